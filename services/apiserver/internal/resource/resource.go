@@ -46,9 +46,12 @@ type Kind struct {
 	// Fields are the field selectors beyond metadata.name and
 	// metadata.namespace, by path ("spec.nodeName").
 	Fields map[string]func(Object) string
-	// Columns of `kubectl get`, after Name; Cells returns one cell for each.
+	// Columns of `kubectl get`, after Name; Cells returns one cell for each. Both
+	// are nil for the two default columns, Name and Created At.
 	Columns []metav1.TableColumnDefinition
 	Cells   func(obj Object) []any
+	// NoNameColumn is set where the table has no leading Name column (Event).
+	NoNameColumn bool
 	// Subresources by name.
 	Subresources map[string]Subresource
 	// TTLSeconds, if not 0, is how long after its last write an object expires.
@@ -62,6 +65,45 @@ type Kind struct {
 	// DefaultPropagation is the propagation policy where the client names none;
 	// empty is Background.
 	DefaultPropagation metav1.DeletionPropagation
+	// Virtual, if set, marks a kind that is posted, answered and never stored
+	// (it has no StorePrefix, the only verb is create). It names the action that
+	// the pipeline implements: one of the Virtual… constants. Rules.Default and
+	// Rules.Validate apply to what was posted.
+	Virtual string
+	// StoredAs, if set, says that the objects are those of another row, seen
+	// under another version: same StorePrefix, the other row's encoding. Rules
+	// and Fields see this row's type.
+	StoredAs *Conversion
+	// Terminate, if set, records in the object that its deletion has begun; it is
+	// called when metadata.deletionTimestamp is first set. A kind with Terminate
+	// is never deleted by the first delete alone while Held is true.
+	Terminate func(obj Object)
+	// Held, if set, tells whether something besides metadata.finalizers keeps an
+	// object that is being deleted (a Namespace's spec.finalizers). The write
+	// that makes it false deletes the object.
+	Held func(obj Object) bool
+}
+
+// The actions of virtual kinds.
+const (
+	VirtualTokenReview              = "tokenreview"
+	VirtualSelfSubjectReview        = "selfsubjectreview"
+	VirtualSubjectAccessReview      = "subjectaccessreview"
+	VirtualSelfSubjectAccessReview  = "selfsubjectaccessreview"
+	VirtualSelfSubjectRulesReview   = "selfsubjectrulesreview"
+	VirtualLocalSubjectAccessReview = "localsubjectaccessreview"
+	// VirtualBinding is the old door v1 bindings: the Binding's own name is the
+	// pod's; it does what pods/binding does.
+	VirtualBinding = "binding"
+)
+
+// Conversion ties a row to the row that its objects are stored as.
+type Conversion struct {
+	// GVK is the other row.
+	GVK schema.GroupVersionKind
+	// To and From make new objects; they share what they can with the old.
+	To   func(obj Object) Object
+	From func(stored Object) Object
 }
 
 // GVR is the kind's group, version and resource.

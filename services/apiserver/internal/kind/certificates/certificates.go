@@ -1,0 +1,13 @@
+// Package certificates holds the kinds of the group certificates.k8s.io: one file a kind.
+//
+// Its rules must never look at anything but the objects that they are given.
+package certificates
+
+import "keelson.dev/services/apiserver/internal/resource"
+
+// Kinds are the rows of the group.
+func Kinds() []*resource.Kind {
+	return []*resource.Kind{
+		CertificateSigningRequest(),
+	}
+}

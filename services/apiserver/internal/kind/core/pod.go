@@ -1,0 +1,101 @@
+package core
+
+import (
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"keelson.dev/services/apiserver/internal/kind/row"
+	"keelson.dev/services/apiserver/internal/resource"
+)
+
+// Pod is the row of pods.
+func Pod() *resource.Kind {
+	k := row.Namespaced[corev1.Pod, corev1.PodList](corev1.SchemeGroupVersion, "pods", "pods")
+	k.ShortNames = []string{"po"}
+	k.Categories = []string{"all"}
+	k.Fields = map[string]func(resource.Object) string{
+		"spec.nodeName":           podField(func(p *corev1.Pod) string { return p.Spec.NodeName }),
+		"spec.restartPolicy":      podField(func(p *corev1.Pod) string { return string(p.Spec.RestartPolicy) }),
+		"spec.schedulerName":      podField(func(p *corev1.Pod) string { return p.Spec.SchedulerName }),
+		"spec.serviceAccountName": podField(func(p *corev1.Pod) string { return p.Spec.ServiceAccountName }),
+		"spec.hostNetwork":        podField(func(p *corev1.Pod) string { return strconv.FormatBool(p.Spec.HostNetwork) }),
+		"status.phase":            podField(func(p *corev1.Pod) string { return string(p.Status.Phase) }),
+		"status.podIP":            podField(podIP),
+		"status.podIPs":           podField(podIPs),
+		"status.nominatedNodeName": podField(func(p *corev1.Pod) string {
+			return p.Status.NominatedNodeName
+		}),
+	}
+	k.Rules = resource.Typed[*corev1.Pod]{
+		PrepareCreate: preparePod,
+		PrepareUpdate: func(p, old *corev1.Pod) { p.Status = old.Status },
+	}.Rules()
+	k.Graceful = gracefulPod
+	group := func(kind string) schema.GroupVersionKind { return corev1.SchemeGroupVersion.WithKind(kind) }
+	k.Subresources = map[string]resource.Subresource{
+		"status": row.View(resource.Typed[*corev1.Pod]{
+			PrepareUpdate: func(p, old *corev1.Pod) {
+				p.Spec = old.Spec
+				p.OwnerReferences = old.OwnerReferences
+			},
+		}.Rules()),
+		"binding":     row.Post(group("Binding"), "binding"),
+		"eviction":    row.Post(schema.GroupVersionKind{Group: "policy", Version: "v1", Kind: "Eviction"}, "eviction"),
+		"log":         row.Connect(schema.GroupVersionKind{}, "log", "get"),
+		"exec":        row.Connect(group("PodExecOptions"), "exec", "create", "get"),
+		"attach":      row.Connect(group("PodAttachOptions"), "attach", "create", "get"),
+		"portforward": row.Connect(group("PodPortForwardOptions"), "portforward", "create", "get"),
+	}
+	return k
+}
+
+func podField(f func(*corev1.Pod) string) func(resource.Object) string {
+	return func(o resource.Object) string { return f(o.(*corev1.Pod)) }
+}
+
+func podIP(p *corev1.Pod) string {
+	if len(p.Status.PodIPs) > 0 {
+		return p.Status.PodIPs[0].IP
+	}
+	return p.Status.PodIP
+}
+
+func podIPs(p *corev1.Pod) string {
+	if len(p.Status.PodIPs) == 0 {
+		return p.Status.PodIP
+	}
+	ips := make([]string, len(p.Status.PodIPs))
+	for i, ip := range p.Status.PodIPs {
+		ips[i] = ip.IP
+	}
+	return strings.Join(ips, ",")
+}
+
+// preparePod gives a new pod its first status.
+func preparePod(p *corev1.Pod) {
+	p.Status = corev1.PodStatus{Phase: corev1.PodPending}
+}
+
+// gracefulPod decides how long a pod that is deleted may take to end: what the
+// client asked for, else what its spec says; no time at all if it never reached
+// a node or has ended already.
+func gracefulPod(o resource.Object, requested *int64) (int64, bool) {
+	p := o.(*corev1.Pod)
+	if p.Spec.NodeName == "" || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return 0, false
+	}
+	var seconds int64
+	switch {
+	case requested != nil:
+		seconds = *requested
+	case p.Spec.TerminationGracePeriodSeconds != nil:
+		seconds = *p.Spec.TerminationGracePeriodSeconds
+	}
+	if seconds < 0 {
+		seconds = 1
+	}
+	return seconds, seconds > 0
+}

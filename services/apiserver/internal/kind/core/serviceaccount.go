@@ -1,0 +1,20 @@
+package core
+
+import (
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"keelson.dev/services/apiserver/internal/kind/row"
+	"keelson.dev/services/apiserver/internal/resource"
+)
+
+// ServiceAccount is the row of serviceaccounts.
+func ServiceAccount() *resource.Kind {
+	k := row.Namespaced[corev1.ServiceAccount, corev1.ServiceAccountList](corev1.SchemeGroupVersion, "serviceaccounts", "serviceaccounts")
+	k.ShortNames = []string{"sa"}
+	k.NoGeneration = true
+	k.Subresources = map[string]resource.Subresource{
+		"token": row.Post(authenticationv1.SchemeGroupVersion.WithKind("TokenRequest"), "token"),
+	}
+	return k
+}

@@ -1,0 +1,41 @@
+// Package kind is the catalogue of kinds that Keelson serves. Each API group is
+// a package beside it, each kind a file.
+//
+// It must never hold rules itself.
+package kind
+
+import (
+	"slices"
+
+	"keelson.dev/services/apiserver/internal/kind/apps"
+	"keelson.dev/services/apiserver/internal/kind/authentication"
+	"keelson.dev/services/apiserver/internal/kind/authorization"
+	"keelson.dev/services/apiserver/internal/kind/batch"
+	"keelson.dev/services/apiserver/internal/kind/certificates"
+	"keelson.dev/services/apiserver/internal/kind/coordination"
+	"keelson.dev/services/apiserver/internal/kind/core"
+	"keelson.dev/services/apiserver/internal/kind/discovery"
+	"keelson.dev/services/apiserver/internal/kind/events"
+	"keelson.dev/services/apiserver/internal/kind/rbac"
+	"keelson.dev/services/apiserver/internal/kind/scheduling"
+	"keelson.dev/services/apiserver/internal/kind/storage"
+	"keelson.dev/services/apiserver/internal/resource"
+)
+
+// All are the rows of all kinds, new at each call.
+func All() []*resource.Kind {
+	return slices.Concat(
+		core.Kinds(),
+		apps.Kinds(),
+		batch.Kinds(),
+		discovery.Kinds(),
+		events.Kinds(),
+		storage.Kinds(),
+		coordination.Kinds(),
+		scheduling.Kinds(),
+		rbac.Kinds(),
+		certificates.Kinds(),
+		authentication.Kinds(),
+		authorization.Kinds(),
+	)
+}

@@ -1,0 +1,16 @@
+// Package rbac holds the kinds of the group rbac.authorization.k8s.io: one file a kind.
+//
+// Its rules must never look at anything but the objects that they are given.
+package rbac
+
+import "keelson.dev/services/apiserver/internal/resource"
+
+// Kinds are the rows of the group.
+func Kinds() []*resource.Kind {
+	return []*resource.Kind{
+		ClusterRole(),
+		ClusterRoleBinding(),
+		Role(),
+		RoleBinding(),
+	}
+}
