@@ -58,6 +58,9 @@ type Event struct {
 	Type     EventType
 	Item     *Item
 	Revision store.Revision
+	// Old is the state before, whatever the watcher's filter says of it; nil if
+	// there was none or it is not known (initial state).
+	Old *Item
 	// InitialEnd marks the bookmark that ends the initial state.
 	InitialEnd bool
 	// Frames caches encodings of the event; it is nil for bookmarks.

@@ -1,0 +1,386 @@
+// Package envelope is the form of an object in the store: Kubernetes' own
+// protobuf envelope ("k8s\x00" and a runtime.Unknown), with one field more that
+// Kubernetes' decoder skips. That field carries the trace context of the write
+// and the write's id.
+//
+// It also sets and strips metadata.resourceVersion in an encoded object without
+// decoding the rest, because the store's revision is the resourceVersion and so
+// the stored bytes lack it.
+//
+// It must never keep or change bytes that it was given: decoded values alias
+// their input, encoded ones are new.
+package envelope
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// The first bytes of a value in Kubernetes' protobuf envelope.
+const magic = "k8s\x00"
+
+// Fields of runtime.Unknown and of the TypeMeta in it, and of our extension.
+// Numbers from 1000 are free for others: Kubernetes' decoder skips them.
+const (
+	unknownTypeMeta    = 1
+	unknownRaw         = 2
+	unknownEncoding    = 3
+	unknownContentType = 4
+	unknownExtension   = 1000
+
+	typeMetaAPIVersion = 1
+	typeMetaKind       = 2
+
+	extensionTraceparent = 1
+	extensionWriteID     = 2
+)
+
+// ErrMalformed is wrapped by every error that is due to the bytes.
+var ErrMalformed = errors.New("malformed stored value")
+
+// Value is a stored object.
+type Value struct {
+	APIVersion, Kind string
+	// Raw is the object's protobuf message, without envelope and resourceVersion.
+	// When JSON is set it is the whole JSON document instead (that is how
+	// Kubernetes stores custom resources).
+	Raw  []byte
+	JSON bool
+	// Traceparent is the W3C trace context of the write, or empty.
+	Traceparent string
+	// WriteID is the id of the write, or empty.
+	WriteID string
+}
+
+// Message is an object that can be encoded.
+type Message interface {
+	Size() int
+	MarshalToSizedBuffer([]byte) (int, error)
+}
+
+// Encode returns the stored form of v; v.JSON must not be set.
+func Encode(v Value) []byte {
+	b := make([]byte, 0, overhead(v, len(v.Raw))+len(v.Raw))
+	b = appendHead(b, v)
+	b = protowire.AppendTag(b, unknownRaw, protowire.BytesType)
+	b = protowire.AppendBytes(b, v.Raw)
+	return appendExtension(b, v)
+}
+
+// EncodeObject is Encode for an object that is not encoded yet; v.Raw is not
+// used. The object's resourceVersion should be empty: the revision is it.
+func EncodeObject(v Value, obj Message) ([]byte, error) {
+	size := obj.Size()
+	b := make([]byte, 0, overhead(v, size)+size)
+	b = appendHead(b, v)
+	b = protowire.AppendTag(b, unknownRaw, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(size))
+	start := len(b)
+	b = b[:start+size]
+	n, err := obj.MarshalToSizedBuffer(b[start:])
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", v.Kind, err)
+	}
+	if n != size {
+		return nil, fmt.Errorf("encode %s: %d bytes instead of %d", v.Kind, n, size)
+	}
+	return appendExtension(b, v), nil
+}
+
+func typeMetaSize(v Value) int {
+	return 2 + protowire.SizeBytes(len(v.APIVersion)) + protowire.SizeBytes(len(v.Kind))
+}
+
+func extensionSize(v Value) int {
+	n := 0
+	if v.Traceparent != "" {
+		n += 1 + protowire.SizeBytes(len(v.Traceparent))
+	}
+	if v.WriteID != "" {
+		n += 1 + protowire.SizeBytes(len(v.WriteID))
+	}
+	return n
+}
+
+func overhead(v Value, raw int) int {
+	n := len(magic) + 1 + protowire.SizeBytes(typeMetaSize(v))
+	n += 1 + protowire.SizeBytes(raw) - raw
+	if e := extensionSize(v); e > 0 {
+		n += protowire.SizeTag(unknownExtension) + protowire.SizeBytes(e)
+	}
+	return n
+}
+
+func appendHead(b []byte, v Value) []byte {
+	b = append(b, magic...)
+	b = protowire.AppendTag(b, unknownTypeMeta, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(typeMetaSize(v)))
+	b = protowire.AppendTag(b, typeMetaAPIVersion, protowire.BytesType)
+	b = protowire.AppendString(b, v.APIVersion)
+	b = protowire.AppendTag(b, typeMetaKind, protowire.BytesType)
+	return protowire.AppendString(b, v.Kind)
+}
+
+func appendExtension(b []byte, v Value) []byte {
+	size := extensionSize(v)
+	if size == 0 {
+		return b
+	}
+	b = protowire.AppendTag(b, unknownExtension, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(size))
+	if v.Traceparent != "" {
+		b = protowire.AppendTag(b, extensionTraceparent, protowire.BytesType)
+		b = protowire.AppendString(b, v.Traceparent)
+	}
+	if v.WriteID != "" {
+		b = protowire.AppendTag(b, extensionWriteID, protowire.BytesType)
+		b = protowire.AppendString(b, v.WriteID)
+	}
+	return b
+}
+
+// Decode reads a stored value, whether Keelson or Kubernetes wrote it. Raw
+// aliases b.
+func Decode(b []byte) (Value, error) {
+	var v Value
+	if !bytes.HasPrefix(b, []byte(magic)) {
+		if t := bytes.TrimLeft(b, " \t\r\n"); len(t) > 0 && t[0] == '{' {
+			return Value{Raw: b, JSON: true}, nil
+		}
+		return v, fmt.Errorf("%w: neither protobuf envelope nor JSON", ErrMalformed)
+	}
+	err := fields(b[len(magic):], func(num protowire.Number, typ protowire.Type, val, _ []byte) error {
+		if typ != protowire.BytesType {
+			return nil
+		}
+		switch num {
+		case unknownTypeMeta:
+			return fields(val, func(num protowire.Number, typ protowire.Type, val, _ []byte) error {
+				switch {
+				case num == typeMetaAPIVersion && typ == protowire.BytesType:
+					v.APIVersion = intern(val)
+				case num == typeMetaKind && typ == protowire.BytesType:
+					v.Kind = intern(val)
+				}
+				return nil
+			})
+		case unknownRaw:
+			v.Raw = val
+		case unknownEncoding:
+			if len(val) != 0 {
+				return fmt.Errorf("%w: content encoding %q", ErrMalformed, val)
+			}
+		case unknownContentType:
+			if len(val) != 0 && string(val) != "application/vnd.kubernetes.protobuf" {
+				return fmt.Errorf("%w: content type %q", ErrMalformed, val)
+			}
+		case unknownExtension:
+			return fields(val, func(num protowire.Number, typ protowire.Type, val, _ []byte) error {
+				switch {
+				case num == extensionTraceparent && typ == protowire.BytesType:
+					v.Traceparent = string(val)
+				case num == extensionWriteID && typ == protowire.BytesType:
+					v.WriteID = string(val)
+				}
+				return nil
+			})
+		}
+		return nil
+	})
+	if err != nil {
+		return Value{}, err
+	}
+	return v, nil
+}
+
+// WriteID reads only the write's id of a stored value; empty if there is none.
+func WriteID(b []byte) string {
+	v, err := Decode(b)
+	if err != nil {
+		return ""
+	}
+	return v.WriteID
+}
+
+// intern spares the copies of the few strings that nearly every object carries.
+func intern(b []byte) string {
+	switch string(b) {
+	case "v1":
+		return "v1"
+	case "apps/v1":
+		return "apps/v1"
+	case "Pod":
+		return "Pod"
+	case "Event":
+		return "Event"
+	case "Lease":
+		return "Lease"
+	case "coordination.k8s.io/v1":
+		return "coordination.k8s.io/v1"
+	}
+	return string(b)
+}
+
+// fields calls f for each field of a message, with the value (of length-delimited
+// fields, without the length; otherwise nil) and with the whole field's bytes.
+func fields(b []byte, f func(num protowire.Number, typ protowire.Type, val, whole []byte) error) error {
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return fmt.Errorf("%w: %w", ErrMalformed, protowire.ParseError(n))
+		}
+		m := protowire.ConsumeFieldValue(num, typ, b[n:])
+		if m < 0 {
+			return fmt.Errorf("%w: %w", ErrMalformed, protowire.ParseError(m))
+		}
+		var val []byte
+		if typ == protowire.BytesType {
+			val, _ = protowire.ConsumeBytes(b[n:])
+		}
+		if err := f(num, typ, val, b[:n+m:n+m]); err != nil {
+			return err
+		}
+		b = b[n+m:]
+	}
+	return nil
+}
+
+// Fields of every object and of its ObjectMeta.
+const (
+	objectMetadata      = 1
+	metaResourceVersion = 6
+)
+
+// WithResourceVersion returns the encoded object with metadata.resourceVersion
+// set to rev, whatever it was.
+func WithResourceVersion(raw []byte, rev int64) ([]byte, error) {
+	var digits [20]byte
+	return splice(raw, strconv.AppendInt(digits[:0], rev, 10))
+}
+
+// WithoutResourceVersion returns the encoded object with an empty
+// metadata.resourceVersion.
+func WithoutResourceVersion(raw []byte) ([]byte, error) {
+	return splice(raw, nil)
+}
+
+// ResourceVersion reads metadata.resourceVersion of an encoded object.
+func ResourceVersion(raw []byte) (string, error) {
+	var rv []byte
+	err := fields(raw, func(num protowire.Number, typ protowire.Type, val, _ []byte) error {
+		if num != objectMetadata || typ != protowire.BytesType {
+			return nil
+		}
+		return fields(val, func(num protowire.Number, typ protowire.Type, val, _ []byte) error {
+			if num == metaResourceVersion && typ == protowire.BytesType {
+				rv = val
+			}
+			return nil
+		})
+	})
+	return string(rv), err
+}
+
+// splice copies the object with rv as the one resourceVersion. Metadata that
+// comes in several pieces (which a decoder merges) keeps its pieces; the first
+// one gets rv.
+func splice(raw, rv []byte) ([]byte, error) {
+	out := make([]byte, 0, len(raw)+len(rv)+8)
+	done := false
+	err := fields(raw, func(num protowire.Number, typ protowire.Type, val, whole []byte) error {
+		if num != objectMetadata || typ != protowire.BytesType {
+			out = append(out, whole...)
+			return nil
+		}
+		set := rv
+		if done {
+			set = nil
+		}
+		before, after, err := splitMeta(val)
+		if err != nil {
+			return err
+		}
+		size := before.size() + after.size()
+		if !done {
+			size += 1 + protowire.SizeBytes(len(set))
+		}
+		out = protowire.AppendTag(out, objectMetadata, protowire.BytesType)
+		out = protowire.AppendVarint(out, uint64(size))
+		out = before.appendTo(out)
+		if !done {
+			out = protowire.AppendTag(out, metaResourceVersion, protowire.BytesType)
+			out = protowire.AppendBytes(out, set)
+		}
+		out = after.appendTo(out)
+		done = true
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !done {
+		head := protowire.AppendTag(nil, objectMetadata, protowire.BytesType)
+		head = protowire.AppendVarint(head, uint64(1+protowire.SizeBytes(len(rv))))
+		head = protowire.AppendTag(head, metaResourceVersion, protowire.BytesType)
+		head = protowire.AppendBytes(head, rv)
+		out = append(head, out...)
+	}
+	return out, nil
+}
+
+// pieces of a message: nearly always one, without allocation.
+type pieces struct {
+	first []byte
+	rest  [][]byte
+}
+
+func (p *pieces) add(b []byte) {
+	switch {
+	case len(b) == 0:
+	case p.first == nil:
+		p.first = b
+	default:
+		p.rest = append(p.rest, b)
+	}
+}
+
+func (p *pieces) size() int {
+	n := len(p.first)
+	for _, r := range p.rest {
+		n += len(r)
+	}
+	return n
+}
+
+func (p *pieces) appendTo(b []byte) []byte {
+	b = append(b, p.first...)
+	for _, r := range p.rest {
+		b = append(b, r...)
+	}
+	return b
+}
+
+// splitMeta returns what stands before and after the place of resourceVersion.
+func splitMeta(meta []byte) (before, after pieces, err error) {
+	cur, start, pos := &before, 0, 0
+	err = fields(meta, func(num protowire.Number, typ protowire.Type, _, whole []byte) error {
+		switch {
+		case num == metaResourceVersion && typ == protowire.BytesType:
+			cur.add(meta[start:pos])
+			start = pos + len(whole)
+			cur = &after
+		case num > metaResourceVersion && cur == &before:
+			cur.add(meta[start:pos])
+			start = pos
+			cur = &after
+		}
+		pos += len(whole)
+		return nil
+	})
+	cur.add(meta[start:pos])
+	return before, after, err
+}

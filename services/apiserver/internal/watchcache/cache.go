@@ -1,0 +1,213 @@
+package watchcache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/store"
+)
+
+// The errors of a watch.
+var (
+	// ErrSlow ends a watcher that fell behind. It may resume after the last event
+	// it got.
+	ErrSlow = errors.New("watcher fell too far behind")
+	// ErrStopped ends a watcher of a cache that stopped or had to load its state
+	// anew.
+	ErrStopped = errors.New("watch cache stopped")
+)
+
+// ExpiredError says that the events after a revision are no longer known: list
+// again (410 Expired).
+type ExpiredError struct{ Asked, Oldest store.Revision }
+
+func (e *ExpiredError) Error() string {
+	return fmt.Sprintf("too old resource version: %d (%d)", e.Asked, e.Oldest)
+}
+
+// Config of a Cache. Zero numbers mean the defaults.
+type Config struct {
+	Store store.Store
+	// Kinds to hold. Rows that share a StorePrefix share the cache of the first.
+	Kinds []*resource.Kind
+	// Prefix is the part of the store to watch; default "/registry/".
+	Prefix string
+	// HistoryEvents and HistoryBytes bound what each kind keeps for resuming
+	// watches; defaults 20,000 and 16 MiB. HistoryMin events are kept whatever
+	// their bytes; default 100.
+	HistoryEvents, HistoryMin int
+	HistoryBytes              int64
+	// Buffer is the number of events that a watcher may fall behind; default
+	// 10,000.
+	Buffer int
+	// BookmarkEvery is the time between bookmarks; default 45 s.
+	BookmarkEvery time.Duration
+	// PageSize of the first load; default 2,000.
+	PageSize int64
+	Log      *slog.Logger
+}
+
+// Cache holds all kinds. Make it with New, let Run feed it, and wait for Ready.
+type Cache struct {
+	cfg   Config
+	kinds []*KindCache // by prefix
+	ready chan struct{}
+	once  sync.Once
+
+	mu       sync.Mutex
+	rev      store.Revision
+	waiters  map[*waiter]struct{}
+	wake     chan struct{} // buffered: somebody waits, ask the store how far it is
+	stopped  bool
+	stopping chan struct{}
+}
+
+type waiter struct {
+	rev  store.Revision
+	done chan struct{}
+}
+
+// New makes an empty cache.
+func New(cfg Config) *Cache {
+	def(&cfg.Prefix, "/registry/")
+	def(&cfg.HistoryEvents, 20000)
+	def(&cfg.HistoryMin, 100)
+	def(&cfg.HistoryBytes, 16<<20)
+	def(&cfg.Buffer, 10000)
+	def(&cfg.BookmarkEvery, 45*time.Second)
+	def(&cfg.PageSize, 2000)
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	c := &Cache{
+		cfg:      cfg,
+		ready:    make(chan struct{}),
+		waiters:  map[*waiter]struct{}{},
+		wake:     make(chan struct{}, 1),
+		stopping: make(chan struct{}),
+	}
+	seen := map[string]bool{}
+	for _, k := range cfg.Kinds {
+		if !seen[k.StorePrefix] {
+			seen[k.StorePrefix] = true
+			c.kinds = append(c.kinds, newKindCache(c, k))
+		}
+	}
+	sort.Slice(c.kinds, func(i, j int) bool { return c.kinds[i].kind.StorePrefix < c.kinds[j].kind.StorePrefix })
+	return c
+}
+
+func def[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// Kind is the cache of one kind; nil if it is not held.
+func (c *Cache) Kind(k *resource.Kind) *KindCache {
+	kc := c.byKey(k.StorePrefix)
+	if kc == nil || kc.kind.StorePrefix != k.StorePrefix {
+		return nil
+	}
+	return kc
+}
+
+// byKey finds the kind whose prefix a key has.
+func (c *Cache) byKey(key string) *KindCache {
+	i := sort.Search(len(c.kinds), func(i int) bool { return c.kinds[i].kind.StorePrefix > key })
+	if i == 0 || !strings.HasPrefix(key, c.kinds[i-1].kind.StorePrefix) {
+		return nil
+	}
+	return c.kinds[i-1]
+}
+
+// Ready is closed when the first load is done.
+func (c *Cache) Ready() <-chan struct{} { return c.ready }
+
+// Revision is the state that the cache shows: of every kind, all writes up to
+// it and none after.
+func (c *Cache) Revision() store.Revision {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rev
+}
+
+// Fresh waits until the cache shows everything that was acknowledged before the
+// call, and returns the store's revision at the call. A read after it is
+// linearizable.
+func (c *Cache) Fresh(ctx context.Context) (store.Revision, error) {
+	rev, err := c.cfg.Store.Revision(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return rev, c.WaitFor(ctx, rev)
+}
+
+// WaitFor waits until the cache has reached rev. It fails with ctx's error or
+// ErrStopped.
+func (c *Cache) WaitFor(ctx context.Context, rev store.Revision) error {
+	c.mu.Lock()
+	if c.rev >= rev && !c.stopped {
+		c.mu.Unlock()
+		return nil
+	}
+	if c.stopped {
+		c.mu.Unlock()
+		return ErrStopped
+	}
+	w := &waiter{rev: rev, done: make(chan struct{})}
+	c.waiters[w] = struct{}{}
+	c.mu.Unlock()
+	c.poke()
+	var err error
+	select {
+	case <-w.done:
+		return nil
+	case <-c.stopping:
+		err = ErrStopped
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	c.mu.Lock()
+	delete(c.waiters, w)
+	c.mu.Unlock()
+	return err
+}
+
+// poke wakes the one who asks the store for progress.
+func (c *Cache) poke() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// reached tells all who wait for rev or less. Every kind must have applied all
+// events up to it.
+func (c *Cache) reached(rev store.Revision) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if rev > c.rev {
+		c.rev = rev
+	}
+	for w := range c.waiters {
+		if w.rev <= c.rev {
+			close(w.done)
+			delete(c.waiters, w)
+		}
+	}
+}
+
+func (c *Cache) waiting() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.waiters) > 0
+}

@@ -1,0 +1,197 @@
+package watchcache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"keelson.dev/services/apiserver/internal/store"
+)
+
+// Run feeds the cache until ctx ends; it then returns nil, after all watchers
+// have been ended. While the store fails, readers keep the last state and Run
+// tries again.
+func (c *Cache) Run(ctx context.Context) error {
+	defer c.stop()
+	const least, most = 20 * time.Millisecond, 2 * time.Second
+	wait := least
+	var at store.Revision // 0: load
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := c.feed(ctx, &at)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if errors.Is(err, store.ErrClosed) {
+			return fmt.Errorf("watch cache: %w", err)
+		}
+		if errors.Is(err, store.ErrCompacted) {
+			c.cfg.Log.Warn("watch cache must load its state anew", "error", err, "revision", int64(at))
+			at = 0
+		} else {
+			c.cfg.Log.Warn("watch cache lost its watch of the store", "error", err, "revision", int64(at))
+		}
+		if time.Since(began) > 10*time.Second {
+			wait = least
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+		wait = min(2*wait, most)
+	}
+	return nil
+}
+
+func (c *Cache) stop() {
+	c.mu.Lock()
+	c.stopped = true
+	c.mu.Unlock()
+	close(c.stopping)
+	for _, kc := range c.kinds {
+		kc.watchers.endAll(ErrStopped, true)
+	}
+}
+
+// feed loads the state if at is 0, and follows the store from there.
+func (c *Cache) feed(ctx context.Context, at *store.Revision) error {
+	if *at == 0 {
+		rev, err := c.load(ctx)
+		if err != nil {
+			return err
+		}
+		*at = rev
+		c.reached(rev)
+		c.once.Do(func() { close(c.ready) })
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w, err := c.cfg.Store.Watch(ctx, c.cfg.Prefix, *at)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	asking := make(chan struct{})
+	go func() {
+		defer close(asking)
+		c.ask(ctx, w)
+	}()
+	defer func() { cancel(); <-asking }()
+	bookmarked := time.Now()
+	for {
+		b, err := w.Next(ctx)
+		if err != nil {
+			return err
+		}
+		for i := range b.Events {
+			c.event(&b.Events[i])
+		}
+		if b.Revision > *at {
+			*at = b.Revision
+		}
+		c.reached(*at)
+		if time.Since(bookmarked) >= c.cfg.BookmarkEvery {
+			bookmarked = time.Now()
+			c.bookmark(*at)
+		}
+	}
+}
+
+// ask requests the watch's progress while somebody waits for a revision, one
+// request for all who wait, and whenever bookmarks are due.
+func (c *Cache) ask(ctx context.Context, w store.Watch) {
+	const again = 20 * time.Millisecond
+	bookmarks := time.NewTicker(c.cfg.BookmarkEvery)
+	defer bookmarks.Stop()
+	if c.waiting() { // since before this watch
+		c.poke()
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-bookmarks.C:
+			_ = w.Progress(ctx) // Next returns what ails the watch
+		case <-c.wake:
+			for c.waiting() {
+				if w.Progress(ctx) != nil {
+					return
+				}
+				select {
+				case <-ctx.Done():
+					return
+				case <-c.wake:
+				case <-time.After(again):
+				}
+			}
+		}
+	}
+}
+
+func (c *Cache) event(e *store.Event) {
+	kc := c.byKey(e.Entry.Key)
+	if kc == nil {
+		return
+	}
+	var item *Item
+	if e.Type == store.Put {
+		var err error
+		if item, err = Decode(kc.kind, e.Entry); err != nil {
+			// What cannot be read is not there; better than a state that stands still.
+			c.cfg.Log.Error("stored object cannot be read", "error", err, "key", e.Entry.Key)
+		}
+	}
+	kc.apply(e.Entry.ModRevision, e.Entry.Key, item)
+}
+
+func (c *Cache) bookmark(rev store.Revision) {
+	for _, kc := range c.kinds {
+		kc.watchers.bookmark(rev)
+	}
+}
+
+// load reads all kinds at one revision and puts them in the place of what was
+// there; until then readers see the old state.
+func (c *Cache) load(ctx context.Context) (store.Revision, error) {
+	var rev store.Revision // the first page decides
+	loaded := make([]*tree, len(c.kinds))
+	for i, kc := range c.kinds {
+		items := newTree()
+		after := ""
+		for {
+			page, err := c.cfg.Store.List(ctx, kc.kind.StorePrefix, store.ListOptions{After: after, Limit: c.cfg.PageSize, Revision: rev})
+			if err != nil {
+				return 0, fmt.Errorf("list %s: %w", kc.kind.StorePrefix, err)
+			}
+			rev = page.Revision
+			for _, e := range page.Entries {
+				it, err := Decode(kc.kind, e)
+				if err != nil {
+					c.cfg.Log.Error("stored object cannot be read", "error", err, "key", e.Key)
+					continue
+				}
+				items.ReplaceOrInsert(it)
+			}
+			if !page.More || len(page.Entries) == 0 {
+				break
+			}
+			after = page.Entries[len(page.Entries)-1].Key
+		}
+		loaded[i] = items
+	}
+	for i, kc := range c.kinds {
+		kc.replace(loaded[i], rev)
+	}
+	return rev, nil
+}
+
+// replace puts a loaded state in the place of the present one. Watchers cannot
+// be told what happened between, so those there are end and resume or list again.
+func (kc *KindCache) replace(items *tree, rev store.Revision) {
+	kc.mu.Lock()
+	kc.items, kc.shared, kc.rev = items, nil, rev
+	kc.history.reset(rev)
+	kc.mu.Unlock()
+	kc.watchers.endAll(ErrStopped, false)
+}

@@ -1,0 +1,270 @@
+package watchcache
+
+import (
+	"strings"
+	"sync"
+
+	"github.com/google/btree"
+
+	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/store"
+)
+
+const treeDegree = 32
+
+type tree = btree.BTreeG[*Item]
+
+func newTree() *tree {
+	return btree.NewG(treeDegree, func(a, b *Item) bool { return a.Key < b.Key })
+}
+
+// KindCache is the cache of one kind.
+type KindCache struct {
+	cache *Cache
+	kind  *resource.Kind
+
+	mu       sync.RWMutex
+	items    *tree
+	shared   *tree          // a clone of items that snapshots hold; nil after a change
+	rev      store.Revision // of the last change or load, or of the last progress
+	history  history
+	watchers watchers
+}
+
+func newKindCache(c *Cache, k *resource.Kind) *KindCache {
+	return &KindCache{
+		cache:   c,
+		kind:    k,
+		items:   newTree(),
+		history: history{maxEvents: c.cfg.HistoryEvents, maxBytes: c.cfg.HistoryBytes, minEvents: c.cfg.HistoryMin},
+	}
+}
+
+// Kind is the row.
+func (kc *KindCache) Kind() *resource.Kind { return kc.kind }
+
+// Get reads one object as the cache has it now; for a consistent read call
+// Cache.Fresh before.
+func (kc *KindCache) Get(key string) (*Item, bool) {
+	kc.mu.RLock()
+	defer kc.mu.RUnlock()
+	return kc.items.Get(&Item{Key: key})
+}
+
+// Len is the number of objects.
+func (kc *KindCache) Len() int {
+	kc.mu.RLock()
+	defer kc.mu.RUnlock()
+	return kc.items.Len()
+}
+
+// Snapshot is the present state.
+func (kc *KindCache) Snapshot() Snapshot {
+	rev := kc.cache.Revision() // before the lock: the state is at least that new
+	kc.mu.RLock()
+	if kc.shared != nil {
+		s := Snapshot{items: kc.shared, rev: max(rev, kc.rev)}
+		kc.mu.RUnlock()
+		return s
+	}
+	kc.mu.RUnlock()
+	kc.mu.Lock()
+	defer kc.mu.Unlock()
+	return Snapshot{items: kc.share(), rev: max(rev, kc.rev)}
+}
+
+func (kc *KindCache) share() *tree {
+	if kc.shared == nil {
+		kc.shared = kc.items.Clone()
+	}
+	return kc.shared
+}
+
+// SnapshotAt is the state at rev, for a list that continues; false when it is
+// not known any more (then the store may still know it), or not yet.
+func (kc *KindCache) SnapshotAt(rev store.Revision) (Snapshot, bool) {
+	now := kc.Snapshot()
+	if rev == now.rev {
+		return now, true
+	}
+	kc.mu.Lock()
+	defer kc.mu.Unlock()
+	if rev > max(now.rev, kc.rev) || rev < kc.history.oldest {
+		return Snapshot{}, false
+	}
+	undo := kc.history.after(rev)
+	if len(undo) == 0 {
+		return Snapshot{items: kc.share(), rev: rev}, true
+	}
+	items := kc.items.Clone()
+	for i := len(undo) - 1; i >= 0; i-- {
+		if c := undo[i]; c.old != nil {
+			items.ReplaceOrInsert(c.old)
+		} else {
+			items.Delete(c.item)
+		}
+	}
+	return Snapshot{items: items, rev: rev}, true
+}
+
+// Snapshot is a kind's state at one revision; it does not change.
+type Snapshot struct {
+	items *tree
+	rev   store.Revision
+}
+
+// Revision is the state's.
+func (s Snapshot) Revision() store.Revision { return s.rev }
+
+// Len is the number of objects.
+func (s Snapshot) Len() int { return s.items.Len() }
+
+// Get reads one object.
+func (s Snapshot) Get(key string) (*Item, bool) { return s.items.Get(&Item{Key: key}) }
+
+// Ascend calls f for the objects whose key has the prefix and comes after
+// `after` (empty: from the first), in order, until f returns false.
+func (s Snapshot) Ascend(prefix, after string, f func(*Item) bool) {
+	from := prefix
+	if after > from {
+		from = after
+	}
+	s.items.AscendGreaterOrEqual(&Item{Key: from}, func(it *Item) bool {
+		if !strings.HasPrefix(it.Key, prefix) {
+			return false
+		}
+		if it.Key == after && after != "" {
+			return true
+		}
+		return f(it)
+	})
+}
+
+// Count is the number of objects whose key has the prefix and comes after
+// `after`.
+func (s Snapshot) Count(prefix, after string) int {
+	n := 0
+	s.Ascend(prefix, after, func(*Item) bool { n++; return true })
+	return n
+}
+
+// change is one write as the cache saw it.
+type change struct {
+	rev store.Revision
+	// item is the new state, or, of a deletion, nil. old is the state before, nil
+	// if there was none.
+	item, old *Item
+	// modified, added and deleted are the event as watchers with different
+	// filters see it; each is made when the first one needs it.
+	modified, added, deleted *Event
+	once                     [Deleted + 1]sync.Once
+}
+
+// event is the change as a watcher sees it whose filter says so of the old and
+// the new state; nil if it does not concern it.
+func (c *change) event(filter func(*Item) bool) *Event {
+	was := c.old != nil && (filter == nil || filter(c.old))
+	is := c.item != nil && (filter == nil || filter(c.item))
+	switch {
+	case was && is:
+		c.once[Modified].Do(func() {
+			c.modified = &Event{Type: Modified, Item: c.item, Old: c.old, Revision: c.rev, Frames: &Frames{}}
+		})
+		return c.modified
+	case is:
+		c.once[Added].Do(func() {
+			c.added = &Event{Type: Added, Item: c.item, Old: c.old, Revision: c.rev, Frames: &Frames{}}
+		})
+		return c.added
+	case was:
+		c.once[Deleted].Do(func() {
+			c.deleted = &Event{Type: Deleted, Item: c.old.At(c.rev), Old: c.old, Revision: c.rev, Frames: &Frames{}}
+			if c.item != nil {
+				c.deleted.Item.Traceparent = c.item.Traceparent
+			}
+		})
+		return c.deleted
+	}
+	return nil
+}
+
+func (c *change) bytes() int64 {
+	const fixed = 300
+	n := int64(fixed)
+	if c.item != nil {
+		n += int64(3 * len(c.item.Raw)) // encoded, decoded, and a frame
+	}
+	return n
+}
+
+// apply carries out one change. The feeding goroutine alone calls it.
+func (kc *KindCache) apply(rev store.Revision, key string, item *Item) {
+	if c := kc.change(rev, key, item); c != nil {
+		kc.watchers.dispatch(kc, c)
+	}
+}
+
+func (kc *KindCache) change(rev store.Revision, key string, item *Item) *change {
+	kc.mu.Lock()
+	defer kc.mu.Unlock()
+	if rev <= kc.rev { // seen already: the watch of the store was resumed
+		return nil
+	}
+	kc.rev = rev
+	kc.shared = nil
+	c := &change{rev: rev, item: item}
+	if item != nil {
+		c.old, _ = kc.items.ReplaceOrInsert(item)
+	} else {
+		c.old, _ = kc.items.Delete(&Item{Key: key})
+	}
+	if c.item == nil && c.old == nil {
+		return nil
+	}
+	kc.history.add(c)
+	return c
+}
+
+// history is the ring of the last changes.
+type history struct {
+	changes              []*change // ascending; the first `start` are gone
+	start                int
+	bytes                int64
+	oldest               store.Revision // everything after it is known
+	maxEvents, minEvents int
+	maxBytes             int64
+}
+
+func (h *history) add(c *change) {
+	h.changes = append(h.changes, c)
+	h.bytes += c.bytes()
+	for n := len(h.changes) - h.start; n > h.maxEvents || (h.bytes > h.maxBytes && n > h.minEvents); n-- {
+		first := h.changes[h.start]
+		h.bytes -= first.bytes()
+		h.oldest = first.rev
+		h.changes[h.start] = nil
+		h.start++
+	}
+	if h.start > 1024 && h.start > len(h.changes)/2 {
+		h.changes = append(make([]*change, 0, len(h.changes)), h.changes[h.start:]...)
+		h.start = 0
+	}
+}
+
+// after is what came after rev, oldest first.
+func (h *history) after(rev store.Revision) []*change {
+	live := h.changes[h.start:]
+	i, j := 0, len(live)
+	for i < j {
+		if m := (i + j) / 2; live[m].rev > rev {
+			j = m
+		} else {
+			i = m + 1
+		}
+	}
+	return live[i:]
+}
+
+func (h *history) reset(rev store.Revision) {
+	h.changes, h.start, h.bytes, h.oldest = nil, 0, 0, rev
+}
