@@ -1,0 +1,138 @@
+// Package boot is how every service starts and ends: flags, logging, signals, and
+// a group of goroutines that end in the reverse of the order in which they were
+// started.
+//
+// A program ends with code 0 after SIGTERM or SIGINT, with 2 and one line on
+// standard error when it was called wrongly (see [Invalid]), and otherwise with 1
+// and a last log line that says why. It must never leave a goroutine behind, and
+// never end without saying why.
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
+
+	"keelson.dev/services/internal/telemetry"
+)
+
+// Run starts a service: it builds its parts, hands their loops to the group, and
+// returns. Its context ends with the first signal; those of the group's
+// goroutines end one after the other.
+type Run func(ctx context.Context, g *Group) error
+
+// stopPatience is how long the whole way down may take.
+const stopPatience = 25 * time.Second
+
+// Main runs the service called name and ends the process. build adds the flags
+// of the service and returns what to run once they are parsed.
+func Main(name string, build func(fs *pflag.FlagSet) Run) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	go func() {
+		cancel(&signalled{<-signals})
+		slog.Error("second signal: stopped at once", "service", name, "signal", (<-signals).String())
+		os.Exit(1)
+	}()
+	os.Exit(Execute(ctx, name, os.Args[1:], os.Stderr, build))
+}
+
+// signalled is the cause of a context that a signal ended.
+type signalled struct{ signal os.Signal }
+
+func (s *signalled) Error() string { return "signal " + s.signal.String() }
+
+// Execute is Main without the process: it returns the exit code. The end of ctx
+// takes the place of a signal.
+func Execute(ctx context.Context, name string, args []string, stderr io.Writer, build func(fs *pflag.FlagSet) Run) int {
+	fs := pflag.NewFlagSet(name, pflag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.SortFlags = false
+	run := build(fs)
+	format := fs.String("log-format", "text", "how to log: text or json")
+	level := fs.String("log-level", "info", "what to log: debug, info, warn or error")
+	err := fs.Parse(args)
+	switch {
+	case errors.Is(err, pflag.ErrHelp):
+		fmt.Fprintf(stderr, "usage: %s [flags]\n\n%s", name, fs.FlagUsages())
+		return 0
+	case err != nil:
+		return refuse(stderr, name, err)
+	case fs.NArg() > 0:
+		return refuse(stderr, name, fmt.Errorf("unexpected argument %q", fs.Arg(0)))
+	}
+	logger, err := newLogger(stderr, *format, *level)
+	if err != nil {
+		return refuse(stderr, name, err)
+	}
+	slog.SetDefault(logger)
+	klog.SetSlogLogger(logger) // Kubernetes' libraries log through klog
+
+	begun := time.Now()
+	g := newGroup(ctx)
+	err = start(ctx, g, run)
+	if err == nil {
+		slog.Info("started", "service", name, "pid", os.Getpid(), "took", time.Since(begun))
+		err = g.wait(ctx)
+	}
+	if stopErr := g.stop(stopPatience); err == nil {
+		err = stopErr
+	}
+	var invalid *invalidError
+	switch {
+	case errors.As(err, &invalid):
+		return refuse(stderr, name, err)
+	case err != nil && context.Cause(ctx) != nil && errors.Is(err, context.Canceled):
+		err = nil // start-up was interrupted by the signal
+	}
+	if err != nil {
+		slog.Error("stopped", "service", name, "cause", err.Error())
+		return 1
+	}
+	cause := "all work is done"
+	if c := context.Cause(ctx); c != nil {
+		cause = c.Error()
+	}
+	slog.Info("stopped", "service", name, "cause", cause)
+	return 0
+}
+
+// start runs run, and turns a panic of it into an error.
+func start(ctx context.Context, g *Group, run Run) (err error) {
+	defer recovered("start", &err)
+	return run(ctx, g)
+}
+
+// refuse prints one line and returns the exit code of a wrong call.
+func refuse(stderr io.Writer, name string, err error) int {
+	line := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
+	fmt.Fprintf(stderr, "%s: %s\n", name, line)
+	return 2
+}
+
+func newLogger(w io.Writer, format, level string) (*slog.Logger, error) {
+	var opts slog.HandlerOptions
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
+	}
+	opts.Level = l
+	switch format {
+	case "text":
+		return slog.New(telemetry.NewLogHandler(slog.NewTextHandler(w, &opts))), nil
+	case "json":
+		return slog.New(telemetry.NewLogHandler(slog.NewJSONHandler(w, &opts))), nil
+	}
+	return nil, fmt.Errorf("--log-format %q: want text or json", format)
+}

@@ -1,0 +1,36 @@
+package boot
+
+import "github.com/spf13/pflag"
+
+// Service holds the flags that every service has.
+type Service struct {
+	// Identity is the directory with tls.crt, tls.key and ca.crt.
+	Identity string
+	// APIServers are the host:port of the apiservers' gRPC ports.
+	APIServers []string
+	// OpsAddress is where metrics, health and profiles are served.
+	OpsAddress string
+	// OTLPEndpoint is a collector's host:port; empty is none.
+	OTLPEndpoint string
+}
+
+// ServiceFlags adds the flags that every service has.
+func ServiceFlags(fs *pflag.FlagSet) *Service {
+	s := &Service{}
+	fs.StringVar(&s.Identity, "identity", "", "directory with tls.crt, tls.key and ca.crt")
+	fs.StringSliceVar(&s.APIServers, "apiserver", nil, "host:port of the apiservers' gRPC ports")
+	fs.StringVar(&s.OpsAddress, "ops-address", "127.0.0.1:0", "host:port for metrics, health and profiles")
+	fs.StringVar(&s.OTLPEndpoint, "otlp-endpoint", "", "host:port of an OTLP/gRPC collector (without TLS); empty keeps spans in the apiservers only")
+	return s
+}
+
+// Check refuses flags that a service cannot do without.
+func (s *Service) Check() error {
+	if s.Identity == "" {
+		return Invalid("--identity is required")
+	}
+	if len(s.APIServers) == 0 {
+		return Invalid("--apiserver is required")
+	}
+	return nil
+}

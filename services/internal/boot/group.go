@@ -1,0 +1,164 @@
+package boot
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+// Group is the goroutines of a service. The first one that fails ends all; they
+// end in the reverse of the order in which they were started, each waited for
+// before the one before it is told.
+type Group struct {
+	base   context.Context // values of the program's context, never ended
+	failed chan error      // the first failure
+	mu     sync.Mutex
+	steps  []*step
+}
+
+// step is one goroutine, or (without done) something to do on the way down.
+type step struct {
+	name   string
+	cancel context.CancelFunc
+	done   chan struct{}
+	close  func(context.Context) error
+}
+
+func newGroup(ctx context.Context) *Group {
+	return &Group{base: context.WithoutCancel(ctx), failed: make(chan error, 1)}
+}
+
+// Go runs f in a goroutine. An error that is not the end of its own context ends
+// the program; nil only ends the goroutine. A panic is an error.
+func (g *Group) Go(name string, f func(ctx context.Context) error) {
+	ctx, cancel := context.WithCancel(g.base)
+	s := &step{name: name, cancel: cancel, done: make(chan struct{})}
+	g.add(s)
+	go func() {
+		defer close(s.done)
+		defer cancel()
+		err := func() (err error) {
+			defer recovered(name, &err)
+			return f(ctx)
+		}()
+		if err != nil && ctx.Err() == nil {
+			g.fail(fmt.Errorf("%s: %w", name, err))
+		}
+	}()
+}
+
+// OnStop runs f on the way down, when everything started after this call has
+// ended.
+func (g *Group) OnStop(name string, f func(ctx context.Context) error) {
+	g.add(&step{name: name, close: f})
+}
+
+func (g *Group) add(s *step) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.steps = append(g.steps, s)
+}
+
+func (g *Group) fail(err error) {
+	select {
+	case g.failed <- err:
+	default: // not the first
+	}
+}
+
+// wait returns at the first failure, at the end of ctx, or when every goroutine
+// has ended by itself.
+func (g *Group) wait(ctx context.Context) error {
+	idle := make(chan struct{})
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		for i := 0; ; i++ {
+			g.mu.Lock()
+			if i >= len(g.steps) {
+				g.mu.Unlock()
+				close(idle)
+				return
+			}
+			s := g.steps[i]
+			g.mu.Unlock()
+			if s.done == nil {
+				continue
+			}
+			select {
+			case <-s.done:
+			case <-stop:
+				return
+			}
+		}
+	}()
+	select {
+	case err := <-g.failed:
+		return err
+	case <-ctx.Done():
+		return nil
+	case <-idle:
+		select {
+		case err := <-g.failed:
+			return err
+		default:
+			return nil
+		}
+	}
+}
+
+// stop goes down the list from its end. What does not end within the patience is
+// named in the error and left.
+func (g *Group) stop(patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(g.base, patience)
+	defer cancel()
+	var first error
+	for {
+		g.mu.Lock()
+		n := len(g.steps)
+		if n == 0 {
+			g.mu.Unlock()
+			break
+		}
+		s := g.steps[n-1]
+		g.steps = g.steps[:n-1]
+		g.mu.Unlock()
+		if err := s.stop(ctx); err != nil && first == nil {
+			first = err
+		}
+	}
+	select {
+	case err := <-g.failed:
+		return err
+	default:
+		return first
+	}
+}
+
+func (s *step) stop(ctx context.Context) (err error) {
+	if s.close != nil {
+		defer recovered(s.name, &err)
+		if err := s.close(ctx); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		return nil
+	}
+	s.cancel()
+	select {
+	case <-s.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%s did not end in time", s.name)
+	}
+}
+
+// recovered turns a panic into an error and logs its stack.
+func recovered(name string, err *error) {
+	if p := recover(); p != nil {
+		slog.Error("panic", "in", name, "value", fmt.Sprint(p), "stack", string(debug.Stack()))
+		*err = fmt.Errorf("panic: %v", p)
+	}
+}

@@ -1,0 +1,191 @@
+// Package ops is the operations listener of every service: /metrics, /healthz,
+// /readyz?verbose and /debug/pprof.
+//
+// It must never serve anything that is secret or changes state, and its listener
+// is meant for loopback or an operator's network: it asks nobody who he is.
+package ops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Check is nil when what it looks at is well. It must answer quickly.
+type Check func(ctx context.Context) error
+
+// checkPatience bounds all checks of one request together.
+const checkPatience = 3 * time.Second
+
+// Server is an operations listener.
+type Server struct {
+	registry *prometheus.Registry
+	mu       sync.Mutex
+	ready    []named
+	health   []named
+}
+
+type named struct {
+	name  string
+	check Check
+}
+
+// New is a server without checks, with metrics of the Go runtime and the process.
+func New() *Server {
+	s := &Server{registry: prometheus.NewRegistry()}
+	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return s
+}
+
+// Registry is where a service registers its metrics.
+func (s *Server) Registry() *prometheus.Registry { return s.registry }
+
+// Ready adds a check that must pass before the service is sent work.
+func (s *Server) Ready(name string, check Check) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ready = append(s.ready, named{name, check})
+}
+
+// Health adds a check that fails when only a restart can help.
+func (s *Server) Health(name string, check Check) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.health = append(s.health, named{name, check})
+}
+
+// ReadyWhen is a Check that passes once done is closed.
+func ReadyWhen(done <-chan struct{}) Check {
+	return func(context.Context) error {
+		select {
+		case <-done:
+			return nil
+		default:
+			return errors.New("not yet")
+		}
+	}
+}
+
+// Handler serves the whole listener.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}))
+	mux.Handle("GET /healthz", s.HealthHandler())
+	mux.Handle("GET /readyz", s.ReadyHandler())
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+// HealthHandler serves /healthz (and, for the apiserver, /livez).
+func (s *Server) HealthHandler() http.Handler {
+	return s.checks("healthz", func() []named { return s.health })
+}
+
+// ReadyHandler serves /readyz.
+func (s *Server) ReadyHandler() http.Handler {
+	return s.checks("readyz", func() []named { return slices.Concat(s.health, s.ready) })
+}
+
+// CheckReady runs the ready checks and names the first that fails.
+func (s *Server) CheckReady(ctx context.Context) error {
+	s.mu.Lock()
+	list := slices.Concat(s.health, s.ready)
+	s.mu.Unlock()
+	for _, c := range list {
+		if err := c.check(ctx); err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
+	}
+	return nil
+}
+
+// checks answers as Kubernetes' own health endpoints do: "ok", or the list of
+// checks when one fails or ?verbose is given; ?exclude=NAME leaves one out.
+func (s *Server) checks(path string, list func() []named) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), checkPatience)
+		defer cancel()
+		s.mu.Lock()
+		all := slices.Clone(list())
+		s.mu.Unlock()
+		query := r.URL.Query()
+		excluded := query["exclude"]
+		_, verbose := query["verbose"]
+		var text strings.Builder
+		text.WriteString("[+]ping ok\n")
+		failed := false
+		for _, c := range all {
+			if slices.Contains(excluded, c.name) {
+				fmt.Fprintf(&text, "[+]%s excluded: ok\n", c.name)
+				continue
+			}
+			if err := c.check(ctx); err != nil {
+				failed = true
+				fmt.Fprintf(&text, "[-]%s failed: %v\n", c.name, err)
+				continue
+			}
+			fmt.Fprintf(&text, "[+]%s ok\n", c.name)
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Cache-Control", "no-store")
+		switch {
+		case failed:
+			w.WriteHeader(http.StatusInternalServerError)
+			fmt.Fprintf(w, "%s%s check failed\n", text.String(), path)
+		case verbose:
+			fmt.Fprintf(w, "%s%s check passed\n", text.String(), path)
+		default:
+			fmt.Fprint(w, "ok")
+		}
+	})
+}
+
+// Serve listens on address (host:port, or unix:///path for a socket that only
+// this user may open) and serves until ctx ends.
+func (s *Server) Serve(ctx context.Context, address string) error {
+	network := "tcp"
+	if path, ok := strings.CutPrefix(address, "unix://"); ok {
+		network, address = "unix", path
+		_ = os.Remove(path) // what a predecessor that was killed left behind
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, network, address)
+	if err != nil {
+		return fmt.Errorf("operations listener: %w", err)
+	}
+	slog.Info("operations listener is up", "address", l.Addr().String())
+	return s.ServeListener(ctx, l)
+}
+
+// ServeListener serves on l until ctx ends, and closes it.
+func (s *Server) ServeListener(ctx context.Context, l net.Listener) error {
+	server := &http.Server{
+		Handler:           s.Handler(),
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+	}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("operations listener: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,142 @@
+// Package rpc is gRPC as every service serves and dials it: mutual TLS, tracing,
+// keep-alive, bounded messages, recovery from panics, health, and balancing over
+// all apiservers.
+//
+// It must never retry an RPC whose repetition could do something else than the
+// first attempt, and never let one call end the process.
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	noopmetric "go.opentelemetry.io/otel/metric/noop"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/stats"
+
+	"keelson.dev/services/internal/identity"
+)
+
+// MaxMessage is the largest message in either direction: a page of a list is cut
+// long before, and one object is at most 3 MiB.
+const MaxMessage = 16 << 20
+
+const (
+	// maxStreams bounds what one connection may have open: simulated nodes share
+	// a connection and watch half a dozen collections each.
+	maxStreams = 16384
+	// maxHeader bounds the metadata of a call.
+	maxHeader = 32 << 10
+	// A silent peer is asked for a sign of life and given up; together they
+	// bound how long a cut cable goes unnoticed.
+	keepaliveTime    = 10 * time.Second
+	keepaliveTimeout = 5 * time.Second
+	handshakeTimeout = 10 * time.Second
+	stopTimeout      = 5 * time.Second
+)
+
+// ServerConfig says how to serve.
+type ServerConfig struct {
+	// Identity is the server's certificate; nil serves without TLS (in-memory
+	// connections of tests).
+	Identity *identity.Source
+	// RequireClientCert cuts off clients without a certificate of the cluster's
+	// CA. Where it is false, certificates are shown but not verified: an
+	// interceptor must.
+	RequireClientCert bool
+	// Unary and Stream interceptors run inside of recovery, in order.
+	Unary  []grpc.UnaryServerInterceptor
+	Stream []grpc.StreamServerInterceptor
+	// Root tells the methods that begin a trace when the caller brought none
+	// (writes).
+	Root func(fullMethod string) bool
+	// Untraced tells further methods that get no span: streams that live as long
+	// as the connection.
+	Untraced func(fullMethod string) bool
+	// Reflection serves what the server's services are, to anyone who may
+	// connect.
+	Reflection bool
+	// Options are added last, and win.
+	Options []grpc.ServerOption
+}
+
+// Server is a gRPC server with a health service.
+type Server struct {
+	*grpc.Server
+	// Health is SERVING from the start; Serve sets NOT_SERVING when it ends.
+	Health *health.Server
+}
+
+// NewServer makes a server.
+func NewServer(cfg ServerConfig) *Server {
+	creds := insecure.NewCredentials()
+	if cfg.Identity != nil {
+		creds = cfg.Identity.ServerCredentials(cfg.RequireClientCert)
+	}
+	options := append([]grpc.ServerOption{
+		grpc.Creds(creds),
+		grpc.StatsHandler(serverTracing(cfg)),
+		grpc.ChainUnaryInterceptor(append([]grpc.UnaryServerInterceptor{RecoverUnary}, cfg.Unary...)...),
+		grpc.ChainStreamInterceptor(append([]grpc.StreamServerInterceptor{RecoverStream}, cfg.Stream...)...),
+		grpc.MaxRecvMsgSize(MaxMessage),
+		grpc.MaxSendMsgSize(MaxMessage),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxHeader),
+		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.SharedWriteBuffer(true), // idle connections hold no buffer
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
+	}, cfg.Options...)
+	s := &Server{Server: grpc.NewServer(options...), Health: health.NewServer()}
+	healthv1.RegisterHealthServer(s.Server, s.Health)
+	if cfg.Reflection {
+		reflection.Register(s.Server)
+	}
+	return s
+}
+
+// Serve serves on l until ctx ends: then calls that run are given a few seconds,
+// and streams are cut.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		s.Health.Shutdown()
+		force := time.AfterFunc(stopTimeout, s.Stop)
+		defer force.Stop()
+		s.GracefulStop()
+	})
+	err := s.Server.Serve(l)
+	if !stop() {
+		<-done
+		return nil
+	}
+	s.Stop()
+	if err != nil {
+		return fmt.Errorf("grpc listener: %w", err)
+	}
+	return nil
+}
+
+// serverTracing is otelgrpc's handler, which some methods pass by and some enter
+// as roots.
+func serverTracing(cfg ServerConfig) stats.Handler {
+	handler := otelgrpc.NewServerHandler(
+		otelgrpc.WithMeterProvider(noopmetric.NewMeterProvider()),
+		otelgrpc.WithFilter(func(info *stats.RPCTagInfo) bool {
+			return traced(info.FullMethodName) && (cfg.Untraced == nil || !cfg.Untraced(info.FullMethodName))
+		}),
+	)
+	if cfg.Root == nil {
+		return handler
+	}
+	return &rootTracing{Handler: handler, root: cfg.Root}
+}

@@ -1,0 +1,98 @@
+package telemetry
+
+import (
+	"context"
+	"encoding/hex"
+
+	"go.opentelemetry.io/otel/trace"
+)
+
+// The layout of a traceparent of version 00 (W3C Trace Context, level 1):
+// version, trace id, parent id and flags in lower-case hexadecimal digits.
+const (
+	traceparentLen = 55
+	traceAt        = 3
+	spanAt         = 36
+	flagsAt        = 53
+)
+
+// ContextWithTraceparent makes the trace context tp the parent of what comes. A
+// malformed or empty one changes nothing.
+func ContextWithTraceparent(ctx context.Context, tp string) context.Context {
+	sc, ok := ParseTraceparent(tp)
+	if !ok {
+		return ctx
+	}
+	return trace.ContextWithRemoteSpanContext(ctx, sc)
+}
+
+// ParseTraceparent reads a W3C traceparent. Fields that a later version may have
+// added are ignored, as the specification wants.
+func ParseTraceparent(tp string) (trace.SpanContext, bool) {
+	if len(tp) < traceparentLen || tp[2] != '-' || tp[spanAt-1] != '-' || tp[flagsAt-1] != '-' {
+		return trace.SpanContext{}, false
+	}
+	if len(tp) > traceparentLen && (tp[:2] == "00" || tp[traceparentLen] != '-') {
+		return trace.SpanContext{}, false
+	}
+	var version, flags [1]byte
+	var cfg trace.SpanContextConfig
+	if !unhex(version[:], tp[:2]) || version[0] == 0xff ||
+		!unhex(cfg.TraceID[:], tp[traceAt:spanAt-1]) ||
+		!unhex(cfg.SpanID[:], tp[spanAt:flagsAt-1]) ||
+		!unhex(flags[:], tp[flagsAt:traceparentLen]) {
+		return trace.SpanContext{}, false
+	}
+	cfg.TraceFlags = trace.TraceFlags(flags[0]) & trace.FlagsSampled
+	cfg.Remote = true
+	sc := trace.NewSpanContext(cfg)
+	return sc, sc.IsValid()
+}
+
+// Traceparent is the trace context of ctx as a W3C traceparent; empty when nothing
+// is recorded under it.
+func Traceparent(ctx context.Context) string {
+	sc := trace.SpanContextFromContext(ctx)
+	if !sc.IsValid() || !sc.IsSampled() {
+		return ""
+	}
+	traceID, spanID := sc.TraceID(), sc.SpanID()
+	var b [traceparentLen]byte
+	copy(b[:], "00-")
+	hex.Encode(b[traceAt:], traceID[:])
+	b[spanAt-1] = '-'
+	hex.Encode(b[spanAt:], spanID[:])
+	copy(b[flagsAt-1:], "-01")
+	return string(b[:])
+}
+
+// Link is a span link to the trace context tp, for work that answers several
+// writes at once; ok is false where tp is malformed or was not recorded.
+func Link(tp string) (link trace.Link, ok bool) {
+	sc, ok := ParseTraceparent(tp)
+	return trace.Link{SpanContext: sc}, ok && sc.IsSampled()
+}
+
+// unhex decodes lower-case hexadecimal digits; upper-case ones are refused, as
+// the specification wants.
+func unhex(dst []byte, src string) bool {
+	for i := range dst {
+		high, ok1 := digit(src[2*i])
+		low, ok2 := digit(src[2*i+1])
+		if !ok1 || !ok2 {
+			return false
+		}
+		dst[i] = high<<4 | low
+	}
+	return true
+}
+
+func digit(c byte) (byte, bool) {
+	switch {
+	case '0' <= c && c <= '9':
+		return c - '0', true
+	case 'a' <= c && c <= 'f':
+		return c - 'a' + 10, true
+	}
+	return 0, false
+}
