@@ -1,0 +1,92 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+
+	resourcev1 "keelson.dev/proto/keelson/resource/v1"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// Post posts body to a subresource of an object of T's kind and returns the
+// answer, for instance
+//
+//	token, err := client.Post[*corev1.ServiceAccount, *authenticationv1.TokenRequest](ctx, c, ns, name, "token", request)
+func Post[T, R Object](ctx context.Context, c *Client, namespace, name, subresource string, body Object, opts ...WriteOption) (R, error) {
+	var none R
+	answer, err := post(ctx, c, mustKind(reflect.TypeFor[T]()), namespace, name, subresource, body, opts)
+	if err != nil {
+		return none, err
+	}
+	k := mustKind(reflect.TypeFor[R]())
+	obj := k.New().(R)
+	if err := decode(k, answer, obj); err != nil {
+		return none, err
+	}
+	return obj, nil
+}
+
+func post(ctx context.Context, c *Client, k *Kind, namespace, name, subresource string, body Object, opts []WriteOption) (*anypb.Any, error) {
+	a, err := Encode(body)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.rpc.Create(ctx, &resourcev1.CreateRequest{
+		Ref: k.Ref(namespace, name, subresource), Object: a, Options: &c.writeOptions(opts).rpc,
+	})
+	if err != nil {
+		return nil, fromRPC(ctx, fmt.Sprintf("create %s/%s %s/%s", k.Resource, subresource, namespace, name), err)
+	}
+	return resp.GetObject(), nil
+}
+
+// Bind assigns a pod to a node. The pod's uid and resourceVersion, where set,
+// must be the present ones.
+func Bind(ctx context.Context, c *Client, pod *corev1.Pod, node string) error {
+	_, err := post(ctx, c, mustKind(reflect.TypeFor[*corev1.Pod]()), pod.Namespace, pod.Name, "binding", binding(pod, node), nil)
+	return err
+}
+
+func binding(pod *corev1.Pod, node string) *corev1.Binding {
+	b := &corev1.Binding{Target: corev1.ObjectReference{Kind: "Node", Name: node}}
+	b.Namespace, b.Name, b.UID = pod.Namespace, pod.Name, pod.UID
+	return b
+}
+
+// Evict asks for a pod's eviction, which a PodDisruptionBudget may refuse with
+// 429 TooManyRequests.
+func Evict(ctx context.Context, c *Client, eviction *policyv1.Eviction) error {
+	_, err := post(ctx, c, mustKind(reflect.TypeFor[*corev1.Pod]()), eviction.Namespace, eviction.Name, "eviction", eviction, nil)
+	return err
+}
+
+// GetScale reads the scale of an object.
+func (r Resource[T]) GetScale(ctx context.Context, namespace, name string) (*autoscalingv1.Scale, error) {
+	resp, err := r.c.rpc.Get(ctx, &resourcev1.GetRequest{Ref: r.kind.Ref(namespace, name, "scale")})
+	if err != nil {
+		return nil, fromRPC(ctx, r.what("get scale of", namespace, name), err)
+	}
+	scale := &autoscalingv1.Scale{}
+	return scale, decode(mustKind(reflect.TypeFor[*autoscalingv1.Scale]()), resp.GetObject(), scale)
+}
+
+// UpdateScale changes the number of replicas of an object.
+func (r Resource[T]) UpdateScale(ctx context.Context, scale *autoscalingv1.Scale, opts ...WriteOption) (*autoscalingv1.Scale, error) {
+	a, err := Encode(scale)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := r.c.rpc.Update(ctx, &resourcev1.UpdateRequest{
+		Ref: r.kind.Ref(scale.Namespace, scale.Name, "scale"), Object: a, Options: &r.c.writeOptions(opts).rpc,
+	})
+	if err != nil {
+		return nil, fromRPC(ctx, r.what("update scale of", scale.Namespace, scale.Name), err)
+	}
+	out := &autoscalingv1.Scale{}
+	return out, decode(KindOf(out), resp.GetObject(), out)
+}

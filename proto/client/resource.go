@@ -1,0 +1,308 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"reflect"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	resourcev1 "keelson.dev/proto/keelson/resource/v1"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// Resource is typed access to one kind.
+type Resource[T Object] struct {
+	c    *Client
+	kind *Kind
+	// make makes an empty T.
+	make func() T
+}
+
+// For is access to the kind of T, for instance For[*corev1.Pod](c). It panics if
+// T is not a built-in kind with a collection.
+func For[T Object](c *Client) Resource[T] {
+	k := mustKind(reflect.TypeFor[T]())
+	if k.Resource == "" {
+		panic("client: " + k.GVK.Kind + " has no collection")
+	}
+	return Resource[T]{c: c, kind: k, make: func() T { return k.New().(T) }}
+}
+
+// Metadata is access to the metadata of any kind: reads decode nothing else, and
+// deletes and patches work. Creates and updates are refused, because they would
+// lose the rest of the object.
+func Metadata(c *Client, k *Kind) Resource[*metav1.PartialObjectMetadata] {
+	return Resource[*metav1.PartialObjectMetadata]{c: c, kind: k, make: func() *metav1.PartialObjectMetadata {
+		return &metav1.PartialObjectMetadata{}
+	}}
+}
+
+// Kind is the kind.
+func (r Resource[T]) Kind() *Kind { return r.kind }
+
+func (r Resource[T]) what(verb, namespace, name string) string {
+	if namespace != "" {
+		name = namespace + "/" + name
+	}
+	return fmt.Sprintf("%s %s %s", verb, r.kind.Resource, name)
+}
+
+func (r Resource[T]) decode(a *anypb.Any) (T, error) {
+	obj := r.make()
+	if err := decode(r.kind, a, obj); err != nil {
+		var none T
+		return none, err
+	}
+	return obj, nil
+}
+
+func (r Resource[T]) encode(obj T) (*anypb.Any, error) {
+	if reflect.TypeOf(obj) != r.kind.goType {
+		return nil, fmt.Errorf("client: a %T is no whole %s", obj, r.kind.GVK.Kind)
+	}
+	return encode(r.kind, obj)
+}
+
+// Get reads an object, as new as any write that was acknowledged before.
+func (r Resource[T]) Get(ctx context.Context, namespace, name string) (T, error) {
+	var none T
+	resp, err := r.c.rpc.Get(ctx, &resourcev1.GetRequest{Ref: r.kind.Ref(namespace, name, "")})
+	if err != nil {
+		return none, fromRPC(ctx, r.what("get", namespace, name), err)
+	}
+	return r.decode(resp.GetObject())
+}
+
+// List reads a collection.
+func (r Resource[T]) List(ctx context.Context, o ListOptions) ([]T, ListMeta, error) {
+	var (
+		items []T
+		meta  ListMeta
+	)
+	for page, err := range r.pages(ctx, o) {
+		if err != nil {
+			return nil, ListMeta{}, err
+		}
+		meta = ListMeta{
+			ResourceVersion:    page.GetResourceVersion(),
+			Continue:           page.GetContinue(),
+			RemainingItemCount: page.GetRemainingItemCount(),
+		}
+		for _, a := range page.GetItems() {
+			obj, err := r.decode(a)
+			if err != nil {
+				return nil, ListMeta{}, err
+			}
+			items = append(items, obj)
+		}
+	}
+	return items, meta, nil
+}
+
+// All goes through a collection page by page, without holding all of it. An
+// error is the last element.
+func (r Resource[T]) All(ctx context.Context, o ListOptions) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		var none T
+		for page, err := range r.pages(ctx, o) {
+			if err != nil {
+				yield(none, err)
+				return
+			}
+			for _, a := range page.GetItems() {
+				obj, err := r.decode(a)
+				if !yield(obj, err) || err != nil {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (r Resource[T]) pages(ctx context.Context, o ListOptions) iter.Seq2[*resourcev1.ListResponse, error] {
+	return func(yield func(*resourcev1.ListResponse, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		what := r.what("list", o.Namespace, "")
+		stream, err := r.c.rpc.List(ctx, &resourcev1.ListRequest{
+			Ref:                  r.kind.Ref(o.Namespace, "", ""),
+			LabelSelector:        o.LabelSelector,
+			FieldSelector:        o.FieldSelector,
+			ResourceVersion:      o.ResourceVersion,
+			ResourceVersionMatch: o.ResourceVersionMatch,
+			Limit:                o.Limit,
+			Continue:             o.Continue,
+			PageSize:             o.PageSize,
+		})
+		if err != nil {
+			yield(nil, fromRPC(ctx, what, err))
+			return
+		}
+		for {
+			page, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				return
+			}
+			if err != nil {
+				yield(nil, fromRPC(ctx, what, err))
+				return
+			}
+			if !yield(page, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Create stores a new object and returns it as stored.
+func (r Resource[T]) Create(ctx context.Context, obj T, opts ...WriteOption) (T, error) {
+	var none T
+	a, err := r.encode(obj)
+	if err != nil {
+		return none, err
+	}
+	o := r.c.writeOptions(opts)
+	// The name travels in the object; at a subresource the reference needs it.
+	name := ""
+	if o.subresource != "" {
+		name = obj.GetName()
+	}
+	resp, err := r.c.rpc.Create(ctx, &resourcev1.CreateRequest{
+		Ref: r.kind.Ref(obj.GetNamespace(), name, o.subresource), Object: a, Options: &o.rpc,
+	})
+	if err != nil {
+		return none, fromRPC(ctx, r.what("create", obj.GetNamespace(), obj.GetName()), err)
+	}
+	return r.decode(resp.GetObject())
+}
+
+// Update replaces an object. With a resourceVersion in obj it fails with a
+// conflict if the object has changed since.
+func (r Resource[T]) Update(ctx context.Context, obj T, opts ...WriteOption) (T, error) {
+	var none T
+	a, err := r.encode(obj)
+	if err != nil {
+		return none, err
+	}
+	o := r.c.writeOptions(opts)
+	resp, err := r.c.rpc.Update(ctx, &resourcev1.UpdateRequest{
+		Ref: r.kind.Ref(obj.GetNamespace(), obj.GetName(), o.subresource), Object: a, Options: &o.rpc,
+	})
+	if err != nil {
+		return none, fromRPC(ctx, r.what("update", obj.GetNamespace(), obj.GetName()), err)
+	}
+	return r.decode(resp.GetObject())
+}
+
+// UpdateStatus replaces an object's status.
+func (r Resource[T]) UpdateStatus(ctx context.Context, obj T, opts ...WriteOption) (T, error) {
+	return r.Update(ctx, obj, append([]WriteOption{Subresource("status")}, opts...)...)
+}
+
+// Patch changes part of an object.
+func (r Resource[T]) Patch(ctx context.Context, namespace, name string, kind types.PatchType, data []byte, opts ...WriteOption) (T, error) {
+	var none T
+	k, err := patchKind(kind)
+	if err != nil {
+		return none, err
+	}
+	o := r.c.writeOptions(opts)
+	resp, err := r.c.rpc.Patch(ctx, &resourcev1.PatchRequest{
+		Ref: r.kind.Ref(namespace, name, o.subresource), Kind: k, Patch: data, Options: &o.rpc,
+	})
+	if err != nil {
+		return none, fromRPC(ctx, r.what("patch", namespace, name), err)
+	}
+	return r.decode(resp.GetObject())
+}
+
+func patchKind(kind types.PatchType) (resourcev1.PatchRequest_Kind, error) {
+	switch kind {
+	case types.JSONPatchType:
+		return resourcev1.PatchRequest_KIND_JSON, nil
+	case types.MergePatchType:
+		return resourcev1.PatchRequest_KIND_MERGE, nil
+	case types.StrategicMergePatchType:
+		return resourcev1.PatchRequest_KIND_STRATEGIC_MERGE, nil
+	}
+	return 0, fmt.Errorf("client: patch type %q: use Apply for apply patches", kind)
+}
+
+// Apply is server-side apply of the fields that obj sets: those that are not
+// zero (a pointer to zero is set).
+func (r Resource[T]) Apply(ctx context.Context, obj T, manager string, opts ...WriteOption) (T, error) {
+	data, err := Configuration(r.kind, obj)
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return r.ApplyConfiguration(ctx, obj.GetNamespace(), obj.GetName(), data, manager, opts...)
+}
+
+// ApplyConfiguration is server-side apply of a JSON or YAML document.
+func (r Resource[T]) ApplyConfiguration(ctx context.Context, namespace, name string, document []byte, manager string, opts ...WriteOption) (T, error) {
+	var none T
+	o := r.c.writeOptions(opts)
+	o.rpc.FieldManager = manager
+	resp, err := r.c.rpc.Apply(ctx, &resourcev1.ApplyRequest{
+		Ref: r.kind.Ref(namespace, name, o.subresource), Configuration: document, Force: o.force, Options: &o.rpc,
+	})
+	if err != nil {
+		return none, fromRPC(ctx, r.what("apply", namespace, name), err)
+	}
+	return r.decode(resp.GetObject())
+}
+
+// Delete removes an object, or starts its graceful end.
+func (r Resource[T]) Delete(ctx context.Context, namespace, name string, opts ...DeleteOption) error {
+	_, _, err := r.DeleteObject(ctx, namespace, name, opts...)
+	return err
+}
+
+// DeleteObject is Delete that also returns the object, and whether nothing is
+// left of it.
+func (r Resource[T]) DeleteObject(ctx context.Context, namespace, name string, opts ...DeleteOption) (obj T, gone bool, err error) {
+	resp, err := r.c.rpc.Delete(ctx, deleteRequest(r.c, r.kind, namespace, name, opts))
+	if err != nil {
+		return obj, false, fromRPC(ctx, r.what("delete", namespace, name), err)
+	}
+	if resp.GetObject() == nil {
+		return obj, resp.GetGone(), nil
+	}
+	obj, err = r.decode(resp.GetObject())
+	return obj, resp.GetGone(), err
+}
+
+func deleteRequest(c *Client, k *Kind, namespace, name string, opts []DeleteOption) *resourcev1.DeleteRequest {
+	o := newDeleteOptions(opts)
+	return &resourcev1.DeleteRequest{
+		Ref:                k.Ref(namespace, name, ""),
+		Preconditions:      o.preconditions,
+		GracePeriodSeconds: o.grace,
+		PropagationPolicy:  o.propagation,
+		Options:            &resourcev1.WriteOptions{DryRun: o.dryRun, FieldManager: c.fieldManager()},
+	}
+}
+
+// DeleteCollection removes what a list with the same options would return, and
+// says how many that were.
+func (r Resource[T]) DeleteCollection(ctx context.Context, l ListOptions, opts ...DeleteOption) (int64, error) {
+	o := newDeleteOptions(opts)
+	resp, err := r.c.rpc.DeleteCollection(ctx, &resourcev1.DeleteCollectionRequest{
+		Ref:                r.kind.Ref(l.Namespace, "", ""),
+		LabelSelector:      l.LabelSelector,
+		FieldSelector:      l.FieldSelector,
+		GracePeriodSeconds: o.grace,
+		PropagationPolicy:  o.propagation,
+		Options:            &resourcev1.WriteOptions{DryRun: o.dryRun, FieldManager: r.c.manager},
+	})
+	if err != nil {
+		return 0, fromRPC(ctx, r.what("deletecollection", l.Namespace, ""), err)
+	}
+	return resp.GetCount(), nil
+}
