@@ -1,0 +1,71 @@
+# `make help` lists what there is. Every target installs what it needs, once.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+include scripts/versions.env
+
+BIN      := $(CURDIR)/bin
+TOOLS    := $(CURDIR)/.tools/bin
+HOME_DIR ?= /var/lib/keelson
+NODES    ?= 3
+MODULES  := proto services/internal services/apiserver services/scheduler services/controller-manager services/cloud-controller services/node tools e2e
+PROGRAMS := apiserver scheduler controller-manager cloud-controller node
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GOBUILD  := CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags="-s -w"
+
+export PATH := $(TOOLS):$(BIN)/runtime:$(PATH)
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/' | expand -t 18
+
+.PHONY: build
+build: ## Build the six programs into bin/
+	@mkdir -p $(BIN)
+	@for p in $(PROGRAMS); do echo "building $$p"; (cd services/$$p && $(GOBUILD) -o $(BIN)/$$p .) || exit 1; done
+	@echo "building keel"; cd tools && $(GOBUILD) -o $(BIN)/keel ./keel
+
+.PHONY: runtime
+runtime: ## Install what nodes run on: containerd, runc, CNI plugins, kubectl, the sandbox image
+	@scripts/install-runtime.sh $(BIN)/runtime
+	@cd tools && go run ./image-builder --out $(BIN)/runtime ../deploy/images/pause.yaml >/dev/null
+
+.PHONY: up
+up: build runtime ## Start a cluster of three nodes, deploy the demonstration application and fetch its page
+	@scripts/up.sh "$(HOME_DIR)" "$(NODES)"
+
+.PHONY: down
+down: ## Stop the cluster; its data stays
+	@$(BIN)/keel down --home "$(HOME_DIR)"
+
+.PHONY: delete
+delete: ## Stop the cluster and remove everything of it
+	@$(BIN)/keel delete --home "$(HOME_DIR)"
+
+.PHONY: test
+test: build runtime ## Everything that CI runs: lint, unit tests, tests of the built programs
+	@scripts/test.sh
+
+.PHONY: e2e
+e2e: build runtime ## Black-box tests against a real cluster
+	@scripts/e2e.sh
+
+.PHONY: bench
+bench: build runtime ## Measure the figures of the README on this machine
+	@scripts/bench.sh
+
+.PHONY: gen
+gen: ## Generate code: protobuf, OpenAPI, descriptors
+	@scripts/gen.sh
+
+.PHONY: check-gen
+check-gen: gen ## Fail if generated code is not what `make gen` makes
+	@git diff --exit-code --stat -- . || { echo "run 'make gen' and commit what it changed"; exit 1; }
+
+.PHONY: lint
+lint: ## Check style and the arrows between modules
+	@scripts/lint.sh
+
+.PHONY: conformance
+conformance: build runtime ## Run the official suite: make conformance FOCUS='regular expression'
+	@$(MAKE) --no-print-directory -C e2e/conformance run FOCUS='$(FOCUS)'

@@ -1,0 +1,162 @@
+// Command image-builder makes container images from Debian packages and local
+// files, without a registry, a daemon or root: one YAML spec an image, one
+// archive in docker's form out.
+//
+//	image-builder --out DIR SPEC.yaml…
+//
+// Packages are resolved by apt with all that they depend on and unpacked in
+// order; their maintainer scripts are not run, so a spec states users, links and
+// directories itself. The same packages and files give the same image, byte for
+// byte.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"sigs.k8s.io/yaml"
+)
+
+// Spec is an image.
+type Spec struct {
+	// Name is the image's reference, with its tag.
+	Name string `json:"name"`
+	// Packages are Debian's, with all they depend on.
+	Packages []string `json:"packages,omitempty"`
+	// Files are added after the packages.
+	Files []File `json:"files,omitempty"`
+	// Users are added to /etc/passwd and /etc/group.
+	Users []User `json:"users,omitempty"`
+	// The rest is the image's configuration.
+	Entrypoint []string          `json:"entrypoint,omitempty"`
+	Cmd        []string          `json:"cmd,omitempty"`
+	Env        map[string]string `json:"env,omitempty"`
+	User       string            `json:"user,omitempty"`
+	WorkingDir string            `json:"workingDir,omitempty"`
+	StopSignal string            `json:"stopSignal,omitempty"`
+	Ports      []string          `json:"ports,omitempty"`
+}
+
+// File is a file, link or directory; a path that ends with a slash is a
+// directory.
+type File struct {
+	Path string `json:"path"`
+	// Content is the text; Source a file beside the spec; Link a symbolic link's
+	// target; Go a main package to build statically, as `go build` names it,
+	// relative to the spec.
+	Content string `json:"content,omitempty"`
+	Source  string `json:"source,omitempty"`
+	Link    string `json:"link,omitempty"`
+	Go      string `json:"go,omitempty"`
+	// Mode in octal; 0644, and 0755 for directories and programs.
+	Mode string `json:"mode,omitempty"`
+	// Owner is a numeric user and group.
+	Owner int `json:"owner,omitempty"`
+}
+
+// User is a line of /etc/passwd.
+type User struct {
+	Name string `json:"name"`
+	ID   int    `json:"id"`
+	Home string `json:"home,omitempty"`
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	out := flag.String("out", ".", "directory for the archives")
+	cache := flag.String("cache", filepath.Join(os.TempDir(), "keelson-debs"), "directory for downloaded packages")
+	flag.Parse()
+	if flag.NArg() == 0 {
+		fmt.Fprintln(os.Stderr, "image-builder: name at least one spec")
+		os.Exit(2)
+	}
+	for _, path := range flag.Args() {
+		archive, err := build(ctx, path, *out, *cache)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "image-builder: %s: %v\n", path, err)
+			os.Exit(1)
+		}
+		fmt.Println(archive)
+	}
+}
+
+func build(ctx context.Context, path, out, cache string) (string, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	var spec Spec
+	if err := yaml.UnmarshalStrict(data, &spec); err != nil {
+		return "", err
+	}
+	ref, err := name.NewTag(spec.Name)
+	if err != nil {
+		return "", err
+	}
+	debs, err := download(ctx, cache, spec.Packages)
+	if err != nil {
+		return "", err
+	}
+	tmp, err := os.MkdirTemp("", "image-builder-*")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	layerFile := filepath.Join(tmp, "layer.tar")
+	if err := writeLayer(ctx, layerFile, filepath.Dir(path), tmp, spec, debs); err != nil {
+		return "", err
+	}
+	layer, err := tarball.LayerFromFile(layerFile)
+	if err != nil {
+		return "", err
+	}
+	image, err := mutate.AppendLayers(empty.Image, layer)
+	if err != nil {
+		return "", err
+	}
+	if image, err = configure(image, spec); err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return "", err
+	}
+	archive := filepath.Join(out, strings.TrimSuffix(filepath.Base(path), ".yaml")+".tar")
+	if err := tarball.WriteToFile(archive+".new", ref, image); err != nil {
+		return "", errors.Join(err, os.Remove(archive+".new"))
+	}
+	return archive, os.Rename(archive+".new", archive)
+}
+
+func configure(image v1.Image, spec Spec) (v1.Image, error) {
+	file, err := image.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	file = file.DeepCopy()
+	file.Architecture, file.OS = "amd64", "linux"
+	c := &file.Config
+	c.Entrypoint, c.Cmd, c.User, c.WorkingDir, c.StopSignal = spec.Entrypoint, spec.Cmd, spec.User, spec.WorkingDir, spec.StopSignal
+	c.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	for _, k := range sortedKeys(spec.Env) {
+		c.Env = append(c.Env, k+"="+spec.Env[k])
+	}
+	for _, p := range spec.Ports {
+		if c.ExposedPorts == nil {
+			c.ExposedPorts = map[string]struct{}{}
+		}
+		c.ExposedPorts[p] = struct{}{}
+	}
+	return mutate.ConfigFile(image, file)
+}

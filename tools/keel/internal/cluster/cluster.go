@@ -1,0 +1,284 @@
+// Package cluster describes one local cluster: what was chosen for it (ports,
+// ranges, names) and where its files lie. It must never start or change
+// anything: others do, from this description.
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+)
+
+// Cluster is a cluster.json: everything that has to stay the same from one
+// start to the next.
+type Cluster struct {
+	// Home is the directory that holds it; it is not stored.
+	Home string `json:"-"`
+	// ID tells clusters on one machine apart; it names links and namespaces.
+	ID string `json:"id"`
+	// Subnet is N of 10.89.N.0/24, the nodes' network, and of 10.90.N.0/24, the
+	// load balancers' addresses.
+	Subnet int `json:"subnet"`
+	// HTTPSPort and GRPCPort are the apiserver's.
+	HTTPSPort int `json:"httpsPort"`
+	GRPCPort  int `json:"grpcPort"`
+	// Nodes are the nodes with a container runtime; Simulated counts the others.
+	Nodes     []Node `json:"nodes"`
+	Simulated int    `json:"simulatedNodes,omitempty"`
+	// Egress gives nodes a route out of the machine.
+	Egress bool `json:"egress,omitempty"`
+	// OTLPEndpoint receives the spans, beside the apiserver.
+	OTLPEndpoint string `json:"otlpEndpoint,omitempty"`
+	// ClusterCIDR, ServiceCIDR, ClusterDNS and Domain are those of the pods.
+	ClusterCIDR string `json:"clusterCIDR"`
+	ServiceCIDR string `json:"serviceCIDR"`
+	ClusterDNS  string `json:"clusterDNS"`
+	Domain      string `json:"domain"`
+	// Joined is set where this home holds a node of another machine's cluster.
+	Joined *Joined `json:"joined,omitempty"`
+}
+
+// Joined says which cluster a joined node belongs to.
+type Joined struct {
+	// GRPC is host:port of the apiserver.
+	GRPC string `json:"grpc"`
+	// NodeIP is this machine's address in that cluster.
+	NodeIP string `json:"nodeIP"`
+}
+
+// Node is a node on this machine.
+type Node struct {
+	Name string `json:"name"`
+	// IP is its address in the nodes' network.
+	IP string `json:"ip"`
+	// Zone is its failure domain.
+	Zone string `json:"zone"`
+}
+
+// Gateway is the host's address in the nodes' network.
+func (c *Cluster) Gateway() string { return fmt.Sprintf("10.89.%d.1", c.Subnet) }
+
+// NodeCIDR is the nodes' network, with the host's address.
+func (c *Cluster) NodeCIDR() string { return fmt.Sprintf("10.89.%d.1/24", c.Subnet) }
+
+// LoadBalancerCIDR is the range of the load balancers' addresses.
+func (c *Cluster) LoadBalancerCIDR() string { return fmt.Sprintf("10.90.%d.0/24", c.Subnet) }
+
+// Bridge is the name of the host's link into the nodes' network.
+func (c *Cluster) Bridge() string { return "ks" + c.ID }
+
+// Namespace is the name of a node's network namespace.
+func (c *Cluster) Namespace(node string) string { return "keelson-" + c.ID + "-" + node }
+
+// CgroupRoot is the cgroup under which a node's pods live.
+func (c *Cluster) CgroupRoot(node string) string { return "/keelson-" + c.ID + "/" + node }
+
+// Path joins names to the home directory.
+func (c *Cluster) Path(names ...string) string {
+	return filepath.Join(append([]string{c.Home}, names...)...)
+}
+
+// Identity is the directory of a service's certificate.
+func (c *Cluster) Identity(name string) string { return c.Path("pki", name) }
+
+// Kubeconfig is the administrator's kubeconfig.
+func (c *Cluster) Kubeconfig() string { return c.Path("kubeconfig") }
+
+// GRPC is the apiserver's gRPC address, as services on this machine use it.
+func (c *Cluster) GRPC() string {
+	if c.Joined != nil {
+		return c.Joined.GRPC
+	}
+	return fmt.Sprintf("127.0.0.1:%d", c.GRPCPort)
+}
+
+// NodeGRPC is the apiserver's gRPC address, as nodes use it.
+func (c *Cluster) NodeGRPC() string {
+	if c.Joined != nil {
+		return c.Joined.GRPC
+	}
+	return fmt.Sprintf("%s:%d", c.Gateway(), c.GRPCPort)
+}
+
+// HTTPS is the apiserver's REST address.
+func (c *Cluster) HTTPS() string { return fmt.Sprintf("127.0.0.1:%d", c.HTTPSPort) }
+
+// ErrNone says that a directory holds no cluster.
+var ErrNone = errors.New("no cluster here")
+
+// Load reads a home directory.
+func Load(home string) (*Cluster, error) {
+	home, err := filepath.Abs(home)
+	if err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(filepath.Join(home, "cluster.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w; `keel up --home %s` makes one", home, ErrNone, home)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{}
+	if err := json.Unmarshal(data, c); err != nil {
+		return nil, fmt.Errorf("%s/cluster.json: %w", home, err)
+	}
+	c.Home = home
+	return c, nil
+}
+
+// Save writes cluster.json, whole or not at all.
+func (c *Cluster) Save() error {
+	data, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return err
+	}
+	return WriteFile(c.Path("cluster.json"), append(data, '\n'), 0o600)
+}
+
+// WriteFile replaces a file in one step, so that a crash leaves the old one or
+// the new one.
+func WriteFile(path string, data []byte, mode os.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+// Options are what a person may ask for at `keel up`.
+type Options struct {
+	Home         string
+	Nodes        int
+	Simulated    int
+	Port         int
+	Egress       bool
+	OTLPEndpoint string
+}
+
+// Open loads the cluster of a home directory, or chooses a new one. Options that
+// differ from what is stored are taken over where a running cluster can follow
+// (nodes, simulated nodes, egress, OTLP endpoint), and refused for the port.
+func Open(o Options) (*Cluster, error) {
+	home, err := filepath.Abs(o.Home)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(home, 0o700); err != nil {
+		return nil, err
+	}
+	c, err := Load(home)
+	switch {
+	case errors.Is(err, ErrNone):
+		c, err = choose(home, o.Port)
+		if err != nil {
+			return nil, err
+		}
+	case err != nil:
+		return nil, err
+	case o.Port != 0 && o.Port != c.HTTPSPort:
+		return nil, fmt.Errorf("the cluster in %s uses port %d; `keel delete --home %s` first to change it", home, c.HTTPSPort, home)
+	}
+	if o.Nodes >= 0 {
+		c.resize(o.Nodes)
+	}
+	if o.Simulated >= 0 {
+		c.Simulated = o.Simulated
+	}
+	c.Egress = c.Egress || o.Egress
+	if o.OTLPEndpoint != "" {
+		c.OTLPEndpoint = o.OTLPEndpoint
+	}
+	return c, c.Save()
+}
+
+// MaxNodes is how many nodes fit into a cluster's network on one machine.
+const MaxNodes = 200
+
+func (c *Cluster) resize(n int) {
+	for len(c.Nodes) > n {
+		c.Nodes = c.Nodes[:len(c.Nodes)-1]
+	}
+	for i := len(c.Nodes); i < n; i++ {
+		c.Nodes = append(c.Nodes, Node{
+			Name: fmt.Sprintf("node-%d", i),
+			IP:   fmt.Sprintf("10.89.%d.%d", c.Subnet, 10+i),
+			Zone: fmt.Sprintf("zone-%c", 'a'+i%3),
+		})
+	}
+}
+
+// choose picks what the machine's other clusters do not use.
+func choose(home string, port int) (*Cluster, error) {
+	h := fnv.New32a()
+	h.Write([]byte(home))
+	c := &Cluster{
+		Home:        home,
+		ID:          fmt.Sprintf("%06x", h.Sum32()&0xffffff),
+		ClusterCIDR: "10.244.0.0/16",
+		ServiceCIDR: "10.96.0.0/16",
+		ClusterDNS:  "10.96.0.10",
+		Domain:      "cluster.local",
+	}
+	subnet, err := freeSubnet(int(h.Sum32() % 250))
+	if err != nil {
+		return nil, err
+	}
+	c.Subnet = subnet
+	if port != 0 {
+		if !free(port) || !free(port+1) {
+			return nil, fmt.Errorf("port %d or %d is in use; choose another with --port", port, port+1)
+		}
+		c.HTTPSPort, c.GRPCPort = port, port+1
+		return c, nil
+	}
+	for p := 6443; p < 6443+500; p += 2 {
+		if free(p) && free(p+1) {
+			c.HTTPSPort, c.GRPCPort = p, p+1
+			return c, nil
+		}
+	}
+	return nil, errors.New("no free pair of ports from 6443 on; choose one with --port")
+}
+
+func free(port int) bool {
+	l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+	if err != nil {
+		return false
+	}
+	l.Close()
+	return true
+}
+
+// freeSubnet finds an N whose 10.89.N.0/24 no link of this machine uses.
+func freeSubnet(start int) (int, error) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return 0, err
+	}
+	used := map[int]bool{}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok {
+			if ip := n.IP.To4(); ip != nil && ip[0] == 10 && (ip[1] == 89 || ip[1] == 90) {
+				used[int(ip[2])] = true
+			}
+		}
+	}
+	for i := range 250 {
+		if n := (start+i)%250 + 1; !used[n] {
+			return n, nil
+		}
+	}
+	return 0, errors.New("no free network 10.89.N.0/24 on this machine: delete a cluster first")
+}

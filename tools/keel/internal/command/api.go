@@ -1,0 +1,101 @@
+package command
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"keelson.dev/proto/client"
+
+	"keelson.dev/tools/keel/internal/cluster"
+)
+
+// dial connects to the cluster's gRPC API as its administrator.
+func dial(c *cluster.Cluster) (*grpc.ClientConn, error) {
+	cert, err := tls.LoadX509KeyPair(c.Path("pki", "admin", "tls.crt"), c.Path("pki", "admin", "tls.key"))
+	if err != nil {
+		return nil, err
+	}
+	ca, err := os.ReadFile(c.Path("pki", "ca.crt"))
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(ca)
+	return grpc.NewClient(c.GRPC(),
+		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13})),
+		grpc.WithUserAgent("keel"))
+}
+
+// waitNodes waits until every node of the cluster is Ready.
+func waitNodes(ctx context.Context, c *cluster.Cluster, step func(string, ...any)) error {
+	conn, err := dial(c)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	nodes := client.For[*corev1.Node](client.New(conn, "keel"))
+	seen := map[string]bool{}
+	waiting := ""
+	for {
+		waiting = ""
+		for _, n := range c.Nodes {
+			if seen[n.Name] {
+				continue
+			}
+			node, err := nodes.Get(ctx, "", n.Name)
+			switch {
+			case err != nil:
+				waiting = fmt.Sprintf("node %s: %v", n.Name, err)
+			case !usable(node):
+				waiting = fmt.Sprintf("node %s is not Ready: %s", n.Name, notReadyReason(node))
+			default:
+				seen[n.Name] = true
+				step("node %s is Ready", n.Name)
+			}
+		}
+		if waiting == "" {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s", waiting)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// usable: Ready, and no longer waiting for the cloud-controller.
+func usable(n *corev1.Node) bool {
+	for _, t := range n.Spec.Taints {
+		if t.Key == "node.cloudprovider.kubernetes.io/uninitialized" || t.Key == corev1.TaintNodeNotReady {
+			return false
+		}
+	}
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+func notReadyReason(n *corev1.Node) string {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
+			return c.Message
+		}
+	}
+	for _, t := range n.Spec.Taints {
+		return "taint " + t.Key
+	}
+	return "it has not reported yet"
+}

@@ -1,0 +1,115 @@
+package command
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/clientcmd/api"
+
+	"keelson.dev/tools/keel/internal/cluster"
+)
+
+// kubeconfig shows the administrator's kubeconfig, or merges it into the user's.
+func (e *env) kubeconfig() *cobra.Command {
+	var merge bool
+	cmd := &cobra.Command{
+		Use:   "kubeconfig",
+		Short: "Print the path of the cluster's kubeconfig, or merge it into yours",
+		Args:  noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			c, err := cluster.Load(e.home)
+			if err != nil {
+				return err
+			}
+			if !merge {
+				e.say("%s", c.Kubeconfig())
+				return nil
+			}
+			path, err := mergeKubeconfig(c)
+			if err != nil {
+				return err
+			}
+			e.say("context keelson-%s is now in %s", c.ID, path)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&merge, "merge", false, "merge into $KUBECONFIG or ~/.kube/config and make it the current context")
+	return cmd
+}
+
+// writeKubeconfig makes DIR/kubeconfig from the administrator's certificate.
+func writeKubeconfig(c *cluster.Cluster) error {
+	read := func(name string) ([]byte, error) { return os.ReadFile(c.Path("pki", "admin", name)) }
+	ca, err := read("ca.crt")
+	if err != nil {
+		return err
+	}
+	crt, err := read("tls.crt")
+	if err != nil {
+		return err
+	}
+	key, err := read("tls.key")
+	if err != nil {
+		return err
+	}
+	name := "keelson-" + c.ID
+	config := api.NewConfig()
+	config.Clusters[name] = &api.Cluster{Server: "https://" + c.HTTPS(), CertificateAuthorityData: ca}
+	config.AuthInfos[name] = &api.AuthInfo{ClientCertificateData: crt, ClientKeyData: key}
+	config.Contexts[name] = &api.Context{Cluster: name, AuthInfo: name}
+	config.CurrentContext = name
+	data, err := clientcmd.Write(*config)
+	if err != nil {
+		return err
+	}
+	return cluster.WriteFile(c.Kubeconfig(), data, 0o600)
+}
+
+func mergeKubeconfig(c *cluster.Cluster) (string, error) {
+	ours, err := clientcmd.LoadFromFile(c.Kubeconfig())
+	if err != nil {
+		return "", fmt.Errorf("%s: %w; start the cluster with `keel up` first", c.Kubeconfig(), err)
+	}
+	options := clientcmd.NewDefaultPathOptions()
+	user, err := options.GetStartingConfig()
+	if err != nil {
+		return "", err
+	}
+	for name, v := range ours.Clusters {
+		v.LocationOfOrigin = ""
+		user.Clusters[name] = v
+	}
+	for name, v := range ours.AuthInfos {
+		v.LocationOfOrigin = ""
+		user.AuthInfos[name] = v
+	}
+	for name, v := range ours.Contexts {
+		v.LocationOfOrigin = ""
+		user.Contexts[name] = v
+	}
+	user.CurrentContext = ours.CurrentContext
+	return options.GetDefaultFilename(), clientcmd.ModifyConfig(options, *user, true)
+}
+
+// unmergeKubeconfig takes the cluster out of the user's kubeconfig, if it is
+// there.
+func unmergeKubeconfig(c *cluster.Cluster) error {
+	options := clientcmd.NewDefaultPathOptions()
+	user, err := options.GetStartingConfig()
+	if err != nil {
+		return nil // not ours to mend
+	}
+	name := "keelson-" + c.ID
+	if user.Clusters[name] == nil {
+		return nil
+	}
+	delete(user.Clusters, name)
+	delete(user.AuthInfos, name)
+	delete(user.Contexts, name)
+	if user.CurrentContext == name {
+		user.CurrentContext = ""
+	}
+	return clientcmd.ModifyConfig(options, *user, true)
+}

@@ -1,0 +1,219 @@
+package command
+
+import (
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"keelson.dev/proto/client"
+
+	"keelson.dev/tools/keel/internal/cluster"
+	"keelson.dev/tools/keel/internal/hostnet"
+	"keelson.dev/tools/keel/internal/pki"
+	"keelson.dev/tools/keel/internal/process"
+	"keelson.dev/tools/keel/internal/runtime"
+)
+
+// node adds machines to a cluster.
+func (e *env) node() *cobra.Command {
+	cmd := &cobra.Command{Use: "node", Short: "Nodes on other machines"}
+	cmd.AddCommand(e.nodeToken(), e.nodeJoin())
+	return cmd
+}
+
+// nodeToken makes a bootstrap token and prints how to use it.
+func (e *env) nodeToken() *cobra.Command {
+	var ttl time.Duration
+	cmd := &cobra.Command{
+		Use:   "token",
+		Short: "Make a token that lets a machine join, and print the command to run there",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := cluster.Load(e.home)
+			if err != nil {
+				return err
+			}
+			a, err := pki.Open(c.Path("pki"))
+			if err != nil {
+				return err
+			}
+			conn, err := dial(c)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			id, secret := random(6), random(16)
+			_, err = client.For[*corev1.Secret](client.New(conn, "keel")).Create(cmd.Context(), &corev1.Secret{
+				ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: "bootstrap-token-" + id},
+				Type:       corev1.SecretTypeBootstrapToken,
+				StringData: map[string]string{
+					"token-id": id, "token-secret": secret,
+					"expiration":                     time.Now().Add(ttl).UTC().Format(time.RFC3339),
+					"usage-bootstrap-authentication": "true",
+					"auth-extra-groups":              "system:bootstrappers:keelson:default-node-token",
+					"description":                    "made by keel node token",
+				},
+			})
+			if err != nil {
+				return err
+			}
+			e.say("keel node join --server %s:%d --token %s.%s --ca-hash %s", c.Gateway(), c.GRPCPort, id, secret, a.Hash())
+			return nil
+		},
+	}
+	cmd.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long the token may be used")
+	return cmd
+}
+
+// random is n characters of a bootstrap token ([a-z0-9]).
+func random(n int) string {
+	const alphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
+	out := make([]byte, 0, n)
+	var b [1]byte
+	for len(out) < n {
+		if _, err := rand.Read(b[:]); err != nil {
+			panic(err) // crypto/rand never fails on Linux
+		}
+		if b[0] < 252 { // 7 × 36: no character is likelier than another
+			out = append(out, alphabet[b[0]%36])
+		}
+	}
+	return string(out)
+}
+
+var tokenForm = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`)
+
+// nodeJoin makes this machine a node of a cluster elsewhere.
+func (e *env) nodeJoin() *cobra.Command {
+	var server, token, hash, name, zone string
+	cmd := &cobra.Command{
+		Use:   "join",
+		Short: "Make this machine a node of a cluster that runs elsewhere",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needRoot(); err != nil {
+				return err
+			}
+			if !tokenForm.MatchString(token) {
+				return usageError{errors.New("--token: want the form abcdef.0123456789abcdef that `keel node token` prints")}
+			}
+			if name == "" {
+				name, _ = os.Hostname()
+			}
+			if msgs := validation.IsDNS1123Subdomain(name); len(msgs) > 0 {
+				return usageError{fmt.Errorf("--name %q: %s", name, msgs[0])}
+			}
+			ca, local, err := fetchCA(server, hash)
+			if err != nil {
+				return err
+			}
+			return e.join(cmd, server, token, name, zone, ca, local)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&server, "server", "", "host:port of the apiserver's gRPC port")
+	f.StringVar(&token, "token", "", "what `keel node token` printed")
+	f.StringVar(&hash, "ca-hash", "", "sha256:… of the cluster's authority, which `keel node token` printed")
+	f.StringVar(&name, "name", "", "the node's name (default: the host's)")
+	f.StringVar(&zone, "zone", "zone-a", "the node's failure domain")
+	for _, required := range []string{"server", "token", "ca-hash"} {
+		if err := cmd.MarkFlagRequired(required); err != nil {
+			panic(err)
+		}
+	}
+	return cmd
+}
+
+// fetchCA asks the server for its chain and believes the authority in it that
+// has the hash. It returns this machine's address towards the server, too.
+func fetchCA(server, hash string) (ca []byte, local string, err error) {
+	var found *x509.Certificate
+	d := tls.Dialer{
+		NetDialer: &net.Dialer{Timeout: 10 * time.Second},
+		Config: &tls.Config{
+			MinVersion: tls.VersionTLS13,
+			NextProtos: []string{"h2"},
+			// The chain is checked against the hash below, in place of a root that
+			// this machine does not have yet.
+			InsecureSkipVerify: true,
+			VerifyConnection: func(s tls.ConnectionState) error {
+				for _, cert := range s.PeerCertificates {
+					if cert.IsCA && pki.Hash(cert) == hash {
+						found = cert
+						return s.PeerCertificates[0].CheckSignatureFrom(cert)
+					}
+				}
+				return fmt.Errorf("%s is not the cluster of --ca-hash: no authority with that hash", server)
+			},
+		},
+	}
+	conn, err := d.Dial("tcp", server)
+	if err != nil {
+		return nil, "", fmt.Errorf("reach the apiserver: %w", err)
+	}
+	defer conn.Close()
+	local, _, err = net.SplitHostPort(conn.LocalAddr().String())
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: found.Raw}), local, err
+}
+
+func (e *env) join(cmd *cobra.Command, server, token, name, zone string, ca []byte, local string) error {
+	bin, err := programs()
+	if err != nil {
+		return err
+	}
+	progs, err := runtime.Find(filepath.Join(bin, "runtime"))
+	if err != nil {
+		return err
+	}
+	c, err := cluster.Open(cluster.Options{Home: e.home, Nodes: 0, Simulated: 0})
+	if err != nil {
+		return err
+	}
+	c.Joined = &cluster.Joined{GRPC: server, NodeIP: local}
+	c.Nodes = []cluster.Node{{Name: name, IP: local, Zone: zone}}
+	for _, d := range []string{"run", "log", "images", filepath.Join("pki", name)} {
+		if err := os.MkdirAll(c.Path(d), 0o700); err != nil {
+			return err
+		}
+	}
+	err = errors.Join(c.Save(),
+		cluster.WriteFile(c.Path("pki", "ca.crt"), ca, 0o644),
+		cluster.WriteFile(c.Path("pki", name, "ca.crt"), ca, 0o644),
+		cluster.WriteFile(c.Path("pki", "bootstrap-token"), []byte(token), 0o600),
+		hostnet.BlockRanges(c))
+	if err != nil {
+		return err
+	}
+	specs, err := process.Specs(c, bin, progs)
+	if err != nil {
+		return err
+	}
+	if err := dir(c).WriteSpecs(specs); err != nil {
+		return err
+	}
+	ctx := cmd.Context()
+	if err := dir(c).Ensure(ctx, c.Path("log", "supervisor.log"), filepath.Join(bin, "keel"), "supervise", "--home", c.Home); err != nil {
+		return err
+	}
+	if err := e.importImages(ctx, c, progs, bin); err != nil {
+		return explain(ctx, c, err)
+	}
+	if err := waitServices(ctx, c, func(format string, args ...any) { e.say(format, args...) }); err != nil {
+		return explain(ctx, c, err)
+	}
+	e.say("%s has joined; `kubectl get nodes` there shows it", name)
+	return nil
+}

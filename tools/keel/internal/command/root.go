@@ -1,0 +1,106 @@
+// Package command is keel's verbs, one file each. A verb reports what it does in
+// words for a person, fails with what to do next, and exits with 2 for a wrong
+// call and 1 for anything else.
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"keelson.dev/tools/keel/internal/cluster"
+	"keelson.dev/tools/keel/internal/supervise"
+)
+
+// env is what the verbs share.
+type env struct {
+	home string
+	out  io.Writer
+	err  io.Writer
+}
+
+// usageError is a wrong call.
+type usageError struct{ error }
+
+// Run carries out one command line and returns its exit code.
+func Run(ctx context.Context, args []string, out, errOut io.Writer) int {
+	e := &env{out: out, err: errOut}
+	root := &cobra.Command{
+		Use:           "keel",
+		Short:         "Starts, inspects and ends Keelson clusters on this machine",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetOut(out)
+	root.SetErr(errOut)
+	root.SetArgs(args)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.PersistentFlags().StringVar(&e.home, "home", defaultHome(), "directory of the cluster")
+	root.AddCommand(e.up(), e.down(), e.delete(), e.status(), e.image(), e.node(), e.trace(), e.kubeconfig(), e.supervise())
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(errOut, "keel: %v\n", err)
+	var usage usageError
+	if errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") {
+		return 2
+	}
+	return 1
+}
+
+func defaultHome() string {
+	if h := os.Getenv("KEELSON_HOME"); h != "" {
+		return h
+	}
+	return "/var/lib/keelson"
+}
+
+func (e *env) say(format string, args ...any) { fmt.Fprintf(e.out, format+"\n", args...) }
+
+// dir is where a cluster's supervisor keeps its files.
+func dir(c *cluster.Cluster) supervise.Dir { return supervise.Dir(c.Path("run")) }
+
+// programs is the directory of our own programs: keel's own.
+func programs() (string, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Dir(exe)
+	for _, name := range []string{"apiserver", "scheduler", "controller-manager", "cloud-controller", "node"} {
+		if _, err := os.Stat(filepath.Join(bin, name)); err != nil {
+			return "", fmt.Errorf("%s is not beside keel in %s: run `make build`", name, bin)
+		}
+	}
+	return bin, nil
+}
+
+func needRoot() error {
+	if os.Geteuid() != 0 {
+		return errors.New("this needs root (network namespaces, containers): run it with sudo")
+	}
+	return nil
+}
+
+func noArgs(cmd *cobra.Command, args []string) error {
+	if err := cobra.NoArgs(cmd, args); err != nil {
+		return usageError{err}
+	}
+	return nil
+}
+
+func exactArgs(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := cobra.ExactArgs(n)(cmd, args); err != nil {
+			return usageError{err}
+		}
+		return nil
+	}
+}

@@ -1,0 +1,305 @@
+package command
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"keelson.dev/tools/keel/internal/cluster"
+	"keelson.dev/tools/keel/internal/hostnet"
+	"keelson.dev/tools/keel/internal/pki"
+	"keelson.dev/tools/keel/internal/process"
+	"keelson.dev/tools/keel/internal/runtime"
+	"keelson.dev/tools/keel/internal/supervise"
+)
+
+// up starts a cluster, or brings a running one to what is asked for.
+func (e *env) up() *cobra.Command {
+	o := cluster.Options{}
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Start a cluster, or bring a running one to what is asked for",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needRoot(); err != nil {
+				return err
+			}
+			if o.Nodes < -1 || o.Nodes > cluster.MaxNodes {
+				return usageError{fmt.Errorf("--nodes %d: want 0 to %d", o.Nodes, cluster.MaxNodes)}
+			}
+			if o.Simulated < -1 || o.Port < 0 || o.Port > 65534 {
+				return usageError{errors.New("--simulated-nodes and --port must not be negative, and the port below 65535")}
+			}
+			o.Home = e.home
+			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
+			defer cancel()
+			return e.bringUp(ctx, o)
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&o.Nodes, "nodes", -1, "nodes with a container runtime of their own (default 3 for a new cluster)")
+	f.IntVar(&o.Simulated, "simulated-nodes", -1, "nodes that only pretend to run pods, for tests of scale (default 0)")
+	f.IntVar(&o.Port, "port", 0, "the REST port; gRPC takes the next one (default: the first free pair from 6443)")
+	f.BoolVar(&o.Egress, "egress", false, "give nodes and pods a route out of this machine")
+	f.StringVar(&o.OTLPEndpoint, "otlp-endpoint", "", "host:port of an OpenTelemetry collector that also receives the spans")
+	f.DurationVar(&wait, "wait", 2*time.Minute, "how long to wait for everything to be ready")
+	return cmd
+}
+
+func (e *env) bringUp(ctx context.Context, o cluster.Options) error {
+	began := time.Now()
+	bin, err := programs()
+	if err != nil {
+		return err
+	}
+	if o.Nodes < 0 {
+		if _, err := cluster.Load(o.Home); errors.Is(err, cluster.ErrNone) {
+			o.Nodes = 3
+		}
+	}
+	c, err := cluster.Open(o)
+	if err != nil {
+		return err
+	}
+	step := func(format string, args ...any) {
+		e.say("%6.1fs  %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
+	}
+	for _, d := range []string{"run", "log", "images", filepath.Join("cloud", "instances")} {
+		if err := os.MkdirAll(c.Path(d), 0o700); err != nil {
+			return err
+		}
+	}
+	var progs runtime.Programs
+	if len(c.Nodes) > 0 {
+		if progs, err = runtime.Find(filepath.Join(bin, "runtime")); err != nil {
+			return err
+		}
+	}
+	if err := certificates(c); err != nil {
+		return fmt.Errorf("certificates: %w", err)
+	}
+	if err := hostnet.Ensure(c); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	if err := inventory(c); err != nil {
+		return err
+	}
+	specs, err := process.Specs(c, bin, progs)
+	if err != nil {
+		return err
+	}
+	if err := dir(c).WriteSpecs(specs); err != nil {
+		return err
+	}
+	step("certificates, network and configuration of %s", c.Home)
+	if err := dir(c).Ensure(ctx, c.Path("log", "supervisor.log"), filepath.Join(bin, "keel"), "supervise", "--home", c.Home); err != nil {
+		return err
+	}
+	step("%d processes started", len(specs))
+	if err := e.importImages(ctx, c, progs, bin); err != nil {
+		return explain(ctx, c, err)
+	}
+	if err := waitServices(ctx, c, step); err != nil {
+		return explain(ctx, c, err)
+	}
+	if err := waitNodes(ctx, c, step); err != nil {
+		return explain(ctx, c, err)
+	}
+	e.say("\nexport KUBECONFIG=%s", c.Kubeconfig())
+	return nil
+}
+
+// certificates makes what is missing of the cluster's PKI and the kubeconfig.
+func certificates(c *cluster.Cluster) error {
+	a, err := pki.Open(c.Path("pki"))
+	if err != nil {
+		return err
+	}
+	for _, id := range process.Identities(c) {
+		if err := a.Ensure(id); err != nil {
+			return fmt.Errorf("%s: %w", id.Name, err)
+		}
+	}
+	if err := pki.EnsureKey(c.Path("pki", "sa.key")); err != nil {
+		return err
+	}
+	return writeKubeconfig(c)
+}
+
+// instance is a machine as the cloud-controller's local provider reads it.
+type instance struct {
+	Name         string    `json:"name"`
+	ProviderID   string    `json:"providerID"`
+	Zone         string    `json:"zone"`
+	Region       string    `json:"region"`
+	InstanceType string    `json:"instanceType"`
+	Addresses    []address `json:"addresses"`
+	Shutdown     bool      `json:"shutdown"`
+}
+
+type address struct {
+	Type    string `json:"type"`
+	Address string `json:"address"`
+}
+
+// inventory writes the machines of this cluster, and takes away those that left.
+func inventory(c *cluster.Cluster) error {
+	at := c.Path("cloud", "instances")
+	for _, n := range c.Nodes {
+		data, err := json.MarshalIndent(instance{
+			Name: n.Name, ProviderID: "local://" + c.ID + "/" + n.Name,
+			Zone: n.Zone, Region: "local", InstanceType: "namespace",
+			Addresses: []address{{"InternalIP", n.IP}, {"Hostname", n.Name}},
+		}, "", "  ")
+		if err != nil {
+			return err
+		}
+		if err := cluster.WriteFile(filepath.Join(at, n.Name+".json"), data, 0o600); err != nil {
+			return err
+		}
+	}
+	files, err := os.ReadDir(at)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		name := strings.TrimSuffix(f.Name(), ".json")
+		if strings.HasPrefix(name, "node-") && !slices.ContainsFunc(c.Nodes, func(n cluster.Node) bool { return n.Name == name }) {
+			if err := os.Remove(filepath.Join(at, f.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// importImages loads the sandbox image, and what `keel image load` kept, into
+// nodes that lack them.
+func (e *env) importImages(ctx context.Context, c *cluster.Cluster, progs runtime.Programs, bin string) error {
+	files, err := filepath.Glob(c.Path("images", "*.tar"))
+	if err != nil {
+		return err
+	}
+	files = append([]string{filepath.Join(bin, "runtime", "pause.tar")}, files...)
+	errs := make([]error, len(c.Nodes))
+	var wg sync.WaitGroup
+	for i, n := range c.Nodes {
+		wg.Go(func() { errs[i] = importInto(ctx, c, progs, n.Name, files) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func importInto(ctx context.Context, c *cluster.Cluster, progs runtime.Programs, node string, files []string) error {
+	if err := runtime.WaitReady(ctx, runtime.Socket(c, node)); err != nil {
+		return fmt.Errorf("containerd-%s: %w", node, err)
+	}
+	for _, f := range files {
+		mark := c.Path("nodes", node, "containerd", "imported-"+filepath.Base(f))
+		if newer(mark, f) {
+			continue
+		}
+		if _, err := runtime.Import(ctx, progs, c, node, f); err != nil {
+			return fmt.Errorf("containerd-%s: %w", node, err)
+		}
+		if err := os.WriteFile(mark, nil, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func newer(a, b string) bool {
+	sa, errA := os.Stat(a)
+	sb, errB := os.Stat(b)
+	return errA == nil && errB == nil && sa.ModTime().After(sb.ModTime())
+}
+
+// waitServices waits until every process is healthy.
+func waitServices(ctx context.Context, c *cluster.Cluster, step func(string, ...any)) error {
+	seen := map[string]bool{}
+	for {
+		list, err := dir(c).Status(ctx)
+		if err != nil {
+			return err
+		}
+		var waiting *supervise.Status
+		for i, s := range list {
+			if s.Healthy && !seen[s.Name] {
+				seen[s.Name] = true
+				step("%s is ready", s.Name)
+			}
+			if !s.Healthy && waiting == nil {
+				waiting = &list[i]
+			}
+		}
+		if waiting == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return &notReady{*waiting}
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// notReady is a service that did not become ready in time.
+type notReady struct{ supervise.Status }
+
+func (n *notReady) Error() string {
+	return fmt.Sprintf("%s is not ready: %s", n.Name, firstLine(n.Reason))
+}
+
+// explain adds a failing service's last log lines and what to do.
+func explain(ctx context.Context, c *cluster.Cluster, err error) error {
+	var n *notReady
+	if !errors.As(err, &n) {
+		status, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		list, statusErr := dir(c).Status(status)
+		if statusErr != nil {
+			return err
+		}
+		i := slices.IndexFunc(list, func(s supervise.Status) bool { return !s.Healthy })
+		if i < 0 {
+			return err
+		}
+		n = &notReady{list[i]}
+	}
+	return fmt.Errorf("%w\n\nlast lines of %s:\n%s\nThe cluster keeps trying: `keel status --home %s` shows how it goes, `keel up` waits again, `keel delete` removes it", err, n.Log, tail(n.Log, 10), c.Home)
+}
+
+// tail is the last lines of a file.
+func tail(path string, lines int) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return err.Error() + "\n"
+	}
+	defer f.Close()
+	const window = 16 << 10
+	if st, err := f.Stat(); err == nil && st.Size() > window {
+		_, _ = f.Seek(-window, io.SeekEnd)
+	}
+	data, _ := io.ReadAll(f)
+	all := bytes.Split(bytes.TrimRight(data, "\n"), []byte("\n"))
+	all = all[max(0, len(all)-lines):]
+	return "  " + string(bytes.Join(all, []byte("\n  "))) + "\n"
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}

@@ -1,0 +1,163 @@
+// Package process says which processes a cluster is made of, and how each is
+// started. It is the one place that knows the services' flags.
+package process
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"keelson.dev/tools/keel/internal/cluster"
+	"keelson.dev/tools/keel/internal/pki"
+	"keelson.dev/tools/keel/internal/runtime"
+	"keelson.dev/tools/keel/internal/supervise"
+)
+
+// The order in which processes are stopped: who uses a service goes before it.
+const (
+	stopNode = iota
+	stopContainerd
+	stopController
+	stopAPI
+)
+
+// Identities are the certificates of the cluster's processes and its
+// administrator.
+func Identities(c *cluster.Cluster) []pki.Identity {
+	ids := []pki.Identity{
+		{Name: "apiserver", CommonName: "kube-apiserver", Organization: []string{"system:masters"}, Hosts: []string{
+			"localhost", "127.0.0.1", c.Gateway(), firstIP(c.ServiceCIDR),
+			"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + c.Domain,
+		}},
+		{Name: "scheduler", CommonName: "system:kube-scheduler", Hosts: []string{"localhost"}},
+		{Name: "controller-manager", CommonName: "system:kube-controller-manager", Hosts: []string{"localhost"}},
+		{Name: "cloud-controller", CommonName: "system:cloud-controller-manager", Hosts: []string{"localhost"}},
+		{Name: "simulator", CommonName: "system:keelson:simulator", Organization: []string{"system:masters"}},
+		{Name: "admin", CommonName: "kubernetes-admin", Organization: []string{"system:masters"}},
+	}
+	for _, n := range c.Nodes {
+		ids = append(ids, pki.Identity{
+			Name: n.Name, CommonName: "system:node:" + n.Name, Organization: []string{"system:nodes"}, Hosts: []string{n.Name, n.IP},
+		})
+	}
+	return ids
+}
+
+// firstIP is a range's first address after its own.
+func firstIP(cidr string) string {
+	base, _, _ := strings.Cut(cidr, "/")
+	return base[:strings.LastIndex(base, ".")] + ".1"
+}
+
+// Specs are the cluster's processes; bin is the directory of the programs.
+func Specs(c *cluster.Cluster, bin string, p runtime.Programs) ([]supervise.Spec, error) {
+	var specs []supervise.Spec
+	if c.Joined == nil {
+		specs = append(specs, controlPlane(c, bin)...)
+	}
+	for _, n := range c.Nodes {
+		config, err := runtime.Configure(c, p, n.Name)
+		if err != nil {
+			return nil, err
+		}
+		specs = append(specs, containerd(c, p, n, config), node(c, bin, p, n))
+	}
+	if c.Simulated > 0 {
+		spec := service(c, bin, "node", "simulator", stopNode,
+			"--apiserver", c.GRPC(), "--simulated", fmt.Sprint(c.Simulated), "--data-dir", c.Path("simulator"))
+		specs = append(specs, spec)
+	}
+	return specs, nil
+}
+
+func controlPlane(c *cluster.Cluster, bin string) []supervise.Spec {
+	api := service(c, bin, "apiserver", "apiserver", stopAPI,
+		"--name", "apiserver-0",
+		"--data-dir", c.Path("apiserver-0"),
+		"--listen-https", fmt.Sprintf(":%d", c.HTTPSPort),
+		"--listen-grpc", fmt.Sprintf(":%d", c.GRPCPort),
+		"--advertise-address", c.Gateway(),
+		"--service-account-key", c.Path("pki", "sa.key"),
+		"--service-account-issuer", "https://kubernetes.default.svc."+c.Domain,
+		"--service-cluster-ip-range", c.ServiceCIDR,
+		"--default-not-ready-toleration-seconds", "30",
+		"--default-unreachable-toleration-seconds", "30",
+	)
+	api.Name, api.Log = "apiserver-0", c.Path("log", "apiserver-0.log")
+	api.GRPC, api.HTTPS = c.GRPC(), c.HTTPS()
+	return []supervise.Spec{
+		api,
+		service(c, bin, "scheduler", "scheduler", stopController, "--apiserver", c.GRPC(), "--leader-elect"),
+		service(c, bin, "controller-manager", "controller-manager", stopController,
+			"--apiserver", c.GRPC(), "--leader-elect",
+			"--cluster-ca", c.Path("pki"),
+			"--service-account-key", c.Path("pki", "sa.key"),
+			"--cluster-cidr", c.ClusterCIDR,
+			"--local-volume-dir", c.Path("volumes")),
+		service(c, bin, "cloud-controller", "cloud-controller", stopController,
+			"--apiserver", c.GRPC(), "--leader-elect",
+			"--cluster-name", c.ID,
+			"--provider", "local",
+			"--local-inventory", c.Path("cloud", "instances"),
+			"--load-balancer-cidr", c.LoadBalancerCIDR()),
+	}
+}
+
+// service is what all of our own programs have in common.
+func service(c *cluster.Cluster, bin, program, identity string, order int, args ...string) supervise.Spec {
+	health := c.Path("run", identity+".ops")
+	all := append([]string{filepath.Join(bin, program),
+		"--identity", c.Identity(identity), "--ops-address", "unix://" + health, "--log-format", "text"}, args...)
+	if c.OTLPEndpoint != "" {
+		all = append(all, "--otlp-endpoint", c.OTLPEndpoint)
+	}
+	return supervise.Spec{
+		Name: identity, Args: all, Log: c.Path("log", identity+".log"), StopOrder: order, Health: health,
+	}
+}
+
+func containerd(c *cluster.Cluster, p runtime.Programs, n cluster.Node, config string) supervise.Spec {
+	return supervise.Spec{
+		Name:      "containerd-" + n.Name,
+		Args:      []string{p.Containerd, "--config", config},
+		Env:       []string{"PATH=" + p.Dir + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+		Namespace: namespace(c, n),
+		Log:       c.Path("log", "containerd-"+n.Name+".log"),
+		StopOrder: stopContainerd,
+		Socket:    runtime.Socket(c, n.Name),
+	}
+}
+
+// namespace is where a node's processes run: a joined node has a machine of its
+// own and runs in the host's network.
+func namespace(c *cluster.Cluster, n cluster.Node) string {
+	if c.Joined != nil {
+		return ""
+	}
+	return c.Namespace(n.Name)
+}
+
+func node(c *cluster.Cluster, bin string, p runtime.Programs, n cluster.Node) supervise.Spec {
+	args := []string{
+		"--apiserver", c.NodeGRPC(),
+		"--node-name", n.Name,
+		"--node-ip", n.IP,
+		"--data-dir", c.Path("nodes", n.Name, "agent"),
+		"--containerd", "unix://" + runtime.Socket(c, n.Name),
+		"--cni-bin-dir", p.CNI,
+		"--cni-conf-dir", c.Path("nodes", n.Name, "cni"),
+		"--cgroup-root", c.CgroupRoot(n.Name),
+		"--cluster-dns", c.ClusterDNS,
+		"--cluster-domain", c.Domain,
+		"--cluster-cidr", c.ClusterCIDR,
+		"--service-cluster-ip-range", c.ServiceCIDR,
+		"--cloud-provider", "external",
+	}
+	if c.Joined != nil {
+		args = append(args, "--bootstrap-token-file", c.Path("pki", "bootstrap-token"), "--ca-file", c.Path("pki", "ca.crt"))
+	}
+	spec := service(c, bin, "node", n.Name, stopNode, args...)
+	spec.Namespace = namespace(c, n)
+	spec.Sandboxes = runtime.Socket(c, n.Name)
+	return spec
+}

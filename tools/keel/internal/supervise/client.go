@@ -1,0 +1,132 @@
+package supervise
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// ErrDown says that no supervisor runs.
+var ErrDown = errors.New("the cluster is not running")
+
+func (d Dir) do(ctx context.Context, method, path string, into any) error {
+	c := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var dialer net.Dialer
+			return dialer.DialContext(ctx, "unix", d.socket())
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, method, "http://keel"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
+			return ErrDown
+		}
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		msg, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+		return errors.New(strings.TrimSpace(string(msg)))
+	}
+	if into == nil {
+		return nil
+	}
+	return json.NewDecoder(resp.Body).Decode(into)
+}
+
+// Status asks the supervisor; ErrDown if none runs.
+func (d Dir) Status(ctx context.Context) ([]Status, error) {
+	var out []Status
+	return out, d.do(ctx, http.MethodGet, "/status", &out)
+}
+
+// Reload lets the supervisor follow the specs.
+func (d Dir) Reload(ctx context.Context) error { return d.do(ctx, http.MethodPost, "/reload", nil) }
+
+// Stop ends everything, the supervisor included; ErrDown if none runs.
+func (d Dir) Stop(ctx context.Context) error {
+	if err := d.do(ctx, http.MethodPost, "/stop", nil); err != nil {
+		return err
+	}
+	for {
+		if err := d.do(ctx, http.MethodGet, "/status", nil); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Ensure starts the supervisor `args…` in the background unless one runs, and
+// lets it follow the specs.
+func (d Dir) Ensure(ctx context.Context, log string, args ...string) error {
+	err := d.Reload(ctx)
+	if !errors.Is(err, ErrDown) {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(log), 0o755); err != nil {
+		return err
+	}
+	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	for {
+		if _, err := d.Status(ctx); err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-exited:
+			return fmt.Errorf("the supervisor ended (%v); its log is %s", err, log)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// AnyAlive tells whether a process that an earlier supervisor started still
+// runs.
+func (d Dir) AnyAlive() bool {
+	specs, err := d.ReadSpecs()
+	if err != nil {
+		return false
+	}
+	for _, spec := range specs {
+		p := process{dir: d, spec: spec}
+		if _, ok := p.readRecord(); ok {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,234 @@
+package supervise
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sort"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Server is the daemon.
+type Server struct {
+	dir Dir
+	// stopSandboxes ends the pods of a containerd.
+	stopSandboxes func(ctx context.Context, socket string) error
+
+	mu    sync.Mutex
+	procs map[string]*process
+}
+
+// NewServer makes the daemon of a directory.
+func NewServer(dir Dir, stopSandboxes func(context.Context, string) error) *Server {
+	return &Server{dir: dir, procs: map[string]*process{}, stopSandboxes: stopSandboxes}
+}
+
+// Run keeps the processes running until ctx ends (they then go on, for the next
+// supervisor to adopt) or a Stop is asked for (they are ended).
+func (s *Server) Run(ctx context.Context) error {
+	lock, err := os.OpenFile(s.dir.socket()+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return fmt.Errorf("another supervisor runs for %s", s.dir)
+	}
+	_ = os.Remove(s.dir.socket())
+	listener, err := net.Listen("unix", s.dir.socket())
+	if err != nil {
+		return err
+	}
+	if err := s.reload(); err != nil {
+		listener.Close()
+		return err
+	}
+	stopped := make(chan struct{})
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		_ = json.NewEncoder(w).Encode(s.status(r.Context()))
+	})
+	mux.HandleFunc("POST /reload", func(w http.ResponseWriter, r *http.Request) {
+		if err := s.reload(); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		}
+	})
+	var once sync.Once
+	mux.HandleFunc("POST /stop", func(w http.ResponseWriter, r *http.Request) {
+		if err := s.stop(context.WithoutCancel(r.Context())); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		}
+		once.Do(func() { close(stopped) })
+	})
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	case <-stopped:
+	}
+	shutdown, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	_ = server.Shutdown(shutdown)
+	<-served
+	return nil
+}
+
+// reload makes what runs equal to what the specs name.
+func (s *Server) reload() error {
+	specs, err := s.dir.ReadSpecs()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	want := map[string]Spec{}
+	for _, spec := range specs {
+		want[spec.Name] = spec
+	}
+	var ending []*process
+	for name, p := range s.procs {
+		if spec, ok := want[name]; !ok || spec.hash() != p.spec.hash() {
+			p.cancel()
+			ending = append(ending, p)
+			delete(s.procs, name)
+		}
+	}
+	for _, p := range ending {
+		<-p.done
+	}
+	for _, spec := range specs {
+		if s.procs[spec.Name] == nil {
+			s.procs[spec.Name] = start(s.dir, spec)
+		}
+	}
+	return nil
+}
+
+// stop ends every process, in their order, and the pods of the nodes.
+func (s *Server) stop(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	byOrder := map[int][]*process{}
+	var orders []int
+	for _, p := range s.procs {
+		if byOrder[p.spec.StopOrder] == nil {
+			orders = append(orders, p.spec.StopOrder)
+		}
+		byOrder[p.spec.StopOrder] = append(byOrder[p.spec.StopOrder], p)
+	}
+	sort.Ints(orders)
+	var errs []error
+	for _, order := range orders {
+		for _, p := range byOrder[order] {
+			p.cancel()
+		}
+		for _, p := range byOrder[order] {
+			<-p.done
+			delete(s.procs, p.spec.Name)
+			if p.spec.Sandboxes != "" {
+				if err := s.stopSandboxes(ctx, p.spec.Sandboxes); err != nil {
+					errs = append(errs, fmt.Errorf("pods of %s: %w", p.spec.Name, err))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Server) status(ctx context.Context) []Status {
+	s.mu.Lock()
+	procs := make([]*process, 0, len(s.procs))
+	for _, p := range s.procs {
+		procs = append(procs, p)
+	}
+	s.mu.Unlock()
+	sort.Slice(procs, func(i, j int) bool {
+		a, b := procs[i].spec, procs[j].spec
+		if a.StopOrder != b.StopOrder {
+			return a.StopOrder > b.StopOrder
+		}
+		return a.Name < b.Name
+	})
+	out := make([]Status, len(procs))
+	var wg sync.WaitGroup
+	for i, p := range procs {
+		wg.Go(func() { out[i] = p.status(ctx) })
+	}
+	wg.Wait()
+	return out
+}
+
+func (p *process) status(ctx context.Context) Status {
+	p.mu.Lock()
+	st := Status{Name: p.spec.Name, PID: p.pid, GRPC: p.spec.GRPC, HTTPS: p.spec.HTTPS, Restarts: p.restarts, Log: p.spec.Log}
+	lastErr := p.lastErr
+	p.mu.Unlock()
+	if st.PID == 0 {
+		st.Reason = "not running: " + lastErr
+		return st
+	}
+	if err := p.healthy(ctx); err != nil {
+		st.Reason = err.Error()
+		return st
+	}
+	st.Healthy = true
+	return st
+}
+
+func (p *process) healthy(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	var d net.Dialer
+	if p.spec.Health == "" {
+		conn, err := d.DialContext(ctx, "unix", p.spec.Socket)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	}
+	c := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, "unix", p.spec.Health)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://service/readyz?verbose", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, 8<<10))
+		return errors.New(failedChecks(string(body)))
+	}
+	return nil
+}
+
+// failedChecks are the checks that a /readyz answer says have failed.
+func failedChecks(body string) string {
+	var failed []string
+	for line := range strings.Lines(body) {
+		if rest, ok := strings.CutPrefix(line, "[-]"); ok {
+			failed = append(failed, strings.TrimSpace(rest))
+		}
+	}
+	if len(failed) == 0 {
+		return "not ready"
+	}
+	return strings.Join(failed, "; ")
+}

@@ -1,0 +1,138 @@
+// Package waterfall draws a trace as text: a line a span, indented under its
+// parent, with a bar where it lies in time. It must never hide a span.
+package waterfall
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	tracev1 "keelson.dev/proto/keelson/trace/v1"
+)
+
+// Width is the terminal's width as COLUMNS says, or 120.
+func Width() int {
+	if n, err := strconv.Atoi(os.Getenv("COLUMNS")); err == nil && n >= 60 {
+		return n
+	}
+	return 120
+}
+
+// node is a span in its tree.
+type node struct {
+	span     *tracev1.Span
+	children []*node
+}
+
+// Draw writes the waterfall.
+func Draw(w io.Writer, t *tracev1.GetTraceResponse, width int) error {
+	if len(t.Spans) == 0 {
+		_, err := fmt.Fprintf(w, "trace %s: no spans in memory\n", t.TraceId)
+		return err
+	}
+	roots := tree(t.Spans)
+	begin, end := t.Spans[0].StartUnixNano, t.Spans[0].EndUnixNano
+	services := map[string]bool{}
+	missing := 0
+	for _, s := range t.Spans {
+		begin, end = min(begin, s.StartUnixNano), max(end, s.EndUnixNano)
+		services[s.Service] = true
+	}
+	for _, r := range roots {
+		if r.span.ParentSpanId != "" && !r.span.RemoteParent {
+			missing++
+		}
+	}
+	names := make([]string, 0, len(services))
+	for s := range services {
+		names = append(names, s)
+	}
+	slices.Sort(names)
+	fmt.Fprintf(w, "trace %s  %s  %d spans  %s\n", t.TraceId, length(end-begin), len(t.Spans), strings.Join(names, " "))
+	if missing > 0 || t.Dropped {
+		fmt.Fprintf(w, "(%d spans name a parent that is not in memory)\n", missing)
+	}
+	label := min(64, width/2)
+	var draw func(n *node, depth int)
+	draw = func(n *node, depth int) {
+		s := n.span
+		text := strings.Repeat("  ", depth) + s.Service + ": " + s.Name
+		fmt.Fprintf(w, "%s %8s |%s|%s\n", fit(text, label), length(s.EndUnixNano-s.StartUnixNano),
+			bar(s, begin, end, width-label-13), note(s))
+		for _, c := range n.children {
+			draw(c, depth+1)
+		}
+	}
+	for _, r := range roots {
+		draw(r, 0)
+	}
+	return nil
+}
+
+// tree hangs each span under its parent; a span whose parent is absent is a root.
+func tree(spans []*tracev1.Span) []*node {
+	byID := make(map[string]*node, len(spans))
+	for _, s := range spans {
+		byID[s.SpanId] = &node{span: s}
+	}
+	var roots []*node
+	for _, s := range spans {
+		n := byID[s.SpanId]
+		if p := byID[s.ParentSpanId]; p != nil && p != n {
+			p.children = append(p.children, n)
+		} else {
+			roots = append(roots, n)
+		}
+	}
+	byStart := func(a, b *node) int { return int(a.span.StartUnixNano/1e3 - b.span.StartUnixNano/1e3) }
+	for _, n := range byID {
+		slices.SortStableFunc(n.children, byStart)
+	}
+	slices.SortStableFunc(roots, byStart)
+	return roots
+}
+
+func bar(s *tracev1.Span, begin, end int64, width int) string {
+	width = max(width, 10)
+	total := max(end-begin, 1)
+	from := int((s.StartUnixNano - begin) * int64(width) / total)
+	to := int((s.EndUnixNano - begin) * int64(width) / total)
+	from = min(from, width-1)
+	to = min(max(to, from+1), width)
+	return strings.Repeat(" ", from) + strings.Repeat("█", to-from) + strings.Repeat(" ", width-to)
+}
+
+func note(s *tracev1.Span) string {
+	if s.Error != "" {
+		return " ! " + s.Error
+	}
+	if len(s.Links) > 0 {
+		return fmt.Sprintf(" +%d linked", len(s.Links))
+	}
+	return ""
+}
+
+func fit(text string, width int) string {
+	n := utf8.RuneCountInString(text)
+	if n <= width {
+		return text + strings.Repeat(" ", width-n)
+	}
+	return string([]rune(text)[:width-1]) + "…"
+}
+
+func length(ns int64) string {
+	d := time.Duration(ns)
+	switch {
+	case d >= time.Second:
+		return fmt.Sprintf("%.2fs", d.Seconds())
+	case d >= time.Millisecond:
+		return fmt.Sprintf("%.1fms", float64(d)/1e6)
+	default:
+		return fmt.Sprintf("%dµs", d.Microseconds())
+	}
+}
