@@ -9,8 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 
-	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"google.golang.org/protobuf/types/known/anypb"
+	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
 // Post posts body to a subresource of an object of T's kind and returns the

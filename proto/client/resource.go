@@ -11,8 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"google.golang.org/protobuf/types/known/anypb"
+	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
 // Resource is typed access to one kind.

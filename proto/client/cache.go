@@ -1,0 +1,336 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+)
+
+// Key names an object within its kind.
+type Key struct{ Namespace, Name string }
+
+func (k Key) String() string {
+	if k.Namespace == "" {
+		return k.Name
+	}
+	return k.Namespace + "/" + k.Name
+}
+
+// KeyOf is an object's key.
+func KeyOf(obj Object) Key { return Key{obj.GetNamespace(), obj.GetName()} }
+
+// CacheOptions choose what a Cache holds.
+type CacheOptions[T Object] struct {
+	Namespace     string
+	LabelSelector string
+	FieldSelector string
+	// Indexes by name; each maps an object to the values under which ByIndex
+	// finds it.
+	Indexes map[string]func(T) []string
+	// Transform may change an object before it is stored, for instance drop what
+	// nobody reads. It must keep the name, namespace, uid and resourceVersion.
+	Transform func(T) T
+}
+
+// Cache holds the present state of a collection: it lists and watches, resumes
+// where a broken watch ended, and lists again, computing the difference, when
+// the server no longer knows that point. Subscribers see each change once and in
+// order.
+//
+// Its objects are shared: DeepCopy before changing one. Its memory is that of
+// the collection; events are not queued, a subscriber that blocks holds up the
+// cache, and the server then cuts the watch off, to be resumed.
+type Cache[T Object] struct {
+	r    Resource[T]
+	opts CacheOptions[T]
+
+	mu      sync.RWMutex
+	items   map[Key]T
+	indexes map[string]*index[T]
+
+	// deliver is held while an event changes the state and is handed out, so
+	// that a late subscriber joins between two events.
+	deliver     sync.Mutex
+	subscribers []func(Event[T])
+
+	synced   chan struct{}
+	syncOnce sync.Once
+	revision atomic.Uint64
+	lastErr  atomic.Pointer[error]
+
+	// Of Run's goroutine only: where to resume, and the keys seen since the start
+	// of the initial state that is being received (nil outside of it).
+	resume string
+	seen   map[Key]struct{}
+}
+
+// NewCache makes a cache; Run fills it.
+func NewCache[T Object](c *Client, opts CacheOptions[T]) *Cache[T] {
+	return NewCacheOf(For[T](c), opts)
+}
+
+// NewCacheOf makes a cache of a resource, for instance of Metadata.
+func NewCacheOf[T Object](r Resource[T], opts CacheOptions[T]) *Cache[T] {
+	cache := &Cache[T]{
+		r: r, opts: opts,
+		items:   map[Key]T{},
+		indexes: make(map[string]*index[T], len(opts.Indexes)),
+		synced:  make(chan struct{}),
+	}
+	for name, f := range opts.Indexes {
+		cache.indexes[name] = &index[T]{values: f, sets: map[string]map[Key]T{}}
+	}
+	return cache
+}
+
+// Kind is the kind that the cache holds.
+func (c *Cache[T]) Kind() *Kind { return c.r.kind }
+
+// Synced is closed when the initial state is complete and was handed to the
+// subscribers.
+func (c *Cache[T]) Synced() <-chan struct{} { return c.synced }
+
+// Revision is the revision that the state has reached: 0 before the first sync.
+// A write whose resourceVersion is not greater is visible.
+func (c *Cache[T]) Revision() uint64 { return c.revision.Load() }
+
+// Err is why the last watch ended, if none has succeeded since.
+func (c *Cache[T]) Err() error {
+	if p := c.lastErr.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// Subscribe calls f for each change from now on, after the state has changed;
+// what the cache already holds comes first, as Added. Calls come one at a time,
+// in order. f must be quick and must not call Subscribe.
+func (c *Cache[T]) Subscribe(f func(Event[T])) {
+	c.deliver.Lock()
+	defer c.deliver.Unlock()
+	for _, obj := range c.List() {
+		f(Event[T]{Type: Added, Object: obj, ResourceVersion: obj.GetResourceVersion()})
+	}
+	c.subscribers = append(c.subscribers, f)
+}
+
+const (
+	minBackoff = 50 * time.Millisecond
+	maxBackoff = 5 * time.Second
+)
+
+// Run keeps the cache up to date until ctx ends, and then returns nil. Whatever
+// fails is tried again, with a growing delay of up to 5 s; Err tells.
+func (c *Cache[T]) Run(ctx context.Context) error {
+	delay := time.Duration(0)
+	for {
+		progress, err := c.watch(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		switch {
+		case err == nil:
+			// The server closed the stream in order: go on at once, but not in a
+			// busy loop.
+		case apierrors.IsResourceExpired(err) || apierrors.IsGone(err):
+			slog.Debug("watch expired", "resource", c.r.kind.Resource, "revision", c.resume)
+			c.resume = ""
+		default:
+			c.lastErr.Store(&err)
+			slog.Debug("watch broke", "resource", c.r.kind.Resource, "error", err)
+		}
+		if progress {
+			delay = 0
+		} else {
+			delay = min(max(2*delay, minBackoff), maxBackoff)
+		}
+		if delay > 0 {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(delay/2 + rand.N(delay)/2): //nolint:gosec // jitter needs no secrecy.
+			}
+		}
+	}
+}
+
+// watch runs one watch to its end. progress says that it brought something.
+func (c *Cache[T]) watch(ctx context.Context) (progress bool, err error) {
+	o := WatchOptions{
+		Namespace:       c.opts.Namespace,
+		LabelSelector:   c.opts.LabelSelector,
+		FieldSelector:   c.opts.FieldSelector,
+		AllowBookmarks:  true,
+		ResourceVersion: c.resume,
+	}
+	c.seen = nil
+	if c.resume == "" {
+		o.SendInitialEvents = true
+		c.seen = map[Key]struct{}{}
+	}
+	for ev, err := range c.r.Watch(ctx, o) {
+		if err != nil {
+			if c.seen != nil && !progress && streamingListRefused(err) {
+				return c.list(ctx)
+			}
+			return progress, err
+		}
+		if !progress {
+			progress = true
+			c.lastErr.Store(nil)
+		}
+		if err := c.receive(ev); err != nil {
+			return progress, err
+		}
+	}
+	return progress, nil
+}
+
+// streamingListRefused tells a server that does not send initial state in a
+// watch.
+func streamingListRefused(err error) bool {
+	return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err)
+}
+
+// list is the way to the initial state where a watch does not bring it.
+func (c *Cache[T]) list(ctx context.Context) (progress bool, err error) {
+	items, meta, err := c.r.List(ctx, ListOptions{
+		Namespace: c.opts.Namespace, LabelSelector: c.opts.LabelSelector, FieldSelector: c.opts.FieldSelector,
+	})
+	if err != nil {
+		return false, err
+	}
+	for _, obj := range items {
+		if err := c.receive(Event[T]{Type: Added, Object: obj, ResourceVersion: obj.GetResourceVersion()}); err != nil {
+			return false, err
+		}
+	}
+	return true, c.receive(Event[T]{Type: Bookmark, ResourceVersion: meta.ResourceVersion, InitialEnd: true})
+}
+
+// receive takes the next event of the stream.
+func (c *Cache[T]) receive(ev Event[T]) error {
+	c.deliver.Lock()
+	defer c.deliver.Unlock()
+	if c.seen != nil {
+		return c.receiveInitial(ev)
+	}
+	rv, err := strconv.ParseUint(ev.ResourceVersion, 10, 64)
+	if err != nil {
+		return fmt.Errorf("client: watch of %s: resource version %q", c.r.kind.Resource, ev.ResourceVersion)
+	}
+	// A server that starts a resumed watch too early repeats itself; an event
+	// counts once.
+	if ev.Type != Bookmark && rv <= c.revision.Load() {
+		return nil
+	}
+	switch ev.Type {
+	case Added, Modified:
+		c.put(ev)
+	case Deleted:
+		c.remove(KeyOf(ev.Object), ev)
+	}
+	c.advance(ev.ResourceVersion, rv)
+	return nil
+}
+
+// receiveInitial takes an event of the initial state, which may differ from
+// what the cache holds by any number of changes.
+func (c *Cache[T]) receiveInitial(ev Event[T]) error {
+	switch ev.Type {
+	case Added, Modified:
+		key := KeyOf(ev.Object)
+		c.seen[key] = struct{}{}
+		old, ok := c.Get(key.Namespace, key.Name)
+		if ok && old.GetResourceVersion() == ev.Object.GetResourceVersion() {
+			return nil
+		}
+		if ok && old.GetUID() != ev.Object.GetUID() {
+			c.remove(key, Event[T]{Type: Deleted, ResourceVersion: ev.ResourceVersion})
+		}
+		c.put(ev)
+	case Deleted:
+		delete(c.seen, KeyOf(ev.Object))
+		c.remove(KeyOf(ev.Object), ev)
+	case Bookmark:
+		if !ev.InitialEnd {
+			return nil
+		}
+		rv, err := strconv.ParseUint(ev.ResourceVersion, 10, 64)
+		if err != nil {
+			return errors.New("client: the initial state ended without a revision")
+		}
+		for _, obj := range c.List() {
+			key := KeyOf(obj)
+			if _, ok := c.seen[key]; !ok {
+				c.remove(key, Event[T]{Type: Deleted, ResourceVersion: ev.ResourceVersion})
+			}
+		}
+		c.seen = nil
+		c.advance(ev.ResourceVersion, rv)
+		c.syncOnce.Do(func() { close(c.synced) })
+	}
+	return nil
+}
+
+func (c *Cache[T]) advance(resume string, rv uint64) {
+	c.resume = resume
+	c.revision.Store(rv)
+}
+
+// put stores an object and hands out the event.
+func (c *Cache[T]) put(ev Event[T]) {
+	if c.opts.Transform != nil {
+		ev.Object = c.opts.Transform(ev.Object)
+	}
+	key := KeyOf(ev.Object)
+	c.mu.Lock()
+	old, ok := c.items[key]
+	c.items[key] = ev.Object
+	for _, ix := range c.indexes {
+		ix.replace(key, old, ok, ev.Object, true)
+	}
+	c.mu.Unlock()
+	ev.Type = Added
+	if ok {
+		ev.Type, ev.Old = Modified, old
+	}
+	c.publish(ev)
+}
+
+// remove drops an object, if the cache has it, and hands out the event; without
+// an object in ev, the one that the cache had.
+func (c *Cache[T]) remove(key Key, ev Event[T]) {
+	var none T
+	c.mu.Lock()
+	old, ok := c.items[key]
+	delete(c.items, key)
+	for _, ix := range c.indexes {
+		ix.replace(key, old, ok, none, false)
+	}
+	c.mu.Unlock()
+	if !ok {
+		return
+	}
+	if Object(ev.Object) == Object(none) {
+		ev.Object = old
+	} else if c.opts.Transform != nil {
+		ev.Object = c.opts.Transform(ev.Object)
+	}
+	ev.Old = old
+	c.publish(ev)
+}
+
+func (c *Cache[T]) publish(ev Event[T]) {
+	for _, f := range c.subscribers {
+		f(ev)
+	}
+}

@@ -1,0 +1,208 @@
+package clienttest
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"sort"
+	"strconv"
+	"sync"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"keelson.dev/proto/client"
+	resourcev1 "keelson.dev/proto/keelson/resource/v1"
+)
+
+// Server is the in-memory ResourceService.
+type Server struct {
+	resourcev1.UnimplementedResourceServiceServer
+
+	mu       sync.Mutex
+	revision uint64
+	kinds    map[schema.GroupVersionResource]*collection
+	cut      chan struct{} // closed by Cut and then replaced
+	fail     func(method string, ref *resourcev1.Ref) error
+	admit    func(verb string, obj client.Object) error
+	noStream bool
+}
+
+// collection is all objects of a kind and what happened to them.
+type collection struct {
+	kind    *client.Kind
+	objects map[client.Key]client.Object
+	// log holds the changes in order; those up to compacted are gone.
+	log       []change
+	compacted uint64
+	// grown is closed when the log grows, and then replaced.
+	grown chan struct{}
+}
+
+// change is one write; exactly one of obj and old may be nil.
+type change struct {
+	revision    uint64
+	obj, old    client.Object
+	traceparent string
+}
+
+// NewServer makes an empty cluster.
+func NewServer() *Server {
+	return &Server{
+		revision: 1, kinds: map[schema.GroupVersionResource]*collection{}, cut: make(chan struct{}),
+	}
+}
+
+// Cut breaks every running watch off, in the middle of its stream.
+func (s *Server) Cut() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.cut)
+	s.cut = make(chan struct{})
+}
+
+// Compact forgets every change so far: a watch that resumes before now expires.
+func (s *Server) Compact() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.kinds {
+		c.compact(s.revision)
+	}
+}
+
+// RefuseStreamingLists answers BadRequest to send_initial_events, as an old
+// server would.
+func (s *Server) RefuseStreamingLists() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.noStream = true
+}
+
+// Fail sets a function that is asked before each RPC and each write of a
+// Commit; an error is its answer. A *apierrors.StatusError travels as such. nil
+// ends it. method is the RPC's name, for instance "Create".
+func (s *Server) Fail(f func(method string, ref *resourcev1.Ref) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fail = f
+}
+
+// Admit sets a function that may change or refuse an object before it is stored
+// (verb is "create", "update", "delete" or "update/status" and the like). It
+// must not call the server.
+func (s *Server) Admit(f func(verb string, obj client.Object) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.admit = f
+}
+
+// Revision is the revision of the last write.
+func (s *Server) Revision() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.revision
+}
+
+func (s *Server) failure(method string, ref *resourcev1.Ref) error {
+	s.mu.Lock()
+	f := s.fail
+	s.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	return f(method, ref)
+}
+
+// collection finds or makes the collection; s.mu is held.
+func (s *Server) collection(ref *resourcev1.Ref) (*collection, error) {
+	gvr := schema.GroupVersionResource{Group: ref.GetGroup(), Version: ref.GetVersion(), Resource: ref.GetResource()}
+	if c := s.kinds[gvr]; c != nil {
+		return c, nil
+	}
+	k := client.KindForResource(gvr)
+	if k == nil {
+		return nil, apierrors.NewGenericServerResponse(404, "get", gvr.GroupResource(), ref.GetName(),
+			"the server could not find the requested resource", 0, true)
+	}
+	c := &collection{kind: k, objects: map[client.Key]client.Object{}, grown: make(chan struct{})}
+	s.kinds[gvr] = c
+	return c, nil
+}
+
+func (c *collection) resource() schema.GroupResource { return c.kind.GVR().GroupResource() }
+
+// maxLog bounds the changes that a collection remembers.
+const maxLog = 100_000
+
+func (c *collection) compact(revision uint64) {
+	i := sort.Search(len(c.log), func(i int) bool { return c.log[i].revision > revision })
+	c.log = append([]change(nil), c.log[i:]...)
+	c.compacted = max(c.compacted, revision)
+}
+
+// record stores obj (nil deletes) under the next revision; s.mu is held.
+func (s *Server) record(ctx context.Context, c *collection, old, obj client.Object) {
+	s.revision++
+	rv := strconv.FormatUint(s.revision, 10)
+	ch := change{revision: s.revision, old: old, obj: obj}
+	if md, ok := metadata.FromIncomingContext(ctx); ok {
+		if tp := md.Get("traceparent"); len(tp) > 0 {
+			ch.traceparent = tp[0]
+		}
+	}
+	if obj != nil {
+		obj.SetResourceVersion(rv)
+		c.objects[client.KeyOf(obj)] = obj
+	} else {
+		delete(c.objects, client.KeyOf(old))
+	}
+	c.log = append(c.log, ch)
+	if len(c.log) > maxLog {
+		c.compact(c.log[len(c.log)/2].revision)
+	}
+	close(c.grown)
+	c.grown = make(chan struct{})
+}
+
+func (s *Server) get(c *collection, ref *resourcev1.Ref) (client.Object, error) {
+	obj := c.objects[client.Key{Namespace: ref.GetNamespace(), Name: ref.GetName()}]
+	if obj == nil {
+		return nil, apierrors.NewNotFound(c.resource(), ref.GetName())
+	}
+	return obj, nil
+}
+
+func clone(obj client.Object) client.Object { return obj.DeepCopyObject().(client.Object) }
+
+// encode makes the Any of an object that is not changed any more.
+func encode(obj client.Object) (*anypb.Any, error) { return client.Encode(obj) }
+
+// decode reads an Any that must hold the kind.
+func decode(k *client.Kind, a *anypb.Any) (client.Object, error) {
+	if want := "type.googleapis.com/" + k.ProtoName; a.GetTypeUrl() != want {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("the body is a %q where a %q is due", a.GetTypeUrl(), want))
+	}
+	obj := k.New()
+	if err := obj.Unmarshal(a.GetValue()); err != nil {
+		return nil, apierrors.NewBadRequest("the body does not decode: " + err.Error())
+	}
+	return obj, nil
+}
+
+// part is a field of an object's Go struct, for instance "Status"; not valid
+// where the kind has none.
+func part(obj client.Object, name string) reflect.Value {
+	return reflect.ValueOf(obj).Elem().FieldByName(name)
+}
+
+// rpcError turns any error into what travels.
+func rpcError(err error) error {
+	if se, ok := err.(apierrors.APIStatus); ok { //nolint:errorlint // statuses are made here and never wrapped.
+		s := se.Status()
+		return client.ToStatus(&s)
+	}
+	return err
+}
