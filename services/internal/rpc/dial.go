@@ -1,9 +1,11 @@
 package rpc
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/stats"
 
+	"keelson.dev/proto/client"
 	"keelson.dev/services/internal/identity"
 )
 
@@ -61,14 +64,35 @@ func Dial(id *identity.Source, endpoints []string, userAgent string, options ...
 	}
 	endpointsResolver := manual.NewBuilderWithScheme("keelson")
 	endpointsResolver.InitialState(state)
+	options = slices.Concat([]grpc.DialOption{
+		grpc.WithResolvers(endpointsResolver),
+		grpc.WithUserAgent(userAgent),
+	}, dialOptions(id), options)
+	conn, err := grpc.NewClient("keelson:///"+strings.Join(endpoints, ","), options...)
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", strings.Join(endpoints, ","), err)
+	}
+	conn.Connect()
+	return conn, nil
+}
+
+// Client makes a client of the cluster over a connection of its own, like Dial's.
+func Client(_ context.Context, id *identity.Source, endpoints []string, userAgent string, options ...grpc.DialOption) (*client.Client, error) {
+	return client.Dial(client.Config{
+		Endpoints:   endpoints,
+		UserAgent:   userAgent,
+		DialOptions: append(dialOptions(id), options...),
+	})
+}
+
+// dialOptions are what every connection of a service has.
+func dialOptions(id *identity.Source) []grpc.DialOption {
 	creds := insecure.NewCredentials()
 	if id != nil {
 		creds = id.ClientCredentials()
 	}
-	options = append([]grpc.DialOption{
-		grpc.WithResolvers(endpointsResolver),
+	return []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
-		grpc.WithUserAgent(userAgent),
 		grpc.WithDefaultServiceConfig(serviceConfig),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithSharedWriteBuffer(true),
@@ -84,11 +108,5 @@ func Dial(id *identity.Source, endpoints []string, userAgent string, options ...
 			otelgrpc.WithMeterProvider(noopmetric.NewMeterProvider()),
 			otelgrpc.WithFilter(func(info *stats.RPCTagInfo) bool { return traced(info.FullMethodName) }),
 		)),
-	}, options...)
-	conn, err := grpc.NewClient("keelson:///"+strings.Join(endpoints, ","), options...)
-	if err != nil {
-		return nil, fmt.Errorf("dial %s: %w", strings.Join(endpoints, ","), err)
 	}
-	conn.Connect()
-	return conn, nil
 }
