@@ -209,7 +209,7 @@ func Remove(c *cluster.Cluster) error {
 		name := l.Attrs().Name
 		switch {
 		case name == c.Bridge() || strings.HasPrefix(name, "kv"+c.ID+"-"):
-			if err := netlink.LinkDel(l); err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) {
+			if err := netlink.LinkDel(l); err != nil && !errors.Is(err, syscall.ENODEV) {
 				errs = append(errs, fmt.Errorf("link %s: %w", name, err))
 			}
 		case strings.HasPrefix(name, "ks") && l.Type() == "bridge":

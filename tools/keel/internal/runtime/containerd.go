@@ -170,14 +170,17 @@ func appArmor() bool {
 // Import loads an image archive (docker's or OCI's form) into a node.
 func Import(ctx context.Context, p Programs, c *cluster.Cluster, node, file string) ([]string, error) {
 	cmd := exec.CommandContext(ctx, p.Ctr, "--address", Socket(c, node), "--namespace", "k8s.io", "images", "import", "--local", "--snapshotter", snapshotter(c.Path("nodes", node, "containerd")), file)
-	out, err := cmd.CombinedOutput()
+	var problems bytes.Buffer
+	cmd.Stderr = &problems
+	out, err := cmd.Output()
 	if err != nil {
-		return nil, fmt.Errorf("%s: import %s: %w: %s", node, file, err, bytes.TrimSpace(out))
+		return nil, fmt.Errorf("%s: import %s: %w: %s", node, file, err, bytes.TrimSpace(problems.Bytes()))
 	}
 	var names []string
 	for line := range strings.Lines(string(out)) {
-		if f := strings.Fields(line); len(f) > 0 && strings.Contains(f[0], ":") {
-			names = append(names, f[0])
+		// "unpacking NAME (DIGEST)...done"
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "unpacking" {
+			names = append(names, f[1])
 		}
 	}
 	return names, nil

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Style and the arrows between modules.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+. "$root/scripts/versions.env"
+cd "$root"
+unformatted=$(git ls-files '*.go' | grep -vE '\.pb\.go$' | xargs gofmt -l)
+[ -z "$unformatted" ] || { printf 'not gofmt-ed:\n%s\n' "$unformatted"; exit 1; }
+
+# Arrows point one way: proto ← services/internal ← each service; tools and e2e
+# see proto alone.
+fail=0
+check() { # MODULE FORBIDDEN…
+	local module=$1 pattern
+	shift
+	for pattern in "$@"; do
+		if git grep -nE "^[[:space:]]*([a-z]+ )?\"$pattern" -- "$module/*.go"; then
+			echo "$module must not import $pattern" >&2
+			fail=1
+		fi
+	done
+}
+check proto 'keelson.dev/(services|tools|e2e)'
+check services/internal 'keelson.dev/services/(apiserver|scheduler|controller-manager|cloud-controller|node)' 'keelson.dev/(tools|e2e)'
+for s in apiserver scheduler controller-manager cloud-controller node; do
+	for o in apiserver scheduler controller-manager cloud-controller node; do
+		[ "$s" = "$o" ] || check "services/$s" "keelson.dev/services/$o"
+	done
+	check "services/$s" 'keelson.dev/(tools|e2e)'
+done
+check services 'k8s.io/kubernetes/' 'k8s.io/apiserver/pkg/(server|endpoints|registry|storage)' 'sigs.k8s.io/controller-runtime'
+check tools 'keelson.dev/(services|e2e)'
+check e2e 'keelson.dev/(services|tools)'
+if git grep -nE 'time\.Sleep\(' -- '*_test.go'; then echo "tests wait on a condition, they do not sleep" >&2; fail=1; fi
+if git grep -nE '\b[tb]\.Skip' -- '*_test.go'; then echo "a skipped test checks nothing" >&2; fail=1; fi
+[ $fail -eq 0 ]
+for m in proto services/internal services/apiserver services/scheduler services/controller-manager services/cloud-controller services/node tools e2e; do
+	(cd "$m" && go vet ./...)
+done

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# What CI runs. Unit tests of every module (with the race detector where
+# goroutines meet), the modules each alone, then black-box tests on the built
+# programs.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$root"
+scripts/install-packages.sh nftables iptables iproute2 containernetworking-plugins conntrack dnsutils curl procps
+scripts/lint.sh
+echo "== each module alone"
+for m in proto services/internal services/apiserver services/scheduler services/controller-manager services/cloud-controller services/node tools e2e; do
+	(cd "$m" && GOWORK=off go build ./...)
+done
+echo "== unit tests"
+for m in proto services/internal services/apiserver services/scheduler services/controller-manager services/cloud-controller services/node tools; do
+	(cd "$m" && go test -timeout 10m ./...)
+done
+echo "== race"
+(cd proto && go test -race -timeout 10m ./client/...)
+(cd services/internal && go test -race -timeout 10m ./...)
+echo "== end to end"
+scripts/e2e.sh
