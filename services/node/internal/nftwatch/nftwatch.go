@@ -1,0 +1,158 @@
+// Package nftwatch notices that another program changed an nftables table, through
+// the kernel's notifications.
+//
+// It must never change a table.
+package nftwatch
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// receiveBuffer holds the notifications of a large transaction of our own.
+const receiveBuffer = 4 << 20
+
+// datagram is more than the kernel puts into one notification datagram.
+const datagram = 1 << 16
+
+// Watch notices transactions of other programs on one table.
+//
+// A notification is queued on the socket before the nft program that caused it
+// ends. So what is queued when a transaction of ours has ended is ours, and
+// whatever comes at another time is not. (A foreign transaction that falls into
+// the milliseconds of one of ours is taken for ours and repaired at the next.)
+type Watch struct {
+	// Foreign receives after one or more transactions that were not ours.
+	Foreign <-chan struct{}
+	foreign chan struct{}
+	socket  *os.File
+	conn    syscall.RawConn
+	table   string
+	wg      sync.WaitGroup
+	// mu is held by the reader while it receives and judges, and by Own while
+	// a transaction of ours runs and its notifications are drained.
+	mu sync.Mutex
+}
+
+// Table watches a table of the family ip in the network namespace of the calling
+// thread.
+func Table(table string) (*Watch, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("netlink socket: %w", err)
+	}
+	foreign := make(chan struct{}, 1)
+	w := &Watch{Foreign: foreign, foreign: foreign, socket: os.NewFile(uintptr(fd), "nftables notifications"), table: table}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer); err != nil {
+		w.socket.Close()
+		return nil, fmt.Errorf("receive buffer: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)}); err != nil {
+		w.socket.Close()
+		return nil, fmt.Errorf("subscribe: %w", err)
+	}
+	if w.conn, err = w.socket.SyscallConn(); err != nil {
+		w.socket.Close()
+		return nil, fmt.Errorf("netlink socket: %w", err)
+	}
+	w.wg.Go(w.read)
+	return w, nil
+}
+
+// Own runs a transaction of ours and forgets what it caused.
+func (w *Watch) Own(transaction func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	transaction()
+	buf := make([]byte, datagram)
+	_ = w.conn.Control(func(fd uintptr) { w.drain(int(fd), buf) })
+}
+
+// read waits for notifications until the socket is closed.
+func (w *Watch) read() {
+	buf := make([]byte, datagram)
+	for {
+		touched := false
+		err := w.conn.Read(func(fd uintptr) bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			touched = w.drain(int(fd), buf)
+			return touched
+		})
+		if err != nil {
+			return
+		}
+		select {
+		case w.foreign <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// drain receives what is queued and says whether any of it touches the table.
+func (w *Watch) drain(fd int, buf []byte) bool {
+	touched := false
+	for {
+		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
+		switch {
+		case err == nil:
+			touched = touched || w.touches(buf[:n])
+		case errors.Is(err, unix.ENOBUFS):
+			touched = true // something was lost: assume the worst
+		case errors.Is(err, unix.EINTR):
+		default:
+			return touched
+		}
+	}
+}
+
+// touches says whether a datagram speaks of a change in the table.
+func (w *Watch) touches(b []byte) bool {
+	for len(b) >= unix.NLMSG_HDRLEN {
+		size := int(binary.NativeEndian.Uint32(b))
+		kind := binary.NativeEndian.Uint16(b[4:])
+		if size < unix.NLMSG_HDRLEN || size > len(b) {
+			return false
+		}
+		if kind>>8 == unix.NFNL_SUBSYS_NFTABLES && kind&0xff != unix.NFT_MSG_NEWGEN && tableOf(b[unix.NLMSG_HDRLEN:size]) == w.table {
+			return true
+		}
+		b = b[min((size+3)&^3, len(b)):]
+	}
+	return false
+}
+
+// tableOf reads the table's name, which is attribute 1 of every kind of object,
+// from a message that starts with a struct nfgenmsg (4 bytes: family, version,
+// resource id). Other families' tables of the same name are not ours.
+func tableOf(b []byte) string {
+	const genmsg, attrHeader, tableAttr = 4, 4, 1
+	if len(b) < genmsg || b[0] != unix.NFPROTO_IPV4 {
+		return ""
+	}
+	b = b[genmsg:]
+	for len(b) >= attrHeader {
+		size := int(binary.NativeEndian.Uint16(b))
+		kind := binary.NativeEndian.Uint16(b[2:]) & 0x3fff
+		if size < attrHeader || size > len(b) {
+			return ""
+		}
+		if kind == tableAttr {
+			return unix.ByteSliceToString(b[attrHeader:size])
+		}
+		b = b[min((size+3)&^3, len(b)):]
+	}
+	return ""
+}
+
+// Close ends the watch.
+func (w *Watch) Close() {
+	w.socket.Close()
+	w.wg.Wait()
+}

@@ -1,0 +1,83 @@
+package proxy
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// cleanConntrack ends UDP flows that go where no new flow would go: to a former
+// endpoint, or to a Service's own address from a time when it had no endpoint.
+// UDP has no end of its own, so such a flow would last as long as a client
+// keeps sending. TCP connections are left alone. It looks at the flows only when
+// a UDP port's endpoints changed.
+func cleanConntrack(s *syncer) error {
+	if !s.udpChanged {
+		return nil
+	}
+	filter := newUDPFilter(s.node, s.state, s.gone)
+	if len(filter.byAddr)+len(filter.byPort) == 0 {
+		s.udpChanged = false
+		return nil
+	}
+	_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter)
+	if err != nil {
+		return fmt.Errorf("conntrack: %w", err)
+	}
+	s.udpChanged = false
+	s.gone = nil
+	return nil
+}
+
+// udpFilter matches the flows to end.
+type udpFilter struct {
+	nodeAddresses []netip.Addr
+	byAddr        map[netip.AddrPort]udpPort
+	byPort        map[uint16]udpPort
+}
+
+func newUDPFilter(node Node, st *state, gone []udpPort) *udpFilter {
+	f := &udpFilter{nodeAddresses: node.Addresses, byAddr: map[netip.AddrPort]udpPort{}, byPort: map[uint16]udpPort{}}
+	add := func(list []udpPort) {
+		for _, u := range list {
+			if u.addr.IsValid() {
+				f.byAddr[netip.AddrPortFrom(u.addr, u.port)] = u
+			} else {
+				f.byPort[u.port] = u
+			}
+		}
+	}
+	add(gone) // a Service that took such a front over replaces it
+	for _, frag := range st.fragments {
+		add(frag.udp)
+	}
+	return f
+}
+
+// MatchConntrackFlow is called by netlink for every flow.
+func (f *udpFilter) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	if flow.Forward.Protocol != unix.IPPROTO_UDP {
+		return false
+	}
+	dst, ok1 := netip.AddrFromSlice(flow.Forward.DstIP.To4())
+	src, ok2 := netip.AddrFromSlice(flow.Reverse.SrcIP.To4())
+	if !ok1 || !ok2 {
+		return false
+	}
+	return f.stale(netip.AddrPortFrom(dst, flow.Forward.DstPort), netip.AddrPortFrom(src, flow.Reverse.SrcPort))
+}
+
+// stale says whether a flow to a front, answered by target, must end.
+func (f *udpFilter) stale(front, target netip.AddrPort) bool {
+	u, ok := f.byAddr[front]
+	if !ok {
+		if u, ok = f.byPort[front.Port()]; !ok || !slices.Contains(f.nodeAddresses, front.Addr()) {
+			return false
+		}
+	}
+	_, current := u.targets[target]
+	return !current
+}

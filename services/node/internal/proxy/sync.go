@@ -1,0 +1,140 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/knftables"
+)
+
+// syncer owns the table: what is in it, and what should be.
+type syncer struct {
+	node  Node
+	nft   knftables.Interface
+	state *state
+	// full makes the next sync replace the table.
+	full      bool
+	conflicts []conflict
+	// udpChanged is true when the targets of a UDP port changed since the
+	// last look at conntrack.
+	udpChanged bool
+	// gone are UDP fronts that no Service has any more.
+	gone []udpPort
+}
+
+func newSyncer(node Node, nft knftables.Interface) *syncer {
+	return &syncer{node: node, nft: nft, state: newState()}
+}
+
+// setZone notes the node's zone; a new one changes everybody's hints.
+func (s *syncer) setZone(zone string) {
+	if zone != s.node.Zone {
+		s.node.Zone = zone
+		s.full = true
+	}
+}
+
+// sync brings the table to what the listing wants, looking at the given
+// Services only unless a full sync is due. After an error the table is as it
+// was, and the caller must ask for a full sync.
+func (s *syncer) sync(ctx context.Context, list Listing, keys []types.NamespacedName) (Applied, error) {
+	if s.full {
+		return s.replace(ctx, list)
+	}
+	d := newDelta()
+	for _, key := range keys {
+		var f *fragment
+		if svc, ok := list.Service(key.Namespace, key.Name); ok {
+			f = plan(s.node, svc, list.ServiceSlices(key.Namespace, key.Name))
+		}
+		s.noteUDP(s.state.fragments[key], f)
+		s.state.put(key, f, d)
+	}
+	s.conflicts = append(s.conflicts, d.conflicts...)
+	if d.empty() {
+		return Applied{Services: len(keys)}, nil
+	}
+	tx := s.nft.NewTransaction()
+	d.into(tx)
+	if err := s.nft.Run(ctx, tx); err != nil {
+		return Applied{}, fmt.Errorf("apply change to table %s: %w", TableName, err)
+	}
+	return Applied{Services: len(keys), Operations: tx.NumOperations()}, nil
+}
+
+// replace builds the table anew. Old and new are exchanged in one transaction.
+func (s *syncer) replace(ctx context.Context, list Listing) (Applied, error) {
+	next := newState()
+	d := newDelta()
+	services := list.Services()
+	for _, svc := range services {
+		key := types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}
+		if f := plan(s.node, svc, list.ServiceSlices(svc.Namespace, svc.Name)); f != nil {
+			next.put(key, f, d)
+		}
+	}
+	tx := s.nft.NewTransaction()
+	tx.Add(&knftables.Table{})
+	tx.Delete(&knftables.Table{})
+	skeleton(tx, s.node)
+	d.into(tx)
+	if err := s.nft.Run(ctx, tx); err != nil {
+		return Applied{}, fmt.Errorf("replace table %s: %w", TableName, err)
+	}
+	s.state = next
+	s.full = false
+	s.udpChanged = true
+	s.conflicts = append(s.conflicts, d.conflicts...)
+	return Applied{Services: len(services), Full: true, Operations: tx.NumOperations()}, nil
+}
+
+func (s *syncer) noteUDP(old, next *fragment) {
+	var a, b []udpPort
+	if old != nil {
+		a = old.udp
+	}
+	if next != nil {
+		b = next.udp
+	}
+	if slices.EqualFunc(a, b, udpPort.equal) {
+		return
+	}
+	s.udpChanged = true
+	for _, u := range a {
+		if !slices.ContainsFunc(b, u.sameFront) {
+			s.gone = append(s.gone, udpPort{addr: u.addr, port: u.port})
+		}
+	}
+}
+
+func (u udpPort) sameFront(v udpPort) bool { return u.addr == v.addr && u.port == v.port }
+
+func (u udpPort) equal(v udpPort) bool {
+	if !u.sameFront(v) || len(u.targets) != len(v.targets) {
+		return false
+	}
+	for t := range u.targets {
+		if _, ok := v.targets[t]; !ok {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *syncer) takeConflicts() []conflict {
+	c := s.conflicts
+	s.conflicts = nil
+	return c
+}
+
+func (s *syncer) health() []localHealth {
+	var out []localHealth
+	for _, f := range s.state.fragments {
+		if f.health != nil {
+			out = append(out, *f.health)
+		}
+	}
+	return out
+}
