@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -59,7 +60,7 @@ type Cache[T Object] struct {
 	// deliver is held while an event changes the state and is handed out, so
 	// that a late subscriber joins between two events.
 	deliver     sync.Mutex
-	subscribers []func(Event[T])
+	subscribers []*func(Event[T])
 
 	synced   chan struct{}
 	syncOnce sync.Once
@@ -112,14 +113,21 @@ func (c *Cache[T]) Err() error {
 
 // Subscribe calls f for each change from now on, after the state has changed;
 // what the cache already holds comes first, as Added. Calls come one at a time,
-// in order. f must be quick and must not call Subscribe.
-func (c *Cache[T]) Subscribe(f func(Event[T])) {
+// in order. f must be quick and must not call Subscribe. After the returned
+// function has returned, f is not called any more; f must not call it.
+func (c *Cache[T]) Subscribe(f func(Event[T])) (unsubscribe func()) {
 	c.deliver.Lock()
 	defer c.deliver.Unlock()
 	for _, obj := range c.List() {
 		f(Event[T]{Type: Added, Object: obj, ResourceVersion: obj.GetResourceVersion()})
 	}
-	c.subscribers = append(c.subscribers, f)
+	entry := &f
+	c.subscribers = append(c.subscribers, entry)
+	return func() {
+		c.deliver.Lock()
+		defer c.deliver.Unlock()
+		c.subscribers = slices.DeleteFunc(c.subscribers, func(e *func(Event[T])) bool { return e == entry })
+	}
 }
 
 const (
@@ -331,6 +339,6 @@ func (c *Cache[T]) remove(key Key, ev Event[T]) {
 
 func (c *Cache[T]) publish(ev Event[T]) {
 	for _, f := range c.subscribers {
-		f(ev)
+		(*f)(ev)
 	}
 }

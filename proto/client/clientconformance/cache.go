@@ -92,8 +92,12 @@ func testCache(t *testing.T, s *suite) {
 	}
 
 	late := &recorder{t: t, now: map[string]*corev1.ConfigMap{}}
-	cache.Subscribe(late.event)
+	unsubscribe := cache.Subscribe(late.event)
 	equal(t, "events of a late subscriber", len(late.events()), 3)
+	unsubscribe()
+	s.create(t, "unheard", "v", "0")
+	eventually(t, "the next event", func() bool { return len(rec.events()) == len(want)+1 })
+	equal(t, "events of one who has left", len(late.events()), 3)
 }
 
 // testCacheCut writes while the cache's connection is cut again and again: every
