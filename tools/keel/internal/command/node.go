@@ -20,9 +20,9 @@ import (
 
 	"keelson.dev/proto/client"
 
+	"keelson.dev/tools/internal/pki"
 	"keelson.dev/tools/keel/internal/cluster"
 	"keelson.dev/tools/keel/internal/hostnet"
-	"keelson.dev/tools/keel/internal/pki"
 	"keelson.dev/tools/keel/internal/process"
 	"keelson.dev/tools/keel/internal/runtime"
 )

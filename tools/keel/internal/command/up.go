@@ -16,9 +16,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"keelson.dev/tools/internal/pki"
 	"keelson.dev/tools/keel/internal/cluster"
 	"keelson.dev/tools/keel/internal/hostnet"
-	"keelson.dev/tools/keel/internal/pki"
 	"keelson.dev/tools/keel/internal/process"
 	"keelson.dev/tools/keel/internal/runtime"
 	"keelson.dev/tools/keel/internal/supervise"

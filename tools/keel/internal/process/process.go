@@ -7,8 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"keelson.dev/tools/internal/pki"
 	"keelson.dev/tools/keel/internal/cluster"
-	"keelson.dev/tools/keel/internal/pki"
 	"keelson.dev/tools/keel/internal/runtime"
 	"keelson.dev/tools/keel/internal/supervise"
 )

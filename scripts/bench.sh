@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Measures the README's figures. ONLY=name,… selects some.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$root/tools" && go build -buildvcs=false -o "$root/.tools/bin/bench" ./bench
+exec "$root/.tools/bin/bench" --bin "$root/bin" --only "${ONLY:-}"
