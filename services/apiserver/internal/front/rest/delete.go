@@ -1,0 +1,137 @@
+package rest
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	kjson "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
+
+	"keelson.dev/services/apiserver/internal/codec"
+	"keelson.dev/services/apiserver/internal/front/rest/negotiate"
+	"keelson.dev/services/apiserver/internal/pipeline"
+)
+
+// deleteOptions reads the options of a delete from the body or, without one, from
+// the query.
+func (x *exchange) deleteOptions() (*metav1.DeleteOptions, bool) {
+	data, ok := x.data()
+	if !ok {
+		return nil, false
+	}
+	options := &metav1.DeleteOptions{}
+	if len(data) > 0 {
+		encoding, ok := negotiate.Body(x.r.Header.Get("Content-Type"))
+		if !ok {
+			x.refuse(x.verb, errUnsupported(negotiate.BodyTypes))
+			return nil, false
+		}
+		if err := decodeDeleteOptions(data, encoding, options); err != nil {
+			x.refuse(x.verb, apierrors.NewBadRequest(err.Error()))
+			return nil, false
+		}
+	} else if q := &x.query; q.HasDeleteOptions {
+		options.GracePeriodSeconds = q.GracePeriodSeconds
+		options.PropagationPolicy = (*metav1.DeletionPropagation)(q.PropagationPolicy)
+		//lint:ignore SA1019 old clients still send it
+		options.OrphanDependents = q.OrphanDependents
+		options.DryRun = q.DryRun
+	}
+	if !x.checkOptions("DeleteOptions", validation.ValidateDeleteOptions(options)) {
+		return nil, false
+	}
+	return options, true
+}
+
+// decodeDeleteOptions accepts DeleteOptions of any group and version, as Kubernetes
+// registers them everywhere.
+func decodeDeleteOptions(data []byte, encoding negotiate.Encoding, into *metav1.DeleteOptions) error {
+	kind := ""
+	switch encoding {
+	case negotiate.Protobuf:
+		_, declared, raw, err := codec.OpenEnvelope(data)
+		if err != nil {
+			return err
+		}
+		if err := unmarshal(raw, into); err != nil {
+			return err
+		}
+		kind = declared
+	case negotiate.YAML:
+		converted, err := yaml.YAMLToJSON(data)
+		if err != nil {
+			return err
+		}
+		data = converted
+		fallthrough
+	default:
+		if err := codec.CheckDepth(data); err != nil {
+			return err
+		}
+		if err := kjson.UnmarshalCaseSensitivePreserveInts(data, into); err != nil {
+			return err
+		}
+		kind = into.Kind
+	}
+	if kind != "" && kind != "DeleteOptions" {
+		return fmt.Errorf("decoded object cannot be converted to DeleteOptions: it is a %s", kind)
+	}
+	return nil
+}
+
+// unmarshal shields from generated decoders that panic on hostile input.
+func unmarshal(raw []byte, into interface{ Unmarshal([]byte) error }) (err error) {
+	defer func() {
+		if recover() != nil {
+			err = errors.New("malformed protobuf message")
+		}
+	}()
+	return into.Unmarshal(raw)
+}
+
+// pipelineDelete turns Kubernetes' options into the pipeline's.
+func (x *exchange) pipelineDelete(o *metav1.DeleteOptions) pipeline.DeleteOptions {
+	return pipeline.DeleteOptions{
+		WriteOptions:       pipeline.WriteOptions{DryRun: len(o.DryRun) > 0, UserAgent: x.r.UserAgent()},
+		Preconditions:      o.Preconditions,
+		GracePeriodSeconds: o.GracePeriodSeconds,
+		PropagationPolicy:  o.PropagationPolicy,
+		//lint:ignore SA1019 old clients still send it
+		OrphanDependents: o.OrphanDependents,
+	}
+}
+
+func (x *exchange) delete() {
+	options, ok := x.deleteOptions()
+	if !ok {
+		return
+	}
+	out, err := x.h.api.Delete(x.ctx, x.target(), x.pipelineDelete(options))
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	code := http.StatusOK
+	//lint:ignore SA1019 old clients still send it
+	if orphan := options.OrphanDependents; !out.Gone && orphan != nil && !*orphan {
+		code = http.StatusAccepted
+	}
+	x.outcome(code, out)
+}
+
+func (x *exchange) deleteCollection() {
+	options, ok := x.deleteOptions()
+	if !ok {
+		return
+	}
+	list, err := x.h.api.DeleteCollection(x.ctx, x.target(), x.listOptions(), x.pipelineDelete(options))
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.writeList(list)
+}

@@ -1,0 +1,101 @@
+package rest
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// errNotFound is the answer for a path that names nothing.
+func errNotFound() error {
+	return apierrors.NewGenericServerResponse(http.StatusNotFound, "", schema.GroupResource{}, "", "", 0, false)
+}
+
+// errMethod is the answer for a method that a path does not have.
+func errMethod() error {
+	return apierrors.NewGenericServerResponse(http.StatusMethodNotAllowed, "", schema.GroupResource{}, "", "", 0, false)
+}
+
+func errStatus(code int, reason metav1.StatusReason, message string) error {
+	return &apierrors.StatusError{ErrStatus: metav1.Status{
+		Status: metav1.StatusFailure, Code: int32(code), Reason: reason, Message: message,
+	}}
+}
+
+// errNotAcceptable is 406.
+func errNotAcceptable(types []string) error {
+	return errStatus(http.StatusNotAcceptable, metav1.StatusReasonNotAcceptable,
+		"only the following media types are accepted: "+join(types))
+}
+
+// errUnsupported is 415.
+func errUnsupported(types []string) error {
+	return errStatus(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType,
+		"the body of the request was in an unknown format - accepted media types include: "+join(types))
+}
+
+func join(s []string) string {
+	out := ""
+	for i, t := range s {
+		if i > 0 {
+			out += ", "
+		}
+		out += t
+	}
+	return out
+}
+
+// status turns any error into the Status that the client gets.
+func status(err error) *metav1.Status {
+	var with apierrors.APIStatus
+	if errors.As(err, &with) {
+		s := with.Status()
+		if s.Status == "" {
+			s.Status = metav1.StatusFailure
+		}
+		if s.Code == 0 {
+			s.Code = http.StatusInternalServerError
+		}
+		return &s
+	}
+	var s metav1.Status
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		s = apierrors.NewTimeoutError("request did not complete within the allotted timeout", 0).Status()
+	case errors.Is(err, context.Canceled):
+		s = apierrors.NewGenericServerResponse(http.StatusServiceUnavailable, "", schema.GroupResource{}, "", "the request was cancelled", 0, true).Status()
+	default:
+		s = apierrors.NewInternalError(err).Status()
+	}
+	return &s
+}
+
+// fail answers with an error.
+func (x *exchange) fail(err error) {
+	s := status(err)
+	if x.wroteHeader {
+		// Too late for another answer: end the stream as broken.
+		x.broken = true
+		return
+	}
+	if s.Code == http.StatusTooManyRequests || s.Code == http.StatusServiceUnavailable || s.Code == http.StatusGatewayTimeout {
+		if d := s.Details; d != nil && d.RetryAfterSeconds > 0 {
+			x.Header().Set("Retry-After", strconv.Itoa(int(d.RetryAfterSeconds)))
+		}
+	}
+	x.writeStatus(s)
+}
+
+// refuse answers with an error that the front found itself, but only to those who
+// may make the request: others learn no more than that they may not.
+func (x *exchange) refuse(verb string, err error) {
+	if denied := x.h.api.Authorize(x.ctx, verb, x.target()); denied != nil {
+		err = denied
+	}
+	x.fail(err)
+}

@@ -1,0 +1,232 @@
+package rest
+
+import (
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"keelson.dev/services/apiserver/internal/front/rest/route"
+	"keelson.dev/services/apiserver/internal/request"
+)
+
+var noCache = []string{"no-cache, private"}
+
+// ServeHTTP answers one request.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	x := &exchange{ResponseWriter: w, h: h, r: r, ctx: r.Context(), path: route.Parse(r.URL.Path)}
+	header := w.Header()
+	audit := auditID(r)
+	header["Audit-Id"] = []string{audit}
+	header["Cache-Control"] = noCache
+	var span trace.Span
+	defer func() {
+		p := recover()
+		if p != nil && p != http.ErrAbortHandler {
+			h.log.Error("a request handler panicked", "method", r.Method, "path", r.URL.Path, "audit", audit, "panic", p, "stack", string(debug.Stack()))
+			h.metrics.panics.Add(1)
+			x.fail(apierrors.NewInternalError(fmt.Errorf("this request caused apiserver to panic. Look in the logs for details (audit id %s)", audit)))
+		}
+		x.finish(start, audit, span)
+		if x.broken && !x.hijacked || p == http.ErrAbortHandler {
+			panic(http.ErrAbortHandler) // ends the connection or stream as incomplete
+		}
+	}()
+	span = x.startSpan()
+	if !x.authenticate() {
+		return
+	}
+	if !x.impersonate() {
+		return
+	}
+	switch x.path.Form {
+	case route.Resource:
+		x.serveResource()
+	case route.NonResource:
+		x.servePath()
+	default:
+		x.serveDiscovery()
+	}
+}
+
+// finish notes what became of the request.
+func (x *exchange) finish(start time.Time, audit string, span trace.Span) {
+	took := time.Since(start)
+	x.h.metrics.observe(x, took)
+	if span != nil {
+		span.SetAttributes(attribute.Int("http.response.status_code", x.code))
+		if x.code >= 500 {
+			span.SetStatus(codes.Error, http.StatusText(x.code))
+		}
+		span.End()
+	}
+	if !x.h.log.Enabled(x.ctx, slog.LevelDebug) {
+		return
+	}
+	traceID := ""
+	if sc := trace.SpanContextFromContext(x.ctx); sc.IsValid() {
+		traceID = sc.TraceID().String()
+	}
+	x.h.log.LogAttrs(x.ctx, slog.LevelDebug, "request",
+		slog.String("method", x.r.Method), slog.String("uri", x.r.URL.RequestURI()),
+		slog.Int("code", x.code), slog.Int64("bytes", x.size), slog.Duration("took", took),
+		slog.String("user", request.UserFrom(x.ctx).Name), slog.String("agent", x.r.UserAgent()),
+		slog.String("audit", audit), slog.String("trace_id", traceID))
+}
+
+// auditID is the client's, if it sent one, or a new UUID.
+func auditID(r *http.Request) string {
+	if v := r.Header["Audit-Id"]; len(v) > 0 && v[0] != "" && len(v[0]) <= 64 {
+		return v[0]
+	}
+	var raw [16]byte
+	_, _ = rand.Read(raw[:]) // never fails
+	raw[6] = raw[6]&0x0f | 0x40
+	raw[8] = raw[8]&0x3f | 0x80
+	var text [36]byte
+	hex.Encode(text[:8], raw[:4])
+	hex.Encode(text[9:13], raw[4:6])
+	hex.Encode(text[14:18], raw[6:8])
+	hex.Encode(text[19:23], raw[8:10])
+	hex.Encode(text[24:], raw[10:])
+	text[8], text[13], text[18], text[23] = '-', '-', '-', '-'
+	return string(text[:])
+}
+
+var tracer = otel.Tracer("keelson.dev/apiserver/rest")
+
+// startSpan begins the request's span, as a child of the client's traceparent or
+// as a root. Reads have one only where the client asks for it: polling clients
+// would crowd out what matters.
+func (x *exchange) startSpan() trace.Span {
+	parent := len(x.r.Header["Traceparent"]) > 0
+	if parent {
+		x.ctx = propagation.TraceContext{}.Extract(x.ctx, propagation.HeaderCarrier(x.r.Header))
+	}
+	if !parent && (x.path.Form != route.Resource || x.r.Method == http.MethodGet && x.path.Subresource == "") {
+		return nil
+	}
+	p := &x.path
+	name := x.r.Method + " " + p.Resource
+	if p.Subresource != "" {
+		name += "/" + p.Subresource
+	}
+	var span trace.Span
+	x.ctx, span = tracer.Start(x.ctx, name, trace.WithSpanKind(trace.SpanKindServer))
+	if span.IsRecording() {
+		span.SetAttributes(
+			attribute.String("http.request.method", x.r.Method),
+			attribute.String("url.path", x.r.URL.Path),
+			attribute.String("user_agent.original", x.r.UserAgent()),
+			attribute.String("k8s.resource", p.Resource),
+			attribute.String("k8s.namespace.name", p.Namespace),
+			attribute.String("k8s.object.name", p.Name),
+		)
+	}
+	return span
+}
+
+// authenticate finds out who asks.
+func (x *exchange) authenticate() bool {
+	var certs []*x509.Certificate
+	if x.r.TLS != nil {
+		certs = x.r.TLS.PeerCertificates
+	}
+	user, err := x.h.cfg.Authn.Authenticate(x.ctx, certs, bearerToken(x.r))
+	if err != nil {
+		if x.h.log.Enabled(x.ctx, slog.LevelDebug) {
+			x.h.log.LogAttrs(x.ctx, slog.LevelDebug, "authentication failed", slog.Any("err", err))
+		}
+		x.fail(apierrors.NewUnauthorized("Unauthorized"))
+		return false
+	}
+	x.ctx = request.WithUser(x.ctx, user)
+	return true
+}
+
+// bearerToken is the token of the Authorization header or, from browsers, of the
+// WebSocket subprotocol that stands in for it.
+func bearerToken(r *http.Request) string {
+	if v := r.Header["Authorization"]; len(v) > 0 {
+		scheme, token, ok := strings.Cut(strings.TrimSpace(v[0]), " ")
+		if ok && strings.EqualFold(scheme, "bearer") {
+			return strings.TrimSpace(token)
+		}
+		return ""
+	}
+	if len(r.Header["Upgrade"]) == 0 {
+		return ""
+	}
+	const prefix = "base64url.bearer.authorization.k8s.io."
+	var token string
+	var kept []string
+	for _, v := range r.Header["Sec-Websocket-Protocol"] {
+		for p := range strings.SplitSeq(v, ",") {
+			p = strings.TrimSpace(p)
+			if encoded, ok := strings.CutPrefix(p, prefix); ok {
+				if raw, err := base64.RawURLEncoding.DecodeString(encoded); err == nil {
+					token = string(raw)
+				}
+				continue
+			}
+			kept = append(kept, p)
+		}
+	}
+	if token != "" {
+		r.Header["Sec-Websocket-Protocol"] = []string{strings.Join(kept, ",")}
+	}
+	return token
+}
+
+// serveDiscovery answers /api, /apis and what is directly below.
+func (x *exchange) serveDiscovery() {
+	if !x.authorizePath() {
+		return
+	}
+	if x.r.Method != http.MethodGet {
+		x.fail(errMethod())
+		return
+	}
+	if !x.h.discovery.Serve(x, x.r, &x.path) {
+		x.fail(errNotFound())
+	}
+}
+
+// servePath answers any other path.
+func (x *exchange) servePath() {
+	if !x.authorizePath() {
+		return
+	}
+	handler := x.h.fixed(x.r.URL.Path)
+	switch {
+	case handler == nil:
+		x.fail(errNotFound())
+	case x.r.Method != http.MethodGet && x.r.Method != http.MethodHead && !strings.HasPrefix(x.r.URL.Path, "/debug/"):
+		x.fail(errMethod())
+	default:
+		handler.ServeHTTP(x, x.r.WithContext(x.ctx))
+	}
+}
+
+func (x *exchange) authorizePath() bool {
+	if err := x.h.api.AuthorizePath(x.ctx, strings.ToLower(x.r.Method), x.r.URL.Path); err != nil {
+		x.fail(err)
+		return false
+	}
+	return true
+}
+

@@ -1,0 +1,118 @@
+package rest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/pprof"
+	"slices"
+	"strings"
+	"time"
+
+	"keelson.dev/services/apiserver/internal/front/rest/route"
+)
+
+// checkTimeout bounds one health check.
+const checkTimeout = 10 * time.Second
+
+// healthPaths adds /healthz, /livez and /readyz and a path for each check.
+func (h *Handler) healthPaths(paths map[string]http.Handler) {
+	ping := Check{Name: "ping", Run: func(context.Context) error { return nil }, Live: true}
+	all := append([]Check{ping}, h.cfg.Checks...)
+	live := slices.DeleteFunc(slices.Clone(all), func(c Check) bool { return !c.Live })
+	for name, checks := range map[string][]Check{"healthz": all, "readyz": all, "livez": live} {
+		paths["/"+name] = h.healthHandler(name, checks)
+		for _, c := range checks {
+			paths["/"+name+"/"+c.Name] = h.healthHandler(name, []Check{c})
+		}
+	}
+}
+
+// healthHandler answers as Kubernetes does: "ok", or one line for each check.
+func (h *Handler) healthHandler(name string, checks []Check) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		verbose := false
+		excluded := map[string]bool{}
+		route.Each(r.URL.RawQuery, func(key, value string) bool {
+			switch key {
+			case "verbose":
+				verbose = true
+			case "exclude":
+				excluded[value] = true
+			}
+			return true
+		})
+		var text strings.Builder
+		failed := false
+		for _, c := range checks {
+			if excluded[c.Name] {
+				delete(excluded, c.Name)
+				fmt.Fprintf(&text, "[+]%s excluded: ok\n", c.Name)
+				continue
+			}
+			ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
+			err := c.Run(ctx)
+			cancel()
+			if err != nil {
+				failed = true
+				h.log.Warn("health check failed", "path", "/"+name, "check", c.Name, "err", err)
+				fmt.Fprintf(&text, "[-]%s failed: reason withheld\n", c.Name)
+				continue
+			}
+			fmt.Fprintf(&text, "[+]%s ok\n", c.Name)
+		}
+		for check := range excluded {
+			fmt.Fprintf(&text, "warn: some health checks cannot be excluded: no matches for %q\n", check)
+		}
+		header := w.Header()
+		header.Set("Content-Type", "text/plain; charset=utf-8")
+		header.Set("X-Content-Type-Options", "nosniff")
+		switch {
+		case failed:
+			w.WriteHeader(http.StatusInternalServerError)
+			fmt.Fprintf(w, "%s%s check failed\n", text.String(), name)
+		case verbose:
+			fmt.Fprintf(w, "%s%s check passed\n", text.String(), name)
+		default:
+			fmt.Fprint(w, "ok")
+		}
+	})
+}
+
+// debugPaths adds the profiler; it is authorized like any path.
+func (h *Handler) debugPaths(paths map[string]http.Handler) {
+	index := http.HandlerFunc(pprof.Index)
+	paths["/debug/pprof"] = index
+	for _, profile := range []string{"allocs", "block", "goroutine", "heap", "mutex", "threadcreate"} {
+		paths["/debug/pprof/"+profile] = index
+	}
+	paths["/debug/pprof/cmdline"] = http.HandlerFunc(pprof.Cmdline)
+	paths["/debug/pprof/profile"] = http.HandlerFunc(pprof.Profile)
+	paths["/debug/pprof/symbol"] = http.HandlerFunc(pprof.Symbol)
+	paths["/debug/pprof/trace"] = http.HandlerFunc(pprof.Trace)
+}
+
+func (h *Handler) serveVersion(w http.ResponseWriter, r *http.Request) {
+	writeIndented(w, h.cfg.Version)
+}
+
+// serveRoot lists the paths.
+func (h *Handler) serveRoot(w http.ResponseWriter, r *http.Request) {
+	paths := append([]string{"/"}, h.discovery.Paths()...)
+	for path := range h.paths {
+		paths = append(paths, path)
+	}
+	slices.Sort(paths)
+	writeIndented(w, map[string][]string{"paths": paths})
+}
+
+func writeIndented(w http.ResponseWriter, v any) {
+	text, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(text)
+}

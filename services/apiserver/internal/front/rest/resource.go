@@ -1,0 +1,160 @@
+package rest
+
+import (
+	"net/http"
+	"slices"
+
+	"keelson.dev/services/apiserver/internal/front/rest/discovery"
+	"keelson.dev/services/apiserver/internal/front/rest/negotiate"
+	"keelson.dev/services/apiserver/internal/front/rest/route"
+)
+
+// serveResource answers a request for a collection, an object or a subresource.
+func (x *exchange) serveResource() {
+	x.verb = verbOf(x.r.Method, &x.path)
+	query, badQuery := route.ParseQuery(x.r.URL.RawQuery)
+	x.query = query
+	if x.verb == "list" && query.Watch {
+		x.verb = "watch"
+	}
+	if x.path.Watch && x.verb == "get" {
+		x.verb = "watch"
+	}
+	verbs, connect := x.resolve()
+	switch {
+	case verbs == nil:
+		x.refuse(x.verb, errNotFound())
+		return
+	case connect != "":
+		x.serveStream(connect, verbs)
+		return
+	case !slices.Contains(verbs, x.verb):
+		x.refuse(x.verb, errMethod())
+		return
+	case badQuery != nil:
+		x.refuse(x.verb, errBadQuery(badQuery))
+		return
+	}
+	purpose := negotiate.Read
+	if x.verb == "watch" {
+		purpose = negotiate.Watch
+	}
+	format, ok := negotiate.Accept(x.r.Header.Get("Accept"), purpose)
+	if !ok {
+		x.refuse(x.verb, errNotAcceptable(negotiate.BodyTypes))
+		return
+	}
+	if x.verb == "watch" {
+		x.format = format
+		x.watch()
+		return
+	}
+	cancel, err := x.timeout()
+	if err != nil {
+		x.refuse(x.verb, err)
+		return
+	}
+	defer cancel()
+	x.format = format
+	switch x.verb {
+	case "get":
+		x.get()
+	case "list":
+		x.list()
+	case "create":
+		x.create()
+	case "update":
+		x.update()
+	case "patch":
+		x.patch()
+	case "delete":
+		x.delete()
+	case "deletecollection":
+		x.deleteCollection()
+	}
+}
+
+// verbOf is the verb of a method on a path.
+func verbOf(method string, p *route.Path) string {
+	switch method {
+	case http.MethodGet, http.MethodHead:
+		if p.Name == "" {
+			return "list"
+		}
+		return "get"
+	case http.MethodPost:
+		return "create"
+	case http.MethodPut:
+		return "update"
+	case http.MethodPatch:
+		return "patch"
+	case http.MethodDelete:
+		if p.Name == "" {
+			return "deletecollection"
+		}
+		return "delete"
+	}
+	return ""
+}
+
+// named and collective verbs are those of an object and of a collection.
+var (
+	namedVerbs      = []string{"get", "update", "patch", "delete"}
+	collectiveVerbs = []string{"create", "list", "watch", "deletecollection"}
+	allVerbs        = []string{"list", "watch"}
+	watchVerbs      = []string{"watch"}
+)
+
+// resolve finds the row that the path names and the verbs that are served there;
+// no verbs means that the path names nothing. connect is the stream of a
+// subresource that is one.
+func (x *exchange) resolve() (verbs []string, connect string) {
+	p := &x.path
+	kind := x.h.api.Table().ByResource(x.target().Resource)
+	if kind == nil {
+		return nil, ""
+	}
+	x.kind = kind
+	switch {
+	case kind.Namespaced && p.Namespace == "" && p.Name != "":
+		return nil, ""
+	case !kind.Namespaced && p.Namespace != "":
+		return nil, ""
+	}
+	if p.Subresource != "" {
+		sub, ok := kind.Subresources[p.Subresource]
+		if !ok || p.Watch || p.Rest != "" && sub.Connect != "proxy" {
+			return nil, ""
+		}
+		if sub.Connect != "" {
+			return sub.Verbs, sub.Connect
+		}
+		return sub.Verbs, ""
+	}
+	served := discovery.Verbs(kind)
+	switch {
+	case p.Watch:
+		verbs = watchVerbs
+	case p.Name != "":
+		verbs = namedVerbs
+	case kind.Namespaced && p.Namespace == "":
+		verbs = allVerbs
+	default:
+		verbs = collectiveVerbs
+	}
+	if len(served) != discovery.FullVerbs {
+		verbs = intersect(verbs, served)
+	}
+	return verbs, ""
+}
+
+// intersect keeps the verbs that are served; it is never nil.
+func intersect(verbs, served []string) []string {
+	out := make([]string, 0, len(verbs))
+	for _, v := range verbs {
+		if slices.Contains(served, v) {
+			out = append(out, v)
+		}
+	}
+	return out
+}

@@ -1,0 +1,106 @@
+// Package route takes URLs apart: which group, version, resource, object and
+// subresource a path names, and what a query asks for. It works on strings alone,
+// does not allocate on the usual paths, and accepts what Kubernetes accepts.
+//
+// It must never know which kinds exist; that is the table's.
+package route
+
+import "strings"
+
+// Form says what a path is.
+type Form uint8
+
+// The forms of paths.
+const (
+	// NonResource is any path outside /api/ and /apis/.
+	NonResource Form = iota
+	// APIVersions is /api.
+	APIVersions
+	// APIGroups is /apis.
+	APIGroups
+	// APIGroup is /apis/GROUP.
+	APIGroup
+	// APIResources is /api/v1 or /apis/GROUP/VERSION.
+	APIResources
+	// Resource names a collection, an object or a subresource.
+	Resource
+)
+
+// Path is a path taken apart. Its strings are parts of the path.
+type Path struct {
+	Form           Form
+	Group, Version string
+	// Namespace is empty for cluster-scoped objects and collections over all
+	// namespaces.
+	Namespace   string
+	Resource    string
+	Name        string
+	Subresource string
+	// Rest is what follows the subresource (of a proxy), without a leading slash.
+	Rest string
+	// Watch is set by the deprecated form /api/v1/watch/...
+	Watch bool
+}
+
+// next cuts the first segment off.
+func next(s string) (segment, rest string) {
+	for len(s) > 0 && s[0] == '/' {
+		s = s[1:]
+	}
+	if i := strings.IndexByte(s, '/'); i >= 0 {
+		return s[:i], s[i+1:]
+	}
+	return s, ""
+}
+
+// Parse takes a decoded URL path apart.
+func Parse(path string) Path {
+	first, rest := next(path)
+	var p Path
+	switch first {
+	case "api":
+		p.Version, rest = next(rest)
+		if p.Version == "" {
+			p.Form = APIVersions
+			return p
+		}
+	case "apis":
+		p.Group, rest = next(rest)
+		if p.Group == "" {
+			p.Form = APIGroups
+			return p
+		}
+		p.Version, rest = next(rest)
+		if p.Version == "" {
+			p.Form = APIGroup
+			return p
+		}
+	default:
+		return p
+	}
+	segment, rest := next(rest)
+	if segment == "" {
+		p.Form = APIResources
+		return p
+	}
+	p.Form = Resource
+	if segment == "watch" {
+		p.Watch = true
+		if segment, rest = next(rest); segment == "" {
+			return Path{Form: NonResource}
+		}
+	}
+	if segment == "namespaces" {
+		namespace, after := next(rest)
+		resource, further := next(after)
+		// namespaces/NAME/status and namespaces/NAME/finalize are the Namespace's
+		// own subresources.
+		if namespace != "" && resource != "" && resource != "status" && resource != "finalize" {
+			p.Namespace, segment, rest = namespace, resource, further
+		}
+	}
+	p.Resource = segment
+	p.Name, rest = next(rest)
+	p.Subresource, p.Rest = next(rest)
+	return p
+}

@@ -1,0 +1,208 @@
+package route
+
+import (
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// Query is what a query string asks for. Unknown parameters are ignored, as are
+// malformed pairs.
+type Query struct {
+	LabelSelector, FieldSelector string
+	ResourceVersion              string
+	ResourceVersionMatch         string
+	Continue                     string
+	Limit                        int64
+	Watch                        bool
+	AllowWatchBookmarks          bool
+	SendInitialEvents            *bool
+	TimeoutSeconds               *int64
+	// Timeout is the request's own time-out ("30s").
+	Timeout string
+
+	DryRun          []string
+	FieldManager    string
+	FieldValidation string
+	Force           *bool
+
+	GracePeriodSeconds *int64
+	PropagationPolicy  *string
+	OrphanDependents   *bool
+
+	// Pretty is nil where the client does not say.
+	Pretty *bool
+	// IncludeObject is for tables.
+	IncludeObject string
+	// HasDeleteOptions tells whether any of the parameters of a delete is there.
+	HasDeleteOptions bool
+}
+
+// BadParameter is a parameter whose value does not parse.
+type BadParameter struct {
+	Name, Value string
+	Err         error
+}
+
+func (e *BadParameter) Error() string {
+	return fmt.Sprintf("invalid value %q of the query parameter %s: %v", e.Value, e.Name, e.Err)
+}
+
+func (e *BadParameter) Unwrap() error { return e.Err }
+
+// Each calls f with each pair of a raw query, decoded, until it returns false.
+func Each(raw string, f func(key, value string) bool) {
+	for raw != "" {
+		var pair string
+		pair, raw, _ = strings.Cut(raw, "&")
+		if pair == "" || strings.IndexByte(pair, ';') >= 0 {
+			continue
+		}
+		key, value, _ := strings.Cut(pair, "=")
+		var ok bool
+		if key, ok = unescape(key); !ok {
+			continue
+		}
+		if value, ok = unescape(value); !ok {
+			continue
+		}
+		if !f(key, value) {
+			return
+		}
+	}
+}
+
+func unescape(s string) (string, bool) {
+	if strings.IndexByte(s, '%') < 0 && strings.IndexByte(s, '+') < 0 {
+		return s, true
+	}
+	s, err := url.QueryUnescape(s)
+	return s, err == nil
+}
+
+// truth is Kubernetes' reading of a boolean parameter: everything but "false" and
+// "0" is true, also the bare name.
+func truth(s string) bool { return s != "0" && !strings.EqualFold(s, "false") }
+
+// seen remembers which parameters were there: the first of several counts.
+type seen uint32
+
+func (s *seen) first(bit uint) bool {
+	if *s&(1<<bit) != 0 {
+		return false
+	}
+	*s |= 1 << bit
+	return true
+}
+
+// ParseQuery reads a raw query. The error is a *BadParameter; the Query is then
+// filled as far as possible.
+func ParseQuery(raw string) (Query, error) {
+	var (
+		q    Query
+		s    seen
+		fail error
+	)
+	number := func(key, value string) int64 {
+		n, err := strconv.ParseInt(value, 10, 64)
+		if err != nil && fail == nil {
+			fail = &BadParameter{Name: key, Value: value, Err: err}
+		}
+		return n
+	}
+	Each(raw, func(key, value string) bool {
+		switch key {
+		case "labelSelector":
+			if s.first(0) {
+				q.LabelSelector = value
+			}
+		case "fieldSelector":
+			if s.first(1) {
+				q.FieldSelector = value
+			}
+		case "resourceVersion":
+			if s.first(2) {
+				q.ResourceVersion = value
+			}
+		case "resourceVersionMatch":
+			if s.first(3) {
+				q.ResourceVersionMatch = value
+			}
+		case "continue":
+			if s.first(4) {
+				q.Continue = value
+			}
+		case "limit":
+			if s.first(5) {
+				q.Limit = number(key, value)
+			}
+		case "watch":
+			if s.first(6) {
+				q.Watch = truth(value)
+			}
+		case "allowWatchBookmarks":
+			if s.first(7) {
+				q.AllowWatchBookmarks = truth(value)
+			}
+		case "sendInitialEvents":
+			if s.first(8) {
+				v := truth(value)
+				q.SendInitialEvents = &v
+			}
+		case "timeoutSeconds":
+			if s.first(9) {
+				n := number(key, value)
+				q.TimeoutSeconds = &n
+			}
+		case "timeout":
+			if s.first(10) {
+				q.Timeout = value
+			}
+		case "dryRun":
+			q.DryRun = append(q.DryRun, value)
+			q.HasDeleteOptions = true
+		case "fieldManager":
+			if s.first(11) {
+				q.FieldManager = value
+			}
+		case "fieldValidation":
+			if s.first(12) {
+				q.FieldValidation = value
+			}
+		case "force":
+			if s.first(13) {
+				v := truth(value)
+				q.Force = &v
+			}
+		case "gracePeriodSeconds":
+			if s.first(14) {
+				n := number(key, value)
+				q.GracePeriodSeconds = &n
+				q.HasDeleteOptions = true
+			}
+		case "propagationPolicy":
+			if s.first(15) {
+				q.PropagationPolicy = &value
+				q.HasDeleteOptions = true
+			}
+		case "orphanDependents":
+			if s.first(16) {
+				v := truth(value)
+				q.OrphanDependents = &v
+				q.HasDeleteOptions = true
+			}
+		case "pretty":
+			if s.first(17) {
+				v := truth(value)
+				q.Pretty = &v
+			}
+		case "includeObject":
+			if s.first(18) {
+				q.IncludeObject = value
+			}
+		}
+		return true
+	})
+	return q, fail
+}

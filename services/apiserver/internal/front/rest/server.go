@@ -1,0 +1,83 @@
+package rest
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+)
+
+// The bounds of connections. Watches and streams are long, so nothing bounds a
+// whole request here; bodies and stalled readers have their own bounds.
+const (
+	headerTimeout   = 10 * time.Second
+	idleTimeout     = 3 * time.Minute
+	maxHeaderBytes  = 64 << 10
+	maxStreams      = 1000
+	shutdownTimeout = 5 * time.Second
+)
+
+// Serve answers requests on a listener until ctx ends, then lets the running ones
+// end for a few seconds. It closes the listener.
+func Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Config, h http.Handler, log *slog.Logger) error {
+	conf := tlsConfig.Clone()
+	conf.NextProtos = []string{"h2", "http/1.1"}
+	if conf.MinVersion < tls.VersionTLS12 {
+		conf.MinVersion = tls.VersionTLS12
+	}
+	// Watches and streams end with ctx; other requests get shutdownTimeout more.
+	base, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), drainKey{}, ctx))
+	defer cancel()
+	server := &http.Server{
+		Handler:           h,
+		TLSConfig:         conf,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		BaseContext:       func(net.Listener) context.Context { return base },
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          maxStreams,
+			MaxReadFrameSize:              1 << 18,
+			MaxReceiveBufferPerConnection: 4 << 20,
+			MaxReceiveBufferPerStream:     1 << 20,
+			SendPingTimeout:               30 * time.Second,
+			PingTimeout:                   15 * time.Second,
+			WriteByteTimeout:              time.Minute,
+		},
+	}
+	done := make(chan error, 1)
+	go func() { done <- server.ServeTLS(l, "", "") }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	grace, stop := context.WithTimeout(base, shutdownTimeout)
+	defer stop()
+	if err := server.Shutdown(grace); err != nil {
+		_ = server.Close()
+	}
+	if err := <-done; err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// drainKey finds the context that ends when the server stops taking requests.
+type drainKey struct{}
+
+// untilDrain is a context that ends with the request, when cancelled, or when the
+// server stops.
+func untilDrain(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	drain, ok := ctx.Value(drainKey{}).(context.Context)
+	if !ok {
+		return ctx, cancel
+	}
+	stop := context.AfterFunc(drain, cancel)
+	return ctx, func() { stop(); cancel() }
+}

@@ -1,0 +1,236 @@
+package rest
+
+import (
+	"context"
+	"encoding/binary"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/services/apiserver/internal/front/rest/negotiate"
+	"keelson.dev/services/apiserver/internal/front/rest/table"
+	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/watchcache"
+)
+
+// minWatch is the shortest time after which a watch without timeoutSeconds ends;
+// the longest is twice that. Kubernetes' value.
+const minWatch = 30 * time.Minute
+
+// stall is how long a watcher may leave bytes unread before it is cut off. It can
+// resume from what it has read.
+const stall = 30 * time.Second
+
+func (x *exchange) watch() {
+	include, ok := x.include()
+	if !ok {
+		return
+	}
+	q := &x.query
+	target := x.target()
+	selector := q.FieldSelector
+	if target.Name != "" { // the deprecated /watch/ form names one object
+		if selector != "" {
+			selector += ","
+		}
+		selector += "metadata.name=" + target.Name
+		target.Name = ""
+	}
+	duration := minWatch + rand.N(minWatch)
+	if q.TimeoutSeconds != nil && *q.TimeoutSeconds > 0 {
+		duration = time.Duration(min(*q.TimeoutSeconds, 1<<31)) * time.Second
+	}
+	ctx, cancel := untilDrain(x.ctx)
+	defer cancel()
+	ctx, stop := context.WithTimeout(ctx, duration)
+	defer stop()
+	w, err := x.h.api.Watch(ctx, target, pipeline.WatchOptions{
+		LabelSelector:        q.LabelSelector,
+		FieldSelector:        selector,
+		ResourceVersion:      q.ResourceVersion,
+		ResourceVersionMatch: q.ResourceVersionMatch,
+		SendInitialEvents:    q.SendInitialEvents != nil && *q.SendInitialEvents,
+		AllowBookmarks:       q.AllowWatchBookmarks,
+	})
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	defer w.Close()
+	x.h.metrics.watches.Add(1)
+	defer x.h.metrics.watches.Add(-1)
+
+	header := x.Header()
+	if x.format.Encoding == negotiate.Protobuf {
+		header.Set("Content-Type", negotiate.MediaProtobuf+";stream=watch")
+	} else {
+		header["Content-Type"] = contentTypes[x.format.Encoding]
+	}
+	x.WriteHeader(http.StatusOK)
+	x.Flush()
+
+	s := eventStream{x: x, format: x.format, include: include, columns: true, buf: getBuffer()}
+	defer putBuffer(s.buf)
+	s.guard = time.AfterFunc(stall, func() {
+		_ = http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Unix(1, 0))
+	})
+	defer s.guard.Stop()
+	s.guard.Stop()
+	s.name()
+	for {
+		events, err := w.Next(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				s.error(err)
+			}
+			return
+		}
+		if !s.send(events) {
+			return
+		}
+	}
+}
+
+// eventStream writes the events of one watch.
+type eventStream struct {
+	x       *exchange
+	format  negotiate.Format
+	include table.Include
+	columns bool // the next table has its columns
+	buf     *[]byte
+	guard   *time.Timer
+	names   [4]string // of the format, for Frames, by type of event
+}
+
+var typeNames = [...]string{
+	watchcache.Added:    "ADDED",
+	watchcache.Modified: "MODIFIED",
+	watchcache.Deleted:  "DELETED",
+	watchcache.Bookmark: "BOOKMARK",
+}
+
+// name makes the names under which encodings are shared.
+func (s *eventStream) name() {
+	for t := watchcache.Added; t <= watchcache.Deleted; t++ {
+		s.names[t] = "rest/" + string([]byte{
+			'0' + byte(s.format.Encoding), '0' + byte(s.format.Transform), '0' + byte(s.include), truth(s.format.Beta), '0' + byte(t),
+		})
+	}
+}
+
+func truth(b bool) byte {
+	if b {
+		return '1'
+	}
+	return '0'
+}
+
+// send writes events together and flushes them; false ends the watch.
+func (s *eventStream) send(events []*watchcache.Event) bool {
+	buf := *s.buf
+	for _, ev := range events {
+		var (
+			frame []byte
+			err   error
+		)
+		switch {
+		case ev.Type == watchcache.Bookmark:
+			frame, err = s.frame(ev.Type, s.bookmark(ev))
+		case s.columns && s.format.Transform == negotiate.Table || ev.Frames == nil:
+			frame, err = s.frame(ev.Type, subjectOf(ev.Item))
+		default:
+			frame, err = ev.Frames.Get(s.names[ev.Type], func() ([]byte, error) {
+				return s.frame(ev.Type, subjectOf(ev.Item))
+			})
+		}
+		if err != nil {
+			s.x.h.log.Error("encoding a watch event failed", "err", err)
+			s.error(err)
+			return false
+		}
+		s.columns = false
+		buf = append(buf, frame...)
+		if len(buf) >= flushAt {
+			*s.buf = buf
+			if !s.flush() {
+				return false
+			}
+			buf = *s.buf
+		}
+	}
+	*s.buf = buf
+	return s.flush()
+}
+
+func (s *eventStream) flush() bool {
+	s.guard.Reset(stall)
+	_, err := s.x.Write(*s.buf)
+	*s.buf = (*s.buf)[:0]
+	if err == nil {
+		s.x.Flush()
+	}
+	return s.guard.Stop() && err == nil
+}
+
+// frame encodes one event.
+func (s *eventStream) frame(t watchcache.EventType, sub subject) ([]byte, error) {
+	if s.format.Encoding == negotiate.Protobuf {
+		object, err := sub.append(nil, s.format, s.include, false)
+		return protobufFrame(typeNames[t], object), err
+	}
+	dst := appendEventHead(nil, typeNames[t])
+	dst, err := sub.append(dst, s.format, s.include, s.columns)
+	return append(dst, "}\n"...), err
+}
+
+func appendEventHead(dst []byte, name string) []byte {
+	dst = append(dst, `{"type":"`...)
+	dst = append(dst, name...)
+	return append(dst, `","object":`...)
+}
+
+// protobufFrame is a length and a bare WatchEvent: type (1) and object (2), which
+// is a RawExtension with the object's envelope (1).
+func protobufFrame(name string, object []byte) []byte {
+	extension := 1 + protowire.SizeBytes(len(object))
+	size := 1 + protowire.SizeBytes(len(name)) + 1 + protowire.SizeBytes(extension)
+	dst := make([]byte, 4, 4+size)
+	binary.BigEndian.PutUint32(dst, uint32(size))
+	dst = append(dst, 1<<3|2)
+	dst = protowire.AppendString(dst, name)
+	dst = append(dst, 2<<3|2)
+	dst = protowire.AppendVarint(dst, uint64(extension))
+	dst = append(dst, 1<<3|2)
+	return protowire.AppendBytes(dst, object)
+}
+
+// bookmark is the object of a bookmark: an empty one with a resourceVersion.
+func (s *eventStream) bookmark(ev *watchcache.Event) subject {
+	kind := s.x.kind
+	obj := kind.New()
+	obj.SetResourceVersion(strconv.FormatInt(int64(ev.Revision), 10))
+	if ev.InitialEnd {
+		obj.SetAnnotations(map[string]string{metav1.InitialEventsAnnotationKey: "true"})
+	}
+	return subject{gvk: kind.GVK, kind: kind, obj: obj}
+}
+
+// error ends a watch with an ERROR event.
+func (s *eventStream) error(err error) {
+	text, encodeErr := appendStatus(nil, s.format.Encoding, status(err))
+	if encodeErr != nil {
+		return
+	}
+	var frame []byte
+	if s.format.Encoding == negotiate.Protobuf {
+		frame = protobufFrame("ERROR", text)
+	} else {
+		frame = append(append(appendEventHead(nil, "ERROR"), text...), "}\n"...)
+	}
+	*s.buf = append((*s.buf)[:0], frame...)
+	s.flush()
+}

@@ -1,0 +1,192 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	nodev1 "keelson.dev/proto/keelson/node/v1"
+)
+
+// MaxData is the largest payload of a frame.
+const MaxData = 32 << 10
+
+// Session is one open session. One goroutine may call Recv, any may call the rest.
+type Session struct {
+	stream nodev1.TunnelService_SessionServer
+	done   chan struct{}
+	once   sync.Once
+	sendMu sync.Mutex
+}
+
+// Session is called by a node that opens a session it was asked for.
+func (s *Server) Session(stream nodev1.TunnelService_SessionServer) error {
+	ctx := stream.Context()
+	node, err := nodeName(ctx)
+	if err != nil {
+		return err
+	}
+	timer := time.NewTimer(s.cfg.OpenTimeout)
+	defer timer.Stop()
+	var o *opening
+	select {
+	case first := <-receive(stream.Recv):
+		if first.err != nil {
+			return first.err
+		}
+		if o = s.take(first.value.GetSessionId(), node); o == nil {
+			return grpcstatus.Error(codes.NotFound, "no such session waits to be opened")
+		}
+	case <-timer.C:
+		return grpcstatus.Error(codes.DeadlineExceeded, "no session id came in time")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer s.release(o.link)
+	session := &Session{stream: stream, done: make(chan struct{})}
+	defer session.Close()
+	o.opened <- session
+	select {
+	case <-session.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Close ends the session on both sides. It may be called more than once.
+func (s *Session) Close() {
+	s.once.Do(func() { close(s.done) })
+}
+
+// Recv waits for the node's next frame. After Close or the node's end it fails;
+// io.EOF means that the node ended the session without an Exit.
+func (s *Session) Recv() (*nodev1.SessionRequest, error) { return s.stream.Recv() }
+
+// Send sends bytes of a channel, in frames of at most MaxData.
+func (s *Session) Send(channel nodev1.Channel, p []byte) error {
+	for len(p) > 0 {
+		n := min(len(p), MaxData)
+		data := &nodev1.Data{Channel: channel, Payload: p[:n]}
+		if err := s.send(&nodev1.SessionResponse{Message: &nodev1.SessionResponse_Data{Data: data}}); err != nil {
+			return err
+		}
+		p = p[n:]
+	}
+	return nil
+}
+
+// CloseChannel says that a channel has no more data.
+func (s *Session) CloseChannel(channel nodev1.Channel) error {
+	return s.send(&nodev1.SessionResponse{Message: &nodev1.SessionResponse_CloseChannel{CloseChannel: channel}})
+}
+
+// Resize changes the terminal's size.
+func (s *Session) Resize(width, height uint16) error {
+	size := &nodev1.Resize{Width: uint32(width), Height: uint32(height)}
+	return s.send(&nodev1.SessionResponse{Message: &nodev1.SessionResponse_Resize{Resize: size}})
+}
+
+func (s *Session) send(m *nodev1.SessionResponse) error {
+	s.sendMu.Lock()
+	defer s.sendMu.Unlock()
+	select {
+	case <-s.done:
+		return context.Canceled
+	default:
+		return s.stream.Send(m)
+	}
+}
+
+// ExitError is a session's end with an exit code other than 0.
+type ExitError struct{ Code int32 }
+
+func (e *ExitError) Error() string { return fmt.Sprintf("command terminated with exit code %d", e.Code) }
+
+// exitError is what an Exit says: nil, an *ExitError or a *apierrors.StatusError.
+func exitError(exit *nodev1.Exit) error {
+	if raw := exit.GetStatus(); len(raw) > 0 {
+		var st metav1.Status
+		if err := unmarshal(&st, raw); err != nil {
+			return apierrors.NewInternalError(fmt.Errorf("the node's status cannot be read: %w", err))
+		}
+		if st.Status != metav1.StatusSuccess {
+			return &apierrors.StatusError{ErrStatus: st}
+		}
+	}
+	if exit.GetCode() != 0 {
+		return &ExitError{Code: exit.GetCode()}
+	}
+	return nil
+}
+
+// ErrEnded means that the node's side ended before the session was over.
+var ErrEnded = errors.New("the node ended the session")
+
+// Output copies what the node sends until its Exit, and returns that: nil, an
+// *ExitError or a *apierrors.StatusError. A nil writer drops its channel; after a
+// failed write the session is of no use any more.
+func (s *Session) Output(stdout, stderr io.Writer) error {
+	for {
+		m, err := s.Recv()
+		if err != nil {
+			select {
+			case <-s.done:
+				return context.Canceled
+			default:
+			}
+			if errors.Is(err, io.EOF) {
+				return ErrEnded
+			}
+			return fmt.Errorf("%w: %w", ErrEnded, err)
+		}
+		switch m := m.GetMessage().(type) {
+		case *nodev1.SessionRequest_Data:
+			w := stdout
+			if m.Data.GetChannel() == nodev1.Channel_CHANNEL_STDERR {
+				w = stderr
+			}
+			if w == nil {
+				continue
+			}
+			if _, err := w.Write(m.Data.GetPayload()); err != nil {
+				return fmt.Errorf("writing to the client: %w", err)
+			}
+		case *nodev1.SessionRequest_CloseChannel:
+			w := stdout
+			if m.CloseChannel == nodev1.Channel_CHANNEL_STDERR {
+				w = stderr
+			}
+			if c, ok := w.(io.Closer); ok {
+				_ = c.Close()
+			}
+		case *nodev1.SessionRequest_Exit:
+			return exitError(m.Exit)
+		}
+	}
+}
+
+// Input copies a reader into a channel and closes it at the end.
+func (s *Session) Input(channel nodev1.Channel, r io.Reader) error {
+	buf := make([]byte, MaxData)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			// The transport may keep the bytes until they are sent.
+			if err := s.Send(channel, append([]byte(nil), buf[:n]...)); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			return s.CloseChannel(channel)
+		}
+	}
+}

@@ -1,0 +1,362 @@
+// Package tunnel is the apiserver's side of keelson.node.v1.TunnelService: how it
+// reaches nodes, which accept no connections of their own.
+//
+// A node keeps a control stream open; a session that the apiserver wants is asked
+// for there and opened by the node as a stream of its own. Invariants:
+//
+//   - A node speaks for itself alone: the name in its Hello and that of the caller
+//     of each Session are those of its certificate.
+//   - A session's id is unguessable and opens once.
+//   - The number of a node's sessions is bounded, and so is the time that opening
+//     one takes.
+//   - Whichever side goes away, the other's calls return.
+//
+// It must never know what a session carries or who may ask for one; the front
+// authorizes before it opens.
+package tunnel
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel/propagation"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	nodev1 "keelson.dev/proto/keelson/node/v1"
+
+	"keelson.dev/services/apiserver/internal/request"
+)
+
+// Config of a Server. Zero values mean the defaults.
+type Config struct {
+	// HeartbeatSeconds is what Welcome tells nodes; default 10.
+	HeartbeatSeconds int32
+	// MaxSessions bounds the sessions of a node, open and being opened; default
+	// 256.
+	MaxSessions int
+	// OpenTimeout bounds the opening of a session, and how long a node may take to
+	// introduce itself; default 10 s.
+	OpenTimeout time.Duration
+	Log         *slog.Logger
+}
+
+// Server is the TunnelService.
+type Server struct {
+	nodev1.UnimplementedTunnelServiceServer
+	cfg Config
+
+	mu      sync.Mutex
+	nodes   map[string]*link
+	pending map[string]*opening
+}
+
+// New makes a Server without nodes.
+func New(cfg Config) *Server {
+	if cfg.HeartbeatSeconds == 0 {
+		cfg.HeartbeatSeconds = 10
+	}
+	if cfg.MaxSessions == 0 {
+		cfg.MaxSessions = 256
+	}
+	if cfg.OpenTimeout == 0 {
+		cfg.OpenTimeout = 10 * time.Second
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	return &Server{cfg: cfg, nodes: map[string]*link{}, pending: map[string]*opening{}}
+}
+
+// Errors of Open.
+var (
+	// ErrNotConnected means that the node has no control stream here.
+	ErrNotConnected = errors.New("node is not connected to this apiserver")
+	// ErrTooMany means that the node has as many sessions as it may.
+	ErrTooMany = errors.New("node has too many sessions")
+	// ErrTimeout means that the node did not open the session in time.
+	ErrTimeout = errors.New("node did not open the session in time")
+	// ErrGone means that the control stream ended meanwhile.
+	ErrGone = errors.New("node's connection ended")
+)
+
+// link is a node's control stream.
+type link struct {
+	node string
+	send chan *nodev1.ConnectResponse
+	done chan struct{} // closed when the stream is over
+	// replaced is closed when the node came anew.
+	replaced chan struct{}
+	sessions int // guarded by Server.mu
+}
+
+// opening is a session that the node was asked to open.
+type opening struct {
+	link   *link
+	opened chan *Session // buffered
+	failed chan error    // buffered
+}
+
+// nodeName is the caller's name by its certificate.
+func nodeName(ctx context.Context) (string, error) {
+	user := request.UserFrom(ctx)
+	name, ok := strings.CutPrefix(user.Name, "system:node:")
+	if !ok || name == "" || !slices.Contains(user.Groups, "system:nodes") {
+		return "", grpcstatus.Errorf(codes.PermissionDenied, "only nodes may call this; the caller is %q", user.Name)
+	}
+	return name, nil
+}
+
+// receive runs a Recv that may not return, as long as the stream lives.
+func receive[T any](recv func() (T, error)) <-chan result[T] {
+	c := make(chan result[T], 1)
+	go func() {
+		v, err := recv()
+		c <- result[T]{v, err}
+	}()
+	return c
+}
+
+type result[T any] struct {
+	value T
+	err   error
+}
+
+// Connect registers a node for as long as its stream lives.
+func (s *Server) Connect(stream nodev1.TunnelService_ConnectServer) error {
+	ctx := stream.Context()
+	name, err := nodeName(ctx)
+	if err != nil {
+		return err
+	}
+	timer := time.NewTimer(s.cfg.OpenTimeout)
+	defer timer.Stop()
+	select {
+	case first := <-receive(stream.Recv):
+		if first.err != nil {
+			return first.err
+		}
+		hello := first.value.GetHello()
+		if hello == nil {
+			return grpcstatus.Error(codes.InvalidArgument, "the first message must be a hello")
+		}
+		if hello.GetNode() != name {
+			return grpcstatus.Errorf(codes.PermissionDenied, "hello names node %q, but the certificate is that of %q", hello.GetNode(), name)
+		}
+	case <-timer.C:
+		return grpcstatus.Error(codes.DeadlineExceeded, "no hello came in time")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	welcome := &nodev1.Welcome{HeartbeatSeconds: s.cfg.HeartbeatSeconds}
+	if err := stream.Send(&nodev1.ConnectResponse{Message: &nodev1.ConnectResponse_Welcome{Welcome: welcome}}); err != nil {
+		return err
+	}
+	l := s.register(name)
+	defer s.unregister(l)
+	s.cfg.Log.Info("node connected", "node", name)
+	defer s.cfg.Log.Info("node disconnected", "node", name)
+
+	ended := make(chan error, 1)
+	go func() { ended <- s.listen(l, stream) }()
+	for {
+		select {
+		case m := <-l.send:
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+		case <-l.replaced:
+			return grpcstatus.Error(codes.Aborted, "the node connected anew")
+		case err := <-ended:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// listen reads what a node says after its hello.
+func (s *Server) listen(l *link, stream nodev1.TunnelService_ConnectServer) error {
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		refused := m.GetRefused()
+		if refused == nil {
+			return grpcstatus.Error(codes.InvalidArgument, "unexpected message")
+		}
+		if o := s.take(refused.GetSessionId(), l.node); o != nil {
+			s.release(l)
+			o.failed <- refusal(l.node, refused.GetStatus())
+		}
+	}
+}
+
+// refusal is the error of a node that refused a session.
+func refusal(node string, raw []byte) error {
+	var st metav1.Status
+	if err := unmarshal(&st, raw); err != nil || len(raw) == 0 {
+		return apierrors.NewInternalError(fmt.Errorf("node %s refused without a reason", node))
+	}
+	return &apierrors.StatusError{ErrStatus: st}
+}
+
+// unmarshal shields from generated decoders that panic on hostile input.
+func unmarshal(into interface{ Unmarshal([]byte) error }, raw []byte) (err error) {
+	defer func() {
+		if recover() != nil {
+			err = errors.New("malformed message")
+		}
+	}()
+	return into.Unmarshal(raw)
+}
+
+func (s *Server) register(name string) *link {
+	l := &link{
+		node:     name,
+		send:     make(chan *nodev1.ConnectResponse),
+		done:     make(chan struct{}),
+		replaced: make(chan struct{}),
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old := s.nodes[name]; old != nil {
+		close(old.replaced)
+	}
+	s.nodes[name] = l
+	return l
+}
+
+func (s *Server) unregister(l *link) {
+	s.mu.Lock()
+	if s.nodes[l.node] == l {
+		delete(s.nodes, l.node)
+	}
+	s.mu.Unlock()
+	close(l.done)
+}
+
+// Connected tells whether a node has a control stream here.
+func (s *Server) Connected(node string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.nodes[node] != nil
+}
+
+// take removes what waits for a session id, if it was meant for that node.
+func (s *Server) take(id, node string) *opening {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.pending[id]
+	if o == nil || o.link.node != node {
+		return nil
+	}
+	delete(s.pending, id)
+	return o
+}
+
+// Open asks a node for a session and waits until it has opened it. The session
+// ends with ctx, or with Close. open's session_id and traceparent are filled in.
+// Errors are those above or, where the node refused, a *apierrors.StatusError.
+func (s *Server) Open(ctx context.Context, node string, open *nodev1.Open) (*Session, error) {
+	open = proto.CloneOf(open)
+	open.SessionId = newID()
+	open.Traceparent = traceparent(ctx)
+	o, err := s.reserve(node, open.GetSessionId())
+	if err != nil {
+		return nil, fmt.Errorf("node %s: %w", node, err)
+	}
+	timer := time.NewTimer(s.cfg.OpenTimeout)
+	defer timer.Stop()
+	message := &nodev1.ConnectResponse{Message: &nodev1.ConnectResponse_Open{Open: open}}
+	sent := o.link.send
+	for {
+		select {
+		case sent <- message:
+			sent = nil // once
+			continue
+		case session := <-o.opened:
+			context.AfterFunc(ctx, session.Close)
+			return session, nil
+		case err = <-o.failed:
+			return nil, err
+		case <-timer.C:
+			err = ErrTimeout
+		case <-o.link.done:
+			err = ErrGone
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		break
+	}
+	s.abandon(o, open.GetSessionId())
+	return nil, fmt.Errorf("node %s: %w", node, err)
+}
+
+// reserve makes room for a session of a node.
+func (s *Server) reserve(node, id string) (*opening, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.nodes[node]
+	if l == nil {
+		return nil, ErrNotConnected
+	}
+	if l.sessions >= s.cfg.MaxSessions {
+		return nil, ErrTooMany
+	}
+	l.sessions++
+	o := &opening{link: l, opened: make(chan *Session, 1), failed: make(chan error, 1)}
+	s.pending[id] = o
+	return o, nil
+}
+
+func (s *Server) release(l *link) {
+	s.mu.Lock()
+	l.sessions--
+	s.mu.Unlock()
+}
+
+// abandon gives up on an opening. One that the node has taken up meanwhile is
+// closed; the goroutine that took it up answers at once.
+func (s *Server) abandon(o *opening, id string) {
+	s.mu.Lock()
+	waiting := s.pending[id] == o
+	if waiting {
+		delete(s.pending, id)
+		o.link.sessions--
+	}
+	s.mu.Unlock()
+	if waiting {
+		return
+	}
+	select {
+	case late := <-o.opened:
+		late.Close()
+	case <-o.failed:
+	}
+}
+
+// newID is 128 random bits.
+func newID() string {
+	var raw [16]byte
+	_, _ = rand.Read(raw[:]) // never fails
+	return base64.RawURLEncoding.EncodeToString(raw[:])
+}
+
+func traceparent(ctx context.Context) string {
+	carrier := propagation.MapCarrier{}
+	propagation.TraceContext{}.Inject(ctx, carrier)
+	return carrier["traceparent"]
+}
