@@ -42,3 +42,7 @@ kubectl() {
 	echo "$version" >"$dir/.$name"
 }
 kubectl "$KUBECTL_VERSION" v1.37 kubectl
+# The oldest kubectl that the tests run with.
+if [ "${WITH_TEST_CLIENTS:-}" = 1 ]; then
+	kubectl "$KUBECTL_OLD_VERSION" v1.32 kubectl-1.32
+fi

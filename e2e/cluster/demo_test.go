@@ -1,0 +1,273 @@
+package cluster_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os/exec"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// TestDemo deploys the demonstration application and uses all of it: names,
+// ClusterIP, NodePort, load balancer, a volume that outlives its pod, a new
+// version under load, a Job.
+func TestDemo(t *testing.T) {
+	kubectl(t, "apply", "-f", "../../deploy/demo/demo.yaml")
+	t.Cleanup(func() {
+		_, _ = try("kubectl", "delete", "namespace", "demo", "--wait=false")
+	})
+	for _, d := range []string{"postgres", "redis", "shop", "web"} {
+		kubectl(t, "-n", "demo", "rollout", "status", "deployment/"+d, "--timeout=90s")
+	}
+	kubectl(t, "-n", "demo", "wait", "--for=condition=Complete", "job/migrate", "--timeout=60s")
+
+	var address string
+	eventually(t, 10*time.Second, "an address for the load balancer", func() error {
+		address = kubectl(t, "-n", "demo", "get", "service", "web", "-o", "jsonpath={.status.loadBalancer.ingress[0].ip}")
+		if address == "" {
+			return fmt.Errorf("none yet")
+		}
+		return nil
+	})
+	web := "http://" + address
+	eventually(t, 15*time.Second, "the load balancer answers", func() error { return post(web+"/notes", "kept for ever") })
+
+	t.Run("ByNameThroughClusterIP", func(t *testing.T) {
+		kubectl(t, "-n", "demo", "run", "client", "--image=keelson.dev/demo/busybox:1", "--restart=Never", "--command", "--",
+			"wget", "-q", "-O", "-", "http://web.demo.svc.cluster.local/")
+		kubectl(t, "-n", "demo", "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/client", "--timeout=30s")
+		if log := kubectl(t, "-n", "demo", "logs", "client"); !strings.Contains(log, "It works") {
+			t.Errorf("the page by name: %s", log)
+		}
+	})
+	t.Run("NodePort", func(t *testing.T) {
+		port := kubectl(t, "-n", "demo", "get", "service", "web", "-o", "jsonpath={.spec.ports[0].nodePort}")
+		for _, ip := range strings.Fields(kubectl(t, "get", "nodes", "-o", `jsonpath={.items[*].status.addresses[?(@.type=="InternalIP")].address}`)) {
+			eventually(t, 5*time.Second, "node port on "+ip, func() error { return get("http://" + ip + ":" + port + "/") })
+		}
+	})
+	t.Run("VolumeOutlivesPod", func(t *testing.T) {
+		old := kubectl(t, "-n", "demo", "get", "pod", "-l", "app=postgres", "-o", "jsonpath={.items[0].metadata.uid}")
+		kubectl(t, "-n", "demo", "delete", "pod", "-l", "app=postgres")
+		eventually(t, 60*time.Second, "another pod serves the same data", func() error {
+			body, err := fetch(web + "/")
+			if err != nil {
+				return err
+			}
+			if uid := kubectl(t, "-n", "demo", "get", "pod", "-l", "app=postgres", "-o", "jsonpath={.items[0].metadata.uid}"); uid == old {
+				return fmt.Errorf("still pod %s", uid)
+			}
+			if !strings.Contains(body, "kept for ever") {
+				return fmt.Errorf("the note is not on the page: %s", body)
+			}
+			return nil
+		})
+	})
+	t.Run("NewVersionUnderLoad", func(t *testing.T) {
+		load := startLoad(web+"/version", 4)
+		kubectl(t, "-n", "demo", "set", "env", "deployment/shop", "SHOP_VERSION=2")
+		kubectl(t, "-n", "demo", "rollout", "status", "deployment/shop", "--timeout=120s")
+		kubectl(t, "-n", "demo", "rollout", "restart", "deployment/web")
+		kubectl(t, "-n", "demo", "rollout", "status", "deployment/web", "--timeout=120s")
+		total, failed, first := load.stop()
+		t.Logf("%d requests during the roll-outs, %d failed", total, failed)
+		if failed > 0 || total < 100 {
+			t.Errorf("%d of %d requests failed; the first: %v", failed, total, first)
+		}
+		if body, err := fetch(web + "/version"); err != nil || !strings.HasPrefix(body, "2 ") {
+			t.Errorf("after the roll-out: %q, %v; want version 2", body, err)
+		}
+	})
+	t.Run("Trace", testTrace)
+}
+
+// testTrace: the application's objects of one apply under one client's
+// traceparent make one trace, with every parent present.
+func testTrace(t *testing.T) {
+	const traceID = "4bf92f3577b34da6a3ce929d0e0e4736"
+	manifest := fmt.Sprintf(`
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: traced
+  namespace: demo
+  annotations: {tracing.k8s.io/traceparent: "00-%[1]s-00f067aa0ba902b7-01"}
+spec:
+  selector: {matchLabels: {app: traced}}
+  template:
+    metadata: {labels: {app: traced}}
+    spec:
+      containers:
+        - {name: nginx, image: "keelson.dev/demo/nginx:1", readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}}
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: traced
+  namespace: demo
+  annotations: {tracing.k8s.io/traceparent: "00-%[1]s-00f067aa0ba902b7-01"}
+spec:
+  type: LoadBalancer
+  selector: {app: traced}
+  ports: [{port: 80}]
+`, traceID)
+	apply(t, manifest)
+	kubectl(t, "-n", "demo", "rollout", "status", "deployment/traced", "--timeout=60s")
+	var trace struct {
+		TraceID string `json:"trace_id"`
+		Spans   []struct {
+			SpanID       string `json:"span_id"`
+			ParentSpanID string `json:"parent_span_id"`
+			Service      string `json:"service"`
+			Name         string `json:"name"`
+			RemoteParent bool   `json:"remote_parent"`
+		} `json:"spans"`
+	}
+	eventually(t, 20*time.Second, "one trace through all five services", func() error {
+		for _, object := range []string{"deployment/traced", "service/traced"} {
+			out, err := try("keel", "trace", object, "-n", "demo", "-o", "json", "--home", shared.home)
+			if err != nil {
+				return err
+			}
+			if err := json.Unmarshal([]byte(out), &trace); err != nil {
+				return err
+			}
+			if trace.TraceID != traceID {
+				return fmt.Errorf("%s: trace %s, want the client's %s", object, trace.TraceID, traceID)
+			}
+		}
+		services, spans := map[string]bool{}, map[string]bool{}
+		for _, s := range trace.Spans {
+			services[s.Service], spans[s.SpanID] = true, true
+		}
+		for _, want := range []string{"apiserver", "scheduler", "controller-manager", "cloud-controller", "node"} {
+			if !services[want] {
+				return fmt.Errorf("no span of %s among %d", want, len(trace.Spans))
+			}
+		}
+		for _, s := range trace.Spans {
+			if s.ParentSpanID != "" && !spans[s.ParentSpanID] && s.ParentSpanID != "00f067aa0ba902b7" {
+				return fmt.Errorf("%s %q: its parent %s is missing", s.Service, s.Name, s.ParentSpanID)
+			}
+		}
+		return nil
+	})
+}
+
+var client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+
+func fetch(url string) (string, error) {
+	resp, err := client.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", resp.Status, body)
+	}
+	return string(body), err
+}
+
+func get(url string) error {
+	_, err := fetch(url)
+	return err
+}
+
+func post(url, text string) error {
+	resp, err := client.Post(url, "text/plain", strings.NewReader(text))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusCreated {
+		body, _ := io.ReadAll(resp.Body)
+		return fmt.Errorf("%s: %s", resp.Status, body)
+	}
+	return nil
+}
+
+// load is requests without pause, until it is stopped.
+type load struct {
+	cancel        context.CancelFunc
+	wg            sync.WaitGroup
+	total, failed atomic.Int64
+	first         atomic.Pointer[error]
+}
+
+func startLoad(url string, callers int) *load {
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	l := &load{cancel: cancel}
+	for range callers {
+		l.wg.Go(func() {
+			tick := time.NewTicker(10 * time.Millisecond)
+			defer tick.Stop()
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-tick.C:
+				}
+				l.total.Add(1)
+				if err := get(url); err != nil {
+					l.failed.Add(1)
+					l.first.CompareAndSwap(nil, &err)
+				}
+			}
+		})
+	}
+	return l
+}
+
+func (l *load) stop() (total, failed int64, first error) {
+	l.cancel()
+	l.wg.Wait()
+	if p := l.first.Load(); p != nil {
+		first = *p
+	}
+	return l.total.Load(), l.failed.Load(), first
+}
+
+// TestDeleteLeavesNothing starts a second cluster beside the shared one, and
+// finds nothing of it after its end.
+func TestDeleteLeavesNothing(t *testing.T) {
+	home := t.TempDir() + "/second"
+	before := footprint(t)
+	must(t, "keel", "up", "--home", home, "--nodes", "1")
+	if !strings.Contains(must(t, "keel", "status", "--home", home), "apiserver-0") {
+		t.Error("the second cluster has no apiserver-0")
+	}
+	healthy(t, 10*time.Second) // the first one is not disturbed
+	must(t, "keel", "delete", "--home", home)
+	if after := footprint(t); after != before {
+		t.Errorf("the machine is not as before.\nbefore:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+var counters = regexp.MustCompile(`packets \d+ bytes \d+|expires \S+`)
+
+// footprint is what a cluster could leave on a machine.
+func footprint(t *testing.T) string {
+	t.Helper()
+	script := `
+ip -o link | awk '{print $2}' | sort
+ip netns | awk '{print $1}' | sort
+ip route show table all | grep -v ' dev lo ' | sort
+nft list ruleset
+awk '{print $5}' /proc/self/mountinfo | grep -v '/proc/' | sort
+ls -d /sys/fs/cgroup/*/keelson* /sys/fs/cgroup/keelson* 2>/dev/null | sort
+`
+	out, err := exec.Command("sh", "-c", script).CombinedOutput()
+	if err != nil {
+		// ls fails where there is nothing to list; the rest cannot.
+		t.Logf("footprint: %v", err)
+	}
+	return counters.ReplaceAllString(string(out), "")
+}
