@@ -1,0 +1,134 @@
+package authz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/services/apiserver/internal/envelope"
+	"keelson.dev/services/apiserver/internal/kind/row"
+	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/store/memory"
+	"keelson.dev/services/apiserver/internal/watchcache"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	podRow         = row.Namespaced[corev1.Pod, corev1.PodList](corev1.SchemeGroupVersion, "pods", "pods")
+	roleRow        = row.Cluster[rbacv1.ClusterRole, rbacv1.ClusterRoleList](rbacv1.SchemeGroupVersion, "clusterroles", "clusterroles")
+	bindingRow     = row.Cluster[rbacv1.ClusterRoleBinding, rbacv1.ClusterRoleBindingList](rbacv1.SchemeGroupVersion, "clusterrolebindings", "clusterrolebindings")
+	roleBindingRow = row.Namespaced[rbacv1.RoleBinding, rbacv1.RoleBindingList](rbacv1.SchemeGroupVersion, "rolebindings", "rolebindings")
+	followed       = []*resource.Kind{podRow, roleRow, bindingRow, roleBindingRow}
+)
+
+// writer stores objects as the pipeline does.
+type writer struct {
+	testing.TB
+	store store.Store
+}
+
+func (w writer) put(k *resource.Kind, o resource.Object) {
+	w.Helper()
+	b, err := envelope.EncodeObject(envelope.Value{APIVersion: k.GVK.GroupVersion().String(), Kind: k.GVK.Kind}, o)
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.commit(store.Write{Key: k.Key(o.GetNamespace(), o.GetName()), Value: b, Expect: store.Any})
+}
+
+func (w writer) delete(k *resource.Kind, namespace, name string) {
+	w.Helper()
+	w.commit(store.Write{Key: k.Key(namespace, name), Expect: store.Any})
+}
+
+func (w writer) commit(write store.Write) {
+	w.Helper()
+	v, err := w.store.Commit(context.Background(), []store.Write{write})
+	if err = errors.Join(err, v[0].Err); err != nil {
+		w.Fatal(err)
+	}
+}
+
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !f() {
+		if time.Now().After(deadline) {
+			t.Fatal(what)
+		}
+		<-time.After(time.Millisecond)
+	}
+}
+
+func TestFollow(t *testing.T) {
+	s := memory.New()
+	defer s.Close()
+	w := writer{t, s}
+	w.put(roleRow, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "reader"}, Rules: []rbacv1.PolicyRule{rule("", "pods", "get")}})
+	w.put(bindingRow, &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "b"}, RoleRef: clusterRole("reader"), Subjects: []rbacv1.Subject{user("early")}})
+
+	ctx, cancel := context.WithCancel(context.Background())
+	cache := watchcache.New(watchcache.Config{Store: s, Kinds: followed, Buffer: 4, Log: slog.New(slog.DiscardHandler)})
+	running := make(chan error, 2)
+	go func() { running <- cache.Run(ctx) }()
+	<-cache.Ready()
+	z := New()
+	synced := make(chan struct{})
+	go func() { running <- z.Follow(ctx, resource.NewTable(followed...), cache, func() { close(synced) }) }()
+	<-synced
+
+	may := func(who, target string) bool {
+		ok, _, _ := z.Authorize(ctx, ask(who, "get", target))
+		return ok
+	}
+	if !may("early", "pods") {
+		t.Error("what was there before is not known when synced")
+	}
+	// More at once than a watcher's buffer holds: the follower falls behind and
+	// has to catch up from a new start.
+	for i := range 200 {
+		w.put(roleBindingRow, &rbacv1.RoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprintf("n%d", i), Name: "b"}, RoleRef: clusterRole("reader"), Subjects: []rbacv1.Subject{user("late")},
+		})
+	}
+	for i := range 199 {
+		w.delete(roleBindingRow, fmt.Sprintf("n%d", i), "b")
+	}
+	eventually(t, "bindings are not followed", func() bool {
+		if !may("late", "n199:pods") {
+			return false
+		}
+		for i := range 199 {
+			if may("late", fmt.Sprintf("n%d:pods", i)) {
+				return false
+			}
+		}
+		return true
+	})
+
+	w.put(podRow, fullPod("p", "here"))
+	secret := asNode("here", "get", "n:secrets=volume-secret")
+	eventually(t, "pods are not followed", func() bool { return allowed(z, secret) })
+	w.delete(podRow, "n", "p")
+	eventually(t, "deletion of a pod is not followed", func() bool { return !allowed(z, secret) })
+
+	w.delete(roleRow, "", "reader")
+	eventually(t, "deletion of a role is not followed", func() bool { return !may("early", "pods") })
+
+	cancel()
+	for range 2 {
+		if err := <-running; err != nil && !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	}
+}

@@ -1,0 +1,324 @@
+package authz
+
+import (
+	"slices"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// objectKind is a kind of object that a node may reach through its pods.
+type objectKind uint8
+
+const (
+	podKind objectKind = iota + 1
+	secretKind
+	configMapKind
+	claimKind
+	volumeKind
+	attachmentKind
+	serviceAccountKind
+)
+
+// object names an object.
+type object struct {
+	kind            objectKind
+	namespace, name string
+}
+
+// graph knows which nodes reach which objects: directly, because pods of the node
+// name them, and through volumes, which a claim binds and which name secrets.
+// It is kept up with each pod, volume and attachment that comes, changes or goes.
+type graph struct {
+	mu sync.RWMutex
+	// direct counts, for each object, the pods of each node that name it.
+	direct map[object]map[string]int32
+	// sources are the objects that were counted for a pod or attachment, to take
+	// them out again.
+	sources map[object]source
+	// volumes are what a bound volume ties together; holders are the volumes that
+	// name a secret.
+	volumes map[string]volume
+	holders map[object]map[string]struct{}
+}
+
+// source is a pod or an attachment: where it is, and what it names.
+type source struct {
+	uid       types.UID
+	ephemeral int // containers that were added since
+	node      string
+	names     []object
+}
+
+type volume struct {
+	claim   object
+	secrets []object
+}
+
+func newGraph() *graph {
+	return &graph{
+		direct:  make(map[object]map[string]int32),
+		sources: make(map[object]source),
+		volumes: make(map[string]volume),
+		holders: make(map[object]map[string]struct{}),
+	}
+}
+
+// reaches tells whether a pod of the node needs the object.
+func (g *graph) reaches(node string, o object) bool {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if g.direct[o][node] > 0 {
+		return true
+	}
+	switch o.kind {
+	case volumeKind:
+		return g.mounts(node, o.name)
+	case secretKind:
+		for name := range g.holders[o] {
+			if g.mounts(node, name) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// mounts tells whether a pod of the node uses the volume's claim.
+func (g *graph) mounts(node, name string) bool {
+	v, ok := g.volumes[name]
+	return ok && g.direct[v.claim][node] > 0
+}
+
+// setPod takes in a pod as it is now. Nothing that it names can change once it is
+// bound, but for ephemeral containers that are added.
+func (g *graph) setPod(p *corev1.Pod) {
+	if p.Spec.NodeName == "" {
+		return
+	}
+	key := object{podKind, p.Namespace, p.Name}
+	g.mu.RLock()
+	old := g.sources[key]
+	g.mu.RUnlock()
+	s := source{uid: p.UID, ephemeral: len(p.Spec.EphemeralContainers), node: p.Spec.NodeName}
+	if old.uid == s.uid && old.node == s.node && old.ephemeral == s.ephemeral {
+		return
+	}
+	s.names = append(podObjects(p), key)
+	g.set(key, s)
+}
+
+// setAttachment takes in a volume attachment.
+func (g *graph) setAttachment(a *storagev1.VolumeAttachment) {
+	key := object{kind: attachmentKind, name: a.Name}
+	g.set(key, source{uid: a.UID, node: a.Spec.NodeName, names: []object{key}})
+}
+
+func (g *graph) set(key object, s source) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.drop(key)
+	g.sources[key] = s
+	for _, o := range s.names {
+		nodes := g.direct[o]
+		if nodes == nil {
+			nodes = make(map[string]int32, 1)
+			g.direct[o] = nodes
+		}
+		nodes[s.node]++
+	}
+}
+
+// remove forgets a pod or an attachment.
+func (g *graph) remove(key object) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.drop(key)
+}
+
+func (g *graph) drop(key object) {
+	s := g.sources[key]
+	for _, o := range s.names {
+		nodes := g.direct[o]
+		if nodes[s.node]--; nodes[s.node] <= 0 {
+			delete(nodes, s.node)
+		}
+		if len(nodes) == 0 {
+			delete(g.direct, o)
+		}
+	}
+	delete(g.sources, key)
+}
+
+// setVolume takes in a volume; an unbound one ties nothing together.
+func (g *graph) setVolume(pv *corev1.PersistentVolume) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.dropVolume(pv.Name)
+	ref := pv.Spec.ClaimRef
+	if ref == nil {
+		return
+	}
+	v := volume{claim: object{claimKind, ref.Namespace, ref.Name}, secrets: volumeSecrets(pv)}
+	g.volumes[pv.Name] = v
+	for _, s := range v.secrets {
+		if g.holders[s] == nil {
+			g.holders[s] = make(map[string]struct{}, 1)
+		}
+		g.holders[s][pv.Name] = struct{}{}
+	}
+}
+
+func (g *graph) removeVolume(name string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.dropVolume(name)
+}
+
+func (g *graph) dropVolume(name string) {
+	for _, s := range g.volumes[name].secrets {
+		delete(g.holders[s], name)
+		if len(g.holders[s]) == 0 {
+			delete(g.holders, s)
+		}
+	}
+	delete(g.volumes, name)
+}
+
+// podObjects are the objects that a pod names. A mirror pod, which a node made
+// itself, gives the node nothing.
+func podObjects(p *corev1.Pod) []object {
+	if _, mirror := p.Annotations[corev1.MirrorPodAnnotationKey]; mirror {
+		return nil
+	}
+	var list []object
+	add := func(kind objectKind, name string) {
+		if o := (object{kind, p.Namespace, name}); name != "" && !slices.Contains(list, o) {
+			list = append(list, o)
+		}
+	}
+	secret := func(ref *corev1.LocalObjectReference) {
+		if ref != nil {
+			add(secretKind, ref.Name)
+		}
+	}
+	add(serviceAccountKind, p.Spec.ServiceAccountName)
+	for i := range p.Spec.ImagePullSecrets {
+		secret(&p.Spec.ImagePullSecrets[i])
+	}
+	environment := func(from []corev1.EnvFromSource, env []corev1.EnvVar) {
+		for _, f := range from {
+			if f.SecretRef != nil {
+				add(secretKind, f.SecretRef.Name)
+			}
+			if f.ConfigMapRef != nil {
+				add(configMapKind, f.ConfigMapRef.Name)
+			}
+		}
+		for _, e := range env {
+			switch {
+			case e.ValueFrom == nil:
+			case e.ValueFrom.SecretKeyRef != nil:
+				add(secretKind, e.ValueFrom.SecretKeyRef.Name)
+			case e.ValueFrom.ConfigMapKeyRef != nil:
+				add(configMapKind, e.ValueFrom.ConfigMapKeyRef.Name)
+			}
+		}
+	}
+	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
+		environment(c.EnvFrom, c.Env)
+	}
+	for _, c := range p.Spec.EphemeralContainers {
+		environment(c.EnvFrom, c.Env)
+	}
+	for i := range p.Spec.Volumes {
+		v := &p.Spec.Volumes[i]
+		switch {
+		case v.Secret != nil:
+			add(secretKind, v.Secret.SecretName)
+		case v.ConfigMap != nil:
+			add(configMapKind, v.ConfigMap.Name)
+		case v.Projected != nil:
+			for _, s := range v.Projected.Sources {
+				if s.Secret != nil {
+					add(secretKind, s.Secret.Name)
+				}
+				if s.ConfigMap != nil {
+					add(configMapKind, s.ConfigMap.Name)
+				}
+			}
+		case v.PersistentVolumeClaim != nil:
+			add(claimKind, v.PersistentVolumeClaim.ClaimName)
+		case v.Ephemeral != nil:
+			add(claimKind, p.Name+"-"+v.Name) // KEP-1698
+		case v.CSI != nil:
+			secret(v.CSI.NodePublishSecretRef)
+		case v.AzureFile != nil:
+			add(secretKind, v.AzureFile.SecretName)
+		case v.CephFS != nil:
+			secret(v.CephFS.SecretRef)
+		case v.Cinder != nil:
+			secret(v.Cinder.SecretRef)
+		case v.FlexVolume != nil:
+			secret(v.FlexVolume.SecretRef)
+		case v.RBD != nil:
+			secret(v.RBD.SecretRef)
+		case v.ScaleIO != nil:
+			secret(v.ScaleIO.SecretRef)
+		case v.ISCSI != nil:
+			secret(v.ISCSI.SecretRef)
+		case v.StorageOS != nil:
+			secret(v.StorageOS.SecretRef)
+		}
+	}
+	return list
+}
+
+// volumeSecrets are the secrets that a node needs to mount a volume; those that
+// only a controller needs are not among them.
+func volumeSecrets(pv *corev1.PersistentVolume) []object {
+	var list []object
+	add := func(namespace, name string) {
+		if namespace == "" && pv.Spec.ClaimRef != nil {
+			namespace = pv.Spec.ClaimRef.Namespace
+		}
+		if o := (object{secretKind, namespace, name}); name != "" && !slices.Contains(list, o) {
+			list = append(list, o)
+		}
+	}
+	ref := func(r *corev1.SecretReference) {
+		if r != nil {
+			add(r.Namespace, r.Name)
+		}
+	}
+	s := &pv.Spec.PersistentVolumeSource
+	switch {
+	case s.CSI != nil:
+		ref(s.CSI.NodePublishSecretRef)
+		ref(s.CSI.NodeStageSecretRef)
+		ref(s.CSI.NodeExpandSecretRef)
+	case s.AzureFile != nil:
+		namespace := ""
+		if s.AzureFile.SecretNamespace != nil {
+			namespace = *s.AzureFile.SecretNamespace
+		}
+		add(namespace, s.AzureFile.SecretName)
+	case s.CephFS != nil:
+		ref(s.CephFS.SecretRef)
+	case s.Cinder != nil:
+		ref(s.Cinder.SecretRef)
+	case s.FlexVolume != nil:
+		ref(s.FlexVolume.SecretRef)
+	case s.RBD != nil:
+		ref(s.RBD.SecretRef)
+	case s.ScaleIO != nil:
+		ref(s.ScaleIO.SecretRef)
+	case s.ISCSI != nil:
+		ref(s.ISCSI.SecretRef)
+	case s.StorageOS != nil && s.StorageOS.SecretRef != nil:
+		add(s.StorageOS.SecretRef.Namespace, s.StorageOS.SecretRef.Name)
+	}
+	return list
+}
