@@ -1,0 +1,152 @@
+package cni
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"sigs.k8s.io/knftables"
+)
+
+// HostPort is a port of the node that leads to a pod.
+type HostPort struct {
+	// HostIP is the one address that answers; the zero Addr is every address
+	// of the node except loopback.
+	HostIP netip.Addr
+	// Protocol is TCP, UDP or SCTP, in any case.
+	Protocol string
+	// HostPort of the node, and the pod's address and port behind it.
+	HostPort uint16
+	Target   netip.AddrPort
+}
+
+// HostPorts is what pods of this node ask for. The zero value is ready; a nil
+// *HostPorts has none, ever. The portmap plugin is not used: it would write
+// iptables rules beside the nftables of everything else here, and leave them
+// behind when a node dies in the middle of a deletion.
+type HostPorts struct {
+	mu   sync.Mutex
+	pods map[string][]HostPort
+	wake chan struct{}
+}
+
+// NewHostPorts makes an empty set.
+func NewHostPorts() *HostPorts {
+	return &HostPorts{pods: map[string][]HostPort{}, wake: make(chan struct{}, 1)}
+}
+
+// Set replaces a pod's host ports; an empty list removes them. key is any name
+// for the pod, for instance its uid.
+func (h *HostPorts) Set(key string, ports []HostPort) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	old, had := h.pods[key]
+	if len(ports) == 0 {
+		if !had {
+			return
+		}
+		delete(h.pods, key)
+	} else {
+		if had && slices.Equal(old, ports) {
+			return
+		}
+		h.pods[key] = slices.Clone(ports)
+	}
+	nudge(h.wake)
+}
+
+// Replace sets all pods at once: call it first after a start, so that no port of
+// a running pod is closed until its turn comes.
+func (h *HostPorts) Replace(pods map[string][]HostPort) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.pods = make(map[string][]HostPort, len(pods))
+	for k, v := range pods {
+		h.pods[k] = slices.Clone(v)
+	}
+	nudge(h.wake)
+}
+
+func (h *HostPorts) changed() <-chan struct{} {
+	if h == nil {
+		return nil
+	}
+	return h.wake
+}
+
+// take lists the host ports in order, one for each address, protocol and port:
+// of two pods the one whose key sorts first has it.
+func (h *HostPorts) take() []HostPort {
+	if h == nil {
+		return nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	keys := make([]string, 0, len(h.pods))
+	for k := range h.pods {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	type front struct {
+		ip    netip.Addr
+		proto string
+		port  uint16
+	}
+	taken := map[front]bool{}
+	var out []HostPort
+	for _, k := range keys {
+		for _, p := range h.pods[k] {
+			p.Protocol = strings.ToLower(cmp.Or(p.Protocol, "tcp"))
+			if p.HostIP.IsValid() && p.HostIP.IsUnspecified() {
+				p.HostIP = netip.Addr{}
+			}
+			f := front{p.HostIP, p.Protocol, p.HostPort}
+			if !p.Target.Addr().Is4() || p.HostPort == 0 || taken[f] {
+				continue
+			}
+			taken[f] = true
+			out = append(out, p)
+		}
+	}
+	slices.SortFunc(out, func(a, b HostPort) int {
+		return cmp.Or(a.HostIP.Compare(b.HostIP), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.HostPort, b.HostPort))
+	})
+	return out
+}
+
+func (r ruleset) hostPortRules(tx *knftables.Transaction) {
+	tx.Add(&knftables.Map{Name: "hostports", Type: "inet_proto . inet_service : ipv4_addr . inet_service"})
+	tx.Add(&knftables.Map{Name: "hostports-at", Type: "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service"})
+	tx.Add(&knftables.Set{Name: "hairpin", Type: "ipv4_addr . ipv4_addr"})
+	hairpin := map[netip.Addr]bool{}
+	for _, p := range r.hostPorts {
+		key := []string{p.Protocol, strconv.Itoa(int(p.HostPort))}
+		name := "hostports"
+		if p.HostIP.IsValid() {
+			name, key = "hostports-at", append([]string{p.HostIP.String()}, key...)
+		}
+		target := p.Target.Addr().String()
+		tx.Add(&knftables.Element{Map: name, Key: key, Value: []string{target, strconv.Itoa(int(p.Target.Port()))}})
+		if !hairpin[p.Target.Addr()] {
+			hairpin[p.Target.Addr()] = true
+			tx.Add(&knftables.Element{Set: "hairpin", Key: []string{target, target}})
+		}
+	}
+	tx.Add(&knftables.Chain{Name: "hostport"})
+	// Without host ports there is nothing to look up: connections do not pay.
+	if len(r.hostPorts) > 0 {
+		for _, rule := range []string{
+			"meta l4proto { tcp, udp, sctp } dnat ip to ip daddr . meta l4proto . th dport map @hostports-at",
+			"fib daddr type local ip daddr != 127.0.0.0/8 meta l4proto { tcp, udp, sctp } dnat ip to meta l4proto . th dport map @hostports",
+		} {
+			tx.Add(&knftables.Rule{Chain: "hostport", Rule: rule})
+		}
+	}
+	base(tx, "prerouting", knftables.PreroutingHook, knftables.DNATPriority+"+5")
+	tx.Add(&knftables.Rule{Chain: "prerouting", Rule: "jump hostport"})
+	base(tx, "output", knftables.OutputHook, "-95")
+	tx.Add(&knftables.Rule{Chain: "output", Rule: "jump hostport"})
+}

@@ -1,0 +1,150 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"keelson.dev/services/node/internal/link"
+)
+
+// routeProtocol marks the routes that are ours (`ip route show proto 75`), so
+// that stale ones can be told from an operator's.
+const routeProtocol = 75
+
+// Metrics of the unreachable routes: any real route wins.
+const lastResort = 1 << 20
+
+// wantedRoute is a route as it should be. The zero gateway and link mean
+// 'unreachable'.
+type wantedRoute struct {
+	dst     netip.Prefix
+	via     netip.Addr
+	overlay bool
+}
+
+// planRoutes decides how each peer's pods are reached: by way of the peer itself
+// when it is on a network of this node's (onLink), else through the overlay. Pod
+// addresses that nobody has are unreachable, so that they do not leave by a
+// default route.
+func planRoutes(clusterCIDR netip.Prefix, peers []peer, onLink func(netip.Addr) bool) []wantedRoute {
+	out := []wantedRoute{{dst: clusterCIDR.Masked()}}
+	for _, p := range peers {
+		for _, cidr := range p.podCIDRs {
+			r := wantedRoute{dst: cidr, via: p.address}
+			if !onLink(p.address) {
+				r.overlay = true
+			}
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// routes brings the kernel's routes to what the peers want.
+func routes(cfg RunConfig, peers []peer, log *slog.Logger) error {
+	want := planRoutes(cfg.ClusterCIDR, peers, onLink)
+	var errs []error
+	var o *overlay
+	seen := map[netip.Prefix]bool{}
+	for _, w := range want {
+		if seen[w.dst] || (w.via.IsValid() && w.dst.Overlaps(cfg.PodCIDR)) {
+			errs = append(errs, fmt.Errorf("pod range %s is claimed twice", w.dst))
+			continue
+		}
+		seen[w.dst] = true
+		r := &netlink.Route{Dst: link.Network(w.dst), Protocol: routeProtocol}
+		switch {
+		case !w.via.IsValid():
+			r.Type, r.Priority = unix.RTN_UNREACHABLE, lastResort
+		case w.overlay:
+			if o == nil {
+				var err error
+				if o, err = ensureOverlay(cfg); err != nil {
+					return errors.Join(append(errs, err)...)
+				}
+			}
+			if err := o.reach(w, r); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+		default:
+			r.Gw = w.via.AsSlice()
+		}
+		if err := netlink.RouteReplace(r); err != nil {
+			errs = append(errs, fmt.Errorf("route %s via %s: %w", w.dst, w.via, err))
+		}
+	}
+	stale, err := ourRoutes()
+	errs = append(errs, err)
+	for _, r := range stale {
+		dst, ok := prefixOf(r.Dst)
+		if !ok || seen[dst] || r.Dst.String() == cfg.ServiceCIDR.Masked().String() {
+			continue
+		}
+		log.Info("route to a node that is gone is removed", "destination", dst.String())
+		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("remove route %s: %w", dst, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// serviceRoute sends Services' addresses to an interface of this node, with the
+// node's address as the source.
+func serviceRoute(cfg RunConfig) error {
+	l, err := link.Ensure(LinkName)
+	if err != nil {
+		return err
+	}
+	r := &netlink.Route{
+		Dst: link.Network(cfg.ServiceCIDR.Masked()), LinkIndex: l.Attrs().Index,
+		Scope: netlink.SCOPE_LINK, Src: cfg.NodeIP.AsSlice(), Protocol: routeProtocol,
+	}
+	if err := netlink.RouteReplace(r); err != nil {
+		return fmt.Errorf("route %s to %s: %w", cfg.ServiceCIDR, LinkName, err)
+	}
+	return nil
+}
+
+// onLink says whether an address is on a network that this node is connected to.
+func onLink(addr netip.Addr) bool {
+	list, err := netlink.RouteGet(addr.AsSlice())
+	return err == nil && len(list) > 0 && list[0].Gw == nil
+}
+
+func ourRoutes() ([]netlink.Route, error) {
+	list, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	return list, nil
+}
+
+func removeRoutes() error {
+	list, err := ourRoutes()
+	errs := []error{err}
+	for _, r := range list {
+		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("remove route %s: %w", r.Dst, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	addr, ok := netip.AddrFromSlice(n.IP)
+	ones, bits := n.Mask.Size()
+	if !ok || bits == 0 {
+		return netip.Prefix{}, false
+	}
+	return netip.PrefixFrom(addr.Unmap(), ones), true
+}
