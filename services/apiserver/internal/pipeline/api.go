@@ -7,6 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
+	"keelson.dev/services/apiserver/internal/codec"
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/watchcache"
@@ -21,14 +22,14 @@ type Target struct {
 }
 
 // MediaType is how a body is written.
-type MediaType string
+type MediaType = codec.MediaType
 
 // The media types that bodies come in.
 const (
-	JSON     MediaType = "application/json"
-	YAML     MediaType = "application/yaml"
-	Protobuf MediaType = "application/vnd.kubernetes.protobuf" // Kubernetes' envelope, "k8s\x00"
-	Message  MediaType = "message"                             // the bare protobuf message, as gRPC carries it
+	JSON     = codec.JSON
+	YAML     = codec.YAML
+	Protobuf = codec.Protobuf
+	Message  = codec.Message
 )
 
 // Body is an object as a client sent it. The pipeline decodes it after it has

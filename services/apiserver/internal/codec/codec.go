@@ -1,0 +1,189 @@
+// Package codec turns bytes from clients into objects and objects into bytes:
+// JSON, YAML, Kubernetes' protobuf envelope and the bare protobuf message.
+//
+// It must never change an object it encodes, know a transport, or trust a length
+// that it read: whatever the input, its memory is bounded by the input's size.
+package codec
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"keelson.dev/services/apiserver/internal/resource"
+)
+
+// MediaType is how a body is written.
+type MediaType string
+
+// The media types that objects are read and written in.
+const (
+	JSON     MediaType = "application/json"
+	YAML     MediaType = "application/yaml"
+	Protobuf MediaType = "application/vnd.kubernetes.protobuf" // Kubernetes' envelope, "k8s\x00"
+	Message  MediaType = "message"                             // the bare protobuf message, as gRPC carries it
+)
+
+// Validation says what to do about unknown and duplicate fields.
+type Validation string
+
+// Kubernetes' field validation directives. The empty one is Warn.
+const (
+	Ignore Validation = metav1.FieldValidationIgnore
+	Warn   Validation = metav1.FieldValidationWarn
+	Strict Validation = metav1.FieldValidationStrict
+)
+
+// Input is a body to decode.
+type Input struct {
+	Data []byte
+	Type MediaType
+	// Declared is what the body holds where its encoding does not say.
+	Declared schema.GroupVersionKind
+	// Want is what the request is about.
+	Want schema.GroupVersionKind
+	// New makes the object to decode into.
+	New func() resource.Object
+	// Known tells whether a kind exists at all, for the error's text; nil is no.
+	Known func(schema.GroupVersionKind) bool
+	// Validation is for JSON and YAML.
+	Validation Validation
+	// FromData lets the body choose no kind at all (TypeMeta may be empty).
+	Loose bool
+}
+
+// Decode reads one object. Its TypeMeta is left empty. The warnings are those of
+// the Warn directive. Every error is a BadRequest or UnsupportedMediaType
+// *apierrors.StatusError with Kubernetes' text.
+func Decode(in Input) (resource.Object, []string, error) {
+	switch in.Type {
+	case JSON, YAML:
+		return decodeText(in)
+	case Protobuf:
+		return decodeEnvelope(in)
+	case Message:
+		return decodeMessage(in)
+	}
+	return nil, nil, apierrors.NewGenericServerResponse(415, "", schema.GroupResource{}, "",
+		fmt.Sprintf("the body of the request was in an unknown format - accepted media types include: %s, %s, %s", JSON, YAML, Protobuf), 0, true)
+}
+
+func decodeMessage(in Input) (resource.Object, []string, error) {
+	if in.Declared != in.Want {
+		return nil, nil, wrongKind(in, in.Declared)
+	}
+	obj := in.New()
+	if err := unmarshal(obj, in.Data); err != nil {
+		return nil, nil, cannotHandle(in, in.Declared, err)
+	}
+	return obj, nil, nil
+}
+
+func decodeEnvelope(in Input) (resource.Object, []string, error) {
+	if len(in.Data) == 0 {
+		return nil, nil, unrecognized(in, errors.New("empty data"))
+	}
+	apiVersion, kind, raw, err := OpenEnvelope(in.Data)
+	if err != nil {
+		return nil, nil, unrecognized(in, err)
+	}
+	gvk := in.Want
+	if apiVersion != "" || kind != "" {
+		gv, err := schema.ParseGroupVersion(apiVersion)
+		if err != nil {
+			return nil, nil, unrecognized(in, err)
+		}
+		gvk = defaultKind(gv.WithKind(kind), in.Want)
+	}
+	if gvk != in.Want {
+		return nil, nil, wrongKind(in, gvk)
+	}
+	obj := in.New()
+	if err := unmarshal(obj, raw); err != nil {
+		return nil, nil, cannotHandle(in, gvk, err)
+	}
+	return obj, nil, nil
+}
+
+// defaultKind fills what a body leaves out from what the request is about, as
+// Kubernetes' serializers do.
+func defaultKind(got, want schema.GroupVersionKind) schema.GroupVersionKind {
+	if got.Kind == "" {
+		got.Kind = want.Kind
+	}
+	if got.Version == "" && got.Group == "" {
+		got.Group, got.Version = want.Group, want.Version
+	}
+	return got
+}
+
+// unmarshal shields from generated decoders that panic on hostile input, and
+// clears the TypeMeta.
+func unmarshal(obj resource.Object, data []byte) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("malformed protobuf message: %v", p)
+		}
+	}()
+	return obj.Unmarshal(data)
+}
+
+func wrongKind(in Input, got schema.GroupVersionKind) error {
+	if in.Known == nil || !in.Known(got) {
+		return cannotHandle(in, got, fmt.Errorf("no kind %q is registered for version %q", got.Kind, got.GroupVersion()))
+	}
+	if got.GroupVersion() != in.Want.GroupVersion() {
+		return apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)", got.GroupVersion(), in.Want.GroupVersion()))
+	}
+	group := in.Want.Group
+	if group == "" {
+		group = "core"
+	}
+	group, _, _ = strings.Cut(group, ".")
+	return cannotHandle(in, got, fmt.Errorf("converting (%s.%s) to (%s.%s): unknown conversion", got.Version, got.Kind, group, in.Want.Kind))
+}
+
+func cannotHandle(in Input, got schema.GroupVersionKind, err error) error {
+	if got.Kind == "" {
+		return unrecognized(in, err)
+	}
+	return apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: %v", got.Kind, got.Version, in.Want.Kind, err))
+}
+
+func unrecognized(in Input, err error) error {
+	return apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v (%s)", in.Want.Kind, err, summarize(in.Data)))
+}
+
+// summarize shows the beginning of a body, as Kubernetes does.
+func summarize(data []byte) string {
+	const most = 30
+	switch {
+	case len(data) == 0:
+		return "<empty>"
+	case data[0] == '{' && len(data) <= most:
+		return string(data)
+	case data[0] == '{':
+		return string(data[:most]) + " ..."
+	case len(data) > most:
+		return fmt.Sprintf("%x ...", data[:most])
+	default:
+		return fmt.Sprintf("%x", data)
+	}
+}
+
+// strictWarnings are the messages of strict errors.
+func strictWarnings(errs []error) []string {
+	var out []string
+	for _, e := range errs {
+		out = append(out, e.Error())
+	}
+	return out
+}
+
+// strictError joins strict errors as Kubernetes' StrictDecodingError does.
+func strictError(errs []error) error { return runtime.NewStrictDecodingError(errs) }

@@ -1,0 +1,77 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"keelson.dev/services/apiserver/internal/request"
+)
+
+// Authorize decides on a verb on a target.
+func (p *Pipeline) Authorize(ctx context.Context, verb string, t Target) error {
+	return p.authorize(ctx, verb, t, "", "")
+}
+
+// AuthorizePath decides on a request for a path.
+func (p *Pipeline) AuthorizePath(ctx context.Context, verb, path string) error {
+	return p.decide(ctx, &request.Attributes{User: request.UserFrom(ctx), Verb: verb, Path: path})
+}
+
+func (p *Pipeline) authorize(ctx context.Context, verb string, t Target, labelSelector, fieldSelector string) error {
+	a := request.Attributes{
+		User:          request.UserFrom(ctx),
+		Verb:          verb,
+		Resource:      t.Resource,
+		Subresource:   t.Subresource,
+		Namespace:     t.Namespace,
+		Name:          t.Name,
+		LabelSelector: labelSelector,
+		FieldSelector: fieldSelector,
+	}
+	if t.Resource.Group == "" && t.Resource.Resource == "namespaces" {
+		a.Namespace = t.Name // as Kubernetes' request info has it
+	}
+	return p.decide(ctx, &a)
+}
+
+func (p *Pipeline) decide(ctx context.Context, a *request.Attributes) error {
+	if p.cfg.Authorizer == nil {
+		return nil
+	}
+	allowed, reason, err := p.cfg.Authorizer.Authorize(ctx, a)
+	if allowed {
+		return nil
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		p.cfg.Log.ErrorContext(ctx, "authorization failed", "error", err)
+		if reason == "" {
+			reason = err.Error()
+		}
+	}
+	message := forbidden(a)
+	if reason != "" {
+		message += ": " + reason
+	}
+	return apierrors.NewForbidden(a.Resource.GroupResource(), a.Name, errors.New(message))
+}
+
+// forbidden is Kubernetes' sentence on what was refused.
+func forbidden(a *request.Attributes) string {
+	if !a.IsResource() {
+		return fmt.Sprintf("User %q cannot %s path %q", a.User.Name, a.Verb, a.Path)
+	}
+	res := a.Resource.Resource
+	if a.Subresource != "" {
+		res += "/" + a.Subresource
+	}
+	if a.Namespace != "" {
+		return fmt.Sprintf("User %q cannot %s resource %q in API group %q in the namespace %q", a.User.Name, a.Verb, res, a.Resource.Group, a.Namespace)
+	}
+	return fmt.Sprintf("User %q cannot %s resource %q in API group %q at the cluster scope", a.User.Name, a.Verb, res, a.Resource.Group)
+}

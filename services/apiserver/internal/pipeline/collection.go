@@ -1,0 +1,74 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"keelson.dev/services/apiserver/internal/watchcache"
+)
+
+// deleteTogether is how many objects of a collection are deleted in one commit.
+const deleteTogether = 200
+
+// DeleteCollection deletes what a list with the same selectors returns.
+func (p *Pipeline) DeleteCollection(ctx context.Context, t Target, l ListOptions, o DeleteOptions) (*List, error) {
+	k, sub, err := p.kind(t)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.authorize(ctx, "deletecollection", t, l.LabelSelector, l.FieldSelector); err != nil {
+		return nil, err
+	}
+	if k.Virtual != "" || sub != nil {
+		return nil, errMethod(t, "deletecollection")
+	}
+	if k.Namespaced && t.Namespace == "" {
+		return nil, errMethod(t, "deletecollection")
+	}
+	if err := checkDeleteOptions(o); err != nil {
+		return nil, err
+	}
+	list, err := p.list(ctx, k, t, l)
+	if err != nil {
+		return nil, p.statusOf(ctx, t.Resource.GroupResource(), "", err)
+	}
+	out := &List{Kind: k, Revision: list.Revision, Continue: list.Continue, Remaining: list.Remaining}
+	for rest := list.Items; len(rest) > 0; {
+		n := min(len(rest), deleteTogether)
+		if out.Items, err = p.deleteItems(ctx, t, rest[:n], o, out.Items); err != nil {
+			return nil, err
+		}
+		rest = rest[n:]
+	}
+	return out, nil
+}
+
+func (p *Pipeline) deleteItems(ctx context.Context, t Target, items []*watchcache.Item, o DeleteOptions, out []*watchcache.Item) ([]*watchcache.Item, error) {
+	changes := make([]*change, 0, len(items))
+	for _, item := range items {
+		target := t
+		target.Namespace, target.Name = item.Object.GetNamespace(), item.Object.GetName()
+		c, err := p.newDelete(ctx, target, o)
+		if err != nil {
+			return out, p.statusOf(ctx, t.Resource.GroupResource(), target.Name, err)
+		}
+		changes = append(changes, c)
+	}
+	p.run(ctx, changes...)
+	var failed error
+	for _, c := range changes {
+		switch {
+		case c.err == nil:
+			out = append(out, c.out.Item)
+		case !apierrors.IsNotFound(c.err): // gone already is what was asked for
+			failed = errors.Join(failed, c.err)
+		}
+	}
+	var status *apierrors.StatusError
+	if errors.As(failed, &status) {
+		return out, status
+	}
+	return out, failed
+}

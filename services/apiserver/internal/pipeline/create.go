@@ -1,0 +1,205 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/google/uuid"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"keelson.dev/services/apiserver/internal/admission"
+	"keelson.dev/services/apiserver/internal/codec"
+	"keelson.dev/services/apiserver/internal/request"
+	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/watchcache"
+)
+
+// Create stores a new object or posts to a subresource.
+func (p *Pipeline) Create(ctx context.Context, t Target, b Body, o WriteOptions) (*Outcome, error) {
+	c, out, err := p.newCreate(ctx, t, b, o)
+	if c == nil {
+		return out, p.statusOf(ctx, t.Resource.GroupResource(), t.Name, err)
+	}
+	p.run(ctx, c)
+	return c.out, c.err
+}
+
+// newCreate makes the change; where there is none to make (an action), it
+// returns the outcome.
+func (p *Pipeline) newCreate(ctx context.Context, t Target, b Body, o WriteOptions) (*change, *Outcome, error) {
+	k, sub, err := p.kind(t)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := p.Authorize(ctx, "create", t); err != nil {
+		return nil, nil, err
+	}
+	if err := checkWriteOptions("CreateOptions", o); err != nil {
+		return nil, nil, err
+	}
+	switch {
+	case k.Virtual != "":
+		out, err := p.act(ctx, p.cfg.Virtual[k.Virtual], k.New, k, t, b, o)
+		return nil, out, err
+	case sub != nil && sub.Post != "":
+		c, out, err := p.post(ctx, k, sub, t, b, o)
+		return c, out, err
+	case sub != nil:
+		return nil, nil, errMethod(t, "create")
+	case k.Namespaced && t.Namespace == "":
+		return nil, nil, apierrors.NewBadRequest("an empty namespace may not be set during creation")
+	case !k.Namespaced && t.Namespace != "":
+		return nil, nil, checkNamespace(k, t.Namespace)
+	}
+	c := &change{
+		ctx: ctx, target: t, kind: k, rules: &k.Rules, opts: o,
+		user: request.UserFrom(ctx), creates: true,
+	}
+	c.plan = func(*watchcache.Item) (*step, error) {
+		c.warn = nil
+		obj, warnings, err := p.decode(k, k.New, b, o)
+		if err != nil {
+			return nil, err
+		}
+		c.warn = warnings
+		return p.planCreate(c, obj, true)
+	}
+	return c, nil, nil
+}
+
+// decode reads a body as one of kind k's objects.
+func (p *Pipeline) decode(k *resource.Kind, fresh func() resource.Object, b Body, o WriteOptions) (resource.Object, []string, error) {
+	return codec.Decode(codec.Input{
+		Data:       b.Data,
+		Type:       b.Type,
+		Declared:   b.GVK,
+		Want:       k.GVK,
+		New:        fresh,
+		Known:      p.knows,
+		Validation: codec.Validation(o.FieldValidation),
+	})
+}
+
+// planCreate completes and checks a new object. track is false where the field
+// manager has done its work already (apply).
+func (p *Pipeline) planCreate(c *change, obj resource.Object, track bool) (*step, error) {
+	k := c.kind
+	if err := checkPlace(k, c.target, obj); err != nil {
+		return nil, err
+	}
+	generated := obj.GetName() == "" && obj.GetGenerateName() != ""
+	if generated {
+		obj.SetName(generateName(obj.GetGenerateName()))
+	}
+	if c.rules.Default != nil {
+		c.rules.Default(obj)
+	}
+	dedupOwners(obj, func(w string) { c.warn = append(c.warn, w) })
+	if track {
+		if err := p.track(c, nil, obj); err != nil {
+			return nil, err
+		}
+	}
+	a := c.attributes(admission.Create, obj, nil)
+	if a.Name == "" {
+		a.Name = obj.GetName()
+	}
+	if err := p.cfg.Admission.Admit(c.ctx, a); err != nil {
+		return nil, c.admissionError(err)
+	}
+	if obj.GetResourceVersion() != "" && obj.GetResourceVersion() != "0" {
+		return nil, errVersionOnCreate
+	}
+	obj.SetDeletionTimestamp(nil)
+	obj.SetDeletionGracePeriodSeconds(nil)
+	obj.SetSelfLink("")
+	obj.SetResourceVersion("")
+	obj.SetUID(types.UID(uuid.NewString()))
+	obj.SetCreationTimestamp(metav1.NewTime(p.cfg.Now().Truncate(1e9)))
+	if k.NoGeneration {
+		obj.SetGeneration(0)
+	} else {
+		obj.SetGeneration(1)
+	}
+	if c.rules.PrepareCreate != nil {
+		c.rules.PrepareCreate(obj)
+	}
+	s := &step{obj: obj, expect: store.MustNotExist, created: true}
+	if err := p.completeCreate(c, s, a, generated); err != nil {
+		s.settled(false)
+		return nil, err
+	}
+	return s, nil
+}
+
+// completeCreate claims, validates and finds the key.
+func (p *Pipeline) completeCreate(c *change, s *step, a *admission.Attributes, generated bool) error {
+	obj := s.obj
+	if hook := p.cfg.Hooks[c.gr()]; hook != nil {
+		finish, err := hook.Claim(c.ctx, obj, nil, c.opts.DryRun)
+		if finish != nil {
+			s.finish = append(s.finish, finish)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := validateNew(c.kind, c.rules, obj); err != nil {
+		return err
+	}
+	if err := p.cfg.Admission.Validate(c.ctx, a); err != nil {
+		return c.admissionError(err)
+	}
+	if c.rules.Warnings != nil {
+		c.warn = append(c.warn, c.rules.Warnings(obj, nil)...)
+	}
+	c.key = c.kind.Key(obj.GetNamespace(), obj.GetName())
+	if generated {
+		c.names++
+	}
+	if c.opts.DryRun {
+		entry, _, err := p.cfg.Store.Get(c.ctx, c.key)
+		switch {
+		case err == nil:
+			return p.errExists(c, &entry)
+		case !errors.Is(err, store.ErrNotFound):
+			return err
+		}
+	}
+	return nil
+}
+
+// errVersionOnCreate is what Kubernetes' storage says, and the Status it makes.
+var errVersionOnCreate = &apierrors.StatusError{ErrStatus: metav1.Status{
+	Status:  metav1.StatusFailure,
+	Code:    500,
+	Message: "resourceVersion should not be set on objects to be created",
+}}
+
+// exists tries another generated name, or ends the change.
+func (p *Pipeline) exists(c *change, v store.Verdict) {
+	if c.names > 0 && c.names < maxNames {
+		c.step, c.warn = nil, nil
+		return
+	}
+	p.fail(c, p.errExists(c, v.Current))
+}
+
+func (p *Pipeline) errExists(c *change, found *store.Entry) error {
+	name := strings.TrimPrefix(c.key, c.kind.Prefix(c.target.Namespace))
+	if c.names > 0 {
+		return apierrors.NewGenerateNameConflict(c.gr(), name, 1)
+	}
+	err := apierrors.NewAlreadyExists(c.gr(), name)
+	if found != nil {
+		if item, derr := watchcache.Decode(p.stored(c.kind), *found); derr == nil && item.Object.GetDeletionTimestamp() != nil {
+			err.ErrStatus.Message = fmt.Sprintf("object is being deleted: %s", err.ErrStatus.Message)
+		}
+	}
+	return err
+}

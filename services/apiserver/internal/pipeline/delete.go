@@ -1,0 +1,212 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+
+	"keelson.dev/services/apiserver/internal/admission"
+	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/watchcache"
+)
+
+// Delete removes an object or starts its graceful end.
+func (p *Pipeline) Delete(ctx context.Context, t Target, o DeleteOptions) (*Outcome, error) {
+	if err := p.Authorize(ctx, "delete", t); err != nil {
+		return nil, err
+	}
+	c, err := p.newDelete(ctx, t, o)
+	if err != nil {
+		return nil, p.statusOf(ctx, t.Resource.GroupResource(), t.Name, err)
+	}
+	p.run(ctx, c)
+	return c.out, c.err
+}
+
+// newDelete makes the change; the caller has authorized it.
+func (p *Pipeline) newDelete(ctx context.Context, t Target, o DeleteOptions) (*change, error) {
+	k, sub, err := p.kind(t)
+	if err != nil {
+		return nil, err
+	}
+	if k.Virtual != "" || sub != nil {
+		return nil, errMethod(t, "delete")
+	}
+	if t.Name == "" {
+		return nil, apierrors.NewBadRequest("name must be provided")
+	}
+	if err := checkNamespace(k, t.Namespace); err != nil {
+		return nil, err
+	}
+	if err := checkDeleteOptions(o); err != nil {
+		return nil, err
+	}
+	c := &change{
+		ctx: ctx, target: t, kind: k, rules: &k.Rules, opts: o.WriteOptions,
+		user: requestUser(ctx), key: k.Key(t.Namespace, t.Name),
+	}
+	c.plan = func(cur *watchcache.Item) (*step, error) { return p.planDelete(c, cur, o) }
+	return c, nil
+}
+
+func checkDeleteOptions(o DeleteOptions) error {
+	errs := validation.ValidateDeleteOptions(&metav1.DeleteOptions{
+		OrphanDependents:  o.OrphanDependents,
+		PropagationPolicy: o.PropagationPolicy,
+	})
+	if len(errs) > 0 {
+		return apierrors.NewInvalid(metav1.SchemeGroupVersion.WithKind("DeleteOptions").GroupKind(), "", errs)
+	}
+	return nil
+}
+
+// planDelete decides whether the object goes at once or is marked.
+func (p *Pipeline) planDelete(c *change, cur *watchcache.Item, o DeleteOptions) (*step, error) {
+	if cur == nil {
+		return nil, apierrors.NewNotFound(c.gr(), c.target.Name)
+	}
+	old := cur.Object
+	if err := preconditions(c, old, o.Preconditions); err != nil {
+		return nil, err
+	}
+	if err := p.cfg.Admission.Validate(c.ctx, c.attributes(admission.Delete, nil, old)); err != nil {
+		return nil, c.admissionError(err)
+	}
+	s := &step{expect: cur.Revision}
+	grace, pending := p.grace(c.kind, old, o.GracePeriodSeconds)
+	if pending {
+		return p.asIs(c, cur, s), nil
+	}
+	finalizers := gcFinalizers(c.kind, old, o)
+	held := len(finalizers) > 0 || c.kind.Held != nil && c.kind.Held(old)
+	if grace == 0 && !held {
+		s.gone = true
+		return s, nil
+	}
+	obj, ok := old.DeepCopyObject().(resource.Object)
+	if !ok {
+		return nil, fmt.Errorf("%T cannot be copied", old)
+	}
+	obj.SetFinalizers(finalizers)
+	p.mark(c.kind, obj, grace)
+	s.obj = obj
+	return s, nil
+}
+
+// asIs leaves the object as it is: its deletion is under way.
+func (p *Pipeline) asIs(c *change, cur *watchcache.Item, s *step) *step {
+	s.obj = cur.Object.DeepCopyObject().(resource.Object)
+	return s
+}
+
+// preconditions are those of a delete.
+func preconditions(c *change, old resource.Object, want *metav1.Preconditions) error {
+	if want == nil {
+		return nil
+	}
+	gr := c.gr()
+	gr.Resource = c.kind.GVK.Kind
+	if want.UID != nil && *want.UID != old.GetUID() {
+		return apierrors.NewConflict(gr, old.GetName(), fmt.Errorf("the UID in the precondition (%s) does not match the UID in record (%s). The object might have been deleted and then recreated", *want.UID, old.GetUID()))
+	}
+	if want.ResourceVersion != nil && *want.ResourceVersion != old.GetResourceVersion() {
+		return apierrors.NewConflict(gr, old.GetName(), fmt.Errorf("the ResourceVersion in the precondition (%s) does not match the ResourceVersion in record (%s). The object might have been modified", *want.ResourceVersion, old.GetResourceVersion()))
+	}
+	return nil
+}
+
+// grace is how long the object may take to end; pending tells that a deletion
+// under way stays as it is.
+func (p *Pipeline) grace(k *resource.Kind, old resource.Object, requested *int64) (seconds int64, pending bool) {
+	if requested != nil && *requested < 0 {
+		one := int64(1)
+		requested = &one
+	}
+	if k.Graceful == nil {
+		return 0, false
+	}
+	if old.GetDeletionTimestamp() != nil {
+		running := old.GetDeletionGracePeriodSeconds()
+		if running == nil || *running == 0 {
+			return 0, false
+		}
+		if requested == nil || *requested >= max(*running, 1) {
+			return 0, true
+		}
+		return *requested, false // only ever shorter
+	}
+	if seconds, graceful := k.Graceful(old, requested); graceful {
+		return seconds, false
+	}
+	return 0, false
+}
+
+// mark sets what says that an object is to go.
+func (p *Pipeline) mark(k *resource.Kind, obj resource.Object, grace int64) {
+	now := p.cfg.Now()
+	before := obj.GetDeletionTimestamp()
+	at := metav1.NewTime(now.Add(time.Duration(grace) * time.Second).Truncate(time.Second))
+	switch {
+	case before == nil:
+		if obj.GetGeneration() > 0 {
+			obj.SetGeneration(obj.GetGeneration() + 1)
+		}
+		obj.SetDeletionTimestamp(&at)
+	case grace > 0: // shortened: counted from the first request
+		if running := obj.GetDeletionGracePeriodSeconds(); running != nil {
+			at = metav1.NewTime(before.Add(time.Duration(grace-*running) * time.Second))
+		}
+		obj.SetDeletionTimestamp(&at)
+	case before.After(now):
+		obj.SetDeletionTimestamp(&at)
+	}
+	obj.SetDeletionGracePeriodSeconds(&grace)
+	if before == nil && k.Terminate != nil {
+		obj.SetDeletionGracePeriodSeconds(nil)
+		k.Terminate(obj)
+	}
+}
+
+// gcFinalizers are the object's finalizers with those that the propagation
+// policy asks for, and without those that it does not.
+func gcFinalizers(k *resource.Kind, old resource.Object, o DeleteOptions) []string {
+	had := old.GetFinalizers()
+	policy := k.DefaultPropagation
+	switch {
+	case slices.Contains(had, metav1.FinalizerOrphanDependents):
+		policy = metav1.DeletePropagationOrphan
+	case slices.Contains(had, metav1.FinalizerDeleteDependents):
+		policy = metav1.DeletePropagationForeground
+	}
+	if o.PropagationPolicy != nil {
+		policy = *o.PropagationPolicy
+	}
+	if o.OrphanDependents != nil {
+		policy = metav1.DeletePropagationBackground
+		if *o.OrphanDependents {
+			policy = metav1.DeletePropagationOrphan
+		}
+	}
+	var wanted string
+	switch policy {
+	case metav1.DeletePropagationOrphan:
+		wanted = metav1.FinalizerOrphanDependents
+	case metav1.DeletePropagationForeground:
+		wanted = metav1.FinalizerDeleteDependents
+	}
+	out := make([]string, 0, len(had)+1)
+	for _, f := range had {
+		if f == wanted || f != metav1.FinalizerOrphanDependents && f != metav1.FinalizerDeleteDependents {
+			out = append(out, f)
+		}
+	}
+	if wanted != "" && !slices.Contains(out, wanted) {
+		out = append(out, wanted)
+	}
+	return out
+}

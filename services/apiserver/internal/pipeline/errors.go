@@ -1,0 +1,81 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/watchcache"
+)
+
+// optimisticLock is Kubernetes' text for a stale write.
+const optimisticLock = "the object has been modified; please apply your changes to the latest version and try again"
+
+func errNoResource(t Target) error {
+	return apierrors.NewGenericServerResponse(http.StatusNotFound, "", schema.GroupResource{Group: t.Resource.Group, Resource: t.Resource.Resource}, t.Name, "404 page not found", 0, true)
+}
+
+func errMethod(t Target, verb string) error {
+	gr := t.Resource.GroupResource()
+	return apierrors.NewMethodNotSupported(gr, verb)
+}
+
+func errConflict(gr schema.GroupResource, name string) error {
+	return apierrors.NewConflict(gr, name, errors.New(optimisticLock))
+}
+
+// statusOf turns any error into a *apierrors.StatusError, but for those of a
+// context that ended.
+func (p *Pipeline) statusOf(ctx context.Context, gr schema.GroupResource, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var status *apierrors.StatusError
+	var expired *watchcache.ExpiredError
+	switch {
+	case errors.As(err, &status):
+		return status
+	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
+		return err
+	case errors.Is(err, store.ErrNotFound):
+		return apierrors.NewNotFound(gr, name)
+	case errors.Is(err, store.ErrExists):
+		return apierrors.NewAlreadyExists(gr, name)
+	case errors.Is(err, store.ErrConflict):
+		return errConflict(gr, name)
+	case errors.Is(err, store.ErrFenced):
+		return apierrors.NewConflict(gr, name, errors.New("the writer's leadership is over"))
+	case errors.Is(err, store.ErrUnknownOutcome):
+		return apierrors.NewTimeoutError(fmt.Sprintf("the outcome of the write to %s %q is unknown: it may or may not have happened", gr, name), 1)
+	case errors.Is(err, store.ErrTooMany):
+		return apierrors.NewTooManyRequests("too many writes in flight, please try again later", 1)
+	case errors.Is(err, store.ErrCompacted):
+		return apierrors.NewResourceExpired("The resourceVersion for the provided list is too old.")
+	case errors.As(err, &expired):
+		return apierrors.NewResourceExpired(expired.Error())
+	case errors.Is(err, watchcache.ErrSlow):
+		return apierrors.NewResourceExpired("the watch fell too far behind; resume it after the last event received")
+	case errors.Is(err, watchcache.ErrStopped), errors.Is(err, store.ErrClosed):
+		return apierrors.NewServiceUnavailable("the server is shutting down or reloading its state, please try again")
+	case errors.Is(err, context.DeadlineExceeded):
+		return apierrors.NewTimeoutError("the store did not answer in time", 1)
+	}
+	p.cfg.Log.ErrorContext(ctx, "request failed", "error", err, "resource", gr.String(), "name", name)
+	return apierrors.NewInternalError(err)
+}
+
+// errTooLarge is the answer to a resource version from the future.
+func errTooLarge(asked, current store.Revision) error {
+	err := apierrors.NewTimeoutError(fmt.Sprintf("Too large resource version: %d, current: %d", asked, current), 1)
+	err.ErrStatus.Details.Causes = []metav1.StatusCause{{
+		Type:    metav1.CauseTypeResourceVersionTooLarge,
+		Message: "Too large resource version",
+	}}
+	return err
+}

@@ -1,0 +1,136 @@
+package pipeline
+
+import (
+	"fmt"
+	"math/rand/v2"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/validation"
+	"k8s.io/apimachinery/pkg/api/validation/path"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"keelson.dev/services/apiserver/internal/resource"
+)
+
+const (
+	// Generated names are cut so that they are valid labels (Kubernetes'
+	// names.SimpleNameGenerator).
+	generatedSuffix = 5
+	longestBase     = 63 - generatedSuffix
+	// The letters of generated names: no vowels, no digits that look like
+	// letters (apimachinery's util/rand).
+	nameLetters = "bcdfghjklmnpqrstvwxz2456789"
+)
+
+// generateName appends a random suffix.
+func generateName(base string) string {
+	if len(base) > longestBase {
+		base = base[:longestBase]
+	}
+	b := make([]byte, len(base), len(base)+generatedSuffix)
+	copy(b, base)
+	for range generatedSuffix {
+		b = append(b, nameLetters[rand.IntN(len(nameLetters))])
+	}
+	return string(b)
+}
+
+// checkPlace compares the namespace of the object with that of the request.
+func checkPlace(k *resource.Kind, t Target, obj resource.Object) error {
+	if !k.Namespaced {
+		if obj.GetNamespace() != "" {
+			obj.SetNamespace("")
+		}
+		return nil
+	}
+	switch obj.GetNamespace() {
+	case "":
+		obj.SetNamespace(t.Namespace)
+	case t.Namespace:
+	default:
+		return apierrors.NewBadRequest("the namespace of the provided object does not match the namespace sent on the request")
+	}
+	return nil
+}
+
+// dedupOwners drops repeated owner references, as Kubernetes does.
+func dedupOwners(obj resource.Object, warn func(string)) {
+	refs := obj.GetOwnerReferences()
+	if len(refs) < 2 {
+		return
+	}
+	type owner struct{ apiVersion, kind, name, uid string }
+	seen := make(map[owner]bool, len(refs))
+	kept := refs[:0:0]
+	for _, r := range refs {
+		o := owner{r.APIVersion, r.Kind, r.Name, string(r.UID)}
+		if seen[o] {
+			warn(fmt.Sprintf(".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: %s", r.UID))
+			continue
+		}
+		seen[o] = true
+		kept = append(kept, r)
+	}
+	if len(kept) < len(refs) {
+		obj.SetOwnerReferences(kept)
+	}
+}
+
+// defaultName is the check of names where a kind has none of its own.
+func defaultName(name string, prefix bool) []string {
+	return validation.NameIsDNSSubdomain(name, prefix)
+}
+
+var metadataPath = field.NewPath("metadata")
+
+// validateNew checks the metadata and the object.
+func validateNew(k *resource.Kind, r *resource.Rules, obj resource.Object) error {
+	var errs field.ErrorList
+	if r.Validate != nil {
+		errs = r.Validate(obj)
+	}
+	check := k.Rules.ValidateName
+	if check == nil {
+		check = defaultName
+	}
+	errs = append(validation.ValidateObjectMetaAccessor(obj, k.Namespaced, check, metadataPath), errs...)
+	if len(errs) == 0 {
+		for _, message := range path.ValidatePathSegmentName(obj.GetName(), false) {
+			errs = append(errs, field.Invalid(metadataPath.Child("name"), obj.GetName(), message))
+		}
+	}
+	return invalid(k, obj, unique(errs))
+}
+
+// validateChanged checks an update.
+func validateChanged(k *resource.Kind, r *resource.Rules, obj, old resource.Object) error {
+	errs := validation.ValidateObjectMetaAccessorUpdate(obj, old, metadataPath)
+	if r.ValidateUpdate != nil {
+		errs = append(errs, r.ValidateUpdate(obj, old)...)
+	}
+	return invalid(k, obj, unique(errs))
+}
+
+// unique drops what a kind's own check of the metadata repeats.
+func unique(errs field.ErrorList) field.ErrorList {
+	if len(errs) < 2 {
+		return errs
+	}
+	seen := make(map[string]bool, len(errs))
+	out := errs[:0:0]
+	for _, e := range errs {
+		if text := e.Error(); !seen[text] {
+			seen[text] = true
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+func invalid(k *resource.Kind, obj metav1.Object, errs field.ErrorList) error {
+	if len(errs) == 0 {
+		return nil
+	}
+	return apierrors.NewInvalid(k.GVK.GroupKind(), obj.GetName(), errs)
+}

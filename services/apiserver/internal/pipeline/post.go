@@ -1,0 +1,69 @@
+package pipeline
+
+import (
+	"context"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"keelson.dev/services/apiserver/internal/codec"
+	"keelson.dev/services/apiserver/internal/resource"
+)
+
+// posted makes the objects that subresources are posted with.
+var posted = map[schema.GroupVersionKind]func() resource.Object{
+	corev1.SchemeGroupVersion.WithKind("Binding"):                func() resource.Object { return &corev1.Binding{} },
+	policyv1.SchemeGroupVersion.WithKind("Eviction"):             func() resource.Object { return &policyv1.Eviction{} },
+	authenticationv1.SchemeGroupVersion.WithKind("TokenRequest"): func() resource.Object { return &authenticationv1.TokenRequest{} },
+}
+
+// post carries out what is posted to a subresource. Bindings and evictions are
+// changes of the parent, everything else is an action.
+func (p *Pipeline) post(ctx context.Context, k *resource.Kind, sub *resource.Subresource, t Target, b Body, o WriteOptions) (*change, *Outcome, error) {
+	body := &resource.Kind{GVK: sub.GVK}
+	switch sub.Post {
+	case "binding":
+		c, err := p.newBinding(ctx, k, t, b, o)
+		return c, nil, err
+	case "eviction":
+		c, err := p.newEviction(ctx, k, t, b, o)
+		return c, nil, err
+	}
+	out, err := p.act(ctx, p.cfg.Posts[sub.Post], posted[sub.GVK], body, t, b, o)
+	return nil, out, err
+}
+
+// act decodes a body and hands it to an action.
+func (p *Pipeline) act(ctx context.Context, action Action, fresh func() resource.Object, k *resource.Kind, t Target, b Body, o WriteOptions) (*Outcome, error) {
+	if action == nil || fresh == nil {
+		return nil, errMethod(t, "create")
+	}
+	obj, warnings, err := p.decodePosted(k.GVK, fresh, b, o)
+	if err != nil {
+		return nil, err
+	}
+	if k.Rules.Default != nil {
+		k.Rules.Default(obj)
+	}
+	if k.Rules.Validate != nil {
+		if err := invalid(k, obj, k.Rules.Validate(obj)); err != nil {
+			return nil, err
+		}
+	}
+	out, err := action(ctx, t, obj, o)
+	if err != nil {
+		return nil, err
+	}
+	out.Warnings = append(warnings, out.Warnings...)
+	return out, nil
+}
+
+func (p *Pipeline) decodePosted(gvk schema.GroupVersionKind, fresh func() resource.Object, b Body, o WriteOptions) (resource.Object, []string, error) {
+	return codec.Decode(codec.Input{
+		Data: b.Data, Type: b.Type, Declared: b.GVK, Want: gvk, New: fresh,
+		Known:      func(g schema.GroupVersionKind) bool { return posted[g] != nil || p.knows(g) },
+		Validation: codec.Validation(o.FieldValidation),
+	})
+}

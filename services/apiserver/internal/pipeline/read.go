@@ -1,0 +1,274 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/watchcache"
+)
+
+// revisionWait is how long a read waits for a revision that the cache has not
+// reached, as in Kubernetes.
+const revisionWait = 3 * time.Second
+
+// Get reads an object.
+func (p *Pipeline) Get(ctx context.Context, t Target, o GetOptions) (*Outcome, error) {
+	k, sub, err := p.kind(t)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.Authorize(ctx, "get", t); err != nil {
+		return nil, err
+	}
+	if k.Virtual != "" || sub != nil && sub.View == nil && sub.Scale == nil {
+		return nil, errMethod(t, "get")
+	}
+	if err := checkNamespace(k, t.Namespace); err != nil {
+		return nil, err
+	}
+	item, err := p.read(ctx, k, t, o.ResourceVersion)
+	if err != nil {
+		return nil, p.statusOf(ctx, t.Resource.GroupResource(), t.Name, err)
+	}
+	if sub != nil && sub.Scale != nil {
+		return &Outcome{Other: scaleOf(k, sub.Scale, item)}, nil
+	}
+	return &Outcome{Item: item}, nil
+}
+
+// read returns the item, no older than the resource version asks for.
+func (p *Pipeline) read(ctx context.Context, k *resource.Kind, t Target, resourceVersion string) (*watchcache.Item, error) {
+	rev, err := parseVersion(resourceVersion)
+	if err != nil {
+		return nil, err
+	}
+	if resourceVersion != "0" {
+		if err := p.wait(ctx, rev); err != nil {
+			return nil, err
+		}
+	}
+	item, ok := p.cfg.Cache.Kind(k).Get(k.Key(t.Namespace, t.Name))
+	if !ok {
+		return nil, apierrors.NewNotFound(t.Resource.GroupResource(), t.Name)
+	}
+	return shown(k, item)
+}
+
+// wait lets the cache reach rev; 0 is the newest revision of the store.
+func (p *Pipeline) wait(ctx context.Context, rev store.Revision) error {
+	if rev == 0 {
+		_, err := p.cfg.Cache.Fresh(ctx)
+		return err
+	}
+	if p.cfg.Cache.Revision() >= rev {
+		return nil
+	}
+	waiting, cancel := context.WithTimeout(ctx, revisionWait)
+	defer cancel()
+	err := p.cfg.Cache.WaitFor(waiting, rev)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		return errTooLarge(rev, p.cfg.Cache.Revision())
+	}
+	return err
+}
+
+// parseVersion reads a resource version; empty and "0" are 0.
+func parseVersion(s string) (store.Revision, error) {
+	if s == "" || s == "0" {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(s, 10, 63)
+	if err != nil {
+		return 0, apierrors.NewInvalid(metav1.SchemeGroupVersion.WithKind("ListOptions").GroupKind(), "", field.ErrorList{
+			field.Invalid(field.NewPath("resourceVersion"), s, err.Error()),
+		})
+	}
+	return store.Revision(n), nil
+}
+
+func checkNamespace(k *resource.Kind, namespace string) error {
+	if k.Namespaced && namespace == "" {
+		return apierrors.NewBadRequest("an empty namespace may not be set when a resource name is provided")
+	}
+	if !k.Namespaced && namespace != "" {
+		return apierrors.NewBadRequest(fmt.Sprintf("%s are not namespaced", k.Resource))
+	}
+	return nil
+}
+
+// List reads a collection.
+func (p *Pipeline) List(ctx context.Context, t Target, o ListOptions) (*List, error) {
+	k, sub, err := p.kind(t)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.authorize(ctx, "list", t, o.LabelSelector, o.FieldSelector); err != nil {
+		return nil, err
+	}
+	if k.Virtual != "" || sub != nil {
+		return nil, errMethod(t, "list")
+	}
+	list, err := p.list(ctx, k, t, o)
+	if err != nil {
+		return nil, p.statusOf(ctx, t.Resource.GroupResource(), "", err)
+	}
+	return list, nil
+}
+
+func (p *Pipeline) list(ctx context.Context, k *resource.Kind, t Target, o ListOptions) (*List, error) {
+	sel, err := newSelection(k, t, o.LabelSelector, o.FieldSelector)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkListOptions(o); err != nil {
+		return nil, err
+	}
+	pos, err := p.position(sel.prefix, o)
+	if err != nil {
+		return nil, err
+	}
+	snap, err := p.snapshot(ctx, k, sel.prefix, pos)
+	if err != nil {
+		return nil, err
+	}
+	out := &List{Kind: k, Revision: snap.Revision()}
+	limit := o.Limit
+	if o.ResourceVersion == "0" && o.Continue == "" {
+		limit = 0 // as Kubernetes' watch cache, which answers such lists whole
+	}
+	var last string
+	var more bool
+	collect := func(item *watchcache.Item) bool {
+		if limit > 0 && int64(len(out.Items)) >= limit {
+			more = true
+			return false
+		}
+		last = item.Key
+		if item, err = shown(k, item); err != nil {
+			return false
+		}
+		if sel.match == nil || sel.match(item) {
+			out.Items = append(out.Items, item)
+		}
+		return true
+	}
+	if sel.key != "" {
+		if item, ok := snap.Get(sel.key); ok && sel.key > pos.after {
+			collect(item)
+		}
+	} else {
+		if limit <= 0 && sel.match == nil && sel.prefix == k.StorePrefix {
+			out.Items = make([]*watchcache.Item, 0, snap.Len())
+		}
+		snap.Ascend(sel.prefix, pos.after, collect)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if more {
+		out.Continue = encodeContinue(sel.prefix, last, out.Revision)
+		if sel.match == nil {
+			n := int64(snap.Count(sel.prefix, last))
+			out.Remaining = &n
+		}
+	}
+	return out, nil
+}
+
+// position is where and in which state a list starts.
+type position struct {
+	after string
+	rev   store.Revision
+	exact bool // the state at rev; otherwise one not older
+	any   bool // whatever the cache has
+	cont  bool // continues an earlier list
+}
+
+func (p *Pipeline) position(prefix string, o ListOptions) (position, error) {
+	if o.Continue != "" {
+		after, rev, err := decodeContinue(o.Continue, prefix)
+		if err != nil {
+			return position{}, apierrors.NewBadRequest(fmt.Sprintf("continue key is not valid: %v", err))
+		}
+		if o.ResourceVersion != "" && o.ResourceVersion != "0" {
+			return position{}, apierrors.NewBadRequest("specifying resource version is not allowed when using continue")
+		}
+		if rev < 0 { // an inconsistent continuation of an expired list
+			return position{after: after}, nil
+		}
+		return position{after: after, rev: rev, exact: true, cont: true}, nil
+	}
+	rev, err := parseVersion(o.ResourceVersion)
+	if err != nil {
+		return position{}, err
+	}
+	exact := o.ResourceVersionMatch == string(metav1.ResourceVersionMatchExact) ||
+		o.ResourceVersionMatch == "" && o.Limit > 0 && rev > 0
+	return position{rev: rev, exact: exact, any: o.ResourceVersion == "0"}, nil
+}
+
+// states is a kind's state at one revision.
+type states interface {
+	Revision() store.Revision
+	Len() int
+	Get(key string) (*watchcache.Item, bool)
+	Ascend(prefix, after string, f func(*watchcache.Item) bool)
+	Count(prefix, after string) int
+}
+
+func (p *Pipeline) snapshot(ctx context.Context, k *resource.Kind, prefix string, pos position) (states, error) {
+	cache := p.cfg.Cache.Kind(k)
+	if pos.any {
+		return cache.Snapshot(), nil
+	}
+	if err := p.wait(ctx, pos.rev); err != nil {
+		return nil, err
+	}
+	if !pos.exact {
+		return cache.Snapshot(), nil
+	}
+	if snap, ok := cache.SnapshotAt(pos.rev); ok {
+		return snap, nil
+	}
+	snap, err := p.storeSnapshot(ctx, p.stored(k), prefix, pos)
+	if errors.Is(err, store.ErrCompacted) && pos.cont {
+		return nil, errExpiredContinue(prefix, pos.after)
+	}
+	return snap, err
+}
+
+// checkListOptions are Kubernetes' rules on combinations.
+func checkListOptions(o ListOptions) error {
+	var errs field.ErrorList
+	if match := metav1.ResourceVersionMatch(o.ResourceVersionMatch); match != "" {
+		path := field.NewPath("resourceVersionMatch")
+		if o.ResourceVersion == "" {
+			errs = append(errs, field.Forbidden(path, "resourceVersionMatch is forbidden unless resourceVersion is provided"))
+		}
+		if o.Continue != "" {
+			errs = append(errs, field.Forbidden(path, "resourceVersionMatch is forbidden when continue is provided"))
+		}
+		if match != metav1.ResourceVersionMatchExact && match != metav1.ResourceVersionMatchNotOlderThan {
+			errs = append(errs, field.NotSupported(path, match, []metav1.ResourceVersionMatch{metav1.ResourceVersionMatchExact, metav1.ResourceVersionMatchNotOlderThan, ""}))
+		}
+		if match == metav1.ResourceVersionMatchExact && o.ResourceVersion == "0" {
+			errs = append(errs, field.Forbidden(path, `resourceVersionMatch "exact" is forbidden for resourceVersion "0"`))
+		}
+	}
+	if o.Limit < 0 {
+		errs = append(errs, field.Invalid(field.NewPath("limit"), o.Limit, "must not be negative"))
+	}
+	if len(errs) > 0 {
+		return apierrors.NewInvalid(metav1.SchemeGroupVersion.WithKind("ListOptions").GroupKind(), "", errs)
+	}
+	return nil
+}

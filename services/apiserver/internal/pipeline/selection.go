@@ -1,0 +1,108 @@
+package pipeline
+
+import (
+	"fmt"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
+
+	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/watchcache"
+)
+
+// chosen is what a target and its selectors select.
+type chosen struct {
+	prefix string
+	// key is set when only one object can match.
+	key string
+	// match is nil when all objects with the prefix match.
+	match func(*watchcache.Item) bool
+	// field and value are the one exact requirement that a watch is indexed by.
+	field, value string
+}
+
+func newSelection(k *resource.Kind, t Target, labelSelector, fieldSelector string) (*chosen, error) {
+	if !k.Namespaced && t.Namespace != "" {
+		return nil, checkNamespace(k, t.Namespace)
+	}
+	ls := labels.Everything()
+	fs := fields.Everything()
+	var err error
+	if labelSelector != "" {
+		if ls, err = labels.Parse(labelSelector); err != nil {
+			return nil, apierrors.NewBadRequest(err.Error())
+		}
+	}
+	if fieldSelector != "" {
+		if fs, err = fields.ParseSelector(fieldSelector); err != nil {
+			return nil, apierrors.NewBadRequest(err.Error())
+		}
+	}
+	c := &chosen{prefix: k.Prefix(t.Namespace)}
+	name, namespace := t.Name, t.Namespace
+	var requirements []func(*watchcache.Item) bool
+	for _, r := range fs.Requirements() {
+		want, equal := r.Value, r.Operator == selection.Equals || r.Operator == selection.DoubleEquals
+		var get func(resource.Object) string
+		switch r.Field {
+		case "metadata.name":
+			if equal && name == "" {
+				name = want
+			}
+			get = func(o resource.Object) string { return o.GetName() }
+		case "metadata.namespace":
+			if equal && namespace == "" && k.Namespaced {
+				namespace = want
+				c.prefix = k.Prefix(namespace)
+			}
+			get = func(o resource.Object) string { return o.GetNamespace() }
+		default:
+			if get = k.Fields[r.Field]; get == nil {
+				return nil, apierrors.NewBadRequest(unknownField(k, r.Field))
+			}
+			if equal && c.field == "" && k.StoredAs == nil {
+				c.field, c.value = r.Field, want
+			}
+		}
+		requirements = append(requirements, func(it *watchcache.Item) bool { return (get(it.Object) == want) == equal })
+	}
+	if name != "" && (namespace != "" || !k.Namespaced) {
+		c.key = k.Key(namespace, name)
+	}
+	if t.Name != "" {
+		requirements = append(requirements, func(it *watchcache.Item) bool { return it.Object.GetName() == t.Name })
+	}
+	if !ls.Empty() {
+		requirements = append(requirements, func(it *watchcache.Item) bool { return ls.Matches(labels.Set(it.Object.GetLabels())) })
+	}
+	c.match = all(requirements)
+	return c, nil
+}
+
+func all(requirements []func(*watchcache.Item) bool) func(*watchcache.Item) bool {
+	switch len(requirements) {
+	case 0:
+		return nil
+	case 1:
+		return requirements[0]
+	}
+	return func(it *watchcache.Item) bool {
+		for _, r := range requirements {
+			if !r(it) {
+				return false
+			}
+		}
+		return true
+	}
+}
+
+// unknownField is Kubernetes' text: kinds with fields of their own have a
+// conversion function with one text, the others the default one's.
+func unknownField(k *resource.Kind, path string) string {
+	if len(k.Fields) > 0 {
+		return "field label not supported: " + path
+	}
+	return fmt.Sprintf("%q is not a known field selector: only %q, %q", path, "metadata.name", "metadata.namespace")
+}

@@ -1,0 +1,143 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/watchcache"
+)
+
+// Watch follows a collection, or one object.
+func (p *Pipeline) Watch(ctx context.Context, t Target, o WatchOptions) (Watch, error) {
+	k, sub, err := p.kind(t)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.authorize(ctx, "watch", t, o.LabelSelector, o.FieldSelector); err != nil {
+		return nil, err
+	}
+	if k.Virtual != "" || sub != nil {
+		return nil, errMethod(t, "watch")
+	}
+	w, err := p.watch(ctx, k, t, o)
+	if err != nil {
+		return nil, p.statusOf(ctx, t.Resource.GroupResource(), t.Name, err)
+	}
+	return w, nil
+}
+
+func (p *Pipeline) watch(ctx context.Context, k *resource.Kind, t Target, o WatchOptions) (Watch, error) {
+	sel, err := newSelection(k, t, o.LabelSelector, o.FieldSelector)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkWatchOptions(o); err != nil {
+		return nil, err
+	}
+	rev, err := parseVersion(o.ResourceVersion)
+	if err != nil {
+		return nil, err
+	}
+	w := &watch{p: p, kind: k, gr: t.Resource.GroupResource()}
+	wo := watchcache.WatchOptions{
+		Prefix:     sel.prefix,
+		Key:        sel.key,
+		Field:      sel.field,
+		Value:      sel.value,
+		Filter:     sel.match,
+		After:      rev,
+		Initial:    rev == 0 || o.SendInitialEvents,
+		InitialEnd: o.SendInitialEvents,
+		Bookmarks:  o.AllowBookmarks,
+	}
+	if k.StoredAs != nil && sel.match != nil {
+		wo.Filter = func(it *watchcache.Item) bool {
+			it, err := shown(k, it)
+			return err == nil && sel.match(it)
+		}
+	}
+	if wo.Initial && o.ResourceVersion != "0" {
+		if err := p.wait(ctx, rev); err != nil {
+			return nil, err
+		}
+	}
+	w.Watcher, err = p.cfg.Cache.Kind(k).Watch(wo)
+	var expired *watchcache.ExpiredError
+	if errors.As(err, &expired) {
+		w.err = apierrors.NewResourceExpired(expired.Error())
+		return w, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+func checkWatchOptions(o WatchOptions) error {
+	var errs field.ErrorList
+	path := field.NewPath("resourceVersionMatch")
+	match := metav1.ResourceVersionMatch(o.ResourceVersionMatch)
+	switch {
+	case match == "":
+	case !o.SendInitialEvents:
+		errs = append(errs, field.Forbidden(path, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"))
+	case match != metav1.ResourceVersionMatchNotOlderThan:
+		errs = append(errs, field.NotSupported(path, match, []metav1.ResourceVersionMatch{metav1.ResourceVersionMatchNotOlderThan}))
+	}
+	if len(errs) > 0 {
+		return apierrors.NewInvalid(metav1.SchemeGroupVersion.WithKind("ListOptions").GroupKind(), "", errs)
+	}
+	return nil
+}
+
+// watch turns a watcher's errors into a Status, and its items into the kind that
+// was asked for.
+type watch struct {
+	*watchcache.Watcher
+	p    *Pipeline
+	kind *resource.Kind
+	gr   schema.GroupResource
+	err  error
+}
+
+// Next implements Watch.
+func (w *watch) Next(ctx context.Context) ([]*watchcache.Event, error) {
+	if w.err != nil {
+		return nil, w.err
+	}
+	events, err := w.Watcher.Next(ctx)
+	if err != nil {
+		return nil, w.p.statusOf(ctx, w.gr, "", err)
+	}
+	if w.kind.StoredAs == nil {
+		return events, nil
+	}
+	out := make([]*watchcache.Event, len(events))
+	for i, ev := range events {
+		dup := *ev
+		if dup.Item, err = shown(w.kind, ev.Item); err != nil {
+			return nil, w.p.statusOf(ctx, w.gr, "", err)
+		}
+		if dup.Old, err = shown(w.kind, ev.Old); err != nil {
+			return nil, w.p.statusOf(ctx, w.gr, "", err)
+		}
+		if ev.Frames != nil {
+			dup.Frames = &watchcache.Frames{}
+		}
+		out[i] = &dup
+	}
+	return out, nil
+}
+
+// Close ends the watch.
+func (w *watch) Close() {
+	if w.Watcher != nil {
+		w.Watcher.Close()
+	}
+}

@@ -1,0 +1,435 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"strconv"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"keelson.dev/services/apiserver/internal/admission"
+	"keelson.dev/services/apiserver/internal/envelope"
+	"keelson.dev/services/apiserver/internal/request"
+	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/watchcache"
+	"keelson.dev/services/internal/telemetry"
+)
+
+const (
+	// maxTries bounds how often a write is worked out anew because the object
+	// changed meanwhile.
+	maxTries = 20
+	// maxNames is how many generated names are tried, as in Kubernetes.
+	maxNames = 8
+	// maxObject bounds an object's encoding, as etcd's request limit does in
+	// Kubernetes.
+	maxObject = 1536 << 10
+)
+
+// change is one write on its way. plan works out what to store from the present
+// state; it runs again when that state changed before the store was reached.
+type change struct {
+	ctx     context.Context
+	target  Target
+	kind    *resource.Kind
+	rules   *resource.Rules // of the door: the kind's or the subresource's
+	opts    WriteOptions
+	user    request.User
+	creates bool // starts without reading the present state
+	plan    func(cur *watchcache.Item) (*step, error)
+
+	key   string
+	cur   *watchcache.Item
+	known bool // cur was read
+	fresh bool // cur is no older than the request
+	tries int
+	names int
+	warn  []string
+
+	step *step
+	out  *Outcome
+	err  error
+	done bool
+}
+
+// step is what a plan comes to.
+type step struct {
+	// obj is the new state; nil deletes.
+	obj resource.Object
+	// expect is the precondition.
+	expect store.Revision
+	// created and gone are for the Outcome.
+	created, gone bool
+	// last is the state that a write left which became a delete.
+	last resource.Object
+	// onlyTimes is set when the managed fields differ in their timestamps alone:
+	// if nothing else differs, there is nothing to write.
+	onlyTimes bool
+	// keepTrace keeps the trace of the last write, where this one brings none.
+	keepTrace bool
+	// answer replaces the Outcome's Item.
+	answer func(*Outcome)
+	// finish is called once, with whether the write happened.
+	finish []func(ok bool)
+
+	value []byte
+	id    string
+	trace string
+}
+
+// settled ends the step's claims.
+func (s *step) settled(ok bool) {
+	for _, f := range s.finish {
+		f(ok)
+	}
+	s.finish = nil
+}
+
+func (c *change) gr() schema.GroupResource { return c.target.Resource.GroupResource() }
+
+func (c *change) end(out *Outcome, err error) {
+	c.out, c.err, c.done = out, err, true
+	if out != nil {
+		out.Warnings = append(out.Warnings, c.warn...)
+	}
+}
+
+// fail ends the change, unless its plan saw a state that may be old: then it is
+// worked out once more.
+func (p *Pipeline) fail(c *change, err error) {
+	if c.step != nil {
+		c.step.settled(false)
+		c.step = nil
+	}
+	c.end(nil, p.statusOf(c.ctx, c.gr(), c.target.Name, err))
+}
+
+// run carries out changes together. Every change ends with out or err.
+func (p *Pipeline) run(ctx context.Context, changes ...*change) {
+	writes := make([]store.Write, 0, len(changes))
+	owners := make([]*change, 0, len(changes))
+	for {
+		writes, owners = writes[:0], owners[:0]
+		for _, c := range changes {
+			if c.done {
+				continue
+			}
+			if w, ok := p.prepare(c); ok {
+				writes = append(writes, w)
+				owners = append(owners, c)
+			}
+		}
+		if len(writes) == 0 {
+			return
+		}
+		verdicts, err := p.cfg.Store.Commit(ctx, writes)
+		for i, c := range owners {
+			v := store.Verdict{Err: err}
+			if err == nil {
+				v = verdicts[i]
+			}
+			p.settle(c, v)
+		}
+	}
+}
+
+// prepare works a change out until there is something to store or it has ended.
+func (p *Pipeline) prepare(c *change) (w store.Write, ok bool) {
+	defer func() {
+		if r := recover(); r != nil {
+			p.cfg.Log.ErrorContext(c.ctx, "panic in a request", "panic", fmt.Sprint(r), "stack", string(debug.Stack()),
+				"resource", c.gr().String(), "namespace", c.target.Namespace, "name", c.target.Name)
+			p.fail(c, apierrors.NewInternalError(errors.New("the request could not be processed")))
+			w, ok = store.Write{}, false
+		}
+	}()
+	for {
+		if err := c.ctx.Err(); err != nil {
+			p.fail(c, err)
+			return w, false
+		}
+		c.tries++
+		if c.tries > maxTries {
+			p.fail(c, apierrors.NewConflict(c.gr(), c.target.Name, errors.New(optimisticLock)))
+			return w, false
+		}
+		if err := p.load(c); err != nil {
+			p.fail(c, err)
+			return w, false
+		}
+		s, err := c.plan(c.cur)
+		if err == nil {
+			c.step = s
+			w, ok, err = p.stage(c, s)
+			if ok || c.done {
+				return w, ok
+			}
+		}
+		if s != nil {
+			s.settled(false)
+		}
+		c.step = nil
+		if !c.creates && !c.fresh { // the state may have been old: look again
+			c.known = false
+			c.warn = nil
+			continue
+		}
+		p.fail(c, err)
+		return w, false
+	}
+}
+
+// load reads the present state, the first time from the cache.
+func (p *Pipeline) load(c *change) error {
+	if c.creates || c.known {
+		return nil
+	}
+	c.known = true
+	if c.tries == 1 && !c.opts.DryRun {
+		c.cur, _ = p.cfg.Cache.Kind(c.kind).Get(c.key)
+		c.fresh = false
+		if c.cur != nil {
+			return p.show(c)
+		}
+	}
+	c.fresh = true
+	entry, _, err := p.cfg.Store.Get(c.ctx, c.key)
+	if errors.Is(err, store.ErrNotFound) {
+		c.cur = nil
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return p.found(c, entry)
+}
+
+func (p *Pipeline) found(c *change, entry store.Entry) error {
+	item, err := watchcache.Decode(p.stored(c.kind), entry)
+	if err != nil {
+		return err
+	}
+	c.cur, c.known, c.fresh = item, true, true
+	return p.show(c)
+}
+
+func (p *Pipeline) show(c *change) (err error) {
+	c.cur, err = shown(c.kind, c.cur)
+	return err
+}
+
+// errStale asks for a fresh look at the present state.
+var errStale = errors.New("the present state may be out of date")
+
+// stage turns a step into a store write. It ends the change when there is
+// nothing to write.
+func (p *Pipeline) stage(c *change, s *step) (store.Write, bool, error) {
+	if s.obj == nil { // a delete
+		if c.opts.DryRun {
+			s.settled(false)
+			p.finish(c, s, c.cur)
+			return store.Write{}, false, nil
+		}
+		return store.Write{Key: c.key, Expect: s.expect}, true, nil
+	}
+	s.id = p.ids.next()
+	s.trace = telemetry.Traceparent(c.ctx)
+	if s.trace == "" && s.keepTrace && c.cur != nil {
+		s.trace = c.cur.Traceparent
+	}
+	same, err := p.encode(c, s)
+	if err != nil {
+		return store.Write{}, false, err
+	}
+	if same {
+		if !c.fresh {
+			return store.Write{}, false, errStale
+		}
+		s.settled(false)
+		p.finish(c, s, c.cur)
+		return store.Write{}, false, nil
+	}
+	if len(s.value) > maxObject {
+		return store.Write{}, false, apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("the encoded object has %d bytes; at most %d are allowed", len(s.value), maxObject))
+	}
+	if c.opts.DryRun {
+		s.settled(false)
+		var rev store.Revision
+		if c.cur != nil {
+			rev = c.cur.Revision
+		}
+		item, err := p.item(c, s, rev)
+		if err != nil {
+			return store.Write{}, false, err
+		}
+		p.finish(c, s, item)
+		return store.Write{}, false, nil
+	}
+	id := s.id
+	return store.Write{
+		Key:        c.key,
+		Value:      s.value,
+		Expect:     s.expect,
+		TTLSeconds: c.kind.TTLSeconds,
+		Settled:    func(found []byte) bool { return envelope.WriteID(found) == id },
+	}, true, nil
+}
+
+// encode makes the bytes to store, and tells whether they are there already.
+func (p *Pipeline) encode(c *change, s *step) (same bool, err error) {
+	compare := c.cur != nil && !s.created
+	if compare && s.onlyTimes {
+		fields := s.obj.GetManagedFields()
+		s.obj.SetManagedFields(c.cur.Object.GetManagedFields())
+		if err := p.encodeValue(c, s); err != nil {
+			return false, err
+		}
+		if same, err := unchanged(c, s); same || err != nil {
+			return same, err
+		}
+		s.obj.SetManagedFields(fields)
+		compare = false
+	}
+	if err := p.encodeValue(c, s); err != nil || !compare {
+		return false, err
+	}
+	return unchanged(c, s)
+}
+
+func (p *Pipeline) encodeValue(c *change, s *step) (err error) {
+	s.obj.SetResourceVersion("")
+	obj, kind := s.obj, c.kind
+	if kind.StoredAs != nil {
+		obj, kind = kind.StoredAs.To(obj), p.stored(kind)
+	}
+	apiVersion, name := kind.GVK.ToAPIVersionAndKind()
+	s.value, err = envelope.EncodeObject(envelope.Value{APIVersion: apiVersion, Kind: name, Traceparent: s.trace, WriteID: s.id}, obj)
+	return err
+}
+
+// unchanged tells whether the step would store what is there.
+func unchanged(c *change, s *step) (bool, error) {
+	if c.kind.StoredAs != nil {
+		was := c.cur.Object.GetResourceVersion()
+		s.obj.SetResourceVersion(was)
+		defer s.obj.SetResourceVersion("")
+		raw, err := s.obj.Marshal()
+		return err == nil && string(raw) == string(c.cur.Raw), err
+	}
+	v, err := envelope.Decode(s.value)
+	if err != nil {
+		return false, err
+	}
+	// The resource version is the only difference that the encodings may have.
+	if d := len(c.cur.Raw) - len(v.Raw); d < 1 || d > 24 {
+		return false, nil
+	}
+	raw, err := envelope.WithResourceVersion(v.Raw, int64(c.cur.Revision))
+	return err == nil && string(raw) == string(c.cur.Raw), err
+}
+
+// settle draws the consequence of the store's verdict.
+func (p *Pipeline) settle(c *change, v store.Verdict) {
+	s := c.step
+	switch {
+	case v.Err == nil:
+		s.settled(true)
+		item, err := p.item(c, s, v.Revision)
+		if err != nil {
+			p.fail(c, err)
+			return
+		}
+		p.finish(c, s, item)
+	case errors.Is(v.Err, store.ErrExists) && c.creates:
+		s.settled(false)
+		p.exists(c, v)
+	case errors.Is(v.Err, store.ErrConflict), errors.Is(v.Err, store.ErrExists), errors.Is(v.Err, store.ErrNotFound):
+		s.settled(false)
+		c.step, c.known, c.warn = nil, false, nil
+		if v.Current != nil {
+			if err := p.found(c, *v.Current); err != nil {
+				p.fail(c, err)
+			}
+		}
+	default:
+		// What may have been written keeps what it claimed.
+		s.settled(errors.Is(v.Err, store.ErrUnknownOutcome))
+		p.fail(c, v.Err)
+	}
+}
+
+// item is the state that a step stored.
+func (p *Pipeline) item(c *change, s *step, rev store.Revision) (*watchcache.Item, error) {
+	if s.obj == nil && s.last == nil {
+		return c.cur.At(rev), nil
+	}
+	if s.obj == nil {
+		s.obj = s.last
+		if err := p.encodeValue(c, s); err != nil {
+			return nil, err
+		}
+	}
+	var raw []byte
+	if c.kind.StoredAs != nil {
+		var err error
+		s.obj.SetResourceVersion(strconv.FormatInt(int64(rev), 10))
+		if raw, err = s.obj.Marshal(); err != nil {
+			return nil, err
+		}
+	} else {
+		v, err := envelope.Decode(s.value)
+		if err != nil {
+			return nil, err
+		}
+		raw = v.Raw
+		if rev != 0 {
+			if raw, err = envelope.WithResourceVersion(v.Raw, int64(rev)); err != nil {
+				return nil, err
+			}
+			s.obj.SetResourceVersion(strconv.FormatInt(int64(rev), 10))
+		}
+	}
+	return &watchcache.Item{
+		Kind: c.kind, Object: s.obj, Raw: raw, Key: c.key, Revision: rev, Traceparent: s.trace, WriteID: s.id,
+	}, nil
+}
+
+func (p *Pipeline) finish(c *change, s *step, item *watchcache.Item) {
+	out := &Outcome{Item: item, Created: s.created, Gone: s.gone}
+	if s.answer != nil {
+		s.answer(out)
+	}
+	if hook := p.cfg.Hooks[c.gr()]; hook != nil && s.gone && !c.opts.DryRun {
+		hook.Released(c.ctx, c.cur.Object)
+	}
+	c.end(out, nil)
+}
+
+// attributes are the change as admission sees it.
+func (c *change) attributes(op admission.Operation, obj, old resource.Object) *admission.Attributes {
+	return &admission.Attributes{
+		Operation:   op,
+		User:        c.user,
+		Kind:        c.kind,
+		Subresource: c.target.Subresource,
+		Namespace:   c.target.Namespace,
+		Name:        c.target.Name,
+		Object:      obj,
+		Old:         old,
+		DryRun:      c.opts.DryRun,
+		Warn:        func(message string) { c.warn = append(c.warn, message) },
+	}
+}
+
+// admissionError is what a plugin's refusal becomes.
+func (c *change) admissionError(err error) error {
+	var status *apierrors.StatusError
+	if errors.As(err, &status) {
+		return status
+	}
+	return apierrors.NewForbidden(c.gr(), c.target.Name, err)
+}

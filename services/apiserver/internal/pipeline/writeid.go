@@ -1,0 +1,26 @@
+package pipeline
+
+import (
+	"crypto/rand"
+	"encoding/base64"
+	"strconv"
+	"sync/atomic"
+)
+
+// writeIDs makes ids of writes: unique among all processes for all time, for all
+// practical purposes, and cheap.
+type writeIDs struct {
+	prefix string
+	n      atomic.Uint64
+}
+
+func newWriteIDs() *writeIDs {
+	var b [9]byte
+	rand.Read(b[:]) // never fails
+	return &writeIDs{prefix: base64.RawURLEncoding.EncodeToString(b[:]) + "."}
+}
+
+func (w *writeIDs) next() string {
+	var buf [40]byte
+	return string(strconv.AppendUint(append(buf[:0], w.prefix...), w.n.Add(1), 36))
+}
