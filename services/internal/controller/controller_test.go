@@ -1,0 +1,295 @@
+package controller_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.opentelemetry.io/otel"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc/metadata"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/proto/client/clienttest"
+	"keelson.dev/services/internal/controller"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+type world struct {
+	t     *testing.T
+	c     *client.Client
+	maps  client.Resource[*corev1.ConfigMap]
+	cache *client.Cache[*corev1.ConfigMap]
+}
+
+func start(t *testing.T) *world {
+	t.Helper()
+	c := clienttest.Start(t)
+	w := &world{t: t, c: c, maps: client.For[*corev1.ConfigMap](c), cache: client.NewCache(c, client.CacheOptions[*corev1.ConfigMap]{})}
+	background(t, w.cache.Run)
+	<-w.cache.Synced()
+	return w
+}
+
+// warm waits until the controller follows the cache: what was there before it
+// did has no cause.
+func (w *world) warm(reconciled func() bool) {
+	w.t.Helper()
+	w.create(w.t.Context(), "warm-up")
+	eventually(w.t, "the controller follows", reconciled)
+}
+
+// background runs f until the test ends.
+func background(t *testing.T, f func(context.Context) error) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- f(ctx) }()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Errorf("run: %v", err)
+			}
+		})
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+func (w *world) create(ctx context.Context, name string) *corev1.ConfigMap {
+	w.t.Helper()
+	cm, err := w.maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return cm
+}
+
+func (w *world) touch(ctx context.Context, cm *corev1.ConfigMap, value string) *corev1.ConfigMap {
+	w.t.Helper()
+	cm.Data = map[string]string{"v": value}
+	cm, err := w.maps.Update(ctx, cm)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return cm
+}
+
+func (w *world) run(c controller.Controller) (stop func()) {
+	w.t.Helper()
+	c.Name = w.t.Name()
+	if c.Sources == nil {
+		c.Sources = []controller.Source{controller.Objects(w.cache)}
+	}
+	return background(w.t, func(ctx context.Context) error { return controller.Run(ctx, c) })
+}
+
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-deadline:
+			t.Fatalf("never: %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+func TestReconcilesWhatExistsAndWhatChanges(t *testing.T) {
+	w := start(t)
+	w.create(t.Context(), "before")
+	var seen sync.Map
+	w.run(controller.Controller{Reconcile: func(_ context.Context, key controller.Key) (controller.Result, error) {
+		seen.Store(key.Name, true)
+		return controller.Result{}, nil
+	}})
+	w.create(t.Context(), "after")
+	for _, name := range []string{"before", "after"} {
+		eventually(t, name, func() bool { _, ok := seen.Load(name); return ok })
+	}
+}
+
+// A key is never reconciled twice at once; what comes meanwhile makes one more
+// reconcile, linked to all that caused it.
+func TestCoalesces(t *testing.T) {
+	spans := tracetest.NewSpanRecorder()
+	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans))
+	before := otel.GetTracerProvider()
+	otel.SetTracerProvider(provider)
+	t.Cleanup(func() { otel.SetTracerProvider(before) })
+
+	w := start(t)
+	var running, most, total atomic.Int32
+	var warm atomic.Bool
+	gate := make(chan struct{})
+	w.run(controller.Controller{Workers: 4, Reconcile: func(_ context.Context, key controller.Key) (controller.Result, error) {
+		if key.Name == "warm-up" {
+			warm.Store(true)
+			return controller.Result{}, nil
+		}
+		most.Store(max(most.Load(), running.Add(1)))
+		defer running.Add(-1)
+		total.Add(1)
+		<-gate
+		return controller.Result{}, nil
+	}})
+	w.warm(warm.Load)
+	caused := func(i int) context.Context {
+		return metadata.AppendToOutgoingContext(t.Context(), "traceparent",
+			fmt.Sprintf("00-0af7651916cd43dd8448eb211c80319c-b7ad6b716920333%d-01", i))
+	}
+	cm := w.create(caused(1), "a")
+	eventually(t, "the first reconcile", func() bool { return total.Load() == 1 })
+	for i := 2; i <= 4; i++ {
+		cm = w.touch(caused(i), cm, fmt.Sprint(i))
+	}
+	eventually(t, "the cache to follow", func() bool {
+		got, ok := w.cache.Get("default", "a")
+		return ok && got.ResourceVersion == cm.ResourceVersion
+	})
+	close(gate)
+	eventually(t, "both spans", func() bool { return len(spans.Ended()) == 2 })
+	if most.Load() != 1 || total.Load() != 2 {
+		t.Errorf("%d reconciles, %d at once", total.Load(), most.Load())
+	}
+	first, second := spans.Ended()[0], spans.Ended()[1]
+	if first.Parent().SpanID().String() != "b7ad6b7169203331" || second.Parent().SpanID().String() != "b7ad6b7169203332" {
+		t.Errorf("parents %s and %s", first.Parent().SpanID(), second.Parent().SpanID())
+	}
+	if len(second.Links()) != 2 || second.Links()[1].SpanContext.SpanID().String() != "b7ad6b7169203334" {
+		t.Errorf("links %v", second.Links())
+	}
+}
+
+// What nobody caused has no span; a retry stays in its trace.
+func TestSpansOnlyWhereThereIsACause(t *testing.T) {
+	spans := tracetest.NewSpanRecorder()
+	before := otel.GetTracerProvider()
+	otel.SetTracerProvider(sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans)))
+	t.Cleanup(func() { otel.SetTracerProvider(before) })
+
+	w := start(t)
+	var untraced, traced atomic.Int32
+	w.run(controller.Controller{Reconcile: func(_ context.Context, key controller.Key) (controller.Result, error) {
+		if key.Name == "untraced" {
+			if untraced.Add(1) < 3 {
+				return controller.Result{RequeueAfter: time.Millisecond}, nil
+			}
+			return controller.Result{}, nil
+		}
+		if traced.Add(1) < 3 {
+			return controller.Result{}, errors.New("not yet")
+		}
+		return controller.Result{}, nil
+	}})
+	w.create(t.Context(), "untraced")
+	eventually(t, "the untraced ones", func() bool { return untraced.Load() == 3 })
+	w.create(metadata.AppendToOutgoingContext(t.Context(), "traceparent",
+		"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), "traced")
+	eventually(t, "all reconciles", func() bool { return untraced.Load() == 3 && traced.Load() == 3 })
+	eventually(t, "all spans", func() bool { return len(spans.Ended()) == 3 })
+	for _, s := range spans.Ended() {
+		if s.SpanContext().TraceID().String() != "0af7651916cd43dd8448eb211c80319c" {
+			t.Errorf("span of trace %s", s.SpanContext().TraceID())
+		}
+	}
+}
+
+func TestRetriesWithGrowingDelayAndSurvivesPanics(t *testing.T) {
+	w := start(t)
+	var mu sync.Mutex
+	var times []time.Time
+	w.run(controller.Controller{Reconcile: func(context.Context, controller.Key) (controller.Result, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		times = append(times, time.Now())
+		switch n := len(times); {
+		case n%2 == 0:
+			panic("every other time")
+		case n < 7:
+			return controller.Result{}, errors.New("not yet")
+		}
+		return controller.Result{}, nil
+	}})
+	w.create(t.Context(), "a")
+	eventually(t, "seven tries", func() bool { mu.Lock(); defer mu.Unlock(); return len(times) == 7 })
+	mu.Lock()
+	defer mu.Unlock()
+	if last := times[6].Sub(times[5]); last < 100*time.Millisecond {
+		t.Errorf("the sixth delay was only %v", last)
+	}
+}
+
+// A full queue holds events up and loses none.
+func TestQueueIsBounded(t *testing.T) {
+	w := start(t)
+	for i := range 50 {
+		w.create(t.Context(), fmt.Sprintf("n%d", i))
+	}
+	eventually(t, "the cache", func() bool { return w.cache.Len() == 50 })
+	var seen sync.Map
+	var total atomic.Int32
+	w.run(controller.Controller{MaxQueue: 3, Workers: 1, Reconcile: func(_ context.Context, key controller.Key) (controller.Result, error) {
+		if _, again := seen.LoadOrStore(key, true); !again {
+			total.Add(1)
+		}
+		return controller.Result{}, nil
+	}})
+	eventually(t, "all keys", func() bool { return total.Load() == 50 })
+}
+
+// Run ends although the queue is full and a reconcile hangs until its context
+// ends; it can be started again.
+func TestStops(t *testing.T) {
+	w := start(t)
+	for i := range 10 {
+		w.create(t.Context(), fmt.Sprintf("n%d", i))
+	}
+	hang := controller.Controller{MaxQueue: 2, Workers: 1, Reconcile: func(ctx context.Context, _ controller.Key) (controller.Result, error) {
+		<-ctx.Done()
+		return controller.Result{}, ctx.Err()
+	}}
+	for range 2 {
+		stop := w.run(hang)
+		stop()
+	}
+}
+
+func TestWritesAreSeenBeforeTheNextDecision(t *testing.T) {
+	w := start(t)
+	writes := controller.NewWrites(w.cache)
+	var created atomic.Int32
+	w.run(controller.Controller{Workers: 1, Reconcile: func(ctx context.Context, key controller.Key) (controller.Result, error) {
+		if key.Name != "want" {
+			return controller.Result{}, nil
+		}
+		if err := writes.Fresh(key); err != nil {
+			return controller.Result{}, err
+		}
+		if w.cache.Len() < 4 {
+			cm := w.create(ctx, fmt.Sprintf("made%d", created.Add(1)))
+			writes.Wrote(key, cm.ResourceVersion)
+			return controller.Result{RequeueAfter: time.Nanosecond}, nil
+		}
+		return controller.Result{}, nil
+	}})
+	w.create(t.Context(), "want")
+	eventually(t, "four objects", func() bool { return w.cache.Len() == 4 })
+	if created.Load() != 3 {
+		t.Errorf("made %d", created.Load())
+	}
+}

@@ -1,0 +1,194 @@
+package controller
+
+import (
+	"sync"
+	"time"
+)
+
+// maxLinks bounds the coalesced writes that a reconcile remembers.
+const maxLinks = 16
+
+// maxTraceAge is how long a key keeps its trace over retries and requeues; what
+// happens later is no longer the consequence of that write alone.
+const maxTraceAge = 15 * time.Minute
+
+// entry is a key that waits, runs, or has failed.
+type entry struct {
+	key Key
+	// queued is set while the key is in the FIFO; running while it is
+	// reconciled; again when it came back meanwhile.
+	queued, running, again bool
+	failures               int
+	// traces are the causes since the last start, the first one the parent; at
+	// is when the first came.
+	traces []string
+	at     time.Time
+	since  time.Time // of the present wait
+	timer  *time.Timer
+}
+
+func (e *entry) cause(traceparent string, now time.Time) {
+	if traceparent == "" || len(e.traces) > maxLinks {
+		return
+	}
+	for _, t := range e.traces {
+		if t == traceparent {
+			return
+		}
+	}
+	if len(e.traces) == 0 {
+		e.at = now
+	}
+	e.traces = append(e.traces, traceparent)
+}
+
+// queue holds each key once. A key that comes back while it is reconciled waits
+// until that has ended.
+type queue struct {
+	mu      sync.Mutex
+	room    *sync.Cond
+	entries map[Key]*entry
+	fifo    []*entry
+	head    int
+	max     int
+	closed  bool
+	// wake is called, with mu held, for each key that becomes ready.
+	wake func()
+	full func()
+}
+
+func newQueue(limit int, wake, full func()) *queue {
+	q := &queue{entries: map[Key]*entry{}, max: limit, wake: wake, full: full}
+	q.room = sync.NewCond(&q.mu)
+	return q
+}
+
+func (q *queue) length() int { return len(q.fifo) - q.head }
+
+// add puts a key at the end, and waits for room first.
+func (q *queue) add(key Key, traceparent string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if e := q.entries[key]; e == nil || !e.queued && !e.running {
+		for q.length() >= q.max && !q.closed {
+			q.full()
+			q.room.Wait()
+		}
+	}
+	if q.closed {
+		return
+	}
+	now := time.Now()
+	e := q.entries[key]
+	if e == nil {
+		e = &entry{key: key}
+		q.entries[key] = e
+	}
+	e.cause(traceparent, now)
+	switch {
+	case e.running:
+		e.again = true
+	case !e.queued:
+		q.push(e, now)
+	}
+}
+
+// push makes an entry ready; mu is held.
+func (q *queue) push(e *entry, now time.Time) {
+	if e.timer != nil {
+		e.timer.Stop()
+		e.timer = nil
+	}
+	e.queued, e.since = true, now
+	if q.head > len(q.fifo)/2 && q.head > 64 {
+		n := copy(q.fifo, q.fifo[q.head:])
+		clear(q.fifo[n:])
+		q.fifo, q.head = q.fifo[:n], 0
+	}
+	q.fifo = append(q.fifo, e)
+	q.wake()
+}
+
+// job is a key to reconcile and why.
+type job struct {
+	entry  *entry
+	traces []string
+	at     time.Time
+	waited time.Duration
+	tries  int
+}
+
+// next takes a key; ok is false if none is ready. mu is held.
+func (q *queue) next() (j job, ok bool) {
+	if q.closed || q.length() == 0 {
+		return job{}, false
+	}
+	e := q.fifo[q.head]
+	q.fifo[q.head] = nil
+	q.head++
+	if q.head == len(q.fifo) {
+		// A burst's room is given back.
+		if cap(q.fifo) > 1024 {
+			q.fifo = nil
+		}
+		q.fifo, q.head = q.fifo[:0], 0
+	}
+	q.room.Signal()
+	e.queued, e.running = false, true
+	j = job{entry: e, traces: e.traces, at: e.at, waited: time.Since(e.since), tries: e.failures}
+	e.traces = nil
+	return j, true
+}
+
+// done ends a reconcile. retry, if not 0, brings the key back after that time,
+// with its trace.
+func (q *queue) done(j job, failed bool, retry time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	e, now := j.entry, time.Now()
+	e.running = false
+	if failed {
+		e.failures++
+	} else {
+		e.failures = 0
+	}
+	if q.closed {
+		return
+	}
+	if (failed || retry > 0) && len(j.traces) > 0 && now.Sub(j.at) < maxTraceAge {
+		e.traces, e.at = append(j.traces[:1:1], e.traces...), j.at
+	}
+	switch {
+	case e.again && !failed:
+		e.again = false
+		q.push(e, now)
+	case failed || retry > 0:
+		e.again = false
+		e.timer = time.AfterFunc(retry, func() { q.ripe(e) })
+	default:
+		delete(q.entries, e.key)
+	}
+}
+
+// ripe makes a key ready whose delay has passed.
+func (q *queue) ripe(e *entry) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed || e.queued || e.running || e.timer == nil {
+		return
+	}
+	q.push(e, time.Now())
+}
+
+// close drops everything and lets nobody wait any more.
+func (q *queue) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	for _, e := range q.entries {
+		if e.timer != nil {
+			e.timer.Stop()
+		}
+	}
+	q.room.Broadcast()
+}

@@ -1,0 +1,324 @@
+// Package leader elects one of several processes by a Lease of Kubernetes' form.
+//
+// A leader renews the lease and stops its work before the lease can be taken
+// over; a candidate takes it when it has not changed for the lease's whole
+// duration by the candidate's own clock (clocks are not compared), or at once
+// when it was given up. The way of client-go's leaderelection, with a watch in
+// the place of polling and two seconds in the place of fifteen.
+//
+// It must never let two well-behaved processes work at once. A process that was
+// paused is not well-behaved: writes that must not come late need fencing.
+package leader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/proto/client"
+)
+
+// Config says what to lead.
+type Config struct {
+	// Name of the Lease; its namespace is kube-system unless Namespace is set.
+	Name, Namespace string
+	// Identity is unique among the candidates.
+	Identity string
+	// Duration is how long a lease that is not renewed is respected; 0 means 2 s.
+	// The leader renews it four times as often, and stops when the last renewal
+	// began three quarters of it ago.
+	Duration time.Duration
+}
+
+func (c *Config) defaults() error {
+	if c.Name == "" || c.Identity == "" {
+		return errors.New("leader election needs a name and an identity")
+	}
+	if c.Namespace == "" {
+		c.Namespace = metav1.NamespaceSystem
+	}
+	if c.Duration == 0 {
+		c.Duration = 2 * time.Second
+	}
+	return nil
+}
+
+func (c *Config) renewEvery() time.Duration    { return c.Duration / 4 }
+func (c *Config) renewDeadline() time.Duration { return c.Duration * 3 / 4 }
+
+// Run waits for leadership and calls lead, whose context ends when leadership is
+// lost; then it waits again. It returns when ctx ends (nil, after giving the
+// lease up) or when lead returns while it leads: with lead's error.
+func Run(ctx context.Context, c *client.Client, cfg Config, lead func(ctx context.Context) error) error {
+	if err := cfg.defaults(); err != nil {
+		return err
+	}
+	e := &election{Config: cfg, leases: client.For[*coordinationv1.Lease](c)}
+	for {
+		lease, began := e.campaign(ctx)
+		if lease == nil {
+			return nil
+		}
+		slog.Info("leading", "lease", cfg.Name, "identity", cfg.Identity)
+		err, ended := e.term(ctx, lease, began, lead)
+		if ended || ctx.Err() != nil {
+			return err
+		}
+		slog.Warn("leadership lost", "lease", cfg.Name, "identity", cfg.Identity)
+	}
+}
+
+type election struct {
+	Config
+
+	leases client.Resource[*coordinationv1.Lease]
+}
+
+// campaign waits until the lease is ours; nil means that ctx ended. began is
+// when the winning write was sent.
+func (e *election) campaign(ctx context.Context) (lease *coordinationv1.Lease, began time.Time) {
+	ctx, cancel := context.WithCancel(ctx)
+	news := make(chan *coordinationv1.Lease, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		e.observe(ctx, news)
+	}()
+	defer func() { cancel(); <-done }()
+
+	// The last state and since when it has been unchanged, by our clock.
+	var (
+		last   *coordinationv1.Lease
+		expiry = time.NewTimer(e.Duration)
+	)
+	defer expiry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, began
+		case last = <-news:
+			if last != nil && holder(last) != "" && holder(last) != e.Identity {
+				expiry.Reset(e.Duration)
+				continue
+			}
+		case <-expiry.C:
+		}
+		began = time.Now()
+		lease, err := e.take(ctx, last)
+		if err == nil {
+			return lease, began
+		}
+		if ctx.Err() == nil && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
+			slog.Warn("lease was not taken", "lease", e.Name, "error", err)
+		}
+		expiry.Reset(e.renewEvery() + rand.N(e.renewEvery())) //nolint:gosec // jitter needs no secrecy.
+	}
+}
+
+// observe sends each state of the lease, nil when it does not exist; only the
+// newest is kept. It ends with ctx.
+func (e *election) observe(ctx context.Context, news chan *coordinationv1.Lease) {
+	send := func(l *coordinationv1.Lease) {
+		select {
+		case <-news:
+		default:
+		}
+		news <- l
+	}
+	for ctx.Err() == nil {
+		exists := false
+		for ev, err := range e.leases.Watch(ctx, client.WatchOptions{Namespace: e.Namespace, Name: e.Name, SendInitialEvents: true, AllowBookmarks: true}) {
+			if err != nil {
+				break
+			}
+			switch {
+			case ev.Type == client.Deleted:
+				send(nil)
+			case ev.Type != client.Bookmark:
+				exists = true
+				send(ev.Object)
+			case ev.InitialEnd && !exists:
+				send(nil)
+			}
+		}
+		pause(ctx, e.renewEvery())
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+func holder(l *coordinationv1.Lease) string {
+	if l.Spec.HolderIdentity == nil {
+		return ""
+	}
+	return *l.Spec.HolderIdentity
+}
+
+// take writes our name into the lease as it was last seen; somebody who was
+// faster makes a conflict.
+func (e *election) take(ctx context.Context, last *coordinationv1.Lease) (*coordinationv1.Lease, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.renewDeadline())
+	defer cancel()
+	now := metav1.NewMicroTime(time.Now())
+	if last == nil {
+		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: e.Namespace, Name: e.Name}}
+		e.fill(l, now)
+		transitions := int32(0)
+		l.Spec.AcquireTime, l.Spec.LeaseTransitions = &now, &transitions
+		return e.leases.Create(ctx, l)
+	}
+	l := last.DeepCopy()
+	if holder(last) != e.Identity {
+		transitions := int32(1)
+		if l.Spec.LeaseTransitions != nil {
+			transitions += *l.Spec.LeaseTransitions
+		}
+		l.Spec.AcquireTime, l.Spec.LeaseTransitions = &now, &transitions
+	}
+	e.fill(l, now)
+	return e.leases.Update(ctx, l)
+}
+
+func (e *election) fill(l *coordinationv1.Lease, now metav1.MicroTime) {
+	seconds := int32((e.Duration + time.Second - 1) / time.Second)
+	l.Spec.HolderIdentity, l.Spec.LeaseDurationSeconds, l.Spec.RenewTime = &e.Identity, &seconds, &now
+}
+
+// term leads until leadership is lost, ctx ends or lead returns; ended tells the
+// last.
+func (e *election) term(ctx context.Context, lease *coordinationv1.Lease, began time.Time, lead func(context.Context) error) (err error, ended bool) { //nolint:revive // the error is lead's, not term's.
+	work, stop := context.WithCancel(ctx)
+	defer stop()
+	done := make(chan error, 1)
+	go func() { done <- lead(work) }()
+	tick := time.NewTicker(e.renewEvery())
+	defer tick.Stop()
+	deadline := time.NewTimer(time.Until(began.Add(e.renewDeadline())))
+	defer deadline.Stop()
+	renewals := make(chan renewal, 1)
+	renewing := false
+	for {
+		select {
+		case err = <-done:
+			stop()
+			if renewing {
+				lease = newer(lease, <-renewals)
+			}
+			e.release(ctx, lease)
+			return err, true
+		case <-ctx.Done():
+			stop()
+			err = <-done
+			if renewing {
+				lease = newer(lease, <-renewals)
+			}
+			e.release(ctx, lease)
+			return err, true
+		case <-deadline.C:
+			slog.Warn("the lease was not renewed in time", "lease", e.Name)
+			stop()
+			err = <-done
+			if renewing {
+				<-renewals
+			}
+			return err, false
+		case <-tick.C:
+			if !renewing {
+				renewing = true
+				go func() { renewals <- e.renew(work, lease) }()
+			}
+		case r := <-renewals:
+			renewing = false
+			switch {
+			case r.err == nil:
+				lease = r.lease
+				deadline.Reset(time.Until(r.began.Add(e.renewDeadline())))
+			case r.lost:
+				stop()
+				return <-done, false
+			case work.Err() == nil:
+				slog.Warn("the lease was not renewed", "lease", e.Name, "error", r.err)
+			}
+		}
+	}
+}
+
+type renewal struct {
+	lease *coordinationv1.Lease
+	began time.Time
+	err   error
+	// lost says that somebody else holds the lease.
+	lost bool
+}
+
+func newer(lease *coordinationv1.Lease, r renewal) *coordinationv1.Lease {
+	if r.err == nil {
+		return r.lease
+	}
+	return lease
+}
+
+// renew writes the lease anew. A conflict may come from our own write whose
+// answer was lost, or from somebody's annotation: the lease itself decides.
+func (e *election) renew(ctx context.Context, lease *coordinationv1.Lease) renewal {
+	ctx, cancel := context.WithTimeout(ctx, e.renewDeadline())
+	defer cancel()
+	for {
+		r := renewal{began: time.Now()}
+		l := lease.DeepCopy()
+		e.fill(l, metav1.NewMicroTime(r.began))
+		if r.lease, r.err = e.leases.Update(ctx, l); !apierrors.IsConflict(r.err) && !apierrors.IsNotFound(r.err) {
+			return r
+		}
+		current, err := e.leases.Get(ctx, e.Namespace, e.Name)
+		switch {
+		case apierrors.IsNotFound(err):
+			r.err, r.lost = fmt.Errorf("the lease is gone: %w", err), true
+			return r
+		case err != nil:
+			r.err = err
+			return r
+		case holder(current) != e.Identity:
+			r.err, r.lost = fmt.Errorf("the lease is held by %q", holder(current)), true
+			return r
+		}
+		lease = current
+	}
+}
+
+// release gives the lease up, so that the next takes over at once.
+func (e *election) release(ctx context.Context, lease *coordinationv1.Lease) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.Duration)
+	defer cancel()
+	for range 3 {
+		l := lease.DeepCopy()
+		nobody, second, now := "", int32(1), metav1.NewMicroTime(time.Now())
+		l.Spec.HolderIdentity, l.Spec.LeaseDurationSeconds, l.Spec.RenewTime = &nobody, &second, &now
+		_, err := e.leases.Update(ctx, l)
+		if err == nil {
+			slog.Info("lease released", "lease", e.Name)
+			return
+		}
+		if !apierrors.IsConflict(err) {
+			slog.Warn("the lease was not released", "lease", e.Name, "error", err)
+			return
+		}
+		if lease, err = e.leases.Get(ctx, e.Namespace, e.Name); err != nil || holder(lease) != e.Identity {
+			return
+		}
+	}
+}

@@ -1,0 +1,218 @@
+package leader_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	coordinationv1 "k8s.io/api/coordination/v1"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/proto/client/clienttest"
+	"keelson.dev/services/internal/leader"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const duration = 400 * time.Millisecond
+
+// candidate runs an election until stopped; leading tells its present state.
+type candidate struct {
+	leading atomic.Bool
+	terms   atomic.Int32
+	stop    func()
+	done    chan error
+}
+
+// group counts how many lead at once.
+type group struct {
+	t    *testing.T
+	c    *client.Client
+	now  atomic.Int32
+	most atomic.Int32
+}
+
+func (g *group) start(identity string) *candidate {
+	ctx, cancel := context.WithCancel(context.Background())
+	cd := &candidate{stop: cancel, done: make(chan error, 1)}
+	go func() {
+		cd.done <- leader.Run(ctx, g.c, leader.Config{Name: "test", Identity: identity, Duration: duration}, func(ctx context.Context) error {
+			g.most.Store(max(g.most.Load(), g.now.Add(1)))
+			cd.terms.Add(1)
+			cd.leading.Store(true)
+			<-ctx.Done()
+			cd.leading.Store(false)
+			g.now.Add(-1)
+			return nil
+		})
+	}()
+	g.t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-cd.done:
+			if err != nil {
+				g.t.Errorf("%s: %v", identity, err)
+			}
+		case <-time.After(10 * time.Second):
+			g.t.Errorf("%s did not end", identity)
+		}
+	})
+	return cd
+}
+
+func eventually(t *testing.T, what string, cond func() bool) time.Duration {
+	t.Helper()
+	start := time.Now()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		<-tick.C
+		if time.Since(start) > 10*time.Second {
+			t.Fatalf("never: %s", what)
+		}
+	}
+	return time.Since(start)
+}
+
+func TestOneLeadsAndHandsOver(t *testing.T) {
+	g := &group{t: t, c: clienttest.Start(t)}
+	a := g.start("a")
+	eventually(t, "a leads", a.leading.Load)
+	b := g.start("b")
+	leases := client.For[*coordinationv1.Lease](g.c)
+	lease, err := leases.Get(t.Context(), "kube-system", "test")
+	if err != nil || *lease.Spec.HolderIdentity != "a" {
+		t.Fatalf("%v %v", lease, err)
+	}
+	eventually(t, "a renewal", func() bool {
+		l, err := leases.Get(t.Context(), "kube-system", "test")
+		return err == nil && l.Spec.RenewTime.After(lease.Spec.RenewTime.Time)
+	})
+	if b.leading.Load() {
+		t.Fatal("both lead")
+	}
+	a.stop()
+	if took := eventually(t, "b leads", b.leading.Load); took > duration/2 {
+		t.Errorf("a lease that was given up was taken over after %v", took)
+	}
+	lease, err = leases.Get(t.Context(), "kube-system", "test")
+	if err != nil || *lease.Spec.LeaseTransitions != 1 {
+		t.Errorf("transitions: %v, error %v", lease.Spec.LeaseTransitions, err)
+	}
+	if g.most.Load() != 1 {
+		t.Error("two led at once")
+	}
+}
+
+// A leader that nobody hears of stops by itself before its lease is taken over.
+func TestTakeOverFromTheSilent(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(clienttest.NewServer().Serve(l))
+	dial := func(opts ...grpc.DialOption) *client.Client {
+		c, err := client.Dial(client.Config{Endpoints: []string{l.Addr().String()}, DialOptions: opts})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	var cut atomic.Bool
+	var lastAnswer atomic.Int64
+	g := &group{t: t, c: dial(grpc.WithUnaryInterceptor(
+		func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			if cut.Load() {
+				return status.Error(codes.Unavailable, "cut")
+			}
+			defer func() { lastAnswer.Store(time.Now().UnixNano()) }()
+			return invoke(ctx, method, req, reply, cc, opts...)
+		}))}
+	a := g.start("a")
+	eventually(t, "a leads", a.leading.Load)
+	g.c = dial()
+	b := g.start("b")
+	cut.Store(true)
+	eventually(t, "a stops", func() bool { return !a.leading.Load() })
+	if b.leading.Load() {
+		t.Error("b led before a had stopped")
+	}
+	eventually(t, "b leads", b.leading.Load)
+	if took := time.Since(time.Unix(0, lastAnswer.Load())); took > 2*duration {
+		t.Errorf("the take-over took %v", took)
+	}
+	cut.Store(false)
+	if g.most.Load() != 1 {
+		t.Error("two led at once")
+	}
+}
+
+// A conflict on the lease is no loss as long as the lease is ours.
+func TestConflictIsNoLoss(t *testing.T) {
+	g := &group{t: t, c: clienttest.Start(t)}
+	a := g.start("a")
+	eventually(t, "a leads", a.leading.Load)
+	leases := client.For[*coordinationv1.Lease](g.c)
+	for i := range 5 {
+		eventually(t, "an annotation", func() bool {
+			l, err := leases.Get(t.Context(), "kube-system", "test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.Annotations = map[string]string{"touched": string(rune('a' + i))}
+			_, err = leases.Update(t.Context(), l)
+			return err == nil
+		})
+	}
+	l, err := leases.Get(t.Context(), "kube-system", "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a renewal after the conflicts", func() bool {
+		next, err := leases.Get(t.Context(), "kube-system", "test")
+		return err == nil && next.Spec.RenewTime.After(l.Spec.RenewTime.Time)
+	})
+	if a.terms.Load() != 1 {
+		t.Errorf("%d terms", a.terms.Load())
+	}
+}
+
+func TestLosesToAnotherHolder(t *testing.T) {
+	g := &group{t: t, c: clienttest.Start(t)}
+	a := g.start("a")
+	eventually(t, "a leads", a.leading.Load)
+	leases := client.For[*coordinationv1.Lease](g.c)
+	eventually(t, "the theft", func() bool {
+		l, err := leases.Get(t.Context(), "kube-system", "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		thief := "thief"
+		l.Spec.HolderIdentity = &thief
+		_, err = leases.Update(t.Context(), l)
+		return err == nil
+	})
+	eventually(t, "a stops", func() bool { return a.terms.Load() == 1 && !a.leading.Load() })
+	eventually(t, "a leads again when the thief is silent", a.leading.Load)
+}
+
+func TestWorksEndIsRunsEnd(t *testing.T) {
+	c := clienttest.Start(t)
+	want := errors.New("broken")
+	err := leader.Run(t.Context(), c, leader.Config{Name: "test", Identity: "a", Duration: duration}, func(context.Context) error { return want })
+	if !errors.Is(err, want) {
+		t.Errorf("got %v", err)
+	}
+	l, err := client.For[*coordinationv1.Lease](c).Get(t.Context(), "kube-system", "test")
+	if err != nil || *l.Spec.HolderIdentity != "" {
+		t.Errorf("the lease was not given up: %v %v", l, err)
+	}
+}
