@@ -1,10 +1,12 @@
 package rest
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -68,6 +70,18 @@ func (x *exchange) Flush() {
 	if f, ok := x.ResponseWriter.(http.Flusher); ok {
 		f.Flush()
 	}
+}
+
+// Hijack is http.Hijacker: the connection becomes a stream's.
+func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(x.ResponseWriter).Hijack()
+	if err == nil {
+		x.hijacked, x.wroteHeader = true, true
+		if x.code == 0 {
+			x.code = http.StatusSwitchingProtocols
+		}
+	}
+	return conn, rw, err
 }
 
 // target is what the path names, as the pipeline wants it.

@@ -229,4 +229,3 @@ func (x *exchange) authorizePath() bool {
 	}
 	return true
 }
-

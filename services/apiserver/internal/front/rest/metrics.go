@@ -7,7 +7,7 @@ import (
 
 // metrics of the front.
 type metrics struct {
-	watches, panics atomic.Int64
+	watches, streams, panics atomic.Int64
 }
 
 func newMetrics() *metrics { return &metrics{} }

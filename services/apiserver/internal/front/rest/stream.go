@@ -1,7 +1,33 @@
 package rest
 
-import "errors"
+import (
+	"net/http"
+	"slices"
+	"time"
+)
 
+// serveStream answers a request for a stream of the tunnel. It has no time-out,
+// but ends when the server does.
 func (x *exchange) serveStream(connect string, verbs []string) {
-	x.fail(errors.New("no streams"))
+	if x.verb == "list" || !slices.Contains(verbs, x.verb) {
+		x.refuse(x.verb, errMethod())
+		return
+	}
+	ctx, cancel := untilDrain(x.ctx)
+	defer cancel()
+	x.h.metrics.streams.Add(1)
+	defer x.h.metrics.streams.Add(-1)
+	if err := x.h.streams.Serve(x, x.r.WithContext(ctx), connect, x.target()); err != nil && !x.hijacked {
+		x.fail(err)
+	}
+}
+
+// guardWrites makes a timer that, once it runs out, fails what is being written: a
+// client that stopped reading does not hold a goroutine forever.
+func (x *exchange) guardWrites() *time.Timer {
+	t := time.AfterFunc(stall, func() {
+		_ = http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Unix(1, 0))
+	})
+	t.Stop()
+	return t
 }

@@ -75,11 +75,8 @@ func (x *exchange) watch() {
 
 	s := eventStream{x: x, format: x.format, include: include, columns: true, buf: getBuffer()}
 	defer putBuffer(s.buf)
-	s.guard = time.AfterFunc(stall, func() {
-		_ = http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Unix(1, 0))
-	})
+	s.guard = x.guardWrites()
 	defer s.guard.Stop()
-	s.guard.Stop()
 	s.name()
 	for {
 		events, err := w.Next(ctx)

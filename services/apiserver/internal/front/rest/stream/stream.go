@@ -1,13 +1,30 @@
 // Package stream serves the subresources that are streams: logs, exec, attach and
-// port-forward of pods, through the tunnel to the pod's node.
+// port-forward of pods, through the tunnel to the pod's node, over WebSocket and
+// SPDY as kubectl speaks them.
 //
-// It must never open a session before the pipeline has authorized the request.
+// It must never open a session before the pipeline has authorized the request, and
+// never outlive the client's connection, the node's, or the server's end.
 package stream
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
+
+	nodev1 "keelson.dev/proto/keelson/node/v1"
 
 	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/tunnel"
 )
 
@@ -23,3 +40,157 @@ type Server struct{ cfg Config }
 
 // New makes a Server.
 func New(cfg Config) *Server { return &Server{cfg: cfg} }
+
+// The bounds of an upgraded connection, as in Kubernetes.
+const (
+	idleTimeout     = 4 * time.Hour
+	creationTimeout = 30 * time.Second
+)
+
+// Serve answers a request for a stream; connect is resource.Subresource.Connect.
+// The error is for the client, unless the connection was upgraded already.
+func (s *Server) Serve(w http.ResponseWriter, r *http.Request, connect string, t pipeline.Target) error {
+	verb := "get"
+	if r.Method == http.MethodPost {
+		verb = "create"
+	}
+	if err := s.authorize(r, verb, connect, t); err != nil {
+		return err
+	}
+	if connect == "proxy" || s.cfg.Tunnel == nil {
+		return unavailable(connect)
+	}
+	pod, err := s.pod(r.Context(), t)
+	if err != nil {
+		return err
+	}
+	if connect == "log" {
+		return s.log(w, r, pod)
+	}
+	if !httpstream.IsUpgradeRequest(r) {
+		return apierrors.NewBadRequest("Upgrade request required")
+	}
+	if pod.Spec.NodeName == "" {
+		return apierrors.NewBadRequest(fmt.Sprintf("pod %s does not have a host assigned", pod.Name))
+	}
+	// The client's connection is watched: when it breaks, so does the session.
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	w = &watched{ResponseWriter: w, broken: cancel}
+	r = r.WithContext(ctx)
+	switch connect {
+	case "exec":
+		return s.exec(w, r, pod)
+	case "attach":
+		return s.attach(w, r, pod)
+	case "portforward":
+		return s.portForward(w, r, pod)
+	}
+	return unavailable(connect)
+}
+
+// authorize asks for the verb and, for a WebSocket that is as good as a POST, for
+// create as well (Kubernetes since 1.35).
+func (s *Server) authorize(r *http.Request, verb, connect string, t pipeline.Target) error {
+	ctx := r.Context()
+	if err := s.cfg.API.Authorize(ctx, verb, t); err != nil {
+		return err
+	}
+	if verb == "get" && connect != "log" && connect != "proxy" && wsstream.IsWebSocketRequest(r) {
+		return s.cfg.API.Authorize(ctx, "create", t)
+	}
+	return nil
+}
+
+func unavailable(connect string) error {
+	message := "this apiserver has no connections to nodes"
+	if connect == "proxy" {
+		message = "the proxy subresource is not offered: nodes accept no connections; use log, exec, attach or portforward of a pod"
+	}
+	return &apierrors.StatusError{ErrStatus: metav1.Status{
+		Status: metav1.StatusFailure, Code: http.StatusNotImplemented, Reason: "NotOffered", Message: message,
+	}}
+}
+
+// self is the apiserver, which reads the pod whose stream the user may open: a
+// user needs no right to read pods for that.
+var self = request.User{Name: "system:apiserver", Groups: []string{"system:masters", "system:authenticated"}}
+
+func (s *Server) pod(ctx context.Context, t pipeline.Target) (*corev1.Pod, error) {
+	t.Subresource = ""
+	out, err := s.cfg.API.Get(request.WithUser(ctx, self), t, pipeline.GetOptions{})
+	if err != nil {
+		return nil, err
+	}
+	pod, ok := out.Item.Object.(*corev1.Pod)
+	if !ok {
+		return nil, apierrors.NewInternalError(fmt.Errorf("%s has no streams", t.Resource.Resource))
+	}
+	return pod, nil
+}
+
+// container checks the name of a container, or chooses the only one. The texts are
+// Kubernetes'.
+func container(pod *corev1.Pod, name string) (string, error) {
+	names := containerNames(pod.Spec.Containers)
+	initial := containerNames(pod.Spec.InitContainers)
+	if name == "" {
+		switch {
+		case len(names) == 1:
+			return names[0], nil
+		case len(names) == 0:
+			return "", apierrors.NewBadRequest(fmt.Sprintf("a container name must be specified for pod %s", pod.Name))
+		}
+		text := fmt.Sprintf("a container name must be specified for pod %s, choose one of: [%s]", pod.Name, strings.Join(names, " "))
+		if len(initial) > 0 {
+			text += fmt.Sprintf(" or one of the init containers: [%s]", strings.Join(initial, " "))
+		}
+		return "", apierrors.NewBadRequest(text)
+	}
+	for _, known := range append(append(names, initial...), ephemeralNames(pod)...) {
+		if known == name {
+			return name, nil
+		}
+	}
+	return "", apierrors.NewBadRequest(fmt.Sprintf("container %s is not valid for pod %s", name, pod.Name))
+}
+
+func containerNames(containers []corev1.Container) []string {
+	var names []string
+	for i := range containers {
+		names = append(names, containers[i].Name)
+	}
+	return names
+}
+
+func ephemeralNames(pod *corev1.Pod) []string {
+	var names []string
+	for i := range pod.Spec.EphemeralContainers {
+		names = append(names, pod.Spec.EphemeralContainers[i].Name)
+	}
+	return names
+}
+
+func ref(pod *corev1.Pod, container string) *nodev1.PodRef {
+	return &nodev1.PodRef{Namespace: pod.Namespace, Name: pod.Name, Uid: string(pod.UID), Container: container}
+}
+
+// open opens a session and turns the tunnel's errors into Kubernetes'.
+func (s *Server) open(ctx context.Context, pod *corev1.Pod, open *nodev1.Open) (*tunnel.Session, error) {
+	session, err := s.cfg.Tunnel.Open(ctx, pod.Spec.NodeName, open)
+	if err == nil {
+		return session, nil
+	}
+	var refused apierrors.APIStatus
+	switch {
+	case errors.As(err, &refused):
+		return nil, err
+	case errors.Is(err, tunnel.ErrTooMany):
+		return nil, apierrors.NewTooManyRequests(err.Error(), 1)
+	case errors.Is(err, tunnel.ErrTimeout):
+		return nil, apierrors.NewTimeoutError(err.Error(), 1)
+	case errors.Is(err, tunnel.ErrNotConnected), errors.Is(err, tunnel.ErrGone):
+		return nil, apierrors.NewServiceUnavailable(err.Error())
+	}
+	return nil, err
+}

@@ -1,0 +1,146 @@
+package stream
+
+import (
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
+
+	nodev1 "keelson.dev/proto/keelson/node/v1"
+)
+
+// logOptions reads and checks the query of a log request, with Kubernetes' texts.
+func logOptions(pod string, q url.Values) (*nodev1.Logs, string, error) {
+	logs := &nodev1.Logs{
+		Follow:     flag(q, "follow"),
+		Previous:   flag(q, "previous"),
+		Timestamps: flag(q, "timestamps"),
+	}
+	var errs field.ErrorList
+	number := func(name string, least int64, text string) (*int64, error) {
+		if !q.Has(name) {
+			return nil, nil
+		}
+		n, err := strconv.ParseInt(q.Get(name), 10, 64)
+		if err != nil {
+			return nil, apierrors.NewBadRequest(err.Error())
+		}
+		if n < least {
+			errs = append(errs, field.Invalid(field.NewPath(name), n, text))
+		}
+		return &n, nil
+	}
+	var err error
+	if logs.TailLines, err = number("tailLines", 0, "must be greater than or equal to 0"); err != nil {
+		return nil, "", err
+	}
+	if logs.LimitBytes, err = number("limitBytes", 1, "must be greater than 0"); err != nil {
+		return nil, "", err
+	}
+	if logs.SinceSeconds, err = number("sinceSeconds", 1, "must be greater than 0"); err != nil {
+		return nil, "", err
+	}
+	if since := q.Get("sinceTime"); since != "" {
+		at, err := time.Parse(time.RFC3339, since)
+		if err != nil {
+			return nil, "", apierrors.NewBadRequest(err.Error())
+		}
+		if logs.SinceSeconds != nil {
+			errs = append(errs, field.Forbidden(field.NewPath(""), "at most one of `sinceTime` or `sinceSeconds` may be specified"))
+		}
+		nano := at.UnixNano()
+		logs.SinceTimeUnixNano = &nano
+	}
+	switch stream := q.Get("stream"); stream {
+	case "", corev1.LogStreamAll:
+	case corev1.LogStreamStdout, corev1.LogStreamStderr:
+		logs.Stream = stream
+		if logs.TailLines != nil {
+			errs = append(errs, field.Forbidden(field.NewPath(""), "`tailLines` and specific `stream` are mutually exclusive for now"))
+		}
+	default:
+		errs = append(errs, field.NotSupported(field.NewPath("stream"), stream,
+			[]string{corev1.LogStreamAll, corev1.LogStreamStdout, corev1.LogStreamStderr}))
+	}
+	if len(errs) > 0 {
+		return nil, "", apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("PodLogOptions").GroupKind(), pod, errs)
+	}
+	return logs, q.Get("container"), nil
+}
+
+// flag is Kubernetes' reading of a boolean parameter.
+func flag(q url.Values, name string) bool {
+	return q.Has(name) && q.Get(name) != "0" && !strings.EqualFold(q.Get(name), "false")
+}
+
+func (s *Server) log(w http.ResponseWriter, r *http.Request, pod *corev1.Pod) error {
+	logs, name, err := logOptions(pod.Name, r.URL.Query())
+	if err != nil {
+		return err
+	}
+	if name, err = container(pod, name); err != nil {
+		return err
+	}
+	logs.Pod = ref(pod, name)
+	if pod.Spec.NodeName == "" { // not scheduled yet: nothing was logged
+		w.Header().Set("Content-Type", "text/plain")
+		w.WriteHeader(http.StatusOK)
+		return nil
+	}
+	session, err := s.open(r.Context(), pod, &nodev1.Open{Target: &nodev1.Open_Logs{Logs: logs}})
+	if err != nil {
+		return err
+	}
+	defer session.Close()
+	if wsstream.IsWebSocketRequest(r) {
+		reader, writer := io.Pipe()
+		go func() { _ = writer.CloseWithError(session.Output(writer, nil)) }()
+		err := wsstream.NewReader(reader, true, wsstream.NewDefaultReaderProtocols()).Copy(w, r)
+		_ = reader.CloseWithError(io.ErrClosedPipe)
+		if err != nil {
+			s.cfg.Log.Debug("log stream ended", "pod", pod.Name, "err", err)
+		}
+		return nil
+	}
+	out := &logWriter{w: w, follow: logs.Follow}
+	if err := session.Output(out, nil); err != nil && !out.begun {
+		return err
+	} else if err != nil {
+		s.cfg.Log.Debug("log stream ended", "namespace", pod.Namespace, "pod", pod.Name, "err", err)
+		return nil
+	}
+	out.begin()
+	return nil
+}
+
+// logWriter sends the header with the first bytes, so that a node's failure before
+// them can still be a Status.
+type logWriter struct {
+	w      http.ResponseWriter
+	follow bool
+	begun  bool
+}
+
+func (l *logWriter) begin() {
+	if !l.begun {
+		l.begun = true
+		l.w.Header().Set("Content-Type", "text/plain")
+		l.w.WriteHeader(http.StatusOK)
+	}
+}
+
+func (l *logWriter) Write(p []byte) (int, error) {
+	l.begin()
+	n, err := l.w.Write(p)
+	if l.follow && err == nil {
+		err = http.NewResponseController(l.w).Flush()
+	}
+	return n, err
+}
