@@ -14,8 +14,11 @@ import (
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 
+	nodev1 "keelson.dev/proto/keelson/node/v1"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
+	"keelson.dev/services/apiserver/internal/authz"
 	front "keelson.dev/services/apiserver/internal/front/grpc"
+	"keelson.dev/services/apiserver/internal/front/rest"
 	"keelson.dev/services/apiserver/internal/kind"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/request"
@@ -23,6 +26,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/store/etcd"
 	"keelson.dev/services/apiserver/internal/store/memory"
+	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/apiserver/internal/watchcache"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
@@ -58,34 +62,75 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	}
 	cache := watchcache.New(watchcache.Config{Store: st, Kinds: stored})
 	g.Go("watch cache", cache.Run)
-	api := pipeline.New(pipeline.Config{Table: table, Store: st, Cache: cache})
+	authorizer := authz.New()
+	authorized := make(chan struct{})
+	g.Go("authorization", func(ctx context.Context) error {
+		select {
+		case <-cache.Ready():
+			return authorizer.Follow(ctx, table, cache, func() { close(authorized) })
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	api := pipeline.New(pipeline.Config{Table: table, Store: st, Cache: cache, Authorizer: authorizer})
 
-	listener, err := net.Listen("tcp", o.listenGRPC)
+	listenGRPC, err := net.Listen("tcp", o.listenGRPC)
 	if err != nil {
 		return fmt.Errorf("--listen-grpc: %w", err)
 	}
-	unary, stream := front.Authentication(&certificates{id})
+	listenREST, err := net.Listen("tcp", o.listenREST)
+	if err != nil {
+		return fmt.Errorf("--listen-https: %w", err)
+	}
+	authenticator := &certificates{id}
+	tunnels := tunnel.New(tunnel.Config{})
+	unary, stream := front.Authentication(authenticator)
 	server := rpc.NewServer(rpc.ServerConfig{
 		Identity:   id,
 		Unary:      []grpc.UnaryServerInterceptor{unary},
 		Stream:     []grpc.StreamServerInterceptor{stream},
 		Root:       front.Writes,
+		Untraced:   front.Streams,
 		Reflection: true,
 	})
 	resourcev1.RegisterResourceServiceServer(server.Server, front.New(api))
+	nodev1.RegisterTunnelServiceServer(server.Server, tunnels)
+	web := rest.New(rest.Config{API: api, Authn: authenticator, Tunnel: tunnels})
+	ready := make(chan struct{})
 	g.Go("grpc", func(ctx context.Context) error {
-		select {
-		case <-cache.Ready():
-		case <-ctx.Done():
-			return listener.Close()
+		return afterwards(ctx, ready, listenGRPC, func() error { return server.Serve(ctx, listenGRPC) })
+	})
+	g.Go("https", func(ctx context.Context) error {
+		return afterwards(ctx, ready, listenREST, func() error {
+			return rest.Serve(ctx, listenREST, id.ServerTLS(false), web, slog.Default())
+		})
+	})
+	g.Go("start", func(ctx context.Context) error {
+		for _, step := range []<-chan struct{}{cache.Ready(), authorized} {
+			select {
+			case <-step:
+			case <-ctx.Done():
+				return nil
+			}
 		}
-		slog.Info("ready", "grpc", listener.Addr().String())
-		return server.Serve(ctx, listener)
+		close(ready)
+		slog.Info("ready", "grpc", listenGRPC.Addr().String(), "https", listenREST.Addr().String())
+		return nil
 	})
 	status := ops.New()
-	status.Ready("watch-cache", ops.ReadyWhen(cache.Ready()))
+	status.Ready("started", ops.ReadyWhen(ready))
 	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, o.service.OpsAddress) })
 	return nil
+}
+
+// afterwards serves once the server is ready.
+func afterwards(ctx context.Context, ready <-chan struct{}, l net.Listener, serve func() error) error {
+	select {
+	case <-ready:
+		return serve()
+	case <-ctx.Done():
+		return l.Close()
+	}
 }
 
 func (o *options) store(ctx context.Context, g *boot.Group) (store.Store, error) {
