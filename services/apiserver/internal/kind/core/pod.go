@@ -1,12 +1,16 @@
 package core
 
 import (
+	"cmp"
 	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"keelson.dev/services/apiserver/internal/kind/podspec"
 	"keelson.dev/services/apiserver/internal/kind/row"
 	"keelson.dev/services/apiserver/internal/resource"
 )
@@ -30,8 +34,21 @@ func Pod() *resource.Kind {
 		}),
 	}
 	k.Rules = resource.Typed[*corev1.Pod]{
+		Default: func(p *corev1.Pod) {
+			podspec.Default(&p.Spec)
+			podspec.DefaultPod(&p.Spec)
+		},
+		Validate: func(p *corev1.Pod) field.ErrorList {
+			return podspec.Validate(&p.Spec, field.NewPath("spec"))
+		},
+		ValidateUpdate: func(p, old *corev1.Pod) field.ErrorList {
+			return podspec.ValidateUpdate(&p.Spec, &old.Spec, field.NewPath("spec"))
+		},
 		PrepareCreate: preparePod,
-		PrepareUpdate: func(p, old *corev1.Pod) { p.Status = old.Status },
+		PrepareUpdate: func(p, old *corev1.Pod) {
+			p.Status = old.Status
+			podspec.Drop(&p.Spec)
+		},
 	}.Rules()
 	k.Graceful = gracefulPod
 	group := func(kind string) schema.GroupVersionKind { return corev1.SchemeGroupVersion.WithKind(kind) }
@@ -40,7 +57,9 @@ func Pod() *resource.Kind {
 			PrepareUpdate: func(p, old *corev1.Pod) {
 				p.Spec = old.Spec
 				p.OwnerReferences = old.OwnerReferences
+				p.Status.QOSClass = cmp.Or(p.Status.QOSClass, old.Status.QOSClass)
 			},
+			ValidateUpdate: validatePodStatus,
 		}.Rules()),
 		"binding":     row.Post(group("Binding"), "binding"),
 		"eviction":    row.Post(schema.GroupVersionKind{Group: "policy", Version: "v1", Kind: "Eviction"}, "eviction"),
@@ -76,7 +95,19 @@ func podIPs(p *corev1.Pod) string {
 
 // preparePod gives a new pod its first status.
 func preparePod(p *corev1.Pod) {
-	p.Status = corev1.PodStatus{Phase: corev1.PodPending}
+	p.Status = corev1.PodStatus{Phase: corev1.PodPending, QOSClass: podspec.QOS(&p.Spec)}
+	if len(p.Spec.SchedulingGates) > 0 {
+		p.Status.Conditions = []corev1.PodCondition{{
+			Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonSchedulingGated,
+			Message: "Scheduling is blocked due to non-empty scheduling gates", LastTransitionTime: metav1.Now(),
+		}}
+	}
+	podspec.Drop(&p.Spec)
+	podspec.MergeLabelKeys(&p.Spec, p.Labels)
+	if g := p.Spec.TerminationGracePeriodSeconds; g != nil && *g < 0 {
+		one := int64(1)
+		p.Spec.TerminationGracePeriodSeconds = &one
+	}
 }
 
 // gracefulPod decides how long a pod that is deleted may take to end: what the

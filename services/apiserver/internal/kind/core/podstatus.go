@@ -1,0 +1,99 @@
+package core
+
+import (
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"keelson.dev/services/apiserver/internal/kind/check"
+)
+
+// validatePodStatus checks a status that a node or controller writes.
+func validatePodStatus(p, old *corev1.Pod) field.ErrorList {
+	var e check.Errors
+	path := field.NewPath("status")
+	s, was := &p.Status, &old.Status
+	if s.NominatedNodeName != "" {
+		e.Messages(path, "nominatedNodeName", s.NominatedNodeName, check.Subdomain(s.NominatedNodeName))
+	}
+	if s.QOSClass != was.QOSClass {
+		e.Invalid(path.Child("qosClass"), s.QOSClass, check.Immutable)
+	}
+	if s.ObservedGeneration < 0 {
+		e.Invalid(path.Child("observedGeneration"), s.ObservedGeneration, "must be a non-negative integer")
+	}
+	for i, c := range s.Conditions {
+		e.Messages(path.Child("conditions").Index(i), "Type", string(c.Type), check.LabelKey(string(c.Type)))
+	}
+	validatePodIPs(&e, s, was, path.Child("podIPs"))
+	validateHostIPs(&e, s, was, path.Child("hostIPs"))
+	validateStates(&e, s.ContainerStatuses, was.ContainerStatuses, p.Spec.Containers, p.Spec.RestartPolicy, path.Child("containerStatuses"))
+	validateStates(&e, s.InitContainerStatuses, was.InitContainerStatuses, p.Spec.InitContainers, p.Spec.RestartPolicy, path.Child("initContainerStatuses"))
+	return e.List
+}
+
+func validatePodIPs(e *check.Errors, s, old *corev1.PodStatus, p *field.Path) {
+	if slices.Equal(s.PodIPs, old.PodIPs) {
+		return
+	}
+	for i, ip := range s.PodIPs {
+		e.Append(validation.IsValidIPForLegacyField(p.Index(i), ip.IP, true, nil))
+	}
+	if len(e.List) == 0 && !atMostOneOfFamily(len(s.PodIPs), func(i int) string { return s.PodIPs[i].IP }) {
+		e.Invalid(p, s.PodIPs, "may specify no more than one IP for each IP family")
+	}
+}
+
+func validateHostIPs(e *check.Errors, s, old *corev1.PodStatus, p *field.Path) {
+	if slices.Equal(s.HostIPs, old.HostIPs) && s.HostIP == old.HostIP || len(s.HostIPs) == 0 {
+		return
+	}
+	if s.HostIPs[0].IP != s.HostIP {
+		e.Invalid(p.Index(0).Child("ip"), s.HostIPs[0].IP, "must be equal to `hostIP`")
+	}
+	for i, ip := range s.HostIPs {
+		e.Append(validation.IsValidIPForLegacyField(p.Index(i), ip.IP, true, nil))
+	}
+	if len(e.List) == 0 && !atMostOneOfFamily(len(s.HostIPs), func(i int) string { return s.HostIPs[i].IP }) {
+		e.Invalid(p, s.HostIPs, "may specify no more than one IP for each IP family")
+	}
+}
+
+func atMostOneOfFamily(n int, ip func(int) string) bool {
+	if n < 2 {
+		return true
+	}
+	if n > 2 {
+		return false
+	}
+	a, _ := netip.ParseAddr(ip(0))
+	b, _ := netip.ParseAddr(ip(1))
+	return a.Is4() != b.Is4()
+}
+
+// validateStates checks that a container that ended for good does not come to
+// life again.
+func validateStates(e *check.Errors, statuses, old []corev1.ContainerStatus, containers []corev1.Container,
+	policy corev1.RestartPolicy, p *field.Path,
+) {
+	if policy == corev1.RestartPolicyAlways {
+		return
+	}
+	for i := range old {
+		was := &old[i]
+		if was.State.Terminated == nil || policy == corev1.RestartPolicyOnFailure && was.State.Terminated.ExitCode != 0 {
+			continue
+		}
+		if slices.ContainsFunc(containers, func(c corev1.Container) bool { return c.Name == was.Name && c.RestartPolicy != nil }) {
+			continue // it restarts by rules of its own
+		}
+		for j := range statuses {
+			if statuses[j].Name == was.Name && statuses[j].State.Terminated == nil {
+				e.Forbidden(p.Index(j).Child("state"), "may not be transitioned to non-terminated state")
+			}
+		}
+	}
+}

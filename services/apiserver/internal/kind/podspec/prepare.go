@@ -1,0 +1,104 @@
+package podspec
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Drop clears the fields of features that are off in Kubernetes unless its
+// administrator turns them on: what a client sets there is dropped silently.
+func Drop(s *corev1.PodSpec) {
+	s.SchedulingGroup = nil
+	s.EvictionResponders = nil
+	for i := range s.Volumes {
+		dropVolume(&s.Volumes[i].VolumeSource)
+	}
+	for i := range s.InitContainers {
+		dropContainer(&s.InitContainers[i])
+	}
+	for i := range s.Containers {
+		dropContainer(&s.Containers[i])
+	}
+}
+
+func dropVolume(s *corev1.VolumeSource) {
+	if s.EmptyDir != nil {
+		s.EmptyDir.Mode = nil
+	}
+	if s.Projected != nil {
+		s.Projected.DefaultUser = nil
+	}
+}
+
+func dropContainer(c *corev1.Container) {
+	for _, probe := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
+		if probe == nil {
+			continue
+		}
+		dropHTTPGet(probe.HTTPGet)
+		if probe.GRPC != nil {
+			probe.GRPC.Mode = nil
+		}
+	}
+	if l := c.Lifecycle; l != nil {
+		for _, h := range []*corev1.LifecycleHandler{l.PostStart, l.PreStop} {
+			if h != nil {
+				dropHTTPGet(h.HTTPGet)
+			}
+		}
+	}
+	for i := range c.VolumeMounts {
+		c.VolumeMounts[i].BindMountOptions = nil
+	}
+}
+
+func dropHTTPGet(a *corev1.HTTPGetAction) {
+	if a != nil {
+		a.Protocol = nil
+	}
+}
+
+// MergeLabelKeys adds the pod's own labels to the selectors that name their keys
+// in matchLabelKeys and mismatchLabelKeys, so that schedulers see plain
+// selectors.
+func MergeLabelKeys(s *corev1.PodSpec, labels map[string]string) {
+	if a := s.Affinity; a != nil {
+		if a.PodAffinity != nil {
+			mergeTerms(a.PodAffinity.RequiredDuringSchedulingIgnoredDuringExecution,
+				a.PodAffinity.PreferredDuringSchedulingIgnoredDuringExecution, labels)
+		}
+		if a.PodAntiAffinity != nil {
+			mergeTerms(a.PodAntiAffinity.RequiredDuringSchedulingIgnoredDuringExecution,
+				a.PodAntiAffinity.PreferredDuringSchedulingIgnoredDuringExecution, labels)
+		}
+	}
+	for i := range s.TopologySpreadConstraints {
+		c := &s.TopologySpreadConstraints[i]
+		mergeKeys(c.LabelSelector, c.MatchLabelKeys, metav1.LabelSelectorOpIn, labels)
+	}
+}
+
+func mergeTerms(required []corev1.PodAffinityTerm, preferred []corev1.WeightedPodAffinityTerm, labels map[string]string) {
+	one := func(t *corev1.PodAffinityTerm) {
+		mergeKeys(t.LabelSelector, t.MatchLabelKeys, metav1.LabelSelectorOpIn, labels)
+		mergeKeys(t.LabelSelector, t.MismatchLabelKeys, metav1.LabelSelectorOpNotIn, labels)
+	}
+	for i := range required {
+		one(&required[i])
+	}
+	for i := range preferred {
+		one(&preferred[i].PodAffinityTerm)
+	}
+}
+
+func mergeKeys(s *metav1.LabelSelector, keys []string, operator metav1.LabelSelectorOperator, labels map[string]string) {
+	if s == nil {
+		return
+	}
+	for _, key := range keys {
+		if value, ok := labels[key]; ok {
+			s.MatchExpressions = append(s.MatchExpressions,
+				metav1.LabelSelectorRequirement{Key: key, Operator: operator, Values: []string{value}})
+		}
+	}
+}

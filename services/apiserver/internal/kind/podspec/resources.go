@@ -1,0 +1,157 @@
+package podspec
+
+import (
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"keelson.dev/services/apiserver/internal/kind/check"
+)
+
+// native tells a resource of Kubernetes' own, which has no domain or
+// kubernetes.io's.
+func native(name corev1.ResourceName) bool {
+	return !strings.Contains(string(name), "/") || strings.Contains(string(name), corev1.ResourceDefaultNamespacePrefix)
+}
+
+// Extended tells a resource that nodes advertise by a name of their own; it is
+// counted in whole units.
+func Extended(name corev1.ResourceName) bool {
+	return !native(name) && !strings.HasPrefix(string(name), corev1.DefaultResourceRequestsPrefix) &&
+		check.LabelKey(corev1.DefaultResourceRequestsPrefix+string(name)) == nil
+}
+
+func hugePages(name corev1.ResourceName) bool {
+	return strings.HasPrefix(string(name), corev1.ResourceHugePagesPrefix)
+}
+
+// overcommitted tells a resource whose limit may be above its request.
+func overcommitted(name corev1.ResourceName) bool { return native(name) && !hugePages(name) }
+
+func standardForContainers(name corev1.ResourceName) bool {
+	switch name {
+	case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage:
+		return true
+	}
+	return hugePages(name)
+}
+
+// standard tells a resource that something in Kubernetes counts under a name
+// without a domain.
+func standard(name corev1.ResourceName) bool {
+	switch name {
+	case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage, corev1.ResourceStorage,
+		corev1.ResourcePods, corev1.ResourceServices, corev1.ResourceReplicationControllers, corev1.ResourceQuotas,
+		corev1.ResourceSecrets, corev1.ResourceConfigMaps, corev1.ResourcePersistentVolumeClaims,
+		corev1.ResourceServicesNodePorts, corev1.ResourceServicesLoadBalancers,
+		corev1.ResourceRequestsCPU, corev1.ResourceRequestsMemory, corev1.ResourceRequestsStorage,
+		corev1.ResourceRequestsEphemeralStorage,
+		corev1.ResourceLimitsCPU, corev1.ResourceLimitsMemory, corev1.ResourceLimitsEphemeralStorage:
+		return true
+	}
+	return hugePages(name) || strings.HasPrefix(string(name), corev1.ResourceRequestsHugePagesPrefix)
+}
+
+// ValidateResources checks the limits and requests of a container.
+func ValidateResources(e *check.Errors, r *corev1.ResourceRequirements, p *field.Path) {
+	if len(r.Limits) == 0 && len(r.Requests) == 0 {
+		return
+	}
+	cpuOrMemory, huge := false, false
+	one := func(name corev1.ResourceName, q resource.Quantity, list string) {
+		validateContainerResourceName(e, name, p, list)
+		ValidateQuantity(e, name, q, p, list)
+		switch {
+		case name == corev1.ResourceCPU || name == corev1.ResourceMemory:
+			cpuOrMemory = true
+		case hugePages(name):
+			huge = true
+			size, err := resource.ParseQuantity(strings.TrimPrefix(string(name), corev1.ResourceHugePagesPrefix))
+			if err == nil && (size.Value() <= 0 || q.Value()%size.Value() != 0) {
+				e.Invalid(p.Child(list).Key(string(name)), q.String(), q.String()+" is not positive integer multiple of "+string(name))
+			}
+		}
+	}
+	for name, q := range r.Limits {
+		one(name, q, "limits")
+	}
+	for name, q := range r.Requests {
+		one(name, q, "requests")
+		limit, ok := r.Limits[name]
+		switch {
+		case ok && !overcommitted(name) && q.Cmp(limit) != 0:
+			e.Invalid(p.Child("requests"), q.String(), fmt.Sprintf("must be equal to %s limit of %s", name, limit.String()))
+		case ok && overcommitted(name) && q.Cmp(limit) > 0:
+			e.Invalid(p.Child("requests"), q.String(), fmt.Sprintf("must be less than or equal to %s limit of %s", name, limit.String()))
+		case !ok && !overcommitted(name):
+			e.Required(p.Child("limits"), "Limit must be set for non overcommitable resources")
+		}
+	}
+	if huge && !cpuOrMemory {
+		e.Forbidden(p, "HugePages require cpu or memory")
+	}
+}
+
+func validateContainerResourceName(e *check.Errors, name corev1.ResourceName, p *field.Path, list string) {
+	if m := check.LabelKey(string(name)); m != nil {
+		e.Messages(p.Child(list).Key(string(name)), "", string(name), m)
+	}
+	switch {
+	case !strings.Contains(string(name), "/"):
+		if !standardForContainers(name) {
+			if !standard(name) && check.LabelKey(string(name)) == nil {
+				e.Invalid(p.Child(list).Key(string(name)), name, "must be a standard resource type or fully qualified")
+			}
+			e.Invalid(p.Child(list).Key(string(name)), name, "must be a standard resource for containers")
+		}
+	case !native(name) && !Extended(name):
+		e.Invalid(p.Child(list).Key(string(name)), name, "doesn't follow extended resource name standard")
+	}
+}
+
+// ValidateQuantity checks an amount of a resource: not negative, and whole where
+// the resource comes in units.
+func ValidateQuantity(e *check.Errors, name corev1.ResourceName, q resource.Quantity, p *field.Path, list string) {
+	if q.Sign() < 0 {
+		e.Invalid(p.Child(list).Key(string(name)), q.String(), check.NotNegative)
+	}
+	if (Extended(name) || name == corev1.ResourcePods) && q.MilliValue()%1000 != 0 {
+		e.Invalid(p.Child(list).Key(string(name)), q.String(), "must be an integer")
+	}
+}
+
+func (v *validator) validateResizePolicy(c *corev1.Container, p *field.Path) {
+	if len(c.ResizePolicy) == 0 {
+		return
+	}
+	var seen check.Seen
+	list := p.Child("resizePolicy")
+	for i, r := range c.ResizePolicy {
+		at := list.Index(i)
+		if seen.Add(string(r.ResourceName)) {
+			v.Duplicate(at, r.ResourceName)
+		}
+		switch r.ResourceName {
+		case corev1.ResourceCPU, corev1.ResourceMemory:
+		case "":
+			v.Required(list, "")
+		default:
+			v.List = append(v.List, field.NotSupported(list, r.ResourceName, []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory}))
+		}
+		switch r.RestartPolicy {
+		case corev1.NotRequired:
+		case corev1.RestartContainer:
+			if v.spec.RestartPolicy == corev1.RestartPolicyNever {
+				v.Invalid(list, r.RestartPolicy, "must be 'NotRequired' when pod `restartPolicy` is 'Never'")
+			}
+		case "":
+			v.Required(list, "")
+		default:
+			v.List = append(v.List, field.NotSupported(list, r.RestartPolicy,
+				[]corev1.ResourceResizeRestartPolicy{corev1.NotRequired, corev1.RestartContainer}))
+		}
+	}
+}

@@ -1,0 +1,114 @@
+package podspec
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"keelson.dev/services/apiserver/internal/kind/check"
+)
+
+// unsupported refuses what Kubernetes does and Keelson does not do yet, wherever
+// ignoring it would run something else than what was asked for. UNSUPPORTED.md
+// lists it for people.
+func (v *validator) unsupported(p *field.Path) {
+	s := v.spec
+	refuse := func(set bool, name, what string) {
+		if set {
+			v.Unsupported(p.Child(name), what)
+		}
+	}
+	refuse(s.OS != nil && s.OS.Name == corev1.Windows, "os", "Windows is")
+	refuse(s.HostUsers != nil && !*s.HostUsers, "hostUsers", "user namespaces are")
+	refuse(s.RuntimeClassName != nil, "runtimeClassName", "runtime classes are")
+	refuse(len(s.Overhead) > 0, "overhead", "runtime classes are")
+	refuse(len(s.ResourceClaims) > 0, "resourceClaims", "resource claims are")
+	refuse(s.Resources != nil, "resources", "resources of a whole pod are")
+	refuse(s.HostnameOverride != nil, "hostnameOverride", "overriding the host name is")
+	if c := s.SecurityContext; c != nil {
+		refuse(c.WindowsOptions != nil, "securityContext", "Windows options are")
+		refuse(c.SupplementalGroupsPolicy != nil && *c.SupplementalGroupsPolicy == corev1.SupplementalGroupsPolicyStrict,
+			"securityContext", "supplementalGroupsPolicy Strict is")
+	}
+	if s.OS != nil && s.OS.Name != corev1.Windows && s.OS.Name != corev1.Linux {
+		v.List = append(v.List, field.NotSupported(p.Child("os"), s.OS.Name, []corev1.OSName{corev1.Linux, corev1.Windows}))
+	}
+	if v.inPod && len(s.EphemeralContainers) > 0 {
+		v.Forbidden(p.Child("ephemeralContainers"), "cannot be set on create")
+	} else {
+		refuse(len(s.EphemeralContainers) > 0, "ephemeralContainers", "ephemeral containers are")
+	}
+	for i := range s.InitContainers {
+		v.unsupportedContainer(&s.InitContainers[i], true, p, "initContainers", i)
+	}
+	for i := range s.Containers {
+		v.unsupportedContainer(&s.Containers[i], false, p, "containers", i)
+	}
+}
+
+func (v *validator) unsupportedContainer(c *corev1.Container, init bool, p *field.Path, list string, i int) {
+	refuse := func(set bool, name, what string) {
+		if set {
+			v.Unsupported(p.Child(list).Index(i).Child(name), what)
+		}
+	}
+	if c.RestartPolicy != nil {
+		switch *c.RestartPolicy {
+		case corev1.ContainerRestartPolicyAlways, corev1.ContainerRestartPolicyNever, corev1.ContainerRestartPolicyOnFailure:
+			refuse(!init || !sidecar(c), "restartPolicy", "restart policies of single containers (other than Always of an init container) are")
+		default:
+			check.Supported(&v.Errors, p.Child(list).Index(i), "restartPolicy", *c.RestartPolicy,
+				corev1.ContainerRestartPolicyAlways, corev1.ContainerRestartPolicyNever, corev1.ContainerRestartPolicyOnFailure)
+		}
+	}
+	refuse(len(c.RestartPolicyRules) > 0, "restartPolicyRules", "restart rules are")
+	refuse(len(c.VolumeDevices) > 0, "volumeDevices", "block volumes are")
+	refuse(len(c.Resources.Claims) > 0, "resources", "resource claims are")
+	refuse(c.Lifecycle != nil && c.Lifecycle.StopSignal != nil, "lifecycle", "stop signals are")
+	if s := c.SecurityContext; s != nil {
+		refuse(s.WindowsOptions != nil, "securityContext", "Windows options are")
+		refuse(s.ProcMount != nil && *s.ProcMount == corev1.UnmaskedProcMount, "securityContext", "procMount Unmasked is")
+	}
+	for j := range c.Env {
+		if from := c.Env[j].ValueFrom; from != nil {
+			refuse(from.FileKeyRef != nil, "env", "variables from files are")
+		}
+	}
+	for j := range c.VolumeMounts {
+		mode := c.VolumeMounts[j].RecursiveReadOnly
+		refuse(mode != nil && *mode == corev1.RecursiveReadOnlyEnabled, "volumeMounts", "recursiveReadOnly Enabled is")
+	}
+}
+
+// unsupportedSources names the sources of a volume that nodes cannot mount.
+func unsupportedSources(s *corev1.VolumeSource) []string {
+	var names []string
+	add := func(set bool, name string) {
+		if set {
+			names = append(names, name)
+		}
+	}
+	add(s.GCEPersistentDisk != nil, "gcePersistentDisk")
+	add(s.AWSElasticBlockStore != nil, "awsElasticBlockStore")
+	add(s.GitRepo != nil, "gitRepo")
+	add(s.NFS != nil, "nfs")
+	add(s.ISCSI != nil, "iscsi")
+	add(s.Glusterfs != nil, "glusterfs")
+	add(s.RBD != nil, "rbd")
+	add(s.FlexVolume != nil, "flexVolume")
+	add(s.Cinder != nil, "cinder")
+	add(s.CephFS != nil, "cephfs")
+	add(s.Flocker != nil, "flocker")
+	add(s.FC != nil, "fc")
+	add(s.AzureFile != nil, "azureFile")
+	add(s.VsphereVolume != nil, "vsphereVolume")
+	add(s.Quobyte != nil, "quobyte")
+	add(s.AzureDisk != nil, "azureDisk")
+	add(s.PhotonPersistentDisk != nil, "photonPersistentDisk")
+	add(s.PortworxVolume != nil, "portworxVolume")
+	add(s.ScaleIO != nil, "scaleIO")
+	add(s.StorageOS != nil, "storageos")
+	add(s.CSI != nil, "csi")
+	add(s.Ephemeral != nil, "ephemeral")
+	add(s.Image != nil, "image")
+	return names
+}
