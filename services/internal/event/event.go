@@ -1,0 +1,219 @@
+// Package event records Kubernetes Events: what a service did to an object or
+// could not do, as `kubectl describe` and `kubectl events` show it.
+//
+// Recording never waits and never fails its caller: the queue is bounded, what
+// does not fit is dropped and counted. The same event within ten minutes is
+// counted up instead of being written anew.
+package event
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/internal/telemetry"
+)
+
+// Recorder records events of one component.
+type Recorder struct {
+	c                   *client.Client
+	component, instance string
+	queue               chan pending
+	dropped             atomic.Int64
+
+	// Of Run's goroutine only.
+	recent map[series]*written
+	order  []series
+}
+
+// pending is an event that waits to be written.
+type pending struct {
+	series      series
+	at          time.Time
+	traceparent string
+}
+
+// series is what makes two events the same.
+type series struct {
+	about                corev1.ObjectReference
+	kind, reason, action string
+	message              string
+}
+
+type written struct {
+	namespace, name string
+	count           int32
+	last            time.Time
+}
+
+const (
+	queueSize  = 1024
+	batchSize  = 64
+	maxSeries  = 1024
+	sameSeries = 10 * time.Minute
+	// maxMessage is Kubernetes' bound on an event's message.
+	maxMessage = 1024
+)
+
+// NewRecorder makes a recorder; Run writes what it is given.
+func NewRecorder(c *client.Client, component, instance string) *Recorder {
+	return &Recorder{
+		c: c, component: component, instance: instance,
+		queue: make(chan pending, queueSize), recent: map[series]*written{},
+	}
+}
+
+// Normal records something that went well. obj needs its kind, name, namespace
+// and uid; the event joins the trace in ctx.
+func (r *Recorder) Normal(ctx context.Context, obj client.Object, reason, format string, args ...any) {
+	r.record(ctx, obj, corev1.EventTypeNormal, reason, format, args)
+}
+
+// Warning records something that did not.
+func (r *Recorder) Warning(ctx context.Context, obj client.Object, reason, format string, args ...any) {
+	r.record(ctx, obj, corev1.EventTypeWarning, reason, format, args)
+}
+
+func (r *Recorder) record(ctx context.Context, obj client.Object, kind, reason, format string, args []any) {
+	if r == nil {
+		return
+	}
+	k := client.KindOf(obj)
+	if k == nil {
+		return
+	}
+	r.About(ctx, corev1.ObjectReference{
+		APIVersion: k.APIVersion(), Kind: k.GVK.Kind,
+		Namespace: obj.GetNamespace(), Name: obj.GetName(), UID: obj.GetUID(),
+		ResourceVersion: obj.GetResourceVersion(),
+	}, kind, reason, fmt.Sprintf(format, args...))
+}
+
+// About records an event about a reference, for instance to one container.
+func (r *Recorder) About(ctx context.Context, about corev1.ObjectReference, kind, reason, message string) {
+	if len(message) > maxMessage {
+		message = message[:maxMessage-3] + "..."
+	}
+	about.ResourceVersion = "" // a series goes on over changes of its object.
+	select {
+	case r.queue <- pending{
+		series:      series{about: about, kind: kind, reason: reason, message: message},
+		at:          time.Now(),
+		traceparent: telemetry.Traceparent(ctx),
+	}:
+	default:
+		r.dropped.Add(1)
+	}
+}
+
+// Dropped is the number of events that found the queue full.
+func (r *Recorder) Dropped() int64 { return r.dropped.Load() }
+
+// Run writes events until ctx ends; what waits then is written within a second.
+func (r *Recorder) Run(ctx context.Context) error {
+	for {
+		select {
+		case p := <-r.queue:
+			r.write(ctx, r.batch(p))
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			select {
+			case p := <-r.queue:
+				r.write(last, r.batch(p))
+			default:
+			}
+			return nil
+		}
+	}
+}
+
+// batch takes what else waits.
+func (r *Recorder) batch(first pending) []pending {
+	batch := []pending{first}
+	for len(batch) < batchSize {
+		select {
+		case p := <-r.queue:
+			batch = append(batch, p)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+func (r *Recorder) write(ctx context.Context, batch []pending) {
+	writes := make([]client.Write, 0, len(batch))
+	for i := range batch {
+		writes = append(writes, r.one(&batch[i]).WithTraceparent(batch[i].traceparent))
+	}
+	results, err := r.c.CommitQuietly(ctx, writes...)
+	if err != nil {
+		r.dropped.Add(int64(len(batch)))
+		slog.Debug("events were not written", "count", len(batch), "error", err)
+		return
+	}
+	for i, res := range results {
+		switch {
+		case res.Err == nil:
+		case apierrors.IsNotFound(res.Err):
+			// The event to count up has expired, or the namespace is gone.
+			delete(r.recent, batch[i].series)
+		default:
+			delete(r.recent, batch[i].series)
+			r.dropped.Add(1)
+			slog.Debug("event was not written", "reason", batch[i].series.reason, "error", res.Err)
+		}
+	}
+}
+
+// one makes the write of an event: a new one, or the count of a recent one.
+func (r *Recorder) one(p *pending) client.Write {
+	at := metav1.NewTime(p.at)
+	if w := r.recent[p.series]; w != nil && p.at.Sub(w.last) < sameSeries {
+		w.count++
+		w.last = p.at
+		patch, err := json.Marshal(map[string]any{"count": w.count, "lastTimestamp": at})
+		if err == nil {
+			return client.PatchWrite[*corev1.Event](w.namespace, w.name, types.MergePatchType, patch)
+		}
+	}
+	s := p.series
+	namespace := s.about.Namespace
+	if namespace == "" {
+		namespace = metav1.NamespaceDefault
+	}
+	ev := &corev1.Event{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: namespace,
+			Name:      fmt.Sprintf("%.200s.%x", s.about.Name, p.at.UnixNano()),
+		},
+		InvolvedObject: s.about,
+		Type:           s.kind, Reason: s.reason, Message: s.message,
+		Source:         corev1.EventSource{Component: r.component},
+		FirstTimestamp: at, LastTimestamp: at, Count: 1,
+		ReportingController: r.component, ReportingInstance: r.instance,
+	}
+	r.remember(s, &written{namespace: namespace, name: ev.Name, count: 1, last: p.at})
+	return client.CreateWrite(ev)
+}
+
+func (r *Recorder) remember(s series, w *written) {
+	if r.recent[s] == nil {
+		if len(r.order) == maxSeries {
+			delete(r.recent, r.order[0])
+			r.order = r.order[1:]
+		}
+		r.order = append(r.order, s)
+	}
+	r.recent[s] = w
+}
