@@ -1,0 +1,166 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	etcdtls "go.etcd.io/etcd/client/pkg/v3/transport"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3rpc"
+	"go.etcd.io/etcd/server/v3/proxy/grpcproxy/adapter"
+	"go.etcd.io/etcd/server/v3/storage/wal"
+
+	"keelson.dev/services/apiserver/internal/store"
+)
+
+// EmbeddedConfig says how to run etcd in this process.
+type EmbeddedConfig struct {
+	// Name of the member; default "default".
+	Name string
+	// Dir holds its data; made with mode 0700.
+	Dir string
+	// ListenClient, if set, is an address (host:port) where etcd's own clients
+	// may connect. It requires ClientTLS, which must verify client certificates.
+	ListenClient string
+	ClientTLS    TLSFiles
+	// QuotaBytes of the backend; default 8 GiB.
+	QuotaBytes int64
+	Log        *slog.Logger
+}
+
+// TLSFiles name a certificate, its key and the authority of the other side.
+type TLSFiles struct{ Cert, Key, CA string }
+
+// Embedded is a store in an etcd of this process.
+type Embedded struct {
+	*Store
+	etcd    *embed.Etcd
+	client  *clientv3.Client
+	closing *atomic.Bool
+}
+
+// setWAL sets the size of a segment of the write-ahead log: two of them are
+// allocated at all times, and etcd's 64 MB each is much for a small cluster.
+var setWAL = sync.OnceFunc(func() { wal.SegmentSizeBytes = 16 << 20 })
+
+// Start runs etcd and waits until it takes writes.
+func Start(ctx context.Context, c EmbeddedConfig) (*Embedded, error) {
+	setWAL()
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("etcd's directory: %w", err)
+	}
+	closing := &atomic.Bool{}
+	cfg, err := c.embed(closing)
+	if err != nil {
+		return nil, err
+	}
+	e, err := embed.StartEtcd(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("start etcd in %s: %w", c.Dir, err)
+	}
+	select {
+	case <-e.Server.ReadyNotify():
+	case err := <-e.Err():
+		e.Close()
+		return nil, fmt.Errorf("start etcd in %s: %w", c.Dir, err)
+	case <-ctx.Done():
+		e.Close()
+		return nil, fmt.Errorf("start etcd in %s: %w", c.Dir, ctx.Err())
+	}
+	s := e.Server
+	client := v3client.New(s)
+	st := newStore(inProcess(s, client), c.Log)
+	if _, err := st.Revision(ctx); err != nil {
+		_ = client.Close()
+		e.Close()
+		return nil, fmt.Errorf("start etcd in %s: %w", c.Dir, err)
+	}
+	return &Embedded{Store: st, etcd: e, client: client, closing: closing}, nil
+}
+
+func (c *EmbeddedConfig) embed(closing *atomic.Bool) (*embed.Config, error) {
+	cfg := embed.NewConfig()
+	cfg.Dir = c.Dir
+	if c.Name != "" {
+		cfg.Name = c.Name
+	}
+	// Nobody but this process speaks to a single member: it listens nowhere, and
+	// its peer URL is only a name.
+	peer := url.URL{Scheme: "unix", Host: "keelson-etcd-" + cfg.Name}
+	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = nil, []url.URL{peer}
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = nil, nil
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	if c.ListenClient != "" {
+		if c.ClientTLS.Cert == "" || c.ClientTLS.Key == "" || c.ClientTLS.CA == "" {
+			return nil, errors.New("etcd's client address needs a certificate, a key and an authority")
+		}
+		u := url.URL{Scheme: "https", Host: c.ListenClient}
+		cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{u}, []url.URL{u}
+		cfg.ClientTLSInfo = etcdtls.TLSInfo{
+			CertFile: c.ClientTLS.Cert, KeyFile: c.ClientTLS.Key, TrustedCAFile: c.ClientTLS.CA, ClientCertAuth: true,
+		}
+	}
+	// A single member elects itself after one to two election times, in which
+	// nobody else has a say: so keep them short.
+	cfg.TickMs, cfg.ElectionMs = 10, 50
+	cfg.PreVote = true
+	cfg.QuotaBackendBytes = 8 << 30
+	if c.QuotaBytes > 0 {
+		cfg.QuotaBackendBytes = c.QuotaBytes
+	}
+	// Entries of the log are kept in memory for followers that lag; there are none.
+	cfg.SnapshotCatchUpEntries = 500
+	cfg.MaxTxnOps = 128
+	cfg.MaxRequestBytes = 4 << 20
+	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModePeriodic, "0"
+	cfg.WarningApplyDuration = 500 * time.Millisecond
+	cfg.WarningUnaryRequestDuration = time.Second
+	cfg.EnableGRPCGateway = false
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(slogCore{log: c.Log, closing: closing}))
+	return cfg, nil
+}
+
+// inProcess calls the server's own functions.
+func inProcess(s *etcdserver.EtcdServer, client *clientv3.Client) transport {
+	return transport{
+		kv:    adapter.KvServerToKvClient(v3rpc.NewQuotaKVServer(s)),
+		lease: client.Lease,
+		revision: func(ctx context.Context) (int64, error) {
+			if err := s.LinearizableReadNotify(ctx); err != nil {
+				return 0, err
+			}
+			return s.KV().Rev(), nil
+		},
+		watch: func(_ context.Context, prefix string, from int64) (store.Watch, error) {
+			return watchInProcess(s, prefix, from)
+		},
+	}
+}
+
+// Close stops etcd. Calls under way fail.
+func (e *Embedded) Close() {
+	if e.closed.Swap(true) {
+		return
+	}
+	e.closing.Store(true)
+	_ = e.client.Close()
+	e.etcd.Close()
+}
+
+// Stopped is closed when etcd has ended, by Close or by itself.
+func (e *Embedded) Stopped() <-chan struct{} { return e.etcd.Server.StopNotify() }

@@ -1,0 +1,61 @@
+package etcd
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+
+	"go.uber.org/zap/zapcore"
+)
+
+// slogCore passes etcd's warnings and errors on to slog; the rest is chatter.
+type slogCore struct {
+	log   *slog.Logger
+	attrs []any
+	// closing, if set, is true once etcd is on its way down: its listeners then
+	// report as errors that they were closed.
+	closing *atomic.Bool
+}
+
+func (c slogCore) Enabled(l zapcore.Level) bool {
+	return l >= zapcore.WarnLevel && (l > zapcore.ErrorLevel || c.closing == nil || !c.closing.Load())
+}
+
+func (c slogCore) With(fields []zapcore.Field) zapcore.Core {
+	c.attrs = append(c.attrs[:len(c.attrs):len(c.attrs)], attrs(fields)...)
+	return c
+}
+
+func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) {
+		return ce.AddCore(e, c)
+	}
+	return ce
+}
+
+func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	level := slog.LevelWarn
+	switch {
+	case e.Message == "failed to update storage version":
+		// Of each new backend before its first commit; the next try succeeds.
+		level = slog.LevelDebug
+	case e.Level >= zapcore.ErrorLevel:
+		level = slog.LevelError
+	}
+	c.log.Log(context.Background(), level, "etcd: "+e.Message, append(attrs(fields), c.attrs...)...)
+	return nil
+}
+
+func (c slogCore) Sync() error { return nil }
+
+func attrs(fields []zapcore.Field) []any {
+	enc := zapcore.NewMapObjectEncoder()
+	out := make([]any, 0, len(fields))
+	for _, f := range fields {
+		f.AddTo(enc)
+		if v, ok := enc.Fields[f.Key]; ok {
+			out = append(out, slog.Any(f.Key, v))
+		}
+	}
+	return out
+}

@@ -1,0 +1,220 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+
+	"keelson.dev/services/apiserver/internal/store"
+)
+
+func watchFromNow(k *kit) {
+	k.put("/w/old", "x")
+	w := k.watch("/w/", 0)
+	created := k.put("/w/a", "1")
+	k.put("/v/other", "x")
+	k.put("/w", "not inside")
+	updated := k.put("/w/a", "2")
+	deleted := k.del("/w/a")
+	k.equal("events", k.events(w, 3), []store.Event{
+		{Type: store.Put, Entry: store.Entry{Key: "/w/a", Value: []byte("1"), ModRevision: created, CreateRevision: created}},
+		{Type: store.Put, Entry: store.Entry{Key: "/w/a", Value: []byte("2"), ModRevision: updated, CreateRevision: created}},
+		{Type: store.Deleted, Entry: store.Entry{Key: "/w/a", ModRevision: deleted}},
+	})
+}
+
+func watchResumes(k *kit) {
+	start := k.revision()
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 6 {
+		var writes []store.Write
+		for range 10 {
+			w := store.Write{Key: fmt.Sprintf("/w/%d", rng.IntN(8)), Expect: store.Any}
+			if rng.IntN(4) > 0 {
+				w.Value = []byte(fmt.Sprint(rng.Uint32()))
+			}
+			writes = append(writes, w)
+		}
+		k.commit(writes...)
+		k.put("/elsewhere", "x")
+	}
+	n := 0
+	for after := k.revision(); after > start; after-- { // count what there is
+		if p := k.list("", store.ListOptions{Revision: after}); p.Revision == after {
+			n++
+		}
+	}
+	all := k.events(k.watch("", start), n)
+	if all[0].Entry.ModRevision != start+1 || all[n-1].Entry.ModRevision != start+store.Revision(n) {
+		k.Fatalf("events from %d to %d, want %d and %d more", all[0].Entry.ModRevision, all[n-1].Entry.ModRevision, start+1, n)
+	}
+	for i := range n {
+		w := k.watch("", start+store.Revision(i))
+		k.equal(fmt.Sprintf("events after %d", start+store.Revision(i)), k.events(w, n-i), all[i:])
+		w.Close()
+	}
+}
+
+func watchProgress(k *kit) {
+	w := k.watch("/w/", 0)
+	for range 3 {
+		k.put("/w/a", "x")
+		rev := k.put("/elsewhere", "x")
+		var at store.Revision
+		for at < rev {
+			// Progress shows nothing while the watch lags, so ask again and again.
+			ctx, cancel := context.WithCancel(k.ctx)
+			asked := make(chan struct{})
+			go func() {
+				defer close(asked)
+				k.until("progress shows", func() bool {
+					if ctx.Err() == nil {
+						_ = w.Progress(k.ctx)
+					}
+					return ctx.Err() != nil
+				})
+			}()
+			b, err := w.Next(k.ctx)
+			cancel()
+			<-asked
+			if err != nil {
+				k.Fatal(err)
+			}
+			if b.Revision < at {
+				k.Fatalf("batch of %d after one of %d", b.Revision, at)
+			}
+			at = b.Revision
+		}
+		if at != rev {
+			k.Fatalf("progress to %d, want %d", at, rev)
+		}
+	}
+}
+
+func watchEnds(k *kit) {
+	w := k.watch("/w/", 0)
+	ctx, cancel := context.WithCancel(k.ctx)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := w.Next(ctx)
+		ended <- err
+	}()
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		k.Fatal(err)
+	}
+	// The watch itself goes on.
+	k.put("/w/a", "x")
+	k.events(w, 1)
+	go func() {
+		_, err := w.Next(k.ctx)
+		ended <- err
+	}()
+	w.Close()
+	if err := <-ended; err == nil || k.ctx.Err() != nil {
+		k.Fatalf("next of a closed watch: %v", err)
+	}
+	w.Close()
+}
+
+func compaction(k *kit) {
+	first := k.put("/a", "1")
+	k.put("/gone", "1")
+	k.del("/gone")
+	k.put("/a", "2")
+	at := k.put("/b", "1")
+	k.put("/a", "3")
+	last := k.put("/b", "2")
+	if err := k.Compact(k.ctx, last+10); !errors.Is(err, store.ErrFutureRevision) {
+		k.Fatalf("compact the future: %v", err)
+	}
+	lagging := k.watch("/", at)
+	if err := k.Compact(k.ctx, at); err != nil {
+		k.Fatal(err)
+	}
+	if err := k.Compact(k.ctx, first); err != nil {
+		k.Fatalf("compact what is compacted: %v", err)
+	}
+	k.equal("state at the compacted revision", keys(k.list("/", store.ListOptions{Revision: at})), []string{"/a=2", "/b=1"})
+	k.equal("state now", keys(k.list("/", store.ListOptions{})), []string{"/a=3", "/b=2"})
+	if _, err := k.List(k.ctx, "/", store.ListOptions{Revision: at - 1}); !errors.Is(err, store.ErrCompacted) {
+		k.Fatalf("list before: %v", err)
+	}
+	if got := k.events(lagging, 2); got[0].Entry.ModRevision != at+1 {
+		k.Fatalf("events %+v", got)
+	}
+	k.events(k.watch("/", at), 2)
+	w, err := k.Watch(k.ctx, "/", first)
+	if err == nil {
+		defer w.Close()
+		_, err = w.Next(k.ctx)
+	}
+	var compacted *store.CompactedError
+	if !errors.Is(err, store.ErrCompacted) || !errors.As(err, &compacted) || compacted.Oldest > at {
+		k.Fatalf("watch from before: %v", err)
+	}
+}
+
+// watchIsHistory runs writers against watchers that come and go and checks that
+// each sees exactly the acknowledged writes.
+func watchIsHistory(k *kit) {
+	const writers, each, watchers = 4, 100, 3
+	start := k.revision()
+	var mu sync.Mutex
+	acked := map[store.Revision]string{}
+	var wg sync.WaitGroup
+	for i := range writers {
+		wg.Go(func() {
+			for j := range each {
+				value := fmt.Sprintf("%d-%d", i, j)
+				v, err := k.Commit(k.ctx, []store.Write{{Key: fmt.Sprintf("/w/%d", j%5), Value: []byte(value), Expect: store.Any}})
+				if err != nil || v[0].Err != nil {
+					k.Errorf("commit: %v %+v", err, v)
+					return
+				}
+				mu.Lock()
+				acked[v[0].Revision] = value
+				mu.Unlock()
+			}
+		})
+	}
+	seen := make([]map[store.Revision]string, watchers)
+	for i := range watchers {
+		seen[i] = map[store.Revision]string{}
+		wg.Go(func() {
+			at := start
+			for len(seen[i]) < writers*each {
+				w, err := k.Watch(k.ctx, "/w/", at)
+				if err != nil {
+					k.Error(err)
+					return
+				}
+				for range 1 + i*7 { // cut it off again and again
+					if len(seen[i]) == writers*each {
+						break
+					}
+					b, err := w.Next(k.ctx)
+					if err != nil {
+						k.Errorf("next: %v", err)
+						w.Close()
+						return
+					}
+					for _, e := range b.Events {
+						if e.Entry.ModRevision <= at {
+							k.Errorf("event at %d after %d", e.Entry.ModRevision, at)
+						}
+						at = e.Entry.ModRevision
+						seen[i][at] = string(e.Entry.Value)
+					}
+				}
+				w.Close()
+			}
+		})
+	}
+	wg.Wait()
+	for i := range watchers {
+		k.equal(fmt.Sprintf("what watcher %d saw", i), seen[i], acked)
+	}
+}
