@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -149,14 +150,26 @@ func (n *network) apply(ctx context.Context, own, filter *nftwatch.Watch) error 
 	return errors.Join(errs...)
 }
 
+// sysctls of the pod network. A packet between a pod and itself, or between two
+// of one interface, goes out where it came in; the redirects that the kernel
+// would then send teach pods ways that do not exist, and use up the allowance
+// for the errors that they should get.
+var sysctls = map[string]string{
+	"ip_forward":                  "1",
+	"conf/all/send_redirects":     "0",
+	"conf/default/send_redirects": "0",
+}
+
 // forwarding lets the kernel route between interfaces.
 func forwarding() error {
-	const path = "/proc/sys/net/ipv4/ip_forward"
-	if b, err := os.ReadFile(path); err == nil && len(b) > 0 && b[0] == '1' {
-		return nil
-	}
-	if err := os.WriteFile(path, []byte("1"), 0o644); err != nil {
-		return fmt.Errorf("enable forwarding: %w", err)
+	for name, value := range sysctls {
+		path := "/proc/sys/net/ipv4/" + name
+		if b, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(b)) == value {
+			continue
+		}
+		if err := os.WriteFile(path, []byte(value), 0o644); err != nil {
+			return fmt.Errorf("sysctl net/ipv4/%s: %w", name, err)
+		}
 	}
 	return nil
 }

@@ -1,0 +1,157 @@
+package nettest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Patience is how long a call waits for an answer.
+const Patience = 2 * time.Second
+
+// Answer is what a Server says: who it is, and as whom it saw the caller.
+type Answer struct {
+	Server string
+	Caller netip.AddrPort
+}
+
+// Server answers TCP and UDP on a port of a namespace with an Answer.
+type Server struct {
+	// Calls counts the TCP connections accepted.
+	Calls atomic.Int64
+}
+
+// Serve starts a Server; it ends with the test. network is tcp or udp.
+func (n *NS) Serve(network string, port uint16) *Server {
+	n.t.Helper()
+	s := &Server{}
+	var wg sync.WaitGroup
+	at := net.JoinHostPort("0.0.0.0", strconv.Itoa(int(port)))
+	switch network {
+	case "udp":
+		var c net.PacketConn
+		n.Must(func() (err error) {
+			c, err = new(net.ListenConfig).ListenPacket(context.Background(), "udp4", at)
+			return err
+		})
+		n.t.Cleanup(func() { c.Close(); wg.Wait() })
+		wg.Go(func() { s.answerPackets(c, n.Name) })
+	default:
+		var l net.Listener
+		n.Must(func() (err error) {
+			l, err = new(net.ListenConfig).Listen(context.Background(), "tcp4", at)
+			return err
+		})
+		n.t.Cleanup(func() { l.Close(); wg.Wait() })
+		wg.Go(func() { s.answerConnections(l, n.Name, &wg) })
+	}
+	return s
+}
+
+func (s *Server) answerPackets(c net.PacketConn, name string) {
+	buf := make([]byte, 1500)
+	for {
+		_, from, err := c.ReadFrom(buf)
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			continue // an ICMP error of an earlier answer
+		}
+		s.Calls.Add(1)
+		_, _ = c.WriteTo([]byte(name+" "+from.String()), from)
+	}
+}
+
+func (s *Server) answerConnections(l net.Listener, name string, wg *sync.WaitGroup) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		s.Calls.Add(1)
+		wg.Go(func() {
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(10 * Patience))
+			// An answer for each line, so that a connection can be kept.
+			buf := make([]byte, 64)
+			for {
+				if _, err := c.Read(buf); err != nil {
+					return
+				}
+				if _, err := io.WriteString(c, name+" "+c.RemoteAddr().String()+"\n"); err != nil {
+					return
+				}
+			}
+		})
+	}
+}
+
+// Call asks a Server once over a new connection.
+func (n *NS) Call(network string, to netip.AddrPort) (Answer, error) {
+	c, err := n.Dial(network, to)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer c.Close()
+	return Ask(c)
+}
+
+// Dial connects from inside the namespace. UDP sockets report refusals.
+func (n *NS) Dial(network string, to netip.AddrPort) (net.Conn, error) {
+	return n.DialFrom(network, netip.AddrPort{}, to)
+}
+
+// DialFrom is Dial with a chosen source.
+func (n *NS) DialFrom(network string, from, to netip.AddrPort) (c net.Conn, err error) {
+	err = n.Do(func() (err error) {
+		d := net.Dialer{Timeout: Patience, FallbackDelay: -1, Control: func(_, _ string, raw syscall.RawConn) error {
+			return raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+		}}
+		if from.IsValid() {
+			if network == "udp" {
+				d.LocalAddr = net.UDPAddrFromAddrPort(from)
+			} else {
+				d.LocalAddr = net.TCPAddrFromAddrPort(from)
+			}
+		}
+		c, err = d.DialContext(context.Background(), network+"4", to.String())
+		return err
+	})
+	return c, err
+}
+
+// Ask asks once over a connection that stays open.
+func Ask(c net.Conn) (Answer, error) {
+	_ = c.SetDeadline(time.Now().Add(Patience))
+	if _, err := io.WriteString(c, "?\n"); err != nil {
+		return Answer{}, err
+	}
+	buf := make([]byte, 256)
+	k, err := c.Read(buf)
+	if err != nil {
+		return Answer{}, err
+	}
+	name, caller, ok := strings.Cut(strings.TrimSpace(string(buf[:k])), " ")
+	if !ok {
+		return Answer{}, fmt.Errorf("strange answer %q", buf[:k])
+	}
+	a := Answer{Server: name}
+	if caller != "" {
+		if a.Caller, err = netip.ParseAddrPort(caller); err != nil {
+			return a, err
+		}
+	}
+	return a, nil
+}

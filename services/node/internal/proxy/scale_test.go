@@ -1,0 +1,76 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/knftables"
+
+	"keelson.dev/services/node/internal/nettest"
+)
+
+func newRealSyncer() (*syncer, error) {
+	nft, err := knftables.New(knftables.IPv4Family, TableName)
+	if err != nil {
+		return nil, err
+	}
+	s := newSyncer(testNode(), nft)
+	s.full = true
+	return s, nil
+}
+
+// many fills a table with Services of five endpoints each.
+func many(t *table, services int) {
+	for i := range services {
+		svc := service(fmt.Sprintf("svc-%d", i), fmt.Sprintf("10.96.%d.%d", 1+i/250, 1+i%250))
+		t.set(svc, slice(svc, 8080, fiveEndpoints(i)...))
+	}
+}
+
+func fiveEndpoints(i int) []string {
+	var out []string
+	for j := range 5 {
+		out = append(out, fmt.Sprintf("10.244.%d.%d@node-%d", 1+(i+j)%200, 2+i%200, (i+j)%10))
+	}
+	return out
+}
+
+// The limits are ten times what a quiet machine needs, so that a busy one passes
+// and a change of the algorithm's order does not.
+func TestScale(t *testing.T) {
+	const services = 1000
+	source := newTable()
+	many(source, services)
+	ns := nettest.New(t, "node")
+	ns.Must(func() error {
+		s, err := newRealSyncer()
+		if err != nil {
+			return err
+		}
+		start := time.Now()
+		a, err := s.sync(context.Background(), source, nil)
+		if err != nil {
+			return err
+		}
+		first := time.Since(start)
+		svc, _ := source.Service("ns", "svc-500")
+		source.set(svc, slice(svc, 8080, fiveEndpoints(7)...))
+		start = time.Now()
+		b, err := s.sync(context.Background(), source, []types.NamespacedName{keyOf(svc)})
+		if err != nil {
+			return err
+		}
+		change := time.Since(start)
+		t.Logf("%d services of 5 endpoints: first sync %v (%d operations), one change %v (%d operations)", services, first, a.Operations, change, b.Operations)
+		if first > 2*time.Second {
+			t.Errorf("first sync took %v, want under 2s", first)
+		}
+		if change > 100*time.Millisecond {
+			t.Errorf("one change took %v, want under 100ms", change)
+		}
+		return nil
+	})
+}
