@@ -15,9 +15,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 
@@ -77,7 +79,7 @@ func (s *Server) Serve(w http.ResponseWriter, r *http.Request, connect string, t
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	w = &watched{ResponseWriter: w, broken: cancel}
-	r = r.WithContext(ctx)
+	r = r.WithContext(klog.NewContext(ctx, logr.FromSlogHandler(quiet{s.cfg.Log.Handler()})))
 	switch connect {
 	case "exec":
 		return s.exec(w, r, pod)

@@ -1,0 +1,299 @@
+package tunnel_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	nodev1 "keelson.dev/proto/keelson/node/v1"
+
+	"keelson.dev/services/apiserver/internal/tunnel"
+	"keelson.dev/services/apiserver/internal/tunnel/tunneltest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func start(t *testing.T, cfg tunnel.Config) (*tunnel.Server, nodev1.TunnelServiceClient) {
+	t.Helper()
+	s := tunnel.New(cfg)
+	return s, tunneltest.Serve(t, s)
+}
+
+// eventually polls for a condition for a bounded time.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(10 * time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("timed out: %s", what)
+		}
+	}
+}
+
+func connected(t *testing.T, s *tunnel.Server, node string) {
+	t.Helper()
+	eventually(t, node+" connects", func() bool { return s.Connected(node) })
+}
+
+func exec(command ...string) *nodev1.Open {
+	return &nodev1.Open{Target: &nodev1.Open_Exec{Exec: &nodev1.Exec{Command: command}}}
+}
+
+func echo(open *nodev1.Open, s tunneltest.Session) {
+	for {
+		m, err := s.Recv()
+		if err != nil {
+			return
+		}
+		switch m := m.GetMessage().(type) {
+		case *nodev1.SessionResponse_Data:
+			_ = s.Say(nodev1.Channel_CHANNEL_STDOUT, string(m.Data.GetPayload()))
+		case *nodev1.SessionResponse_Resize:
+			_ = s.Say(nodev1.Channel_CHANNEL_STDERR, fmt.Sprintf("%dx%d", m.Resize.GetWidth(), m.Resize.GetHeight()))
+		case *nodev1.SessionResponse_CloseChannel:
+			_ = s.Exit(7, nil)
+			return
+		}
+	}
+}
+
+func TestSession(t *testing.T) {
+	s, c := start(t, tunnel.Config{})
+	tunneltest.Connect(t, c, "n1", nil, echo)
+	connected(t, s, "n1")
+	session, err := s.Open(context.Background(), "n1", exec("cat"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close()
+	if err := session.Resize(80, 24); err != nil {
+		t.Fatal(err)
+	}
+	large := strings.Repeat("x", 3*tunnel.MaxData+1)
+	go func() { _ = session.Input(nodev1.Channel_CHANNEL_STDIN, strings.NewReader(large)) }()
+	var out, errOut bytes.Buffer
+	err = session.Output(&out, &errOut)
+	var exit *tunnel.ExitError
+	if !errors.As(err, &exit) || exit.Code != 7 {
+		t.Errorf("exit: %v", err)
+	}
+	if out.String() != large || errOut.String() != "80x24" {
+		t.Errorf("got %d bytes and %q", out.Len(), errOut.String())
+	}
+}
+
+func TestOpenFailures(t *testing.T) {
+	s, c := start(t, tunnel.Config{OpenTimeout: 200 * time.Millisecond, MaxSessions: 1})
+	ctx := context.Background()
+	if _, err := s.Open(ctx, "none", exec()); !errors.Is(err, tunnel.ErrNotConnected) {
+		t.Errorf("unknown node: %v", err)
+	}
+	tunneltest.Connect(t, c, "refusing", func(*nodev1.Open) *metav1.Status {
+		st := apierrors.NewBadRequest("container is waiting").Status()
+		return &st
+	}, nil)
+	connected(t, s, "refusing")
+	for range 3 { // a refusal gives the place back
+		if _, err := s.Open(ctx, "refusing", exec()); !apierrors.IsBadRequest(err) || err.Error() != "container is waiting" {
+			t.Errorf("refused: %v", err)
+		}
+	}
+	tunneltest.Connect(t, c, "busy", nil, echo)
+	connected(t, s, "busy")
+	session, err := s.Open(ctx, "busy", exec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Open(ctx, "busy", exec()); !errors.Is(err, tunnel.ErrTooMany) {
+		t.Errorf("second session: %v", err)
+	}
+	session.Close()
+	eventually(t, "the place is free again", func() bool {
+		session, err := s.Open(ctx, "busy", exec())
+		if err == nil {
+			session.Close()
+		}
+		return err == nil
+	})
+	silent(t, c, "silent")
+	connected(t, s, "silent")
+	for range 2 {
+		if _, err := s.Open(ctx, "silent", exec()); !errors.Is(err, tunnel.ErrTimeout) {
+			t.Errorf("node that does not answer: %v", err)
+		}
+	}
+}
+
+// silent connects a node that never opens anything.
+func silent(t *testing.T, c nodev1.TunnelServiceClient, name string) (end context.CancelFunc, control nodev1.TunnelService_ConnectClient) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(tunneltest.As(context.Background(), "system:node:"+name))
+	t.Cleanup(cancel)
+	control, err := c.Connect(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := control.Send(&nodev1.ConnectRequest{Message: &nodev1.ConnectRequest_Hello{Hello: &nodev1.Hello{Node: name}}}); err != nil {
+		t.Fatal(err)
+	}
+	return cancel, control
+}
+
+func TestOnlyNodesForThemselves(t *testing.T) {
+	s, c := start(t, tunnel.Config{})
+	for user, hello := range map[string]string{
+		"":               "n1",
+		"alice":          "n1",
+		"system:node:":   "",
+		"system:node:n2": "n1",
+	} {
+		control, err := c.Connect(tunneltest.As(context.Background(), user))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = control.Send(&nodev1.ConnectRequest{Message: &nodev1.ConnectRequest_Hello{Hello: &nodev1.Hello{Node: hello}}})
+		if _, err := control.Recv(); grpcstatus.Code(err) != codes.PermissionDenied {
+			t.Errorf("user %q as node %q: %v", user, hello, err)
+		}
+	}
+	// Another node cannot take up a session, nor can anybody guess one.
+	_, control := silent(t, c, "n1")
+	if m, err := control.Recv(); err != nil || m.GetWelcome().GetHeartbeatSeconds() != 10 {
+		t.Fatalf("welcome: %v, %v", m, err)
+	}
+	connected(t, s, "n1")
+	ctx, cancel := context.WithCancel(context.Background())
+	opened := make(chan error, 1)
+	go func() {
+		_, err := s.Open(ctx, "n1", exec())
+		opened <- err
+	}()
+	m, err := control.Recv()
+	if err != nil || len(m.GetOpen().GetSessionId()) < 20 {
+		t.Fatalf("open: %v, %v", m, err)
+	}
+	for _, try := range []struct{ user, id string }{
+		{"system:node:n2", m.GetOpen().GetSessionId()},
+		{"system:node:n1", "guessed"},
+		{"system:node:n1", ""},
+	} {
+		session, err := c.Session(tunneltest.As(context.Background(), try.user))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = session.Send(&nodev1.SessionRequest{Message: &nodev1.SessionRequest_SessionId{SessionId: try.id}})
+		if _, err := session.Recv(); grpcstatus.Code(err) != codes.NotFound {
+			t.Errorf("%+v: %v", try, err)
+		}
+	}
+	cancel()
+	if err := <-opened; !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+func TestEndsOnBothSides(t *testing.T) {
+	s, c := start(t, tunnel.Config{})
+	ended := make(chan error, 1)
+	node := tunneltest.Connect(t, c, "n1", nil, func(_ *nodev1.Open, session tunneltest.Session) {
+		_, err := session.Recv()
+		ended <- err
+	})
+	connected(t, s, "n1")
+
+	ctx, cancel := context.WithCancel(context.Background())
+	session, err := s.Open(ctx, "n1", exec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel() // the client goes
+	if err := session.Output(nil, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("output after the client went: %v", err)
+	}
+	if err := <-ended; err == nil {
+		t.Error("the node's side did not end")
+	}
+	if err := session.Send(nodev1.Channel_CHANNEL_STDIN, []byte("x")); err == nil {
+		t.Error("send after the end")
+	}
+
+	session, err = s.Open(context.Background(), "n1", exec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close()
+	node.Stop() // the node goes
+	if err := session.Output(nil, nil); !errors.Is(err, tunnel.ErrEnded) {
+		t.Errorf("output after the node went: %v", err)
+	}
+	eventually(t, "the node is gone", func() bool { return !s.Connected("n1") })
+}
+
+func TestReconnectReplaces(t *testing.T) {
+	s, c := start(t, tunnel.Config{})
+	_, first := silent(t, c, "n1")
+	connected(t, s, "n1")
+	tunneltest.Connect(t, c, "n1", nil, echo)
+	for {
+		_, err := first.Recv()
+		if err == nil {
+			continue // the welcome
+		}
+		if grpcstatus.Code(err) != codes.Aborted {
+			t.Errorf("the first stream: %v", err)
+		}
+		break
+	}
+	session, err := s.Open(context.Background(), "n1", exec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	session.Close()
+}
+
+func TestExitStatus(t *testing.T) {
+	s, c := start(t, tunnel.Config{})
+	tunneltest.Connect(t, c, "n1", nil, func(open *nodev1.Open, session tunneltest.Session) {
+		switch open.GetExec().GetCommand()[0] {
+		case "ok":
+			_ = session.Exit(0, nil)
+		case "status":
+			st := apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, "x").Status()
+			_ = session.Exit(0, &st)
+		case "garbage":
+			_ = session.Send(&nodev1.SessionRequest{Message: &nodev1.SessionRequest_Exit{Exit: &nodev1.Exit{Status: []byte("\xff\xff\xff")}}})
+		}
+	})
+	connected(t, s, "n1")
+	for command, check := range map[string]func(error) bool{
+		"ok":      func(err error) bool { return err == nil },
+		"status":  apierrors.IsNotFound,
+		"garbage": apierrors.IsInternalError,
+		"nothing": func(err error) bool { return errors.Is(err, tunnel.ErrEnded) },
+	} {
+		session, err := s.Open(context.Background(), "n1", exec(command))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := session.Output(nil, nil); !check(err) {
+			t.Errorf("%s: %v", command, err)
+		}
+		session.Close()
+	}
+}
