@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -57,6 +58,12 @@ type question struct {
 	// subresource if one is named.
 	Update      map[string]any
 	Subresource string
+	// Table asks for the object's row of `kubectl get` instead, after Status has
+	// been set in it, and after it was deleted if Deleted is set (it then needs a
+	// finalizer).
+	Table   bool
+	Status  map[string]any
+	Deleted bool
 	// Refused says that Keelson refuses what Kubernetes may take, because it does
 	// not do it.
 	Refused bool
@@ -71,6 +78,9 @@ type question struct {
 type answer struct {
 	Object map[string]any `json:"object,omitempty"`
 	Errors []string       `json:"errors,omitempty"`
+	// Columns are name, type, format, priority and description of each.
+	Columns []string `json:"columns,omitempty"`
+	Cells   []any    `json:"cells,omitempty"`
 }
 
 func (q question) name() string {
@@ -84,6 +94,12 @@ func (q question) name() string {
 	}
 	if q.Update != nil {
 		parts = append(parts, "update", q.Subresource, text(q.Update))
+	}
+	if q.Table {
+		parts = append(parts, "table", text(q.Status))
+	}
+	if q.Deleted {
+		parts = append(parts, "deleted")
 	}
 	return strings.Join(parts, " ")
 }
@@ -154,6 +170,18 @@ func compare(t *testing.T, k *resource.Kind, c *cases, q question, answers map[s
 		if !slices.Equal(want.Errors, got.Errors) {
 			t.Errorf("errors\n  want %q\n  got  %q", want.Errors, got.Errors)
 		}
+		if q.Table {
+			for i := range max(len(want.Columns), len(got.Columns)) {
+				if i >= len(want.Columns) || i >= len(got.Columns) || want.Columns[i] != got.Columns[i] {
+					t.Errorf("column %d of\n  want %q\n  got  %q", i, want.Columns, got.Columns)
+					break
+				}
+			}
+			for _, d := range differences("cells", want.Cells, got.Cells) {
+				t.Error(d)
+			}
+			return
+		}
 		if len(want.Errors) > 0 || len(got.Errors) > 0 || want.Object == nil {
 			return
 		}
@@ -187,6 +215,9 @@ func ask(t *testing.T, k *resource.Kind, c *cases, q question) answer {
 		return answer{Errors: texts(errs)}
 	}
 	call1(r.Default, obj)
+	if q.Table {
+		return row(t, k, q, obj)
+	}
 	if q.Update == nil {
 		return answer{Object: tree(t, obj)}
 	}
@@ -212,6 +243,53 @@ func ask(t *testing.T, k *resource.Kind, c *cases, q question) answer {
 	}
 	return answer{Object: tree(t, next)}
 }
+
+// row asks for an object's row.
+func row(t *testing.T, k *resource.Kind, q question, obj resource.Object) answer {
+	obj = decode(t, k, change(t, tree(t, obj), q.Status))
+	obj.SetCreationTimestamp(metav1.Now())
+	if q.Deleted {
+		now := metav1.Now()
+		obj.SetDeletionTimestamp(&now)
+		call1(k.Terminate, obj)
+	}
+	columns, cells := k.Columns, []any(nil)
+	if !k.NoNameColumn {
+		columns = append([]metav1.TableColumnDefinition{
+			{Name: "Name", Type: "string", Format: "name", Description: metav1.ObjectMeta{}.SwaggerDoc()["name"]},
+		}, columns...)
+		name := "observed"
+		if k.NameCell != nil {
+			obj.SetName(name)
+			name = k.NameCell(obj)
+		}
+		cells = append(cells, name)
+	}
+	if k.Cells == nil {
+		t.Fatal("the kind has no columns")
+	}
+	out := table(columns, append(cells, k.Cells(obj)...))
+	return answer{Columns: out.Columns, Cells: tree(t, out)["cells"].([]any)}
+}
+
+func table(columns []metav1.TableColumnDefinition, cells []any) answer {
+	out := answer{Cells: slices.Clone(cells)}
+	for i, c := range columns {
+		out.Columns = append(out.Columns, fmt.Sprintf("%s|%s|%s|%d|%s", c.Name, c.Type, c.Format, c.Priority, c.Description))
+		if text, ok := out.Cells[i].(string); ok && seconds.MatchString(text) {
+			out.Cells[i] = "0s"
+		}
+		if c.Format == "name" { // the recorder makes names up
+			out.Cells[i] = observedName.ReplaceAllString(out.Cells[i].(string), "observed")
+		}
+	}
+	return out
+}
+
+var (
+	seconds      = regexp.MustCompile(`^\d+s$`)
+	observedName = regexp.MustCompile(`^observed-[0-9-]+`)
+)
 
 // structured are values that Kubernetes prints by the names of its internal
 // types.
@@ -294,11 +372,15 @@ func record(t *testing.T, k *resource.Kind, c *cases, answers map[string]answer)
 		if k.Namespaced {
 			put(object, "metadata.namespace", "observed")
 		}
+		if q.Table {
+			answers[q.name()] = recordTable(t, k, base, len(answers), q, object)
+			continue
+		}
 		if q.Update == nil {
 			answers[q.name()] = parse(t, call(t, "POST", base+"?dryRun=All&fieldValidation=Ignore", object))
 			continue
 		}
-		put(object, "metadata.name", "observed-"+strconv.FormatInt(int64(len(answers)), 10))
+		put(object, "metadata.name", unique(len(answers)))
 		var created map[string]any
 		if err := json.Unmarshal(call(t, "POST", base, object), &created); err != nil {
 			t.Fatal(err)
@@ -317,6 +399,46 @@ func record(t *testing.T, k *resource.Kind, c *cases, answers map[string]answer)
 	}
 }
 
+// unique makes a name that no earlier run has left behind.
+func unique(i int) string { return fmt.Sprintf("observed-%d-%d", time.Now().Unix(), i) }
+
+func recordTable(t *testing.T, k *resource.Kind, base string, i int, q question, object map[string]any) answer {
+	name := unique(i)
+	put(object, "metadata.name", name)
+	path := base + "/" + name
+	write := func(method, at string, body any) map[string]any {
+		var out map[string]any
+		if err := json.Unmarshal(call(t, method, at, body), &out); err != nil {
+			t.Fatal(err)
+		}
+		if out["kind"] == "Status" && method != "DELETE" {
+			t.Fatalf("%s: %s %s: %v", q.name(), method, at, out["message"])
+		}
+		return out
+	}
+	created := write("POST", base, object)
+	if len(q.Status) > 0 {
+		at := path
+		if _, ok := k.Subresources["status"]; ok {
+			at += "/status"
+		}
+		write("PUT", at, change(t, created, q.Status))
+	}
+	if q.Deleted {
+		write("DELETE", path+"?gracePeriodSeconds=0", nil)
+	}
+	var out metav1.Table
+	if err := json.Unmarshal(call(t, "TABLE", path, nil), &out); err != nil {
+		t.Fatal(err)
+	}
+	call(t, "PATCH", path, map[string]any{"metadata": map[string]any{"finalizers": nil}})
+	call(t, "DELETE", path+"?gracePeriodSeconds=0", nil)
+	if len(out.Rows) != 1 {
+		t.Fatalf("%s: %d rows", q.name(), len(out.Rows))
+	}
+	return table(out.ColumnDefinitions, out.Rows[0].Cells)
+}
+
 func call(t *testing.T, method, path string, body any) []byte {
 	var data []byte
 	if body != nil {
@@ -325,12 +447,20 @@ func call(t *testing.T, method, path string, body any) []byte {
 			t.Fatal(err)
 		}
 	}
+	accept, contentType := "application/json", "application/json"
+	switch method {
+	case "TABLE":
+		method, accept = "GET", "application/json;as=Table;v=v1;g=meta.k8s.io"
+	case "PATCH":
+		contentType = "application/merge-patch+json"
+	}
 	request, err := http.NewRequestWithContext(t.Context(), method, *observe+path, bytes.NewReader(data))
 	if err != nil {
 		t.Fatal(err)
 	}
 	request.Header.Set("Authorization", "Bearer "+*token)
-	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("Content-Type", contentType)
+	request.Header.Set("Accept", accept)
 	client := http.Client{Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // a server of one's own, on loopback
 	}}
@@ -462,13 +592,17 @@ func change(t *testing.T, base any, set map[string]any) map[string]any {
 	return object
 }
 
-// expand turns "@repeat a 300" into 300 times a, anywhere in a value.
+// expand turns "@repeat a 300" into 300 times a, and "@ago 90m" into a time,
+// anywhere in a value.
 func expand(v any) any {
 	switch x := v.(type) {
 	case string:
 		if f := strings.Fields(x); len(f) == 3 && f[0] == "@repeat" {
 			n, _ := strconv.Atoi(f[2])
 			return strings.Repeat(f[1], n)
+		} else if len(f) == 2 && f[0] == "@ago" {
+			d, _ := time.ParseDuration(f[1])
+			return time.Now().Add(-d).UTC().Format(time.RFC3339)
 		}
 	case []any:
 		out := make([]any, len(x))

@@ -50,12 +50,16 @@ type Kind struct {
 	// are nil for the two default columns, Name and Created At.
 	Columns []metav1.TableColumnDefinition
 	Cells   func(obj Object) []any
+	// NameCell, if set, is the cell of the Name column; nil shows metadata.name.
+	NameCell func(obj Object) string
 	// NoNameColumn is set where the table has no leading Name column (Event).
 	NoNameColumn bool
 	// Subresources by name.
 	Subresources map[string]Subresource
 	// TTLSeconds, if not 0, is how long after its last write an object expires.
 	TTLSeconds int64
+	// NoDeleteCollection is set where a collection cannot be deleted (Namespace).
+	NoDeleteCollection bool
 	// NoGeneration is set where metadata.generation is not kept (Kubernetes keeps
 	// it for kinds with a spec that controllers act on).
 	NoGeneration bool

@@ -16,6 +16,7 @@ func Namespace() *resource.Kind {
 	k := row.Cluster[corev1.Namespace, corev1.NamespaceList](corev1.SchemeGroupVersion, "namespaces", "namespaces")
 	k.ShortNames = []string{"ns"}
 	k.NoGeneration = true
+	k.NoDeleteCollection = true
 	k.Fields = map[string]func(resource.Object) string{
 		"status.phase": func(o resource.Object) string { return string(o.(*corev1.Namespace).Status.Phase) },
 	}

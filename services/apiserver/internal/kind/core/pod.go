@@ -51,6 +51,7 @@ func Pod() *resource.Kind {
 		},
 	}.Rules()
 	k.Graceful = gracefulPod
+	k.Columns, k.Cells = podColumns(), podCells
 	group := func(kind string) schema.GroupVersionKind { return corev1.SchemeGroupVersion.WithKind(kind) }
 	k.Subresources = map[string]resource.Subresource{
 		"status": row.View(resource.Typed[*corev1.Pod]{

@@ -19,6 +19,9 @@ func validatePodStatus(p, old *corev1.Pod) field.ErrorList {
 	if s.NominatedNodeName != "" {
 		e.Messages(path, "nominatedNodeName", s.NominatedNodeName, check.Subdomain(s.NominatedNodeName))
 	}
+	if s.NominatedNodeName != "" && s.NominatedNodeName != was.NominatedNodeName && p.Spec.NodeName != "" {
+		e.Forbidden(path.Child("nominatedNodeName"), "may not be set on pods that are already bound to a node")
+	}
 	if s.QOSClass != was.QOSClass {
 		e.Invalid(path.Child("qosClass"), s.QOSClass, check.Immutable)
 	}

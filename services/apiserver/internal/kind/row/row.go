@@ -8,7 +8,6 @@ import (
 	"reflect"
 	"strings"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -87,14 +86,4 @@ func Post(gvk schema.GroupVersionKind, action string) resource.Subresource {
 // Connect is a stream.
 func Connect(gvk schema.GroupVersionKind, stream string, verbs ...string) resource.Subresource {
 	return resource.Subresource{GVK: gvk, Verbs: verbs, Connect: stream}
-}
-
-// Column defines a column of the ordinary table.
-func Column(name, kind, description string) metav1.TableColumnDefinition {
-	return metav1.TableColumnDefinition{Name: name, Type: kind, Description: description}
-}
-
-// Wide defines a column that `-o wide` adds.
-func Wide(name, kind, description string) metav1.TableColumnDefinition {
-	return metav1.TableColumnDefinition{Name: name, Type: kind, Description: description, Priority: 1}
 }
