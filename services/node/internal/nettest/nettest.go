@@ -150,23 +150,23 @@ func setAddress(name string, p netip.Prefix) error {
 
 // Net is a bridged network of machines, and a host on it.
 type Net struct {
-	t      testing.TB
-	Host   *NS
-	range4 netip.Prefix
+	t    testing.TB
+	Host *NS
+	cidr netip.Prefix
 }
 
 // NewNet makes the host and its bridge: the first address of the range is the
 // host's.
-func NewNet(t testing.TB, range4 netip.Prefix) *Net {
+func NewNet(t testing.TB, cidr netip.Prefix) *Net {
 	t.Helper()
-	n := &Net{t: t, Host: New(t, "host"), range4: range4}
+	n := &Net{t: t, Host: New(t, "host"), cidr: cidr}
 	n.Host.Must(func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "br0"
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 			return err
 		}
-		return setAddress("br0", netip.PrefixFrom(range4.Addr().Next(), range4.Bits()))
+		return setAddress("br0", netip.PrefixFrom(cidr.Addr().Next(), cidr.Bits()))
 	})
 	return n
 }
@@ -199,7 +199,7 @@ func (n *Net) Machine(name string, addr netip.Addr) *NS {
 		return netlink.LinkSetUp(l)
 	})
 	m.Must(func() error {
-		return setAddress("eth0", netip.PrefixFrom(addr, n.range4.Bits()))
+		return setAddress("eth0", netip.PrefixFrom(addr, n.cidr.Bits()))
 	})
 	return m
 }
@@ -246,4 +246,25 @@ func (n *NS) Route(dst netip.Prefix, via netip.Addr) {
 // that refuses a datagram of its own reports EPERM.
 func Refused(err error) bool {
 	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EPERM)
+}
+
+// Join connects two networks by their hosts, which forward between them, and
+// teaches each machine given the way to the other network.
+func (n *Net) Join(other *Net, machines, others []*NS) {
+	n.t.Helper()
+	for i, side := range []struct {
+		net, far *Net
+		ms       []*NS
+	}{{n, other, machines}, {other, n, others}} {
+		if i == 0 {
+			name := connect(n.Host, other.Host, "join0")
+			n.Host.Must(func() error { return setAddress(name, netip.MustParsePrefix("192.168.255.1/30")) })
+			other.Host.Must(func() error { return setAddress("join0", netip.MustParsePrefix("192.168.255.2/30")) })
+		}
+		side.net.Host.Must(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644) })
+		side.net.Host.Route(side.far.cidr, netip.AddrFrom4([4]byte{192, 168, 255, byte(2 - i)}))
+		for _, m := range side.ms {
+			m.Route(side.far.cidr, side.net.cidr.Addr().Next())
+		}
+	}
 }
