@@ -3,6 +3,13 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
+. scripts/versions.env
+scripts/install-packages.sh openssl curl bsdutils bsdextrautils
+if [ "$(cat bin/runtime/.grpcurl 2>/dev/null)" != "$GRPCURL_VERSION" ]; then
+	echo "installing grpcurl $GRPCURL_VERSION"
+	GOWORK=off GOFLAGS=-buildvcs=false GOBIN=$root/bin/runtime go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$GRPCURL_VERSION"
+	echo "$GRPCURL_VERSION" >bin/runtime/.grpcurl
+fi
 WITH_TEST_CLIENTS=1 scripts/install-runtime.sh "$root/bin/runtime"
 scripts/demo-images.sh "$root/.cache/images"
 cd e2e && KEELSON_BIN=$root/bin KEELSON_IMAGES=$root/.cache/images go test -count=1 -timeout 30m ./...
