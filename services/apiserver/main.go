@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"path/filepath"
 
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
@@ -23,9 +22,6 @@ import (
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/resource"
-	"keelson.dev/services/apiserver/internal/store"
-	"keelson.dev/services/apiserver/internal/store/etcd"
-	"keelson.dev/services/apiserver/internal/store/memory"
 	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/apiserver/internal/watchcache"
 	"keelson.dev/services/internal/boot"
@@ -49,7 +45,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err != nil {
 		return boot.Invalid("--identity: %w", err)
 	}
-	st, err := o.store(ctx, g)
+	st, err := o.store(ctx, g, id)
 	if err != nil {
 		return err
 	}
@@ -131,20 +127,6 @@ func afterwards(ctx context.Context, ready <-chan struct{}, l net.Listener, serv
 	case <-ctx.Done():
 		return l.Close()
 	}
-}
-
-func (o *options) store(ctx context.Context, g *boot.Group) (store.Store, error) {
-	if o.memory {
-		s := memory.New()
-		g.OnStop("store", func(context.Context) error { s.Close(); return nil })
-		return s, nil
-	}
-	s, err := etcd.Start(ctx, etcd.EmbeddedConfig{Name: o.name, Dir: filepath.Join(o.dataDir, "etcd")})
-	if err != nil {
-		return nil, err
-	}
-	g.OnStop("store", func(context.Context) error { s.Close(); return nil })
-	return s, nil
 }
 
 // certificates names callers by their client certificates.

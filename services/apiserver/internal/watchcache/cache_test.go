@@ -20,11 +20,17 @@ import (
 	"keelson.dev/services/apiserver/internal/envelope"
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/store/etcd"
 	"keelson.dev/services/apiserver/internal/store/memory"
 	. "keelson.dev/services/apiserver/internal/watchcache"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// started once by a package of etcd's, for the life of the process
+		goleak.IgnoreAnyFunction("go.etcd.io/etcd/client/pkg/v3/logutil.(*MergeLogger).outputLoop"),
+	)
+}
 
 var (
 	pods = &resource.Kind{
@@ -181,7 +187,19 @@ func names(s Snapshot, prefix, after string) string {
 }
 
 func TestReadsAreConsistentAndSnapshotsDoNotChange(t *testing.T) {
-	f := start(t, nil, Config{})
+	t.Run("memory", func(t *testing.T) { consistentReads(t, nil) })
+	t.Run("etcd", func(t *testing.T) {
+		e, err := etcd.Start(t.Context(), etcd.EmbeddedConfig{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(e.Close)
+		consistentReads(t, e)
+	})
+}
+
+func consistentReads(t *testing.T, s1 store.Store) {
+	f := start(t, s1, Config{})
 	f.put(pod("a", "one", ""))
 	f.put(pod("b", "two", ""))
 	first := f.fresh()

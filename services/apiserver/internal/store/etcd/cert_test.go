@@ -20,13 +20,6 @@ import (
 func certificates(t *testing.T) (TLSFiles, *tls.Config) {
 	t.Helper()
 	dir := t.TempDir()
-	key := func() *ecdsa.PrivateKey {
-		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return k
-	}
 	write := func(name, kind string, der []byte) string {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
@@ -34,7 +27,7 @@ func certificates(t *testing.T) (TLSFiles, *tls.Config) {
 		}
 		return path
 	}
-	caKey, leafKey := key(), key()
+	caKey := newKey(t)
 	ca := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
@@ -43,27 +36,21 @@ func certificates(t *testing.T) (TLSFiles, *tls.Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "etcd"}, NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, ca, leafKey.Public(), caKey)
+	caKeyDER, err := x509.MarshalECPrivateKey(caKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyDER, err := x509.MarshalECPrivateKey(leafKey)
+	write("ca.key", "EC PRIVATE KEY", caKeyDER)
+	caFile := write("ca.crt", "CERTIFICATE", caDER)
+	cert := sign(t, TLSFiles{CA: caFile}, "etcd")
+	keyDER, err := x509.MarshalECPrivateKey(cert.PrivateKey.(*ecdsa.PrivateKey))
 	if err != nil {
 		t.Fatal(err)
 	}
 	files := TLSFiles{
-		Cert: write("tls.crt", "CERTIFICATE", leafDER),
+		Cert: write("tls.crt", "CERTIFICATE", cert.Certificate[0]),
 		Key:  write("tls.key", "EC PRIVATE KEY", keyDER),
-		CA:   write("ca.crt", "CERTIFICATE", caDER),
-	}
-	cert, err := tls.LoadX509KeyPair(files.Cert, files.Key)
-	if err != nil {
-		t.Fatal(err)
+		CA:   caFile,
 	}
 	parsed, err := x509.ParseCertificate(caDER)
 	if err != nil {
@@ -72,4 +59,33 @@ func certificates(t *testing.T) (TLSFiles, *tls.Config) {
 	pool := x509.NewCertPool()
 	pool.AddCert(parsed)
 	return files, &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}}
+}
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// sign makes a certificate of the authority whose key lies beside it.
+func sign(t *testing.T, files TLSFiles, name string) tls.Certificate {
+	t.Helper()
+	authority, err := tls.LoadX509KeyPair(files.CA, filepath.Join(filepath.Dir(files.CA), "ca.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	key := newKey(t)
+	der, err := x509.CreateCertificate(rand.Reader, leaf, authority.Leaf, key.Public(), authority.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }

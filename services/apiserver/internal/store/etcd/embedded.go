@@ -32,9 +32,11 @@ type EmbeddedConfig struct {
 	// Dir holds its data; made with mode 0700.
 	Dir string
 	// ListenClient, if set, is an address (host:port) where etcd's own clients
-	// may connect. It requires ClientTLS, which must verify client certificates.
+	// may connect. It requires ClientTLS and ClientNames: the common names of the
+	// certificates that are let in, because whoever gets in may do everything.
 	ListenClient string
 	ClientTLS    TLSFiles
+	ClientNames  []string
 	// QuotaBytes of the backend; default 8 GiB.
 	QuotaBytes int64
 	Log        *slog.Logger
@@ -106,13 +108,16 @@ func (c *EmbeddedConfig) embed(closing *atomic.Bool) (*embed.Config, error) {
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = nil, nil
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	if c.ListenClient != "" {
+		if len(c.ClientNames) == 0 {
+			return nil, errors.New("etcd's client address needs the names of those who may use it")
+		}
 		if c.ClientTLS.Cert == "" || c.ClientTLS.Key == "" || c.ClientTLS.CA == "" {
 			return nil, errors.New("etcd's client address needs a certificate, a key and an authority")
 		}
 		u := url.URL{Scheme: "https", Host: c.ListenClient}
 		cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{u}, []url.URL{u}
 		cfg.ClientTLSInfo = etcdtls.TLSInfo{
-			CertFile: c.ClientTLS.Cert, KeyFile: c.ClientTLS.Key, TrustedCAFile: c.ClientTLS.CA, ClientCertAuth: true,
+			CertFile: c.ClientTLS.Cert, KeyFile: c.ClientTLS.Key, TrustedCAFile: c.ClientTLS.CA, ClientCertAuth: true, AllowedCNs: c.ClientNames,
 		}
 	}
 	// A single member elects itself after one to two election times, in which

@@ -94,13 +94,18 @@ func TestConformanceOverTheWire(t *testing.T) {
 func remote(t *testing.T) (*Remote, *Embedded) {
 	t.Helper()
 	files, client := certificates(t)
+	return listening(t, files, client)
+}
+
+func listening(t *testing.T, files TLSFiles, client *tls.Config) (*Remote, *Embedded) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	addr := l.Addr().String()
 	_ = l.Close()
-	e := embedded(t, EmbeddedConfig{ListenClient: addr, ClientTLS: files})
+	e := embedded(t, EmbeddedConfig{ListenClient: addr, ClientTLS: files, ClientNames: []string{"etcd"}})
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	r, err := Dial(ctx, RemoteConfig{Endpoints: []string{addr}, TLS: client, Log: quiet()})
@@ -112,7 +117,10 @@ func remote(t *testing.T) (*Remote, *Embedded) {
 }
 
 func TestNobodyGetsInWithoutACertificate(t *testing.T) {
-	r, _ := remote(t)
+	known, client := certificates(t)
+	r, _ := listening(t, known, client)
+	other := client.Clone()
+	other.Certificates = []tls.Certificate{sign(t, known, "system:node:n1")}
 	endpoint := r.client.Endpoints()[0]
 	pool := x509.NewCertPool()
 	files, _ := certificates(t) // of another authority
@@ -123,6 +131,7 @@ func TestNobodyGetsInWithoutACertificate(t *testing.T) {
 	pool.AppendCertsFromPEM(ca)
 	for name, c := range map[string]*tls.Config{
 		"plain text":         nil,
+		"another name":       other,
 		"no certificate":     {InsecureSkipVerify: true},
 		"another authority":  {RootCAs: pool},
 		"another's identity": foreign(t, files),

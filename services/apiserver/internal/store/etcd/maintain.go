@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"keelson.dev/services/apiserver/internal/store"
@@ -29,7 +30,7 @@ func (r Retention) orDefault() Retention {
 // compactions compacts at what was the newest revision one interval ago, or
 // earlier to keep enough, until ctx ends. Several stores over one etcd may do so
 // at once: the later one finds nothing left to do.
-func (s *Store) compactions(ctx context.Context, r Retention, after func()) {
+func (s *Store) compactions(ctx context.Context, r Retention, stopped <-chan struct{}, after func()) error {
 	r = r.orDefault()
 	tick := time.NewTicker(r.Every)
 	defer tick.Stop()
@@ -37,7 +38,12 @@ func (s *Store) compactions(ctx context.Context, r Retention, after func()) {
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
+		case <-stopped:
+			if s.closed.Load() {
+				return nil
+			}
+			return errors.New("etcd ended by itself")
 		case <-tick.C:
 		}
 		now, err := s.Revision(ctx)
@@ -59,8 +65,7 @@ func (s *Store) compactions(ctx context.Context, r Retention, after func()) {
 
 // Maintain compacts the store until ctx ends.
 func (r *Remote) Maintain(ctx context.Context, keep Retention) error {
-	r.compactions(ctx, keep, nil)
-	return nil
+	return r.compactions(ctx, keep, nil, nil)
 }
 
 // Bytes that must be free in the backend's file, and the part of it that they
@@ -71,9 +76,9 @@ const (
 )
 
 // Maintain compacts the store, and defragments its file where that is worthwhile,
-// until ctx ends.
+// until ctx ends. It fails when etcd ends without having been asked to.
 func (e *Embedded) Maintain(ctx context.Context, keep Retention) error {
-	e.compactions(ctx, keep, func() {
+	return e.compactions(ctx, keep, e.Stopped(), func() {
 		size, used := e.etcd.Server.Backend().Size(), e.etcd.Server.Backend().SizeInUse()
 		if free := size - used; free < defragFree || free < size/defragPart {
 			return
@@ -82,7 +87,6 @@ func (e *Embedded) Maintain(ctx context.Context, keep Retention) error {
 			e.log.Warn("cannot defragment the store", "error", err)
 		}
 	})
-	return nil
 }
 
 // Defragment gives the free pages of the backend's file back.
