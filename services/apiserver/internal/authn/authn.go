@@ -70,28 +70,21 @@ func New(cfg Config) *Authenticator {
 	return &Authenticator{cfg: cfg, certificates: newCache[certificate](cacheSize), tokens: newCache[verified](cacheSize)}
 }
 
-// Credentials are what a request came with.
-type Credentials struct {
-	// Peer is the certificate chain that the client showed in the TLS handshake;
-	// the handshake has proven that he holds its key, and nothing else.
-	Peer []*x509.Certificate
-	// Authorization is the value of the header or metadata key, or empty.
-	Authorization string
-}
-
-// Authenticate finds out who asks. A certificate that verifies wins over a token.
-// The error is Unauthorized, or ctx's.
-func (a *Authenticator) Authenticate(ctx context.Context, c Credentials) (request.User, error) {
+// Authenticate finds out who asks. peer is the certificate chain that the client
+// showed in the TLS handshake, which has proven that he holds its key and nothing
+// else; bearer is his token; either may be empty. A certificate that verifies wins
+// over a token. The error is Unauthorized, or ctx's.
+func (a *Authenticator) Authenticate(ctx context.Context, peer []*x509.Certificate, bearer string) (request.User, error) {
 	var refused error
-	if len(c.Peer) > 0 {
-		u, err := a.certificate(c.Peer)
+	if len(peer) > 0 {
+		u, err := a.certificate(peer)
 		if err == nil {
 			return authenticated(u), nil
 		}
 		refused = err
 	}
-	if raw, ok := bearer(c.Authorization); ok {
-		u, _, err := a.Token(ctx, raw, a.cfg.Tokens.Audiences())
+	if bearer != "" {
+		u, _, err := a.Token(ctx, bearer, a.cfg.Tokens.Audiences())
 		switch {
 		case err == nil:
 			return authenticated(u), nil
@@ -100,8 +93,6 @@ func (a *Authenticator) Authenticate(ctx context.Context, c Credentials) (reques
 		case refused == nil:
 			refused = err
 		}
-	} else if c.Authorization != "" && refused == nil {
-		refused = errors.New("only bearer tokens are accepted")
 	}
 	switch {
 	case refused != nil:
@@ -116,16 +107,6 @@ func (a *Authenticator) Authenticate(ctx context.Context, c Credentials) (reques
 // Unauthorized is the answer to credentials that cannot be used.
 func Unauthorized(cause error) *apierrors.StatusError {
 	return apierrors.NewUnauthorized("Unauthorized: " + cause.Error())
-}
-
-// bearer is the token of an Authorization value.
-func bearer(authorization string) (string, bool) {
-	scheme, rest, ok := strings.Cut(strings.TrimSpace(authorization), " ")
-	if !ok || !strings.EqualFold(scheme, "bearer") {
-		return "", false
-	}
-	rest = strings.TrimSpace(rest)
-	return rest, rest != ""
 }
 
 // authenticated adds the group of all who are known.

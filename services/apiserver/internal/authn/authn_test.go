@@ -126,7 +126,7 @@ func refused(t *testing.T, err error, cause string) {
 
 func TestCertificates(t *testing.T) {
 	f := newFixture(t)
-	u, err := f.Authenticate(context.Background(), Credentials{Peer: leaf(t, f.ca, "jane", []string{"dev", "ops"})})
+	u, err := f.Authenticate(context.Background(), leaf(t, f.ca, "jane", []string{"dev", "ops"}), "")
 	if err != nil || u.Name != "jane" || !slices.Equal(u.Groups, []string{"dev", "ops", "system:authenticated"}) ||
 		!strings.HasPrefix(u.Extra[credentialID][0], "X509SHA256=") {
 		t.Fatalf("%+v %v", u, err)
@@ -142,22 +142,22 @@ func TestCertificates(t *testing.T) {
 		"nameless":    {leaf(t, f.ca, "", nil), "names no user"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := f.Authenticate(context.Background(), Credentials{Peer: tt.peer})
+			_, err := f.Authenticate(context.Background(), tt.peer, "")
 			refused(t, err, tt.want)
 		})
 	}
 
 	// What is remembered of a certificate ends with it, and with its CA.
 	peer := leaf(t, f.ca, "short", nil)
-	if _, err := f.Authenticate(context.Background(), Credentials{Peer: peer}); err != nil {
+	if _, err := f.Authenticate(context.Background(), peer, ""); err != nil {
 		t.Fatal(err)
 	}
 	f.now = peer[0].NotAfter.Add(time.Second)
-	_, err = f.Authenticate(context.Background(), Credentials{Peer: peer})
+	_, err = f.Authenticate(context.Background(), peer, "")
 	refused(t, err, "has expired")
 	f.now = time.Now()
 	f.roots = x509.NewCertPool()
-	_, err = f.Authenticate(context.Background(), Credentials{Peer: peer})
+	_, err = f.Authenticate(context.Background(), peer, "")
 	refused(t, err, "not of the cluster's CA")
 }
 
@@ -165,26 +165,23 @@ func TestWhichCredentialsCount(t *testing.T) {
 	f := newFixture(t)
 	f.account()
 	good, foreign := leaf(t, f.ca, "jane", nil), leaf(t, identitytest.NewCA(t), "eve", nil)
-	raw := "Bearer " + f.sign(t, func(*token.Claims) {})
+	raw := f.sign(t, func(*token.Claims) {})
 	tests := []struct {
-		name string
-		c    Credentials
-		want string // user, or empty for Unauthorized
+		name   string
+		peer   []*x509.Certificate
+		bearer string
+		want   string // user, or empty for Unauthorized
 	}{
-		{"nothing", Credentials{}, "system:anonymous"},
-		{"certificate before token", Credentials{Peer: good, Authorization: raw}, "jane"},
-		{"certificate beside a bad token", Credentials{Peer: good, Authorization: "Bearer x"}, "jane"},
-		{"token beside a foreign certificate", Credentials{Peer: foreign, Authorization: raw}, "system:serviceaccount:n:sa"},
-		{"lower case", Credentials{Authorization: "bearer  " + raw[7:] + " "}, "system:serviceaccount:n:sa"},
-		{"bad token is not anonymous", Credentials{Authorization: "Bearer x"}, ""},
-		{"foreign certificate is not anonymous", Credentials{Peer: foreign}, ""},
-		{"password", Credentials{Authorization: "Basic dTpw"}, ""},
-		{"no scheme", Credentials{Authorization: raw[7:]}, ""},
-		{"empty token", Credentials{Authorization: "Bearer "}, ""},
+		{"nothing", nil, "", "system:anonymous"},
+		{"certificate before token", good, raw, "jane"},
+		{"certificate beside a bad token", good, "x", "jane"},
+		{"token beside a foreign certificate", foreign, raw, "system:serviceaccount:n:sa"},
+		{"bad token is not anonymous", nil, "x", ""},
+		{"foreign certificate is not anonymous", foreign, "", ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			u, err := f.Authenticate(context.Background(), tt.c)
+			u, err := f.Authenticate(context.Background(), tt.peer, tt.bearer)
 			if tt.want == "" {
 				refused(t, err, "Unauthorized")
 			} else if err != nil || u.Name != tt.want {
@@ -193,7 +190,7 @@ func TestWhichCredentialsCount(t *testing.T) {
 		})
 	}
 	f.cfg.NoAnonymous = true
-	_, err := f.Authenticate(context.Background(), Credentials{})
+	_, err := f.Authenticate(context.Background(), nil, "")
 	refused(t, err, "no credentials")
 }
 
@@ -233,7 +230,7 @@ func TestServiceAccountTokens(t *testing.T) {
 			if tt.change != nil {
 				tt.change(f)
 			}
-			u, err := f.Authenticate(context.Background(), Credentials{Authorization: "Bearer " + f.sign(t, tt.claims)})
+			u, err := f.Authenticate(context.Background(), nil, f.sign(t, tt.claims))
 			if tt.want != "" {
 				refused(t, err, tt.want)
 				return
@@ -256,26 +253,26 @@ func TestTokensInSecrets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := Credentials{Authorization: "Bearer " + raw}
-	_, err = f.Authenticate(context.Background(), c)
+	c := raw
+	_, err = f.Authenticate(context.Background(), nil, c)
 	refused(t, err, "no longer the one in its secret")
 	secret := f.objects.m["secrets/n/s"].(*corev1.Secret)
 	secret.Data = map[string][]byte{"token": []byte(raw)}
-	if u, err := f.Authenticate(context.Background(), c); err != nil || u.Name != "system:serviceaccount:n:sa" {
+	if u, err := f.Authenticate(context.Background(), nil, c); err != nil || u.Name != "system:serviceaccount:n:sa" {
 		t.Fatal(u, err)
 	}
 	f.now = f.now.Add(time.Minute)
 	secret.Labels = map[string]string{invalidSince: "2030-01-01"}
-	_, err = f.Authenticate(context.Background(), c)
+	_, err = f.Authenticate(context.Background(), nil, c)
 	refused(t, err, "marked invalid")
 }
 
 func TestVerifiedTokensAreRemembered(t *testing.T) {
 	f := newFixture(t)
 	f.account()
-	c := Credentials{Authorization: "Bearer " + f.sign(t, func(c *token.Claims) { c.Expiry = f.now.Add(time.Hour) })}
+	c := f.sign(t, func(c *token.Claims) { c.Expiry = f.now.Add(time.Hour) })
 	for range 3 {
-		if _, err := f.Authenticate(context.Background(), c); err != nil {
+		if _, err := f.Authenticate(context.Background(), nil, c); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -284,18 +281,18 @@ func TestVerifiedTokensAreRemembered(t *testing.T) {
 	}
 	delete(f.objects.m, "serviceaccounts/n/sa")
 	f.now = f.now.Add(cached)
-	_, err := f.Authenticate(context.Background(), c)
+	_, err := f.Authenticate(context.Background(), nil, c)
 	refused(t, err, "is gone")
 
 	// A token that ends sooner is not remembered longer.
 	f.account()
-	c.Authorization = "Bearer " + f.sign(t, func(c *token.Claims) { c.Expiry = f.now.Add(2 * time.Second) })
-	if _, err := f.Authenticate(context.Background(), c); err != nil {
+	c = f.sign(t, func(c *token.Claims) { c.Expiry = f.now.Add(2 * time.Second) })
+	if _, err := f.Authenticate(context.Background(), nil, c); err != nil {
 		t.Fatal(err)
 	}
 	reads := f.objects.reads
 	f.now = f.now.Add(3 * time.Second)
-	f.Authenticate(context.Background(), c)
+	f.Authenticate(context.Background(), nil, c)
 	if f.objects.reads == reads {
 		t.Fatal("an expired token was taken from memory")
 	}
@@ -363,7 +360,7 @@ func TestBootstrapTokens(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFixture(t)
 			f.objects.m["secrets/kube-system/bootstrap-token-abcdef"] = tt.secret
-			u, err := f.Authenticate(context.Background(), Credentials{Authorization: "Bearer " + tt.raw})
+			u, err := f.Authenticate(context.Background(), nil, tt.raw)
 			if !tt.ok {
 				refused(t, err, "Unauthorized: invalid bearer token")
 				return
@@ -398,7 +395,7 @@ func TestNoTokenInLogs(t *testing.T) {
 	f := newFixture(t)
 	f.objects.m["secrets/kube-system/bootstrap-token-abcdef"] = bootstrapSecret(nil)
 	for _, raw := range []string{"abcdef.0123456789abcdee", "sesame-open", f.sign(t, func(*token.Claims) {})} {
-		_, err := f.Authenticate(context.Background(), Credentials{Authorization: "Bearer " + raw})
+		_, err := f.Authenticate(context.Background(), nil, raw)
 		refused(t, err, "Unauthorized")
 		if strings.Contains(out.String(), raw) || strings.Contains(err.Error(), raw) {
 			t.Errorf("token in log or error: %s %v", out.String(), err)
@@ -428,10 +425,10 @@ func TestCacheIsBounded(t *testing.T) {
 
 func BenchmarkCertificate(b *testing.B) {
 	f := newFixture(b)
-	c := Credentials{Peer: leaf(b, f.ca, "jane", []string{"dev"})}
+	c := leaf(b, f.ca, "jane", []string{"dev"})
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := f.Authenticate(context.Background(), c); err != nil {
+		if _, err := f.Authenticate(context.Background(), c, ""); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -440,10 +437,10 @@ func BenchmarkCertificate(b *testing.B) {
 func BenchmarkToken(b *testing.B) {
 	f := newFixture(b)
 	f.account()
-	c := Credentials{Authorization: "Bearer " + f.sign(b, func(*token.Claims) {})}
+	c := f.sign(b, func(*token.Claims) {})
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := f.Authenticate(context.Background(), c); err != nil {
+		if _, err := f.Authenticate(context.Background(), nil, c); err != nil {
 			b.Fatal(err)
 		}
 	}
