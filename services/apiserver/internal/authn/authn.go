@@ -79,7 +79,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, peer []*x509.Certifica
 	if len(peer) > 0 {
 		u, err := a.certificate(peer)
 		if err == nil {
-			return authenticated(u), nil
+			return Authenticated(u), nil
 		}
 		refused = err
 	}
@@ -87,7 +87,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, peer []*x509.Certifica
 		u, _, err := a.Token(ctx, bearer, a.cfg.Tokens.Audiences())
 		switch {
 		case err == nil:
-			return authenticated(u), nil
+			return Authenticated(u), nil
 		case ctx.Err() != nil:
 			return request.User{}, ctx.Err()
 		case refused == nil:
@@ -109,8 +109,17 @@ func Unauthorized(cause error) *apierrors.StatusError {
 	return apierrors.NewUnauthorized("Unauthorized: " + cause.Error())
 }
 
-// authenticated adds the group of all who are known.
-func authenticated(u request.User) request.User {
+// Audiences are those that a token must have one of: what is asked for, or the
+// apiserver's own.
+func (a *Authenticator) Audiences(asked []string) []string {
+	if len(asked) > 0 {
+		return asked
+	}
+	return a.cfg.Tokens.Audiences()
+}
+
+// Authenticated adds the group of all who are known.
+func Authenticated(u request.User) request.User {
 	if u.Name == Anonymous || slices.Contains(u.Groups, AuthenticatedGroup) {
 		return u
 	}
