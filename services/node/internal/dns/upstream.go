@@ -165,8 +165,7 @@ func (u *upstream) exchange(ctx context.Context, server string, q question) (*md
 	req.CheckingDisabled = q.cd
 	req.SetEdns0(maxUDP, q.do)
 	for _, network := range []string{"udp", "tcp"} {
-		c := mdns.Client{Net: network, Timeout: tryTimeout, UDPSize: maxUDP}
-		resp, _, err := c.ExchangeContext(ctx, req, server)
+		resp, err := once(ctx, network, server, req)
 		if err != nil {
 			return nil, err
 		}
@@ -184,6 +183,24 @@ func (u *upstream) exchange(ctx context.Context, server string, q question) (*md
 		}
 	}
 	return nil, errors.New("the answer is truncated")
+}
+
+// once sends a question and reads the answer. The library's own exchange knows a
+// context's deadline, but not that it was cancelled.
+func once(ctx context.Context, network, server string, req *mdns.Msg) (*mdns.Msg, error) {
+	dialer := net.Dialer{Timeout: tryTimeout}
+	conn, err := dialer.DialContext(ctx, network, server)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	c := mdns.Client{Net: network, Timeout: tryTimeout, UDPSize: maxUDP}
+	resp, _, err := c.ExchangeWithConnContext(ctx, req, &mdns.Conn{Conn: conn, UDPSize: maxUDP})
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return resp, err
 }
 
 // trimmed leaves out what belongs to the exchange with the upstream server.
