@@ -293,7 +293,7 @@ func (p *portPlan) balanceSticky(f *fragment, eps []endpoint, timeout time.Durat
 		rules = append(rules, "ip saddr @"+set+" goto "+chain)
 		picks = append(picks, fmt.Sprintf("%d : goto %s", i, chain))
 	}
-	return append(rules, fmt.Sprintf("numgen random mod %d vmap { %s }", len(eps), strings.Join(picks, ", ")))
+	return append(rules, fmt.Sprintf("numgen random mod %d vmap { %s }", len(eps), strings.Join(picks, " , ")))
 }
 
 // addHairpin lets a pod on this node reach itself through the Service: the
