@@ -1,0 +1,142 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"keelson.dev/services/node/internal/cri"
+	"keelson.dev/services/node/internal/pod"
+)
+
+// cleanUp takes away what a pod without running containers still holds: its
+// network, volumes and cgroup. Its ended containers stay, for their logs.
+func (w *worker) cleanUp(ctx context.Context, p *corev1.Pod, state *cri.Pod) error {
+	for i := range state.Sandboxes {
+		if err := w.a.cfg.Runtime.StopSandbox(ctx, state.Sandboxes[i].ID); err != nil {
+			return fmt.Errorf("stop sandbox: %w", err)
+		}
+	}
+	if err := w.a.volumes.Unmount(w.uid); err != nil {
+		return fmt.Errorf("volumes: %w", err)
+	}
+	if w.a.cfg.Cgroups != nil {
+		if err := w.a.cfg.Cgroups.RemovePod(w.uid); err != nil {
+			return err
+		}
+		w.a.shareCPU()
+	}
+	return nil
+}
+
+// clear takes away everything of a pod that the API has no more. done says that
+// nothing is left.
+func (w *worker) clear(ctx context.Context, p *corev1.Pod, state *cri.Pod) (next time.Duration, done bool) {
+	if wait, running := w.endContainers(ctx, p, state); running {
+		return wait, false
+	}
+	if wait := time.Until(w.clean.until); wait > 0 {
+		return wait, false
+	}
+	if err := w.clearAll(ctx, p, state); err != nil {
+		if ctx.Err() == nil {
+			w.a.log.Warn("pod was not cleared away", "pod", w.name(p), "error", cri.Message(err))
+			w.clean.fail(200*time.Millisecond, 10*time.Second)
+		}
+		return max(w.clean.delay, time.Millisecond), false
+	}
+	return resync, true
+}
+
+func (w *worker) clearAll(ctx context.Context, p *corev1.Pod, state *cri.Pod) error {
+	w.a.probes.Forget(w.uid)
+	if err := w.cleanUp(ctx, p, state); err != nil {
+		return err
+	}
+	for i := range state.Containers {
+		if err := w.a.cfg.Runtime.RemoveContainer(ctx, state.Containers[i].ID); err != nil {
+			return fmt.Errorf("remove container: %w", err)
+		}
+	}
+	for i := range state.Sandboxes {
+		if err := w.a.cfg.Runtime.RemoveSandbox(ctx, state.Sandboxes[i].ID); err != nil {
+			return fmt.Errorf("remove sandbox: %w", err)
+		}
+	}
+	return w.a.removeLogs(string(w.uid))
+}
+
+// removeLogs removes the folder of a pod's logs, whatever its name was.
+func (a *Agent) removeLogs(uid string) error {
+	entries, err := os.ReadDir(a.cfg.Settings.LogDir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), "_"+uid) {
+			if err := os.RemoveAll(filepath.Join(a.cfg.Settings.LogDir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// keptInstances is how many instances of a container are kept: the present one
+// and the one before, for its log and its last state.
+const keptInstances = 2
+
+// prune removes instances and sandboxes that nobody asks for any more.
+func (w *worker) prune(ctx context.Context, p *corev1.Pod, state *cri.Pod) {
+	count := map[string]int{}
+	used := map[string]bool{}
+	for i := range state.Containers {
+		c := &state.Containers[i]
+		count[c.Name]++
+		if count[c.Name] <= keptInstances || c.State != cri.StateExited {
+			used[c.SandboxID] = true
+			continue
+		}
+		if err := w.a.cfg.Runtime.RemoveContainer(ctx, c.ID); err != nil {
+			w.a.log.Debug("ended container was not removed", "container", c.ID, "error", err)
+			used[c.SandboxID] = true
+			continue
+		}
+		w.removeLeftovers(p, c)
+	}
+	for i := range state.Sandboxes {
+		box := &state.Sandboxes[i]
+		if i == 0 || used[box.ID] {
+			continue
+		}
+		err := w.a.cfg.Runtime.StopSandbox(ctx, box.ID)
+		if err == nil {
+			err = w.a.cfg.Runtime.RemoveSandbox(ctx, box.ID)
+		}
+		if err != nil {
+			w.a.log.Debug("old sandbox was not removed", "sandbox", box.ID, "error", err)
+		}
+	}
+}
+
+// removeLeftovers removes the files of an instance.
+func (w *worker) removeLeftovers(p *corev1.Pod, c *cri.Container) {
+	name := filepath.Join(w.a.cfg.Settings.LogDirectory(p), pod.LogName(c.Name, c.RestartCount))
+	if c.LogPath != "" {
+		name = c.LogPath
+	}
+	files, _ := filepath.Glob(name + "*")
+	files = append(files, filepath.Join(w.a.volumes.PodDir(w.uid), "containers", c.Name, fmt.Sprintf("termination-%d", c.RestartCount)))
+	for _, f := range files {
+		_ = os.Remove(f) // what stays is removed with the pod
+	}
+}

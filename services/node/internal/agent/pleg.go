@@ -1,0 +1,116 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"keelson.dev/services/node/internal/cri"
+)
+
+const (
+	// relistPeriod is how often the runtime is asked for all its containers
+	// where it sends no events; with events, less often, to catch lost ones.
+	relistPeriod      = time.Second
+	relistWithEvents  = 5 * time.Second
+	eventsRetry       = time.Second
+	eventsUnsupported = time.Minute
+)
+
+// watchRuntime wakes the workers of pods whose sandboxes or containers change:
+// by the runtime's events, where it sends them, and by comparing lists.
+func (a *Agent) watchRuntime(ctx context.Context) error {
+	relist := make(chan struct{}, 1)
+	streaming := make(chan bool, 1)
+	go func() {
+		defer close(streaming)
+		a.streamEvents(ctx, relist, streaming)
+	}()
+	var known map[string]cri.Seen
+	period := relistPeriod
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			for range streaming {
+			}
+			return nil
+		case on := <-streaming:
+			period = relistPeriod
+			if on {
+				period = relistWithEvents
+			}
+			timer.Reset(0)
+			continue
+		case <-relist:
+		case <-timer.C:
+		}
+		known = a.relist(ctx, known)
+		timer.Reset(period)
+	}
+}
+
+// relist compares the runtime's list with the last one and wakes workers.
+func (a *Agent) relist(ctx context.Context, known map[string]cri.Seen) map[string]cri.Seen {
+	now, err := a.cfg.Runtime.List(ctx)
+	if err != nil {
+		return known
+	}
+	changed := map[types.UID]bool{}
+	for id, s := range now {
+		if before, ok := known[id]; !ok || before.State != s.State {
+			changed[types.UID(s.PodUID)] = true
+		}
+	}
+	for id, s := range known {
+		if _, ok := now[id]; !ok {
+			changed[types.UID(s.PodUID)] = true
+		}
+	}
+	for uid := range changed {
+		a.wake(uid)
+	}
+	return now
+}
+
+// streamEvents follows the runtime's events. It says on streaming whether they
+// flow, and on relist when some may have been lost.
+func (a *Agent) streamEvents(ctx context.Context, relist chan<- struct{}, streaming chan<- bool) {
+	say := func(on bool) {
+		select {
+		case streaming <- on:
+		case <-ctx.Done():
+		}
+	}
+	for ctx.Err() == nil {
+		flowing := false
+		err := a.cfg.Runtime.Events(ctx, func(ev *runtimev1.ContainerEventResponse) {
+			if !flowing {
+				flowing = true
+				say(true)
+			}
+			if uid := ev.GetPodSandboxStatus().GetMetadata().GetUid(); uid != "" {
+				a.wake(types.UID(uid))
+				return
+			}
+			select {
+			case relist <- struct{}{}:
+			default:
+			}
+		})
+		if flowing {
+			say(false)
+		}
+		wait := eventsRetry
+		if cri.Unimplemented(err) {
+			wait = eventsUnsupported
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+}

@@ -1,0 +1,331 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+	corev1 "k8s.io/api/core/v1"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"keelson.dev/services/node/internal/cri"
+	"keelson.dev/services/node/internal/event"
+	"keelson.dev/services/node/internal/image"
+	"keelson.dev/services/node/internal/log"
+	"keelson.dev/services/node/internal/pod"
+)
+
+// Why a container could not be started, as its status says.
+const (
+	reasonConfig    = "CreateContainerConfigError"
+	reasonCreate    = "CreateContainerError"
+	reasonRun       = "RunContainerError"
+	reasonPostStart = "PostStartHookError"
+)
+
+// startError is why a container could not be started, and when to try again.
+type startError struct {
+	reason, message string
+	retry           time.Time
+}
+
+func (e *startError) Error() string { return e.reason + ": " + e.message }
+
+// startContainers starts what the plan wants, one after the other, and reports
+// whether the runtime's state has changed.
+func (w *worker) startContainers(ctx context.Context, p *corev1.Pod, state *cri.Pod, plan pod.Plan, at *wakeTimes) (changed bool) {
+	for _, s := range plan.Start {
+		name := s.Container.Name
+		if h, ok := w.waiting[name]; ok && time.Now().Before(h.until) && !w.a.objects.changedSince(w.uid, h.since) {
+			at.add(h.until)
+			continue
+		}
+		err := w.startContainer(ctx, p, state, plan.SandboxID, s)
+		if ctx.Err() != nil {
+			return true
+		}
+		if err == nil {
+			delete(w.waiting, name)
+			w.startedAt = time.Now()
+			changed = true
+			continue
+		}
+		h := hold{state: corev1.ContainerStateWaiting{Reason: reasonCreate, Message: err.Error()}, since: time.Now(), until: time.Now().Add(configRetry)}
+		var start *startError
+		var pull *image.Error
+		switch {
+		case errors.As(err, &start):
+			h.state.Reason, h.state.Message = start.reason, start.message
+			if !start.retry.IsZero() {
+				h.until = start.retry
+			}
+			if start.reason == reasonRun || start.reason == reasonPostStart {
+				changed = true // the runtime has an instance that ended
+			}
+		case errors.As(err, &pull):
+			h.state.Reason, h.state.Message = pull.Reason, pull.Message
+			if !pull.Retry.IsZero() {
+				h.until = pull.Retry
+			}
+			if pull.Reason == image.ReasonPull {
+				// Said once as an error; from then on it is held back.
+				at.add(time.Now().Add(time.Second))
+				w.waiting[name] = hold{state: h.state, since: h.since, until: time.Now().Add(time.Second)}
+				w.show(ctx, p, plan)
+				continue
+			}
+		}
+		w.waiting[name] = h
+		at.add(h.until)
+		w.show(ctx, p, plan)
+	}
+	return changed
+}
+
+// show publishes the state between two steps.
+func (w *worker) show(ctx context.Context, p *corev1.Pod, plan pod.Plan) {
+	state, err := w.a.cfg.Runtime.Pod(ctx, string(w.uid))
+	if err != nil {
+		return
+	}
+	w.a.probes.Sync(w.a.base, p, state, podIP(p, state, w.a.cfg.HostIPs()), false)
+	w.mu.Lock()
+	traceparent := w.traceparent
+	w.mu.Unlock()
+	w.publish(p, state, w.a.probes.Verdicts(w.uid), w.held(plan), traceparent)
+}
+
+// startContainer starts one container.
+func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod, sandbox string, s pod.Start) (err error) {
+	c := s.Container
+	ctx, span := tracer.Start(ctx, "node.start_container", trace.WithAttributes(append(podAttributes(p), attribute.String("k8s.container.name", c.Name))...))
+	defer func() {
+		if err != nil {
+			span.SetStatus(codes.Error, err.Error())
+		}
+		span.End()
+	}()
+	if err := w.a.awaitServices(ctx); err != nil {
+		return err
+	}
+	sandboxConfig := w.sandboxConfig(p, state)
+	found, err := w.a.images.Ensure(ctx, p, c, w.pullSecrets(ctx, p), sandboxConfig)
+	if err != nil {
+		return err
+	}
+	config, err := w.containerConfig(ctx, p, state, s, found)
+	if err != nil {
+		w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeWarning, event.Failed, "Error: %v", err)
+		return &startError{reason: reasonConfig, message: err.Error()}
+	}
+	for _, old := range state.Instances(c.Name) {
+		if old.State == cri.StateCreated { // its creator died before it was started
+			if err := w.a.cfg.Runtime.RemoveContainer(ctx, old.ID); err != nil {
+				return &startError{reason: reasonCreate, message: cri.Message(err)}
+			}
+		}
+	}
+	id, err := w.a.cfg.Runtime.CreateContainer(ctx, sandbox, config, sandboxConfig)
+	if err != nil {
+		w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeWarning, event.Failed, "Error: %s", cri.Message(err))
+		return &startError{reason: reasonCreate, message: cri.Message(err)}
+	}
+	w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeNormal, event.Created, "Container created")
+	if err := w.a.cfg.Runtime.StartContainer(ctx, id); err != nil {
+		w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeWarning, event.Failed, "Error: %s", cri.Message(err))
+		return &startError{reason: reasonRun, message: cri.Message(err), retry: time.Now()}
+	}
+	span.SetAttributes(attribute.String("container.id", id))
+	w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeNormal, event.Started, "Container started")
+	if c.Lifecycle == nil || c.Lifecycle.PostStart == nil {
+		return nil
+	}
+	return w.postStart(ctx, p, c, id, podIP(p, state, w.a.cfg.HostIPs()))
+}
+
+// sandboxConfig is the configuration that the pod's sandbox was made with, as
+// far as the runtime reads it again for containers.
+func (w *worker) sandboxConfig(p *corev1.Pod, state *cri.Pod) *runtimev1.PodSandboxConfig {
+	attempt := uint32(0)
+	if box := state.Sandbox(); box != nil {
+		attempt = box.Attempt
+	}
+	parent := ""
+	if w.a.cfg.Cgroups != nil {
+		parent = w.a.cfg.Cgroups.Pod(p)
+	}
+	return pod.SandboxConfig(p, w.a.cfg.Settings, attempt, parent)
+}
+
+// pullSecrets are the pod's secrets for registries; those that are missing are
+// left out, as the image may not need them.
+func (w *worker) pullSecrets(ctx context.Context, p *corev1.Pod) []*corev1.Secret {
+	var out []*corev1.Secret
+	for _, ref := range p.Spec.ImagePullSecrets {
+		s, err := w.a.objects.Secret(ctx, p.Namespace, ref.Name)
+		if err != nil || s == nil {
+			w.a.cfg.Events.Pod(p, "", corev1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
+				"Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", ref.Name)
+			continue
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// containerConfig puts a container's configuration together.
+func (w *worker) containerConfig(ctx context.Context, p *corev1.Pod, state *cri.Pod, s pod.Start, found *runtimev1.Image) (*runtimev1.ContainerConfig, error) {
+	c := s.Container
+	hostIPs := w.a.cfg.HostIPs()
+	ips := hostIPs
+	if !p.Spec.HostNetwork {
+		ips = nil
+		if box := state.Sandbox(); box != nil {
+			ips = box.IPs
+		}
+	}
+	env, skipped, err := pod.Env(p, c, pod.EnvSources{
+		ConfigMap:   func(name string) (*corev1.ConfigMap, error) { return w.a.objects.ConfigMap(ctx, p.Namespace, name) },
+		Secret:      func(name string) (*corev1.Secret, error) { return w.a.objects.Secret(ctx, p.Namespace, name) },
+		Services:    w.a.cfg.Services(),
+		Allocatable: w.a.cfg.Allocatable(),
+		PodIPs:      ips, HostIPs: hostIPs,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(skipped) > 0 {
+		w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeWarning, event.InvalidEnvironment,
+			"Keys %v were skipped since they are considered invalid environment variable names.", skipped)
+	}
+	mounts, err := w.a.volumes.Mounts(p, c, pod.Lookup(env))
+	if err != nil {
+		return nil, err
+	}
+	own, err := w.ownMounts(p, c, ips, s.RestartCount)
+	if err != nil {
+		return nil, err
+	}
+	if err := makeDir(filepath.Join(w.a.cfg.Settings.LogDirectory(p), c.Name), 0o755); err != nil {
+		return nil, err
+	}
+	return pod.ContainerConfig(p, w.a.cfg.Settings, pod.ContainerInput{
+		Start: s, Env: env, Mounts: append(mounts, own...), ImageRef: found.Id, Image: found,
+	})
+}
+
+// ownMounts are the files that the node gives every container: /etc/hosts, and
+// where it may leave its last words.
+func (w *worker) ownMounts(p *corev1.Pod, c *corev1.Container, ips []string, attempt int) ([]*runtimev1.Mount, error) {
+	dir := w.a.volumes.PodDir(p.UID)
+	if err := makeDir(dir, 0o750); err != nil {
+		return nil, err
+	}
+	taken := func(path string) bool {
+		for _, m := range c.VolumeMounts {
+			if filepath.Clean("/"+m.MountPath) == path {
+				return true
+			}
+		}
+		return false
+	}
+	var out []*runtimev1.Mount
+	if !taken("/etc/hosts") && (len(ips) > 0 || p.Spec.HostNetwork) {
+		var host []byte
+		if p.Spec.HostNetwork {
+			var err error
+			if host, err = os.ReadFile("/etc/hosts"); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return nil, err
+			}
+		}
+		name := filepath.Join(dir, "etc-hosts")
+		text := pod.Hosts(p, ips, w.a.cfg.Settings.Resolver.ClusterDomain, string(host))
+		if have, err := os.ReadFile(name); err != nil || string(have) != text {
+			if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+				return nil, err
+			}
+			if err := os.Chmod(name, 0o644); err != nil {
+				return nil, err
+			}
+		}
+		readOnly := c.SecurityContext != nil && c.SecurityContext.ReadOnlyRootFilesystem != nil && *c.SecurityContext.ReadOnlyRootFilesystem
+		out = append(out, &runtimev1.Mount{ContainerPath: "/etc/hosts", HostPath: name, Readonly: readOnly})
+	}
+	if path := c.TerminationMessagePath; path != "" && !taken(path) {
+		last := filepath.Join(dir, "containers", c.Name)
+		if err := makeDir(last, 0o750); err != nil {
+			return nil, err
+		}
+		name := filepath.Join(last, fmt.Sprintf("termination-%d", attempt))
+		if err := os.WriteFile(name, nil, 0o666); err != nil {
+			return nil, err
+		}
+		if err := os.Chmod(name, 0o666); err != nil {
+			return nil, err
+		}
+		out = append(out, &runtimev1.Mount{ContainerPath: path, HostPath: name})
+	}
+	return out, nil
+}
+
+// awaitServices waits until the Services that environments name are known.
+func (a *Agent) awaitServices(ctx context.Context) error {
+	if a.cfg.ServicesSynced == nil {
+		return nil
+	}
+	select {
+	case <-a.cfg.ServicesSynced:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(objectPatience):
+		return &startError{reason: reasonConfig, message: "services have not yet been read at least once, cannot construct envvars", retry: time.Now().Add(time.Second)}
+	}
+}
+
+func makeDir(dir string, mode os.FileMode) error {
+	if err := os.MkdirAll(dir, mode); err != nil {
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	return nil
+}
+
+// maxTermination bounds what a container may leave as its last words.
+const (
+	maxTermination      = 4096
+	maxTerminationLog   = 2048
+	maxTerminationLines = 80
+)
+
+// terminationMessage reads what an ended container left behind.
+func terminationMessage(c *cri.Container) string {
+	if c.MessageHostPath == "" {
+		return ""
+	}
+	text := readHead(c.MessageHostPath, maxTermination)
+	if text == "" && c.MessageMode == string(corev1.TerminationMessageFallbackToLogsOnError) && c.ExitCode != 0 {
+		return log.Tail(c.LogPath, maxTerminationLines, maxTerminationLog)
+	}
+	return text
+}
+
+func readHead(name string, most int) string {
+	f, err := os.Open(name)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return ""
+	}
+	buf := make([]byte, most)
+	n, _ := f.Read(buf)
+	return strings.ToValidUTF8(string(buf[:n]), "�")
+}

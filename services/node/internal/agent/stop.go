@@ -1,0 +1,228 @@
+package agent
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+	corev1 "k8s.io/api/core/v1"
+
+	"keelson.dev/services/node/internal/cri"
+	"keelson.dev/services/node/internal/event"
+	"keelson.dev/services/node/internal/pod"
+)
+
+// minGrace is what a container gets at least after its preStop hook has used up
+// the pod's time.
+const minGrace = 2 * time.Second
+
+// killing is the ending of all of a pod's containers, which goes on while the
+// worker keeps reporting.
+type killing struct {
+	grace  int64
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+func (k *killing) over() bool {
+	select {
+	case <-k.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// graceOf is how long a pod's containers have between SIGTERM and SIGKILL.
+func graceOf(p *corev1.Pod) int64 {
+	switch {
+	case p.DeletionGracePeriodSeconds != nil:
+		return *p.DeletionGracePeriodSeconds
+	case p.Spec.TerminationGracePeriodSeconds != nil:
+		return *p.Spec.TerminationGracePeriodSeconds
+	}
+	return 30
+}
+
+// end brings a pod to its end: containers, network, volumes, cgroup, and, if it
+// is being deleted, the object.
+func (w *worker) end(ctx context.Context, p *corev1.Pod, state *cri.Pod, traceparent string) time.Duration {
+	w.a.probes.Sync(w.a.base, p, state, podIP(p, state, w.a.cfg.HostIPs()), true)
+	w.publish(p, state, w.a.probes.Verdicts(w.uid), nil, traceparent)
+	if wait, running := w.endContainers(ctx, p, state); running {
+		return wait
+	}
+	if w.cleaned {
+		if p.DeletionTimestamp != nil {
+			w.a.writer.Remove(p, traceparent)
+		}
+		return resync
+	}
+	if wait := time.Until(w.clean.until); wait > 0 {
+		return wait
+	}
+	if err := w.cleanUp(ctx, p, state); err != nil {
+		if ctx.Err() == nil {
+			w.a.log.Warn("pod was not cleared away", "pod", pod.Key(p), "error", cri.Message(err))
+			w.clean.fail(200*time.Millisecond, 10*time.Second)
+		}
+		return max(w.clean.delay, time.Millisecond)
+	}
+	w.clean.ok()
+	w.cleaned = true
+	w.finished = true
+	// The last status tells how everything ended.
+	state, err := w.a.cfg.Runtime.Pod(ctx, string(w.uid))
+	if err != nil {
+		return runtimeRetry
+	}
+	w.publish(p, state, w.a.probes.Verdicts(w.uid), nil, traceparent)
+	if p.DeletionTimestamp != nil {
+		w.a.writer.Remove(p, traceparent)
+	}
+	return resync
+}
+
+// endContainers ends what runs. running says that something still does.
+func (w *worker) endContainers(ctx context.Context, p *corev1.Pod, state *cri.Pod) (wait time.Duration, running bool) {
+	alive := state.Running()
+	if len(alive) == 0 && (w.kill == nil || w.kill.over()) {
+		w.kill = nil
+		return 0, false
+	}
+	grace := int64(30)
+	if p != nil {
+		grace = graceOf(p)
+	} else if len(alive) > 0 {
+		grace = alive[0].Grace
+	}
+	if w.kill != nil && !w.kill.over() {
+		if grace >= w.kill.grace {
+			return resync, true
+		}
+		w.stopKilling()
+	}
+	killCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	k := &killing{grace: grace, cancel: cancel, done: make(chan struct{})}
+	w.kill = k
+	go func() {
+		defer close(k.done)
+		defer cancel()
+		w.a.killPod(killCtx, p, state, time.Duration(grace)*time.Second)
+		w.poke()
+	}()
+	return runtimeRetry, true
+}
+
+// stopKilling ends the wait for containers to end; they go on ending.
+func (w *worker) stopKilling() {
+	if w.kill == nil {
+		return
+	}
+	w.kill.cancel()
+	<-w.kill.done
+	w.kill = nil
+}
+
+// killPod ends all containers of a pod: regular ones and init containers at
+// once, then sidecars from the last to the first, all within the grace period.
+func (a *Agent) killPod(ctx context.Context, p *corev1.Pod, state *cri.Pod, grace time.Duration) {
+	deadline := time.Now().Add(grace)
+	var first []*cri.Container
+	sidecars := map[string][]*cri.Container{}
+	for _, c := range state.Running() {
+		if p != nil {
+			if spec, init := pod.Find(p, c.Name); spec != nil && init && pod.IsSidecar(spec) {
+				sidecars[c.Name] = append(sidecars[c.Name], c)
+				continue
+			}
+		}
+		first = append(first, c)
+	}
+	a.killAll(ctx, p, state, first, deadline)
+	if p == nil || len(sidecars) == 0 {
+		return
+	}
+	for i := len(p.Spec.InitContainers) - 1; i >= 0 && ctx.Err() == nil; i-- {
+		a.killAll(ctx, p, state, sidecars[p.Spec.InitContainers[i].Name], deadline)
+	}
+}
+
+func (a *Agent) killAll(ctx context.Context, p *corev1.Pod, state *cri.Pod, list []*cri.Container, deadline time.Time) {
+	var wg sync.WaitGroup
+	for _, c := range list {
+		wg.Go(func() {
+			grace := max(0, time.Until(deadline))
+			a.killContainer(ctx, p, state, c, grace, "Stopping container "+c.Name)
+		})
+	}
+	wg.Wait()
+}
+
+// killContainer ends one container: its preStop hook, then its stop signal, and
+// SIGKILL when grace is over.
+func (a *Agent) killContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod, c *cri.Container, grace time.Duration, message string) {
+	var spec *corev1.Container
+	if p != nil {
+		spec, _ = pod.Find(p, c.Name)
+		a.cfg.Events.Pod(p, c.Name, corev1.EventTypeNormal, event.Killing, "%s", message)
+		var span trace.Span
+		ctx, span = tracer.Start(ctx, "node.stop_container", trace.WithAttributes(append(podAttributes(p), attribute.String("k8s.container.name", c.Name))...))
+		defer span.End()
+	}
+	deadline := time.Now().Add(grace)
+	if grace > 0 && spec != nil && spec.Lifecycle != nil && spec.Lifecycle.PreStop != nil {
+		a.preStop(ctx, p, spec, c.ID, podIP(p, state, a.cfg.HostIPs()), grace)
+		grace = max(minGrace, time.Until(deadline))
+	}
+	for ctx.Err() == nil {
+		err := a.cfg.Runtime.StopContainer(ctx, c.ID, grace)
+		if err == nil {
+			return
+		}
+		if ctx.Err() == nil {
+			a.log.Warn("container was not stopped", "container", c.ID, "name", c.Name, "error", cri.Message(err))
+		}
+		grace = max(0, time.Until(deadline))
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// killOne ends one container of a pod that goes on.
+func (w *worker) killOne(ctx context.Context, p *corev1.Pod, k pod.Kill) {
+	grace := graceOf(p)
+	spec, _ := pod.Find(p, k.Container.Name)
+	if spec != nil {
+		var own *corev1.Probe
+		switch k.Why {
+		case pod.KillLiveness:
+			own = spec.LivenessProbe
+		case pod.KillStartup:
+			own = spec.StartupProbe
+		}
+		if own != nil && own.TerminationGracePeriodSeconds != nil {
+			grace = *own.TerminationGracePeriodSeconds
+		}
+	}
+	message := "Container " + k.Container.Name + " " + k.Why + ", will be restarted"
+	w.a.killContainer(ctx, p, &cri.Pod{}, k.Container, time.Duration(grace)*time.Second, message)
+}
+
+// replaceSandbox ends everything in a sandbox that can no longer be used.
+func (w *worker) replaceSandbox(ctx context.Context, p *corev1.Pod, state *cri.Pod) {
+	if len(state.Sandboxes) == 0 {
+		return
+	}
+	w.a.cfg.Events.Pod(p, "", corev1.EventTypeNormal, event.SandboxChanged, "Pod sandbox changed, it will be killed and re-created.")
+	w.a.killPod(ctx, p, state, time.Duration(graceOf(p))*time.Second)
+	for i := range state.Sandboxes {
+		if err := w.a.cfg.Runtime.StopSandbox(ctx, state.Sandboxes[i].ID); err != nil && ctx.Err() == nil {
+			w.a.log.Warn("sandbox was not stopped", "pod", pod.Key(p), "sandbox", state.Sandboxes[i].ID, "error", cri.Message(err))
+		}
+	}
+}

@@ -1,0 +1,332 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"keelson.dev/services/internal/telemetry"
+	"keelson.dev/services/node/internal/cni"
+	"keelson.dev/services/node/internal/cri"
+	"keelson.dev/services/node/internal/event"
+	"keelson.dev/services/node/internal/pod"
+	"keelson.dev/services/node/internal/probe"
+	"keelson.dev/services/node/internal/status"
+)
+
+var tracer = otel.Tracer("keelson.dev/node")
+
+// worker brings one pod from what is to what should be. Its fields belong to its
+// goroutine, except those under mu.
+type worker struct {
+	a    *Agent
+	uid  types.UID
+	wake chan struct{}
+
+	mu          sync.Mutex
+	pod         *corev1.Pod // nil for a pod that the API never had
+	gone        bool        // the API has it no more
+	traceparent string
+	interrupt   context.CancelFunc // ends the running sync
+	changedAt   time.Time
+
+	ended     *pod.Refusal
+	finished  bool
+	admitted  bool
+	waiting   map[string]hold
+	sandbox   retry
+	volumes   retry
+	mounted   bool
+	referred  bool
+	kill      *killing
+	cleaned   bool
+	readied   bool
+	startedAt time.Time
+	clean     retry
+}
+
+// hold is why a container is not started, and until when.
+type hold struct {
+	state        corev1.ContainerStateWaiting
+	since, until time.Time
+}
+
+// retry is a growing delay after failures.
+type retry struct {
+	until time.Time
+	delay time.Duration
+}
+
+func (r *retry) fail(first, most time.Duration) {
+	r.delay = min(max(2*r.delay, first), most)
+	r.until = time.Now().Add(r.delay)
+}
+
+func (r *retry) ok() { *r = retry{} }
+
+func newWorker(a *Agent, uid types.UID) *worker {
+	return &worker{a: a, uid: uid, wake: make(chan struct{}, 1), waiting: map[string]hold{}}
+}
+
+func (w *worker) poke() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// update tells the worker how the pod should be.
+func (w *worker) update(p, old *corev1.Pod, traceparent string) {
+	w.mu.Lock()
+	w.pod, w.gone = p, false
+	if old == nil || caused(p, old) {
+		if traceparent != "" {
+			w.traceparent = traceparent
+		}
+		w.changedAt = time.Now()
+	}
+	if ending(p) && (old == nil || !ending(old) || graceOf(p) < graceOf(old)) && w.interrupt != nil {
+		w.interrupt()
+	}
+	w.mu.Unlock()
+	w.poke()
+}
+
+// caused says whether an update is more than a status: only then does its trace
+// begin something new here.
+func caused(p, old *corev1.Pod) bool {
+	return p.Generation != old.Generation || (p.DeletionTimestamp == nil) != (old.DeletionTimestamp == nil)
+}
+
+func ending(p *corev1.Pod) bool { return p.DeletionTimestamp != nil || pod.Terminal(p) }
+
+// remove tells the worker that the API has the pod no more.
+func (w *worker) remove(p *corev1.Pod, traceparent string) {
+	w.mu.Lock()
+	if p != nil {
+		w.pod = p
+	}
+	w.gone = true
+	if traceparent != "" {
+		w.traceparent = traceparent
+	}
+	if w.interrupt != nil {
+		w.interrupt()
+	}
+	w.mu.Unlock()
+	w.poke()
+}
+
+// run works until ctx ends or the pod is gone with everything that was its.
+func (w *worker) run(ctx context.Context) {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	defer w.stopKilling()
+	for {
+		next, done := w.sync(ctx)
+		if done && w.a.retire(w) {
+			w.forget()
+			return
+		}
+		timer.Reset(next)
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+func (w *worker) forget() {
+	if w.a.cfg.HostPorts != nil {
+		w.a.cfg.HostPorts(string(w.uid), nil)
+	}
+	w.a.probes.Forget(w.uid)
+	w.a.objects.release(w.uid)
+	w.a.writer.Forget(w.uid)
+}
+
+const (
+	// resync is how often a pod is looked at although nothing happened.
+	resync = time.Minute
+	// runtimeRetry is how soon after the runtime did not answer.
+	runtimeRetry = time.Second
+)
+
+// sync looks at the pod once. It returns when to look again at the latest, and
+// whether nothing is left of the pod.
+func (w *worker) sync(parent context.Context) (next time.Duration, done bool) {
+	ctx, cancel := context.WithCancel(parent)
+	defer cancel()
+	w.mu.Lock()
+	p, gone, traceparent := w.pod, w.gone, w.traceparent
+	w.interrupt = cancel
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		w.interrupt = nil
+		w.mu.Unlock()
+	}()
+	ctx = telemetry.ContextWithTraceparent(ctx, traceparent)
+
+	state, err := w.a.cfg.Runtime.Pod(ctx, string(w.uid))
+	if err != nil {
+		if parent.Err() == nil && ctx.Err() == nil {
+			w.a.log.Debug("container runtime did not answer", "pod", w.name(p), "error", err)
+		}
+		return runtimeRetry, false
+	}
+	if gone {
+		return w.clear(ctx, p, state)
+	}
+	if !w.referred {
+		w.a.objects.refer(p)
+		w.referred = true
+	}
+	w.decide(p)
+	if p.DeletionTimestamp != nil || w.ended != nil || w.finished || pod.Terminal(p) {
+		return w.end(ctx, p, state, traceparent), false
+	}
+	return w.advance(ctx, p, state, traceparent), false
+}
+
+func (w *worker) name(p *corev1.Pod) string {
+	if p == nil {
+		return string(w.uid)
+	}
+	return pod.Key(p)
+}
+
+// decide finds out whether the node must end or refuse the pod.
+func (w *worker) decide(p *corev1.Pod) {
+	if w.ended != nil || pod.Terminal(p) {
+		return
+	}
+	if !w.admitted {
+		w.admitted = true
+		if p.Status.StartTime == nil {
+			if w.ended = pod.Admit(p); w.ended != nil {
+				w.a.cfg.Events.Pod(p, "", corev1.EventTypeWarning, w.ended.Reason, "%s", w.ended.Message)
+				return
+			}
+		}
+	}
+	if d := p.Spec.ActiveDeadlineSeconds; d != nil && p.Status.StartTime != nil {
+		if !time.Now().Before(p.Status.StartTime.Add(time.Duration(*d) * time.Second)) {
+			w.ended = &pod.Refusal{Reason: "DeadlineExceeded", Message: "Pod was active on the node longer than the specified deadline"}
+			w.a.cfg.Events.Pod(p, "", corev1.EventTypeNormal, event.DeadlineExceeded, "%s", w.ended.Message)
+		}
+	}
+}
+
+// wakeTimes gathers times to look again and gives the nearest.
+type wakeTimes struct{ at time.Time }
+
+func (t *wakeTimes) add(at time.Time) {
+	if !at.IsZero() && (t.at.IsZero() || at.Before(t.at)) {
+		t.at = at
+	}
+}
+
+func (t *wakeTimes) wait() time.Duration {
+	if t.at.IsZero() {
+		return resync
+	}
+	return max(5*time.Millisecond, min(resync, time.Until(t.at)))
+}
+
+// publish writes the pod's status as it follows from the runtime's state.
+func (w *worker) publish(p *corev1.Pod, state *cri.Pod, v probe.Verdicts, waiting map[string]corev1.ContainerStateWaiting, traceparent string) *corev1.PodStatus {
+	base := p
+	if latest := w.a.writer.Latest(p.UID); latest != nil {
+		// What was said last is what transitions are counted from: the watch may
+		// not have brought it back yet.
+		shallow := *p
+		shallow.Status = *latest
+		shallow.Status.Conditions = foreign(p, latest)
+		if pod.Terminal(p) {
+			shallow.Status.Phase = p.Status.Phase
+		}
+		base = &shallow
+	}
+	s := status.Make(status.View{
+		Pod: base, Runtime: state, Now: time.Now(), RuntimeName: "containerd", HostIPs: w.a.cfg.HostIPs(),
+		Waiting: waiting, Started: v.Started, Ready: v.Ready, TerminationMessage: terminationMessage,
+		Ended: w.ended, Finished: w.finished,
+	})
+	w.a.writer.Set(p, &s, traceparent)
+	w.hostPorts(p, state)
+	w.traceReady(p, &s, traceparent)
+	return &s
+}
+
+// foreign joins our own latest conditions with those that others wrote.
+func foreign(p *corev1.Pod, latest *corev1.PodStatus) []corev1.PodCondition {
+	out := append([]corev1.PodCondition(nil), latest.Conditions...)
+	for _, c := range p.Status.Conditions {
+		found := false
+		for i := range out {
+			if out[i].Type == c.Type {
+				found = true
+				if !status.Owned(c.Type) {
+					out[i] = c
+				}
+			}
+		}
+		if !found {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// hostPorts tells the pod network which ports of the node lead to the pod.
+func (w *worker) hostPorts(p *corev1.Pod, state *cri.Pod) {
+	if w.a.cfg.HostPorts == nil || p.Spec.HostNetwork {
+		return
+	}
+	box := state.Sandbox()
+	if box == nil || !box.Ready || len(box.IPs) == 0 {
+		w.a.cfg.HostPorts(string(w.uid), nil)
+		return
+	}
+	w.a.cfg.HostPorts(string(w.uid), hostPortsOf(p, box.IPs[0]))
+}
+
+func hostPortsOf(p *corev1.Pod, ip string) []cni.HostPort {
+	target, err := netip.ParseAddr(ip)
+	if err != nil {
+		return nil
+	}
+	var out []cni.HostPort
+	add := func(c *corev1.Container) {
+		for _, port := range c.Ports {
+			if port.HostPort == 0 {
+				continue
+			}
+			h := cni.HostPort{
+				Protocol: string(port.Protocol), HostPort: uint16(port.HostPort),
+				Target: netip.AddrPortFrom(target, uint16(port.ContainerPort)),
+			}
+			if addr, err := netip.ParseAddr(port.HostIP); err == nil && !addr.IsUnspecified() {
+				h.HostIP = addr
+			}
+			out = append(out, h)
+		}
+	}
+	for i := range p.Spec.InitContainers {
+		if pod.IsSidecar(&p.Spec.InitContainers[i]) {
+			add(&p.Spec.InitContainers[i])
+		}
+	}
+	for i := range p.Spec.Containers {
+		add(&p.Spec.Containers[i])
+	}
+	return out
+}

@@ -1,0 +1,54 @@
+// Package log reads the log files that a container runtime writes in CRI's
+// format, and keeps them from growing without bound.
+//
+// It must never hold more than one line in memory, nor fail on a line that it
+// does not understand.
+package log
+
+import (
+	"bytes"
+	"time"
+)
+
+// entry is one line of a CRI log: "2016-10-06T00:17:09.669794202Z stdout F text".
+type entry struct {
+	time   time.Time
+	stamp  []byte // the time as it stands
+	stream string
+	// text with its newline, unless the line goes on in the next entry.
+	text []byte
+}
+
+// parse reads a line without its newline. The entry shares the line's memory.
+func parse(line []byte) (entry, bool) {
+	var e entry
+	stamp, rest, ok := bytes.Cut(line, []byte{' '})
+	if !ok {
+		return e, false
+	}
+	t, err := time.Parse(time.RFC3339Nano, string(stamp))
+	if err != nil {
+		return e, false
+	}
+	stream, rest, ok := bytes.Cut(rest, []byte{' '})
+	if !ok {
+		return e, false
+	}
+	switch string(stream) {
+	case "stdout", "stderr":
+	default:
+		return e, false
+	}
+	tags, text, ok := bytes.Cut(rest, []byte{' '})
+	if !ok {
+		return e, false
+	}
+	e.time, e.stamp, e.stream = t, stamp, string(stream)
+	first, _, _ := bytes.Cut(tags, []byte{':'})
+	if string(first) == "P" {
+		e.text = text
+	} else {
+		e.text = append(text[:len(text):len(text)], '\n')
+	}
+	return e, true
+}

@@ -1,0 +1,249 @@
+package log
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+)
+
+// Options choose what Read writes.
+type Options struct {
+	// Follow goes on until the container has ended.
+	Follow bool
+	// Since leaves out older entries, unless it is zero.
+	Since time.Time
+	// Timestamps writes the time before each line.
+	Timestamps bool
+	// Tail, if set, starts that many entries before the end.
+	Tail *int64
+	// Limit, if set, ends after that many bytes.
+	Limit *int64
+	// Stream is "stdout", "stderr", or "" for both.
+	Stream string
+}
+
+// poll is how often a followed file is looked at.
+const poll = 100 * time.Millisecond
+
+// maxLine bounds one line of the file; CRI runtimes cut lines at 16 KiB.
+const maxLine = 1 << 20
+
+// errLimit ends a read that has reached its limit.
+var errLimit = errors.New("limit reached")
+
+// Read writes a log file to w. With Follow it goes on, over rotations, until
+// running says that the container has ended; an error of running ends it too.
+func Read(ctx context.Context, name string, o Options, running func() (bool, error), w io.Writer) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return fmt.Errorf("failed to open log file %q: %w", name, err)
+	}
+	defer func() { _ = f.Close() }()
+	if o.Tail != nil {
+		offset, err := tailOffset(f, *o.Tail)
+		if err != nil {
+			return fmt.Errorf("failed to tail log file %q: %w", name, err)
+		}
+		if _, err := f.Seek(offset, io.SeekStart); err != nil {
+			return err
+		}
+	}
+	out := &writer{w: w, o: o, begun: true}
+	if o.Limit != nil {
+		out.left = *o.Limit
+	}
+	reader := bufio.NewReaderSize(f, 64<<10)
+	var line []byte
+	for {
+		line, err = fill(reader, line)
+		if err == nil {
+			if err := out.write(line); err != nil {
+				return ended(err)
+			}
+			line = line[:0]
+			continue
+		}
+		if !errors.Is(err, io.EOF) {
+			return fmt.Errorf("failed to read log file %q: %w", name, err)
+		}
+		if !o.Follow {
+			if len(line) > 0 {
+				return ended(out.write(line))
+			}
+			return nil
+		}
+		next, more, err := follow(ctx, name, f, reader, running)
+		if err != nil || !more {
+			return err
+		}
+		if next != nil {
+			_ = f.Close()
+			f = next
+			reader.Reset(f)
+			line = line[:0]
+		}
+	}
+}
+
+func ended(err error) error {
+	if errors.Is(err, errLimit) {
+		return nil
+	}
+	return err
+}
+
+// fill reads up to the end of a line, which may come in several pieces. Of a line
+// that is too long the rest is dropped.
+func fill(r *bufio.Reader, line []byte) ([]byte, error) {
+	for {
+		part, err := r.ReadSlice('\n')
+		if room := maxLine - len(line); len(part) > room {
+			part = part[:max(room, 0)]
+		}
+		line = append(line, part...)
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+			continue
+		case err != nil:
+			return line, err
+		}
+		return bytes.TrimSuffix(line, []byte{'\n'}), nil
+	}
+}
+
+// follow waits until there is more to read: in the same file, or in the one that
+// took its place. more is false when the container has ended and all was read.
+func follow(ctx context.Context, name string, f *os.File, r *bufio.Reader, running func() (bool, error)) (next *os.File, more bool, err error) {
+	ticker := time.NewTicker(poll)
+	defer ticker.Stop()
+	asked := time.Time{}
+	last := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, false, ctx.Err()
+		case <-ticker.C:
+		}
+		if _, err := r.Peek(1); err == nil {
+			return nil, true, nil
+		}
+		have, err := f.Stat()
+		if err != nil {
+			return nil, false, err
+		}
+		now, err := os.Stat(name)
+		if err == nil && !os.SameFile(have, now) {
+			opened, err := os.Open(name)
+			if err == nil {
+				return opened, true, nil
+			}
+			if !errors.Is(err, fs.ErrNotExist) {
+				return nil, false, err
+			}
+		}
+		if last {
+			return nil, false, nil // nothing came after the container's end
+		}
+		if time.Since(asked) < time.Second {
+			continue
+		}
+		asked = time.Now()
+		alive, err := running()
+		if err != nil {
+			return nil, false, err
+		}
+		last = !alive
+	}
+}
+
+// writer writes entries as the options want them.
+type writer struct {
+	w    io.Writer
+	o    Options
+	left int64
+	// begun says that the next text begins a line.
+	begun bool
+	buf   []byte
+}
+
+func (w *writer) write(line []byte) error {
+	e, ok := parse(line)
+	if !ok {
+		return nil
+	}
+	if !w.o.Since.IsZero() && e.time.Before(w.o.Since) {
+		return nil
+	}
+	if w.o.Stream != "" && e.stream != w.o.Stream {
+		return nil
+	}
+	w.buf = w.buf[:0]
+	if w.o.Timestamps && w.begun {
+		w.buf = append(append(w.buf, e.stamp...), ' ')
+	}
+	w.begun = len(e.text) > 0 && e.text[len(e.text)-1] == '\n'
+	w.buf = append(w.buf, e.text...)
+	limited := false
+	if w.o.Limit != nil {
+		if int64(len(w.buf)) >= w.left {
+			w.buf, limited = w.buf[:w.left], true
+		}
+		w.left -= int64(len(w.buf))
+	}
+	if _, err := w.w.Write(w.buf); err != nil {
+		return err
+	}
+	if limited {
+		return errLimit
+	}
+	return nil
+}
+
+// tailOffset is where the last n lines begin.
+func tailOffset(f *os.File, n int64) (int64, error) {
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil || n <= 0 {
+		return size, err
+	}
+	const block = 32 << 10
+	buf := make([]byte, block)
+	var seen int64
+	for end := size; end > 0; {
+		begin := max(0, end-block)
+		chunk := buf[:end-begin]
+		if _, err := f.ReadAt(chunk, begin); err != nil && !errors.Is(err, io.EOF) {
+			return 0, err
+		}
+		for i := len(chunk) - 1; i >= 0; i-- {
+			if chunk[i] != '\n' || begin+int64(i) == size-1 {
+				continue
+			}
+			if seen++; seen == n {
+				return begin + int64(i) + 1, nil
+			}
+		}
+		end = begin
+	}
+	return 0, nil
+}
+
+// Tail is the last lines of a log, at most so many lines and bytes; empty if it
+// cannot be read.
+func Tail(name string, lines, most int64) string {
+	var b strings.Builder
+	if err := Read(context.Background(), name, Options{Tail: &lines}, nil, &b); err != nil {
+		return ""
+	}
+	text := b.String()
+	if int64(len(text)) > most {
+		text = text[int64(len(text))-most:]
+	}
+	return strings.ToValidUTF8(text, "�")
+}

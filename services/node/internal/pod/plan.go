@@ -1,0 +1,324 @@
+package pod
+
+import (
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"keelson.dev/services/node/internal/cri"
+)
+
+// Why the agent ends a container, as it stands in the Killing event's message.
+const (
+	KillLiveness = "failed liveness probe"
+	KillStartup  = "failed startup probe"
+	KillChanged  = "definition changed"
+	KillUnknown  = "is in an unknown state"
+)
+
+// View is all that a plan is made from.
+type View struct {
+	Pod     *corev1.Pod
+	Runtime *cri.Pod
+	Now     time.Time
+	// Started says of a running instance that its startup probe has passed, or
+	// that it has none, and that its postStart hook is done.
+	Started func(id string) bool
+	// Unhealthy says of a running instance why a probe wants it to end, or "".
+	Unhealthy func(id string) string
+}
+
+// Plan is what to do next for a pod. Everything in it may be done at once,
+// except that kills come before starts.
+type Plan struct {
+	// KillAll ends all containers and the sandbox first.
+	KillAll bool
+	// CreateSandbox makes a new sandbox with this Attempt.
+	CreateSandbox bool
+	Attempt       uint32
+	// SandboxID is the sandbox to start containers in, unless one is created.
+	SandboxID string
+	Kill      []Kill
+	Start     []Start
+	// Waiting explains containers that are held back.
+	Waiting map[string]corev1.ContainerStateWaiting
+	// Finished says that no container of this pod will be started again.
+	Finished bool
+	// Wake is when the plan may differ although nothing happened; zero is never.
+	Wake time.Time
+}
+
+// Kill is one container to end.
+type Kill struct {
+	Container *cri.Container
+	Why       string
+}
+
+// Start is one container to start.
+type Start struct {
+	Container *corev1.Container
+	Init      bool
+	// RestartCount of the new instance.
+	RestartCount int
+	// Backoff is the delay that will follow the new instance's end.
+	Backoff time.Duration
+}
+
+// Make plans the next step of a pod that is meant to run. A pod that is meant
+// to end is not planned: everything of it is ended.
+func Make(v View) Plan {
+	if Terminal(v.Pod) {
+		return Plan{KillAll: true, Finished: true}
+	}
+	box := v.Runtime.Sandbox()
+	if why := sandboxUnusable(v.Pod, box); why != "" {
+		return planSandbox(v, box)
+	}
+	p := Plan{SandboxID: box.ID, Waiting: map[string]corev1.ContainerStateWaiting{}}
+	initialized, failed := p.planInit(v, box.ID)
+	if failed {
+		return Plan{KillAll: true, Finished: true, SandboxID: box.ID}
+	}
+	if !initialized {
+		return p
+	}
+	if p.planRegular(v, box.ID) {
+		return Plan{KillAll: true, Finished: true, SandboxID: box.ID}
+	}
+	return p
+}
+
+// sandboxUnusable says why a pod needs another sandbox, or "".
+func sandboxUnusable(pod *corev1.Pod, box *cri.Sandbox) string {
+	switch {
+	case box == nil:
+		return "no sandbox"
+	case !box.Ready:
+		return "the sandbox has ended"
+	case box.HostNetwork != pod.Spec.HostNetwork:
+		return "the sandbox has another network"
+	case !pod.Spec.HostNetwork && len(box.IPs) == 0:
+		return "the sandbox has no address"
+	}
+	return ""
+}
+
+// planSandbox plans for a pod without a usable sandbox.
+func planSandbox(v View, box *cri.Sandbox) Plan {
+	p := Plan{KillAll: box != nil, CreateSandbox: true}
+	if box == nil {
+		return p
+	}
+	p.Attempt = box.Attempt + 1
+	if len(v.Runtime.Containers) == 0 {
+		return p
+	}
+	// A sandbox that ran something before is made again only for a container
+	// that its policy lets start again.
+	for i := range v.Pod.Spec.Containers {
+		c := &v.Pod.Spec.Containers[i]
+		last := v.Runtime.Latest(c.Name)
+		if last == nil && v.Pod.Spec.RestartPolicy != corev1.RestartPolicyNever {
+			return p
+		}
+		if last == nil {
+			continue
+		}
+		ended := *last
+		if ended.State != cri.StateExited {
+			ended.ExitCode = 137
+		}
+		if restarts(v.Pod, c, &ended) {
+			return p
+		}
+	}
+	p.CreateSandbox = false
+	p.Finished = true
+	return p
+}
+
+// planInit plans init containers and sidecars. It reports whether regular
+// containers may start, and whether initialization has failed for good.
+func (p *Plan) planInit(v View, sandbox string) (initialized, failed bool) {
+	inits := v.Pod.Spec.InitContainers
+	reached := -1
+	for i := range inits {
+		if instance(v.Runtime, sandbox, inits[i].Name) != nil {
+			reached = i
+		}
+	}
+	initialized = begun(v, sandbox)
+	if initialized {
+		reached = len(inits)
+	}
+	// Sidecars before the one in turn are kept running, and hold up nobody.
+	for i := 0; i < min(reached, len(inits)); i++ {
+		if IsSidecar(&inits[i]) {
+			p.keepRunning(v, sandbox, &inits[i], true)
+		}
+	}
+	if initialized {
+		return true, false
+	}
+	for i := max(reached, 0); i < len(inits); i++ {
+		c := &inits[i]
+		inst := instance(v.Runtime, sandbox, c.Name)
+		switch {
+		case inst == nil || inst.State == cri.StateCreated:
+			p.start(v, c, true)
+			return false, false
+		case IsSidecar(c):
+			p.keepRunning(v, sandbox, c, true)
+			if inst.State != cri.StateRunning || !v.Started(inst.ID) {
+				return false, false
+			}
+		case inst.State == cri.StateExited && inst.ExitCode == 0:
+		case inst.State == cri.StateExited:
+			if !restarts(v.Pod, c, inst) {
+				return false, true
+			}
+			p.restart(v, c, inst, true)
+			return false, false
+		case inst.State == cri.StateUnknown:
+			p.Kill = append(p.Kill, Kill{inst, KillUnknown})
+			return false, false
+		default:
+			if inst.Hash != "" && inst.Hash != Hash(c) {
+				p.Kill = append(p.Kill, Kill{inst, KillChanged})
+			}
+			return false, false
+		}
+	}
+	return true, false
+}
+
+// planRegular plans regular containers and reports whether all have ended for
+// good.
+func (p *Plan) planRegular(v View, sandbox string) (finished bool) {
+	finished = true
+	for i := range v.Pod.Spec.Containers {
+		if !p.keepRunning(v, sandbox, &v.Pod.Spec.Containers[i], false) {
+			finished = false
+		}
+	}
+	return finished
+}
+
+// keepRunning plans one container that should run, and reports whether it has
+// ended for good.
+func (p *Plan) keepRunning(v View, sandbox string, c *corev1.Container, init bool) (over bool) {
+	inst := instance(v.Runtime, sandbox, c.Name)
+	switch {
+	case inst == nil || inst.State == cri.StateCreated:
+		if last := v.Runtime.Latest(c.Name); last != nil && last.SandboxID != sandbox && last.State == cri.StateExited && !restarts(v.Pod, c, last) {
+			return true
+		}
+		p.start(v, c, init)
+	case inst.State == cri.StateUnknown:
+		p.Kill = append(p.Kill, Kill{inst, KillUnknown})
+	case inst.State == cri.StateRunning:
+		if inst.Hash != "" && inst.Hash != Hash(c) {
+			p.Kill = append(p.Kill, Kill{inst, KillChanged})
+		} else if why := v.Unhealthy(inst.ID); why != "" {
+			p.Kill = append(p.Kill, Kill{inst, why})
+		}
+	case inst.Hash != "" && inst.Hash != Hash(c):
+		p.start(v, c, init)
+	case !restarts(v.Pod, c, inst):
+		return true
+	default:
+		p.restart(v, c, inst, init)
+	}
+	return false
+}
+
+// start plans an instance that need not wait.
+func (p *Plan) start(v View, c *corev1.Container, init bool) {
+	s := Start{Container: c, Init: init}
+	for _, last := range v.Runtime.Instances(c.Name) {
+		if last.State == cri.StateCreated {
+			s.RestartCount, s.Backoff = last.RestartCount, last.Backoff
+			break
+		}
+		s.RestartCount = last.RestartCount + 1
+		_, s.Backoff = Restart(last)
+		break
+	}
+	if st := Status(v.Pod, c.Name); st != nil && v.Runtime.Latest(c.Name) == nil && (st.LastTerminationState.Terminated != nil || st.State.Running != nil || st.State.Terminated != nil) {
+		s.RestartCount = int(st.RestartCount) + 1
+	}
+	p.Start = append(p.Start, s)
+}
+
+// restart plans the successor of an instance, when its time has come.
+func (p *Plan) restart(v View, c *corev1.Container, last *cri.Container, init bool) {
+	at, next := Restart(last)
+	if v.Now.Before(at) {
+		p.Waiting[c.Name] = corev1.ContainerStateWaiting{
+			Reason: "CrashLoopBackOff",
+			Message: fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
+				last.Backoff, c.Name, v.Pod.Name, v.Pod.Namespace, v.Pod.UID),
+		}
+		if p.Wake.IsZero() || at.Before(p.Wake) {
+			p.Wake = at
+		}
+		return
+	}
+	p.Start = append(p.Start, Start{Container: c, Init: init, RestartCount: last.RestartCount + 1, Backoff: next})
+}
+
+// begun says that a regular container has been started in this sandbox: then
+// initialization is over, whatever became of its containers since.
+func begun(v View, sandbox string) bool {
+	for i := range v.Pod.Spec.Containers {
+		inst := instance(v.Runtime, sandbox, v.Pod.Spec.Containers[i].Name)
+		if inst != nil && inst.State != cri.StateCreated {
+			return true
+		}
+	}
+	return false
+}
+
+// instance is the newest instance of a container in one sandbox, or nil.
+func instance(r *cri.Pod, sandbox, name string) *cri.Container {
+	for _, c := range r.Instances(name) {
+		if c.SandboxID == sandbox {
+			return c
+		}
+	}
+	return nil
+}
+
+// restarts says whether an instance that ended is followed by another one.
+func restarts(pod *corev1.Pod, c *corev1.Container, ended *cri.Container) bool {
+	for _, rule := range c.RestartPolicyRules {
+		if rule.ExitCodes == nil {
+			continue
+		}
+		match := false
+		for _, code := range rule.ExitCodes.Values {
+			match = match || code == ended.ExitCode
+		}
+		if rule.ExitCodes.Operator == corev1.ContainerRestartRuleOnExitCodesOpNotIn {
+			match = !match
+		}
+		if match {
+			return true
+		}
+	}
+	policy := pod.Spec.RestartPolicy
+	if c.RestartPolicy != nil {
+		policy = corev1.RestartPolicy(*c.RestartPolicy)
+	} else if _, init := Find(pod, c.Name); init && policy == corev1.RestartPolicyAlways {
+		policy = corev1.RestartPolicyOnFailure
+	}
+	switch policy {
+	case corev1.RestartPolicyNever:
+		return false
+	case corev1.RestartPolicyOnFailure:
+		return ended.ExitCode != 0
+	default:
+		return true
+	}
+}

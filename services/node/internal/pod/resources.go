@@ -1,0 +1,192 @@
+package pod
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// The kernel's units for CPU time, as cgroup v1 has them; runtimes convert them
+// to v2's.
+const (
+	sharesPerCPU  = 1024
+	minShares     = 2
+	maxShares     = 262144
+	quotaPeriod   = 100000 // µs
+	minQuota      = 1000   // µs
+	guaranteedAdj = -997
+	bestEffortAdj = 1000
+	// systemNodeCritical is the priority from which a pod is the node's own.
+	systemNodeCritical = 2000001000
+)
+
+// QOS is the quality-of-service class of a pod.
+func QOS(p *corev1.Pod) corev1.PodQOSClass {
+	if p.Status.QOSClass != "" {
+		return p.Status.QOSClass
+	}
+	guaranteed, any := true, false
+	check := func(r corev1.ResourceRequirements) {
+		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+			request, limit := r.Requests[name], r.Limits[name]
+			if !request.IsZero() || !limit.IsZero() {
+				any = true
+			}
+			if limit.IsZero() || (!request.IsZero() && request.Cmp(limit) != 0) {
+				guaranteed = false
+			}
+		}
+	}
+	if p.Spec.Resources != nil && len(p.Spec.Resources.Requests)+len(p.Spec.Resources.Limits) > 0 {
+		check(*p.Spec.Resources)
+	} else {
+		for i := range p.Spec.InitContainers {
+			check(p.Spec.InitContainers[i].Resources)
+		}
+		for i := range p.Spec.Containers {
+			check(p.Spec.Containers[i].Resources)
+		}
+	}
+	switch {
+	case !any:
+		return corev1.PodQOSBestEffort
+	case guaranteed:
+		return corev1.PodQOSGuaranteed
+	}
+	return corev1.PodQOSBurstable
+}
+
+// Shares is the cgroup v1 CPU shares for an amount of CPU.
+func Shares(cpu *resource.Quantity) int64 { return SharesOf(cpu.MilliValue()) }
+
+// SharesOf is Shares of an amount in thousandths of a CPU.
+func SharesOf(m int64) int64 {
+	if m <= 0 {
+		return minShares
+	}
+	return max(minShares, min(maxShares, m*sharesPerCPU/1000))
+}
+
+// Quota is the CPU time per period for a limit, or 0 for none.
+func Quota(cpu *resource.Quantity) (quota, period int64) {
+	m := cpu.MilliValue()
+	if m <= 0 {
+		return 0, 0
+	}
+	return max(minQuota, m*quotaPeriod/1000), quotaPeriod
+}
+
+// OOMScoreAdj is how gladly the kernel should end a container's processes when
+// memory runs out: least for guaranteed pods, and for burstable ones the less
+// the more memory they asked for.
+func OOMScoreAdj(p *corev1.Pod, c *corev1.Container, memoryCapacity int64) int64 {
+	if p.Spec.Priority != nil && *p.Spec.Priority >= systemNodeCritical {
+		return guaranteedAdj
+	}
+	switch QOS(p) {
+	case corev1.PodQOSGuaranteed:
+		return guaranteedAdj
+	case corev1.PodQOSBestEffort:
+		return bestEffortAdj
+	}
+	if memoryCapacity <= 0 {
+		return bestEffortAdj - 1
+	}
+	request := c.Resources.Requests.Memory().Value()
+	adj := 1000 - 1000*request/memoryCapacity
+	return max(1000+guaranteedAdj, min(bestEffortAdj-1, adj))
+}
+
+// ContainerResources are a container's limits in CRI's words. unified says that
+// the node has cgroup v2.
+func ContainerResources(p *corev1.Pod, c *corev1.Container, memoryCapacity int64, unified bool) *runtimev1.LinuxContainerResources {
+	r := &runtimev1.LinuxContainerResources{
+		CpuShares:          Shares(request(c.Resources, corev1.ResourceCPU)),
+		MemoryLimitInBytes: c.Resources.Limits.Memory().Value(),
+		OomScoreAdj:        OOMScoreAdj(p, c, memoryCapacity),
+	}
+	r.CpuQuota, r.CpuPeriod = Quota(c.Resources.Limits.Cpu())
+	if unified {
+		r.Unified = map[string]string{"memory.oom.group": "1"}
+		r.MemorySwapLimitInBytes = r.MemoryLimitInBytes
+	}
+	return r
+}
+
+// request is a request, or the limit where no request is set.
+func request(r corev1.ResourceRequirements, name corev1.ResourceName) *resource.Quantity {
+	if q, ok := r.Requests[name]; ok {
+		return &q
+	}
+	q := r.Limits[name]
+	return &q
+}
+
+// Total is what a pod as a whole may use: the larger of what its regular
+// containers and sidecars use together and what initialization needs, with
+// overhead. A limit is present only if every container has it.
+type Total struct {
+	Requests, Limits corev1.ResourceList
+}
+
+// PodTotal sums up a pod's resources for its cgroup.
+func PodTotal(p *corev1.Pod) Total {
+	t := Total{Requests: corev1.ResourceList{}, Limits: corev1.ResourceList{}}
+	for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+		if q, ok := total(p, name, func(r corev1.ResourceRequirements) (resource.Quantity, bool) {
+			return *request(r, name), true
+		}); ok {
+			t.Requests[name] = q
+		}
+		if q, ok := total(p, name, func(r corev1.ResourceRequirements) (resource.Quantity, bool) {
+			q, ok := r.Limits[name]
+			return q, ok
+		}); ok && !q.IsZero() {
+			t.Limits[name] = q
+		}
+		if pr := p.Spec.Resources; pr != nil {
+			if q, ok := pr.Requests[name]; ok {
+				t.Requests[name] = q
+			}
+			if q, ok := pr.Limits[name]; ok {
+				t.Limits[name] = q
+			}
+		}
+	}
+	return t
+}
+
+// total is false when a container has no value at all.
+func total(p *corev1.Pod, name corev1.ResourceName, value func(corev1.ResourceRequirements) (resource.Quantity, bool)) (resource.Quantity, bool) {
+	var sum, sidecars, peak resource.Quantity
+	for i := range p.Spec.Containers {
+		q, ok := value(p.Spec.Containers[i].Resources)
+		if !ok {
+			return sum, false
+		}
+		sum.Add(q)
+	}
+	for i := range p.Spec.InitContainers {
+		c := &p.Spec.InitContainers[i]
+		q, ok := value(c.Resources)
+		if !ok {
+			return sum, false
+		}
+		if IsSidecar(c) {
+			sidecars.Add(q)
+			q = resource.Quantity{}
+		}
+		q.Add(sidecars)
+		if q.Cmp(peak) > 0 {
+			peak = q
+		}
+	}
+	sum.Add(sidecars)
+	if peak.Cmp(sum) > 0 {
+		sum = peak
+	}
+	if q, ok := p.Spec.Overhead[name]; ok {
+		sum.Add(q)
+	}
+	return sum, true
+}

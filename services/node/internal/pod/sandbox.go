@@ -1,0 +1,191 @@
+package pod
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"keelson.dev/services/node/internal/cri"
+)
+
+// Settings are what a pod's configuration takes from the node rather than from
+// its spec.
+type Settings struct {
+	// LogDir holds a folder for each pod's logs.
+	LogDir string
+	// SeccompDir holds the profiles that localhostProfile names.
+	SeccompDir string
+	Resolver   Resolver
+	// MemoryCapacity of the node in bytes.
+	MemoryCapacity int64
+	// Unified says that the node has cgroup v2.
+	Unified bool
+}
+
+// LogDirectory is the folder of a pod's logs.
+func (s Settings) LogDirectory(p *corev1.Pod) string {
+	return filepath.Join(s.LogDir, p.Namespace+"_"+p.Name+"_"+string(p.UID))
+}
+
+// LogName is the path of an instance's log below its pod's folder.
+func LogName(container string, restartCount int) string {
+	return filepath.Join(container, strconv.Itoa(restartCount)+".log")
+}
+
+func podLabels(p *corev1.Pod) map[string]string {
+	labels := map[string]string{}
+	for k, v := range p.Labels {
+		labels[k] = v
+	}
+	labels[cri.LabelPodName] = p.Name
+	labels[cri.LabelPodNamespace] = p.Namespace
+	labels[cri.LabelPodUID] = string(p.UID)
+	return labels
+}
+
+// SandboxConfig is a pod's sandbox in CRI's words.
+func SandboxConfig(p *corev1.Pod, s Settings, attempt uint32, cgroupParent string) *runtimev1.PodSandboxConfig {
+	host, domain := Hostname(p, s.Resolver.ClusterDomain)
+	if p.Spec.SetHostnameAsFQDN != nil && *p.Spec.SetHostnameAsFQDN && domain != "" {
+		host += "." + domain
+	}
+	config := &runtimev1.PodSandboxConfig{
+		Metadata:     &runtimev1.PodSandboxMetadata{Name: p.Name, Namespace: p.Namespace, Uid: string(p.UID), Attempt: attempt},
+		LogDirectory: s.LogDirectory(p),
+		DnsConfig:    s.Resolver.DNS(p),
+		Labels:       podLabels(p),
+		Annotations:  map[string]string{},
+		Linux:        &runtimev1.LinuxPodSandboxConfig{CgroupParent: cgroupParent, Sysctls: map[string]string{}},
+	}
+	if !p.Spec.HostNetwork {
+		config.Hostname = host
+	}
+	sc := &runtimev1.LinuxSandboxSecurityContext{
+		NamespaceOptions: namespaces(p),
+		Privileged:       privileged(p),
+		Seccomp:          &runtimev1.SecurityProfile{ProfileType: runtimev1.SecurityProfile_RuntimeDefault},
+	}
+	if psc := p.Spec.SecurityContext; psc != nil {
+		for _, sysctl := range psc.Sysctls {
+			config.Linux.Sysctls[strings.ReplaceAll(sysctl.Name, "/", ".")] = sysctl.Value
+		}
+		if psc.RunAsUser != nil {
+			sc.RunAsUser = &runtimev1.Int64Value{Value: *psc.RunAsUser}
+			if psc.RunAsGroup != nil {
+				sc.RunAsGroup = &runtimev1.Int64Value{Value: *psc.RunAsGroup}
+			}
+		}
+		if psc.FSGroup != nil {
+			sc.SupplementalGroups = append(sc.SupplementalGroups, *psc.FSGroup)
+		}
+		sc.SupplementalGroups = append(sc.SupplementalGroups, psc.SupplementalGroups...)
+	}
+	config.Linux.SecurityContext = sc
+	total := PodTotal(p)
+	config.Linux.Resources = &runtimev1.LinuxContainerResources{
+		CpuShares:          Shares(total.Requests.Cpu()),
+		MemoryLimitInBytes: total.Limits.Memory().Value(),
+	}
+	config.Linux.Resources.CpuQuota, config.Linux.Resources.CpuPeriod = Quota(total.Limits.Cpu())
+	config.Linux.Overhead = &runtimev1.LinuxContainerResources{}
+	for i := range p.Spec.Containers {
+		config.PortMappings = append(config.PortMappings, portMappings(p, &p.Spec.Containers[i])...)
+	}
+	for i := range p.Spec.InitContainers {
+		if IsSidecar(&p.Spec.InitContainers[i]) {
+			config.PortMappings = append(config.PortMappings, portMappings(p, &p.Spec.InitContainers[i])...)
+		}
+	}
+	return config
+}
+
+func portMappings(p *corev1.Pod, c *corev1.Container) []*runtimev1.PortMapping {
+	if p.Spec.HostNetwork {
+		return nil
+	}
+	var out []*runtimev1.PortMapping
+	for _, port := range c.Ports {
+		if port.HostPort == 0 {
+			continue
+		}
+		m := &runtimev1.PortMapping{ContainerPort: port.ContainerPort, HostPort: port.HostPort, HostIp: port.HostIP}
+		switch port.Protocol {
+		case corev1.ProtocolUDP:
+			m.Protocol = runtimev1.Protocol_UDP
+		case corev1.ProtocolSCTP:
+			m.Protocol = runtimev1.Protocol_SCTP
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+func namespaces(p *corev1.Pod) *runtimev1.NamespaceOption {
+	o := &runtimev1.NamespaceOption{Pid: runtimev1.NamespaceMode_CONTAINER}
+	if p.Spec.HostNetwork {
+		o.Network = runtimev1.NamespaceMode_NODE
+	}
+	if p.Spec.HostIPC {
+		o.Ipc = runtimev1.NamespaceMode_NODE
+	}
+	switch {
+	case p.Spec.HostPID:
+		o.Pid = runtimev1.NamespaceMode_NODE
+	case isTrue(p.Spec.ShareProcessNamespace):
+		o.Pid = runtimev1.NamespaceMode_POD
+	}
+	return o
+}
+
+func privileged(p *corev1.Pod) bool {
+	for _, list := range [][]corev1.Container{p.Spec.Containers, p.Spec.InitContainers} {
+		for i := range list {
+			if sc := list[i].SecurityContext; sc != nil && isTrue(sc.Privileged) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// safeSysctls are those that a pod may set without harm to others on its node.
+var safeSysctls = map[string]bool{
+	"kernel.shm_rmid_forced":              true,
+	"net.ipv4.ip_local_port_range":        true,
+	"net.ipv4.tcp_syncookies":             true,
+	"net.ipv4.ping_group_range":           true,
+	"net.ipv4.ip_unprivileged_port_start": true,
+	"net.ipv4.ip_local_reserved_ports":    true,
+	"net.ipv4.tcp_keepalive_time":         true,
+	"net.ipv4.tcp_fin_timeout":            true,
+	"net.ipv4.tcp_keepalive_intvl":        true,
+	"net.ipv4.tcp_keepalive_probes":       true,
+	"net.ipv4.tcp_rmem":                   true,
+	"net.ipv4.tcp_wmem":                   true,
+}
+
+// Refusal is why a node does not take a pod that was bound to it.
+type Refusal struct{ Reason, Message string }
+
+// Admit says why this node cannot run a pod, or nil.
+func Admit(p *corev1.Pod) *Refusal {
+	if p.Spec.SecurityContext != nil {
+		for _, sysctl := range p.Spec.SecurityContext.Sysctls {
+			name := strings.ReplaceAll(sysctl.Name, "/", ".")
+			if !safeSysctls[name] {
+				return &Refusal{"SysctlForbidden", fmt.Sprintf("Pod was rejected: forbidden sysctl: %q not allowlisted", name)}
+			}
+			if strings.HasPrefix(name, "net.") && p.Spec.HostNetwork {
+				return &Refusal{"SysctlForbidden", fmt.Sprintf("Pod was rejected: forbidden sysctl: %q not allowed with host net enabled", name)}
+			}
+			if strings.HasPrefix(name, "kernel.shm") && p.Spec.HostIPC {
+				return &Refusal{"SysctlForbidden", fmt.Sprintf("Pod was rejected: forbidden sysctl: %q not allowed with host ipc enabled", name)}
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,109 @@
+package registration
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/proto/client"
+)
+
+// leaseDuration is what the Lease says it is good for, in seconds.
+const leaseDuration = int32(40)
+
+// Heartbeat renews a node's Lease.
+type Heartbeat struct {
+	client   *client.Client
+	node     func() *corev1.Node
+	name     string
+	interval atomic.Int64
+	lease    *coordinationv1.Lease
+}
+
+// NewHeartbeat makes a Heartbeat that renews every interval, until an apiserver
+// asks for another one.
+func NewHeartbeat(c *client.Client, name string, node func() *corev1.Node, interval time.Duration) *Heartbeat {
+	h := &Heartbeat{client: c, node: node, name: name}
+	h.interval.Store(int64(interval))
+	return h
+}
+
+// SetInterval changes how often the Lease is renewed; out of 1 to 30 s it is
+// ignored.
+func (h *Heartbeat) SetInterval(d time.Duration) {
+	if d >= time.Second && d <= 30*time.Second {
+		h.interval.Store(int64(d))
+	}
+}
+
+// Run renews until ctx ends.
+func (h *Heartbeat) Run(ctx context.Context) error {
+	var since time.Time
+	for {
+		interval := time.Duration(h.interval.Load())
+		wait := interval
+		if err := h.renew(ctx, interval); err != nil && ctx.Err() == nil {
+			if time.Since(since) > 10*time.Second {
+				slog.Warn("node lease was not renewed", "node", h.name, "error", err)
+				since = time.Now()
+			}
+			wait = min(interval, time.Second)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (h *Heartbeat) renew(ctx context.Context, interval time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, max(interval, 5*time.Second))
+	defer cancel()
+	leases := client.For[*coordinationv1.Lease](h.client)
+	if h.lease == nil {
+		found, err := leases.Get(ctx, corev1.NamespaceNodeLease, h.name)
+		if apierrors.IsNotFound(err) {
+			h.lease, err = leases.Create(ctx, h.fresh())
+			return err
+		}
+		if err != nil {
+			return err
+		}
+		h.lease = found
+	}
+	next := h.lease.DeepCopy()
+	now := metav1.NewMicroTime(time.Now())
+	duration := leaseDuration
+	next.Spec.RenewTime, next.Spec.HolderIdentity, next.Spec.LeaseDurationSeconds = &now, &h.name, &duration
+	h.own(next)
+	updated, err := leases.Update(ctx, next)
+	if err != nil {
+		h.lease = nil // read again what it is
+		return err
+	}
+	h.lease = updated
+	return nil
+}
+
+func (h *Heartbeat) fresh() *coordinationv1.Lease {
+	now := metav1.NewMicroTime(time.Now())
+	duration := leaseDuration
+	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: h.name, Namespace: corev1.NamespaceNodeLease}}
+	l.Spec = coordinationv1.LeaseSpec{HolderIdentity: &h.name, LeaseDurationSeconds: &duration, RenewTime: &now}
+	h.own(l)
+	return l
+}
+
+// own makes the Lease go with its Node.
+func (h *Heartbeat) own(l *coordinationv1.Lease) {
+	if n := h.node(); n != nil && n.UID != "" && len(l.OwnerReferences) == 0 {
+		l.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: n.Name, UID: n.UID}}
+	}
+}

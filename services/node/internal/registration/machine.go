@@ -1,0 +1,158 @@
+package registration
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+)
+
+// KubeletVersion is the version of Kubernetes whose kubelet this node behaves as.
+const KubeletVersion = "v1.37.2"
+
+// What the node keeps for itself before it reports pressure: the kubelet's
+// defaults.
+const (
+	reservedMemory = 100 << 20
+	minDiskFree    = 0.10
+	minPIDsFree    = 0.01
+)
+
+// Machine is what the node finds out about the machine it runs on, once.
+type Machine struct {
+	Info     corev1.NodeSystemInfo
+	Capacity corev1.ResourceList
+	// dir is on the disk whose space pods use.
+	dir string
+}
+
+// ReadMachine looks at the machine. dir is on the disk that pods use; overrides
+// replace what is found.
+func ReadMachine(dir string, maxPods int64, overrides corev1.ResourceList) (*Machine, error) {
+	memory, err := memoryField("MemTotal:")
+	if err != nil {
+		return nil, err
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
+	m := &Machine{dir: dir, Capacity: corev1.ResourceList{
+		corev1.ResourceCPU:              *resource.NewQuantity(int64(runtime.NumCPU()), resource.DecimalSI),
+		corev1.ResourceMemory:           *resource.NewQuantity(memory, resource.BinarySI),
+		corev1.ResourceEphemeralStorage: *resource.NewQuantity(int64(fs.Blocks)*fs.Bsize, resource.BinarySI),
+		corev1.ResourcePods:             *resource.NewQuantity(maxPods, resource.DecimalSI),
+	}}
+	for _, size := range []string{"1Gi", "2Mi"} {
+		m.Capacity[corev1.ResourceName(corev1.ResourceHugePagesPrefix+size)] = *resource.NewQuantity(0, resource.BinarySI)
+	}
+	for name, q := range overrides {
+		m.Capacity[name] = q
+	}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return nil, fmt.Errorf("uname: %w", err)
+	}
+	m.Info = corev1.NodeSystemInfo{
+		MachineID:       readWord("/etc/machine-id"),
+		SystemUUID:      readWord("/sys/class/dmi/id/product_uuid"),
+		BootID:          readWord("/proc/sys/kernel/random/boot_id"),
+		KernelVersion:   string(bytes.TrimRight(uts.Release[:], "\x00")),
+		OSImage:         osImage(),
+		OperatingSystem: "linux",
+		Architecture:    runtime.GOARCH,
+		KubeletVersion:  KubeletVersion,
+	}
+	if m.Info.SystemUUID == "" {
+		m.Info.SystemUUID = m.Info.MachineID
+	}
+	return m, nil
+}
+
+// Allocatable is what pods may use of the capacity.
+func (m *Machine) Allocatable() corev1.ResourceList {
+	out := m.Capacity.DeepCopy()
+	memory := out[corev1.ResourceMemory]
+	memory.Sub(*resource.NewQuantity(min(reservedMemory, memory.Value()), resource.BinarySI))
+	out[corev1.ResourceMemory] = memory
+	disk := out[corev1.ResourceEphemeralStorage]
+	out[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(int64(float64(disk.Value())*(1-minDiskFree)), resource.DecimalSI)
+	return out
+}
+
+// pressure is what the machine is short of.
+type pressure struct{ memory, disk, pids bool }
+
+// pressure looks at what is left. What cannot be read is taken to be there.
+func (m *Machine) pressure() pressure {
+	var p pressure
+	if free, err := memoryField("MemAvailable:"); err == nil {
+		p.memory = free < reservedMemory
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(m.dir, &fs); err == nil && fs.Blocks > 0 {
+		p.disk = float64(fs.Bavail) < minDiskFree*float64(fs.Blocks)
+	}
+	most, errMost := strconv.ParseFloat(readWord("/proc/sys/kernel/pid_max"), 64)
+	fields := strings.Fields(readLine("/proc/loadavg"))
+	if errMost == nil && len(fields) > 3 {
+		_, total, _ := strings.Cut(fields[3], "/")
+		if n, err := strconv.ParseFloat(total, 64); err == nil {
+			p.pids = most-n < minPIDsFree*most
+		}
+	}
+	return p
+}
+
+// memoryField is a line of /proc/meminfo in bytes.
+func memoryField(name string) (int64, error) {
+	f, err := os.Open("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	scanner := bufio.NewScanner(f)
+	for scanner.Scan() {
+		fields := strings.Fields(scanner.Text())
+		if len(fields) >= 2 && fields[0] == name {
+			kib, err := strconv.ParseInt(fields[1], 10, 64)
+			return kib << 10, err
+		}
+	}
+	return 0, errors.New("/proc/meminfo has no " + name)
+}
+
+func readWord(name string) string { return strings.TrimSpace(readLine(name)) }
+
+func readLine(name string) string {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return ""
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	return line
+}
+
+func osImage() string {
+	b, err := os.ReadFile("/etc/os-release")
+	if err != nil {
+		return "Linux"
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "PRETTY_NAME="); ok {
+			if u, err := strconv.Unquote(v); err == nil {
+				return u
+			}
+			return v
+		}
+	}
+	return "Linux"
+}

@@ -1,0 +1,256 @@
+// Package registration is the node in the cluster's eyes: its Node object with
+// labels, capacity, addresses and conditions, and the Lease that says it lives.
+//
+// It must never touch what others write into the Node: taints and conditions of
+// controllers, the pod range, the cloud's addresses.
+package registration
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/proto/client"
+)
+
+// Config is what the node says about itself.
+type Config struct {
+	Name    string
+	Client  *client.Client
+	Machine *Machine
+	Health  *Health
+	Labels  map[string]string
+	Taints  []corev1.Taint
+	Address string
+	// External says that a cloud controller fills in addresses and more; until
+	// it has, the node bears the taint that keeps pods away.
+	External bool
+	// Images lists what images the node has; may be nil.
+	Images func() []corev1.ContainerImage
+}
+
+const (
+	// statusPeriod is how often the status is looked at; it is written when it
+	// has changed, and every reportPeriod.
+	statusPeriod = time.Second
+	reportPeriod = 5 * time.Minute
+)
+
+// Registration keeps the Node object as it should be.
+type Registration struct {
+	cfg      Config
+	nodes    *client.Cache[*corev1.Node]
+	reported time.Time
+	node     atomic.Pointer[corev1.Node]
+	poke     chan struct{}
+}
+
+// New makes a Registration; Run works.
+func New(cfg Config) *Registration {
+	r := &Registration{cfg: cfg, poke: make(chan struct{}, 1)}
+	r.nodes = client.NewCache(cfg.Client, client.CacheOptions[*corev1.Node]{
+		FieldSelector: "metadata.name=" + cfg.Name,
+		Transform:     func(n *corev1.Node) *corev1.Node { n.ManagedFields = nil; return n },
+	})
+	return r
+}
+
+// Node is the Node object as last seen, or nil.
+func (r *Registration) Node() *corev1.Node {
+	n, ok := r.nodes.Get("", r.cfg.Name)
+	if !ok {
+		return r.node.Load()
+	}
+	return n
+}
+
+// HostIPs are the node's internal addresses.
+func (r *Registration) HostIPs() []string {
+	if n := r.Node(); n != nil {
+		var out []string
+		for _, a := range n.Status.Addresses {
+			if a.Type == corev1.NodeInternalIP {
+				out = append(out, a.Address)
+			}
+		}
+		if len(out) > 0 {
+			return out
+		}
+	}
+	return []string{r.cfg.Address}
+}
+
+// Run registers the node and keeps it up to date until ctx ends.
+func (r *Registration) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watch := make(chan struct{})
+	go func() {
+		defer close(watch)
+		_ = r.nodes.Run(ctx)
+	}()
+	defer func() { cancel(); <-watch }()
+	r.nodes.Subscribe(func(client.Event[*corev1.Node]) {
+		select {
+		case r.poke <- struct{}{}:
+		default:
+		}
+	})
+	ticker := time.NewTicker(statusPeriod)
+	defer ticker.Stop()
+	delay := time.Duration(0)
+	for {
+		if err := r.sync(ctx); err != nil && ctx.Err() == nil {
+			slog.Warn("node was not reported", "node", r.cfg.Name, "error", err)
+			delay = min(max(2*delay, 200*time.Millisecond), 10*time.Second)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(delay):
+			}
+			continue
+		}
+		delay = 0
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.poke:
+		case <-ticker.C:
+		}
+	}
+}
+
+// sync creates the Node or writes what differs.
+func (r *Registration) sync(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	current, ok := r.nodes.Get("", r.cfg.Name)
+	if last := r.node.Load(); last != nil && (!ok || newer(last, current)) && r.nodes.Revision() < revision(last) {
+		current, ok = last, true
+	}
+	nodes := client.For[*corev1.Node](r.cfg.Client)
+	if !ok {
+		if r.nodes.Revision() == 0 {
+			// The watch has not begun: nothing is known about an older object.
+			found, err := nodes.Get(ctx, "", r.cfg.Name)
+			switch {
+			case err == nil:
+				current = found
+			case !apierrors.IsNotFound(err):
+				return err
+			}
+		}
+		if current == nil {
+			created, err := nodes.Create(ctx, r.fresh())
+			if apierrors.IsAlreadyExists(err) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			slog.Info("node registered", "node", r.cfg.Name)
+			current = created
+		}
+		r.node.Store(current)
+	}
+	if labelled := r.labelled(current); labelled != nil {
+		updated, err := nodes.Update(ctx, labelled)
+		if err != nil {
+			return r.reread(ctx, err)
+		}
+		r.node.Store(updated)
+		current = updated
+	}
+	want := r.status(current, time.Now())
+	if sameStatus(&current.Status, want) && time.Since(r.reported) < reportPeriod {
+		return nil
+	}
+	n := current.DeepCopy()
+	n.Status = *want
+	updated, err := nodes.UpdateStatus(ctx, n)
+	if err != nil {
+		return r.reread(ctx, err)
+	}
+	r.reported = time.Now()
+	r.node.Store(updated)
+	return nil
+}
+
+// reread gets the present object after a conflict, for the next attempt.
+func (r *Registration) reread(ctx context.Context, cause error) error {
+	if !apierrors.IsConflict(cause) {
+		return cause
+	}
+	n, err := client.For[*corev1.Node](r.cfg.Client).Get(ctx, "", r.cfg.Name)
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	r.node.Store(n)
+	return nil
+}
+
+// fresh is the object to register.
+func (r *Registration) fresh() *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{
+		Name:        r.cfg.Name,
+		Labels:      r.labels(),
+		Annotations: map[string]string{"volumes.kubernetes.io/controller-managed-attach-detach": "true"},
+	}}
+	n.Spec.Taints = append(n.Spec.Taints, r.cfg.Taints...)
+	if r.cfg.External {
+		n.Annotations["alpha.kubernetes.io/provided-node-ip"] = r.cfg.Address
+		n.Spec.Taints = append(n.Spec.Taints, corev1.Taint{Key: "node.cloudprovider.kubernetes.io/uninitialized", Value: "true", Effect: corev1.TaintEffectNoSchedule})
+	}
+	n.Status = *r.status(n, time.Now())
+	return n
+}
+
+func (r *Registration) labels() map[string]string {
+	out := map[string]string{
+		corev1.LabelHostname:      r.cfg.Name,
+		corev1.LabelOSStable:      r.cfg.Machine.Info.OperatingSystem,
+		corev1.LabelArchStable:    r.cfg.Machine.Info.Architecture,
+		"beta.kubernetes.io/os":   r.cfg.Machine.Info.OperatingSystem,
+		"beta.kubernetes.io/arch": r.cfg.Machine.Info.Architecture,
+	}
+	for k, v := range r.cfg.Labels {
+		out[k] = v
+	}
+	return out
+}
+
+// labelled is the object with the labels that it lacks, or nil.
+func (r *Registration) labelled(n *corev1.Node) *corev1.Node {
+	var out *corev1.Node
+	for k, v := range r.labels() {
+		if have, ok := n.Labels[k]; ok && have == v {
+			continue
+		}
+		if out == nil {
+			out = n.DeepCopy()
+			if out.Labels == nil {
+				out.Labels = map[string]string{}
+			}
+		}
+		out.Labels[k] = v
+	}
+	return out
+}
+
+// sameStatus compares all but the times of heartbeats.
+func sameStatus(a, b *corev1.NodeStatus) bool {
+	x, y := a.DeepCopy(), b.DeepCopy()
+	for _, s := range []*corev1.NodeStatus{x, y} {
+		for i := range s.Conditions {
+			s.Conditions[i].LastHeartbeatTime = metav1.Time{}
+		}
+	}
+	return apiequality.Semantic.DeepEqual(x, y)
+}

@@ -1,0 +1,163 @@
+package status
+
+import (
+	"fmt"
+	"sort"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/services/node/internal/pod"
+)
+
+// owned are the conditions that the node writes; all others are left as they
+// are.
+var owned = map[corev1.PodConditionType]bool{
+	corev1.PodReadyToStartContainers: true,
+	corev1.PodInitialized:            true,
+	corev1.ContainersReady:           true,
+	corev1.PodReady:                  true,
+	corev1.PodScheduled:              true,
+}
+
+type verdict struct {
+	status          corev1.ConditionStatus
+	reason, message string
+}
+
+var yes = verdict{status: corev1.ConditionTrue}
+
+func (v View) conditions(s *corev1.PodStatus) []corev1.PodCondition {
+	ready := containersReady(v.Pod, s)
+	list := []struct {
+		kind corev1.PodConditionType
+		verdict
+	}{
+		{corev1.PodReadyToStartContainers, v.sandboxReady()},
+		{corev1.PodInitialized, initialized(v.Pod, s)},
+		{corev1.PodReady, gates(v.Pod, s, ready)},
+		{corev1.ContainersReady, ready},
+		{corev1.PodScheduled, yes},
+	}
+	now := metav1.NewTime(v.Now.Truncate(1e9))
+	var out []corev1.PodCondition
+	for _, want := range list {
+		c := corev1.PodCondition{
+			Type: want.kind, Status: want.status, Reason: want.reason, Message: want.message,
+			LastTransitionTime: now, ObservedGeneration: v.Pod.Generation,
+		}
+		if old := condition(&v.Pod.Status, want.kind); old != nil {
+			if want.kind == corev1.PodScheduled && old.Status == corev1.ConditionTrue {
+				c = *old
+			} else if old.Status == c.Status {
+				c.LastTransitionTime = old.LastTransitionTime
+			}
+		}
+		out = append(out, c)
+	}
+	for _, c := range v.Pod.Status.Conditions {
+		if !owned[c.Type] {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+func condition(s *corev1.PodStatus, kind corev1.PodConditionType) *corev1.PodCondition {
+	for i := range s.Conditions {
+		if s.Conditions[i].Type == kind {
+			return &s.Conditions[i]
+		}
+	}
+	return nil
+}
+
+func (v View) sandboxReady() verdict {
+	box := v.Runtime.Sandbox()
+	if box == nil || !box.Ready || (!v.Pod.Spec.HostNetwork && len(box.IPs) == 0) {
+		return verdict{status: corev1.ConditionFalse}
+	}
+	return yes
+}
+
+func initialized(p *corev1.Pod, s *corev1.PodStatus) verdict {
+	if s.Phase == corev1.PodSucceeded {
+		return verdict{corev1.ConditionTrue, "PodCompleted", ""}
+	}
+	begun := false
+	for i := range s.ContainerStatuses {
+		st := &s.ContainerStatuses[i]
+		if st.State.Running != nil || st.State.Terminated != nil || st.LastTerminationState.Terminated != nil {
+			begun = true
+		}
+	}
+	var incomplete []string
+	for i := range p.Spec.InitContainers {
+		c := &p.Spec.InitContainers[i]
+		if !initDone(c, &s.InitContainerStatuses[i]) && !(begun && pod.IsSidecar(c)) {
+			incomplete = append(incomplete, c.Name)
+		}
+	}
+	if len(incomplete) > 0 {
+		return verdict{corev1.ConditionFalse, "ContainersNotInitialized", "containers with incomplete status: " + joinNames(incomplete)}
+	}
+	return yes
+}
+
+func containersReady(p *corev1.Pod, s *corev1.PodStatus) verdict {
+	switch s.Phase {
+	case corev1.PodSucceeded:
+		return verdict{corev1.ConditionFalse, "PodCompleted", ""}
+	case corev1.PodFailed:
+		return verdict{corev1.ConditionFalse, "PodFailed", ""}
+	}
+	var unready []string
+	for i := range p.Spec.InitContainers {
+		if pod.IsSidecar(&p.Spec.InitContainers[i]) && !s.InitContainerStatuses[i].Ready {
+			unready = append(unready, p.Spec.InitContainers[i].Name)
+		}
+	}
+	for i := range s.ContainerStatuses {
+		if !s.ContainerStatuses[i].Ready {
+			unready = append(unready, s.ContainerStatuses[i].Name)
+		}
+	}
+	if len(unready) > 0 {
+		return verdict{corev1.ConditionFalse, "ContainersNotReady", "containers with unready status: " + joinNames(unready)}
+	}
+	return yes
+}
+
+func gates(p *corev1.Pod, s *corev1.PodStatus, ready verdict) verdict {
+	if ready.status != corev1.ConditionTrue {
+		return ready
+	}
+	var message string
+	for _, gate := range p.Spec.ReadinessGates {
+		c := condition(&p.Status, gate.ConditionType)
+		var text string
+		switch {
+		case c == nil:
+			text = fmt.Sprintf("corresponding condition of pod readiness gate %q does not exist.", gate.ConditionType)
+		case c.Status != corev1.ConditionTrue:
+			text = fmt.Sprintf("the status of pod readiness gate %q is not \"True\", but %s", gate.ConditionType, c.Status)
+		default:
+			continue
+		}
+		if message != "" {
+			message += ", "
+		}
+		message += text
+	}
+	if message != "" {
+		return verdict{corev1.ConditionFalse, "ReadinessGatesNotReady", message}
+	}
+	return yes
+}
+
+func sortConditions(list []corev1.PodCondition) {
+	sort.SliceStable(list, func(i, j int) bool { return list[i].Type < list[j].Type })
+}
+
+// Owned says that the node writes conditions of this type.
+func Owned(kind corev1.PodConditionType) bool { return owned[kind] }

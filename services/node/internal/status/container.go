@@ -1,0 +1,213 @@
+package status
+
+import (
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/services/node/internal/cri"
+	"keelson.dev/services/node/internal/pod"
+)
+
+// Reasons of a container's state that people know from kubectl.
+const (
+	ReasonContainerCreating = "ContainerCreating"
+	ReasonPodInitializing   = "PodInitializing"
+	reasonUnknown           = "ContainerStatusUnknown"
+)
+
+// container is the status of one container. initialized says that nothing
+// before it is left to wait for.
+func (v View) container(c *corev1.Container, init, initialized bool) corev1.ContainerStatus {
+	old := pod.Status(v.Pod, c.Name)
+	out := corev1.ContainerStatus{Name: c.Name, Image: c.Image}
+	instances := v.Runtime.Instances(c.Name)
+	notStarted := false
+	if len(instances) == 0 {
+		out.State.Waiting = v.waiting(c, initialized, init)
+		if old != nil {
+			out.RestartCount, out.LastTerminationState = old.RestartCount, old.LastTerminationState
+			out.ImageID, out.ContainerID = old.ImageID, old.ContainerID
+			v.lost(&out, old)
+		}
+		if out.State.Waiting != nil {
+			out.Started = &notStarted
+		}
+		if out.State.Terminated != nil {
+			out.Ready = init && out.State.Terminated.ExitCode == 0 && !pod.IsSidecar(c)
+			out.Started = &notStarted
+		}
+		v.mounts(&out, c)
+		return out
+	}
+	now := instances[0]
+	out.RestartCount = int32(now.RestartCount)
+	out.ContainerID = v.id(now)
+	if now.ImageRef != "" {
+		out.ImageID = now.ImageRef
+	}
+	if now.Image != "" {
+		out.Image = imageName(c.Image, now.Image)
+	}
+	previous := instances[1:]
+	switch now.State {
+	case cri.StateRunning:
+		out.State.Running = &corev1.ContainerStateRunning{StartedAt: seconds(now.StartedAt)}
+		started := v.Started(now.ID)
+		out.Started = &started
+		out.Ready = started && v.Ready(now.ID)
+		if init && !pod.IsSidecar(c) {
+			out.Started, out.Ready = &started, false
+		}
+	case cri.StateExited:
+		out.State.Terminated = v.terminated(now)
+		out.Started = &notStarted
+		out.Ready = init && !pod.IsSidecar(c) && now.ExitCode == 0
+	case cri.StateCreated:
+		out.State.Waiting = v.waiting(c, initialized, init)
+		out.Started = &notStarted
+	default:
+		out.State.Terminated = &corev1.ContainerStateTerminated{
+			ContainerID: out.ContainerID, ExitCode: 137, Reason: reasonUnknown,
+			Message: "The container could not be located when the pod was terminated",
+		}
+		out.Started = &notStarted
+	}
+	// A container that ended and is held back waits; how it ended is history.
+	if w, held := v.Waiting[c.Name]; held && out.State.Terminated != nil && !v.Finished && v.Ended == nil {
+		out.LastTerminationState.Terminated = out.State.Terminated
+		out.State = corev1.ContainerState{Waiting: &w}
+		out.Ready = false
+	} else if len(previous) > 0 && previous[0].State == cri.StateExited {
+		out.LastTerminationState.Terminated = v.terminated(previous[0])
+	} else if old != nil && old.LastTerminationState.Terminated != nil && old.LastTerminationState.Terminated.ContainerID != out.ContainerID {
+		out.LastTerminationState = old.LastTerminationState
+	}
+	if out.State.Running != nil || out.State.Terminated != nil {
+		v.resources(&out, c)
+	}
+	if u := now.User; u != nil {
+		out.User = &corev1.ContainerUser{Linux: &corev1.LinuxContainerUser{UID: u.Uid, GID: u.Gid, SupplementalGroups: u.SupplementalGroups}}
+	}
+	v.mounts(&out, c)
+	return out
+}
+
+// waiting is why a container that was never started has not been.
+func (v View) waiting(c *corev1.Container, initialized, init bool) *corev1.ContainerStateWaiting {
+	if w, ok := v.Waiting[c.Name]; ok {
+		return &w
+	}
+	if len(v.Pod.Spec.InitContainers) > 0 && (init || !initialized) {
+		return &corev1.ContainerStateWaiting{Reason: ReasonPodInitializing}
+	}
+	return &corev1.ContainerStateWaiting{Reason: ReasonContainerCreating}
+}
+
+// lost handles a container that was reported before and that the runtime knows
+// no more.
+func (v View) lost(out *corev1.ContainerStatus, old *corev1.ContainerStatus) {
+	over := v.Finished || v.Ended != nil || v.Pod.DeletionTimestamp != nil || pod.Terminal(v.Pod)
+	switch {
+	case old.State.Terminated != nil:
+		if over {
+			out.State = old.State
+			return
+		}
+		out.LastTerminationState.Terminated = old.State.Terminated
+	case old.State.Running != nil:
+		t := &corev1.ContainerStateTerminated{
+			ExitCode: 137, Reason: reasonUnknown, ContainerID: old.ContainerID,
+			Message: "The container could not be located when the pod was terminated",
+		}
+		if over {
+			out.State = corev1.ContainerState{Terminated: t}
+			return
+		}
+		t.Message = "The container could not be located when the pod was deleted.  The container used to be Running"
+		out.LastTerminationState.Terminated = t
+	case old.State.Waiting != nil && over:
+		out.State = old.State
+	}
+}
+
+func (v View) terminated(c *cri.Container) *corev1.ContainerStateTerminated {
+	t := &corev1.ContainerStateTerminated{
+		ExitCode: c.ExitCode, Reason: c.Reason, Message: c.Message, ContainerID: v.id(c),
+		StartedAt: seconds(c.StartedAt), FinishedAt: seconds(c.FinishedAt),
+	}
+	if t.Reason == "" {
+		t.Reason = "Error"
+		if c.ExitCode == 0 {
+			t.Reason = "Completed"
+		}
+	}
+	if v.TerminationMessage != nil {
+		if message := v.TerminationMessage(c); message != "" {
+			if t.Message != "" {
+				t.Message += ": "
+			}
+			t.Message += message
+		}
+	}
+	if t.Message == "" {
+		t.Message = v.said(t.ContainerID)
+	}
+	return t
+}
+
+// said is what was reported of an ended instance before: the files it came from
+// may be gone.
+func (v View) said(id string) string {
+	for _, list := range [][]corev1.ContainerStatus{v.Pod.Status.InitContainerStatuses, v.Pod.Status.ContainerStatuses} {
+		for i := range list {
+			for _, t := range []*corev1.ContainerStateTerminated{list[i].State.Terminated, list[i].LastTerminationState.Terminated} {
+				if t != nil && t.ContainerID == id {
+					return t.Message
+				}
+			}
+		}
+	}
+	return ""
+}
+
+func (v View) id(c *cri.Container) string { return v.RuntimeName + "://" + c.ID }
+
+// resources reports what a started container was given.
+func (v View) resources(out *corev1.ContainerStatus, c *corev1.Container) {
+	if len(c.Resources.Requests) > 0 {
+		out.AllocatedResources = c.Resources.Requests
+	}
+	out.Resources = &corev1.ResourceRequirements{Requests: c.Resources.Requests, Limits: c.Resources.Limits}
+}
+
+func (v View) mounts(out *corev1.ContainerStatus, c *corev1.Container) {
+	for _, m := range c.VolumeMounts {
+		st := corev1.VolumeMountStatus{Name: m.Name, MountPath: m.MountPath, ReadOnly: m.ReadOnly}
+		if m.ReadOnly {
+			mode := corev1.RecursiveReadOnlyDisabled
+			if m.RecursiveReadOnly != nil && *m.RecursiveReadOnly != corev1.RecursiveReadOnlyIfPossible {
+				mode = *m.RecursiveReadOnly
+			}
+			st.RecursiveReadOnly = &mode
+		}
+		out.VolumeMounts = append(out.VolumeMounts, st)
+	}
+}
+
+// imageName is the name of a running image: the runtime's own, unless it knows
+// the image by its digest alone.
+func imageName(spec, runtime string) string {
+	if len(runtime) > 7 && runtime[:7] == "sha256:" {
+		return spec
+	}
+	return runtime
+}
+
+func seconds(t time.Time) metav1.Time {
+	if t.IsZero() {
+		return metav1.Time{}
+	}
+	return metav1.NewTime(t.Truncate(time.Second))
+}

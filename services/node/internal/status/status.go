@@ -1,0 +1,212 @@
+// Package status says how a pod is, in the words of Kubernetes' PodStatus, and
+// brings it to the API.
+//
+// It must never write a status that does not differ from the last one, write an
+// older status after a newer one, or take a pod back from Succeeded or Failed.
+package status
+
+import (
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/services/node/internal/cri"
+	"keelson.dev/services/node/internal/pod"
+)
+
+// View is all that a status is made from.
+type View struct {
+	Pod     *corev1.Pod
+	Runtime *cri.Pod
+	Now     time.Time
+	// RuntimeName is the first part of a container's id ("containerd").
+	RuntimeName string
+	HostIPs     []string
+	// Waiting explains containers that do not run although they should.
+	Waiting map[string]corev1.ContainerStateWaiting
+	// Started and Ready are the probes' verdicts on running instances.
+	Started, Ready func(id string) bool
+	// TerminationMessage reads what an ended instance left behind.
+	TerminationMessage func(c *cri.Container) string
+	// Ended, if set, is why the node ends the pod (deadline, eviction,
+	// refusal): the phase will be Failed.
+	Ended *pod.Refusal
+	// Finished says that no container will start again.
+	Finished bool
+}
+
+// Make is the status of a pod.
+func Make(v View) corev1.PodStatus {
+	old := &v.Pod.Status
+	out := corev1.PodStatus{
+		ObservedGeneration: v.Pod.Generation,
+		QOSClass:           pod.QOS(v.Pod),
+		NominatedNodeName:  old.NominatedNodeName,
+		Reason:             old.Reason,
+		Message:            old.Message,
+		StartTime:          old.StartTime,
+		Resize:             old.Resize,
+
+		EphemeralContainerStatuses:  old.EphemeralContainerStatuses,
+		ResourceClaimStatuses:       old.ResourceClaimStatuses,
+		ExtendedResourceClaimStatus: old.ExtendedResourceClaimStatus,
+	}
+	if out.StartTime == nil {
+		now := metav1.NewTime(v.Now.Truncate(time.Second))
+		out.StartTime = &now
+	}
+	if v.Ended != nil {
+		out.Reason, out.Message = v.Ended.Reason, v.Ended.Message
+	}
+	initialized := true
+	for i := range v.Pod.Spec.InitContainers {
+		c := &v.Pod.Spec.InitContainers[i]
+		s := v.container(c, true, initialized)
+		out.InitContainerStatuses = append(out.InitContainerStatuses, s)
+		initialized = initialized && initDone(c, &s)
+	}
+	begun := v.begun()
+	for i := range v.Pod.Spec.Containers {
+		out.ContainerStatuses = append(out.ContainerStatuses, v.container(&v.Pod.Spec.Containers[i], false, initialized || begun))
+	}
+	out.Phase = phase(v.Pod, &out, v.Finished, initialized || begun)
+	if v.Ended != nil {
+		out.Phase = corev1.PodFailed
+	}
+	// A pod is over only when nothing of it runs any more.
+	if (out.Phase == corev1.PodFailed || out.Phase == corev1.PodSucceeded) && len(v.Runtime.Running()) > 0 {
+		out.Phase = old.Phase
+		if out.Phase == "" {
+			out.Phase = corev1.PodPending
+		}
+	}
+	if pod.Terminal(v.Pod) {
+		out.Phase = old.Phase
+	}
+	v.addresses(&out)
+	out.Conditions = v.conditions(&out)
+	return out
+}
+
+func (v View) begun() bool {
+	box := v.Runtime.Sandbox()
+	for i := range v.Pod.Spec.Containers {
+		if c := v.Runtime.Latest(v.Pod.Spec.Containers[i].Name); c != nil && c.State != cri.StateCreated && (box == nil || c.SandboxID == box.ID) {
+			return true
+		}
+	}
+	return false
+}
+
+func (v View) addresses(out *corev1.PodStatus) {
+	if len(v.HostIPs) > 0 {
+		out.HostIP = v.HostIPs[0]
+		for _, ip := range v.HostIPs {
+			out.HostIPs = append(out.HostIPs, corev1.HostIP{IP: ip})
+		}
+	}
+	var ips []string
+	box := v.Runtime.Sandbox()
+	switch {
+	case v.Pod.Spec.HostNetwork && box != nil:
+		ips = v.HostIPs
+	case box != nil && box.Ready:
+		ips = box.IPs
+	}
+	if len(ips) == 0 && (pod.Terminal(v.Pod) || v.Finished || v.Ended != nil || v.Pod.DeletionTimestamp != nil) {
+		for _, ip := range v.Pod.Status.PodIPs {
+			ips = append(ips, ip.IP)
+		}
+	}
+	if len(ips) > 0 {
+		out.PodIP = ips[0]
+		for _, ip := range ips {
+			out.PodIPs = append(out.PodIPs, corev1.PodIP{IP: ip})
+		}
+	}
+}
+
+// initDone says that an init container no longer holds up the ones after it.
+func initDone(c *corev1.Container, s *corev1.ContainerStatus) bool {
+	if pod.IsSidecar(c) {
+		return s.Started != nil && *s.Started || s.State.Running == nil && s.LastTerminationState.Terminated != nil
+	}
+	return s.State.Terminated != nil && s.State.Terminated.ExitCode == 0
+}
+
+// phase is Kubernetes' summary of a pod.
+func phase(p *corev1.Pod, s *corev1.PodStatus, finished, initialized bool) corev1.PodPhase {
+	pendingInit, failedInit := 0, 0
+	for i := range p.Spec.InitContainers {
+		c, st := &p.Spec.InitContainers[i], &s.InitContainerStatuses[i]
+		switch {
+		case pod.IsSidecar(c):
+			if !initialized && !initDone(c, st) {
+				pendingInit++
+			}
+		case st.State.Terminated != nil:
+			if st.State.Terminated.ExitCode != 0 {
+				failedInit++
+				if p.Spec.RestartPolicy != corev1.RestartPolicyNever {
+					pendingInit++
+				}
+			}
+		case !initialized || st.State.Running != nil:
+			pendingInit++
+		}
+	}
+	if failedInit > 0 && (p.Spec.RestartPolicy == corev1.RestartPolicyNever || finished) {
+		return corev1.PodFailed
+	}
+	if pendingInit > 0 {
+		return corev1.PodPending
+	}
+	running, waiting, stopped, succeeded := 0, 0, 0, 0
+	for i := range s.ContainerStatuses {
+		st := &s.ContainerStatuses[i]
+		switch {
+		case st.State.Running != nil:
+			running++
+		case st.State.Terminated != nil:
+			stopped++
+			if st.State.Terminated.ExitCode == 0 {
+				succeeded++
+			}
+		case st.LastTerminationState.Terminated != nil:
+			stopped++
+		default:
+			waiting++
+		}
+	}
+	switch {
+	case waiting > 0 && finished:
+		return corev1.PodFailed
+	case waiting > 0:
+		return corev1.PodPending
+	case running > 0:
+		return corev1.PodRunning
+	case stopped == succeeded && (finished || p.Spec.RestartPolicy != corev1.RestartPolicyAlways):
+		return corev1.PodSucceeded
+	case finished || p.Spec.RestartPolicy == corev1.RestartPolicyNever:
+		return corev1.PodFailed
+	}
+	return corev1.PodRunning
+}
+
+// Equal compares two statuses as they would be stored: times in seconds, and
+// conditions in any order.
+func Equal(a, b *corev1.PodStatus) bool {
+	x, errX := normal(a).Marshal()
+	y, errY := normal(b).Marshal()
+	return errX == nil && errY == nil && string(x) == string(y)
+}
+
+func normal(s *corev1.PodStatus) *corev1.PodStatus {
+	out := s.DeepCopy()
+	sortConditions(out.Conditions)
+	return out
+}
+
+func joinNames(names []string) string { return "[" + strings.Join(names, " ") + "]" }

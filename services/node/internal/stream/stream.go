@@ -1,0 +1,260 @@
+// Package stream is the node's side of the tunnel: it keeps a connection open to
+// every apiserver, and answers what they ask for — logs, exec, attach,
+// port-forward, dials — by streams that it opens itself. A node needs no inbound
+// port.
+//
+// It must never serve a pod that is not this node's, and never keep a session
+// alive that its apiserver has given up.
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	nodev1 "keelson.dev/proto/keelson/node/v1"
+	"keelson.dev/services/internal/telemetry"
+)
+
+const (
+	retryFirst = 100 * time.Millisecond
+	retryMost  = 5 * time.Second
+	// maxSessions bounds what one apiserver may have open.
+	maxSessions = 256
+	// maxData is the largest payload of a frame.
+	maxData = 32 << 10
+)
+
+// Config is what Run needs.
+type Config struct {
+	Node      string
+	Endpoints []string
+	// Dial connects to one apiserver.
+	Dial func(endpoint string) (*grpc.ClientConn, error)
+	// Handler serves sessions.
+	Handler Handler
+	// Welcome is told the heartbeat that an apiserver expects; may be nil.
+	Welcome func(time.Duration)
+}
+
+// Handler serves one session. Its error becomes the session's end: an *ExitError,
+// an API status, or anything else as an internal error.
+type Handler interface {
+	// Check refuses a session before it is opened, or returns nil.
+	Check(open *nodev1.Open) error
+	Serve(ctx context.Context, open *nodev1.Open, s *Session) error
+}
+
+// ExitError is a command's exit code other than 0.
+type ExitError struct{ Code int32 }
+
+func (e *ExitError) Error() string {
+	return fmt.Sprintf("command terminated with exit code %d", e.Code)
+}
+
+// Run serves all apiservers until ctx ends and every session is over.
+func Run(ctx context.Context, cfg Config) error {
+	var wg sync.WaitGroup
+	for _, e := range cfg.Endpoints {
+		conn, err := cfg.Dial(e)
+		if err != nil {
+			return fmt.Errorf("tunnel: %w", err)
+		}
+		wg.Go(func() {
+			defer conn.Close()
+			keep(ctx, cfg, e, conn)
+		})
+	}
+	wg.Wait()
+	return nil
+}
+
+// keep holds the control stream to one apiserver open.
+func keep(ctx context.Context, cfg Config, endpoint string, conn *grpc.ClientConn) {
+	delay := time.Duration(0)
+	up := true
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := connect(ctx, cfg, endpoint, conn)
+		if ctx.Err() != nil {
+			return
+		}
+		if up || time.Since(began) > retryMost {
+			slog.Warn("tunnel is down", "apiserver", endpoint, "error", err)
+			up = false
+		}
+		delay = min(max(2*delay, retryFirst), retryMost)
+		if time.Since(began) > retryMost {
+			delay = retryFirst
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(delay):
+		}
+	}
+}
+
+// connect runs one control stream to its end.
+func connect(ctx context.Context, cfg Config, endpoint string, conn *grpc.ClientConn) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var sessions sync.WaitGroup
+	defer sessions.Wait()
+	defer cancel()
+	client := nodev1.NewTunnelServiceClient(conn)
+	control, err := client.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	hello := &nodev1.ConnectRequest{Message: &nodev1.ConnectRequest_Hello{Hello: &nodev1.Hello{Node: cfg.Node}}}
+	if err := control.Send(hello); err != nil {
+		return err
+	}
+	slots := make(chan struct{}, maxSessions)
+	var send sync.Mutex
+	refuse := func(id string, err error) {
+		send.Lock()
+		defer send.Unlock()
+		_ = control.Send(&nodev1.ConnectRequest{Message: &nodev1.ConnectRequest_Refused{
+			Refused: &nodev1.Refused{SessionId: id, Status: encode(err)},
+		}})
+	}
+	for {
+		m, err := control.Recv()
+		if err != nil {
+			return err
+		}
+		switch m := m.GetMessage().(type) {
+		case *nodev1.ConnectResponse_Welcome:
+			slog.Info("tunnel is up", "apiserver", endpoint)
+			if cfg.Welcome != nil {
+				cfg.Welcome(time.Duration(m.Welcome.GetHeartbeatSeconds()) * time.Second)
+			}
+		case *nodev1.ConnectResponse_Open:
+			open := m.Open
+			select {
+			case slots <- struct{}{}:
+			default:
+				refuse(open.GetSessionId(), apierrors.NewTooManyRequests("the node has too many sessions open", 1))
+				continue
+			}
+			sessions.Go(func() {
+				defer func() { <-slots }()
+				if err := cfg.Handler.Check(open); err != nil {
+					refuse(open.GetSessionId(), err)
+					return
+				}
+				serve(ctx, client, cfg.Handler, open)
+			})
+		}
+	}
+}
+
+// serve opens one session and sees it through.
+func serve(ctx context.Context, client nodev1.TunnelServiceClient, h Handler, open *nodev1.Open) {
+	ctx, cancel := context.WithCancel(telemetry.ContextWithTraceparent(ctx, open.GetTraceparent()))
+	defer cancel()
+	rpc, err := client.Session(ctx)
+	if err != nil {
+		return
+	}
+	first := &nodev1.SessionRequest{Message: &nodev1.SessionRequest_SessionId{SessionId: open.GetSessionId()}}
+	if err := rpc.Send(first); err != nil {
+		return
+	}
+	s := &Session{rpc: rpc}
+	err = h.Serve(ctx, open, s)
+	if ctx.Err() != nil {
+		return
+	}
+	s.exit(err)
+	// The apiserver ends the stream once it has read the exit.
+	for {
+		if _, err := rpc.Recv(); err != nil {
+			return
+		}
+	}
+}
+
+// Session is one open session. One goroutine may receive, any may send.
+type Session struct {
+	rpc  nodev1.TunnelService_SessionClient
+	send sync.Mutex
+}
+
+// Recv waits for the apiserver's next frame.
+func (s *Session) Recv() (*nodev1.SessionResponse, error) { return s.rpc.Recv() }
+
+// Writer writes to a channel.
+func (s *Session) Writer(c nodev1.Channel) *Writer { return &Writer{s: s, channel: c} }
+
+func (s *Session) frame(m *nodev1.SessionRequest) error {
+	s.send.Lock()
+	defer s.send.Unlock()
+	return s.rpc.Send(m)
+}
+
+// exit tells how the session ended.
+func (s *Session) exit(err error) {
+	exit := &nodev1.Exit{}
+	var code *ExitError
+	switch {
+	case errors.As(err, &code):
+		exit.Code = code.Code
+	case err != nil:
+		exit.Status = encode(err)
+	}
+	if s.frame(&nodev1.SessionRequest{Message: &nodev1.SessionRequest_Exit{Exit: exit}}) == nil {
+		_ = s.rpc.CloseSend()
+	}
+}
+
+// Writer is one channel towards the apiserver.
+type Writer struct {
+	s       *Session
+	channel nodev1.Channel
+}
+
+// Write implements io.Writer.
+func (w *Writer) Write(p []byte) (int, error) {
+	n := 0
+	for n < len(p) {
+		piece := p[n:min(len(p), n+maxData)]
+		data := &nodev1.Data{Channel: w.channel, Payload: piece}
+		if err := w.s.frame(&nodev1.SessionRequest{Message: &nodev1.SessionRequest_Data{Data: data}}); err != nil {
+			return n, err
+		}
+		n += len(piece)
+	}
+	return n, nil
+}
+
+// Close says that the channel has no more data.
+func (w *Writer) Close() error {
+	return w.s.frame(&nodev1.SessionRequest{Message: &nodev1.SessionRequest_CloseChannel{CloseChannel: w.channel}})
+}
+
+// encode makes the bytes of the Status that stands for an error.
+func encode(err error) []byte {
+	var api apierrors.APIStatus
+	st := apierrors.NewInternalError(err).Status()
+	if errors.As(err, &api) {
+		st = api.Status()
+	} else if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
+		st.Message = s.Message()
+	}
+	st.Status = metav1.StatusFailure
+	b, marshalErr := st.Marshal()
+	if marshalErr != nil {
+		return nil
+	}
+	return b
+}

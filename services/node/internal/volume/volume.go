@@ -1,0 +1,224 @@
+// Package volume gives pods their volumes: it makes them before the first
+// container starts, keeps those made of API objects up to date, and takes them
+// away after the last container has ended.
+//
+// Everything lies below <data dir>/pods/<uid>/volumes. It must never remove
+// through a mount: what is mounted is unmounted first, and if that fails nothing
+// is removed.
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Objects reads what volumes are made of. A nil object without an error means
+// that there is none.
+type Objects interface {
+	ConfigMap(ctx context.Context, namespace, name string) (*corev1.ConfigMap, error)
+	Secret(ctx context.Context, namespace, name string) (*corev1.Secret, error)
+	Claim(ctx context.Context, namespace, name string) (*corev1.PersistentVolumeClaim, error)
+	PersistentVolume(ctx context.Context, name string) (*corev1.PersistentVolume, error)
+	Token(ctx context.Context, namespace, serviceAccount string, spec authenticationv1.TokenRequestSpec) (*authenticationv1.TokenRequest, error)
+}
+
+// Config is what a Set needs.
+type Config struct {
+	// Dir holds a folder for each pod.
+	Dir     string
+	Objects Objects
+	// Node is the node's name; claims are mounted only where their volume is.
+	Node string
+	// Addresses of the node, for the downward API.
+	HostIPs func() []string
+	// Allocatable of the node, for the downward API.
+	Allocatable func() corev1.ResourceList
+}
+
+// Set is the volumes of the node's pods. It is safe for concurrent use, but not
+// for two calls about one pod.
+type Set struct {
+	cfg    Config
+	tokens tokenCache
+
+	mu    sync.Mutex
+	ready map[types.UID]map[string]Mounted
+}
+
+// Mounted is a volume that is ready for containers.
+type Mounted struct {
+	// Path on the node.
+	Path string
+	// ReadOnly whatever a container asks.
+	ReadOnly bool
+	// live volumes follow their objects.
+	live bool
+}
+
+// New makes a Set.
+func New(cfg Config) *Set {
+	return &Set{cfg: cfg, tokens: tokenCache{objects: cfg.Objects, now: time.Now}, ready: map[types.UID]map[string]Mounted{}}
+}
+
+// PodDir is a pod's folder.
+func (s *Set) PodDir(uid types.UID) string { return filepath.Join(s.cfg.Dir, string(uid)) }
+
+// dir is the folder of one volume, laid out as the kubelet does.
+func (s *Set) dir(uid types.UID, plugin, name string) string {
+	return filepath.Join(s.PodDir(uid), "volumes", "kubernetes.io~"+plugin, name)
+}
+
+// mount is the making of one volume.
+type mount struct {
+	set   *Set
+	pod   *corev1.Pod
+	v     *corev1.Volume
+	group *int64
+	// user is the one user that all containers run as, if they do.
+	user *int64
+}
+
+// Mount makes a pod's volumes; volumes that are there already are brought up to
+// date. It fails when one cannot be made, and is then to be tried again.
+func (s *Set) Mount(ctx context.Context, p *corev1.Pod) error {
+	var all []error
+	mounted := map[string]Mounted{}
+	for i := range p.Spec.Volumes {
+		v := &p.Spec.Volumes[i]
+		m, err := s.mountOne(ctx, p, v)
+		if err != nil {
+			all = append(all, fmt.Errorf("MountVolume.SetUp failed for volume %q: %w", v.Name, err))
+			continue
+		}
+		mounted[v.Name] = m
+	}
+	s.mu.Lock()
+	s.ready[p.UID] = mounted
+	s.mu.Unlock()
+	return errors.Join(all...)
+}
+
+// Refresh brings the volumes that are made of objects up to date. It reports
+// when it should be called again although no object changed.
+func (s *Set) Refresh(ctx context.Context, p *corev1.Pod) (time.Time, error) {
+	var all []error
+	for i := range p.Spec.Volumes {
+		v := &p.Spec.Volumes[i]
+		if !live(v) {
+			continue
+		}
+		if _, err := s.mountOne(ctx, p, v); err != nil {
+			all = append(all, fmt.Errorf("MountVolume.SetUp failed for volume %q: %w", v.Name, err))
+		}
+	}
+	return s.tokens.next(p.UID), errors.Join(all...)
+}
+
+func live(v *corev1.Volume) bool {
+	return v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil
+}
+
+func (s *Set) mountOne(ctx context.Context, p *corev1.Pod, v *corev1.Volume) (Mounted, error) {
+	m := mount{set: s, pod: p, v: v}
+	if sc := p.Spec.SecurityContext; sc != nil {
+		m.group = sc.FSGroup
+	}
+	m.user = commonUser(p)
+	switch {
+	case v.EmptyDir != nil:
+		return m.emptyDir()
+	case v.HostPath != nil:
+		return m.hostPath()
+	case v.ConfigMap != nil:
+		return m.configMap(ctx)
+	case v.Secret != nil:
+		return m.secret(ctx)
+	case v.DownwardAPI != nil:
+		return m.downwardAPI()
+	case v.Projected != nil:
+		return m.projected(ctx)
+	case v.PersistentVolumeClaim != nil:
+		return m.claim(ctx, v.PersistentVolumeClaim.ClaimName, v.PersistentVolumeClaim.ReadOnly)
+	case v.Ephemeral != nil:
+		return m.claim(ctx, p.Name+"-"+v.Name, false)
+	}
+	return Mounted{}, errors.New("this node does not support its kind")
+}
+
+// commonUser is the user that every container of a pod runs as, if there is one.
+func commonUser(p *corev1.Pod) *int64 {
+	var user *int64
+	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for i := range list {
+			var u *int64
+			if sc := list[i].SecurityContext; sc != nil && sc.RunAsUser != nil {
+				u = sc.RunAsUser
+			} else if p.Spec.SecurityContext != nil {
+				u = p.Spec.SecurityContext.RunAsUser
+			}
+			if u == nil || (user != nil && *user != *u) {
+				return nil
+			}
+			user = u
+		}
+	}
+	return user
+}
+
+// Ready are a pod's volumes by name.
+func (s *Set) Ready(uid types.UID) map[string]Mounted {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ready[uid]
+}
+
+// Pods are the pods that have a folder.
+func (s *Set) Pods() []types.UID {
+	entries, _ := os.ReadDir(s.cfg.Dir)
+	var out []types.UID
+	for _, e := range entries {
+		if e.IsDir() {
+			out = append(out, types.UID(e.Name()))
+		}
+	}
+	return out
+}
+
+// Unmount takes a pod's volumes away, and its folder with them.
+func (s *Set) Unmount(uid types.UID) error {
+	if uid == "" || strings.ContainsAny(string(uid), "/\x00") || strings.HasPrefix(string(uid), ".") {
+		return fmt.Errorf("pod uid %q is none", uid)
+	}
+	dir := s.PodDir(uid)
+	if err := unmountBelow(dir); err != nil {
+		return err
+	}
+	if err := removeAll(dir); err != nil {
+		return err
+	}
+	s.tokens.forget(uid)
+	s.mu.Lock()
+	delete(s.ready, uid)
+	s.mu.Unlock()
+	return nil
+}
+
+// removeAll removes a tree that has no mount in it, and waits for nothing.
+func removeAll(dir string) error {
+	err := os.RemoveAll(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,186 @@
+// Command node runs pods on a machine: the agent on a container runtime, the pod
+// network, the service proxy and the cluster's DNS. It calls out only; apiservers
+// reach it through the tunnel that it opens to each of them.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/pflag"
+	"google.golang.org/grpc"
+	corev1 "k8s.io/api/core/v1"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/internal/boot"
+	"keelson.dev/services/internal/identity"
+	"keelson.dev/services/internal/ops"
+	"keelson.dev/services/internal/rpc"
+	"keelson.dev/services/internal/telemetry"
+	"keelson.dev/services/node/internal/agent"
+	"keelson.dev/services/node/internal/cgroup"
+	"keelson.dev/services/node/internal/cni"
+	"keelson.dev/services/node/internal/cri"
+	"keelson.dev/services/node/internal/dns"
+	"keelson.dev/services/node/internal/event"
+	"keelson.dev/services/node/internal/netcache"
+	"keelson.dev/services/node/internal/pod"
+	"keelson.dev/services/node/internal/proxy"
+	"keelson.dev/services/node/internal/registration"
+	"keelson.dev/services/node/internal/stream"
+)
+
+const userAgent = "keelson-node"
+
+func main() {
+	boot.Main("node", func(fs *pflag.FlagSet) boot.Run {
+		o := newOptions(fs)
+		return o.run
+	})
+}
+
+// run starts a node, in order; it goes down in the reverse.
+func (o *options) run(ctx context.Context, g *boot.Group) error {
+	s, err := o.check()
+	if err != nil {
+		return err
+	}
+	id, err := identity.Load(o.service.Identity)
+	if err != nil {
+		return boot.Invalid("--identity: %w", err)
+	}
+	conn, err := rpc.Dial(id, o.service.APIServers, userAgent)
+	if err != nil {
+		return boot.Invalid("--apiserver: %w", err)
+	}
+	g.OnStop("connection", func(context.Context) error { return conn.Close() })
+	tel, err := telemetry.Start(ctx, telemetry.Config{Service: "node", Instance: o.name, Conn: conn})
+	if err != nil {
+		return err
+	}
+	g.OnStop("telemetry", tel.Shutdown)
+	status := ops.New()
+	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, o.service.OpsAddress) })
+	c := client.New(conn, userAgent)
+	return o.node(ctx, g, s, id, c, status)
+}
+
+// node starts a node with a container runtime.
+func (o *options) node(_ context.Context, g *boot.Group, s *settings, id *identity.Source, c *client.Client, status *ops.Server) error {
+	runtime, err := cri.Dial(o.containerd)
+	if err != nil {
+		return boot.Invalid("--containerd: %w", err)
+	}
+	g.OnStop("container runtime", func(context.Context) error { return runtime.Close() })
+	machine, err := registration.ReadMachine(o.dataDir, o.maxPods, s.capacity)
+	if err != nil {
+		return fmt.Errorf("machine: %w", err)
+	}
+	cgroups, err := cgroup.Detect(o.cgroupRoot)
+	if err != nil {
+		return err
+	}
+	resolver, err := o.resolver()
+	if err != nil {
+		return err
+	}
+	events := event.NewRecorder(event.API{Client: c}, "kubelet", o.name)
+	g.Go("events", events.Run)
+
+	var pods *agent.Agent
+	health := registration.NewHealth(runtime, func() { pods.WakeAll() })
+	node := registration.New(registration.Config{
+		Name: o.name, Client: c, Machine: machine, Health: health, Labels: s.labels, Taints: s.taints,
+		Address: s.address.String(), External: o.cloudProvider == "external",
+	})
+	cache := netcache.New(c)
+	hostPorts := cni.NewHostPorts()
+	capacity := machine.Capacity[corev1.ResourceMemory]
+	pods = agent.New(agent.Config{
+		Node: o.name, Client: c, Runtime: runtime, DataDir: o.dataDir,
+		Settings: pod.Settings{
+			LogDir: filepath.Join(o.dataDir, "log"), SeccompDir: filepath.Join(o.dataDir, "seccomp"),
+			Resolver: resolver, MemoryCapacity: capacity.Value(), Unified: cgroups.Unified(),
+		},
+		Cgroups: cgroups, Events: events,
+		HostIPs: node.HostIPs, Allocatable: machine.Allocatable,
+		Services: cache.Services, ServicesSynced: cache.Synced(),
+		RuntimeUp: health.Up, NetworkReady: health.NetworkReady,
+		HostPorts: hostPorts.Set,
+		Begin:     func(sandboxes map[string]bool) { o.reclaim(sandboxes) },
+	})
+	g.Go("runtime health", health.Run)
+	g.Go("registration", node.Run)
+	heartbeat := registration.NewHeartbeat(c, o.name, node.Node, o.heartbeat)
+	g.Go("heartbeat", heartbeat.Run)
+	g.Go("network cache", cache.Run)
+	g.Go("pod network", func(ctx context.Context) error { return o.podNetwork(ctx, s, node, cache, hostPorts) })
+	g.Go("proxy", func(ctx context.Context) error {
+		return proxy.Run(ctx, proxy.Config{
+			Node: proxy.Node{
+				Name: o.name, Addresses: []netip.Addr{s.address}, ClusterCIDR: s.pods, ServiceCIDR: s.services, NodeLocal: []netip.Addr{s.dns},
+			},
+			Source: cache, Zone: func() string { return cache.Zone(o.name) },
+		})
+	})
+	g.Go("dns", func(ctx context.Context) error {
+		return dns.Run(ctx, dns.Config{
+			Source: cache, ListenIP: s.dns, Domain: o.clusterDomain, ResolvConf: o.resolvConf, ClusterCIDR: s.pods, ServiceCIDR: s.services,
+		})
+	})
+	g.Go("agent", pods.Run)
+	g.Go("tunnel", func(ctx context.Context) error {
+		return stream.Run(ctx, stream.Config{
+			Node: o.name, Endpoints: o.service.APIServers, Welcome: heartbeat.SetInterval,
+			Dial: func(endpoint string) (*grpc.ClientConn, error) {
+				return rpc.Dial(id, []string{endpoint}, userAgent)
+			},
+			Handler: &stream.Backend{Runtime: runtime, Pod: pods.Pods().Get},
+		})
+	})
+	status.Ready("pods", ops.ReadyWhen(pods.Pods().Synced()))
+	return nil
+}
+
+// podNetwork configures the pod network once the node has its range, and keeps
+// it.
+func (o *options) podNetwork(ctx context.Context, s *settings, node *registration.Registration, cache *netcache.Set, hostPorts *cni.HostPorts) error {
+	var podCIDR netip.Prefix
+	for {
+		if n := node.Node(); n != nil && n.Spec.PodCIDR != "" {
+			var err error
+			if podCIDR, err = netip.ParsePrefix(n.Spec.PodCIDR); err != nil {
+				return fmt.Errorf("node %s: podCIDR: %w", o.name, err)
+			}
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	slog.Info("pod range assigned", "node", o.name, "range", podCIDR.String())
+	if err := cni.Configure(cni.Config{Dir: o.cniConfDir, DataDir: o.networkDir(), PodCIDR: podCIDR, MTU: o.mtu}); err != nil {
+		return err
+	}
+	return cni.Run(ctx, cni.RunConfig{
+		NodeName: o.name, NodeIP: s.address, PodCIDR: podCIDR, ClusterCIDR: s.pods, ServiceCIDR: s.services,
+		Masquerade: true, Nodes: cache.Nodes(), HostPorts: hostPorts,
+	})
+}
+
+func (o *options) networkDir() string { return filepath.Join(o.dataDir, "network") }
+
+// reclaim frees addresses of sandboxes that are gone.
+func (o *options) reclaim(sandboxes map[string]bool) {
+	if n, err := cni.Reclaim(o.networkDir(), sandboxes); err != nil {
+		slog.Warn("addresses were not reclaimed", "error", err)
+	} else if n > 0 {
+		slog.Info("addresses reclaimed", "count", n)
+	}
+}

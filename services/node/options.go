@@ -1,0 +1,190 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"keelson.dev/services/internal/boot"
+	"keelson.dev/services/node/internal/pod"
+)
+
+// options are the flags of the node service.
+type options struct {
+	service *boot.Service
+
+	name, address, dataDir            string
+	containerd                        string
+	clusterDNS                        []string
+	clusterDomain                     string
+	cniBinDir, cniConfDir             string
+	cgroupRoot                        string
+	bootstrapToken, tokenFile, caFile string
+	labels, capacity                  map[string]string
+	taints                            []string
+	zone, region                      string
+	serviceRange, podRange            string
+	simulated                         int
+	resolvConf                        string
+	cloudProvider                     string
+	heartbeat                         time.Duration
+	maxPods                           int64
+	mtu                               int
+}
+
+func newOptions(fs *pflag.FlagSet) *options {
+	o := &options{service: boot.ServiceFlags(fs)}
+	host, _ := os.Hostname()
+	fs.StringVar(&o.name, "node-name", strings.ToLower(host), "name of the Node")
+	fs.StringVar(&o.address, "node-ip", "", "address of this node that others reach it by")
+	fs.StringVar(&o.dataDir, "data-dir", "", "directory for pods' volumes and logs")
+	fs.StringVar(&o.containerd, "containerd", "unix:///run/containerd/containerd.sock", "socket of the container runtime (CRI v1)")
+	fs.StringSliceVar(&o.clusterDNS, "cluster-dns", []string{"10.96.0.10"}, "addresses of the cluster's DNS")
+	fs.StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "domain of the cluster")
+	fs.StringVar(&o.cniBinDir, "cni-bin-dir", "/usr/lib/cni", "directory with the CNI plugins")
+	fs.StringVar(&o.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "directory where the container runtime reads its CNI configuration")
+	fs.StringVar(&o.cgroupRoot, "cgroup-root", "/keelson", "cgroup below which this node's pods are")
+	fs.StringVar(&o.bootstrapToken, "bootstrap-token", "", "token to join with, if the identity has no certificate yet")
+	fs.StringVar(&o.tokenFile, "bootstrap-token-file", "", "file with the token to join with")
+	fs.StringVar(&o.caFile, "ca-file", "", "the cluster's CA, for joining")
+	fs.StringToStringVar(&o.labels, "label", nil, "label of the Node (key=value; may be repeated)")
+	fs.StringSliceVar(&o.taints, "taint", nil, "taint of the Node (key=value:Effect; may be repeated)")
+	fs.StringVar(&o.zone, "zone", "", "zone of the node")
+	fs.StringVar(&o.region, "region", "", "region of the node")
+	fs.StringToStringVar(&o.capacity, "capacity", nil, "capacity to report instead of the machine's (cpu=2,memory=4Gi)")
+	fs.Int64Var(&o.maxPods, "max-pods", 110, "how many pods the node takes")
+	fs.StringVar(&o.serviceRange, "service-cluster-ip-range", "10.96.0.0/16", "range of the Services' addresses")
+	fs.StringVar(&o.podRange, "cluster-cidr", "10.244.0.0/16", "range of all pods' addresses")
+	fs.IntVar(&o.mtu, "mtu", 0, "MTU of pods' interfaces; 0 is the kernel's choice")
+	fs.IntVar(&o.simulated, "simulated", 0, "simulate this many nodes instead of being one")
+	fs.StringVar(&o.resolvConf, "resolv-conf", "/etc/resolv.conf", "the node's own resolver configuration")
+	fs.StringVar(&o.cloudProvider, "cloud-provider", "", "\"external\" if a cloud controller initializes the node")
+	fs.DurationVar(&o.heartbeat, "heartbeat", 2*time.Second, "how often to renew the node's Lease, until an apiserver says otherwise")
+	return o
+}
+
+// settings are the options in the types that the parts want.
+type settings struct {
+	address   netip.Addr
+	pods      netip.Prefix
+	services  netip.Prefix
+	dns       netip.Addr
+	capacity  corev1.ResourceList
+	taints    []corev1.Taint
+	labels    map[string]string
+	bootstrap string
+}
+
+// check refuses what cannot work.
+func (o *options) check() (*settings, error) {
+	if err := o.service.Check(); err != nil {
+		return nil, err
+	}
+	s := &settings{labels: map[string]string{}, capacity: corev1.ResourceList{}}
+	if o.simulated < 0 {
+		return nil, boot.Invalid("--simulated %d: must not be negative", o.simulated)
+	}
+	if o.cloudProvider != "" && o.cloudProvider != "external" {
+		return nil, boot.Invalid("--cloud-provider %q: want external or nothing", o.cloudProvider)
+	}
+	if err := o.checkNode(s); err != nil {
+		return nil, err
+	}
+	for k, v := range o.labels {
+		s.labels[k] = v
+	}
+	if o.zone != "" {
+		s.labels[corev1.LabelTopologyZone] = o.zone
+	}
+	if o.region != "" {
+		s.labels[corev1.LabelTopologyRegion] = o.region
+	}
+	for name, text := range o.capacity {
+		q, err := resource.ParseQuantity(text)
+		if err != nil {
+			return nil, boot.Invalid("--capacity %s=%s: %w", name, text, err)
+		}
+		s.capacity[corev1.ResourceName(name)] = q
+	}
+	for _, text := range o.taints {
+		t, err := parseTaint(text)
+		if err != nil {
+			return nil, boot.Invalid("--taint %q: %w", text, err)
+		}
+		s.taints = append(s.taints, t)
+	}
+	s.bootstrap = o.bootstrapToken
+	if o.tokenFile != "" && s.bootstrap == "" {
+		b, err := os.ReadFile(o.tokenFile)
+		if err != nil && !os.IsNotExist(err) {
+			return nil, boot.Invalid("--bootstrap-token-file: %w", err)
+		}
+		s.bootstrap = strings.TrimSpace(string(b))
+	}
+	return s, boot.WritableDir("data-dir", o.dataDir, 0o711)
+}
+
+// checkNode checks what a node that is not simulated needs.
+func (o *options) checkNode(s *settings) error {
+	if o.simulated > 0 {
+		return nil
+	}
+	if o.name == "" {
+		return boot.Invalid("--node-name is required")
+	}
+	var err error
+	if s.address, err = netip.ParseAddr(o.address); err != nil {
+		return boot.Invalid("--node-ip %q: want an address", o.address)
+	}
+	if s.pods, err = netip.ParsePrefix(o.podRange); err != nil {
+		return boot.Invalid("--cluster-cidr: %w", err)
+	}
+	if s.services, err = netip.ParsePrefix(o.serviceRange); err != nil {
+		return boot.Invalid("--service-cluster-ip-range: %w", err)
+	}
+	if len(o.clusterDNS) > 0 {
+		if s.dns, err = netip.ParseAddr(o.clusterDNS[0]); err != nil {
+			return boot.Invalid("--cluster-dns %q: want an address", o.clusterDNS[0])
+		}
+	}
+	if !strings.HasPrefix(o.containerd, "unix:///") {
+		return boot.Invalid("--containerd %q: want unix:///path", o.containerd)
+	}
+	return nil
+}
+
+func parseTaint(text string) (corev1.Taint, error) {
+	var t corev1.Taint
+	i := strings.LastIndexByte(text, ':')
+	if i < 0 {
+		return t, fmt.Errorf("want key=value:Effect")
+	}
+	t.Key, t.Value, _ = strings.Cut(text[:i], "=")
+	t.Effect = corev1.TaintEffect(text[i+1:])
+	switch t.Effect {
+	case corev1.TaintEffectNoSchedule, corev1.TaintEffectPreferNoSchedule, corev1.TaintEffectNoExecute:
+	default:
+		return t, fmt.Errorf("effect %q is none", t.Effect)
+	}
+	if t.Key == "" {
+		return t, fmt.Errorf("key is empty")
+	}
+	return t, nil
+}
+
+// resolver is what pods are told about names.
+func (o *options) resolver() (pod.Resolver, error) {
+	r := pod.Resolver{ClusterDNS: o.clusterDNS, ClusterDomain: o.clusterDomain}
+	b, err := os.ReadFile(o.resolvConf)
+	if err != nil && !os.IsNotExist(err) {
+		return r, boot.Invalid("--resolv-conf: %w", err)
+	}
+	r.Host = pod.ParseResolvConf(string(b))
+	return r, nil
+}
