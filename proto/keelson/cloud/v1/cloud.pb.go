@@ -305,9 +305,14 @@ type EnsureLoadBalancerRequest struct {
 	// requested_address is the Service's spec.loadBalancerIP, if any.
 	RequestedAddress string `protobuf:"bytes,6,opt,name=requested_address,json=requestedAddress,proto3" json:"requested_address,omitempty"`
 	// source_ranges that may call; empty is everybody.
-	SourceRanges  []string `protobuf:"bytes,7,rep,name=source_ranges,json=sourceRanges,proto3" json:"source_ranges,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	SourceRanges []string `protobuf:"bytes,7,rep,name=source_ranges,json=sourceRanges,proto3" json:"source_ranges,omitempty"`
+	// health_check_node_port answers HTTP GET with 200 on the nodes that have an
+	// endpoint of their own, and with 503 on the others; 0 when every node may
+	// take the traffic. Nodes that are known to have no endpoint are left out of
+	// nodes as well.
+	HealthCheckNodePort int32 `protobuf:"varint,8,opt,name=health_check_node_port,json=healthCheckNodePort,proto3" json:"health_check_node_port,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *EnsureLoadBalancerRequest) Reset() {
@@ -389,13 +394,23 @@ func (x *EnsureLoadBalancerRequest) GetSourceRanges() []string {
 	return nil
 }
 
+func (x *EnsureLoadBalancerRequest) GetHealthCheckNodePort() int32 {
+	if x != nil {
+		return x.HealthCheckNodePort
+	}
+	return 0
+}
+
 // Target is a node that takes traffic.
 type Target struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// name of the Node.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// address is its InternalIP.
-	Address       string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// weight is the number of endpoints on the node when the traffic stays there;
+	// 0 counts as 1.
+	Weight        int32 `protobuf:"varint,3,opt,name=weight,proto3" json:"weight,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -442,6 +457,13 @@ func (x *Target) GetAddress() string {
 		return x.Address
 	}
 	return ""
+}
+
+func (x *Target) GetWeight() int32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
 }
 
 // EnsureLoadBalancerResponse is the load balancer's address.
@@ -697,7 +719,7 @@ const file_keelson_cloud_v1_cloud_proto_rawDesc = "" +
 	"\x04Port\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\x05R\x04port\x12\x1b\n" +
-	"\tnode_port\x18\x03 \x01(\x05R\bnodePort\"\x8f\x02\n" +
+	"\tnode_port\x18\x03 \x01(\x05R\bnodePort\"\xc4\x02\n" +
 	"\x19EnsureLoadBalancerRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
@@ -705,10 +727,12 @@ const file_keelson_cloud_v1_cloud_proto_rawDesc = "" +
 	"\x05ports\x18\x04 \x03(\v2\x16.keelson.cloud.v1.PortR\x05ports\x12.\n" +
 	"\x05nodes\x18\x05 \x03(\v2\x18.keelson.cloud.v1.TargetR\x05nodes\x12+\n" +
 	"\x11requested_address\x18\x06 \x01(\tR\x10requestedAddress\x12#\n" +
-	"\rsource_ranges\x18\a \x03(\tR\fsourceRanges\"6\n" +
+	"\rsource_ranges\x18\a \x03(\tR\fsourceRanges\x123\n" +
+	"\x16health_check_node_port\x18\b \x01(\x05R\x13healthCheckNodePort\"N\n" +
 	"\x06Target\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\":\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06weight\x18\x03 \x01(\x05R\x06weight\":\n" +
 	"\x1aEnsureLoadBalancerResponse\x12\x1c\n" +
 	"\taddresses\x18\x01 \x03(\tR\taddresses\"E\n" +
 	"\x19DeleteLoadBalancerRequest\x12\x18\n" +
