@@ -1,0 +1,180 @@
+// Package nodeipam gives each node a range of pod addresses out of the
+// cluster's.
+//
+// Invariant: no two nodes ever hold overlapping ranges. One worker allocates;
+// before its first allocation it reads all nodes from the server, not from a
+// cache that may lag behind a predecessor's last write; a range is free again
+// only when its node has gone.
+//
+// It must never change a range that a node has.
+package nodeipam
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/big"
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/cluster"
+	"keelson.dev/services/internal/controller"
+)
+
+// Config says what to hand out.
+type Config struct {
+	// ClusterCIDR is the pods' range, of IPv4.
+	ClusterCIDR netip.Prefix
+	// NodeMaskSize is the prefix length of a node's part.
+	NodeMaskSize int
+}
+
+// Check tells whether the ranges make sense.
+func (c Config) Check() error {
+	if !c.ClusterCIDR.IsValid() || !c.ClusterCIDR.Addr().Is4() {
+		return fmt.Errorf("--cluster-cidr %s: want an IPv4 range", c.ClusterCIDR)
+	}
+	if c.NodeMaskSize < c.ClusterCIDR.Bits() || c.NodeMaskSize > 30 || c.NodeMaskSize-c.ClusterCIDR.Bits() > 16 {
+		return fmt.Errorf("--node-cidr-mask-size %d: want %d to %d", c.NodeMaskSize, c.ClusterCIDR.Bits(), min(30, c.ClusterCIDR.Bits()+16))
+	}
+	return nil
+}
+
+type reconciler struct {
+	*cluster.Cluster
+
+	nodes  client.Resource[*corev1.Node]
+	ranges *Ranges
+	primed bool
+}
+
+// New is the controller.
+func New(s *cluster.Cluster, c Config) controller.Controller {
+	r := &reconciler{Cluster: s, nodes: client.For[*corev1.Node](s.Client), ranges: NewRanges(c)}
+	return controller.Controller{
+		Name: "node-ipam", Workers: 1, Reconcile: r.reconcile,
+		Sources: []controller.Source{controller.Objects(s.Nodes)},
+	}
+}
+
+func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {
+	if !r.primed {
+		for node, err := range r.nodes.All(ctx, client.ListOptions{}) {
+			if err != nil {
+				return controller.Result{}, fmt.Errorf("read all nodes: %w", err)
+			}
+			r.ranges.Occupy(node.Name, node.Spec.PodCIDR)
+		}
+		r.primed = true
+	}
+	node, ok := r.Nodes.Get("", key.Name)
+	if !ok {
+		// The cache may show a deletion before a new node of the same name.
+		if _, err := r.nodes.Get(ctx, "", key.Name); apierrors.IsNotFound(err) {
+			r.ranges.Release(key.Name)
+		} else if err != nil {
+			return controller.Result{}, err
+		}
+		return controller.Result{}, nil
+	}
+	if node.Spec.PodCIDR != "" {
+		r.ranges.Occupy(node.Name, node.Spec.PodCIDR)
+		return controller.Result{}, nil
+	}
+	if node.DeletionTimestamp != nil {
+		return controller.Result{}, nil
+	}
+	cidr, err := r.ranges.Allocate(node.Name)
+	if err != nil {
+		r.Events.Warning(ctx, node, "CIDRNotAvailable", "Node %s status is now: CIDRNotAvailable", node.Name)
+		return controller.Result{}, fmt.Errorf("node %s: %w", node.Name, err)
+	}
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"uid": node.UID, "resourceVersion": node.ResourceVersion},
+		"spec":     map[string]any{"podCIDR": cidr, "podCIDRs": []string{cidr}},
+	})
+	if err != nil {
+		return controller.Result{}, err
+	}
+	// The range stays the node's own, whatever becomes of this write: a retry
+	// offers the same one.
+	if _, err := r.nodes.Patch(ctx, "", node.Name, types.MergePatchType, patch); err != nil && !apierrors.IsNotFound(err) {
+		return controller.Result{}, fmt.Errorf("podCIDR of node %s: %w", node.Name, err)
+	}
+	return controller.Result{}, nil
+}
+
+// Ranges is the book of who holds which part of the cluster's range.
+type Ranges struct {
+	config Config
+	used   *big.Int
+	holder map[string]int
+	next   int
+}
+
+// NewRanges is an empty book.
+func NewRanges(c Config) *Ranges {
+	return &Ranges{config: c, used: new(big.Int), holder: map[string]int{}}
+}
+
+func (r *Ranges) size() int { return 1 << (r.config.NodeMaskSize - r.config.ClusterCIDR.Bits()) }
+
+// Occupy notes a range that a node has; one outside the cluster's range is none
+// of ours.
+func (r *Ranges) Occupy(node, cidr string) {
+	p, err := netip.ParsePrefix(cidr)
+	if err != nil || !r.config.ClusterCIDR.Contains(p.Addr()) {
+		return
+	}
+	i := int((value(p.Addr()) - value(r.config.ClusterCIDR.Masked().Addr())) >> (32 - r.config.NodeMaskSize))
+	if held, ok := r.holder[node]; ok && held != i {
+		r.used.SetBit(r.used, held, 0)
+	}
+	r.holder[node] = i
+	r.used.SetBit(r.used, i, 1)
+}
+
+// Release frees a node's range.
+func (r *Ranges) Release(node string) {
+	if i, ok := r.holder[node]; ok {
+		r.used.SetBit(r.used, i, 0)
+		delete(r.holder, node)
+	}
+}
+
+// ErrFull says that the cluster's range is used up.
+var ErrFull = errors.New("no pod address range is left in --cluster-cidr")
+
+// Allocate gives a node a range, the same each time until it is released. Ranges
+// just freed are the last to be used again.
+func (r *Ranges) Allocate(node string) (string, error) {
+	i, ok := r.holder[node]
+	if !ok {
+		n := r.size()
+		for k := range n {
+			if i = (r.next + k) % n; r.used.Bit(i) == 0 {
+				ok = true
+				break
+			}
+		}
+		if !ok {
+			return "", ErrFull
+		}
+		r.next = i + 1
+		r.holder[node] = i
+		r.used.SetBit(r.used, i, 1)
+	}
+	base := value(r.config.ClusterCIDR.Masked().Addr()) + uint32(i)<<(32-r.config.NodeMaskSize)
+	addr := netip.AddrFrom4([4]byte{byte(base >> 24), byte(base >> 16), byte(base >> 8), byte(base)})
+	return netip.PrefixFrom(addr, r.config.NodeMaskSize).String(), nil
+}
+
+func value(a netip.Addr) uint32 {
+	b := a.As4()
+	return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
+}
