@@ -58,11 +58,11 @@ type question struct {
 	// subresource if one is named.
 	Update      map[string]any
 	Subresource string
-	// Table asks for the object's row of `kubectl get` instead, after Status has
-	// been set in it, and after it was deleted if Deleted is set (it then needs a
-	// finalizer).
+	// Status is set in the created object before it is updated or shown.
+	Status map[string]any
+	// Table asks for the object's row of `kubectl get` instead, after it was
+	// deleted if Deleted is set (it then needs a finalizer).
 	Table   bool
-	Status  map[string]any
 	Deleted bool
 	// Refused says that Keelson refuses what Kubernetes may take, because it does
 	// not do it.
@@ -83,6 +83,11 @@ type answer struct {
 	Cells   []any    `json:"cells,omitempty"`
 }
 
+// madeUpUID stands for any uid that a server makes up.
+const madeUpUID = "00000000-0000-4000-8000-000000000000"
+
+var madeUp = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
+
 func (q question) name() string {
 	parts := []string{q.Base}
 	text := func(v any) string {
@@ -96,7 +101,10 @@ func (q question) name() string {
 		parts = append(parts, "update", q.Subresource, text(q.Update))
 	}
 	if q.Table {
-		parts = append(parts, "table", text(q.Status))
+		parts = append(parts, "table")
+	}
+	if q.Status != nil {
+		parts = append(parts, "status", text(q.Status))
 	}
 	if q.Deleted {
 		parts = append(parts, "deleted")
@@ -130,6 +138,10 @@ func TestObserved(t *testing.T) {
 				record(t, k, &c, answers)
 				text, err := json.MarshalIndent(answers, "", " ")
 				if err != nil {
+					t.Fatal(err)
+				}
+				text = madeUp.ReplaceAll(text, []byte(madeUpUID))
+				if err := json.Unmarshal(text, &answers); err != nil {
 					t.Fatal(err)
 				}
 				if err := os.WriteFile(stored, append(text, '\n'), 0o644); err != nil {
@@ -206,6 +218,7 @@ func ask(t *testing.T, k *resource.Kind, c *cases, q question) answer {
 	obj := decode(t, k, object)
 	r := k.Rules
 	call1(r.Default, obj)
+	obj.SetUID(madeUpUID)
 	call1(r.PrepareCreate, obj)
 	errs := metaErrors(k, obj)
 	if r.Validate != nil {
@@ -221,6 +234,7 @@ func ask(t *testing.T, k *resource.Kind, c *cases, q question) answer {
 	if q.Update == nil {
 		return answer{Object: tree(t, obj)}
 	}
+	obj = decode(t, k, change(t, tree(t, obj), q.Status))
 	before := obj.DeepCopyObject().(resource.Object)
 	next := decode(t, k, change(t, tree(t, obj), q.Update))
 	if q.Subresource != "" {
@@ -293,7 +307,7 @@ var (
 
 // structured are values that Kubernetes prints by the names of its internal
 // types.
-var structured = regexp.MustCompile(`(Invalid value: )[\[{].*[\]}](: )`)
+var structured = regexp.MustCompile(`((?:Invalid|Unsupported) value: )[\[{].*[\]}](: )`)
 
 // plain leaves out of the messages what differs for no good: structured values
 // and printed differences.
@@ -389,14 +403,29 @@ func record(t *testing.T, k *resource.Kind, c *cases, answers map[string]answer)
 			t.Fatalf("%s: the base cannot be created: %v", q.name(), created["message"])
 		}
 		name := created["metadata"].(map[string]any)["name"].(string)
-		next := change(t, created, q.Update)
 		path := base + "/" + name
+		if q.Status != nil {
+			if err := json.Unmarshal(call(t, "PUT", statusPath(k, path), change(t, created, q.Status)), &created); err != nil {
+				t.Fatal(err)
+			}
+			if created["kind"] == "Status" {
+				t.Fatalf("%s: the status cannot be set: %v", q.name(), created["message"])
+			}
+		}
+		next := change(t, created, q.Update)
 		if q.Subresource != "" {
 			path += "/" + q.Subresource
 		}
 		answers[q.name()] = parse(t, call(t, "PUT", path+"?dryRun=All&fieldValidation=Ignore", next))
 		call(t, "DELETE", base+"/"+name+"?gracePeriodSeconds=0", nil)
 	}
+}
+
+func statusPath(k *resource.Kind, path string) string {
+	if _, ok := k.Subresources["status"]; ok {
+		return path + "/status"
+	}
+	return path
 }
 
 // unique makes a name that no earlier run has left behind.
@@ -418,11 +447,7 @@ func recordTable(t *testing.T, k *resource.Kind, base string, i int, q question,
 	}
 	created := write("POST", base, object)
 	if len(q.Status) > 0 {
-		at := path
-		if _, ok := k.Subresources["status"]; ok {
-			at += "/status"
-		}
-		write("PUT", at, change(t, created, q.Status))
+		write("PUT", statusPath(k, path), change(t, created, q.Status))
 	}
 	if q.Deleted {
 		write("DELETE", path+"?gracePeriodSeconds=0", nil)

@@ -6,6 +6,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"keelson.dev/services/apiserver/internal/kind/podspec"
 	"keelson.dev/services/apiserver/internal/kind/row"
 	"keelson.dev/services/apiserver/internal/resource"
 )
@@ -14,6 +15,7 @@ import (
 func Job() *resource.Kind {
 	k := row.Namespaced[batchv1.Job, batchv1.JobList](batchv1.SchemeGroupVersion, "jobs", "jobs")
 	k.Categories = []string{"all"}
+	k.Columns, k.Cells = jobColumns(), jobCells
 	// Old clients that know nothing of propagation leave a job's pods behind.
 	k.DefaultPropagation = metav1.DeletePropagationOrphan
 	k.Fields = map[string]func(resource.Object) string{
@@ -22,13 +24,113 @@ func Job() *resource.Kind {
 		},
 	}
 	k.Rules = resource.Typed[*batchv1.Job]{
-		PrepareCreate: func(j *batchv1.Job) { j.Status = batchv1.JobStatus{} },
-		PrepareUpdate: func(j, old *batchv1.Job) { j.Status = old.Status },
+		Default: defaultJob,
+		PrepareCreate: func(j *batchv1.Job) {
+			j.Status = batchv1.JobStatus{}
+			selectOwnPods(j)
+			podspec.Drop(&j.Spec.Template.Spec)
+		},
+		PrepareUpdate: func(j, old *batchv1.Job) {
+			j.Status = old.Status
+			podspec.Drop(&j.Spec.Template.Spec)
+		},
+		Validate:       validateNewJob,
+		ValidateUpdate: validateJobUpdate,
 	}.Rules()
 	k.Subresources = map[string]resource.Subresource{
 		"status": row.View(resource.Typed[*batchv1.Job]{
-			PrepareUpdate: func(j, old *batchv1.Job) { j.Spec = old.Spec },
+			Default:        defaultJob,
+			PrepareUpdate:  func(j, old *batchv1.Job) { j.Spec = old.Spec },
+			ValidateUpdate: validateJobStatus,
 		}.Rules()),
 	}
 	return k
+}
+
+// selectOwnPods gives a job that does not bring its own a selector that no other
+// job can share, and its pods the labels for it.
+func selectOwnPods(j *batchv1.Job) {
+	if j.Spec.ManualSelector != nil && *j.Spec.ManualSelector {
+		return
+	}
+	labels := j.Spec.Template.Labels
+	if labels == nil {
+		labels = map[string]string{}
+		j.Spec.Template.Labels = labels
+	}
+	if len(j.Labels) == 0 {
+		j.Labels = labels
+	}
+	for _, l := range [][2]string{
+		{legacyJobName, j.Name}, {batchv1.JobNameLabel, j.Name},
+		{legacyControllerUID, string(j.UID)}, {batchv1.ControllerUidLabel, string(j.UID)},
+	} {
+		if _, set := labels[l[0]]; !set {
+			labels[l[0]] = l[1]
+		}
+	}
+	if j.Spec.Selector == nil {
+		j.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{}}
+	}
+	if j.Spec.Selector.MatchLabels == nil {
+		j.Spec.Selector.MatchLabels = map[string]string{}
+	}
+	if _, set := j.Spec.Selector.MatchLabels[batchv1.ControllerUidLabel]; !set {
+		j.Spec.Selector.MatchLabels[batchv1.ControllerUidLabel] = string(j.UID)
+	}
+}
+
+// The labels' names of old, which are still set.
+const (
+	legacyJobName       = "job-name"
+	legacyControllerUID = "controller-uid"
+)
+
+const defaultBackoffLimit = 6
+
+func defaultJob(j *batchv1.Job) {
+	s := &j.Spec
+	if s.Completions == nil && s.Parallelism == nil {
+		set(&s.Completions, 1)
+	}
+	set(&s.Parallelism, 1)
+	if s.BackoffLimitPerIndex != nil {
+		set(&s.BackoffLimit, maxInt32)
+	} else {
+		set(&s.BackoffLimit, defaultBackoffLimit)
+	}
+	set(&s.CompletionMode, batchv1.NonIndexedCompletion)
+	set(&s.Suspend, false)
+	set(&s.ManualSelector, false)
+	if s.PodReplacementPolicy == nil {
+		policy := batchv1.TerminatingOrFailed
+		if s.PodFailurePolicy != nil {
+			policy = batchv1.Failed
+		}
+		s.PodReplacementPolicy = &policy
+	}
+	if s.PodFailurePolicy != nil {
+		for i := range s.PodFailurePolicy.Rules {
+			for j := range s.PodFailurePolicy.Rules[i].OnPodConditions {
+				c := &s.PodFailurePolicy.Rules[i].OnPodConditions[j]
+				if c.Status == "" {
+					c.Status = "True"
+				}
+			}
+		}
+	}
+	if len(j.Labels) == 0 {
+		// A job without labels shares those of its template: the very map, so that
+		// selectOwnPods labels both.
+		j.Labels = s.Template.Labels
+	}
+	podspec.DefaultTemplate(&s.Template)
+}
+
+const maxInt32 = int32(1<<31 - 1)
+
+func set[T any](field **T, value T) {
+	if *field == nil {
+		*field = &value
+	}
 }

@@ -87,6 +87,7 @@ func (v *validator) validateContainer(c *corev1.Container, p *field.Path, names,
 	v.validateMounts(c, p)
 	ValidateResources(&v.Errors, &c.Resources, p.Child("resources"))
 	v.validateResizePolicy(c, p)
+	v.validateRestart(c, p)
 	v.validateContainerSecurity(c.SecurityContext, p)
 }
 

@@ -41,6 +41,7 @@ func dropContainer(c *corev1.Container) {
 		}
 	}
 	if l := c.Lifecycle; l != nil {
+		l.StopSignal = nil
 		for _, h := range []*corev1.LifecycleHandler{l.PostStart, l.PreStop} {
 			if h != nil {
 				dropHTTPGet(h.HTTPGet)

@@ -3,8 +3,6 @@ package podspec
 import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
-
-	"keelson.dev/services/apiserver/internal/kind/check"
 )
 
 // unsupported refuses what Kubernetes does and Keelson does not do yet, wherever
@@ -23,47 +21,37 @@ func (v *validator) unsupported(p *field.Path) {
 	refuse(len(s.Overhead) > 0, "overhead", "runtime classes are")
 	refuse(len(s.ResourceClaims) > 0, "resourceClaims", "resource claims are")
 	refuse(s.Resources != nil, "resources", "resources of a whole pod are")
-	refuse(s.HostnameOverride != nil, "hostnameOverride", "overriding the host name is")
 	if c := s.SecurityContext; c != nil {
 		refuse(c.WindowsOptions != nil, "securityContext", "Windows options are")
-		refuse(c.SupplementalGroupsPolicy != nil && *c.SupplementalGroupsPolicy == corev1.SupplementalGroupsPolicyStrict,
-			"securityContext", "supplementalGroupsPolicy Strict is")
 	}
 	if s.OS != nil && s.OS.Name != corev1.Windows && s.OS.Name != corev1.Linux {
 		v.List = append(v.List, field.NotSupported(p.Child("os"), s.OS.Name, []corev1.OSName{corev1.Linux, corev1.Windows}))
 	}
 	if v.inPod && len(s.EphemeralContainers) > 0 {
 		v.Forbidden(p.Child("ephemeralContainers"), "cannot be set on create")
-	} else {
-		refuse(len(s.EphemeralContainers) > 0, "ephemeralContainers", "ephemeral containers are")
+	} else if len(s.EphemeralContainers) > 0 {
+		v.Forbidden(p.Child("ephemeralContainers"), "ephemeral containers not allowed in pod template")
 	}
 	for i := range s.InitContainers {
-		v.unsupportedContainer(&s.InitContainers[i], true, p, "initContainers", i)
+		v.unsupportedContainer(&s.InitContainers[i], p, "initContainers", i)
 	}
 	for i := range s.Containers {
-		v.unsupportedContainer(&s.Containers[i], false, p, "containers", i)
+		v.unsupportedContainer(&s.Containers[i], p, "containers", i)
 	}
 }
 
-func (v *validator) unsupportedContainer(c *corev1.Container, init bool, p *field.Path, list string, i int) {
+func (v *validator) unsupportedContainer(c *corev1.Container, p *field.Path, list string, i int) {
 	refuse := func(set bool, name, what string) {
 		if set {
 			v.Unsupported(p.Child(list).Index(i).Child(name), what)
 		}
 	}
-	if c.RestartPolicy != nil {
-		switch *c.RestartPolicy {
-		case corev1.ContainerRestartPolicyAlways, corev1.ContainerRestartPolicyNever, corev1.ContainerRestartPolicyOnFailure:
-			refuse(!init || !sidecar(c), "restartPolicy", "restart policies of single containers (other than Always of an init container) are")
-		default:
-			check.Supported(&v.Errors, p.Child(list).Index(i), "restartPolicy", *c.RestartPolicy,
-				corev1.ContainerRestartPolicyAlways, corev1.ContainerRestartPolicyNever, corev1.ContainerRestartPolicyOnFailure)
-		}
+	for j := range c.RestartPolicyRules {
+		refuse(c.RestartPolicyRules[j].Action == corev1.ContainerRestartRuleActionRestartAllContainers,
+			"restartPolicyRules", "the action RestartAllContainers is")
 	}
-	refuse(len(c.RestartPolicyRules) > 0, "restartPolicyRules", "restart rules are")
 	refuse(len(c.VolumeDevices) > 0, "volumeDevices", "block volumes are")
 	refuse(len(c.Resources.Claims) > 0, "resources", "resource claims are")
-	refuse(c.Lifecycle != nil && c.Lifecycle.StopSignal != nil, "lifecycle", "stop signals are")
 	if s := c.SecurityContext; s != nil {
 		refuse(s.WindowsOptions != nil, "securityContext", "Windows options are")
 		refuse(s.ProcMount != nil && *s.ProcMount == corev1.UnmaskedProcMount, "securityContext", "procMount Unmasked is")

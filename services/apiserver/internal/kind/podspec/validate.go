@@ -69,6 +69,9 @@ func (v *validator) validateNames(p *field.Path) {
 	if s.Hostname != "" {
 		v.Messages(p, "hostname", s.Hostname, check.Label(s.Hostname))
 	}
+	if s.HostnameOverride != nil {
+		v.validateHostnameOverride(p)
+	}
 	if s.Subdomain != "" {
 		v.Messages(p, "subdomain", s.Subdomain, check.Label(s.Subdomain))
 	}
@@ -88,6 +91,23 @@ func (v *validator) validateNames(p *field.Path) {
 		if gates.Add(gate.Name) {
 			v.Duplicate(at, gate.Name)
 		}
+	}
+}
+
+// A host name is at most this long (HOST_NAME_MAX of Linux).
+const maxHostname = 64
+
+func (v *validator) validateHostnameOverride(p *field.Path) {
+	name := *v.spec.HostnameOverride
+	if len(name) > maxHostname {
+		v.List = append(v.List, field.TooLongMaxLength(p.Child("hostnameOverride"), name, maxHostname))
+	}
+	v.Messages(p, "hostnameOverride", name, check.Subdomain(name))
+	if fqdn := v.spec.SetHostnameAsFQDN; fqdn != nil && *fqdn {
+		v.Forbidden(p.Child("hostnameOverride"), "may not be specified when setHostnameAsFQDN is true")
+	}
+	if v.spec.HostNetwork {
+		v.Forbidden(p.Child("hostnameOverride"), "may not be specified when hostNetwork is true")
 	}
 }
 
