@@ -283,3 +283,34 @@ func AcceptDiscovery(header string, aggregated bool) (best DiscoveryFormat, ok b
 	}
 	return best, ok
 }
+
+// Media chooses among media types: the index of the offer that an Accept header
+// likes best, the first one where it says nothing.
+func Media(header string, offers ...string) (index int, ok bool) {
+	if header == "" {
+		return 0, true
+	}
+	var (
+		quality float64
+		wild    bool
+	)
+	for header != "" {
+		var c clause
+		c, header = nextClause(header)
+		if c.q == 0 {
+			continue
+		}
+		for i, offer := range offers {
+			kind, _, _ := strings.Cut(offer, "/")
+			w := c.media == "*/*" || c.media == kind+"/*"
+			if c.media != offer && !w {
+				continue
+			}
+			if !ok || c.q > quality || c.q == quality && wild && !w {
+				index, quality, wild, ok = i, c.q, w, true
+			}
+			break
+		}
+	}
+	return index, ok
+}

@@ -1,0 +1,50 @@
+// Command openapi writes the OpenAPI documents that the apiserver embeds. Run it by
+// `make gen`, which first has openapi-gen write package definitions.
+//
+//	openapi packages < table.json            prints the Go packages whose types are needed
+//	openapi documents --out DIR < table.json writes the documents (needs the build tag "documents")
+//
+// It must never describe what is not in the table that it is given.
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+
+	"keelson.dev/tools/openapi/internal/document"
+)
+
+// write makes the documents; it is set in builds that have the definitions.
+var write func(table []document.Resource, dir string) error
+
+func main() {
+	log.SetFlags(0)
+	if len(os.Args) < 2 {
+		log.Fatal("usage: openapi packages|documents")
+	}
+	flags := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
+	out := flags.String("out", "", "directory to write to")
+	_ = flags.Parse(os.Args[2:]) // exits by itself
+	var table []document.Resource
+	if err := json.NewDecoder(os.Stdin).Decode(&table); err != nil {
+		log.Fatalf("reading the table: %v", err)
+	}
+	switch os.Args[1] {
+	case "packages":
+		for _, p := range document.Packages(table) {
+			fmt.Println(p)
+		}
+	case "documents":
+		if write == nil {
+			log.Fatal("built without the definitions: run openapi-gen and build with -tags documents")
+		}
+		if err := write(table, *out); err != nil {
+			log.Fatal(err)
+		}
+	default:
+		log.Fatalf("unknown command %q", os.Args[1])
+	}
+}
