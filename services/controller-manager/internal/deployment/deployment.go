@@ -1,0 +1,261 @@
+// Package deployment rolls a Deployment's template out over ReplicaSets.
+//
+// Decisions are in plan.go and its neighbours: pure functions of the deployment
+// and its sets. It must never let fewer pods be available, or more exist, than
+// maxUnavailable and maxSurge allow.
+package deployment
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/cluster"
+	"keelson.dev/services/controller-manager/internal/owner"
+	"keelson.dev/services/controller-manager/internal/podstate"
+	"keelson.dev/services/internal/controller"
+)
+
+type reconciler struct {
+	*cluster.Cluster
+
+	deployments client.Resource[*appsv1.Deployment]
+	sets        client.Resource[*appsv1.ReplicaSet]
+	setWrites   *controller.Writes
+	ownWrites   *controller.Writes
+	now         func() time.Time
+}
+
+// New is the controller.
+func New(s *cluster.Cluster) controller.Controller {
+	r := &reconciler{
+		Cluster: s, deployments: client.For[*appsv1.Deployment](s.Client), sets: client.For[*appsv1.ReplicaSet](s.Client),
+		setWrites: controller.NewWrites(s.ReplicaSets), ownWrites: controller.NewWrites(s.Deployments), now: time.Now,
+	}
+	return controller.Controller{
+		Name: "deployment", Workers: 5, Reconcile: r.reconcile,
+		Sources: []controller.Source{
+			controller.Objects(s.Deployments),
+			controller.From(s.ReplicaSets, r.ofSet),
+			controller.From(s.Pods, r.ofPod),
+		},
+	}
+}
+
+// ofSet is the deployments that a set's change concerns.
+func (r *reconciler) ofSet(ev client.Event[*appsv1.ReplicaSet]) []controller.Key {
+	var keys []controller.Key
+	for _, rs := range []*appsv1.ReplicaSet{ev.Object, ev.Old} {
+		if rs == nil {
+			continue
+		}
+		if ref := metav1.GetControllerOfNoCopy(rs); ref != nil && ref.Kind == "Deployment" {
+			if key := (controller.Key{Namespace: rs.Namespace, Name: ref.Name}); !slices.Contains(keys, key) {
+				keys = append(keys, key)
+			}
+		}
+	}
+	if len(keys) > 0 || ev.Type == client.Deleted || metav1.GetControllerOfNoCopy(ev.Object) != nil {
+		return keys
+	}
+	for _, d := range r.Deployments.ByIndex(cluster.ByNamespace, ev.Object.Namespace) {
+		if s, err := metav1.LabelSelectorAsSelector(d.Spec.Selector); err == nil && !s.Empty() && s.Matches(labels.Set(ev.Object.Labels)) {
+			keys = append(keys, client.KeyOf(d))
+		}
+	}
+	return keys
+}
+
+// ofPod is the deployment of strategy Recreate that waits for a pod to end.
+func (r *reconciler) ofPod(ev client.Event[*corev1.Pod]) []controller.Key {
+	ended := ev.Type == client.Deleted || ev.Old != nil && podstate.Finished(ev.Object) && !podstate.Finished(ev.Old)
+	ref := metav1.GetControllerOfNoCopy(ev.Object)
+	if !ended || ref == nil || ref.Kind != "ReplicaSet" {
+		return nil
+	}
+	rs, ok := r.ReplicaSets.Get(ev.Object.Namespace, ref.Name)
+	if !ok {
+		return nil
+	}
+	ref = metav1.GetControllerOfNoCopy(rs)
+	if ref == nil || ref.Kind != "Deployment" {
+		return nil
+	}
+	d, ok := r.Deployments.Get(rs.Namespace, ref.Name)
+	if !ok || d.Spec.Strategy.Type != appsv1.RecreateDeploymentStrategyType {
+		return nil
+	}
+	return []controller.Key{client.KeyOf(d)}
+}
+
+func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {
+	d, ok := r.Deployments.Get(key.Namespace, key.Name)
+	if !ok {
+		return controller.Result{}, nil
+	}
+	if err := errors.Join(r.setWrites.Fresh(key), r.ownWrites.Fresh(key)); err != nil {
+		return controller.Result{}, err
+	}
+	selector, err := metav1.LabelSelectorAsSelector(d.Spec.Selector)
+	if err != nil || selector.Empty() {
+		return controller.Result{}, nil // validation keeps such an object out.
+	}
+	sets, err := r.claim(ctx, d, selector)
+	if err != nil {
+		return controller.Result{}, err
+	}
+	plan := Make(d, sets, r.podsRunning, r.now())
+	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, d, plan)
+}
+
+// podsRunning tells whether a set has a pod that has not ended, one that is
+// being deleted included.
+func (r *reconciler) podsRunning(rs *appsv1.ReplicaSet) bool {
+	return slices.ContainsFunc(r.Pods.ByIndex(cluster.ByController, string(rs.UID)), func(p *corev1.Pod) bool {
+		return !podstate.Finished(p)
+	})
+}
+
+// claim adopts and releases sets and returns those that belong to the
+// deployment.
+func (r *reconciler) claim(ctx context.Context, d *appsv1.Deployment, selector labels.Selector) ([]*appsv1.ReplicaSet, error) {
+	claims := owner.Claim(d, selector, r.ReplicaSets.ByIndex(cluster.ByController, string(d.UID)), r.ReplicaSets.ByIndex(cluster.ByOrphanage, d.Namespace))
+	for _, rs := range claims.Release {
+		_, err := r.sets.Patch(ctx, rs.Namespace, rs.Name, types.StrategicMergePatchType, owner.ReleasePatch(d.UID, rs.UID))
+		if err != nil && !apierrors.IsNotFound(err) {
+			return nil, fmt.Errorf("release replica set %s: %w", rs.Name, err)
+		}
+	}
+	if len(claims.Adopt) == 0 {
+		return claims.Keep, nil
+	}
+	live, err := r.deployments.Get(ctx, d.Namespace, d.Name)
+	if err != nil || live.UID != d.UID || live.DeletionTimestamp != nil {
+		if apierrors.IsNotFound(err) {
+			err = nil
+		}
+		return claims.Keep, err
+	}
+	for _, rs := range claims.Adopt {
+		got, err := r.sets.Patch(ctx, rs.Namespace, rs.Name, types.StrategicMergePatchType, owner.AdoptPatch(d, rs.UID))
+		if err != nil {
+			return nil, fmt.Errorf("adopt replica set %s: %w", rs.Name, err)
+		}
+		got.ManagedFields = nil
+		r.setWrites.Wrote(client.KeyOf(d), got.ResourceVersion)
+		claims.Keep = append(claims.Keep, got)
+	}
+	return claims.Keep, nil
+}
+
+// carryOut writes a plan. Sets come before the status, which reports them.
+func (r *reconciler) carryOut(ctx context.Context, d *appsv1.Deployment, plan Plan) error {
+	key := client.KeyOf(d)
+	var failure error
+	if plan.Create != nil {
+		created, err := r.sets.Create(ctx, plan.Create)
+		switch {
+		case apierrors.IsAlreadyExists(err):
+			return r.collided(ctx, d, plan.Create)
+		case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
+			return nil
+		case err != nil:
+			failure = fmt.Errorf("create replica set %s: %w", plan.Create.Name, err)
+			plan.Status = creationFailed(d, plan.Status, err, r.now())
+			r.Events.Warning(ctx, d, "ReplicaSetCreateError", "Failed to create new replica set %q: %v", plan.Create.Name, err)
+		default:
+			r.setWrites.Wrote(key, created.ResourceVersion)
+		}
+	}
+	if failure == nil {
+		failure = r.changeSets(ctx, key, plan)
+	}
+	for _, e := range plan.Events {
+		if failure == nil {
+			r.Events.Normal(ctx, d, e.Reason, "%s", e.Message)
+		}
+	}
+	return errors.Join(failure, r.writeOwn(ctx, d, plan))
+}
+
+func (r *reconciler) changeSets(ctx context.Context, key controller.Key, plan Plan) error {
+	var failure error
+	for _, rs := range plan.Update {
+		got, err := r.sets.Update(ctx, rs)
+		if err != nil {
+			// What follows in the plan supposes this write.
+			return fmt.Errorf("update replica set %s: %w", rs.Name, err)
+		}
+		r.setWrites.Wrote(key, got.ResourceVersion)
+	}
+	for _, rs := range plan.Delete {
+		if err := r.sets.Delete(ctx, rs.Namespace, rs.Name, client.UID(rs.UID)); err != nil && !apierrors.IsNotFound(err) && failure == nil {
+			failure = fmt.Errorf("delete replica set %s: %w", rs.Name, err)
+		}
+	}
+	return failure
+}
+
+// collided deals with a set of the new one's name that exists: ours, which the
+// cache will show, or another's, which the next try steps aside of.
+func (r *reconciler) collided(ctx context.Context, d *appsv1.Deployment, want *appsv1.ReplicaSet) error {
+	got, err := r.sets.Get(ctx, want.Namespace, want.Name)
+	if err != nil {
+		return fmt.Errorf("replica set %s: %w", want.Name, err)
+	}
+	if ref := metav1.GetControllerOf(got); ref != nil && ref.UID == d.UID && sameTemplate(&got.Spec.Template, &d.Spec.Template) {
+		r.setWrites.Wrote(client.KeyOf(d), got.ResourceVersion)
+		return controller.ErrStale
+	}
+	next := d.DeepCopy()
+	collisions := int32(1)
+	if d.Status.CollisionCount != nil {
+		collisions += *d.Status.CollisionCount
+	}
+	next.Status.CollisionCount = &collisions
+	if next, err = r.deployments.UpdateStatus(ctx, next); err != nil {
+		return fmt.Errorf("count a collision: %w", err)
+	}
+	r.ownWrites.Wrote(client.KeyOf(d), next.ResourceVersion)
+	return controller.ErrStale
+}
+
+// writeOwn writes the deployment's revision and status, where they differ.
+func (r *reconciler) writeOwn(ctx context.Context, d *appsv1.Deployment, plan Plan) error {
+	key := client.KeyOf(d)
+	if plan.Revision != "" && d.Annotations[RevisionAnnotation] != plan.Revision {
+		next := d.DeepCopy()
+		metav1.SetMetaDataAnnotation(&next.ObjectMeta, RevisionAnnotation, plan.Revision)
+		got, err := r.deployments.Update(ctx, next)
+		if err != nil {
+			return fmt.Errorf("write the revision: %w", err)
+		}
+		r.ownWrites.Wrote(key, got.ResourceVersion)
+		d = got
+	}
+	if reflect.DeepEqual(plan.Status, d.Status) {
+		return nil
+	}
+	next := d.DeepCopy()
+	next.Status = plan.Status
+	got, err := r.deployments.UpdateStatus(ctx, next)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("status: %w", err)
+	}
+	r.ownWrites.Wrote(key, got.ResourceVersion)
+	return nil
+}

@@ -1,0 +1,164 @@
+package deployment
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"strconv"
+
+	appsv1 "k8s.io/api/apps/v1"
+)
+
+const (
+	desiredAnnotation = "deployment.kubernetes.io/desired-replicas"
+	maxAnnotation     = "deployment.kubernetes.io/max-replicas"
+)
+
+// annotateSize notes on a set the size of the deployment that its replicas are
+// meant for.
+func (r *rollout) annotateSize(rs *appsv1.ReplicaSet) {
+	surge, _ := r.bounds()
+	if rs.Annotations == nil {
+		rs.Annotations = map[string]string{}
+	}
+	rs.Annotations[desiredAnnotation] = strconv.Itoa(int(r.desired()))
+	rs.Annotations[maxAnnotation] = strconv.Itoa(int(r.desired() + surge))
+}
+
+// noted reads one of those annotations.
+func noted(rs *appsv1.ReplicaSet, annotation string) (int32, bool) {
+	v, err := strconv.ParseInt(rs.Annotations[annotation], 10, 32)
+	return int32(v), err == nil && v >= 0
+}
+
+// scaled tells whether the deployment was resized since its sets were.
+func (r *rollout) scaled() bool {
+	for _, rs := range r.sets {
+		if n, ok := noted(rs, desiredAnnotation); replicas(rs) > 0 && ok && n != r.desired() {
+			return true
+		}
+	}
+	return false
+}
+
+// scale brings the sets to the size of the deployment without rolling on: a
+// single one takes it all; in the middle of a rollout each grows or shrinks in
+// proportion, so that the risk of the new template stays what it was.
+func (r *rollout) scale() {
+	if one := r.activeOrLatest(); one != nil {
+		if replicas(one) != r.desired() || r.misnoted(one) {
+			r.resize(one, r.desired())
+		}
+		return
+	}
+	if r.saturated() {
+		for _, rs := range r.old() {
+			if replicas(rs) > 0 {
+				r.resize(rs, 0)
+			}
+		}
+		return
+	}
+	if r.d.Spec.Strategy.Type == appsv1.RecreateDeploymentStrategyType {
+		// The rollout itself will end the old ones: only take note.
+		for _, rs := range r.sets {
+			r.annotateSize(rs)
+		}
+		return
+	}
+	r.scaleInProportion()
+}
+
+// activeOrLatest is the only set with replicas, or the newest (or youngest) when
+// none has; nil when several have.
+func (r *rollout) activeOrLatest() *appsv1.ReplicaSet {
+	var active []*appsv1.ReplicaSet
+	for _, rs := range r.sets {
+		if replicas(rs) > 0 {
+			active = append(active, rs)
+		}
+	}
+	switch {
+	case len(active) == 1:
+		return active[0]
+	case len(active) > 1 || len(r.sets) == 0:
+		return nil
+	case r.newest != nil:
+		return r.newest
+	}
+	return r.sets[len(r.sets)-1]
+}
+
+func (r *rollout) misnoted(rs *appsv1.ReplicaSet) bool {
+	n, ok := noted(rs, desiredAnnotation)
+	return !ok || n != r.desired()
+}
+
+// saturated tells whether the newest set has taken over entirely.
+func (r *rollout) saturated() bool {
+	return r.newest != nil && replicas(r.newest) == r.desired() && !r.misnoted(r.newest) && r.newest.Status.AvailableReplicas == r.desired()
+}
+
+func (r *rollout) scaleInProportion() {
+	var active []*appsv1.ReplicaSet
+	for _, rs := range r.sets {
+		if replicas(rs) > 0 {
+			active = append(active, rs)
+		}
+	}
+	surge, _ := r.bounds()
+	allowed := int32(0)
+	if r.desired() > 0 {
+		allowed = r.desired() + surge
+	}
+	add := allowed - total(active)
+	// The largest first, and of equals the youngest when growing and the oldest
+	// when shrinking: what rounding leaves over goes to the first.
+	slices.SortStableFunc(active, func(a, b *appsv1.ReplicaSet) int {
+		age := a.CreationTimestamp.Compare(b.CreationTimestamp.Time)
+		if add > 0 {
+			age = -age
+		}
+		return cmp.Or(cmp.Compare(replicas(b), replicas(a)), age)
+	})
+	sizes := make([]int32, len(active))
+	var added int32
+	for i, rs := range active {
+		sizes[i] = replicas(rs)
+		if add != 0 {
+			share := r.share(rs, add, added, allowed)
+			sizes[i] += share
+			added += share
+		}
+	}
+	for i, rs := range active {
+		if i == 0 && add != 0 {
+			sizes[i] = max(sizes[i]+add-added, 0)
+		}
+		r.resize(rs, sizes[i])
+	}
+}
+
+// share is what a set gets of what is to be added (or taken away), no more than
+// is left.
+func (r *rollout) share(rs *appsv1.ReplicaSet, add, added, allowed int32) int32 {
+	left := add - added
+	if replicas(rs) == 0 || left == 0 {
+		return 0
+	}
+	if r.desired() == 0 {
+		return max(-replicas(rs), left)
+	}
+	base, ok := noted(rs, maxAnnotation)
+	if !ok || base == 0 {
+		base = r.d.Status.Replicas
+	}
+	fraction := int32(0)
+	if base > 0 {
+		fraction = int32(math.Round(float64(replicas(rs))*float64(allowed)/float64(base))) - replicas(rs)
+	}
+	if add > 0 {
+		return min(max(fraction, 0), left)
+	}
+	return max(min(fraction, 0), left)
+}

@@ -1,0 +1,232 @@
+// Package testkit is what the controllers' behaviour tests share: an in-memory
+// cluster with its caches running, controllers on it, and a kubelet of straw.
+package testkit
+
+import (
+	"context"
+	"encoding/json"
+	"reflect"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/proto/client/clienttest"
+	"keelson.dev/services/controller-manager/internal/cluster"
+	"keelson.dev/services/internal/controller"
+	"keelson.dev/services/internal/event"
+)
+
+// World is a cluster under test.
+type World struct {
+	*testing.T
+
+	Server  *clienttest.Server
+	Client  *client.Client
+	Cluster *cluster.Cluster
+
+	mu  sync.Mutex
+	end []func()
+}
+
+// Start makes a cluster; its caches are synced.
+func Start(t *testing.T) *World {
+	t.Helper()
+	server, c := clienttest.StartServer(t)
+	events := event.NewRecorder(c, "test", "test-0")
+	w := &World{T: t, Server: server, Client: c, Cluster: cluster.New(c, events)}
+	t.Cleanup(w.stop)
+	w.Go(events.Run)
+	for _, cache := range w.Cluster.Caches {
+		w.Go(cache.Run)
+	}
+	for _, cache := range w.Cluster.Caches {
+		<-cache.Synced()
+	}
+	return w
+}
+
+// stop ends what Go started, the last first.
+func (w *World) stop() {
+	for {
+		w.mu.Lock()
+		n := len(w.end)
+		if n == 0 {
+			w.mu.Unlock()
+			return
+		}
+		f := w.end[n-1]
+		w.end = w.end[:n-1]
+		w.mu.Unlock()
+		f()
+	}
+}
+
+// Go runs f until the test ends, or until the returned function is called.
+func (w *World) Go(f func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := f(ctx); err != nil && ctx.Err() == nil {
+			w.Errorf("a goroutine failed: %v", err)
+		}
+	}()
+	stop = sync.OnceFunc(func() { cancel(); <-done })
+	w.mu.Lock()
+	w.end = append(w.end, stop)
+	w.mu.Unlock()
+	return stop
+}
+
+// Run runs controllers until the test ends or they are stopped.
+func (w *World) Run(controllers ...controller.Controller) (stop func()) {
+	return w.Go(func(ctx context.Context) error { return controller.Run(ctx, controllers...) })
+}
+
+// Eventually waits for a condition.
+func (w *World) Eventually(what string, cond func() bool) {
+	w.Helper()
+	deadline := time.NewTimer(15 * time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-deadline.C:
+			w.Fatalf("never: %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+// Never checks that a condition stays false for a short while in which the
+// controllers come to rest: it waits for n further writes to be seen by them.
+func (w *World) Never(what string, cond func() bool) {
+	w.Helper()
+	deadline := time.NewTimer(150 * time.Millisecond)
+	defer deadline.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if cond() {
+			w.Fatalf("happened: %s", what)
+		}
+		select {
+		case <-deadline.C:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Create stores an object.
+func Create[T client.Object](w *World, obj T) T {
+	w.Helper()
+	got, err := client.For[T](w.Client).Create(w.Context(), obj)
+	if err != nil {
+		w.Fatalf("create %T %s: %v", obj, obj.GetName(), err)
+	}
+	return got
+}
+
+// Get reads an object, straight from the server; the test fails without it.
+func Get[T client.Object](w *World, namespace, name string) T {
+	w.Helper()
+	got, err := client.For[T](w.Client).Get(w.Context(), namespace, name)
+	if err != nil {
+		w.Fatalf("get %s: %v", name, err)
+	}
+	return got
+}
+
+// Exists tells whether an object is there.
+func Exists[T client.Object](w *World, namespace, name string) bool {
+	_, err := client.For[T](w.Client).Get(w.Context(), namespace, name)
+	return err == nil
+}
+
+// List reads a collection, straight from the server.
+func List[T client.Object](w *World, namespace string) []T {
+	w.Helper()
+	got, _, err := client.For[T](w.Client).List(w.Context(), client.ListOptions{Namespace: namespace})
+	if err != nil {
+		w.Fatalf("list: %v", err)
+	}
+	return got
+}
+
+// Update changes an object, again if somebody was faster.
+func Update[T client.Object](w *World, namespace, name string, change func(T), opts ...client.WriteOption) T {
+	w.Helper()
+	var got T
+	w.Eventually("update of "+name, func() bool {
+		obj := Get[T](w, namespace, name)
+		change(obj)
+		var err error
+		got, err = client.For[T](w.Client).Update(w.Context(), obj, opts...)
+		return err == nil
+	})
+	return got
+}
+
+// Delete deletes an object.
+func Delete[T client.Object](w *World, namespace, name string, opts ...client.DeleteOption) {
+	w.Helper()
+	if err := client.For[T](w.Client).Delete(w.Context(), namespace, name, opts...); err != nil {
+		w.Fatalf("delete %s: %v", name, err)
+	}
+}
+
+// Kubelet binds pods to the node, says that they are ready, and ends those that
+// are deleted. skip, if not nil, leaves pods alone.
+func (w *World) Kubelet(node string, skip func(*corev1.Pod) bool) {
+	pods := client.For[*corev1.Pod](w.Client)
+	w.Go(func(ctx context.Context) error {
+		for ev, err := range pods.Watch(ctx, client.WatchOptions{SendInitialEvents: true}) {
+			if err != nil {
+				return err
+			}
+			p := ev.Object
+			switch {
+			case ev.Type == client.Bookmark || ev.Type == client.Deleted || skip != nil && skip(p):
+			case p.DeletionTimestamp != nil:
+				_ = pods.Delete(ctx, p.Namespace, p.Name, client.Grace(0), client.UID(p.UID))
+			case p.Spec.NodeName == "":
+				_ = client.Bind(ctx, w.Client, p, node)
+			case p.Status.Phase == "":
+				_, _ = pods.UpdateStatus(ctx, Ready(p))
+			}
+		}
+		return nil
+	})
+}
+
+// Ready makes a pod run and be ready.
+func Ready(p *corev1.Pod) *corev1.Pod {
+	p = p.DeepCopy()
+	now := metav1.Now()
+	p.Status.Phase = corev1.PodRunning
+	p.Status.StartTime = &now
+	p.Status.PodIP = "10.244.0.1"
+	p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: now}}
+	return p
+}
+
+// Same compares two values and shows them as JSON if they differ.
+func Same(t testing.TB, what string, got, want any) {
+	t.Helper()
+	if reflect.DeepEqual(got, want) {
+		return
+	}
+	g, err1 := json.Marshal(got)
+	w, err2 := json.Marshal(want)
+	if err1 != nil || err2 != nil {
+		t.Errorf("%s: got %v, want %v", what, got, want)
+		return
+	}
+	t.Errorf("%s:\n got %s\nwant %s", what, g, w)
+}

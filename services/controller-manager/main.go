@@ -1,0 +1,108 @@
+// Command controller-manager runs the control loops that make a cluster what its
+// objects say: see catalogue.go for the list.
+//
+// It speaks to the apiservers alone. Of several processes one works; the others
+// follow with warm caches and take over within two seconds.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/google/uuid"
+	"github.com/spf13/pflag"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/cluster"
+	"keelson.dev/services/internal/boot"
+	"keelson.dev/services/internal/controller"
+	"keelson.dev/services/internal/event"
+	"keelson.dev/services/internal/identity"
+	"keelson.dev/services/internal/leader"
+	"keelson.dev/services/internal/ops"
+	"keelson.dev/services/internal/rpc"
+	"keelson.dev/services/internal/telemetry"
+)
+
+const name = "controller-manager"
+
+func main() {
+	boot.Main(name, func(fs *pflag.FlagSet) boot.Run {
+		o := newOptions(fs)
+		return o.run
+	})
+}
+
+func (o *options) run(ctx context.Context, g *boot.Group) error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	id, err := identity.Load(o.service.Identity)
+	if err != nil {
+		return boot.Invalid("--identity: %w", err)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("host name: %w", err)
+	}
+	instance := host + "_" + uuid.NewString()[:8]
+
+	conn, err := rpc.Dial(id, o.service.APIServers, name)
+	if err != nil {
+		return boot.Invalid("--apiserver: %w", err)
+	}
+	g.OnStop("connection", func(context.Context) error { return conn.Close() })
+	tel, err := telemetry.Start(ctx, telemetry.Config{Service: name, Instance: instance, Conn: conn})
+	if err != nil {
+		return err
+	}
+	g.OnStop("telemetry", tel.Shutdown)
+	c := client.New(conn, name)
+
+	events := event.NewRecorder(c, name, instance)
+	g.Go("events", events.Run)
+	state := cluster.New(c, events)
+	metadata := newMetadata(c)
+	server := ops.New()
+	server.Registry().MustRegister(controller.Collectors()...)
+	for _, cache := range state.Caches {
+		g.Go("cache of "+cache.Kind().Resource, cache.Run)
+		server.Ready("cache of "+cache.Kind().Resource, cacheReady(cache))
+	}
+	for _, cache := range metadata {
+		g.Go("metadata of "+cache.Kind().Resource, cache.Run)
+	}
+	g.Go("operations", func(ctx context.Context) error { return server.Serve(ctx, o.service.OpsAddress) })
+
+	work := func(ctx context.Context) error {
+		controllers, err := o.catalogue(state, metadata, id)
+		if err != nil {
+			return err
+		}
+		return controller.Run(ctx, controllers...)
+	}
+	if !o.leaderElect {
+		g.Go("controllers", work)
+		return nil
+	}
+	g.Go("leader", func(ctx context.Context) error {
+		return leader.Run(ctx, c, leader.Config{Name: name, Identity: instance}, work)
+	})
+	return nil
+}
+
+// cacheReady is a check that says why a cache has not synced.
+func cacheReady(cache cluster.Cache) ops.Check {
+	return func(context.Context) error {
+		select {
+		case <-cache.Synced():
+			return nil
+		default:
+			if err := cache.Err(); err != nil {
+				return err
+			}
+			return fmt.Errorf("not synced yet")
+		}
+	}
+}

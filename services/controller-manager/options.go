@@ -1,0 +1,74 @@
+package main
+
+import (
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"keelson.dev/services/internal/boot"
+)
+
+type options struct {
+	service *boot.Service
+
+	leaderElect       bool
+	clusterCA         string
+	serviceAccountKey string
+	clusterCIDR       []string
+	nodeCIDRBits      int
+	nodeCIDRBits6     int
+	localVolumeDir    string
+	nodeGrace         time.Duration
+	nodeStartup       time.Duration
+	terminatedPods    int
+	signingDuration   time.Duration
+
+	prefixes []netip.Prefix
+}
+
+func newOptions(fs *pflag.FlagSet) *options {
+	o := &options{service: boot.ServiceFlags(fs)}
+	fs.BoolVar(&o.leaderElect, "leader-elect", true, "work only while this process holds the lease kube-system/controller-manager")
+	fs.StringVar(&o.clusterCA, "cluster-ca", "", "directory with ca.crt and ca.key, to sign certificates with; empty signs none")
+	fs.StringVar(&o.serviceAccountKey, "service-account-key", "", "private key in PEM that signs the tokens of kubernetes.io/service-account-token secrets; empty signs none")
+	fs.StringSliceVar(&o.clusterCIDR, "cluster-cidr", []string{"10.244.0.0/16"}, "range of pod addresses, one of each IP family; empty gives nodes none")
+	fs.IntVar(&o.nodeCIDRBits, "node-cidr-mask-size", 24, "size of a node's range of IPv4 pod addresses")
+	fs.IntVar(&o.nodeCIDRBits6, "node-cidr-mask-size-ipv6", 64, "size of a node's range of IPv6 pod addresses")
+	fs.StringVar(&o.localVolumeDir, "local-volume-dir", "/var/lib/keelson/volumes", "directory on the nodes below which the local provisioner's volumes lie")
+	fs.DurationVar(&o.nodeGrace, "node-monitor-grace-period", 40*time.Second, "how long a node may be silent before it counts as unreachable")
+	fs.DurationVar(&o.nodeStartup, "node-startup-grace-period", time.Minute, "the same for a node that has not reported yet")
+	fs.IntVar(&o.terminatedPods, "terminated-pod-gc-threshold", 12500, "how many finished pods are kept; 0 keeps all")
+	fs.DurationVar(&o.signingDuration, "cluster-signing-duration", 365*24*time.Hour, "the longest validity of certificates signed")
+	return o
+}
+
+func (o *options) check() error {
+	if err := o.service.Check(); err != nil {
+		return err
+	}
+	families := map[bool]bool{}
+	for _, s := range o.clusterCIDR {
+		prefix, err := netip.ParsePrefix(s)
+		if err != nil {
+			return boot.Invalid("--cluster-cidr: %w", err)
+		}
+		if families[prefix.Addr().Is6()] {
+			return boot.Invalid("--cluster-cidr: two ranges of one IP family")
+		}
+		families[prefix.Addr().Is6()] = true
+		o.prefixes = append(o.prefixes, prefix)
+	}
+	switch {
+	case !filepath.IsAbs(o.localVolumeDir):
+		return boot.Invalid("--local-volume-dir %q: want an absolute path", o.localVolumeDir)
+	case o.nodeGrace <= 0 || o.nodeStartup <= 0:
+		return boot.Invalid("the grace periods of nodes must be positive")
+	case o.terminatedPods < 0:
+		return boot.Invalid("--terminated-pod-gc-threshold: must not be negative")
+	case o.signingDuration < time.Minute:
+		return boot.Invalid("--cluster-signing-duration: at least a minute")
+	}
+	return nil
+}
