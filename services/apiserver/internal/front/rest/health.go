@@ -93,10 +93,6 @@ func (h *Handler) debugPaths(paths map[string]http.Handler) {
 	paths["/debug/pprof/trace"] = http.HandlerFunc(pprof.Trace)
 }
 
-func (h *Handler) serveVersion(w http.ResponseWriter, r *http.Request) {
-	writeIndented(w, h.cfg.Version)
-}
-
 // serveRoot lists the paths.
 func (h *Handler) serveRoot(w http.ResponseWriter, r *http.Request) {
 	paths := append([]string{"/"}, h.discovery.Paths()...)

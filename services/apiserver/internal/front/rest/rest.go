@@ -50,7 +50,7 @@ type Config struct {
 	// Tunnel leads to the nodes; without one, logs, exec, attach and port-forward
 	// answer 503.
 	Tunnel *tunnel.Server
-	// Version is what /version says.
+	// Version is what /version says; by default DefaultVersion.
 	Version version.Info
 	Checks  []Check
 	// Metrics, OpenIDConfiguration and JWKS serve /metrics,
@@ -84,6 +84,9 @@ type Handler struct {
 func New(cfg Config) *Handler {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
+	}
+	if cfg.Version.GitVersion == "" {
+		cfg.Version = DefaultVersion()
 	}
 	if cfg.RequestTimeout == 0 {
 		cfg.RequestTimeout = time.Minute
