@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"keelson.dev/services/controller-manager/internal/nodeipam"
 	"keelson.dev/services/internal/boot"
 )
 
@@ -16,16 +17,13 @@ type options struct {
 	leaderElect       bool
 	clusterCA         string
 	serviceAccountKey string
-	clusterCIDR       []string
-	nodeCIDRBits      int
-	nodeCIDRBits6     int
+	clusterCIDR       string
+	nodeRanges        nodeipam.Config
 	localVolumeDir    string
 	nodeGrace         time.Duration
 	nodeStartup       time.Duration
 	terminatedPods    int
 	signingDuration   time.Duration
-
-	prefixes []netip.Prefix
 }
 
 func newOptions(fs *pflag.FlagSet) *options {
@@ -33,9 +31,8 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.BoolVar(&o.leaderElect, "leader-elect", true, "work only while this process holds the lease kube-system/controller-manager")
 	fs.StringVar(&o.clusterCA, "cluster-ca", "", "directory with ca.crt and ca.key, to sign certificates with; empty signs none")
 	fs.StringVar(&o.serviceAccountKey, "service-account-key", "", "private key in PEM that signs the tokens of kubernetes.io/service-account-token secrets; empty signs none")
-	fs.StringSliceVar(&o.clusterCIDR, "cluster-cidr", []string{"10.244.0.0/16"}, "range of pod addresses, one of each IP family; empty gives nodes none")
-	fs.IntVar(&o.nodeCIDRBits, "node-cidr-mask-size", 24, "size of a node's range of IPv4 pod addresses")
-	fs.IntVar(&o.nodeCIDRBits6, "node-cidr-mask-size-ipv6", 64, "size of a node's range of IPv6 pod addresses")
+	fs.StringVar(&o.clusterCIDR, "cluster-cidr", "10.244.0.0/16", "range of pod addresses")
+	fs.IntVar(&o.nodeRanges.NodeMaskSize, "node-cidr-mask-size", 24, "size of a node's range of pod addresses")
 	fs.StringVar(&o.localVolumeDir, "local-volume-dir", "/var/lib/keelson/volumes", "directory on the nodes below which the local provisioner's volumes lie")
 	fs.DurationVar(&o.nodeGrace, "node-monitor-grace-period", 40*time.Second, "how long a node may be silent before it counts as unreachable")
 	fs.DurationVar(&o.nodeStartup, "node-startup-grace-period", time.Minute, "the same for a node that has not reported yet")
@@ -48,17 +45,12 @@ func (o *options) check() error {
 	if err := o.service.Check(); err != nil {
 		return err
 	}
-	families := map[bool]bool{}
-	for _, s := range o.clusterCIDR {
-		prefix, err := netip.ParsePrefix(s)
-		if err != nil {
-			return boot.Invalid("--cluster-cidr: %w", err)
-		}
-		if families[prefix.Addr().Is6()] {
-			return boot.Invalid("--cluster-cidr: two ranges of one IP family")
-		}
-		families[prefix.Addr().Is6()] = true
-		o.prefixes = append(o.prefixes, prefix)
+	var err error
+	if o.nodeRanges.ClusterCIDR, err = netip.ParsePrefix(o.clusterCIDR); err != nil {
+		return boot.Invalid("--cluster-cidr: %w", err)
+	}
+	if err := o.nodeRanges.Check(); err != nil {
+		return boot.Invalid("%w", err)
 	}
 	switch {
 	case !filepath.IsAbs(o.localVolumeDir):
