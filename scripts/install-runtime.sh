@@ -8,7 +8,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
 # shellcheck source=versions.env
 . "$here/versions.env"
-dir=${1:-$root/bin/runtime}
+dir=$(realpath -m "${1:-$root/bin/runtime}")
 mkdir -p "$dir"
 
 "$here/install-packages.sh" iproute2 nftables iptables conntrack containernetworking-plugins libseccomp-dev pkg-config gcc libc6-dev

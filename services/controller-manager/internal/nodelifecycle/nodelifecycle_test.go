@@ -1,0 +1,197 @@
+package nodelifecycle
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/testkit"
+)
+
+var now = time.Unix(1e9, 0)
+
+func node(name, zone string, ready corev1.ConditionStatus, taints ...corev1.Taint) *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelTopologyZone: zone}}}
+	n.Spec.Taints = taints
+	if ready != "" {
+		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}}
+	}
+	return n
+}
+
+func show(taints []corev1.Taint) string {
+	var out []string
+	for _, t := range taints {
+		out = append(out, strings.TrimPrefix(t.Key, "node.kubernetes.io/")+":"+string(t.Effect))
+	}
+	slices.Sort(out)
+	return strings.Join(out, " ")
+}
+
+func TestTaints(t *testing.T) {
+	own := corev1.Taint{Key: "team", Value: "a", Effect: corev1.TaintEffectNoSchedule}
+	notReady := corev1.Taint{Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoSchedule}
+	leave := corev1.Taint{Key: corev1.TaintNodeUnreachable, Effect: corev1.TaintEffectNoExecute}
+	pressed := node("n", "a", corev1.ConditionTrue)
+	pressed.Status.Conditions = append(pressed.Status.Conditions, corev1.NodeCondition{Type: corev1.NodeDiskPressure, Status: corev1.ConditionTrue})
+	cordoned := node("n", "a", corev1.ConditionTrue)
+	cordoned.Spec.Unschedulable = true
+	for name, c := range map[string]struct {
+		node  *corev1.Node
+		evict bool
+		want  string
+	}{
+		"ready":                    {node("n", "a", corev1.ConditionTrue), true, ""},
+		"ready again":              {node("n", "a", corev1.ConditionTrue, notReady, leave, own), true, "team:NoSchedule"},
+		"never reported":           {node("n", "a", ""), true, "not-ready:NoSchedule"},
+		"not ready":                {node("n", "a", corev1.ConditionFalse), true, "not-ready:NoExecute not-ready:NoSchedule"},
+		"not ready, zone is paced": {node("n", "a", corev1.ConditionFalse), false, "not-ready:NoSchedule"},
+		"unreachable":              {node("n", "a", corev1.ConditionUnknown, own), true, "team:NoSchedule unreachable:NoExecute unreachable:NoSchedule"},
+		"told stays told":          {node("n", "a", corev1.ConditionUnknown, leave), false, "unreachable:NoExecute unreachable:NoSchedule"},
+		"disk pressure":            {pressed, true, "disk-pressure:NoSchedule"},
+		"cordoned":                 {cordoned, true, "unschedulable:NoSchedule"},
+	} {
+		if got := show(Taints(c.node, c.evict, now)); got != c.want {
+			t.Errorf("%s: got %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+func TestTaintsKeepTheirTime(t *testing.T) {
+	before := metav1.NewTime(now.Add(-time.Hour))
+	n := node("n", "a", corev1.ConditionUnknown, corev1.Taint{Key: corev1.TaintNodeUnreachable, Effect: corev1.TaintEffectNoExecute, TimeAdded: &before})
+	for _, taint := range Taints(n, true, now) {
+		if taint.Effect == corev1.TaintEffectNoExecute && !taint.TimeAdded.Equal(&before) {
+			t.Errorf("the taint's time moved to %s", taint.TimeAdded)
+		}
+	}
+}
+
+func TestPace(t *testing.T) {
+	zone := func(name string, all, lost int) []*corev1.Node {
+		var out []*corev1.Node
+		for i := range all {
+			status := corev1.ConditionTrue
+			if i < lost {
+				status = corev1.ConditionUnknown
+			}
+			out = append(out, node(fmt.Sprint(name, i), name, status))
+		}
+		return out
+	}
+	for name, c := range map[string]struct {
+		nodes []*corev1.Node
+		zone  string
+		want  time.Duration
+	}{
+		"one of three":             {zone("a", 3, 1), "/a", evictionEvery},
+		"everything":               {zone("a", 3, 3), "/a", 0},
+		"both zones":               {append(zone("a", 2, 2), zone("b", 2, 2)...), "/a", 0},
+		"one whole zone of two":    {append(zone("a", 2, 2), zone("b", 2, 0)...), "/a", evictionEvery},
+		"most of a small zone":     {append(zone("a", 10, 6), zone("b", 2, 0)...), "/a", 0},
+		"most of a large zone":     {append(zone("a", 60, 40), zone("b", 2, 0)...), "/a", evictionSlowly},
+		"two of three are too few": {append(zone("a", 3, 2), zone("b", 2, 0)...), "/a", evictionEvery},
+	} {
+		if got := Pace(c.nodes)[c.zone]; got != c.want {
+			t.Errorf("%s: got %s, want %s", name, got, c.want)
+		}
+	}
+}
+
+func TestLeaves(t *testing.T) {
+	added := metav1.NewTime(now.Add(-10 * time.Second))
+	taint := corev1.Taint{Key: corev1.TaintNodeUnreachable, Effect: corev1.TaintEffectNoExecute, TimeAdded: &added}
+	seconds := func(n int64) *int64 { return &n }
+	tol := func(s *int64) corev1.Toleration {
+		return corev1.Toleration{Key: corev1.TaintNodeUnreachable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: s}
+	}
+	for name, c := range map[string]struct {
+		tolerations []corev1.Toleration
+		in          time.Duration
+		ever        bool
+	}{
+		"none":          {nil, 0, true},
+		"for ever":      {[]corev1.Toleration{tol(nil)}, 0, false},
+		"for a time":    {[]corev1.Toleration{tol(seconds(30))}, 20 * time.Second, true},
+		"the shortest":  {[]corev1.Toleration{tol(nil), tol(seconds(30)), tol(seconds(15))}, 5 * time.Second, true},
+		"another taint": {[]corev1.Toleration{{Key: "other", Operator: corev1.TolerationOpExists}}, 0, true},
+		"everything":    {[]corev1.Toleration{{Operator: corev1.TolerationOpExists}}, 0, false},
+	} {
+		at, ever := Leaves(&corev1.Pod{Spec: corev1.PodSpec{Tolerations: c.tolerations}}, []corev1.Taint{taint}, now)
+		if ever != c.ever || ever && at.Sub(now) != c.in {
+			t.Errorf("%s: in %s, %t; want %s, %t", name, at.Sub(now), ever, c.in, c.ever)
+		}
+	}
+}
+
+// clock is a clock that the test moves.
+type clock struct {
+	mu  sync.Mutex
+	now time.Time
+}
+
+func (c *clock) Now() time.Time { c.mu.Lock(); defer c.mu.Unlock(); return c.now }
+
+func (c *clock) advance(d time.Duration) { c.mu.Lock(); defer c.mu.Unlock(); c.now = c.now.Add(d) }
+
+func lease(w *testkit.World, name string, at time.Time) {
+	renew := metav1.NewMicroTime(at)
+	if testkit.Exists[*coordinationv1.Lease](w, corev1.NamespaceNodeLease, name) {
+		testkit.Update(w, corev1.NamespaceNodeLease, name, func(l *coordinationv1.Lease) { l.Spec.RenewTime = &renew })
+		return
+	}
+	testkit.Create(w, &coordinationv1.Lease{
+		ObjectMeta: metav1.ObjectMeta{Namespace: corev1.NamespaceNodeLease, Name: name},
+		Spec:       coordinationv1.LeaseSpec{RenewTime: &renew},
+	})
+}
+
+func ready(w *testkit.World, name string) corev1.ConditionStatus {
+	c := condition(testkit.Get[*corev1.Node](w, "", name), corev1.NodeReady)
+	if c == nil {
+		return ""
+	}
+	return c.Status
+}
+
+// A silent node becomes Unknown and tainted, its pods are not ready any more and
+// leave; a node that goes on is left alone; back again, it is as before.
+func TestSilentNode(t *testing.T) {
+	w := testkit.Start(t)
+	time0 := &clock{now: time.Now()}
+	for _, n := range []string{"alive", "silent", "third"} {
+		testkit.Create(w, node(n, "a", corev1.ConditionTrue))
+		lease(w, n, time0.Now())
+	}
+	p := testkit.Ready(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "p"}, Spec: corev1.PodSpec{NodeName: "silent"}})
+	testkit.Create(w, p)
+	// The grace is short in real time, so that looks come soon; the clock decides.
+	c := New(w.Cluster, Config{Grace: 50 * time.Millisecond, StartGrace: time.Hour, Now: time0.Now})
+	w.Run(c, NewEviction(w.Cluster))
+	w.Eventually("silence is noticed", func() bool {
+		time0.advance(10 * time.Millisecond)
+		lease(w, "alive", time0.Now())
+		lease(w, "third", time0.Now())
+		return ready(w, "silent") == corev1.ConditionUnknown
+	})
+	if ready(w, "alive") != corev1.ConditionTrue {
+		t.Error("a node that was heard became Unknown")
+	}
+	w.Eventually("the pod is told to leave", func() bool {
+		return !testkit.Exists[*corev1.Pod](w, "default", "p") || testkit.Get[*corev1.Pod](w, "default", "p").DeletionTimestamp != nil
+	})
+
+	lease(w, "silent", time0.Now())
+	testkit.Update(w, "", "silent", func(n *corev1.Node) { n.Status.Conditions[0].Status = corev1.ConditionTrue }, statusDoor)
+	w.Eventually("its taints go", func() bool { return len(testkit.Get[*corev1.Node](w, "", "silent").Spec.Taints) == 0 })
+}
+
+var statusDoor = client.Subresource("status")
