@@ -292,3 +292,19 @@ func notFound(missing []objectKey) error {
 	}
 	return fmt.Errorf("[%s]", strings.Join(texts, ", "))
 }
+
+// HasRole tells whether a role (namespace "" for a cluster role) is known.
+func (r *RBAC) HasRole(namespace, name string) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.roles[objectKey{namespace, name}] != nil
+}
+
+// HasBinding tells whether a binding (namespace "" for a cluster-wide one) is
+// known.
+func (r *RBAC) HasBinding(namespace, name string) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	_, ok := r.bindings[objectKey{namespace, name}]
+	return ok
+}

@@ -3,14 +3,23 @@
 // Its rules must never look at anything but the objects that they are given.
 package rbac
 
-import "keelson.dev/services/apiserver/internal/resource"
+import (
+	"k8s.io/apimachinery/pkg/api/validation/path"
 
-// Kinds are the rows of the group.
+	"keelson.dev/services/apiserver/internal/resource"
+)
+
+// Kinds are the rows of the group. Their names may be any segment of a path:
+// "system:node".
 func Kinds() []*resource.Kind {
-	return []*resource.Kind{
+	rows := []*resource.Kind{
 		ClusterRole(),
 		ClusterRoleBinding(),
 		Role(),
 		RoleBinding(),
 	}
+	for _, k := range rows {
+		k.Rules.ValidateName = path.ValidatePathSegmentName
+	}
+	return rows
 }

@@ -1,0 +1,142 @@
+package bootstrap
+
+import (
+	"maps"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/component-helpers/auth/rbac/validation"
+
+	"keelson.dev/services/apiserver/internal/resource"
+)
+
+// action is what has to be done with an object that exists.
+type action uint8
+
+const (
+	keep action = iota
+	change
+	// replace: delete it and create it anew, because what has to change cannot be.
+	replace
+)
+
+// reconcile is what an existing object has to become so that it holds all that is
+// desired. It never changes have.
+func reconcile(want, have resource.Object) (resource.Object, action) {
+	switch want := want.(type) {
+	case *rbacv1.ClusterRole:
+		return reconcileClusterRole(want, have.(*rbacv1.ClusterRole))
+	case *rbacv1.Role:
+		next := have.(*rbacv1.Role).DeepCopy()
+		if !mergeMeta(&next.ObjectMeta, want.ObjectMeta) {
+			return nil, keep
+		}
+		next.Rules = withRules(next.Rules, want.Rules)
+		return next, changed(next, have)
+	case *rbacv1.ClusterRoleBinding:
+		next := have.(*rbacv1.ClusterRoleBinding).DeepCopy()
+		if !mergeMeta(&next.ObjectMeta, want.ObjectMeta) {
+			return nil, keep
+		}
+		if next.RoleRef != want.RoleRef {
+			return want, replace
+		}
+		next.Subjects = withSubjects(next.Subjects, want.Subjects)
+		return next, changed(next, have)
+	case *rbacv1.RoleBinding:
+		next := have.(*rbacv1.RoleBinding).DeepCopy()
+		if !mergeMeta(&next.ObjectMeta, want.ObjectMeta) {
+			return nil, keep
+		}
+		if next.RoleRef != want.RoleRef {
+			return want, replace
+		}
+		next.Subjects = withSubjects(next.Subjects, want.Subjects)
+		return next, changed(next, have)
+	case *corev1.ConfigMap:
+		next := have.(*corev1.ConfigMap).DeepCopy()
+		next.Data = merged(want.Data, next.Data, true)
+		return next, changed(next, have)
+	}
+	return nil, keep // it exists: that is all that is asked for
+}
+
+func reconcileClusterRole(want, have *rbacv1.ClusterRole) (resource.Object, action) {
+	next := have.DeepCopy()
+	if !mergeMeta(&next.ObjectMeta, want.ObjectMeta) {
+		return nil, keep
+	}
+	switch {
+	case want.AggregationRule == nil:
+		if next.AggregationRule == nil {
+			next.Rules = withRules(next.Rules, want.Rules)
+		}
+	case next.AggregationRule == nil:
+		next.AggregationRule, next.Rules = want.AggregationRule, want.Rules
+	default:
+		// Its rules are the aggregation controller's; what is missing from them is
+		// what a new default role brings.
+		for _, s := range want.AggregationRule.ClusterRoleSelectors {
+			if !slices.ContainsFunc(next.AggregationRule.ClusterRoleSelectors, func(h metav1.LabelSelector) bool { return equality.Semantic.DeepEqual(h, s) }) {
+				next.AggregationRule.ClusterRoleSelectors = append(next.AggregationRule.ClusterRoleSelectors, s)
+			}
+		}
+		next.Rules = withRules(next.Rules, want.Rules)
+	}
+	return next, changed(next, have)
+}
+
+// mergeMeta adds labels and annotations that are missing; false where the object
+// does not want to be kept up.
+func mergeMeta(next *metav1.ObjectMeta, want metav1.ObjectMeta) bool {
+	if next.Annotations[rbacv1.AutoUpdateAnnotationKey] == "false" {
+		return false
+	}
+	next.Labels = merged(want.Labels, next.Labels, false)
+	next.Annotations = merged(want.Annotations, next.Annotations, false)
+	return true
+}
+
+// merged is have with what want has more, and, if it wins, with want's values.
+func merged(want, have map[string]string, wins bool) map[string]string {
+	m := maps.Clone(have)
+	for k, v := range want {
+		if _, ok := m[k]; ok && !wins {
+			continue
+		}
+		if m == nil {
+			m = make(map[string]string, len(want))
+		}
+		m[k] = v
+	}
+	return m
+}
+
+// withRules adds the rules that are not covered by those there are.
+func withRules(have, want []rbacv1.PolicyRule) []rbacv1.PolicyRule {
+	for _, r := range want {
+		if ok, _ := validation.Covers(have, []rbacv1.PolicyRule{r}); !ok {
+			have = append(have, r)
+		}
+	}
+	return have
+}
+
+func withSubjects(have, want []rbacv1.Subject) []rbacv1.Subject {
+	for _, s := range want {
+		if !slices.Contains(have, s) {
+			have = append(have, s)
+		}
+	}
+	return have
+}
+
+func changed(next, have resource.Object) action {
+	if equality.Semantic.DeepEqual(next, have) {
+		return keep
+	}
+	return change
+}
