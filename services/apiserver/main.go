@@ -16,6 +16,7 @@ import (
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/authz"
+	"keelson.dev/services/apiserver/internal/fieldmanager"
 	front "keelson.dev/services/apiserver/internal/front/grpc"
 	"keelson.dev/services/apiserver/internal/front/rest"
 	"keelson.dev/services/apiserver/internal/kind"
@@ -68,7 +69,9 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 			return nil
 		}
 	})
-	api := pipeline.New(pipeline.Config{Table: table, Store: st, Cache: cache, Authorizer: authorizer})
+	api := pipeline.New(pipeline.Config{
+		Table: table, Store: st, Cache: cache, Authorizer: authorizer, Fields: fieldmanager.New(table),
+	})
 
 	listenGRPC, err := net.Listen("tcp", o.listenGRPC)
 	if err != nil {

@@ -101,9 +101,7 @@ func (p *Pipeline) planCreate(c *change, obj resource.Object, track bool) (*step
 	}
 	dedupOwners(obj, func(w string) { c.warn = append(c.warn, w) })
 	if track {
-		if err := p.track(c, nil, obj); err != nil {
-			return nil, err
-		}
+		p.track(c, nil, obj)
 	}
 	a := c.attributes(admission.Create, obj, nil)
 	if a.Name == "" {

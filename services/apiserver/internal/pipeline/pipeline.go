@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"keelson.dev/services/apiserver/internal/admission"
+	"keelson.dev/services/apiserver/internal/fieldmanager"
 	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/store"
@@ -29,24 +30,6 @@ type Authorizer interface {
 	Authorize(ctx context.Context, a *request.Attributes) (allowed bool, reason string, err error)
 }
 
-// Fields keeps metadata.managedFields.
-type Fields interface {
-	// Track records in obj what manager changed from old (nil on create).
-	Track(f FieldsRequest) error
-	// Apply merges a configuration into old (nil when there is none) and returns
-	// the new object.
-	Apply(f FieldsRequest, configuration []byte, force bool) (resource.Object, error)
-}
-
-// FieldsRequest is a write as the field manager sees it.
-type FieldsRequest struct {
-	Kind        *resource.Kind
-	Subresource string
-	Old, Object resource.Object
-	Manager     string
-	Now         time.Time
-}
-
 // Config of a Pipeline. Table, Store and Cache are required.
 type Config struct {
 	Table      *resource.Table
@@ -54,8 +37,9 @@ type Config struct {
 	Cache      *watchcache.Cache
 	Authorizer Authorizer
 	Admission  *admission.Chain
-	Fields     Fields
-	Hooks      map[schema.GroupResource]Hook
+	// Fields keeps metadata.managedFields; nil keeps none and refuses apply.
+	Fields *fieldmanager.Fields
+	Hooks  map[schema.GroupResource]Hook
 	// Virtual carries out the virtual kinds, Posts the subresources that are
 	// posted to, by their names.
 	Virtual map[string]Action

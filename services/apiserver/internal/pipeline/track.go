@@ -1,19 +1,25 @@
 package pipeline
 
 import (
+	"fmt"
+
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
+	"sigs.k8s.io/yaml"
 
 	"keelson.dev/services/apiserver/internal/codec"
+	"keelson.dev/services/apiserver/internal/fieldmanager"
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
 // track records in obj what the writer changed.
-func (p *Pipeline) track(c *change, old, obj resource.Object) error {
+func (p *Pipeline) track(c *change, old, obj resource.Object) {
 	if p.cfg.Fields == nil {
-		return nil
+		return
 	}
-	return p.cfg.Fields.Track(FieldsRequest{
+	p.cfg.Fields.Track(fieldmanager.Write{
 		Kind: c.kind, Subresource: c.target.Subresource, Old: old, Object: obj,
 		Manager: c.opts.manager(), Now: p.cfg.Now(),
 	})
@@ -24,20 +30,19 @@ func (p *Pipeline) newApply(c *change, sub *resource.Subresource, b Body) error 
 	if p.cfg.Fields == nil || sub != nil && sub.Scale != nil {
 		return errMethod(c.target, "apply")
 	}
-	text, err := codec.ToJSON(b.Data)
+	configuration, warnings, err := readConfiguration(b.Data, codec.Validation(c.opts.FieldValidation))
 	if err != nil {
-		return apierrors.NewBadRequest(err.Error())
-	}
-	if err := codec.CheckDepth(text); err != nil {
 		return err
 	}
 	c.plan = func(cur *watchcache.Item) (*step, error) {
-		c.warn = nil
-		r := FieldsRequest{Kind: c.kind, Subresource: c.target.Subresource, Manager: c.opts.FieldManager, Now: p.cfg.Now()}
+		c.warn = warnings
+		w := fieldmanager.Write{Kind: c.kind, Subresource: c.target.Subresource, Manager: c.opts.FieldManager, Now: p.cfg.Now()}
 		if cur != nil {
-			r.Old = cur.Object
+			w.Old = cur.Object
+		} else if c.target.Subresource != "" {
+			return nil, apierrors.NewNotFound(c.gr(), c.target.Name)
 		}
-		obj, err := p.cfg.Fields.Apply(r, text, c.opts.Force)
+		obj, err := p.cfg.Fields.Apply(w, runtime.DeepCopyJSON(configuration), c.opts.Force)
 		if err != nil {
 			return nil, err
 		}
@@ -47,8 +52,8 @@ func (p *Pipeline) newApply(c *change, sub *resource.Subresource, b Body) error 
 		if cur != nil {
 			return p.planUpdate(c, cur, obj, false)
 		}
-		if c.target.Subresource != "" {
-			return nil, apierrors.NewNotFound(c.gr(), c.target.Name)
+		if uid := obj.GetUID(); uid != "" {
+			return nil, apierrors.NewConflict(c.gr(), c.target.Name, fmt.Errorf("uid mismatch: the provided object specified uid %s, and no existing object was found", uid))
 		}
 		if err := p.Authorize(c.ctx, "create", c.target); err != nil {
 			return nil, err
@@ -56,4 +61,32 @@ func (p *Pipeline) newApply(c *change, sub *resource.Subresource, b Body) error 
 		return p.planCreate(c, obj, false)
 	}
 	return nil
+}
+
+// readConfiguration reads what is applied, JSON or YAML.
+func readConfiguration(data []byte, v codec.Validation) (map[string]any, []string, error) {
+	text, err := codec.ToJSON(data)
+	if err != nil {
+		return nil, nil, apierrors.NewBadRequest(err.Error())
+	}
+	if err := codec.CheckDepth(text); err != nil {
+		return nil, nil, err
+	}
+	var configuration map[string]any
+	if err := utiljson.Unmarshal(text, &configuration); err != nil {
+		return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding YAML: %v", err))
+	}
+	if configuration == nil {
+		return nil, nil, apierrors.NewBadRequest("error decoding YAML: the configuration is empty")
+	}
+	if v == codec.Ignore {
+		return configuration, nil, nil
+	}
+	if _, err := yaml.YAMLToJSONStrict(data); err != nil {
+		if v == codec.Strict {
+			return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error strict decoding YAML: %v", err))
+		}
+		return configuration, []string{err.Error()}, nil
+	}
+	return configuration, nil, nil
 }

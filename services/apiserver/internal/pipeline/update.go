@@ -146,9 +146,7 @@ func (p *Pipeline) planUpdate(c *change, cur *watchcache.Item, obj resource.Obje
 		c.rules.Default(obj)
 	}
 	if track {
-		if err := p.track(c, old, obj); err != nil {
-			return nil, err
-		}
+		p.track(c, old, obj)
 	}
 	dedupOwners(obj, func(w string) { c.warn = append(c.warn, w) })
 	a := c.attributes(admission.Update, obj, old)

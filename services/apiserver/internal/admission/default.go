@@ -1,0 +1,42 @@
+package admission
+
+import "keelson.dev/services/apiserver/internal/request"
+
+// Config of the default chain.
+type Config struct {
+	State      State
+	Authorizer Authorizer
+	Escalation Escalation
+	// NodeOf is the node that a user is.
+	NodeOf func(request.User) (name string, isNode bool)
+	// NotReadySeconds and UnreachableSeconds are what pods tolerate that say
+	// nothing of it.
+	NotReadySeconds, UnreachableSeconds int64
+}
+
+// Default is the plugins of every cluster, in Kubernetes' order.
+func Default(c Config) *Chain {
+	lifecycle := &NamespaceLifecycle{State: c.State}
+	priority := &Priority{State: c.State}
+	certificates := &Certificates{Authorizer: c.Authorizer}
+	return &Chain{
+		Mutators: []Mutator{
+			lifecycle,
+			&ServiceAccount{State: c.State},
+			NodeTaint{},
+			priority,
+			&DefaultTolerationSeconds{NotReady: c.NotReadySeconds, Unreachable: c.UnreachableSeconds},
+			StorageProtection{},
+			certificates,
+			&DefaultStorageClass{State: c.State},
+		},
+		Validators: []Validator{
+			lifecycle,
+			&NodeRestriction{State: c.State, NodeOf: c.NodeOf},
+			priority,
+			&ClaimResize{State: c.State},
+			certificates,
+			&RBAC{Escalation: c.Escalation},
+		},
+	}
+}

@@ -1,0 +1,166 @@
+package admission
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// ServiceAccount gives every pod its service account, a token of it, and its
+// pull secrets.
+type ServiceAccount struct{ State State }
+
+const (
+	defaultServiceAccount = "default"
+	tokenMountPath        = "/var/run/secrets/kubernetes.io/serviceaccount"
+	tokenVolumePrefix     = "kube-api-access-"
+	rootCAConfigMap       = "kube-root-ca.crt"
+	// tokenSeconds is a little over an hour, so that a token is never renewed at
+	// the very moment when others written at the full hour are (KEP-1205).
+	tokenSeconds = 60*60 + 7
+	tokenMode    = int32(0o644)
+)
+
+// Admit implements Mutator.
+func (p *ServiceAccount) Admit(ctx context.Context, a *Attributes) error {
+	pod, ok := a.Object.(*corev1.Pod)
+	if !ok || a.Operation != Create || !a.Is("", "pods") {
+		return nil
+	}
+	if isMirror(pod) {
+		return checkMirror(pod)
+	}
+	if pod.Spec.ServiceAccountName == "" {
+		pod.Spec.ServiceAccountName = defaultServiceAccount
+	}
+	pod.Spec.DeprecatedServiceAccount = pod.Spec.ServiceAccountName
+	sa, err := p.account(ctx, a.Namespace, pod.Spec.ServiceAccountName)
+	if err != nil {
+		return err
+	}
+	if mountsToken(sa, pod) {
+		mountToken(pod)
+	}
+	if len(pod.Spec.ImagePullSecrets) == 0 {
+		pod.Spec.ImagePullSecrets = append([]corev1.LocalObjectReference(nil), sa.ImagePullSecrets...)
+	}
+	return nil
+}
+
+func (p *ServiceAccount) account(ctx context.Context, namespace, name string) (*corev1.ServiceAccount, error) {
+	obj, ok := p.State.Get("", "serviceaccounts", namespace, name)
+	if !ok {
+		var err error
+		if obj, ok, err = p.State.GetFresh(ctx, "", "serviceaccounts", namespace, name); err != nil {
+			return nil, err
+		}
+	}
+	sa, is := obj.(*corev1.ServiceAccount)
+	if !ok || !is {
+		return nil, fmt.Errorf("error looking up service account %s/%s: serviceaccount %q not found", namespace, name, name)
+	}
+	return sa, nil
+}
+
+// isMirror tells the pod that a node shows for one of its static pods.
+func isMirror(pod *corev1.Pod) bool {
+	_, ok := pod.Annotations[corev1.MirrorPodAnnotationKey]
+	return ok
+}
+
+// checkMirror refuses mirror pods that reach for what is not the node's own.
+func checkMirror(pod *corev1.Pod) error {
+	if pod.Spec.ServiceAccountName != "" {
+		return errors.New("a mirror pod may not reference service accounts")
+	}
+	for i := range pod.Spec.Volumes {
+		if projected := pod.Spec.Volumes[i].Projected; projected != nil {
+			for _, s := range projected.Sources {
+				if s.ServiceAccountToken != nil {
+					return errors.New("a mirror pod may not use ServiceAccountToken volume projections")
+				}
+			}
+		}
+		if pod.Spec.Volumes[i].Secret != nil {
+			return errors.New("a mirror pod may not reference secrets")
+		}
+	}
+	return nil
+}
+
+// mountsToken is decided by the pod, else by the account.
+func mountsToken(sa *corev1.ServiceAccount, pod *corev1.Pod) bool {
+	if v := pod.Spec.AutomountServiceAccountToken; v != nil {
+		return *v
+	}
+	return sa.AutomountServiceAccountToken == nil || *sa.AutomountServiceAccountToken
+}
+
+// mountToken adds the projected token volume to every container that mounts
+// nothing else there.
+func mountToken(pod *corev1.Pod) {
+	name, exists := "", false
+	taken := make(map[string]bool, len(pod.Spec.Volumes))
+	for i := range pod.Spec.Volumes {
+		v := &pod.Spec.Volumes[i]
+		taken[v.Name] = true
+		if v.Projected != nil && strings.HasPrefix(v.Name, tokenVolumePrefix) {
+			name, exists = v.Name, true
+			break
+		}
+	}
+	for name == "" || !exists && taken[name] {
+		name = tokenVolumePrefix + suffix()
+	}
+	mounted := false
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			mounted = mountInto(&list[i], name) || mounted
+		}
+	}
+	if mounted && !exists {
+		pod.Spec.Volumes = append(pod.Spec.Volumes, tokenVolume(name))
+	}
+}
+
+func mountInto(c *corev1.Container, volume string) bool {
+	for i := range c.VolumeMounts {
+		if c.VolumeMounts[i].MountPath == tokenMountPath {
+			return false
+		}
+	}
+	c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: volume, ReadOnly: true, MountPath: tokenMountPath})
+	return true
+}
+
+func tokenVolume(name string) corev1.Volume {
+	seconds, mode := int64(tokenSeconds), tokenMode
+	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+		DefaultMode: &mode,
+		Sources: []corev1.VolumeProjection{
+			{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token", ExpirationSeconds: &seconds}},
+			{ConfigMap: &corev1.ConfigMapProjection{
+				LocalObjectReference: corev1.LocalObjectReference{Name: rootCAConfigMap},
+				Items:                []corev1.KeyToPath{{Key: "ca.crt", Path: "ca.crt"}},
+			}},
+			{DownwardAPI: &corev1.DownwardAPIProjection{Items: []corev1.DownwardAPIVolumeFile{{
+				Path:     "namespace",
+				FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: "metadata.namespace"},
+			}}}},
+		},
+	}}}
+}
+
+// suffix is the random end of a generated name.
+func suffix() string {
+	const letters = "bcdfghjklmnpqrstvwxz2456789"
+	var b [5]byte
+	for i := range b {
+		b[i] = letters[rand.IntN(len(letters))]
+	}
+	return string(b[:])
+}

@@ -1,0 +1,213 @@
+package fieldmanager
+
+import (
+	"fmt"
+	"math/rand"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/managedfields"
+	"k8s.io/client-go/applyconfigurations"
+	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/randfill"
+
+	apiresource "k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"keelson.dev/services/apiserver/internal/kind"
+	"keelson.dev/services/apiserver/internal/resource"
+)
+
+var converter = applyconfigurations.NewTypeConverter(scheme.Scheme)
+
+// reference is apimachinery's field manager of a door.
+func reference(t testing.TB, k *resource.Kind, subresource string) *managedfields.FieldManager {
+	t.Helper()
+	fm, err := managedfields.NewDefaultFieldManager(converter, same1{}, same1{}, scheme.Scheme, k.GVK, k.GVK.GroupVersion(), subresource,
+		filters(k, subresource))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fm
+}
+
+// same1 converts nothing and defaults nothing.
+type same1 struct{}
+
+func (same1) Convert(in, out, context any) error { return fmt.Errorf("no conversion") }
+func (same1) ConvertToVersion(in runtime.Object, gv runtime.GroupVersioner) (runtime.Object, error) {
+	if _, ok := in.(*unstructured.Unstructured); ok {
+		return in, nil
+	}
+	return in, nil
+}
+func (same1) ConvertFieldLabel(gvk schema.GroupVersionKind, label, value string) (string, string, error) {
+	return label, value, nil
+}
+func (same1) Default(runtime.Object) {}
+
+// random fills objects with short, colliding values, so that keys repeat and
+// fields match now and then.
+func random(rng *rand.Rand) *randfill.Filler {
+	words := []string{"", "a", "b", "ab", "x<y", "ä", `q"q`, "back\\slash", "c\nd"}
+	return randfill.New().RandSource(rng).NilChance(.4).NumElements(0, 3).MaxDepth(24).Funcs(
+		func(s *string, c randfill.Continue) { *s = words[c.Intn(len(words))] },
+		func(b *[]byte, c randfill.Continue) { *b = []byte(words[c.Intn(len(words))]) },
+		func(t *metav1.Time, c randfill.Continue) {
+			if c.Bool() {
+				*t = metav1.Unix(int64(c.Intn(3))*1000+1e9, 0)
+			}
+		},
+		func(t *metav1.MicroTime, c randfill.Continue) {
+			if c.Bool() {
+				*t = metav1.NewMicroTime(time.Unix(int64(c.Intn(3))+1e9, 5000))
+			}
+		},
+		func(q *apiresource.Quantity, c randfill.Continue) {
+			*q = apiresource.MustParse([]string{"1", "1000m", "1Gi", "1024Mi", "0", "500m"}[c.Intn(6)])
+		},
+		func(v *intstr.IntOrString, c randfill.Continue) {
+			if *v = intstr.FromInt32(int32(c.Intn(3))); c.Bool() {
+				*v = intstr.FromString(words[c.Intn(len(words))])
+			}
+		},
+		func(n *int32, c randfill.Continue) { *n = int32(c.Intn(12)) },
+		func(n *int64, c randfill.Continue) { *n = int64(c.Intn(12)) },
+		func(n *int, c randfill.Continue) { *n = c.Intn(3) },
+		func(r *runtime.RawExtension, c randfill.Continue) { r.Raw = []byte(`{"a":1}`) },
+		func(f *metav1.FieldsV1, c randfill.Continue) {},
+		func(m *[]metav1.ManagedFieldsEntry, c randfill.Continue) { *m = nil },
+	)
+}
+
+// mutate replaces parts of obj by those of another random object.
+func mutate(rng *rand.Rand, obj, other reflect.Value) {
+	if obj.Kind() == reflect.Pointer {
+		if obj.IsNil() || other.IsNil() {
+			obj.Set(other)
+			return
+		}
+		mutate(rng, obj.Elem(), other.Elem())
+		return
+	}
+	if obj.Kind() != reflect.Struct || obj.Type() == reflect.TypeFor[metav1.Time]() || obj.Type() == reflect.TypeFor[apiresource.Quantity]() {
+		obj.Set(other)
+		return
+	}
+	for i := range obj.NumField() {
+		if obj.Field(i).CanSet() && rng.Intn(4) == 0 {
+			mutate(rng, obj.Field(i), other.Field(i))
+		}
+	}
+}
+
+func TestTrackEqualsApimachinery(t *testing.T) {
+	rounds := 60
+	if testing.Short() {
+		rounds = 10
+	}
+	for _, k := range kind.All() {
+		probe := k.New()
+		probe.GetObjectKind().SetGroupVersionKind(k.GVK)
+		if _, err := converter.ObjectToTyped(probe); err != nil {
+			continue
+		}
+		t.Run(k.Resource+"."+k.GVK.Group, func(t *testing.T) {
+			t.Parallel()
+			refs := map[string]*managedfields.FieldManager{}
+			doors := []string{""}
+			for name, s := range k.Subresources {
+				if s.View != nil {
+					doors = append(doors, name)
+				}
+			}
+			for _, d := range doors {
+				refs[d] = reference(t, k, d)
+			}
+			compared := 0
+			for seed := range int64(rounds) {
+				compared += compareRun(t, k, refs, doors, seed)
+			}
+			if compared < rounds {
+				t.Errorf("only %d writes of %d objects were compared", compared, rounds)
+			}
+		})
+	}
+}
+
+// compareRun creates an object and changes it a few times by several managers
+// through several doors, with both implementations.
+func compareRun(t *testing.T, k *resource.Kind, refs map[string]*managedfields.FieldManager, doors []string, seed int64) (compared int) {
+	t.Helper()
+	rng := rand.New(rand.NewSource(seed))
+	filler := random(rng)
+	fields := New(nil)
+	fill := func() resource.Object {
+		o := k.New()
+		filler.Fill(o)
+		o.GetObjectKind().SetGroupVersionKind(k.GVK)
+		return o
+	}
+	var old resource.Object
+	now := time.Now()
+	for step := range 4 {
+		door, manager := "", []string{"a", "b", ""}[rng.Intn(3)]
+		obj := fill()
+		if old != nil {
+			door = doors[rng.Intn(len(doors))]
+			other := obj
+			obj = old.DeepCopyObject().(resource.Object)
+			mutate(rng, reflect.ValueOf(obj), reflect.ValueOf(other))
+			obj.SetUID(old.GetUID())
+			obj.SetManagedFields(old.GetManagedFields())
+			switch rng.Intn(6) {
+			case 0:
+				obj.SetManagedFields(nil)
+			case 1:
+				obj.SetManagedFields([]metav1.ManagedFieldsEntry{})
+			}
+		}
+		obj.SetUID("u")
+		want := obj.DeepCopyObject().(resource.Object)
+		live := runtime.Object(k.New())
+		live.GetObjectKind().SetGroupVersionKind(k.GVK)
+		if old != nil {
+			live = old.DeepCopyObject()
+		}
+		updated, err := refs[door].Update(live, want, manager)
+		if err != nil {
+			return compared // an object that the machinery cannot look at (no key set)
+		}
+		got := obj
+		fields.Track(Write{Kind: k, Subresource: door, Old: old, Object: got, Manager: manager, Now: now})
+		w, g := describe(updated.(metav1.Object).GetManagedFields()), describe(got.GetManagedFields())
+		if w != g {
+			at := 0
+			for at < len(w) && at < len(g) && w[at] == g[at] {
+				at++
+			}
+			cut := func(s string) string { return s[max(0, at-150):min(len(s), at+150)] }
+			t.Fatalf("seed %d step %d door %q manager %q:\nwant …%s\ngot  …%s", seed, step, door, manager, cut(w), cut(g))
+		}
+		old = got
+		compared++
+	}
+	return compared
+}
+
+// describe is entries without their times, which both take from a clock.
+func describe(entries []metav1.ManagedFieldsEntry) string {
+	lines := make([]string, len(entries))
+	for i, e := range entries {
+		lines[i] = fmt.Sprintf("%s %s %s %s %s %v", e.Manager, e.Operation, e.APIVersion, e.Subresource, e.FieldsV1.GetRawString(), e.Time != nil)
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
