@@ -1,0 +1,117 @@
+package bootstrap
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+)
+
+// seen are the addresses in the slice and in the Endpoints, and the version of
+// the slice.
+func seen(t *testing.T, c *cluster) (slice, old, version string) {
+	t.Helper()
+	s, version := get[*discoveryv1.EndpointSlice](t, c, sliceGVR, "default", "kubernetes")
+	var list []string
+	for _, e := range s.Endpoints {
+		list = append(list, e.Addresses...)
+	}
+	e, _ := get[*corev1.Endpoints](t, c, endpointsGVR, "default", "kubernetes")
+	var also []string
+	for _, sub := range e.Subsets {
+		for _, a := range sub.Addresses {
+			also = append(also, a.IP)
+		}
+	}
+	return strings.Join(list, " "), strings.Join(also, " "), version
+}
+
+func TestPresence(t *testing.T) {
+	c := newCluster(t)
+	if err := Run(c.ctx, Config{API: c}); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now().Truncate(time.Second)
+	member := func(name, address string) *Presence {
+		return &Presence{API: c, Name: name, Address: netip.MustParseAddrPort(address), ServiceIP: netip.MustParseAddr("10.96.0.1"), Now: func() time.Time { return now }}
+	}
+	announce := func(p *Presence) {
+		t.Helper()
+		if err := p.Announce(c.ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(addresses string) {
+		t.Helper()
+		if slice, old, _ := seen(t, c); slice != addresses || old != addresses {
+			t.Fatalf("slice %q, endpoints %q, want %q", slice, old, addresses)
+		}
+	}
+	a, b := member("a", "10.0.0.1:6443"), member("b", "10.0.0.2:6443")
+	announce(a)
+	want("10.0.0.1")
+	s, _ := get[*corev1.Service](t, c, serviceGVR, "default", "kubernetes")
+	if s.Spec.ClusterIP != "10.96.0.1" || s.Spec.Ports[0].Port != 443 || s.Spec.Ports[0].TargetPort.IntValue() != 6443 || s.Spec.Ports[0].Name != "https" {
+		t.Fatalf("%+v", s.Spec)
+	}
+	_, _, before := seen(t, c)
+	announce(a)
+	if _, _, after := seen(t, c); after != before {
+		t.Error("endpoints were written without a change")
+	}
+	announce(b)
+	want("10.0.0.1 10.0.0.2")
+
+	// b goes silent; a notices when b's time is over, not before.
+	now = now.Add(presentFor)
+	announce(a)
+	want("10.0.0.1 10.0.0.2")
+	now = now.Add(time.Second)
+	announce(a)
+	want("10.0.0.1")
+
+	// b comes back at another address, and leaves in order.
+	b = member("b", "10.0.0.3:6443")
+	announce(b)
+	want("10.0.0.1 10.0.0.3")
+	if err := b.Leave(c.ctx); err != nil {
+		t.Fatal(err)
+	}
+	want("10.0.0.1")
+	if err := a.Leave(c.ctx); err != nil {
+		t.Fatal(err)
+	}
+	want("10.0.0.1") // the last one stays named
+}
+
+func TestPresenceRunsUntilItsContextEnds(t *testing.T) {
+	c := newCluster(t)
+	if err := Run(c.ctx, Config{API: c}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(c.ctx)
+	p := &Presence{API: c, Name: "a", Address: netip.MustParseAddrPort("[fd00::1]:6443"), ServiceIP: netip.MustParseAddr("fd01::1")}
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		if present, err := p.present(c.ctx); err != nil || time.Now().After(deadline) {
+			t.Fatal("not announced", err)
+		} else if slices.Equal(present, []netip.AddrPort{p.Address}) {
+			break
+		}
+		<-time.After(time.Millisecond)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if present, err := p.present(c.ctx); err != nil || len(present) != 0 {
+		t.Fatal("the lease is still there", present, err)
+	}
+}
