@@ -5,6 +5,8 @@ import (
 	"keelson.dev/services/controller-manager/internal/aggregation"
 	"keelson.dev/services/controller-manager/internal/cluster"
 	"keelson.dev/services/controller-manager/internal/deployment"
+	"keelson.dev/services/controller-manager/internal/endpoints"
+	"keelson.dev/services/controller-manager/internal/endpointslice"
 	"keelson.dev/services/controller-manager/internal/nodeipam"
 	"keelson.dev/services/controller-manager/internal/replicaset"
 	"keelson.dev/services/controller-manager/internal/rootca"
@@ -20,6 +22,8 @@ func (o *options) catalogue(s *cluster.Cluster, _ []cluster.Cache, id *identity.
 	return []controller.Controller{
 		deployment.New(s),
 		replicaset.New(s),
+		endpointslice.New(s),
+		endpoints.New(s),
 		serviceaccount.New(s),
 		rootca.New(s, func() []byte { return id.Current().RootsPEM }),
 		aggregation.New(s),

@@ -1,0 +1,120 @@
+// Package endpointslice writes the EndpointSlices of services with a selector.
+//
+// It must never touch slices that it does not manage, and never take an endpoint
+// out of one slice before the slice that takes it over is written.
+package endpointslice
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/backend"
+	"keelson.dev/services/controller-manager/internal/cluster"
+	"keelson.dev/services/internal/controller"
+)
+
+type reconciler struct {
+	*cluster.Cluster
+
+	slices client.Resource[*discoveryv1.EndpointSlice]
+	writes *controller.Writes
+}
+
+// New is the controller; its keys are services.
+func New(s *cluster.Cluster) controller.Controller {
+	r := &reconciler{
+		Cluster: s, slices: client.For[*discoveryv1.EndpointSlice](s.Client), writes: controller.NewWrites(s.EndpointSlices),
+	}
+	return controller.Controller{
+		Name: "endpointslice", Workers: 5, Reconcile: r.reconcile,
+		Sources: []controller.Source{
+			controller.Objects(s.Services),
+			controller.From(s.Pods, backend.ServicesOf(s)),
+			controller.From(s.EndpointSlices, ofSlice),
+			controller.From(s.Nodes, r.ofNode),
+		},
+	}
+}
+
+// ofSlice brings a service back when somebody else changes its slices.
+func ofSlice(ev client.Event[*discoveryv1.EndpointSlice]) []controller.Key {
+	if ev.Object.Labels[discoveryv1.LabelManagedBy] != managedBy {
+		if ev.Old == nil || ev.Old.Labels[discoveryv1.LabelManagedBy] != managedBy {
+			return nil
+		}
+	}
+	return []controller.Key{{Namespace: ev.Object.Namespace, Name: ev.Object.Labels[discoveryv1.LabelServiceName]}}
+}
+
+// ofNode is the services with pods on a node whose zone changed.
+func (r *reconciler) ofNode(ev client.Event[*corev1.Node]) []controller.Key {
+	if ev.Type != client.Modified || ev.Old.Labels[corev1.LabelTopologyZone] == ev.Object.Labels[corev1.LabelTopologyZone] {
+		return nil
+	}
+	var keys []controller.Key
+	services := backend.ServicesOf(r.Cluster)
+	for _, p := range r.Pods.ByIndex(cluster.ByNode, ev.Object.Name) {
+		keys = append(keys, services(client.Event[*corev1.Pod]{Type: client.Added, Object: p})...)
+	}
+	return keys
+}
+
+func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {
+	svc, ok := r.Services.Get(key.Namespace, key.Name)
+	if !ok || svc.DeletionTimestamp != nil {
+		return controller.Result{}, nil // the garbage collector takes its slices.
+	}
+	if len(svc.Spec.Selector) == 0 && svc.Spec.Type != corev1.ServiceTypeExternalName {
+		return controller.Result{}, nil // somebody else writes them.
+	}
+	if err := r.writes.Fresh(key); err != nil {
+		return controller.Result{}, err
+	}
+	var mine []*discoveryv1.EndpointSlice
+	for _, s := range r.EndpointSlices.ByIndex(cluster.ByService, key.String()) {
+		if s.Labels[discoveryv1.LabelManagedBy] == managedBy && s.DeletionTimestamp == nil {
+			mine = append(mine, s)
+		}
+	}
+	var pods []*corev1.Pod
+	if backend.Selects(svc) {
+		pods = backend.Selected(r.Cluster, svc)
+	}
+	plan := Make(svc, pods, mine, func(name string) *corev1.Node {
+		n, _ := r.Nodes.Get("", name)
+		return n
+	})
+	return controller.Result{}, r.carryOut(ctx, svc, plan)
+}
+
+func (r *reconciler) carryOut(ctx context.Context, svc *corev1.Service, plan Plan) error {
+	key := client.KeyOf(svc)
+	for _, s := range plan.Create {
+		got, err := r.slices.Create(ctx, s)
+		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("create endpoint slice: %w", err)
+		}
+		r.writes.Wrote(key, got.ResourceVersion)
+	}
+	for _, s := range plan.Update {
+		got, err := r.slices.Update(ctx, s)
+		if err != nil {
+			return fmt.Errorf("update endpoint slice %s: %w", s.Name, err)
+		}
+		r.writes.Wrote(key, got.ResourceVersion)
+	}
+	for _, s := range plan.Delete {
+		if err := r.slices.Delete(ctx, s.Namespace, s.Name, client.UID(s.UID)); err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("delete endpoint slice %s: %w", s.Name, err)
+		}
+	}
+	return nil
+}

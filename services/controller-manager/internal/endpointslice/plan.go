@@ -1,0 +1,285 @@
+package endpointslice
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/services/controller-manager/internal/backend"
+	"keelson.dev/services/controller-manager/internal/owner"
+)
+
+const (
+	// managedBy is Kubernetes' own value: the slices are the same, and a cluster
+	// that moves over finds them.
+	managedBy = "endpointslice-controller.k8s.io"
+	// maxEndpoints bounds a slice, as in Kubernetes.
+	maxEndpoints = 100
+)
+
+// Plan is what to write, in this order.
+type Plan struct {
+	Create, Update, Delete []*discoveryv1.EndpointSlice
+}
+
+// group is the endpoints with one set of ports, which share slices.
+type group struct {
+	ports []discoveryv1.EndpointPort
+	want  map[string]discoveryv1.Endpoint // by address and pod
+	order []string
+}
+
+// Make compares what a service's slices should hold with what they do. Endpoints
+// stay in the slice they are in; new ones go where slices are written anyway,
+// then where there is room, then into new slices.
+func Make(svc *corev1.Service, pods []*corev1.Pod, have []*discoveryv1.EndpointSlice, node func(string) *corev1.Node) Plan {
+	var plan Plan
+	left := slices.Clone(have)
+	slices.SortFunc(left, func(a, b *discoveryv1.EndpointSlice) int { return cmp.Compare(a.Name, b.Name) })
+	if svc.Spec.Type == corev1.ServiceTypeExternalName {
+		return Plan{Delete: left}
+	}
+	labels := labelsOf(svc)
+	for _, family := range backend.Families(svc) {
+		groups := groupsOf(svc, backend.Pods(svc, pods, family), node)
+		for _, g := range groups {
+			matching, rest := partition(left, discoveryv1.AddressType(family), g.ports)
+			left = rest
+			g.fill(&plan, svc, family, labels, matching)
+		}
+	}
+	plan.Delete = append(plan.Delete, left...)
+	return plan
+}
+
+// groupsOf sorts endpoints by their ports. Without any endpoint there is one
+// group, whose empty slice says so.
+func groupsOf(svc *corev1.Service, pods []backend.Pod, node func(string) *corev1.Node) []*group {
+	byPorts := map[string]*group{}
+	var order []*group
+	for _, p := range pods {
+		ports := backend.Ports(svc, p.Pod)
+		key := fmt.Sprint(ports)
+		g := byPorts[key]
+		if g == nil {
+			g = &group{ports: slicePorts(ports), want: map[string]discoveryv1.Endpoint{}}
+			byPorts[key] = g
+			order = append(order, g)
+		}
+		e := endpoint(svc, p, node)
+		k := identity(&e)
+		if _, twice := g.want[k]; !twice {
+			g.order = append(g.order, k)
+		}
+		g.want[k] = e
+	}
+	if len(order) == 0 {
+		order = append(order, &group{want: map[string]discoveryv1.Endpoint{}})
+	}
+	return order
+}
+
+func slicePorts(ports []backend.Port) []discoveryv1.EndpointPort {
+	var out []discoveryv1.EndpointPort
+	for _, p := range ports {
+		ep := discoveryv1.EndpointPort{Name: &p.Name, Protocol: &p.Protocol, Port: &p.Port}
+		if p.AppProtocol != "" {
+			ep.AppProtocol = &p.AppProtocol
+		}
+		out = append(out, ep)
+	}
+	return out
+}
+
+// endpoint is a pod as a slice shows it.
+func endpoint(svc *corev1.Service, p backend.Pod, node func(string) *corev1.Node) discoveryv1.Endpoint {
+	e := discoveryv1.Endpoint{
+		Addresses:  []string{p.Address},
+		Conditions: discoveryv1.EndpointConditions{Ready: &p.Ready, Serving: &p.Serving, Terminating: &p.Terminating},
+		TargetRef:  &corev1.ObjectReference{Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID},
+	}
+	if p.Hostname != "" {
+		e.Hostname = &p.Hostname
+	}
+	if p.Spec.NodeName == "" {
+		return e
+	}
+	name := p.Spec.NodeName
+	e.NodeName = &name
+	zone := ""
+	if n := node(name); n != nil {
+		zone = n.Labels[corev1.LabelTopologyZone]
+	}
+	if zone != "" {
+		e.Zone = &zone
+	}
+	e.Hints = hints(svc, &e)
+	return e
+}
+
+// hints say whom an endpoint is for, where the service wants its traffic to stay
+// near (KEP-2433, KEP-3015). They are kept by endpoint: with traffic distribution
+// no zone's share has to be computed, and proxies do without where a zone has no
+// endpoint.
+func hints(svc *corev1.Service, e *discoveryv1.Endpoint) *discoveryv1.EndpointHints {
+	if svc.Spec.TrafficDistribution == nil || !*e.Conditions.Ready {
+		return nil
+	}
+	h := &discoveryv1.EndpointHints{}
+	switch *svc.Spec.TrafficDistribution {
+	case corev1.ServiceTrafficDistributionPreferSameNode:
+		h.ForNodes = []discoveryv1.ForNode{{Name: *e.NodeName}}
+	case corev1.ServiceTrafficDistributionPreferClose, corev1.ServiceTrafficDistributionPreferSameZone:
+	default:
+		return nil
+	}
+	if e.Zone != nil {
+		h.ForZones = []discoveryv1.ForZone{{Name: *e.Zone}}
+	}
+	if len(h.ForNodes) == 0 && len(h.ForZones) == 0 {
+		return nil
+	}
+	return h
+}
+
+// identity is what makes an endpoint the same over changes of its state.
+func identity(e *discoveryv1.Endpoint) string {
+	id := strings.Join(e.Addresses, ",")
+	if e.TargetRef != nil {
+		id += " " + string(e.TargetRef.UID)
+	}
+	return id
+}
+
+// partition takes the slices of a family and set of ports out of a list.
+func partition(all []*discoveryv1.EndpointSlice, family discoveryv1.AddressType, ports []discoveryv1.EndpointPort) (matching, rest []*discoveryv1.EndpointSlice) {
+	for _, s := range all {
+		if s.AddressType == family && apiequality.Semantic.DeepEqual(s.Ports, ports) {
+			matching = append(matching, s)
+		} else {
+			rest = append(rest, s)
+		}
+	}
+	return matching, rest
+}
+
+// held is a slice and what it is to hold.
+type held struct {
+	old       *discoveryv1.EndpointSlice
+	endpoints []discoveryv1.Endpoint
+	changed   bool
+}
+
+// fill distributes a group's endpoints over its slices.
+func (g *group) fill(plan *Plan, svc *corev1.Service, family corev1.IPFamily, labels map[string]string, have []*discoveryv1.EndpointSlice) {
+	var all []*held
+	for _, s := range have {
+		all = append(all, g.keep(s, svc, labels))
+	}
+	// Where a write is due anyway first, then the fullest.
+	slices.SortStableFunc(all, func(a, b *held) int {
+		if a.changed != b.changed {
+			if a.changed {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(len(b.endpoints), len(a.endpoints))
+	})
+	rest := slices.DeleteFunc(g.order, func(k string) bool { _, still := g.want[k]; return !still })
+	for _, h := range all {
+		for len(rest) > 0 && len(h.endpoints) < maxEndpoints {
+			h.endpoints, h.changed = append(h.endpoints, g.want[rest[0]]), true
+			rest = rest[1:]
+		}
+	}
+	for len(rest) > 0 || len(all) == 0 {
+		h := &held{}
+		for len(rest) > 0 && len(h.endpoints) < maxEndpoints {
+			h.endpoints = append(h.endpoints, g.want[rest[0]])
+			rest = rest[1:]
+		}
+		all = append(all, h)
+	}
+	g.write(plan, svc, family, labels, all)
+}
+
+// keep takes from a slice what is still wanted, as it should be now, and marks
+// it as placed.
+func (g *group) keep(s *discoveryv1.EndpointSlice, svc *corev1.Service, labels map[string]string) *held {
+	h := &held{old: s, changed: !maps.Equal(s.Labels, labels) || !owned(s, svc)}
+	for i := range s.Endpoints {
+		k := identity(&s.Endpoints[i])
+		want, ok := g.want[k]
+		if !ok {
+			h.changed = true
+			continue
+		}
+		delete(g.want, k)
+		if !apiequality.Semantic.DeepEqual(s.Endpoints[i], want) {
+			h.changed = true
+		}
+		h.endpoints = append(h.endpoints, want)
+	}
+	return h
+}
+
+func owned(s *discoveryv1.EndpointSlice, svc *corev1.Service) bool {
+	ref := metav1.GetControllerOfNoCopy(s)
+	return ref != nil && ref.UID == svc.UID
+}
+
+// write puts the slices into the plan. An empty one is deleted unless it is the
+// group's last.
+func (g *group) write(plan *Plan, svc *corev1.Service, family corev1.IPFamily, labels map[string]string, all []*held) {
+	full := slices.ContainsFunc(all, func(h *held) bool { return len(h.endpoints) > 0 })
+	for i, h := range all {
+		if len(h.endpoints) == 0 && (full || i > 0) {
+			if h.old != nil {
+				plan.Delete = append(plan.Delete, h.old)
+			}
+			continue
+		}
+		switch {
+		case h.old == nil:
+			plan.Create = append(plan.Create, &discoveryv1.EndpointSlice{
+				ObjectMeta: metav1.ObjectMeta{
+					Namespace: svc.Namespace, GenerateName: prefix(svc.Name), Labels: labels,
+					OwnerReferences: []metav1.OwnerReference{owner.Reference(svc)},
+				},
+				AddressType: discoveryv1.AddressType(family), Ports: g.ports, Endpoints: h.endpoints,
+			})
+		case h.changed:
+			next := h.old.DeepCopy()
+			next.Labels, next.Endpoints = labels, h.endpoints
+			next.OwnerReferences = []metav1.OwnerReference{owner.Reference(svc)}
+			plan.Update = append(plan.Update, next)
+		}
+	}
+}
+
+// prefix is the generateName of a service's slices.
+func prefix(name string) string { return name + "-" }
+
+// labelsOf is the service's labels and those that say what a slice is.
+func labelsOf(svc *corev1.Service) map[string]string {
+	out := make(map[string]string, len(svc.Labels)+3)
+	for k, v := range svc.Labels {
+		if k != discoveryv1.LabelServiceName && k != discoveryv1.LabelManagedBy && k != corev1.IsHeadlessService {
+			out[k] = v
+		}
+	}
+	out[discoveryv1.LabelServiceName] = svc.Name
+	out[discoveryv1.LabelManagedBy] = managedBy
+	if backend.Headless(svc) {
+		out[corev1.IsHeadlessService] = ""
+	}
+	return out
+}
