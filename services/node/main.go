@@ -31,10 +31,16 @@ import (
 	"keelson.dev/services/node/internal/pod"
 	"keelson.dev/services/node/internal/proxy"
 	"keelson.dev/services/node/internal/registration"
+	"keelson.dev/services/node/internal/simulated"
 	"keelson.dev/services/node/internal/stream"
 )
 
-const userAgent = "keelson-node"
+const (
+	userAgent = "keelson-node"
+	// simulatedHeartbeat is the kubelet's own interval: simulated nodes never die
+	// of themselves, so nothing is gained by being quicker.
+	simulatedHeartbeat = 10 * time.Second
+)
 
 func main() {
 	boot.Main("node", func(fs *pflag.FlagSet) boot.Run {
@@ -66,7 +72,24 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	status := ops.New()
 	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, o.service.OpsAddress) })
 	c := client.New(conn, userAgent)
+	if o.simulated > 0 {
+		return o.simulate(g, s, c, status)
+	}
 	return o.node(ctx, g, s, id, c, status)
+}
+
+// simulate starts simulated nodes.
+func (o *options) simulate(g *boot.Group, s *settings, c *client.Client, status *ops.Server) error {
+	prefix := "simulated"
+	if o.named() {
+		prefix = o.name
+	}
+	sim := simulated.New(simulated.Config{
+		Client: c, Nodes: o.simulated, Prefix: prefix, Labels: s.labels, Taints: s.taints, Capacity: s.capacity, Heartbeat: simulatedHeartbeat,
+	})
+	g.Go("simulated nodes", sim.Run)
+	status.Ready("simulated nodes", ops.ReadyWhen(sim.Ready()))
+	return nil
 }
 
 // node starts a node with a container runtime.

@@ -36,6 +36,8 @@ type options struct {
 	heartbeat                         time.Duration
 	maxPods                           int64
 	mtu                               int
+	// named says whether the node\'s name was given.
+	named func() bool
 }
 
 func newOptions(fs *pflag.FlagSet) *options {
@@ -66,6 +68,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.resolvConf, "resolv-conf", "/etc/resolv.conf", "the node's own resolver configuration")
 	fs.StringVar(&o.cloudProvider, "cloud-provider", "", "\"external\" if a cloud controller initializes the node")
 	fs.DurationVar(&o.heartbeat, "heartbeat", 2*time.Second, "how often to renew the node's Lease, until an apiserver says otherwise")
+	o.named = func() bool { return fs.Changed("node-name") }
 	return o
 }
 
