@@ -1,0 +1,113 @@
+// Package node tells Nodes what their cloud knows of them: provider id,
+// addresses, zone, region and type of the machine; then it takes away the taint
+// that kept pods from them until it was told.
+//
+// It must never touch a Node of another provider or a simulated one, and never
+// change a provider id that is set.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/cloud-controller/internal/provider"
+	"keelson.dev/services/internal/controller"
+	"keelson.dev/services/internal/event"
+)
+
+const (
+	// refresh is how often a machine is looked at again.
+	refresh = 5 * time.Minute
+	// missing is how often a machine that a Node waits for is looked for.
+	missing = 10 * time.Second
+)
+
+// Controller initializes Nodes.
+type Controller struct {
+	client   *client.Client
+	nodes    *client.Cache[*corev1.Node]
+	provider provider.Provider
+	events   *event.Recorder
+}
+
+// New makes the controller. The cache is run by the program.
+func New(c *client.Client, nodes *client.Cache[*corev1.Node], p provider.Provider, events *event.Recorder) *Controller {
+	return &Controller{client: c, nodes: nodes, provider: p, events: events}
+}
+
+// Controller is the loop to run.
+func (c *Controller) Controller() controller.Controller {
+	return controller.Controller{
+		Name: "cloud-node", Workers: 4, Reconcile: c.reconcile,
+		Sources: []controller.Source{controller.From(c.nodes, onNode)},
+	}
+}
+
+// onNode leaves out heartbeats: only what this controller writes concerns it.
+func onNode(ev client.Event[*corev1.Node]) []controller.Key {
+	n, old := ev.Object, ev.Old
+	if ev.Type == client.Deleted || simulated(n) {
+		return nil
+	}
+	if old != nil && !waits(n) && n.Spec.ProviderID == old.Spec.ProviderID && slices.Equal(n.Status.Addresses, old.Status.Addresses) {
+		return nil
+	}
+	return []controller.Key{client.KeyOf(n)}
+}
+
+func (c *Controller) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {
+	n, ok := c.nodes.Get("", key.Name)
+	if !ok || n.DeletionTimestamp != nil || simulated(n) {
+		return controller.Result{}, nil
+	}
+	i, err := c.provider.Instance(ctx, n.Name, n.Spec.ProviderID)
+	switch {
+	case errors.Is(err, provider.ErrForeign):
+		return controller.Result{}, nil
+	case errors.Is(err, provider.ErrNotFound):
+		if waits(n) {
+			c.events.Warning(ctx, n, "InstanceNotFound", "The cloud does not know a machine of this name; the node stays tainted until it does")
+			return controller.Result{RequeueAfter: missing}, nil
+		}
+		return controller.Result{RequeueAfter: refresh}, nil
+	case err != nil:
+		return controller.Result{}, err
+	}
+	if err := c.write(ctx, n, i); err != nil && !apierrors.IsNotFound(err) {
+		return controller.Result{}, err
+	}
+	return controller.Result{RequeueAfter: refresh}, nil
+}
+
+// write brings the Node to what its machine says: addresses first, so that
+// nobody is sent to a node without one.
+func (c *Controller) write(ctx context.Context, n *corev1.Node, i provider.Instance) error {
+	nodes := client.For[*corev1.Node](c.client)
+	if want := addresses(n, i); len(want) > 0 && !slices.Equal(want, n.Status.Addresses) {
+		changed := n.DeepCopy()
+		changed.Status.Addresses = want
+		updated, err := nodes.UpdateStatus(ctx, changed)
+		if err != nil {
+			return fmt.Errorf("addresses of node %s: %w", n.Name, err)
+		}
+		n = updated
+	}
+	changed := initialized(n, i)
+	if changed == nil {
+		return nil
+	}
+	if _, err := nodes.Update(ctx, changed); err != nil {
+		return fmt.Errorf("initialize node %s: %w", n.Name, err)
+	}
+	if waits(n) {
+		c.events.Normal(ctx, n, "Synced", "Node synced successfully")
+	}
+	return nil
+}
