@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -25,6 +26,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"keelson.dev/services/apiserver/internal/kind"
+	"keelson.dev/services/apiserver/internal/kind/core"
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
@@ -220,6 +222,7 @@ func ask(t *testing.T, k *resource.Kind, c *cases, q question) answer {
 	call1(r.Default, obj)
 	obj.SetUID(madeUpUID)
 	call1(r.PrepareCreate, obj)
+	claim(obj)
 	errs := metaErrors(k, obj)
 	if r.Validate != nil {
 		errs = append(errs, r.Validate(obj)...)
@@ -244,6 +247,7 @@ func ask(t *testing.T, k *resource.Kind, c *cases, q question) answer {
 	if r.PrepareUpdate != nil {
 		r.PrepareUpdate(next, obj)
 	}
+	claim(next)
 	next.SetResourceVersion("1")
 	errs = apivalidation.ValidateObjectMetaAccessorUpdate(next, obj, field.NewPath("metadata"))
 	if r.ValidateUpdate != nil {
@@ -307,7 +311,10 @@ var (
 
 // structured are values that Kubernetes prints by the names of its internal
 // types.
-var structured = regexp.MustCompile(`((?:Invalid|Unsupported) value: )[\[{].*[\]}](: )`)
+var structured = regexp.MustCompile(`((?:Invalid|Unsupported|Duplicate) value: )[\[{].*[\]}](: |$)`)
+
+// allocated are addresses that a server makes up.
+var allocated = regexp.MustCompile(`10\.96\.\d+\.\d+`)
 
 // plain leaves out of the messages what differs for no good: structured values
 // and printed differences.
@@ -315,10 +322,31 @@ func plain(errs []string) []string {
 	var out []string
 	for _, e := range errs {
 		e, _, _ = strings.Cut(e, "\n")
+		e = allocated.ReplaceAllString(e, "10.96.x.y")
 		out = append(out, structured.ReplaceAllString(e, "$1{…}$2"))
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
+}
+
+// claim gives a service what the pipeline's allocators do.
+func claim(o resource.Object) {
+	s, ok := o.(*corev1.Service)
+	if !ok {
+		return
+	}
+	if core.NeedsClusterIP(s) && s.Spec.ClusterIP == "" && len(s.Spec.ClusterIPs) == 0 && len(s.Spec.IPFamilies) == 1 &&
+		s.Spec.IPFamilies[0] == corev1.IPv4Protocol {
+		s.Spec.ClusterIP, s.Spec.ClusterIPs = "10.96.63.20", []string{"10.96.63.20"}
+	}
+	for i := range s.Spec.Ports {
+		if core.NeedsNodePorts(s) && s.Spec.Ports[i].NodePort == 0 {
+			s.Spec.Ports[i].NodePort = int32(31000 + i)
+		}
+	}
+	if core.NeedsHealthCheckNodePort(s) && s.Spec.HealthCheckNodePort == 0 {
+		s.Spec.HealthCheckNodePort = 31999
+	}
 }
 
 func call1(f func(resource.Object), o resource.Object) {
@@ -391,7 +419,7 @@ func record(t *testing.T, k *resource.Kind, c *cases, answers map[string]answer)
 			continue
 		}
 		if q.Update == nil {
-			answers[q.name()] = parse(t, call(t, "POST", base+"?dryRun=All&fieldValidation=Ignore", object))
+			answers[q.name()] = parse(t, call(t, "POST", base+"?dryRun=All&fieldValidation=Ignore", object), c.Volatile)
 			continue
 		}
 		put(object, "metadata.name", unique(len(answers)))
@@ -416,7 +444,7 @@ func record(t *testing.T, k *resource.Kind, c *cases, answers map[string]answer)
 		if q.Subresource != "" {
 			path += "/" + q.Subresource
 		}
-		answers[q.name()] = parse(t, call(t, "PUT", path+"?dryRun=All&fieldValidation=Ignore", next))
+		answers[q.name()] = parse(t, call(t, "PUT", path+"?dryRun=All&fieldValidation=Ignore", next), c.Volatile)
 		call(t, "DELETE", base+"/"+name+"?gracePeriodSeconds=0", nil)
 	}
 }
@@ -502,7 +530,7 @@ func call(t *testing.T, method, path string, body any) []byte {
 	return out
 }
 
-func parse(t *testing.T, body []byte) answer {
+func parse(t *testing.T, body []byte, volatile []string) answer {
 	var object map[string]any
 	if err := json.Unmarshal(body, &object); err != nil {
 		t.Fatalf("%v: %s", err, body)
@@ -510,7 +538,7 @@ func parse(t *testing.T, body []byte) answer {
 	if object["kind"] != "Status" {
 		delete(object, "kind")
 		delete(object, "apiVersion")
-		strip(object, nil)
+		strip(object, volatile)
 		return answer{Object: object}
 	}
 	var status metav1.Status

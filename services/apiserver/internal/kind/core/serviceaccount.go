@@ -3,7 +3,9 @@ package core
 import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"keelson.dev/services/apiserver/internal/kind/column"
 	"keelson.dev/services/apiserver/internal/kind/row"
 	"keelson.dev/services/apiserver/internal/resource"
 )
@@ -13,6 +15,10 @@ func ServiceAccount() *resource.Kind {
 	k := row.Namespaced[corev1.ServiceAccount, corev1.ServiceAccountList](corev1.SchemeGroupVersion, "serviceaccounts", "serviceaccounts")
 	k.ShortNames = []string{"sa"}
 	k.NoGeneration = true
+	k.Columns = []metav1.TableColumnDefinition{column.AgeColumn()}
+	k.Cells = func(o resource.Object) []any {
+		return []any{column.Age(o.(*corev1.ServiceAccount).CreationTimestamp)}
+	}
 	k.Subresources = map[string]resource.Subresource{
 		"token": row.Post(authenticationv1.SchemeGroupVersion.WithKind("TokenRequest"), "token"),
 	}

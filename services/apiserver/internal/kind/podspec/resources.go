@@ -63,7 +63,9 @@ func ValidateResources(e *check.Errors, r *corev1.ResourceRequirements, p *field
 	cpuOrMemory, huge := false, false
 	one := func(name corev1.ResourceName, q resource.Quantity, list string) {
 		validateContainerResourceName(e, name, p, list)
-		ValidateQuantity(e, name, q, p, list)
+		if problem := QuantityProblem(name, &q); problem != "" {
+			e.Invalid(p.Child(list).Key(string(name)), q.String(), problem)
+		}
 		switch {
 		case name == corev1.ResourceCPU || name == corev1.ResourceMemory:
 			cpuOrMemory = true
@@ -112,15 +114,16 @@ func validateContainerResourceName(e *check.Errors, name corev1.ResourceName, p 
 	}
 }
 
-// ValidateQuantity checks an amount of a resource: not negative, and whole where
-// the resource comes in units.
-func ValidateQuantity(e *check.Errors, name corev1.ResourceName, q resource.Quantity, p *field.Path, list string) {
-	if q.Sign() < 0 {
-		e.Invalid(p.Child(list).Key(string(name)), q.String(), check.NotNegative)
+// QuantityProblem says what is wrong with an amount of a resource, which is not
+// negative, and whole where the resource comes in units; "" if nothing is.
+func QuantityProblem(name corev1.ResourceName, q *resource.Quantity) string {
+	switch {
+	case q.Sign() < 0:
+		return check.NotNegative
+	case (Extended(name) || name == corev1.ResourcePods) && q.MilliValue()%1000 != 0:
+		return "must be an integer"
 	}
-	if (Extended(name) || name == corev1.ResourcePods) && q.MilliValue()%1000 != 0 {
-		e.Invalid(p.Child(list).Key(string(name)), q.String(), "must be an integer")
-	}
+	return ""
 }
 
 func (v *validator) validateResizePolicy(c *corev1.Container, p *field.Path) {
