@@ -4,143 +4,125 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 
 	"github.com/spf13/pflag"
-	"google.golang.org/grpc"
 
-	nodev1 "keelson.dev/proto/keelson/node/v1"
-	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/authz"
-	"keelson.dev/services/apiserver/internal/fieldmanager"
-	front "keelson.dev/services/apiserver/internal/front/grpc"
-	"keelson.dev/services/apiserver/internal/front/rest"
+	"keelson.dev/services/apiserver/internal/bootstrap"
 	"keelson.dev/services/apiserver/internal/kind"
 	"keelson.dev/services/apiserver/internal/pipeline"
-	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/resource"
-	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/apiserver/internal/watchcache"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/ops"
-	"keelson.dev/services/internal/rpc"
 )
 
 func main() {
-	boot.Main("apiserver", func(fs *pflag.FlagSet) boot.Run {
-		o := newOptions(fs)
-		return o.run
-	})
+	boot.Main("apiserver", func(fs *pflag.FlagSet) boot.Run { return newOptions(fs).run })
 }
 
+// run starts the apiserver: configuration, identity, store, watch cache, rights,
+// pipeline, fronts; what every cluster has; then it serves. The way down is the
+// same list backwards.
 func (o *options) run(ctx context.Context, g *boot.Group) error {
-	if err := o.check(); err != nil {
+	cfg, err := o.config()
+	if err != nil {
 		return err
 	}
-	id, err := identity.Load(o.service.Identity)
+	id, err := identity.Load(cfg.Identity)
 	if err != nil {
 		return boot.Invalid("--identity: %w", err)
 	}
-	st, err := o.store(ctx, g, id)
+	spans, err := startTelemetry(ctx, g, cfg)
+	if err != nil {
+		return err
+	}
+	st, err := startStore(ctx, g, cfg)
 	if err != nil {
 		return err
 	}
 	table := resource.NewTable(kind.All()...)
-	var stored []*resource.Kind
-	for _, k := range table.Kinds() {
-		if k.StorePrefix != "" && k.StoredAs == nil {
-			stored = append(stored, k)
-		}
-	}
-	cache := watchcache.New(watchcache.Config{Store: st, Kinds: stored})
+	cache := watchcache.New(watchcache.Config{Store: st, Kinds: stored(table)})
 	g.Go("watch cache", cache.Run)
-	authorizer := authz.New()
-	authorized := make(chan struct{})
+
+	rights := authz.New()
+	synced := make(chan struct{})
 	g.Go("authorization", func(ctx context.Context) error {
-		select {
-		case <-cache.Ready():
-			return authorizer.Follow(ctx, table, cache, func() { close(authorized) })
-		case <-ctx.Done():
+		if !closed(ctx, cache.Ready()) {
 			return nil
 		}
+		return rights.Follow(ctx, table, cache, func() { close(synced) })
 	})
-	api := pipeline.New(pipeline.Config{
-		Table: table, Store: st, Cache: cache, Authorizer: authorizer, Fields: fieldmanager.New(table),
-	})
+	users, err := newUsers(cfg, id, pipeline.NewState(table, cache, st))
+	if err != nil {
+		return err
+	}
+	addresses, repaired, err := startAddresses(g, cfg, st)
+	if err != nil {
+		return err
+	}
+	api := newPipeline(cfg, table, st, cache, rights, users, addresses)
 
-	listenGRPC, err := net.Listen("tcp", o.listenGRPC)
+	listenGRPC, err := net.Listen("tcp", cfg.ListenGRPC)
 	if err != nil {
-		return fmt.Errorf("--listen-grpc: %w", err)
+		return boot.Invalid("--listen-grpc: %w", err)
 	}
-	listenREST, err := net.Listen("tcp", o.listenREST)
+	listenREST, err := net.Listen("tcp", cfg.ListenREST)
 	if err != nil {
-		return fmt.Errorf("--listen-https: %w", err)
+		return boot.Invalid("--listen-https: %w", err)
 	}
-	authenticator := &certificates{id}
-	tunnels := tunnel.New(tunnel.Config{})
-	unary, stream := front.Authentication(authenticator)
-	server := rpc.NewServer(rpc.ServerConfig{
-		Identity:   id,
-		Unary:      []grpc.UnaryServerInterceptor{unary},
-		Stream:     []grpc.StreamServerInterceptor{stream},
-		Root:       front.Writes,
-		Untraced:   front.Streams,
-		Reflection: true,
-	})
-	resourcev1.RegisterResourceServiceServer(server.Server, front.New(api))
-	nodev1.RegisterTunnelServiceServer(server.Server, tunnels)
-	web := rest.New(rest.Config{API: api, Authn: authenticator, Tunnel: tunnels})
+	status := ops.New()
 	ready := make(chan struct{})
-	g.Go("grpc", func(ctx context.Context) error {
-		return afterwards(ctx, ready, listenGRPC, func() error { return server.Serve(ctx, listenGRPC) })
+	status.Ready("start", ops.ReadyWhen(ready))
+	startFronts(g, fronts{
+		cfg: cfg, id: id, api: api, users: users, rights: rights, spans: spans, status: status,
+		ready: ready, grpc: listenGRPC, https: listenREST,
 	})
-	g.Go("https", func(ctx context.Context) error {
-		return afterwards(ctx, ready, listenREST, func() error {
-			return rest.Serve(ctx, listenREST, id.ServerTLS(false), web, slog.Default())
-		})
-	})
+	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
 	g.Go("start", func(ctx context.Context) error {
-		for _, step := range []<-chan struct{}{cache.Ready(), authorized} {
-			select {
-			case <-step:
-			case <-ctx.Done():
+		for _, step := range []<-chan struct{}{cache.Ready(), synced, repaired} {
+			if !closed(ctx, step) {
 				return nil
 			}
 		}
+		if err := bootstrap.Run(ctx, bootstrap.Config{API: api, ClientCA: cfg.CA}); err != nil {
+			return fmt.Errorf("bootstrap: %w", err)
+		}
+		if err := bootstrap.Await(ctx, rights); err != nil {
+			return err
+		}
 		close(ready)
-		slog.Info("ready", "grpc", listenGRPC.Addr().String(), "https", listenREST.Addr().String())
-		return nil
+		slog.InfoContext(ctx, "ready", "grpc", listenGRPC.Addr().String(), "https", listenREST.Addr().String())
+		presence, err := newPresence(cfg, api, listenREST.Addr())
+		if err != nil {
+			return err
+		}
+		return presence.Run(ctx)
 	})
-	status := ops.New()
-	status.Ready("started", ops.ReadyWhen(ready))
-	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, o.service.OpsAddress) })
 	return nil
 }
 
-// afterwards serves once the server is ready.
-func afterwards(ctx context.Context, ready <-chan struct{}, l net.Listener, serve func() error) error {
-	select {
-	case <-ready:
-		return serve()
-	case <-ctx.Done():
-		return l.Close()
+// stored are the rows whose objects lie in the store under their own name.
+func stored(table *resource.Table) []*resource.Kind {
+	var out []*resource.Kind
+	for _, k := range table.Kinds() {
+		if k.Virtual == "" && k.StoredAs == nil {
+			out = append(out, k)
+		}
 	}
+	return out
 }
 
-// certificates names callers by their client certificates.
-type certificates struct{ id *identity.Source }
-
-func (c *certificates) Authenticate(_ context.Context, certs []*x509.Certificate, _ string) (request.User, error) {
-	if len(certs) == 0 {
-		return request.User{Name: "system:anonymous", Groups: []string{"system:unauthenticated"}}, nil
+// closed waits for a channel; false if ctx ended before.
+func closed(ctx context.Context, done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+		return false
 	}
-	if _, err := certs[0].Verify(x509.VerifyOptions{Roots: c.id.Current().Roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
-		return request.User{}, errors.New("the client certificate is not valid")
-	}
-	return request.User{Name: certs[0].Subject.CommonName, Groups: append(certs[0].Subject.Organization, "system:authenticated")}, nil
 }

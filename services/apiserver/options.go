@@ -1,9 +1,19 @@
 package main
 
 import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
 	"github.com/spf13/pflag"
 
+	"keelson.dev/services/apiserver/internal/token"
 	"keelson.dev/services/internal/boot"
+	"keelson.dev/services/internal/identity"
 )
 
 // options are the flags.
@@ -27,31 +37,115 @@ type options struct {
 func newOptions(fs *pflag.FlagSet) *options {
 	o := &options{service: boot.ServiceFlags(fs)}
 	fs.StringVar(&o.dataDir, "data-dir", "", "directory of the embedded etcd")
-	fs.BoolVar(&o.memory, "memory", false, "keep all state in memory only, for tests: it is gone when the process ends")
+	fs.BoolVar(&o.memory, "memory", false, "keep all state in memory, for tests: it is gone when the process ends")
 	fs.StringVar(&o.listenGRPC, "listen-grpc", ":6444", "host:port of the gRPC API")
 	fs.StringVar(&o.listenREST, "listen-https", ":6443", "host:port of the Kubernetes HTTP API")
-	fs.StringVar(&o.advertise, "advertise-address", "", "address under which other machines reach this one; empty finds it out")
+	fs.StringVar(&o.advertise, "advertise-address", "", "IP address under which pods and other machines reach this one; empty finds it out")
 	fs.StringVar(&o.name, "name", "apiserver-0", "name of this apiserver and of its etcd member")
 	fs.StringVar(&o.serviceAccountKey, "service-account-key", "", "private key (PEM) that signs and verifies service account tokens")
 	fs.StringVar(&o.serviceAccountIssuer, "service-account-issuer", "https://kubernetes.default.svc.cluster.local", "issuer of service account tokens")
 	fs.StringVar(&o.serviceRange, "service-cluster-ip-range", "10.96.0.0/16", "range of Services' cluster IPs")
 	fs.StringVar(&o.nodePortRange, "service-node-port-range", "30000-32767", "range of Services' node ports")
-	fs.Int64Var(&o.notReadySeconds, "default-not-ready-toleration-seconds", 300, "how long a pod that says nothing else tolerates a node that is not ready")
-	fs.Int64Var(&o.unreachableSeconds, "default-unreachable-toleration-seconds", 300, "how long a pod that says nothing else tolerates a node that is unreachable")
+	fs.Int64Var(&o.notReadySeconds, "default-not-ready-toleration-seconds", 300, "how long a pod that says nothing of it tolerates a node that is not ready")
+	fs.Int64Var(&o.unreachableSeconds, "default-unreachable-toleration-seconds", 300, "how long a pod that says nothing of it tolerates a node that is unreachable")
 	fs.StringVar(&o.etcdListenClient, "etcd-listen-client", "", "host:port where etcd's own clients may connect, by client certificate; empty is nowhere")
 	fs.StringSliceVar(&o.etcdServers, "etcd-servers", nil, "URLs of an etcd to use instead of the embedded one")
 	return o
 }
 
-func (o *options) check() error {
+// config is what the flags mean.
+type config struct {
+	*options
+	Identity, OpsAddress   string
+	ListenGRPC, ListenREST string
+	Advertise              netip.Addr
+	Keys                   *token.Keys
+	Services               netip.Prefix
+	FirstPort, LastPort    int32
+	// CA is the cluster's CA in PEM.
+	CA []byte
+}
+
+// config checks the flags; errors are for the one who set them.
+func (o *options) config() (*config, error) {
+	c := &config{
+		options: o, Identity: o.service.Identity, OpsAddress: o.service.OpsAddress,
+		ListenGRPC: o.listenGRPC, ListenREST: o.listenREST,
+	}
 	if o.service.Identity == "" {
-		return boot.Invalid("--identity is required")
+		return nil, boot.Invalid("--identity is required")
 	}
-	if o.dataDir == "" && !o.memory && len(o.etcdServers) == 0 {
-		return boot.Invalid("--data-dir is required")
+	var err error
+	if c.CA, err = os.ReadFile(filepath.Join(o.service.Identity, identity.CAFile)); err != nil {
+		return nil, boot.Invalid("--identity: %w", err)
 	}
-	if o.dataDir != "" {
-		return boot.WritableDir("data-dir", o.dataDir, 0o700)
+	if !o.memory && len(o.etcdServers) == 0 {
+		if o.dataDir == "" {
+			return nil, boot.Invalid("--data-dir is required")
+		}
+		if err := boot.WritableDir("data-dir", o.dataDir, 0o700); err != nil {
+			return nil, err
+		}
 	}
-	return nil
+	if o.serviceAccountKey == "" {
+		return nil, boot.Invalid("--service-account-key is required")
+	}
+	key, err := os.ReadFile(o.serviceAccountKey)
+	if err != nil {
+		return nil, boot.Invalid("--service-account-key: %w", err)
+	}
+	if c.Keys, err = token.ParseKeys(key); err != nil {
+		return nil, boot.Invalid("--service-account-key: %s: %w", o.serviceAccountKey, err)
+	}
+	if c.Services, err = netip.ParsePrefix(o.serviceRange); err != nil {
+		return nil, boot.Invalid("--service-cluster-ip-range: %w", err)
+	}
+	if c.FirstPort, c.LastPort, err = parsePorts(o.nodePortRange); err != nil {
+		return nil, boot.Invalid("--service-node-port-range: %w", err)
+	}
+	if o.notReadySeconds < 0 || o.unreachableSeconds < 0 {
+		return nil, boot.Invalid("toleration seconds must not be negative")
+	}
+	if o.advertise != "" {
+		if c.Advertise, err = netip.ParseAddr(o.advertise); err != nil {
+			return nil, boot.Invalid("--advertise-address: %w", err)
+		}
+	}
+	return c, nil
+}
+
+func parsePorts(s string) (first, last int32, err error) {
+	a, b, ok := strings.Cut(s, "-")
+	if !ok {
+		return 0, 0, fmt.Errorf("%q: want FIRST-LAST", s)
+	}
+	x, err := strconv.ParseUint(a, 10, 16)
+	if err != nil {
+		return 0, 0, err
+	}
+	y, err := strconv.ParseUint(b, 10, 16)
+	return int32(x), int32(y), err
+}
+
+// address is where pods reach the HTTPS listener.
+func (c *config) address(listener net.Addr) (netip.AddrPort, error) {
+	port := listener.(*net.TCPAddr).AddrPort().Port()
+	if c.Advertise.IsValid() {
+		return netip.AddrPortFrom(c.Advertise, port), nil
+	}
+	if own := listener.(*net.TCPAddr).AddrPort().Addr(); own.IsValid() && !own.IsUnspecified() {
+		return netip.AddrPortFrom(own.Unmap(), port), nil
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("find out an address to advertise: %w", err)
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok {
+			if ip, ok := netip.AddrFromSlice(n.IP); ok && ip.Unmap().Is4() && ip.Unmap().IsGlobalUnicast() {
+				return netip.AddrPortFrom(ip.Unmap(), port), nil
+			}
+		}
+	}
+	return netip.AddrPort{}, boot.Invalid("--advertise-address is required: this machine has no address but loopback")
 }

@@ -71,7 +71,7 @@ func (p *Pipeline) planBinding(c *change, cur *watchcache.Item, b *corev1.Bindin
 	}
 	a := c.attributes(admission.Create, b, nil)
 	if err := p.cfg.Admission.Validate(c.ctx, a); err != nil {
-		return nil, c.admissionError(err)
+		return nil, c.admissionError(b, err)
 	}
 	// Only what changes is copied; the rest stays shared with the old state,
 	// which nobody changes.

@@ -43,6 +43,9 @@ func (p *Pipeline) newCreate(ctx context.Context, t Target, b Body, o WriteOptio
 		return nil, nil, err
 	}
 	switch {
+	case k.Virtual == resource.VirtualBinding:
+		c, err := p.bindVirtual(ctx, t, b, o)
+		return c, nil, err
 	case k.Virtual != "":
 		out, err := p.act(ctx, p.cfg.Virtual[k.Virtual], k.New, k, t, b, o)
 		return nil, out, err
@@ -108,7 +111,7 @@ func (p *Pipeline) planCreate(c *change, obj resource.Object, track bool) (*step
 		a.Name = obj.GetName()
 	}
 	if err := p.cfg.Admission.Admit(c.ctx, a); err != nil {
-		return nil, c.admissionError(err)
+		return nil, c.admissionError(obj, err)
 	}
 	if obj.GetResourceVersion() != "" && obj.GetResourceVersion() != "0" {
 		return nil, errVersionOnCreate
@@ -151,7 +154,7 @@ func (p *Pipeline) completeCreate(c *change, s *step, a *admission.Attributes, g
 		return err
 	}
 	if err := p.cfg.Admission.Validate(c.ctx, a); err != nil {
-		return c.admissionError(err)
+		return c.admissionError(obj, err)
 	}
 	if c.rules.Warnings != nil {
 		c.warn = append(c.warn, c.rules.Warnings(obj, nil)...)

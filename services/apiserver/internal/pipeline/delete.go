@@ -75,7 +75,7 @@ func (p *Pipeline) planDelete(c *change, cur *watchcache.Item, o DeleteOptions) 
 		return nil, err
 	}
 	if err := p.cfg.Admission.Validate(c.ctx, c.attributes(admission.Delete, nil, old)); err != nil {
-		return nil, c.admissionError(err)
+		return nil, c.admissionError(old, err)
 	}
 	s := &step{expect: cur.Revision}
 	grace, pending := p.grace(c.kind, old, o.GracePeriodSeconds)

@@ -6,9 +6,12 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"keelson.dev/services/apiserver/internal/admission"
 	"keelson.dev/services/apiserver/internal/codec"
+	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
@@ -35,6 +38,20 @@ func (p *Pipeline) post(ctx context.Context, k *resource.Kind, sub *resource.Sub
 	return nil, out, err
 }
 
+// bindVirtual is what is posted to bindings themselves: the name is the pod's.
+func (p *Pipeline) bindVirtual(ctx context.Context, t Target, b Body, o WriteOptions) (*change, error) {
+	obj, _, err := p.decodePosted(bindingGVK, func() resource.Object { return &corev1.Binding{} }, b, o)
+	if err != nil {
+		return nil, err
+	}
+	if t.Namespace == "" {
+		return nil, apierrors.NewBadRequest("an empty namespace may not be set during creation")
+	}
+	t.Resource = corev1.SchemeGroupVersion.WithResource("pods")
+	t.Name, t.Subresource = obj.GetName(), "binding"
+	return p.newBinding(ctx, p.cfg.Table.ByResource(t.Resource), t, b, o)
+}
+
 // act decodes a body and hands it to an action.
 func (p *Pipeline) act(ctx context.Context, action Action, fresh func() resource.Object, k *resource.Kind, t Target, b Body, o WriteOptions) (*Outcome, error) {
 	if action == nil || fresh == nil {
@@ -43,6 +60,17 @@ func (p *Pipeline) act(ctx context.Context, action Action, fresh func() resource
 	obj, warnings, err := p.decodePosted(k.GVK, fresh, b, o)
 	if err != nil {
 		return nil, err
+	}
+	if k.Virtual == "" {
+		parent := p.cfg.Table.ByResource(t.Resource)
+		a := &admission.Attributes{
+			Operation: admission.Create, User: request.UserFrom(ctx), Kind: parent, Subresource: t.Subresource,
+			Namespace: t.Namespace, Name: t.Name, Object: obj, DryRun: o.DryRun,
+			Warn: func(message string) { warnings = append(warnings, message) },
+		}
+		if err := p.cfg.Admission.Validate(ctx, a); err != nil {
+			return nil, refusal(t.Resource.GroupResource(), t.Name, err)
+		}
 	}
 	if k.Rules.Default != nil {
 		k.Rules.Default(obj)

@@ -151,7 +151,7 @@ func (p *Pipeline) planUpdate(c *change, cur *watchcache.Item, obj resource.Obje
 	dedupOwners(obj, func(w string) { c.warn = append(c.warn, w) })
 	a := c.attributes(admission.Update, obj, old)
 	if err := p.cfg.Admission.Admit(c.ctx, a); err != nil {
-		return nil, c.admissionError(err)
+		return nil, c.admissionError(obj, err)
 	}
 	p.carryOver(c, obj, old)
 	s := &step{obj: obj, expect: cur.Revision, keepTrace: c.target.Subresource == "status"}
@@ -226,7 +226,7 @@ func (p *Pipeline) completeUpdate(c *change, s *step, a *admission.Attributes) e
 	}
 	s.onlyTimes = onlyTimes(obj, old)
 	if err := p.cfg.Admission.Validate(c.ctx, a); err != nil {
-		return c.admissionError(err)
+		return c.admissionError(obj, err)
 	}
 	if c.rules.Warnings != nil {
 		c.warn = append(c.warn, c.rules.Warnings(obj, old)...)

@@ -426,10 +426,19 @@ func (c *change) attributes(op admission.Operation, obj, old resource.Object) *a
 }
 
 // admissionError is what a plugin's refusal becomes.
-func (c *change) admissionError(err error) error {
+func (c *change) admissionError(obj resource.Object, err error) error {
+	name := c.target.Name
+	if name == "" && obj != nil {
+		name = obj.GetName()
+	}
+	return refusal(c.gr(), name, err)
+}
+
+// refusal is Forbidden, unless the plugin said otherwise.
+func refusal(gr schema.GroupResource, name string, err error) error {
 	var status *apierrors.StatusError
 	if errors.As(err, &status) {
 		return status
 	}
-	return apierrors.NewForbidden(c.gr(), c.target.Name, err)
+	return apierrors.NewForbidden(gr, name, err)
 }

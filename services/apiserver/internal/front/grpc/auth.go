@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/peer"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"keelson.dev/services/apiserver/internal/authn"
+	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/request"
 )
 
@@ -27,16 +29,18 @@ type Authenticator interface {
 const openService = "/grpc.health.v1.Health/"
 
 // Authentication makes the interceptors that put the caller into the context.
-func Authentication(a Authenticator) (grpc.UnaryServerInterceptor, grpc.StreamServerInterceptor) {
+// Callers may act as others by the metadata keys impersonate-…, as far as rights
+// allows.
+func Authentication(a Authenticator, rights authz.Authorizer) (grpc.UnaryServerInterceptor, grpc.StreamServerInterceptor) {
 	unary := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-		ctx, err := authenticate(ctx, a, info.FullMethod)
+		ctx, err := authenticate(ctx, a, rights, info.FullMethod)
 		if err != nil {
 			return nil, err
 		}
 		return next(ctx, req)
 	}
 	stream := func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-		ctx, err := authenticate(ss.Context(), a, info.FullMethod)
+		ctx, err := authenticate(ss.Context(), a, rights, info.FullMethod)
 		if err != nil {
 			return err
 		}
@@ -45,7 +49,7 @@ func Authentication(a Authenticator) (grpc.UnaryServerInterceptor, grpc.StreamSe
 	return unary, stream
 }
 
-func authenticate(ctx context.Context, a Authenticator, method string) (context.Context, error) {
+func authenticate(ctx context.Context, a Authenticator, rights authz.Authorizer, method string) (context.Context, error) {
 	if strings.HasPrefix(method, openService) {
 		return ctx, nil
 	}
@@ -64,6 +68,11 @@ func authenticate(ctx context.Context, a Authenticator, method string) (context.
 			}
 		}
 		return ctx, wire(ctx, err)
+	}
+	if md, ok := metadata.FromIncomingContext(ctx); ok {
+		if user, err = authn.Impersonate(ctx, rights, user, md); err != nil {
+			return ctx, wire(ctx, err)
+		}
 	}
 	return request.WithUser(ctx, user), nil
 }

@@ -16,6 +16,7 @@ import (
 	"keelson.dev/proto/client"
 	"keelson.dev/proto/client/clientconformance"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
+	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/fieldmanager"
 	front "keelson.dev/services/apiserver/internal/front/grpc"
 	"keelson.dev/services/apiserver/internal/kind"
@@ -57,7 +58,7 @@ func serve(tb testing.TB) string {
 	go func() { _ = cache.Run(ctx); done <- struct{}{} }()
 	<-cache.Ready()
 	api := pipeline.New(pipeline.Config{Table: table, Store: st, Cache: cache, Fields: fieldmanager.New(table)})
-	unary, stream := front.Authentication(admin{})
+	unary, stream := front.Authentication(admin{}, authz.New())
 	server := rpc.NewServer(rpc.ServerConfig{Unary: []grpc.UnaryServerInterceptor{unary}, Stream: []grpc.StreamServerInterceptor{stream}, Root: front.Writes})
 	resourcev1.RegisterResourceServiceServer(server.Server, front.New(api))
 	l, err := net.Listen("tcp", "127.0.0.1:0")

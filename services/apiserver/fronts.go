@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+
+	"google.golang.org/grpc"
+
+	nodev1 "keelson.dev/proto/keelson/node/v1"
+	resourcev1 "keelson.dev/proto/keelson/resource/v1"
+	"keelson.dev/services/apiserver/internal/authz"
+	grpcfront "keelson.dev/services/apiserver/internal/front/grpc"
+	"keelson.dev/services/apiserver/internal/front/rest"
+	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/token"
+	"keelson.dev/services/apiserver/internal/tunnel"
+	"keelson.dev/services/internal/boot"
+	"keelson.dev/services/internal/identity"
+	"keelson.dev/services/internal/ops"
+	"keelson.dev/services/internal/rpc"
+)
+
+// fronts is what the two fronts are made of.
+type fronts struct {
+	cfg         *config
+	id          *identity.Source
+	api         pipeline.API
+	users       *users
+	rights      *authz.Authorizers
+	spans       *spans
+	status      *ops.Server
+	ready       <-chan struct{}
+	grpc, https net.Listener
+}
+
+// startFronts serves both fronts once the apiserver is ready.
+func startFronts(g *boot.Group, f fronts) {
+	tunnels := tunnel.New(tunnel.Config{})
+	unary, stream := grpcfront.Authentication(f.users, f.rights)
+	server := rpc.NewServer(rpc.ServerConfig{
+		Identity: f.id,
+		Unary:    []grpc.UnaryServerInterceptor{unary},
+		Stream:   []grpc.StreamServerInterceptor{stream},
+		Root:     grpcfront.Writes,
+		Untraced: grpcfront.Streams,
+	})
+	resourcev1.RegisterResourceServiceServer(server.Server, grpcfront.New(f.api))
+	nodev1.RegisterTunnelServiceServer(server.Server, tunnels)
+	web := rest.New(rest.Config{
+		API: f.api, Authn: f.users, Tunnel: tunnels,
+		Checks: []rest.Check{
+			{Name: "ping", Live: true, Run: func(context.Context) error { return nil }},
+			{Name: "start", Run: ops.ReadyWhen(f.ready)},
+		},
+		OpenIDConfiguration: document(token.ConfigurationType, func(r *http.Request) ([]byte, error) {
+			return f.users.issuer.Configuration("https://" + r.Host)
+		}),
+		JWKS: document(token.KeySetType, func(*http.Request) ([]byte, error) { return f.users.issuer.KeySet() }),
+	})
+	g.Go("grpc", func(ctx context.Context) error {
+		if !closed(ctx, f.ready) {
+			return f.grpc.Close()
+		}
+		return server.Serve(ctx, f.grpc)
+	})
+	g.Go("https", func(ctx context.Context) error {
+		if !closed(ctx, f.ready) {
+			return f.https.Close()
+		}
+		return rest.Serve(ctx, f.https, f.id.ServerTLS(false), web, slog.Default())
+	})
+}
+
+// document serves a small JSON document.
+func document(contentType string, make func(*http.Request) ([]byte, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		data, err := make(r)
+		if err != nil {
+			http.Error(w, fmt.Sprintf("cannot make the document: %v", err), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", contentType)
+		w.Header().Set("Cache-Control", "public, max-age=3600")
+		_, _ = w.Write(data) // a client that went away
+	})
+}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"path/filepath"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+
+	"keelson.dev/services/apiserver/internal/admission"
+	"keelson.dev/services/apiserver/internal/authn"
+	"keelson.dev/services/apiserver/internal/authz"
+	"keelson.dev/services/apiserver/internal/bootstrap"
+	"keelson.dev/services/apiserver/internal/fieldmanager"
+	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/pipeline/serviceaddress"
+	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/review"
+	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/store/etcd"
+	"keelson.dev/services/apiserver/internal/store/memory"
+	"keelson.dev/services/apiserver/internal/token"
+	"keelson.dev/services/apiserver/internal/watchcache"
+	"keelson.dev/services/internal/boot"
+	"keelson.dev/services/internal/identity"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// startStore opens the store that the flags ask for.
+func startStore(ctx context.Context, g *boot.Group, cfg *config) (store.Store, error) {
+	switch {
+	case cfg.memory:
+		s := memory.New()
+		g.OnStop("store", func(context.Context) error { s.Close(); return nil })
+		return s, nil
+	case len(cfg.etcdServers) > 0:
+		s, err := etcd.Dial(ctx, etcd.RemoteConfig{Endpoints: cfg.etcdServers})
+		if err != nil {
+			return nil, fmt.Errorf("--etcd-servers: %w", err)
+		}
+		g.OnStop("store", func(context.Context) error { s.Close(); return nil })
+		g.Go("store upkeep", func(ctx context.Context) error { return s.Maintain(ctx, etcd.Retention{}) })
+		return s, nil
+	}
+	files := etcd.TLSFiles{
+		Cert: filepath.Join(cfg.Identity, identity.CertFile),
+		Key:  filepath.Join(cfg.Identity, identity.KeyFile),
+		CA:   filepath.Join(cfg.Identity, identity.CAFile),
+	}
+	s, err := etcd.Start(ctx, etcd.EmbeddedConfig{
+		Name: cfg.name, Dir: filepath.Join(cfg.dataDir, "etcd"), ListenClient: cfg.etcdListenClient, ClientTLS: files,
+	})
+	if err != nil {
+		return nil, err
+	}
+	g.OnStop("store", func(context.Context) error { s.Close(); return nil })
+	g.Go("store upkeep", func(ctx context.Context) error { return s.Maintain(ctx, etcd.Retention{}) })
+	return s, nil
+}
+
+// users is how the apiserver knows who asks.
+type users struct {
+	*authn.Authenticator
+	issuer *token.Issuer
+	lookup admission.State
+}
+
+func newUsers(cfg *config, id *identity.Source, lookup admission.State) (*users, error) {
+	issuer := token.NewIssuer(cfg.serviceAccountIssuer, nil, cfg.Keys)
+	return &users{
+		Authenticator: authn.New(authn.Config{
+			Roots:  func() *x509.CertPool { return id.Current().Roots },
+			Tokens: issuer, Lookup: lookup,
+		}),
+		issuer: issuer, lookup: lookup,
+	}, nil
+}
+
+// startAddresses keeps the ranges of Services; repaired is closed once they are
+// as the Services in the store want them.
+func startAddresses(g *boot.Group, cfg *config, st store.Store) (*serviceaddress.Allocator, <-chan struct{}, error) {
+	a, err := serviceaddress.New(serviceaddress.Config{
+		Store: st, Addresses: cfg.Services, FirstPort: cfg.FirstPort, LastPort: cfg.LastPort,
+	})
+	if err != nil {
+		return nil, nil, boot.Invalid("%w", err)
+	}
+	repaired := make(chan struct{})
+	g.Go("service addresses", func(ctx context.Context) error {
+		return a.Run(ctx, func() { close(repaired) })
+	})
+	return a, repaired, nil
+}
+
+func newPipeline(cfg *config, table *resource.Table, st store.Store, cache *watchcache.Cache, rights *authz.Authorizers, u *users, addresses *serviceaddress.Allocator) *pipeline.Pipeline {
+	tokens := &token.Requests{Issuer: u.issuer, Lookup: u.lookup}
+	return pipeline.New(pipeline.Config{
+		Table: table, Store: st, Cache: cache, Authorizer: rights,
+		Fields: fieldmanager.New(table),
+		Admission: admission.Default(admission.Config{
+			State: u.lookup, Authorizer: rights, Escalation: rights, NodeOf: authz.NodeName,
+			NotReadySeconds: cfg.notReadySeconds, UnreachableSeconds: cfg.unreachableSeconds,
+		}),
+		Hooks:   map[schema.GroupResource]pipeline.Hook{corev1.Resource("services"): addresses},
+		Virtual: review.Actions(u.Authenticator, rights),
+		Posts:   map[string]pipeline.Action{"token": issue(tokens)},
+	})
+}
+
+// issue answers what is posted to serviceaccounts/token.
+func issue(tokens *token.Requests) pipeline.Action {
+	return func(ctx context.Context, t pipeline.Target, obj resource.Object, o pipeline.WriteOptions) (*pipeline.Outcome, error) {
+		in, ok := obj.(*authenticationv1.TokenRequest)
+		if !ok {
+			return nil, fmt.Errorf("serviceaccounts/token was posted a %T", obj)
+		}
+		out, warnings, err := tokens.Create(ctx, t.Namespace, t.Name, in, o.DryRun)
+		if err != nil {
+			return nil, err
+		}
+		return &pipeline.Outcome{Other: out, Created: true, Warnings: warnings}, nil
+	}
+}
+
+func newPresence(cfg *config, api pipeline.API, https net.Addr) (*bootstrap.Presence, error) {
+	address, err := cfg.address(https)
+	if err != nil {
+		return nil, err
+	}
+	return &bootstrap.Presence{
+		API: api, Name: cfg.name, Address: address, ServiceIP: cfg.Services.Masked().Addr().Next(),
+	}, nil
+}
