@@ -239,6 +239,9 @@ func TestRights(t *testing.T) {
 		{"system:bootstrap:abcdef", "system:bootstrappers", "list", "pods", false},
 		{"system:node:n", "system:nodes", "create", "certificatesigningrequests/selfnodeclient.certificates.k8s.io", true},
 		{"system:node:n", "system:nodes", "list", "dev:secrets", false},
+		{"system:node:n", "system:nodes", "post", "/debug/traces", true},
+		{"system:node:n", "system:nodes", "get", "/debug/traces", false},
+		{"system:kube-scheduler", "", "post", "/debug/traces", true},
 	}
 	for _, tt := range tests {
 		a := &request.Attributes{User: request.User{Name: tt.user, Groups: strings.Fields(tt.groups)}, Verb: tt.verb}
