@@ -15,7 +15,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"keelson.dev/services/apiserver/internal/front/rest/negotiate"
-	"keelson.dev/services/apiserver/internal/front/rest/table"
 	"keelson.dev/services/apiserver/internal/pipeline"
 )
 
@@ -54,27 +53,11 @@ func (x *exchange) otherGVK(out *pipeline.Outcome) schema.GroupVersionKind {
 	return x.kind.GVK
 }
 
-// include reads what is to come with the rows of a table.
-func (x *exchange) include() (table.Include, bool) {
-	if x.format.Transform != negotiate.Table {
-		return table.None, true
-	}
-	include, ok := table.ParseInclude(x.query.IncludeObject)
-	if !ok {
-		x.refuse(x.verb, apierrors.NewBadRequest("includeObject: Invalid value: "+strconv.Quote(x.query.IncludeObject)+": must be 'Metadata', 'Object', 'None', or empty"))
-	}
-	return include, ok
-}
-
 func (x *exchange) writeObject(code int, s subject) {
-	include, ok := x.include()
-	if !ok {
-		return
-	}
 	buf := getBuffer()
 	defer putBuffer(buf)
 	var err error
-	if *buf, err = s.append(*buf, x.format, include, true); err != nil {
+	if *buf, err = s.append(*buf, x.format, x.include, true); err != nil {
 		x.fail(apierrors.NewInternalError(err))
 		return
 	}

@@ -39,6 +39,10 @@ func errUnsupported(types []string) error {
 		"the body of the request was in an unknown format - accepted media types include: "+join(types))
 }
 
+func errIncludeObject(value string) error {
+	return apierrors.NewBadRequest("includeObject: Invalid value: " + strconv.Quote(value) + ": must be 'Metadata', 'Object', 'None', or empty")
+}
+
 func join(s []string) string {
 	out := ""
 	for i, t := range s {

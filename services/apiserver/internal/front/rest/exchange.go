@@ -16,6 +16,7 @@ import (
 
 	"keelson.dev/services/apiserver/internal/front/rest/negotiate"
 	"keelson.dev/services/apiserver/internal/front/rest/route"
+	"keelson.dev/services/apiserver/internal/front/rest/table"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/resource"
 )
@@ -31,8 +32,9 @@ type exchange struct {
 	kind *resource.Kind
 	verb string
 
-	format negotiate.Format
-	query  route.Query
+	format  negotiate.Format
+	include table.Include // of a table
+	query   route.Query
 
 	code        int
 	size        int64

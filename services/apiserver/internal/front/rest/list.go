@@ -58,10 +58,6 @@ func (w *listWriter) end() {
 }
 
 func (x *exchange) writeList(list *pipeline.List) {
-	include, ok := x.include()
-	if !ok {
-		return
-	}
 	meta := &metav1.ListMeta{
 		ResourceVersion:    strconv.FormatInt(int64(list.Revision), 10),
 		Continue:           list.Continue,
@@ -77,7 +73,7 @@ func (x *exchange) writeList(list *pipeline.List) {
 		err = x.textList(w, meta, list, func(s *subject, dst []byte) ([]byte, error) {
 			switch x.format.Transform {
 			case negotiate.Table:
-				return s.appendRow(dst, include, x.format.Beta)
+				return s.appendRow(dst, x.include, x.format.Beta)
 			case negotiate.PartialMetadata:
 				return s.appendPartial(dst, x.format.Beta)
 			}

@@ -7,6 +7,7 @@ import (
 	"keelson.dev/services/apiserver/internal/front/rest/discovery"
 	"keelson.dev/services/apiserver/internal/front/rest/negotiate"
 	"keelson.dev/services/apiserver/internal/front/rest/route"
+	"keelson.dev/services/apiserver/internal/front/rest/table"
 )
 
 // serveResource answers a request for a collection, an object or a subresource.
@@ -14,10 +15,7 @@ func (x *exchange) serveResource() {
 	x.verb = verbOf(x.r.Method, &x.path)
 	query, badQuery := route.ParseQuery(x.r.URL.RawQuery)
 	x.query = query
-	if x.verb == "list" && query.Watch {
-		x.verb = "watch"
-	}
-	if x.path.Watch && x.verb == "get" {
+	if x.verb == "list" && query.Watch || x.path.Watch && x.r.Method == http.MethodGet {
 		x.verb = "watch"
 	}
 	verbs, connect := x.resolve()
@@ -28,7 +26,7 @@ func (x *exchange) serveResource() {
 	case connect != "":
 		x.serveStream(connect, verbs)
 		return
-	case !slices.Contains(verbs, x.verb):
+	case !slices.Contains(verbs, x.verb) || x.r.Method == http.MethodHead:
 		x.refuse(x.verb, errMethod())
 		return
 	case badQuery != nil:
@@ -44,8 +42,14 @@ func (x *exchange) serveResource() {
 		x.refuse(x.verb, errNotAcceptable(negotiate.BodyTypes))
 		return
 	}
+	x.format = format
+	if format.Transform == negotiate.Table {
+		if x.include, ok = table.ParseInclude(query.IncludeObject); !ok {
+			x.refuse(x.verb, errIncludeObject(query.IncludeObject))
+			return
+		}
+	}
 	if x.verb == "watch" {
-		x.format = format
 		x.watch()
 		return
 	}
@@ -55,7 +59,6 @@ func (x *exchange) serveResource() {
 		return
 	}
 	defer cancel()
-	x.format = format
 	switch x.verb {
 	case "get":
 		x.get()

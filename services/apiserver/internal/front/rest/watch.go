@@ -26,10 +26,6 @@ const minWatch = 30 * time.Minute
 const stall = 30 * time.Second
 
 func (x *exchange) watch() {
-	include, ok := x.include()
-	if !ok {
-		return
-	}
 	q := &x.query
 	target := x.target()
 	selector := q.FieldSelector
@@ -73,7 +69,7 @@ func (x *exchange) watch() {
 	x.WriteHeader(http.StatusOK)
 	x.Flush()
 
-	s := eventStream{x: x, format: x.format, include: include, columns: true, buf: getBuffer()}
+	s := eventStream{x: x, format: x.format, include: x.include, columns: true, buf: getBuffer()}
 	defer putBuffer(s.buf)
 	s.guard = x.guardWrites()
 	defer s.guard.Stop()

@@ -183,7 +183,8 @@ func ParseQuery(raw string) (Query, error) {
 			}
 		case "propagationPolicy":
 			if s.first(15) {
-				q.PropagationPolicy = &value
+				v := value // not &value: that would put every value on the heap
+				q.PropagationPolicy = &v
 				q.HasDeleteOptions = true
 			}
 		case "orphanDependents":
