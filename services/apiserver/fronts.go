@@ -49,6 +49,7 @@ func startFronts(g *boot.Group, f fronts) {
 	})
 	resourcev1.RegisterResourceServiceServer(server.Server, grpcfront.New(f.api))
 	nodev1.RegisterTunnelServiceServer(server.Server, tunnels)
+	f.spans.serve(server.Server, f.api, f.rights)
 	web := rest.New(rest.Config{
 		API: f.api, Authn: f.users, Tunnel: tunnels,
 		Checks: []rest.Check{

@@ -21,6 +21,7 @@ const (
 	forwardQueue   = 256
 	forwardTimeout = 10 * time.Second
 	forwardRetries = 3
+	drainTimeout   = 2 * time.Second
 )
 
 // Forward sends spans on to an OTLP collector. A nil Forward sends nothing.
@@ -60,7 +61,8 @@ func (f *Forward) Send(spans []*tracepb.ResourceSpans) {
 // Dropped is how many exports did not fit into the queue.
 func (f *Forward) Dropped() int64 { return f.dropped.Load() }
 
-// Run sends what is queued until ctx ends, and then closes the connection.
+// Run sends what is queued until ctx ends, then what is left if that goes quickly,
+// and closes the connection.
 func (f *Forward) Run(ctx context.Context) error {
 	if f == nil {
 		return nil
@@ -74,7 +76,24 @@ func (f *Forward) Run(ctx context.Context) error {
 				slog.Warn("spans were not forwarded", "error", err)
 			}
 		case <-ctx.Done():
+			f.drain(context.WithoutCancel(ctx), collector)
 			return nil
+		}
+	}
+}
+
+// drain sends what is left, as long as the collector takes it.
+func (f *Forward) drain(ctx context.Context, collector collectorpb.TraceServiceClient) {
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
+	defer cancel()
+	for {
+		select {
+		case spans := <-f.queue:
+			if sendOnce(ctx, collector, spans) != nil {
+				return
+			}
+		default:
+			return
 		}
 	}
 }
