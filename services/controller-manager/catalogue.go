@@ -1,12 +1,13 @@
 package main
 
 import (
-	"keelson.dev/proto/client"
 	"keelson.dev/services/controller-manager/internal/aggregation"
 	"keelson.dev/services/controller-manager/internal/cluster"
 	"keelson.dev/services/controller-manager/internal/deployment"
 	"keelson.dev/services/controller-manager/internal/endpoints"
 	"keelson.dev/services/controller-manager/internal/endpointslice"
+	"keelson.dev/services/controller-manager/internal/garbage"
+	"keelson.dev/services/controller-manager/internal/namespace"
 	"keelson.dev/services/controller-manager/internal/nodeipam"
 	"keelson.dev/services/controller-manager/internal/replicaset"
 	"keelson.dev/services/controller-manager/internal/rootca"
@@ -15,15 +16,15 @@ import (
 	"keelson.dev/services/internal/identity"
 )
 
-func newMetadata(*client.Client) []cluster.Cache { return nil }
-
 // catalogue lists the controllers, new for each term of leadership.
-func (o *options) catalogue(s *cluster.Cluster, _ []cluster.Cache, id *identity.Source) ([]controller.Controller, error) {
+func (o *options) catalogue(s *cluster.Cluster, metadata []*garbage.Metadata, id *identity.Source) ([]controller.Controller, error) {
 	return []controller.Controller{
 		deployment.New(s),
 		replicaset.New(s),
 		endpointslice.New(s),
 		endpoints.New(s),
+		namespace.New(s),
+		garbage.New(s, metadata),
 		serviceaccount.New(s),
 		rootca.New(s, func() []byte { return id.Current().RootsPEM }),
 		aggregation.New(s),

@@ -15,6 +15,7 @@ import (
 
 	"keelson.dev/proto/client"
 	"keelson.dev/services/controller-manager/internal/cluster"
+	"keelson.dev/services/controller-manager/internal/garbage"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/controller"
 	"keelson.dev/services/internal/event"
@@ -63,7 +64,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	events := event.NewRecorder(c, name, instance)
 	g.Go("events", events.Run)
 	state := cluster.New(c, events)
-	metadata := newMetadata(c)
+	metadata := garbage.NewMetadata(c)
 	server := ops.New()
 	server.Registry().MustRegister(controller.Collectors()...)
 	for _, cache := range state.Caches {
@@ -72,6 +73,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	}
 	for _, cache := range metadata {
 		g.Go("metadata of "+cache.Kind().Resource, cache.Run)
+		server.Ready("metadata of "+cache.Kind().Resource, cacheReady(cache))
 	}
 	g.Go("operations", func(ctx context.Context) error { return server.Serve(ctx, o.service.OpsAddress) })
 

@@ -43,6 +43,8 @@ type Controller struct {
 	// Synced are further caches to wait for, which Reconcile reads but which
 	// enqueue nothing.
 	Synced []<-chan struct{}
+	// Started, if set, is called once every source has brought what it had.
+	Started func()
 	// Timeout bounds one reconcile; 0 means one minute.
 	Timeout time.Duration
 	// MaxBackoff bounds the delay after failures; 0 means 30 s.

@@ -71,6 +71,9 @@ func (l *loop) run(ctx context.Context) {
 	for _, s := range l.Sources {
 		leave = append(leave, s.subscribe(l.queue.add))
 	}
+	if l.Started != nil {
+		l.Started()
+	}
 	<-ctx.Done()
 	l.queue.close()
 	for _, f := range leave {

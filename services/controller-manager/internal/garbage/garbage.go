@@ -1,0 +1,352 @@
+// Package garbage deletes objects whose owners are gone, and carries out the
+// propagation policies of deletes: background, foreground and orphan.
+//
+// It must never delete on the word of a cache: before it does, it reads the
+// object from the store, and the owners that it does not know. An owner of a
+// kind that it cannot look up keeps its dependents.
+package garbage
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/cluster"
+	"keelson.dev/services/internal/controller"
+)
+
+// Metadata is a cache of the metadata of a kind that no controller needs whole.
+type Metadata = client.Cache[*metav1.PartialObjectMetadata]
+
+// NewMetadata makes the caches of the kinds that the cluster's own caches do not
+// hold, or not all of.
+func NewMetadata(c *client.Client) []*Metadata {
+	var out []*Metadata
+	for _, gvr := range []schema.GroupVersionResource{
+		{Version: "v1", Resource: "configmaps"},
+		{Version: "v1", Resource: "secrets"},
+		{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "roles"},
+		{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "rolebindings"},
+		{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "clusterrolebindings"},
+	} {
+		out = append(out, client.NewCacheOf(client.Metadata(c, client.KindForResource(gvr)), client.CacheOptions[*metav1.PartialObjectMetadata]{
+			Transform: slim,
+		}))
+	}
+	return out
+}
+
+// slim keeps what the graph needs.
+func slim(m *metav1.PartialObjectMetadata) *metav1.PartialObjectMetadata {
+	return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
+		Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion,
+		OwnerReferences: m.OwnerReferences, Finalizers: m.Finalizers, DeletionTimestamp: m.DeletionTimestamp,
+	}}
+}
+
+type collector struct {
+	c     *client.Client
+	graph *graph
+	// complete is closed when every kind is in the graph; before, an owner that
+	// is not there says nothing.
+	complete chan struct{}
+}
+
+// New is the controller; its keys are uids.
+func New(s *cluster.Cluster, metadata []*Metadata) controller.Controller {
+	g := &collector{c: s.Client, graph: newGraph(), complete: make(chan struct{})}
+	sources := []controller.Source{
+		from(g, s.Namespaces), from(g, s.Nodes), from(g, s.Volumes), from(g, s.StorageClasses), from(g, s.ClusterRoles),
+		from(g, s.SigningRequests), from(g, s.ServiceAccounts), from(g, s.Claims), from(g, s.Services), from(g, s.Endpoints),
+		from(g, s.EndpointSlices), from(g, s.NodeLeases), from(g, s.Deployments), from(g, s.ReplicaSets), from(g, s.Jobs), from(g, s.Pods),
+	}
+	for _, m := range metadata {
+		sources = append(sources, from(g, m))
+	}
+	return controller.Controller{
+		Name: "garbage", Workers: 10, Reconcile: g.reconcile, Sources: sources,
+		// At the start every owned object comes by at once.
+		MaxQueue: 5_000_000,
+		Started:  func() { close(g.complete) },
+	}
+}
+
+// from feeds the graph with a cache.
+func from[T client.Object](g *collector, cache *client.Cache[T]) controller.Source {
+	return controller.From(cache, func(ev client.Event[T]) []controller.Key {
+		var uids []types.UID
+		if ev.Type == client.Deleted {
+			uids = g.graph.remove(ev.Object.GetUID())
+		} else {
+			uids = g.graph.put(newNode(cache.Kind(), ev.Object))
+		}
+		keys := make([]controller.Key, len(uids))
+		for i, uid := range uids {
+			keys[i] = controller.Key{Name: string(uid)}
+		}
+		return keys
+	})
+}
+
+func (g *collector) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {
+	select {
+	case <-g.complete:
+	case <-ctx.Done():
+		return controller.Result{}, ctx.Err()
+	}
+	n := g.graph.get(types.UID(key.Name))
+	if n == nil {
+		return controller.Result{}, nil
+	}
+	switch {
+	case n.deleting && n.orphaning:
+		return controller.Result{}, g.orphan(ctx, n)
+	case n.deleting && n.foreground:
+		return controller.Result{}, g.foreground(ctx, n)
+	case n.deleting || len(n.owners) == 0:
+		return controller.Result{}, nil
+	}
+	return g.judge(ctx, n)
+}
+
+// standing is how an object's owners are.
+type standing struct {
+	// solid ones keep it; dangling ones are gone; waiting ones are being deleted
+	// in the foreground and want it gone first.
+	solid, dangling, waiting []metav1.OwnerReference
+	// unknown is set where an owner is in the store but not in the graph yet.
+	unknown bool
+}
+
+// judge deletes an object that no owner keeps, and takes off references to
+// owners that are gone.
+func (g *collector) judge(ctx context.Context, n *node) (controller.Result, error) {
+	st, err := g.owners(ctx, n, n.owners)
+	if err != nil {
+		return controller.Result{}, err
+	}
+	if len(st.dangling)+len(st.waiting) == 0 {
+		if st.unknown {
+			return controller.Result{RequeueAfter: lookAgain}, nil
+		}
+		return controller.Result{}, nil
+	}
+	// What the store says now decides.
+	objects := client.Metadata(g.c, n.kind)
+	live, err := objects.Get(ctx, n.namespace, n.name)
+	if apierrors.IsNotFound(err) || err == nil && live.UID != n.uid {
+		return controller.Result{}, nil
+	}
+	if err != nil {
+		return controller.Result{}, err
+	}
+	if st, err = g.owners(ctx, n, live.OwnerReferences); err != nil {
+		return controller.Result{}, err
+	}
+	switch {
+	case len(live.OwnerReferences) == 0 || len(st.dangling)+len(st.waiting) == 0 || live.DeletionTimestamp != nil:
+		return controller.Result{}, nil
+	case len(st.solid) > 0:
+		return controller.Result{}, g.unreference(ctx, n, live.ResourceVersion, slices.Concat(st.dangling, st.waiting))
+	}
+	policy := metav1.DeletePropagationBackground
+	switch {
+	case len(st.waiting) > 0 && len(g.graph.dependentsOf(n.uid)) > 0:
+		policy = metav1.DeletePropagationForeground
+		if err := g.breakCycle(ctx, n); err != nil {
+			return controller.Result{}, err
+		}
+	case slices.Contains(live.Finalizers, metav1.FinalizerOrphanDependents):
+		policy = metav1.DeletePropagationOrphan
+	case slices.Contains(live.Finalizers, metav1.FinalizerDeleteDependents):
+		policy = metav1.DeletePropagationForeground
+	}
+	slog.DebugContext(ctx, "collected", "resource", n.kind.Resource, "namespace", n.namespace, "name", n.name, "propagation", policy)
+	err = objects.Delete(ctx, n.namespace, n.name, client.UID(n.uid), client.ResourceVersion(live.ResourceVersion), client.Propagation(policy))
+	if err != nil && !apierrors.IsNotFound(err) {
+		return controller.Result{}, fmt.Errorf("delete %s %s/%s: %w", n.kind.Resource, n.namespace, n.name, err)
+	}
+	return controller.Result{}, nil
+}
+
+// owners looks at each owner, in the graph and, where that does not decide, in
+// the store.
+func (g *collector) owners(ctx context.Context, n *node, refs []metav1.OwnerReference) (standing, error) {
+	var st standing
+	for _, ref := range refs {
+		o := g.graph.get(ref.UID)
+		switch {
+		case o != nil && o.is(&ref, n.namespace):
+			if o.deleting && o.foreground {
+				st.waiting = append(st.waiting, ref)
+			} else {
+				st.solid = append(st.solid, ref)
+			}
+			continue
+		case o == nil && g.graph.isAbsent(ref.UID):
+			st.dangling = append(st.dangling, ref)
+			continue
+		}
+		found, err := g.lookUp(ctx, n, &ref)
+		if err != nil {
+			return st, err
+		}
+		if found == gone {
+			st.dangling = append(st.dangling, ref)
+			continue
+		}
+		st.solid = append(st.solid, ref)
+		st.unknown = st.unknown || found == present
+	}
+	return st, nil
+}
+
+// lookAgain is when an owner is looked up again that is in the store but not in
+// the graph: it should come, or go, by itself.
+const lookAgain = 30 * time.Second
+
+// finding is what the store says of an owner.
+type finding int
+
+const (
+	gone finding = iota
+	present
+	// unjudged is an owner of a kind that cannot be looked up.
+	unjudged
+)
+
+// lookUp asks the store for an owner, where its dependent says that it is.
+func (g *collector) lookUp(ctx context.Context, n *node, ref *metav1.OwnerReference) (finding, error) {
+	gv, err := schema.ParseGroupVersion(ref.APIVersion)
+	if err != nil {
+		return unjudged, nil //nolint:nilerr // validation keeps such references out.
+	}
+	k := client.KindFor(gv.WithKind(ref.Kind))
+	if k == nil || k.Namespaced && n.namespace == "" {
+		return unjudged, nil
+	}
+	namespace := ""
+	if k.Namespaced {
+		namespace = n.namespace
+	}
+	got, err := client.Metadata(g.c, k).Get(ctx, namespace, ref.Name)
+	switch {
+	case apierrors.IsNotFound(err) && unserved(err):
+		return unjudged, nil
+	case err != nil && !apierrors.IsNotFound(err):
+		return gone, fmt.Errorf("owner %s %s: %w", ref.Kind, ref.Name, err)
+	case err == nil && got.UID == ref.UID:
+		return present, nil
+	}
+	// Of this name there is none, or another: the uid will not come again, unless
+	// the reference names the wrong object.
+	if g.graph.get(ref.UID) == nil {
+		g.graph.setAbsent(ref.UID)
+	}
+	return gone, nil
+}
+
+// unserved tells a NotFound of the kind from one of the object.
+func unserved(err error) bool {
+	status, ok := err.(apierrors.APIStatus) //nolint:errorlint // statuses are returned as they are.
+	if !ok || status.Status().Details == nil {
+		return false
+	}
+	for _, c := range status.Status().Details.Causes {
+		if c.Type == metav1.CauseTypeUnexpectedServerResponse {
+			return true
+		}
+	}
+	return false
+}
+
+// breakCycle lets a dependent that waits for n itself go on: two that block each
+// other would wait for ever.
+func (g *collector) breakCycle(ctx context.Context, n *node) error {
+	for _, d := range g.graph.dependentsOf(n.uid) {
+		if !d.deleting || !d.foreground || !d.blocks(n.uid) {
+			continue
+		}
+		refs := slices.Clone(d.owners)
+		no := false
+		for i := range refs {
+			if refs[i].UID == n.uid {
+				refs[i].BlockOwnerDeletion = &no
+			}
+		}
+		if err := g.patch(ctx, d, map[string]any{"uid": d.uid, "resourceVersion": d.resourceVersion, "ownerReferences": refs}, types.MergePatchType); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// foreground deletes what blocks an object, and lets the object go when nothing
+// does.
+func (g *collector) foreground(ctx context.Context, n *node) error {
+	for _, d := range g.graph.dependentsOf(n.uid) {
+		if d.blocks(n.uid) {
+			return nil // its own key deletes it; its end comes back to this one.
+		}
+	}
+	return g.dropFinalizer(ctx, n, metav1.FinalizerDeleteDependents)
+}
+
+// orphan takes an object's dependents off it, then lets it go.
+func (g *collector) orphan(ctx context.Context, n *node) error {
+	for _, d := range g.graph.dependentsOf(n.uid) {
+		if err := g.unreference(ctx, d, "", []metav1.OwnerReference{{UID: n.uid}}); err != nil {
+			return err
+		}
+	}
+	return g.dropFinalizer(ctx, n, metav1.FinalizerOrphanDependents)
+}
+
+// unreference takes owners off an object. A resourceVersion, if given, must be
+// the present one.
+func (g *collector) unreference(ctx context.Context, n *node, resourceVersion string, refs []metav1.OwnerReference) error {
+	meta := map[string]any{"uid": n.uid}
+	if resourceVersion != "" {
+		meta["resourceVersion"] = resourceVersion
+	}
+	var gone []any
+	for _, ref := range refs {
+		gone = append(gone, map[string]any{"$patch": "delete", "uid": ref.UID})
+	}
+	meta["ownerReferences"] = gone
+	return g.patch(ctx, n, meta, types.StrategicMergePatchType)
+}
+
+// dropFinalizer takes a finalizer off the object as it is in the store.
+func (g *collector) dropFinalizer(ctx context.Context, n *node, finalizer string) error {
+	live, err := client.Metadata(g.c, n.kind).Get(ctx, n.namespace, n.name)
+	if apierrors.IsNotFound(err) || err == nil && (live.UID != n.uid || !slices.Contains(live.Finalizers, finalizer)) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	left := slices.DeleteFunc(live.Finalizers, func(f string) bool { return f == finalizer })
+	return g.patch(ctx, n, map[string]any{"resourceVersion": live.ResourceVersion, "finalizers": left}, types.MergePatchType)
+}
+
+func (g *collector) patch(ctx context.Context, n *node, meta map[string]any, kind types.PatchType) error {
+	data, err := json.Marshal(map[string]any{"metadata": meta})
+	if err != nil {
+		return err
+	}
+	_, err = client.Metadata(g.c, n.kind).Patch(ctx, n.namespace, n.name, kind, data)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("patch %s %s/%s: %w", n.kind.Resource, n.namespace, n.name, err)
+	}
+	return nil
+}
