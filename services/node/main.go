@@ -5,9 +5,11 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -27,6 +29,8 @@ import (
 	"keelson.dev/services/node/internal/cri"
 	"keelson.dev/services/node/internal/dns"
 	"keelson.dev/services/node/internal/event"
+	"keelson.dev/services/node/internal/image"
+	"keelson.dev/services/node/internal/join"
 	"keelson.dev/services/node/internal/netcache"
 	"keelson.dev/services/node/internal/pod"
 	"keelson.dev/services/node/internal/proxy"
@@ -55,6 +59,9 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err != nil {
 		return err
 	}
+	if err := o.join(ctx, s); err != nil {
+		return err
+	}
 	id, err := identity.Load(o.service.Identity)
 	if err != nil {
 		return boot.Invalid("--identity: %w", err)
@@ -76,6 +83,18 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		return o.simulate(g, s, c, status)
 	}
 	return o.node(ctx, g, s, id, c, status)
+}
+
+// join gets the node's first certificate, if it has none and a token to ask with.
+func (o *options) join(ctx context.Context, s *settings) error {
+	if s.bootstrap == "" || !join.Needed(o.service.Identity) {
+		return nil
+	}
+	ca, err := os.ReadFile(o.caFile)
+	if err != nil {
+		return boot.Invalid("--ca-file: %w", err)
+	}
+	return join.Bootstrap{Node: o.name, Endpoints: o.service.APIServers, Token: s.bootstrap, CA: ca, Dir: o.service.Identity}.Run(ctx)
 }
 
 // simulate starts simulated nodes.
@@ -116,9 +135,10 @@ func (o *options) node(_ context.Context, g *boot.Group, s *settings, id *identi
 
 	var pods *agent.Agent
 	health := registration.NewHealth(runtime, func() { pods.WakeAll() })
+	images := image.NewCollector(runtime)
 	node := registration.New(registration.Config{
 		Name: o.name, Client: c, Machine: machine, Health: health, Labels: s.labels, Taints: s.taints,
-		Address: s.address.String(), External: o.cloudProvider == "external",
+		Address: s.address.String(), External: o.cloudProvider == "external", Images: images.Listed,
 	})
 	cache := netcache.New(c)
 	hostPorts := cni.NewHostPorts()
@@ -136,7 +156,12 @@ func (o *options) node(_ context.Context, g *boot.Group, s *settings, id *identi
 		HostPorts: hostPorts.Set,
 		Begin:     func(sandboxes map[string]bool) { o.reclaim(sandboxes) },
 	})
+	g.Go("certificate", join.Renewal{
+		Node: o.name, Client: c, Dir: o.service.Identity,
+		Leaf: func() *x509.Certificate { return id.Current().Certificate.Leaf },
+	}.Run)
 	g.Go("runtime health", health.Run)
+	g.Go("images", images.Run)
 	g.Go("registration", node.Run)
 	heartbeat := registration.NewHeartbeat(c, o.name, node.Node, o.heartbeat)
 	g.Go("heartbeat", heartbeat.Run)

@@ -40,6 +40,8 @@ type Config struct {
 	Settings pod.Settings
 	Cgroups  *cgroup.Hierarchy
 	Events   *event.Recorder
+	// LogSize in bytes at which a container's log is rotated; 0 means 10 MiB.
+	LogSize int64
 	// HostIPs are the node's addresses.
 	HostIPs func() []string
 	// Allocatable of the node.
@@ -68,6 +70,7 @@ type Agent struct {
 	volumes *volume.Set
 	objects *objects
 	log     *slog.Logger
+	rotate  chan struct{}
 
 	mu      sync.Mutex
 	workers map[types.UID]*worker
@@ -80,7 +83,7 @@ const parallelPulls = 3
 
 // New makes an agent; Run runs it.
 func New(cfg Config) *Agent {
-	a := &Agent{cfg: cfg, workers: map[types.UID]*worker{}, log: slog.With("node", cfg.Node)}
+	a := &Agent{cfg: cfg, workers: map[types.UID]*worker{}, rotate: make(chan struct{}), log: slog.With("node", cfg.Node)}
 	a.pods = client.NewCache(cfg.Client, client.CacheOptions[*corev1.Pod]{
 		FieldSelector: "spec.nodeName=" + cfg.Node,
 		Transform: func(p *corev1.Pod) *corev1.Pod {
@@ -130,6 +133,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	start("runtime watch", a.watchRuntime)
 	start("pod dispatch", a.dispatch)
 	start("housekeeping", a.housekeep)
+	start("volume release", a.releaseVolumes)
 	loops.Wait()
 	a.wg.Wait()
 	a.probes.Close()

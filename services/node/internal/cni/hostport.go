@@ -14,7 +14,7 @@ import (
 // HostPort is a port of the node that leads to a pod.
 type HostPort struct {
 	// HostIP is the one address that answers; the zero Addr is every address
-	// of the node except loopback.
+	// of the node.
 	HostIP netip.Addr
 	// Protocol is TCP, UDP or SCTP, in any case.
 	Protocol string
@@ -140,10 +140,19 @@ func (r ruleset) hostPortRules(tx *knftables.Transaction) {
 	if len(r.hostPorts) > 0 {
 		for _, rule := range []string{
 			"meta l4proto { tcp, udp, sctp } dnat ip to ip daddr . meta l4proto . th dport map @hostports-at",
-			"fib daddr type local ip daddr != 127.0.0.0/8 meta l4proto { tcp, udp, sctp } dnat ip to meta l4proto . th dport map @hostports",
+			"fib daddr type local meta l4proto { tcp, udp, sctp } dnat ip to meta l4proto . th dport map @hostports",
 		} {
 			tx.Add(&knftables.Rule{Chain: "hostport", Rule: rule})
 		}
+	}
+	// The node reaches its own host ports at loopback too, which takes the
+	// sysctl route_localnet. What comes from outside with a loopback address is
+	// dropped before anything else: the sysctl would let it in.
+	raw, filter, hook := knftables.RawPriority, knftables.FilterType, knftables.PreroutingHook
+	tx.Add(&knftables.Chain{Name: "martian", Type: &filter, Hook: &hook, Priority: &raw})
+	if len(r.hostPorts) > 0 {
+		tx.Add(&knftables.Rule{Chain: "martian", Rule: "iif != lo ip daddr 127.0.0.0/8 drop"})
+		tx.Add(&knftables.Rule{Chain: "martian", Rule: "iif != lo ip saddr 127.0.0.0/8 drop"})
 	}
 	base(tx, "prerouting", knftables.PreroutingHook, knftables.DNATPriority+"+5")
 	tx.Add(&knftables.Rule{Chain: "prerouting", Rule: "jump hostport"})

@@ -287,6 +287,26 @@ func TestHostPorts(t *testing.T) {
 	if got := call(t, one.ns, "tcp", one.addr, 7001); got.Server != "pod-b" {
 		t.Errorf("node → host port: %+v", got)
 	}
+	// The node's loopback leads there as well, but for nobody else.
+	for _, network := range []string{"tcp", "udp"} {
+		if got := call(t, one.ns, network, netip.MustParseAddr("127.0.0.1"), 7000); got.Server != "pod-a" {
+			t.Errorf("loopback → host port: %+v", got)
+		}
+	}
+	one.ns.Serve("tcp", 7777)
+	net.Host.Run("sysctl", "-q", "net.ipv4.conf.all.route_localnet=1")
+	net.Host.Run("ip", "route", "del", "local", "127.0.0.0/8", "dev", "lo", "table", "local")
+	net.Host.Run("ip", "route", "add", "127.0.0.2/32", "via", one.addr.String(), "src", outside.String())
+	attack := func() error {
+		c, err := net.Host.DialFrom("tcp", netip.AddrPortFrom(outside, 0), netip.MustParseAddrPort("127.0.0.2:7777"))
+		if err == nil {
+			c.Close()
+		}
+		return err
+	}
+	if err := attack(); err == nil {
+		t.Error("a neighbour reached the node's loopback")
+	}
 	one.hostPorts.Set("uid-a", nil)
 	eventually(t, "pod-b inherits the port", func() bool {
 		got, err := net.Host.Call("tcp", netip.AddrPortFrom(one.addr, 7000))

@@ -50,6 +50,9 @@ func (r ruleset) into(tx *knftables.Transaction) {
 		tx.Add(&knftables.Rule{Chain: "postrouting", Rule: knftables.Concat(parts...)})
 	}
 	rule("ct status dnat ip saddr . ip daddr @hairpin masquerade")
+	if len(r.hostPorts) > 0 {
+		rule("ct status dnat ip saddr 127.0.0.0/8 ip daddr != 127.0.0.0/8 masquerade")
+	}
 	if r.masquerade {
 		// Multicast and what stays in the cluster keep their source. A pod
 		// range may lie in a node's own network: nodes are named one by one.

@@ -136,12 +136,15 @@ func (n *network) apply(ctx context.Context, own, filter *nftwatch.Watch) error 
 		nodes: nodeAddresses(n.cfg.NodeIP, peers), hostPorts: n.cfg.HostPorts.take(),
 	}
 	var errs []error
-	errs = append(errs, forwarding(), serviceRoute(n.cfg), routes(n.cfg, peers, n.log))
+	errs = append(errs, set(sysctls), serviceRoute(n.cfg), routes(n.cfg, peers, n.log))
 	if !want.equal(n.rules) {
 		own.Own(func() {
 			err := want.replace(ctx, n.nft)
 			if err == nil {
 				n.rules = want
+			}
+			if err == nil && len(want.hostPorts) > 0 {
+				err = set(loopbackPorts) // once the rules guard it
 			}
 			errs = append(errs, err)
 		})
@@ -160,9 +163,12 @@ var sysctls = map[string]string{
 	"conf/default/send_redirects": "0",
 }
 
-// forwarding lets the kernel route between interfaces.
-func forwarding() error {
-	for name, value := range sysctls {
+// loopbackPorts lets the node reach host ports at its loopback address.
+var loopbackPorts = map[string]string{"conf/all/route_localnet": "1"}
+
+// set writes the sysctls that are not as they should be.
+func set(values map[string]string) error {
+	for name, value := range values {
 		path := "/proc/sys/net/ipv4/" + name
 		if b, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(b)) == value {
 			continue

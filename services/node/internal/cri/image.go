@@ -65,3 +65,20 @@ func (c *Client) ImageFilesystem(ctx context.Context) (string, error) {
 	}
 	return "", nil
 }
+
+// UsedImages are the references of images that containers have been made from.
+func (c *Client) UsedImages(ctx context.Context) (map[string]bool, error) {
+	list, err := c.listContainers(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]bool{}
+	for _, item := range list {
+		for _, ref := range []string{item.ImageRef, item.ImageId, item.GetImage().GetImage()} {
+			if ref != "" {
+				out[ref] = true
+			}
+		}
+	}
+	return out, nil
+}

@@ -264,3 +264,18 @@ func (c *Client) listContainers(ctx context.Context, labels map[string]string) (
 	resp, err := c.runtime.ListContainers(ctx, &runtimev1.ListContainersRequest{Filter: &runtimev1.ContainerFilter{LabelSelector: labels}})
 	return resp.GetContainers(), err
 }
+
+// RunningContainers are the ids of the containers of pods that run.
+func (c *Client) RunningContainers(ctx context.Context) ([]string, error) {
+	list, err := c.listContainers(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, item := range list {
+		if item.State == runtimev1.ContainerState_CONTAINER_RUNNING && item.Labels[LabelPodUID] != "" {
+			out = append(out, item.Id)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,219 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sort"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"keelson.dev/services/node/internal/cri"
+)
+
+// The kubelet's defaults: above highPercent of the disk unused images are removed
+// until lowPercent is reached, but none that was used within minAge.
+const (
+	highPercent = 85
+	lowPercent  = 80
+	minAge      = 2 * time.Minute
+	// collectPeriod is how often the disk is looked at.
+	collectPeriod = 5 * time.Minute
+	// listPeriod is how often the list of images is read.
+	listPeriod = time.Minute
+	// maxListed is how many images a Node's status names.
+	maxListed = 50
+)
+
+// Store is what the collector needs of the container runtime.
+type Store interface {
+	Images(ctx context.Context) ([]*runtimev1.Image, error)
+	RemoveImage(ctx context.Context, id string) error
+	ImageFilesystem(ctx context.Context) (string, error)
+	UsedImages(ctx context.Context) (map[string]bool, error)
+}
+
+// Collector removes images that nobody uses when the disk fills up, and knows
+// which images there are.
+type Collector struct {
+	store Store
+	// usage is the used share of a file system in percent, and its size.
+	usage func(path string) (percent float64, size uint64, err error)
+	now   func() time.Time
+
+	mu     sync.Mutex
+	seen   map[string]*history
+	listed []corev1.ContainerImage
+}
+
+// history is what is remembered of an image.
+type history struct{ first, used time.Time }
+
+// NewCollector makes a collector; Run collects.
+func NewCollector(store Store) *Collector {
+	return &Collector{store: store, usage: diskUsage, now: time.Now, seen: map[string]*history{}}
+}
+
+func diskUsage(path string) (float64, uint64, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil {
+		return 0, 0, err
+	}
+	if fs.Blocks == 0 {
+		return 0, 0, nil
+	}
+	return 100 - 100*float64(fs.Bavail)/float64(fs.Blocks), fs.Blocks * uint64(fs.Bsize), nil
+}
+
+// Listed are the images for the Node's status, the largest first.
+func (c *Collector) Listed() []corev1.ContainerImage {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.listed
+}
+
+// Run looks at the disk from time to time until ctx ends.
+func (c *Collector) Run(ctx context.Context) error {
+	ticker := time.NewTicker(listPeriod)
+	defer ticker.Stop()
+	collected := c.now()
+	for {
+		if images, err := c.look(ctx); err == nil && c.now().Sub(collected) >= collectPeriod {
+			collected = c.now()
+			if err := c.collect(ctx, images); err != nil && ctx.Err() == nil {
+				slog.Warn("images were not collected", "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// look reads which images there are and which are used.
+func (c *Collector) look(ctx context.Context) ([]*runtimev1.Image, error) {
+	images, err := c.store.Images(ctx)
+	if err != nil {
+		return nil, err
+	}
+	used, err := c.store.UsedImages(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.now()
+	present := map[string]bool{}
+	for _, img := range images {
+		present[img.Id] = true
+		h := c.seen[img.Id]
+		if h == nil {
+			h = &history{first: now}
+			c.seen[img.Id] = h
+		}
+		if isUsed(img, used) {
+			h.used = now
+		}
+	}
+	for id := range c.seen {
+		if !present[id] {
+			delete(c.seen, id)
+		}
+	}
+	c.listed = listing(images)
+	return images, nil
+}
+
+func isUsed(img *runtimev1.Image, used map[string]bool) bool {
+	if used[img.Id] {
+		return true
+	}
+	for _, names := range [][]string{img.RepoTags, img.RepoDigests} {
+		for _, n := range names {
+			if used[n] {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func listing(images []*runtimev1.Image) []corev1.ContainerImage {
+	var out []corev1.ContainerImage
+	for _, img := range images {
+		names := append(append([]string(nil), img.RepoDigests...), img.RepoTags...)
+		if len(names) == 0 {
+			continue
+		}
+		sort.Strings(names)
+		out = append(out, corev1.ContainerImage{Names: names[:min(len(names), 5)], SizeBytes: int64(img.Size)})
+	}
+	sort.SliceStable(out, func(i, j int) bool {
+		if out[i].SizeBytes != out[j].SizeBytes {
+			return out[i].SizeBytes > out[j].SizeBytes
+		}
+		return out[i].Names[0] < out[j].Names[0]
+	})
+	return out[:min(len(out), maxListed)]
+}
+
+// collect removes the images that were unused longest, if the disk is full.
+func (c *Collector) collect(ctx context.Context, images []*runtimev1.Image) error {
+	path, err := c.store.ImageFilesystem(ctx)
+	if err != nil {
+		return err
+	}
+	percent, size, err := c.usage(path)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if percent < highPercent {
+		return nil
+	}
+	tofree := int64(float64(size) * (percent - lowPercent) / 100)
+	slog.Info("disk is filling up: removing unused images", "path", path, "percent", percent, "bytes", tofree)
+	var freed int64
+	for _, img := range c.removable(images) {
+		if freed >= tofree {
+			return nil
+		}
+		if err := c.store.RemoveImage(ctx, img.Id); err != nil {
+			slog.Warn("image was not removed", "image", img.Id, "error", cri.Message(err))
+			continue
+		}
+		freed += int64(img.Size)
+	}
+	if freed < tofree {
+		return fmt.Errorf("wanted to free %d bytes, but freed %d: nothing else is unused", tofree, freed)
+	}
+	return nil
+}
+
+// removable are the unused images, those that were used longest ago first.
+func (c *Collector) removable(images []*runtimev1.Image) []*runtimev1.Image {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.now()
+	var out []*runtimev1.Image
+	for _, img := range images {
+		h := c.seen[img.Id]
+		if h == nil || img.Pinned || now.Sub(h.first) < minAge || now.Sub(h.used) < minAge {
+			continue
+		}
+		out = append(out, img)
+	}
+	sort.SliceStable(out, func(i, j int) bool {
+		a, b := c.seen[out[i].Id], c.seen[out[j].Id]
+		if !a.used.Equal(b.used) {
+			return a.used.Before(b.used)
+		}
+		return a.first.Before(b.first)
+	})
+	return out
+}
