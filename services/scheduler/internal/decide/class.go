@@ -1,0 +1,234 @@
+package decide
+
+import (
+	"slices"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/services/scheduler/internal/plugin"
+	"keelson.dev/services/scheduler/internal/state"
+)
+
+// The weights of scores, as in Kubernetes' default profile; those of the local
+// ones (resources and images) are 1.
+const (
+	taintWeight    = 3
+	affinityWeight = 2
+	spreadWeight   = 2
+	podsWeight     = 2
+)
+
+// class is the evaluation that all pods share that are alike.
+type class struct {
+	key     string
+	env     *plugin.Env
+	pod     *state.Pod
+	filters []plugin.Filter
+	global  []plugin.Shared
+	image   func(*state.Node) int64
+	prefer  func(*state.Node) int64
+
+	spread   *plugin.Spread
+	affinity *plugin.Affinity
+
+	// By node index: which local filter refuses the node, counted from 1; what the
+	// local scores add up to; and raw scores that are normalized later, nil as
+	// long as all are 0.
+	refused  []uint8
+	score    []int32
+	avoided  []int64
+	liked    []int64
+	position uint64
+	epoch    uint64
+	// selector is the default selector when Env.Selectors was selectors.
+	selector  string
+	selectors uint64
+
+	used uint64
+	// message explains that there is no node, as of a position.
+	message   *refusal
+	messageAt uint64
+}
+
+type refusal struct {
+	message string
+	plugins []string
+}
+
+func newClass(env *plugin.Env, p *state.Pod, key string) *class {
+	c := &class{key: key, env: env, pod: p}
+	c.build()
+	return c
+}
+
+func (c *class) build() {
+	c.filters = plugin.Local(c.pod)
+	c.image = plugin.ImageLocality(c.env, c.pod)
+	c.prefer = plugin.PreferredNodes(c.pod)
+	c.refused = make([]uint8, len(c.env.Nodes))
+	c.score = make([]int32, len(c.env.Nodes))
+	c.avoided, c.liked = nil, nil
+	for _, n := range c.env.Nodes {
+		if n != nil {
+			c.evaluate(n)
+		}
+	}
+	c.epoch, c.position = c.env.Epoch, c.env.Position()
+	c.buildGlobal()
+}
+
+func (c *class) buildGlobal() {
+	c.global = plugin.Global(c.env, c.pod)
+	c.selector, c.selectors = c.env.DefaultSelector(c.pod).String(), c.env.Selectors
+	c.spread = plugin.NewSpread(c.env, c.pod)
+	c.affinity = plugin.NewAffinity(c.env, c.pod)
+}
+
+// evaluate asks the local plugins about a node.
+func (c *class) evaluate(n *state.Node) {
+	for len(c.refused) <= n.Index {
+		c.refused = append(c.refused, 0)
+		c.score = append(c.score, 0)
+	}
+	for i, f := range c.filters {
+		if !f.Check(n) {
+			c.refused[n.Index] = uint8(i + 1)
+			return
+		}
+	}
+	c.refused[n.Index] = 0
+	c.score[n.Index] = int32(plugin.LeastAllocated(c.pod, n) + plugin.BalancedAllocation(c.pod, n) + c.image(n))
+	if v := plugin.AvoidedTaints(c.pod, n); v != 0 || c.avoided != nil {
+		c.avoided = put(c.avoided, n.Index, v)
+	}
+	if c.prefer != nil {
+		c.liked = put(c.liked, n.Index, c.prefer(n))
+	}
+}
+
+func put(to []int64, i int, v int64) []int64 {
+	for len(to) <= i {
+		to = append(to, 0)
+	}
+	to[i] = v
+	return to
+}
+
+// update takes in what happened since the last time.
+func (c *class) update() {
+	changes, known := c.env.Since(c.position)
+	if !known || c.epoch != c.env.Epoch || len(changes) > len(c.env.Nodes)+1000 {
+		c.build()
+		changes = nil
+	}
+	c.position = c.env.Position()
+	again := false
+	for i := range changes {
+		ch := &changes[i]
+		if c.env.Nodes[ch.Node.Index] == ch.Node {
+			c.evaluate(ch.Node)
+		}
+		again = again || !c.apply(ch)
+	}
+	if c.selectors != c.env.Selectors {
+		c.selectors = c.env.Selectors
+		again = again || c.selector != c.env.DefaultSelector(c.pod).String()
+	}
+	if again {
+		c.buildGlobal()
+	}
+	for _, g := range c.global {
+		g.Refresh()
+	}
+	c.affinity.Refresh()
+}
+
+func (c *class) apply(ch *state.Change) bool {
+	for _, g := range c.global {
+		if !g.Apply(ch) {
+			return false
+		}
+	}
+	return (c.spread == nil || c.spread.Apply(ch)) && c.affinity.Apply(ch)
+}
+
+// keyOf is equal for pods that are alike to the scheduler. Volumes are not part
+// of it.
+func keyOf(p *state.Pod, b []byte) []byte {
+	text := func(s string) {
+		b = strconv.AppendInt(b, int64(len(s)), 36)
+		b = append(b, ':')
+		b = append(b, s...)
+	}
+	number := func(n int64) {
+		b = strconv.AppendInt(b, n, 36)
+		b = append(b, ' ')
+	}
+	set := func(m map[string]string) {
+		keys := make([]string, 0, 8)
+		for k := range m {
+			keys = append(keys, k)
+		}
+		slices.Sort(keys)
+		number(int64(len(keys)))
+		for _, k := range keys {
+			text(k)
+			text(m[k])
+		}
+	}
+	spec := &p.Object.Spec
+	text(p.Namespace)
+	set(p.Labels)
+	set(spec.NodeSelector)
+	for _, n := range []int64{p.Requests.CPU, p.Requests.Memory, p.Requests.Ephemeral, p.ScoreCPU, p.ScoreMemory, int64(len(p.Requests.Others)), int64(len(p.Ports))} {
+		number(n)
+	}
+	for _, a := range p.Requests.Others {
+		text(string(a.Name))
+		number(a.Value)
+	}
+	for _, port := range p.Ports {
+		text(port.IP)
+		text(string(port.Protocol))
+		number(int64(port.Port))
+	}
+	number(int64(len(spec.Tolerations)))
+	for i := range spec.Tolerations {
+		t := &spec.Tolerations[i]
+		text(t.Key)
+		text(string(t.Operator))
+		text(t.Value)
+		text(string(t.Effect))
+	}
+	images := func(cs []corev1.Container) {
+		number(int64(len(cs)))
+		for i := range cs {
+			text(cs[i].Image)
+		}
+	}
+	images(spec.InitContainers)
+	images(spec.Containers)
+	for i := range spec.Volumes {
+		if v := spec.Volumes[i].Image; v != nil {
+			text(v.Reference)
+		}
+	}
+	number(int64(len(spec.TopologySpreadConstraints)))
+	for i := range spec.TopologySpreadConstraints {
+		text(spec.TopologySpreadConstraints[i].String())
+	}
+	if spec.Affinity != nil {
+		if a, err := spec.Affinity.Marshal(); err == nil {
+			text(string(a))
+		}
+	}
+	if len(spec.TopologySpreadConstraints) == 0 { // the default ones ask for the controller
+		if o := metav1.GetControllerOfNoCopy(p.Object); o != nil {
+			text(o.Kind)
+			text(o.Name)
+		}
+	}
+	return b
+}

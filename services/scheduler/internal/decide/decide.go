@@ -1,0 +1,310 @@
+// Package decide chooses the node for a pod. Pods alike share one evaluation of
+// all nodes, which is kept up to date by what changed since, so that the usual
+// decision asks plugins about one node only and otherwise walks over plain arrays.
+//
+// It must never change the state; the caller does, with the verdict.
+package decide
+
+import (
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/sets"
+
+	"keelson.dev/services/scheduler/internal/plugin"
+	"keelson.dev/services/scheduler/internal/state"
+)
+
+// maxClasses is the number of evaluations that are kept.
+const maxClasses = 256
+
+// Engine decides. It belongs to the goroutine that the state belongs to.
+type Engine struct {
+	env     *plugin.Env
+	classes map[string]*class
+	clock   uint64
+	// turn is where the search for the best node begins, so that equals take
+	// turns.
+	turn int
+
+	key      []byte
+	feasible []*state.Node
+	totals   []int64
+	scores   []int64
+}
+
+// New makes an engine.
+func New(env *plugin.Env) *Engine {
+	return &Engine{env: env, classes: map[string]*class{}}
+}
+
+// Verdict is a decision.
+type Verdict struct {
+	// Node is the best one; nil if none will do.
+	Node *state.Node
+	// Feasible is the number of nodes that would do, of Nodes.
+	Feasible, Nodes int
+	// Message says in Kubernetes' words why no node will do, and Plugins which
+	// plugins refused at least one.
+	Message string
+	Plugins []string
+	// Class is the same for pods alike.
+	Class string
+}
+
+// Decide chooses a node. extra are filters of this very pod (its volumes); their
+// refusals count after those of the local filters.
+func (e *Engine) Decide(p *state.Pod, extra ...plugin.Filter) *Verdict {
+	if e.env.NodeCount() == 0 {
+		return &Verdict{Message: "no nodes available to schedule pods", Plugins: []string{plugin.NodeAffinity}}
+	}
+	if names, only := plugin.OnlyNodes(p); only {
+		return e.among(p, names, extra)
+	}
+	c := e.class(p)
+	c.update()
+	e.feasible = e.feasible[:0]
+nodes:
+	for i, n := range e.env.Nodes {
+		if n == nil || c.refused[i] != 0 {
+			continue
+		}
+		for _, f := range extra {
+			if !f.Check(n) {
+				continue nodes
+			}
+		}
+		for _, f := range c.global {
+			if !f.Check(n) {
+				continue nodes
+			}
+		}
+		e.feasible = append(e.feasible, n)
+	}
+	v := &Verdict{Nodes: e.env.NodeCount(), Feasible: len(e.feasible)}
+	if len(e.feasible) == 0 {
+		r := e.explain(c, extra)
+		v.Message, v.Plugins, v.Class = r.message, r.plugins, c.key
+		return v
+	}
+	v.Node = e.best(c)
+	e.turn = v.Node.Index + 1
+	return v
+}
+
+// class finds or makes the evaluation for a pod.
+func (e *Engine) class(p *state.Pod) *class {
+	e.clock++
+	e.key = keyOf(p, e.key[:0])
+	c := e.classes[string(e.key)]
+	if c == nil {
+		if len(e.classes) >= maxClasses {
+			e.evict()
+		}
+		c = newClass(e.env, p, string(e.key))
+		e.classes[c.key] = c
+	}
+	c.used = e.clock
+	return c
+}
+
+// evict drops the half that was not used for longest.
+func (e *Engine) evict() {
+	used := make([]uint64, 0, len(e.classes))
+	for _, c := range e.classes {
+		used = append(used, c.used)
+	}
+	slices.Sort(used)
+	for key, c := range e.classes {
+		if c.used < used[len(used)/2] {
+			delete(e.classes, key)
+		}
+	}
+}
+
+// best is the feasible node with the highest score; equals take turns.
+func (e *Engine) best(c *class) *state.Node {
+	if len(e.feasible) == 1 {
+		return e.feasible[0]
+	}
+	e.totals = append(e.totals[:0], make([]int64, len(e.feasible))...)
+	for i, n := range e.feasible {
+		e.totals[i] = int64(c.score[n.Index])
+	}
+	e.normalize(c.avoided, taintWeight, true)
+	e.normalize(c.liked, affinityWeight, false)
+	if c.spread != nil {
+		e.scores = append(e.scores[:0], e.totals...)
+		c.spread.Scores(e.feasible, e.scores)
+		e.plus(spreadWeight)
+	}
+	if c.affinity.Matters() {
+		e.scores = append(e.scores[:0], e.totals...)
+		c.affinity.Scores(e.feasible, e.scores)
+		e.plus(podsWeight)
+	}
+	at := 0
+	for i := range e.totals {
+		if e.totals[i] > e.totals[at] || e.totals[i] == e.totals[at] && e.before(e.feasible[i].Index, e.feasible[at].Index) {
+			at = i
+		}
+	}
+	return e.feasible[at]
+}
+
+// before tells which of two equals has its turn first.
+func (e *Engine) before(a, b int) bool {
+	if (a >= e.turn) != (b >= e.turn) {
+		return a >= e.turn
+	}
+	return a < b
+}
+
+func (e *Engine) normalize(raw []int64, weight int64, reverse bool) {
+	if raw == nil {
+		return
+	}
+	var most int64
+	for _, n := range e.feasible {
+		if n.Index < len(raw) {
+			most = max(most, raw[n.Index])
+		}
+	}
+	for i, n := range e.feasible {
+		var v int64
+		if n.Index < len(raw) {
+			v = raw[n.Index]
+		}
+		e.totals[i] += weight * plugin.Normalize(v, most, reverse)
+	}
+}
+
+func (e *Engine) plus(weight int64) {
+	for i, v := range e.scores {
+		e.totals[i] += weight * v
+	}
+}
+
+// among decides for a pod that names the nodes it may run on.
+func (e *Engine) among(p *state.Pod, names sets.Set[string], extra []plugin.Filter) *Verdict {
+	filters := append(plugin.Local(p), extra...)
+	for _, f := range plugin.Global(e.env, p) {
+		f.Refresh()
+		filters = append(filters, f)
+	}
+	v := &Verdict{Nodes: e.env.NodeCount()}
+	reasons := tally{}
+	var best int64 = -1
+	known := 0
+	for name := range names {
+		n := e.env.Node(name)
+		if n == nil {
+			continue
+		}
+		known++
+		if f := refuses(filters, n); f != nil {
+			reasons.add(f, n)
+			continue
+		}
+		v.Feasible++
+		score := plugin.LeastAllocated(p, n) + plugin.BalancedAllocation(p, n)
+		if score > best {
+			best, v.Node = score, n
+		}
+	}
+	if v.Node == nil {
+		if others := v.Nodes - known; others > 0 {
+			reasons.count("node(s) didn't satisfy plugin(s) [NodeAffinity]", others)
+			reasons.by(plugin.NodeAffinity)
+		}
+		r := reasons.refusal(v.Nodes)
+		v.Message, v.Plugins, v.Class = r.message, r.plugins, p.Namespace+"/"+p.Name
+	}
+	return v
+}
+
+func refuses(filters []plugin.Filter, n *state.Node) plugin.Filter {
+	for _, f := range filters {
+		if !f.Check(n) {
+			return f
+		}
+	}
+	return nil
+}
+
+// explain says why there is no node.
+func (e *Engine) explain(c *class, extra []plugin.Filter) *refusal {
+	if len(extra) == 0 && c.message != nil && c.messageAt == c.position {
+		return c.message
+	}
+	reasons := tally{}
+	for i, n := range e.env.Nodes {
+		if n == nil {
+			continue
+		}
+		if at := c.refused[i]; at > 0 {
+			reasons.add(c.filters[at-1], n)
+			continue
+		}
+		f := refuses(extra, n)
+		if f == nil {
+			for _, g := range c.global {
+				if !g.Check(n) {
+					f = g
+					break
+				}
+			}
+		}
+		if f != nil {
+			reasons.add(f, n)
+		}
+	}
+	r := reasons.refusal(e.env.NodeCount())
+	if len(extra) == 0 {
+		c.message, c.messageAt = r, c.position
+	}
+	return r
+}
+
+// tally counts reasons.
+type tally struct {
+	reasons map[string]int
+	plugins sets.Set[string]
+}
+
+func (t *tally) add(f plugin.Filter, n *state.Node) {
+	for _, reason := range f.Explain(n) {
+		t.count(reason, 1)
+	}
+	t.by(f.Name())
+}
+
+func (t *tally) count(reason string, n int) {
+	if t.reasons == nil {
+		t.reasons = map[string]int{}
+	}
+	t.reasons[reason] += n
+}
+
+func (t *tally) by(name string) {
+	if t.plugins == nil {
+		t.plugins = sets.New[string]()
+	}
+	t.plugins.Insert(name)
+}
+
+// refusal puts the reasons into Kubernetes' words.
+func (t *tally) refusal(nodes int) *refusal {
+	parts := make([]string, 0, len(t.reasons))
+	for reason, n := range t.reasons {
+		parts = append(parts, fmt.Sprintf("%d %s", n, reason))
+	}
+	sort.Strings(parts)
+	message := fmt.Sprintf("0/%d nodes are available:", nodes)
+	if len(parts) > 0 {
+		message += " " + strings.Join(parts, ", ") + "."
+	}
+	return &refusal{message: message, plugins: sets.List(t.plugins)}
+}

@@ -1,0 +1,14 @@
+package plugin
+
+import "keelson.dev/services/scheduler/internal/state"
+
+// ports refuses nodes where another pod has a host port of this one.
+type ports struct{ pod *state.Pod }
+
+func (*ports) Name() string { return NodePorts }
+
+func (f *ports) Check(n *state.Node) bool { return n.PortsFree(f.pod.Ports) }
+
+func (*ports) Explain(*state.Node) []string {
+	return []string{"node(s) didn't have free ports for the requested pod ports"}
+}

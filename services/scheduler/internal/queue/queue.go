@@ -1,0 +1,341 @@
+// Package queue holds the pods that wait for a node: the active ones by priority
+// and age, those in back-off after an attempt, those that cannot be scheduled
+// until something happens that may help, and those that are gated.
+//
+// It must never lose a pod: every one that was added is in exactly one place
+// until it is popped or deleted. It belongs to one goroutine.
+package queue
+
+import (
+	"container/heap"
+	"strings"
+	"time"
+
+	"keelson.dev/services/scheduler/internal/state"
+)
+
+// Times of back-off and of the last resort, as in Kubernetes' scheduler.
+const (
+	firstBackoff = time.Second
+	mostBackoff  = 10 * time.Second
+	// lastResort is how long a pod stays aside when nothing seems to help.
+	lastResort = 5 * time.Minute
+)
+
+// place is where an item is.
+type place uint8
+
+const (
+	out place = iota
+	active
+	backoff
+	aside
+	gated
+)
+
+// Item is a pod that waits.
+type Item struct {
+	Pod *state.Pod
+	// Traceparent of the write that made the pod.
+	Traceparent string
+	// Added is when the pod came; Attempts how often it was tried.
+	Added    time.Time
+	Attempts int
+	// Message is what the last attempt said, and Plugins who refused.
+	Message string
+	Plugins []string
+
+	class  string
+	since  time.Time // in the queue, for order
+	number uint64
+	until  time.Time
+	failed bool // the last attempt failed for another reason than a refusal
+	place  place
+	index  int // in the heap of its place
+	early  int // in Queue.early; -1 outside
+}
+
+// Key names the pod.
+func (it *Item) Key() state.Key { return state.Key{Namespace: it.Pod.Namespace, Name: it.Pod.Name} }
+
+// Queue holds items.
+type Queue struct {
+	now     func() time.Time
+	items   map[state.Key]*Item
+	active  prioritized
+	backoff timed
+	// early are those in back-off that were refused, not failed: they are popped
+	// before their time when nobody else waits.
+	early earlier
+	// asides are the pods that were refused, those alike together.
+	asides map[string]*group
+	number uint64
+}
+
+// group is pods alike, refused by the same plugins.
+type group struct {
+	items map[*Item]struct{}
+	first *Item
+}
+
+// New makes an empty queue; now is the clock.
+func New(now func() time.Time) *Queue {
+	return &Queue{now: now, items: map[state.Key]*Item{}, asides: map[string]*group{}}
+}
+
+// Len is the number of pods that wait in each place.
+func (q *Queue) Len() (activeN, backoffN, asideN, gatedN int) {
+	for _, it := range q.items {
+		switch it.place {
+		case active:
+			activeN++
+		case backoff:
+			backoffN++
+		case aside:
+			asideN++
+		case gated:
+			gatedN++
+		}
+	}
+	return
+}
+
+// Get finds a pod that waits.
+func (q *Queue) Get(key state.Key) (*Item, bool) {
+	it, ok := q.items[key]
+	return it, ok
+}
+
+// Add takes in a pod, or a pod's new state. changed says that it differs in a way
+// that may matter to plugins; another that was refused then stays aside.
+func (q *Queue) Add(p *state.Pod, traceparent string, changed bool) {
+	key := state.Key{Namespace: p.Namespace, Name: p.Name}
+	it := q.items[key]
+	if it != nil && it.Pod.UID != p.UID {
+		q.Delete(key)
+		it = nil
+	}
+	if it == nil {
+		now := q.now()
+		q.number++
+		it = &Item{Pod: p, Traceparent: traceparent, Added: now, since: now, number: q.number, early: -1}
+		q.items[key] = it
+		q.enqueue(it)
+		return
+	}
+	it.Pod = p
+	if !changed {
+		return
+	}
+	q.leave(it)
+	q.enqueue(it)
+}
+
+// enqueue puts an item that is nowhere where it belongs.
+func (q *Queue) enqueue(it *Item) {
+	switch now := q.now(); {
+	case len(it.Pod.Object.Spec.SchedulingGates) > 0:
+		it.place = gated
+	case it.until.After(now):
+		it.place = backoff
+		heap.Push(&q.backoff, it)
+		if !it.failed {
+			heap.Push(&q.early, it)
+		}
+	default:
+		it.since = now
+		it.place = active
+		heap.Push(&q.active, it)
+	}
+}
+
+// leave takes an item out of where it is.
+func (q *Queue) leave(it *Item) {
+	switch it.place {
+	case active:
+		heap.Remove(&q.active, it.index)
+	case backoff:
+		heap.Remove(&q.backoff, it.index)
+		if it.early >= 0 {
+			heap.Remove(&q.early, it.early)
+		}
+	case aside:
+		name := it.group()
+		g := q.asides[name]
+		delete(g.items, it)
+		if len(g.items) == 0 {
+			delete(q.asides, name)
+		} else if g.first == it {
+			for other := range g.items {
+				g.first = other
+				break
+			}
+		}
+	}
+	it.place = out
+}
+
+func (it *Item) group() string { return it.class + "\x00" + strings.Join(it.Plugins, ",") }
+
+// Delete forgets a pod, wherever it is.
+func (q *Queue) Delete(key state.Key) {
+	if it := q.items[key]; it != nil {
+		q.leave(it)
+		delete(q.items, key)
+	}
+}
+
+// Pop takes the next pod out; nil if none is due. The queue then does not know it
+// any more: Refused or Retry brings it back.
+func (q *Queue) Pop() *Item {
+	now := q.now()
+	for q.backoff.Len() > 0 && !q.backoff.items[0].until.After(now) {
+		it := q.backoff.items[0]
+		q.leave(it)
+		it.since = it.until
+		it.place = active
+		heap.Push(&q.active, it)
+	}
+	var it *Item
+	switch {
+	case q.active.Len() > 0:
+		it = q.active.items[0]
+	case q.early.Len() > 0:
+		it = q.early.items[0]
+	default:
+		return nil
+	}
+	q.leave(it)
+	it.Attempts++
+	delete(q.items, it.Key())
+	return it
+}
+
+// Next is when Pop will have a pod if nothing happens before; false if never.
+func (q *Queue) Next() (time.Time, bool) {
+	if q.active.Len() > 0 {
+		return q.now(), true
+	}
+	if q.backoff.Len() > 0 {
+		return q.backoff.items[0].until, true
+	}
+	return time.Time{}, false
+}
+
+func (it *Item) delay() time.Duration {
+	return min(firstBackoff<<min(it.Attempts-1, 10), mostBackoff)
+}
+
+// Refused brings back a pod that no node will do for, as plugins said. class is
+// the same for pods alike.
+func (q *Queue) Refused(it *Item, class, message string, plugins []string) {
+	it.class, it.Message, it.Plugins, it.failed = class, message, plugins, false
+	it.until = q.now().Add(it.delay())
+	q.items[it.Key()] = it
+	it.place = aside
+	name := it.group()
+	g := q.asides[name]
+	if g == nil {
+		g = &group{items: map[*Item]struct{}{}, first: it}
+		q.asides[name] = g
+	}
+	g.items[it] = struct{}{}
+}
+
+// Retry brings back a pod whose attempt failed for another reason.
+func (q *Queue) Retry(it *Item) {
+	it.failed = true
+	it.until = q.now().Add(it.delay())
+	q.items[it.Key()] = it
+	q.enqueue(it)
+}
+
+// Wake brings back the refused pods for which helps is true; it is asked once
+// for pods alike, with one of them.
+func (q *Queue) Wake(helps func(p *state.Pod, plugins []string) bool) int {
+	woken := 0
+	for _, g := range q.asides {
+		if !helps(g.first.Pod, g.first.Plugins) {
+			continue
+		}
+		for it := range g.items {
+			q.leave(it)
+			q.enqueue(it)
+			woken++
+		}
+	}
+	return woken
+}
+
+// Flush brings back what has been aside for long. Call it now and then.
+func (q *Queue) Flush() {
+	old := q.now().Add(-lastResort)
+	for _, g := range q.asides {
+		for it := range g.items {
+			if it.until.Before(old) {
+				q.leave(it)
+				q.enqueue(it)
+			}
+		}
+	}
+}
+
+// prioritized is a heap: the highest priority first, then the oldest.
+type prioritized struct{ items []*Item }
+
+func (h *prioritized) Len() int { return len(h.items) }
+
+func (h *prioritized) Less(i, j int) bool {
+	a, b := h.items[i], h.items[j]
+	if a.Pod.Priority != b.Pod.Priority {
+		return a.Pod.Priority > b.Pod.Priority
+	}
+	if !a.since.Equal(b.since) {
+		return a.since.Before(b.since)
+	}
+	return a.number < b.number
+}
+
+func (h *prioritized) Swap(i, j int) {
+	h.items[i], h.items[j] = h.items[j], h.items[i]
+	h.items[i].index, h.items[j].index = i, j
+}
+
+func (h *prioritized) Push(x any) {
+	it := x.(*Item)
+	it.index = len(h.items)
+	h.items = append(h.items, it)
+}
+
+func (h *prioritized) Pop() any {
+	last := len(h.items) - 1
+	it := h.items[last]
+	h.items[last] = nil
+	h.items = h.items[:last]
+	return it
+}
+
+// timed is a heap: the earliest end of back-off first.
+type timed struct{ prioritized }
+
+func (h *timed) Less(i, j int) bool { return h.items[i].until.Before(h.items[j].until) }
+
+// earlier is a heap in the order of prioritized, beside the one of back-off.
+type earlier struct{ prioritized }
+
+func (h *earlier) Swap(i, j int) {
+	h.items[i], h.items[j] = h.items[j], h.items[i]
+	h.items[i].early, h.items[j].early = i, j
+}
+
+func (h *earlier) Push(x any) {
+	it := x.(*Item)
+	it.early = len(h.items)
+	h.items = append(h.items, it)
+}
+
+func (h *earlier) Pop() any {
+	it := h.prioritized.Pop().(*Item)
+	it.early = -1
+	return it
+}

@@ -1,0 +1,95 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/internal/telemetry"
+	"keelson.dev/services/scheduler/internal/plugin"
+	"keelson.dev/services/scheduler/internal/state"
+)
+
+// bind binds a batch with one message.
+func (s *Scheduler) bind(ctx context.Context, batch []*flight) {
+	writes := make([]client.Write, len(batch))
+	for i, f := range batch {
+		writes[i] = client.BindWrite(f.item.Pod.Object, f.node).WithTraceparent(f.trace.traceparent(f.item))
+	}
+	results, err := s.cfg.Client.CommitQuietly(ctx, writes...)
+	for i, f := range batch {
+		switch {
+		case i < len(results):
+			s.settle(f, results[i].Err)
+		default:
+			s.settle(f, err)
+		}
+	}
+}
+
+// settle ends a flight by what the apiserver said.
+func (s *Scheduler) settle(f *flight, err error) {
+	if err == nil {
+		s.bound(f)
+		return
+	}
+	f.trace.end(err)
+	s.undo([]*flight{f}, err)
+}
+
+func (s *Scheduler) bound(f *flight) {
+	p := f.item.Pod
+	ctx := telemetry.ContextWithTraceparent(context.Background(), f.trace.traceparent(f.item))
+	s.cfg.Events.Normal(ctx, p.Object, "Scheduled", "Successfully assigned %s/%s to %s", p.Namespace, p.Name, f.node)
+	f.trace.end(nil)
+	s.metrics.scheduled(s.cfg.Now().Sub(f.item.Added), f.item.Attempts)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.bound = true
+}
+
+// undo takes assumptions back and brings the pods back to the queue.
+func (s *Scheduler) undo(batch []*flight, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range batch {
+		key := f.item.Key()
+		if s.flights[key] != f {
+			continue // confirmed or gone meanwhile
+		}
+		delete(s.flights, key)
+		if s.env.Pod(key) == f.assumed {
+			s.env.RemovePod(key)
+			s.happened(&plugin.Event{Went: f.assumed})
+		}
+		s.metrics.failed()
+		if apierrors.IsNotFound(err) {
+			continue // the watch will say so too
+		}
+		if !errors.Is(err, context.Canceled) {
+			slog.Warn("pod was not bound", "pod", key.Namespace+"/"+key.Name, "node", f.node, "error", err)
+		}
+		s.requeue(f)
+	}
+	s.poke()
+}
+
+// requeue brings a pod back as it is now.
+func (s *Scheduler) requeue(f *flight) {
+	p := f.item.Pod
+	if now, ok := s.cfg.Caches.Pods.Get(p.Namespace, p.Name); ok {
+		if now.UID != p.UID || now.Spec.NodeName != "" || now.DeletionTimestamp != nil {
+			return // another event brings it, or has
+		}
+		f.item.Pod = state.NewPod(now)
+	} else {
+		return
+	}
+	s.queue.Retry(f.item)
+}
+
+// land ends a flight because the watch shows what became of the pod.
+func (s *Scheduler) land(key state.Key, _ *flight, _ string) { delete(s.flights, key) }

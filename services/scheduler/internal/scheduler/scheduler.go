@@ -1,0 +1,240 @@
+// Package scheduler puts pods on nodes: it follows the cluster, decides for one
+// pod after the other, assumes each decision at once, and binds them in batches
+// while it decides on.
+//
+// A pod is always in exactly one place: in the queue, under way (decided, not yet
+// confirmed by the watch), or on a node. A binding that fails undoes its
+// assumption and brings the pod back to the queue.
+//
+// It must never bind a pod that it does not hold for pending, and never wait for
+// the network while it holds its lock.
+package scheduler
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/internal/event"
+	"keelson.dev/services/scheduler/internal/decide"
+	"keelson.dev/services/scheduler/internal/plugin"
+	"keelson.dev/services/scheduler/internal/queue"
+	"keelson.dev/services/scheduler/internal/state"
+)
+
+// Config of a Scheduler.
+type Config struct {
+	Client *client.Client
+	Caches *Caches
+	Events *event.Recorder
+	// Name is the spec.schedulerName of the pods that are its own.
+	Name string
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+}
+
+// Scheduler schedules.
+type Scheduler struct {
+	cfg     Config
+	metrics *metrics
+
+	mu      sync.Mutex
+	env     *plugin.Env
+	engine  *decide.Engine
+	queue   *queue.Queue
+	flights map[state.Key]*flight
+	ready   []*flight // decided, to be bound
+	// reports are the refusals to be written to pods' status.
+	reports map[state.Key]report
+	// wake has a value when there may be work for the deciding goroutine, and
+	// reporting for the one that writes refusals.
+	wake, reporting chan struct{}
+}
+
+// flight is a pod under way: decided and assumed, not confirmed.
+type flight struct {
+	item    *queue.Item
+	node    string
+	assumed *state.Pod
+	began   time.Time
+	decided time.Time
+	trace   traced
+	bound   bool // the apiserver said so
+}
+
+// New makes a scheduler and lets it follow the caches, which need not run yet.
+func New(cfg Config) *Scheduler {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	s := &Scheduler{
+		cfg:       cfg,
+		metrics:   newMetrics(),
+		queue:     queue.New(cfg.Now),
+		flights:   map[state.Key]*flight{},
+		reports:   map[state.Key]report{},
+		wake:      make(chan struct{}, 1),
+		reporting: make(chan struct{}, 1),
+	}
+	s.env = &plugin.Env{Cluster: state.New(), DefaultSelector: s.defaultSelector}
+	s.engine = decide.New(s.env)
+	s.follow()
+	return s
+}
+
+// poke wakes the deciding goroutine.
+func (s *Scheduler) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// defaultSelector selects the pods that belong together with a pod: those of the
+// Services that select it and of the ReplicaSet that controls it.
+func (s *Scheduler) defaultSelector(p *state.Pod) labels.Selector {
+	set := labels.Set{}
+	for _, svc := range s.cfg.Caches.Services.ByIndex(byNamespace, p.Namespace) {
+		if sel := labels.Set(svc.Spec.Selector); len(sel) > 0 && sel.AsSelectorPreValidated().Matches(p.Labels) {
+			for k, v := range sel {
+				set[k] = v
+			}
+		}
+	}
+	out := set.AsSelectorPreValidated()
+	owner := metav1.GetControllerOfNoCopy(p.Object)
+	if owner == nil || owner.Kind != "ReplicaSet" {
+		return out
+	}
+	if rs, ok := s.cfg.Caches.ReplicaSets.Get(p.Namespace, owner.Name); ok && rs.UID == owner.UID {
+		if sel, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector); err == nil {
+			if reqs, ok := sel.Requirements(); ok {
+				out = out.Add(reqs...)
+			}
+		}
+	}
+	return out
+}
+
+// Lead schedules until ctx ends; what is under way then is brought to an end. One
+// process at a time may lead.
+func (s *Scheduler) Lead(ctx context.Context) error {
+	if err := s.cfg.Caches.Synced(ctx); err != nil {
+		return nil //nolint:nilerr // the end of the context is no failure
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { s.writeReports(ctx) })
+	slots := make(chan struct{}, binders)
+	for ctx.Err() == nil {
+		batch, idle := s.round()
+		if len(batch) > 0 {
+			select {
+			case slots <- struct{}{}:
+			case <-ctx.Done():
+				s.undo(batch, ctx.Err())
+				return nil
+			}
+			wg.Go(func() {
+				defer func() { <-slots }()
+				s.bind(ctx, batch)
+			})
+		}
+		if idle {
+			s.rest(ctx)
+		}
+	}
+	return nil
+}
+
+// Sizes of what is under way: pods in one message, and messages.
+const (
+	batchSize = 256
+	binders   = 4
+)
+
+// round decides until a batch is full, it has taken a while, or nobody waits.
+func (s *Scheduler) round() (batch []*flight, idle bool) {
+	const most = 5 * time.Millisecond
+	began := s.cfg.Now()
+	for len(batch) < batchSize && s.cfg.Now().Sub(began) < most {
+		f, none := s.one()
+		if none {
+			idle = true
+			break
+		}
+		if f != nil {
+			batch = append(batch, f)
+		}
+	}
+	s.mu.Lock()
+	batch = append(batch, s.ready...)
+	s.ready = nil
+	s.mu.Unlock()
+	return batch, idle
+}
+
+// rest waits for work.
+func (s *Scheduler) rest(ctx context.Context) {
+	const most = 10 * time.Second // then look for what is aside for too long
+	s.mu.Lock()
+	wait := most
+	if at, ok := s.queue.Next(); ok {
+		wait = min(wait, max(at.Sub(s.cfg.Now()), time.Millisecond))
+	}
+	s.mu.Unlock()
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-s.wake:
+	case <-ctx.Done():
+	case <-timer.C:
+		s.mu.Lock()
+		s.queue.Flush()
+		s.mu.Unlock()
+	}
+}
+
+// one decides for the next pod. It returns nil if the pod was refused, and none
+// if no pod waits.
+func (s *Scheduler) one() (f *flight, none bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	began := s.cfg.Now()
+	it := s.queue.Pop()
+	if it == nil {
+		return nil, true
+	}
+	v := s.decide(it)
+	s.metrics.attempt(v.Node != nil, s.cfg.Now().Sub(began))
+	if v.Node == nil {
+		s.refuse(it, v, began)
+		return nil, false
+	}
+	f = &flight{item: it, node: v.Node.Name, began: began, decided: s.cfg.Now()}
+	f.trace = startTrace(it, v, began)
+	f.assumed = it.Pod.On(f.node)
+	s.env.SetPod(f.assumed)
+	s.flights[it.Key()] = f
+	return f, false
+}
+
+func (s *Scheduler) decide(it *queue.Item) *decide.Verdict {
+	return s.engine.Decide(it.Pod)
+}
+
+// refuse puts a pod aside, and reports why if it is news.
+func (s *Scheduler) refuse(it *queue.Item, v *decide.Verdict, began time.Time) {
+	news := it.Message != v.Message
+	s.queue.Refused(it, v.Class, v.Message, v.Plugins)
+	if !news {
+		return
+	}
+	traceRefusal(it, v, began, s.cfg.Now())
+	s.report(it, corev1.PodReasonUnschedulable, v.Message)
+}
