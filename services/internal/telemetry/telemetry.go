@@ -35,7 +35,7 @@ type Config struct {
 	// Exporter is used instead of Conn where spans need no connection (the
 	// apiserver itself, tests).
 	Exporter sdktrace.SpanExporter
-	// RootsPerSecond bounds how many explicit roots are recorded; 0 means 500.
+	// RootsPerSecond bounds how many explicit roots are recorded; 0 means 200.
 	RootsPerSecond int
 	// Queue is the largest number of finished spans that wait for export; 0
 	// means 8192.
@@ -73,7 +73,7 @@ func Start(ctx context.Context, cfg Config) (*Telemetry, error) {
 			attribute.String("service.name", cfg.Service),
 			attribute.String("service.instance.id", cfg.Instance),
 		)),
-		sdktrace.WithSampler(newSampler(orElse(cfg.RootsPerSecond, 500))),
+		sdktrace.WithSampler(newSampler(orElse(cfg.RootsPerSecond, 200))),
 		sdktrace.WithRawSpanLimits(sdktrace.SpanLimits{
 			AttributeValueLengthLimit: 1024, AttributeCountLimit: 32,
 			EventCountLimit: 32, LinkCountLimit: 32,

@@ -21,6 +21,7 @@ import (
 
 	"keelson.dev/services/apiserver/internal/front/rest/route"
 	"keelson.dev/services/apiserver/internal/request"
+	"keelson.dev/services/internal/telemetry"
 )
 
 var noCache = []string{"no-cache, private"}
@@ -120,6 +121,7 @@ func (x *exchange) startSpan() trace.Span {
 	if !parent && (x.path.Form != route.Resource || x.r.Method == http.MethodGet && x.path.Subresource == "") {
 		return nil
 	}
+	x.ctx = telemetry.WithRoot(x.ctx)
 	p := &x.path
 	name := x.r.Method + " " + p.Resource
 	if p.Subresource != "" {
