@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -25,8 +26,12 @@ type Authenticator interface {
 	Authenticate(ctx context.Context, certs []*x509.Certificate, token string) (request.User, error)
 }
 
-// open are the services that anybody may call who can connect.
-const openService = "/grpc.health.v1.Health/"
+const (
+	// openService is the service that anybody may call who can connect.
+	openService = "/grpc.health.v1.Health/"
+	// knownServices are for those who say who they are, whoever that is.
+	knownServices = "/grpc.reflection."
+)
 
 // Authentication makes the interceptors that put the caller into the context.
 // Callers may act as others by the metadata keys impersonate-…, as far as rights
@@ -68,6 +73,9 @@ func authenticate(ctx context.Context, a Authenticator, rights authz.Authorizer,
 			}
 		}
 		return ctx, wire(ctx, err)
+	}
+	if strings.HasPrefix(method, knownServices) && !slices.Contains(user.Groups, authn.AuthenticatedGroup) {
+		return ctx, wire(ctx, authn.Unauthorized(errors.New("reflection is for authenticated users")))
 	}
 	if md, ok := metadata.FromIncomingContext(ctx); ok {
 		if user, err = authn.Impersonate(ctx, rights, user, md); err != nil {

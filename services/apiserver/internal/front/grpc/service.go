@@ -21,7 +21,6 @@ import (
 	"keelson.dev/proto/client"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/pipeline"
-	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
 const (
@@ -286,9 +285,4 @@ func statusAny(err error) *anypb.Any {
 		data = nil
 	}
 	return &anypb.Any{TypeUrl: statusURL, Value: data}
-}
-
-// itemAny is an item's own bytes.
-func (s *Service) itemAny(item *watchcache.Item) *anypb.Any {
-	return &anypb.Any{TypeUrl: s.types.url(item.Kind), Value: item.Raw}
 }

@@ -59,7 +59,7 @@ func serve(tb testing.TB) string {
 	<-cache.Ready()
 	api := pipeline.New(pipeline.Config{Table: table, Store: st, Cache: cache, Fields: fieldmanager.New(table)})
 	unary, stream := front.Authentication(admin{}, authz.New())
-	server := rpc.NewServer(rpc.ServerConfig{Unary: []grpc.UnaryServerInterceptor{unary}, Stream: []grpc.StreamServerInterceptor{stream}, Root: front.Writes})
+	server := rpc.NewServer(rpc.ServerConfig{Unary: []grpc.UnaryServerInterceptor{unary}, Stream: []grpc.StreamServerInterceptor{stream}, Root: front.Writes, Options: []grpc.ServerOption{grpc.ForceServerCodecV2(front.NewCodec())}})
 	resourcev1.RegisterResourceServiceServer(server.Server, front.New(api))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

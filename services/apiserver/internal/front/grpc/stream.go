@@ -3,11 +3,8 @@ package grpc
 import (
 	"strconv"
 
-	"google.golang.org/protobuf/types/known/anypb"
-
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/pipeline"
-	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
 const (
@@ -41,18 +38,12 @@ func (s *Service) List(r *resourcev1.ListRequest, stream resourcev1.ResourceServ
 			size += len(rest[n].Raw)
 			n++
 		}
-		out := &resourcev1.ListResponse{ResourceVersion: version, Items: make([]*anypb.Any, n)}
-		for i, item := range rest[:n] {
-			out.Items[i] = s.itemAny(item)
+		items := rest[:n]
+		cont, remaining := "", (*int64)(nil)
+		if rest = rest[n:]; len(rest) == 0 {
+			cont, remaining = list.Continue, list.Remaining
 		}
-		rest = rest[n:]
-		if len(rest) == 0 {
-			out.Continue = list.Continue
-			if list.Remaining != nil {
-				out.RemainingItemCount = *list.Remaining
-			}
-		}
-		if err := stream.Send(out); err != nil {
+		if err := stream.SendMsg(s.page(items, version, cont, remaining)); err != nil {
 			return err
 		}
 		if len(rest) == 0 {
@@ -80,30 +71,13 @@ func (s *Service) Watch(r *resourcev1.WatchRequest, stream resourcev1.ResourceSe
 			return wire(ctx, err)
 		}
 		for _, ev := range events {
-			if err := stream.Send(s.event(ev)); err != nil {
+			frame, err := s.frame(ev)
+			if err != nil {
+				return wire(ctx, err)
+			}
+			if err := stream.SendMsg(frame); err != nil {
 				return err
 			}
 		}
 	}
-}
-
-// eventTypes are the types of events by their numbers on the wire.
-var eventTypes = [...]resourcev1.WatchResponse_Type{
-	watchcache.Added:    resourcev1.WatchResponse_TYPE_ADDED,
-	watchcache.Modified: resourcev1.WatchResponse_TYPE_MODIFIED,
-	watchcache.Deleted:  resourcev1.WatchResponse_TYPE_DELETED,
-	watchcache.Bookmark: resourcev1.WatchResponse_TYPE_BOOKMARK,
-}
-
-func (s *Service) event(ev *watchcache.Event) *resourcev1.WatchResponse {
-	out := &resourcev1.WatchResponse{
-		Type:             eventTypes[ev.Type],
-		ResourceVersion:  strconv.FormatInt(int64(ev.Revision), 10),
-		InitialEventsEnd: ev.InitialEnd,
-	}
-	if ev.Item != nil {
-		out.Object = s.itemAny(ev.Item)
-		out.Traceparent = ev.Item.Traceparent
-	}
-	return out
 }

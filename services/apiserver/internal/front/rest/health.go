@@ -18,8 +18,11 @@ const checkTimeout = 10 * time.Second
 
 // healthPaths adds /healthz, /livez and /readyz and a path for each check.
 func (h *Handler) healthPaths(paths map[string]http.Handler) {
-	ping := Check{Name: "ping", Run: func(context.Context) error { return nil }, Live: true}
-	all := append([]Check{ping}, h.cfg.Checks...)
+	all := h.cfg.Checks
+	if !slices.ContainsFunc(all, func(c Check) bool { return c.Name == "ping" }) {
+		ping := Check{Name: "ping", Run: func(context.Context) error { return nil }, Live: true}
+		all = append([]Check{ping}, all...)
+	}
 	live := slices.DeleteFunc(slices.Clone(all), func(c Check) bool { return !c.Live })
 	for name, checks := range map[string][]Check{"healthz": all, "readyz": all, "livez": live} {
 		paths["/"+name] = h.healthHandler(name, checks)

@@ -1,0 +1,129 @@
+package grpc
+
+import (
+	"strconv"
+
+	"google.golang.org/grpc/encoding"
+	grpcproto "google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	resourcev1 "keelson.dev/proto/keelson/resource/v1"
+	"keelson.dev/services/apiserver/internal/watchcache"
+)
+
+// Codec is protobuf as usual, but for messages that are encoded already: they are
+// sent as they are, without a copy.
+type Codec struct{ encoding.CodecV2 }
+
+// NewCodec makes the codec of a server.
+func NewCodec() Codec { return Codec{encoding.GetCodecV2(grpcproto.Name)} }
+
+// encoded is a message's bytes. They are shared: nobody may change them.
+type encoded mem.BufferSlice
+
+// Marshal implements encoding.CodecV2.
+func (c Codec) Marshal(v any) (mem.BufferSlice, error) {
+	if e, ok := v.(encoded); ok {
+		return mem.BufferSlice(e), nil
+	}
+	return c.CodecV2.Marshal(v)
+}
+
+// Fields of the messages that are written here without their generated code, and
+// of google.protobuf.Any.
+const (
+	anyURL   protowire.Number = 1
+	anyValue protowire.Number = 2
+
+	listItems     protowire.Number = 1
+	listVersion   protowire.Number = 2
+	listContinue  protowire.Number = 3
+	listRemaining protowire.Number = 4
+
+	watchType       protowire.Number = 1
+	watchObject     protowire.Number = 2
+	watchVersion    protowire.Number = 3
+	watchTrace      protowire.Number = 4
+	watchInitialEnd protowire.Number = 5
+)
+
+func stringSize(s string) int { return 1 + protowire.SizeBytes(len(s)) }
+
+func appendString(b []byte, n protowire.Number, s string) []byte {
+	return protowire.AppendString(protowire.AppendTag(b, n, protowire.BytesType), s)
+}
+
+// appendAnyHead writes field n, an Any, up to the bytes of its value.
+func appendAnyHead(b []byte, n protowire.Number, url string, value int) []byte {
+	b = protowire.AppendTag(b, n, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(stringSize(url)+1+protowire.SizeBytes(value)))
+	b = appendString(b, anyURL, url)
+	b = protowire.AppendTag(b, anyValue, protowire.BytesType)
+	return protowire.AppendVarint(b, uint64(value))
+}
+
+// page is a ListResponse whose items are the items' own bytes.
+func (s *Service) page(items []*watchcache.Item, version, cont string, remaining *int64) encoded {
+	const head = 16 // more than the tags and lengths of an item's Any
+	size := 64 + len(cont)
+	for _, item := range items {
+		size += head + len(s.types.url(item.Kind))
+	}
+	heads := make([]byte, 0, size)
+	out := make(encoded, 0, 2*len(items)+1)
+	for _, item := range items {
+		start := len(heads)
+		heads = appendAnyHead(heads, listItems, s.types.url(item.Kind), len(item.Raw))
+		out = append(out, mem.SliceBuffer(heads[start:len(heads):len(heads)]), mem.SliceBuffer(item.Raw))
+	}
+	start := len(heads)
+	heads = appendString(heads, listVersion, version)
+	if cont != "" {
+		heads = appendString(heads, listContinue, cont)
+	}
+	if remaining != nil && *remaining != 0 {
+		heads = protowire.AppendVarint(protowire.AppendTag(heads, listRemaining, protowire.VarintType), uint64(*remaining))
+	}
+	return append(out, mem.SliceBuffer(heads[start:]))
+}
+
+// eventTypes are the types of events by their numbers on the wire.
+var eventTypes = [...]resourcev1.WatchResponse_Type{
+	watchcache.Added:    resourcev1.WatchResponse_TYPE_ADDED,
+	watchcache.Modified: resourcev1.WatchResponse_TYPE_MODIFIED,
+	watchcache.Deleted:  resourcev1.WatchResponse_TYPE_DELETED,
+	watchcache.Bookmark: resourcev1.WatchResponse_TYPE_BOOKMARK,
+}
+
+// frameFormat names the encoding among an event's Frames.
+const frameFormat = "keelson.resource.v1.WatchResponse"
+
+// frame is the WatchResponse of an event. All watchers share its bytes.
+func (s *Service) frame(ev *watchcache.Event) (encoded, error) {
+	if ev.Frames == nil {
+		return encoded{mem.SliceBuffer(s.appendEvent(nil, ev))}, nil
+	}
+	b, err := ev.Frames.Get(frameFormat, func() ([]byte, error) { return s.appendEvent(nil, ev), nil })
+	return encoded{mem.SliceBuffer(b)}, err
+}
+
+func (s *Service) appendEvent(b []byte, ev *watchcache.Event) []byte {
+	version := strconv.FormatInt(int64(ev.Revision), 10)
+	if ev.Item != nil {
+		b = make([]byte, 0, len(ev.Item.Raw)+len(s.types.url(ev.Item.Kind))+len(ev.Item.Traceparent)+64)
+	}
+	b = protowire.AppendVarint(protowire.AppendTag(b, watchType, protowire.VarintType), uint64(eventTypes[ev.Type]))
+	if ev.Item != nil {
+		b = appendAnyHead(b, watchObject, s.types.url(ev.Item.Kind), len(ev.Item.Raw))
+		b = append(b, ev.Item.Raw...)
+	}
+	b = appendString(b, watchVersion, version)
+	if ev.Item != nil && ev.Item.Traceparent != "" {
+		b = appendString(b, watchTrace, ev.Item.Traceparent)
+	}
+	if ev.InitialEnd {
+		b = protowire.AppendVarint(protowire.AppendTag(b, watchInitialEnd, protowire.VarintType), 1)
+	}
+	return b
+}
