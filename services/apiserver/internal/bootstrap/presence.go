@@ -58,8 +58,14 @@ type Presence struct {
 func (p *Presence) Run(ctx context.Context) error {
 	tick := time.NewTicker(renewEvery)
 	defer tick.Stop()
+	said := "" // a failure that lasts is logged once
 	for {
-		if err := p.Announce(ctx); err != nil && ctx.Err() == nil {
+		err := p.Announce(ctx)
+		switch {
+		case err == nil:
+			said = ""
+		case ctx.Err() == nil && err.Error() != said:
+			said = err.Error()
 			slog.WarnContext(ctx, "service default/kubernetes is not kept up", "error", err)
 		}
 		select {
@@ -152,7 +158,8 @@ func live(leases []*coordinationv1.Lease, now time.Time) (addresses []netip.Addr
 			now.After(l.Spec.RenewTime.Add(time.Duration(*l.Spec.LeaseDurationSeconds)*time.Second)) {
 			continue
 		}
-		if a, err := netip.ParseAddrPort(l.Annotations[addressAnnotation]); err == nil {
+		// A pod that dials its own loopback reaches no apiserver.
+		if a, err := netip.ParseAddrPort(l.Annotations[addressAnnotation]); err == nil && !a.Addr().IsLoopback() && !a.Addr().IsUnspecified() {
 			addresses = append(addresses, a)
 		}
 	}

@@ -8,8 +8,10 @@ import (
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // seen are the addresses in the slice and in the Endpoints, and the version of
@@ -87,6 +89,33 @@ func TestPresence(t *testing.T) {
 		t.Fatal(err)
 	}
 	want("10.0.0.1") // the last one stays named
+}
+
+func TestLive(t *testing.T) {
+	now := time.Unix(1000, 0)
+	lease := func(address string, renewed time.Duration, change ...func(*coordinationv1.Lease)) *coordinationv1.Lease {
+		p := &Presence{Now: func() time.Time { return now.Add(renewed) }}
+		l := p.lease()
+		l.Annotations[addressAnnotation] = address
+		for _, f := range change {
+			f(l)
+		}
+		return l
+	}
+	got := live([]*coordinationv1.Lease{
+		lease("10.0.0.2:6443", 0),
+		lease("10.0.0.1:6443", -presentFor),
+		lease("10.0.0.1:6443", 0), // two processes that claim one address
+		lease("10.0.0.3:6443", -presentFor-time.Second),
+		lease("127.0.0.1:6443", 0),
+		lease("0.0.0.0:6443", 0),
+		lease("nonsense", 0),
+		lease("10.0.0.4:6443", 0, func(l *coordinationv1.Lease) { l.Spec.RenewTime = nil }),
+		lease("10.0.0.5:6443", 0, func(l *coordinationv1.Lease) { l.DeletionTimestamp = &metav1.Time{Time: now} }),
+	}, now)
+	if want := []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:6443"), netip.MustParseAddrPort("10.0.0.2:6443")}; !slices.Equal(got, want) {
+		t.Fatalf("%v, want %v", got, want)
+	}
 }
 
 func TestPresenceRunsUntilItsContextEnds(t *testing.T) {
