@@ -46,9 +46,11 @@ func startFronts(g *boot.Group, f fronts) {
 		Stream:   []grpc.StreamServerInterceptor{stream},
 		Root:     grpcfront.Writes,
 		Untraced: grpcfront.Streams,
+		Options:  []grpc.ServerOption{grpc.ForceServerCodecV2(grpcfront.NewCodec())},
 	})
 	resourcev1.RegisterResourceServiceServer(server.Server, grpcfront.New(f.api))
 	nodev1.RegisterTunnelServiceServer(server.Server, tunnels)
+	grpcfront.RegisterReflection(server.Server)
 	f.spans.serve(server.Server, f.api, f.rights)
 	web := rest.New(rest.Config{
 		API: f.api, Authn: f.users, Tunnel: tunnels,
