@@ -1,13 +1,18 @@
 package agent
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/node/internal/cri"
 )
 
+// forever is a container that ends at once when it is told to.
 const forever = "trap 'exit 0' TERM; while true; do sleep 0.1; done"
 
 func TestPodRuns(t *testing.T) {
@@ -22,6 +27,187 @@ func TestPodRuns(t *testing.T) {
 	if got := r.exec(p, "main", "cat", "/etc/hosts"); !strings.Contains(got, p.Status.PodIP+"\tfirst") {
 		t.Errorf("/etc/hosts: %q", got)
 	}
+	if got := r.exec(p, "main", "cat", "/etc/resolv.conf"); !strings.Contains(got, "nameserver 10.96.0.10") || !strings.Contains(got, "default.svc.cluster.local") {
+		t.Errorf("/etc/resolv.conf: %q", got)
+	}
+	for _, reason := range []string{"Pulled", "Created", "Started"} {
+		r.until("event "+reason, 5*time.Second, func() bool { return r.hasEvent(p, reason) })
+	}
 	r.delete(p)
 	r.awaitGone(p)
+	r.until("nothing is left in the runtime", 10*time.Second, func() bool {
+		s := r.state(p)
+		return len(s.Containers)+len(s.Sandboxes) == 0
+	})
+}
+
+// TestInitOrder runs init containers, a sidecar and two containers, and looks at
+// the order in which they start.
+func TestInitOrder(t *testing.T) {
+	r := newRig(t)
+	p := simple("ordered", "echo main >>/shared/order; "+forever)
+	p.Spec.Volumes = []corev1.Volume{{Name: "shared", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+	always := corev1.ContainerRestartPolicyAlways
+	sidecar := box("sidecar", "sleep 0.5; touch /shared/up; echo sidecar >>/shared/order; "+forever)
+	sidecar.RestartPolicy = &always
+	sidecar.StartupProbe = &corev1.Probe{
+		ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"test", "-e", "/shared/up"}}},
+		PeriodSeconds: 1, FailureThreshold: 10, SuccessThreshold: 1, TimeoutSeconds: 1,
+	}
+	p.Spec.InitContainers = []corev1.Container{
+		box("init-1", "sleep 0.3; echo init-1 >>/shared/order"), sidecar, box("init-2", "echo init-2 >>/shared/order"),
+	}
+	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for i := range list {
+			list[i].VolumeMounts = []corev1.VolumeMount{{Name: "shared", MountPath: "/shared"}}
+		}
+	}
+	p = r.awaitReady(r.create(p))
+	if got := r.exec(p, "main", "cat", "/shared/order"); got != "init-1\nsidecar\ninit-2\nmain\n" {
+		t.Errorf("order: %q", got)
+	}
+	if s := containerStatus(p, "init-1"); s.State.Terminated == nil || s.State.Terminated.Reason != "Completed" || !s.Ready {
+		t.Errorf("init-1: %+v", s)
+	}
+	if s := containerStatus(p, "sidecar"); s.State.Running == nil || !s.Ready || s.Started == nil || !*s.Started {
+		t.Errorf("sidecar: %+v", s)
+	}
+}
+
+// TestAgentRestart: what runs goes on running under another agent.
+func TestAgentRestart(t *testing.T) {
+	r := newRig(t)
+	p := simple("survivor", forever)
+	p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{
+		ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}},
+		PeriodSeconds: 1, FailureThreshold: 3, SuccessThreshold: 1, TimeoutSeconds: 1,
+	}
+	p = r.awaitReady(r.create(p))
+	gone := r.awaitReady(r.create(simple("deleted-meanwhile", forever)))
+	before := r.state(p)
+	r.stop()
+	r.delete(gone, client.Grace(0))
+	r.start()
+	r.until("the pod that was deleted meanwhile is cleared away", 20*time.Second, func() bool {
+		s := r.state(gone)
+		return len(s.Containers)+len(s.Sandboxes) == 0
+	})
+	after := r.state(p)
+	if before.Latest("main").ID != after.Latest("main").ID || !before.Latest("main").StartedAt.Equal(after.Latest("main").StartedAt) || len(after.Containers) != 1 {
+		t.Errorf("before %+v, after %+v", before.Containers, after.Containers)
+	}
+	now := r.get(p)
+	if !ready(now) || containerStatus(now, "main").RestartCount != 0 {
+		t.Errorf("status: %+v", now.Status)
+	}
+	for _, c := range now.Status.Conditions {
+		for _, old := range p.Status.Conditions {
+			if c.Type == old.Type && !c.LastTransitionTime.Equal(&old.LastTransitionTime) {
+				t.Errorf("%s changed at %v", c.Type, c.LastTransitionTime)
+			}
+		}
+	}
+}
+
+// TestRuntimeRestart: containerd dies and comes back; containers go on.
+func TestRuntimeRestart(t *testing.T) {
+	r := newRig(t)
+	p := r.awaitReady(r.create(simple("steady", forever)))
+	before := r.state(p).Latest("main")
+	r.runtime.Kill(t)
+	r.runtime.Run(t)
+	r.until("the runtime answers for the pod", 20*time.Second, func() bool {
+		s, err := r.runtime.Client.Pod(context.Background(), string(p.UID))
+		return err == nil && s.Latest("main") != nil && s.Latest("main").State == cri.StateRunning
+	})
+	second := r.awaitReady(r.create(simple("later", forever)))
+	after := r.state(p).Latest("main")
+	if before.ID != after.ID || !before.StartedAt.Equal(after.StartedAt) {
+		t.Errorf("before %s %v, after %s %v", before.ID, before.StartedAt, after.ID, after.StartedAt)
+	}
+	if now := r.get(p); containerStatus(now, "main").RestartCount != 0 || !ready(now) {
+		t.Errorf("status: %+v", now.Status)
+	}
+	_ = second
+}
+
+// TestCrash: a container that ends is started again, with its history.
+func TestCrash(t *testing.T) {
+	r := newRig(t)
+	p := r.create(simple("crashing", "echo last words >/dev/termination-log; exit 3"))
+	p = r.await(p, "is held back", func(p *corev1.Pod) bool {
+		s := containerStatus(p, "main")
+		return s.State.Waiting != nil && s.State.Waiting.Reason == "CrashLoopBackOff"
+	})
+	s := containerStatus(p, "main")
+	last := s.LastTerminationState.Terminated
+	if s.RestartCount != 1 || last == nil || last.ExitCode != 3 || last.Reason != "Error" || last.Message != "last words\n" {
+		t.Errorf("status: %+v", s)
+	}
+	if p.Status.Phase != corev1.PodRunning || ready(p) {
+		t.Errorf("phase %s, ready %v", p.Status.Phase, ready(p))
+	}
+	if !strings.Contains(s.State.Waiting.Message, "back-off 10s restarting failed container=main pod=crashing_default(") {
+		t.Errorf("message: %q", s.State.Waiting.Message)
+	}
+	p = r.await(p, "is started a third time", func(p *corev1.Pod) bool { return containerStatus(p, "main").RestartCount == 2 })
+	if n := len(r.state(p).Containers); n > 3 {
+		t.Errorf("%d instances are kept", n)
+	}
+}
+
+func TestPhases(t *testing.T) {
+	r := newRig(t)
+	ok := simple("ok", "exit 0")
+	ok.Spec.RestartPolicy = corev1.RestartPolicyNever
+	failed := simple("failed", "exit 7")
+	failed.Spec.RestartPolicy = corev1.RestartPolicyNever
+	retried := simple("retried", "test -e /shared/once && exit 0; touch /shared/once; exit 1")
+	retried.Spec.RestartPolicy = corev1.RestartPolicyOnFailure
+	retried.Spec.Volumes = []corev1.Volume{{Name: "shared", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+	retried.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "shared", MountPath: "/shared"}}
+	late := simple("late", forever)
+	deadline := int64(1)
+	late.Spec.ActiveDeadlineSeconds = &deadline
+	forbidden := simple("forbidden", forever)
+	forbidden.Spec.SecurityContext = &corev1.PodSecurityContext{Sysctls: []corev1.Sysctl{{Name: "kernel.msgmax", Value: "1"}}}
+	badInit := simple("bad-init", forever)
+	badInit.Spec.RestartPolicy = corev1.RestartPolicyNever
+	badInit.Spec.InitContainers = []corev1.Container{box("init", "exit 1")}
+	helped := simple("helped", "sleep 0.5")
+	helped.Spec.RestartPolicy = corev1.RestartPolicyNever
+	always := corev1.ContainerRestartPolicyAlways
+	sidecar := box("sidecar", forever)
+	sidecar.RestartPolicy = &always
+	helped.Spec.InitContainers = []corev1.Container{sidecar}
+	for _, c := range []struct {
+		pod    *corev1.Pod
+		phase  corev1.PodPhase
+		reason string
+		code   int32
+	}{
+		{ok, corev1.PodSucceeded, "", 0},
+		{failed, corev1.PodFailed, "", 7},
+		{retried, corev1.PodSucceeded, "", 0},
+		{late, corev1.PodFailed, "DeadlineExceeded", -1},
+		{forbidden, corev1.PodFailed, "SysctlForbidden", -1},
+		{badInit, corev1.PodFailed, "", -1},
+		{helped, corev1.PodSucceeded, "", 0},
+	} {
+		p := r.create(c.pod)
+		p = r.await(p, "is "+string(c.phase), func(p *corev1.Pod) bool { return p.Status.Phase == c.phase })
+		if p.Status.Reason != c.reason {
+			t.Errorf("%s: reason %q, want %q", p.Name, p.Status.Reason, c.reason)
+		}
+		if s := containerStatus(p, "main"); c.code >= 0 && (s.State.Terminated == nil || s.State.Terminated.ExitCode != c.code) {
+			t.Errorf("%s: %+v", p.Name, s)
+		}
+		if ready(p) {
+			t.Errorf("%s is ready", p.Name)
+		}
+		r.until(p.Name+" holds nothing any more", 10*time.Second, func() bool {
+			s := r.state(p)
+			return len(s.Running()) == 0 && (s.Sandbox() == nil || !s.Sandbox().Ready)
+		})
+	}
 }
