@@ -14,7 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"keelson.dev/proto/client"
@@ -303,4 +303,45 @@ func containerStatus(p *corev1.Pod, name string) corev1.ContainerStatus {
 	return corev1.ContainerStatus{}
 }
 
-var _ types.UID
+func meta(name string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Name: name, Namespace: "default"}
+}
+
+func portNumber(n int) intstr.IntOrString  { return intstr.FromInt32(int32(n)) }
+func portName(s string) intstr.IntOrString { return intstr.FromString(s) }
+
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Error(err)
+	}
+	return string(b)
+}
+
+func (r *rig) createObject(obj client.Object) {
+	r.t.Helper()
+	results, err := r.client.Commit(context.Background(), client.CreateWrite(obj))
+	if err == nil {
+		err = results[0].Err
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) updateObject(obj client.Object) {
+	r.t.Helper()
+	results, err := r.client.Commit(context.Background(), client.UpdateWrite(obj))
+	if err == nil {
+		err = results[0].Err
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) update(p *corev1.Pod) {
+	r.t.Helper()
+	r.updateObject(p)
+}

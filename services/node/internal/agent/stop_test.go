@@ -1,0 +1,198 @@
+package agent
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"keelson.dev/proto/client"
+)
+
+// shared gives every container of a pod a folder of the node, which outlives the
+// pod, and returns it.
+func shared(t *testing.T, p *corev1.Pod) string {
+	dir := t.TempDir()
+	p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "shared", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: dir}}})
+	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for i := range list {
+			list[i].VolumeMounts = append(list[i].VolumeMounts, corev1.VolumeMount{Name: "shared", MountPath: "/shared"})
+		}
+	}
+	return dir
+}
+
+// TestStopOrder: preStop, then SIGTERM; sidecars after the others, the last one
+// first.
+func TestStopOrder(t *testing.T) {
+	r := newRig(t)
+	grace := int64(20)
+	last := func(name string) string {
+		return "trap 'sleep 0.2; echo " + name + " >>/shared/order; exit 0' TERM; while true; do sleep 0.05; done"
+	}
+	p := simple("stopping", last("main"))
+	p.Spec.TerminationGracePeriodSeconds = &grace
+	p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{
+		PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "echo post >>/shared/order"}}},
+		PreStop:   &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "sleep 0.3; echo pre >>/shared/order"}}},
+	}
+	always := corev1.ContainerRestartPolicyAlways
+	for _, name := range []string{"first", "second"} {
+		c := box(name, last(name))
+		c.RestartPolicy = &always
+		p.Spec.InitContainers = append(p.Spec.InitContainers, c)
+	}
+	dir := shared(t, p)
+	p = r.awaitReady(r.create(p))
+	r.delete(p)
+	r.awaitGone(p)
+	if got := readFile(t, dir+"/order"); got != "post\npre\nmain\nsecond\nfirst\n" {
+		t.Errorf("order: %q", got)
+	}
+	r.until("event Killing", 5*time.Second, func() bool { return r.hasEvent(p, "Killing") })
+}
+
+// TestStubborn: a container that ignores SIGTERM gets its grace period and no
+// more; a second delete may shorten it.
+func TestStubborn(t *testing.T) {
+	r := newRig(t)
+	stubborn := "trap '' TERM; while true; do sleep 0.1; done"
+	short := simple("short", stubborn)
+	long := simple("long", stubborn)
+	hour := int64(3600)
+	long.Spec.TerminationGracePeriodSeconds = &hour
+	short, long = r.create(short), r.create(long)
+	short, long = r.awaitReady(short), r.awaitReady(long)
+	began := time.Now()
+	r.delete(short)
+	r.awaitGone(short)
+	if took := time.Since(began); took < 1500*time.Millisecond || took > 15*time.Second {
+		t.Errorf("a grace period of 2 s took %v", took)
+	}
+	r.delete(long)
+	r.await(long, "is ending", func(p *corev1.Pod) bool { return p.DeletionTimestamp != nil })
+	r.until("it still runs", 3*time.Second, func() bool { return len(r.state(long).Running()) == 1 })
+	began = time.Now()
+	r.delete(long, client.Grace(1))
+	r.awaitGone(long)
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("the shortened grace period took %v", took)
+	}
+}
+
+// TestForceDelete: an object that is gone at once takes its containers with it.
+func TestForceDelete(t *testing.T) {
+	r := newRig(t)
+	p := r.awaitReady(r.create(simple("forced", "trap '' TERM; while true; do sleep 0.1; done")))
+	r.delete(p, client.Grace(0))
+	r.awaitGone(p)
+	r.until("its containers are gone", 20*time.Second, func() bool { return len(r.state(p).Containers) == 0 })
+}
+
+// TestFinalStatus: the API learns how the containers ended before the object goes.
+func TestFinalStatus(t *testing.T) {
+	r := newRig(t)
+	p := simple("leaving", "trap 'exit 5' TERM; while true; do sleep 0.05; done")
+	p.Finalizers = []string{"example.com/hold"}
+	p = r.awaitReady(r.create(p))
+	r.delete(p)
+	p = r.await(p, "has ended", func(p *corev1.Pod) bool { return containerStatus(p, "main").State.Terminated != nil })
+	if s := containerStatus(p, "main").State.Terminated; s.ExitCode != 5 {
+		t.Errorf("terminated: %+v", s)
+	}
+	p = r.await(p, "has failed", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
+	p.Finalizers = nil
+	r.update(p)
+	r.awaitGone(p)
+}
+
+// TestPostStartFails: the container is ended and tried again.
+func TestPostStartFails(t *testing.T) {
+	r := newRig(t)
+	p := simple("hooked", forever)
+	p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "echo because; exit 1"}}}}
+	p = r.create(p)
+	r.until("event FailedPostStartHook", 20*time.Second, func() bool { return r.hasEvent(p, "FailedPostStartHook") })
+	p = r.await(p, "is restarted", func(p *corev1.Pod) bool { return containerStatus(p, "main").RestartCount >= 1 })
+	if ready(p) {
+		t.Error("it is ready")
+	}
+}
+
+func TestProbes(t *testing.T) {
+	r := newRig(t)
+	p := simple("probed", "mkdir -p /tmp/www; echo ok >/tmp/www/healthz; httpd -p 8080 -h /tmp/www; touch /tmp/alive; "+forever)
+	p.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}}
+	quick := func(h corev1.ProbeHandler) *corev1.Probe {
+		return &corev1.Probe{ProbeHandler: h, PeriodSeconds: 1, FailureThreshold: 1, SuccessThreshold: 1, TimeoutSeconds: 2}
+	}
+	p.Spec.Containers[0].StartupProbe = quick(corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: portNumber(8080)}})
+	p.Spec.Containers[0].StartupProbe.FailureThreshold = 10
+	p.Spec.Containers[0].ReadinessProbe = quick(corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: portName("web")}})
+	p.Spec.Containers[0].LivenessProbe = quick(corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"test", "-e", "/tmp/alive"}}})
+	zero := int64(0)
+	p.Spec.Containers[0].LivenessProbe.TerminationGracePeriodSeconds = &zero
+	p = r.awaitReady(r.create(p))
+
+	r.exec(p, "main", "rm", "/tmp/www/healthz")
+	p = r.await(p, "is not ready", func(p *corev1.Pod) bool { return !ready(p) })
+	if s := containerStatus(p, "main"); s.Ready || s.State.Running == nil || s.RestartCount != 0 {
+		t.Errorf("status: %+v", s)
+	}
+	r.exec(p, "main", "sh", "-c", "echo ok >/tmp/www/healthz")
+	p = r.awaitReady(p)
+
+	r.exec(p, "main", "rm", "/tmp/alive")
+	p = r.await(p, "is restarted", func(p *corev1.Pod) bool { return containerStatus(p, "main").RestartCount == 1 })
+	p = r.awaitReady(p)
+	if last := containerStatus(p, "main").LastTerminationState.Terminated; last == nil || last.ExitCode != 137 {
+		t.Errorf("last state: %+v", last)
+	}
+	r.until("event Unhealthy", 5*time.Second, func() bool { return r.hasEvent(p, "Unhealthy") })
+}
+
+func TestImageProblems(t *testing.T) {
+	r := newRig(t)
+	never := simple("never", forever)
+	never.Spec.Containers[0].Image, never.Spec.Containers[0].ImagePullPolicy = "keelson.test/absent:1", corev1.PullNever
+	absent := simple("absent", forever)
+	absent.Spec.Containers[0].Image = "127.0.0.1:1/absent:1"
+	invalid := simple("invalid", forever)
+	invalid.Spec.Containers[0].Image = "UPPER/case"
+	missing := simple("missing", forever)
+	missing.Spec.Containers[0].EnvFrom = []corev1.EnvFromSource{{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "absent"}}}}
+	command := simple("command", "")
+	command.Spec.Containers[0].Command = []string{"/no/such/program"}
+	for _, c := range []struct {
+		pod     *corev1.Pod
+		reason  string
+		message string
+	}{
+		{never, "ErrImageNeverPull", "is not present with pull policy of Never"},
+		{absent, "ImagePullBackOff", "Back-off pulling image"},
+		{invalid, "InvalidImageName", "couldn't parse image name"},
+		{missing, "CreateContainerConfigError", `configmap "absent" not found`},
+	} {
+		p := r.create(c.pod)
+		p = r.await(p, "waits with "+c.reason, func(p *corev1.Pod) bool {
+			s := containerStatus(p, "main")
+			return s.State.Waiting != nil && s.State.Waiting.Reason == c.reason
+		})
+		if s := containerStatus(p, "main"); !strings.Contains(s.State.Waiting.Message, c.message) || p.Status.Phase != corev1.PodPending {
+			t.Errorf("%s: %s %q", p.Name, p.Status.Phase, s.State.Waiting.Message)
+		}
+	}
+	p := r.create(command)
+	p = r.await(p, "failed to run", func(p *corev1.Pod) bool { return containerStatus(p, "main").RestartCount > 0 })
+	if last := containerStatus(p, "main").LastTerminationState.Terminated; last == nil || last.Reason != "StartError" || last.ExitCode != 128 {
+		t.Errorf("last state: %+v", last)
+	}
+	// What was missing comes: the container starts without waiting for its turn.
+	r.createObject(&corev1.ConfigMap{ObjectMeta: meta("absent"), Data: map[string]string{"A": "b"}})
+	began := time.Now()
+	r.awaitReady(missing)
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("the container started %v after its ConfigMap came", took)
+	}
+}
