@@ -1,23 +1,36 @@
 package main
 
 import (
+	"fmt"
+
 	"keelson.dev/services/controller-manager/internal/aggregation"
 	"keelson.dev/services/controller-manager/internal/cluster"
+	"keelson.dev/services/controller-manager/internal/csr"
 	"keelson.dev/services/controller-manager/internal/deployment"
 	"keelson.dev/services/controller-manager/internal/endpoints"
 	"keelson.dev/services/controller-manager/internal/endpointslice"
 	"keelson.dev/services/controller-manager/internal/garbage"
 	"keelson.dev/services/controller-manager/internal/namespace"
 	"keelson.dev/services/controller-manager/internal/nodeipam"
+	"keelson.dev/services/controller-manager/internal/nodelifecycle"
+	"keelson.dev/services/controller-manager/internal/podgc"
 	"keelson.dev/services/controller-manager/internal/replicaset"
 	"keelson.dev/services/controller-manager/internal/rootca"
 	"keelson.dev/services/controller-manager/internal/serviceaccount"
+	"keelson.dev/services/controller-manager/internal/volume"
 	"keelson.dev/services/internal/controller"
 	"keelson.dev/services/internal/identity"
 )
 
 // catalogue lists the controllers, new for each term of leadership.
 func (o *options) catalogue(s *cluster.Cluster, metadata []*garbage.Metadata, id *identity.Source) ([]controller.Controller, error) {
+	var authority *csr.Authority
+	if o.clusterCA != "" {
+		var err error
+		if authority, err = csr.LoadAuthority(o.clusterCA); err != nil {
+			return nil, fmt.Errorf("--cluster-ca: %w", err)
+		}
+	}
 	return []controller.Controller{
 		deployment.New(s),
 		replicaset.New(s),
@@ -29,5 +42,12 @@ func (o *options) catalogue(s *cluster.Cluster, metadata []*garbage.Metadata, id
 		rootca.New(s, func() []byte { return id.Current().RootsPEM }),
 		aggregation.New(s),
 		nodeipam.New(s, o.nodeRanges),
+		nodelifecycle.New(s, nodelifecycle.Config{Grace: o.nodeGrace, StartGrace: o.nodeStartup}),
+		nodelifecycle.NewEviction(s),
+		podgc.New(s, o.terminatedPods),
+		volume.NewClaims(s, o.localVolumeDir),
+		volume.NewVolumes(s),
+		volume.NewDefaultClass(s),
+		csr.New(s, authority),
 	}, nil
 }

@@ -137,9 +137,20 @@ func (r *volumes) setPhase(ctx context.Context, v *corev1.PersistentVolume, phas
 	return ignorable("status of volume "+v.Name, second(r.volumes.UpdateStatus(ctx, next)))
 }
 
-// Ensure makes the default storage class of a new cluster: where there is no
-// class at all.
-func Ensure(ctx context.Context, c *client.Client) error {
+// NewDefaultClass is the controller that makes the default storage class of a new
+// cluster: once a term, and only where there is no class at all.
+func NewDefaultClass(s *cluster.Cluster) controller.Controller {
+	once := make(chan controller.Key, 1)
+	once <- controller.Key{Name: DefaultClass().Name}
+	return controller.Controller{
+		Name: "default-storageclass", Workers: 1, Sources: []controller.Source{controller.Channel(once)},
+		Reconcile: func(ctx context.Context, _ controller.Key) (controller.Result, error) {
+			return controller.Result{}, ensure(ctx, s.Client)
+		},
+	}
+}
+
+func ensure(ctx context.Context, c *client.Client) error {
 	classes := client.For[*storagev1.StorageClass](c)
 	list, _, err := classes.List(ctx, client.ListOptions{Limit: 1})
 	if err != nil || len(list) > 0 {

@@ -142,9 +142,8 @@ func TestBindsByHand(t *testing.T) {
 
 func TestLocalVolumeFromFirstConsumerToItsEnd(t *testing.T) {
 	w := run(t)
-	if err := Ensure(t.Context(), w.Client); err != nil {
-		t.Fatal(err)
-	}
+	w.Run(NewDefaultClass(w.Cluster))
+	w.Eventually("a default class", func() bool { return testkit.Exists[*storagev1.StorageClass](w, "", "local") })
 	testkit.Create(w, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{corev1.LabelHostname: "host-n"}}})
 	c := testkit.Create(w, pvc("c", "1Gi", "local"))
 	w.Eventually("it waits", func() bool { p, _ := phases(w, "c", ""); return p == corev1.ClaimPending })
