@@ -86,7 +86,7 @@ func (r *claims) ofClass(ev client.Event[*storagev1.StorageClass]) []controller.
 	if ev.Type == client.Deleted {
 		return nil
 	}
-	return r.pending(ev.Object.Name)
+	return append(r.pending(ev.Object.Name), r.pending("")...)
 }
 
 func (r *claims) pending(className string) []controller.Key {
@@ -241,6 +241,14 @@ func (r *claims) setPhase(ctx context.Context, c *corev1.PersistentVolumeClaim, 
 
 // bindOrProvision finds a volume for a claim, or has one made.
 func (r *claims) bindOrProvision(ctx context.Context, c *corev1.PersistentVolumeClaim) error {
+	if c.Spec.StorageClassName == nil && class(c) == "" {
+		if def := Default(r.StorageClasses.List()); def != nil {
+			// The class came after the claim.
+			next := c.DeepCopy()
+			next.Spec.StorageClassName = &def.Name
+			return ignorable("storage class of claim "+c.Name, second(r.claims.Update(ctx, next)))
+		}
+	}
 	var sc *storagev1.StorageClass
 	if name := class(c); name != "" {
 		sc, _ = r.StorageClasses.Get("", name)

@@ -21,6 +21,22 @@ func class(c *corev1.PersistentVolumeClaim) string {
 	return c.Annotations[corev1.BetaStorageClassAnnotation]
 }
 
+// Default is the newest of the classes that are marked as default, as in
+// Kubernetes; nil if none is.
+func Default(classes []*storagev1.StorageClass) *storagev1.StorageClass {
+	var best *storagev1.StorageClass
+	for _, sc := range classes {
+		if sc.Annotations["storageclass.kubernetes.io/is-default-class"] != "true" {
+			continue
+		}
+		if best == nil || best.CreationTimestamp.Before(&sc.CreationTimestamp) ||
+			best.CreationTimestamp.Equal(&sc.CreationTimestamp) && sc.Name < best.Name {
+			best = sc
+		}
+	}
+	return best
+}
+
 // refersTo tells whether a volume is meant for the claim: by uid, or by name
 // alone where somebody reserved it.
 func refersTo(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) bool {

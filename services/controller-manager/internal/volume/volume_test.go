@@ -202,3 +202,18 @@ func TestClassThatBindsAtOnce(t *testing.T) {
 	testkit.Create(w, pvc("c", "1Gi", "local"))
 	w.Eventually("it is bound", func() bool { p, _ := phases(w, "c", ""); return p == corev1.ClaimBound })
 }
+
+func TestClassThatComesAfterTheClaim(t *testing.T) {
+	w := run(t)
+	testkit.Create(w, pvc("c", "1Gi", "", func(c *corev1.PersistentVolumeClaim) { c.Spec.StorageClassName = nil }))
+	testkit.Create(w, pvc("none", "1Gi", ""))
+	w.Eventually("it waits", func() bool { p, _ := phases(w, "c", ""); return p == corev1.ClaimPending })
+	testkit.Create(w, DefaultClass())
+	w.Eventually("it has the default class", func() bool {
+		name := testkit.Get[*corev1.PersistentVolumeClaim](w, "default", "c").Spec.StorageClassName
+		return name != nil && *name == "local"
+	})
+	if name := testkit.Get[*corev1.PersistentVolumeClaim](w, "default", "none").Spec.StorageClassName; *name != "" {
+		t.Errorf("a claim that wants no class was given %q", *name)
+	}
+}
