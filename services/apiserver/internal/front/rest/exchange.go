@@ -40,6 +40,7 @@ type exchange struct {
 	size        int64
 	wroteHeader bool
 	hijacked    bool
+	long        bool // a watch or a stream
 	broken      bool
 }
 

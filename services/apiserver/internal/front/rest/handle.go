@@ -39,7 +39,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p := recover()
 		if p != nil && p != http.ErrAbortHandler {
 			h.log.Error("a request handler panicked", "method", r.Method, "path", r.URL.Path, "audit", audit, "panic", p, "stack", string(debug.Stack()))
-			h.metrics.panics.Add(1)
+			h.metrics.panics.Inc()
 			x.fail(apierrors.NewInternalError(fmt.Errorf("this request caused apiserver to panic. Look in the logs for details (audit id %s)", audit)))
 		}
 		x.finish(start, audit, span)

@@ -106,6 +106,7 @@ var (
 	collectiveVerbs = []string{"create", "list", "watch", "deletecollection"}
 	allVerbs        = []string{"list", "watch"}
 	watchVerbs      = []string{"watch"}
+	proxyVerbs      = []string{"create", "delete", "get", "patch", "update"}
 )
 
 // resolve finds the row that the path names and the verbs that are served there;
@@ -126,6 +127,9 @@ func (x *exchange) resolve() (verbs []string, connect string) {
 	}
 	if p.Subresource != "" {
 		sub, ok := kind.Subresources[p.Subresource]
+		if !ok && p.Subresource == "proxy" && !p.Watch {
+			return proxyVerbs, "proxy" // to be refused with a reason
+		}
 		if !ok || p.Watch || p.Rest != "" && sub.Connect != "proxy" {
 			return nil, ""
 		}

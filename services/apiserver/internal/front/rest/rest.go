@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/version"
 
 	"keelson.dev/services/apiserver/internal/front/rest/discovery"
@@ -56,6 +57,8 @@ type Config struct {
 	// Metrics, OpenIDConfiguration and JWKS serve /metrics,
 	// /.well-known/openid-configuration and /openid/v1/jwks; each may be nil.
 	Metrics, OpenIDConfiguration, JWKS http.Handler
+	// Registerer is where the front's own metrics go; nil is nowhere.
+	Registerer prometheus.Registerer
 	// Log is where requests are logged, at debug level; nil is slog's default.
 	Log *slog.Logger
 	// RequestTimeout ends requests that are neither watches nor streams; 0 is a
@@ -97,7 +100,7 @@ func New(cfg Config) *Handler {
 		log:       cfg.Log,
 		discovery: discovery.New(cfg.API.Table(), cfg.ServerAddresses),
 		openapi:   openapi.New(),
-		metrics:   newMetrics(),
+		metrics:   newMetrics(cfg.Registerer),
 	}
 	h.streams = stream.New(stream.Config{API: cfg.API, Tunnel: cfg.Tunnel, Log: cfg.Log})
 	h.paths = h.fixedPaths()

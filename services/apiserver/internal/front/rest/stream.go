@@ -15,9 +15,8 @@ func (x *exchange) serveStream(connect string, verbs []string) {
 	}
 	ctx, cancel := untilDrain(x.ctx)
 	defer cancel()
-	x.h.metrics.streams.Add(1)
-	defer x.h.metrics.streams.Add(-1)
-	if err := x.h.streams.Serve(x, x.r.WithContext(ctx), connect, x.target()); err != nil && !x.hijacked {
+	defer x.h.metrics.running(x)()
+	if err := x.h.streams.Serve(x, x.r.WithContext(ctx), connect, x.verb, x.target()); err != nil && !x.hijacked {
 		x.fail(err)
 	}
 }

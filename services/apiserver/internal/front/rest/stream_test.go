@@ -437,6 +437,8 @@ func TestStreamRefusals(t *testing.T) {
 		{"a websocket needs create", "reader", "GET", "exec", "command=a", "websocket", 403, "create is not allowed"},
 		{"a log does not", "reader", "GET", "log", "", "", 200, ""},
 		{"method", "admin", "PUT", "exec", "", "", 405, "does not allow this method"},
+		{"proxy", "admin", "DELETE", "proxy/a/b", "", "", 501, "the proxy subresource is not offered"},
+		{"proxy for others", "nobody", "GET", "proxy", "", "", 403, "get is not allowed"},
 	} {
 		code, body := do(tc.user, tc.method, tc.subresource, tc.query, tc.upgrade)
 		if code != tc.code || !strings.Contains(body, tc.text) {

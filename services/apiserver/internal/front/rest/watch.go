@@ -57,8 +57,7 @@ func (x *exchange) watch() {
 		return
 	}
 	defer w.Close()
-	x.h.metrics.watches.Add(1)
-	defer x.h.metrics.watches.Add(-1)
+	defer x.h.metrics.running(x)()
 
 	header := x.Header()
 	if x.format.Encoding == negotiate.Protobuf {

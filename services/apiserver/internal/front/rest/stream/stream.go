@@ -49,13 +49,10 @@ const (
 	creationTimeout = 30 * time.Second
 )
 
-// Serve answers a request for a stream; connect is resource.Subresource.Connect.
-// The error is for the client, unless the connection was upgraded already.
-func (s *Server) Serve(w http.ResponseWriter, r *http.Request, connect string, t pipeline.Target) error {
-	verb := "get"
-	if r.Method == http.MethodPost {
-		verb = "create"
-	}
+// Serve answers a request for a stream; connect is resource.Subresource.Connect and
+// verb the request's. The error is for the client, unless the connection was
+// upgraded already.
+func (s *Server) Serve(w http.ResponseWriter, r *http.Request, connect, verb string, t pipeline.Target) error {
 	if err := s.authorize(r, verb, connect, t); err != nil {
 		return err
 	}
