@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc"
 
 	nodev1 "keelson.dev/proto/keelson/node/v1"
@@ -54,6 +55,8 @@ func startFronts(g *boot.Group, f fronts) {
 	f.spans.serve(server.Server, f.api, f.rights)
 	web := rest.New(rest.Config{
 		API: f.api, Authn: f.users, Tunnel: tunnels,
+		Registerer: f.status.Registry(),
+		Metrics:    promhttp.HandlerFor(f.status.Registry(), promhttp.HandlerOpts{}),
 		Checks: []rest.Check{
 			{Name: "ping", Live: true, Run: func(context.Context) error { return nil }},
 			{Name: "start", Run: ops.ReadyWhen(f.ready)},
