@@ -29,6 +29,7 @@ func Default(c Config) *Chain {
 			StorageProtection{},
 			certificates,
 			&DefaultStorageClass{State: c.State},
+			&PodTopology{State: c.State},
 		},
 		Validators: []Validator{
 			lifecycle,

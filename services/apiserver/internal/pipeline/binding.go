@@ -70,6 +70,9 @@ func (p *Pipeline) planBinding(c *change, cur *watchcache.Item, b *corev1.Bindin
 		return nil, err
 	}
 	a := c.attributes(admission.Create, b, nil)
+	if err := p.cfg.Admission.Admit(c.ctx, a); err != nil {
+		return nil, c.admissionError(b, err)
+	}
 	if err := p.cfg.Admission.Validate(c.ctx, a); err != nil {
 		return nil, c.admissionError(b, err)
 	}

@@ -165,9 +165,9 @@ func (p *Pipeline) mark(k *resource.Kind, obj resource.Object, grace int64) {
 	case before.After(now):
 		obj.SetDeletionTimestamp(&at)
 	}
-	obj.SetDeletionGracePeriodSeconds(&grace)
-	if before == nil && k.Terminate != nil {
-		obj.SetDeletionGracePeriodSeconds(nil)
+	if k.Terminate == nil {
+		obj.SetDeletionGracePeriodSeconds(&grace)
+	} else if before == nil {
 		k.Terminate(obj)
 	}
 }

@@ -3,7 +3,9 @@ package pipeline
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/api/validation/path"
@@ -94,7 +96,8 @@ func validateNew(k *resource.Kind, r *resource.Rules, obj resource.Object) error
 	if check == nil {
 		check = defaultName
 	}
-	errs = append(validation.ValidateObjectMetaAccessor(obj, k.Namespaced, check, metadataPath), errs...)
+	meta := append(validation.ValidateObjectMetaAccessor(obj, k.Namespaced, check, metadataPath), checkFinalizers(obj)...)
+	errs = append(meta, errs...)
 	if len(errs) == 0 {
 		for _, message := range path.ValidatePathSegmentName(obj.GetName(), false) {
 			errs = append(errs, field.Invalid(metadataPath.Child("name"), obj.GetName(), message))
@@ -105,11 +108,22 @@ func validateNew(k *resource.Kind, r *resource.Rules, obj resource.Object) error
 
 // validateChanged checks an update.
 func validateChanged(k *resource.Kind, r *resource.Rules, obj, old resource.Object) error {
-	errs := validation.ValidateObjectMetaAccessorUpdate(obj, old, metadataPath)
+	errs := append(validation.ValidateObjectMetaAccessorUpdate(obj, old, metadataPath), checkFinalizers(obj)...)
 	if r.ValidateUpdate != nil {
 		errs = append(errs, r.ValidateUpdate(obj, old)...)
 	}
 	return invalid(k, obj, unique(errs))
+}
+
+// checkFinalizers lets only Kubernetes' own finalizers go without a domain.
+func checkFinalizers(obj metav1.Object) (errs field.ErrorList) {
+	for i, f := range obj.GetFinalizers() {
+		if strings.Contains(f, "/") || f == string(corev1.FinalizerKubernetes) || f == metav1.FinalizerOrphanDependents || f == metav1.FinalizerDeleteDependents {
+			continue
+		}
+		errs = append(errs, field.Invalid(metadataPath.Child("finalizers").Index(i), f, "name is neither a standard finalizer name nor is it fully qualified"))
+	}
+	return errs
 }
 
 // unique drops what a kind's own check of the metadata repeats.

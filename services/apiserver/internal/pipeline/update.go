@@ -2,8 +2,8 @@ package pipeline
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"strconv"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -13,6 +13,7 @@ import (
 	"keelson.dev/services/apiserver/internal/admission"
 	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
@@ -174,13 +175,13 @@ func checkVersion(c *change, cur *watchcache.Item, obj resource.Object) error {
 		}
 		return nil
 	}
-	rev, err := parseVersion(asked)
+	rev, err := strconv.ParseUint(asked, 10, 63)
 	if err != nil {
 		return apierrors.NewInvalid(c.kind.GVK.GroupKind(), c.target.Name, field.ErrorList{
-			field.Invalid(metadataPath.Child("resourceVersion"), asked, errors.Unwrap(err).Error()),
+			field.Invalid(metadataPath.Child("resourceVersion"), asked, err.Error()),
 		})
 	}
-	if rev != cur.Revision {
+	if store.Revision(rev) != cur.Revision {
 		return errConflict(c.gr(), c.target.Name)
 	}
 	return nil

@@ -1,0 +1,228 @@
+package pipeline_test
+
+import (
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"keelson.dev/services/apiserver/internal/pipeline"
+)
+
+func ptr[T any](v T) *T { return &v }
+
+func TestDelete(t *testing.T) {
+	f := newFixture(t)
+	cm := f.mustCreate(configMap("a")).(*corev1.ConfigMap)
+	_, err := f.delete(cm, pipeline.DeleteOptions{Preconditions: &metav1.Preconditions{UID: ptr(types.UID("other"))}})
+	wantStatus(t, err, 409, metav1.StatusReasonConflict, "the UID in the precondition (other) does not match the UID in record")
+	_, err = f.delete(cm, pipeline.DeleteOptions{Preconditions: &metav1.Preconditions{ResourceVersion: ptr("1")}})
+	wantStatus(t, err, 409, metav1.StatusReasonConflict, "the ResourceVersion in the precondition (1) does not match the ResourceVersion in record")
+	_, err = f.delete(cm, pipeline.DeleteOptions{PropagationPolicy: ptr(metav1.DeletionPropagation("Sideways"))})
+	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "propagationPolicy")
+	_, err = f.delete(cm, pipeline.DeleteOptions{PropagationPolicy: ptr(metav1.DeletePropagationOrphan), OrphanDependents: ptr(true)})
+	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "orphanDependents and deletionPropagation cannot be both set")
+	out, err := f.delete(cm, pipeline.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &cm.UID, ResourceVersion: &cm.ResourceVersion}})
+	if err != nil || !out.Gone || out.Item.Object.GetUID() != cm.UID {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	_, err = f.delete(cm)
+	wantStatus(t, err, 404, metav1.StatusReasonNotFound, `configmaps "a" not found`)
+}
+
+func TestFinalizersHoldAnObject(t *testing.T) {
+	f := newFixture(t)
+	cm := configMap("a")
+	cm.Finalizers = []string{"example.com/one", "example.com/two"}
+	f.mustCreate(cm)
+	out, err := f.delete(cm)
+	if err != nil || out.Gone || out.Item.Object.GetDeletionTimestamp() == nil || *out.Item.Object.GetDeletionGracePeriodSeconds() != 0 {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	before := out.Item.Object.GetResourceVersion()
+	if out, err := f.delete(cm); err != nil || out.Item.Object.GetResourceVersion() != before {
+		t.Errorf("a second delete: %+v, %v", out, err)
+	}
+	_, err = f.patch(cm, types.JSONPatchType, `[{"op":"add","path":"/metadata/finalizers/-","value":"example.com/three"}]`)
+	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted")
+	if out, err := f.patch(cm, types.MergePatchType, `{"metadata":{"finalizers":["example.com/two"]}}`); err != nil || out.Gone {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	out, err = f.patch(cm, types.MergePatchType, `{"metadata":{"finalizers":null}}`)
+	if err != nil || !out.Gone || len(out.Item.Object.GetFinalizers()) != 0 {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if get(f, cm) != nil {
+		t.Error("the object is still there")
+	}
+}
+
+func TestPropagationBecomesFinalizers(t *testing.T) {
+	f := newFixture(t)
+	for i, test := range []struct {
+		had    []string
+		policy metav1.DeletionPropagation
+		orphan *bool
+		want   []string
+	}{
+		{nil, metav1.DeletePropagationOrphan, nil, []string{"orphan"}},
+		{nil, metav1.DeletePropagationForeground, nil, []string{"foregroundDeletion"}},
+		{nil, "", ptr(true), []string{"orphan"}},
+		{nil, "", ptr(false), nil},
+		{[]string{"orphan"}, metav1.DeletePropagationBackground, nil, nil},
+		{[]string{"orphan"}, metav1.DeletePropagationForeground, nil, []string{"foregroundDeletion"}},
+		{[]string{"foregroundDeletion"}, "", nil, []string{"foregroundDeletion"}},
+		{[]string{"a.b/c"}, metav1.DeletePropagationOrphan, nil, []string{"a.b/c", "orphan"}},
+	} {
+		cm := configMap("p" + strconv.Itoa(i))
+		cm.Finalizers = test.had
+		f.mustCreate(cm)
+		o := pipeline.DeleteOptions{OrphanDependents: test.orphan}
+		if test.policy != "" {
+			o.PropagationPolicy = &test.policy
+		}
+		out, err := f.delete(cm, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out.Gone != (len(test.want) == 0) || !out.Gone && !slices.Equal(out.Item.Object.GetFinalizers(), test.want) {
+			t.Errorf("%+v: gone %v, finalizers %v", test, out.Gone, out.Item.Object.GetFinalizers())
+		}
+	}
+}
+
+// bound makes a pod that runs on a node.
+func (f *fixture) bound(name string) *corev1.Pod {
+	f.Helper()
+	p := pod(name)
+	p.Spec.NodeName = "node"
+	return f.mustCreate(p).(*corev1.Pod)
+}
+
+func TestGracefulDelete(t *testing.T) {
+	f := newFixture(t)
+	unscheduled := f.mustCreate(pod("unscheduled"))
+	if out, err := f.delete(unscheduled); err != nil || !out.Gone {
+		t.Errorf("a pod without a node: %+v, %v", out, err)
+	}
+	p := f.bound("a")
+	out, err := f.delete(p)
+	if err != nil || out.Gone {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	got := out.Item.Object
+	if *got.GetDeletionGracePeriodSeconds() != 30 || got.GetDeletionTimestamp().Unix() != f.now.Unix()+30 || got.GetGeneration() != p.Generation+1 {
+		t.Errorf("%+v", got)
+	}
+	f.now = f.now.Add(5 * time.Second)
+	version := got.GetResourceVersion()
+	for _, longer := range []*int64{nil, ptr(int64(30)), ptr(int64(60))} {
+		out, err = f.delete(p, pipeline.DeleteOptions{GracePeriodSeconds: longer})
+		if err != nil || out.Item.Object.GetResourceVersion() != version {
+			t.Errorf("a second delete changed the pod: %+v, %v", out, err)
+		}
+	}
+	out, err = f.delete(p, pipeline.DeleteOptions{GracePeriodSeconds: ptr(int64(10))})
+	if err != nil || *out.Item.Object.GetDeletionGracePeriodSeconds() != 10 || out.Item.Object.GetDeletionTimestamp().Unix() != f.now.Unix()-5+10 {
+		t.Errorf("a shorter grace: %+v, %v", out, err)
+	}
+	out, err = f.delete(p, pipeline.DeleteOptions{GracePeriodSeconds: ptr(int64(0))})
+	if err != nil || !out.Gone {
+		t.Errorf("no grace: %+v, %v", out, err)
+	}
+	q := f.bound("q")
+	out, err = f.delete(q, pipeline.DeleteOptions{GracePeriodSeconds: ptr(int64(-5))})
+	if err != nil || *out.Item.Object.GetDeletionGracePeriodSeconds() != 1 {
+		t.Errorf("negative grace is one second: %+v, %v", out, err)
+	}
+	r := f.bound("r")
+	r.Status.Phase = corev1.PodSucceeded
+	if _, err := f.update(r, "status"); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := f.delete(r); err != nil || !out.Gone {
+		t.Errorf("a finished pod: %+v, %v", out, err)
+	}
+}
+
+func TestNamespaces(t *testing.T) {
+	f := newFixture(t)
+	for _, name := range []string{"default", "kube-system"} {
+		ns := f.mustCreate(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
+		_, err := f.delete(ns)
+		wantStatus(t, err, 403, metav1.StatusReasonForbidden, `namespaces "`+name+`" is forbidden: this namespace may not be deleted`)
+	}
+	ns := f.mustCreate(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "a"}}).(*corev1.Namespace)
+	if ns.Labels[corev1.LabelMetadataName] != "a" || ns.Status.Phase != corev1.NamespaceActive || len(ns.Spec.Finalizers) != 1 {
+		t.Errorf("%+v", ns)
+	}
+	out, err := f.delete(ns)
+	if err != nil || out.Gone {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	got := get(f, ns)
+	if got.Status.Phase != corev1.NamespaceTerminating || got.DeletionTimestamp == nil || got.DeletionGracePeriodSeconds != nil {
+		t.Errorf("%+v", got)
+	}
+	if out, err := f.delete(ns); err != nil || out.Gone || out.Item.Object.GetResourceVersion() != got.ResourceVersion {
+		t.Errorf("a second delete: %+v, %v", out, err)
+	}
+	final := got.DeepCopy()
+	final.Spec.Finalizers = nil
+	out, err = f.update(final, "finalize")
+	if err != nil || !out.Gone {
+		t.Fatalf("finalize: %+v, %v", out, err)
+	}
+	if get(f, ns) != nil {
+		t.Error("the namespace is still there")
+	}
+}
+
+func TestDeleteCollection(t *testing.T) {
+	f := newFixture(t)
+	for i := range 5 {
+		cm := configMap("a" + strconv.Itoa(i))
+		cm.Labels = map[string]string{"even": strconv.FormatBool(i%2 == 0)}
+		f.mustCreate(cm)
+	}
+	target := pipeline.Target{Resource: configMapGVR, Namespace: "ns"}
+	list, err := f.DeleteCollection(f.ctx, target, pipeline.ListOptions{LabelSelector: "even=true"}, pipeline.DeleteOptions{})
+	if err != nil || len(list.Items) != 3 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	rest, err := f.List(f.ctx, target, pipeline.ListOptions{})
+	if err != nil || len(rest.Items) != 2 {
+		t.Errorf("%+v, %v", rest, err)
+	}
+}
+
+func TestEviction(t *testing.T) {
+	f := newFixture(t)
+	p := f.bound("a")
+	evict := func(name string, e *policyv1.Eviction) (*pipeline.Outcome, error) {
+		data, err := e.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f.Create(f.ctx, pipeline.Target{Resource: podGVR, Namespace: "ns", Name: name, Subresource: "eviction"},
+			pipeline.Body{Data: data, Type: pipeline.Message, GVK: policyv1.SchemeGroupVersion.WithKind("Eviction")}, pipeline.WriteOptions{})
+	}
+	_, err := evict("a", &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: "b"}})
+	wantStatus(t, err, 400, metav1.StatusReasonBadRequest, "name in URL does not match name in Eviction object")
+	_, err = evict("a", &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: "a"}, DeleteOptions: &metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: ptr(types.UID("x"))}}})
+	wantStatus(t, err, 409, metav1.StatusReasonConflict, "the UID in the precondition")
+	out, err := evict("a", &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
+	if err != nil || out.Status == nil || out.Status.Status != metav1.StatusSuccess {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if got := get(f, p); got.DeletionTimestamp == nil {
+		t.Error("the pod was not asked to go")
+	}
+	_, err = evict("none", &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: "none"}})
+	wantStatus(t, err, 404, metav1.StatusReasonNotFound, `pods "none" not found`)
+}
