@@ -50,8 +50,6 @@ type Kind struct {
 	// are nil for the two default columns, Name and Created At.
 	Columns []metav1.TableColumnDefinition
 	Cells   func(obj Object) []any
-	// NameCell, if set, is the cell of the Name column; nil shows metadata.name.
-	NameCell func(obj Object) string
 	// NoNameColumn is set where the table has no leading Name column (Event).
 	NoNameColumn bool
 	// Subresources by name.

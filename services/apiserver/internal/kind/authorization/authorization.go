@@ -23,14 +23,18 @@ func Kinds() []*resource.Kind {
 
 // SubjectAccessReview is the row of subjectaccessreviews.
 func SubjectAccessReview() *resource.Kind {
-	return row.Virtual[authorizationv1.SubjectAccessReview](
+	k := row.Virtual[authorizationv1.SubjectAccessReview](
 		authorizationv1.SchemeGroupVersion, "subjectaccessreviews", resource.VirtualSubjectAccessReview, false)
+	k.Rules = resource.Typed[*authorizationv1.SubjectAccessReview]{Validate: validateSubject}.Rules()
+	return k
 }
 
 // SelfSubjectAccessReview is the row of selfsubjectaccessreviews.
 func SelfSubjectAccessReview() *resource.Kind {
-	return row.Virtual[authorizationv1.SelfSubjectAccessReview](
+	k := row.Virtual[authorizationv1.SelfSubjectAccessReview](
 		authorizationv1.SchemeGroupVersion, "selfsubjectaccessreviews", resource.VirtualSelfSubjectAccessReview, false)
+	k.Rules = resource.Typed[*authorizationv1.SelfSubjectAccessReview]{Validate: validateSelf}.Rules()
+	return k
 }
 
 // SelfSubjectRulesReview is the row of selfsubjectrulesreviews.
@@ -41,6 +45,8 @@ func SelfSubjectRulesReview() *resource.Kind {
 
 // LocalSubjectAccessReview is the row of localsubjectaccessreviews.
 func LocalSubjectAccessReview() *resource.Kind {
-	return row.Virtual[authorizationv1.LocalSubjectAccessReview](
+	k := row.Virtual[authorizationv1.LocalSubjectAccessReview](
 		authorizationv1.SchemeGroupVersion, "localsubjectaccessreviews", resource.VirtualLocalSubjectAccessReview, true)
+	k.Rules = resource.Typed[*authorizationv1.LocalSubjectAccessReview]{Validate: validateLocal}.Rules()
+	return k
 }

@@ -1,8 +1,15 @@
 package core
 
 import (
-	corev1 "k8s.io/api/core/v1"
+	"fmt"
+	"strings"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"keelson.dev/services/apiserver/internal/kind/check"
+	"keelson.dev/services/apiserver/internal/kind/column"
 	"keelson.dev/services/apiserver/internal/kind/row"
 	"keelson.dev/services/apiserver/internal/resource"
 )
@@ -17,6 +24,8 @@ func Event() *resource.Kind {
 	k.ShortNames = []string{"ev"}
 	k.NoGeneration = true
 	k.TTLSeconds = EventTTLSeconds
+	k.Columns, k.Cells = EventColumns(), func(o resource.Object) []any { return EventCells(o.(*corev1.Event)) }
+	k.NoNameColumn = true
 	k.Fields = map[string]func(resource.Object) string{
 		"involvedObject.kind":            eventField(func(e *corev1.Event) string { return e.InvolvedObject.Kind }),
 		"involvedObject.namespace":       eventField(func(e *corev1.Event) string { return e.InvolvedObject.Namespace }),
@@ -30,7 +39,11 @@ func Event() *resource.Kind {
 		"source":                         eventField(eventSource),
 		"type":                           eventField(func(e *corev1.Event) string { return e.Type }),
 	}
-	k.Rules = resource.Typed[*corev1.Event]{CreateOnUpdate: true}.Rules()
+	k.Rules = resource.Typed[*corev1.Event]{
+		Validate:       validateEvent,
+		ValidateUpdate: func(e, _ *corev1.Event) field.ErrorList { return validateEvent(e) },
+		CreateOnUpdate: true,
+	}.Rules()
 	return k
 }
 
@@ -43,4 +56,116 @@ func eventSource(e *corev1.Event) string {
 		return e.Source.Component
 	}
 	return e.ReportingController
+}
+
+// clusterKinds are kinds of no namespace, whose events lie in `default`.
+var clusterKinds = map[string]bool{
+	"Node": true, "Namespace": true, "PersistentVolume": true, "StorageClass": true, "PriorityClass": true,
+	"ClusterRole": true, "ClusterRoleBinding": true, "CertificateSigningRequest": true, "ComponentStatus": true,
+}
+
+func validateEvent(o *corev1.Event) field.ErrorList {
+	var e check.Errors
+	if !o.EventTime.IsZero() {
+		ValidateNewEvent(&e, o, "reportingComponent")
+		return e.List
+	}
+	// An event about an object of no namespace lies in `default`, every other one
+	// beside its object.
+	switch about := o.InvolvedObject.Namespace; {
+	case about == "" && clusterKinds[o.InvolvedObject.Kind]:
+		if o.Namespace != metav1.NamespaceDefault && o.Namespace != metav1.NamespaceSystem {
+			e.Invalid(field.NewPath("involvedObject", "namespace"), about, "does not match event.namespace")
+		}
+	case about == "":
+		if o.Namespace != metav1.NamespaceDefault {
+			e.Invalid(field.NewPath("involvedObject", "namespace"), about, "does not match event.namespace")
+		}
+	case about != o.Namespace:
+		e.Invalid(field.NewPath("involvedObject", "namespace"), about, "does not match event.namespace")
+	}
+	e.Messages(field.NewPath("namespace"), "", o.Namespace, check.Subdomain(o.Namespace))
+	return e.List
+}
+
+// The newer form's limits on texts.
+const (
+	maxEventText = 128
+	maxEventNote = 1024
+)
+
+// ValidateNewEvent checks an event of the newer form, which says who saw what;
+// controller is how the field reportingController is called.
+func ValidateNewEvent(e *check.Errors, o *corev1.Event, controller string) {
+	text := func(child, value string) {
+		if value == "" {
+			e.Required(field.NewPath(child), "")
+		}
+		if len(value) > maxEventText {
+			e.Invalid(field.NewPath(child), "", "can have at most 128 characters")
+		}
+	}
+	if o.InvolvedObject.Namespace == "" && o.Namespace != metav1.NamespaceDefault && o.Namespace != metav1.NamespaceSystem {
+		e.Invalid(field.NewPath("involvedObject", "namespace"), "", "does not match event.namespace")
+	}
+	if o.ReportingController == "" {
+		e.Required(field.NewPath(controller), "")
+	}
+	e.Messages(field.NewPath(controller), "", o.ReportingController, check.LabelKey(o.ReportingController))
+	text("reportingInstance", o.ReportingInstance)
+	text("action", o.Action)
+	text("reason", o.Reason)
+	if len(o.Message) > maxEventNote {
+		e.Invalid(field.NewPath("message"), "", "can have at most 1024 characters")
+	}
+}
+
+// EventColumns and EventCells are shared with events.k8s.io.
+func EventColumns() []metav1.TableColumnDefinition {
+	event, object := corev1.Event{}, corev1.ObjectReference{}
+	name := column.Wide("Name", column.Doc(metav1.ObjectMeta{}, "name"))
+	name.Format = "name"
+	return []metav1.TableColumnDefinition{
+		column.Text("Last Seen", column.Doc(event, "lastTimestamp")),
+		column.Text("Type", column.Doc(event, "type")),
+		column.Text("Reason", column.Doc(event, "reason")),
+		column.Text("Object", column.Doc(event, "involvedObject")),
+		column.Wide("Subobject", column.Doc(object, "fieldPath")),
+		column.Wide("Source", column.Doc(event, "source")),
+		column.Text("Message", column.Doc(event, "message")),
+		column.Wide("First Seen", column.Doc(event, "firstTimestamp")),
+		column.Wide("Count", column.Doc(event, "count")),
+		name,
+	}
+}
+
+// EventCells fills EventColumns in.
+func EventCells(e *corev1.Event) []any {
+	first, last, count := e.FirstTimestamp, e.LastTimestamp, e.Count
+	if first.IsZero() {
+		first = metav1.NewTime(e.EventTime.Time)
+	}
+	switch {
+	case e.Series != nil:
+		last, count = metav1.NewTime(e.Series.LastObservedTime.Time), e.Series.Count
+	case last.IsZero():
+		last = first
+	}
+	if count == 0 {
+		count = 1 // an event that was not counted happened once
+	}
+	source := e.Source.Component
+	if source == "" {
+		source = e.ReportingController
+	}
+	if host := e.Source.Host; host != "" {
+		source += ", " + host
+	} else if e.ReportingInstance != "" && e.Source.Component == "" {
+		source += ", " + e.ReportingInstance
+	}
+	object := fmt.Sprintf("%s/%s", strings.ToLower(e.InvolvedObject.Kind), e.InvolvedObject.Name)
+	return []any{
+		column.Age(last), e.Type, e.Reason, object, e.InvolvedObject.FieldPath, source, strings.TrimSpace(e.Message),
+		column.Age(first), int64(count), e.Name,
+	}
 }

@@ -17,18 +17,24 @@ func Event() *resource.Kind {
 	k.NoGeneration = true
 	k.TTLSeconds = core.EventTTLSeconds
 	k.Fields = map[string]func(resource.Object) string{
-		"regarding.kind":            field(func(e *eventsv1.Event) string { return e.Regarding.Kind }),
-		"regarding.namespace":       field(func(e *eventsv1.Event) string { return e.Regarding.Namespace }),
-		"regarding.name":            field(func(e *eventsv1.Event) string { return e.Regarding.Name }),
-		"regarding.uid":             field(func(e *eventsv1.Event) string { return string(e.Regarding.UID) }),
-		"regarding.apiVersion":      field(func(e *eventsv1.Event) string { return e.Regarding.APIVersion }),
-		"regarding.resourceVersion": field(func(e *eventsv1.Event) string { return e.Regarding.ResourceVersion }),
-		"regarding.fieldPath":       field(func(e *eventsv1.Event) string { return e.Regarding.FieldPath }),
-		"reason":                    field(func(e *eventsv1.Event) string { return e.Reason }),
-		"reportingController":       field(func(e *eventsv1.Event) string { return e.ReportingController }),
-		"type":                      field(func(e *eventsv1.Event) string { return e.Type }),
+		"regarding.kind":            selectable(func(e *eventsv1.Event) string { return e.Regarding.Kind }),
+		"regarding.namespace":       selectable(func(e *eventsv1.Event) string { return e.Regarding.Namespace }),
+		"regarding.name":            selectable(func(e *eventsv1.Event) string { return e.Regarding.Name }),
+		"regarding.uid":             selectable(func(e *eventsv1.Event) string { return string(e.Regarding.UID) }),
+		"regarding.apiVersion":      selectable(func(e *eventsv1.Event) string { return e.Regarding.APIVersion }),
+		"regarding.resourceVersion": selectable(func(e *eventsv1.Event) string { return e.Regarding.ResourceVersion }),
+		"regarding.fieldPath":       selectable(func(e *eventsv1.Event) string { return e.Regarding.FieldPath }),
+		"reason":                    selectable(func(e *eventsv1.Event) string { return e.Reason }),
+		"reportingController":       selectable(func(e *eventsv1.Event) string { return e.ReportingController }),
+		"type":                      selectable(func(e *eventsv1.Event) string { return e.Type }),
 	}
-	k.Rules = resource.Typed[*eventsv1.Event]{CreateOnUpdate: true}.Rules()
+	k.Columns, k.Cells = core.EventColumns(), func(o resource.Object) []any { return core.EventCells(toCore(o.(*eventsv1.Event))) }
+	k.NoNameColumn = true
+	k.Rules = resource.Typed[*eventsv1.Event]{
+		Validate:       validate,
+		ValidateUpdate: validateUpdate,
+		CreateOnUpdate: true,
+	}.Rules()
 	k.StoredAs = &resource.Conversion{
 		GVK:  corev1.SchemeGroupVersion.WithKind("Event"),
 		To:   func(o resource.Object) resource.Object { return toCore(o.(*eventsv1.Event)) },
@@ -37,7 +43,7 @@ func Event() *resource.Kind {
 	return k
 }
 
-func field(f func(*eventsv1.Event) string) func(resource.Object) string {
+func selectable(f func(*eventsv1.Event) string) func(resource.Object) string {
 	return func(o resource.Object) string { return f(o.(*eventsv1.Event)) }
 }
 

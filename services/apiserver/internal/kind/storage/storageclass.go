@@ -1,16 +1,175 @@
 package storage
 
 import (
-	storagev1 "k8s.io/api/storage/v1"
+	"maps"
+	"strings"
 
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"keelson.dev/services/apiserver/internal/kind/check"
+	"keelson.dev/services/apiserver/internal/kind/column"
 	"keelson.dev/services/apiserver/internal/kind/row"
 	"keelson.dev/services/apiserver/internal/resource"
 )
+
+// The annotations that make a class the default.
+const (
+	IsDefaultAnnotation     = "storageclass.kubernetes.io/is-default-class"
+	betaIsDefaultAnnotation = "storageclass.beta.kubernetes.io/is-default-class"
+)
+
+// IsDefault tells the class that claims get which name none.
+func IsDefault(c *storagev1.StorageClass) bool {
+	return c.Annotations[IsDefaultAnnotation] == "true" || c.Annotations[betaIsDefaultAnnotation] == "true"
+}
 
 // StorageClass is the row of storageclasses.
 func StorageClass() *resource.Kind {
 	k := row.Cluster[storagev1.StorageClass, storagev1.StorageClassList](storagev1.SchemeGroupVersion, "storageclasses", "storageclasses")
 	k.ShortNames = []string{"sc"}
 	k.NoGeneration = true
+	k.Columns, k.Cells = columns(), cells
+	k.Rules = resource.Typed[*storagev1.StorageClass]{
+		Default: func(c *storagev1.StorageClass) {
+			if c.ReclaimPolicy == nil {
+				policy := corev1.PersistentVolumeReclaimDelete
+				c.ReclaimPolicy = &policy
+			}
+			if c.VolumeBindingMode == nil {
+				mode := storagev1.VolumeBindingImmediate
+				c.VolumeBindingMode = &mode
+			}
+		},
+		Validate:       validate,
+		ValidateUpdate: validateUpdate,
+	}.Rules()
 	return k
+}
+
+// Kubernetes' limits on parameters.
+const (
+	maxParameters     = 512
+	maxParameterBytes = 256 << 10
+)
+
+func validate(c *storagev1.StorageClass) field.ErrorList {
+	var e check.Errors
+	if c.Provisioner == "" {
+		e.Required(field.NewPath("provisioner"), "")
+	} else {
+		e.Messages(field.NewPath("provisioner"), "", c.Provisioner, check.LabelKey(strings.ToLower(c.Provisioner)))
+	}
+	validateParameters(&e, c.Parameters)
+	if c.ReclaimPolicy != nil {
+		supported(&e, "reclaimPolicy", *c.ReclaimPolicy, corev1.PersistentVolumeReclaimDelete, corev1.PersistentVolumeReclaimRetain)
+	}
+	if c.VolumeBindingMode == nil {
+		e.Required(field.NewPath("volumeBindingMode"), "")
+	} else {
+		supported(&e, "volumeBindingMode", *c.VolumeBindingMode, storagev1.VolumeBindingImmediate, storagev1.VolumeBindingWaitForFirstConsumer)
+	}
+	for i, t := range c.AllowedTopologies {
+		at := field.NewPath("allowedTopologies").Index(i)
+		validateTopology(&e, t, at)
+		for _, other := range c.AllowedTopologies[:i] {
+			if equality.Semantic.DeepEqual(t, other) {
+				e.Duplicate(at.Child("matchLabelExpressions"), "")
+				break
+			}
+		}
+		if len(t.MatchLabelExpressions) == 0 {
+			e.Duplicate(at.Child("matchLabelExpressions"), "") // Kubernetes takes an empty term for a repeated one
+		}
+	}
+	return e.List
+}
+
+func supported[T ~string](e *check.Errors, name string, value T, allowed ...T) {
+	for _, a := range allowed {
+		if value == a {
+			return
+		}
+	}
+	e.List = append(e.List, field.NotSupported(field.NewPath(name), value, allowed))
+}
+
+func validateParameters(e *check.Errors, parameters map[string]string) {
+	p := field.NewPath("parameters")
+	if len(parameters) > maxParameters {
+		e.List = append(e.List, field.TooLong(p, "Provisioner Parameters exceeded max allowed", maxParameters))
+	}
+	size := 0
+	for key, value := range parameters {
+		if key == "" {
+			e.Invalid(p, key, "field can not be empty.")
+		}
+		size += len(key) + len(value)
+	}
+	if size > maxParameterBytes {
+		e.List = append(e.List, field.TooLong(p, "", maxParameterBytes))
+	}
+}
+
+func validateTopology(e *check.Errors, t corev1.TopologySelectorTerm, p *field.Path) {
+	var keys check.Seen
+	for i, x := range t.MatchLabelExpressions {
+		at := p.Child("matchLabelExpressions").Index(i)
+		if len(x.Values) == 0 {
+			e.Required(at.Child("values"), "")
+		}
+		var values check.Seen
+		for j, v := range x.Values {
+			if values.Add(v) {
+				e.Duplicate(at.Child("values").Index(j), v)
+			}
+		}
+		e.Messages(at, "key", x.Key, check.LabelKey(x.Key))
+		if keys.Add(x.Key) {
+			e.Duplicate(at.Child("key"), x.Key)
+		}
+	}
+}
+
+func validateUpdate(c, old *storagev1.StorageClass) field.ErrorList {
+	e := check.Errors{List: validate(c)}
+	same := func(name string, equal bool) {
+		if !equal {
+			e.Invalid(field.NewPath(name), nil, check.Immutable)
+		}
+	}
+	same("parameters", maps.Equal(c.Parameters, old.Parameters))
+	same("provisioner", c.Provisioner == old.Provisioner)
+	same("reclaimPolicy", equality.Semantic.DeepEqual(c.ReclaimPolicy, old.ReclaimPolicy))
+	same("volumeBindingMode", equality.Semantic.DeepEqual(c.VolumeBindingMode, old.VolumeBindingMode))
+	return e.List
+}
+
+func columns() []metav1.TableColumnDefinition {
+	class := storagev1.StorageClass{}
+	return []metav1.TableColumnDefinition{
+		column.Text("Provisioner", column.Doc(class, "provisioner")),
+		column.Text("ReclaimPolicy", column.Doc(class, "reclaimPolicy")),
+		column.Text("VolumeBindingMode", column.Doc(class, "volumeBindingMode")),
+		column.Text("AllowVolumeExpansion", column.Doc(class, "allowVolumeExpansion")),
+		column.AgeColumn(),
+	}
+}
+
+func cells(o resource.Object) []any {
+	c := o.(*storagev1.StorageClass)
+	reclaim, binding := corev1.PersistentVolumeReclaimDelete, storagev1.VolumeBindingImmediate
+	if c.ReclaimPolicy != nil {
+		reclaim = *c.ReclaimPolicy
+	}
+	if c.VolumeBindingMode != nil {
+		binding = *c.VolumeBindingMode
+	}
+	return []any{
+		c.Provisioner, string(reclaim), string(binding), c.AllowVolumeExpansion != nil && *c.AllowVolumeExpansion,
+		column.Age(c.CreationTimestamp),
+	}
 }
