@@ -249,6 +249,9 @@ func TestWatch(t *testing.T) {
 	if _, err := f.update(configMap("b"), ""); err != nil { // loses its label
 		t.Fatal(err)
 	}
+	if _, err := f.List(f.ctx, maps, pipeline.ListOptions{}); err != nil { // lets the cache catch up
+		t.Fatal(err)
+	}
 	for name, test := range map[string]struct {
 		target pipeline.Target
 		o      pipeline.WatchOptions

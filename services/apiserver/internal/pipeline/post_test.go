@@ -31,7 +31,7 @@ func binding(pod, node string) *corev1.Binding {
 
 func TestBinding(t *testing.T) {
 	f := newFixture(t)
-	f.mustCreate(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{corev1.LabelTopologyZone: "z"}}})
+	get(f, f.mustCreate(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{corev1.LabelTopologyZone: "z"}}}))
 	p := f.mustCreate(pod("a")).(*corev1.Pod)
 	f.now = f.now.Add(1e10)
 	b := binding("a", "n")
