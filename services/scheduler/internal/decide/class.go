@@ -124,7 +124,10 @@ func (c *class) update() {
 		changes = nil
 	}
 	c.position = c.env.Position()
-	again := false
+	// Nodes and domains are numbered as they are now: changes from before others
+	// came or went cannot be taken in one by one.
+	const renumbered = state.NodeAdded | state.NodeRemoved | state.NodeLabels
+	again := slices.ContainsFunc(changes, func(ch state.Change) bool { return ch.What&renumbered != 0 })
 	for i := range changes {
 		ch := &changes[i]
 		if c.env.Nodes[ch.Node.Index] == ch.Node {

@@ -94,6 +94,16 @@ nodes:
 	return v
 }
 
+// Refuse is the verdict on a pod that no node can be found for, for a reason that
+// has nothing to do with any node.
+func (e *Engine) Refuse(p *state.Pod, plugin, reason string) *Verdict {
+	n := e.env.NodeCount()
+	return &Verdict{
+		Nodes: n, Message: fmt.Sprintf("0/%d nodes are available: %s.", n, reason),
+		Plugins: []string{plugin}, Class: p.Namespace + "/" + p.Name,
+	}
+}
+
 // class finds or makes the evaluation for a pod.
 func (e *Engine) class(p *state.Pod) *class {
 	e.clock++

@@ -99,9 +99,6 @@ func (b *neighbours) add(n *state.Node, p *state.Pod, sign int32) {
 
 // Apply implements Follower.
 func (b *neighbours) Apply(ch *state.Change) bool {
-	if len(b.own) > 0 && ch.What&(state.NodeRemoved|state.NodeLabels) != 0 {
-		return false
-	}
 	if ch.Pod != nil {
 		sign := int32(1)
 		if ch.Gone {

@@ -44,7 +44,8 @@ type Filter interface {
 
 // Follower is a plugin that depends on more than the node it is asked about.
 type Follower interface {
-	// Apply takes in a change; false says that it must be made anew.
+	// Apply takes in a change; false says that it must be made anew. So it must
+	// when nodes came, went or got other labels; it is then not called.
 	Apply(ch *state.Change) bool
 	// Refresh is called before the first question after changes.
 	Refresh()

@@ -169,9 +169,6 @@ func (s *spreading) add(n *state.Node, p *state.Pod, sign int32) {
 
 // Apply implements Follower.
 func (s *spreading) Apply(ch *state.Change) bool {
-	if ch.What&(state.NodeAdded|state.NodeRemoved|state.NodeLabels) != 0 {
-		return false
-	}
 	if ch.What&state.NodeTaints != 0 {
 		for i := range s.constraints {
 			if s.constraints[i].taints {

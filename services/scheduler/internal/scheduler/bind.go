@@ -46,9 +46,6 @@ func (s *Scheduler) bound(f *flight) {
 	s.cfg.Events.Normal(ctx, p.Object, "Scheduled", "Successfully assigned %s/%s to %s", p.Namespace, p.Name, f.node)
 	f.trace.end(nil)
 	s.metrics.scheduled(s.cfg.Now().Sub(f.item.Added), f.item.Attempts)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f.bound = true
 }
 
 // undo takes assumptions back and brings the pods back to the queue.
@@ -56,25 +53,27 @@ func (s *Scheduler) undo(batch []*flight, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, f := range batch {
-		key := f.item.Key()
-		if s.flights[key] != f {
-			continue // confirmed or gone meanwhile
-		}
-		delete(s.flights, key)
-		if s.env.Pod(key) == f.assumed {
-			s.env.RemovePod(key)
-			s.happened(&plugin.Event{Went: f.assumed})
-		}
-		s.metrics.failed()
-		if apierrors.IsNotFound(err) {
-			continue // the watch will say so too
-		}
-		if !errors.Is(err, context.Canceled) {
-			slog.Warn("pod was not bound", "pod", key.Namespace+"/"+key.Name, "node", f.node, "error", err)
-		}
-		s.requeue(f)
+		s.take(f, err)
 	}
 	s.poke()
+}
+
+// take takes one assumption back. The lock is held.
+func (s *Scheduler) take(f *flight, err error) {
+	key := f.item.Key()
+	if s.flights[key] != f {
+		return // confirmed or gone meanwhile
+	}
+	s.land(key, f)
+	if s.env.Pod(key) == f.assumed {
+		s.env.RemovePod(key)
+		s.happened(&plugin.Event{Went: f.assumed})
+	}
+	s.metrics.failed()
+	if !errors.Is(err, context.Canceled) && !apierrors.IsNotFound(err) {
+		slog.Warn("pod was not bound", "pod", key.Namespace+"/"+key.Name, "node", f.node, "error", err)
+	}
+	s.requeue(f)
 }
 
 // requeue brings a pod back as it is now.
@@ -91,5 +90,11 @@ func (s *Scheduler) requeue(f *flight) {
 	s.queue.Retry(f.item)
 }
 
-// land ends a flight because the watch shows what became of the pod.
-func (s *Scheduler) land(key state.Key, _ *flight, _ string) { delete(s.flights, key) }
+// land ends a flight, whatever became of the pod.
+func (s *Scheduler) land(key state.Key, f *flight) {
+	delete(s.flights, key)
+	if f.plan != nil {
+		f.plan.Release()
+		delete(s.waiting, key)
+	}
+}

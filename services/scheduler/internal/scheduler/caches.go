@@ -45,8 +45,13 @@ func NewCaches(c *client.Client) *Caches {
 				return &appsv1.ReplicaSet{ObjectMeta: slimMeta(&r.ObjectMeta), Spec: appsv1.ReplicaSetSpec{Selector: r.Spec.Selector}}
 			},
 		}),
-		Claims:         client.NewCache(c, client.CacheOptions[*corev1.PersistentVolumeClaim]{Transform: bare[*corev1.PersistentVolumeClaim]}),
-		Volumes:        client.NewCache(c, client.CacheOptions[*corev1.PersistentVolume]{Transform: bare[*corev1.PersistentVolume]}),
+		Claims: client.NewCache(c, client.CacheOptions[*corev1.PersistentVolumeClaim]{Transform: bare[*corev1.PersistentVolumeClaim]}),
+		Volumes: client.NewCache(c, client.CacheOptions[*corev1.PersistentVolume]{
+			Indexes: map[string]func(*corev1.PersistentVolume) []string{
+				byClass: func(v *corev1.PersistentVolume) []string { return []string{v.Spec.StorageClassName} },
+			},
+			Transform: bare[*corev1.PersistentVolume],
+		}),
 		StorageClasses: client.NewCache(c, client.CacheOptions[*storagev1.StorageClass]{Transform: bare[*storagev1.StorageClass]}),
 	}
 }
@@ -75,8 +80,11 @@ func (c *Caches) Synced(ctx context.Context) error {
 	return nil
 }
 
-// byNamespace is an index.
-const byNamespace = "namespace"
+// The indexes.
+const (
+	byNamespace = "namespace"
+	byClass     = "class"
+)
 
 // bare drops managed fields.
 func bare[T client.Object](obj T) T {

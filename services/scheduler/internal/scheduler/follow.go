@@ -40,6 +40,7 @@ func (s *Scheduler) selectorsChanged() {
 func (s *Scheduler) volumesChanged() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.look()
 	s.happened(&plugin.Event{Volumes: true})
 }
 
@@ -102,7 +103,7 @@ func (s *Scheduler) gone(key state.Key) {
 	s.queue.Delete(key)
 	delete(s.reports, key)
 	if f := s.flights[key]; f != nil {
-		s.land(key, f, "gone")
+		s.land(key, f)
 	}
 	if p := s.env.RemovePod(key); p != nil {
 		s.happened(&plugin.Event{Went: p})
@@ -114,7 +115,7 @@ func (s *Scheduler) placed(key state.Key, o *corev1.Pod) {
 	s.queue.Delete(key)
 	delete(s.reports, key)
 	if f := s.flights[key]; f != nil {
-		s.land(key, f, "confirmed")
+		s.land(key, f)
 	}
 	p := state.NewPod(o)
 	old := s.env.Pod(key)
@@ -145,7 +146,7 @@ func (s *Scheduler) pending(key state.Key, ev client.Event[*corev1.Pod]) {
 		if f.item.Pod.UID == o.UID {
 			return // its binding is under way, or the news of it
 		}
-		s.land(key, f, "replaced")
+		s.land(key, f)
 		s.env.RemovePod(key)
 	} else if p := s.env.RemovePod(key); p != nil { // another of that name was on a node
 		s.happened(&plugin.Event{Went: p})

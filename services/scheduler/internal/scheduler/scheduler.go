@@ -25,6 +25,7 @@ import (
 	"keelson.dev/services/scheduler/internal/plugin"
 	"keelson.dev/services/scheduler/internal/queue"
 	"keelson.dev/services/scheduler/internal/state"
+	"keelson.dev/services/scheduler/internal/volume"
 )
 
 // Config of a Scheduler.
@@ -47,8 +48,12 @@ type Scheduler struct {
 	env     *plugin.Env
 	engine  *decide.Engine
 	queue   *queue.Queue
+	volumes *volume.Binder
 	flights map[state.Key]*flight
-	ready   []*flight // decided, to be bound
+	// waiting are those whose claims get their volumes first; ready are those
+	// that have got them and are to be bound.
+	waiting map[state.Key]*flight
+	ready   []*flight
 	// reports are the refusals to be written to pods' status.
 	reports map[state.Key]report
 	// wake has a value when there may be work for the deciding goroutine, and
@@ -64,7 +69,10 @@ type flight struct {
 	began   time.Time
 	decided time.Time
 	trace   traced
-	bound   bool // the apiserver said so
+	// plan is how its claims get their volumes; nil if they have them. written
+	// says that the plan's writes are done.
+	plan    *volume.Plan
+	written bool
 }
 
 // New makes a scheduler and lets it follow the caches, which need not run yet.
@@ -77,6 +85,8 @@ func New(cfg Config) *Scheduler {
 		metrics:   newMetrics(),
 		queue:     queue.New(cfg.Now),
 		flights:   map[state.Key]*flight{},
+		waiting:   map[state.Key]*flight{},
+		volumes:   volume.NewBinder(lister{cfg.Caches}),
 		reports:   map[state.Key]report{},
 		wake:      make(chan struct{}, 1),
 		reporting: make(chan struct{}, 1),
@@ -131,20 +141,25 @@ func (s *Scheduler) Lead(ctx context.Context) error {
 	defer wg.Wait()
 	wg.Go(func() { s.writeReports(ctx) })
 	slots := make(chan struct{}, binders)
-	for ctx.Err() == nil {
-		batch, idle := s.round()
-		if len(batch) > 0 {
-			select {
-			case slots <- struct{}{}:
-			case <-ctx.Done():
-				s.undo(batch, ctx.Err())
-				return nil
-			}
-			wg.Go(func() {
-				defer func() { <-slots }()
-				s.bind(ctx, batch)
-			})
+	send := func(batch []*flight, write func(context.Context, []*flight)) {
+		if len(batch) == 0 {
+			return
 		}
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			s.undo(batch, ctx.Err())
+			return
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			write(ctx, batch)
+		})
+	}
+	for ctx.Err() == nil {
+		bind, provide, idle := s.round()
+		send(provide, s.provide)
+		send(bind, s.bind)
 		if idle {
 			s.rest(ctx)
 		}
@@ -158,25 +173,30 @@ const (
 	binders   = 4
 )
 
-// round decides until a batch is full, it has taken a while, or nobody waits.
-func (s *Scheduler) round() (batch []*flight, idle bool) {
+// round decides until a batch is full, it has taken a while, or nobody waits. It
+// returns the pods to be bound, and those whose claims get their volumes first.
+func (s *Scheduler) round() (bind, provide []*flight, idle bool) {
 	const most = 5 * time.Millisecond
 	began := s.cfg.Now()
-	for len(batch) < batchSize && s.cfg.Now().Sub(began) < most {
+	for len(bind)+len(provide) < batchSize && s.cfg.Now().Sub(began) < most {
 		f, none := s.one()
 		if none {
 			idle = true
 			break
 		}
-		if f != nil {
-			batch = append(batch, f)
+		switch {
+		case f == nil:
+		case f.plan != nil:
+			provide = append(provide, f)
+		default:
+			bind = append(bind, f)
 		}
 	}
 	s.mu.Lock()
-	batch = append(batch, s.ready...)
+	defer s.mu.Unlock()
+	bind = append(bind, s.ready...)
 	s.ready = nil
-	s.mu.Unlock()
-	return batch, idle
+	return bind, provide, idle
 }
 
 // rest waits for work.
@@ -196,6 +216,7 @@ func (s *Scheduler) rest(ctx context.Context) {
 	case <-timer.C:
 		s.mu.Lock()
 		s.queue.Flush()
+		s.look()
 		s.mu.Unlock()
 	}
 }
@@ -210,7 +231,13 @@ func (s *Scheduler) one() (f *flight, none bool) {
 	if it == nil {
 		return nil, true
 	}
-	v := s.decide(it)
+	demand, reason := s.volumes.Read(s.env.Cluster, it.Pod)
+	var v *decide.Verdict
+	if reason != "" {
+		v = s.engine.Refuse(it.Pod, plugin.VolumeBinding, reason)
+	} else {
+		v = s.engine.Decide(it.Pod, demand.Filters()...)
+	}
 	s.metrics.attempt(v.Node != nil, s.cfg.Now().Sub(began))
 	if v.Node == nil {
 		s.refuse(it, v, began)
@@ -221,11 +248,10 @@ func (s *Scheduler) one() (f *flight, none bool) {
 	f.assumed = it.Pod.On(f.node)
 	s.env.SetPod(f.assumed)
 	s.flights[it.Key()] = f
+	if f.plan = demand.Plan(v.Node); f.plan != nil {
+		s.waiting[it.Key()] = f
+	}
 	return f, false
-}
-
-func (s *Scheduler) decide(it *queue.Item) *decide.Verdict {
-	return s.engine.Decide(it.Pod)
 }
 
 // refuse puts a pod aside, and reports why if it is news.

@@ -50,6 +50,7 @@ type Cluster struct {
 	// NamespacesSeen counts changes of namespaces' labels.
 	NamespacesSeen uint64
 	images         map[string]int // nodes that have an image
+	claims         map[Key]int    // pods that use a claim
 
 	// Epoch changes when indexes lose their meaning: whoever kept any starts
 	// anew.
@@ -72,6 +73,7 @@ func New() *Cluster {
 		groups:     map[string]*Group{},
 		namespaces: map[string]labels.Set{},
 		images:     map[string]int{},
+		claims:     map[Key]int{},
 	}
 }
 
@@ -228,6 +230,7 @@ func (c *Cluster) SetPod(p *Pod) (old *Pod) {
 		c.byNS[p.Namespace] = map[Key]*Pod{}
 	}
 	c.byNS[p.Namespace][key] = p
+	c.countClaims(p, 1)
 	if n := c.names[p.Node]; n != nil {
 		c.settle(n, p)
 	} else {
@@ -243,6 +246,7 @@ func (c *Cluster) RemovePod(key Key) *Pod {
 		return nil
 	}
 	delete(c.pods, key)
+	c.countClaims(p, -1)
 	delete(c.byNS[p.Namespace], key)
 	if len(c.byNS[p.Namespace]) == 0 {
 		delete(c.byNS, p.Namespace)
@@ -299,3 +303,15 @@ func (c *Cluster) countImages(images map[string]int64, sign int) {
 
 // NodesWithImage is the number of nodes that have an image.
 func (c *Cluster) NodesWithImage(name string) int { return c.images[name] }
+
+func (c *Cluster) countClaims(p *Pod, sign int) {
+	for _, name := range p.Claims {
+		key := Key{p.Namespace, name}
+		if c.claims[key] += sign; c.claims[key] == 0 {
+			delete(c.claims, key)
+		}
+	}
+}
+
+// PodsWithClaim is the number of pods on nodes that use a claim.
+func (c *Cluster) PodsWithClaim(namespace, name string) int { return c.claims[Key{namespace, name}] }
