@@ -10,6 +10,7 @@ import (
 	"keelson.dev/services/controller-manager/internal/endpoints"
 	"keelson.dev/services/controller-manager/internal/endpointslice"
 	"keelson.dev/services/controller-manager/internal/garbage"
+	"keelson.dev/services/controller-manager/internal/job"
 	"keelson.dev/services/controller-manager/internal/namespace"
 	"keelson.dev/services/controller-manager/internal/nodeipam"
 	"keelson.dev/services/controller-manager/internal/nodelifecycle"
@@ -34,6 +35,7 @@ func (o *options) catalogue(s *cluster.Cluster, metadata []*garbage.Metadata, id
 	return []controller.Controller{
 		deployment.New(s),
 		replicaset.New(s),
+		job.New(s),
 		endpointslice.New(s),
 		endpoints.New(s),
 		namespace.New(s),

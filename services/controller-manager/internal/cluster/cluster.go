@@ -8,6 +8,7 @@ package cluster
 
 import (
 	"context"
+	"slices"
 
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
@@ -35,6 +36,8 @@ const (
 	ByNode = "node"
 	// ByClaim finds pods by the "namespace/name" of the claims that they mount.
 	ByClaim = "claim"
+	// ByJob finds pods that a job tracks by the "namespace/name" of the job.
+	ByJob = "job"
 	// ByService finds endpoint slices by the "namespace/name" of their service.
 	ByService = "service"
 	// ByVolume finds claims by the volume they are bound to.
@@ -93,6 +96,7 @@ func New(c *client.Client, events *event.Recorder) *Cluster {
 		ByNamespace:  namespaceOf[*corev1.Pod],
 		ByNode:       func(p *corev1.Pod) []string { return []string{p.Spec.NodeName} },
 		ByClaim:      claimsOf,
+		ByJob:        jobOf,
 	}})
 	s.Services = add(s, client.CacheOptions[*corev1.Service]{Transform: slim[*corev1.Service], Indexes: map[string]func(*corev1.Service) []string{
 		ByNamespace: namespaceOf[*corev1.Service],
@@ -158,6 +162,14 @@ func orphanage[T client.Object](obj T) []string {
 }
 
 func namespaceOf[T client.Object](obj T) []string { return []string{obj.GetNamespace()} }
+
+func jobOf(p *corev1.Pod) []string {
+	ref := metav1.GetControllerOfNoCopy(p)
+	if ref == nil || ref.Kind != "Job" || !slices.Contains(p.Finalizers, batchv1.JobTrackingFinalizer) {
+		return nil
+	}
+	return []string{p.Namespace + "/" + ref.Name}
+}
 
 func claimsOf(p *corev1.Pod) []string {
 	var out []string

@@ -1,0 +1,261 @@
+// Package job runs pods to completion.
+//
+// Each pod carries the finalizer batch.kubernetes.io/job-tracking until its end
+// is in the job's status: first its uid (or its index) is written, then the
+// finalizer is taken off, then the uid moves into a counter (KEP-2307). It must
+// never count a pod twice or lose one, whatever stops between two of these
+// writes.
+package job
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"time"
+
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/cluster"
+	"keelson.dev/services/controller-manager/internal/owner"
+	"keelson.dev/services/controller-manager/internal/podstate"
+	"keelson.dev/services/controller-manager/internal/podtemplate"
+	"keelson.dev/services/internal/controller"
+)
+
+// builtIn is the value of spec.managedBy that is this controller.
+const builtIn = batchv1.JobControllerName
+
+type reconciler struct {
+	*cluster.Cluster
+
+	jobs      client.Resource[*batchv1.Job]
+	pods      client.Resource[*corev1.Pod]
+	podWrites *controller.Writes
+	jobWrites *controller.Writes
+	now       func() time.Time
+}
+
+// New is the controller.
+func New(s *cluster.Cluster) controller.Controller {
+	r := &reconciler{
+		Cluster: s, jobs: client.For[*batchv1.Job](s.Client), pods: client.For[*corev1.Pod](s.Client),
+		podWrites: controller.NewWrites(s.Pods), jobWrites: controller.NewWrites(s.Jobs), now: time.Now,
+	}
+	return controller.Controller{
+		Name: "job", Workers: 5, Reconcile: r.reconcile,
+		Sources: []controller.Source{
+			controller.Objects(s.Jobs),
+			controller.From(s.Pods, r.ofPod),
+		},
+	}
+}
+
+func (r *reconciler) ofPod(ev client.Event[*corev1.Pod]) []controller.Key {
+	var keys []controller.Key
+	for _, p := range []*corev1.Pod{ev.Object, ev.Old} {
+		if p == nil {
+			continue
+		}
+		if ref := metav1.GetControllerOfNoCopy(p); ref != nil && ref.Kind == "Job" {
+			if key := (controller.Key{Namespace: p.Namespace, Name: ref.Name}); !slices.Contains(keys, key) {
+				keys = append(keys, key)
+			}
+		}
+	}
+	if len(keys) > 0 || ev.Type == client.Deleted || metav1.GetControllerOfNoCopy(ev.Object) != nil {
+		return keys
+	}
+	for _, j := range r.Jobs.ByIndex(cluster.ByNamespace, ev.Object.Namespace) {
+		if s, err := metav1.LabelSelectorAsSelector(j.Spec.Selector); err == nil && !s.Empty() && s.Matches(labels.Set(ev.Object.Labels)) {
+			keys = append(keys, client.KeyOf(j))
+		}
+	}
+	return keys
+}
+
+func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {
+	if err := errors.Join(r.podWrites.Fresh(key), r.jobWrites.Fresh(key)); err != nil {
+		return controller.Result{}, err
+	}
+	j, ok := r.Jobs.Get(key.Namespace, key.Name)
+	if err := r.releaseOrphans(ctx, key, j); err != nil {
+		return controller.Result{}, err
+	}
+	if !ok || j.Spec.ManagedBy != nil && *j.Spec.ManagedBy != builtIn {
+		return controller.Result{}, nil
+	}
+	selector, err := metav1.LabelSelectorAsSelector(j.Spec.Selector)
+	if err != nil || selector.Empty() {
+		return controller.Result{}, nil // validation keeps such an object out.
+	}
+	pods, err := r.claim(ctx, j, selector)
+	if err != nil {
+		return controller.Result{}, err
+	}
+	plan := Make(j, pods, r.now())
+	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, j, plan)
+}
+
+// releaseOrphans lets pods go whose job is gone, or was another of the name.
+func (r *reconciler) releaseOrphans(ctx context.Context, key controller.Key, j *batchv1.Job) error {
+	var orphans []*corev1.Pod
+	for _, p := range r.Pods.ByIndex(cluster.ByJob, key.String()) {
+		if ref := metav1.GetControllerOfNoCopy(p); j == nil || j.UID != ref.UID {
+			orphans = append(orphans, p)
+		}
+	}
+	if len(orphans) == 0 {
+		return nil
+	}
+	// The cache of jobs may be behind that of pods.
+	live, err := r.jobs.Get(ctx, key.Namespace, key.Name)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return err
+	}
+	if err == nil {
+		orphans = slices.DeleteFunc(orphans, func(p *corev1.Pod) bool { return metav1.GetControllerOfNoCopy(p).UID == live.UID })
+	}
+	return r.release(ctx, key, orphans)
+}
+
+// claim adopts and releases pods and returns those that belong to the job.
+func (r *reconciler) claim(ctx context.Context, j *batchv1.Job, selector labels.Selector) ([]*corev1.Pod, error) {
+	key := client.KeyOf(j)
+	claims := owner.Claim(j, selector, r.Pods.ByIndex(cluster.ByController, string(j.UID)), r.Pods.ByIndex(cluster.ByOrphanage, j.Namespace))
+	for _, p := range claims.Release {
+		_, err := r.pods.Patch(ctx, p.Namespace, p.Name, types.StrategicMergePatchType, owner.ReleasePatch(j.UID, p.UID, batchv1.JobTrackingFinalizer))
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			return nil, fmt.Errorf("release pod %s: %w", p.Name, err)
+		}
+	}
+	adopt := slices.DeleteFunc(claims.Adopt, func(p *corev1.Pod) bool { return !podstate.Active(p) })
+	if len(adopt) == 0 || finishedCondition(&j.Status) != nil {
+		return claims.Keep, nil
+	}
+	live, err := r.jobs.Get(ctx, j.Namespace, j.Name)
+	if err != nil || live.UID != j.UID || live.DeletionTimestamp != nil {
+		if apierrors.IsNotFound(err) {
+			err = nil
+		}
+		return claims.Keep, err
+	}
+	for _, p := range adopt {
+		got, err := r.pods.Patch(ctx, p.Namespace, p.Name, types.StrategicMergePatchType, owner.AdoptPatch(j, p.UID, batchv1.JobTrackingFinalizer))
+		if err != nil {
+			return nil, fmt.Errorf("adopt pod %s: %w", p.Name, err)
+		}
+		r.podWrites.Wrote(key, got.ResourceVersion)
+	}
+	return claims.Keep, controller.ErrStale // the next look sees them as ours.
+}
+
+// carryOut writes a plan. The status comes before the finalizers: what it does
+// not hold yet must not get lost.
+func (r *reconciler) carryOut(ctx context.Context, j *batchv1.Job, plan Plan) error {
+	key := client.KeyOf(j)
+	if plan.Expire {
+		return r.expire(ctx, j)
+	}
+	err := r.changePods(ctx, j, plan)
+	if !reflect.DeepEqual(plan.Status, j.Status) && finishedCondition(&j.Status) == nil {
+		next := j.DeepCopy()
+		next.Status = plan.Status
+		got, werr := r.jobs.UpdateStatus(ctx, next)
+		if apierrors.IsNotFound(werr) {
+			return err
+		}
+		if werr != nil {
+			return errors.Join(err, fmt.Errorf("status: %w", werr))
+		}
+		r.jobWrites.Wrote(key, got.ResourceVersion)
+	}
+	for _, e := range plan.Events {
+		if e.Warning {
+			r.Events.Warning(ctx, j, e.Reason, "%s", e.Message)
+		} else {
+			r.Events.Normal(ctx, j, e.Reason, "%s", e.Message)
+		}
+	}
+	return errors.Join(err, r.release(ctx, key, plan.Release))
+}
+
+func (r *reconciler) changePods(ctx context.Context, j *batchv1.Job, plan Plan) error {
+	var (
+		done podtemplate.Result
+		err  error
+	)
+	switch {
+	case len(plan.Delete) > 0:
+		if plan.Forget {
+			forget := slices.DeleteFunc(slices.Clone(plan.Delete), func(p *corev1.Pod) bool { return !tracked(p) })
+			if err := r.release(ctx, client.KeyOf(j), forget); err != nil {
+				return err
+			}
+		}
+		done, err = podtemplate.Delete(ctx, r.Cluster, j, plan.Delete)
+	case len(plan.Create) > 0:
+		pods := make([]*corev1.Pod, len(plan.Create))
+		for i, index := range plan.Create {
+			pods[i] = newPod(j, index, plan.Replaces[index])
+		}
+		done, err = podtemplate.Create(ctx, r.Cluster, j, pods)
+		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+			err = nil
+		}
+	}
+	for _, rv := range done.ResourceVersions {
+		r.podWrites.Wrote(client.KeyOf(j), rv)
+	}
+	return err
+}
+
+// release takes the tracking finalizer off pods.
+func (r *reconciler) release(ctx context.Context, key controller.Key, pods []*corev1.Pod) error {
+	writes := make([]client.Write, len(pods))
+	for i, p := range pods {
+		patch := fmt.Sprintf(`{"metadata":{"uid":%q,"$deleteFromPrimitiveList/finalizers":[%q]}}`, p.UID, batchv1.JobTrackingFinalizer)
+		writes[i] = client.PatchWrite[*corev1.Pod](p.Namespace, p.Name, types.StrategicMergePatchType, []byte(patch))
+	}
+	if len(writes) == 0 {
+		return nil
+	}
+	results, err := r.Client.CommitQuietly(ctx, writes...)
+	for i, res := range results {
+		switch {
+		case res.Err == nil:
+			r.podWrites.Wrote(key, res.ResourceVersion)
+		case apierrors.IsNotFound(res.Err), apierrors.IsConflict(res.Err):
+			// It is gone; the cache will show it.
+		case err == nil:
+			err = fmt.Errorf("release pod %s: %w", pods[i].Name, res.Err)
+		}
+	}
+	return err
+}
+
+// expire deletes a job whose time to live is over, if that is still so.
+func (r *reconciler) expire(ctx context.Context, j *batchv1.Job) error {
+	live, err := r.jobs.Get(ctx, j.Namespace, j.Name)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if live.UID != j.UID || !Make(live, nil, r.now()).Expire {
+		return nil
+	}
+	err = r.jobs.Delete(ctx, j.Namespace, j.Name, client.UID(j.UID), client.ResourceVersion(live.ResourceVersion), client.Propagation(metav1.DeletePropagationForeground))
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("delete: %w", err)
+	}
+	return nil
+}
