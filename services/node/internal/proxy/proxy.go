@@ -200,13 +200,13 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 }
 
-// syncOnce applies the changes under one span that follows from what caused them.
+// syncOnce applies the changes.
 func syncOnce(ctx context.Context, s *syncer, list Listing, watch *nftwatch.Watch, changes changes) (Applied, error) {
-	ctx, end := startSpan(ctx, changes)
+	begin := time.Now()
 	var applied Applied
 	var err error
 	watch.Own(func() { applied, err = s.sync(ctx, list, changes.services) })
-	end(applied, err)
+	record(ctx, changes, begin, applied, err)
 	return applied, err
 }
 

@@ -38,8 +38,7 @@ func fiveEndpoints(i int) []string {
 	return out
 }
 
-// The limits are ten times what a quiet machine needs, so that a busy one passes
-// and a change of the algorithm's order does not.
+// The limits are what is promised; a quiet machine needs a third of them.
 func TestScale(t *testing.T) {
 	const services = 1000
 	source := newTable()

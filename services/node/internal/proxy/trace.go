@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"time"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
@@ -11,12 +12,12 @@ import (
 	"keelson.dev/services/internal/telemetry"
 )
 
-// startSpan begins the span of one sync as a child of the first write that
-// caused it, linked to the others. A sync without a cause (the first one, a
-// repair) has no span.
-func startSpan(ctx context.Context, c changes) (context.Context, func(Applied, error)) {
-	if len(c.causes) == 0 {
-		return ctx, func(Applied, error) {}
+// record writes down a sync that changed the table as a span: a child of the
+// first write that caused it, linked to the others. A sync without a cause (the
+// first one, a repair) has none, and neither has one that found nothing to do.
+func record(ctx context.Context, c changes, begin time.Time, a Applied, err error) {
+	if len(c.causes) == 0 || (a.Operations == 0 && err == nil) {
+		return
 	}
 	var links []trace.Link
 	for _, tp := range c.causes[1:] {
@@ -25,18 +26,16 @@ func startSpan(ctx context.Context, c changes) (context.Context, func(Applied, e
 		}
 	}
 	ctx = telemetry.ContextWithTraceparent(ctx, c.causes[0])
-	ctx, span := otel.Tracer("keelson.dev/services/node/proxy").Start(ctx, "proxy sync", trace.WithLinks(links...))
-	return ctx, func(a Applied, err error) {
-		span.SetAttributes(
+	_, span := otel.Tracer("keelson.dev/services/node/proxy").Start(ctx, "proxy sync",
+		trace.WithTimestamp(begin), trace.WithLinks(links...), trace.WithAttributes(
 			attribute.Int("keelson.services", a.Services),
 			attribute.Int("keelson.nft.operations", a.Operations),
-			attribute.Bool("keelson.proxy.full", a.Full))
-		if len(c.services) == 1 {
-			span.SetAttributes(attribute.String("keelson.service", c.services[0].String()))
-		}
-		if err != nil {
-			span.SetStatus(codes.Error, err.Error())
-		}
-		span.End()
+			attribute.Bool("keelson.proxy.full", a.Full)))
+	if len(c.services) == 1 {
+		span.SetAttributes(attribute.String("keelson.service", c.services[0].String()))
 	}
+	if err != nil {
+		span.SetStatus(codes.Error, err.Error())
+	}
+	span.End()
 }
