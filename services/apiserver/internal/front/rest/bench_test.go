@@ -76,3 +76,12 @@ func BenchmarkListJSON(b *testing.B) {
 func BenchmarkListTable(b *testing.B) {
 	benchmarkGet(b, "/api/v1/pods", "application/json;as=Table;v=v1;g=meta.k8s.io", 5000)
 }
+
+// BenchmarkNew is what the front adds to the start.
+func BenchmarkNew(b *testing.B) {
+	f := newFake(kind.All()...)
+	b.ReportAllocs()
+	for b.Loop() {
+		New(Config{API: f, Authn: fakeAuthn{}})
+	}
+}

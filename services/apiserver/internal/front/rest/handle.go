@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -19,6 +20,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"keelson.dev/services/apiserver/internal/front/rest/discovery"
+	"keelson.dev/services/apiserver/internal/front/rest/negotiate"
 	"keelson.dev/services/apiserver/internal/front/rest/route"
 	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/internal/telemetry"
@@ -203,8 +206,13 @@ func (x *exchange) serveDiscovery() {
 		x.fail(errMethod())
 		return
 	}
-	if !x.h.discovery.Serve(x, x.r, &x.path) {
+	switch err := x.h.discovery.Serve(x, x.r, &x.path); {
+	case errors.Is(err, discovery.ErrNotFound):
 		x.fail(errNotFound())
+	case errors.Is(err, discovery.ErrNotAcceptable):
+		x.fail(errNotAcceptable(negotiate.BodyTypes))
+	case err != nil:
+		x.fail(err)
 	}
 }
 

@@ -124,6 +124,7 @@ func TestRefusals(t *testing.T) {
 		text                     string
 	}{
 		{"unknown group", "GET", "/apis/none", "", nil, 404, "NotFound", "the server could not find the requested resource"},
+		{"discovery as HTML", "GET", "/apis", "", map[string]string{"Accept": "text/html"}, 406, "NotAcceptable", ""},
 		{"unknown version", "GET", "/apis/apps/v9", "", nil, 404, "NotFound", ""},
 		{"unknown resource", "GET", "/api/v1/nopes", "", nil, 404, "NotFound", "the server could not find the requested resource"},
 		{"unknown subresource", "GET", "/api/v1/namespaces/ns/pods/p/nope", "", nil, 404, "NotFound", ""},

@@ -2,17 +2,19 @@
 // in the old form (a document for each group and version) and the aggregated one
 // (everything at once).
 //
-// The documents are made once from the table of kinds and served as bytes. It must
-// never list what the table does not have.
+// The documents are made once, when first asked for, from the table of kinds, and
+// served as bytes. It must never list what the table does not have.
 package discovery
 
 import (
 	"crypto/sha512"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"slices"
 	"strconv"
+	"sync"
 
 	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
 	apidiscoveryv2beta1 "k8s.io/api/apidiscovery/v2beta1"
@@ -32,11 +34,17 @@ type Documents struct {
 	paths  []string
 }
 
-// document is one path's, in its forms.
+// document is one path's. Its forms are made when they are first asked for.
 type document struct {
-	forms map[negotiate.DiscoveryFormat]*form
-	// aggregated tells whether there is an aggregated form.
-	aggregated bool
+	sources map[string]source // by version of the aggregated form; "" is the old one
+	mu      sync.Mutex
+	forms   map[negotiate.DiscoveryFormat]*form
+}
+
+// source makes one version of a document.
+type source struct {
+	gvk  schema.GroupVersionKind
+	make func() message
 }
 
 type form struct {
@@ -89,60 +97,87 @@ func New(t *resource.Table, addresses []string) *Documents {
 // Paths are the paths of all documents.
 func (d *Documents) Paths() []string { return d.paths }
 
-// add makes a document in its forms; with groups also the aggregated ones.
+// add adds a document; with groups it also has the aggregated forms.
 func (d *Documents) add(path, kind string, old message, groups []*group) {
-	doc := &document{forms: map[negotiate.DiscoveryFormat]*form{}, aggregated: groups != nil}
+	doc := &document{
+		sources: map[string]source{"": {schema.GroupVersionKind{Version: "v1", Kind: kind}, func() message { return old }}},
+		forms:   map[negotiate.DiscoveryFormat]*form{},
+	}
 	d.byPath[path] = doc
 	d.paths = append(d.paths, path)
-	doc.encode("", schema.GroupVersionKind{Version: "v1", Kind: kind}, old)
 	if groups == nil {
 		return
 	}
-	v2 := aggregate(groups)
-	doc.encode("v2", apidiscoveryv2.SchemeGroupVersion.WithKind("APIGroupDiscoveryList"), v2)
-	var beta apidiscoveryv2beta1.APIGroupDiscoveryList
-	text, err := json.Marshal(v2) // the two versions have the same fields
-	if err == nil {
-		err = json.Unmarshal(text, &beta)
+	doc.sources["v2"] = source{
+		apidiscoveryv2.SchemeGroupVersion.WithKind("APIGroupDiscoveryList"),
+		func() message { return aggregate(groups) },
 	}
-	if err != nil {
-		panic(err)
+	doc.sources["v2beta1"] = source{
+		apidiscoveryv2beta1.SchemeGroupVersion.WithKind("APIGroupDiscoveryList"),
+		func() message { return beta(aggregate(groups)) },
 	}
-	beta.APIVersion = apidiscoveryv2beta1.SchemeGroupVersion.String()
-	doc.encode("v2beta1", apidiscoveryv2beta1.SchemeGroupVersion.WithKind("APIGroupDiscoveryList"), &beta)
 }
 
-// encode makes the encodings of one version of a document.
-func (doc *document) encode(version string, gvk schema.GroupVersionKind, m message) {
-	text, err := json.Marshal(m)
+// beta is the older version, which has the same fields.
+func beta(v2 *apidiscoveryv2.APIGroupDiscoveryList) message {
+	out := &apidiscoveryv2beta1.APIGroupDiscoveryList{}
+	text, err := json.Marshal(v2)
+	if err == nil {
+		err = json.Unmarshal(text, out)
+	}
 	if err != nil {
 		panic(err) // plain strings
 	}
-	asYAML, err := yaml.JSONToYAML(text)
-	if err != nil {
-		panic(err)
-	}
-	raw, err := m.Marshal()
-	if err != nil {
-		panic(err)
-	}
-	enveloped := codec.AppendEnvelopeHead(nil, gvk, len(raw))
-	enveloped = append(append(enveloped, raw...), codec.EnvelopeTail...)
-	for encoding, body := range map[negotiate.Encoding][]byte{
-		negotiate.JSON: append(text, '\n'), negotiate.YAML: asYAML, negotiate.Protobuf: enveloped,
-	} {
-		f := &form{contentType: encoding.MediaType(), body: body}
-		if version != "" {
-			f.contentType += ";g=apidiscovery.k8s.io;v=" + version + ";as=APIGroupDiscoveryList"
-			sum := sha512.Sum512(body)
-			f.etag = strconv.Quote(hex.EncodeToString(sum[:]))
-		}
-		doc.forms[negotiate.DiscoveryFormat{Encoding: encoding, Version: version}] = f
-	}
+	out.APIVersion = apidiscoveryv2beta1.SchemeGroupVersion.String()
+	return out
 }
 
-// Serve answers with the document of a path; false means that there is none.
-func (d *Documents) Serve(w http.ResponseWriter, r *http.Request, p *route.Path) bool {
+// form is one form of the document.
+func (doc *document) form(f negotiate.DiscoveryFormat) (*form, error) {
+	doc.mu.Lock()
+	defer doc.mu.Unlock()
+	if made := doc.forms[f]; made != nil {
+		return made, nil
+	}
+	s := doc.sources[f.Version]
+	body, err := encode(s.make(), s.gvk, f.Encoding)
+	if err != nil {
+		return nil, err
+	}
+	made := &form{contentType: f.Encoding.MediaType(), body: body}
+	if f.Version != "" {
+		made.contentType += ";g=apidiscovery.k8s.io;v=" + f.Version + ";as=APIGroupDiscoveryList"
+		sum := sha512.Sum512(body)
+		made.etag = strconv.Quote(hex.EncodeToString(sum[:]))
+	}
+	doc.forms[f] = made
+	return made, nil
+}
+
+func encode(m message, gvk schema.GroupVersionKind, encoding negotiate.Encoding) ([]byte, error) {
+	if encoding == negotiate.Protobuf {
+		raw, err := m.Marshal()
+		if err != nil {
+			return nil, err
+		}
+		body := codec.AppendEnvelopeHead(nil, gvk, len(raw))
+		return append(append(body, raw...), codec.EnvelopeTail...), nil
+	}
+	text, err := json.Marshal(m)
+	if err != nil || encoding == negotiate.JSON {
+		return append(text, '\n'), err
+	}
+	return yaml.JSONToYAML(text)
+}
+
+// The refusals of Serve, which has then written nothing.
+var (
+	ErrNotFound      = errors.New("no such group or version")
+	ErrNotAcceptable = errors.New("no acceptable form")
+)
+
+// Serve answers with the document of a path.
+func (d *Documents) Serve(w http.ResponseWriter, r *http.Request, p *route.Path) error {
 	path := "/apis"
 	switch p.Form {
 	case route.APIVersions:
@@ -156,13 +191,16 @@ func (d *Documents) Serve(w http.ResponseWriter, r *http.Request, p *route.Path)
 	}
 	doc := d.byPath[path]
 	if doc == nil {
-		return false
+		return ErrNotFound
 	}
-	format, ok := negotiate.AcceptDiscovery(r.Header.Get("Accept"), doc.aggregated)
+	format, ok := negotiate.AcceptDiscovery(r.Header.Get("Accept"), len(doc.sources) > 1)
 	if !ok {
-		format = negotiate.DiscoveryFormat{}
+		return ErrNotAcceptable
 	}
-	f := doc.forms[format]
+	f, err := doc.form(format)
+	if err != nil {
+		return err
+	}
 	header := w.Header()
 	header.Set("Vary", "Accept")
 	if f.etag != "" {
@@ -170,12 +208,12 @@ func (d *Documents) Serve(w http.ResponseWriter, r *http.Request, p *route.Path)
 		header.Set("Cache-Control", "public")
 		if r.Header.Get("If-None-Match") == f.etag {
 			w.WriteHeader(http.StatusNotModified)
-			return true
+			return nil
 		}
 	}
 	header.Set("Content-Type", f.contentType)
 	header.Set("Content-Length", strconv.Itoa(len(f.body)))
 	w.WriteHeader(http.StatusOK)
 	_, _ = w.Write(f.body)
-	return true
+	return nil
 }
