@@ -166,18 +166,19 @@ func (o *options) node(_ context.Context, g *boot.Group, s *settings, id *identi
 	heartbeat := registration.NewHeartbeat(c, o.name, node.Node, o.heartbeat)
 	g.Go("heartbeat", heartbeat.Run)
 	g.Go("network cache", cache.Run)
+	proxyMetrics, dnsMetrics := proxy.NewMetrics(status.Registry()), dns.NewMetrics(status.Registry())
 	g.Go("pod network", func(ctx context.Context) error { return o.podNetwork(ctx, s, node, cache, hostPorts) })
 	g.Go("proxy", func(ctx context.Context) error {
 		return proxy.Run(ctx, proxy.Config{
 			Node: proxy.Node{
 				Name: o.name, Addresses: []netip.Addr{s.address}, ClusterCIDR: s.pods, ServiceCIDR: s.services, NodeLocal: []netip.Addr{s.dns},
 			},
-			Source: cache, Zone: func() string { return cache.Zone(o.name) },
+			Source: cache, Zone: func() string { return cache.Zone(o.name) }, Metrics: proxyMetrics,
 		})
 	})
 	g.Go("dns", func(ctx context.Context) error {
 		return dns.Run(ctx, dns.Config{
-			Source: cache, ListenIP: s.dns, Domain: o.clusterDomain, ResolvConf: o.resolvConf, ClusterCIDR: s.pods, ServiceCIDR: s.services,
+			Source: cache, Metrics: dnsMetrics, ListenIP: s.dns, Domain: o.clusterDomain, ResolvConf: o.resolvConf, ClusterCIDR: s.pods, ServiceCIDR: s.services,
 		})
 	})
 	g.Go("agent", pods.Run)
