@@ -62,11 +62,11 @@ func newRig(t *testing.T) *rig {
 			return false
 		}
 		for _, c := range resp.Status.Conditions {
-			if !c.Status {
-				return false
+			if c.Type == "NetworkReady" {
+				return c.Status
 			}
 		}
-		return true
+		return false
 	})
 	r.start()
 	t.Cleanup(func() {
