@@ -16,7 +16,6 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/watchcache"
-	"keelson.dev/services/internal/telemetry"
 )
 
 const (
@@ -237,10 +236,7 @@ func (p *Pipeline) stage(c *change, s *step) (store.Write, bool, error) {
 		return store.Write{Key: c.key, Expect: s.expect}, true, nil
 	}
 	s.id = p.ids.next()
-	s.trace = telemetry.Traceparent(c.ctx)
-	if s.trace == "" && s.keepTrace && c.cur != nil {
-		s.trace = c.cur.Traceparent
-	}
+	p.trace(c, s)
 	same, err := p.encode(c, s)
 	if err != nil {
 		return store.Write{}, false, err

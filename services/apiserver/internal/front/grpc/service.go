@@ -42,6 +42,7 @@ func New(api pipeline.API) *Service {
 
 // Get implements ResourceService.
 func (s *Service) Get(ctx context.Context, r *resourcev1.GetRequest) (*resourcev1.GetResponse, error) {
+	describe(ctx, "get", r.GetRef())
 	out, err := s.api.Get(ctx, target(r.GetRef()), pipeline.GetOptions{ResourceVersion: r.GetResourceVersion()})
 	if err != nil {
 		return nil, wire(ctx, err)
@@ -52,6 +53,7 @@ func (s *Service) Get(ctx context.Context, r *resourcev1.GetRequest) (*resourcev
 
 // Create implements ResourceService.
 func (s *Service) Create(ctx context.Context, r *resourcev1.CreateRequest) (*resourcev1.CreateResponse, error) {
+	describe(ctx, "create", r.GetRef())
 	out, err := s.api.Create(ctx, target(r.GetRef()), s.body(r.GetObject()), writeOptions(ctx, r.GetOptions()))
 	if err != nil {
 		return nil, wire(ctx, err)
@@ -62,6 +64,7 @@ func (s *Service) Create(ctx context.Context, r *resourcev1.CreateRequest) (*res
 
 // Update implements ResourceService.
 func (s *Service) Update(ctx context.Context, r *resourcev1.UpdateRequest) (*resourcev1.UpdateResponse, error) {
+	describe(ctx, "update", r.GetRef())
 	out, err := s.api.Update(ctx, target(r.GetRef()), s.body(r.GetObject()), writeOptions(ctx, r.GetOptions()))
 	if err != nil {
 		return nil, wire(ctx, err)
@@ -79,6 +82,7 @@ var patchKinds = map[resourcev1.PatchRequest_Kind]types.PatchType{
 
 // Patch implements ResourceService.
 func (s *Service) Patch(ctx context.Context, r *resourcev1.PatchRequest) (*resourcev1.PatchResponse, error) {
+	describe(ctx, "patch", r.GetRef())
 	out, err := s.api.Patch(ctx, target(r.GetRef()), patchKinds[r.GetKind()],
 		pipeline.Body{Data: r.GetPatch(), Type: pipeline.JSON}, writeOptions(ctx, r.GetOptions()))
 	if err != nil {
@@ -90,6 +94,7 @@ func (s *Service) Patch(ctx context.Context, r *resourcev1.PatchRequest) (*resou
 
 // Apply implements ResourceService.
 func (s *Service) Apply(ctx context.Context, r *resourcev1.ApplyRequest) (*resourcev1.ApplyResponse, error) {
+	describe(ctx, "apply", r.GetRef())
 	o := writeOptions(ctx, r.GetOptions())
 	o.Force = r.GetForce()
 	out, err := s.api.Patch(ctx, target(r.GetRef()), types.ApplyPatchType, pipeline.Body{Data: r.GetConfiguration(), Type: pipeline.YAML}, o)
@@ -102,6 +107,7 @@ func (s *Service) Apply(ctx context.Context, r *resourcev1.ApplyRequest) (*resou
 
 // Delete implements ResourceService.
 func (s *Service) Delete(ctx context.Context, r *resourcev1.DeleteRequest) (*resourcev1.DeleteResponse, error) {
+	describe(ctx, "delete", r.GetRef())
 	out, err := s.api.Delete(ctx, target(r.GetRef()), deleteOptions(ctx, r))
 	if err != nil {
 		return nil, wire(ctx, err)
@@ -112,6 +118,7 @@ func (s *Service) Delete(ctx context.Context, r *resourcev1.DeleteRequest) (*res
 
 // DeleteCollection implements ResourceService.
 func (s *Service) DeleteCollection(ctx context.Context, r *resourcev1.DeleteCollectionRequest) (*resourcev1.DeleteCollectionResponse, error) {
+	describe(ctx, "deletecollection", r.GetRef())
 	d := deleteOptions(ctx, r)
 	list, err := s.api.DeleteCollection(ctx, target(r.GetRef()),
 		pipeline.ListOptions{LabelSelector: r.GetLabelSelector(), FieldSelector: r.GetFieldSelector()}, d)
@@ -129,6 +136,7 @@ func (s *Service) Commit(ctx context.Context, r *resourcev1.CommitRequest) (*res
 	if n := len(r.GetWrites()); n > maxWrites {
 		return nil, wire(ctx, apierrors.NewRequestEntityTooLargeError("a commit holds "+strconv.Itoa(n)+" writes; at most "+strconv.Itoa(maxWrites)+" are allowed"))
 	}
+	describeCommit(ctx, len(r.GetWrites()))
 	writes := make([]pipeline.Write, len(r.GetWrites()))
 	for i, w := range r.GetWrites() {
 		writes[i] = s.write(ctx, w)

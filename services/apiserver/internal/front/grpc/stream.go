@@ -18,6 +18,7 @@ const (
 // List implements ResourceService.
 func (s *Service) List(r *resourcev1.ListRequest, stream resourcev1.ResourceService_ListServer) error {
 	ctx := stream.Context()
+	describe(ctx, "list", r.GetRef())
 	list, err := s.api.List(ctx, target(r.GetRef()), pipeline.ListOptions{
 		LabelSelector: r.GetLabelSelector(), FieldSelector: r.GetFieldSelector(),
 		ResourceVersion: r.GetResourceVersion(), ResourceVersionMatch: r.GetResourceVersionMatch(),
