@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -133,5 +134,19 @@ func newPresence(cfg *config, api pipeline.API, https net.Addr) (*bootstrap.Pres
 	}
 	return &bootstrap.Presence{
 		API: api, Name: cfg.name, Address: address, ServiceIP: cfg.Services.Masked().Addr().Next(),
+		DNSIP: tenth(cfg.Services),
 	}, nil
+}
+
+// tenth is a range's tenth address, which clusters keep for their DNS (kubeadm's
+// convention); zero where the range is smaller.
+func tenth(r netip.Prefix) netip.Addr {
+	addr := r.Masked().Addr()
+	for range 10 {
+		addr = addr.Next()
+	}
+	if !r.Contains(addr) {
+		return netip.Addr{}
+	}
+	return addr
 }

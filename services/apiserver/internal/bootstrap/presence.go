@@ -51,7 +51,9 @@ type Presence struct {
 	Address netip.AddrPort
 	// ServiceIP is the Service's cluster IP, the first of the range.
 	ServiceIP netip.Addr
-	Now       func() time.Time
+	// DNSIP is the address that nodes answer DNS on; zero makes no Service of it.
+	DNSIP netip.Addr
+	Now   func() time.Time
 }
 
 // Run keeps it up until ctx ends, and then says goodbye.
@@ -176,7 +178,10 @@ func (p *Presence) publish(ctx context.Context, present []netip.AddrPort) error 
 	if err := apply(ctx, p.API, sliceGVR, endpointSlice(present), nextSlice); err != nil {
 		return err
 	}
-	return apply(ctx, p.API, endpointsGVR, endpoints(present), nextEndpoints)
+	if err := apply(ctx, p.API, endpointsGVR, endpoints(present), nextEndpoints); err != nil || !p.DNSIP.IsValid() {
+		return err
+	}
+	return apply(ctx, p.API, serviceGVR, dnsService(p.DNSIP), asItIs)
 }
 
 // apply creates an object, or changes it to what next makes of it; nothing is
