@@ -165,27 +165,6 @@ func listen(ctx context.Context, at netip.AddrPort) (net.PacketConn, net.Listene
 // Cleanup removes the interface with the DNS address.
 func Cleanup() error { return link.Remove(LinkName) }
 
-// Service is the object that tells users of the cluster where its DNS is. It has
-// no selector and needs none: nodes answer for its ClusterIP themselves. Whoever
-// bootstraps a cluster applies it.
-func Service(clusterIP netip.Addr) *corev1.Service {
-	s := &corev1.Service{}
-	s.APIVersion, s.Kind = "v1", "Service"
-	s.Namespace, s.Name = "kube-system", "kube-dns"
-	s.Labels = map[string]string{
-		"k8s-app":                       "kube-dns",
-		"kubernetes.io/cluster-service": "true",
-		"kubernetes.io/name":            "CoreDNS",
-	}
-	s.Spec.ClusterIP = clusterIP.String()
-	s.Spec.Type = corev1.ServiceTypeClusterIP
-	s.Spec.Ports = []corev1.ServicePort{
-		{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP},
-		{Name: "dns-tcp", Port: 53, Protocol: corev1.ProtocolTCP},
-	}
-	return s
-}
-
 // canonical is a name in lower case with a final dot.
 func canonical(name string) string {
 	return strings.ToLower(mdns.Fqdn(name))
