@@ -45,6 +45,8 @@ func (p *NodeRestriction) Validate(ctx context.Context, a *Attributes) error {
 		if a.Subresource != "status" || a.Operation != Update {
 			return fmt.Errorf("unexpected operation %q", a.Operation)
 		}
+	case group == "" && a.Kind.Resource == "persistentvolumes":
+		return p.volume(node, a)
 	case group == "" && a.Kind.Resource == "serviceaccounts" && a.Subresource == "token":
 		return p.token(ctx, node, a)
 	case group == coordinationv1.GroupName && a.Kind.Resource == "leases":
@@ -90,6 +92,27 @@ func (p *NodeRestriction) pod(node string, a *Attributes) error {
 	}
 	return fmt.Errorf("unexpected pod subresource %q, only 'status' and 'eviction' are allowed", a.Subresource)
 }
+
+// volume lets a node release a local volume whose data it has deleted, and change
+// nothing else of it.
+func (p *NodeRestriction) volume(node string, a *Attributes) error {
+	old, _ := a.Old.(*corev1.PersistentVolume)
+	pv, _ := a.Object.(*corev1.PersistentVolume)
+	if a.Subresource != "" || a.Operation != Update || old == nil || pv == nil {
+		return fmt.Errorf("unexpected operation %q", a.Operation)
+	}
+	left := slices.DeleteFunc(slices.Clone(old.Finalizers), func(f string) bool { return f == localData })
+	changed := pv.DeepCopy()
+	changed.Finalizers, changed.ManagedFields = old.Finalizers, old.ManagedFields
+	changed.Generation, changed.ResourceVersion = old.Generation, old.ResourceVersion
+	if old.DeletionTimestamp == nil || !slices.Equal(pv.Finalizers, left) || !equality.Semantic.DeepEqual(old, changed) {
+		return fmt.Errorf("node %q can only take the finalizer %s off a volume that is being deleted", node, localData)
+	}
+	return nil
+}
+
+// localData is the finalizer of volumes whose data a node keeps.
+const localData = "keelson.dev/local-data"
 
 func ownPod(node, verb string, obj any) error {
 	if pod, ok := obj.(*corev1.Pod); !ok || pod.Spec.NodeName != node {

@@ -55,7 +55,12 @@ type source struct {
 type volume struct {
 	claim   object
 	secrets []object
+	// holder is the node that keeps a local volume's data, as its label says.
+	holder string
 }
+
+// volumeNode is the label that names the node which keeps a volume's data.
+const volumeNode = "keelson.dev/node"
 
 func newGraph() *graph {
 	return &graph{
@@ -90,6 +95,13 @@ func (g *graph) reaches(node string, o object) bool {
 func (g *graph) mounts(node, name string) bool {
 	v, ok := g.volumes[name]
 	return ok && g.direct[v.claim][node] > 0
+}
+
+// holds tells whether the node keeps the volume's data.
+func (g *graph) holds(node, name string) bool {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.volumes[name].holder == node
 }
 
 // setPod takes in a pod as it is now. Nothing that it names can change once it is
@@ -157,11 +169,12 @@ func (g *graph) setVolume(pv *corev1.PersistentVolume) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.dropVolume(pv.Name)
-	ref := pv.Spec.ClaimRef
-	if ref == nil {
+	v := volume{holder: pv.Labels[volumeNode]}
+	if ref := pv.Spec.ClaimRef; ref != nil {
+		v.claim, v.secrets = object{claimKind, ref.Namespace, ref.Name}, volumeSecrets(pv)
+	} else if v.holder == "" {
 		return
 	}
-	v := volume{claim: object{claimKind, ref.Namespace, ref.Name}, secrets: volumeSecrets(pv)}
 	g.volumes[pv.Name] = v
 	for _, s := range v.secrets {
 		if g.holders[s] == nil {

@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"keelson.dev/services/apiserver/internal/request"
@@ -51,7 +52,7 @@ func NewNode() *Node {
 		core("secrets"):                n.readOne(secretKind),
 		core("configmaps"):             n.readOne(configMapKind),
 		core("persistentvolumeclaims"): n.claim,
-		core("persistentvolumes"):      n.getOne(volumeKind),
+		core("persistentvolumes"):      n.volume,
 		storage("volumeattachments"):   n.getOne(attachmentKind),
 		core("serviceaccounts"):        n.serviceAccount,
 		core("nodes"):                  n.node,
@@ -128,6 +129,26 @@ func (n *Node) claim(node string, a *request.Attributes) (bool, string) {
 		return false, "can only get/update/patch this type"
 	}
 	return n.related(node, claimKind, a)
+}
+
+// volume allows a node to get the volumes of its pods' claims, and to watch and
+// release (what of it may change, admission decides) those whose data it keeps.
+func (n *Node) volume(node string, a *request.Attributes) (bool, string) {
+	switch a.Verb {
+	case "list", "watch":
+		selector, err := labels.Parse(a.LabelSelector)
+		if err == nil {
+			if holder, ok := selector.RequiresExactMatch(volumeNode); ok && holder == node {
+				return true, ""
+			}
+		}
+		return false, "can only list/watch persistentvolumes with " + volumeNode + " label selector"
+	case "get", "update":
+		if a.Subresource == "" && n.graph.holds(node, a.Name) {
+			return true, ""
+		}
+	}
+	return n.getOne(volumeKind)(node, a)
 }
 
 func (n *Node) serviceAccount(node string, a *request.Attributes) (bool, string) {

@@ -185,6 +185,34 @@ func TestNodeReachesVolumesOfItsClaims(t *testing.T) {
 	}
 }
 
+func TestNodeReleasesVolumesItKeeps(t *testing.T) {
+	z := New()
+	g := z.Node.graph
+	g.setVolume(&corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv", Labels: map[string]string{volumeNode: "here"}}})
+	for _, verb := range []string{"get", "update"} {
+		if !allowed(z, asNode("here", verb, "persistentvolumes=pv")) {
+			t.Errorf("its node may not %s the volume", verb)
+		}
+		if allowed(z, asNode("there", verb, "persistentvolumes=pv")) {
+			t.Errorf("another node may %s the volume", verb)
+		}
+	}
+	if allowed(z, asNode("here", "delete", "persistentvolumes=pv")) {
+		t.Error("its node may delete the volume")
+	}
+	for selector, want := range map[string]bool{volumeNode + "=here": true, volumeNode + "=there": false, "": false, volumeNode: false} {
+		a := asNode("here", "watch", "persistentvolumes")
+		a.LabelSelector = selector
+		if got := allowed(z, a); got != want {
+			t.Errorf("watch with %q: %v, want %v", selector, got, want)
+		}
+	}
+	g.removeVolume("pv")
+	if allowed(z, asNode("here", "get", "persistentvolumes=pv")) {
+		t.Error("a removed volume is still reached")
+	}
+}
+
 func TestNodeByName(t *testing.T) {
 	z := New()
 	z.Node.graph.setPod(fullPod("p", "me"))

@@ -16,6 +16,10 @@ const (
 	// directory has deleted it.
 	DataFinalizer = "keelson.dev/local-data"
 
+	// NodeLabel names the node that keeps a volume's data: it may watch and
+	// release the volumes that bear its name.
+	NodeLabel = "keelson.dev/node"
+
 	provisionedBy = "pv.kubernetes.io/provisioned-by"
 	boundByUs     = "pv.kubernetes.io/bound-by-controller"
 	bindCompleted = "pv.kubernetes.io/bind-completed"
@@ -64,6 +68,7 @@ func Local(c *corev1.PersistentVolumeClaim, sc *storagev1.StorageClass, node *co
 	return &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:        name,
+			Labels:      map[string]string{NodeLabel: node.Name},
 			Annotations: map[string]string{provisionedBy: Provisioner},
 			Finalizers:  []string{"kubernetes.io/pv-protection", DataFinalizer},
 		},
