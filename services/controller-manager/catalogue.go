@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 
 	"keelson.dev/services/controller-manager/internal/aggregation"
 	"keelson.dev/services/controller-manager/internal/cluster"
@@ -18,6 +19,7 @@ import (
 	"keelson.dev/services/controller-manager/internal/replicaset"
 	"keelson.dev/services/controller-manager/internal/rootca"
 	"keelson.dev/services/controller-manager/internal/serviceaccount"
+	"keelson.dev/services/controller-manager/internal/tokensecret"
 	"keelson.dev/services/controller-manager/internal/volume"
 	"keelson.dev/services/internal/controller"
 	"keelson.dev/services/internal/identity"
@@ -32,6 +34,17 @@ func (o *options) catalogue(s *cluster.Cluster, metadata []*garbage.Metadata, id
 			return nil, fmt.Errorf("--cluster-ca: %w", err)
 		}
 	}
+	var signer *tokensecret.Signer
+	if o.serviceAccountKey != "" {
+		data, err := os.ReadFile(o.serviceAccountKey)
+		if err != nil {
+			return nil, fmt.Errorf("--service-account-key: %w", err)
+		}
+		if signer, err = tokensecret.ParseKey(data); err != nil {
+			return nil, fmt.Errorf("--service-account-key: %w", err)
+		}
+	}
+	ca := func() []byte { return id.Current().RootsPEM }
 	return []controller.Controller{
 		deployment.New(s),
 		replicaset.New(s),
@@ -41,7 +54,8 @@ func (o *options) catalogue(s *cluster.Cluster, metadata []*garbage.Metadata, id
 		namespace.New(s),
 		garbage.New(s, metadata),
 		serviceaccount.New(s),
-		rootca.New(s, func() []byte { return id.Current().RootsPEM }),
+		tokensecret.New(s, signer, ca),
+		rootca.New(s, ca),
 		aggregation.New(s),
 		nodeipam.New(s, o.nodeRanges),
 		nodelifecycle.New(s, nodelifecycle.Config{Grace: o.nodeGrace, StartGrace: o.nodeStartup}),
