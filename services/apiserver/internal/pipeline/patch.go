@@ -18,6 +18,7 @@ import (
 	kjson "sigs.k8s.io/json"
 
 	"keelson.dev/services/apiserver/internal/codec"
+	"keelson.dev/services/apiserver/internal/pipeline/typedpatch"
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
@@ -95,6 +96,9 @@ type patch struct {
 
 // object applies the patch to a copy of cur.
 func (a *patch) object(cur resource.Object) (resource.Object, error) {
+	if obj := a.typed(cur); obj != nil {
+		return obj, nil
+	}
 	out := a.c.kind.New()
 	if a.kind == types.StrategicMergePatchType {
 		return out, a.strategic(cur, a.c.kind.GVK, out)
@@ -104,6 +108,24 @@ func (a *patch) object(cur resource.Object) (resource.Object, error) {
 		return nil, err
 	}
 	return out, a.text(text, out)
+}
+
+// typed applies a common patch to the Go type; nil if it is not common.
+func (a *patch) typed(cur resource.Object) resource.Object {
+	var apply func(any, []byte) bool
+	switch a.kind {
+	case types.MergePatchType:
+		apply = typedpatch.Merge
+	case types.StrategicMergePatchType:
+		apply = typedpatch.Strategic
+	default:
+		return nil
+	}
+	obj, ok := cur.DeepCopyObject().(resource.Object)
+	if !ok || !apply(obj, a.data) {
+		return nil
+	}
+	return obj
 }
 
 // text applies a JSON or merge patch to an object's JSON and reads the result.
