@@ -34,7 +34,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.clusterCIDR, "cluster-cidr", "10.244.0.0/16", "range of pod addresses")
 	fs.IntVar(&o.nodeRanges.NodeMaskSize, "node-cidr-mask-size", 24, "size of a node's range of pod addresses")
 	fs.StringVar(&o.localVolumeDir, "local-volume-dir", "/var/lib/keelson/volumes", "directory on the nodes below which the local provisioner's volumes lie")
-	fs.DurationVar(&o.nodeGrace, "node-monitor-grace-period", 8*time.Second, "how long a node may be silent before it counts as unreachable")
+	fs.DurationVar(&o.nodeGrace, "node-monitor-grace-period", 40*time.Second, "how long a node may be silent at the most before it counts as unreachable; a node's Lease may state less")
 	fs.DurationVar(&o.nodeStartup, "node-startup-grace-period", time.Minute, "the same for a node that has not reported yet")
 	fs.IntVar(&o.terminatedPods, "terminated-pod-gc-threshold", 12500, "how many finished pods are kept; 0 keeps all")
 	fs.DurationVar(&o.signingDuration, "cluster-signing-duration", 365*24*time.Hour, "the longest validity of certificates signed")

@@ -41,7 +41,7 @@ import (
 
 // Config of a Server. Zero values mean the defaults.
 type Config struct {
-	// HeartbeatSeconds is what Welcome tells nodes; default 10.
+	// HeartbeatSeconds is what Welcome tells nodes; default 2.
 	HeartbeatSeconds int32
 	// MaxSessions bounds the sessions of a node, open and being opened; default
 	// 256.
@@ -65,7 +65,7 @@ type Server struct {
 // New makes a Server without nodes.
 func New(cfg Config) *Server {
 	if cfg.HeartbeatSeconds == 0 {
-		cfg.HeartbeatSeconds = 10
+		cfg.HeartbeatSeconds = 2
 	}
 	if cfg.MaxSessions == 0 {
 		cfg.MaxSessions = 256

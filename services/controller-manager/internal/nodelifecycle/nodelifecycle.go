@@ -33,7 +33,8 @@ import (
 
 // Config says how patient to be.
 type Config struct {
-	// Grace is how long a node may be silent: at least three of its heartbeats.
+	// Grace is how long a node may be silent at the most; one whose Lease states a
+	// shorter duration may be silent for that long.
 	Grace time.Duration
 	// StartGrace is the same for a node that has never been heard.
 	StartGrace time.Duration
@@ -166,11 +167,11 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 // again.
 func (r *reconciler) silence(n *corev1.Node, now time.Time) (wait time.Duration, silent bool) {
 	last, any := r.heard.last(n.Name, now)
-	grace := r.config.Grace
+	grace := r.grace(n.Name)
 	if condition(n, corev1.NodeReady) == nil {
 		grace = r.config.StartGrace
 	}
-	if now.Sub(any) >= r.config.Grace {
+	if now.Sub(any) >= grace {
 		grace *= 2 // nobody was heard: it may be us
 	}
 	if left := grace - now.Sub(last); left > 0 {
@@ -178,6 +179,15 @@ func (r *reconciler) silence(n *corev1.Node, now time.Time) (wait time.Duration,
 	}
 	r.heard.fell(n.Name)
 	return r.config.Grace, true
+}
+
+// grace is how long a renewal of the node's Lease is good for.
+func (r *reconciler) grace(node string) time.Duration {
+	l, ok := r.NodeLeases.Get(corev1.NamespaceNodeLease, node)
+	if !ok || l.Spec.LeaseDurationSeconds == nil || *l.Spec.LeaseDurationSeconds <= 0 {
+		return r.config.Grace
+	}
+	return min(r.config.Grace, time.Duration(*l.Spec.LeaseDurationSeconds)*time.Second)
 }
 
 func (r *reconciler) setUnknown(ctx context.Context, n *corev1.Node, conditions []corev1.NodeCondition) error {

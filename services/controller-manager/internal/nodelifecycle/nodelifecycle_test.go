@@ -195,3 +195,20 @@ func TestSilentNode(t *testing.T) {
 }
 
 var statusDoor = client.Subresource("status")
+
+func TestLeaseStatesThePatience(t *testing.T) {
+	w := testkit.Start(t)
+	eight, hour := int32(8), int32(3600)
+	for name, seconds := range map[string]*int32{"short": &eight, "long": &hour, "silent": nil} {
+		testkit.Create(w, &coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Namespace: corev1.NamespaceNodeLease, Name: name}, Spec: coordinationv1.LeaseSpec{LeaseDurationSeconds: seconds},
+		})
+	}
+	w.Eventually("the cache", func() bool { return w.Cluster.NodeLeases.Len() == 3 })
+	r := &reconciler{Cluster: w.Cluster, config: Config{Grace: 40 * time.Second}}
+	for name, want := range map[string]time.Duration{"short": 8 * time.Second, "long": 40 * time.Second, "silent": 40 * time.Second, "none": 40 * time.Second} {
+		if got := r.grace(name); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+}

@@ -14,9 +14,6 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// leaseDuration is what the Lease says it is good for, in seconds.
-const leaseDuration = int32(40)
-
 // Heartbeat renews a node's Lease.
 type Heartbeat struct {
 	client   *client.Client
@@ -70,7 +67,7 @@ func (h *Heartbeat) renew(ctx context.Context, interval time.Duration) error {
 	if h.lease == nil {
 		found, err := leases.Get(ctx, corev1.NamespaceNodeLease, h.name)
 		if apierrors.IsNotFound(err) {
-			h.lease, err = leases.Create(ctx, h.fresh())
+			h.lease, err = leases.Create(ctx, h.fresh(interval))
 			return err
 		}
 		if err != nil {
@@ -80,7 +77,7 @@ func (h *Heartbeat) renew(ctx context.Context, interval time.Duration) error {
 	}
 	next := h.lease.DeepCopy()
 	now := metav1.NewMicroTime(time.Now())
-	duration := leaseDuration
+	duration := leaseSeconds(interval)
 	next.Spec.RenewTime, next.Spec.HolderIdentity, next.Spec.LeaseDurationSeconds = &now, &h.name, &duration
 	h.own(next)
 	updated, err := leases.Update(ctx, next)
@@ -92,14 +89,18 @@ func (h *Heartbeat) renew(ctx context.Context, interval time.Duration) error {
 	return nil
 }
 
-func (h *Heartbeat) fresh() *coordinationv1.Lease {
+func (h *Heartbeat) fresh(interval time.Duration) *coordinationv1.Lease {
 	now := metav1.NewMicroTime(time.Now())
-	duration := leaseDuration
+	duration := leaseSeconds(interval)
 	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: h.name, Namespace: corev1.NamespaceNodeLease}}
 	l.Spec = coordinationv1.LeaseSpec{HolderIdentity: &h.name, LeaseDurationSeconds: &duration, RenewTime: &now}
 	h.own(l)
 	return l
 }
+
+// leaseSeconds is how long a renewal is good for: four intervals, as the kubelet's,
+// so that the node lifecycle controller is as patient as the heartbeat is slow.
+func leaseSeconds(interval time.Duration) int32 { return max(1, int32(4*interval/time.Second)) }
 
 // own makes the Lease go with its Node.
 func (h *Heartbeat) own(l *coordinationv1.Lease) {
