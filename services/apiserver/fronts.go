@@ -39,7 +39,9 @@ type fronts struct {
 
 // startFronts serves both fronts once the apiserver is ready.
 func startFronts(g *boot.Group, f fronts) {
-	tunnels := tunnel.New(tunnel.Config{})
+	// The controller-manager takes a node that is silent for four heartbeats for
+	// lost (--node-monitor-grace-period).
+	tunnels := tunnel.New(tunnel.Config{HeartbeatSeconds: 2})
 	unary, stream := grpcfront.Authentication(f.users, f.rights)
 	server := rpc.NewServer(rpc.ServerConfig{
 		Identity: f.id,
