@@ -34,7 +34,7 @@ func lacks(want, allocatable, requested int64) bool {
 }
 
 func (f *fit) Explain(n *state.Node) []string {
-	var out []string
+	out := make([]string, 0, 2)
 	if len(n.Pods)+1 > n.AllowedPods {
 		out = append(out, "Too many pods")
 	}

@@ -36,9 +36,9 @@ func (f *nodeAffinity) Check(n *state.Node) bool {
 	return ok
 }
 
-func (*nodeAffinity) Explain(*state.Node) []string {
-	return []string{"node(s) didn't match Pod's node affinity/selector"}
-}
+var nodeAffinityReasons = []string{"node(s) didn't match Pod's node affinity/selector"}
+
+func (*nodeAffinity) Explain(*state.Node) []string { return nodeAffinityReasons }
 
 // OnlyNodes are the names of the only nodes that the pod's affinity can match,
 // as the pods of a DaemonSet have it; false if it names none.

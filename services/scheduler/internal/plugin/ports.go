@@ -9,6 +9,6 @@ func (*ports) Name() string { return NodePorts }
 
 func (f *ports) Check(n *state.Node) bool { return n.PortsFree(f.pod.Ports) }
 
-func (*ports) Explain(*state.Node) []string {
-	return []string{"node(s) didn't have free ports for the requested pod ports"}
-}
+var portsReasons = []string{"node(s) didn't have free ports for the requested pod ports"}
+
+func (*ports) Explain(*state.Node) []string { return portsReasons }

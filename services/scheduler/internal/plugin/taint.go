@@ -15,7 +15,9 @@ func (*taints) Name() string { return TaintToleration }
 
 func (f *taints) Check(n *state.Node) bool { return tolerated(f.tolerations, n) }
 
-func (*taints) Explain(*state.Node) []string { return []string{"node(s) had untolerated taint(s)"} }
+var taintsReasons = []string{"node(s) had untolerated taint(s)"}
+
+func (*taints) Explain(*state.Node) []string { return taintsReasons }
 
 // tolerated tells whether no taint of the node keeps the pod away.
 func tolerated(tolerations []corev1.Toleration, n *state.Node) bool {

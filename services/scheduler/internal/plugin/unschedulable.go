@@ -20,4 +20,6 @@ func (f *unschedulable) Check(n *state.Node) bool {
 	return f.tolerated || !n.Object.Spec.Unschedulable
 }
 
-func (*unschedulable) Explain(*state.Node) []string { return []string{"node(s) were unschedulable"} }
+var unschedulableReasons = []string{"node(s) were unschedulable"}
+
+func (*unschedulable) Explain(*state.Node) []string { return unschedulableReasons }

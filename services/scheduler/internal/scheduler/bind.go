@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"keelson.dev/proto/client"
@@ -73,21 +74,25 @@ func (s *Scheduler) take(f *flight, err error) {
 	if !errors.Is(err, context.Canceled) && !apierrors.IsNotFound(err) {
 		slog.Warn("pod was not bound", "pod", key.Namespace+"/"+key.Name, "node", f.node, "error", err)
 	}
-	s.requeue(f)
+	if s.requeue(f) && !errors.Is(err, context.Canceled) {
+		f.item.Message = err.Error()
+		s.report(f.item, corev1.PodReasonSchedulerError, err.Error())
+	}
 }
 
-// requeue brings a pod back as it is now.
-func (s *Scheduler) requeue(f *flight) {
+// requeue brings a pod back as it is now, if it still waits for a node.
+func (s *Scheduler) requeue(f *flight) bool {
 	p := f.item.Pod
 	if now, ok := s.cfg.Caches.Pods.Get(p.Namespace, p.Name); ok {
 		if now.UID != p.UID || now.Spec.NodeName != "" || now.DeletionTimestamp != nil {
-			return // another event brings it, or has
+			return false // another event brings it, or has
 		}
 		f.item.Pod = state.NewPod(now)
 	} else {
-		return
+		return false
 	}
 	s.queue.Retry(f.item)
+	return true
 }
 
 // land ends a flight, whatever became of the pod.

@@ -4,16 +4,22 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/proto/client"
 	"keelson.dev/proto/client/clienttest"
+	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/internal/event"
 	"keelson.dev/services/scheduler/internal/state"
 )
@@ -288,4 +294,120 @@ func TestManyPodsFillTheNodesExactly(t *testing.T) {
 		}
 		return len(on) == 10 && refused == 100
 	})
+}
+
+func TestAClaimGetsItsVolumeBeforeThePodIsBound(t *testing.T) {
+	f := start(t)
+	create(f, node("n1", "4"))
+	waits, class := storagev1.VolumeBindingWaitForFirstConsumer, "local"
+	create(f, &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: class}, Provisioner: "example.com/local", VolumeBindingMode: &waits})
+	p := pending("db", "100m")
+	p.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}}}
+	create(f, p)
+	f.refused("db", `0/1 nodes are available: persistentvolumeclaim "data" not found.`)
+	create(f, &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "data"},
+		Spec:       corev1.PersistentVolumeClaimSpec{StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}},
+	})
+	claims := client.For[*corev1.PersistentVolumeClaim](f.c)
+	choice := func() *corev1.PersistentVolumeClaim {
+		var c *corev1.PersistentVolumeClaim
+		f.until("the claim has a node", func() bool {
+			var err error
+			if c, err = claims.Get(f.ctx, "default", "data"); err != nil {
+				t.Fatal(err)
+			}
+			return c.Annotations["volume.kubernetes.io/selected-node"] == "n1"
+		})
+		return c
+	}
+	// The first try to make the volume fails: the provisioner says so by taking the
+	// node away, and the scheduler decides anew.
+	c := choice()
+	delete(c.Annotations, "volume.kubernetes.io/selected-node")
+	if _, err := claims.Update(f.ctx, c); err != nil {
+		t.Fatal(err)
+	}
+	c = choice()
+	if node := f.pod("db").Spec.NodeName; node != "" {
+		t.Fatalf("bound to %s before its claim", node)
+	}
+	create(f, &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "v"}, Spec: corev1.PersistentVolumeSpec{StorageClassName: class}})
+	c.Spec.VolumeName = "v"
+	c.Annotations["pv.kubernetes.io/bind-completed"] = "yes"
+	if _, err := claims.Update(f.ctx, c); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.bound("db"); got != "n1" {
+		t.Fatalf("on %s", got)
+	}
+}
+
+func TestABindingThatFailsIsTakenBackAndTriedAgain(t *testing.T) {
+	f := start(t)
+	var failures atomic.Int32
+	f.srv.Fail(func(_ string, ref *resourcev1.Ref) error {
+		if ref.GetSubresource() == "binding" && failures.Add(1) <= 3 {
+			return status.Error(codes.Unavailable, "out of order")
+		}
+		return nil
+	})
+	create(f, node("n", "1"))
+	for i := range 3 { // one needs the place that another's failure must free
+		create(f, pending(fmt.Sprint("p", i), "300m"))
+	}
+	for i := range 3 {
+		f.bound(fmt.Sprint("p", i))
+	}
+	f.until("nothing is under way", func() bool { return len(f.s.underWay()) == 0 })
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	if n := f.s.env.Node("n"); len(n.Pods) != 3 || n.Requested.CPU != 900 {
+		t.Fatalf("%d pods request %d", len(n.Pods), n.Requested.CPU)
+	}
+}
+
+// BenchmarkSchedule measures the whole scheduler against a server in memory:
+// pods that wait already, until all are bound.
+func BenchmarkSchedule(b *testing.B) {
+	const nodes, pods = 1000, 5000
+	for b.Loop() {
+		b.StopTimer()
+		_, c := clienttest.StartServer(b)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		var writes []client.Write
+		for i := range nodes {
+			writes = append(writes, client.CreateWrite(node(fmt.Sprintf("n%04d", i), "4")))
+		}
+		for i := range pods {
+			writes = append(writes, client.CreateWrite(pending(fmt.Sprintf("p%05d", i), "100m")))
+		}
+		if _, err := c.CommitQuietly(ctx, writes...); err != nil {
+			b.Fatal(err)
+		}
+		caches := NewCaches(c)
+		s := New(Config{Client: c, Caches: caches, Events: event.NewRecorder(c, "default-scheduler", "bench"), Name: "default-scheduler"})
+		var wg sync.WaitGroup
+		for _, cache := range caches.All() {
+			wg.Go(func() { _ = cache.Run(ctx) })
+		}
+		if err := caches.Synced(ctx); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		wg.Go(func() { _ = s.Lead(ctx) })
+		tick := time.NewTicker(time.Millisecond)
+		for done := false; !done; {
+			<-tick.C
+			s.mu.Lock()
+			done = s.env.PodCount() == pods && len(s.flights) == 0
+			s.mu.Unlock()
+		}
+		tick.Stop()
+		b.StopTimer()
+		cancel()
+		wg.Wait()
+		b.StartTimer()
+	}
+	b.ReportMetric(pods*float64(b.N)/b.Elapsed().Seconds(), "pods/s")
 }
