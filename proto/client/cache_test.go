@@ -182,3 +182,49 @@ func TestConfiguration(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
+
+// A cache whose watch is held up does not count as caught up before it shows what
+// was written meanwhile: a new object, a change, and a deletion.
+func TestCatchUp(t *testing.T) {
+	s, c := clienttest.StartServer(t)
+	maps := client.For[*corev1.ConfigMap](c)
+	changed, gone := create(t, c, "changed"), create(t, c, "gone")
+	cache := client.NewCache(c, client.CacheOptions[*corev1.ConfigMap]{})
+	run(t, cache)
+	<-cache.Synced()
+	if err := cache.CatchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	s.Fail(func(method string, _ *resourcev1.Ref) error {
+		if method == "Watch" {
+			return status.Error(codes.Unavailable, "held up")
+		}
+		return nil
+	})
+	s.Cut()
+	within(t, "the watch to break", func() bool { return cache.Err() != nil })
+	create(t, c, "new")
+	changed.Data = map[string]string{"k": "v"}
+	if _, err := maps.Update(t.Context(), changed); err != nil {
+		t.Fatal(err)
+	}
+	if err := maps.Delete(t.Context(), "default", gone.Name); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := cache.CatchUp(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("caught up while the watch was held up: %v", err)
+	}
+	s.Fail(nil)
+	if err := cache.CatchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got, ok := cache.Get("default", "changed")
+	_, stays := cache.Get("default", "gone")
+	_, comes := cache.Get("default", "new")
+	if !ok || got.Data["k"] != "v" || stays || !comes {
+		t.Errorf("changed %v, gone %v, new %v", got, stays, comes)
+	}
+}

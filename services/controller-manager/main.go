@@ -8,7 +8,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/spf13/pflag"
@@ -78,6 +80,9 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	g.Go("operations", func(ctx context.Context) error { return server.Serve(ctx, o.service.OpsAddress) })
 
 	work := func(ctx context.Context) error {
+		if !catchUp(ctx, state) {
+			return nil
+		}
 		controllers, err := o.catalogue(state, metadata, id)
 		if err != nil {
 			return err
@@ -92,6 +97,23 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		return leader.Run(ctx, c, leader.Config{Name: name, Identity: instance}, work)
 	})
 	return nil
+}
+
+// catchUp waits until the caches show what a predecessor wrote last; false is the
+// end of ctx.
+func catchUp(ctx context.Context, state *cluster.Cluster) bool {
+	for {
+		err := state.CatchUp(ctx)
+		if err == nil {
+			return true
+		}
+		slog.Warn("caches are behind", "error", err)
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }
 
 // cacheReady is a check that says why a cache has not synced.

@@ -82,7 +82,23 @@ type Cache interface {
 	Kind() *client.Kind
 	Run(ctx context.Context) error
 	Synced() <-chan struct{}
+	CatchUp(ctx context.Context) error
 	Err() error
+}
+
+// CatchUp waits until all caches show what a predecessor wrote last.
+func (s *Cluster) CatchUp(ctx context.Context) error {
+	errs := make(chan error, len(s.Caches))
+	for _, c := range s.Caches {
+		go func() { errs <- c.CatchUp(ctx) }()
+	}
+	var first error
+	for range s.Caches {
+		if err := <-errs; err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
 }
 
 // New makes the caches; somebody runs each of Caches.
