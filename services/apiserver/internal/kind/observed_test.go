@@ -1,22 +1,16 @@
 package kind_test
 
 import (
-	"bytes"
-	"crypto/tls"
 	"encoding/json"
 	"flag"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -24,12 +18,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
-	"sigs.k8s.io/yaml"
 
 	"keelson.dev/services/apiserver/internal/kind"
-	"keelson.dev/services/apiserver/internal/kind/certificates"
 	"keelson.dev/services/apiserver/internal/kind/core"
-	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
@@ -83,6 +74,8 @@ type question struct {
 type answer struct {
 	Object map[string]any `json:"object,omitempty"`
 	Errors []string       `json:"errors,omitempty"`
+	// Warnings come with an accepted object.
+	Warnings []string `json:"warnings,omitempty"`
 	// Columns are name, type, format and priority of each.
 	Columns []string `json:"columns,omitempty"`
 	Cells   []any    `json:"cells,omitempty"`
@@ -118,21 +111,9 @@ func (q question) name() string {
 }
 
 func TestObserved(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.yaml")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no files of cases (%v)", err)
-	}
 	table := resource.NewTable(kind.All()...)
-	for _, file := range files {
+	for file, c := range readCases(t) {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) {
-			data, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var c cases
-			if err := yaml.UnmarshalStrict(data, &c); err != nil {
-				t.Fatalf("%s: %v", file, err)
-			}
 			k := table.ByResource(schema.GroupVersionResource{Group: c.Group, Version: c.Version, Resource: c.Resource})
 			if k == nil {
 				t.Fatalf("%s: no such kind", file)
@@ -164,6 +145,14 @@ func TestObserved(t *testing.T) {
 	}
 }
 
+func caseFiles(t *testing.T) []string {
+	files, err := filepath.Glob("testdata/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no files of cases (%v)", err)
+	}
+	return files
+}
+
 func compare(t *testing.T, k *resource.Kind, c *cases, q question, answers map[string]answer) {
 	t.Run(q.name(), func(t *testing.T) {
 		want, ok := answers[q.name()]
@@ -178,7 +167,7 @@ func compare(t *testing.T, k *resource.Kind, c *cases, q question, answers map[s
 			return
 		}
 		if q.Keelson != nil {
-			want = answer{Object: want.Object, Errors: *q.Keelson}
+			want = answer{Object: want.Object, Errors: *q.Keelson, Warnings: want.Warnings}
 			if len(*q.Keelson) > 0 {
 				want.Object = nil
 			}
@@ -198,6 +187,11 @@ func compare(t *testing.T, k *resource.Kind, c *cases, q question, answers map[s
 				t.Error(d)
 			}
 			return
+		}
+		slices.Sort(want.Warnings)
+		slices.Sort(got.Warnings)
+		if len(want.Errors) == 0 && len(got.Errors) == 0 && !slices.Equal(want.Warnings, got.Warnings) {
+			t.Errorf("warnings\n  want %q\n  got  %q", want.Warnings, got.Warnings)
 		}
 		if k.Virtual != "" {
 			return // what it answers is its action's
@@ -246,7 +240,11 @@ func ask(t *testing.T, k *resource.Kind, c *cases, q question) answer {
 		return row(t, k, q, obj)
 	}
 	if q.Update == nil {
-		return answer{Object: tree(t, obj)}
+		out := answer{Object: tree(t, obj)}
+		if r.Warnings != nil {
+			out.Warnings = r.Warnings(obj, nil)
+		}
+		return out
 	}
 	obj = decode(t, k, change(t, tree(t, obj), q.Status))
 	before := obj.DeepCopyObject().(resource.Object)
@@ -270,7 +268,11 @@ func ask(t *testing.T, k *resource.Kind, c *cases, q question) answer {
 	if !reflect.DeepEqual(before, obj) {
 		t.Error("the update changed the old object, which others read")
 	}
-	return answer{Object: tree(t, next)}
+	out := answer{Object: tree(t, next)}
+	if r.Warnings != nil {
+		out.Warnings = r.Warnings(next, obj)
+	}
+	return out
 }
 
 // row asks for an object's row.
@@ -342,7 +344,7 @@ func plain(errs []string) []string {
 // claim does what admission and allocators do.
 func claim(o resource.Object) {
 	if c, ok := o.(*certificatesv1.CertificateSigningRequest); ok {
-		certificates.SetRequester(c, request.User{Name: "admin"})
+		c.Spec.Username = "admin"
 	}
 	s, ok := o.(*corev1.Service)
 	if !ok {
@@ -409,358 +411,4 @@ func tree(t *testing.T, v any) map[string]any {
 		t.Fatal(err)
 	}
 	return out
-}
-
-// record asks the server.
-func record(t *testing.T, k *resource.Kind, c *cases, answers map[string]answer) {
-	call(t, "POST", "/api/v1/namespaces", map[string]any{"metadata": map[string]any{"name": "observed"}})
-	base := "/apis/" + c.Group + "/" + c.Version
-	if c.Group == "" {
-		base = "/api/" + c.Version
-	}
-	if k.Namespaced {
-		base += "/namespaces/observed"
-	}
-	base += "/" + c.Resource
-	for _, q := range c.Cases {
-		object := change(t, c.Bases[q.Base], q.Set)
-		if k.Namespaced {
-			put(object, "metadata.namespace", "observed")
-		}
-		if q.Table {
-			answers[q.name()] = recordTable(t, k, base, len(answers), q, object)
-			continue
-		}
-		if q.Update == nil {
-			answers[q.name()] = parse(t, call(t, "POST", base+"?dryRun=All&fieldValidation=Ignore", object), c.Volatile)
-			continue
-		}
-		put(object, "metadata.name", unique(len(answers)))
-		var created map[string]any
-		if err := json.Unmarshal(call(t, "POST", base, object), &created); err != nil {
-			t.Fatal(err)
-		}
-		if created["kind"] == "Status" {
-			t.Fatalf("%s: the base cannot be created: %v", q.name(), created["message"])
-		}
-		name := created["metadata"].(map[string]any)["name"].(string)
-		path := base + "/" + name
-		if q.Status != nil {
-			if err := json.Unmarshal(call(t, "PUT", statusPath(k, path), change(t, created, q.Status)), &created); err != nil {
-				t.Fatal(err)
-			}
-			if created["kind"] == "Status" {
-				t.Fatalf("%s: the status cannot be set: %v", q.name(), created["message"])
-			}
-		}
-		next := change(t, created, q.Update)
-		if q.Subresource != "" {
-			path += "/" + q.Subresource
-		}
-		answers[q.name()] = parse(t, call(t, "PUT", path+"?dryRun=All&fieldValidation=Ignore", next), c.Volatile)
-		call(t, "DELETE", base+"/"+name+"?gracePeriodSeconds=0", nil)
-	}
-}
-
-func statusPath(k *resource.Kind, path string) string {
-	if _, ok := k.Subresources["status"]; ok {
-		return path + "/status"
-	}
-	return path
-}
-
-// unique makes a name that no earlier run has left behind.
-func unique(i int) string { return fmt.Sprintf("observed-%d-%d", time.Now().Unix(), i) }
-
-func recordTable(t *testing.T, k *resource.Kind, base string, i int, q question, object map[string]any) answer {
-	name := unique(i)
-	put(object, "metadata.name", name)
-	path := base + "/" + name
-	write := func(method, at string, body any) map[string]any {
-		var out map[string]any
-		if err := json.Unmarshal(call(t, method, at, body), &out); err != nil {
-			t.Fatal(err)
-		}
-		if out["kind"] == "Status" && method != "DELETE" {
-			t.Fatalf("%s: %s %s: %v", q.name(), method, at, out["message"])
-		}
-		return out
-	}
-	created := write("POST", base, object)
-	if len(q.Status) > 0 {
-		write("PUT", statusPath(k, path), change(t, created, q.Status))
-	}
-	if q.Deleted {
-		write("DELETE", path+"?gracePeriodSeconds=0", nil)
-	}
-	var out metav1.Table
-	if err := json.Unmarshal(call(t, "TABLE", path, nil), &out); err != nil {
-		t.Fatal(err)
-	}
-	call(t, "PATCH", path, map[string]any{"metadata": map[string]any{"finalizers": nil}})
-	call(t, "DELETE", path+"?gracePeriodSeconds=0", nil)
-	if len(out.Rows) != 1 {
-		t.Fatalf("%s: %d rows", q.name(), len(out.Rows))
-	}
-	return table(t, out.ColumnDefinitions, out.Rows[0].Cells)
-}
-
-func call(t *testing.T, method, path string, body any) []byte {
-	var data []byte
-	if body != nil {
-		var err error
-		if data, err = json.Marshal(body); err != nil {
-			t.Fatal(err)
-		}
-	}
-	accept, contentType := "application/json", "application/json"
-	switch method {
-	case "TABLE":
-		method, accept = "GET", "application/json;as=Table;v=v1;g=meta.k8s.io"
-	case "PATCH":
-		contentType = "application/merge-patch+json"
-	}
-	request, err := http.NewRequestWithContext(t.Context(), method, *observe+path, bytes.NewReader(data))
-	if err != nil {
-		t.Fatal(err)
-	}
-	request.Header.Set("Authorization", "Bearer "+*token)
-	request.Header.Set("Content-Type", contentType)
-	request.Header.Set("Accept", accept)
-	client := http.Client{Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // a server of one's own, on loopback
-	}}
-	defer client.CloseIdleConnections()
-	response, err := client.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = response.Body.Close() }()
-	out, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
-
-func parse(t *testing.T, body []byte, volatile []string) answer {
-	var object map[string]any
-	if err := json.Unmarshal(body, &object); err != nil {
-		t.Fatalf("%v: %s", err, body)
-	}
-	if object["kind"] != "Status" {
-		delete(object, "kind")
-		delete(object, "apiVersion")
-		strip(object, volatile)
-		return answer{Object: object}
-	}
-	var status metav1.Status
-	if err := json.Unmarshal(body, &status); err != nil {
-		t.Fatal(err)
-	}
-	var errs []string
-	if status.Details != nil {
-		for _, cause := range status.Details.Causes {
-			if text := string(cause.Type) + " " + cause.Field + ": " + cause.Message; !slices.Contains(errs, text) {
-				errs = append(errs, text)
-			}
-		}
-	}
-	if len(errs) == 0 {
-		errs = []string{fmt.Sprintf("%d %s", status.Code, status.Message)}
-	}
-	slices.Sort(errs)
-	return answer{Errors: errs}
-}
-
-func strip(object map[string]any, volatile []string) {
-	for _, path := range append([]string{
-		"metadata.uid", "metadata.resourceVersion", "metadata.creationTimestamp", "metadata.managedFields",
-		"metadata.generation", "metadata.name", "metadata.namespace",
-	}, volatile...) {
-		put(object, path, nil)
-	}
-}
-
-// differences lists what differs between two trees, leaving out what is empty in
-// both.
-func differences(path string, want, got any) []string {
-	if w, ok := want.(map[string]any); ok {
-		g, _ := got.(map[string]any)
-		var out []string
-		for _, key := range keys(w, g) {
-			out = append(out, differences(path+"."+key, w[key], g[key])...)
-		}
-		return out
-	}
-	if g, ok := got.(map[string]any); ok && want == nil {
-		var out []string
-		for _, key := range keys(nil, g) {
-			out = append(out, differences(path+"."+key, nil, g[key])...)
-		}
-		if len(g) == 0 {
-			return nil
-		}
-		return out
-	}
-	w, wok := want.([]any)
-	g, gok := got.([]any)
-	if len(w) == 0 && len(g) == 0 && (wok || want == nil) && (gok || got == nil) {
-		return nil
-	}
-	if wok && gok && len(w) == len(g) {
-		var out []string
-		for i := range w {
-			out = append(out, differences(path+"["+strconv.Itoa(i)+"]", w[i], g[i])...)
-		}
-		return out
-	}
-	if reflect.DeepEqual(want, got) {
-		return nil
-	}
-	a, _ := json.Marshal(want)
-	b, _ := json.Marshal(got)
-	return []string{fmt.Sprintf("%s: want %s, got %s", path, a, b)}
-}
-
-func keys(a, b map[string]any) []string {
-	var out []string
-	for k := range a {
-		out = append(out, k)
-	}
-	for k := range b {
-		if _, ok := a[k]; !ok {
-			out = append(out, k)
-		}
-	}
-	slices.Sort(out)
-	return out
-}
-
-func clone(object map[string]any) map[string]any {
-	data, _ := json.Marshal(object)
-	var out map[string]any
-	_ = json.Unmarshal(data, &out)
-	return out
-}
-
-func change(t *testing.T, base any, set map[string]any) map[string]any {
-	object, ok := base.(map[string]any)
-	if !ok {
-		t.Fatalf("no base %v", base)
-	}
-	object = clone(object)
-	paths := make([]string, 0, len(set))
-	for path := range set {
-		paths = append(paths, path)
-	}
-	slices.Sort(paths)
-	for _, path := range paths {
-		put(object, path, expand(set[path]))
-	}
-	return object
-}
-
-// expand turns "@repeat a 300" into 300 times a, and "@ago 90m" into a time,
-// anywhere in a value.
-func expand(v any) any {
-	switch x := v.(type) {
-	case string:
-		if f := strings.Fields(x); len(f) == 3 && f[0] == "@repeat" {
-			n, _ := strconv.Atoi(f[2])
-			return strings.Repeat(f[1], n)
-		} else if len(f) == 2 && (f[0] == "@ago" || f[0] == "@microago") {
-			layout := map[string]string{"@ago": time.RFC3339, "@microago": metav1.RFC3339Micro}[f[0]]
-			d, _ := time.ParseDuration(f[1])
-			return time.Now().Add(-d).UTC().Format(layout)
-		}
-	case []any:
-		out := make([]any, len(x))
-		for i := range x {
-			out[i] = expand(x[i])
-		}
-		return out
-	case map[string]any:
-		out := make(map[string]any, len(x))
-		for k, e := range x {
-			out[expand(k).(string)] = expand(e)
-		}
-		return out
-	}
-	return v
-}
-
-// put sets the field at a path such as spec.containers[0].image or
-// metadata.labels['a.b']; nil deletes.
-func put(object map[string]any, path string, value any) {
-	var steps []any
-	for path != "" {
-		switch {
-		case strings.HasPrefix(path, "['"):
-			end := strings.Index(path, "']")
-			steps = append(steps, path[2:end])
-			path = path[end+2:]
-		case path[0] == '[':
-			end := strings.IndexByte(path, ']')
-			n, _ := strconv.Atoi(path[1:end])
-			steps = append(steps, n)
-			path = path[end+1:]
-		case path[0] == '.':
-			path = path[1:]
-		default:
-			end := strings.IndexAny(path, ".[")
-			if end < 0 {
-				end = len(path)
-			}
-			steps = append(steps, path[:end])
-			path = path[end:]
-		}
-	}
-	var at any = object
-	for i, step := range steps {
-		last := i == len(steps)-1
-		switch s := step.(type) {
-		case string:
-			m, ok := at.(map[string]any)
-			if !ok {
-				return
-			}
-			if last {
-				if value == nil {
-					delete(m, s)
-				} else {
-					m[s] = value
-				}
-				return
-			}
-			if m[s] == nil {
-				if value == nil {
-					return
-				}
-				if n, isIndex := steps[i+1].(int); isIndex {
-					m[s] = make([]any, n+1)
-				} else {
-					m[s] = map[string]any{}
-				}
-			} else if n, isIndex := steps[i+1].(int); isIndex {
-				if list, ok := m[s].([]any); ok && n >= len(list) && value != nil {
-					m[s] = append(list, make([]any, n+1-len(list))...)
-				}
-			}
-			at = m[s]
-		case int:
-			list, ok := at.([]any)
-			if !ok || s >= len(list) {
-				return
-			}
-			if last {
-				list[s] = value
-				return
-			}
-			if list[s] == nil {
-				list[s] = map[string]any{}
-			}
-			at = list[s]
-		}
-	}
 }

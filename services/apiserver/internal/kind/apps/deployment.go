@@ -37,6 +37,12 @@ func Deployment() *resource.Kind {
 		SpecChanged: func(d, old *appsv1.Deployment) bool {
 			return !maps.Equal(d.Annotations, old.Annotations) || !equality.Semantic.DeepEqual(d.Spec, old.Spec)
 		},
+		Warnings: func(d, old *appsv1.Deployment) []string {
+			if old == nil {
+				return warnings(d.Name, true, &d.Spec.Template, nil)
+			}
+			return warnings(d.Name, false, &d.Spec.Template, &old.Spec.Template)
+		},
 		Validate:       validateDeployment,
 		ValidateUpdate: validateDeploymentUpdate,
 	}.Rules()

@@ -36,6 +36,12 @@ func ReplicaSet() *resource.Kind {
 			r.Status = old.Status
 			podspec.Drop(&r.Spec.Template.Spec)
 		},
+		Warnings: func(r, old *appsv1.ReplicaSet) []string {
+			if old == nil {
+				return warnings(r.Name, true, &r.Spec.Template, nil)
+			}
+			return warnings(r.Name, false, &r.Spec.Template, &old.Spec.Template)
+		},
 		Validate: validateReplicaSet,
 		ValidateUpdate: func(r, old *appsv1.ReplicaSet) field.ErrorList {
 			e := check.Errors{List: validateReplicaSet(r)}

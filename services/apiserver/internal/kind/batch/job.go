@@ -1,11 +1,14 @@
 package batch
 
 import (
+	"fmt"
 	"strconv"
 
 	batchv1 "k8s.io/api/batch/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"keelson.dev/services/apiserver/internal/kind/check"
 	"keelson.dev/services/apiserver/internal/kind/podspec"
 	"keelson.dev/services/apiserver/internal/kind/row"
 	"keelson.dev/services/apiserver/internal/resource"
@@ -34,6 +37,7 @@ func Job() *resource.Kind {
 			j.Status = old.Status
 			podspec.Drop(&j.Spec.Template.Spec)
 		},
+		Warnings:       jobWarnings,
 		Validate:       validateNewJob,
 		ValidateUpdate: validateJobUpdate,
 	}.Rules()
@@ -78,6 +82,21 @@ func selectOwnPods(j *batchv1.Job) {
 	if _, set := j.Spec.Selector.MatchLabels[batchv1.ControllerUidLabel]; !set {
 		j.Spec.Selector.MatchLabels[batchv1.ControllerUidLabel] = string(j.UID)
 	}
+}
+
+func jobWarnings(j, old *batchv1.Job) []string {
+	var list []string
+	if old == nil {
+		if m := check.Label(j.Name); m != nil {
+			list = append(list, fmt.Sprintf("metadata.name: this is used in Pod names and hostnames, "+
+				"which can result in surprising behavior; a DNS label is recommended: %v", m))
+		}
+	}
+	if indexed(&j.Spec) && value(j.Spec.Completions) > manyCompletions && value(j.Spec.Parallelism) > maxParallelismOfMany {
+		list = append(list, "spec: In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, "+
+			"Kubernetes might not be able to track completedIndexes when a big number of indexes fail")
+	}
+	return append(list, podspec.Warnings(&j.Spec.Template.Spec, j.Spec.Template.Annotations, field.NewPath("spec", "template"))...)
 }
 
 // The labels' names of old, which are still set.

@@ -17,7 +17,6 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/check"
 	"keelson.dev/services/apiserver/internal/kind/column"
 	"keelson.dev/services/apiserver/internal/kind/row"
-	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
@@ -25,6 +24,7 @@ type csr = certificatesv1.CertificateSigningRequest
 
 // CertificateSigningRequest is the row of certificatesigningrequests. Its spec
 // never changes; its certificate is written at status, its approval at approval.
+// Who asks is recorded by admission.
 func CertificateSigningRequest() *resource.Kind {
 	k := row.Cluster[certificatesv1.CertificateSigningRequest, certificatesv1.CertificateSigningRequestList](
 		certificatesv1.SchemeGroupVersion, "certificatesigningrequests", "certificatesigningrequests")
@@ -35,7 +35,6 @@ func CertificateSigningRequest() *resource.Kind {
 		"spec.signerName": func(o resource.Object) string { return o.(*csr).Spec.SignerName },
 	}
 	k.Rules = resource.Typed[*csr]{
-		Default:       defaultUsages,
 		PrepareCreate: func(c *csr) { c.Status = certificatesv1.CertificateSigningRequestStatus{} },
 		PrepareUpdate: func(c, old *csr) {
 			c.Spec = old.Spec
@@ -63,21 +62,6 @@ func CertificateSigningRequest() *resource.Kind {
 	}
 	return k
 }
-
-// SetRequester records who asks for the certificate; what the client wrote there
-// does not count. Admission calls it on create, before validation.
-func SetRequester(c *certificatesv1.CertificateSigningRequest, u request.User) {
-	c.Spec.Username, c.Spec.UID, c.Spec.Groups = u.Name, u.UID, u.Groups
-	c.Spec.Extra = nil
-	for key, values := range u.Extra {
-		if c.Spec.Extra == nil {
-			c.Spec.Extra = make(map[string]certificatesv1.ExtraValue, len(u.Extra))
-		}
-		c.Spec.Extra[key] = values
-	}
-}
-
-func defaultUsages(*csr) {}
 
 // keepDecision lets the status door leave approvals and denials as they are.
 func keepDecision(c, old *csr) {

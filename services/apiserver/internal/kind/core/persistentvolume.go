@@ -29,6 +29,7 @@ func PersistentVolume() *resource.Kind {
 			v.Status = corev1.PersistentVolumeStatus{Phase: corev1.VolumePending, LastPhaseTransitionTime: &now}
 		},
 		PrepareUpdate:  func(v, old *corev1.PersistentVolume) { v.Status = old.Status },
+		Warnings:       func(v, _ *corev1.PersistentVolume) []string { return classAnnotationWarning(v.Annotations) },
 		Validate:       validateVolume,
 		ValidateUpdate: validateVolumeUpdate,
 	}.Rules()
@@ -79,6 +80,15 @@ func defaultVolume(v *corev1.PersistentVolume) {
 
 var accessModes = []corev1.PersistentVolumeAccessMode{
 	corev1.ReadOnlyMany, corev1.ReadWriteMany, corev1.ReadWriteOnce, corev1.ReadWriteOncePod,
+}
+
+// classAnnotationWarning tells of the annotation that named a class before there
+// was a field.
+func classAnnotationWarning(annotations map[string]string) []string {
+	if _, set := annotations[storageClassAnnotation]; !set {
+		return nil
+	}
+	return []string{"metadata.annotations[" + storageClassAnnotation + "]: deprecated since v1.8; use \"storageClassName\" attribute instead"}
 }
 
 func validateModes(e *check.Errors, modes []corev1.PersistentVolumeAccessMode, p *field.Path, missing string) {

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"fmt"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -29,6 +30,7 @@ func PersistentVolumeClaim() *resource.Kind {
 			pairDataSources(&c.Spec)
 		},
 		PrepareUpdate:  func(c, old *corev1.PersistentVolumeClaim) { c.Status = old.Status },
+		Warnings:       func(c, _ *corev1.PersistentVolumeClaim) []string { return claimWarnings(c) },
 		Validate:       validateClaim,
 		ValidateUpdate: validateClaimUpdate,
 	}.Rules()
@@ -68,6 +70,14 @@ func pairDataSources(s *corev1.PersistentVolumeClaimSpec) {
 			APIGroup: s.DataSourceRef.APIGroup, Kind: s.DataSourceRef.Kind, Name: s.DataSourceRef.Name,
 		}
 	}
+}
+
+func claimWarnings(c *corev1.PersistentVolumeClaim) []string {
+	list := classAnnotationWarning(c.Annotations)
+	if q, ok := c.Spec.Resources.Requests[corev1.ResourceStorage]; ok && q.MilliValue()%1000 != 0 {
+		list = append(list, fmt.Sprintf("spec.resources.requests[storage]: fractional byte value %q is invalid, must be an integer", q.String()))
+	}
+	return list
 }
 
 func validateClaim(c *corev1.PersistentVolumeClaim) field.ErrorList {

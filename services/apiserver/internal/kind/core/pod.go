@@ -41,6 +41,7 @@ func Pod() *resource.Kind {
 		Validate: func(p *corev1.Pod) field.ErrorList {
 			return podspec.Validate(&p.Spec, field.NewPath("spec"))
 		},
+		Warnings: func(p, _ *corev1.Pod) []string { return podspec.Warnings(&p.Spec, p.Annotations, nil) },
 		ValidateUpdate: func(p, old *corev1.Pod) field.ErrorList {
 			return podspec.ValidateUpdate(&p.Spec, &old.Spec, field.NewPath("spec"))
 		},
@@ -68,6 +69,7 @@ func Pod() *resource.Kind {
 		"exec":        row.Connect(group("PodExecOptions"), "exec", "create", "get"),
 		"attach":      row.Connect(group("PodAttachOptions"), "attach", "create", "get"),
 		"portforward": row.Connect(group("PodPortForwardOptions"), "portforward", "create", "get"),
+		"proxy":       row.Connect(group("PodProxyOptions"), "proxy", "create", "delete", "get", "patch", "update"),
 	}
 	return k
 }

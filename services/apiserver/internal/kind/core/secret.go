@@ -2,6 +2,7 @@ package core
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/json"
 	"maps"
 
@@ -37,6 +38,7 @@ func Secret() *resource.Kind {
 				s.Type = old.Type
 			}
 		},
+		Warnings:       func(s, _ *corev1.Secret) []string { return secretWarnings(s) },
 		Validate:       validateSecret,
 		ValidateUpdate: validateSecretUpdate,
 	}.Rules()
@@ -100,6 +102,17 @@ func validateSecret(s *corev1.Secret) field.ErrorList {
 		required(corev1.TLSCertKey, corev1.TLSPrivateKeyKey)
 	}
 	return e.List
+}
+
+// secretWarnings tells of a certificate and key that no server could use.
+func secretWarnings(s *corev1.Secret) []string {
+	if s.Type != corev1.SecretTypeTLS {
+		return nil
+	}
+	if _, err := tls.X509KeyPair(s.Data[corev1.TLSCertKey], s.Data[corev1.TLSPrivateKeyKey]); err != nil {
+		return []string{err.Error()}
+	}
+	return nil
 }
 
 func validateDockerConfig(e *check.Errors, s *corev1.Secret, key string, p *field.Path) {

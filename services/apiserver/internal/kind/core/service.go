@@ -26,6 +26,7 @@ func Service() *resource.Kind {
 		PrepareCreate:  prepareService,
 		PrepareUpdate:  prepareServiceUpdate,
 		ValidateName:   validation.NameIsDNSLabel,
+		Warnings:       func(s, _ *corev1.Service) []string { return serviceWarnings(s) },
 		Validate:       validateService,
 		ValidateUpdate: validateServiceUpdate,
 	}.Rules()
@@ -35,6 +36,7 @@ func Service() *resource.Kind {
 			PrepareUpdate:  func(s, old *corev1.Service) { s.Spec = old.Spec },
 			ValidateUpdate: validateServiceStatus,
 		}.Rules()),
+		"proxy": row.Connect(corev1.SchemeGroupVersion.WithKind("ServiceProxyOptions"), "proxy", "create", "delete", "get", "patch", "update"),
 	}
 	return k
 }

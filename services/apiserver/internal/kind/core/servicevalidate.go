@@ -356,3 +356,30 @@ func validateServiceStatus(s, old *corev1.Service) field.ErrorList {
 	}
 	return e.List
 }
+
+// serviceWarnings tells what is accepted and does nothing, or soon will not.
+func serviceWarnings(s *corev1.Service) []string {
+	var list []string
+	warn := func(text string) { list = append(list, text) }
+	spec := &s.Spec
+	if spec.ClusterIP == corev1.ClusterIPNone {
+		if len(spec.ExternalIPs) > 0 {
+			warn("spec.externalIPs is ignored for headless services")
+		}
+		if spec.LoadBalancerIP != "" {
+			warn("spec.loadBalancerIP is ignored for headless services")
+		}
+		if spec.SessionAffinity != corev1.ServiceAffinityNone {
+			warn("spec.SessionAffinity is ignored for headless services")
+		}
+	} else if len(spec.ExternalIPs) > 0 {
+		warn("spec.externalIPs is deprecated and may no longer be implemented in some clusters")
+	}
+	if spec.Type != corev1.ServiceTypeExternalName && spec.ExternalName != "" {
+		warn(`spec.externalName is ignored when spec.type is not "ExternalName"`)
+	}
+	if d := spec.TrafficDistribution; d != nil && *d == corev1.ServiceTrafficDistributionPreferClose {
+		warn(`spec.trafficDistribution: "PreferClose" is deprecated; use "PreferSameZone"`)
+	}
+	return list
+}

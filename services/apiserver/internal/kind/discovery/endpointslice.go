@@ -26,7 +26,13 @@ func EndpointSlice() *resource.Kind {
 		Default:       defaultSlice,
 		PrepareCreate: prepare,
 		PrepareUpdate: func(s, _ *discoveryv1.EndpointSlice) { prepare(s) },
-		Validate:      validate,
+		Warnings: func(s, _ *discoveryv1.EndpointSlice) []string {
+			if s.AddressType == discoveryv1.AddressTypeFQDN {
+				return []string{"spec.addressType: FQDN endpoints are deprecated"}
+			}
+			return nil
+		},
+		Validate: validate,
 		ValidateUpdate: func(s, old *discoveryv1.EndpointSlice) field.ErrorList {
 			e := check.Errors{List: validate(s)}
 			if s.AddressType != old.AddressType {

@@ -1,0 +1,28 @@
+package apps
+
+import (
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"keelson.dev/services/apiserver/internal/kind/check"
+	"keelson.dev/services/apiserver/internal/kind/podspec"
+)
+
+// warnings of an object whose name and template make pods. The template is
+// looked at when it is new or changed.
+func warnings(name string, created bool, t, old *corev1.PodTemplateSpec) []string {
+	var list []string
+	if created {
+		if m := check.Label(name); m != nil {
+			list = append(list, fmt.Sprintf("metadata.name: this is used in Pod names and hostnames, "+
+				"which can result in surprising behavior; a DNS label is recommended: %v", m))
+		}
+	}
+	if old == nil || !equality.Semantic.DeepEqual(t, old) {
+		list = append(list, podspec.Warnings(&t.Spec, t.Annotations, field.NewPath("spec", "template"))...)
+	}
+	return list
+}
