@@ -3,8 +3,9 @@ package fieldmanager
 import (
 	"cmp"
 	"encoding/json"
-	"math"
+	"reflect"
 	"sort"
+	"strconv"
 	"strings"
 )
 
@@ -19,6 +20,9 @@ func compareElements(a, b string) int {
 	}
 	switch a[0] {
 	case 'k':
+		if c, ok := comparePlainKeys(a[2:], b[2:]); ok {
+			return c
+		}
 		return compareKeys(a[2:], b[2:])
 	case 'v', 'i':
 		return compareValues(decode(a[2:]), decode(b[2:]))
@@ -33,6 +37,57 @@ func decode(text string) (v any) {
 		return text
 	}
 	return v
+}
+
+// comparePlainKeys compares keys whose names are the same and whose values are
+// integers and strings without escapes: nearly all.
+func comparePlainKeys(a, b string) (int, bool) {
+	for {
+		i := strings.IndexByte(a, ':')
+		if i < 0 || len(b) <= i || a[:i+1] != b[:i+1] {
+			return 0, false
+		}
+		a, b = a[i+1:], b[i+1:]
+		x, restA, ok1 := plainValue(a)
+		y, restB, ok2 := plainValue(b)
+		if !ok1 || !ok2 || (x[0] == '"') != (y[0] == '"') {
+			return 0, false
+		}
+		if x != y {
+			if x[0] == '"' {
+				return strings.Compare(x[1:len(x)-1], y[1:len(y)-1]), true
+			}
+			if x[0] == '-' || y[0] == '-' {
+				return 0, false
+			}
+			return cmp.Or(cmp.Compare(len(x), len(y)), strings.Compare(x, y)), true
+		}
+		a, b = restA, restB
+		if a == "}" || b == "}" {
+			return cmp.Compare(len(a), len(b)), true
+		}
+	}
+}
+
+// plainValue cuts an integer or a string without escapes from the beginning.
+func plainValue(s string) (value, rest string, ok bool) {
+	end := 0
+	if s != "" && s[0] == '"' {
+		for end = 1; end < len(s) && s[end] != '"'; end++ {
+			if s[end] == '\\' {
+				return "", "", false
+			}
+		}
+		end++
+	} else {
+		for end < len(s) && (s[end] >= '0' && s[end] <= '9' || s[end] == '-' && end == 0) {
+			end++
+		}
+	}
+	if end == 0 || end >= len(s) {
+		return "", "", false
+	}
+	return s[:end], s[end:], true
 }
 
 type keyField struct {
@@ -101,14 +156,20 @@ func compareValues(a, b any) int {
 
 // appendValue writes a scalar as jsoniter's compatible configuration does, for
 // keys and values in path elements.
-func appendValue(b []byte, v any) []byte {
-	if f, ok := v.(float64); ok && (math.IsInf(f, 0) || math.IsNaN(f)) {
-		return append(b, "null"...)
+func appendValue(b []byte, v reflect.Value) []byte {
+	switch v.Kind() {
+	case reflect.String:
+		if s := v.String(); plain(s) {
+			return append(append(append(b, '"'), s...), '"')
+		}
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		return strconv.AppendInt(b, v.Int(), 10)
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return strconv.AppendUint(b, v.Uint(), 10)
+	case reflect.Bool:
+		return strconv.AppendBool(b, v.Bool())
 	}
-	if s, ok := v.(string); ok && plain(s) {
-		return append(append(append(b, '"'), s...), '"')
-	}
-	text, err := json.Marshal(v)
+	text, err := json.Marshal(v.Interface())
 	if err != nil {
 		return append(b, "null"...)
 	}

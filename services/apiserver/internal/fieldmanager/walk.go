@@ -3,8 +3,6 @@ package fieldmanager
 import (
 	"reflect"
 	"slices"
-	"sort"
-	"strings"
 )
 
 // walker compares two objects of one type into a tree, as
@@ -242,6 +240,10 @@ func sameScalar(a, b reflect.Value) bool {
 
 // mapItems compares the entries of two maps, in the order of their keys.
 func (w *walker) mapItems(p *plan, l, r reflect.Value, parent int32) {
+	if p.typ == stringMapType {
+		w.stringItems(asStrings(l), asStrings(r), parent)
+		return
+	}
 	var buf [16]string
 	keys := buf[:0]
 	if l.IsValid() {
@@ -256,7 +258,7 @@ func (w *walker) mapItems(p *plan, l, r reflect.Value, parent int32) {
 			}
 		}
 	}
-	sort.Strings(keys)
+	slices.Sort(keys)
 	kt := p.typ.Key()
 	for _, key := range keys {
 		k := reflect.ValueOf(key).Convert(kt)
@@ -271,55 +273,101 @@ func (w *walker) mapItems(p *plan, l, r reflect.Value, parent int32) {
 	}
 }
 
-// item is an element of a list with its path element, on one side or both.
+var stringMapType = reflect.TypeFor[map[string]string]()
+
+func asStrings(v reflect.Value) map[string]string {
+	if !v.IsValid() {
+		return nil
+	}
+	m, _ := v.Interface().(map[string]string)
+	return m
+}
+
+// stringItems is mapItems for labels, annotations and data.
+func (w *walker) stringItems(l, r map[string]string, parent int32) {
+	var buf [16]string
+	keys := buf[:0]
+	for k := range l {
+		keys = append(keys, k)
+	}
+	for k := range r {
+		if _, ok := l[k]; !ok {
+			keys = append(keys, k)
+		}
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
+		x, was := l[k]
+		y, is := r[k]
+		var flags uint8
+		switch {
+		case !was:
+			flags = added
+		case !is:
+			flags = removed
+		case x != y:
+			flags = modified
+		default:
+			continue
+		}
+		w.tree.nodes[w.tree.push(parent, "f:"+k)].flags = flags
+	}
+}
+
+// item is what two lists have under one path element: one value each, or more
+// where keys are repeated.
 type item struct {
-	elem string
-	l, r []reflect.Value
+	elem         string
+	l, r         reflect.Value
+	moreL, moreR []reflect.Value
 }
 
 // listItems compares the elements of two associative lists by their keys.
 func (w *walker) listItems(p *plan, l, r reflect.Value, parent int32) {
-	var buf [8]item
-	items := buf[:0]
-	each := func(list reflect.Value, right bool) {
-		if !list.IsValid() {
-			return
-		}
-		for i := range list.Len() {
-			v := list.Index(i)
-			elem, ok := p.element(v)
-			if !ok {
-				continue
-			}
-			at := slices.IndexFunc(items, func(it item) bool { return it.elem == elem })
-			if at < 0 {
-				items = append(items, item{elem: elem})
-				at = len(items) - 1
-			}
-			if right {
-				items[at].r = append(items[at].r, v)
-			} else {
-				items[at].l = append(items[at].l, v)
-			}
-		}
+	if l.IsValid() && r.IsValid() && same(p, l, r) {
+		return
 	}
-	each(l, false)
-	each(r, true)
+	var buf [8]item
+	items := p.items(p.items(buf[:0], l, false), r, true)
 	slices.SortFunc(items, func(a, b item) int { return compareElements(a.elem, b.elem) })
 	for i := range items {
 		w.listItem(p, &items[i], parent)
 	}
 }
 
+// items adds a list's elements to those with the same path elements.
+func (p *plan) items(items []item, list reflect.Value, right bool) []item {
+	if !list.IsValid() {
+		return items
+	}
+	for i := range list.Len() {
+		v := list.Index(i)
+		elem, ok := p.element(v)
+		if !ok {
+			continue
+		}
+		at := slices.IndexFunc(items, func(it item) bool { return it.elem == elem })
+		if at < 0 {
+			items = append(items, item{elem: elem})
+			at = len(items) - 1
+		}
+		switch it := &items[at]; {
+		case right && !it.r.IsValid():
+			it.r = v
+		case right:
+			it.moreR = append(it.moreR, v)
+		case !it.l.IsValid():
+			it.l = v
+		default:
+			it.moreL = append(it.moreL, v)
+		}
+	}
+	return items
+}
+
 // listItem compares what both lists have under one key. Duplicates are compared
 // as one.
 func (w *walker) listItem(p *plan, it *item, parent int32) {
-	one := func(vs []reflect.Value) reflect.Value {
-		if len(vs) == 0 {
-			return reflect.Value{}
-		}
-		return vs[0]
-	}
 	flag := func(flags uint8) {
 		if last := w.tree.nodes[parent].last; last != 0 && w.tree.nodes[last].elem == it.elem {
 			w.tree.nodes[last].flags |= flags
@@ -327,21 +375,22 @@ func (w *walker) listItem(p *plan, it *item, parent int32) {
 		}
 		w.tree.nodes[w.tree.push(parent, it.elem)].flags = flags
 	}
-	switch {
-	case len(it.l) <= 1 && len(it.r) <= 1:
-		w.visit(p.elem, one(it.l), one(it.r), parent, it.elem)
-	case len(it.l) >= 2 && len(it.r) >= 2:
-		if !slices.EqualFunc(it.l, it.r, func(a, b reflect.Value) bool { return same(p.elem, a, b) }) {
+	switch twiceL, twiceR := len(it.moreL) > 0, len(it.moreR) > 0; {
+	case !twiceL && !twiceR:
+		w.visit(p.elem, it.l, it.r, parent, it.elem)
+	case twiceL && twiceR:
+		equal := func(a, b reflect.Value) bool { return same(p.elem, a, b) }
+		if !equal(it.l, it.r) || !slices.EqualFunc(it.moreL, it.moreR, equal) {
 			flag(modified)
 		}
-	case len(it.l) >= 2:
-		if len(it.r) != 0 {
-			w.visit(p.elem, reflect.Value{}, it.r[0], parent, it.elem)
+	case twiceL:
+		if it.r.IsValid() {
+			w.visit(p.elem, reflect.Value{}, it.r, parent, it.elem)
 		}
 		flag(removed)
 	default:
-		if len(it.l) != 0 {
-			w.visit(p.elem, it.l[0], reflect.Value{}, parent, it.elem)
+		if it.l.IsValid() {
+			w.visit(p.elem, it.l, reflect.Value{}, parent, it.elem)
 		}
 		flag(added)
 	}
@@ -356,41 +405,25 @@ func (p *plan) element(v reflect.Value) (string, bool) {
 		if isNull(v) {
 			return "", false
 		}
-		return string(appendValue(append(buf[:0], "v:"...), scalar(v))), true
+		return string(appendValue(append(buf[:0], "v:"...), v)), true
 	}
 	b := append(buf[:0], "k:{"...)
 	any := false
 	for i := range p.keys {
 		k := &p.keys[i]
-		val := k.def
-		if f := deref(k.field.get(v)); f.IsValid() {
-			val = scalar(f)
-		} else if k.def == nil {
-			continue
+		f := deref(k.field.get(v))
+		if !f.IsValid() {
+			if k.def == nil {
+				continue
+			}
+			f = reflect.ValueOf(k.def)
 		}
 		if any {
 			b = append(b, ',')
 		}
 		any = true
 		b = append(append(append(b, '"'), k.name...), `":`...)
-		b = appendValue(b, val)
+		b = appendValue(b, f)
 	}
 	return string(append(b, '}')), any
-}
-
-// scalar is the value that a path element shows.
-func scalar(v reflect.Value) any {
-	switch v.Kind() {
-	case reflect.String:
-		return strings.Clone(v.String())
-	case reflect.Bool:
-		return v.Bool()
-	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
-		return v.Int()
-	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
-		return v.Uint()
-	case reflect.Float32, reflect.Float64:
-		return v.Float()
-	}
-	return v.Interface()
 }

@@ -176,6 +176,9 @@ func TestExpiredPages(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if _, err := f.List(f.ctx, maps, pipeline.ListOptions{}); err != nil { // lets the cache catch up
+		t.Fatal(err)
+	}
 	page, err := f.List(f.ctx, maps, pipeline.ListOptions{Limit: 9, Continue: first.Continue})
 	if err != nil || fmt.Sprint(names(page)) != "[m2 m3]" {
 		t.Fatalf("from the store: %v, %v", page, err)

@@ -88,16 +88,10 @@ var metadataPath = field.NewPath("metadata")
 
 // validateNew checks the metadata and the object.
 func validateNew(k *resource.Kind, r *resource.Rules, obj resource.Object) error {
-	var errs field.ErrorList
+	errs := validateNewMeta(k, obj)
 	if r.Validate != nil {
-		errs = r.Validate(obj)
+		errs = append(errs, r.Validate(obj)...)
 	}
-	check := k.Rules.ValidateName
-	if check == nil {
-		check = defaultName
-	}
-	meta := append(validation.ValidateObjectMetaAccessor(obj, k.Namespaced, check, metadataPath), checkFinalizers(obj)...)
-	errs = append(meta, errs...)
 	if len(errs) == 0 {
 		for _, message := range path.ValidatePathSegmentName(obj.GetName(), false) {
 			errs = append(errs, field.Invalid(metadataPath.Child("name"), obj.GetName(), message))
@@ -106,9 +100,25 @@ func validateNew(k *resource.Kind, r *resource.Rules, obj resource.Object) error
 	return invalid(k, obj, unique(errs))
 }
 
+func validateNewMeta(k *resource.Kind, obj resource.Object) field.ErrorList {
+	check := k.Rules.ValidateName
+	if check == nil {
+		check = defaultName
+	}
+	if name := obj.GetName(); plainNew(k, obj) && obj.GetGenerateName() == "" && plainSubdomain(name) &&
+		(k.Rules.ValidateName == nil || len(check(name, false)) == 0) {
+		return nil
+	}
+	return append(validation.ValidateObjectMetaAccessor(obj, k.Namespaced, check, metadataPath), checkFinalizers(obj)...)
+}
+
 // validateChanged checks an update.
 func validateChanged(k *resource.Kind, r *resource.Rules, obj, old resource.Object) error {
-	errs := append(validation.ValidateObjectMetaAccessorUpdate(obj, old, metadataPath), checkFinalizers(obj)...)
+	var errs field.ErrorList
+	if !plainUpdate(obj, old) {
+		errs = validation.ValidateObjectMetaAccessorUpdate(obj, old, metadataPath)
+	}
+	errs = append(errs, checkFinalizers(obj)...)
 	if r.ValidateUpdate != nil {
 		errs = append(errs, r.ValidateUpdate(obj, old)...)
 	}
