@@ -36,7 +36,8 @@ type class struct {
 	// By node index: which local filter refuses the node, counted from 1; what the
 	// local scores add up to; and raw scores that are normalized later, nil as
 	// long as all are 0.
-	refused  []uint8
+	refused  []refusedBy
+	counts   map[refusedBy]int // nodes refused in each way
 	score    []int32
 	avoided  []int64
 	liked    []int64
@@ -51,6 +52,12 @@ type class struct {
 	message   *refusal
 	messageAt uint64
 }
+
+// refusedBy is the filter that refuses a node, counted from 1, and its code; 0
+// is none.
+type refusedBy uint32
+
+func (r refusedBy) filter() int { return int(r>>16) - 1 }
 
 type refusal struct {
 	message string
@@ -67,7 +74,8 @@ func (c *class) build() {
 	c.filters = plugin.Local(c.pod)
 	c.image = plugin.ImageLocality(c.env, c.pod)
 	c.prefer = plugin.PreferredNodes(c.pod)
-	c.refused = make([]uint8, len(c.env.Nodes))
+	c.refused = make([]refusedBy, len(c.env.Nodes))
+	c.counts = map[refusedBy]int{}
 	c.score = make([]int32, len(c.env.Nodes))
 	c.avoided, c.liked = nil, nil
 	for _, n := range c.env.Nodes {
@@ -92,19 +100,48 @@ func (c *class) evaluate(n *state.Node) {
 		c.refused = append(c.refused, 0)
 		c.score = append(c.score, 0)
 	}
-	for i, f := range c.filters {
-		if !f.Check(n) {
-			c.refused[n.Index] = uint8(i + 1)
-			return
-		}
+	by := c.refuses(n)
+	c.count(n.Index, by)
+	if by != 0 {
+		return
 	}
-	c.refused[n.Index] = 0
 	c.score[n.Index] = int32(plugin.LeastAllocated(c.pod, n) + plugin.BalancedAllocation(c.pod, n) + c.image(n))
 	if v := plugin.AvoidedTaints(c.pod, n); v != 0 || c.avoided != nil {
 		c.avoided = put(c.avoided, n.Index, v)
 	}
 	if c.prefer != nil {
 		c.liked = put(c.liked, n.Index, c.prefer(n))
+	}
+}
+
+func (c *class) refuses(n *state.Node) refusedBy {
+	for i, f := range c.filters {
+		if f.Check(n) {
+			continue
+		}
+		by := refusedBy(i+1) << 16
+		if f, ok := f.(plugin.Coder); ok {
+			by |= refusedBy(f.Code(n))
+		}
+		return by
+	}
+	return 0
+}
+
+// count notes how the node of an index is refused.
+func (c *class) count(index int, by refusedBy) {
+	old := c.refused[index]
+	if old == by {
+		return
+	}
+	c.refused[index] = by
+	if old != 0 {
+		if c.counts[old]--; c.counts[old] == 0 {
+			delete(c.counts, old)
+		}
+	}
+	if by != 0 {
+		c.counts[by]++
 	}
 }
 
@@ -130,8 +167,11 @@ func (c *class) update() {
 	again := slices.ContainsFunc(changes, func(ch state.Change) bool { return ch.What&renumbered != 0 })
 	for i := range changes {
 		ch := &changes[i]
-		if c.env.Nodes[ch.Node.Index] == ch.Node {
+		switch now := c.env.Nodes[ch.Node.Index]; {
+		case now == ch.Node:
 			c.evaluate(ch.Node)
+		case now == nil && ch.Node.Index < len(c.refused):
+			c.count(ch.Node.Index, 0)
 		}
 		again = again || !c.apply(ch)
 	}

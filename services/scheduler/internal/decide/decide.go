@@ -250,12 +250,19 @@ func (e *Engine) explain(c *class, extra []plugin.Filter) *refusal {
 		return c.message
 	}
 	reasons := tally{}
+	explained := map[refusedBy]bool{}
 	for i, n := range e.env.Nodes {
 		if n == nil {
 			continue
 		}
-		if at := c.refused[i]; at > 0 {
-			reasons.add(c.filters[at-1], n)
+		if by := c.refused[i]; by != 0 {
+			if !explained[by] { // for all nodes refused in this way
+				explained[by] = true
+				for _, reason := range c.filters[by.filter()].Explain(n) {
+					reasons.count(reason, c.counts[by])
+				}
+				reasons.by(c.filters[by.filter()].Name())
+			}
 			continue
 		}
 		f := refuses(extra, n)

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/klog/v2"
 
+	"keelson.dev/services/scheduler/internal/plugin"
 	"keelson.dev/services/scheduler/internal/state"
 )
 
@@ -479,6 +480,11 @@ func TestTheEngineFindsWhatTheReferenceFinds(t *testing.T) {
 				if (v.Node == nil) != (len(want) == 0) || (v.Node != nil && !slices.Contains(want, v.Node.Name)) {
 					t.Fatalf("seed %d step %d: decided for %v of %v", seed, i, v.Node, want)
 				}
+				if v.Node == nil && len(w.nodes) > 0 {
+					if want := explained(env, p); v.Message != want {
+						t.Fatalf("seed %d step %d: explained as\n%s\nwant\n%s", seed, i, v.Message, want)
+					}
+				}
 				if v.Node != nil {
 					p.Spec.NodeName = v.Node.Name
 					w.pods[p.Namespace+"/"+p.Name] = p
@@ -487,6 +493,23 @@ func TestTheEngineFindsWhatTheReferenceFinds(t *testing.T) {
 			}
 		}
 	}
+}
+
+// explained asks fresh plugins about one node after the other.
+func explained(env *plugin.Env, p *corev1.Pod) string {
+	sp := state.NewPod(p)
+	filters := plugin.Local(sp)
+	for _, f := range plugin.Global(env, sp) {
+		f.Refresh()
+		filters = append(filters, f)
+	}
+	var all tally
+	for _, n := range env.Nodes {
+		if n != nil {
+			all.add(refuses(filters, n), n)
+		}
+	}
+	return all.refusal(env.NodeCount()).message
 }
 
 // change does one random thing to both pictures.

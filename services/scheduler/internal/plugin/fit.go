@@ -56,6 +56,25 @@ func (f *fit) Explain(n *state.Node) []string {
 	return out
 }
 
+// Code implements Coder. A pod asks for a dozen extended resources at most.
+func (f *fit) Code(n *state.Node) uint16 {
+	var code uint16
+	set := func(bit int, is bool) {
+		if is {
+			code |= 1 << min(bit, 15)
+		}
+	}
+	r := &f.pod.Requests
+	set(0, len(n.Pods)+1 > n.AllowedPods)
+	set(1, lacks(r.CPU, n.Allocatable.CPU, n.Requested.CPU))
+	set(2, lacks(r.Memory, n.Allocatable.Memory, n.Requested.Memory))
+	set(3, lacks(r.Ephemeral, n.Allocatable.Ephemeral, n.Requested.Ephemeral))
+	for i, a := range r.Others {
+		set(4+i, lacks(a.Value, n.Allocatable.Other(a.Name), n.Requested.Other(a.Name)))
+	}
+	return code
+}
+
 // fitsEmpty tells whether the pod would fit the node if nothing else was there.
 func (f *fit) fitsEmpty(n *state.Node) bool {
 	empty := state.Node{Allocatable: n.Allocatable, AllowedPods: n.AllowedPods}

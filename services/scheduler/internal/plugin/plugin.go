@@ -42,6 +42,10 @@ type Filter interface {
 	Explain(n *state.Node) []string
 }
 
+// Coder is a filter with several reasons. Nodes that it refuses with the same
+// code are refused for the same reasons; the code of other filters is 0.
+type Coder interface{ Code(n *state.Node) uint16 }
+
 // Follower is a plugin that depends on more than the node it is asked about.
 type Follower interface {
 	// Apply takes in a change; false says that it must be made anew. So it must
