@@ -48,10 +48,15 @@ type class struct {
 	selectors uint64
 
 	used uint64
-	// message explains that there is no node, as of a position.
+	// message explains that there is no node, as of a moment.
 	message   *refusal
-	messageAt uint64
+	messageAt moment
 }
+
+// moment is what a message depends on.
+type moment struct{ position, namespaces uint64 }
+
+func (c *class) now() moment { return moment{c.position, c.env.NamespacesSeen} }
 
 // refusedBy is the filter that refuses a node, counted from 1, and its code; 0
 // is none.
@@ -164,7 +169,8 @@ func (c *class) update() {
 	// Nodes and domains are numbered as they are now: changes from before others
 	// came or went cannot be taken in one by one.
 	const renumbered = state.NodeAdded | state.NodeRemoved | state.NodeLabels
-	again := slices.ContainsFunc(changes, func(ch state.Change) bool { return ch.What&renumbered != 0 })
+	again := slices.ContainsFunc(changes, func(ch state.Change) bool { return ch.What&renumbered != 0 }) ||
+		c.affinity.Stale() || slices.ContainsFunc(c.global, func(g plugin.Shared) bool { return g.Stale() })
 	for i := range changes {
 		ch := &changes[i]
 		switch now := c.env.Nodes[ch.Node.Index]; {

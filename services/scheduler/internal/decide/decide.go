@@ -246,7 +246,7 @@ func refuses(filters []plugin.Filter, n *state.Node) plugin.Filter {
 
 // explain says why there is no node.
 func (e *Engine) explain(c *class, extra []plugin.Filter) *refusal {
-	if len(extra) == 0 && c.message != nil && c.messageAt == c.position {
+	if len(extra) == 0 && c.message != nil && c.messageAt == c.now() {
 		return c.message
 	}
 	reasons := tally{}
@@ -280,7 +280,7 @@ func (e *Engine) explain(c *class, extra []plugin.Filter) *refusal {
 	}
 	r := reasons.refusal(e.env.NodeCount())
 	if len(extra) == 0 {
-		c.message, c.messageAt = r, c.position
+		c.message, c.messageAt = r, c.now()
 	}
 	return r
 }

@@ -482,7 +482,7 @@ func TestTheEngineFindsWhatTheReferenceFinds(t *testing.T) {
 				}
 				if v.Node == nil && len(w.nodes) > 0 {
 					if want := explained(env, p); v.Message != want {
-						t.Fatalf("seed %d step %d: explained as\n%s\nwant\n%s", seed, i, v.Message, want)
+						t.Fatalf("seed %d step %d (%s): explained as\n%s\nwant\n%s", seed, i, what, v.Message, want)
 					}
 				}
 				if v.Node != nil {

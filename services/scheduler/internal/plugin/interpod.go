@@ -109,8 +109,8 @@ func (b *neighbours) Apply(ch *state.Change) bool {
 	return true
 }
 
-// stale tells whether the labels of namespaces changed in a way that may matter.
-func (b *neighbours) stale() bool {
+// Stale implements Follower: the labels of namespaces changed, and may matter.
+func (b *neighbours) Stale() bool {
 	return b.selects && b.namespaces != b.env.NamespacesSeen
 }
 
@@ -150,9 +150,6 @@ func newInterPod(env *Env, p *state.Pod) Shared {
 }
 
 func (*interPod) Name() string { return InterPodAffinity }
-
-// Apply implements Follower.
-func (f *interPod) Apply(ch *state.Change) bool { return !f.stale() && f.neighbours.Apply(ch) }
 
 func (f *interPod) Check(n *state.Node) bool { return f.why(n) == "" }
 
@@ -202,9 +199,6 @@ func NewAffinity(env *Env, p *state.Pod) *Affinity {
 	s.count()
 	return s
 }
-
-// Apply implements Follower.
-func (s *Affinity) Apply(ch *state.Change) bool { return !s.stale() && s.neighbours.Apply(ch) }
 
 // Matters tells whether the scores differ at all.
 func (s *Affinity) Matters() bool {

@@ -51,6 +51,8 @@ type Follower interface {
 	// Apply takes in a change; false says that it must be made anew. So it must
 	// when nodes came, went or got other labels; it is then not called.
 	Apply(ch *state.Change) bool
+	// Stale tells whether something else changed, so that it must be made anew.
+	Stale() bool
 	// Refresh is called before the first question after changes.
 	Refresh()
 }

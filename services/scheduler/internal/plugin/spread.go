@@ -167,6 +167,9 @@ func (s *spreading) add(n *state.Node, p *state.Pod, sign int32) {
 	}
 }
 
+// Stale implements Follower.
+func (s *spreading) Stale() bool { return false }
+
 // Apply implements Follower.
 func (s *spreading) Apply(ch *state.Change) bool {
 	if ch.What&state.NodeTaints != 0 {
