@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -61,6 +62,7 @@ type Cache interface {
 	Kind() *client.Kind
 	Run(ctx context.Context) error
 	Synced() <-chan struct{}
+	CatchUp(ctx context.Context) error
 }
 
 // All are the caches.
@@ -78,6 +80,19 @@ func (c *Caches) Synced(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// CatchUp waits until all caches show every write that was acknowledged before.
+func (c *Caches) CatchUp(ctx context.Context) error {
+	errs := make(chan error)
+	for _, cache := range c.All() {
+		go func() { errs <- cache.CatchUp(ctx) }()
+	}
+	var err error
+	for range c.All() {
+		err = errors.Join(err, <-errs)
+	}
+	return err
 }
 
 // The indexes.

@@ -12,6 +12,7 @@ package scheduler
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -134,8 +135,8 @@ func (s *Scheduler) defaultSelector(p *state.Pod) labels.Selector {
 // Lead schedules until ctx ends; what is under way then is brought to an end. One
 // process at a time may lead.
 func (s *Scheduler) Lead(ctx context.Context) error {
-	if err := s.cfg.Caches.Synced(ctx); err != nil {
-		return nil //nolint:nilerr // the end of the context is no failure
+	if !s.caughtUp(ctx) {
+		return nil
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -165,6 +166,24 @@ func (s *Scheduler) Lead(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// caughtUp waits until the caches show what a predecessor bound last; false if
+// ctx ended before.
+func (s *Scheduler) caughtUp(ctx context.Context) bool {
+	const again = 200 * time.Millisecond
+	for {
+		err := s.cfg.Caches.CatchUp(ctx)
+		if err == nil || ctx.Err() != nil {
+			return err == nil
+		}
+		slog.Warn("caches have not caught up", "error", err)
+		select {
+		case <-time.After(again):
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 // Sizes of what is under way: pods in one message, and messages.
