@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/trace"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -32,6 +33,8 @@ type worker struct {
 	pod         *corev1.Pod // nil for a pod that the API never had
 	gone        bool        // the API has it no more
 	traceparent string
+	// asked is since when the runtime has been asked about the pod in vain.
+	asked time.Time
 	interrupt   context.CancelFunc // ends the running sync
 	changedAt   time.Time
 
@@ -175,6 +178,9 @@ func (w *worker) sync(parent context.Context) (next time.Duration, done bool) {
 	}()
 	ctx = telemetry.ContextWithTraceparent(ctx, traceparent)
 
+	if w.asked.IsZero() {
+		w.asked = time.Now()
+	}
 	state, err := w.a.cfg.Runtime.Pod(ctx, string(w.uid))
 	if err != nil {
 		if parent.Err() == nil && ctx.Err() == nil {
@@ -182,6 +188,7 @@ func (w *worker) sync(parent context.Context) (next time.Duration, done bool) {
 		}
 		return runtimeRetry, false
 	}
+	w.traceWait(ctx, p)
 	if gone {
 		return w.clear(ctx, p, state)
 	}
@@ -194,6 +201,22 @@ func (w *worker) sync(parent context.Context) (next time.Duration, done bool) {
 		return w.end(ctx, p, state, traceparent), false
 	}
 	return w.advance(ctx, p, state, traceparent), false
+}
+
+// slowRuntime is how long the runtime may take to say what it has of a pod before
+// the wait is worth a span.
+const slowRuntime = 250 * time.Millisecond
+
+// traceWait records how long the pod had to wait for the runtime to answer, its
+// failed attempts included.
+func (w *worker) traceWait(ctx context.Context, p *corev1.Pod) {
+	asked := w.asked
+	w.asked = time.Time{}
+	if p == nil || time.Since(asked) < slowRuntime || !trace.SpanContextFromContext(ctx).IsValid() {
+		return
+	}
+	_, span := tracer.Start(ctx, "node.wait_for_runtime", trace.WithTimestamp(asked), trace.WithAttributes(podAttributes(p)...))
+	span.End()
 }
 
 func (w *worker) name(p *corev1.Pod) string {
