@@ -1,0 +1,462 @@
+package admission
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apiresource "k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/services/apiserver/internal/kind"
+	"keelson.dev/services/apiserver/internal/request"
+	"keelson.dev/services/apiserver/internal/resource"
+)
+
+// objects is a State: cached by "resource/namespace/name"; fresh ones are seen
+// by GetFresh alone.
+type objects struct {
+	cached, fresh map[string]resource.Object
+}
+
+func (o *objects) Get(_, res, namespace, name string) (resource.Object, bool) {
+	obj, ok := o.cached[res+"/"+namespace+"/"+name]
+	return obj, ok
+}
+
+func (o *objects) GetFresh(_ context.Context, group, res, namespace, name string) (resource.Object, bool, error) {
+	if obj, ok := o.fresh[res+"/"+namespace+"/"+name]; ok {
+		return obj, true, nil
+	}
+	obj, ok := o.Get(group, res, namespace, name)
+	return obj, ok, nil
+}
+
+func (o *objects) Each(_, res, namespace string, f func(resource.Object) bool) {
+	for key, obj := range o.cached {
+		if strings.HasPrefix(key, res+"/"+namespace) && !f(obj) {
+			return
+		}
+	}
+}
+
+func meta(namespace, name string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Namespace: namespace, Name: name}
+}
+
+func state(list ...resource.Object) *objects {
+	s := &objects{cached: map[string]resource.Object{}, fresh: map[string]resource.Object{}}
+	for _, o := range list {
+		s.cached[kindOf(o).Resource+"/"+o.GetNamespace()+"/"+o.GetName()] = o
+	}
+	return s
+}
+
+var kinds = kind.All()
+
+func kindOf(o resource.Object) *resource.Kind {
+	for _, k := range kinds {
+		switch o.(type) {
+		case *corev1.Event:
+			continue
+		}
+		if sameType(k.New(), o) {
+			return k
+		}
+	}
+	return nil
+}
+
+func attributes(op Operation, obj, old resource.Object) *Attributes {
+	about := obj
+	if about == nil {
+		about = old
+	}
+	return &Attributes{
+		Operation: op, Kind: kindOf(about), Namespace: about.GetNamespace(), Name: about.GetName(),
+		Object: obj, Old: old, Warn: func(string) {},
+	}
+}
+
+// refused checks an error's text; empty is no error.
+func refused(t *testing.T, name string, err error, text string) {
+	t.Helper()
+	switch {
+	case text == "" && err != nil:
+		t.Errorf("%s: %v", name, err)
+	case text != "" && (err == nil || !strings.Contains(err.Error(), text)):
+		t.Errorf("%s: got %v, want %q", name, err, text)
+	}
+}
+
+func TestNamespaceLifecycle(t *testing.T) {
+	ending := &corev1.Namespace{ObjectMeta: meta("", "ending"), Status: corev1.NamespaceStatus{Phase: corev1.NamespaceTerminating}}
+	s := state(&corev1.Namespace{ObjectMeta: meta("", "there")}, ending)
+	s.fresh["namespaces//new"] = &corev1.Namespace{ObjectMeta: meta("", "new")}
+	p := &NamespaceLifecycle{State: s}
+	for namespace, text := range map[string]string{
+		"there": "", "new": "", "none": `namespaces "none" not found`,
+		"ending": "unable to create new content in namespace ending because it is being terminated",
+	} {
+		err := p.Admit(t.Context(), attributes(Create, &corev1.ConfigMap{ObjectMeta: meta(namespace, "a")}, nil))
+		refused(t, namespace, err, text)
+		if namespace == "ending" && !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+			t.Errorf("%v has no cause", err)
+		}
+		refused(t, namespace, p.Admit(t.Context(), attributes(Update, &corev1.ConfigMap{ObjectMeta: meta(namespace, "a")}, nil)), "")
+	}
+	refused(t, "immortal", p.Validate(t.Context(), attributes(Delete, nil, &corev1.Namespace{ObjectMeta: meta("", "kube-system")})), "this namespace may not be deleted")
+	refused(t, "mortal", p.Validate(t.Context(), attributes(Delete, nil, &corev1.Namespace{ObjectMeta: meta("", "there")})), "")
+}
+
+func TestServiceAccount(t *testing.T) {
+	no, yes := false, true
+	s := state(
+		&corev1.ServiceAccount{ObjectMeta: meta("ns", "default"), ImagePullSecrets: []corev1.LocalObjectReference{{Name: "pull"}}},
+		&corev1.ServiceAccount{ObjectMeta: meta("ns", "quiet"), AutomountServiceAccountToken: &no},
+	)
+	s.fresh["serviceaccounts/ns/new"] = &corev1.ServiceAccount{ObjectMeta: meta("ns", "new")}
+	p := &ServiceAccount{State: s}
+	pod := func(change func(*corev1.Pod)) *corev1.Pod {
+		pod := &corev1.Pod{ObjectMeta: meta("ns", "p"), Spec: corev1.PodSpec{
+			InitContainers: []corev1.Container{{Name: "i"}}, Containers: []corev1.Container{{Name: "c"}}}}
+		change(pod)
+		return pod
+	}
+	admit := func(pod *corev1.Pod) error { return p.Admit(t.Context(), attributes(Create, pod, nil)) }
+
+	usual := pod(func(*corev1.Pod) {})
+	refused(t, "usual", admit(usual), "")
+	v := usual.Spec.Volumes
+	if usual.Spec.ServiceAccountName != "default" || usual.Spec.DeprecatedServiceAccount != "default" || len(usual.Spec.ImagePullSecrets) != 1 ||
+		len(v) != 1 || !strings.HasPrefix(v[0].Name, "kube-api-access-") || len(v[0].Projected.Sources) != 3 || *v[0].Projected.Sources[0].ServiceAccountToken.ExpirationSeconds != 3607 {
+		t.Errorf("%+v", usual.Spec)
+	}
+	for _, c := range append(usual.Spec.InitContainers, usual.Spec.Containers...) {
+		if m := c.VolumeMounts; len(m) != 1 || m[0].Name != v[0].Name || !m[0].ReadOnly || m[0].MountPath != "/var/run/secrets/kubernetes.io/serviceaccount" {
+			t.Errorf("%s mounts %+v", c.Name, m)
+		}
+	}
+	for name, test := range map[string]struct {
+		pod     *corev1.Pod
+		volumes int
+		text    string
+	}{
+		"new account":     {pod(func(p *corev1.Pod) { p.Spec.ServiceAccountName = "new" }), 1, ""},
+		"no account":      {pod(func(p *corev1.Pod) { p.Spec.ServiceAccountName = "none" }), 0, `error looking up service account ns/none: serviceaccount "none" not found`},
+		"quiet account":   {pod(func(p *corev1.Pod) { p.Spec.ServiceAccountName = "quiet" }), 0, ""},
+		"the pod decides": {pod(func(p *corev1.Pod) { p.Spec.ServiceAccountName, p.Spec.AutomountServiceAccountToken = "quiet", &yes }), 1, ""},
+		"not wanted":      {pod(func(p *corev1.Pod) { p.Spec.AutomountServiceAccountToken = &no }), 0, ""},
+		"mounted otherwise": {pod(func(p *corev1.Pod) {
+			p.Spec.InitContainers = nil
+			p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "own", MountPath: "/var/run/secrets/kubernetes.io/serviceaccount"}}
+		}), 0, ""},
+		"mirror": {pod(func(p *corev1.Pod) { p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"} }), 0, ""},
+		"mirror with account": {pod(func(p *corev1.Pod) {
+			p.Annotations, p.Spec.ServiceAccountName = map[string]string{corev1.MirrorPodAnnotationKey: "x"}, "default"
+		}), 0, "a mirror pod may not reference service accounts"},
+	} {
+		refused(t, name, admit(test.pod), test.text)
+		if len(test.pod.Spec.Volumes) != test.volumes {
+			t.Errorf("%s: volumes %+v", name, test.pod.Spec.Volumes)
+		}
+	}
+	own := pod(func(p *corev1.Pod) { p.Spec.ImagePullSecrets = []corev1.LocalObjectReference{{Name: "own"}} })
+	if refused(t, "own pull secret", admit(own), ""); own.Spec.ImagePullSecrets[0].Name != "own" {
+		t.Errorf("%+v", own.Spec.ImagePullSecrets)
+	}
+}
+
+func TestPriority(t *testing.T) {
+	never := corev1.PreemptNever
+	high := &schedulingv1.PriorityClass{ObjectMeta: meta("", "high"), Value: 100, PreemptionPolicy: &never}
+	usual := &schedulingv1.PriorityClass{ObjectMeta: meta("", "usual"), Value: 7, GlobalDefault: true}
+	ten := int32(10)
+	lower := corev1.PreemptLowerPriority
+	for name, test := range map[string]struct {
+		classes []resource.Object
+		spec    corev1.PodSpec
+		value   int32
+		class   string
+		text    string
+	}{
+		"none":           {nil, corev1.PodSpec{}, 0, "", ""},
+		"default":        {[]resource.Object{high, usual}, corev1.PodSpec{}, 7, "usual", ""},
+		"named":          {[]resource.Object{high, usual}, corev1.PodSpec{PriorityClassName: "high"}, 100, "high", ""},
+		"unknown":        {nil, corev1.PodSpec{PriorityClassName: "x"}, 0, "", "no PriorityClass with name x was found"},
+		"wrong priority": {[]resource.Object{high}, corev1.PodSpec{PriorityClassName: "high", Priority: &ten}, 0, "", "the integer value of priority (10) must not be provided in pod spec; priority admission controller computed 100"},
+		"wrong policy":   {[]resource.Object{high}, corev1.PodSpec{PriorityClassName: "high", PreemptionPolicy: &lower}, 0, "", "the string value of PreemptionPolicy (PreemptLowerPriority) must not be provided"},
+	} {
+		pod := &corev1.Pod{ObjectMeta: meta("ns", "p"), Spec: test.spec}
+		refused(t, name, (&Priority{State: state(test.classes...)}).Admit(t.Context(), attributes(Create, pod, nil)), test.text)
+		if test.text == "" && (*pod.Spec.Priority != test.value || pod.Spec.PriorityClassName != test.class || pod.Spec.PreemptionPolicy == nil) {
+			t.Errorf("%s: %+v", name, pod.Spec)
+		}
+	}
+	p := &Priority{State: state(usual)}
+	second := &schedulingv1.PriorityClass{ObjectMeta: meta("", "second"), GlobalDefault: true}
+	refused(t, "second default", p.Validate(t.Context(), attributes(Create, second, nil)), "PriorityClass usual is already marked as default. Only one default can exist")
+	refused(t, "the same", p.Validate(t.Context(), attributes(Update, usual, usual)), "")
+	pod, old := &corev1.Pod{ObjectMeta: meta("ns", "p")}, &corev1.Pod{ObjectMeta: meta("ns", "p"), Spec: corev1.PodSpec{Priority: &ten}}
+	refused(t, "update", p.Admit(t.Context(), attributes(Update, pod, old)), "")
+	if pod.Spec.Priority != &ten {
+		t.Errorf("an update lost the priority")
+	}
+}
+
+func TestTolerations(t *testing.T) {
+	p := &DefaultTolerationSeconds{NotReady: 30, Unreachable: 40}
+	pod := &corev1.Pod{ObjectMeta: meta("ns", "p")}
+	for range 2 { // twice is once
+		refused(t, "usual", p.Admit(t.Context(), attributes(Create, pod, nil)), "")
+	}
+	if got := pod.Spec.Tolerations; len(got) != 2 || *got[0].TolerationSeconds != 30 || *got[1].TolerationSeconds != 40 {
+		t.Errorf("%+v", got)
+	}
+	all := &corev1.Pod{ObjectMeta: meta("ns", "p"), Spec: corev1.PodSpec{Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}}}}
+	if refused(t, "all", p.Admit(t.Context(), attributes(Create, all, nil)), ""); len(all.Spec.Tolerations) != 1 {
+		t.Errorf("%+v", all.Spec.Tolerations)
+	}
+}
+
+func TestStorage(t *testing.T) {
+	class := func(name string, age time.Duration, def string) *storagev1.StorageClass {
+		c := &storagev1.StorageClass{ObjectMeta: meta("", name)}
+		c.CreationTimestamp = metav1.NewTime(time.Unix(1e9, 0).Add(-age))
+		c.Annotations = map[string]string{"storageclass.kubernetes.io/is-default-class": def}
+		return c
+	}
+	growing := class("growing", 0, "false")
+	yes := true
+	growing.AllowVolumeExpansion = &yes
+	s := state(class("old", time.Hour, "true"), class("new", time.Minute, "true"), class("other", 0, "false"), growing)
+	d := &DefaultStorageClass{State: s}
+	empty := ""
+	for name, test := range map[string]struct {
+		class *string
+		want  string
+	}{"unset": {nil, "new"}, "none": {&empty, ""}} {
+		claim := &corev1.PersistentVolumeClaim{ObjectMeta: meta("ns", "c"), Spec: corev1.PersistentVolumeClaimSpec{StorageClassName: test.class}}
+		if refused(t, name, d.Admit(t.Context(), attributes(Create, claim, nil)), ""); *claim.Spec.StorageClassName != test.want {
+			t.Errorf("%s: %s", name, *claim.Spec.StorageClassName)
+		}
+		refused(t, name, StorageProtection{}.Admit(t.Context(), attributes(Create, claim, nil)), "")
+		refused(t, name, StorageProtection{}.Admit(t.Context(), attributes(Create, claim, nil)), "")
+		if f := claim.Finalizers; len(f) != 1 || f[0] != "kubernetes.io/pvc-protection" {
+			t.Errorf("finalizers %v", f)
+		}
+	}
+	claim := func(class, size string, phase corev1.PersistentVolumeClaimPhase) *corev1.PersistentVolumeClaim {
+		return &corev1.PersistentVolumeClaim{ObjectMeta: meta("ns", "c"), Spec: corev1.PersistentVolumeClaimSpec{
+			StorageClassName: &class, Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: apiresource.MustParse(size)}},
+		}, Status: corev1.PersistentVolumeClaimStatus{Phase: phase}}
+	}
+	r := &ClaimResize{State: s}
+	refused(t, "same", r.Validate(t.Context(), attributes(Update, claim("old", "1Gi", corev1.ClaimBound), claim("old", "1Gi", corev1.ClaimBound))), "")
+	refused(t, "grows", r.Validate(t.Context(), attributes(Update, claim("growing", "2Gi", corev1.ClaimBound), claim("growing", "1Gi", corev1.ClaimBound))), "")
+	refused(t, "may not", r.Validate(t.Context(), attributes(Update, claim("old", "2Gi", corev1.ClaimBound), claim("old", "1Gi", corev1.ClaimBound))), "only dynamically provisioned pvc can be resized")
+	refused(t, "unbound", r.Validate(t.Context(), attributes(Update, claim("growing", "2Gi", corev1.ClaimPending), claim("growing", "1Gi", corev1.ClaimPending))), "Only bound persistent volume claims can be expanded")
+}
+
+func TestNodeTaint(t *testing.T) {
+	node := &corev1.Node{ObjectMeta: meta("", "n")}
+	for range 2 {
+		refused(t, "node", NodeTaint{}.Admit(t.Context(), attributes(Create, node, nil)), "")
+	}
+	if got := node.Spec.Taints; len(got) != 1 || got[0].Key != corev1.TaintNodeNotReady || got[0].Effect != corev1.TaintEffectNoSchedule {
+		t.Errorf("%+v", got)
+	}
+}
+
+// granter grants what it is told.
+type granter map[string]bool
+
+func (g granter) Authorize(_ context.Context, a *request.Attributes) (bool, string, error) {
+	return g[a.User.Name+" "+a.Verb+" "+a.Resource.Resource+" "+a.Name], "", nil
+}
+
+func csr(t *testing.T, organization string) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "x", Organization: []string{organization}}}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+}
+
+func TestCertificates(t *testing.T) {
+	p := &Certificates{Authorizer: granter{"approver approve signers example.com/*": true, "signer sign signers example.com/one": true}}
+	ask := func(signer string, request []byte) *certificatesv1.CertificateSigningRequest {
+		return &certificatesv1.CertificateSigningRequest{ObjectMeta: meta("", "c"), Spec: certificatesv1.CertificateSigningRequestSpec{SignerName: signer, Request: request, Username: "forged"}}
+	}
+	c := ask("example.com/one", nil)
+	a := attributes(Create, c, nil)
+	a.User = request.User{Name: "u", UID: "1", Groups: []string{"g"}, Extra: map[string][]string{"k": {"v"}}}
+	if refused(t, "create", p.Admit(t.Context(), a), ""); c.Spec.Username != "u" || c.Spec.UID != "1" || c.Spec.Groups[0] != "g" || c.Spec.Extra["k"][0] != "v" {
+		t.Errorf("%+v", c.Spec)
+	}
+	client := certificatesv1.KubeAPIServerClientSignerName
+	refused(t, "masters", p.Validate(t.Context(), attributes(Create, ask(client, csr(t, "system:masters")), nil)), "use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed")
+	refused(t, "others", p.Validate(t.Context(), attributes(Create, ask(client, csr(t, "devs")), nil)), "")
+	door := func(user, subresource string, obj, old *certificatesv1.CertificateSigningRequest) error {
+		a := attributes(Update, obj, old)
+		a.User.Name, a.Subresource = user, subresource
+		return p.Validate(t.Context(), a)
+	}
+	refused(t, "approver", door("approver", "approval", c, c), "")
+	refused(t, "nobody", door("nobody", "approval", c, c), `user not permitted to approve requests with signerName "example.com/one"`)
+	signed := c.DeepCopy()
+	signed.Status.Certificate = []byte("x")
+	refused(t, "signer", door("signer", "status", signed, c), "")
+	refused(t, "approver signs", door("approver", "status", signed, c), "user not permitted to sign")
+	refused(t, "condition", door("approver", "status", c, c), "")
+}
+
+type escalation struct{ asked []string }
+
+func (e *escalation) CheckRole(_ context.Context, _ request.User, namespace, name string, _ []rbacv1.PolicyRule, aggregates bool) error {
+	e.asked = append(e.asked, "role "+namespace+"/"+name)
+	return errors.New("too much")
+}
+
+func (e *escalation) CheckBinding(_ context.Context, _ request.User, namespace, name string, _ rbacv1.RoleRef) error {
+	e.asked = append(e.asked, "binding "+namespace+"/"+name)
+	return errors.New("too much")
+}
+
+func TestRBAC(t *testing.T) {
+	role := &rbacv1.Role{ObjectMeta: meta("ns", "r"), Rules: []rbacv1.PolicyRule{{Verbs: []string{"get"}}}}
+	cluster := &rbacv1.ClusterRole{ObjectMeta: meta("", "r"), AggregationRule: &rbacv1.AggregationRule{}}
+	binding := &rbacv1.RoleBinding{ObjectMeta: meta("ns", "b"), RoleRef: rbacv1.RoleRef{Name: "r"}}
+	clusterBinding := &rbacv1.ClusterRoleBinding{ObjectMeta: meta("", "b")}
+	for _, obj := range []resource.Object{role, cluster, binding, clusterBinding} {
+		p := &RBAC{Escalation: &escalation{}}
+		refused(t, "create", p.Validate(t.Context(), attributes(Create, obj, nil)), "too much")
+		same := obj.DeepCopyObject().(resource.Object)
+		same.SetLabels(map[string]string{"a": "b"})
+		refused(t, "same rights", p.Validate(t.Context(), attributes(Update, same, obj)), "")
+		refused(t, "delete", p.Validate(t.Context(), attributes(Delete, nil, obj)), "")
+	}
+	more := role.DeepCopy()
+	more.Rules[0].Verbs = []string{"*"}
+	refused(t, "more", (&RBAC{Escalation: &escalation{}}).Validate(t.Context(), attributes(Update, more, role)), "too much")
+}
+
+func TestNodeRestriction(t *testing.T) {
+	own := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "own", UID: "1"}, Spec: corev1.PodSpec{NodeName: "n", ServiceAccountName: "sa"}}
+	other := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "other", UID: "2"}, Spec: corev1.PodSpec{NodeName: "m"}}
+	p := &NodeRestriction{State: state(own, other), NodeOf: func(u request.User) (string, bool) {
+		return strings.TrimPrefix(u.Name, "system:node:"), strings.HasPrefix(u.Name, "system:node:")
+	}}
+	mirror := func(change func(*corev1.Pod)) *corev1.Pod {
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "m", Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "x"}}, Spec: corev1.PodSpec{NodeName: "n"}}
+		change(pod)
+		return pod
+	}
+	node := func(change func(*corev1.Node)) *corev1.Node {
+		n := &corev1.Node{ObjectMeta: meta("", "n")}
+		change(n)
+		return n
+	}
+	sub := func(s string, a *Attributes) *Attributes { a.Subresource = s; return a }
+	labelled := own.DeepCopy()
+	labelled.Labels = map[string]string{"a": "b"}
+	token := func(account string, ref *authenticationv1.BoundObjectReference) *Attributes {
+		return &Attributes{Operation: Create, Kind: kindOf(&corev1.ServiceAccount{}), Subresource: "token", Namespace: "ns", Name: account,
+			Object: &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: ref}}}
+	}
+	bound := func(pod *corev1.Pod) *authenticationv1.BoundObjectReference {
+		return &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID}
+	}
+	for name, test := range map[string]struct {
+		a    *Attributes
+		text string
+	}{
+		"creates a pod":    {attributes(Create, own, nil), "can only create mirror pods"},
+		"creates a mirror": {attributes(Create, mirror(func(*corev1.Pod) {}), nil), ""},
+		"mirror elsewhere": {attributes(Create, mirror(func(p *corev1.Pod) { p.Spec.NodeName = "m" }), nil), "can only create pods with spec.nodeName set to itself"},
+		"mirror with a secret": {attributes(Create, mirror(func(p *corev1.Pod) {
+			p.Spec.Volumes = []corev1.Volume{{VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{}}}}
+		}), nil), "can not create pods that reference secrets"},
+		"mirror with a foreign owner": {attributes(Create, mirror(func(p *corev1.Pod) {
+			p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: "m"}}
+		}), nil), "owner reference set to itself"},
+		"updates a pod":             {attributes(Update, own, own), "can only create and delete mirror pods"},
+		"deletes its pod":           {attributes(Delete, nil, own), ""},
+		"deletes another's":         {attributes(Delete, nil, other), "can only delete pods with spec.nodeName set to itself"},
+		"status of its pod":         {sub("status", attributes(Update, own, own)), ""},
+		"status of another's":       {sub("status", attributes(Update, other, other)), "can only update status for pods with spec.nodeName set to itself"},
+		"labels through the status": {sub("status", attributes(Update, labelled, own)), "cannot update labels through pod status"},
+		"evicts its pod":            {sub("eviction", attributes(Delete, nil, own)), ""},
+		"evicts another's":          {sub("eviction", attributes(Delete, nil, other)), "can only evict pods"},
+		"binds a pod":               {sub("binding", attributes(Create, own, nil)), "unexpected pod subresource"},
+		"creates itself":            {attributes(Create, node(func(n *corev1.Node) { n.Labels = map[string]string{corev1.LabelHostname: "n", "example.com/x": "y"} }), nil), ""},
+		"creates another":           {attributes(Create, &corev1.Node{ObjectMeta: meta("", "m")}, nil), `node "n" is not allowed to modify node "m"`},
+		"labels itself a master":    {attributes(Create, node(func(n *corev1.Node) { n.Labels = map[string]string{"node-role.kubernetes.io/control-plane": ""} }), nil), "not allowed to set the following labels: node-role.kubernetes.io/control-plane"},
+		"restricted label":          {attributes(Update, node(func(n *corev1.Node) { n.Labels = map[string]string{"x.node-restriction.kubernetes.io/a": ""} }), node(func(*corev1.Node) {})), "not allowed to modify labels: x.node-restriction.kubernetes.io/a"},
+		"removes its taint":         {attributes(Update, node(func(*corev1.Node) {}), node(func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: "a"}} })), "not allowed to modify taints"},
+		"owns itself":               {attributes(Update, node(func(n *corev1.Node) { n.OwnerReferences = []metav1.OwnerReference{{Name: "x"}} }), node(func(*corev1.Node) {})), "not allowed to modify ownerReferences"},
+		"its status":                {sub("status", attributes(Update, node(func(*corev1.Node) {}), node(func(*corev1.Node) {}))), ""},
+		"its lease":                 {attributes(Create, &coordinationv1.Lease{ObjectMeta: meta("kube-node-lease", "n")}, nil), ""},
+		"another's lease":           {attributes(Update, &coordinationv1.Lease{ObjectMeta: meta("kube-node-lease", "m")}, nil), "same name as the requesting node"},
+		"a lease elsewhere":         {attributes(Create, &coordinationv1.Lease{ObjectMeta: meta("ns", "n")}, nil), "can only access leases in the"},
+		"token of its pod":          {token("sa", bound(own)), ""},
+		"token of another account":  {token("other", bound(own)), "does not use"},
+		"token of another's pod":    {token("sa", bound(other)), "scheduled on a different node"},
+		"unbound token":             {token("sa", nil), "not bound to a pod"},
+		"token of an older pod":     {token("sa", &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: "own", UID: "0"}), "does not match the UID in record"},
+	} {
+		test.a.User.Name = "system:node:n"
+		refused(t, name, p.Validate(t.Context(), test.a), test.text)
+		test.a.User.Name = "somebody"
+		refused(t, name+" (no node)", p.Validate(t.Context(), test.a), "")
+	}
+}
+
+func TestPodTopology(t *testing.T) {
+	p := &PodTopology{State: state(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{corev1.LabelTopologyZone: "z", "other": "x"}}})}
+	b := &corev1.Binding{Target: corev1.ObjectReference{Name: "n"}}
+	a := &Attributes{Operation: Create, Kind: kindOf(&corev1.Pod{}), Subresource: "binding", Object: b}
+	if refused(t, "binding", p.Admit(t.Context(), a), ""); len(b.Labels) != 1 || b.Labels[corev1.LabelTopologyZone] != "z" {
+		t.Errorf("%v", b.Labels)
+	}
+}
+
+// TestOrder runs the whole chain on a pod.
+func TestOrder(t *testing.T) {
+	s := state(&corev1.Namespace{ObjectMeta: meta("", "ns")}, &corev1.ServiceAccount{ObjectMeta: meta("ns", "default")})
+	chain := Default(Config{State: s, Authorizer: granter{}, Escalation: &escalation{}, NodeOf: func(request.User) (string, bool) { return "", false }})
+	pod := &corev1.Pod{ObjectMeta: meta("ns", "p"), Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c"}}}}
+	a := attributes(Create, pod, nil)
+	refused(t, "admit", chain.Admit(t.Context(), a), "")
+	refused(t, "validate", chain.Validate(t.Context(), a), "")
+	if pod.Spec.Priority == nil || pod.Spec.ServiceAccountName == "" || len(pod.Spec.Tolerations) != 2 {
+		t.Errorf("%+v", pod.Spec)
+	}
+	none := &corev1.Pod{ObjectMeta: meta("none", "p")}
+	refused(t, "namespace first", chain.Admit(t.Context(), attributes(Create, none, nil)), `namespaces "none" not found`)
+	refused(t, "no chain", (*Chain)(nil).Admit(t.Context(), a), "")
+}
+
+func sameType(a, b any) bool { return reflect.TypeOf(a) == reflect.TypeOf(b) }
