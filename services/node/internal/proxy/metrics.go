@@ -47,7 +47,9 @@ func (m *Metrics) applied(a Applied, s *syncer) {
 	if a.Full {
 		full = "true"
 	}
-	m.duration.WithLabelValues(full).Observe(a.Took.Seconds())
+	if a.Operations > 0 {
+		m.duration.WithLabelValues(full).Observe(a.Took.Seconds())
+	}
 	m.operations.Add(float64(a.Operations))
 	m.services.Set(float64(len(s.state.fragments)))
 	m.lastSync.Set(float64(time.Now().UnixMilli()) / 1000)
