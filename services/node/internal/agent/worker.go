@@ -34,9 +34,9 @@ type worker struct {
 	gone        bool        // the API has it no more
 	traceparent string
 	// asked is since when the runtime has been asked about the pod in vain.
-	asked time.Time
-	interrupt   context.CancelFunc // ends the running sync
-	changedAt   time.Time
+	asked     time.Time
+	interrupt context.CancelFunc // ends the running sync
+	changedAt time.Time
 
 	ended     *pod.Refusal
 	finished  bool

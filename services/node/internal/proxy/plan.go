@@ -23,6 +23,7 @@ const (
 	setNodeIPs     = "node-ips"
 	chainRefuse    = "refuse"
 	verdictDrop    = "drop"
+	clientsPrefix  = "clients-"
 	masqueradeMark = "0x00004000"
 )
 
@@ -283,7 +284,7 @@ func (p *portPlan) balanceSticky(f *fragment, eps []endpoint, timeout time.Durat
 	picks := make([]string, 0, len(eps))
 	for i, ep := range eps {
 		id := fmt.Sprintf("%s-%s/%d", p.name, ep.addr.Addr(), ep.addr.Port())
-		set := fmt.Sprintf("clients-%d-%s", int(timeout/time.Second), id)
+		set := fmt.Sprintf(clientsPrefix+"%d-%s", int(timeout/time.Second), id)
 		chain := "endpoint-" + id
 		f.affinity[set] = timeout
 		f.chains[chain] = []string{

@@ -154,6 +154,7 @@ func Run(ctx context.Context, cfg Config) error {
 
 	s := newSyncer(cfg.Node, nft)
 	s.full = true
+	s.clients = readClients
 	retry := retryFirst
 	timer := time.NewTimer(0)
 	defer timer.Stop()

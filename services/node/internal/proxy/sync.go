@@ -20,6 +20,9 @@ type syncer struct {
 	// udpChanged is true when the targets of a UDP port changed since the
 	// last look at conntrack.
 	udpChanged bool
+	// clients reads who was served by which endpoint, before the table is
+	// replaced; may be nil.
+	clients func(ctx context.Context) map[string][]string
 	// gone are UDP fronts that no Service has any more.
 	gone []udpPort
 }
@@ -80,6 +83,9 @@ func (s *syncer) replace(ctx context.Context, list Listing) (Applied, error) {
 	tx.Delete(&knftables.Table{})
 	skeleton(tx, s.node)
 	d.into(tx)
+	if s.clients != nil && len(d.newSets) > 0 {
+		carryOver(tx, d.newSets, s.clients(ctx))
+	}
 	if err := s.nft.Run(ctx, tx); err != nil {
 		return Applied{}, fmt.Errorf("replace table %s: %w", TableName, err)
 	}

@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -66,8 +67,14 @@ func Main(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "runtimetest: install what tests need: %v: %s\n", err, out)
 		return 1
 	}
+	dir, err := os.MkdirTemp("/tmp", "keelson-node-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "runtimetest:", err)
+		return 1
+	}
+	defer clearAway(dir)
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), marker+"=1")
+	cmd.Env = append(os.Environ(), marker+"="+dir)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGTERM}
 	runtime.LockOSThread() // the thread that Pdeathsig watches
@@ -82,7 +89,7 @@ func Main(m *testing.M) int {
 			_ = cmd.Process.Signal(s)
 		}
 	}()
-	err := cmd.Wait()
+	err = cmd.Wait()
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
@@ -132,10 +139,8 @@ func begin(t testing.TB) *Runtime {
 	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 		t.Fatalf("loopback: %v: %s", err, out)
 	}
-	dir, err := os.MkdirTemp("/tmp", "keelson-node-test-")
-	if err != nil {
-		t.Fatal(err)
-	}
+	var err error
+	dir := os.Getenv(marker)
 	r := &Runtime{Dir: dir, CgroupRoot: "/" + filepath.Base(dir), CNIDir: filepath.Join(dir, "cni")}
 	if err := os.MkdirAll(r.CNIDir, 0o755); err != nil {
 		t.Fatal(err)
@@ -324,10 +329,42 @@ func (r *Runtime) stop() {
 		_ = cmd.Process.Kill()
 		<-done
 	}
-	unmountAll(r.Dir)
-	removeCgroups(r.CgroupRoot)
-	if err := os.RemoveAll(r.Dir); err != nil {
+}
+
+// clearAway removes what is left of a test's runtime, also after a test that
+// ended in the middle: processes that name its directory, mounts below it, its
+// cgroups, its files.
+func clearAway(dir string) {
+	for range 2 { // a shim that is ended may take a moment
+		procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, name := range procs {
+			b, err := os.ReadFile(name)
+			pid, errPID := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+			if err == nil && errPID == nil && bytes.Contains(b, []byte(dir)) {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+		unmountAll(dir)
+		killCgroups("/" + filepath.Base(dir))
+	}
+	removeCgroups("/" + filepath.Base(dir))
+	if err := os.RemoveAll(dir); err != nil {
 		fmt.Fprintln(os.Stderr, "runtimetest: clean up:", err)
+	}
+}
+
+// killCgroups ends the processes of containers whose shim is gone.
+func killCgroups(root string) {
+	for _, dir := range cgroupDirs(root) {
+		b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if err != nil {
+			continue
+		}
+		for _, f := range strings.Fields(string(b)) {
+			if pid, err := strconv.Atoi(f); err == nil {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
 	}
 }
 
@@ -348,18 +385,24 @@ func unmountAll(dir string) {
 }
 
 func removeCgroups(root string) {
+	dirs := cgroupDirs(root)
+	for i := len(dirs) - 1; i >= 0; i-- {
+		_ = os.Remove(dirs[i])
+	}
+}
+
+// cgroupDirs are the directories of a cgroup and those below it, in every
+// hierarchy, parents first.
+func cgroupDirs(root string) []string {
+	var dirs []string
 	mounts, _ := filepath.Glob("/sys/fs/cgroup/*")
 	for _, base := range append(mounts, "/sys/fs/cgroup") {
-		top := base + root
-		var dirs []string
-		_ = filepath.Walk(top, func(p string, info os.FileInfo, err error) error {
+		_ = filepath.Walk(base+root, func(p string, info os.FileInfo, err error) error {
 			if err == nil && info.IsDir() {
 				dirs = append(dirs, p)
 			}
 			return nil
 		})
-		for i := len(dirs) - 1; i >= 0; i-- {
-			_ = os.Remove(dirs[i])
-		}
 	}
+	return dirs
 }

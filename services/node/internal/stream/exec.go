@@ -77,7 +77,7 @@ func run(ctx context.Context, address string, s *Session, stdin, stdout, stderr,
 	defer cancel()
 	o := remotecommand.StreamOptions{Tty: tty}
 	input, feed := io.Pipe()
-	defer input.Close()
+	defer feed.Close()
 	sizes := &sizeQueue{ctx: ctx, sizes: make(chan remotecommand.TerminalSize, 4)}
 	if stdin {
 		o.Stdin = input

@@ -170,28 +170,59 @@ func serve(ctx context.Context, client nodev1.TunnelServiceClient, h Handler, op
 	if err := rpc.Send(first); err != nil {
 		return
 	}
-	s := &Session{rpc: rpc}
+	s := &Session{rpc: rpc, frames: make(chan *nodev1.SessionResponse), over: make(chan struct{})}
+	pumped := make(chan struct{})
+	go func() {
+		defer close(pumped)
+		s.pump()
+	}()
 	err = h.Serve(ctx, open, s)
-	if ctx.Err() != nil {
-		return
+	close(s.over)
+	if ctx.Err() == nil {
+		s.exit(err)
+		// The apiserver ends the stream once it has read the exit.
 	}
-	s.exit(err)
-	// The apiserver ends the stream once it has read the exit.
+	<-pumped
+}
+
+// Session is one open session. Any goroutine may send and receive.
+type Session struct {
+	rpc    nodev1.TunnelService_SessionClient
+	send   sync.Mutex
+	frames chan *nodev1.SessionResponse
+	err    error // why there are no more frames, once frames is closed
+	over   chan struct{}
+}
+
+// pump receives frames for whoever wants them; what comes after the handler's
+// end is dropped.
+func (s *Session) pump() {
+	defer close(s.frames)
 	for {
-		if _, err := rpc.Recv(); err != nil {
+		m, err := s.rpc.Recv()
+		if err != nil {
+			s.err = err
 			return
+		}
+		select {
+		case s.frames <- m:
+		case <-s.over:
 		}
 	}
 }
 
-// Session is one open session. One goroutine may receive, any may send.
-type Session struct {
-	rpc  nodev1.TunnelService_SessionClient
-	send sync.Mutex
-}
-
 // Recv waits for the apiserver's next frame.
-func (s *Session) Recv() (*nodev1.SessionResponse, error) { return s.rpc.Recv() }
+func (s *Session) Recv() (*nodev1.SessionResponse, error) {
+	select {
+	case m, ok := <-s.frames:
+		if !ok {
+			return nil, s.err
+		}
+		return m, nil
+	case <-s.over:
+		return nil, context.Canceled
+	}
+}
 
 // Writer writes to a channel.
 func (s *Session) Writer(c nodev1.Channel) *Writer { return &Writer{s: s, channel: c} }
