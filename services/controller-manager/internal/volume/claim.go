@@ -27,7 +27,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/component-helpers/storage/volume"
+	schedulingcorev1 "k8s.io/component-helpers/scheduling/corev1"
 
 	"keelson.dev/proto/client"
 	"keelson.dev/services/controller-manager/internal/cluster"
@@ -292,7 +292,11 @@ func (r *claims) reaches(v *corev1.PersistentVolume, c *corev1.PersistentVolumeC
 		return true
 	}
 	n, ok := r.Nodes.Get("", name)
-	return ok && volume.CheckNodeAffinity(v, n.Labels) == nil
+	if !ok || v.Spec.NodeAffinity == nil || v.Spec.NodeAffinity.Required == nil {
+		return ok
+	}
+	matches, err := schedulingcorev1.MatchNodeSelectorTerms(n, v.Spec.NodeAffinity.Required)
+	return err == nil && matches
 }
 
 // provision makes a local volume on the node that the scheduler chose, or, for a
