@@ -1,6 +1,7 @@
 package fieldmanager
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand"
 	"reflect"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -21,7 +23,9 @@ import (
 	apiresource "k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"keelson.dev/services/apiserver/internal/fieldmanager/schemagen"
 	"keelson.dev/services/apiserver/internal/kind"
+	"keelson.dev/services/apiserver/internal/kind/core"
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
@@ -210,4 +214,101 @@ func describe(entries []metav1.ManagedFieldsEntry) string {
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
+}
+
+func TestTableIsCurrent(t *testing.T) {
+	var b bytes.Buffer
+	if err := schemagen.Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	if b.String() != schemaText {
+		t.Error("schema.txt is not what `go generate` makes")
+	}
+}
+
+// TestManyManagers lets the oldest of many managers be merged, as apimachinery
+// does.
+func TestManyManagers(t *testing.T) {
+	k := core.ConfigMap()
+	ref, fields := reference(t, k, ""), New(nil)
+	var old resource.Object
+	now := time.Now().Truncate(time.Second)
+	for i := range 25 {
+		obj := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "a", Namespace: "ns", UID: "u"}, Data: map[string]string{}}
+		obj.SetGroupVersionKind(k.GVK)
+		if old != nil {
+			obj = old.DeepCopyObject().(*corev1.ConfigMap)
+		}
+		obj.Data[fmt.Sprintf("k%02d", i)] = "v"
+		obj.Data["shared"] = fmt.Sprint(i)
+		live := runtime.Object(k.New())
+		live.GetObjectKind().SetGroupVersionKind(k.GVK)
+		if old != nil {
+			live = old.DeepCopyObject()
+		}
+		manager := fmt.Sprintf("m%02d", i)
+		want, err := ref.Update(live, obj.DeepCopy(), manager)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fields.Track(Write{Kind: k, Old: old, Object: obj, Manager: manager, Now: now})
+		w, g := want.(metav1.Object).GetManagedFields(), obj.GetManagedFields()
+		if describe(w) != describe(g) {
+			t.Fatalf("write %d:\nwant %s\ngot  %s", i, describe(w), describe(g))
+		}
+		if len(g) > maxUpdaters+1 {
+			t.Fatalf("write %d: %d managers", i, len(g))
+		}
+		// Both go on with one second between two writes, so that they agree on what
+		// is oldest.
+		for j := range g {
+			at := metav1.NewTime(now.Add(-time.Hour + time.Duration(i-len(g)+j)*time.Second))
+			if g[j].Manager == manager {
+				at = metav1.NewTime(now.Add(time.Duration(i-100) * time.Second))
+			} else if g[j].Time.Time.Before(now) {
+				continue
+			}
+			g[j].Time = &at
+		}
+		old = obj
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{"f:metadata":{"f:labels":{".":{},"f:a":{}}},"f:spec":{"f:containers":{"k:{\"name\":\"x\"}":{".":{},"f:image":{}}},"f:x":{"v:5":{}}}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		x := newTree()
+		defer x.release()
+		if !x.parse(data) {
+			return
+		}
+		text := x.appendJSON(nil, member)
+		y := newTree()
+		defer y.release()
+		if !y.parse(text) {
+			t.Fatalf("%q is written as %q, which cannot be read", data, text)
+		}
+		if again := y.appendJSON(nil, member); string(again) != string(text) {
+			t.Fatalf("%q becomes %q becomes %q", data, text, again)
+		}
+		x.subtract(0, y, 0)
+		x.union(0, y, 0, member)
+	})
+}
+
+// TestHostileFields tracks over managed fields that a client made up.
+func TestHostileFields(t *testing.T) {
+	k := core.ConfigMap()
+	for _, raw := range []string{"", "{", "5", `{"x":{}}`, `{"f:a":5}`, strings.Repeat(`{"f:a":`, 5000)} {
+		obj := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "u"}, Data: map[string]string{"a": "b"}}
+		entry := metav1.ManagedFieldsEntry{Manager: "x", Operation: "Update", APIVersion: "v1", FieldsType: "FieldsV1", FieldsV1: &metav1.FieldsV1{}}
+		entry.FieldsV1.SetRawBytes([]byte(raw))
+		obj.ManagedFields = []metav1.ManagedFieldsEntry{entry}
+		old := obj.DeepCopy()
+		old.Data = nil
+		New(nil).Track(Write{Kind: k, Old: old, Object: obj, Manager: "m", Now: time.Now()})
+		if m := obj.ManagedFields; len(m) != 1 || m[0].Manager != "m" {
+			t.Errorf("%q: %+v", raw, m)
+		}
+	}
 }

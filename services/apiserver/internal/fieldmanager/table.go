@@ -9,7 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/json"
 )
 
-//go:generate sh -c "go run ./schemagen > schema.txt"
+//go:generate sh -c "go run ./schemagen/schemagen > schema.txt"
 
 // schemaText has a line for each type of Kubernetes' schema of which there is
 // more to say than its Go type does: lists are atomic and maps granular where it

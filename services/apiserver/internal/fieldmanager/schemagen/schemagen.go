@@ -1,12 +1,11 @@
-// Command schemagen writes the table of list and map types that the field manager
+// Package schemagen writes the table of list and map types that the field manager
 // is compiled from: what Kubernetes' own schema says of each field beyond what
-// its Go type does.
-package main
+// its Go type does. It must never be linked into the apiserver.
+package schemagen
 
 import (
 	"fmt"
 	"io"
-	"os"
 	"reflect"
 	"sort"
 	"strings"
@@ -18,13 +17,6 @@ import (
 
 	"keelson.dev/services/apiserver/internal/kind"
 )
-
-func main() {
-	if err := Write(os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
 
 // Write writes the table of all served kinds.
 func Write(w io.Writer) error {

@@ -1,0 +1,16 @@
+// Command schemagen prints the field manager's table.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"keelson.dev/services/apiserver/internal/fieldmanager/schemagen"
+)
+
+func main() {
+	if err := schemagen.Write(os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
