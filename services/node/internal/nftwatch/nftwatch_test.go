@@ -1,0 +1,78 @@
+package nftwatch
+
+import (
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"keelson.dev/services/node/internal/nettest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// told says whether a foreign change is reported within a moment.
+func told(w *Watch, moment time.Duration) bool {
+	select {
+	case <-w.Foreign:
+		return true
+	case <-time.After(moment):
+		return false
+	}
+}
+
+func TestForeignChangesAreToldApart(t *testing.T) {
+	t.Parallel()
+	ns := nettest.New(t, "node")
+	ns.Run("nft", "add", "table", "ip", "mine")
+	var w *Watch
+	ns.Must(func() (err error) {
+		w, err = Table("mine")
+		return err
+	})
+	defer w.Close()
+	for _, row := range []struct {
+		what string
+		args []string
+		want bool
+	}{
+		{"a chain", []string{"add", "chain", "ip", "mine", "c"}, true},
+		{"a rule", []string{"add", "rule", "ip", "mine", "c", "accept"}, true},
+		{"a set", []string{"add", "set", "ip", "mine", "s", "{ type ipv4_addr; }"}, true},
+		{"an element", []string{"add", "element", "ip", "mine", "s", "{ 10.0.0.1 }"}, true},
+		{"another table", []string{"add", "table", "ip", "other"}, false},
+		{"a chain there", []string{"add", "chain", "ip", "other", "c"}, false},
+		{"a table of this name in another family", []string{"add", "table", "ip6", "mine"}, false},
+		{"everything", []string{"flush", "ruleset"}, true},
+	} {
+		ns.Run("nft", row.args...)
+		if got := told(w, 300*time.Millisecond); got != row.want {
+			t.Errorf("%s: told %v, want %v", row.what, got, row.want)
+		}
+		for told(w, 0) { // one change may be told twice
+		}
+	}
+	// What is done within Own is ours, however much it is.
+	ns.Run("nft", "add", "table", "ip", "mine")
+	told(w, time.Second)
+	w.Own(func() {
+		ns.Run("nft", "add", "set", "ip", "mine", "s", "{ type ipv4_addr; flags interval; }")
+		for range 50 {
+			ns.Run("nft", "add", "chain", "ip", "mine", "c")
+		}
+	})
+	if told(w, 300*time.Millisecond) {
+		t.Error("a change of our own was told")
+	}
+	ns.Run("nft", "add", "chain", "ip", "mine", "d")
+	if !told(w, 5*time.Second) {
+		t.Error("the watch is deaf after a change of our own")
+	}
+}
+
+func FuzzTouches(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte{28, 0, 0, 0, 3, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 8, 0, 1, 0, 'm', 'i', 'n', 'e'})
+	w := &Watch{table: "mine"}
+	f.Fuzz(func(_ *testing.T, b []byte) { w.touches(b) })
+}
