@@ -82,8 +82,8 @@ const (
 )
 
 // Run answers until ctx ends. Its sockets are made by the calling goroutine, so a
-// caller may pin it to a network namespace; ask it before Source is synced and
-// the cluster's own names are answered with SERVFAIL, which resolvers retry.
+// caller may pin it to a network namespace. Questions about the cluster's own
+// names wait until Source is synced.
 func Run(ctx context.Context, cfg Config) error {
 	if cfg.Source == nil || !cfg.ListenIP.Is4() {
 		return errors.New("dns: source and an IPv4 listen address must be set")
@@ -107,7 +107,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("dns: %w", err)
 	}
-	handler := newHandler(cfg)
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	handler := newHandler(serving, cfg)
 	servers := []*mdns.Server{
 		{PacketConn: udp, Handler: handler, UDPSize: maxUDP, ReadTimeout: ioTimeout, WriteTimeout: ioTimeout},
 		{Listener: limit(tcp, tcpConnections), Handler: handler, ReadTimeout: ioTimeout, WriteTimeout: ioTimeout,
@@ -128,6 +130,7 @@ func Run(ctx context.Context, cfg Config) error {
 	case result = <-failed:
 		waiting--
 	}
+	stopServing()
 	handler.upstream.stop()
 	for _, s := range servers {
 		// A server that has not started yet refuses to stop: close what it

@@ -20,6 +20,8 @@ const (
 	// patience bounds a question that goes upstream; resolvers give up after
 	// five seconds.
 	patience = 4500 * time.Millisecond
+	// startSlots bounds the questions that wait for the caches to be complete.
+	startSlots = 256
 )
 
 // handler answers questions.
@@ -29,6 +31,10 @@ type handler struct {
 	metrics  *Metrics
 	log      *slog.Logger
 	synced   <-chan struct{}
+	// waiting holds a slot for each question that waits for synced.
+	waiting chan struct{}
+	// ctx ends when the service stops.
+	ctx context.Context
 }
 
 // asker asks servers outside of the cluster.
@@ -40,7 +46,7 @@ type asker interface {
 	close()
 }
 
-func newHandler(cfg Config) *handler {
+func newHandler(ctx context.Context, cfg Config) *handler {
 	path := cfg.ResolvConf
 	if path == "" {
 		path = "/etc/resolv.conf"
@@ -48,13 +54,14 @@ func newHandler(cfg Config) *handler {
 	return &handler{
 		zone: newZone(cfg), metrics: cfg.Metrics, log: cfg.Log, synced: cfg.Source.Synced(),
 		upstream: newUpstream(path, cfg.ListenIP, cfg.Metrics),
+		waiting:  make(chan struct{}, startSlots), ctx: ctx,
 	}
 }
 
 // ServeDNS is called by the servers, each question in a goroutine of its own.
 func (h *handler) ServeDNS(w mdns.ResponseWriter, req *mdns.Msg) {
 	start := time.Now()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(h.ctx, patience)
 	defer cancel()
 	_, overTCP := w.RemoteAddr().(*net.TCPAddr)
 	reply, from := h.reply(ctx, req)
@@ -143,9 +150,7 @@ func (h *handler) fill(ctx context.Context, m *mdns.Msg, q mdns.Question, do, cd
 
 // cluster answers from the zone.
 func (h *handler) cluster(ctx context.Context, m *mdns.Msg, q mdns.Question, lookup func(string, uint16) result, do, cd bool) {
-	select {
-	case <-h.synced:
-	default:
+	if !h.complete(ctx) {
 		m.Rcode = mdns.RcodeServerFailure
 		return
 	}
@@ -177,6 +182,28 @@ func (h *handler) cluster(ctx context.Context, m *mdns.Msg, q mdns.Question, loo
 	}
 	if len(m.Answer) == 0 || m.Rcode == mdns.RcodeNameError {
 		m.Ns = append(m.Ns, h.zone.soa())
+	}
+}
+
+// complete waits until the caches hold the cluster's state: after a restart a
+// caller gets its answer a moment later, and not a failure.
+func (h *handler) complete(ctx context.Context) bool {
+	select {
+	case <-h.synced:
+		return true
+	default:
+	}
+	select {
+	case h.waiting <- struct{}{}:
+		defer func() { <-h.waiting }()
+	default:
+		return false
+	}
+	select {
+	case <-h.synced:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 

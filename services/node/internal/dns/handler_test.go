@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	mdns "github.com/miekg/dns"
 )
@@ -182,10 +183,27 @@ func TestBadRequests(t *testing.T) {
 func TestBeforeSyncAndWithoutUpstream(t *testing.T) {
 	t.Parallel()
 	h, o := testHandler(t)
-	h.synced = make(chan struct{})
+	synced := make(chan struct{})
+	h.synced = synced
 	req := new(mdns.Msg).SetQuestion("web.apps.svc.cluster.local.", mdns.TypeA)
-	if m, _ := h.reply(context.Background(), req); m.Rcode != mdns.RcodeServerFailure {
+	short, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	if m, _ := h.reply(short, req); m.Rcode != mdns.RcodeServerFailure {
 		t.Errorf("before the caches are complete: %s", spell(m))
+	}
+	waited := make(chan *mdns.Msg, 1)
+	go func() {
+		m, _ := h.reply(context.Background(), req)
+		waited <- m
+	}()
+	for tick := time.NewTicker(time.Millisecond); len(h.waiting) == 0; <-tick.C {
+	}
+	if m, _ := h.reply(context.Background(), req); m.Rcode != mdns.RcodeServerFailure {
+		t.Errorf("one too many: %s", spell(m))
+	}
+	close(synced)
+	if m := <-waited; m.Rcode != mdns.RcodeSuccess || len(m.Answer) != 1 {
+		t.Errorf("a question that waited: %s", spell(m))
 	}
 	o.err = errors.New("unreachable")
 	req = new(mdns.Msg).SetQuestion("example.org.", mdns.TypeA)
