@@ -22,9 +22,11 @@ const MaxData = 32 << 10
 // Session is one open session. One goroutine may call Recv, any may call the rest.
 type Session struct {
 	stream nodev1.TunnelService_SessionServer
-	done   chan struct{}
-	once   sync.Once
 	sendMu sync.Mutex
+
+	once  sync.Once
+	done  chan struct{}
+	cause error // why done is closed
 }
 
 // Session is called by a node that opens a session it was asked for.
@@ -52,7 +54,7 @@ func (s *Server) Session(stream nodev1.TunnelService_SessionServer) error {
 	}
 	defer s.release(o.link)
 	session := &Session{stream: stream, done: make(chan struct{})}
-	defer session.Close()
+	defer session.end(ErrEnded)
 	o.opened <- session
 	select {
 	case <-session.done:
@@ -63,8 +65,13 @@ func (s *Server) Session(stream nodev1.TunnelService_SessionServer) error {
 }
 
 // Close ends the session on both sides. It may be called more than once.
-func (s *Session) Close() {
-	s.once.Do(func() { close(s.done) })
+func (s *Session) Close() { s.end(context.Canceled) }
+
+func (s *Session) end(cause error) {
+	s.once.Do(func() {
+		s.cause = cause
+		close(s.done)
+	})
 }
 
 // Recv waits for the node's next frame. After Close or the node's end it fails;
@@ -100,7 +107,7 @@ func (s *Session) send(m *nodev1.SessionResponse) error {
 	defer s.sendMu.Unlock()
 	select {
 	case <-s.done:
-		return context.Canceled
+		return s.cause
 	default:
 		return s.stream.Send(m)
 	}
@@ -109,7 +116,9 @@ func (s *Session) send(m *nodev1.SessionResponse) error {
 // ExitError is a session's end with an exit code other than 0.
 type ExitError struct{ Code int32 }
 
-func (e *ExitError) Error() string { return fmt.Sprintf("command terminated with exit code %d", e.Code) }
+func (e *ExitError) Error() string {
+	return fmt.Sprintf("command terminated with exit code %d", e.Code)
+}
 
 // exitError is what an Exit says: nil, an *ExitError or a *apierrors.StatusError.
 func exitError(exit *nodev1.Exit) error {
@@ -140,7 +149,7 @@ func (s *Session) Output(stdout, stderr io.Writer) error {
 		if err != nil {
 			select {
 			case <-s.done:
-				return context.Canceled
+				return s.cause
 			default:
 			}
 			if errors.Is(err, io.EOF) {

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -174,7 +176,7 @@ func TestOnlyNodesForThemselves(t *testing.T) {
 	}
 	// Another node cannot take up a session, nor can anybody guess one.
 	_, control := silent(t, c, "n1")
-	if m, err := control.Recv(); err != nil || m.GetWelcome().GetHeartbeatSeconds() != 10 {
+	if m, err := control.Recv(); err != nil || m.GetWelcome().GetHeartbeatSeconds() < 1 {
 		t.Fatalf("welcome: %v, %v", m, err)
 	}
 	connected(t, s, "n1")
@@ -295,5 +297,54 @@ func TestExitStatus(t *testing.T) {
 			t.Errorf("%s: %v", command, err)
 		}
 		session.Close()
+	}
+}
+
+func TestDial(t *testing.T) {
+	s, c := start(t, tunnel.Config{})
+	tunneltest.Connect(t, c, "n1", nil, func(open *nodev1.Open, session tunneltest.Session) {
+		if open.GetDial().GetAddress() == "10.0.0.1:1" {
+			st := apierrors.NewServiceUnavailable("connection refused").Status()
+			_ = session.Exit(0, &st)
+			return
+		}
+		for {
+			m, err := session.Recv()
+			if err != nil {
+				return
+			}
+			if d := m.GetData(); d != nil {
+				_ = session.Say(nodev1.Channel_CHANNEL_STDOUT, string(d.GetPayload()))
+			}
+		}
+	})
+	connected(t, s, "n1")
+	conn, err := s.Dial(context.Background(), "n1", "10.0.0.1:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 5)
+	if _, err := io.ReadFull(conn, got); err != nil || string(got) != "hello" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if err := conn.SetReadDeadline(time.Now()); err != nil {
+		t.Error(err)
+	}
+	if _, err := conn.Read(got); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("after the deadline: %v", err)
+	}
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+	conn, err = s.Dial(context.Background(), "n1", "10.0.0.1:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Read(got); !apierrors.IsServiceUnavailable(err) {
+		t.Errorf("refused: %v", err)
 	}
 }

@@ -261,22 +261,34 @@ func (m *maker) subresource(s *Subresource) {
 	}
 }
 
-// connect adds the operations of a stream.
+// connectMethods are the methods of a stream or proxy, by verb.
+var connectMethods = []struct{ verb, http, id string }{
+	{"get", http.MethodGet, "Get"}, {"create", http.MethodPost, "Post"}, {"update", http.MethodPut, "Put"},
+	{"patch", http.MethodPatch, "Patch"}, {"delete", http.MethodDelete, "Delete"},
+}
+
+// connect adds the operations of a stream or proxy.
 func (m *maker) connect(s *Subresource, path, name string) {
 	gvk := s.gvk()
 	var parameters []common.Parameter
 	if options, ok := sample(gvk).(documented); ok {
 		parameters = query(options)
 	}
-	for _, method := range []struct{ verb, http, id string }{{"get", http.MethodGet, "Get"}, {"create", http.MethodPost, "Post"}} {
+	for _, method := range connectMethods {
 		if !slices.Contains(s.Verbs, method.verb) {
 			continue
 		}
-		m.add("connect", gvk, route{
+		r := route{
 			method: method.http, path: path, id: "connect" + m.group + method.id + name,
 			description: "connect " + method.http + " requests to " + s.Name + " of " + m.r.Kind,
 			parameters:  slices.Clone(parameters), produces: anyType, answer: "", codes: []int{http.StatusOK},
-		})
+		}
+		m.add("connect", gvk, r)
+		if s.Connect == "proxy" {
+			r.path, r.id = path+"/{path}", r.id+"WithPath"
+			r.parameters = without(parameters, "path")
+			m.add("connect", gvk, r)
+		}
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"slices"
 	"time"
+
+	"keelson.dev/services/apiserver/internal/front/rest/stream"
 )
 
 // serveStream answers a request for a stream of the tunnel. It has no time-out,
@@ -16,7 +18,9 @@ func (x *exchange) serveStream(connect string, verbs []string) {
 	ctx, cancel := untilDrain(x.ctx)
 	defer cancel()
 	defer x.h.metrics.running(x)()
-	if err := x.h.streams.Serve(x, x.r.WithContext(ctx), connect, x.verb, x.target()); err != nil && !x.hijacked {
+	if err := x.h.streams.Serve(x, x.r.WithContext(ctx), stream.Request{
+		Connect: connect, Verb: x.verb, Target: x.target(), Rest: x.path.Rest,
+	}); err != nil && !x.hijacked {
 		x.fail(err)
 	}
 }

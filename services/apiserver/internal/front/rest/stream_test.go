@@ -437,13 +437,29 @@ func TestStreamRefusals(t *testing.T) {
 		{"a websocket needs create", "reader", "GET", "exec", "command=a", "websocket", 403, "create is not allowed"},
 		{"a log does not", "reader", "GET", "log", "", "", 200, ""},
 		{"method", "admin", "PUT", "exec", "", "", 405, "does not allow this method"},
-		{"proxy", "admin", "DELETE", "proxy/a/b", "", "", 501, "the proxy subresource is not offered"},
-		{"proxy for others", "nobody", "GET", "proxy", "", "", 403, "get is not allowed"},
+		{"proxy for others", "nobody", "DELETE", "proxy/a/b", "", "", 403, "delete is not allowed"},
 	} {
 		code, body := do(tc.user, tc.method, tc.subresource, tc.query, tc.upgrade)
 		if code != tc.code || !strings.Contains(body, tc.text) {
 			t.Errorf("%s: %d %s", tc.name, code, body)
 		}
+	}
+	resp, err := http.Get(f.url + "/api/v1/nodes/n1/proxy/logs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusForbidden {
+		t.Errorf("a node's proxy for others: %d", resp.StatusCode)
+	}
+	f.fake.deny = nil
+	if resp, err = http.Get(f.url + "/api/v1/nodes/n1/proxy/logs"); err != nil {
+		t.Fatal(err)
+	}
+	text, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusNotImplemented || !strings.Contains(string(text), "the proxy subresource is not offered here") {
+		t.Errorf("a node's proxy: %d %s", resp.StatusCode, text)
 	}
 	f.pod("n1", "c")
 	for _, tc := range []struct {

@@ -130,7 +130,11 @@ func prepareService(s *corev1.Service) {
 // defaultFamilies chooses IPv4, the only family that Keelson's network has.
 func defaultFamilies(s *corev1.Service) {
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
-		s.Spec.InternalTrafficPolicy = nil // nothing is routed
+		switch p := s.Spec.InternalTrafficPolicy; {
+		case p == nil:
+		case *p == corev1.ServiceInternalTrafficPolicyCluster, *p == corev1.ServiceInternalTrafficPolicyLocal:
+			s.Spec.InternalTrafficPolicy = nil // nothing is routed
+		}
 		return
 	}
 	policy := corev1.IPFamilyPolicySingleStack

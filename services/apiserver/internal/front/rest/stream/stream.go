@@ -1,6 +1,6 @@
 // Package stream serves the subresources that are streams: logs, exec, attach and
-// port-forward of pods, through the tunnel to the pod's node, over WebSocket and
-// SPDY as kubectl speaks them.
+// port-forward of pods, over WebSocket and SPDY as kubectl speaks them, and the HTTP
+// proxy to pods and services, all through the tunnel to the pod's node.
 //
 // It must never open a session before the pipeline has authorized the request, and
 // never outlive the client's connection, the node's, or the server's end.
@@ -49,15 +49,27 @@ const (
 	creationTimeout = 30 * time.Second
 )
 
-// Serve answers a request for a stream; connect is resource.Subresource.Connect and
-// verb the request's. The error is for the client, unless the connection was
-// upgraded already.
-func (s *Server) Serve(w http.ResponseWriter, r *http.Request, connect, verb string, t pipeline.Target) error {
-	if err := s.authorize(r, verb, connect, t); err != nil {
+// Request is a request for a stream.
+type Request struct {
+	// Connect is resource.Subresource.Connect, Verb the request's verb.
+	Connect, Verb string
+	Target        pipeline.Target
+	// Rest is the path behind a proxy.
+	Rest string
+}
+
+// Serve answers a request for a stream. The error is for the client, unless the
+// connection was upgraded already.
+func (s *Server) Serve(w http.ResponseWriter, r *http.Request, q Request) error {
+	connect, t := q.Connect, q.Target
+	if err := s.authorize(r, q.Verb, connect, t); err != nil {
 		return err
 	}
-	if connect == "proxy" || s.cfg.Tunnel == nil {
+	if s.cfg.Tunnel == nil {
 		return unavailable(connect)
+	}
+	if connect == "proxy" {
+		return s.proxy(w, r, t, q.Rest)
 	}
 	pod, err := s.pod(r.Context(), t)
 	if err != nil {
@@ -104,7 +116,7 @@ func (s *Server) authorize(r *http.Request, verb, connect string, t pipeline.Tar
 func unavailable(connect string) error {
 	message := "this apiserver has no connections to nodes"
 	if connect == "proxy" {
-		message = "the proxy subresource is not offered: nodes accept no connections; use log, exec, attach or portforward of a pod"
+		message = "the proxy subresource is not offered here: nodes accept no connections; use that of a pod or a service, or a pod's log, exec, attach or portforward"
 	}
 	return &apierrors.StatusError{ErrStatus: metav1.Status{
 		Status: metav1.StatusFailure, Code: http.StatusNotImplemented, Reason: "NotOffered", Message: message,
