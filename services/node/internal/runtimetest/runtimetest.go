@@ -196,6 +196,7 @@ state = "%[1]s/state"
   sandbox_image = "%[2]s"
   restrict_oom_score_adj = %[3]s
   disable_apparmor = true
+  netns_mounts_under_state_dir = true
   enable_unprivileged_ports = true
   enable_unprivileged_icmp = true
   [plugins."io.containerd.grpc.v1.cri".cni]
@@ -219,6 +220,7 @@ state = "%[1]s/state"
 [plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = %[3]s
   disable_apparmor = true
+  netns_mounts_under_state_dir = true
   enable_unprivileged_ports = true
   enable_unprivileged_icmp = true
   [plugins."io.containerd.cri.v1.runtime".cni]
