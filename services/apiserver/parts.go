@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"sync/atomic"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 
@@ -74,11 +76,30 @@ func newUsers(cfg *config, id *identity.Source, lookup admission.State) (*users,
 	issuer := token.NewIssuer(cfg.serviceAccountIssuer, nil, cfg.Keys)
 	return &users{
 		Authenticator: authn.New(authn.Config{
-			Roots:  func() *x509.CertPool { return id.Current().Roots },
+			Roots:  recent(time.Second, func() *x509.CertPool { return id.Current().Roots }),
 			Tokens: issuer, Lookup: lookup,
 		}),
 		issuer: issuer, lookup: lookup,
 	}, nil
+}
+
+// recent remembers what get returned for a while: asked for at each request, it
+// would look at files each time.
+func recent[T any](age time.Duration, get func() *T) func() *T {
+	type seen struct {
+		value *T
+		until time.Time
+	}
+	var last atomic.Pointer[seen]
+	return func() *T {
+		now := time.Now()
+		if s := last.Load(); s != nil && now.Before(s.until) {
+			return s.value
+		}
+		s := &seen{get(), now.Add(age)}
+		last.Store(s)
+		return s.value
+	}
 }
 
 // startAddresses keeps the ranges of Services; repaired is closed once they are
