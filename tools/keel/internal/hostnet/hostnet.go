@@ -38,7 +38,7 @@ func Ensure(c *cluster.Cluster) error {
 			return fmt.Errorf("network of %s: %w", n.Name, err)
 		}
 	}
-	if err := BlockRanges(c); err != nil {
+	if err := errors.Join(BlockRanges(c), ensureForwarding(c)); err != nil {
 		return err
 	}
 	if c.Egress {
@@ -229,6 +229,7 @@ func Remove(c *cluster.Cluster) error {
 			}
 		}
 	}
+	errs = append(errs, removeForwarding(c))
 	if c.Egress {
 		if out, err := exec.Command("nft", "delete", "table", "ip", "keelson-"+c.ID).CombinedOutput(); err != nil && !strings.Contains(string(out), "No such file") {
 			errs = append(errs, fmt.Errorf("nft: %w: %s", err, out))
