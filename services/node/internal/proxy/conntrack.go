@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -23,7 +24,13 @@ func cleanConntrack(s *syncer) error {
 		s.udpChanged = false
 		return nil
 	}
-	_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter)
+	// A dump that was interrupted by changes may have missed a flow.
+	err := netlink.ErrDumpInterrupted
+	for range 3 {
+		if _, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("conntrack: %w", err)
 	}

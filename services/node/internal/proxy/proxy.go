@@ -116,6 +116,8 @@ type Applied struct {
 const (
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 10 * time.Second
+	// conntrackRetry is when flows that could not be ended are looked at again.
+	conntrackRetry = 2 * time.Second
 	// maxCauses bounds the span links of one sync.
 	maxCauses = 16
 )
@@ -187,7 +189,8 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		retry = retryFirst
 		if err := cleanConntrack(s); err != nil {
-			log.Warn("stale UDP flows were not removed", "error", err)
+			log.Warn("stale UDP flows were not removed; will retry", "error", err)
+			timer.Reset(conntrackRetry)
 		}
 		health.set(s.health())
 		for _, c := range s.takeConflicts() {
