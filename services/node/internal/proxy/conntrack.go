@@ -25,7 +25,7 @@ func cleanConntrack(s *syncer) error {
 		return nil
 	}
 	// A dump that was interrupted by changes may have missed a flow.
-	err := netlink.ErrDumpInterrupted
+	var err error
 	for range 3 {
 		if _, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter); !errors.Is(err, netlink.ErrDumpInterrupted) {
 			break
