@@ -38,6 +38,10 @@ type Controller struct {
 	// Reconcile brings one object closer to what it should be. Its context
 	// carries the trace, and ends after Timeout.
 	Reconcile func(ctx context.Context, key Key) (Result, error)
+	// Fresh, if set, is asked before each reconcile whether the caches show the
+	// controller's own last writes for the key; while it returns an error, the
+	// key waits, without a span.
+	Fresh func(key Key) error
 	// Sources are where keys come from.
 	Sources []Source
 	// Synced are further caches to wait for, which Reconcile reads but which

@@ -131,6 +131,13 @@ func (l *loop) work() {
 
 func (l *loop) process(j job) {
 	queueWait.WithLabelValues(l.Name).Observe(j.waited.Seconds())
+	if l.Fresh != nil {
+		if err := l.Fresh(j.entry.key); err != nil {
+			reconciles.WithLabelValues(l.Name, "stale").Inc()
+			l.queue.done(j, true, l.backoff(j.tries))
+			return
+		}
+	}
 	ctx, span := l.span(j)
 	ctx, cancel := context.WithTimeout(ctx, l.Timeout)
 	start := time.Now()

@@ -25,10 +25,17 @@ import (
 
 // Recorder records events of one component.
 type Recorder struct {
-	c                   *client.Client
-	component, instance string
-	queue               chan pending
-	dropped             atomic.Int64
+	*writer
+
+	component string
+}
+
+// writer is what the recorders of a process share.
+type writer struct {
+	c        *client.Client
+	instance string
+	queue    chan pending
+	dropped  atomic.Int64
 
 	// Of Run's goroutine only.
 	recent map[series]*written
@@ -44,9 +51,10 @@ type pending struct {
 
 // series is what makes two events the same.
 type series struct {
-	about                corev1.ObjectReference
-	kind, reason, action string
-	message              string
+	about        corev1.ObjectReference
+	component    string
+	kind, reason string
+	message      string
 }
 
 type written struct {
@@ -66,10 +74,18 @@ const (
 
 // NewRecorder makes a recorder; Run writes what it is given.
 func NewRecorder(c *client.Client, component, instance string) *Recorder {
-	return &Recorder{
-		c: c, component: component, instance: instance,
-		queue: make(chan pending, queueSize), recent: map[series]*written{},
+	return &Recorder{component: component, writer: &writer{
+		c: c, instance: instance, queue: make(chan pending, queueSize), recent: map[series]*written{},
+	}}
+}
+
+// As is a recorder of another component, for instance of one control loop among
+// several, that shares the queue; Run of either writes for both.
+func (r *Recorder) As(component string) *Recorder {
+	if r == nil {
+		return nil
 	}
+	return &Recorder{component: component, writer: r.writer}
 }
 
 // Normal records something that went well. obj needs its kind, name, namespace
@@ -106,7 +122,7 @@ func (r *Recorder) About(ctx context.Context, about corev1.ObjectReference, kind
 	about.ResourceVersion = "" // a series goes on over changes of its object.
 	select {
 	case r.queue <- pending{
-		series:      series{about: about, kind: kind, reason: reason, message: message},
+		series:      series{about: about, component: r.component, kind: kind, reason: reason, message: message},
 		at:          time.Now(),
 		traceparent: telemetry.Traceparent(ctx),
 	}:
@@ -116,10 +132,10 @@ func (r *Recorder) About(ctx context.Context, about corev1.ObjectReference, kind
 }
 
 // Dropped is the number of events that found the queue full.
-func (r *Recorder) Dropped() int64 { return r.dropped.Load() }
+func (r *writer) Dropped() int64 { return r.dropped.Load() }
 
 // Run writes events until ctx ends; what waits then is written within a second.
-func (r *Recorder) Run(ctx context.Context) error {
+func (r *writer) Run(ctx context.Context) error {
 	for {
 		select {
 		case p := <-r.queue:
@@ -138,7 +154,7 @@ func (r *Recorder) Run(ctx context.Context) error {
 }
 
 // batch takes what else waits.
-func (r *Recorder) batch(first pending) []pending {
+func (r *writer) batch(first pending) []pending {
 	batch := []pending{first}
 	for len(batch) < batchSize {
 		select {
@@ -151,7 +167,7 @@ func (r *Recorder) batch(first pending) []pending {
 	return batch
 }
 
-func (r *Recorder) write(ctx context.Context, batch []pending) {
+func (r *writer) write(ctx context.Context, batch []pending) {
 	writes := make([]client.Write, 0, len(batch))
 	for i := range batch {
 		writes = append(writes, r.one(&batch[i]).WithTraceparent(batch[i].traceparent))
@@ -177,7 +193,7 @@ func (r *Recorder) write(ctx context.Context, batch []pending) {
 }
 
 // one makes the write of an event: a new one, or the count of a recent one.
-func (r *Recorder) one(p *pending) client.Write {
+func (r *writer) one(p *pending) client.Write {
 	at := metav1.NewTime(p.at)
 	if w := r.recent[p.series]; w != nil && p.at.Sub(w.last) < sameSeries {
 		w.count++
@@ -199,15 +215,15 @@ func (r *Recorder) one(p *pending) client.Write {
 		},
 		InvolvedObject: s.about,
 		Type:           s.kind, Reason: s.reason, Message: s.message,
-		Source:         corev1.EventSource{Component: r.component},
+		Source:         corev1.EventSource{Component: s.component},
 		FirstTimestamp: at, LastTimestamp: at, Count: 1,
-		ReportingController: r.component, ReportingInstance: r.instance,
+		ReportingController: s.component, ReportingInstance: r.instance,
 	}
 	r.remember(s, &written{namespace: namespace, name: ev.Name, count: 1, last: p.at})
 	return client.CreateWrite(ev)
 }
 
-func (r *Recorder) remember(s series, w *written) {
+func (r *writer) remember(s series, w *written) {
 	if r.recent[s] == nil {
 		if len(r.order) == maxSeries {
 			delete(r.recent, r.order[0])

@@ -148,7 +148,7 @@ func (e *election) observe(ctx context.Context, news chan *coordinationv1.Lease)
 				send(nil)
 			}
 		}
-		pause(ctx, e.renewEvery())
+		pause(ctx, min(e.renewEvery(), 100*time.Millisecond))
 	}
 }
 

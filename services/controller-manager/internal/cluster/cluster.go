@@ -86,6 +86,14 @@ type Cache interface {
 	Err() error
 }
 
+// As is the same cluster to a control loop that records its events under a name
+// of its own.
+func (s *Cluster) As(component string) *Cluster {
+	out := *s
+	out.Events = s.Events.As(component)
+	return &out
+}
+
 // CatchUp waits until all caches show what a predecessor wrote last.
 func (s *Cluster) CatchUp(ctx context.Context) error {
 	errs := make(chan error, len(s.Caches))

@@ -45,6 +45,7 @@ func New(s *cluster.Cluster) controller.Controller {
 	}
 	return controller.Controller{
 		Name: "deployment", Workers: 5, Reconcile: r.reconcile,
+		Fresh: func(key controller.Key) error { return errors.Join(r.setWrites.Fresh(key), r.ownWrites.Fresh(key)) },
 		Sources: []controller.Source{
 			controller.Objects(s.Deployments),
 			controller.From(s.ReplicaSets, r.ofSet),
@@ -103,9 +104,6 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	d, ok := r.Deployments.Get(key.Namespace, key.Name)
 	if !ok {
 		return controller.Result{}, nil
-	}
-	if err := errors.Join(r.setWrites.Fresh(key), r.ownWrites.Fresh(key)); err != nil {
-		return controller.Result{}, err
 	}
 	selector, err := metav1.LabelSelectorAsSelector(d.Spec.Selector)
 	if err != nil || selector.Empty() {

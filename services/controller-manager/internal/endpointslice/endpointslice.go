@@ -31,7 +31,7 @@ func New(s *cluster.Cluster) controller.Controller {
 		Cluster: s, slices: client.For[*discoveryv1.EndpointSlice](s.Client), writes: controller.NewWrites(s.EndpointSlices),
 	}
 	return controller.Controller{
-		Name: "endpointslice", Workers: 5, Reconcile: r.reconcile,
+		Name: "endpointslice", Workers: 5, Reconcile: r.reconcile, Fresh: r.writes.Fresh,
 		Sources: []controller.Source{
 			controller.Objects(s.Services),
 			controller.From(s.Pods, backend.ServicesOf(s)),
@@ -71,9 +71,6 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	}
 	if len(svc.Spec.Selector) == 0 && svc.Spec.Type != corev1.ServiceTypeExternalName {
 		return controller.Result{}, nil // somebody else writes them.
-	}
-	if err := r.writes.Fresh(key); err != nil {
-		return controller.Result{}, err
 	}
 	var mine []*discoveryv1.EndpointSlice
 	for _, s := range r.EndpointSlices.ByIndex(cluster.ByService, key.String()) {

@@ -51,6 +51,7 @@ func New(s *cluster.Cluster) controller.Controller {
 	}
 	return controller.Controller{
 		Name: "job", Workers: 5, Reconcile: r.reconcile,
+		Fresh: func(key controller.Key) error { return errors.Join(r.podWrites.Fresh(key), r.jobWrites.Fresh(key)) },
 		Sources: []controller.Source{
 			controller.Objects(s.Jobs),
 			controller.From(s.Pods, r.ofPod),
@@ -82,9 +83,6 @@ func (r *reconciler) ofPod(ev client.Event[*corev1.Pod]) []controller.Key {
 }
 
 func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {
-	if err := errors.Join(r.podWrites.Fresh(key), r.jobWrites.Fresh(key)); err != nil {
-		return controller.Result{}, err
-	}
 	j, ok := r.Jobs.Get(key.Namespace, key.Name)
 	if err := r.releaseOrphans(ctx, key, j); err != nil {
 		return controller.Result{}, err

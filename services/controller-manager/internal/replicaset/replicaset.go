@@ -45,7 +45,7 @@ func New(s *cluster.Cluster) controller.Controller {
 		writes: controller.NewWrites(s.Pods), now: time.Now,
 	}
 	return controller.Controller{
-		Name: "replicaset", Workers: 5, Reconcile: r.reconcile,
+		Name: "replicaset", Workers: 5, Reconcile: r.reconcile, Fresh: r.writes.Fresh,
 		Sources: []controller.Source{
 			controller.Objects(s.ReplicaSets),
 			controller.From(s.Pods, r.ofPod),
@@ -89,9 +89,6 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	rs, ok := r.ReplicaSets.Get(key.Namespace, key.Name)
 	if !ok {
 		return controller.Result{}, nil
-	}
-	if err := r.writes.Fresh(key); err != nil {
-		return controller.Result{}, err
 	}
 	selector, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector)
 	if err != nil {
