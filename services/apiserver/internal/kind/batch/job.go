@@ -31,10 +31,12 @@ func Job() *resource.Kind {
 		PrepareCreate: func(j *batchv1.Job) {
 			j.Status = batchv1.JobStatus{}
 			selectOwnPods(j)
+			j.Spec.Scheduling = nil // a feature that is off in Kubernetes, too
 			podspec.Drop(&j.Spec.Template.Spec)
 		},
 		PrepareUpdate: func(j, old *batchv1.Job) {
 			j.Status = old.Status
+			j.Spec.Scheduling = nil
 			podspec.Drop(&j.Spec.Template.Spec)
 		},
 		Warnings:       jobWarnings,

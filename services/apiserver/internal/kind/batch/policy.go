@@ -57,7 +57,14 @@ func validateFailureRule(e *check.Errors, s *batchv1.JobSpec, r *batchv1.PodFail
 }
 
 func validateExitCodes(e *check.Errors, s *batchv1.JobSpec, r *batchv1.PodFailurePolicyOnExitCodesRequirement, p *field.Path) {
-	check.OneOf(e, p, "operator", r.Operator, batchv1.PodFailurePolicyOnExitCodesOpIn, batchv1.PodFailurePolicyOnExitCodesOpNotIn)
+	operators := []batchv1.PodFailurePolicyOnExitCodesOperator{
+		batchv1.PodFailurePolicyOnExitCodesOpIn, batchv1.PodFailurePolicyOnExitCodesOpNotIn,
+	}
+	if r.Operator == "" {
+		e.Required(p.Child("operator"), fmt.Sprintf("valid values: %q", operators))
+	} else {
+		check.Supported(e, p, "operator", r.Operator, operators...)
+	}
 	if r.ContainerName != nil {
 		named := func(c corev1.Container) bool { return c.Name == *r.ContainerName }
 		if !slices.ContainsFunc(s.Template.Spec.Containers, named) && !slices.ContainsFunc(s.Template.Spec.InitContainers, named) {

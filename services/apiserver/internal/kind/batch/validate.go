@@ -105,6 +105,9 @@ func validateGenerated(e *check.Errors, j *batchv1.Job, p *field.Path) {
 			e.Invalid(at.Key(l[0]), j.Spec.Template.Labels, "must be '"+l[1]+"'")
 		}
 	}
+	if _, err := metav1.LabelSelectorAsSelector(j.Spec.Selector); err != nil {
+		return
+	}
 	want := metav1.LabelSelector{MatchLabels: map[string]string{batchv1.ControllerUidLabel: string(j.UID)}}
 	legacy := metav1.LabelSelector{MatchLabels: map[string]string{legacyControllerUID: string(j.UID)}}
 	if s := *j.Spec.Selector; !equality.Semantic.DeepEqual(s, want) && !equality.Semantic.DeepEqual(s, legacy) {

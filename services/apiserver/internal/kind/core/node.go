@@ -33,10 +33,16 @@ func Node() *resource.Kind {
 	}
 	k.Rules = resource.Typed[*corev1.Node]{
 		Default:       defaultNode,
-		PrepareCreate: dropConfigSource,
+		PrepareCreate: dropUnused,
 		PrepareUpdate: func(n, old *corev1.Node) {
 			n.Status = old.Status
-			dropConfigSource(n)
+			dropUnused(n)
+		},
+		Warnings: func(n, _ *corev1.Node) []string {
+			if n.Spec.DoNotUseExternalID != "" {
+				return []string{"spec.externalID: this field is deprecated, and is unused by Kubernetes"}
+			}
+			return nil
 		},
 		Validate:       validateNode,
 		ValidateUpdate: validateNodeUpdate,
@@ -67,8 +73,12 @@ func defaultNode(n *corev1.Node) {
 	}
 }
 
-// dropConfigSource clears what asked for dynamic configuration, which is gone.
-func dropConfigSource(n *corev1.Node) { n.Spec.ConfigSource = nil }
+// dropUnused clears what asked for dynamic configuration, which is gone, and for
+// a feature that is off in Kubernetes, too.
+func dropUnused(n *corev1.Node) {
+	n.Spec.ConfigSource = nil
+	n.Spec.PodPreemptionPolicy = nil
+}
 
 func validateNode(n *corev1.Node) field.ErrorList {
 	var e check.Errors

@@ -130,8 +130,15 @@ func validateVolume(v *corev1.PersistentVolume) field.ErrorList {
 		e.Messages(p, "storageClassName", s.StorageClassName, check.Subdomain(s.StorageClassName))
 	}
 	validateVolumeMode(&e, s.VolumeMode, p)
-	if s.VolumeAttributesClassName != nil && s.CSI == nil {
-		e.Required(p.Child("csi"), "has to be specified when using volumeAttributesClassName")
+	if n := s.VolumeAttributesClassName; n != nil {
+		if *n == "" {
+			e.Required(p.Child("volumeAttributesClassName"), "an empty string is disallowed")
+		} else {
+			e.Messages(p, "volumeAttributesClassName", *n, check.Subdomain(*n))
+		}
+		if s.CSI == nil {
+			e.Required(p.Child("csi"), "has to be specified when using volumeAttributesClassName")
+		}
 	}
 	if a := s.NodeAffinity; a != nil {
 		if a.Required == nil {

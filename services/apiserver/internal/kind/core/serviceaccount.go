@@ -10,6 +10,13 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
+// keepSecretNames drops from the references to secrets all but their names.
+func keepSecretNames(a *corev1.ServiceAccount) {
+	for i := range a.Secrets {
+		a.Secrets[i] = corev1.ObjectReference{Name: a.Secrets[i].Name}
+	}
+}
+
 // ServiceAccount is the row of serviceaccounts.
 func ServiceAccount() *resource.Kind {
 	k := row.Namespaced[corev1.ServiceAccount, corev1.ServiceAccountList](corev1.SchemeGroupVersion, "serviceaccounts", "serviceaccounts")
@@ -19,6 +26,10 @@ func ServiceAccount() *resource.Kind {
 	k.Cells = func(o resource.Object) []any {
 		return []any{column.Age(o.(*corev1.ServiceAccount).CreationTimestamp)}
 	}
+	k.Rules = resource.Typed[*corev1.ServiceAccount]{
+		PrepareCreate: keepSecretNames,
+		PrepareUpdate: func(a, _ *corev1.ServiceAccount) { keepSecretNames(a) },
+	}.Rules()
 	k.Subresources = map[string]resource.Subresource{
 		"token": row.Post(authenticationv1.SchemeGroupVersion.WithKind("TokenRequest"), "token"),
 	}

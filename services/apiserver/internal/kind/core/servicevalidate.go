@@ -74,7 +74,7 @@ func validateServicePorts(e *check.Errors, s *corev1.Service, p *field.Path) {
 		if port.NodePort == 0 {
 			continue
 		}
-		if spec.Type == corev1.ServiceTypeClusterIP || spec.Type == corev1.ServiceTypeExternalName {
+		if spec.Type == corev1.ServiceTypeClusterIP {
 			e.Forbidden(at.Child("nodePort"), fmt.Sprintf("may not be used when `type` is '%s'", spec.Type))
 		}
 		if k := (key{port.Protocol, port.NodePort}); nodePorts[k] {
@@ -237,9 +237,9 @@ func validateExternal(e *check.Errors, s *corev1.Service, p *field.Path) {
 			e.Messages(p, "loadBalancerClass", *spec.LoadBalancerClass, check.LabelKey(*spec.LoadBalancerClass))
 		}
 		validateRangesAnnotation(e, s)
-		for i, cidr := range spec.LoadBalancerSourceRanges {
-			e.Append(validationutil.IsValidCIDRForLegacyField(p.Child("LoadBalancerSourceRanges").Index(i), strings.TrimSpace(cidr), true, nil))
-		}
+	}
+	for i, cidr := range spec.LoadBalancerSourceRanges {
+		e.Append(validationutil.IsValidCIDRForLegacyField(p.Child("LoadBalancerSourceRanges").Index(i), strings.TrimSpace(cidr), true, nil))
 	}
 	if d := spec.TrafficDistribution; d != nil {
 		check.Supported(e, p, "trafficDistribution", *d,

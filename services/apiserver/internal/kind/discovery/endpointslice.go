@@ -194,7 +194,7 @@ func validatePorts(e *check.Errors, ports []discoveryv1.EndpointPort, p *field.P
 		if port.Protocol == nil {
 			e.Required(at.Child("protocol"), "")
 		} else {
-			check.OneOf(e, at, "protocol", *port.Protocol, corev1.ProtocolSCTP, corev1.ProtocolTCP, corev1.ProtocolUDP)
+			check.Supported(e, at, "protocol", *port.Protocol, corev1.ProtocolSCTP, corev1.ProtocolTCP, corev1.ProtocolUDP)
 		}
 		if port.AppProtocol != nil {
 			e.Messages(at, "appProtocol", *port.AppProtocol, check.LabelKey(*port.AppProtocol))

@@ -111,10 +111,13 @@ func defaultContainer(c *corev1.Container) {
 }
 
 // pullPolicy is Always for the moving tag latest, which is also the tag of an
-// image that names neither tag nor digest.
+// image that names neither tag nor digest. What is no image's name has no tag.
 func pullPolicy(image string) corev1.PullPolicy {
 	name, _, digest := strings.Cut(image, "@")
 	tag := ""
+	if !imageName(name) {
+		return corev1.PullIfNotPresent
+	}
 	if colon := strings.LastIndexByte(name, ':'); colon > strings.LastIndexByte(name, '/') {
 		tag = name[colon+1:]
 	}
@@ -122,6 +125,25 @@ func pullPolicy(image string) corev1.PullPolicy {
 		return corev1.PullAlways
 	}
 	return corev1.PullIfNotPresent
+}
+
+// imageName tells a name with its tag by the characters that the parts of one may
+// have: capitals only in the registry's host and in the tag.
+func imageName(name string) bool {
+	rest, tag := name, ""
+	if colon := strings.LastIndexByte(name, ':'); colon > strings.LastIndexByte(name, '/') {
+		rest, tag = name[:colon], name[colon+1:]
+	}
+	host, path, found := strings.Cut(rest, "/")
+	if !found || !strings.ContainsAny(host, ".:") && host != "localhost" && host == strings.ToLower(host) {
+		host, path = "", rest
+	}
+	for i := range len(path) {
+		if c := path[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && strings.IndexByte("._/-", c) < 0 {
+			return false
+		}
+	}
+	return path != "" && !strings.ContainsAny(host, " \t\n") && !strings.ContainsAny(tag, " \t\n")
 }
 
 func defaultProbe(p *corev1.Probe) {

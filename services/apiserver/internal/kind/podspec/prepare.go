@@ -25,8 +25,48 @@ func dropVolume(s *corev1.VolumeSource) {
 	if s.EmptyDir != nil {
 		s.EmptyDir.Mode = nil
 	}
-	if s.Projected != nil {
+	switch {
+	case s.Secret != nil:
+		s.Secret.DefaultUser = nil
+		dropUsers(s.Secret.Items)
+	case s.ConfigMap != nil:
+		s.ConfigMap.DefaultUser = nil
+		dropUsers(s.ConfigMap.Items)
+	case s.DownwardAPI != nil:
+		s.DownwardAPI.DefaultUser = nil
+		dropDownwardUsers(s.DownwardAPI.Items)
+	case s.Projected != nil:
 		s.Projected.DefaultUser = nil
+		for i := range s.Projected.Sources {
+			dropProjectionUsers(&s.Projected.Sources[i])
+		}
+	}
+}
+
+func dropProjectionUsers(s *corev1.VolumeProjection) {
+	if s.Secret != nil {
+		dropUsers(s.Secret.Items)
+	}
+	if s.ConfigMap != nil {
+		dropUsers(s.ConfigMap.Items)
+	}
+	if s.DownwardAPI != nil {
+		dropDownwardUsers(s.DownwardAPI.Items)
+	}
+	if s.ServiceAccountToken != nil {
+		s.ServiceAccountToken.User = nil
+	}
+}
+
+func dropUsers(items []corev1.KeyToPath) {
+	for i := range items {
+		items[i].User = nil
+	}
+}
+
+func dropDownwardUsers(items []corev1.DownwardAPIVolumeFile) {
+	for i := range items {
+		items[i].User = nil
 	}
 }
 

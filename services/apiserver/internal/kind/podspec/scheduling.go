@@ -198,6 +198,7 @@ func (v *validator) validateLabelKeys(keys []string, s *metav1.LabelSelector, p 
 	}
 	if s == nil {
 		v.Forbidden(p.Child(child), "must not be specified when labelSelector is not set")
+		return
 	}
 	for i, key := range keys {
 		v.Messages(p.Child(child).Index(i), "", key, check.LabelKey(key))

@@ -71,7 +71,7 @@ func (v *validator) validateContainerSecurity(c *corev1.SecurityContext, p *fiel
 	v.validateUser(c.RunAsUser, p, "runAsUser")
 	v.validateGroup(c.RunAsGroup, p, "runAsGroup")
 	if c.ProcMount != nil {
-		check.OneOf(&v.Errors, p, "procMount", *c.ProcMount, corev1.DefaultProcMount, corev1.UnmaskedProcMount)
+		check.Supported(&v.Errors, p, "procMount", *c.ProcMount, corev1.DefaultProcMount, corev1.UnmaskedProcMount)
 	}
 	if c.AllowPrivilegeEscalation != nil && !*c.AllowPrivilegeEscalation {
 		if c.Privileged != nil && *c.Privileged {
@@ -137,6 +137,7 @@ func (v *validator) validateAppArmor(s *corev1.AppArmorProfile, p *field.Path) {
 	case corev1.AppArmorProfileTypeRuntimeDefault, corev1.AppArmorProfileTypeUnconfined:
 	case "":
 		v.Required(p.Child("type"), "type is required when appArmorProfile is set")
+		return
 	default:
 		check.Supported(&v.Errors, p, "type", s.Type,
 			corev1.AppArmorProfileTypeLocalhost, corev1.AppArmorProfileTypeRuntimeDefault, corev1.AppArmorProfileTypeUnconfined)

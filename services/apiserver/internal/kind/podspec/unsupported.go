@@ -24,7 +24,9 @@ func (v *validator) unsupported(p *field.Path) {
 	if c := s.SecurityContext; c != nil {
 		refuse(c.WindowsOptions != nil, "securityContext", "Windows options are")
 	}
-	if s.OS != nil && s.OS.Name != corev1.Windows && s.OS.Name != corev1.Linux {
+	if s.OS != nil && s.OS.Name == "" {
+		v.Required(p.Child("os", "name"), "")
+	} else if s.OS != nil && s.OS.Name != corev1.Windows && s.OS.Name != corev1.Linux {
 		v.List = append(v.List, field.NotSupported(p.Child("os"), s.OS.Name, []corev1.OSName{corev1.Linux, corev1.Windows}))
 	}
 	if v.inPod && len(s.EphemeralContainers) > 0 {

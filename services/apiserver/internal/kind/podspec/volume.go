@@ -17,7 +17,7 @@ func (v *validator) validateVolumes(p *field.Path) {
 	}
 	v.volumes = make(map[string]*corev1.VolumeSource, len(volumes))
 	for i := range volumes {
-		volume, at := &volumes[i], p.Index(i)
+		volume, at, before := &volumes[i], p.Index(i), len(v.List)
 		if volume.Name == "" {
 			v.Required(at.Child("name"), "")
 		} else {
@@ -26,8 +26,10 @@ func (v *validator) validateVolumes(p *field.Path) {
 		if _, twice := v.volumes[volume.Name]; twice {
 			v.Duplicate(at.Child("name"), volume.Name)
 		}
-		v.volumes[volume.Name] = &volume.VolumeSource
-		v.validateSource(&volume.VolumeSource, at)
+		// A volume that is wrong is none that could be mounted.
+		if v.validateSource(&volume.VolumeSource, at); len(v.List) == before {
+			v.volumes[volume.Name] = &volume.VolumeSource
+		}
 	}
 }
 

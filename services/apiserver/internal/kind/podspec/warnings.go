@@ -158,6 +158,13 @@ func (w *warner) containers(list []corev1.Container, p *field.Path, name string)
 	for i := range list {
 		c := &list[i]
 		w.env(c.Env, func() *field.Path { return p.Child(name).Index(i).Child("env") })
+		for j, port := range c.Ports {
+			if port.HostIP != "" && port.HostPort == 0 {
+				w.add(p.Child(name).Index(i).Child("ports").Index(j),
+					"hostIP set without hostPort: {Name:%s HostPort:%d ContainerPort:%d Protocol:%s HostIP:%s}",
+					port.Name, port.HostPort, port.ContainerPort, port.Protocol, port.HostIP)
+			}
+		}
 		w.fractions(c.Resources.Requests, func() *field.Path { return p.Child(name).Index(i).Child("resources", "requests") })
 		w.fractions(c.Resources.Limits, func() *field.Path { return p.Child(name).Index(i).Child("resources", "limits") })
 	}

@@ -61,10 +61,11 @@ func validate(c *storagev1.StorageClass) field.ErrorList {
 	if c.Provisioner == "" {
 		e.Required(field.NewPath("provisioner"), "")
 	} else {
-		e.Messages(field.NewPath("provisioner"), "", c.Provisioner, check.LabelKey(strings.ToLower(c.Provisioner)))
+		name := strings.ToLower(c.Provisioner)
+		e.Messages(field.NewPath("provisioner"), "", name, check.LabelKey(name))
 	}
 	validateParameters(&e, c.Parameters)
-	if c.ReclaimPolicy != nil {
+	if c.ReclaimPolicy != nil && *c.ReclaimPolicy != "" {
 		supported(&e, "reclaimPolicy", *c.ReclaimPolicy, corev1.PersistentVolumeReclaimDelete, corev1.PersistentVolumeReclaimRetain)
 	}
 	if c.VolumeBindingMode == nil {
