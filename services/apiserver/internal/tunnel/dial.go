@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -46,14 +47,25 @@ func (c *dialed) end(err error) {
 // Read says why the session ended instead of io.EOF, if it did not end well.
 func (c *dialed) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if err == io.EOF {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.err != nil {
-			err = c.err
-		}
+	return n, c.because(err)
+}
+
+// Write says why the session ended.
+func (c *dialed) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	return n, c.because(err)
+}
+
+func (c *dialed) because(err error) error {
+	if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrClosedPipe) {
+		return err
 	}
-	return n, err
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return c.err
+	}
+	return err
 }
 
 // Close ends the session on both sides.
