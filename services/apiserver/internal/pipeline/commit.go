@@ -60,6 +60,7 @@ func (p *Pipeline) newWrite(ctx context.Context, w *Write) (*change, *Outcome, e
 
 // Patch changes part of an object.
 func (p *Pipeline) Patch(ctx context.Context, t Target, kind types.PatchType, b Body, o WriteOptions) (*Outcome, error) {
+	growStack()
 	c, err := p.newPatch(ctx, t, kind, b, o)
 	if err != nil {
 		return nil, p.statusOf(ctx, t.Resource.GroupResource(), t.Name, err)

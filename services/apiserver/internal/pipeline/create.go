@@ -21,6 +21,7 @@ import (
 
 // Create stores a new object or posts to a subresource.
 func (p *Pipeline) Create(ctx context.Context, t Target, b Body, o WriteOptions) (*Outcome, error) {
+	growStack()
 	c, out, err := p.newCreate(ctx, t, b, o)
 	if c == nil {
 		return out, p.statusOf(ctx, t.Resource.GroupResource(), t.Name, err)

@@ -17,6 +17,7 @@ import (
 
 // Delete removes an object or starts its graceful end.
 func (p *Pipeline) Delete(ctx context.Context, t Target, o DeleteOptions) (*Outcome, error) {
+	growStack()
 	if err := p.Authorize(ctx, "delete", t); err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 
 // Update replaces an object or one of its subresources.
 func (p *Pipeline) Update(ctx context.Context, t Target, b Body, o WriteOptions) (*Outcome, error) {
+	growStack()
 	c, err := p.newUpdate(ctx, t, b, o)
 	if err != nil {
 		return nil, p.statusOf(ctx, t.Resource.GroupResource(), t.Name, err)
