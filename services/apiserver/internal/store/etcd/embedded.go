@@ -86,7 +86,7 @@ func Start(ctx context.Context, c EmbeddedConfig) (*Embedded, error) {
 	}
 	s := e.Server
 	client := v3client.New(s)
-	st := newStore(inProcess(s, client), c.Log)
+	st := newStore(inProcess(s, client), localTime, c.Log)
 	if _, err := st.Revision(ctx); err != nil {
 		_ = client.Close()
 		e.Close()

@@ -36,11 +36,14 @@ const (
 	// inFlight is the number of proposals under way at once. etcd refuses more
 	// than 5,000; throughput does not grow beyond a few hundred.
 	inFlight = 1000
-	// proposalTime is how long one proposal may take before it is repeated. A
-	// proposal forwarded to a leader that dies would wait for about 7 s.
-	proposalTime = time.Second
+	// forwardTime is how long one proposal may take before it is repeated, where it
+	// may be forwarded to a leader that dies: it would wait for about 7 s.
+	forwardTime = time.Second
+	// localTime is the same where nobody else can be the leader: only the disk and
+	// the processor can be slow, and repeating does not help them.
+	localTime = 6 * time.Second
 	// settleTime is how long a write whose outcome is unknown is repeated.
-	settleTime = 8 * time.Second
+	settleTime = 12 * time.Second
 	// anyTries is how often a write with store.Any follows a key that others
 	// change.
 	anyTries = 32
@@ -73,7 +76,7 @@ type Store struct {
 	fault func(w *store.Write, attempt int, send func() (*pb.TxnResponse, error)) (*pb.TxnResponse, error)
 }
 
-func newStore(t transport, log *slog.Logger) *Store {
+func newStore(t transport, proposalTime time.Duration, log *slog.Logger) *Store {
 	if log == nil {
 		log = slog.Default()
 	}

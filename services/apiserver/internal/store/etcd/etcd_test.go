@@ -75,7 +75,8 @@ func (f faulty) Inject(plan func(*store.Write, int) storetest.Fault) {
 }
 
 func (s *Store) forTest() store.Store {
-	s.settleTime = time.Second
+	// Long enough for a busy machine: faults are injected, not waited for.
+	s.proposalTime, s.settleTime = 20*time.Second, time.Second
 	return faulty{s}
 }
 

@@ -44,7 +44,7 @@ func Dial(ctx context.Context, c RemoteConfig) (*Remote, error) {
 	if err != nil {
 		return nil, fmt.Errorf("etcd at %v: %w", c.Endpoints, err)
 	}
-	r := &Remote{Store: newStore(overWire(client), c.Log), client: client}
+	r := &Remote{Store: newStore(overWire(client), forwardTime, c.Log), client: client}
 	if _, err := r.Revision(ctx); err != nil {
 		_ = client.Close()
 		return nil, fmt.Errorf("etcd at %v: %w", c.Endpoints, err)
