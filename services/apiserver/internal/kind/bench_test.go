@@ -173,3 +173,28 @@ func readCases(t *testing.T) map[string]cases {
 	}
 	return all
 }
+
+// BenchmarkPlainPodUpdate is what an update of a pod's labels costs.
+func BenchmarkPlainPodUpdate(b *testing.B) {
+	k := podKind(b)
+	pod := func() *corev1.Pod {
+		p := &corev1.Pod{}
+		if err := json.Unmarshal([]byte(plainPod), p); err != nil {
+			b.Fatal(err)
+		}
+		k.Rules.Default(p)
+		k.Rules.PrepareCreate(p)
+		return p
+	}
+	old, p := pod(), pod()
+	p.Labels["a"] = "b"
+	b.ReportAllocs()
+	for b.Loop() {
+		k.Rules.Default(p)
+		k.Rules.PrepareUpdate(p, old)
+		if errs := k.Rules.ValidateUpdate(p, old); len(errs) > 0 {
+			b.Fatal(errs)
+		}
+		k.Rules.Warnings(p, old)
+	}
+}

@@ -5,7 +5,6 @@ import (
 	"maps"
 
 	appsv1 "k8s.io/api/apps/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -35,7 +34,7 @@ func Deployment() *resource.Kind {
 		},
 		// A changed annotation counts too: controllers act on some of them.
 		SpecChanged: func(d, old *appsv1.Deployment) bool {
-			return !maps.Equal(d.Annotations, old.Annotations) || !equality.Semantic.DeepEqual(d.Spec, old.Spec)
+			return !maps.Equal(d.Annotations, old.Annotations) || !check.Same(&d.Spec, &old.Spec)
 		},
 		Warnings: func(d, old *appsv1.Deployment) []string {
 			if old == nil {
@@ -189,7 +188,7 @@ func zero(v *intstr.IntOrString) bool {
 
 func validateDeploymentUpdate(d, old *appsv1.Deployment) field.ErrorList {
 	e := check.Errors{List: validateDeployment(d)}
-	if !equality.Semantic.DeepEqual(d.Spec.Selector, old.Spec.Selector) {
+	if !check.Same(d.Spec.Selector, old.Spec.Selector) {
 		e.Invalid(field.NewPath("spec", "selector"), d.Spec.Selector, check.Immutable)
 	}
 	return e.List

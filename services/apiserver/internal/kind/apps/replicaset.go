@@ -4,7 +4,6 @@ import (
 	"strconv"
 
 	appsv1 "k8s.io/api/apps/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -45,7 +44,7 @@ func ReplicaSet() *resource.Kind {
 		Validate: validateReplicaSet,
 		ValidateUpdate: func(r, old *appsv1.ReplicaSet) field.ErrorList {
 			e := check.Errors{List: validateReplicaSet(r)}
-			if !equality.Semantic.DeepEqual(r.Spec.Selector, old.Spec.Selector) {
+			if !check.Same(r.Spec.Selector, old.Spec.Selector) {
 				e.Invalid(field.NewPath("spec", "selector"), r.Spec.Selector, check.Immutable)
 			}
 			return e.List

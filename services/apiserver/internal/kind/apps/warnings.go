@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"keelson.dev/services/apiserver/internal/kind/check"
@@ -21,7 +20,7 @@ func warnings(name string, created bool, t, old *corev1.PodTemplateSpec) []strin
 				"which can result in surprising behavior; a DNS label is recommended: %v", m))
 		}
 	}
-	if old == nil || !equality.Semantic.DeepEqual(t, old) {
+	if old == nil || !check.Same(t, old) {
 		list = append(list, podspec.Warnings(&t.Spec, t.Annotations, field.NewPath("spec", "template"))...)
 	}
 	return list

@@ -232,7 +232,7 @@ func validateJobUpdate(j, old *batchv1.Job) field.ErrorList {
 		maskResources(template.Spec.Containers, was.Template.Spec.Containers)
 		maskResources(template.Spec.InitContainers, was.Template.Spec.InitContainers)
 	}
-	if !equality.Semantic.DeepEqual(template, was.Template) {
+	if !check.Same(&template, &was.Template) {
 		e.Invalid(at, s.Template, check.Immutable)
 	}
 	return e.List

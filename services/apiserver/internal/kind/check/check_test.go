@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/api/validate/content"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"pgregory.net/rapid"
@@ -67,4 +69,30 @@ func TestDifferences(t *testing.T) {
 	if d := check.Differences(outer{}, outer{}); d != "" {
 		t.Errorf("equal values differ: %q", d)
 	}
+}
+
+func TestSame(t *testing.T) {
+	seconds := int64(0)
+	for name, c := range map[string]struct {
+		a, b *corev1.PodSpec
+		want bool
+	}{
+		"nothing":              {nil, nil, true},
+		"one nothing":          {&corev1.PodSpec{}, nil, false},
+		"empty and missing":    {&corev1.PodSpec{Containers: []corev1.Container{}}, &corev1.PodSpec{NodeSelector: map[string]string{}}, true},
+		"zero and missing":     {&corev1.PodSpec{ActiveDeadlineSeconds: &seconds}, &corev1.PodSpec{}, false},
+		"another name":         {&corev1.PodSpec{NodeName: "a"}, &corev1.PodSpec{NodeName: "b"}, false},
+		"a quantity rewritten": {&corev1.PodSpec{Overhead: cpu("1")}, &corev1.PodSpec{Overhead: cpu("1000m")}, true},
+		"another quantity":     {&corev1.PodSpec{Overhead: cpu("1")}, &corev1.PodSpec{Overhead: cpu("2")}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := check.Same(c.a, c.b); got != c.want {
+				t.Errorf("got %v", got)
+			}
+		})
+	}
+}
+
+func cpu(q string) corev1.ResourceList {
+	return corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(q)}
 }

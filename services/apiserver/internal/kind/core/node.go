@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	validationutil "k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -153,7 +152,7 @@ func validateNodeUpdate(n, old *corev1.Node) field.ErrorList {
 	if old.Spec.ProviderID != "" && n.Spec.ProviderID != old.Spec.ProviderID {
 		e.Invalid(p.Child("providerID"), nil, "field cannot be modified once set")
 	}
-	if !equality.Semantic.DeepEqual(n.Spec.Taints, old.Spec.Taints) {
+	if !slices.EqualFunc(n.Spec.Taints, old.Spec.Taints, func(a, b corev1.Taint) bool { return check.Same(&a, &b) }) {
 		validateTaints(&e, n.Spec.Taints, taintsPath)
 	}
 	var seen check.Seen

@@ -259,7 +259,7 @@ func unsupportedVolumeSources(s *corev1.PersistentVolumeSource) []string {
 func validateVolumeUpdate(v, old *corev1.PersistentVolume) field.ErrorList {
 	e := check.Errors{List: validateVolume(v)}
 	p := field.NewPath("spec")
-	if !equality.Semantic.DeepEqual(v.Spec.PersistentVolumeSource, old.Spec.PersistentVolumeSource) {
+	if !check.Same(&v.Spec.PersistentVolumeSource, &old.Spec.PersistentVolumeSource) {
 		e.Forbidden(p.Child("persistentvolumesource"), "spec.persistentvolumesource is immutable after creation\n"+
 			check.Differences(old.Spec.PersistentVolumeSource, v.Spec.PersistentVolumeSource))
 	}

@@ -3,11 +3,11 @@ package discovery
 import (
 	"maps"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	validationutil "k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -42,7 +42,8 @@ func EndpointSlice() *resource.Kind {
 		},
 		SpecChanged: func(s, old *discoveryv1.EndpointSlice) bool {
 			return s.AddressType != old.AddressType || !maps.Equal(s.Labels, old.Labels) ||
-				!equality.Semantic.DeepEqual(s.Endpoints, old.Endpoints) || !equality.Semantic.DeepEqual(s.Ports, old.Ports)
+				!slices.EqualFunc(s.Endpoints, old.Endpoints, func(a, b discoveryv1.Endpoint) bool { return check.Same(&a, &b) }) ||
+				!slices.EqualFunc(s.Ports, old.Ports, func(a, b discoveryv1.EndpointPort) bool { return check.Same(&a, &b) })
 		},
 	}.Rules()
 	return k

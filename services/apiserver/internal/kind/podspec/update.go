@@ -18,7 +18,7 @@ import (
 // tolerations, gates that open (and, while there are any, narrower placement),
 // and a negative grace period that is replaced by 1.
 func ValidateUpdate(s, old *corev1.PodSpec, p *field.Path) field.ErrorList {
-	if equality.Semantic.DeepEqual(s, old) {
+	if check.Same(s, old) {
 		return nil
 	}
 	var e check.Errors
@@ -51,7 +51,7 @@ func ValidateUpdate(s, old *corev1.PodSpec, p *field.Path) field.ErrorList {
 	if len(old.SchedulingGates) > 0 {
 		maskPlacement(&e, masked, old, p)
 	}
-	if !equality.Semantic.DeepEqual(masked, old) {
+	if !check.Same(masked, old) {
 		e.Forbidden(p, "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,"+
 			"`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),"+
 			"`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)\n"+
