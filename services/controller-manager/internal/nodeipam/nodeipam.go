@@ -45,6 +45,9 @@ func (c Config) Check() error {
 	return nil
 }
 
+// simulated is the label of nodes that only pretend to be there.
+const simulated = "keelson.dev/simulated"
+
 type reconciler struct {
 	*cluster.Cluster
 
@@ -86,7 +89,9 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 		r.ranges.Occupy(node.Name, node.Spec.PodCIDR)
 		return controller.Result{}, nil
 	}
-	if node.DeletionTimestamp != nil {
+	// A simulated node has no network; a thousand of them would leave real ones
+	// without ranges.
+	if node.DeletionTimestamp != nil || node.Labels[simulated] == "true" {
 		return controller.Result{}, nil
 	}
 	cidr, err := r.ranges.Allocate(node.Name)
