@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Runs the tests that FOCUS names (a regular expression) but SKIP does not, and
-# reports. Without KUBECONFIG it starts a cluster of its own and removes it.
+# reports. SKIP is by default what disturbs other tests, takes long, or needs
+# what absent.txt says Keelson lacks. Without KUBECONFIG it starts a cluster of
+# its own and removes it.
 # PROCS is how many tests run at once, TIMEOUT bounds the whole run, OUT keeps
 # the report and each process's output.
 set -euo pipefail
@@ -18,10 +20,14 @@ if [ -z "${KUBECONFIG:-}" ]; then
 	"$bin/keel" image load --home "$home" "$dir"/images/*.tar >/dev/null
 	export KUBECONFIG=$home/kubeconfig
 fi
+if [ -z "${SKIP+x}" ]; then
+	SKIP='\[(Serial|Slow|Disruptive|Flaky)\]'
+	while read -r pattern; do SKIP+="|$pattern"; done <"$here/absent.txt"
+fi
 status=0
 "$dir/ginkgo" run --procs="${PROCS:-4}" --no-color --silence-skips --keep-going \
 	--timeout="${TIMEOUT:-2h}" --grace-period=30s --poll-progress-after=0 \
-	--focus="${FOCUS:-\\[Conformance\\]}" --skip="${SKIP-\\[Serial\\]|\\[Slow\\]|\\[Disruptive\\]|\\[Flaky\\]}" \
+	--focus="${FOCUS:-\\[Conformance\\]}" --skip="$SKIP" \
 	--output-dir="$out" --json-report=report.json \
 	"$dir/e2e.test" -- \
 	--kubeconfig="$KUBECONFIG" --kubectl-path="$bin/runtime/kubectl" \
