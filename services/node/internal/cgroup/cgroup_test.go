@@ -1,0 +1,122 @@
+package cgroup
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+func newPod(cpu, memory string) *corev1.Pod {
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "u-1"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{}}}}
+	if cpu != "" {
+		p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu)}
+		p.Spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu), corev1.ResourceMemory: resource.MustParse(memory)}
+	}
+	return p
+}
+
+// unified is a v2 hierarchy in a folder: files in place of the kernel's.
+func unified(t *testing.T) *Hierarchy {
+	t.Helper()
+	dir := t.TempDir()
+	for _, sub := range []string{"", "keelson", "keelson/node", "keelson/node/besteffort", "keelson/node/burstable", "keelson/node/podu-1", "keelson/node/besteffort/podu-1", "keelson/node/burstable/podu-1"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, sub, "cgroup.controllers"), []byte("cpu memory pids\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return &Hierarchy{root: "/keelson/node", unified: dir}
+}
+
+func TestUnified(t *testing.T) {
+	h := unified(t)
+	read := func(name string) string {
+		b, err := os.ReadFile(filepath.Join(h.unified, name))
+		if err != nil {
+			t.Error(err)
+		}
+		return string(b)
+	}
+	guaranteed := newPod("500m", "64Mi")
+	guaranteed.Spec.Containers[0].Resources.Requests[corev1.ResourceMemory] = resource.MustParse("64Mi")
+	if err := h.EnsurePod(guaranteed); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.Pod(guaranteed); got != "/keelson/node/podu-1" {
+		t.Errorf("group: %s", got)
+	}
+	for file, want := range map[string]string{
+		"keelson/node/podu-1/cpu.max": "50000 100000", "keelson/node/podu-1/memory.max": "67108864", "keelson/node/podu-1/cpu.weight": "20",
+		"keelson/cgroup.subtree_control": "+pids",
+	} {
+		if got := read(file); got != want {
+			t.Errorf("%s: %q, want %q", file, got, want)
+		}
+	}
+	if err := h.EnsurePod(newPod("", "")); err != nil {
+		t.Fatal(err)
+	}
+	if got := read("keelson/node/besteffort/podu-1/cpu.weight"); got != "1" {
+		t.Errorf("best effort: %q", got)
+	}
+	if err := h.SetClasses(2048); err != nil {
+		t.Fatal(err)
+	}
+	if got := read("keelson/node/burstable/cpu.weight"); got != "79" {
+		t.Errorf("burstable: %q", got)
+	}
+	if got := h.Pods(); !slices.Equal(got, []types.UID{"u-1"}) {
+		t.Errorf("pods: %v", got)
+	}
+}
+
+// TestMachine uses the machine's own cgroups, below a root of the test's.
+func TestMachine(t *testing.T) {
+	h, err := Detect("/keelson-cgroup-test-" + filepath.Base(t.TempDir()) + "/" + filepath.Base(filepath.Dir(t.TempDir())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		for _, dir := range h.dirs(filepath.Dir(h.root)) {
+			if err := removeTree(dir); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	p := newPod("100m", "64Mi")
+	for range 2 {
+		if err := h.EnsurePod(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.SetClasses(512); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.Pods(); len(got) != 1 || got[0] != p.UID {
+		t.Errorf("pods: %v", got)
+	}
+	for range 2 {
+		if err := h.RemovePod(p.UID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := h.Pods(); len(got) != 0 {
+		t.Errorf("pods: %v", got)
+	}
+}
+
+func TestRoot(t *testing.T) {
+	for _, root := range []string{"", "/", "/a/..", "."} {
+		if _, err := Detect(root); err == nil {
+			t.Errorf("%q was taken", root)
+		}
+	}
+}

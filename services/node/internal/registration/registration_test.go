@@ -1,0 +1,258 @@
+package registration
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/proto/client/clienttest"
+	"keelson.dev/services/node/internal/cri"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatal("not in time: " + what)
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+}
+
+func machine(t *testing.T) *Machine {
+	t.Helper()
+	m, err := ReadMachine(t.TempDir(), 110, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// healthy is a Health that says what a test wants.
+func healthy(problem, network string) *Health {
+	return &Health{problem: problem, network: network, info: "containerd://1.2.3", recovered: func() {}}
+}
+
+func begin(t *testing.T, cfg Config) *Registration {
+	t.Helper()
+	r := New(cfg)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+func conditionOf(n *corev1.Node, kind corev1.NodeConditionType) corev1.NodeCondition {
+	for _, c := range n.Status.Conditions {
+		if c.Type == kind {
+			return c
+		}
+	}
+	return corev1.NodeCondition{}
+}
+
+func TestRegistration(t *testing.T) {
+	ctx := context.Background()
+	c := clienttest.Start(t)
+	nodes := client.For[*corev1.Node](c)
+	h := healthy("", "")
+	r := begin(t, Config{
+		Name: "node-a", Client: c, Machine: machine(t), Health: h, Address: "192.0.2.7", External: true,
+		Labels: map[string]string{"zone": "z"}, Taints: []corev1.Taint{{Key: "k", Value: "v", Effect: corev1.TaintEffectNoSchedule}},
+	})
+	get := func() *corev1.Node {
+		n, err := nodes.Get(ctx, "", "node-a")
+		if err != nil {
+			return &corev1.Node{}
+		}
+		return n
+	}
+	until(t, "the node is there and ready", func() bool { return conditionOf(get(), corev1.NodeReady).Status == corev1.ConditionTrue })
+	n := get()
+	if n.Labels["zone"] != "z" || n.Labels[corev1.LabelHostname] != "node-a" || len(n.Spec.Taints) != 2 || n.Spec.Taints[1].Key != "node.cloudprovider.kubernetes.io/uninitialized" {
+		t.Errorf("object: %+v", n.ObjectMeta)
+	}
+	memory, allocatable := n.Status.Capacity[corev1.ResourceMemory], n.Status.Allocatable[corev1.ResourceMemory]
+	if memory.Value()-allocatable.Value() != reservedMemory || n.Status.NodeInfo.ContainerRuntimeVersion != "containerd://1.2.3" || n.Status.Addresses[0].Address != "192.0.2.7" {
+		t.Errorf("status: %+v", n.Status)
+	}
+	// What others write stays: the cloud's addresses, a taint that is gone, a
+	// condition of a controller.
+	n.Spec.Taints = nil
+	n.Labels["mine"] = "x"
+	delete(n.Labels, "zone")
+	n, err := nodes.Update(ctx, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: "203.0.113.1"})
+	n.Status.Conditions = append(n.Status.Conditions, corev1.NodeCondition{Type: "Other", Status: corev1.ConditionTrue})
+	if _, err := nodes.UpdateStatus(ctx, n); err != nil {
+		until(t, "the other writer gets through", func() bool {
+			n := get()
+			n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: "203.0.113.1"})
+			n.Status.Conditions = append(n.Status.Conditions, corev1.NodeCondition{Type: "Other", Status: corev1.ConditionTrue})
+			_, err := nodes.UpdateStatus(ctx, n)
+			return err == nil
+		})
+	}
+	h.mu.Lock()
+	h.problem = "connection refused"
+	h.mu.Unlock()
+	until(t, "the node is not ready", func() bool { return conditionOf(get(), corev1.NodeReady).Status == corev1.ConditionFalse })
+	n = get()
+	if m := conditionOf(n, corev1.NodeReady).Message; m != "container runtime is down: connection refused" {
+		t.Errorf("message: %q", m)
+	}
+	until(t, "its own label is back", func() bool { return get().Labels["zone"] == "z" })
+	n = get()
+	if len(n.Spec.Taints) != 0 || n.Labels["mine"] != "x" || len(n.Status.Addresses) != 3 || conditionOf(n, "Other").Status != corev1.ConditionTrue {
+		t.Errorf("others' writes: %+v %+v", n.Spec, n.Status.Addresses)
+	}
+	h.mu.Lock()
+	h.problem = ""
+	h.mu.Unlock()
+	until(t, "the node is ready again", func() bool { return conditionOf(get(), corev1.NodeReady).Status == corev1.ConditionTrue })
+	if got := r.HostIPs(); len(got) != 1 || got[0] != "192.0.2.7" {
+		t.Errorf("addresses: %v", got)
+	}
+	// A controller gives the node up; the node says at once that it lives.
+	n = get()
+	for i := range n.Status.Conditions {
+		if n.Status.Conditions[i].Type == corev1.NodeReady {
+			n.Status.Conditions[i].Status = corev1.ConditionUnknown
+		}
+	}
+	if _, err := nodes.UpdateStatus(ctx, n); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the node contradicts", func() bool { return conditionOf(get(), corev1.NodeReady).Status == corev1.ConditionTrue })
+	// Nothing changes: nothing is written.
+	version := get().ResourceVersion
+	deadline := time.Now().Add(1500 * time.Millisecond)
+	until(t, "a while has passed", func() bool { return time.Now().After(deadline) })
+	if got := get().ResourceVersion; got != version {
+		t.Errorf("version %s became %s", version, got)
+	}
+	// Somebody deletes it; it comes back.
+	if err := nodes.Delete(ctx, "", "node-a"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the node is there again", func() bool { return conditionOf(get(), corev1.NodeReady).Status == corev1.ConditionTrue })
+}
+
+func TestConditions(t *testing.T) {
+	for name, c := range map[string]struct {
+		problem, network string
+		ready            corev1.ConditionStatus
+		unavailable      corev1.ConditionStatus
+		message          string
+	}{
+		"all is well": {"", "", corev1.ConditionTrue, corev1.ConditionFalse, "kubelet is posting ready status"},
+		"no runtime":  {"gone", "", corev1.ConditionFalse, "", "container runtime is down: gone"},
+		"no network":  {"", "no CNI", corev1.ConditionFalse, corev1.ConditionTrue, "container runtime network not ready: no CNI"},
+	} {
+		r := New(Config{Name: "n", Client: clienttest.Start(t), Machine: machine(t), Health: healthy(c.problem, c.network)})
+		n := &corev1.Node{Status: *r.status(&corev1.Node{}, time.Now())}
+		if got := conditionOf(n, corev1.NodeReady); got.Status != c.ready || got.Message != c.message {
+			t.Errorf("%s: %+v", name, got)
+		}
+		if got := conditionOf(n, corev1.NodeNetworkUnavailable); got.Status != c.unavailable {
+			t.Errorf("%s: %+v", name, got)
+		}
+		for _, kind := range []corev1.NodeConditionType{corev1.NodeMemoryPressure, corev1.NodeDiskPressure, corev1.NodePIDPressure} {
+			if got := conditionOf(n, kind); got.Status == "" || !strings.HasPrefix(got.Reason, "KubeletHas") {
+				t.Errorf("%s: %+v", name, got)
+			}
+		}
+	}
+}
+
+// TestHealth: a runtime that is not there is down, soon; one that has just
+// stopped answering is given time.
+func TestHealth(t *testing.T) {
+	runtime, err := cri.Dial("unix:///no/such/socket")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer runtime.Close()
+	h := NewHealth(runtime, func() {})
+	ctx := context.Background()
+	h.ask(ctx)
+	if h.Up() {
+		t.Error("a runtime that is not there is up")
+	}
+	h.mu.Lock()
+	h.take(&runtimev1.StatusResponse{Status: &runtimev1.RuntimeStatus{Conditions: []*runtimev1.RuntimeCondition{{Type: "RuntimeReady", Status: true}, {Type: "NetworkReady", Reason: "NoCNI", Message: "no configuration"}, {Type: "Deprecations", Status: false}}}}, time.Now())
+	h.mu.Unlock()
+	if !h.Up() || h.NetworkReady() {
+		t.Errorf("up %v, network %v", h.Up(), h.NetworkReady())
+	}
+	h.ask(ctx)
+	if !h.Up() {
+		t.Error("one refused connection brings it down")
+	}
+	h.mu.Lock()
+	h.lastOK = time.Now().Add(-2 * deadPatience)
+	h.mu.Unlock()
+	h.ask(ctx)
+	if problem, _ := h.state(); h.Up() || problem == "" {
+		t.Errorf("long dead, and up: %q", problem)
+	}
+}
+
+func TestHeartbeat(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	c := clienttest.Start(t)
+	node := &corev1.Node{}
+	node.Name, node.UID = "node-a", "uid"
+	h := NewHeartbeat(c, "node-a", func() *corev1.Node { return node }, 20*time.Millisecond)
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx) }()
+	leases := client.For[*coordinationv1.Lease](c)
+	get := func() *coordinationv1.Lease {
+		l, err := leases.Get(context.Background(), corev1.NamespaceNodeLease, "node-a")
+		if err != nil {
+			return &coordinationv1.Lease{}
+		}
+		return l
+	}
+	until(t, "the Lease is there", func() bool { return get().Spec.RenewTime != nil })
+	first := get()
+	if *first.Spec.HolderIdentity != "node-a" || len(first.OwnerReferences) != 1 || first.OwnerReferences[0].UID != "uid" {
+		t.Errorf("lease: %+v", first)
+	}
+	until(t, "it is renewed", func() bool {
+		l := get()
+		return l.Spec.RenewTime != nil && l.Spec.RenewTime.After(first.Spec.RenewTime.Time)
+	})
+	if err := leases.Delete(context.Background(), corev1.NamespaceNodeLease, "node-a"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it is made again", func() bool { return get().Spec.RenewTime != nil })
+	h.SetInterval(0)
+	h.SetInterval(time.Hour)
+	if h.interval.Load() != int64(20*time.Millisecond) {
+		t.Error("an interval out of bounds was taken")
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
