@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -35,8 +36,10 @@ func (x *exchange) outcome(code int, out *pipeline.Outcome) {
 		x.writeStatus(&s)
 	case out.Other != nil:
 		x.writeObject(code, subject{gvk: x.otherGVK(out), obj: out.Other})
-	default:
+	case out.Item != nil:
 		x.writeObject(code, subjectOf(out.Item))
+	default:
+		x.fail(apierrors.NewInternalError(errors.New("the answer is empty")))
 	}
 }
 

@@ -107,9 +107,6 @@ func (x *exchange) pretty() bool {
 	return strings.HasPrefix(agent, "curl") || strings.HasPrefix(agent, "Wget") || strings.HasPrefix(agent, "Mozilla/5.0")
 }
 
-// bodyTimeout is how long a client may take to send a body.
-const bodyTimeout = 30 * time.Second
-
 // readBody reads a body of bounded size within bounded time.
 func (x *exchange) readBody() ([]byte, error) {
 	r := x.r
@@ -119,7 +116,16 @@ func (x *exchange) readBody() ([]byte, error) {
 	if r.ContentLength > maxBody {
 		return nil, apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("limit is %d", maxBody))
 	}
-	timer := time.AfterFunc(bodyTimeout, func() {
+	if n := r.ContentLength; n < 0 || n > preauthorize {
+		if n < 0 {
+			n = maxBody
+		}
+		if !x.h.bounds.bodies.enter(n) {
+			return nil, errBusy("large requests")
+		}
+		defer x.h.bounds.bodies.leave(n)
+	}
+	timer := time.AfterFunc(x.h.cfg.BodyTimeout, func() {
 		_ = http.NewResponseController(x.ResponseWriter).SetReadDeadline(time.Unix(1, 0))
 	})
 	data, err := readAll(r.Body, r.ContentLength)

@@ -3,6 +3,10 @@ package rest
 import (
 	"net/http"
 
+	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
+	"k8s.io/apimachinery/pkg/apis/meta/internalversion/validation"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"keelson.dev/services/apiserver/internal/pipeline"
 )
 
@@ -27,7 +31,26 @@ func (x *exchange) listOptions() pipeline.ListOptions {
 	}
 }
 
+// checkListOptions checks the options of a list or watch that say more than the
+// pipeline's do: whether sendInitialEvents was there at all. The rest is its.
+func (x *exchange) checkListOptions() bool {
+	q := &x.query
+	if q.SendInitialEvents == nil && (x.verb != "watch" || q.ResourceVersionMatch == "") {
+		return true
+	}
+	return x.checkOptions("ListOptions", validation.ValidateListOptions(&internalversion.ListOptions{
+		Watch:                x.verb == "watch",
+		SendInitialEvents:    q.SendInitialEvents,
+		ResourceVersion:      q.ResourceVersion,
+		ResourceVersionMatch: metav1.ResourceVersionMatch(q.ResourceVersionMatch),
+		Continue:             q.Continue,
+	}, true))
+}
+
 func (x *exchange) list() {
+	if !x.checkListOptions() {
+		return
+	}
 	list, err := x.h.api.List(x.ctx, x.target(), x.listOptions())
 	if err != nil {
 		x.fail(err)

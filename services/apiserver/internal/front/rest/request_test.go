@@ -47,6 +47,8 @@ func TestRequestBecomesCall(t *testing.T) {
 			call{Verb: "list", Target: pipeline.Target{Resource: podsGVR}, Options: pipeline.ListOptions{}}},
 		{"watch", "GET", "/api/v1/pods?watch=true&resourceVersion=9&allowWatchBookmarks=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&timeoutSeconds=1&labelSelector=x", "", nil,
 			call{Verb: "watch", Target: pipeline.Target{Resource: podsGVR}, Options: pipeline.WatchOptions{LabelSelector: "x", ResourceVersion: "9", ResourceVersionMatch: "NotOlderThan", SendInitialEvents: true, AllowBookmarks: true}}},
+		{"watch without initial events", "GET", "/api/v1/pods?watch=true&sendInitialEvents=false&resourceVersionMatch=NotOlderThan&resourceVersion=3&timeoutSeconds=1", "", nil,
+			call{Verb: "watch", Target: pipeline.Target{Resource: podsGVR}, Options: pipeline.WatchOptions{ResourceVersion: "3"}}},
 		{"watch by the old path", "GET", "/api/v1/watch/namespaces/ns/pods?timeoutSeconds=1", "", nil,
 			call{Verb: "watch", Target: pods, Options: pipeline.WatchOptions{}}},
 		{"watch of one by the old path", "GET", "/api/v1/watch/namespaces/ns/pods/p?timeoutSeconds=1&fieldSelector=a%3Db", "", nil,
@@ -124,6 +126,9 @@ func TestRefusals(t *testing.T) {
 		text                     string
 	}{
 		{"unknown group", "GET", "/apis/none", "", nil, 404, "NotFound", "the server could not find the requested resource"},
+		{"initial events of a list", "GET", "/api/v1/pods?sendInitialEvents=true", "", nil, 422, "Invalid", "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for list"},
+		{"initial events without match", "GET", "/api/v1/pods?watch=1&sendInitialEvents=true", "", nil, 422, "Invalid", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"},
+		{"match of a watch", "GET", "/api/v1/pods?watch=1&resourceVersionMatch=NotOlderThan", "", nil, 422, "Invalid", "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"},
 		{"discovery as HTML", "GET", "/apis", "", map[string]string{"Accept": "text/html"}, 406, "NotAcceptable", ""},
 		{"unknown version", "GET", "/apis/apps/v9", "", nil, 404, "NotFound", ""},
 		{"unknown resource", "GET", "/api/v1/nopes", "", nil, 404, "NotFound", "the server could not find the requested resource"},

@@ -64,6 +64,8 @@ type Config struct {
 	// RequestTimeout ends requests that are neither watches nor streams; 0 is a
 	// minute, as in Kubernetes.
 	RequestTimeout time.Duration
+	// BodyTimeout is how long a client may take to send a body; 0 is 30 seconds.
+	BodyTimeout time.Duration
 	// ServerAddresses are the addresses that /api names ("10.89.1.1:6443").
 	ServerAddresses []string
 }
@@ -80,6 +82,7 @@ type Handler struct {
 	openapi   *openapi.Documents
 	streams   *stream.Server
 	metrics   *metrics
+	bounds    *bounds
 	paths     map[string]http.Handler
 }
 
@@ -87,6 +90,9 @@ type Handler struct {
 func New(cfg Config) *Handler {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
+	}
+	if cfg.BodyTimeout == 0 {
+		cfg.BodyTimeout = 30 * time.Second
 	}
 	if cfg.Version.GitVersion == "" {
 		cfg.Version = DefaultVersion()
@@ -101,6 +107,7 @@ func New(cfg Config) *Handler {
 		discovery: discovery.New(cfg.API.Table(), cfg.ServerAddresses),
 		openapi:   openapi.New(),
 		metrics:   newMetrics(cfg.Registerer),
+		bounds:    newBounds(),
 	}
 	h.streams = stream.New(stream.Config{API: cfg.API, Tunnel: cfg.Tunnel, Log: cfg.Log})
 	h.paths = h.fixedPaths()

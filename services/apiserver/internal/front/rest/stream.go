@@ -15,6 +15,11 @@ func (x *exchange) serveStream(connect string, verbs []string) {
 		x.refuse(x.verb, errMethod())
 		return
 	}
+	if !x.h.bounds.long.enter(1) {
+		x.fail(errBusy("streams"))
+		return
+	}
+	defer x.h.bounds.long.leave(1)
 	ctx, cancel := untilDrain(x.ctx)
 	defer cancel()
 	defer x.h.metrics.running(x)()

@@ -27,6 +27,14 @@ const stall = 30 * time.Second
 
 func (x *exchange) watch() {
 	q := &x.query
+	if !x.checkListOptions() {
+		return
+	}
+	if !x.h.bounds.long.enter(1) {
+		x.fail(errBusy("watches"))
+		return
+	}
+	defer x.h.bounds.long.leave(1)
 	target := x.target()
 	selector := q.FieldSelector
 	if target.Name != "" { // the deprecated /watch/ form names one object
@@ -35,6 +43,11 @@ func (x *exchange) watch() {
 		}
 		selector += "metadata.name=" + target.Name
 		target.Name = ""
+	}
+	initial := q.SendInitialEvents != nil && *q.SendInitialEvents
+	match := q.ResourceVersionMatch
+	if !initial {
+		match = "" // it says something about the initial state alone
 	}
 	duration := minWatch + rand.N(minWatch)
 	if q.TimeoutSeconds != nil && *q.TimeoutSeconds > 0 {
@@ -48,8 +61,8 @@ func (x *exchange) watch() {
 		LabelSelector:        q.LabelSelector,
 		FieldSelector:        selector,
 		ResourceVersion:      q.ResourceVersion,
-		ResourceVersionMatch: q.ResourceVersionMatch,
-		SendInitialEvents:    q.SendInitialEvents != nil && *q.SendInitialEvents,
+		ResourceVersionMatch: match,
+		SendInitialEvents:    initial,
 		AllowBookmarks:       q.AllowWatchBookmarks,
 	})
 	if err != nil {
