@@ -20,7 +20,7 @@ var kubectls = []string{"kubectl", "kubectl-1.32"}
 
 // step is one kubectl call of a row.
 type step struct {
-	args string // split at spaces; {ns} is the row's namespace
+	args string // split at spaces, % is a space; {ns} is the row's namespace
 	// stdin is given to it.
 	stdin string
 	// want must all be in the output; fails says that the call must fail.
@@ -125,7 +125,7 @@ var rows = []struct {
 		{args: "logs box --tail=1 --timestamps", want: []string{"tick"}},
 		{args: "exec box -- echo hello", want: []string{"hello"}},
 		{args: "exec -i box -- cat", stdin: "from outside", want: []string{"from outside"}},
-		{args: "exec box -- sh -c exit\u00a07", fails: true, want: []string{"exit code 7"}},
+		{args: "exec box -- sh -c exit%7", fails: true, want: []string{"exit code 7"}},
 		{args: "cp testdata/file.txt box:/tmp/file.txt"},
 		{args: "exec box -- cat /tmp/file.txt", want: []string{"a file to copy"}},
 		{args: "get events --field-selector involvedObject.name=box", want: []string{"Scheduled", "Started"}},
@@ -190,7 +190,7 @@ func runStep(t *testing.T, kubectl, ns string, s step) {
 	t.Helper()
 	args := []string{"-n", ns}
 	for _, a := range strings.Fields(strings.ReplaceAll(s.args, "{ns}", ns)) {
-		args = append(args, strings.ReplaceAll(a, "\u00a0", " "))
+		args = append(args, strings.ReplaceAll(a, "%", " "))
 	}
 	out, err := tryWith([]byte(s.stdin), kubectl, args...)
 	if err != nil {

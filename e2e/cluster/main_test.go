@@ -144,7 +144,7 @@ func apply(t *testing.T, manifest string) {
 // namespace makes a namespace that goes with the test.
 func namespace(t *testing.T) string {
 	t.Helper()
-	name := "e2e-" + strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name()))
+	name := "e2e-" + strings.ToLower(strings.NewReplacer("/", "-", "_", "-", ".", "-").Replace(t.Name()))
 	name = strings.TrimRight(name[:min(len(name), 50)], "-")
 	kubectl(t, "create", "namespace", name)
 	t.Cleanup(func() { _, _ = try("kubectl", "delete", "namespace", name, "--wait=false") })
