@@ -121,8 +121,8 @@ func (c *EmbeddedConfig) embed(closing *atomic.Bool) (*embed.Config, error) {
 		}
 	}
 	// A single member elects itself after one to two election times, in which
-	// nobody else has a say: so keep them short.
-	cfg.TickMs, cfg.ElectionMs = 10, 50
+	// nobody else has a say: so they are short, though each tick costs an idle process.
+	cfg.TickMs, cfg.ElectionMs = 50, 250
 	cfg.PreVote = true
 	cfg.QuotaBackendBytes = 8 << 30
 	if c.QuotaBytes > 0 {
