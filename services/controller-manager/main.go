@@ -94,7 +94,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		return nil
 	}
 	g.Go("leader", func(ctx context.Context) error {
-		return leader.Run(ctx, c, leader.Config{Name: name, Identity: instance}, work)
+		return leader.Run(ctx, c, leader.Config{Name: name, Identity: instance, Pause: true}, work)
 	})
 	return nil
 }

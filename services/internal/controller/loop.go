@@ -17,6 +17,7 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 
+	"keelson.dev/services/internal/leader"
 	"keelson.dev/services/internal/telemetry"
 )
 
@@ -131,6 +132,11 @@ func (l *loop) work() {
 
 func (l *loop) process(j job) {
 	queueWait.WithLabelValues(l.Name).Observe(j.waited.Seconds())
+	base, err := leader.Await(l.ctx)
+	if err != nil {
+		l.queue.done(j, true, 0) // the end: the queue is closed.
+		return
+	}
 	if l.Fresh != nil {
 		if err := l.Fresh(j.entry.key); err != nil {
 			reconciles.WithLabelValues(l.Name, "stale").Inc()
@@ -138,7 +144,7 @@ func (l *loop) process(j job) {
 			return
 		}
 	}
-	ctx, span := l.span(j)
+	ctx, span := l.span(base, j)
 	ctx, cancel := context.WithTimeout(ctx, l.Timeout)
 	start := time.Now()
 	result, err := l.reconcile(ctx, j.entry.key)
@@ -164,9 +170,9 @@ func (l *loop) process(j job) {
 }
 
 // span begins the span of a reconcile that somebody caused; nil otherwise.
-func (l *loop) span(j job) (context.Context, trace.Span) {
+func (l *loop) span(ctx context.Context, j job) (context.Context, trace.Span) {
 	if len(j.traces) == 0 {
-		return l.ctx, nil
+		return ctx, nil
 	}
 	opts := []trace.SpanStartOption{
 		trace.WithSpanKind(trace.SpanKindConsumer),
@@ -183,7 +189,7 @@ func (l *loop) span(j job) (context.Context, trace.Span) {
 			opts = append(opts, trace.WithLinks(link))
 		}
 	}
-	return l.tracer.Start(telemetry.ContextWithTraceparent(l.ctx, j.traces[0]), "reconcile "+l.Name, opts...)
+	return l.tracer.Start(telemetry.ContextWithTraceparent(ctx, j.traces[0]), "reconcile "+l.Name, opts...)
 }
 
 func (l *loop) reconcile(ctx context.Context, key Key) (result Result, err error) {
@@ -208,8 +214,8 @@ func (l *loop) backoff(failures int) time.Duration {
 func (l *loop) report(ctx context.Context, j job, err error, retry time.Duration) {
 	level := slog.LevelWarn
 	switch {
-	case l.ctx.Err() != nil:
-		level = slog.LevelDebug // it was told to end.
+	case errors.Is(err, context.Canceled):
+		level = slog.LevelDebug // it was told to end, or to pause.
 	case errors.Is(err, ErrStale), apierrors.IsConflict(err):
 		level = slog.LevelDebug // the caches will tell.
 	}

@@ -16,6 +16,7 @@ import (
 
 	"keelson.dev/proto/client"
 	"keelson.dev/proto/client/clienttest"
+	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/internal/leader"
 )
 
@@ -152,6 +153,90 @@ func TestTakeOverFromTheSilent(t *testing.T) {
 	cut.Store(false)
 	if g.most.Load() != 1 {
 		t.Error("two led at once")
+	}
+}
+
+// A leader that may pause does so when it is cut off, and goes on in the same
+// term when nobody took its place.
+func TestPausesAndGoesOn(t *testing.T) {
+	s, c := clienttest.StartServer(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var terms, steps atomic.Int32
+	done := make(chan error, 1)
+	go func() {
+		done <- leader.Run(ctx, c, leader.Config{Name: "test", Identity: "a", Duration: duration, Pause: true}, func(ctx context.Context) error {
+			terms.Add(1)
+			for {
+				step, err := leader.Await(ctx)
+				if err != nil {
+					return nil
+				}
+				steps.Add(1)
+				<-step.Done() // work that ends with the confirmation.
+			}
+		})
+	}()
+	eventually(t, "the first step", func() bool { return steps.Load() == 1 })
+	s.Fail(func(method string, _ *resourcev1.Ref) error {
+		if method == "Update" {
+			return status.Error(codes.Unavailable, "cut")
+		}
+		return nil
+	})
+	<-time.After(2 * duration)
+	if steps.Load() != 1 {
+		t.Error("it went on without a confirmation")
+	}
+	s.Fail(nil)
+	eventually(t, "the second step", func() bool { return steps.Load() == 2 })
+	if terms.Load() != 1 {
+		t.Errorf("%d terms", terms.Load())
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// One that paused has lost when another has led meanwhile.
+func TestPausedLosesToAnother(t *testing.T) {
+	s, c := clienttest.StartServer(t)
+	var terms atomic.Int32
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- leader.Run(ctx, c, leader.Config{Name: "test", Identity: "a", Duration: duration, Pause: true}, func(ctx context.Context) error {
+			terms.Add(1)
+			<-ctx.Done()
+			return nil
+		})
+	}()
+	eventually(t, "the first term", func() bool { return terms.Load() == 1 })
+	var cut atomic.Bool
+	cut.Store(true)
+	s.Fail(func(method string, _ *resourcev1.Ref) error {
+		if method == "Update" && cut.Load() {
+			return status.Error(codes.Unavailable, "cut")
+		}
+		return nil
+	})
+	<-time.After(duration)
+	cut.Store(false)
+	leases := client.For[*coordinationv1.Lease](c)
+	eventually(t, "another leads and ends", func() bool {
+		l, err := leases.Get(t.Context(), "kube-system", "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		another, n := "b", *l.Spec.LeaseTransitions+1
+		l.Spec.HolderIdentity, l.Spec.LeaseTransitions = &another, &n
+		_, err = leases.Update(t.Context(), l)
+		return err == nil
+	})
+	eventually(t, "the second term", func() bool { return terms.Load() == 2 })
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 
