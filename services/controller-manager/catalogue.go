@@ -50,6 +50,7 @@ func (o *options) catalogue(s *cluster.Cluster, metadata []*garbage.Metadata, id
 		replicaset.New(s.As("replicaset-controller")),
 		job.New(s.As("job-controller")),
 		endpointslice.New(s.As("endpoint-slice-controller")),
+		endpointslice.NewMirror(s.As("endpoint-slice-mirroring-controller")),
 		endpoints.New(s.As("endpoint-controller")),
 		namespace.New(s),
 		garbage.New(s, metadata),

@@ -1,4 +1,5 @@
-// Package endpointslice writes the EndpointSlices of services with a selector.
+// Package endpointslice writes the EndpointSlices of services with a selector, and
+// those that mirror Endpoints written by others.
 //
 // It must never touch slices that it does not manage, and never take an endpoint
 // out of one slice before the slice that takes it over is written.
@@ -86,11 +87,10 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 		n, _ := r.Nodes.Get("", name)
 		return n
 	})
-	return controller.Result{}, r.carryOut(ctx, svc, plan)
+	return controller.Result{}, r.carryOut(ctx, key, plan)
 }
 
-func (r *reconciler) carryOut(ctx context.Context, svc *corev1.Service, plan Plan) error {
-	key := client.KeyOf(svc)
+func (r *reconciler) carryOut(ctx context.Context, key controller.Key, plan Plan) error {
 	for _, s := range plan.Create {
 		got, err := r.slices.Create(ctx, s)
 		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {

@@ -60,3 +60,36 @@ func TestFollowsPods(t *testing.T) {
 	Delete[*corev1.Pod](w, "default", "a")
 	w.Eventually("none in the end", is(1, 0))
 }
+
+// Endpoints that somebody wrote for a service without a selector show as slices.
+func TestMirrors(t *testing.T) {
+	w := Start(t)
+	w.Run(endpointslice.New(w.Cluster), endpointslice.NewMirror(w.Cluster), endpoints.New(w.Cluster))
+	meta := metav1.ObjectMeta{Namespace: "default", Name: "outside"}
+	Create(w, &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}})
+	e := &corev1.Endpoints{ObjectMeta: meta, Subsets: []corev1.EndpointSubset{{
+		Addresses:         []corev1.EndpointAddress{{IP: "192.0.2.1"}, {IP: "2001:db8::1"}},
+		NotReadyAddresses: []corev1.EndpointAddress{{IP: "192.0.2.2"}},
+		Ports:             []corev1.EndpointPort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}},
+	}}}
+	Create(w, e)
+	count := func(slices, endpoints int) func() bool {
+		return func() bool {
+			n := 0
+			all := List[*discoveryv1.EndpointSlice](w, "default")
+			for _, s := range all {
+				n += len(s.Endpoints)
+			}
+			return len(all) == slices && n == endpoints
+		}
+	}
+	w.Eventually("a slice of each family", count(2, 3))
+	Update(w, "default", "outside", func(e *corev1.Endpoints) { e.Subsets[0].Addresses = e.Subsets[0].Addresses[:1] })
+	w.Eventually("one slice", count(1, 2))
+	Update(w, "default", "outside", func(e *corev1.Endpoints) { e.Labels = map[string]string{discoveryv1.LabelSkipMirror: "true"} })
+	w.Eventually("none where it is not wanted", count(0, 0))
+	Update(w, "default", "outside", func(e *corev1.Endpoints) { e.Labels = nil })
+	w.Eventually("one again", count(1, 2))
+	Delete[*corev1.Endpoints](w, "default", "outside")
+	w.Eventually("none without endpoints", count(0, 0))
+}

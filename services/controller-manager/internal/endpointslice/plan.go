@@ -46,13 +46,13 @@ func Make(svc *corev1.Service, pods []*corev1.Pod, have []*discoveryv1.EndpointS
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
 		return Plan{Delete: left}
 	}
-	labels := labelsOf(svc)
+	p := parent{namespace: svc.Namespace, name: svc.Name, labels: labelsOf(svc), owner: owner.Reference(svc)}
 	for _, family := range backend.Families(svc) {
 		groups := groupsOf(svc, backend.Pods(svc, pods, family), node)
 		for _, g := range groups {
 			matching, rest := partition(left, discoveryv1.AddressType(family), g.ports)
 			left = rest
-			g.fill(&plan, svc, family, labels, matching)
+			g.fill(&plan, p, family, matching)
 		}
 	}
 	plan.Delete = append(plan.Delete, left...)
@@ -177,11 +177,18 @@ type held struct {
 	changed   bool
 }
 
+// parent is what slices are made for.
+type parent struct {
+	namespace, name     string
+	labels, annotations map[string]string
+	owner               metav1.OwnerReference
+}
+
 // fill distributes a group's endpoints over its slices.
-func (g *group) fill(plan *Plan, svc *corev1.Service, family corev1.IPFamily, labels map[string]string, have []*discoveryv1.EndpointSlice) {
+func (g *group) fill(plan *Plan, p parent, family corev1.IPFamily, have []*discoveryv1.EndpointSlice) {
 	var all []*held
 	for _, s := range have {
-		all = append(all, g.keep(s, svc, labels))
+		all = append(all, g.keep(s, p))
 	}
 	// Where a write is due anyway first, then the fullest.
 	slices.SortStableFunc(all, func(a, b *held) int {
@@ -208,13 +215,13 @@ func (g *group) fill(plan *Plan, svc *corev1.Service, family corev1.IPFamily, la
 		}
 		all = append(all, h)
 	}
-	g.write(plan, svc, family, labels, all)
+	g.write(plan, p, family, all)
 }
 
 // keep takes from a slice what is still wanted, as it should be now, and marks
 // it as placed.
-func (g *group) keep(s *discoveryv1.EndpointSlice, svc *corev1.Service, labels map[string]string) *held {
-	h := &held{old: s, changed: !maps.Equal(s.Labels, labels) || !owned(s, svc)}
+func (g *group) keep(s *discoveryv1.EndpointSlice, p parent) *held {
+	h := &held{old: s, changed: !maps.Equal(s.Labels, p.labels) || !owned(s, p) || p.annotations != nil && !maps.Equal(s.Annotations, p.annotations)}
 	for i := range s.Endpoints {
 		k := identity(&s.Endpoints[i])
 		want, ok := g.want[k]
@@ -231,14 +238,14 @@ func (g *group) keep(s *discoveryv1.EndpointSlice, svc *corev1.Service, labels m
 	return h
 }
 
-func owned(s *discoveryv1.EndpointSlice, svc *corev1.Service) bool {
+func owned(s *discoveryv1.EndpointSlice, p parent) bool {
 	ref := metav1.GetControllerOfNoCopy(s)
-	return ref != nil && ref.UID == svc.UID
+	return ref != nil && ref.UID == p.owner.UID
 }
 
 // write puts the slices into the plan. An empty one is deleted unless it is the
 // group's last.
-func (g *group) write(plan *Plan, svc *corev1.Service, family corev1.IPFamily, labels map[string]string, all []*held) {
+func (g *group) write(plan *Plan, p parent, family corev1.IPFamily, all []*held) {
 	full := slices.ContainsFunc(all, func(h *held) bool { return len(h.endpoints) > 0 })
 	for i, h := range all {
 		if len(h.endpoints) == 0 && (full || i > 0) {
@@ -251,22 +258,22 @@ func (g *group) write(plan *Plan, svc *corev1.Service, family corev1.IPFamily, l
 		case h.old == nil:
 			plan.Create = append(plan.Create, &discoveryv1.EndpointSlice{
 				ObjectMeta: metav1.ObjectMeta{
-					Namespace: svc.Namespace, GenerateName: prefix(svc.Name), Labels: labels,
-					OwnerReferences: []metav1.OwnerReference{owner.Reference(svc)},
+					Namespace: p.namespace, GenerateName: p.name + "-", Labels: p.labels, Annotations: p.annotations,
+					OwnerReferences: []metav1.OwnerReference{p.owner},
 				},
 				AddressType: discoveryv1.AddressType(family), Ports: g.ports, Endpoints: h.endpoints,
 			})
 		case h.changed:
 			next := h.old.DeepCopy()
-			next.Labels, next.Endpoints = labels, h.endpoints
-			next.OwnerReferences = []metav1.OwnerReference{owner.Reference(svc)}
+			next.Labels, next.Endpoints = p.labels, h.endpoints
+			next.OwnerReferences = []metav1.OwnerReference{p.owner}
+			if p.annotations != nil {
+				next.Annotations = p.annotations
+			}
 			plan.Update = append(plan.Update, next)
 		}
 	}
 }
-
-// prefix is the generateName of a service's slices.
-func prefix(name string) string { return name + "-" }
 
 // labelsOf is the service's labels and those that say what a slice is.
 func labelsOf(svc *corev1.Service) map[string]string {
