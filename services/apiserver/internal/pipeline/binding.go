@@ -37,7 +37,7 @@ func (p *Pipeline) newBinding(ctx context.Context, k *resource.Kind, t Target, b
 	}
 	c := &change{
 		ctx: ctx, target: t, kind: k, rules: &k.Rules, opts: o, warn: warnings,
-		user: request.UserFrom(ctx), key: k.Key(t.Namespace, t.Name),
+		user: request.UserFrom(ctx), key: k.Key(t.Namespace, t.Name), shares: true,
 	}
 	c.plan = func(cur *watchcache.Item) (*step, error) { return p.planBinding(c, cur, binding) }
 	return c, nil

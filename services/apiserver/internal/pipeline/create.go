@@ -62,7 +62,7 @@ func (p *Pipeline) newCreate(ctx context.Context, t Target, b Body, o WriteOptio
 	}
 	c := &change{
 		ctx: ctx, target: t, kind: k, rules: &k.Rules, opts: o,
-		user: request.UserFrom(ctx), creates: true,
+		user: request.UserFrom(ctx), creates: true, shares: canonical(b.Type),
 	}
 	c.plan = func(*watchcache.Item) (*step, error) {
 		c.warn = nil
@@ -75,6 +75,10 @@ func (p *Pipeline) newCreate(ctx context.Context, t Target, b Body, o WriteOptio
 	}
 	return c, nil, nil
 }
+
+// canonical tells the encodings that cannot say "an empty list": what is read from
+// them is as the store's own decoding makes it.
+func canonical(m MediaType) bool { return m == Message || m == Protobuf }
 
 // decode reads a body as one of kind k's objects.
 func (p *Pipeline) decode(k *resource.Kind, fresh func() resource.Object, b Body, o WriteOptions) (resource.Object, []string, error) {

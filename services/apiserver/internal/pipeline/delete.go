@@ -49,7 +49,7 @@ func (p *Pipeline) newDelete(ctx context.Context, t Target, o DeleteOptions) (*c
 	}
 	c := &change{
 		ctx: ctx, target: t, kind: k, rules: &k.Rules, opts: o.WriteOptions,
-		user: requestUser(ctx), key: k.Key(t.Namespace, t.Name),
+		user: requestUser(ctx), key: k.Key(t.Namespace, t.Name), shares: true,
 	}
 	c.plan = func(cur *watchcache.Item) (*step, error) { return p.planDelete(c, cur, o) }
 	return c, nil

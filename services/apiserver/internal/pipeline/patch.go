@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -97,8 +98,10 @@ type patch struct {
 // object applies the patch to a copy of cur.
 func (a *patch) object(cur resource.Object) (resource.Object, error) {
 	if obj := a.typed(cur); obj != nil {
+		a.c.shares = !bytes.Contains(a.data, []byte("[]")) && !bytes.Contains(a.data, []byte("{}"))
 		return obj, nil
 	}
+	a.c.shares = false
 	out := a.c.kind.New()
 	if a.kind == types.StrategicMergePatchType {
 		return out, a.strategic(cur, a.c.kind.GVK, out)

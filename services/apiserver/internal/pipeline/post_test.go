@@ -8,6 +8,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -239,4 +240,53 @@ func TestCommit(t *testing.T) {
 	if get(f, pod("p")).Spec.NodeName != "n" {
 		t.Error("the pod was not bound")
 	}
+}
+
+// TestTheCacheTakesOver holds what the watch cache took over from a writer to
+// what it would have decoded.
+func TestTheCacheTakesOver(t *testing.T) {
+	f := newFixture(t)
+	check := func(what string) {
+		t.Helper()
+		out, err := f.Get(f.ctx, pipeline.Target{Resource: podGVR, Namespace: "ns", Name: "p"}, pipeline.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		decoded := &corev1.Pod{}
+		if err := decoded.Unmarshal(out.Item.Raw); err != nil {
+			t.Fatal(err)
+		}
+		if !equality.Semantic.DeepEqual(decoded, out.Item.Object) || asJSON(decoded) != asJSON(out.Item.Object) {
+			t.Errorf("after the %s the cache has\n%s\nbut the store has\n%s", what, asJSON(out.Item.Object), asJSON(decoded))
+		}
+		if v := strconv.FormatInt(int64(out.Item.Revision), 10); out.Item.Object.GetResourceVersion() != v {
+			t.Errorf("after the %s the version is %s, not %s", what, out.Item.Object.GetResourceVersion(), v)
+		}
+	}
+	p := f.mustCreate(benchPod("p"), pipeline.WriteOptions{FieldManager: "m"}).(*corev1.Pod)
+	check("create")
+	for _, kind := range []types.PatchType{types.MergePatchType, types.StrategicMergePatchType, types.JSONPatchType} {
+		text := `{"metadata":{"annotations":{"by":"` + string(kind) + `"},"finalizers":null}}`
+		if kind == types.JSONPatchType {
+			text = `[{"op":"add","path":"/spec/tolerations/-","value":{"operator":"Exists"}}]`
+		}
+		if _, err := f.patch(p, kind, text); err != nil {
+			t.Fatal(err)
+		}
+		check(string(kind))
+	}
+	if _, err := f.bind("p", binding("p", "n")); err != nil {
+		t.Fatal(err)
+	}
+	check("binding")
+	status := get(f, p).DeepCopy()
+	status.Status.Phase, status.Status.PodIPs = corev1.PodRunning, []corev1.PodIP{{IP: "10.0.0.1"}}
+	if _, err := f.update(status, "status"); err != nil {
+		t.Fatal(err)
+	}
+	check("status")
+	if _, err := f.delete(p); err != nil {
+		t.Fatal(err)
+	}
+	check("delete")
 }

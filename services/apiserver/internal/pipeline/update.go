@@ -50,6 +50,7 @@ func (p *Pipeline) newUpdate(ctx context.Context, t Target, b Body, o WriteOptio
 		c.warn = warnings
 		return obj, checkNames(c, obj)
 	}
+	c.shares = canonical(b.Type)
 	first, err := decode()
 	if err != nil {
 		return nil, err

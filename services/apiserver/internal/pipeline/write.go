@@ -39,7 +39,11 @@ type change struct {
 	opts    WriteOptions
 	user    request.User
 	creates bool // starts without reading the present state
-	plan    func(cur *watchcache.Item) (*step, error)
+	// shares lets the watch cache take over the object instead of decoding it from
+	// the store: it is then just as decoding would make it (no empty lists where
+	// there is nothing).
+	shares bool
+	plan   func(cur *watchcache.Item) (*step, error)
 
 	key   string
 	cur   *watchcache.Item
@@ -75,9 +79,10 @@ type step struct {
 	// finish is called once, with whether the write happened.
 	finish []func(ok bool)
 
-	value []byte
-	id    string
-	trace string
+	value   []byte
+	id      string
+	trace   string
+	written *watchcache.Written
 }
 
 // settled ends the step's claims.
@@ -265,6 +270,9 @@ func (p *Pipeline) stage(c *change, s *step) (store.Write, bool, error) {
 		p.finish(c, s, item)
 		return store.Write{}, false, nil
 	}
+	if err := p.announce(c, s); err != nil {
+		return store.Write{}, false, err
+	}
 	id := s.id
 	return store.Write{
 		Key:        c.key,
@@ -273,6 +281,26 @@ func (p *Pipeline) stage(c *change, s *step) (store.Write, bool, error) {
 		TTLSeconds: c.kind.TTLSeconds,
 		Settled:    func(found []byte) bool { return envelope.WriteID(found) == id },
 	}, true, nil
+}
+
+// announce lets the watch cache have the object when its event comes back.
+func (p *Pipeline) announce(c *change, s *step) error {
+	if !c.shares || c.kind.StoredAs != nil {
+		return nil
+	}
+	v, err := envelope.Decode(s.value)
+	if err != nil {
+		return err
+	}
+	w := &watchcache.Written{Kind: c.kind, Object: s.obj, Raw: v.Raw, Key: c.key, Traceparent: s.trace, WriteID: s.id}
+	s.written = w
+	p.cfg.Cache.Announce(w)
+	s.finish = append(s.finish, func(ok bool) {
+		if !ok {
+			p.cfg.Cache.Withdraw(w)
+		}
+	})
+	return nil
 }
 
 // encode makes the bytes to store, and tells whether they are there already.
@@ -360,6 +388,9 @@ func (p *Pipeline) settle(c *change, v store.Verdict) {
 
 // item is the state that a step stored.
 func (p *Pipeline) item(c *change, s *step, rev store.Revision) (*watchcache.Item, error) {
+	if s.written != nil {
+		return s.written.At(rev)
+	}
 	if s.obj == nil && s.last == nil {
 		return c.cur.At(rev), nil
 	}

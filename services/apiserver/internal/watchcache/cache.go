@@ -67,6 +67,8 @@ type Cache struct {
 	wake     chan struct{} // buffered: somebody waits, ask the store how far it is
 	stopped  bool
 	stopping chan struct{}
+
+	expected expected
 }
 
 type waiter struct {

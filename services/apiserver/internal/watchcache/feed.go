@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"keelson.dev/services/apiserver/internal/envelope"
+	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/store"
 )
 
@@ -137,12 +139,25 @@ func (c *Cache) event(e *store.Event) {
 	var item *Item
 	if e.Type == store.Put {
 		var err error
-		if item, err = Decode(kc.kind, e.Entry); err != nil {
+		if item, err = c.decode(kc.kind, e.Entry); err != nil {
 			// What cannot be read is not there; better than a state that stands still.
 			c.cfg.Log.Error("stored object cannot be read", "error", err, "key", e.Entry.Key)
 		}
 	}
 	kc.apply(e.Entry.ModRevision, e.Entry.Key, item)
+}
+
+// decode makes an item of an event's entry; what this process wrote itself is there
+// already.
+func (c *Cache) decode(kind *resource.Kind, e store.Entry) (*Item, error) {
+	v, err := envelope.Decode(e.Value)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", e.Key, err)
+	}
+	if w := c.expected.take(v.WriteID); w != nil && w.Key == e.Key && w.Kind == kind {
+		return w.At(e.ModRevision)
+	}
+	return decode(kind, e, v)
 }
 
 func (c *Cache) bookmark(rev store.Revision) {

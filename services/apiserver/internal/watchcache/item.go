@@ -20,7 +20,11 @@ func Decode(kind *resource.Kind, e store.Entry) (*Item, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", e.Key, err)
 	}
-	it := &Item{
+	return decode(kind, e, v)
+}
+
+func decode(kind *resource.Kind, e store.Entry, v envelope.Value) (it *Item, err error) {
+	it = &Item{
 		Kind:        kind,
 		Object:      kind.New(),
 		Key:         e.Key,
