@@ -380,7 +380,17 @@ func TestKubectlCertificate(t *testing.T) {
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
-			out, err := try(k, "--client-certificate="+dir+"/crt", "--client-key="+dir+"/key", "--user=", "auth", "whoami")
+			config, err := os.ReadFile(filepath.Join(shared.home, "kubeconfig"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			kubeconfig := filepath.Join(dir, "kubeconfig")
+			if err := os.WriteFile(kubeconfig, config, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			must(t, k, "--kubeconfig", kubeconfig, "config", "set-credentials", "e2e", "--client-certificate="+dir+"/crt", "--client-key="+dir+"/key")
+			must(t, k, "--kubeconfig", kubeconfig, "config", "set-context", "--current", "--user=e2e")
+			out, err := try(k, "--kubeconfig", kubeconfig, "auth", "whoami")
 			if err != nil || !strings.Contains(out, "e2e-user") {
 				t.Errorf("whoami with the certificate: %v: %s", err, out)
 			}
