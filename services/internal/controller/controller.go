@@ -4,7 +4,7 @@
 //
 // A reconcile that answers a traced write is one span, child of that write and
 // linked to the others that were coalesced with it; what nobody caused (the
-// initial state, a periodic look) has none.
+// initial state, a periodic look) has none, nor has one that found nothing to do.
 //
 // It must never run Reconcile twice at once for one key, lose a key, or retry
 // without a growing delay.

@@ -136,7 +136,7 @@ func TestCoalesces(t *testing.T) {
 	var running, most, total atomic.Int32
 	var warm atomic.Bool
 	gate := make(chan struct{})
-	w.run(controller.Controller{Workers: 4, Reconcile: func(_ context.Context, key controller.Key) (controller.Result, error) {
+	w.run(controller.Controller{Workers: 4, Reconcile: func(ctx context.Context, key controller.Key) (controller.Result, error) {
 		if key.Name == "warm-up" {
 			warm.Store(true)
 			return controller.Result{}, nil
@@ -145,6 +145,8 @@ func TestCoalesces(t *testing.T) {
 		defer running.Add(-1)
 		total.Add(1)
 		<-gate
+		_, span := otel.Tracer("test").Start(ctx, "write")
+		span.End()
 		return controller.Result{}, nil
 	}})
 	w.warm(warm.Load)
@@ -162,11 +164,19 @@ func TestCoalesces(t *testing.T) {
 		return ok && got.ResourceVersion == cm.ResourceVersion
 	})
 	close(gate)
-	eventually(t, "both spans", func() bool { return len(spans.Ended()) == 2 })
+	reconciles := func() (out []sdktrace.ReadOnlySpan) {
+		for _, s := range spans.Ended() {
+			if s.Name() != "write" {
+				out = append(out, s)
+			}
+		}
+		return out
+	}
+	eventually(t, "both spans", func() bool { return len(reconciles()) == 2 })
 	if most.Load() != 1 || total.Load() != 2 {
 		t.Errorf("%d reconciles, %d at once", total.Load(), most.Load())
 	}
-	first, second := spans.Ended()[0], spans.Ended()[1]
+	first, second := reconciles()[0], reconciles()[1]
 	if first.Parent().SpanID().String() != "b7ad6b7169203331" || second.Parent().SpanID().String() != "b7ad6b7169203332" {
 		t.Errorf("parents %s and %s", first.Parent().SpanID(), second.Parent().SpanID())
 	}
@@ -201,7 +211,8 @@ func TestSpansOnlyWhereThereIsACause(t *testing.T) {
 	w.create(metadata.AppendToOutgoingContext(t.Context(), "traceparent",
 		"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), "traced")
 	eventually(t, "all reconciles", func() bool { return untraced.Load() == 3 && traced.Load() == 3 })
-	eventually(t, "all spans", func() bool { return len(spans.Ended()) == 3 })
+	// The third found nothing to do.
+	eventually(t, "all spans", func() bool { return len(spans.Ended()) == 2 })
 	for _, s := range spans.Ended() {
 		if s.SpanContext().TraceID().String() != "0af7651916cd43dd8448eb211c80319c" {
 			t.Errorf("span of trace %s", s.SpanContext().TraceID())

@@ -164,7 +164,11 @@ func (l *loop) process(j job) {
 		if retry > 0 {
 			span.SetAttributes(attribute.Int64("keelson.requeue_ms", retry.Milliseconds()))
 		}
-		span.End()
+		// One that found nothing to do tells nobody anything: a span that is never
+		// ended is never exported.
+		if parent, ok := span.(interface{ ChildSpanCount() int }); !ok || err != nil || parent.ChildSpanCount() > 0 {
+			span.End()
+		}
 	}
 	l.queue.done(j, err != nil, retry)
 }

@@ -1,9 +1,9 @@
 // Package garbage deletes objects whose owners are gone, and carries out the
 // propagation policies of deletes: background, foreground and orphan.
 //
-// It must never delete on the word of a cache: before it does, it reads the
-// object from the store, and the owners that it does not know. An owner of a
-// kind that it cannot look up keeps its dependents.
+// It must never delete on the word of a cache: a delete names the version of the
+// object that was judged, and owners that are not in the graph are looked up in
+// the store. An owner of a kind that cannot be looked up keeps its dependents.
 package garbage
 
 import (
@@ -73,7 +73,7 @@ func New(s *cluster.Cluster, metadata []*Metadata) controller.Controller {
 		sources = append(sources, from(g, m))
 	}
 	return controller.Controller{
-		Name: "garbage", Workers: 10, Reconcile: g.reconcile, Sources: sources,
+		Name: "garbage", Workers: 20, Reconcile: g.reconcile, Sources: sources,
 		// At the start every owned object comes by at once.
 		MaxQueue: 5_000_000,
 		Started:  func() { close(g.complete) },
@@ -140,8 +140,18 @@ func (g *collector) judge(ctx context.Context, n *node) (controller.Result, erro
 		}
 		return controller.Result{}, nil
 	}
-	// What the store says now decides.
 	objects := client.Metadata(g.c, n.kind)
+	if len(st.solid)+len(st.waiting) == 0 && !n.orphaning && !n.foreground {
+		// The usual case: if the object is still as the graph knows it, it goes.
+		err := objects.Delete(ctx, n.namespace, n.name, client.UID(n.uid), client.ResourceVersion(n.resourceVersion), client.Propagation(metav1.DeletePropagationBackground))
+		if err == nil || apierrors.IsNotFound(err) {
+			return controller.Result{}, nil
+		}
+		if !apierrors.IsConflict(err) {
+			return controller.Result{}, fmt.Errorf("delete %s %s/%s: %w", n.kind.Resource, n.namespace, n.name, err)
+		}
+	}
+	// What the store says now decides.
 	live, err := objects.Get(ctx, n.namespace, n.name)
 	if apierrors.IsNotFound(err) || err == nil && live.UID != n.uid {
 		return controller.Result{}, nil
