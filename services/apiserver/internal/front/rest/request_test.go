@@ -129,6 +129,8 @@ func TestRefusals(t *testing.T) {
 		{"initial events of a list", "GET", "/api/v1/pods?sendInitialEvents=true", "", nil, 422, "Invalid", "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for list"},
 		{"initial events without match", "GET", "/api/v1/pods?watch=1&sendInitialEvents=true", "", nil, 422, "Invalid", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"},
 		{"match of a watch", "GET", "/api/v1/pods?watch=1&resourceVersionMatch=NotOlderThan", "", nil, 422, "Invalid", "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"},
+		{"review as a table", "POST", "/apis/authentication.k8s.io/v1/tokenreviews", "{}", map[string]string{"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}, 406, "NotAcceptable", ""},
+		{"binding as a table", "POST", "/api/v1/namespaces/ns/pods/p/binding", "{}", map[string]string{"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}, 406, "NotAcceptable", ""},
 		{"discovery as HTML", "GET", "/apis", "", map[string]string{"Accept": "text/html"}, 406, "NotAcceptable", ""},
 		{"unknown version", "GET", "/apis/apps/v9", "", nil, 404, "NotFound", ""},
 		{"unknown resource", "GET", "/api/v1/nopes", "", nil, 404, "NotFound", "the server could not find the requested resource"},

@@ -34,8 +34,11 @@ func (x *exchange) serveResource() {
 		return
 	}
 	purpose := negotiate.Read
-	if x.verb == "watch" {
+	switch {
+	case x.verb == "watch":
 		purpose = negotiate.Watch
+	case x.kind.Virtual != "" || x.kind.Subresources[x.path.Subresource].Post != "":
+		purpose = negotiate.Object // there is nothing to make rows of
 	}
 	format, ok := negotiate.Accept(x.r.Header.Get("Accept"), purpose)
 	if !ok {
