@@ -12,9 +12,11 @@
 package fieldmanager
 
 import (
+	"bytes"
 	"cmp"
 	"reflect"
 	"slices"
+	"sync"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -199,9 +201,18 @@ func taken(previous *metav1.FieldsV1, diff *tree) (fields *metav1.FieldsV1, any 
 	return encode(set, member), true
 }
 
+// texts are buffers in which sets are written before they are copied to their
+// size.
+var texts = sync.Pool{New: func() any { b := make([]byte, 0, 2048); return &b }}
+
 func encode(t *tree, flags uint8) *metav1.FieldsV1 {
+	buf := texts.Get().(*[]byte)
+	*buf = t.appendJSON((*buf)[:0], flags)
 	f := &metav1.FieldsV1{}
-	f.SetRawBytes(t.appendJSON(nil, flags))
+	f.SetRawBytes(bytes.Clone(*buf))
+	if cap(*buf) <= 64<<10 {
+		texts.Put(buf)
+	}
 	return f
 }
 
