@@ -150,7 +150,7 @@ func (o *options) node(_ context.Context, g *boot.Group, s *settings, id *identi
 			Resolver: resolver, MemoryCapacity: capacity.Value(), Unified: cgroups.Unified(),
 		},
 		Cgroups: cgroups, Events: events,
-		HostIPs: node.HostIPs, Allocatable: machine.Allocatable,
+		HostIPs: node.HostIPs, Self: node.Node, Allocatable: machine.Allocatable,
 		Services: cache.Services, ServicesSynced: cache.Synced(),
 		RuntimeUp: health.Up, NetworkReady: health.NetworkReady,
 		HostPorts: hostPorts.Set,

@@ -45,6 +45,7 @@ func (w *worker) advance(ctx context.Context, p *corev1.Pod, state *cri.Pod, tra
 		return w.end(ctx, p, state, traceparent)
 	}
 	waiting := w.held(plan)
+	w.sayHeldBack(p, state, plan)
 	w.publish(p, state, verdicts, waiting, traceparent)
 
 	for _, k := range plan.Kill {
@@ -99,6 +100,18 @@ func (w *worker) held(plan pod.Plan) map[string]corev1.ContainerStateWaiting {
 		out[name] = state
 	}
 	return out
+}
+
+// sayHeldBack reports, once an instance, that a container is held back.
+func (w *worker) sayHeldBack(p *corev1.Pod, state *cri.Pod, plan pod.Plan) {
+	for name := range plan.Waiting {
+		last := state.Latest(name)
+		if last == nil || w.said[name] == last.ID {
+			continue
+		}
+		w.said[name] = last.ID
+		w.a.cfg.Events.Pod(p, name, corev1.EventTypeWarning, event.BackOff, "Back-off restarting failed container %s in pod %s_%s(%s)", name, p.Name, p.Namespace, p.UID)
+	}
 }
 
 // mountVolumes makes the pod's volumes; it returns how long to wait before the

@@ -44,6 +44,8 @@ type Config struct {
 	LogSize int64
 	// HostIPs are the node's addresses.
 	HostIPs func() []string
+	// Self is the node's own object, or nil while it is not known; may be nil.
+	Self func() *corev1.Node
 	// Allocatable of the node.
 	Allocatable func() corev1.ResourceList
 	// Services of the cluster, and a channel that closes when they are known.
@@ -74,8 +76,10 @@ type Agent struct {
 
 	mu      sync.Mutex
 	workers map[types.UID]*worker
-	base    context.Context
-	wg      sync.WaitGroup
+	// admitted are the pods that the node has taken and that have not ended.
+	admitted map[types.UID]*corev1.Pod
+	base     context.Context
+	wg       sync.WaitGroup
 }
 
 // parallelPulls is how many images are fetched at a time.
@@ -83,7 +87,7 @@ const parallelPulls = 3
 
 // New makes an agent; Run runs it.
 func New(cfg Config) *Agent {
-	a := &Agent{cfg: cfg, workers: map[types.UID]*worker{}, rotate: make(chan struct{}), log: slog.With("node", cfg.Node)}
+	a := &Agent{cfg: cfg, workers: map[types.UID]*worker{}, admitted: map[types.UID]*corev1.Pod{}, rotate: make(chan struct{}), log: slog.With("node", cfg.Node)}
 	a.pods = client.NewCache(cfg.Client, client.CacheOptions[*corev1.Pod]{
 		FieldSelector: "spec.nodeName=" + cfg.Node,
 		Transform: func(p *corev1.Pod) *corev1.Pod {
@@ -152,6 +156,13 @@ func (a *Agent) dispatch(ctx context.Context) error {
 	if err != nil {
 		return nil // ctx has ended
 	}
+	a.mu.Lock()
+	for _, p := range a.pods.List() {
+		if p.Status.StartTime != nil && !pod.Terminal(p) {
+			a.admitted[p.UID] = p
+		}
+	}
+	a.mu.Unlock()
 	a.pods.Subscribe(a.onPod)
 	a.adopt(known)
 	<-ctx.Done()

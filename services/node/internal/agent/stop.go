@@ -73,6 +73,7 @@ func (w *worker) end(ctx context.Context, p *corev1.Pod, state *cri.Pod, tracepa
 	w.clean.ok()
 	w.cleaned = true
 	w.finished = true
+	w.a.dismiss(w.uid)
 	// The last status tells how everything ended.
 	state, err := w.a.cfg.Runtime.Pod(ctx, string(w.uid))
 	if err != nil {

@@ -38,10 +38,12 @@ type worker struct {
 	interrupt context.CancelFunc // ends the running sync
 	changedAt time.Time
 
-	ended     *pod.Refusal
-	finished  bool
-	admitted  bool
-	waiting   map[string]hold
+	ended    *pod.Refusal
+	finished bool
+	admitted bool
+	waiting  map[string]hold
+	// said is the instance of each container whose being held back was reported.
+	said      map[string]string
 	sandbox   retry
 	volumes   retry
 	mounted   bool
@@ -73,7 +75,7 @@ func (r *retry) fail(first, most time.Duration) {
 func (r *retry) ok() { *r = retry{} }
 
 func newWorker(a *Agent, uid types.UID) *worker {
-	return &worker{a: a, uid: uid, wake: make(chan struct{}, 1), waiting: map[string]hold{}}
+	return &worker{a: a, uid: uid, wake: make(chan struct{}, 1), waiting: map[string]hold{}, said: map[string]string{}}
 }
 
 func (w *worker) poke() {
@@ -150,6 +152,7 @@ func (w *worker) forget() {
 	if w.a.cfg.HostPorts != nil {
 		w.a.cfg.HostPorts(string(w.uid), nil)
 	}
+	w.a.dismiss(w.uid)
 	w.a.probes.Forget(w.uid)
 	w.a.objects.release(w.uid)
 	w.a.writer.Forget(w.uid)
@@ -233,11 +236,9 @@ func (w *worker) decide(p *corev1.Pod) {
 	}
 	if !w.admitted {
 		w.admitted = true
-		if p.Status.StartTime == nil {
-			if w.ended = pod.Admit(p); w.ended != nil {
-				w.a.cfg.Events.Pod(p, "", corev1.EventTypeWarning, w.ended.Reason, "%s", w.ended.Message)
-				return
-			}
+		if w.ended = w.a.admit(p); w.ended != nil {
+			w.a.cfg.Events.Pod(p, "", corev1.EventTypeWarning, w.ended.Reason, "%s", w.ended.Message)
+			return
 		}
 	}
 	if d := p.Spec.ActiveDeadlineSeconds; d != nil && p.Status.StartTime != nil {

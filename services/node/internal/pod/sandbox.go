@@ -1,7 +1,6 @@
 package pod
 
 import (
-	"fmt"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -150,42 +149,4 @@ func privileged(p *corev1.Pod) bool {
 		}
 	}
 	return false
-}
-
-// safeSysctls are those that a pod may set without harm to others on its node.
-var safeSysctls = map[string]bool{
-	"kernel.shm_rmid_forced":              true,
-	"net.ipv4.ip_local_port_range":        true,
-	"net.ipv4.tcp_syncookies":             true,
-	"net.ipv4.ping_group_range":           true,
-	"net.ipv4.ip_unprivileged_port_start": true,
-	"net.ipv4.ip_local_reserved_ports":    true,
-	"net.ipv4.tcp_keepalive_time":         true,
-	"net.ipv4.tcp_fin_timeout":            true,
-	"net.ipv4.tcp_keepalive_intvl":        true,
-	"net.ipv4.tcp_keepalive_probes":       true,
-	"net.ipv4.tcp_rmem":                   true,
-	"net.ipv4.tcp_wmem":                   true,
-}
-
-// Refusal is why a node does not take a pod that was bound to it.
-type Refusal struct{ Reason, Message string }
-
-// Admit says why this node cannot run a pod, or nil.
-func Admit(p *corev1.Pod) *Refusal {
-	if p.Spec.SecurityContext != nil {
-		for _, sysctl := range p.Spec.SecurityContext.Sysctls {
-			name := strings.ReplaceAll(sysctl.Name, "/", ".")
-			if !safeSysctls[name] {
-				return &Refusal{"SysctlForbidden", fmt.Sprintf("Pod was rejected: forbidden sysctl: %q not allowlisted", name)}
-			}
-			if strings.HasPrefix(name, "net.") && p.Spec.HostNetwork {
-				return &Refusal{"SysctlForbidden", fmt.Sprintf("Pod was rejected: forbidden sysctl: %q not allowed with host net enabled", name)}
-			}
-			if strings.HasPrefix(name, "kernel.shm") && p.Spec.HostIPC {
-				return &Refusal{"SysctlForbidden", fmt.Sprintf("Pod was rejected: forbidden sysctl: %q not allowed with host ipc enabled", name)}
-			}
-		}
-	}
-	return nil
 }

@@ -14,7 +14,10 @@ import (
 )
 
 const (
-	healthPeriod = time.Second
+	// healthPeriod is how often the runtime is asked; more often while it, or its
+	// network, is not there, for somebody may be waiting.
+	healthPeriod  = time.Second
+	hurriedPeriod = 200 * time.Millisecond
 	// hangPatience is how long a runtime that answers nothing is taken to be
 	// busy; one that refuses connections is down after deadPatience.
 	hangPatience = 30 * time.Second
@@ -41,16 +44,18 @@ func NewHealth(runtime *cri.Client, recovered func()) *Health {
 	return &Health{runtime: runtime, recovered: recovered, problem: "not yet contacted", network: "not yet known"}
 }
 
-// Run asks the runtime every second until ctx ends.
+// Run asks the runtime from time to time until ctx ends.
 func (h *Health) Run(ctx context.Context) error {
-	ticker := time.NewTicker(healthPeriod)
-	defer ticker.Stop()
 	for {
 		h.ask(ctx)
+		period := healthPeriod
+		if !h.NetworkReady() {
+			period = hurriedPeriod
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-ticker.C:
+		case <-time.After(period):
 		}
 	}
 }

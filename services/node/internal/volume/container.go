@@ -6,8 +6,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -42,7 +44,8 @@ func (s *Set) Mounts(p *corev1.Pod, c *corev1.Container, lookup func(string) (st
 		}
 		if sub != "" {
 			var err error
-			if host, err = subPath(v.Path, sub); err != nil {
+			target := filepath.Join(s.PodDir(p.UID), "volume-subpaths", vm.Name, c.Name, strconv.Itoa(i))
+			if host, err = subPath(v.Path, sub, target); err != nil {
 				return nil, fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", vm.Name, c.Name, err)
 			}
 		}
@@ -74,42 +77,85 @@ func propagation(mode *corev1.MountPropagationMode) runtimev1.MountPropagation {
 	return runtimev1.MountPropagation_PROPAGATION_PRIVATE
 }
 
-// subPath is a path below a volume, made if it is not there. Links in it are
-// followed, but never out of the volume: os.Root makes the kernel see to that.
-func subPath(volume, sub string) (string, error) {
+// subPath makes a path below a volume, which is made if it is not there,
+// available at target, and returns target. Links in the path are followed, but
+// never out of the volume: the kernel sees to that, and what is mounted is the
+// file that was found, whatever becomes of the path meanwhile.
+func subPath(volume, sub, target string) (string, error) {
+	f, err := openInside(volume, sub)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	if is, err := isMountpoint(target); err != nil {
+		return "", err
+	} else if is { // of an instance that has ended
+		if err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW); err != nil {
+			return "", fmt.Errorf("unmount %s: %w", target, err)
+		}
+	}
+	if err := mountTarget(target, info.IsDir()); err != nil {
+		return "", err
+	}
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return "", fmt.Errorf("bind %s at %s: %w", sub, target, err)
+	}
+	return target, nil
+}
+
+// mountTarget makes an empty folder or file to mount at.
+func mountTarget(target string, folder bool) error {
+	if err := os.RemoveAll(target); err != nil {
+		return err
+	}
+	if folder {
+		return os.MkdirAll(target, 0o750)
+	}
+	if err := os.MkdirAll(filepath.Dir(target), 0o750); err != nil {
+		return err
+	}
+	return os.WriteFile(target, nil, 0o640)
+}
+
+// openInside opens a path below a volume, and makes it a folder if it is not
+// there.
+func openInside(volume, sub string) (*os.File, error) {
 	if filepath.IsAbs(sub) || strings.HasPrefix(filepath.Clean(sub), "..") {
-		return "", fmt.Errorf("%q leads out of the volume", sub)
+		return nil, fmt.Errorf("%q leads out of the volume", sub)
 	}
 	root, err := os.OpenRoot(volume)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer root.Close()
 	clean := filepath.Clean(sub)
 	if _, err := root.Stat(clean); errors.Is(err, fs.ErrNotExist) {
 		info, err := root.Stat(".")
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		if err := root.MkdirAll(clean, info.Mode().Perm()|0o700); err != nil {
-			return "", err
+			return nil, err
 		}
 		if err := root.Chmod(clean, info.Mode().Perm()|0o700|info.Mode()&os.ModeSetgid); err != nil {
-			return "", err
+			return nil, err
 		}
 	} else if err != nil {
-		return "", err
+		return nil, err
 	}
-	real, err := filepath.EvalSymlinks(filepath.Join(volume, clean))
+	dir, err := root.Open(".")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	base, err := filepath.EvalSymlinks(volume)
+	defer dir.Close()
+	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
+	fd, err := unix.Openat2(int(dir.Fd()), clean, how)
 	if err != nil {
-		return "", err
+		return nil, fmt.Errorf("open %q inside the volume: %w", sub, err)
 	}
-	if real != base && !strings.HasPrefix(real, base+"/") {
-		return "", fmt.Errorf("%q leads out of the volume", sub)
-	}
-	return real, nil
+	return os.NewFile(uintptr(fd), clean), nil
 }

@@ -357,14 +357,41 @@ func TestSubPath(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(volume, "inside"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for sub, want := range map[string]string{"a/b": "a/b", "inside": "inside", "link": "inside", "./inside/../inside": "inside"} {
-		got, err := subPath(volume, sub)
-		if err != nil || got != filepath.Join(volume, want) {
-			t.Errorf("%q: %q, %v", sub, got, err)
+	if err := os.WriteFile(filepath.Join(volume, "inside", "f"), []byte("text"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	target := filepath.Join(t.TempDir(), "sub", "0")
+	defer func() {
+		if err := unmountBelow(target); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, sub := range []string{"inside", "link", "./inside/../inside"} {
+		got, err := subPath(volume, sub, target)
+		if err != nil || got != target {
+			t.Fatalf("%q: %q, %v", sub, got, err)
+		}
+		if b, err := os.ReadFile(filepath.Join(target, "f")); err != nil || string(b) != "text" {
+			t.Errorf("%q: %q %v", sub, b, err)
 		}
 	}
+	if _, err := subPath(volume, "inside/f", target); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(target); err != nil || string(b) != "text" {
+		t.Errorf("a file: %q %v", b, err)
+	}
+	if _, err := subPath(volume, "a/b", target); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(filepath.Join(volume, "a", "b")); err != nil || !info.IsDir() {
+		t.Errorf("a path that was not there: %v", err)
+	}
+	if list, err := mountpoints(target); err != nil || len(list) != 1 {
+		t.Errorf("mounts: %v %v", list, err)
+	}
 	for _, sub := range []string{"../x", "/etc", "out", "out/x", "a/../../x"} {
-		if got, err := subPath(volume, sub); err == nil {
+		if got, err := subPath(volume, sub, filepath.Join(t.TempDir(), "x")); err == nil {
 			t.Errorf("%q: %q", sub, got)
 		}
 	}

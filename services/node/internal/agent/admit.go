@@ -1,0 +1,39 @@
+package agent
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"keelson.dev/services/node/internal/pod"
+)
+
+// admit takes a pod in, or says why the node does not. A pod that has been
+// started before was taken in by an earlier agent.
+func (a *Agent) admit(p *corev1.Pod) *pod.Refusal {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p.Status.StartTime == nil && p.DeletionTimestamp == nil {
+		others := make([]*corev1.Pod, 0, len(a.admitted))
+		for uid, o := range a.admitted {
+			if uid != p.UID {
+				others = append(others, o)
+			}
+		}
+		var node *corev1.Node
+		if a.cfg.Self != nil {
+			node = a.cfg.Self()
+		}
+		if r := pod.Admit(p, node, others); r != nil {
+			return r
+		}
+	}
+	a.admitted[p.UID] = p
+	return nil
+}
+
+// dismiss frees what a pod that has ended took.
+func (a *Agent) dismiss(uid types.UID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.admitted, uid)
+}

@@ -1,0 +1,164 @@
+package pod
+
+import (
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
+)
+
+// Refusal is why a node does not run a pod that was bound to it, or ends it.
+type Refusal struct{ Reason, Message string }
+
+// safeSysctls are those that a pod may set without harm to others on its node.
+var safeSysctls = map[string]bool{
+	"kernel.shm_rmid_forced":              true,
+	"net.ipv4.ip_local_port_range":        true,
+	"net.ipv4.tcp_syncookies":             true,
+	"net.ipv4.ping_group_range":           true,
+	"net.ipv4.ip_unprivileged_port_start": true,
+	"net.ipv4.ip_local_reserved_ports":    true,
+	"net.ipv4.tcp_keepalive_time":         true,
+	"net.ipv4.tcp_fin_timeout":            true,
+	"net.ipv4.tcp_keepalive_intvl":        true,
+	"net.ipv4.tcp_keepalive_probes":       true,
+	"net.ipv4.tcp_rmem":                   true,
+	"net.ipv4.tcp_wmem":                   true,
+}
+
+// Admit says why a node does not take a pod, or nil. Whoever bound the pod should
+// have known better: the scheduler does, but a pod may be bound past it. others
+// are the pods that the node has taken and that have not ended. node may be nil
+// while it is not known.
+func Admit(p *corev1.Pod, node *corev1.Node, others []*corev1.Pod) *Refusal {
+	if r := admitSysctls(p); r != nil {
+		return r
+	}
+	if node == nil {
+		return nil
+	}
+	if ok, err := nodeaffinity.GetRequiredNodeAffinity(p).Match(node); err != nil || !ok {
+		return &Refusal{"NodeAffinity", "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"}
+	}
+	for i := range node.Spec.Taints {
+		if t := &node.Spec.Taints[i]; t.Effect == corev1.TaintEffectNoExecute && !tolerates(p, t) {
+			return &Refusal{"TaintToleration", fmt.Sprintf("Pod was rejected: Predicate TaintToleration failed: node(s) had untolerated taint {%s: %s}", t.Key, t.Value)}
+		}
+	}
+	for _, o := range others {
+		if portsClash(p, o) {
+			return &Refusal{"NodePorts", "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"}
+		}
+	}
+	return admitResources(p, node.Status.Allocatable, others)
+}
+
+func admitSysctls(p *corev1.Pod) *Refusal {
+	if p.Spec.SecurityContext == nil {
+		return nil
+	}
+	for _, sysctl := range p.Spec.SecurityContext.Sysctls {
+		name := strings.ReplaceAll(sysctl.Name, "/", ".")
+		why := ""
+		switch {
+		case !safeSysctls[name]:
+			why = "not allowlisted"
+		case strings.HasPrefix(name, "net.") && p.Spec.HostNetwork:
+			why = "not allowed with host net enabled"
+		case strings.HasPrefix(name, "kernel.shm") && p.Spec.HostIPC:
+			why = "not allowed with host ipc enabled"
+		default:
+			continue
+		}
+		return &Refusal{"SysctlForbidden", fmt.Sprintf("Pod was rejected: forbidden sysctl: %q %s", name, why)}
+	}
+	return nil
+}
+
+func tolerates(p *corev1.Pod, t *corev1.Taint) bool {
+	for i := range p.Spec.Tolerations {
+		o := &p.Spec.Tolerations[i]
+		if o.Effect != "" && o.Effect != t.Effect || o.Key != "" && o.Key != t.Key {
+			continue
+		}
+		if o.Operator == corev1.TolerationOpExists || o.Key != "" && o.Value == t.Value && (o.Operator == "" || o.Operator == corev1.TolerationOpEqual) {
+			return true
+		}
+	}
+	return false
+}
+
+// hostPort is a port of the node that a pod takes.
+type hostPort struct {
+	protocol corev1.Protocol
+	ip       string
+	port     int32
+}
+
+func hostPorts(p *corev1.Pod) []hostPort {
+	var out []hostPort
+	add := func(c *corev1.Container) {
+		for _, port := range c.Ports {
+			if port.HostPort == 0 {
+				continue
+			}
+			h := hostPort{port.Protocol, port.HostIP, port.HostPort}
+			if h.protocol == "" {
+				h.protocol = corev1.ProtocolTCP
+			}
+			if h.ip == "0.0.0.0" || h.ip == "::" {
+				h.ip = ""
+			}
+			out = append(out, h)
+		}
+	}
+	for i := range p.Spec.Containers {
+		add(&p.Spec.Containers[i])
+	}
+	for i := range p.Spec.InitContainers {
+		if IsSidecar(&p.Spec.InitContainers[i]) {
+			add(&p.Spec.InitContainers[i])
+		}
+	}
+	return out
+}
+
+func portsClash(a, b *corev1.Pod) bool {
+	mine := hostPorts(a)
+	if len(mine) == 0 {
+		return false
+	}
+	for _, x := range mine {
+		for _, y := range hostPorts(b) {
+			if x.port == y.port && x.protocol == y.protocol && (x.ip == y.ip || x.ip == "" || y.ip == "") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func admitResources(p *corev1.Pod, allocatable corev1.ResourceList, others []*corev1.Pod) *Refusal {
+	want := PodTotal(p)
+	used := map[corev1.ResourceName]int64{corev1.ResourcePods: int64(len(others))}
+	for _, o := range others {
+		t := PodTotal(o)
+		used[corev1.ResourceCPU] += t.Requests.Cpu().MilliValue()
+		used[corev1.ResourceMemory] += t.Requests.Memory().Value()
+	}
+	for _, c := range []struct {
+		name               corev1.ResourceName
+		requested, allowed int64
+	}{
+		{corev1.ResourcePods, 1, allocatable.Pods().Value()},
+		{corev1.ResourceCPU, want.Requests.Cpu().MilliValue(), allocatable.Cpu().MilliValue()},
+		{corev1.ResourceMemory, want.Requests.Memory().Value(), allocatable.Memory().Value()},
+	} {
+		if _, known := allocatable[c.name]; !known || c.requested == 0 || used[c.name]+c.requested <= c.allowed {
+			continue
+		}
+		return &Refusal{"OutOf" + string(c.name), fmt.Sprintf("Pod was rejected: Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", c.name, c.requested, used[c.name], c.allowed)}
+	}
+	return nil
+}
