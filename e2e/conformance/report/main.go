@@ -31,6 +31,9 @@ func run(passedFile string, record bool, focusFile string, args []string) error 
 		if err != nil {
 			return err
 		}
+		if len(names) == 0 {
+			return fmt.Errorf("%s names no test", focusFile)
+		}
 		fmt.Println(focusOf(names))
 		return nil
 	}
