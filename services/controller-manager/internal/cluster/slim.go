@@ -1,6 +1,8 @@
 package cluster
 
 import (
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
 
 	"keelson.dev/proto/client"
@@ -13,9 +15,9 @@ func slim[T client.Object](obj T) T {
 	return obj
 }
 
-// slimPod keeps of a pod what controllers decide on: metadata, the whole status,
-// and of the spec where it runs, its ports, tolerations, claims and restart
-// policies.
+// slimPod keeps of a pod what controllers decide on: metadata; where it runs, its
+// ports, tolerations, claims and restart policies; phase, conditions, addresses,
+// and how its containers ended. It is never written back: pods are patched.
 func slimPod(p *corev1.Pod) *corev1.Pod {
 	p.ManagedFields = nil
 	spec := corev1.PodSpec{
@@ -43,20 +45,36 @@ func slimPod(p *corev1.Pod) *corev1.Pod {
 		spec.Volumes = append(spec.Volumes, kept)
 	}
 	p.Spec = spec
+	p.Status.ContainerStatuses = slimStatuses(p.Status.ContainerStatuses)
+	p.Status.InitContainerStatuses = slimStatuses(p.Status.InitContainerStatuses)
+	p.Status.EphemeralContainerStatuses, p.Status.ResourceClaimStatuses = nil, nil
+	p.Status.AllocatedResources, p.Status.Resources = nil, nil
 	return p
 }
 
+// slimContainers keeps those with ports and those that go on running beside the
+// others.
 func slimContainers(containers []corev1.Container) []corev1.Container {
-	if len(containers) == 0 {
-		return nil
-	}
-	out := make([]corev1.Container, len(containers))
+	var out []corev1.Container
 	for i := range containers {
-		out[i] = corev1.Container{
-			Name: containers[i].Name, Ports: containers[i].Ports, RestartPolicy: containers[i].RestartPolicy,
+		if c := &containers[i]; len(c.Ports) > 0 || c.RestartPolicy != nil {
+			out = append(out, corev1.Container{Name: c.Name, Ports: c.Ports, RestartPolicy: c.RestartPolicy})
 		}
 	}
-	return out
+	return slices.Clip(out)
+}
+
+// slimStatuses keeps how containers ended and how often they were started.
+func slimStatuses(statuses []corev1.ContainerStatus) []corev1.ContainerStatus {
+	for i := range statuses {
+		s := &statuses[i]
+		kept := corev1.ContainerStatus{Name: s.Name, RestartCount: s.RestartCount, Ready: s.Ready}
+		if t := s.State.Terminated; t != nil {
+			kept.State.Terminated = &corev1.ContainerStateTerminated{ExitCode: t.ExitCode, FinishedAt: t.FinishedAt}
+		}
+		statuses[i] = kept
+	}
+	return statuses
 }
 
 // slimNode drops the list of images.
