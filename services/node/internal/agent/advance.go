@@ -123,7 +123,7 @@ func (w *worker) mountVolumes(ctx context.Context, p *corev1.Pod) time.Duration 
 	if wait := time.Until(w.volumes.until); wait > 0 && !w.objectsChanged(p) {
 		return wait
 	}
-	ctx, span := tracer.Start(ctx, "node.mount_volumes", trace.WithAttributes(podAttributes(p)...))
+	ctx, span := tracer.Start(ctx, "mount volumes", trace.WithAttributes(podAttributes(p)...))
 	defer span.End()
 	if err := w.a.volumes.Mount(ctx, p); err != nil {
 		if ctx.Err() != nil {
@@ -175,7 +175,7 @@ func (w *worker) createSandbox(ctx context.Context, p *corev1.Pod, attempt uint3
 		w.sandbox.fail(sandboxRetryFirst, sandboxRetryFirst)
 		return w.sandbox.delay
 	}
-	ctx, span := tracer.Start(ctx, "node.create_sandbox", trace.WithAttributes(podAttributes(p)...))
+	ctx, span := tracer.Start(ctx, "create sandbox", trace.WithAttributes(podAttributes(p)...))
 	defer span.End()
 	id, err := w.runSandbox(ctx, p, attempt)
 	if err != nil {
@@ -248,7 +248,7 @@ func (w *worker) traceReady(p *corev1.Pod, s *corev1.PodStatus, traceparent stri
 		if began.IsZero() {
 			return // it was ready before this agent began
 		}
-		_, span := tracer.Start(telemetry.ContextWithTraceparent(context.Background(), traceparent), "node.ready",
+		_, span := tracer.Start(telemetry.ContextWithTraceparent(context.Background(), traceparent), "become ready",
 			trace.WithTimestamp(began), trace.WithAttributes(podAttributes(p)...))
 		span.End()
 	}

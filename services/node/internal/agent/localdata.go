@@ -79,8 +79,8 @@ func (a *Agent) release(ctx context.Context, pv *corev1.PersistentVolume) error 
 	out := pv.DeepCopy()
 	out.Finalizers = slices.DeleteFunc(out.Finalizers, func(f string) bool { return f == volume.LocalDataFinalizer })
 	_, err = client.For[*corev1.PersistentVolume](a.cfg.Client).Update(ctx, out)
-	if apierrors.IsNotFound(err) {
-		return nil
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return nil // it is gone, or the watch is about to bring how it is now
 	}
 	if err == nil {
 		a.log.Info("volume released", "volume", pv.Name, "path", dir)

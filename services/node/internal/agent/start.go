@@ -105,7 +105,7 @@ func (w *worker) show(ctx context.Context, p *corev1.Pod, plan pod.Plan) {
 // startContainer starts one container.
 func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod, sandbox string, s pod.Start) (err error) {
 	c := s.Container
-	ctx, span := tracer.Start(ctx, "node.start_container", trace.WithAttributes(append(podAttributes(p), attribute.String("k8s.container.name", c.Name))...))
+	ctx, span := tracer.Start(ctx, "start container "+c.Name, trace.WithAttributes(append(podAttributes(p), attribute.String("k8s.container.name", c.Name))...))
 	defer func() {
 		if err != nil {
 			span.SetStatus(codes.Error, err.Error())

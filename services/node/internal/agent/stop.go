@@ -170,7 +170,7 @@ func (a *Agent) killContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod
 		spec, _ = pod.Find(p, c.Name)
 		a.cfg.Events.Pod(p, c.Name, corev1.EventTypeNormal, event.Killing, "%s", message)
 		var span trace.Span
-		ctx, span = tracer.Start(ctx, "node.stop_container", trace.WithAttributes(append(podAttributes(p), attribute.String("k8s.container.name", c.Name))...))
+		ctx, span = tracer.Start(ctx, "stop container "+c.Name, trace.WithAttributes(append(podAttributes(p), attribute.String("k8s.container.name", c.Name))...))
 		defer span.End()
 	}
 	deadline := time.Now().Add(grace)

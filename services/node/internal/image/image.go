@@ -149,7 +149,7 @@ func (p *Puller) Ensure(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 }
 
 func (p *Puller) pull(ctx context.Context, pod *corev1.Pod, c *corev1.Container, name, key string, secrets []*corev1.Secret, sandbox *runtimev1.PodSandboxConfig) (*runtimev1.Image, error) {
-	ctx, span := otel.Tracer("keelson.dev/node").Start(ctx, "node.pull_image")
+	ctx, span := otel.Tracer("keelson.dev/node").Start(ctx, "pull image "+c.Image)
 	defer span.End()
 	span.SetAttributes(attribute.String("image", c.Image), attribute.String("container", c.Name))
 	p.events.Pod(pod, c.Name, corev1.EventTypeNormal, event.Pulling, "Pulling image %q", c.Image)
