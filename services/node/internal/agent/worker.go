@@ -218,7 +218,7 @@ func (w *worker) traceWait(ctx context.Context, p *corev1.Pod) {
 	if p == nil || time.Since(asked) < slowRuntime || !trace.SpanContextFromContext(ctx).IsValid() {
 		return
 	}
-	_, span := tracer.Start(ctx, "node.wait_for_runtime", trace.WithTimestamp(asked), trace.WithAttributes(podAttributes(p)...))
+	_, span := tracer.Start(ctx, "wait for container runtime", trace.WithTimestamp(asked), trace.WithAttributes(podAttributes(p)...))
 	span.End()
 }
 
