@@ -41,7 +41,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err != nil {
 		return err
 	}
-	st, err := startStore(ctx, g, cfg)
+	st, err := startStore(ctx, g, cfg, id)
 	if err != nil {
 		return err
 	}

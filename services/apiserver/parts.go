@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -33,15 +34,23 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
+// operator is the common name of the certificate that cluster operators use; with
+// it, etcd's own tools may connect where --etcd-listen-client opens the door.
+const operator = "kubernetes-admin"
+
 // startStore opens the store that the flags ask for.
-func startStore(ctx context.Context, g *boot.Group, cfg *config) (store.Store, error) {
+func startStore(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source) (store.Store, error) {
 	switch {
 	case cfg.memory:
 		s := memory.New()
 		g.OnStop("store", func(context.Context) error { s.Close(); return nil })
 		return s, nil
 	case len(cfg.etcdServers) > 0:
-		s, err := etcd.Dial(ctx, etcd.RemoteConfig{Endpoints: cfg.etcdServers})
+		remote := etcd.RemoteConfig{Endpoints: cfg.etcdServers}
+		if strings.HasPrefix(cfg.etcdServers[0], "https://") {
+			remote.TLS = id.ClientTLS()
+		}
+		s, err := etcd.Dial(ctx, remote)
 		if err != nil {
 			return nil, fmt.Errorf("--etcd-servers: %w", err)
 		}
@@ -56,6 +65,7 @@ func startStore(ctx context.Context, g *boot.Group, cfg *config) (store.Store, e
 	}
 	s, err := etcd.Start(ctx, etcd.EmbeddedConfig{
 		Name: cfg.name, Dir: filepath.Join(cfg.dataDir, "etcd"), ListenClient: cfg.etcdListenClient, ClientTLS: files,
+		ClientNames: []string{id.Name(), operator},
 	})
 	if err != nil {
 		return nil, err
