@@ -13,6 +13,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Key names an object within its kind.
@@ -148,7 +149,9 @@ func (c *Cache[T]) Run(ctx context.Context) error {
 		case err == nil:
 			// The server closed the stream in order: go on at once, but not in a
 			// busy loop.
-		case apierrors.IsResourceExpired(err) || apierrors.IsGone(err):
+		case apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || apierrors.HasStatusCause(err, metav1.CauseTypeResourceVersionTooLarge):
+			// The server has forgotten that point, or never had it: it was restored
+			// from a backup, say.
 			slog.Debug("watch expired", "resource", c.r.kind.Resource, "revision", c.resume)
 			c.resume = ""
 		default:
@@ -258,7 +261,7 @@ func (c *Cache[T]) receiveInitial(ev Event[T]) error {
 		key := KeyOf(ev.Object)
 		c.seen[key] = struct{}{}
 		old, ok := c.Get(key.Namespace, key.Name)
-		if ok && old.GetResourceVersion() == ev.Object.GetResourceVersion() {
+		if ok && old.GetResourceVersion() == ev.Object.GetResourceVersion() && old.GetUID() == ev.Object.GetUID() {
 			return nil
 		}
 		if ok && old.GetUID() != ev.Object.GetUID() {

@@ -228,3 +228,25 @@ func TestCatchUp(t *testing.T) {
 		t.Errorf("changed %v, gone %v, new %v", got, stays, comes)
 	}
 }
+
+// A server that never had the cache's revision (it was restored) is listed anew.
+func TestCacheOfARestoredServer(t *testing.T) {
+	s, c := clienttest.StartServer(t)
+	create(t, c, "a")
+	cache := client.NewCache(c, client.CacheOptions[*corev1.ConfigMap]{})
+	run(t, cache)
+	<-cache.Synced()
+	var refused atomic.Bool
+	s.Fail(func(method string, _ *resourcev1.Ref) error {
+		if method == "Watch" && refused.CompareAndSwap(false, true) {
+			err := apierrors.NewTimeoutError("Too large resource version", 1)
+			err.ErrStatus.Details.Causes = []metav1.StatusCause{{Type: metav1.CauseTypeResourceVersionTooLarge}}
+			return err
+		}
+		return nil
+	})
+	s.Cut()
+	s.Compact() // a resume would expire.
+	create(t, c, "b")
+	within(t, "the new state", func() bool { return cache.Len() == 2 && refused.Load() })
+}
