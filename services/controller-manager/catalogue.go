@@ -1,9 +1,6 @@
 package main
 
 import (
-	"fmt"
-	"os"
-
 	"keelson.dev/services/controller-manager/internal/aggregation"
 	"keelson.dev/services/controller-manager/internal/cluster"
 	"keelson.dev/services/controller-manager/internal/csr"
@@ -26,24 +23,7 @@ import (
 )
 
 // catalogue lists the controllers, new for each term of leadership.
-func (o *options) catalogue(s *cluster.Cluster, metadata []*garbage.Metadata, id *identity.Source) ([]controller.Controller, error) {
-	var authority *csr.Authority
-	if o.clusterCA != "" {
-		var err error
-		if authority, err = csr.LoadAuthority(o.clusterCA); err != nil {
-			return nil, fmt.Errorf("--cluster-ca: %w", err)
-		}
-	}
-	var signer *tokensecret.Signer
-	if o.serviceAccountKey != "" {
-		data, err := os.ReadFile(o.serviceAccountKey)
-		if err != nil {
-			return nil, fmt.Errorf("--service-account-key: %w", err)
-		}
-		if signer, err = tokensecret.ParseKey(data); err != nil {
-			return nil, fmt.Errorf("--service-account-key: %w", err)
-		}
-	}
+func (o *options) catalogue(s *cluster.Cluster, metadata []*garbage.Metadata, id *identity.Source) []controller.Controller {
 	ca := func() []byte { return id.Current().RootsPEM }
 	return []controller.Controller{
 		deployment.New(s.As("deployment-controller")),
@@ -55,7 +35,7 @@ func (o *options) catalogue(s *cluster.Cluster, metadata []*garbage.Metadata, id
 		namespace.New(s),
 		garbage.New(s, metadata),
 		serviceaccount.New(s),
-		tokensecret.New(s, signer, ca),
+		tokensecret.New(s, o.signer, ca),
 		rootca.New(s, ca),
 		aggregation.New(s),
 		nodeipam.New(s.As("cidrAllocator"), o.nodeRanges),
@@ -65,6 +45,6 @@ func (o *options) catalogue(s *cluster.Cluster, metadata []*garbage.Metadata, id
 		volume.NewClaims(s.As("persistentvolume-controller"), o.localVolumeDir),
 		volume.NewVolumes(s.As("persistentvolume-controller")),
 		volume.NewDefaultClass(s),
-		csr.New(s, authority),
-	}, nil
+		csr.New(s, o.authority),
+	}
 }

@@ -83,11 +83,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		if !catchUp(ctx, state) {
 			return nil
 		}
-		controllers, err := o.catalogue(state, metadata, id)
-		if err != nil {
-			return err
-		}
-		return controller.Run(ctx, controllers...)
+		return controller.Run(ctx, o.catalogue(state, metadata, id)...)
 	}
 	if !o.leaderElect {
 		g.Go("controllers", work)

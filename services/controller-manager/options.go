@@ -2,12 +2,15 @@ package main
 
 import (
 	"net/netip"
+	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/spf13/pflag"
 
+	"keelson.dev/services/controller-manager/internal/csr"
 	"keelson.dev/services/controller-manager/internal/nodeipam"
+	"keelson.dev/services/controller-manager/internal/tokensecret"
 	"keelson.dev/services/internal/boot"
 )
 
@@ -23,7 +26,9 @@ type options struct {
 	nodeGrace         time.Duration
 	nodeStartup       time.Duration
 	terminatedPods    int
-	signingDuration   time.Duration
+
+	authority *csr.Authority
+	signer    *tokensecret.Signer
 }
 
 func newOptions(fs *pflag.FlagSet) *options {
@@ -37,7 +42,6 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.DurationVar(&o.nodeGrace, "node-monitor-grace-period", 40*time.Second, "how long a node may be silent at the most before it counts as unreachable; a node's Lease may state less")
 	fs.DurationVar(&o.nodeStartup, "node-startup-grace-period", time.Minute, "the same for a node that has not reported yet")
 	fs.IntVar(&o.terminatedPods, "terminated-pod-gc-threshold", 12500, "how many finished pods are kept; 0 keeps all")
-	fs.DurationVar(&o.signingDuration, "cluster-signing-duration", 365*24*time.Hour, "the longest validity of certificates signed")
 	return o
 }
 
@@ -59,8 +63,27 @@ func (o *options) check() error {
 		return boot.Invalid("the grace periods of nodes must be positive")
 	case o.terminatedPods < 0:
 		return boot.Invalid("--terminated-pod-gc-threshold: must not be negative")
-	case o.signingDuration < time.Minute:
-		return boot.Invalid("--cluster-signing-duration: at least a minute")
+	}
+	return o.readKeys()
+}
+
+// readKeys reads the keys that the flags name.
+func (o *options) readKeys() error {
+	if o.clusterCA != "" {
+		var err error
+		if o.authority, err = csr.LoadAuthority(o.clusterCA); err != nil {
+			return boot.Invalid("--cluster-ca: %w", err)
+		}
+	}
+	if o.serviceAccountKey == "" {
+		return nil
+	}
+	data, err := os.ReadFile(o.serviceAccountKey)
+	if err != nil {
+		return boot.Invalid("--service-account-key: %w", err)
+	}
+	if o.signer, err = tokensecret.ParseKey(data); err != nil {
+		return boot.Invalid("--service-account-key: %w", err)
 	}
 	return nil
 }
