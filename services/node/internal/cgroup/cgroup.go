@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -255,16 +256,40 @@ func (h *Hierarchy) write(controller, group, file, value string) error {
 	return nil
 }
 
-// RemovePod removes a pod's cgroup, wherever it is. It fails while processes are
-// left in it.
+// RemovePod removes a pod's cgroup, wherever it is. Processes that are left in it
+// are ended: the runtime has ended all that it knows of, but one that was killed
+// while it made a container has forgotten that container's first process.
 func (h *Hierarchy) RemovePod(uid types.UID) error {
 	var all []error
 	for _, qos := range []corev1.PodQOSClass{corev1.PodQOSGuaranteed, corev1.PodQOSBurstable, corev1.PodQOSBestEffort} {
-		for _, dir := range h.dirs(path.Join(h.class(qos), "pod"+string(uid))) {
+		group := path.Join(h.class(qos), "pod"+string(uid))
+		for _, dir := range h.dirs(group) {
+			killTree(dir)
+		}
+		for _, dir := range h.dirs(group) {
 			all = append(all, removeTree(dir))
 		}
 	}
 	return errors.Join(all...)
+}
+
+// killTree ends the processes in a cgroup and the cgroups in it.
+func killTree(dir string) {
+	_ = filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.Name() != "cgroup.procs" {
+			return nil
+		}
+		list, err := os.ReadFile(name)
+		if err != nil {
+			return nil
+		}
+		for _, field := range strings.Fields(string(list)) {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+		return nil
+	})
 }
 
 // Pods are the pods that have a cgroup.
@@ -309,7 +334,7 @@ func removeTree(dir string) error {
 		if err == nil || errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
-		if try == 5 {
+		if try == 7 {
 			return fmt.Errorf("cgroup: %w", err)
 		}
 		time.Sleep(time.Duration(1<<try) * time.Millisecond)

@@ -2,8 +2,10 @@ package cgroup
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -103,6 +105,24 @@ func TestMachine(t *testing.T) {
 	if got := h.Pods(); len(got) != 1 || got[0] != p.UID {
 		t.Errorf("pods: %v", got)
 	}
+	// A process that nobody knows of any more goes with the cgroup.
+	forgotten := exec.Command("sleep", "1000")
+	if err := forgotten.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range h.dirs(h.Pod(p)) {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(forgotten.Process.Pid)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- forgotten.Wait() }()
+	defer func() {
+		_ = forgotten.Process.Kill()
+		if err := <-ended; err == nil {
+			t.Error("the forgotten process was not ended")
+		}
+	}()
 	for range 2 {
 		if err := h.RemovePod(p.UID); err != nil {
 			t.Fatal(err)
