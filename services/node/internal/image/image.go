@@ -122,6 +122,9 @@ func (p *Puller) Ensure(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 		p.events.Pod(pod, c.Name, corev1.EventTypeWarning, "InspectFailed", "%s", message)
 		return nil, &Error{Reason: ReasonName, Message: message}
 	}
+	if err := ctx.Err(); err != nil {
+		return nil, err // a free lock must not win over an end that came before
+	}
 	unlock, err := p.lock(ctx, name)
 	if err != nil {
 		return nil, err
