@@ -51,7 +51,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	span = x.startSpan()
-	if !x.authenticate() {
+	if !x.authenticate(start) {
 		return
 	}
 	if !x.impersonate() {
@@ -146,12 +146,18 @@ func (x *exchange) startSpan() trace.Span {
 }
 
 // authenticate finds out who asks.
-func (x *exchange) authenticate() bool {
+func (x *exchange) authenticate(start time.Time) bool {
 	var certs []*x509.Certificate
 	if x.r.TLS != nil {
 		certs = x.r.TLS.PeerCertificates
 	}
-	user, err := x.h.cfg.Authn.Authenticate(x.ctx, certs, bearerToken(x.r))
+	token := bearerToken(x.r)
+	known := knownUser(x.ctx, certs, token)
+	if user, ok := known.get(start); ok {
+		x.ctx = request.WithUser(x.ctx, user)
+		return true
+	}
+	user, err := x.h.cfg.Authn.Authenticate(x.ctx, certs, token)
 	if err != nil {
 		if x.h.log.Enabled(x.ctx, slog.LevelDebug) {
 			x.h.log.LogAttrs(x.ctx, slog.LevelDebug, "authentication failed", slog.Any("err", err))
@@ -159,6 +165,7 @@ func (x *exchange) authenticate() bool {
 		x.fail(apierrors.NewUnauthorized("Unauthorized"))
 		return false
 	}
+	known.put(user, start)
 	x.ctx = request.WithUser(x.ctx, user)
 	return true
 }

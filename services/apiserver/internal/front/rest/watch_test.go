@@ -273,6 +273,27 @@ func TestCertificatesAndTokens(t *testing.T) {
 	if got := s.fake.last().User; got != "alice" {
 		t.Errorf("user %q", got)
 	}
+	// A token on a connection that has a certificate counts for that request alone.
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := s.client(t, true)
+	client.Transport.(*http.Transport).TLSClientConfig.Certificates = []tls.Certificate{pair}
+	for _, want := range []string{"alice", "alice", "bob", "alice"} {
+		r := newRequest(t, s.url+"/api/v1/pods")
+		if want != "alice" {
+			r.Header.Set("Authorization", "Bearer "+want)
+		}
+		resp, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if got := s.fake.last().User; got != want {
+			t.Errorf("user %q, want %q", got, want)
+		}
+	}
 	c = s.config(true)
 	c.BearerToken = "bad"
 	if _, err := kubernetes.NewForConfigOrDie(c).CoreV1().Pods("").List(context.Background(), metav1.ListOptions{}); !apierrors.IsUnauthorized(err) {
