@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	kills    = flag.Int("kills", 15, "how many processes TestKills kills")
+	kills    = flag.Int("kills", 6, "how many processes TestKills kills")
 	killSeed = flag.Uint64("seed", 1, "seed of TestKills")
 )
 
