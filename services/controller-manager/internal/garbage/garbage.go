@@ -10,6 +10,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"log/slog"
 	"slices"
 	"time"
@@ -59,6 +60,8 @@ type collector struct {
 	// complete is closed when every kind is in the graph; before, an owner that
 	// is not there says nothing.
 	complete chan struct{}
+	// kinds are those in the graph.
+	kinds []*client.Kind
 }
 
 // New is the controller; its keys are uids.
@@ -82,6 +85,7 @@ func New(s *cluster.Cluster, metadata []*Metadata) controller.Controller {
 
 // from feeds the graph with a cache.
 func from[T client.Object](g *collector, cache *client.Cache[T]) controller.Source {
+	g.kinds = append(g.kinds, cache.Kind())
 	return controller.From(cache, func(ev client.Event[T]) []controller.Key {
 		var uids []types.UID
 		if ev.Type == client.Deleted {
@@ -300,25 +304,62 @@ func (g *collector) breakCycle(ctx context.Context, n *node) error {
 	return nil
 }
 
-// foreground deletes what blocks an object, and lets the object go when nothing
-// does.
+// foreground lets an object go when nothing blocks it any more: first by the
+// graph, then by the store, because the graph may not know a dependent yet.
 func (g *collector) foreground(ctx context.Context, n *node) error {
 	for _, d := range g.graph.dependentsOf(n.uid) {
 		if d.blocks(n.uid) {
 			return nil // its own key deletes it; its end comes back to this one.
 		}
 	}
+	for d, err := range g.storedDependents(ctx, n) {
+		switch {
+		case err != nil:
+			return err
+		case d.blocks(n.uid):
+			return fmt.Errorf("%w: %s %s/%s", controller.ErrStale, d.kind.Resource, d.namespace, d.name)
+		}
+	}
 	return g.dropFinalizer(ctx, n, metav1.FinalizerDeleteDependents)
 }
 
-// orphan takes an object's dependents off it, then lets it go.
+// orphan takes an object's dependents off it, then lets it go. It looks for them
+// in the store: one that the graph does not know yet would be collected as soon
+// as its owner has gone, and it was to live.
 func (g *collector) orphan(ctx context.Context, n *node) error {
-	for _, d := range g.graph.dependentsOf(n.uid) {
+	for d, err := range g.storedDependents(ctx, n) {
+		if err != nil {
+			return err
+		}
 		if err := g.unreference(ctx, d, "", []metav1.OwnerReference{{UID: n.uid}}); err != nil {
 			return err
 		}
 	}
 	return g.dropFinalizer(ctx, n, metav1.FinalizerOrphanDependents)
+}
+
+// storedDependents is the dependents of an object that are in the store. Those of
+// a namespaced one are in its namespace.
+func (g *collector) storedDependents(ctx context.Context, n *node) iter.Seq2[*node, error] {
+	return func(yield func(*node, error) bool) {
+		for _, k := range g.kinds {
+			if n.namespace != "" && !k.Namespaced {
+				continue
+			}
+			for obj, err := range client.Metadata(g.c, k).All(ctx, client.ListOptions{Namespace: n.namespace}) {
+				if err != nil {
+					yield(nil, fmt.Errorf("dependents of %s %s/%s: %w", n.kind.Resource, n.namespace, n.name, err))
+					return
+				}
+				if !slices.ContainsFunc(obj.OwnerReferences, func(ref metav1.OwnerReference) bool { return ref.UID == n.uid }) {
+					continue
+				}
+				if !yield(newNode(k, obj), nil) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // unreference takes owners off an object. A resourceVersion, if given, must be
