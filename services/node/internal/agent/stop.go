@@ -183,7 +183,7 @@ func (a *Agent) killContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod
 		if err == nil {
 			return
 		}
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && !cri.Down(err) {
 			a.log.Warn("container was not stopped", "container", c.ID, "name", c.Name, "error", cri.Message(err))
 		}
 		grace = max(0, time.Until(deadline))

@@ -72,10 +72,10 @@ func (w *Writer) Set(p *corev1.Pod, s *corev1.PodStatus, traceparent string) {
 		w.entries[p.UID] = e
 	}
 	e.pod, e.traceparent = p, traceparent
-	if e.status == nil || !Equal(e.status, s) {
-		e.status = s
-		e.version++
-	}
+	e.status = s
+	// Also one that is like the last is compared with the object anew: somebody
+	// else may have changed it meanwhile.
+	e.version++
 	w.mu.Unlock()
 	w.poke()
 }

@@ -153,6 +153,28 @@ func TestUnchanged(t *testing.T) {
 	}
 }
 
+// TestContradicted: what others made of a status is set right by the next Set,
+// although it asks for nothing new.
+func TestContradicted(t *testing.T) {
+	r := newWriterRig(t)
+	p := r.create("p")
+	want := reason("x")
+	want.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	r.w.Set(p, want, "")
+	until(t, "it is written", func() bool { return r.get("p").Status.Reason == "x" })
+	p = r.get("p")
+	p.Status.Conditions[0].Status = corev1.ConditionFalse
+	p, err := client.For[*corev1.Pod](r.api.Client).UpdateStatus(context.Background(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.mu.Lock()
+	r.cache["p"] = p
+	r.mu.Unlock()
+	r.w.Set(p, want, "")
+	until(t, "it is set right", func() bool { return r.get("p").Status.Conditions[0].Status == corev1.ConditionTrue })
+}
+
 // TestConflict: a version that the watch has not brought yet is read, and what
 // others wrote stays.
 func TestConflict(t *testing.T) {
