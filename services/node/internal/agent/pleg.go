@@ -13,9 +13,11 @@ import (
 const (
 	// relistPeriod is how often the runtime is asked for all its containers
 	// where it sends no events; with events, less often, to catch lost ones.
-	relistPeriod      = time.Second
-	relistWithEvents  = 5 * time.Second
-	eventsRetry       = time.Second
+	relistPeriod     = time.Second
+	relistWithEvents = 5 * time.Second
+	eventsRetry      = time.Second
+	// eventsSteady is how long a stream of events must have lasted to be relied on.
+	eventsSteady      = 2 * time.Second
 	eventsUnsupported = time.Minute
 )
 
@@ -23,9 +25,10 @@ const (
 // by the runtime's events, where it sends them, and by comparing lists.
 func (a *Agent) watchRuntime(ctx context.Context) error {
 	relist := make(chan struct{}, 1)
-	streaming := make(chan bool, 1)
+	streaming := make(chan bool)
+	ended := make(chan struct{})
 	go func() {
-		defer close(streaming)
+		defer close(ended)
 		a.streamEvents(ctx, relist, streaming)
 	}()
 	var known map[string]cri.Seen
@@ -35,8 +38,7 @@ func (a *Agent) watchRuntime(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			for range streaming {
-			}
+			<-ended
 			return nil
 		case on := <-streaming:
 			period = relistPeriod
@@ -86,12 +88,9 @@ func (a *Agent) streamEvents(ctx context.Context, relist chan<- struct{}, stream
 		}
 	}
 	for ctx.Err() == nil {
-		flowing := false
+		// A runtime without events says so at once.
+		steady := time.AfterFunc(eventsSteady, func() { say(true) })
 		err := a.cfg.Runtime.Events(ctx, func(ev *runtimev1.ContainerEventResponse) {
-			if !flowing {
-				flowing = true
-				say(true)
-			}
 			if uid := ev.GetPodSandboxStatus().GetMetadata().GetUid(); uid != "" {
 				a.wake(types.UID(uid))
 				return
@@ -101,7 +100,7 @@ func (a *Agent) streamEvents(ctx context.Context, relist chan<- struct{}, stream
 			default:
 			}
 		})
-		if flowing {
+		if !steady.Stop() {
 			say(false)
 		}
 		wait := eventsRetry

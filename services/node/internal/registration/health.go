@@ -16,7 +16,7 @@ import (
 const (
 	// healthPeriod is how often the runtime is asked; more often while it, or its
 	// network, is not there, for somebody may be waiting.
-	healthPeriod  = time.Second
+	healthPeriod  = 2 * time.Second
 	hurriedPeriod = 200 * time.Millisecond
 	// hangPatience is how long a runtime that answers nothing is taken to be
 	// busy; one that refuses connections is down after deadPatience.
