@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // applets of busybox that the test image offers by name.
@@ -20,9 +21,44 @@ var applets = []string{
 	"ps", "kill", "date", "head", "tail", "grep", "stat", "wget", "dd", "printenv", "chmod", "readlink", "seq", "trap", "tty", "stty", "yes", "wc",
 }
 
-// imageArchive is a docker archive with one image: busybox, and what is in
-// files.
-func imageArchive(t testing.TB, name string, entrypoint, cmd []string, user string, files map[string]string) []byte {
+// zeroTime keeps archives and answers the same each time.
+var zeroTime time.Time
+
+// archive collects files of a tar archive.
+type archive struct {
+	t   testing.TB
+	buf bytes.Buffer
+	w   *tar.Writer
+}
+
+func newArchive(t testing.TB) *archive {
+	a := &archive{t: t}
+	a.w = tar.NewWriter(&a.buf)
+	return a
+}
+
+func (a *archive) put(h *tar.Header, data []byte) {
+	a.t.Helper()
+	h.Size = int64(len(data))
+	if err := a.w.WriteHeader(h); err != nil {
+		a.t.Fatal(err)
+	}
+	if _, err := a.w.Write(data); err != nil {
+		a.t.Fatal(err)
+	}
+}
+
+func (a *archive) bytes() []byte {
+	a.t.Helper()
+	if err := a.w.Close(); err != nil {
+		a.t.Fatal(err)
+	}
+	return a.buf.Bytes()
+}
+
+// imageLayer is a root file system: busybox, and what is in files; diff is its
+// digest.
+func imageLayer(t testing.TB, files map[string]string) (layer []byte, diff string) {
 	t.Helper()
 	path, err := exec.LookPath("busybox")
 	if err != nil {
@@ -32,37 +68,29 @@ func imageArchive(t testing.TB, name string, entrypoint, cmd []string, user stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	var layer bytes.Buffer
-	w := tar.NewWriter(&layer)
-	put := func(h *tar.Header, data []byte) {
-		h.Size = int64(len(data))
-		if err := w.WriteHeader(h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write(data); err != nil {
-			t.Fatal(err)
-		}
-	}
+	a := newArchive(t)
 	for _, dir := range []string{"bin/", "etc/", "tmp/", "www/", "dev/", "proc/", "sys/", "var/"} {
 		mode := int64(0o755)
 		if dir == "tmp/" {
 			mode = 0o1777
 		}
-		put(&tar.Header{Name: dir, Typeflag: tar.TypeDir, Mode: mode}, nil)
+		a.put(&tar.Header{Name: dir, Typeflag: tar.TypeDir, Mode: mode}, nil)
 	}
-	put(&tar.Header{Name: "bin/busybox", Mode: 0o755}, busybox)
-	for _, a := range applets {
-		put(&tar.Header{Name: "bin/" + a, Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777}, nil)
+	a.put(&tar.Header{Name: "bin/busybox", Mode: 0o755}, busybox)
+	for _, name := range applets {
+		a.put(&tar.Header{Name: "bin/" + name, Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777}, nil)
 	}
-	put(&tar.Header{Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0::/:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n"))
-	put(&tar.Header{Name: "etc/group", Mode: 0o644}, []byte("root:x:0:\nuser:x:1000:\n"))
+	a.put(&tar.Header{Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0::/:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n"))
+	a.put(&tar.Header{Name: "etc/group", Mode: 0o644}, []byte("root:x:0:\nuser:x:1000:\n"))
 	for name, text := range files {
-		put(&tar.Header{Name: name, Mode: 0o644}, []byte(text))
+		a.put(&tar.Header{Name: name, Mode: 0o644}, []byte(text))
 	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	diff := "sha256:" + digest(layer.Bytes())
+	layer = a.bytes()
+	return layer, "sha256:" + digest(layer)
+}
+
+func imageConfig(t testing.TB, diff string, entrypoint, cmd []string, user string) []byte {
+	t.Helper()
 	config, err := json.Marshal(map[string]any{
 		"architecture": goarch, "os": "linux",
 		"config": map[string]any{"Env": []string{"PATH=/bin"}, "Entrypoint": entrypoint, "Cmd": cmd, "User": user},
@@ -71,19 +99,22 @@ func imageArchive(t testing.TB, name string, entrypoint, cmd []string, user stri
 	if err != nil {
 		t.Fatal(err)
 	}
+	return config
+}
+
+// imageArchive is a docker archive with one image.
+func imageArchive(t testing.TB, name string, entrypoint, cmd []string, user string) []byte {
+	t.Helper()
+	layer, diff := imageLayer(t, nil)
 	manifest, err := json.Marshal([]map[string]any{{"Config": "config.json", "RepoTags": []string{name}, "Layers": []string{"layer.tar"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out bytes.Buffer
-	w = tar.NewWriter(&out)
-	put(&tar.Header{Name: "config.json", Mode: 0o644}, config)
-	put(&tar.Header{Name: "layer.tar", Mode: 0o644}, layer.Bytes())
-	put(&tar.Header{Name: "manifest.json", Mode: 0o644}, manifest)
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
+	a := newArchive(t)
+	a.put(&tar.Header{Name: "config.json", Mode: 0o644}, imageConfig(t, diff, entrypoint, cmd, user))
+	a.put(&tar.Header{Name: "layer.tar", Mode: 0o644}, layer)
+	a.put(&tar.Header{Name: "manifest.json", Mode: 0o644}, manifest)
+	return a.bytes()
 }
 
 func digest(b []byte) string {

@@ -152,9 +152,9 @@ func begin(t testing.TB) *Runtime {
 		t.Fatal(err)
 	}
 	r.Run(t)
-	r.load(t, imageArchive(t, pause, []string{"/bin/sleep", "2147483647"}, nil, "", nil))
-	r.load(t, imageArchive(t, Image, nil, []string{"/bin/sleep", "2147483647"}, "", nil))
-	r.load(t, imageArchive(t, UserImage, nil, []string{"/bin/sleep", "2147483647"}, "1000", nil))
+	r.load(t, imageArchive(t, pause, []string{"/bin/sleep", "2147483647"}, nil, ""))
+	r.load(t, imageArchive(t, Image, nil, []string{"/bin/sleep", "2147483647"}, ""))
+	r.load(t, imageArchive(t, UserImage, nil, []string{"/bin/sleep", "2147483647"}, "1000"))
 	return r
 }
 
