@@ -20,7 +20,7 @@ if [ -z "${KUBECONFIG:-}" ]; then
 	"$bin/keel" image load --home "$home" "$dir"/images/*.tar >/dev/null
 	export KUBECONFIG=$home/kubeconfig
 fi
-if [ -z "${SKIP+x}" ]; then
+if [ -z "${SKIP:-}" ]; then
 	SKIP='\[(Serial|Slow|Disruptive|Flaky)\]'
 	while read -r pattern; do SKIP+="|$pattern"; done <"$here/absent.txt"
 fi

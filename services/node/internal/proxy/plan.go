@@ -40,6 +40,7 @@ type fragment struct {
 	chains   map[string][]string
 	affinity map[string]time.Duration
 	elements map[element]string
+	hairpins []string
 	udp      []udpPort
 	health   *localHealth
 }
@@ -250,6 +251,11 @@ func (p *portPlan) restrict(f *fragment, ranges []netip.Prefix, verdict string) 
 }
 
 // balance makes the chain that picks one of the endpoints, and returns its name.
+//
+// A packet that is inside a chain while a transaction replaces it goes on through
+// the old rules, but the elements of their anonymous maps are inactive from that
+// moment: its look-up finds nothing. The last rule, which looks nothing up, is for
+// that packet; without it a caller in a thousand is refused during a roll-out.
 func (p *portPlan) balance(f *fragment, kind string, eps []endpoint) string {
 	chain := kind + "-" + p.name
 	if _, done := f.chains[chain]; done {
@@ -273,7 +279,7 @@ func (p *portPlan) balance(f *fragment, kind string, eps []endpoint) string {
 		fmt.Fprintf(&b, "%d : %s . %d", i, ep.addr.Addr(), ep.addr.Port())
 	}
 	b.WriteString(" }")
-	f.chains[chain] = []string{b.String()}
+	f.chains[chain] = []string{b.String(), head + "to " + eps[0].addr.String()}
 	return chain
 }
 
@@ -294,17 +300,20 @@ func (p *portPlan) balanceSticky(f *fragment, eps []endpoint, timeout time.Durat
 		rules = append(rules, "ip saddr @"+set+" goto "+chain)
 		picks = append(picks, fmt.Sprintf("%d : goto %s", i, chain))
 	}
-	return append(rules, fmt.Sprintf("numgen random mod %d vmap { %s }", len(eps), strings.Join(picks, " , ")))
+	return append(rules,
+		fmt.Sprintf("numgen random mod %d vmap { %s }", len(eps), strings.Join(picks, " , ")),
+		strings.TrimPrefix(picks[0], "0 : ")) // see balance
 }
 
 // addHairpin lets a pod on this node reach itself through the Service: the
-// packet must not come back with the pod's own address as its source.
+// packet must not come back with the pod's own address as its source. See
+// state.hairpins.
 func (p *portPlan) addHairpin(f *fragment) {
 	for _, ep := range p.all {
 		if !ep.local || slices.Contains(p.node.Addresses, ep.addr.Addr()) {
 			continue
 		}
 		ip := ep.addr.Addr().String()
-		f.elements[element{setHairpin, ip + " . " + ip}] = ""
+		f.hairpins = append(f.hairpins, ip+" . "+ip)
 	}
 }

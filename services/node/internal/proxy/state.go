@@ -26,12 +26,22 @@ type conflict struct {
 type state struct {
 	fragments map[types.NamespacedName]*fragment
 	claims    map[element][]claim
+	// hairpins are the keys in the set of that name. They only grow: a packet
+	// may be translated before a transaction and have its source rewritten
+	// after it, and would then reach the pod with the pod's own address. What
+	// is there too long does no harm, since a pod that reaches itself by a
+	// translated address always needs the rewriting.
+	hairpins map[string]struct{}
 }
+
+// maxHairpins is when the table is built anew to forget old ones.
+const maxHairpins = 4096
 
 func newState() *state {
 	return &state{
 		fragments: map[types.NamespacedName]*fragment{},
 		claims:    map[element][]claim{},
+		hairpins:  map[string]struct{}{},
 	}
 }
 
@@ -89,6 +99,12 @@ func (s *state) put(key types.NamespacedName, f *fragment, d *delta) {
 	for name, rules := range old.chains {
 		if _, has := next.chains[name]; !has {
 			d.oldChains[name] = rules
+		}
+	}
+	for _, key := range next.hairpins {
+		if _, had := s.hairpins[key]; !had {
+			s.hairpins[key] = struct{}{}
+			d.newElements[element{setHairpin, key}] = ""
 		}
 	}
 	for e := range old.elements {

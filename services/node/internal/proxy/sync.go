@@ -43,7 +43,7 @@ func (s *syncer) setZone(zone string) {
 // Services only unless a full sync is due. After an error the table is as it
 // was, and the caller must ask for a full sync.
 func (s *syncer) sync(ctx context.Context, list Listing, keys []types.NamespacedName) (Applied, error) {
-	if s.full {
+	if s.full || len(s.state.hairpins) > maxHairpins {
 		return s.replace(ctx, list)
 	}
 	d := newDelta()

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -357,23 +358,25 @@ func TestRollingUpdateLosesNoConnection(t *testing.T) {
 	}
 
 	stop := make(chan struct{})
-	var calls, failures int
+	var calls, failures atomic.Int64
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
+	for range 2 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				n := calls.Add(1)
+				if _, err := r.pods[1].Call("tcp", netip.MustParseAddrPort("10.96.0.100:80")); err != nil {
+					failures.Add(1)
+					t.Errorf("call %d: %v", n, err)
+				}
 			}
-			calls++
-			if _, err := r.pods[1].Call("tcp", netip.MustParseAddrPort("10.96.0.100:80")); err != nil {
-				failures++
-				t.Errorf("call %d: %v", calls, err)
-			}
-		}
-	})
-	for range 20 {
+		})
+	}
+	for range 40 {
 		r.set(svc, endpoints[0]+"-", endpoints[1], endpoints[2])
 		r.set(svc, endpoints[1], endpoints[2]+"-", endpoints[3])
 		r.set(svc, endpoints[1]+"-", endpoints[3]+"-")
@@ -381,9 +384,9 @@ func TestRollingUpdateLosesNoConnection(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
-	t.Logf("%d calls during 80 changes, %d failed", calls, failures)
-	if calls < 50 {
-		t.Errorf("only %d calls were made", calls)
+	t.Logf("%d calls during 160 changes, %d failed", calls.Load(), failures.Load())
+	if calls.Load() < 100 {
+		t.Errorf("only %d calls were made", calls.Load())
 	}
 	if a, err := nettest.Ask(kept); err != nil || a.Server != old.Server {
 		t.Errorf("the connection made before: %+v %v, want still %s", a, err, old.Server)
