@@ -1,0 +1,421 @@
+package raft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	hraft "github.com/hashicorp/raft"
+	"google.golang.org/protobuf/proto"
+
+	raftv1 "keelson.dev/proto/keelson/raft/v1"
+	"keelson.dev/services/apiserver/internal/store"
+)
+
+const (
+	// groupWrites and groupBytes bound the writes of one request to the leader.
+	groupWrites = 1000
+	groupBytes  = 512 << 10
+	// settleTime is how long a write is repeated whose outcome is unknown, or that
+	// finds no leader.
+	settleTime = 12 * time.Second
+	// localTime and forwardTime are how long one attempt may take, here and on
+	// another member, which may have died.
+	localTime   = 6 * time.Second
+	forwardTime = 2 * time.Second
+)
+
+// fault is what a test lets an attempt to write suffer.
+type fault int
+
+const (
+	noFault fault = iota
+	refuse
+	loseRequest
+	loseAnswer
+)
+
+var errLost = errors.New("lost")
+
+// attempt is a write that has not got its verdict yet.
+type attempt struct {
+	w   *store.Write
+	v   *store.Verdict
+	n   int // attempts so far
+	op  *raftv1.Operation
+	err error // why the last attempt did nothing
+	// doubtful says that Settled has been relied on: if its answers keep being
+	// lost, a write is not said to have failed.
+	doubtful bool
+}
+
+// Commit implements store.Store. What was proposed is brought to an end even when
+// ctx ends; what was not yet is given up.
+func (s *Store) Commit(ctx context.Context, writes []store.Write) ([]store.Verdict, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if s.closed.Load() {
+		return nil, store.ErrClosed
+	}
+	verdicts := make([]store.Verdict, len(writes))
+	var group []*attempt
+	bytes := 0
+	for i := range writes {
+		w := &writes[i]
+		if err := valid(w); err != nil {
+			verdicts[i].Err = err
+			continue
+		}
+		size := len(w.Key) + len(w.Value)
+		if len(group) > 0 && (len(group) >= groupWrites || bytes+size > groupBytes) {
+			s.commit(ctx, group)
+			group, bytes = nil, 0
+		}
+		group = append(group, &attempt{w: w, v: &verdicts[i]})
+		bytes += size
+	}
+	if len(group) > 0 {
+		s.commit(ctx, group)
+	}
+	return verdicts, nil
+}
+
+func valid(w *store.Write) error {
+	switch {
+	case w.Key == "" || len(w.Key) > maxKey || !utf8.ValidString(w.Key):
+		return fmt.Errorf("write %q: a key is 1 to %d bytes of UTF-8", w.Key, maxKey)
+	case len(w.Value) > maxValue:
+		return fmt.Errorf("write %s: value of %d bytes, at most %d", w.Key, len(w.Value), maxValue)
+	case w.TTLSeconds > maxTTL || w.TTLSeconds < 0:
+		return fmt.Errorf("write %s: time to live of %d s", w.Key, w.TTLSeconds)
+	case w.Expect < store.Any:
+		return fmt.Errorf("write %s: expects revision %d", w.Key, w.Expect)
+	case w.Fence != nil && (w.Fence.Key == "" || !utf8.ValidString(w.Fence.Key)):
+		return fmt.Errorf("write %s: fence %q", w.Key, w.Fence.Key)
+	}
+	return nil
+}
+
+// commit carries out a group of writes, in one entry of the log, and repeats what
+// was not done. An attempt whose outcome is unknown is cancelled first: after
+// that it has been applied, which the history shows, or never will be.
+func (s *Store) commit(ctx context.Context, group []*attempt) {
+	deadline := time.Now().Add(s.settleTime)
+	pause := 5 * time.Millisecond
+	for {
+		if err := ctx.Err(); err != nil {
+			for _, a := range group {
+				a.v.Err = err
+			}
+			return
+		}
+		before := s.machine.revision()
+		again, unknown, last := s.try(ctx, group)
+		if len(unknown) > 0 {
+			again = append(again, s.settle(unknown, before, last, deadline)...)
+		}
+		if len(again) == 0 {
+			return
+		}
+		if s.closed.Load() || time.Now().Add(pause).After(deadline) {
+			for _, a := range again {
+				switch {
+				case a.doubtful:
+					a.v.Err = fmt.Errorf("write %s: %w: %w", a.w.Key, store.ErrUnknownOutcome, a.err)
+				case s.closed.Load():
+					a.v.Err = store.ErrClosed
+				default:
+					a.v.Err = fmt.Errorf("write %s: %w", a.w.Key, errors.Join(errNoLeader, a.err))
+				}
+			}
+			return
+		}
+		_ = sleep(ctx, pause)
+		pause = min(2*pause, 200*time.Millisecond)
+		group = inOrder(group, again)
+	}
+}
+
+// inOrder is what is left of a group, in its order.
+func inOrder(group, left []*attempt) (out []*attempt) {
+	is := make(map[*attempt]bool, len(left))
+	for _, a := range left {
+		is[a] = true
+	}
+	for _, a := range group {
+		if is[a] {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// try attempts the writes once. It returns those to which nothing happened and
+// those whose outcome is unknown, with the sequence of the last attempt.
+func (s *Store) try(ctx context.Context, group []*attempt) (again, unknown []*attempt, last uint64) {
+	sent := make([]*attempt, 0, len(group))
+	ops := make([]*raftv1.Operation, 0, len(group))
+	dropped := map[*attempt]bool{}
+	for _, a := range group {
+		last = s.sequence.Add(1)
+		a.op = s.operation(a.w, last)
+		if s.fault != nil {
+			f := s.fault(a.w, a.n)
+			a.n++
+			switch f {
+			case refuse:
+				a.v.Err = fmt.Errorf("write %s: %w", a.w.Key, store.ErrTooMany)
+				continue
+			case loseRequest:
+				a.err = errLost
+				unknown = append(unknown, a)
+				continue
+			case loseAnswer:
+				dropped[a] = true
+			}
+		}
+		sent = append(sent, a)
+		ops = append(ops, a.op)
+	}
+	if len(ops) == 0 {
+		return nil, unknown, last
+	}
+	res, err := s.propose(context.WithoutCancel(ctx), ops)
+	for i, a := range sent {
+		a.err = err
+		switch {
+		case dropped[a]:
+			a.err = errLost
+			unknown = append(unknown, a)
+		case err == nil && res.outcomes[i].code == raftv1.Outcome_CODE_CANCELLED:
+			again = append(again, a)
+		case err == nil:
+			*a.v = verdict(a.w.Key, res.outcomes[i])
+		case errors.Is(err, store.ErrTooMany):
+			a.v.Err = fmt.Errorf("write %s: %w", a.w.Key, store.ErrTooMany)
+		case refused(err):
+			again = append(again, a)
+		default:
+			unknown = append(unknown, a)
+		}
+	}
+	return again, unknown, last
+}
+
+func (s *Store) operation(w *store.Write, sequence uint64) *raftv1.Operation {
+	out := &raftv1.Write{Key: w.Key, Value: w.Value, Delete: w.Value == nil, Expect: int64(w.Expect), Session: s.session, Sequence: sequence}
+	if w.Value != nil {
+		out.TtlSeconds = w.TTLSeconds
+	}
+	if f := w.Fence; f != nil {
+		out.Fence = &raftv1.Fence{
+			Key: f.Key, ModRevision: int64(f.ModRevision),
+			Elsewhere: s.cfg.FencesElsewhere != "" && strings.HasPrefix(f.Key, s.cfg.FencesElsewhere),
+		}
+	}
+	return &raftv1.Operation{Kind: &raftv1.Operation_Write{Write: out}}
+}
+
+func verdict(key string, o outcome) (v store.Verdict) {
+	switch o.code {
+	case raftv1.Outcome_CODE_DONE:
+		v.Revision = o.rev
+	case raftv1.Outcome_CODE_NOT_FOUND:
+		v.Err = store.ErrNotFound
+	case raftv1.Outcome_CODE_EXISTS:
+		v.Err = store.ErrExists
+	case raftv1.Outcome_CODE_CONFLICT:
+		v.Err = store.ErrConflict
+	case raftv1.Outcome_CODE_FENCED:
+		v.Err = store.ErrFenced
+	case raftv1.Outcome_CODE_FUTURE:
+		v.Err = store.ErrFutureRevision
+	case raftv1.Outcome_CODE_TOO_MANY:
+		v.Err = store.ErrTooMany
+	default:
+		v.Err = fmt.Errorf("write %s: outcome %s: %w", key, o.code, store.ErrUnknownOutcome)
+	}
+	if o.current != nil {
+		e := o.current.entry()
+		v.Current = &e
+	}
+	return v
+}
+
+// propose has operations carried out by the leader, wherever it is. An error that
+// is not refused leaves the outcome unknown.
+func (s *Store) propose(ctx context.Context, ops []*raftv1.Operation) (result, error) {
+	if s.raft.State() == hraft.Leader {
+		ctx, cancel := context.WithTimeout(ctx, s.localTime)
+		defer cancel()
+		return s.proposals.do(ctx, ops)
+	}
+	_, leader := s.raft.LeaderWithID()
+	if leader == "" || leader == s.id {
+		return result{}, errNotLeader
+	}
+	p, err := s.transport.peer(leader)
+	if err != nil {
+		return result{}, fmt.Errorf("%w: %w", errNotLeader, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.forwardTime)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
+	r, err := p.Propose(ctx, &raftv1.ProposeRequest{Target: string(leader), Operations: ops})
+	if err != nil {
+		return result{}, fmt.Errorf("leader %s: %w", leader, err)
+	}
+	if len(r.Outcomes) != len(ops) {
+		return result{}, fmt.Errorf("leader %s answered %d of %d operations", leader, len(r.Outcomes), len(ops))
+	}
+	res := result{outcomes: make([]outcome, len(ops)), index: r.Index}
+	for i, o := range r.Outcomes {
+		res.outcomes[i] = outcome{code: o.Code, rev: store.Revision(o.Revision)}
+		if c := o.Current; c != nil {
+			value := c.Value
+			if value == nil {
+				value = []byte{}
+			}
+			res.outcomes[i].current = &record{key: c.Key, value: value, mod: store.Revision(c.ModRevision), created: store.Revision(c.CreateRevision)}
+		}
+	}
+	return res, nil
+}
+
+// administer has one operation carried out that may be repeated at will.
+func (s *Store) administer(ctx context.Context, op *raftv1.Operation, deadline time.Time) (result, error) {
+	pause := 5 * time.Millisecond
+	for {
+		if err := ctx.Err(); err != nil {
+			return result{}, err
+		}
+		if s.closed.Load() {
+			return result{}, store.ErrClosed
+		}
+		res, err := s.propose(ctx, []*raftv1.Operation{proto.CloneOf(op)})
+		if err == nil {
+			return res, nil
+		}
+		if time.Now().Add(pause).After(deadline) {
+			return result{}, err
+		}
+		_ = sleep(ctx, pause)
+		pause = min(2*pause, 200*time.Millisecond)
+	}
+}
+
+// settle finds out what became of attempts whose answer did not come. They were
+// sent after revision before. It returns those that had no effect, nor will.
+func (s *Store) settle(unknown []*attempt, before store.Revision, last uint64, deadline time.Time) (again []*attempt) {
+	upTo, err := s.cancelUpTo(last, deadline)
+	for _, a := range unknown {
+		if err != nil {
+			a.v.Err = fmt.Errorf("write %s: %w: %w: %w", a.w.Key, store.ErrUnknownOutcome, a.err, err)
+			continue
+		}
+		v, known := s.machine.judge(a.w, before, upTo)
+		switch {
+		case known:
+			*a.v = v
+		case v.Err != nil:
+			a.v.Err = fmt.Errorf("write %s: %w: %w: %w", a.w.Key, store.ErrUnknownOutcome, a.err, v.Err)
+		default:
+			a.doubtful = true
+			again = append(again, a)
+		}
+	}
+	return again
+}
+
+// cancelUpTo cancels the attempts up to a sequence and returns the revision at
+// which that was done, once this member shows it.
+func (s *Store) cancelUpTo(last uint64, deadline time.Time) (store.Revision, error) {
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
+	defer cancel()
+	op := &raftv1.Operation{Kind: &raftv1.Operation_Cancel{Cancel: &raftv1.Cancel{Session: s.session, Sequence: last}}}
+	res, err := s.administer(ctx, op, deadline)
+	if err != nil {
+		return 0, err
+	}
+	return res.outcomes[0].rev, s.machine.wait(ctx, res.index, deadline)
+}
+
+// judge tells from the history whether a write was applied between two revisions:
+// the verdict if it was (known), an error if that cannot be told, neither if it
+// was not.
+func (m *machine) judge(w *store.Write, before, upTo store.Revision) (v store.Verdict, known bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	events, ok := m.history.changes(w.Key, before, upTo)
+	if !ok {
+		return m.judgeByState(w)
+	}
+	for _, e := range events {
+		switch {
+		case e.put == nil && w.Value == nil:
+			return store.Verdict{Err: errors.New("somebody deleted it")}, false
+		case e.put == nil || w.Value == nil:
+		case w.Settled == nil:
+			return store.Verdict{Err: errors.New("somebody wrote it")}, false
+		case w.Settled(e.put.value):
+			return store.Verdict{Revision: e.rev}, true
+		}
+	}
+	return store.Verdict{}, false
+}
+
+// judgeByState does so when the history is gone.
+func (m *machine) judgeByState(w *store.Write) (v store.Verdict, known bool) {
+	r := m.get(w.Key)
+	switch {
+	case r != nil && w.Value != nil && w.Settled != nil && w.Settled(r.value):
+		return store.Verdict{Revision: r.mod}, true
+	case r != nil && w.Expect > 0 && r.mod == w.Expect: // unchanged
+		return store.Verdict{}, false
+	case r != nil && w.Value == nil && w.Expect > 0 && r.created <= w.Expect: // never deleted
+		return store.Verdict{}, false
+	}
+	return store.Verdict{Err: errors.New("its history is forgotten")}, false
+}
+
+func (m *machine) revision() store.Revision {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.rev
+}
+
+// Compact implements store.Store.
+func (s *Store) Compact(ctx context.Context, rev store.Revision) error {
+	res, err := s.administer(ctx, &raftv1.Operation{Kind: &raftv1.Operation_Compact{Compact: &raftv1.Compact{Revision: int64(rev)}}}, time.Now().Add(s.settleTime))
+	if err != nil {
+		return fmt.Errorf("compact at %d: %w", rev, err)
+	}
+	if res.outcomes[0].code == raftv1.Outcome_CODE_FUTURE {
+		return store.ErrFutureRevision
+	}
+	return s.machine.wait(ctx, res.index, time.Now().Add(s.settleTime))
+}
+
+// Raise lifts the revision to at least rev, and forgets the history before. A
+// store that takes over from another continues its revisions so.
+func (s *Store) Raise(ctx context.Context, rev store.Revision) error {
+	_, err := s.administer(ctx, &raftv1.Operation{Kind: &raftv1.Operation_Raise{Raise: &raftv1.Raise{Revision: int64(rev)}}}, time.Now().Add(s.settleTime))
+	return err
+}
+
+// Granted tells the store that another store has granted an epoch: key has this
+// revision there. Writes whose fence is older fail from now on.
+func (s *Store) Granted(ctx context.Context, key string, rev store.Revision) error {
+	res, err := s.administer(ctx, &raftv1.Operation{Kind: &raftv1.Operation_Epoch{Epoch: &raftv1.Epoch{Key: key, ModRevision: int64(rev)}}}, time.Now().Add(s.settleTime))
+	if err != nil {
+		return fmt.Errorf("epoch %s: %w", key, err)
+	}
+	if res.outcomes[0].code == raftv1.Outcome_CODE_FENCED {
+		return store.ErrFenced
+	}
+	return nil
+}

@@ -1,0 +1,253 @@
+package raft
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	hraft "github.com/hashicorp/raft"
+	"go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
+
+	raftv1 "keelson.dev/proto/keelson/raft/v1"
+)
+
+// logStore keeps the log, the term and the vote in one bbolt file. Each call is
+// one transaction, on disk when it returns.
+type logStore struct {
+	db *bbolt.DB
+
+	mu sync.Mutex
+	// voteTerm is the term of a vote whose candidate has not been told yet.
+	voteTerm []byte
+}
+
+var (
+	logBucket    = []byte("log")
+	stableBucket = []byte("stable")
+)
+
+// The library saves a vote in two steps, the term and then the candidate. A crash
+// between them would leave the new term with the candidate of an older vote, who
+// would then be granted the new one without a look at his log.
+const (
+	keyVoteTerm      = "LastVoteTerm"
+	keyVoteCandidate = "LastVoteCand"
+)
+
+// errNotFound is recognized by its text.
+var errNotFound = errors.New("not found")
+
+// openLog opens the log in dir, and makes it where there is none.
+func openLog(dir string, options bbolt.Options) (*logStore, error) {
+	path := filepath.Join(dir, "log.db")
+	options.Timeout = 5 * time.Second
+	options.NoFreelistSync = true // found again when the file is opened
+	options.FreelistType = bbolt.FreelistMapType
+	db, err := bbolt.Open(path, 0o600, &options)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		_, err := tx.CreateBucketIfNotExists(logBucket)
+		if err == nil {
+			_, err = tx.CreateBucketIfNotExists(stableBucket)
+		}
+		return err
+	})
+	if err == nil {
+		err = syncDir(dir) // the file's name
+	}
+	if err != nil {
+		_ = db.Close()
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return &logStore{db: db}, nil
+}
+
+// syncDir makes the names in a directory last.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func (l *logStore) close() error { return l.db.Close() }
+
+func indexKey(index uint64) []byte { return binary.BigEndian.AppendUint64(nil, index) }
+
+// end is the first or last index; 0 of an empty log.
+func (l *logStore) end(key func(c *bbolt.Cursor) []byte) (index uint64, err error) {
+	err = l.db.View(func(tx *bbolt.Tx) error {
+		if k := key(tx.Bucket(logBucket).Cursor()); k != nil {
+			index = binary.BigEndian.Uint64(k)
+		}
+		return nil
+	})
+	return index, err
+}
+
+// FirstIndex implements the library's LogStore.
+func (l *logStore) FirstIndex() (uint64, error) {
+	return l.end(func(c *bbolt.Cursor) []byte { k, _ := c.First(); return k })
+}
+
+// LastIndex implements the library's LogStore.
+func (l *logStore) LastIndex() (uint64, error) {
+	return l.end(func(c *bbolt.Cursor) []byte { k, _ := c.Last(); return k })
+}
+
+// GetLog implements the library's LogStore.
+func (l *logStore) GetLog(index uint64, to *hraft.Log) error {
+	return l.db.View(func(tx *bbolt.Tx) error {
+		data := tx.Bucket(logBucket).Get(indexKey(index))
+		if data == nil {
+			return hraft.ErrLogNotFound
+		}
+		e := &raftv1.Entry{}
+		if err := proto.Unmarshal(data, e); err != nil {
+			return fmt.Errorf("entry %d of the log: %w", index, err)
+		}
+		fromEntry(e, to)
+		return nil
+	})
+}
+
+// StoreLog implements the library's LogStore.
+func (l *logStore) StoreLog(e *hraft.Log) error { return l.StoreLogs([]*hraft.Log{e}) }
+
+// StoreLogs implements the library's LogStore.
+func (l *logStore) StoreLogs(logs []*hraft.Log) error {
+	return l.db.Update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(logBucket)
+		b.FillPercent = 0.9 // it grows at its end
+		for _, e := range logs {
+			data, err := proto.Marshal(toEntry(e))
+			if err != nil {
+				return err
+			}
+			if err := b.Put(indexKey(e.Index), data); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// DeleteRange implements the library's LogStore.
+func (l *logStore) DeleteRange(from, to uint64) error {
+	return l.db.Update(func(tx *bbolt.Tx) error {
+		c := tx.Bucket(logBucket).Cursor()
+		// A cursor may skip what follows what it deletes, so it seeks each time.
+		for k, _ := c.Seek(indexKey(from)); k != nil && binary.BigEndian.Uint64(k) <= to; k, _ = c.Seek(indexKey(from)) {
+			if err := c.Delete(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Set implements the library's StableStore.
+func (l *logStore) Set(key, value []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.db.Update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(stableBucket)
+		if string(key) == keyVoteCandidate && l.voteTerm != nil {
+			if err := b.Put([]byte(keyVoteTerm), l.voteTerm); err != nil {
+				return err
+			}
+		}
+		return b.Put(key, value)
+	}); err != nil {
+		return err
+	}
+	if string(key) == keyVoteCandidate {
+		l.voteTerm = nil
+	}
+	return nil
+}
+
+// Get implements the library's StableStore.
+func (l *logStore) Get(key []byte) (value []byte, err error) {
+	err = l.db.View(func(tx *bbolt.Tx) error {
+		v := tx.Bucket(stableBucket).Get(key)
+		if v == nil {
+			return errNotFound
+		}
+		value = append([]byte{}, v...)
+		return nil
+	})
+	return value, err
+}
+
+// SetUint64 implements the library's StableStore. The term of a vote waits for
+// its candidate.
+func (l *logStore) SetUint64(key []byte, value uint64) error {
+	if string(key) == keyVoteTerm {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.voteTerm = indexKey(value)
+		return nil
+	}
+	return l.Set(key, indexKey(value))
+}
+
+// GetUint64 implements the library's StableStore.
+func (l *logStore) GetUint64(key []byte) (uint64, error) {
+	v, err := l.Get(key)
+	if err != nil {
+		return 0, err
+	}
+	if len(v) != 8 {
+		return 0, fmt.Errorf("%s has %d bytes", key, len(v))
+	}
+	return binary.BigEndian.Uint64(v), nil
+}
+
+// snapshotStore is the library's, which leaves the names in a snapshot's own
+// directory unsynced.
+type snapshotStore struct {
+	*hraft.FileSnapshotStore
+	dir string
+}
+
+func openSnapshots(dir string, log *hlog) (*snapshotStore, error) {
+	s, err := hraft.NewFileSnapshotStoreWithLogger(dir, 2, log.logger())
+	if err != nil {
+		return nil, fmt.Errorf("snapshots: %w", err)
+	}
+	return &snapshotStore{s, filepath.Join(dir, "snapshots")}, syncDir(dir)
+}
+
+// Create implements the library's SnapshotStore.
+func (s *snapshotStore) Create(version hraft.SnapshotVersion, index, term uint64, c hraft.Configuration, at uint64, t hraft.Transport) (hraft.SnapshotSink, error) {
+	sink, err := s.FileSnapshotStore.Create(version, index, term, c, at, t)
+	if err != nil {
+		return nil, err
+	}
+	return &snapshotSink{sink, filepath.Join(s.dir, sink.ID())}, nil
+}
+
+type snapshotSink struct {
+	hraft.SnapshotSink
+	dir string
+}
+
+// Close finishes the snapshot: the log that it replaces may be deleted.
+func (s *snapshotSink) Close() error {
+	if err := s.SnapshotSink.Close(); err != nil {
+		return err
+	}
+	return syncDir(s.dir)
+}
+
+var _ io.WriteCloser = (*snapshotSink)(nil)

@@ -1,0 +1,150 @@
+package raft
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	hraft "github.com/hashicorp/raft"
+
+	raftv1 "keelson.dev/proto/keelson/raft/v1"
+)
+
+const (
+	// lookEvery is how often members that are missing are looked for.
+	lookEvery = 300 * time.Millisecond
+	// identifyTime bounds the question who somebody is.
+	identifyTime = time.Second
+	// changeTime bounds how long a change of the membership may queue.
+	changeTime = 2 * time.Second
+	// nearlyAll is how many entries a new member may lack when it becomes a voter.
+	nearlyAll = 64
+)
+
+// identify asks a member who it is.
+func (s *Store) identify(name string) (*raftv1.IdentifyResponse, error) {
+	p, err := s.transport.member(name)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, identifyTime)
+	defer cancel()
+	r, err := p.Identify(ctx, &raftv1.IdentifyRequest{})
+	if err == nil && nameOf(hraft.ServerID(r.Id)) != name {
+		return nil, fmt.Errorf("at the address of %s answers %q", name, r.Id)
+	}
+	return r, err
+}
+
+// bootstrap makes the cluster, once, from the first of the members, and only when
+// it has heard from all of them that their disks are empty too. Any other member
+// waits to be taken in.
+func (s *Store) bootstrap() {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for len(s.servers()) == 0 {
+		if servers, ok := s.founders(); ok {
+			err := s.raft.BootstrapCluster(hraft.Configuration{Servers: servers}).Error()
+			if err == nil {
+				s.log.Info("raft store founded", "members", len(servers))
+				return
+			}
+			s.log.Warn("raft store cannot be founded", "error", err)
+		}
+		select {
+		case <-tick.C:
+		case <-s.ctx.Done():
+			return
+		}
+	}
+}
+
+// founders are all members, if it is this one's turn to found the cluster.
+func (s *Store) founders() (out []hraft.Server, ok bool) {
+	if s.cfg.Members[0] != s.cfg.Name {
+		return nil, false
+	}
+	for _, name := range s.cfg.Members {
+		id := s.id
+		if name != s.cfg.Name {
+			r, err := s.identify(name)
+			if err != nil || r.Member {
+				s.log.Debug("raft store is not founded yet", "member", name, "founded", r.GetMember(), "error", err)
+				return nil, false
+			}
+			id = hraft.ServerID(r.Id)
+		}
+		out = append(out, hraft.Server{Suffrage: hraft.Voter, ID: id, Address: hraft.ServerAddress(id)})
+	}
+	return out, true
+}
+
+// takeIn lets the leader take in members that are new, and those whose disk was
+// emptied: under their new id, and only once they have caught up with the log, in
+// place of the old one.
+func (s *Store) takeIn() {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-s.ctx.Done():
+			return
+		}
+		if s.raft.State() != hraft.Leader {
+			continue
+		}
+		for _, name := range s.cfg.Members {
+			if name == s.cfg.Name {
+				continue
+			}
+			if err := s.takeInMember(name); err != nil {
+				s.log.Debug("raft store: member is missing", "member", name, "error", err)
+			}
+		}
+	}
+}
+
+// takeInMember takes the next step for one member, if there is one to take.
+func (s *Store) takeInMember(name string) error {
+	p, err := s.transport.member(name)
+	if err != nil {
+		return err
+	}
+	configuration := s.raft.GetConfiguration()
+	index := configuration.Index()
+	known := map[hraft.ServerID]hraft.ServerSuffrage{}
+	for _, server := range configuration.Configuration().Servers {
+		if nameOf(server.ID) != name {
+			continue
+		}
+		if known[server.ID] = server.Suffrage; server.Suffrage == hraft.Voter && p.since(server.ID) < 2*s.cfg.Timing.Election {
+			return nil // as it should be
+		}
+	}
+	r, err := s.identify(name)
+	if err != nil {
+		return err
+	}
+	id := hraft.ServerID(r.Id)
+	suffrage, isKnown := known[id]
+	switch {
+	case isKnown && suffrage == hraft.Voter:
+		return nil
+	case !isKnown && r.Member:
+		return fmt.Errorf("%s belongs to another cluster, or did: its directory must be emptied", id)
+	case !isKnown:
+		s.log.Info("raft store takes a member in", "id", string(id))
+		return s.raft.AddNonvoter(id, hraft.ServerAddress(id), index, changeTime).Error()
+	case r.LastIndex+nearlyAll < s.raft.LastIndex():
+		return nil // it still lacks much
+	}
+	for old := range known {
+		if old != id { // its disk is gone
+			s.log.Info("raft store lets a member's old disk go", "id", string(old))
+			return s.raft.RemoveServer(old, index, changeTime).Error()
+		}
+	}
+	s.log.Info("raft store gives a member its vote", "id", string(id))
+	return s.raft.AddVoter(id, hraft.ServerAddress(id), index, changeTime).Error()
+}

@@ -1,0 +1,214 @@
+package raft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	hraft "github.com/hashicorp/raft"
+	"google.golang.org/protobuf/proto"
+
+	raftv1 "keelson.dev/proto/keelson/raft/v1"
+	"keelson.dev/services/apiserver/internal/store"
+)
+
+const (
+	// entryBytes and entryOperations bound what shares one entry of the log. One
+	// request is never split over two.
+	entryBytes      = 1 << 20
+	entryOperations = 4096
+	// entriesInFlight is how many entries are on their way at once. While they
+	// are, what comes in gathers for the next: that is the group commit.
+	entriesInFlight = 2
+	// queueBytes and queueRequests bound what gathers.
+	queueBytes    = 64 << 20
+	queueRequests = 32 << 10
+	// raftQueueTime is how long an entry may wait to get into the library's queue.
+	raftQueueTime = 2 * time.Second
+)
+
+// errNotLeader says that nothing was done because another member leads.
+var errNotLeader = errors.New("not the leader")
+
+// proposals gathers requests into entries of the log, on the leader.
+type proposals struct {
+	raft  *hraft.Raft
+	clock func() int64
+
+	mu      sync.Mutex
+	queue   []*proposal
+	bytes   int64
+	closed  bool
+	wake    chan struct{} // buffered: the queue is not empty, or closed
+	flights chan flight
+	slots   chan struct{}
+	wg      sync.WaitGroup
+	entries atomic.Int64 // written so far
+}
+
+// proposal is one request.
+type proposal struct {
+	ctx  context.Context
+	ops  []*raftv1.Operation
+	size int64
+	done chan struct{}
+	res  result
+	err  error
+}
+
+// flight is one entry on its way.
+type flight struct {
+	future    hraft.ApplyFuture
+	proposals []*proposal
+}
+
+func newProposals(r *hraft.Raft, clock func() int64) *proposals {
+	p := &proposals{
+		raft: r, clock: clock, wake: make(chan struct{}, 1),
+		flights: make(chan flight, entriesInFlight), slots: make(chan struct{}, entriesInFlight),
+	}
+	p.wg.Go(p.send)
+	p.wg.Go(p.land)
+	return p
+}
+
+// close fails what has not been sent and waits for the rest.
+func (p *proposals) close() {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	p.poke()
+	p.wg.Wait()
+}
+
+func (p *proposals) poke() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// do carries operations out, all in one entry. When ctx ends first, the outcome
+// is unknown.
+func (p *proposals) do(ctx context.Context, ops []*raftv1.Operation) (result, error) {
+	if p.raft.State() != hraft.Leader {
+		return result{}, errNotLeader
+	}
+	q := &proposal{ctx: ctx, ops: ops, done: make(chan struct{})}
+	for _, op := range ops {
+		q.size += int64(proto.Size(op)) + 8
+	}
+	p.mu.Lock()
+	switch {
+	case p.closed:
+		p.mu.Unlock()
+		return result{}, errNotLeader
+	case len(p.queue) >= queueRequests || p.bytes+q.size > queueBytes && len(p.queue) > 0:
+		p.mu.Unlock()
+		return result{}, store.ErrTooMany
+	}
+	p.queue = append(p.queue, q)
+	p.bytes += q.size
+	p.mu.Unlock()
+	p.poke()
+	select {
+	case <-q.done:
+		return q.res, q.err
+	case <-ctx.Done():
+		return result{}, ctx.Err()
+	}
+}
+
+// next takes the requests of the next entry out of the queue.
+func (p *proposals) next() (out []*proposal, ops int, closed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var size int64
+	n := 0
+	for _, q := range p.queue {
+		if n > 0 && (size+q.size > entryBytes || ops+len(q.ops) > entryOperations) {
+			break
+		}
+		n++
+		p.bytes -= q.size
+		if p.closed || q.ctx.Err() != nil {
+			q.end(result{}, errNotLeader) // whoever gave up does not hear it
+			continue
+		}
+		size += q.size
+		ops += len(q.ops)
+		out = append(out, q)
+	}
+	clear(p.queue[:n])
+	if p.queue = p.queue[n:]; len(p.queue) == 0 {
+		p.queue = nil
+	}
+	return out, ops, p.closed
+}
+
+func (q *proposal) end(res result, err error) {
+	q.res, q.err = res, err
+	close(q.done)
+}
+
+// send makes entries of the queue.
+func (p *proposals) send() {
+	defer close(p.flights)
+	for {
+		p.slots <- struct{}{}
+		batch, ops, closed := p.next()
+		if len(batch) == 0 {
+			<-p.slots
+			if closed {
+				return
+			}
+			<-p.wake
+			continue
+		}
+		c := &raftv1.Command{Format: format, ClockMs: p.clock(), Operations: make([]*raftv1.Operation, 0, ops)}
+		for _, q := range batch {
+			c.Operations = append(c.Operations, q.ops...)
+		}
+		data, err := proto.Marshal(c)
+		if err != nil { // a key that is not UTF-8 among them
+			for _, q := range batch {
+				q.end(result{}, fmt.Errorf("%w: %w", errNotLeader, err))
+			}
+			<-p.slots
+			continue
+		}
+		p.entries.Add(1)
+		p.flights <- flight{p.raft.Apply(data, raftQueueTime), batch}
+	}
+}
+
+// land tells the requests of each entry what became of them.
+func (p *proposals) land() {
+	for f := range p.flights {
+		err := f.future.Error()
+		<-p.slots
+		if errors.Is(err, hraft.ErrNotLeader) || errors.Is(err, hraft.ErrEnqueueTimeout) || errors.Is(err, hraft.ErrLeadershipTransferInProgress) {
+			err = fmt.Errorf("%w: %w", errNotLeader, err) // it was not written
+		}
+		var res result
+		if err == nil {
+			res, _ = f.future.Response().(result)
+		}
+		at := 0
+		for _, q := range f.proposals {
+			if err != nil {
+				q.end(result{}, err)
+				continue
+			}
+			if at+len(q.ops) > len(res.outcomes) {
+				q.end(result{}, errors.New("the entry was applied by somebody else"))
+				continue
+			}
+			q.end(result{res.outcomes[at : at+len(q.ops)], res.index}, nil)
+			at += len(q.ops)
+		}
+	}
+}

@@ -1,0 +1,263 @@
+package raft
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+
+	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/store/storetest"
+	"keelson.dev/services/internal/identity/identitytest"
+	"keelson.dev/services/internal/rpc"
+)
+
+func TestMain(m *testing.M) {
+	if f := children[os.Getenv("RAFT_TEST_CHILD")]; f != nil {
+		f()
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func quiet() *slog.Logger {
+	level := slog.LevelError
+	if os.Getenv("RAFT_TEST_LOG") != "" {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// single opens a store of one member.
+func single(t testing.TB, c Config) *Store {
+	t.Helper()
+	if c.Dir == "" {
+		c.Dir = t.TempDir()
+	}
+	if c.Name == "" {
+		c.Name = "a"
+	}
+	c.Log = quiet()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	s, err := Open(ctx, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+// cluster is members over mutual TLS on loopback.
+type cluster struct {
+	testing.TB
+	ca      *identitytest.CA
+	names   []string
+	members map[string]*clusterMember
+	change  func(*Config)
+}
+
+type clusterMember struct {
+	*Store
+	dir  string
+	addr string
+	down func()
+}
+
+func newCluster(t testing.TB, n int, change func(*Config)) *cluster {
+	t.Helper()
+	c := &cluster{TB: t, ca: identitytest.NewCA(t), members: map[string]*clusterMember{}, change: change}
+	for i := range n {
+		name := string(rune('a' + i))
+		c.names = append(c.names, name)
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.members[name] = &clusterMember{dir: t.TempDir(), addr: l.Addr().String()}
+		_ = l.Close()
+	}
+	c.start(c.names...)
+	return c
+}
+
+// start starts members and waits until they can be read.
+func (c *cluster) start(names ...string) {
+	c.Helper()
+	opened := make(chan error, len(names))
+	for _, name := range names {
+		go func() { opened <- c.open(name) }()
+	}
+	for range names {
+		if err := <-opened; err != nil {
+			c.Fatal(err)
+		}
+	}
+}
+
+func (c *cluster) open(name string) error {
+	m := c.members[name]
+	id := c.ca.Source(c, "apiserver-"+name, "apiservers")
+	service := NewService(func(context.Context) error { return nil })
+	server := rpc.NewServer(rpc.ServerConfig{Identity: id, RequireClientCert: true})
+	service.Register(server)
+	l, err := net.Listen("tcp", m.addr)
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx, l) }()
+	cfg := Config{
+		Name: name, Members: c.names, Dir: m.dir, Service: service, Log: quiet(),
+		Dial: func(member string) (grpc.ClientConnInterface, error) {
+			return rpc.Dial(id, []string{c.members[member].addr}, "raft-test")
+		},
+	}
+	if c.change != nil {
+		c.change(&cfg)
+	}
+	m.down = func() {
+		stop()
+		server.Stop()
+		<-served
+	}
+	opening, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	s, err := Open(opening, cfg)
+	if err != nil {
+		m.down()
+		m.down = nil
+		return fmt.Errorf("member %s: %w", name, err)
+	}
+	m.Store = s
+	c.Cleanup(func() { c.stop(name) })
+	return nil
+}
+
+// stop stops a member; its directory stays.
+func (c *cluster) stop(name string) {
+	if m := c.members[name]; m.down != nil {
+		m.Store.Close()
+		m.down()
+		m.down = nil
+	}
+}
+
+// leader waits until there is one that all running members agree on.
+func (c *cluster) leader() (leader *Store, followers []*Store) {
+	c.Helper()
+	eventually(c, "there is a leader", func() bool {
+		leader, followers = nil, nil
+		for _, name := range c.names {
+			m := c.members[name]
+			switch {
+			case m.down == nil:
+			case m.Status().Leader == string(m.id):
+				leader = m.Store
+			default:
+				followers = append(followers, m.Store)
+			}
+		}
+		return leader != nil
+	})
+	return leader, followers
+}
+
+// eventually polls a condition.
+func eventually(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(60 * time.Second)
+	for !f() {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatal("waited in vain until " + what)
+		}
+	}
+}
+
+// faulty makes attempts fail.
+type faulty struct{ *Store }
+
+func (f faulty) Inject(plan func(*store.Write, int) storetest.Fault) {
+	if plan == nil {
+		f.fault = nil
+		return
+	}
+	f.fault = func(w *store.Write, attempt int) fault {
+		return map[storetest.Fault]fault{
+			storetest.Refuse: refuse, storetest.LoseRequest: loseRequest, storetest.LoseAnswer: loseAnswer,
+		}[plan(w, attempt)]
+	}
+}
+
+func (s *Store) forTest() store.Store {
+	s.settleTime = 2 * time.Second
+	return faulty{s}
+}
+
+func TestConformanceOfOneMember(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) store.Store { return single(t, Config{}).forTest() })
+}
+
+func TestConformanceOfAFollowerOverTheWire(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) store.Store {
+		_, followers := newCluster(t, 3, nil).leader()
+		return followers[0].forTest()
+	})
+}
+
+// anyOf is a client that turns to another member with each call.
+type anyOf struct {
+	members []store.Store
+	next    chan int
+}
+
+func (a *anyOf) pick() store.Store {
+	i := <-a.next
+	a.next <- i + 1
+	return a.members[i%len(a.members)]
+}
+
+func (a *anyOf) Get(ctx context.Context, key string) (store.Entry, store.Revision, error) {
+	return a.pick().Get(ctx, key)
+}
+
+func (a *anyOf) List(ctx context.Context, prefix string, o store.ListOptions) (store.Page, error) {
+	return a.pick().List(ctx, prefix, o)
+}
+
+func (a *anyOf) Commit(ctx context.Context, w []store.Write) ([]store.Verdict, error) {
+	return a.pick().Commit(ctx, w)
+}
+
+func (a *anyOf) Watch(ctx context.Context, prefix string, after store.Revision) (store.Watch, error) {
+	return a.pick().Watch(ctx, prefix, after)
+}
+
+func (a *anyOf) Revision(ctx context.Context) (store.Revision, error) { return a.pick().Revision(ctx) }
+
+func (a *anyOf) Compact(ctx context.Context, rev store.Revision) error {
+	return a.pick().Compact(ctx, rev)
+}
+
+func TestConformanceOfAnyMember(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) store.Store {
+		c := newCluster(t, 3, nil)
+		a := &anyOf{next: make(chan int, 1)}
+		a.next <- 0
+		for _, name := range c.names {
+			a.members = append(a.members, c.members[name].Store)
+		}
+		return a
+	})
+}

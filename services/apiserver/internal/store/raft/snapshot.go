@@ -1,0 +1,226 @@
+package raft
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"maps"
+	"slices"
+
+	"github.com/google/btree"
+	hraft "github.com/hashicorp/raft"
+	"google.golang.org/protobuf/proto"
+
+	raftv1 "keelson.dev/proto/keelson/raft/v1"
+	"keelson.dev/services/apiserver/internal/store"
+)
+
+// A snapshot is a row of parts: four bytes of length, four of CRC-32C over what
+// follows, and a raftv1.Snapshot. The last one counts the records, so that a cut
+// at the end of a part is seen too.
+
+const (
+	// partBytes is about how large a part is.
+	partBytes = 256 << 10
+	// maxPart is the largest that is read: one record may be large.
+	maxPart = 32 << 20
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// snapshot is the state of one moment. The trees are shared with the machine,
+// which copies what it changes.
+type snapshot struct {
+	head *raftv1.Snapshot_State
+	keys *btree.BTreeG[*record]
+	done func()
+}
+
+// Snapshot implements the library's FSM.
+func (m *machine) Snapshot() (hraft.FSMSnapshot, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	at := m.bytes
+	return &snapshot{head: m.head(), keys: m.keys.Clone(), done: func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.bytes -= at
+	}}, nil
+}
+
+func (s *state) head() *raftv1.Snapshot_State {
+	h := &raftv1.Snapshot_State{
+		Format: format, Revision: int64(s.rev), Applied: s.applied, NowMs: s.now, ClockTerm: s.term, ClockMs: s.clock,
+		Cancelled: slices.Clone(s.cancelled), Bounds: &raftv1.Bounds{},
+	}
+	for _, key := range slices.Sorted(maps.Keys(s.epochs)) {
+		h.Epochs = append(h.Epochs, &raftv1.Epoch{Key: key, ModRevision: int64(s.epochs[key])})
+	}
+	for _, b := range s.bounds {
+		h.Bounds.Bounds = append(h.Bounds.Bounds, b.Bound)
+	}
+	return h
+}
+
+// Persist implements the library's FSMSnapshot.
+func (s *snapshot) Persist(sink hraft.SnapshotSink) error {
+	if err := s.write(sink); err != nil {
+		return errors.Join(err, sink.Cancel())
+	}
+	if err := sink.Close(); err != nil {
+		return err
+	}
+	s.done()
+	return nil
+}
+
+// Release implements the library's FSMSnapshot.
+func (s *snapshot) Release() {}
+
+func (s *snapshot) write(to io.Writer) error {
+	w := bufio.NewWriterSize(to, 64<<10)
+	if err := writePart(w, &raftv1.Snapshot{State: s.head}); err != nil {
+		return err
+	}
+	part, size, n := &raftv1.Snapshot{}, int64(0), int64(0)
+	var err error
+	s.keys.Ascend(func(r *record) bool {
+		part.Records = append(part.Records, r.proto())
+		size += r.size()
+		n++
+		if size >= partBytes {
+			err = writePart(w, part)
+			part.Records, size = part.Records[:0], 0
+		}
+		return err == nil
+	})
+	if err == nil && len(part.Records) > 0 {
+		err = writePart(w, part)
+	}
+	if err == nil {
+		err = writePart(w, &raftv1.Snapshot{End: &raftv1.Snapshot_End{Records: n}})
+	}
+	if err != nil {
+		return err
+	}
+	return w.Flush()
+}
+
+func (r *record) proto() *raftv1.Record {
+	return &raftv1.Record{Key: r.key, Value: r.value, ModRevision: int64(r.mod), CreateRevision: int64(r.created), DeadlineMs: r.deadline}
+}
+
+func writePart(w io.Writer, p *raftv1.Snapshot) error {
+	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(p)
+	if err != nil {
+		return err
+	}
+	var head [8]byte
+	binary.BigEndian.PutUint32(head[:4], uint32(len(data)))
+	binary.BigEndian.PutUint32(head[4:], crc32.Checksum(data, castagnoli))
+	if _, err := w.Write(head[:]); err != nil {
+		return err
+	}
+	_, err = w.Write(data)
+	return err
+}
+
+func readPart(r io.Reader) (*raftv1.Snapshot, error) {
+	var head [8]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, fmt.Errorf("snapshot is cut off: %w", err)
+	}
+	n := binary.BigEndian.Uint32(head[:4])
+	if n > maxPart {
+		return nil, fmt.Errorf("snapshot has a part of %d bytes", n)
+	}
+	// Grow with what comes: the length may be a lie.
+	data, err := io.ReadAll(io.LimitReader(r, int64(n)))
+	if err != nil {
+		return nil, err
+	}
+	if uint32(len(data)) != n {
+		return nil, errors.New("snapshot is cut off")
+	}
+	if crc32.Checksum(data, castagnoli) != binary.BigEndian.Uint32(head[4:]) {
+		return nil, errors.New("snapshot is damaged")
+	}
+	p := &raftv1.Snapshot{}
+	if err := proto.Unmarshal(data, p); err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	return p, nil
+}
+
+// Restore implements the library's FSM. What was there stays if it fails.
+func (m *machine) Restore(from io.ReadCloser) error {
+	defer func() { _ = from.Close() }()
+	s, err := readSnapshot(from)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.state = s
+	m.history.reset(s.rev)
+	m.bytes = 0
+	if !m.closed {
+		m.signal()
+	}
+	return nil
+}
+
+func readSnapshot(from io.Reader) (*state, error) {
+	r := bufio.NewReaderSize(from, 64<<10)
+	first, err := readPart(r)
+	if err != nil {
+		return nil, err
+	}
+	h := first.State
+	if h == nil || h.Format != format {
+		return nil, fmt.Errorf("snapshot of format %d, want %d", h.GetFormat(), format)
+	}
+	if h.Revision < 1 {
+		return nil, fmt.Errorf("snapshot of revision %d", h.Revision)
+	}
+	if err := checkBounds(h.Bounds.GetBounds()); err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	s := newState()
+	s.rev, s.applied = store.Revision(h.Revision), h.Applied
+	s.now, s.term, s.clock = h.NowMs, h.ClockTerm, h.ClockMs
+	s.cancelled = h.Cancelled
+	for _, e := range h.Epochs {
+		s.epochs[e.Key] = store.Revision(e.ModRevision)
+	}
+	var n int64
+	for last := ""; ; {
+		p, err := readPart(r)
+		if err != nil {
+			return nil, err
+		}
+		for _, in := range p.Records {
+			rec := &record{key: in.Key, value: in.Value, mod: store.Revision(in.ModRevision), created: store.Revision(in.CreateRevision), deadline: in.DeadlineMs}
+			if rec.key <= last || rec.mod < 1 || rec.mod > s.rev || rec.created < 1 || rec.created > rec.mod {
+				return nil, fmt.Errorf("snapshot: record %q of revision %d, created at %d, after %q", rec.key, rec.mod, rec.created, last)
+			}
+			if rec.value == nil {
+				rec.value = []byte{}
+			}
+			last = rec.key
+			s.add(rec)
+			n++
+		}
+		if p.End != nil {
+			if p.End.Records != n {
+				return nil, fmt.Errorf("snapshot has %d records of %d", n, p.End.Records)
+			}
+			break
+		}
+	}
+	s.index(h.Bounds.GetBounds())
+	return s, nil
+}

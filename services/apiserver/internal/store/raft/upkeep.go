@@ -1,0 +1,82 @@
+package raft
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	hraft "github.com/hashicorp/raft"
+	"google.golang.org/protobuf/proto"
+
+	raftv1 "keelson.dev/proto/keelson/raft/v1"
+)
+
+const (
+	// upkeepEvery is how often a member looks whether something expires, or the
+	// log wants a snapshot.
+	upkeepEvery = 500 * time.Millisecond
+	// tickEvery is how often an idle leader writes its clock, in milliseconds,
+	// while anything expires at all; less than maxStep, so that no time is lost.
+	tickEvery = 10_000
+)
+
+// upkeep moves the log's time, takes snapshots and sets the bounds.
+func (s *Store) upkeep() {
+	tick := time.NewTicker(upkeepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-s.ctx.Done():
+			return
+		}
+		if s.snapshotDue() {
+			if err := s.raft.Snapshot().Error(); err != nil {
+				s.log.Debug("raft store: no snapshot", "error", err)
+			}
+		}
+		for s.raft.State() == hraft.Leader && s.ctx.Err() == nil {
+			op := s.due()
+			if op == nil {
+				break
+			}
+			ctx, cancel := context.WithTimeout(s.ctx, s.localTime)
+			_, err := s.proposals.do(ctx, []*raftv1.Operation{op})
+			cancel()
+			if err != nil {
+				break
+			}
+		}
+	}
+}
+
+func (s *Store) snapshotDue() bool {
+	m := s.machine
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.bytes > max(s.cfg.SnapshotBytes, m.size)
+}
+
+// due is what the leader has to write into the log now.
+func (s *Store) due() *raftv1.Operation {
+	m := s.machine
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	var bounds []*raftv1.Bound
+	for _, b := range m.bounds {
+		bounds = append(bounds, b.Bound)
+	}
+	if want := s.cfg.bounds(); !slices.EqualFunc(bounds, want, func(a, b *raftv1.Bound) bool { return proto.Equal(a, b) }) {
+		return &raftv1.Operation{Kind: &raftv1.Operation_Bounds{Bounds: &raftv1.Bounds{Bounds: want}}}
+	}
+	first, ok := m.expiring.Min()
+	if !ok {
+		return nil
+	}
+	// The log's time since its last command, which the next one adds.
+	passed := s.clock() - m.clock
+	if m.term != s.raft.CurrentTerm() || passed >= tickEvery || first.deadline <= m.now+max(passed, 0) {
+		return &raftv1.Operation{Kind: &raftv1.Operation_Tick{Tick: &raftv1.Tick{}}}
+	}
+	return nil
+}
