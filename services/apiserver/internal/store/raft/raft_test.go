@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -65,9 +66,10 @@ type cluster struct {
 
 type clusterMember struct {
 	*Store
-	dir  string
-	addr string
-	down func()
+	service *Service
+	dir     string
+	addr    string
+	down    func() // stops its server
 }
 
 func newCluster(t testing.TB, n int, change func(*Config)) *cluster {
@@ -102,20 +104,34 @@ func (c *cluster) start(names ...string) {
 }
 
 func (c *cluster) open(name string) error {
-	m := c.members[name]
-	id := c.ca.Source(c, "apiserver-"+name, "apiservers")
-	service := NewService(func(context.Context) error { return nil })
-	server := rpc.NewServer(rpc.ServerConfig{Identity: id, RequireClientCert: true})
-	service.Register(server)
-	l, err := net.Listen("tcp", m.addr)
+	cfg, err := c.serve(name)
 	if err != nil {
 		return err
+	}
+	return c.join(name, cfg)
+}
+
+// serve lets a member be called.
+func (c *cluster) serve(name string) (Config, error) {
+	m := c.members[name]
+	id := c.ca.Source(c, "apiserver-"+name, "apiservers")
+	m.service = NewService(func(context.Context) error { return nil })
+	server := rpc.NewServer(rpc.ServerConfig{Identity: id, RequireClientCert: true})
+	m.service.Register(server)
+	l, err := net.Listen("tcp", m.addr)
+	if err != nil {
+		return Config{}, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ctx, l) }()
+	m.down = sync.OnceFunc(func() {
+		server.Stop()
+		stop()
+		<-served
+	})
 	cfg := Config{
-		Name: name, Members: c.names, Dir: m.dir, Service: service, Log: quiet(),
+		Name: name, Members: c.names, Dir: m.dir, Service: m.service, Log: quiet(),
 		Dial: func(member string) (grpc.ClientConnInterface, error) {
 			return rpc.Dial(id, []string{c.members[member].addr}, "raft-test")
 		},
@@ -123,17 +139,17 @@ func (c *cluster) open(name string) error {
 	if c.change != nil {
 		c.change(&cfg)
 	}
-	m.down = func() {
-		stop()
-		server.Stop()
-		<-served
-	}
-	opening, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	return cfg, nil
+}
+
+// join opens a member that can be called.
+func (c *cluster) join(name string, cfg Config) error {
+	m := c.members[name]
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
-	s, err := Open(opening, cfg)
+	s, err := Open(ctx, cfg)
 	if err != nil {
 		m.down()
-		m.down = nil
 		return fmt.Errorf("member %s: %w", name, err)
 	}
 	m.Store = s
@@ -143,11 +159,40 @@ func (c *cluster) open(name string) error {
 
 // stop stops a member; its directory stays.
 func (c *cluster) stop(name string) {
-	if m := c.members[name]; m.down != nil {
-		m.Store.Close()
-		m.down()
-		m.down = nil
+	m := c.members[name]
+	m.Store.Close()
+	m.down()
+}
+
+// isolate cuts a member off: nobody reaches it, and it reaches nobody.
+func (c *cluster) isolate(name string) {
+	c.members[name].transport.stop()
+	c.members[name].down()
+}
+
+// empty removes what a stopped member had on disk.
+func (c *cluster) empty(name string) {
+	c.Helper()
+	if err := os.RemoveAll(c.members[name].dir); err != nil {
+		c.Fatal(err)
 	}
+}
+
+func (c *cluster) put(s store.Store, key, value string) store.Revision {
+	c.Helper()
+	return put(c, s, key, value)
+}
+
+func put(t testing.TB, s store.Store, key, value string) store.Revision {
+	t.Helper()
+	v, err := s.Commit(context.Background(), []store.Write{{
+		Key: key, Value: []byte(value), Expect: store.Any,
+		Settled: func(found []byte) bool { return string(found) == value },
+	}})
+	if err != nil || v[0].Err != nil {
+		t.Fatalf("write %s: %v %+v", key, err, v)
+	}
+	return v[0].Revision
 }
 
 // leader waits until there is one that all running members agree on.
@@ -158,7 +203,7 @@ func (c *cluster) leader() (leader *Store, followers []*Store) {
 		for _, name := range c.names {
 			m := c.members[name]
 			switch {
-			case m.down == nil:
+			case m.closed.Load():
 			case m.Status().Leader == string(m.id):
 				leader = m.Store
 			default:

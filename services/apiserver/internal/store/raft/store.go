@@ -77,8 +77,9 @@ type Config struct {
 	Log           *slog.Logger
 
 	// For tests.
-	wrapLog func(*logStore) durable
-	bolt    bbolt.Options
+	wrapLog    func(*logStore) durable
+	bolt       bbolt.Options
+	settleTime time.Duration
 }
 
 // durable is what has to last.
@@ -187,6 +188,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s := &Store{
 		cfg: cfg, log: cfg.Log, began: time.Now(), session: rand.Uint64(),
 		settleTime: settleTime, localTime: localTime, forwardTime: forwardTime,
+	}
+	if cfg.settleTime > 0 {
+		s.settleTime = cfg.settleTime
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if err := s.start(); err != nil {

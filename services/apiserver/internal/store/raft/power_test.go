@@ -1,0 +1,272 @@
+package raft
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"os"
+
+	hraft "github.com/hashicorp/raft"
+	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+
+	raftv1 "keelson.dev/proto/keelson/raft/v1"
+	"keelson.dev/services/apiserver/internal/store"
+)
+
+// unsynced is the number of pages of a file that a power loss would take.
+func unsynced(t *testing.T, path string) uint64 {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	const cachestat = 451 // Linux 6.5
+	area := struct{ off, length uint64 }{}
+	var stat struct{ cache, dirty, writeback, evicted, recentlyEvicted uint64 }
+	if _, _, no := unix.Syscall6(cachestat, f.Fd(), uintptr(unsafe.Pointer(&area)), uintptr(unsafe.Pointer(&stat)), 0, 0, 0); no != 0 {
+		t.Fatalf("cachestat: %v (it needs Linux 6.5)", no)
+	}
+	return stat.dirty + stat.writeback
+}
+
+func TestWhatIsAcknowledgedIsSynced(t *testing.T) {
+	for _, sync := range []bool{true, false} {
+		dir := t.TempDir()
+		s := single(t, Config{Dir: dir, bolt: bbolt.Options{NoSync: !sync}})
+		for range 20 {
+			put(t, s, "/a", "x")
+			// Without syncs the same look must find something, or it is blind.
+			if n := unsynced(t, filepath.Join(dir, "log.db")); (n == 0) != sync {
+				t.Fatalf("synced %v: %d pages are not on disk", sync, n)
+			}
+		}
+	}
+}
+
+// volatile is a disk that can be held back: what is written meanwhile waits, as if
+// it were not synced, and power can be cut.
+type volatile struct {
+	durable
+	mu   sync.Mutex
+	held chan struct{} // nil: not held
+	cut  bool
+	// waiting counts what waits.
+	waiting int
+}
+
+func (d *volatile) hold() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.held = make(chan struct{})
+}
+
+func (d *volatile) release(cut bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.cut = d.cut || cut
+	close(d.held)
+	d.held = nil
+}
+
+func (d *volatile) waits() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.waiting
+}
+
+var errPower = errors.New("power was cut")
+
+func (d *volatile) reach() error {
+	d.mu.Lock()
+	held := d.held
+	d.waiting++
+	d.mu.Unlock()
+	if held != nil {
+		<-held
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.waiting--
+	if d.cut {
+		return errPower
+	}
+	return nil
+}
+
+func (d *volatile) StoreLog(l *hraft.Log) error { return d.StoreLogs([]*hraft.Log{l}) }
+
+func (d *volatile) StoreLogs(l []*hraft.Log) error {
+	if err := d.reach(); err != nil {
+		return err
+	}
+	return d.durable.StoreLogs(l)
+}
+
+func (d *volatile) Set(key, value []byte) error {
+	if err := d.reach(); err != nil {
+		return err
+	}
+	return d.durable.Set(key, value)
+}
+
+// unanswered makes sure that an answer does not come for a while.
+func unanswered[T any](t *testing.T, what string, answers <-chan T) {
+	t.Helper()
+	select {
+	case v := <-answers:
+		t.Fatalf("%s was answered before it was on disk: %+v", what, v)
+	case <-time.After(300 * time.Millisecond):
+	}
+}
+
+func commitLater(s *Store, key string) <-chan store.Verdict {
+	answers := make(chan store.Verdict, 1)
+	go func() {
+		v, err := s.Commit(context.Background(), []store.Write{{Key: key, Value: []byte("x")}})
+		if err != nil {
+			v = []store.Verdict{{Err: err}}
+		}
+		answers <- v[0]
+	}()
+	return answers
+}
+
+func TestAWriteIsAcknowledgedOnlyOnceItIsOnDisk(t *testing.T) {
+	dir := t.TempDir()
+	disk := &volatile{}
+	s := single(t, Config{Dir: dir, wrapLog: func(l *logStore) durable { disk.durable = l; return disk }})
+	s.settleTime = time.Second
+	put(t, s, "/before", "x")
+	disk.hold()
+	answers := commitLater(s, "/slow")
+	eventually(t, "the disk is asked", func() bool { return disk.waits() > 0 })
+	unanswered(t, "a write", answers)
+	disk.release(false)
+	if v := <-answers; v.Err != nil {
+		t.Fatal(v.Err)
+	}
+	disk.hold()
+	answers = commitLater(s, "/lost")
+	eventually(t, "the disk is asked", func() bool { return disk.waits() > 0 })
+	disk.release(true)
+	if v := <-answers; v.Err == nil {
+		t.Fatal("a write was acknowledged that the power cut took")
+	}
+	s.Close()
+	s = single(t, Config{Dir: dir})
+	page, err := s.List(context.Background(), "/", store.ListOptions{})
+	if err != nil || len(page.Entries) != 2 || page.Entries[0].Key != "/before" || page.Entries[1].Key != "/slow" {
+		t.Fatalf("after the power cut: %+v %v", page.Entries, err)
+	}
+}
+
+func TestAWriteNeedsAMajorityOfDisks(t *testing.T) {
+	disks := map[string]*volatile{}
+	var mu sync.Mutex
+	c := newCluster(t, 3, func(cfg *Config) {
+		name := cfg.Name
+		cfg.wrapLog = func(l *logStore) durable {
+			mu.Lock()
+			defer mu.Unlock()
+			disks[name] = &volatile{durable: l}
+			return disks[name]
+		}
+	})
+	leader, followers := c.leader()
+	c.put(leader, "/before", "x")
+	first, second := disks[followers[0].cfg.Name], disks[followers[1].cfg.Name]
+	first.hold()
+	second.hold()
+	answers := commitLater(leader, "/slow")
+	eventually(t, "both disks are asked", func() bool { return first.waits() > 0 && second.waits() > 0 })
+	unanswered(t, "a write", answers)
+	first.release(false)
+	if v := <-answers; v.Err != nil {
+		t.Fatal(v.Err)
+	}
+	second.release(false)
+}
+
+func TestAVoteIsGivenOnlyOnceItIsOnDisk(t *testing.T) {
+	dir := t.TempDir()
+	disk := &volatile{}
+	service := NewService(func(context.Context) error { return nil })
+	s := single(t, Config{Dir: dir, Service: service, wrapLog: func(l *logStore) durable { disk.durable = l; return disk }})
+	term := s.raft.CurrentTerm() + 7
+	disk.hold()
+	answers := make(chan *raftv1.RequestVoteResponse, 1)
+	go func() {
+		r, err := service.RequestVote(context.Background(), &raftv1.RequestVoteRequest{
+			Header: &raftv1.Header{Target: string(s.id), ProtocolVersion: 3, Address: []byte("x/1")},
+			Term:   term, LastLogIndex: 1 << 30, LastLogTerm: term - 1, LeadershipTransfer: true,
+		})
+		if err != nil {
+			r = nil
+		}
+		answers <- r
+	}()
+	eventually(t, "the disk is asked", func() bool { return disk.waits() > 0 })
+	unanswered(t, "a vote", answers)
+	disk.release(false)
+	if r := <-answers; !r.GetGranted() {
+		t.Fatalf("vote: %v", r)
+	}
+	if voted, err := s.disk.GetUint64([]byte(keyVoteTerm)); err != nil || voted != term {
+		t.Fatalf("on disk is a vote of term %d, %v", voted, err)
+	}
+}
+
+// The library saves the term of a vote first, then its candidate.
+func TestHalfAVoteIsNone(t *testing.T) {
+	dir := t.TempDir()
+	l, err := openLog(dir, bbolt.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	vote := func(term uint64, candidate string) {
+		t.Helper()
+		if err := l.SetUint64([]byte(keyVoteTerm), term); err != nil {
+			t.Fatal(err)
+		}
+		if candidate == "" {
+			return // the process is killed here
+		}
+		if err := l.Set([]byte(keyVoteCandidate), []byte(candidate)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(term uint64, candidate string) {
+		t.Helper()
+		if err := l.close(); err != nil {
+			t.Fatal(err)
+		}
+		if l, err = openLog(dir, bbolt.Options{}); err != nil {
+			t.Fatal(err)
+		}
+		gotTerm, err := l.GetUint64([]byte(keyVoteTerm))
+		if err != nil || gotTerm != term {
+			t.Fatalf("term %d, %v; want %d", gotTerm, err, term)
+		}
+		got, err := l.Get([]byte(keyVoteCandidate))
+		if err != nil || string(got) != candidate {
+			t.Fatalf("candidate %s, %v; want %s", got, err, candidate)
+		}
+	}
+	if _, err := l.GetUint64([]byte(keyVoteTerm)); err == nil || err.Error() != "not found" {
+		t.Fatalf("an empty log: %v", err)
+	}
+	vote(4, "x/1")
+	check(4, "x/1")
+	vote(5, "")
+	check(4, "x/1")
+	vote(6, "y/1")
+	check(6, "y/1")
+	_ = l.close()
+}
