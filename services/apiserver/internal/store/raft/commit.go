@@ -249,41 +249,16 @@ func verdict(key string, o outcome) (v store.Verdict) {
 // propose has operations carried out by the leader, wherever it is. An error that
 // is not refused leaves the outcome unknown.
 func (s *Store) propose(ctx context.Context, ops []*raftv1.Operation) (result, error) {
-	if s.raft.State() == hraft.Leader {
-		ctx, cancel := context.WithTimeout(ctx, s.localTime)
-		defer cancel()
-		return s.proposals.do(ctx, ops)
-	}
-	_, leader := s.raft.LeaderWithID()
-	if leader == "" || leader == s.id {
-		return result{}, errNotLeader
-	}
-	p, err := s.transport.peer(leader)
-	if err != nil {
-		return result{}, fmt.Errorf("%w: %w", errNotLeader, err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, s.forwardTime)
-	defer cancel()
-	defer context.AfterFunc(s.ctx, cancel)()
-	r, err := p.Propose(ctx, &raftv1.ProposeRequest{Target: string(leader), Operations: ops})
-	if err != nil {
-		return result{}, fmt.Errorf("leader %s: %w", leader, err)
-	}
-	if len(r.Outcomes) != len(ops) {
-		return result{}, fmt.Errorf("leader %s answered %d of %d operations", leader, len(r.Outcomes), len(ops))
-	}
-	res := result{outcomes: make([]outcome, len(ops)), index: r.Index}
-	for i, o := range r.Outcomes {
-		res.outcomes[i] = outcome{code: o.Code, rev: store.Revision(o.Revision)}
-		if c := o.Current; c != nil {
-			value := c.Value
-			if value == nil {
-				value = []byte{}
-			}
-			res.outcomes[i].current = &record{key: c.Key, value: value, mod: store.Revision(c.ModRevision), created: store.Revision(c.CreateRevision)}
+	via, limit := s.proposals, s.localTime
+	if s.raft.State() != hraft.Leader {
+		if _, leader := s.raft.LeaderWithID(); leader == "" || leader == s.id {
+			return result{}, errNotLeader
 		}
+		via, limit = s.forwards, s.forwardTime
 	}
-	return res, nil
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return via.do(ctx, ops)
 }
 
 // administer has one operation carried out that may be repeated at will.

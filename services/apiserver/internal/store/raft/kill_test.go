@@ -96,7 +96,14 @@ func TestAnAcknowledgementOutlivesKill(t *testing.T) {
 			}
 			acked[key] = store.Revision(n)
 		}
-		for range 500 + 1000*round {
+		snapshots := func() int {
+			found, err := filepath.Glob(filepath.Join(dir, "snapshots", "*-*[0-9]"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(found)
+		}
+		for n := 0; n < 500+1000*round || round == 3 && snapshots() == 0; n++ {
 			note(<-lines)
 		}
 		kill()
@@ -119,9 +126,6 @@ func TestAnAcknowledgementOutlivesKill(t *testing.T) {
 			if found[key] != rev {
 				t.Fatalf("round %d: acknowledged %s at %d, found %d", round, key, rev, found[key])
 			}
-		}
-		if snaps, _ := filepath.Glob(filepath.Join(dir, "snapshots", "*-*")); round == 3 && len(snaps) == 0 {
-			t.Fatal("no snapshot was made: the test proves less than it should")
 		}
 		s.Close()
 	}

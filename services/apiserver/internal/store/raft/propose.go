@@ -23,6 +23,8 @@ const (
 	// entriesInFlight is how many entries are on their way at once. While they
 	// are, what comes in gathers for the next: that is the group commit.
 	entriesInFlight = 2
+	// forwardsInFlight is the same for requests to the leader.
+	forwardsInFlight = 4
 	// queueBytes and queueRequests bound what gathers.
 	queueBytes    = 64 << 20
 	queueRequests = 32 << 10
@@ -33,10 +35,11 @@ const (
 // errNotLeader says that nothing was done because another member leads.
 var errNotLeader = errors.New("not the leader")
 
-// proposals gathers requests into entries of the log, on the leader.
+// proposals gathers requests: on the leader into entries of its log, elsewhere
+// into requests to the leader.
 type proposals struct {
-	raft  *hraft.Raft
-	clock func() int64
+	// submit sends operations off and returns what waits for their outcome.
+	submit func([]*raftv1.Operation) func() (result, error)
 
 	mu      sync.Mutex
 	queue   []*proposal
@@ -46,7 +49,7 @@ type proposals struct {
 	flights chan flight
 	slots   chan struct{}
 	wg      sync.WaitGroup
-	entries atomic.Int64 // written so far
+	sent    atomic.Int64 // so far
 }
 
 // proposal is one request.
@@ -59,16 +62,17 @@ type proposal struct {
 	err  error
 }
 
-// flight is one entry on its way.
+// flight is what was submitted together.
 type flight struct {
-	future    hraft.ApplyFuture
+	wait      func() (result, error)
 	proposals []*proposal
 }
 
-func newProposals(r *hraft.Raft, clock func() int64) *proposals {
+// newProposals gathers while so many flights are on their way.
+func newProposals(flights int, submit func([]*raftv1.Operation) func() (result, error)) *proposals {
 	p := &proposals{
-		raft: r, clock: clock, wake: make(chan struct{}, 1),
-		flights: make(chan flight, entriesInFlight), slots: make(chan struct{}, entriesInFlight),
+		submit: submit, wake: make(chan struct{}, 1),
+		flights: make(chan flight, flights), slots: make(chan struct{}, flights),
 	}
 	p.wg.Go(p.send)
 	p.wg.Go(p.land)
@@ -94,9 +98,6 @@ func (p *proposals) poke() {
 // do carries operations out, all in one entry. When ctx ends first, the outcome
 // is unknown.
 func (p *proposals) do(ctx context.Context, ops []*raftv1.Operation) (result, error) {
-	if p.raft.State() != hraft.Leader {
-		return result{}, errNotLeader
-	}
 	q := &proposal{ctx: ctx, ops: ops, done: make(chan struct{})}
 	for _, op := range ops {
 		q.size += int64(proto.Size(op)) + 8
@@ -168,35 +169,20 @@ func (p *proposals) send() {
 			<-p.wake
 			continue
 		}
-		c := &raftv1.Command{Format: format, ClockMs: p.clock(), Operations: make([]*raftv1.Operation, 0, ops)}
+		all := make([]*raftv1.Operation, 0, ops)
 		for _, q := range batch {
-			c.Operations = append(c.Operations, q.ops...)
+			all = append(all, q.ops...)
 		}
-		data, err := proto.Marshal(c)
-		if err != nil { // a key that is not UTF-8 among them
-			for _, q := range batch {
-				q.end(result{}, fmt.Errorf("%w: %w", errNotLeader, err))
-			}
-			<-p.slots
-			continue
-		}
-		p.entries.Add(1)
-		p.flights <- flight{p.raft.Apply(data, raftQueueTime), batch}
+		p.sent.Add(1)
+		p.flights <- flight{p.submit(all), batch}
 	}
 }
 
-// land tells the requests of each entry what became of them.
+// land tells the requests of each flight what became of them.
 func (p *proposals) land() {
 	for f := range p.flights {
-		err := f.future.Error()
+		res, err := f.wait()
 		<-p.slots
-		if errors.Is(err, hraft.ErrNotLeader) || errors.Is(err, hraft.ErrEnqueueTimeout) || errors.Is(err, hraft.ErrLeadershipTransferInProgress) {
-			err = fmt.Errorf("%w: %w", errNotLeader, err) // it was not written
-		}
-		var res result
-		if err == nil {
-			res, _ = f.future.Response().(result)
-		}
 		at := 0
 		for _, q := range f.proposals {
 			if err != nil {
@@ -204,11 +190,81 @@ func (p *proposals) land() {
 				continue
 			}
 			if at+len(q.ops) > len(res.outcomes) {
-				q.end(result{}, errors.New("the entry was applied by somebody else"))
+				q.end(result{}, fmt.Errorf("%d outcomes are too few", len(res.outcomes)))
 				continue
 			}
 			q.end(result{res.outcomes[at : at+len(q.ops)], res.index}, nil)
 			at += len(q.ops)
 		}
 	}
+}
+
+// lead has this member write operations into its log.
+func (s *Store) lead(ops []*raftv1.Operation) func() (result, error) {
+	data, err := proto.Marshal(&raftv1.Command{Format: format, ClockMs: s.clock(), Operations: ops})
+	if err != nil { // a key that is not UTF-8 among them
+		err = fmt.Errorf("%w: %w", errNotLeader, err)
+		return func() (result, error) { return result{}, err }
+	}
+	future := s.raft.Apply(data, raftQueueTime)
+	return func() (result, error) {
+		err := future.Error()
+		if errors.Is(err, hraft.ErrNotLeader) || errors.Is(err, hraft.ErrEnqueueTimeout) || errors.Is(err, hraft.ErrLeadershipTransferInProgress) {
+			err = fmt.Errorf("%w: %w", errNotLeader, err) // it was not written
+		}
+		if err != nil {
+			return result{}, err
+		}
+		res, _ := future.Response().(result)
+		return res, nil
+	}
+}
+
+// follow has the leader, which is another member, carry operations out.
+func (s *Store) follow(ops []*raftv1.Operation) func() (result, error) {
+	type answer struct {
+		res result
+		err error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		res, err := s.ask(ops)
+		answers <- answer{res, err}
+	}()
+	return func() (result, error) {
+		a := <-answers
+		return a.res, a.err
+	}
+}
+
+func (s *Store) ask(ops []*raftv1.Operation) (result, error) {
+	_, leader := s.raft.LeaderWithID()
+	if leader == "" || leader == s.id {
+		return result{}, errNotLeader
+	}
+	p, err := s.transport.peer(leader)
+	if err != nil {
+		return result{}, fmt.Errorf("%w: %w", errNotLeader, err)
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, s.forwardTime)
+	defer cancel()
+	r, err := p.Propose(ctx, &raftv1.ProposeRequest{Target: string(leader), Operations: ops})
+	if err != nil {
+		return result{}, fmt.Errorf("leader %s: %w", leader, err)
+	}
+	if len(r.Outcomes) != len(ops) {
+		return result{}, fmt.Errorf("leader %s answered %d of %d operations", leader, len(r.Outcomes), len(ops))
+	}
+	res := result{outcomes: make([]outcome, len(ops)), index: r.Index}
+	for i, o := range r.Outcomes {
+		res.outcomes[i] = outcome{code: o.Code, rev: store.Revision(o.Revision)}
+		if c := o.Current; c != nil {
+			value := c.Value
+			if value == nil {
+				value = []byte{}
+			}
+			res.outcomes[i].current = &record{key: c.Key, value: value, mod: store.Revision(c.ModRevision), created: store.Revision(c.CreateRevision)}
+		}
+	}
+	return res, nil
 }

@@ -18,6 +18,10 @@ import (
 // maxRequestBytes bounds what is put together from the frames of one request.
 const maxRequestBytes = 512 << 20
 
+// currentBytes bounds what an answer tells of entries that were found instead;
+// callers can do without.
+const currentBytes = 2 << 20
+
 // Service is what a member serves to the others. It is registered before the
 // server serves; until Open has been given it, all calls are UNAVAILABLE.
 type Service struct {
@@ -246,14 +250,19 @@ func (v *Service) Propose(ctx context.Context, r *raftv1.ProposeRequest) (*raftv
 			return nil, status.Error(codes.InvalidArgument, err.Error())
 		}
 	}
+	if s.raft.State() != hraft.Leader {
+		return nil, refusal(errNotLeader)
+	}
 	res, err := s.proposals.do(ctx, r.Operations)
 	if err != nil {
 		return nil, refusal(err)
 	}
 	out := &raftv1.ProposeResponse{Outcomes: make([]*raftv1.Outcome, len(res.outcomes)), Index: res.index}
+	room := int64(currentBytes)
 	for i, o := range res.outcomes {
 		out.Outcomes[i] = &raftv1.Outcome{Code: o.code, Revision: int64(o.rev)}
-		if o.current != nil {
+		if o.current != nil && (i == 0 || room >= o.current.size()) {
+			room -= o.current.size()
 			out.Outcomes[i].Current = o.current.proto()
 		}
 	}

@@ -39,7 +39,7 @@ type Bound struct {
 // Timing of elections. Zero means the defaults.
 type Timing struct {
 	// Election is how long a member hears nothing from the leader before it stands
-	// for election; default 300 ms, or 50 ms where there is nobody to hear from.
+	// for election; default 300 ms. A member that is alone does so at once.
 	Election time.Duration
 	// Commit is how long an idle follower may not know what was committed last;
 	// default 20 ms.
@@ -116,9 +116,6 @@ func (c *Config) defaults() error {
 	}
 	if c.Timing.Election <= 0 {
 		c.Timing.Election = 300 * time.Millisecond
-		if len(c.Members) == 1 {
-			c.Timing.Election = 50 * time.Millisecond
-		}
 	}
 	if c.Timing.Commit <= 0 {
 		c.Timing.Commit = 20 * time.Millisecond
@@ -154,7 +151,8 @@ type Store struct {
 	transport *transport
 	raft      *hraft.Raft
 	machine   *machine
-	proposals *proposals
+	proposals *proposals // into this member's log
+	forwards  *proposals // to the leader
 	began     time.Time
 
 	// session and sequence name each attempt to write.
@@ -247,16 +245,31 @@ func (s *Store) start() (err error) {
 	if err != nil {
 		return err
 	}
-	s.proposals = newProposals(s.raft, s.clock)
+	s.proposals = newProposals(entriesInFlight, s.lead)
+	s.forwards = newProposals(forwardsInFlight, s.follow)
 	s.cfg.Service.store.Store(s)
-	if !existing {
-		s.wg.Go(s.bootstrap)
-	}
+	s.wg.Go(func() {
+		if !existing {
+			s.bootstrap()
+		}
+		s.hurry()
+	})
 	s.wg.Go(s.upkeep)
 	if len(s.cfg.Members) > 1 {
 		s.wg.Go(s.takeIn)
 	}
 	return nil
+}
+
+// hurry lets a member that is alone stand for election without waiting to hear
+// from others.
+func (s *Store) hurry() {
+	if s.alone() && s.raft.State() == hraft.Follower {
+		now := &hraft.TimeoutNowRequest{RPCHeader: hraft.RPCHeader{ProtocolVersion: hraft.ProtocolVersionMax}}
+		if _, err := s.transport.handle(s.ctx, now, nil); err != nil {
+			s.log.Debug("raft store waits for its election", "error", err)
+		}
+	}
 }
 
 // maxAppend bounds the entries of one request; each may have entryBytes.
@@ -293,6 +306,7 @@ func (s *Store) Close() {
 		s.cancel()
 		// The library answers while it runs only, so everybody who waits for it
 		// ends before it does.
+		s.forwards.close()
 		s.proposals.close()
 		s.wg.Wait()
 		s.confirms.end()
