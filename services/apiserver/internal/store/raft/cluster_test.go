@@ -504,3 +504,49 @@ func TestAFullQueueSaysSo(t *testing.T) {
 	}
 	put(t, s, "/a", fmt.Sprint(rand.Uint64()))
 }
+
+func TestLargeValuesAndLargeBatchesThroughAFollower(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	_, followers := c.leader()
+	s := followers[0]
+	ctx := context.Background()
+	var writes []store.Write
+	for i := range 5000 {
+		writes = append(writes, store.Write{Key: fmt.Sprint("/small/", i), Value: make([]byte, 1000)})
+	}
+	large := make([]byte, maxValue)
+	for i := range 3 {
+		writes = append(writes, store.Write{Key: fmt.Sprint("/large/", i), Value: large})
+	}
+	v, err := s.Commit(ctx, writes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range v {
+		if v[i].Err != nil {
+			t.Fatalf("write %d: %v", i, v[i].Err)
+		}
+	}
+	// All of them again: each is found, those with little room are not told.
+	if v, err = s.Commit(ctx, writes); err != nil {
+		t.Fatal(err)
+	}
+	for i := range v {
+		if !errors.Is(v[i].Err, store.ErrExists) {
+			t.Fatalf("write %d again: %v", i, v[i].Err)
+		}
+	}
+	if cur := v[len(v)-1].Current; cur == nil || len(cur.Value) != maxValue {
+		t.Fatal("what is in the way is not told")
+	}
+	v, err = s.Commit(ctx, []store.Write{{Key: "/too-large", Value: make([]byte, maxValue+1)}, {Key: "/fits", Value: large}})
+	if err != nil || v[0].Err == nil || errors.Is(v[0].Err, store.ErrUnknownOutcome) || v[1].Err != nil {
+		t.Fatalf("%v %v", v[0].Err, v[1].Err)
+	}
+	for _, other := range followers {
+		page, err := other.List(ctx, "/", store.ListOptions{})
+		if err != nil || page.Count != 5004 {
+			t.Fatalf("%d entries, %v", page.Count, err)
+		}
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	hraft "github.com/hashicorp/raft"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
@@ -347,4 +348,72 @@ func FuzzSnapshot(f *testing.F) {
 		n.state = s
 		n.check(t)
 	})
+}
+
+func TestACancelledAttemptIsNeverApplied(t *testing.T) {
+	m := newMachine(100, 1<<20)
+	attempt := func(session, sequence uint64) raftv1.Outcome_Code {
+		return m.operation(write("/a", "x", store.Any, func(w *raftv1.Write) { w.Session, w.Sequence = session, sequence })).code
+	}
+	cancel := func(session, sequence uint64) {
+		m.operation(&raftv1.Operation{Kind: &raftv1.Operation_Cancel{Cancel: &raftv1.Cancel{Session: session, Sequence: sequence}}})
+	}
+	expect := func(session, sequence uint64, want raftv1.Outcome_Code) {
+		t.Helper()
+		before := m.rev
+		if got := attempt(session, sequence); got != want || (m.rev > before) != (got == raftv1.Outcome_CODE_DONE) {
+			t.Fatalf("attempt %d of session %d: %s, want %s; revision %d after %d", sequence, session, got, want, m.rev, before)
+		}
+	}
+	const done, cancelled = raftv1.Outcome_CODE_DONE, raftv1.Outcome_CODE_CANCELLED
+	expect(7, 5, done)
+	cancel(7, 5)
+	expect(7, 5, cancelled)
+	expect(7, 4, cancelled)
+	expect(7, 6, done)
+	expect(8, 1, done)
+	cancel(7, 3) // late itself
+	expect(7, 5, cancelled)
+	for session := range uint64(2 * maxCancelled) {
+		cancel(100+session, 9)
+	}
+	if len(m.cancelled) > maxCancelled {
+		t.Fatalf("%d sessions are remembered", len(m.cancelled))
+	}
+	expect(100+2*maxCancelled-1, 9, cancelled)
+	expect(100+maxCancelled, 9, cancelled)
+}
+
+func TestWhatANewerVersionWroteIsRefused(t *testing.T) {
+	newer := protowire.AppendString(protowire.AppendTag(nil, 99, protowire.BytesType), "?")
+	encode := func(m proto.Message) []byte {
+		data, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	good := &raftv1.Command{Format: format, Operations: []*raftv1.Operation{write("/a", "x", 0)}}
+	if _, err := decode(encode(good)); err != nil {
+		t.Fatal(err)
+	}
+	field := func(number protowire.Number, inner []byte) []byte {
+		return protowire.AppendBytes(protowire.AppendTag(nil, number, protowire.BytesType), inner)
+	}
+	head := encode(&raftv1.Command{Format: format})
+	for what, data := range map[string][]byte{
+		"another format":                 encode(&raftv1.Command{Format: format + 1}),
+		"a field of the command":         append(encode(good), newer...),
+		"an operation of another kind":   append(bytes.Clone(head), field(3, newer)...),
+		"an operation of no kind":        append(bytes.Clone(head), field(3, nil)...),
+		"a field of a write":             append(bytes.Clone(head), field(3, field(1, append(encode(good.Operations[0].GetWrite()), newer...)))...),
+		"a write without a key":          encode(&raftv1.Command{Format: format, Operations: []*raftv1.Operation{write("", "x", 0)}}),
+		"a command that is cut off":      encode(good)[:len(encode(good))-1],
+		"overlapping bounds":             encode(&raftv1.Command{Format: format, Operations: []*raftv1.Operation{{Kind: &raftv1.Operation_Bounds{Bounds: &raftv1.Bounds{Bounds: []*raftv1.Bound{{Prefix: "/a/"}, {Prefix: "/a/b"}}}}}}}),
+		"a write that lives for ever on": encode(&raftv1.Command{Format: format, Operations: []*raftv1.Operation{write("/a", "x", 0, func(w *raftv1.Write) { w.TtlSeconds = maxTTL + 1 })}}),
+	} {
+		if _, err := decode(data); err == nil {
+			t.Errorf("%s is taken", what)
+		}
+	}
 }
