@@ -358,6 +358,89 @@ func TestALeaderThatIsCutOffServesNoStaleRead(t *testing.T) {
 	}
 }
 
+// filtered is a connection that loses some requests.
+type filtered struct {
+	*grpc.ClientConn
+	lose *atomic.Bool
+	keep string
+}
+
+func (f *filtered) loses(method string) error {
+	if f.lose.Load() && !strings.HasSuffix(method, f.keep) {
+		return status.Error(codes.Unavailable, "lost")
+	}
+	return nil
+}
+
+func (f *filtered) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	if err := f.loses(method); err != nil {
+		return err
+	}
+	return f.ClientConn.Invoke(ctx, method, args, reply, opts...)
+}
+
+func (f *filtered) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	if err := f.loses(method); err != nil {
+		return nil, err
+	}
+	s, err := f.ClientConn.NewStream(ctx, desc, method, opts...)
+	return &filteredStream{s, f, method}, err
+}
+
+type filteredStream struct {
+	grpc.ClientStream
+	by     *filtered
+	method string
+}
+
+func (s *filteredStream) SendMsg(m any) error {
+	if err := s.by.loses(s.method); err != nil {
+		return err
+	}
+	return s.ClientStream.SendMsg(m)
+}
+
+// A leader that was asleep believes in its leadership until it asks.
+func TestWhoWasElectedSinceIsAskedFor(t *testing.T) {
+	lose := map[string]*atomic.Bool{"a": {}, "b": {}, "c": {}}
+	c := newCluster(t, 3, func(cfg *Config) {
+		dial, name := cfg.Dial, cfg.Name
+		cfg.Dial = func(member string) (grpc.ClientConnInterface, error) {
+			conn, err := dial(member)
+			if err != nil {
+				return nil, err
+			}
+			return &filtered{conn.(*grpc.ClientConn), lose[name], "/ConfirmTerm"}, nil
+		}
+	})
+	old, _ := c.leader()
+	if _, err := old.Revision(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	term := old.raft.CurrentTerm()
+	if err := old.confirm(term); err != nil {
+		t.Fatal(err)
+	}
+	name := old.cfg.Name
+	lose[name].Store(true)
+	c.members[name].down()
+	eventually(t, "another one leads", func() bool {
+		for _, other := range c.names {
+			if s := c.members[other].Store; s != old && s.Status().Leader == string(s.id) {
+				return true
+			}
+		}
+		return false
+	})
+	eventually(t, "both others have moved on", func() bool {
+		err := old.confirm(term)
+		return err != nil && strings.Count(err.Error(), "is in term") == 2
+	})
+	if now := old.raft.CurrentTerm(); now != term {
+		t.Fatalf("it has heard of term %d: the test proves nothing", now)
+	}
+}
+
 func TestALateMemberGetsASnapshotAndLargeEntries(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	leader, followers := c.leader()
