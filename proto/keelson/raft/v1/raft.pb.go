@@ -1099,9 +1099,9 @@ type IdentifyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// id of the member.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// member says that it is, or was, part of a cluster: it knows who the members
-	// are. One that is not has an empty disk.
-	Member bool `protobuf:"varint,2,opt,name=member,proto3" json:"member,omitempty"`
+	// members are the ids of those that it knows, itself among them or not. A
+	// member whose disk is empty knows none.
+	Members []string `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
 	// last_index of its log.
 	LastIndex     uint64 `protobuf:"varint,3,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1145,11 +1145,11 @@ func (x *IdentifyResponse) GetId() string {
 	return ""
 }
 
-func (x *IdentifyResponse) GetMember() bool {
+func (x *IdentifyResponse) GetMembers() []string {
 	if x != nil {
-		return x.Member
+		return x.Members
 	}
-	return false
+	return nil
 }
 
 func (x *IdentifyResponse) GetLastIndex() uint64 {
@@ -2657,10 +2657,10 @@ const file_keelson_raft_v1_raft_proto_rawDesc = "" +
 	"\x17InstallSnapshotResponse\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x18\n" +
 	"\asuccess\x18\x02 \x01(\bR\asuccess\"\x11\n" +
-	"\x0fIdentifyRequest\"Y\n" +
+	"\x0fIdentifyRequest\"[\n" +
 	"\x10IdentifyResponse\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
-	"\x06member\x18\x02 \x01(\bR\x06member\x12\x1d\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\amembers\x18\x02 \x03(\tR\amembers\x12\x1d\n" +
 	"\n" +
 	"last_index\x18\x03 \x01(\x04R\tlastIndex\",\n" +
 	"\x12ConfirmTermRequest\x12\x16\n" +

@@ -156,6 +156,24 @@ func TestAnEmptiedDiskElectsNobodyWhoLacksAWrite(t *testing.T) {
 	}
 }
 
+// A member may know a membership that the leader does not: one that was never
+// committed, or that was changed since.
+func TestAMemberThatWasLetGoIsTakenInAgain(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader, followers := c.leader()
+	want := map[string]string{"/a": "x"}
+	c.put(leader, "/a", "x")
+	gone := followers[0]
+	if err := leader.raft.RemoveServer(gone.id, 0, time.Second).Error(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it has its vote again", func() bool {
+		leader, _ := c.leader()
+		return slices.Equal(sorted(leader.voters()), sorted(c.ids()))
+	})
+	holds(t, gone, want)
+}
+
 func TestAMemberThatIsLateFoundsNothing(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	// A single member grows to three, the first of which is new.

@@ -14,6 +14,8 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
+// What an entry of the log does depends on these, so members of different
+// versions must agree on them: whoever changes one changes the format.
 const (
 	// format of commands and snapshots.
 	format = 1

@@ -3,6 +3,7 @@ package raft
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	hraft "github.com/hashicorp/raft"
@@ -68,8 +69,8 @@ func (s *Store) founders() (out []hraft.Server, ok bool) {
 		id := s.id
 		if name != s.cfg.Name {
 			r, err := s.identify(name)
-			if err != nil || r.Member {
-				s.log.Debug("raft store is not founded yet", "member", name, "founded", r.GetMember(), "error", err)
+			if err != nil || len(r.Members) > 0 {
+				s.log.Debug("raft store is not founded yet", "member", name, "knows", r.GetMembers(), "error", err)
 				return nil, false
 			}
 			id = hraft.ServerID(r.Id)
@@ -83,6 +84,7 @@ func (s *Store) founders() (out []hraft.Server, ok bool) {
 // emptied: under their new id, and only once they have caught up with the log, in
 // place of the old one.
 func (s *Store) takeIn() {
+	said := map[string]string{} // why a member could not be taken in, once
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
@@ -98,9 +100,14 @@ func (s *Store) takeIn() {
 			if name == s.cfg.Name {
 				continue
 			}
+			why := ""
 			if err := s.takeInMember(name); err != nil {
-				s.log.Debug("raft store: member is missing", "member", name, "error", err)
+				why = err.Error()
 			}
+			if why != said[name] && why != "" {
+				s.log.Info("raft store: member is missing", "member", name, "error", why)
+			}
+			said[name] = why
 		}
 	}
 }
@@ -131,8 +138,10 @@ func (s *Store) takeInMember(name string) error {
 	switch {
 	case isKnown && suffrage == hraft.Voter:
 		return nil
-	case !isKnown && r.Member:
-		return fmt.Errorf("%s belongs to another cluster, or did: its directory must be emptied", id)
+	case !isKnown && len(r.Members) > 0 && !slices.Contains(r.Members, string(s.id)):
+		// Disks' ids are unique, so who knows this one's is of the same cluster. (It
+		// may have been told of a membership that was not committed.)
+		return fmt.Errorf("%s belongs to another cluster: its directory must be emptied", id)
 	case !isKnown:
 		s.log.Info("raft store takes a member in", "id", string(id))
 		return s.raft.AddNonvoter(id, hraft.ServerAddress(id), index, changeTime).Error()

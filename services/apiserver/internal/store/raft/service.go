@@ -16,7 +16,7 @@ import (
 )
 
 // maxRequestBytes bounds what is put together from the frames of one request.
-const maxRequestBytes = 512 << 20
+const maxRequestBytes = maxAppend * (maxValue + entryBytes)
 
 // currentBytes bounds what an answer tells of entries that were found instead;
 // callers can do without.
@@ -211,7 +211,11 @@ func (v *Service) Identify(ctx context.Context, _ *raftv1.IdentifyRequest) (*raf
 	if err != nil {
 		return nil, err
 	}
-	return &raftv1.IdentifyResponse{Id: string(s.id), Member: len(s.servers()) > 0, LastIndex: s.raft.LastIndex()}, nil
+	r := &raftv1.IdentifyResponse{Id: string(s.id), LastIndex: s.raft.LastIndex()}
+	for _, server := range s.servers() {
+		r.Members = append(r.Members, string(server.ID))
+	}
+	return r, nil
 }
 
 // ConfirmTerm implements the service.

@@ -32,7 +32,7 @@ func (s *Store) upkeep() {
 		}
 		if s.snapshotDue() {
 			if err := s.raft.Snapshot().Error(); err != nil {
-				s.log.Debug("raft store: no snapshot", "error", err)
+				s.log.Warn("raft store cannot make a snapshot of itself", "error", err)
 			}
 		}
 		for s.raft.State() == hraft.Leader && s.ctx.Err() == nil {
