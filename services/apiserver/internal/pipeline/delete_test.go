@@ -1,6 +1,7 @@
 package pipeline_test
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"testing"
@@ -8,10 +9,13 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -225,4 +229,102 @@ func TestEviction(t *testing.T) {
 	}
 	_, err = evict("none", &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: "none"}})
 	wantStatus(t, err, 404, metav1.StatusReasonNotFound, `pods "none" not found`)
+}
+
+// An evicted pod says so in its status, before it goes.
+func TestEvictionCondition(t *testing.T) {
+	f := newFixture(t)
+	evict := func(name string, d metav1.DeleteOptions, o pipeline.WriteOptions) error {
+		t.Helper()
+		data, err := (&policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: name}, DeleteOptions: &d}).Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.Create(f.ctx, pipeline.Target{Resource: podGVR, Namespace: "ns", Name: name, Subresource: "eviction"},
+			pipeline.Body{Data: data, Type: pipeline.Message, GVK: policyv1.SchemeGroupVersion.WithKind("Eviction")}, o)
+		return err
+	}
+	want := corev1.PodCondition{
+		Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, LastTransitionTime: metav1.NewTime(f.now),
+		Reason: "EvictionByEvictionAPI", Message: "Eviction API: evicting",
+	}
+	conditions := func(obj resource.Object) []corev1.PodCondition {
+		var out []corev1.PodCondition
+		for _, c := range obj.(*corev1.Pod).Status.Conditions {
+			if c.Type == corev1.DisruptionTarget {
+				out = append(out, c)
+			}
+		}
+		return out
+	}
+	check := func(what string, obj resource.Object) {
+		t.Helper()
+		if got := conditions(obj); len(got) != 1 || asJSON(got[0]) != asJSON(want) {
+			t.Errorf("%s: %s", what, asJSON(got))
+		}
+	}
+
+	p := f.bound("graceful")
+	if err := evict("graceful", metav1.DeleteOptions{}, pipeline.WriteOptions{DryRun: true}); err != nil {
+		t.Fatal(err)
+	}
+	if got := get(f, p); got.ResourceVersion != p.ResourceVersion {
+		t.Errorf("a dry run wrote %s", asJSON(got))
+	}
+	rv := p.ResourceVersion
+	if err := evict("graceful", metav1.DeleteOptions{Preconditions: &metav1.Preconditions{ResourceVersion: &rv}}, pipeline.WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	got := get(f, p)
+	check("graceful", got)
+	if got.DeletionTimestamp == nil {
+		t.Error("not asked to go")
+	}
+	f.now = f.now.Add(5 * time.Second)
+	if err := evict("graceful", metav1.DeleteOptions{}, pipeline.WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if again := get(f, p); again.ResourceVersion != got.ResourceVersion {
+		t.Errorf("a second eviction changed the pod: %s", asJSON(again))
+	}
+	f.now = f.now.Add(-5 * time.Second)
+
+	// One that is under way already is told as well.
+	q := f.bound("deleted")
+	if _, err := f.delete(q); err != nil {
+		t.Fatal(err)
+	}
+	if err := evict("deleted", metav1.DeleteOptions{}, pipeline.WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	check("deleted", get(f, q))
+
+	// One that goes at once is changed first: who watches sees why.
+	r := f.mustCreate(pod("at-once"))
+	w, err := f.Watch(f.ctx, pipeline.Target{Resource: podGVR, Namespace: "ns"}, pipeline.WatchOptions{ResourceVersion: r.GetResourceVersion()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	rv = r.GetResourceVersion()
+	if err := evict("at-once", metav1.DeleteOptions{Preconditions: &metav1.Preconditions{ResourceVersion: &rv}}, pipeline.WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var events []*watchcache.Event
+	for len(events) < 2 {
+		next, err := w.Next(f.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events = append(events, next...)
+	}
+	if events[0].Type != watchcache.Modified || events[1].Type != watchcache.Deleted {
+		t.Fatalf("%v, %v", events[0].Type, events[1].Type)
+	}
+	for _, e := range events {
+		check(fmt.Sprint(e.Type), e.Item.Object)
+	}
+	if err := evict("graceful", metav1.DeleteOptions{Preconditions: &metav1.Preconditions{ResourceVersion: &rv}}, pipeline.WriteOptions{}); !apierrors.IsConflict(err) {
+		t.Errorf("another resource version: %v", err)
+	}
 }

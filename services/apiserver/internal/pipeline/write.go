@@ -74,6 +74,8 @@ type step struct {
 	onlyTimes bool
 	// keepTrace keeps the trace of the last write, where this one brings none.
 	keepTrace bool
+	// more says that the change goes on from what this step wrote.
+	more bool
 	// answer replaces the Outcome's Item.
 	answer func(*Outcome)
 	// finish is called once, with whether the write happened.
@@ -365,6 +367,10 @@ func (p *Pipeline) settle(c *change, v store.Verdict) {
 		item, err := p.item(c, s, v.Revision)
 		if err != nil {
 			p.fail(c, err)
+			return
+		}
+		if s.more {
+			c.step, c.cur, c.known, c.fresh, c.warn = nil, item, true, true, nil
 			return
 		}
 		p.finish(c, s, item)
