@@ -113,8 +113,8 @@ type Outcome struct {
 	// Other holds the answer.
 	Item  *watchcache.Item
 	Other resource.Object
-	// Status is set instead where the answer is a Status (binding, eviction, a
-	// delete that left nothing).
+	// Status is set where the answer is a Status (binding, eviction, for most
+	// kinds a delete that left nothing); only of a delete, Item is set as well.
 	Status *metav1.Status
 	// Created is set by an apply or update that created.
 	Created bool

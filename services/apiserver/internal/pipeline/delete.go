@@ -87,6 +87,9 @@ func (p *Pipeline) planDelete(c *change, cur *watchcache.Item, o DeleteOptions) 
 	held := len(finalizers) > 0 || c.kind.Held != nil && c.kind.Held(old)
 	if grace == 0 && !held {
 		s.gone = true
+		if !c.kind.ReturnsDeleted {
+			s.answer = func(out *Outcome) { out.Status = deleted(c, out.Item.Object) }
+		}
 		return s, nil
 	}
 	obj, ok := old.DeepCopyObject().(resource.Object)
@@ -97,6 +100,15 @@ func (p *Pipeline) planDelete(c *change, cur *watchcache.Item, o DeleteOptions) 
 	p.mark(c.kind, obj, grace)
 	s.obj = obj
 	return s, nil
+}
+
+// deleted says that nothing is left of an object. Its kind is the resource, as
+// Kubernetes has it there.
+func deleted(c *change, last resource.Object) *metav1.Status {
+	gr := c.gr()
+	return &metav1.Status{Status: metav1.StatusSuccess, Details: &metav1.StatusDetails{
+		Name: last.GetName(), Group: gr.Group, Kind: gr.Resource, UID: last.GetUID(),
+	}}
 }
 
 // asIs leaves the object as it is: its deletion is under way.

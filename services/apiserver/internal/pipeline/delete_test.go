@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -202,6 +203,46 @@ func TestDeleteCollection(t *testing.T) {
 	rest, err := f.List(f.ctx, target, pipeline.ListOptions{})
 	if err != nil || len(rest.Items) != 2 {
 		t.Errorf("%+v, %v", rest, err)
+	}
+}
+
+// A delete that leaves nothing is answered with a Status for most kinds, which
+// names the resource as Kubernetes does, and with the last state for some.
+func TestDeleteAnswer(t *testing.T) {
+	f := newFixture(t)
+	cm := f.mustCreate(configMap("a"))
+	want := metav1.Status{Status: metav1.StatusSuccess, Details: &metav1.StatusDetails{Name: "a", Kind: "configmaps", UID: cm.GetUID()}}
+	for _, dry := range []bool{true, false} {
+		out, err := f.delete(cm, pipeline.DeleteOptions{WriteOptions: pipeline.WriteOptions{DryRun: dry}})
+		if err != nil || !out.Gone || out.Status == nil || asJSON(out.Status) != asJSON(want) {
+			t.Errorf("dry run %v: %+v, %v", dry, out, err)
+		}
+		if out.Item == nil || out.Item.Object.GetUID() != cm.GetUID() {
+			t.Errorf("the last state is not known: %+v", out)
+		}
+	}
+	role := f.mustCreate(&rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: "r", Namespace: "ns"}})
+	if out, err := f.delete(role); err != nil || out.Status == nil || out.Status.Details.Group != "rbac.authorization.k8s.io" || out.Status.Details.Kind != "roles" {
+		t.Errorf("%+v, %v", out, err)
+	}
+	held := configMap("held")
+	held.Finalizers = []string{"a.b/c"}
+	f.mustCreate(held)
+	if out, err := f.delete(held); err != nil || out.Gone || out.Status != nil || out.Item.Object.GetDeletionTimestamp() == nil {
+		t.Errorf("one that stays: %+v, %v", out, err)
+	}
+	if out, err := f.delete(f.mustCreate(pod("p"))); err != nil || !out.Gone || out.Status != nil {
+		t.Errorf("a pod: %+v, %v", out, err)
+	}
+	var object []string
+	for _, k := range f.Table().Kinds() {
+		if k.ReturnsDeleted {
+			object = append(object, k.Resource)
+		}
+	}
+	slices.Sort(object)
+	if want := []string{"namespaces", "persistentvolumeclaims", "persistentvolumes", "pods", "serviceaccounts", "services", "storageclasses"}; !slices.Equal(object, want) {
+		t.Errorf("%v, want %v", object, want)
 	}
 }
 

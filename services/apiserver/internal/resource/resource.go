@@ -58,6 +58,9 @@ type Kind struct {
 	TTLSeconds int64
 	// NoDeleteCollection is set where a collection cannot be deleted (Namespace).
 	NoDeleteCollection bool
+	// ReturnsDeleted is set where a delete that leaves nothing answers with the
+	// object's last state; otherwise the answer is a Status.
+	ReturnsDeleted bool
 	// NoGeneration is set where metadata.generation is not kept (Kubernetes keeps
 	// it for kinds with a spec that controllers act on).
 	NoGeneration bool

@@ -310,6 +310,37 @@ func TestHistoryIsBoundedAndOlderStartsExpire(t *testing.T) {
 	}
 }
 
+// What is too old goes, also of a kind in which nothing happens any more, but for
+// the last few.
+func TestOldHistoryGoes(t *testing.T) {
+	f := start(t, nil, Config{HistoryAge: 50 * time.Millisecond, HistoryMin: 3})
+	first := f.put(pod("a", "0", ""))
+	var revs []store.Revision
+	for i := range 10 {
+		revs = append(revs, f.put(pod("a", fmt.Sprint(i), "")))
+	}
+	f.fresh()
+	var expired *ExpiredError
+	for !errors.As(tryWatch(f, first), &expired) || expired.Oldest != revs[6] {
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-f.ctx.Done():
+			t.Fatalf("the history is kept: %v", expired)
+		}
+	}
+	<-time.After(100 * time.Millisecond)
+	f.want(f.watch(WatchOptions{After: revs[6]}), "added 7", "added 8", "added 9")
+}
+
+// tryWatch is the error of a watch.
+func tryWatch(f *fixture, after store.Revision) error {
+	w, err := f.Kind(pods).Watch(WatchOptions{After: after})
+	if err == nil {
+		w.Close()
+	}
+	return err
+}
+
 func TestASlowWatcherIsCutOffAndCanResume(t *testing.T) {
 	f := start(t, nil, Config{})
 	after := f.fresh()

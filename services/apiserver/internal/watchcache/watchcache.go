@@ -12,8 +12,8 @@
 //   - A watcher that falls further behind than its buffer is cut off with
 //     ErrSlow, after the events it was sent; it can resume from the last of them.
 //     It never holds up another, nor the cache.
-//   - Memory is bounded: events kept for resuming are bounded in number and
-//     bytes for each kind; older start revisions answer *Expired.
+//   - Memory is bounded: events kept for resuming are bounded in number, bytes and
+//     age for each kind; older start revisions answer *Expired.
 //
 // It must never change an object that it has handed out.
 package watchcache

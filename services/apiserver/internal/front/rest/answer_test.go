@@ -102,7 +102,7 @@ func TestOutcomes(t *testing.T) {
 		{"created", "POST", "/api/v1/namespaces/ns/pods", pipeline.Outcome{}, 201, `"kind":"Pod","apiVersion":"v1"`},
 		{"updated", "PUT", "/api/v1/namespaces/ns/pods/p", pipeline.Outcome{}, 200, `"kind":"Pod"`},
 		{"created by update", "PUT", "/api/v1/namespaces/ns/pods/p", pipeline.Outcome{Created: true}, 201, `"kind":"Pod"`},
-		{"deleted", "DELETE", "/api/v1/namespaces/ns/pods/p", pipeline.Outcome{Gone: true, Status: &metav1.Status{Status: "Success", Details: &metav1.StatusDetails{Name: "p"}}}, 200, `"status":"Success","details":{"name":"p"},"code":200`},
+		{"deleted", "DELETE", "/api/v1/namespaces/ns/pods/p", pipeline.Outcome{Gone: true, Status: &metav1.Status{Status: "Success", Details: &metav1.StatusDetails{Name: "p"}}}, 200, `"status":"Success","details":{"name":"p"}}`},
 		{"being deleted", "DELETE", "/api/v1/namespaces/ns/pods/p", pipeline.Outcome{}, 200, `"kind":"Pod"`},
 		{"being deleted with dependents", "DELETE", "/api/v1/namespaces/ns/pods/p?orphanDependents=false", pipeline.Outcome{}, 202, `"kind":"Pod"`},
 		{"bound", "POST", "/api/v1/namespaces/ns/pods/p/binding", pipeline.Outcome{Status: &metav1.Status{Status: "Success"}}, 201, `"status":"Success","code":201`},

@@ -120,6 +120,11 @@ func (x *exchange) delete() {
 	if orphan := options.OrphanDependents; !out.Gone && orphan != nil && !*orphan {
 		code = http.StatusAccepted
 	}
+	if out.Status != nil {
+		x.warn(out.Warnings)
+		x.answerStatus(code, out.Status) // which does not repeat the code
+		return
+	}
 	x.outcome(code, out)
 }
 

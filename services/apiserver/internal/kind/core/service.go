@@ -13,6 +13,7 @@ import (
 // preparation and validation; the predicates below say which a service needs.
 func Service() *resource.Kind {
 	k := row.Namespaced[corev1.Service, corev1.ServiceList](corev1.SchemeGroupVersion, "services", "services/specs")
+	k.ReturnsDeleted = true
 	k.ShortNames = []string{"svc"}
 	k.Categories = []string{"all"}
 	k.NoGeneration = true

@@ -20,6 +20,7 @@ func keepSecretNames(a *corev1.ServiceAccount) {
 // ServiceAccount is the row of serviceaccounts.
 func ServiceAccount() *resource.Kind {
 	k := row.Namespaced[corev1.ServiceAccount, corev1.ServiceAccountList](corev1.SchemeGroupVersion, "serviceaccounts", "serviceaccounts")
+	k.ReturnsDeleted = true
 	k.ShortNames = []string{"sa"}
 	k.NoGeneration = true
 	k.Columns = []metav1.TableColumnDefinition{column.AgeColumn()}

@@ -30,6 +30,7 @@ func IsDefault(c *storagev1.StorageClass) bool {
 // StorageClass is the row of storageclasses.
 func StorageClass() *resource.Kind {
 	k := row.Cluster[storagev1.StorageClass, storagev1.StorageClassList](storagev1.SchemeGroupVersion, "storageclasses", "storageclasses")
+	k.ReturnsDeleted = true
 	k.ShortNames = []string{"sc"}
 	k.NoGeneration = true
 	k.Columns, k.Cells = columns(), cells
