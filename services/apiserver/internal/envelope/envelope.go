@@ -1,7 +1,7 @@
 // Package envelope is the form of an object in the store: Kubernetes' own
 // protobuf envelope ("k8s\x00" and a runtime.Unknown), with one field more that
-// Kubernetes' decoder skips. That field carries the trace context of the write
-// and the write's id.
+// Kubernetes' decoder skips. That field carries the trace context of the write,
+// the write's id, and the version of the defaults that the object has.
 //
 // It also sets and strips metadata.resourceVersion in an encoded object without
 // decoding the rest, because the store's revision is the resourceVersion and so
@@ -37,6 +37,7 @@ const (
 
 	extensionTraceparent = 1
 	extensionWriteID     = 2
+	extensionDefaults    = 3
 )
 
 // ErrMalformed is wrapped by every error that is due to the bytes.
@@ -54,6 +55,9 @@ type Value struct {
 	Traceparent string
 	// WriteID is the id of the write, or empty.
 	WriteID string
+	// Defaults is the resource.DefaultsVersion of the program that completed the
+	// object, or 0.
+	Defaults uint64
 }
 
 // Message is an object that can be encoded.
@@ -103,6 +107,9 @@ func extensionSize(v Value) int {
 	if v.WriteID != "" {
 		n += 1 + protowire.SizeBytes(len(v.WriteID))
 	}
+	if v.Defaults != 0 {
+		n += 1 + protowire.SizeFixed64()
+	}
 	return n
 }
 
@@ -139,6 +146,10 @@ func appendExtension(b []byte, v Value) []byte {
 	if v.WriteID != "" {
 		b = protowire.AppendTag(b, extensionWriteID, protowire.BytesType)
 		b = protowire.AppendString(b, v.WriteID)
+	}
+	if v.Defaults != 0 {
+		b = protowire.AppendTag(b, extensionDefaults, protowire.Fixed64Type)
+		b = protowire.AppendFixed64(b, v.Defaults)
 	}
 	return b
 }
@@ -179,12 +190,15 @@ func Decode(b []byte) (Value, error) {
 				return fmt.Errorf("%w: content type %q", ErrMalformed, val)
 			}
 		case unknownExtension:
-			return fields(val, func(num protowire.Number, typ protowire.Type, val, _ []byte) error {
+			return fields(val, func(num protowire.Number, typ protowire.Type, val, whole []byte) error {
 				switch {
 				case num == extensionTraceparent && typ == protowire.BytesType:
 					v.Traceparent = string(val)
 				case num == extensionWriteID && typ == protowire.BytesType:
 					v.WriteID = string(val)
+				case num == extensionDefaults && typ == protowire.Fixed64Type:
+					_, _, n := protowire.ConsumeTag(whole)
+					v.Defaults, _ = protowire.ConsumeFixed64(whole[n:])
 				}
 				return nil
 			})

@@ -45,7 +45,7 @@ func kubernetes(t testing.TB) *protobuf.Serializer {
 
 func TestKubernetesReadsWhatWeWrite(t *testing.T) {
 	pod := examplePod()
-	b, err := EncodeObject(Value{APIVersion: "v1", Kind: "Pod", Traceparent: trace, WriteID: id}, pod)
+	b, err := EncodeObject(Value{APIVersion: "v1", Kind: "Pod", Traceparent: trace, WriteID: id, Defaults: 1 << 63}, pod)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func TestKubernetesReadsWhatWeWrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again := Encode(Value{APIVersion: "v1", Kind: "Pod", Raw: raw, Traceparent: trace, WriteID: id}); !bytes.Equal(again, b) {
+	if again := Encode(Value{APIVersion: "v1", Kind: "Pod", Raw: raw, Traceparent: trace, WriteID: id, Defaults: 1 << 63}); !bytes.Equal(again, b) {
 		t.Fatal("Encode and EncodeObject differ")
 	}
 	v, err := Decode(b)
@@ -213,7 +213,7 @@ func FuzzResourceVersion(f *testing.F) {
 }
 
 func FuzzDecode(f *testing.F) {
-	b, err := EncodeObject(Value{APIVersion: "v1", Kind: "Pod", Traceparent: trace, WriteID: id}, examplePod())
+	b, err := EncodeObject(Value{APIVersion: "v1", Kind: "Pod", Traceparent: trace, WriteID: id, Defaults: 1 << 63}, examplePod())
 	if err != nil {
 		f.Fatal(err)
 	}

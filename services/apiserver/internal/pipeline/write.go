@@ -329,16 +329,23 @@ func (p *Pipeline) encode(c *change, s *step) (same bool, err error) {
 func (p *Pipeline) encodeValue(c *change, s *step) (err error) {
 	s.obj.SetResourceVersion("")
 	obj, kind := s.obj, c.kind
+	defaults := resource.DefaultsVersion()
 	if kind.StoredAs != nil {
 		obj, kind = kind.StoredAs.To(obj), p.stored(kind)
+		defaults = 0 // it has those of its own row, not those of the other
 	}
 	apiVersion, name := kind.GVK.ToAPIVersionAndKind()
-	s.value, err = envelope.EncodeObject(envelope.Value{APIVersion: apiVersion, Kind: name, Traceparent: s.trace, WriteID: s.id}, obj)
+	s.value, err = envelope.EncodeObject(envelope.Value{
+		APIVersion: apiVersion, Kind: name, Traceparent: s.trace, WriteID: s.id, Defaults: defaults,
+	}, obj)
 	return err
 }
 
 // unchanged tells whether the step would store what is there.
 func unchanged(c *change, s *step) (bool, error) {
+	if c.cur.Completed {
+		return false, nil // what is shown is there, but not what is stored
+	}
 	if c.kind.StoredAs != nil {
 		was := c.cur.Object.GetResourceVersion()
 		s.obj.SetResourceVersion(was)
