@@ -40,7 +40,7 @@ func TestCollectionsAreSeen(t *testing.T) {
 	seen := make(chan int, 8)
 	p := &pacer{percent: busyPercent, set: func(percent int) { seen <- percent }}
 	defer p.stopped.Store(true)
-	p.watch() // the first collection is decades after the zero time
+	p.watch()                                      // the first collection is decades after the zero time
 	again := time.NewTicker(10 * time.Millisecond) // one that comes before the next sentinel is not seen
 	defer again.Stop()
 	end := time.After(10 * time.Second)
