@@ -71,8 +71,11 @@ type WatchOptions struct {
 	LabelSelector, FieldSelector string
 	ResourceVersion              string
 	ResourceVersionMatch         string
-	SendInitialEvents            bool
-	AllowBookmarks               bool
+	// SendInitialEvents sends the present state, also where a resource version is
+	// named, and a bookmark at its end. NoInitialEvents sends nothing of it, also
+	// where none is named: what comes from now on.
+	SendInitialEvents, NoInitialEvents bool
+	AllowBookmarks                     bool
 }
 
 // Watch is a running watch.

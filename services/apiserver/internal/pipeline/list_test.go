@@ -287,6 +287,23 @@ func TestWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.Close()
+	// Without initial events, a watch begins with what comes after it.
+	for i, rv := range []string{"", "0", at} {
+		w, err := f.Watch(f.ctx, maps, pipeline.WatchOptions{ResourceVersion: rv, NoInitialEvents: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := "later" + strconv.Itoa(i)
+		f.mustCreate(configMap(next))
+		want := "+" + next
+		if rv == at {
+			want = "+b"
+		}
+		if got := describeEvents(collect(t, w, 1)[:1]); got != want {
+			t.Errorf("no initial events from %q: got %s, want %s", rv, got, want)
+		}
+		w.Close()
+	}
 	_, err = f.Watch(f.ctx, maps, pipeline.WatchOptions{FieldSelector: "data.x=y"})
 	wantStatus(t, err, 400, metav1.StatusReasonBadRequest, "is not a known field selector")
 	_, err = f.Watch(f.ctx, maps, pipeline.WatchOptions{ResourceVersionMatch: "Exact", SendInitialEvents: true})
