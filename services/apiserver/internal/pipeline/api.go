@@ -64,6 +64,8 @@ type List struct {
 	Continue string
 	// Remaining is nil where it is not known or nothing remains.
 	Remaining *int64
+	// Warnings are for the client (of a deletecollection).
+	Warnings []string
 }
 
 // WatchOptions are those of a watch.

@@ -51,8 +51,19 @@ func (p *Pipeline) newDelete(ctx context.Context, t Target, o DeleteOptions) (*c
 		ctx: ctx, target: t, kind: k, rules: &k.Rules, opts: o.WriteOptions,
 		user: requestUser(ctx), key: k.Key(t.Namespace, t.Name), shares: true,
 	}
-	c.plan = func(cur *watchcache.Item) (*step, error) { return p.planDelete(c, cur, o) }
+	c.plan = func(cur *watchcache.Item) (*step, error) {
+		c.warn = deleteWarnings(k, o)
+		return p.planDelete(c, cur, o)
+	}
 	return c, nil
+}
+
+// deleteWarnings are those that the options earn.
+func deleteWarnings(k *resource.Kind, o DeleteOptions) []string {
+	if k.UnsaidPropagation == "" || o.PropagationPolicy != nil || o.OrphanDependents != nil {
+		return nil
+	}
+	return []string{k.UnsaidPropagation}
 }
 
 func checkDeleteOptions(o DeleteOptions) error {

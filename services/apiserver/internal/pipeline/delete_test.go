@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -243,6 +244,30 @@ func TestDeleteAnswer(t *testing.T) {
 	slices.Sort(object)
 	if want := []string{"namespaces", "persistentvolumeclaims", "persistentvolumes", "pods", "serviceaccounts", "services", "storageclasses"}; !slices.Equal(object, want) {
 		t.Errorf("%v, want %v", object, want)
+	}
+}
+
+// Who deletes a Job without a word on its pods is told that they stay.
+func TestJobDeletionWarning(t *testing.T) {
+	f := newFixture(t)
+	const want = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"
+	job := func(name string) *batchv1.Job {
+		return f.mustCreate(&batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "ns"}, Spec: batchv1.JobSpec{
+			Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, Containers: []corev1.Container{{Name: "c", Image: "i"}}}},
+		}}).(*batchv1.Job)
+	}
+	for i, o := range []pipeline.DeleteOptions{
+		{}, {PropagationPolicy: ptr(metav1.DeletePropagationBackground)}, {OrphanDependents: ptr(true)},
+	} {
+		out, err := f.delete(job("j"+strconv.Itoa(i)), o)
+		if err != nil || (i == 0) != slices.Equal(out.Warnings, []string{want}) {
+			t.Errorf("%+v: %q, %v", o, out.Warnings, err)
+		}
+	}
+	job("j")
+	list, err := f.DeleteCollection(f.ctx, pipeline.Target{Resource: batchv1.SchemeGroupVersion.WithResource("jobs"), Namespace: "ns"}, pipeline.ListOptions{}, pipeline.DeleteOptions{})
+	if err != nil || !slices.Equal(list.Warnings, []string{want}) {
+		t.Errorf("%+v, %v", list, err)
 	}
 }
 

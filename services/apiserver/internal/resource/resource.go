@@ -70,6 +70,12 @@ type Kind struct {
 	// DefaultPropagation is the propagation policy where the client names none;
 	// empty is Background.
 	DefaultPropagation metav1.DeletionPropagation
+	// Deprecated is the warning that comes with every answer of a deprecated
+	// version.
+	Deprecated string
+	// UnsaidPropagation is the warning for those who delete without saying what
+	// becomes of dependents.
+	UnsaidPropagation string
 	// Virtual, if set, marks a kind that is posted, answered and never stored
 	// (it has no StorePrefix, the only verb is create). It names the action that
 	// the pipeline implements: one of the Virtual… constants. Rules.Default and

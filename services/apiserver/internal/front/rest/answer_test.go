@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/scheme"
 
+	"keelson.dev/services/apiserver/internal/kind"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/request"
 )
@@ -133,6 +134,23 @@ func TestWarnings(t *testing.T) {
 	got := resp.Header.Values("Warning")
 	if len(got) != 2 || got[0] != `299 - "unknown field \"spec.x\""` || strings.Contains(got[1], "\n") {
 		t.Errorf("warnings %q", got)
+	}
+}
+
+// TestDeprecationWarnings: every answer of a deprecated version says so.
+func TestDeprecationWarnings(t *testing.T) {
+	f := newFake(kind.All()...)
+	h := New(Config{API: f, Authn: fakeAuthn{}})
+	f.put(f.table.ByKind(corev1.SchemeGroupVersion.WithKind("Endpoints")), &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "e"}})
+	const want = `299 - "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"`
+	for _, path := range []string{"endpoints", "endpoints/e", "endpoints?watch=1&timeoutSeconds=1"} {
+		resp, _ := do(t, h, "GET", "/api/v1/namespaces/ns/"+path, "", nil)
+		if got := resp.Header.Values("Warning"); resp.StatusCode != 200 || len(got) != 1 || got[0] != want {
+			t.Errorf("%s: %d %q", path, resp.StatusCode, got)
+		}
+	}
+	if resp, _ := do(t, h, "GET", "/api/v1/namespaces/ns/pods", "", nil); len(resp.Header.Values("Warning")) != 0 {
+		t.Errorf("pods: %q", resp.Header.Values("Warning"))
 	}
 }
 

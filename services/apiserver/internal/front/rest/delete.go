@@ -138,5 +138,6 @@ func (x *exchange) deleteCollection() {
 		x.fail(err)
 		return
 	}
+	x.warn(list.Warnings)
 	x.writeList(list)
 }
