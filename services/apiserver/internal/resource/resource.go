@@ -8,6 +8,8 @@
 package resource
 
 import (
+	"iter"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -50,6 +52,9 @@ type Kind struct {
 	// are nil for the two default columns, Name and Created At.
 	Columns []metav1.TableColumnDefinition
 	Cells   func(obj Object) []any
+	// PickDefault, if set, finds the object whose name the table of a list marks
+	// with "(default)"; nil if there is none.
+	PickDefault func(objs iter.Seq[Object]) Object
 	// NoNameColumn is set where the table has no leading Name column (Event).
 	NoNameColumn bool
 	// Subresources by name.

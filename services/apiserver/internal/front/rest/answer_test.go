@@ -10,10 +10,12 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -151,6 +153,44 @@ func TestDeprecationWarnings(t *testing.T) {
 	}
 	if resp, _ := do(t, h, "GET", "/api/v1/namespaces/ns/pods", "", nil); len(resp.Header.Values("Warning")) != 0 {
 		t.Errorf("pods: %q", resp.Header.Values("Warning"))
+	}
+}
+
+// TestDefaultClass: in the table of a list, the class that is the default is
+// marked, and no other.
+func TestDefaultClass(t *testing.T) {
+	f := newFake(kind.All()...)
+	h := New(Config{API: f, Authn: fakeAuthn{}})
+	row := f.table.ByKind(storagev1.SchemeGroupVersion.WithKind("StorageClass"))
+	for name, c := range map[string]struct {
+		annotation string
+		second     int64
+	}{
+		"a": {"", 9}, "b": {"storageclass.kubernetes.io/is-default-class", 1},
+		"c": {"storageclass.beta.kubernetes.io/is-default-class", 5}, "d": {"storageclass.kubernetes.io/is-default-class", 5},
+	} {
+		f.put(row, &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{
+			Name: name, Annotations: map[string]string{c.annotation: "true"}, CreationTimestamp: metav1.Unix(c.second, 0),
+		}})
+	}
+	const table = "application/json;as=Table;v=v1;g=meta.k8s.io"
+	const path = "/apis/storage.k8s.io/v1/storageclasses"
+	names := func(path string) (out []string) {
+		_, body := do(t, h, "GET", path, "", map[string]string{"Accept": table})
+		var got metav1.Table
+		if err := json.Unmarshal(body, &got); err != nil {
+			t.Fatalf("%s: %v", body, err)
+		}
+		for _, r := range got.Rows {
+			out = append(out, r.Cells[0].(string))
+		}
+		return out
+	}
+	if got, want := names(path), []string{"a", "b", "c (default)", "d"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := names(path + "/c"); !slices.Equal(got, []string{"c"}) {
+		t.Errorf("alone: %q", got)
 	}
 }
 
