@@ -24,6 +24,7 @@ type sample struct {
 	// it maps with others; anon is the part of it that no file backs.
 	pss, anon float64
 	heap      float64       // live and not yet collected objects of Go's heap
+	peak      float64       // the most that was ever resident
 	cpu       time.Duration // user and system time since it began
 }
 
@@ -34,8 +35,12 @@ func (c *cluster) take(s service, at time.Duration) (sample, error) {
 	if err != nil {
 		return out, err
 	}
-	for field, to := range map[string]*float64{"Pss:": &out.pss, "Pss_Anon:": &out.anon} {
-		if *to, err = kilobytes(rollup, field); err != nil {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.PID))
+	if err != nil {
+		return out, err
+	}
+	for field, to := range map[string]*float64{"Pss:": &out.pss, "Pss_Anon:": &out.anon, "VmHWM:": &out.peak} {
+		if *to, err = kilobytes(append(rollup, status...), field); err != nil {
 			return out, err
 		}
 	}
@@ -50,16 +55,16 @@ func (c *cluster) take(s service, at time.Duration) (sample, error) {
 	return out, err
 }
 
-// kilobytes reads a line of smaps_rollup, in MiB.
-func kilobytes(rollup []byte, field string) (float64, error) {
-	for line := range strings.Lines(string(rollup)) {
+// kilobytes reads a line of what the kernel says of a process, in MiB.
+func kilobytes(lines []byte, field string) (float64, error) {
+	for line := range strings.Lines(string(lines)) {
 		f := strings.Fields(line)
 		if len(f) == 3 && f[0] == field && f[2] == "kB" {
 			n, err := strconv.ParseUint(f[1], 10, 64)
 			return float64(n) / 1024, err
 		}
 	}
-	return 0, fmt.Errorf("smaps_rollup has no %s", field)
+	return 0, fmt.Errorf("the kernel says nothing of %s", field)
 }
 
 // userHz is the unit of /proc/PID/stat's times, which Linux fixes for programs.
@@ -176,6 +181,7 @@ func total(all []*series) *series {
 			to.pss += p.pss
 			to.anon += p.anon
 			to.heap += p.heap
+			to.peak += p.peak
 			to.cpu += p.cpu
 		}
 	}
@@ -228,17 +234,18 @@ func (c *cluster) measure(t *testing.T, began time.Time) (each []*series, sum *s
 	return each, total(each)
 }
 
-// table is what was measured, as people read it. HEAP holds what Go has not
-// collected yet: it goes up and down by half.
+// table is what was measured, as people read it. PEAK is resident memory since the
+// process began; HEAP holds what Go has not collected yet: it goes up and down by
+// half.
 func table(each []*series, sum *series) string {
 	var out bytes.Buffer
 	w := tabwriter.NewWriter(&out, 0, 4, 2, ' ', tabwriter.AlignRight)
 	from, to := sum.first().at.Round(time.Second), sum.last().at.Round(time.Second)
-	fmt.Fprintf(w, "SERVICE\tPSS %s\t%s\tSLOPE\tANON %s\t%s\tHEAP %s\t%s\tCPU\t\n", from, to, from, to, from, to)
+	fmt.Fprintf(w, "SERVICE\tPEAK\tPSS %s\t%s\tSLOPE\tANON %s\t%s\tHEAP %s\t%s\tCPU\t\n", from, to, from, to, from, to)
 	for _, s := range append(each, sum) {
 		a, b := s.first(), s.last()
-		fmt.Fprintf(w, "%s\t%.1f MB\t%.1f MB\t%+.2f MB/min\t%.1f MB\t%.1f MB\t%.1f MB\t%.1f MB\t%.2f s/min\t\n", s.service.Name,
-			a.pss, b.pss, slope(s.points(pss)), a.anon, b.anon, a.heap, b.heap, s.perMinute().Seconds())
+		fmt.Fprintf(w, "%s\t%.1f MB\t%.1f MB\t%.1f MB\t%+.2f MB/min\t%.1f MB\t%.1f MB\t%.1f MB\t%.1f MB\t%.2f s/min\t\n", s.service.Name,
+			b.peak, a.pss, b.pss, slope(s.points(pss)), a.anon, b.anon, a.heap, b.heap, s.perMinute().Seconds())
 	}
 	_ = w.Flush()
 	return out.String()
