@@ -51,6 +51,12 @@ func TestBinding(t *testing.T) {
 	if asJSON(got.ManagedFields) != asJSON(p.ManagedFields) || got.Generation != p.Generation {
 		t.Errorf("a binding was tracked: %+v", got.ManagedFields)
 	}
+	// The old door names the pod by the Binding's own name.
+	old := f.mustCreate(pod("old")).(*corev1.Pod)
+	out, err = f.Create(f.ctx, pipeline.Target{Resource: corev1.SchemeGroupVersion.WithResource("bindings"), Namespace: "ns"}, f.body(binding("old", "n")), pipeline.WriteOptions{})
+	if err != nil || out.Status == nil || get(f, old).Spec.NodeName != "n" {
+		t.Errorf("the old door: %+v, %v", out, err)
+	}
 	gated := pod("gated")
 	gated.Spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: "example.com/wait"}}
 	f.mustCreate(gated)
