@@ -3,8 +3,8 @@ package stream
 import (
 	"cmp"
 	"context"
-	"errors"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
