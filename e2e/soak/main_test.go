@@ -23,7 +23,7 @@ var (
 	soakNodes    = flag.Int("soak.nodes", 1000, "simulated nodes of TestSoak")
 	soakPods     = flag.Int("soak.pods", 10000, "pods of TestSoak")
 	soakMinutes  = flag.Int("soak.minutes", 5, "minutes that each test watches its cluster, 2 at the least")
-	soakProfiles = flag.String("soak.profiles", "", "directory for heap and CPU profiles of the measured minutes; empty takes none")
+	soakProfiles = flag.String("soak.profiles", "", "directory for samples and profiles of the measured minutes; empty takes none")
 )
 
 // sampleEvery is the time between two looks at the services' memory.

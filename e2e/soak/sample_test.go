@@ -231,7 +231,24 @@ func (c *cluster) measure(t *testing.T, began time.Time) (each []*series, sum *s
 			t.Fatalf("%s was restarted: pid %d, then %d", s.Name, services[i].PID, s.PID)
 		}
 	}
-	return each, total(each)
+	sum = total(each)
+	if *soakProfiles != "" {
+		if err := os.WriteFile(filepath.Join(*soakProfiles, t.Name()+".csv"), samples(append(each, sum)), 0o600); err != nil {
+			t.Error(err)
+		}
+	}
+	return each, sum
+}
+
+// samples is everything that was measured, a line a sample.
+func samples(all []*series) []byte {
+	out := []byte("service,seconds,pss,anon,heap,peak,cpu\n")
+	for _, s := range all {
+		for _, p := range s.samples {
+			out = fmt.Appendf(out, "%s,%.0f,%.1f,%.1f,%.1f,%.1f,%.2f\n", s.service.Name, p.at.Seconds(), p.pss, p.anon, p.heap, p.peak, p.cpu.Seconds())
+		}
+	}
+	return out
 }
 
 // table is what was measured, as people read it. PEAK is resident memory since the
@@ -241,11 +258,11 @@ func table(each []*series, sum *series) string {
 	var out bytes.Buffer
 	w := tabwriter.NewWriter(&out, 0, 4, 2, ' ', tabwriter.AlignRight)
 	from, to := sum.first().at.Round(time.Second), sum.last().at.Round(time.Second)
-	fmt.Fprintf(w, "SERVICE\tPEAK\tPSS %s\t%s\tSLOPE\tANON %s\t%s\tHEAP %s\t%s\tCPU\t\n", from, to, from, to, from, to)
+	fmt.Fprintf(w, "SERVICE\tPEAK\tPSS %s\t%s\tSLOPE\t2ND HALF\tANON %s\t%s\tHEAP %s\t%s\tCPU\t\n", from, to, from, to, from, to)
 	for _, s := range append(each, sum) {
 		a, b := s.first(), s.last()
-		fmt.Fprintf(w, "%s\t%.1f MB\t%.1f MB\t%.1f MB\t%+.2f MB/min\t%.1f MB\t%.1f MB\t%.1f MB\t%.1f MB\t%.2f s/min\t\n", s.service.Name,
-			b.peak, a.pss, b.pss, slope(s.points(pss)), a.anon, b.anon, a.heap, b.heap, s.perMinute().Seconds())
+		fmt.Fprintf(w, "%s\t%.1f MB\t%.1f MB\t%.1f MB\t%+.2f MB/min\t%+.2f MB/min\t%.1f MB\t%.1f MB\t%.1f MB\t%.1f MB\t%.2f s/min\t\n", s.service.Name,
+			b.peak, a.pss, b.pss, slope(s.points(pss)), slope(s.points(pss)[len(s.samples)/2:]), a.anon, b.anon, a.heap, b.heap, s.perMinute().Seconds())
 	}
 	_ = w.Flush()
 	return out.String()

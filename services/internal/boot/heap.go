@@ -4,7 +4,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-	"sync/atomic"
+	"sync"
 	"time"
 )
 
@@ -14,56 +14,81 @@ import (
 const (
 	restPercent = 50
 	busyPercent = 100
-	// Two collections further apart than restAfter are those of a process at rest,
-	// closer than busyBelow those of a busy one.
+	// A process that has not collected for restAfter is at rest, until two
+	// collections are less than busyBelow apart.
 	restAfter = 10 * time.Second
 	busyBelow = 3 * time.Second
 )
 
-// paceHeap sets the garbage collector's pace after each collection, unless the
-// environment does (GOGC).
+// paceHeap sets the garbage collector's pace, unless the environment does (GOGC).
 func paceHeap() {
-	if os.Getenv("GOGC") != "" {
-		return
+	if os.Getenv("GOGC") == "" {
+		newPacer(restAfter, busyBelow, func(percent int) { debug.SetGCPercent(percent) })
 	}
-	p := &pacer{last: time.Now(), percent: busyPercent, set: func(percent int) { debug.SetGCPercent(percent) }}
-	p.watch()
 }
 
-// pacer decides, from the time between collections. The sentinel's cleanup calls
-// it after each, one at a time.
+// pacer sets the pace by the time between collections.
 type pacer struct {
-	last    time.Time
+	restAfter, busyBelow time.Duration
+	set                  func(percent int)
+
+	mu      sync.Mutex
 	percent int
-	set     func(percent int)
-	stopped atomic.Bool // for tests
+	last    time.Time
+	rest    *time.Timer // restAfter since the last collection
+	stopped bool
+}
+
+func newPacer(restAfter, busyBelow time.Duration, set func(percent int)) *pacer {
+	p := &pacer{restAfter: restAfter, busyBelow: busyBelow, set: set, percent: busyPercent, last: time.Now()}
+	// What a burst left behind would stay until the heap had grown to twice the
+	// burst's, or for the two minutes after which Go collects in any case: a lower
+	// percentage collects it at once.
+	p.rest = time.AfterFunc(restAfter, func() { p.to(restPercent) })
+	p.watch()
+	return p
 }
 
 // watch makes an object that nothing holds, so that the next collection finds it.
 func (p *pacer) watch() {
 	sentinel := new([32]byte) // too large for the allocator to join it with others
 	runtime.SetFinalizer(sentinel, func(*[32]byte) {
-		if p.stopped.Load() {
-			return
+		if p.collected(time.Now()) {
+			p.watch()
 		}
-		p.collected(time.Now())
-		p.watch()
 	})
 }
 
-// collected notes a collection.
-func (p *pacer) collected(now time.Time) {
+// collected notes a collection; it returns false when the pacer has been stopped.
+func (p *pacer) collected(now time.Time) bool {
+	p.mu.Lock()
 	since := now.Sub(p.last)
 	p.last = now
-	want := p.percent
-	switch {
-	case since >= restAfter:
-		want = restPercent
-	case since < busyBelow:
-		want = busyPercent
+	stopped := p.stopped
+	if !stopped {
+		p.rest.Reset(p.restAfter)
 	}
-	if want != p.percent {
-		p.percent = want
-		p.set(want)
+	p.mu.Unlock()
+	if since < p.busyBelow {
+		p.to(busyPercent)
 	}
+	return !stopped
+}
+
+func (p *pacer) to(percent int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopped || p.percent == percent {
+		return
+	}
+	p.percent = percent
+	p.set(percent)
+}
+
+// stop leaves the pace as it is.
+func (p *pacer) stop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stopped = true
+	p.rest.Stop()
 }

@@ -2,60 +2,62 @@ package boot
 
 import (
 	"runtime"
-	"slices"
 	"testing"
 	"time"
 )
 
+// A process that does not collect comes to rest; two collections in short order
+// make it a busy one, as often as that happens.
 func TestHeapIsPacedByTheTimeBetweenCollections(t *testing.T) {
-	now := time.Unix(1e9, 0)
-	var sets []int
-	p := &pacer{last: now, percent: busyPercent, set: func(percent int) { sets = append(sets, percent) }}
-	for _, step := range []struct {
-		since time.Duration
-		want  int
-	}{
-		{100 * time.Millisecond, busyPercent}, // starting
-		{5 * time.Second, busyPercent},        // neither
-		{40 * time.Second, restPercent},
-		{20 * time.Second, restPercent},
-		{5 * time.Second, restPercent}, // neither
-		{time.Second, busyPercent},     // a burst is met at its second collection
-		{time.Second, busyPercent},
-		{2 * time.Minute, restPercent}, // Go collects at least so often
-	} {
-		now = now.Add(step.since)
-		p.collected(now)
-		if p.percent != step.want {
-			t.Errorf("%s after the last collection: %d percent, want %d", step.since, p.percent, step.want)
+	sets := make(chan int, 8)
+	p := newPacer(50*time.Millisecond, 40*time.Millisecond, func(percent int) { sets <- percent })
+	defer p.stop()
+	next := func(meanwhile func()) int {
+		t.Helper()
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		end := time.After(10 * time.Second)
+		for {
+			select {
+			case percent := <-sets:
+				return percent
+			case <-tick.C:
+				meanwhile()
+			case <-end:
+				t.Fatal("the pace is not changed")
+			}
 		}
 	}
-	if want := []int{restPercent, busyPercent, restPercent}; !slices.Equal(sets, want) {
-		t.Errorf("set to %v, want %v: nothing is set that is so already", sets, want)
+	nothing := func() {}
+	for range 2 {
+		if got := next(nothing); got != restPercent {
+			t.Fatalf("at rest: %d percent, want %d", got, restPercent)
+		}
+		if got := next(runtime.GC); got != busyPercent {
+			t.Fatalf("collecting all the time: %d percent, want %d", got, busyPercent)
+		}
 	}
 }
 
-// Every collection is seen, not the first alone.
-func TestCollectionsAreSeen(t *testing.T) {
-	seen := make(chan int, 8)
-	p := &pacer{percent: busyPercent, set: func(percent int) { seen <- percent }}
-	defer p.stopped.Store(true)
-	p.watch()                                      // the first collection is decades after the zero time
-	again := time.NewTicker(10 * time.Millisecond) // one that comes before the next sentinel is not seen
-	defer again.Stop()
-	end := time.After(10 * time.Second)
-	for i, want := range []int{restPercent, busyPercent} {
-		for waiting := true; waiting; {
-			runtime.GC()
-			select {
-			case got := <-seen:
-				if waiting = false; got != want {
-					t.Errorf("change %d is to %d percent, want %d", i, got, want)
-				}
-			case <-again.C:
-			case <-end:
-				t.Fatalf("change %d does not come", i)
-			}
-		}
+// Collections that are neither close to each other nor far apart change nothing.
+func TestHeapPaceIsSteady(t *testing.T) {
+	var sets []int
+	now := time.Now()
+	p := &pacer{restAfter: time.Hour, busyBelow: 3 * time.Second, percent: restPercent, last: now,
+		rest: time.NewTimer(time.Hour), set: func(percent int) { sets = append(sets, percent) }}
+	defer p.stop()
+	for range 5 {
+		now = now.Add(5 * time.Second)
+		p.collected(now)
+	}
+	if len(sets) > 0 {
+		t.Errorf("set to %v although nothing changed", sets)
+	}
+	for range 2 {
+		now = now.Add(time.Second)
+		p.collected(now)
+	}
+	if len(sets) != 1 || sets[0] != busyPercent {
+		t.Errorf("set to %v by a burst, want %d once", sets, busyPercent)
 	}
 }
