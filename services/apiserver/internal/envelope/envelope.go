@@ -3,7 +3,7 @@
 // Kubernetes' decoder skips. That field carries the trace context of the write,
 // the write's id, and the version of the defaults that the object has.
 //
-// It also sets and strips metadata.resourceVersion in an encoded object without
+// It also sets metadata.resourceVersion in an encoded object without
 // decoding the rest, because the store's revision is the resourceVersion and so
 // the stored bytes lack it.
 //
@@ -66,17 +66,8 @@ type Message interface {
 	MarshalToSizedBuffer([]byte) (int, error)
 }
 
-// Encode returns the stored form of v; v.JSON must not be set.
-func Encode(v Value) []byte {
-	b := make([]byte, 0, overhead(v, len(v.Raw))+len(v.Raw))
-	b = appendHead(b, v)
-	b = protowire.AppendTag(b, unknownRaw, protowire.BytesType)
-	b = protowire.AppendBytes(b, v.Raw)
-	return appendExtension(b, v)
-}
-
-// EncodeObject is Encode for an object that is not encoded yet; v.Raw is not
-// used. The object's resourceVersion should be empty: the revision is it.
+// EncodeObject returns the stored form of an object; v says the rest, v.Raw and
+// v.JSON are not used. The object's resourceVersion should be empty: the revision is it.
 func EncodeObject(v Value, obj Message) ([]byte, error) {
 	size := obj.Size()
 	b := make([]byte, 0, overhead(v, size)+size)
@@ -276,29 +267,6 @@ func WithResourceVersion(raw []byte, rev int64) ([]byte, error) {
 	return splice(raw, strconv.AppendInt(digits[:0], rev, 10))
 }
 
-// WithoutResourceVersion returns the encoded object with an empty
-// metadata.resourceVersion.
-func WithoutResourceVersion(raw []byte) ([]byte, error) {
-	return splice(raw, nil)
-}
-
-// ResourceVersion reads metadata.resourceVersion of an encoded object.
-func ResourceVersion(raw []byte) (string, error) {
-	var rv []byte
-	err := fields(raw, func(num protowire.Number, typ protowire.Type, val, _ []byte) error {
-		if num != objectMetadata || typ != protowire.BytesType {
-			return nil
-		}
-		return fields(val, func(num protowire.Number, typ protowire.Type, val, _ []byte) error {
-			if num == metaResourceVersion && typ == protowire.BytesType {
-				rv = val
-			}
-			return nil
-		})
-	})
-	return string(rv), err
-}
-
 // splice copies the object with rv as the one resourceVersion. Metadata that
 // comes in several pieces (which a decoder merges) keeps its pieces; the first
 // one gets rv.
@@ -310,24 +278,20 @@ func splice(raw, rv []byte) ([]byte, error) {
 			out = append(out, whole...)
 			return nil
 		}
-		set := rv
-		if done {
-			set = nil
-		}
 		before, after, err := splitMeta(val)
 		if err != nil {
 			return err
 		}
 		size := before.size() + after.size()
 		if !done {
-			size += 1 + protowire.SizeBytes(len(set))
+			size += 1 + protowire.SizeBytes(len(rv))
 		}
 		out = protowire.AppendTag(out, objectMetadata, protowire.BytesType)
 		out = protowire.AppendVarint(out, uint64(size))
 		out = before.appendTo(out)
 		if !done {
 			out = protowire.AppendTag(out, metaResourceVersion, protowire.BytesType)
-			out = protowire.AppendBytes(out, set)
+			out = protowire.AppendBytes(out, rv)
 		}
 		out = after.appendTo(out)
 		done = true

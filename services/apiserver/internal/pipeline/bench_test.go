@@ -10,7 +10,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"keelson.dev/services/apiserver/internal/codec"
 	"keelson.dev/services/apiserver/internal/envelope"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/resource"
@@ -150,10 +149,7 @@ func BenchmarkList5000(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		list, err := f.List(f.ctx, pipeline.Target{Resource: podGVR}, pipeline.ListOptions{})
-		if err != nil {
-			b.Fatal(err)
-		}
-		if _, err := codec.AppendList(nil, codec.Protobuf, codec.ListHead{GVK: podGVK, ResourceVersion: int64(list.Revision)}, list.Items); err != nil {
+		if err != nil || len(list.Items) != 5000 {
 			b.Fatal(err)
 		}
 	}

@@ -2,6 +2,7 @@ package pipeline_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -192,7 +193,7 @@ func TestExpiredPages(t *testing.T) {
 	}
 	_, err = f.List(f.ctx, maps, pipeline.ListOptions{Limit: 9, Continue: first.Continue})
 	wantStatus(t, err, 410, metav1.StatusReasonExpired, "The provided continue parameter is too old to display a consistent list result")
-	se, ok := err.(*apierrors.StatusError)
+	se, ok := errors.AsType[*apierrors.StatusError](err)
 	if !ok || se.ErrStatus.ListMeta.Continue == "" {
 		t.Fatalf("no token to go on with: %v", err)
 	}
@@ -335,7 +336,7 @@ func TestExpiredWatch(t *testing.T) {
 	}
 	defer w.Close()
 	cancel()
-	if _, err := w.Next(ctx); err != context.Canceled {
+	if _, err := w.Next(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }

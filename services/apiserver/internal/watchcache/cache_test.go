@@ -174,8 +174,9 @@ func describe(t testing.TB, ev *Event) string {
 	if rv := it.Object.GetResourceVersion(); rv != strconv.FormatInt(int64(ev.Revision), 10) || it.Revision != ev.Revision {
 		t.Errorf("%s: resourceVersion %s, item %d, event %d", it.Key, rv, it.Revision, ev.Revision)
 	}
-	if rv, err := envelope.ResourceVersion(it.Raw); err != nil || rv != it.Object.GetResourceVersion() {
-		t.Errorf("%s: raw resourceVersion %q, object %q", it.Key, rv, it.Object.GetResourceVersion())
+	var raw metav1.PartialObjectMetadata
+	if err := raw.Unmarshal(it.Raw); err != nil || raw.ResourceVersion != it.Object.GetResourceVersion() {
+		t.Errorf("%s: raw resourceVersion %q, object %q", it.Key, raw.ResourceVersion, it.Object.GetResourceVersion())
 	}
 	return s + " " + it.Object.GetName()
 }

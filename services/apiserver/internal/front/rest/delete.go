@@ -50,7 +50,7 @@ func (x *exchange) deleteOptions() (*metav1.DeleteOptions, bool) {
 // decodeDeleteOptions accepts DeleteOptions of any group and version, as Kubernetes
 // registers them everywhere.
 func decodeDeleteOptions(data []byte, encoding negotiate.Encoding, into *metav1.DeleteOptions) error {
-	kind := ""
+	var kind string
 	switch encoding {
 	case negotiate.Protobuf:
 		_, declared, raw, err := codec.OpenEnvelope(data)

@@ -72,7 +72,7 @@ func appendTypeMeta(dst []byte, gvk schema.GroupVersionKind) []byte {
 // appendJSON appends a whole object as JSON. Objects of the cache have no TypeMeta
 // of their own; it is written in front of what the encoder makes of them.
 func (s *subject) appendJSON(dst []byte, withType bool) ([]byte, error) {
-	start := len(dst)
+	var start int
 	if withType && s.obj.GetObjectKind().GroupVersionKind().Kind == "" {
 		dst = appendTypeMeta(dst, s.gvk)
 		start = len(dst)

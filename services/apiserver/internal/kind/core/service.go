@@ -74,7 +74,7 @@ func reachedFromOutside(s *corev1.Service) bool {
 }
 
 // clientIPSeconds is how long a client stays with its endpoint: three hours.
-const clientIPSeconds = int32(corev1.DefaultClientIPServiceAffinitySeconds)
+const clientIPSeconds = corev1.DefaultClientIPServiceAffinitySeconds
 
 func defaultService(s *corev1.Service) {
 	spec := &s.Spec
