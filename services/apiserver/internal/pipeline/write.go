@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"runtime/debug"
 	"strconv"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -22,6 +24,8 @@ const (
 	// maxTries bounds how often a write is worked out anew because the object
 	// changed meanwhile.
 	maxTries = 20
+	// eagerTries are those without a pause before them.
+	eagerTries = 4
 	// maxNames is how many generated names are tried, as in Kubernetes.
 	maxNames = 8
 	// maxObject bounds an object's encoding, as etcd's request limit does in
@@ -163,6 +167,9 @@ func (p *Pipeline) prepare(c *change) (w store.Write, ok bool) {
 			p.fail(c, apierrors.NewConflict(c.gr(), c.target.Name, errors.New(optimisticLock)))
 			return w, false
 		}
+		if c.tries > eagerTries {
+			stepAside(c.ctx, c.tries)
+		}
 		if err := p.load(c); err != nil {
 			p.fail(c, err)
 			return w, false
@@ -186,6 +193,17 @@ func (p *Pipeline) prepare(c *change) (w store.Write, ok bool) {
 		}
 		p.fail(c, err)
 		return w, false
+	}
+}
+
+// stepAside waits for a random time below a millisecond a try, so that of many
+// writers of one object none loses to the others again and again.
+func stepAside(ctx context.Context, tries int) {
+	t := time.NewTimer(rand.N(time.Duration(tries) * time.Millisecond))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
 	}
 }
 
