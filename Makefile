@@ -51,6 +51,18 @@ test: build runtime ## Everything that CI runs: lint, unit tests, tests of the b
 e2e: build runtime ## Black-box tests against a real cluster
 	@scripts/e2e.sh
 
+.PHONY: race
+race: ## Unit tests where goroutines meet, with the race detector
+	@scripts/race.sh
+
+.PHONY: fuzz
+fuzz: ## Fuzz every decoder: make fuzz SECONDS=60
+	@scripts/fuzz.sh "$(or $(SECONDS),10)"
+
+.PHONY: soak
+soak: build runtime ## Memory and CPU time under 1,000 nodes and 10,000 pods, and at rest: twelve minutes
+	@scripts/soak.sh
+
 .PHONY: bench
 bench: build runtime ## Measure the figures of the README on this machine
 	@scripts/bench.sh

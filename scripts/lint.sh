@@ -3,6 +3,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/scripts/versions.env"
+. "$root/scripts/install-tool.sh"
 cd "$root"
 unformatted=$(git ls-files '*.go' | grep -vE '\.pb\.go$' | xargs gofmt -l)
 [ -z "$unformatted" ] || { printf 'not gofmt-ed:\n%s\n' "$unformatted"; exit 1; }
@@ -34,6 +35,11 @@ check e2e 'keelson.dev/(services|tools)'
 if git grep -nE 'time\.Sleep\(' -- '*_test.go'; then echo "tests wait on a condition, they do not sleep" >&2; fail=1; fi
 if git grep -nE '\b[tb]\.Skip' -- '*_test.go'; then echo "a skipped test checks nothing" >&2; fail=1; fi
 [ $fail -eq 0 ]
+install_tool buf "$BUF_VERSION" github.com/bufbuild/buf/cmd/buf
+install_tool golangci-lint "$GOLANGCI_LINT_VERSION" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+# proto/released.binpb is what clients were built with; a release renews it with
+# `buf build -o released.binpb`.
+(cd proto && "$root/.tools/bin/buf" lint && "$root/.tools/bin/buf" breaking --against released.binpb)
 for m in proto services/internal services/apiserver services/scheduler services/controller-manager services/cloud-controller services/node tools e2e; do
-	(cd "$m" && go vet ./...)
+	(cd "$m" && "$root/.tools/bin/golangci-lint" run ./...)
 done

@@ -16,7 +16,8 @@ for m in proto services/internal services/apiserver services/scheduler services/
 	(cd "$m" && go test -timeout 10m ./...)
 done
 echo "== race"
-(cd proto && go test -race -timeout 10m ./client/...)
-(cd services/internal && go test -race -timeout 10m ./...)
+scripts/race.sh
 echo "== end to end"
 scripts/e2e.sh
+echo "== a sample of the official suite"
+make --no-print-directory -C e2e/conformance sample

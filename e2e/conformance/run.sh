@@ -26,7 +26,7 @@ if [ -z "${SKIP:-}" ]; then
 fi
 status=0
 "$dir/ginkgo" run --procs="${PROCS:-4}" --no-color --silence-skips --keep-going \
-	--timeout="${TIMEOUT:-2h}" --grace-period=30s --poll-progress-after=0 \
+	--timeout="${TIMEOUT:-2h}" --grace-period=30s --poll-progress-after=0 --output-interceptor-mode=none \
 	--focus="${FOCUS:-\\[Conformance\\]}" --skip="$SKIP" \
 	--output-dir="$out" --json-report=report.json \
 	"$dir/e2e.test" -- \

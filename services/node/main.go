@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -55,6 +56,9 @@ func main() {
 
 // run starts a node, in order; it goes down in the reverse.
 func (o *options) run(ctx context.Context, g *boot.Group) error {
+	if o.cleanup {
+		return o.clean(ctx)
+	}
 	s, err := o.check()
 	if err != nil {
 		return err
@@ -83,6 +87,16 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		return o.simulate(g, s, c, status)
 	}
 	return o.node(ctx, g, s, id, c, status)
+}
+
+// clean removes what a node leaves in a network when it stops, so that traffic goes
+// on while the program restarts: links, routes and rules.
+func (o *options) clean(ctx context.Context) error {
+	pods, err := netip.ParsePrefix(o.podRange)
+	if err != nil {
+		return boot.Invalid("--cluster-cidr: %w", err)
+	}
+	return errors.Join(proxy.Cleanup(ctx), dns.Cleanup(), cni.Cleanup(ctx, pods))
 }
 
 // join gets the node's first certificate, if it has none and a token to ask with.

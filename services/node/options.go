@@ -36,7 +36,8 @@ type options struct {
 	heartbeat                         time.Duration
 	maxPods                           int64
 	mtu                               int
-	// named says whether the node\'s name was given.
+	cleanup                           bool
+	// named says whether the node's name was given.
 	named func() bool
 }
 
@@ -68,6 +69,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.resolvConf, "resolv-conf", "/etc/resolv.conf", "the node's own resolver configuration")
 	fs.StringVar(&o.cloudProvider, "cloud-provider", "", "\"external\" if a cloud controller initializes the node")
 	fs.DurationVar(&o.heartbeat, "heartbeat", 2*time.Second, "how often to renew the node's Lease, until an apiserver says otherwise")
+	fs.BoolVar(&o.cleanup, "cleanup", false, "remove what a node that has stopped left in this machine's network (links, routes, rules), and exit")
 	o.named = func() bool { return fs.Changed("node-name") }
 	return o
 }

@@ -32,7 +32,6 @@ import (
 // bench owns one apiserver, started when a figure first needs it.
 type bench struct {
 	bin, dir string
-	started  bool
 	cmd      *exec.Cmd
 	exited   chan error
 	https    string
@@ -142,7 +141,7 @@ func (b *bench) start(ctx context.Context) (time.Duration, error) {
 		case err := <-b.exited:
 			b.exited <- err
 			data, _ := os.ReadFile(log.Name())
-			return 0, fmt.Errorf("apiserver ended: %v\n%s", err, data)
+			return 0, fmt.Errorf("apiserver ended: %w\n%s", err, data)
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		case <-time.After(5 * time.Millisecond):

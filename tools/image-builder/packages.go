@@ -35,12 +35,12 @@ func download(ctx context.Context, cache string, packages []string) ([]string, e
 		}, packages...)
 		return exec.CommandContext(ctx, "apt-get", args...).CombinedOutput()
 	}
-	if out, err := fetch(); err != nil {
+	if _, err := fetch(); err != nil {
 		// An old index names files that the mirror no longer has.
 		if upd, err := exec.CommandContext(ctx, "apt-get", "update").CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("apt-get update: %w: %s", err, bytes.TrimSpace(upd))
 		}
-		if out, err = fetch(); err != nil {
+		if out, err := fetch(); err != nil {
 			return nil, fmt.Errorf("apt-get install --download-only %s: %w: %s", strings.Join(packages, " "), err, bytes.TrimSpace(out))
 		}
 	}

@@ -102,7 +102,7 @@ func (s *Server) apply(ctx context.Context, req *resourcev1.ApplyRequest) (*anyp
 	if req.GetOptions().GetFieldManager() == "" {
 		return nil, 0, apierrors.NewBadRequest("fieldManager is required for apply patch")
 	}
-	doc := []byte(req.GetConfiguration())
+	doc := req.GetConfiguration()
 	if !strings.HasPrefix(strings.TrimSpace(string(doc)), "{") {
 		j, err := yaml.YAMLToJSON(doc)
 		if err != nil {

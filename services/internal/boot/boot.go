@@ -37,6 +37,7 @@ const stopPatience = 25 * time.Second
 // Main runs the service called name and ends the process. build adds the flags
 // of the service and returns what to run once they are parsed.
 func Main(name string, build func(fs *pflag.FlagSet) Run) {
+	paceHeap()
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)

@@ -42,6 +42,11 @@ type Controller struct {
 	// controller's own last writes for the key; while it returns an error, the
 	// key waits, without a span.
 	Fresh func(key Key) error
+	// Extend, if set, is asked once the time of a Result.RequeueAfter has passed
+	// and nothing else has happened to the key: the key waits as much longer as it
+	// returns, without a reconcile; 0 reconciles. It is for deadlines that move all
+	// the time. It is called on a timer's goroutine and must be quick.
+	Extend func(key Key) time.Duration
 	// Sources are where keys come from.
 	Sources []Source
 	// Synced are further caches to wait for, which Reconcile reads but which

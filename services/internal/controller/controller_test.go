@@ -304,3 +304,43 @@ func TestWritesAreSeenBeforeTheNextDecision(t *testing.T) {
 		t.Errorf("made %d", created.Load())
 	}
 }
+
+// A deadline that moves is looked at when it comes, and reconciles only once it
+// has passed; an event reconciles at once, and what failed is not extended.
+func TestExtend(t *testing.T) {
+	w := start(t)
+	var reconciles, looks atomic.Int32
+	var passed atomic.Bool
+	w.run(controller.Controller{
+		Reconcile: func(context.Context, controller.Key) (controller.Result, error) {
+			if reconciles.Add(1) == 1 {
+				return controller.Result{}, errors.New("not yet")
+			}
+			return controller.Result{RequeueAfter: time.Millisecond}, nil
+		},
+		Extend: func(controller.Key) time.Duration {
+			if reconciles.Load() == 1 {
+				t.Error("the retry of a failure was to be extended")
+			}
+			looks.Add(1)
+			if passed.Load() {
+				return 0
+			}
+			return time.Millisecond
+		},
+	})
+	cm := w.create(t.Context(), "a")
+	eventually(t, "the deadline moves again and again", func() bool { return looks.Load() >= 20 })
+	if n := reconciles.Load(); n != 2 {
+		t.Errorf("%d reconciles before the deadline, want the failure and its retry", n)
+	}
+	w.touch(t.Context(), cm, "changed")
+	eventually(t, "the event reconciles", func() bool { return reconciles.Load() == 3 })
+	seen := looks.Load()
+	eventually(t, "the deadline still moves", func() bool { return looks.Load() >= seen+20 })
+	if n := reconciles.Load(); n != 3 {
+		t.Errorf("%d reconciles after one event, want 3", n)
+	}
+	passed.Store(true)
+	eventually(t, "the deadline passes", func() bool { return reconciles.Load() >= 4 })
+}

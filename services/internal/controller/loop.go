@@ -50,6 +50,7 @@ func newLoop(c Controller) *loop {
 	}
 	l := &loop{Controller: c, tracer: otel.Tracer("keelson.dev/services/internal/controller")}
 	l.queue = newQueue(c.MaxQueue, l.wake, l.full)
+	l.queue.extend = c.Extend
 	return l
 }
 

@@ -24,7 +24,9 @@ type entry struct {
 	traces []string
 	at     time.Time
 	since  time.Time // of the present wait
+	// timer is set while the key is delayed; delays counts how often it was.
 	timer  *time.Timer
+	delays uint64
 }
 
 func (e *entry) cause(traceparent string, now time.Time) {
@@ -55,6 +57,8 @@ type queue struct {
 	// wake is called, with mu held, for each key that becomes ready.
 	wake func()
 	full func()
+	// extend, if set, is asked, without mu, about a key whose requeue is due.
+	extend func(Key) time.Duration
 }
 
 func newQueue(limit int, wake, full func()) *queue {
@@ -164,20 +168,36 @@ func (q *queue) done(j job, failed bool, retry time.Duration) {
 		q.push(e, now)
 	case failed || retry > 0:
 		e.again = false
-		e.timer = time.AfterFunc(retry, func() { q.ripe(e) })
+		q.delay(e, retry, !failed)
 	default:
 		delete(q.entries, e.key)
 	}
 }
 
-// ripe makes a key ready whose delay has passed.
-func (q *queue) ripe(e *entry) {
+// delay brings a key back after a time; if that may be extended, not before
+// extend says so. mu is held.
+func (q *queue) delay(e *entry, after time.Duration, extensible bool) {
+	e.delays++
+	nth := e.delays
+	e.timer = time.AfterFunc(after, func() { q.ripe(e, nth, extensible) })
+}
+
+// ripe makes a key ready whose nth delay has passed, unless it is extended or
+// something has happened to the key since.
+func (q *queue) ripe(e *entry, nth uint64, extensible bool) {
+	var longer time.Duration
+	if extensible && q.extend != nil {
+		longer = q.extend(e.key)
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closed || e.queued || e.running || e.timer == nil {
-		return
+	switch {
+	case q.closed || e.timer == nil || e.delays != nth:
+	case longer > 0:
+		e.timer.Reset(longer)
+	default:
+		q.push(e, time.Now())
 	}
-	q.push(e, time.Now())
 }
 
 // close drops everything and lets nobody wait any more.

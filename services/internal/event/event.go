@@ -34,7 +34,7 @@ type Recorder struct {
 type writer struct {
 	c        *client.Client
 	instance string
-	queue    chan pending
+	queue    chan *pending
 	dropped  atomic.Int64
 
 	// Of Run's goroutine only.
@@ -75,7 +75,7 @@ const (
 // NewRecorder makes a recorder; Run writes what it is given.
 func NewRecorder(c *client.Client, component, instance string) *Recorder {
 	return &Recorder{component: component, writer: &writer{
-		c: c, instance: instance, queue: make(chan pending, queueSize), recent: map[series]*written{},
+		c: c, instance: instance, queue: make(chan *pending, queueSize), recent: map[series]*written{},
 	}}
 }
 
@@ -121,7 +121,7 @@ func (r *Recorder) About(ctx context.Context, about corev1.ObjectReference, kind
 	}
 	about.ResourceVersion = "" // a series goes on over changes of its object.
 	select {
-	case r.queue <- pending{
+	case r.queue <- &pending{
 		series:      series{about: about, component: r.component, kind: kind, reason: reason, message: message},
 		at:          time.Now(),
 		traceparent: telemetry.Traceparent(ctx),
@@ -154,8 +154,8 @@ func (r *writer) Run(ctx context.Context) error {
 }
 
 // batch takes what else waits.
-func (r *writer) batch(first pending) []pending {
-	batch := []pending{first}
+func (r *writer) batch(first *pending) []*pending {
+	batch := []*pending{first}
 	for len(batch) < batchSize {
 		select {
 		case p := <-r.queue:
@@ -167,10 +167,10 @@ func (r *writer) batch(first pending) []pending {
 	return batch
 }
 
-func (r *writer) write(ctx context.Context, batch []pending) {
+func (r *writer) write(ctx context.Context, batch []*pending) {
 	writes := make([]client.Write, 0, len(batch))
-	for i := range batch {
-		writes = append(writes, r.one(&batch[i]).WithTraceparent(batch[i].traceparent))
+	for _, p := range batch {
+		writes = append(writes, r.one(p).WithTraceparent(p.traceparent))
 	}
 	results, err := r.c.CommitQuietly(ctx, writes...)
 	if err != nil {

@@ -133,7 +133,7 @@ func TestRereadOnChange(t *testing.T) {
 
 func TestUnchangedFilesAreNotReread(t *testing.T) {
 	s := identitytest.NewCA(t).Source(t, "x")
-	if s.Current() != s.Current() {
+	if first, second := s.Current(), s.Current(); first != second {
 		t.Fatal("files were read again without a change")
 	}
 }

@@ -95,7 +95,6 @@ func dialOptions(id *identity.Source) []grpc.DialOption {
 		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultServiceConfig(serviceConfig),
 		grpc.WithDisableServiceConfig(),
-		grpc.WithSharedWriteBuffer(true),
 		grpc.WithNoProxy(), // a cluster's traffic never leaves it
 		grpc.WithIdleTimeout(0),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage)),

@@ -56,8 +56,8 @@ type ResourceServiceClient interface {
 	// List reads a collection as a stream of pages, all of one revision.
 	// Permission: list. Safe to retry.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListResponse], error)
-	// Watch streams what changes, in order, each change once. Permission: watch
-	// (and list, when initial state is asked for). Safe to retry from the last
+	// Watch streams what changes, in order, each change once. Permission: watch,
+	// also of the initial state, as in Kubernetes. Safe to retry from the last
 	// resource version that was received.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 	// Create stores a new object, or posts to a subresource (binding, eviction,
@@ -223,8 +223,8 @@ type ResourceServiceServer interface {
 	// List reads a collection as a stream of pages, all of one revision.
 	// Permission: list. Safe to retry.
 	List(*ListRequest, grpc.ServerStreamingServer[ListResponse]) error
-	// Watch streams what changes, in order, each change once. Permission: watch
-	// (and list, when initial state is asked for). Safe to retry from the last
+	// Watch streams what changes, in order, each change once. Permission: watch,
+	// also of the initial state, as in Kubernetes. Safe to retry from the last
 	// resource version that was received.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	// Create stores a new object, or posts to a subresource (binding, eviction,

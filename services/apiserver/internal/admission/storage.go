@@ -8,13 +8,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 
+	"keelson.dev/services/apiserver/internal/kind/storage"
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
 const (
-	defaultClassAnnotation = "storageclass.kubernetes.io/is-default-class"
-	pvcProtection          = "kubernetes.io/pvc-protection"
-	pvProtection           = "kubernetes.io/pv-protection"
+	pvcProtection = "kubernetes.io/pvc-protection"
+	pvProtection  = "kubernetes.io/pv-protection"
 )
 
 // DefaultStorageClass gives claims that name no class the default one.
@@ -29,26 +29,14 @@ func (p *DefaultStorageClass) Admit(_ context.Context, a *Attributes) error {
 	if _, beta := claim.Annotations[corev1.BetaStorageClassAnnotation]; beta || claim.Spec.StorageClassName != nil {
 		return nil
 	}
-	if class := p.defaultClass(); class != nil {
-		name := class.Name
+	class := storage.PickDefault(func(yield func(resource.Object) bool) {
+		p.State.Each("storage.k8s.io", "storageclasses", "", yield)
+	})
+	if class != nil {
+		name := class.GetName()
 		claim.Spec.StorageClassName = &name
 	}
 	return nil
-}
-
-// defaultClass is the newest of the default classes, of the same age the first
-// by name.
-func (p *DefaultStorageClass) defaultClass() *storagev1.StorageClass {
-	var found *storagev1.StorageClass
-	p.State.Each("storage.k8s.io", "storageclasses", "", func(o resource.Object) bool {
-		c, ok := o.(*storagev1.StorageClass)
-		if ok && c.Annotations[defaultClassAnnotation] == "true" &&
-			(found == nil || found.CreationTimestamp.Before(&c.CreationTimestamp)) {
-			found = c
-		}
-		return true
-	})
-	return found
 }
 
 // StorageProtection keeps claims and volumes until nobody uses them: the

@@ -71,14 +71,6 @@ func fields(data []byte, f func(protowire.Number, []byte) error) error {
 	return nil
 }
 
-// EnvelopeSize is the length of what AppendEnvelopeHead writes for a message of
-// that size, with the tail.
-func EnvelopeSize(gvk schema.GroupVersionKind, message int) int {
-	apiVersion := gvk.GroupVersion().String()
-	meta := 2 + protowire.SizeBytes(len(apiVersion)) - 1 + protowire.SizeBytes(len(gvk.Kind)) + 1
-	return len(magic) + 1 + protowire.SizeBytes(meta) + 1 + protowire.SizeBytes(message) + 4
-}
-
 // AppendEnvelopeHead appends all of the envelope that comes before a message of
 // the given size. The message and then EnvelopeTail complete it.
 func AppendEnvelopeHead(dst []byte, gvk schema.GroupVersionKind, size int) []byte {

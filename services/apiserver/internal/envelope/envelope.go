@@ -1,9 +1,9 @@
 // Package envelope is the form of an object in the store: Kubernetes' own
 // protobuf envelope ("k8s\x00" and a runtime.Unknown), with one field more that
-// Kubernetes' decoder skips. That field carries the trace context of the write
-// and the write's id.
+// Kubernetes' decoder skips. That field carries the trace context of the write,
+// the write's id, and the version of the defaults that the object has.
 //
-// It also sets and strips metadata.resourceVersion in an encoded object without
+// It also sets metadata.resourceVersion in an encoded object without
 // decoding the rest, because the store's revision is the resourceVersion and so
 // the stored bytes lack it.
 //
@@ -37,6 +37,7 @@ const (
 
 	extensionTraceparent = 1
 	extensionWriteID     = 2
+	extensionDefaults    = 3
 )
 
 // ErrMalformed is wrapped by every error that is due to the bytes.
@@ -54,6 +55,9 @@ type Value struct {
 	Traceparent string
 	// WriteID is the id of the write, or empty.
 	WriteID string
+	// Defaults is the resource.DefaultsVersion of the program that completed the
+	// object, or 0.
+	Defaults uint64
 }
 
 // Message is an object that can be encoded.
@@ -62,17 +66,8 @@ type Message interface {
 	MarshalToSizedBuffer([]byte) (int, error)
 }
 
-// Encode returns the stored form of v; v.JSON must not be set.
-func Encode(v Value) []byte {
-	b := make([]byte, 0, overhead(v, len(v.Raw))+len(v.Raw))
-	b = appendHead(b, v)
-	b = protowire.AppendTag(b, unknownRaw, protowire.BytesType)
-	b = protowire.AppendBytes(b, v.Raw)
-	return appendExtension(b, v)
-}
-
-// EncodeObject is Encode for an object that is not encoded yet; v.Raw is not
-// used. The object's resourceVersion should be empty: the revision is it.
+// EncodeObject returns the stored form of an object; v says the rest, v.Raw and
+// v.JSON are not used. The object's resourceVersion should be empty: the revision is it.
 func EncodeObject(v Value, obj Message) ([]byte, error) {
 	size := obj.Size()
 	b := make([]byte, 0, overhead(v, size)+size)
@@ -102,6 +97,9 @@ func extensionSize(v Value) int {
 	}
 	if v.WriteID != "" {
 		n += 1 + protowire.SizeBytes(len(v.WriteID))
+	}
+	if v.Defaults != 0 {
+		n += 1 + protowire.SizeFixed64()
 	}
 	return n
 }
@@ -139,6 +137,10 @@ func appendExtension(b []byte, v Value) []byte {
 	if v.WriteID != "" {
 		b = protowire.AppendTag(b, extensionWriteID, protowire.BytesType)
 		b = protowire.AppendString(b, v.WriteID)
+	}
+	if v.Defaults != 0 {
+		b = protowire.AppendTag(b, extensionDefaults, protowire.Fixed64Type)
+		b = protowire.AppendFixed64(b, v.Defaults)
 	}
 	return b
 }
@@ -179,12 +181,15 @@ func Decode(b []byte) (Value, error) {
 				return fmt.Errorf("%w: content type %q", ErrMalformed, val)
 			}
 		case unknownExtension:
-			return fields(val, func(num protowire.Number, typ protowire.Type, val, _ []byte) error {
+			return fields(val, func(num protowire.Number, typ protowire.Type, val, whole []byte) error {
 				switch {
 				case num == extensionTraceparent && typ == protowire.BytesType:
 					v.Traceparent = string(val)
 				case num == extensionWriteID && typ == protowire.BytesType:
 					v.WriteID = string(val)
+				case num == extensionDefaults && typ == protowire.Fixed64Type:
+					_, _, n := protowire.ConsumeTag(whole)
+					v.Defaults, _ = protowire.ConsumeFixed64(whole[n:])
 				}
 				return nil
 			})
@@ -262,29 +267,6 @@ func WithResourceVersion(raw []byte, rev int64) ([]byte, error) {
 	return splice(raw, strconv.AppendInt(digits[:0], rev, 10))
 }
 
-// WithoutResourceVersion returns the encoded object with an empty
-// metadata.resourceVersion.
-func WithoutResourceVersion(raw []byte) ([]byte, error) {
-	return splice(raw, nil)
-}
-
-// ResourceVersion reads metadata.resourceVersion of an encoded object.
-func ResourceVersion(raw []byte) (string, error) {
-	var rv []byte
-	err := fields(raw, func(num protowire.Number, typ protowire.Type, val, _ []byte) error {
-		if num != objectMetadata || typ != protowire.BytesType {
-			return nil
-		}
-		return fields(val, func(num protowire.Number, typ protowire.Type, val, _ []byte) error {
-			if num == metaResourceVersion && typ == protowire.BytesType {
-				rv = val
-			}
-			return nil
-		})
-	})
-	return string(rv), err
-}
-
 // splice copies the object with rv as the one resourceVersion. Metadata that
 // comes in several pieces (which a decoder merges) keeps its pieces; the first
 // one gets rv.
@@ -296,24 +278,20 @@ func splice(raw, rv []byte) ([]byte, error) {
 			out = append(out, whole...)
 			return nil
 		}
-		set := rv
-		if done {
-			set = nil
-		}
 		before, after, err := splitMeta(val)
 		if err != nil {
 			return err
 		}
 		size := before.size() + after.size()
 		if !done {
-			size += 1 + protowire.SizeBytes(len(set))
+			size += 1 + protowire.SizeBytes(len(rv))
 		}
 		out = protowire.AppendTag(out, objectMetadata, protowire.BytesType)
 		out = protowire.AppendVarint(out, uint64(size))
 		out = before.appendTo(out)
 		if !done {
 			out = protowire.AppendTag(out, metaResourceVersion, protowire.BytesType)
-			out = protowire.AppendBytes(out, set)
+			out = protowire.AppendBytes(out, rv)
 		}
 		out = after.appendTo(out)
 		done = true

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/client-go/applyconfigurations"
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
+	"sigs.k8s.io/structured-merge-diff/v6/typed"
 
 	"keelson.dev/services/apiserver/internal/resource"
 )
@@ -69,6 +70,7 @@ type machinery struct {
 	once     sync.Once
 	scheme   *runtime.Scheme
 	types    managedfields.TypeConverter
+	scales   managedfields.TypeConverter
 	managers sync.Map // door -> *managedfields.FieldManager
 }
 
@@ -77,7 +79,13 @@ func (m *machinery) load() {
 	for _, k := range m.table.Kinds() {
 		m.scheme.AddKnownTypeWithName(k.GVK, k.New())
 	}
+	m.scheme.AddKnownTypeWithName(scaleKind.GVK, scaleKind.New())
 	m.types = applyconfigurations.NewTypeConverter(m.scheme)
+	parser, err := typed.NewParser(scaleSchema)
+	if err != nil { // it is a constant
+		panic(err)
+	}
+	m.scales = managedfields.NewSchemeTypeConverter(m.scheme, parser)
 }
 
 func (m *machinery) manager(k *resource.Kind, subresource string) (*managedfields.FieldManager, error) {
@@ -86,8 +94,11 @@ func (m *machinery) manager(k *resource.Kind, subresource string) (*managedfield
 	if fm, ok := m.managers.Load(key); ok {
 		return fm.(*managedfields.FieldManager), nil
 	}
-	c := &conversion{kind: k}
-	fm, err := managedfields.NewDefaultFieldManager(m.types, c, c, m.scheme, k.GVK, k.GVK.GroupVersion(), subresource,
+	c, types := &conversion{kind: k}, m.types
+	if k == scaleKind {
+		types = m.scales
+	}
+	fm, err := managedfields.NewDefaultFieldManager(types, c, c, m.scheme, k.GVK, k.GVK.GroupVersion(), subresource,
 		filters(k, subresource))
 	if err != nil {
 		return nil, err

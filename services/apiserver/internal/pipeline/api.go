@@ -64,6 +64,8 @@ type List struct {
 	Continue string
 	// Remaining is nil where it is not known or nothing remains.
 	Remaining *int64
+	// Warnings are for the client (of a deletecollection).
+	Warnings []string
 }
 
 // WatchOptions are those of a watch.
@@ -71,8 +73,11 @@ type WatchOptions struct {
 	LabelSelector, FieldSelector string
 	ResourceVersion              string
 	ResourceVersionMatch         string
-	SendInitialEvents            bool
-	AllowBookmarks               bool
+	// SendInitialEvents sends the present state, also where a resource version is
+	// named, and a bookmark at its end. NoInitialEvents sends nothing of it, also
+	// where none is named: what comes from now on.
+	SendInitialEvents, NoInitialEvents bool
+	AllowBookmarks                     bool
 }
 
 // Watch is a running watch.
@@ -113,8 +118,8 @@ type Outcome struct {
 	// Other holds the answer.
 	Item  *watchcache.Item
 	Other resource.Object
-	// Status is set instead where the answer is a Status (binding, eviction, a
-	// delete that left nothing).
+	// Status is set where the answer is a Status (binding, eviction, for most
+	// kinds a delete that left nothing); only of a delete, Item is set as well.
 	Status *metav1.Status
 	// Created is set by an apply or update that created.
 	Created bool

@@ -34,7 +34,7 @@ func (p *Pipeline) DeleteCollection(ctx context.Context, t Target, l ListOptions
 	if err != nil {
 		return nil, p.statusOf(ctx, t.Resource.GroupResource(), "", err)
 	}
-	out := &List{Kind: k, Revision: list.Revision, Continue: list.Continue, Remaining: list.Remaining}
+	out := &List{Kind: k, Revision: list.Revision, Continue: list.Continue, Remaining: list.Remaining, Warnings: deleteWarnings(k, o)}
 	for rest := list.Items; len(rest) > 0; {
 		n := min(len(rest), deleteTogether)
 		if out.Items, err = p.deleteItems(ctx, t, rest[:n], o, out.Items); err != nil {

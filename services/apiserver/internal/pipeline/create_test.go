@@ -1,6 +1,7 @@
 package pipeline_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -172,7 +173,7 @@ func TestFieldValidation(t *testing.T) {
 		body := pipeline.Body{Data: []byte(strings.Replace(text, "NAME", "v"+strings.ToLower(test.directive), 1)), Type: pipeline.JSON}
 		out, err := f.Create(f.ctx, pipeline.Target{Resource: podGVR, Namespace: "ns"}, body, pipeline.WriteOptions{FieldValidation: test.directive})
 		if test.text != "" {
-			if s, ok := err.(*apierrors.StatusError); !ok || !strings.Contains(s.ErrStatus.Message, `unknown field "spec.foo"`) || !strings.Contains(s.ErrStatus.Message, `duplicate field "spec.containers[0].image"`) {
+			if s, ok := errors.AsType[*apierrors.StatusError](err); !ok || !strings.Contains(s.ErrStatus.Message, `unknown field "spec.foo"`) || !strings.Contains(s.ErrStatus.Message, `duplicate field "spec.containers[0].image"`) {
 				t.Errorf("%s: %v", test.directive, err)
 			}
 			continue

@@ -51,8 +51,19 @@ func (p *Pipeline) newDelete(ctx context.Context, t Target, o DeleteOptions) (*c
 		ctx: ctx, target: t, kind: k, rules: &k.Rules, opts: o.WriteOptions,
 		user: requestUser(ctx), key: k.Key(t.Namespace, t.Name), shares: true,
 	}
-	c.plan = func(cur *watchcache.Item) (*step, error) { return p.planDelete(c, cur, o) }
+	c.plan = func(cur *watchcache.Item) (*step, error) {
+		c.warn = deleteWarnings(k, o)
+		return p.planDelete(c, cur, o)
+	}
 	return c, nil
+}
+
+// deleteWarnings are those that the options earn.
+func deleteWarnings(k *resource.Kind, o DeleteOptions) []string {
+	if k.UnsaidPropagation == "" || o.PropagationPolicy != nil || o.OrphanDependents != nil {
+		return nil
+	}
+	return []string{k.UnsaidPropagation}
 }
 
 func checkDeleteOptions(o DeleteOptions) error {
@@ -87,6 +98,9 @@ func (p *Pipeline) planDelete(c *change, cur *watchcache.Item, o DeleteOptions) 
 	held := len(finalizers) > 0 || c.kind.Held != nil && c.kind.Held(old)
 	if grace == 0 && !held {
 		s.gone = true
+		if !c.kind.ReturnsDeleted {
+			s.answer = func(out *Outcome) { out.Status = deleted(c, out.Item.Object) }
+		}
 		return s, nil
 	}
 	obj, ok := old.DeepCopyObject().(resource.Object)
@@ -97,6 +111,15 @@ func (p *Pipeline) planDelete(c *change, cur *watchcache.Item, o DeleteOptions) 
 	p.mark(c.kind, obj, grace)
 	s.obj = obj
 	return s, nil
+}
+
+// deleted says that nothing is left of an object. Its kind is the resource, as
+// Kubernetes has it there.
+func deleted(c *change, last resource.Object) *metav1.Status {
+	gr := c.gr()
+	return &metav1.Status{Status: metav1.StatusSuccess, Details: &metav1.StatusDetails{
+		Name: last.GetName(), Group: gr.Group, Kind: gr.Resource, UID: last.GetUID(),
+	}}
 }
 
 // asIs leaves the object as it is: its deletion is under way.

@@ -1,17 +1,23 @@
 package pipeline_test
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"testing"
 	"time"
 
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -201,6 +207,70 @@ func TestDeleteCollection(t *testing.T) {
 	}
 }
 
+// A delete that leaves nothing is answered with a Status for most kinds, which
+// names the resource as Kubernetes does, and with the last state for some.
+func TestDeleteAnswer(t *testing.T) {
+	f := newFixture(t)
+	cm := f.mustCreate(configMap("a"))
+	want := metav1.Status{Status: metav1.StatusSuccess, Details: &metav1.StatusDetails{Name: "a", Kind: "configmaps", UID: cm.GetUID()}}
+	for _, dry := range []bool{true, false} {
+		out, err := f.delete(cm, pipeline.DeleteOptions{WriteOptions: pipeline.WriteOptions{DryRun: dry}})
+		if err != nil || !out.Gone || out.Status == nil || asJSON(out.Status) != asJSON(want) {
+			t.Errorf("dry run %v: %+v, %v", dry, out, err)
+		}
+		if out.Item == nil || out.Item.Object.GetUID() != cm.GetUID() {
+			t.Errorf("the last state is not known: %+v", out)
+		}
+	}
+	role := f.mustCreate(&rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: "r", Namespace: "ns"}})
+	if out, err := f.delete(role); err != nil || out.Status == nil || out.Status.Details.Group != "rbac.authorization.k8s.io" || out.Status.Details.Kind != "roles" {
+		t.Errorf("%+v, %v", out, err)
+	}
+	held := configMap("held")
+	held.Finalizers = []string{"a.b/c"}
+	f.mustCreate(held)
+	if out, err := f.delete(held); err != nil || out.Gone || out.Status != nil || out.Item.Object.GetDeletionTimestamp() == nil {
+		t.Errorf("one that stays: %+v, %v", out, err)
+	}
+	if out, err := f.delete(f.mustCreate(pod("p"))); err != nil || !out.Gone || out.Status != nil {
+		t.Errorf("a pod: %+v, %v", out, err)
+	}
+	var object []string
+	for _, k := range f.Table().Kinds() {
+		if k.ReturnsDeleted {
+			object = append(object, k.Resource)
+		}
+	}
+	slices.Sort(object)
+	if want := []string{"namespaces", "persistentvolumeclaims", "persistentvolumes", "pods", "serviceaccounts", "services", "storageclasses"}; !slices.Equal(object, want) {
+		t.Errorf("%v, want %v", object, want)
+	}
+}
+
+// Who deletes a Job without a word on its pods is told that they stay.
+func TestJobDeletionWarning(t *testing.T) {
+	f := newFixture(t)
+	const want = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"
+	job := func(name string) *batchv1.Job {
+		return f.mustCreate(&batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "ns"}, Spec: batchv1.JobSpec{
+			Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, Containers: []corev1.Container{{Name: "c", Image: "i"}}}},
+		}}).(*batchv1.Job)
+	}
+	for i, o := range []pipeline.DeleteOptions{
+		{}, {PropagationPolicy: ptr(metav1.DeletePropagationBackground)}, {OrphanDependents: ptr(true)},
+	} {
+		out, err := f.delete(job("j"+strconv.Itoa(i)), o)
+		if err != nil || (i == 0) != slices.Equal(out.Warnings, []string{want}) {
+			t.Errorf("%+v: %q, %v", o, out.Warnings, err)
+		}
+	}
+	job("j")
+	list, err := f.DeleteCollection(f.ctx, pipeline.Target{Resource: batchv1.SchemeGroupVersion.WithResource("jobs"), Namespace: "ns"}, pipeline.ListOptions{}, pipeline.DeleteOptions{})
+	if err != nil || !slices.Equal(list.Warnings, []string{want}) {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
+
 func TestEviction(t *testing.T) {
 	f := newFixture(t)
 	p := f.bound("a")
@@ -225,4 +295,102 @@ func TestEviction(t *testing.T) {
 	}
 	_, err = evict("none", &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: "none"}})
 	wantStatus(t, err, 404, metav1.StatusReasonNotFound, `pods "none" not found`)
+}
+
+// An evicted pod says so in its status, before it goes.
+func TestEvictionCondition(t *testing.T) {
+	f := newFixture(t)
+	evict := func(name string, d metav1.DeleteOptions, o pipeline.WriteOptions) error {
+		t.Helper()
+		data, err := (&policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: name}, DeleteOptions: &d}).Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.Create(f.ctx, pipeline.Target{Resource: podGVR, Namespace: "ns", Name: name, Subresource: "eviction"},
+			pipeline.Body{Data: data, Type: pipeline.Message, GVK: policyv1.SchemeGroupVersion.WithKind("Eviction")}, o)
+		return err
+	}
+	want := corev1.PodCondition{
+		Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, LastTransitionTime: metav1.NewTime(f.now),
+		Reason: "EvictionByEvictionAPI", Message: "Eviction API: evicting",
+	}
+	conditions := func(obj resource.Object) []corev1.PodCondition {
+		var out []corev1.PodCondition
+		for _, c := range obj.(*corev1.Pod).Status.Conditions {
+			if c.Type == corev1.DisruptionTarget {
+				out = append(out, c)
+			}
+		}
+		return out
+	}
+	check := func(what string, obj resource.Object) {
+		t.Helper()
+		if got := conditions(obj); len(got) != 1 || asJSON(got[0]) != asJSON(want) {
+			t.Errorf("%s: %s", what, asJSON(got))
+		}
+	}
+
+	p := f.bound("graceful")
+	if err := evict("graceful", metav1.DeleteOptions{}, pipeline.WriteOptions{DryRun: true}); err != nil {
+		t.Fatal(err)
+	}
+	if got := get(f, p); got.ResourceVersion != p.ResourceVersion {
+		t.Errorf("a dry run wrote %s", asJSON(got))
+	}
+	rv := p.ResourceVersion
+	if err := evict("graceful", metav1.DeleteOptions{Preconditions: &metav1.Preconditions{ResourceVersion: &rv}}, pipeline.WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	got := get(f, p)
+	check("graceful", got)
+	if got.DeletionTimestamp == nil {
+		t.Error("not asked to go")
+	}
+	f.now = f.now.Add(5 * time.Second)
+	if err := evict("graceful", metav1.DeleteOptions{}, pipeline.WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if again := get(f, p); again.ResourceVersion != got.ResourceVersion {
+		t.Errorf("a second eviction changed the pod: %s", asJSON(again))
+	}
+	f.now = f.now.Add(-5 * time.Second)
+
+	// One that is under way already is told as well.
+	q := f.bound("deleted")
+	if _, err := f.delete(q); err != nil {
+		t.Fatal(err)
+	}
+	if err := evict("deleted", metav1.DeleteOptions{}, pipeline.WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	check("deleted", get(f, q))
+
+	// One that goes at once is changed first: who watches sees why.
+	r := f.mustCreate(pod("at-once"))
+	w, err := f.Watch(f.ctx, pipeline.Target{Resource: podGVR, Namespace: "ns"}, pipeline.WatchOptions{ResourceVersion: r.GetResourceVersion()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	rv = r.GetResourceVersion()
+	if err := evict("at-once", metav1.DeleteOptions{Preconditions: &metav1.Preconditions{ResourceVersion: &rv}}, pipeline.WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var events []*watchcache.Event
+	for len(events) < 2 {
+		next, err := w.Next(f.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events = append(events, next...)
+	}
+	if events[0].Type != watchcache.Modified || events[1].Type != watchcache.Deleted {
+		t.Fatalf("%v, %v", events[0].Type, events[1].Type)
+	}
+	for _, e := range events {
+		check(fmt.Sprint(e.Type), e.Item.Object)
+	}
+	if err := evict("graceful", metav1.DeleteOptions{Preconditions: &metav1.Preconditions{ResourceVersion: &rv}}, pipeline.WriteOptions{}); !apierrors.IsConflict(err) {
+		t.Errorf("another resource version: %v", err)
+	}
 }

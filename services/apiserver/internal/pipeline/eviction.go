@@ -2,7 +2,10 @@ package pipeline
 
 import (
 	"context"
+	"slices"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -36,12 +39,22 @@ func (p *Pipeline) newEviction(ctx context.Context, k *resource.Kind, t Target, 
 	if err != nil {
 		return nil, err
 	}
-	c.warn = warnings
-	plan := c.plan
+	said := false // by the write before the one that is planned
 	c.plan = func(cur *watchcache.Item) (*step, error) {
-		s, err := plan(cur)
-		if err != nil {
-			return nil, err
+		c.warn = slices.Clone(warnings)
+		if said && d.Preconditions != nil && d.Preconditions.ResourceVersion != nil {
+			// The state that it named was found, and changed by that write.
+			now := *d.Preconditions
+			now.ResourceVersion = new(cur.Object.GetResourceVersion())
+			d.Preconditions = &now
+		}
+		said = false
+		s, err := p.planEviction(c, cur, d)
+		if err == nil && s.more {
+			s.finish = append(s.finish, func(ok bool) { said = ok })
+		}
+		if err != nil || s.more {
+			return s, err
 		}
 		s.answer = func(out *Outcome) {
 			out.Item = nil
@@ -51,4 +64,72 @@ func (p *Pipeline) newEviction(ctx context.Context, k *resource.Kind, t Target, 
 		return s, nil
 	}
 	return c, nil
+}
+
+// planEviction decides as a delete does, and has the pod say why it goes. Where it
+// goes at once, that is a write of its own: whoever watches it then sees the reason
+// in its last state.
+func (p *Pipeline) planEviction(c *change, cur *watchcache.Item, d DeleteOptions) (*step, error) {
+	s, err := p.planDelete(c, cur, d)
+	if err != nil || d.DryRun {
+		return s, err
+	}
+	if s.gone {
+		if evicting(cur.Object) != nil {
+			return s, nil
+		}
+		s.gone, s.more, s.keepTrace = false, true, true
+		s.obj = cur.Object.DeepCopyObject().(resource.Object)
+	}
+	p.disrupt(s.obj)
+	return s, nil
+}
+
+// The condition of an evicted pod, as in Kubernetes.
+const (
+	evictionReason  = "EvictionByEvictionAPI"
+	evictionMessage = "Eviction API: evicting"
+)
+
+// evicting is the condition of a pod that is being evicted, if it has it.
+func evicting(obj resource.Object) *corev1.PodCondition {
+	c := disruption(obj)
+	if c == nil || c.Status != corev1.ConditionTrue || c.Reason != evictionReason || c.Message != evictionMessage {
+		return nil
+	}
+	return c
+}
+
+func disruption(obj resource.Object) *corev1.PodCondition {
+	pod, ok := obj.(*corev1.Pod)
+	if !ok {
+		return nil
+	}
+	for i := range pod.Status.Conditions {
+		if c := &pod.Status.Conditions[i]; c.Type == corev1.DisruptionTarget {
+			return c
+		}
+	}
+	return nil
+}
+
+// disrupt sets the condition.
+func (p *Pipeline) disrupt(obj resource.Object) {
+	pod, ok := obj.(*corev1.Pod)
+	if !ok {
+		return
+	}
+	c := disruption(pod)
+	if c == nil {
+		pod.Status.Conditions = append(pod.Status.Conditions, corev1.PodCondition{Type: corev1.DisruptionTarget})
+		c = &pod.Status.Conditions[len(pod.Status.Conditions)-1]
+	}
+	at := metav1.NewTime(p.cfg.Now().Truncate(time.Second))
+	if c.Status == corev1.ConditionTrue {
+		at = c.LastTransitionTime
+	}
+	*c = corev1.PodCondition{
+		Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, LastTransitionTime: at,
+		Reason: evictionReason, Message: evictionMessage,
+	}
 }

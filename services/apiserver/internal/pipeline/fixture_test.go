@@ -3,6 +3,7 @@ package pipeline_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"reflect"
 	"strings"
 	"testing"
@@ -168,20 +169,13 @@ func pod(name string) *corev1.Pod {
 // wantStatus checks code, reason and a part of the message.
 func wantStatus(t testing.TB, err error, code int32, reason metav1.StatusReason, text string) {
 	t.Helper()
-	var se *apierrors.StatusError
-	switch status := apierrors.APIStatus(nil); {
-	case err == nil:
-		t.Errorf("no error; want %d %s %q", code, reason, text)
-	default:
-		var ok bool
-		if se, ok = err.(*apierrors.StatusError); !ok {
-			t.Errorf("%T %v is no Status", err, err)
-			return
-		}
-		status = se
-		if s := status.Status(); s.Code != code || s.Reason != reason || !strings.Contains(s.Message, text) {
-			t.Errorf("got %d %s %q\nwant %d %s %q", s.Code, s.Reason, s.Message, code, reason, text)
-		}
+	status, ok := errors.AsType[*apierrors.StatusError](err)
+	if !ok {
+		t.Errorf("got %T %v; want %d %s %q", err, err, code, reason, text)
+		return
+	}
+	if s := status.Status(); s.Code != code || s.Reason != reason || !strings.Contains(s.Message, text) {
+		t.Errorf("got %d %s %q\nwant %d %s %q", s.Code, s.Reason, s.Message, code, reason, text)
 	}
 }
 

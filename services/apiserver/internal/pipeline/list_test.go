@@ -2,6 +2,7 @@ package pipeline_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -192,7 +193,7 @@ func TestExpiredPages(t *testing.T) {
 	}
 	_, err = f.List(f.ctx, maps, pipeline.ListOptions{Limit: 9, Continue: first.Continue})
 	wantStatus(t, err, 410, metav1.StatusReasonExpired, "The provided continue parameter is too old to display a consistent list result")
-	se, ok := err.(*apierrors.StatusError)
+	se, ok := errors.AsType[*apierrors.StatusError](err)
 	if !ok || se.ErrStatus.ListMeta.Continue == "" {
 		t.Fatalf("no token to go on with: %v", err)
 	}
@@ -287,6 +288,23 @@ func TestWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.Close()
+	// Without initial events, a watch begins with what comes after it.
+	for i, rv := range []string{"", "0", at} {
+		w, err := f.Watch(f.ctx, maps, pipeline.WatchOptions{ResourceVersion: rv, NoInitialEvents: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := "later" + strconv.Itoa(i)
+		f.mustCreate(configMap(next))
+		want := "+" + next
+		if rv == at {
+			want = "+b"
+		}
+		if got := describeEvents(collect(t, w, 1)[:1]); got != want {
+			t.Errorf("no initial events from %q: got %s, want %s", rv, got, want)
+		}
+		w.Close()
+	}
 	_, err = f.Watch(f.ctx, maps, pipeline.WatchOptions{FieldSelector: "data.x=y"})
 	wantStatus(t, err, 400, metav1.StatusReasonBadRequest, "is not a known field selector")
 	_, err = f.Watch(f.ctx, maps, pipeline.WatchOptions{ResourceVersionMatch: "Exact", SendInitialEvents: true})
@@ -318,7 +336,7 @@ func TestExpiredWatch(t *testing.T) {
 	}
 	defer w.Close()
 	cancel()
-	if _, err := w.Next(ctx); err != context.Canceled {
+	if _, err := w.Next(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -1,8 +1,10 @@
 package pipeline_test
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -50,6 +52,12 @@ func TestBinding(t *testing.T) {
 	}
 	if asJSON(got.ManagedFields) != asJSON(p.ManagedFields) || got.Generation != p.Generation {
 		t.Errorf("a binding was tracked: %+v", got.ManagedFields)
+	}
+	// The old door names the pod by the Binding's own name.
+	old := f.mustCreate(pod("old")).(*corev1.Pod)
+	out, err = f.Create(f.ctx, pipeline.Target{Resource: corev1.SchemeGroupVersion.WithResource("bindings"), Namespace: "ns"}, f.body(binding("old", "n")), pipeline.WriteOptions{})
+	if err != nil || out.Status == nil || get(f, old).Spec.NodeName != "n" {
+		t.Errorf("the old door: %+v, %v", out, err)
 	}
 	gated := pod("gated")
 	gated.Spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: "example.com/wait"}}
@@ -178,6 +186,75 @@ func TestApply(t *testing.T) {
 	}
 	_, err = f.patch(cm, types.ApplyPatchType, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\nfoo: 1", pipeline.WriteOptions{FieldManager: "x"})
 	wantStatus(t, err, 500, "", ".foo: field not declared in schema")
+}
+
+// TestScaleApply: who applies a scale owns spec.replicas of the object.
+func TestScaleApply(t *testing.T) {
+	f := newFixture(t)
+	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "d", Namespace: "ns"}}
+	const deployment = `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"d","namespace":"ns"},"spec":{"replicas":3,"selector":{"matchLabels":{"a":"b"}},` +
+		`"template":{"metadata":{"labels":{"a":"b"}},"spec":{"containers":[{"name":"c","image":"i"}]}}}}`
+	if _, err := f.patch(d, types.ApplyPatchType, deployment, pipeline.WriteOptions{FieldManager: "owner"}); err != nil {
+		t.Fatal(err)
+	}
+	target := f.target(d)
+	apply := func(name, manager, text string, o pipeline.WriteOptions) (*pipeline.Outcome, error) {
+		t.Helper()
+		o.FieldManager, target.Name, target.Subresource = manager, name, "scale"
+		return f.Patch(f.ctx, target, types.ApplyPatchType, pipeline.Body{Data: []byte(text), Type: pipeline.YAML}, o)
+	}
+	const five = "apiVersion: autoscaling/v1\nkind: Scale\nmetadata: {name: d, namespace: ns}\nspec: {replicas: 5}"
+	owners := func() (out []string) {
+		for _, m := range get(f, d).ManagedFields {
+			if strings.Contains(m.FieldsV1.GetRawString(), `"f:replicas":{}`) {
+				out = append(out, fmt.Sprint(m.Manager, " ", m.Operation, " ", m.APIVersion, " ", m.Subresource))
+			}
+		}
+		return out
+	}
+	_, err := apply("d", "scaler", five, pipeline.WriteOptions{})
+	wantStatus(t, err, 409, metav1.StatusReasonConflict, `Apply failed with 1 conflict: conflict with "owner": .spec.replicas`)
+	if out, err := apply("d", "scaler", five, pipeline.WriteOptions{Force: true, DryRun: true}); err != nil || out.Other.(*autoscalingv1.Scale).Spec.Replicas != 5 || *get(f, d).Spec.Replicas != 3 {
+		t.Errorf("dry run: %+v, %v", out, err)
+	}
+	out, err := apply("d", "scaler", five, pipeline.WriteOptions{Force: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := out.Other.(*autoscalingv1.Scale)
+	if s.Spec.Replicas != 5 || s.Status.Selector != "a=b" || len(s.ManagedFields) != 0 || *get(f, d).Spec.Replicas != 5 {
+		t.Errorf("%s", asJSON(s))
+	}
+	if got := owners(); !slices.Equal(got, []string{"scaler Apply apps/v1 scale"}) {
+		t.Errorf("owners %q", got)
+	}
+	version := get(f, d).ResourceVersion
+	if _, err := apply("d", "scaler", five, pipeline.WriteOptions{}); err != nil || get(f, d).ResourceVersion != version {
+		t.Errorf("the same again: %v", err)
+	}
+	_, err = f.patch(d, types.ApplyPatchType, deployment, pipeline.WriteOptions{FieldManager: "owner"})
+	wantStatus(t, err, 409, metav1.StatusReasonConflict, `conflict with "scaler" with subresource "scale": .spec.replicas`)
+	// Two who say the same share it.
+	if _, err := apply("d", "other", five, pipeline.WriteOptions{}); err != nil {
+		t.Error(err)
+	}
+	if got := owners(); len(got) != 2 {
+		t.Errorf("owners %q", got)
+	}
+	_, err = apply("none", "scaler", five, pipeline.WriteOptions{})
+	wantStatus(t, err, 404, metav1.StatusReasonNotFound, `deployments.apps "none" not found`)
+	_, err = apply("d", "scaler", strings.ReplaceAll(five, "name: d", "name: e"), pipeline.WriteOptions{})
+	wantStatus(t, err, 400, metav1.StatusReasonBadRequest, "the name of the object (e) does not match the name on the URL (d)")
+	_, err = apply("d", "scaler", strings.ReplaceAll(five, "autoscaling/v1", "apps/v1"), pipeline.WriteOptions{})
+	wantStatus(t, err, 400, metav1.StatusReasonBadRequest, "invalid object type: apps/v1, Kind=Scale")
+	_, err = apply("d", "scaler", strings.ReplaceAll(five, "5", "-1"), pipeline.WriteOptions{Force: true})
+	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "must be greater than or equal to 0")
+	_, err = apply("d", "scaler", strings.ReplaceAll(five, "replicas", "size"), pipeline.WriteOptions{})
+	wantStatus(t, err, 500, "", ".spec.size: field not declared in schema")
+	_, err = apply("d", "late", five+"\nmetadata: {resourceVersion: '1'}", pipeline.WriteOptions{Force: true})
+	if err == nil {
+		t.Error("a key twice, and an old version, were accepted")
+	}
 }
 
 func TestApplyAfterClientSideApply(t *testing.T) {

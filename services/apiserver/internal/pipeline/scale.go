@@ -7,9 +7,11 @@ import (
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"keelson.dev/services/apiserver/internal/codec"
+	"keelson.dev/services/apiserver/internal/fieldmanager"
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
@@ -45,6 +47,27 @@ func (p *Pipeline) planScale(c *change, s *resource.Scale, cur *watchcache.Item,
 	if err != nil {
 		return nil, err
 	}
+	return p.planScaled(c, s, cur, want, nil)
+}
+
+// planScaleApply changes it by a server-side apply of a Scale.
+func (p *Pipeline) planScaleApply(c *change, s *resource.Scale, cur *watchcache.Item, configuration map[string]any, warnings []string) (*step, error) {
+	if cur == nil {
+		return nil, apierrors.NewNotFound(c.gr(), c.target.Name)
+	}
+	c.warn = warnings
+	want, fields, err := p.cfg.Fields.ApplyScale(
+		fieldmanager.Write{Kind: c.kind, Subresource: c.target.Subresource, Old: cur.Object, Manager: c.opts.FieldManager, Now: p.cfg.Now()},
+		scaleOf(c.kind, s, cur), runtime.DeepCopyJSON(configuration), c.opts.Force)
+	if err != nil {
+		return nil, err
+	}
+	return p.planScaled(c, s, cur, want, &fields)
+}
+
+// planScaled makes the object's scale the wanted one. fields are the object's
+// managed fields, where that is decided already.
+func (p *Pipeline) planScaled(c *change, s *resource.Scale, cur *watchcache.Item, want *scaled, fields *[]metav1.ManagedFieldsEntry) (*step, error) {
 	if want.Name != "" && want.Name != c.target.Name {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s) does not match the name on the URL (%s)", want.Name, c.target.Name))
 	}
@@ -67,7 +90,10 @@ func (p *Pipeline) planScale(c *change, s *resource.Scale, cur *watchcache.Item,
 		obj.SetResourceVersion(want.ResourceVersion)
 	}
 	s.Set(obj, want.Spec.Replicas)
-	st, err := p.planUpdate(c, cur, obj, true)
+	if fields != nil {
+		obj.SetManagedFields(*fields)
+	}
+	st, err := p.planUpdate(c, cur, obj, fields == nil)
 	if err != nil {
 		return nil, err
 	}

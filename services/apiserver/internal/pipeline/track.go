@@ -27,12 +27,18 @@ func (p *Pipeline) track(c *change, old, obj resource.Object) {
 
 // newApply completes the change of a server-side apply.
 func (p *Pipeline) newApply(c *change, sub *resource.Subresource, b Body) error {
-	if p.cfg.Fields == nil || sub != nil && sub.Scale != nil {
+	if p.cfg.Fields == nil {
 		return errMethod(c.target, "apply")
 	}
 	configuration, warnings, err := readConfiguration(b.Data, codec.Validation(c.opts.FieldValidation))
 	if err != nil {
 		return err
+	}
+	if sub != nil && sub.Scale != nil {
+		c.plan = func(cur *watchcache.Item) (*step, error) {
+			return p.planScaleApply(c, sub.Scale, cur, configuration, warnings)
+		}
+		return nil
 	}
 	c.plan = func(cur *watchcache.Item) (*step, error) {
 		c.warn = warnings

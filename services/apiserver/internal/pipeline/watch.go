@@ -62,6 +62,15 @@ func (p *Pipeline) watch(ctx context.Context, k *resource.Kind, t Target, o Watc
 			return err == nil && sel.match(it)
 		}
 	}
+	if o.NoInitialEvents {
+		if wo.Initial = false; o.ResourceVersion == "0" {
+			wo.After = p.cfg.Cache.Revision()
+		} else if rev == 0 {
+			if wo.After, err = p.cfg.Cache.Fresh(ctx); err != nil {
+				return nil, err
+			}
+		}
+	}
 	if wo.Initial && o.ResourceVersion != "0" {
 		if err := p.wait(ctx, rev); err != nil {
 			return nil, err

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"runtime/debug"
 	"strconv"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -22,6 +24,8 @@ const (
 	// maxTries bounds how often a write is worked out anew because the object
 	// changed meanwhile.
 	maxTries = 20
+	// eagerTries are those without a pause before them.
+	eagerTries = 4
 	// maxNames is how many generated names are tried, as in Kubernetes.
 	maxNames = 8
 	// maxObject bounds an object's encoding, as etcd's request limit does in
@@ -74,6 +78,8 @@ type step struct {
 	onlyTimes bool
 	// keepTrace keeps the trace of the last write, where this one brings none.
 	keepTrace bool
+	// more says that the change goes on from what this step wrote.
+	more bool
 	// answer replaces the Outcome's Item.
 	answer func(*Outcome)
 	// finish is called once, with whether the write happened.
@@ -161,6 +167,9 @@ func (p *Pipeline) prepare(c *change) (w store.Write, ok bool) {
 			p.fail(c, apierrors.NewConflict(c.gr(), c.target.Name, errors.New(optimisticLock)))
 			return w, false
 		}
+		if c.tries > eagerTries {
+			stepAside(c.ctx, c.tries)
+		}
 		if err := p.load(c); err != nil {
 			p.fail(c, err)
 			return w, false
@@ -184,6 +193,17 @@ func (p *Pipeline) prepare(c *change) (w store.Write, ok bool) {
 		}
 		p.fail(c, err)
 		return w, false
+	}
+}
+
+// stepAside waits for a random time below a millisecond a try, so that of many
+// writers of one object none loses to the others again and again.
+func stepAside(ctx context.Context, tries int) {
+	t := time.NewTimer(rand.N(time.Duration(tries) * time.Millisecond))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
 	}
 }
 
@@ -327,16 +347,23 @@ func (p *Pipeline) encode(c *change, s *step) (same bool, err error) {
 func (p *Pipeline) encodeValue(c *change, s *step) (err error) {
 	s.obj.SetResourceVersion("")
 	obj, kind := s.obj, c.kind
+	defaults := resource.DefaultsVersion()
 	if kind.StoredAs != nil {
 		obj, kind = kind.StoredAs.To(obj), p.stored(kind)
+		defaults = 0 // it has those of its own row, not those of the other
 	}
 	apiVersion, name := kind.GVK.ToAPIVersionAndKind()
-	s.value, err = envelope.EncodeObject(envelope.Value{APIVersion: apiVersion, Kind: name, Traceparent: s.trace, WriteID: s.id}, obj)
+	s.value, err = envelope.EncodeObject(envelope.Value{
+		APIVersion: apiVersion, Kind: name, Traceparent: s.trace, WriteID: s.id, Defaults: defaults,
+	}, obj)
 	return err
 }
 
 // unchanged tells whether the step would store what is there.
 func unchanged(c *change, s *step) (bool, error) {
+	if c.cur.Completed {
+		return false, nil // what is shown is there, but not what is stored
+	}
 	if c.kind.StoredAs != nil {
 		was := c.cur.Object.GetResourceVersion()
 		s.obj.SetResourceVersion(was)
@@ -365,6 +392,10 @@ func (p *Pipeline) settle(c *change, v store.Verdict) {
 		item, err := p.item(c, s, v.Revision)
 		if err != nil {
 			p.fail(c, err)
+			return
+		}
+		if s.more {
+			c.step, c.cur, c.known, c.fresh, c.warn = nil, item, true, true, nil
 			return
 		}
 		p.finish(c, s, item)

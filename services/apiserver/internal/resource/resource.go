@@ -8,6 +8,8 @@
 package resource
 
 import (
+	"iter"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -50,6 +52,9 @@ type Kind struct {
 	// are nil for the two default columns, Name and Created At.
 	Columns []metav1.TableColumnDefinition
 	Cells   func(obj Object) []any
+	// PickDefault, if set, finds the object whose name the table of a list marks
+	// with "(default)"; nil if there is none.
+	PickDefault func(objs iter.Seq[Object]) Object
 	// NoNameColumn is set where the table has no leading Name column (Event).
 	NoNameColumn bool
 	// Subresources by name.
@@ -58,6 +63,9 @@ type Kind struct {
 	TTLSeconds int64
 	// NoDeleteCollection is set where a collection cannot be deleted (Namespace).
 	NoDeleteCollection bool
+	// ReturnsDeleted is set where a delete that leaves nothing answers with the
+	// object's last state; otherwise the answer is a Status.
+	ReturnsDeleted bool
 	// NoGeneration is set where metadata.generation is not kept (Kubernetes keeps
 	// it for kinds with a spec that controllers act on).
 	NoGeneration bool
@@ -67,6 +75,12 @@ type Kind struct {
 	// DefaultPropagation is the propagation policy where the client names none;
 	// empty is Background.
 	DefaultPropagation metav1.DeletionPropagation
+	// Deprecated is the warning that comes with every answer of a deprecated
+	// version.
+	Deprecated string
+	// UnsaidPropagation is the warning for those who delete without saying what
+	// becomes of dependents.
+	UnsaidPropagation string
 	// Virtual, if set, marks a kind that is posted, answered and never stored
 	// (it has no StorePrefix, the only verb is create). It names the action that
 	// the pipeline implements: one of the Virtual… constants. Rules.Default and

@@ -40,10 +40,12 @@ type Config struct {
 	// Prefix is the part of the store to watch; default "/registry/".
 	Prefix string
 	// HistoryEvents and HistoryBytes bound what each kind keeps for resuming
-	// watches; defaults 20,000 and 16 MiB. HistoryMin events are kept whatever
-	// their bytes; default 100.
+	// watches; defaults 20,000 and 16 MiB. What is older than HistoryAge is not
+	// kept either; default 75 s, as in Kubernetes' watch cache. HistoryMin events
+	// are kept whatever their bytes and age; default 100.
 	HistoryEvents, HistoryMin int
 	HistoryBytes              int64
+	HistoryAge                time.Duration
 	// Buffer is the number of events that a watcher may fall behind; default
 	// 10,000.
 	Buffer int
@@ -82,6 +84,7 @@ func New(cfg Config) *Cache {
 	def(&cfg.HistoryEvents, 20000)
 	def(&cfg.HistoryMin, 100)
 	def(&cfg.HistoryBytes, 16<<20)
+	def(&cfg.HistoryAge, 75*time.Second)
 	def(&cfg.Buffer, 10000)
 	def(&cfg.BookmarkEvery, 45*time.Second)
 	def(&cfg.PageSize, 2000)

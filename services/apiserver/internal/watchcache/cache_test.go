@@ -174,8 +174,9 @@ func describe(t testing.TB, ev *Event) string {
 	if rv := it.Object.GetResourceVersion(); rv != strconv.FormatInt(int64(ev.Revision), 10) || it.Revision != ev.Revision {
 		t.Errorf("%s: resourceVersion %s, item %d, event %d", it.Key, rv, it.Revision, ev.Revision)
 	}
-	if rv, err := envelope.ResourceVersion(it.Raw); err != nil || rv != it.Object.GetResourceVersion() {
-		t.Errorf("%s: raw resourceVersion %q, object %q", it.Key, rv, it.Object.GetResourceVersion())
+	var raw metav1.PartialObjectMetadata
+	if err := raw.Unmarshal(it.Raw); err != nil || raw.ResourceVersion != it.Object.GetResourceVersion() {
+		t.Errorf("%s: raw resourceVersion %q, object %q", it.Key, raw.ResourceVersion, it.Object.GetResourceVersion())
 	}
 	return s + " " + it.Object.GetName()
 }
@@ -308,6 +309,37 @@ func TestHistoryIsBoundedAndOlderStartsExpire(t *testing.T) {
 	if s, ok := f.Kind(pods).SnapshotAt(revs[19]); !ok || s.Len() != 20 {
 		t.Fatalf("snapshot: %v, %d", ok, s.Len())
 	}
+}
+
+// What is too old goes, also of a kind in which nothing happens any more, but for
+// the last few.
+func TestOldHistoryGoes(t *testing.T) {
+	f := start(t, nil, Config{HistoryAge: 50 * time.Millisecond, HistoryMin: 3})
+	first := f.put(pod("a", "0", ""))
+	var revs []store.Revision
+	for i := range 10 {
+		revs = append(revs, f.put(pod("a", fmt.Sprint(i), "")))
+	}
+	f.fresh()
+	var expired *ExpiredError
+	for !errors.As(tryWatch(f, first), &expired) || expired.Oldest != revs[6] {
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-f.ctx.Done():
+			t.Fatalf("the history is kept: %v", expired)
+		}
+	}
+	<-time.After(100 * time.Millisecond)
+	f.want(f.watch(WatchOptions{After: revs[6]}), "added 7", "added 8", "added 9")
+}
+
+// tryWatch is the error of a watch.
+func tryWatch(f *fixture, after store.Revision) error {
+	w, err := f.Kind(pods).Watch(WatchOptions{After: after})
+	if err == nil {
+		w.Close()
+	}
+	return err
 }
 
 func TestASlowWatcherIsCutOffAndCanResume(t *testing.T) {

@@ -101,11 +101,14 @@ func (c *Cache) feed(ctx context.Context, at *store.Revision) error {
 }
 
 // ask requests the watch's progress while somebody waits for a revision, one
-// request for all who wait, and whenever bookmarks are due.
+// request for all who wait, and whenever bookmarks are due. It also lets what has
+// grown old of the kinds go in which nothing happens any more.
 func (c *Cache) ask(ctx context.Context, w store.Watch) {
 	const again = 20 * time.Millisecond
 	bookmarks := time.NewTicker(c.cfg.BookmarkEvery)
 	defer bookmarks.Stop()
+	aging := time.NewTicker(c.cfg.HistoryAge/8 + 1)
+	defer aging.Stop()
 	if c.waiting() { // since before this watch
 		c.poke()
 	}
@@ -115,6 +118,10 @@ func (c *Cache) ask(ctx context.Context, w store.Watch) {
 			return
 		case <-bookmarks.C:
 			_ = w.Progress(ctx) // Next returns what ails the watch
+		case now := <-aging.C:
+			for _, kc := range c.kinds {
+				kc.age(now)
+			}
 		case <-c.wake:
 			for c.waiting() {
 				if w.Progress(ctx) != nil {
@@ -158,6 +165,13 @@ func (c *Cache) decode(kind *resource.Kind, e store.Entry) (*Item, error) {
 		return w.At(e.ModRevision)
 	}
 	return decode(kind, e, v)
+}
+
+// age lets the changes go that are too old to be kept.
+func (kc *KindCache) age(now time.Time) {
+	kc.mu.Lock()
+	defer kc.mu.Unlock()
+	kc.history.trim(now)
 }
 
 func (c *Cache) bookmark(rev store.Revision) {

@@ -1,6 +1,7 @@
 package watchcache
 
 import (
+	"bytes"
 	"fmt"
 	"reflect"
 	"strconv"
@@ -50,7 +51,34 @@ func decode(kind *resource.Kind, e store.Entry, v envelope.Value) (it *Item, err
 	if err := it.Object.Unmarshal(it.Raw); err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", e.Key, envelope.ErrMalformed, err)
 	}
+	if v.Defaults == 0 || v.Defaults != resource.DefaultsVersion() {
+		if err := it.complete(); err != nil {
+			return nil, fmt.Errorf("%s: %w", e.Key, err)
+		}
+	}
 	return it, nil
+}
+
+// complete gives an item that nobody has seen yet its kind's defaults.
+func (it *Item) complete() (err error) {
+	if it.Kind.Rules.Default == nil {
+		return nil
+	}
+	// The defaults meet what somebody else stored.
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%w: defaults: %v", envelope.ErrMalformed, r)
+		}
+	}()
+	it.Kind.Rules.Default(it.Object)
+	raw, err := it.Object.Marshal()
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(raw, it.Raw) {
+		it.Raw, it.Completed = raw, true
+	}
+	return nil
 }
 
 // At is the item with another resourceVersion: that of its deletion. The object

@@ -3,6 +3,7 @@ package watchcache
 import (
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/google/btree"
 
@@ -36,7 +37,7 @@ func newKindCache(c *Cache, k *resource.Kind) *KindCache {
 		cache:   c,
 		kind:    k,
 		items:   newTree(),
-		history: history{maxEvents: c.cfg.HistoryEvents, maxBytes: c.cfg.HistoryBytes, minEvents: c.cfg.HistoryMin},
+		history: history{maxEvents: c.cfg.HistoryEvents, maxBytes: c.cfg.HistoryBytes, minEvents: c.cfg.HistoryMin, maxAge: c.cfg.HistoryAge},
 	}
 }
 
@@ -151,6 +152,7 @@ func (s Snapshot) Count(prefix, after string) int {
 // change is one write as the cache saw it.
 type change struct {
 	rev store.Revision
+	at  time.Time
 	// item is the new state, or, of a deletion, nil. old is the state before, nil
 	// if there was none.
 	item, old *Item
@@ -212,7 +214,7 @@ func (kc *KindCache) change(rev store.Revision, key string, item *Item) *change 
 	}
 	kc.rev = rev
 	kc.shared = nil
-	c := &change{rev: rev, item: item}
+	c := &change{rev: rev, at: time.Now(), item: item}
 	if item != nil {
 		c.old, _ = kc.items.ReplaceOrInsert(item)
 	} else {
@@ -233,20 +235,30 @@ type history struct {
 	oldest               store.Revision // everything after it is known
 	maxEvents, minEvents int
 	maxBytes             int64
+	maxAge               time.Duration
 }
 
 func (h *history) add(c *change) {
 	h.changes = append(h.changes, c)
 	h.bytes += c.bytes()
-	for n := len(h.changes) - h.start; n > h.maxEvents || (h.bytes > h.maxBytes && n > h.minEvents); n-- {
+	h.trim(c.at)
+}
+
+// trim forgets what is too much or too old.
+func (h *history) trim(now time.Time) {
+	for n := len(h.changes) - h.start; n > 0; n-- {
 		first := h.changes[h.start]
+		if n <= h.maxEvents && (n <= h.minEvents || h.bytes <= h.maxBytes && now.Sub(first.at) <= h.maxAge) {
+			break
+		}
 		h.bytes -= first.bytes()
 		h.oldest = first.rev
 		h.changes[h.start] = nil
 		h.start++
 	}
 	if h.start > 1024 && h.start > len(h.changes)/2 {
-		h.changes = append(make([]*change, 0, len(h.changes)), h.changes[h.start:]...)
+		live := h.changes[h.start:]
+		h.changes = append(make([]*change, 0, 2*len(live)), live...)
 		h.start = 0
 	}
 }

@@ -12,8 +12,17 @@
 //   - A watcher that falls further behind than its buffer is cut off with
 //     ErrSlow, after the events it was sent; it can resume from the last of them.
 //     It never holds up another, nor the cache.
-//   - Memory is bounded: events kept for resuming are bounded in number and
-//     bytes for each kind; older start revisions answer *Expired.
+//   - Objects are shown with all of their defaults, as Kubernetes shows them, also
+//     those that were stored before a default existed, or by somebody else. They
+//     are completed where they are decoded, once, before anybody sees them, so
+//     reads and watches cost nothing for it. Each stored object names the version
+//     of the defaults that it was stored with (resource.DefaultsVersion, in the
+//     envelope's extension); what this program stored itself is not looked at
+//     again, so that completing costs something only after an upgrade, and only
+//     for what was not written since. Nothing is written for it: the next write of
+//     the object stores its defaults, also one that changes nothing else.
+//   - Memory is bounded: events kept for resuming are bounded in number, bytes and
+//     age for each kind; older start revisions answer *Expired.
 //
 // It must never change an object that it has handed out.
 package watchcache
@@ -39,6 +48,9 @@ type Item struct {
 	Traceparent string
 	// WriteID is the id of the write, from the envelope.
 	WriteID string
+	// Completed says that the stored object lacked defaults, which Object and Raw
+	// have: a write that changes nothing else stores them.
+	Completed bool
 }
 
 // EventType says what happened, as a watcher with a filter sees it.

@@ -16,9 +16,10 @@ const (
 	maxDelay   = 10 * time.Minute
 )
 
-// onlyFailed tells a job that replaces pods not before they have ended.
+// onlyFailed tells a job that replaces pods not before they have ended: where a
+// policy judges failures, how a pod ended must be known.
 func onlyFailed(j *batchv1.Job) bool {
-	return j.Spec.PodReplacementPolicy != nil && *j.Spec.PodReplacementPolicy == batchv1.Failed
+	return j.Spec.PodFailurePolicy != nil || j.Spec.PodReplacementPolicy != nil && *j.Spec.PodReplacementPolicy == batchv1.Failed
 }
 
 // failed tells a pod that counts as failed: one that is being deleted does,

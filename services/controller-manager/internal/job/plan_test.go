@@ -176,6 +176,8 @@ func TestVerdicts(t *testing.T) {
 		{name: "policy fails the job", job: newJob(1, 1, policy(disrupted, onExit(batchv1.PodFailurePolicyActionFailJob, 1, 2))), pods: []*corev1.Pod{pod(failedPod), pod()}, target: "PodFailurePolicy", deletes: 1},
 		{name: "policy ignores", job: newJob(1, 1, limit(0), policy(disrupted)), pods: []*corev1.Pod{pod(failedPod, disruption)}},
 		{name: "the first rule that matches decides", job: newJob(1, 1, limit(0), policy(disrupted, onExit(batchv1.PodFailurePolicyActionFailJob, 1))), pods: []*corev1.Pod{pod(failedPod, disruption)}},
+		{name: "a policy waits for a pod's end", job: newJob(1, 1, limit(0), policy(disrupted)), pods: []*corev1.Pod{pod(deletedPod, disruption)}},
+		{name: "and so do its other rules", job: newJob(1, 1, limit(0), policy(onExit(batchv1.PodFailurePolicyActionFailJob, 1))), pods: []*corev1.Pod{pod(deletedPod)}},
 		{name: "an index fails for good", job: newJob(2, 2, each(0)), pods: []*corev1.Pod{pod(at(0), failedPod, after(0)), pod(at(1))}},
 		{name: "all indexes are decided", job: newJob(2, 2, each(1)), pods: []*corev1.Pod{pod(at(0), failedPod, after(1)), pod(at(1), succeededPod)}, target: "FailedIndexes"},
 		{name: "too many failed indexes", job: newJob(3, 3, each(0), func(j *batchv1.Job) { j.Spec.MaxFailedIndexes = ptr(int32(0)) }),

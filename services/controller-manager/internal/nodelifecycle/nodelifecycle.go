@@ -64,7 +64,7 @@ func New(s *cluster.Cluster, c Config) controller.Controller {
 		config: c, heard: &heard{at: map[string]time.Time{}}, told: map[string]time.Time{},
 	}
 	return controller.Controller{
-		Name: "node-lifecycle", Workers: 4, Reconcile: r.reconcile,
+		Name: "node-lifecycle", Workers: 4, Reconcile: r.reconcile, Extend: r.extend,
 		Sources: []controller.Source{
 			controller.Objects(s.Nodes),
 			controller.From(s.NodeLeases, r.ofLease),
@@ -161,6 +161,24 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 		wait = min(wait, later)
 	}
 	return controller.Result{RequeueAfter: wait}, nil
+}
+
+// extend is how much longer a node that goes on as it should need not be looked
+// at: each heartbeat moves its deadline, and only one that passes is worth a
+// reconcile.
+func (r *reconciler) extend(key controller.Key) time.Duration {
+	node, ok := r.Nodes.Get("", key.Name)
+	if !ok {
+		return 0
+	}
+	if c := condition(node, corev1.NodeReady); c == nil || c.Status != corev1.ConditionTrue {
+		return 0
+	}
+	wait, silent := r.silence(node, r.config.Now())
+	if silent {
+		return 0
+	}
+	return wait
 }
 
 // silence tells whether the node has been silent for too long, or when to look

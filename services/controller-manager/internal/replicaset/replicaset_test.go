@@ -57,7 +57,6 @@ func ready(since time.Duration) option {
 func notReady(p *corev1.Pod)         { p.Status.Conditions = nil }
 func unbound(p *corev1.Pod)          { p.Spec.NodeName = "" }
 func phase(v corev1.PodPhase) option { return func(p *corev1.Pod) { p.Status.Phase = v } }
-func on(node string) option          { return func(p *corev1.Pod) { p.Spec.NodeName = node } }
 func deleted(p *corev1.Pod)          { t := metav1.NewTime(now); p.DeletionTimestamp = &t }
 
 func TestDecide(t *testing.T) {

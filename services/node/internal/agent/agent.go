@@ -173,25 +173,27 @@ func (a *Agent) dispatch(ctx context.Context) error {
 func (a *Agent) onPod(ev client.Event[*corev1.Pod]) {
 	switch ev.Type {
 	case client.Added, client.Modified:
-		a.worker(ev.Object.UID).update(ev.Object, ev.Old, ev.Traceparent)
+		a.tell(ev.Object.UID, func(w *worker) { w.update(ev.Object, ev.Old, ev.Traceparent) })
 	case client.Deleted:
-		a.worker(ev.Object.UID).remove(ev.Object, ev.Traceparent)
+		a.tell(ev.Object.UID, func(w *worker) { w.remove(ev.Object, ev.Traceparent) })
 	}
 }
 
-// worker is the worker of a pod, started if need be.
-func (a *Agent) worker(uid types.UID) *worker {
+// tell brings news of a pod to its worker, which is started if need be. News comes
+// before a new worker's first look, which would find no pod otherwise, and cannot
+// fall between the last look of an old one and its retirement.
+func (a *Agent) tell(uid types.UID, news func(*worker)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if w := a.workers[uid]; w != nil {
-		return w
+	w := a.workers[uid]
+	if w != nil {
+		news(w)
+		return
 	}
-	w := newWorker(a, uid)
+	w = newWorker(a, uid)
 	a.workers[uid] = w
-	a.wg.Go(func() {
-		w.run(a.base)
-	})
-	return w
+	news(w)
+	a.wg.Go(func() { w.run(a.base) })
 }
 
 // retire forgets a worker that has nothing left to do. It fails if the pod has
@@ -277,5 +279,5 @@ func (a *Agent) adoptOne(uid types.UID) {
 		return
 	}
 	a.log.Info("pod is not in the API and will be removed", "uid", uid)
-	a.worker(uid).remove(nil, "")
+	a.tell(uid, func(w *worker) { w.remove(nil, "") })
 }

@@ -38,7 +38,6 @@ type node struct {
 	conf      Config
 	hostPorts *HostPorts
 	applied   chan error
-	pods      int
 }
 
 // cluster is the Nodes, and machines that know of them.

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -202,7 +203,7 @@ func TestTooManyQuestionsAreRefused(t *testing.T) {
 	u := testUpstream(t, 53, "127.0.0.1")
 	u.slots = make(chan struct{}, 1)
 	u.slots <- struct{}{}
-	if _, err := ask(t, u, "a.test."); err != errBusy {
+	if _, err := ask(t, u, "a.test."); !errors.Is(err, errBusy) {
 		t.Errorf("got %v, want %v", err, errBusy)
 	}
 }

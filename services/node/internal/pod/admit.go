@@ -60,7 +60,7 @@ func admitSysctls(p *corev1.Pod) *Refusal {
 	}
 	for _, sysctl := range p.Spec.SecurityContext.Sysctls {
 		name := strings.ReplaceAll(sysctl.Name, "/", ".")
-		why := ""
+		var why string
 		switch {
 		case !safeSysctls[name]:
 			why = "not allowlisted"

@@ -236,14 +236,13 @@ func (p *Plan) keepRunning(v View, sandbox string, c *corev1.Container, init boo
 // start plans an instance that need not wait.
 func (p *Plan) start(v View, c *corev1.Container, init bool) {
 	s := Start{Container: c, Init: init}
-	for _, last := range v.Runtime.Instances(c.Name) {
-		if last.State == cri.StateCreated {
-			s.RestartCount, s.Backoff = last.RestartCount, last.Backoff
-			break
-		}
+	switch last := v.Runtime.Latest(c.Name); {
+	case last == nil:
+	case last.State == cri.StateCreated:
+		s.RestartCount, s.Backoff = last.RestartCount, last.Backoff
+	default:
 		s.RestartCount = last.RestartCount + 1
 		_, s.Backoff = Restart(last)
-		break
 	}
 	if st := Status(v.Pod, c.Name); st != nil && v.Runtime.Latest(c.Name) == nil && (st.LastTerminationState.Terminated != nil || st.State.Running != nil || st.State.Terminated != nil) {
 		s.RestartCount = int(st.RestartCount) + 1

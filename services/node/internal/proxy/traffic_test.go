@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -145,7 +146,8 @@ func (r *rig) refused(from *nettest.NS, network, to string) {
 func (r *rig) silent(from *nettest.NS, network, to string) {
 	r.t.Helper()
 	a, err := from.Call(network, netip.MustParseAddrPort(to))
-	if timeout, ok := err.(net.Error); !ok || !timeout.Timeout() {
+	var timeout net.Error
+	if !errors.As(err, &timeout) || !timeout.Timeout() {
 		r.t.Fatalf("%s → %s/%s: want silence, got %v %v", from.Name, network, to, a, err)
 	}
 }

@@ -44,9 +44,8 @@ func waitNodes(ctx context.Context, c *cluster.Cluster, step func(string, ...any
 	defer conn.Close()
 	nodes := client.For[*corev1.Node](client.New(conn, "keel"))
 	seen := map[string]bool{}
-	waiting := ""
 	for {
-		waiting = ""
+		waiting := ""
 		for _, n := range c.Nodes {
 			if seen[n.Name] {
 				continue

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sort"
 	"strings"
@@ -80,7 +81,7 @@ func (e *env) delete() *cobra.Command {
 			if err := e.stop(cmd.Context(), c); err != nil {
 				return err
 			}
-			errs := []error{hostnet.Remove(c), unmount(c.Home), removeCgroups(c), unmergeKubeconfig(c)}
+			errs := []error{hostnet.Remove(c), cleanMachine(cmd.Context(), c), unmount(c.Home), removeCgroups(c), unmergeKubeconfig(c)}
 			if err := errors.Join(errs...); err != nil {
 				return fmt.Errorf("%w; nothing was removed from %s: mend it and delete again", err, c.Home)
 			}
@@ -91,6 +92,23 @@ func (e *env) delete() *cobra.Command {
 			return nil
 		},
 	}
+}
+
+// cleanMachine removes what a joined node left in this machine's own network; the
+// networks of a cluster's own nodes went as a whole.
+func cleanMachine(ctx context.Context, c *cluster.Cluster) error {
+	if c.Joined == nil {
+		return nil
+	}
+	bin, err := programs()
+	if err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(ctx, filepath.Join(bin, "node"), "--cleanup", "--cluster-cidr", c.ClusterCIDR).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("remove the node's network: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // unmount takes away every mount below a directory, the innermost first.

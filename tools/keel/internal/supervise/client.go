@@ -109,7 +109,7 @@ func (d Dir) Ensure(ctx context.Context, log string, args ...string) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case err := <-exited:
-			return fmt.Errorf("the supervisor ended (%v); its log is %s", err, log)
+			return fmt.Errorf("the supervisor ended (%w); its log is %s", err, log)
 		case <-time.After(10 * time.Millisecond):
 		}
 	}

@@ -175,10 +175,14 @@ func (m *maker) resource() {
 		m.patch(gvk, object, "patch"+m.group+scoped, "partially update the specified "+kind, obj)
 	}
 	if m.has("delete") {
+		var answer any = metav1.Status{}
+		if m.r.ReturnsDeleted {
+			answer = obj
+		}
 		m.add("delete", gvk, route{
 			method: http.MethodDelete, path: object, id: "delete" + m.group + scoped,
 			description: article(kind, "delete"), parameters: append(slices.Clone(deleteParameters), body(false)),
-			body: metav1.DeleteOptions{}, answer: metav1.Status{}, codes: []int{http.StatusOK, http.StatusAccepted},
+			body: metav1.DeleteOptions{}, answer: answer, codes: []int{http.StatusOK, http.StatusAccepted},
 		})
 	}
 	if m.has("watch") {
@@ -267,6 +271,9 @@ var connectMethods = []struct{ verb, http, id string }{
 	{"patch", http.MethodPatch, "Patch"}, {"delete", http.MethodDelete, "Delete"},
 }
 
+// proxyMethods are a proxy's alone: they have no verb of their own.
+var proxyMethods = []struct{ verb, http, id string }{{"", http.MethodHead, "Head"}, {"", http.MethodOptions, "Options"}}
+
 // connect adds the operations of a stream or proxy.
 func (m *maker) connect(s *Subresource, path, name string) {
 	gvk := s.gvk()
@@ -274,8 +281,12 @@ func (m *maker) connect(s *Subresource, path, name string) {
 	if options, ok := sample(gvk).(documented); ok {
 		parameters = query(options)
 	}
-	for _, method := range connectMethods {
-		if !slices.Contains(s.Verbs, method.verb) {
+	methods := slices.Clone(connectMethods)
+	if s.Connect == "proxy" {
+		methods = append(methods, proxyMethods...)
+	}
+	for _, method := range methods {
+		if method.verb != "" && !slices.Contains(s.Verbs, method.verb) {
 			continue
 		}
 		r := route{

@@ -17,13 +17,15 @@ import (
 
 // Resource is a row of the table.
 type Resource struct {
-	Group        string        `json:"group"`
-	Version      string        `json:"version"`
-	Kind         string        `json:"kind"`
-	Resource     string        `json:"resource"`
-	Namespaced   bool          `json:"namespaced"`
-	Verbs        []string      `json:"verbs"`
-	Subresources []Subresource `json:"subresources,omitempty"`
+	Group      string   `json:"group"`
+	Version    string   `json:"version"`
+	Kind       string   `json:"kind"`
+	Resource   string   `json:"resource"`
+	Namespaced bool     `json:"namespaced"`
+	Verbs      []string `json:"verbs"`
+	// ReturnsDeleted tells that a delete answers with the object.
+	ReturnsDeleted bool          `json:"returnsDeleted,omitempty"`
+	Subresources   []Subresource `json:"subresources,omitempty"`
 }
 
 // Subresource is one of a Resource.

@@ -99,8 +99,11 @@ var contentTypes = [...][]string{
 	negotiate.Protobuf: {negotiate.MediaProtobuf},
 }
 
-// writeStatus answers with a Status in the encoding that the client prefers.
-func (x *exchange) writeStatus(s *metav1.Status) {
+// writeStatus answers with a Status and its code.
+func (x *exchange) writeStatus(s *metav1.Status) { x.answerStatus(int(s.Code), s) }
+
+// answerStatus answers with a Status in the encoding that the client prefers.
+func (x *exchange) answerStatus(code int, s *metav1.Status) {
 	format := x.format
 	format.Transform = negotiate.Whole
 	if f, ok := negotiate.Accept(x.r.Header.Get("Accept"), negotiate.Object); ok {
@@ -113,7 +116,7 @@ func (x *exchange) writeStatus(s *metav1.Status) {
 		x.WriteHeader(http.StatusInternalServerError)
 		return
 	}
-	x.write(int(s.Code), format.Encoding, buf)
+	x.write(code, format.Encoding, buf)
 }
 
 var statusGVK = schema.GroupVersionKind{Version: "v1", Kind: "Status"}

@@ -10,16 +10,19 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/scheme"
 
+	"keelson.dev/services/apiserver/internal/kind"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/request"
 )
@@ -102,7 +105,7 @@ func TestOutcomes(t *testing.T) {
 		{"created", "POST", "/api/v1/namespaces/ns/pods", pipeline.Outcome{}, 201, `"kind":"Pod","apiVersion":"v1"`},
 		{"updated", "PUT", "/api/v1/namespaces/ns/pods/p", pipeline.Outcome{}, 200, `"kind":"Pod"`},
 		{"created by update", "PUT", "/api/v1/namespaces/ns/pods/p", pipeline.Outcome{Created: true}, 201, `"kind":"Pod"`},
-		{"deleted", "DELETE", "/api/v1/namespaces/ns/pods/p", pipeline.Outcome{Gone: true, Status: &metav1.Status{Status: "Success", Details: &metav1.StatusDetails{Name: "p"}}}, 200, `"status":"Success","details":{"name":"p"},"code":200`},
+		{"deleted", "DELETE", "/api/v1/namespaces/ns/pods/p", pipeline.Outcome{Gone: true, Status: &metav1.Status{Status: "Success", Details: &metav1.StatusDetails{Name: "p"}}}, 200, `"status":"Success","details":{"name":"p"}}`},
 		{"being deleted", "DELETE", "/api/v1/namespaces/ns/pods/p", pipeline.Outcome{}, 200, `"kind":"Pod"`},
 		{"being deleted with dependents", "DELETE", "/api/v1/namespaces/ns/pods/p?orphanDependents=false", pipeline.Outcome{}, 202, `"kind":"Pod"`},
 		{"bound", "POST", "/api/v1/namespaces/ns/pods/p/binding", pipeline.Outcome{Status: &metav1.Status{Status: "Success"}}, 201, `"status":"Success","code":201`},
@@ -133,6 +136,61 @@ func TestWarnings(t *testing.T) {
 	got := resp.Header.Values("Warning")
 	if len(got) != 2 || got[0] != `299 - "unknown field \"spec.x\""` || strings.Contains(got[1], "\n") {
 		t.Errorf("warnings %q", got)
+	}
+}
+
+// TestDeprecationWarnings: every answer of a deprecated version says so.
+func TestDeprecationWarnings(t *testing.T) {
+	f := newFake(kind.All()...)
+	h := New(Config{API: f, Authn: fakeAuthn{}})
+	f.put(f.table.ByKind(corev1.SchemeGroupVersion.WithKind("Endpoints")), &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "e"}})
+	const want = `299 - "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"`
+	for _, path := range []string{"endpoints", "endpoints/e", "endpoints?watch=1&timeoutSeconds=1"} {
+		resp, _ := do(t, h, "GET", "/api/v1/namespaces/ns/"+path, "", nil)
+		if got := resp.Header.Values("Warning"); resp.StatusCode != 200 || len(got) != 1 || got[0] != want {
+			t.Errorf("%s: %d %q", path, resp.StatusCode, got)
+		}
+	}
+	if resp, _ := do(t, h, "GET", "/api/v1/namespaces/ns/pods", "", nil); len(resp.Header.Values("Warning")) != 0 {
+		t.Errorf("pods: %q", resp.Header.Values("Warning"))
+	}
+}
+
+// TestDefaultClass: in the table of a list, the class that is the default is
+// marked, and no other.
+func TestDefaultClass(t *testing.T) {
+	f := newFake(kind.All()...)
+	h := New(Config{API: f, Authn: fakeAuthn{}})
+	row := f.table.ByKind(storagev1.SchemeGroupVersion.WithKind("StorageClass"))
+	for name, c := range map[string]struct {
+		annotation string
+		second     int64
+	}{
+		"a": {"", 9}, "b": {"storageclass.kubernetes.io/is-default-class", 1},
+		"c": {"storageclass.beta.kubernetes.io/is-default-class", 5}, "d": {"storageclass.kubernetes.io/is-default-class", 5},
+	} {
+		f.put(row, &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{
+			Name: name, Annotations: map[string]string{c.annotation: "true"}, CreationTimestamp: metav1.Unix(c.second, 0),
+		}})
+	}
+	const table = "application/json;as=Table;v=v1;g=meta.k8s.io"
+	const path = "/apis/storage.k8s.io/v1/storageclasses"
+	names := func(path string) (out []string) {
+		_, body := do(t, h, "GET", path, "", map[string]string{"Accept": table})
+		var got metav1.Table
+		if err := json.Unmarshal(body, &got); err != nil {
+			t.Fatalf("%s: %v", body, err)
+		}
+		for _, r := range got.Rows {
+			out = append(out, r.Cells[0].(string))
+		}
+		return out
+	}
+	if got, want := names(path), []string{"a", "b", "c (default)", "d"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := names(path + "/c"); !slices.Equal(got, []string{"c"}) {
+		t.Errorf("alone: %q", got)
 	}
 }
 

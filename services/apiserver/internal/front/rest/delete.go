@@ -50,7 +50,7 @@ func (x *exchange) deleteOptions() (*metav1.DeleteOptions, bool) {
 // decodeDeleteOptions accepts DeleteOptions of any group and version, as Kubernetes
 // registers them everywhere.
 func decodeDeleteOptions(data []byte, encoding negotiate.Encoding, into *metav1.DeleteOptions) error {
-	kind := ""
+	var kind string
 	switch encoding {
 	case negotiate.Protobuf:
 		_, declared, raw, err := codec.OpenEnvelope(data)
@@ -120,6 +120,11 @@ func (x *exchange) delete() {
 	if orphan := options.OrphanDependents; !out.Gone && orphan != nil && !*orphan {
 		code = http.StatusAccepted
 	}
+	if out.Status != nil {
+		x.warn(out.Warnings)
+		x.answerStatus(code, out.Status) // which does not repeat the code
+		return
+	}
 	x.outcome(code, out)
 }
 
@@ -133,5 +138,6 @@ func (x *exchange) deleteCollection() {
 		x.fail(err)
 		return
 	}
+	x.warn(list.Warnings)
 	x.writeList(list)
 }

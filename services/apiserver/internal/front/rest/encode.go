@@ -25,6 +25,8 @@ type subject struct {
 	kind *resource.Kind // for the table's columns; may be nil
 	obj  resource.Object
 	raw  []byte // the object's protobuf message, if at hand
+	// marked is the default of its kind, for the table of a list.
+	marked bool
 }
 
 func subjectOf(item *watchcache.Item) subject {
@@ -70,7 +72,7 @@ func appendTypeMeta(dst []byte, gvk schema.GroupVersionKind) []byte {
 // appendJSON appends a whole object as JSON. Objects of the cache have no TypeMeta
 // of their own; it is written in front of what the encoder makes of them.
 func (s *subject) appendJSON(dst []byte, withType bool) ([]byte, error) {
-	start := len(dst)
+	var start int
 	if withType && s.obj.GetObjectKind().GroupVersionKind().Kind == "" {
 		dst = appendTypeMeta(dst, s.gvk)
 		start = len(dst)
@@ -178,7 +180,7 @@ func (s *subject) appendRow(dst []byte, include table.Include, beta bool) ([]byt
 	if err != nil {
 		return dst, err
 	}
-	return table.AppendRow(dst, s.kind, s.obj, included)
+	return table.AppendRow(dst, s.kind, s.obj, included, s.marked)
 }
 
 // append appends the object in any format, without a newline at the end of JSON.

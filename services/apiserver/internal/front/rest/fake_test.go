@@ -259,7 +259,7 @@ func (f *fake) Patch(ctx context.Context, t pipeline.Target, kind types.PatchTyp
 	if old == nil {
 		return nil, apierrors.NewNotFound(t.Resource.GroupResource(), t.Name)
 	}
-	before, err := codec.AppendItem(nil, codec.JSON, old)
+	before, err := codec.AppendObject(nil, codec.JSON, old.Kind.GVK, old.Object)
 	if err != nil {
 		return nil, err
 	}

@@ -40,13 +40,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var span trace.Span
 	defer func() {
 		p := recover()
-		if p != nil && p != http.ErrAbortHandler {
+		aborted := p == any(http.ErrAbortHandler) // net/http's own way to say so: a value, not an error
+		if p != nil && !aborted {
 			h.log.Error("a request handler panicked", "method", r.Method, "path", r.URL.Path, "audit", audit, "panic", p, "stack", string(debug.Stack()))
 			h.metrics.panics.Inc()
 			x.fail(apierrors.NewInternalError(fmt.Errorf("this request caused apiserver to panic. Look in the logs for details (audit id %s)", audit)))
 		}
 		x.finish(start, audit, span)
-		if x.broken && !x.hijacked || p == http.ErrAbortHandler {
+		if x.broken && !x.hijacked || aborted {
 			panic(http.ErrAbortHandler) // ends the connection or stream as incomplete
 		}
 	}()

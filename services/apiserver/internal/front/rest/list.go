@@ -12,6 +12,7 @@ import (
 	"keelson.dev/services/apiserver/internal/codec"
 	"keelson.dev/services/apiserver/internal/front/rest/negotiate"
 	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/resource"
 )
 
 // flushAt is how much of a list is gathered before it is sent.
@@ -164,11 +165,22 @@ func (x *exchange) textList(w *listWriter, meta *metav1.ListMeta, list *pipeline
 	if err != nil {
 		return err
 	}
+	var marked resource.Object
+	if pick := list.Kind.PickDefault; pick != nil && x.format.Transform == negotiate.Table {
+		marked = pick(func(yield func(resource.Object) bool) {
+			for _, it := range list.Items {
+				if !yield(it.Object) {
+					return
+				}
+			}
+		})
+	}
 	for i, it := range list.Items {
 		if i > 0 {
 			buf = append(buf, ',')
 		}
 		s := subjectOf(it)
+		s.marked = marked != nil && s.obj == marked
 		if buf, err = item(&s, buf); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,8 +18,39 @@ import (
 
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 
+	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/tunnel/tunneltest"
 )
+
+// The verb that a proxied method needs is that of Kubernetes' request info: that of
+// OPTIONS is empty, so that only a rule for all verbs allows it.
+func TestProxyVerbs(t *testing.T) {
+	for method, want := range map[string]string{
+		"GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete", "OPTIONS": "",
+	} {
+		for _, path := range []string{"namespaces/a/pods/p", "namespaces/a/services/s", "nodes/n"} {
+			f := newFront(t)
+			asked := "none"
+			f.fake.deny = func(verb string, target pipeline.Target, _ request.User) error {
+				asked = verb + " " + target.Subresource
+				return apierrors.NewForbidden(target.Resource.GroupResource(), target.Name, errors.New("no"))
+			}
+			r, err := http.NewRequest(method, f.url+"/api/v1/"+path+"/proxy/x", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != http.StatusForbidden || asked != want+" proxy" {
+				t.Errorf("%s %s: %d, asked for %q", method, path, resp.StatusCode, asked)
+			}
+		}
+	}
+}
 
 // dialer is a node that connects every address to one server and remembers which
 // were asked for.
@@ -145,6 +177,13 @@ func TestProxy(t *testing.T) {
 		{"GET", "pods/p/proxy/a/b?x=y", "", 200, `GET /a/b?x=y "" auth=""`, "10.244.1.5:8080"},
 		{"POST", "pods/p:9000/proxy/a/", "hello", 200, `POST /a/ "hello" auth=""`, "10.244.1.5:9000"},
 		{"DELETE", "pods/http:p:9000/proxy/", "", 200, `DELETE / "" auth=""`, "10.244.1.5:9000"},
+		{"OPTIONS", "pods/p/proxy/a", "", 200, `OPTIONS /a "" auth=""`, "10.244.1.5:8080"},
+		{"HEAD", "pods/p:9001/proxy/a", "", 200, "", "10.244.1.5:9001"},
+		{"PUT", "pods/p/proxy/a", "x", 200, `PUT /a "x" auth=""`, "10.244.1.5:8080"},
+		{"PATCH", "pods/p/proxy/a", "x", 200, `PATCH /a "x" auth=""`, "10.244.1.5:8080"},
+		{"OPTIONS", "services/s:web/proxy/a", "", 200, `OPTIONS /a "" auth=""`, "10.244.1.6:9090"},
+		{"TRACE", "pods/p/proxy/a", "", 405, "", ""},
+		{"OPTIONS", "pods/p/exec", "", 405, "", ""},
 		{"GET", "pods/p/proxy/page", "", 200, `<a href="` + base + `pods/p/proxy/next">next</a>`, "10.244.1.5:8080"},
 		{"GET", "services/s:web/proxy/a", "", 200, `GET /a "" auth=""`, "10.244.1.6:9090"},
 		{"GET", "services/s:80/proxy/a", "", 200, `GET /a "" auth=""`, "10.244.1.6:9090"},

@@ -19,6 +19,9 @@ func (x *exchange) serveResource() {
 		x.verb = "watch"
 	}
 	verbs, connect := x.resolve()
+	if x.kind != nil && x.kind.Deprecated != "" {
+		x.warn([]string{x.kind.Deprecated})
+	}
 	switch {
 	case verbs == nil:
 		x.refuse(x.verb, errNotFound())

@@ -11,7 +11,7 @@ import (
 // serveStream answers a request for a stream of the tunnel. It has no time-out,
 // but ends when the server does.
 func (x *exchange) serveStream(connect string, verbs []string) {
-	if x.verb == "list" || !slices.Contains(verbs, x.verb) {
+	if !streamable(x.r.Method, connect, x.verb, verbs) {
 		x.refuse(x.verb, errMethod())
 		return
 	}
@@ -28,6 +28,20 @@ func (x *exchange) serveStream(connect string, verbs []string) {
 	}); err != nil && !x.hijacked {
 		x.fail(err)
 	}
+}
+
+// proxyMethods are passed on by a proxy, as in Kubernetes. The verb of OPTIONS is
+// empty: only those who may do everything there may ask it.
+var proxyMethods = []string{
+	http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions,
+}
+
+// streamable tells whether a stream is served by a method.
+func streamable(method, connect, verb string, verbs []string) bool {
+	if connect == "proxy" {
+		return slices.Contains(proxyMethods, method)
+	}
+	return slices.Contains(verbs, verb)
 }
 
 // guardWrites makes a timer that, once it runs out, fails what is being written: a

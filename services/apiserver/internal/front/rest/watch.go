@@ -49,6 +49,9 @@ func (x *exchange) watch() {
 	if !initial {
 		match = "" // it says something about the initial state alone
 	}
+	if q.SendInitialEvents == nil && q.AllowWatchBookmarks && (q.ResourceVersion == "" || q.ResourceVersion == "0") {
+		initial = true // as it always was; Kubernetes now also says where it ends
+	}
 	duration := minWatch + rand.N(minWatch)
 	if q.TimeoutSeconds != nil && *q.TimeoutSeconds > 0 {
 		duration = time.Duration(min(*q.TimeoutSeconds, 1<<31)) * time.Second
@@ -63,6 +66,7 @@ func (x *exchange) watch() {
 		ResourceVersion:      q.ResourceVersion,
 		ResourceVersionMatch: match,
 		SendInitialEvents:    initial,
+		NoInitialEvents:      q.SendInitialEvents != nil && !*q.SendInitialEvents,
 		AllowBookmarks:       q.AllowWatchBookmarks,
 	})
 	if err != nil {
@@ -81,7 +85,7 @@ func (x *exchange) watch() {
 	x.WriteHeader(http.StatusOK)
 	x.Flush()
 
-	s := eventStream{x: x, format: x.format, include: x.include, columns: true, buf: getBuffer()}
+	s := eventStream{x: x, format: x.format, include: x.include, columns: true, bookmarks: q.AllowWatchBookmarks, buf: getBuffer()}
 	defer putBuffer(s.buf)
 	s.guard = x.guardWrites()
 	defer s.guard.Stop()
@@ -106,9 +110,11 @@ type eventStream struct {
 	format  negotiate.Format
 	include table.Include
 	columns bool // the next table has its columns
-	buf     *[]byte
-	guard   *time.Timer
-	names   [4]string // of the format, for Frames, by type of event
+	// bookmarks are wanted, also the one that ends the initial state.
+	bookmarks bool
+	buf       *[]byte
+	guard     *time.Timer
+	names     [4]string // of the format, for Frames, by type of event
 }
 
 var typeNames = [...]string{
@@ -143,6 +149,8 @@ func (s *eventStream) send(events []*watchcache.Event) bool {
 			err   error
 		)
 		switch {
+		case ev.Type == watchcache.Bookmark && !s.bookmarks:
+			continue
 		case ev.Type == watchcache.Bookmark:
 			frame, err = s.frame(ev.Type, s.bookmark(ev))
 		case s.columns && s.format.Transform == negotiate.Table || ev.Frames == nil:

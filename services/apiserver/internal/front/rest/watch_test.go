@@ -2,6 +2,7 @@ package rest
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -164,6 +165,20 @@ func (s *served) client(t *testing.T, two bool) *http.Client {
 	transport := &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: two, DisableCompression: true}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport}
+}
+
+// The bookmark at the end of the initial state is for those who take bookmarks.
+func TestInitialStateWithoutBookmarks(t *testing.T) {
+	f := newFake(smallTable()...)
+	f.put(f.table.ByKind(corev1.SchemeGroupVersion.WithKind("Pod")), samplePod(0))
+	h := New(Config{API: f, Authn: fakeAuthn{}})
+	const path = "/api/v1/pods?watch=1&timeoutSeconds=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"
+	for query, want := range map[string]bool{"": false, "&allowWatchBookmarks=true": true} {
+		_, body := do(t, h, "GET", path+query, "", nil)
+		if !bytes.Contains(body, []byte(`"type":"ADDED"`)) || bytes.Contains(body, []byte(`"type":"BOOKMARK"`)) != want {
+			t.Errorf("%q: %s", query, body)
+		}
+	}
 }
 
 func TestWatchEndsWithServer(t *testing.T) {

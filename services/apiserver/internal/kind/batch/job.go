@@ -21,6 +21,8 @@ func Job() *resource.Kind {
 	k.Columns, k.Cells = jobColumns(), jobCells
 	// Old clients that know nothing of propagation leave a job's pods behind.
 	k.DefaultPropagation = metav1.DeletePropagationOrphan
+	k.UnsaidPropagation = "child pods are preserved by default when jobs are deleted; " +
+		"set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"
 	k.Fields = map[string]func(resource.Object) string{
 		"status.successful": func(o resource.Object) string {
 			return strconv.Itoa(int(o.(*batchv1.Job).Status.Succeeded))

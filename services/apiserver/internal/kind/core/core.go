@@ -19,5 +19,6 @@ func Kinds() []*resource.Kind {
 		Event(),
 		PersistentVolume(),
 		PersistentVolumeClaim(),
+		Binding(),
 	}
 }

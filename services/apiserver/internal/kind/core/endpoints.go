@@ -40,9 +40,29 @@ func Endpoints() *resource.Kind {
 		},
 		Validate:       validateEndpoints,
 		ValidateUpdate: func(e, _ *corev1.Endpoints) field.ErrorList { return validateEndpoints(e) },
+		Warnings:       func(e, _ *corev1.Endpoints) []string { return endpointsWarnings(e) },
 		CreateOnUpdate: true,
 	}.Rules()
 	return k
+}
+
+// endpointsWarnings warns of addresses in an unusual form; those of the controller
+// are in the usual one.
+func endpointsWarnings(o *corev1.Endpoints) []string {
+	if o.Labels["endpoints.kubernetes.io/managed-by"] == "endpoint-controller" {
+		return nil
+	}
+	var list []string
+	for i := range o.Subsets {
+		p := field.NewPath("subsets").Index(i)
+		for j := range o.Subsets[i].Addresses {
+			list = append(list, validationutil.GetWarningsForIP(p.Child("addresses").Index(j).Child("ip"), o.Subsets[i].Addresses[j].IP)...)
+		}
+		for j := range o.Subsets[i].NotReadyAddresses {
+			list = append(list, validationutil.GetWarningsForIP(p.Child("notReadyAddresses").Index(j).Child("ip"), o.Subsets[i].NotReadyAddresses[j].IP)...)
+		}
+	}
+	return list
 }
 
 func validateEndpoints(o *corev1.Endpoints) field.ErrorList {

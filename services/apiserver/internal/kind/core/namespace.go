@@ -19,6 +19,7 @@ import (
 // `kubernetes` from spec.finalizers through the finalize subresource.
 func Namespace() *resource.Kind {
 	k := row.Cluster[corev1.Namespace, corev1.NamespaceList](corev1.SchemeGroupVersion, "namespaces", "namespaces")
+	k.ReturnsDeleted = true
 	k.ShortNames = []string{"ns"}
 	k.NoGeneration = true
 	k.NoDeleteCollection = true

@@ -19,6 +19,7 @@ import (
 // PersistentVolume is the row of persistentvolumes.
 func PersistentVolume() *resource.Kind {
 	k := row.Cluster[corev1.PersistentVolume, corev1.PersistentVolumeList](corev1.SchemeGroupVersion, "persistentvolumes", "persistentvolumes")
+	k.ReturnsDeleted = true
 	k.ShortNames = []string{"pv"}
 	k.NoGeneration = true
 	k.Columns, k.Cells = volumeColumns(), volumeCells

@@ -19,6 +19,7 @@ import (
 func PersistentVolumeClaim() *resource.Kind {
 	k := row.Namespaced[corev1.PersistentVolumeClaim, corev1.PersistentVolumeClaimList](
 		corev1.SchemeGroupVersion, "persistentvolumeclaims", "persistentvolumeclaims")
+	k.ReturnsDeleted = true
 	k.ShortNames = []string{"pvc"}
 	k.NoGeneration = true
 	k.Columns, k.Cells = claimColumns(), claimCells

@@ -18,6 +18,7 @@ import (
 // Pod is the row of pods.
 func Pod() *resource.Kind {
 	k := row.Namespaced[corev1.Pod, corev1.PodList](corev1.SchemeGroupVersion, "pods", "pods")
+	k.ReturnsDeleted = true
 	k.ShortNames = []string{"po"}
 	k.Categories = []string{"all"}
 	k.Fields = map[string]func(resource.Object) string{

@@ -13,6 +13,7 @@ import (
 // preparation and validation; the predicates below say which a service needs.
 func Service() *resource.Kind {
 	k := row.Namespaced[corev1.Service, corev1.ServiceList](corev1.SchemeGroupVersion, "services", "services/specs")
+	k.ReturnsDeleted = true
 	k.ShortNames = []string{"svc"}
 	k.Categories = []string{"all"}
 	k.NoGeneration = true
@@ -73,7 +74,7 @@ func reachedFromOutside(s *corev1.Service) bool {
 }
 
 // clientIPSeconds is how long a client stays with its endpoint: three hours.
-const clientIPSeconds = int32(corev1.DefaultClientIPServiceAffinitySeconds)
+const clientIPSeconds = corev1.DefaultClientIPServiceAffinitySeconds
 
 func defaultService(s *corev1.Service) {
 	spec := &s.Spec

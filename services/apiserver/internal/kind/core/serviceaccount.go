@@ -17,9 +17,25 @@ func keepSecretNames(a *corev1.ServiceAccount) {
 	}
 }
 
+const enforceSecrets = "kubernetes.io/enforce-mountable-secrets"
+
+// accountWarnings warns whoever sets an annotation that is deprecated.
+func accountWarnings(a, old *corev1.ServiceAccount) []string {
+	if _, set := a.Annotations[enforceSecrets]; !set {
+		return nil
+	}
+	if old != nil {
+		if _, was := old.Annotations[enforceSecrets]; was {
+			return nil
+		}
+	}
+	return []string{"metadata.annotations[" + enforceSecrets + "]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets"}
+}
+
 // ServiceAccount is the row of serviceaccounts.
 func ServiceAccount() *resource.Kind {
 	k := row.Namespaced[corev1.ServiceAccount, corev1.ServiceAccountList](corev1.SchemeGroupVersion, "serviceaccounts", "serviceaccounts")
+	k.ReturnsDeleted = true
 	k.ShortNames = []string{"sa"}
 	k.NoGeneration = true
 	k.Columns = []metav1.TableColumnDefinition{column.AgeColumn()}
@@ -29,6 +45,7 @@ func ServiceAccount() *resource.Kind {
 	k.Rules = resource.Typed[*corev1.ServiceAccount]{
 		PrepareCreate: keepSecretNames,
 		PrepareUpdate: func(a, _ *corev1.ServiceAccount) { keepSecretNames(a) },
+		Warnings:      accountWarnings,
 	}.Rules()
 	k.Subresources = map[string]resource.Subresource{
 		"token": row.Post(authenticationv1.SchemeGroupVersion.WithKind("TokenRequest"), "token"),

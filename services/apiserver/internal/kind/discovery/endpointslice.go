@@ -18,6 +18,28 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
+// warnings are those of a slice: of its type when it is made, and of addresses in
+// an unusual form, unless a controller made them.
+func warnings(s, old *discoveryv1.EndpointSlice) []string {
+	var list []string
+	if s.AddressType == discoveryv1.AddressTypeFQDN && old == nil {
+		list = append(list, "spec.addressType: FQDN endpoints are deprecated")
+	}
+	switch s.Labels[discoveryv1.LabelManagedBy] {
+	case "endpointslice-controller.k8s.io", "endpointslicemirroring-controller.k8s.io":
+		return list
+	}
+	if s.AddressType == discoveryv1.AddressTypeFQDN {
+		return list
+	}
+	for i := range s.Endpoints {
+		for j, address := range s.Endpoints[i].Addresses {
+			list = append(list, validationutil.GetWarningsForIP(field.NewPath("endpoints").Index(i).Child("addresses").Index(j), address)...)
+		}
+	}
+	return list
+}
+
 // EndpointSlice is the row of endpointslices.
 func EndpointSlice() *resource.Kind {
 	k := row.Namespaced[discoveryv1.EndpointSlice, discoveryv1.EndpointSliceList](discoveryv1.SchemeGroupVersion, "endpointslices", "endpointslices")
@@ -26,13 +48,8 @@ func EndpointSlice() *resource.Kind {
 		Default:       defaultSlice,
 		PrepareCreate: prepare,
 		PrepareUpdate: func(s, _ *discoveryv1.EndpointSlice) { prepare(s) },
-		Warnings: func(s, _ *discoveryv1.EndpointSlice) []string {
-			if s.AddressType == discoveryv1.AddressTypeFQDN {
-				return []string{"spec.addressType: FQDN endpoints are deprecated"}
-			}
-			return nil
-		},
-		Validate: validate,
+		Warnings:      warnings,
+		Validate:      validate,
 		ValidateUpdate: func(s, old *discoveryv1.EndpointSlice) field.ErrorList {
 			e := check.Errors{List: validate(s)}
 			if s.AddressType != old.AddressType {

@@ -5,6 +5,7 @@
 package row
 
 import (
+	"fmt"
 	"reflect"
 	"strings"
 
@@ -44,10 +45,29 @@ func Cluster[T, L any, PT object[T], PL list[L]](gv schema.GroupVersion, plural,
 		New:       func() resource.Object { return PT(new(T)) },
 		NewList:   func() runtime.Object { return PL(new(L)) },
 	}
+	k.Deprecated = deprecation(k.GVK, PT(new(T)))
 	if prefix != "" {
 		k.StorePrefix = "/registry/" + prefix + "/"
 	}
 	return k
+}
+
+// deprecation is the warning of a type that k8s.io/api says is deprecated, as
+// Kubernetes words it.
+func deprecation(gvk schema.GroupVersionKind, obj any) string {
+	d, ok := obj.(interface{ APILifecycleDeprecated() (major, minor int) })
+	if !ok {
+		return ""
+	}
+	major, minor := d.APILifecycleDeprecated()
+	text := fmt.Sprintf("%s %s is deprecated in v%d.%d+", gvk.GroupVersion(), gvk.Kind, major, minor)
+	if r, ok := obj.(interface {
+		APILifecycleReplacement() schema.GroupVersionKind
+	}); ok {
+		by := r.APILifecycleReplacement()
+		text += fmt.Sprintf("; use %s %s", by.GroupVersion(), by.Kind)
+	}
+	return text
 }
 
 // Virtual makes the row of a kind that is posted and answered; it has no list.

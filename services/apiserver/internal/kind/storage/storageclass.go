@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"iter"
 	"maps"
 	"strings"
 
@@ -18,21 +19,38 @@ import (
 
 // The annotations that make a class the default.
 const (
-	IsDefaultAnnotation     = "storageclass.kubernetes.io/is-default-class"
-	betaIsDefaultAnnotation = "storageclass.beta.kubernetes.io/is-default-class"
+	defaultAnnotation     = "storageclass.kubernetes.io/is-default-class"
+	betaDefaultAnnotation = "storageclass.beta.kubernetes.io/is-default-class"
 )
 
-// IsDefault tells the class that claims get which name none.
-func IsDefault(c *storagev1.StorageClass) bool {
-	return c.Annotations[IsDefaultAnnotation] == "true" || c.Annotations[betaIsDefaultAnnotation] == "true"
+// PickDefault finds the class that claims get which name none: the newest of those
+// that are marked, of the same age the first by name. nil if none is marked.
+func PickDefault(objs iter.Seq[resource.Object]) resource.Object {
+	var found *storagev1.StorageClass
+	for o := range objs {
+		c, ok := o.(*storagev1.StorageClass)
+		if !ok || c.Annotations[defaultAnnotation] != "true" && c.Annotations[betaDefaultAnnotation] != "true" {
+			continue
+		}
+		if found == nil || found.CreationTimestamp.Before(&c.CreationTimestamp) ||
+			found.CreationTimestamp.Equal(&c.CreationTimestamp) && c.Name < found.Name {
+			found = c
+		}
+	}
+	if found == nil {
+		return nil
+	}
+	return found
 }
 
 // StorageClass is the row of storageclasses.
 func StorageClass() *resource.Kind {
 	k := row.Cluster[storagev1.StorageClass, storagev1.StorageClassList](storagev1.SchemeGroupVersion, "storageclasses", "storageclasses")
+	k.ReturnsDeleted = true
 	k.ShortNames = []string{"sc"}
 	k.NoGeneration = true
 	k.Columns, k.Cells = columns(), cells
+	k.PickDefault = PickDefault
 	k.Rules = resource.Typed[*storagev1.StorageClass]{
 		Default: func(c *storagev1.StorageClass) {
 			if c.ReclaimPolicy == nil {

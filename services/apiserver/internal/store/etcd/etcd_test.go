@@ -206,7 +206,9 @@ func TestMaintain(t *testing.T) {
 	}
 	run, stop := context.WithCancel(ctx)
 	done := make(chan error)
-	go func() { done <- e.Maintain(run, Retention{Every: 10 * time.Millisecond, Keep: 5}) }()
+	go func() {
+		done <- e.Maintain(run, Retention{Age: time.Hour, Most: 5, Least: 10 * time.Millisecond, Worth: 1})
+	}()
 	for {
 		_, err := e.List(ctx, "/", store.ListOptions{Revision: first})
 		if errors.Is(err, store.ErrCompacted) {

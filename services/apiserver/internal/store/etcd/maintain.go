@@ -8,33 +8,84 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// Retention says how much history is kept.
+// Retention says how much history is kept: what is younger than Age, but of that
+// no more than Most revisions, unless they are younger than Least.
 type Retention struct {
-	// Every is the time between two compactions; default 5 min. What is older
-	// than that is forgotten,
-	Every time.Duration
-	// Keep revisions excepted; default 10,000.
-	Keep store.Revision
+	// Age defaults to 5 min, as Kubernetes keeps.
+	Age time.Duration
+	// Most defaults to 30,000: thousands of nodes renew hundreds of Leases a second,
+	// and each renewal is a revision.
+	Most store.Revision
+	// Least defaults to 1 min; it is also the time between two looks.
+	Least time.Duration
+	// Worth is how many revisions there must be to forget, for a compaction reads
+	// the whole store; default 10,000. Fewer are forgotten when the last compaction
+	// was Age ago.
+	Worth store.Revision
 }
 
 func (r Retention) orDefault() Retention {
-	if r.Every <= 0 {
-		r.Every = 5 * time.Minute
+	def := func(v *time.Duration, d time.Duration) {
+		if *v <= 0 {
+			*v = d
+		}
 	}
-	if r.Keep <= 0 {
-		r.Keep = 10000
+	def(&r.Age, 5*time.Minute)
+	def(&r.Least, time.Minute)
+	if r.Most <= 0 {
+		r.Most = 30_000
+	}
+	if r.Worth <= 0 {
+		r.Worth = 10_000
 	}
 	return r
 }
 
-// compactions compacts at what was the newest revision one interval ago, or
-// earlier to keep enough, until ctx ends. Several stores over one etcd may do so
-// at once: the later one finds nothing left to do.
+// moment is the store's revision at a time.
+type moment struct {
+	at  time.Time
+	rev store.Revision
+}
+
+// past is what is known of a store's history.
+type past struct {
+	seen      []moment // its newest revision, look by look; the last one that is older than Age is the first here
+	compacted moment   // when, and at what
+}
+
+// due is the revision to compact at now; 0 if there is nothing worth it.
+func (r *Retention) due(p *past, now moment) store.Revision {
+	p.seen = append(p.seen, now)
+	var young store.Revision // the newest that is not younger than Least
+	first := 0
+	for i, m := range p.seen {
+		if age := now.at.Sub(m.at); age >= r.Age {
+			first = i
+			young = m.rev
+		} else if age >= r.Least {
+			young = m.rev
+		}
+	}
+	var at store.Revision
+	if now.at.Sub(p.seen[first].at) >= r.Age {
+		at = p.seen[first].rev
+	}
+	p.seen = p.seen[first:]
+	at = max(at, min(young, now.rev-r.Most))
+	forgets := at - p.compacted.rev
+	if forgets <= 0 || forgets < r.Worth && now.at.Sub(p.compacted.at) < r.Age {
+		return 0
+	}
+	return at
+}
+
+// compactions compacts as r says until ctx ends. Several stores over one etcd may
+// do so at once: the later one finds nothing left to do.
 func (s *Store) compactions(ctx context.Context, r Retention, stopped <-chan struct{}, after func()) error {
 	r = r.orDefault()
-	tick := time.NewTicker(r.Every)
+	tick := time.NewTicker(r.Least)
 	defer tick.Stop()
-	var before store.Revision
+	p := past{compacted: moment{at: time.Now()}}
 	for {
 		select {
 		case <-ctx.Done():
@@ -46,17 +97,23 @@ func (s *Store) compactions(ctx context.Context, r Retention, stopped <-chan str
 			return errors.New("etcd ended by itself")
 		case <-tick.C:
 		}
-		now, err := s.Revision(ctx)
+		rev, err := s.Revision(ctx)
 		if err != nil {
 			s.log.Warn("cannot compact the store", "error", err)
 			continue
 		}
-		if at := min(before, now-r.Keep); at > 0 {
-			if err := s.Compact(ctx, at); err != nil && ctx.Err() == nil {
+		now := moment{time.Now(), rev}
+		at := r.due(&p, now)
+		if at == 0 {
+			continue
+		}
+		if err := s.Compact(ctx, at); err != nil {
+			if ctx.Err() == nil {
 				s.log.Warn("cannot compact the store", "error", err, "revision", int64(at))
 			}
+			continue
 		}
-		before = now
+		p.compacted = moment{now.at, at}
 		if after != nil {
 			after()
 		}

@@ -123,7 +123,7 @@ func (w *remoteWatch) Next(ctx context.Context) (store.Batch, error) {
 			case resp.Err() != nil:
 				return store.Batch{}, fmt.Errorf("watch: %w", resp.Err())
 			case len(resp.Events) > 0:
-				return batch(resp.Events, func(e *clientv3.Event) *mvccpb.Event { return (*mvccpb.Event)(e) }), nil
+				return batch(resp.Events, func(e *clientv3.Event) *mvccpb.Event { return e }), nil
 			case resp.IsProgressNotify():
 				return store.Batch{Revision: store.Revision(resp.Header.Revision)}, nil
 			}

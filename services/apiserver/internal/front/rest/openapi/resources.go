@@ -10,13 +10,15 @@ import (
 
 // Resource is what the generator of the documents needs to know of a row.
 type Resource struct {
-	Group        string        `json:"group"`
-	Version      string        `json:"version"`
-	Kind         string        `json:"kind"`
-	Resource     string        `json:"resource"`
-	Namespaced   bool          `json:"namespaced"`
-	Verbs        []string      `json:"verbs"`
-	Subresources []Subresource `json:"subresources,omitempty"`
+	Group      string   `json:"group"`
+	Version    string   `json:"version"`
+	Kind       string   `json:"kind"`
+	Resource   string   `json:"resource"`
+	Namespaced bool     `json:"namespaced"`
+	Verbs      []string `json:"verbs"`
+	// ReturnsDeleted tells that a delete answers with the object.
+	ReturnsDeleted bool          `json:"returnsDeleted,omitempty"`
+	Subresources   []Subresource `json:"subresources,omitempty"`
 }
 
 // Subresource is one of a Resource.
@@ -37,6 +39,7 @@ func Resources(t *resource.Table) []Resource {
 		r := Resource{
 			Group: k.GVK.Group, Version: k.GVK.Version, Kind: k.GVK.Kind,
 			Resource: k.Resource, Namespaced: k.Namespaced, Verbs: discovery.Verbs(k),
+			ReturnsDeleted: k.ReturnsDeleted,
 		}
 		for _, name := range slices.Sorted(maps.Keys(k.Subresources)) {
 			s := k.Subresources[name]

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -71,9 +72,26 @@ func (s *Server) proxy(w http.ResponseWriter, r *http.Request, t pipeline.Target
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec
 	}
 	responder := &responder{}
-	proxy.NewUpgradeAwareHandler(location, transport, true, false, responder).ServeHTTP(w, r)
+	proxy.NewUpgradeAwareHandler(location, plain{transport}, true, false, responder).ServeHTTP(w, r)
 	return responder.err
 }
+
+// plain tells the node's own reason where a connection fails, without the words of
+// net/http around it: whether a refusal is noticed by a write or a read is chance.
+type plain struct{ *http.Transport }
+
+// RoundTrip implements http.RoundTripper.
+func (p plain) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := p.Transport.RoundTrip(r)
+	var cause apierrors.APIStatus
+	if errors.As(err, &cause) {
+		err = errors.New(cause.Status().Message)
+	}
+	return resp, err
+}
+
+// WrappedRoundTripper lets an upgrade find the transport's dialler.
+func (p plain) WrappedRoundTripper() http.RoundTripper { return p.Transport }
 
 // responder keeps the failure of a proxied request for the front to answer with.
 type responder struct{ err error }

@@ -93,9 +93,13 @@ func Cells(k *resource.Kind, obj metav1.Object) []any {
 }
 
 // AppendRow appends one row. included is the object to go with it as JSON; nil is
-// none.
-func AppendRow(dst []byte, k *resource.Kind, obj metav1.Object, included []byte) ([]byte, error) {
-	cells, err := json.Marshal(Cells(k, obj))
+// none. marked is the kind's default.
+func AppendRow(dst []byte, k *resource.Kind, obj metav1.Object, included []byte, marked bool) ([]byte, error) {
+	row := Cells(k, obj)
+	if marked {
+		row[0] = obj.GetName() + " (default)"
+	}
+	cells, err := json.Marshal(row)
 	if err != nil {
 		return dst, fmt.Errorf("cells of %s: %w", obj.GetName(), err)
 	}

@@ -4,7 +4,7 @@ package main
 
 import (
 	"encoding/json"
-	"log"
+	"fmt"
 	"os"
 
 	"keelson.dev/services/apiserver/internal/front/rest/openapi"
@@ -16,6 +16,7 @@ func main() {
 	enc := json.NewEncoder(os.Stdout)
 	enc.SetIndent("", "\t")
 	if err := enc.Encode(openapi.Resources(resource.NewTable(kind.All()...))); err != nil {
-		log.Fatal(err)
+		fmt.Fprintln(os.Stderr, "printtable:", err)
+		os.Exit(1)
 	}
 }

@@ -1,0 +1,63 @@
+package boot
+
+import (
+	"runtime"
+	"testing"
+	"time"
+)
+
+// A process that does not collect comes to rest; two collections in short order
+// make it a busy one, as often as that happens.
+func TestHeapIsPacedByTheTimeBetweenCollections(t *testing.T) {
+	sets := make(chan int, 8)
+	p := newPacer(50*time.Millisecond, 40*time.Millisecond, func(percent int) { sets <- percent })
+	defer p.stop()
+	next := func(meanwhile func()) int {
+		t.Helper()
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		end := time.After(10 * time.Second)
+		for {
+			select {
+			case percent := <-sets:
+				return percent
+			case <-tick.C:
+				meanwhile()
+			case <-end:
+				t.Fatal("the pace is not changed")
+			}
+		}
+	}
+	nothing := func() {}
+	for range 2 {
+		if got := next(nothing); got != restPercent {
+			t.Fatalf("at rest: %d percent, want %d", got, restPercent)
+		}
+		if got := next(runtime.GC); got != busyPercent {
+			t.Fatalf("collecting all the time: %d percent, want %d", got, busyPercent)
+		}
+	}
+}
+
+// Collections that are neither close to each other nor far apart change nothing.
+func TestHeapPaceIsSteady(t *testing.T) {
+	var sets []int
+	now := time.Now()
+	p := &pacer{restAfter: time.Hour, busyBelow: 3 * time.Second, percent: restPercent, last: now,
+		rest: time.NewTimer(time.Hour), set: func(percent int) { sets = append(sets, percent) }}
+	defer p.stop()
+	for range 5 {
+		now = now.Add(5 * time.Second)
+		p.collected(now)
+	}
+	if len(sets) > 0 {
+		t.Errorf("set to %v although nothing changed", sets)
+	}
+	for range 2 {
+		now = now.Add(time.Second)
+		p.collected(now)
+	}
+	if len(sets) != 1 || sets[0] != busyPercent {
+		t.Errorf("set to %v by a burst, want %d once", sets, busyPercent)
+	}
+}
