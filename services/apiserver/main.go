@@ -15,7 +15,6 @@ import (
 	"keelson.dev/services/apiserver/internal/kind"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/resource"
-	"keelson.dev/services/apiserver/internal/watchcache"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/ops"
@@ -46,8 +45,11 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		return err
 	}
 	table := resource.NewTable(kind.All()...)
-	cache := watchcache.New(watchcache.Config{Store: st, Kinds: stored(table)})
-	g.Go("watch cache", cache.Run)
+	lasting, transient, err := startPlaces(ctx, g, cfg, st, table)
+	if err != nil {
+		return err
+	}
+	cache := lasting.Cache
 
 	rights := authz.New()
 	synced := make(chan struct{})
@@ -65,7 +67,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err != nil {
 		return err
 	}
-	api := newPipeline(cfg, table, st, cache, rights, users, addresses)
+	api := newPipeline(cfg, table, lasting, transient, rights, users, addresses)
 
 	listenGRPC, err := net.Listen("tcp", cfg.ListenGRPC)
 	if err != nil {
@@ -84,7 +86,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	})
 	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
 	g.Go("start", func(ctx context.Context) error {
-		for _, step := range []<-chan struct{}{cache.Ready(), synced, repaired} {
+		for _, step := range []<-chan struct{}{lasting.Cache.Ready(), transient.Cache.Ready(), synced, repaired} {
 			if !closed(ctx, step) {
 				return nil
 			}
@@ -104,17 +106,6 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		return presence.Run(ctx)
 	})
 	return nil
-}
-
-// stored are the rows whose objects lie in the store under their own name.
-func stored(table *resource.Table) []*resource.Kind {
-	var out []*resource.Kind
-	for _, k := range table.Kinds() {
-		if k.Virtual == "" && k.StoredAs == nil {
-			out = append(out, k)
-		}
-	}
-	return out
 }
 
 // closed waits for a channel; false if ctx ended before.

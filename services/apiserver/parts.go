@@ -26,7 +26,6 @@ import (
 	"keelson.dev/services/apiserver/internal/store/etcd"
 	"keelson.dev/services/apiserver/internal/store/memory"
 	"keelson.dev/services/apiserver/internal/token"
-	"keelson.dev/services/apiserver/internal/watchcache"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
 
@@ -128,10 +127,10 @@ func startAddresses(g *boot.Group, cfg *config, st store.Store) (*serviceaddress
 	return a, repaired, nil
 }
 
-func newPipeline(cfg *config, table *resource.Table, st store.Store, cache *watchcache.Cache, rights *authz.Authorizers, u *users, addresses *serviceaddress.Allocator) *pipeline.Pipeline {
+func newPipeline(cfg *config, table *resource.Table, lasting, transient pipeline.Place, rights *authz.Authorizers, u *users, addresses *serviceaddress.Allocator) *pipeline.Pipeline {
 	tokens := &token.Requests{Issuer: u.issuer, Lookup: u.lookup}
 	return pipeline.New(pipeline.Config{
-		Table: table, Store: st, Cache: cache, Authorizer: rights,
+		Table: table, Lasting: lasting, Transient: transient, Authorizer: rights,
 		Fields: fieldmanager.New(table),
 		Admission: admission.Default(admission.Config{
 			State: u.lookup, Authorizer: rights, Escalation: rights, NodeOf: authz.NodeName,

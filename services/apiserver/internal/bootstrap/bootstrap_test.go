@@ -58,7 +58,7 @@ func newCluster(t *testing.T) *cluster {
 	})
 	<-cache.Ready()
 	return &cluster{
-		Pipeline: pipeline.New(pipeline.Config{Table: table, Store: s, Cache: cache, Log: discard}),
+		Pipeline: pipeline.New(pipeline.Config{Table: table, Lasting: pipeline.Place{Store: s, Cache: cache}, Log: discard}),
 		cache:    cache, table: table, ctx: request.WithUser(ctx, User),
 	}
 }

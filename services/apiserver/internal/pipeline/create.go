@@ -169,7 +169,7 @@ func (p *Pipeline) completeCreate(c *change, s *step, a *admission.Attributes, g
 		c.names++
 	}
 	if c.opts.DryRun {
-		entry, _, err := p.cfg.Store.Get(c.ctx, c.key)
+		entry, _, err := p.place(c.kind).Store.Get(c.ctx, c.key)
 		switch {
 		case err == nil:
 			return p.errExists(c, &entry)

@@ -58,7 +58,7 @@ func newFixture(tb testing.TB, change ...func(*pipeline.Config)) *fixture {
 	f := &fixture{TB: tb, store: st, cache: cache, ctx: request.WithUser(ctx, admin), now: time.Unix(1.8e9, 0)}
 	rights := authz.New()
 	cfg := pipeline.Config{
-		Table: table, Store: st, Cache: cache, Authorizer: rights, Fields: fieldmanager.New(table),
+		Table: table, Lasting: pipeline.Place{Store: st, Cache: cache}, Authorizer: rights, Fields: fieldmanager.New(table),
 		Now: func() time.Time { return f.now },
 		Admission: admission.Default(admission.Config{
 			State: pipeline.NewState(table, cache, st), Authorizer: rights, Escalation: rights, NodeOf: authz.NodeName,

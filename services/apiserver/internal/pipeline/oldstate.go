@@ -22,10 +22,11 @@ func (p *Pipeline) storeSnapshot(ctx context.Context, k *resource.Kind, prefix s
 	const page = 1000
 	out := &oldState{rev: pos.rev}
 	after := pos.after
+	place := p.place(k)
 	for {
-		got, err := p.cfg.Store.List(ctx, prefix, store.ListOptions{After: after, Limit: page, Revision: pos.rev})
+		got, err := place.Store.List(ctx, prefix, store.ListOptions{After: after, Limit: page, Revision: pos.rev})
 		if errors.Is(err, store.ErrFutureRevision) {
-			return nil, errTooLarge(pos.rev, p.cfg.Cache.Revision())
+			return nil, errTooLarge(pos.rev, place.Cache.Revision())
 		}
 		if err != nil {
 			return nil, err

@@ -30,13 +30,21 @@ type Authorizer interface {
 	Authorize(ctx context.Context, a *request.Attributes) (allowed bool, reason string, err error)
 }
 
-// Config of a Pipeline. Table, Store and Cache are required.
+// Place is where objects of a kind lie: a store, and the watch cache over it. Each
+// has revisions of its own, which are compared within a kind only.
+type Place struct {
+	Store store.Store
+	Cache *watchcache.Cache
+}
+
+// Config of a Pipeline. Table and Lasting are required.
 type Config struct {
-	Table      *resource.Table
-	Store      store.Store
-	Cache      *watchcache.Cache
-	Authorizer Authorizer
-	Admission  *admission.Chain
+	Table *resource.Table
+	// Lasting is the place of most kinds, Transient that of those that say so;
+	// without one they lie with the others.
+	Lasting, Transient Place
+	Authorizer         Authorizer
+	Admission          *admission.Chain
 	// Fields keeps metadata.managedFields; nil keeps none and refuses apply.
 	Fields *fieldmanager.Fields
 	Hooks  map[schema.GroupResource]Hook
@@ -78,7 +86,18 @@ func New(cfg Config) *Pipeline {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
+	if cfg.Transient.Store == nil {
+		cfg.Transient = cfg.Lasting
+	}
 	return &Pipeline{cfg: cfg, ids: newWriteIDs()}
+}
+
+// place is where objects of a kind lie.
+func (p *Pipeline) place(k *resource.Kind) *Place {
+	if k.Transient {
+		return &p.cfg.Transient
+	}
+	return &p.cfg.Lasting
 }
 
 // Table is the table of kinds.

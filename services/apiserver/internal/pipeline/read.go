@@ -52,31 +52,32 @@ func (p *Pipeline) read(ctx context.Context, k *resource.Kind, t Target, resourc
 		return nil, err
 	}
 	if resourceVersion != "0" {
-		if err := p.wait(ctx, rev); err != nil {
+		if err := p.wait(ctx, k, rev); err != nil {
 			return nil, err
 		}
 	}
-	item, ok := p.cfg.Cache.Kind(k).Get(k.Key(t.Namespace, t.Name))
+	item, ok := p.place(k).Cache.Kind(k).Get(k.Key(t.Namespace, t.Name))
 	if !ok {
 		return nil, apierrors.NewNotFound(t.Resource.GroupResource(), t.Name)
 	}
 	return shown(k, item)
 }
 
-// wait lets the cache reach rev; 0 is the newest revision of the store.
-func (p *Pipeline) wait(ctx context.Context, rev store.Revision) error {
+// wait lets a kind's cache reach rev; 0 is the newest revision of the store.
+func (p *Pipeline) wait(ctx context.Context, k *resource.Kind, rev store.Revision) error {
+	cache := p.place(k).Cache
 	if rev == 0 {
-		_, err := p.cfg.Cache.Fresh(ctx)
+		_, err := cache.Fresh(ctx)
 		return err
 	}
-	if p.cfg.Cache.Revision() >= rev {
+	if cache.Revision() >= rev {
 		return nil
 	}
 	waiting, cancel := context.WithTimeout(ctx, revisionWait)
 	defer cancel()
-	err := p.cfg.Cache.WaitFor(waiting, rev)
+	err := cache.WaitFor(waiting, rev)
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-		return errTooLarge(rev, p.cfg.Cache.Revision())
+		return errTooLarge(rev, cache.Revision())
 	}
 	return err
 }
@@ -226,11 +227,11 @@ type states interface {
 }
 
 func (p *Pipeline) snapshot(ctx context.Context, k *resource.Kind, prefix string, pos position) (states, error) {
-	cache := p.cfg.Cache.Kind(k)
+	cache := p.place(k).Cache.Kind(k)
 	if pos.any {
 		return cache.Snapshot(), nil
 	}
-	if err := p.wait(ctx, pos.rev); err != nil {
+	if err := p.wait(ctx, k, pos.rev); err != nil {
 		return nil, err
 	}
 	if !pos.exact {

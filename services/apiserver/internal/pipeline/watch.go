@@ -64,19 +64,19 @@ func (p *Pipeline) watch(ctx context.Context, k *resource.Kind, t Target, o Watc
 	}
 	if o.NoInitialEvents {
 		if wo.Initial = false; o.ResourceVersion == "0" {
-			wo.After = p.cfg.Cache.Revision()
+			wo.After = p.place(k).Cache.Revision()
 		} else if rev == 0 {
-			if wo.After, err = p.cfg.Cache.Fresh(ctx); err != nil {
+			if wo.After, err = p.place(k).Cache.Fresh(ctx); err != nil {
 				return nil, err
 			}
 		}
 	}
 	if wo.Initial && o.ResourceVersion != "0" {
-		if err := p.wait(ctx, rev); err != nil {
+		if err := p.wait(ctx, k, rev); err != nil {
 			return nil, err
 		}
 	}
-	w.Watcher, err = p.cfg.Cache.Kind(k).Watch(wo)
+	w.Watcher, err = p.place(k).Cache.Kind(k).Watch(wo)
 	var expired *watchcache.ExpiredError
 	if errors.As(err, &expired) {
 		w.err = apierrors.NewResourceExpired(expired.Error())

@@ -118,32 +118,53 @@ func (p *Pipeline) fail(c *change, err error) {
 	c.end(nil, p.statusOf(c.ctx, c.gr(), c.target.Name, err))
 }
 
+// batch is the writes of one place, and whose they are.
+type batch struct {
+	writes []store.Write
+	owners []*change
+}
+
 // run carries out changes together. Every change ends with out or err.
 func (p *Pipeline) run(ctx context.Context, changes ...*change) {
-	writes := make([]store.Write, 0, len(changes))
-	owners := make([]*change, 0, len(changes))
+	var lasting, transient batch
 	for {
-		writes, owners = writes[:0], owners[:0]
+		lasting.reset()
+		transient.reset()
 		for _, c := range changes {
 			if c.done {
 				continue
 			}
+			b := &lasting
+			if c.kind.Transient {
+				b = &transient
+			}
 			if w, ok := p.prepare(c); ok {
-				writes = append(writes, w)
-				owners = append(owners, c)
+				b.writes = append(b.writes, w)
+				b.owners = append(b.owners, c)
 			}
 		}
-		if len(writes) == 0 {
+		if len(lasting.writes)+len(transient.writes) == 0 {
 			return
 		}
-		verdicts, err := p.cfg.Store.Commit(ctx, writes)
-		for i, c := range owners {
-			v := store.Verdict{Err: err}
-			if err == nil {
-				v = verdicts[i]
-			}
-			p.settle(c, v)
+		p.commit(ctx, p.cfg.Transient.Store, &transient)
+		p.commit(ctx, p.cfg.Lasting.Store, &lasting)
+	}
+}
+
+func (b *batch) reset() { b.writes, b.owners = b.writes[:0], b.owners[:0] }
+
+// commit carries a batch out and settles its changes.
+func (p *Pipeline) commit(ctx context.Context, st store.Store, b *batch) {
+	if len(b.writes) == 0 {
+		return
+	}
+	verdicts, err := st.Commit(ctx, b.writes)
+	for i, c := range b.owners {
+		v := store.Verdict{Err: err}
+		if err == nil {
+			v = verdicts[i]
 		}
+		p.settle(c, v)
 	}
 }
 
@@ -214,14 +235,14 @@ func (p *Pipeline) load(c *change) error {
 	}
 	c.known = true
 	if c.tries == 1 && !c.opts.DryRun {
-		c.cur, _ = p.cfg.Cache.Kind(c.kind).Get(c.key)
+		c.cur, _ = p.place(c.kind).Cache.Kind(c.kind).Get(c.key)
 		c.fresh = false
 		if c.cur != nil {
 			return p.show(c)
 		}
 	}
 	c.fresh = true
-	entry, _, err := p.cfg.Store.Get(c.ctx, c.key)
+	entry, _, err := p.place(c.kind).Store.Get(c.ctx, c.key)
 	if errors.Is(err, store.ErrNotFound) {
 		c.cur = nil
 		return nil
@@ -314,10 +335,11 @@ func (p *Pipeline) announce(c *change, s *step) error {
 	}
 	w := &watchcache.Written{Kind: c.kind, Object: s.obj, Raw: v.Raw, Key: c.key, Traceparent: s.trace, WriteID: s.id}
 	s.written = w
-	p.cfg.Cache.Announce(w)
+	cache := p.place(c.kind).Cache
+	cache.Announce(w)
 	s.finish = append(s.finish, func(ok bool) {
 		if !ok {
-			p.cfg.Cache.Withdraw(w)
+			cache.Withdraw(w)
 		}
 	})
 	return nil

@@ -59,6 +59,9 @@ type Kind struct {
 	NoNameColumn bool
 	// Subresources by name.
 	Subresources map[string]Subresource
+	// Transient says that objects change every second and matter now: they lie in
+	// the store for such (see package store/raft), with revisions of its own.
+	Transient bool
 	// TTLSeconds, if not 0, is how long after its last write an object expires.
 	TTLSeconds int64
 	// NoDeleteCollection is set where a collection cannot be deleted (Namespace).

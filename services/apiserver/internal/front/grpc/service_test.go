@@ -57,7 +57,7 @@ func serve(tb testing.TB) string {
 	done := make(chan struct{}, 2)
 	go func() { _ = cache.Run(ctx); done <- struct{}{} }()
 	<-cache.Ready()
-	api := pipeline.New(pipeline.Config{Table: table, Store: st, Cache: cache, Fields: fieldmanager.New(table)})
+	api := pipeline.New(pipeline.Config{Table: table, Lasting: pipeline.Place{Store: st, Cache: cache}, Fields: fieldmanager.New(table)})
 	unary, stream := front.Authentication(admin{}, authz.New())
 	server := rpc.NewServer(rpc.ServerConfig{Unary: []grpc.UnaryServerInterceptor{unary}, Stream: []grpc.StreamServerInterceptor{stream}, Root: front.Writes, Options: []grpc.ServerOption{grpc.ForceServerCodecV2(front.NewCodec())}})
 	resourcev1.RegisterResourceServiceServer(server.Server, front.New(api))

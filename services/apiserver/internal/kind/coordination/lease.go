@@ -14,7 +14,7 @@ import (
 // Lease is the row of leases.
 func Lease() *resource.Kind {
 	k := row.Namespaced[coordinationv1.Lease, coordinationv1.LeaseList](coordinationv1.SchemeGroupVersion, "leases", "leases")
-	k.NoGeneration = true
+	k.NoGeneration, k.Transient = true, true
 	k.Columns = []metav1.TableColumnDefinition{
 		column.Text("Holder", column.Doc(coordinationv1.LeaseSpec{}, "holderIdentity")), column.AgeColumn(),
 	}

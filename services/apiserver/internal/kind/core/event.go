@@ -23,7 +23,7 @@ func Event() *resource.Kind {
 	k := row.Namespaced[corev1.Event, corev1.EventList](corev1.SchemeGroupVersion, "events", "events")
 	k.ShortNames = []string{"ev"}
 	k.NoGeneration = true
-	k.TTLSeconds = EventTTLSeconds
+	k.TTLSeconds, k.Transient = EventTTLSeconds, true
 	k.Columns, k.Cells = EventColumns(), func(o resource.Object) []any { return EventCells(o.(*corev1.Event)) }
 	k.NoNameColumn = true
 	k.Fields = map[string]func(resource.Object) string{

@@ -15,7 +15,7 @@ func Event() *resource.Kind {
 	k := row.Namespaced[eventsv1.Event, eventsv1.EventList](eventsv1.SchemeGroupVersion, "events", "events")
 	k.ShortNames = []string{"ev"}
 	k.NoGeneration = true
-	k.TTLSeconds = core.EventTTLSeconds
+	k.TTLSeconds, k.Transient = core.EventTTLSeconds, true
 	k.Fields = map[string]func(resource.Object) string{
 		"regarding.kind":            selectable(func(e *eventsv1.Event) string { return e.Regarding.Kind }),
 		"regarding.namespace":       selectable(func(e *eventsv1.Event) string { return e.Regarding.Namespace }),

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"context"
+	"path/filepath"
+
+	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/store/raft"
+	"keelson.dev/services/apiserver/internal/watchcache"
+	"keelson.dev/services/internal/boot"
+)
+
+// Events are bounded: the oldest go first.
+const (
+	maxEvents     = 50_000
+	maxEventBytes = 64 << 20
+)
+
+// startPlaces feeds the watch caches. Beside an etcd of our own, transient kinds
+// lie in a raft store; in an etcd elsewhere, which other apiservers share, and in
+// memory, everything lies together.
+func startPlaces(ctx context.Context, g *boot.Group, cfg *config, st store.Store, table *resource.Table) (lasting, transient pipeline.Place, err error) {
+	if cfg.memory || len(cfg.etcdServers) > 0 {
+		lasting = startCache(g, "watch cache", st, stored(table, func(*resource.Kind) bool { return true }))
+		return lasting, lasting, nil
+	}
+	quick, err := raft.Open(ctx, raft.Config{
+		Name: cfg.name, Dir: filepath.Join(cfg.dataDir, "raft"),
+		Bounds: []raft.Bound{{Prefix: "/registry/events/", Entries: maxEvents, Bytes: maxEventBytes}},
+		// Watches resume from the watch cache's history.
+		HistoryEvents: 5_000, HistoryBytes: 4 << 20,
+	})
+	if err != nil {
+		return lasting, transient, err
+	}
+	g.OnStop("raft store", func(context.Context) error { quick.Close(); return nil })
+	lasting = startCache(g, "watch cache", st, stored(table, func(k *resource.Kind) bool { return !k.Transient }))
+	transient = startCache(g, "watch cache of transient kinds", quick, stored(table, func(k *resource.Kind) bool { return k.Transient }))
+	return lasting, transient, nil
+}
+
+func startCache(g *boot.Group, name string, st store.Store, kinds []*resource.Kind) pipeline.Place {
+	cache := watchcache.New(watchcache.Config{Store: st, Kinds: kinds})
+	g.Go(name, cache.Run)
+	return pipeline.Place{Store: st, Cache: cache}
+}
+
+// stored are the rows whose objects lie in a store under their own name, of those
+// that are wanted.
+func stored(table *resource.Table, wanted func(*resource.Kind) bool) []*resource.Kind {
+	var out []*resource.Kind
+	for _, k := range table.Kinds() {
+		if k.Virtual == "" && k.StoredAs == nil && wanted(k) {
+			out = append(out, k)
+		}
+	}
+	return out
+}
