@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	raftv1 "keelson.dev/proto/keelson/raft/v1"
 	"keelson.dev/services/apiserver/internal/store"
@@ -587,6 +588,78 @@ func TestEveryRequestIsRefusedThatIsMeantForAnother(t *testing.T) {
 	if _, err := raftv1.NewRaftServiceClient(plain).Identify(ctx, &raftv1.IdentifyRequest{}); status.Code(err) != codes.Unavailable {
 		t.Errorf("without TLS: %v", err)
 	}
+}
+
+// TestWhatGathersIsBounded lets requests gather while one is on its way.
+func TestWhatGathersIsBounded(t *testing.T) {
+	release := make(chan struct{})
+	var mu sync.Mutex
+	var submitted [][]*raftv1.Operation
+	p := newProposals(1, func(ops []*raftv1.Operation) func() (result, error) {
+		mu.Lock()
+		submitted = append(submitted, ops)
+		mu.Unlock()
+		return func() (result, error) {
+			<-release
+			res := result{index: uint64(len(ops))}
+			for _, op := range ops {
+				res.outcomes = append(res.outcomes, outcome{rev: store.Revision(op.GetWrite().Sequence)})
+			}
+			return res, nil
+		}
+	})
+	const requests = 40
+	var wg sync.WaitGroup
+	for i := range requests {
+		wg.Go(func() {
+			var ops []*raftv1.Operation
+			for j := range 1 + i%5*100 {
+				ops = append(ops, write("/a", strings.Repeat("x", 700), 0, func(w *raftv1.Write) { w.Sequence = uint64(1000*i + j) }))
+			}
+			res, err := p.do(context.Background(), ops)
+			if err != nil || len(res.outcomes) != len(ops) {
+				t.Errorf("request %d: %d outcomes, %v", i, len(res.outcomes), err)
+				return
+			}
+			for j, o := range res.outcomes {
+				if o.rev != store.Revision(1000*i+j) {
+					t.Errorf("request %d got the outcome of %d", i, o.rev)
+				}
+			}
+		})
+	}
+	eventually(t, "all have gathered", func() bool {
+		p.mu.Lock()
+		n := len(p.queue)
+		p.mu.Unlock()
+		mu.Lock()
+		defer mu.Unlock()
+		return len(submitted) > 0 && n == requests-together(submitted[0])
+	})
+	close(release)
+	wg.Wait()
+	p.close()
+	for i, ops := range submitted {
+		size := 0
+		for _, op := range ops {
+			size += proto.Size(op)
+		}
+		if len(ops) > entryOperations || size > entryBytes {
+			t.Errorf("entry %d has %d operations, %d bytes", i, len(ops), size)
+		}
+	}
+	if len(submitted) < 5 || len(submitted) > 20 {
+		t.Errorf("%d requests made %d entries", requests, len(submitted))
+	}
+}
+
+// together is how many requests an entry has.
+func together(ops []*raftv1.Operation) int {
+	requests := map[uint64]bool{}
+	for _, op := range ops {
+		requests[op.GetWrite().Sequence/1000] = true
+	}
+	return len(requests)
 }
 
 func TestAFullQueueSaysSo(t *testing.T) {
