@@ -73,8 +73,10 @@ func (d *volatile) release(cut bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.cut = d.cut || cut
-	close(d.held)
-	d.held = nil
+	if d.held != nil {
+		close(d.held)
+		d.held = nil
+	}
 }
 
 func (d *volatile) waits() int {
@@ -186,6 +188,11 @@ func volatileCluster(t *testing.T, change func(*Config, *volatile)) (*cluster, m
 		mu.Lock()
 		disks[cfg.Name] = d
 		mu.Unlock()
+	})
+	t.Cleanup(func() { // or members would wait for it as they end
+		for _, d := range disks {
+			d.release(false)
+		}
 	})
 	return c, disks
 }
