@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -501,7 +502,7 @@ func TestALateMemberGetsASnapshotAndLargeEntries(t *testing.T) {
 func TestEveryRequestIsRefusedThatIsMeantForAnother(t *testing.T) {
 	c := newCluster(t, 1, func(cfg *Config) {})
 	m := c.members["a"]
-	id := c.ca.Source(t, "apiserver-b", "apiservers")
+	id := c.ca.Source(t, "kube-apiserver")
 	conn, err := grpc.NewClient(m.addr, grpc.WithTransportCredentials(id.ClientCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -684,12 +685,16 @@ func TestLargeValuesAndLargeBatchesThroughAFollower(t *testing.T) {
 	s := followers[0]
 	ctx := context.Background()
 	var writes []store.Write
-	for i := range 5000 {
-		writes = append(writes, store.Write{Key: fmt.Sprint("/small/", i), Value: make([]byte, 1000)})
+	create := func(key string, size int) store.Write {
+		value := make([]byte, size)
+		copy(value, key)
+		return store.Write{Key: key, Value: value, Settled: func(found []byte) bool { return bytes.Equal(found, value) }}
 	}
-	large := make([]byte, maxValue)
+	for i := range 5000 {
+		writes = append(writes, create(fmt.Sprint("/small/", i), 1000))
+	}
 	for i := range 3 {
-		writes = append(writes, store.Write{Key: fmt.Sprint("/large/", i), Value: large})
+		writes = append(writes, create(fmt.Sprint("/large/", i), maxValue))
 	}
 	v, err := s.Commit(ctx, writes)
 	if err != nil {
@@ -712,7 +717,7 @@ func TestLargeValuesAndLargeBatchesThroughAFollower(t *testing.T) {
 	if cur := v[len(v)-1].Current; cur == nil || len(cur.Value) != maxValue {
 		t.Fatal("what is in the way is not told")
 	}
-	v, err = s.Commit(ctx, []store.Write{{Key: "/too-large", Value: make([]byte, maxValue+1)}, {Key: "/fits", Value: large}})
+	v, err = s.Commit(ctx, []store.Write{create("/too-large", maxValue+1), create("/fits", maxValue)})
 	if err != nil || v[0].Err == nil || errors.Is(v[0].Err, store.ErrUnknownOutcome) || v[1].Err != nil {
 		t.Fatalf("%v %v", v[0].Err, v[1].Err)
 	}
