@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	raftv1 "keelson.dev/proto/keelson/raft/v1"
 	"keelson.dev/services/apiserver/internal/store"
@@ -500,7 +502,7 @@ func TestALateMemberGetsASnapshotAndLargeEntries(t *testing.T) {
 func TestEveryRequestIsRefusedThatIsMeantForAnother(t *testing.T) {
 	c := newCluster(t, 1, func(cfg *Config) {})
 	m := c.members["a"]
-	id := c.ca.Source(t, "apiserver-b", "apiservers")
+	id := c.ca.Source(t, "kube-apiserver")
 	conn, err := grpc.NewClient(m.addr, grpc.WithTransportCredentials(id.ClientCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -589,6 +591,78 @@ func TestEveryRequestIsRefusedThatIsMeantForAnother(t *testing.T) {
 	}
 }
 
+// TestWhatGathersIsBounded lets requests gather while one is on its way.
+func TestWhatGathersIsBounded(t *testing.T) {
+	release := make(chan struct{})
+	var mu sync.Mutex
+	var submitted [][]*raftv1.Operation
+	p := newProposals(1, func(ops []*raftv1.Operation) func() (result, error) {
+		mu.Lock()
+		submitted = append(submitted, ops)
+		mu.Unlock()
+		return func() (result, error) {
+			<-release
+			res := result{index: uint64(len(ops))}
+			for _, op := range ops {
+				res.outcomes = append(res.outcomes, outcome{rev: store.Revision(op.GetWrite().Sequence)})
+			}
+			return res, nil
+		}
+	})
+	const requests = 40
+	var wg sync.WaitGroup
+	for i := range requests {
+		wg.Go(func() {
+			var ops []*raftv1.Operation
+			for j := range 1 + i%5*100 {
+				ops = append(ops, write("/a", strings.Repeat("x", 700), 0, func(w *raftv1.Write) { w.Sequence = uint64(1000*i + j) }))
+			}
+			res, err := p.do(context.Background(), ops)
+			if err != nil || len(res.outcomes) != len(ops) {
+				t.Errorf("request %d: %d outcomes, %v", i, len(res.outcomes), err)
+				return
+			}
+			for j, o := range res.outcomes {
+				if o.rev != store.Revision(1000*i+j) {
+					t.Errorf("request %d got the outcome of %d", i, o.rev)
+				}
+			}
+		})
+	}
+	eventually(t, "all have gathered", func() bool {
+		p.mu.Lock()
+		n := len(p.queue)
+		p.mu.Unlock()
+		mu.Lock()
+		defer mu.Unlock()
+		return len(submitted) > 0 && n == requests-together(submitted[0])
+	})
+	close(release)
+	wg.Wait()
+	p.close()
+	for i, ops := range submitted {
+		size := 0
+		for _, op := range ops {
+			size += proto.Size(op)
+		}
+		if len(ops) > entryOperations || size > entryBytes {
+			t.Errorf("entry %d has %d operations, %d bytes", i, len(ops), size)
+		}
+	}
+	if len(submitted) < 5 || len(submitted) > 20 {
+		t.Errorf("%d requests made %d entries", requests, len(submitted))
+	}
+}
+
+// together is how many requests an entry has.
+func together(ops []*raftv1.Operation) int {
+	requests := map[uint64]bool{}
+	for _, op := range ops {
+		requests[op.GetWrite().Sequence/1000] = true
+	}
+	return len(requests)
+}
+
 func TestAFullQueueSaysSo(t *testing.T) {
 	s := single(t, Config{})
 	s.proposals.mu.Lock()
@@ -611,12 +685,16 @@ func TestLargeValuesAndLargeBatchesThroughAFollower(t *testing.T) {
 	s := followers[0]
 	ctx := context.Background()
 	var writes []store.Write
-	for i := range 5000 {
-		writes = append(writes, store.Write{Key: fmt.Sprint("/small/", i), Value: make([]byte, 1000)})
+	create := func(key string, size int) store.Write {
+		value := make([]byte, size)
+		copy(value, key)
+		return store.Write{Key: key, Value: value, Settled: func(found []byte) bool { return bytes.Equal(found, value) }}
 	}
-	large := make([]byte, maxValue)
+	for i := range 5000 {
+		writes = append(writes, create(fmt.Sprint("/small/", i), 1000))
+	}
 	for i := range 3 {
-		writes = append(writes, store.Write{Key: fmt.Sprint("/large/", i), Value: large})
+		writes = append(writes, create(fmt.Sprint("/large/", i), maxValue))
 	}
 	v, err := s.Commit(ctx, writes)
 	if err != nil {
@@ -639,7 +717,7 @@ func TestLargeValuesAndLargeBatchesThroughAFollower(t *testing.T) {
 	if cur := v[len(v)-1].Current; cur == nil || len(cur.Value) != maxValue {
 		t.Fatal("what is in the way is not told")
 	}
-	v, err = s.Commit(ctx, []store.Write{{Key: "/too-large", Value: make([]byte, maxValue+1)}, {Key: "/fits", Value: large}})
+	v, err = s.Commit(ctx, []store.Write{create("/too-large", maxValue+1), create("/fits", maxValue)})
 	if err != nil || v[0].Err == nil || errors.Is(v[0].Err, store.ErrUnknownOutcome) || v[1].Err != nil {
 		t.Fatalf("%v %v", v[0].Err, v[1].Err)
 	}

@@ -14,7 +14,7 @@ import (
 
 // pipeline sends requests without waiting for the answers of those before.
 type pipeline struct {
-	peer   *peer
+	peer   *remote
 	id     hraft.ServerID
 	stream grpc.BidiStreamingClient[raftv1.AppendEntriesPipelineRequest, raftv1.AppendEntriesPipelineResponse]
 	ctx    context.Context

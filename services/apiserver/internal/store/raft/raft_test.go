@@ -2,6 +2,7 @@ package raft
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"net"
@@ -114,9 +115,9 @@ func (c *cluster) open(name string) error {
 // serve lets a member be called.
 func (c *cluster) serve(name string) (Config, error) {
 	m := c.members[name]
-	id := c.ca.Source(c, "apiserver-"+name, "apiservers")
-	m.service = NewService(func(context.Context) error { return nil })
-	server := rpc.NewServer(rpc.ServerConfig{Identity: id, RequireClientCert: true})
+	id := c.ca.Source(c, "kube-apiserver")
+	m.service = NewService(Certificates(func() *x509.CertPool { return id.Current().Roots }, "kube-apiserver"))
+	server := rpc.NewServer(rpc.ServerConfig{Identity: id})
 	m.service.Register(server)
 	l, err := net.Listen("tcp", m.addr)
 	if err != nil {

@@ -23,7 +23,7 @@ import (
 // Limits that callers can see.
 const (
 	// maxValue is the largest value that can be stored.
-	maxValue = 8 << 20
+	maxValue = 4 << 20
 	// maxKey is the longest key.
 	maxKey = 4 << 10
 )

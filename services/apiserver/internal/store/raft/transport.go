@@ -37,12 +37,12 @@ type transport struct {
 	cancel context.CancelFunc
 
 	mu        sync.Mutex
-	conns     map[string]*peer
+	conns     map[string]*remote
 	heartbeat func(hraft.RPC)
 }
 
-// peer is a member that this one has called.
-type peer struct {
+// remote is a member that this one has called.
+type remote struct {
 	raftv1.RaftServiceClient
 	conn grpc.ClientConnInterface
 
@@ -52,15 +52,15 @@ type peer struct {
 }
 
 func newTransport(self hraft.ServerID, dial func(member string) (grpc.ClientConnInterface, error)) *transport {
-	t := &transport{self: self, dial: dial, consume: make(chan hraft.RPC), conns: map[string]*peer{}}
+	t := &transport{self: self, dial: dial, consume: make(chan hraft.RPC), conns: map[string]*remote{}}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
 }
 
-// peer is the connection to a member.
-func (t *transport) peer(id hraft.ServerID) (*peer, error) { return t.member(nameOf(id)) }
+// peer is the member with an id.
+func (t *transport) peer(id hraft.ServerID) (*remote, error) { return t.member(nameOf(id)) }
 
-func (t *transport) member(name string) (*peer, error) {
+func (t *transport) member(name string) (*remote, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ctx.Err() != nil {
@@ -73,7 +73,7 @@ func (t *transport) member(name string) (*peer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("member %s: %w", name, err)
 	}
-	p := &peer{RaftServiceClient: raftv1.NewRaftServiceClient(conn), conn: conn, contact: map[hraft.ServerID]time.Time{}}
+	p := &remote{RaftServiceClient: raftv1.NewRaftServiceClient(conn), conn: conn, contact: map[hraft.ServerID]time.Time{}}
 	t.conns[name] = p
 	return p, nil
 }
@@ -92,19 +92,19 @@ func (t *transport) Close() error {
 			errs = append(errs, c.Close())
 		}
 	}
-	t.conns = map[string]*peer{}
+	t.conns = map[string]*remote{}
 	return errors.Join(errs...)
 }
 
 // answered notes that a member answered under this id.
-func (p *peer) answered(id hraft.ServerID) {
+func (p *remote) answered(id hraft.ServerID) {
 	p.mu.Lock()
 	p.contact[id] = time.Now()
 	p.mu.Unlock()
 }
 
 // since is how long a member has not answered under an id.
-func (p *peer) since(id hraft.ServerID) time.Duration {
+func (p *remote) since(id hraft.ServerID) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	at, ok := p.contact[id]
@@ -115,7 +115,7 @@ func (p *peer) since(id hraft.ServerID) time.Duration {
 }
 
 // call makes one request of a peer.
-func call[R any](t *transport, id hraft.ServerID, limit time.Duration, f func(context.Context, *peer) (R, error)) (r R, err error) {
+func call[R any](t *transport, id hraft.ServerID, limit time.Duration, f func(context.Context, *remote) (R, error)) (r R, err error) {
 	p, err := t.peer(id)
 	if err != nil {
 		return r, err
@@ -151,7 +151,7 @@ func (t *transport) SetHeartbeatHandler(f func(hraft.RPC)) {
 
 // RequestVote implements the library's Transport.
 func (t *transport) RequestVote(id hraft.ServerID, _ hraft.ServerAddress, args *hraft.RequestVoteRequest, resp *hraft.RequestVoteResponse) error {
-	r, err := call(t, id, voteTime, func(ctx context.Context, p *peer) (*raftv1.RequestVoteResponse, error) {
+	r, err := call(t, id, voteTime, func(ctx context.Context, p *remote) (*raftv1.RequestVoteResponse, error) {
 		return p.RequestVote(ctx, &raftv1.RequestVoteRequest{
 			Header: toHeader(id, args.RPCHeader), Term: args.Term, LastLogIndex: args.LastLogIndex,
 			LastLogTerm: args.LastLogTerm, LeadershipTransfer: args.LeadershipTransfer,
@@ -167,7 +167,7 @@ func (t *transport) RequestVote(id hraft.ServerID, _ hraft.ServerAddress, args *
 // RequestPreVote implements the library's WithPreVote, without which it does
 // without.
 func (t *transport) RequestPreVote(id hraft.ServerID, _ hraft.ServerAddress, args *hraft.RequestPreVoteRequest, resp *hraft.RequestPreVoteResponse) error {
-	r, err := call(t, id, voteTime, func(ctx context.Context, p *peer) (*raftv1.RequestPreVoteResponse, error) {
+	r, err := call(t, id, voteTime, func(ctx context.Context, p *remote) (*raftv1.RequestPreVoteResponse, error) {
 		return p.RequestPreVote(ctx, &raftv1.RequestPreVoteRequest{
 			Header: toHeader(id, args.RPCHeader), Term: args.Term, LastLogIndex: args.LastLogIndex, LastLogTerm: args.LastLogTerm,
 		})
@@ -181,7 +181,7 @@ func (t *transport) RequestPreVote(id hraft.ServerID, _ hraft.ServerAddress, arg
 
 // TimeoutNow implements the library's Transport.
 func (t *transport) TimeoutNow(id hraft.ServerID, _ hraft.ServerAddress, args *hraft.TimeoutNowRequest, resp *hraft.TimeoutNowResponse) error {
-	_, err := call(t, id, voteTime, func(ctx context.Context, p *peer) (*raftv1.TimeoutNowResponse, error) {
+	_, err := call(t, id, voteTime, func(ctx context.Context, p *remote) (*raftv1.TimeoutNowResponse, error) {
 		return p.TimeoutNow(ctx, &raftv1.TimeoutNowRequest{Header: toHeader(id, args.RPCHeader)})
 	})
 	resp.RPCHeader.ProtocolVersion = hraft.ProtocolVersionMax
@@ -190,7 +190,7 @@ func (t *transport) TimeoutNow(id hraft.ServerID, _ hraft.ServerAddress, args *h
 
 // AppendEntries implements the library's Transport.
 func (t *transport) AppendEntries(id hraft.ServerID, _ hraft.ServerAddress, args *hraft.AppendEntriesRequest, resp *hraft.AppendEntriesResponse) error {
-	r, err := call(t, id, appendTime, func(ctx context.Context, p *peer) (*raftv1.AppendEntriesResponse, error) {
+	r, err := call(t, id, appendTime, func(ctx context.Context, p *remote) (*raftv1.AppendEntriesResponse, error) {
 		req := toAppend(id, args)
 		if entriesSize(req.Entries) <= frameBytes {
 			return p.AppendEntries(ctx, req)
