@@ -45,7 +45,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		return err
 	}
 	table := resource.NewTable(kind.All()...)
-	lasting, transient, err := startPlaces(ctx, g, cfg, st, table)
+	lasting, transient, err := startPlaces(ctx, g, cfg, id, st, table)
 	if err != nil {
 		return err
 	}

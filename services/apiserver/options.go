@@ -32,6 +32,8 @@ type options struct {
 	unreachableSeconds     int64
 	etcdListenClient       string
 	etcdServers            []string
+	members                []string
+	listenPeer             string
 }
 
 func newOptions(fs *pflag.FlagSet) *options {
@@ -50,6 +52,8 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.Int64Var(&o.unreachableSeconds, "default-unreachable-toleration-seconds", 300, "how long a pod that says nothing of it tolerates a node that is unreachable")
 	fs.StringVar(&o.etcdListenClient, "etcd-listen-client", "", "host:port where etcd's own clients may connect, by client certificate; empty is nowhere")
 	fs.StringSliceVar(&o.etcdServers, "etcd-servers", nil, "URLs of an etcd to use instead of the embedded one")
+	fs.StringSliceVar(&o.members, "members", nil, "all apiservers that carry the stores together, as name=host:port of their --listen-peer; this one among them. Empty: this one is alone")
+	fs.StringVar(&o.listenPeer, "listen-peer", ":6445", "host:port where the other members are served")
 	return o
 }
 
@@ -61,6 +65,7 @@ type config struct {
 	Advertise              netip.Addr
 	Keys                   *token.Keys
 	Services               netip.Prefix
+	Peers                  peers
 	FirstPort, LastPort    int32
 	// CA is the cluster's CA in PEM.
 	CA []byte
@@ -86,6 +91,12 @@ func (o *options) config() (*config, error) {
 		if err := boot.WritableDir("data-dir", o.dataDir, 0o700); err != nil {
 			return nil, err
 		}
+	}
+	if c.Peers, err = parsePeers(o.members, o.name); err != nil {
+		return nil, boot.Invalid("--members: %w", err)
+	}
+	if len(c.Peers) > 0 && (o.memory || len(o.etcdServers) > 0) {
+		return nil, boot.Invalid("--members goes neither with --memory nor with --etcd-servers")
 	}
 	if o.serviceAccountKey == "" {
 		return nil, boot.Invalid("--service-account-key is required")

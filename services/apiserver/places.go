@@ -10,6 +10,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store/raft"
 	"keelson.dev/services/apiserver/internal/watchcache"
 	"keelson.dev/services/internal/boot"
+	"keelson.dev/services/internal/identity"
 )
 
 // Events are bounded: the oldest go first.
@@ -21,13 +22,18 @@ const (
 // startPlaces feeds the watch caches. Beside an etcd of our own, transient kinds
 // lie in a raft store; in an etcd elsewhere, which other apiservers share, and in
 // memory, everything lies together.
-func startPlaces(ctx context.Context, g *boot.Group, cfg *config, st store.Store, table *resource.Table) (lasting, transient pipeline.Place, err error) {
+func startPlaces(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source, st store.Store, table *resource.Table) (lasting, transient pipeline.Place, err error) {
 	if cfg.memory || len(cfg.etcdServers) > 0 {
 		lasting = startCache(g, "watch cache", st, stored(table, func(*resource.Kind) bool { return true }))
 		return lasting, lasting, nil
 	}
+	service, err := startPeers(g, cfg, id)
+	if err != nil {
+		return lasting, transient, err
+	}
 	quick, err := raft.Open(ctx, raft.Config{
 		Name: cfg.name, Dir: filepath.Join(cfg.dataDir, "raft"),
+		Members: cfg.Peers.names(), Dial: cfg.Peers.dial(id), Service: service,
 		Bounds: []raft.Bound{{Prefix: "/registry/events/", Entries: maxEvents, Bytes: maxEventBytes}},
 		// Watches resume from the watch cache's history.
 		HistoryEvents: 5_000, HistoryBytes: 4 << 20,

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Cluster is a cluster.json: everything that has to stay the same from one
@@ -24,9 +25,11 @@ type Cluster struct {
 	// Subnet is N of 10.89.N.0/24, the nodes' network, and of 10.90.N.0/24, the
 	// load balancers' addresses.
 	Subnet int `json:"subnet"`
-	// HTTPSPort and GRPCPort are the apiserver's.
+	// HTTPSPort and GRPCPort are the first apiserver's.
 	HTTPSPort int `json:"httpsPort"`
 	GRPCPort  int `json:"grpcPort"`
+	// Members are all apiservers of a control plane that has more than one.
+	Members []Member `json:"members,omitempty"`
 	// Nodes are the nodes with a container runtime; Simulated counts the others.
 	Nodes     []Node `json:"nodes"`
 	Simulated int    `json:"simulatedNodes,omitempty"`
@@ -43,9 +46,28 @@ type Cluster struct {
 	Joined *Joined `json:"joined,omitempty"`
 }
 
+// Member is an apiserver that carries the cluster's state together with others.
+type Member struct {
+	Name string `json:"name"`
+	// HTTPSPort and GRPCPort are for clients, PeerPort and EtcdPort for the other
+	// members.
+	HTTPSPort int `json:"httpsPort"`
+	GRPCPort  int `json:"grpcPort"`
+	PeerPort  int `json:"peerPort"`
+	EtcdPort  int `json:"etcdPort"`
+}
+
+// APIServers are all apiservers, the first one first.
+func (c *Cluster) APIServers() []Member {
+	if len(c.Members) > 0 {
+		return c.Members
+	}
+	return []Member{{Name: "apiserver-0", HTTPSPort: c.HTTPSPort, GRPCPort: c.GRPCPort}}
+}
+
 // Joined says which cluster a joined node belongs to.
 type Joined struct {
-	// GRPC is host:port of the apiserver.
+	// GRPC is host:port of the apiservers, with commas.
 	GRPC string `json:"grpc"`
 	// NodeIP is this machine's address in that cluster.
 	NodeIP string `json:"nodeIP"`
@@ -89,23 +111,25 @@ func (c *Cluster) Identity(name string) string { return c.Path("pki", name) }
 // Kubeconfig is the administrator's kubeconfig.
 func (c *Cluster) Kubeconfig() string { return c.Path("kubeconfig") }
 
-// GRPC is the apiserver's gRPC address, as services on this machine use it.
-func (c *Cluster) GRPC() string {
+// GRPC is the apiservers' gRPC addresses, with commas, as services on this machine
+// use them.
+func (c *Cluster) GRPC() string { return c.grpcAt("127.0.0.1") }
+
+// NodeGRPC is the apiservers' gRPC addresses, with commas, as nodes use them.
+func (c *Cluster) NodeGRPC() string { return c.grpcAt(c.Gateway()) }
+
+func (c *Cluster) grpcAt(host string) string {
 	if c.Joined != nil {
 		return c.Joined.GRPC
 	}
-	return fmt.Sprintf("127.0.0.1:%d", c.GRPCPort)
-}
-
-// NodeGRPC is the apiserver's gRPC address, as nodes use it.
-func (c *Cluster) NodeGRPC() string {
-	if c.Joined != nil {
-		return c.Joined.GRPC
+	var out []string
+	for _, m := range c.APIServers() {
+		out = append(out, fmt.Sprintf("%s:%d", host, m.GRPCPort))
 	}
-	return fmt.Sprintf("%s:%d", c.Gateway(), c.GRPCPort)
+	return strings.Join(out, ",")
 }
 
-// HTTPS is the apiserver's REST address.
+// HTTPS is the first apiserver's REST address.
 func (c *Cluster) HTTPS() string { return fmt.Sprintf("127.0.0.1:%d", c.HTTPSPort) }
 
 // ErrNone says that a directory holds no cluster.
@@ -159,10 +183,12 @@ func WriteFile(path string, data []byte, mode os.FileMode) error {
 
 // Options are what a person may ask for at `keel up`.
 type Options struct {
-	Home         string
-	Nodes        int
-	Simulated    int
-	Port         int
+	Home      string
+	Nodes     int
+	Simulated int
+	Port      int
+	// APIServers is how many carry the state together; 0 keeps what is there, or 1.
+	APIServers   int
 	Egress       bool
 	OTLPEndpoint string
 }
@@ -181,7 +207,7 @@ func Open(o Options) (*Cluster, error) {
 	c, err := Load(home)
 	switch {
 	case errors.Is(err, ErrNone):
-		c, err = choose(home, o.Port)
+		c, err = choose(home, o.Port, max(o.APIServers, 1))
 		if err != nil {
 			return nil, err
 		}
@@ -189,6 +215,9 @@ func Open(o Options) (*Cluster, error) {
 		return nil, err
 	case o.Port != 0 && o.Port != c.HTTPSPort:
 		return nil, fmt.Errorf("the cluster in %s uses port %d; `keel delete --home %s` first to change it", home, c.HTTPSPort, home)
+	}
+	if o.APIServers > 0 && o.APIServers != len(c.APIServers()) {
+		return nil, fmt.Errorf("the cluster in %s has %d apiservers; their number cannot be changed yet: `keel delete --home %s` first", home, len(c.APIServers()), home)
 	}
 	if o.Nodes >= 0 {
 		c.resize(o.Nodes)
@@ -220,7 +249,7 @@ func (c *Cluster) resize(n int) {
 }
 
 // choose picks what the machine's other clusters do not use.
-func choose(home string, port int) (*Cluster, error) {
+func choose(home string, port, apiservers int) (*Cluster, error) {
 	h := fnv.New32a()
 	h.Write([]byte(home))
 	c := &Cluster{
@@ -241,15 +270,40 @@ func choose(home string, port int) (*Cluster, error) {
 			return nil, fmt.Errorf("port %d or %d is in use; choose another with --port", port, port+1)
 		}
 		c.HTTPSPort, c.GRPCPort = port, port+1
-		return c, nil
+		return c, c.chooseMembers(apiservers)
 	}
 	for p := 6443; p < 6443+500; p += 2 {
 		if free(p) && free(p+1) {
 			c.HTTPSPort, c.GRPCPort = p, p+1
-			return c, nil
+			return c, c.chooseMembers(apiservers)
 		}
 	}
 	return nil, errors.New("no free pair of ports from 6443 on; choose one with --port")
+}
+
+// chooseMembers picks the ports of several apiservers, from the first one's on.
+func (c *Cluster) chooseMembers(n int) error {
+	if n < 2 {
+		return nil
+	}
+	p := c.GRPCPort
+	next := func() int {
+		for p++; p < 1<<16 && !free(p); p++ {
+		}
+		return p
+	}
+	for i := range n {
+		m := Member{Name: fmt.Sprintf("apiserver-%d", i), HTTPSPort: c.HTTPSPort, GRPCPort: c.GRPCPort}
+		if i > 0 {
+			m.HTTPSPort, m.GRPCPort = next(), next()
+		}
+		m.PeerPort, m.EtcdPort = next(), next()
+		c.Members = append(c.Members, m)
+	}
+	if p >= 1<<16 {
+		return fmt.Errorf("not enough free ports above %d for %d apiservers; choose another with --port", c.HTTPSPort, n)
+	}
+	return nil
 }
 
 func free(port int) bool {

@@ -6,12 +6,15 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 
 	"keelson.dev/proto/client"
 
@@ -30,7 +33,15 @@ func dial(c *cluster.Cluster) (*grpc.ClientConn, error) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca)
-	return grpc.NewClient(c.GRPC(),
+	list := manual.NewBuilderWithScheme("keelson")
+	var state resolver.State
+	for _, endpoint := range strings.Split(c.GRPC(), ",") {
+		host, _, _ := strings.Cut(endpoint, ":")
+		state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: endpoint, ServerName: host}}})
+	}
+	list.InitialState(state)
+	return grpc.NewClient("keelson:///apiservers",
+		grpc.WithResolvers(list),
 		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13})),
 		grpc.WithUserAgent("keel"))
 }

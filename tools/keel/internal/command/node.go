@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -70,7 +71,7 @@ func (e *env) nodeToken() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			e.say("keel node join --server %s:%d --token %s.%s --ca-hash %s", c.Gateway(), c.GRPCPort, id, secret, a.Hash())
+			e.say("keel node join --server %s --token %s.%s --ca-hash %s", c.NodeGRPC(), id, secret, a.Hash())
 			return nil
 		},
 	}
@@ -116,7 +117,14 @@ func (e *env) nodeJoin() *cobra.Command {
 			if msgs := validation.IsDNS1123Subdomain(name); len(msgs) > 0 {
 				return usageError{fmt.Errorf("--name %q: %s", name, msgs[0])}
 			}
-			ca, local, err := fetchCA(server, hash)
+			var ca []byte
+			var local string
+			var err error
+			for _, one := range strings.Split(server, ",") {
+				if ca, local, err = fetchCA(one, hash); err == nil {
+					break
+				}
+			}
 			if err != nil {
 				return err
 			}
@@ -124,7 +132,7 @@ func (e *env) nodeJoin() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&server, "server", "", "host:port of the apiserver's gRPC port")
+	f.StringVar(&server, "server", "", "host:port of the apiservers' gRPC ports, with commas")
 	f.StringVar(&token, "token", "", "what `keel node token` printed")
 	f.StringVar(&hash, "ca-hash", "", "sha256:… of the cluster's authority, which `keel node token` printed")
 	f.StringVar(&name, "name", "", "the node's name (default: the host's)")

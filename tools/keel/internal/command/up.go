@@ -42,6 +42,9 @@ func (e *env) up() *cobra.Command {
 			if o.Simulated < -1 || o.Port < 0 || o.Port > 65534 {
 				return usageError{errors.New("--simulated-nodes and --port must not be negative, and the port below 65535")}
 			}
+			if o.APIServers < 0 || o.APIServers > 5 || o.APIServers > 0 && o.APIServers%2 == 0 {
+				return usageError{fmt.Errorf("--apiservers %d: want 1, 3 or 5", o.APIServers)}
+			}
 			o.Home = e.home
 			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 			defer cancel()
@@ -52,6 +55,7 @@ func (e *env) up() *cobra.Command {
 	f.IntVar(&o.Nodes, "nodes", -1, "nodes with a container runtime of their own (default 3 for a new cluster)")
 	f.IntVar(&o.Simulated, "simulated-nodes", -1, "nodes that only pretend to run pods, for tests of scale (default 0)")
 	f.IntVar(&o.Port, "port", 0, "the REST port; gRPC takes the next one (default: the first free pair from 6443)")
+	f.IntVar(&o.APIServers, "apiservers", 0, "apiservers that carry the state together: 1, or 3 or 5 to survive the loss of one or two (default 1)")
 	f.BoolVar(&o.Egress, "egress", false, "give nodes and pods a route out of this machine")
 	f.StringVar(&o.OTLPEndpoint, "otlp-endpoint", "", "host:port of an OpenTelemetry collector that also receives the spans")
 	f.DurationVar(&wait, "wait", 2*time.Minute, "how long to wait for everything to be ready")

@@ -71,22 +71,11 @@ func Specs(c *cluster.Cluster, bin string, p runtime.Programs) ([]supervise.Spec
 }
 
 func controlPlane(c *cluster.Cluster, bin string) []supervise.Spec {
-	api := service(c, bin, "apiserver", "apiserver", stopAPI,
-		"--name", "apiserver-0",
-		"--data-dir", c.Path("apiserver-0"),
-		"--listen-https", fmt.Sprintf(":%d", c.HTTPSPort),
-		"--listen-grpc", fmt.Sprintf(":%d", c.GRPCPort),
-		"--advertise-address", c.Gateway(),
-		"--service-account-key", c.Path("pki", "sa.key"),
-		"--service-account-issuer", "https://kubernetes.default.svc."+c.Domain,
-		"--service-cluster-ip-range", c.ServiceCIDR,
-		"--default-not-ready-toleration-seconds", "30",
-		"--default-unreachable-toleration-seconds", "30",
-	)
-	api.Name, api.Log = "apiserver-0", c.Path("log", "apiserver-0.log")
-	api.GRPC, api.HTTPS = c.GRPC(), c.HTTPS()
-	return []supervise.Spec{
-		api,
+	var specs []supervise.Spec
+	for _, m := range c.APIServers() {
+		specs = append(specs, apiserver(c, bin, m))
+	}
+	return append(specs,
 		service(c, bin, "scheduler", "scheduler", stopController, "--apiserver", c.GRPC(), "--leader-elect"),
 		service(c, bin, "controller-manager", "controller-manager", stopController,
 			"--apiserver", c.GRPC(), "--leader-elect",
@@ -100,19 +89,51 @@ func controlPlane(c *cluster.Cluster, bin string) []supervise.Spec {
 			"--provider", "local",
 			"--local-inventory", c.Path("cloud", "instances"),
 			"--load-balancer-cidr", c.LoadBalancerCIDR()),
+	)
+}
+
+func apiserver(c *cluster.Cluster, bin string, m cluster.Member) supervise.Spec {
+	args := []string{
+		"--name", m.Name,
+		"--data-dir", c.Path(m.Name),
+		"--listen-https", fmt.Sprintf(":%d", m.HTTPSPort),
+		"--listen-grpc", fmt.Sprintf(":%d", m.GRPCPort),
+		"--advertise-address", c.Gateway(),
+		"--service-account-key", c.Path("pki", "sa.key"),
+		"--service-account-issuer", "https://kubernetes.default.svc." + c.Domain,
+		"--service-cluster-ip-range", c.ServiceCIDR,
+		"--default-not-ready-toleration-seconds", "30",
+		"--default-unreachable-toleration-seconds", "30",
 	}
+	if len(c.Members) > 0 {
+		var members, etcd []string
+		for _, m := range c.Members {
+			members = append(members, fmt.Sprintf("%s=127.0.0.1:%d", m.Name, m.PeerPort))
+			etcd = append(etcd, fmt.Sprintf("%s=127.0.0.1:%d", m.Name, m.EtcdPort))
+		}
+		args = append(args,
+			"--listen-peer", fmt.Sprintf("127.0.0.1:%d", m.PeerPort), "--members", strings.Join(members, ","),
+			"--etcd-listen-peer", fmt.Sprintf("127.0.0.1:%d", m.EtcdPort), "--etcd-members", strings.Join(etcd, ","))
+	}
+	spec := service(c, bin, "apiserver", m.Name, stopAPI, args...)
+	spec.GRPC, spec.HTTPS = fmt.Sprintf("127.0.0.1:%d", m.GRPCPort), fmt.Sprintf("127.0.0.1:%d", m.HTTPSPort)
+	return spec
 }
 
 // service is what all of our own programs have in common.
-func service(c *cluster.Cluster, bin, program, identity string, order int, args ...string) supervise.Spec {
-	health := c.Path("run", identity+".ops")
+func service(c *cluster.Cluster, bin, program, name string, order int, args ...string) supervise.Spec {
+	identity := name
+	if program == "apiserver" {
+		identity = program // all of them have one name to their clients
+	}
+	health := c.Path("run", name+".ops")
 	all := append([]string{filepath.Join(bin, program),
 		"--identity", c.Identity(identity), "--ops-address", "unix://" + health, "--log-format", "text"}, args...)
 	if c.OTLPEndpoint != "" {
 		all = append(all, "--otlp-endpoint", c.OTLPEndpoint)
 	}
 	return supervise.Spec{
-		Name: identity, Args: all, Log: c.Path("log", identity+".log"), StopOrder: order, Health: health,
+		Name: name, Args: all, Log: c.Path("log", name+".log"), StopOrder: order, Health: health,
 	}
 }
 
