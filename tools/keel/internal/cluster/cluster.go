@@ -49,21 +49,16 @@ type Cluster struct {
 // Member is an apiserver that carries the cluster's state together with others.
 type Member struct {
 	Name string `json:"name"`
-	// HTTPSPort and GRPCPort are for clients, PeerPort and EtcdPort for the other
-	// members.
-	HTTPSPort int `json:"httpsPort"`
-	GRPCPort  int `json:"grpcPort"`
-	PeerPort  int `json:"peerPort"`
-	EtcdPort  int `json:"etcdPort"`
+	// IP is its own address of this machine in the nodes' network: all members use
+	// the same ports.
+	IP string `json:"ip"`
 }
 
-// APIServers are all apiservers, the first one first.
-func (c *Cluster) APIServers() []Member {
-	if len(c.Members) > 0 {
-		return c.Members
-	}
-	return []Member{{Name: "apiserver-0", HTTPSPort: c.HTTPSPort, GRPCPort: c.GRPCPort}}
-}
+// The ports on which members serve each other, on their own addresses.
+const (
+	PeerPort = 7443
+	EtcdPort = 2380
+)
 
 // Joined says which cluster a joined node belongs to.
 type Joined struct {
@@ -118,18 +113,23 @@ func (c *Cluster) GRPC() string { return c.grpcAt("127.0.0.1") }
 // NodeGRPC is the apiservers' gRPC addresses, with commas, as nodes use them.
 func (c *Cluster) NodeGRPC() string { return c.grpcAt(c.Gateway()) }
 
+// grpcAt is where the apiservers serve gRPC; the only one is reached at host.
 func (c *Cluster) grpcAt(host string) string {
-	if c.Joined != nil {
+	switch {
+	case c.Joined != nil:
 		return c.Joined.GRPC
+	case len(c.Members) == 0:
+		return fmt.Sprintf("%s:%d", host, c.GRPCPort)
 	}
 	var out []string
-	for _, m := range c.APIServers() {
-		out = append(out, fmt.Sprintf("%s:%d", host, m.GRPCPort))
+	for _, m := range c.Members {
+		out = append(out, fmt.Sprintf("%s:%d", m.IP, c.GRPCPort))
 	}
 	return strings.Join(out, ",")
 }
 
-// HTTPS is the first apiserver's REST address.
+// HTTPS is the REST address for clients: the apiserver's, or the balancer's in
+// front of several.
 func (c *Cluster) HTTPS() string { return fmt.Sprintf("127.0.0.1:%d", c.HTTPSPort) }
 
 // ErrNone says that a directory holds no cluster.
@@ -216,8 +216,8 @@ func Open(o Options) (*Cluster, error) {
 	case o.Port != 0 && o.Port != c.HTTPSPort:
 		return nil, fmt.Errorf("the cluster in %s uses port %d; `keel delete --home %s` first to change it", home, c.HTTPSPort, home)
 	}
-	if o.APIServers > 0 && o.APIServers != len(c.APIServers()) {
-		return nil, fmt.Errorf("the cluster in %s has %d apiservers; their number cannot be changed yet: `keel delete --home %s` first", home, len(c.APIServers()), home)
+	if have := max(len(c.Members), 1); o.APIServers > 0 && o.APIServers != have {
+		return nil, fmt.Errorf("the number of apiservers in %s (%d) stays; `keel delete --home %s` first to change it", home, have, home)
 	}
 	if o.Nodes >= 0 {
 		c.resize(o.Nodes)
@@ -270,40 +270,24 @@ func choose(home string, port, apiservers int) (*Cluster, error) {
 			return nil, fmt.Errorf("port %d or %d is in use; choose another with --port", port, port+1)
 		}
 		c.HTTPSPort, c.GRPCPort = port, port+1
-		return c, c.chooseMembers(apiservers)
+		c.addMembers(apiservers)
+		return c, nil
 	}
 	for p := 6443; p < 6443+500; p += 2 {
 		if free(p) && free(p+1) {
 			c.HTTPSPort, c.GRPCPort = p, p+1
-			return c, c.chooseMembers(apiservers)
+			c.addMembers(apiservers)
+			return c, nil
 		}
 	}
 	return nil, errors.New("no free pair of ports from 6443 on; choose one with --port")
 }
 
-// chooseMembers picks the ports of several apiservers, from the first one's on.
-func (c *Cluster) chooseMembers(n int) error {
-	if n < 2 {
-		return nil
+// addMembers gives each of several apiservers an address.
+func (c *Cluster) addMembers(n int) {
+	for i := 0; n > 1 && i < n; i++ {
+		c.Members = append(c.Members, Member{Name: fmt.Sprintf("apiserver-%d", i), IP: fmt.Sprintf("10.89.%d.%d", c.Subnet, 1+i)})
 	}
-	p := c.GRPCPort
-	next := func() int {
-		for p++; p < 1<<16 && !free(p); p++ {
-		}
-		return p
-	}
-	for i := range n {
-		m := Member{Name: fmt.Sprintf("apiserver-%d", i), HTTPSPort: c.HTTPSPort, GRPCPort: c.GRPCPort}
-		if i > 0 {
-			m.HTTPSPort, m.GRPCPort = next(), next()
-		}
-		m.PeerPort, m.EtcdPort = next(), next()
-		c.Members = append(c.Members, m)
-	}
-	if p >= 1<<16 {
-		return fmt.Errorf("not enough free ports above %d for %d apiservers; choose another with --port", c.HTTPSPort, n)
-	}
-	return nil
 }
 
 func free(port int) bool {

@@ -2,13 +2,42 @@ package command
 
 import (
 	"fmt"
+	"net"
 
 	"github.com/spf13/cobra"
 
+	"keelson.dev/tools/keel/internal/balance"
 	"keelson.dev/tools/keel/internal/cluster"
 	"keelson.dev/tools/keel/internal/runtime"
 	"keelson.dev/tools/keel/internal/supervise"
 )
+
+// balance is the process that makes several apiservers one address.
+func (e *env) balance() *cobra.Command {
+	var listen string
+	var to []string
+	cmd := &cobra.Command{
+		Use:    "balance",
+		Short:  "Pass connections on to several apiservers (started by `keel up`)",
+		Hidden: true,
+		Args:   noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := net.Listen("tcp", listen)
+			if err != nil {
+				return err
+			}
+			return balance.Run(cmd.Context(), l, to)
+		},
+	}
+	cmd.Flags().StringVar(&listen, "listen", "", "host:port to accept on")
+	cmd.Flags().StringSliceVar(&to, "to", nil, "host:port of the apiservers")
+	for _, required := range []string{"listen", "to"} {
+		if err := cmd.MarkFlagRequired(required); err != nil {
+			panic(err)
+		}
+	}
+	return cmd
+}
 
 // supervise is the daemon that `keel up` leaves behind.
 func (e *env) supervise() *cobra.Command {

@@ -58,12 +58,20 @@ func ensureBridge(c *cluster.Cluster) (netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bridge %s: %w", c.Bridge(), err)
 	}
-	addr, err := netlink.ParseAddr(c.NodeCIDR())
-	if err != nil {
-		return nil, err
+	cidrs := []string{c.NodeCIDR()}
+	for _, m := range c.Members {
+		if m.IP != c.Gateway() {
+			cidrs = append(cidrs, m.IP+"/24")
+		}
 	}
-	if err := netlink.AddrReplace(link, addr); err != nil {
-		return nil, fmt.Errorf("address of %s: %w", c.Bridge(), err)
+	for _, cidr := range cidrs {
+		addr, err := netlink.ParseAddr(cidr)
+		if err != nil {
+			return nil, err
+		}
+		if err := netlink.AddrReplace(link, addr); err != nil {
+			return nil, fmt.Errorf("address %s of %s: %w", cidr, c.Bridge(), err)
+		}
 	}
 	return link, netlink.LinkSetUp(link)
 }

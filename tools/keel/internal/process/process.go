@@ -24,11 +24,16 @@ const (
 // Identities are the certificates of the cluster's processes and its
 // administrator.
 func Identities(c *cluster.Cluster) []pki.Identity {
+	api := []string{"localhost", "127.0.0.1", c.Gateway(), firstIP(c.ServiceCIDR)}
+	for _, m := range c.Members {
+		if m.IP != c.Gateway() {
+			api = append(api, m.IP)
+		}
+	}
 	ids := []pki.Identity{
-		{Name: "apiserver", CommonName: "kube-apiserver", Organization: []string{"system:masters"}, Hosts: []string{
-			"localhost", "127.0.0.1", c.Gateway(), firstIP(c.ServiceCIDR),
-			"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + c.Domain,
-		}},
+		{Name: "apiserver", CommonName: "kube-apiserver", Organization: []string{"system:masters"}, Hosts: append(api,
+			"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc."+c.Domain,
+		)},
 		{Name: "scheduler", CommonName: "system:kube-scheduler", Hosts: []string{"localhost"}},
 		{Name: "controller-manager", CommonName: "system:kube-controller-manager", Hosts: []string{"localhost"}},
 		{Name: "cloud-controller", CommonName: "system:cloud-controller-manager", Hosts: []string{"localhost"}},
@@ -72,8 +77,14 @@ func Specs(c *cluster.Cluster, bin string, p runtime.Programs) ([]supervise.Spec
 
 func controlPlane(c *cluster.Cluster, bin string) []supervise.Spec {
 	var specs []supervise.Spec
-	for _, m := range c.APIServers() {
-		specs = append(specs, apiserver(c, bin, m))
+	if len(c.Members) == 0 {
+		specs = append(specs, apiserver(c, bin, "apiserver-0", "", c.Gateway(), "127.0.0.1"))
+	}
+	for _, m := range c.Members {
+		specs = append(specs, apiserver(c, bin, m.Name, m.IP, m.IP, m.IP, members(c, m)...))
+	}
+	if len(c.Members) > 0 {
+		specs = append(specs, balancer(c, bin))
 	}
 	return append(specs,
 		service(c, bin, "scheduler", "scheduler", stopController, "--apiserver", c.GRPC(), "--leader-elect"),
@@ -92,32 +103,51 @@ func controlPlane(c *cluster.Cluster, bin string) []supervise.Spec {
 	)
 }
 
-func apiserver(c *cluster.Cluster, bin string, m cluster.Member) supervise.Spec {
-	args := []string{
-		"--name", m.Name,
-		"--data-dir", c.Path(m.Name),
-		"--listen-https", fmt.Sprintf(":%d", m.HTTPSPort),
-		"--listen-grpc", fmt.Sprintf(":%d", m.GRPCPort),
-		"--advertise-address", c.Gateway(),
+// apiserver listens on a host (all where it is empty), and says where pods and
+// where people reach it.
+func apiserver(c *cluster.Cluster, bin, name, host, advertise, shown string, more ...string) supervise.Spec {
+	spec := service(c, bin, "apiserver", name, stopAPI, append([]string{
+		"--name", name,
+		"--data-dir", c.Path(name),
+		"--listen-https", fmt.Sprintf("%s:%d", host, c.HTTPSPort),
+		"--listen-grpc", fmt.Sprintf("%s:%d", host, c.GRPCPort),
+		"--advertise-address", advertise,
 		"--service-account-key", c.Path("pki", "sa.key"),
 		"--service-account-issuer", "https://kubernetes.default.svc." + c.Domain,
 		"--service-cluster-ip-range", c.ServiceCIDR,
 		"--default-not-ready-toleration-seconds", "30",
 		"--default-unreachable-toleration-seconds", "30",
-	}
-	if len(c.Members) > 0 {
-		var members, etcd []string
-		for _, m := range c.Members {
-			members = append(members, fmt.Sprintf("%s=127.0.0.1:%d", m.Name, m.PeerPort))
-			etcd = append(etcd, fmt.Sprintf("%s=127.0.0.1:%d", m.Name, m.EtcdPort))
-		}
-		args = append(args,
-			"--listen-peer", fmt.Sprintf("127.0.0.1:%d", m.PeerPort), "--members", strings.Join(members, ","),
-			"--etcd-listen-peer", fmt.Sprintf("127.0.0.1:%d", m.EtcdPort), "--etcd-members", strings.Join(etcd, ","))
-	}
-	spec := service(c, bin, "apiserver", m.Name, stopAPI, args...)
-	spec.GRPC, spec.HTTPS = fmt.Sprintf("127.0.0.1:%d", m.GRPCPort), fmt.Sprintf("127.0.0.1:%d", m.HTTPSPort)
+	}, more...)...)
+	spec.GRPC, spec.HTTPS = fmt.Sprintf("%s:%d", shown, c.GRPCPort), fmt.Sprintf("%s:%d", shown, c.HTTPSPort)
 	return spec
+}
+
+// members are the flags that tell one of several apiservers of the others.
+func members(c *cluster.Cluster, self cluster.Member) []string {
+	var all, etcd []string
+	for _, m := range c.Members {
+		all = append(all, fmt.Sprintf("%s=%s:%d", m.Name, m.IP, cluster.PeerPort))
+		etcd = append(etcd, fmt.Sprintf("%s=%s:%d", m.Name, m.IP, cluster.EtcdPort))
+	}
+	return []string{
+		"--listen-peer", fmt.Sprintf("%s:%d", self.IP, cluster.PeerPort), "--members", strings.Join(all, ","),
+		"--etcd-listen-peer", fmt.Sprintf("%s:%d", self.IP, cluster.EtcdPort), "--etcd-members", strings.Join(etcd, ","),
+	}
+}
+
+// balancer makes several apiservers one address.
+func balancer(c *cluster.Cluster, bin string) supervise.Spec {
+	var backends []string
+	for _, m := range c.Members {
+		backends = append(backends, fmt.Sprintf("%s:%d", m.IP, c.HTTPSPort))
+	}
+	return supervise.Spec{
+		Name:      "balancer",
+		Args:      []string{filepath.Join(bin, "keel"), "balance", "--listen", c.HTTPS(), "--to", strings.Join(backends, ",")},
+		Log:       c.Path("log", "balancer.log"),
+		StopOrder: stopController,
+		Socket:    c.HTTPS(),
+	}
 }
 
 // service is what all of our own programs have in common.

@@ -191,7 +191,11 @@ func (p *process) healthy(ctx context.Context) error {
 	defer cancel()
 	var d net.Dialer
 	if p.spec.Health == "" {
-		conn, err := d.DialContext(ctx, "unix", p.spec.Socket)
+		network := "unix"
+		if !strings.HasPrefix(p.spec.Socket, "/") {
+			network = "tcp"
+		}
+		conn, err := d.DialContext(ctx, network, p.spec.Socket)
 		if err != nil {
 			return err
 		}

@@ -33,7 +33,7 @@ type Spec struct {
 	// StopOrder: lower ones are stopped first.
 	StopOrder int `json:"stopOrder"`
 	// Health is the unix socket of its operations listener; empty where it has
-	// none (containerd: then Socket must accept connections).
+	// none (containerd: then Socket, a path or host:port, must accept connections).
 	Health string `json:"health,omitempty"`
 	Socket string `json:"socket,omitempty"`
 	// GRPC and HTTPS are its addresses, for people.

@@ -1,0 +1,141 @@
+package balance
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// listen serves one line to every caller and echoes what it says.
+func listen(t *testing.T, line string) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer c.Close()
+				_, _ = io.WriteString(c, line)
+				_, _ = io.Copy(c, c)
+			})
+		}
+	})
+	t.Cleanup(func() { l.Close(); wg.Wait() })
+	return l
+}
+
+func start(t *testing.T, backends ...string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := Run(ctx, l, backends); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	return l.Addr().String()
+}
+
+// talk says hello through the balancer and returns all that came back.
+func talk(t *testing.T, address string) string {
+	t.Helper()
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.WriteString(c, " hello"); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.(*net.TCPConn).CloseWrite()
+	b, err := io.ReadAll(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestTakesTurns(t *testing.T) {
+	address := start(t, listen(t, "a").Addr().String(), listen(t, "b").Addr().String())
+	seen := map[string]int{}
+	for range 10 {
+		seen[talk(t, address)]++
+	}
+	if seen["a hello"] != 5 || seen["b hello"] != 5 {
+		t.Errorf("%v, want five of each, whole", seen)
+	}
+}
+
+func TestPassesOverTheDead(t *testing.T) {
+	dead := listen(t, "dead")
+	dead.Close()
+	address := start(t, dead.Addr().String(), listen(t, "alive").Addr().String())
+	for range 4 {
+		if got := talk(t, address); got != "alive hello" {
+			t.Errorf("%q", got)
+		}
+	}
+}
+
+// A connection whose backend dies ends; it does not hang.
+func TestEndsWithItsBackend(t *testing.T) {
+	backend, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer backend.Close()
+	address := start(t, backend.Addr().String())
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	served, err := backend.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = served.(*net.TCPConn).SetLinger(0) // a reset, as of a killed process
+	served.Close()
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := c.Read(make([]byte, 1)); err == nil {
+		t.Error("read something")
+	} else if late, ok := errors.AsType[net.Error](err); ok && late.Timeout() {
+		t.Error("the connection hangs although its backend is gone")
+	}
+}
+
+func TestNobodyAccepts(t *testing.T) {
+	dead := listen(t, "dead")
+	dead.Close()
+	address := start(t, dead.Addr().String())
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if n, err := c.Read(make([]byte, 1)); err == nil || n > 0 {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+}
