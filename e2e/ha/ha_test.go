@@ -1,0 +1,313 @@
+// Package ha_test kills apiservers of a control plane of three while it is used,
+// and measures for how long nothing could be written. It knows no package of the
+// services.
+package ha_test
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/proto/client"
+)
+
+var kills = flag.Int("kills", 6, "how many apiservers are killed, one after the other")
+
+// controlPlane is a cluster of three apiservers.
+type controlPlane struct {
+	t         *testing.T
+	bin, home string
+}
+
+func start(t *testing.T) *controlPlane {
+	t.Helper()
+	bin := os.Getenv("KEELSON_BIN")
+	if bin == "" {
+		bin = "../../bin"
+	}
+	bin, err := filepath.Abs(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(bin, "keel")); err != nil {
+		t.Fatalf("%v: run `make e2e`, which builds the programs first", err)
+	}
+	c := &controlPlane{t: t, bin: bin, home: t.TempDir()}
+	t.Cleanup(func() {
+		if t.Failed() {
+			logs, _ := filepath.Glob(filepath.Join(c.home, "log", "apiserver-*.log"))
+			for _, l := range logs {
+				if out, err := exec.Command("tail", "-n", "30", l).Output(); err == nil {
+					t.Logf("%s:\n%s", filepath.Base(l), out)
+				}
+			}
+		}
+		if out, err := c.try("keel", "delete", "--home", c.home); err != nil {
+			t.Errorf("keel delete: %v\n%s", err, out)
+		}
+	})
+	began := time.Now()
+	out, err := c.try("keel", "up", "--home", c.home, "--apiservers", "3", "--nodes", "0", "--simulated-nodes", "3")
+	if err != nil {
+		t.Fatalf("keel up: %v\n%s", err, out)
+	}
+	t.Logf("three apiservers were ready after %s", time.Since(began).Round(time.Millisecond))
+	return c
+}
+
+func (c *controlPlane) try(program string, args ...string) (string, error) {
+	path := filepath.Join(c.bin, program)
+	if _, err := os.Stat(path); err != nil {
+		path = filepath.Join(c.bin, "runtime", program)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(c.home, "kubeconfig"), "NO_PROXY=*", "no_proxy=*")
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+type process struct {
+	Name    string `json:"name"`
+	PID     int    `json:"pid"`
+	GRPC    string `json:"grpc"`
+	Healthy bool   `json:"healthy"`
+	Reason  string `json:"reason"`
+}
+
+func (c *controlPlane) apiservers() ([]process, error) {
+	out, err := c.try("keel", "status", "-o", "json", "--home", c.home)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	var s struct{ Services []process }
+	if err := json.Unmarshal([]byte(out), &s); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(s.Services, func(p process) bool { return !strings.HasPrefix(p.Name, "apiserver-") }), nil
+}
+
+// client dials all apiservers as the administrator.
+func (c *controlPlane) client() *client.Client {
+	c.t.Helper()
+	list, err := c.apiservers()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var endpoints []string
+	for _, p := range list {
+		endpoints = append(endpoints, p.GRPC)
+	}
+	pki := filepath.Join(c.home, "pki")
+	cert, err := tls.LoadX509KeyPair(filepath.Join(pki, "admin", "tls.crt"), filepath.Join(pki, "admin", "tls.key"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	ca, err := os.ReadFile(filepath.Join(pki, "ca.crt"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	api, err := client.Dial(client.Config{Endpoints: endpoints, UserAgent: "ha-test",
+		TLS: &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots, MinVersion: tls.VersionTLS13}})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { _ = api.Close() })
+	return api
+}
+
+// kill ends an apiserver by SIGKILL and waits until another process of its name is
+// healthy.
+func (c *controlPlane) kill(victim process) {
+	c.t.Helper()
+	if err := syscall.Kill(victim.PID, syscall.SIGKILL); err != nil {
+		c.t.Fatalf("kill -9 of %s: %v", victim.Name, err)
+	}
+	deadline := time.Now().Add(60 * time.Second)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		list, err := c.apiservers()
+		why := fmt.Sprint(err)
+		healthy := 0
+		for _, p := range list {
+			if p.Healthy && (p.Name != victim.Name || p.PID != victim.PID) {
+				healthy++
+			} else {
+				why = p.Name + ": " + p.Reason
+			}
+		}
+		if healthy == 3 {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("after %s was killed: %s", victim.Name, why)
+		}
+		<-tick.C
+	}
+}
+
+// writer writes one object after the other and remembers what was acknowledged,
+// and when.
+type writer struct {
+	mu    sync.Mutex
+	names []string
+	times []time.Time
+	last  error
+}
+
+func (w *writer) run(stop <-chan struct{}, prefix string, write func(name string) error) {
+	for n := 0; ; n++ {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		name := fmt.Sprintf("%s-%d", prefix, n)
+		err := write(name)
+		w.mu.Lock()
+		if err == nil {
+			w.names = append(w.names, name)
+			w.times = append(w.times, time.Now())
+		} else {
+			w.last = err
+		}
+		w.mu.Unlock()
+	}
+}
+
+// longest is the longest time between two acknowledged writes since from.
+func (w *writer) longest(from time.Time) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var most time.Duration
+	for i := 1; i < len(w.times); i++ {
+		if w.times[i].After(from) {
+			most = max(most, w.times[i].Sub(w.times[i-1]))
+		}
+	}
+	return most
+}
+
+// acknowledged is how many writes there were.
+func (w *writer) acknowledged() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.names)
+}
+
+// TestApiserversDie kills one apiserver after the other, the leaders of etcd and
+// raft among them, under writes through the Go client and kubectl.
+func TestApiserversDie(t *testing.T) {
+	c := start(t)
+	api := c.client()
+	maps := client.For[*corev1.ConfigMap](api)
+	const ns = "default"
+
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	seen := map[string]int{}
+	var seenMu sync.Mutex
+	cache := client.NewCache(api, client.CacheOptions[*corev1.ConfigMap]{Namespace: ns})
+	cache.Subscribe(func(ev client.Event[*corev1.ConfigMap]) {
+		seenMu.Lock()
+		defer seenMu.Unlock()
+		if ev.Type == client.Added {
+			seen[ev.Object.Name]++
+		}
+	})
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = cache.Run(ctx) })
+	<-cache.Synced()
+
+	stop := make(chan struct{})
+	var byClient, byKubectl writer
+	wg.Go(func() {
+		byClient.run(stop, "client", func(name string) error {
+			call, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			_, err := maps.Create(call, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}})
+			return err
+		})
+	})
+	wg.Go(func() {
+		byKubectl.run(stop, "kubectl", func(name string) error {
+			out, err := c.try("kubectl", "create", "configmap", name, "--request-timeout=1s")
+			if err != nil {
+				err = errors.New(out)
+			}
+			return err
+		})
+	})
+	var gaps []time.Duration
+	for i := range *kills {
+		list, err := c.apiservers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		victim := list[i%len(list)]
+		began := time.Now()
+		before := byKubectl.acknowledged()
+		c.kill(victim)
+		for byKubectl.acknowledged() < before+3 { // so that the gap has an end
+			if time.Since(began) > 30*time.Second {
+				t.Fatalf("kubectl writes nothing since %s was killed: %v", victim.Name, byKubectl.last)
+			}
+			<-time.After(20 * time.Millisecond)
+		}
+		gap, kubectlGap := byClient.longest(began), byKubectl.longest(began)
+		t.Logf("kill %d: %s, healthy after %s, no write for %s (Go client) and %s (kubectl)",
+			i, victim.Name, time.Since(began).Round(time.Millisecond), gap.Round(time.Millisecond), kubectlGap.Round(time.Millisecond))
+		gaps = append(gaps, gap, kubectlGap)
+	}
+	close(stop)
+
+	list, _, err := maps.List(context.Background(), client.ListOptions{Namespace: ns})
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := map[string]bool{}
+	for _, cm := range list {
+		there[cm.Name] = true
+	}
+	for _, name := range append(byClient.names, byKubectl.names...) {
+		if !there[name] {
+			t.Errorf("%s was acknowledged and is lost", name)
+		}
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for cache.Len() < len(there) && time.Now().Before(deadline) {
+		<-time.After(20 * time.Millisecond)
+	}
+	cancel()
+	wg.Wait()
+	for name := range there {
+		if seen[name] != 1 {
+			t.Errorf("the watch saw the creation of %s %d times", name, seen[name])
+		}
+	}
+	slices.Sort(gaps)
+	t.Logf("%d and %d writes; no write for %s in the median, %s at worst", len(byClient.names), len(byKubectl.names), gaps[len(gaps)/2], gaps[len(gaps)-1])
+	if worst := gaps[len(gaps)-1]; worst > 3*time.Second {
+		t.Errorf("nothing could be written for %s, want 3 s at most", worst)
+	}
+}
