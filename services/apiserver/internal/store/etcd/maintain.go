@@ -79,9 +79,10 @@ func (r *Retention) due(p *past, now moment) store.Revision {
 	return at
 }
 
-// compactions compacts as r says until ctx ends. Several stores over one etcd may
+// compactions compacts as r says until ctx ends; after is called after each look.
+// Several stores over one etcd may
 // do so at once: the later one finds nothing left to do.
-func (s *Store) compactions(ctx context.Context, r Retention, stopped <-chan struct{}, after func()) error {
+func (s *Store) compactions(ctx context.Context, r Retention, stopped <-chan struct{}, after func(compacted bool)) error {
 	r = r.orDefault()
 	tick := time.NewTicker(r.Least)
 	defer tick.Stop()
@@ -104,18 +105,17 @@ func (s *Store) compactions(ctx context.Context, r Retention, stopped <-chan str
 		}
 		now := moment{time.Now(), rev}
 		at := r.due(&p, now)
-		if at == 0 {
-			continue
-		}
-		if err := s.Compact(ctx, at); err != nil {
-			if ctx.Err() == nil {
-				s.log.Warn("cannot compact the store", "error", err, "revision", int64(at))
+		if at > 0 {
+			if err := s.Compact(ctx, at); err != nil {
+				if ctx.Err() == nil {
+					s.log.Warn("cannot compact the store", "error", err, "revision", int64(at))
+				}
+				continue
 			}
-			continue
+			p.compacted = moment{now.at, at}
 		}
-		p.compacted = moment{now.at, at}
 		if after != nil {
-			after()
+			after(at > 0)
 		}
 	}
 }
@@ -135,7 +135,11 @@ const (
 // Maintain compacts the store, and defragments its file where that is worthwhile,
 // until ctx ends. It fails when etcd ends without having been asked to.
 func (e *Embedded) Maintain(ctx context.Context, keep Retention) error {
-	return e.compactions(ctx, keep, e.Stopped(), func() {
+	return e.compactions(ctx, keep, e.Stopped(), func(compacted bool) {
+		e.giveBack()
+		if !compacted {
+			return
+		}
 		size, used := e.etcd.Server.Backend().Size(), e.etcd.Server.Backend().SizeInUse()
 		if free := size - used; free < defragFree || free < size/defragPart {
 			return
@@ -149,6 +153,8 @@ func (e *Embedded) Maintain(ctx context.Context, keep Retention) error {
 // Defragment gives the free pages of the backend's file back.
 func (e *Embedded) Defragment() error {
 	began := time.Now()
+	e.mapped.Lock()
+	defer e.mapped.Unlock()
 	before := e.etcd.Server.Backend().Size()
 	if err := e.etcd.Server.Defragment(); err != nil {
 		return err
