@@ -65,19 +65,31 @@ func TestMappedPagesAreGivenBack(t *testing.T) {
 	if before < objects*size/1024/2 {
 		t.Fatalf("only %d kB are mapped after everything was read", before)
 	}
-	run, stop := context.WithCancel(ctx)
-	done := make(chan error)
-	go func() { done <- e.Maintain(run, Retention{Least: 10 * time.Millisecond}) }()
+	stop := e.givingBack(10 * time.Millisecond)
 	for after := before; after > before/4; after = resident(t, file) {
 		if ctx.Err() != nil {
 			t.Fatalf("%d kB of %d are still mapped", after, before)
 		}
 	}
 	stop()
-	if err := <-done; err != nil {
+	read()
+	// A compaction reads everything.
+	if err := e.compact(ctx, mustRevision(t, e)); err != nil {
 		t.Fatal(err)
+	}
+	if after := resident(t, file); after > before/4 {
+		t.Errorf("%d kB are mapped after a compaction", after)
 	}
 	read()
 	e.Close()
 	e.giveBack() // nothing is there any more, and nothing is touched
+}
+
+func mustRevision(t *testing.T, e *Embedded) store.Revision {
+	t.Helper()
+	rev, err := e.Revision(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rev
 }
