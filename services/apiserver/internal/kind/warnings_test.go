@@ -1,11 +1,13 @@
 package kind_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"keelson.dev/services/apiserver/internal/kind"
@@ -36,6 +38,44 @@ func TestAddressWarnings(t *testing.T) {
 		c.obj.SetLabels(map[string]string{c.label: c.value})
 		if got := k.Rules.Warnings(c.obj, c.obj); len(got) != 0 {
 			t.Errorf("%s of the controller: %q", k.Resource, got)
+		}
+	}
+}
+
+// Labels of nodes that others have replaced, and what else a volume or a class may
+// still say. The texts are Kubernetes'.
+func TestVolumeWarnings(t *testing.T) {
+	table := resource.NewTable(kind.All()...)
+	const zone = "failure-domain.beta.kubernetes.io/zone"
+	const why = `deprecated since v1.17; use "topology.kubernetes.io/zone" instead`
+	expressions := []corev1.NodeSelectorRequirement{{Key: "topology.kubernetes.io/zone"}, {Key: zone}}
+	volume := &corev1.PersistentVolume{Spec: corev1.PersistentVolumeSpec{
+		PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRecycle,
+		NodeAffinity:                  &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchExpressions: expressions}}}},
+	}}
+	volume.Annotations = map[string]string{"volume.beta.kubernetes.io/mount-options": "ro"}
+	class := &storagev1.StorageClass{AllowedTopologies: []corev1.TopologySelectorTerm{{
+		MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{{Key: zone, Values: []string{"a"}}},
+	}}}
+	for _, c := range []struct {
+		obj  resource.Object
+		gvk  schema.GroupVersionKind
+		want []string
+	}{
+		{class, storagev1.SchemeGroupVersion.WithKind("StorageClass"), []string{"allowedTopologies[0].matchLabelExpressions[0].key: " + why}},
+		{volume, corev1.SchemeGroupVersion.WithKind("PersistentVolume"), []string{
+			`metadata.annotations[volume.beta.kubernetes.io/mount-options]: deprecated since v1.31; use "mountOptions" attribute instead`,
+			"spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning.",
+			"spec.nodeAffinity.required.nodeSelectorTerms[0].matchExpressions[1].key: " + zone + " is " + why,
+		}},
+	} {
+		rules := table.ByKind(c.gvk).Rules
+		if rules.Warnings == nil {
+			t.Errorf("%s has no warnings", c.gvk.Kind)
+			continue
+		}
+		if got := rules.Warnings(c.obj, nil); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q, want %q", c.gvk.Kind, got, c.want)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -30,7 +31,7 @@ func PersistentVolume() *resource.Kind {
 			v.Status = corev1.PersistentVolumeStatus{Phase: corev1.VolumePending, LastPhaseTransitionTime: &now}
 		},
 		PrepareUpdate:  func(v, old *corev1.PersistentVolume) { v.Status = old.Status },
-		Warnings:       func(v, _ *corev1.PersistentVolume) []string { return classAnnotationWarning(v.Annotations) },
+		Warnings:       func(v, _ *corev1.PersistentVolume) []string { return volumeWarnings(v) },
 		Validate:       validateVolume,
 		ValidateUpdate: validateVolumeUpdate,
 	}.Rules()
@@ -85,6 +86,30 @@ var accessModes = []corev1.PersistentVolumeAccessMode{
 
 // classAnnotationWarning tells of the annotation that named a class before there
 // was a field.
+// volumeWarnings are those of a volume.
+func volumeWarnings(v *corev1.PersistentVolume) []string {
+	list := classAnnotationWarning(v.Annotations)
+	const mountOptions = "volume.beta.kubernetes.io/mount-options"
+	if _, set := v.Annotations[mountOptions]; set {
+		list = append(list, "metadata.annotations["+mountOptions+"]: deprecated since v1.31; use \"mountOptions\" attribute instead")
+	}
+	if v.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimRecycle {
+		list = append(list, "spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning.")
+	}
+	if v.Spec.NodeAffinity == nil || v.Spec.NodeAffinity.Required == nil {
+		return list
+	}
+	p := field.NewPath("spec", "nodeAffinity", "required", "nodeSelectorTerms")
+	for i, term := range v.Spec.NodeAffinity.Required.NodeSelectorTerms {
+		for j, e := range term.MatchExpressions {
+			if why := check.DeprecatedNodeLabel(e.Key); why != "" {
+				list = append(list, fmt.Sprintf("%s: %s is %s", p.Index(i).Child("matchExpressions").Index(j).Child("key"), e.Key, why))
+			}
+		}
+	}
+	return list
+}
+
 func classAnnotationWarning(annotations map[string]string) []string {
 	if _, set := annotations[storageClassAnnotation]; !set {
 		return nil

@@ -7,6 +7,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"keelson.dev/services/apiserver/internal/kind/check"
 )
 
 // warner collects what is accepted and will surprise.
@@ -14,15 +16,6 @@ type warner struct{ list []string }
 
 func (w *warner) add(p *field.Path, format string, args ...any) {
 	w.list = append(w.list, p.String()+": "+fmt.Sprintf(format, args...))
-}
-
-// deprecatedLabels of nodes, and what replaced them.
-var deprecatedLabels = map[string]string{
-	"beta.kubernetes.io/os":                    `deprecated since v1.14; use "kubernetes.io/os" instead`,
-	"beta.kubernetes.io/arch":                  `deprecated since v1.14; use "kubernetes.io/arch" instead`,
-	"beta.kubernetes.io/instance-type":         `deprecated since v1.17; use "node.kubernetes.io/instance-type" instead`,
-	"failure-domain.beta.kubernetes.io/region": `deprecated since v1.17; use "topology.kubernetes.io/region" instead`,
-	"failure-domain.beta.kubernetes.io/zone":   `deprecated since v1.17; use "topology.kubernetes.io/zone" instead`,
 }
 
 // deadAnnotations were read once.
@@ -89,7 +82,7 @@ func (w *warner) names(s *corev1.PodSpec, p *field.Path) {
 
 func (w *warner) placement(s *corev1.PodSpec, p *field.Path) {
 	for key := range s.NodeSelector {
-		if why := deprecatedLabels[key]; why != "" {
+		if why := check.DeprecatedNodeLabel(key); why != "" {
 			w.add(p.Child("nodeSelector").Key(key), "%s", why)
 		}
 	}
@@ -117,7 +110,7 @@ func (w *warner) placement(s *corev1.PodSpec, p *field.Path) {
 }
 
 func (w *warner) label(key string, p *field.Path) {
-	if why := deprecatedLabels[key]; why != "" {
+	if why := check.DeprecatedNodeLabel(key); why != "" {
 		w.add(p, "%s is %s", key, why)
 	}
 }

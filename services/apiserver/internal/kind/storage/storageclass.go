@@ -62,6 +62,7 @@ func StorageClass() *resource.Kind {
 				c.VolumeBindingMode = &mode
 			}
 		},
+		Warnings:       func(c, _ *storagev1.StorageClass) []string { return warnings(c) },
 		Validate:       validate,
 		ValidateUpdate: validateUpdate,
 	}.Rules()
@@ -73,6 +74,19 @@ const (
 	maxParameters     = 512
 	maxParameterBytes = 256 << 10
 )
+
+// warnings tells of labels of nodes that others have replaced.
+func warnings(c *storagev1.StorageClass) []string {
+	var list []string
+	for i := range c.AllowedTopologies {
+		for j, e := range c.AllowedTopologies[i].MatchLabelExpressions {
+			if why := check.DeprecatedNodeLabel(e.Key); why != "" {
+				list = append(list, field.NewPath("allowedTopologies").Index(i).Child("matchLabelExpressions").Index(j).Child("key").String()+": "+why)
+			}
+		}
+	}
+	return list
+}
 
 func validate(c *storagev1.StorageClass) field.ErrorList {
 	var e check.Errors

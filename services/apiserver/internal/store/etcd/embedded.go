@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,6 +52,13 @@ type Embedded struct {
 	etcd    *embed.Etcd
 	client  *clientv3.Client
 	closing *atomic.Bool
+
+	// file is etcd's own. mapped is held while its mapping must stay where it is, or
+	// is taken away; if others reach etcd over its port, they can replace it at any
+	// time.
+	file   string
+	open   bool
+	mapped sync.Mutex
 }
 
 // setWAL sets the size of a segment of the write-ahead log: two of them are
@@ -92,7 +100,10 @@ func Start(ctx context.Context, c EmbeddedConfig) (*Embedded, error) {
 		e.Close()
 		return nil, fmt.Errorf("start etcd in %s: %w", c.Dir, err)
 	}
-	return &Embedded{Store: st, etcd: e, client: client, closing: closing}, nil
+	return &Embedded{
+		Store: st, etcd: e, client: client, closing: closing,
+		file: filepath.Join(c.Dir, "member", "snap", "db"), open: c.ListenClient != "",
+	}, nil
 }
 
 func (c *EmbeddedConfig) embed(closing *atomic.Bool) (*embed.Config, error) {
@@ -169,7 +180,28 @@ func (e *Embedded) Close() {
 	}
 	e.closing.Store(true)
 	_ = e.client.Close()
+	e.mapped.Lock()
+	defer e.mapped.Unlock()
 	e.etcd.Close()
+}
+
+// giveBack lets go of the mapped pages of etcd's file. A compaction reads all of
+// it, and a start maps it whole; as the kernel counts, it is this process' memory
+// from then on, though it is page cache.
+func (e *Embedded) giveBack() {
+	e.mapped.Lock()
+	defer e.mapped.Unlock()
+	select {
+	case <-e.Stopped():
+		return
+	default:
+	}
+	if e.open || e.closed.Load() {
+		return
+	}
+	if err := giveBack(e.file); err != nil {
+		e.log.Warn("mapped pages of the store's file stay in memory", "error", err)
+	}
 }
 
 // Stopped is closed when etcd has ended, by Close or by itself.

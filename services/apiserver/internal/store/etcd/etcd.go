@@ -202,7 +202,7 @@ func (s *Store) Revision(ctx context.Context) (store.Revision, error) {
 
 // Compact implements store.Store.
 func (s *Store) Compact(ctx context.Context, rev store.Revision) error {
-	_, err := s.kv.Compact(ctx, &pb.CompactionRequest{Revision: int64(rev)})
+	_, err := s.kv.Compact(ctx, &pb.CompactionRequest{Revision: int64(rev), Physical: true})
 	if errors.Is(rpctypes.Error(err), rpctypes.ErrCompacted) {
 		return nil
 	}

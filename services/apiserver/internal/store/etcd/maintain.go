@@ -79,9 +79,9 @@ func (r *Retention) due(p *past, now moment) store.Revision {
 	return at
 }
 
-// compactions compacts as r says until ctx ends. Several stores over one etcd may
-// do so at once: the later one finds nothing left to do.
-func (s *Store) compactions(ctx context.Context, r Retention, stopped <-chan struct{}, after func()) error {
+// compactions lets compact do what r says until ctx ends. Several stores over one
+// etcd may do so at once: the later one finds nothing left to do.
+func (s *Store) compactions(ctx context.Context, r Retention, stopped <-chan struct{}, compact func(context.Context, store.Revision) error) error {
 	r = r.orDefault()
 	tick := time.NewTicker(r.Least)
 	defer tick.Stop()
@@ -107,22 +107,19 @@ func (s *Store) compactions(ctx context.Context, r Retention, stopped <-chan str
 		if at == 0 {
 			continue
 		}
-		if err := s.Compact(ctx, at); err != nil {
+		if err := compact(ctx, at); err != nil {
 			if ctx.Err() == nil {
 				s.log.Warn("cannot compact the store", "error", err, "revision", int64(at))
 			}
 			continue
 		}
 		p.compacted = moment{now.at, at}
-		if after != nil {
-			after()
-		}
 	}
 }
 
 // Maintain compacts the store until ctx ends.
 func (r *Remote) Maintain(ctx context.Context, keep Retention) error {
-	return r.compactions(ctx, keep, nil, nil)
+	return r.compactions(ctx, keep, nil, r.Compact)
 }
 
 // Bytes that must be free in the backend's file, and the part of it that they
@@ -132,23 +129,62 @@ const (
 	defragPart = 2
 )
 
-// Maintain compacts the store, and defragments its file where that is worthwhile,
-// until ctx ends. It fails when etcd ends without having been asked to.
+// How often mapped pages are given back: at all times, and while a compaction
+// reads the whole file.
+const (
+	giveBackEvery   = 10 * time.Second
+	compactionEvery = 100 * time.Millisecond
+)
+
+// Maintain compacts the store, defragments its file where that is worthwhile, and
+// keeps the file from counting as memory, until ctx ends. It fails when etcd ends
+// without having been asked to.
 func (e *Embedded) Maintain(ctx context.Context, keep Retention) error {
-	return e.compactions(ctx, keep, e.Stopped(), func() {
-		size, used := e.etcd.Server.Backend().Size(), e.etcd.Server.Backend().SizeInUse()
-		if free := size - used; free < defragFree || free < size/defragPart {
-			return
-		}
+	defer e.givingBack(giveBackEvery)()
+	return e.compactions(ctx, keep, e.Stopped(), e.compact)
+}
+
+func (e *Embedded) compact(ctx context.Context, at store.Revision) error {
+	stop := e.givingBack(compactionEvery)
+	err := e.Compact(ctx, at)
+	stop()
+	if err != nil {
+		return err
+	}
+	e.giveBack()
+	size, used := e.etcd.Server.Backend().Size(), e.etcd.Server.Backend().SizeInUse()
+	if free := size - used; free >= defragFree && free >= size/defragPart {
 		if err := e.Defragment(); err != nil {
 			e.log.Warn("cannot defragment the store", "error", err)
 		}
-	})
+	}
+	return nil
+}
+
+// givingBack gives mapped pages back again and again until stop is called.
+func (e *Embedded) givingBack(every time.Duration) (stop func()) {
+	end, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			select {
+			case <-end:
+				return
+			case <-tick.C:
+				e.giveBack()
+			}
+		}
+	}()
+	return func() { close(end); <-done }
 }
 
 // Defragment gives the free pages of the backend's file back.
 func (e *Embedded) Defragment() error {
 	began := time.Now()
+	e.mapped.Lock()
+	defer e.mapped.Unlock()
 	before := e.etcd.Server.Backend().Size()
 	if err := e.etcd.Server.Defragment(); err != nil {
 		return err
