@@ -21,6 +21,7 @@ import (
 
 	raftv1 "keelson.dev/proto/keelson/raft/v1"
 	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/store/storetest"
 )
 
 // holds makes sure that a store has these entries.
@@ -199,6 +200,95 @@ func TestAMemberThatIsLateFoundsNothing(t *testing.T) {
 	})
 }
 
+// running is a client that turns to another member where one ends or finds no
+// leader, after which nothing was written.
+type running struct {
+	*cluster
+	mu   sync.RWMutex // held for writing while a member is exchanged
+	next atomic.Int64
+}
+
+func (r *running) on(f func(*Store) error) {
+	for {
+		r.mu.RLock()
+		s := r.members[r.names[r.next.Add(1)%int64(len(r.names))]].Store
+		r.mu.RUnlock()
+		if err := f(s); !errors.Is(err, store.ErrClosed) && !errors.Is(err, errNoLeader) {
+			return
+		}
+	}
+}
+
+func (r *running) Get(ctx context.Context, key string) (e store.Entry, rev store.Revision, err error) {
+	r.on(func(s *Store) error { e, rev, err = s.Get(ctx, key); return err })
+	return e, rev, err
+}
+
+func (r *running) List(ctx context.Context, prefix string, o store.ListOptions) (p store.Page, err error) {
+	r.on(func(s *Store) error { p, err = s.List(ctx, prefix, o); return err })
+	return p, err
+}
+
+func (r *running) Commit(ctx context.Context, w []store.Write) (v []store.Verdict, err error) {
+	r.on(func(s *Store) error {
+		if v, err = s.Commit(ctx, w); err == nil {
+			return v[0].Err
+		}
+		return err
+	})
+	return v, err
+}
+
+func (r *running) Watch(ctx context.Context, prefix string, after store.Revision) (w store.Watch, err error) {
+	r.on(func(s *Store) error { w, err = s.Watch(ctx, prefix, after); return err })
+	return w, err
+}
+
+func (r *running) Revision(ctx context.Context) (rev store.Revision, err error) {
+	r.on(func(s *Store) error { rev, err = s.Revision(ctx); return err })
+	return rev, err
+}
+
+func (r *running) Compact(ctx context.Context, rev store.Revision) (err error) {
+	r.on(func(s *Store) error { err = s.Compact(ctx, rev); return err })
+	return err
+}
+
+// TestHistoriesAreLinearizableWhileLeadersChange cuts leaders off, ends them and
+// lets them come back, while clients read and write through all members.
+func TestHistoriesAreLinearizableWhileLeadersChange(t *testing.T) {
+	r := &running{cluster: newCluster(t, 3, func(cfg *Config) { cfg.settleTime = 2 * time.Second })}
+	r.leader()
+	stop := make(chan struct{})
+	changes := 0
+	var chaos sync.WaitGroup
+	chaos.Go(func() {
+		for ; ; changes++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(200 * time.Millisecond):
+			}
+			leader, _ := r.leader()
+			name := leader.cfg.Name
+			r.mu.Lock()
+			if changes%2 == 0 {
+				r.isolate(name)
+			}
+			r.stop(name)
+			r.start(name)
+			r.mu.Unlock()
+		}
+	})
+	storetest.Linearizable(t, r, 120)
+	close(stop)
+	chaos.Wait()
+	if changes == 0 {
+		t.Fatal("no leader changed")
+	}
+	t.Logf("%d changes", changes)
+}
+
 // TestLeadersChangeUnderLoad cuts leaders off and lets them come back, while
 // writers write through all members and watches follow on all of them.
 func TestLeadersChangeUnderLoad(t *testing.T) {
@@ -374,6 +464,14 @@ func TestALeaderThatIsCutOffServesNoStaleRead(t *testing.T) {
 	wg.Wait()
 	if e, _, err := followers[1].Get(context.Background(), "/a"); err != nil || string(e.Value) != "2" {
 		t.Fatalf("%+v %v", e, err)
+	}
+	if err := followers[1].Health(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it says so", func() bool { return errors.Is(old.Health(), errNoLeader) })
+	old.Close()
+	if err := old.Health(); !errors.Is(err, store.ErrClosed) {
+		t.Fatal(err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -50,6 +51,12 @@ type attempt struct {
 	// doubtful says that Settled has been relied on: if its answers keep being
 	// lost, a write is not said to have failed.
 	doubtful bool
+}
+
+// unknown is the error of a write that may have happened. It is no other error of
+// the store's: of those, some say that nothing was written.
+func (a *attempt) unknown(why error) error {
+	return fmt.Errorf("write %s: %w: %v: %v", a.w.Key, store.ErrUnknownOutcome, a.err, why)
 }
 
 // Commit implements store.Store. What was proposed is brought to an end even when
@@ -125,7 +132,7 @@ func (s *Store) commit(ctx context.Context, group []*attempt) {
 			for _, a := range again {
 				switch {
 				case a.doubtful:
-					a.v.Err = fmt.Errorf("write %s: %w: %w", a.w.Key, store.ErrUnknownOutcome, a.err)
+					a.v.Err = a.unknown(errNoLeader)
 				case s.closed.Load():
 					a.v.Err = store.ErrClosed
 				default:
@@ -289,7 +296,7 @@ func (s *Store) settle(unknown []*attempt, before store.Revision, last uint64, d
 	upTo, err := s.cancelUpTo(last, deadline)
 	for _, a := range unknown {
 		if err != nil {
-			a.v.Err = fmt.Errorf("write %s: %w: %w: %w", a.w.Key, store.ErrUnknownOutcome, a.err, err)
+			a.v.Err = a.unknown(err)
 			continue
 		}
 		v, known := s.machine.judge(a.w, before, upTo)
@@ -297,7 +304,7 @@ func (s *Store) settle(unknown []*attempt, before store.Revision, last uint64, d
 		case known:
 			*a.v = v
 		case v.Err != nil:
-			a.v.Err = fmt.Errorf("write %s: %w: %w: %w", a.w.Key, store.ErrUnknownOutcome, a.err, v.Err)
+			a.v.Err = a.unknown(v.Err)
 		default:
 			a.doubtful = true
 			again = append(again, a)
@@ -331,16 +338,27 @@ func (m *machine) judge(w *store.Write, before, upTo store.Revision) (v store.Ve
 	}
 	for _, e := range events {
 		switch {
-		case e.put == nil && w.Value == nil:
+		case (e.put == nil) != (w.Value == nil) || !expected(w, e.before):
+		case w.Value == nil:
 			return store.Verdict{Err: errors.New("somebody deleted it")}, false
-		case e.put == nil || w.Value == nil:
-		case w.Settled == nil:
-			return store.Verdict{Err: errors.New("somebody wrote it")}, false
-		case w.Settled(e.put.value):
+		case w.Settled != nil && w.Settled(e.put.value):
 			return store.Verdict{Revision: e.rev}, true
+		case w.Settled == nil && bytes.Equal(w.Value, e.put.value):
+			return store.Verdict{Err: errors.New("somebody wrote the same")}, false
 		}
 	}
 	return store.Verdict{}, false
+}
+
+// expected tells whether a write could have come upon this.
+func expected(w *store.Write, before *record) bool {
+	switch {
+	case w.Expect == store.Any:
+		return true
+	case before == nil:
+		return w.Expect == store.MustNotExist
+	}
+	return before.mod == w.Expect
 }
 
 // judgeByState does so when the history is gone.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -381,6 +380,3 @@ func (s *Store) voters() (out []hraft.ServerID) {
 	}
 	return out
 }
-
-// DirOf is where a member keeps its files below an apiserver's data directory.
-func DirOf(dataDir string) string { return filepath.Join(dataDir, "raft") }
