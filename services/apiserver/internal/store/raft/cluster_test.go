@@ -21,7 +21,7 @@ import (
 )
 
 func TestALateMemberGetsASnapshotAndLargeEntries(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newCluster(t, 3, func(cfg *Config) { cfg.Timing.Election = 2 * time.Second })
 	leader, followers := c.leader()
 	late := followers[0].cfg.Name
 	c.stop(late)
@@ -244,7 +244,8 @@ func TestAFullQueueSaysSo(t *testing.T) {
 }
 
 func TestLargeValuesAndLargeBatchesThroughAFollower(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	// It is about sizes: a busy machine is to elect nobody meanwhile.
+	c := newCluster(t, 3, func(cfg *Config) { cfg.Timing.Election = 2 * time.Second })
 	_, followers := c.leader()
 	s := followers[0]
 	ctx := context.Background()

@@ -3,6 +3,8 @@ package raft
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -80,6 +82,35 @@ func sorted[S ~string](in []S) (out []string) {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// Snapshots without the log beside them have no votes either.
+func TestADiskThatLostItsLogAloneIsAStranger(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader, followers := c.leader()
+	want := map[string]string{"/a": "x"}
+	c.put(leader, "/a", "x")
+	lost := followers[0]
+	if err := lost.linearize(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := lost.raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	name, before := lost.cfg.Name, lost.id
+	c.stop(name)
+	if err := os.Remove(filepath.Join(c.members[name].dir, "log.db")); err != nil {
+		t.Fatal(err)
+	}
+	c.start(name)
+	if c.members[name].id == before {
+		t.Fatalf("%s has forgotten its votes, but not its id", before)
+	}
+	eventually(t, "it has its vote again", func() bool {
+		leader, _ := c.leader()
+		return slices.Equal(sorted(leader.voters()), sorted(c.ids()))
+	})
+	holds(t, c.members[name], want)
 }
 
 // Two of three have a write. One of them is emptied, the other is down: the third
