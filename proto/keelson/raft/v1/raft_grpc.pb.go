@@ -78,8 +78,8 @@ type RaftServiceClient interface {
 	// Permission: a member of the store. Safe to retry.
 	ReadIndex(ctx context.Context, in *ReadIndexRequest, opts ...grpc.CallOption) (*ReadIndexResponse, error)
 	// Propose asks the leader to carry out operations, all in one entry of the log.
-	// FAILED_PRECONDITION, RESOURCE_EXHAUSTED and INVALID_ARGUMENT mean that nothing
-	// was or will be done; after any other error, it may have been.
+	// FAILED_PRECONDITION, ABORTED (too much is under way) and INVALID_ARGUMENT mean
+	// that nothing was or will be done; after any other error, it may have been.
 	// Permission: a member of the store. Not safe to retry, except as the caller
 	// makes sure that the first attempt had no effect.
 	Propose(ctx context.Context, in *ProposeRequest, opts ...grpc.CallOption) (*ProposeResponse, error)
@@ -238,8 +238,8 @@ type RaftServiceServer interface {
 	// Permission: a member of the store. Safe to retry.
 	ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexResponse, error)
 	// Propose asks the leader to carry out operations, all in one entry of the log.
-	// FAILED_PRECONDITION, RESOURCE_EXHAUSTED and INVALID_ARGUMENT mean that nothing
-	// was or will be done; after any other error, it may have been.
+	// FAILED_PRECONDITION, ABORTED (too much is under way) and INVALID_ARGUMENT mean
+	// that nothing was or will be done; after any other error, it may have been.
 	// Permission: a member of the store. Not safe to retry, except as the caller
 	// makes sure that the first attempt had no effect.
 	Propose(context.Context, *ProposeRequest) (*ProposeResponse, error)

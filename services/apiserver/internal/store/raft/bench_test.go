@@ -138,3 +138,41 @@ func BenchmarkStart(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+// BenchmarkTakeover is the time from the loss of a leader to the next
+// acknowledgement.
+func BenchmarkTakeover(b *testing.B) {
+	var took []time.Duration
+	for b.Loop() {
+		c := newCluster(b, 3, nil)
+		leader, followers := c.leader()
+		put(b, followers[0], "/a", "1")
+		c.isolate(leader.cfg.Name)
+		began := time.Now()
+		put(b, followers[0], "/a", "2")
+		took = append(took, time.Since(began))
+		for _, name := range c.names {
+			c.stop(name)
+		}
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Milliseconds()), "p50-ms")
+	b.ReportMetric(float64(took[len(took)-1].Milliseconds()), "max-ms")
+}
+
+// BenchmarkReadYourWrite writes on one follower and reads on the other.
+func BenchmarkReadYourWrite(b *testing.B) {
+	_, followers := newCluster(b, 3, nil).leader()
+	var took []time.Duration
+	for b.Loop() {
+		put(b, followers[0], "/a", "x")
+		began := time.Now()
+		if _, _, err := followers[1].Get(context.Background(), "/a"); err != nil {
+			b.Fatal(err)
+		}
+		took = append(took, time.Since(began))
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "read-p50-ms")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "read-p99-ms")
+}

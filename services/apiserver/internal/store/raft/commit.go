@@ -52,6 +52,12 @@ type attempt struct {
 	doubtful bool
 }
 
+// unknown is the error of a write that may have happened. It is no other error of
+// the store's: of those, some say that nothing was written.
+func (a *attempt) unknown(why error) error {
+	return fmt.Errorf("write %s: %w: %v: %v", a.w.Key, store.ErrUnknownOutcome, a.err, why)
+}
+
 // Commit implements store.Store. What was proposed is brought to an end even when
 // ctx ends; what was not yet is given up.
 func (s *Store) Commit(ctx context.Context, writes []store.Write) ([]store.Verdict, error) {
@@ -125,7 +131,7 @@ func (s *Store) commit(ctx context.Context, group []*attempt) {
 			for _, a := range again {
 				switch {
 				case a.doubtful:
-					a.v.Err = fmt.Errorf("write %s: %w: %w", a.w.Key, store.ErrUnknownOutcome, a.err)
+					a.v.Err = a.unknown(errNoLeader)
 				case s.closed.Load():
 					a.v.Err = store.ErrClosed
 				default:
@@ -281,80 +287,6 @@ func (s *Store) administer(ctx context.Context, op *raftv1.Operation, deadline t
 		_ = sleep(ctx, pause)
 		pause = min(2*pause, 200*time.Millisecond)
 	}
-}
-
-// settle finds out what became of attempts whose answer did not come. They were
-// sent after revision before. It returns those that had no effect, nor will.
-func (s *Store) settle(unknown []*attempt, before store.Revision, last uint64, deadline time.Time) (again []*attempt) {
-	upTo, err := s.cancelUpTo(last, deadline)
-	for _, a := range unknown {
-		if err != nil {
-			a.v.Err = fmt.Errorf("write %s: %w: %w: %w", a.w.Key, store.ErrUnknownOutcome, a.err, err)
-			continue
-		}
-		v, known := s.machine.judge(a.w, before, upTo)
-		switch {
-		case known:
-			*a.v = v
-		case v.Err != nil:
-			a.v.Err = fmt.Errorf("write %s: %w: %w: %w", a.w.Key, store.ErrUnknownOutcome, a.err, v.Err)
-		default:
-			a.doubtful = true
-			again = append(again, a)
-		}
-	}
-	return again
-}
-
-// cancelUpTo cancels the attempts up to a sequence and returns the revision at
-// which that was done, once this member shows it.
-func (s *Store) cancelUpTo(last uint64, deadline time.Time) (store.Revision, error) {
-	ctx, cancel := context.WithDeadline(context.Background(), deadline)
-	defer cancel()
-	op := &raftv1.Operation{Kind: &raftv1.Operation_Cancel{Cancel: &raftv1.Cancel{Session: s.session, Sequence: last}}}
-	res, err := s.administer(ctx, op, deadline)
-	if err != nil {
-		return 0, err
-	}
-	return res.outcomes[0].rev, s.machine.wait(ctx, res.index, deadline)
-}
-
-// judge tells from the history whether a write was applied between two revisions:
-// the verdict if it was (known), an error if that cannot be told, neither if it
-// was not.
-func (m *machine) judge(w *store.Write, before, upTo store.Revision) (v store.Verdict, known bool) {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	events, ok := m.history.changes(w.Key, before, upTo)
-	if !ok {
-		return m.judgeByState(w)
-	}
-	for _, e := range events {
-		switch {
-		case e.put == nil && w.Value == nil:
-			return store.Verdict{Err: errors.New("somebody deleted it")}, false
-		case e.put == nil || w.Value == nil:
-		case w.Settled == nil:
-			return store.Verdict{Err: errors.New("somebody wrote it")}, false
-		case w.Settled(e.put.value):
-			return store.Verdict{Revision: e.rev}, true
-		}
-	}
-	return store.Verdict{}, false
-}
-
-// judgeByState does so when the history is gone.
-func (m *machine) judgeByState(w *store.Write) (v store.Verdict, known bool) {
-	r := m.get(w.Key)
-	switch {
-	case r != nil && w.Value != nil && w.Settled != nil && w.Settled(r.value):
-		return store.Verdict{Revision: r.mod}, true
-	case r != nil && w.Expect > 0 && r.mod == w.Expect: // unchanged
-		return store.Verdict{}, false
-	case r != nil && w.Value == nil && w.Expect > 0 && r.created <= w.Expect: // never deleted
-		return store.Verdict{}, false
-	}
-	return store.Verdict{Err: errors.New("its history is forgotten")}, false
 }
 
 func (m *machine) revision() store.Revision {

@@ -4,14 +4,15 @@
 //
 // # States
 //
-// A member is its name and its disk's id ("a/DISK"), a random number that is the
-// first thing written to a new disk; the pair is the id and the address that raft
-// knows it by. A disk is empty, or founding (it has an id), or a member's (it
-// knows a membership). The first of the configured names founds the cluster, once
-// all of them have answered that they know no membership; every other one waits
-// until a leader takes it in. A leader takes in whoever answers at a configured
-// name with an id that it does not know: without a vote until it has caught up
-// with the log, then in place of that name's old disk.
+// A member is its name and its disk's id ("a/DISK"), a random number that is
+// written in the transaction that makes the log's file, which the votes are kept
+// in too; the pair is the id and the address that raft knows it by. A disk is
+// empty, or new (it has an id), or a member's (it knows a membership). The first of
+// the configured names founds the cluster, once all of them have answered that they
+// know no membership; every other one waits until a leader takes it in. A leader
+// takes in whoever answers at a configured name with an id that it does not know:
+// without a vote until it has caught up with the log, then in place of that name's
+// old disk.
 //
 // The state machine (machine.go) is a sorted key space with its revision, the
 // log's time, bounds of prefixes, epochs and cancellations. It depends on the log
@@ -75,10 +76,11 @@
 //     id, through a change of the membership that a majority of the old one has
 //     written down, the stranger not among them, and with the log up to that point
 //     on its disk. A disk never founds a cluster while any other configured member
-//     knows a membership or does not answer. (An id that was lost beside a log
-//     that was not is refused: the votes would come under another name.) If a
-//     majority of disks is emptied, nothing is elected until an operator decides;
-//     of a single member's disk there is no second copy.
+//     knows a membership or does not answer. If a majority of disks is emptied,
+//     nothing is elected until an operator decides; of a single member's disk there
+//     is no second copy. What nobody can see is a disk that was put back to an
+//     earlier state, id and all: a member's directory must never be restored from a
+//     copy, but emptied.
 //
 // # Failures
 //

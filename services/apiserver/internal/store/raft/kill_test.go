@@ -215,15 +215,3 @@ func TestAVoteOutlivesKillAndIsNotInheritedByAnEmptiedDisk(t *testing.T) {
 		t.Fatalf("a vote under the old id: %v %v", ok, err)
 	}
 }
-
-func TestADiskWithoutItsIDIsRefused(t *testing.T) {
-	dir := t.TempDir()
-	single(t, Config{Dir: dir}).Close()
-	if err := os.Remove(filepath.Join(dir, "disk-id")); err != nil {
-		t.Fatal(err)
-	}
-	if s, err := Open(context.Background(), Config{Name: "a", Dir: dir, Log: quiet()}); err == nil {
-		s.Close()
-		t.Fatal("opened under a new id")
-	}
-}

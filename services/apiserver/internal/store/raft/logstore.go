@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -21,6 +22,8 @@ import (
 // one transaction, on disk when it returns.
 type logStore struct {
 	db *bbolt.DB
+	// id is the disk's: made with the file and gone with it, and so are the votes.
+	id string
 
 	mu sync.Mutex
 	// voteTerm is the term of a vote whose candidate has not been told yet.
@@ -30,6 +33,7 @@ type logStore struct {
 var (
 	logBucket    = []byte("log")
 	stableBucket = []byte("stable")
+	diskKey      = []byte("KeelsonDisk")
 )
 
 // The library saves a vote in two steps, the term and then the candidate. A crash
@@ -53,12 +57,20 @@ func openLog(dir string, options bbolt.Options) (*logStore, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
+	l := &logStore{db: db}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		_, err := tx.CreateBucketIfNotExists(logBucket)
-		if err == nil {
-			_, err = tx.CreateBucketIfNotExists(stableBucket)
+		if _, err := tx.CreateBucketIfNotExists(logBucket); err != nil {
+			return err
 		}
-		return err
+		b, err := tx.CreateBucketIfNotExists(stableBucket)
+		if err != nil {
+			return err
+		}
+		if l.id = string(b.Get(diskKey)); l.id != "" {
+			return nil
+		}
+		l.id = rand.Text()
+		return b.Put(diskKey, []byte(l.id))
 	})
 	if err == nil {
 		err = syncDir(dir) // the file's name
@@ -67,7 +79,7 @@ func openLog(dir string, options bbolt.Options) (*logStore, error) {
 		_ = db.Close()
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	return &logStore{db: db}, nil
+	return l, nil
 }
 
 // syncDir makes the names in a directory last.

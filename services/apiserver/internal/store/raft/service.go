@@ -280,7 +280,9 @@ func refusal(err error) error {
 	case errors.Is(err, errNotLeader):
 		return status.Error(codes.FailedPrecondition, err.Error())
 	case errors.Is(err, store.ErrTooMany):
-		return status.Error(codes.ResourceExhausted, err.Error())
+		// Not RESOURCE_EXHAUSTED, which gRPC itself says of an answer that is too
+		// large.
+		return status.Error(codes.Aborted, err.Error())
 	}
 	return failed(err)
 }
@@ -291,7 +293,7 @@ func refused(err error) bool {
 		return true
 	}
 	switch status.Code(err) {
-	case codes.FailedPrecondition, codes.ResourceExhausted, codes.InvalidArgument, codes.PermissionDenied, codes.Unauthenticated, codes.Unimplemented:
+	case codes.FailedPrecondition, codes.Aborted, codes.InvalidArgument, codes.PermissionDenied, codes.Unauthenticated, codes.Unimplemented:
 		return true
 	}
 	return false

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -209,14 +208,13 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 
 // start opens the files and starts the library.
 func (s *Store) start() (err error) {
-	disk, err := diskID(s.cfg.Dir)
-	if err != nil {
+	if err := makeDir(s.cfg.Dir); err != nil {
 		return err
 	}
-	s.id = serverID(s.cfg.Name, disk)
 	if s.disk, err = openLog(s.cfg.Dir, s.cfg.bolt); err != nil {
 		return err
 	}
+	s.id = serverID(s.cfg.Name, s.disk.id)
 	defer func() {
 		if err != nil {
 			_ = s.disk.close()
@@ -381,6 +379,3 @@ func (s *Store) voters() (out []hraft.ServerID) {
 	}
 	return out
 }
-
-// DirOf is where a member keeps its files below an apiserver's data directory.
-func DirOf(dataDir string) string { return filepath.Join(dataDir, "raft") }

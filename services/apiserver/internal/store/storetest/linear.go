@@ -1,11 +1,13 @@
 package storetest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"sync"
+	"testing"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -111,6 +113,16 @@ var model = porcupine.NondeterministicModel{
 	},
 }
 
+// Linearizable runs clients that do so many operations each against a store, while
+// the caller may let its members come and go, and checks their history. The store
+// may answer with the errors of package store alone; a failure after which nothing
+// was written has to be repeated below it.
+func Linearizable(t *testing.T, s store.Store, each int) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	history(&kit{T: t, Store: s, ctx: ctx}, each)
+}
+
 // history runs clients against a few keys and checks their history.
 func linearizable(k *kit) { history(k, 60) }
 
@@ -156,7 +168,7 @@ func history(k *kit, each int) {
 	wg.Wait()
 	if res := porcupine.CheckOperationsTimeout(model.ToModel(), history, 20*time.Second); res != porcupine.Ok {
 		for _, h := range history {
-			k.Logf("%d [%d %d] %+v -> %+v", h.ClientId, h.Call, h.Return, h.Input, h.Output)
+			k.Logf("%d [%d %d] %+v -> %+v (%v)", h.ClientId, h.Call, h.Return, h.Input, h.Output, h.Output.(outcome).err)
 		}
 		k.Fatalf("history of %d operations is not linearizable: %s", len(history), res)
 	}
