@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -34,6 +35,8 @@ type options struct {
 	etcdServers            []string
 	members                []string
 	listenPeer             string
+	etcdMembers            []string
+	etcdListenPeer         string
 }
 
 func newOptions(fs *pflag.FlagSet) *options {
@@ -54,6 +57,8 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringSliceVar(&o.etcdServers, "etcd-servers", nil, "URLs of an etcd to use instead of the embedded one")
 	fs.StringSliceVar(&o.members, "members", nil, "all apiservers that carry the stores together, as name=host:port of their --listen-peer; this one among them. Empty: this one is alone")
 	fs.StringVar(&o.listenPeer, "listen-peer", ":6445", "host:port where the other members are served")
+	fs.StringSliceVar(&o.etcdMembers, "etcd-members", nil, "the same members, as name=host:port of their --etcd-listen-peer")
+	fs.StringVar(&o.etcdListenPeer, "etcd-listen-peer", ":2380", "host:port where the etcd of the other members connects")
 	return o
 }
 
@@ -65,8 +70,10 @@ type config struct {
 	Advertise              netip.Addr
 	Keys                   *token.Keys
 	Services               netip.Prefix
-	Peers                  peers
-	FirstPort, LastPort    int32
+	// Peers are the members at their --listen-peer, EtcdPeers at their
+	// --etcd-listen-peer.
+	Peers, EtcdPeers    peers
+	FirstPort, LastPort int32
 	// CA is the cluster's CA in PEM.
 	CA []byte
 }
@@ -81,6 +88,15 @@ func (o *options) config() (*config, error) {
 		return nil, boot.Invalid("--identity is required")
 	}
 	var err error
+	// Files are read again later, and etcd's peers need a working directory of their
+	// own.
+	for _, path := range []*string{&c.Identity, &o.dataDir} {
+		if *path != "" {
+			if *path, err = filepath.Abs(*path); err != nil {
+				return nil, boot.Invalid("%w", err)
+			}
+		}
+	}
 	if c.CA, err = os.ReadFile(filepath.Join(o.service.Identity, identity.CAFile)); err != nil {
 		return nil, boot.Invalid("--identity: %w", err)
 	}
@@ -94,6 +110,12 @@ func (o *options) config() (*config, error) {
 	}
 	if c.Peers, err = parsePeers(o.members, o.name); err != nil {
 		return nil, boot.Invalid("--members: %w", err)
+	}
+	if c.EtcdPeers, err = parsePeers(o.etcdMembers, o.name); err != nil {
+		return nil, boot.Invalid("--etcd-members: %w", err)
+	}
+	if !slices.Equal(c.Peers.names(), c.EtcdPeers.names()) {
+		return nil, boot.Invalid("--members and --etcd-members must name the same apiservers")
 	}
 	if len(c.Peers) > 0 && (o.memory || len(o.etcdServers) > 0) {
 		return nil, boot.Invalid("--members goes neither with --memory nor with --etcd-servers")

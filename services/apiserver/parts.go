@@ -62,10 +62,17 @@ func startStore(ctx context.Context, g *boot.Group, cfg *config, id *identity.So
 		Key:  filepath.Join(cfg.Identity, identity.KeyFile),
 		CA:   filepath.Join(cfg.Identity, identity.CAFile),
 	}
-	s, err := etcd.Start(ctx, etcd.EmbeddedConfig{
+	embedded := etcd.EmbeddedConfig{
 		Name: cfg.name, Dir: filepath.Join(cfg.dataDir, "etcd"), ListenClient: cfg.etcdListenClient, ClientTLS: files,
 		ClientNames: []string{id.Name(), operator},
-	})
+	}
+	if len(cfg.EtcdPeers) > 0 {
+		embedded.Peers = &etcd.PeerConfig{
+			Listen: cfg.etcdListenPeer, Address: cfg.EtcdPeers[cfg.name],
+			Identity: id, Names: []string{id.Name()}, Members: cfg.EtcdPeers,
+		}
+	}
+	s, err := etcd.Start(ctx, embedded)
 	if err != nil {
 		return nil, err
 	}
