@@ -39,8 +39,8 @@ func (s *Store) identify(name string) (*raftv1.IdentifyResponse, error) {
 
 // bootstrap makes the cluster, once, from the first of the members, and only when
 // it has heard from all of them that their disks are empty too. Any other member
-// waits to be taken in.
-func (s *Store) bootstrap() {
+// waits to be taken in. It tells whether this member made it.
+func (s *Store) bootstrap() bool {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for len(s.servers()) == 0 {
@@ -48,16 +48,17 @@ func (s *Store) bootstrap() {
 			err := s.raft.BootstrapCluster(hraft.Configuration{Servers: servers}).Error()
 			if err == nil {
 				s.log.Info("raft store founded", "members", len(servers))
-				return
+				return true
 			}
 			s.log.Warn("raft store cannot be founded", "error", err)
 		}
 		select {
 		case <-tick.C:
 		case <-s.ctx.Done():
-			return
+			return false
 		}
 	}
+	return false
 }
 
 // founders are all members, if it is this one's turn to found the cluster.

@@ -247,10 +247,9 @@ func (s *Store) start() (err error) {
 	s.forwards = newProposals(forwardsInFlight, s.follow)
 	s.cfg.Service.store.Store(s)
 	s.wg.Go(func() {
-		if !existing {
-			s.bootstrap()
+		if !existing && s.bootstrap() || s.alone() {
+			s.hurry()
 		}
-		s.hurry()
 	})
 	s.wg.Go(s.upkeep)
 	if len(s.cfg.Members) > 1 {
@@ -259,14 +258,12 @@ func (s *Store) start() (err error) {
 	return nil
 }
 
-// hurry lets a member that is alone stand for election without waiting to hear
-// from others.
+// hurry lets a member that has founded the cluster, or is alone, stand for
+// election without waiting to hear from others.
 func (s *Store) hurry() {
-	if s.alone() && s.raft.State() == hraft.Follower {
-		now := &hraft.TimeoutNowRequest{RPCHeader: hraft.RPCHeader{ProtocolVersion: hraft.ProtocolVersionMax}}
-		if _, err := s.transport.handle(s.ctx, now, nil); err != nil {
-			s.log.Debug("raft store waits for its election", "error", err)
-		}
+	now := &hraft.TimeoutNowRequest{RPCHeader: hraft.RPCHeader{ProtocolVersion: hraft.ProtocolVersionMax}}
+	if _, err := s.transport.handle(s.ctx, now, nil); err != nil {
+		s.log.Debug("raft store waits for its election", "error", err)
 	}
 }
 
