@@ -51,6 +51,8 @@ const (
 
 // transport is what differs between an etcd in this process and one elsewhere.
 type transport struct {
+	// local says that no answer comes from another process.
+	local bool
 	kv    pb.KVClient
 	lease clientv3.Lease
 	// revision returns the newest revision, linearizably.
@@ -70,6 +72,9 @@ type Store struct {
 	// seen is the newest revision that this store was told of.
 	seen  atomic.Int64
 	guard guard
+	// term ends a moment after another member has become the leader: what was sent
+	// to the one before may be lost.
+	term atomic.Pointer[term]
 
 	proposalTime, settleTime time.Duration
 	// fault, if set, stands between the store and etcd; for tests.
@@ -80,7 +85,7 @@ func newStore(t transport, proposalTime time.Duration, log *slog.Logger) *Store 
 	if log == nil {
 		log = slog.Default()
 	}
-	return &Store{
+	s := &Store{
 		guard:        newGuard(),
 		transport:    t,
 		log:          log,
@@ -88,6 +93,8 @@ func newStore(t transport, proposalTime time.Duration, log *slog.Logger) *Store 
 		proposalTime: proposalTime,
 		settleTime:   settleTime,
 	}
+	s.newTerm()
+	return s
 }
 
 // saw notes a revision.
@@ -109,7 +116,7 @@ func rangeEnd(prefix string) []byte { return []byte(clientv3.GetPrefixRangeEnd(p
 
 // Get implements store.Store.
 func (s *Store) Get(ctx context.Context, key string) (store.Entry, store.Revision, error) {
-	resp, err := s.kv.Range(ctx, &pb.RangeRequest{Key: []byte(key)})
+	resp, err := s.read(ctx, &pb.RangeRequest{Key: []byte(key)})
 	if err != nil {
 		return store.Entry{}, 0, s.failure(ctx, "get "+key, err)
 	}
@@ -146,10 +153,10 @@ func (s *Store) List(ctx context.Context, prefix string, o store.ListOptions) (s
 	var resp *pb.RangeResponse
 	var err error
 	if within || o.After == "" || o.After < prefix {
-		resp, err = s.kv.Range(ctx, req)
+		resp, err = s.read(ctx, req)
 	} else { // After lies behind the whole range
 		req.Key, req.Limit, req.CountOnly = rangeStart(prefix), 0, true
-		resp, err = s.kv.Range(ctx, req)
+		resp, err = s.read(ctx, req)
 		within = false
 	}
 	if err != nil {
@@ -160,7 +167,7 @@ func (s *Store) List(ctx context.Context, prefix string, o store.ListOptions) (s
 		page.Revision = store.Revision(resp.Header.Revision)
 	}
 	if within { // Count covers what is left only
-		all, err := s.kv.Range(ctx, &pb.RangeRequest{Key: rangeStart(prefix), RangeEnd: rangeEnd(prefix), Revision: int64(page.Revision), CountOnly: true})
+		all, err := s.read(ctx, &pb.RangeRequest{Key: rangeStart(prefix), RangeEnd: rangeEnd(prefix), Revision: int64(page.Revision), CountOnly: true})
 		if err != nil {
 			return store.Page{}, s.failure(ctx, "list "+prefix, err)
 		}
@@ -192,7 +199,11 @@ func (s *Store) Revision(ctx context.Context) (store.Revision, error) {
 	if s.closed.Load() {
 		return 0, store.ErrClosed
 	}
-	rev, err := s.revision(ctx)
+	var rev int64
+	err := s.repeat(ctx, attemptTime, func(ctx context.Context) (err error) {
+		rev, err = s.revision(ctx)
+		return err
+	})
 	if err != nil {
 		return 0, s.failure(ctx, "read revision", err)
 	}
@@ -234,6 +245,9 @@ func (s *Store) failure(ctx context.Context, doing string, err error) error {
 
 // refused tells the errors after which nothing was, nor will be, written.
 func refused(err error) bool {
+	if dropped(err) {
+		return true
+	}
 	var e rpctypes.EtcdError
 	if errors.As(rpctypes.Error(err), &e) {
 		switch {
@@ -246,10 +260,14 @@ func refused(err error) bool {
 		case codes.InvalidArgument, codes.PermissionDenied, codes.Unauthenticated:
 			return true
 		}
-		return false
 	}
-	// raft drops proposals while there is no leader.
-	return status.Code(err) == codes.Unknown && strings.Contains(err.Error(), "raft proposal dropped")
+	return false
+}
+
+// dropped tells that there was no leader to propose to: nothing was written.
+func dropped(err error) bool {
+	return status.Code(err) == codes.Unknown && strings.Contains(err.Error(), "raft proposal dropped") ||
+		errors.Is(rpctypes.Error(err), rpctypes.ErrNoLeader)
 }
 
 // leases are shared by entries that expire at about the same time.
@@ -290,8 +308,10 @@ func (s *Store) lease(ctx context.Context, ttl int64) (clientv3.LeaseID, error) 
 	}
 	ls.mu.Unlock()
 	l.once.Do(func() {
+		ctx, cancel := s.proposal(ctx)
+		defer cancel()
 		var resp *clientv3.LeaseGrantResponse
-		if resp, l.err = s.transport.lease.Grant(context.WithoutCancel(ctx), ttl+slack(ttl)); l.err == nil {
+		if resp, l.err = s.transport.lease.Grant(ctx, ttl+slack(ttl)); l.err == nil {
 			l.id = resp.ID
 		}
 	})
