@@ -6,6 +6,52 @@
 // the disk's syncs. A proposal has a deadline of its own; when it passes, the
 // outcome is unknown and is settled by repeating the same conditional write.
 //
+// # Members
+//
+// One member alone speaks to nobody. Several (EmbeddedConfig.Peers) find each other
+// by seats: a seat is a name and a disk, and etcd's peer URL unix://<seat> is made of
+// it, so that no URL ever changes. etcd dials a socket of that name in the process's
+// working directory; this package carries the bytes over mutual TLS to where the
+// seat's member is now. Both sides must have certificates of the cluster's authority
+// and of a member's common name, and the protocol names the seat, so that whoever has
+// an address by now does not answer for who had it before. Where members are they
+// tell each other, without quorum (cards); each keeps what it heard on its disk, and
+// tries what its configuration says too. So all may stop and start with other
+// addresses, as long as the ways that are known, from either side, connect them all.
+//
+// A member's states, from an empty disk:
+//
+//	fresh    no data. It founds a cluster with exactly the configured members if all of
+//	         them are there and fresh too (or are founding this very cluster); if any
+//	         has a cluster without this seat, it waits to be let in; else it waits.
+//	learner  let in (AddLearner), without a vote, while it catches up.
+//	voter    a founder, or promoted (Promote) once it has started and caught up.
+//	removed  (Remove) its etcd ends when it hears of it, and refuses to start.
+//
+// What happens when things fail:
+//
+//   - The leader dies: followers miss it after Election to twice that, 0.5 to 1 s.
+//     Reads are repeated for readTime, 6 s. A proposal ends with its deadline of 1 s or
+//     0.1 s after there is a new leader; then its outcome is settled by repeating it,
+//     for settleTime, 12 s. A proposal that found no leader was not made and is just
+//     repeated. No call waits longer for members than settleTime and one proposal.
+//   - The quorum is lost: reads fail after readTime, writes with a failure (never
+//     proposed) or with ErrUnknownOutcome after settleTime. Watches stand still; who
+//     needs to know how old they are asks Revision.
+//   - A member comes back with another address: it tells the others.
+//   - A disk is lost: the member is fresh, with another seat, and waits for Replace.
+//     Part of a disk is refused at the start.
+//   - The quorum is lost for good: Recover makes a cluster of one from a survivor.
+//
+// Invariants of members:
+//
+//   - No seat's member forgets its log or its votes: without them it is another seat.
+//   - A cluster is founded once: a fresh member never founds one while a configured
+//     member is silent or has data.
+//   - Who has a vote has started with its seat: Promote waits for that.
+//   - After Recover, no revision means what it did not mean before: it jumps ahead and
+//     all history is compacted.
+//
 // It must never send an unconditional write: a proposal may be applied long after
 // its deadline, and only its condition keeps it from overwriting what came later.
 package etcd

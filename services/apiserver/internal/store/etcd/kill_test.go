@@ -365,6 +365,8 @@ func TestLeaderKills(t *testing.T) {
 	var gaps []time.Duration
 	for i := range kills() {
 		var leader string
+		wrote := outside.count()
+		f.until("the client writes too", func() bool { return outside.writes > wrote })
 		f.until("there is a leader", func() bool { leader = f.leads; return leader != "" })
 		began := time.Now().UnixNano()
 		f.mu.Lock()
@@ -397,6 +399,9 @@ func TestLeaderKills(t *testing.T) {
 	}
 	outside.end()
 	t.Logf("a client of the members: %d writes, the longest took %v", outside.writes, outside.longest)
+	if outside.longest > settleTime {
+		t.Errorf("a client of the members waited for %v", outside.longest)
+	}
 	// All that was written, as a watch from the beginning tells it.
 	final := map[int64]string{}
 	at, err := client.Revision(ctx)
@@ -442,8 +447,14 @@ type outsider struct {
 	f       *family
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
-	writes  int
+	writes  int // guarded by f.mu
 	longest time.Duration
+}
+
+func (o *outsider) count() int {
+	o.f.mu.Lock()
+	defer o.f.mu.Unlock()
+	return o.writes
 }
 
 func newOutsider(ctx context.Context, f *family, client *Remote) *outsider {
@@ -464,16 +475,25 @@ func newOutsider(ctx context.Context, f *family, client *Remote) *outsider {
 				return
 			}
 			took := time.Since(began)
+			if took > time.Second {
+				f.Logf("a client of the members waited for %v to write %s", took, value)
+			}
 			o.longest = max(o.longest, took)
 			if err != nil {
 				f.Errorf("a client of the members, after %v: %v", took, err)
 				continue
 			}
-			o.writes++
 			f.mu.Lock()
+			o.writes++
 			f.written[int64(v[0].Revision)] = value
 			f.mu.Unlock()
+			began = time.Now()
 			e, _, err := client.Get(ctx, "/load/outside")
+			took = time.Since(began)
+			if took > time.Second {
+				f.Logf("a client of the members waited for %v to read", took)
+			}
+			o.longest = max(o.longest, took)
 			if ctx.Err() == nil && (err != nil || string(e.Value) != value) {
 				f.Errorf("a client of the members wrote %s and read %q: %v", value, e.Value, err)
 			}

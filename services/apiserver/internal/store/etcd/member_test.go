@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -484,4 +485,117 @@ func TestPeersAreApiservers(t *testing.T) {
 		_ = c.Close()
 		t.Error("b answers for c")
 	}
+}
+
+// isolate cuts a member off from the others, or mends it.
+func (s *site) isolate(name string, mend bool) {
+	one := s.running[name].etcd.Server
+	for n, e := range s.running {
+		other := e.etcd.Server
+		switch {
+		case n == name:
+		case mend:
+			one.MendPeer(other.MemberID())
+			other.MendPeer(one.MemberID())
+		default:
+			one.CutPeer(other.MemberID())
+			other.CutPeer(one.MemberID())
+		}
+	}
+}
+
+// anywhere sends each call to some member.
+type anywhere struct {
+	store.Store
+	all []*Embedded
+}
+
+func (a anywhere) Get(ctx context.Context, key string) (store.Entry, store.Revision, error) {
+	return a.all[rand.IntN(len(a.all))].Get(ctx, key)
+}
+
+func (a anywhere) Commit(ctx context.Context, w []store.Write) ([]store.Verdict, error) {
+	return a.all[rand.IntN(len(a.all))].Commit(ctx, w)
+}
+
+// Calls go to all members, while whoever leads is cut off again and again: no
+// member answers with what is over, and none loses what it acknowledged.
+func TestHistoryWhileLeadersAreCutOff(t *testing.T) {
+	s := newSite(t, "a", "b", "c")
+	s.start("a", "b", "c")
+	a := anywhere{Store: s.running["a"]}
+	for _, e := range s.running {
+		a.all = append(a.all, e)
+	}
+	leading := func() string {
+		for n, e := range s.running {
+			if e.etcd.Server.Leader() == e.etcd.Server.MemberID() {
+				return n
+			}
+		}
+		return ""
+	}
+	done := make(chan struct{})
+	cut := make(chan int)
+	go func() {
+		n := 0
+		defer func() { cut <- n }()
+		wait := func(d time.Duration) bool {
+			select {
+			case <-time.After(d):
+				return true
+			case <-done:
+				return false
+			}
+		}
+		for wait(200 * time.Millisecond) {
+			who := leading()
+			if who == "" {
+				continue
+			}
+			s.isolate(who, false)
+			n++
+			wait(1500 * time.Millisecond)
+			s.isolate(who, true)
+		}
+	}()
+	storetest.Linearizable(t, a, 150)
+	close(done)
+	if n := <-cut; n < 3 {
+		t.Errorf("leaders were cut off %d times only", n)
+	} else {
+		t.Logf("leaders were cut off %d times", n)
+	}
+	for n := range s.running {
+		s.put(n, "/after/"+n, "x")
+	}
+}
+
+// Without a quorum calls end in bounded time, and say what is known.
+func TestWithoutAQuorumCallsEnd(t *testing.T) {
+	s := newSite(t, "a", "b", "c")
+	s.start("a", "b", "c")
+	rev := s.put("a", "/k", "1")
+	s.stop("b", "c")
+	ctx := context.Background()
+	began := time.Now()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, _, err := s.running["a"].Get(ctx, "/k"); err == nil {
+			t.Error("read without a quorum")
+		}
+		if took := time.Since(began); took > readTime+2*attemptTime {
+			t.Errorf("reading took %v", took)
+		}
+	})
+	wg.Go(func() {
+		v, err := s.running["a"].Commit(ctx, []store.Write{{Key: "/k", Value: []byte("2"), Expect: rev, Settled: func(b []byte) bool { return string(b) == "2" }}})
+		if err != nil || v[0].Err == nil || errors.Is(v[0].Err, store.ErrConflict) {
+			t.Errorf("wrote without a quorum: %v %+v", err, v)
+		}
+		if took := time.Since(began); took > settleTime+2*forwardTime {
+			t.Errorf("writing took %v", took)
+		}
+	})
+	wg.Wait()
 }

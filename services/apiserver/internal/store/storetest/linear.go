@@ -1,11 +1,13 @@
 package storetest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"sync"
+	"testing"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -109,6 +111,15 @@ var model = porcupine.NondeterministicModel{
 		}
 		return out
 	},
+}
+
+// Linearizable runs clients against a few keys of a store, each with so many
+// operations, and checks that what they saw is the history of one store. For
+// stores whose parts fail meanwhile.
+func Linearizable(t *testing.T, s store.Store, each int) {
+	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
+	defer cancel()
+	history(&kit{T: t, Store: s, ctx: ctx}, each)
 }
 
 // history runs clients against a few keys and checks their history.
