@@ -109,6 +109,10 @@ func (s *Store) conditional(ctx context.Context, w *store.Write, expect int64) s
 	wait := 10 * time.Millisecond
 	for attempt := 0; ; attempt++ {
 		leaseID, err := s.leaseOf(ctx, w)
+		if err != nil && again(err) && !s.closed.Load() && time.Now().Add(wait).Before(deadline) {
+			<-time.After(wait)
+			continue
+		}
 		if err != nil {
 			if unknown {
 				return store.Verdict{Err: fmt.Errorf("write %s: %w: %w", w.Key, store.ErrUnknownOutcome, err)}
@@ -132,14 +136,16 @@ func (s *Store) conditional(ctx context.Context, w *store.Write, expect int64) s
 			s.dropLease(w.TTLSeconds, leaseID)
 			continue
 		}
-		if refused(err) && !unknown {
+		if refused(err) && !unknown && (!dropped(err) || time.Now().Add(wait).After(deadline)) {
 			return store.Verdict{Err: s.failure(ctx, "write "+w.Key, err)}
 		}
 		if s.closed.Load() || errors.Is(rpctypes.Error(err), rpctypes.ErrStopped) || time.Now().Add(wait).After(deadline) {
 			return store.Verdict{Err: fmt.Errorf("write %s: %w: %w", w.Key, store.ErrUnknownOutcome, err)}
 		}
 		<-time.After(wait)
-		wait = min(2*wait, 200*time.Millisecond)
+		if !dropped(err) { // else wait for a leader
+			wait = min(2*wait, 200*time.Millisecond)
+		}
 		switch {
 		case refused(err):
 		case creates:
@@ -153,7 +159,7 @@ func (s *Store) conditional(ctx context.Context, w *store.Write, expect int64) s
 }
 
 func (s *Store) propose(ctx context.Context, w *store.Write, req *pb.TxnRequest, attempt int) (*pb.TxnResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.proposalTime)
+	ctx, cancel := s.proposal(ctx)
 	defer cancel()
 	send := func() (*pb.TxnResponse, error) { return s.kv.Txn(ctx, req) }
 	if s.fault != nil {

@@ -30,6 +30,9 @@ import (
 type EmbeddedConfig struct {
 	// Name of the member; default "default".
 	Name string
+	// Peers, if set, makes it one of several members; without, it is alone and
+	// speaks to nobody.
+	Peers *PeerConfig
 	// Dir holds its data; made with mode 0700.
 	Dir string
 	// ListenClient, if set, is an address (host:port) where etcd's own clients
@@ -52,10 +55,12 @@ type Embedded struct {
 	etcd    *embed.Etcd
 	client  *clientv3.Client
 	closing *atomic.Bool
+	peers   *peers // nil when it is alone
+	release func()
 
 	// file is etcd's own. mapped is held while its mapping must stay where it is, or
-	// is taken away; if others reach etcd over its port, they can replace it at any
-	// time.
+	// is taken away; if others reach etcd over a port, operators or other members,
+	// they can replace it at any time.
 	file   string
 	open   bool
 	mapped sync.Mutex
@@ -65,45 +70,138 @@ type Embedded struct {
 // allocated at all times, and etcd's 64 MB each is much for a small cluster.
 var setWAL = sync.OnceFunc(func() { wal.SegmentSizeBytes = 16 << 20 })
 
-// Start runs etcd and waits until it takes writes.
-func Start(ctx context.Context, c EmbeddedConfig) (*Embedded, error) {
+// Start runs etcd and waits until it takes writes; of several members, until
+// enough of them are there.
+func Start(ctx context.Context, c EmbeddedConfig) (_ *Embedded, err error) {
 	setWAL()
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
+	if c.Dir, err = filepath.Abs(c.Dir); err != nil {
+		return nil, fmt.Errorf("etcd's directory: %w", err)
+	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("etcd's directory: %w", err)
+	}
+	if exists(filepath.Join(c.Dir, recovered)) {
+		return nil, fmt.Errorf("etcd in %s: a recovery was interrupted; repeat it", c.Dir)
 	}
 	closing := &atomic.Bool{}
 	cfg, err := c.embed(closing)
 	if err != nil {
 		return nil, err
 	}
-	e, err := embed.StartEtcd(cfg)
+	run, stop := context.WithCancel(context.Background())
+	release := stop
+	defer func() {
+		if err != nil {
+			release()
+		}
+	}()
+	var p *peers
+	if c.Peers != nil {
+		if p, err = c.startPeers(); err != nil {
+			return nil, err
+		}
+		release = sync.OnceFunc(func() {
+			stop()
+			p.close()
+			leaveSockets()
+		})
+		if err := c.joinPeers(ctx, p, cfg); err != nil {
+			return nil, err
+		}
+	}
+	started := func(e *embed.Etcd) error {
+		if p == nil {
+			return nil
+		}
+		p.serving.Store(true)
+		p.run(func() { p.follow(run, e.Server) })
+		return p.joined()
+	}
+	e, err := startEtcd(ctx, cfg, started)
 	if err != nil {
 		return nil, fmt.Errorf("start etcd in %s: %w", c.Dir, err)
 	}
-	select {
-	case <-e.Server.ReadyNotify():
-	case err := <-e.Err():
-		e.Close()
-		return nil, fmt.Errorf("start etcd in %s: %w", c.Dir, err)
-	case <-ctx.Done():
-		e.Close()
-		return nil, fmt.Errorf("start etcd in %s: %w", c.Dir, ctx.Err())
-	}
 	s := e.Server
 	client := v3client.New(s)
-	st := newStore(inProcess(s, client), localTime, c.Log)
-	if _, err := st.Revision(ctx); err != nil {
-		_ = client.Close()
-		e.Close()
-		return nil, fmt.Errorf("start etcd in %s: %w", c.Dir, err)
+	proposalTime := localTime
+	if p != nil {
+		proposalTime = forwardTime
+	}
+	st := newStore(inProcess(s, client), proposalTime, c.Log)
+	if p != nil {
+		p.run(func() { st.followLeader(run, s) })
+	}
+	for {
+		if _, err = st.Revision(ctx); err == nil {
+			break
+		}
+		if !again(err) || ctx.Err() != nil {
+			_ = client.Close()
+			e.Close()
+			return nil, fmt.Errorf("start etcd in %s: %w", c.Dir, err)
+		}
 	}
 	return &Embedded{
-		Store: st, etcd: e, client: client, closing: closing,
-		file: filepath.Join(c.Dir, "member", "snap", "db"), open: c.ListenClient != "",
+		Store: st, etcd: e, client: client, closing: closing, peers: p, release: release,
+		file: filepath.Join(c.Dir, "member", "snap", "db"), open: c.ListenClient != "" || p != nil,
 	}, nil
+}
+
+// startEtcd runs etcd and waits until it is ready. then, if any, is called in
+// between, when it answers its peers.
+func startEtcd(ctx context.Context, cfg *embed.Config, then ...func(*embed.Etcd) error) (*embed.Etcd, error) {
+	e, err := embed.StartEtcd(cfg)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range then {
+		if err := f(e); err != nil {
+			e.Close()
+			return nil, err
+		}
+	}
+	select {
+	case <-e.Server.ReadyNotify():
+		return e, nil
+	case <-e.Server.StopNotify():
+		err = errors.New("it has ended; was this member removed?")
+	case err = <-e.Err():
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	e.Close()
+	return nil, err
+}
+
+// joinPeers tells etcd who the other members are and opens the ways to them.
+func (c *EmbeddedConfig) joinPeers(ctx context.Context, p *peers, cfg *embed.Config) error {
+	cfg.ListenPeerUrls = []url.URL{{Scheme: "unix", Host: p.local}}
+	cfg.AdvertisePeerUrls = []url.URL{{Scheme: "unix", Host: p.seat()}}
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	cfg.TickMs, cfg.ElectionMs = 50, 500
+	if d := c.Peers.Heartbeat; d > 0 {
+		cfg.TickMs = uint(d.Milliseconds())
+	}
+	if d := c.Peers.Election; d > 0 {
+		cfg.ElectionMs = uint(d.Milliseconds())
+	}
+	// A member that was away for less than so many entries gets those instead of
+	// the whole store.
+	cfg.SnapshotCatchUpEntries = 5000
+	for _, t := range p.all() {
+		if t.Seat != p.seat() {
+			if err := p.openOutlet(t.Seat); err != nil {
+				return err
+			}
+		}
+	}
+	if hasLog(c.Dir) {
+		return nil
+	}
+	return p.begin(ctx, c.Peers.Members, cfg)
 }
 
 func (c *EmbeddedConfig) embed(closing *atomic.Bool) (*embed.Config, error) {
@@ -114,7 +212,7 @@ func (c *EmbeddedConfig) embed(closing *atomic.Bool) (*embed.Config, error) {
 	}
 	// Nobody but this process speaks to a single member: it listens nowhere, and
 	// its peer URL is only a name.
-	peer := url.URL{Scheme: "unix", Host: "keelson-etcd-" + cfg.Name}
+	peer := url.URL{Scheme: "unix", Host: seatOf(cfg.Name, "")}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = nil, []url.URL{peer}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = nil, nil
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
@@ -159,6 +257,7 @@ func (c *EmbeddedConfig) embed(closing *atomic.Bool) (*embed.Config, error) {
 // inProcess calls the server's own functions.
 func inProcess(s *etcdserver.EtcdServer, client *clientv3.Client) transport {
 	return transport{
+		local: true,
 		kv:    adapter.KvServerToKvClient(v3rpc.NewQuotaKVServer(s)),
 		lease: client.Lease,
 		revision: func(ctx context.Context) (int64, error) {
@@ -180,9 +279,32 @@ func (e *Embedded) Close() {
 	}
 	e.closing.Store(true)
 	_ = e.client.Close()
+	if e.peers != nil {
+		e.handOver()
+	}
 	e.mapped.Lock()
 	defer e.mapped.Unlock()
 	e.etcd.Close()
+	e.release()
+}
+
+// handOverTime is how long a leader that ends waits for another to take over:
+// they may all be ending.
+const handOverTime = 500 * time.Millisecond
+
+// handOver makes another member the leader, if there is one, and stops the server.
+func (e *Embedded) handOver() {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = e.etcd.Server.TryTransferLeadershipOnShutdown()
+	}()
+	select {
+	case <-done:
+	case <-time.After(handOverTime):
+	}
+	e.etcd.Server.HardStop()
+	<-done
 }
 
 // giveBack lets go of the mapped pages of etcd's file. A compaction reads all of

@@ -6,6 +6,52 @@
 // the disk's syncs. A proposal has a deadline of its own; when it passes, the
 // outcome is unknown and is settled by repeating the same conditional write.
 //
+// # Members
+//
+// One member alone speaks to nobody. Several (EmbeddedConfig.Peers) find each other
+// by seats: a seat is a name and a disk, and etcd's peer URL unix://<seat> is made of
+// it, so that no URL ever changes. etcd dials a socket of that name in the process's
+// working directory; this package carries the bytes over mutual TLS to where the
+// seat's member is now. Both sides must have certificates of the cluster's authority
+// and of a member's common name, and the protocol names the seat, so that whoever has
+// an address by now does not answer for who had it before. Where members are they
+// tell each other, without quorum (cards); each keeps what it heard on its disk, and
+// tries what its configuration says too. So all may stop and start with other
+// addresses, as long as the ways that are known, from either side, connect them all.
+//
+// A member's states, from an empty disk:
+//
+//	fresh    no data. It founds a cluster with exactly the configured members if all of
+//	         them are there and fresh too (or are founding this very cluster); if any
+//	         has a cluster without this seat, it waits to be let in; else it waits.
+//	learner  let in (AddLearner), without a vote, while it catches up.
+//	voter    a founder, or promoted (Promote) once it has started and caught up.
+//	removed  (Remove) its etcd ends when it hears of it, and refuses to start.
+//
+// What happens when things fail:
+//
+//   - The leader dies: followers miss it after Election to twice that, 0.5 to 1 s.
+//     Reads are repeated for readTime, 6 s. A proposal ends with its deadline of 1 s or
+//     0.1 s after there is a new leader; then its outcome is settled by repeating it,
+//     for settleTime, 12 s. A proposal that found no leader was not made and is just
+//     repeated. No call waits longer for members than settleTime and one proposal.
+//   - The quorum is lost: reads fail after readTime, writes with a failure (never
+//     proposed) or with ErrUnknownOutcome after settleTime. Watches stand still; who
+//     needs to know how old they are asks Revision.
+//   - A member comes back with another address: it tells the others.
+//   - A disk is lost: the member is fresh, with another seat, and waits for Replace.
+//     Part of a disk is refused at the start.
+//   - The quorum is lost for good: Recover makes a cluster of one from a survivor.
+//
+// Invariants of members:
+//
+//   - No seat's member forgets its log or its votes: without them it is another seat.
+//   - A cluster is founded once: a fresh member never founds one while a configured
+//     member is silent or has data.
+//   - Who has a vote has started with its seat: Promote waits for that.
+//   - After Recover, no revision means what it did not mean before: it jumps ahead and
+//     all history is compacted.
+//
 // It must never send an unconditional write: a proposal may be applied long after
 // its deadline, and only its condition keeps it from overwriting what came later.
 package etcd
@@ -51,6 +97,8 @@ const (
 
 // transport is what differs between an etcd in this process and one elsewhere.
 type transport struct {
+	// local says that no answer comes from another process.
+	local bool
 	kv    pb.KVClient
 	lease clientv3.Lease
 	// revision returns the newest revision, linearizably.
@@ -70,6 +118,9 @@ type Store struct {
 	// seen is the newest revision that this store was told of.
 	seen  atomic.Int64
 	guard guard
+	// term ends a moment after another member has become the leader: what was sent
+	// to the one before may be lost.
+	term atomic.Pointer[term]
 
 	proposalTime, settleTime time.Duration
 	// fault, if set, stands between the store and etcd; for tests.
@@ -80,7 +131,7 @@ func newStore(t transport, proposalTime time.Duration, log *slog.Logger) *Store 
 	if log == nil {
 		log = slog.Default()
 	}
-	return &Store{
+	s := &Store{
 		guard:        newGuard(),
 		transport:    t,
 		log:          log,
@@ -88,6 +139,8 @@ func newStore(t transport, proposalTime time.Duration, log *slog.Logger) *Store 
 		proposalTime: proposalTime,
 		settleTime:   settleTime,
 	}
+	s.newTerm()
+	return s
 }
 
 // saw notes a revision.
@@ -109,7 +162,7 @@ func rangeEnd(prefix string) []byte { return []byte(clientv3.GetPrefixRangeEnd(p
 
 // Get implements store.Store.
 func (s *Store) Get(ctx context.Context, key string) (store.Entry, store.Revision, error) {
-	resp, err := s.kv.Range(ctx, &pb.RangeRequest{Key: []byte(key)})
+	resp, err := s.read(ctx, &pb.RangeRequest{Key: []byte(key)})
 	if err != nil {
 		return store.Entry{}, 0, s.failure(ctx, "get "+key, err)
 	}
@@ -146,10 +199,10 @@ func (s *Store) List(ctx context.Context, prefix string, o store.ListOptions) (s
 	var resp *pb.RangeResponse
 	var err error
 	if within || o.After == "" || o.After < prefix {
-		resp, err = s.kv.Range(ctx, req)
+		resp, err = s.read(ctx, req)
 	} else { // After lies behind the whole range
 		req.Key, req.Limit, req.CountOnly = rangeStart(prefix), 0, true
-		resp, err = s.kv.Range(ctx, req)
+		resp, err = s.read(ctx, req)
 		within = false
 	}
 	if err != nil {
@@ -160,7 +213,7 @@ func (s *Store) List(ctx context.Context, prefix string, o store.ListOptions) (s
 		page.Revision = store.Revision(resp.Header.Revision)
 	}
 	if within { // Count covers what is left only
-		all, err := s.kv.Range(ctx, &pb.RangeRequest{Key: rangeStart(prefix), RangeEnd: rangeEnd(prefix), Revision: int64(page.Revision), CountOnly: true})
+		all, err := s.read(ctx, &pb.RangeRequest{Key: rangeStart(prefix), RangeEnd: rangeEnd(prefix), Revision: int64(page.Revision), CountOnly: true})
 		if err != nil {
 			return store.Page{}, s.failure(ctx, "list "+prefix, err)
 		}
@@ -192,7 +245,11 @@ func (s *Store) Revision(ctx context.Context) (store.Revision, error) {
 	if s.closed.Load() {
 		return 0, store.ErrClosed
 	}
-	rev, err := s.revision(ctx)
+	var rev int64
+	err := s.repeat(ctx, attemptTime, func(ctx context.Context) (err error) {
+		rev, err = s.revision(ctx)
+		return err
+	})
 	if err != nil {
 		return 0, s.failure(ctx, "read revision", err)
 	}
@@ -234,6 +291,9 @@ func (s *Store) failure(ctx context.Context, doing string, err error) error {
 
 // refused tells the errors after which nothing was, nor will be, written.
 func refused(err error) bool {
+	if dropped(err) {
+		return true
+	}
 	var e rpctypes.EtcdError
 	if errors.As(rpctypes.Error(err), &e) {
 		switch {
@@ -246,10 +306,14 @@ func refused(err error) bool {
 		case codes.InvalidArgument, codes.PermissionDenied, codes.Unauthenticated:
 			return true
 		}
-		return false
 	}
-	// raft drops proposals while there is no leader.
-	return status.Code(err) == codes.Unknown && strings.Contains(err.Error(), "raft proposal dropped")
+	return false
+}
+
+// dropped tells that there was no leader to propose to: nothing was written.
+func dropped(err error) bool {
+	return status.Code(err) == codes.Unknown && strings.Contains(err.Error(), "raft proposal dropped") ||
+		errors.Is(rpctypes.Error(err), rpctypes.ErrNoLeader)
 }
 
 // leases are shared by entries that expire at about the same time.
@@ -290,8 +354,10 @@ func (s *Store) lease(ctx context.Context, ttl int64) (clientv3.LeaseID, error) 
 	}
 	ls.mu.Unlock()
 	l.once.Do(func() {
+		ctx, cancel := s.proposal(ctx)
+		defer cancel()
 		var resp *clientv3.LeaseGrantResponse
-		if resp, l.err = s.transport.lease.Grant(context.WithoutCancel(ctx), ttl+slack(ttl)); l.err == nil {
+		if resp, l.err = s.transport.lease.Grant(ctx, ttl+slack(ttl)); l.err == nil {
 			l.id = resp.ID
 		}
 	})

@@ -24,6 +24,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if config := os.Getenv(childEnv); config != "" {
+		os.Exit(child(config))
+	}
 	goleak.VerifyTestMain(m,
 		// started once by a package of etcd's, for the life of the process
 		goleak.IgnoreAnyFunction("go.etcd.io/etcd/client/pkg/v3/logutil.(*MergeLogger).outputLoop"),
@@ -147,6 +150,17 @@ func TestNobodyGetsInWithoutACertificate(t *testing.T) {
 	if _, err := Start(context.Background(), EmbeddedConfig{Dir: t.TempDir(), ListenClient: "127.0.0.1:1"}); err == nil {
 		t.Error("etcd listens without TLS")
 	}
+}
+
+// freeAddress is a port of loopback that nobody listens on.
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
 }
 
 func foreign(t *testing.T, f TLSFiles) *tls.Config {

@@ -70,7 +70,7 @@ func (s *Store) moveGuard(ctx context.Context, from int64, deadline time.Time) (
 		lease, err := s.lease(ctx, guardTTL)
 		if err == nil {
 			var resp *pb.PutResponse
-			ctx, cancel := context.WithTimeout(ctx, s.proposalTime)
+			ctx, cancel := s.proposal(ctx)
 			resp, err = s.kv.Put(ctx, &pb.PutRequest{Key: []byte(g.key), Value: []byte{}, Lease: int64(lease)})
 			cancel()
 			if err == nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -17,6 +18,8 @@ import (
 
 // RemoteConfig says how to reach an etcd that runs elsewhere.
 type RemoteConfig struct {
+	// Endpoints are its members: calls go to all in turn, and past those that do not
+	// answer.
 	Endpoints []string
 	TLS       *tls.Config
 	Log       *slog.Logger
@@ -38,7 +41,7 @@ func Dial(ctx context.Context, c RemoteConfig) (*Remote, error) {
 		TLS:                  c.TLS,
 		DialTimeout:          5 * time.Second,
 		DialKeepAliveTime:    10 * time.Second,
-		DialKeepAliveTimeout: 5 * time.Second,
+		DialKeepAliveTimeout: 2 * time.Second, // also for what was sent and not acknowledged
 		Logger:               zap.New(slogCore{log: c.Log}),
 	})
 	if err != nil {
@@ -57,9 +60,10 @@ func Dial(ctx context.Context, c RemoteConfig) (*Remote, error) {
 func overWire(client *clientv3.Client) transport {
 	kv := clientv3.RetryKVClient(client)
 	return transport{
-		kv:    kv,
+		kv:    leaderKV{kv},
 		lease: client.Lease,
 		revision: func(ctx context.Context) (int64, error) {
+			ctx = clientv3.WithRequireLeader(ctx)
 			resp, err := kv.Range(ctx, &pb.RangeRequest{Key: []byte("/keelson/none"), CountOnly: true})
 			if err != nil {
 				return 0, err
@@ -70,6 +74,22 @@ func overWire(client *clientv3.Client) transport {
 			return watchRemote(client, prefix, from)
 		},
 	}
+}
+
+// leaderKV asks members that have lost their leader to say so instead of waiting
+// for one: another member may have it.
+type leaderKV struct{ pb.KVClient }
+
+func (k leaderKV) Range(ctx context.Context, r *pb.RangeRequest, o ...grpc.CallOption) (*pb.RangeResponse, error) {
+	return k.KVClient.Range(clientv3.WithRequireLeader(ctx), r, o...)
+}
+
+func (k leaderKV) Txn(ctx context.Context, r *pb.TxnRequest, o ...grpc.CallOption) (*pb.TxnResponse, error) {
+	return k.KVClient.Txn(clientv3.WithRequireLeader(ctx), r, o...)
+}
+
+func (k leaderKV) Put(ctx context.Context, r *pb.PutRequest, o ...grpc.CallOption) (*pb.PutResponse, error) {
+	return k.KVClient.Put(clientv3.WithRequireLeader(ctx), r, o...)
 }
 
 // Close ends the connection. Calls under way fail.

@@ -1,0 +1,225 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	etcdtls "go.etcd.io/etcd/client/pkg/v3/transport"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/rafthttp"
+	"go.etcd.io/etcd/server/v3/storage/datadir"
+	"go.etcd.io/etcd/server/v3/storage/wal"
+
+	"keelson.dev/services/internal/identity"
+)
+
+// PeerConfig makes a member of several.
+type PeerConfig struct {
+	// Listen is the host:port where the other members connect; Address, if set, is
+	// where they find it. Both may change from one start to the next.
+	Listen, Address string
+	// Identity is what this member shows the others. Names are the common names of
+	// certificates that may be members'.
+	Identity *identity.Source
+	Names    []string
+	// Members are the names of members and where they may be found. A member without
+	// data whose own name is among them founds the cluster with them, if none of them
+	// has data; else it waits until it is let in (Embedded.Add, Embedded.Replace). A
+	// member with data takes no more than addresses from them.
+	Members map[string]string
+	// Sockets is the directory that becomes the process's working directory, because
+	// etcd finds its peers by names of sockets in it; default "peers" in Dir. All
+	// members of a process share one. Paths that are relative must be made absolute
+	// before.
+	Sockets string
+	// Election is how long a member waits for its leader before it stands for
+	// election, Heartbeat the time between two signs of life of a leader; by default
+	// 500 ms and 50 ms. They must be the same on all members.
+	Election, Heartbeat time.Duration
+}
+
+// ErrNoQuorum says that too few members are there.
+var ErrNoQuorum = errors.New("too few members of etcd can be reached")
+
+// hasLog says whether there is a member's log in the directory.
+func hasLog(dir string) bool { return wal.Exist(datadir.ToWALDir(dir)) }
+
+// start opens the member's doors to the others.
+func (c *EmbeddedConfig) startPeers() (*peers, error) {
+	pc := c.Peers
+	switch {
+	case !memberName.MatchString(c.Name):
+		return nil, fmt.Errorf("etcd's member: %q is no name for one", c.Name)
+	case pc.Identity == nil || len(pc.Names) == 0:
+		return nil, errors.New("etcd's members need an identity and the names of those who may be members")
+	case pc.Listen == "":
+		return nil, errors.New("etcd's members need an address to listen on")
+	}
+	dir := pc.Sockets
+	if dir == "" {
+		dir = filepath.Join(c.Dir, "peers")
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", pc.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("etcd's peers: %w", err)
+	}
+	address := pc.Address
+	if address == "" {
+		address = l.Addr().String()
+	}
+	cs, err := openCards(c.Dir, c.Name, address, pc.Members, hasLog(c.Dir))
+	if err == nil {
+		err = useSockets(dir)
+	}
+	if err != nil {
+		_ = l.Close()
+		return nil, fmt.Errorf("etcd's member %s: %w", c.Name, err)
+	}
+	return newPeers(cs, c.Log, pc, l), nil
+}
+
+// founders waits until it is clear how this member begins: with whom it founds the
+// cluster, or, if that is none, whom it asks to join it.
+//
+// A member without data that found a cluster anew where there is one would forget
+// what it voted for. So all founders must be there, and say of themselves that they
+// have no data, or that they are founding this very cluster.
+func (p *peers) founders(ctx context.Context, names map[string]string) (found, ask []string, err error) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	own := p.own()
+	_, listed := names[nameOf(own.Seat)]
+	for {
+		if found = p.own().Founders; len(found) > 0 {
+			return found, nil, nil
+		}
+		found, ask = []string{own.Seat}, nil
+		var claims [][]string
+		for name := range names {
+			t, ok := p.newest(name)
+			switch {
+			case name == nameOf(own.Seat):
+			case !ok:
+			case !t.Fresh, len(t.Founders) > 0:
+				found = append(found, t.Seat)
+				claims = append(claims, t.Founders)
+				if !t.Fresh {
+					ask = append(ask, t.Seat)
+				}
+			default:
+				found = append(found, t.Seat)
+			}
+		}
+		slices.Sort(found)
+		ours := func(claim []string) bool { return slices.Equal(claim, found) }
+		knowsUs := func(claim []string) bool { return slices.Contains(claim, own.Seat) }
+		switch {
+		case len(ask) > 0 && !slices.ContainsFunc(claims, knowsUs), !listed && len(ask) > 0:
+			return nil, ask, nil
+		case listed && len(found) == len(names) && !slices.ContainsFunc(claims, func(c []string) bool { return !ours(c) }):
+			return found, nil, p.found(found)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, nil, fmt.Errorf("of the members %s, %s are there: %w", join(names), strings.Join(found, ", "), ctx.Err())
+		}
+	}
+}
+
+func join(names map[string]string) string {
+	var out []string
+	for n := range names {
+		out = append(out, n)
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
+}
+
+// admitted waits until the cluster counts this member's seat among its own, and
+// returns the seats of all.
+func (p *peers) admitted(ctx context.Context, ask []string) ([]string, error) {
+	rt, err := rafthttp.NewRoundTripper(etcdtls.TLSInfo{}, dialTime)
+	if err != nil {
+		return nil, err
+	}
+	var urls []string
+	for _, seat := range ask {
+		if err := p.openOutlet(seat); err != nil {
+			return nil, err
+		}
+		urls = append(urls, urlPrefix+seat)
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if cl, err := etcdserver.GetClusterFromRemotePeers(zap.NewNop(), urls, rt); err == nil {
+			var seats []string
+			for _, m := range cl.Members() {
+				seats = append(seats, seatOfURLs(m.PeerURLs))
+			}
+			if slices.Contains(seats, p.seat()) {
+				return seats, nil
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("member %s was not let in by the others: %w", p.seat(), ctx.Err())
+		}
+	}
+}
+
+// seatOfURLs is the seat in a member's peer URLs.
+func seatOfURLs(urls []string) string {
+	for _, u := range urls {
+		if seat, ok := strings.CutPrefix(u, urlPrefix); ok {
+			return seat
+		}
+	}
+	return ""
+}
+
+// begin settles how a member without data begins.
+func (p *peers) begin(ctx context.Context, names map[string]string, cfg *embed.Config) error {
+	seats, ask, err := p.founders(ctx, names)
+	if err != nil {
+		return err
+	}
+	cfg.ClusterState = embed.ClusterStateFlagNew
+	if seats == nil {
+		cfg.ClusterState = embed.ClusterStateFlagExisting
+		if seats, err = p.admitted(ctx, ask); err != nil {
+			return err
+		}
+	}
+	var initial []string
+	for _, seat := range seats {
+		if seat != p.seat() {
+			if err := p.openOutlet(seat); err != nil {
+				return err
+			}
+		}
+		// Founders must all say the same; of who joins, the others' names are not used.
+		name := nameOf(seat)
+		if seat != p.seat() && name == cfg.Name {
+			name = seat
+		}
+		initial = append(initial, name+"="+urlPrefix+seat)
+	}
+	cfg.InitialCluster = strings.Join(initial, ",")
+	return nil
+}

@@ -1,0 +1,508 @@
+package etcd
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/internal/identity"
+	"keelson.dev/services/internal/identity/identitytest"
+)
+
+// childEnv makes this test binary a member that is under load and tells what
+// happens, line by line; see child.
+const childEnv = "KEELSON_TEST_ETCD_MEMBER"
+
+type childConfig struct {
+	Name, Dir, Identity string
+	Members             map[string]string
+	ListenClient        string
+}
+
+// What a child says: a line each, with the time in nanoseconds since 1970 first.
+const (
+	saysReady   = "ready"
+	saysLeader  = "leader" // 1 or 0
+	saysWritten = "written"
+	saysFailed  = "failed"
+	saysEvent   = "event" // revision and value
+	saysError   = "error"
+)
+
+const childWriters = 4
+
+// child is a member of the test below: writers, each with its own keys, and one
+// watch, until it is killed or its input ends.
+func child(config string) int {
+	var c childConfig
+	if err := json.Unmarshal([]byte(config), &c); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	var mu sync.Mutex
+	say := func(what string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		fmt.Println(append([]any{time.Now().UnixNano(), what}, args...)...)
+	}
+	id, err := identity.Load(c.Identity)
+	if err != nil {
+		say(saysError, err)
+		return 1
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
+	cfg := EmbeddedConfig{
+		Name: c.Name, Dir: c.Dir, Log: quiet(),
+		Peers: &PeerConfig{Listen: c.Members[c.Name], Identity: id, Names: []string{"kube-apiserver"}, Members: c.Members},
+	}
+	if c.ListenClient != "" {
+		cfg.ListenClient, cfg.ClientNames = c.ListenClient, []string{"kube-apiserver"}
+		cfg.ClientTLS = TLSFiles{
+			Cert: filepath.Join(c.Identity, identity.CertFile), Key: filepath.Join(c.Identity, identity.KeyFile), CA: filepath.Join(c.Identity, identity.CAFile),
+		}
+	}
+	e, err := Start(ctx, cfg)
+	if err != nil {
+		say(saysError, err)
+		return 1
+	}
+	defer e.Close()
+	say(saysReady)
+	var wg sync.WaitGroup
+	wg.Go(func() { // who leads
+		was := false
+		for tick := time.NewTicker(5 * time.Millisecond); ctx.Err() == nil; <-tick.C {
+			if is := e.etcd.Server.Leader() == e.etcd.Server.MemberID(); is != was {
+				was = is
+				say(saysLeader, map[bool]int{true: 1}[is])
+			}
+		}
+	})
+	wg.Go(func() { // what is seen
+		w, err := e.Watch(ctx, "/load/", 1)
+		for err == nil {
+			var b store.Batch
+			if b, err = w.Next(ctx); err != nil {
+				break
+			}
+			for _, ev := range b.Events {
+				say(saysEvent, int64(ev.Entry.ModRevision), string(ev.Entry.Value))
+			}
+		}
+		if ctx.Err() == nil {
+			say(saysError, err)
+		}
+	})
+	run := strconv.FormatInt(time.Now().UnixNano(), 36)
+	for i := range childWriters {
+		wg.Go(func() {
+			tick := time.NewTicker(20 * time.Millisecond)
+			for n := 0; ctx.Err() == nil; n++ {
+				<-tick.C
+				value := fmt.Sprintf("%s-%s-%d-%d", c.Name, run, i, n)
+				v, err := e.Commit(ctx, []store.Write{{
+					Key: fmt.Sprintf("/load/%s/%d/%d", c.Name, i, n%4), Value: []byte(value), Expect: store.Any,
+					Settled: func(found []byte) bool { return string(found) == value },
+				}})
+				if err == nil {
+					err = v[0].Err
+				}
+				if err == nil {
+					say(saysWritten, int64(v[0].Revision), value)
+				} else if ctx.Err() == nil {
+					say(saysFailed, value, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return 0
+}
+
+// family is the children of a test.
+type family struct {
+	testing.TB
+	dir      string
+	identity string
+	members  map[string]string
+	clients  map[string]string
+	mu       sync.Mutex
+	running  map[string]*exec.Cmd
+	leads    string
+	written  map[int64]string // by revision, as acknowledged
+	when     []int64          // times of acknowledgements
+	last     map[string]int64 // by child, time of its last acknowledgement
+	ready    map[string]int64
+	seen     map[string]map[int64]string // by run of a child
+	failed   []string
+	wg       sync.WaitGroup
+}
+
+func newFamily(t testing.TB, names ...string) *family {
+	f := &family{
+		TB: t, dir: t.TempDir(), identity: t.TempDir(), members: map[string]string{}, clients: map[string]string{}, running: map[string]*exec.Cmd{},
+		written: map[int64]string{}, last: map[string]int64{}, ready: map[string]int64{}, seen: map[string]map[int64]string{},
+	}
+	identitytest.NewCA(t).Write(t, f.identity, "kube-apiserver")
+	for _, n := range names {
+		f.members[n] = freeAddress(t)
+		f.clients[n] = freeAddress(t)
+	}
+	t.Cleanup(func() {
+		f.mu.Lock()
+		for _, c := range f.running {
+			_ = c.Process.Kill()
+		}
+		f.mu.Unlock()
+		f.wg.Wait()
+	})
+	return f
+}
+
+func (f *family) start(name string) {
+	f.Helper()
+	config, err := json.Marshal(childConfig{Name: name, Dir: filepath.Join(f.dir, name), Identity: f.identity, Members: f.members, ListenClient: f.clients[name]})
+	if err != nil {
+		f.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"="+string(config))
+	cmd.Stderr = os.Stderr
+	if _, err = cmd.StdinPipe(); err != nil {
+		f.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		f.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		f.Fatal(err)
+	}
+	f.mu.Lock()
+	delete(f.ready, name)
+	f.running[name] = cmd
+	f.mu.Unlock()
+	run := fmt.Sprintf("%s-%d", name, cmd.Process.Pid)
+	f.wg.Go(func() {
+		lines := bufio.NewScanner(out)
+		for lines.Scan() {
+			f.heard(name, run, lines.Text())
+		}
+		_ = cmd.Wait()
+	})
+}
+
+func (f *family) heard(name, run, line string) {
+	at, rest, _ := strings.Cut(line, " ")
+	what, rest, _ := strings.Cut(rest, " ")
+	when, err := strconv.ParseInt(at, 10, 64)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err != nil {
+		f.failed = append(f.failed, name+": "+line)
+		return
+	}
+	revAndValue := func() (int64, string) {
+		rev, value, _ := strings.Cut(rest, " ")
+		n, _ := strconv.ParseInt(rev, 10, 64)
+		return n, value
+	}
+	switch what {
+	case saysReady:
+		f.ready[name] = when
+	case saysLeader:
+		if rest == "1" {
+			f.leads = name
+		} else if f.leads == name {
+			f.leads = ""
+		}
+	case saysWritten:
+		rev, value := revAndValue()
+		if before, ok := f.written[rev]; ok {
+			f.failed = append(f.failed, fmt.Sprintf("%s and %s were both written at %d", before, value, rev))
+		}
+		f.written[rev] = value
+		f.when = append(f.when, when)
+		f.last[name] = when
+	case saysEvent:
+		rev, value := revAndValue()
+		if f.seen[run] == nil {
+			f.seen[run] = map[int64]string{}
+		}
+		if _, twice := f.seen[run][rev]; twice {
+			f.failed = append(f.failed, fmt.Sprintf("%s saw %d twice", run, rev))
+		}
+		f.seen[run][rev] = value
+	default:
+		f.failed = append(f.failed, name+": "+line)
+	}
+}
+
+// until waits for a condition.
+func (f *family) until(what string, cond func() bool) {
+	f.Helper()
+	deadline := time.After(60 * time.Second)
+	for tick := time.NewTicker(2 * time.Millisecond); ; {
+		f.mu.Lock()
+		ok := cond()
+		failed := slices.Clone(f.failed)
+		f.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			f.Fatalf("waited in vain until %s; %v", what, failed)
+		}
+	}
+}
+
+// gap is the longest time without an acknowledged write in the family between two
+// times.
+func (f *family) gap(from, to int64) time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	when := slices.Clone(f.when)
+	slices.Sort(when)
+	last, longest := from, int64(0)
+	for _, w := range append(when, to) {
+		if w > from && w <= to {
+			longest = max(longest, w-last)
+			last = w
+		}
+	}
+	return time.Duration(longest)
+}
+
+// history compares what was acknowledged with what a client of the store finds at
+// the end, and with what each watch saw.
+func (f *family) history(final map[int64]string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, line := range f.failed {
+		f.Error(line)
+	}
+	for rev, value := range f.written {
+		if final[rev] != value {
+			f.Errorf("acknowledged at %d: %q; there is %q", rev, value, final[rev])
+		}
+	}
+	for run, seen := range f.seen {
+		var last int64
+		for rev := range seen {
+			last = max(last, rev)
+		}
+		for rev, value := range final {
+			if rev <= last && seen[rev] != value {
+				f.Errorf("the watch of %s has a gap at %d", run, rev)
+			}
+		}
+	}
+}
+
+// kills is how many leaders are killed; more by KEELSON_TEST_KILLS.
+func kills() int {
+	if n, err := strconv.Atoi(os.Getenv("KEELSON_TEST_KILLS")); err == nil {
+		return n
+	}
+	return 4
+}
+
+// TestLeaderKills kills the leader again and again, under load on all members, and
+// measures how long nobody can write. No acknowledged write is lost, no watch has
+// a gap, and each write's outcome becomes known. A client of the members goes on
+// through all of it.
+func TestLeaderKills(t *testing.T) {
+	f := newFamily(t, "a", "b", "c")
+	for n := range f.members {
+		f.start(n)
+	}
+	writing := func() bool {
+		for n := range f.members {
+			if f.last[n] <= f.ready[n] || f.ready[n] == 0 {
+				return false
+			}
+		}
+		return f.leads != ""
+	}
+	f.until("all write", writing)
+	var endpoints []string
+	for _, a := range f.clients {
+		endpoints = append(endpoints, a)
+	}
+	id, err := identity.Load(f.identity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Second)
+	defer cancel()
+	client, err := Dial(ctx, RemoteConfig{Endpoints: endpoints, TLS: id.ClientTLS("localhost"), Log: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	outside := newOutsider(ctx, f, client)
+
+	signals := []syscall.Signal{syscall.SIGKILL}
+	var gaps []time.Duration
+	for i := range kills() {
+		var leader string
+		wrote := outside.count()
+		f.until("the client writes too", func() bool { return outside.writes > wrote })
+		f.until("there is a leader", func() bool { leader = f.leads; return leader != "" })
+		began := time.Now().UnixNano()
+		f.mu.Lock()
+		cmd := f.running[leader]
+		f.leads = ""
+		f.mu.Unlock()
+		if err := cmd.Process.Signal(signals[i%len(signals)]); err != nil {
+			t.Fatal(err)
+		}
+		f.until("the others write again", func() bool {
+			for n := range f.members {
+				if n != leader && f.last[n] < began+int64(50*time.Millisecond) {
+					return false
+				}
+			}
+			return f.leads != ""
+		})
+		f.until("the others write on", func() bool {
+			return len(f.when) > 0 && f.when[len(f.when)-1] > began+int64(500*time.Millisecond)
+		})
+		gaps = append(gaps, f.gap(began, time.Now().UnixNano()))
+		f.start(leader)
+		f.until("it is back", writing)
+	}
+	slices.Sort(gaps)
+	worst, median := gaps[len(gaps)-1], gaps[len(gaps)/2]
+	t.Logf("%d leaders killed: longest time without a write: median %v, worst %v, all %v", len(gaps), median, worst, gaps)
+	if worst > 3*time.Second {
+		t.Errorf("nobody could write for %v", worst)
+	}
+	outside.end()
+	t.Logf("a client of the members: %d writes, the longest took %v", outside.writes, outside.longest)
+	if outside.longest > settleTime {
+		t.Errorf("a client of the members waited for %v", outside.longest)
+	}
+	// All that was written, as a watch from the beginning tells it.
+	final := map[int64]string{}
+	at, err := client.Revision(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := client.Watch(ctx, "/load/", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	f.mu.Lock()
+	upTo := int64(0)
+	for rev := range f.written {
+		if rev <= int64(at) {
+			upTo = max(upTo, rev)
+		}
+	}
+	f.mu.Unlock()
+	var last int64
+	for last < upTo {
+		b, err := w.Next(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range b.Events {
+			last = int64(e.Entry.ModRevision)
+			final[last] = string(e.Entry.Value)
+		}
+	}
+	f.mu.Lock()
+	for rev := range f.written {
+		if rev > upTo {
+			delete(f.written, rev) // written after the end
+		}
+	}
+	f.mu.Unlock()
+	f.history(final)
+}
+
+// outsider writes through a client of the members and follows its own writes.
+type outsider struct {
+	f       *family
+	stop    context.CancelFunc
+	wg      sync.WaitGroup
+	writes  int // guarded by f.mu
+	longest time.Duration
+}
+
+func (o *outsider) count() int {
+	o.f.mu.Lock()
+	defer o.f.mu.Unlock()
+	return o.writes
+}
+
+func newOutsider(ctx context.Context, f *family, client *Remote) *outsider {
+	ctx, stop := context.WithCancel(ctx)
+	o := &outsider{f: f, stop: stop}
+	o.wg.Go(func() {
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for n := 0; ctx.Err() == nil; n++ {
+			<-tick.C
+			value := fmt.Sprintf("outside-%d", n)
+			began := time.Now()
+			v, err := client.Commit(ctx, []store.Write{{Key: "/load/outside", Value: []byte(value), Expect: store.Any, Settled: func(b []byte) bool { return string(b) == value }}})
+			if err == nil {
+				err = v[0].Err
+			}
+			if ctx.Err() != nil {
+				return
+			}
+			took := time.Since(began)
+			if took > time.Second {
+				f.Logf("a client of the members waited for %v to write %s", took, value)
+			}
+			o.longest = max(o.longest, took)
+			if err != nil {
+				f.Errorf("a client of the members, after %v: %v", took, err)
+				continue
+			}
+			f.mu.Lock()
+			o.writes++
+			f.written[int64(v[0].Revision)] = value
+			f.mu.Unlock()
+			began = time.Now()
+			e, _, err := client.Get(ctx, "/load/outside")
+			took = time.Since(began)
+			if took > time.Second {
+				f.Logf("a client of the members waited for %v to read", took)
+			}
+			o.longest = max(o.longest, took)
+			if ctx.Err() == nil && (err != nil || string(e.Value) != value) {
+				f.Errorf("a client of the members wrote %s and read %q: %v", value, e.Value, err)
+			}
+		}
+	})
+	return o
+}
+
+func (o *outsider) end() {
+	o.stop()
+	o.wg.Wait()
+}

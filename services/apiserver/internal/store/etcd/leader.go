@@ -1,0 +1,142 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/server/v3/etcdserver"
+)
+
+// Bounds of a read. Together with settleTime they are the longest that a call
+// waits for members that do not answer.
+const (
+	// readTime is how long a read is repeated.
+	readTime = 6 * time.Second
+	// attemptTime is how long one try of a short read may take, listTime that of a
+	// long one, where the answer comes from another process.
+	attemptTime = 1500 * time.Millisecond
+	listTime    = 15 * time.Second
+	// graceTime is how long an answer to what was sent to the leader before may take
+	// when there is a new one.
+	graceTime = 100 * time.Millisecond
+)
+
+// term is the time of one leader.
+type term struct {
+	ctx context.Context
+	end context.CancelFunc
+}
+
+func (s *Store) newTerm() {
+	ctx, end := context.WithCancel(context.Background())
+	if before := s.term.Swap(&term{ctx, end}); before != nil {
+		time.AfterFunc(graceTime, before.end)
+	}
+}
+
+// followLeader notes each change of the leader until ctx ends.
+func (s *Store) followLeader(ctx context.Context, server *etcdserver.EtcdServer) {
+	for {
+		changed := server.LeaderChangedNotify()
+		select {
+		case <-changed:
+			s.newTerm()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// withValues is a context with the values of another too.
+type withValues struct {
+	context.Context
+	values context.Context
+}
+
+func (v withValues) Value(key any) any {
+	if x := v.Context.Value(key); x != nil {
+		return x
+	}
+	return v.values.Value(key)
+}
+
+// proposal is the context of one proposal: it ends with its time or with the
+// leader that it is sent to.
+func (s *Store) proposal(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(withValues{s.term.Load().ctx, context.WithoutCancel(ctx)}, s.proposalTime)
+}
+
+// again tells whether a read, or what did not happen, may go better when repeated.
+func again(err error) bool {
+	if dropped(err) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return true
+	}
+	var e rpctypes.EtcdError
+	if errors.As(rpctypes.Error(err), &e) {
+		switch {
+		case errors.Is(e, rpctypes.ErrStopped):
+			return false
+		case errors.Is(e, rpctypes.ErrLeaderChanged), errors.Is(e, rpctypes.ErrNotLeader), errors.Is(e, rpctypes.ErrNoLeader),
+			errors.Is(e, rpctypes.ErrTimeout), errors.Is(e, rpctypes.ErrTimeoutDueToLeaderFail),
+			errors.Is(e, rpctypes.ErrTimeoutDueToConnectionLost):
+			return true
+		}
+		return e.Code() == codes.Unavailable
+	}
+	switch status.Code(err) {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
+		return true
+	}
+	return false
+}
+
+// repeat repeats a read while the members look for a leader; each try has its
+// time.
+func (s *Store) repeat(ctx context.Context, each time.Duration, read func(ctx context.Context) error) error {
+	deadline := time.Now().Add(readTime)
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		try, cancel := context.WithTimeout(ctx, each)
+		err := read(try)
+		cancel()
+		if err == nil || ctx.Err() != nil || s.closed.Load() || !again(err) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// read reads a range, linearizably.
+func (s *Store) read(ctx context.Context, req *pb.RangeRequest) (resp *pb.RangeResponse, err error) {
+	if s.local {
+		// The same that etcd does, in two steps: asking the leader may have to be
+		// repeated, reading may take its time.
+		err := s.repeat(ctx, attemptTime, func(ctx context.Context) error {
+			_, err := s.revision(ctx)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		req.Serializable = true
+		return s.kv.Range(ctx, req)
+	}
+	each := listTime
+	if len(req.RangeEnd) == 0 || req.CountOnly {
+		each = attemptTime
+	}
+	err = s.repeat(ctx, each, func(ctx context.Context) error {
+		resp, err = s.kv.Range(ctx, req)
+		return err
+	})
+	return resp, err
+}

@@ -1,0 +1,601 @@
+package etcd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/store/storetest"
+	"keelson.dev/services/internal/identity"
+	"keelson.dev/services/internal/identity/identitytest"
+)
+
+// site is where members of a test run: in this process, on loopback.
+type site struct {
+	testing.TB
+	dir string
+	ca  *identitytest.CA
+	id  *identity.Source
+	mu  sync.Mutex
+	// addresses is what the configurations say.
+	addresses map[string]string
+	running   map[string]*Embedded
+}
+
+func newSite(t testing.TB, names ...string) *site {
+	t.Helper()
+	s := &site{TB: t, dir: t.TempDir(), addresses: map[string]string{}, running: map[string]*Embedded{}}
+	s.ca = identitytest.NewCA(t)
+	s.id = s.ca.Source(t, "kube-apiserver")
+	for _, n := range names {
+		s.addresses[n] = freeAddress(t)
+	}
+	t.Cleanup(func() {
+		var wg sync.WaitGroup
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, e := range s.running {
+			wg.Go(e.Close)
+		}
+		wg.Wait()
+	})
+	return s
+}
+
+func (s *site) config(name, address string) EmbeddedConfig {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	known := map[string]string{}
+	for n, a := range s.addresses {
+		known[n] = a
+	}
+	return EmbeddedConfig{
+		Name: name, Dir: filepath.Join(s.dir, name), Log: s.log(name),
+		Peers: &PeerConfig{Listen: address, Identity: s.id, Names: []string{"kube-apiserver"}, Members: known, Sockets: filepath.Join(s.dir, "peers")},
+	}
+}
+
+func (s *site) log(name string) *slog.Logger {
+	level := slog.LevelError + 4
+	if os.Getenv("ETCD_TEST_LOG") != "" {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("member", name)
+}
+
+func (s *site) begin(ctx context.Context, name string) (*Embedded, error) {
+	c := s.config(name, s.addresses[name])
+	e, err := Start(ctx, c)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	s.mu.Lock()
+	s.running[name] = e
+	s.mu.Unlock()
+	return e, nil
+}
+
+// start starts members at the same time.
+func (s *site) start(names ...string) {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	errs := make([]error, len(names))
+	for i, n := range names {
+		wg.Go(func() { _, errs[i] = s.begin(ctx, n) })
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			s.Fatal(err)
+		}
+	}
+}
+
+func (s *site) stop(names ...string) {
+	var wg sync.WaitGroup
+	for _, n := range names {
+		wg.Go(s.running[n].Close)
+	}
+	wg.Wait()
+	for _, n := range names {
+		delete(s.running, n)
+	}
+}
+
+func (s *site) put(member, key, value string) store.Revision {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	v, err := s.running[member].Commit(ctx, []store.Write{{Key: key, Value: []byte(value), Expect: store.Any, Settled: func(b []byte) bool { return string(b) == value }}})
+	if err != nil || v[0].Err != nil {
+		s.Fatal(member, err, v)
+	}
+	return v[0].Revision
+}
+
+func (s *site) get(member, key, want string) {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	e, _, err := s.running[member].Get(ctx, key)
+	if err != nil || string(e.Value) != want {
+		s.Fatalf("%s: %s is %q, %v; want %q", member, key, e.Value, err, want)
+	}
+}
+
+func (s *site) members(member string) []Member {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	all, err := s.running[member].Members(ctx)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return all
+}
+
+func (s *site) leader() string {
+	s.Helper()
+	for n := range s.running {
+		for _, m := range s.members(n) {
+			if m.Leader {
+				return m.Name
+			}
+		}
+		break
+	}
+	s.Fatal("there is no leader")
+	return ""
+}
+
+// follower is a member that does not lead.
+func (s *site) follower() string {
+	leader := s.leader()
+	for n := range s.running {
+		if n != leader {
+			return n
+		}
+	}
+	return ""
+}
+
+func TestMembersStartAgainWithNewAddresses(t *testing.T) {
+	s := newSite(t, "a", "b", "c")
+	s.start("a", "b", "c")
+	s.put("a", "/k", "0")
+	for round := range 3 {
+		s.stop("a", "b", "c")
+		for n := range s.addresses {
+			s.addresses[n] = freeAddress(t)
+		}
+		began := time.Now()
+		s.start("a", "b", "c")
+		value := fmt.Sprint(round + 1)
+		for _, n := range []string{"a", "b", "c"} {
+			s.get(n, "/k", fmt.Sprint(round))
+		}
+		s.put("b", "/k", value)
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("serving after %v", took)
+		} else {
+			t.Logf("serving after %v", took)
+		}
+	}
+}
+
+func TestConformanceOnAFollower(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) store.Store {
+		s := newSite(t, "a", "b", "c")
+		s.start("a", "b", "c")
+		return s.running[s.follower()].forTest()
+	})
+}
+
+func names(all []Member) (voters, learners []string) {
+	for _, m := range all {
+		if m.Learner {
+			learners = append(learners, m.Name)
+		} else {
+			voters = append(voters, m.Name)
+		}
+	}
+	return voters, learners
+}
+
+func (s *site) voters(member string, want ...string) {
+	s.Helper()
+	voters, learners := names(s.members(member))
+	if !slices.Equal(voters, want) || len(learners) > 0 {
+		s.Fatalf("voters %v and learners %v, want voters %v", voters, learners, want)
+	}
+}
+
+// arrive starts a member that must be let in, in the background.
+func (s *site) arrive(ctx context.Context, name string) <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.begin(ctx, name)
+		done <- err
+	}()
+	return done
+}
+
+func (s *site) leave(name string) {
+	s.stop(name)
+	if err := os.RemoveAll(filepath.Join(s.dir, name)); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// A member that began alone becomes three, loses a disk, and becomes two.
+func TestMembersComeAndGo(t *testing.T) {
+	s := newSite(t, "a")
+	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
+	defer cancel()
+	alone, err := Start(ctx, EmbeddedConfig{Name: "a", Dir: filepath.Join(s.dir, "a"), Log: s.log("a")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := alone.Add(ctx, "b"); !errors.Is(err, ErrMember) {
+		t.Fatalf("one without peers adds: %v", err)
+	}
+	alone.Close()
+
+	s.start("a")
+	for i := range 200 {
+		s.put("a", fmt.Sprintf("/k/%d", i%10), fmt.Sprint(i))
+	}
+	for _, n := range []string{"b", "c"} {
+		s.addresses[n] = freeAddress(t)
+		there := s.arrive(ctx, n)
+		for range 2 { // again is as well
+			if err := s.running["a"].Add(ctx, n); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := <-there; err != nil {
+			t.Fatal(err)
+		}
+		s.get(n, "/k/3", "193")
+	}
+	s.voters("c", "a", "b", "c")
+
+	// It comes back elsewhere: the others hear of it.
+	s.stop("b")
+	s.addresses["b"] = freeAddress(t)
+	s.start("b")
+	s.put("b", "/moved", "b")
+
+	// It comes back with an empty disk, with the same configuration, and asks who is
+	// there; it is a member again when it is replaced.
+	s.leave("b")
+	s.put("a", "/lost", "disk")
+	there := s.arrive(ctx, "b")
+	for range 2 {
+		if err := s.running["c"].Replace(ctx, "b"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-there; err != nil {
+		t.Fatal(err)
+	}
+	s.get("b", "/lost", "disk")
+	s.voters("b", "a", "b", "c")
+
+	// The one that leads goes.
+	leader := s.leader()
+	other := s.follower()
+	for range 2 {
+		if err := s.running[other].Remove(ctx, leader); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if voters, _ := names(s.members(other)); len(voters) != 2 || slices.Contains(voters, leader) {
+		t.Fatalf("after %s was removed there are %v", leader, voters)
+	}
+	s.put(other, "/after", "removal")
+	select {
+	case <-s.running[leader].Stopped():
+	case <-ctx.Done():
+		t.Fatal("who was removed goes on")
+	}
+}
+
+// A voter whose disk was lost must not found a cluster anew with what its
+// configuration says, nor be taken for who it was.
+func TestALostDiskIsNotTakenForTheMember(t *testing.T) {
+	s := newSite(t, "a", "b", "c")
+	s.start("a", "b", "c")
+	s.put("a", "/k", "1")
+	s.leave("b")
+	before := s.members("a")
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	if _, err := s.begin(ctx, "b"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("a member without its disk started: %v", err)
+	}
+	if after := s.members("a"); len(after) != len(before) {
+		t.Fatalf("members changed: %v", after)
+	}
+	// Nor does part of a disk do.
+	s.stop("c")
+	if err := os.RemoveAll(filepath.Join(s.dir, "c", "member")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.begin(context.Background(), "c"); err == nil {
+		t.Fatal("a member without its log started")
+	}
+}
+
+func TestFoundersWaitForEachOther(t *testing.T) {
+	s := newSite(t, "a", "b", "c")
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if _, err := s.begin(ctx, "a"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("one of three founded a cluster: %v", err)
+	}
+	s.start("a", "b", "c")
+	s.voters("a", "a", "b", "c")
+}
+
+func TestRecoverFromOneSurvivor(t *testing.T) {
+	s := newSite(t, "a", "b", "c")
+	s.start("a", "b", "c")
+	var last store.Revision
+	for i := range 50 {
+		last = s.put("a", fmt.Sprintf("/k/%d", i), fmt.Sprint(i))
+	}
+	s.stop("b", "c")
+	s.stop("a")
+	for _, n := range []string{"b", "c"} {
+		if err := os.RemoveAll(filepath.Join(s.dir, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
+	defer cancel()
+	c := s.config("a", s.addresses["a"])
+	rev, err := Recover(ctx, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rev < last+recoverySkip {
+		t.Fatalf("goes on from %d after %d", rev, last)
+	}
+	s.start("a")
+	s.voters("a", "a")
+	for i := range 50 {
+		s.get("a", fmt.Sprintf("/k/%d", i), fmt.Sprint(i))
+	}
+	w, err := s.running["a"].Watch(ctx, "/", last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Next(ctx); !errors.Is(err, store.ErrCompacted) {
+		t.Fatalf("watch from before: %v", err)
+	}
+	w.Close()
+	if got := s.put("a", "/new", "1"); got <= rev {
+		t.Fatalf("written at %d after %d", got, rev)
+	}
+	for _, n := range []string{"b", "c"} {
+		there := s.arrive(ctx, n)
+		if err := s.running["a"].Add(ctx, n); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-there; err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.voters("b", "a", "b", "c")
+	s.stop("a")
+	s.get("c", "/k/49", "49")
+	if at := s.put("b", "/new", "2"); at <= rev {
+		t.Fatalf("written at %d after %d", at, rev)
+	}
+}
+
+// A recovery may be cut off at any point and repeated; what is half done is not
+// started.
+func TestRecoverAgain(t *testing.T) {
+	s := newSite(t, "a", "b", "c")
+	s.start("a", "b", "c")
+	s.put("a", "/k", "1")
+	s.stop("a", "b", "c")
+	c := s.config("a", s.addresses["a"])
+	if err := os.Mkdir(filepath.Join(c.Dir, recovered), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	if _, err := s.begin(ctx, "a"); err == nil {
+		t.Fatal("started in the middle of a recovery")
+	}
+	if _, err := Recover(ctx, c); err != nil {
+		t.Fatal(err)
+	}
+	// As if it had been cut off before the new data was put in its place.
+	made := filepath.Join(c.Dir, recovered)
+	if err := errors.Join(
+		os.MkdirAll(filepath.Join(made, "data"), 0o700),
+		os.Rename(filepath.Join(c.Dir, "member"), filepath.Join(made, "data", "member")),
+		os.Rename(filepath.Join(c.Dir, memoryFile), filepath.Join(made, memoryFile)),
+	); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Recover(ctx, c); err != nil {
+		t.Fatal(err)
+	}
+	s.start("a")
+	s.get("a", "/k", "1")
+}
+
+// Only who has the name of an apiserver is let in by the others, or believed.
+func TestPeersAreApiservers(t *testing.T) {
+	s := newSite(t, "a", "b", "c")
+	s.start("a", "b", "c")
+	a := s.running["a"].peers
+	for name, id := range map[string]*identity.Source{
+		"a node":            s.ca.Source(t, "system:node:n1"),
+		"another authority": identitytest.NewCA(t).Source(t, "kube-apiserver"),
+	} {
+		stranger := &peers{cards: a.cards, id: id, names: []string{"kube-apiserver"}, ctx: context.Background()}
+		for _, protocol := range []string{protocolCards, protocolPeer + a.seat()} {
+			c, err := stranger.dial(s.addresses["a"], protocol)
+			if err != nil {
+				continue
+			}
+			_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+			if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s was let in for %s: %v", name, protocol, err)
+			}
+			_ = c.Close()
+		}
+		// And a stranger at a member's address is not taken for it.
+		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{id.Current().Certificate}, NextProtos: []string{protocolCards}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			if c, err := l.Accept(); err == nil {
+				_ = c.(*tls.Conn).Handshake()
+				_ = c.Close()
+			}
+		}()
+		if c, err := a.dial(l.Addr().String(), protocolCards); err == nil {
+			_ = c.Close()
+			t.Errorf("%s was believed to be a member", name)
+		}
+		_ = l.Close()
+	}
+	// One member is not taken for another either.
+	if c, err := a.dial(s.addresses["b"], protocolPeer+s.running["c"].peers.seat()); err == nil {
+		_ = c.Close()
+		t.Error("b answers for c")
+	}
+}
+
+// isolate cuts a member off from the others, or mends it.
+func (s *site) isolate(name string, mend bool) {
+	one := s.running[name].etcd.Server
+	for n, e := range s.running {
+		other := e.etcd.Server
+		switch {
+		case n == name:
+		case mend:
+			one.MendPeer(other.MemberID())
+			other.MendPeer(one.MemberID())
+		default:
+			one.CutPeer(other.MemberID())
+			other.CutPeer(one.MemberID())
+		}
+	}
+}
+
+// anywhere sends each call to some member.
+type anywhere struct {
+	store.Store
+	all []*Embedded
+}
+
+func (a anywhere) Get(ctx context.Context, key string) (store.Entry, store.Revision, error) {
+	return a.all[rand.IntN(len(a.all))].Get(ctx, key)
+}
+
+func (a anywhere) Commit(ctx context.Context, w []store.Write) ([]store.Verdict, error) {
+	return a.all[rand.IntN(len(a.all))].Commit(ctx, w)
+}
+
+// Calls go to all members, while whoever leads is cut off again and again: no
+// member answers with what is over, and none loses what it acknowledged.
+func TestHistoryWhileLeadersAreCutOff(t *testing.T) {
+	s := newSite(t, "a", "b", "c")
+	s.start("a", "b", "c")
+	a := anywhere{Store: s.running["a"]}
+	for _, e := range s.running {
+		a.all = append(a.all, e)
+	}
+	leading := func() string {
+		for n, e := range s.running {
+			if e.etcd.Server.Leader() == e.etcd.Server.MemberID() {
+				return n
+			}
+		}
+		return ""
+	}
+	done := make(chan struct{})
+	cut := make(chan int)
+	go func() {
+		n := 0
+		defer func() { cut <- n }()
+		wait := func(d time.Duration) bool {
+			select {
+			case <-time.After(d):
+				return true
+			case <-done:
+				return false
+			}
+		}
+		for wait(200 * time.Millisecond) {
+			who := leading()
+			if who == "" {
+				continue
+			}
+			s.isolate(who, false)
+			n++
+			wait(1500 * time.Millisecond)
+			s.isolate(who, true)
+		}
+	}()
+	storetest.Linearizable(t, a, 150)
+	close(done)
+	if n := <-cut; n < 3 {
+		t.Errorf("leaders were cut off %d times only", n)
+	} else {
+		t.Logf("leaders were cut off %d times", n)
+	}
+	for n := range s.running {
+		s.put(n, "/after/"+n, "x")
+	}
+}
+
+// Without a quorum calls end in bounded time, and say what is known.
+func TestWithoutAQuorumCallsEnd(t *testing.T) {
+	s := newSite(t, "a", "b", "c")
+	s.start("a", "b", "c")
+	rev := s.put("a", "/k", "1")
+	s.stop("b", "c")
+	ctx := context.Background()
+	began := time.Now()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, _, err := s.running["a"].Get(ctx, "/k"); err == nil {
+			t.Error("read without a quorum")
+		}
+		if took := time.Since(began); took > readTime+2*attemptTime {
+			t.Errorf("reading took %v", took)
+		}
+	})
+	wg.Go(func() {
+		v, err := s.running["a"].Commit(ctx, []store.Write{{Key: "/k", Value: []byte("2"), Expect: rev, Settled: func(b []byte) bool { return string(b) == "2" }}})
+		if err != nil || v[0].Err == nil || errors.Is(v[0].Err, store.ErrConflict) {
+			t.Errorf("wrote without a quorum: %v %+v", err, v)
+		}
+		if took := time.Since(began); took > settleTime+2*forwardTime {
+			t.Errorf("writing took %v", took)
+		}
+	})
+	wg.Wait()
+}

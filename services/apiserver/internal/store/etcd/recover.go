@@ -1,0 +1,133 @@
+package etcd
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"go.etcd.io/etcd/etcdutl/v3/snapshot"
+	"go.etcd.io/etcd/server/v3/storage/datadir"
+
+	"keelson.dev/services/apiserver/internal/store"
+)
+
+// recoverySkip is how far the revision jumps in a recovery: further than anything
+// that the lost members may have acknowledged, so that no revision that a client
+// has seen comes to mean something else.
+const recoverySkip = 1_000_000_000
+
+// recovered is where the new data is made, inside of the member's directory.
+const recovered = "recovered"
+
+// Recover makes a cluster of one from the data of a member whose cluster has lost
+// its quorum for good, and returns the revision that it goes on from. The member
+// must not run; it is started in the usual way afterwards, and the others, with
+// empty disks, are added.
+//
+// What the lost members acknowledged and this one had not heard of is lost. All
+// history is marked compacted, so that watches and caches start anew. The members
+// that are thought lost must never run again with their disks: two of three would
+// carry on as the old cluster.
+//
+// A recovery that was interrupted is repeated from its beginning; Start refuses
+// such a directory. What was there before stays beside it, in member-before-<time>.
+func Recover(ctx context.Context, c EmbeddedConfig) (store.Revision, error) {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	rev, err := c.recover(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("recover etcd in %s: %w", c.Dir, err)
+	}
+	return rev, nil
+}
+
+func (c *EmbeddedConfig) recover(ctx context.Context) (store.Revision, error) {
+	name := c.Name
+	if name == "" {
+		name = "default"
+	}
+	made, old := filepath.Join(c.Dir, recovered), datadir.ToMemberDir(c.Dir)
+	if hasLog(c.Dir) {
+		if err := os.RemoveAll(made); err != nil {
+			return 0, err
+		}
+		if err := os.Mkdir(made, 0o700); err != nil {
+			return 0, err
+		}
+		if err := c.alone(ctx); err != nil {
+			return 0, err
+		}
+		var disk [4]byte
+		_, _ = rand.Read(disk[:])
+		seat := seatOf(name, hex.EncodeToString(disk[:]))
+		data := filepath.Join(made, "data")
+		err := snapshot.NewV3(zap.New(slogCore{log: c.Log})).Restore(snapshot.RestoreConfig{
+			SnapshotPath: datadir.ToBackendFileName(c.Dir), SkipHashCheck: true,
+			Name: name, OutputDataDir: data, PeerURLs: []string{urlPrefix + seat},
+			InitialCluster: name + "=" + urlPrefix + seat, InitialClusterToken: rand.Text(),
+			RevisionBump: recoverySkip, MarkCompacted: true,
+		})
+		if err != nil {
+			return 0, err
+		}
+		m := cards{path: filepath.Join(made, memoryFile), mem: memory{Seat: seat, Member: true}}
+		if err := m.save(); err != nil {
+			return 0, err
+		}
+		if err := os.Rename(old, fmt.Sprintf("%s-before-%d", old, time.Now().UnixNano())); err != nil {
+			return 0, err
+		}
+	}
+	// From here on a repetition goes on: the old log is out of the way.
+	if from := datadir.ToMemberDir(filepath.Join(made, "data")); exists(from) {
+		if err := os.Rename(filepath.Join(made, memoryFile), filepath.Join(c.Dir, memoryFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return 0, err
+		}
+		if err := os.Rename(from, old); err != nil {
+			return 0, err
+		}
+	}
+	if !hasLog(c.Dir) {
+		return 0, errors.New("there is no data of a member")
+	}
+	if err := os.RemoveAll(made); err != nil {
+		return 0, err
+	}
+	e, err := Start(ctx, EmbeddedConfig{Name: name, Dir: c.Dir, QuotaBytes: c.QuotaBytes, Log: c.Log})
+	if err != nil {
+		return 0, err
+	}
+	defer e.Close()
+	return e.Revision(ctx)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// alone runs the member without the others, so that all that its log holds gets
+// into its backend.
+func (c *EmbeddedConfig) alone(ctx context.Context) error {
+	cfg, err := (&EmbeddedConfig{Name: c.Name, Dir: c.Dir, QuotaBytes: c.QuotaBytes, Log: c.Log}).embed(&atomic.Bool{})
+	if err != nil {
+		return err
+	}
+	cfg.ForceNewCluster = true
+	e, err := startEtcd(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	e.Close()
+	return nil
+}

@@ -1,0 +1,473 @@
+package etcd
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"keelson.dev/services/internal/identity"
+)
+
+// Peers connect over mutual TLS; the application protocol says what for: cards, or
+// the etcd of one seat. An address that somebody else has by now does not answer
+// for that seat, so nobody can be taken for another.
+const (
+	protocolCards = "keelson-etcd-cards"
+	protocolPeer  = "keelson-etcd-peer/"
+)
+
+// Bounds of one connection's beginnings.
+const (
+	dialTime     = time.Second
+	shakeTime    = 2 * time.Second
+	exchangeTime = 3 * time.Second
+)
+
+// keepAlive ends a connection to a host that is gone, while it is idle too.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 3}
+
+// sockets is the process's working directory while members run in it: etcd dials
+// its peers by unix sockets, and a URL's host can only name one without a path.
+var sockets struct {
+	sync.Mutex
+	dir, before string
+	users       int
+	outlets     map[string]*outlet
+}
+
+// useSockets makes dir the working directory.
+func useSockets(dir string) error {
+	s := &sockets
+	s.Lock()
+	defer s.Unlock()
+	if s.users > 0 {
+		if s.dir != dir {
+			return fmt.Errorf("sockets of etcd's peers: this process has them in %s already", s.dir)
+		}
+		s.users++
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	removeSockets(dir)
+	before, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	if err := os.Chdir(dir); err != nil {
+		return err
+	}
+	s.dir, s.before, s.users, s.outlets = dir, before, 1, map[string]*outlet{}
+	return nil
+}
+
+func leaveSockets() {
+	s := &sockets
+	s.Lock()
+	defer s.Unlock()
+	if s.users--; s.users == 0 {
+		_ = os.Chdir(s.before)
+	}
+}
+
+// outlet is the socket where etcd finds the peer in a seat. Members of one process
+// share it.
+type outlet struct {
+	listener net.Listener
+	users    []*peers
+	done     chan struct{}
+}
+
+// openOutlet makes the seat's socket.
+func (p *peers) openOutlet(seat string) error {
+	s := &sockets
+	s.Lock()
+	defer s.Unlock()
+	o := s.outlets[seat]
+	if o == nil {
+		path := seat + ":80" // http's port: the URL has none
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			return fmt.Errorf("socket to peer %s: %w", seat, err)
+		}
+		o = &outlet{listener: l, done: make(chan struct{})}
+		s.outlets[seat] = o
+		go o.serve(seat)
+	}
+	if !slices.Contains(o.users, p) {
+		o.users = append(o.users, p)
+	}
+	return nil
+}
+
+// closeOutlets ends this member's part in all sockets.
+func (p *peers) closeOutlets() {
+	s := &sockets
+	s.Lock()
+	var ended []*outlet
+	for seat, o := range s.outlets {
+		o.users = slices.DeleteFunc(o.users, func(u *peers) bool { return u == p })
+		if len(o.users) == 0 {
+			_ = o.listener.Close()
+			delete(s.outlets, seat)
+			ended = append(ended, o)
+		}
+	}
+	s.Unlock()
+	for _, o := range ended {
+		<-o.done
+	}
+}
+
+func (o *outlet) serve(seat string) {
+	defer close(o.done)
+	for {
+		c, err := o.listener.Accept()
+		if err != nil {
+			return
+		}
+		sockets.Lock()
+		var p *peers
+		if len(o.users) > 0 {
+			p = o.users[0]
+		}
+		sockets.Unlock()
+		if p == nil || !p.run(func() { p.out(seat, c) }) {
+			_ = c.Close()
+		}
+	}
+}
+
+// peers connects one member with the others.
+type peers struct {
+	*cards
+	log      *slog.Logger
+	id       *identity.Source
+	names    []string
+	listener net.Listener
+	local    string // the socket where this member's etcd listens
+	// serving says that etcd answers there: until then, who asks whether there is a
+	// cluster already must not be kept waiting.
+	serving atomic.Bool
+
+	ctx  context.Context
+	stop context.CancelFunc
+	mu   sync.Mutex // guards the wait group against adding after stop
+	wg   sync.WaitGroup
+	// live are the connections under way.
+	live map[net.Conn]bool
+}
+
+func newPeers(c *cards, log *slog.Logger, pc *PeerConfig, l net.Listener) *peers {
+	p := &peers{cards: c, log: log, id: pc.Identity, names: pc.Names, listener: l, live: map[net.Conn]bool{}}
+	p.local = c.seat() + ".in"
+	p.ctx, p.stop = context.WithCancel(context.Background())
+	p.run(p.accept)
+	p.run(p.exchanges)
+	return p
+}
+
+// run runs f unless the member is closing; close waits for it.
+func (p *peers) run(f func()) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ctx.Err() != nil {
+		return false
+	}
+	p.wg.Go(f)
+	return true
+}
+
+func (p *peers) close() {
+	p.mu.Lock()
+	p.stop()
+	_ = p.listener.Close()
+	for c := range p.live {
+		_ = c.Close()
+	}
+	p.mu.Unlock()
+	p.closeOutlets()
+	p.wg.Wait()
+}
+
+// track notes a connection, so that close ends it.
+func (p *peers) track(c net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ctx.Err() != nil {
+		return false
+	}
+	p.live[c] = true
+	return true
+}
+
+func (p *peers) untrack(c net.Conn) {
+	p.mu.Lock()
+	delete(p.live, c)
+	p.mu.Unlock()
+	_ = c.Close()
+}
+
+// out carries one connection of this process's etcd to the peer in a seat.
+func (p *peers) out(seat string, c net.Conn) {
+	if !p.track(c) {
+		_ = c.Close()
+		return
+	}
+	defer p.untrack(c)
+	for _, address := range p.addresses(seat) {
+		remote, err := p.dial(address, protocolPeer+seat)
+		if err != nil {
+			p.log.Debug("cannot reach peer", "peer", seat, "address", address, "error", err)
+			continue
+		}
+		p.pipe(c, remote)
+		return
+	}
+}
+
+// pipe carries bytes both ways until one side ends.
+func (p *peers) pipe(a, b net.Conn) {
+	if !p.track(b) {
+		_ = b.Close()
+		return
+	}
+	defer p.untrack(b)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = io.Copy(a, b)
+		_ = a.Close()
+		_ = b.Close()
+	}()
+	_, _ = io.Copy(b, a)
+	_ = a.Close()
+	_ = b.Close()
+	<-done
+}
+
+// dial connects to another member for a purpose.
+func (p *peers) dial(address, protocol string) (net.Conn, error) {
+	d := net.Dialer{Timeout: dialTime, KeepAliveConfig: keepAlive}
+	raw, err := d.DialContext(p.ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	c := tls.Client(raw, &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		NextProtos: []string{protocol},
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return &p.id.Current().Certificate, nil
+		},
+		// A member is known by its name, wherever it is: VerifyConnection does all
+		// that is skipped here but comparing the host.
+		InsecureSkipVerify: true,
+		VerifyConnection:   p.verify(x509.ExtKeyUsageServerAuth),
+	})
+	ctx, cancel := context.WithTimeout(p.ctx, shakeTime)
+	defer cancel()
+	if err := c.HandshakeContext(ctx); err != nil {
+		_ = raw.Close()
+		return nil, err
+	}
+	if got := c.ConnectionState().NegotiatedProtocol; got != protocol {
+		_ = raw.Close()
+		return nil, fmt.Errorf("%s does not speak %s", address, protocol)
+	}
+	return c, nil
+}
+
+// answers tells whether the member in a seat can be reached.
+func (p *peers) answers(seat string) bool {
+	if seat == p.seat() {
+		return true
+	}
+	for _, address := range p.addresses(seat) {
+		if c, err := p.dial(address, protocolPeer+seat); err == nil {
+			_ = c.Close()
+			return true
+		}
+	}
+	return false
+}
+
+// verify checks the other side's certificate: the cluster's CA, and one of the
+// names of those who may be members.
+func (p *peers) verify(usage x509.ExtKeyUsage) func(tls.ConnectionState) error {
+	return func(s tls.ConnectionState) error {
+		if len(s.PeerCertificates) == 0 {
+			return errors.New("peer shows no certificate")
+		}
+		leaf := s.PeerCertificates[0]
+		between := x509.NewCertPool()
+		for _, c := range s.PeerCertificates[1:] {
+			between.AddCert(c)
+		}
+		if _, err := leaf.Verify(x509.VerifyOptions{Roots: p.id.Current().Roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
+			return err
+		}
+		if !slices.Contains(p.names, leaf.Subject.CommonName) {
+			return fmt.Errorf("peer %q may not be a member of etcd", leaf.Subject.CommonName)
+		}
+		return nil
+	}
+}
+
+// accept serves the other members.
+func (p *peers) accept() {
+	for {
+		raw, err := p.listener.Accept()
+		if err != nil {
+			if p.ctx.Err() != nil {
+				return
+			}
+			p.log.Warn("cannot accept a connection of etcd's peers", "error", err)
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-p.ctx.Done():
+			}
+			continue
+		}
+		if !p.run(func() { p.in(raw) }) {
+			_ = raw.Close()
+		}
+	}
+}
+
+func (p *peers) in(raw net.Conn) {
+	if !p.track(raw) {
+		_ = raw.Close()
+		return
+	}
+	defer p.untrack(raw)
+	if t, ok := raw.(*net.TCPConn); ok {
+		_ = t.SetKeepAliveConfig(keepAlive)
+	}
+	mine := protocolPeer + p.seat()
+	c := tls.Server(raw, &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		NextProtos:             []string{mine, protocolCards},
+		Certificates:           []tls.Certificate{p.id.Current().Certificate},
+		ClientAuth:             tls.RequireAnyClientCert,
+		VerifyConnection:       p.verify(x509.ExtKeyUsageClientAuth),
+		SessionTicketsDisabled: true,
+	})
+	ctx, cancel := context.WithTimeout(p.ctx, shakeTime)
+	err := c.HandshakeContext(ctx)
+	cancel()
+	if err != nil {
+		p.log.Debug("refused a connection of etcd's peers", "from", raw.RemoteAddr().String(), "error", err)
+		return
+	}
+	switch c.ConnectionState().NegotiatedProtocol {
+	case protocolCards:
+		_ = c.SetDeadline(time.Now().Add(exchangeTime))
+		if p.take(c) == nil {
+			_ = p.tell(c)
+		}
+	case mine:
+		if !p.serving.Load() {
+			return
+		}
+		local, err := net.Dial("unix", p.local)
+		if err != nil {
+			p.log.Warn("etcd does not take its peers' connections", "error", err)
+			return
+		}
+		p.pipe(c, local)
+	}
+}
+
+func (p *peers) tell(w io.Writer) error {
+	return json.NewEncoder(w).Encode(p.all())
+}
+
+func (p *peers) take(r io.Reader) error {
+	var told []card
+	if err := json.NewDecoder(io.LimitReader(r, maxCards*maxCardSize)).Decode(&told); err != nil {
+		return err
+	}
+	return p.merge(told)
+}
+
+// Times between two rounds of exchanges: while somebody is new, and otherwise.
+const (
+	exchangeSoon = 200 * time.Millisecond
+	exchangeRare = 2 * time.Second
+	newFor       = 10 * time.Second
+)
+
+// exchanges tells the others who is where, and hears it from them.
+func (p *peers) exchanges() {
+	wait := time.NewTimer(0)
+	defer wait.Stop()
+	var told int64
+	var changed time.Time
+	for {
+		select {
+		case <-wait.C:
+		case <-p.ctx.Done():
+			return
+		}
+		if n := p.own().Number; n != told {
+			told, changed = n, time.Now()
+		}
+		var wg sync.WaitGroup
+		for _, address := range p.everywhere() {
+			wg.Go(func() {
+				if err := p.exchange(address); err != nil {
+					p.log.Debug("cannot exchange addresses with a peer", "address", address, "error", err)
+				}
+			})
+		}
+		wg.Wait()
+		if p.own().Fresh || time.Since(changed) < newFor {
+			wait.Reset(exchangeSoon)
+		} else {
+			wait.Reset(exchangeRare)
+		}
+	}
+}
+
+func (p *peers) exchange(address string) error {
+	c, err := p.dial(address, protocolCards)
+	if err != nil {
+		return err
+	}
+	if !p.track(c) {
+		_ = c.Close()
+		return p.ctx.Err()
+	}
+	defer p.untrack(c)
+	_ = c.SetDeadline(time.Now().Add(exchangeTime))
+	if err := p.tell(c); err != nil {
+		return err
+	}
+	return p.take(c)
+}
+
+// removeSockets cleans up after a member of this directory that was killed.
+func removeSockets(dir string) {
+	for _, pattern := range []string{seatPrefix + "*:80", seatPrefix + "*.in"} {
+		names, _ := filepath.Glob(filepath.Join(dir, pattern))
+		for _, n := range names {
+			_ = os.Remove(n)
+		}
+	}
+}
