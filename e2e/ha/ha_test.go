@@ -241,7 +241,8 @@ func TestApiserversDie(t *testing.T) {
 
 	stop := make(chan struct{})
 	var byClient, byKubectl writer
-	wg.Go(func() {
+	var writers sync.WaitGroup
+	writers.Go(func() {
 		byClient.run(stop, "client", func(name string) error {
 			call, cancel := context.WithTimeout(ctx, time.Second)
 			defer cancel()
@@ -249,7 +250,7 @@ func TestApiserversDie(t *testing.T) {
 			return err
 		})
 	})
-	wg.Go(func() {
+	writers.Go(func() {
 		byKubectl.run(stop, "kubectl", func(name string) error {
 			out, err := c.try("kubectl", "create", "configmap", name, "--request-timeout=1s")
 			if err != nil {
@@ -280,6 +281,7 @@ func TestApiserversDie(t *testing.T) {
 		gaps = append(gaps, gap, kubectlGap)
 	}
 	close(stop)
+	writers.Wait()
 
 	list, _, err := maps.List(context.Background(), client.ListOptions{Namespace: ns})
 	if err != nil {
