@@ -225,6 +225,11 @@ func TestANewLeaderAnswersNoReadBeforeItKnowsWhatWasCommitted(t *testing.T) {
 	eventually(t, "all have a vote", func() bool { return len(old.voters()) == 3 })
 	c.put(old, "/a", "x")
 	for _, f := range followers {
+		// A disk that is held back while it writes could not vote.
+		eventually(t, "both have the entry", func() bool {
+			last, err := f.disk.LastIndex()
+			return err == nil && last == old.raft.LastIndex() && f.raft.LastIndex() == last
+		})
 		f.machine.mu.RLock()
 		known := f.machine.get("/a") != nil
 		f.machine.mu.RUnlock()
