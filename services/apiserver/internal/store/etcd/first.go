@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -47,9 +48,6 @@ type PeerConfig struct {
 	Election, Heartbeat time.Duration
 }
 
-// ErrNoQuorum says that too few members are there.
-var ErrNoQuorum = errors.New("too few members of etcd can be reached")
-
 // hasLog says whether there is a member's log in the directory.
 func hasLog(dir string) bool { return wal.Exist(datadir.ToWALDir(dir)) }
 
@@ -72,7 +70,10 @@ func (c *EmbeddedConfig) startPeers() (*peers, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := net.Listen("tcp", pc.Listen)
+	listen := net.ListenConfig{KeepAliveConfig: keepAlive, Control: func(network, address string, c syscall.RawConn) error {
+		return endUnanswered(context.Background(), network, address, c)
+	}}
+	l, err := listen.Listen(context.Background(), "tcp", pc.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("etcd's peers: %w", err)
 	}

@@ -330,7 +330,13 @@ func kills() int {
 // measures how long nobody can write. No acknowledged write is lost, no watch has
 // a gap, and each write's outcome becomes known. A client of the members goes on
 // through all of it.
-func TestLeaderKills(t *testing.T) {
+func TestLeaderKills(t *testing.T) { leaderFaults(t, kills(), syscall.SIGKILL) }
+
+// TestLeaderPauses stops the leader's process instead, and lets it go on when there
+// is another leader: what it did not know then must not come out of it.
+func TestLeaderPauses(t *testing.T) { leaderFaults(t, max(1, kills()/2), syscall.SIGSTOP) }
+
+func leaderFaults(t *testing.T, n int, fault syscall.Signal) {
 	f := newFamily(t, "a", "b", "c")
 	for n := range f.members {
 		f.start(n)
@@ -361,9 +367,8 @@ func TestLeaderKills(t *testing.T) {
 	defer client.Close()
 	outside := newOutsider(ctx, f, client)
 
-	signals := []syscall.Signal{syscall.SIGKILL}
 	var gaps []time.Duration
-	for i := range kills() {
+	for range n {
 		var leader string
 		wrote := outside.count()
 		f.until("the client writes too", func() bool { return outside.writes > wrote })
@@ -373,7 +378,7 @@ func TestLeaderKills(t *testing.T) {
 		cmd := f.running[leader]
 		f.leads = ""
 		f.mu.Unlock()
-		if err := cmd.Process.Signal(signals[i%len(signals)]); err != nil {
+		if err := cmd.Process.Signal(fault); err != nil {
 			t.Fatal(err)
 		}
 		f.until("the others write again", func() bool {
@@ -388,12 +393,20 @@ func TestLeaderKills(t *testing.T) {
 			return len(f.when) > 0 && f.when[len(f.when)-1] > began+int64(500*time.Millisecond)
 		})
 		gaps = append(gaps, f.gap(began, time.Now().UnixNano()))
-		f.start(leader)
-		f.until("it is back", writing)
+		if fault == syscall.SIGKILL {
+			f.start(leader)
+			f.until("it is back", writing)
+			continue
+		}
+		goesOn := time.Now().UnixNano()
+		if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		f.until("it goes on", func() bool { return f.last[leader] > goesOn })
 	}
 	slices.Sort(gaps)
 	worst, median := gaps[len(gaps)-1], gaps[len(gaps)/2]
-	t.Logf("%d leaders killed: longest time without a write: median %v, worst %v, all %v", len(gaps), median, worst, gaps)
+	t.Logf("%d leaders met with %v: longest time without a write: median %v, worst %v, all %v", len(gaps), fault, median, worst, gaps)
 	if worst > 3*time.Second {
 		t.Errorf("nobody could write for %v", worst)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -55,10 +56,7 @@ func newSite(t testing.TB, names ...string) *site {
 func (s *site) config(name, address string) EmbeddedConfig {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	known := map[string]string{}
-	for n, a := range s.addresses {
-		known[n] = a
-	}
+	known := maps.Clone(s.addresses)
 	return EmbeddedConfig{
 		Name: name, Dir: filepath.Join(s.dir, name), Log: s.log(name),
 		Peers: &PeerConfig{Listen: address, Identity: s.id, Names: []string{"kube-apiserver"}, Members: known, Sockets: filepath.Join(s.dir, "peers")},
@@ -311,6 +309,63 @@ func TestMembersComeAndGo(t *testing.T) {
 	case <-ctx.Done():
 		t.Fatal("who was removed goes on")
 	}
+	s.stop(leader)
+	if _, err := s.begin(ctx, leader); err == nil {
+		t.Fatal("who was removed came back")
+	}
+}
+
+// One right address for each of two is enough: they tell each other the rest.
+func TestMembersTellEachOtherWhereTheyAre(t *testing.T) {
+	s := newSite(t, "a", "b", "c")
+	s.start("a", "b", "c")
+	s.put("a", "/k", "1")
+	s.stop("a", "b", "c")
+	stale := maps.Clone(s.addresses)
+	fresh := map[string]string{"a": freeAddress(t), "b": freeAddress(t), "c": freeAddress(t)}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	for name, knows := range map[string][]string{"a": {"b"}, "b": nil, "c": {"b"}} {
+		known := maps.Clone(stale)
+		for _, k := range knows {
+			known[k] = fresh[k]
+		}
+		c := s.config(name, fresh[name])
+		c.Peers.Members = known
+		wg.Go(func() {
+			e, err := Start(ctx, c)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			s.mu.Lock()
+			s.running[name] = e
+			s.mu.Unlock()
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		return
+	}
+	// a and c only know each other by what b told them; without b they still do.
+	s.put("b", "/k", "2")
+	heard := func(name string) bool {
+		for _, m := range s.members(name) {
+			if m.Address != fresh[m.Name] {
+				return false
+			}
+		}
+		return true
+	}
+	for tick := time.NewTicker(20 * time.Millisecond); !heard("a") || !heard("c"); <-tick.C {
+		if ctx.Err() != nil {
+			t.Fatalf("a knows %v, c %v, right is %v", s.members("a"), s.members("c"), fresh)
+		}
+	}
+	s.stop("b")
+	s.put("a", "/k", "3")
+	s.get("c", "/k", "3")
 }
 
 // A voter whose disk was lost must not found a cluster anew with what its

@@ -38,6 +38,9 @@ const (
 // keepAlive ends a connection to a host that is gone, while it is idle too.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 3}
 
+// unanswered is how long what was sent may stay without acknowledgement.
+const unanswered = 5 * time.Second
+
 // sockets is the process's working directory while members run in it: etcd dials
 // its peers by unix sockets, and a URL's host can only name one without a path.
 var sockets struct {
@@ -264,7 +267,7 @@ func (p *peers) pipe(a, b net.Conn) {
 
 // dial connects to another member for a purpose.
 func (p *peers) dial(address, protocol string) (net.Conn, error) {
-	d := net.Dialer{Timeout: dialTime, KeepAliveConfig: keepAlive}
+	d := net.Dialer{Timeout: dialTime, KeepAliveConfig: keepAlive, ControlContext: endUnanswered}
 	raw, err := d.DialContext(p.ctx, "tcp", address)
 	if err != nil {
 		return nil, err
@@ -356,9 +359,6 @@ func (p *peers) in(raw net.Conn) {
 		return
 	}
 	defer p.untrack(raw)
-	if t, ok := raw.(*net.TCPConn); ok {
-		_ = t.SetKeepAliveConfig(keepAlive)
-	}
 	mine := protocolPeer + p.seat()
 	c := tls.Server(raw, &tls.Config{
 		MinVersion:             tls.VersionTLS13,
