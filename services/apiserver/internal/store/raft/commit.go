@@ -55,7 +55,7 @@ type attempt struct {
 // unknown is the error of a write that may have happened. It is no other error of
 // the store's: of those, some say that nothing was written.
 func (a *attempt) unknown(why error) error {
-	return fmt.Errorf("write %s: %w: %v: %v", a.w.Key, store.ErrUnknownOutcome, a.err, why)
+	return fmt.Errorf("write %s: %w: %s: %s", a.w.Key, store.ErrUnknownOutcome, fmt.Sprint(a.err), fmt.Sprint(why)) // in words alone: it is none of these errors
 }
 
 // Commit implements store.Store. What was proposed is brought to an end even when
