@@ -92,7 +92,7 @@ type process struct {
 	Reason  string `json:"reason"`
 }
 
-func (c *controlPlane) apiservers() ([]process, error) {
+func (c *controlPlane) processes() ([]process, error) {
 	out, err := c.try("keel", "status", "-o", "json", "--home", c.home)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", err, out)
@@ -101,7 +101,12 @@ func (c *controlPlane) apiservers() ([]process, error) {
 	if err := json.Unmarshal([]byte(out), &s); err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(s.Services, func(p process) bool { return !strings.HasPrefix(p.Name, "apiserver-") }), nil
+	return s.Services, nil
+}
+
+func (c *controlPlane) apiservers() ([]process, error) {
+	list, err := c.processes()
+	return slices.DeleteFunc(list, func(p process) bool { return !strings.HasPrefix(p.Name, "apiserver-") }), err
 }
 
 // client dials all apiservers as the administrator.

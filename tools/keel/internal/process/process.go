@@ -68,7 +68,7 @@ func Specs(c *cluster.Cluster, bin string, p runtime.Programs) ([]supervise.Spec
 		specs = append(specs, containerd(c, p, n, config), node(c, bin, p, n))
 	}
 	if c.Simulated > 0 {
-		spec := service(c, bin, "node", "simulator", stopNode,
+		spec := service(c, bin, "node", "simulator", "simulator", stopNode,
 			"--apiserver", c.GRPC(), "--simulated", fmt.Sprint(c.Simulated), "--data-dir", c.Path("simulator"))
 		specs = append(specs, spec)
 	}
@@ -86,27 +86,38 @@ func controlPlane(c *cluster.Cluster, bin string) []supervise.Spec {
 	if len(c.Members) > 0 {
 		specs = append(specs, balancer(c, bin))
 	}
-	return append(specs,
-		service(c, bin, "scheduler", "scheduler", stopController, "--apiserver", c.GRPC(), "--leader-elect"),
-		service(c, bin, "controller-manager", "controller-manager", stopController,
-			"--apiserver", c.GRPC(), "--leader-elect",
-			"--cluster-ca", c.Path("pki"),
-			"--service-account-key", c.Path("pki", "sa.key"),
-			"--cluster-cidr", c.ClusterCIDR,
-			"--local-volume-dir", c.Path("volumes")),
-		service(c, bin, "cloud-controller", "cloud-controller", stopController,
-			"--apiserver", c.GRPC(), "--leader-elect",
-			"--cluster-name", c.ID,
-			"--provider", "local",
-			"--local-inventory", c.Path("cloud", "instances"),
-			"--load-balancer-cidr", c.LoadBalancerCIDR()),
-	)
+	elected := func(program string, args ...string) {
+		args = append([]string{"--apiserver", c.GRPC(), "--leader-elect"}, args...)
+		if len(c.Members) == 0 {
+			specs = append(specs, service(c, bin, program, program, program, stopController, args...))
+			return
+		}
+		for i := range candidates {
+			specs = append(specs, service(c, bin, program, program, fmt.Sprintf("%s-%d", program, i), stopController, args...))
+		}
+	}
+	elected("scheduler")
+	elected("controller-manager",
+		"--cluster-ca", c.Path("pki"),
+		"--service-account-key", c.Path("pki", "sa.key"),
+		"--cluster-cidr", c.ClusterCIDR,
+		"--local-volume-dir", c.Path("volumes"))
+	elected("cloud-controller",
+		"--cluster-name", c.ID,
+		"--provider", "local",
+		"--local-inventory", c.Path("cloud", "instances"),
+		"--load-balancer-cidr", c.LoadBalancerCIDR())
+	return specs
 }
+
+// candidates is how many of each elected service there are beside several
+// apiservers: one leads, the other stands by.
+const candidates = 2
 
 // apiserver listens on a host (all where it is empty), and says where pods and
 // where people reach it.
 func apiserver(c *cluster.Cluster, bin, name, host, advertise, shown string, more ...string) supervise.Spec {
-	spec := service(c, bin, "apiserver", name, stopAPI, append([]string{
+	spec := service(c, bin, "apiserver", "apiserver", name, stopAPI, append([]string{
 		"--name", name,
 		"--data-dir", c.Path(name),
 		"--listen-https", fmt.Sprintf("%s:%d", host, c.HTTPSPort),
@@ -150,12 +161,9 @@ func balancer(c *cluster.Cluster, bin string) supervise.Spec {
 	}
 }
 
-// service is what all of our own programs have in common.
-func service(c *cluster.Cluster, bin, program, name string, order int, args ...string) supervise.Spec {
-	identity := name
-	if program == "apiserver" {
-		identity = program // all of them have one name to their clients
-	}
+// service is what all of our own programs have in common. name tells processes of
+// one program apart, which may share an identity.
+func service(c *cluster.Cluster, bin, program, identity, name string, order int, args ...string) supervise.Spec {
 	health := c.Path("run", name+".ops")
 	all := append([]string{filepath.Join(bin, program),
 		"--identity", c.Identity(identity), "--ops-address", "unix://" + health, "--log-format", "text"}, args...)
@@ -207,7 +215,7 @@ func node(c *cluster.Cluster, bin string, p runtime.Programs, n cluster.Node) su
 	if c.Joined != nil {
 		args = append(args, "--bootstrap-token-file", c.Path("pki", "bootstrap-token"), "--ca-file", c.Path("pki", "ca.crt"))
 	}
-	spec := service(c, bin, "node", n.Name, stopNode, args...)
+	spec := service(c, bin, "node", n.Name, n.Name, stopNode, args...)
 	spec.Namespace = namespace(c, n)
 	spec.Sandboxes = runtime.Socket(c, n.Name)
 	return spec
