@@ -43,6 +43,38 @@ func BenchmarkRevision(b *testing.B) {
 	})
 }
 
+// BenchmarkMembers writes values of 1 KiB through a member of three on this machine
+// that leads, or does not.
+func BenchmarkMembers(b *testing.B) {
+	s := newSite(b, "a", "b", "c")
+	s.start("a", "b", "c")
+	for role, name := range map[string]string{"leader": s.leader(), "follower": s.follower()} {
+		for _, callers := range []int{1, 64, 512} {
+			b.Run(fmt.Sprintf("%s/callers=%d", role, callers), func(b *testing.B) {
+				e := s.running[name]
+				value := make([]byte, 1024)
+				var next atomic.Int64
+				run := time.Now().UnixNano()
+				began := time.Now()
+				var wg sync.WaitGroup
+				for range callers {
+					wg.Go(func() {
+						for n := next.Add(1); n <= int64(b.N); n = next.Add(1) {
+							v, err := e.Commit(context.Background(), []store.Write{{Key: fmt.Sprintf("/bench/%d/%d", run, n), Value: value}})
+							if err != nil || v[0].Err != nil {
+								b.Error(err, v)
+								return
+							}
+						}
+					})
+				}
+				wg.Wait()
+				b.ReportMetric(float64(b.N)/time.Since(began).Seconds(), "writes/s")
+			})
+		}
+	}
+}
+
 // BenchmarkCommit writes values of 1 KiB while one watch follows.
 func BenchmarkCommit(b *testing.B) {
 	for _, c := range []struct{ callers, batch int }{{1, 1}, {64, 1}, {512, 1}, {1, 100}, {8, 100}} {

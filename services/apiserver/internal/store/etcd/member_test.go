@@ -381,6 +381,9 @@ func TestALostDiskIsNotTakenForTheMember(t *testing.T) {
 	if _, err := s.begin(ctx, "b"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("a member without its disk started: %v", err)
 	}
+	if hasLog(filepath.Join(s.dir, "b")) {
+		t.Fatal("a member without its disk founded a cluster")
+	}
 	if after := s.members("a"); len(after) != len(before) {
 		t.Fatalf("members changed: %v", after)
 	}

@@ -30,6 +30,16 @@ const (
 // name of a file.
 var memberName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?$`)
 
+// diskName is what a disk is called: a random number.
+var diskName = regexp.MustCompile(`^[0-9a-f]{8}$`)
+
+// isSeat tells whether others may claim such a seat: names of files are made of it.
+func isSeat(seat string) bool {
+	rest, ok := strings.CutPrefix(seat, seatPrefix)
+	name, disk, marked := strings.Cut(rest, diskMark)
+	return ok && memberName.MatchString(name) && (!marked || diskName.MatchString(disk))
+}
+
 func seatOf(name, disk string) string {
 	if disk == "" { // a member that began alone
 		return seatPrefix + name
@@ -194,7 +204,8 @@ func (c *cards) all() []card {
 // Limits of what is taken from others.
 const (
 	maxCards    = 64
-	maxCardSize = 4096
+	maxCardSize = 8192
+	maxAddress  = 300
 )
 
 // merge takes what another member told.
@@ -203,7 +214,7 @@ func (c *cards) merge(told []card) error {
 	defer c.mu.Unlock()
 	changed := false
 	for _, t := range told {
-		if t.Seat == c.mem.Seat || !strings.HasPrefix(t.Seat, seatPrefix) || !memberName.MatchString(nameOf(t.Seat)) || strings.ContainsAny(t.Seat, "/:") {
+		if t.Seat == c.mem.Seat || !isSeat(t.Seat) || len(t.Founders) > maxCards || len(t.Address) > maxAddress {
 			continue
 		}
 		old, known := c.mem.Cards[t.Seat]

@@ -1,0 +1,57 @@
+package etcd
+
+import (
+	"bytes"
+	"encoding/json"
+	"testing"
+)
+
+func TestSeats(t *testing.T) {
+	for seat, want := range map[string]bool{
+		seatOf("a", ""): true, seatOf("apiserver-0.x", "0123abcd"): true,
+		"": false, "a": false, seatPrefix: false, seatPrefix + "A": false, seatPrefix + "a/b": false, seatPrefix + "..": false,
+		seatPrefix + "a_": false, seatPrefix + "a_../../x": false, seatPrefix + "a_0123abcd_": false, seatPrefix + "a:80": false,
+	} {
+		if isSeat(seat) != want {
+			t.Errorf("%q is a seat: %v", seat, !want)
+		}
+	}
+}
+
+// Whatever another member tells, there are no more cards than may be, all with
+// seats that are names of files, and the own one stays.
+func FuzzCards(f *testing.F) {
+	own := seatOf("a", "00000001")
+	for _, told := range [][]card{
+		{{Seat: seatOf("b", "00000002"), Address: "127.0.0.1:1", Number: 1}},
+		{{Seat: own, Address: "elsewhere:1", Number: 1 << 62}},
+		{{Seat: seatPrefix + "../../etc/passwd", Number: 5}, {Seat: seatOf("c", ""), Number: 5, Fresh: true, Founders: []string{own}}},
+	} {
+		b, err := json.Marshal(told)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, told []byte) {
+		c := &cards{path: t.TempDir() + "/" + memoryFile, mem: memory{Seat: own, Cards: map[string]card{own: {Seat: own, Address: "here:1", Number: 1}}}}
+		p := &peers{cards: c}
+		for range 2 {
+			_ = p.take(bytes.NewReader(told))
+		}
+		if got := p.own(); got.Address != "here:1" || got.Number != 1 {
+			t.Fatalf("own card is %+v", got)
+		}
+		all := p.all()
+		if len(all) > maxCards {
+			t.Fatalf("%d cards", len(all))
+		}
+		for _, c := range all {
+			if !isSeat(c.Seat) {
+				t.Fatalf("seat %q", c.Seat)
+			}
+			_ = p.addresses(c.Seat)
+		}
+		_ = p.everywhere()
+	})
+}
