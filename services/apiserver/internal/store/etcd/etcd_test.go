@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -118,6 +119,50 @@ func listening(t *testing.T, files TLSFiles, client *tls.Config) (*Remote, *Embe
 	}
 	t.Cleanup(r.Close)
 	return r, e
+}
+
+// Endpoints that are dead, or take connections and say nothing, hold nobody up.
+func TestDialPastDeadEndpoints(t *testing.T) {
+	files, tlsConfig := certificates(t)
+	alive, _ := listening(t, files, tlsConfig)
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = silent.Close() }()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	endpoints := append([]string{freeAddress(t), silent.Addr().String()}, alive.client.Endpoints()...)
+	began := time.Now()
+	r, err := Dial(ctx, RemoteConfig{Endpoints: endpoints, TLS: tlsConfig, Log: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	w, err := r.Watch(ctx, "/", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	for i := range 20 {
+		v, err := r.Commit(ctx, []store.Write{{Key: fmt.Sprintf("/%d", i), Value: []byte("x")}})
+		if err != nil || v[0].Err != nil {
+			t.Fatal(err, v)
+		}
+		if _, _, err := r.Get(ctx, fmt.Sprintf("/%d", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for seen := 0; seen < 20; {
+		b, err := w.Next(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen += len(b.Events)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it took %v", took)
+	}
 }
 
 func TestNobodyGetsInWithoutACertificate(t *testing.T) {
