@@ -150,7 +150,7 @@ func (c *cluster) controlPlane(t *testing.T) []service {
 
 // opsSocket is where a service tells its metrics and profiles.
 func (c *cluster) opsSocket(s service) string {
-	return filepath.Join(c.home, "run", strings.TrimSuffix(s.Name, "-0")+".ops")
+	return filepath.Join(c.home, "run", s.Name+".ops")
 }
 
 // readyNodes counts the Ready nodes.
