@@ -80,6 +80,11 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	status := ops.New()
 	ready := make(chan struct{})
 	status.Ready("start", ops.ReadyWhen(ready))
+	for name, place := range map[string]pipeline.Place{"lasting store": lasting, "transient store": transient} {
+		if member, ok := place.Store.(interface{ Voting(context.Context) error }); ok {
+			status.Ready(name, member.Voting)
+		}
+	}
 	startFronts(g, fronts{
 		cfg: cfg, id: id, api: api, users: users, rights: rights, spans: spans, status: status,
 		ready: ready, grpc: listenGRPC, https: listenREST,

@@ -78,6 +78,9 @@ func startStore(ctx context.Context, g *boot.Group, cfg *config, id *identity.So
 	}
 	g.OnStop("store", func(context.Context) error { s.Close(); return nil })
 	g.Go("store upkeep", func(ctx context.Context) error { return s.Maintain(ctx, etcd.Retention{}) })
+	if len(cfg.EtcdPeers) > 0 {
+		g.Go("members of etcd", func(ctx context.Context) error { return s.TakeIn(ctx, cfg.EtcdPeers.names()) })
+	}
 	return s, nil
 }
 

@@ -164,6 +164,7 @@ func (p *peers) admitted(ctx context.Context, ask []string) ([]string, error) {
 		}
 		urls = append(urls, urlPrefix+seat)
 	}
+	p.log.Info("etcd has an empty disk here and waits until the leader lets it in", "member", p.seat())
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {

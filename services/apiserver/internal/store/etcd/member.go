@@ -254,3 +254,71 @@ func (e *Embedded) Replace(ctx context.Context, name string) error {
 	}
 	return e.Add(ctx, name)
 }
+
+// Voting is nil while this member has a vote, as far as it knows: the others can
+// do without one of theirs.
+func (e *Embedded) Voting(context.Context) error {
+	if e.etcd.Server.IsLearner() {
+		return errors.New("this member of etcd has no vote yet")
+	}
+	return nil
+}
+
+const (
+	// lookEvery is how often the leader looks for members with empty disks.
+	lookEvery = time.Second
+	// takeInTime bounds one attempt to let such a member in.
+	takeInTime = time.Minute
+)
+
+// TakeIn lets members in, until ctx ends, that are there under one of the names
+// with an empty disk: each takes the place of its old disk, once that one does not
+// answer. The leader does it; the raft store does the same.
+func (e *Embedded) TakeIn(ctx context.Context, names []string) error {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		for _, name := range names {
+			if s := e.etcd.Server; s.Leader() != s.MemberID() {
+				break
+			}
+			e.takeIn(ctx, name)
+		}
+		select {
+		case <-tick.C:
+		case <-e.Stopped():
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// takeIn looks at one name.
+func (e *Embedded) takeIn(ctx context.Context, name string) {
+	there, known := e.peers.newest(name)
+	if !known || !there.Fresh || there.Seat == e.peers.seat() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, takeInTime)
+	defer cancel()
+	all, err := e.Members(ctx)
+	if err != nil {
+		return
+	}
+	m := byName(all, name)
+	switch {
+	case m != nil && m.Seat == there.Seat && !m.Learner:
+		return
+	case m != nil && m.Seat != there.Seat && e.peers.answers(m.Seat):
+		return // two claim the name; the one with the data has it
+	case m != nil && m.Seat != there.Seat:
+		e.log.Warn("a member of etcd came back with an empty disk and is let in anew", "member", name)
+		err = e.Replace(ctx, name)
+	default:
+		err = e.Add(ctx, name)
+	}
+	if err != nil && ctx.Err() == nil {
+		e.log.Warn("a member of etcd could not be let in", "member", name, "error", err)
+	}
+}

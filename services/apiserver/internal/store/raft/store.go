@@ -363,6 +363,15 @@ func (s *Store) Health() error {
 	return nil
 }
 
+// Voting is nil while this member has a vote, as far as it knows: the others can do
+// without one of theirs.
+func (s *Store) Voting(context.Context) error {
+	if !slices.Contains(s.voters(), s.id) {
+		return errors.New("this member of the raft store has no vote yet")
+	}
+	return s.Health()
+}
+
 // servers is the membership, the newest that this member knows.
 func (s *Store) servers() []hraft.Server {
 	return s.raft.GetConfiguration().Configuration().Servers
