@@ -63,6 +63,8 @@ func (p *Pipeline) statusOf(ctx context.Context, gr schema.GroupResource, name s
 		return apierrors.NewResourceExpired("the watch fell too far behind; resume it after the last event received")
 	case errors.Is(err, watchcache.ErrStopped), errors.Is(err, store.ErrClosed):
 		return apierrors.NewServiceUnavailable("the server is shutting down or reloading its state, please try again")
+	case errors.Is(err, store.ErrUnavailable):
+		return apierrors.NewServiceUnavailable(store.ErrUnavailable.Error() + ", please try again")
 	case errors.Is(err, context.DeadlineExceeded):
 		return apierrors.NewTimeoutError("the store did not answer in time", 1)
 	}

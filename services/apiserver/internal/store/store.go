@@ -170,6 +170,9 @@ var (
 	ErrFenced         = errors.New("writer's epoch is over")
 	ErrTooMany        = errors.New("too many writes in flight")
 	ErrClosed         = errors.New("store is closed")
+	// ErrUnavailable means that nothing was done because too few members of the
+	// store can be reached, now.
+	ErrUnavailable = errors.New("too few members of the store can be reached")
 	// ErrUnknownOutcome means that the write may or may not have happened.
 	ErrUnknownOutcome = errors.New("outcome of the write is unknown")
 )

@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -11,6 +12,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/server/v3/etcdserver"
+
+	"keelson.dev/services/apiserver/internal/store"
 )
 
 // Bounds of a read. Together with settleTime they are the longest that a call
@@ -104,8 +107,11 @@ func (s *Store) repeat(ctx context.Context, each time.Duration, read func(ctx co
 		try, cancel := context.WithTimeout(ctx, each)
 		err := read(try)
 		cancel()
-		if err == nil || ctx.Err() != nil || s.closed.Load() || !again(err) || time.Now().After(deadline) {
+		if err == nil || ctx.Err() != nil || s.closed.Load() || !again(err) {
 			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 		}
 		select {
 		case <-time.After(wait):

@@ -22,7 +22,7 @@ const (
 	barrierTime = 2 * time.Second
 )
 
-var errNoLeader = errors.New("the raft store has no leader")
+var errNoLeader = fmt.Errorf("the raft store has no leader: %w", store.ErrUnavailable)
 
 // linearize waits until this member shows everything that was acknowledged before
 // the call.
@@ -47,6 +47,9 @@ func (s *Store) linearize(ctx context.Context) error {
 			return store.ErrClosed
 		}
 		if time.Now().Add(pause).After(deadline) {
+			if errors.Is(err, errNoLeader) {
+				return err
+			}
 			return fmt.Errorf("%w: %w", errNoLeader, err)
 		}
 		if err := sleep(ctx, pause); err != nil {
