@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -81,6 +82,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	ready := make(chan struct{})
 	status.Ready("start", ops.ReadyWhen(ready))
 	for name, place := range map[string]pipeline.Place{"lasting store": lasting, "transient store": transient} {
+		registerLeading(status.Registry(), strings.TrimSuffix(name, " store"), place.Store)
 		if member, ok := place.Store.(interface{ Voting(context.Context) error }); ok {
 			status.Ready(name, member.Voting)
 		}
