@@ -12,6 +12,7 @@ import (
 
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/bootstrap"
+	"keelson.dev/services/apiserver/internal/fence"
 	"keelson.dev/services/apiserver/internal/kind"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/resource"
@@ -87,7 +88,8 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	}
 	startFronts(g, fronts{
 		cfg: cfg, id: id, api: api, users: users, rights: rights, spans: spans, status: status,
-		ready: ready, grpc: listenGRPC, https: listenREST,
+		fences: fence.New(api, table, lasting.Store, transient.Store),
+		ready:  ready, grpc: listenGRPC, https: listenREST,
 	})
 	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
 	g.Go("start", func(ctx context.Context) error {
