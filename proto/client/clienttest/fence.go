@@ -73,12 +73,13 @@ func (s *Server) intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 	if !ok || method == "Get" {
 		return next(ctx, req)
 	}
-	fence := ""
-	if md, ok := metadata.FromIncomingContext(ctx); ok {
-		if v := md.Get(client.FenceKey); len(v) > 0 {
-			fence = v[len(v)-1]
+	header := func(key string) string {
+		if v := metadata.ValueFromIncomingContext(ctx, key); len(v) > 0 {
+			return v[len(v)-1]
 		}
+		return ""
 	}
+	fence := header(client.FenceKey)
 	s.mu.Lock()
 	wrote := s.wrote
 	lease, _, _ := strings.Cut(fence, " ")
@@ -87,7 +88,7 @@ func (s *Server) intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 	over := fence != "" && fence != token(key, s.epochs[key])
 	s.mu.Unlock()
 	if wrote != nil {
-		wrote(method, fence, req)
+		wrote(Written{Method: method, UserAgent: header("user-agent"), Fence: fence, Request: req})
 	}
 	if over {
 		return nil, rpcError(fencedOff("the writer's leadership is over: another leader has begun after it"))

@@ -31,7 +31,7 @@ type Server struct {
 	noStream bool
 	// epochs are the revisions of the fences that were taken, by Lease.
 	epochs map[client.Key]uint64
-	wrote  func(method, fence string, req any)
+	wrote  func(Written)
 }
 
 // collection is all objects of a kind and what happened to them.
@@ -103,10 +103,19 @@ func (s *Server) Admit(f func(verb string, obj client.Object) error) {
 	s.admit = f
 }
 
-// Wrote sets a function that is called with each RPC that writes, before it does:
-// its name, for instance "Commit", and the token that it carries, or "". nil ends
-// it.
-func (s *Server) Wrote(f func(method, fence string, req any)) {
+// Written is an RPC that writes.
+type Written struct {
+	// Method is its name, for instance "Commit".
+	Method string
+	// UserAgent and Fence are what it carries, or empty.
+	UserAgent, Fence string
+	// Request is the message.
+	Request any
+}
+
+// Wrote sets a function that is called with each RPC that writes, before it does.
+// nil ends it.
+func (s *Server) Wrote(f func(Written)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.wrote = f
