@@ -34,14 +34,14 @@ type fronts struct {
 	spans       *spans
 	status      *ops.Server
 	ready       <-chan struct{}
+	nodes       func() int // how many there are
 	grpc, https net.Listener
 }
 
 // startFronts serves both fronts once the apiserver is ready.
 func startFronts(g *boot.Group, f fronts) {
-	// The controller-manager takes a node that is silent for four heartbeats for
-	// lost (--node-monitor-grace-period).
-	tunnels := tunnel.New(tunnel.Config{HeartbeatSeconds: 2})
+	tunnels := tunnel.New(tunnel.Config{})
+	g.Go("heartbeat interval", func(ctx context.Context) error { return setHeartbeats(ctx, f.nodes, tunnels) })
 	unary, stream := grpcfront.Authentication(f.users, f.rights)
 	server := rpc.NewServer(rpc.ServerConfig{
 		Identity: f.id,

@@ -9,6 +9,7 @@ import (
 	"net"
 
 	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
 
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/bootstrap"
@@ -87,7 +88,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	}
 	startFronts(g, fronts{
 		cfg: cfg, id: id, api: api, users: users, rights: rights, spans: spans, status: status,
-		ready: ready, grpc: listenGRPC, https: listenREST,
+		ready: ready, nodes: cache.Kind(table.ByKind(corev1.SchemeGroupVersion.WithKind("Node"))).Len, grpc: listenGRPC, https: listenREST,
 	})
 	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
 	g.Go("start", func(ctx context.Context) error {

@@ -41,7 +41,8 @@ import (
 
 // Config of a Server. Zero values mean the defaults.
 type Config struct {
-	// HeartbeatSeconds is what Welcome tells nodes; default 2.
+	// HeartbeatSeconds is what nodes are told until SetHeartbeat says otherwise;
+	// default 2.
 	HeartbeatSeconds int32
 	// MaxSessions bounds the sessions of a node, open and being opened; default
 	// 256.
@@ -57,9 +58,11 @@ type Server struct {
 	nodev1.UnimplementedTunnelServiceServer
 	cfg Config
 
-	mu      sync.Mutex
-	nodes   map[string]*link
-	pending map[string]*opening
+	mu        sync.Mutex
+	nodes     map[string]*link
+	pending   map[string]*opening
+	heartbeat int32         // seconds
+	changed   chan struct{} // closed when heartbeat is another
 }
 
 // New makes a Server without nodes.
@@ -76,7 +79,31 @@ func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	return &Server{cfg: cfg, nodes: map[string]*link{}, pending: map[string]*opening{}}
+	return &Server{
+		cfg: cfg, nodes: map[string]*link{}, pending: map[string]*opening{},
+		heartbeat: cfg.HeartbeatSeconds, changed: make(chan struct{}),
+	}
+}
+
+// SetHeartbeat tells all nodes, those that are connected and those to come, how
+// often to renew their Leases.
+func (s *Server) SetHeartbeat(seconds int32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if seconds != s.heartbeat {
+		s.heartbeat = seconds
+		close(s.changed)
+		s.changed = make(chan struct{})
+	}
+}
+
+// welcome is what a node is told, and a channel that is closed when that is over.
+func (s *Server) welcome() (*nodev1.ConnectResponse, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &nodev1.ConnectResponse{Message: &nodev1.ConnectResponse_Welcome{
+		Welcome: &nodev1.Welcome{HeartbeatSeconds: s.heartbeat},
+	}}, s.changed
 }
 
 // Errors of Open.
@@ -159,8 +186,8 @@ func (s *Server) Connect(stream nodev1.TunnelService_ConnectServer) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	welcome := &nodev1.Welcome{HeartbeatSeconds: s.cfg.HeartbeatSeconds}
-	if err := stream.Send(&nodev1.ConnectResponse{Message: &nodev1.ConnectResponse_Welcome{Welcome: welcome}}); err != nil {
+	welcome, changed := s.welcome()
+	if err := stream.Send(welcome); err != nil {
 		return err
 	}
 	l := s.register(name)
@@ -174,6 +201,11 @@ func (s *Server) Connect(stream nodev1.TunnelService_ConnectServer) error {
 		select {
 		case m := <-l.send:
 			if err := stream.Send(m); err != nil {
+				return err
+			}
+		case <-changed:
+			welcome, changed = s.welcome()
+			if err := stream.Send(welcome); err != nil {
 				return err
 			}
 		case <-l.replaced:

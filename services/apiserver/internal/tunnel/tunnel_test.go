@@ -348,3 +348,29 @@ func TestDial(t *testing.T) {
 		t.Errorf("refused: %v", err)
 	}
 }
+
+func TestNodesAreToldAnotherHeartbeat(t *testing.T) {
+	s, c := start(t, tunnel.Config{})
+	told := func(control nodev1.TunnelService_ConnectClient) int32 {
+		t.Helper()
+		m, err := control.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m.GetWelcome().GetHeartbeatSeconds()
+	}
+	_, early := silent(t, c, "n1")
+	if got := told(early); got != 2 {
+		t.Errorf("at first %d seconds", got)
+	}
+	connected(t, s, "n1")
+	s.SetHeartbeat(2) // as it is: nobody is told
+	s.SetHeartbeat(7)
+	if got := told(early); got != 7 {
+		t.Errorf("then %d seconds", got)
+	}
+	_, late := silent(t, c, "n2")
+	if got := told(late); got != 7 {
+		t.Errorf("who comes late: %d seconds", got)
+	}
+}
