@@ -1,5 +1,6 @@
 // Package tunnel is the apiserver's side of keelson.node.v1.TunnelService: how it
-// reaches nodes, which accept no connections of their own.
+// reaches nodes, which accept no connections of their own, and of RelayService: how
+// it reaches those that are connected to another apiserver.
 //
 // A node keeps a control stream open; a session that the apiserver wants is asked
 // for there and opened by the node as a stream of its own. Invariants:
@@ -50,7 +51,10 @@ type Config struct {
 	// OpenTimeout bounds the opening of a session, and how long a node may take to
 	// introduce itself; default 10 s.
 	OpenTimeout time.Duration
-	Log         *slog.Logger
+	// Peers are the other apiservers, to reach nodes that are connected to them
+	// alone; nil where there are none.
+	Peers func() []nodev1.RelayServiceClient
+	Log   *slog.Logger
 }
 
 // Server is the TunnelService.
@@ -108,8 +112,9 @@ func (s *Server) welcome() (*nodev1.ConnectResponse, <-chan struct{}) {
 
 // Errors of Open.
 var (
-	// ErrNotConnected means that the node has no control stream here.
-	ErrNotConnected = errors.New("node is not connected to this apiserver")
+	// ErrNotConnected means that the node has no control stream, neither here nor
+	// with a peer.
+	ErrNotConnected = errors.New("node is not connected")
 	// ErrTooMany means that the node has as many sessions as it may.
 	ErrTooMany = errors.New("node has too many sessions")
 	// ErrTimeout means that the node did not open the session in time.
@@ -299,13 +304,27 @@ func (s *Server) take(id, node string) *opening {
 	return o
 }
 
-// Open asks a node for a session and waits until it has opened it. The session
-// ends with ctx, or with Close. open's session_id and traceparent are filled in.
-// Errors are those above or, where the node refused, a *apierrors.StatusError.
+// Open asks a node for a session and waits until it has opened it, by way of
+// another apiserver where the node is not connected to this one. The session ends
+// with ctx, or with Close. open's session_id and traceparent are filled in. Errors
+// are those above or, where the node refused, a *apierrors.StatusError.
 func (s *Server) Open(ctx context.Context, node string, open *nodev1.Open) (*Session, error) {
+	session, err := s.openHere(ctx, node, open)
+	if errors.Is(err, ErrNotConnected) {
+		if peer := s.find(ctx, node); peer != nil {
+			return s.openThere(ctx, peer, node, open)
+		}
+	}
+	return session, err
+}
+
+// openHere opens a session with a node that is connected to this apiserver.
+func (s *Server) openHere(ctx context.Context, node string, open *nodev1.Open) (*Session, error) {
 	open = proto.CloneOf(open)
 	open.SessionId = newID()
-	open.Traceparent = traceparent(ctx)
+	if parent := traceparent(ctx); parent != "" {
+		open.Traceparent = parent
+	}
 	o, err := s.reserve(node, open.GetSessionId())
 	if err != nil {
 		return nil, fmt.Errorf("node %s: %w", node, err)
