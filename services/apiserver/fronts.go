@@ -10,9 +10,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc"
 
+	coordinationv1 "keelson.dev/proto/keelson/coordination/v1"
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/authz"
+	"keelson.dev/services/apiserver/internal/fence"
 	grpcfront "keelson.dev/services/apiserver/internal/front/grpc"
 	"keelson.dev/services/apiserver/internal/front/rest"
 	"keelson.dev/services/apiserver/internal/pipeline"
@@ -31,6 +33,7 @@ type fronts struct {
 	api         pipeline.API
 	users       *users
 	rights      *authz.Authorizers
+	fences      *fence.Fences
 	spans       *spans
 	status      *ops.Server
 	ready       <-chan struct{}
@@ -52,6 +55,7 @@ func startFronts(g *boot.Group, f fronts) {
 		Options:  []grpc.ServerOption{grpc.ForceServerCodecV2(grpcfront.NewCodec())},
 	})
 	resourcev1.RegisterResourceServiceServer(server.Server, grpcfront.New(f.api))
+	coordinationv1.RegisterFenceServiceServer(server.Server, grpcfront.NewFenceService(f.fences))
 	nodev1.RegisterTunnelServiceServer(server.Server, tunnels)
 	grpcfront.RegisterReflection(server.Server)
 	f.spans.serve(server.Server, f.api, f.rights)

@@ -13,6 +13,7 @@ import (
 
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/bootstrap"
+	"keelson.dev/services/apiserver/internal/fence"
 	"keelson.dev/services/apiserver/internal/kind"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/resource"
@@ -88,7 +89,9 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	}
 	startFronts(g, fronts{
 		cfg: cfg, id: id, api: api, users: users, rights: rights, spans: spans, status: status,
-		ready: ready, nodes: cache.Kind(table.ByKind(corev1.SchemeGroupVersion.WithKind("Node"))).Len, grpc: listenGRPC, https: listenREST,
+		fences: fence.New(api, table, lasting.Store, transient.Store),
+		nodes:  cache.Kind(table.ByKind(corev1.SchemeGroupVersion.WithKind("Node"))).Len,
+		ready:  ready, grpc: listenGRPC, https: listenREST,
 	})
 	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
 	g.Go("start", func(ctx context.Context) error {
