@@ -35,6 +35,7 @@ type fronts struct {
 	status      *ops.Server
 	ready       <-chan struct{}
 	grpc, https net.Listener
+	members     *members
 }
 
 // startFronts serves both fronts once the apiserver is ready.
@@ -55,6 +56,9 @@ func startFronts(g *boot.Group, f fronts) {
 	nodev1.RegisterTunnelServiceServer(server.Server, tunnels)
 	grpcfront.RegisterReflection(server.Server)
 	f.spans.serve(server.Server, f.api, f.rights)
+	if f.members != nil {
+		f.members.service.RegisterAPI(server.Server, f.rights)
+	}
 	web := rest.New(rest.Config{
 		API: f.api, Authn: f.users, Tunnel: tunnels,
 		Registerer: f.status.Registry(),

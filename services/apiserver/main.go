@@ -40,12 +40,16 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err != nil {
 		return err
 	}
-	st, err := startStore(ctx, g, cfg, id)
+	members, err := newMembers(ctx, cfg, id)
+	if err != nil {
+		return err
+	}
+	st, err := startStore(ctx, g, cfg, id, members)
 	if err != nil {
 		return err
 	}
 	table := resource.NewTable(kind.All()...)
-	lasting, transient, err := startPlaces(ctx, g, cfg, id, st, table)
+	lasting, transient, err := startPlaces(ctx, g, cfg, id, st, members, table)
 	if err != nil {
 		return err
 	}
@@ -87,7 +91,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	}
 	startFronts(g, fronts{
 		cfg: cfg, id: id, api: api, users: users, rights: rights, spans: spans, status: status,
-		ready: ready, grpc: listenGRPC, https: listenREST,
+		ready: ready, grpc: listenGRPC, https: listenREST, members: members,
 	})
 	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
 	g.Go("start", func(ctx context.Context) error {
