@@ -184,9 +184,9 @@ func (e *Embedded) Promote(ctx context.Context, name string) error {
 			return false, fmt.Errorf("%w: there is no member %s", ErrMember, name)
 		case !m.Learner:
 			return true, nil
-		case !m.Started:
-			return false, errors.New("the new member has not caught up yet")
 		}
+		// The leader refuses until the learner has acknowledged nearly all of the log: so
+		// it has started.
 		_, err := e.etcd.Server.PromoteMember(ctx, m.ID)
 		return err == nil, err
 	})
@@ -308,12 +308,12 @@ func (e *Embedded) finish(ctx context.Context) {
 		return
 	}
 	for _, m := range s.Cluster().Members() {
-		if !m.IsLearner || m.Name == "" {
+		if !m.IsLearner {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, readTime)
 		if _, err := s.PromoteMember(ctx, uint64(m.ID)); err != nil {
-			e.log.Debug("a learner of etcd is not promoted yet", "member", m.Name, "error", err)
+			e.log.Debug("a learner of etcd is not promoted yet", "member", seatOfURLs(m.PeerURLs), "error", err)
 		}
 		cancel()
 	}
