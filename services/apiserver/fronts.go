@@ -37,14 +37,15 @@ type fronts struct {
 	spans       *spans
 	status      *ops.Server
 	ready       <-chan struct{}
+	nodes       func() int // how many there are
 	grpc, https net.Listener
+	members     *members
+	tunnels     *tunnel.Server
 }
 
 // startFronts serves both fronts once the apiserver is ready.
 func startFronts(g *boot.Group, f fronts) {
-	// The controller-manager takes a node that is silent for four heartbeats for
-	// lost (--node-monitor-grace-period).
-	tunnels := tunnel.New(tunnel.Config{HeartbeatSeconds: 2})
+	g.Go("heartbeat interval", func(ctx context.Context) error { return setHeartbeats(ctx, f.nodes, f.tunnels) })
 	unary, stream := grpcfront.Authentication(f.users, f.rights)
 	server := rpc.NewServer(rpc.ServerConfig{
 		Identity: f.id,
@@ -56,11 +57,14 @@ func startFronts(g *boot.Group, f fronts) {
 	})
 	resourcev1.RegisterResourceServiceServer(server.Server, grpcfront.New(f.api))
 	coordinationv1.RegisterFenceServiceServer(server.Server, grpcfront.NewFenceService(f.fences))
-	nodev1.RegisterTunnelServiceServer(server.Server, tunnels)
+	nodev1.RegisterTunnelServiceServer(server.Server, f.tunnels)
 	grpcfront.RegisterReflection(server.Server)
 	f.spans.serve(server.Server, f.api, f.rights)
+	if f.members != nil {
+		f.members.service.RegisterAPI(server.Server, f.rights)
+	}
 	web := rest.New(rest.Config{
-		API: f.api, Authn: f.users, Tunnel: tunnels,
+		API: f.api, Authn: f.users, Tunnel: f.tunnels,
 		Registerer: f.status.Registry(),
 		Metrics:    promhttp.HandlerFor(f.status.Registry(), promhttp.HandlerOpts{}),
 		Checks: []rest.Check{

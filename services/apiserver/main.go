@@ -9,6 +9,7 @@ import (
 	"net"
 
 	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
 
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/bootstrap"
@@ -16,6 +17,7 @@ import (
 	"keelson.dev/services/apiserver/internal/kind"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/ops"
@@ -41,12 +43,17 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err != nil {
 		return err
 	}
-	st, err := startStore(ctx, g, cfg, id)
+	members, err := newMembers(ctx, cfg, id)
+	if err != nil {
+		return err
+	}
+	st, err := startStore(ctx, g, cfg, id, members)
 	if err != nil {
 		return err
 	}
 	table := resource.NewTable(kind.All()...)
-	lasting, transient, err := startPlaces(ctx, g, cfg, id, st, table)
+	tunnels := tunnel.New(tunnel.Config{Peers: members.relays})
+	lasting, transient, err := startPlaces(ctx, g, cfg, id, st, members, tunnels, table)
 	if err != nil {
 		return err
 	}
@@ -89,7 +96,8 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	startFronts(g, fronts{
 		cfg: cfg, id: id, api: api, users: users, rights: rights, spans: spans, status: status,
 		fences: fence.New(api, table, lasting.Store, transient.Store),
-		ready:  ready, grpc: listenGRPC, https: listenREST,
+		nodes:  cache.Kind(table.ByKind(corev1.SchemeGroupVersion.WithKind("Node"))).Len,
+		ready:  ready, grpc: listenGRPC, https: listenREST, members: members, tunnels: tunnels,
 	})
 	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
 	g.Go("start", func(ctx context.Context) error {

@@ -33,16 +33,21 @@ func dial(c *cluster.Cluster) (*grpc.ClientConn, error) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca)
+	return dialEndpoints(strings.Split(c.GRPC(), ","), &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13})
+}
+
+// dialEndpoints makes a connection to whichever of the endpoints answers.
+func dialEndpoints(endpoints []string, config *tls.Config) (*grpc.ClientConn, error) {
 	list := manual.NewBuilderWithScheme("keelson")
 	var state resolver.State
-	for _, endpoint := range strings.Split(c.GRPC(), ",") {
+	for _, endpoint := range endpoints {
 		host, _, _ := strings.Cut(endpoint, ":")
 		state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: endpoint, ServerName: host}}})
 	}
 	list.InitialState(state)
 	return grpc.NewClient("keelson:///apiservers",
 		grpc.WithResolvers(list),
-		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13})),
+		grpc.WithTransportCredentials(credentials.NewTLS(config)),
 		grpc.WithUserAgent("keel"))
 }
 

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -56,27 +58,33 @@ func (e *env) nodeToken() *cobra.Command {
 				return err
 			}
 			defer conn.Close()
-			id, secret := random(6), random(16)
-			_, err = client.For[*corev1.Secret](client.New(conn, "keel")).Create(cmd.Context(), &corev1.Secret{
-				ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: "bootstrap-token-" + id},
-				Type:       corev1.SecretTypeBootstrapToken,
-				StringData: map[string]string{
-					"token-id": id, "token-secret": secret,
-					"expiration":                     time.Now().Add(ttl).UTC().Format(time.RFC3339),
-					"usage-bootstrap-authentication": "true",
-					"auth-extra-groups":              "system:bootstrappers:keelson:default-node-token",
-					"description":                    "made by keel node token",
-				},
-			})
+			token, err := makeToken(cmd.Context(), conn, ttl, "system:bootstrappers:keelson:default-node-token", "made by keel node token")
 			if err != nil {
 				return err
 			}
-			e.say("keel node join --server %s --token %s.%s --ca-hash %s", c.NodeGRPC(), id, secret, a.Hash())
+			e.say("keel node join --server %s --token %s --ca-hash %s", c.NodeGRPC(), token, a.Hash())
 			return nil
 		},
 	}
 	cmd.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long the token may be used")
 	return cmd
+}
+
+// makeToken makes a bootstrap token whose bearers are in a group.
+func makeToken(ctx context.Context, conn grpc.ClientConnInterface, ttl time.Duration, group, description string) (string, error) {
+	id, secret := random(6), random(16)
+	_, err := client.For[*corev1.Secret](client.New(conn, "keel")).Create(ctx, &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: "bootstrap-token-" + id},
+		Type:       corev1.SecretTypeBootstrapToken,
+		StringData: map[string]string{
+			"token-id": id, "token-secret": secret,
+			"expiration":                     time.Now().Add(ttl).UTC().Format(time.RFC3339),
+			"usage-bootstrap-authentication": "true",
+			"auth-extra-groups":              group,
+			"description":                    description,
+		},
+	})
+	return id + "." + secret, err
 }
 
 // random is n characters of a bootstrap token ([a-z0-9]).

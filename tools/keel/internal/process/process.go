@@ -135,16 +135,23 @@ func apiserver(c *cluster.Cluster, bin, name, host, advertise, shown string, mor
 
 // members are the flags that tell one of several apiservers of the others.
 func members(c *cluster.Cluster, self cluster.Member) []string {
+	own := []string{
+		"--listen-peer", fmt.Sprintf("%s:%d", self.IP, cluster.PeerPort),
+		"--etcd-listen-peer", fmt.Sprintf("%s:%d", self.IP, cluster.EtcdPort),
+	}
+	if self.Join != "" {
+		return append(own, "--join", self.Join, "--join-token-file", JoinToken(c))
+	}
 	var all, etcd []string
-	for _, m := range c.Members {
+	for _, m := range c.Founders {
 		all = append(all, fmt.Sprintf("%s=%s:%d", m.Name, m.IP, cluster.PeerPort))
 		etcd = append(etcd, fmt.Sprintf("%s=%s:%d", m.Name, m.IP, cluster.EtcdPort))
 	}
-	return []string{
-		"--listen-peer", fmt.Sprintf("%s:%d", self.IP, cluster.PeerPort), "--members", strings.Join(all, ","),
-		"--etcd-listen-peer", fmt.Sprintf("%s:%d", self.IP, cluster.EtcdPort), "--etcd-members", strings.Join(etcd, ","),
-	}
+	return append(own, "--members", strings.Join(all, ","), "--etcd-members", strings.Join(etcd, ","))
 }
+
+// JoinToken is the file with the token that the newest member joined with.
+func JoinToken(c *cluster.Cluster) string { return c.Path("pki", "join-token") }
 
 // balancer makes several apiservers one address.
 func balancer(c *cluster.Cluster, bin string) supervise.Spec {

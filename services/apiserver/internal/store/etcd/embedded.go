@@ -163,17 +163,35 @@ func startEtcd(ctx context.Context, cfg *embed.Config, then ...func(*embed.Etcd)
 			return nil, err
 		}
 	}
-	select {
-	case <-e.Server.ReadyNotify():
-		return e, nil
-	case <-e.Server.StopNotify():
-		err = errors.New("it has ended; was this member removed?")
-	case err = <-e.Err():
-	case <-ctx.Done():
-		err = ctx.Err()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			// A member of several is ready when it can be read. What etcd itself waits for,
+			// that it has told its name, takes 6 s where its first proposal is lost.
+			if e.Server.Leader() == 0 || !readable(ctx, e.Server) {
+				continue
+			}
+			return e, nil
+		case <-e.Server.ReadyNotify():
+			return e, nil
+		case <-e.Server.StopNotify():
+			err = errors.New("it has ended; was this member removed?")
+		case err = <-e.Err():
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		e.Close()
+		return nil, err
 	}
-	e.Close()
-	return nil, err
+}
+
+// readable tells whether a linearizable read succeeds now.
+func readable(ctx context.Context, s *etcdserver.EtcdServer) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return s.LinearizableReadNotify(ctx) == nil
 }
 
 // joinPeers tells etcd who the other members are and opens the ways to them.

@@ -58,6 +58,9 @@ func nameOf(seat string) string {
 type card struct {
 	Seat    string `json:"seat"`
 	Address string `json:"address"`
+	// Service is where its other services to members are; this package only passes
+	// it on.
+	Service string `json:"service,omitempty"`
 	// Number grows with each card of the seat.
 	Number int64 `json:"number"`
 	// Fresh says that the member has no data yet.
@@ -93,7 +96,7 @@ type cards struct {
 const memoryFile = "keelson-member.json"
 
 // openCards reads what the member remembers; hasLog says that etcd's data is there.
-func openCards(dir, name, address string, configured map[string]string, hasLog bool) (*cards, error) {
+func openCards(dir, name, address, service string, configured map[string]string, hasLog bool) (*cards, error) {
 	c := &cards{path: filepath.Join(dir, memoryFile), configured: configured}
 	b, err := os.ReadFile(c.path)
 	switch {
@@ -121,7 +124,9 @@ func openCards(dir, name, address string, configured map[string]string, hasLog b
 	if c.mem.Cards == nil {
 		c.mem.Cards = map[string]card{}
 	}
-	return c, c.publish(func(own *card) { own.Address, own.Fresh, own.Founders = address, !hasLog, c.mem.Founders })
+	return c, c.publish(func(own *card) {
+		own.Address, own.Service, own.Fresh, own.Founders = address, service, !hasLog, c.mem.Founders
+	})
 }
 
 // publish changes this member's own card.
@@ -214,11 +219,11 @@ func (c *cards) merge(told []card) error {
 	defer c.mu.Unlock()
 	changed := false
 	for _, t := range told {
-		if t.Seat == c.mem.Seat || !isSeat(t.Seat) || len(t.Founders) > maxCards || len(t.Address) > maxAddress {
+		if t.Seat == c.mem.Seat || !isSeat(t.Seat) || len(t.Founders) > maxCards || len(t.Address) > maxAddress || len(t.Service) > maxAddress {
 			continue
 		}
 		old, known := c.mem.Cards[t.Seat]
-		if !c.counts(t) || known && old.Number >= t.Number || !known && len(c.mem.Cards) >= maxCards {
+		if !c.counts(t) || known && old.Number >= t.Number || !known && len(c.mem.Cards) >= maxCards && !c.forgetFresh() {
 			continue
 		}
 		c.mem.Cards[t.Seat] = t
@@ -299,4 +304,30 @@ func (c *cards) newest(name string) (card, bool) {
 		}
 	}
 	return best, best.Seat != ""
+}
+
+// fresh are the names of the others under which somebody waits with an empty disk.
+func (c *cards) fresh() (out []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for seat, t := range c.mem.Cards {
+		if t.Fresh && seat != c.mem.Seat {
+			out = append(out, nameOf(seat))
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// forgetFresh makes room by dropping who has waited longest with an empty disk, if
+// there is somebody: who is still there tells of himself again. c.mu is held.
+func (c *cards) forgetFresh() bool {
+	oldest := ""
+	for seat, t := range c.mem.Cards {
+		if t.Fresh && seat != c.mem.Seat && (oldest == "" || t.Number < c.mem.Cards[oldest].Number) {
+			oldest = seat
+		}
+	}
+	delete(c.mem.Cards, oldest)
+	return oldest != ""
 }
