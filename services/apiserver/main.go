@@ -9,12 +9,15 @@ import (
 	"net"
 
 	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
 
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/bootstrap"
+	"keelson.dev/services/apiserver/internal/fence"
 	"keelson.dev/services/apiserver/internal/kind"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/ops"
@@ -52,7 +55,8 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		return err
 	}
 	table := resource.NewTable(kind.All()...)
-	lasting, transient, err := startPlaces(ctx, g, cfg, id, st, members, table)
+	tunnels := tunnel.New(tunnel.Config{Peers: members.relays})
+	lasting, transient, err := startPlaces(ctx, g, cfg, id, st, members, tunnels, table)
 	if err != nil {
 		return err
 	}
@@ -94,7 +98,9 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	}
 	startFronts(g, fronts{
 		cfg: cfg, id: id, api: api, users: users, rights: rights, spans: spans, status: status,
-		ready: ready, grpc: listenGRPC, https: listenREST, members: members,
+		fences: fence.New(api, table, lasting.Store, transient.Store),
+		nodes:  cache.Kind(table.ByKind(corev1.SchemeGroupVersion.WithKind("Node"))).Len,
+		ready:  ready, grpc: listenGRPC, https: listenREST, members: members, tunnels: tunnels,
 	})
 	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
 	g.Go("start", func(ctx context.Context) error {

@@ -10,9 +10,11 @@ import (
 	"strings"
 
 	memberv1 "keelson.dev/proto/keelson/member/v1"
+	nodev1 "keelson.dev/proto/keelson/node/v1"
 	"keelson.dev/services/apiserver/internal/member"
 	"keelson.dev/services/apiserver/internal/store/etcd"
 	"keelson.dev/services/apiserver/internal/store/raft"
+	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/rpc"
@@ -132,10 +134,22 @@ func (m *members) raft(cfg *config) raft.Config {
 	return out
 }
 
+// relays are the other members, to reach the nodes that are connected to them.
+func (m *members) relays() []nodev1.RelayServiceClient {
+	if m == nil {
+		return nil
+	}
+	var out []nodev1.RelayServiceClient
+	for _, c := range m.service.Others() {
+		out = append(out, nodev1.NewRelayServiceClient(c))
+	}
+	return out
+}
+
 // servePeers serves what the members say to each other. It has a port of its own,
 // which opens before the stores and closes after them: stores need each other
 // while clients are not served yet, and no longer.
-func (m *members) servePeers(g *boot.Group, cfg *config, id *identity.Source) (*raft.Service, error) {
+func (m *members) servePeers(g *boot.Group, cfg *config, id *identity.Source, tunnels *tunnel.Server) (*raft.Service, error) {
 	allow := raft.Certificates(func() *x509.CertPool { return id.Current().Roots }, id.Name())
 	service := raft.NewService(allow)
 	if m == nil {
@@ -151,6 +165,7 @@ func (m *members) servePeers(g *boot.Group, cfg *config, id *identity.Source) (*
 	})
 	service.Register(server.Server)
 	m.service.RegisterPeers(server.Server, allow)
+	nodev1.RegisterRelayServiceServer(server.Server, tunnels.Relay(allow))
 	g.Go("peers", func(ctx context.Context) error { return server.Serve(ctx, listener) })
 	return service, nil
 }

@@ -8,6 +8,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/store/raft"
+	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/apiserver/internal/watchcache"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
@@ -22,13 +23,13 @@ const (
 // startPlaces feeds the watch caches. Beside an etcd of our own, transient kinds
 // lie in a raft store; in an etcd elsewhere, which other apiservers share, and in
 // memory, everything lies together.
-func startPlaces(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source, st store.Store, m *members, table *resource.Table) (lasting, transient pipeline.Place, err error) {
+func startPlaces(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source, st store.Store, m *members, tunnels *tunnel.Server, table *resource.Table) (lasting, transient pipeline.Place, err error) {
 	if cfg.memory || len(cfg.etcdServers) > 0 {
 		lasting = startCache(g, "watch cache", st, stored(table, func(*resource.Kind) bool { return true }))
 		return lasting, lasting, nil
 	}
 	rc := m.raft(cfg)
-	if rc.Service, err = m.servePeers(g, cfg, id); err != nil {
+	if rc.Service, err = m.servePeers(g, cfg, id, tunnels); err != nil {
 		return lasting, transient, err
 	}
 	rc.Dir = filepath.Join(cfg.dataDir, "raft")

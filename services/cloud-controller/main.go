@@ -6,11 +6,11 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"os"
 	"strings"
 
+	"github.com/google/uuid"
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -160,6 +160,7 @@ func (o *options) cloud(g *boot.Group, id *identity.Source, caches service.Cache
 
 // work is what the leader does.
 func (o *options) work(ctx context.Context, c *client.Client, caches service.Caches, cloud provider.Provider, events *event.Recorder) error {
+	defer events.Flush()
 	for _, synced := range []<-chan struct{}{caches.Services.Synced(), caches.Nodes.Synced(), caches.Slices.Synced()} {
 		select {
 		case <-synced:
@@ -214,5 +215,6 @@ func instanceName() string {
 	if err != nil {
 		host = name
 	}
-	return fmt.Sprintf("%s_%d", host, os.Getpid())
+	// A process number would be the same again in the next container of that name.
+	return host + "_" + uuid.NewString()[:8]
 }

@@ -354,6 +354,20 @@ func (s *Service) ask(ctx context.Context, name string) (*memberv1.StatusRespons
 }
 
 // conn is the connection to another member.
+// Others are connections to the other members that are known.
+func (s *Service) Others() []grpc.ClientConnInterface {
+	var out []grpc.ClientConnInterface
+	for _, m := range s.addresses() {
+		if m.GetName() == s.cfg.Name {
+			continue
+		}
+		if c, err := s.conn(m.GetName()); err == nil {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
 func (s *Service) conn(name string) (grpc.ClientConnInterface, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
