@@ -39,6 +39,9 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err != nil {
 		return boot.Invalid("--identity: %w", err)
 	}
+	if cfg.recover {
+		return recoverStores(ctx, cfg, id)
+	}
 	spans, err := startTelemetry(ctx, g, cfg)
 	if err != nil {
 		return err

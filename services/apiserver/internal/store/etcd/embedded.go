@@ -108,6 +108,9 @@ func Start(ctx context.Context, c EmbeddedConfig) (_ *Embedded, err error) {
 			p.close()
 			leaveSockets()
 		})
+		if err := p.stillMember(ctx, hasLog(c.Dir)); err != nil {
+			return nil, fmt.Errorf("etcd's member %s: %w", c.Name, err)
+		}
 		if err := c.joinPeers(ctx, p, cfg); err != nil {
 			return nil, err
 		}
@@ -118,6 +121,7 @@ func Start(ctx context.Context, c EmbeddedConfig) (_ *Embedded, err error) {
 		}
 		p.serving.Store(true)
 		p.run(func() { p.follow(run, e.Server) })
+		p.run(func() { p.endOutlived(run, e.Server) })
 		return p.joined()
 	}
 	e, err := startEtcd(ctx, cfg, started)
