@@ -16,6 +16,7 @@ import (
 	grpcfront "keelson.dev/services/apiserver/internal/front/grpc"
 	"keelson.dev/services/apiserver/internal/front/rest"
 	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/snapshot"
 	"keelson.dev/services/apiserver/internal/token"
 	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/internal/boot"
@@ -35,6 +36,7 @@ type fronts struct {
 	status      *ops.Server
 	ready       <-chan struct{}
 	grpc, https net.Listener
+	snapshots   *snapshot.Service
 }
 
 // startFronts serves both fronts once the apiserver is ready.
@@ -55,6 +57,7 @@ func startFronts(g *boot.Group, f fronts) {
 	nodev1.RegisterTunnelServiceServer(server.Server, tunnels)
 	grpcfront.RegisterReflection(server.Server)
 	f.spans.serve(server.Server, f.api, f.rights)
+	f.snapshots.Register(server.Server)
 	web := rest.New(rest.Config{
 		API: f.api, Authn: f.users, Tunnel: tunnels,
 		Registerer: f.status.Registry(),

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 
 	"github.com/spf13/pflag"
 
@@ -21,6 +22,9 @@ import (
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "snapshot" {
+		os.Exit(snapshotCommand(os.Args[2:]))
+	}
 	boot.Main("apiserver", func(fs *pflag.FlagSet) boot.Run { return newOptions(fs).run })
 }
 
@@ -87,7 +91,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	}
 	startFronts(g, fronts{
 		cfg: cfg, id: id, api: api, users: users, rights: rights, spans: spans, status: status,
-		ready: ready, grpc: listenGRPC, https: listenREST,
+		ready: ready, grpc: listenGRPC, https: listenREST, snapshots: newSnapshots(cfg, lasting, transient, rights),
 	})
 	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
 	g.Go("start", func(ctx context.Context) error {
