@@ -35,7 +35,8 @@ type Count struct {
 	Resource string `json:"resource"`
 	Objects  int    `json:"objects"`
 	Bytes    int64  `json:"bytes"`
-	// Served says that this version of Keelson serves it.
+	// Served says that this version of Keelson serves it, or keeps addresses and ports
+	// in it.
 	Served bool `json:"served"`
 	// Store is etcd or raft: where it is in the snapshot.
 	Store string `json:"store"`
@@ -155,12 +156,13 @@ func (c *contents) look(kinds catalogue, counts map[string]*Count, e store.Entry
 	}
 	k := kinds.kind(e.Key)
 	name := group(e.Key)
+	served := name == "ranges" || name == "ipaddresses" // of the Services' addresses and ports
 	if k != nil {
-		name = resourceName(k)
+		name, served = resourceName(k), true
 	}
 	n := counts[name+" "+from]
 	if n == nil {
-		n = &Count{Resource: name, Served: k != nil, Store: from}
+		n = &Count{Resource: name, Served: served, Store: from}
 		counts[name+" "+from] = n
 	}
 	n.Objects++

@@ -178,8 +178,9 @@ func (t *target) sync() error {
 }
 
 // swap puts the new data in the place of the old. It goes on where an earlier one
-// was interrupted, and returns where the old data is, if there was any.
-func (t *target) swap(p plan) (before string, err error) {
+// was interrupted, and returns where the old data is, if there was any. stop is
+// called between its steps.
+func (t *target) swap(p plan, stop func(step string) error) (before string, err error) {
 	aside := t.at(beforePrefix + p.Began.Format("20060102T150405Z"))
 	for _, part := range parts {
 		made := t.at(restoringDir, part)
@@ -194,7 +195,13 @@ func (t *target) swap(p plan) (before string, err error) {
 		if err := os.Rename(t.at(part), filepath.Join(aside, part)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return "", err
 		}
+		if err := stop("moved " + part + " aside"); err != nil {
+			return "", err
+		}
 		if err := os.Rename(made, t.at(part)); err != nil {
+			return "", err
+		}
+		if err := stop("moved " + part + " in"); err != nil {
 			return "", err
 		}
 		if err := errors.Join(syncDir(aside), syncDir(t.at(restoringDir)), syncDir(t.dir)); err != nil {
@@ -205,6 +212,13 @@ func (t *target) swap(p plan) (before string, err error) {
 	if err := p.write(t.at(doneFile)); err != nil {
 		return "", err
 	}
+	if err := stop("noted"); err != nil {
+		return "", err
+	}
+	before = aside
+	if err := os.Remove(aside); err == nil || errors.Is(err, fs.ErrNotExist) { // nothing was there
+		before = ""
+	}
 	// In one step: without its plan it would stand in the way for ever.
 	if err := os.RemoveAll(t.at(leftDir)); err != nil {
 		return "", err
@@ -212,14 +226,13 @@ func (t *target) swap(p plan) (before string, err error) {
 	if err := os.Rename(t.at(restoringDir), t.at(leftDir)); err != nil {
 		return "", err
 	}
+	if err := stop("done"); err != nil {
+		return "", err
+	}
 	if err := os.RemoveAll(t.at(leftDir)); err != nil {
 		return "", err
 	}
-	// Nothing was there: no directory for it is needed.
-	if err := os.Remove(aside); err == nil || errors.Is(err, fs.ErrNotExist) {
-		aside = ""
-	}
-	return aside, syncDir(t.dir)
+	return before, syncDir(t.dir)
 }
 
 // tokenOf makes a token of random bytes.

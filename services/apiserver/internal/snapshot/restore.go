@@ -206,12 +206,15 @@ func (r *restore) run(ctx context.Context, work string) error {
 	for _, t := range r.targets {
 		if t.done {
 			r.out.Already = append(r.out.Already, t.name)
+			if err := os.RemoveAll(t.at(leftDir)); err != nil {
+				return err
+			}
 			continue
 		}
 		if err := r.stop("swap " + t.name); err != nil {
 			return err
 		}
-		before, err := t.swap(r.plan)
+		before, err := t.swap(r.plan, func(step string) error { return r.stop(step + " of " + t.name) })
 		if err != nil {
 			return fmt.Errorf("%s: %w; repeat the restore", t.dir, err)
 		}
@@ -235,6 +238,13 @@ func (r *restore) resume() (ready bool, err error) {
 			}
 			*list = append(*list, p)
 		}
+	}
+	for _, t := range r.targets { // one that was interrupted when it cleaned up
+		p, err := readPlan(t.at(leftDir, planFile))
+		if err != nil {
+			return false, err
+		}
+		left = append(left, p)
 	}
 	for _, p := range left {
 		if p == nil {
@@ -398,6 +408,9 @@ func (r *restore) prepare(ctx context.Context, made string, quick *raft.Saved) e
 		p := r.plan
 		p.Name = t.name
 		if err := p.write(t.at(restoringDir, planFile)); err != nil {
+			return err
+		}
+		if err := r.stop("ready " + t.name); err != nil {
 			return err
 		}
 	}
