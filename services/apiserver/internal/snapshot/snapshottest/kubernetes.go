@@ -8,6 +8,7 @@ package snapshottest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net/url"
 	"path/filepath"
 	"testing"
@@ -84,6 +85,21 @@ func (k *Kubernetes) Put(key string, value []byte, ttl int64) {
 		opts = append(opts, clientv3.WithLease(lease.ID))
 	}
 	if _, err := k.Client.Put(ctx, key, string(value), opts...); err != nil {
+		k.Fatal(err)
+	}
+}
+
+// RequirePassword lets nobody in without a password from now on; Save has it.
+func (k *Kubernetes) RequirePassword() {
+	k.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	k.config.Username, k.config.Password = "root", "secret"
+	_, role := k.Client.RoleAdd(ctx, "root")
+	_, user := k.Client.UserAdd(ctx, "root", k.config.Password)
+	_, grant := k.Client.UserGrantRole(ctx, "root", "root")
+	_, enable := k.Client.AuthEnable(ctx)
+	if err := errors.Join(role, user, grant, enable); err != nil {
 		k.Fatal(err)
 	}
 }
