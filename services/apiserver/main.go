@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
@@ -24,6 +25,9 @@ import (
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "snapshot" {
+		os.Exit(snapshotCommand(os.Args[2:]))
+	}
 	boot.Main("apiserver", func(fs *pflag.FlagSet) boot.Run { return newOptions(fs).run })
 }
 
@@ -101,6 +105,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		fences: fence.New(api, table, lasting.Store, transient.Store),
 		nodes:  cache.Kind(table.ByKind(corev1.SchemeGroupVersion.WithKind("Node"))).Len,
 		ready:  ready, grpc: listenGRPC, https: listenREST, members: members, tunnels: tunnels,
+		snapshots: newSnapshots(cfg, lasting, transient, rights),
 	})
 	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
 	g.Go("start", func(ctx context.Context) error {

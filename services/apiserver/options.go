@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"keelson.dev/services/apiserver/internal/snapshot"
 	"keelson.dev/services/apiserver/internal/token"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
@@ -115,6 +116,9 @@ func (o *options) config() (*config, error) {
 		}
 		if err := boot.WritableDir("data-dir", o.dataDir, 0o700); err != nil {
 			return nil, err
+		}
+		if err := snapshot.Unfinished(o.dataDir); err != nil {
+			return nil, boot.Invalid("--data-dir: %w", err)
 		}
 	}
 	if c.Peers, err = parsePeers(o.members, o.name); err != nil {
