@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -23,11 +24,16 @@ import (
 
 // dial connects to the cluster's gRPC API as its administrator.
 func dial(c *cluster.Cluster) (*grpc.ClientConn, error) {
-	cert, err := tls.LoadX509KeyPair(c.Path("pki", "admin", "tls.crt"), c.Path("pki", "admin", "tls.key"))
+	return dialAt(c.Path("pki", "admin"), strings.Split(c.GRPC(), ","))
+}
+
+// dialAt connects to apiservers with the identity in a directory.
+func dialAt(identity string, endpoints []string) (*grpc.ClientConn, error) {
+	cert, err := tls.LoadX509KeyPair(filepath.Join(identity, "tls.crt"), filepath.Join(identity, "tls.key"))
 	if err != nil {
 		return nil, err
 	}
-	ca, err := os.ReadFile(c.Path("pki", "ca.crt"))
+	ca, err := os.ReadFile(filepath.Join(identity, "ca.crt"))
 	if err != nil {
 		return nil, err
 	}
@@ -35,7 +41,7 @@ func dial(c *cluster.Cluster) (*grpc.ClientConn, error) {
 	pool.AppendCertsFromPEM(ca)
 	list := manual.NewBuilderWithScheme("keelson")
 	var state resolver.State
-	for _, endpoint := range strings.Split(c.GRPC(), ",") {
+	for _, endpoint := range endpoints {
 		host, _, _ := strings.Cut(endpoint, ":")
 		state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: endpoint, ServerName: host}}})
 	}

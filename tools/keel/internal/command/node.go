@@ -16,7 +16,6 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"keelson.dev/proto/client"
@@ -30,8 +29,8 @@ import (
 
 // node adds machines to a cluster.
 func (e *env) node() *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "Nodes on other machines"}
-	cmd.AddCommand(e.nodeToken(), e.nodeJoin())
+	cmd := &cobra.Command{Use: "node", Short: "Nodes on other machines and in containers"}
+	cmd.AddCommand(e.nodeToken(), e.nodeJoin(), e.nodeRun(), e.nodeAdmit())
 	return cmd
 }
 
@@ -57,17 +56,8 @@ func (e *env) nodeToken() *cobra.Command {
 			}
 			defer conn.Close()
 			id, secret := random(6), random(16)
-			_, err = client.For[*corev1.Secret](client.New(conn, "keel")).Create(cmd.Context(), &corev1.Secret{
-				ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: "bootstrap-token-" + id},
-				Type:       corev1.SecretTypeBootstrapToken,
-				StringData: map[string]string{
-					"token-id": id, "token-secret": secret,
-					"expiration":                     time.Now().Add(ttl).UTC().Format(time.RFC3339),
-					"usage-bootstrap-authentication": "true",
-					"auth-extra-groups":              "system:bootstrappers:keelson:default-node-token",
-					"description":                    "made by keel node token",
-				},
-			})
+			secrets := client.For[*corev1.Secret](client.New(conn, "keel"))
+			_, err = secrets.Create(cmd.Context(), bootstrapSecret(id+"."+secret, time.Now().Add(ttl), "made by keel node token"))
 			if err != nil {
 				return err
 			}
