@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	goruntime "runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -102,7 +101,9 @@ func (e *env) runNode(ctx context.Context, o *nodeRunOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := hostnet.BlockRanges(c); err != nil {
+	// Load balancers' addresses have rules of their own, and are no range of the
+	// nodes'.
+	if err := hostnet.Block(c.ClusterCIDR, c.ServiceCIDR); err != nil {
 		return err
 	}
 	if o.inventory != "" {
@@ -250,5 +251,5 @@ func ownAddress() (string, error) {
 			}
 		}
 	}
-	return "", fmt.Errorf("this container has no IPv4 address besides loopback (%s)", goruntime.GOOS)
+	return "", errors.New("this container has no IPv4 address besides loopback")
 }

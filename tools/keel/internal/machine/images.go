@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -52,6 +54,8 @@ func (i *Images) look(ctx context.Context, settled bool) {
 	if err != nil {
 		return // a pattern of our own
 	}
+	// What is small is there soon, and need not wait for what is not.
+	slices.SortStableFunc(files, func(a, b string) int { return cmp.Compare(sizeOf(a), sizeOf(b)) })
 	seen := map[string]string{}
 	for _, file := range files {
 		stamp, err := stampOf(file)
@@ -94,6 +98,13 @@ func (i *Images) done(file string) string {
 		slog.Warn("what was imported is not known", "file", file, "error", err)
 	}
 	return string(data)
+}
+
+func sizeOf(file string) int64 {
+	if st, err := os.Stat(file); err == nil {
+		return st.Size()
+	}
+	return 0
 }
 
 // stampOf changes with a file's content.
