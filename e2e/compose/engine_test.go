@@ -34,7 +34,7 @@ func (e *engine) start(t *testing.T) {
 	}
 	defer log.Close()
 	e.daemon = exec.Command("dockerd",
-		"--data-root", e.path("data"), "--exec-root", e.path("exec"), "--host", "unix://"+e.path("sock"), "--pidfile", e.path("pid"),
+		"--data-root", e.path("disk", "data"), "--exec-root", e.path("exec"), "--host", "unix://"+e.path("sock"), "--pidfile", e.path("pid"),
 		"--bridge", "none", "--cgroup-parent", cgroupParent(e.dir), "--log-level", "warn")
 	e.daemon.Stdout, e.daemon.Stderr = log, log
 	if err := e.daemon.Start(); err != nil {

@@ -106,6 +106,7 @@ func first() int {
 		func() error { return syscall.Mount("proc", "/proc", "proc", 0, "") },
 		func() error { return syscall.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755") },
 		func() error { return ownEtc(filepath.Join(dir, "etc")) },
+		func() error { return disk(filepath.Join(dir, "disk")) },
 		func() error { return exec.Command("ip", "link", "set", "lo", "up").Run() },
 	} {
 		if err := step(); err != nil {
@@ -150,6 +151,24 @@ func ownEtc(dir string) error {
 		return err
 	}
 	return syscall.Mount("overlay", "/etc", "overlay", 0, "lowerdir=/etc,upperdir="+upper+",workdir="+work)
+}
+
+// disk makes a file system for the engine: nodes report pressure when theirs is
+// short, and this machine's may be for reasons of its own.
+func disk(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"truncate", "-s", "16G", dir + ".img"},
+		{"mkfs.ext4", "-q", "-F", "-E", "nodiscard", dir + ".img"},
+		{"mount", "-o", "loop,discard", dir + ".img", dir},
+	} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %s", args[0], err, out)
+		}
+	}
+	return nil
 }
 
 // removeCgroups removes a group of every hierarchy with all below it; the kernel

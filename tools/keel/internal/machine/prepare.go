@@ -30,7 +30,7 @@ func prepare() error {
 	} {
 		if err := step.do(); err != nil {
 			if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-				err = fmt.Errorf("%w; a node's container needs the capabilities SYS_ADMIN and NET_ADMIN, and seccomp and AppArmor unconfined", err)
+				err = fmt.Errorf("%w; a node's container needs the capabilities SYS_ADMIN, NET_ADMIN and SYS_PTRACE, and seccomp and AppArmor unconfined", err)
 			}
 			return fmt.Errorf("%s: %w", step.what, err)
 		}
