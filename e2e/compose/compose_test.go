@@ -40,6 +40,7 @@ func TestCompose(t *testing.T) {
 	}{
 		{"Up", testUp},
 		{"Demo", testDemo},
+		{"Observability", testObservability},
 		{"Kills", testKills},
 		{"Scale", testScale},
 		{"DownAndUpElsewhere", testDownAndUp},
