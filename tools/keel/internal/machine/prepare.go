@@ -57,7 +57,7 @@ func mountCgroups() error {
 	}
 	hierarchies := hierarchiesOf(string(data))
 	if len(hierarchies) == 0 {
-		return unifiedCgroups()
+		return unifiedCgroups(cgroupRoot)
 	}
 	if err := unix.Mount("cgroup", cgroupRoot, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755"); err != nil {
 		return err
@@ -110,16 +110,18 @@ func (h hierarchy) mount() error {
 	return nil
 }
 
-// unifiedCgroups is mountCgroups for v2.
-func unifiedCgroups() error {
-	if err := unix.Mount("cgroup2", cgroupRoot, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+// unifiedCgroups is mountCgroups for v2. Processes that an engine starts in the
+// container later (exec) follow its first process: groups with controllers take
+// none.
+func unifiedCgroups(root string) error {
+	if err := unix.Mount("cgroup2", root, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return err
 	}
-	own := filepath.Join(cgroupRoot, ownGroup)
+	own := filepath.Join(root, ownGroup)
 	if err := os.MkdirAll(own, 0o755); err != nil {
 		return err
 	}
-	return moveProcesses(cgroupRoot, own)
+	return moveProcesses(root, own)
 }
 
 // moveProcesses empties one group into another. A process that ends meanwhile is
