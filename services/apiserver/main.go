@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
@@ -96,6 +97,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	ready := make(chan struct{})
 	status.Ready("start", ops.ReadyWhen(ready))
 	for name, place := range map[string]pipeline.Place{"lasting store": lasting, "transient store": transient} {
+		registerLeading(status.Registry(), strings.TrimSuffix(name, " store"), place.Store)
 		if member, ok := place.Store.(interface{ Voting(context.Context) error }); ok {
 			status.Ready(name, member.Voting)
 		}
