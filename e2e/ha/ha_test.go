@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -112,14 +113,25 @@ func (c *controlPlane) apiservers() ([]process, error) {
 // client dials all apiservers as the administrator.
 func (c *controlPlane) client() *client.Client {
 	c.t.Helper()
+	return c.dial(c.endpoints())
+}
+
+// endpoints are the gRPC ports of all apiservers.
+func (c *controlPlane) endpoints() (out []string) {
+	c.t.Helper()
 	list, err := c.apiservers()
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	var endpoints []string
 	for _, p := range list {
-		endpoints = append(endpoints, p.GRPC)
+		out = append(out, p.GRPC)
 	}
+	return out
+}
+
+// dial dials some endpoints as the administrator.
+func (c *controlPlane) dial(endpoints []string, options ...grpc.DialOption) *client.Client {
+	c.t.Helper()
 	pki := filepath.Join(c.home, "pki")
 	cert, err := tls.LoadX509KeyPair(filepath.Join(pki, "admin", "tls.crt"), filepath.Join(pki, "admin", "tls.key"))
 	if err != nil {
@@ -131,7 +143,7 @@ func (c *controlPlane) client() *client.Client {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
-	api, err := client.Dial(client.Config{Endpoints: endpoints, UserAgent: "ha-test",
+	api, err := client.Dial(client.Config{Endpoints: endpoints, UserAgent: "ha-test", DialOptions: options,
 		TLS: &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots, MinVersion: tls.VersionTLS13}})
 	if err != nil {
 		c.t.Fatal(err)

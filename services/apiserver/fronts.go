@@ -10,12 +10,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc"
 
+	coordinationv1 "keelson.dev/proto/keelson/coordination/v1"
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/authz"
+	"keelson.dev/services/apiserver/internal/fence"
 	grpcfront "keelson.dev/services/apiserver/internal/front/grpc"
 	"keelson.dev/services/apiserver/internal/front/rest"
 	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/snapshot"
 	"keelson.dev/services/apiserver/internal/token"
 	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/internal/boot"
@@ -31,17 +34,20 @@ type fronts struct {
 	api         pipeline.API
 	users       *users
 	rights      *authz.Authorizers
+	fences      *fence.Fences
 	spans       *spans
 	status      *ops.Server
 	ready       <-chan struct{}
+	nodes       func() int // how many there are
 	grpc, https net.Listener
+	members     *members
+	tunnels     *tunnel.Server
+	snapshots   *snapshot.Service
 }
 
 // startFronts serves both fronts once the apiserver is ready.
 func startFronts(g *boot.Group, f fronts) {
-	// The controller-manager takes a node that is silent for four heartbeats for
-	// lost (--node-monitor-grace-period).
-	tunnels := tunnel.New(tunnel.Config{HeartbeatSeconds: 2})
+	g.Go("heartbeat interval", func(ctx context.Context) error { return setHeartbeats(ctx, f.nodes, f.tunnels) })
 	unary, stream := grpcfront.Authentication(f.users, f.rights)
 	server := rpc.NewServer(rpc.ServerConfig{
 		Identity: f.id,
@@ -52,11 +58,16 @@ func startFronts(g *boot.Group, f fronts) {
 		Options:  []grpc.ServerOption{grpc.ForceServerCodecV2(grpcfront.NewCodec())},
 	})
 	resourcev1.RegisterResourceServiceServer(server.Server, grpcfront.New(f.api))
-	nodev1.RegisterTunnelServiceServer(server.Server, tunnels)
+	coordinationv1.RegisterFenceServiceServer(server.Server, grpcfront.NewFenceService(f.fences))
+	nodev1.RegisterTunnelServiceServer(server.Server, f.tunnels)
 	grpcfront.RegisterReflection(server.Server)
 	f.spans.serve(server.Server, f.api, f.rights)
+	if f.members != nil {
+		f.members.service.RegisterAPI(server.Server, f.rights)
+	}
+	f.snapshots.Register(server.Server)
 	web := rest.New(rest.Config{
-		API: f.api, Authn: f.users, Tunnel: tunnels,
+		API: f.api, Authn: f.users, Tunnel: f.tunnels,
 		Registerer: f.status.Registry(),
 		Metrics:    promhttp.HandlerFor(f.status.Registry(), promhttp.HandlerOpts{}),
 		Checks: []rest.Check{

@@ -7,21 +7,28 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 
 	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
 
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/bootstrap"
+	"keelson.dev/services/apiserver/internal/fence"
 	"keelson.dev/services/apiserver/internal/kind"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/ops"
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "snapshot" {
+		os.Exit(snapshotCommand(os.Args[2:]))
+	}
 	boot.Main("apiserver", func(fs *pflag.FlagSet) boot.Run { return newOptions(fs).run })
 }
 
@@ -37,16 +44,24 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err != nil {
 		return boot.Invalid("--identity: %w", err)
 	}
+	if cfg.recover {
+		return recoverStores(ctx, cfg, id)
+	}
 	spans, err := startTelemetry(ctx, g, cfg)
 	if err != nil {
 		return err
 	}
-	st, err := startStore(ctx, g, cfg, id)
+	members, err := newMembers(ctx, cfg, id)
+	if err != nil {
+		return err
+	}
+	st, err := startStore(ctx, g, cfg, id, members)
 	if err != nil {
 		return err
 	}
 	table := resource.NewTable(kind.All()...)
-	lasting, transient, err := startPlaces(ctx, g, cfg, id, st, table)
+	tunnels := tunnel.New(tunnel.Config{Peers: members.relays})
+	lasting, transient, err := startPlaces(ctx, g, cfg, id, st, members, tunnels, table)
 	if err != nil {
 		return err
 	}
@@ -89,7 +104,10 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	}
 	startFronts(g, fronts{
 		cfg: cfg, id: id, api: api, users: users, rights: rights, spans: spans, status: status,
-		ready: ready, grpc: listenGRPC, https: listenREST,
+		fences: fence.New(api, table, lasting.Store, transient.Store),
+		nodes:  cache.Kind(table.ByKind(corev1.SchemeGroupVersion.WithKind("Node"))).Len,
+		ready:  ready, grpc: listenGRPC, https: listenREST, members: members, tunnels: tunnels,
+		snapshots: newSnapshots(cfg, lasting, transient, rights),
 	})
 	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
 	g.Go("start", func(ctx context.Context) error {

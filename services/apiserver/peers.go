@@ -3,14 +3,18 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
 	"strings"
 
-	"google.golang.org/grpc"
-
+	memberv1 "keelson.dev/proto/keelson/member/v1"
+	nodev1 "keelson.dev/proto/keelson/node/v1"
+	"keelson.dev/services/apiserver/internal/member"
+	"keelson.dev/services/apiserver/internal/store/etcd"
 	"keelson.dev/services/apiserver/internal/store/raft"
+	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/rpc"
@@ -49,12 +53,106 @@ func (p peers) names() []string {
 	return out
 }
 
-// startPeers serves what the members say to each other. It has a port of its own,
+// members is this apiserver's part among those that carry the stores together; nil
+// where it is alone.
+type members struct {
+	book *member.Book
+	// seats are where the etcd of members may be found, before they say it themselves.
+	seats map[string]string
+	// joined says that others founded the stores.
+	joined  bool
+	etcd    *etcd.Embedded
+	service *member.Service
+}
+
+// newMembers finds the other members: the flags name them, or those who are asked
+// to let this one join. It returns once they have said who they are.
+func newMembers(ctx context.Context, cfg *config, id *identity.Source) (*members, error) {
+	switch {
+	case len(cfg.Peers) > 0:
+		return &members{book: member.NewBook(id, cfg.Peers, id.Name()), seats: cfg.EtcdPeers}, nil
+	case len(cfg.join) == 0:
+		return nil, nil
+	}
+	m := &members{joined: true, seats: map[string]string{}}
+	seeds := map[string]string{}
+	if !etcd.HasData(etcdDir(cfg)) {
+		v := member.Invitation{Endpoints: cfg.join, TokenFile: cfg.joinTokenFile, Identity: id}
+		found, err := v.Ask(ctx, &memberv1.JoinRequest{Name: cfg.name, PeerAddress: cfg.PeerAddress, EtcdAddress: cfg.EtcdAddress})
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range found {
+			if f.Name != cfg.name {
+				seeds[f.Name], m.seats[f.Name] = f.PeerAddress, f.EtcdAddress
+			}
+		}
+	}
+	m.book = member.NewBook(id, seeds, id.Name())
+	return m, nil
+}
+
+// peerConfig is how etcd finds the others.
+func (m *members) peerConfig(cfg *config, id *identity.Source) *etcd.PeerConfig {
+	if m == nil {
+		return nil
+	}
+	return &etcd.PeerConfig{
+		Listen: cfg.etcdListenPeer, Address: cfg.EtcdAddress, Service: cfg.PeerAddress,
+		Identity: id, Names: []string{id.Name()}, Members: m.seats,
+	}
+}
+
+// start goes on once etcd runs here.
+func (m *members) start(g *boot.Group, cfg *config, s *etcd.Embedded) {
+	m.etcd = s
+	m.book.Follow(s.Known)
+	m.service = member.NewService(member.Config{Name: cfg.name, Etcd: s, Store: s, Dial: m.book.Dial})
+	g.OnStop("connections to members", func(context.Context) error { m.service.Close(); return nil })
+	g.Go("address book", m.book.Run)
+	g.Go("members of etcd", func(ctx context.Context) error {
+		if err := s.TakeIn(ctx, m.service.Admitted); err != nil || ctx.Err() != nil {
+			return err
+		}
+		return errors.New("etcd has ended here: this apiserver has no place among the members any more (`keel member list` shows them), or its disk has failed")
+	})
+}
+
+// raft is this apiserver's member of the raft store, in part.
+func (m *members) raft(cfg *config) raft.Config {
+	out := raft.Config{Name: cfg.name}
+	if m == nil {
+		return out
+	}
+	out.Members, out.Dial, out.Follow, out.Join = cfg.Peers.names(), m.book.Dial, m.etcd, m.joined
+	if m.joined {
+		out.Members = m.etcd.Names()
+		if !slices.Contains(out.Members, cfg.name) {
+			out.Members = append(out.Members, cfg.name)
+		}
+	}
+	return out
+}
+
+// relays are the other members, to reach the nodes that are connected to them.
+func (m *members) relays() []nodev1.RelayServiceClient {
+	if m == nil {
+		return nil
+	}
+	var out []nodev1.RelayServiceClient
+	for _, c := range m.service.Others() {
+		out = append(out, nodev1.NewRelayServiceClient(c))
+	}
+	return out
+}
+
+// servePeers serves what the members say to each other. It has a port of its own,
 // which opens before the stores and closes after them: stores need each other
 // while clients are not served yet, and no longer.
-func startPeers(g *boot.Group, cfg *config, id *identity.Source) (*raft.Service, error) {
-	service := raft.NewService(raft.Certificates(func() *x509.CertPool { return id.Current().Roots }, id.Name()))
-	if len(cfg.Peers) == 0 {
+func (m *members) servePeers(g *boot.Group, cfg *config, id *identity.Source, tunnels *tunnel.Server) (*raft.Service, error) {
+	allow := raft.Certificates(func() *x509.CertPool { return id.Current().Roots }, id.Name())
+	service := raft.NewService(allow)
+	if m == nil {
 		return service, nil
 	}
 	listener, err := net.Listen("tcp", cfg.listenPeer)
@@ -66,17 +164,8 @@ func startPeers(g *boot.Group, cfg *config, id *identity.Source) (*raft.Service,
 		Untraced: func(string) bool { return true },
 	})
 	service.Register(server.Server)
+	m.service.RegisterPeers(server.Server, allow)
+	nodev1.RegisterRelayServiceServer(server.Server, tunnels.Relay(allow))
 	g.Go("peers", func(ctx context.Context) error { return server.Serve(ctx, listener) })
 	return service, nil
-}
-
-// dial makes the connection to another member.
-func (p peers) dial(id *identity.Source) func(string) (grpc.ClientConnInterface, error) {
-	return func(name string) (grpc.ClientConnInterface, error) {
-		addr, ok := p[name]
-		if !ok {
-			return nil, fmt.Errorf("--members does not say where %s is", name)
-		}
-		return rpc.Dial(id, []string{addr}, "keelson-apiserver")
-	}
 }

@@ -8,6 +8,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/store/raft"
+	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/apiserver/internal/watchcache"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
@@ -22,24 +23,25 @@ const (
 // startPlaces feeds the watch caches. Beside an etcd of our own, transient kinds
 // lie in a raft store; in an etcd elsewhere, which other apiservers share, and in
 // memory, everything lies together.
-func startPlaces(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source, st store.Store, table *resource.Table) (lasting, transient pipeline.Place, err error) {
+func startPlaces(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source, st store.Store, m *members, tunnels *tunnel.Server, table *resource.Table) (lasting, transient pipeline.Place, err error) {
 	if cfg.memory || len(cfg.etcdServers) > 0 {
 		lasting = startCache(g, "watch cache", st, stored(table, func(*resource.Kind) bool { return true }))
 		return lasting, lasting, nil
 	}
-	service, err := startPeers(g, cfg, id)
+	rc := m.raft(cfg)
+	if rc.Service, err = m.servePeers(g, cfg, id, tunnels); err != nil {
+		return lasting, transient, err
+	}
+	rc.Dir = filepath.Join(cfg.dataDir, "raft")
+	rc.Bounds = []raft.Bound{{Prefix: "/registry/events/", Entries: maxEvents, Bytes: maxEventBytes}}
+	// Watches resume from the watch cache's history.
+	rc.HistoryEvents, rc.HistoryBytes = 5_000, 4<<20
+	quick, err := raft.Open(ctx, rc)
 	if err != nil {
 		return lasting, transient, err
 	}
-	quick, err := raft.Open(ctx, raft.Config{
-		Name: cfg.name, Dir: filepath.Join(cfg.dataDir, "raft"),
-		Members: cfg.Peers.names(), Dial: cfg.Peers.dial(id), Service: service,
-		Bounds: []raft.Bound{{Prefix: "/registry/events/", Entries: maxEvents, Bytes: maxEventBytes}},
-		// Watches resume from the watch cache's history.
-		HistoryEvents: 5_000, HistoryBytes: 4 << 20,
-	})
-	if err != nil {
-		return lasting, transient, err
+	if m != nil {
+		m.service.Serve(quick)
 	}
 	g.OnStop("raft store", func(context.Context) error { quick.Close(); return nil })
 	lasting = startCache(g, "watch cache", st, stored(table, func(k *resource.Kind) bool { return !k.Transient }))

@@ -80,6 +80,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	g.Go("operations", func(ctx context.Context) error { return server.Serve(ctx, o.service.OpsAddress) })
 
 	work := func(ctx context.Context) error {
+		defer events.Flush()
 		if !catchUp(ctx, state) {
 			return nil
 		}

@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"keelson.dev/proto/client"
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
@@ -28,6 +29,15 @@ func errMethod(t Target, verb string) error {
 
 func errConflict(gr schema.GroupResource, name string) error {
 	return apierrors.NewConflict(gr, name, errors.New(optimisticLock))
+}
+
+// Fenced is the Conflict that tells a writer that its epoch is over.
+func Fenced(gr schema.GroupResource, name, message string) *apierrors.StatusError {
+	err := apierrors.NewConflict(gr, name, errors.New(message))
+	err.ErrStatus.Details.Causes = append(err.ErrStatus.Details.Causes, metav1.StatusCause{
+		Type: client.CauseFenced, Message: message,
+	})
+	return err
 }
 
 // statusOf turns any error into a *apierrors.StatusError, but for those of a
@@ -50,7 +60,7 @@ func (p *Pipeline) statusOf(ctx context.Context, gr schema.GroupResource, name s
 	case errors.Is(err, store.ErrConflict):
 		return errConflict(gr, name)
 	case errors.Is(err, store.ErrFenced):
-		return apierrors.NewConflict(gr, name, errors.New("the writer's leadership is over"))
+		return Fenced(gr, name, "the writer's leadership is over: another leader has begun after it")
 	case errors.Is(err, store.ErrUnknownOutcome):
 		// Without a time to try again after: clients of Kubernetes obey it by themselves,
 		// and the second attempt would hide what became of the first.

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -23,26 +24,36 @@ import (
 
 // dial connects to the cluster's gRPC API as its administrator.
 func dial(c *cluster.Cluster) (*grpc.ClientConn, error) {
-	cert, err := tls.LoadX509KeyPair(c.Path("pki", "admin", "tls.crt"), c.Path("pki", "admin", "tls.key"))
+	return dialAt(c.Path("pki", "admin"), strings.Split(c.GRPC(), ","))
+}
+
+// dialAt connects to apiservers with the identity in a directory.
+func dialAt(identity string, endpoints []string) (*grpc.ClientConn, error) {
+	cert, err := tls.LoadX509KeyPair(filepath.Join(identity, "tls.crt"), filepath.Join(identity, "tls.key"))
 	if err != nil {
 		return nil, err
 	}
-	ca, err := os.ReadFile(c.Path("pki", "ca.crt"))
+	ca, err := os.ReadFile(filepath.Join(identity, "ca.crt"))
 	if err != nil {
 		return nil, err
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca)
+	return dialEndpoints(endpoints, &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13})
+}
+
+// dialEndpoints makes a connection to whichever of the endpoints answers.
+func dialEndpoints(endpoints []string, config *tls.Config) (*grpc.ClientConn, error) {
 	list := manual.NewBuilderWithScheme("keelson")
 	var state resolver.State
-	for _, endpoint := range strings.Split(c.GRPC(), ",") {
+	for _, endpoint := range endpoints {
 		host, _, _ := strings.Cut(endpoint, ":")
 		state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: endpoint, ServerName: host}}})
 	}
 	list.InitialState(state)
 	return grpc.NewClient("keelson:///apiservers",
 		grpc.WithResolvers(list),
-		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13})),
+		grpc.WithTransportCredentials(credentials.NewTLS(config)),
 		grpc.WithUserAgent("keel"))
 }
 

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"errors"
 	"fmt"
 	"net"
 
@@ -16,12 +17,19 @@ import (
 func (e *env) balance() *cobra.Command {
 	var listen string
 	var to []string
+	var check bool
 	cmd := &cobra.Command{
 		Use:    "balance",
 		Short:  "Pass connections on to several apiservers (started by `keel up`)",
 		Hidden: true,
 		Args:   noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if check {
+				return balance.Check(cmd.Context(), listen)
+			}
+			if len(to) == 0 {
+				return usageError{errors.New("--to is required")}
+			}
 			l, err := net.Listen("tcp", listen)
 			if err != nil {
 				return err
@@ -31,10 +39,9 @@ func (e *env) balance() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&listen, "listen", "", "host:port to accept on")
 	cmd.Flags().StringSliceVar(&to, "to", nil, "host:port of the apiservers")
-	for _, required := range []string{"listen", "to"} {
-		if err := cmd.MarkFlagRequired(required); err != nil {
-			panic(err)
-		}
+	cmd.Flags().BoolVar(&check, "check", false, "ask the one that runs whether an apiserver answers through it, and exit")
+	if err := cmd.MarkFlagRequired("listen"); err != nil {
+		panic(err)
 	}
 	return cmd
 }

@@ -5,6 +5,7 @@ package process
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"keelson.dev/tools/internal/pki"
@@ -24,28 +25,35 @@ const (
 // Identities are the certificates of the cluster's processes and its
 // administrator.
 func Identities(c *cluster.Cluster) []pki.Identity {
-	api := []string{"localhost", "127.0.0.1", c.Gateway(), firstIP(c.ServiceCIDR)}
+	api := []string{"localhost", "127.0.0.1", c.Gateway()}
 	for _, m := range c.Members {
 		if m.IP != c.Gateway() {
 			api = append(api, m.IP)
 		}
 	}
-	ids := []pki.Identity{
-		{Name: "apiserver", CommonName: "kube-apiserver", Organization: []string{"system:masters"}, Hosts: append(api,
-			"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc."+c.Domain,
-		)},
-		{Name: "scheduler", CommonName: "system:kube-scheduler", Hosts: []string{"localhost"}},
-		{Name: "controller-manager", CommonName: "system:kube-controller-manager", Hosts: []string{"localhost"}},
-		{Name: "cloud-controller", CommonName: "system:cloud-controller-manager", Hosts: []string{"localhost"}},
-		{Name: "simulator", CommonName: "system:keelson:simulator", Organization: []string{"system:masters"}},
-		{Name: "admin", CommonName: "kubernetes-admin", Organization: []string{"system:masters"}},
-	}
+	ids := append(ControlPlane(api, c.ServiceCIDR, c.Domain),
+		pki.Identity{Name: "simulator", CommonName: "system:keelson:simulator", Organization: []string{"system:masters"}})
 	for _, n := range c.Nodes {
 		ids = append(ids, pki.Identity{
 			Name: n.Name, CommonName: "system:node:" + n.Name, Organization: []string{"system:nodes"}, Hosts: []string{n.Name, n.IP},
 		})
 	}
 	return ids
+}
+
+// ControlPlane are the certificates of the control plane's services and of the
+// administrator; hosts are where the apiservers are reached, besides the names
+// that pods use.
+func ControlPlane(hosts []string, serviceCIDR, domain string) []pki.Identity {
+	return []pki.Identity{
+		{Name: "apiserver", CommonName: "kube-apiserver", Organization: []string{"system:masters"}, Hosts: append(slices.Clone(hosts),
+			firstIP(serviceCIDR), "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc."+domain,
+		)},
+		{Name: "scheduler", CommonName: "system:kube-scheduler", Hosts: []string{"localhost"}},
+		{Name: "controller-manager", CommonName: "system:kube-controller-manager", Hosts: []string{"localhost"}},
+		{Name: "cloud-controller", CommonName: "system:cloud-controller-manager", Hosts: []string{"localhost"}},
+		{Name: "admin", CommonName: "kubernetes-admin", Organization: []string{"system:masters"}},
+	}
 }
 
 // firstIP is a range's first address after its own.
@@ -135,16 +143,23 @@ func apiserver(c *cluster.Cluster, bin, name, host, advertise, shown string, mor
 
 // members are the flags that tell one of several apiservers of the others.
 func members(c *cluster.Cluster, self cluster.Member) []string {
+	own := []string{
+		"--listen-peer", fmt.Sprintf("%s:%d", self.IP, cluster.PeerPort),
+		"--etcd-listen-peer", fmt.Sprintf("%s:%d", self.IP, cluster.EtcdPort),
+	}
+	if self.Join != "" {
+		return append(own, "--join", self.Join, "--join-token-file", JoinToken(c))
+	}
 	var all, etcd []string
-	for _, m := range c.Members {
+	for _, m := range c.Founders {
 		all = append(all, fmt.Sprintf("%s=%s:%d", m.Name, m.IP, cluster.PeerPort))
 		etcd = append(etcd, fmt.Sprintf("%s=%s:%d", m.Name, m.IP, cluster.EtcdPort))
 	}
-	return []string{
-		"--listen-peer", fmt.Sprintf("%s:%d", self.IP, cluster.PeerPort), "--members", strings.Join(all, ","),
-		"--etcd-listen-peer", fmt.Sprintf("%s:%d", self.IP, cluster.EtcdPort), "--etcd-members", strings.Join(etcd, ","),
-	}
+	return append(own, "--members", strings.Join(all, ","), "--etcd-members", strings.Join(etcd, ","))
 }
+
+// JoinToken is the file with the token that the newest member joined with.
+func JoinToken(c *cluster.Cluster) string { return c.Path("pki", "join-token") }
 
 // balancer makes several apiservers one address.
 func balancer(c *cluster.Cluster, bin string) supervise.Spec {

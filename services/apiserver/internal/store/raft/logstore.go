@@ -169,13 +169,42 @@ func (l *logStore) StoreLogs(logs []*hraft.Log) error {
 	})
 }
 
-// DeleteRange implements the library's LogStore.
+// deletedAtOnce bounds a transaction that deletes: entries that are to be written
+// wait for it.
+const deletedAtOnce = 2000
+
+// DeleteRange implements the library's LogStore. What is deleted from the log's end
+// goes in one transaction, so that no crash leaves a gap; from its beginning, in
+// several.
 func (l *logStore) DeleteRange(from, to uint64) error {
+	first, err := l.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := l.LastIndex()
+	if err != nil {
+		return err
+	}
+	from, to = max(from, first), min(to, last)
+	step := uint64(deletedAtOnce)
+	if to == last {
+		step = last - first + 1
+	}
+	for ; from != 0 && from <= to; from += step {
+		if err := l.deleteEach(from, min(to, from+step-1)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deleteEach deletes by key: a cursor would walk over all the pages that it has
+// emptied, for each entry again.
+func (l *logStore) deleteEach(from, to uint64) error {
 	return l.db.Update(func(tx *bbolt.Tx) error {
-		c := tx.Bucket(logBucket).Cursor()
-		// A cursor may skip what follows what it deletes, so it seeks each time.
-		for k, _ := c.Seek(indexKey(from)); k != nil && binary.BigEndian.Uint64(k) <= to; k, _ = c.Seek(indexKey(from)) {
-			if err := c.Delete(); err != nil {
+		b := tx.Bucket(logBucket)
+		for i := from; i <= to; i++ {
+			if err := b.Delete(indexKey(i)); err != nil {
 				return err
 			}
 		}
