@@ -330,6 +330,49 @@ func TestRestoreIsKilled(t *testing.T) {
 	c.works(api)
 }
 
+// TestSnapshotMovesToANewHome restores what three apiservers had into a new cluster
+// of one, which has a CA of its own.
+func TestSnapshotMovesToANewHome(t *testing.T) {
+	c := start(t)
+	fill(t, c.client(), 100)
+	file := filepath.Join(t.TempDir(), "cluster.snapshot")
+	c.keel("snapshot", "save", file)
+	c.keel("down")
+	n := &controlPlane{t: t, bin: c.bin, home: filepath.Join(t.TempDir(), "new")}
+	t.Cleanup(func() {
+		if out, err := n.try("keel", "delete", "--home", n.home); err != nil {
+			t.Errorf("keel delete: %v\n%s", err, out)
+		}
+	})
+	if out, err := n.try("keel", "snapshot", "restore", filepath.Join(c.home, "cluster.json"), "--home", n.home); err == nil {
+		t.Fatalf("restored what is no snapshot: %s", out)
+	}
+	if _, err := os.Stat(n.home); !os.IsNotExist(err) {
+		t.Errorf("what is no snapshot left a home: %v", err)
+	}
+	n.keel("snapshot", "restore", file, "--apiservers", "1")
+	n.keel("up", "--nodes", "0", "--simulated-nodes", "3")
+	api := n.client()
+	maps := client.For[*corev1.ConfigMap](api)
+	for i := range 100 {
+		if _, err := maps.Get(context.Background(), "default", fmt.Sprintf("kept-%05d", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.works(api)
+	ca, err := os.ReadFile(filepath.Join(n.home, "pki", "ca.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = until(30*time.Second, func() (bool, error) {
+		m, err := maps.Get(context.Background(), "default", "kube-root-ca.crt")
+		return err == nil && m.Data["ca.crt"] == string(ca), nil
+	})
+	if err != nil {
+		t.Error("pods are still told of the old cluster's CA: ", err)
+	}
+}
+
 // TestSnapshotOnAFullDisk saves and restores where there is no room.
 func TestSnapshotOnAFullDisk(t *testing.T) {
 	c := start(t)
