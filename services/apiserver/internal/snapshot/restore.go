@@ -156,7 +156,7 @@ func (r *restore) begin() error {
 	if len(r.targets) != len(r.Dirs) {
 		return fmt.Errorf("data directories of %v, but the members are %v", keys(r.Dirs), members)
 	}
-	r.plan = plan{Token: r.Token, Members: members, Began: time.Now().UTC().Truncate(time.Second)}
+	r.plan = plan{Token: r.Token, Members: members, Began: time.Now().UTC()}
 	return nil
 }
 

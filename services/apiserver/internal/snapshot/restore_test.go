@@ -122,9 +122,13 @@ func TestATokenRestoresADirectoryOnce(t *testing.T) {
 	if _, err := Restore(ctx, cfg); err == nil || !strings.Contains(err.Error(), "use a new token") {
 		t.Fatalf("another file with the same token: %v", err)
 	}
-	cfg.Token = "t2"
-	if r, err := Restore(ctx, cfg); err != nil || len(r.Already) != 0 {
-		t.Fatalf("%+v, %v", r, err)
+	aside := map[string]bool{}
+	for _, cfg.Token = range []string{"t2", "t3", "t4"} { // one right after the other
+		r, err := Restore(ctx, cfg)
+		if err != nil || len(r.Already) != 0 || aside[r.SetAside["a"]] {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		aside[r.SetAside["a"]] = true
 	}
 }
 
