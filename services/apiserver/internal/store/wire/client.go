@@ -221,6 +221,18 @@ func (c *Client) Revision(ctx context.Context) (store.Revision, error) {
 	return store.Revision(r.GetRevision()), err
 }
 
+// Voting is nil while a member answers that has a vote to go on with: the readiness of
+// an apiserver whose store this is.
+func (c *Client) Voting(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTime)
+	defer cancel()
+	_, err := c.Revision(ctx)
+	return err
+}
+
+// readyTime bounds the question whether a member answers.
+const readyTime = 2 * time.Second
+
 // Compact implements store.Store.
 func (c *Client) Compact(ctx context.Context, rev store.Revision) error {
 	_, err := read(ctx, c, func(ctx context.Context, s storev1.StoreServiceClient) (*storev1.CompactResponse, error) {
