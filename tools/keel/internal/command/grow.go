@@ -61,6 +61,13 @@ func (m *members) grow(ctx context.Context, conn grpc.ClientConnInterface, c *cl
 		if err := m.follow(ctx, c, func(s supervise.Spec) bool { return s.Name == "apiserver-0" || s.Name == "balancer" }); err != nil {
 			return "", err
 		}
+		// It has another address now.
+		there, err := dial(c)
+		if err != nil {
+			return "", err
+		}
+		defer there.Close()
+		conn = there
 	}
 	if err := m.follow(ctx, c, func(s supervise.Spec) bool { return s.Name == added.Name }); err != nil {
 		return "", err
