@@ -36,7 +36,10 @@ type controlPlane struct {
 	bin, home string
 }
 
-func start(t *testing.T) *controlPlane {
+func start(t *testing.T) *controlPlane { return begin(t, 3) }
+
+// begin starts a cluster of that many apiservers.
+func begin(t *testing.T, apiservers int) *controlPlane {
 	t.Helper()
 	bin := os.Getenv("KEELSON_BIN")
 	if bin == "" {
@@ -64,11 +67,11 @@ func start(t *testing.T) *controlPlane {
 		}
 	})
 	began := time.Now()
-	out, err := c.try("keel", "up", "--home", c.home, "--apiservers", "3", "--nodes", "0", "--simulated-nodes", "3")
+	out, err := c.try("keel", "up", "--home", c.home, "--apiservers", fmt.Sprint(apiservers), "--nodes", "0", "--simulated-nodes", "3")
 	if err != nil {
 		t.Fatalf("keel up: %v\n%s", err, out)
 	}
-	t.Logf("three apiservers were ready after %s", time.Since(began).Round(time.Millisecond))
+	t.Logf("%d apiservers were ready after %s", apiservers, time.Since(began).Round(time.Millisecond))
 	return c
 }
 

@@ -51,7 +51,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err != nil {
 		return err
 	}
-	members, err := newMembers(ctx, cfg, id)
+	members, err := newMembers(ctx, g, cfg, id)
 	if err != nil {
 		return err
 	}

@@ -53,6 +53,7 @@ var nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?$`)
 type Etcd interface {
 	Members(ctx context.Context) ([]etcd.Member, error)
 	Remove(ctx context.Context, name string) error
+	Names() []string
 	Known() []etcd.Known
 	Leads() bool
 	Applied() uint64
@@ -100,17 +101,17 @@ func (s *Service) Serve(r Raft) { s.raft.Store(&r) }
 func (s *Service) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, c := range s.conns {
-		if c, ok := c.(interface{ Close() error }); ok {
-			_ = c.Close()
-		}
-	}
-	clear(s.conns)
+	closeAll(s.conns)
 }
 
 // RegisterAPI registers MemberService for clients, whose rights are looked up.
 func (s *Service) RegisterAPI(r grpc.ServiceRegistrar, rights authz.Authorizer) {
-	memberv1.RegisterMemberServiceServer(r, &server{Service: s, may: func(ctx context.Context, verb, name string) error {
+	memberv1.RegisterMemberServiceServer(r, &server{Service: s, may: authorized(rights)})
+}
+
+// authorized looks up whether a caller may do something with a member.
+func authorized(rights authz.Authorizer) func(ctx context.Context, verb, name string) error {
+	return func(ctx context.Context, verb, name string) error {
 		a := &request.Attributes{User: request.UserFrom(ctx), Verb: verb, Resource: Resource, Name: name}
 		allowed, reason, err := rights.Authorize(ctx, a)
 		if err != nil && ctx.Err() != nil {
@@ -120,7 +121,7 @@ func (s *Service) RegisterAPI(r grpc.ServiceRegistrar, rights authz.Authorizer) 
 			return client.ToStatus(&authz.Forbidden(a, reason).ErrStatus)
 		}
 		return nil
-	}})
+	}
 }
 
 // RegisterPeers registers both services for other members; allow says whether a
@@ -254,9 +255,14 @@ func (s *Service) write(ctx context.Context, w store.Write) error {
 	return err
 }
 
-// addresses are the names and addresses of all that are known, without quorum.
+// addresses are the names and addresses of the members, as far as is known here,
+// without quorum.
 func (s *Service) addresses() (out []*memberv1.Member) {
+	names := s.cfg.Etcd.Names()
 	for _, k := range s.cfg.Etcd.Known() {
+		if !slices.Contains(names, k.Name) {
+			continue // it waits to become one
+		}
 		out = append(out, &memberv1.Member{Name: k.Name, PeerAddress: k.Service, EtcdAddress: k.Address})
 	}
 	return out
@@ -299,6 +305,7 @@ func (s *Service) list(ctx context.Context) ([]*memberv1.Member, error) {
 			m.PeerAddress, m.EtcdAddress = k.Service, k.Address
 		}
 	}
+	s.forget(byName)
 	s.askAll(ctx, byName)
 	out := make([]*memberv1.Member, 0, len(byName))
 	for _, m := range byName {
@@ -306,6 +313,18 @@ func (s *Service) list(ctx context.Context) ([]*memberv1.Member, error) {
 	}
 	slices.SortFunc(out, func(a, b *memberv1.Member) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
+}
+
+// forget ends the connections to those who are no members any more.
+func (s *Service) forget(members map[string]*memberv1.Member) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, c := range s.conns {
+		if members[name] == nil {
+			closeConn(c)
+			delete(s.conns, name)
+		}
+	}
 }
 
 // askAll fills in what members say of themselves.
@@ -353,7 +372,6 @@ func (s *Service) ask(ctx context.Context, name string) (*memberv1.StatusRespons
 	return memberv1.NewPeerServiceClient(conn).Status(ctx, &memberv1.StatusRequest{}, grpc.WaitForReady(true))
 }
 
-// conn is the connection to another member.
 // Others are connections to the other members that are known.
 func (s *Service) Others() []grpc.ClientConnInterface {
 	var out []grpc.ClientConnInterface
@@ -368,6 +386,7 @@ func (s *Service) Others() []grpc.ClientConnInterface {
 	return out
 }
 
+// conn is the connection to another member.
 func (s *Service) conn(name string) (grpc.ClientConnInterface, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
