@@ -19,6 +19,7 @@ import (
 	grpcfront "keelson.dev/services/apiserver/internal/front/grpc"
 	"keelson.dev/services/apiserver/internal/front/rest"
 	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/snapshot"
 	"keelson.dev/services/apiserver/internal/token"
 	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/internal/boot"
@@ -43,6 +44,7 @@ type fronts struct {
 	grpc, https net.Listener
 	members     *members
 	tunnels     *tunnel.Server
+	snapshots   *snapshot.Service
 }
 
 // startFronts serves both fronts once the apiserver is ready.
@@ -66,6 +68,7 @@ func startFronts(g *boot.Group, f fronts) {
 	if f.members != nil {
 		f.members.service.RegisterAPI(server.Server, f.rights)
 	}
+	f.snapshots.Register(server.Server)
 	web := rest.New(rest.Config{
 		API: f.api, Authn: f.users, Tunnel: f.tunnels,
 		Registerer: f.status.Registry(),

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
@@ -24,6 +25,9 @@ import (
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "snapshot" {
+		os.Exit(snapshotCommand(os.Args[2:]))
+	}
 	boot.Main("apiserver", func(fs *pflag.FlagSet) boot.Run { return newOptions(fs).run })
 }
 
@@ -38,6 +42,9 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	id, err := identity.Load(cfg.Identity)
 	if err != nil {
 		return boot.Invalid("--identity: %w", err)
+	}
+	if cfg.recover {
+		return recoverStores(ctx, cfg, id)
 	}
 	spans, err := startTelemetry(ctx, g, cfg)
 	if err != nil {
@@ -101,6 +108,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		fences: fence.New(api, table, lasting.Store, transient.Store),
 		nodes:  cache.Kind(table.ByKind(corev1.SchemeGroupVersion.WithKind("Node"))).Len,
 		ready:  ready, stopping: stopping, grpc: listenGRPC, https: listenREST, members: members, tunnels: tunnels,
+		snapshots: newSnapshots(cfg, lasting, transient, rights),
 	})
 	g.OnStop("handover", func(ctx context.Context) error {
 		stop()

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"keelson.dev/services/apiserver/internal/snapshot"
 	"keelson.dev/services/apiserver/internal/token"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
@@ -42,6 +43,7 @@ type options struct {
 	etcdListenPeer         string
 	join                   []string
 	joinTokenFile          string
+	recover                bool
 }
 
 func newOptions(fs *pflag.FlagSet) *options {
@@ -67,6 +69,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.etcdListenPeer, "etcd-listen-peer", ":2380", "host:port where the etcd of the other members connects")
 	fs.StringSliceVar(&o.join, "join", nil, "host:port of apiservers' gRPC APIs: join the members that carry the stores there. Once there is data in --data-dir, it says who they are")
 	fs.StringVar(&o.joinTokenFile, "join-token-file", "", "file with a token of `keel member token`, to --join with; without, the certificate of --identity must have the right to")
+	fs.BoolVar(&o.recover, "recover", false, "make stores of one member from --data-dir, and end: when too many of the other members are lost for good. No apiserver may run")
 	return o
 }
 
@@ -117,6 +120,9 @@ func (o *options) config() (*config, error) {
 		if err := boot.WritableDir("data-dir", o.dataDir, 0o700); err != nil {
 			return nil, err
 		}
+		if err := snapshot.Unfinished(o.dataDir); err != nil {
+			return nil, boot.Invalid("--data-dir: %w", err)
+		}
 	}
 	if c.Peers, err = parsePeers(o.members, o.name); err != nil {
 		return nil, boot.Invalid("--members: %w", err)
@@ -132,6 +138,9 @@ func (o *options) config() (*config, error) {
 	}
 	if len(o.join) > 0 && (len(c.Peers) > 0 || o.memory || len(o.etcdServers) > 0) {
 		return nil, boot.Invalid("--join goes with none of --members, --memory and --etcd-servers")
+	}
+	if o.recover && (o.memory || len(o.etcdServers) > 0) {
+		return nil, boot.Invalid("--recover goes neither with --memory nor with --etcd-servers")
 	}
 	if o.serviceAccountKey == "" {
 		return nil, boot.Invalid("--service-account-key is required")

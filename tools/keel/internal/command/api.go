@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -23,17 +24,22 @@ import (
 
 // dial connects to the cluster's gRPC API as its administrator.
 func dial(c *cluster.Cluster) (*grpc.ClientConn, error) {
-	cert, err := tls.LoadX509KeyPair(c.Path("pki", "admin", "tls.crt"), c.Path("pki", "admin", "tls.key"))
+	return dialAt(c.Path("pki", "admin"), strings.Split(c.GRPC(), ","))
+}
+
+// dialAt connects to apiservers with the identity in a directory.
+func dialAt(identity string, endpoints []string) (*grpc.ClientConn, error) {
+	cert, err := tls.LoadX509KeyPair(filepath.Join(identity, "tls.crt"), filepath.Join(identity, "tls.key"))
 	if err != nil {
 		return nil, err
 	}
-	ca, err := os.ReadFile(c.Path("pki", "ca.crt"))
+	ca, err := os.ReadFile(filepath.Join(identity, "ca.crt"))
 	if err != nil {
 		return nil, err
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca)
-	return dialEndpoints(strings.Split(c.GRPC(), ","), &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13})
+	return dialEndpoints(endpoints, &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13})
 }
 
 // dialEndpoints makes a connection to whichever of the endpoints answers.

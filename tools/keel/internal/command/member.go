@@ -41,7 +41,7 @@ func (e *env) member() *cobra.Command {
 	f.StringVar(&m.server, "server", "", "host:port of apiservers' gRPC ports, with commas, of a cluster that `keel up` did not make here")
 	f.StringVar(&m.kubeconfig, "kubeconfig", "", "administrator's certificate for --server (default $KUBECONFIG)")
 	f.DurationVar(&m.wait, "wait", 2*time.Minute, "how long a change may take")
-	cmd.AddCommand(m.list(), m.token(), m.add(), m.remove(), m.replace())
+	cmd.AddCommand(m.list(), m.token(), m.add(), m.remove(), m.replace(), m.recover())
 	return cmd
 }
 

@@ -64,6 +64,9 @@ type Embedded struct {
 	file   string
 	open   bool
 	mapped sync.Mutex
+	// saving is held for reading while a snapshot is read, and for writing by what
+	// must not meet one.
+	saving sync.RWMutex
 }
 
 // setWAL sets the size of a segment of the write-ahead log: two of them are
@@ -108,6 +111,9 @@ func Start(ctx context.Context, c EmbeddedConfig) (_ *Embedded, err error) {
 			p.close()
 			leaveSockets()
 		})
+		if err := p.stillMember(ctx, hasLog(c.Dir)); err != nil {
+			return nil, fmt.Errorf("etcd's member %s: %w", c.Name, err)
+		}
 		if err := c.joinPeers(ctx, p, cfg); err != nil {
 			return nil, err
 		}
@@ -118,6 +124,7 @@ func Start(ctx context.Context, c EmbeddedConfig) (_ *Embedded, err error) {
 		}
 		p.serving.Store(true)
 		p.run(func() { p.follow(run, e.Server) })
+		p.run(func() { p.endOutlived(run, e.Server) })
 		return p.joined()
 	}
 	e, err := startEtcd(ctx, cfg, started)
@@ -300,6 +307,8 @@ func (e *Embedded) Close() {
 	if e.peers != nil {
 		e.handOver()
 	}
+	e.saving.Lock()
+	defer e.saving.Unlock()
 	e.mapped.Lock()
 	defer e.mapped.Unlock()
 	e.etcd.Close()

@@ -120,7 +120,7 @@ func (p *peers) founders(ctx context.Context, names map[string]string) (found, a
 			t, ok := p.newest(name)
 			switch {
 			case name == nameOf(own.Seat):
-			case !ok:
+			case !ok, !p.survives(t):
 			case !t.Fresh, len(t.Founders) > 0:
 				found = append(found, t.Seat)
 				claims = append(claims, t.Founders)

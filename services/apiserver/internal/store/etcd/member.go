@@ -71,6 +71,56 @@ func (p *peers) follow(ctx context.Context, s *etcdserver.EtcdServer) {
 	}
 }
 
+// askTime is how long a member with data asks the others, before it starts, whether
+// it was given up for lost.
+const askTime = time.Second
+
+// stillMember asks whether this member was given up for lost; who does not answer
+// soon is not waited for.
+func (p *peers) stillMember(ctx context.Context, hasLog bool) error {
+	if !hasLog {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	addresses := p.everywhere()
+	asked := make(chan struct{}, len(addresses))
+	for _, address := range addresses {
+		if !p.run(func() {
+			_ = p.exchange(address) // most are not there yet
+			asked <- struct{}{}
+		}) {
+			return p.ctx.Err()
+		}
+	}
+	for range addresses {
+		select {
+		case <-asked:
+		case <-p.outlived:
+			return errOutlived
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	select {
+	case <-p.outlived:
+		return errOutlived
+	default:
+		return nil
+	}
+}
+
+// endOutlived ends etcd when it is heard that this member was given up for lost.
+func (p *peers) endOutlived(ctx context.Context, s *etcdserver.EtcdServer) {
+	select {
+	case <-p.outlived:
+		p.log.Error("etcd ends", "error", errOutlived)
+		s.HardStop()
+	case <-s.StopNotify():
+	case <-ctx.Done():
+	}
+}
+
 // Members are the members of etcd, linearizably.
 func (e *Embedded) Members(ctx context.Context) ([]Member, error) {
 	s := e.etcd.Server

@@ -67,6 +67,9 @@ type card struct {
 	Fresh bool `json:"fresh,omitempty"`
 	// Founders are the seats that it was founded with, if it was.
 	Founders []string `json:"founders,omitempty"`
+	// Era is when its cluster was recovered from a survivor, in nanoseconds since
+	// 1970; 0 if it never was.
+	Era int64 `json:"era,omitempty"`
 }
 
 // memory is what a member keeps on its disk beside etcd's data.
@@ -78,7 +81,17 @@ type memory struct {
 	// Member says that there is, or was, a log on this disk.
 	Member bool            `json:"member,omitempty"`
 	Cards  map[string]card `json:"cards,omitempty"`
+	// Era is its cluster's. Outlived is a later one that others have told of: this
+	// member was given up for lost, and must not run any more.
+	Era      int64 `json:"era,omitempty"`
+	Outlived int64 `json:"outlived,omitempty"`
+	// Lost is where the members were that a recovery gave up: they are told, if they
+	// come back.
+	Lost []string `json:"lost,omitempty"`
 }
+
+// errOutlived is the error of a member that was given up for lost.
+var errOutlived = errors.New("this member was given up for lost when its cluster was recovered from another; empty its directory and let it join anew")
 
 // cards are the addresses of all members, as far as this one knows.
 type cards struct {
@@ -90,6 +103,8 @@ type cards struct {
 	configured map[string]string
 	// seats are those of the cluster's members; nil until they are known.
 	seats map[string]bool
+	// outlived is closed when a later era is heard of.
+	outlived chan struct{}
 }
 
 // memoryFile lies in the member's directory.
@@ -97,7 +112,7 @@ const memoryFile = "keelson-member.json"
 
 // openCards reads what the member remembers; hasLog says that etcd's data is there.
 func openCards(dir, name, address, service string, configured map[string]string, hasLog bool) (*cards, error) {
-	c := &cards{path: filepath.Join(dir, memoryFile), configured: configured}
+	c := &cards{path: filepath.Join(dir, memoryFile), configured: configured, outlived: make(chan struct{})}
 	b, err := os.ReadFile(c.path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -117,6 +132,9 @@ func openCards(dir, name, address, service string, configured map[string]string,
 	if got := nameOf(c.mem.Seat); got != name {
 		return nil, fmt.Errorf("%s belongs to member %q, this is %q", dir, got, name)
 	}
+	if c.mem.Outlived > c.mem.Era && hasLog {
+		return nil, errOutlived
+	}
 	if c.mem.Member && !hasLog {
 		return nil, fmt.Errorf("member %s: its log is gone; empty %s and have the member replaced", name, dir)
 	}
@@ -125,7 +143,7 @@ func openCards(dir, name, address, service string, configured map[string]string,
 		c.mem.Cards = map[string]card{}
 	}
 	return c, c.publish(func(own *card) {
-		own.Address, own.Service, own.Fresh, own.Founders = address, service, !hasLog, c.mem.Founders
+		own.Address, own.Service, own.Fresh, own.Founders, own.Era = address, service, !hasLog, c.mem.Founders, c.mem.Era
 	})
 }
 
@@ -154,11 +172,15 @@ func (c *cards) joined() error {
 	c.mu.Lock()
 	was := c.mem.Member
 	c.mem.Member = true
+	if !was { // of the cluster that let it in
+		c.mem.Era = c.newestEra()
+	}
+	era := c.mem.Era
 	c.mu.Unlock()
 	if was {
 		return nil
 	}
-	return c.publish(func(own *card) { own.Fresh = false })
+	return c.publish(func(own *card) { own.Fresh, own.Era = false, era })
 }
 
 // save writes the memory; c.mu is held.
@@ -221,6 +243,16 @@ func (c *cards) merge(told []card) error {
 	for _, t := range told {
 		if t.Seat == c.mem.Seat || !isSeat(t.Seat) || len(t.Founders) > maxCards || len(t.Address) > maxAddress || len(t.Service) > maxAddress {
 			continue
+		}
+		if c.mem.Member && !t.Fresh && t.Era != c.mem.Era {
+			if t.Era > c.mem.Era && t.Era > c.mem.Outlived {
+				if c.mem.Outlived <= c.mem.Era {
+					close(c.outlived)
+				}
+				c.mem.Outlived = t.Era
+				changed = true
+			}
+			continue // of another cluster
 		}
 		old, known := c.mem.Cards[t.Seat]
 		if !c.counts(t) || known && old.Number >= t.Number || !known && len(c.mem.Cards) >= maxCards && !c.forgetFresh() {
@@ -290,7 +322,28 @@ func (c *cards) everywhere() []string {
 	for _, a := range c.configured {
 		add(a)
 	}
+	for _, a := range c.mem.Lost {
+		add(a)
+	}
 	return out
+}
+
+// newestEra is the newest of which somebody with data has told; c.mu is held.
+func (c *cards) newestEra() (era int64) {
+	for _, t := range c.mem.Cards {
+		if !t.Fresh {
+			era = max(era, t.Era)
+		}
+	}
+	return era
+}
+
+// survives tells whether a card is of nobody who was given up for lost, as far as is
+// known here.
+func (c *cards) survives(t card) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return t.Fresh || t.Era >= c.newestEra()
 }
 
 // newest is the newest card of a name, and whether there is one.
