@@ -36,6 +36,18 @@ func (e *env) follow(ctx context.Context, c *cluster.Cluster, want []supervise.S
 			changed = append(changed, i)
 		}
 	}
+	// What is gone ends after what is new has started: it may take its place.
+	both := slices.Clone(specs)
+	for _, h := range have {
+		if !slices.ContainsFunc(want, func(s supervise.Spec) bool { return s.Name == h.Name }) {
+			both = append(both, h)
+		}
+	}
+	if len(both) > len(specs) {
+		if err := e.supervised(ctx, c, both); err != nil {
+			return err
+		}
+	}
 	if err := e.supervised(ctx, c, specs); err != nil {
 		return err
 	}

@@ -10,8 +10,12 @@ import (
 	"keelson.dev/tools/keel/internal/supervise"
 )
 
-// digests fills in what each program's file holds, so that `keel up` starts anew
-// what was replaced.
+// digestVariable names what a program's file holds in the environment of its
+// process: a supervisor of any version sees then that it has to start anew.
+const digestVariable = "KEELSON_PROGRAM_DIGEST"
+
+// digests notes what each program's file holds, so that `keel up` starts anew what
+// was replaced.
 func digests(specs []supervise.Spec) error {
 	known := map[string]string{}
 	for i := range specs {
@@ -23,7 +27,7 @@ func digests(specs []supervise.Spec) error {
 			}
 			known[path] = sum
 		}
-		specs[i].Program = known[path]
+		specs[i].Env = append(specs[i].Env, digestVariable+"="+known[path])
 	}
 	return nil
 }

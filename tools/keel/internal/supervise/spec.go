@@ -26,8 +26,6 @@ type Spec struct {
 	Name string   `json:"name"`
 	Args []string `json:"args"`
 	Env  []string `json:"env,omitempty"`
-	// Program is the digest of the program's file: another one is another process.
-	Program string `json:"program,omitempty"`
 	// Namespace is the network namespace to start in; empty is the host's.
 	Namespace string `json:"namespace,omitempty"`
 	// Log is the file that its output is appended to.
