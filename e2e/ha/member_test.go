@@ -348,7 +348,7 @@ func TestFurtherApiserversUseTheMembers(t *testing.T) {
 
 // TestOneApiserverGrowsToThree begins alone; afterwards the first one may go.
 func TestOneApiserverGrowsToThree(t *testing.T) {
-	c := begin(t, 1)
+	c := begin(t, binaries(t), 1)
 	if out, err := c.try("kubectl", "create", "configmap", "kept", "--from-literal=a=b"); err != nil {
 		t.Fatal(out)
 	}
