@@ -51,12 +51,6 @@ func Ready(roots *x509.CertPool) (probe Probe, done func()) {
 	}, transport.CloseIdleConnections
 }
 
-// backend is a server behind the balancer.
-type backend struct {
-	address string
-	unready atomic.Bool
-}
-
 // watch asks until ctx ends.
 func (b *backend) watch(ctx context.Context, probe Probe) {
 	tick := time.NewTicker(probeEvery)
