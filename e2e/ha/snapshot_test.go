@@ -30,16 +30,6 @@ import (
 
 var snapshotObjects = flag.Int("snapshot-objects", 500, "how many objects are saved and restored")
 
-// keel runs keel and ends the test if it fails.
-func (c *controlPlane) keel(args ...string) string {
-	c.t.Helper()
-	out, err := c.try("keel", append(args, "--home", c.home)...)
-	if err != nil {
-		c.t.Fatalf("keel %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return out
-}
-
 // fill creates so many ConfigMaps.
 func fill(t *testing.T, api *client.Client, n int) {
 	t.Helper()
