@@ -23,6 +23,25 @@ import (
 
 // dial connects to the cluster's gRPC API as its administrator.
 func dial(c *cluster.Cluster) (*grpc.ClientConn, error) {
+	return dialAs(c, strings.Split(c.GRPC(), ","))
+}
+
+// dialOthers connects to any apiserver but one, which is to go.
+func dialOthers(c *cluster.Cluster, name string) (*grpc.ClientConn, error) {
+	var endpoints []string
+	for _, m := range c.Members {
+		if m.Name != name {
+			endpoints = append(endpoints, fmt.Sprintf("%s:%d", m.IP, c.GRPCPort))
+		}
+	}
+	if len(endpoints) == 0 {
+		return dial(c)
+	}
+	return dialAs(c, endpoints)
+}
+
+// dialAs connects to endpoints as the cluster's administrator.
+func dialAs(c *cluster.Cluster, endpoints []string) (*grpc.ClientConn, error) {
 	cert, err := tls.LoadX509KeyPair(c.Path("pki", "admin", "tls.crt"), c.Path("pki", "admin", "tls.key"))
 	if err != nil {
 		return nil, err
@@ -33,7 +52,7 @@ func dial(c *cluster.Cluster) (*grpc.ClientConn, error) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca)
-	return dialEndpoints(strings.Split(c.GRPC(), ","), &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13})
+	return dialEndpoints(endpoints, &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13})
 }
 
 // dialEndpoints makes a connection to whichever of the endpoints answers.
