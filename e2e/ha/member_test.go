@@ -65,7 +65,7 @@ func (c *controlPlane) load(prefix string) *load {
 	l.api.Store(c.client())
 	l.wg.Go(func() {
 		l.w.run(l.stop, prefix, func(name string) error {
-			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			defer cancel()
 			_, err := client.For[*corev1.ConfigMap](l.api.Load()).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}})
 			return err
@@ -129,6 +129,10 @@ func TestMembersComeAndGo(t *testing.T) {
 	c := start(t)
 	l := c.load("come-and-go")
 	l.during("a fourth joins", 3*time.Second, func() { c.keel("member", "add") })
+	log, err := os.ReadFile(filepath.Join(c.home, "log", "apiserver-3.log"))
+	if err != nil || strings.Contains(string(log), "join token is not good") {
+		t.Errorf("it did not join with its token: %v", err)
+	}
 	all := c.seats()
 	if len(all) != 4 || all[3].name != "apiserver-3" {
 		t.Fatalf("after a fourth was added: %v", all)

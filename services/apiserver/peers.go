@@ -5,10 +5,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -67,10 +69,12 @@ type members struct {
 	// seats are where the etcd of members may be found, before they say it themselves.
 	seats map[string]string
 	// joined says that others founded the stores.
-	joined  bool
-	etcd    *etcd.Embedded
-	service *member.Service
-	stores  *wire.Service
+	joined bool
+	// admitted is closed when this one has its place, where it asks for one.
+	admitted chan struct{}
+	etcd     *etcd.Embedded
+	service  *member.Service
+	stores   *wire.Service
 	// remote are the members whose stores are used, where this one is none.
 	remote *wire.Members
 }
@@ -126,10 +130,13 @@ func newMembers(ctx context.Context, g *boot.Group, cfg *config, id *identity.So
 	seeds := map[string]string{}
 	if !etcd.HasData(etcdDir(cfg)) {
 		v := member.Invitation{Endpoints: cfg.join, TokenFile: cfg.joinTokenFile, Identity: id}
-		found, err := v.Ask(ctx, &memberv1.JoinRequest{Name: cfg.name, PeerAddress: cfg.PeerAddress, EtcdAddress: cfg.EtcdAddress})
+		r := &memberv1.JoinRequest{Name: cfg.name, PeerAddress: cfg.PeerAddress, EtcdAddress: cfg.EtcdAddress}
+		found, err := v.Ask(ctx, r)
 		if err != nil {
 			return nil, err
 		}
+		m.admitted = make(chan struct{})
+		g.Go("asking to join", func(ctx context.Context) error { return waitAsking(ctx, m.admitted, v, r) })
 		for _, f := range found {
 			if f.Name != cfg.name {
 				seeds[f.Name], m.seats[f.Name] = f.PeerAddress, f.EtcdAddress
@@ -138,6 +145,31 @@ func newMembers(ctx context.Context, g *boot.Group, cfg *config, id *identity.So
 	}
 	m.book = member.NewBook(id, seeds, id.Name())
 	return m, nil
+}
+
+// askAgain is how often who waits to be let in asks again: an admission lasts for ten
+// minutes, and the members may be without a quorum for longer.
+const askAgain = 3 * time.Minute
+
+// waitAsking asks again to be let in, until admitted is closed.
+func waitAsking(ctx context.Context, admitted <-chan struct{}, v member.Invitation, r *memberv1.JoinRequest) error {
+	tick := time.NewTicker(askAgain)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-admitted:
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+		ask, cancel := context.WithTimeout(ctx, askAgain)
+		_, err := v.Ask(ask, r)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			slog.WarnContext(ctx, "asking again to join the members failed", "error", err)
+		}
+	}
 }
 
 // peerConfig is how etcd finds the others.
@@ -154,10 +186,21 @@ func (m *members) peerConfig(cfg *config, id *identity.Source) *etcd.PeerConfig 
 // start goes on once etcd runs here.
 func (m *members) start(g *boot.Group, cfg *config, s *etcd.Embedded) {
 	m.etcd = s
+	if m.admitted != nil {
+		close(m.admitted)
+	}
 	m.book.Follow(s.Known)
 	m.service = member.NewService(member.Config{Name: cfg.name, Etcd: s, Store: s, Dial: m.book.Dial})
 	g.OnStop("connections to members", func(context.Context) error { m.service.Close(); return nil })
 	g.Go("address book", m.book.Run)
+	g.Go("place among the members", func(ctx context.Context) error {
+		select {
+		case <-m.service.Retired():
+			return errors.New("this apiserver is to leave the members: its place is being taken away")
+		case <-ctx.Done():
+			return nil
+		}
+	})
 	g.Go("members of etcd", func(ctx context.Context) error {
 		if err := s.TakeIn(ctx, m.service.Admitted); err != nil || ctx.Err() != nil {
 			return err

@@ -58,7 +58,6 @@ type Etcd interface {
 	Leads() bool
 	Applied() uint64
 	Health() error
-	HandOver() error
 }
 
 // Raft is this apiserver's member of the raft store.
@@ -66,7 +65,6 @@ type Raft interface {
 	Status() raft.Status
 	Leads() bool
 	Health() error
-	HandOver() error
 }
 
 // Config of a Service.
@@ -86,13 +84,22 @@ type Service struct {
 	raft  atomic.Pointer[Raft]
 	mu    sync.Mutex
 	conns map[string]grpc.ClientConnInterface
+	// retired is closed when this apiserver is asked to end.
+	retired chan struct{}
+	retire  func()
 }
 
 // NewService makes a service. Until Serve has been given the raft store, calls that
 // need it are UNAVAILABLE.
 func NewService(cfg Config) *Service {
-	return &Service{cfg: cfg, conns: map[string]grpc.ClientConnInterface{}}
+	s := &Service{cfg: cfg, conns: map[string]grpc.ClientConnInterface{}, retired: make(chan struct{})}
+	s.retire = sync.OnceFunc(func() { close(s.retired) })
+	return s
 }
+
+// Retired is closed when this apiserver is asked to end, because its place is about
+// to be taken away.
+func (s *Service) Retired() <-chan struct{} { return s.retired }
 
 // Serve lets the service ask this member of the raft store.
 func (s *Service) Serve(r Raft) { s.raft.Store(&r) }
@@ -176,7 +183,7 @@ func (s *server) Leave(ctx context.Context, r *memberv1.LeaveRequest) (*memberv1
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err := s.leave(ctx, r.Name); err != nil {
+	if err := s.leave(ctx, r.Name, !r.PassedOn); err != nil {
 		return nil, wire(ctx, err)
 	}
 	return &memberv1.LeaveResponse{}, nil
@@ -194,7 +201,7 @@ func (s *server) Replace(ctx context.Context, r *memberv1.ReplaceRequest) (*memb
 	defer cancel()
 	err := s.settled(ctx, r.New)
 	if err == nil {
-		err = s.leave(ctx, r.Old)
+		err = s.leave(ctx, r.Old, true)
 	}
 	if err != nil {
 		return nil, wire(ctx, err)
@@ -336,7 +343,8 @@ func (s *Service) askAll(ctx context.Context, members map[string]*memberv1.Membe
 	answers := map[string]*memberv1.StatusResponse{}
 	for name, m := range members {
 		wg.Go(func() {
-			st, err := s.ask(ctx, name)
+			// One that is back is not missed because an attempt to reach it failed before.
+			st, err := s.ask(ctx, name, grpc.WaitForReady(true))
 			switch {
 			case err != nil:
 				m.Problem = "does not answer: " + status.Convert(err).Message()
@@ -361,7 +369,7 @@ func (s *Service) askAll(ctx context.Context, members map[string]*memberv1.Membe
 	}
 }
 
-func (s *Service) ask(ctx context.Context, name string) (*memberv1.StatusResponse, error) {
+func (s *Service) ask(ctx context.Context, name string, options ...grpc.CallOption) (*memberv1.StatusResponse, error) {
 	if name == s.cfg.Name {
 		return s.status(), nil
 	}
@@ -369,7 +377,7 @@ func (s *Service) ask(ctx context.Context, name string) (*memberv1.StatusRespons
 	if err != nil {
 		return nil, err
 	}
-	return memberv1.NewPeerServiceClient(conn).Status(ctx, &memberv1.StatusRequest{}, grpc.WaitForReady(true))
+	return memberv1.NewPeerServiceClient(conn).Status(ctx, &memberv1.StatusRequest{}, options...)
 }
 
 // Others are connections to the other members that are known.
@@ -433,23 +441,13 @@ func (s *peerServer) Status(ctx context.Context, _ *memberv1.StatusRequest) (*me
 	return s.status(), nil
 }
 
-// HandOver implements PeerService.
-func (s *peerServer) HandOver(ctx context.Context, _ *memberv1.HandOverRequest) (*memberv1.HandOverResponse, error) {
+// Retire implements PeerService.
+func (s *peerServer) Retire(ctx context.Context, _ *memberv1.RetireRequest) (*memberv1.RetireResponse, error) {
 	if err := s.allow(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.handOver(); err != nil {
-		return nil, wire(ctx, err)
-	}
-	return &memberv1.HandOverResponse{}, nil
-}
-
-func (s *Service) handOver() error {
-	err := s.cfg.Etcd.HandOver()
-	if r := s.raft.Load(); r != nil {
-		err = errors.Join(err, (*r).HandOver())
-	}
-	return err
+	s.retire()
+	return &memberv1.RetireResponse{}, nil
 }
 
 // wire is an error as gRPC carries it.

@@ -179,8 +179,8 @@ func (m *members) follow(ctx context.Context, c *cluster.Cluster, meant func(sup
 	return err
 }
 
-// spread lets the processes beside the apiservers know where the apiservers are: one
-// after the other, so that a standby takes over while its leader starts again.
+// spread lets the processes beside the apiservers know where the apiservers are: in two
+// waves, so that one of each pair runs at any time.
 func (m *members) spread(ctx context.Context, c *cluster.Cluster) error {
 	want, err := desired(c)
 	if err != nil {
@@ -190,15 +190,20 @@ func (m *members) spread(ctx context.Context, c *cluster.Cluster) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range want {
-		if strings.HasPrefix(s.Name, "apiserver-") || slices.ContainsFunc(have, s.Equal) {
-			continue
+	for _, second := range []bool{false, true} {
+		wave := map[string]bool{}
+		for _, s := range want {
+			if !strings.HasPrefix(s.Name, "apiserver-") && !slices.ContainsFunc(have, s.Equal) && strings.HasSuffix(s.Name, "-1") == second {
+				wave[s.Name] = true
+			}
 		}
-		if err := m.follow(ctx, c, func(x supervise.Spec) bool { return x.Name == s.Name }); err != nil {
+		if err := m.follow(ctx, c, func(x supervise.Spec) bool { return wave[x.Name] }); err != nil {
 			return err
 		}
-		if err := healthy(ctx, c, s.Name); err != nil {
-			return err
+		for name := range wave {
+			if err := healthy(ctx, c, name); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

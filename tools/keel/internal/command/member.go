@@ -210,14 +210,19 @@ func (m *members) remove() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer conn.Close()
+			conn.Close()
 			if err := known(c, args[0]); err != nil {
 				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), m.wait)
 			defer cancel()
 			if x, _ := c.Member(args[0]); !x.Client {
-				if err := m.leave(ctx, conn, args[0]); err != nil {
+				others, err := dialOthers(c, args[0])
+				if err != nil {
+					return err
+				}
+				defer others.Close()
+				if err := m.leave(ctx, others, args[0]); err != nil {
 					return err
 				}
 			}
@@ -250,7 +255,12 @@ func (m *members) replace() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = memberv1.NewMemberServiceClient(conn).Replace(ctx, &memberv1.ReplaceRequest{Old: args[0], New: added}, grpc.WaitForReady(true))
+			others, err := dialOthers(c, args[0])
+			if err != nil {
+				return err
+			}
+			defer others.Close()
+			_, err = memberv1.NewMemberServiceClient(others).Replace(ctx, &memberv1.ReplaceRequest{Old: args[0], New: added}, grpc.WaitForReady(true))
 			if err != nil {
 				return fmt.Errorf("%s has joined, and %s is still there: %w; `keel member remove %s` tries again", added, args[0], said(err), args[0])
 			}
