@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -109,6 +110,7 @@ func TestUpgrade(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := startUsage(c)
+	l.lone = !slices.ContainsFunc(before, func(p process) bool { return p.Name == "balancer-1" })
 	install(t, bin, current)
 	out, err := c.try("keel", "up", "--home", c.home)
 	if err != nil {
