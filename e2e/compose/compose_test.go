@@ -321,7 +321,7 @@ func testKills(t *testing.T, e *engine) {
 	l := e.load(t)
 	eventually(t, 20*time.Second, "the load writes", func() error {
 		if l.byClient.acknowledged() < 3 || l.byKubectl.acknowledged() < 3 {
-			return fmt.Errorf("not yet: %v, %v", l.byClient.failure(), l.byKubectl.failure())
+			return errors.Join(errors.New("not yet"), l.byClient.failure(), l.byKubectl.failure())
 		}
 		return nil
 	})

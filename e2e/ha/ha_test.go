@@ -30,13 +30,14 @@ import (
 
 var kills = flag.Int("kills", 6, "how many apiservers are killed, one after the other")
 
-// controlPlane is a cluster of three apiservers.
+// controlPlane is a cluster of several apiservers.
 type controlPlane struct {
 	t         *testing.T
 	bin, home string
 }
 
-func start(t *testing.T) *controlPlane {
+// binaries is the directory of the programs.
+func binaries(t *testing.T) string {
 	t.Helper()
 	bin := os.Getenv("KEELSON_BIN")
 	if bin == "" {
@@ -49,6 +50,18 @@ func start(t *testing.T) *controlPlane {
 	if _, err := os.Stat(filepath.Join(bin, "keel")); err != nil {
 		t.Fatalf("%v: run `make e2e`, which builds the programs first", err)
 	}
+	return bin
+}
+
+// start starts a cluster of three apiservers.
+func start(t *testing.T) *controlPlane {
+	t.Helper()
+	return begin(t, binaries(t), 3)
+}
+
+// begin starts a cluster of the programs in a directory, with that many apiservers.
+func begin(t *testing.T, bin string, apiservers int) *controlPlane {
+	t.Helper()
 	c := &controlPlane{t: t, bin: bin, home: t.TempDir()}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -64,11 +77,11 @@ func start(t *testing.T) *controlPlane {
 		}
 	})
 	began := time.Now()
-	out, err := c.try("keel", "up", "--home", c.home, "--apiservers", "3", "--nodes", "0", "--simulated-nodes", "3")
+	out, err := c.try("keel", "up", "--home", c.home, "--apiservers", fmt.Sprint(apiservers), "--nodes", "0", "--simulated-nodes", "3")
 	if err != nil {
 		t.Fatalf("keel up: %v\n%s", err, out)
 	}
-	t.Logf("three apiservers were ready after %s", time.Since(began).Round(time.Millisecond))
+	t.Logf("%d apiservers were ready after %s", apiservers, time.Since(began).Round(time.Millisecond))
 	return c
 }
 
@@ -129,8 +142,8 @@ func (c *controlPlane) endpoints() (out []string) {
 	return out
 }
 
-// dial dials some endpoints as the administrator.
-func (c *controlPlane) dial(endpoints []string, options ...grpc.DialOption) *client.Client {
+// tls is how the administrator connects.
+func (c *controlPlane) tls() *tls.Config {
 	c.t.Helper()
 	pki := filepath.Join(c.home, "pki")
 	cert, err := tls.LoadX509KeyPair(filepath.Join(pki, "admin", "tls.crt"), filepath.Join(pki, "admin", "tls.key"))
@@ -143,8 +156,23 @@ func (c *controlPlane) dial(endpoints []string, options ...grpc.DialOption) *cli
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
-	api, err := client.Dial(client.Config{Endpoints: endpoints, UserAgent: "ha-test", DialOptions: options,
-		TLS: &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots, MinVersion: tls.VersionTLS13}})
+	return &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots, MinVersion: tls.VersionTLS13}
+}
+
+// address is where kubectl connects.
+func (c *controlPlane) address() string {
+	c.t.Helper()
+	out, err := c.try("kubectl", "config", "view", "-o", "jsonpath={.clusters[0].cluster.server}")
+	if err != nil {
+		c.t.Fatal(out)
+	}
+	return out
+}
+
+// dial dials some endpoints as the administrator.
+func (c *controlPlane) dial(endpoints []string, options ...grpc.DialOption) *client.Client {
+	c.t.Helper()
+	api, err := client.Dial(client.Config{Endpoints: endpoints, UserAgent: "ha-test", DialOptions: options, TLS: c.tls()})
 	if err != nil {
 		c.t.Fatal(err)
 	}

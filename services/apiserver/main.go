@@ -51,7 +51,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err != nil {
 		return err
 	}
-	members, err := newMembers(ctx, cfg, id)
+	members, err := newMembers(ctx, g, cfg, id)
 	if err != nil {
 		return err
 	}
@@ -102,14 +102,21 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 			status.Ready(name, member.Voting)
 		}
 	}
+	stopping, stop := context.WithCancel(ctx)
+	status.Ready("shutdown", notStopping(stopping))
+	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
 	startFronts(g, fronts{
 		cfg: cfg, id: id, api: api, users: users, rights: rights, spans: spans, status: status,
 		fences: fence.New(api, table, lasting.Store, transient.Store),
 		nodes:  cache.Kind(table.ByKind(corev1.SchemeGroupVersion.WithKind("Node"))).Len,
-		ready:  ready, grpc: listenGRPC, https: listenREST, members: members, tunnels: tunnels,
+		ready:  ready, stopping: stopping, grpc: listenGRPC, https: listenREST, members: members, tunnels: tunnels,
 		snapshots: newSnapshots(cfg, lasting, transient, rights),
 	})
-	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
+	g.OnStop("handover", func(ctx context.Context) error {
+		stop()
+		handOver(ctx, cfg, members, lasting, transient)
+		return nil
+	})
 	g.Go("start", func(ctx context.Context) error {
 		for _, step := range []<-chan struct{}{lasting.Cache.Ready(), transient.Cache.Ready(), synced, repaired} {
 			if !closed(ctx, step) {

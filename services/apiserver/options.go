@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -24,6 +25,7 @@ type options struct {
 	service *boot.Service
 
 	dataDir                string
+	shutdownDelay          time.Duration
 	memory                 bool
 	listenGRPC, listenREST string
 	advertise, name        string
@@ -41,11 +43,13 @@ type options struct {
 	etcdListenPeer         string
 	join                   []string
 	joinTokenFile          string
+	member                 bool
 	recover                bool
 }
 
 func newOptions(fs *pflag.FlagSet) *options {
 	o := &options{service: boot.ServiceFlags(fs)}
+	fs.DurationVar(&o.shutdownDelay, "shutdown-delay", 500*time.Millisecond, "how long clients are served after the signal to stop, while readiness fails already; at most 5 s. An apiserver without others does not wait")
 	fs.StringVar(&o.dataDir, "data-dir", "", "directory of the embedded etcd")
 	fs.BoolVar(&o.memory, "memory", false, "keep all state in memory, for tests: it is gone when the process ends")
 	fs.StringVar(&o.listenGRPC, "listen-grpc", ":6444", "host:port of the gRPC API")
@@ -66,6 +70,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.etcdListenPeer, "etcd-listen-peer", ":2380", "host:port where the etcd of the other members connects")
 	fs.StringSliceVar(&o.join, "join", nil, "host:port of apiservers' gRPC APIs: join the members that carry the stores there. Once there is data in --data-dir, it says who they are")
 	fs.StringVar(&o.joinTokenFile, "join-token-file", "", "file with a token of `keel member token`, to --join with; without, the certificate of --identity must have the right to")
+	fs.BoolVar(&o.member, "member", true, "carry the stores together with those of --join; false uses theirs")
 	fs.BoolVar(&o.recover, "recover", false, "make stores of one member from --data-dir, and end: when too many of the other members are lost for good. No apiserver may run")
 	return o
 }
@@ -136,6 +141,9 @@ func (o *options) config() (*config, error) {
 	if len(o.join) > 0 && (len(c.Peers) > 0 || o.memory || len(o.etcdServers) > 0) {
 		return nil, boot.Invalid("--join goes with none of --members, --memory and --etcd-servers")
 	}
+	if !o.member && len(o.join) == 0 {
+		return nil, boot.Invalid("--member=false needs --join: whose stores are used?")
+	}
 	if o.recover && (o.memory || len(o.etcdServers) > 0) {
 		return nil, boot.Invalid("--recover goes neither with --memory nor with --etcd-servers")
 	}
@@ -155,6 +163,9 @@ func (o *options) config() (*config, error) {
 	if c.FirstPort, c.LastPort, err = parsePorts(o.nodePortRange); err != nil {
 		return nil, boot.Invalid("--service-node-port-range: %w", err)
 	}
+	if o.shutdownDelay < 0 || o.shutdownDelay > 5*time.Second {
+		return nil, boot.Invalid("--shutdown-delay %s: want 0 to 5s", o.shutdownDelay)
+	}
 	if o.notReadySeconds < 0 || o.unreachableSeconds < 0 {
 		return nil, boot.Invalid("toleration seconds must not be negative")
 	}
@@ -170,7 +181,7 @@ func (o *options) config() (*config, error) {
 // where it listens.
 func (c *config) ownAddresses() error {
 	c.PeerAddress, c.EtcdAddress = c.Peers[c.name], c.EtcdPeers[c.name]
-	if len(c.join) == 0 {
+	if len(c.join) == 0 || !c.member {
 		return nil
 	}
 	var err error
