@@ -52,6 +52,16 @@ test: build runtime ## Everything that CI runs: lint, unit tests, tests of the b
 e2e: build runtime ## Black-box tests against a real cluster
 	@scripts/e2e.sh
 
+.PHONY: images
+images: build runtime ## Build the images of the six programs into bin/images: make images KEELSON_TAG=1.2
+	@KEELSON_TAG=$(KEELSON_TAG) scripts/images.sh $(BIN)/images
+
+.PHONY: compose-test
+compose-test: images ## deploy/compose in an engine of its own: up, kills, down and up: make compose-test ROUNDS=20
+	@scripts/install-docker.sh
+	@scripts/demo-images.sh $(CURDIR)/.cache/images
+	@cd e2e && KEELSON_BIN=$(BIN) KEELSON_IMAGES=$(CURDIR)/.cache/images go test -count=1 -timeout $(or $(TIMEOUT),30m) ./compose $(if $(ROUNDS),-args -rounds $(ROUNDS))
+
 .PHONY: race
 race: ## Unit tests where goroutines meet, with the race detector
 	@scripts/race.sh
@@ -63,6 +73,10 @@ fuzz: ## Fuzz every decoder: make fuzz SECONDS=60
 .PHONY: soak
 soak: build runtime ## Memory and CPU time under 1,000 nodes and 10,000 pods, at rest, and with 10,000 heartbeats: 19 minutes
 	@scripts/soak.sh
+
+.PHONY: fault
+fault: build ## Faults under load: make fault SEED=7 SECONDS=120, or FAULTS=200
+	@SEED="$(SEED)" SECONDS_OF_FAULTS="$(SECONDS)" FAULTS="$(FAULTS)" scripts/fault.sh
 
 .PHONY: bench
 bench: build runtime ## Measure the figures of the README on this machine

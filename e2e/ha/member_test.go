@@ -39,6 +39,7 @@ func (c *controlPlane) seats() []seat {
 	return all
 }
 
+// keel runs keel on the cluster and ends the test if it fails.
 func (c *controlPlane) keel(args ...string) string {
 	c.t.Helper()
 	began := time.Now()
@@ -351,7 +352,7 @@ func TestFurtherApiserversUseTheMembers(t *testing.T) {
 
 // TestOneApiserverGrowsToThree begins alone; afterwards the first one may go.
 func TestOneApiserverGrowsToThree(t *testing.T) {
-	c := begin(t, 1)
+	c := begin(t, binaries(t), 1)
 	if out, err := c.try("kubectl", "create", "configmap", "kept", "--from-literal=a=b"); err != nil {
 		t.Fatal(out)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -18,6 +19,7 @@ import (
 	grpcfront "keelson.dev/services/apiserver/internal/front/grpc"
 	"keelson.dev/services/apiserver/internal/front/rest"
 	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/snapshot"
 	"keelson.dev/services/apiserver/internal/token"
 	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/internal/boot"
@@ -37,10 +39,12 @@ type fronts struct {
 	spans       *spans
 	status      *ops.Server
 	ready       <-chan struct{}
-	nodes       func() int // how many there are
+	stopping    context.Context // ended by the signal
+	nodes       func() int      // how many there are
 	grpc, https net.Listener
 	members     *members
 	tunnels     *tunnel.Server
+	snapshots   *snapshot.Service
 }
 
 // startFronts serves both fronts once the apiserver is ready.
@@ -53,6 +57,7 @@ func startFronts(g *boot.Group, f fronts) {
 		Stream:   []grpc.StreamServerInterceptor{stream},
 		Root:     grpcfront.Writes,
 		Untraced: grpcfront.Streams,
+		Endless:  grpcfront.Endless,
 		Options:  []grpc.ServerOption{grpc.ForceServerCodecV2(grpcfront.NewCodec())},
 	})
 	resourcev1.RegisterResourceServiceServer(server.Server, grpcfront.New(f.api))
@@ -61,6 +66,7 @@ func startFronts(g *boot.Group, f fronts) {
 	grpcfront.RegisterReflection(server.Server)
 	f.spans.serve(server.Server, f.api, f.rights)
 	f.members.serveAPI(g, server.Server, f.rights)
+	f.snapshots.Register(server.Server)
 	web := rest.New(rest.Config{
 		API: f.api, Authn: f.users, Tunnel: f.tunnels,
 		Registerer: f.status.Registry(),
@@ -68,24 +74,38 @@ func startFronts(g *boot.Group, f fronts) {
 		Checks: []rest.Check{
 			{Name: "ping", Live: true, Run: func(context.Context) error { return nil }},
 			{Name: "start", Run: ops.ReadyWhen(f.ready)},
+			{Name: "shutdown", Run: notStopping(f.stopping)},
 		},
 		OpenIDConfiguration: document(token.ConfigurationType, func(r *http.Request) ([]byte, error) {
 			return f.users.issuer.Configuration("https://" + r.Host)
 		}),
 		JWKS: document(token.KeySetType, func(*http.Request) ([]byte, error) { return f.users.issuer.KeySet() }),
 	})
-	g.Go("grpc", func(ctx context.Context) error {
+	context.AfterFunc(f.stopping, server.Health.Shutdown)
+	// Both stop together: a process is gone when its last client is.
+	g.Go("fronts", func(ctx context.Context) error {
 		if !closed(ctx, f.ready) {
-			return f.grpc.Close()
+			return errors.Join(f.grpc.Close(), f.https.Close())
 		}
-		return server.Serve(ctx, f.grpc)
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		results := make(chan error, 2)
+		go func() { results <- server.Serve(ctx, f.grpc) }()
+		go func() { results <- rest.Serve(ctx, f.https, f.id.ServerTLS(false), web, slog.Default()) }()
+		first := <-results
+		cancel()
+		return errors.Join(first, <-results)
 	})
-	g.Go("https", func(ctx context.Context) error {
-		if !closed(ctx, f.ready) {
-			return f.https.Close()
+}
+
+// notStopping fails from the signal on: nothing new should be sent here.
+func notStopping(stopping context.Context) ops.Check {
+	return func(context.Context) error {
+		if stopping.Err() != nil {
+			return errors.New("it is stopping")
 		}
-		return rest.Serve(ctx, f.https, f.id.ServerTLS(false), web, slog.Default())
-	})
+		return nil
+	}
 }
 
 // document serves a small JSON document.

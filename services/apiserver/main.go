@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"strings"
 
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
@@ -24,6 +26,9 @@ import (
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "snapshot" {
+		os.Exit(snapshotCommand(os.Args[2:]))
+	}
 	boot.Main("apiserver", func(fs *pflag.FlagSet) boot.Run { return newOptions(fs).run })
 }
 
@@ -92,17 +97,26 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	ready := make(chan struct{})
 	status.Ready("start", ops.ReadyWhen(ready))
 	for name, place := range map[string]pipeline.Place{"lasting store": lasting, "transient store": transient} {
+		registerLeading(status.Registry(), strings.TrimSuffix(name, " store"), place.Store)
 		if member, ok := place.Store.(interface{ Voting(context.Context) error }); ok {
 			status.Ready(name, member.Voting)
 		}
 	}
+	stopping, stop := context.WithCancel(ctx)
+	status.Ready("shutdown", notStopping(stopping))
+	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
 	startFronts(g, fronts{
 		cfg: cfg, id: id, api: api, users: users, rights: rights, spans: spans, status: status,
 		fences: fence.New(api, table, lasting.Store, transient.Store),
 		nodes:  cache.Kind(table.ByKind(corev1.SchemeGroupVersion.WithKind("Node"))).Len,
-		ready:  ready, grpc: listenGRPC, https: listenREST, members: members, tunnels: tunnels,
+		ready:  ready, stopping: stopping, grpc: listenGRPC, https: listenREST, members: members, tunnels: tunnels,
+		snapshots: newSnapshots(cfg, lasting, transient, rights),
 	})
-	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
+	g.OnStop("handover", func(ctx context.Context) error {
+		stop()
+		handOver(ctx, cfg, members, lasting, transient)
+		return nil
+	})
 	g.Go("start", func(ctx context.Context) error {
 		for _, step := range []<-chan struct{}{lasting.Cache.Ready(), transient.Cache.Ready(), synced, repaired} {
 			if !closed(ctx, step) {

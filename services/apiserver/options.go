@@ -10,9 +10,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
+	"keelson.dev/services/apiserver/internal/snapshot"
 	"keelson.dev/services/apiserver/internal/token"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
@@ -23,6 +25,7 @@ type options struct {
 	service *boot.Service
 
 	dataDir                string
+	shutdownDelay          time.Duration
 	memory                 bool
 	listenGRPC, listenREST string
 	advertise, name        string
@@ -46,6 +49,7 @@ type options struct {
 
 func newOptions(fs *pflag.FlagSet) *options {
 	o := &options{service: boot.ServiceFlags(fs)}
+	fs.DurationVar(&o.shutdownDelay, "shutdown-delay", 500*time.Millisecond, "how long clients are served after the signal to stop, while readiness fails already; at most 5 s. An apiserver without others does not wait")
 	fs.StringVar(&o.dataDir, "data-dir", "", "directory of the embedded etcd")
 	fs.BoolVar(&o.memory, "memory", false, "keep all state in memory, for tests: it is gone when the process ends")
 	fs.StringVar(&o.listenGRPC, "listen-grpc", ":6444", "host:port of the gRPC API")
@@ -118,6 +122,9 @@ func (o *options) config() (*config, error) {
 		if err := boot.WritableDir("data-dir", o.dataDir, 0o700); err != nil {
 			return nil, err
 		}
+		if err := snapshot.Unfinished(o.dataDir); err != nil {
+			return nil, boot.Invalid("--data-dir: %w", err)
+		}
 	}
 	if c.Peers, err = parsePeers(o.members, o.name); err != nil {
 		return nil, boot.Invalid("--members: %w", err)
@@ -155,6 +162,9 @@ func (o *options) config() (*config, error) {
 	}
 	if c.FirstPort, c.LastPort, err = parsePorts(o.nodePortRange); err != nil {
 		return nil, boot.Invalid("--service-node-port-range: %w", err)
+	}
+	if o.shutdownDelay < 0 || o.shutdownDelay > 5*time.Second {
+		return nil, boot.Invalid("--shutdown-delay %s: want 0 to 5s", o.shutdownDelay)
 	}
 	if o.notReadySeconds < 0 || o.unreachableSeconds < 0 {
 		return nil, boot.Invalid("toleration seconds must not be negative")

@@ -225,13 +225,18 @@ func (m *members) raft(cfg *config) raft.Config {
 	return out
 }
 
-// relays are the other members, to reach the nodes that are connected to them.
+// relays are the members but this one, to reach the nodes that are connected to them.
 func (m *members) relays() []nodev1.RelayServiceClient {
-	if m == nil || m.service == nil {
-		return nil
+	var conns []grpc.ClientConnInterface
+	switch {
+	case m == nil:
+	case m.remote != nil:
+		conns = m.remote.Conns()
+	default:
+		conns = m.service.Others()
 	}
 	var out []nodev1.RelayServiceClient
-	for _, c := range m.service.Others() {
+	for _, c := range conns {
 		out = append(out, nodev1.NewRelayServiceClient(c))
 	}
 	return out

@@ -51,6 +51,7 @@ type options struct {
 	provider    string
 	inventory   string
 	addresses   string
+	routes      bool
 }
 
 func newOptions(fs *pflag.FlagSet) *options {
@@ -60,6 +61,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.provider, "provider", "local", "local, or host:port of a program that serves keelson.cloud.v1 with a certificate of the cluster's CA")
 	fs.StringVar(&o.inventory, "local-inventory", "", "directory with a file NAME.json for each machine (provider local)")
 	fs.StringVar(&o.addresses, "load-balancer-cidr", "", "range of the addresses of load balancers (provider local)")
+	fs.BoolVar(&o.routes, "load-balancer-routes", true, "route load balancers' addresses to the nodes in this machine's network (provider local)")
 	return o
 }
 
@@ -149,7 +151,7 @@ func (o *options) cloud(g *boot.Group, id *identity.Source, caches service.Cache
 		return nil, boot.Invalid("--load-balancer-cidr: %w", err)
 	}
 	p, err := local.New(local.Config{
-		Inventory: o.inventory, Cluster: o.cluster, Addresses: addresses, InUse: service.InUse(caches.Services),
+		Inventory: o.inventory, Cluster: o.cluster, Addresses: addresses, Unrouted: !o.routes, InUse: service.InUse(caches.Services),
 	})
 	if err != nil {
 		return nil, boot.Invalid("provider local: %w", err)

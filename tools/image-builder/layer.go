@@ -30,9 +30,10 @@ var merged = []string{"bin", "sbin", "lib", "lib64"}
 // layer writes one layer's tar; a later file of the same path wins, so entries
 // are collected first.
 type layer struct {
-	w    *tar.Writer
-	dirs map[string]bool
-	seen map[string]bool
+	w       *tar.Writer
+	exclude []string
+	dirs    map[string]bool
+	seen    map[string]bool
 }
 
 func writeLayer(ctx context.Context, file, specDir, tmp string, spec Spec, debs []string) error {
@@ -41,9 +42,9 @@ func writeLayer(ctx context.Context, file, specDir, tmp string, spec Spec, debs 
 		return err
 	}
 	defer f.Close()
-	l := &layer{w: tar.NewWriter(f), dirs: map[string]bool{}, seen: map[string]bool{}}
+	l := &layer{w: tar.NewWriter(f), exclude: spec.Exclude, dirs: map[string]bool{}, seen: map[string]bool{}}
 	// The spec's own files come first and win over the packages'.
-	if err := l.addSpec(ctx, specDir, tmp, spec); err != nil {
+	if err := l.addSpec(ctx, specDir, tmp, spec, debs); err != nil {
 		return err
 	}
 	if len(debs) > 0 {
@@ -124,6 +125,11 @@ func (l *layer) file(p string, mode int64, owner int, data []byte) error {
 
 // addPackage unpacks a Debian package, with /bin and its kin moved into /usr.
 func (l *layer) addPackage(ctx context.Context, deb string) error {
+	return readPackage(ctx, deb, l.addEntry)
+}
+
+// readPackage calls f for each file of a Debian package.
+func readPackage(ctx context.Context, deb string, f func(*tar.Header, io.Reader) error) error {
 	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", deb)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -142,7 +148,7 @@ func (l *layer) addPackage(ctx context.Context, deb string) error {
 			if err != nil {
 				return err
 			}
-			if err := l.addEntry(h, r); err != nil {
+			if err := f(h, r); err != nil {
 				return err
 			}
 		}
@@ -153,7 +159,7 @@ func (l *layer) addPackage(ctx context.Context, deb string) error {
 
 func (l *layer) addEntry(h *tar.Header, r io.Reader) error {
 	p := usr(strings.Trim(strings.TrimPrefix(h.Name, "."), "/"))
-	if p == "" || l.seen[p] || slices.ContainsFunc(unwanted, func(u string) bool { return strings.HasPrefix(p+"/", u) }) {
+	if p == "" || l.seen[p] || l.excluded(p) || slices.ContainsFunc(unwanted, func(u string) bool { return strings.HasPrefix(p+"/", u) }) {
 		return nil
 	}
 	switch h.Typeflag {
@@ -174,6 +180,41 @@ func (l *layer) addEntry(h *tar.Header, r io.Reader) error {
 	return err
 }
 
+// excluded tells whether the spec does not want a path of a package.
+func (l *layer) excluded(p string) bool {
+	return slices.ContainsFunc(l.exclude, func(x string) bool {
+		x = strings.TrimPrefix(x, "/")
+		return p == x || strings.HasSuffix(x, "/") && strings.HasPrefix(p+"/", x)
+	})
+}
+
+// bundle joins the certificates below a directory of the packages.
+func bundle(ctx context.Context, debs []string, dir string) ([]byte, error) {
+	found := map[string][]byte{}
+	for _, deb := range debs {
+		err := readPackage(ctx, deb, func(h *tar.Header, r io.Reader) error {
+			p := strings.TrimPrefix(h.Name, ".")
+			if h.Typeflag != tar.TypeReg || !strings.HasPrefix(p, dir) || !strings.HasSuffix(p, ".crt") {
+				return nil
+			}
+			data, err := io.ReadAll(r)
+			found[p] = append(bytes.TrimRight(data, "\n"), '\n')
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", filepath.Base(deb), err)
+		}
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("no package has certificates below %s", dir)
+	}
+	var out []byte
+	for _, p := range slices.Sorted(maps.Keys(found)) {
+		out = append(out, found[p]...)
+	}
+	return out, nil
+}
+
 func usr(p string) string {
 	for _, d := range merged {
 		if p == d || strings.HasPrefix(p, d+"/") {
@@ -183,7 +224,7 @@ func usr(p string) string {
 	return p
 }
 
-func (l *layer) addSpec(ctx context.Context, specDir, tmp string, spec Spec) error {
+func (l *layer) addSpec(ctx context.Context, specDir, tmp string, spec Spec, debs []string) error {
 	var passwd, group bytes.Buffer
 	users := append([]User{{Name: "root", Home: "/root"}, {Name: "nobody", ID: 65534, Home: "/"}}, spec.Users...)
 	for _, u := range users {
@@ -201,14 +242,14 @@ func (l *layer) addSpec(ctx context.Context, specDir, tmp string, spec Spec) err
 		return err
 	}
 	for _, f := range spec.Files {
-		if err := l.addFile(ctx, specDir, tmp, f); err != nil {
+		if err := l.addFile(ctx, specDir, tmp, f, debs); err != nil {
 			return fmt.Errorf("%s: %w", f.Path, err)
 		}
 	}
 	return nil
 }
 
-func (l *layer) addFile(ctx context.Context, specDir, tmp string, f File) error {
+func (l *layer) addFile(ctx context.Context, specDir, tmp string, f File, debs []string) error {
 	mode := func(fallback int64) (int64, error) {
 		if f.Mode == "" {
 			return fallback, nil
@@ -243,6 +284,12 @@ func (l *layer) addFile(ctx context.Context, specDir, tmp string, f File) error 
 	if f.Source != "" {
 		var err error
 		if data, err = os.ReadFile(filepath.Join(specDir, f.Source)); err != nil {
+			return err
+		}
+	}
+	if f.Bundle != "" {
+		var err error
+		if data, err = bundle(ctx, debs, f.Bundle); err != nil {
 			return err
 		}
 	}

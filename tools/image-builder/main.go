@@ -2,7 +2,7 @@
 // files, without a registry, a daemon or root: one YAML spec an image, one
 // archive in docker's form out.
 //
-//	image-builder --out DIR SPEC.yaml…
+//	image-builder --out DIR [--tag TAG] SPEC.yaml…
 //
 // Packages are resolved by apt with all that they depend on and unpacked in
 // order; their maintainer scripts are not run, so a spec states users, links and
@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -32,8 +33,13 @@ import (
 type Spec struct {
 	// Name is the image's reference, with its tag.
 	Name string `json:"name"`
-	// Packages are Debian's, with all they depend on.
+	// Packages are Debian's, with all they depend on; those named in Without are
+	// left out, dependencies or not.
 	Packages []string `json:"packages,omitempty"`
+	Without  []string `json:"without,omitempty"`
+	// Exclude are paths of the packages' files that are left out; one that ends with
+	// a slash is a directory with all in it.
+	Exclude []string `json:"exclude,omitempty"`
 	// Files are added after the packages.
 	Files []File `json:"files,omitempty"`
 	// Users are added to /etc/passwd and /etc/group.
@@ -54,11 +60,13 @@ type File struct {
 	Path string `json:"path"`
 	// Content is the text; Source a file beside the spec; Link a symbolic link's
 	// target; Go a main package to build statically, as `go build` names it,
-	// relative to the spec.
+	// relative to the spec; Bundle a directory of the packages whose *.crt files are
+	// joined into this one, as Debian's update-ca-certificates would.
 	Content string `json:"content,omitempty"`
 	Source  string `json:"source,omitempty"`
 	Link    string `json:"link,omitempty"`
 	Go      string `json:"go,omitempty"`
+	Bundle  string `json:"bundle,omitempty"`
 	// Mode in octal; 0644, and 0755 for directories and programs.
 	Mode string `json:"mode,omitempty"`
 	// Owner is a numeric user and group.
@@ -76,6 +84,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	out := flag.String("out", ".", "directory for the archives")
+	tag := flag.String("tag", "", "tag in place of the one in the specs")
 	cache := flag.String("cache", filepath.Join(os.TempDir(), "keelson-debs"), "directory for downloaded packages")
 	flag.Parse()
 	if flag.NArg() == 0 {
@@ -83,7 +92,7 @@ func main() {
 		os.Exit(2)
 	}
 	for _, path := range flag.Args() {
-		archive, err := build(ctx, path, *out, *cache)
+		archive, err := build(ctx, path, *out, *cache, *tag)
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "image-builder: %s: %v\n", path, err)
 			os.Exit(1)
@@ -92,7 +101,7 @@ func main() {
 	}
 }
 
-func build(ctx context.Context, path, out, cache string) (string, error) {
+func build(ctx context.Context, path, out, cache, tag string) (string, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return "", err
@@ -105,10 +114,19 @@ func build(ctx context.Context, path, out, cache string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if tag != "" {
+		if ref, err = name.NewTag(ref.Repository.Name() + ":" + tag); err != nil {
+			return "", err
+		}
+	}
 	debs, err := download(ctx, cache, spec.Packages)
 	if err != nil {
 		return "", err
 	}
+	debs = slices.DeleteFunc(debs, func(deb string) bool {
+		pkg, _, _ := strings.Cut(filepath.Base(deb), "_")
+		return slices.Contains(spec.Without, pkg)
+	})
 	tmp, err := os.MkdirTemp("", "image-builder-*")
 	if err != nil {
 		return "", err

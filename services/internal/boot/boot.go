@@ -4,7 +4,8 @@
 //
 // A program ends with code 0 after SIGTERM or SIGINT, with 2 and one line on
 // standard error when it was called wrongly (see [Invalid]), and otherwise with 1
-// and a last log line that says why. It must never leave a goroutine behind, and
+// and a last log line that says why. Called with "healthcheck" it asks a running
+// one whether it is ready. It must never leave a goroutine behind, and
 // never end without saying why.
 package boot
 
@@ -57,6 +58,9 @@ func (s *signalled) Error() string { return "signal " + s.signal.String() }
 // Execute is Main without the process: it returns the exit code. The end of ctx
 // takes the place of a signal.
 func Execute(ctx context.Context, name string, args []string, stderr io.Writer, build func(fs *pflag.FlagSet) Run) int {
+	if len(args) > 0 && args[0] == healthcheck {
+		return probe(ctx, name, args[1:], stderr)
+	}
 	fs := pflag.NewFlagSet(name, pflag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.SortFlags = false

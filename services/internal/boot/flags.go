@@ -1,6 +1,18 @@
 package boot
 
-import "github.com/spf13/pflag"
+import (
+	"cmp"
+	"os"
+
+	"github.com/spf13/pflag"
+)
+
+// The environment gives the defaults of flags that are the same for all services
+// of a deployment, so that one setting reaches them and their health checks.
+const (
+	opsAddressVariable   = "KEELSON_OPS_ADDRESS"
+	otlpEndpointVariable = "KEELSON_OTLP_ENDPOINT"
+)
 
 // Service holds the flags that every service has.
 type Service struct {
@@ -19,9 +31,13 @@ func ServiceFlags(fs *pflag.FlagSet) *Service {
 	s := &Service{}
 	fs.StringVar(&s.Identity, "identity", "", "directory with tls.crt, tls.key and ca.crt")
 	fs.StringSliceVar(&s.APIServers, "apiserver", nil, "host:port of the apiservers' gRPC ports")
-	fs.StringVar(&s.OpsAddress, "ops-address", "127.0.0.1:0", "host:port for metrics, health and profiles")
-	fs.StringVar(&s.OTLPEndpoint, "otlp-endpoint", "", "host:port of an OTLP/gRPC collector (without TLS); empty keeps spans in the apiservers only")
+	opsAddress(fs, &s.OpsAddress)
+	fs.StringVar(&s.OTLPEndpoint, "otlp-endpoint", os.Getenv(otlpEndpointVariable), "host:port of an OTLP/gRPC collector (without TLS); empty keeps spans in the apiservers only")
 	return s
+}
+
+func opsAddress(fs *pflag.FlagSet, into *string) {
+	fs.StringVar(into, "ops-address", cmp.Or(os.Getenv(opsAddressVariable), "127.0.0.1:0"), "host:port (or unix:///path) for metrics, health and profiles")
 }
 
 // Check refuses flags that a service cannot do without.

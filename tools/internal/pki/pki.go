@@ -4,6 +4,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -21,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 )
 
@@ -111,7 +113,7 @@ func (a *Authority) create() error {
 	if err := writeKey(filepath.Join(a.dir, "ca.key"), key); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(a.dir, "ca.crt"), a.pem, 0o644)
+	return replace(filepath.Join(a.dir, "ca.crt"), a.pem, 0o644)
 }
 
 // Ensure makes the certificate of an identity unless there is a good one.
@@ -120,7 +122,7 @@ func (a *Authority) Ensure(id Identity) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "ca.crt"), a.pem, 0o644); err != nil {
+	if err := Keep(filepath.Join(dir, "ca.crt"), a.pem, 0o644); err != nil {
 		return err
 	}
 	if a.good(dir, id) {
@@ -158,7 +160,7 @@ func (a *Authority) Ensure(id Identity) error {
 	// The authority follows the leaf, so that a joining node can check it
 	// against the hash in its token.
 	chain := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), a.pem...)
-	return os.WriteFile(filepath.Join(dir, "tls.crt"), chain, 0o644)
+	return replace(filepath.Join(dir, "tls.crt"), chain, 0o644)
 }
 
 // good tells whether the certificate in dir is this authority's, lasts, and has
@@ -243,5 +245,37 @@ func writeKey(path string, key *ecdsa.PrivateKey) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600)
+	return replace(path, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600)
+}
+
+// Keep gives a file its content and mode; one that has both is not touched.
+func Keep(path string, data []byte, mode os.FileMode) error {
+	have, err := os.ReadFile(path)
+	if st, statErr := os.Stat(path); err == nil && statErr == nil && st.Mode().Perm() == mode && bytes.Equal(have, data) {
+		return nil
+	}
+	return replace(path, data, mode)
+}
+
+// replace writes a file whole or not at all: what is cut off in the middle leaves
+// the old one. It belongs to whom its directory belongs: who reads it again while
+// it changes meets no file that is not his.
+func replace(path string, data []byte, mode os.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if dir, statErr := os.Stat(filepath.Dir(path)); statErr == nil && err == nil {
+		if st, ok := dir.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Geteuid() {
+			err = f.Chown(int(st.Uid), int(st.Gid))
+		}
+	}
+	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
 }

@@ -43,6 +43,9 @@ type Config struct {
 	Cluster string
 	// Addresses is the range for load balancers (IPv4).
 	Addresses netip.Prefix
+	// Unrouted gives addresses and routes none: the nodes answer at them, and who
+	// is not a node finds his way by other means. It needs no rights.
+	Unrouted bool
 	// InUse tells which Services (by uid) have which addresses of the range,
 	// from their status.
 	InUse func() map[string]netip.Addr

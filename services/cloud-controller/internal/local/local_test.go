@@ -192,6 +192,32 @@ func TestTrafficReachesTheNodes(t *testing.T) {
 	}
 }
 
+// TestUnrouted: addresses are given and taken back as ever, and no route is made or
+// touched.
+func TestUnrouted(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	p := newProvider(t, h, func(c *Config) { c.Unrouted = true })
+	h.run("ip", "route", "add", "unreachable", "10.90.0.77", "proto", "76")
+	lb := providertest.Balancer("a")
+	lb.Targets = []provider.Target{{Name: "node-0", Address: netip.MustParseAddr("10.89.0.11")}}
+	if addrs, err := p.EnsureLoadBalancer(t.Context(), lb); err != nil || addrs[0].String() != "10.90.0.1" {
+		t.Fatalf("%v, %v", addrs, err)
+	}
+	if err := p.repair(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.DeleteLoadBalancer(t.Context(), providertest.Cluster, "a"); err != nil {
+		t.Fatal(err)
+	}
+	if routes, err := p.routes(); err != nil || len(routes) != 1 {
+		t.Errorf("routes: %v, %v; want the one that was there", routes, err)
+	}
+	if addrs, err := p.EnsureLoadBalancer(t.Context(), providertest.Balancer("b")); err != nil || addrs[0].String() != "10.90.0.1" {
+		t.Errorf("the address was not given again: %v, %v", addrs, err)
+	}
+}
+
 func TestRoutesAreRepaired(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)

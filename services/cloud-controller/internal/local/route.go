@@ -59,6 +59,9 @@ func (p *Provider) Run(ctx context.Context) error {
 
 // repair is one pass of Run.
 func (p *Provider) repair() error {
+	if p.cfg.Unrouted {
+		return nil
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	present, err := p.routes()
@@ -129,6 +132,9 @@ func wantedRoute(addr netip.Addr, targets []provider.Target) netlink.Route {
 }
 
 func (p *Provider) ensureRoute(addr netip.Addr, targets []provider.Target) error {
+	if p.cfg.Unrouted {
+		return nil
+	}
 	r := wantedRoute(addr, targets)
 	if err := p.kernel.RouteReplace(&r); err != nil {
 		return fmt.Errorf("route %s to %d nodes: %w", addr, len(targets), err)
@@ -137,6 +143,9 @@ func (p *Provider) ensureRoute(addr netip.Addr, targets []provider.Target) error
 }
 
 func (p *Provider) removeRoute(addr netip.Addr) error {
+	if p.cfg.Unrouted {
+		return nil
+	}
 	list, err := p.kernel.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: hostNet(addr), Protocol: routeProtocol},
 		netlink.RT_FILTER_DST|netlink.RT_FILTER_PROTOCOL)
 	if err != nil {

@@ -1,8 +1,15 @@
 // Package balance passes TCP connections on to whichever of several backends takes
 // them, so that one address reaches a control plane of several apiservers.
 //
-// It knows nothing of what is said: TLS goes through from end to end. It must never
-// hold a connection whose backend is gone, nor keep anything of what it passes on.
+// It knows nothing of what is said: TLS goes through from end to end. A connection
+// goes to a backend that is ready, in turn, or where none says so, to one that
+// accepts. If a backend ends before it has sent the first byte, another is asked
+// the same: so far the client has said hello, which no TLS server acts on. On the
+// way down it takes no new connection and lets the present ones end for a while:
+// several processes may share a listener, and the others take the new ones.
+//
+// It must never hold a connection whose backend is gone, nor keep anything of what
+// it passes on but that hello.
 package balance
 
 import (
@@ -21,17 +28,43 @@ const (
 	dialTime = time.Second
 	// maxConnections bounds what is passed on at once.
 	maxConnections = 4096
+	// maxHello bounds what is said again to another backend.
+	maxHello = 16 << 10
+	// drainTime is how long connections may go on when it ends.
+	drainTime = 5 * time.Second
 )
 
 // Run accepts on l until ctx ends and passes each connection on. A backend that
 // does not accept is passed over for the next.
 func Run(ctx context.Context, l net.Listener, backends []string) error {
-	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
-	defer stop()
-	b := &balancer{backends: backends, slots: make(chan struct{}, maxConnections)}
+	return RunProbed(ctx, l, backends, nil)
+}
+
+// RunProbed is Run with a probe that tells whether a backend is ready; it is asked
+// again and again.
+func RunProbed(ctx context.Context, l net.Listener, backends []string, probe Probe) error {
+	cut, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	b := &balancer{slots: make(chan struct{}, maxConnections)}
 	defer b.wg.Wait()
+	for _, address := range backends {
+		at := &backend{address: address}
+		b.backends = append(b.backends, at)
+		if probe != nil {
+			b.wg.Go(func() { at.watch(ctx, probe) })
+		}
+	}
+	stop := context.AfterFunc(ctx, func() {
+		time.AfterFunc(drainTime, end)
+		_ = l.Close()
+	})
+	defer stop()
 	for {
-		b.slots <- struct{}{}
+		select {
+		case b.slots <- struct{}{}:
+		case <-cut.Done():
+			return nil
+		}
 		conn, err := l.Accept()
 		if err != nil {
 			if ctx.Err() != nil {
@@ -41,17 +74,18 @@ func Run(ctx context.Context, l net.Listener, backends []string) error {
 				<-b.slots
 				continue
 			}
+			end()
 			return err
 		}
 		b.wg.Go(func() {
 			defer func() { <-b.slots }()
-			b.pass(ctx, conn)
+			b.pass(cut, conn)
 		})
 	}
 }
 
 type balancer struct {
-	backends []string
+	backends []*backend
 	turn     atomic.Uint64
 	slots    chan struct{}
 	wg       sync.WaitGroup
@@ -60,43 +94,185 @@ type balancer struct {
 // pass connects a client with a backend until one of them ends.
 func (b *balancer) pass(ctx context.Context, client net.Conn) {
 	defer client.Close()
-	backend := b.dial(ctx)
-	if backend == nil {
+	c := &connection{client: client}
+	tried := make(map[*backend]bool, len(b.backends))
+	if !c.connect(b.dial(ctx, tried)) {
 		return
 	}
-	defer backend.Close()
-	stop := context.AfterFunc(ctx, func() { client.Close(); backend.Close() })
+	defer c.close()
+	stop := context.AfterFunc(ctx, c.close)
 	defer stop()
 	var wg sync.WaitGroup
-	wg.Go(func() { flow(backend, client) })
-	flow(client, backend)
-	wg.Wait()
+	defer wg.Wait()
+	wg.Go(c.up)
+	for !c.answer() {
+		if !c.mayRepeat() || !c.connect(b.dial(ctx, tried)) {
+			c.close()
+			return
+		}
+	}
+}
+
+// dial connects to a ready backend whose turn it is, or the next that accepts, of
+// those that were not tried; nil if there is none.
+func (b *balancer) dial(ctx context.Context, tried map[*backend]bool) net.Conn {
+	first := b.turn.Add(1)
+	d := net.Dialer{Timeout: dialTime}
+	for _, any := range []bool{false, true} {
+		for i := range uint64(len(b.backends)) {
+			at := b.backends[(first+i)%uint64(len(b.backends))]
+			if tried[at] || !any && at.unready.Load() {
+				continue
+			}
+			tried[at] = true
+			conn, err := d.DialContext(ctx, "tcp", at.address)
+			if err == nil {
+				return conn
+			}
+			slog.DebugContext(ctx, "backend does not accept", "address", at.address, "error", err)
+		}
+	}
+	slog.WarnContext(ctx, "no backend takes a connection", "backends", len(b.backends))
+	return nil
+}
+
+// connection is a client and its backend of the moment.
+type connection struct {
+	client net.Conn
+
+	mu       sync.Mutex
+	backend  net.Conn
+	hello    []byte // what the client has said
+	answered bool   // the backend has said something
+	overlong bool   // hello is not all
+	done     bool   // the client has said all
+	closed   bool
+}
+
+// connect takes a backend, which may be nil, and repeats the hello to it.
+func (c *connection) connect(to net.Conn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if to == nil || c.closed {
+		if to != nil {
+			to.Close()
+		}
+		return false
+	}
+	if c.backend != nil {
+		c.backend.Close()
+	}
+	c.backend = to
+	if len(c.hello) > 0 {
+		_, _ = to.Write(c.hello) // reading says what became of it
+	}
+	if c.done {
+		closeWrite(to)
+	}
+	return true
+}
+
+// close ends both sides.
+func (c *connection) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	c.client.Close()
+	if c.backend != nil {
+		c.backend.Close()
+	}
+}
+
+// mayRepeat tells whether another backend may be asked the same.
+func (c *connection) mayRepeat() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.answered && !c.overlong && !c.closed
+}
+
+// up passes on what the client says.
+func (c *connection) up() {
+	buf := make([]byte, 4<<10)
+	for {
+		n, err := c.client.Read(buf)
+		c.mu.Lock()
+		answered, to := c.answered, c.backend
+		if !answered {
+			if len(c.hello)+n > maxHello {
+				c.overlong, c.hello = true, nil
+			}
+			if !c.overlong {
+				c.hello = append(c.hello, buf[:n]...)
+			}
+			c.done = errors.Is(err, io.EOF)
+			if n > 0 {
+				_, _ = to.Write(buf[:n]) // as above
+			}
+			if c.done {
+				closeWrite(to)
+			}
+		} else {
+			c.hello = nil
+		}
+		c.mu.Unlock()
+		switch {
+		case err != nil && !errors.Is(err, io.EOF):
+			c.close()
+			return
+		case answered:
+			if n > 0 {
+				if _, werr := to.Write(buf[:n]); werr != nil {
+					c.close()
+					return
+				}
+			}
+			if err != nil {
+				closeWrite(to)
+				return
+			}
+			flow(to, c.client)
+			return
+		case err != nil:
+			return
+		}
+	}
+}
+
+// answer passes on what the backend says; false if it ended without a word.
+func (c *connection) answer() bool {
+	c.mu.Lock()
+	from := c.backend
+	c.mu.Unlock()
+	buf := make([]byte, 4<<10)
+	n, err := from.Read(buf)
+	if n == 0 && err != nil {
+		return false
+	}
+	c.mu.Lock()
+	c.answered = true
+	c.mu.Unlock()
+	if _, werr := c.client.Write(buf[:n]); werr != nil {
+		c.close()
+		return true
+	}
+	flow(c.client, from)
+	return true
 }
 
 // flow copies one direction, and passes its end on. An end that is no end of the
 // stream ends both directions.
 func flow(to, from net.Conn) {
-	_, err := io.Copy(to, from)
-	if half, ok := to.(interface{ CloseWrite() error }); ok && err == nil {
-		_ = half.CloseWrite()
+	if _, err := io.Copy(to, from); err == nil && closeWrite(to) {
 		return
 	}
 	to.Close()
 	from.Close()
 }
 
-// dial connects to the backend whose turn it is, or the next that accepts.
-func (b *balancer) dial(ctx context.Context) net.Conn {
-	first := b.turn.Add(1)
-	d := net.Dialer{Timeout: dialTime}
-	for i := range uint64(len(b.backends)) {
-		address := b.backends[(first+i)%uint64(len(b.backends))]
-		conn, err := d.DialContext(ctx, "tcp", address)
-		if err == nil {
-			return conn
-		}
-		slog.DebugContext(ctx, "backend does not accept", "address", address, "error", err)
+func closeWrite(c net.Conn) bool {
+	half, ok := c.(interface{ CloseWrite() error })
+	if ok {
+		_ = half.CloseWrite()
 	}
-	slog.WarnContext(ctx, "no backend accepts connections", "backends", b.backends)
-	return nil
+	return ok
 }

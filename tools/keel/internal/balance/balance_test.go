@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"sync"
 	"testing"
 	"time"
@@ -137,5 +140,31 @@ func TestNobodyAccepts(t *testing.T) {
 	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if n, err := c.Read(make([]byte, 1)); err == nil || n > 0 {
 		t.Errorf("%d bytes, %v", n, err)
+	}
+}
+
+// TestCheck: a check passes where a backend answers with TLS through the balancer,
+// and fails where none does, however the balancer's address is written.
+func TestCheck(t *testing.T) {
+	backend := httptest.NewTLSServer(http.NotFoundHandler())
+	defer backend.Close()
+	backend.Config.ErrorLog = log.New(io.Discard, "", 0)
+	well := start(t, backend.Listener.Addr().String())
+	_, port, err := net.SplitHostPort(well)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, address := range []string{well, ":" + port, "0.0.0.0:" + port} {
+		if err := Check(t.Context(), address); err != nil {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+	none := listen(t, "")
+	alone := start(t, none.Addr().String())
+	none.Close()
+	for _, address := range []string{alone, none.Addr().String(), "nonsense"} {
+		if err := Check(t.Context(), address); err == nil {
+			t.Errorf("%s: an apiserver is said to answer where there is none", address)
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -23,7 +24,7 @@ import (
 
 // dial connects to the cluster's gRPC API as its administrator.
 func dial(c *cluster.Cluster) (*grpc.ClientConn, error) {
-	return dialAs(c, strings.Split(c.GRPC(), ","))
+	return dialAt(c.Path("pki", "admin"), strings.Split(c.GRPC(), ","))
 }
 
 // dialOthers connects to any apiserver but one, which is to go.
@@ -37,16 +38,16 @@ func dialOthers(c *cluster.Cluster, name string) (*grpc.ClientConn, error) {
 	if len(endpoints) == 0 {
 		return dial(c)
 	}
-	return dialAs(c, endpoints)
+	return dialAt(c.Path("pki", "admin"), endpoints)
 }
 
-// dialAs connects to endpoints as the cluster's administrator.
-func dialAs(c *cluster.Cluster, endpoints []string) (*grpc.ClientConn, error) {
-	cert, err := tls.LoadX509KeyPair(c.Path("pki", "admin", "tls.crt"), c.Path("pki", "admin", "tls.key"))
+// dialAt connects to apiservers with the identity in a directory.
+func dialAt(identity string, endpoints []string) (*grpc.ClientConn, error) {
+	cert, err := tls.LoadX509KeyPair(filepath.Join(identity, "tls.crt"), filepath.Join(identity, "tls.key"))
 	if err != nil {
 		return nil, err
 	}
-	ca, err := os.ReadFile(c.Path("pki", "ca.crt"))
+	ca, err := os.ReadFile(filepath.Join(identity, "ca.crt"))
 	if err != nil {
 		return nil, err
 	}

@@ -58,7 +58,7 @@ func (m *members) grow(ctx context.Context, conn grpc.ClientConnInterface, c *cl
 	}
 	if first {
 		m.say("%6.1fs  apiserver-0 starts again as a member, behind the balancer", time.Since(began).Seconds())
-		if err := m.follow(ctx, c, func(s supervise.Spec) bool { return s.Name == "apiserver-0" || s.Name == "balancer" }); err != nil {
+		if err := m.follow(ctx, c, func(s supervise.Spec) bool { return s.Name == "apiserver-0" || strings.HasPrefix(s.Name, "balancer-") }); err != nil {
 			return "", err
 		}
 		// It has another address now.

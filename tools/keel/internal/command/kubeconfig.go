@@ -2,11 +2,9 @@ package command
 
 import (
 	"fmt"
-	"os"
 
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/client-go/tools/clientcmd/api"
 
 	"keelson.dev/tools/keel/internal/cluster"
 )
@@ -41,26 +39,7 @@ func (e *env) kubeconfig() *cobra.Command {
 
 // writeKubeconfig makes DIR/kubeconfig from the administrator's certificate.
 func writeKubeconfig(c *cluster.Cluster) error {
-	read := func(name string) ([]byte, error) { return os.ReadFile(c.Path("pki", "admin", name)) }
-	ca, err := read("ca.crt")
-	if err != nil {
-		return err
-	}
-	crt, err := read("tls.crt")
-	if err != nil {
-		return err
-	}
-	key, err := read("tls.key")
-	if err != nil {
-		return err
-	}
-	name := "keelson-" + c.ID
-	config := api.NewConfig()
-	config.Clusters[name] = &api.Cluster{Server: "https://" + c.HTTPS(), CertificateAuthorityData: ca}
-	config.AuthInfos[name] = &api.AuthInfo{ClientCertificateData: crt, ClientKeyData: key}
-	config.Contexts[name] = &api.Context{Cluster: name, AuthInfo: name}
-	config.CurrentContext = name
-	data, err := clientcmd.Write(*config)
+	data, err := kubeconfigOf(c.Path("pki", "admin"), "keelson-"+c.ID, "https://"+c.HTTPS())
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,6 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"keelson.dev/proto/client"
@@ -32,8 +31,8 @@ import (
 
 // node adds machines to a cluster.
 func (e *env) node() *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "Nodes on other machines"}
-	cmd.AddCommand(e.nodeToken(), e.nodeJoin())
+	cmd := &cobra.Command{Use: "node", Short: "Nodes on other machines and in containers"}
+	cmd.AddCommand(e.nodeToken(), e.nodeJoin(), e.nodeRun(), e.nodeAdmit())
 	return cmd
 }
 
@@ -58,7 +57,7 @@ func (e *env) nodeToken() *cobra.Command {
 				return err
 			}
 			defer conn.Close()
-			token, err := makeToken(cmd.Context(), conn, ttl, "system:bootstrappers:keelson:default-node-token", "made by keel node token")
+			token, err := makeToken(cmd.Context(), conn, ttl, nodeJoiners, "made by keel node token")
 			if err != nil {
 				return err
 			}
@@ -70,21 +69,15 @@ func (e *env) nodeToken() *cobra.Command {
 	return cmd
 }
 
+// nodeJoiners are who may ask for a node's certificate.
+const nodeJoiners = "system:bootstrappers:keelson:default-node-token"
+
 // makeToken makes a bootstrap token whose bearers are in a group.
-func makeToken(ctx context.Context, conn grpc.ClientConnInterface, ttl time.Duration, group, description string) (string, error) {
-	id, secret := random(6), random(16)
-	_, err := client.For[*corev1.Secret](client.New(conn, "keel")).Create(ctx, &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: "bootstrap-token-" + id},
-		Type:       corev1.SecretTypeBootstrapToken,
-		StringData: map[string]string{
-			"token-id": id, "token-secret": secret,
-			"expiration":                     time.Now().Add(ttl).UTC().Format(time.RFC3339),
-			"usage-bootstrap-authentication": "true",
-			"auth-extra-groups":              group,
-			"description":                    description,
-		},
-	})
-	return id + "." + secret, err
+func makeToken(ctx context.Context, conn grpc.ClientConnInterface, ttl time.Duration, group, why string) (string, error) {
+	token := random(6) + "." + random(16)
+	secret := bootstrapSecret(token, time.Now().Add(ttl), group, why)
+	_, err := client.For[*corev1.Secret](client.New(conn, "keel")).Create(ctx, secret)
+	return token, err
 }
 
 // random is n characters of a bootstrap token ([a-z0-9]).

@@ -42,10 +42,14 @@ func Run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	root.SetArgs(args)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVar(&e.home, "home", defaultHome(), "directory of the cluster")
-	root.AddCommand(e.up(), e.down(), e.delete(), e.status(), e.image(), e.node(), e.member(), e.trace(), e.kubeconfig(), e.balance(), e.supervise())
+	root.AddCommand(e.up(), e.down(), e.delete(), e.status(), e.image(), e.node(), e.member(), e.snapshot(), e.trace(), e.kubeconfig(), e.pki(), e.balance(), e.supervise())
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
+	}
+	var code exitCode
+	if errors.As(err, &code) {
+		return int(code)
 	}
 	fmt.Fprintf(errOut, "keel: %v\n", err)
 	var usage usageError

@@ -156,7 +156,12 @@ func ensureNamespace(name string) (netns.NsHandle, error) {
 // BlockRanges answers 'unreachable' for the cluster's ranges, which mean nothing
 // outside the nodes' namespaces.
 func BlockRanges(c *cluster.Cluster) error {
-	for _, cidr := range []string{c.ClusterCIDR, c.ServiceCIDR, c.LoadBalancerCIDR()} {
+	return Block(c.ClusterCIDR, c.ServiceCIDR, c.LoadBalancerCIDR())
+}
+
+// Block answers 'unreachable' for ranges that no other route leads to.
+func Block(cidrs ...string) error {
+	for _, cidr := range cidrs {
 		_, dst, err := net.ParseCIDR(cidr)
 		if err != nil {
 			return err

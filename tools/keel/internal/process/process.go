@@ -5,6 +5,7 @@ package process
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"keelson.dev/tools/internal/pki"
@@ -24,28 +25,35 @@ const (
 // Identities are the certificates of the cluster's processes and its
 // administrator.
 func Identities(c *cluster.Cluster) []pki.Identity {
-	api := []string{"localhost", "127.0.0.1", c.Gateway(), firstIP(c.ServiceCIDR)}
+	api := []string{"localhost", "127.0.0.1", c.Gateway()}
 	for _, m := range c.Members {
 		if m.IP != c.Gateway() {
 			api = append(api, m.IP)
 		}
 	}
-	ids := []pki.Identity{
-		{Name: "apiserver", CommonName: "kube-apiserver", Organization: []string{"system:masters"}, Hosts: append(api,
-			"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc."+c.Domain,
-		)},
-		{Name: "scheduler", CommonName: "system:kube-scheduler", Hosts: []string{"localhost"}},
-		{Name: "controller-manager", CommonName: "system:kube-controller-manager", Hosts: []string{"localhost"}},
-		{Name: "cloud-controller", CommonName: "system:cloud-controller-manager", Hosts: []string{"localhost"}},
-		{Name: "simulator", CommonName: "system:keelson:simulator", Organization: []string{"system:masters"}},
-		{Name: "admin", CommonName: "kubernetes-admin", Organization: []string{"system:masters"}},
-	}
+	ids := append(ControlPlane(api, c.ServiceCIDR, c.Domain),
+		pki.Identity{Name: "simulator", CommonName: "system:keelson:simulator", Organization: []string{"system:masters"}})
 	for _, n := range c.Nodes {
 		ids = append(ids, pki.Identity{
 			Name: n.Name, CommonName: "system:node:" + n.Name, Organization: []string{"system:nodes"}, Hosts: []string{n.Name, n.IP},
 		})
 	}
 	return ids
+}
+
+// ControlPlane are the certificates of the control plane's services and of the
+// administrator; hosts are where the apiservers are reached, besides the names
+// that pods use.
+func ControlPlane(hosts []string, serviceCIDR, domain string) []pki.Identity {
+	return []pki.Identity{
+		{Name: "apiserver", CommonName: "kube-apiserver", Organization: []string{"system:masters"}, Hosts: append(slices.Clone(hosts),
+			firstIP(serviceCIDR), "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc."+domain,
+		)},
+		{Name: "scheduler", CommonName: "system:kube-scheduler", Hosts: []string{"localhost"}},
+		{Name: "controller-manager", CommonName: "system:kube-controller-manager", Hosts: []string{"localhost"}},
+		{Name: "cloud-controller", CommonName: "system:cloud-controller-manager", Hosts: []string{"localhost"}},
+		{Name: "admin", CommonName: "kubernetes-admin", Organization: []string{"system:masters"}},
+	}
 }
 
 // firstIP is a range's first address after its own.
@@ -72,7 +80,7 @@ func Specs(c *cluster.Cluster, bin string, p runtime.Programs) ([]supervise.Spec
 			"--apiserver", c.GRPC(), "--simulated", fmt.Sprint(c.Simulated), "--data-dir", c.Path("simulator"))
 		specs = append(specs, spec)
 	}
-	return specs, nil
+	return specs, digests(specs)
 }
 
 func controlPlane(c *cluster.Cluster, bin string) []supervise.Spec {
@@ -84,7 +92,7 @@ func controlPlane(c *cluster.Cluster, bin string) []supervise.Spec {
 		specs = append(specs, apiserver(c, bin, m.Name, m.IP, m.IP, m.IP, members(c, m)...))
 	}
 	if len(c.Members) > 0 {
-		specs = append(specs, balancer(c, bin))
+		specs = append(specs, balancers(c, bin)...)
 	}
 	elected := func(program string, args ...string) {
 		args = append([]string{"--apiserver", c.GRPC(), "--leader-elect"}, args...)
@@ -156,19 +164,27 @@ func members(c *cluster.Cluster, self cluster.Member) []string {
 // JoinToken is the file with the token that the newest member joined with.
 func JoinToken(c *cluster.Cluster) string { return c.Path("pki", "join-token") }
 
-// balancer makes several apiservers one address.
-func balancer(c *cluster.Cluster, bin string) supervise.Spec {
+// balancers make several apiservers one address. There are two, so that there is
+// one while the other starts again.
+func balancers(c *cluster.Cluster, bin string) (specs []supervise.Spec) {
 	var backends []string
 	for _, m := range c.Members {
 		backends = append(backends, fmt.Sprintf("%s:%d", m.IP, c.HTTPSPort))
 	}
-	return supervise.Spec{
-		Name:      "balancer",
-		Args:      []string{filepath.Join(bin, "keel"), "balance", "--listen", c.HTTPS(), "--to", strings.Join(backends, ",")},
-		Log:       c.Path("log", "balancer.log"),
-		StopOrder: stopController,
-		Socket:    c.HTTPS(),
+	share := func(i int) string { return c.Path("run", fmt.Sprintf("balancer-%d.listener", i)) }
+	for i := range 2 {
+		name := fmt.Sprintf("balancer-%d", i)
+		specs = append(specs, supervise.Spec{
+			Name: name,
+			Args: []string{filepath.Join(bin, "keel"), "balance", "--listen", c.HTTPS(),
+				"--to", strings.Join(backends, ","), "--ca", c.Path("pki", "ca.crt"),
+				"--share", share(i), "--with", share(1 - i)},
+			Log:       c.Path("log", name+".log"),
+			StopOrder: stopController,
+			Socket:    c.HTTPS(),
+		})
 	}
+	return specs
 }
 
 // service is what all of our own programs have in common. name tells processes of

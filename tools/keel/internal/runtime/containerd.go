@@ -167,9 +167,13 @@ func appArmor() bool {
 	return err == nil && strings.HasPrefix(string(data), "Y")
 }
 
+// pinned keeps an image from being removed when the disk is short (cri-api's
+// Image.pinned): what came out of an archive cannot be pulled again.
+const pinned = "io.cri-containerd.pinned=pinned"
+
 // Import loads an image archive (docker's or OCI's form) into a node.
 func Import(ctx context.Context, p Programs, c *cluster.Cluster, node, file string) ([]string, error) {
-	cmd := exec.CommandContext(ctx, p.Ctr, "--address", Socket(c, node), "--namespace", "k8s.io", "images", "import", "--local", "--snapshotter", snapshotter(c.Path("nodes", node, "containerd")), file)
+	cmd := exec.CommandContext(ctx, p.Ctr, "--address", Socket(c, node), "--namespace", "k8s.io", "images", "import", "--local", "--label", pinned, "--snapshotter", snapshotter(c.Path("nodes", node, "containerd")), file)
 	var problems bytes.Buffer
 	cmd.Stderr = &problems
 	out, err := cmd.Output()

@@ -64,6 +64,9 @@ type Embedded struct {
 	file   string
 	open   bool
 	mapped sync.Mutex
+	// saving is held for reading while a snapshot is read, and for writing by what
+	// must not meet one.
+	saving sync.RWMutex
 }
 
 // setWAL sets the size of a segment of the write-ahead log: two of them are
@@ -308,6 +311,8 @@ func (e *Embedded) Close() {
 	if e.peers != nil {
 		e.handOver()
 	}
+	e.saving.Lock()
+	defer e.saving.Unlock()
 	e.mapped.Lock()
 	defer e.mapped.Unlock()
 	e.etcd.Close()

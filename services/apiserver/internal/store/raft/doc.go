@@ -20,7 +20,8 @@
 // the process at an entry that it does not understand rather than guess. The
 // revision grows by one with each write, expiry and eviction and never goes back;
 // a snapshot carries it. The history (history.go) is not part of it: each member
-// keeps as much as its bounds allow, and answers ErrCompacted beyond.
+// keeps as much as its bounds allow, and answers ErrCompacted beyond. A snapshot takes
+// it along all the same, so that watches resume at a member that starts from one.
 //
 // # Writes
 //

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	raftv1 "keelson.dev/proto/keelson/raft/v1"
+	"keelson.dev/services/apiserver/internal/store/failpoint"
 )
 
 // logStore keeps the log, the term and the vote in one bbolt file. Each call is
@@ -91,6 +92,21 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
+// update is one transaction, whose point may fail.
+func (l *logStore) update(point string, f func(*bbolt.Tx) error) error {
+	fail := failpoint.At(point)
+	if fail == failpoint.Refuse || fail == failpoint.LoseRequest {
+		return fmt.Errorf("%s: %w", point, errLost)
+	}
+	if err := l.db.Update(f); err != nil {
+		return err
+	}
+	if fail == failpoint.LoseAnswer {
+		return fmt.Errorf("%s: %w", point, errLost)
+	}
+	return nil
+}
+
 func (l *logStore) close() error { return l.db.Close() }
 
 func indexKey(index uint64) []byte { return binary.BigEndian.AppendUint64(nil, index) }
@@ -137,7 +153,7 @@ func (l *logStore) StoreLog(e *hraft.Log) error { return l.StoreLogs([]*hraft.Lo
 
 // StoreLogs implements the library's LogStore.
 func (l *logStore) StoreLogs(logs []*hraft.Log) error {
-	return l.db.Update(func(tx *bbolt.Tx) error {
+	return l.update(failpoint.RaftLog, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(logBucket)
 		b.FillPercent = 0.9 // it grows at its end
 		for _, e := range logs {
@@ -200,7 +216,7 @@ func (l *logStore) deleteEach(from, to uint64) error {
 func (l *logStore) Set(key, value []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := l.db.Update(func(tx *bbolt.Tx) error {
+	if err := l.update(failpoint.RaftVote, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(stableBucket)
 		if string(key) == keyVoteCandidate && l.voteTerm != nil {
 			if err := b.Put([]byte(keyVoteTerm), l.voteTerm); err != nil {

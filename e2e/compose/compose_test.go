@@ -1,0 +1,447 @@
+package compose_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// demoImages are what the demonstration application runs.
+var demoImages = []string{"nginx", "shop", "postgres", "redis"}
+
+// TestCompose is one cluster's life; each part builds on those before it.
+func TestCompose(t *testing.T) {
+	e := &engine{dir: os.Getenv(dirVariable)}
+	e.place(t)
+	e.start(t)
+	t.Cleanup(func() {
+		if t.Failed() {
+			e.describe(t)
+		}
+		e.stop(t)
+	})
+	e.loadImages(t)
+	steps := []struct {
+		name string
+		run  func(*testing.T, *engine)
+	}{
+		{"Up", testUp},
+		{"Demo", testDemo},
+		{"Observability", testObservability},
+		{"Kills", testKills},
+		{"Scale", testScale},
+		{"DownAndUpElsewhere", testDownAndUp},
+		{"EngineRestart", testEngineRestart},
+	}
+	for _, s := range steps {
+		if !t.Run(s.name, func(t *testing.T) { s.run(t, e) }) {
+			return
+		}
+	}
+}
+
+// place copies deploy/compose and finds the programs.
+func (e *engine) place(t *testing.T) {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(e.path("compose", "images"), 0o755), os.MkdirAll(e.path("config"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	copyFile(t, "../../deploy/compose/docker-compose.yaml", e.path("compose", "docker-compose.yaml"))
+	bin, err := filepath.Abs(programs())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(bin, "images", "node.tar")); err != nil {
+		t.Fatalf("%v: run `make compose-test`, which builds the images first", err)
+	}
+	t.Setenv("PATH", filepath.Join(bin, "runtime")+":"+os.Getenv("PATH"))
+}
+
+func programs() string {
+	if bin := os.Getenv("KEELSON_BIN"); bin != "" {
+		return bin
+	}
+	return "../../bin"
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	in, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = io.Copy(out, in)
+	if err := errors.Join(err, out.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (e *engine) loadImages(t *testing.T) {
+	t.Helper()
+	archives, err := filepath.Glob(filepath.Join(programs(), "images", "*.tar"))
+	if err != nil || len(archives) != 6 {
+		t.Fatalf("%d image archives of six: %v", len(archives), err)
+	}
+	for _, a := range archives {
+		path, err := filepath.Abs(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.must(t, "load", "-q", "-i", path)
+	}
+	t.Logf("images:\n%s", e.must(t, "images", "--format", "{{.Repository}}:{{.Tag}}\t{{.Size}}"))
+}
+
+func (e *engine) kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := e.run(2*time.Minute, "kubectl", args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// nodesReady waits for as many Ready nodes as there should be, all of them at their
+// containers' addresses.
+func (e *engine) nodesReady(t *testing.T, within time.Duration, count int) {
+	t.Helper()
+	eventually(t, within, fmt.Sprintf("%d nodes are Ready", count), func() error {
+		out, err := e.run(10*time.Second, "kubectl", "get", "nodes", "--request-timeout=2s", "-o",
+			`jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Ready")].status} {.status.addresses[?(@.type=="InternalIP")].address} {.spec.taints[*].key}{"\n"}{end}`)
+		if err != nil {
+			return err
+		}
+		ready := 0
+		for line := range strings.Lines(out) {
+			if f := strings.Fields(line); len(f) == 3 && f[1] == "True" {
+				if err := e.runsAt(f[2]); err != nil {
+					return fmt.Errorf("%s: %w", f[0], err)
+				}
+				ready++
+			}
+		}
+		if ready < count {
+			return fmt.Errorf("%d are:\n%s", ready, out)
+		}
+		return nil
+	})
+}
+
+// runsAt tells whether a container of a node has an address.
+func (e *engine) runsAt(address string) error {
+	out, err := e.docker("ps", "-q", "--filter", "label=com.docker.compose.service=node")
+	if err != nil {
+		return err
+	}
+	out, err = e.docker(append([]string{"inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"}, strings.Fields(out)...)...)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(strings.Fields(out), address) {
+		return fmt.Errorf("no container has its address %s", address)
+	}
+	return nil
+}
+
+// takeKubeconfig is the README's command.
+func (e *engine) takeKubeconfig(t *testing.T) {
+	t.Helper()
+	setup := strings.TrimSpace(e.compose(t, "ps", "-aq", "setup"))
+	e.must(t, "cp", setup+":/pki/admin/kubeconfig", e.path("kubeconfig"))
+	if st, err := os.Stat(e.path("kubeconfig")); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("the kubeconfig has mode %v: %v", st.Mode(), err)
+	}
+}
+
+func testUp(t *testing.T, e *engine) {
+	began := time.Now()
+	e.compose(t, "up", "-d")
+	t.Logf("docker-compose up returned after %s", time.Since(began).Round(10*time.Millisecond))
+	e.takeKubeconfig(t)
+	e.nodesReady(t, time.Minute, 3)
+	took := time.Since(began)
+	t.Logf("three nodes were Ready %s after up, from built images", took.Round(10*time.Millisecond))
+	if took > 30*time.Second {
+		t.Errorf("three Ready nodes after %s, want 30 s at most", took)
+	}
+	for _, c := range append(e.of(t, "scheduler"), append(e.of(t, "controller-manager"), e.of(t, "cloud-controller")...)...) {
+		e.again(t, container{ID: c.ID, Name: c.Name, Config: c.Config})
+	}
+	// What is there stays: a second up changes no key, and no kubeconfig.
+	first, err := os.ReadFile(e.path("kubeconfig"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.compose(t, "up", "-d")
+	e.takeKubeconfig(t)
+	if second, err := os.ReadFile(e.path("kubeconfig")); err != nil || string(second) != string(first) {
+		t.Errorf("a second up made another kubeconfig: %v", err)
+	}
+}
+
+func testDemo(t *testing.T, e *engine) {
+	images := os.Getenv("KEELSON_IMAGES")
+	if images == "" {
+		images = "../../.cache/images"
+	}
+	began := time.Now()
+	for _, image := range demoImages {
+		copyFile(t, filepath.Join(images, image+".tar"), e.path("compose", "images", image+".tar.new"))
+		if err := os.Rename(e.path("compose", "images", image+".tar.new"), e.path("compose", "images", image+".tar")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	manifest, err := filepath.Abs("../../deploy/demo/demo.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.kubectl(t, "apply", "-f", manifest)
+	for _, d := range []string{"postgres", "redis", "shop", "web"} {
+		e.kubectl(t, "-n", "demo", "rollout", "status", "deployment/"+d, "--timeout=120s")
+	}
+	e.kubectl(t, "-n", "demo", "wait", "--for=condition=Complete", "job/migrate", "--timeout=60s")
+	t.Logf("the demonstration ran %s after its images came", time.Since(began).Round(100*time.Millisecond))
+	nodes := strings.Fields(e.kubectl(t, "-n", "demo", "get", "pods", "-l", "app=shop", "-o", "jsonpath={.items[*].spec.nodeName}"))
+	slices.Sort(nodes)
+	if nodes = slices.Compact(nodes); len(nodes) != 3 {
+		t.Errorf("the application runs on %v, want three nodes", nodes)
+	}
+	e.fromEveryNode(t, http.MethodPost, "kept for ever")
+	e.fromEveryNode(t, http.MethodGet, "")
+}
+
+// fromEveryNode uses the application through its Service: the cluster IP and the
+// load balancer's address, from each node's network.
+func (e *engine) fromEveryNode(t *testing.T, method, note string) {
+	t.Helper()
+	at := strings.Fields(e.kubectl(t, "-n", "demo", "get", "service", "web", "-o", "jsonpath={.spec.clusterIP} {.status.loadBalancer.ingress[0].ip}"))
+	if len(at) != 2 {
+		t.Fatalf("the Service web has the addresses %v, want two", at)
+	}
+	for _, node := range e.of(t, "node") {
+		for _, address := range at {
+			eventually(t, 30*time.Second, method+" "+address+" from "+node.Name, func() error {
+				url, body := "http://"+address+"/", io.Reader(nil)
+				if method == http.MethodPost {
+					url, body = url+"notes", strings.NewReader(note)
+				}
+				page, err := fetch(node.State.PID, method, url, body)
+				if err == nil && method == http.MethodGet && !strings.Contains(page, "kept for ever") {
+					err = fmt.Errorf("the note is not on the page: %s", page)
+				}
+				return err
+			})
+		}
+	}
+}
+
+// fetch speaks from the network of a process.
+func fetch(pid int, method, url string, body io.Reader) (string, error) {
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+		return dialIn(ctx, pid, network, address)
+	}}
+	request, err := http.NewRequest(method, url, body)
+	if err != nil {
+		return "", err
+	}
+	response, err := (&http.Client{Transport: transport, Timeout: 5 * time.Second}).Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	page, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode/100 != 2 {
+		err = fmt.Errorf("%s: %s", response.Status, page)
+	}
+	return string(page), err
+}
+
+// dialIn makes a connection whose end is in a process' network: a socket belongs to
+// the namespace that its thread was in.
+func dialIn(ctx context.Context, pid int, network, address string) (net.Conn, error) {
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread() // without unlock: the thread ends with the goroutine
+		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+		if err != nil {
+			done <- result{err: err}
+			return
+		}
+		defer ns.Close()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- result{err: err}
+			return
+		}
+		conn, err := (&net.Dialer{Timeout: 3 * time.Second}).DialContext(ctx, network, address)
+		done <- result{conn, err}
+	}()
+	r := <-done
+	return r.conn, r.err
+}
+
+// leaders are the containers that hold the elected services' Leases.
+func (e *engine) leaders(t *testing.T) []container {
+	t.Helper()
+	var out []container
+	for _, service := range []string{"scheduler", "controller-manager", "cloud-controller"} {
+		holder, _, _ := strings.Cut(e.kubectl(t, "-n", "kube-system", "get", "lease", service, "-o", "jsonpath={.spec.holderIdentity}"), "_")
+		i := slices.IndexFunc(e.of(t, service), func(c container) bool { return c.Config.Hostname == holder })
+		if i < 0 {
+			t.Fatalf("%q leads as %s, and is no container", holder, service)
+		}
+		out = append(out, e.of(t, service)[i])
+	}
+	return out
+}
+
+// testKills ends one container after the other by SIGKILL while both clients write.
+func testKills(t *testing.T, e *engine) {
+	l := e.load(t)
+	eventually(t, 20*time.Second, "the load writes", func() error {
+		if l.byClient.acknowledged() < 3 || l.byKubectl.acknowledged() < 3 {
+			return fmt.Errorf("not yet: %v, %v", l.byClient.failure(), l.byKubectl.failure())
+		}
+		return nil
+	})
+	var gaps []time.Duration
+	kill := func(c container) {
+		t.Helper()
+		began := time.Now()
+		if err := syscall.Kill(c.State.PID, syscall.SIGKILL); err != nil {
+			t.Fatalf("kill -9 of %s: %v", c.Name, err)
+		}
+		e.again(t, c)
+		back := time.Since(began)
+		byClient, byKubectl := l.goOn(t, "the kill of "+c.Name, began)
+		gaps = append(gaps, byClient, byKubectl)
+		t.Logf("%s killed: back after %s, no write for %s (Go client) and %s (kubectl)", c.Name,
+			back.Round(10*time.Millisecond), byClient.Round(time.Millisecond), byKubectl.Round(time.Millisecond))
+	}
+	if *rounds == 0 {
+		for _, service := range []string{"apiserver-0", "apiserver-1", "apiserver-2", "balancer", "node"} {
+			kill(e.of(t, service)[0])
+		}
+		for _, c := range e.leaders(t) {
+			kill(c)
+		}
+	}
+	for range *rounds {
+		all, err := e.containers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range all {
+			kill(c)
+		}
+	}
+	l.verify(t)
+	slices.Sort(gaps)
+	median, worst := gaps[len(gaps)/2], gaps[len(gaps)-1]
+	t.Logf("%d kills: no write for %s in the median, %s at worst", len(gaps)/2, median.Round(time.Millisecond), worst.Round(time.Millisecond))
+	if median > 2*time.Second || worst > 3*time.Second {
+		t.Errorf("no write for %s in the median and %s at worst; want 2 s and 3 s at most", median, worst)
+	}
+	e.nodesReady(t, 30*time.Second, 3)
+	e.fromEveryNode(t, http.MethodGet, "")
+}
+
+// testScale adds nodes and a scheduler to the running cluster.
+func testScale(t *testing.T, e *engine) {
+	began := time.Now()
+	e.compose(t, "up", "-d", "--no-recreate", "--scale", "node=5", "--scale", "scheduler=3")
+	e.nodesReady(t, time.Minute, 5)
+	t.Logf("five nodes were Ready after %s", time.Since(began).Round(100*time.Millisecond))
+	if n := len(e.of(t, "scheduler")); n != 3 {
+		t.Errorf("%d schedulers, want 3", n)
+	}
+}
+
+// testDownAndUp takes everything down but the volumes, and brings it up in another
+// network.
+func testDownAndUp(t *testing.T, e *engine) {
+	address := func() string {
+		return e.must(t, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", e.of(t, "apiserver-0")[0].ID)
+	}
+	old, names := address(), e.kubectl(t, "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}")
+	began := time.Now()
+	e.compose(t, "down")
+	t.Logf("down took %s", time.Since(began).Round(100*time.Millisecond))
+	if left := strings.TrimSpace(e.must(t, "ps", "-aq")); left != "" {
+		t.Errorf("containers are left: %s", left)
+	}
+	// Its range is the one that the cluster had: the cluster gets the next.
+	e.must(t, "network", "create", "taken")
+	t.Cleanup(func() { _, _ = e.docker("network", "rm", "taken") })
+
+	served := make(chan time.Time, 1)
+	go func() {
+		for {
+			if _, err := e.run(5*time.Second, "kubectl", "annotate", "--overwrite", "namespace", "default", "up=again", "--request-timeout=1s"); err == nil {
+				served <- time.Now()
+				return
+			}
+			<-time.After(50 * time.Millisecond)
+		}
+	}()
+	began = time.Now()
+	e.compose(t, "up", "-d", "--scale", "node=5")
+	var at time.Time
+	select {
+	case at = <-served:
+	case <-time.After(time.Minute):
+		t.Fatal("nothing could be written within a minute")
+	}
+	var last time.Time
+	for _, name := range []string{"apiserver-0", "apiserver-1", "apiserver-2"} {
+		if started := e.of(t, name)[0].State.StartedAt; started.After(last) {
+			last = started
+		}
+	}
+	t.Logf("kubectl wrote %s after the last apiserver's start, %s after up", at.Sub(last).Round(10*time.Millisecond), at.Sub(began).Round(10*time.Millisecond))
+	if at.Sub(last) > 5*time.Second {
+		t.Errorf("served %s after the apiservers' start, want 5 s at most", at.Sub(last))
+	}
+	if now := address(); now == old {
+		t.Errorf("apiserver-0 has its old address %s: this shows nothing", now)
+	}
+	e.nodesReady(t, time.Minute, 5)
+	t.Logf("five nodes were Ready again %s after up", time.Since(began).Round(100*time.Millisecond))
+	if now := e.kubectl(t, "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"); now != names {
+		t.Errorf("the nodes were %s, and are %s", names, now)
+	}
+	e.fromEveryNode(t, http.MethodGet, "")
+	t.Logf("the application served its data again %s after up", time.Since(began).Round(100*time.Millisecond))
+}
+
+// testEngineRestart stops the engine and starts it again, as a reboot would: it
+// brings the containers back in an order of its own.
+func testEngineRestart(t *testing.T, e *engine) {
+	e.stop(t)
+	began := time.Now()
+	e.start(t)
+	e.nodesReady(t, time.Minute, 5)
+	e.fromEveryNode(t, http.MethodGet, "")
+	t.Logf("the application served its data again %s after the engine's start", time.Since(began).Round(100*time.Millisecond))
+}

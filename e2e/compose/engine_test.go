@@ -1,0 +1,226 @@
+package compose_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// engine is a container engine of the test's own.
+type engine struct {
+	dir    string
+	daemon *exec.Cmd
+	ended  chan error
+}
+
+func (e *engine) path(names ...string) string {
+	return filepath.Join(append([]string{e.dir}, names...)...)
+}
+
+// start starts the daemon and waits until it answers.
+func (e *engine) start(t *testing.T) {
+	t.Helper()
+	log, err := os.OpenFile(e.path("dockerd.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	e.daemon = exec.Command("dockerd",
+		"--data-root", e.path("disk", "data"), "--exec-root", e.path("exec"), "--host", "unix://"+e.path("sock"), "--pidfile", e.path("pid"),
+		"--bridge", "none", "--cgroup-parent", cgroupParent(e.dir), "--log-level", "warn")
+	e.daemon.Stdout, e.daemon.Stderr = log, log
+	if err := e.daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	e.ended = make(chan error, 1)
+	go func() { e.ended <- e.daemon.Wait() }()
+	eventually(t, time.Minute, "the engine answers", func() error {
+		_, err := e.docker("version")
+		return err
+	})
+}
+
+// stop ends the daemon, which ends its containers.
+func (e *engine) stop(t *testing.T) {
+	t.Helper()
+	if err := e.daemon.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Errorf("stop the engine: %v", err)
+	}
+	select {
+	case <-e.ended:
+	case <-time.After(90 * time.Second):
+		t.Error("the engine did not stop within 90 s")
+		_ = e.daemon.Process.Kill()
+		<-e.ended
+	}
+}
+
+func (e *engine) run(patience time.Duration, program string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Dir = e.path("compose")
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+e.path("sock"), "DOCKER_CONFIG="+e.path("config"),
+		"COMPOSE_PROJECT_NAME=keelson", "KUBECONFIG="+e.path("kubeconfig"), "HOME="+e.dir, "NO_PROXY=*", "no_proxy=*")
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, exit.Stderr)
+	}
+	return string(out), err
+}
+
+func (e *engine) docker(args ...string) (string, error) { return e.run(time.Minute, "docker", args...) }
+
+func (e *engine) compose(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := e.run(3*time.Minute, "docker-compose", args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func (e *engine) must(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := e.docker(args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// container is one of the project's.
+type container struct {
+	ID     string `json:"Id"`
+	Name   string
+	Config struct {
+		Hostname string
+		Labels   map[string]string
+	}
+	State struct {
+		Running   bool
+		PID       int `json:"Pid"`
+		StartedAt time.Time
+		ExitCode  int
+		Health    *struct{ Status string }
+	}
+	RestartCount int
+}
+
+func (c container) service() string { return c.Config.Labels["com.docker.compose.service"] }
+
+// containers are the project's that have not ended for good, by name.
+func (e *engine) containers() ([]container, error) {
+	ids, err := e.docker("ps", "-aq", "--filter", "label=com.docker.compose.project=keelson")
+	if err != nil {
+		return nil, err
+	}
+	if strings.TrimSpace(ids) == "" {
+		return nil, nil
+	}
+	out, err := e.docker(append([]string{"inspect"}, strings.Fields(ids)...)...)
+	if err != nil {
+		return nil, err
+	}
+	var list []container
+	if err := json.Unmarshal([]byte(out), &list); err != nil {
+		return nil, err
+	}
+	var lasting []container
+	for _, c := range list {
+		if s := c.service(); s != "setup" && s != "admit" {
+			lasting = append(lasting, c)
+		}
+	}
+	return lasting, nil
+}
+
+// of are the containers of a service.
+func (e *engine) of(t *testing.T, service string) []container {
+	t.Helper()
+	all, err := e.containers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []container
+	for _, c := range all {
+		if c.service() == service {
+			out = append(out, c)
+		}
+	}
+	if len(out) == 0 {
+		t.Fatalf("no container of %s", service)
+	}
+	return out
+}
+
+// again waits until a container that was killed runs as another process and says
+// itself that it is ready.
+func (e *engine) again(t *testing.T, killed container) {
+	t.Helper()
+	probe := map[string][]string{
+		"apiserver-0": {"/apiserver", "healthcheck"}, "apiserver-1": {"/apiserver", "healthcheck"}, "apiserver-2": {"/apiserver", "healthcheck"},
+		"balancer":  {"/keel", "balance", "--check", "--listen=:6443"},
+		"scheduler": {"/scheduler", "healthcheck"}, "controller-manager": {"/controller-manager", "healthcheck"},
+		"cloud-controller": {"/cloud-controller", "healthcheck"}, "node": {"/usr/bin/node", "healthcheck"},
+	}[killed.service()]
+	eventually(t, 60*time.Second, killed.Name+" is back", func() error {
+		all, err := e.containers()
+		if err != nil {
+			return err
+		}
+		for _, c := range all {
+			if c.ID != killed.ID {
+				continue
+			}
+			if !c.State.Running || c.State.PID == killed.State.PID {
+				return fmt.Errorf("it does not run again")
+			}
+			_, err := e.docker(append([]string{"exec", c.ID}, probe...)...)
+			return err
+		}
+		return fmt.Errorf("it is gone")
+	})
+}
+
+// describe logs what the containers said last.
+func (e *engine) describe(t *testing.T) {
+	out, err := e.docker("ps", "-a", "--format", "{{.Names}}\t{{.Status}}")
+	t.Logf("containers: %v\n%s", err, out)
+	names, _ := e.docker("ps", "-a", "--format", "{{.Names}}")
+	for _, name := range strings.Fields(names) {
+		cmd := exec.Command("docker", "logs", "--tail", "25", name)
+		cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+e.path("sock"))
+		if out, err := cmd.CombinedOutput(); err == nil {
+			t.Logf("%s:\n%s", name, out)
+		}
+	}
+	if log, err := os.ReadFile(e.path("dockerd.log")); err == nil {
+		t.Logf("engine:\n%s", log[max(0, len(log)-4000):])
+	}
+}
+
+// eventually waits until a condition holds.
+func eventually(t *testing.T, within time.Duration, what string, holds func() error) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	for {
+		err := holds()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %s: %s: %v", within, what, err)
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+}

@@ -1,0 +1,81 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+// healthcheck is the first argument that makes a program ask a running one of its
+// kind whether it is ready: images with nothing but the program in them have no
+// other way to be probed.
+const healthcheck = "healthcheck"
+
+// probePatience is how long the whole question may take.
+const probePatience = 5 * time.Second
+
+// probe asks the operations listener of the same flags or environment for its
+// /readyz; the exit code is 0 when it is ready.
+func probe(ctx context.Context, name string, args []string, stderr io.Writer) int {
+	fs := pflag.NewFlagSet(name+" "+healthcheck, pflag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	var address string
+	opsAddress(fs, &address)
+	switch err := fs.Parse(args); {
+	case errors.Is(err, pflag.ErrHelp):
+		fmt.Fprintf(stderr, "usage: %s %s [flags]\n\n%s", name, healthcheck, fs.FlagUsages())
+		return 0
+	case err != nil:
+		return refuse(stderr, name, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, probePatience)
+	defer cancel()
+	if err := ready(ctx, address); err != nil {
+		fmt.Fprintf(stderr, "%s: %v\n", name, err)
+		return 1
+	}
+	return 0
+}
+
+// ready asks one operations listener.
+func ready(ctx context.Context, address string) error {
+	network, target := "tcp", address
+	if path, ok := strings.CutPrefix(address, "unix://"); ok {
+		network, target = "unix", path
+	} else if host, port, err := net.SplitHostPort(address); err != nil || port == "0" {
+		return fmt.Errorf("--ops-address %q: want the host:port or unix:///path of the program to ask", address)
+	} else if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
+		target = net.JoinHostPort("localhost", port)
+	}
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, target)
+		},
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+healthcheck+"/readyz", nil)
+	if err != nil {
+		return err
+	}
+	response, err := (&http.Client{Transport: transport}).Do(request)
+	if err != nil {
+		return fmt.Errorf("not ready: %w", err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 16<<10))
+	if err != nil {
+		return fmt.Errorf("not ready: %w", err)
+	}
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("not ready:\n%s", body)
+	}
+	return nil
+}

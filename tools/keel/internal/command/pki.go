@@ -1,0 +1,162 @@
+package command
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/clientcmd/api"
+
+	"keelson.dev/tools/internal/pki"
+	"keelson.dev/tools/keel/internal/process"
+)
+
+// pkiOptions are what a cluster's certificates depend on.
+type pkiOptions struct {
+	dir      string
+	hosts    []string
+	server   string
+	domain   string
+	services string
+	owner    int
+}
+
+// pki writes what the processes of a cluster need to know each other, one
+// directory a service, for deployments that start them by other means than `keel
+// up`.
+//
+//	DIR/ca.crt, ca.key            the authority
+//	DIR/NAME/{ca.crt,tls.*}       NAME's identity: apiserver, scheduler,
+//	                              controller-manager, cloud-controller, admin
+//	DIR/{apiserver,controller-manager}/sa.key
+//	DIR/controller-manager/ca.key, with which it signs nodes' certificates
+//	DIR/node/{ca.crt,bootstrap-token}
+//	DIR/admin/{bootstrap-token,kubeconfig}
+//
+// What is there and good stays: a second call changes nothing. A directory NAME
+// may be a mount of its own, so that each service gets no more than its own.
+func (e *env) pki() *cobra.Command {
+	o := pkiOptions{}
+	cmd := &cobra.Command{
+		Use:   "pki",
+		Short: "Write certificates, keys, a kubeconfig and a node's token, one directory a service",
+		Args:  noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if o.owner < -1 {
+				return usageError{fmt.Errorf("--owner %d: want a user id, or -1 for none", o.owner)}
+			}
+			if err := o.write(); err != nil {
+				return fmt.Errorf("pki in %s: %w", o.dir, err)
+			}
+			e.say("certificates and keys are in %s", o.dir)
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.dir, "dir", "", "directory to write to")
+	f.StringSliceVar(&o.hosts, "apiserver-host", nil, "names and addresses of the apiservers, besides localhost and those that pods use")
+	f.StringVar(&o.server, "server", "https://127.0.0.1:6443", "the apiservers' address in the kubeconfig")
+	f.StringVar(&o.domain, "cluster-domain", "cluster.local", "domain of the cluster")
+	f.StringVar(&o.services, "service-cluster-ip-range", "10.96.0.0/16", "range of the Services' addresses")
+	f.IntVar(&o.owner, "owner", -1, "numeric user and group that the control plane's files belong to; -1 leaves them to the caller")
+	if err := cmd.MarkFlagRequired("dir"); err != nil {
+		panic(err)
+	}
+	return cmd
+}
+
+func (o *pkiOptions) write() error {
+	authority, err := pki.Open(o.dir)
+	if err != nil {
+		return err
+	}
+	at := func(names ...string) string { return filepath.Join(append([]string{o.dir}, names...)...) }
+	identities := process.ControlPlane(append([]string{"localhost", "127.0.0.1"}, o.hosts...), o.services, o.domain)
+	for _, id := range identities {
+		if err := directory(at(id.Name), o.owner); err != nil {
+			return err
+		}
+		if err := authority.Ensure(id); err != nil {
+			return fmt.Errorf("%s: %w", id.Name, err)
+		}
+	}
+	if err := directory(at("node"), -1); err != nil {
+		return err
+	}
+	// Made once, before their copies: a call that was cut off goes on here.
+	if err := pki.EnsureKey(at("sa.key")); err != nil {
+		return err
+	}
+	if err := ensureToken(at("bootstrap-token")); err != nil {
+		return err
+	}
+	for from, copies := range map[string][]string{
+		"ca.crt":          {at("node", "ca.crt")},
+		"ca.key":          {at("controller-manager", "ca.key")},
+		"sa.key":          {at("apiserver", "sa.key"), at("controller-manager", "sa.key")},
+		"bootstrap-token": {at("node", "bootstrap-token"), at("admin", "bootstrap-token")},
+	} {
+		data, err := os.ReadFile(at(from))
+		if err != nil {
+			return err
+		}
+		for _, to := range copies {
+			if err := pki.Keep(to, data, 0o600); err != nil {
+				return err
+			}
+		}
+	}
+	config, err := kubeconfigOf(at("admin"), "keelson", o.server)
+	if err != nil {
+		return err
+	}
+	return pki.Keep(at("admin", "kubeconfig"), config, 0o600)
+}
+
+// directory makes one that its owner alone may look into; -1 leaves the owner.
+func directory(path string, owner int) error {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return err
+	}
+	if owner >= 0 {
+		if err := os.Chown(path, owner, owner); err != nil {
+			return err
+		}
+	}
+	return os.Chmod(path, 0o700)
+}
+
+// ensureToken makes a bootstrap token unless it is there.
+func ensureToken(path string) error {
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return pki.Keep(path, []byte(random(6)+"."+random(16)), 0o600)
+}
+
+// kubeconfigOf is a kubeconfig with the identity of a directory.
+func kubeconfigOf(dir, name, server string) ([]byte, error) {
+	read := func(file string) ([]byte, error) { return os.ReadFile(filepath.Join(dir, file)) }
+	ca, err := read("ca.crt")
+	if err != nil {
+		return nil, err
+	}
+	crt, err := read("tls.crt")
+	if err != nil {
+		return nil, err
+	}
+	key, err := read("tls.key")
+	if err != nil {
+		return nil, err
+	}
+	config := api.NewConfig()
+	config.Clusters[name] = &api.Cluster{Server: server, CertificateAuthorityData: ca}
+	config.AuthInfos[name] = &api.AuthInfo{ClientCertificateData: crt, ClientKeyData: key}
+	config.Contexts[name] = &api.Context{Cluster: name, AuthInfo: name}
+	config.CurrentContext = name
+	return clientcmd.Write(*config)
+}

@@ -1,0 +1,120 @@
+package command
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"testing"
+
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// files are all regular files below a directory, with what they hold.
+func files(t *testing.T, dir string) map[string][]byte {
+	t.Helper()
+	out := map[string][]byte{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		out[path[len(dir)+1:]] = data
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// TestPKI: every service finds its own and no more, keys are for their owner
+// alone, a second call changes nothing, and one that was cut off is completed.
+func TestPKI(t *testing.T) {
+	dir := t.TempDir()
+	call := func() {
+		t.Helper()
+		var out, errs bytes.Buffer
+		if code := Run(context.Background(), []string{"pki", "--dir", dir, "--apiserver-host", "apiserver-0,apiserver-1", "--server", "https://127.0.0.1:7000"}, &out, &errs); code != 0 {
+			t.Fatalf("exit code %d: %s", code, errs.String())
+		}
+	}
+	call()
+	first := files(t, dir)
+	for name := range first {
+		st, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		public := filepath.Base(name) == "ca.crt" || filepath.Base(name) == "tls.crt"
+		if mode := st.Mode().Perm(); mode != 0o600 && (!public || mode != 0o644) {
+			t.Errorf("%s has mode %o", name, mode)
+		}
+	}
+	for service, want := range map[string][]string{
+		"apiserver":          {"ca.crt", "sa.key", "tls.crt", "tls.key"},
+		"controller-manager": {"ca.crt", "ca.key", "sa.key", "tls.crt", "tls.key"},
+		"scheduler":          {"ca.crt", "tls.crt", "tls.key"},
+		"cloud-controller":   {"ca.crt", "tls.crt", "tls.key"},
+		"node":               {"bootstrap-token", "ca.crt"},
+		"admin":              {"bootstrap-token", "ca.crt", "kubeconfig", "tls.crt", "tls.key"},
+	} {
+		have := files(t, filepath.Join(dir, service))
+		for _, file := range want {
+			if len(have[file]) == 0 {
+				t.Errorf("%s: no %s", service, file)
+			}
+		}
+		if len(have) != len(want) {
+			t.Errorf("%s has %d files, want %v", service, len(have), want)
+		}
+	}
+	if !regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`).Match(first["node/bootstrap-token"]) {
+		t.Errorf("the token is %d bytes of another form", len(first["node/bootstrap-token"]))
+	}
+
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(first["ca.crt"])
+	pair, err := tls.X509KeyPair(first["apiserver/tls.crt"], first["apiserver/tls.key"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"apiserver-1", "localhost", "127.0.0.1", "10.96.0.1", "kubernetes.default.svc"} {
+		if _, err := pair.Leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: name}); err != nil {
+			t.Errorf("apiserver as %s: %v", name, err)
+		}
+	}
+	config, err := clientcmd.Load(first["admin/kubeconfig"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if server := config.Clusters[config.Contexts[config.CurrentContext].Cluster].Server; server != "https://127.0.0.1:7000" {
+		t.Errorf("the kubeconfig leads to %s", server)
+	}
+
+	call()
+	for name, data := range files(t, dir) {
+		if !bytes.Equal(data, first[name]) {
+			t.Errorf("%s changed at the second call", name)
+		}
+	}
+	for _, lost := range []string{"scheduler/tls.crt", "node/bootstrap-token", "apiserver/sa.key"} {
+		if err := os.Remove(filepath.Join(dir, lost)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	call()
+	again := files(t, dir)
+	for _, copied := range []string{"node/bootstrap-token", "apiserver/sa.key", "ca.key"} {
+		if !bytes.Equal(again[copied], first[copied]) {
+			t.Errorf("%s is another one after it was lost", copied)
+		}
+	}
+	if _, err := tls.X509KeyPair(again["scheduler/tls.crt"], again["scheduler/tls.key"]); err != nil {
+		t.Errorf("the scheduler's new certificate: %v", err)
+	}
+}

@@ -1,0 +1,203 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestClaim: directories are given to one holder at a time, the first that is free,
+// and what a holder that ended had is given again.
+func TestClaim(t *testing.T) {
+	dir := t.TempDir()
+	claim := func(want string) *Slot {
+		t.Helper()
+		s, err := Claim(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Name != want {
+			t.Errorf("got %s, want %s", s.Name, want)
+		}
+		return s
+	}
+	first, second, third := claim("node-0"), claim("node-1"), claim("node-2")
+	if err := os.WriteFile(filepath.Join(second.dir, "data", "kept"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second = claim("node-1")
+	if _, err := os.Stat(filepath.Join(second.dir, "data", "kept")); err != nil {
+		t.Errorf("node-1 is not the one that it was: %v", err)
+	}
+	fourth := claim("node-3")
+	for _, s := range []*Slot{first, second, third, fourth} {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := Claim(filepath.Join(dir, "node-0", "lock", "no-directory")); err == nil {
+		t.Error("a directory was found where there can be none")
+	}
+}
+
+func TestHierarchies(t *testing.T) {
+	for _, c := range []struct{ name, text, want string }{
+		{"v2", "0::/system.slice/docker-1234.scope\n", ""},
+		{"v1", "5:memory:/docker/1\n2:cpu,cpuacct:/docker/1\n1:name=systemd:/docker/1\n", "memory[memory] cpu,cpuacct[cpu,cpuacct cpu cpuacct] name=systemd[systemd]"},
+		{"hybrid", "3:pids:/a:b\n0::/\n", "pids[pids]"},
+		{"torn", "nonsense\n", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var got []string
+			for _, h := range hierarchiesOf(c.text) {
+				got = append(got, h.options+"["+strings.Join(h.names, " ")+"]")
+			}
+			if strings.Join(got, " ") != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+func TestCapacity(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		files map[string]string
+		want  []string
+	}{
+		{"v2", map[string]string{"cpu.max": "150000 100000", "memory.max": "2147483648"}, []string{"cpu=1500m", "memory=2147483648"}},
+		{"v2 without limits", map[string]string{"cpu.max": "max 100000", "memory.max": "max"}, nil},
+		{"v1", map[string]string{"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000", "memory/memory.limit_in_bytes": "1073741824"}, []string{"cpu=500m", "memory=1073741824"}},
+		{"v1 without limits", map[string]string{"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000", "memory/memory.limit_in_bytes": "9223372036854771712"}, nil},
+		{"nothing there", nil, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := t.TempDir()
+			for name, text := range c.files {
+				path := filepath.Join(root, name)
+				if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text+"\n"), 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := capacity(root); !slices.Equal(got, c.want) {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// TestImages: archives are imported once, the small ones first; what still grows
+// waits; what changed is imported again; what cannot be read is not tried again
+// until it changes; and a restart remembers.
+func TestImages(t *testing.T) {
+	dir, marks := t.TempDir(), t.TempDir()
+	var imported []string
+	bad := ""
+	open := func() *Images {
+		return &Images{Dir: dir, Marks: marks, Import: func(_ context.Context, file string) ([]string, error) {
+			imported = append(imported, filepath.Base(file))
+			if filepath.Base(file) == bad {
+				return nil, errors.New("unexpected end of the archive")
+			}
+			return []string{"image"}, nil
+		}}
+	}
+	age := 0
+	write := func(name, text string) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		age++
+		at := time.Unix(1_000_000+int64(age), 0)
+		if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.Chtimes(path, at, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect := func(what string, want ...string) {
+		t.Helper()
+		if !slices.Equal(imported, want) {
+			t.Errorf("%s: imported %q, want %q", what, imported, want)
+		}
+		imported = nil
+	}
+	images := open()
+	write("a-large.tar", "large archive")
+	write("b.tar", "small")
+	write("notes.txt", "no archive")
+	images.look(t.Context(), true)
+	expect("at the start", "b.tar", "a-large.tar")
+	images.look(t.Context(), false)
+	expect("again")
+
+	write("new.tar", "ha")
+	images.look(t.Context(), false)
+	write("new.tar", "half")
+	images.look(t.Context(), false)
+	expect("while it is written")
+	images.look(t.Context(), false)
+	expect("once it is whole", "new.tar")
+
+	bad = "bad.tar"
+	write("bad.tar", "torn")
+	for range 4 {
+		images.look(t.Context(), false)
+	}
+	expect("what cannot be read", "bad.tar")
+	bad = ""
+	write("bad.tar", "whole now")
+	for range 2 {
+		images.look(t.Context(), false)
+	}
+	expect("once it can", "bad.tar")
+
+	open().look(t.Context(), true)
+	expect("after a restart")
+	write("b.tar", "another version")
+	open().look(t.Context(), true)
+	expect("a new version", "b.tar")
+}
+
+// TestReap: the code of the child is returned, and orphans that end before it are
+// not taken for it.
+func TestReap(t *testing.T) {
+	// Its children are this test's alone: wait4 would take those of other tests.
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestReapChild$", "-test.v")
+	cmd.Env = append(os.Environ(), "MACHINE_TEST_REAP=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "reaped as they should be") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func TestReapChild(t *testing.T) {
+	if os.Getenv("MACHINE_TEST_REAP") == "" {
+		return
+	}
+	for _, c := range []struct {
+		script string
+		want   int
+	}{{"exit 7", 7}, {"kill -KILL $$", 128 + int(syscall.SIGKILL)}, {"exit 0", 0}} {
+		other, err := os.StartProcess("/bin/sh", []string{"sh", "-c", "exit 3"}, &os.ProcAttr{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		child, err := os.StartProcess("/bin/sh", []string{"sh", "-c", "while kill -0 " + strconv.Itoa(other.Pid) + " 2>/dev/null; do :; done; " + c.script}, &os.ProcAttr{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code, err := reap(child.Pid); err != nil || code != c.want {
+			t.Fatalf("%s: code %d, %v; want %d", c.script, code, err, c.want)
+		}
+	}
+	t.Log("reaped as they should be")
+}
