@@ -226,6 +226,27 @@ func testDemo(t *testing.T, e *engine) {
 	}
 	e.fromEveryNode(t, http.MethodPost, "kept for ever")
 	e.fromEveryNode(t, http.MethodGet, "")
+	e.fromOutside(t)
+}
+
+// fromOutside uses the application from the engine's host, as the README says: by
+// node port, and by the load balancer's address once there is a route to a node.
+func (e *engine) fromOutside(t *testing.T) {
+	t.Helper()
+	node := strings.TrimSpace(e.must(t, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", e.of(t, "node")[0].ID))
+	if _, err := e.run(10*time.Second, "ip", "route", "replace", "10.90.0.0/24", "via", node); err != nil {
+		t.Fatal(err)
+	}
+	at := strings.Fields(e.kubectl(t, "-n", "demo", "get", "service", "web", "-o", "jsonpath={.status.loadBalancer.ingress[0].ip} {.spec.ports[0].nodePort}"))
+	if len(at) != 2 {
+		t.Fatalf("the Service web has %v, want an address and a node port", at)
+	}
+	for _, url := range []string{"http://" + at[0] + "/", "http://" + node + ":" + at[1] + "/"} {
+		eventually(t, 20*time.Second, url+" from the host", func() error {
+			_, err := fetch(os.Getpid(), http.MethodGet, url, nil)
+			return err
+		})
+	}
 }
 
 // fromEveryNode uses the application through its Service: the cluster IP and the
@@ -332,12 +353,12 @@ func testKills(t *testing.T, e *engine) {
 		if err := syscall.Kill(c.State.PID, syscall.SIGKILL); err != nil {
 			t.Fatalf("kill -9 of %s: %v", c.Name, err)
 		}
-		e.again(t, c)
+		restarted := e.again(t, c).Sub(began)
 		back := time.Since(began)
 		byClient, byKubectl := l.goOn(t, "the kill of "+c.Name, began)
 		gaps = append(gaps, byClient, byKubectl)
-		t.Logf("%s killed: back after %s, no write for %s (Go client) and %s (kubectl)", c.Name,
-			back.Round(10*time.Millisecond), byClient.Round(time.Millisecond), byKubectl.Round(time.Millisecond))
+		t.Logf("%s killed: started after %s, ready after %s, no write for %s (Go client) and %s (kubectl)", c.Name,
+			restarted.Round(10*time.Millisecond), back.Round(10*time.Millisecond), byClient.Round(time.Millisecond), byKubectl.Round(time.Millisecond))
 	}
 	if *rounds == 0 {
 		for _, service := range []string{"apiserver-0", "apiserver-1", "apiserver-2", "balancer", "node"} {
@@ -385,6 +406,8 @@ func testDownAndUp(t *testing.T, e *engine) {
 		return e.must(t, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", e.of(t, "apiserver-0")[0].ID)
 	}
 	old, names := address(), e.kubectl(t, "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}")
+	// A node that is forgotten joins again by the certificate in its directory.
+	e.kubectl(t, "delete", "node", "node-4", "--wait=false")
 	began := time.Now()
 	e.compose(t, "down")
 	t.Logf("down took %s", time.Since(began).Round(100*time.Millisecond))
