@@ -8,7 +8,7 @@ import (
 
 // registerLeading says in the metrics which stores this member leads.
 func registerLeading(r prometheus.Registerer, name string, st store.Store) {
-	member, ok := st.(interface{ Leading() bool })
+	member, ok := st.(interface{ Leads() bool })
 	if !ok {
 		return
 	}
@@ -16,7 +16,7 @@ func registerLeading(r prometheus.Registerer, name string, st store.Store) {
 		Name: "keelson_store_leader", Help: "1 while this member leads the store, as far as it knows, else 0.",
 		ConstLabels: prometheus.Labels{"store": name},
 	}, func() float64 {
-		if member.Leading() {
+		if member.Leads() {
 			return 1
 		}
 		return 0

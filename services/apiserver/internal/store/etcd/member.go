@@ -316,11 +316,6 @@ func (e *Embedded) Voting(context.Context) error {
 	return nil
 }
 
-// Leading tells whether this member leads etcd, as far as it knows.
-func (e *Embedded) Leading() bool {
-	return e.etcd.Server.Leader() == e.etcd.Server.MemberID()
-}
-
 const (
 	// lookEvery is how often the leader looks for members with empty disks.
 	lookEvery = time.Second

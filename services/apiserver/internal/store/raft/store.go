@@ -394,9 +394,6 @@ func (s *Store) Voting(context.Context) error {
 	return s.Health()
 }
 
-// Leading tells whether this member leads, as far as it knows.
-func (s *Store) Leading() bool { return s.raft.State() == hraft.Leader }
-
 // servers is the membership, the newest that this member knows.
 func (s *Store) servers() []hraft.Server {
 	return s.raft.GetConfiguration().Configuration().Servers
