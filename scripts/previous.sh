@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Builds the programs of an earlier commit into a cache and prints where they are,
 # for tests that run two versions side by side. The commit is $1, or the one before
-# HEAD (of a merge, the first parent); where files have changed since HEAD, HEAD.
+# the last that changed the services; where they have changed since HEAD, HEAD.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 commit=${1:-}
 if [ -z "$commit" ]; then
-	commit=HEAD~1
-	if [ -n "$(git status --porcelain -- proto services tools)" ]; then commit=HEAD; fi
+	paths=(proto services ':!*_test.go')
+	commit=$(git log -1 --format=%H -- "${paths[@]}")~1
+	if [ -n "$(git status --porcelain -- "${paths[@]}")" ]; then commit=HEAD; fi
 fi
 commit=$(git rev-parse --verify "$commit^{commit}")
 out=$root/.cache/previous/$commit

@@ -100,7 +100,7 @@ func TestFaultsBite(t *testing.T) {
 	}
 	if err := poll(t.Context(), 5*time.Second, func() error {
 		if err := lease(); !apierrors.IsTooManyRequests(err) {
-			return fmt.Errorf("a write that was refused: %v", err)
+			return fmt.Errorf("a write that was refused: %w", err)
 		}
 		return nil
 	}); err != nil {

@@ -108,7 +108,8 @@ func (c *Cluster) inject(ctx context.Context, f Fault, m *Member) (injection, er
 		i.heal = func() error { m.fail.Store(0); return nil }
 	case ClockJump:
 		i.heal = func() error { _ = m.JumpClock(0); return nil } // a process that ended took it along
-		return i, m.JumpClock(f.Amount)
+		// Another fault may have ended the process, and may end it again.
+		return i, poll(ctx, 10*time.Second, func() error { return m.JumpClock(f.Amount) })
 	case TornTail:
 		m.Hold()
 		defer m.Release()

@@ -93,11 +93,11 @@ func (s *syncs) receive(conn *net.UnixConn) error {
 	}
 	msgs, err := unix.ParseSocketControlMessage(oob[:n])
 	if err != nil || len(msgs) != 1 {
-		return fmt.Errorf("the launcher sent no listener: %v", err)
+		return errors.Join(errors.New("the launcher sent no listener"), err)
 	}
 	fds, err := unix.ParseUnixRights(&msgs[0])
 	if err != nil || len(fds) != 1 {
-		return fmt.Errorf("the launcher sent no listener: %v", err)
+		return errors.Join(errors.New("the launcher sent no listener"), err)
 	}
 	s.listener = fds[0]
 	return nil

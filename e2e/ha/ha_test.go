@@ -102,6 +102,7 @@ type process struct {
 	Name    string `json:"name"`
 	PID     int    `json:"pid"`
 	GRPC    string `json:"grpc"`
+	HTTPS   string `json:"https"`
 	Healthy bool   `json:"healthy"`
 	Reason  string `json:"reason"`
 }

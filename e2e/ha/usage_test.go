@@ -27,6 +27,9 @@ type usage struct {
 	wg     sync.WaitGroup
 
 	byClient, byKubectl, byConnection counter
+	// lone says that a balancer without a second one is replaced, which leaves its
+	// address without a listener for some milliseconds.
+	lone bool
 	// created and seen are the objects that were made and that the watch showed, by
 	// name, and how often.
 	mu             sync.Mutex
@@ -208,6 +211,9 @@ func (l *usage) check(t *testing.T) {
 		t.Logf("%s: %d of %d failed", what, failed, all)
 		for _, f := range n.first {
 			t.Logf("%s: %s", what, f)
+		}
+		if n == &l.byConnection && l.lone {
+			continue
 		}
 		if failed*1000 > all {
 			t.Errorf("%s: %d of %d failed, want 1 in 1,000 at most", what, failed, all)

@@ -40,6 +40,7 @@ type fronts struct {
 	status      *ops.Server
 	ready       <-chan struct{}
 	stopping    context.Context // ended by the signal
+	checks      []rest.Check    // of the stores
 	nodes       func() int      // how many there are
 	grpc, https net.Listener
 	members     *members
@@ -71,17 +72,17 @@ func startFronts(g *boot.Group, f fronts) {
 		API: f.api, Authn: f.users, Tunnel: f.tunnels,
 		Registerer: f.status.Registry(),
 		Metrics:    promhttp.HandlerFor(f.status.Registry(), promhttp.HandlerOpts{}),
-		Checks: []rest.Check{
+		Checks: append([]rest.Check{
 			{Name: "ping", Live: true, Run: func(context.Context) error { return nil }},
 			{Name: "start", Run: ops.ReadyWhen(f.ready)},
 			{Name: "shutdown", Run: notStopping(f.stopping)},
-		},
+		}, f.checks...),
 		OpenIDConfiguration: document(token.ConfigurationType, func(r *http.Request) ([]byte, error) {
 			return f.users.issuer.Configuration("https://" + r.Host)
 		}),
 		JWKS: document(token.KeySetType, func(*http.Request) ([]byte, error) { return f.users.issuer.KeySet() }),
 	})
-	context.AfterFunc(f.stopping, server.Health.Shutdown)
+	g.Go("health", func(ctx context.Context) error { return tellHealth(ctx, f.stopping, server, f.status.CheckReady) })
 	// Both stop together: a process is gone when its last client is.
 	g.Go("fronts", func(ctx context.Context) error {
 		if !closed(ctx, f.ready) {

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"strings"
 
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
@@ -96,11 +95,12 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	status := ops.New()
 	ready := make(chan struct{})
 	status.Ready("start", ops.ReadyWhen(ready))
-	for name, place := range map[string]pipeline.Place{"lasting store": lasting, "transient store": transient} {
-		registerLeading(status.Registry(), strings.TrimSuffix(name, " store"), place.Store)
-		if member, ok := place.Store.(interface{ Voting(context.Context) error }); ok {
-			status.Ready(name, member.Voting)
-		}
+	for name, place := range map[string]pipeline.Place{"lasting": lasting, "transient": transient} {
+		registerLeading(status.Registry(), name, place.Store)
+	}
+	checks := startChecks(g, cfg, lasting, transient)
+	for _, c := range checks {
+		status.Ready(c.Name, c.Run)
 	}
 	stopping, stop := context.WithCancel(ctx)
 	status.Ready("shutdown", notStopping(stopping))
@@ -109,7 +109,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		cfg: cfg, id: id, api: api, users: users, rights: rights, spans: spans, status: status,
 		fences: fence.New(api, table, lasting.Store, transient.Store),
 		nodes:  cache.Kind(table.ByKind(corev1.SchemeGroupVersion.WithKind("Node"))).Len,
-		ready:  ready, stopping: stopping, grpc: listenGRPC, https: listenREST, members: members, tunnels: tunnels,
+		ready:  ready, stopping: stopping, checks: checks, grpc: listenGRPC, https: listenREST, members: members, tunnels: tunnels,
 		snapshots: newSnapshots(cfg, lasting, transient, rights),
 	})
 	g.OnStop("handover", func(ctx context.Context) error {

@@ -87,6 +87,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	g.OnStop("telemetry", tel.Shutdown)
 	status := ops.New()
 	status.Registry().MustRegister(controller.Collectors()...)
+	status.Ready("apiserver", rpc.Connected(conn))
 	g.Go("operations listener", func(ctx context.Context) error { return status.Serve(ctx, o.service.OpsAddress) })
 
 	c := client.New(conn, userAgent)
@@ -109,8 +110,10 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		g.Go("controllers", work)
 		return nil
 	}
+	state := &leader.State{}
+	status.Note("leadership", state.String)
 	g.Go("controllers", func(ctx context.Context) error {
-		return leader.Run(ctx, c, leader.Config{Name: name, Identity: instance}, work)
+		return leader.Run(ctx, c, leader.Config{Name: name, Identity: instance, State: state}, work)
 	})
 	return nil
 }

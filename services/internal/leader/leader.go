@@ -23,6 +23,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -48,6 +49,25 @@ type Config struct {
 	// goes on where it was. On a machine that is short of time, stopping and
 	// starting anew would make it shorter still.
 	Pause bool
+	// State, if set, is told whether this process leads.
+	State *State
+}
+
+// State tells whether a process leads, for people.
+type State struct{ leading atomic.Bool }
+
+// String is "leading" or "standby".
+func (s *State) String() string {
+	if s.leading.Load() {
+		return "leading"
+	}
+	return "standby"
+}
+
+func (s *State) set(leading bool) {
+	if s != nil {
+		s.leading.Store(leading)
+	}
 }
 
 func (c *Config) defaults() error {
@@ -232,7 +252,10 @@ func (e *election) term(ctx context.Context, lease *coordinationv1.Lease, began 
 			return
 		}
 		slog.Info("leading", "lease", e.Name, "identity", e.Identity)
-		done <- lead(work)
+		e.State.set(true)
+		err := lead(work)
+		e.State.set(false)
+		done <- err
 	}(lease)
 	tick := time.NewTicker(e.renewEvery())
 	defer tick.Stop()

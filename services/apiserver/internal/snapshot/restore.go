@@ -300,7 +300,7 @@ func (r *restore) transform(c *contents, made string) (*raft.Saved, error) {
 	taken := map[store.Revision]bool{}
 	err = c.etcd.Rewrite(made, rev, restoredKey, note, func(e etcd.FileEntry) (bool, error) {
 		switch k := kinds.kind(e.Key); {
-		case strings.HasPrefix(e.Key, etcd.WriterPrefix):
+		case strings.HasPrefix(e.Key, etcd.WriterPrefix), strings.HasPrefix(e.Key, joinPrefix), e.Key == changeKey:
 			r.out.Dropped++
 			return false, nil
 		case strings.HasPrefix(e.Key, fencePrefix):

@@ -95,8 +95,8 @@
 //     watches stand still.
 //   - A leader that dies is replaced after its followers have heard nothing for
 //     300 to 600 ms.
-//   - An error of the disk ends the process (the library panics), or makes the
-//     leader step down.
+//   - A write to the log that fails ends the process: what it was for may be on the
+//     disk or not, the library does not ask again, and only a start finds out.
 //   - A queue that is full answers ErrTooMany.
 //
 // It must never answer a vote or a write before it is on disk, never take a

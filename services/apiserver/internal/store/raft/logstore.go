@@ -13,6 +13,7 @@ import (
 
 	hraft "github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 	"google.golang.org/protobuf/proto"
 
 	raftv1 "keelson.dev/proto/keelson/raft/v1"
@@ -25,6 +26,8 @@ type logStore struct {
 	db *bbolt.DB
 	// id is the disk's: made with the file and gone with it, and so are the votes.
 	id string
+	// failed, if set, is told of a write that failed, and does not return.
+	failed func(error)
 
 	mu sync.Mutex
 	// voteTerm is the term of a vote whose candidate has not been told yet.
@@ -92,8 +95,18 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// update is one transaction, whose point may fail.
+// update is one transaction, whose point may fail. The member ends with one that fails:
+// the file may hold it all the same, or the library may go on as if it had taken place,
+// and only a start finds out what there is.
 func (l *logStore) update(point string, f func(*bbolt.Tx) error) error {
+	err := l.transact(point, f)
+	if err != nil && !errors.Is(err, bolterrors.ErrDatabaseNotOpen) && l.failed != nil {
+		l.failed(err)
+	}
+	return err
+}
+
+func (l *logStore) transact(point string, f func(*bbolt.Tx) error) error {
 	fail := failpoint.At(point)
 	if fail == failpoint.Refuse || fail == failpoint.LoseRequest {
 		return fmt.Errorf("%s: %w", point, errLost)
@@ -201,7 +214,7 @@ func (l *logStore) DeleteRange(from, to uint64) error {
 // deleteEach deletes by key: a cursor would walk over all the pages that it has
 // emptied, for each entry again.
 func (l *logStore) deleteEach(from, to uint64) error {
-	return l.db.Update(func(tx *bbolt.Tx) error {
+	return l.update(failpoint.RaftLog, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(logBucket)
 		for i := from; i <= to; i++ {
 			if err := b.Delete(indexKey(i)); err != nil {
