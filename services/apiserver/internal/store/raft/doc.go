@@ -12,7 +12,13 @@
 // know no membership; every other one waits until a leader takes it in. A leader
 // takes in whoever answers at a configured name with an id that it does not know:
 // without a vote until it has caught up with the log, then in place of that name's
-// old disk.
+// old disk. Where another authority says who shall be a member (Config.Follow), its
+// names take the place of the configured ones once the store is founded, and the
+// leader lets go whom it names no more, when that is certain. Who joins a store that
+// others founded never founds one.
+//
+// A quorum that is lost for good ends the store; Recover makes one of a single member
+// from a survivor's disk, under another id of the disk and with revisions far ahead.
 //
 // The state machine (machine.go) is a sorted key space with its revision, the
 // log's time, bounds of prefixes, epochs and cancellations. It depends on the log
