@@ -44,7 +44,7 @@ func Command(ctx context.Context, args []string, table *resource.Table, out, err
 	fs.StringSliceVar(&c.dirs, "data-dir", nil, "data directories to restore into, as DIR or NAME=DIR")
 	fs.StringVar(&c.name, "name", "apiserver-0", "name of the apiserver whose --data-dir is named without one")
 	fs.StringSliceVar(&c.members, "members", nil, "names of all apiservers of the new cluster (NAME or NAME=…, as the apiserver's own flag); default those of --data-dir")
-	fs.StringVar(&c.token, "token", "", "name of the new cluster, new with each restore and the same on all machines")
+	fs.StringVar(&c.token, "token", "", "name of the new cluster, new with each restore and the same on all machines; best begun with the seconds of `date +%s`, so that apiservers of before end when they meet it")
 	fs.BoolVar(&c.setAside, "set-aside", false, "move data that is there to before-restore-TIME in its directory")
 	fs.StringVar(&c.work, "work-dir", "", "directory for temporary files of status, as large as the file; default the system's")
 	fs.StringVarP(&c.output, "output", "o", "", "json")

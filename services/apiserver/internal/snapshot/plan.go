@@ -1,8 +1,7 @@
 package snapshot
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -235,11 +234,8 @@ func (t *target) swap(p plan, stop func(step string) error) (before string, err 
 	return before, syncDir(t.dir)
 }
 
-// tokenOf makes a token of random bytes.
-func tokenOf(random []byte) string {
-	sum := sha256.Sum256(random)
-	return hex.EncodeToString(sum[:16])
-}
+// newToken makes a token; the time that it begins with is the restored cluster's era.
+func newToken() string { return fmt.Sprintf("%d-%s", time.Now().Unix(), rand.Text()) }
 
 func checkToken(token string) error {
 	if len(token) > 128 || strings.ContainsAny(token, " \t\n/") {

@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -255,7 +254,7 @@ func (r *restore) resume() (ready bool, err error) {
 		}
 	}
 	if r.plan.Token == "" {
-		r.plan.Token = tokenOf([]byte(rand.Text()))
+		r.plan.Token = newToken()
 	}
 	ready = true
 	for i, t := range r.targets {

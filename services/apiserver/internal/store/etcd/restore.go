@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -21,7 +23,8 @@ type RestoreConfig struct {
 	Name    string
 	Members []string
 	// Token is new for each cluster. All its members' disks, seats and ids come
-	// from it: what has another belongs to another cluster.
+	// from it: what has another belongs to another cluster. Where it begins with
+	// seconds since 1970, members of earlier clusters that hear of this one end.
 	Token string
 	// From is the file that all members begin with (File.Rewrite).
 	From string
@@ -55,7 +58,7 @@ func Restore(c RestoreConfig) error {
 	if err != nil {
 		return fmt.Errorf("restore etcd's member %s: %w", c.Name, err)
 	}
-	m := cards{path: filepath.Join(c.Dir, memoryFile), mem: memory{Seat: seat, Member: true}}
+	m := cards{path: filepath.Join(c.Dir, memoryFile), mem: memory{Seat: seat, Member: true, Era: eraOf(c.Token)}}
 	if err := m.save(); err != nil {
 		return fmt.Errorf("restore etcd's member %s: %w", c.Name, err)
 	}
@@ -66,4 +69,15 @@ func Restore(c RestoreConfig) error {
 func restoredSeat(name, token string) string {
 	sum := sha256.Sum256([]byte("keelson etcd disk\x00" + token + "\x00" + name))
 	return seatOf(name, hex.EncodeToString(sum[:4]))
+}
+
+// eraOf is the era of a restored cluster, the same for all its members: the time that
+// its token begins with; 0, which is before all others, if it begins with none.
+func eraOf(token string) int64 {
+	digits := len(token) - len(strings.TrimLeft(token, "0123456789"))
+	seconds, err := strconv.ParseInt(token[:digits], 10, 64)
+	if err != nil || digits != 10 { // from 2001 to 2286
+		return 0
+	}
+	return time.Unix(seconds, 0).UnixNano()
 }
