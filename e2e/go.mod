@@ -5,6 +5,7 @@ go 1.26.0
 replace keelson.dev/proto => ../proto
 
 require (
+	github.com/anishathalye/porcupine v1.3.1
 	golang.org/x/sys v0.49.0
 	google.golang.org/grpc v1.85.0
 	k8s.io/api v0.37.2

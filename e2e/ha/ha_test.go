@@ -30,7 +30,7 @@ import (
 
 var kills = flag.Int("kills", 6, "how many apiservers are killed, one after the other")
 
-// controlPlane is a cluster of three apiservers.
+// controlPlane is a cluster of several apiservers.
 type controlPlane struct {
 	t         *testing.T
 	bin, home string
@@ -53,13 +53,14 @@ func binaries(t *testing.T) string {
 	return bin
 }
 
+// start starts a cluster of three apiservers.
 func start(t *testing.T) *controlPlane {
 	t.Helper()
-	return startFrom(t, binaries(t))
+	return begin(t, binaries(t), 3)
 }
 
-// startFrom starts a cluster of the programs in a directory.
-func startFrom(t *testing.T, bin string) *controlPlane {
+// begin starts a cluster of the programs in a directory, with that many apiservers.
+func begin(t *testing.T, bin string, apiservers int) *controlPlane {
 	t.Helper()
 	c := &controlPlane{t: t, bin: bin, home: t.TempDir()}
 	t.Cleanup(func() {
@@ -76,11 +77,11 @@ func startFrom(t *testing.T, bin string) *controlPlane {
 		}
 	})
 	began := time.Now()
-	out, err := c.try("keel", "up", "--home", c.home, "--apiservers", "3", "--nodes", "0", "--simulated-nodes", "3")
+	out, err := c.try("keel", "up", "--home", c.home, "--apiservers", fmt.Sprint(apiservers), "--nodes", "0", "--simulated-nodes", "3")
 	if err != nil {
 		t.Fatalf("keel up: %v\n%s", err, out)
 	}
-	t.Logf("three apiservers were ready after %s", time.Since(began).Round(time.Millisecond))
+	t.Logf("%d apiservers were ready after %s", apiservers, time.Since(began).Round(time.Millisecond))
 	return c
 }
 

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -19,7 +20,7 @@ import (
 )
 
 // seat is a line of `keel member list`.
-type seat struct{ name, etcd, raft string }
+type seat struct{ name, etcd, lag, raft string }
 
 func (c *controlPlane) seats() []seat {
 	c.t.Helper()
@@ -33,11 +34,12 @@ func (c *controlPlane) seats() []seat {
 		if len(f) < 7 || f[6] != "true" {
 			c.t.Fatalf("a member is not healthy:\n%s", out)
 		}
-		all = append(all, seat{name: f[0], etcd: f[2], raft: f[4]})
+		all = append(all, seat{name: f[0], etcd: f[2], lag: f[3], raft: f[4]})
 	}
 	return all
 }
 
+// keel runs keel on the cluster and ends the test if it fails.
 func (c *controlPlane) keel(args ...string) string {
 	c.t.Helper()
 	began := time.Now()
@@ -63,7 +65,7 @@ func (c *controlPlane) load(prefix string) *load {
 	l.api.Store(c.client())
 	l.wg.Go(func() {
 		l.w.run(l.stop, prefix, func(name string) error {
-			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			defer cancel()
 			_, err := client.For[*corev1.ConfigMap](l.api.Load()).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}})
 			return err
@@ -127,6 +129,10 @@ func TestMembersComeAndGo(t *testing.T) {
 	c := start(t)
 	l := c.load("come-and-go")
 	l.during("a fourth joins", 3*time.Second, func() { c.keel("member", "add") })
+	log, err := os.ReadFile(filepath.Join(c.home, "log", "apiserver-3.log"))
+	if err != nil || strings.Contains(string(log), "join token is not good") {
+		t.Errorf("it did not join with its token: %v", err)
+	}
 	all := c.seats()
 	if len(all) != 4 || all[3].name != "apiserver-3" {
 		t.Fatalf("after a fourth was added: %v", all)
@@ -200,7 +206,13 @@ func TestRecoverFromOneSurvivor(t *testing.T) {
 	if err := until(30*time.Second, func() (bool, error) { return l.w.acknowledged() >= 50, l.w.last }); err != nil {
 		t.Fatal(err)
 	}
-	names := l.end() // all members have heard of all by now: reads were linearizable at each
+	names := l.end()
+	// The survivor is one that had heard of everything.
+	if err := until(30*time.Second, func() (bool, error) {
+		return !slices.ContainsFunc(c.seats(), func(s seat) bool { return s.lag != "0" }), nil
+	}); err != nil {
+		t.Fatal(err)
+	}
 	lost := c.halted("apiserver-0", "apiserver-1")
 	// Nothing can be written any more, and that is said.
 	if out, err := c.try("kubectl", "create", "configmap", "nobody-hears", "--request-timeout=5s"); err == nil {
@@ -260,5 +272,98 @@ func (c *controlPlane) halted(names ...string) (end func()) {
 		for _, f := range ends {
 			f()
 		}
+	}
+}
+
+// only makes a client of one apiserver alone.
+func (c *controlPlane) only(name string) *client.Client {
+	c.t.Helper()
+	list, err := c.apiservers()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	i := slices.IndexFunc(list, func(p process) bool { return p.Name == name })
+	if i < 0 {
+		c.t.Fatalf("%s does not run", name)
+	}
+	return c.dial([]string{list[i].GRPC})
+}
+
+// TestFurtherApiserversUseTheMembers adds an apiserver that is no member: it serves
+// both stores, and goes on whichever member is killed.
+func TestFurtherApiserversUseTheMembers(t *testing.T) {
+	c := start(t)
+	c.keel("member", "add", "--client")
+	if all := c.seats(); len(all) != 3 {
+		t.Fatalf("it became a member: %v", all)
+	}
+	api := c.only("apiserver-3")
+	maps, leases := client.For[*corev1.ConfigMap](api), client.For[*coordinationv1.Lease](api)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	cache := client.NewCache(api, client.CacheOptions[*corev1.ConfigMap]{Namespace: "default"})
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = cache.Run(ctx) })
+	defer func() { cancel(); wg.Wait() }()
+	<-cache.Synced()
+	write := func(name string) error {
+		call, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		meta := metav1.ObjectMeta{Namespace: "default", Name: name}
+		if _, err := maps.Create(call, &corev1.ConfigMap{ObjectMeta: meta}); err != nil {
+			return err
+		}
+		_, err := leases.Create(call, &coordinationv1.Lease{ObjectMeta: meta})
+		return err
+	}
+	stop := make(chan struct{})
+	var w writer
+	wg.Go(func() { w.run(stop, "through", write) })
+	for _, victim := range []string{"apiserver-0", "apiserver-1", "apiserver-2"} {
+		list, err := c.apiservers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		enough := w.acknowledged() + 20
+		victimProcess := list[slices.IndexFunc(list, func(p process) bool { return p.Name == victim })]
+		if err := syscall.Kill(victimProcess.PID, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if err := until(30*time.Second, func() (bool, error) { return w.acknowledged() >= enough, w.last }); err != nil {
+			t.Fatalf("%s was killed, and nothing is written: %v", victim, err)
+		}
+		t.Logf("%s was killed: no write for %s", victim, w.longest(began).Round(time.Millisecond))
+		if err := until(60*time.Second, func() (bool, error) {
+			list, err := c.apiservers()
+			return err == nil && !slices.ContainsFunc(list, func(p process) bool { return !p.Healthy || p.PID == victimProcess.PID }), err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	if err := until(30*time.Second, func() (bool, error) { return cache.Len() >= w.acknowledged(), nil }); err != nil {
+		t.Fatalf("its watch shows %d of %d: %v", cache.Len(), w.acknowledged(), err)
+	}
+	c.holds(w.names)
+	c.keel("member", "remove", "apiserver-3")
+	c.holds(w.names)
+}
+
+// TestOneApiserverGrowsToThree begins alone; afterwards the first one may go.
+func TestOneApiserverGrowsToThree(t *testing.T) {
+	c := begin(t, binaries(t), 1)
+	if out, err := c.try("kubectl", "create", "configmap", "kept", "--from-literal=a=b"); err != nil {
+		t.Fatal(out)
+	}
+	c.keel("member", "add")
+	c.keel("member", "add")
+	if all := c.seats(); len(all) != 3 {
+		t.Fatalf("members are %v", all)
+	}
+	c.keel("member", "remove", "apiserver-0")
+	out, err := c.try("kubectl", "get", "configmap", "kept", "-o", "jsonpath={.data.a}")
+	if err != nil || out != "b" {
+		t.Fatalf("without the first: %v %q", err, out)
 	}
 }

@@ -119,7 +119,7 @@ func TestUpgrade(t *testing.T) {
 	if err := os.Symlink(filepath.Join(current, "runtime"), filepath.Join(bin, "runtime")); err != nil {
 		t.Fatal(err)
 	}
-	c := startFrom(t, bin)
+	c := begin(t, bin, 3)
 	before, err := c.processes()
 	if err != nil {
 		t.Fatal(err)

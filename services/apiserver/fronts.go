@@ -66,9 +66,7 @@ func startFronts(g *boot.Group, f fronts) {
 	nodev1.RegisterTunnelServiceServer(server.Server, f.tunnels)
 	grpcfront.RegisterReflection(server.Server)
 	f.spans.serve(server.Server, f.api, f.rights)
-	if f.members != nil {
-		f.members.service.RegisterAPI(server.Server, f.rights)
-	}
+	f.members.serveAPI(g, server.Server, f.rights)
 	f.snapshots.Register(server.Server)
 	web := rest.New(rest.Config{
 		API: f.api, Authn: f.users, Tunnel: f.tunnels,

@@ -50,7 +50,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err != nil {
 		return err
 	}
-	members, err := newMembers(ctx, cfg, id)
+	members, err := newMembers(ctx, g, cfg, id)
 	if err != nil {
 		return err
 	}
@@ -95,6 +95,9 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	status := ops.New()
 	ready := make(chan struct{})
 	status.Ready("start", ops.ReadyWhen(ready))
+	for name, place := range map[string]pipeline.Place{"lasting": lasting, "transient": transient} {
+		registerLeading(status.Registry(), name, place.Store)
+	}
 	checks := startChecks(g, cfg, lasting, transient)
 	for _, c := range checks {
 		status.Ready(c.Name, c.Run)

@@ -43,6 +43,7 @@ type options struct {
 	etcdListenPeer         string
 	join                   []string
 	joinTokenFile          string
+	member                 bool
 	recover                bool
 }
 
@@ -69,6 +70,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.etcdListenPeer, "etcd-listen-peer", ":2380", "host:port where the etcd of the other members connects")
 	fs.StringSliceVar(&o.join, "join", nil, "host:port of apiservers' gRPC APIs: join the members that carry the stores there. Once there is data in --data-dir, it says who they are")
 	fs.StringVar(&o.joinTokenFile, "join-token-file", "", "file with a token of `keel member token`, to --join with; without, the certificate of --identity must have the right to")
+	fs.BoolVar(&o.member, "member", true, "carry the stores together with those of --join; false uses theirs")
 	fs.BoolVar(&o.recover, "recover", false, "make stores of one member from --data-dir, and end: when too many of the other members are lost for good. No apiserver may run")
 	return o
 }
@@ -139,6 +141,9 @@ func (o *options) config() (*config, error) {
 	if len(o.join) > 0 && (len(c.Peers) > 0 || o.memory || len(o.etcdServers) > 0) {
 		return nil, boot.Invalid("--join goes with none of --members, --memory and --etcd-servers")
 	}
+	if !o.member && len(o.join) == 0 {
+		return nil, boot.Invalid("--member=false needs --join: whose stores are used?")
+	}
 	if o.recover && (o.memory || len(o.etcdServers) > 0) {
 		return nil, boot.Invalid("--recover goes neither with --memory nor with --etcd-servers")
 	}
@@ -176,7 +181,7 @@ func (o *options) config() (*config, error) {
 // where it listens.
 func (c *config) ownAddresses() error {
 	c.PeerAddress, c.EtcdAddress = c.Peers[c.name], c.EtcdPeers[c.name]
-	if len(c.join) == 0 {
+	if len(c.join) == 0 || !c.member {
 		return nil
 	}
 	var err error

@@ -13,6 +13,7 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 
+	storev1 "keelson.dev/proto/keelson/store/v1"
 	"keelson.dev/services/apiserver/internal/admission"
 	"keelson.dev/services/apiserver/internal/authn"
 	"keelson.dev/services/apiserver/internal/authz"
@@ -40,6 +41,8 @@ const operator = "kubernetes-admin"
 // startStore opens the store that the flags ask for.
 func startStore(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source, m *members) (store.Store, error) {
 	switch {
+	case m != nil && m.remote != nil:
+		return m.store(g, storev1.Place_PLACE_LASTING), nil
 	case cfg.memory:
 		s := memory.New()
 		g.OnStop("store", func(context.Context) error { s.Close(); return nil })

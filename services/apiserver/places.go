@@ -4,6 +4,7 @@ import (
 	"context"
 	"path/filepath"
 
+	storev1 "keelson.dev/proto/keelson/store/v1"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/store"
@@ -28,6 +29,10 @@ func startPlaces(ctx context.Context, g *boot.Group, cfg *config, id *identity.S
 		lasting = startCache(g, "watch cache", st, stored(table, func(*resource.Kind) bool { return true }))
 		return lasting, lasting, nil
 	}
+	if m != nil && m.remote != nil {
+		lasting, transient = startCaches(g, table, st, m.store(g, storev1.Place_PLACE_TRANSIENT))
+		return lasting, transient, nil
+	}
 	rc := m.raft(cfg)
 	if rc.Service, err = m.servePeers(g, cfg, id, tunnels); err != nil {
 		return lasting, transient, err
@@ -42,11 +47,17 @@ func startPlaces(ctx context.Context, g *boot.Group, cfg *config, id *identity.S
 	}
 	if m != nil {
 		m.service.Serve(quick)
+		m.stores.Serve(storev1.Place_PLACE_TRANSIENT, quick)
 	}
 	g.OnStop("raft store", func(context.Context) error { quick.Close(); return nil })
-	lasting = startCache(g, "watch cache", st, stored(table, func(k *resource.Kind) bool { return !k.Transient }))
-	transient = startCache(g, "watch cache of transient kinds", quick, stored(table, func(k *resource.Kind) bool { return k.Transient }))
+	lasting, transient = startCaches(g, table, st, quick)
 	return lasting, transient, nil
+}
+
+// startCaches feeds a watch cache for each of the two stores.
+func startCaches(g *boot.Group, table *resource.Table, st, quick store.Store) (lasting, transient pipeline.Place) {
+	return startCache(g, "watch cache", st, stored(table, func(k *resource.Kind) bool { return !k.Transient })),
+		startCache(g, "watch cache of transient kinds", quick, stored(table, func(k *resource.Kind) bool { return k.Transient }))
 }
 
 func startCache(g *boot.Group, name string, st store.Store, kinds []*resource.Kind) pipeline.Place {

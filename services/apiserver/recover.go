@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"path/filepath"
 
@@ -31,6 +30,5 @@ func recoverStores(ctx context.Context, cfg *config, id *identity.Source) error 
 		return err
 	}
 	slog.InfoContext(ctx, "recovered", "member", cfg.name, "revision", int64(lasting), "transient", int64(transient))
-	fmt.Println("recovered from", cfg.dataDir, "at revision", int64(lasting))
 	return nil
 }

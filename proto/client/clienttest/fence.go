@@ -8,25 +8,25 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
-	leasev1 "k8s.io/api/coordination/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/proto/client"
-	coordinationv1 "keelson.dev/proto/keelson/coordination/v1"
+	coordinationrpc "keelson.dev/proto/keelson/coordination/v1"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
 // fences implements FenceService.
 type fences struct {
-	coordinationv1.UnimplementedFenceServiceServer
+	coordinationrpc.UnimplementedFenceServiceServer
 	s *Server
 }
 
-var leaseKind = client.KindOf(&leasev1.Lease{})
+var leaseKind = client.KindOf(&coordinationv1.Lease{})
 
 // Take implements FenceService.
-func (f *fences) Take(_ context.Context, req *coordinationv1.TakeRequest) (*coordinationv1.TakeResponse, error) {
+func (f *fences) Take(_ context.Context, req *coordinationrpc.TakeRequest) (*coordinationrpc.TakeResponse, error) {
 	ref := leaseKind.Ref(req.GetNamespace(), req.GetName(), "")
 	if err := f.s.failure("Take", ref); err != nil {
 		return nil, rpcError(err)
@@ -38,7 +38,7 @@ func (f *fences) Take(_ context.Context, req *coordinationv1.TakeRequest) (*coor
 		return nil, rpcError(err)
 	}
 	key := client.Key{Namespace: req.GetNamespace(), Name: req.GetName()}
-	l, ok := c.objects[key].(*leasev1.Lease)
+	l, ok := c.objects[key].(*coordinationv1.Lease)
 	if !ok {
 		return nil, rpcError(fencedOff("the Lease is gone"))
 	}
@@ -54,7 +54,7 @@ func (f *fences) Take(_ context.Context, req *coordinationv1.TakeRequest) (*coor
 	}
 	f.s.revision++
 	f.s.epochs[key] = f.s.revision
-	return &coordinationv1.TakeResponse{Token: token(key, f.s.revision)}, nil
+	return &coordinationrpc.TakeResponse{Token: token(key, f.s.revision)}, nil
 }
 
 func token(key client.Key, revision uint64) string {

@@ -428,7 +428,11 @@ func (x *JoinResponse) GetMembers() []*Member {
 type LeaveRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// name of the member.
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// passed_on says that the leaving member itself passes this call on: it is not
+	// asked to end before its place is taken away, so that it can answer. What else it
+	// is asked then fails.
+	PassedOn      bool `protobuf:"varint,2,opt,name=passed_on,json=passedOn,proto3" json:"passed_on,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -468,6 +472,13 @@ func (x *LeaveRequest) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *LeaveRequest) GetPassedOn() bool {
+	if x != nil {
+		return x.PassedOn
+	}
+	return false
 }
 
 // LeaveResponse says that it is done.
@@ -736,27 +747,27 @@ func (x *StatusResponse) GetMembers() []*Member {
 	return nil
 }
 
-// HandOverRequest asks for it.
-type HandOverRequest struct {
+// RetireRequest asks for it.
+type RetireRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *HandOverRequest) Reset() {
-	*x = HandOverRequest{}
+func (x *RetireRequest) Reset() {
+	*x = RetireRequest{}
 	mi := &file_keelson_member_v1_member_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *HandOverRequest) String() string {
+func (x *RetireRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*HandOverRequest) ProtoMessage() {}
+func (*RetireRequest) ProtoMessage() {}
 
-func (x *HandOverRequest) ProtoReflect() protoreflect.Message {
+func (x *RetireRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_keelson_member_v1_member_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -768,32 +779,32 @@ func (x *HandOverRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use HandOverRequest.ProtoReflect.Descriptor instead.
-func (*HandOverRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use RetireRequest.ProtoReflect.Descriptor instead.
+func (*RetireRequest) Descriptor() ([]byte, []int) {
 	return file_keelson_member_v1_member_proto_rawDescGZIP(), []int{11}
 }
 
-// HandOverResponse says that it was tried.
-type HandOverResponse struct {
+// RetireResponse says that it has begun.
+type RetireResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *HandOverResponse) Reset() {
-	*x = HandOverResponse{}
+func (x *RetireResponse) Reset() {
+	*x = RetireResponse{}
 	mi := &file_keelson_member_v1_member_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *HandOverResponse) String() string {
+func (x *RetireResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*HandOverResponse) ProtoMessage() {}
+func (*RetireResponse) ProtoMessage() {}
 
-func (x *HandOverResponse) ProtoReflect() protoreflect.Message {
+func (x *RetireResponse) ProtoReflect() protoreflect.Message {
 	mi := &file_keelson_member_v1_member_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -805,8 +816,8 @@ func (x *HandOverResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use HandOverResponse.ProtoReflect.Descriptor instead.
-func (*HandOverResponse) Descriptor() ([]byte, []int) {
+// Deprecated: Use RetireResponse.ProtoReflect.Descriptor instead.
+func (*RetireResponse) Descriptor() ([]byte, []int) {
 	return file_keelson_member_v1_member_proto_rawDescGZIP(), []int{12}
 }
 
@@ -839,9 +850,10 @@ const file_keelson_member_v1_member_proto_rawDesc = "" +
 	"\fetcd_address\x18\x03 \x01(\tR\vetcdAddress\x12\x16\n" +
 	"\x06client\x18\x04 \x01(\bR\x06client\"C\n" +
 	"\fJoinResponse\x123\n" +
-	"\amembers\x18\x01 \x03(\v2\x19.keelson.member.v1.MemberR\amembers\"\"\n" +
+	"\amembers\x18\x01 \x03(\v2\x19.keelson.member.v1.MemberR\amembers\"?\n" +
 	"\fLeaveRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x0f\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n" +
+	"\tpassed_on\x18\x02 \x01(\bR\bpassedOn\"\x0f\n" +
 	"\rLeaveResponse\"4\n" +
 	"\x0eReplaceRequest\x12\x10\n" +
 	"\x03old\x18\x01 \x01(\tR\x03old\x12\x10\n" +
@@ -857,9 +869,9 @@ const file_keelson_member_v1_member_proto_rawDesc = "" +
 	"\fetcd_applied\x18\x04 \x01(\x04R\vetcdApplied\x12!\n" +
 	"\fraft_applied\x18\x05 \x01(\x04R\vraftApplied\x12\x18\n" +
 	"\aproblem\x18\x06 \x01(\tR\aproblem\x123\n" +
-	"\amembers\x18\a \x03(\v2\x19.keelson.member.v1.MemberR\amembers\"\x11\n" +
-	"\x0fHandOverRequest\"\x12\n" +
-	"\x10HandOverResponse*O\n" +
+	"\amembers\x18\a \x03(\v2\x19.keelson.member.v1.MemberR\amembers\"\x0f\n" +
+	"\rRetireRequest\"\x10\n" +
+	"\x0eRetireResponse*O\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_ABSENT\x10\x01\x12\x10\n" +
@@ -870,10 +882,10 @@ const file_keelson_member_v1_member_proto_rawDesc = "" +
 	"\x04List\x12\x1e.keelson.member.v1.ListRequest\x1a\x1f.keelson.member.v1.ListResponse\x12G\n" +
 	"\x04Join\x12\x1e.keelson.member.v1.JoinRequest\x1a\x1f.keelson.member.v1.JoinResponse\x12J\n" +
 	"\x05Leave\x12\x1f.keelson.member.v1.LeaveRequest\x1a .keelson.member.v1.LeaveResponse\x12P\n" +
-	"\aReplace\x12!.keelson.member.v1.ReplaceRequest\x1a\".keelson.member.v1.ReplaceResponse2\xb1\x01\n" +
+	"\aReplace\x12!.keelson.member.v1.ReplaceRequest\x1a\".keelson.member.v1.ReplaceResponse2\xab\x01\n" +
 	"\vPeerService\x12M\n" +
-	"\x06Status\x12 .keelson.member.v1.StatusRequest\x1a!.keelson.member.v1.StatusResponse\x12S\n" +
-	"\bHandOver\x12\".keelson.member.v1.HandOverRequest\x1a#.keelson.member.v1.HandOverResponseB.Z,keelson.dev/proto/keelson/member/v1;memberv1b\x06proto3"
+	"\x06Status\x12 .keelson.member.v1.StatusRequest\x1a!.keelson.member.v1.StatusResponse\x12M\n" +
+	"\x06Retire\x12 .keelson.member.v1.RetireRequest\x1a!.keelson.member.v1.RetireResponseB.Z,keelson.dev/proto/keelson/member/v1;memberv1b\x06proto3"
 
 var (
 	file_keelson_member_v1_member_proto_rawDescOnce sync.Once
@@ -890,20 +902,20 @@ func file_keelson_member_v1_member_proto_rawDescGZIP() []byte {
 var file_keelson_member_v1_member_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_keelson_member_v1_member_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_keelson_member_v1_member_proto_goTypes = []any{
-	(Role)(0),                // 0: keelson.member.v1.Role
-	(*Member)(nil),           // 1: keelson.member.v1.Member
-	(*ListRequest)(nil),      // 2: keelson.member.v1.ListRequest
-	(*ListResponse)(nil),     // 3: keelson.member.v1.ListResponse
-	(*JoinRequest)(nil),      // 4: keelson.member.v1.JoinRequest
-	(*JoinResponse)(nil),     // 5: keelson.member.v1.JoinResponse
-	(*LeaveRequest)(nil),     // 6: keelson.member.v1.LeaveRequest
-	(*LeaveResponse)(nil),    // 7: keelson.member.v1.LeaveResponse
-	(*ReplaceRequest)(nil),   // 8: keelson.member.v1.ReplaceRequest
-	(*ReplaceResponse)(nil),  // 9: keelson.member.v1.ReplaceResponse
-	(*StatusRequest)(nil),    // 10: keelson.member.v1.StatusRequest
-	(*StatusResponse)(nil),   // 11: keelson.member.v1.StatusResponse
-	(*HandOverRequest)(nil),  // 12: keelson.member.v1.HandOverRequest
-	(*HandOverResponse)(nil), // 13: keelson.member.v1.HandOverResponse
+	(Role)(0),               // 0: keelson.member.v1.Role
+	(*Member)(nil),          // 1: keelson.member.v1.Member
+	(*ListRequest)(nil),     // 2: keelson.member.v1.ListRequest
+	(*ListResponse)(nil),    // 3: keelson.member.v1.ListResponse
+	(*JoinRequest)(nil),     // 4: keelson.member.v1.JoinRequest
+	(*JoinResponse)(nil),    // 5: keelson.member.v1.JoinResponse
+	(*LeaveRequest)(nil),    // 6: keelson.member.v1.LeaveRequest
+	(*LeaveResponse)(nil),   // 7: keelson.member.v1.LeaveResponse
+	(*ReplaceRequest)(nil),  // 8: keelson.member.v1.ReplaceRequest
+	(*ReplaceResponse)(nil), // 9: keelson.member.v1.ReplaceResponse
+	(*StatusRequest)(nil),   // 10: keelson.member.v1.StatusRequest
+	(*StatusResponse)(nil),  // 11: keelson.member.v1.StatusResponse
+	(*RetireRequest)(nil),   // 12: keelson.member.v1.RetireRequest
+	(*RetireResponse)(nil),  // 13: keelson.member.v1.RetireResponse
 }
 var file_keelson_member_v1_member_proto_depIdxs = []int32{
 	0,  // 0: keelson.member.v1.Member.etcd:type_name -> keelson.member.v1.Role
@@ -916,13 +928,13 @@ var file_keelson_member_v1_member_proto_depIdxs = []int32{
 	6,  // 7: keelson.member.v1.MemberService.Leave:input_type -> keelson.member.v1.LeaveRequest
 	8,  // 8: keelson.member.v1.MemberService.Replace:input_type -> keelson.member.v1.ReplaceRequest
 	10, // 9: keelson.member.v1.PeerService.Status:input_type -> keelson.member.v1.StatusRequest
-	12, // 10: keelson.member.v1.PeerService.HandOver:input_type -> keelson.member.v1.HandOverRequest
+	12, // 10: keelson.member.v1.PeerService.Retire:input_type -> keelson.member.v1.RetireRequest
 	3,  // 11: keelson.member.v1.MemberService.List:output_type -> keelson.member.v1.ListResponse
 	5,  // 12: keelson.member.v1.MemberService.Join:output_type -> keelson.member.v1.JoinResponse
 	7,  // 13: keelson.member.v1.MemberService.Leave:output_type -> keelson.member.v1.LeaveResponse
 	9,  // 14: keelson.member.v1.MemberService.Replace:output_type -> keelson.member.v1.ReplaceResponse
 	11, // 15: keelson.member.v1.PeerService.Status:output_type -> keelson.member.v1.StatusResponse
-	13, // 16: keelson.member.v1.PeerService.HandOver:output_type -> keelson.member.v1.HandOverResponse
+	13, // 16: keelson.member.v1.PeerService.Retire:output_type -> keelson.member.v1.RetireResponse
 	11, // [11:17] is the sub-list for method output_type
 	5,  // [5:11] is the sub-list for method input_type
 	5,  // [5:5] is the sub-list for extension type_name

@@ -283,8 +283,8 @@ var MemberService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	PeerService_Status_FullMethodName   = "/keelson.member.v1.PeerService/Status"
-	PeerService_HandOver_FullMethodName = "/keelson.member.v1.PeerService/HandOver"
+	PeerService_Status_FullMethodName = "/keelson.member.v1.PeerService/Status"
+	PeerService_Retire_FullMethodName = "/keelson.member.v1.PeerService/Retire"
 )
 
 // PeerServiceClient is the client API for PeerService service.
@@ -296,9 +296,10 @@ type PeerServiceClient interface {
 	// Status says how this member is, without asking any other.
 	// Permission: an apiserver's certificate. Safe to retry.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
-	// HandOver lets another member lead what this one leads, where there is one.
+	// Retire ends this apiserver as SIGTERM does, because its place is about to be
+	// taken away: it hands over what it leads and finishes what it is asked.
 	// Permission: an apiserver's certificate. Safe to retry.
-	HandOver(ctx context.Context, in *HandOverRequest, opts ...grpc.CallOption) (*HandOverResponse, error)
+	Retire(ctx context.Context, in *RetireRequest, opts ...grpc.CallOption) (*RetireResponse, error)
 }
 
 type peerServiceClient struct {
@@ -319,10 +320,10 @@ func (c *peerServiceClient) Status(ctx context.Context, in *StatusRequest, opts 
 	return out, nil
 }
 
-func (c *peerServiceClient) HandOver(ctx context.Context, in *HandOverRequest, opts ...grpc.CallOption) (*HandOverResponse, error) {
+func (c *peerServiceClient) Retire(ctx context.Context, in *RetireRequest, opts ...grpc.CallOption) (*RetireResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(HandOverResponse)
-	err := c.cc.Invoke(ctx, PeerService_HandOver_FullMethodName, in, out, cOpts...)
+	out := new(RetireResponse)
+	err := c.cc.Invoke(ctx, PeerService_Retire_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -338,9 +339,10 @@ type PeerServiceServer interface {
 	// Status says how this member is, without asking any other.
 	// Permission: an apiserver's certificate. Safe to retry.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
-	// HandOver lets another member lead what this one leads, where there is one.
+	// Retire ends this apiserver as SIGTERM does, because its place is about to be
+	// taken away: it hands over what it leads and finishes what it is asked.
 	// Permission: an apiserver's certificate. Safe to retry.
-	HandOver(context.Context, *HandOverRequest) (*HandOverResponse, error)
+	Retire(context.Context, *RetireRequest) (*RetireResponse, error)
 	mustEmbedUnimplementedPeerServiceServer()
 }
 
@@ -354,8 +356,8 @@ type UnimplementedPeerServiceServer struct{}
 func (UnimplementedPeerServiceServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
 }
-func (UnimplementedPeerServiceServer) HandOver(context.Context, *HandOverRequest) (*HandOverResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method HandOver not implemented")
+func (UnimplementedPeerServiceServer) Retire(context.Context, *RetireRequest) (*RetireResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Retire not implemented")
 }
 func (UnimplementedPeerServiceServer) mustEmbedUnimplementedPeerServiceServer() {}
 func (UnimplementedPeerServiceServer) testEmbeddedByValue()                     {}
@@ -396,20 +398,20 @@ func _PeerService_Status_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
-func _PeerService_HandOver_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(HandOverRequest)
+func _PeerService_Retire_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RetireRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(PeerServiceServer).HandOver(ctx, in)
+		return srv.(PeerServiceServer).Retire(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: PeerService_HandOver_FullMethodName,
+		FullMethod: PeerService_Retire_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(PeerServiceServer).HandOver(ctx, req.(*HandOverRequest))
+		return srv.(PeerServiceServer).Retire(ctx, req.(*RetireRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -426,8 +428,8 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _PeerService_Status_Handler,
 		},
 		{
-			MethodName: "HandOver",
-			Handler:    _PeerService_HandOver_Handler,
+			MethodName: "Retire",
+			Handler:    _PeerService_Retire_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -23,8 +23,10 @@
 //	          with an empty disk is let in.
 //	learner   it has a place in etcd without a vote, in the raft store too.
 //	voter     it has caught up: each store's leader gives it its vote by itself.
-//	gone      Leave took its place away; its process ends, and does not start with
-//	          that disk again. The raft store's leader lets it go.
+//	retiring  Leave has asked it to end: it hands over, finishes what it is asked, and
+//	          its process ends.
+//	gone      Leave took its place away; its process does not start with that disk
+//	          again. The raft store's leader lets it go.
 //
 // # Failures
 //

@@ -14,7 +14,8 @@ import (
 )
 
 // leave takes a member's place away, and waits until both stores have let it go.
-func (s *Service) leave(ctx context.Context, name string) error {
+// With retire, the member ends first.
+func (s *Service) leave(ctx context.Context, name string, retire bool) error {
 	if name == s.cfg.Name {
 		return s.leaveElsewhere(ctx)
 	}
@@ -33,10 +34,8 @@ func (s *Service) leave(ctx context.Context, name string) error {
 	if err := s.write(ctx, store.Write{Key: admittedPrefix + name, Expect: store.Any}); err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
-	for _, m := range all {
-		if m.Name == name && (m.LeadsEtcd || m.LeadsRaft) {
-			s.askToHandOver(ctx, name)
-		}
+	if m := find(all, name); m != nil && m.Healthy && retire {
+		s.awaitRetirement(ctx, name)
 	}
 	if err := s.cfg.Etcd.Remove(ctx, name); err != nil {
 		return err
@@ -67,23 +66,32 @@ func (s *Service) leaveElsewhere(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		_, err = memberv1.NewMemberServiceClient(conn).Leave(ctx, &memberv1.LeaveRequest{Name: s.cfg.Name})
+		_, err = memberv1.NewMemberServiceClient(conn).Leave(ctx, &memberv1.LeaveRequest{Name: s.cfg.Name, PassedOn: true})
 		return err
 	}
 	return fmt.Errorf("%w: no other member with a vote answers", errRefused)
 }
 
-// askToHandOver spares the others an election; they can do without.
-func (s *Service) askToHandOver(ctx context.Context, name string) {
+// retireTime is how long a leaving member may take to finish what it is asked.
+const retireTime = 20 * time.Second
+
+// awaitRetirement lets a leaving member end first, so that no request is left with one
+// that cannot do anything any more. Somebody may start it again: without its place it
+// ends.
+func (s *Service) awaitRetirement(ctx context.Context, name string) {
+	ctx, cancel := context.WithTimeout(ctx, retireTime)
+	defer cancel()
 	conn, err := s.conn(name)
 	if err == nil {
-		ctx, cancel := context.WithTimeout(ctx, 5*askTime)
-		defer cancel()
-		_, err = memberv1.NewPeerServiceClient(conn).HandOver(ctx, &memberv1.HandOverRequest{})
+		_, err = memberv1.NewPeerServiceClient(conn).Retire(ctx, &memberv1.RetireRequest{})
 	}
-	if err != nil {
-		slog.WarnContext(ctx, "the leaving member did not hand over", "member", name, "error", err)
+	for err == nil {
+		if _, gone := s.ask(ctx, name); gone != nil {
+			return
+		}
+		err = wait(ctx)
 	}
+	slog.WarnContext(ctx, "the leaving member did not end by itself", "member", name, "error", err)
 }
 
 // hold lets one change be made at a time.

@@ -53,11 +53,11 @@ var nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?$`)
 type Etcd interface {
 	Members(ctx context.Context) ([]etcd.Member, error)
 	Remove(ctx context.Context, name string) error
+	Names() []string
 	Known() []etcd.Known
 	Leads() bool
 	Applied() uint64
 	Health() error
-	HandOver() error
 }
 
 // Raft is this apiserver's member of the raft store.
@@ -65,7 +65,6 @@ type Raft interface {
 	Status() raft.Status
 	Leads() bool
 	Health() error
-	HandOver() error
 }
 
 // Config of a Service.
@@ -85,13 +84,22 @@ type Service struct {
 	raft  atomic.Pointer[Raft]
 	mu    sync.Mutex
 	conns map[string]grpc.ClientConnInterface
+	// retired is closed when this apiserver is asked to end.
+	retired chan struct{}
+	retire  func()
 }
 
 // NewService makes a service. Until Serve has been given the raft store, calls that
 // need it are UNAVAILABLE.
 func NewService(cfg Config) *Service {
-	return &Service{cfg: cfg, conns: map[string]grpc.ClientConnInterface{}}
+	s := &Service{cfg: cfg, conns: map[string]grpc.ClientConnInterface{}, retired: make(chan struct{})}
+	s.retire = sync.OnceFunc(func() { close(s.retired) })
+	return s
 }
+
+// Retired is closed when this apiserver is asked to end, because its place is about
+// to be taken away.
+func (s *Service) Retired() <-chan struct{} { return s.retired }
 
 // Serve lets the service ask this member of the raft store.
 func (s *Service) Serve(r Raft) { s.raft.Store(&r) }
@@ -100,17 +108,17 @@ func (s *Service) Serve(r Raft) { s.raft.Store(&r) }
 func (s *Service) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, c := range s.conns {
-		if c, ok := c.(interface{ Close() error }); ok {
-			_ = c.Close()
-		}
-	}
-	clear(s.conns)
+	closeAll(s.conns)
 }
 
 // RegisterAPI registers MemberService for clients, whose rights are looked up.
 func (s *Service) RegisterAPI(r grpc.ServiceRegistrar, rights authz.Authorizer) {
-	memberv1.RegisterMemberServiceServer(r, &server{Service: s, may: func(ctx context.Context, verb, name string) error {
+	memberv1.RegisterMemberServiceServer(r, &server{Service: s, may: authorized(rights)})
+}
+
+// authorized looks up whether a caller may do something with a member.
+func authorized(rights authz.Authorizer) func(ctx context.Context, verb, name string) error {
+	return func(ctx context.Context, verb, name string) error {
 		a := &request.Attributes{User: request.UserFrom(ctx), Verb: verb, Resource: Resource, Name: name}
 		allowed, reason, err := rights.Authorize(ctx, a)
 		if err != nil && ctx.Err() != nil {
@@ -120,7 +128,7 @@ func (s *Service) RegisterAPI(r grpc.ServiceRegistrar, rights authz.Authorizer) 
 			return client.ToStatus(&authz.Forbidden(a, reason).ErrStatus)
 		}
 		return nil
-	}})
+	}
 }
 
 // RegisterPeers registers both services for other members; allow says whether a
@@ -175,7 +183,7 @@ func (s *server) Leave(ctx context.Context, r *memberv1.LeaveRequest) (*memberv1
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err := s.leave(ctx, r.Name); err != nil {
+	if err := s.leave(ctx, r.Name, !r.PassedOn); err != nil {
 		return nil, wire(ctx, err)
 	}
 	return &memberv1.LeaveResponse{}, nil
@@ -193,7 +201,7 @@ func (s *server) Replace(ctx context.Context, r *memberv1.ReplaceRequest) (*memb
 	defer cancel()
 	err := s.settled(ctx, r.New)
 	if err == nil {
-		err = s.leave(ctx, r.Old)
+		err = s.leave(ctx, r.Old, true)
 	}
 	if err != nil {
 		return nil, wire(ctx, err)
@@ -254,9 +262,14 @@ func (s *Service) write(ctx context.Context, w store.Write) error {
 	return err
 }
 
-// addresses are the names and addresses of all that are known, without quorum.
+// addresses are the names and addresses of the members, as far as is known here,
+// without quorum.
 func (s *Service) addresses() (out []*memberv1.Member) {
+	names := s.cfg.Etcd.Names()
 	for _, k := range s.cfg.Etcd.Known() {
+		if !slices.Contains(names, k.Name) {
+			continue // it waits to become one
+		}
 		out = append(out, &memberv1.Member{Name: k.Name, PeerAddress: k.Service, EtcdAddress: k.Address})
 	}
 	return out
@@ -299,6 +312,7 @@ func (s *Service) list(ctx context.Context) ([]*memberv1.Member, error) {
 			m.PeerAddress, m.EtcdAddress = k.Service, k.Address
 		}
 	}
+	s.forget(byName)
 	s.askAll(ctx, byName)
 	out := make([]*memberv1.Member, 0, len(byName))
 	for _, m := range byName {
@@ -306,6 +320,18 @@ func (s *Service) list(ctx context.Context) ([]*memberv1.Member, error) {
 	}
 	slices.SortFunc(out, func(a, b *memberv1.Member) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
+}
+
+// forget ends the connections to those who are no members any more.
+func (s *Service) forget(members map[string]*memberv1.Member) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, c := range s.conns {
+		if members[name] == nil {
+			closeConn(c)
+			delete(s.conns, name)
+		}
+	}
 }
 
 // askAll fills in what members say of themselves.
@@ -317,7 +343,8 @@ func (s *Service) askAll(ctx context.Context, members map[string]*memberv1.Membe
 	answers := map[string]*memberv1.StatusResponse{}
 	for name, m := range members {
 		wg.Go(func() {
-			st, err := s.ask(ctx, name)
+			// One that is back is not missed because an attempt to reach it failed before.
+			st, err := s.ask(ctx, name, grpc.WaitForReady(true))
 			switch {
 			case err != nil:
 				m.Problem = "does not answer: " + status.Convert(err).Message()
@@ -342,7 +369,7 @@ func (s *Service) askAll(ctx context.Context, members map[string]*memberv1.Membe
 	}
 }
 
-func (s *Service) ask(ctx context.Context, name string) (*memberv1.StatusResponse, error) {
+func (s *Service) ask(ctx context.Context, name string, options ...grpc.CallOption) (*memberv1.StatusResponse, error) {
 	if name == s.cfg.Name {
 		return s.status(), nil
 	}
@@ -350,10 +377,9 @@ func (s *Service) ask(ctx context.Context, name string) (*memberv1.StatusRespons
 	if err != nil {
 		return nil, err
 	}
-	return memberv1.NewPeerServiceClient(conn).Status(ctx, &memberv1.StatusRequest{}, grpc.WaitForReady(true))
+	return memberv1.NewPeerServiceClient(conn).Status(ctx, &memberv1.StatusRequest{}, options...)
 }
 
-// conn is the connection to another member.
 // Others are connections to the other members that are known.
 func (s *Service) Others() []grpc.ClientConnInterface {
 	var out []grpc.ClientConnInterface
@@ -368,6 +394,7 @@ func (s *Service) Others() []grpc.ClientConnInterface {
 	return out
 }
 
+// conn is the connection to another member.
 func (s *Service) conn(name string) (grpc.ClientConnInterface, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -414,23 +441,13 @@ func (s *peerServer) Status(ctx context.Context, _ *memberv1.StatusRequest) (*me
 	return s.status(), nil
 }
 
-// HandOver implements PeerService.
-func (s *peerServer) HandOver(ctx context.Context, _ *memberv1.HandOverRequest) (*memberv1.HandOverResponse, error) {
+// Retire implements PeerService.
+func (s *peerServer) Retire(ctx context.Context, _ *memberv1.RetireRequest) (*memberv1.RetireResponse, error) {
 	if err := s.allow(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.handOver(); err != nil {
-		return nil, wire(ctx, err)
-	}
-	return &memberv1.HandOverResponse{}, nil
-}
-
-func (s *Service) handOver() error {
-	err := s.cfg.Etcd.HandOver()
-	if r := s.raft.Load(); r != nil {
-		err = errors.Join(err, (*r).HandOver())
-	}
-	return err
+	s.retire()
+	return &memberv1.RetireResponse{}, nil
 }
 
 // wire is an error as gRPC carries it.

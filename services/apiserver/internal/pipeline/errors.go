@@ -62,7 +62,9 @@ func (p *Pipeline) statusOf(ctx context.Context, gr schema.GroupResource, name s
 	case errors.Is(err, store.ErrFenced):
 		return Fenced(gr, name, "the writer's leadership is over: another leader has begun after it")
 	case errors.Is(err, store.ErrUnknownOutcome):
-		return apierrors.NewTimeoutError(fmt.Sprintf("the outcome of the write to %s %q is unknown: it may or may not have happened", gr, name), 1)
+		// Without a time to try again after: clients of Kubernetes obey it by themselves,
+		// and the second attempt would hide what became of the first.
+		return apierrors.NewTimeoutError(fmt.Sprintf("the outcome of the write to %s %q is unknown: it may or may not have happened", gr, name), 0)
 	case errors.Is(err, store.ErrTooMany):
 		return apierrors.NewTooManyRequests("too many writes in flight, please try again later", 1)
 	case errors.Is(err, store.ErrCompacted):
@@ -76,7 +78,7 @@ func (p *Pipeline) statusOf(ctx context.Context, gr schema.GroupResource, name s
 	case errors.Is(err, store.ErrUnavailable):
 		return apierrors.NewServiceUnavailable(store.ErrUnavailable.Error() + ", please try again")
 	case errors.Is(err, context.DeadlineExceeded):
-		return apierrors.NewTimeoutError("the store did not answer in time", 1)
+		return apierrors.NewTimeoutError("the store did not answer in time", 0)
 	}
 	p.cfg.Log.ErrorContext(ctx, "request failed", "error", err, "resource", gr.String(), "name", name)
 	return apierrors.NewInternalError(err)

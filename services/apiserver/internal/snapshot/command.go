@@ -164,11 +164,11 @@ func (c *command) restore(ctx context.Context, file string) error {
 }
 
 // show prints what was done, for people or as JSON.
-func (c *command) show(v any, print func(io.Writer) error) error {
+func (c *command) show(v any, text func(io.Writer) error) error {
 	if c.output == "json" {
 		enc := json.NewEncoder(c.out)
 		enc.SetIndent("", "  ")
 		return enc.Encode(v)
 	}
-	return print(c.out)
+	return text(c.out)
 }

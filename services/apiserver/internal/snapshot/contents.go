@@ -21,6 +21,10 @@ const (
 	objectPrefix = "/registry/"
 	// fencePrefix is that of the epochs of elected writers.
 	fencePrefix = "/keelson/fence/"
+	// joinPrefix is that of admissions of members, changeKey a change of them under
+	// way: a new cluster has admitted nobody.
+	joinPrefix = "/keelson/join/"
+	changeKey  = "/keelson/change"
 	// restoredKey says where a restored store comes from.
 	restoredKey = "/keelson/restored"
 )

@@ -127,7 +127,9 @@ func filled(t testing.TB, objects int) *stores {
 	for i := range objects {
 		put(t, s.etcd, fmt.Sprintf("/registry/configmaps/default/m%d", i), configMap(t, fmt.Sprintf("m%d", i), 100))
 	}
-	put(t, s.etcd, fencePrefix+"scheduler", []byte("1"))
+	for _, key := range []string{fencePrefix + "scheduler", joinPrefix + "b", changeKey} {
+		put(t, s.etcd, key, []byte("1"))
+	}
 	put(t, s.raft, "/registry/events/default/e", event(t, "e"))
 	return s
 }

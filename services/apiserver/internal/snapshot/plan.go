@@ -181,7 +181,7 @@ func (t *target) sync() error {
 // was interrupted, and returns where the old data is, if there was any. stop is
 // called between its steps.
 func (t *target) swap(p plan, stop func(step string) error) (before string, err error) {
-	aside := t.at(beforePrefix + p.Began.Format("20060102T150405Z"))
+	aside := t.at(beforePrefix + p.Began.Format("20060102T150405.000Z"))
 	for _, part := range parts {
 		made := t.at(restoringDir, part)
 		if _, err := os.Lstat(made); errors.Is(err, fs.ErrNotExist) {

@@ -156,7 +156,7 @@ func (r *restore) begin() error {
 	if len(r.targets) != len(r.Dirs) {
 		return fmt.Errorf("data directories of %v, but the members are %v", keys(r.Dirs), members)
 	}
-	r.plan = plan{Token: r.Token, Members: members, Began: time.Now().UTC().Truncate(time.Second)}
+	r.plan = plan{Token: r.Token, Members: members, Began: time.Now().UTC()}
 	return nil
 }
 
@@ -300,7 +300,7 @@ func (r *restore) transform(c *contents, made string) (*raft.Saved, error) {
 	taken := map[store.Revision]bool{}
 	err = c.etcd.Rewrite(made, rev, restoredKey, note, func(e etcd.FileEntry) (bool, error) {
 		switch k := kinds.kind(e.Key); {
-		case strings.HasPrefix(e.Key, etcd.WriterPrefix):
+		case strings.HasPrefix(e.Key, etcd.WriterPrefix), strings.HasPrefix(e.Key, joinPrefix), e.Key == changeKey:
 			r.out.Dropped++
 			return false, nil
 		case strings.HasPrefix(e.Key, fencePrefix):

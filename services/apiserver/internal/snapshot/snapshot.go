@@ -32,7 +32,8 @@
 //     Entries that expire have as long as they had.
 //   - Epochs of elected writers end: the keys that hold them are dropped, and the
 //     transient store refuses whoever was elected before.
-//   - The keys by which processes settle their own creates are dropped.
+//   - The keys by which processes settle their own creates are dropped, and so are
+//     admissions of members and changes of them: the new cluster has admitted nobody.
 //
 // Of a snapshot without raft.snap (Kubernetes', or of an etcd of its own), the
 // objects of transient kinds move to the transient store. They are not dropped: a

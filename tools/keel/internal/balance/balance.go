@@ -3,7 +3,9 @@
 //
 // It knows nothing of what is said: TLS goes through from end to end. A connection
 // goes to a backend that is ready, in turn, or where none says so, to one that
-// accepts. If a backend ends before it has sent the first byte, another is asked
+// accepts. One that has died together with its address does not refuse, it is
+// silent: so the next is tried beside it after a moment, and who was silent or
+// refused comes late for a while. If a backend ends before it has sent the first byte, another is asked
 // the same: so far the client has said hello, which no TLS server acts on. On the
 // way down it takes no new connection and lets the present ones end for a while:
 // several processes may share a listener, and the others take the new ones.
@@ -16,7 +18,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -24,8 +25,6 @@ import (
 )
 
 const (
-	// dialTime is how long a backend may take to accept.
-	dialTime = time.Second
 	// maxConnections bounds what is passed on at once.
 	maxConnections = 4096
 	// maxHello bounds what is said again to another backend.
@@ -111,29 +110,6 @@ func (b *balancer) pass(ctx context.Context, client net.Conn) {
 			return
 		}
 	}
-}
-
-// dial connects to a ready backend whose turn it is, or the next that accepts, of
-// those that were not tried; nil if there is none.
-func (b *balancer) dial(ctx context.Context, tried map[*backend]bool) net.Conn {
-	first := b.turn.Add(1)
-	d := net.Dialer{Timeout: dialTime}
-	for _, any := range []bool{false, true} {
-		for i := range uint64(len(b.backends)) {
-			at := b.backends[(first+i)%uint64(len(b.backends))]
-			if tried[at] || !any && at.unready.Load() {
-				continue
-			}
-			tried[at] = true
-			conn, err := d.DialContext(ctx, "tcp", at.address)
-			if err == nil {
-				return conn
-			}
-			slog.DebugContext(ctx, "backend does not accept", "address", at.address, "error", err)
-		}
-	}
-	slog.WarnContext(ctx, "no backend takes a connection", "backends", len(b.backends))
-	return nil
 }
 
 // connection is a client and its backend of the moment.

@@ -8,7 +8,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -166,5 +169,58 @@ func TestCheck(t *testing.T) {
 		if err := Check(t.Context(), address); err == nil {
 			t.Errorf("%s: an apiserver is said to answer where there is none", address)
 		}
+	}
+}
+
+// silent is an address that neither accepts nor refuses, as one whose machine is
+// gone: a listener whose queue is full.
+func silent(t *testing.T) string {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Close(fd) })
+	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), syscall.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	name, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(name.(*syscall.SockaddrInet4).Port))
+	for range 8 {
+		c, err := net.DialTimeout("tcp", address, 200*time.Millisecond)
+		if err != nil {
+			return address
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	t.Fatal("the listener's queue does not fill")
+	return ""
+}
+
+// A backend that is silent holds nobody up for longer than a moment, and the next
+// callers not at all.
+func TestDoesNotWaitForTheSilent(t *testing.T) {
+	address := start(t, silent(t), silent(t), listen(t, "alive").Addr().String())
+	var times []time.Duration
+	for range 6 {
+		began := time.Now()
+		if got := talk(t, address); got != "alive hello" {
+			t.Fatalf("%q", got)
+		}
+		times = append(times, time.Since(began))
+	}
+	// Two of them are tried before the third: 2 × stagger, and not the seconds that
+	// a connection to nobody takes.
+	for i, took := range times {
+		if took > time.Second {
+			t.Errorf("caller %d waited for %s", i, took)
+		}
+	}
+	slices.Sort(times)
+	if times[len(times)/2] > stagger {
+		t.Errorf("callers wait for who was silent before: %s", times)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"sync/atomic"
 	"time"
 )
 
@@ -49,12 +48,6 @@ func Ready(roots *x509.CertPool) (probe Probe, done func()) {
 		}
 		return nil
 	}, transport.CloseIdleConnections
-}
-
-// backend is a server behind the balancer.
-type backend struct {
-	address string
-	unready atomic.Bool
 }
 
 // watch asks until ctx ends.

@@ -61,6 +61,8 @@ type Member struct {
 	// for a founder. It stays what it was: it is a flag of a process that must not be
 	// restarted when others come or go.
 	Join string `json:"join,omitempty"`
+	// Client says that it is no member, and uses the stores of those who are.
+	Client bool `json:"client,omitempty"`
 }
 
 // The ports on which members serve each other, on their own addresses.
@@ -308,13 +310,14 @@ func (c *Cluster) addMembers(n int) {
 const maxMembers = 9
 
 // AddMember gives another apiserver a name and an address. The first one of a
-// control plane that had only one becomes a member too.
-func (c *Cluster) AddMember() (Member, error) {
+// control plane that had only one becomes a member too. A client is no member, and
+// uses the stores of those who are.
+func (c *Cluster) AddMember(client bool) (Member, error) {
 	if len(c.Members) == 0 {
 		c.Members = []Member{{Name: "apiserver-0", IP: c.Gateway()}}
 		c.Founders, c.Named = slices.Clone(c.Members), 1
 	}
-	m := Member{Name: fmt.Sprintf("apiserver-%d", c.Named), Join: c.GRPC()}
+	m := Member{Name: fmt.Sprintf("apiserver-%d", c.Named), Join: c.GRPC(), Client: client}
 	for i := 1; i <= maxMembers && m.IP == ""; i++ {
 		ip := fmt.Sprintf("10.89.%d.%d", c.Subnet, i)
 		if !slices.ContainsFunc(c.Members, func(m Member) bool { return m.IP == ip }) {

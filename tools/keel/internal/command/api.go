@@ -27,6 +27,20 @@ func dial(c *cluster.Cluster) (*grpc.ClientConn, error) {
 	return dialAt(c.Path("pki", "admin"), strings.Split(c.GRPC(), ","))
 }
 
+// dialOthers connects to any apiserver but one, which is to go.
+func dialOthers(c *cluster.Cluster, name string) (*grpc.ClientConn, error) {
+	var endpoints []string
+	for _, m := range c.Members {
+		if m.Name != name {
+			endpoints = append(endpoints, fmt.Sprintf("%s:%d", m.IP, c.GRPCPort))
+		}
+	}
+	if len(endpoints) == 0 {
+		return dial(c)
+	}
+	return dialAt(c.Path("pki", "admin"), endpoints)
+}
+
 // dialAt connects to apiservers with the identity in a directory.
 func dialAt(identity string, endpoints []string) (*grpc.ClientConn, error) {
 	cert, err := tls.LoadX509KeyPair(filepath.Join(identity, "tls.crt"), filepath.Join(identity, "tls.key"))

@@ -26,16 +26,19 @@ const joinTime = time.Hour
 
 // grow starts another apiserver and waits until it has its votes, then tells the
 // other processes of it.
-func (m *members) grow(ctx context.Context, conn grpc.ClientConnInterface, c *cluster.Cluster) (name string, err error) {
+func (m *members) grow(ctx context.Context, conn grpc.ClientConnInterface, c *cluster.Cluster, client bool) (name string, err error) {
 	began := time.Now()
 	token, err := makeToken(ctx, conn, joinTime, joinGroup, "made by keel member add")
 	if err != nil {
 		return "", fmt.Errorf("make a join token: %w", err)
 	}
 	first := len(c.Members) == 0
-	added, err := unfinished(ctx, conn, c)
+	var added cluster.Member
+	if !client {
+		added, err = unfinished(ctx, conn, c)
+	}
 	if err == nil && added.Name == "" {
-		added, err = c.AddMember()
+		added, err = c.AddMember(client)
 	}
 	if err != nil {
 		return "", err
@@ -58,15 +61,29 @@ func (m *members) grow(ctx context.Context, conn grpc.ClientConnInterface, c *cl
 		if err := m.follow(ctx, c, func(s supervise.Spec) bool { return s.Name == "apiserver-0" || strings.HasPrefix(s.Name, "balancer-") }); err != nil {
 			return "", err
 		}
+		// It has another address now.
+		there, err := dial(c)
+		if err != nil {
+			return "", err
+		}
+		defer there.Close()
+		conn = there
 	}
 	if err := m.follow(ctx, c, func(s supervise.Spec) bool { return s.Name == added.Name }); err != nil {
 		return "", err
 	}
 	m.say("%6.1fs  %s has started", time.Since(began).Seconds(), added.Name)
-	if err := joined(ctx, conn, added.Name); err != nil {
+	if client {
+		if err := healthy(ctx, c, added.Name); err != nil {
+			return "", err
+		}
+		m.say("%6.1fs  %s is ready", time.Since(began).Seconds(), added.Name)
+	} else if err := joined(ctx, conn, added.Name); err != nil {
 		return "", fmt.Errorf("%s: %w; its log is %s; `keel member remove %s` gives up", added.Name, err, c.Path("log", added.Name+".log"), added.Name)
 	}
-	m.say("%6.1fs  %s has its votes", time.Since(began).Seconds(), added.Name)
+	if !client {
+		m.say("%6.1fs  %s has its votes", time.Since(began).Seconds(), added.Name)
+	}
 	if err := m.spread(ctx, c); err != nil {
 		return "", err
 	}
@@ -85,7 +102,7 @@ func unfinished(ctx context.Context, conn grpc.ClientConnInterface, c *cluster.C
 		return none, said(err)
 	}
 	for _, m := range c.Members {
-		if m.Join != "" && !slices.ContainsFunc(all.Members, func(x *memberv1.Member) bool { return x.Name == m.Name }) {
+		if m.Join != "" && !m.Client && !slices.ContainsFunc(all.Members, func(x *memberv1.Member) bool { return x.Name == m.Name }) {
 			return m, nil
 		}
 	}
@@ -162,8 +179,8 @@ func (m *members) follow(ctx context.Context, c *cluster.Cluster, meant func(sup
 	return err
 }
 
-// spread lets the processes beside the apiservers know where the apiservers are: one
-// after the other, so that a standby takes over while its leader starts again.
+// spread lets the processes beside the apiservers know where the apiservers are: in two
+// waves, so that one of each pair runs at any time.
 func (m *members) spread(ctx context.Context, c *cluster.Cluster) error {
 	want, err := desired(c)
 	if err != nil {
@@ -173,15 +190,20 @@ func (m *members) spread(ctx context.Context, c *cluster.Cluster) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range want {
-		if strings.HasPrefix(s.Name, "apiserver-") || slices.ContainsFunc(have, s.Equal) {
-			continue
+	for _, second := range []bool{false, true} {
+		wave := map[string]bool{}
+		for _, s := range want {
+			if !strings.HasPrefix(s.Name, "apiserver-") && !slices.ContainsFunc(have, s.Equal) && strings.HasSuffix(s.Name, "-1") == second {
+				wave[s.Name] = true
+			}
 		}
-		if err := m.follow(ctx, c, func(x supervise.Spec) bool { return x.Name == s.Name }); err != nil {
+		if err := m.follow(ctx, c, func(x supervise.Spec) bool { return wave[x.Name] }); err != nil {
 			return err
 		}
-		if err := healthy(ctx, c, s.Name); err != nil {
-			return err
+		for name := range wave {
+			if err := healthy(ctx, c, name); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -170,7 +170,8 @@ func (m *members) token() *cobra.Command {
 
 // add starts another apiserver on this machine and waits until it has its votes.
 func (m *members) add() *cobra.Command {
-	return &cobra.Command{
+	var client bool
+	cmd := &cobra.Command{
 		Use:   "add",
 		Short: "Start another apiserver on this machine, which joins the members",
 		Args:  noArgs,
@@ -182,10 +183,12 @@ func (m *members) add() *cobra.Command {
 			defer conn.Close()
 			ctx, cancel := context.WithTimeout(cmd.Context(), m.wait)
 			defer cancel()
-			_, err = m.grow(ctx, conn, c)
+			_, err = m.grow(ctx, conn, c, client)
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&client, "client", false, "no member: it uses the members' stores; for more apiservers than three or five")
+	return cmd
 }
 
 // remove takes an apiserver's place away and ends it.
@@ -207,14 +210,21 @@ func (m *members) remove() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer conn.Close()
+			conn.Close()
 			if err := known(c, args[0]); err != nil {
 				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), m.wait)
 			defer cancel()
-			if err := m.leave(ctx, conn, args[0]); err != nil {
-				return err
+			if x, _ := c.Member(args[0]); !x.Client {
+				others, err := dialOthers(c, args[0])
+				if err != nil {
+					return err
+				}
+				defer others.Close()
+				if err := m.leave(ctx, others, args[0]); err != nil {
+					return err
+				}
 			}
 			return m.shrink(ctx, c, args[0])
 		},
@@ -236,13 +246,21 @@ func (m *members) replace() *cobra.Command {
 			if err := known(c, args[0]); err != nil {
 				return err
 			}
+			if x, _ := c.Member(args[0]); x.Client {
+				return usageError{fmt.Errorf("%s is no member: remove it and add another", args[0])}
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), m.wait)
 			defer cancel()
-			added, err := m.grow(ctx, conn, c)
+			added, err := m.grow(ctx, conn, c, false)
 			if err != nil {
 				return err
 			}
-			_, err = memberv1.NewMemberServiceClient(conn).Replace(ctx, &memberv1.ReplaceRequest{Old: args[0], New: added}, grpc.WaitForReady(true))
+			others, err := dialOthers(c, args[0])
+			if err != nil {
+				return err
+			}
+			defer others.Close()
+			_, err = memberv1.NewMemberServiceClient(others).Replace(ctx, &memberv1.ReplaceRequest{Old: args[0], New: added}, grpc.WaitForReady(true))
 			if err != nil {
 				return fmt.Errorf("%s has joined, and %s is still there: %w; `keel member remove %s` tries again", added, args[0], said(err), args[0])
 			}

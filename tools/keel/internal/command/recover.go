@@ -82,6 +82,9 @@ func (m *members) recoverFrom(ctx context.Context, c *cluster.Cluster, name stri
 	}
 	step("all apiservers are stopped")
 	survivor, _ := c.Member(name)
+	if survivor.Client {
+		return usageError{fmt.Errorf("%s is no member: it has no data", name)}
+	}
 	spec, err := specOf(c, name)
 	if err != nil {
 		return err

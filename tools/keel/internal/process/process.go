@@ -143,6 +143,9 @@ func apiserver(c *cluster.Cluster, bin, name, host, advertise, shown string, mor
 
 // members are the flags that tell one of several apiservers of the others.
 func members(c *cluster.Cluster, self cluster.Member) []string {
+	if self.Client {
+		return []string{"--member=false", "--join", self.Join, "--join-token-file", JoinToken(c)}
+	}
 	own := []string{
 		"--listen-peer", fmt.Sprintf("%s:%d", self.IP, cluster.PeerPort),
 		"--etcd-listen-peer", fmt.Sprintf("%s:%d", self.IP, cluster.EtcdPort),

@@ -140,6 +140,10 @@ func Start(ctx context.Context, c EmbeddedConfig) (_ *Embedded, err error) {
 	st := newStore(inProcess(s, client), proposalTime, c.Log)
 	if p != nil {
 		p.run(func() { st.followLeader(run, s) })
+		p.run(func() { // without its place, what it is asked would wait for nothing
+			<-s.StopNotify()
+			st.closed.Store(true)
+		})
 	}
 	for {
 		if _, err = st.Revision(ctx); err == nil {
@@ -299,10 +303,10 @@ func inProcess(s *etcdserver.EtcdServer, client *clientv3.Client) transport {
 
 // Close stops etcd. Calls under way fail.
 func (e *Embedded) Close() {
-	if e.closed.Swap(true) {
+	if e.closing.Swap(true) {
 		return
 	}
-	e.closing.Store(true)
+	e.closed.Store(true)
 	_ = e.client.Close()
 	if e.peers != nil {
 		e.handOver()

@@ -426,14 +426,6 @@ func (e *Embedded) Health() error {
 	return nil
 }
 
-// HandOver lets another member lead, if this one does and there is one with a vote.
-func (e *Embedded) HandOver() error {
-	if !e.Leads() {
-		return nil
-	}
-	return e.etcd.Server.TryTransferLeadershipOnShutdown()
-}
-
 // takeIn looks at one name.
 func (e *Embedded) takeIn(ctx context.Context, name string) {
 	there, known := e.peers.newest(name)

@@ -370,6 +370,24 @@ func TestMembersTellEachOtherWhereTheyAre(t *testing.T) {
 
 // A voter whose disk was lost must not found a cluster anew with what its
 // configuration says, nor be taken for who it was.
+func TestAMemberThatEndedOpensNoSocket(t *testing.T) {
+	s := newSite(t, "a", "b")
+	s.start("a", "b")
+	a := s.running["a"]
+	s.stop("a")
+	const seat = "keelson-etcd-late_00000000"
+	if err := a.peers.openOutlet(seat); err != nil {
+		t.Fatal(err)
+	}
+	sockets.Lock()
+	defer sockets.Unlock()
+	if o := sockets.outlets[seat]; o != nil {
+		_ = o.listener.Close()
+		delete(sockets.outlets, seat)
+		t.Error("a socket was opened that nobody closes")
+	}
+}
+
 func TestALostDiskIsNotTakenForTheMember(t *testing.T) {
 	s := newSite(t, "a", "b", "c")
 	s.start("a", "b", "c")

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -253,6 +254,13 @@ func (c *cards) merge(told []card) error {
 				changed = true
 			}
 			continue // of another cluster
+		}
+		// The clock may have been set back since the name's last disk was written: who
+		// begins anew goes on from the number that the others know.
+		if own := c.mem.Cards[c.mem.Seat]; own.Fresh && nameOf(t.Seat) == nameOf(own.Seat) && t.Number >= own.Number && t.Number < math.MaxInt64 {
+			own.Number = t.Number + 1
+			c.mem.Cards[c.mem.Seat] = own
+			changed = true
 		}
 		old, known := c.mem.Cards[t.Seat]
 		if !c.counts(t) || known && old.Number >= t.Number || !known && len(c.mem.Cards) >= maxCards && !c.forgetFresh() {

@@ -156,14 +156,6 @@ func (s *Store) letGo() {
 	}
 }
 
-// HandOver lets another member lead, if this one does and there is one with a vote.
-func (s *Store) HandOver() error {
-	if s.raft.State() != hraft.Leader || len(s.voters()) < 2 {
-		return nil
-	}
-	return s.raft.LeadershipTransfer().Error()
-}
-
 // Leads tells whether this member leads, as far as it knows.
 func (s *Store) Leads() bool { return s.raft.State() == hraft.Leader }
 

@@ -20,7 +20,7 @@ type Saved struct{ state *state }
 
 // ReadSaved reads a state; bytes that are not one are an error.
 func ReadSaved(from io.Reader) (*Saved, error) {
-	s, err := readSnapshot(from)
+	s, _, _, err := readSnapshot(from) // the changes are of revisions that nobody resumes from
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -92,6 +93,7 @@ type Config struct {
 	wrapLog    func(*logStore) durable
 	bolt       bbolt.Options
 	settleTime time.Duration
+	failed     func(error) // instead of the end of the process
 }
 
 // durable is what has to last.
@@ -226,6 +228,13 @@ func (s *Store) start() (err error) {
 	}
 	if s.disk, err = openLog(s.cfg.Dir, s.cfg.bolt); err != nil {
 		return err
+	}
+	s.disk.failed = s.cfg.failed
+	if s.disk.failed == nil {
+		s.disk.failed = func(err error) {
+			s.log.Error("raft store ends this process: its disk failed, and what is on it has to be read anew", "error", err, "directory", s.cfg.Dir)
+			os.Exit(1)
+		}
 	}
 	s.id = serverID(s.cfg.Name, s.disk.id)
 	defer func() {

@@ -57,6 +57,8 @@ func step(s register, op operation, out outcome) []register {
 		holds, fails = false, true
 	}
 	switch {
+	case errors.Is(out.err, store.ErrUnavailable), errors.Is(out.err, store.ErrTooMany):
+		return []register{s} // nothing was done, on a busy machine
 	case op.read && errors.Is(out.err, store.ErrNotFound):
 		if !exists {
 			return []register{s}

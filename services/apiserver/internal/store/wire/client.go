@@ -63,18 +63,41 @@ func (m *Members) pick(not string) (string, storev1.StoreServiceClient, error) {
 	if i := slices.Index(names, m.current); m.current == not || i < 0 {
 		m.current = names[(i+1)%len(names)]
 	}
-	c, ok := m.conns[m.current]
-	if !ok {
-		var err error
-		if c, err = m.Dial(m.current); err != nil {
-			return m.current, nil, err
-		}
-		if m.conns == nil {
-			m.conns = map[string]grpc.ClientConnInterface{}
-		}
-		m.conns[m.current] = c
+	c, err := m.conn(m.current)
+	if err != nil {
+		return m.current, nil, err
 	}
 	return m.current, storev1.NewStoreServiceClient(c), nil
+}
+
+// conn is the connection to a member; m.mu is held.
+func (m *Members) conn(name string) (grpc.ClientConnInterface, error) {
+	if c, ok := m.conns[name]; ok {
+		return c, nil
+	}
+	c, err := m.Dial(name)
+	if err != nil {
+		return nil, err
+	}
+	if m.conns == nil {
+		m.conns = map[string]grpc.ClientConnInterface{}
+	}
+	m.conns[name] = c
+	return c, nil
+}
+
+// Conns are connections to all of them.
+func (m *Members) Conns() []grpc.ClientConnInterface {
+	names := m.Names()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []grpc.ClientConnInterface
+	for _, name := range names {
+		if c, err := m.conn(name); err == nil {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // Client is a store at the members.
@@ -220,6 +243,18 @@ func (c *Client) Revision(ctx context.Context) (store.Revision, error) {
 	})
 	return store.Revision(r.GetRevision()), err
 }
+
+// Voting is nil while a member answers that has a vote to go on with: the readiness of
+// an apiserver whose store this is.
+func (c *Client) Voting(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTime)
+	defer cancel()
+	_, err := c.Revision(ctx)
+	return err
+}
+
+// readyTime bounds the question whether a member answers.
+const readyTime = 2 * time.Second
 
 // Compact implements store.Store.
 func (c *Client) Compact(ctx context.Context, rev store.Revision) error {
