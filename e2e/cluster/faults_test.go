@@ -41,6 +41,7 @@ func TestKills(t *testing.T) {
 		if err := syscall.Kill(victim.PID, syscall.SIGKILL); err != nil {
 			t.Fatalf("kill -9 of %s: %v", victim.Name, err)
 		}
+		killed[victim.Name]++
 		began := time.Now()
 		eventually(t, 30*time.Second, "kill "+strconv.Itoa(i)+" ("+victim.Name+"): healthy again", func() error {
 			list, err := status()

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -52,7 +53,12 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		return 1
 	}
-	return m.Run()
+	code := m.Run()
+	if err := unexpected(); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e: FAIL:", err)
+		return max(code, 1)
+	}
+	return code
 }
 
 func newFixture() (fixture, error) {
@@ -182,6 +188,27 @@ type service struct {
 	Healthy bool   `json:"healthy"`
 	Reason  string `json:"reason"`
 	Log     string `json:"log"`
+	// Restarts since the supervisor started.
+	Restarts int `json:"restarts"`
+}
+
+// killed counts the processes that tests killed, by name.
+var killed = map[string]int{}
+
+// unexpected names what died without being killed: the supervisor brings it back so
+// quickly that no test need notice.
+func unexpected() error {
+	list, err := status()
+	if err != nil {
+		return err
+	}
+	for _, s := range list {
+		if s.Restarts > killed[s.Name] {
+			log, _ := exec.Command("tail", "-n", "40", s.Log).Output()
+			err = errors.Join(err, fmt.Errorf("%s was restarted %d times and killed %d times:\n%s", s.Name, s.Restarts, killed[s.Name], log))
+		}
+	}
+	return err
 }
 
 func status() ([]service, error) {

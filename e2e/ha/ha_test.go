@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -29,13 +30,14 @@ import (
 
 var kills = flag.Int("kills", 6, "how many apiservers are killed, one after the other")
 
-// controlPlane is a cluster of three apiservers.
+// controlPlane is a cluster of several apiservers.
 type controlPlane struct {
 	t         *testing.T
 	bin, home string
 }
 
-func start(t *testing.T) *controlPlane {
+// binaries is the directory of the programs.
+func binaries(t *testing.T) string {
 	t.Helper()
 	bin := os.Getenv("KEELSON_BIN")
 	if bin == "" {
@@ -48,6 +50,18 @@ func start(t *testing.T) *controlPlane {
 	if _, err := os.Stat(filepath.Join(bin, "keel")); err != nil {
 		t.Fatalf("%v: run `make e2e`, which builds the programs first", err)
 	}
+	return bin
+}
+
+// start starts a cluster of three apiservers.
+func start(t *testing.T) *controlPlane {
+	t.Helper()
+	return begin(t, binaries(t), 3)
+}
+
+// begin starts a cluster of the programs in a directory, with that many apiservers.
+func begin(t *testing.T, bin string, apiservers int) *controlPlane {
+	t.Helper()
 	c := &controlPlane{t: t, bin: bin, home: t.TempDir()}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -63,11 +77,11 @@ func start(t *testing.T) *controlPlane {
 		}
 	})
 	began := time.Now()
-	out, err := c.try("keel", "up", "--home", c.home, "--apiservers", "3", "--nodes", "0", "--simulated-nodes", "3")
+	out, err := c.try("keel", "up", "--home", c.home, "--apiservers", fmt.Sprint(apiservers), "--nodes", "0", "--simulated-nodes", "3")
 	if err != nil {
 		t.Fatalf("keel up: %v\n%s", err, out)
 	}
-	t.Logf("three apiservers were ready after %s", time.Since(began).Round(time.Millisecond))
+	t.Logf("%d apiservers were ready after %s", apiservers, time.Since(began).Round(time.Millisecond))
 	return c
 }
 
@@ -88,6 +102,7 @@ type process struct {
 	Name    string `json:"name"`
 	PID     int    `json:"pid"`
 	GRPC    string `json:"grpc"`
+	HTTPS   string `json:"https"`
 	Healthy bool   `json:"healthy"`
 	Reason  string `json:"reason"`
 }
@@ -112,14 +127,25 @@ func (c *controlPlane) apiservers() ([]process, error) {
 // client dials all apiservers as the administrator.
 func (c *controlPlane) client() *client.Client {
 	c.t.Helper()
+	return c.dial(c.endpoints())
+}
+
+// endpoints are the gRPC ports of all apiservers.
+func (c *controlPlane) endpoints() (out []string) {
+	c.t.Helper()
 	list, err := c.apiservers()
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	var endpoints []string
 	for _, p := range list {
-		endpoints = append(endpoints, p.GRPC)
+		out = append(out, p.GRPC)
 	}
+	return out
+}
+
+// tls is how the administrator connects.
+func (c *controlPlane) tls() *tls.Config {
+	c.t.Helper()
 	pki := filepath.Join(c.home, "pki")
 	cert, err := tls.LoadX509KeyPair(filepath.Join(pki, "admin", "tls.crt"), filepath.Join(pki, "admin", "tls.key"))
 	if err != nil {
@@ -131,8 +157,23 @@ func (c *controlPlane) client() *client.Client {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
-	api, err := client.Dial(client.Config{Endpoints: endpoints, UserAgent: "ha-test",
-		TLS: &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots, MinVersion: tls.VersionTLS13}})
+	return &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots, MinVersion: tls.VersionTLS13}
+}
+
+// address is where kubectl connects.
+func (c *controlPlane) address() string {
+	c.t.Helper()
+	out, err := c.try("kubectl", "config", "view", "-o", "jsonpath={.clusters[0].cluster.server}")
+	if err != nil {
+		c.t.Fatal(out)
+	}
+	return out
+}
+
+// dial dials some endpoints as the administrator.
+func (c *controlPlane) dial(endpoints []string, options ...grpc.DialOption) *client.Client {
+	c.t.Helper()
+	api, err := client.Dial(client.Config{Endpoints: endpoints, UserAgent: "ha-test", DialOptions: options, TLS: c.tls()})
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -140,7 +140,7 @@ func Dial(cfg Config) (*Client, error) {
 func New(conn grpc.ClientConnInterface, userAgent string) *Client {
 	manager, _, _ := strings.Cut(userAgent, "/")
 	return &Client{
-		rpc:     resourcev1.NewResourceServiceClient(conn),
+		rpc:     resourcev1.NewResourceServiceClient(fenced{conn}),
 		conn:    conn,
 		close:   func() error { return nil },
 		manager: manager,

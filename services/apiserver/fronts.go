@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -10,12 +11,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc"
 
+	coordinationv1 "keelson.dev/proto/keelson/coordination/v1"
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/authz"
+	"keelson.dev/services/apiserver/internal/fence"
 	grpcfront "keelson.dev/services/apiserver/internal/front/grpc"
 	"keelson.dev/services/apiserver/internal/front/rest"
 	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/snapshot"
 	"keelson.dev/services/apiserver/internal/token"
 	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/internal/boot"
@@ -31,17 +35,22 @@ type fronts struct {
 	api         pipeline.API
 	users       *users
 	rights      *authz.Authorizers
+	fences      *fence.Fences
 	spans       *spans
 	status      *ops.Server
 	ready       <-chan struct{}
+	stopping    context.Context // ended by the signal
+	checks      []rest.Check    // of the stores
+	nodes       func() int      // how many there are
 	grpc, https net.Listener
+	members     *members
+	tunnels     *tunnel.Server
+	snapshots   *snapshot.Service
 }
 
 // startFronts serves both fronts once the apiserver is ready.
 func startFronts(g *boot.Group, f fronts) {
-	// The controller-manager takes a node that is silent for four heartbeats for
-	// lost (--node-monitor-grace-period).
-	tunnels := tunnel.New(tunnel.Config{HeartbeatSeconds: 2})
+	g.Go("heartbeat interval", func(ctx context.Context) error { return setHeartbeats(ctx, f.nodes, f.tunnels) })
 	unary, stream := grpcfront.Authentication(f.users, f.rights)
 	server := rpc.NewServer(rpc.ServerConfig{
 		Identity: f.id,
@@ -49,37 +58,55 @@ func startFronts(g *boot.Group, f fronts) {
 		Stream:   []grpc.StreamServerInterceptor{stream},
 		Root:     grpcfront.Writes,
 		Untraced: grpcfront.Streams,
+		Endless:  grpcfront.Endless,
 		Options:  []grpc.ServerOption{grpc.ForceServerCodecV2(grpcfront.NewCodec())},
 	})
 	resourcev1.RegisterResourceServiceServer(server.Server, grpcfront.New(f.api))
-	nodev1.RegisterTunnelServiceServer(server.Server, tunnels)
+	coordinationv1.RegisterFenceServiceServer(server.Server, grpcfront.NewFenceService(f.fences))
+	nodev1.RegisterTunnelServiceServer(server.Server, f.tunnels)
 	grpcfront.RegisterReflection(server.Server)
 	f.spans.serve(server.Server, f.api, f.rights)
+	f.members.serveAPI(g, server.Server, f.rights)
+	f.snapshots.Register(server.Server)
 	web := rest.New(rest.Config{
-		API: f.api, Authn: f.users, Tunnel: tunnels,
+		API: f.api, Authn: f.users, Tunnel: f.tunnels,
 		Registerer: f.status.Registry(),
 		Metrics:    promhttp.HandlerFor(f.status.Registry(), promhttp.HandlerOpts{}),
-		Checks: []rest.Check{
+		Checks: append([]rest.Check{
 			{Name: "ping", Live: true, Run: func(context.Context) error { return nil }},
 			{Name: "start", Run: ops.ReadyWhen(f.ready)},
-		},
+			{Name: "shutdown", Run: notStopping(f.stopping)},
+		}, f.checks...),
 		OpenIDConfiguration: document(token.ConfigurationType, func(r *http.Request) ([]byte, error) {
 			return f.users.issuer.Configuration("https://" + r.Host)
 		}),
 		JWKS: document(token.KeySetType, func(*http.Request) ([]byte, error) { return f.users.issuer.KeySet() }),
 	})
-	g.Go("grpc", func(ctx context.Context) error {
+	g.Go("health", func(ctx context.Context) error { return tellHealth(ctx, f.stopping, server, f.status.CheckReady) })
+	// Both stop together: a process is gone when its last client is.
+	g.Go("fronts", func(ctx context.Context) error {
 		if !closed(ctx, f.ready) {
-			return f.grpc.Close()
+			return errors.Join(f.grpc.Close(), f.https.Close())
 		}
-		return server.Serve(ctx, f.grpc)
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		results := make(chan error, 2)
+		go func() { results <- server.Serve(ctx, f.grpc) }()
+		go func() { results <- rest.Serve(ctx, f.https, f.id.ServerTLS(false), web, slog.Default()) }()
+		first := <-results
+		cancel()
+		return errors.Join(first, <-results)
 	})
-	g.Go("https", func(ctx context.Context) error {
-		if !closed(ctx, f.ready) {
-			return f.https.Close()
+}
+
+// notStopping fails from the signal on: nothing new should be sent here.
+func notStopping(stopping context.Context) ops.Check {
+	return func(context.Context) error {
+		if stopping.Err() != nil {
+			return errors.New("it is stopping")
 		}
-		return rest.Serve(ctx, f.https, f.id.ServerTLS(false), web, slog.Default())
-	})
+		return nil
+	}
 }
 
 // document serves a small JSON document.

@@ -7,20 +7,27 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 
 	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
 
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/bootstrap"
+	"keelson.dev/services/apiserver/internal/fence"
 	"keelson.dev/services/apiserver/internal/kind"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/ops"
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "snapshot" {
+		os.Exit(snapshotCommand(os.Args[2:]))
+	}
 	boot.Main("apiserver", func(fs *pflag.FlagSet) boot.Run { return newOptions(fs).run })
 }
 
@@ -36,16 +43,24 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err != nil {
 		return boot.Invalid("--identity: %w", err)
 	}
+	if cfg.recover {
+		return recoverStores(ctx, cfg, id)
+	}
 	spans, err := startTelemetry(ctx, g, cfg)
 	if err != nil {
 		return err
 	}
-	st, err := startStore(ctx, g, cfg, id)
+	members, err := newMembers(ctx, g, cfg, id)
+	if err != nil {
+		return err
+	}
+	st, err := startStore(ctx, g, cfg, id, members)
 	if err != nil {
 		return err
 	}
 	table := resource.NewTable(kind.All()...)
-	lasting, transient, err := startPlaces(ctx, g, cfg, id, st, table)
+	tunnels := tunnel.New(tunnel.Config{Peers: members.relays})
+	lasting, transient, err := startPlaces(ctx, g, cfg, id, st, members, tunnels, table)
 	if err != nil {
 		return err
 	}
@@ -80,16 +95,28 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	status := ops.New()
 	ready := make(chan struct{})
 	status.Ready("start", ops.ReadyWhen(ready))
-	for name, place := range map[string]pipeline.Place{"lasting store": lasting, "transient store": transient} {
-		if member, ok := place.Store.(interface{ Voting(context.Context) error }); ok {
-			status.Ready(name, member.Voting)
-		}
+	for name, place := range map[string]pipeline.Place{"lasting": lasting, "transient": transient} {
+		registerLeading(status.Registry(), name, place.Store)
 	}
+	checks := startChecks(g, cfg, lasting, transient)
+	for _, c := range checks {
+		status.Ready(c.Name, c.Run)
+	}
+	stopping, stop := context.WithCancel(ctx)
+	status.Ready("shutdown", notStopping(stopping))
+	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
 	startFronts(g, fronts{
 		cfg: cfg, id: id, api: api, users: users, rights: rights, spans: spans, status: status,
-		ready: ready, grpc: listenGRPC, https: listenREST,
+		fences: fence.New(api, table, lasting.Store, transient.Store),
+		nodes:  cache.Kind(table.ByKind(corev1.SchemeGroupVersion.WithKind("Node"))).Len,
+		ready:  ready, stopping: stopping, checks: checks, grpc: listenGRPC, https: listenREST, members: members, tunnels: tunnels,
+		snapshots: newSnapshots(cfg, lasting, transient, rights),
 	})
-	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
+	g.OnStop("handover", func(ctx context.Context) error {
+		stop()
+		handOver(ctx, cfg, members, lasting, transient)
+		return nil
+	})
 	g.Go("start", func(ctx context.Context) error {
 		for _, step := range []<-chan struct{}{lasting.Cache.Ready(), transient.Cache.Ready(), synced, repaired} {
 			if !closed(ctx, step) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -9,9 +10,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
+	"keelson.dev/services/apiserver/internal/snapshot"
 	"keelson.dev/services/apiserver/internal/token"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
@@ -22,6 +25,7 @@ type options struct {
 	service *boot.Service
 
 	dataDir                string
+	shutdownDelay          time.Duration
 	memory                 bool
 	listenGRPC, listenREST string
 	advertise, name        string
@@ -37,10 +41,15 @@ type options struct {
 	listenPeer             string
 	etcdMembers            []string
 	etcdListenPeer         string
+	join                   []string
+	joinTokenFile          string
+	member                 bool
+	recover                bool
 }
 
 func newOptions(fs *pflag.FlagSet) *options {
 	o := &options{service: boot.ServiceFlags(fs)}
+	fs.DurationVar(&o.shutdownDelay, "shutdown-delay", 500*time.Millisecond, "how long clients are served after the signal to stop, while readiness fails already; at most 5 s. An apiserver without others does not wait")
 	fs.StringVar(&o.dataDir, "data-dir", "", "directory of the embedded etcd")
 	fs.BoolVar(&o.memory, "memory", false, "keep all state in memory, for tests: it is gone when the process ends")
 	fs.StringVar(&o.listenGRPC, "listen-grpc", ":6444", "host:port of the gRPC API")
@@ -59,6 +68,10 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.listenPeer, "listen-peer", ":6445", "host:port where the other members are served")
 	fs.StringSliceVar(&o.etcdMembers, "etcd-members", nil, "the same members, as name=host:port of their --etcd-listen-peer")
 	fs.StringVar(&o.etcdListenPeer, "etcd-listen-peer", ":2380", "host:port where the etcd of the other members connects")
+	fs.StringSliceVar(&o.join, "join", nil, "host:port of apiservers' gRPC APIs: join the members that carry the stores there. Once there is data in --data-dir, it says who they are")
+	fs.StringVar(&o.joinTokenFile, "join-token-file", "", "file with a token of `keel member token`, to --join with; without, the certificate of --identity must have the right to")
+	fs.BoolVar(&o.member, "member", true, "carry the stores together with those of --join; false uses theirs")
+	fs.BoolVar(&o.recover, "recover", false, "make stores of one member from --data-dir, and end: when too many of the other members are lost for good. No apiserver may run")
 	return o
 }
 
@@ -72,8 +85,10 @@ type config struct {
 	Services               netip.Prefix
 	// Peers are the members at their --listen-peer, EtcdPeers at their
 	// --etcd-listen-peer.
-	Peers, EtcdPeers    peers
-	FirstPort, LastPort int32
+	Peers, EtcdPeers peers
+	// PeerAddress and EtcdAddress are where the other members reach this one.
+	PeerAddress, EtcdAddress string
+	FirstPort, LastPort      int32
 	// CA is the cluster's CA in PEM.
 	CA []byte
 }
@@ -107,6 +122,9 @@ func (o *options) config() (*config, error) {
 		if err := boot.WritableDir("data-dir", o.dataDir, 0o700); err != nil {
 			return nil, err
 		}
+		if err := snapshot.Unfinished(o.dataDir); err != nil {
+			return nil, boot.Invalid("--data-dir: %w", err)
+		}
 	}
 	if c.Peers, err = parsePeers(o.members, o.name); err != nil {
 		return nil, boot.Invalid("--members: %w", err)
@@ -119,6 +137,15 @@ func (o *options) config() (*config, error) {
 	}
 	if len(c.Peers) > 0 && (o.memory || len(o.etcdServers) > 0) {
 		return nil, boot.Invalid("--members goes neither with --memory nor with --etcd-servers")
+	}
+	if len(o.join) > 0 && (len(c.Peers) > 0 || o.memory || len(o.etcdServers) > 0) {
+		return nil, boot.Invalid("--join goes with none of --members, --memory and --etcd-servers")
+	}
+	if !o.member && len(o.join) == 0 {
+		return nil, boot.Invalid("--member=false needs --join: whose stores are used?")
+	}
+	if o.recover && (o.memory || len(o.etcdServers) > 0) {
+		return nil, boot.Invalid("--recover goes neither with --memory nor with --etcd-servers")
 	}
 	if o.serviceAccountKey == "" {
 		return nil, boot.Invalid("--service-account-key is required")
@@ -136,6 +163,9 @@ func (o *options) config() (*config, error) {
 	if c.FirstPort, c.LastPort, err = parsePorts(o.nodePortRange); err != nil {
 		return nil, boot.Invalid("--service-node-port-range: %w", err)
 	}
+	if o.shutdownDelay < 0 || o.shutdownDelay > 5*time.Second {
+		return nil, boot.Invalid("--shutdown-delay %s: want 0 to 5s", o.shutdownDelay)
+	}
 	if o.notReadySeconds < 0 || o.unreachableSeconds < 0 {
 		return nil, boot.Invalid("toleration seconds must not be negative")
 	}
@@ -144,7 +174,39 @@ func (o *options) config() (*config, error) {
 			return nil, boot.Invalid("--advertise-address: %w", err)
 		}
 	}
-	return c, nil
+	return c, c.ownAddresses()
+}
+
+// ownAddresses are where the others find this member: what --members says, or else
+// where it listens.
+func (c *config) ownAddresses() error {
+	c.PeerAddress, c.EtcdAddress = c.Peers[c.name], c.EtcdPeers[c.name]
+	if len(c.join) == 0 || !c.member {
+		return nil
+	}
+	var err error
+	if c.PeerAddress, err = c.reached(c.listenPeer); err != nil {
+		return boot.Invalid("--listen-peer: %w", err)
+	}
+	if c.EtcdAddress, err = c.reached(c.etcdListenPeer); err != nil {
+		return boot.Invalid("--etcd-listen-peer: %w", err)
+	}
+	return nil
+}
+
+// reached is where others reach what listens at host:port.
+func (c *config) reached(listen string) (string, error) {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return "", err
+	}
+	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
+		if !c.Advertise.IsValid() {
+			return "", errors.New("it names no address for the other members; set --advertise-address")
+		}
+		host = c.Advertise.String()
+	}
+	return net.JoinHostPort(host, port), nil
 }
 
 func parsePorts(s string) (first, last int32, err error) {

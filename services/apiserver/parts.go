@@ -13,6 +13,7 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 
+	storev1 "keelson.dev/proto/keelson/store/v1"
 	"keelson.dev/services/apiserver/internal/admission"
 	"keelson.dev/services/apiserver/internal/authn"
 	"keelson.dev/services/apiserver/internal/authz"
@@ -38,8 +39,10 @@ import (
 const operator = "kubernetes-admin"
 
 // startStore opens the store that the flags ask for.
-func startStore(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source) (store.Store, error) {
+func startStore(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source, m *members) (store.Store, error) {
 	switch {
+	case m != nil && m.remote != nil:
+		return m.store(g, storev1.Place_PLACE_LASTING), nil
 	case cfg.memory:
 		s := memory.New()
 		g.OnStop("store", func(context.Context) error { s.Close(); return nil })
@@ -63,14 +66,8 @@ func startStore(ctx context.Context, g *boot.Group, cfg *config, id *identity.So
 		CA:   filepath.Join(cfg.Identity, identity.CAFile),
 	}
 	embedded := etcd.EmbeddedConfig{
-		Name: cfg.name, Dir: filepath.Join(cfg.dataDir, "etcd"), ListenClient: cfg.etcdListenClient, ClientTLS: files,
-		ClientNames: []string{id.Name(), operator},
-	}
-	if len(cfg.EtcdPeers) > 0 {
-		embedded.Peers = &etcd.PeerConfig{
-			Listen: cfg.etcdListenPeer, Address: cfg.EtcdPeers[cfg.name],
-			Identity: id, Names: []string{id.Name()}, Members: cfg.EtcdPeers,
-		}
+		Name: cfg.name, Dir: etcdDir(cfg), ListenClient: cfg.etcdListenClient, ClientTLS: files,
+		ClientNames: []string{id.Name(), operator}, Peers: m.peerConfig(cfg, id),
 	}
 	s, err := etcd.Start(ctx, embedded)
 	if err != nil {
@@ -78,11 +75,14 @@ func startStore(ctx context.Context, g *boot.Group, cfg *config, id *identity.So
 	}
 	g.OnStop("store", func(context.Context) error { s.Close(); return nil })
 	g.Go("store upkeep", func(ctx context.Context) error { return s.Maintain(ctx, etcd.Retention{}) })
-	if len(cfg.EtcdPeers) > 0 {
-		g.Go("members of etcd", func(ctx context.Context) error { return s.TakeIn(ctx, cfg.EtcdPeers.names()) })
+	if m != nil {
+		m.start(g, cfg, s)
 	}
 	return s, nil
 }
+
+// etcdDir is where the embedded etcd keeps its data.
+func etcdDir(cfg *config) string { return filepath.Join(cfg.dataDir, "etcd") }
 
 // users is how the apiserver knows who asks.
 type users struct {

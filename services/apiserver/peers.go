@@ -3,14 +3,27 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 
+	memberv1 "keelson.dev/proto/keelson/member/v1"
+	nodev1 "keelson.dev/proto/keelson/node/v1"
+	storev1 "keelson.dev/proto/keelson/store/v1"
+	"keelson.dev/services/apiserver/internal/authz"
+	"keelson.dev/services/apiserver/internal/member"
+	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/store/etcd"
 	"keelson.dev/services/apiserver/internal/store/raft"
+	"keelson.dev/services/apiserver/internal/store/wire"
+	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/rpc"
@@ -49,12 +62,193 @@ func (p peers) names() []string {
 	return out
 }
 
-// startPeers serves what the members say to each other. It has a port of its own,
+// members is this apiserver's part among those that carry the stores together; nil
+// where it is alone.
+type members struct {
+	book *member.Book
+	// seats are where the etcd of members may be found, before they say it themselves.
+	seats map[string]string
+	// joined says that others founded the stores.
+	joined bool
+	// admitted is closed when this one has its place, where it asks for one.
+	admitted chan struct{}
+	etcd     *etcd.Embedded
+	service  *member.Service
+	stores   *wire.Service
+	// remote are the members whose stores are used, where this one is none.
+	remote *wire.Members
+}
+
+// useMembers finds the members whose stores are used here.
+func useMembers(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source) (*members, error) {
+	directory, err := member.OpenDirectory(ctx, filepath.Join(cfg.dataDir, "members.json"),
+		member.Invitation{Endpoints: cfg.join, TokenFile: cfg.joinTokenFile, Identity: id})
+	if err != nil {
+		return nil, err
+	}
+	m := &members{book: member.NewBook(id, nil, id.Name())}
+	m.book.Follow(directory.Known)
+	m.remote = &wire.Members{Names: directory.Names, Dial: m.book.Dial}
+	g.OnStop("connections to members", func(context.Context) error { m.remote.Close(); return nil })
+	g.Go("address book", m.book.Run)
+	g.Go("directory of members", func(ctx context.Context) error { return directory.Run(ctx, m.book.Dial) })
+	return m, nil
+}
+
+// store is one of the members' stores.
+func (m *members) store(g *boot.Group, place storev1.Place) store.Store {
+	c := wire.NewClient(m.remote, place)
+	g.OnStop("store of the members", func(context.Context) error { c.Close(); return nil })
+	return c
+}
+
+// serveAPI serves MemberService to clients.
+func (m *members) serveAPI(g *boot.Group, r grpc.ServiceRegistrar, rights authz.Authorizer) {
+	switch {
+	case m == nil:
+	case m.remote != nil:
+		forward := member.NewForward(m.remote.Names, m.book.Dial, rights)
+		forward.Register(r)
+		g.OnStop("calls to members", func(context.Context) error { forward.Close(); return nil })
+	default:
+		m.service.RegisterAPI(r, rights)
+	}
+}
+
+// newMembers finds the other members: the flags name them, or those who are asked
+// to let this one join. It returns once they have said who they are.
+func newMembers(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source) (*members, error) {
+	switch {
+	case len(cfg.Peers) > 0:
+		return &members{book: member.NewBook(id, cfg.Peers, id.Name()), seats: cfg.EtcdPeers}, nil
+	case len(cfg.join) == 0:
+		return nil, nil
+	case !cfg.member:
+		return useMembers(ctx, g, cfg, id)
+	}
+	m := &members{joined: true, seats: map[string]string{}}
+	seeds := map[string]string{}
+	if !etcd.HasData(etcdDir(cfg)) {
+		v := member.Invitation{Endpoints: cfg.join, TokenFile: cfg.joinTokenFile, Identity: id}
+		r := &memberv1.JoinRequest{Name: cfg.name, PeerAddress: cfg.PeerAddress, EtcdAddress: cfg.EtcdAddress}
+		found, err := v.Ask(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		m.admitted = make(chan struct{})
+		g.Go("asking to join", func(ctx context.Context) error { return waitAsking(ctx, m.admitted, v, r) })
+		for _, f := range found {
+			if f.Name != cfg.name {
+				seeds[f.Name], m.seats[f.Name] = f.PeerAddress, f.EtcdAddress
+			}
+		}
+	}
+	m.book = member.NewBook(id, seeds, id.Name())
+	return m, nil
+}
+
+// askAgain is how often who waits to be let in asks again: an admission lasts for ten
+// minutes, and the members may be without a quorum for longer.
+const askAgain = 3 * time.Minute
+
+// waitAsking asks again to be let in, until admitted is closed.
+func waitAsking(ctx context.Context, admitted <-chan struct{}, v member.Invitation, r *memberv1.JoinRequest) error {
+	tick := time.NewTicker(askAgain)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-admitted:
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+		ask, cancel := context.WithTimeout(ctx, askAgain)
+		_, err := v.Ask(ask, r)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			slog.WarnContext(ctx, "asking again to join the members failed", "error", err)
+		}
+	}
+}
+
+// peerConfig is how etcd finds the others.
+func (m *members) peerConfig(cfg *config, id *identity.Source) *etcd.PeerConfig {
+	if m == nil {
+		return nil
+	}
+	return &etcd.PeerConfig{
+		Listen: cfg.etcdListenPeer, Address: cfg.EtcdAddress, Service: cfg.PeerAddress,
+		Identity: id, Names: []string{id.Name()}, Members: m.seats,
+	}
+}
+
+// start goes on once etcd runs here.
+func (m *members) start(g *boot.Group, cfg *config, s *etcd.Embedded) {
+	m.etcd = s
+	if m.admitted != nil {
+		close(m.admitted)
+	}
+	m.book.Follow(s.Known)
+	m.service = member.NewService(member.Config{Name: cfg.name, Etcd: s, Store: s, Dial: m.book.Dial})
+	g.OnStop("connections to members", func(context.Context) error { m.service.Close(); return nil })
+	g.Go("address book", m.book.Run)
+	g.Go("place among the members", func(ctx context.Context) error {
+		select {
+		case <-m.service.Retired():
+			return errors.New("this apiserver is to leave the members: its place is being taken away")
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	g.Go("members of etcd", func(ctx context.Context) error {
+		if err := s.TakeIn(ctx, m.service.Admitted); err != nil || ctx.Err() != nil {
+			return err
+		}
+		return errors.New("etcd has ended here: this apiserver has no place among the members any more (`keel member list` shows them), or its disk has failed")
+	})
+}
+
+// raft is this apiserver's member of the raft store, in part.
+func (m *members) raft(cfg *config) raft.Config {
+	out := raft.Config{Name: cfg.name}
+	if m == nil {
+		return out
+	}
+	out.Members, out.Dial, out.Follow, out.Join = cfg.Peers.names(), m.book.Dial, m.etcd, m.joined
+	if m.joined {
+		out.Members = m.etcd.Names()
+		if !slices.Contains(out.Members, cfg.name) {
+			out.Members = append(out.Members, cfg.name)
+		}
+	}
+	return out
+}
+
+// relays are the members but this one, to reach the nodes that are connected to them.
+func (m *members) relays() []nodev1.RelayServiceClient {
+	var conns []grpc.ClientConnInterface
+	switch {
+	case m == nil:
+	case m.remote != nil:
+		conns = m.remote.Conns()
+	default:
+		conns = m.service.Others()
+	}
+	var out []nodev1.RelayServiceClient
+	for _, c := range conns {
+		out = append(out, nodev1.NewRelayServiceClient(c))
+	}
+	return out
+}
+
+// servePeers serves what the members say to each other. It has a port of its own,
 // which opens before the stores and closes after them: stores need each other
 // while clients are not served yet, and no longer.
-func startPeers(g *boot.Group, cfg *config, id *identity.Source) (*raft.Service, error) {
-	service := raft.NewService(raft.Certificates(func() *x509.CertPool { return id.Current().Roots }, id.Name()))
-	if len(cfg.Peers) == 0 {
+func (m *members) servePeers(g *boot.Group, cfg *config, id *identity.Source, tunnels *tunnel.Server) (*raft.Service, error) {
+	allow := raft.Certificates(func() *x509.CertPool { return id.Current().Roots }, id.Name())
+	service := raft.NewService(allow)
+	if m == nil {
 		return service, nil
 	}
 	listener, err := net.Listen("tcp", cfg.listenPeer)
@@ -66,17 +260,11 @@ func startPeers(g *boot.Group, cfg *config, id *identity.Source) (*raft.Service,
 		Untraced: func(string) bool { return true },
 	})
 	service.Register(server.Server)
+	m.service.RegisterPeers(server.Server, allow)
+	m.stores = wire.NewService(allow)
+	m.stores.Serve(storev1.Place_PLACE_LASTING, m.etcd)
+	m.stores.Register(server.Server)
+	nodev1.RegisterRelayServiceServer(server.Server, tunnels.Relay(allow))
 	g.Go("peers", func(ctx context.Context) error { return server.Serve(ctx, listener) })
 	return service, nil
-}
-
-// dial makes the connection to another member.
-func (p peers) dial(id *identity.Source) func(string) (grpc.ClientConnInterface, error) {
-	return func(name string) (grpc.ClientConnInterface, error) {
-		addr, ok := p[name]
-		if !ok {
-			return nil, fmt.Errorf("--members does not say where %s is", name)
-		}
-		return rpc.Dial(id, []string{addr}, "keelson-apiserver")
-	}
 }

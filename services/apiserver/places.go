@@ -4,10 +4,12 @@ import (
 	"context"
 	"path/filepath"
 
+	storev1 "keelson.dev/proto/keelson/store/v1"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/store/raft"
+	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/apiserver/internal/watchcache"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
@@ -22,29 +24,40 @@ const (
 // startPlaces feeds the watch caches. Beside an etcd of our own, transient kinds
 // lie in a raft store; in an etcd elsewhere, which other apiservers share, and in
 // memory, everything lies together.
-func startPlaces(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source, st store.Store, table *resource.Table) (lasting, transient pipeline.Place, err error) {
+func startPlaces(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source, st store.Store, m *members, tunnels *tunnel.Server, table *resource.Table) (lasting, transient pipeline.Place, err error) {
 	if cfg.memory || len(cfg.etcdServers) > 0 {
 		lasting = startCache(g, "watch cache", st, stored(table, func(*resource.Kind) bool { return true }))
 		return lasting, lasting, nil
 	}
-	service, err := startPeers(g, cfg, id)
+	if m != nil && m.remote != nil {
+		lasting, transient = startCaches(g, table, st, m.store(g, storev1.Place_PLACE_TRANSIENT))
+		return lasting, transient, nil
+	}
+	rc := m.raft(cfg)
+	if rc.Service, err = m.servePeers(g, cfg, id, tunnels); err != nil {
+		return lasting, transient, err
+	}
+	rc.Dir = filepath.Join(cfg.dataDir, "raft")
+	rc.Bounds = []raft.Bound{{Prefix: "/registry/events/", Entries: maxEvents, Bytes: maxEventBytes}}
+	// Watches resume from the watch cache's history.
+	rc.HistoryEvents, rc.HistoryBytes = 5_000, 4<<20
+	quick, err := raft.Open(ctx, rc)
 	if err != nil {
 		return lasting, transient, err
 	}
-	quick, err := raft.Open(ctx, raft.Config{
-		Name: cfg.name, Dir: filepath.Join(cfg.dataDir, "raft"),
-		Members: cfg.Peers.names(), Dial: cfg.Peers.dial(id), Service: service,
-		Bounds: []raft.Bound{{Prefix: "/registry/events/", Entries: maxEvents, Bytes: maxEventBytes}},
-		// Watches resume from the watch cache's history.
-		HistoryEvents: 5_000, HistoryBytes: 4 << 20,
-	})
-	if err != nil {
-		return lasting, transient, err
+	if m != nil {
+		m.service.Serve(quick)
+		m.stores.Serve(storev1.Place_PLACE_TRANSIENT, quick)
 	}
 	g.OnStop("raft store", func(context.Context) error { quick.Close(); return nil })
-	lasting = startCache(g, "watch cache", st, stored(table, func(k *resource.Kind) bool { return !k.Transient }))
-	transient = startCache(g, "watch cache of transient kinds", quick, stored(table, func(k *resource.Kind) bool { return k.Transient }))
+	lasting, transient = startCaches(g, table, st, quick)
 	return lasting, transient, nil
+}
+
+// startCaches feeds a watch cache for each of the two stores.
+func startCaches(g *boot.Group, table *resource.Table, st, quick store.Store) (lasting, transient pipeline.Place) {
+	return startCache(g, "watch cache", st, stored(table, func(k *resource.Kind) bool { return !k.Transient })),
+		startCache(g, "watch cache of transient kinds", quick, stored(table, func(k *resource.Kind) bool { return k.Transient }))
 }
 
 func startCache(g *boot.Group, name string, st store.Store, kinds []*resource.Kind) pipeline.Place {

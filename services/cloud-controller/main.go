@@ -6,11 +6,11 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"os"
 	"strings"
 
+	"github.com/google/uuid"
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -87,6 +87,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	g.OnStop("telemetry", tel.Shutdown)
 	status := ops.New()
 	status.Registry().MustRegister(controller.Collectors()...)
+	status.Ready("apiserver", rpc.Connected(conn))
 	g.Go("operations listener", func(ctx context.Context) error { return status.Serve(ctx, o.service.OpsAddress) })
 
 	c := client.New(conn, userAgent)
@@ -109,8 +110,10 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		g.Go("controllers", work)
 		return nil
 	}
+	state := &leader.State{}
+	status.Note("leadership", state.String)
 	g.Go("controllers", func(ctx context.Context) error {
-		return leader.Run(ctx, c, leader.Config{Name: name, Identity: instance}, work)
+		return leader.Run(ctx, c, leader.Config{Name: name, Identity: instance, State: state}, work)
 	})
 	return nil
 }
@@ -162,6 +165,7 @@ func (o *options) cloud(g *boot.Group, id *identity.Source, caches service.Cache
 
 // work is what the leader does.
 func (o *options) work(ctx context.Context, c *client.Client, caches service.Caches, cloud provider.Provider, events *event.Recorder) error {
+	defer events.Flush()
 	for _, synced := range []<-chan struct{}{caches.Services.Synced(), caches.Nodes.Synced(), caches.Slices.Synced()} {
 		select {
 		case <-synced:
@@ -216,5 +220,6 @@ func instanceName() string {
 	if err != nil {
 		host = name
 	}
-	return fmt.Sprintf("%s_%d", host, os.Getpid())
+	// A process number would be the same again in the next container of that name.
+	return host + "_" + uuid.NewString()[:8]
 }

@@ -25,6 +25,7 @@ import (
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/identity/identitytest"
+	"keelson.dev/services/internal/leader/leadertest"
 	"keelson.dev/services/internal/rpc"
 )
 
@@ -79,13 +80,15 @@ func TestWrongCallsEndWithOneLine(t *testing.T) {
 }
 
 // The whole program, with TLS on every wire and a provider in another program:
-// it leads, initializes a node and gives a Service its address.
+// it leads, initializes a node and gives a Service its address, and writes nothing
+// without its fence.
 func TestTheProgramWithARemoteProvider(t *testing.T) {
 	ca := identitytest.NewCA(t)
 	dir, _ := identityDir(t, ca, "system:cloud-controller-manager")
 	_, server := identityDir(t, ca, "kube-apiserver")
 
 	state, c := clienttest.StartServer(t)
+	led := leadertest.Attach(t, state, userAgent)
 	api, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -166,6 +169,7 @@ func TestTheProgramWithARemoteProvider(t *testing.T) {
 		}
 		return nil
 	})
+	led.Fenced("nodes", "services", "events")
 	cancel()
 	select {
 	case r := <-done:

@@ -69,6 +69,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	metadata := garbage.NewMetadata(c)
 	server := ops.New()
 	server.Registry().MustRegister(controller.Collectors()...)
+	server.Ready("apiserver", rpc.Connected(conn))
 	for _, cache := range state.Caches {
 		g.Go("cache of "+cache.Kind().Resource, cache.Run)
 		server.Ready("cache of "+cache.Kind().Resource, cacheReady(cache))
@@ -80,6 +81,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	g.Go("operations", func(ctx context.Context) error { return server.Serve(ctx, o.service.OpsAddress) })
 
 	work := func(ctx context.Context) error {
+		defer events.Flush()
 		if !catchUp(ctx, state) {
 			return nil
 		}
@@ -89,8 +91,10 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		g.Go("controllers", work)
 		return nil
 	}
+	leads := &leader.State{}
+	server.Note("leadership", leads.String)
 	g.Go("leader", func(ctx context.Context) error {
-		return leader.Run(ctx, c, leader.Config{Name: name, Identity: instance, Pause: true}, work)
+		return leader.Run(ctx, c, leader.Config{Name: name, Identity: instance, Pause: true, State: leads}, work)
 	})
 	return nil
 }

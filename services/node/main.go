@@ -81,6 +81,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	}
 	g.OnStop("telemetry", tel.Shutdown)
 	status := ops.New()
+	status.Ready("apiserver", rpc.Connected(conn))
 	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, o.service.OpsAddress) })
 	c := client.New(conn, userAgent)
 	if o.simulated > 0 {
@@ -132,6 +133,9 @@ func (o *options) node(_ context.Context, g *boot.Group, s *settings, id *identi
 		return boot.Invalid("--containerd: %w", err)
 	}
 	g.OnStop("container runtime", func(context.Context) error { return runtime.Close() })
+	answers := ops.NewProbe(func(ctx context.Context) error { _, err := runtime.Version(ctx); return err })
+	g.Go("readiness of the container runtime", answers.Run)
+	status.Ready("containerd", answers.Check)
 	machine, err := registration.ReadMachine(o.dataDir, o.maxPods, s.capacity)
 	if err != nil {
 		return fmt.Errorf("machine: %w", err)

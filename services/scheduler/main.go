@@ -78,6 +78,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	s := scheduler.New(scheduler.Config{Client: c, Caches: caches, Events: events, Name: o.schedulerName})
 	status := ops.New()
 	status.Registry().MustRegister(s.Collectors()...)
+	status.Ready("apiserver", rpc.Connected(conn))
 	for _, cache := range caches.All() {
 		g.Go("cache of "+cache.Kind().Resource, cache.Run)
 		status.Ready("cache of "+cache.Kind().Resource, ops.ReadyWhen(cache.Synced()))
@@ -88,8 +89,10 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		g.Go("scheduler", s.Lead)
 		return nil
 	}
+	state := &leader.State{}
+	status.Note("leadership", state.String)
 	g.Go("leader", func(ctx context.Context) error {
-		return leader.Run(ctx, c, leader.Config{Name: name, Identity: instance}, s.Lead)
+		return leader.Run(ctx, c, leader.Config{Name: name, Identity: instance, State: state}, s.Lead)
 	})
 	return nil
 }

@@ -2,7 +2,7 @@
 // clients, as tests that run against any *client.Client: the in-memory server of
 // clienttest here, a real cluster from elsewhere.
 //
-// It writes into one namespace only, and must never depend on a controller being
+// It writes into one namespace only, a Lease there among it, and must never depend on a controller being
 // there or not being there.
 package clientconformance
 
@@ -24,8 +24,8 @@ import (
 type Config struct {
 	// Client speaks to the server.
 	Client *client.Client
-	// Namespace exists; the suite creates and deletes ConfigMaps and Services in
-	// it.
+	// Namespace exists; the suite creates and deletes ConfigMaps, Services and a
+	// Lease in it.
 	Namespace string
 	// Endpoint is the server's host:port, and Dial makes a client that connects
 	// to another address as if it were the endpoint: the suite puts a proxy
@@ -64,6 +64,7 @@ func Run(t *testing.T, cfg Config) {
 		{"WatchExpired", testWatchExpired},
 		{"Traceparent", testTraceparent},
 		{"Errors", testErrors},
+		{"Fence", testFence},
 		{"Cache", testCache},
 		{"CacheCut", testCacheCut},
 		{"CacheExpired", testCacheExpired},
@@ -130,12 +131,17 @@ func (s *suite) create(t *testing.T, name string, data ...string) *corev1.Config
 
 func (s *suite) set(t *testing.T, cm *corev1.ConfigMap, key, value string) *corev1.ConfigMap {
 	t.Helper()
+	return s.setAs(t, s.ctx, cm, key, value)
+}
+
+func (s *suite) setAs(t *testing.T, ctx context.Context, cm *corev1.ConfigMap, key, value string) *corev1.ConfigMap { //nolint:revive // the test comes first, as everywhere here.
+	t.Helper()
 	cm = cm.DeepCopy()
 	if cm.Data == nil {
 		cm.Data = map[string]string{}
 	}
 	cm.Data[key] = value
-	return must(s.maps.Update(s.ctx, cm))(t)
+	return must(s.maps.Update(ctx, cm))(t)
 }
 
 // must returns the value of a call that may not fail.

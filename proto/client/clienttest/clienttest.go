@@ -1,8 +1,8 @@
 // Package clienttest is an in-memory ResourceService for tests of what speaks to
 // a cluster: every built-in kind, optimistic concurrency, finalizers, graceful
 // pod deletion, propagation policies as finalizers, status and scale
-// subresources, binding, selectors, pagination, watches that can be cut, and
-// failures on demand. It passes the client's conformance suite, as the apiserver
+// subresources, binding, selectors, pagination, watches that can be cut, leaders'
+// fences, and failures on demand. It passes the client's conformance suite, as the apiserver
 // does.
 //
 // It has no defaults, no validation, no admission and no authorization, and
@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"keelson.dev/proto/client"
+	coordinationv1 "keelson.dev/proto/keelson/coordination/v1"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
@@ -53,8 +54,9 @@ func StartServer(t testing.TB) (*Server, *client.Client) {
 
 // Serve answers on a listener until stop is called, which waits for the end.
 func (s *Server) Serve(l net.Listener) (stop func()) {
-	srv := grpc.NewServer(grpc.MaxRecvMsgSize(64<<20), grpc.MaxSendMsgSize(64<<20))
+	srv := grpc.NewServer(grpc.MaxRecvMsgSize(64<<20), grpc.MaxSendMsgSize(64<<20), grpc.UnaryInterceptor(s.intercept))
 	resourcev1.RegisterResourceServiceServer(srv, s)
+	coordinationv1.RegisterFenceServiceServer(srv, &fences{s: s})
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

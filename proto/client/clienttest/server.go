@@ -29,6 +29,9 @@ type Server struct {
 	fail     func(method string, ref *resourcev1.Ref) error
 	admit    func(verb string, obj client.Object) error
 	noStream bool
+	// epochs are the revisions of the fences that were taken, by Lease.
+	epochs map[client.Key]uint64
+	wrote  func(Written)
 }
 
 // collection is all objects of a kind and what happened to them.
@@ -53,6 +56,7 @@ type change struct {
 func NewServer() *Server {
 	return &Server{
 		revision: 1, kinds: map[schema.GroupVersionResource]*collection{}, cut: make(chan struct{}),
+		epochs: map[client.Key]uint64{},
 	}
 }
 
@@ -97,6 +101,24 @@ func (s *Server) Admit(f func(verb string, obj client.Object) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.admit = f
+}
+
+// Written is an RPC that writes.
+type Written struct {
+	// Method is its name, for instance "Commit".
+	Method string
+	// UserAgent and Fence are what it carries, or empty.
+	UserAgent, Fence string
+	// Request is the message.
+	Request any
+}
+
+// Wrote sets a function that is called with each RPC that writes, before it does.
+// nil ends it.
+func (s *Server) Wrote(f func(Written)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wrote = f
 }
 
 // Revision is the revision of the last write.

@@ -3,7 +3,8 @@
 //
 // Recording never waits and never fails its caller: the queue is bounded, what
 // does not fit is dropped and counted. The same event within ten minutes is
-// counted up instead of being written anew.
+// counted up instead of being written anew. An event belongs to the epoch of the
+// leader that recorded it, and is refused after it.
 package event
 
 import (
@@ -47,6 +48,11 @@ type pending struct {
 	series      series
 	at          time.Time
 	traceparent string
+	// fence is the epoch of whoever recorded it; nil is none.
+	fence *client.Fence
+	// flushed is set in the place of all that: it is closed when what came before
+	// was written.
+	flushed chan struct{}
 }
 
 // series is what makes two events the same.
@@ -125,6 +131,7 @@ func (r *Recorder) About(ctx context.Context, about corev1.ObjectReference, kind
 		series:      series{about: about, component: r.component, kind: kind, reason: reason, message: message},
 		at:          time.Now(),
 		traceparent: telemetry.Traceparent(ctx),
+		fence:       client.FenceFrom(ctx),
 	}:
 	default:
 		r.dropped.Add(1)
@@ -133,6 +140,29 @@ func (r *Recorder) About(ctx context.Context, about corev1.ObjectReference, kind
 
 // Dropped is the number of events that found the queue full.
 func (r *writer) Dropped() int64 { return r.dropped.Load() }
+
+// flushTime bounds Flush: it is a small part of what a handover may take.
+const flushTime = 300 * time.Millisecond
+
+// Flush waits a moment until the events so far are written: a leader that gives
+// its lease up calls it before, as they would be refused after.
+func (r *Recorder) Flush() {
+	if r == nil {
+		return
+	}
+	timeout := time.NewTimer(flushTime)
+	defer timeout.Stop()
+	p := &pending{flushed: make(chan struct{})}
+	select {
+	case r.queue <- p:
+	case <-timeout.C:
+		return
+	}
+	select {
+	case <-p.flushed:
+	case <-timeout.C:
+	}
+}
 
 // Run writes events until ctx ends; what waits then is written within a second.
 func (r *writer) Run(ctx context.Context) error {
@@ -167,13 +197,37 @@ func (r *writer) batch(first *pending) []*pending {
 	return batch
 }
 
+// write writes a batch, one message for each epoch in a row.
 func (r *writer) write(ctx context.Context, batch []*pending) {
+	for len(batch) > 0 {
+		if done := batch[0].flushed; done != nil {
+			close(done)
+			batch = batch[1:]
+			continue
+		}
+		n := 1
+		for n < len(batch) && batch[n].flushed == nil && batch[n].fence == batch[0].fence {
+			n++
+		}
+		same := ctx
+		if f := batch[0].fence; f != nil {
+			same = client.WithFence(ctx, f)
+		}
+		r.commit(same, batch[:n])
+		batch = batch[n:]
+	}
+}
+
+func (r *writer) commit(ctx context.Context, batch []*pending) {
 	writes := make([]client.Write, 0, len(batch))
 	for _, p := range batch {
 		writes = append(writes, r.one(p).WithTraceparent(p.traceparent))
 	}
 	results, err := r.c.CommitQuietly(ctx, writes...)
 	if err != nil {
+		for _, p := range batch {
+			delete(r.recent, p.series)
+		}
 		r.dropped.Add(int64(len(batch)))
 		slog.Debug("events were not written", "count", len(batch), "error", err)
 		return

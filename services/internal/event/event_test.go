@@ -2,6 +2,8 @@ package event_test
 
 import (
 	"context"
+	"maps"
+	"sync"
 	"testing"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 
 	"keelson.dev/proto/client"
 	"keelson.dev/proto/client/clienttest"
+	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/internal/event"
 )
 
@@ -64,5 +67,44 @@ func TestNeverWaits(t *testing.T) {
 	}
 	if r.Dropped() == 0 {
 		t.Error("nothing was dropped")
+	}
+}
+
+// Events carry the epoch of the leader that recorded them, also when they are
+// written together with another's; Flush waits for them.
+func TestEventsAreFenced(t *testing.T) {
+	s, c := clienttest.StartServer(t)
+	var mu sync.Mutex
+	got := map[string]int{} // by fence
+	s.Wrote(func(w clienttest.Written) {
+		mu.Lock()
+		defer mu.Unlock()
+		got[w.Fence] += len(w.Request.(*resourcev1.CommitRequest).GetWrites())
+	})
+	r := event.NewRecorder(c, "tester", "tester-0")
+	lost := map[string]bool{}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "a", UID: "1"}}
+	for i, token := range []string{"", "ns/a 1", "ns/a 2", "ns/a 2", ""} {
+		ctx := t.Context()
+		if token != "" {
+			ctx = client.WithFence(ctx, &client.Fence{Token: token, Lost: func() { lost[token] = true }})
+		}
+		r.Normal(ctx, pod, "Reason", "event %d", i)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	r.Flush()
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if want := map[string]int{"": 2, "ns/a 1": 1, "ns/a 2": 2}; !maps.Equal(got, want) {
+		t.Errorf("events by fence: %v, want %v", got, want)
+	}
+	if !lost["ns/a 1"] || !lost["ns/a 2"] {
+		t.Errorf("epochs that nobody took were not lost: %v", lost)
 	}
 }

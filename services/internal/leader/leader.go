@@ -6,8 +6,14 @@
 // when it was given up. The way of client-go's leaderelection, with a watch in
 // the place of polling and two seconds in the place of fifteen.
 //
-// It must never let two well-behaved processes work at once. A process that was
-// paused is not well-behaved: writes that must not come late need fencing.
+// It never lets two well-behaved processes work at once. A process that was paused,
+// or whose packets were, is not well-behaved: so each term takes a fence before its
+// work begins (keelson.coordination.v1), and the context of the work has every
+// write of it depend on that (client.WithFence). The renewals of the lease do not:
+// they are conditional on the lease itself.
+//
+// It must never let work begin without a fence, and never let it go on once a write
+// was refused because another has begun.
 package leader
 
 import (
@@ -16,6 +22,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -41,6 +49,25 @@ type Config struct {
 	// goes on where it was. On a machine that is short of time, stopping and
 	// starting anew would make it shorter still.
 	Pause bool
+	// State, if set, is told whether this process leads.
+	State *State
+}
+
+// State tells whether a process leads, for people.
+type State struct{ leading atomic.Bool }
+
+// String is "leading" or "standby".
+func (s *State) String() string {
+	if s.leading.Load() {
+		return "leading"
+	}
+	return "standby"
+}
+
+func (s *State) set(leading bool) {
+	if s != nil {
+		s.leading.Store(leading)
+	}
 }
 
 func (c *Config) defaults() error {
@@ -60,19 +87,18 @@ func (c *Config) renewEvery() time.Duration    { return c.Duration / 4 }
 func (c *Config) renewDeadline() time.Duration { return c.Duration * 3 / 4 }
 
 // Run waits for leadership and calls lead, whose context ends when leadership is
-// lost; then it waits again. It returns when ctx ends (nil, after giving the
+// lost, and carries the fence; then it waits again. It returns when ctx ends (nil, after giving the
 // lease up) or when lead returns while it leads: with lead's error.
 func Run(ctx context.Context, c *client.Client, cfg Config, lead func(ctx context.Context) error) error {
 	if err := cfg.defaults(); err != nil {
 		return err
 	}
-	e := &election{Config: cfg, leases: client.For[*coordinationv1.Lease](c)}
+	e := &election{Config: cfg, client: c, leases: client.For[*coordinationv1.Lease](c)}
 	for {
 		lease, began := e.campaign(ctx)
 		if lease == nil {
 			return nil
 		}
-		slog.Info("leading", "lease", cfg.Name, "identity", cfg.Identity)
 		err, ended := e.term(ctx, lease, began, lead)
 		if ended || ctx.Err() != nil {
 			return err
@@ -84,6 +110,7 @@ func Run(ctx context.Context, c *client.Client, cfg Config, lead func(ctx contex
 type election struct {
 	Config
 
+	client *client.Client
 	leases client.Resource[*coordinationv1.Lease]
 }
 
@@ -117,7 +144,7 @@ func (e *election) campaign(ctx context.Context) (lease *coordinationv1.Lease, b
 		case <-expiry.C:
 		}
 		began = time.Now()
-		lease, err := e.take(ctx, last)
+		lease, err := e.acquire(ctx, last)
 		if err == nil {
 			return lease, began
 		}
@@ -174,9 +201,9 @@ func holder(l *coordinationv1.Lease) string {
 	return *l.Spec.HolderIdentity
 }
 
-// take writes our name into the lease as it was last seen; somebody who was
+// acquire writes our name into the lease as it was last seen; somebody who was
 // faster makes a conflict.
-func (e *election) take(ctx context.Context, last *coordinationv1.Lease) (*coordinationv1.Lease, error) {
+func (e *election) acquire(ctx context.Context, last *coordinationv1.Lease) (*coordinationv1.Lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.renewDeadline())
 	defer cancel()
 	now := metav1.NewMicroTime(time.Now())
@@ -207,38 +234,66 @@ func (e *election) fill(l *coordinationv1.Lease, now metav1.MicroTime) {
 // term leads until leadership is lost, ctx ends or lead returns; ended tells the
 // last.
 func (e *election) term(ctx context.Context, lease *coordinationv1.Lease, began time.Time, lead func(context.Context) error) (err error, ended bool) { //nolint:revive // the error is lead's, not term's.
-	work, stop := context.WithCancel(ctx)
+	whole, stop := context.WithCancel(ctx)
 	defer stop()
+	refused := make(chan struct{})
+	var once sync.Once
+	fence := &client.Fence{Lost: func() { once.Do(func() { close(refused) }) }}
+	work := client.WithFence(whole, fence)
 	var g *gate
 	if e.Pause {
 		work, g = withGate(work)
 		defer g.shut()
 	}
 	done := make(chan error, 1)
-	go func() { done <- lead(work) }()
+	go func(acquired *coordinationv1.Lease) {
+		if err := e.take(whole, acquired, fence); err != nil {
+			done <- err
+			return
+		}
+		slog.Info("leading", "lease", e.Name, "identity", e.Identity)
+		e.State.set(true)
+		err := lead(work)
+		e.State.set(false)
+		done <- err
+	}(lease)
 	tick := time.NewTicker(e.renewEvery())
 	defer tick.Stop()
 	deadline := time.NewTimer(time.Until(began.Add(e.renewDeadline())))
 	defer deadline.Stop()
 	renewals := make(chan renewal, 1)
 	renewing := false
+	// down ends the work and what else runs.
+	down := func() error {
+		stop()
+		err := <-done
+		if renewing {
+			lease = newer(lease, <-renewals)
+		}
+		return err
+	}
 	for {
 		select {
 		case err = <-done:
-			stop()
-			if renewing {
-				lease = newer(lease, <-renewals)
-			}
+			done <- err
+			_ = down()
 			e.release(ctx, lease)
+			if errors.Is(err, errNoFence) {
+				slog.Warn("no fence could be taken: the lease is given up", "lease", e.Name, "error", err)
+				pause(ctx, e.renewEvery()+rand.N(e.renewEvery())) //nolint:gosec // jitter needs no secrecy.
+				return nil, false
+			}
 			return err, true
 		case <-ctx.Done():
-			stop()
-			err = <-done
-			if renewing {
-				lease = newer(lease, <-renewals)
-			}
+			err = down()
 			e.release(ctx, lease)
+			if errors.Is(err, errNoFence) {
+				err = nil
+			}
 			return err, true
+		case <-refused:
+			slog.Warn("a write was refused: another leader has begun", "lease", e.Name)
+			return down(), false
 		case <-deadline.C:
 			if g != nil {
 				slog.Warn("the lease was not renewed in time: paused", "lease", e.Name)
@@ -246,16 +301,11 @@ func (e *election) term(ctx context.Context, lease *coordinationv1.Lease, began 
 				continue
 			}
 			slog.Warn("the lease was not renewed in time", "lease", e.Name)
-			stop()
-			err = <-done
-			if renewing {
-				<-renewals
-			}
-			return err, false
+			return down(), false
 		case <-tick.C:
 			if !renewing {
 				renewing = true
-				go func() { renewals <- e.renew(work, lease) }()
+				go func() { renewals <- e.renew(whole, lease) }()
 			}
 		case r := <-renewals:
 			renewing = false
@@ -267,12 +317,31 @@ func (e *election) term(ctx context.Context, lease *coordinationv1.Lease, began 
 				}
 				deadline.Reset(time.Until(r.began.Add(e.renewDeadline())))
 			case r.lost:
-				stop()
-				return <-done, false
-			case work.Err() == nil:
+				return down(), false
+			case whole.Err() == nil:
 				slog.Warn("the lease was not renewed", "lease", e.Name, "error", r.err)
 			}
 		}
+	}
+}
+
+// errNoFence ends a term before its work.
+var errNoFence = errors.New("no fence")
+
+// take takes the fence of an acquisition; it tries for as long as a lease lasts,
+// by which time another candidate may do better. The error is errNoFence.
+func (e *election) take(ctx context.Context, acquired *coordinationv1.Lease, fence *client.Fence) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, e.Duration)
+	defer cancel()
+	for {
+		if fence.Token, err = client.TakeFence(ctx, e.client, acquired); err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || client.IsFenced(err) {
+			return fmt.Errorf("%w: %w", errNoFence, err)
+		}
+		slog.Debug("the fence was not taken", "lease", e.Name, "error", err)
+		pause(ctx, min(e.renewEvery(), 50*time.Millisecond))
 	}
 }
 

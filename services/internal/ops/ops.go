@@ -36,6 +36,12 @@ type Server struct {
 	mu       sync.Mutex
 	ready    []named
 	health   []named
+	notes    []note
+}
+
+type note struct {
+	name string
+	text func() string
 }
 
 type named struct {
@@ -58,6 +64,14 @@ func (s *Server) Ready(name string, check Check) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ready = append(s.ready, named{name, check})
+}
+
+// Note adds a line to /readyz?verbose that is always well: what the service does at
+// the moment.
+func (s *Server) Note(name string, text func() string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.notes = append(s.notes, note{name, text})
 }
 
 // Health adds a check that fails when only a restart can help.
@@ -123,7 +137,7 @@ func (s *Server) checks(path string, list func() []named) http.Handler {
 		ctx, cancel := context.WithTimeout(r.Context(), checkPatience)
 		defer cancel()
 		s.mu.Lock()
-		all := slices.Clone(list())
+		all, notes := slices.Clone(list()), slices.Clone(s.notes)
 		s.mu.Unlock()
 		query := r.URL.Query()
 		excluded := query["exclude"]
@@ -142,6 +156,9 @@ func (s *Server) checks(path string, list func() []named) http.Handler {
 				continue
 			}
 			fmt.Fprintf(&text, "[+]%s ok\n", c.name)
+		}
+		for _, n := range notes {
+			fmt.Fprintf(&text, "[+]%s ok: %s\n", n.name, n.text())
 		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.Header().Set("X-Content-Type-Options", "nosniff")

@@ -40,7 +40,8 @@ const (
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 5 * time.Second
 	handshakeTimeout = 10 * time.Second
-	stopTimeout      = 5 * time.Second
+	// stopTimeout is how long the calls that run when the server stops may go on.
+	stopTimeout = 8 * time.Second
 )
 
 // ServerConfig says how to serve.
@@ -61,6 +62,9 @@ type ServerConfig struct {
 	// Untraced tells further methods that get no span: streams that live as long
 	// as the connection.
 	Untraced func(fullMethod string) bool
+	// Endless tells the streams that nobody ends but the client: watches, tunnels.
+	// They end at once when the server stops; see drainStreams for how.
+	Endless func(fullMethod string) bool
 	// Reflection serves what the server's services are, to anyone who may
 	// connect.
 	Reflection bool
@@ -73,6 +77,7 @@ type Server struct {
 	*grpc.Server
 	// Health is SERVING from the start; Serve sets NOT_SERVING when it ends.
 	Health *health.Server
+	drain  context.CancelFunc
 }
 
 // NewServer makes a server.
@@ -81,11 +86,16 @@ func NewServer(cfg ServerConfig) *Server {
 	if cfg.Identity != nil {
 		creds = cfg.Identity.ServerCredentials(cfg.RequireClientCert)
 	}
+	drain, begin := context.WithCancel(context.Background())
+	stream := append([]grpc.StreamServerInterceptor{RecoverStream}, cfg.Stream...)
+	if cfg.Endless != nil {
+		stream = append(stream, drainStreams(drain, cfg.Endless))
+	}
 	options := append([]grpc.ServerOption{
 		grpc.Creds(creds),
 		grpc.StatsHandler(serverTracing(cfg)),
 		grpc.ChainUnaryInterceptor(append([]grpc.UnaryServerInterceptor{RecoverUnary}, cfg.Unary...)...),
-		grpc.ChainStreamInterceptor(append([]grpc.StreamServerInterceptor{RecoverStream}, cfg.Stream...)...),
+		grpc.ChainStreamInterceptor(stream...),
 		grpc.MaxRecvMsgSize(MaxMessage),
 		grpc.MaxSendMsgSize(MaxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
@@ -94,7 +104,7 @@ func NewServer(cfg ServerConfig) *Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
 	}, cfg.Options...)
-	s := &Server{Server: grpc.NewServer(options...), Health: health.NewServer()}
+	s := &Server{Server: grpc.NewServer(options...), Health: health.NewServer(), drain: begin}
 	healthv1.RegisterHealthServer(s.Server, s.Health)
 	if cfg.Reflection {
 		reflection.Register(s.Server)
@@ -102,18 +112,20 @@ func NewServer(cfg ServerConfig) *Server {
 	return s
 }
 
-// Serve serves on l until ctx ends: then calls that run are given a few seconds,
-// and streams are cut.
+// Serve serves on l until ctx ends. Then clients are told to go elsewhere, endless
+// streams end, and the other calls that run are given a few seconds.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	done := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(done)
 		s.Health.Shutdown()
+		s.drain()
 		force := time.AfterFunc(stopTimeout, s.Stop)
 		defer force.Stop()
 		s.GracefulStop()
 	})
 	err := s.Server.Serve(l)
+	defer s.drain()
 	if !stop() {
 		<-done
 		return nil

@@ -354,7 +354,7 @@ type ConnectResponse_Open struct {
 }
 
 type ConnectResponse_Welcome struct {
-	// welcome answers the Hello.
+	// welcome answers the Hello, and comes again when what it says has changed.
 	Welcome *Welcome `protobuf:"bytes,2,opt,name=welcome,proto3,oneof"`
 }
 

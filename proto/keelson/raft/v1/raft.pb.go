@@ -2368,7 +2368,11 @@ type Snapshot struct {
 	// records, in the order of their keys.
 	Records []*Record `protobuf:"bytes,2,rep,name=records,proto3" json:"records,omitempty"`
 	// end is in the last part.
-	End           *Snapshot_End `protobuf:"bytes,3,opt,name=end,proto3" json:"end,omitempty"`
+	End *Snapshot_End `protobuf:"bytes,3,opt,name=end,proto3" json:"end,omitempty"`
+	// changes are the newest part of the member's history, oldest first, after the
+	// records: watches of the member that starts from the snapshot resume from them.
+	// They are no part of the state.
+	Changes       []*Snapshot_Change `protobuf:"bytes,4,rep,name=changes,proto3" json:"changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2424,6 +2428,13 @@ func (x *Snapshot) GetEnd() *Snapshot_End {
 	return nil
 }
 
+func (x *Snapshot) GetChanges() []*Snapshot_Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
 // State is all but the records.
 type Snapshot_State struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2444,7 +2455,10 @@ type Snapshot_State struct {
 	// epochs, in the order of their keys.
 	Epochs []*Epoch `protobuf:"bytes,8,rep,name=epochs,proto3" json:"epochs,omitempty"`
 	// bounds of prefixes.
-	Bounds        *Bounds `protobuf:"bytes,9,opt,name=bounds,proto3" json:"bounds,omitempty"`
+	Bounds *Bounds `protobuf:"bytes,9,opt,name=bounds,proto3" json:"bounds,omitempty"`
+	// changes_after is the revision that the first change came after; 0 if there are
+	// none.
+	ChangesAfter  int64 `protobuf:"varint,10,opt,name=changes_after,json=changesAfter,proto3" json:"changes_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2542,18 +2556,91 @@ func (x *Snapshot_State) GetBounds() *Bounds {
 	return nil
 }
 
+func (x *Snapshot_State) GetChangesAfter() int64 {
+	if x != nil {
+		return x.ChangesAfter
+	}
+	return 0
+}
+
+// Change is one write, or the expiry of a record.
+type Snapshot_Change struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// revision of the change.
+	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// put is what was written; without it, the record was deleted.
+	Put *Record `protobuf:"bytes,2,opt,name=put,proto3" json:"put,omitempty"`
+	// before is what was there; without it, nothing was.
+	Before        *Record `protobuf:"bytes,3,opt,name=before,proto3" json:"before,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Snapshot_Change) Reset() {
+	*x = Snapshot_Change{}
+	mi := &file_keelson_raft_v1_raft_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Snapshot_Change) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Snapshot_Change) ProtoMessage() {}
+
+func (x *Snapshot_Change) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_raft_v1_raft_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Snapshot_Change.ProtoReflect.Descriptor instead.
+func (*Snapshot_Change) Descriptor() ([]byte, []int) {
+	return file_keelson_raft_v1_raft_proto_rawDescGZIP(), []int{35, 1}
+}
+
+func (x *Snapshot_Change) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Snapshot_Change) GetPut() *Record {
+	if x != nil {
+		return x.Put
+	}
+	return nil
+}
+
+func (x *Snapshot_Change) GetBefore() *Record {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
 // End is the last part.
 type Snapshot_End struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// records is their number.
-	Records       int64 `protobuf:"varint,1,opt,name=records,proto3" json:"records,omitempty"`
+	Records int64 `protobuf:"varint,1,opt,name=records,proto3" json:"records,omitempty"`
+	// changes is their number.
+	Changes       int64 `protobuf:"varint,2,opt,name=changes,proto3" json:"changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Snapshot_End) Reset() {
 	*x = Snapshot_End{}
-	mi := &file_keelson_raft_v1_raft_proto_msgTypes[37]
+	mi := &file_keelson_raft_v1_raft_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2565,7 +2652,7 @@ func (x *Snapshot_End) String() string {
 func (*Snapshot_End) ProtoMessage() {}
 
 func (x *Snapshot_End) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_raft_v1_raft_proto_msgTypes[37]
+	mi := &file_keelson_raft_v1_raft_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2578,12 +2665,19 @@ func (x *Snapshot_End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot_End.ProtoReflect.Descriptor instead.
 func (*Snapshot_End) Descriptor() ([]byte, []int) {
-	return file_keelson_raft_v1_raft_proto_rawDescGZIP(), []int{35, 1}
+	return file_keelson_raft_v1_raft_proto_rawDescGZIP(), []int{35, 2}
 }
 
 func (x *Snapshot_End) GetRecords() int64 {
 	if x != nil {
 		return x.Records
+	}
+	return 0
+}
+
+func (x *Snapshot_End) GetChanges() int64 {
+	if x != nil {
+		return x.Changes
 	}
 	return 0
 }
@@ -2745,11 +2839,12 @@ const file_keelson_raft_v1_raft_proto_rawDesc = "" +
 	"\fmod_revision\x18\x03 \x01(\x03R\vmodRevision\x12'\n" +
 	"\x0fcreate_revision\x18\x04 \x01(\x03R\x0ecreateRevision\x12\x1f\n" +
 	"\vdeadline_ms\x18\x05 \x01(\x03R\n" +
-	"deadlineMs\"\x87\x04\n" +
+	"deadlineMs\"\x85\x06\n" +
 	"\bSnapshot\x125\n" +
 	"\x05state\x18\x01 \x01(\v2\x1f.keelson.raft.v1.Snapshot.StateR\x05state\x121\n" +
 	"\arecords\x18\x02 \x03(\v2\x17.keelson.raft.v1.RecordR\arecords\x12/\n" +
-	"\x03end\x18\x03 \x01(\v2\x1d.keelson.raft.v1.Snapshot.EndR\x03end\x1a\xbe\x02\n" +
+	"\x03end\x18\x03 \x01(\v2\x1d.keelson.raft.v1.Snapshot.EndR\x03end\x12:\n" +
+	"\achanges\x18\x04 \x03(\v2 .keelson.raft.v1.Snapshot.ChangeR\achanges\x1a\xe3\x02\n" +
 	"\x05State\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x18\n" +
@@ -2760,9 +2855,16 @@ const file_keelson_raft_v1_raft_proto_rawDesc = "" +
 	"\bclock_ms\x18\x06 \x01(\x03R\aclockMs\x125\n" +
 	"\tcancelled\x18\a \x03(\v2\x17.keelson.raft.v1.CancelR\tcancelled\x12.\n" +
 	"\x06epochs\x18\b \x03(\v2\x16.keelson.raft.v1.EpochR\x06epochs\x12/\n" +
-	"\x06bounds\x18\t \x01(\v2\x17.keelson.raft.v1.BoundsR\x06bounds\x1a\x1f\n" +
+	"\x06bounds\x18\t \x01(\v2\x17.keelson.raft.v1.BoundsR\x06bounds\x12#\n" +
+	"\rchanges_after\x18\n" +
+	" \x01(\x03R\fchangesAfter\x1a\x80\x01\n" +
+	"\x06Change\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x03R\brevision\x12)\n" +
+	"\x03put\x18\x02 \x01(\v2\x17.keelson.raft.v1.RecordR\x03put\x12/\n" +
+	"\x06before\x18\x03 \x01(\v2\x17.keelson.raft.v1.RecordR\x06before\x1a9\n" +
 	"\x03End\x12\x18\n" +
-	"\arecords\x18\x01 \x01(\x03R\arecords2\xb2\a\n" +
+	"\arecords\x18\x01 \x01(\x03R\arecords\x12\x18\n" +
+	"\achanges\x18\x02 \x01(\x03R\achanges2\xb2\a\n" +
 	"\vRaftService\x12^\n" +
 	"\rAppendEntries\x12%.keelson.raft.v1.AppendEntriesRequest\x1a&.keelson.raft.v1.AppendEntriesResponse\x12z\n" +
 	"\x15AppendEntriesPipeline\x12-.keelson.raft.v1.AppendEntriesPipelineRequest\x1a..keelson.raft.v1.AppendEntriesPipelineResponse(\x010\x01\x12X\n" +
@@ -2789,7 +2891,7 @@ func file_keelson_raft_v1_raft_proto_rawDescGZIP() []byte {
 }
 
 var file_keelson_raft_v1_raft_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_keelson_raft_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_keelson_raft_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_keelson_raft_v1_raft_proto_goTypes = []any{
 	(Outcome_Code)(0),                     // 0: keelson.raft.v1.Outcome.Code
 	(*Header)(nil),                        // 1: keelson.raft.v1.Header
@@ -2829,7 +2931,8 @@ var file_keelson_raft_v1_raft_proto_goTypes = []any{
 	(*Record)(nil),                        // 35: keelson.raft.v1.Record
 	(*Snapshot)(nil),                      // 36: keelson.raft.v1.Snapshot
 	(*Snapshot_State)(nil),                // 37: keelson.raft.v1.Snapshot.State
-	(*Snapshot_End)(nil),                  // 38: keelson.raft.v1.Snapshot.End
+	(*Snapshot_Change)(nil),               // 38: keelson.raft.v1.Snapshot.Change
+	(*Snapshot_End)(nil),                  // 39: keelson.raft.v1.Snapshot.End
 }
 var file_keelson_raft_v1_raft_proto_depIdxs = []int32{
 	1,  // 0: keelson.raft.v1.AppendEntriesRequest.header:type_name -> keelson.raft.v1.Header
@@ -2856,35 +2959,38 @@ var file_keelson_raft_v1_raft_proto_depIdxs = []int32{
 	33, // 21: keelson.raft.v1.Bounds.bounds:type_name -> keelson.raft.v1.Bound
 	37, // 22: keelson.raft.v1.Snapshot.state:type_name -> keelson.raft.v1.Snapshot.State
 	35, // 23: keelson.raft.v1.Snapshot.records:type_name -> keelson.raft.v1.Record
-	38, // 24: keelson.raft.v1.Snapshot.end:type_name -> keelson.raft.v1.Snapshot.End
-	29, // 25: keelson.raft.v1.Snapshot.State.cancelled:type_name -> keelson.raft.v1.Cancel
-	34, // 26: keelson.raft.v1.Snapshot.State.epochs:type_name -> keelson.raft.v1.Epoch
-	32, // 27: keelson.raft.v1.Snapshot.State.bounds:type_name -> keelson.raft.v1.Bounds
-	3,  // 28: keelson.raft.v1.RaftService.AppendEntries:input_type -> keelson.raft.v1.AppendEntriesRequest
-	5,  // 29: keelson.raft.v1.RaftService.AppendEntriesPipeline:input_type -> keelson.raft.v1.AppendEntriesPipelineRequest
-	7,  // 30: keelson.raft.v1.RaftService.RequestVote:input_type -> keelson.raft.v1.RequestVoteRequest
-	9,  // 31: keelson.raft.v1.RaftService.RequestPreVote:input_type -> keelson.raft.v1.RequestPreVoteRequest
-	11, // 32: keelson.raft.v1.RaftService.TimeoutNow:input_type -> keelson.raft.v1.TimeoutNowRequest
-	13, // 33: keelson.raft.v1.RaftService.InstallSnapshot:input_type -> keelson.raft.v1.InstallSnapshotRequest
-	15, // 34: keelson.raft.v1.RaftService.Identify:input_type -> keelson.raft.v1.IdentifyRequest
-	17, // 35: keelson.raft.v1.RaftService.ConfirmTerm:input_type -> keelson.raft.v1.ConfirmTermRequest
-	19, // 36: keelson.raft.v1.RaftService.ReadIndex:input_type -> keelson.raft.v1.ReadIndexRequest
-	21, // 37: keelson.raft.v1.RaftService.Propose:input_type -> keelson.raft.v1.ProposeRequest
-	4,  // 38: keelson.raft.v1.RaftService.AppendEntries:output_type -> keelson.raft.v1.AppendEntriesResponse
-	6,  // 39: keelson.raft.v1.RaftService.AppendEntriesPipeline:output_type -> keelson.raft.v1.AppendEntriesPipelineResponse
-	8,  // 40: keelson.raft.v1.RaftService.RequestVote:output_type -> keelson.raft.v1.RequestVoteResponse
-	10, // 41: keelson.raft.v1.RaftService.RequestPreVote:output_type -> keelson.raft.v1.RequestPreVoteResponse
-	12, // 42: keelson.raft.v1.RaftService.TimeoutNow:output_type -> keelson.raft.v1.TimeoutNowResponse
-	14, // 43: keelson.raft.v1.RaftService.InstallSnapshot:output_type -> keelson.raft.v1.InstallSnapshotResponse
-	16, // 44: keelson.raft.v1.RaftService.Identify:output_type -> keelson.raft.v1.IdentifyResponse
-	18, // 45: keelson.raft.v1.RaftService.ConfirmTerm:output_type -> keelson.raft.v1.ConfirmTermResponse
-	20, // 46: keelson.raft.v1.RaftService.ReadIndex:output_type -> keelson.raft.v1.ReadIndexResponse
-	22, // 47: keelson.raft.v1.RaftService.Propose:output_type -> keelson.raft.v1.ProposeResponse
-	38, // [38:48] is the sub-list for method output_type
-	28, // [28:38] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	39, // 24: keelson.raft.v1.Snapshot.end:type_name -> keelson.raft.v1.Snapshot.End
+	38, // 25: keelson.raft.v1.Snapshot.changes:type_name -> keelson.raft.v1.Snapshot.Change
+	29, // 26: keelson.raft.v1.Snapshot.State.cancelled:type_name -> keelson.raft.v1.Cancel
+	34, // 27: keelson.raft.v1.Snapshot.State.epochs:type_name -> keelson.raft.v1.Epoch
+	32, // 28: keelson.raft.v1.Snapshot.State.bounds:type_name -> keelson.raft.v1.Bounds
+	35, // 29: keelson.raft.v1.Snapshot.Change.put:type_name -> keelson.raft.v1.Record
+	35, // 30: keelson.raft.v1.Snapshot.Change.before:type_name -> keelson.raft.v1.Record
+	3,  // 31: keelson.raft.v1.RaftService.AppendEntries:input_type -> keelson.raft.v1.AppendEntriesRequest
+	5,  // 32: keelson.raft.v1.RaftService.AppendEntriesPipeline:input_type -> keelson.raft.v1.AppendEntriesPipelineRequest
+	7,  // 33: keelson.raft.v1.RaftService.RequestVote:input_type -> keelson.raft.v1.RequestVoteRequest
+	9,  // 34: keelson.raft.v1.RaftService.RequestPreVote:input_type -> keelson.raft.v1.RequestPreVoteRequest
+	11, // 35: keelson.raft.v1.RaftService.TimeoutNow:input_type -> keelson.raft.v1.TimeoutNowRequest
+	13, // 36: keelson.raft.v1.RaftService.InstallSnapshot:input_type -> keelson.raft.v1.InstallSnapshotRequest
+	15, // 37: keelson.raft.v1.RaftService.Identify:input_type -> keelson.raft.v1.IdentifyRequest
+	17, // 38: keelson.raft.v1.RaftService.ConfirmTerm:input_type -> keelson.raft.v1.ConfirmTermRequest
+	19, // 39: keelson.raft.v1.RaftService.ReadIndex:input_type -> keelson.raft.v1.ReadIndexRequest
+	21, // 40: keelson.raft.v1.RaftService.Propose:input_type -> keelson.raft.v1.ProposeRequest
+	4,  // 41: keelson.raft.v1.RaftService.AppendEntries:output_type -> keelson.raft.v1.AppendEntriesResponse
+	6,  // 42: keelson.raft.v1.RaftService.AppendEntriesPipeline:output_type -> keelson.raft.v1.AppendEntriesPipelineResponse
+	8,  // 43: keelson.raft.v1.RaftService.RequestVote:output_type -> keelson.raft.v1.RequestVoteResponse
+	10, // 44: keelson.raft.v1.RaftService.RequestPreVote:output_type -> keelson.raft.v1.RequestPreVoteResponse
+	12, // 45: keelson.raft.v1.RaftService.TimeoutNow:output_type -> keelson.raft.v1.TimeoutNowResponse
+	14, // 46: keelson.raft.v1.RaftService.InstallSnapshot:output_type -> keelson.raft.v1.InstallSnapshotResponse
+	16, // 47: keelson.raft.v1.RaftService.Identify:output_type -> keelson.raft.v1.IdentifyResponse
+	18, // 48: keelson.raft.v1.RaftService.ConfirmTerm:output_type -> keelson.raft.v1.ConfirmTermResponse
+	20, // 49: keelson.raft.v1.RaftService.ReadIndex:output_type -> keelson.raft.v1.ReadIndexResponse
+	22, // 50: keelson.raft.v1.RaftService.Propose:output_type -> keelson.raft.v1.ProposeResponse
+	41, // [41:51] is the sub-list for method output_type
+	31, // [31:41] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_keelson_raft_v1_raft_proto_init() }
@@ -2907,7 +3013,7 @@ func file_keelson_raft_v1_raft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keelson_raft_v1_raft_proto_rawDesc), len(file_keelson_raft_v1_raft_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

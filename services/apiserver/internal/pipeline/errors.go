@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"keelson.dev/proto/client"
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
@@ -28,6 +29,15 @@ func errMethod(t Target, verb string) error {
 
 func errConflict(gr schema.GroupResource, name string) error {
 	return apierrors.NewConflict(gr, name, errors.New(optimisticLock))
+}
+
+// Fenced is the Conflict that tells a writer that its epoch is over.
+func Fenced(gr schema.GroupResource, name, message string) *apierrors.StatusError {
+	err := apierrors.NewConflict(gr, name, errors.New(message))
+	err.ErrStatus.Details.Causes = append(err.ErrStatus.Details.Causes, metav1.StatusCause{
+		Type: client.CauseFenced, Message: message,
+	})
+	return err
 }
 
 // statusOf turns any error into a *apierrors.StatusError, but for those of a
@@ -50,9 +60,11 @@ func (p *Pipeline) statusOf(ctx context.Context, gr schema.GroupResource, name s
 	case errors.Is(err, store.ErrConflict):
 		return errConflict(gr, name)
 	case errors.Is(err, store.ErrFenced):
-		return apierrors.NewConflict(gr, name, errors.New("the writer's leadership is over"))
+		return Fenced(gr, name, "the writer's leadership is over: another leader has begun after it")
 	case errors.Is(err, store.ErrUnknownOutcome):
-		return apierrors.NewTimeoutError(fmt.Sprintf("the outcome of the write to %s %q is unknown: it may or may not have happened", gr, name), 1)
+		// Without a time to try again after: clients of Kubernetes obey it by themselves,
+		// and the second attempt would hide what became of the first.
+		return apierrors.NewTimeoutError(fmt.Sprintf("the outcome of the write to %s %q is unknown: it may or may not have happened", gr, name), 0)
 	case errors.Is(err, store.ErrTooMany):
 		return apierrors.NewTooManyRequests("too many writes in flight, please try again later", 1)
 	case errors.Is(err, store.ErrCompacted):
@@ -66,7 +78,7 @@ func (p *Pipeline) statusOf(ctx context.Context, gr schema.GroupResource, name s
 	case errors.Is(err, store.ErrUnavailable):
 		return apierrors.NewServiceUnavailable(store.ErrUnavailable.Error() + ", please try again")
 	case errors.Is(err, context.DeadlineExceeded):
-		return apierrors.NewTimeoutError("the store did not answer in time", 1)
+		return apierrors.NewTimeoutError("the store did not answer in time", 0)
 	}
 	p.cfg.Log.ErrorContext(ctx, "request failed", "error", err, "resource", gr.String(), "name", name)
 	return apierrors.NewInternalError(err)

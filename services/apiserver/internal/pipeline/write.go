@@ -122,11 +122,17 @@ func (p *Pipeline) fail(c *change, err error) {
 type batch struct {
 	writes []store.Write
 	owners []*change
+	// fence is what all writes of the request depend on, if anything.
+	fence *store.Fence
 }
 
 // run carries out changes together. Every change ends with out or err.
 func (p *Pipeline) run(ctx context.Context, changes ...*change) {
 	var lasting, transient batch
+	if f := request.FenceFrom(ctx); f != nil {
+		lasting.fence = &store.Fence{Key: f.Key, ModRevision: store.Revision(f.Lasting)}
+		transient.fence = &store.Fence{Key: f.Key, ModRevision: store.Revision(f.Transient)}
+	}
 	for {
 		lasting.reset()
 		transient.reset()
@@ -139,6 +145,7 @@ func (p *Pipeline) run(ctx context.Context, changes ...*change) {
 				b = &transient
 			}
 			if w, ok := p.prepare(c); ok {
+				w.Fence = b.fence
 				b.writes = append(b.writes, w)
 				b.owners = append(b.owners, c)
 			}

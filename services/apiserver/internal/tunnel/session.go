@@ -21,12 +21,18 @@ const MaxData = 32 << 10
 
 // Session is one open session. One goroutine may call Recv, any may call the rest.
 type Session struct {
-	stream nodev1.TunnelService_SessionServer
+	stream frames
 	sendMu sync.Mutex
 
 	once  sync.Once
 	done  chan struct{}
 	cause error // why done is closed
+}
+
+// frames are what a session is made of.
+type frames interface {
+	Send(*nodev1.SessionResponse) error
+	Recv() (*nodev1.SessionRequest, error)
 }
 
 // Session is called by a node that opens a session it was asked for.

@@ -1,5 +1,6 @@
 // Package tunnel is the apiserver's side of keelson.node.v1.TunnelService: how it
-// reaches nodes, which accept no connections of their own.
+// reaches nodes, which accept no connections of their own, and of RelayService: how
+// it reaches those that are connected to another apiserver.
 //
 // A node keeps a control stream open; a session that the apiserver wants is asked
 // for there and opened by the node as a stream of its own. Invariants:
@@ -41,7 +42,8 @@ import (
 
 // Config of a Server. Zero values mean the defaults.
 type Config struct {
-	// HeartbeatSeconds is what Welcome tells nodes; default 2.
+	// HeartbeatSeconds is what nodes are told until SetHeartbeat says otherwise;
+	// default 2.
 	HeartbeatSeconds int32
 	// MaxSessions bounds the sessions of a node, open and being opened; default
 	// 256.
@@ -49,7 +51,10 @@ type Config struct {
 	// OpenTimeout bounds the opening of a session, and how long a node may take to
 	// introduce itself; default 10 s.
 	OpenTimeout time.Duration
-	Log         *slog.Logger
+	// Peers are the other apiservers, to reach nodes that are connected to them
+	// alone; nil where there are none.
+	Peers func() []nodev1.RelayServiceClient
+	Log   *slog.Logger
 }
 
 // Server is the TunnelService.
@@ -57,9 +62,11 @@ type Server struct {
 	nodev1.UnimplementedTunnelServiceServer
 	cfg Config
 
-	mu      sync.Mutex
-	nodes   map[string]*link
-	pending map[string]*opening
+	mu        sync.Mutex
+	nodes     map[string]*link
+	pending   map[string]*opening
+	heartbeat int32         // seconds
+	changed   chan struct{} // closed when heartbeat is another
 }
 
 // New makes a Server without nodes.
@@ -76,13 +83,38 @@ func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	return &Server{cfg: cfg, nodes: map[string]*link{}, pending: map[string]*opening{}}
+	return &Server{
+		cfg: cfg, nodes: map[string]*link{}, pending: map[string]*opening{},
+		heartbeat: cfg.HeartbeatSeconds, changed: make(chan struct{}),
+	}
+}
+
+// SetHeartbeat tells all nodes, those that are connected and those to come, how
+// often to renew their Leases.
+func (s *Server) SetHeartbeat(seconds int32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if seconds != s.heartbeat {
+		s.heartbeat = seconds
+		close(s.changed)
+		s.changed = make(chan struct{})
+	}
+}
+
+// welcome is what a node is told, and a channel that is closed when that is over.
+func (s *Server) welcome() (*nodev1.ConnectResponse, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &nodev1.ConnectResponse{Message: &nodev1.ConnectResponse_Welcome{
+		Welcome: &nodev1.Welcome{HeartbeatSeconds: s.heartbeat},
+	}}, s.changed
 }
 
 // Errors of Open.
 var (
-	// ErrNotConnected means that the node has no control stream here.
-	ErrNotConnected = errors.New("node is not connected to this apiserver")
+	// ErrNotConnected means that the node has no control stream, neither here nor
+	// with a peer.
+	ErrNotConnected = errors.New("node is not connected")
 	// ErrTooMany means that the node has as many sessions as it may.
 	ErrTooMany = errors.New("node has too many sessions")
 	// ErrTimeout means that the node did not open the session in time.
@@ -159,8 +191,8 @@ func (s *Server) Connect(stream nodev1.TunnelService_ConnectServer) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	welcome := &nodev1.Welcome{HeartbeatSeconds: s.cfg.HeartbeatSeconds}
-	if err := stream.Send(&nodev1.ConnectResponse{Message: &nodev1.ConnectResponse_Welcome{Welcome: welcome}}); err != nil {
+	welcome, changed := s.welcome()
+	if err := stream.Send(welcome); err != nil {
 		return err
 	}
 	l := s.register(name)
@@ -174,6 +206,11 @@ func (s *Server) Connect(stream nodev1.TunnelService_ConnectServer) error {
 		select {
 		case m := <-l.send:
 			if err := stream.Send(m); err != nil {
+				return err
+			}
+		case <-changed:
+			welcome, changed = s.welcome()
+			if err := stream.Send(welcome); err != nil {
 				return err
 			}
 		case <-l.replaced:
@@ -267,13 +304,27 @@ func (s *Server) take(id, node string) *opening {
 	return o
 }
 
-// Open asks a node for a session and waits until it has opened it. The session
-// ends with ctx, or with Close. open's session_id and traceparent are filled in.
-// Errors are those above or, where the node refused, a *apierrors.StatusError.
+// Open asks a node for a session and waits until it has opened it, by way of
+// another apiserver where the node is not connected to this one. The session ends
+// with ctx, or with Close. open's session_id and traceparent are filled in. Errors
+// are those above or, where the node refused, a *apierrors.StatusError.
 func (s *Server) Open(ctx context.Context, node string, open *nodev1.Open) (*Session, error) {
+	session, err := s.openHere(ctx, node, open)
+	if errors.Is(err, ErrNotConnected) {
+		if peer := s.find(ctx, node); peer != nil {
+			return s.openThere(ctx, peer, node, open)
+		}
+	}
+	return session, err
+}
+
+// openHere opens a session with a node that is connected to this apiserver.
+func (s *Server) openHere(ctx context.Context, node string, open *nodev1.Open) (*Session, error) {
 	open = proto.CloneOf(open)
 	open.SessionId = newID()
-	open.Traceparent = traceparent(ctx)
+	if parent := traceparent(ctx); parent != "" {
+		open.Traceparent = parent
+	}
 	o, err := s.reserve(node, open.GetSessionId())
 	if err != nil {
 		return nil, fmt.Errorf("node %s: %w", node, err)

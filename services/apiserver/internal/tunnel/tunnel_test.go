@@ -75,10 +75,37 @@ func echo(open *nodev1.Open, s tunneltest.Session) {
 	}
 }
 
-func TestSession(t *testing.T) {
-	s, c := start(t, tunnel.Config{})
+// ways are how a node is reached: the apiserver that opens sessions, the one that
+// the node is connected to, and the node's client of that.
+var ways = map[string]func(*testing.T, tunnel.Config) (asked, holder *tunnel.Server, c nodev1.TunnelServiceClient){
+	"directly": func(t *testing.T, cfg tunnel.Config) (asked, holder *tunnel.Server, c nodev1.TunnelServiceClient) {
+		s, c := start(t, cfg)
+		return s, s, c
+	},
+	"through a peer": func(t *testing.T, cfg tunnel.Config) (asked, holder *tunnel.Server, c nodev1.TunnelServiceClient) {
+		holder, c = start(t, cfg)
+		other, _ := start(t, cfg) // which has no node
+		anybody := func(context.Context) error { return nil }
+		peers := []nodev1.RelayServiceClient{tunneltest.ServeRelay(t, other.Relay(anybody)), tunneltest.ServeRelay(t, holder.Relay(anybody))}
+		cfg.Peers = func() []nodev1.RelayServiceClient { return peers }
+		return tunnel.New(cfg), holder, c
+	},
+}
+
+func each(t *testing.T, cfg tunnel.Config, test func(t *testing.T, s, holder *tunnel.Server, c nodev1.TunnelServiceClient)) {
+	for name, way := range ways {
+		t.Run(name, func(t *testing.T) {
+			s, holder, c := way(t, cfg)
+			test(t, s, holder, c)
+		})
+	}
+}
+
+func TestSession(t *testing.T) { each(t, tunnel.Config{}, testSession) }
+
+func testSession(t *testing.T, s, holder *tunnel.Server, c nodev1.TunnelServiceClient) {
 	tunneltest.Connect(t, c, "n1", nil, echo)
-	connected(t, s, "n1")
+	connected(t, holder, "n1")
 	session, err := s.Open(context.Background(), "n1", exec("cat"))
 	if err != nil {
 		t.Fatal(err)
@@ -101,7 +128,10 @@ func TestSession(t *testing.T) {
 }
 
 func TestOpenFailures(t *testing.T) {
-	s, c := start(t, tunnel.Config{OpenTimeout: 200 * time.Millisecond, MaxSessions: 1})
+	each(t, tunnel.Config{OpenTimeout: 200 * time.Millisecond, MaxSessions: 1}, testOpenFailures)
+}
+
+func testOpenFailures(t *testing.T, s, holder *tunnel.Server, c nodev1.TunnelServiceClient) {
 	ctx := context.Background()
 	if _, err := s.Open(ctx, "none", exec()); !errors.Is(err, tunnel.ErrNotConnected) {
 		t.Errorf("unknown node: %v", err)
@@ -110,14 +140,14 @@ func TestOpenFailures(t *testing.T) {
 		st := apierrors.NewBadRequest("container is waiting").Status()
 		return &st
 	}, nil)
-	connected(t, s, "refusing")
+	connected(t, holder, "refusing")
 	for range 3 { // a refusal gives the place back
 		if _, err := s.Open(ctx, "refusing", exec()); !apierrors.IsBadRequest(err) || err.Error() != "container is waiting" {
 			t.Errorf("refused: %v", err)
 		}
 	}
 	tunneltest.Connect(t, c, "busy", nil, echo)
-	connected(t, s, "busy")
+	connected(t, holder, "busy")
 	session, err := s.Open(ctx, "busy", exec())
 	if err != nil {
 		t.Fatal(err)
@@ -134,7 +164,7 @@ func TestOpenFailures(t *testing.T) {
 		return err == nil
 	})
 	silent(t, c, "silent")
-	connected(t, s, "silent")
+	connected(t, holder, "silent")
 	for range 2 {
 		if _, err := s.Open(ctx, "silent", exec()); !errors.Is(err, tunnel.ErrTimeout) {
 			t.Errorf("node that does not answer: %v", err)
@@ -210,14 +240,15 @@ func TestOnlyNodesForThemselves(t *testing.T) {
 	}
 }
 
-func TestEndsOnBothSides(t *testing.T) {
-	s, c := start(t, tunnel.Config{})
+func TestEndsOnBothSides(t *testing.T) { each(t, tunnel.Config{}, testEndsOnBothSides) }
+
+func testEndsOnBothSides(t *testing.T, s, holder *tunnel.Server, c nodev1.TunnelServiceClient) {
 	ended := make(chan error, 1)
 	node := tunneltest.Connect(t, c, "n1", nil, func(_ *nodev1.Open, session tunneltest.Session) {
 		_, err := session.Recv()
 		ended <- err
 	})
-	connected(t, s, "n1")
+	connected(t, holder, "n1")
 
 	ctx, cancel := context.WithCancel(context.Background())
 	session, err := s.Open(ctx, "n1", exec())
@@ -244,7 +275,7 @@ func TestEndsOnBothSides(t *testing.T) {
 	if err := session.Output(nil, nil); !errors.Is(err, tunnel.ErrEnded) {
 		t.Errorf("output after the node went: %v", err)
 	}
-	eventually(t, "the node is gone", func() bool { return !s.Connected("n1") })
+	eventually(t, "the node is gone", func() bool { return !holder.Connected("n1") })
 }
 
 func TestReconnectReplaces(t *testing.T) {
@@ -269,8 +300,9 @@ func TestReconnectReplaces(t *testing.T) {
 	session.Close()
 }
 
-func TestExitStatus(t *testing.T) {
-	s, c := start(t, tunnel.Config{})
+func TestExitStatus(t *testing.T) { each(t, tunnel.Config{}, testExitStatus) }
+
+func testExitStatus(t *testing.T, s, holder *tunnel.Server, c nodev1.TunnelServiceClient) {
 	tunneltest.Connect(t, c, "n1", nil, func(open *nodev1.Open, session tunneltest.Session) {
 		switch open.GetExec().GetCommand()[0] {
 		case "ok":
@@ -282,7 +314,7 @@ func TestExitStatus(t *testing.T) {
 			_ = session.Send(&nodev1.SessionRequest{Message: &nodev1.SessionRequest_Exit{Exit: &nodev1.Exit{Status: []byte("\xff\xff\xff")}}})
 		}
 	})
-	connected(t, s, "n1")
+	connected(t, holder, "n1")
 	for command, check := range map[string]func(error) bool{
 		"ok":      func(err error) bool { return err == nil },
 		"status":  apierrors.IsNotFound,
@@ -300,8 +332,9 @@ func TestExitStatus(t *testing.T) {
 	}
 }
 
-func TestDial(t *testing.T) {
-	s, c := start(t, tunnel.Config{})
+func TestDial(t *testing.T) { each(t, tunnel.Config{}, testDial) }
+
+func testDial(t *testing.T, s, holder *tunnel.Server, c nodev1.TunnelServiceClient) {
 	tunneltest.Connect(t, c, "n1", nil, func(open *nodev1.Open, session tunneltest.Session) {
 		if open.GetDial().GetAddress() == "10.0.0.1:1" {
 			st := apierrors.NewServiceUnavailable("connection refused").Status()
@@ -318,7 +351,7 @@ func TestDial(t *testing.T) {
 			}
 		}
 	})
-	connected(t, s, "n1")
+	connected(t, holder, "n1")
 	conn, err := s.Dial(context.Background(), "n1", "10.0.0.1:80")
 	if err != nil {
 		t.Fatal(err)
@@ -346,5 +379,64 @@ func TestDial(t *testing.T) {
 	defer conn.Close()
 	if _, err := conn.Read(got); !apierrors.IsServiceUnavailable(err) {
 		t.Errorf("refused: %v", err)
+	}
+}
+
+func TestNodesAreToldAnotherHeartbeat(t *testing.T) {
+	s, c := start(t, tunnel.Config{})
+	told := func(control nodev1.TunnelService_ConnectClient) int32 {
+		t.Helper()
+		m, err := control.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m.GetWelcome().GetHeartbeatSeconds()
+	}
+	_, early := silent(t, c, "n1")
+	if got := told(early); got != 2 {
+		t.Errorf("at first %d seconds", got)
+	}
+	connected(t, s, "n1")
+	s.SetHeartbeat(2) // as it is: nobody is told
+	s.SetHeartbeat(7)
+	if got := told(early); got != 7 {
+		t.Errorf("then %d seconds", got)
+	}
+	_, late := silent(t, c, "n2")
+	if got := told(late); got != 7 {
+		t.Errorf("who comes late: %d seconds", got)
+	}
+}
+
+// Only apiservers may ask for sessions, and only for those that begin well.
+func TestRelayRefuses(t *testing.T) {
+	s, _ := start(t, tunnel.Config{OpenTimeout: 200 * time.Millisecond})
+	never := func(context.Context) error { return grpcstatus.Error(codes.PermissionDenied, "not you") }
+	c := tunneltest.ServeRelay(t, s.Relay(never))
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if _, err := c.Find(ctx, &nodev1.FindRequest{Node: "n1"}); grpcstatus.Code(err) != codes.PermissionDenied {
+		t.Errorf("a stranger finds: %v", err)
+	}
+	stream, err := c.Relay(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); grpcstatus.Code(err) != codes.PermissionDenied {
+		t.Errorf("a stranger relays: %v", err)
+	}
+	c = tunneltest.ServeRelay(t, s.Relay(func(context.Context) error { return nil }))
+	if stream, err = c.Relay(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); grpcstatus.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("no first frame: %v", err)
+	}
+	if stream, err = c.Relay(ctx); err != nil {
+		t.Fatal(err)
+	}
+	_ = stream.Send(&nodev1.RelayRequest{})
+	if _, err := stream.Recv(); grpcstatus.Code(err) != codes.InvalidArgument {
+		t.Errorf("an empty first frame: %v", err)
 	}
 }

@@ -71,6 +71,9 @@ type Cache struct {
 	stopping chan struct{}
 
 	expected expected
+
+	// newest is the store's revision when the state was loaded; Run alone uses it.
+	newest store.Revision
 }
 
 type waiter struct {
@@ -134,7 +137,8 @@ func (c *Cache) byKey(key string) *KindCache {
 	return c.kinds[i-1]
 }
 
-// Ready is closed when the first load is done.
+// Ready is closed when the cache has reached what was the store's newest revision at
+// the first load.
 func (c *Cache) Ready() <-chan struct{} { return c.ready }
 
 // Revision is the state that the cache shows: of every kind, all writes up to

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"keelson.dev/services/apiserver/internal/envelope"
@@ -56,19 +57,25 @@ func (c *Cache) stop() {
 	}
 }
 
-// feed loads the state if at is 0, and follows the store from there.
+// feed loads a state if at is 0, and follows the store from there.
 func (c *Cache) feed(ctx context.Context, at *store.Revision) error {
 	if *at == 0 {
-		rev, err := c.load(ctx)
+		rev, newest, err := c.load(ctx)
 		if err != nil {
 			return err
 		}
-		*at = rev
+		*at, c.newest = rev, newest
 		c.reached(rev)
-		c.once.Do(func() { close(c.ready) })
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	var readiness sync.WaitGroup
+	defer readiness.Wait()
 	defer cancel()
+	readiness.Go(func() {
+		if c.WaitFor(ctx, c.newest) == nil {
+			c.once.Do(func() { close(c.ready) })
+		}
+	})
 	w, err := c.cfg.Store.Watch(ctx, c.cfg.Prefix, *at)
 	if err != nil {
 		return err
@@ -180,10 +187,41 @@ func (c *Cache) bookmark(rev store.Revision) {
 	}
 }
 
-// load reads all kinds at one revision and puts them in the place of what was
-// there; until then readers see the old state.
-func (c *Cache) load(ctx context.Context) (store.Revision, error) {
-	var rev store.Revision // the first page decides
+// resumable is how many of the store's last revisions a cache that starts goes back,
+// so that watches can be resumed here that another apiserver served, or this one before
+// it was started anew.
+const resumable = 5000
+
+// load reads all kinds as they were a while ago, as far back as the store knows and
+// resuming needs it, and says from when they are and which revision was the newest then.
+// What has happened since comes as events.
+func (c *Cache) load(ctx context.Context) (rev, newest store.Revision, err error) {
+	if newest, err = c.cfg.Store.Revision(ctx); err != nil {
+		return 0, 0, err
+	}
+	back := store.Revision(min(resumable, c.cfg.HistoryEvents))
+	for {
+		// Never before what readers have seen already.
+		from := max(newest-back, c.Revision(), 1)
+		if back == 0 || from >= newest {
+			from = 0
+		}
+		rev, err = c.loadAt(ctx, from)
+		if from == 0 || !errors.Is(err, store.ErrCompacted) {
+			return rev, max(rev, newest), err
+		}
+		var compacted *store.CompactedError
+		if errors.As(err, &compacted) && compacted.Oldest < newest && newest-compacted.Oldest < back {
+			back = newest - compacted.Oldest
+		} else {
+			back /= 8
+		}
+	}
+}
+
+// loadAt reads all kinds at one revision (0: the newest) and puts them in the place of
+// what was there; until then readers see the old state.
+func (c *Cache) loadAt(ctx context.Context, rev store.Revision) (store.Revision, error) {
 	loaded := make([]*tree, len(c.kinds))
 	for i, kc := range c.kinds {
 		items := newTree()

@@ -3,6 +3,7 @@ package simulated
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -16,65 +17,121 @@ import (
 // leaseSeconds is what a Lease says it is good for.
 const leaseSeconds = int32(40)
 
-// slices is how many times within one heartbeat interval a part of the Leases is
-// renewed, so that they do not all come at once.
-const slices = 10
+// renewers is how many renewals are under way at a time.
+const renewers = 32
 
-// heartbeats renews all Leases until ctx ends.
+// heartbeats renews all Leases until ctx ends: each in a call of its own, as so
+// many nodes would, and spread evenly over the interval.
 func (s *Simulation) heartbeats(ctx context.Context) error {
 	versions := make([]string, s.cfg.Nodes)
-	ticker := time.NewTicker(max(s.cfg.Heartbeat/slices, 10*time.Millisecond))
-	defer ticker.Stop()
 	// The first round is at once: a node without a Lease is soon taken for dead.
-	for i := range slices {
-		s.renew(ctx, versions, i)
+	s.createLeases(ctx, versions)
+
+	due := make(chan int)
+	busy := make([]sync.Mutex, s.cfg.Nodes)
+	complaint := &complaint{}
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	defer close(due)
+	for range min(renewers, s.cfg.Nodes) {
+		workers.Go(func() {
+			for i := range due {
+				if busy[i].TryLock() { // else the last renewal has not ended yet
+					s.renew(ctx, i, &versions[i], complaint)
+					busy[i].Unlock()
+				}
+			}
+		})
 	}
-	for part := 0; ; part = (part + 1) % slices {
+	const beat = 10 * time.Millisecond
+	ticker := time.NewTicker(beat)
+	defer ticker.Stop()
+	began, sent := time.Now(), 0
+	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
-			s.renew(ctx, versions, part)
+		}
+		for want := int(time.Since(began) * time.Duration(s.cfg.Nodes) / s.cfg.Heartbeat); sent < want; sent++ {
+			select {
+			case <-ctx.Done():
+				return nil
+			case due <- sent % s.cfg.Nodes:
+			}
 		}
 	}
 }
 
-// renew renews the Leases of one part of the nodes. versions are the Leases'
-// resourceVersions; an empty one is not known.
-func (s *Simulation) renew(ctx context.Context, versions []string, part int) {
-	var nodes []int
-	var writes []client.Write
-	now := metav1.NewMicroTime(time.Now())
-	for i := part; i < s.cfg.Nodes; i += slices {
-		name := s.name(i)
-		seconds := leaseSeconds
-		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: corev1.NamespaceNodeLease, ResourceVersion: versions[i]}}
-		l.Spec = coordinationv1.LeaseSpec{HolderIdentity: &name, LeaseDurationSeconds: &seconds, RenewTime: &now}
-		nodes = append(nodes, i)
-		if versions[i] == "" {
-			writes = append(writes, client.CreateWrite(l))
-		} else {
-			writes = append(writes, client.UpdateWrite(l))
+func (s *Simulation) lease(i int, version string) *coordinationv1.Lease {
+	name, seconds, now := s.name(i), leaseSeconds, metav1.NewMicroTime(time.Now())
+	return &coordinationv1.Lease{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: corev1.NamespaceNodeLease, ResourceVersion: version},
+		Spec:       coordinationv1.LeaseSpec{HolderIdentity: &name, LeaseDurationSeconds: &seconds, RenewTime: &now},
+	}
+}
+
+// createLeases makes those that are not there; versions are their
+// resourceVersions, empty where they are not known.
+func (s *Simulation) createLeases(ctx context.Context, versions []string) {
+	for from := 0; from < s.cfg.Nodes; from += batch {
+		var writes []client.Write
+		for i := from; i < min(from+batch, s.cfg.Nodes); i++ {
+			writes = append(writes, client.CreateWrite(s.lease(i, "")))
+		}
+		call, cancel := context.WithTimeout(ctx, 10*time.Second)
+		results, err := s.cfg.Client.CommitQuietly(call, writes...)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			slog.Warn("simulated leases were not created", "error", err)
+		}
+		for k, r := range results {
+			if r.Err == nil {
+				versions[from+k] = r.ResourceVersion
+			}
 		}
 	}
+}
+
+// renew renews one Lease, whatever became of it meanwhile.
+func (s *Simulation) renew(ctx context.Context, i int, version *string, complaint *complaint) {
 	call, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	results, err := s.cfg.Client.CommitQuietly(call, writes...)
-	if err != nil && ctx.Err() == nil {
-		slog.Warn("simulated leases were not renewed", "error", err)
-	}
-	for k, r := range results {
-		i := nodes[k]
+	leases := client.For[*coordinationv1.Lease](s.cfg.Client)
+	if *version == "" {
+		found, err := leases.Get(call, corev1.NamespaceNodeLease, s.name(i))
 		switch {
-		case r.Err == nil:
-			versions[i] = r.ResourceVersion
-		case apierrors.IsAlreadyExists(r.Err), apierrors.IsConflict(r.Err):
-			versions[i] = ""
-			if l, err := client.For[*coordinationv1.Lease](s.cfg.Client).Get(call, corev1.NamespaceNodeLease, s.name(i)); err == nil {
-				versions[i] = l.ResourceVersion
-			}
-		case apierrors.IsNotFound(r.Err):
-			versions[i] = ""
+		case err == nil:
+			*version = found.ResourceVersion
+		case !apierrors.IsNotFound(err):
+			complaint.about(ctx, err)
+			return
 		}
+	}
+	write := leases.Update
+	if *version == "" {
+		write = leases.Create
+	}
+	written, err := write(call, s.lease(i, *version))
+	if err != nil {
+		*version = ""
+		complaint.about(ctx, err)
+		return
+	}
+	*version = written.ResourceVersion
+}
+
+// complaint logs one of many errors.
+type complaint struct {
+	mu   sync.Mutex
+	last time.Time
+}
+
+func (c *complaint) about(ctx context.Context, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if ctx.Err() == nil && time.Since(c.last) > 10*time.Second {
+		c.last = time.Now()
+		slog.Warn("a simulated lease was not renewed", "error", err)
 	}
 }

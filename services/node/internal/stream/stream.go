@@ -127,14 +127,17 @@ func connect(ctx context.Context, cfg Config, endpoint string, conn *grpc.Client
 			Refused: &nodev1.Refused{SessionId: id, Status: encode(err)},
 		}})
 	}
-	for {
+	for up := false; ; {
 		m, err := control.Recv()
 		if err != nil {
 			return err
 		}
 		switch m := m.GetMessage().(type) {
 		case *nodev1.ConnectResponse_Welcome:
-			slog.Info("tunnel is up", "apiserver", endpoint)
+			if !up {
+				slog.Info("tunnel is up", "apiserver", endpoint)
+				up = true
+			}
 			if cfg.Welcome != nil {
 				cfg.Welcome(time.Duration(m.Welcome.GetHeartbeatSeconds()) * time.Second)
 			}

@@ -9,7 +9,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"keelson.dev/proto/client"
-	"keelson.dev/services/internal/telemetry"
 	"keelson.dev/services/scheduler/internal/plugin"
 	"keelson.dev/services/scheduler/internal/state"
 )
@@ -43,8 +42,7 @@ func (s *Scheduler) settle(f *flight, err error) {
 
 func (s *Scheduler) bound(f *flight) {
 	p := f.item.Pod
-	ctx := telemetry.ContextWithTraceparent(context.Background(), f.trace.traceparent(f.item))
-	s.cfg.Events.Normal(ctx, p.Object, "Scheduled", "Successfully assigned %s/%s to %s", p.Namespace, p.Name, f.node)
+	s.cfg.Events.Normal(s.eventContext(f.trace.traceparent(f.item)), p.Object, "Scheduled", "Successfully assigned %s/%s to %s", p.Namespace, p.Name, f.node)
 	f.trace.end(nil)
 	s.metrics.scheduled(s.cfg.Now().Sub(f.item.Added), f.item.Attempts)
 }

@@ -28,8 +28,7 @@ type report struct {
 // report says in an event and in the pod's status why it has no node.
 func (s *Scheduler) report(it *queue.Item, reason, message string) {
 	o := it.Pod.Object
-	ctx := telemetry.ContextWithTraceparent(context.Background(), it.Traceparent)
-	s.cfg.Events.Warning(ctx, o, "FailedScheduling", "%s", message)
+	s.cfg.Events.Warning(s.eventContext(it.Traceparent), o, "FailedScheduling", "%s", message)
 	now := metav1.NewTime(s.cfg.Now().Truncate(time.Second))
 	c := corev1.PodCondition{
 		Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: reason, Message: message,
@@ -52,6 +51,15 @@ func (s *Scheduler) report(it *queue.Item, reason, message string) {
 	case s.reporting <- struct{}{}:
 	default:
 	}
+}
+
+// eventContext is that of an event: its trace and the epoch of whoever leads.
+func (s *Scheduler) eventContext(traceparent string) context.Context {
+	ctx := context.Background()
+	if f := s.fence.Load(); f != nil {
+		ctx = client.WithFence(ctx, f)
+	}
+	return telemetry.ContextWithTraceparent(ctx, traceparent)
 }
 
 // writeReports writes refusals until ctx ends.

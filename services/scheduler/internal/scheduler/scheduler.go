@@ -14,6 +14,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -44,6 +45,8 @@ type Config struct {
 type Scheduler struct {
 	cfg     Config
 	metrics *metrics
+	// fence is the epoch of the one who leads.
+	fence atomic.Pointer[client.Fence]
 
 	mu      sync.Mutex
 	env     *plugin.Env
@@ -135,6 +138,8 @@ func (s *Scheduler) defaultSelector(p *state.Pod) labels.Selector {
 // Lead schedules until ctx ends; what is under way then is brought to an end. One
 // process at a time may lead.
 func (s *Scheduler) Lead(ctx context.Context) error {
+	s.fence.Store(client.FenceFrom(ctx))
+	defer s.cfg.Events.Flush()
 	if !s.caughtUp(ctx) {
 		return nil
 	}

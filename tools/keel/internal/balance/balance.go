@@ -1,18 +1,23 @@
 // Package balance passes TCP connections on to whichever of several backends takes
 // them, so that one address reaches a control plane of several apiservers.
 //
-// It knows nothing of what is said: TLS goes through from end to end. Backends take
-// turns. One that has died together with its address does not refuse, it is silent:
-// so the next is tried beside it after a moment, the first that accepts is taken,
-// and who was silent or refused comes last for a while. It must never hold a
-// connection whose backend is gone, nor keep anything of what it passes on.
+// It knows nothing of what is said: TLS goes through from end to end. A connection
+// goes to a backend that is ready, in turn, or where none says so, to one that
+// accepts. One that has died together with its address does not refuse, it is
+// silent: so the next is tried beside it after a moment, and who was silent or
+// refused comes late for a while. If a backend ends before it has sent the first byte, another is asked
+// the same: so far the client has said hello, which no TLS server acts on. On the
+// way down it takes no new connection and lets the present ones end for a while:
+// several processes may share a listener, and the others take the new ones.
+//
+// It must never hold a connection whose backend is gone, nor keep anything of what
+// it passes on but that hello.
 package balance
 
 import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -20,25 +25,45 @@ import (
 )
 
 const (
-	// dialTime is how long the backends may take to accept.
-	dialTime = 2 * time.Second
-	// stagger is how long one is waited for before the next is tried beside it.
-	stagger = 150 * time.Millisecond
-	// suspicion is for how long a backend comes last that did not accept.
-	suspicion = 3 * time.Second
 	// maxConnections bounds what is passed on at once.
 	maxConnections = 4096
+	// maxHello bounds what is said again to another backend.
+	maxHello = 16 << 10
+	// drainTime is how long connections may go on when it ends.
+	drainTime = 5 * time.Second
 )
 
 // Run accepts on l until ctx ends and passes each connection on. A backend that
 // does not accept is passed over for the next.
 func Run(ctx context.Context, l net.Listener, backends []string) error {
-	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
-	defer stop()
-	b := &balancer{backends: backends, suspects: make([]atomic.Int64, len(backends)), slots: make(chan struct{}, maxConnections)}
+	return RunProbed(ctx, l, backends, nil)
+}
+
+// RunProbed is Run with a probe that tells whether a backend is ready; it is asked
+// again and again.
+func RunProbed(ctx context.Context, l net.Listener, backends []string, probe Probe) error {
+	cut, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	b := &balancer{slots: make(chan struct{}, maxConnections)}
 	defer b.wg.Wait()
+	for _, address := range backends {
+		at := &backend{address: address}
+		b.backends = append(b.backends, at)
+		if probe != nil {
+			b.wg.Go(func() { at.watch(ctx, probe) })
+		}
+	}
+	stop := context.AfterFunc(ctx, func() {
+		time.AfterFunc(drainTime, end)
+		_ = l.Close()
+	})
+	defer stop()
 	for {
-		b.slots <- struct{}{}
+		select {
+		case b.slots <- struct{}{}:
+		case <-cut.Done():
+			return nil
+		}
 		conn, err := l.Accept()
 		if err != nil {
 			if ctx.Err() != nil {
@@ -48,19 +73,18 @@ func Run(ctx context.Context, l net.Listener, backends []string) error {
 				<-b.slots
 				continue
 			}
+			end()
 			return err
 		}
 		b.wg.Go(func() {
 			defer func() { <-b.slots }()
-			b.pass(ctx, conn)
+			b.pass(cut, conn)
 		})
 	}
 }
 
 type balancer struct {
-	backends []string
-	// suspects are until when each backend comes last, in nanoseconds since 1970.
-	suspects []atomic.Int64
+	backends []*backend
 	turn     atomic.Uint64
 	slots    chan struct{}
 	wg       sync.WaitGroup
@@ -69,105 +93,162 @@ type balancer struct {
 // pass connects a client with a backend until one of them ends.
 func (b *balancer) pass(ctx context.Context, client net.Conn) {
 	defer client.Close()
-	backend := b.dial(ctx)
-	if backend == nil {
+	c := &connection{client: client}
+	tried := make(map[*backend]bool, len(b.backends))
+	if !c.connect(b.dial(ctx, tried)) {
 		return
 	}
-	defer backend.Close()
-	stop := context.AfterFunc(ctx, func() { client.Close(); backend.Close() })
+	defer c.close()
+	stop := context.AfterFunc(ctx, c.close)
 	defer stop()
 	var wg sync.WaitGroup
-	wg.Go(func() { flow(backend, client) })
-	flow(client, backend)
-	wg.Wait()
+	defer wg.Wait()
+	wg.Go(c.up)
+	for !c.answer() {
+		if !c.mayRepeat() || !c.connect(b.dial(ctx, tried)) {
+			c.close()
+			return
+		}
+	}
+}
+
+// connection is a client and its backend of the moment.
+type connection struct {
+	client net.Conn
+
+	mu       sync.Mutex
+	backend  net.Conn
+	hello    []byte // what the client has said
+	answered bool   // the backend has said something
+	overlong bool   // hello is not all
+	done     bool   // the client has said all
+	closed   bool
+}
+
+// connect takes a backend, which may be nil, and repeats the hello to it.
+func (c *connection) connect(to net.Conn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if to == nil || c.closed {
+		if to != nil {
+			to.Close()
+		}
+		return false
+	}
+	if c.backend != nil {
+		c.backend.Close()
+	}
+	c.backend = to
+	if len(c.hello) > 0 {
+		_, _ = to.Write(c.hello) // reading says what became of it
+	}
+	if c.done {
+		closeWrite(to)
+	}
+	return true
+}
+
+// close ends both sides.
+func (c *connection) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	c.client.Close()
+	if c.backend != nil {
+		c.backend.Close()
+	}
+}
+
+// mayRepeat tells whether another backend may be asked the same.
+func (c *connection) mayRepeat() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.answered && !c.overlong && !c.closed
+}
+
+// up passes on what the client says.
+func (c *connection) up() {
+	buf := make([]byte, 4<<10)
+	for {
+		n, err := c.client.Read(buf)
+		c.mu.Lock()
+		answered, to := c.answered, c.backend
+		if !answered {
+			if len(c.hello)+n > maxHello {
+				c.overlong, c.hello = true, nil
+			}
+			if !c.overlong {
+				c.hello = append(c.hello, buf[:n]...)
+			}
+			c.done = errors.Is(err, io.EOF)
+			if n > 0 {
+				_, _ = to.Write(buf[:n]) // as above
+			}
+			if c.done {
+				closeWrite(to)
+			}
+		} else {
+			c.hello = nil
+		}
+		c.mu.Unlock()
+		switch {
+		case err != nil && !errors.Is(err, io.EOF):
+			c.close()
+			return
+		case answered:
+			if n > 0 {
+				if _, werr := to.Write(buf[:n]); werr != nil {
+					c.close()
+					return
+				}
+			}
+			if err != nil {
+				closeWrite(to)
+				return
+			}
+			flow(to, c.client)
+			return
+		case err != nil:
+			return
+		}
+	}
+}
+
+// answer passes on what the backend says; false if it ended without a word.
+func (c *connection) answer() bool {
+	c.mu.Lock()
+	from := c.backend
+	c.mu.Unlock()
+	buf := make([]byte, 4<<10)
+	n, err := from.Read(buf)
+	if n == 0 && err != nil {
+		return false
+	}
+	c.mu.Lock()
+	c.answered = true
+	c.mu.Unlock()
+	if _, werr := c.client.Write(buf[:n]); werr != nil {
+		c.close()
+		return true
+	}
+	flow(c.client, from)
+	return true
 }
 
 // flow copies one direction, and passes its end on. An end that is no end of the
 // stream ends both directions.
 func flow(to, from net.Conn) {
-	_, err := io.Copy(to, from)
-	if half, ok := to.(interface{ CloseWrite() error }); ok && err == nil {
-		_ = half.CloseWrite()
+	if _, err := io.Copy(to, from); err == nil && closeWrite(to) {
 		return
 	}
 	to.Close()
 	from.Close()
 }
 
-// order is the backends by turn, those last that did not accept lately.
-func (b *balancer) order() []int {
-	first := int(b.turn.Add(1) % uint64(len(b.backends)))
-	var well, suspect []int
-	now := time.Now().UnixNano()
-	for i := range b.backends {
-		n := (first + i) % len(b.backends)
-		if b.suspects[n].Load() > now {
-			suspect = append(suspect, n)
-		} else {
-			well = append(well, n)
-		}
+func closeWrite(c net.Conn) bool {
+	half, ok := c.(interface{ CloseWrite() error })
+	if ok {
+		_ = half.CloseWrite()
 	}
-	return append(well, suspect...)
-}
-
-func (b *balancer) suspect(n int) {
-	b.suspects[n].Store(time.Now().Add(suspicion).UnixNano())
-}
-
-// dial connects to the backend whose turn it is, or to another one that accepts
-// before it.
-func (b *balancer) dial(ctx context.Context) net.Conn {
-	ctx, cancel := context.WithTimeout(ctx, dialTime)
-	type result struct {
-		backend int
-		conn    net.Conn
-		err     error
-	}
-	waiting := b.order()
-	results := make(chan result, len(waiting)) // room for all: nobody is held up
-	pending := map[int]bool{}
-	next := func() {
-		if len(waiting) == 0 {
-			return
-		}
-		n := waiting[0]
-		waiting = waiting[1:]
-		pending[n] = true
-		b.wg.Go(func() {
-			conn, err := new(net.Dialer).DialContext(ctx, "tcp", b.backends[n])
-			results <- result{n, conn, err}
-		})
-	}
-	timer := time.NewTicker(stagger)
-	defer timer.Stop()
-	var taken net.Conn
-	for next(); taken == nil && len(pending) > 0; {
-		select {
-		case r := <-results:
-			delete(pending, r.backend)
-			if r.err == nil {
-				taken = r.conn
-				b.suspects[r.backend].Store(0)
-				break
-			}
-			b.suspect(r.backend)
-			slog.DebugContext(ctx, "backend does not accept", "address", b.backends[r.backend], "error", r.err)
-			next()
-		case <-timer.C:
-			for n := range pending {
-				b.suspect(n)
-			}
-			next()
-		}
-	}
-	cancel()
-	for range pending {
-		if r := <-results; r.conn != nil {
-			r.conn.Close() // it accepted a moment too late
-		}
-	}
-	if taken == nil {
-		slog.WarnContext(ctx, "no backend accepts connections", "backends", b.backends)
-	}
-	return taken
+	return ok
 }

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -28,8 +29,12 @@ type Cluster struct {
 	// HTTPSPort and GRPCPort are the first apiserver's.
 	HTTPSPort int `json:"httpsPort"`
 	GRPCPort  int `json:"grpcPort"`
-	// Members are all apiservers of a control plane that has more than one.
+	// Members are all apiservers of a control plane that has, or had, more than one.
 	Members []Member `json:"members,omitempty"`
+	// Founders are those that it began with: their flags never change.
+	Founders []Member `json:"founders,omitempty"`
+	// Named is how many names were given to members: none is given twice.
+	Named int `json:"named,omitempty"`
 	// Nodes are the nodes with a container runtime; Simulated counts the others.
 	Nodes     []Node `json:"nodes"`
 	Simulated int    `json:"simulatedNodes,omitempty"`
@@ -52,6 +57,12 @@ type Member struct {
 	// IP is its own address of this machine in the nodes' network: all members use
 	// the same ports.
 	IP string `json:"ip"`
+	// Join is the gRPC addresses, with commas, of those it asked to let it in; empty
+	// for a founder. It stays what it was: it is a flag of a process that must not be
+	// restarted when others come or go.
+	Join string `json:"join,omitempty"`
+	// Client says that it is no member, and uses the stores of those who are.
+	Client bool `json:"client,omitempty"`
 }
 
 // The ports on which members serve each other, on their own addresses.
@@ -153,6 +164,10 @@ func Load(home string) (*Cluster, error) {
 		return nil, fmt.Errorf("%s/cluster.json: %w", home, err)
 	}
 	c.Home = home
+	if len(c.Founders) == 0 {
+		c.Founders = slices.Clone(c.Members)
+	}
+	c.Named = max(c.Named, len(c.Members))
 	return c, nil
 }
 
@@ -217,7 +232,7 @@ func Open(o Options) (*Cluster, error) {
 		return nil, fmt.Errorf("the cluster in %s uses port %d; `keel delete --home %s` first to change it", home, c.HTTPSPort, home)
 	}
 	if have := max(len(c.Members), 1); o.APIServers > 0 && o.APIServers != have {
-		return nil, fmt.Errorf("the number of apiservers in %s (%d) stays; `keel delete --home %s` first to change it", home, have, home)
+		return nil, fmt.Errorf("there are %d apiservers in %s; `keel member add` and `keel member remove` change that", have, home)
 	}
 	if o.Nodes >= 0 {
 		c.resize(o.Nodes)
@@ -288,6 +303,47 @@ func (c *Cluster) addMembers(n int) {
 	for i := 0; n > 1 && i < n; i++ {
 		c.Members = append(c.Members, Member{Name: fmt.Sprintf("apiserver-%d", i), IP: fmt.Sprintf("10.89.%d.%d", c.Subnet, 1+i)})
 	}
+	c.Founders, c.Named = slices.Clone(c.Members), len(c.Members)
+}
+
+// maxMembers is how many addresses there are for them: nodes have those from 10 on.
+const maxMembers = 9
+
+// AddMember gives another apiserver a name and an address. The first one of a
+// control plane that had only one becomes a member too. A client is no member, and
+// uses the stores of those who are.
+func (c *Cluster) AddMember(client bool) (Member, error) {
+	if len(c.Members) == 0 {
+		c.Members = []Member{{Name: "apiserver-0", IP: c.Gateway()}}
+		c.Founders, c.Named = slices.Clone(c.Members), 1
+	}
+	m := Member{Name: fmt.Sprintf("apiserver-%d", c.Named), Join: c.GRPC(), Client: client}
+	for i := 1; i <= maxMembers && m.IP == ""; i++ {
+		ip := fmt.Sprintf("10.89.%d.%d", c.Subnet, i)
+		if !slices.ContainsFunc(c.Members, func(m Member) bool { return m.IP == ip }) {
+			m.IP = ip
+		}
+	}
+	if m.IP == "" {
+		return m, fmt.Errorf("there are %d apiservers, and no address for more", len(c.Members))
+	}
+	c.Members = append(c.Members, m)
+	c.Named++
+	return m, nil
+}
+
+// RemoveMember forgets an apiserver.
+func (c *Cluster) RemoveMember(name string) {
+	c.Members = slices.DeleteFunc(c.Members, func(m Member) bool { return m.Name == name })
+}
+
+// Member is the apiserver of that name, if there is one.
+func (c *Cluster) Member(name string) (Member, bool) {
+	i := slices.IndexFunc(c.Members, func(m Member) bool { return m.Name == name })
+	if i < 0 {
+		return Member{}, false
+	}
+	return c.Members[i], true
 }
 
 func free(port int) bool {

@@ -27,6 +27,20 @@ func dial(c *cluster.Cluster) (*grpc.ClientConn, error) {
 	return dialAt(c.Path("pki", "admin"), strings.Split(c.GRPC(), ","))
 }
 
+// dialOthers connects to any apiserver but one, which is to go.
+func dialOthers(c *cluster.Cluster, name string) (*grpc.ClientConn, error) {
+	var endpoints []string
+	for _, m := range c.Members {
+		if m.Name != name {
+			endpoints = append(endpoints, fmt.Sprintf("%s:%d", m.IP, c.GRPCPort))
+		}
+	}
+	if len(endpoints) == 0 {
+		return dial(c)
+	}
+	return dialAt(c.Path("pki", "admin"), endpoints)
+}
+
 // dialAt connects to apiservers with the identity in a directory.
 func dialAt(identity string, endpoints []string) (*grpc.ClientConn, error) {
 	cert, err := tls.LoadX509KeyPair(filepath.Join(identity, "tls.crt"), filepath.Join(identity, "tls.key"))
@@ -39,6 +53,11 @@ func dialAt(identity string, endpoints []string) (*grpc.ClientConn, error) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca)
+	return dialEndpoints(endpoints, &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13})
+}
+
+// dialEndpoints makes a connection to whichever of the endpoints answers.
+func dialEndpoints(endpoints []string, config *tls.Config) (*grpc.ClientConn, error) {
 	list := manual.NewBuilderWithScheme("keelson")
 	var state resolver.State
 	for _, endpoint := range endpoints {
@@ -48,7 +67,7 @@ func dialAt(identity string, endpoints []string) (*grpc.ClientConn, error) {
 	list.InitialState(state)
 	return grpc.NewClient("keelson:///apiservers",
 		grpc.WithResolvers(list),
-		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13})),
+		grpc.WithTransportCredentials(credentials.NewTLS(config)),
 		grpc.WithUserAgent("keel"))
 }
 

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
@@ -55,18 +57,27 @@ func (e *env) nodeToken() *cobra.Command {
 				return err
 			}
 			defer conn.Close()
-			id, secret := random(6), random(16)
-			secrets := client.For[*corev1.Secret](client.New(conn, "keel"))
-			_, err = secrets.Create(cmd.Context(), bootstrapSecret(id+"."+secret, time.Now().Add(ttl), "made by keel node token"))
+			token, err := makeToken(cmd.Context(), conn, ttl, nodeJoiners, "made by keel node token")
 			if err != nil {
 				return err
 			}
-			e.say("keel node join --server %s --token %s.%s --ca-hash %s", c.NodeGRPC(), id, secret, a.Hash())
+			e.say("keel node join --server %s --token %s --ca-hash %s", c.NodeGRPC(), token, a.Hash())
 			return nil
 		},
 	}
 	cmd.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long the token may be used")
 	return cmd
+}
+
+// nodeJoiners are who may ask for a node's certificate.
+const nodeJoiners = "system:bootstrappers:keelson:default-node-token"
+
+// makeToken makes a bootstrap token whose bearers are in a group.
+func makeToken(ctx context.Context, conn grpc.ClientConnInterface, ttl time.Duration, group, why string) (string, error) {
+	token := random(6) + "." + random(16)
+	secret := bootstrapSecret(token, time.Now().Add(ttl), group, why)
+	_, err := client.For[*corev1.Secret](client.New(conn, "keel")).Create(ctx, secret)
+	return token, err
 }
 
 // random is n characters of a bootstrap token ([a-z0-9]).

@@ -70,7 +70,7 @@ func (e *env) nodeAdmit() *cobra.Command {
 
 // admit creates the token's Secret, or prolongs it.
 func admit(ctx context.Context, secrets client.Resource[*corev1.Secret], token string, until time.Time) error {
-	secret := bootstrapSecret(token, until, "made by keel node admit")
+	secret := bootstrapSecret(token, until, nodeJoiners, "made by keel node admit")
 	_, err := secrets.Create(ctx, secret)
 	if !apierrors.IsAlreadyExists(err) {
 		return err
@@ -84,8 +84,9 @@ func admit(ctx context.Context, secrets client.Resource[*corev1.Secret], token s
 	return err
 }
 
-// bootstrapSecret is how a cluster knows a token ("id.secret").
-func bootstrapSecret(token string, until time.Time, why string) *corev1.Secret {
+// bootstrapSecret is how a cluster knows a token ("id.secret"), whose bearers are in
+// a group.
+func bootstrapSecret(token string, until time.Time, group, why string) *corev1.Secret {
 	id, secret, _ := strings.Cut(token, ".")
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: "bootstrap-token-" + id},
@@ -94,7 +95,7 @@ func bootstrapSecret(token string, until time.Time, why string) *corev1.Secret {
 			"token-id": id, "token-secret": secret,
 			"expiration":                     until.UTC().Format(time.RFC3339),
 			"usage-bootstrap-authentication": "true",
-			"auth-extra-groups":              "system:bootstrappers:keelson:default-node-token",
+			"auth-extra-groups":              group,
 			"description":                    why,
 		},
 	}

@@ -42,7 +42,7 @@ func Run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	root.SetArgs(args)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVar(&e.home, "home", defaultHome(), "directory of the cluster")
-	root.AddCommand(e.up(), e.down(), e.delete(), e.status(), e.image(), e.node(), e.trace(), e.kubeconfig(), e.pki(), e.balance(), e.supervise())
+	root.AddCommand(e.up(), e.down(), e.delete(), e.status(), e.image(), e.node(), e.member(), e.snapshot(), e.trace(), e.kubeconfig(), e.pki(), e.balance(), e.supervise())
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0

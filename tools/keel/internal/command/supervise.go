@@ -1,9 +1,10 @@
 package command
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -18,6 +19,8 @@ func (e *env) balance() *cobra.Command {
 	var listen string
 	var to []string
 	var check bool
+	var ca, share string
+	var with []string
 	cmd := &cobra.Command{
 		Use:    "balance",
 		Short:  "Pass connections on to several apiservers (started by `keel up`)",
@@ -30,14 +33,38 @@ func (e *env) balance() *cobra.Command {
 			if len(to) == 0 {
 				return usageError{errors.New("--to is required")}
 			}
-			l, err := net.Listen("tcp", listen)
+			var probe balance.Probe
+			if ca != "" {
+				data, err := os.ReadFile(ca)
+				if err != nil {
+					return usageError{fmt.Errorf("--ca: %w", err)}
+				}
+				roots := x509.NewCertPool()
+				if !roots.AppendCertsFromPEM(data) {
+					return usageError{fmt.Errorf("--ca: no certificate in %s", ca)}
+				}
+				var done func()
+				probe, done = balance.Ready(roots)
+				defer done()
+			}
+			l, err := balance.Listen(cmd.Context(), listen, with...)
 			if err != nil {
 				return err
 			}
-			return balance.Run(cmd.Context(), l, to)
+			if share != "" {
+				wait, err := balance.Share(cmd.Context(), l, share)
+				if err != nil {
+					return errors.Join(err, l.Close())
+				}
+				defer wait()
+			}
+			return balance.RunProbed(cmd.Context(), l, to, probe)
 		},
 	}
 	cmd.Flags().StringVar(&listen, "listen", "", "host:port to accept on")
+	cmd.Flags().StringVar(&ca, "ca", "", "file with the CA of the apiservers, to ask them whether they are ready; empty asks nobody")
+	cmd.Flags().StringVar(&share, "share", "", "path of a unix socket where other balancers of the address get the listener; empty shares it with nobody")
+	cmd.Flags().StringSliceVar(&with, "with", nil, "paths of the --share of those others")
 	cmd.Flags().StringSliceVar(&to, "to", nil, "host:port of the apiservers")
 	cmd.Flags().BoolVar(&check, "check", false, "ask the one that runs whether an apiserver answers through it, and exit")
 	if err := cmd.MarkFlagRequired("listen"); err != nil {

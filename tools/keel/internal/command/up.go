@@ -104,12 +104,9 @@ func (e *env) bringUp(ctx context.Context, o cluster.Options) error {
 	if err != nil {
 		return err
 	}
-	if err := dir(c).WriteSpecs(specs); err != nil {
-		return err
-	}
 	step("certificates, network and configuration of %s", c.Home)
-	if err := dir(c).Ensure(ctx, c.Path("log", "supervisor.log"), filepath.Join(bin, "keel"), "supervise", "--home", c.Home); err != nil {
-		return err
+	if err := e.follow(ctx, c, specs, step); err != nil {
+		return explain(ctx, c, err)
 	}
 	step("%d processes started", len(specs))
 	if err := e.importImages(ctx, c, progs, bin); err != nil {

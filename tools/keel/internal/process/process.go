@@ -80,7 +80,7 @@ func Specs(c *cluster.Cluster, bin string, p runtime.Programs) ([]supervise.Spec
 			"--apiserver", c.GRPC(), "--simulated", fmt.Sprint(c.Simulated), "--data-dir", c.Path("simulator"))
 		specs = append(specs, spec)
 	}
-	return specs, nil
+	return specs, digests(specs)
 }
 
 func controlPlane(c *cluster.Cluster, bin string) []supervise.Spec {
@@ -92,7 +92,7 @@ func controlPlane(c *cluster.Cluster, bin string) []supervise.Spec {
 		specs = append(specs, apiserver(c, bin, m.Name, m.IP, m.IP, m.IP, members(c, m)...))
 	}
 	if len(c.Members) > 0 {
-		specs = append(specs, balancer(c, bin))
+		specs = append(specs, balancers(c, bin)...)
 	}
 	elected := func(program string, args ...string) {
 		args = append([]string{"--apiserver", c.GRPC(), "--leader-elect"}, args...)
@@ -143,30 +143,48 @@ func apiserver(c *cluster.Cluster, bin, name, host, advertise, shown string, mor
 
 // members are the flags that tell one of several apiservers of the others.
 func members(c *cluster.Cluster, self cluster.Member) []string {
+	if self.Client {
+		return []string{"--member=false", "--join", self.Join, "--join-token-file", JoinToken(c)}
+	}
+	own := []string{
+		"--listen-peer", fmt.Sprintf("%s:%d", self.IP, cluster.PeerPort),
+		"--etcd-listen-peer", fmt.Sprintf("%s:%d", self.IP, cluster.EtcdPort),
+	}
+	if self.Join != "" {
+		return append(own, "--join", self.Join, "--join-token-file", JoinToken(c))
+	}
 	var all, etcd []string
-	for _, m := range c.Members {
+	for _, m := range c.Founders {
 		all = append(all, fmt.Sprintf("%s=%s:%d", m.Name, m.IP, cluster.PeerPort))
 		etcd = append(etcd, fmt.Sprintf("%s=%s:%d", m.Name, m.IP, cluster.EtcdPort))
 	}
-	return []string{
-		"--listen-peer", fmt.Sprintf("%s:%d", self.IP, cluster.PeerPort), "--members", strings.Join(all, ","),
-		"--etcd-listen-peer", fmt.Sprintf("%s:%d", self.IP, cluster.EtcdPort), "--etcd-members", strings.Join(etcd, ","),
-	}
+	return append(own, "--members", strings.Join(all, ","), "--etcd-members", strings.Join(etcd, ","))
 }
 
-// balancer makes several apiservers one address.
-func balancer(c *cluster.Cluster, bin string) supervise.Spec {
+// JoinToken is the file with the token that the newest member joined with.
+func JoinToken(c *cluster.Cluster) string { return c.Path("pki", "join-token") }
+
+// balancers make several apiservers one address. There are two, so that there is
+// one while the other starts again.
+func balancers(c *cluster.Cluster, bin string) (specs []supervise.Spec) {
 	var backends []string
 	for _, m := range c.Members {
 		backends = append(backends, fmt.Sprintf("%s:%d", m.IP, c.HTTPSPort))
 	}
-	return supervise.Spec{
-		Name:      "balancer",
-		Args:      []string{filepath.Join(bin, "keel"), "balance", "--listen", c.HTTPS(), "--to", strings.Join(backends, ",")},
-		Log:       c.Path("log", "balancer.log"),
-		StopOrder: stopController,
-		Socket:    c.HTTPS(),
+	share := func(i int) string { return c.Path("run", fmt.Sprintf("balancer-%d.listener", i)) }
+	for i := range 2 {
+		name := fmt.Sprintf("balancer-%d", i)
+		specs = append(specs, supervise.Spec{
+			Name: name,
+			Args: []string{filepath.Join(bin, "keel"), "balance", "--listen", c.HTTPS(),
+				"--to", strings.Join(backends, ","), "--ca", c.Path("pki", "ca.crt"),
+				"--share", share(i), "--with", share(1 - i)},
+			Log:       c.Path("log", name+".log"),
+			StopOrder: stopController,
+			Socket:    c.HTTPS(),
+		})
 	}
+	return specs
 }
 
 // service is what all of our own programs have in common. name tells processes of

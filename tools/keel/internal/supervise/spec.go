@@ -53,6 +53,9 @@ func (s *Spec) hash() string {
 	return hex.EncodeToString(sum[:8])
 }
 
+// Equal tells whether two specs start the same process.
+func (s Spec) Equal(other Spec) bool { return s.hash() == other.hash() }
+
 // Dir is where a supervisor keeps its files.
 type Dir string
 

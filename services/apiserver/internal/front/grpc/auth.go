@@ -33,7 +33,8 @@ const (
 	knownServices = "/grpc.reflection."
 )
 
-// Authentication makes the interceptors that put the caller into the context.
+// Authentication makes the interceptors that put the caller into the context, and
+// the epoch that its writes depend on.
 // Callers may act as others by the metadata keys impersonate-…, as far as rights
 // allows.
 func Authentication(a Authenticator, rights authz.Authorizer) (grpc.UnaryServerInterceptor, grpc.StreamServerInterceptor) {
@@ -82,7 +83,8 @@ func authenticate(ctx context.Context, a Authenticator, rights authz.Authorizer,
 			return ctx, wire(ctx, err)
 		}
 	}
-	return request.WithUser(ctx, user), nil
+	ctx, err = withFence(request.WithUser(ctx, user))
+	return ctx, wire(ctx, err)
 }
 
 // bearer is the token of the metadata key authorization.

@@ -19,6 +19,12 @@ func Writes(method string) bool {
 	return false
 }
 
+// Endless tells the streams that live until their client ends them: they end when
+// the server stops.
+func Endless(method string) bool {
+	return Streams(method) || strings.HasPrefix(method, "/keelson.node.v1.TunnelService/")
+}
+
 // Streams tells the methods that get no span: streams that live as long as their
 // client.
 func Streams(method string) bool {

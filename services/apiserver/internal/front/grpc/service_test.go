@@ -15,8 +15,10 @@ import (
 
 	"keelson.dev/proto/client"
 	"keelson.dev/proto/client/clientconformance"
+	coordinationv1 "keelson.dev/proto/keelson/coordination/v1"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/authz"
+	"keelson.dev/services/apiserver/internal/fence"
 	"keelson.dev/services/apiserver/internal/fieldmanager"
 	front "keelson.dev/services/apiserver/internal/front/grpc"
 	"keelson.dev/services/apiserver/internal/kind"
@@ -61,6 +63,7 @@ func serve(tb testing.TB) string {
 	unary, stream := front.Authentication(admin{}, authz.New())
 	server := rpc.NewServer(rpc.ServerConfig{Unary: []grpc.UnaryServerInterceptor{unary}, Stream: []grpc.StreamServerInterceptor{stream}, Root: front.Writes, Options: []grpc.ServerOption{grpc.ForceServerCodecV2(front.NewCodec())}})
 	resourcev1.RegisterResourceServiceServer(server.Server, front.New(api))
+	coordinationv1.RegisterFenceServiceServer(server.Server, front.NewFenceService(fence.New(api, table, st, st)))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)

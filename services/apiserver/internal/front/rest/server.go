@@ -17,11 +17,12 @@ const (
 	idleTimeout     = 3 * time.Minute
 	maxHeaderBytes  = 64 << 10
 	maxStreams      = 1000
-	shutdownTimeout = 5 * time.Second
+	shutdownTimeout = 8 * time.Second
 )
 
-// Serve answers requests on a listener until ctx ends, then lets the running ones
-// end for a few seconds. It closes the listener.
+// Serve answers requests on a listener until ctx ends. Then watches end, clients
+// are told to go elsewhere (GOAWAY, or Connection: close), and the other requests
+// that run are given a few seconds. It closes the listener.
 func Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Config, h http.Handler, log *slog.Logger) error {
 	conf := tlsConfig.Clone()
 	conf.NextProtos = []string{"h2", "http/1.1"}

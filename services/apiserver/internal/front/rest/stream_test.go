@@ -467,7 +467,7 @@ func TestStreamRefusals(t *testing.T) {
 		code        int
 		text        string
 	}{
-		{"node away", "command=a", 503, "node n1: node is not connected to this apiserver"},
+		{"node away", "command=a", 503, "node n1: node is not connected"},
 		{"no command", "", 400, "you must specify at least one command for the container"},
 		{"no streams", "command=a&stdout=0&stderr=false", 400, "you must specify at least 1 of stdin, stdout, stderr"},
 		{"container", "command=a&container=x", 400, "container x is not valid for pod p"},

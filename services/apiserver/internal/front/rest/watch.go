@@ -60,7 +60,8 @@ func (x *exchange) watch() {
 	defer cancel()
 	ctx, stop := context.WithTimeout(ctx, duration)
 	defer stop()
-	w, err := x.h.api.Watch(ctx, target, pipeline.WatchOptions{
+	// One that begins while the server stops is answered, and ends at once.
+	w, err := x.h.api.Watch(x.ctx, target, pipeline.WatchOptions{
 		LabelSelector:        q.LabelSelector,
 		FieldSelector:        selector,
 		ResourceVersion:      q.ResourceVersion,

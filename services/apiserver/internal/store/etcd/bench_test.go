@@ -75,11 +75,27 @@ func BenchmarkMembers(b *testing.B) {
 	}
 }
 
-// BenchmarkCommit writes values of 1 KiB while one watch follows.
+// BenchmarkCommit writes values of 1 KiB while one watch follows; where they are
+// fenced, each depends on one more key.
 func BenchmarkCommit(b *testing.B) {
-	for _, c := range []struct{ callers, batch int }{{1, 1}, {64, 1}, {512, 1}, {1, 100}, {8, 100}} {
-		b.Run(fmt.Sprintf("callers=%d/batch=%d", c.callers, c.batch), func(b *testing.B) {
+	for _, c := range []struct {
+		callers, batch int
+		fenced         bool
+	}{{1, 1, false}, {64, 1, false}, {64, 1, true}, {512, 1, false}, {1, 100, false}, {8, 100, false}, {8, 100, true}} {
+		name := fmt.Sprintf("callers=%d/batch=%d", c.callers, c.batch)
+		if c.fenced {
+			name += "/fenced"
+		}
+		b.Run(name, func(b *testing.B) {
 			e := embedded(b, EmbeddedConfig{})
+			var fence *store.Fence
+			if c.fenced {
+				v, err := e.Commit(context.Background(), []store.Write{{Key: "/keelson/fence/ns/bench", Value: []byte("x")}})
+				if err != nil || v[0].Err != nil {
+					b.Fatal(err, v)
+				}
+				fence = &store.Fence{Key: "/keelson/fence/ns/bench", ModRevision: v[0].Revision}
+			}
 			w, err := e.Watch(context.Background(), "/", 0)
 			if err != nil {
 				b.Fatal(err)
@@ -106,7 +122,7 @@ func BenchmarkCommit(b *testing.B) {
 					for next.Add(int64(c.batch)) <= int64(b.N*c.batch) {
 						writes := make([]store.Write, c.batch)
 						for i := range writes {
-							writes[i] = store.Write{Key: fmt.Sprintf("/registry/pods/default/%d", written.Add(1)), Value: value}
+							writes[i] = store.Write{Key: fmt.Sprintf("/registry/pods/default/%d", written.Add(1)), Value: value, Fence: fence}
 						}
 						v, err := e.Commit(context.Background(), writes)
 						if err != nil {

@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/store/failpoint"
 )
 
 // Commit implements store.Store. What was proposed is brought to an end even
@@ -164,6 +165,17 @@ func (s *Store) propose(ctx context.Context, w *store.Write, req *pb.TxnRequest,
 	send := func() (*pb.TxnResponse, error) { return s.kv.Txn(ctx, req) }
 	if s.fault != nil {
 		return s.fault(w, attempt, send)
+	}
+	switch failpoint.At(failpoint.Etcd) {
+	case failpoint.Refuse:
+		return nil, rpctypes.ErrGRPCRequestTooManyRequests
+	case failpoint.LoseRequest:
+		return nil, rpctypes.ErrGRPCTimeout
+	case failpoint.LoseAnswer:
+		if _, err := send(); err != nil {
+			return nil, err
+		}
+		return nil, rpctypes.ErrGRPCTimeout
 	}
 	return send()
 }

@@ -64,6 +64,9 @@ type Embedded struct {
 	file   string
 	open   bool
 	mapped sync.Mutex
+	// saving is held for reading while a snapshot is read, and for writing by what
+	// must not meet one.
+	saving sync.RWMutex
 }
 
 // setWAL sets the size of a segment of the write-ahead log: two of them are
@@ -108,6 +111,9 @@ func Start(ctx context.Context, c EmbeddedConfig) (_ *Embedded, err error) {
 			p.close()
 			leaveSockets()
 		})
+		if err := p.stillMember(ctx, hasLog(c.Dir)); err != nil {
+			return nil, fmt.Errorf("etcd's member %s: %w", c.Name, err)
+		}
 		if err := c.joinPeers(ctx, p, cfg); err != nil {
 			return nil, err
 		}
@@ -118,6 +124,7 @@ func Start(ctx context.Context, c EmbeddedConfig) (_ *Embedded, err error) {
 		}
 		p.serving.Store(true)
 		p.run(func() { p.follow(run, e.Server) })
+		p.run(func() { p.endOutlived(run, e.Server) })
 		return p.joined()
 	}
 	e, err := startEtcd(ctx, cfg, started)
@@ -133,6 +140,10 @@ func Start(ctx context.Context, c EmbeddedConfig) (_ *Embedded, err error) {
 	st := newStore(inProcess(s, client), proposalTime, c.Log)
 	if p != nil {
 		p.run(func() { st.followLeader(run, s) })
+		p.run(func() { // without its place, what it is asked would wait for nothing
+			<-s.StopNotify()
+			st.closed.Store(true)
+		})
 	}
 	for {
 		if _, err = st.Revision(ctx); err == nil {
@@ -163,17 +174,35 @@ func startEtcd(ctx context.Context, cfg *embed.Config, then ...func(*embed.Etcd)
 			return nil, err
 		}
 	}
-	select {
-	case <-e.Server.ReadyNotify():
-		return e, nil
-	case <-e.Server.StopNotify():
-		err = errors.New("it has ended; was this member removed?")
-	case err = <-e.Err():
-	case <-ctx.Done():
-		err = ctx.Err()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			// A member of several is ready when it can be read. What etcd itself waits for,
+			// that it has told its name, takes 6 s where its first proposal is lost.
+			if e.Server.Leader() == 0 || !readable(ctx, e.Server) {
+				continue
+			}
+			return e, nil
+		case <-e.Server.ReadyNotify():
+			return e, nil
+		case <-e.Server.StopNotify():
+			err = errors.New("it has ended; was this member removed?")
+		case err = <-e.Err():
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		e.Close()
+		return nil, err
 	}
-	e.Close()
-	return nil, err
+}
+
+// readable tells whether a linearizable read succeeds now.
+func readable(ctx context.Context, s *etcdserver.EtcdServer) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return s.LinearizableReadNotify(ctx) == nil
 }
 
 // joinPeers tells etcd who the other members are and opens the ways to them.
@@ -274,14 +303,16 @@ func inProcess(s *etcdserver.EtcdServer, client *clientv3.Client) transport {
 
 // Close stops etcd. Calls under way fail.
 func (e *Embedded) Close() {
-	if e.closed.Swap(true) {
+	if e.closing.Swap(true) {
 		return
 	}
-	e.closing.Store(true)
+	e.closed.Store(true)
 	_ = e.client.Close()
 	if e.peers != nil {
 		e.handOver()
 	}
+	e.saving.Lock()
+	defer e.saving.Unlock()
 	e.mapped.Lock()
 	defer e.mapped.Unlock()
 	e.etcd.Close()

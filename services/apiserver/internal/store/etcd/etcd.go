@@ -41,7 +41,10 @@
 //   - A member comes back with another address: it tells the others.
 //   - A disk is lost: the member is fresh, with another seat, and waits for Replace.
 //     Part of a disk is refused at the start.
-//   - The quorum is lost for good: Recover makes a cluster of one from a survivor.
+//   - The quorum is lost for good: Recover makes a cluster of one from a survivor, in
+//     a later era. Cards carry the era: a member with data that hears of a later one
+//     was given up, ends, and notes that it must not start with that disk; nobody
+//     takes cards of an era that is not its own, but from fresh members.
 //
 // Invariants of members:
 //
@@ -49,6 +52,7 @@
 //   - A cluster is founded once: a fresh member never founds one while a configured
 //     member is silent or has data.
 //   - Who has a vote has started with its seat: Promote waits for that.
+//   - No member of an era runs on once it has heard of a later one.
 //   - After Recover, no revision means what it did not mean before: it jumps ahead and
 //     all history is compacted.
 //

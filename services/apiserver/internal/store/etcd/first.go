@@ -28,6 +28,9 @@ type PeerConfig struct {
 	// Listen is the host:port where the other members connect; Address, if set, is
 	// where they find it. Both may change from one start to the next.
 	Listen, Address string
+	// Service is where the others find its other services; this package tells them
+	// (Embedded.Known).
+	Service string
 	// Identity is what this member shows the others. Names are the common names of
 	// certificates that may be members'.
 	Identity *identity.Source
@@ -47,6 +50,10 @@ type PeerConfig struct {
 	// 500 ms and 50 ms. They must be the same on all members.
 	Election, Heartbeat time.Duration
 }
+
+// HasData says whether there is a member's data in the directory: it joins no
+// cluster any more.
+func HasData(dir string) bool { return hasLog(dir) || exists(filepath.Join(dir, recovered)) }
 
 // hasLog says whether there is a member's log in the directory.
 func hasLog(dir string) bool { return wal.Exist(datadir.ToWALDir(dir)) }
@@ -81,7 +88,7 @@ func (c *EmbeddedConfig) startPeers() (*peers, error) {
 	if address == "" {
 		address = l.Addr().String()
 	}
-	cs, err := openCards(c.Dir, c.Name, address, pc.Members, hasLog(c.Dir))
+	cs, err := openCards(c.Dir, c.Name, address, pc.Service, pc.Members, hasLog(c.Dir))
 	if err == nil {
 		err = useSockets(dir)
 	}
@@ -113,7 +120,7 @@ func (p *peers) founders(ctx context.Context, names map[string]string) (found, a
 			t, ok := p.newest(name)
 			switch {
 			case name == nameOf(own.Seat):
-			case !ok:
+			case !ok, !p.survives(t):
 			case !t.Fresh, len(t.Founders) > 0:
 				found = append(found, t.Seat)
 				claims = append(claims, t.Founders)

@@ -29,7 +29,10 @@ type guard struct {
 // guardTTL lets the guards of processes that are gone expire.
 const guardTTL = 3600
 
-func newGuard() guard { return guard{key: "/keelson/writer/" + rand.Text()} }
+// WriterPrefix is that of the guards' keys.
+const WriterPrefix = "/keelson/writer/"
+
+func newGuard() guard { return guard{key: WriterPrefix + rand.Text()} }
 
 // attach makes the write depend on the guard, after all that it depends on already.
 func (g *guard) attach(req *pb.TxnRequest, rev int64) {

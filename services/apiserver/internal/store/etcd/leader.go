@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -26,8 +27,10 @@ const (
 	attemptTime = 1500 * time.Millisecond
 	listTime    = 15 * time.Second
 	// graceTime is how long an answer to what was sent to the leader before may take
-	// when there is a new one.
-	graceTime = 100 * time.Millisecond
+	// once the new one has committed, and commitTime how long that is waited for: what
+	// reached the old one's log, and is in the new one's, is answered by then.
+	graceTime  = 100 * time.Millisecond
+	commitTime = time.Second
 )
 
 // term is the time of one leader.
@@ -36,23 +39,40 @@ type term struct {
 	end context.CancelFunc
 }
 
-func (s *Store) newTerm() {
+// newTerm begins a term and returns the one before, if any.
+func (s *Store) newTerm() (before *term) {
 	ctx, end := context.WithCancel(context.Background())
-	if before := s.term.Swap(&term{ctx, end}); before != nil {
-		time.AfterFunc(graceTime, before.end)
-	}
+	return s.term.Swap(&term{ctx, end})
 }
 
 // followLeader notes each change of the leader until ctx ends.
 func (s *Store) followLeader(ctx context.Context, server *etcdserver.EtcdServer) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	for {
 		changed := server.LeaderChangedNotify()
 		select {
 		case <-changed:
-			s.newTerm()
+			before := s.newTerm()
+			wg.Go(func() { s.endTerm(ctx, before) })
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// endTerm ends what was sent to a leader that is none any more, once it can no
+// longer be answered.
+func (s *Store) endTerm(ctx context.Context, before *term) {
+	defer before.end()
+	committed, cancel := context.WithTimeout(ctx, commitTime)
+	_, _ = s.revision(committed)
+	cancel()
+	grace := time.NewTimer(graceTime)
+	defer grace.Stop()
+	select {
+	case <-grace.C:
+	case <-ctx.Done():
 	}
 }
 

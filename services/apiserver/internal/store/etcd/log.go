@@ -2,10 +2,14 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 
 	"go.uber.org/zap/zapcore"
+
+	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
 )
 
 // slogCore passes etcd's warnings and errors on to slog; the rest is chatter.
@@ -39,6 +43,9 @@ func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	case e.Message == "failed to update storage version":
 		// Of each new backend before its first commit; the next try succeeds.
 		level = slog.LevelDebug
+	case e.Message == "failed to publish local member to cluster through raft" && busy(fields):
+		// It is tried again at once, a thousand times while a log is replayed.
+		level = slog.LevelDebug
 	case e.Level >= zapcore.ErrorLevel:
 		level = slog.LevelError
 	}
@@ -47,6 +54,14 @@ func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 }
 
 func (c slogCore) Sync() error { return nil }
+
+// busy tells whether etcd refused because it has much to apply yet.
+func busy(fields []zapcore.Field) bool {
+	return slices.ContainsFunc(fields, func(f zapcore.Field) bool {
+		err, ok := f.Interface.(error)
+		return ok && errors.Is(err, etcderrors.ErrTooManyRequests)
+	})
+}
 
 func attrs(fields []zapcore.Field) []any {
 	enc := zapcore.NewMapObjectEncoder()

@@ -180,8 +180,13 @@ func (e *Embedded) givingBack(every time.Duration) (stop func()) {
 	return func() { close(end); <-done }
 }
 
-// Defragment gives the free pages of the backend's file back.
+// Defragment gives the free pages of the backend's file back. It fails while a
+// snapshot is read: it would wait for its end, and all writes with it.
 func (e *Embedded) Defragment() error {
+	if !e.saving.TryLock() {
+		return errors.New("a snapshot of the store is being read")
+	}
+	defer e.saving.Unlock()
 	began := time.Now()
 	e.mapped.Lock()
 	defer e.mapped.Unlock()

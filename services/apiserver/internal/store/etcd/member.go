@@ -14,6 +14,8 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
+
+	"keelson.dev/services/apiserver/internal/store"
 )
 
 // Member is a member of etcd.
@@ -66,6 +68,56 @@ func (p *peers) follow(ctx context.Context, s *etcdserver.EtcdServer) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// askTime is how long a member with data asks the others, before it starts, whether
+// it was given up for lost.
+const askTime = time.Second
+
+// stillMember asks whether this member was given up for lost; who does not answer
+// soon is not waited for.
+func (p *peers) stillMember(ctx context.Context, hasLog bool) error {
+	if !hasLog {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	addresses := p.everywhere()
+	asked := make(chan struct{}, len(addresses))
+	for _, address := range addresses {
+		if !p.run(func() {
+			_ = p.exchange(address) // most are not there yet
+			asked <- struct{}{}
+		}) {
+			return p.ctx.Err()
+		}
+	}
+	for range addresses {
+		select {
+		case <-asked:
+		case <-p.outlived:
+			return errOutlived
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	select {
+	case <-p.outlived:
+		return errOutlived
+	default:
+		return nil
+	}
+}
+
+// endOutlived ends etcd when it is heard that this member was given up for lost.
+func (p *peers) endOutlived(ctx context.Context, s *etcdserver.EtcdServer) {
+	select {
+	case <-p.outlived:
+		p.log.Error("etcd ends", "error", errOutlived)
+		s.HardStop()
+	case <-s.StopNotify():
+	case <-ctx.Done():
 	}
 }
 
@@ -182,9 +234,9 @@ func (e *Embedded) Promote(ctx context.Context, name string) error {
 			return false, fmt.Errorf("%w: there is no member %s", ErrMember, name)
 		case !m.Learner:
 			return true, nil
-		case !m.Started:
-			return false, errors.New("the new member has not caught up yet")
 		}
+		// The leader refuses until the learner has acknowledged nearly all of the log: so
+		// it has started.
 		_, err := e.etcd.Server.PromoteMember(ctx, m.ID)
 		return err == nil, err
 	})
@@ -271,19 +323,23 @@ const (
 	takeInTime = time.Minute
 )
 
-// TakeIn lets members in, until ctx ends, that are there under one of the names
-// with an empty disk: each takes the place of its old disk, once that one does not
-// answer. The leader does it; the raft store does the same.
-func (e *Embedded) TakeIn(ctx context.Context, names []string) error {
+// TakeIn lets members in, until ctx ends, that are there with an empty disk under
+// the name of a member, or under one that is admitted: each takes the place of the
+// old disk of its name, if there is one, once that one does not answer. The leader
+// does it.
+func (e *Embedded) TakeIn(ctx context.Context, admitted func(ctx context.Context, name string) bool) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
-		for _, name := range names {
+		for _, name := range e.peers.fresh() {
 			if s := e.etcd.Server; s.Leader() != s.MemberID() {
 				break
 			}
-			e.takeIn(ctx, name)
+			if slices.Contains(e.Names(), name) || admitted(ctx, name) {
+				e.takeIn(ctx, name)
+			}
 		}
+		e.finish(ctx)
 		select {
 		case <-tick.C:
 		case <-e.Stopped():
@@ -292,6 +348,82 @@ func (e *Embedded) TakeIn(ctx context.Context, names []string) error {
 			return nil
 		}
 	}
+}
+
+// finish promotes learners that have caught up: whoever let them in may have died
+// before.
+func (e *Embedded) finish(ctx context.Context) {
+	s := e.etcd.Server
+	if s.Leader() != s.MemberID() {
+		return
+	}
+	for _, m := range s.Cluster().Members() {
+		if !m.IsLearner {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, readTime)
+		if _, err := s.PromoteMember(ctx, uint64(m.ID)); err != nil {
+			e.log.Debug("a learner of etcd is not promoted yet", "member", seatOfURLs(m.PeerURLs), "error", err)
+		}
+		cancel()
+	}
+}
+
+// Names are the members' names, sorted, as far as this one knows.
+func (e *Embedded) Names() (out []string) {
+	for _, m := range e.etcd.Server.Cluster().Members() {
+		if name := nameOf(seatOfURLs(m.PeerURLs)); name != "" && !slices.Contains(out, name) {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Gone tells whether no member has the name, linearizably.
+func (e *Embedded) Gone(ctx context.Context, name string) (bool, error) {
+	all, err := e.Members(ctx)
+	return err == nil && byName(all, name) == nil, err
+}
+
+// Known is where a member or who wants to be one can be reached, as it said itself
+// last.
+type Known struct{ Name, Address, Service string }
+
+// Known are those who have told of themselves, and this one; of a name, the newest.
+// It needs no quorum.
+func (e *Embedded) Known() (out []Known) {
+	if e.peers == nil {
+		return nil
+	}
+	names := map[string]bool{}
+	for _, c := range e.peers.all() {
+		names[nameOf(c.Seat)] = true
+	}
+	for name := range names {
+		if c, ok := e.peers.newest(name); ok {
+			out = append(out, Known{Name: name, Address: c.Address, Service: c.Service})
+		}
+	}
+	slices.SortFunc(out, func(a, b Known) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// Leads tells whether this member leads.
+func (e *Embedded) Leads() bool { s := e.etcd.Server; return s.Leader() == s.MemberID() }
+
+// Applied is how far this member has applied the log.
+func (e *Embedded) Applied() uint64 { return e.etcd.Server.AppliedIndex() }
+
+// Health is nil while this member knows a leader. It says nothing about others.
+func (e *Embedded) Health() error {
+	switch {
+	case e.closed.Load():
+		return store.ErrClosed
+	case e.etcd.Server.Leader() == 0:
+		return errors.New("this member of etcd knows no leader")
+	}
+	return nil
 }
 
 // takeIn looks at one name.
@@ -310,6 +442,8 @@ func (e *Embedded) takeIn(ctx context.Context, name string) {
 	switch {
 	case m != nil && m.Seat == there.Seat && !m.Learner:
 		return
+	case !e.peers.answers(there.Seat):
+		return // it has gone again
 	case m != nil && m.Seat != there.Seat && e.peers.answers(m.Seat):
 		return // two claim the name; the one with the data has it
 	case m != nil && m.Seat != there.Seat:

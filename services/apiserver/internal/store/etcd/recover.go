@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -34,9 +35,12 @@ const recovered = "recovered"
 // empty disks, are added.
 //
 // What the lost members acknowledged and this one had not heard of is lost. All
-// history is marked compacted, so that watches and caches start anew. The members
-// that are thought lost must never run again with their disks: two of three would
-// carry on as the old cluster.
+// history is marked compacted, so that watches and caches start anew.
+//
+// The members that are thought lost should not run again with their disks: two of
+// three could carry on as the old cluster. As soon as one of them and one of the
+// recovered cluster reach each other, the lost one ends, and refuses to start with
+// that disk; while they cannot, nobody can know.
 //
 // A recovery that was interrupted is repeated from its beginning; Start refuses
 // such a directory. What was there before stays beside it, in member-before-<time>.
@@ -80,7 +84,11 @@ func (c *EmbeddedConfig) recover(ctx context.Context) (store.Revision, error) {
 		if err != nil {
 			return 0, err
 		}
-		m := cards{path: filepath.Join(made, memoryFile), mem: memory{Seat: seat, Member: true}}
+		lost, err := remembered(c.Dir, c.Peers)
+		if err != nil {
+			return 0, err
+		}
+		m := cards{path: filepath.Join(made, memoryFile), mem: memory{Seat: seat, Member: true, Era: time.Now().UnixNano(), Lost: lost}}
 		if err := m.save(); err != nil {
 			return 0, err
 		}
@@ -109,6 +117,22 @@ func (c *EmbeddedConfig) recover(ctx context.Context) (store.Revision, error) {
 	}
 	defer e.Close()
 	return e.Revision(ctx)
+}
+
+// remembered are the addresses of the other members, as far as this one knew.
+func remembered(dir string, pc *PeerConfig) ([]string, error) {
+	c := cards{}
+	if pc != nil {
+		c.configured = pc.Members
+	}
+	b, err := os.ReadFile(filepath.Join(dir, memoryFile))
+	if err == nil {
+		err = json.Unmarshal(b, &c.mem)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	return c.everywhere(), nil
 }
 
 func exists(path string) bool {

@@ -94,11 +94,15 @@ type outlet struct {
 	done     chan struct{}
 }
 
-// openOutlet makes the seat's socket.
+// openOutlet makes the seat's socket. A member that ends needs none any more, and
+// nobody would close it.
 func (p *peers) openOutlet(seat string) error {
 	s := &sockets
 	s.Lock()
 	defer s.Unlock()
+	if p.ctx.Err() != nil {
+		return nil
+	}
 	o := s.outlets[seat]
 	if o == nil {
 		path := seat + ":80" // http's port: the URL has none

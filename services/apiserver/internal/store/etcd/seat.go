@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -58,12 +59,18 @@ func nameOf(seat string) string {
 type card struct {
 	Seat    string `json:"seat"`
 	Address string `json:"address"`
+	// Service is where its other services to members are; this package only passes
+	// it on.
+	Service string `json:"service,omitempty"`
 	// Number grows with each card of the seat.
 	Number int64 `json:"number"`
 	// Fresh says that the member has no data yet.
 	Fresh bool `json:"fresh,omitempty"`
 	// Founders are the seats that it was founded with, if it was.
 	Founders []string `json:"founders,omitempty"`
+	// Era is when its cluster was recovered from a survivor, in nanoseconds since
+	// 1970; 0 if it never was.
+	Era int64 `json:"era,omitempty"`
 }
 
 // memory is what a member keeps on its disk beside etcd's data.
@@ -75,7 +82,17 @@ type memory struct {
 	// Member says that there is, or was, a log on this disk.
 	Member bool            `json:"member,omitempty"`
 	Cards  map[string]card `json:"cards,omitempty"`
+	// Era is its cluster's. Outlived is a later one that others have told of: this
+	// member was given up for lost, and must not run any more.
+	Era      int64 `json:"era,omitempty"`
+	Outlived int64 `json:"outlived,omitempty"`
+	// Lost is where the members were that a recovery gave up: they are told, if they
+	// come back.
+	Lost []string `json:"lost,omitempty"`
 }
+
+// errOutlived is the error of a member that was given up for lost.
+var errOutlived = errors.New("this member was given up for lost when its cluster was recovered from another; empty its directory and let it join anew")
 
 // cards are the addresses of all members, as far as this one knows.
 type cards struct {
@@ -87,14 +104,16 @@ type cards struct {
 	configured map[string]string
 	// seats are those of the cluster's members; nil until they are known.
 	seats map[string]bool
+	// outlived is closed when a later era is heard of.
+	outlived chan struct{}
 }
 
 // memoryFile lies in the member's directory.
 const memoryFile = "keelson-member.json"
 
 // openCards reads what the member remembers; hasLog says that etcd's data is there.
-func openCards(dir, name, address string, configured map[string]string, hasLog bool) (*cards, error) {
-	c := &cards{path: filepath.Join(dir, memoryFile), configured: configured}
+func openCards(dir, name, address, service string, configured map[string]string, hasLog bool) (*cards, error) {
+	c := &cards{path: filepath.Join(dir, memoryFile), configured: configured, outlived: make(chan struct{})}
 	b, err := os.ReadFile(c.path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -114,6 +133,9 @@ func openCards(dir, name, address string, configured map[string]string, hasLog b
 	if got := nameOf(c.mem.Seat); got != name {
 		return nil, fmt.Errorf("%s belongs to member %q, this is %q", dir, got, name)
 	}
+	if c.mem.Outlived > c.mem.Era && hasLog {
+		return nil, errOutlived
+	}
 	if c.mem.Member && !hasLog {
 		return nil, fmt.Errorf("member %s: its log is gone; empty %s and have the member replaced", name, dir)
 	}
@@ -121,7 +143,9 @@ func openCards(dir, name, address string, configured map[string]string, hasLog b
 	if c.mem.Cards == nil {
 		c.mem.Cards = map[string]card{}
 	}
-	return c, c.publish(func(own *card) { own.Address, own.Fresh, own.Founders = address, !hasLog, c.mem.Founders })
+	return c, c.publish(func(own *card) {
+		own.Address, own.Service, own.Fresh, own.Founders, own.Era = address, service, !hasLog, c.mem.Founders, c.mem.Era
+	})
 }
 
 // publish changes this member's own card.
@@ -149,11 +173,15 @@ func (c *cards) joined() error {
 	c.mu.Lock()
 	was := c.mem.Member
 	c.mem.Member = true
+	if !was { // of the cluster that let it in
+		c.mem.Era = c.newestEra()
+	}
+	era := c.mem.Era
 	c.mu.Unlock()
 	if was {
 		return nil
 	}
-	return c.publish(func(own *card) { own.Fresh = false })
+	return c.publish(func(own *card) { own.Fresh, own.Era = false, era })
 }
 
 // save writes the memory; c.mu is held.
@@ -214,11 +242,28 @@ func (c *cards) merge(told []card) error {
 	defer c.mu.Unlock()
 	changed := false
 	for _, t := range told {
-		if t.Seat == c.mem.Seat || !isSeat(t.Seat) || len(t.Founders) > maxCards || len(t.Address) > maxAddress {
+		if t.Seat == c.mem.Seat || !isSeat(t.Seat) || len(t.Founders) > maxCards || len(t.Address) > maxAddress || len(t.Service) > maxAddress {
 			continue
 		}
+		if c.mem.Member && !t.Fresh && t.Era != c.mem.Era {
+			if t.Era > c.mem.Era && t.Era > c.mem.Outlived {
+				if c.mem.Outlived <= c.mem.Era {
+					close(c.outlived)
+				}
+				c.mem.Outlived = t.Era
+				changed = true
+			}
+			continue // of another cluster
+		}
+		// The clock may have been set back since the name's last disk was written: who
+		// begins anew goes on from the number that the others know.
+		if own := c.mem.Cards[c.mem.Seat]; own.Fresh && nameOf(t.Seat) == nameOf(own.Seat) && t.Number >= own.Number && t.Number < math.MaxInt64 {
+			own.Number = t.Number + 1
+			c.mem.Cards[c.mem.Seat] = own
+			changed = true
+		}
 		old, known := c.mem.Cards[t.Seat]
-		if !c.counts(t) || known && old.Number >= t.Number || !known && len(c.mem.Cards) >= maxCards {
+		if !c.counts(t) || known && old.Number >= t.Number || !known && len(c.mem.Cards) >= maxCards && !c.forgetFresh() {
 			continue
 		}
 		c.mem.Cards[t.Seat] = t
@@ -285,7 +330,28 @@ func (c *cards) everywhere() []string {
 	for _, a := range c.configured {
 		add(a)
 	}
+	for _, a := range c.mem.Lost {
+		add(a)
+	}
 	return out
+}
+
+// newestEra is the newest of which somebody with data has told; c.mu is held.
+func (c *cards) newestEra() (era int64) {
+	for _, t := range c.mem.Cards {
+		if !t.Fresh {
+			era = max(era, t.Era)
+		}
+	}
+	return era
+}
+
+// survives tells whether a card is of nobody who was given up for lost, as far as is
+// known here.
+func (c *cards) survives(t card) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return t.Fresh || t.Era >= c.newestEra()
 }
 
 // newest is the newest card of a name, and whether there is one.
@@ -299,4 +365,30 @@ func (c *cards) newest(name string) (card, bool) {
 		}
 	}
 	return best, best.Seat != ""
+}
+
+// fresh are the names of the others under which somebody waits with an empty disk.
+func (c *cards) fresh() (out []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for seat, t := range c.mem.Cards {
+		if t.Fresh && seat != c.mem.Seat {
+			out = append(out, nameOf(seat))
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// forgetFresh makes room by dropping who has waited longest with an empty disk, if
+// there is somebody: who is still there tells of himself again. c.mu is held.
+func (c *cards) forgetFresh() bool {
+	oldest := ""
+	for seat, t := range c.mem.Cards {
+		if t.Fresh && seat != c.mem.Seat && (oldest == "" || t.Number < c.mem.Cards[oldest].Number) {
+			oldest = seat
+		}
+	}
+	delete(c.mem.Cards, oldest)
+	return oldest != ""
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"testing"
+	"time"
 )
 
 func TestSeats(t *testing.T) {
@@ -54,4 +55,34 @@ func FuzzCards(f *testing.F) {
 		}
 		_ = p.everywhere()
 	})
+}
+
+// A member whose clock was set back, and whose disk was emptied then, is known by its new
+// disk all the same: else nobody would ever let it in.
+func TestAnEmptiedDiskCountsAlsoWhenTheClockWasSetBack(t *testing.T) {
+	open := func(name string) *cards {
+		c, err := openCards(t.TempDir(), name, name+":1", "", nil, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	before := card{Seat: seatOf("a", "00000001"), Address: "a:1", Number: time.Now().Add(22 * time.Hour).UnixNano()}
+	a, b := open("a"), open("b")
+	if err := b.merge([]card{before}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // they tell each other everything
+		if err := a.merge(b.all()); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.merge(a.all()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []*cards{a, b} {
+		if got, _ := c.newest("a"); got.Seat != a.seat() || !got.Fresh {
+			t.Errorf("%s knows a as %+v, want its seat %s", nameOf(c.seat()), got, a.seat())
+		}
+	}
 }

@@ -13,6 +13,7 @@ import (
 
 	raftv1 "keelson.dev/proto/keelson/raft/v1"
 	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/store/failpoint"
 )
 
 const (
@@ -29,13 +30,13 @@ const (
 )
 
 // fault is what a test lets an attempt to write suffer.
-type fault int
+type fault = failpoint.Action
 
 const (
-	noFault fault = iota
-	refuse
-	loseRequest
-	loseAnswer
+	noFault     = failpoint.None
+	refuse      = failpoint.Refuse
+	loseRequest = failpoint.LoseRequest
+	loseAnswer  = failpoint.LoseAnswer
 )
 
 var errLost = errors.New("lost")
@@ -169,20 +170,21 @@ func (s *Store) try(ctx context.Context, group []*attempt) (again, unknown []*at
 	for _, a := range group {
 		last = s.sequence.Add(1)
 		a.op = s.operation(a.w, last)
+		f := failpoint.At(failpoint.Raft)
 		if s.fault != nil {
-			f := s.fault(a.w, a.n)
+			f = s.fault(a.w, a.n)
 			a.n++
-			switch f {
-			case refuse:
-				a.v.Err = fmt.Errorf("write %s: %w", a.w.Key, store.ErrTooMany)
-				continue
-			case loseRequest:
-				a.err = errLost
-				unknown = append(unknown, a)
-				continue
-			case loseAnswer:
-				dropped[a] = true
-			}
+		}
+		switch f {
+		case refuse:
+			a.v.Err = fmt.Errorf("write %s: %w", a.w.Key, store.ErrTooMany)
+			continue
+		case loseRequest:
+			a.err = errLost
+			unknown = append(unknown, a)
+			continue
+		case loseAnswer:
+			dropped[a] = true
 		}
 		sent = append(sent, a)
 		ops = append(ops, a.op)

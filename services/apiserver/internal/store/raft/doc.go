@@ -12,7 +12,13 @@
 // know no membership; every other one waits until a leader takes it in. A leader
 // takes in whoever answers at a configured name with an id that it does not know:
 // without a vote until it has caught up with the log, then in place of that name's
-// old disk.
+// old disk. Where another authority says who shall be a member (Config.Follow), its
+// names take the place of the configured ones once the store is founded, and the
+// leader lets go whom it names no more, when that is certain. Who joins a store that
+// others founded never founds one.
+//
+// A quorum that is lost for good ends the store; Recover makes one of a single member
+// from a survivor's disk, under another id of the disk and with revisions far ahead.
 //
 // The state machine (machine.go) is a sorted key space with its revision, the
 // log's time, bounds of prefixes, epochs and cancellations. It depends on the log
@@ -20,7 +26,8 @@
 // the process at an entry that it does not understand rather than guess. The
 // revision grows by one with each write, expiry and eviction and never goes back;
 // a snapshot carries it. The history (history.go) is not part of it: each member
-// keeps as much as its bounds allow, and answers ErrCompacted beyond.
+// keeps as much as its bounds allow, and answers ErrCompacted beyond. A snapshot takes
+// it along all the same, so that watches resume at a member that starts from one.
 //
 // # Writes
 //
@@ -88,8 +95,8 @@
 //     watches stand still.
 //   - A leader that dies is replaced after its followers have heard nothing for
 //     300 to 600 ms.
-//   - An error of the disk ends the process (the library panics), or makes the
-//     leader step down.
+//   - A write to the log that fails ends the process: what it was for may be on the
+//     disk or not, the library does not ask again, and only a start finds out.
 //   - A queue that is full answers ErrTooMany.
 //
 // It must never answer a vote or a write before it is on disk, never take a

@@ -117,6 +117,15 @@ func (h *history) changes(key string, after, upTo store.Revision) ([]event, bool
 	return out, true
 }
 
+// all are the events, oldest first.
+func (h *history) all() []event {
+	out := make([]event, h.length)
+	for i := range out {
+		out[i] = *h.at(i)
+	}
+	return out
+}
+
 // undo is what keys with a prefix were before the first event after rev; nil
 // where they did not exist.
 func (h *history) undo(prefix string, rev store.Revision) map[string]*record {

@@ -13,9 +13,11 @@ import (
 
 	hraft "github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 	"google.golang.org/protobuf/proto"
 
 	raftv1 "keelson.dev/proto/keelson/raft/v1"
+	"keelson.dev/services/apiserver/internal/store/failpoint"
 )
 
 // logStore keeps the log, the term and the vote in one bbolt file. Each call is
@@ -24,6 +26,8 @@ type logStore struct {
 	db *bbolt.DB
 	// id is the disk's: made with the file and gone with it, and so are the votes.
 	id string
+	// failed, if set, is told of a write that failed, and does not return.
+	failed func(error)
 
 	mu sync.Mutex
 	// voteTerm is the term of a vote whose candidate has not been told yet.
@@ -91,6 +95,31 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
+// update is one transaction, whose point may fail. The member ends with one that fails:
+// the file may hold it all the same, or the library may go on as if it had taken place,
+// and only a start finds out what there is.
+func (l *logStore) update(point string, f func(*bbolt.Tx) error) error {
+	err := l.transact(point, f)
+	if err != nil && !errors.Is(err, bolterrors.ErrDatabaseNotOpen) && l.failed != nil {
+		l.failed(err)
+	}
+	return err
+}
+
+func (l *logStore) transact(point string, f func(*bbolt.Tx) error) error {
+	fail := failpoint.At(point)
+	if fail == failpoint.Refuse || fail == failpoint.LoseRequest {
+		return fmt.Errorf("%s: %w", point, errLost)
+	}
+	if err := l.db.Update(f); err != nil {
+		return err
+	}
+	if fail == failpoint.LoseAnswer {
+		return fmt.Errorf("%s: %w", point, errLost)
+	}
+	return nil
+}
+
 func (l *logStore) close() error { return l.db.Close() }
 
 func indexKey(index uint64) []byte { return binary.BigEndian.AppendUint64(nil, index) }
@@ -137,7 +166,7 @@ func (l *logStore) StoreLog(e *hraft.Log) error { return l.StoreLogs([]*hraft.Lo
 
 // StoreLogs implements the library's LogStore.
 func (l *logStore) StoreLogs(logs []*hraft.Log) error {
-	return l.db.Update(func(tx *bbolt.Tx) error {
+	return l.update(failpoint.RaftLog, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(logBucket)
 		b.FillPercent = 0.9 // it grows at its end
 		for _, e := range logs {
@@ -153,13 +182,42 @@ func (l *logStore) StoreLogs(logs []*hraft.Log) error {
 	})
 }
 
-// DeleteRange implements the library's LogStore.
+// deletedAtOnce bounds a transaction that deletes: entries that are to be written
+// wait for it.
+const deletedAtOnce = 2000
+
+// DeleteRange implements the library's LogStore. What is deleted from the log's end
+// goes in one transaction, so that no crash leaves a gap; from its beginning, in
+// several.
 func (l *logStore) DeleteRange(from, to uint64) error {
-	return l.db.Update(func(tx *bbolt.Tx) error {
-		c := tx.Bucket(logBucket).Cursor()
-		// A cursor may skip what follows what it deletes, so it seeks each time.
-		for k, _ := c.Seek(indexKey(from)); k != nil && binary.BigEndian.Uint64(k) <= to; k, _ = c.Seek(indexKey(from)) {
-			if err := c.Delete(); err != nil {
+	first, err := l.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := l.LastIndex()
+	if err != nil {
+		return err
+	}
+	from, to = max(from, first), min(to, last)
+	step := uint64(deletedAtOnce)
+	if to == last {
+		step = last - first + 1
+	}
+	for ; from != 0 && from <= to; from += step {
+		if err := l.deleteEach(from, min(to, from+step-1)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deleteEach deletes by key: a cursor would walk over all the pages that it has
+// emptied, for each entry again.
+func (l *logStore) deleteEach(from, to uint64) error {
+	return l.update(failpoint.RaftLog, func(tx *bbolt.Tx) error {
+		b := tx.Bucket(logBucket)
+		for i := from; i <= to; i++ {
+			if err := b.Delete(indexKey(i)); err != nil {
 				return err
 			}
 		}
@@ -171,7 +229,7 @@ func (l *logStore) DeleteRange(from, to uint64) error {
 func (l *logStore) Set(key, value []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := l.db.Update(func(tx *bbolt.Tx) error {
+	if err := l.update(failpoint.RaftVote, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(stableBucket)
 		if string(key) == keyVoteCandidate && l.voteTerm != nil {
 			if err := b.Put([]byte(keyVoteTerm), l.voteTerm); err != nil {

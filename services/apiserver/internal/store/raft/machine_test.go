@@ -340,7 +340,7 @@ func FuzzSnapshot(f *testing.F) {
 	apply(f, m, &raftv1.Command{Format: format, Operations: []*raftv1.Operation{write("/a", "x", 0, func(w *raftv1.Write) { w.TtlSeconds = 7 })}}, 1, 1)
 	f.Add(snapshotOf(f, m))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		s, err := readSnapshot(bytes.NewReader(data))
+		s, _, _, err := readSnapshot(bytes.NewReader(data))
 		if err != nil {
 			return
 		}
@@ -415,5 +415,35 @@ func TestWhatANewerVersionWroteIsRefused(t *testing.T) {
 		if _, err := decode(data); err == nil {
 			t.Errorf("%s is taken", what)
 		}
+	}
+}
+
+// TestASnapshotTakesTheHistoryAlong watches a machine that started from a snapshot, from
+// every revision that the other one knows.
+func TestASnapshotTakesTheHistoryAlong(t *testing.T) {
+	a := newMachine(20, 1<<20)
+	for i := range uint64(30) {
+		op := write(fmt.Sprint("/", i%3), fmt.Sprint(i), store.Any)
+		if i%5 == 4 {
+			op = write(fmt.Sprint("/", (i-1)%3), "", store.Any, func(w *raftv1.Write) { w.Value, w.Delete = nil, true })
+		}
+		apply(t, a, &raftv1.Command{Format: format, Operations: []*raftv1.Operation{op}}, i+1, 1)
+	}
+	b := newMachine(20, 1<<20)
+	if err := b.Restore(io.NopCloser(bytes.NewReader(snapshotOf(t, a)))); err != nil {
+		t.Fatal(err)
+	}
+	for after := a.history.compacted - 1; after < a.rev; after++ {
+		seen := func(m *machine) string {
+			w := &watch{m: m, seen: after}
+			got, _, err := w.read(false)
+			return fmt.Sprint(got, err)
+		}
+		if seen(b) != seen(a) {
+			t.Errorf("after %d:\n got %s\nwant %s", after, seen(b), seen(a))
+		}
+	}
+	if a.history.length < 15 {
+		t.Errorf("a history of %d events", a.history.length)
 	}
 }

@@ -63,7 +63,7 @@ func (s *Store) bootstrap() bool {
 
 // founders are all members, if it is this one's turn to found the cluster.
 func (s *Store) founders() (out []hraft.Server, ok bool) {
-	if s.cfg.Members[0] != s.cfg.Name {
+	if s.cfg.Members[0] != s.cfg.Name || s.cfg.Join {
 		return nil, false
 	}
 	for _, name := range s.cfg.Members {
@@ -97,7 +97,8 @@ func (s *Store) takeIn() {
 		if s.raft.State() != hraft.Leader {
 			continue
 		}
-		for _, name := range s.cfg.Members {
+		s.letGo()
+		for _, name := range s.wanted() {
 			if name == s.cfg.Name {
 				continue
 			}
@@ -112,6 +113,51 @@ func (s *Store) takeIn() {
 		}
 	}
 }
+
+// wanted are the names of those who shall be members.
+func (s *Store) wanted() []string {
+	if s.cfg.Follow == nil {
+		return s.cfg.Members
+	}
+	return s.cfg.Follow.Names()
+}
+
+// letGo lets the leader let members go that shall be none any more. It hands over
+// before it goes itself.
+func (s *Store) letGo() {
+	if s.cfg.Follow == nil {
+		return
+	}
+	configuration := s.raft.GetConfiguration()
+	index, servers := configuration.Index(), configuration.Configuration().Servers
+	wanted := s.cfg.Follow.Names()
+	for _, server := range servers {
+		name := nameOf(server.ID)
+		if slices.Contains(wanted, name) {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(s.ctx, changeTime)
+		gone, err := s.cfg.Follow.Gone(ctx, name)
+		cancel()
+		if err != nil || !gone {
+			s.log.Debug("raft store does not know yet whether a member is gone", "id", string(server.ID), "error", err)
+			return
+		}
+		if server.ID == s.id {
+			err = s.raft.LeadershipTransfer().Error()
+		} else {
+			s.log.Info("raft store lets a member go", "id", string(server.ID))
+			err = s.raft.RemoveServer(server.ID, index, changeTime).Error()
+		}
+		if err != nil {
+			s.log.Warn("raft store cannot let a member go yet", "id", string(server.ID), "error", err)
+		}
+		return // one change at a time
+	}
+}
+
+// Leads tells whether this member leads, as far as it knows.
+func (s *Store) Leads() bool { return s.raft.State() == hraft.Leader }
 
 // takeInMember takes the next step for one member, if there is one to take.
 func (s *Store) takeInMember(name string) error {

@@ -19,8 +19,8 @@ import (
 )
 
 // A snapshot is a row of parts: four bytes of length, four of CRC-32C over what
-// follows, and a raftv1.Snapshot. The last one counts the records, so that a cut
-// at the end of a part is seen too.
+// follows, and a raftv1.Snapshot. The last one counts the records and changes, so that
+// a cut at the end of a part is seen too.
 
 const (
 	// partBytes is about how large a part is.
@@ -34,9 +34,10 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // snapshot is the state of one moment. The trees are shared with the machine,
 // which copies what it changes.
 type snapshot struct {
-	head *raftv1.Snapshot_State
-	keys *btree.BTreeG[*record]
-	done func()
+	head    *raftv1.Snapshot_State
+	keys    *btree.BTreeG[*record]
+	changes []event
+	done    func()
 }
 
 // Snapshot implements the library's FSM.
@@ -44,7 +45,9 @@ func (m *machine) Snapshot() (hraft.FSMSnapshot, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	at := m.bytes
-	return &snapshot{head: m.head(), keys: m.keys.Clone(), done: func() {
+	head := m.head()
+	head.ChangesAfter = int64(m.history.compacted)
+	return &snapshot{head: head, keys: m.keys.Clone(), changes: m.history.all(), done: func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.bytes -= at
@@ -100,8 +103,16 @@ func (s *snapshot) write(to io.Writer) error {
 	if err == nil && len(part.Records) > 0 {
 		err = writePart(w, part)
 	}
+	part, size = &raftv1.Snapshot{}, 0
+	for i := 0; i < len(s.changes) && err == nil; i++ {
+		part.Changes = append(part.Changes, s.changes[i].proto())
+		if size += s.changes[i].size(); size >= partBytes || i == len(s.changes)-1 {
+			err = writePart(w, part)
+			part.Changes, size = part.Changes[:0], 0
+		}
+	}
 	if err == nil {
-		err = writePart(w, &raftv1.Snapshot{End: &raftv1.Snapshot_End{Records: n}})
+		err = writePart(w, &raftv1.Snapshot{End: &raftv1.Snapshot_End{Records: n, Changes: int64(len(s.changes))}})
 	}
 	if err != nil {
 		return err
@@ -111,6 +122,17 @@ func (s *snapshot) write(to io.Writer) error {
 
 func (r *record) proto() *raftv1.Record {
 	return &raftv1.Record{Key: r.key, Value: r.value, ModRevision: int64(r.mod), CreateRevision: int64(r.created), DeadlineMs: r.deadline}
+}
+
+func (e event) proto() *raftv1.Snapshot_Change {
+	c := &raftv1.Snapshot_Change{Revision: int64(e.rev)}
+	if e.put != nil {
+		c.Put = e.put.proto()
+	}
+	if e.before != nil {
+		c.Before = e.before.proto()
+	}
+	return c
 }
 
 func writePart(w io.Writer, p *raftv1.Snapshot) error {
@@ -158,14 +180,17 @@ func readPart(r io.Reader) (*raftv1.Snapshot, error) {
 // Restore implements the library's FSM. What was there stays if it fails.
 func (m *machine) Restore(from io.ReadCloser) error {
 	defer func() { _ = from.Close() }()
-	s, err := readSnapshot(from)
+	s, changes, after, err := readSnapshot(from)
 	if err != nil {
 		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.state = s
-	m.history.reset(s.rev)
+	m.history.reset(after)
+	for _, e := range changes {
+		m.history.append(e)
+	}
 	m.bytes = 0
 	if !m.closed {
 		m.signal()
@@ -173,26 +198,29 @@ func (m *machine) Restore(from io.ReadCloser) error {
 	return nil
 }
 
-func readSnapshot(from io.Reader) (*state, error) {
+// readSnapshot reads the state, the changes that led to it, and the revision that they
+// came after.
+func readSnapshot(from io.Reader) (s *state, changes []event, after store.Revision, err error) {
 	r := bufio.NewReaderSize(from, 64<<10)
 	first, err := readPart(r)
 	if err != nil {
-		return nil, err
+		return nil, nil, 0, err
 	}
 	h := first.State
 	if h == nil || h.Format != format {
-		return nil, fmt.Errorf("snapshot of format %d, want %d", h.GetFormat(), format)
+		return nil, nil, 0, fmt.Errorf("snapshot of format %d, want %d", h.GetFormat(), format)
 	}
 	if h.Revision < 1 {
-		return nil, fmt.Errorf("snapshot of revision %d", h.Revision)
+		return nil, nil, 0, fmt.Errorf("snapshot of revision %d", h.Revision)
 	}
 	if err := checkBounds(h.Bounds.GetBounds()); err != nil {
-		return nil, fmt.Errorf("snapshot: %w", err)
+		return nil, nil, 0, fmt.Errorf("snapshot: %w", err)
 	}
-	s := newState()
+	s = newState()
 	s.rev, s.applied = store.Revision(h.Revision), h.Applied
 	s.now, s.term, s.clock = h.NowMs, h.ClockTerm, h.ClockMs
 	s.cancelled = h.Cancelled
+	after = store.Revision(h.ChangesAfter)
 	for _, e := range h.Epochs {
 		s.epochs[e.Key] = store.Revision(e.ModRevision)
 	}
@@ -200,27 +228,52 @@ func readSnapshot(from io.Reader) (*state, error) {
 	for last := ""; ; {
 		p, err := readPart(r)
 		if err != nil {
-			return nil, err
+			return nil, nil, 0, err
 		}
 		for _, in := range p.Records {
-			rec := &record{key: in.Key, value: in.Value, mod: store.Revision(in.ModRevision), created: store.Revision(in.CreateRevision), deadline: in.DeadlineMs}
+			rec := fromProto(in)
 			if rec.key <= last || rec.mod < 1 || rec.mod > s.rev || rec.created < 1 || rec.created > rec.mod {
-				return nil, fmt.Errorf("snapshot: record %q of revision %d, created at %d, after %q", rec.key, rec.mod, rec.created, last)
-			}
-			if rec.value == nil {
-				rec.value = []byte{}
+				return nil, nil, 0, fmt.Errorf("snapshot: record %q of revision %d, created at %d, after %q", rec.key, rec.mod, rec.created, last)
 			}
 			last = rec.key
 			s.add(rec)
 			n++
 		}
+		for _, in := range p.Changes {
+			e := event{rev: store.Revision(in.Revision), put: fromProto(in.Put), before: fromProto(in.Before)}
+			newest := after
+			if len(changes) > 0 {
+				newest = changes[len(changes)-1].rev
+			}
+			if after < 1 || e.rev <= newest || e.rev > s.rev || e.put == nil && e.before == nil {
+				return nil, nil, 0, fmt.Errorf("snapshot: change %d after %d", e.rev, newest)
+			}
+			changes = append(changes, e)
+		}
 		if p.End != nil {
 			if p.End.Records != n {
-				return nil, fmt.Errorf("snapshot has %d records of %d", n, p.End.Records)
+				return nil, nil, 0, fmt.Errorf("snapshot has %d records of %d", n, p.End.Records)
+			}
+			if p.End.Changes != int64(len(changes)) {
+				return nil, nil, 0, fmt.Errorf("snapshot has %d changes of %d", len(changes), p.End.Changes)
 			}
 			break
 		}
 	}
 	s.index(h.Bounds.GetBounds())
-	return s, nil
+	if after == 0 { // a snapshot without a history
+		after = s.rev
+	}
+	return s, changes, after, nil
+}
+
+func fromProto(in *raftv1.Record) *record {
+	if in == nil {
+		return nil
+	}
+	r := &record{key: in.Key, value: in.Value, mod: store.Revision(in.ModRevision), created: store.Revision(in.CreateRevision), deadline: in.DeadlineMs}
+	if r.value == nil {
+		r.value = []byte{}
+	}
+	return r
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -35,6 +36,14 @@ type Bound struct {
 	Entries, Bytes int64
 }
 
+// Membership says who shall be a member.
+type Membership interface {
+	// Names are those of the members, as far as is known here; they cost nothing.
+	Names() []string
+	// Gone tells for certain that a name is no member's any more.
+	Gone(ctx context.Context, name string) (bool, error)
+}
+
 // Timing of elections. Zero means the defaults.
 type Timing struct {
 	// Election is how long a member hears nothing from the leader before it stands
@@ -52,6 +61,11 @@ type Config struct {
 	// Members are the names of all members, this one among them. A member that is
 	// new here is taken in; one that is gone from here stays a member.
 	Members []string
+	// Follow, if set, says who shall be a member once the store is founded, in place
+	// of Members: who is new there is taken in, who is gone from there is let go.
+	Follow Membership
+	// Join says that the store was founded by others: this member never does.
+	Join bool
 	// Dir holds the member's log and snapshots; made with mode 0700.
 	Dir string
 	// Dial makes the connection to another member. Connections that can be closed
@@ -79,6 +93,7 @@ type Config struct {
 	wrapLog    func(*logStore) durable
 	bolt       bbolt.Options
 	settleTime time.Duration
+	failed     func(error) // instead of the end of the process
 }
 
 // durable is what has to last.
@@ -214,6 +229,13 @@ func (s *Store) start() (err error) {
 	if s.disk, err = openLog(s.cfg.Dir, s.cfg.bolt); err != nil {
 		return err
 	}
+	s.disk.failed = s.cfg.failed
+	if s.disk.failed == nil {
+		s.disk.failed = func(err error) {
+			s.log.Error("raft store ends this process: its disk failed, and what is on it has to be read anew", "error", err, "directory", s.cfg.Dir)
+			os.Exit(1)
+		}
+	}
 	s.id = serverID(s.cfg.Name, s.disk.id)
 	defer func() {
 		if err != nil {
@@ -252,7 +274,7 @@ func (s *Store) start() (err error) {
 		}
 	})
 	s.wg.Go(s.upkeep)
-	if len(s.cfg.Members) > 1 {
+	if len(s.cfg.Members) > 1 || s.cfg.Follow != nil {
 		s.wg.Go(s.takeIn)
 	}
 	return nil

@@ -57,6 +57,8 @@ func step(s register, op operation, out outcome) []register {
 		holds, fails = false, true
 	}
 	switch {
+	case errors.Is(out.err, store.ErrUnavailable), errors.Is(out.err, store.ErrTooMany):
+		return []register{s} // nothing was done, on a busy machine
 	case op.read && errors.Is(out.err, store.ErrNotFound):
 		if !exists {
 			return []register{s}
@@ -113,20 +115,34 @@ var model = porcupine.NondeterministicModel{
 	},
 }
 
-// Linearizable runs clients that do so many operations each against a store, while
-// the caller may let its members come and go, and checks their history. The store
-// may answer with the errors of package store alone; a failure after which nothing
-// was written has to be repeated below it.
-func Linearizable(t *testing.T, s store.Store, each int) {
+// Linearizable runs clients against a store while faults lets its members come and
+// go, and checks the clients' history: they go on until faults returns, however
+// fast the machine is. The store may answer with the errors of package store alone;
+// a failure after which nothing was written has to be repeated below it.
+func Linearizable(t *testing.T, s store.Store, faults func()) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	history(&kit{T: t, Store: s, ctx: ctx}, each)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		faults()
+	}()
+	// A pace, so that the history stays short enough to be checked.
+	history(&kit{T: t, Store: s, ctx: ctx}, func(int) bool {
+		select {
+		case <-over:
+			return false
+		case <-time.After(15 * time.Millisecond):
+			return true
+		}
+	})
 }
 
-// history runs clients against a few keys and checks their history.
-func linearizable(k *kit) { history(k, 60) }
+// linearizable runs clients against a few keys and checks their history.
+func linearizable(k *kit) { history(k, func(done int) bool { return done < 60 }) }
 
-func history(k *kit, each int) {
+// history lets each client go on while more says so of the operations it has done.
+func history(k *kit, more func(done int) bool) {
 	const clients = 6
 	var mu sync.Mutex
 	var history []porcupine.Operation
@@ -136,7 +152,7 @@ func history(k *kit, each int) {
 		wg.Go(func() {
 			rng := rand.New(rand.NewPCG(7, uint64(client)))
 			known := map[string]store.Revision{}
-			for i := range each {
+			for i := 0; more(i); i++ {
 				op := operation{key: fmt.Sprintf("/lin/%d", rng.IntN(3))}
 				switch rng.IntN(8) {
 				case 0, 1, 2:

@@ -28,6 +28,17 @@ const userKey = "test-user"
 // each RPC is the user named by As.
 func Serve(t testing.TB, s nodev1.TunnelServiceServer) nodev1.TunnelServiceClient {
 	t.Helper()
+	return nodev1.NewTunnelServiceClient(serve(t, func(server *grpc.Server) { nodev1.RegisterTunnelServiceServer(server, s) }))
+}
+
+// ServeRelay runs a RelayService in memory and returns a client of it.
+func ServeRelay(t testing.TB, s nodev1.RelayServiceServer) nodev1.RelayServiceClient {
+	t.Helper()
+	return nodev1.NewRelayServiceClient(serve(t, func(server *grpc.Server) { nodev1.RegisterRelayServiceServer(server, s) }))
+}
+
+func serve(t testing.TB, register func(*grpc.Server)) grpc.ClientConnInterface {
+	t.Helper()
 	l := bufconn.Listen(1 << 20)
 	server := grpc.NewServer(grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
 		md, _ := metadata.FromIncomingContext(ss.Context())
@@ -37,7 +48,7 @@ func Serve(t testing.TB, s nodev1.TunnelServiceServer) nodev1.TunnelServiceClien
 		}
 		return h(srv, withUser{ss, request.WithUser(ss.Context(), user)})
 	}))
-	nodev1.RegisterTunnelServiceServer(server, s)
+	register(server)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(l) }()
 	conn, err := grpc.NewClient("passthrough:///bufconn",
@@ -51,7 +62,7 @@ func Serve(t testing.TB, s nodev1.TunnelServiceServer) nodev1.TunnelServiceClien
 		server.Stop()
 		<-done
 	})
-	return nodev1.NewTunnelServiceClient(conn)
+	return conn
 }
 
 type withUser struct {

@@ -1,0 +1,150 @@
+package fault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"keelson.dev/proto/client"
+)
+
+// wholeTime is how long members may take until all are ready again.
+const wholeTime = 60 * time.Second
+
+// Cluster is three members and the network between them.
+type Cluster struct {
+	Members []*Member
+	Network *Network
+	pki     *pki
+	dir     string
+	cancel  context.CancelFunc
+}
+
+// root is where everything lies: the sandbox's own file system over a directory that
+// every machine has.
+const root = "/mnt"
+
+// NewCluster starts members of the program bin, and waits until they are ready. Logs go
+// to logs, or, if it is empty, into the sandbox.
+func NewCluster(ctx context.Context, bin, logs string) (*Cluster, error) {
+	const n = 3
+	if err := unix.Mount("sandbox", root, "tmpfs", 0, "size=256m,mode=700"); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	c := &Cluster{cancel: cancel}
+	c.dir = root
+	if logs == "" {
+		logs = filepath.Join(root, "log")
+	}
+	if err := os.MkdirAll(logs, 0o700); err != nil {
+		return c, err
+	}
+	var err error
+	if c.Network, err = NewNetwork(n); err != nil {
+		return c, err
+	}
+	var addrs, peers, etcd []string
+	for i := range n {
+		a := c.Network.Addr(i).String()
+		addrs = append(addrs, a)
+		peers = append(peers, fmt.Sprintf("m%d=%s:%d", i, a, portPeer))
+		etcd = append(etcd, fmt.Sprintf("m%d=%s:%d", i, a, portEtcd))
+	}
+	if c.pki, err = newPKI(filepath.Join(root, "pki"), append(addrs, c.Network.Addr(n).String())); err != nil {
+		return c, err
+	}
+	for i, a := range addrs {
+		m := &Member{Name: fmt.Sprintf("m%d", i), Index: i, station: c.Network.stations[i]}
+		m.dir, m.log = filepath.Join(root, m.Name), filepath.Join(logs, m.Name+".log")
+		m.env = []string{"KEELSON_FAILPOINTS=" + m.points()}
+		listen := func(port int) string { return fmt.Sprintf("%s:%d", a, port) }
+		m.args = []string{
+			filepath.Join(bin, "apiserver"), "--name", m.Name, "--data-dir", m.data(),
+			"--identity", c.pki.path("apiserver"), "--service-account-key", c.pki.path("sa.key"),
+			"--listen-https", listen(portHTTPS), "--listen-grpc", listen(portGRPC), "--advertise-address", a,
+			"--listen-peer", listen(portPeer), "--members", strings.Join(peers, ","),
+			"--etcd-listen-peer", listen(portEtcd), "--etcd-members", strings.Join(etcd, ","),
+			"--ops-address", "unix://" + m.socket(), "--log-format", "text",
+		}
+		c.Members = append(c.Members, m)
+		if err := m.start(ctx); err != nil {
+			return c, err
+		}
+	}
+	return c, c.Whole(ctx, wholeTime)
+}
+
+// Close ends the members and removes what they have.
+func (c *Cluster) Close() error {
+	c.cancel()
+	var errs []error
+	for _, m := range c.Members {
+		m.wg.Wait()
+		errs = append(errs, unix.Unmount(m.dir, 0))
+	}
+	if c.Network != nil {
+		c.Network.Close()
+	}
+	return errors.Join(append(errs, unix.Unmount(c.dir, 0))...)
+}
+
+// Whole waits until every member is ready and has its votes.
+func (c *Cluster) Whole(ctx context.Context, within time.Duration) error {
+	return poll(ctx, within, func() error {
+		for _, m := range c.Members {
+			if err := m.Ready(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Dial connects to some members, as the administrator.
+func (c *Cluster) Dial(members ...*Member) (*client.Client, error) {
+	t, err := c.pki.admin()
+	if err != nil {
+		return nil, err
+	}
+	cfg := client.Config{TLS: t, UserAgent: "fault-test"}
+	for _, m := range members {
+		cfg.Endpoints = append(cfg.Endpoints, fmt.Sprintf("%s:%d", c.Network.Addr(m.Index), portGRPC))
+	}
+	return client.Dial(cfg)
+}
+
+// https are the members' HTTPS listeners.
+func (c *Cluster) https() (out []string) {
+	for _, m := range c.Members {
+		out = append(out, fmt.Sprintf("%s:%d", c.Network.Addr(m.Index), portHTTPS))
+	}
+	return out
+}
+
+// poll tries until that succeeds, time is over, or the error is errStarted.
+func poll(ctx context.Context, within time.Duration, try func() error) error {
+	deadline := time.Now().Add(within)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := try()
+		if err == nil || errors.Is(err, errStarted) {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("not within %s: %w", within, err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		}
+	}
+}

@@ -1,0 +1,103 @@
+package fault
+
+import (
+	"context"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	seed    = flag.Uint64("seed", 7, "of the faults")
+	seconds = flag.Int("seconds", 0, "how long faults are injected; 0: see -faults")
+	faults  = flag.Int("faults", 0, "how many faults are injected; 0 without -seconds: each kind once")
+	kinds   = flag.String("kinds", "", "kinds of faults to choose from with -seconds or -faults, as in kill,pause; empty is all")
+	rounds  = flag.Int("rounds", 3, "how many leaders of each store are killed")
+	logs    = flag.String("logs", "", "directory for the members' logs; empty keeps them nowhere")
+)
+
+func TestMain(m *testing.M) { os.Exit(Sandboxed(m.Run)) }
+
+// programs are where the built programs are.
+func programs(t *testing.T) string {
+	t.Helper()
+	bin := os.Getenv("KEELSON_BIN")
+	if bin == "" {
+		bin = "../../bin"
+	}
+	bin, err := filepath.Abs(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(bin, "apiserver")); err != nil {
+		t.Fatalf("%v: run `make build` first", err)
+	}
+	return bin
+}
+
+// start starts a cluster of the apiserver in a directory, which ends with the test.
+func start(t *testing.T, bin string) *Cluster {
+	t.Helper()
+	began := time.Now()
+	c, err := NewCluster(context.Background(), bin, *logs)
+	if c != nil {
+		t.Cleanup(func() {
+			if t.Failed() {
+				for _, m := range c.Members {
+					t.Logf("%s:\n%s", m.Name, m.tail(30))
+				}
+			}
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("three apiservers were ready after %s", time.Since(began).Round(time.Millisecond))
+	return c
+}
+
+// withFailpoints builds the apiserver with what nobody else's has.
+func withFailpoints(t *testing.T) string {
+	t.Helper()
+	if bin := os.Getenv("KEELSON_FAULT_BIN"); bin != "" {
+		return bin
+	}
+	bin := t.TempDir()
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-tags=grpcnotrace,fieldsv1string,failpoints", "-o", filepath.Join(bin, "apiserver"), ".")
+	cmd.Dir = "../../services/apiserver"
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOPROXY=off") // all that it needs has been used to build the others
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the apiserver with failpoints: %v\n%s", err, out)
+	}
+	return bin
+}
+
+// TestFaults injects faults under load. Without flags each kind comes once.
+func TestFaults(t *testing.T) {
+	c := start(t, withFailpoints(t))
+	plan := NewPlan(*seed)
+	if *seconds == 0 && *faults == 0 {
+		plan = NewSelection(*seed)
+	}
+	if *kinds != "" {
+		var only []Kind
+		for k := range strings.SplitSeq(*kinds, ",") {
+			only = append(only, Kind(k))
+		}
+		plan = NewSeries(*seed, only...)
+	}
+	wrong, err := c.Run(t.Context(), plan, *seed, Limits{Faults: *faults, Time: time.Duration(*seconds) * time.Second}, t.Logf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(wrong) > 0 {
+		t.Fatalf("seed %d: %d things are wrong, the first: %s", *seed, len(wrong), wrong[0])
+	}
+}

@@ -1,0 +1,137 @@
+package fault
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A member's fsync and fdatasync are this process's to answer: a filter that is
+// installed before the program is executed hands them over (seccomp_unotify(2)).
+// Nothing else slows the sync of a static program down: there is no dm-delay here,
+// and a preloaded library is not loaded.
+
+// launch is what this program does in the role of a launcher: it installs the
+// filter, sends its listener through the socket that is its descriptor 3, and
+// becomes the program that its arguments name.
+func launch(args []string) error {
+	runtime.LockOSThread()
+	if err := os.Unsetenv(roleVariable); err != nil {
+		return err
+	}
+	filter := syncFilter()
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	listener, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
+		unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&prog)))
+	if errno != 0 {
+		return fmt.Errorf("install the filter of syncs: %w", errno)
+	}
+	if err := unix.Sendmsg(3, []byte{0}, unix.UnixRights(int(listener)), nil, 0); err != nil {
+		return fmt.Errorf("hand the listener over: %w", err)
+	}
+	unix.CloseOnExec(3)
+	unix.CloseOnExec(int(listener))
+	return fmt.Errorf("%s: %w", args[0], syscall.Exec(args[0], args, os.Environ()))
+}
+
+// syncFilter hands fsync and fdatasync over and allows everything else.
+func syncFilter() []unix.SockFilter {
+	const dataNr = 0
+	return []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: dataNr},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_FSYNC, Jt: 1},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_FDATASYNC, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_USER_NOTIF},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+}
+
+// syncs answers one process's syncs.
+type syncs struct {
+	listener int
+	// delay, in nanoseconds, before each; fail is how many of the next ones are
+	// told that they failed.
+	delay, fail *atomic.Int64
+}
+
+// The two structures of seccomp_unotify(2).
+type seccompNotif struct {
+	id    uint64
+	pid   uint32
+	flags uint32
+	nr    int32
+	arch  uint32
+	ip    uint64
+	args  [6]uint64
+}
+
+type seccompResp struct {
+	id    uint64
+	val   int64
+	error int32
+	flags uint32
+}
+
+// receive takes the listener out of the launcher's socket.
+func (s *syncs) receive(conn *net.UnixConn) error {
+	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
+	var b [1]byte
+	oob := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := conn.ReadMsgUnix(b[:], oob)
+	if err != nil {
+		return err
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(msgs) != 1 {
+		return errors.Join(errors.New("the launcher sent no listener"), err)
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) != 1 {
+		return errors.Join(errors.New("the launcher sent no listener"), err)
+	}
+	s.listener = fds[0]
+	return nil
+}
+
+// serve answers until the process has ended.
+func (s *syncs) serve() {
+	defer unix.Close(s.listener)
+	for {
+		fds := []unix.PollFd{{Fd: int32(s.listener), Events: unix.POLLIN}}
+		if _, err := unix.Poll(fds, -1); err != nil {
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			return
+		}
+		if fds[0].Revents&unix.POLLIN == 0 {
+			return // nobody is left who has the filter
+		}
+		var n seccompNotif
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(s.listener), unix.SECCOMP_IOCTL_NOTIF_RECV, uintptr(unsafe.Pointer(&n))); errno != 0 {
+			continue // its thread has been killed
+		}
+		resp := seccompResp{id: n.id, flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
+		if s.fail.Load() > 0 && s.fail.Add(-1) >= 0 {
+			resp.flags, resp.error = 0, -int32(unix.EIO)
+		}
+		answer := func() {
+			_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(s.listener), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&resp)))
+		}
+		if d := s.delay.Load(); d > 0 {
+			time.AfterFunc(time.Duration(d), answer)
+			continue
+		}
+		answer()
+	}
+}

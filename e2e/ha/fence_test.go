@@ -1,0 +1,354 @@
+package ha_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/stats"
+	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"keelson.dev/proto/client"
+)
+
+var (
+	takeovers = flag.Int("takeovers", 50, "how many leaders are taken over from while their packets are held up")
+	pauses    = flag.Int("pauses", 3, "how many leading controller-managers are paused for longer than their lease")
+)
+
+// sent counts the messages that a client has handed to its transport.
+type sent struct {
+	mu sync.Mutex
+	n  int
+}
+
+func (s *sent) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context   { return ctx }
+func (s *sent) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+func (s *sent) HandleConn(context.Context, stats.ConnStats)                       {}
+func (s *sent) HandleRPC(_ context.Context, e stats.RPCStats) {
+	if _, ok := e.(*stats.OutPayload); ok {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.n++
+	}
+}
+
+func (s *sent) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.n
+}
+
+// candidate is an elected writer of the test's own.
+type candidate struct {
+	*client.Client
+	name string
+	ctx  context.Context // with its fence, while it leads
+}
+
+// lead makes a candidate the holder of the Lease, and takes its fence where fenced.
+func (cd *candidate) lead(fenced bool) error {
+	leases := client.For[*coordinationv1.Lease](cd.Client)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	cd.ctx = context.Background()
+	const name = "fence-test"
+	l, err := leases.Get(ctx, "default", name)
+	if apierrors.IsNotFound(err) {
+		l, err = leases.Create(ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}})
+	}
+	if err != nil {
+		return err
+	}
+	transitions := int32(1)
+	if l.Spec.LeaseTransitions != nil {
+		transitions += *l.Spec.LeaseTransitions
+	}
+	l.Spec.HolderIdentity, l.Spec.LeaseTransitions = &cd.name, &transitions
+	if l, err = leases.Update(ctx, l); err != nil || !fenced {
+		return err
+	}
+	token, err := client.TakeFence(ctx, cd.Client, l)
+	if err != nil {
+		return err
+	}
+	cd.ctx = client.WithFence(context.Background(), &client.Fence{Token: token})
+	return nil
+}
+
+// writes are one of each kind of write that a leader could have under way, to
+// objects of the round, in both stores.
+func (cd *candidate) writes(round string) map[string]func(ctx context.Context) error {
+	maps, events := client.For[*corev1.ConfigMap](cd.Client), client.For[*corev1.Event](cd.Client)
+	object := func(name string) *corev1.ConfigMap {
+		return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: round + name}, Data: map[string]string{"by": cd.name}}
+	}
+	event := func(name string) *corev1.Event {
+		return &corev1.Event{
+			ObjectMeta:     metav1.ObjectMeta{Namespace: "default", Name: round + name},
+			InvolvedObject: corev1.ObjectReference{Kind: "ConfigMap", Namespace: "default", Name: round},
+		}
+	}
+	patch := []byte(`{"data":{"by":"` + cd.name + `"}}`)
+	return map[string]func(ctx context.Context) error{
+		"create": func(ctx context.Context) error { _, err := maps.Create(ctx, object("created")); return err },
+		"update": func(ctx context.Context) error { _, err := maps.Update(ctx, object("updated")); return err },
+		"patch": func(ctx context.Context) error {
+			_, err := maps.Patch(ctx, "default", round+"patched", types.MergePatchType, patch)
+			return err
+		},
+		"apply": func(ctx context.Context) error {
+			_, err := maps.Apply(ctx, object("applied"), cd.name, client.Force())
+			return err
+		},
+		"delete": func(ctx context.Context) error { return maps.Delete(ctx, "default", round+"deleted") },
+		"event":  func(ctx context.Context) error { _, err := events.Create(ctx, event("event")); return err },
+		"commit": func(ctx context.Context) error {
+			results, err := cd.Commit(ctx, client.CreateWrite(object("batch")), client.CreateWrite(event("batch")))
+			for _, r := range results {
+				if err == nil {
+					err = r.Err
+				}
+				if err != nil && !client.IsFenced(r.Err) {
+					return fmt.Errorf("a part of a batch was not refused as the others: %w", r.Err)
+				}
+			}
+			return err
+		},
+	}
+}
+
+// existing are the objects that the writes of a round change.
+var existing = []string{"updated", "patched", "applied", "deleted"}
+
+// TestLateWritesOfAnOldLeader takes a leader's place while what it sent is held up,
+// and lets it arrive then: all of it is refused, in both stores, whichever
+// apiserver it reaches. Without a fence all of it is accepted, which shows that
+// nothing else would refuse it.
+func TestLateWritesOfAnOldLeader(t *testing.T) {
+	c := start(t)
+	w := newWire(t)
+	var out sent
+	endpoints := c.endpoints()
+	next := &candidate{Client: c.dial(endpoints), name: "new"}
+	maps := client.For[*corev1.ConfigMap](next.Client)
+	for i := range *takeovers {
+		fenced := i%5 != 4 // every fifth is the counter-proof
+		// Each round another apiserver is the old leader's.
+		old := &candidate{name: "old", Client: c.dial(endpoints[i%len(endpoints):i%len(endpoints)+1],
+			grpc.WithContextDialer(w.dial), grpc.WithStatsHandler(&out))}
+		round := "round-" + strconv.Itoa(i) + "-"
+		for _, name := range existing {
+			if _, err := maps.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: round + name}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := old.lead(fenced); err != nil {
+			t.Fatalf("round %d: %v", i, err)
+		}
+		if _, err := client.For[*corev1.ConfigMap](old.Client).Create(old.ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: round + "in-time"}}); err != nil {
+			t.Fatalf("round %d: a leader's write: %v", i, err)
+		}
+
+		w.hold()
+		writes, before := old.writes(round), out.count()
+		results := make(map[string]error, len(writes))
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for what, write := range writes {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(old.ctx, 20*time.Second)
+				defer cancel()
+				err := write(ctx)
+				mu.Lock()
+				defer mu.Unlock()
+				results[what] = err
+			})
+		}
+		if err := until(10*time.Second, func() (bool, error) {
+			return out.count() == before+len(writes) && w.waiting() > 0, fmt.Errorf("%d of %d are sent", out.count()-before, len(writes))
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if err := next.lead(fenced); err != nil {
+			t.Fatalf("round %d: the next: %v", i, err)
+		}
+		w.release()
+		wg.Wait()
+		for what, err := range results {
+			if fenced && !client.IsFenced(err) {
+				t.Errorf("round %d: %s of the old leader, which arrived late: %v", i, what, err)
+			}
+			if !fenced && err != nil {
+				t.Errorf("round %d: without a fence, %s: %v", i, what, err)
+			}
+		}
+		c.untouched(maps, round, fenced)
+		for what, write := range next.writes(round) {
+			if !fenced {
+				break
+			}
+			if err := write(next.ctx); err != nil {
+				t.Errorf("round %d: %s of the new leader: %v", i, what, err)
+			}
+		}
+		_ = old.Close()
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+// untouched looks whether the objects of a round are as before, where they have to
+// be, or not.
+func (c *controlPlane) untouched(maps client.Resource[*corev1.ConfigMap], round string, fenced bool) {
+	c.t.Helper()
+	for _, name := range append([]string{"created", "batch"}, existing...) {
+		got, err := maps.Get(context.Background(), "default", round+name)
+		if err != nil && !apierrors.IsNotFound(err) {
+			c.t.Fatal(err)
+		}
+		there := err == nil
+		was := name != "created" && name != "batch"
+		if changed := there != was || there && got.Data["by"] != ""; changed == fenced {
+			c.t.Errorf("%s%s changed: %t; the leader had a fence: %t", round, name, changed, fenced)
+		}
+	}
+}
+
+// TestPausedLeader stops the process of the leading controller-manager under load
+// for longer than its lease. Events name their writer: once the next one's are
+// there, none of the paused one may follow, whatever it does when it goes on.
+func TestPausedLeader(t *testing.T) {
+	c := start(t)
+	api := c.client()
+	deployments := client.For[*appsv1.Deployment](api)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+
+	// The instances in the order in which their events were accepted.
+	var mu sync.Mutex
+	var writers []string
+	events := client.NewCache(api, client.CacheOptions[*corev1.Event]{Namespace: "default"})
+	events.Subscribe(func(ev client.Event[*corev1.Event]) {
+		if by := ev.Object.ReportingInstance; ev.Type != client.Deleted {
+			mu.Lock()
+			defer mu.Unlock()
+			writers = append(writers, by)
+		}
+	})
+	wg.Go(func() { _ = events.Run(ctx) })
+	<-events.Synced()
+	from := 0 // where the round begins
+	count := func(by string) (n int) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, w := range writers[from:] {
+			if w == by {
+				n++
+			}
+		}
+		return n
+	}
+
+	wg.Go(func() { // load: there is always something to do
+		labels := map[string]string{"app": "load"}
+		for i := 0; ctx.Err() == nil; i++ {
+			name := fmt.Sprintf("load-%d", i)
+			replicas := int32(3)
+			_, _ = deployments.Create(ctx, &appsv1.Deployment{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+				Spec: appsv1.DeploymentSpec{Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: corev1.PodTemplateSpec{
+					ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "any"}}},
+				}},
+			})
+			if i >= 20 {
+				_ = deployments.Delete(ctx, "default", fmt.Sprintf("load-%d", i-20))
+			}
+			pause(ctx, 20*time.Millisecond)
+		}
+	})
+	for i := range *pauses {
+		c.settled(api, "controller-manager")
+		mu.Lock()
+		from = len(writers)
+		mu.Unlock()
+		leader, err := c.leading(api, "controller-manager")
+		if err != nil {
+			t.Fatal(err)
+		}
+		lease, err := client.For[*coordinationv1.Lease](api).Get(ctx, metav1.NamespaceSystem, "controller-manager")
+		if err != nil {
+			t.Fatal(err)
+		}
+		old := *lease.Spec.HolderIdentity
+		if err := until(30*time.Second, func() (bool, error) { return count(old) > 20, fmt.Errorf("%d events of %s", count(old), old) }); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(leader.PID, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock() // every event of earlier leaders came before those of this one
+		from = len(writers)
+		mu.Unlock()
+		resume := sync.OnceFunc(func() { _ = syscall.Kill(leader.PID, syscall.SIGCONT) })
+		t.Cleanup(resume)
+		// The next one leads and has written; the load goes on, so that the paused
+		// one finds work, and packets.
+		var successor string
+		if err := until(30*time.Second, func() (bool, error) {
+			l, err := client.For[*coordinationv1.Lease](api).Get(ctx, metav1.NamespaceSystem, "controller-manager")
+			if err != nil {
+				return false, err
+			}
+			successor = *l.Spec.HolderIdentity
+			return successor != "" && successor != old && count(successor) > 0, fmt.Errorf("%q leads, with %d events", successor, count(successor))
+		}); err != nil {
+			t.Fatal(err)
+		}
+		resume()
+		before := count(successor)
+		if err := until(30*time.Second, func() (bool, error) {
+			return count(successor) > before+100, fmt.Errorf("%d more events", count(successor)-before)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		late, seen := 0, false
+		for _, w := range writers[from:] {
+			if w == successor {
+				seen = true
+			}
+			if seen && w == old {
+				late++
+			}
+		}
+		mu.Unlock()
+		t.Logf("round %d: %s was paused, %s took over; %d late events", i, leader.Name, successor, late)
+		if late > 0 {
+			t.Errorf("round %d: %d events of %s were accepted after the first of %s", i, late, old, successor)
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}

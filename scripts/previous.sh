@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Builds the programs of an earlier commit into a cache and prints where they are,
+# for tests that run two versions side by side. The commit is $1, or the one before
+# the last that changed the services; where they have changed since HEAD, HEAD.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$root"
+commit=${1:-}
+if [ -z "$commit" ]; then
+	paths=(proto services ':!*_test.go')
+	commit=$(git log -1 --format=%H -- "${paths[@]}")~1
+	if [ -n "$(git status --porcelain -- "${paths[@]}")" ]; then commit=HEAD; fi
+fi
+commit=$(git rev-parse --verify "$commit^{commit}")
+out=$root/.cache/previous/$commit
+if [ ! -x "$out/keel" ]; then
+	tree=$(mktemp -d)
+	trap 'rm -rf "$tree"' EXIT
+	git archive "$commit" | tar -x -C "$tree"
+	mkdir -p "$out.new"
+	for program in apiserver scheduler controller-manager cloud-controller node; do
+		echo "building $program of ${commit:0:12}" >&2
+		(cd "$tree/services/$program" && CGO_ENABLED=0 go build -buildvcs=false -trimpath -tags=grpcnotrace,fieldsv1string \
+			-ldflags="-s -w" -o "$out.new/$program" .)
+	done
+	(cd "$tree/tools" && CGO_ENABLED=0 go build -buildvcs=false -trimpath -o "$out.new/keel" ./keel)
+	# One earlier commit is enough.
+	find "$root/.cache/previous" -mindepth 1 -maxdepth 1 ! -name "$commit.new" -exec rm -rf {} +
+	mv "$out.new" "$out"
+fi
+echo "$out"

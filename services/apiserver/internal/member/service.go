@@ -1,0 +1,467 @@
+package member
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"keelson.dev/proto/client"
+	memberv1 "keelson.dev/proto/keelson/member/v1"
+	"keelson.dev/services/apiserver/internal/authz"
+	"keelson.dev/services/apiserver/internal/request"
+	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/store/etcd"
+	"keelson.dev/services/apiserver/internal/store/raft"
+)
+
+// Resource stands for the members in authorization.
+var Resource = schema.GroupVersionResource{Group: "keelson.dev", Version: "v1", Resource: "members"}
+
+const (
+	// admittedPrefix is where admissions lie in etcd, and admittedSeconds how long.
+	admittedPrefix  = "/keelson/join/"
+	admittedSeconds = 600
+	// changeKey is held by who takes a member's place away.
+	changeKey     = "/keelson/change"
+	changeSeconds = 60
+	// askTime bounds the question how a member is.
+	askTime = time.Second
+	// pollTime is the time between two looks at what is waited for.
+	pollTime = 100 * time.Millisecond
+	// patience bounds a call whose caller set no deadline.
+	patience = 2 * time.Minute
+	// maxVoters is how many members there may be: more only cost.
+	maxVoters = 7
+)
+
+// nameForm is what an apiserver may be called (etcd's seats are made of it).
+var nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?$`)
+
+// Etcd is this apiserver's member of etcd.
+type Etcd interface {
+	Members(ctx context.Context) ([]etcd.Member, error)
+	Remove(ctx context.Context, name string) error
+	Names() []string
+	Known() []etcd.Known
+	Leads() bool
+	Applied() uint64
+	Health() error
+}
+
+// Raft is this apiserver's member of the raft store.
+type Raft interface {
+	Status() raft.Status
+	Leads() bool
+	Health() error
+}
+
+// Config of a Service.
+type Config struct {
+	// Name of this apiserver.
+	Name string
+	Etcd Etcd
+	// Store is etcd's, where admissions lie.
+	Store store.Store
+	// Dial makes a connection to another member.
+	Dial func(name string) (grpc.ClientConnInterface, error)
+}
+
+// Service is MemberService and PeerService of one member.
+type Service struct {
+	cfg   Config
+	raft  atomic.Pointer[Raft]
+	mu    sync.Mutex
+	conns map[string]grpc.ClientConnInterface
+	// retired is closed when this apiserver is asked to end.
+	retired chan struct{}
+	retire  func()
+}
+
+// NewService makes a service. Until Serve has been given the raft store, calls that
+// need it are UNAVAILABLE.
+func NewService(cfg Config) *Service {
+	s := &Service{cfg: cfg, conns: map[string]grpc.ClientConnInterface{}, retired: make(chan struct{})}
+	s.retire = sync.OnceFunc(func() { close(s.retired) })
+	return s
+}
+
+// Retired is closed when this apiserver is asked to end, because its place is about
+// to be taken away.
+func (s *Service) Retired() <-chan struct{} { return s.retired }
+
+// Serve lets the service ask this member of the raft store.
+func (s *Service) Serve(r Raft) { s.raft.Store(&r) }
+
+// Close ends the connections to other members.
+func (s *Service) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	closeAll(s.conns)
+}
+
+// RegisterAPI registers MemberService for clients, whose rights are looked up.
+func (s *Service) RegisterAPI(r grpc.ServiceRegistrar, rights authz.Authorizer) {
+	memberv1.RegisterMemberServiceServer(r, &server{Service: s, may: authorized(rights)})
+}
+
+// authorized looks up whether a caller may do something with a member.
+func authorized(rights authz.Authorizer) func(ctx context.Context, verb, name string) error {
+	return func(ctx context.Context, verb, name string) error {
+		a := &request.Attributes{User: request.UserFrom(ctx), Verb: verb, Resource: Resource, Name: name}
+		allowed, reason, err := rights.Authorize(ctx, a)
+		if err != nil && ctx.Err() != nil {
+			return status.FromContextError(ctx.Err()).Err()
+		}
+		if err != nil || !allowed {
+			return client.ToStatus(&authz.Forbidden(a, reason).ErrStatus)
+		}
+		return nil
+	}
+}
+
+// RegisterPeers registers both services for other members; allow says whether a
+// caller is one (a gRPC status error if not).
+func (s *Service) RegisterPeers(r grpc.ServiceRegistrar, allow func(context.Context) error) {
+	memberv1.RegisterMemberServiceServer(r, &server{Service: s, may: func(ctx context.Context, _, _ string) error { return allow(ctx) }})
+	memberv1.RegisterPeerServiceServer(r, &peerServer{Service: s, allow: allow})
+}
+
+// server is MemberService at one of its doors.
+type server struct {
+	memberv1.UnimplementedMemberServiceServer
+	*Service
+	may func(ctx context.Context, verb, name string) error
+}
+
+// List implements MemberService.
+func (s *server) List(ctx context.Context, _ *memberv1.ListRequest) (*memberv1.ListResponse, error) {
+	if err := s.may(ctx, "list", ""); err != nil {
+		return nil, err
+	}
+	all, err := s.list(ctx)
+	if err != nil {
+		return nil, wire(ctx, err)
+	}
+	return &memberv1.ListResponse{Members: all}, nil
+}
+
+// Join implements MemberService.
+func (s *server) Join(ctx context.Context, r *memberv1.JoinRequest) (*memberv1.JoinResponse, error) {
+	if err := s.may(ctx, "create", r.Name); err != nil {
+		return nil, err
+	}
+	if !r.Client {
+		if err := valid(r); err != nil {
+			return nil, err
+		}
+		if err := s.admit(ctx, r); err != nil {
+			return nil, wire(ctx, err)
+		}
+	}
+	return &memberv1.JoinResponse{Members: s.addresses()}, nil
+}
+
+// Leave implements MemberService.
+func (s *server) Leave(ctx context.Context, r *memberv1.LeaveRequest) (*memberv1.LeaveResponse, error) {
+	if err := s.may(ctx, "delete", r.Name); err != nil {
+		return nil, err
+	}
+	if !nameForm.MatchString(r.Name) {
+		return nil, status.Errorf(codes.InvalidArgument, "%q is no name of a member", r.Name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := s.leave(ctx, r.Name, !r.PassedOn); err != nil {
+		return nil, wire(ctx, err)
+	}
+	return &memberv1.LeaveResponse{}, nil
+}
+
+// Replace implements MemberService.
+func (s *server) Replace(ctx context.Context, r *memberv1.ReplaceRequest) (*memberv1.ReplaceResponse, error) {
+	if err := s.may(ctx, "delete", r.Old); err != nil {
+		return nil, err
+	}
+	if !nameForm.MatchString(r.Old) || !nameForm.MatchString(r.New) || r.Old == r.New {
+		return nil, status.Errorf(codes.InvalidArgument, "replace %q by %q: want two names", r.Old, r.New)
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := s.settled(ctx, r.New)
+	if err == nil {
+		err = s.leave(ctx, r.Old, true)
+	}
+	if err != nil {
+		return nil, wire(ctx, err)
+	}
+	return &memberv1.ReplaceResponse{}, nil
+}
+
+func valid(r *memberv1.JoinRequest) error {
+	if !nameForm.MatchString(r.Name) {
+		return status.Errorf(codes.InvalidArgument, "%q is no name for a member: want lower case letters, digits, '-' and '.'", r.Name)
+	}
+	for _, address := range []string{r.PeerAddress, r.EtcdAddress} {
+		if host, port, err := net.SplitHostPort(address); err != nil || host == "" || port == "" || port == "0" || len(address) > 300 {
+			return status.Errorf(codes.InvalidArgument, "%q is no address: want host:port", address)
+		}
+	}
+	return nil
+}
+
+// errRefused is the cause of a refusal: nothing was changed.
+var errRefused = errors.New("refused")
+
+// admit writes down that a name may be let in.
+func (s *Service) admit(ctx context.Context, r *memberv1.JoinRequest) error {
+	all, err := s.list(ctx)
+	if err != nil {
+		return err
+	}
+	voters := 0
+	for _, m := range all {
+		if m.Etcd == memberv1.Role_ROLE_VOTER {
+			voters++
+		}
+		if m.Name == r.Name && m.Healthy && m.PeerAddress != r.PeerAddress {
+			return status.Errorf(codes.AlreadyExists, "%s is a member at %s: choose another --name", m.Name, m.PeerAddress)
+		}
+		if m.Name == r.Name {
+			voters-- // it comes back
+		}
+	}
+	if voters >= maxVoters {
+		return fmt.Errorf("%w: there are %d members, and more only cost; start %s with --member=false", errRefused, voters, r.Name)
+	}
+	return s.write(ctx, store.Write{Key: admittedPrefix + r.Name, Value: []byte(r.PeerAddress), Expect: store.Any, TTLSeconds: admittedSeconds})
+}
+
+// Admitted tells whether a name may be let in.
+func (s *Service) Admitted(ctx context.Context, name string) bool {
+	_, _, err := s.cfg.Store.Get(ctx, admittedPrefix+name)
+	return err == nil
+}
+
+func (s *Service) write(ctx context.Context, w store.Write) error {
+	v, err := s.cfg.Store.Commit(ctx, []store.Write{w})
+	if err == nil {
+		err = v[0].Err
+	}
+	return err
+}
+
+// addresses are the names and addresses of the members, as far as is known here,
+// without quorum.
+func (s *Service) addresses() (out []*memberv1.Member) {
+	names := s.cfg.Etcd.Names()
+	for _, k := range s.cfg.Etcd.Known() {
+		if !slices.Contains(names, k.Name) {
+			continue // it waits to become one
+		}
+		out = append(out, &memberv1.Member{Name: k.Name, PeerAddress: k.Service, EtcdAddress: k.Address})
+	}
+	return out
+}
+
+// list asks all members how they are.
+func (s *Service) list(ctx context.Context) ([]*memberv1.Member, error) {
+	store := s.raft.Load()
+	if store == nil {
+		return nil, status.Error(codes.Unavailable, "this apiserver is starting")
+	}
+	members, err := s.cfg.Etcd.Members(ctx)
+	if err != nil {
+		return nil, err
+	}
+	raftRoles := map[string]memberv1.Role{}
+	for _, m := range (*store).Status().Members {
+		role := memberv1.Role_ROLE_LEARNER
+		if m.Voter {
+			role = memberv1.Role_ROLE_VOTER
+		}
+		raftRoles[m.Name] = max(raftRoles[m.Name], role)
+	}
+	byName := map[string]*memberv1.Member{}
+	for _, m := range members {
+		role := memberv1.Role_ROLE_VOTER
+		if m.Learner {
+			role = memberv1.Role_ROLE_LEARNER
+		}
+		byName[m.Name] = &memberv1.Member{Name: m.Name, Etcd: role, Raft: memberv1.Role_ROLE_ABSENT}
+	}
+	for name, role := range raftRoles {
+		if byName[name] == nil {
+			byName[name] = &memberv1.Member{Name: name, Etcd: memberv1.Role_ROLE_ABSENT}
+		}
+		byName[name].Raft = role
+	}
+	for _, k := range s.cfg.Etcd.Known() {
+		if m := byName[k.Name]; m != nil {
+			m.PeerAddress, m.EtcdAddress = k.Service, k.Address
+		}
+	}
+	s.forget(byName)
+	s.askAll(ctx, byName)
+	out := make([]*memberv1.Member, 0, len(byName))
+	for _, m := range byName {
+		out = append(out, m)
+	}
+	slices.SortFunc(out, func(a, b *memberv1.Member) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+// forget ends the connections to those who are no members any more.
+func (s *Service) forget(members map[string]*memberv1.Member) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, c := range s.conns {
+		if members[name] == nil {
+			closeConn(c)
+			delete(s.conns, name)
+		}
+	}
+}
+
+// askAll fills in what members say of themselves.
+func (s *Service) askAll(ctx context.Context, members map[string]*memberv1.Member) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	answers := map[string]*memberv1.StatusResponse{}
+	for name, m := range members {
+		wg.Go(func() {
+			// One that is back is not missed because an attempt to reach it failed before.
+			st, err := s.ask(ctx, name, grpc.WaitForReady(true))
+			switch {
+			case err != nil:
+				m.Problem = "does not answer: " + status.Convert(err).Message()
+				return
+			case st.Name != name:
+				m.Problem = fmt.Sprintf("at its address answers %q", st.Name)
+				return
+			}
+			m.Healthy, m.Problem, m.LeadsEtcd, m.LeadsRaft = st.Problem == "", st.Problem, st.LeadsEtcd, st.LeadsRaft
+			mu.Lock()
+			answers[name] = st
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	var etcd, raft uint64
+	for _, st := range answers {
+		etcd, raft = max(etcd, st.EtcdApplied), max(raft, st.RaftApplied)
+	}
+	for name, st := range answers {
+		members[name].EtcdLag, members[name].RaftLag = etcd-st.EtcdApplied, raft-st.RaftApplied
+	}
+}
+
+func (s *Service) ask(ctx context.Context, name string, options ...grpc.CallOption) (*memberv1.StatusResponse, error) {
+	if name == s.cfg.Name {
+		return s.status(), nil
+	}
+	conn, err := s.conn(name)
+	if err != nil {
+		return nil, err
+	}
+	return memberv1.NewPeerServiceClient(conn).Status(ctx, &memberv1.StatusRequest{}, options...)
+}
+
+// Others are connections to the other members that are known.
+func (s *Service) Others() []grpc.ClientConnInterface {
+	var out []grpc.ClientConnInterface
+	for _, m := range s.addresses() {
+		if m.GetName() == s.cfg.Name {
+			continue
+		}
+		if c, err := s.conn(m.GetName()); err == nil {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// conn is the connection to another member.
+func (s *Service) conn(name string) (grpc.ClientConnInterface, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c, ok := s.conns[name]; ok {
+		return c, nil
+	}
+	c, err := s.cfg.Dial(name)
+	if err == nil {
+		s.conns[name] = c
+	}
+	return c, err
+}
+
+// status is how this member is.
+func (s *Service) status() *memberv1.StatusResponse {
+	out := &memberv1.StatusResponse{
+		Name: s.cfg.Name, LeadsEtcd: s.cfg.Etcd.Leads(), EtcdApplied: s.cfg.Etcd.Applied(), Members: s.addresses(),
+	}
+	problem := s.cfg.Etcd.Health()
+	if r := s.raft.Load(); r == nil {
+		problem = errors.Join(problem, errors.New("the raft store is starting"))
+	} else {
+		out.LeadsRaft, out.RaftApplied = (*r).Leads(), (*r).Status().Applied
+		problem = errors.Join(problem, (*r).Health())
+	}
+	if problem != nil {
+		out.Problem = strings.ReplaceAll(problem.Error(), "\n", "; ")
+	}
+	return out
+}
+
+// peerServer is PeerService.
+type peerServer struct {
+	memberv1.UnimplementedPeerServiceServer
+	*Service
+	allow func(context.Context) error
+}
+
+// Status implements PeerService.
+func (s *peerServer) Status(ctx context.Context, _ *memberv1.StatusRequest) (*memberv1.StatusResponse, error) {
+	if err := s.allow(ctx); err != nil {
+		return nil, err
+	}
+	return s.status(), nil
+}
+
+// Retire implements PeerService.
+func (s *peerServer) Retire(ctx context.Context, _ *memberv1.RetireRequest) (*memberv1.RetireResponse, error) {
+	if err := s.allow(ctx); err != nil {
+		return nil, err
+	}
+	s.retire()
+	return &memberv1.RetireResponse{}, nil
+}
+
+// wire is an error as gRPC carries it.
+func wire(ctx context.Context, err error) error {
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	switch {
+	case ctx.Err() != nil:
+		return status.Error(status.FromContextError(ctx.Err()).Code(), err.Error())
+	case errors.Is(err, errRefused), errors.Is(err, etcd.ErrMember):
+		return status.Error(codes.FailedPrecondition, err.Error())
+	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrClosed), errors.Is(err, store.ErrUnknownOutcome):
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	return status.Error(codes.Internal, err.Error())
+}

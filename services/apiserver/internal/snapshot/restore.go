@@ -1,0 +1,452 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/store/etcd"
+	"keelson.dev/services/apiserver/internal/store/raft"
+)
+
+// RestoreConfig says what to restore where.
+type RestoreConfig struct {
+	// File is the snapshot.
+	File string
+	// Members are the names of all apiservers of the new cluster.
+	Members []string
+	// Dirs are the data directories to make, by member; those of other machines are
+	// made there, with the same File, Members and Token.
+	Dirs map[string]string
+	// Token names the new cluster. It must be new, and the same on all machines; it
+	// may be left out where Dirs are those of all members.
+	Token string
+	// SetAside moves data that is there to before-restore-TIME in its directory.
+	SetAside bool
+	Table    *resource.Table
+	Log      *slog.Logger
+
+	// stop, if set, is called between steps; an error is taken for the end of the
+	// process. For tests.
+	stop func(step string) error
+}
+
+// Restored says what was restored.
+type Restored struct {
+	Token        string   `json:"token"`
+	Members      []string `json:"members"`
+	Objects      int      `json:"objects"`
+	EtcdRevision int64    `json:"etcdRevision"`
+	RaftRevision int64    `json:"raftRevision"`
+	// Moved are objects of transient kinds that lay in etcd.
+	Moved []Count `json:"moved,omitempty"`
+	// NotServed are kept as they are.
+	NotServed []Count `json:"notServed,omitempty"`
+	// Dropped are keys that mean nothing after a restore.
+	Dropped int `json:"droppedKeys"`
+	// SetAside says where the old data is, by member; Already are members that were
+	// restored with this token before and stay as they are.
+	SetAside map[string]string `json:"setAside,omitempty"`
+	Already  []string          `json:"already,omitempty"`
+	Notes    []string          `json:"notes,omitempty"`
+	Took     time.Duration     `json:"tookNanoseconds"`
+}
+
+// Restore makes the data directories of a new cluster from a snapshot. See the
+// package comment for its steps.
+func Restore(ctx context.Context, cfg RestoreConfig) (_ *Restored, err error) {
+	began := time.Now()
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	if cfg.stop == nil {
+		cfg.stop = func(string) error { return nil }
+	}
+	r := &restore{RestoreConfig: cfg, out: &Restored{SetAside: map[string]string{}}}
+	defer r.unlock()
+	if err := r.begin(); err != nil {
+		return nil, err
+	}
+	work := r.targets[0].at(workDir)
+	if err := os.RemoveAll(work); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(work, 0o700); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if !errors.Is(err, errStopped) {
+			err = errors.Join(err, os.RemoveAll(work))
+		}
+	}()
+	if err := r.run(ctx, work); err != nil {
+		return nil, err
+	}
+	r.out.Token, r.out.Members, r.out.Took = r.plan.Token, r.plan.Members, time.Since(began)
+	return r.out, nil
+}
+
+// errStopped is the end of the process, in tests.
+var errStopped = errors.New("stopped")
+
+// restore is one restore.
+type restore struct {
+	RestoreConfig
+	targets []*target
+	locks   []func()
+	plan    plan
+	out     *Restored
+	source  *source
+}
+
+func (r *restore) unlock() {
+	for _, unlock := range r.locks {
+		unlock()
+	}
+}
+
+// begin checks what is asked for, and locks the directories.
+func (r *restore) begin() error {
+	members := slices.Clone(r.Members)
+	slices.Sort(members)
+	if len(members) == 0 || len(slices.Compact(slices.Clone(members))) != len(members) {
+		return fmt.Errorf("members %v: want one or more different names", members)
+	}
+	if len(r.Dirs) == 0 {
+		return errors.New("no data directory to restore into")
+	}
+	if r.Token == "" && len(r.Dirs) != len(members) {
+		return errors.New("without all members' directories a token is needed, new and the same for all members")
+	}
+	if err := checkToken(r.Token); err != nil {
+		return err
+	}
+	for _, name := range members {
+		dir, ok := r.Dirs[name]
+		if !ok {
+			continue
+		}
+		dir, err := filepath.Abs(dir)
+		if err != nil {
+			return err
+		}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		t := &target{name: name, dir: dir}
+		unlock, err := t.lock()
+		if err != nil {
+			return err
+		}
+		r.locks = append(r.locks, unlock)
+		r.targets = append(r.targets, t)
+	}
+	if len(r.targets) != len(r.Dirs) {
+		return fmt.Errorf("data directories of %v, but the members are %v", keys(r.Dirs), members)
+	}
+	r.plan = plan{Token: r.Token, Members: members, Began: time.Now().UTC()}
+	return nil
+}
+
+func keys(m map[string]string) (out []string) {
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (r *restore) run(ctx context.Context, work string) error {
+	var err error
+	if r.source, err = open(r.File, work); err != nil {
+		return err
+	}
+	if r.plan.File, err = filepath.Abs(r.File); err != nil {
+		return err
+	}
+	r.plan.Sum = r.source.sum
+	ready, err := r.resume()
+	if err != nil {
+		return err
+	}
+	c, err := examine(r.source, newCatalogue(r.Table))
+	if err != nil {
+		return fmt.Errorf("%s: %w", r.File, err)
+	}
+	defer func() { _ = c.close() }() // read only
+	if err := c.restorable(r.File); err != nil {
+		return err
+	}
+	r.out.Notes = c.notes()
+	made := filepath.Join(work, "made.db")
+	quick, err := r.transform(c, made)
+	if err != nil {
+		return err
+	}
+	if !ready {
+		if err := r.prepare(ctx, made, quick); err != nil {
+			if !errors.Is(err, errStopped) {
+				err = errors.Join(err, r.giveUp())
+			}
+			return err
+		}
+	}
+	for _, t := range r.targets {
+		if t.done {
+			r.out.Already = append(r.out.Already, t.name)
+			if err := os.RemoveAll(t.at(leftDir)); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := r.stop("swap " + t.name); err != nil {
+			return err
+		}
+		before, err := t.swap(r.plan, func(step string) error { return r.stop(step + " of " + t.name) })
+		if err != nil {
+			return fmt.Errorf("%s: %w; repeat the restore", t.dir, err)
+		}
+		if before != "" {
+			r.out.SetAside[t.name] = before
+		}
+	}
+	return nil
+}
+
+// resume finds out what an interrupted restore has left: it takes its token over,
+// if it was of the same file for the same members, and tells whether all new data
+// was made.
+func (r *restore) resume() (ready bool, err error) {
+	var left, done []*plan
+	for _, t := range r.targets {
+		for from, list := range map[string]*[]*plan{t.at(restoringDir, planFile): &left, t.at(doneFile): &done} {
+			p, err := readPlan(from)
+			if err != nil {
+				return false, err
+			}
+			*list = append(*list, p)
+		}
+	}
+	for _, t := range r.targets { // one that was interrupted when it cleaned up
+		p, err := readPlan(t.at(leftDir, planFile))
+		if err != nil {
+			return false, err
+		}
+		left = append(left, p)
+	}
+	for _, p := range left {
+		if p == nil {
+			continue
+		}
+		if mine := (&plan{Token: p.Token, Sum: r.plan.Sum, Members: r.plan.Members}); p.same(mine) && (r.Token == "" || r.Token == p.Token) {
+			r.plan.Token = p.Token
+		}
+	}
+	if r.plan.Token == "" {
+		r.plan.Token = tokenOf([]byte(rand.Text()))
+	}
+	ready = true
+	for i, t := range r.targets {
+		interrupted := left[i] != nil && left[i].same(&r.plan)
+		switch {
+		case !interrupted && done[i] != nil && done[i].same(&r.plan):
+			t.done = true
+		case interrupted && left[i].Ready:
+			r.plan.Began = left[i].Began
+		case done[i] != nil && done[i].Token == r.plan.Token:
+			return false, fmt.Errorf("%s was restored with the token %s, from another file or for other members: use a new token", t.dir, r.plan.Token)
+		default:
+			ready = false
+			if left[i] != nil && left[i].Ready && !interrupted {
+				return false, fmt.Errorf("%s: a restore of %s for %s was interrupted when its data was being put in place: repeat that one first, then this one",
+					t.dir, left[i].File, strings.Join(left[i].Members, ", "))
+			}
+			if t.used() && !r.SetAside {
+				return false, fmt.Errorf("%s has data: restore with --set-aside to move it to %s, or choose another directory", t.dir, t.at(beforePrefix+"TIME"))
+			}
+		}
+	}
+	return ready, nil
+}
+
+// transform makes the new stores' contents: etcd's as a file, the transient
+// store's in memory.
+func (r *restore) transform(c *contents, made string) (*raft.Saved, error) {
+	kinds := newCatalogue(r.Table)
+	rev := c.etcd.Revision() + revisionSkip
+	quick := c.raft
+	if quick == nil {
+		quick = raft.NewSaved(c.etcd.Revision())
+	}
+	note, err := json.Marshal(r.plan)
+	if err != nil {
+		return nil, err
+	}
+	moved, spare := map[string]*Count{}, c.etcd.Revision()
+	var moves []etcd.FileEntry
+	var fences []string
+	taken := map[store.Revision]bool{}
+	err = c.etcd.Rewrite(made, rev, restoredKey, note, func(e etcd.FileEntry) (bool, error) {
+		switch k := kinds.kind(e.Key); {
+		case strings.HasPrefix(e.Key, etcd.WriterPrefix), strings.HasPrefix(e.Key, joinPrefix), e.Key == changeKey:
+			r.out.Dropped++
+			return false, nil
+		case strings.HasPrefix(e.Key, fencePrefix):
+			r.out.Dropped++
+			fences = append(fences, e.Key)
+			return false, nil
+		case k != nil && k.Transient:
+			if c.raft != nil {
+				return false, fmt.Errorf("%s lies in etcd, though the snapshot has a transient store", e.Key)
+			}
+			n := moved[resourceName(k)]
+			if n == nil {
+				n = &Count{Resource: resourceName(k), Served: true, Store: "raft"}
+				moved[n.Resource] = n
+			}
+			n.Objects++
+			n.Bytes += int64(len(e.Value))
+			e.Value = slices.Clone(e.Value)
+			moves = append(moves, e)
+			return false, nil
+		}
+		return true, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make etcd's data: %w", err)
+	}
+	// Where several keys were written with one revision, each gets one of its own.
+	for _, e := range moves {
+		if taken[e.ModRevision] {
+			spare++
+			e.ModRevision = spare
+		}
+		taken[e.ModRevision] = true
+	}
+	quick.Jump(revisionSkip)
+	for _, e := range moves {
+		if err := quick.Add(e.Entry, kinds.kind(e.Key).TTLSeconds); err != nil {
+			return nil, err
+		}
+	}
+	quick.EndEpochs(rev, fences...)
+	for _, n := range moved {
+		r.out.Moved = append(r.out.Moved, *n)
+	}
+	slices.SortFunc(r.out.Moved, func(a, b Count) int { return strings.Compare(a.Resource, b.Resource) })
+	for _, n := range c.counts {
+		r.out.Objects += n.Objects
+		if !n.Served {
+			r.out.NotServed = append(r.out.NotServed, n)
+		}
+	}
+	r.out.EtcdRevision, r.out.RaftRevision = int64(rev), int64(quick.Revision())
+	return quick, nil
+}
+
+// logBytes is about what an empty member's logs take.
+const logBytes = 80 << 20
+
+// prepare makes the new data beside the old, in all directories.
+func (r *restore) prepare(ctx context.Context, made string, quick *raft.Saved) error {
+	st, err := os.Stat(made)
+	if err != nil {
+		return err
+	}
+	for _, t := range r.targets {
+		if t.done {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := enough(t.dir, st.Size()+logBytes); err != nil {
+			return err
+		}
+		if err := t.prepare(r.plan); err != nil {
+			return err
+		}
+		if err := r.stop("prepare " + t.name); err != nil {
+			return err
+		}
+		err := etcd.Restore(etcd.RestoreConfig{
+			Name: t.name, Members: r.plan.Members, Token: r.plan.Token, From: made, Dir: t.at(restoringDir, etcdDir), Log: r.Log,
+		})
+		if err != nil {
+			return err
+		}
+		err = quick.Restore(raft.RestoreConfig{
+			Name: t.name, Members: r.plan.Members, Token: r.plan.Token, Dir: t.at(restoringDir, raftDir), Log: r.Log,
+		})
+		if err != nil {
+			return err
+		}
+		if err := t.sync(); err != nil {
+			return err
+		}
+		if err := r.stop("prepared " + t.name); err != nil {
+			return err
+		}
+	}
+	r.plan.Ready = true
+	for _, t := range r.targets {
+		if t.done {
+			continue
+		}
+		p := r.plan
+		p.Name = t.name
+		if err := p.write(t.at(restoringDir, planFile)); err != nil {
+			return err
+		}
+		if err := r.stop("ready " + t.name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// giveUp leaves the directories as they were.
+func (r *restore) giveUp() error {
+	var errs []error
+	for _, t := range r.targets {
+		if !t.done {
+			errs = append(errs, os.RemoveAll(t.at(restoringDir)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Print writes the report for people.
+func (r *Restored) Print(to io.Writer) error {
+	fmt.Fprintf(to, "restored %d objects for %s in %s; revisions go on from %d (etcd) and %d (raft)\n",
+		r.Objects, strings.Join(r.Members, ", "), r.Took.Round(time.Millisecond), r.EtcdRevision, r.RaftRevision)
+	for _, name := range r.Already {
+		fmt.Fprintf(to, "%s was restored before with this token and stays as it is\n", name)
+	}
+	for _, name := range keys(r.SetAside) {
+		fmt.Fprintf(to, "the data that %s had is in %s\n", name, r.SetAside[name])
+	}
+	for _, note := range r.Notes {
+		fmt.Fprintf(to, "note: %s\n", note)
+	}
+	w := tabwriter.NewWriter(to, 0, 4, 2, ' ', 0)
+	for _, n := range r.Moved {
+		fmt.Fprintf(w, "moved to the raft store:\t%s\t%d\n", n.Resource, n.Objects)
+	}
+	for _, n := range r.NotServed {
+		fmt.Fprintf(w, "kept, but not served:\t%s\t%d\n", n.Resource, n.Objects)
+	}
+	return w.Flush()
+}

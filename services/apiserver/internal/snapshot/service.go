@@ -1,0 +1,199 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"keelson.dev/proto/client"
+	snapshotv1 "keelson.dev/proto/keelson/snapshot/v1"
+	"keelson.dev/services/apiserver/internal/authz"
+	"keelson.dev/services/apiserver/internal/request"
+	"keelson.dev/services/apiserver/internal/store"
+)
+
+// Path stands for the whole state in authorization: who may get it may read all
+// Secrets.
+const Path = "/snapshot"
+
+// Bounds of a save. While it runs, etcd cannot use pages again that it frees.
+const (
+	saveTime  = 30 * time.Minute
+	stallTime = 30 * time.Second
+	chunkSize = 256 << 10
+)
+
+// ServiceConfig says what to save.
+type ServiceConfig struct {
+	// Lasting and Transient are the stores; those that cannot be saved (memory, an
+	// etcd elsewhere) make Save fail.
+	Lasting, Transient store.Store
+	Authorizer         authz.Authorizer
+	// Apiserver is this one's name, Program its version.
+	Apiserver, Program string
+
+	stall time.Duration // for tests; default stallTime
+}
+
+// Service serves snapshots over gRPC.
+type Service struct {
+	snapshotv1.UnimplementedSnapshotServiceServer
+	cfg  ServiceConfig
+	busy atomic.Bool
+}
+
+// NewService makes the service.
+func NewService(cfg ServiceConfig) *Service {
+	if cfg.stall <= 0 {
+		cfg.stall = stallTime
+	}
+	return &Service{cfg: cfg}
+}
+
+// Register adds the service to a server.
+func (s *Service) Register(r grpc.ServiceRegistrar) { snapshotv1.RegisterSnapshotServiceServer(r, s) }
+
+var errStalled = errors.New("the snapshot was not read fast enough")
+
+// Save implements SnapshotService.
+func (s *Service) Save(_ *snapshotv1.SaveRequest, stream grpc.ServerStreamingServer[snapshotv1.SaveResponse]) error {
+	ctx := stream.Context()
+	if err := s.may(ctx); err != nil {
+		return err
+	}
+	lasting, ok := s.cfg.Lasting.(Lasting)
+	transient, also := s.cfg.Transient.(Transient)
+	if !ok || !also {
+		return status.Error(codes.FailedPrecondition,
+			"this apiserver does not keep the state itself: with --etcd-servers, use `etcdctl snapshot save` there (a restore reads that file), and --memory keeps nothing")
+	}
+	if !s.busy.CompareAndSwap(false, true) {
+		return status.Error(codes.ResourceExhausted, "a snapshot is being taken from this apiserver already; try again later")
+	}
+	// Sending blocks while the reader takes nothing, and only the end of this call
+	// interrupts it; so another goroutine sends.
+	ctx, cancel := context.WithTimeoutCause(ctx, saveTime, errStalled)
+	defer cancel()
+	out := &sender{stream: stream, hash: sha256.New(), sent: make(chan struct{}, 1)}
+	done := make(chan error, 1)
+	go func() {
+		defer s.busy.Store(false)
+		done <- s.save(ctx, out, lasting, transient)
+	}()
+	began, stalled := time.Now(), time.NewTimer(s.cfg.stall)
+	defer stalled.Stop()
+	for {
+		select {
+		case <-out.sent:
+			stalled.Reset(s.cfg.stall)
+			continue
+		case err := <-done:
+			if err == nil {
+				slog.InfoContext(ctx, "snapshot saved", "user", request.UserFrom(ctx).Name, "bytes", out.size, "took", time.Since(began))
+				return nil
+			}
+			return wire(ctx, err)
+		case <-stalled.C:
+			return wire(ctx, errStalled)
+		case <-ctx.Done():
+			return wire(ctx, context.Cause(ctx))
+		}
+	}
+}
+
+func (s *Service) save(ctx context.Context, out *sender, lasting Lasting, transient Transient) error {
+	m, err := write(ctx, out, Manifest{Apiserver: s.cfg.Apiserver, Program: s.cfg.Program}, lasting, transient)
+	if err == nil {
+		err = out.flush()
+	}
+	if err != nil {
+		return err
+	}
+	return out.stream.Send(&snapshotv1.SaveResponse{End: &snapshotv1.SaveEnd{
+		Size: out.size, Sha256: out.hash.Sum(nil), EtcdRevision: m.EtcdRevision, RaftRevision: m.RaftRevision,
+	}})
+}
+
+// may is nil for those who may have the snapshot.
+func (s *Service) may(ctx context.Context) error {
+	a := &request.Attributes{User: request.UserFrom(ctx), Verb: "get", Path: Path}
+	allowed, reason, err := s.cfg.Authorizer.Authorize(ctx, a)
+	if err != nil {
+		return wire(ctx, err)
+	}
+	if !allowed {
+		return wire(ctx, authz.Forbidden(a, reason))
+	}
+	return nil
+}
+
+// sender sends what is written in chunks of one size.
+type sender struct {
+	stream grpc.ServerStreamingServer[snapshotv1.SaveResponse]
+	hash   hash.Hash
+	size   int64
+	chunk  []byte
+	sent   chan struct{}
+}
+
+func (s *sender) Write(p []byte) (int, error) {
+	total := len(p)
+	for len(p) > 0 {
+		n := min(len(p), chunkSize-len(s.chunk))
+		s.chunk = append(s.chunk, p[:n]...)
+		p = p[n:]
+		if len(s.chunk) == chunkSize {
+			if err := s.flush(); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return total, nil
+}
+
+// flush sends what is there.
+func (s *sender) flush() error {
+	if len(s.chunk) == 0 {
+		return nil
+	}
+	s.hash.Write(s.chunk)
+	s.size += int64(len(s.chunk))
+	if err := s.stream.Send(&snapshotv1.SaveResponse{Data: s.chunk}); err != nil {
+		return err
+	}
+	s.chunk = make([]byte, 0, chunkSize) // the transport may still read the other
+	select {
+	case s.sent <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// wire is an error as clients see it.
+func wire(ctx context.Context, err error) error {
+	var se *apierrors.StatusError
+	switch {
+	case errors.Is(err, errStalled):
+		return status.Error(codes.DeadlineExceeded, err.Error())
+	case errors.As(err, &se):
+		return client.ToStatus(&se.ErrStatus)
+	case ctx.Err() != nil:
+		return status.FromContextError(ctx.Err()).Err()
+	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrClosed):
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	if st, ok := status.FromError(err); ok {
+		return st.Err()
+	}
+	return status.Error(codes.Internal, fmt.Sprintf("snapshot: %v", err))
+}

@@ -1,0 +1,86 @@
+package etcd
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+)
+
+// TestOnlyWhoIsAdmittedIsLetIn lets a new member wait until its name is admitted, and
+// a learner that nobody promoted get its vote.
+func TestOnlyWhoIsAdmittedIsLetIn(t *testing.T) {
+	s := newSite(t, "a", "b", "c")
+	s.start("a", "b", "c")
+	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
+	defer cancel()
+	var mu sync.Mutex
+	admitted, asked := map[string]bool{}, 0
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	taking, stop := context.WithCancel(ctx)
+	defer stop()
+	for _, n := range []string{"a", "b", "c"} {
+		wg.Go(func() {
+			_ = s.running[n].TakeIn(taking, func(_ context.Context, name string) bool {
+				mu.Lock()
+				defer mu.Unlock()
+				asked++
+				return admitted[name]
+			})
+		})
+	}
+	await := func(what string, done func() bool) {
+		t.Helper()
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for !done() {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				t.Fatalf("waited in vain until %s", what)
+			}
+		}
+	}
+	s.addresses["d"] = freeAddress(t)
+	there := s.arrive(ctx, "d")
+	await("the leader has looked at the stranger twice", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return asked > 2
+	})
+	s.voters("a", "a", "b", "c")
+	mu.Lock()
+	admitted["d"] = true
+	mu.Unlock()
+	if err := <-there; err != nil {
+		t.Fatal(err)
+	}
+	await("d has its vote", func() bool {
+		voters, _ := names(s.members("a"))
+		return slices.Equal(voters, []string{"a", "b", "c", "d"})
+	})
+	// Who let e in has died before it promoted it: the leader does.
+	s.addresses["e"] = freeAddress(t)
+	there = s.arrive(ctx, "e")
+	if err := s.running["b"].AddLearner(ctx, "e"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-there; err != nil {
+		t.Fatal(err)
+	}
+	await("e has its vote", func() bool {
+		voters, _ := names(s.members("a"))
+		return len(voters) == 5
+	})
+	if got := s.running["a"].Names(); !slices.Equal(got, []string{"a", "b", "c", "d", "e"}) {
+		t.Errorf("names are %v", got)
+	}
+	if gone, err := s.running["a"].Gone(ctx, "e"); gone || err != nil {
+		t.Errorf("e is gone: %v, %v", gone, err)
+	}
+	if gone, err := s.running["a"].Gone(ctx, "x"); !gone || err != nil {
+		t.Errorf("x is not gone: %v, %v", gone, err)
+	}
+}

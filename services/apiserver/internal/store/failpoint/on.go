@@ -1,0 +1,69 @@
+//go:build failpoints
+
+package failpoint
+
+import (
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"time"
+)
+
+// every is how long what was read of the file holds.
+const every = 20 * time.Millisecond
+
+type point struct {
+	action      Action
+	probability float64
+}
+
+var (
+	mu     sync.Mutex
+	read   time.Time
+	text   string
+	points map[string][]point
+)
+
+// At is what the point suffers this time.
+func At(name string) Action {
+	path := os.Getenv(Variable)
+	if path == "" {
+		return None
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if time.Since(read) > every {
+		read = time.Now()
+		data, err := os.ReadFile(path)
+		if err == nil && string(data) != text {
+			text = string(data)
+			points = parse(text)
+			slog.Warn("failpoints", "points", text)
+		}
+	}
+	for _, p := range points[name] {
+		if rand.Float64() < p.probability {
+			return p.action
+		}
+	}
+	return None
+}
+
+func parse(text string) map[string][]point {
+	actions := map[string]Action{"refuse": Refuse, "lose-request": LoseRequest, "lose-answer": LoseAnswer}
+	out := map[string][]point{}
+	for line := range strings.Lines(text) {
+		var name, action string
+		var p point
+		if _, err := fmt.Sscan(line, &name, &action, &p.probability); err != nil || actions[action] == None {
+			slog.Error("failpoints: a line is not understood", "line", line)
+			continue
+		}
+		p.action = actions[action]
+		out[name] = append(out[name], p)
+	}
+	return out
+}

@@ -1,0 +1,92 @@
+package raft
+
+import (
+	"crypto/rand"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	hraft "github.com/hashicorp/raft"
+	"go.etcd.io/bbolt"
+
+	"keelson.dev/services/apiserver/internal/store"
+)
+
+// recoverySkip is how far the revision jumps in a recovery: further than anything
+// that the lost members may have acknowledged.
+const recoverySkip = 1_000_000_000
+
+// Recover makes a store of one member from the disk of one whose store has lost its
+// quorum for good, and returns the revision that it goes on from. The member must
+// not run; it is opened in the usual way afterwards. Without a disk there is nothing
+// to do: 0.
+//
+// What the lost members acknowledged and this one had not heard of is lost; what it
+// had heard of and nobody had acknowledged is there. The disk gets another id, so
+// that the lost members and this one are strangers. A recovery that was interrupted
+// is repeated.
+func Recover(cfg Config) (store.Revision, error) {
+	if err := cfg.defaults(); err != nil {
+		return 0, fmt.Errorf("recover raft store: %w", err)
+	}
+	if _, err := os.Stat(filepath.Join(cfg.Dir, "log.db")); os.IsNotExist(err) {
+		return 0, nil
+	}
+	rev, err := recoverAlone(cfg)
+	if err != nil {
+		return 0, fmt.Errorf("recover raft store in %s: %w", cfg.Dir, err)
+	}
+	return rev, nil
+}
+
+func recoverAlone(cfg Config) (store.Revision, error) {
+	s := &Store{cfg: cfg, log: cfg.Log}
+	disk, err := openLog(cfg.Dir, cfg.bolt)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = disk.close() }()
+	log := &hlog{cfg.Log}
+	snapshots, err := openSnapshots(cfg.Dir, log)
+	if err != nil {
+		return 0, err
+	}
+	known, err := hraft.HasExistingState(disk, disk, snapshots)
+	if err != nil {
+		return 0, err
+	}
+	if !known { // it never was a member
+		return 0, nil
+	}
+	id := rand.Text()
+	s.id = serverID(cfg.Name, id)
+	m := &recovering{machine: newMachine(cfg.HistoryEvents, cfg.HistoryBytes)}
+	defer m.close()
+	err = hraft.RecoverCluster(s.library(log), m, disk, disk, snapshots, newTransport(s.id, cfg.Dial), hraft.Configuration{
+		Servers: []hraft.Server{{Suffrage: hraft.Voter, ID: s.id, Address: hraft.ServerAddress(s.id)}},
+	})
+	if err != nil {
+		return 0, err
+	}
+	return m.revision(), disk.rename(id)
+}
+
+// recovering is a machine whose snapshot has jumped ahead.
+type recovering struct{ *machine }
+
+// Snapshot implements the library's FSM.
+func (m *recovering) Snapshot() (hraft.FSMSnapshot, error) {
+	m.mu.Lock()
+	m.rev += recoverySkip
+	m.history.reset(m.rev)
+	m.mu.Unlock()
+	return m.machine.Snapshot()
+}
+
+// rename gives the disk another id.
+func (l *logStore) rename(id string) error {
+	return l.db.Update(func(tx *bbolt.Tx) error {
+		l.id = id
+		return tx.Bucket(stableBucket).Put(diskKey, []byte(id))
+	})
+}

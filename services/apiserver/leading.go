@@ -1,0 +1,24 @@
+package main
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"keelson.dev/services/apiserver/internal/store"
+)
+
+// registerLeading says in the metrics which stores this member leads.
+func registerLeading(r prometheus.Registerer, name string, st store.Store) {
+	member, ok := st.(interface{ Leads() bool })
+	if !ok {
+		return
+	}
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "keelson_store_leader", Help: "1 while this member leads the store, as far as it knows, else 0.",
+		ConstLabels: prometheus.Labels{"store": name},
+	}, func() float64 {
+		if member.Leads() {
+			return 1
+		}
+		return 0
+	}))
+}

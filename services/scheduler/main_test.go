@@ -1,0 +1,53 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/spf13/pflag"
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/internal/boot"
+	"keelson.dev/services/internal/leader/leadertest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// Bindings, refusals in pods' status and events carry the leader's fence.
+func TestEveryWriteIsFenced(t *testing.T) {
+	s := leadertest.Run(t, name, "system:kube-scheduler", func(fs *pflag.FlagSet) boot.Run { return newOptions(fs).run })
+	amount := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1"), corev1.ResourceMemory: resource.MustParse("1Gi"), corev1.ResourcePods: resource.MustParse("10")}
+	if _, err := client.For[*corev1.Node](s.Client).Create(t.Context(), &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: "n"}, Status: corev1.NodeStatus{Capacity: amount, Allocatable: amount},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for name, cpu := range map[string]string{"fits": "500m", "does-not": "50"} {
+		if _, err := client.For[*corev1.Pod](s.Client).Create(t.Context(), &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+			Spec: corev1.PodSpec{SchedulerName: "default-scheduler", Containers: []corev1.Container{{
+				Name: "c", Image: "i",
+				Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu)}},
+			}}},
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Fenced("pods", "events")
+	pods := client.For[*corev1.Pod](s.Client)
+	done := func() bool {
+		fits, err := pods.Get(t.Context(), "default", "fits")
+		if err != nil {
+			t.Fatal(err)
+		}
+		not, err := pods.Get(t.Context(), "default", "does-not")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fits.Spec.NodeName == "n" && len(not.Status.Conditions) == 1
+	}
+	s.Eventually("one pod is bound and the other refused", done)
+}

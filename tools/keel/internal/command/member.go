@@ -1,0 +1,296 @@
+package command
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+	"k8s.io/client-go/tools/clientcmd"
+
+	memberv1 "keelson.dev/proto/keelson/member/v1"
+
+	"keelson.dev/tools/keel/internal/cluster"
+)
+
+// joinGroup is the group of those who may join the members with a token.
+const joinGroup = "system:bootstrappers:keelson:apiserver"
+
+// members is how the verbs of `keel member` reach a control plane: that of --home,
+// or any by --server and --kubeconfig.
+type members struct {
+	*env
+	server, kubeconfig string
+	wait               time.Duration
+}
+
+// member shows and changes which apiservers carry the state together.
+func (e *env) member() *cobra.Command {
+	m := &members{env: e}
+	cmd := &cobra.Command{Use: "member", Short: "Apiservers that carry the state together: list, add, remove, replace, recover"}
+	f := cmd.PersistentFlags()
+	f.StringVar(&m.server, "server", "", "host:port of apiservers' gRPC ports, with commas, of a cluster that `keel up` did not make here")
+	f.StringVar(&m.kubeconfig, "kubeconfig", "", "administrator's certificate for --server (default $KUBECONFIG)")
+	f.DurationVar(&m.wait, "wait", 2*time.Minute, "how long a change may take")
+	cmd.AddCommand(m.list(), m.token(), m.add(), m.remove(), m.replace(), m.recover())
+	return cmd
+}
+
+// reach connects to the control plane; c is nil where --server names it.
+func (m *members) reach() (conn *grpc.ClientConn, c *cluster.Cluster, err error) {
+	if m.server == "" {
+		if c, err = cluster.Load(m.home); err != nil {
+			return nil, nil, err
+		}
+		conn, err = dial(c)
+		return conn, c, err
+	}
+	path := cmp.Or(m.kubeconfig, os.Getenv("KUBECONFIG"))
+	if path == "" {
+		return nil, nil, usageError{errors.New("--server needs --kubeconfig")}
+	}
+	config, err := clientcmd.LoadFromFile(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	current := config.Contexts[config.CurrentContext]
+	if current == nil || config.Clusters[current.Cluster] == nil || config.AuthInfos[current.AuthInfo] == nil {
+		return nil, nil, fmt.Errorf("%s has no current context with a cluster and a user", path)
+	}
+	user, authority := config.AuthInfos[current.AuthInfo], config.Clusters[current.Cluster]
+	cert, err := tls.X509KeyPair(user.ClientCertificateData, user.ClientKeyData)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: the user's certificate: %w", path, err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(authority.CertificateAuthorityData) {
+		return nil, nil, fmt.Errorf("%s holds no authority of the cluster", path)
+	}
+	conn, err = dialEndpoints(strings.Split(m.server, ","), &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots, MinVersion: tls.VersionTLS13})
+	return conn, nil, err
+}
+
+// local is the cluster of --home, whose processes are ours to start.
+func (m *members) local() (*grpc.ClientConn, *cluster.Cluster, error) {
+	if m.server != "" {
+		return nil, nil, usageError{errors.New("--server: only `keel member list`, `token` and `remove` reach a cluster elsewhere; an apiserver there is started with --join and --join-token-file")}
+	}
+	if err := needRoot(); err != nil {
+		return nil, nil, err
+	}
+	conn, c, err := m.reach()
+	if err == nil && c.Joined != nil {
+		err = errors.New("this home holds a node of a cluster elsewhere")
+	}
+	return conn, c, err
+}
+
+// list shows the members.
+func (m *members) list() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "Show the members, their roles and how far behind they are",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			conn, _, err := m.reach()
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			ctx, cancel := context.WithTimeout(cmd.Context(), 15*time.Second)
+			defer cancel()
+			all, err := memberv1.NewMemberServiceClient(conn).List(ctx, &memberv1.ListRequest{}, grpc.WaitForReady(true))
+			if err != nil {
+				return said(err)
+			}
+			w := tabwriter.NewWriter(m.out, 0, 4, 2, ' ', 0)
+			fmt.Fprintln(w, "NAME\tPEER\tETCD\tLAG\tRAFT\tLAG\tHEALTHY\tREASON")
+			for _, x := range all.Members {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%d\t%t\t%s\n", x.Name, x.PeerAddress,
+					role(x.Etcd, x.LeadsEtcd), x.EtcdLag, role(x.Raft, x.LeadsRaft), x.RaftLag, x.Healthy, x.Problem)
+			}
+			return w.Flush()
+		},
+	}
+}
+
+func role(r memberv1.Role, leads bool) string {
+	if leads {
+		return "leader"
+	}
+	return strings.ToLower(strings.TrimPrefix(r.String(), "ROLE_"))
+}
+
+// said is an RPC's error without gRPC's words around it.
+func said(err error) error {
+	if s, ok := status.FromError(err); ok && err != nil {
+		return errors.New(s.Message())
+	}
+	return err
+}
+
+// token makes a token that lets an apiserver join.
+func (m *members) token() *cobra.Command {
+	var ttl time.Duration
+	cmd := &cobra.Command{
+		Use:   "token",
+		Short: "Make a token that lets an apiserver on another machine join, and print its flags",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			conn, c, err := m.reach()
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			token, err := makeToken(cmd.Context(), conn, ttl, joinGroup, "made by keel member token")
+			if err != nil {
+				return err
+			}
+			server := m.server
+			if c != nil {
+				server = c.NodeGRPC()
+			}
+			m.say("%s", token)
+			fmt.Fprintf(m.err, "Write it into a file and start the apiserver with --join %s --join-token-file FILE,\nan --identity and --service-account-key of this cluster, and a --name of its own.\n", server)
+			return nil
+		},
+	}
+	cmd.Flags().DurationVar(&ttl, "ttl", time.Hour, "how long the token may be used")
+	return cmd
+}
+
+// add starts another apiserver on this machine and waits until it has its votes.
+func (m *members) add() *cobra.Command {
+	var client bool
+	cmd := &cobra.Command{
+		Use:   "add",
+		Short: "Start another apiserver on this machine, which joins the members",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			conn, c, err := m.local()
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			ctx, cancel := context.WithTimeout(cmd.Context(), m.wait)
+			defer cancel()
+			_, err = m.grow(ctx, conn, c, client)
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&client, "client", false, "no member: it uses the members' stores; for more apiservers than three or five")
+	return cmd
+}
+
+// remove takes an apiserver's place away and ends it.
+func (m *members) remove() *cobra.Command {
+	return &cobra.Command{
+		Use:   "remove NAME",
+		Short: "Take a member's place away; it may be down, as long as the others can do without it",
+		Args:  exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if m.server != "" {
+				conn, _, err := m.reach()
+				if err != nil {
+					return err
+				}
+				defer conn.Close()
+				return m.leave(cmd.Context(), conn, args[0])
+			}
+			conn, c, err := m.local()
+			if err != nil {
+				return err
+			}
+			conn.Close()
+			if err := known(c, args[0]); err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), m.wait)
+			defer cancel()
+			if x, _ := c.Member(args[0]); !x.Client {
+				others, err := dialOthers(c, args[0])
+				if err != nil {
+					return err
+				}
+				defer others.Close()
+				if err := m.leave(ctx, others, args[0]); err != nil {
+					return err
+				}
+			}
+			return m.shrink(ctx, c, args[0])
+		},
+	}
+}
+
+// replace lets a new apiserver take another's place.
+func (m *members) replace() *cobra.Command {
+	return &cobra.Command{
+		Use:   "replace NAME",
+		Short: "Start a new apiserver and, once it has its votes, take the place of another away",
+		Args:  exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			conn, c, err := m.local()
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			if err := known(c, args[0]); err != nil {
+				return err
+			}
+			if x, _ := c.Member(args[0]); x.Client {
+				return usageError{fmt.Errorf("%s is no member: remove it and add another", args[0])}
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), m.wait)
+			defer cancel()
+			added, err := m.grow(ctx, conn, c, false)
+			if err != nil {
+				return err
+			}
+			others, err := dialOthers(c, args[0])
+			if err != nil {
+				return err
+			}
+			defer others.Close()
+			_, err = memberv1.NewMemberServiceClient(others).Replace(ctx, &memberv1.ReplaceRequest{Old: args[0], New: added}, grpc.WaitForReady(true))
+			if err != nil {
+				return fmt.Errorf("%s has joined, and %s is still there: %w; `keel member remove %s` tries again", added, args[0], said(err), args[0])
+			}
+			m.say("%s has no place any more", args[0])
+			return m.shrink(ctx, c, args[0])
+		},
+	}
+}
+
+func known(c *cluster.Cluster, name string) error {
+	if _, ok := c.Member(name); ok {
+		return nil
+	}
+	var names []string
+	for _, x := range c.Members {
+		names = append(names, x.Name)
+	}
+	if len(names) == 0 {
+		return errors.New("there is one apiserver; `keel member add` first")
+	}
+	return usageError{fmt.Errorf("there is no member %q, only %s", name, strings.Join(names, ", "))}
+}
+
+// leave asks the members to let one go.
+func (m *members) leave(ctx context.Context, conn grpc.ClientConnInterface, name string) error {
+	began := time.Now()
+	_, err := memberv1.NewMemberServiceClient(conn).Leave(ctx, &memberv1.LeaveRequest{Name: name}, grpc.WaitForReady(true))
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", name, said(err))
+	}
+	m.say("%6.1fs  %s has no place any more", time.Since(began).Seconds(), name)
+	return nil
+}

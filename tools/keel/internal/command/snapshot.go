@@ -1,0 +1,171 @@
+package command
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"keelson.dev/tools/keel/internal/cluster"
+)
+
+// snapshot saves and restores a cluster's state. The apiserver's own program does
+// the work, so that it can be done where there is no keel.
+func (e *env) snapshot() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "snapshot",
+		Short: "Save the cluster's state into a file, look into such a file, start a cluster from one",
+	}
+	cmd.AddCommand(e.snapshotSave(), e.snapshotStatus(), e.snapshotRestore())
+	return cmd
+}
+
+func (e *env) snapshotSave() *cobra.Command {
+	var output string
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "save FILE",
+		Short: "Save the state of the running cluster: both stores, all Secrets too",
+		Args:  exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := cluster.Load(e.home)
+			if err != nil {
+				return err
+			}
+			return e.runSnapshot(cmd.Context(), e.out, "save", args[0], output,
+				"--identity", c.Identity("admin"), "--apiserver", c.GRPC(), "--timeout", timeout.String())
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "json")
+	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Minute, "how long it may take")
+	return cmd
+}
+
+func (e *env) snapshotStatus() *cobra.Command {
+	var output, work string
+	cmd := &cobra.Command{
+		Use:   "status FILE",
+		Short: "Verify a snapshot and show what is in it",
+		Args:  exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return e.runSnapshot(cmd.Context(), e.out, "status", args[0], output, "--work-dir", work)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "json")
+	cmd.Flags().StringVar(&work, "work-dir", "", "directory for temporary files, as large as the file (default: the system's)")
+	return cmd
+}
+
+func (e *env) snapshotRestore() *cobra.Command {
+	var output string
+	var apiservers int
+	var setAside bool
+	cmd := &cobra.Command{
+		Use:   "restore FILE",
+		Short: "Make the data of a stopped, or new, cluster from a snapshot of Keelson or of Kubernetes' etcd",
+		Args:  exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if apiservers < 0 || apiservers > 5 || apiservers > 0 && apiservers%2 == 0 {
+				return usageError{fmt.Errorf("--apiservers %d: want 1, 3 or 5", apiservers)}
+			}
+			return e.restore(cmd.Context(), args[0], output, apiservers, setAside)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&output, "output", "o", "", "json")
+	f.IntVar(&apiservers, "apiservers", 0, "how many apiservers a new cluster has: 1, 3 or 5 (default 1)")
+	f.BoolVar(&setAside, "set-aside", false, "move the data that the cluster has to before-restore-TIME beside it")
+	return cmd
+}
+
+func (e *env) restore(ctx context.Context, file, output string, apiservers int, setAside bool) error {
+	c, err := cluster.Load(e.home)
+	switch {
+	case errors.Is(err, cluster.ErrNone):
+		// No trace of a cluster where the file is no good.
+		if err := e.runSnapshot(ctx, io.Discard, "status", file, ""); err != nil {
+			return err
+		}
+		c, err = cluster.Open(cluster.Options{Home: e.home, Nodes: 3, Simulated: -1, APIServers: apiservers})
+	case err == nil && c.Joined != nil:
+		return fmt.Errorf("%s is a node of another cluster: restore where its apiservers are", c.Home)
+	case err == nil && apiservers > 0 && apiservers != max(len(c.Members), 1):
+		return usageError{fmt.Errorf("--apiservers %d: the cluster in %s has %d", apiservers, c.Home, max(len(c.Members), 1))}
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := dir(c).Status(ctx); err == nil || dir(c).AnyAlive() {
+		return fmt.Errorf("the cluster in %s runs: `keel down --home %s` first", c.Home, c.Home)
+	}
+	names := []string{"apiserver-0"}
+	if len(c.Members) > 0 {
+		names = nil
+		for _, m := range c.Members {
+			names = append(names, m.Name)
+		}
+	}
+	var dirs []string
+	for _, name := range names {
+		dirs = append(dirs, name+"="+c.Path(name))
+	}
+	args := []string{"--members", strings.Join(names, ","), "--data-dir", strings.Join(dirs, ",")}
+	if setAside {
+		args = append(args, "--set-aside")
+	}
+	if err := e.runSnapshot(ctx, e.out, "restore", file, output, args...); err != nil {
+		return err
+	}
+	if output == "" {
+		e.say(notInSnapshot, c.Home, c.Path("pki"))
+	}
+	return nil
+}
+
+// notInSnapshot says what a snapshot lacks.
+const notInSnapshot = `start it with ` + "`keel up --home %s`" + `
+Not in a snapshot, and to be backed up besides: %s (the cluster's CA, which nodes
+and kubeconfigs trust, and the key of service accounts, without which tokens that
+pods hold are worth nothing), volumes, and images that were loaded.`
+
+// runSnapshot runs "apiserver snapshot"; what it says of a failure becomes the
+// error.
+func (e *env) runSnapshot(ctx context.Context, out io.Writer, verb, file, output string, args ...string) error {
+	bin, err := programs()
+	if err != nil {
+		return err
+	}
+	all := append([]string{"snapshot", verb, file}, args...)
+	if output != "" {
+		all = append(all, "-o", output)
+	}
+	var said bytes.Buffer
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "apiserver"), all...)
+	cmd.Stdout, cmd.Stderr = out, &said
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
+	err = cmd.Run()
+	text := strings.TrimSpace(said.String())
+	if err == nil {
+		if text != "" {
+			fmt.Fprintln(e.err, text)
+		}
+		return nil
+	}
+	if text == "" {
+		return fmt.Errorf("snapshot %s: %w", verb, err)
+	}
+	err = errors.New(strings.TrimPrefix(text, "apiserver "))
+	if cmd.ProcessState != nil && cmd.ProcessState.ExitCode() == 2 {
+		return usageError{err}
+	}
+	return err
+}
