@@ -48,7 +48,10 @@ func TestCompose(t *testing.T) {
 		{"EngineRestart", testEngineRestart},
 	}
 	for _, s := range steps {
-		if passed := t.Run(s.name, func(t *testing.T) { s.run(t, e) }); !passed && (s.name == "Up" || s.name == "Demo") {
+		ended := false
+		t.Run(s.name, func(t *testing.T) { s.run(t, e); ended = true })
+		// A figure that is missed does not end it; what does not work at all does.
+		if !ended && (s.name == "Up" || s.name == "Demo") {
 			return
 		}
 	}
