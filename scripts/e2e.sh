@@ -17,4 +17,7 @@ if [ "$(cat bin/runtime/.helm 2>/dev/null)" != "$HELM_VERSION" ]; then
 fi
 WITH_TEST_CLIENTS=1 scripts/install-runtime.sh "$root/bin/runtime"
 scripts/demo-images.sh "$root/.cache/images"
-cd e2e && KEELSON_BIN=$root/bin KEELSON_IMAGES=$root/.cache/images go test -count=1 -timeout 30m ./cluster ./ha
+scripts/install-docker.sh
+scripts/images.sh "$root/bin/images"
+# One package after the other: several measure how long something takes.
+cd e2e && KEELSON_BIN=$root/bin KEELSON_IMAGES=$root/.cache/images go test -p 1 -count=1 -timeout 40m ./cluster ./ha ./fault ./compose

@@ -11,6 +11,10 @@ if [ -z "$commit" ]; then
 	commit=$(git log -1 --format=%H -- "${paths[@]}")~1
 	if [ -n "$(git status --porcelain -- "${paths[@]}")" ]; then commit=HEAD; fi
 fi
+if ! git rev-parse -q --verify "$commit^{commit}" >/dev/null && [ "$(git rev-parse --is-shallow-repository)" = true ]; then
+	echo "this clone is shallow: two builds of the same commit run side by side" >&2
+	commit=HEAD
+fi
 commit=$(git rev-parse --verify "$commit^{commit}")
 out=$root/.cache/previous/$commit
 if [ ! -x "$out/keel" ]; then

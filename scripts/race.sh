@@ -5,5 +5,5 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 (cd proto && go test -race -timeout 10m ./client/...)
 (cd services/internal && go test -race -timeout 10m ./...)
-(cd services/apiserver && go test -race -timeout 10m ./internal/{watchcache,pipeline,tunnel,store/memory,front/rest})
+(cd services/apiserver && go test -race -timeout 10m ./internal/{fence,front/rest,member,pipeline,store/memory,store/wire,tunnel,watchcache})
 (cd services/scheduler && go test -race -timeout 10m ./...)
