@@ -36,7 +36,7 @@ func (c *Cluster) newKubectl(ctx context.Context, t *testing.T, kind string) *ku
 		}
 	}
 	listen := fmt.Sprintf("%s:%d", c.Network.Addr(c.Network.Clients()), portHTTPS)
-	balancer := exec.CommandContext(ctx, filepath.Join(bin, "keel"), "balance", "--listen", listen, "--to", strings.Join(c.https(), ","))
+	balancer := exec.CommandContext(ctx, filepath.Join(bin, "keel"), "balance", "--listen", listen, "--to", strings.Join(c.https(), ","), "--ca", c.pki.path("ca.crt"))
 	if err := balancer.Start(); err != nil {
 		t.Fatal(err)
 	}
