@@ -240,6 +240,11 @@ func (l *load) stop() (total, failed int64, first error) {
 // pod in it, and finds nothing of it after its end.
 func TestDeleteLeavesNothing(t *testing.T) {
 	home := t.TempDir() + "/second"
+	t.Cleanup(func() { // where the test has not come so far
+		if out, err := try("keel", "delete", "--home", home); err != nil {
+			t.Errorf("keel delete: %v\n%s", err, out)
+		}
+	})
 	must(t, "keel", "up", "--home", home, "--nodes", "1")
 	data, err := os.ReadFile(home + "/cluster.json")
 	if err != nil {

@@ -136,7 +136,7 @@ func (o *options) node(_ context.Context, g *boot.Group, s *settings, id *identi
 	answers := ops.NewProbe(func(ctx context.Context) error { _, err := runtime.Version(ctx); return err })
 	g.Go("readiness of the container runtime", answers.Run)
 	status.Ready("containerd", answers.Check)
-	machine, err := registration.ReadMachine(o.dataDir, o.maxPods, s.capacity)
+	machine, err := registration.ReadMachine(o.dataDir, s.reserve, o.maxPods, s.capacity)
 	if err != nil {
 		return fmt.Errorf("machine: %w", err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/node/internal/pod"
+	"keelson.dev/services/node/internal/registration"
 )
 
 // options are the flags of the node service.
@@ -35,6 +36,7 @@ type options struct {
 	cloudProvider                     string
 	heartbeat                         time.Duration
 	maxPods                           int64
+	diskReserve                       string
 	mtu                               int
 	cleanup                           bool
 	// named says whether the node's name was given.
@@ -62,6 +64,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.region, "region", "", "region of the node")
 	fs.StringToStringVar(&o.capacity, "capacity", nil, "capacity to report instead of the machine's (cpu=2,memory=4Gi)")
 	fs.Int64Var(&o.maxPods, "max-pods", 110, "how many pods the node takes")
+	fs.StringVar(&o.diskReserve, "disk-reserve", "10%", "what is kept free of the disk that pods use, of the whole (10%) or as a size (1Gi); with less left, the node reports disk pressure")
 	fs.StringVar(&o.serviceRange, "service-cluster-ip-range", "10.96.0.0/16", "range of the Services' addresses")
 	fs.StringVar(&o.podRange, "cluster-cidr", "10.244.0.0/16", "range of all pods' addresses")
 	fs.IntVar(&o.mtu, "mtu", 0, "MTU of pods' interfaces; 0 is the kernel's choice")
@@ -81,6 +84,7 @@ type settings struct {
 	services  netip.Prefix
 	dns       netip.Addr
 	capacity  corev1.ResourceList
+	reserve   registration.Reserve
 	taints    []corev1.Taint
 	labels    map[string]string
 	bootstrap string
@@ -100,6 +104,10 @@ func (o *options) check() (*settings, error) {
 	}
 	if err := o.checkNode(s); err != nil {
 		return nil, err
+	}
+	var err error
+	if s.reserve, err = registration.ParseReserve(o.diskReserve); err != nil {
+		return nil, boot.Invalid("--disk-reserve %w", err)
 	}
 	for k, v := range o.labels {
 		s.labels[k] = v

@@ -22,21 +22,47 @@ const KubeletVersion = "v1.37.2"
 // defaults.
 const (
 	reservedMemory = 100 << 20
-	minDiskFree    = 0.10
 	minPIDsFree    = 0.01
 )
+
+// Reserve is what the node keeps free of the disk that pods use.
+type Reserve struct {
+	fraction float64
+	bytes    int64
+}
+
+// ParseReserve reads a percentage ("10%", the kubelet's default) or a quantity
+// ("1Gi").
+func ParseReserve(text string) (Reserve, error) {
+	if percent, ok := strings.CutSuffix(text, "%"); ok {
+		p, err := strconv.ParseFloat(percent, 64)
+		if err != nil || !(p >= 0 && p < 100) {
+			return Reserve{}, fmt.Errorf("%q: want a percentage from 0%% to below 100%%", text)
+		}
+		return Reserve{fraction: p / 100}, nil
+	}
+	q, err := resource.ParseQuantity(text)
+	if err != nil || q.Sign() < 0 {
+		return Reserve{}, fmt.Errorf("%q: want a percentage (10%%) or a quantity (1Gi)", text)
+	}
+	return Reserve{bytes: q.Value()}, nil
+}
+
+// of is the reserve of a disk of so many bytes.
+func (r Reserve) of(disk float64) float64 { return min(disk, r.fraction*disk+float64(r.bytes)) }
 
 // Machine is what the node finds out about the machine it runs on, once.
 type Machine struct {
 	Info     corev1.NodeSystemInfo
 	Capacity corev1.ResourceList
 	// dir is on the disk whose space pods use.
-	dir string
+	dir     string
+	reserve Reserve
 }
 
-// ReadMachine looks at the machine. dir is on the disk that pods use; overrides
-// replace what is found.
-func ReadMachine(dir string, maxPods int64, overrides corev1.ResourceList) (*Machine, error) {
+// ReadMachine looks at the machine. dir is on the disk that pods use, of which the
+// reserve is kept free; overrides replace what is found.
+func ReadMachine(dir string, reserve Reserve, maxPods int64, overrides corev1.ResourceList) (*Machine, error) {
 	memory, err := memoryField("MemTotal:")
 	if err != nil {
 		return nil, err
@@ -45,7 +71,7 @@ func ReadMachine(dir string, maxPods int64, overrides corev1.ResourceList) (*Mac
 	if err := unix.Statfs(dir, &fs); err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
-	m := &Machine{dir: dir, Capacity: corev1.ResourceList{
+	m := &Machine{dir: dir, reserve: reserve, Capacity: corev1.ResourceList{
 		corev1.ResourceCPU:              *resource.NewQuantity(int64(runtime.NumCPU()), resource.DecimalSI),
 		corev1.ResourceMemory:           *resource.NewQuantity(memory, resource.BinarySI),
 		corev1.ResourceEphemeralStorage: *resource.NewQuantity(int64(fs.Blocks)*fs.Bsize, resource.BinarySI),
@@ -84,7 +110,7 @@ func (m *Machine) Allocatable() corev1.ResourceList {
 	memory.Sub(*resource.NewQuantity(min(reservedMemory, memory.Value()), resource.BinarySI))
 	out[corev1.ResourceMemory] = memory
 	disk := out[corev1.ResourceEphemeralStorage]
-	out[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(int64(float64(disk.Value())*(1-minDiskFree)), resource.DecimalSI)
+	out[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(disk.Value()-int64(m.reserve.of(float64(disk.Value()))), resource.DecimalSI)
 	return out
 }
 
@@ -99,7 +125,7 @@ func (m *Machine) pressure() pressure {
 	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(m.dir, &fs); err == nil && fs.Blocks > 0 {
-		p.disk = float64(fs.Bavail) < minDiskFree*float64(fs.Blocks)
+		p.disk = float64(fs.Bavail)*float64(fs.Bsize) < m.reserve.of(float64(fs.Blocks)*float64(fs.Bsize))
 	}
 	most, errMost := strconv.ParseFloat(readWord("/proc/sys/kernel/pid_max"), 64)
 	fields := strings.Fields(readLine("/proc/loadavg"))

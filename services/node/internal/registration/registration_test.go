@@ -31,7 +31,7 @@ func until(t *testing.T, what string, ok func() bool) {
 
 func machine(t *testing.T) *Machine {
 	t.Helper()
-	m, err := ReadMachine(t.TempDir(), 110, nil)
+	m, err := ReadMachine(t.TempDir(), Reserve{}, 110, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,5 +254,28 @@ func TestHeartbeat(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+func TestReserve(t *testing.T) {
+	const gi = 1 << 30
+	for text, want := range map[string]float64{"10%": 10 * gi, "0%": 0, "1Gi": gi, "0": 0, "200Gi": 100 * gi, "12.5%": 12.5 * gi} {
+		r, err := ParseReserve(text)
+		if got := r.of(100 * gi); err != nil || got != want {
+			t.Errorf("%s of 100 GiB: %g, %v; want %g", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"", "%", "-1%", "100%", "NaN%", "-1Gi", "much"} {
+		if r, err := ParseReserve(text); err == nil {
+			t.Errorf("%q is %+v", text, r)
+		}
+	}
+	m := machine(t)
+	if m.pressure().disk {
+		t.Error("pressure without a reserve")
+	}
+	m.reserve = Reserve{fraction: 1}
+	if free := m.Allocatable()[corev1.ResourceEphemeralStorage]; !m.pressure().disk || free.Sign() != 0 {
+		t.Errorf("all is reserved, and pods may have %s without pressure", free.String())
 	}
 }

@@ -237,6 +237,8 @@ func node(c *cluster.Cluster, bin string, p runtime.Programs, n cluster.Node) su
 		"--cluster-cidr", c.ClusterCIDR,
 		"--service-cluster-ip-range", c.ServiceCIDR,
 		"--cloud-provider", "external",
+		// The disk is the machine's, and not the nodes' alone.
+		"--disk-reserve", "1Gi",
 	}
 	if c.Joined != nil {
 		args = append(args, "--bootstrap-token-file", c.Path("pki", "bootstrap-token"), "--ca-file", c.Path("pki", "ca.crt"))
