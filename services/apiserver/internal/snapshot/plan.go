@@ -13,6 +13,9 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/store/etcd"
 )
 
 // Names in a data directory.
@@ -236,6 +239,14 @@ func (t *target) swap(p plan, stop func(step string) error) (before string, err 
 
 // newToken makes a token; the time that it begins with is the restored cluster's era.
 func newToken() string { return fmt.Sprintf("%d-%s", time.Now().Unix(), rand.Text()) }
+
+// after is where the revisions of a restored store go on: beyond all that came after
+// the snapshot, and beyond those of a restore before, from whichever file. A second is
+// 2^30 revisions long: no store makes that many writes in it.
+func after(saved store.Revision, token string) store.Revision {
+	second := store.Revision(etcd.EraOf(token) / int64(time.Second))
+	return max(saved+revisionSkip, second<<30)
+}
 
 func checkToken(token string) error {
 	if len(token) > 128 || strings.ContainsAny(token, " \t\n/") {

@@ -284,7 +284,7 @@ func (r *restore) resume() (ready bool, err error) {
 // store's in memory.
 func (r *restore) transform(c *contents, made string) (*raft.Saved, error) {
 	kinds := newCatalogue(r.Table)
-	rev := c.etcd.Revision() + revisionSkip
+	rev := after(c.etcd.Revision(), r.plan.Token)
 	quick := c.raft
 	if quick == nil {
 		quick = raft.NewSaved(c.etcd.Revision())
@@ -334,7 +334,7 @@ func (r *restore) transform(c *contents, made string) (*raft.Saved, error) {
 		}
 		taken[e.ModRevision] = true
 	}
-	quick.Jump(revisionSkip)
+	quick.Jump(after(quick.Revision(), r.plan.Token) - quick.Revision())
 	for _, e := range moves {
 		if err := quick.Add(e.Entry, kinds.kind(e.Key).TTLSeconds); err != nil {
 			return nil, err

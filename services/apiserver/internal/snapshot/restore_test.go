@@ -271,3 +271,23 @@ func TestAFailureLeavesAllAsItWas(t *testing.T) {
 		t.Errorf("was\n%s\nis\n%s", before, after)
 	}
 }
+
+// Whatever was written after a restore is before the next one, also of the same file.
+func TestRevisionsOfALaterRestoreAreLater(t *testing.T) {
+	first := after(450, "1700000000-a")
+	if first < 450+revisionSkip {
+		t.Errorf("first at %d", first)
+	}
+	for token, least := range map[string]store.Revision{
+		"1700000001-b": first + 1<<30,
+		"1700086400-c": first + 86400<<30,
+		"t1":           450 + revisionSkip, // no time: only the file counts
+	} {
+		if got := after(450, token); got < least {
+			t.Errorf("%s: at %d, want %d at the least", token, got, least)
+		}
+	}
+	if got := after(first+1000, "1700000001-b"); got < first+1000+revisionSkip {
+		t.Errorf("a later snapshot goes on at %d", got)
+	}
+}

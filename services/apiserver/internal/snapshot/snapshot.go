@@ -25,7 +25,7 @@
 // round. All members get the same state:
 //
 //   - etcd's keys with the revisions that they had, without their history. The
-//     store's own revision jumps by revisionSkip, and everything before is marked
+//     store's own revision jumps (see after), and everything before is marked
 //     compacted: whoever watched, or listed in pages, starts anew (410), and no
 //     revision that anybody has seen comes to mean something else.
 //   - The transient store's entries with theirs; its revision jumps likewise.
@@ -71,7 +71,7 @@ const (
 	// format is what a manifest calls itself.
 	format = "keelson-snapshot"
 
-	// revisionSkip is how far revisions jump: further than anything that was
+	// revisionSkip is how far revisions jump at the least: further than anything that was
 	// written after the snapshot, at 40,000 writes a second for 300 days, and a
 	// small part of what an int64 holds.
 	revisionSkip = 1 << 40

@@ -58,7 +58,7 @@ func Restore(c RestoreConfig) error {
 	if err != nil {
 		return fmt.Errorf("restore etcd's member %s: %w", c.Name, err)
 	}
-	m := cards{path: filepath.Join(c.Dir, memoryFile), mem: memory{Seat: seat, Member: true, Era: eraOf(c.Token)}}
+	m := cards{path: filepath.Join(c.Dir, memoryFile), mem: memory{Seat: seat, Member: true, Era: EraOf(c.Token)}}
 	if err := m.save(); err != nil {
 		return fmt.Errorf("restore etcd's member %s: %w", c.Name, err)
 	}
@@ -71,9 +71,9 @@ func restoredSeat(name, token string) string {
 	return seatOf(name, hex.EncodeToString(sum[:4]))
 }
 
-// eraOf is the era of a restored cluster, the same for all its members: the time that
+// EraOf is the era of a restored cluster, the same for all its members: the time that
 // its token begins with; 0, which is before all others, if it begins with none.
-func eraOf(token string) int64 {
+func EraOf(token string) int64 {
 	digits := len(token) - len(strings.TrimLeft(token, "0123456789"))
 	seconds, err := strconv.ParseInt(token[:digits], 10, 64)
 	if err != nil || digits != 10 { // from 2001 to 2286

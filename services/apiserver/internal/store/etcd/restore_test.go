@@ -9,11 +9,11 @@ func TestEraOf(t *testing.T) {
 	for token, want := range map[string]int64{
 		"": 0, "t1": 0, "17": 0, "99999999999-x": 0, "1700000789": 1700000789e9, "1700000789-ABC": 1700000789e9,
 	} {
-		if got := eraOf(token); got != want {
+		if got := EraOf(token); got != want {
 			t.Errorf("%q: %d, want %d", token, got, want)
 		}
 	}
-	if now := time.Now().UnixNano(); now < eraOf("1700000789") {
+	if now := time.Now().UnixNano(); now < EraOf("1700000789") {
 		t.Errorf("the present, %d, is before an era that was", now)
 	}
 }
@@ -23,7 +23,7 @@ func TestEraOf(t *testing.T) {
 func TestARestoredMemberIsOfALaterEra(t *testing.T) {
 	a, b := restoredSeat("a", "x"), restoredSeat("b", "y")
 	restored := &cards{path: t.TempDir() + "/" + memoryFile, outlived: make(chan struct{}),
-		mem: memory{Seat: a, Member: true, Era: eraOf("1700000789-x"), Cards: map[string]card{}}}
+		mem: memory{Seat: a, Member: true, Era: EraOf("1700000789-x"), Cards: map[string]card{}}}
 	recovered := &cards{path: t.TempDir() + "/" + memoryFile, outlived: make(chan struct{}),
 		mem: memory{Seat: b, Member: true, Era: 1700000000e9, Cards: map[string]card{}}}
 	for to, told := range map[*cards]card{
