@@ -12,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -341,7 +342,17 @@ func (r *rig) updateObject(obj client.Object) {
 	}
 }
 
-func (r *rig) update(p *corev1.Pod) {
+// update changes a pod, however often the agent is faster: it may write the
+// status at any time.
+func (r *rig) update(p *corev1.Pod, change func(*corev1.Pod)) {
 	r.t.Helper()
-	r.updateObject(p)
+	r.until(p.Name+" is changed", 20*time.Second, func() bool {
+		now := r.get(p)
+		change(now)
+		_, err := client.For[*corev1.Pod](r.client).Update(context.Background(), now)
+		if err != nil && !apierrors.IsConflict(err) {
+			r.t.Fatal(err)
+		}
+		return err == nil
+	})
 }

@@ -102,8 +102,7 @@ func TestFinalStatus(t *testing.T) {
 		t.Errorf("terminated: %+v", s)
 	}
 	p = r.await(p, "has failed", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
-	p.Finalizers = nil
-	r.update(p)
+	r.update(p, func(p *corev1.Pod) { p.Finalizers = nil })
 	r.awaitGone(p)
 }
 
