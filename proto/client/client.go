@@ -6,7 +6,9 @@
 // sent a Status, so that apierrors.IsNotFound and its kin work.
 //
 // It must never retry a write whose repetition could do something else than the
-// first attempt: an unknown outcome is returned as the error it was.
+// first attempt: an unknown outcome is returned as the error it was. What a server
+// has refused without doing anything, because its store is out of reach, is asked
+// again for two seconds, of another one if there is one.
 package client
 
 import (
@@ -140,7 +142,7 @@ func Dial(cfg Config) (*Client, error) {
 func New(conn grpc.ClientConnInterface, userAgent string) *Client {
 	manager, _, _ := strings.Cut(userAgent, "/")
 	return &Client{
-		rpc:     resourcev1.NewResourceServiceClient(fenced{conn}),
+		rpc:     resourcev1.NewResourceServiceClient(fenced{again{conn}}),
 		conn:    conn,
 		close:   func() error { return nil },
 		manager: manager,

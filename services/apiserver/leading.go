@@ -8,7 +8,7 @@ import (
 
 // registerLeading says in the metrics which stores this member leads.
 func registerLeading(r prometheus.Registerer, name string, st store.Store) {
-	member, ok := st.(interface{ Leads() bool })
+	member, ok := store.As[interface{ Leads() bool }](st)
 	if !ok {
 		return
 	}

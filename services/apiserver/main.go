@@ -58,6 +58,9 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err != nil {
 		return err
 	}
+	if !cfg.memory {
+		st = startReach(g, "etcd", st)
+	}
 	table := resource.NewTable(kind.All()...)
 	tunnels := tunnel.New(tunnel.Config{Peers: members.relays})
 	lasting, transient, err := startPlaces(ctx, g, cfg, id, st, members, tunnels, table)

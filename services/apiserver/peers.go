@@ -245,7 +245,7 @@ func (m *members) relays() []nodev1.RelayServiceClient {
 // servePeers serves what the members say to each other. It has a port of its own,
 // which opens before the stores and closes after them: stores need each other
 // while clients are not served yet, and no longer.
-func (m *members) servePeers(g *boot.Group, cfg *config, id *identity.Source, tunnels *tunnel.Server) (*raft.Service, error) {
+func (m *members) servePeers(g *boot.Group, cfg *config, id *identity.Source, tunnels *tunnel.Server, lasting store.Store) (*raft.Service, error) {
 	allow := raft.Certificates(func() *x509.CertPool { return id.Current().Roots }, id.Name())
 	service := raft.NewService(allow)
 	if m == nil {
@@ -262,7 +262,7 @@ func (m *members) servePeers(g *boot.Group, cfg *config, id *identity.Source, tu
 	service.Register(server.Server)
 	m.service.RegisterPeers(server.Server, allow)
 	m.stores = wire.NewService(allow)
-	m.stores.Serve(storev1.Place_PLACE_LASTING, m.etcd)
+	m.stores.Serve(storev1.Place_PLACE_LASTING, lasting)
 	m.stores.Register(server.Server)
 	nodev1.RegisterRelayServiceServer(server.Server, tunnels.Relay(allow))
 	g.Go("peers", func(ctx context.Context) error { return server.Serve(ctx, listener) })

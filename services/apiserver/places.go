@@ -9,6 +9,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/store/raft"
+	"keelson.dev/services/apiserver/internal/store/reach"
 	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/apiserver/internal/watchcache"
 	"keelson.dev/services/internal/boot"
@@ -30,28 +31,37 @@ func startPlaces(ctx context.Context, g *boot.Group, cfg *config, id *identity.S
 		return lasting, lasting, nil
 	}
 	if m != nil && m.remote != nil {
-		lasting, transient = startCaches(g, table, st, m.store(g, storev1.Place_PLACE_TRANSIENT))
+		lasting, transient = startCaches(g, table, st, startReach(g, "raft", m.store(g, storev1.Place_PLACE_TRANSIENT)))
 		return lasting, transient, nil
 	}
 	rc := m.raft(cfg)
-	if rc.Service, err = m.servePeers(g, cfg, id, tunnels); err != nil {
+	if rc.Service, err = m.servePeers(g, cfg, id, tunnels, st); err != nil {
 		return lasting, transient, err
 	}
 	rc.Dir = filepath.Join(cfg.dataDir, "raft")
 	rc.Bounds = []raft.Bound{{Prefix: "/registry/events/", Entries: maxEvents, Bytes: maxEventBytes}}
 	// Watches resume from the watch cache's history.
 	rc.HistoryEvents, rc.HistoryBytes = 5_000, 4<<20
-	quick, err := raft.Open(ctx, rc)
+	opened, err := raft.Open(ctx, rc)
 	if err != nil {
 		return lasting, transient, err
 	}
+	quick := startReach(g, "raft", opened)
 	if m != nil {
-		m.service.Serve(quick)
+		m.service.Serve(opened)
 		m.stores.Serve(storev1.Place_PLACE_TRANSIENT, quick)
 	}
-	g.OnStop("raft store", func(context.Context) error { quick.Close(); return nil })
+	g.OnStop("raft store", func(context.Context) error { opened.Close(); return nil })
 	lasting, transient = startCaches(g, table, st, quick)
 	return lasting, transient, nil
+}
+
+// startReach looks whether a store can be reached, and refuses what it is asked while
+// it cannot.
+func startReach(g *boot.Group, name string, st store.Store) store.Store {
+	s := reach.New(name, st)
+	g.Go("reach of "+name, s.Run)
+	return s
 }
 
 // startCaches feeds a watch cache for each of the two stores.

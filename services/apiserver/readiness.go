@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -9,6 +10,8 @@ import (
 
 	"keelson.dev/services/apiserver/internal/front/rest"
 	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/store/reach"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/ops"
 	"keelson.dev/services/internal/rpc"
@@ -30,10 +33,6 @@ func startChecks(g *boot.Group, cfg *config, lasting, transient pipeline.Place) 
 
 // place makes the checks of one store.
 func place(g *boot.Group, name string, p pipeline.Place) []rest.Check {
-	store := ops.NewProbe(func(ctx context.Context) error {
-		_, err := p.Store.Revision(ctx)
-		return err
-	})
 	cache := ops.NewProbe(func(ctx context.Context) error {
 		// What the store has by now, or where it does not answer, what was seen of it.
 		rev, err := p.Store.Revision(ctx)
@@ -42,10 +41,12 @@ func place(g *boot.Group, name string, p pipeline.Place) []rest.Check {
 		}
 		return p.Cache.WaitFor(ctx, rev)
 	})
-	g.Go("readiness of "+name, store.Run)
 	g.Go("readiness of the watch cache of "+name, cache.Run)
-	checks := []rest.Check{{Name: name, Run: store.Check}, {Name: name + "-watch-cache", Run: cache.Check}}
-	if member, ok := p.Store.(interface{ Voting(context.Context) error }); ok {
+	checks := []rest.Check{{Name: name + "-watch-cache", Run: cache.Check}}
+	if looked, ok := store.As[*reach.Store](p.Store); ok {
+		checks = slices.Insert(checks, 0, rest.Check{Name: name, Run: looked.Check})
+	}
+	if member, ok := store.As[interface{ Voting(context.Context) error }](p.Store); ok {
 		checks = append(checks, rest.Check{Name: name + "-vote", Run: member.Voting})
 	}
 	return checks

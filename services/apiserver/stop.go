@@ -49,7 +49,7 @@ func handOver(ctx context.Context, cfg *config, m *members, places ...pipeline.P
 }
 
 func giveUp(s store.Store) {
-	leader, ok := s.(interface{ HandOver() error })
+	leader, ok := store.As[interface{ HandOver() error }](s)
 	if !ok {
 		return
 	}

@@ -75,12 +75,13 @@ func (z *Authorizers) Follow(ctx context.Context, table *resource.Table, cache *
 	return context.Cause(ctx)
 }
 
-// follow watches one kind, anew whenever it has fallen behind.
+// follow watches one kind, anew whenever it has fallen behind or its cache has loaded
+// its state anew.
 func (s *sink) follow(ctx context.Context, kc *watchcache.KindCache, synced func()) error {
 	known := make(map[objectKey]struct{})
 	for {
 		err := s.watch(ctx, kc, known, synced)
-		if !errors.Is(err, watchcache.ErrSlow) {
+		if !errors.Is(err, watchcache.ErrSlow) && !errors.Is(err, watchcache.ErrReloaded) {
 			return err
 		}
 	}

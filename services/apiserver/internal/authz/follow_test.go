@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -125,6 +126,71 @@ func TestFollow(t *testing.T) {
 	w.delete(roleRow, "", "reader")
 	eventually(t, "deletion of a role is not followed", func() bool { return !may("early", "pods") })
 
+	cancel()
+	for range 2 {
+		if err := <-running; err != nil && !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	}
+}
+
+// forgetful is a store whose watches end, once, because their history is gone.
+type forgetful struct {
+	*memory.Store
+	forget  context.Context
+	watches atomic.Int32
+}
+
+type forgetfulWatch struct {
+	store.Watch
+	forget context.Context
+}
+
+func (s *forgetful) Watch(ctx context.Context, prefix string, after store.Revision) (store.Watch, error) {
+	w, err := s.Store.Watch(ctx, prefix, after)
+	s.watches.Add(1)
+	if err != nil || s.forget.Err() != nil {
+		return w, err
+	}
+	return &forgetfulWatch{w, s.forget}, nil
+}
+
+func (w *forgetfulWatch) Next(ctx context.Context) (store.Batch, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(w.forget, cancel)()
+	b, err := w.Watch.Next(ctx)
+	if err != nil && w.forget.Err() != nil {
+		err = store.ErrCompacted
+	}
+	return b, err
+}
+
+// A cache that loads its state anew, because it could not follow its store for too
+// long, ends its watches: the rules are followed on.
+func TestFollowOutlivesTheLoadOfANewState(t *testing.T) {
+	forget, forgotten := context.WithCancel(context.Background())
+	defer forgotten()
+	s := &forgetful{Store: memory.New(), forget: forget}
+	defer s.Close()
+	w := writer{t, s}
+	w.put(roleRow, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "reader"}, Rules: []rbacv1.PolicyRule{rule("", "pods", "get")}})
+	ctx, cancel := context.WithCancel(context.Background())
+	cache := watchcache.New(watchcache.Config{Store: s, Kinds: followed, Log: slog.New(slog.DiscardHandler)})
+	running := make(chan error, 2)
+	go func() { running <- cache.Run(ctx) }()
+	<-cache.Ready()
+	z := New()
+	synced := make(chan struct{})
+	go func() { running <- z.Follow(ctx, resource.NewTable(followed...), cache, func() { close(synced) }) }()
+	<-synced
+	forgotten()
+	eventually(t, "the cache does not watch again", func() bool { return s.watches.Load() == 2 })
+	w.put(bindingRow, &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "b"}, RoleRef: clusterRole("reader"), Subjects: []rbacv1.Subject{user("late")}})
+	eventually(t, "what comes after is not followed", func() bool {
+		ok, _, _ := z.Authorize(ctx, ask("late", "get", "pods"))
+		return ok
+	})
 	cancel()
 	for range 2 {
 		if err := <-running; err != nil && !errors.Is(err, context.Canceled) {

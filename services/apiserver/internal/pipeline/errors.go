@@ -73,15 +73,29 @@ func (p *Pipeline) statusOf(ctx context.Context, gr schema.GroupResource, name s
 		return apierrors.NewResourceExpired(expired.Error())
 	case errors.Is(err, watchcache.ErrSlow):
 		return apierrors.NewResourceExpired("the watch fell too far behind; resume it after the last event received")
-	case errors.Is(err, watchcache.ErrStopped), errors.Is(err, store.ErrClosed):
+	case errors.Is(err, watchcache.ErrStopped), errors.Is(err, watchcache.ErrReloaded), errors.Is(err, store.ErrClosed):
 		return apierrors.NewServiceUnavailable("the server is shutting down or reloading its state, please try again")
 	case errors.Is(err, store.ErrUnavailable):
-		return apierrors.NewServiceUnavailable(store.ErrUnavailable.Error() + ", please try again")
+		return errUnavailable()
 	case errors.Is(err, context.DeadlineExceeded):
 		return apierrors.NewTimeoutError("the store did not answer in time", 0)
 	}
 	p.cfg.Log.ErrorContext(ctx, "request failed", "error", err, "resource", gr.String(), "name", name)
 	return apierrors.NewInternalError(err)
+}
+
+// errUnavailable is the answer of an apiserver whose store is out of reach. Nothing was
+// done, so it may be tried again, and clients that see a time to do so after will.
+func errUnavailable() error {
+	err := apierrors.NewServiceUnavailable(store.ErrUnavailable.Error() + " from this apiserver, please try again")
+	err.ErrStatus.Details = &metav1.StatusDetails{RetryAfterSeconds: 1}
+	return err
+}
+
+// NothingDone tells the answer of an apiserver whose store is out of reach.
+func NothingDone(err error) bool {
+	seconds, ok := apierrors.SuggestsClientDelay(err)
+	return ok && seconds > 0 && apierrors.IsServiceUnavailable(err)
 }
 
 // errTooLarge is the answer to a resource version from the future.

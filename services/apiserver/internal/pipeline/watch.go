@@ -55,6 +55,7 @@ func (p *Pipeline) watch(ctx context.Context, k *resource.Kind, t Target, o Watc
 		Initial:    rev == 0 || o.SendInitialEvents,
 		InitialEnd: o.SendInitialEvents,
 		Bookmarks:  o.AllowBookmarks,
+		Current:    true,
 	}
 	if k.StoredAs != nil && sel.match != nil {
 		wo.Filter = func(it *watchcache.Item) bool {

@@ -71,8 +71,8 @@ func (s *Service) Save(_ *snapshotv1.SaveRequest, stream grpc.ServerStreamingSer
 	if err := s.may(ctx); err != nil {
 		return err
 	}
-	lasting, ok := s.cfg.Lasting.(Lasting)
-	transient, also := s.cfg.Transient.(Transient)
+	lasting, ok := store.As[Lasting](s.cfg.Lasting)
+	transient, also := store.As[Transient](s.cfg.Transient)
 	if !ok || !also {
 		return status.Error(codes.FailedPrecondition,
 			"this apiserver does not keep the state itself: with --etcd-servers, use `etcdctl snapshot save` there (a restore reads that file), and --memory keeps nothing")

@@ -160,6 +160,22 @@ type Store interface {
 	Compact(ctx context.Context, rev Revision) error
 }
 
+// As finds what a store can do besides, or one that it wraps (and returns from a method
+// Unwrap).
+func As[T any](s Store) (T, bool) {
+	for {
+		if t, ok := s.(T); ok {
+			return t, true
+		}
+		outer, ok := s.(interface{ Unwrap() Store })
+		if !ok {
+			var none T
+			return none, false
+		}
+		s = outer.Unwrap()
+	}
+}
+
 // The errors of a store.
 var (
 	ErrNotFound       = errors.New("key not found")

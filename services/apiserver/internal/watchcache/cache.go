@@ -8,6 +8,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"keelson.dev/services/apiserver/internal/resource"
@@ -19,9 +20,11 @@ var (
 	// ErrSlow ends a watcher that fell behind. It may resume after the last event
 	// it got.
 	ErrSlow = errors.New("watcher fell too far behind")
-	// ErrStopped ends a watcher of a cache that stopped or had to load its state
-	// anew.
+	// ErrStopped ends a watcher that was closed, or whose cache has stopped.
 	ErrStopped = errors.New("watch cache stopped")
+	// ErrReloaded ends a watcher whose cache had to load its state anew. Watch
+	// again.
+	ErrReloaded = errors.New("watch cache loaded its state anew")
 )
 
 // ExpiredError says that the events after a revision are no longer known: list
@@ -69,6 +72,9 @@ type Cache struct {
 	wake     chan struct{} // buffered: somebody waits, ask the store how far it is
 	stopped  bool
 	stopping chan struct{}
+
+	// behind is why the cache cannot keep up with its store at present.
+	behind atomic.Pointer[error]
 
 	expected expected
 

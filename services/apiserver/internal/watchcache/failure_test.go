@@ -26,12 +26,13 @@ type flaky struct {
 	ctx     context.Context
 	down    atomic.Bool
 	watches atomic.Int32 // begun, or refused while down
+	why     error        // why it fails
 }
 
 var errDown = errors.New("the store is down")
 
 func newFlaky(t testing.TB) *flaky {
-	f := &flaky{Store: memory.New()}
+	f := &flaky{Store: memory.New(), why: errDown}
 	f.ctx, f.cut = context.WithCancelCause(context.Background())
 	t.Cleanup(f.Close)
 	t.Cleanup(func() { f.fail() })
@@ -42,14 +43,14 @@ func newFlaky(t testing.TB) *flaky {
 func (f *flaky) fail() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.cut(errDown)
+	f.cut(f.why)
 	f.ctx, f.cut = context.WithCancelCause(context.Background())
 }
 
 func (f *flaky) Watch(ctx context.Context, prefix string, after store.Revision) (store.Watch, error) {
 	f.watches.Add(1)
 	if f.down.Load() {
-		return nil, errDown
+		return nil, f.why
 	}
 	w, err := f.Store.Watch(ctx, prefix, after)
 	f.mu.Lock()
@@ -59,7 +60,7 @@ func (f *flaky) Watch(ctx context.Context, prefix string, after store.Revision) 
 
 func (f *flaky) List(ctx context.Context, prefix string, o store.ListOptions) (store.Page, error) {
 	if f.down.Load() {
-		return store.Page{}, errDown
+		return store.Page{}, f.why
 	}
 	return f.Store.List(ctx, prefix, o)
 }
@@ -140,7 +141,7 @@ func TestWhileTheStoreIsDownReadersKeepTheLastState(t *testing.T) {
 	if got := names(f.Kind(pods).Snapshot(), "", ""); got != "one two" {
 		t.Fatalf("got %q", got)
 	}
-	if _, err := w.Next(f.ctx); !errors.Is(err, ErrStopped) {
+	if _, err := w.Next(f.ctx); !errors.Is(err, ErrReloaded) {
 		t.Fatalf("a watcher that missed events: %v", err)
 	}
 	var expired *ExpiredError
@@ -149,6 +150,33 @@ func TestWhileTheStoreIsDownReadersKeepTheLastState(t *testing.T) {
 	}
 	f.put(pod("a", "three", ""))
 	f.want(f.watch(WatchOptions{After: rev + 1}), "added three")
+}
+
+// A member that is cut off from the others would let its watchers wait, and they would
+// not know.
+func TestWhileTheStoreIsOutOfReachWatchersAreSentElsewhere(t *testing.T) {
+	s := newFlaky(t)
+	s.why = store.ErrUnavailable
+	f := start(t, s, Config{})
+	f.put(pod("a", "one", ""))
+	after := f.fresh()
+	current, patient := f.watch(WatchOptions{After: after, Current: true}), f.watch(WatchOptions{After: after})
+	f.put(pod("a", "two", ""))
+	f.fresh()
+	s.down.Store(true)
+	s.fail()
+	f.want(current, "added two") // what came before the cut is delivered
+	if _, err := current.Next(f.ctx); !errors.Is(err, store.ErrUnavailable) {
+		t.Fatalf("a watch that is to be current: %v", err)
+	}
+	if _, err := f.Kind(pods).Watch(WatchOptions{After: after, Current: true}); !errors.Is(err, store.ErrUnavailable) {
+		t.Fatalf("a new one: %v", err)
+	}
+	f.put(pod("a", "three", ""))
+	f.want(patient, "added two")
+	s.down.Store(false)
+	f.want(patient, "added three")
+	f.want(f.watch(WatchOptions{After: after, Current: true}), "added two", "added three")
 }
 
 func TestACacheOfAClosedStoreEndsWithAnError(t *testing.T) {

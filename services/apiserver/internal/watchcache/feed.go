@@ -29,10 +29,17 @@ func (c *Cache) Run(ctx context.Context) error {
 		if errors.Is(err, store.ErrClosed) {
 			return fmt.Errorf("watch cache: %w", err)
 		}
-		if errors.Is(err, store.ErrCompacted) {
+		switch {
+		case errors.Is(err, store.ErrCompacted):
 			c.cfg.Log.Warn("watch cache must load its state anew", "error", err, "revision", int64(at))
 			at = 0
-		} else {
+		case errors.Is(err, store.ErrUnavailable):
+			if c.behind.Load() == nil {
+				c.cfg.Log.Warn("watch cache is cut off from its store", "error", err, "revision", int64(at))
+			}
+			c.fallBehind(err)
+			wait = min(wait, refusedWait)
+		default:
 			c.cfg.Log.Warn("watch cache lost its watch of the store", "error", err, "revision", int64(at))
 		}
 		if time.Since(began) > 10*time.Second {
@@ -45,6 +52,19 @@ func (c *Cache) Run(ctx context.Context) error {
 		wait = min(2*wait, most)
 	}
 	return nil
+}
+
+// refusedWait is the longest time between two tries while the store refuses, which
+// costs nothing.
+const refusedWait = 200 * time.Millisecond
+
+// fallBehind ends the watchers that want to be kept up: what they would be told comes
+// from nobody now, here.
+func (c *Cache) fallBehind(err error) {
+	c.behind.Store(&err)
+	for _, kc := range c.kinds {
+		kc.watchers.endCurrent(err)
+	}
 }
 
 func (c *Cache) stop() {
@@ -81,6 +101,7 @@ func (c *Cache) feed(ctx context.Context, at *store.Revision) error {
 		return err
 	}
 	defer w.Close()
+	c.behind.Store(nil)
 	asking := make(chan struct{})
 	go func() {
 		defer close(asking)
@@ -260,5 +281,5 @@ func (kc *KindCache) replace(items *tree, rev store.Revision) {
 	kc.items, kc.shared, kc.rev = items, nil, rev
 	kc.history.reset(rev)
 	kc.mu.Unlock()
-	kc.watchers.endAll(ErrStopped, false)
+	kc.watchers.endAll(ErrReloaded, false)
 }

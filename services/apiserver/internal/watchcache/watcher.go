@@ -31,6 +31,10 @@ type WatchOptions struct {
 	InitialEnd bool
 	// Bookmarks delivers a bookmark now and then.
 	Bookmarks bool
+	// Current ends the watch, or refuses it, with store.ErrUnavailable while the
+	// store says that too few of its members can be reached: others may be able to
+	// tell what happens.
+	Current bool
 	// Buffer overrides Config.Buffer.
 	Buffer int
 }
@@ -71,6 +75,9 @@ func (kc *KindCache) Watch(o WatchOptions) (*Watcher, error) {
 	defer ws.mu.Unlock()
 	if ws.stopped {
 		return nil, ErrStopped
+	}
+	if behind := kc.cache.behind.Load(); o.Current && behind != nil {
+		return nil, *behind
 	}
 	if err := w.begin(); err != nil {
 		return nil, err
@@ -134,7 +141,8 @@ func (kc *KindCache) filter(o WatchOptions) func(*Item) bool {
 }
 
 // Next waits for events and returns at least one. Its errors are ErrSlow,
-// ErrStopped (after the events that came before) and ctx's.
+// ErrStopped, ErrReloaded and store.ErrUnavailable (after the events that came before)
+// and ctx's.
 func (w *Watcher) Next(ctx context.Context) ([]*Event, error) {
 	if events := w.first(); len(events) > 0 {
 		return events, nil
@@ -356,6 +364,20 @@ func (ws *watchers) bookmark(rev store.Revision) {
 		}
 	}
 	ws.removeSlow()
+}
+
+// endCurrent ends those who want to be kept up.
+func (ws *watchers) endCurrent(err error) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	for _, set := range ws.buckets {
+		for w := range set {
+			if w.opts.Current {
+				w.end(err)
+				ws.remove(w)
+			}
+		}
+	}
 }
 
 // endAll cuts everybody off; with stop, no one may come any more.

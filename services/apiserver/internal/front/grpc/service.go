@@ -145,11 +145,25 @@ func (s *Service) Commit(ctx context.Context, r *resourcev1.CommitRequest) (*res
 	if err := ctx.Err(); err != nil {
 		return nil, status.FromContextError(err).Err()
 	}
+	if err := refused(results); err != nil {
+		return nil, wire(ctx, err)
+	}
 	out := &resourcev1.CommitResponse{Results: make([]*resourcev1.WriteResult, len(results))}
 	for i := range results {
 		out.Results[i] = s.result(&results[i], r.GetOmitObjects())
 	}
 	return out, nil
+}
+
+// refused is the error with which every write was refused because the store is out of
+// reach. Nothing was done at all: another apiserver may do it.
+func refused(results []pipeline.Result) (err error) {
+	for i := range results {
+		if err = results[i].Err; !pipeline.NothingDone(err) {
+			return nil
+		}
+	}
+	return err
 }
 
 func (s *Service) write(ctx context.Context, w *resourcev1.Write) pipeline.Write {

@@ -90,6 +90,10 @@ func (x *exchange) fail(err error) {
 	if s.Code == http.StatusTooManyRequests || s.Code == http.StatusServiceUnavailable || s.Code == http.StatusGatewayTimeout {
 		if d := s.Details; d != nil && d.RetryAfterSeconds > 0 {
 			x.Header().Set("Retry-After", strconv.Itoa(int(d.RetryAfterSeconds)))
+			if s.Code == http.StatusServiceUnavailable {
+				// A connection of its own may lead to another apiserver.
+				x.Header().Set("Connection", "close")
+			}
 		}
 	}
 	x.writeStatus(s)

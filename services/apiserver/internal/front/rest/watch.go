@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/services/apiserver/internal/front/rest/negotiate"
@@ -94,7 +95,9 @@ func (x *exchange) watch() {
 	for {
 		events, err := w.Next(ctx)
 		if err != nil {
-			if ctx.Err() == nil {
+			// Where it is not this apiserver that can go on, the watch ends in order:
+			// clients resume it.
+			if ctx.Err() == nil && !apierrors.IsServiceUnavailable(err) {
 				s.error(err)
 			}
 			return

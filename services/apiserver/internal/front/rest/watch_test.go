@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"strings"
 	"testing"
 	"time"
@@ -383,4 +384,70 @@ func newRequest(t *testing.T, url string) *http.Request {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// A watch that this apiserver can no longer keep up ends in order, without an error:
+// clients resume it, elsewhere. And what it refuses because its store is out of reach
+// closes the connection, which may lead to another apiserver then.
+func TestClientsAreSentElsewhere(t *testing.T) {
+	s := serve(t)
+	outOfReach := apierrors.NewServiceUnavailable("out of reach")
+	outOfReach.ErrStatus.Details = &metav1.StatusDetails{RetryAfterSeconds: 1}
+	c := kubernetes.NewForConfigOrDie(s.config(false)).CoreV1().ConfigMaps("ns")
+	w, err := c.Watch(context.Background(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Stop()
+	s.fake.mu.Lock()
+	for fw := range s.fake.watchers {
+		fw.end <- outOfReach
+	}
+	s.fake.mu.Unlock()
+	select {
+	case ev, more := <-w.ResultChan():
+		if more {
+			t.Errorf("the watch ends with %+v", ev)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the watch goes on")
+	}
+
+	for _, two := range []bool{true, false} {
+		client := s.client(t, two)
+		var reused []bool
+		get := func() {
+			ctx := httptrace.WithClientTrace(context.Background(), &httptrace.ClientTrace{
+				GotConn: func(i httptrace.GotConnInfo) { reused = append(reused, i.Reused) },
+			})
+			r, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url+"/api/v1/pods", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Header.Set("Authorization", "Bearer admin")
+			resp, err := client.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+		}
+		fail := func(err error) {
+			s.fake.mu.Lock()
+			s.fake.fail = err
+			s.fake.mu.Unlock()
+		}
+		get()
+		fail(outOfReach)
+		get()
+		fail(nil)
+		// The client hears of the end on its own time.
+		deadline := time.Now().Add(30 * time.Second)
+		for get(); reused[len(reused)-1] && time.Now().Before(deadline); get() {
+			<-time.After(time.Millisecond)
+		}
+		if !reused[1] || reused[len(reused)-1] {
+			t.Errorf("HTTP/2 %v: connections used again: %v", two, reused)
+		}
+	}
 }

@@ -1,0 +1,211 @@
+package reach
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/store/memory"
+	"keelson.dev/services/apiserver/internal/store/storetest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestConformance(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) store.Store {
+		s := memory.New()
+		t.Cleanup(s.Close)
+		return New("memory", s)
+	})
+}
+
+// isolated is a store whose members cannot be reached while it is cut: nothing is
+// answered.
+type isolated struct {
+	*memory.Store
+	cut     atomic.Bool
+	commits atomic.Int32
+}
+
+func (s *isolated) wait(ctx context.Context) error {
+	if !s.cut.Load() {
+		return nil
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (s *isolated) Revision(ctx context.Context) (store.Revision, error) {
+	if err := s.wait(ctx); err != nil {
+		return 0, err
+	}
+	return s.Store.Revision(ctx)
+}
+
+func (s *isolated) Get(ctx context.Context, key string) (store.Entry, store.Revision, error) {
+	if err := s.wait(ctx); err != nil {
+		return store.Entry{}, 0, err
+	}
+	return s.Store.Get(ctx, key)
+}
+
+func (s *isolated) List(ctx context.Context, prefix string, o store.ListOptions) (store.Page, error) {
+	if err := s.wait(ctx); err != nil {
+		return store.Page{}, err
+	}
+	return s.Store.List(ctx, prefix, o)
+}
+
+func (s *isolated) Commit(ctx context.Context, writes []store.Write) ([]store.Verdict, error) {
+	s.commits.Add(1)
+	return s.Store.Commit(ctx, writes)
+}
+
+func start(t *testing.T) (*isolated, *Store) {
+	t.Helper()
+	inner := &isolated{Store: memory.New()}
+	t.Cleanup(inner.Close)
+	s := New("test", inner)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return inner, s
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(30 * time.Second)
+	for !ok() {
+		select {
+		case <-deadline:
+			t.Fatal("never: " + what)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func put(key string) []store.Write { return []store.Write{{Key: key, Value: []byte("v")}} }
+
+func TestCutOff(t *testing.T) {
+	inner, s := start(t)
+	eventually(t, "looked", func() bool { return s.Check(t.Context()) == nil })
+	verdicts, err := s.Commit(t.Context(), put("/a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := s.Watch(t.Context(), "/", verdicts[0].Revision)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+
+	// What is under way when the store is cut off ends with it: before, it would wait
+	// for as long as its caller does.
+	inner.cut.Store(true)
+	calls := map[string]func() error{
+		"get":      func() error { _, _, err := s.Get(t.Context(), "/a"); return err },
+		"list":     func() error { _, err := s.List(t.Context(), "/", store.ListOptions{}); return err },
+		"revision": func() error { _, err := s.Revision(t.Context()); return err },
+		"watch":    func() error { _, err := w.Next(t.Context()); return err },
+	}
+	type end struct {
+		name string
+		err  error
+	}
+	ends := make(chan end)
+	for name, call := range calls {
+		go func() { ends <- end{name, call()} }()
+	}
+	for range calls {
+		select {
+		case e := <-ends:
+			if !errors.Is(e.err, store.ErrUnavailable) {
+				t.Errorf("%s ends with %v", e.name, e.err)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatal("something waits still")
+		}
+	}
+	eventually(t, "not ready", func() bool { return s.Check(t.Context()) != nil })
+
+	// What comes is refused at once, and a write does not get to the store.
+	commits := inner.commits.Load()
+	calls["commit"] = func() error { _, err := s.Commit(t.Context(), put("/b")); return err }
+	calls["compact"] = func() error { return s.Compact(t.Context(), 1) }
+	calls["watch"] = func() error { _, err := s.Watch(t.Context(), "/", 0); return err }
+	for name, call := range calls {
+		if err := call(); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if inner.commits.Load() != commits {
+		t.Error("a refused write came to the store")
+	}
+
+	inner.cut.Store(false)
+	eventually(t, "in reach again", func() bool { return s.Check(t.Context()) == nil })
+	if _, err := s.Commit(t.Context(), put("/b")); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := s.Get(t.Context(), "/b"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A caller's own end is the caller's, and so are the store's own answers.
+func TestErrorsAreTheStores(t *testing.T) {
+	inner, s := start(t)
+	if _, _, err := s.Get(t.Context(), "/none"); !errors.Is(err, store.ErrNotFound) {
+		t.Error(err)
+	}
+	inner.cut.Store(true)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if _, err := s.Revision(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+}
+
+// The end of the look is not the end of the reach.
+func TestTheEndOfTheLookRefusesNothing(t *testing.T) {
+	inner := &isolated{Store: memory.New()}
+	defer inner.Close()
+	s := New("test", inner)
+	inner.cut.Store(true)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- s.Run(ctx) }()
+	<-time.After(20 * time.Millisecond)
+	cancel()
+	<-done
+	inner.cut.Store(false)
+	if _, err := s.Revision(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAsFindsWhatIsBehind(t *testing.T) {
+	inner := &isolated{Store: memory.New()}
+	defer inner.Close()
+	s := New("test", inner)
+	if got, ok := store.As[*isolated](s); !ok || got != inner {
+		t.Error("not found")
+	}
+	if got, ok := store.As[*Store](s); !ok || got != s {
+		t.Error("not itself")
+	}
+	if _, ok := store.As[interface{ Leads() bool }](s); ok {
+		t.Error("found what is not there")
+	}
+}
