@@ -4,7 +4,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 . scripts/versions.env
-scripts/install-packages.sh openssl curl bsdutils bsdextrautils
+scripts/install-packages.sh openssl curl bsdutils bsdextrautils e2fsprogs mount iproute2 procps diffutils
 if [ "$(cat bin/runtime/.grpcurl 2>/dev/null)" != "$GRPCURL_VERSION" ]; then
 	echo "installing grpcurl $GRPCURL_VERSION"
 	GOWORK=off GOFLAGS=-buildvcs=false GOBIN=$root/bin/runtime go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$GRPCURL_VERSION"
@@ -19,5 +19,7 @@ WITH_TEST_CLIENTS=1 scripts/install-runtime.sh "$root/bin/runtime"
 scripts/demo-images.sh "$root/.cache/images"
 scripts/install-docker.sh
 scripts/images.sh "$root/bin/images"
-# One package after the other: several measure how long something takes.
+# One package after the other: several measure how long something takes. None of
+# them is to wait for what has been built before to reach the disk.
+sync
 cd e2e && KEELSON_BIN=$root/bin KEELSON_IMAGES=$root/.cache/images go test -p 1 -count=1 -timeout 40m ./cluster ./ha ./fault ./compose

@@ -2,6 +2,8 @@
 # Builds the programs of an earlier commit into a cache and prints where they are,
 # for tests that run two versions side by side. The commit is $1, or the one before
 # the last that changed the services; where they have changed since HEAD, HEAD.
+# Each program differs from the present one, in its build id at least: a commit
+# that changed a comment, or a clone without history, leaves nothing to upgrade else.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
@@ -16,7 +18,7 @@ if ! git rev-parse -q --verify "$commit^{commit}" >/dev/null && [ "$(git rev-par
 	commit=HEAD
 fi
 commit=$(git rev-parse --verify "$commit^{commit}")
-out=$root/.cache/previous/$commit
+out=$root/.cache/previous/$commit.marked
 if [ ! -x "$out/keel" ]; then
 	tree=$(mktemp -d)
 	trap 'rm -rf "$tree"' EXIT
@@ -25,11 +27,11 @@ if [ ! -x "$out/keel" ]; then
 	for program in apiserver scheduler controller-manager cloud-controller node; do
 		echo "building $program of ${commit:0:12}" >&2
 		(cd "$tree/services/$program" && CGO_ENABLED=0 go build -buildvcs=false -trimpath -tags=grpcnotrace,fieldsv1string \
-			-ldflags="-s -w" -o "$out.new/$program" .)
+			-ldflags="-s -w -buildid=previous" -o "$out.new/$program" .)
 	done
 	(cd "$tree/tools" && CGO_ENABLED=0 go build -buildvcs=false -trimpath -o "$out.new/keel" ./keel)
 	# One earlier commit is enough.
-	find "$root/.cache/previous" -mindepth 1 -maxdepth 1 ! -name "$commit.new" -exec rm -rf {} +
+	find "$root/.cache/previous" -mindepth 1 -maxdepth 1 ! -name "$(basename "$out").new" -exec rm -rf {} +
 	mv "$out.new" "$out"
 fi
 echo "$out"

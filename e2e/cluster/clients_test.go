@@ -78,7 +78,7 @@ func TestGrpcurl(t *testing.T) {
 	if out, err := call("Create", create); err != nil || !strings.Contains(out, "curled") {
 		t.Fatalf("Create: %v\n%s", err, out)
 	}
-	eventually(t, 30*time.Second, "the pod has run", func() error {
+	eventually(t, time.Minute, "the pod has run", func() error {
 		out, err := call("Get", fmt.Sprintf(`{"ref": {"version": "v1", "resource": "pods", "namespace": %q, "name": "curled"}}`, ns))
 		if err == nil && !strings.Contains(out, `"Succeeded"`) {
 			err = fmt.Errorf("%s", out)
@@ -86,7 +86,7 @@ func TestGrpcurl(t *testing.T) {
 		return err
 	})
 	// A watch from the beginning shows the pod, then runs into its time limit.
-	out, _ := call("Watch", fmt.Sprintf(`{"ref": {"version": "v1", "resource": "pods", "namespace": %q}, "sendInitialEvents": true}`, ns), "-max-time", "2")
+	out, _ := call("Watch", fmt.Sprintf(`{"ref": {"version": "v1", "resource": "pods", "namespace": %q}, "sendInitialEvents": true}`, ns), "-max-time", "5")
 	if !strings.Contains(out, "TYPE_ADDED") {
 		t.Errorf("Watch: %s", out)
 	}

@@ -43,7 +43,7 @@ func TestKills(t *testing.T) {
 		}
 		killed[victim.Name]++
 		began := time.Now()
-		eventually(t, 30*time.Second, "kill "+strconv.Itoa(i)+" ("+victim.Name+"): healthy again", func() error {
+		eventually(t, time.Minute, "kill "+strconv.Itoa(i)+" ("+victim.Name+"): healthy again", func() error {
 			list, err := status()
 			if err != nil {
 				return err
@@ -100,11 +100,14 @@ func writer(ns string, round int, stop <-chan struct{}, acknowledged chan<- []st
 func converge(t *testing.T, ns string, round int) {
 	t.Helper()
 	name := fmt.Sprintf("probe-%d", round)
-	eventually(t, 30*time.Second, "a new pod", func() error {
+	eventually(t, time.Minute, "a new pod", func() error {
 		_, err := try("kubectl", "-n", ns, "run", name, "--image=keelson.dev/demo/busybox:1", "--restart=Never", "--command", "--", "true")
+		if err != nil && strings.Contains(err.Error(), "AlreadyExists") {
+			return nil // of a try whose answer was lost
+		}
 		return err
 	})
-	eventually(t, 30*time.Second, name+" has run", func() error {
+	eventually(t, 60*time.Second, name+" has run", func() error {
 		out, err := try("kubectl", "-n", ns, "get", "pod", name, "-o", "jsonpath={.status.phase}")
 		if err == nil && out != "Succeeded" {
 			err = fmt.Errorf("phase %q", out)
@@ -177,17 +180,18 @@ spec:
   restartPolicy: Never
   containers: [{name: c, image: "keelson.dev/demo/busybox:1", command: ["true"]}]
 `, ns))
-	pause := time.NewTimer(5500 * time.Millisecond)
+	// The node may take a while until it asks containerd.
+	pause := time.NewTimer(8 * time.Second)
 	<-pause.C
 	resume()
-	eventually(t, 30*time.Second, "the pod runs once containerd goes on", func() error {
+	eventually(t, time.Minute, "the pod runs once containerd goes on", func() error {
 		out, err := try("kubectl", "-n", ns, "get", "pod", "waits", "-o", "jsonpath={.status.phase}")
 		if err == nil && out != "Succeeded" {
 			err = fmt.Errorf("phase %q", out)
 		}
 		return err
 	})
-	eventually(t, 15*time.Second, "a span of 5 s or more", func() error {
+	eventually(t, time.Minute, "a span of 5 s or more", func() error {
 		out, err := try("keel", "trace", "pod/waits", "-n", ns, "-o", "json", "--home", shared.home)
 		if err != nil {
 			return err
@@ -210,7 +214,7 @@ spec:
 		}
 		return fmt.Errorf("no span of the node is that long among %d", len(trace.Spans))
 	})
-	eventually(t, 20*time.Second, "node-2 is Ready again", func() error {
+	eventually(t, time.Minute, "node-2 is Ready again", func() error {
 		out, err := try("kubectl", "get", "node", "node-2", "--no-headers")
 		if err == nil && !strings.Contains(out, " Ready ") {
 			err = fmt.Errorf("%s", out)

@@ -103,7 +103,7 @@ func TestJoin(t *testing.T) {
 		_, _ = try("kubectl", "delete", "node", "joiner")
 	}
 	t.Cleanup(leave)
-	kubectl(t, "wait", "--for=condition=Ready", "node/joiner", "--timeout=30s")
+	kubectl(t, "wait", "--for=condition=Ready", "node/joiner", "--timeout=60s")
 	if out, err := m.keel("image", "load", filepath.Join(shared.images, "busybox.tar")); err != nil {
 		t.Fatalf("keel image load: %v\n%s", err, out)
 	}
@@ -129,16 +129,21 @@ spec:
   containers: [{name: c, image: keelson.dev/demo/busybox:1, command: [sleep, "1000"]}]
 `, ns))
 	kubectl(t, "-n", ns, "wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s")
-	eventually(t, 10*time.Second, "the Service of a pod on the joined machine", func() error {
+	eventually(t, time.Minute, "the Service of a pod on the joined machine", func() error {
 		out, err := try("kubectl", "-n", ns, "exec", "here", "--", "wget", "-qO-", "http://there."+ns+".svc.cluster.local")
 		if err == nil && out != "from the joiner\n" {
 			err = fmt.Errorf("answered %q", out)
 		}
 		return err
 	})
-	if out := kubectl(t, "-n", ns, "exec", "there", "--", "busybox", "nslookup", "there."+ns+".svc.cluster.local"); !strings.Contains(out, "10.96.") {
-		t.Errorf("DNS on the joined machine: %s", out)
-	}
+	// It follows Services by watches of its own.
+	eventually(t, time.Minute, "DNS on the joined machine", func() error {
+		out, err := try("kubectl", "-n", ns, "exec", "there", "--", "busybox", "nslookup", "there."+ns+".svc.cluster.local")
+		if err == nil && !strings.Contains(out, "10.96.") {
+			err = fmt.Errorf("it says %s", out)
+		}
+		return err
+	})
 	kubectl(t, "-n", ns, "delete", "pod", "there", "--grace-period=1")
 
 	leave()

@@ -26,6 +26,9 @@ type step struct {
 	// want must all be in the output; fails says that the call must fail.
 	want  []string
 	fails bool
+	// soon says that what it looks at may come a moment later: events, log lines, and
+	// what a cache of the apiserver knows.
+	soon bool
 }
 
 const webManifest = `
@@ -86,8 +89,8 @@ var rows = []struct {
 	{"DescribeExplain", []step{
 		{args: "apply -f -", stdin: webManifest},
 		{args: "rollout status deployment/web --timeout=60s"},
-		{args: "describe deployment web", want: []string{"Replicas:", "StrategyType:", "RollingUpdate", "ScalingReplicaSet"}},
-		{args: "describe pods -l app=web", want: []string{"Node:", "Container ID:", "Conditions:", "Scheduled"}},
+		{args: "describe deployment web", want: []string{"Replicas:", "StrategyType:", "RollingUpdate", "ScalingReplicaSet"}, soon: true},
+		{args: "describe pods -l app=web", want: []string{"Node:", "Container ID:", "Conditions:", "Scheduled"}, soon: true},
 		{args: "describe node node-0", want: []string{"Allocatable:", "Conditions:", "Non-terminated Pods"}},
 		{args: "explain deployment.spec.strategy", want: []string{"RollingUpdate", "FIELD"}},
 		{args: "explain pod.spec.containers --recursive", want: []string{"livenessProbe"}},
@@ -121,15 +124,15 @@ var rows = []struct {
 	{"ExecLogsCopy", []step{
 		{args: "apply -f -", stdin: boxManifest},
 		{args: "wait --for=condition=Ready pod/box --timeout=60s", want: []string{"condition met"}},
-		{args: "logs box", want: []string{"started"}},
-		{args: "logs box --tail=1 --timestamps", want: []string{"tick"}},
+		{args: "logs box", want: []string{"started"}, soon: true},
+		{args: "logs box --tail=1 --timestamps", want: []string{"tick"}, soon: true},
 		{args: "exec box -- echo hello", want: []string{"hello"}},
 		{args: "exec -i box -- cat", stdin: "from outside", want: []string{"from outside"}},
 		{args: "exec box -- sh -c exit%7", fails: true, want: []string{"exit code 7"}},
 		{args: "cp testdata/file.txt box:/tmp/file.txt"},
 		{args: "exec box -- cat /tmp/file.txt", want: []string{"a file to copy"}},
-		{args: "get events --field-selector involvedObject.name=box", want: []string{"Scheduled", "Started"}},
-		{args: "events --for pod/box", want: []string{"Started"}},
+		{args: "get events --field-selector involvedObject.name=box", want: []string{"Scheduled", "Started"}, soon: true},
+		{args: "events --for pod/box", want: []string{"Started"}, soon: true},
 		{args: "delete pod box --now", want: []string{"deleted"}},
 	}},
 	{"DeleteCascades", []step{
@@ -159,7 +162,7 @@ var rows = []struct {
 	{"RBAC", []step{
 		{args: "create role reader --verb=get,list --resource=configmaps"},
 		{args: "create rolebinding reader --role=reader --serviceaccount={ns}:default"},
-		{args: "auth can-i list configmaps --as=system:serviceaccount:{ns}:default", want: []string{"yes"}},
+		{args: "auth can-i list configmaps --as=system:serviceaccount:{ns}:default", want: []string{"yes"}, soon: true},
 		{args: "auth can-i list secrets --as=system:serviceaccount:{ns}:default", fails: true, want: []string{"no"}},
 		{args: "get secrets --as=system:serviceaccount:{ns}:default", fails: true, want: []string{`cannot list resource "secrets"`}},
 	}},
@@ -192,10 +195,26 @@ func runStep(t *testing.T, kubectl, ns string, s step) {
 	for _, a := range strings.Fields(strings.ReplaceAll(s.args, "{ns}", ns)) {
 		args = append(args, strings.ReplaceAll(a, "%", " "))
 	}
-	out, err := tryWith([]byte(s.stdin), kubectl, args...)
-	if err != nil {
-		out = err.Error()
+	call := func() (string, error) {
+		out, err := tryWith([]byte(s.stdin), kubectl, args...)
+		if err != nil {
+			out = err.Error()
+		}
+		return out, err
 	}
+	if s.soon {
+		eventually(t, time.Minute, kubectl+" "+s.args, func() error {
+			out, err := call()
+			for _, w := range s.want {
+				if err == nil && !strings.Contains(out, w) {
+					err = fmt.Errorf("want %q in:\n%s", w, out)
+				}
+			}
+			return err
+		})
+		return
+	}
+	out, err := call()
 	if (err != nil) != s.fails {
 		t.Fatalf("%s %s: failed %t, want %t:\n%s", kubectl, s.args, err != nil, s.fails, out)
 	}
@@ -249,7 +268,7 @@ func TestKubectlStreams(t *testing.T) {
 			t.Run("ExecTerminal", func(t *testing.T) {
 				// script(1) gives kubectl a terminal.
 				cmd := shared.command(k)
-				ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 				defer cancel()
 				inner := fmt.Sprintf("%s -n %s exec -it box -- sh -c 'test -t 0 && echo a-terminal; exit 3'", cmd.Path, ns)
 				run := exec.CommandContext(ctx, "script", "-qec", inner, "/dev/null")
@@ -267,7 +286,7 @@ func TestKubectlStreams(t *testing.T) {
 // streamUntil runs kubectl until its output has held a word n times.
 func streamUntil(t *testing.T, k, ns string, stdin io.Reader, word string, n int, args ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	base := shared.command(k, append([]string{"-n", ns}, args...)...)
 	cmd := exec.CommandContext(ctx, base.Path, base.Args[1:]...)
@@ -297,7 +316,7 @@ func streamUntil(t *testing.T, k, ns string, stdin io.Reader, word string, n int
 
 func portForward(t *testing.T, k, ns string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	base := shared.command(k, "-n", ns, "port-forward", "deployment/web", ":80")
 	cmd := exec.CommandContext(ctx, base.Path, base.Args[1:]...)
@@ -367,7 +386,7 @@ func TestKubectlCertificate(t *testing.T) {
 			runStep(t, k, "default", step{args: "apply -f -", stdin: fmt.Sprintf("apiVersion: certificates.k8s.io/v1\nkind: CertificateSigningRequest\nmetadata: {name: %s}\nspec: {signerName: kubernetes.io/kube-apiserver-client, usages: [client auth], request: %s}\n", name, csr)})
 			runStep(t, k, "default", step{args: "get csr " + name, want: []string{"Pending"}})
 			runStep(t, k, "default", step{args: "certificate approve " + name, want: []string{"approved"}})
-			eventually(t, 10*time.Second, "a certificate", func() error {
+			eventually(t, time.Minute, "a certificate", func() error {
 				out, err := try(k, "get", "csr", name, "-o", "jsonpath={.status.certificate}")
 				if err == nil && out == "" {
 					err = fmt.Errorf("none yet")

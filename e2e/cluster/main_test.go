@@ -154,7 +154,7 @@ func namespace(t *testing.T) string {
 	name = strings.TrimRight(name[:min(len(name), 50)], "-")
 	kubectl(t, "create", "namespace", name)
 	t.Cleanup(func() { _, _ = try("kubectl", "delete", "namespace", name, "--wait=false") })
-	eventually(t, 10*time.Second, "default service account", func() error {
+	eventually(t, time.Minute, "default service account", func() error {
 		_, err := try("kubectl", "-n", name, "get", "serviceaccount", "default")
 		return err
 	})

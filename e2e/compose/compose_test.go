@@ -116,7 +116,7 @@ func (e *engine) loadImages(t *testing.T) {
 
 func (e *engine) kubectl(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := e.run(2*time.Minute, "kubectl", args...)
+	out, err := e.run(6*time.Minute, "kubectl", args...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,9 +216,9 @@ func testDemo(t *testing.T, e *engine) {
 	}
 	e.kubectl(t, "apply", "-f", manifest)
 	for _, d := range []string{"postgres", "redis", "shop", "web"} {
-		e.kubectl(t, "-n", "demo", "rollout", "status", "deployment/"+d, "--timeout=120s")
+		e.kubectl(t, "-n", "demo", "rollout", "status", "deployment/"+d, "--timeout=300s")
 	}
-	e.kubectl(t, "-n", "demo", "wait", "--for=condition=Complete", "job/migrate", "--timeout=60s")
+	e.kubectl(t, "-n", "demo", "wait", "--for=condition=Complete", "job/migrate", "--timeout=120s")
 	t.Logf("the demonstration ran %s after its images came", time.Since(began).Round(100*time.Millisecond))
 	nodes := strings.Fields(e.kubectl(t, "-n", "demo", "get", "pods", "-l", "app=shop", "-o", "jsonpath={.items[*].spec.nodeName}"))
 	slices.Sort(nodes)
@@ -243,7 +243,7 @@ func (e *engine) fromOutside(t *testing.T) {
 		t.Fatalf("the Service web has %v, want an address and a node port", at)
 	}
 	for _, url := range []string{"http://" + at[0] + "/", "http://" + node + ":" + at[1] + "/"} {
-		eventually(t, 20*time.Second, url+" from the host", func() error {
+		eventually(t, time.Minute, url+" from the host", func() error {
 			_, err := fetch(os.Getpid(), http.MethodGet, url, nil)
 			return err
 		})
@@ -260,7 +260,7 @@ func (e *engine) fromEveryNode(t *testing.T, method, note string) {
 	}
 	for _, node := range e.of(t, "node") {
 		for _, address := range at {
-			eventually(t, 30*time.Second, method+" "+address+" from "+node.Name, func() error {
+			eventually(t, time.Minute, method+" "+address+" from "+node.Name, func() error {
 				url, body := "http://"+address+"/", io.Reader(nil)
 				if method == http.MethodPost {
 					url, body = url+"notes", strings.NewReader(note)
@@ -328,12 +328,16 @@ func (e *engine) leaders(t *testing.T) []container {
 	t.Helper()
 	var out []container
 	for _, service := range []string{"scheduler", "controller-manager", "cloud-controller"} {
-		holder, _, _ := strings.Cut(e.kubectl(t, "-n", "kube-system", "get", "lease", service, "-o", "jsonpath={.spec.holderIdentity}"), "_")
-		i := slices.IndexFunc(e.of(t, service), func(c container) bool { return c.Config.Hostname == holder })
-		if i < 0 {
-			t.Fatalf("%q leads as %s, and is no container", holder, service)
-		}
-		out = append(out, e.of(t, service)[i])
+		eventually(t, time.Minute, "a container leads as "+service, func() error {
+			holder, _, _ := strings.Cut(e.kubectl(t, "-n", "kube-system", "get", "lease", service, "-o", "jsonpath={.spec.holderIdentity}"), "_")
+			all := e.of(t, service)
+			i := slices.IndexFunc(all, func(c container) bool { return c.Config.Hostname == holder })
+			if i < 0 {
+				return fmt.Errorf("%q leads, and is no container", holder)
+			}
+			out = append(out, all[i])
+			return nil
+		})
 	}
 	return out
 }
@@ -341,7 +345,7 @@ func (e *engine) leaders(t *testing.T) []container {
 // testKills ends one container after the other by SIGKILL while both clients write.
 func testKills(t *testing.T, e *engine) {
 	l := e.load(t)
-	eventually(t, 20*time.Second, "the load writes", func() error {
+	eventually(t, time.Minute, "the load writes", func() error {
 		if l.byClient.acknowledged() < 3 || l.byKubectl.acknowledged() < 3 {
 			return errors.Join(errors.New("not yet"), l.byClient.failure(), l.byKubectl.failure())
 		}
@@ -385,7 +389,7 @@ func testKills(t *testing.T, e *engine) {
 	if median > 2*time.Second || worst > 3*time.Second {
 		t.Errorf("no write for %s in the median and %s at worst; want 2 s and 3 s at most", median, worst)
 	}
-	e.nodesReady(t, 30*time.Second, 3)
+	e.nodesReady(t, time.Minute, 3)
 	e.fromEveryNode(t, http.MethodGet, "")
 }
 
@@ -393,7 +397,7 @@ func testKills(t *testing.T, e *engine) {
 func testScale(t *testing.T, e *engine) {
 	began := time.Now()
 	e.compose(t, "up", "-d", "--no-recreate", "--scale", "node=5", "--scale", "scheduler=3")
-	e.nodesReady(t, time.Minute, 5)
+	e.nodesReady(t, 2*time.Minute, 5)
 	t.Logf("five nodes were Ready after %s", time.Since(began).Round(100*time.Millisecond))
 	if n := len(e.of(t, "scheduler")); n != 3 {
 		t.Errorf("%d schedulers, want 3", n)
@@ -450,7 +454,7 @@ func testDownAndUp(t *testing.T, e *engine) {
 	if now := address(); now == old {
 		t.Errorf("apiserver-0 has its old address %s: this shows nothing", now)
 	}
-	e.nodesReady(t, time.Minute, 5)
+	e.nodesReady(t, 2*time.Minute, 5)
 	t.Logf("five nodes were Ready again %s after up", time.Since(began).Round(100*time.Millisecond))
 	if now := e.kubectl(t, "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"); now != names {
 		t.Errorf("the nodes were %s, and are %s", names, now)
@@ -465,7 +469,7 @@ func testEngineRestart(t *testing.T, e *engine) {
 	e.stop(t)
 	began := time.Now()
 	e.start(t)
-	e.nodesReady(t, time.Minute, 5)
+	e.nodesReady(t, 2*time.Minute, 5)
 	e.fromEveryNode(t, http.MethodGet, "")
 	t.Logf("the application served its data again %s after the engine's start", time.Since(began).Round(100*time.Millisecond))
 }

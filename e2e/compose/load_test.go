@@ -136,7 +136,7 @@ func (l *load) goOn(t *testing.T, what string, from time.Time) (byClient, byKube
 	t.Helper()
 	for name, w := range map[string]*writer{"the Go client": &l.byClient, "kubectl": &l.byKubectl} {
 		before := w.acknowledged()
-		eventually(t, 30*time.Second, name+" writes after "+what, func() error {
+		eventually(t, time.Minute, name+" writes after "+what, func() error {
 			if w.acknowledged() < before+2 {
 				return fmt.Errorf("the last failure: %w", w.failure())
 			}

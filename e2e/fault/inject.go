@@ -109,7 +109,7 @@ func (c *Cluster) inject(ctx context.Context, f Fault, m *Member) (injection, er
 	case ClockJump:
 		i.heal = func() error { _ = m.JumpClock(0); return nil } // a process that ended took it along
 		// Another fault may have ended the process, and may end it again.
-		return i, poll(ctx, 10*time.Second, func() error { return m.JumpClock(f.Amount) })
+		return i, poll(ctx, 30*time.Second, func() error { return m.JumpClock(f.Amount) })
 	case TornTail:
 		m.Hold()
 		defer m.Release()
@@ -167,7 +167,7 @@ func (c *Cluster) breakTail(ctx context.Context, m *Member, etcd bool) error {
 	starts := m.starts
 	m.mu.Unlock()
 	m.Release()
-	refused := poll(ctx, 10*time.Second, func() error {
+	refused := poll(ctx, 30*time.Second, func() error {
 		m.mu.Lock()
 		again := m.starts > starts+1
 		m.mu.Unlock()

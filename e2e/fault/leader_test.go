@@ -121,9 +121,14 @@ func killLeaders[T object](t *testing.T, c *Cluster, all *client.Client, store s
 		}); err != nil {
 			t.Fatal(err)
 		}
-		leader := c.Leader(ctx, store)
-		if leader == nil {
-			t.Fatalf("round %d: nobody leads", round)
+		var leader *Member
+		if err := poll(ctx, 30*time.Second, func() error {
+			if leader = c.Leader(ctx, store); leader == nil {
+				return errors.New("nobody leads")
+			}
+			return nil
+		}); err != nil {
+			t.Fatalf("round %d: %v", round, err)
 		}
 		began := time.Now()
 		leader.Kill()
@@ -132,7 +137,7 @@ func killLeaders[T object](t *testing.T, c *Cluster, all *client.Client, store s
 		}
 		whole := time.Since(began)
 		for _, p := range probes {
-			if err := poll(ctx, 20*time.Second, func() error {
+			if err := poll(ctx, time.Minute, func() error {
 				if !p.since(began.Add(time.Second)) {
 					return fmt.Errorf("%s does not write: %v", p.Name, p.failures())
 				}

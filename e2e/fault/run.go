@@ -60,7 +60,7 @@ func (c *Cluster) Run(ctx context.Context, plan *Plan, seed uint64, limits Limit
 		return nil, err
 	}
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}
-	if err := poll(ctx, 10*time.Second, func() error {
+	if err := poll(ctx, time.Minute, func() error {
 		_, err := client.For[*corev1.Namespace](all).Create(ctx, ns)
 		return err
 	}); err != nil {
@@ -255,7 +255,7 @@ func (r *runner) step(ctx context.Context, faults []Fault) {
 	}
 	whole := time.Since(healed)
 	for _, p := range r.probes {
-		if err := poll(ctx, 20*time.Second, func() error {
+		if err := poll(ctx, time.Minute, func() error {
 			if !p.since(healed) {
 				return fmt.Errorf("no write by %s", p.Name)
 			}
@@ -294,7 +294,7 @@ func (r *runner) last(ctx context.Context, a api, kind string) {
 		if w.watched().Kind != kind {
 			continue
 		}
-		if err := poll(ctx, 30*time.Second, func() error {
+		if err := poll(ctx, time.Minute, func() error {
 			if !w.reached(rv) {
 				return fmt.Errorf("it has not seen revision %d", rv)
 			}

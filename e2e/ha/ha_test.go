@@ -342,7 +342,7 @@ func TestApiserversDie(t *testing.T) {
 			t.Errorf("%s was acknowledged and is lost", name)
 		}
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for cache.Len() < len(there) && time.Now().Before(deadline) {
 		<-time.After(20 * time.Millisecond)
 	}

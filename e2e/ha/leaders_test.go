@@ -129,7 +129,7 @@ func TestLeadersDie(t *testing.T) {
 // settled waits until all candidates of a service run and one leads.
 func (c *controlPlane) settled(api *client.Client, service string) {
 	c.t.Helper()
-	err := until(30*time.Second, func() (bool, error) {
+	err := until(time.Minute, func() (bool, error) {
 		list, err := c.processes()
 		if err != nil {
 			return false, err

@@ -2,6 +2,7 @@ package ha_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,19 +23,26 @@ import (
 // seat is a line of `keel member list`.
 type seat struct{ name, etcd, lag, raft string }
 
-func (c *controlPlane) seats() []seat {
+// seats waits until every member is healthy and one leads: a member whose answer
+// takes too long once, or an election, is no failure.
+func (c *controlPlane) seats() (all []seat) {
 	c.t.Helper()
-	out, err := c.try("keel", "member", "list", "--home", c.home)
-	if err != nil {
-		c.t.Fatalf("keel member list: %v\n%s", err, out)
-	}
-	var all []seat
-	for _, line := range strings.Split(strings.TrimSpace(out), "\n")[1:] {
-		f := strings.Fields(line)
-		if len(f) < 7 || f[6] != "true" {
-			c.t.Fatalf("a member is not healthy:\n%s", out)
+	if err := until(time.Minute, func() (bool, error) {
+		out, err := c.try("keel", "member", "list", "--home", c.home)
+		if err != nil {
+			return false, fmt.Errorf("%w: %s", err, out)
 		}
-		all = append(all, seat{name: f[0], etcd: f[2], lag: f[3], raft: f[4]})
+		all = nil
+		for _, line := range strings.Split(strings.TrimSpace(out), "\n")[1:] {
+			f := strings.Fields(line)
+			if len(f) < 7 || f[6] != "true" {
+				return false, fmt.Errorf("a member is not healthy:\n%s", out)
+			}
+			all = append(all, seat{name: f[0], etcd: f[2], lag: f[3], raft: f[4]})
+		}
+		return slices.ContainsFunc(all, func(s seat) bool { return s.etcd == "leader" }), fmt.Errorf("nobody leads:\n%s", out)
+	}); err != nil {
+		c.t.Fatalf("keel member list: %v", err)
 	}
 	return all
 }
@@ -113,7 +121,7 @@ func (l *load) during(what string, most time.Duration, step func()) {
 	began := time.Now()
 	step()
 	enough := l.w.acknowledged() + 3 // so that the gap has an end
-	if err := until(30*time.Second, func() (bool, error) { return l.w.acknowledged() >= enough, l.w.last }); err != nil {
+	if err := until(time.Minute, func() (bool, error) { return l.w.acknowledged() >= enough, l.w.last }); err != nil {
 		l.t.Fatalf("%s: nothing is written any more: %v", what, err)
 	}
 	gap := l.w.longest(began)
@@ -203,12 +211,12 @@ func (c *controlPlane) halt(victim process) func() {
 func TestRecoverFromOneSurvivor(t *testing.T) {
 	c := start(t)
 	l := c.load("before")
-	if err := until(30*time.Second, func() (bool, error) { return l.w.acknowledged() >= 50, l.w.last }); err != nil {
+	if err := until(time.Minute, func() (bool, error) { return l.w.acknowledged() >= 50, l.w.last }); err != nil {
 		t.Fatal(err)
 	}
 	names := l.end()
 	// The survivor is one that had heard of everything.
-	if err := until(30*time.Second, func() (bool, error) {
+	if err := until(time.Minute, func() (bool, error) {
 		return !slices.ContainsFunc(c.seats(), func(s seat) bool { return s.lag != "0" }), nil
 	}); err != nil {
 		t.Fatal(err)
@@ -330,7 +338,7 @@ func TestFurtherApiserversUseTheMembers(t *testing.T) {
 		if err := syscall.Kill(victimProcess.PID, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		if err := until(30*time.Second, func() (bool, error) { return w.acknowledged() >= enough, w.last }); err != nil {
+		if err := until(time.Minute, func() (bool, error) { return w.acknowledged() >= enough, w.last }); err != nil {
 			t.Fatalf("%s was killed, and nothing is written: %v", victim, err)
 		}
 		t.Logf("%s was killed: no write for %s", victim, w.longest(began).Round(time.Millisecond))
@@ -342,7 +350,7 @@ func TestFurtherApiserversUseTheMembers(t *testing.T) {
 		}
 	}
 	close(stop)
-	if err := until(30*time.Second, func() (bool, error) { return cache.Len() >= w.acknowledged(), nil }); err != nil {
+	if err := until(time.Minute, func() (bool, error) { return cache.Len() >= w.acknowledged(), nil }); err != nil {
 		t.Fatalf("its watch shows %d of %d: %v", cache.Len(), w.acknowledged(), err)
 	}
 	c.holds(w.names)

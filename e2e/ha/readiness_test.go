@@ -102,7 +102,7 @@ func TestReadiness(t *testing.T) {
 	}
 	expect := func(what string, well bool) {
 		t.Helper()
-		if err := until(30*time.Second, func() (bool, error) { err := state(well); return err == nil, err }); err != nil {
+		if err := until(time.Minute, func() (bool, error) { err := state(well); return err == nil, err }); err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
 	}
@@ -124,7 +124,7 @@ func TestReadiness(t *testing.T) {
 		return true, nil
 	}
 	expect("at first", true)
-	if err := until(30*time.Second, leaders); err != nil {
+	if err := until(time.Minute, leaders); err != nil {
 		t.Fatal(err)
 	}
 	resume := func() {
@@ -141,7 +141,7 @@ func TestReadiness(t *testing.T) {
 	expect("two of three are stopped", false)
 	resume()
 	expect("all go on", true)
-	if err := until(30*time.Second, leaders); err != nil {
+	if err := until(time.Minute, leaders); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -1,6 +1,8 @@
 package ha_test
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -30,14 +32,16 @@ func TestAllStopAndStart(t *testing.T) {
 	if took > 5*time.Second {
 		t.Errorf("served again after %s, want 5 s at most", took)
 	}
-	list, err := c.processes()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range list {
-		if !p.Healthy {
-			t.Errorf("%s: %s", p.Name, p.Reason)
+	if err := until(time.Minute, func() (bool, error) {
+		list, err := c.processes()
+		for _, p := range list {
+			if !p.Healthy {
+				err = errors.Join(err, fmt.Errorf("%s: %s", p.Name, p.Reason))
+			}
 		}
+		return err == nil, err
+	}); err != nil {
+		t.Error(err)
 	}
 	if out, err := c.try("kubectl", "get", "--raw", "/readyz"); err != nil || !strings.Contains(out, "ok") {
 		t.Errorf("readyz: %v %s", err, out)

@@ -94,7 +94,7 @@ func TestSnapshotIsRestored(t *testing.T) {
 			return err
 		})
 	})
-	if err := until(10*time.Second, func() (bool, error) { return load.acknowledged() > 20, nil }); err != nil {
+	if err := until(time.Minute, func() (bool, error) { return load.acknowledged() > 20, nil }); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(t.TempDir(), "cluster.snapshot")
@@ -103,7 +103,7 @@ func TestSnapshotIsRestored(t *testing.T) {
 	c.keel("snapshot", "save", file)
 	t.Logf("%d objects were saved in %s, under load", *snapshotObjects, time.Since(began).Round(time.Millisecond))
 	after := load.acknowledged()
-	if err := until(10*time.Second, func() (bool, error) { return load.acknowledged() > after+20, nil }); err != nil {
+	if err := until(time.Minute, func() (bool, error) { return load.acknowledged() > after+20, nil }); err != nil {
 		t.Fatal(err)
 	}
 	close(stop)
@@ -142,7 +142,7 @@ func TestSnapshotIsRestored(t *testing.T) {
 	if changed, err = maps.Update(ctx, changed); err != nil {
 		t.Fatal(err)
 	}
-	if err := until(30*time.Second, func() (bool, error) {
+	if err := until(time.Minute, func() (bool, error) {
 		m, ok := ours.Get("default", "kept-00001")
 		n, err := theirs.ConfigMaps("default").Get("kept-00001")
 		return ok && err == nil && m.Data["k"] == "after the save" && n.Data["k"] == "after the save", nil
@@ -182,7 +182,7 @@ func TestSnapshotIsRestored(t *testing.T) {
 			t.Errorf("%s was acknowledged before the save, and is not restored", name)
 		}
 	}
-	for _, name := range load.names[after:] {
+	for _, name := range load.names[after+1:] { // the first had perhaps begun before
 		if there[name] != nil {
 			t.Errorf("%s was written after the save, and is there", name)
 		}
@@ -284,13 +284,18 @@ func TestRestoreIsKilled(t *testing.T) {
 	began := time.Now()
 	c.keel("snapshot", "restore", file, "--set-aside")
 	whole := time.Since(began)
-	interrupted := 0
-	for i := range 12 {
+	interrupted, tries := 0, 0
+	for i := 0; i < 12 || interrupted < 3; i++ {
+		if i == 100 {
+			t.Fatalf("%d of %d restores were interrupted", interrupted, i)
+		}
+		tries++
 		// In a process group of its own: keel and the program that it runs.
 		cmd := exec.Command(filepath.Join(c.bin, "keel"), "snapshot", "restore", file, "--home", c.home, "--set-aside")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		var said bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &said, &said
+		began := time.Now()
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -301,6 +306,7 @@ func TestRestoreIsKilled(t *testing.T) {
 			if err != nil {
 				t.Fatalf("restore %d: %v\n%s", i, err, said.String())
 			}
+			whole = min(whole, time.Since(began)) // the first one took longer, with nothing in memory
 		case <-time.After(rand.N(whole)):
 			if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 				t.Fatal(err)
@@ -310,11 +316,8 @@ func TestRestoreIsKilled(t *testing.T) {
 			}
 		}
 	}
-	if interrupted == 0 {
-		t.Fatal("no restore was interrupted")
-	}
 	out := c.keel("snapshot", "restore", file, "--set-aside")
-	t.Logf("%d of 12 were killed; the last one said: %s", interrupted, strings.SplitN(out, "\n", 2)[0])
+	t.Logf("%d of %d were killed; the last one said: %s", interrupted, tries, strings.SplitN(out, "\n", 2)[0])
 	c.keel("up")
 	maps := client.For[*corev1.ConfigMap](api)
 	for i := range 300 {
@@ -359,7 +362,7 @@ func TestSnapshotMovesToANewHome(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = until(30*time.Second, func() (bool, error) {
+	err = until(time.Minute, func() (bool, error) {
 		m, err := maps.Get(context.Background(), "default", "kube-root-ca.crt")
 		return err == nil && m.Data["ca.crt"] == string(ca), nil
 	})

@@ -223,12 +223,16 @@ func (l *usage) check(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := until(10*time.Second, func() (bool, error) {
+	left := map[string]bool{}
+	for _, o := range list {
+		left[o.Name] = true
+	}
+	if err := until(time.Minute, func() (bool, error) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		for name := range l.created {
-			if l.seen[name] == 0 {
-				return false, fmt.Errorf("the watch has not seen %s", name)
+			if l.seen[name] == 0 || !left[name] && l.vanished[name] == 0 {
+				return false, fmt.Errorf("the watch has not seen what became of %s", name)
 			}
 		}
 		return true, nil
@@ -237,10 +241,6 @@ func (l *usage) check(t *testing.T) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	left := map[string]bool{}
-	for _, o := range list {
-		left[o.Name] = true
-	}
 	for name := range l.created {
 		gone := 1
 		if left[name] {

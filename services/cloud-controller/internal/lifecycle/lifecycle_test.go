@@ -60,7 +60,7 @@ func TestReconcile(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			c, cloud := clienttest.Start(t), providertest.NewFake()
 			if row.machine != nil {

@@ -160,15 +160,18 @@ func (h *host) node(address, balancer string) {
 
 // call connects from the host and returns what it is told.
 func (h *host) call(address string) (string, error) {
+	// A link that has just come up may lose the first packets: they come again after
+	// one second, and after three.
+	const patience = 20 * time.Second
 	var answer []byte
 	err := h.do(func() error {
-		d := net.Dialer{Timeout: 2 * time.Second, FallbackDelay: -1}
+		d := net.Dialer{Timeout: patience, FallbackDelay: -1}
 		c, err := d.DialContext(context.Background(), "tcp4", netip.AddrPortFrom(netip.MustParseAddr(address), 80).String())
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(patience))
 		answer, err = io.ReadAll(c)
 		return err
 	})

@@ -77,7 +77,7 @@ func TestJunkIsRefused(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	if f.Ensures() != 0 {
+	if f.Ensures("a") != 0 {
 		t.Error("junk reached the provider")
 	}
 }

@@ -146,16 +146,22 @@ func (c *clock) Now() time.Time { c.mu.Lock(); defer c.mu.Unlock(); return c.now
 
 func (c *clock) advance(d time.Duration) { c.mu.Lock(); defer c.mu.Unlock(); c.now = c.now.Add(d) }
 
+// lease renews a node's Lease and waits until the cache shows it: the clock of
+// these tests goes on by the test's own steps, and must not run ahead of the watch.
 func lease(w *testkit.World, name string, at time.Time) {
+	w.Helper()
 	renew := metav1.NewMicroTime(at)
 	if testkit.Exists[*coordinationv1.Lease](w, corev1.NamespaceNodeLease, name) {
 		testkit.Update(w, corev1.NamespaceNodeLease, name, func(l *coordinationv1.Lease) { l.Spec.RenewTime = &renew })
-		return
+	} else {
+		testkit.Create(w, &coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Namespace: corev1.NamespaceNodeLease, Name: name},
+			Spec:       coordinationv1.LeaseSpec{RenewTime: &renew},
+		})
 	}
-	testkit.Create(w, &coordinationv1.Lease{
-		ObjectMeta: metav1.ObjectMeta{Namespace: corev1.NamespaceNodeLease, Name: name},
-		Spec:       coordinationv1.LeaseSpec{RenewTime: &renew},
-	})
+	if err := w.Cluster.NodeLeases.CatchUp(w.Context()); err != nil {
+		w.Fatal(err)
+	}
 }
 
 func ready(w *testkit.World, name string) corev1.ConditionStatus {

@@ -87,10 +87,20 @@ func (w *World) Run(controllers ...controller.Controller) (stop func()) {
 	return w.Go(func(ctx context.Context) error { return controller.Run(ctx, controllers...) })
 }
 
+// CatchUp waits until the caches show everything that was written before. Each
+// kind comes by a watch of its own: without it, a controller may see a later
+// object of one kind before an earlier one of another.
+func (w *World) CatchUp() {
+	w.Helper()
+	if err := w.Cluster.CatchUp(w.Context()); err != nil {
+		w.Fatalf("caches do not catch up: %v", err)
+	}
+}
+
 // Eventually waits for a condition.
 func (w *World) Eventually(what string, cond func() bool) {
 	w.Helper()
-	deadline := time.NewTimer(15 * time.Second)
+	deadline := time.NewTimer(time.Minute)
 	defer deadline.Stop()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()

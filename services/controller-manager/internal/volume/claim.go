@@ -65,8 +65,8 @@ func NewClaims(s *cluster.Cluster, dir string) controller.Controller {
 			controller.From(s.Volumes, r.ofVolume),
 			controller.From(s.StorageClasses, r.ofClass),
 			controller.From(s.Pods, r.ofPod),
+			controller.From(s.Nodes, r.ofNode),
 		},
-		Synced: []<-chan struct{}{s.Nodes.Synced()},
 	}
 }
 
@@ -95,6 +95,19 @@ func (r *claims) pending(className string) []controller.Key {
 		if class(c) == className {
 			keys = append(keys, client.KeyOf(c))
 		}
+	}
+	return keys
+}
+
+// ofNode is the claims without a volume, when a node that may hold one comes: of a
+// class that binds at once, they may have found none.
+func (r *claims) ofNode(ev client.Event[*corev1.Node]) []controller.Key {
+	if ev.Type == client.Deleted || len(ev.Object.Spec.Taints) > 0 || ev.Old != nil && len(ev.Old.Spec.Taints) == 0 {
+		return nil
+	}
+	var keys []controller.Key
+	for _, c := range r.Claims.ByIndex(cluster.ByVolume, "") {
+		keys = append(keys, client.KeyOf(c))
 	}
 	return keys
 }

@@ -203,6 +203,22 @@ func TestClassThatBindsAtOnce(t *testing.T) {
 	w.Eventually("it is bound", func() bool { p, _ := phases(w, "c", ""); return p == corev1.ClaimBound })
 }
 
+// A claim that no node could hold a volume for gets one when a node is there.
+func TestNodeThatComesAfterTheClaim(t *testing.T) {
+	w := run(t)
+	sc := DefaultClass()
+	now := storagev1.VolumeBindingImmediate
+	sc.VolumeBindingMode = &now
+	testkit.Create(w, sc)
+	tainted := testkit.Create(w, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: "starts", Effect: corev1.TaintEffectNoSchedule}}}})
+	testkit.Create(w, pvc("c", "1Gi", "local"))
+	w.Eventually("it waits", func() bool { p, _ := phases(w, "c", ""); return p == corev1.ClaimPending })
+	w.CatchUp()
+	w.Never("it is bound without a node", func() bool { p, _ := phases(w, "c", ""); return p == corev1.ClaimBound })
+	testkit.Update(w, "", tainted.Name, func(n *corev1.Node) { n.Spec.Taints = nil })
+	w.Eventually("it is bound", func() bool { p, _ := phases(w, "c", ""); return p == corev1.ClaimBound })
+}
+
 func TestClassThatComesAfterTheClaim(t *testing.T) {
 	w := run(t)
 	testkit.Create(w, pvc("c", "1Gi", "", func(c *corev1.PersistentVolumeClaim) { c.Spec.StorageClassName = nil }))

@@ -73,8 +73,9 @@ func (s *Scheduler) take(f *flight, err error) {
 		slog.Warn("pod was not bound", "pod", key.Namespace+"/"+key.Name, "node", f.node, "error", err)
 	}
 	if s.requeue(f) && !errors.Is(err, context.Canceled) {
+		last := f.item.Message
 		f.item.Message = err.Error()
-		s.report(f.item, corev1.PodReasonSchedulerError, err.Error())
+		s.report(f.item, last, corev1.PodReasonSchedulerError, err.Error())
 	}
 }
 

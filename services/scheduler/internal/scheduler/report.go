@@ -25,8 +25,9 @@ type report struct {
 	traceparent string
 }
 
-// report says in an event and in the pod's status why it has no node.
-func (s *Scheduler) report(it *queue.Item, reason, message string) {
+// report says in an event and in the pod's status why it has no node. last is what
+// was reported before, by this process.
+func (s *Scheduler) report(it *queue.Item, last, reason, message string) {
 	o := it.Pod.Object
 	s.cfg.Events.Warning(s.eventContext(it.Traceparent), o, "FailedScheduling", "%s", message)
 	now := metav1.NewTime(s.cfg.Now().Truncate(time.Second))
@@ -41,7 +42,8 @@ func (s *Scheduler) report(it *queue.Item, reason, message string) {
 		}
 		if old.Status == c.Status {
 			c.LastTransitionTime = old.LastTransitionTime
-			if old.Reason == c.Reason && old.Message == c.Message {
+			// With another report in between, the pod at hand may be older than that.
+			if old.Reason == c.Reason && old.Message == c.Message && (last == "" || last == message) {
 				return
 			}
 		}

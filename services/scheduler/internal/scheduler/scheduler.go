@@ -280,11 +280,11 @@ func (s *Scheduler) one() (f *flight, none bool) {
 
 // refuse puts a pod aside, and reports why if it is news.
 func (s *Scheduler) refuse(it *queue.Item, v *decide.Verdict, began time.Time) {
-	news := it.Message != v.Message
+	last := it.Message
 	s.queue.Refused(it, v.Class, v.Message, v.Plugins)
-	if !news {
+	if last == v.Message {
 		return
 	}
 	traceRefusal(it, v, began, s.cfg.Now())
-	s.report(it, corev1.PodReasonUnschedulable, v.Message)
+	s.report(it, last, corev1.PodReasonUnschedulable, v.Message)
 }

@@ -21,6 +21,7 @@ import (
 	"keelson.dev/proto/client/clienttest"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/internal/event"
+	"keelson.dev/services/scheduler/internal/decide"
 	"keelson.dev/services/scheduler/internal/state"
 )
 
@@ -40,7 +41,7 @@ func start(t *testing.T) *fixture {
 	srv, c := clienttest.StartServer(t)
 	f := &fixture{T: t, srv: srv, c: c}
 	var cancel context.CancelFunc
-	f.ctx, cancel = context.WithTimeout(context.Background(), 30*time.Second)
+	f.ctx, cancel = context.WithTimeout(context.Background(), time.Minute)
 	caches := NewCaches(c)
 	events := event.NewRecorder(c, "default-scheduler", "test")
 	f.s = New(Config{Client: c, Caches: caches, Events: events, Name: "default-scheduler"})
@@ -161,6 +162,13 @@ func TestPodsAreBoundAndSpread(t *testing.T) {
 	for i := range 3 {
 		create(f, node(fmt.Sprint("n", i), "4"))
 	}
+	// Nodes and pods come by watches of their own: the last node could come after
+	// most pods have theirs.
+	f.until("the nodes are known", func() bool {
+		f.s.mu.Lock()
+		defer f.s.mu.Unlock()
+		return f.s.env.Node("n0") != nil && f.s.env.Node("n1") != nil && f.s.env.Node("n2") != nil
+	})
 	for i := range 30 {
 		create(f, pending(fmt.Sprint("p", i), "100m"))
 	}
@@ -340,6 +348,38 @@ func TestAClaimGetsItsVolumeBeforeThePodIsBound(t *testing.T) {
 	}
 	if got := f.bound("db"); got != "n1" {
 		t.Fatalf("on %s", got)
+	}
+}
+
+// Of refusals that change and change back quickly, the last is what the status
+// says: the pod at hand may be older than what was reported since.
+func TestTheLastRefusalIsReported(t *testing.T) {
+	c := clienttest.Start(t)
+	s := New(Config{Client: c, Caches: NewCaches(c), Events: event.NewRecorder(c, "default-scheduler", "test"), Name: "default-scheduler"})
+	p := pending("p", "1")
+	p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonUnschedulable, Message: "one"}}
+	key := state.Key{Namespace: "default", Name: "p"}
+	s.queue.Add(state.NewPod(p), "", true)
+	refuse := func(message string) {
+		t.Helper()
+		s.queue.Wake(func(*state.Pod, []string) bool { return true })
+		it := s.queue.Pop()
+		if it == nil {
+			t.Fatal("the pod is not due")
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.refuse(it, &decide.Verdict{Message: message}, time.Now())
+	}
+	refuse("one")
+	if r, ok := s.reports[key]; ok {
+		t.Fatalf("what the status says already is to be written: %s", r.condition.Message)
+	}
+	for _, message := range []string{"two", "one"} {
+		refuse(message)
+		if got := s.reports[key].condition.Message; got != message {
+			t.Fatalf("%q is to be written, want %q", got, message)
+		}
 	}
 }
 

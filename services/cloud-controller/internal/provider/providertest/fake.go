@@ -19,12 +19,12 @@ type Fake struct {
 	balancers map[string]provider.LoadBalancer
 	addrs     map[string]netip.Addr
 	failure   error
-	ensures   int
+	ensures   map[string]int // by the load balancer's id
 }
 
 // NewFake makes an empty cloud with the addresses 10.90.0.1 to 10.90.0.254.
 func NewFake() *Fake {
-	return &Fake{machines: map[string]provider.Instance{}, balancers: map[string]provider.LoadBalancer{}, addrs: map[string]netip.Addr{}}
+	return &Fake{machines: map[string]provider.Instance{}, balancers: map[string]provider.LoadBalancer{}, addrs: map[string]netip.Addr{}, ensures: map[string]int{}}
 }
 
 // Machine adds or changes a machine.
@@ -56,11 +56,11 @@ func (f *Fake) Balancer(id string) (provider.LoadBalancer, bool) {
 	return lb, ok
 }
 
-// Ensures counts the calls of EnsureLoadBalancer.
-func (f *Fake) Ensures() int {
+// Ensures counts the calls of EnsureLoadBalancer for one.
+func (f *Fake) Ensures(id string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.ensures
+	return f.ensures[id]
 }
 
 // Instance finds a machine.
@@ -85,7 +85,7 @@ func (f *Fake) Instance(_ context.Context, name, providerID string) (provider.In
 func (f *Fake) EnsureLoadBalancer(_ context.Context, lb provider.LoadBalancer) ([]netip.Addr, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.ensures++
+	f.ensures[lb.ID]++
 	switch {
 	case f.failure != nil:
 		return nil, f.failure
