@@ -127,7 +127,7 @@ func TestPresenceRunsUntilItsContextEnds(t *testing.T) {
 	p := &Presence{API: c, Name: "a", Address: netip.MustParseAddrPort("[fd00::1]:6443"), ServiceIP: netip.MustParseAddr("fd01::1")}
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for {
 		if present, err := p.present(c.ctx); err != nil || time.Now().After(deadline) {
 			t.Fatal("not announced", err)

@@ -95,15 +95,16 @@ func change(t *testing.T, base any, set map[string]any) map[string]any {
 		paths = append(paths, path)
 	}
 	slices.Sort(paths)
+	now := time.Now() // one for all: what lies between two of them is no second less
 	for _, path := range paths {
-		put(object, path, expand(set[path]))
+		put(object, path, expand(set[path], now))
 	}
 	return object
 }
 
 // expand turns "@repeat a 300" into 300 times a, and "@ago 90m" into a time,
 // anywhere in a value.
-func expand(v any) any {
+func expand(v any, now time.Time) any {
 	switch x := v.(type) {
 	case string:
 		if f := strings.Fields(x); len(f) == 3 && f[0] == "@repeat" {
@@ -112,18 +113,18 @@ func expand(v any) any {
 		} else if len(f) == 2 && (f[0] == "@ago" || f[0] == "@microago") {
 			layout := map[string]string{"@ago": time.RFC3339, "@microago": metav1.RFC3339Micro}[f[0]]
 			d, _ := time.ParseDuration(f[1])
-			return time.Now().Add(-d).UTC().Format(layout)
+			return now.Add(-d).UTC().Format(layout)
 		}
 	case []any:
 		out := make([]any, len(x))
 		for i := range x {
-			out[i] = expand(x[i])
+			out[i] = expand(x[i], now)
 		}
 		return out
 	case map[string]any:
 		out := make(map[string]any, len(x))
 		for k, e := range x {
-			out[expand(k).(string)] = expand(e)
+			out[expand(k, now).(string)] = expand(e, now)
 		}
 		return out
 	}

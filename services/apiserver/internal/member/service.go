@@ -1,6 +1,7 @@
 package member
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,6 +77,8 @@ type Config struct {
 	Store store.Store
 	// Dial makes a connection to another member.
 	Dial func(name string) (grpc.ClientConnInterface, error)
+
+	askTime time.Duration // for tests; default askTime
 }
 
 // Service is MemberService and PeerService of one member.
@@ -92,6 +95,7 @@ type Service struct {
 // NewService makes a service. Until Serve has been given the raft store, calls that
 // need it are UNAVAILABLE.
 func NewService(cfg Config) *Service {
+	cfg.askTime = cmp.Or(cfg.askTime, askTime)
 	s := &Service{cfg: cfg, conns: map[string]grpc.ClientConnInterface{}, retired: make(chan struct{})}
 	s.retire = sync.OnceFunc(func() { close(s.retired) })
 	return s
@@ -336,7 +340,7 @@ func (s *Service) forget(members map[string]*memberv1.Member) {
 
 // askAll fills in what members say of themselves.
 func (s *Service) askAll(ctx context.Context, members map[string]*memberv1.Member) {
-	ctx, cancel := context.WithTimeout(ctx, askTime)
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.askTime)
 	defer cancel()
 	var mu sync.Mutex
 	var wg sync.WaitGroup

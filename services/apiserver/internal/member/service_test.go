@@ -44,13 +44,14 @@ type site struct {
 	wg               sync.WaitGroup
 	services         map[string]*Service
 	servers          map[string]*grpc.Server
+	stopped          map[string]bool
 }
 
 func newSite(t testing.TB, names ...string) *site {
 	t.Helper()
 	s := &site{
 		TB: t, store: memory.New(), voters: names, leader: names[0], over: make(chan struct{}),
-		addresses: map[string]string{}, services: map[string]*Service{}, servers: map[string]*grpc.Server{},
+		addresses: map[string]string{}, services: map[string]*Service{}, servers: map[string]*grpc.Server{}, stopped: map[string]bool{},
 	}
 	for _, n := range names {
 		s.start(n)
@@ -79,8 +80,9 @@ func (s *site) start(name string) {
 	v := NewService(Config{Name: name, Etcd: fake, Store: s.store, Dial: func(to string) (grpc.ClientConnInterface, error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		return grpc.NewClient(s.addresses[to], grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy())
-	}})
+		c, err := grpc.NewClient(s.addresses[to], grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy())
+		return &line{c, s, to}, err
+	}, askTime: 30 * time.Second})
 	v.Serve(&fakeRaft{fake})
 	server := grpc.NewServer()
 	v.RegisterPeers(server, func(context.Context) error { return nil })
@@ -96,6 +98,32 @@ func (s *site) start(name string) {
 		case <-s.over:
 		}
 	})
+}
+
+// stop ends a member's server.
+func (s *site) stop(name string) {
+	s.mu.Lock()
+	s.stopped[name] = true
+	s.mu.Unlock()
+	s.servers[name].Stop()
+}
+
+// line is a connection to a member. To one that was stopped it fails at once, so that
+// those who answer may be given time, however busy the machine is.
+type line struct {
+	*grpc.ClientConn
+	site *site
+	to   string
+}
+
+func (l *line) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	l.site.mu.Lock()
+	stopped := l.site.stopped[l.to]
+	l.site.mu.Unlock()
+	if stopped {
+		return status.Error(codes.Unavailable, "stopped")
+	}
+	return l.ClientConn.Invoke(ctx, method, args, reply, opts...)
 }
 
 // at is MemberService of one member.
@@ -253,7 +281,7 @@ func TestJoin(t *testing.T) {
 		t.Errorf("its own name: %v", err)
 	}
 	// One that is gone is replaced by who has its name now.
-	s.servers["c"].Stop()
+	s.stop("c")
 	taken.Name, taken.PeerAddress = "c", "10.0.0.4:1"
 	if _, err := s.at("a").Join(ctx, taken); err != nil {
 		t.Errorf("the name of one that does not answer: %v", err)
@@ -289,7 +317,7 @@ func TestLeave(t *testing.T) {
 	if n := s.retired.Load(); n != 1 {
 		t.Errorf("%d ended before their places were taken away, want b alone", n)
 	}
-	s.servers["c"].Stop()
+	s.stop("c")
 	_, err := s.at("d").Leave(ctx, &memberv1.LeaveRequest{Name: "d"})
 	if status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("the last that is there left: %v", err)
@@ -308,7 +336,7 @@ func TestLeave(t *testing.T) {
 // Each of two changes alone would do no harm.
 func TestChangesAreMadeOneAfterTheOther(t *testing.T) {
 	s := newSite(t, "a", "b", "c", "d")
-	s.servers["d"].Stop()
+	s.stop("d")
 	ctx := within(t, 60*time.Second)
 	errs := make(chan error, 2)
 	for at, goes := range map[string]string{"a": "b", "b": "c"} {
@@ -368,7 +396,7 @@ func TestReplace(t *testing.T) {
 
 func TestList(t *testing.T) {
 	s := newSite(t, "a", "b", "c")
-	s.servers["c"].Stop()
+	s.stop("c")
 	r, err := s.at("b").List(within(t, 30*time.Second), &memberv1.ListRequest{})
 	if err != nil || len(r.Members) != 3 {
 		t.Fatal(r, err)

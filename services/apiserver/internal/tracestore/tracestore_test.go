@@ -335,7 +335,7 @@ func TestExportKeepsAndForwards(t *testing.T) {
 	if !ok || len(spans) != 1 || spans[0].service != "node" || spans[0].name != "start" {
 		t.Fatalf("%v", spans)
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for out.spans.Load() != 1 {
 		if time.Now().After(deadline) {
 			t.Fatal("not forwarded")

@@ -35,7 +35,7 @@ func start(t *testing.T, cfg tunnel.Config) (*tunnel.Server, nodev1.TunnelServic
 // eventually polls for a condition for a bounded time.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(10 * time.Second)
+	deadline := time.NewTimer(60 * time.Second)
 	defer deadline.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -128,7 +128,19 @@ func testSession(t *testing.T, s, holder *tunnel.Server, c nodev1.TunnelServiceC
 }
 
 func TestOpenFailures(t *testing.T) {
-	each(t, tunnel.Config{OpenTimeout: 200 * time.Millisecond, MaxSessions: 1}, testOpenFailures)
+	each(t, tunnel.Config{OpenTimeout: time.Minute, MaxSessions: 1}, testOpenFailures)
+}
+
+func TestANodeThatDoesNotAnswer(t *testing.T) {
+	each(t, tunnel.Config{OpenTimeout: 500 * time.Millisecond, MaxSessions: 1}, func(t *testing.T, s, holder *tunnel.Server, c nodev1.TunnelServiceClient) {
+		silent(t, c, "silent")
+		connected(t, holder, "silent")
+		for range 2 { // nor does it keep the place
+			if _, err := s.Open(context.Background(), "silent", exec()); !errors.Is(err, tunnel.ErrTimeout) {
+				t.Errorf("node that does not answer: %v", err)
+			}
+		}
+	})
 }
 
 func testOpenFailures(t *testing.T, s, holder *tunnel.Server, c nodev1.TunnelServiceClient) {
@@ -163,13 +175,6 @@ func testOpenFailures(t *testing.T, s, holder *tunnel.Server, c nodev1.TunnelSer
 		}
 		return err == nil
 	})
-	silent(t, c, "silent")
-	connected(t, holder, "silent")
-	for range 2 {
-		if _, err := s.Open(ctx, "silent", exec()); !errors.Is(err, tunnel.ErrTimeout) {
-			t.Errorf("node that does not answer: %v", err)
-		}
-	}
 }
 
 // silent connects a node that never opens anything.
@@ -413,7 +418,7 @@ func TestRelayRefuses(t *testing.T) {
 	s, _ := start(t, tunnel.Config{OpenTimeout: 200 * time.Millisecond})
 	never := func(context.Context) error { return grpcstatus.Error(codes.PermissionDenied, "not you") }
 	c := tunneltest.ServeRelay(t, s.Relay(never))
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	if _, err := c.Find(ctx, &nodev1.FindRequest{Node: "n1"}); grpcstatus.Code(err) != codes.PermissionDenied {
 		t.Errorf("a stranger finds: %v", err)
@@ -432,6 +437,8 @@ func TestRelayRefuses(t *testing.T) {
 	if _, err := stream.Recv(); grpcstatus.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("no first frame: %v", err)
 	}
+	patient, _ := start(t, tunnel.Config{OpenTimeout: time.Minute})
+	c = tunneltest.ServeRelay(t, patient.Relay(func(context.Context) error { return nil }))
 	if stream, err = c.Relay(ctx); err != nil {
 		t.Fatal(err)
 	}

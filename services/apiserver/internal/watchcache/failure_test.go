@@ -48,14 +48,15 @@ func (f *flaky) fail() {
 }
 
 func (f *flaky) Watch(ctx context.Context, prefix string, after store.Revision) (store.Watch, error) {
+	f.mu.Lock() // a watch that is counted is cut by whoever cuts then
 	f.watches.Add(1)
+	life := f.ctx
+	f.mu.Unlock()
 	if f.down.Load() {
 		return nil, f.why
 	}
 	w, err := f.Store.Watch(ctx, prefix, after)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return &flakyWatch{w, f.ctx}, err
+	return &flakyWatch{w, life}, err
 }
 
 func (f *flaky) List(ctx context.Context, prefix string, o store.ListOptions) (store.Page, error) {
@@ -199,7 +200,7 @@ func TestACacheOfAClosedStoreEndsWithAnError(t *testing.T) {
 // is what a list shows.
 func TestWatchersSeeTheTruth(t *testing.T) {
 	s := newFlaky(t)
-	f := start(t, s, Config{HistoryEvents: 1 << 20})
+	f := start(t, s, Config{HistoryEvents: 1 << 20, BookmarkEvery: 5 * time.Millisecond})
 	after := f.fresh()
 	const writes = 600
 	var wg sync.WaitGroup
@@ -272,17 +273,22 @@ func follow(f *fixture, o WatchOptions, after store.Revision, end *atomic.Int64,
 	state := map[string]store.Revision{}
 	rng := rand.New(rand.NewPCG(9, uint64(seed)))
 	for {
-		if last := end.Load(); last > 0 && int64(f.Revision()) >= last {
-			// One more watch from where it is shows whether anything is missing.
-			ctx, cancel := context.WithTimeout(f.ctx, 20*time.Millisecond)
-			n, err := collect(ctx, f, o, &after, state, 1<<30)
-			cancel()
-			if n == 0 {
-				return state, err
+		if last := store.Revision(end.Load()); last > 0 {
+			// One more watch from where it is shows what is missing.
+			o.Bookmarks = true
+			for seen := store.Revision(0); seen < last; {
+				if f.ctx.Err() != nil {
+					return nil, fmt.Errorf("a watch has got to %d of %d", seen, last)
+				}
+				var err error
+				if seen, err = collect(f.ctx, f, o, &after, state, last, 1<<30); err != nil {
+					return nil, err
+				}
 			}
+			return state, nil
 		}
 		ctx, cancel := context.WithTimeout(f.ctx, 10*time.Millisecond)
-		_, err := collect(ctx, f, o, &after, state, 1+rng.IntN(20))
+		_, err := collect(ctx, f, o, &after, state, 1<<62, 1+rng.IntN(20))
 		cancel()
 		if err != nil {
 			return nil, err
@@ -290,26 +296,32 @@ func follow(f *fixture, o WatchOptions, after store.Revision, end *atomic.Int64,
 	}
 }
 
-func collect(ctx context.Context, f *fixture, o WatchOptions, after *store.Revision, state map[string]store.Revision, limit int) (n int, err error) {
+// collect takes so many events, or all until a bookmark says that there are no more up to
+// a revision.
+func collect(ctx context.Context, f *fixture, o WatchOptions, after *store.Revision, state map[string]store.Revision, upTo store.Revision, limit int) (seen store.Revision, err error) {
 	o.After = *after
 	w, err := f.Kind(pods).Watch(o)
 	if err != nil {
 		return 0, err
 	}
 	defer w.Close()
-	for n < limit {
+	for n := 0; n < limit && seen < upTo; {
 		events, err := w.Next(ctx)
 		if err != nil {
-			return n, nil
+			return seen, nil
 		}
 		for _, ev := range events {
+			if ev.Type == Bookmark {
+				seen = ev.Revision
+				continue
+			}
 			n++
 			_, known := state[ev.Item.Key]
 			switch {
 			case ev.Revision <= *after:
-				return n, fmt.Errorf("event at %d after %d", ev.Revision, *after)
+				return seen, fmt.Errorf("event at %d after %d", ev.Revision, *after)
 			case (ev.Type == Added) == known:
-				return n, fmt.Errorf("event %d at %d of %s, known %v", ev.Type, ev.Revision, ev.Item.Key, known)
+				return seen, fmt.Errorf("event %d at %d of %s, known %v", ev.Type, ev.Revision, ev.Item.Key, known)
 			}
 			*after = ev.Revision
 			if ev.Type == Deleted {
@@ -319,5 +331,5 @@ func collect(ctx context.Context, f *fixture, o WatchOptions, after *store.Revis
 			}
 		}
 	}
-	return n, nil
+	return seen, nil
 }

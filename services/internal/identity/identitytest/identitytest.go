@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"keelson.dev/services/internal/identity"
+	"keelson.dev/services/internal/loopbacktest"
 )
 
 // CA signs certificates.
@@ -50,7 +51,7 @@ func NewCA(t testing.TB) *CA {
 	return &CA{Cert: cert, Key: key, PEM: encode("CERTIFICATE", der)}
 }
 
-// Issue makes a certificate for the user in the groups, good for localhost as
+// Issue makes a certificate for the user in the groups, good for loopback as
 // client and server; change may alter the template.
 func (ca *CA) Issue(t testing.TB, user string, groups []string, change ...func(*x509.Certificate)) (certPEM, keyPEM []byte) {
 	t.Helper()
@@ -63,7 +64,7 @@ func (ca *CA) Issue(t testing.TB, user string, groups []string, change ...func(*
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 		DNSNames:     []string{"localhost"},
-		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1), loopbacktest.IP()},
 	}
 	for _, f := range change {
 		f(template)

@@ -161,7 +161,7 @@ func (f *front) connect(t *testing.T) {
 
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(10 * time.Second)
+	deadline := time.NewTimer(60 * time.Second)
 	defer deadline.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -275,7 +275,7 @@ func TestExecEndsWithClient(t *testing.T) {
 		<-done
 		select {
 		case <-ended:
-		case <-time.After(10 * time.Second):
+		case <-time.After(60 * time.Second):
 			t.Fatalf("%s: the session outlived its client", way)
 		}
 	}
@@ -545,7 +545,7 @@ func TestPortForward(t *testing.T) {
 				if !errors.Is(err, portforward.ErrLostConnectionToPod) {
 					t.Error(err)
 				}
-			case <-time.After(10 * time.Second):
+			case <-time.After(60 * time.Second):
 				t.Error("the client was not told of the refusal")
 			}
 		})

@@ -89,7 +89,7 @@ func next(t *testing.T, w watch.Interface) watch.Event {
 			t.Fatal("the watch ended")
 		}
 		return ev
-	case <-time.After(10 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Fatal("no event")
 	}
 	panic("unreachable")
@@ -173,9 +173,25 @@ func TestInitialStateWithoutBookmarks(t *testing.T) {
 	f := newFake(smallTable()...)
 	f.put(f.table.ByKind(corev1.SchemeGroupVersion.WithKind("Pod")), samplePod(0))
 	h := New(Config{API: f, Authn: fakeAuthn{}})
-	const path = "/api/v1/pods?watch=1&timeoutSeconds=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"
+	const path = "/api/v1/pods?watch=1&timeoutSeconds=60&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"
 	for query, want := range map[string]bool{"": false, "&allowWatchBookmarks=true": true} {
+		ended := make(chan struct{})
+		go func() { // ends the watch when it has taken all
+			defer close(ended)
+			eventually(t, "all is taken", func() bool {
+				f.mu.Lock()
+				defer f.mu.Unlock()
+				for w := range f.watchers {
+					if len(w.events) == 0 {
+						w.end <- errors.New("enough")
+						return true
+					}
+				}
+				return false
+			})
+		}()
 		_, body := do(t, h, "GET", path+query, "", nil)
+		<-ended
 		if !bytes.Contains(body, []byte(`"type":"ADDED"`)) || bytes.Contains(body, []byte(`"type":"BOOKMARK"`)) != want {
 			t.Errorf("%q: %s", query, body)
 		}

@@ -267,10 +267,14 @@ func write(t *testing.T, st store.Store, s *corev1.Service) {
 
 func TestRepair(t *testing.T) {
 	a, st, c := set(t, "10.0.0.0/24")
+	// All ask for what they get: of what is drawn, two could be the same, since nothing
+	// was claimed for the foreign one.
 	kept := service("kept", corev1.ServiceTypeNodePort, 80)
+	kept.Spec.ClusterIP, kept.Spec.Ports[0].NodePort = "10.0.0.11", 30011
 	claimed(t, a, kept, nil)
 	write(t, st, kept)
 	lost := service("lost", corev1.ServiceTypeNodePort, 80) // its apiserver died before it was stored
+	lost.Spec.ClusterIP, lost.Spec.Ports[0].NodePort = "10.0.0.12", 30012
 	claimed(t, a, lost, nil)
 	foreign := service("foreign", corev1.ServiceTypeNodePort, 80) // restored from a backup
 	foreign.Spec.ClusterIP, foreign.Spec.Ports[0].NodePort = "10.0.0.77", 30077

@@ -48,10 +48,10 @@ func BenchmarkRevision(b *testing.B) {
 func BenchmarkMembers(b *testing.B) {
 	s := newSite(b, "a", "b", "c")
 	s.start("a", "b", "c")
-	for role, name := range map[string]string{"leader": s.leader(), "follower": s.follower()} {
+	for role, name := range map[string]string{"leader": s.leader(), "follower": s.follower(s.leader())} {
 		for _, callers := range []int{1, 64, 512} {
 			b.Run(fmt.Sprintf("%s/callers=%d", role, callers), func(b *testing.B) {
-				e := s.running[name]
+				e := s.at(name)
 				value := make([]byte, 1024)
 				var next atomic.Int64
 				run := time.Now().UnixNano()

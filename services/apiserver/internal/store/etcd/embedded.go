@@ -128,6 +128,13 @@ func Start(ctx context.Context, c EmbeddedConfig) (_ *Embedded, err error) {
 		return p.joined()
 	}
 	e, err := startEtcd(ctx, cfg, started)
+	if err != nil && p != nil {
+		select {
+		case <-p.outlived: // told late
+			err = errOutlived
+		default:
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("start etcd in %s: %w", c.Dir, err)
 	}

@@ -29,6 +29,12 @@ func recoveredSite(t *testing.T) (*site, context.Context) {
 func TestWhoWasGivenUpDoesNotStart(t *testing.T) {
 	s, ctx := recoveredSite(t)
 	s.start("a")
+	// It may be told late, when its etcd runs already and waits for the others.
+	late := s.config("c", s.addresses["c"])
+	late.Peers.askTime = time.Nanosecond
+	if _, err := Start(ctx, late); !errors.Is(err, errOutlived) {
+		t.Fatalf("c started: %v", err)
+	}
 	if _, err := s.begin(ctx, "b"); !errors.Is(err, errOutlived) {
 		t.Fatalf("b started: %v", err)
 	}
@@ -47,7 +53,7 @@ func TestWhoWasGivenUpEnds(t *testing.T) {
 	s.start("a")
 	for _, n := range []string{"b", "c"} {
 		select {
-		case <-s.running[n].Stopped():
+		case <-s.at(n).Stopped():
 		case <-ctx.Done():
 			t.Fatalf("%s runs on", n)
 		}
@@ -59,7 +65,7 @@ func TestWhoWasGivenUpEnds(t *testing.T) {
 			t.Fatal(err)
 		}
 		there := s.arrive(ctx, n)
-		if err := s.running["a"].Add(ctx, n); err != nil {
+		if err := s.at("a").Add(ctx, n); err != nil {
 			t.Fatal(err)
 		}
 		if err := <-there; err != nil {

@@ -22,6 +22,7 @@ import (
 
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/store/storetest"
+	"keelson.dev/services/internal/loopbacktest"
 )
 
 func TestMain(m *testing.M) {
@@ -78,9 +79,16 @@ func (f faulty) Inject(plan func(*store.Write, int) storetest.Fault) {
 	}
 }
 
+func (f faulty) Hurry(hurry bool) {
+	f.settleTime = settleTime
+	if hurry {
+		f.settleTime = time.Second
+	}
+}
+
 func (s *Store) forTest() store.Store {
 	// Long enough for a busy machine: faults are injected, not waited for.
-	s.proposalTime, s.settleTime = 20*time.Second, time.Second
+	s.proposalTime = 20 * time.Second
 	return faulty{s}
 }
 
@@ -104,12 +112,7 @@ func remote(t *testing.T) (*Remote, *Embedded) {
 
 func listening(t *testing.T, files TLSFiles, client *tls.Config) (*Remote, *Embedded) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	_ = l.Close()
+	addr := loopbacktest.Address(t)
 	e := embedded(t, EmbeddedConfig{ListenClient: addr, ClientTLS: files, ClientNames: []string{"etcd"}})
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -132,7 +135,7 @@ func TestDialPastDeadEndpoints(t *testing.T) {
 	defer func() { _ = silent.Close() }()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	endpoints := append([]string{freeAddress(t), silent.Addr().String()}, alive.client.Endpoints()...)
+	endpoints := append([]string{loopbacktest.Address(t), silent.Addr().String()}, alive.client.Endpoints()...)
 	began := time.Now()
 	r, err := Dial(ctx, RemoteConfig{Endpoints: endpoints, TLS: tlsConfig, Log: quiet()})
 	if err != nil {
@@ -195,17 +198,6 @@ func TestNobodyGetsInWithoutACertificate(t *testing.T) {
 	if _, err := Start(context.Background(), EmbeddedConfig{Dir: t.TempDir(), ListenClient: "127.0.0.1:1"}); err == nil {
 		t.Error("etcd listens without TLS")
 	}
-}
-
-// freeAddress is a port of loopback that nobody listens on.
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 func foreign(t *testing.T, f TLSFiles) *tls.Config {

@@ -49,6 +49,8 @@ type PeerConfig struct {
 	// election, Heartbeat the time between two signs of life of a leader; by default
 	// 500 ms and 50 ms. They must be the same on all members.
 	Election, Heartbeat time.Duration
+
+	askTime time.Duration // for tests, instead of askTime
 }
 
 // HasData says whether there is a member's data in the directory: it joins no

@@ -21,6 +21,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/identity/identitytest"
+	"keelson.dev/services/internal/loopbacktest"
 )
 
 // childEnv makes this test binary a member that is under load and tells what
@@ -163,8 +164,8 @@ func newFamily(t testing.TB, names ...string) *family {
 	}
 	identitytest.NewCA(t).Write(t, f.identity, "kube-apiserver")
 	for _, n := range names {
-		f.members[n] = freeAddress(t)
-		f.clients[n] = freeAddress(t)
+		f.members[n] = loopbacktest.Address(t)
+		f.clients[n] = loopbacktest.Address(t)
 	}
 	t.Cleanup(func() {
 		f.mu.Lock()
@@ -361,12 +362,13 @@ func leaderFaults(t *testing.T, n int, fault syscall.Signal) {
 		var leader string
 		wrote := outside.count()
 		f.until("the client writes too", func() bool { return outside.writes > wrote })
-		f.until("there is a leader", func() bool { leader = f.leads; return leader != "" })
+		var cmd *exec.Cmd
+		f.until("there is a leader", func() bool {
+			// At once, or who is elected in between would not say so again.
+			leader, cmd, f.leads = f.leads, f.running[f.leads], ""
+			return leader != ""
+		})
 		began := time.Now().UnixNano()
-		f.mu.Lock()
-		cmd := f.running[leader]
-		f.leads = ""
-		f.mu.Unlock()
 		if err := cmd.Process.Signal(fault); err != nil {
 			t.Fatal(err)
 		}
@@ -438,7 +440,7 @@ func TestAllAreKilledAndStartElsewhere(t *testing.T) {
 		}
 		f.wg.Wait()
 		for n := range f.members {
-			f.members[n], f.clients[n] = freeAddress(t), freeAddress(t)
+			f.members[n], f.clients[n] = loopbacktest.Address(t), loopbacktest.Address(t)
 		}
 		began := time.Now()
 		for n := range f.members {

@@ -81,7 +81,7 @@ func (p *peers) stillMember(ctx context.Context, hasLog bool) error {
 	if !hasLog {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTime)
+	ctx, cancel := context.WithTimeout(ctx, p.askTime)
 	defer cancel()
 	addresses := p.everywhere()
 	asked := make(chan struct{}, len(addresses))

@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -167,6 +168,7 @@ type peers struct {
 	log      *slog.Logger
 	id       *identity.Source
 	names    []string
+	askTime  time.Duration
 	listener net.Listener
 	local    string // the socket where this member's etcd listens
 	// serving says that etcd answers there: until then, who asks whether there is a
@@ -182,7 +184,7 @@ type peers struct {
 }
 
 func newPeers(c *cards, log *slog.Logger, pc *PeerConfig, l net.Listener) *peers {
-	p := &peers{cards: c, log: log, id: pc.Identity, names: pc.Names, listener: l, live: map[net.Conn]bool{}}
+	p := &peers{cards: c, log: log, id: pc.Identity, names: pc.Names, askTime: cmp.Or(pc.askTime, askTime), listener: l, live: map[net.Conn]bool{}}
 	p.local = c.seat() + ".in"
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	p.run(p.accept)

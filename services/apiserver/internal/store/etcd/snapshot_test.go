@@ -232,7 +232,7 @@ func TestMembersBeginWithTheSameState(t *testing.T) {
 				}
 			}
 			for _, name := range members {
-				e := s.running[name]
+				e := s.at(name)
 				now, err := e.Revision(ctx)
 				if err != nil || now < rev+jump {
 					t.Fatalf("%s: revision %d, %v; want %d", name, now, err, rev+jump)
@@ -279,7 +279,7 @@ func TestARestoredClusterAndTheOldOneAreStrangers(t *testing.T) {
 	s := newSite(t, "a", "b", "c")
 	s.start("a", "b", "c")
 	s.put("a", "/k", "old")
-	saved := saveTo(t, s.running["b"], t.TempDir())
+	saved := saveTo(t, s.at("b"), t.TempDir())
 	s.stop("a", "b", "c")
 	_, rev := entriesOf(t, saved)
 	made := rewrite(t, saved, rev+jump, func(FileEntry) bool { return true })

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"keelson.dev/services/internal/loopbacktest"
 )
 
 // TestOnlyWhoIsAdmittedIsLetIn lets a new member wait until its name is admitted, and
@@ -23,7 +25,7 @@ func TestOnlyWhoIsAdmittedIsLetIn(t *testing.T) {
 	defer stop()
 	for _, n := range []string{"a", "b", "c"} {
 		wg.Go(func() {
-			_ = s.running[n].TakeIn(taking, func(_ context.Context, name string) bool {
+			_ = s.at(n).TakeIn(taking, func(_ context.Context, name string) bool {
 				mu.Lock()
 				defer mu.Unlock()
 				asked++
@@ -43,7 +45,7 @@ func TestOnlyWhoIsAdmittedIsLetIn(t *testing.T) {
 			}
 		}
 	}
-	s.addresses["d"] = freeAddress(t)
+	s.addresses["d"] = loopbacktest.Address(t)
 	there := s.arrive(ctx, "d")
 	await("the leader has looked at the stranger twice", func() bool {
 		mu.Lock()
@@ -62,9 +64,9 @@ func TestOnlyWhoIsAdmittedIsLetIn(t *testing.T) {
 		return slices.Equal(voters, []string{"a", "b", "c", "d"})
 	})
 	// Who let e in has died before it promoted it: the leader does.
-	s.addresses["e"] = freeAddress(t)
+	s.addresses["e"] = loopbacktest.Address(t)
 	there = s.arrive(ctx, "e")
-	if err := s.running["b"].AddLearner(ctx, "e"); err != nil {
+	if err := s.at("b").AddLearner(ctx, "e"); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-there; err != nil {
@@ -74,13 +76,13 @@ func TestOnlyWhoIsAdmittedIsLetIn(t *testing.T) {
 		voters, _ := names(s.members("a"))
 		return len(voters) == 5
 	})
-	if got := s.running["a"].Names(); !slices.Equal(got, []string{"a", "b", "c", "d", "e"}) {
+	if got := s.at("a").Names(); !slices.Equal(got, []string{"a", "b", "c", "d", "e"}) {
 		t.Errorf("names are %v", got)
 	}
-	if gone, err := s.running["a"].Gone(ctx, "e"); gone || err != nil {
+	if gone, err := s.at("a").Gone(ctx, "e"); gone || err != nil {
 		t.Errorf("e is gone: %v, %v", gone, err)
 	}
-	if gone, err := s.running["a"].Gone(ctx, "x"); !gone || err != nil {
+	if gone, err := s.at("a").Gone(ctx, "x"); !gone || err != nil {
 		t.Errorf("x is not gone: %v, %v", gone, err)
 	}
 }

@@ -104,7 +104,11 @@ func TestAnAcknowledgementOutlivesKill(t *testing.T) {
 			return len(found)
 		}
 		for n := 0; n < 500+1000*round || round == 3 && snapshots() == 0; n++ {
-			note(<-lines)
+			line, running := <-lines
+			if !running {
+				t.Fatal("the child has ended")
+			}
+			note(line)
 		}
 		kill()
 		for line := range lines {

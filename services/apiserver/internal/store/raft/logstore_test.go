@@ -65,16 +65,21 @@ func TestDeleteRange(t *testing.T) {
 // take longer than to write them, by an order of magnitude, as it did.
 func TestDeletingIsNoSlowerThanWriting(t *testing.T) {
 	const entries = 64_000
-	began := time.Now()
-	l := newLog(t, entries)
-	wrote := time.Since(began)
-	began = time.Now()
-	if err := l.DeleteRange(1, entries-10); err != nil {
-		t.Fatal(err)
+	// The best of a few: a busy machine may stand still in the middle of one.
+	var times float64
+	for range 5 {
+		began := time.Now()
+		l := newLog(t, entries)
+		wrote := time.Since(began)
+		began = time.Now()
+		if err := l.DeleteRange(1, entries-10); err != nil {
+			t.Fatal(err)
+		}
+		deleted := time.Since(began)
+		t.Logf("%d entries were written in %s and deleted in %s", entries, wrote, deleted)
+		if times = float64(deleted) / float64(wrote); times <= 5 {
+			return
+		}
 	}
-	deleted := time.Since(began)
-	t.Logf("%d entries were written in %s and deleted in %s", entries, wrote, deleted)
-	if deleted > 5*wrote {
-		t.Errorf("deleting took %.1f times as long as writing", float64(deleted)/float64(wrote))
-	}
+	t.Errorf("deleting took %.1f times as long as writing", times)
 }

@@ -40,12 +40,21 @@ func TestWhatIsAcknowledgedIsSynced(t *testing.T) {
 	for _, sync := range []bool{true, false} {
 		dir := t.TempDir()
 		s := single(t, Config{Dir: dir, bolt: bbolt.Options{NoSync: !sync}})
+		found := 0
 		for range 20 {
 			put(t, s, "/a", "x")
-			// Without syncs the same look must find something, or it is blind.
-			if n := unsynced(t, filepath.Join(dir, "log.db")); (n == 0) != sync {
-				t.Fatalf("synced %v: %d pages are not on disk", sync, n)
+			n := unsynced(t, filepath.Join(dir, "log.db"))
+			if n > 0 {
+				found++
 			}
+			if sync && n > 0 {
+				t.Fatalf("%d pages are not on disk", n)
+			}
+		}
+		// Without syncs the same look must find something, or it is blind. (Not each
+		// time: the kernel writes when it likes, or when another process asks.)
+		if !sync && found == 0 {
+			t.Fatal("without syncs everything is on disk: the test proves nothing")
 		}
 	}
 }
@@ -148,8 +157,7 @@ func commitLater(s *Store, key string) <-chan store.Verdict {
 func TestAWriteIsAcknowledgedOnlyOnceItIsOnDisk(t *testing.T) {
 	dir := t.TempDir()
 	disk := &volatile{}
-	s := single(t, Config{Dir: dir, wrapLog: func(l *logStore) durable { disk.durable = l; return disk }})
-	s.settleTime = time.Second
+	s := single(t, Config{Dir: dir, settleTime: time.Second, wrapLog: func(l *logStore) durable { disk.durable = l; return disk }})
 	put(t, s, "/before", "x")
 	disk.hold()
 	answers := commitLater(s, "/slow")
@@ -198,7 +206,9 @@ func volatileCluster(t *testing.T, change func(*Config, *volatile)) (*cluster, m
 }
 
 func TestAWriteNeedsAMajorityOfDisks(t *testing.T) {
-	c, disks := volatileCluster(t, func(*Config, *volatile) {})
+	// The write says not how to tell it from others: if another one led meanwhile, its
+	// outcome would be unknown.
+	c, disks := volatileCluster(t, func(cfg *Config, _ *volatile) { cfg.Timing.Election = 10 * time.Second })
 	leader, followers := c.leader()
 	c.put(leader, "/before", "x")
 	first, second := disks[followers[0].cfg.Name], disks[followers[1].cfg.Name]
@@ -219,6 +229,7 @@ func TestAWriteNeedsAMajorityOfDisks(t *testing.T) {
 func TestANewLeaderAnswersNoReadBeforeItKnowsWhatWasCommitted(t *testing.T) {
 	c, disks := volatileCluster(t, func(cfg *Config, d *volatile) {
 		d.logs = true
+		calm(cfg)                     // the first entry of another leader would tell of the commit
 		cfg.Timing.Commit = time.Hour // followers hear of a commit with the next entry only
 	})
 	old, followers := c.leader()
@@ -270,7 +281,10 @@ func TestAVoteIsGivenOnlyOnceItIsOnDisk(t *testing.T) {
 	dir := t.TempDir()
 	disk := &volatile{}
 	service := NewService(func(context.Context) error { return nil })
-	s := single(t, Config{Dir: dir, Service: service, wrapLog: func(l *logStore) durable { disk.durable = l; return disk }})
+	s := single(t, Config{
+		Dir: dir, Service: service, wrapLog: func(l *logStore) durable { disk.durable = l; return disk },
+		Timing: Timing{Election: time.Minute}, // or it would vote for itself by and by, in a later term
+	})
 	term := s.raft.CurrentTerm() + 7
 	disk.hold()
 	answers := make(chan *raftv1.RequestVoteResponse, 1)

@@ -20,6 +20,9 @@ func TestRecoverFromOneSurvivor(t *testing.T) {
 		leader, _ := c.leader()
 		c.put(leader, key, key)
 		if i == 50 {
+			if err := c.members["c"].linearize(context.Background()); err != nil { // or there may be nothing yet
+				t.Fatal(err)
+			}
 			if err := c.members["c"].raft.Snapshot().Error(); err != nil {
 				t.Fatal(err)
 			}

@@ -92,10 +92,12 @@ func faults(k *kit) {
 	}
 	k.equal("events", at, []store.Revision{created, updated, deleted})
 	// It gives up in the end.
+	f.Hurry(true)
 	for _, fault := range []Fault{LoseRequest, LoseAnswer} {
 		f.Inject(always(fault))
 		k.refuse(store.Write{Key: "/c" + fmt.Sprint(fault), Value: []byte("1"), Settled: mine("x")}, store.ErrUnknownOutcome)
 	}
+	f.Hurry(false)
 	f.Inject(nil)
 	k.equal("entries", keys(k.list("/c", store.ListOptions{})), []string{"/c3=1"})
 

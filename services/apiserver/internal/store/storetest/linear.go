@@ -182,7 +182,7 @@ func history(k *kit, more func(done int) bool) {
 		})
 	}
 	wg.Wait()
-	if res := porcupine.CheckOperationsTimeout(model.ToModel(), history, 20*time.Second); res != porcupine.Ok {
+	if res := porcupine.CheckOperationsTimeout(model.ToModel(), history, 60*time.Second); res != porcupine.Ok {
 		for _, h := range history {
 			k.Logf("%d [%d %d] %+v -> %+v (%v)", h.ClientId, h.Call, h.Return, h.Input, h.Output, h.Output.(outcome).err)
 		}
