@@ -48,7 +48,7 @@ func run(t *testing.T, cache interface{ Run(context.Context) error }) {
 
 func within(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !cond() {
@@ -102,8 +102,9 @@ func TestCacheTransforms(t *testing.T) {
 func TestCacheKeepsTrying(t *testing.T) {
 	s, c := clienttest.StartServer(t)
 	var asked atomic.Int32
+	var seen atomic.Bool
 	s.Fail(func(method string, _ *resourcev1.Ref) error {
-		if method == "Watch" && asked.Add(1) <= 3 {
+		if method == "Watch" && (asked.Add(1) <= 3 || !seen.Load()) {
 			return apierrors.NewForbidden(corev1.Resource("configmaps"), "", errors.New("not yet"))
 		}
 		return nil
@@ -111,6 +112,7 @@ func TestCacheKeepsTrying(t *testing.T) {
 	cache := client.NewCache(c, client.CacheOptions[*corev1.ConfigMap]{})
 	run(t, cache)
 	within(t, "the error to show", func() bool { return apierrors.IsForbidden(cache.Err()) })
+	seen.Store(true)
 	<-cache.Synced()
 	if cache.Err() != nil {
 		t.Errorf("error after the sync: %v", cache.Err())

@@ -70,7 +70,7 @@ func Run(t *testing.T, cfg Config) {
 		{"CacheExpired", testCacheExpired},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			s := &suite{
 				Config: cfg, ctx: ctx,
@@ -180,7 +180,7 @@ func equalSlices(t *testing.T, what string, got, want []string) {
 // eventually waits for a condition.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(20 * time.Second)
+	deadline := time.NewTimer(time.Minute)
 	defer deadline.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

@@ -41,6 +41,7 @@ func lead(t *testing.T, c *client.Client, cfg leader.Config, work func(context.C
 func TestWorkIsFencedAndRenewalsAreNot(t *testing.T) {
 	for name, pause := range map[string]bool{"": false, "may pause": true} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // both wait for renewals
 			s, c := clienttest.StartServer(t)
 			var mu sync.Mutex
 			tokens := map[string]map[string]int{} // by method
@@ -52,7 +53,7 @@ func TestWorkIsFencedAndRenewalsAreNot(t *testing.T) {
 				}
 				tokens[w.Method][w.Fence]++
 			})
-			lead(t, c, leader.Config{Duration: duration, Pause: pause}, func(ctx context.Context) error {
+			lead(t, c, leader.Config{Duration: long, Pause: pause}, func(ctx context.Context) error {
 				step, err := leader.Await(ctx)
 				if err != nil {
 					return nil
@@ -137,5 +138,5 @@ func TestNoFenceNoWork(t *testing.T) {
 		return err == nil && *l.Spec.HolderIdentity == "" && terms.Load() == 0
 	})
 	s.Fail(nil)
-	eventually(t, "it leads", func() bool { return terms.Load() == 1 })
+	eventually(t, "it leads", func() bool { return terms.Load() >= 1 })
 }

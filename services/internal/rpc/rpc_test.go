@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -108,7 +109,7 @@ func dial(t *testing.T, id *identity.Source, endpoints ...string) resourcev1.Res
 
 func within(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -187,12 +188,8 @@ func TestRetriesReadsOnly(t *testing.T) {
 }
 
 func TestNobodyThereIsUnavailableAtOnce(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-	if _, err := dial(t, nil, l.Addr().String()).Create(within(t), &resourcev1.CreateRequest{}); status.Code(err) != codes.Unavailable {
+	// Not a port that was free a moment ago: it may be another test's by now.
+	if _, err := dial(t, nil, "127.0.0.1:1").Create(within(t), &resourcev1.CreateRequest{}); status.Code(err) != codes.Unavailable {
 		t.Fatal(err)
 	}
 }
@@ -245,7 +242,7 @@ func TestGarbageCostsOnlyItsConnection(t *testing.T) {
 		}
 		conn.SetDeadline(time.Now().Add(10 * time.Second))
 		conn.Write(payload)
-		if _, err := io.Copy(io.Discard, conn); errors.Is(err, context.DeadlineExceeded) {
+		if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%s: the server kept the connection", name)
 		}
 		conn.Close()
@@ -334,7 +331,7 @@ func bare(address string, call func(context.Context, resourcev1.ResourceServiceC
 		return err
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	return call(ctx, resourcev1.NewResourceServiceClient(conn))
 }
@@ -367,7 +364,7 @@ func TestDialErrors(t *testing.T) {
 
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		err := f()
 		if err == nil {

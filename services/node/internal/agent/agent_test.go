@@ -31,11 +31,11 @@ func TestPodRuns(t *testing.T) {
 		t.Errorf("/etc/resolv.conf: %q", got)
 	}
 	for _, reason := range []string{"Pulled", "Created", "Started"} {
-		r.until("event "+reason, 5*time.Second, func() bool { return r.hasEvent(p, reason) })
+		r.until("event "+reason, time.Minute, func() bool { return r.hasEvent(p, reason) })
 	}
 	r.delete(p)
 	r.awaitGone(p)
-	r.until("nothing is left in the runtime", 10*time.Second, func() bool {
+	r.until("nothing is left in the runtime", time.Minute, func() bool {
 		s := r.state(p)
 		return len(s.Containers)+len(s.Sandboxes) == 0
 	})
@@ -48,11 +48,11 @@ func TestInitOrder(t *testing.T) {
 	p := simple("ordered", "echo main >>/shared/order; "+forever)
 	p.Spec.Volumes = []corev1.Volume{{Name: "shared", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
 	always := corev1.ContainerRestartPolicyAlways
-	sidecar := box("sidecar", "sleep 0.5; touch /shared/up; echo sidecar >>/shared/order; "+forever)
+	sidecar := box("sidecar", "sleep 0.5; echo sidecar >>/shared/order; touch /shared/up; "+forever)
 	sidecar.RestartPolicy = &always
 	sidecar.StartupProbe = &corev1.Probe{
 		ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"test", "-e", "/shared/up"}}},
-		PeriodSeconds: 1, FailureThreshold: 10, SuccessThreshold: 1, TimeoutSeconds: 1,
+		PeriodSeconds: 1, FailureThreshold: 60, SuccessThreshold: 1, TimeoutSeconds: 30,
 	}
 	p.Spec.InitContainers = []corev1.Container{
 		box("init-1", "sleep 0.3; echo init-1 >>/shared/order"), sidecar, box("init-2", "echo init-2 >>/shared/order"),
@@ -63,6 +63,7 @@ func TestInitOrder(t *testing.T) {
 		}
 	}
 	p = r.awaitReady(r.create(p))
+	r.exec(p, "main", "sh", "-c", "until grep -q main /shared/order; do sleep 0.02; done") // it runs; this may be its first line
 	if got := r.exec(p, "main", "cat", "/shared/order"); got != "init-1\nsidecar\ninit-2\nmain\n" {
 		t.Errorf("order: %q", got)
 	}
@@ -80,7 +81,7 @@ func TestAgentRestart(t *testing.T) {
 	p := simple("survivor", forever)
 	p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{
 		ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}},
-		PeriodSeconds: 1, FailureThreshold: 3, SuccessThreshold: 1, TimeoutSeconds: 1,
+		PeriodSeconds: 1, FailureThreshold: 3, SuccessThreshold: 1, TimeoutSeconds: 30,
 	}
 	p = r.awaitReady(r.create(p))
 	gone := r.awaitReady(r.create(simple("deleted-meanwhile", forever)))
@@ -88,7 +89,7 @@ func TestAgentRestart(t *testing.T) {
 	r.stop()
 	r.delete(gone, client.Grace(0))
 	r.start()
-	r.until("the pod that was deleted meanwhile is cleared away", 20*time.Second, func() bool {
+	r.until("the pod that was deleted meanwhile is cleared away", time.Minute, func() bool {
 		s := r.state(gone)
 		return len(s.Containers)+len(s.Sandboxes) == 0
 	})
@@ -116,7 +117,7 @@ func TestRuntimeRestart(t *testing.T) {
 	before := r.state(p).Latest("main")
 	r.runtime.Kill(t)
 	r.runtime.Run(t)
-	r.until("the runtime answers for the pod", 20*time.Second, func() bool {
+	r.until("the runtime answers for the pod", time.Minute, func() bool {
 		s, err := r.runtime.Client.Pod(context.Background(), string(p.UID))
 		return err == nil && s.Latest("main") != nil && s.Latest("main").State == cri.StateRunning
 	})
@@ -205,7 +206,7 @@ func TestPhases(t *testing.T) {
 		if ready(p) {
 			t.Errorf("%s is ready", p.Name)
 		}
-		r.until(p.Name+" holds nothing any more", 10*time.Second, func() bool {
+		r.until(p.Name+" holds nothing any more", time.Minute, func() bool {
 			s := r.state(p)
 			return len(s.Running()) == 0 && (s.Sandbox() == nil || !s.Sandbox().Ready)
 		})

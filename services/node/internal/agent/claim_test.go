@@ -31,7 +31,7 @@ func TestClaim(t *testing.T) {
 	p.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}}}
 	p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}
 	p = r.create(p)
-	r.until("event FailedMount", 10*time.Second, func() bool { return r.hasEvent(p, "FailedMount") })
+	r.until("event FailedMount", time.Minute, func() bool { return r.hasEvent(p, "FailedMount") })
 
 	r.createObject(claim)
 	stored, err := client.For[*corev1.PersistentVolumeClaim](r.client).Get(ctx, "default", "data")
@@ -69,7 +69,7 @@ func TestClaim(t *testing.T) {
 	if err := volumes.Delete(ctx, "", "pvc-1234"); err != nil {
 		t.Fatal(err)
 	}
-	r.until("the volume is gone", 20*time.Second, func() bool {
+	r.until("the volume is gone", time.Minute, func() bool {
 		_, err := volumes.Get(ctx, "", "pvc-1234")
 		return err != nil
 	})

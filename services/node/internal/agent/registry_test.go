@@ -53,7 +53,7 @@ func TestRegistry(t *testing.T) {
 		t.Errorf("image %q, id %q", s.Image, s.ImageID)
 	}
 	for _, reason := range []string{"Pulling", "Pulled"} {
-		r.until("event "+reason, 5*time.Second, func() bool { return r.hasEvent(p, reason) })
+		r.until("event "+reason, time.Minute, func() bool { return r.hasEvent(p, reason) })
 	}
 	before := reg.Manifests()
 	r.awaitReady(r.create(with("present", reg.Host+"/app:1", corev1.PullIfNotPresent, own)))

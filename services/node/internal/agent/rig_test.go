@@ -57,8 +57,8 @@ func newRig(t *testing.T) *rig {
 	if err := cni.Configure(cni.Config{Dir: r.runtime.CNIDir, DataDir: filepath.Join(r.runtime.Dir, "network"), PodCIDR: netip.MustParsePrefix("10.244.1.0/24")}); err != nil {
 		t.Fatal(err)
 	}
-	r.until("the runtime has a network", 20*time.Second, func() bool {
-		resp, err := r.runtime.Client.Status(context.Background(), time.Second)
+	r.until("the runtime has a network", time.Minute, func() bool {
+		resp, err := r.runtime.Client.Status(context.Background(), 10*time.Second)
 		if err != nil {
 			return false
 		}
@@ -131,7 +131,7 @@ func (r *rig) deleteAll() {
 	for _, p := range list {
 		_ = pods.Delete(ctx, p.Namespace, p.Name, client.Grace(0))
 	}
-	r.until("all pods are gone", 60*time.Second, func() bool {
+	r.until("all pods are gone", 2*time.Minute, func() bool {
 		for _, p := range list {
 			state, err := r.runtime.Client.Pod(ctx, string(p.UID))
 			if err != nil || len(state.Containers)+len(state.Sandboxes) > 0 {
@@ -203,7 +203,7 @@ func (r *rig) get(p *corev1.Pod) *corev1.Pod {
 func (r *rig) await(p *corev1.Pod, what string, ok func(*corev1.Pod) bool) *corev1.Pod {
 	r.t.Helper()
 	var now *corev1.Pod
-	r.until(p.Name+" "+what, 40*time.Second, func() bool {
+	r.until(p.Name+" "+what, 2*time.Minute, func() bool {
 		now = r.get(p)
 		return ok(now)
 	})
@@ -227,7 +227,7 @@ func ready(p *corev1.Pod) bool {
 // awaitGone waits until the API has the pod no more.
 func (r *rig) awaitGone(p *corev1.Pod) {
 	r.t.Helper()
-	r.until(p.Name+" is gone from the API", 60*time.Second, func() bool {
+	r.until(p.Name+" is gone from the API", 2*time.Minute, func() bool {
 		now, err := client.For[*corev1.Pod](r.client).Get(context.Background(), p.Namespace, p.Name)
 		return err != nil || now.UID != p.UID
 	})
@@ -257,11 +257,17 @@ func (r *rig) exec(p *corev1.Pod, container string, command ...string) string {
 	if c == nil {
 		r.t.Fatalf("%s: no container %s", p.Name, container)
 	}
-	stdout, stderr, code, err := r.runtime.Client.ExecSync(context.Background(), c.ID, command, 10*time.Second)
+	stdout, stderr, code, err := r.runtime.Client.ExecSync(context.Background(), c.ID, command, time.Minute)
 	if err != nil || code != 0 {
 		r.t.Fatalf("%s: exec %q: code %d, %v: %s%s", p.Name, command, code, err, stdout, stderr)
 	}
 	return string(stdout)
+}
+
+// awaitFile waits until a container has made a file.
+func (r *rig) awaitFile(p *corev1.Pod, container, name string) {
+	r.t.Helper()
+	r.exec(p, container, "sh", "-c", "until test -e "+name+"; do sleep 0.02; done")
 }
 
 // hasEvent says whether a pod has an event with this reason.
@@ -346,7 +352,7 @@ func (r *rig) updateObject(obj client.Object) {
 // status at any time.
 func (r *rig) update(p *corev1.Pod, change func(*corev1.Pod)) {
 	r.t.Helper()
-	r.until(p.Name+" is changed", 20*time.Second, func() bool {
+	r.until(p.Name+" is changed", time.Minute, func() bool {
 		now := r.get(p)
 		change(now)
 		_, err := client.For[*corev1.Pod](r.client).Update(context.Background(), now)

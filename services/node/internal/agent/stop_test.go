@@ -29,7 +29,7 @@ func TestStopOrder(t *testing.T) {
 	r := newRig(t)
 	grace := int64(20)
 	last := func(name string) string {
-		return "trap 'sleep 0.2; echo " + name + " >>/shared/order; exit 0' TERM; while true; do sleep 0.05; done"
+		return "trap 'sleep 0.2; echo " + name + " >>/shared/order; exit 0' TERM; touch /tmp/up; while true; do sleep 0.05; done"
 	}
 	p := simple("stopping", last("main"))
 	p.Spec.TerminationGracePeriodSeconds = &grace
@@ -45,12 +45,15 @@ func TestStopOrder(t *testing.T) {
 	}
 	dir := shared(t, p)
 	p = r.awaitReady(r.create(p))
+	for _, name := range []string{"main", "first", "second"} { // before, a signal is lost on a container's first process
+		r.awaitFile(p, name, "/tmp/up")
+	}
 	r.delete(p)
 	r.awaitGone(p)
 	if got := readFile(t, dir+"/order"); got != "post\npre\nmain\nsecond\nfirst\n" {
 		t.Errorf("order: %q", got)
 	}
-	r.until("event Killing", 5*time.Second, func() bool { return r.hasEvent(p, "Killing") })
+	r.until("event Killing", time.Minute, func() bool { return r.hasEvent(p, "Killing") })
 }
 
 // TestStubborn: a container that ignores SIGTERM gets its grace period and no
@@ -72,7 +75,7 @@ func TestStubborn(t *testing.T) {
 	}
 	r.delete(long)
 	r.await(long, "is ending", func(p *corev1.Pod) bool { return p.DeletionTimestamp != nil })
-	r.until("it still runs", 3*time.Second, func() bool { return len(r.state(long).Running()) == 1 })
+	r.until("it still runs", time.Minute, func() bool { return len(r.state(long).Running()) == 1 })
 	began = time.Now()
 	r.delete(long, client.Grace(1))
 	r.awaitGone(long)
@@ -87,15 +90,16 @@ func TestForceDelete(t *testing.T) {
 	p := r.awaitReady(r.create(simple("forced", "trap '' TERM; while true; do sleep 0.1; done")))
 	r.delete(p, client.Grace(0))
 	r.awaitGone(p)
-	r.until("its containers are gone", 20*time.Second, func() bool { return len(r.state(p).Containers) == 0 })
+	r.until("its containers are gone", time.Minute, func() bool { return len(r.state(p).Containers) == 0 })
 }
 
 // TestFinalStatus: the API learns how the containers ended before the object goes.
 func TestFinalStatus(t *testing.T) {
 	r := newRig(t)
-	p := simple("leaving", "trap 'exit 5' TERM; while true; do sleep 0.05; done")
+	p := simple("leaving", "trap 'exit 5' TERM; touch /tmp/up; while true; do sleep 0.05; done")
 	p.Finalizers = []string{"example.com/hold"}
 	p = r.awaitReady(r.create(p))
+	r.awaitFile(p, "main", "/tmp/up") // before, the signal is lost
 	r.delete(p)
 	p = r.await(p, "has ended", func(p *corev1.Pod) bool { return containerStatus(p, "main").State.Terminated != nil })
 	if s := containerStatus(p, "main").State.Terminated; s.ExitCode != 5 {
@@ -112,7 +116,7 @@ func TestPostStartFails(t *testing.T) {
 	p := simple("hooked", forever)
 	p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "echo because; exit 1"}}}}
 	p = r.create(p)
-	r.until("event FailedPostStartHook", 20*time.Second, func() bool { return r.hasEvent(p, "FailedPostStartHook") })
+	r.until("event FailedPostStartHook", time.Minute, func() bool { return r.hasEvent(p, "FailedPostStartHook") })
 	p = r.await(p, "is restarted", func(p *corev1.Pod) bool { return containerStatus(p, "main").RestartCount >= 1 })
 	if ready(p) {
 		t.Error("it is ready")
@@ -121,13 +125,13 @@ func TestPostStartFails(t *testing.T) {
 
 func TestProbes(t *testing.T) {
 	r := newRig(t)
-	p := simple("probed", "mkdir -p /tmp/www; echo ok >/tmp/www/healthz; httpd -p 8080 -h /tmp/www; touch /tmp/alive; "+forever)
+	p := simple("probed", "mkdir -p /tmp/www; echo ok >/tmp/www/healthz; touch /tmp/alive; httpd -p 8080 -h /tmp/www; "+forever)
 	p.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}}
 	quick := func(h corev1.ProbeHandler) *corev1.Probe {
-		return &corev1.Probe{ProbeHandler: h, PeriodSeconds: 1, FailureThreshold: 1, SuccessThreshold: 1, TimeoutSeconds: 2}
+		return &corev1.Probe{ProbeHandler: h, PeriodSeconds: 1, FailureThreshold: 1, SuccessThreshold: 1, TimeoutSeconds: 30}
 	}
 	p.Spec.Containers[0].StartupProbe = quick(corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: portNumber(8080)}})
-	p.Spec.Containers[0].StartupProbe.FailureThreshold = 10
+	p.Spec.Containers[0].StartupProbe.FailureThreshold = 60
 	p.Spec.Containers[0].ReadinessProbe = quick(corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: portName("web")}})
 	p.Spec.Containers[0].LivenessProbe = quick(corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"test", "-e", "/tmp/alive"}}})
 	zero := int64(0)
@@ -148,7 +152,7 @@ func TestProbes(t *testing.T) {
 	if last := containerStatus(p, "main").LastTerminationState.Terminated; last == nil || last.ExitCode != 137 {
 		t.Errorf("last state: %+v", last)
 	}
-	r.until("event Unhealthy", 5*time.Second, func() bool { return r.hasEvent(p, "Unhealthy") })
+	r.until("event Unhealthy", time.Minute, func() bool { return r.hasEvent(p, "Unhealthy") })
 }
 
 func TestImageProblems(t *testing.T) {

@@ -99,7 +99,7 @@ func (c *cluster) run(n *node) (stop func()) {
 // wait waits for a pass without an error.
 func (n *node) wait() {
 	n.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	var last error
 	for {
 		select {
@@ -175,15 +175,19 @@ func expect(t *testing.T, from *nettest.NS, addr netip.Addr, port uint16, server
 	}
 }
 
-// eventually polls for at most ten seconds.
+// moment is how long an attempt may take that is repeated, or that fails if all is
+// well.
+const moment = 2 * time.Second
+
+// eventually polls for at most a minute.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within ten seconds: %s", what)
+			t.Fatalf("not within a minute: %s", what)
 		}
 		<-tick.C
 	}
@@ -222,9 +226,18 @@ func TestPodNetwork(t *testing.T) {
 	host := netip.MustParseAddr("10.89.0.1")
 	expect(t, a, host, 9000, "host", one.addr)
 	// An address that no pod has is unreachable at once.
-	start := time.Now()
-	if _, err := a.Call("tcp", netip.MustParseAddrPort("10.244.77.7:80")); err == nil || time.Since(start) > nettest.Patience/2 {
-		t.Errorf("an address of nobody: %v after %v", err, time.Since(start))
+	// The best of a few attempts counts: the machine may stand still in one of them.
+	soonest := time.Hour
+	for attempts := 0; attempts < 5 && soonest > time.Second; attempts++ {
+		start := time.Now()
+		_, err := a.Call("tcp", netip.MustParseAddrPort("10.244.77.7:80"))
+		if err == nil {
+			t.Fatal("an address of nobody answers")
+		}
+		soonest = min(soonest, time.Since(start))
+	}
+	if soonest > time.Second {
+		t.Errorf("an address of nobody: an error after %v", soonest)
 	}
 
 	// A node that leaves takes its route along.
@@ -271,8 +284,8 @@ func TestHostPorts(t *testing.T) {
 		{HostPort: 7000, Target: netip.AddrPortFrom(addrB, 8080)}, // taken by pod-a
 	})
 	eventually(t, "host ports open", func() bool {
-		_, err1 := net.Host.Call("udp", netip.AddrPortFrom(one.addr, 7000))
-		_, err2 := net.Host.Call("tcp", netip.AddrPortFrom(one.addr, 7001))
+		_, err1 := net.Host.CallWithin(moment, "udp", netip.AddrPortFrom(one.addr, 7000))
+		_, err2 := net.Host.CallWithin(moment, "tcp", netip.AddrPortFrom(one.addr, 7001))
 		return err1 == nil && err2 == nil
 	})
 	outside := netip.MustParseAddr("10.89.0.1")
@@ -297,7 +310,7 @@ func TestHostPorts(t *testing.T) {
 	net.Host.Run("ip", "route", "del", "local", "127.0.0.0/8", "dev", "lo", "table", "local")
 	net.Host.Run("ip", "route", "add", "127.0.0.2/32", "via", one.addr.String(), "src", outside.String())
 	attack := func() error {
-		c, err := net.Host.DialFrom("tcp", netip.AddrPortFrom(outside, 0), netip.MustParseAddrPort("127.0.0.2:7777"))
+		c, err := net.Host.DialFrom(moment, "tcp", netip.AddrPortFrom(outside, 0), netip.MustParseAddrPort("127.0.0.2:7777"))
 		if err == nil {
 			c.Close()
 		}
@@ -308,15 +321,18 @@ func TestHostPorts(t *testing.T) {
 	}
 	one.hostPorts.Set("uid-a", nil)
 	eventually(t, "pod-b inherits the port", func() bool {
-		got, err := net.Host.Call("tcp", netip.AddrPortFrom(one.addr, 7000))
+		got, err := net.Host.CallWithin(moment, "tcp", netip.AddrPortFrom(one.addr, 7000))
 		return err == nil && got.Server == "pod-b"
 	})
 	one.hostPorts.Replace(nil)
 	eventually(t, "host ports close", func() bool {
-		_, err := net.Host.Call("tcp", netip.AddrPortFrom(one.addr, 7001))
+		_, err := net.Host.CallWithin(moment, "tcp", netip.AddrPortFrom(one.addr, 7001))
 		return nettest.Refused(err)
 	})
 }
+
+// wait lets iptables wait for its lock, which all network namespaces share.
+var wait = [...]string{"-w", "60"}
 
 // dockerRules is what docker leaves in the filter table.
 var dockerRules = [][]string{
@@ -334,7 +350,7 @@ func TestBesideDocker(t *testing.T) {
 			net, c := bridged(t), newCluster(t)
 			one, two := c.node("node-1", net, "10.89.0.11", 1), c.node("node-2", net, "10.89.0.12", 2)
 			for _, rule := range dockerRules {
-				one.ns.Run(program, rule...)
+				one.ns.Run(program, append(wait[:], rule...)...)
 			}
 			stop := c.run(one)
 			c.run(two)
@@ -344,7 +360,7 @@ func TestBesideDocker(t *testing.T) {
 			expect(t, a, addrB, 8080, "pod-b", addrA)
 			expect(t, a, addrD, 8080, "pod-d", addrA)
 			expect(t, d, addrB, 8080, "pod-b", addrD)
-			listing := one.ns.Run(program, "-S", "DOCKER-USER")
+			listing := one.ns.Run(program, append(wait[:], "-S", "DOCKER-USER")...)
 			if strings.Count(listing, firewallComment) != 3 || !strings.HasSuffix(listing, "-A DOCKER-USER -j RETURN\n") {
 				t.Errorf("rules in DOCKER-USER:\n%s", listing)
 			}
@@ -358,7 +374,7 @@ func TestBesideDocker(t *testing.T) {
 			}
 			stop()
 			one.ns.Must(func() error { return Cleanup(context.Background(), netip.MustParsePrefix("10.244.0.0/16")) })
-			if out := one.ns.Run(program, "-S"); strings.Contains(out, "keelson") {
+			if out := one.ns.Run(program, append(wait[:], "-S")...); strings.Contains(out, "keelson") {
 				t.Errorf("left behind:\n%s", out)
 			}
 		})
@@ -390,7 +406,7 @@ func TestRulesAreRepaired(t *testing.T) {
 	net.Host.Serve("tcp", 9000)
 	one.ns.Run("nft", "flush", "ruleset")
 	eventually(t, "masquerading is back", func() bool {
-		got, err := a.Call("tcp", netip.MustParseAddrPort("10.89.0.1:9000"))
+		got, err := a.CallWithin(moment, "tcp", netip.MustParseAddrPort("10.89.0.1:9000"))
 		return err == nil && got.Caller.Addr() == one.addr
 	})
 }

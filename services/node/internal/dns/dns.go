@@ -149,20 +149,25 @@ func Run(ctx context.Context, cfg Config) error {
 	return fmt.Errorf("dns: server ended: %w", result)
 }
 
-// listen opens both sockets on one port.
+// listen opens both sockets on one port. Where the system chooses it, for TCP, it
+// may be taken for UDP: then another is chosen.
 func listen(ctx context.Context, at netip.AddrPort) (net.PacketConn, net.Listener, error) {
 	var lc net.ListenConfig
-	tcp, err := lc.Listen(ctx, "tcp4", at.String())
-	if err != nil {
-		return nil, nil, err
-	}
-	port := tcp.Addr().(*net.TCPAddr).Port
-	udp, err := lc.ListenPacket(ctx, "udp4", net.JoinHostPort(at.Addr().String(), strconv.Itoa(port)))
-	if err != nil {
+	for try := 1; ; try++ {
+		tcp, err := lc.Listen(ctx, "tcp4", at.String())
+		if err != nil {
+			return nil, nil, err
+		}
+		port := tcp.Addr().(*net.TCPAddr).Port
+		udp, err := lc.ListenPacket(ctx, "udp4", net.JoinHostPort(at.Addr().String(), strconv.Itoa(port)))
+		if err == nil {
+			return udp, tcp, nil
+		}
 		tcp.Close()
-		return nil, nil, err
+		if at.Port() != 0 || try == 10 {
+			return nil, nil, err
+		}
 	}
-	return udp, tcp, nil
 }
 
 // Cleanup removes the interface with the DNS address.

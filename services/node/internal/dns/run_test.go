@@ -35,19 +35,26 @@ func start(t *testing.T, edit func(*Config)) (netip.AddrPort, func()) {
 			if err != nil {
 				t.Error(err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("the server does not end")
 		}
 	})
 	t.Cleanup(stop)
-	return <-addr, stop
+	select {
+	case a := <-addr:
+		return a, stop
+	case err := <-done:
+		done <- nil
+		t.Fatal(err)
+		return netip.AddrPort{}, nil
+	}
 }
 
 func TestOverUDPAndTCP(t *testing.T) {
 	t.Parallel()
 	addr, _ := start(t, nil)
 	for _, network := range []string{"udp", "tcp"} {
-		c := mdns.Client{Net: network, Timeout: 5 * time.Second}
+		c := mdns.Client{Net: network, Timeout: 30 * time.Second}
 		m, _, err := c.Exchange(new(mdns.Msg).SetQuestion("web.apps.svc.cluster.local.", mdns.TypeA), addr.String())
 		if err != nil || !strings.Contains(spell(m), "10.96.0.100") {
 			t.Errorf("%s: %v %v", network, m, err)
@@ -74,7 +81,7 @@ func TestGarbageIsSurvived(t *testing.T) {
 	}
 	defer tcp.Close()
 	_, _ = tcp.Write([]byte{0xff, 0xff, 0, 0, 0}) // a length that never comes
-	c := mdns.Client{Timeout: 5 * time.Second}
+	c := mdns.Client{Timeout: 30 * time.Second}
 	if _, _, err := c.Exchange(new(mdns.Msg).SetQuestion("web.apps.svc.cluster.local.", mdns.TypeA), addr.String()); err != nil {
 		t.Error(err)
 	}
@@ -96,15 +103,20 @@ func TestConnectionsAreBounded(t *testing.T) {
 		}
 		open = append(open, c)
 	}
-	closed := 0
+	served := 0
+	for _, c := range open { // all have been asked before the first answer is waited for
+		_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+		_ = (&mdns.Conn{Conn: c}).WriteMsg(new(mdns.Msg).SetQuestion("web.apps.svc.cluster.local.", mdns.TypeA))
+	}
 	for _, c := range open {
-		_ = c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
-		if _, err := c.Read(make([]byte, 1)); err != nil && !isTimeout(err) {
-			closed++
+		if _, err := (&mdns.Conn{Conn: c}).ReadMsg(); err == nil {
+			served++
+		} else if isTimeout(err) {
+			t.Fatal("a connection is neither served nor closed")
 		}
 	}
-	if closed < 20 {
-		t.Errorf("%d of %d connections were closed, want at least 20", closed, len(open))
+	if served == 0 || served > tcpConnections {
+		t.Errorf("%d of %d connections were served, want %d at most", served, len(open), tcpConnections)
 	}
 }
 
@@ -117,7 +129,7 @@ func isTimeout(err error) bool {
 func TestEndsWhileAQuestionHangs(t *testing.T) {
 	t.Parallel()
 	asked := make(chan struct{}, 8)
-	silent := newServer(t, "127.0.0.1", 0, func(*mdns.Msg, bool) *mdns.Msg { asked <- struct{}{}; return nil })
+	silent := newServer(t, "127.0.0.1", func(*mdns.Msg, bool) *mdns.Msg { asked <- struct{}{}; return nil })
 	u := testUpstream(t, silent.addr.Port(), "127.0.0.1")
 	done := make(chan error, 1)
 	go func() {
@@ -125,10 +137,9 @@ func TestEndsWhileAQuestionHangs(t *testing.T) {
 		done <- err
 	}()
 	<-asked
-	begin := time.Now()
 	u.stop()
-	if err := <-done; err == nil || time.Since(begin) > tryTimeout/2 {
-		t.Errorf("%v after %v", err, time.Since(begin))
+	if err := <-done; !errors.Is(err, context.Canceled) { // and not that no answer came
+		t.Errorf("it ended with %v", err)
 	}
 }
 

@@ -48,7 +48,8 @@ type upstream struct {
 	cache   *cache
 	slots   chan struct{}
 	now     func() time.Time
-	port    string // of servers; tests have their own
+	port    string        // of servers; tests have their own
+	try     time.Duration // tryTimeout; tests have their own
 
 	ctx    context.Context // ends what is still being asked when the service stops
 	cancel context.CancelFunc
@@ -73,7 +74,7 @@ func newUpstream(path string, self netip.Addr, metrics *Metrics) *upstream {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &upstream{
 		path: path, self: self, metrics: metrics, cache: newCache(), slots: make(chan struct{}, upstreamSlots),
-		now: time.Now, port: "53", ctx: ctx, cancel: cancel,
+		now: time.Now, port: "53", try: tryTimeout, ctx: ctx, cancel: cancel,
 		flights: map[question]*flight{}, slow: map[string]time.Time{},
 	}
 }
@@ -165,7 +166,7 @@ func (u *upstream) exchange(ctx context.Context, server string, q question) (*md
 	req.CheckingDisabled = q.cd
 	req.SetEdns0(maxUDP, q.do)
 	for _, network := range []string{"udp", "tcp"} {
-		resp, err := once(ctx, network, server, req)
+		resp, err := once(ctx, u.try, network, server, req)
 		if err != nil {
 			return nil, err
 		}
@@ -187,15 +188,15 @@ func (u *upstream) exchange(ctx context.Context, server string, q question) (*md
 
 // once sends a question and reads the answer. The library's own exchange knows a
 // context's deadline, but not that it was cancelled.
-func once(ctx context.Context, network, server string, req *mdns.Msg) (*mdns.Msg, error) {
-	dialer := net.Dialer{Timeout: tryTimeout}
+func once(ctx context.Context, try time.Duration, network, server string, req *mdns.Msg) (*mdns.Msg, error) {
+	dialer := net.Dialer{Timeout: try}
 	conn, err := dialer.DialContext(ctx, network, server)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	c := mdns.Client{Net: network, Timeout: tryTimeout, UDPSize: maxUDP}
+	c := mdns.Client{Net: network, Timeout: try, UDPSize: maxUDP}
 	resp, _, err := c.ExchangeWithConnContext(ctx, req, &mdns.Conn{Conn: conn, UDPSize: maxUDP})
 	if ctx.Err() != nil {
 		return nil, ctx.Err()

@@ -109,7 +109,7 @@ func (s *signer) sign(t *testing.T, csr *certificatesv1.CertificateSigningReques
 }
 
 func TestObtainAndStore(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c := clienttest.Start(t)
 	s := newSigner(t)
@@ -147,7 +147,7 @@ func TestObtainAndStore(t *testing.T) {
 }
 
 func TestRefused(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c := clienttest.Start(t)
 	newSigner(t).run(t, c, true)

@@ -1,6 +1,7 @@
 package log
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -149,6 +150,56 @@ func TestFollow(t *testing.T) {
 	if err := Read(ctx, name, Options{Follow: true}, func() (bool, error) { return true, nil }, io.Discard); !errors.Is(err, context.Canceled) {
 		t.Errorf("given up: %v", err)
 	}
+}
+
+// atEnd does something when a file is read to its end.
+type atEnd struct {
+	*os.File
+	then func()
+}
+
+func (a *atEnd) Read(b []byte) (int, error) {
+	n, err := a.File.Read(b)
+	if errors.Is(err, io.EOF) && a.then != nil {
+		a.then()
+		a.then = nil
+	}
+	return n, err
+}
+
+// TestFollowReadsToTheEnd: what comes between the last look at a file and its
+// rotation is not left out.
+func TestFollowReadsToTheEnd(t *testing.T) {
+	name := write(t, "")
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	r := bufio.NewReader(&atEnd{f, func() {
+		if _, err := f.WriteString("late"); err != nil {
+			t.Error(err)
+		}
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			t.Error(err)
+		}
+		if err := errors.Join(os.Rename(name, name+".old"), os.WriteFile(name, nil, 0o600)); err != nil {
+			t.Error(err)
+		}
+	}})
+	running := func() (bool, error) { return true, nil }
+	next, more, err := follow(t.Context(), name, f, r, running)
+	if next != nil || !more || err != nil {
+		t.Fatalf("before the end of the first file: %v %v %v", next, more, err)
+	}
+	if text, _ := io.ReadAll(r); string(text) != "late" {
+		t.Errorf("read %q", text)
+	}
+	next, more, err = follow(t.Context(), name, f, r, running)
+	if next == nil || !more || err != nil {
+		t.Fatalf("after it: %v %v %v", next, more, err)
+	}
+	next.Close()
 }
 
 func TestTail(t *testing.T) {

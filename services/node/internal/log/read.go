@@ -124,7 +124,7 @@ func follow(ctx context.Context, name string, f *os.File, r *bufio.Reader, runni
 	ticker := time.NewTicker(poll)
 	defer ticker.Stop()
 	asked := time.Time{}
-	last := false
+	last, replaced := false, false
 	for {
 		select {
 		case <-ctx.Done():
@@ -140,6 +140,12 @@ func follow(ctx context.Context, name string, f *os.File, r *bufio.Reader, runni
 		}
 		now, err := os.Stat(name)
 		if err == nil && !os.SameFile(have, now) {
+			if !replaced {
+				// What was written before the other file took its place, or by a
+				// runtime that was about to change over, is read first.
+				replaced = true
+				continue
+			}
 			opened, err := os.Open(name)
 			if err == nil {
 				return opened, true, nil

@@ -17,8 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Patience is how long a call waits for an answer.
-const Patience = 2 * time.Second
+// Patience is how long a call waits for an answer: longer than a busy machine
+// stands still. A test that expects silence has CallWithin.
+const Patience = 8 * time.Second
 
 // Answer is what a Server says: who it is, and as whom it saw the caller.
 type Answer struct {
@@ -83,7 +84,7 @@ func (s *Server) answerConnections(l net.Listener, name string, wg *sync.WaitGro
 		s.Calls.Add(1)
 		wg.Go(func() {
 			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(10 * Patience))
+			_ = c.SetDeadline(time.Now().Add(time.Minute))
 			// An answer for each line, so that a connection can be kept.
 			buf := make([]byte, 64)
 			for {
@@ -100,23 +101,33 @@ func (s *Server) answerConnections(l net.Listener, name string, wg *sync.WaitGro
 
 // Call asks a Server once over a new connection.
 func (n *NS) Call(network string, to netip.AddrPort) (Answer, error) {
-	c, err := n.Dial(network, to)
+	return n.CallWithin(Patience, network, to)
+}
+
+// CallWithin is Call that waits for as long as it is told, for the connection and
+// for the answer each.
+func (n *NS) CallWithin(patience time.Duration, network string, to netip.AddrPort) (Answer, error) {
+	c, err := n.dial(patience, network, netip.AddrPort{}, to)
 	if err != nil {
 		return Answer{}, err
 	}
 	defer c.Close()
-	return Ask(c)
+	return askWithin(patience, c)
 }
 
 // Dial connects from inside the namespace. UDP sockets report refusals.
 func (n *NS) Dial(network string, to netip.AddrPort) (net.Conn, error) {
-	return n.DialFrom(network, netip.AddrPort{}, to)
+	return n.dial(Patience, network, netip.AddrPort{}, to)
 }
 
-// DialFrom is Dial with a chosen source.
-func (n *NS) DialFrom(network string, from, to netip.AddrPort) (c net.Conn, err error) {
+// DialFrom is Dial with a chosen source and patience.
+func (n *NS) DialFrom(patience time.Duration, network string, from, to netip.AddrPort) (net.Conn, error) {
+	return n.dial(patience, network, from, to)
+}
+
+func (n *NS) dial(patience time.Duration, network string, from, to netip.AddrPort) (c net.Conn, err error) {
 	err = n.Do(func() (err error) {
-		d := net.Dialer{Timeout: Patience, FallbackDelay: -1, Control: func(_, _ string, raw syscall.RawConn) error {
+		d := net.Dialer{Timeout: patience, FallbackDelay: -1, Control: func(_, _ string, raw syscall.RawConn) error {
 			return raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
 		}}
 		if from.IsValid() {
@@ -133,8 +144,10 @@ func (n *NS) DialFrom(network string, from, to netip.AddrPort) (c net.Conn, err 
 }
 
 // Ask asks once over a connection that stays open.
-func Ask(c net.Conn) (Answer, error) {
-	_ = c.SetDeadline(time.Now().Add(Patience))
+func Ask(c net.Conn) (Answer, error) { return askWithin(Patience, c) }
+
+func askWithin(patience time.Duration, c net.Conn) (Answer, error) {
+	_ = c.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(c, "?\n"); err != nil {
 		return Answer{}, err
 	}

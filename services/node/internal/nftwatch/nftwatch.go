@@ -35,8 +35,8 @@ type Watch struct {
 	conn    syscall.RawConn
 	table   string
 	wg      sync.WaitGroup
-	// mu is held by the reader while it receives and judges, and by Own while
-	// a transaction of ours runs and its notifications are drained.
+	// mu is held by the reader while it receives, judges and tells, and by Own and
+	// Repair while a transaction of ours runs and its notifications are drained.
 	mu sync.Mutex
 }
 
@@ -70,6 +70,26 @@ func (w *Watch) Own(transaction func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	transaction()
+	w.forget()
+}
+
+// Repair is Own for a transaction that makes the table anew: what others did to it
+// before is undone by it, and is not told any more. One foreign transaction may
+// come in several datagrams, and would be repaired as often.
+func (w *Watch) Repair(transaction func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.forget()
+	select {
+	case <-w.foreign:
+	default:
+	}
+	transaction()
+	w.forget()
+}
+
+// forget receives what is queued. mu is held.
+func (w *Watch) forget() {
 	buf := make([]byte, datagram)
 	_ = w.conn.Control(func(fd uintptr) { w.drain(int(fd), buf) })
 }
@@ -78,19 +98,20 @@ func (w *Watch) Own(transaction func()) {
 func (w *Watch) read() {
 	buf := make([]byte, datagram)
 	for {
-		touched := false
 		err := w.conn.Read(func(fd uintptr) bool {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			touched = w.drain(int(fd), buf)
-			return touched
+			if !w.drain(int(fd), buf) {
+				return false
+			}
+			select {
+			case w.foreign <- struct{}{}:
+			default:
+			}
+			return true
 		})
 		if err != nil {
 			return
-		}
-		select {
-		case w.foreign <- struct{}{}:
-		default:
 		}
 	}
 }

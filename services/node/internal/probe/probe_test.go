@@ -120,14 +120,7 @@ func TestHandlers(t *testing.T) {
 	go func() { _ = server.Serve(l) }()
 	defer server.Stop()
 	grpcPort := int32(l.Addr().(*net.TCPAddr).Port)
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	closedPort := closed.Addr().(*net.TCPAddr).Port
-	if err := closed.Close(); err != nil {
-		t.Fatal(err)
-	}
+	const closedPort = 1 // one that was free a moment ago may be another test's
 
 	get := func(path string, s *httptest.Server, scheme corev1.URIScheme, headers ...corev1.HTTPHeader) *corev1.ProbeHandler {
 		return &corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: path, Port: intstr.FromInt32(int32(portOf(s))), Scheme: scheme, HTTPHeaders: headers}}
@@ -160,26 +153,30 @@ func TestHandlers(t *testing.T) {
 		"http redirect":         {get("/here", plain, ""), false, "statuscode: 500", ""},
 		"http redirect away":    {get("/away", plain, ""), true, "", ""},
 		"http time-out":         {get("/slow", plain, ""), false, "deadline exceeded", ""},
-		"http, nobody there":    {&corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(int32(closedPort))}}, false, "connection refused", ""},
+		"http, nobody there":    {&corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(closedPort)}}, false, "connection refused", ""},
 		"http, by port name":    {&corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/ok", Port: intstr.FromString("web")}}, true, "", ""},
 		"http, no such name":    {&corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/ok", Port: intstr.FromString("none")}}, false, "", "port none not found"},
 		"tcp":                   {&corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("web")}}, true, "", ""},
-		"tcp, nobody there":     {&corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(int32(closedPort))}}, false, "connection refused", ""},
+		"tcp, nobody there":     {&corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(closedPort)}}, false, "connection refused", ""},
 		"grpc":                  {&corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: grpcPort}}, true, "service healthy", ""},
 		"grpc, not serving":     {&corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: grpcPort, Service: &sick}}, false, "service unhealthy", ""},
-		"grpc, nobody there":    {&corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: int32(closedPort)}}, false, "failed to connect", ""},
+		"grpc, nobody there":    {&corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: closedPort}}, false, "failed to connect", ""},
 		"exec":                  {command("ok"), true, "fine", ""},
 		"exec failed":           {command("fail"), false, "because", ""},
 		"exec timed out":        {command("hang"), false, "command timed out", ""},
 		"exec could not be run": {command("broken"), false, "", "no such container"},
 		"nothing":               {&corev1.ProbeHandler{}, false, "", "no handler"},
 	} {
-		ok, message, err := Run(context.Background(), exec, target, c.handler, 300*time.Millisecond)
+		timeout := time.Minute
+		if name == "http time-out" {
+			timeout = time.Second
+		}
+		ok, message, err := Run(context.Background(), exec, target, c.handler, timeout)
 		if ok != c.ok || !strings.Contains(message, c.message) || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 			t.Errorf("%s: %v %q %v", name, ok, message, err)
 		}
 	}
-	if _, _, err := Run(context.Background(), exec, target, get("/ok", plain, "", corev1.HTTPHeader{Name: "Host", Value: "example.com"}, corev1.HTTPHeader{Name: "X-A", Value: "1"}, corev1.HTTPHeader{Name: "X-A", Value: "2"}), time.Second); err != nil {
+	if _, _, err := Run(context.Background(), exec, target, get("/ok", plain, "", corev1.HTTPHeader{Name: "Host", Value: "example.com"}, corev1.HTTPHeader{Name: "X-A", Value: "1"}, corev1.HTTPHeader{Name: "X-A", Value: "2"}), time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	if gotHost != "example.com" || len(gotHeader["X-A"]) != 2 || !strings.HasPrefix(gotHeader.Get("User-Agent"), "kube-probe/") {
@@ -221,7 +218,7 @@ func TestProber(t *testing.T) {
 	}
 	await := func(what string, ok func(Verdicts) bool) {
 		t.Helper()
-		deadline := time.After(15 * time.Second)
+		deadline := time.After(time.Minute)
 		for !ok(pr.Verdicts("u")) {
 			select {
 			case <-changed:
@@ -246,9 +243,9 @@ func TestProber(t *testing.T) {
 	}
 	await("ready again", func(v Verdicts) bool { return v.Ready("a-1") })
 	// While the pod ends, only readiness is asked for.
+	pr.Sync(context.Background(), p, state, "127.0.0.1", true)
 	set("live", 1)
 	set("ready", 1)
-	pr.Sync(context.Background(), p, state, "127.0.0.1", true)
 	await("unready while it ends", func(v Verdicts) bool { return !v.Ready("a-1") })
 	if v := pr.Verdicts("u"); v.Unhealthy("a-1") != "" {
 		t.Error("liveness was asked for while it ends")

@@ -209,7 +209,12 @@ func syncOnce(ctx context.Context, s *syncer, list Listing, watch *nftwatch.Watc
 	begin := time.Now()
 	var applied Applied
 	var err error
-	watch.Own(func() { applied, err = s.sync(ctx, list, changes.services) })
+	transaction := func() { applied, err = s.sync(ctx, list, changes.services) }
+	if s.full {
+		watch.Repair(transaction)
+	} else {
+		watch.Own(transaction)
+	}
 	record(ctx, changes, begin, applied, err)
 	return applied, err
 }

@@ -34,7 +34,7 @@ func begin(t *testing.T, c *client.Client, nodes int) *Simulation {
 	})
 	select {
 	case <-s.Ready():
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the simulation is not ready")
 	}
 	return s
@@ -42,7 +42,7 @@ func begin(t *testing.T, c *client.Client, nodes int) *Simulation {
 
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatal("not in time: " + what)

@@ -46,14 +46,13 @@ func TestPassesOverWhatIsNotReady(t *testing.T) {
 	a, b := listen(t, "a"), listen(t, "b")
 	var ready atomic.Value
 	ready.Store("b")
-	asked := make(chan struct{}, 100)
+	var askedA, askedB atomic.Int64
 	probe := func(_ context.Context, address string) error {
-		defer func() {
-			select {
-			case asked <- struct{}{}:
-			default:
-			}
-		}()
+		if address == a.Addr().String() {
+			askedA.Add(1)
+		} else {
+			askedB.Add(1)
+		}
 		if only := ready.Load(); only == "" || only == "b" && address == a.Addr().String() {
 			return errors.New("not ready")
 		}
@@ -66,14 +65,16 @@ func TestPassesOverWhatIsNotReady(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- RunProbed(ctx, l, []string{a.Addr().String(), b.Addr().String()}, probe) }()
-	rounds := func() { // every backend has been asked since
-		for range 5 {
-			<-asked
+	rounds := func() { // every backend has been asked since, and its answer is known: it is asked again
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for untilA, untilB := askedA.Load()+2, askedB.Load()+2; askedA.Load() < untilA || askedB.Load() < untilB; {
+			<-tick.C
 		}
 	}
 	rounds()
 	for range 10 {
-		if got := talk(t, l.Addr().String()); got != "b hello" {
+		if got := promptly(t, l.Addr().String()); got != "b hello" {
 			t.Errorf("%q", got)
 		}
 	}

@@ -106,12 +106,13 @@ func (p *process) once(ctx context.Context, adopt bool) error {
 	if err != nil {
 		return err
 	}
-	p.set(cmd.Process.Pid, nil)
+	// What is said to run is known to the next supervisor, should this one die now.
 	if err := p.writeRecord(cmd.Process.Pid); err != nil {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		return err
 	}
+	p.set(cmd.Process.Pid, nil)
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
 	select {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -21,8 +23,40 @@ func specs(dir string, names ...string) []Spec {
 	return out
 }
 
-// daemon runs a supervisor; end lets it go away as a crash would: its children
-// stay.
+// TestMain is a supervisor where crashing says so.
+func TestMain(m *testing.M) {
+	dir := os.Getenv(supervisorOf)
+	if dir == "" {
+		os.Exit(m.Run())
+	}
+	if err := NewServer(Dir(dir), nil).Run(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+const supervisorOf = "SUPERVISE_TEST_DIR"
+
+// crashing runs a supervisor in a process of its own; crash kills it: its children
+// stay, and nobody looks after them.
+func crashing(t *testing.T, dir Dir) (crash func()) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), supervisorOf+"="+string(dir))
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	crash = sync.OnceFunc(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	t.Cleanup(crash)
+	poll(t, func() error { _, err := dir.Status(context.Background()); return err })
+	return crash
+}
+
+// daemon runs a supervisor until it is stopped, or end is called.
 func daemon(t *testing.T, dir Dir) (end func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -41,7 +75,7 @@ func daemon(t *testing.T, dir Dir) (end func()) {
 
 func poll(t *testing.T, condition func() error) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -116,9 +150,9 @@ func TestAdoptsWhatAPredecessorLeft(t *testing.T) {
 	if err := dir.WriteSpecs(specs(string(dir), "a", "b")); err != nil {
 		t.Fatal(err)
 	}
-	end := daemon(t, dir)
+	crash := crashing(t, dir)
 	before := running(t, dir, "a", "b")
-	end()
+	crash()
 	if !dir.AnyAlive() {
 		t.Fatal("the processes went with their supervisor")
 	}
@@ -128,7 +162,7 @@ func TestAdoptsWhatAPredecessorLeft(t *testing.T) {
 	if err := dir.WriteSpecs(changed); err != nil {
 		t.Fatal(err)
 	}
-	end = daemon(t, dir)
+	end := daemon(t, dir)
 	poll(t, func() error {
 		now := pids(t, dir)
 		if now["a"] != before["a"] {
