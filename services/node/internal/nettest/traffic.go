@@ -54,8 +54,9 @@ func (n *NS) Serve(network string, port uint16) *Server {
 			l, err = new(net.ListenConfig).Listen(context.Background(), "tcp4", at)
 			return err
 		})
-		n.t.Cleanup(func() { l.Close(); wg.Wait() })
-		wg.Go(func() { s.answerConnections(l, n.Name, &wg) })
+		ctx, cancel := context.WithCancel(context.Background())
+		n.t.Cleanup(func() { cancel(); l.Close(); wg.Wait() })
+		wg.Go(func() { s.answerConnections(ctx, l, n.Name, &wg) })
 	}
 	return s
 }
@@ -75,7 +76,8 @@ func (s *Server) answerPackets(c net.PacketConn, name string) {
 	}
 }
 
-func (s *Server) answerConnections(l net.Listener, name string, wg *sync.WaitGroup) {
+// answerConnections serves each connection until its client or ctx ends it.
+func (s *Server) answerConnections(ctx context.Context, l net.Listener, name string, wg *sync.WaitGroup) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -84,7 +86,7 @@ func (s *Server) answerConnections(l net.Listener, name string, wg *sync.WaitGro
 		s.Calls.Add(1)
 		wg.Go(func() {
 			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(time.Minute))
+			defer context.AfterFunc(ctx, func() { c.Close() })()
 			// An answer for each line, so that a connection can be kept.
 			buf := make([]byte, 64)
 			for {
