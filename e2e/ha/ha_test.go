@@ -90,7 +90,8 @@ func (c *controlPlane) try(program string, args ...string) (string, error) {
 	if _, err := os.Stat(path); err != nil {
 		path = filepath.Join(c.bin, "runtime", program)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	// To replace a member that is down takes more than a minute as it is.
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(c.home, "kubeconfig"), "NO_PROXY=*", "no_proxy=*")

@@ -181,7 +181,9 @@ func balancers(c *cluster.Cluster, bin string) (specs []supervise.Spec) {
 				"--share", share(i), "--with", share(1 - i)},
 			Log:       c.Path("log", name+".log"),
 			StopOrder: stopController,
-			Socket:    c.HTTPS(),
+			// Not the address: the other one accepts there too, and may be ended as soon
+			// as this one is said to be well.
+			Socket: share(i),
 		})
 	}
 	return specs
