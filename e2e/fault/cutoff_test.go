@@ -18,7 +18,7 @@ import (
 // for slowest in the seconds before it knows; afterwards, nobody waits.
 const (
 	slowest = 20 * time.Second
-	prompt  = 2 * time.Second
+	prompt  = 5 * time.Second
 )
 
 // TestCutOffMember cuts a member off from the others, but not from its clients. It says
@@ -173,7 +173,7 @@ func (f *followed[T]) write(t *testing.T, patience time.Duration) {
 // seen waits until all caches have all that was written.
 func (f *followed[T]) seen(t *testing.T) {
 	t.Helper()
-	if err := poll(t.Context(), 30*time.Second, func() error {
+	if err := poll(t.Context(), time.Minute, func() error {
 		for i, cache := range f.caches {
 			for _, name := range f.names {
 				if _, ok := cache.Get(metav1.NamespaceDefault, name); !ok {

@@ -72,12 +72,19 @@ func TestRefusedCallsEnd(t *testing.T) {
 	if took := time.Since(began); took < time.Second {
 		t.Errorf("given up after %v", took)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	var calls atomic.Int32
+	s.Fail(func(string, *resourcev1.Ref) error {
+		if calls.Add(1) == 3 {
+			cancel()
+		}
+		return outOfReach()
+	})
 	if _, err := maps.Create(ctx, obj); err == nil {
 		t.Error("created")
 	}
-	if ctx.Err() == nil {
-		t.Error("given up before the context has ended")
+	if n := calls.Load(); n != 3 {
+		t.Errorf("%d calls", n)
 	}
 }

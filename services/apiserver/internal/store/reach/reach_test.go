@@ -165,7 +165,9 @@ func TestCutOff(t *testing.T) {
 
 // A caller's own end is the caller's, and so are the store's own answers.
 func TestErrorsAreTheStores(t *testing.T) {
-	inner, s := start(t)
+	inner := &isolated{Store: memory.New()}
+	defer inner.Close()
+	s := New("test", inner)
 	if _, _, err := s.Get(t.Context(), "/none"); !errors.Is(err, store.ErrNotFound) {
 		t.Error(err)
 	}
@@ -185,10 +187,11 @@ func TestTheEndOfTheLookRefusesNothing(t *testing.T) {
 	inner.cut.Store(true)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- s.Run(ctx) }()
-	<-time.After(20 * time.Millisecond)
+	go func() { done <- s.look(ctx) }() // hangs
 	cancel()
-	<-done
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
 	inner.cut.Store(false)
 	if _, err := s.Revision(t.Context()); err != nil {
 		t.Error(err)
