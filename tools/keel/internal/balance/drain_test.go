@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -161,4 +162,42 @@ func TestOneOfTwoStops(t *testing.T) {
 	}
 	close(end)
 	clients.Wait()
+}
+
+// Who asks whether a balancer is well connects to the socket where it gives its
+// listener away, and takes none.
+func TestWhoTakesNoListenerChangesNothing(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	path := filepath.Join(t.TempDir(), "share")
+	ctx, cancel := context.WithCancel(t.Context())
+	wait, err := Share(ctx, l, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = conn.Read(make([]byte, 1)) // the end: the byte that comes with it may be before
+		conn.Close()
+	}
+	cancel()
+	wait()
+	raw, err := l.(*net.TCPListener).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) {
+		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, fd, syscall.F_GETFL, 0)
+		if errno != 0 || flags&syscall.O_NONBLOCK == 0 {
+			t.Errorf("the listener is blocking now: flags %#x, %v", flags, errno)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
 }

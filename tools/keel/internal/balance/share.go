@@ -106,11 +106,29 @@ func Share(ctx context.Context, l net.Listener, path string) (wait func(), err e
 				return
 			}
 			_ = conn.SetDeadline(time.Now().Add(time.Second))
-			if _, _, err := conn.(*net.UnixConn).WriteMsgUnix([]byte{0}, syscall.UnixRights(int(file.Fd())), nil); err != nil {
+			if err := give(conn.(*net.UnixConn), file); err != nil {
 				slog.Debug("listener was not handed out", "error", err)
 			}
 			conn.Close()
 		}
 	})
 	return wg.Wait, nil
+}
+
+// give sends a file to whoever has connected. It leaves the file as it is: File.Fd would
+// make it blocking, for all who share the listener, and who does not take it, such as
+// one that asks whether this balancer is well, would leave it so. Those whose Accept the
+// others get ahead of would wait in it then, and not end.
+func give(to *net.UnixConn, file *os.File) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	if err := raw.Control(func(fd uintptr) {
+		_, _, sent = to.WriteMsgUnix([]byte{0}, syscall.UnixRights(int(fd)), nil)
+	}); err != nil {
+		return err
+	}
+	return sent
 }
