@@ -71,6 +71,28 @@ func eventually(t *testing.T, what string, f func() bool) {
 	}
 }
 
+// follow follows a store until stop is called; it returns when the present state is
+// known.
+func follow(t *testing.T, s store.Store) (z *Authorizers, stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cache := watchcache.New(watchcache.Config{Store: s, Kinds: followed, Buffer: 4, Log: slog.New(slog.DiscardHandler)})
+	running := make(chan error, 2)
+	go func() { running <- cache.Run(ctx) }()
+	<-cache.Ready()
+	z = New()
+	synced := make(chan struct{})
+	go func() { running <- z.Follow(ctx, resource.NewTable(followed...), cache, func() { close(synced) }) }()
+	<-synced
+	return z, func() {
+		cancel()
+		for range 2 {
+			if err := <-running; err != nil && !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 func TestFollow(t *testing.T) {
 	s := memory.New()
 	defer s.Close()
@@ -78,16 +100,8 @@ func TestFollow(t *testing.T) {
 	w.put(roleRow, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "reader"}, Rules: []rbacv1.PolicyRule{rule("", "pods", "get")}})
 	w.put(bindingRow, &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "b"}, RoleRef: clusterRole("reader"), Subjects: []rbacv1.Subject{user("early")}})
 
-	ctx, cancel := context.WithCancel(context.Background())
-	cache := watchcache.New(watchcache.Config{Store: s, Kinds: followed, Buffer: 4, Log: slog.New(slog.DiscardHandler)})
-	running := make(chan error, 2)
-	go func() { running <- cache.Run(ctx) }()
-	<-cache.Ready()
-	z := New()
-	synced := make(chan struct{})
-	go func() { running <- z.Follow(ctx, resource.NewTable(followed...), cache, func() { close(synced) }) }()
-	<-synced
-
+	ctx := context.Background()
+	z, stop := follow(t, s)
 	may := func(who, target string) bool {
 		ok, _, _ := z.Authorize(ctx, ask(who, "get", target))
 		return ok
@@ -126,12 +140,7 @@ func TestFollow(t *testing.T) {
 	w.delete(roleRow, "", "reader")
 	eventually(t, "deletion of a role is not followed", func() bool { return !may("early", "pods") })
 
-	cancel()
-	for range 2 {
-		if err := <-running; err != nil && !errors.Is(err, context.Canceled) {
-			t.Error(err)
-		}
-	}
+	stop()
 }
 
 // forgetful is a store whose watches end, once, because their history is gone.
@@ -175,26 +184,13 @@ func TestFollowOutlivesTheLoadOfANewState(t *testing.T) {
 	defer s.Close()
 	w := writer{t, s}
 	w.put(roleRow, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "reader"}, Rules: []rbacv1.PolicyRule{rule("", "pods", "get")}})
-	ctx, cancel := context.WithCancel(context.Background())
-	cache := watchcache.New(watchcache.Config{Store: s, Kinds: followed, Log: slog.New(slog.DiscardHandler)})
-	running := make(chan error, 2)
-	go func() { running <- cache.Run(ctx) }()
-	<-cache.Ready()
-	z := New()
-	synced := make(chan struct{})
-	go func() { running <- z.Follow(ctx, resource.NewTable(followed...), cache, func() { close(synced) }) }()
-	<-synced
+	z, stop := follow(t, s)
 	forgotten()
 	eventually(t, "the cache does not watch again", func() bool { return s.watches.Load() == 2 })
 	w.put(bindingRow, &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "b"}, RoleRef: clusterRole("reader"), Subjects: []rbacv1.Subject{user("late")}})
 	eventually(t, "what comes after is not followed", func() bool {
-		ok, _, _ := z.Authorize(ctx, ask("late", "get", "pods"))
+		ok, _, _ := z.Authorize(t.Context(), ask("late", "get", "pods"))
 		return ok
 	})
-	cancel()
-	for range 2 {
-		if err := <-running; err != nil && !errors.Is(err, context.Canceled) {
-			t.Error(err)
-		}
-	}
+	stop()
 }
