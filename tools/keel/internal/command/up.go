@@ -68,6 +68,11 @@ func (e *env) bringUp(ctx context.Context, o cluster.Options) error {
 	if err != nil {
 		return err
 	}
+	unlock, err := e.alone(ctx, o.Home)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if o.Nodes < 0 {
 		if _, err := cluster.Load(o.Home); errors.Is(err, cluster.ErrNone) {
 			o.Nodes = 3

@@ -1,0 +1,43 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// alone waits until no other `keel up` prepares the cluster in a directory, and keeps
+// others out until unlock is called, or this process ends, however.
+func (e *env) alone(ctx context.Context, home string) (unlock func(), err error) {
+	if err := os.MkdirAll(home, 0o700); err != nil {
+		return nil, err
+	}
+	lock, err := os.OpenFile(filepath.Join(home, "up.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for told := false; ; {
+		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { lock.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			lock.Close()
+			return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
+		}
+		if !told {
+			e.say("waiting for another `keel up` of %s", home)
+			told = true
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			lock.Close()
+			return nil, fmt.Errorf("another `keel up` of %s goes on: %w", home, ctx.Err())
+		}
+	}
+}
