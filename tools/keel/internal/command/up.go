@@ -42,6 +42,11 @@ func (e *env) up() *cobra.Command {
 			if o.Simulated < -1 || o.Port < 0 || o.Port > 65534 {
 				return usageError{errors.New("--simulated-nodes and --port must not be negative, and the port below 65535")}
 			}
+			for _, taken := range []int{cluster.PeerPort, cluster.EtcdPort} {
+				if o.Port == taken || o.Port+1 == taken {
+					return usageError{fmt.Errorf("--port %d: %d is where members serve each other; choose another", o.Port, taken)}
+				}
+			}
 			if o.APIServers < 0 || o.APIServers > 5 || o.APIServers > 0 && o.APIServers%2 == 0 {
 				return usageError{fmt.Errorf("--apiservers %d: want 1, 3 or 5", o.APIServers)}
 			}

@@ -8,6 +8,16 @@ import (
 	"testing"
 )
 
+// Ports of the members are refused before anything is made.
+func TestPortsOfMembersAreRefused(t *testing.T) {
+	for _, port := range []string{"7442", "7443", "2379", "2380"} {
+		var out, errs bytes.Buffer
+		if code := Run(t.Context(), []string{"up", "--home", t.TempDir() + "/none", "--port", port}, &out, &errs); code != 2 || !strings.Contains(errs.String(), "members serve each other") {
+			t.Errorf("%s: %d %q", port, code, errs.String())
+		}
+	}
+}
+
 // Two at once would both write keys, and one would serve with what the other replaced.
 func TestOneUpAtATime(t *testing.T) {
 	var said bytes.Buffer
