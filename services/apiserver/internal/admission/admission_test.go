@@ -292,13 +292,15 @@ func (g granter) Authorize(_ context.Context, a *request.Attributes) (bool, stri
 	return g[a.User.Name+" "+a.Verb+" "+a.Resource.Resource+" "+a.Name], "", nil
 }
 
-func csr(t *testing.T, organization string) []byte {
+func csr(t *testing.T, organization string) []byte { return csrOf(t, "x", organization) }
+
+func csrOf(t *testing.T, name string, organization ...string) []byte {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "x", Organization: []string{organization}}}, key)
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: name, Organization: organization}}, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,11 +368,24 @@ func TestRBAC(t *testing.T) {
 func TestNodeRestriction(t *testing.T) {
 	own := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "own", UID: "1"}, Spec: corev1.PodSpec{NodeName: "n", ServiceAccountName: "sa"}}
 	other := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "other", UID: "2"}, Spec: corev1.PodSpec{NodeName: "m"}}
-	p := &NodeRestriction{State: state(own, other), NodeOf: func(u request.User) (string, bool) {
-		return strings.TrimPrefix(u.Name, "system:node:"), strings.HasPrefix(u.Name, "system:node:")
-	}}
+	own.Spec.Volumes = []corev1.Volume{
+		{VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
+		{VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
+			{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{}}, {ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Audience: "vault"}},
+		}}}},
+	}
+	mute := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "mute", UID: "3"}, Spec: corev1.PodSpec{NodeName: "n", ServiceAccountName: "sa"}}
+	self := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", UID: "n1"}}
+	p := &NodeRestriction{State: state(own, other, mute, self),
+		Authorizer: granter{"system:node:n request-serviceaccounts-token-audience granted sa": true},
+		NodeOf: func(u request.User) (string, bool) {
+			return strings.TrimPrefix(u.Name, "system:node:"), strings.HasPrefix(u.Name, "system:node:")
+		}}
+	owner := metav1.OwnerReference{APIVersion: "v1", Kind: "Node", Name: "n", UID: "n1", Controller: new(bool)}
+	*owner.Controller = true
 	mirror := func(change func(*corev1.Pod)) *corev1.Pod {
-		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "m", Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "x"}}, Spec: corev1.PodSpec{NodeName: "n"}}
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "m", Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "x"},
+			OwnerReferences: []metav1.OwnerReference{owner}}, Spec: corev1.PodSpec{NodeName: "n"}}
 		change(pod)
 		return pod
 	}
@@ -389,10 +404,101 @@ func TestNodeRestriction(t *testing.T) {
 	bound := func(pod *corev1.Pod) *authenticationv1.BoundObjectReference {
 		return &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID}
 	}
+	audience := func(pod *corev1.Pod, audiences ...string) *Attributes {
+		a := token("sa", bound(pod))
+		a.Object.(*authenticationv1.TokenRequest).Spec.Audiences = audiences
+		return a
+	}
+	volume := func(v corev1.VolumeSource) *corev1.Pod {
+		return mirror(func(p *corev1.Pod) { p.Spec.Volumes = []corev1.Volume{{VolumeSource: v}} })
+	}
+	projected := func(v corev1.VolumeProjection) *corev1.Pod {
+		return volume(corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{v}}})
+	}
+	env := func(v corev1.EnvVarSource) *corev1.Pod {
+		return mirror(func(p *corev1.Pod) {
+			p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Env: []corev1.EnvVar{{Value: "x"}, {ValueFrom: &v}}}}}
+		})
+	}
+	claim := func(change func(*corev1.PersistentVolumeClaim)) *Attributes {
+		old := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "c", ResourceVersion: "5"}, Status: corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound}}
+		next := old.DeepCopy()
+		change(next)
+		return sub("status", attributes(Update, next, old))
+	}
+	request := func(signer, name string) *Attributes {
+		return attributes(Create, &certificatesv1.CertificateSigningRequest{ObjectMeta: meta("", "csr"),
+			Spec: certificatesv1.CertificateSigningRequestSpec{SignerName: signer, Request: csrOf(t, name, "system:nodes")}}, nil)
+	}
+	claimed := own.DeepCopy()
+	claimed.Status.ResourceClaimStatuses = []corev1.PodResourceClaimStatus{{Name: "gpu"}}
+	const onlyClaim = `node "n" is not allowed to update fields of claim "c" other than`
 	for name, test := range map[string]struct {
 		a    *Attributes
 		text string
 	}{
+		"creates itself with a pod range": {attributes(Create, node(func(n *corev1.Node) { n.Spec.PodCIDR = "10.1.0.0/24" }), nil), "not allowed to set spec.podCIDR"},
+		"with pod ranges":                 {attributes(Create, node(func(n *corev1.Node) { n.Spec.PodCIDRs = []string{"10.1.0.0/24"} }), nil), "not allowed to set spec.podCIDRs"},
+		"with a provider's id":            {attributes(Create, node(func(n *corev1.Node) { n.Spec.ProviderID = "local://c/m" }), nil), "not allowed to set spec.providerID"},
+		"sets its pod range":              {attributes(Update, node(func(n *corev1.Node) { n.Spec.PodCIDR = "10.1.0.0/24" }), node(func(*corev1.Node) {})), "not allowed to modify spec.podCIDR"},
+		"adds a pod range":                {attributes(Update, node(func(n *corev1.Node) { n.Spec.PodCIDRs = []string{"a", "b"} }), node(func(n *corev1.Node) { n.Spec.PodCIDRs = []string{"a"} })), "not allowed to modify spec.podCIDRs"},
+		"drops its pod range":             {attributes(Update, node(func(*corev1.Node) {}), node(func(n *corev1.Node) { n.Spec.PodCIDR = "10.1.0.0/24" })), "not allowed to modify spec.podCIDR"},
+		"sets its provider's id":          {attributes(Update, node(func(n *corev1.Node) { n.Spec.ProviderID = "local://c/m" }), node(func(*corev1.Node) {})), "not allowed to modify spec.providerID"},
+		"keeps its pod range":             {attributes(Update, node(func(n *corev1.Node) { n.Spec.PodCIDR = "10.1.0.0/24" }), node(func(n *corev1.Node) { n.Spec.PodCIDR = "10.1.0.0/24" })), ""},
+		"creates itself tainted":          {attributes(Create, node(func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: "a"}} }), nil), ""},
+		"adds a taint":                    {attributes(Update, node(func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: "a"}} }), node(func(*corev1.Node) {})), "not allowed to modify taints"},
+		"removes a restricted label":      {attributes(Update, node(func(*corev1.Node) {}), node(func(n *corev1.Node) { n.Labels = map[string]string{"node-restriction.kubernetes.io/a": ""} })), "not allowed to modify labels: node-restriction.kubernetes.io/a"},
+		"labels of the kubelet": {attributes(Update, node(func(n *corev1.Node) {
+			n.Labels = map[string]string{"x.kubelet.kubernetes.io/a": "", "node.kubernetes.io/b": "", corev1.LabelTopologyZone: "z"}
+		}), node(func(*corev1.Node) {})), ""},
+		"an unknown label of kubernetes": {attributes(Update, node(func(n *corev1.Node) { n.Labels = map[string]string{"x.k8s.io/a": ""} }), node(func(*corev1.Node) {})), "not allowed to modify labels: x.k8s.io/a"},
+
+		"mirror without an owner":          {attributes(Create, mirror(func(p *corev1.Pod) { p.OwnerReferences = nil }), nil), "owner reference set to itself"},
+		"mirror of an older node":          {attributes(Create, mirror(func(p *corev1.Pod) { p.OwnerReferences[0].UID = "n0" }), nil), "UID mismatch"},
+		"mirror with an account":           {attributes(Create, mirror(func(p *corev1.Pod) { p.Spec.ServiceAccountName = "sa" }), nil), "reference serviceaccounts"},
+		"mirror with a pull secret":        {attributes(Create, mirror(func(p *corev1.Pod) { p.Spec.ImagePullSecrets = []corev1.LocalObjectReference{{Name: "s"}} }), nil), "reference secrets"},
+		"mirror with a resource claim":     {attributes(Create, mirror(func(p *corev1.Pod) { p.Spec.ResourceClaims = []corev1.PodResourceClaim{{}} }), nil), "reference resourceclaims"},
+		"mirror with a secret variable":    {attributes(Create, env(corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{}}), nil), "reference secrets"},
+		"mirror with a config variable":    {attributes(Create, env(corev1.EnvVarSource{ConfigMapKeyRef: &corev1.ConfigMapKeySelector{}}), nil), "reference configmaps"},
+		"mirror with a claim":              {attributes(Create, volume(corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{}}), nil), "reference persistentvolumeclaims"},
+		"mirror with an ephemeral volume":  {attributes(Create, volume(corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}), nil), "reference persistentvolumeclaims"},
+		"mirror with a CSI volume":         {attributes(Create, volume(corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{}}), nil), "reference csidrivers"},
+		"mirror with a secret of a plugin": {attributes(Create, volume(corev1.VolumeSource{ISCSI: &corev1.ISCSIVolumeSource{}}), nil), "reference objects of the volume plugins"},
+		"mirror with a token":              {attributes(Create, projected(corev1.VolumeProjection{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{}}), nil), "reference serviceaccounts"},
+		"mirror with a projected secret":   {attributes(Create, projected(corev1.VolumeProjection{Secret: &corev1.SecretProjection{}}), nil), "reference secrets"},
+		"mirror with a trust bundle":       {attributes(Create, projected(corev1.VolumeProjection{ClusterTrustBundle: &corev1.ClusterTrustBundleProjection{}}), nil), "reference objects"},
+		"mirror with its own fields":       {attributes(Create, projected(corev1.VolumeProjection{DownwardAPI: &corev1.DownwardAPIProjection{}}), nil), ""},
+		"mirror with a host path":          {attributes(Create, volume(corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{}}), nil), ""},
+
+		"resource claims through the status": {sub("status", attributes(Update, claimed, own)), "cannot update resource claim statuses"},
+
+		"a claim's capacity": {claim(func(c *corev1.PersistentVolumeClaim) {
+			c.Status.Capacity = corev1.ResourceList{"storage": apiresource.MustParse("1Gi")}
+		}), ""},
+		"a claim's conditions": {claim(func(c *corev1.PersistentVolumeClaim) {
+			c.Status.Conditions = []corev1.PersistentVolumeClaimCondition{{Type: "FileSystemResizePending"}}
+			c.ResourceVersion = ""
+		}), ""},
+		"a claim's expansion": {claim(func(c *corev1.PersistentVolumeClaim) {
+			c.Status.AllocatedResources = corev1.ResourceList{"storage": apiresource.MustParse("1Gi")}
+		}), ""},
+		"a claim's phase":      {claim(func(c *corev1.PersistentVolumeClaim) { c.Status.Phase = corev1.ClaimLost }), onlyClaim},
+		"a claim's labels":     {claim(func(c *corev1.PersistentVolumeClaim) { c.Labels = map[string]string{"a": "b"} }), onlyClaim},
+		"a claim's owners":     {claim(func(c *corev1.PersistentVolumeClaim) { c.OwnerReferences = []metav1.OwnerReference{{Name: "x"}} }), onlyClaim},
+		"a claim's finalizers": {claim(func(c *corev1.PersistentVolumeClaim) { c.Finalizers = []string{"a/b"} }), onlyClaim},
+		"a claim itself":       {sub("", claim(func(*corev1.PersistentVolumeClaim) {})), "may only update the status of claims"},
+
+		"token of an audience of the pod": {audience(own, "vault"), ""},
+		"token of another audience":       {audience(own, "bank"), `not authorized to request tokens for audience "bank"`},
+		"token of two audiences":          {audience(own, "", "vault"), "may only request 0 or 1 audiences"},
+		"token of a granted audience":     {audience(own, "granted"), ""},
+		"token of a pod that mounts none": {audience(mute), `not authorized to request tokens for audience ""`},
+
+		"its own certificate":         {request(certificatesv1.KubeAPIServerClientKubeletSignerName, "system:node:n"), ""},
+		"another node's certificate":  {request(certificatesv1.KubeAPIServerClientKubeletSignerName, "system:node:m"), "can only create a node CSR with CN=system:node:n"},
+		"another's serving name":      {request(certificatesv1.KubeletServingSignerName, "system:node:m"), "can only create a node CSR with CN=system:node:n"},
+		"a certificate of a stranger": {request("example.com/x", "anything"), ""},
+
 		"creates a pod":    {attributes(Create, own, nil), "can only create mirror pods"},
 		"creates a mirror": {attributes(Create, mirror(func(*corev1.Pod) {}), nil), ""},
 		"mirror elsewhere": {attributes(Create, mirror(func(p *corev1.Pod) { p.Spec.NodeName = "m" }), nil), "can only create pods with spec.nodeName set to itself"},

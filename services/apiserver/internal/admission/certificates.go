@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -74,11 +75,10 @@ func checkMasters(a *Attributes, csr *certificatesv1.CertificateSigningRequest) 
 	if csr.Spec.SignerName != certificatesv1.KubeAPIServerClientSignerName {
 		return nil
 	}
-	block, _ := pem.Decode(csr.Spec.Request)
-	if block == nil {
-		return nil // validation says so
+	parsed, err := parseRequest(csr)
+	if errors.Is(err, errNoRequest) {
+		return nil // refused by validation
 	}
-	parsed, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil {
 		return apierrors.NewForbidden(a.GroupResource(), a.Name, fmt.Errorf("failed to parse CSR: %w", err))
 	}
@@ -86,6 +86,16 @@ func checkMasters(a *Attributes, csr *certificatesv1.CertificateSigningRequest) 
 		return fmt.Errorf("use of %s signer with system:masters group is not allowed", csr.Spec.SignerName)
 	}
 	return nil
+}
+
+var errNoRequest = errors.New("PEM block type must be CERTIFICATE REQUEST")
+
+func parseRequest(csr *certificatesv1.CertificateSigningRequest) (*x509.CertificateRequest, error) {
+	block, _ := pem.Decode(csr.Spec.Request)
+	if block == nil || block.Type != "CERTIFICATE REQUEST" {
+		return nil, errNoRequest
+	}
+	return x509.ParseCertificateRequest(block.Bytes)
 }
 
 // may asks for the verb on the signer or on all of its domain.

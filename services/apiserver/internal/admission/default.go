@@ -33,7 +33,7 @@ func Default(c Config) *Chain {
 		},
 		Validators: []Validator{
 			lifecycle,
-			&NodeRestriction{State: c.State, NodeOf: c.NodeOf},
+			&NodeRestriction{State: c.State, Authorizer: c.Authorizer, NodeOf: c.NodeOf},
 			priority,
 			&ClaimResize{State: c.State},
 			certificates,

@@ -9,19 +9,25 @@ import (
 	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// NodeRestriction bounds what a node may write: itself, its lease, its pods'
-// statuses, and tokens for its pods (KEP-279).
+// NodeRestriction limits what a node may write: its own Node and Lease, the status
+// of its pods and their claims, mirror pods, tokens for its pods, and requests for
+// its own certificates (KEP-279). Fields that other nodes act on, such as the pod
+// range that they route, belong to controllers.
 type NodeRestriction struct {
 	State State
-	// NodeOf is the node that a user is; isNode may be true of one without a
+	// Authorizer decides whether a node may request a token for an audience that
+	// its pod does not name (KEP-4412); nil refuses.
+	Authorizer Authorizer
+	// NodeOf returns the node that a user is; isNode may be true with an empty
 	// name.
 	NodeOf func(request.User) (name string, isNode bool)
 }
@@ -42,9 +48,7 @@ func (p *NodeRestriction) Validate(ctx context.Context, a *Attributes) error {
 	case group == "" && a.Kind.Resource == "nodes":
 		return p.node(node, a)
 	case group == "" && a.Kind.Resource == "persistentvolumeclaims":
-		if a.Subresource != "status" || a.Operation != Update {
-			return fmt.Errorf("unexpected operation %q", a.Operation)
-		}
+		return p.claim(node, a)
 	case group == "" && a.Kind.Resource == "persistentvolumes":
 		return p.volume(node, a)
 	case group == "" && a.Kind.Resource == "serviceaccounts" && a.Subresource == "token":
@@ -52,11 +56,22 @@ func (p *NodeRestriction) Validate(ctx context.Context, a *Attributes) error {
 	case group == coordinationv1.GroupName && a.Kind.Resource == "leases":
 		return p.lease(node, a)
 	case group == "storage.k8s.io" && a.Kind.Resource == "csinodes":
-		if a.Name != node {
+		if objectName(a) != node {
 			return fmt.Errorf("can only access CSINode with the same name as the requesting node")
 		}
+	case group == certificatesv1.GroupName && a.Kind.Resource == "certificatesigningrequests":
+		return p.certificate(node, a)
 	}
 	return nil
+}
+
+// objectName is the name of the object that a request is about; a create has it in
+// the object alone.
+func objectName(a *Attributes) string {
+	if a.Operation == Create && a.Object != nil {
+		return a.Object.GetName()
+	}
+	return a.Name
 }
 
 func (p *NodeRestriction) pod(node string, a *Attributes) error {
@@ -81,6 +96,9 @@ func (p *NodeRestriction) pod(node string, a *Attributes) error {
 		}
 		if !equality.Semantic.DeepEqual(old.Labels, pod.Labels) {
 			return fmt.Errorf("node %q cannot update labels through pod status", node)
+		}
+		if !sameResourceClaims(&old.Status, &pod.Status) {
+			return fmt.Errorf("node %q cannot update resource claim statuses", node)
 		}
 		return nil
 	case "eviction":
@@ -121,73 +139,8 @@ func ownPod(node, verb string, obj any) error {
 	return nil
 }
 
-// mirrorPod lets a node show its static pods, which reach for nothing of the
-// cluster.
-func (p *NodeRestriction) mirrorPod(node string, pod *corev1.Pod) error {
-	switch {
-	case pod == nil || !isMirror(pod):
-		return fmt.Errorf("pod does not have %q annotation, node %q can only create mirror pods", corev1.MirrorPodAnnotationKey, node)
-	case pod.Spec.NodeName != node:
-		return fmt.Errorf("node %q can only create pods with spec.nodeName set to itself", node)
-	case len(pod.OwnerReferences) > 1:
-		return fmt.Errorf("node %q can only create pods with a single owner reference set to itself", node)
-	case pod.Spec.ServiceAccountName != "":
-		return fmt.Errorf("node %q can not create pods that reference a service account", node)
-	}
-	if len(pod.OwnerReferences) == 1 {
-		if err := p.mirrorOwner(node, &pod.OwnerReferences[0]); err != nil {
-			return err
-		}
-	}
-	for i := range pod.Spec.Volumes {
-		v := &pod.Spec.Volumes[i]
-		if v.Secret != nil || v.ConfigMap != nil || v.Projected != nil || v.PersistentVolumeClaim != nil {
-			return fmt.Errorf("node %q can not create pods that reference secrets, configmaps or persistentvolumeclaims", node)
-		}
-	}
-	if len(pod.Spec.ImagePullSecrets) > 0 || len(pod.Spec.ResourceClaims) > 0 {
-		return fmt.Errorf("node %q can not create pods that reference secrets or resource claims", node)
-	}
-	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-		for i := range list {
-			for _, e := range list[i].EnvFrom {
-				if e.ConfigMapRef != nil || e.SecretRef != nil {
-					return fmt.Errorf("node %q can not create pods that reference secrets or configmaps", node)
-				}
-			}
-			for _, e := range list[i].Env {
-				if e.ValueFrom != nil && (e.ValueFrom.ConfigMapKeyRef != nil || e.ValueFrom.SecretKeyRef != nil) {
-					return fmt.Errorf("node %q can not create pods that reference secrets or configmaps", node)
-				}
-			}
-		}
-	}
-	return nil
-}
-
-func (p *NodeRestriction) mirrorOwner(node string, owner *metav1.OwnerReference) error {
-	if owner.APIVersion != "v1" || owner.Kind != "Node" || owner.Name != node {
-		return fmt.Errorf("node %q can only create pods with an owner reference set to itself", node)
-	}
-	if owner.Controller == nil || !*owner.Controller {
-		return fmt.Errorf("node %q can only create pods with a controller owner reference set to itself", node)
-	}
-	if owner.BlockOwnerDeletion != nil && *owner.BlockOwnerDeletion {
-		return fmt.Errorf("node %q must not set blockOwnerDeletion on an owner reference", node)
-	}
-	obj, ok := p.State.Get("", "nodes", "", node)
-	if !ok || obj.GetUID() != owner.UID {
-		return fmt.Errorf("node %q UID mismatch", node)
-	}
-	return nil
-}
-
 func (p *NodeRestriction) node(node string, a *Attributes) error {
-	name := a.Name
-	if obj, ok := a.Object.(*corev1.Node); ok && a.Operation == Create {
-		name = obj.Name
-	}
-	if name != node {
+	if name := objectName(a); name != node {
 		return fmt.Errorf("node %q is not allowed to modify node %q", node, name)
 	}
 	switch a.Operation {
@@ -198,6 +151,9 @@ func (p *NodeRestriction) node(node string, a *Attributes) error {
 		}
 		if obj.Spec.ConfigSource != nil {
 			return fmt.Errorf("node %q is not allowed to create pods with a non-nil configSource", node)
+		}
+		if f := assignedField(&corev1.NodeSpec{}, &obj.Spec); f != "" {
+			return fmt.Errorf("node %q is not allowed to set %s", node, f)
 		}
 		if bad := forbiddenLabels(nil, obj.Labels); len(bad) > 0 {
 			return fmt.Errorf("node %q is not allowed to set the following labels: %s", node, strings.Join(bad, ", "))
@@ -218,6 +174,9 @@ func updatedNode(node string, a *Attributes) error {
 	if obj.Spec.ConfigSource != nil && !equality.Semantic.DeepEqual(obj.Spec.ConfigSource, old.Spec.ConfigSource) {
 		return fmt.Errorf("node %q is not allowed to update configSource to a new non-nil configSource", node)
 	}
+	if f := assignedField(&old.Spec, &obj.Spec); f != "" {
+		return fmt.Errorf("node %q is not allowed to modify %s", node, f)
+	}
 	if !equality.Semantic.DeepEqual(obj.Spec.Taints, old.Spec.Taints) {
 		return fmt.Errorf("node %q is not allowed to modify taints", node)
 	}
@@ -228,6 +187,22 @@ func updatedNode(node string, a *Attributes) error {
 		return fmt.Errorf("node %q is not allowed to modify ownerReferences", node)
 	}
 	return nil
+}
+
+// assignedField names a changed field that a controller assigns and others act on:
+// every node routes podCIDRs to the node that has them, and the cloud controllers
+// delete the Node and the load balancer targets of the machine that providerID
+// names. It is empty if there is none. Kubernetes lets a kubelet set both.
+func assignedField(old, spec *corev1.NodeSpec) string {
+	switch {
+	case spec.PodCIDR != old.PodCIDR:
+		return "spec.podCIDR"
+	case !slices.Equal(spec.PodCIDRs, old.PodCIDRs):
+		return "spec.podCIDRs"
+	case spec.ProviderID != old.ProviderID:
+		return "spec.providerID"
+	}
+	return ""
 }
 
 // nodeLabels are the labels below kubernetes.io that a node may set itself.
@@ -280,8 +255,8 @@ func below(domain, parent string) bool {
 	return domain == parent || strings.HasSuffix(domain, "."+parent)
 }
 
-// token lets a node ask for tokens that are bound to pods on it, and nothing
-// else.
+// token lets a node request tokens that are bound to pods on it, for audiences that
+// those pods name.
 func (p *NodeRestriction) token(ctx context.Context, node string, a *Attributes) error {
 	tr, ok := a.Object.(*authenticationv1.TokenRequest)
 	if !ok {
@@ -312,6 +287,83 @@ func (p *NodeRestriction) token(ctx context.Context, node string, a *Attributes)
 	case pod.Spec.ServiceAccountName != a.Name:
 		return fmt.Errorf("node requested token for a service account that its pod does not use")
 	}
+	return p.audience(ctx, a, pod, tr.Spec.Audiences)
+}
+
+// audience lets a node request a token for an audience that a volume of the pod
+// names, the empty one being the apiserver's own, or that the node has been granted
+// (KEP-4412).
+func (p *NodeRestriction) audience(ctx context.Context, a *Attributes, pod *corev1.Pod, audiences []string) error {
+	audience := ""
+	switch len(audiences) {
+	case 0:
+	case 1:
+		audience = audiences[0]
+	default:
+		return errors.New("node may only request 0 or 1 audiences")
+	}
+	for i := range pod.Spec.Volumes {
+		projected := pod.Spec.Volumes[i].Projected
+		if projected == nil {
+			continue
+		}
+		for _, source := range projected.Sources {
+			if t := source.ServiceAccountToken; t != nil && t.Audience == audience {
+				return nil
+			}
+		}
+	}
+	if p.Authorizer != nil {
+		allowed, _, err := p.Authorizer.Authorize(ctx, &request.Attributes{
+			User: a.User, Verb: "request-serviceaccounts-token-audience", Namespace: a.Namespace, Name: a.Name,
+			Resource: schema.GroupVersionResource{Version: "v1", Resource: audience},
+		})
+		switch {
+		case allowed:
+			return nil
+		case err != nil:
+			return fmt.Errorf("authorize %s to request tokens for audience %q: %w", a.User.Name, audience, err)
+		}
+	}
+	return fmt.Errorf("%s is not authorized to request tokens for audience %q: no projected volume of pod %q names it", a.User.Name, audience, pod.Name)
+}
+
+// claim lets a node report the progress of a volume's expansion, and change nothing
+// else of its pods' claims.
+func (p *NodeRestriction) claim(node string, a *Attributes) error {
+	old, _ := a.Old.(*corev1.PersistentVolumeClaim)
+	claim, _ := a.Object.(*corev1.PersistentVolumeClaim)
+	if a.Subresource != "status" || a.Operation != Update || old == nil || claim == nil {
+		return fmt.Errorf("unexpected operation %q, node %q may only update the status of claims", a.Operation, node)
+	}
+	rest := func(c *corev1.PersistentVolumeClaim) *corev1.PersistentVolumeClaim {
+		c = c.DeepCopy()
+		c.ResourceVersion, c.ManagedFields = "", nil
+		c.Status.Capacity, c.Status.Conditions = nil, nil
+		c.Status.AllocatedResources, c.Status.AllocatedResourceStatuses = nil, nil
+		return c
+	}
+	if !equality.Semantic.DeepEqual(rest(old), rest(claim)) {
+		return fmt.Errorf("node %q is not allowed to update fields of claim %q other than status.capacity, status.conditions, status.allocatedResources and status.allocatedResourceStatuses", node, a.Name)
+	}
+	return nil
+}
+
+// certificate lets a node request certificates of the kubelet signers for itself
+// alone.
+func (p *NodeRestriction) certificate(node string, a *Attributes) error {
+	csr, ok := a.Object.(*certificatesv1.CertificateSigningRequest)
+	if a.Operation != Create || !ok ||
+		csr.Spec.SignerName != certificatesv1.KubeletServingSignerName && csr.Spec.SignerName != certificatesv1.KubeAPIServerClientKubeletSignerName {
+		return nil
+	}
+	req, err := parseRequest(csr)
+	if err != nil {
+		return err
+	}
+	if want := "system:node:" + node; req.Subject.CommonName != want {
+		return fmt.Errorf("can only create a node CSR with CN=%s", want)
+	}
 	return nil
 }
 
@@ -320,11 +372,7 @@ func (p *NodeRestriction) lease(node string, a *Attributes) error {
 	if a.Namespace != corev1.NamespaceNodeLease {
 		return fmt.Errorf("can only access leases in the %q system namespace", corev1.NamespaceNodeLease)
 	}
-	name := a.Name
-	if a.Operation == Create && a.Object != nil {
-		name = a.Object.GetName()
-	}
-	if name != node {
+	if objectName(a) != node {
 		return fmt.Errorf("can only access node lease with the same name as the requesting node")
 	}
 	return nil
