@@ -14,7 +14,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/big"
 	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
@@ -114,41 +113,64 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	return controller.Result{}, nil
 }
 
-// Ranges is the book of who holds which part of the cluster's range.
+// Ranges records which node holds which part of the cluster's range, in parts of a
+// node's size.
 type Ranges struct {
 	config Config
-	used   *big.Int
-	holder map[string]int
-	next   int
+	// holders counts the nodes that hold a part: one that somebody wrote into a
+	// Node may be another's too, and is free when both have gone.
+	holders map[int]int
+	held    map[string]span
+	next    int
 }
 
-// NewRanges is an empty book.
+// span is the parts from first to last.
+type span struct{ first, last int }
+
+// NewRanges returns an empty record.
 func NewRanges(c Config) *Ranges {
-	return &Ranges{config: c, used: new(big.Int), holder: map[string]int{}}
+	return &Ranges{config: c, holders: map[int]int{}, held: map[string]span{}}
 }
 
 func (r *Ranges) size() int { return 1 << (r.config.NodeMaskSize - r.config.ClusterCIDR.Bits()) }
 
-// Occupy notes a range that a node has; one outside the cluster's range is none
-// of ours.
+// Occupy records the range that a node has, of any size; one that does not overlap
+// the cluster's is ignored.
 func (r *Ranges) Occupy(node, cidr string) {
 	p, err := netip.ParsePrefix(cidr)
-	if err != nil || !r.config.ClusterCIDR.Contains(p.Addr()) {
+	if err != nil || !r.config.ClusterCIDR.Overlaps(p) {
 		return
 	}
-	i := int((value(p.Addr()) - value(r.config.ClusterCIDR.Masked().Addr())) >> (32 - r.config.NodeMaskSize))
-	if held, ok := r.holder[node]; ok && held != i {
-		r.used.SetBit(r.used, held, 0)
+	s := span{0, r.size() - 1}
+	if p.Bits() > r.config.ClusterCIDR.Bits() {
+		s.first = int((value(p.Masked().Addr()) - value(r.config.ClusterCIDR.Masked().Addr())) >> (32 - r.config.NodeMaskSize))
+		s.last = s.first
+		if more := r.config.NodeMaskSize - p.Bits(); more > 0 {
+			s.last += 1<<more - 1
+		}
 	}
-	r.holder[node] = i
-	r.used.SetBit(r.used, i, 1)
+	r.Release(node)
+	r.hold(node, s)
+}
+
+func (r *Ranges) hold(node string, s span) {
+	r.held[node] = s
+	for i := s.first; i <= s.last; i++ {
+		r.holders[i]++
+	}
 }
 
 // Release frees a node's range.
 func (r *Ranges) Release(node string) {
-	if i, ok := r.holder[node]; ok {
-		r.used.SetBit(r.used, i, 0)
-		delete(r.holder, node)
+	s, ok := r.held[node]
+	if !ok {
+		return
+	}
+	delete(r.held, node)
+	for i := s.first; i <= s.last; i++ {
+		if r.holders[i]--; r.holders[i] == 0 {
+			delete(r.holders, i)
+		}
 	}
 }
 
@@ -158,11 +180,12 @@ var ErrFull = errors.New("no pod address range is left in --cluster-cidr")
 // Allocate gives a node a range, the same each time until it is released. Ranges
 // just freed are the last to be used again.
 func (r *Ranges) Allocate(node string) (string, error) {
-	i, ok := r.holder[node]
+	s, ok := r.held[node]
 	if !ok {
 		n := r.size()
+		i := r.next
 		for k := range n {
-			if i = (r.next + k) % n; r.used.Bit(i) == 0 {
+			if i = (r.next + k) % n; r.holders[i] == 0 {
 				ok = true
 				break
 			}
@@ -171,10 +194,10 @@ func (r *Ranges) Allocate(node string) (string, error) {
 			return "", ErrFull
 		}
 		r.next = i + 1
-		r.holder[node] = i
-		r.used.SetBit(r.used, i, 1)
+		s = span{i, i}
+		r.hold(node, s)
 	}
-	base := value(r.config.ClusterCIDR.Masked().Addr()) + uint32(i)<<(32-r.config.NodeMaskSize)
+	base := value(r.config.ClusterCIDR.Masked().Addr()) + uint32(s.first)<<(32-r.config.NodeMaskSize)
 	addr := netip.AddrFrom4([4]byte{byte(base >> 24), byte(base >> 16), byte(base >> 8), byte(base)})
 	return netip.PrefixFrom(addr, r.config.NodeMaskSize).String(), nil
 }

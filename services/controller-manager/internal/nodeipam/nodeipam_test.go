@@ -39,6 +39,38 @@ func TestRanges(t *testing.T) {
 	}
 }
 
+// TestOccupiedBySeveral gives parts of the range to more than one node, as only
+// somebody who writes Nodes by hand can.
+func TestOccupiedBySeveral(t *testing.T) {
+	allocate := func(r *Ranges, want string) {
+		t.Helper()
+		if cidr, err := r.Allocate("new"); cidr != want || (err != nil) != (want == "") {
+			t.Errorf("got %q, %v; want %q", cidr, err, want)
+		}
+		r.Release("new")
+	}
+	r := NewRanges(small)
+	r.Occupy("wide", "10.244.0.0/23")
+	allocate(r, "10.244.2.0/24")
+	r = NewRanges(small)
+	r.Occupy("whole", "10.0.0.0/8")
+	allocate(r, "")
+	r.Release("whole")
+	allocate(r, "10.244.0.0/24")
+	r = NewRanges(small)
+	for i := range 4 {
+		r.Occupy(fmt.Sprint("n", i), fmt.Sprintf("10.244.%d.0/24", i))
+	}
+	r.Occupy("copy", "10.244.1.0/24")
+	r.Release("copy")
+	allocate(r, "") // n1 still has it
+	r.Occupy("part", "10.244.3.128/25")
+	r.Release("n3")
+	allocate(r, "")
+	r.Release("part")
+	allocate(r, "10.244.3.0/24")
+}
+
 func TestCheck(t *testing.T) {
 	for _, c := range []Config{
 		{}, {ClusterCIDR: small.ClusterCIDR, NodeMaskSize: 21}, {ClusterCIDR: small.ClusterCIDR, NodeMaskSize: 31},

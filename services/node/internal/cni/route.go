@@ -53,10 +53,6 @@ func routes(cfg RunConfig, peers []peer, log *slog.Logger) error {
 	var o *overlay
 	seen := map[netip.Prefix]bool{}
 	for _, w := range want {
-		if seen[w.dst] || (w.via.IsValid() && w.dst.Overlaps(cfg.PodCIDR)) {
-			errs = append(errs, fmt.Errorf("pod range %s is claimed twice", w.dst))
-			continue
-		}
 		seen[w.dst] = true
 		r := &netlink.Route{Dst: link.Network(w.dst), Protocol: routeProtocol}
 		switch {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -125,12 +126,19 @@ type network struct {
 	nft      knftables.Interface
 	log      *slog.Logger
 	firewall *firewall
-	rules    ruleset // as last applied; zero when not known
+	rules    ruleset  // as last applied; zero when not known
+	refused  []string // ranges of peers that are not routed, as last logged
 }
 
 // apply does everything it can and returns what it could not.
 func (n *network) apply(ctx context.Context, own, filter *nftwatch.Watch) error {
-	peers := peersOf(n.cfg.NodeName, n.cfg.Nodes.List())
+	peers, refused := peersOf(&n.cfg, n.cfg.Nodes.List())
+	if !slices.Equal(refused, n.refused) {
+		for _, r := range refused {
+			n.log.Warn("pod range is not routed", "cause", r)
+		}
+		n.refused = refused
+	}
 	want := ruleset{
 		podCIDR: n.cfg.PodCIDR, clusterCIDR: n.cfg.ClusterCIDR, masquerade: n.cfg.Masquerade,
 		nodes: nodeAddresses(n.cfg.NodeIP, peers), hostPorts: n.cfg.HostPorts.take(),
@@ -206,6 +214,9 @@ func (c RunConfig) validate() error {
 		if !p.IsValid() || !p.Addr().Is4() {
 			return fmt.Errorf("cni: ranges must be IPv4 prefixes, got %q", p)
 		}
+	}
+	if c.PodCIDR.Bits() < c.ClusterCIDR.Bits() || !c.ClusterCIDR.Contains(c.PodCIDR.Addr()) {
+		return fmt.Errorf("cni: pod range %s of node %s is outside of the cluster's range %s", c.PodCIDR, c.NodeName, c.ClusterCIDR)
 	}
 	return nil
 }

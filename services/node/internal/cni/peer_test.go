@@ -1,0 +1,89 @@
+package cni
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/proto/client"
+)
+
+// TestHostileNodes gives a node two honest peers, a (10.244.1.0/24, old) and b
+// (10.244.2.0/24, newer), and one more Node: the routes to a and b stay.
+func TestHostileNodes(t *testing.T) {
+	cfg := &RunConfig{
+		NodeName: "self", NodeIP: netip.MustParseAddr("192.168.0.1"), PodCIDR: netip.MustParsePrefix("10.244.0.0/24"),
+		ClusterCIDR: netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
+	}
+	node := func(name string, age time.Duration, address string, cidrs ...string) *corev1.Node {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.NewTime(time.Unix(1e9, 0).Add(-age))}}
+		n.Spec.PodCIDRs = cidrs
+		if len(cidrs) > 0 {
+			n.Spec.PodCIDR = cidrs[0]
+		}
+		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: name}, {Type: corev1.NodeInternalIP, Address: address}}
+		return n
+	}
+	honest := []string{"10.244.1.0/24 via 192.168.0.2", "10.244.2.0/24 via 192.168.0.3"}
+	for name, test := range map[string]struct {
+		hostile *corev1.Node
+		routes  []string // beside the honest ones
+		refused string
+	}{
+		"a good one":                     {node("x", 0, "192.168.0.9", "10.244.3.0/24"), []string{"10.244.3.0/24 via 192.168.0.9"}, ""},
+		"another's range":                {node("x", 0, "192.168.0.9", "10.244.1.0/24"), nil, "10.244.1.0/24 of node x overlaps 10.244.1.0/24 of node a"},
+		"another's, sorted before":       {node("Aa", 0, "192.168.0.9", "10.244.1.0/24"), nil, "overlaps 10.244.1.0/24 of node a"},
+		"part of another's":              {node("x", 0, "192.168.0.9", "10.244.2.128/25"), nil, "overlaps 10.244.2.0/24 of node b"},
+		"a range around others'":         {node("x", 0, "192.168.0.9", "10.244.0.0/20"), nil, "overlaps"},
+		"the whole cluster":              {node("x", 0, "192.168.0.9", "10.244.0.0/16"), nil, "overlaps"},
+		"this node's":                    {node("x", 0, "192.168.0.9", "10.244.0.0/24"), nil, "overlaps 10.244.0.0/24 of node self"},
+		"this node's, although older":    {node("x", time.Hour, "192.168.0.9", "10.244.0.7/32"), nil, "of node self"},
+		"everything":                     {node("x", time.Hour, "192.168.0.9", "0.0.0.0/0"), nil, "outside of the cluster's range"},
+		"around the cluster's":           {node("x", time.Hour, "192.168.0.9", "10.0.0.0/8"), nil, "outside of the cluster's range"},
+		"an address of the internet":     {node("x", time.Hour, "192.168.0.9", "8.8.8.8/32"), nil, "outside of the cluster's range"},
+		"the services":                   {node("x", time.Hour, "192.168.0.9", "10.96.0.0/24"), nil, "outside of the cluster's range"},
+		"the nodes":                      {node("x", time.Hour, "192.168.0.9", "192.168.0.0/24"), nil, "outside of the cluster's range"},
+		"a second range":                 {node("x", 0, "192.168.0.9", "10.244.3.0/24", "10.244.1.0/24"), []string{"10.244.3.0/24 via 192.168.0.9"}, "of node a"},
+		"IPv6 and nonsense":              {node("x", 0, "192.168.0.9", "fd00::/64", "x"), nil, ""},
+		"another's address":              {node("x", 0, "192.168.0.2", "10.244.3.0/24"), []string{"10.244.3.0/24 via 192.168.0.2"}, ""},
+		"this node's address":            {node("x", 0, "192.168.0.1", "10.244.3.0/24"), nil, ""},
+		"a loopback address":             {node("x", 0, "127.0.0.1", "10.244.3.0/24"), nil, ""},
+		"a pod's address":                {node("x", 0, "10.244.1.7", "10.244.3.0/24"), nil, ""},
+		"no address, and another's pods": {node("x", 0, "", "10.244.1.0/24"), nil, "of node a"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			nodes := []*corev1.Node{node("b", time.Minute, "192.168.0.3", "10.244.2.0/24"), test.hostile, node("self", 0, "192.168.0.1", "10.244.0.0/24"), node("a", 2*time.Minute, "192.168.0.2", "10.244.1.0/24")}
+			peers, refused := peersOf(cfg, nodes)
+			var got []string
+			for _, r := range planRoutes(cfg.ClusterCIDR, peers, func(netip.Addr) bool { return true }) {
+				if r.via.IsValid() {
+					got = append(got, r.dst.String()+" via "+r.via.String())
+				}
+			}
+			slices.Sort(got)
+			want := slices.Sorted(slices.Values(slices.Concat(honest, test.routes)))
+			if !slices.Equal(got, want) {
+				t.Errorf("routes %q, want %q", got, want)
+			}
+			if text := strings.Join(refused, "; "); (test.refused == "") != (text == "") || !strings.Contains(text, test.refused) {
+				t.Errorf("refused %q, want %q", text, test.refused)
+			}
+		})
+	}
+}
+
+func TestOwnRangeIsTheClusters(t *testing.T) {
+	c := RunConfig{
+		NodeName: "self", NodeIP: netip.MustParseAddr("192.168.0.1"), PodCIDR: netip.MustParsePrefix("0.0.0.0/0"),
+		ClusterCIDR: netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
+		Nodes: new(client.Cache[*corev1.Node]),
+	}
+	if err := c.validate(); err == nil || !strings.Contains(err.Error(), "outside of the cluster's range") {
+		t.Errorf("got %v", err)
+	}
+}
