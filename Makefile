@@ -25,7 +25,7 @@ help: ## List the targets
 build: ## Build the six programs into bin/
 	@mkdir -p $(BIN)
 	@for p in $(PROGRAMS); do echo "building $$p"; (cd services/$$p && $(GOBUILD) -o $(BIN)/$$p .) || exit 1; done
-	@echo "building keel"; cd tools && $(GOBUILD) -o $(BIN)/keel ./keel
+	@echo "building keel"; cd tools && $(GOBUILD) -ldflags="-s -w -X keelson.dev/tools/keel/internal/command.release=$(VERSION)" -o $(BIN)/keel ./keel
 
 .PHONY: runtime
 runtime: ## Install what nodes run on: containerd, runc, CNI plugins, kubectl, the sandbox image

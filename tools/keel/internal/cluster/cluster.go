@@ -203,9 +203,10 @@ type Options struct {
 	Simulated int
 	Port      int
 	// APIServers is how many carry the state together; 0 keeps what is there, or 1.
-	APIServers   int
-	Egress       bool
-	OTLPEndpoint string
+	APIServers int
+	Egress     bool
+	// OTLPEndpoint replaces the stored one unless it is nil; "" sends spans nowhere else.
+	OTLPEndpoint *string
 }
 
 // Open loads the cluster of a home directory, or chooses a new one. Options that
@@ -241,8 +242,8 @@ func Open(o Options) (*Cluster, error) {
 		c.Simulated = o.Simulated
 	}
 	c.Egress = c.Egress || o.Egress
-	if o.OTLPEndpoint != "" {
-		c.OTLPEndpoint = o.OTLPEndpoint
+	if o.OTLPEndpoint != nil {
+		c.OTLPEndpoint = *o.OTLPEndpoint
 	}
 	return c, c.Save()
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -57,18 +58,21 @@ func dialAt(identity string, endpoints []string) (*grpc.ClientConn, error) {
 }
 
 // dialEndpoints makes a connection to whichever of the endpoints answers.
-func dialEndpoints(endpoints []string, config *tls.Config) (*grpc.ClientConn, error) {
+func dialEndpoints(endpoints []string, config *tls.Config, options ...grpc.DialOption) (*grpc.ClientConn, error) {
 	list := manual.NewBuilderWithScheme("keelson")
 	var state resolver.State
 	for _, endpoint := range endpoints {
-		host, _, _ := strings.Cut(endpoint, ":")
+		host, _, err := net.SplitHostPort(endpoint)
+		if err != nil {
+			return nil, fmt.Errorf("endpoint %q: want host:port: %w", endpoint, err)
+		}
 		state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: endpoint, ServerName: host}}})
 	}
 	list.InitialState(state)
-	return grpc.NewClient("keelson:///apiservers",
+	return grpc.NewClient("keelson:///apiservers", append(options,
 		grpc.WithResolvers(list),
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
-		grpc.WithUserAgent("keel"))
+		grpc.WithUserAgent("keel"))...)
 }
 
 // waitNodes waits until every node of the cluster is Ready.

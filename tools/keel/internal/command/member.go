@@ -1,13 +1,9 @@
 package command
 
 import (
-	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -15,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
-	"k8s.io/client-go/tools/clientcmd"
 
 	memberv1 "keelson.dev/proto/keelson/member/v1"
 
@@ -28,60 +23,24 @@ const joinGroup = "system:bootstrappers:keelson:apiserver"
 // members is how the verbs of `keel member` reach a control plane: that of --home,
 // or any by --server and --kubeconfig.
 type members struct {
-	*env
-	server, kubeconfig string
-	wait               time.Duration
+	remote
+	wait time.Duration
 }
 
 // member shows and changes which apiservers carry the state together.
 func (e *env) member() *cobra.Command {
-	m := &members{env: e}
+	m := &members{remote: remote{env: e}}
 	cmd := &cobra.Command{Use: "member", Short: "Apiservers that carry the state together: list, add, remove, replace, recover"}
 	f := cmd.PersistentFlags()
-	f.StringVar(&m.server, "server", "", "host:port of apiservers' gRPC ports, with commas, of a cluster that `keel up` did not make here")
-	f.StringVar(&m.kubeconfig, "kubeconfig", "", "administrator's certificate for --server (default $KUBECONFIG)")
+	m.flags(f)
 	f.DurationVar(&m.wait, "wait", 2*time.Minute, "how long a change may take")
 	cmd.AddCommand(m.list(), m.token(), m.add(), m.remove(), m.replace(), m.recover())
 	return cmd
 }
 
-// reach connects to the control plane; c is nil where --server names it.
-func (m *members) reach() (conn *grpc.ClientConn, c *cluster.Cluster, err error) {
-	if m.server == "" {
-		if c, err = cluster.Load(m.home); err != nil {
-			return nil, nil, err
-		}
-		conn, err = dial(c)
-		return conn, c, err
-	}
-	path := cmp.Or(m.kubeconfig, os.Getenv("KUBECONFIG"))
-	if path == "" {
-		return nil, nil, usageError{errors.New("--server needs --kubeconfig")}
-	}
-	config, err := clientcmd.LoadFromFile(path)
-	if err != nil {
-		return nil, nil, err
-	}
-	current := config.Contexts[config.CurrentContext]
-	if current == nil || config.Clusters[current.Cluster] == nil || config.AuthInfos[current.AuthInfo] == nil {
-		return nil, nil, fmt.Errorf("%s has no current context with a cluster and a user", path)
-	}
-	user, authority := config.AuthInfos[current.AuthInfo], config.Clusters[current.Cluster]
-	cert, err := tls.X509KeyPair(user.ClientCertificateData, user.ClientKeyData)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%s: the user's certificate: %w", path, err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(authority.CertificateAuthorityData) {
-		return nil, nil, fmt.Errorf("%s holds no authority of the cluster", path)
-	}
-	conn, err = dialEndpoints(strings.Split(m.server, ","), &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots, MinVersion: tls.VersionTLS13})
-	return conn, nil, err
-}
-
 // local is the cluster of --home, whose processes are ours to start.
 func (m *members) local() (*grpc.ClientConn, *cluster.Cluster, error) {
-	if m.server != "" {
+	if m.elsewhere() {
 		return nil, nil, usageError{errors.New("--server: only `keel member list`, `token` and `remove` reach a cluster elsewhere; an apiserver there is started with --join and --join-token-file")}
 	}
 	if err := needRoot(); err != nil {
@@ -108,19 +67,24 @@ func (m *members) list() *cobra.Command {
 			defer conn.Close()
 			ctx, cancel := context.WithTimeout(cmd.Context(), 15*time.Second)
 			defer cancel()
-			all, err := memberv1.NewMemberServiceClient(conn).List(ctx, &memberv1.ListRequest{}, grpc.WaitForReady(true))
-			if err != nil {
-				return said(err)
-			}
-			w := tabwriter.NewWriter(m.out, 0, 4, 2, ' ', 0)
-			fmt.Fprintln(w, "NAME\tPEER\tETCD\tLAG\tRAFT\tLAG\tHEALTHY\tREASON")
-			for _, x := range all.Members {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%d\t%t\t%s\n", x.Name, x.PeerAddress,
-					role(x.Etcd, x.LeadsEtcd), x.EtcdLag, role(x.Raft, x.LeadsRaft), x.RaftLag, x.Healthy, x.Problem)
-			}
-			return w.Flush()
+			return m.printMembers(ctx, conn)
 		},
 	}
+}
+
+// printMembers shows the members as a table.
+func (e *env) printMembers(ctx context.Context, conn grpc.ClientConnInterface) error {
+	all, err := memberv1.NewMemberServiceClient(conn).List(ctx, &memberv1.ListRequest{}, grpc.WaitForReady(true))
+	if err != nil {
+		return said(err)
+	}
+	w := tabwriter.NewWriter(e.out, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(w, "NAME\tPEER\tETCD\tLAG\tRAFT\tLAG\tHEALTHY\tREASON")
+	for _, x := range all.Members {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%d\t%t\t%s\n", x.Name, x.PeerAddress,
+			role(x.Etcd, x.LeadsEtcd), x.EtcdLag, role(x.Raft, x.LeadsRaft), x.RaftLag, x.Healthy, x.Problem)
+	}
+	return w.Flush()
 }
 
 func role(r memberv1.Role, leads bool) string {
@@ -155,9 +119,11 @@ func (m *members) token() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			server := m.server
+			server := conn.CanonicalTarget()
 			if c != nil {
 				server = c.NodeGRPC()
+			} else if t, err := m.target(); err == nil {
+				server = strings.Join(t.endpoints, ",")
 			}
 			m.say("%s", token)
 			fmt.Fprintf(m.err, "Write it into a file and start the apiserver with --join %s --join-token-file FILE,\nan --identity and --service-account-key of this cluster, and a --name of its own.\n", server)
@@ -198,7 +164,7 @@ func (m *members) remove() *cobra.Command {
 		Short: "Take a member's place away; it may be down, as long as the others can do without it",
 		Args:  exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if m.server != "" {
+			if m.elsewhere() {
 				conn, _, err := m.reach()
 				if err != nil {
 					return err

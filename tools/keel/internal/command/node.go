@@ -184,6 +184,9 @@ func (e *env) join(cmd *cobra.Command, server, token, name, zone string, ca []by
 		return err
 	}
 	progs, err := runtime.Find(filepath.Join(bin, "runtime"))
+	if err == nil {
+		err = progs.Check(cmd.Context())
+	}
 	if err != nil {
 		return err
 	}

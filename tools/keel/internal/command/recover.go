@@ -46,7 +46,7 @@ Afterwards: keel member add, twice.`,
 			if err := needRoot(); err != nil {
 				return err
 			}
-			if m.server != "" {
+			if m.elsewhere() {
 				return usageError{errors.New("--server: run `apiserver --recover` with the survivor's flags on its machine")}
 			}
 			c, err := cluster.Load(m.home)

@@ -42,7 +42,8 @@ func Run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	root.SetArgs(args)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVar(&e.home, "home", defaultHome(), "directory of the cluster")
-	root.AddCommand(e.up(), e.down(), e.delete(), e.status(), e.image(), e.node(), e.member(), e.snapshot(), e.trace(), e.kubeconfig(), e.pki(), e.balance(), e.supervise())
+	root.AddCommand(e.up(), e.down(), e.delete(), e.status(), e.image(), e.node(), e.member(), e.snapshot(), e.trace(), e.kubeconfig(), e.pki(), e.balance(), e.supervise(), e.version())
+	refuseUnknown(root)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
@@ -57,6 +58,28 @@ func Run(ctx context.Context, args []string, out, errOut io.Writer) int {
 		return 2
 	}
 	return 1
+}
+
+// refuseUnknown makes every group of verbs refuse what is not one of them. Cobra
+// does so for the root alone, and shows a group's help, as if all were well.
+func refuseUnknown(group *cobra.Command) {
+	for _, verb := range group.Commands() {
+		refuseUnknown(verb)
+		if verb.Runnable() || !verb.HasSubCommands() {
+			continue
+		}
+		verb.RunE = func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			text := fmt.Sprintf("unknown command %q for %q", args[0], cmd.CommandPath())
+			cmd.SuggestionsMinimumDistance = 2
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				text += "; did you mean " + strings.Join(near, " or ") + "?"
+			}
+			return usageError{errors.New(text)}
+		}
+	}
 }
 
 func defaultHome() string {

@@ -29,6 +29,7 @@ func (e *env) snapshot() *cobra.Command {
 }
 
 func (e *env) snapshotSave() *cobra.Command {
+	r := &remote{env: e}
 	var output string
 	var timeout time.Duration
 	cmd := &cobra.Command{
@@ -36,14 +37,30 @@ func (e *env) snapshotSave() *cobra.Command {
 		Short: "Save the state of the running cluster: both stores, all Secrets too",
 		Args:  exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := cluster.Load(e.home)
-			if err != nil {
-				return err
+			identity, apiservers := "", ""
+			if r.elsewhere() {
+				t, err := r.target()
+				if err != nil {
+					return err
+				}
+				dir, remove, err := t.identity()
+				if err != nil {
+					return err
+				}
+				defer remove()
+				identity, apiservers = dir, strings.Join(t.endpoints, ",")
+			} else {
+				c, err := cluster.Load(e.home)
+				if err != nil {
+					return err
+				}
+				identity, apiservers = c.Identity("admin"), c.GRPC()
 			}
 			return e.runSnapshot(cmd.Context(), e.out, "save", args[0], output,
-				"--identity", c.Identity("admin"), "--apiserver", c.GRPC(), "--timeout", timeout.String())
+				"--identity", identity, "--apiserver", apiservers, "--timeout", timeout.String())
 		},
 	}
+	r.flags(cmd.Flags())
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json")
 	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Minute, "how long it may take")
 	return cmd

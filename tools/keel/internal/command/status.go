@@ -1,6 +1,7 @@
 package command
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,14 +15,32 @@ import (
 
 // status shows what runs.
 func (e *env) status() *cobra.Command {
+	r := &remote{env: e}
 	var output string
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show the cluster's processes and whether they are healthy",
-		Args:  noArgs,
+		Long: `Show the cluster's processes and whether they are healthy.
+
+With --server or --kubeconfig, show the members of a control plane elsewhere: keel
+knows the processes of clusters on this machine only.`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "" && output != "json" {
 				return usageError{fmt.Errorf("-o %s: want json", output)}
+			}
+			if r.elsewhere() {
+				if output != "" {
+					return usageError{errors.New("-o: for clusters on this machine only")}
+				}
+				conn, _, err := r.reach()
+				if err != nil {
+					return err
+				}
+				defer conn.Close()
+				ctx, cancel := context.WithTimeout(cmd.Context(), remoteTimeout)
+				defer cancel()
+				return e.printMembers(ctx, conn)
 			}
 			c, err := cluster.Load(e.home)
 			if err != nil {
@@ -47,6 +66,7 @@ func (e *env) status() *cobra.Command {
 			return w.Flush()
 		},
 	}
+	r.flags(cmd.Flags())
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json")
 	return cmd
 }

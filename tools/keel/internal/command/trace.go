@@ -10,7 +10,6 @@ import (
 
 	tracev1 "keelson.dev/proto/keelson/trace/v1"
 
-	"keelson.dev/tools/keel/internal/cluster"
 	"keelson.dev/tools/keel/internal/waterfall"
 )
 
@@ -31,6 +30,7 @@ var clusterScoped = map[string]bool{"nodes": true, "namespaces": true, "certific
 
 // trace draws what happened to an object.
 func (e *env) trace() *cobra.Command {
+	r := &remote{env: e}
 	var namespace, output string
 	cmd := &cobra.Command{
 		Use:   "trace KIND/NAME | TRACE-ID",
@@ -53,11 +53,7 @@ func (e *env) trace() *cobra.Command {
 			} else {
 				req.TraceId = args[0]
 			}
-			c, err := cluster.Load(e.home)
-			if err != nil {
-				return err
-			}
-			conn, err := dial(c)
+			conn, _, err := r.reach()
 			if err != nil {
 				return err
 			}
@@ -74,6 +70,7 @@ func (e *env) trace() *cobra.Command {
 			return waterfall.Draw(e.out, t, waterfall.Width())
 		},
 	}
+	r.flags(cmd.Flags())
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace of the object")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json")
 	return cmd

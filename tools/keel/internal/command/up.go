@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -27,6 +29,7 @@ import (
 // up starts a cluster, or brings a running one to what is asked for.
 func (e *env) up() *cobra.Command {
 	o := cluster.Options{}
+	var otlp string
 	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "up",
@@ -50,6 +53,12 @@ func (e *env) up() *cobra.Command {
 			if o.APIServers < 0 || o.APIServers > 5 || o.APIServers > 0 && o.APIServers%2 == 0 {
 				return usageError{fmt.Errorf("--apiservers %d: want 1, 3 or 5", o.APIServers)}
 			}
+			if cmd.Flags().Changed("otlp-endpoint") {
+				if err := checkEndpoint(otlp); err != nil {
+					return usageError{fmt.Errorf("--otlp-endpoint %q: %w", otlp, err)}
+				}
+				o.OTLPEndpoint = &otlp
+			}
 			o.Home = e.home
 			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 			defer cancel()
@@ -62,9 +71,24 @@ func (e *env) up() *cobra.Command {
 	f.IntVar(&o.Port, "port", 0, "the REST port; gRPC takes the next one (default: the first free pair from 6443)")
 	f.IntVar(&o.APIServers, "apiservers", 0, "apiservers that carry the state together: 1, or 3 or 5 to survive the loss of one or two (default 1)")
 	f.BoolVar(&o.Egress, "egress", false, "give nodes and pods a route out of this machine")
-	f.StringVar(&o.OTLPEndpoint, "otlp-endpoint", "", "host:port of an OpenTelemetry collector that also receives the spans")
+	f.StringVar(&otlp, "otlp-endpoint", "", "`host:port` of an OpenTelemetry collector (OTLP over gRPC) that also receives the spans; \"\" ends that")
 	f.DurationVar(&wait, "wait", 2*time.Minute, "how long to wait for everything to be ready")
 	return cmd
+}
+
+// checkEndpoint accepts host:port, and nothing at all.
+func checkEndpoint(endpoint string) error {
+	if endpoint == "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(endpoint)
+	if err != nil || host == "" || strings.ContainsAny(host, "/@ ") {
+		return errors.New("want host:port, such as collector.example:4317")
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("port %q: want a number from 1 to 65535", port)
+	}
+	return nil
 }
 
 func (e *env) bringUp(ctx context.Context, o cluster.Options) error {
@@ -97,7 +121,10 @@ func (e *env) bringUp(ctx context.Context, o cluster.Options) error {
 	}
 	var progs runtime.Programs
 	if len(c.Nodes) > 0 {
-		if progs, err = runtime.Find(filepath.Join(bin, "runtime")); err != nil {
+		if progs, err = runtime.Find(filepath.Join(bin, "runtime")); err == nil {
+			err = progs.Check(ctx)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -41,3 +41,17 @@ func TestOneUpAtATime(t *testing.T) {
 	}
 	again()
 }
+
+func TestOTLPEndpointIsChecked(t *testing.T) {
+	for _, endpoint := range []string{"collector", "http://collector:4317", "collector:", "collector:0", "collector:70000", ":4317"} {
+		var out, errs bytes.Buffer
+		if code := Run(t.Context(), []string{"up", "--home", t.TempDir() + "/none", "--otlp-endpoint", endpoint}, &out, &errs); code != 2 || !strings.Contains(errs.String(), "--otlp-endpoint") {
+			t.Errorf("%s: %d %q", endpoint, code, errs.String())
+		}
+	}
+	for _, endpoint := range []string{"", "collector.example:4317", "[::1]:4317"} {
+		if err := checkEndpoint(endpoint); err != nil {
+			t.Errorf("%q: %v", endpoint, err)
+		}
+	}
+}
