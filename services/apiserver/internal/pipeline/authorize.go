@@ -8,11 +8,28 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"keelson.dev/services/apiserver/internal/request"
+	"keelson.dev/services/apiserver/internal/resource"
 )
 
 // Authorize decides on a verb on a target.
 func (p *Pipeline) Authorize(ctx context.Context, verb string, t Target) error {
 	return p.authorize(ctx, verb, t, "", "")
+}
+
+// enter is where every verb begins, whatever front or batch it came through: it finds
+// the row and the subresource that the target names, checks that the verb is served
+// there and that the target has the scope and the names it needs, and authorizes the
+// request. A request that is both malformed and forbidden is answered as forbidden, so
+// that only those who may make it learn what is wrong with it.
+func (p *Pipeline) enter(ctx context.Context, verb string, t Target, labelSelector, fieldSelector string) (*resource.Kind, *resource.Subresource, error) {
+	k, sub, malformed := p.kind(t)
+	if malformed == nil {
+		malformed = checkTarget(verb, k, sub, t)
+	}
+	if err := p.authorize(ctx, verb, t, labelSelector, fieldSelector); err != nil {
+		return nil, nil, err
+	}
+	return k, sub, malformed
 }
 
 // AuthorizePath decides on a request for a path.

@@ -6,6 +6,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
@@ -14,18 +15,9 @@ const deleteTogether = 200
 
 // DeleteCollection deletes what a list with the same selectors returns.
 func (p *Pipeline) DeleteCollection(ctx context.Context, t Target, l ListOptions, o DeleteOptions) (*List, error) {
-	k, sub, err := p.kind(t)
+	k, _, err := p.enter(ctx, "deletecollection", t, l.LabelSelector, l.FieldSelector)
 	if err != nil {
 		return nil, err
-	}
-	if err := p.authorize(ctx, "deletecollection", t, l.LabelSelector, l.FieldSelector); err != nil {
-		return nil, err
-	}
-	if k.Virtual != "" || sub != nil {
-		return nil, errMethod(t, "deletecollection")
-	}
-	if k.Namespaced && t.Namespace == "" {
-		return nil, errMethod(t, "deletecollection")
 	}
 	if err := checkDeleteOptions(o); err != nil {
 		return nil, err
@@ -37,7 +29,7 @@ func (p *Pipeline) DeleteCollection(ctx context.Context, t Target, l ListOptions
 	out := &List{Kind: k, Revision: list.Revision, Continue: list.Continue, Remaining: list.Remaining, Warnings: deleteWarnings(k, o)}
 	for rest := list.Items; len(rest) > 0; {
 		n := min(len(rest), deleteTogether)
-		if out.Items, err = p.deleteItems(ctx, t, rest[:n], o, out.Items); err != nil {
+		if out.Items, err = p.deleteItems(ctx, k, t, rest[:n], o, out.Items); err != nil {
 			return nil, err
 		}
 		rest = rest[n:]
@@ -45,12 +37,12 @@ func (p *Pipeline) DeleteCollection(ctx context.Context, t Target, l ListOptions
 	return out, nil
 }
 
-func (p *Pipeline) deleteItems(ctx context.Context, t Target, items []*watchcache.Item, o DeleteOptions, out []*watchcache.Item) ([]*watchcache.Item, error) {
+func (p *Pipeline) deleteItems(ctx context.Context, k *resource.Kind, t Target, items []*watchcache.Item, o DeleteOptions, out []*watchcache.Item) ([]*watchcache.Item, error) {
 	changes := make([]*change, 0, len(items))
 	for _, item := range items {
 		target := t
 		target.Namespace, target.Name = item.Object.GetNamespace(), item.Object.GetName()
-		c, err := p.newDelete(ctx, target, o)
+		c, err := p.deletion(ctx, k, target, o)
 		if err != nil {
 			return out, p.statusOf(ctx, t.Resource.GroupResource(), target.Name, err)
 		}

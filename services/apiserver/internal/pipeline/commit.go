@@ -49,9 +49,6 @@ func (p *Pipeline) newWrite(ctx context.Context, w *Write) (*change, *Outcome, e
 		c, err := p.newPatch(ctx, w.Target, w.PatchType, w.Body, w.Options)
 		return c, nil, err
 	case "delete":
-		if err := p.Authorize(ctx, "delete", w.Target); err != nil {
-			return nil, nil, err
-		}
 		c, err := p.newDelete(ctx, w.Target, w.Delete)
 		return c, nil, err
 	}

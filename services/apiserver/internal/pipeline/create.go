@@ -33,11 +33,8 @@ func (p *Pipeline) Create(ctx context.Context, t Target, b Body, o WriteOptions)
 // newCreate makes the change; where there is none to make (an action), it
 // returns the outcome.
 func (p *Pipeline) newCreate(ctx context.Context, t Target, b Body, o WriteOptions) (*change, *Outcome, error) {
-	k, sub, err := p.kind(t)
+	k, sub, err := p.enter(ctx, "create", t, "", "")
 	if err != nil {
-		return nil, nil, err
-	}
-	if err := p.Authorize(ctx, "create", t); err != nil {
 		return nil, nil, err
 	}
 	if err := checkWriteOptions("CreateOptions", o); err != nil {
@@ -50,15 +47,8 @@ func (p *Pipeline) newCreate(ctx context.Context, t Target, b Body, o WriteOptio
 	case k.Virtual != "":
 		out, err := p.act(ctx, p.cfg.Virtual[k.Virtual], k.New, k, t, b, o)
 		return nil, out, err
-	case sub != nil && sub.Post != "":
-		c, out, err := p.post(ctx, k, sub, t, b, o)
-		return c, out, err
 	case sub != nil:
-		return nil, nil, errMethod(t, "create")
-	case k.Namespaced && t.Namespace == "":
-		return nil, nil, apierrors.NewBadRequest("an empty namespace may not be set during creation")
-	case !k.Namespaced && t.Namespace != "":
-		return nil, nil, checkNamespace(k, t.Namespace)
+		return p.post(ctx, k, sub, t, b, o)
 	}
 	c := &change{
 		ctx: ctx, target: t, kind: k, rules: &k.Rules, opts: o,

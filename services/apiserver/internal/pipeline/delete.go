@@ -18,9 +18,6 @@ import (
 // Delete removes an object or starts its graceful end.
 func (p *Pipeline) Delete(ctx context.Context, t Target, o DeleteOptions) (*Outcome, error) {
 	growStack()
-	if err := p.Authorize(ctx, "delete", t); err != nil {
-		return nil, err
-	}
 	c, err := p.newDelete(ctx, t, o)
 	if err != nil {
 		return nil, p.statusOf(ctx, t.Resource.GroupResource(), t.Name, err)
@@ -29,21 +26,16 @@ func (p *Pipeline) Delete(ctx context.Context, t Target, o DeleteOptions) (*Outc
 	return c.out, c.err
 }
 
-// newDelete makes the change; the caller has authorized it.
 func (p *Pipeline) newDelete(ctx context.Context, t Target, o DeleteOptions) (*change, error) {
-	k, sub, err := p.kind(t)
+	k, _, err := p.enter(ctx, "delete", t, "", "")
 	if err != nil {
 		return nil, err
 	}
-	if k.Virtual != "" || sub != nil {
-		return nil, errMethod(t, "delete")
-	}
-	if t.Name == "" {
-		return nil, apierrors.NewBadRequest("name must be provided")
-	}
-	if err := checkNamespace(k, t.Namespace); err != nil {
-		return nil, err
-	}
+	return p.deletion(ctx, k, t, o)
+}
+
+// deletion makes the change; the caller has authorized what leads to it.
+func (p *Pipeline) deletion(ctx context.Context, k *resource.Kind, t Target, o DeleteOptions) (*change, error) {
 	if err := checkDeleteOptions(o); err != nil {
 		return nil, err
 	}

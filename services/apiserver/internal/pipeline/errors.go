@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,10 +16,6 @@ import (
 
 // optimisticLock is Kubernetes' text for a stale write.
 const optimisticLock = "the object has been modified; please apply your changes to the latest version and try again"
-
-func errNoResource(t Target) error {
-	return apierrors.NewGenericServerResponse(http.StatusNotFound, "", schema.GroupResource{Group: t.Resource.Group, Resource: t.Resource.Resource}, t.Name, "404 page not found", 0, true)
-}
 
 func errMethod(t Target, verb string) error {
 	gr := t.Resource.GroupResource()

@@ -26,6 +26,9 @@ func (p *Pipeline) newEviction(ctx context.Context, k *resource.Kind, t Target, 
 	if e.Name != t.Name {
 		return nil, apierrors.NewBadRequest("name in URL does not match name in Eviction object")
 	}
+	if err := checkPlace(k, t, e); err != nil {
+		return nil, err
+	}
 	d := DeleteOptions{WriteOptions: o}
 	if e.DeleteOptions != nil {
 		d.Preconditions = e.DeleteOptions.Preconditions
@@ -35,7 +38,7 @@ func (p *Pipeline) newEviction(ctx context.Context, k *resource.Kind, t Target, 
 		d.DryRun = d.DryRun || len(e.DeleteOptions.DryRun) > 0
 	}
 	t.Subresource = ""
-	c, err := p.newDelete(ctx, t, d)
+	c, err := p.deletion(ctx, k, t, d)
 	if err != nil {
 		return nil, err
 	}

@@ -107,14 +107,14 @@ func (p *Pipeline) Table() *resource.Table { return p.cfg.Table }
 func (p *Pipeline) kind(t Target) (*resource.Kind, *resource.Subresource, error) {
 	k := p.cfg.Table.ByResource(t.Resource)
 	if k == nil {
-		return nil, nil, errNoResource(t)
+		return nil, nil, p.errNoResource(t)
 	}
 	if t.Subresource == "" {
 		return k, nil, nil
 	}
 	s, ok := k.Subresources[t.Subresource]
 	if !ok {
-		return nil, nil, errNoResource(t)
+		return nil, nil, errNoSubresource(k, t)
 	}
 	return k, &s, nil
 }

@@ -6,7 +6,6 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"keelson.dev/services/apiserver/internal/admission"
@@ -44,12 +43,17 @@ func (p *Pipeline) bindVirtual(ctx context.Context, t Target, b Body, o WriteOpt
 	if err != nil {
 		return nil, err
 	}
-	if t.Namespace == "" {
-		return nil, apierrors.NewBadRequest("an empty namespace may not be set during creation")
-	}
+	// The right to create bindings is that to bind any pod of the namespace.
 	t.Resource = corev1.SchemeGroupVersion.WithResource("pods")
 	t.Name, t.Subresource = obj.GetName(), "binding"
-	return p.newBinding(ctx, p.cfg.Table.ByResource(t.Resource), t, b, o)
+	k, sub, err := p.kind(t)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkTarget("create", k, sub, t); err != nil {
+		return nil, err
+	}
+	return p.newBinding(ctx, k, t, b, o)
 }
 
 // act decodes a body and hands it to an action.
@@ -61,8 +65,11 @@ func (p *Pipeline) act(ctx context.Context, action Action, fresh func() resource
 	if err != nil {
 		return nil, err
 	}
+	parent := p.cfg.Table.ByResource(t.Resource)
+	if err := checkPlace(parent, t, obj); err != nil {
+		return nil, err
+	}
 	if k.Virtual == "" {
-		parent := p.cfg.Table.ByResource(t.Resource)
 		a := &admission.Attributes{
 			Operation: admission.Create, User: request.UserFrom(ctx), Kind: parent, Subresource: t.Subresource,
 			Namespace: t.Namespace, Name: t.Name, Object: obj, DryRun: o.DryRun,

@@ -22,17 +22,8 @@ const revisionWait = 3 * time.Second
 
 // Get reads an object.
 func (p *Pipeline) Get(ctx context.Context, t Target, o GetOptions) (*Outcome, error) {
-	k, sub, err := p.kind(t)
+	k, sub, err := p.enter(ctx, "get", t, "", "")
 	if err != nil {
-		return nil, err
-	}
-	if err := p.Authorize(ctx, "get", t); err != nil {
-		return nil, err
-	}
-	if k.Virtual != "" || sub != nil && sub.View == nil && sub.Scale == nil {
-		return nil, errMethod(t, "get")
-	}
-	if err := checkNamespace(k, t.Namespace); err != nil {
 		return nil, err
 	}
 	item, err := p.read(ctx, k, t, o.ResourceVersion)
@@ -96,27 +87,11 @@ func parseVersion(s string) (store.Revision, error) {
 	return store.Revision(n), nil
 }
 
-func checkNamespace(k *resource.Kind, namespace string) error {
-	if k.Namespaced && namespace == "" {
-		return apierrors.NewBadRequest("an empty namespace may not be set when a resource name is provided")
-	}
-	if !k.Namespaced && namespace != "" {
-		return apierrors.NewBadRequest(fmt.Sprintf("%s are not namespaced", k.Resource))
-	}
-	return nil
-}
-
 // List reads a collection.
 func (p *Pipeline) List(ctx context.Context, t Target, o ListOptions) (*List, error) {
-	k, sub, err := p.kind(t)
+	k, _, err := p.enter(ctx, "list", t, o.LabelSelector, o.FieldSelector)
 	if err != nil {
 		return nil, err
-	}
-	if err := p.authorize(ctx, "list", t, o.LabelSelector, o.FieldSelector); err != nil {
-		return nil, err
-	}
-	if k.Virtual != "" || sub != nil {
-		return nil, errMethod(t, "list")
 	}
 	list, err := p.list(ctx, k, t, o)
 	if err != nil {

@@ -24,9 +24,6 @@ type chosen struct {
 }
 
 func newSelection(k *resource.Kind, t Target, labelSelector, fieldSelector string) (*chosen, error) {
-	if !k.Namespaced && t.Namespace != "" {
-		return nil, checkNamespace(k, t.Namespace)
-	}
 	ls := labels.Everything()
 	fs := fields.Everything()
 	var err error

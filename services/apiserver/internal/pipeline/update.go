@@ -75,20 +75,8 @@ func (p *Pipeline) newUpdate(ctx context.Context, t Target, b Body, o WriteOptio
 
 // newChange makes the change of an existing object and authorizes it.
 func (p *Pipeline) newChange(ctx context.Context, verb string, t Target, o WriteOptions) (*change, *resource.Subresource, error) {
-	k, sub, err := p.kind(t)
+	k, sub, err := p.enter(ctx, verb, t, "", "")
 	if err != nil {
-		return nil, nil, err
-	}
-	if err := p.Authorize(ctx, verb, t); err != nil {
-		return nil, nil, err
-	}
-	if k.Virtual != "" || sub != nil && sub.View == nil && sub.Scale == nil {
-		return nil, nil, errMethod(t, verb)
-	}
-	if t.Name == "" {
-		return nil, nil, apierrors.NewBadRequest("name must be provided")
-	}
-	if err := checkNamespace(k, t.Namespace); err != nil {
 		return nil, nil, err
 	}
 	c := &change{

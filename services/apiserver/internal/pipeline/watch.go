@@ -15,15 +15,9 @@ import (
 
 // Watch follows a collection, or one object.
 func (p *Pipeline) Watch(ctx context.Context, t Target, o WatchOptions) (Watch, error) {
-	k, sub, err := p.kind(t)
+	k, _, err := p.enter(ctx, "watch", t, o.LabelSelector, o.FieldSelector)
 	if err != nil {
 		return nil, err
-	}
-	if err := p.authorize(ctx, "watch", t, o.LabelSelector, o.FieldSelector); err != nil {
-		return nil, err
-	}
-	if k.Virtual != "" || sub != nil {
-		return nil, errMethod(t, "watch")
 	}
 	w, err := p.watch(ctx, k, t, o)
 	if err != nil {

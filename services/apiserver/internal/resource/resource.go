@@ -130,6 +130,26 @@ func (k *Kind) GVR() schema.GroupVersionResource {
 	return k.GVK.GroupVersion().WithResource(k.Resource)
 }
 
+// Verbs are what the kind itself serves; its subresources have their own. Kinds that
+// are only posted have create alone.
+func (k *Kind) Verbs() []string {
+	switch {
+	case k.Virtual != "":
+		return virtualVerbs
+	case k.NoDeleteCollection:
+		return singleVerbs
+	}
+	return AllVerbs
+}
+
+// AllVerbs are those of an ordinary kind. Nobody may change it.
+var AllVerbs = []string{"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
+
+var (
+	singleVerbs  = []string{"create", "delete", "get", "list", "patch", "update", "watch"}
+	virtualVerbs = []string{"create"}
+)
+
 // Key is the store key of an object.
 func (k *Kind) Key(namespace, name string) string {
 	if k.Namespaced {

@@ -36,6 +36,7 @@ func smallTable() []*resource.Kind {
 	configMap.ShortNames = []string{"cm"}
 	namespace := row.Cluster[corev1.Namespace, corev1.NamespaceList](corev1.SchemeGroupVersion, "namespaces", "namespaces")
 	namespace.Terminate = func(resource.Object) {}
+	namespace.NoDeleteCollection = true
 	namespace.Subresources = map[string]resource.Subresource{
 		"status":   row.View(resource.Rules{}),
 		"finalize": {Verbs: []string{"update"}, View: &resource.Rules{}},

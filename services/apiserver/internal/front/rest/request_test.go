@@ -56,7 +56,7 @@ func TestRequestBecomesCall(t *testing.T) {
 		{"watch by the old path", "GET", "/api/v1/watch/namespaces/ns/pods?timeoutSeconds=1", "", nil,
 			call{Verb: "watch", Target: pods, Options: pipeline.WatchOptions{}}},
 		{"watch of one by the old path", "GET", "/api/v1/watch/namespaces/ns/pods/p?timeoutSeconds=1&fieldSelector=a%3Db", "", nil,
-			call{Verb: "watch", Target: pods, Options: pipeline.WatchOptions{FieldSelector: "a=b,metadata.name=p"}}},
+			call{Verb: "watch", Target: pod, Options: pipeline.WatchOptions{FieldSelector: "a=b"}}},
 		{"create", "POST", "/api/v1/namespaces/ns/pods?dryRun=All&fieldManager=m&fieldValidation=Strict", jsonBody, nil,
 			call{Verb: "create", Target: pods, Type: codec.JSON, Options: pipeline.WriteOptions{UserAgent: "kubectl/v1.37", DryRun: true, FieldManager: "m", FieldValidation: "Strict"}}},
 		{"create from YAML", "POST", "/api/v1/namespaces/ns/pods", "kind: Pod\napiVersion: v1\n", map[string]string{"Content-Type": "application/yaml"},

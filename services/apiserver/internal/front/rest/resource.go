@@ -4,10 +4,10 @@ import (
 	"net/http"
 	"slices"
 
-	"keelson.dev/services/apiserver/internal/front/rest/discovery"
 	"keelson.dev/services/apiserver/internal/front/rest/negotiate"
 	"keelson.dev/services/apiserver/internal/front/rest/route"
 	"keelson.dev/services/apiserver/internal/front/rest/table"
+	"keelson.dev/services/apiserver/internal/resource"
 )
 
 // serveResource answers a request for a collection, an object or a subresource.
@@ -149,7 +149,7 @@ func (x *exchange) resolve() (verbs []string, connect string) {
 		}
 		return sub.Verbs, ""
 	}
-	served := discovery.Verbs(kind)
+	served := kind.Verbs()
 	switch {
 	case p.Watch:
 		verbs = watchVerbs
@@ -160,7 +160,7 @@ func (x *exchange) resolve() (verbs []string, connect string) {
 	default:
 		verbs = collectiveVerbs
 	}
-	if len(served) != discovery.FullVerbs {
+	if len(served) != len(resource.AllVerbs) {
 		verbs = intersect(verbs, served)
 	}
 	return verbs, ""

@@ -36,15 +36,7 @@ func (x *exchange) watch() {
 		return
 	}
 	defer x.h.bounds.long.leave(1)
-	target := x.target()
-	selector := q.FieldSelector
-	if target.Name != "" { // the deprecated /watch/ form names one object
-		if selector != "" {
-			selector += ","
-		}
-		selector += "metadata.name=" + target.Name
-		target.Name = ""
-	}
+	target := x.target() // with a name in the deprecated /watch/ form
 	initial := q.SendInitialEvents != nil && *q.SendInitialEvents
 	match := q.ResourceVersionMatch
 	if !initial {
@@ -64,7 +56,7 @@ func (x *exchange) watch() {
 	// One that begins while the server stops is answered, and ends at once.
 	w, err := x.h.api.Watch(x.ctx, target, pipeline.WatchOptions{
 		LabelSelector:        q.LabelSelector,
-		FieldSelector:        selector,
+		FieldSelector:        q.FieldSelector,
 		ResourceVersion:      q.ResourceVersion,
 		ResourceVersionMatch: match,
 		SendInitialEvents:    initial,

@@ -15,28 +15,6 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// FullVerbs is the number of verbs of an ordinary kind.
-const FullVerbs = 8
-
-var (
-	fullVerbs    = []string{"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
-	slowDeletion = []string{"create", "delete", "get", "list", "patch", "update", "watch"}
-	virtualVerbs = []string{"create"}
-)
-
-// Verbs are what a kind's resource serves. Kinds that are only posted have create
-// alone; those whose deletion is a process of its own (Namespace) are not deleted
-// by the collection.
-func Verbs(k *resource.Kind) []string {
-	switch {
-	case k.Virtual != "":
-		return virtualVerbs
-	case k.Terminate != nil:
-		return slowDeletion
-	}
-	return fullVerbs
-}
-
 // group and version gather the rows of the table, in its order.
 type group struct {
 	name     string
@@ -95,7 +73,7 @@ func resourceList(g *group, v *version) *metav1.APIResourceList {
 			SingularName: k.Singular,
 			Namespaced:   k.Namespaced,
 			Kind:         k.GVK.Kind,
-			Verbs:        Verbs(k),
+			Verbs:        k.Verbs(),
 			ShortNames:   k.ShortNames,
 			Categories:   k.Categories,
 		}
@@ -171,7 +149,7 @@ func resourceDiscovery(k *resource.Kind) apidiscoveryv2.APIResourceDiscovery {
 		ResponseKind:     responseKind(k.GVK),
 		Scope:            scope,
 		SingularResource: k.Singular,
-		Verbs:            Verbs(k),
+		Verbs:            k.Verbs(),
 		ShortNames:       k.ShortNames,
 		Categories:       k.Categories,
 	}

@@ -4,7 +4,6 @@ import (
 	"maps"
 	"slices"
 
-	"keelson.dev/services/apiserver/internal/front/rest/discovery"
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
@@ -38,7 +37,7 @@ func Resources(t *resource.Table) []Resource {
 	for _, k := range t.Kinds() {
 		r := Resource{
 			Group: k.GVK.Group, Version: k.GVK.Version, Kind: k.GVK.Kind,
-			Resource: k.Resource, Namespaced: k.Namespaced, Verbs: discovery.Verbs(k),
+			Resource: k.Resource, Namespaced: k.Namespaced, Verbs: k.Verbs(),
 			ReturnsDeleted: k.ReturnsDeleted,
 		}
 		for _, name := range slices.Sorted(maps.Keys(k.Subresources)) {
