@@ -94,6 +94,10 @@ check-gen: gen ## Fail if generated code is not what `make gen` makes
 lint: ## Check style and the arrows between modules
 	@scripts/lint.sh
 
+.PHONY: audit
+audit: build runtime ## Check vulnerabilities, licences, file modes and capabilities
+	@scripts/audit.sh
+
 .PHONY: conformance
 conformance: build runtime ## Run the official suite: make conformance FOCUS='regular expression'
 	@$(MAKE) --no-print-directory -C e2e/conformance run FOCUS='$(FOCUS)'

@@ -7,6 +7,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 scripts/install-packages.sh nftables iptables iproute2 containernetworking-plugins conntrack dnsutils curl procps
 scripts/lint.sh
+echo "== audit"
+scripts/audit.sh
 echo "== each module alone"
 for m in proto services/internal services/apiserver services/scheduler services/controller-manager services/cloud-controller services/node tools e2e; do
 	(cd "$m" && GOWORK=off go build ./...)
