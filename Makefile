@@ -79,7 +79,7 @@ fault: build ## Faults under load: make fault SEED=7 SECONDS=120, or FAULTS=200
 	@SEED="$(SEED)" SECONDS_OF_FAULTS="$(SECONDS)" FAULTS="$(FAULTS)" scripts/fault.sh
 
 .PHONY: bench
-bench: build runtime ## Measure the figures of the README on this machine
+bench: build runtime ## Measure this machine's figures: make bench ONLY=rest-get AGAINST=DIR-OF-OTHER-PROGRAMS
 	@scripts/bench.sh
 
 .PHONY: gen

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,6 +13,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -37,6 +40,9 @@ type bench struct {
 	https    string
 	grpc     string
 	seq      atomic.Int64
+	// cost is the server's CPU time for each request of the last figure; 0 if the
+	// figure has none.
+	cost time.Duration
 }
 
 func newBench(bin string) (*bench, error) {
@@ -244,6 +250,44 @@ func pod(namespace, name string) *corev1.Pod {
 			}},
 		},
 	}
+}
+
+// clockTick is the unit of a process's times in /proc: the kernel fixes USER_HZ at
+// 100 for programs on every architecture that Go runs on.
+const clockTick = 10 * time.Millisecond
+
+// cpu is how much processor time the apiserver has used; 0 if it does not run.
+func (b *bench) cpu() time.Duration {
+	if b.cmd == nil {
+		return 0
+	}
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", b.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	// The program's name stands in parentheses and may hold anything; utime and
+	// stime are fields 14 and 15, the 12th and 13th after it.
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(fields) < 13 {
+		return 0
+	}
+	var total time.Duration
+	for _, f := range fields[11:13] {
+		n, err := strconv.ParseInt(f, 10, 64)
+		if err != nil {
+			return 0
+		}
+		total += time.Duration(n) * clockTick
+	}
+	return total
+}
+
+// rate is rate, and keeps what each call costs the server.
+func (b *bench) rate(ctx context.Context, callers, n int, call func(ctx context.Context, i int) error) (float64, error) {
+	before := b.cpu()
+	r, err := rate(ctx, callers, n, call)
+	b.cost = (b.cpu() - before) / time.Duration(n)
+	return r, err
 }
 
 // rate runs n calls from `callers` goroutines and returns calls a second.

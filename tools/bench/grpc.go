@@ -61,7 +61,7 @@ func grpcCreate(ctx context.Context, b *bench) (float64, string, error) {
 		return 0, "", err
 	}
 	defer done()
-	r, err := rate(ctx, callers, 20000, func(ctx context.Context, i int) error {
+	r, err := b.rate(ctx, callers, 20000, func(ctx context.Context, i int) error {
 		_, err := client.For[*corev1.Pod](clients[i%len(clients)]).Create(ctx, pod(ns, fmt.Sprintf("g-%05d", i)))
 		return err
 	})
@@ -75,7 +75,7 @@ func grpcCommit(ctx context.Context, b *bench) (float64, string, error) {
 		return 0, "", err
 	}
 	defer done()
-	r, err := rate(ctx, 16, batches, func(ctx context.Context, i int) error {
+	r, err := b.rate(ctx, 16, batches, func(ctx context.Context, i int) error {
 		writes := make([]client.Write, batch)
 		for j := range writes {
 			writes[j] = client.CreateWrite(pod(ns, fmt.Sprintf("c-%05d-%03d", i, j)))
@@ -91,6 +91,7 @@ func grpcCommit(ctx context.Context, b *bench) (float64, string, error) {
 		}
 		return nil
 	})
+	b.cost /= batch
 	return r * batch, "20,000 pods, batches of 100, 16 callers", err
 }
 
@@ -109,7 +110,7 @@ func grpcGet(ctx context.Context, b *bench) (float64, string, error) {
 			return 0, "", err
 		}
 	}
-	r, err := rate(ctx, callers, 40000, func(ctx context.Context, i int) error {
+	r, err := b.rate(ctx, callers, 40000, func(ctx context.Context, i int) error {
 		_, err := pods[i%len(pods)].Get(ctx, ns, fmt.Sprintf("g-%05d", i%100))
 		return err
 	})

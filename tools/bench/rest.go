@@ -21,7 +21,7 @@ func (b *bench) fill(ctx context.Context, c *kubernetes.Clientset, n int) (strin
 	if err != nil {
 		return "", 0, err
 	}
-	r, err := rate(ctx, callers, n, func(ctx context.Context, i int) error {
+	r, err := b.rate(ctx, callers, n, func(ctx context.Context, i int) error {
 		_, err := c.CoreV1().Pods(ns).Create(ctx, pod(ns, fmt.Sprintf("p-%05d", i)), metav1.CreateOptions{})
 		return err
 	})
@@ -53,7 +53,7 @@ func restGet(ctx context.Context, b *bench) (float64, string, error) {
 	if err != nil {
 		return 0, "", err
 	}
-	r, err := rate(ctx, callers, 30000, func(ctx context.Context, i int) error {
+	r, err := b.rate(ctx, callers, 30000, func(ctx context.Context, i int) error {
 		_, err := c.CoreV1().Pods(ns).Get(ctx, fmt.Sprintf("p-%05d", i%100), metav1.GetOptions{})
 		return err
 	})
@@ -69,7 +69,7 @@ func restPatch(ctx context.Context, b *bench) (float64, string, error) {
 	if err != nil {
 		return 0, "", err
 	}
-	r, err := rate(ctx, callers, 10000, func(ctx context.Context, i int) error {
+	r, err := b.rate(ctx, callers, 10000, func(ctx context.Context, i int) error {
 		patch := fmt.Sprintf(`{"metadata":{"annotations":{"bench":"%d"}}}`, i)
 		_, err := c.CoreV1().Pods(ns).Patch(ctx, fmt.Sprintf("p-%05d", i%1000), types.MergePatchType, []byte(patch), metav1.PatchOptions{})
 		return err
@@ -88,7 +88,7 @@ func restList(ctx context.Context, b *bench) (float64, string, error) {
 	}
 	var mu sync.Mutex
 	var times []time.Duration
-	_, err = rate(ctx, 4, 60, func(ctx context.Context, i int) error {
+	_, err = b.rate(ctx, 4, 60, func(ctx context.Context, i int) error {
 		began := time.Now()
 		list, err := c.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{})
 		if err != nil {
@@ -133,6 +133,7 @@ func restLease(ctx context.Context, b *bench) (float64, string, error) {
 	var wg sync.WaitGroup
 	errs := make([]error, callers)
 	const each = 150
+	before := b.cpu()
 	began := time.Now()
 	for w := range callers {
 		wg.Go(func() {
@@ -155,7 +156,24 @@ func restLease(ctx context.Context, b *bench) (float64, string, error) {
 			return 0, "", err
 		}
 	}
-	return callers * each / time.Since(began).Seconds(), "updates, 64 callers", nil
+	took := time.Since(began)
+	b.cost = (b.cpu() - before) / (callers * each)
+	return callers * each / took.Seconds(), "updates, 64 callers", nil
+}
+
+func restDelete(ctx context.Context, b *bench) (float64, string, error) {
+	c, err := b.rest(ctx)
+	if err != nil {
+		return 0, "", err
+	}
+	ns, _, err := b.fill(ctx, c, 10000)
+	if err != nil {
+		return 0, "", err
+	}
+	r, err := b.rate(ctx, callers, 10000, func(ctx context.Context, i int) error {
+		return c.CoreV1().Pods(ns).Delete(ctx, fmt.Sprintf("p-%05d", i), metav1.DeleteOptions{})
+	})
+	return r, "10,000 deletes, 64 callers", err
 }
 
 // restWatch counts the events that 200 client-go watchers on one connection
@@ -198,7 +216,7 @@ func restWatch(ctx context.Context, b *bench) (float64, string, error) {
 		})
 	}
 	began := time.Now()
-	_, err = rate(ctx, callers, writes, func(ctx context.Context, i int) error {
+	_, err = b.rate(ctx, callers, writes, func(ctx context.Context, i int) error {
 		patch := fmt.Sprintf(`{"metadata":{"annotations":{"bench":"%d"}}}`, i)
 		_, err := c.CoreV1().Pods(ns).Patch(ctx, fmt.Sprintf("p-%05d", i%100), types.MergePatchType, []byte(patch), metav1.PatchOptions{})
 		return err
