@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -88,6 +89,15 @@ type Node struct {
 	Zone string `json:"zone"`
 }
 
+// Index is the number in the name of one of the cluster's own nodes, node-N.
+func (n Node) Index() int {
+	i, err := strconv.Atoi(strings.TrimPrefix(n.Name, "node-"))
+	if err != nil {
+		return -1
+	}
+	return i
+}
+
 // Gateway is the host's address in the nodes' network.
 func (c *Cluster) Gateway() string { return fmt.Sprintf("10.89.%d.1", c.Subnet) }
 
@@ -105,6 +115,10 @@ func (c *Cluster) Namespace(node string) string { return "keelson-" + c.ID + "-"
 
 // CgroupRoot is the cgroup under which a node's pods live.
 func (c *Cluster) CgroupRoot(node string) string { return "/keelson-" + c.ID + "/" + node }
+
+// ProcessCgroup is the cgroup of one of the cluster's own processes, and of what it
+// starts outside of pods.
+func (c *Cluster) ProcessCgroup(name string) string { return "/keelson-" + c.ID + "/keel/" + name }
 
 // Path joins names to the home directory.
 func (c *Cluster) Path(names ...string) string {
@@ -152,7 +166,10 @@ func Load(home string) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := os.ReadFile(filepath.Join(home, "cluster.json"))
+	if err := Trust(home); err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(filepath.Join(home, file))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: %w; `keel up --home %s` makes one", home, ErrNone, home)
 	}
@@ -160,8 +177,12 @@ func Load(home string) (*Cluster, error) {
 		return nil, err
 	}
 	c := &Cluster{}
-	if err := json.Unmarshal(data, c); err != nil {
-		return nil, fmt.Errorf("%s/cluster.json: %w", home, err)
+	err = json.Unmarshal(data, c)
+	if err == nil {
+		err = ValidID(c.ID)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s/%s does not describe a cluster: %w", home, file, err)
 	}
 	c.Home = home
 	if len(c.Founders) == 0 {
@@ -177,13 +198,13 @@ func (c *Cluster) Save() error {
 	if err != nil {
 		return err
 	}
-	return WriteFile(c.Path("cluster.json"), append(data, '\n'), 0o600)
+	return WriteFile(c.Path(file), append(data, '\n'), 0o600)
 }
 
 // WriteFile replaces a file in one step, so that a crash leaves the old one or
 // the new one.
 func WriteFile(path string, data []byte, mode os.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	f, err := os.CreateTemp(filepath.Dir(path), newPrefix+"*")
 	if err != nil {
 		return err
 	}
@@ -207,6 +228,8 @@ type Options struct {
 	Egress     bool
 	// OTLPEndpoint replaces the stored one unless it is nil; "" sends spans nowhere else.
 	OTLPEndpoint *string
+	// Free, if set, fails where something on this machine has a new cluster's id.
+	Free func(id string) error
 }
 
 // Open loads the cluster of a home directory, or chooses a new one. Options that
@@ -217,6 +240,9 @@ func Open(o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := errors.Join(Trust(home), Vacant(home)); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(home, 0o700); err != nil {
 		return nil, err
 	}
@@ -224,6 +250,9 @@ func Open(o Options) (*Cluster, error) {
 	switch {
 	case errors.Is(err, ErrNone):
 		c, err = choose(home, o.Port, max(o.APIServers, 1))
+		if err == nil && o.Free != nil {
+			err = o.Free(c.ID)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -268,9 +297,13 @@ func (c *Cluster) resize(n int) {
 func choose(home string, port, apiservers int) (*Cluster, error) {
 	h := fnv.New32a()
 	h.Write([]byte(home))
+	id, err := chooseID(home)
+	if err != nil {
+		return nil, err
+	}
 	c := &Cluster{
 		Home:        home,
-		ID:          fmt.Sprintf("%06x", h.Sum32()&0xffffff),
+		ID:          id,
 		ClusterCIDR: "10.244.0.0/16",
 		ServiceCIDR: "10.96.0.0/16",
 		ClusterDNS:  "10.96.0.10",
@@ -297,6 +330,25 @@ func choose(home string, port, apiservers int) (*Cluster, error) {
 		}
 	}
 	return nil, errors.New("no free pair of ports from 6443 on; choose one with --port")
+}
+
+// chooseID makes an id from a home that no other home on this machine has.
+func chooseID(home string) (string, error) {
+	others, err := Registered()
+	if err != nil {
+		return "", err
+	}
+	for n := 0; ; n++ {
+		h := fnv.New32a()
+		h.Write([]byte(home))
+		if n > 0 {
+			fmt.Fprintf(h, "#%d", n)
+		}
+		id := fmt.Sprintf("%06x", h.Sum32()&0xffffff)
+		if !slices.ContainsFunc(others, func(e Entry) bool { return e.ID == id && e.Home != home }) {
+			return id, nil
+		}
+	}
 }
 
 // addMembers gives each of several apiservers an address.

@@ -1,15 +1,15 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,6 +17,7 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 	"keelson.dev/tools/keel/internal/hostnet"
 	"keelson.dev/tools/keel/internal/supervise"
+	"keelson.dev/tools/keel/internal/sweep"
 )
 
 // down stops a cluster and keeps its data.
@@ -63,35 +64,185 @@ func (e *env) stop(ctx context.Context, c *cluster.Cluster) error {
 	return nil
 }
 
+// removal deletes one cluster.
+type removal struct {
+	*env
+	id   string
+	home string
+	// c is nil where the home is gone.
+	c *cluster.Cluster
+}
+
 // delete ends a cluster and leaves nothing behind.
 func (e *env) delete() *cobra.Command {
-	return &cobra.Command{
+	var id string
+	cmd := &cobra.Command{
 		Use:   "delete",
-		Short: "Stop the cluster and remove it: links, rules, mounts, cgroups, files",
-		Args:  noArgs,
+		Short: "Stop the cluster and remove it: processes, links, rules, mounts, cgroups, files",
+		Long: `Stop the cluster and remove all that keel made for it: processes, containers, links,
+firewall rules, mounts, cgroups, and its files. Other files in its directory stay, and
+then the directory does too. It may be repeated, and with --id it needs no directory.`,
+		Example: `  keel delete
+  keel delete --home /var/lib/ha
+  keel delete --id 4fd1c3      # whose directory is gone; keel list shows the ids`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := cluster.Load(e.home)
-			if errors.Is(err, cluster.ErrNone) {
-				e.say("nothing to delete in %s", e.home)
-				return nil
-			}
-			if err != nil {
+			if err := needRoot(); err != nil {
 				return err
 			}
-			if err := e.stop(cmd.Context(), c); err != nil {
+			r, err := e.removal(id, cmd.Flags().Changed("home"))
+			if err != nil || r == nil {
 				return err
 			}
-			errs := []error{hostnet.Remove(c), cleanMachine(cmd.Context(), c), unmount(c.Home), removeCgroups(c), unmergeKubeconfig(c)}
-			if err := errors.Join(errs...); err != nil {
-				return fmt.Errorf("%w; nothing was removed from %s: mend it and delete again", err, c.Home)
-			}
-			if err := os.RemoveAll(c.Home); err != nil {
-				return err
-			}
-			e.say("deleted %s", c.Home)
-			return nil
+			return r.run(cmd.Context())
 		},
 	}
+	cmd.Flags().StringVar(&id, "id", "", "the cluster's id, as `keel list` shows it, in place of --home")
+	return cmd
+}
+
+// removal finds what to delete; nil where there is nothing.
+func (e *env) removal(id string, homeGiven bool) (*removal, error) {
+	if id != "" {
+		if err := cluster.ValidID(id); err != nil {
+			return nil, usageError{fmt.Errorf("--id: %w", err)}
+		}
+		if homeGiven {
+			return nil, usageError{errors.New("--id and --home: give one of them")}
+		}
+		entries, err := cluster.Registered()
+		if err != nil {
+			return nil, err
+		}
+		r := &removal{env: e, id: id}
+		if i := slices.IndexFunc(entries, func(x cluster.Entry) bool { return x.ID == id }); i >= 0 {
+			r.home = entries[i].Home
+			// Only the home of this cluster: another may be there by now.
+			if c, err := cluster.Load(r.home); err == nil && c.ID == id {
+				r.c = c
+			}
+		}
+		return r, nil
+	}
+	c, err := cluster.Load(e.home)
+	if err == nil {
+		return &removal{env: e, id: c.ID, home: c.Home, c: c}, nil
+	}
+	home, absErr := filepath.Abs(e.home)
+	entries, listErr := cluster.Registered()
+	if listErr != nil || absErr != nil {
+		return nil, errors.Join(err, listErr, absErr)
+	}
+	if i := slices.IndexFunc(entries, func(x cluster.Entry) bool { return x.Home == home }); i >= 0 {
+		return &removal{env: e, id: entries[i].ID, home: home}, nil
+	}
+	if errors.Is(err, cluster.ErrNone) {
+		e.say("nothing to delete in %s", e.home)
+		return nil, nil
+	}
+	return nil, err
+}
+
+// stopTime bounds the orderly stop; what has not ended then is killed.
+const stopTime = 90 * time.Second
+
+// run carries out each step whatever became of the others: what one leaves, a repeated
+// delete takes up.
+func (r *removal) run(ctx context.Context) error {
+	var errs []error
+	note := func(what string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+		}
+	}
+	if r.c != nil {
+		unlock, err := r.alone(ctx, r.c.Home)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		stop, cancel := context.WithTimeout(ctx, stopTime)
+		// What did not stop is killed below: it is no failure.
+		if err := r.stop(stop, r.c); err != nil {
+			fmt.Fprintf(r.err, "keel: %v; what still runs is killed\n", err)
+		}
+		cancel()
+		note("network", cleanMachine(ctx, r.c))
+	}
+	var sockets []string
+	if r.c != nil {
+		sockets = sweep.ShimSockets(r.c.Path("nodes"))
+	}
+	killed := sweep.Kill(ctx, r.id)
+	note("processes", killed)
+	note("sockets", sweep.RemoveSockets(sockets))
+	var unmounted error
+	if r.home != "" {
+		unmounted = sweep.Unmount(r.home)
+		note("mounts", unmounted)
+	}
+	note("network", hostnet.Remove(r.id))
+	note("cgroups", sweep.Cgroups(ctx, r.id))
+	note("kubeconfig", unmergeKubeconfig(r.id))
+	left, err := r.left(ctx)
+	note("look", err)
+	if len(left) > 0 || len(errs) > 0 {
+		text := ""
+		for _, l := range left {
+			text += "\n  " + l
+		}
+		if text != "" {
+			text = "; left are:" + text
+		}
+		return fmt.Errorf("cluster %s is not deleted whole, its files stay: %w%s\n`keel delete --id %s` goes on; if the same stays, end by hand what holds it", r.id, cmp.Or(errors.Join(errs...), errLeft), text, r.id)
+	}
+	return r.files()
+}
+
+var errLeft = errors.New("something is still there")
+
+// left is what there still is once it has had time to go.
+func (r *removal) left(ctx context.Context) (left []string, err error) {
+	for deadline := time.Now().Add(5 * time.Second); ; {
+		left, err = sweep.Left(r.id, r.home)
+		if err == nil && len(left) == 0 || time.Now().After(deadline) {
+			return left, err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return left, errors.Join(err, ctx.Err())
+		}
+	}
+}
+
+// files removes the cluster's files, once nothing runs and nothing is mounted below.
+func (r *removal) files() error {
+	if r.c == nil {
+		if err := cluster.Unregister(r.id); err != nil {
+			return err
+		}
+		r.say("deleted cluster %s", r.id)
+		if r.home != "" {
+			if _, err := os.Lstat(r.home); err == nil {
+				r.say("%s is left as it is: it does not describe this cluster", r.home)
+			}
+		}
+		return nil
+	}
+	kept, err := r.c.Erase()
+	if err != nil {
+		return fmt.Errorf("remove the files of %s: %w; `keel delete --home %s` goes on", r.c.Home, err, r.c.Home)
+	}
+	if err := cluster.Unregister(r.id); err != nil {
+		return err
+	}
+	if len(kept) > 0 {
+		r.say("deleted the cluster in %s; the directory stays, with what is not keel's: %s", r.c.Home, strings.Join(kept, ", "))
+		return nil
+	}
+	r.say("deleted %s", r.c.Home)
+	return nil
 }
 
 // cleanMachine removes what a joined node left in this machine's own network; the
@@ -107,74 +258,6 @@ func cleanMachine(ctx context.Context, c *cluster.Cluster) error {
 	out, err := exec.CommandContext(ctx, filepath.Join(bin, "node"), "--cleanup", "--cluster-cidr", c.ClusterCIDR).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("remove the node's network: %w\n%s", err, out)
-	}
-	return nil
-}
-
-// unmount takes away every mount below a directory, the innermost first.
-func unmount(home string) error {
-	data, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	var points []string
-	for line := range strings.Lines(string(data)) {
-		fields := strings.Fields(line)
-		if len(fields) > 4 && strings.HasPrefix(fields[4], home+"/") {
-			points = append(points, strings.ReplaceAll(fields[4], `\040`, " "))
-		}
-	}
-	sort.Sort(sort.Reverse(sort.StringSlice(points)))
-	var errs []error
-	for _, p := range points {
-		if err := syscall.Unmount(p, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOENT) {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", p, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// removeCgroups removes the cluster's cgroups of every hierarchy, and waits for
-// the last processes to leave them.
-func removeCgroups(c *cluster.Cluster) error {
-	roots, _ := filepath.Glob("/sys/fs/cgroup/*/keelson-" + c.ID)
-	if _, err := os.Stat("/sys/fs/cgroup/keelson-" + c.ID); err == nil {
-		roots = append(roots, "/sys/fs/cgroup/keelson-"+c.ID)
-	}
-	var errs []error
-	for _, root := range roots {
-		deadline := time.Now().Add(10 * time.Second)
-		for {
-			err := removeCgroup(root)
-			if err == nil {
-				break
-			}
-			if time.Now().After(deadline) {
-				errs = append(errs, err)
-				break
-			}
-			time.Sleep(50 * time.Millisecond)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func removeCgroup(root string) error {
-	var dirs []string
-	err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			dirs = append(dirs, path)
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	sort.Sort(sort.Reverse(sort.StringSlice(dirs)))
-	for _, d := range dirs {
-		if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("cgroup %s: %w", d, err)
-		}
 	}
 	return nil
 }

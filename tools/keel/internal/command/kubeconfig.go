@@ -74,13 +74,13 @@ func mergeKubeconfig(c *cluster.Cluster) (string, error) {
 
 // unmergeKubeconfig takes the cluster out of the user's kubeconfig, if it is
 // there.
-func unmergeKubeconfig(c *cluster.Cluster) error {
+func unmergeKubeconfig(id string) error {
 	options := clientcmd.NewDefaultPathOptions()
 	user, err := options.GetStartingConfig()
 	if err != nil {
 		return nil // not ours to mend
 	}
-	name := "keelson-" + c.ID
+	name := "keelson-" + id
 	if user.Clusters[name] == nil {
 		return nil
 	}

@@ -5,18 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"syscall"
 	"time"
+
+	"keelson.dev/tools/keel/internal/cluster"
 )
 
 // alone waits until no other `keel up` prepares the cluster in a directory, and keeps
 // others out until unlock is called, or this process ends, however.
 func (e *env) alone(ctx context.Context, home string) (unlock func(), err error) {
+	if err := errors.Join(cluster.Trust(home), cluster.Vacant(home)); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(home, 0o700); err != nil {
 		return nil, err
 	}
-	lock, err := os.OpenFile(filepath.Join(home, "up.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := os.OpenFile(cluster.LockFile(home), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}

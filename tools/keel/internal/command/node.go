@@ -190,7 +190,15 @@ func (e *env) join(cmd *cobra.Command, server, token, name, zone string, ca []by
 	if err != nil {
 		return err
 	}
-	c, err := cluster.Open(cluster.Options{Home: e.home, Nodes: 0, Simulated: 0})
+	unlock, err := e.alone(cmd.Context(), e.home)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	c, err := cluster.Open(cluster.Options{Home: e.home, Nodes: 0, Simulated: 0, Free: unused})
+	if err == nil {
+		err = c.Register()
+	}
 	if err != nil {
 		return err
 	}

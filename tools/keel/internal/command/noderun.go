@@ -149,6 +149,7 @@ func (o *nodeRunOptions) specs(c *cluster.Cluster, node cluster.Node) ([]supervi
 	}
 	for i := range specs {
 		specs[i].Log = "/proc/self/fd/2" // the container's
+		specs[i].Cgroup = ""             // they end with the container
 	}
 	agent := &specs[1]
 	agent.Args = append(agent.Args, "--cgroup-root", "/keelson", "--zone", node.Zone, "--region", o.region, "--cloud-provider", "")

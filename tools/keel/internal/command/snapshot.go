@@ -111,7 +111,7 @@ func (e *env) restore(ctx context.Context, file, output string, apiservers int, 
 		if err := e.runSnapshot(ctx, io.Discard, "status", file, ""); err != nil {
 			return err
 		}
-		c, err = cluster.Open(cluster.Options{Home: e.home, Nodes: 3, Simulated: -1, APIServers: apiservers})
+		c, err = cluster.Open(cluster.Options{Home: e.home, Nodes: 3, Simulated: -1, APIServers: apiservers, Free: unused})
 	case err == nil && c.Joined != nil:
 		return fmt.Errorf("%s is a node of another cluster: restore where its apiservers are", c.Home)
 	case err == nil && apiservers > 0 && apiservers != max(len(c.Members), 1):

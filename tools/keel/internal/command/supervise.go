@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"keelson.dev/tools/keel/internal/balance"
+	"keelson.dev/tools/keel/internal/cgroup"
 	"keelson.dev/tools/keel/internal/cluster"
 	"keelson.dev/tools/keel/internal/runtime"
 	"keelson.dev/tools/keel/internal/supervise"
@@ -84,6 +85,9 @@ func (e *env) supervise() *cobra.Command {
 			c, err := cluster.Load(e.home)
 			if err != nil {
 				return err
+			}
+			if err := cgroup.Host.Enter(c.ProcessCgroup("supervisor")); err != nil {
+				fmt.Fprintf(e.err, "the supervisor runs outside of its cgroup: %v\n", err)
 			}
 			err = supervise.NewServer(dir(c), runtime.StopSandboxes).Run(cmd.Context())
 			if err != nil {

@@ -24,6 +24,7 @@ import (
 	"keelson.dev/tools/keel/internal/process"
 	"keelson.dev/tools/keel/internal/runtime"
 	"keelson.dev/tools/keel/internal/supervise"
+	"keelson.dev/tools/keel/internal/sweep"
 )
 
 // up starts a cluster, or brings a running one to what is asked for.
@@ -93,6 +94,9 @@ func checkEndpoint(endpoint string) error {
 
 func (e *env) bringUp(ctx context.Context, o cluster.Options) error {
 	began := time.Now()
+	if err := errors.Join(cluster.Trust(o.Home), cluster.Vacant(o.Home)); err != nil {
+		return err
+	}
 	bin, err := programs()
 	if err != nil {
 		return err
@@ -107,8 +111,12 @@ func (e *env) bringUp(ctx context.Context, o cluster.Options) error {
 			o.Nodes = 3
 		}
 	}
+	o.Free = unused
 	c, err := cluster.Open(o)
 	if err != nil {
+		return err
+	}
+	if err := c.Register(); err != nil {
 		return err
 	}
 	step := func(format string, args ...any) {
@@ -157,6 +165,15 @@ func (e *env) bringUp(ctx context.Context, o cluster.Options) error {
 	}
 	e.say("\nexport KUBECONFIG=%s", c.Kubeconfig())
 	return nil
+}
+
+// unused fails where an earlier cluster of an id left something behind.
+func unused(id string) error {
+	left, err := sweep.Left(id, "")
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("a cluster %s whose files are gone is still on this machine (%s): `keel delete --id %s` first", id, left[0], id)
+	}
+	return err
 }
 
 // certificates makes what is missing of the cluster's PKI and the kubeconfig.

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -52,6 +54,35 @@ func TestOTLPEndpointIsChecked(t *testing.T) {
 	for _, endpoint := range []string{"", "collector.example:4317", "[::1]:4317"} {
 		if err := checkEndpoint(endpoint); err != nil {
 			t.Errorf("%q: %v", endpoint, err)
+		}
+	}
+}
+
+// A directory of somebody's files is neither made a home nor deleted as one.
+func TestFilesOfOthersStay(t *testing.T) {
+	checkout := t.TempDir()
+	canary := filepath.Join(checkout, "main.go")
+	if err := os.WriteFile(canary, []byte("package main"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for verb, says := range map[string]string{"up": "main.go", "delete": "nothing to delete"} {
+		var out bytes.Buffer
+		code := Run(t.Context(), []string{verb, "--home", checkout}, &out, &out)
+		if (code == 0) != (verb == "delete") || !strings.Contains(out.String(), says) {
+			t.Errorf("%s: %d %q", verb, code, out.String())
+		}
+	}
+	files, err := os.ReadDir(checkout)
+	if err != nil || len(files) != 1 || files[0].Name() != "main.go" {
+		t.Errorf("there are %v now, %v", files, err)
+	}
+}
+
+func TestDeleteByID(t *testing.T) {
+	for _, args := range [][]string{{"--id", "../etc"}, {"--id", "abc123", "--home", t.TempDir()}} {
+		var out bytes.Buffer
+		if code := Run(t.Context(), append([]string{"delete"}, args...), &out, &out); code != 2 {
+			t.Errorf("%v: %d %q", args, code, out.String())
 		}
 	}
 }

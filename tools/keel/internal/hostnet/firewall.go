@@ -65,21 +65,13 @@ func ensureForwarding(c *cluster.Cluster) error {
 
 // removeForwarding takes the rules away, and the table too if it is as empty as
 // the kernel makes it.
-func removeForwarding(c *cluster.Cluster) error {
+func removeForwarding(id string) error {
 	var errs []error
 	for _, program := range iptables() {
-		list, err := exec.Command(program, "-w", "5", "-S", "FORWARD").Output()
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", program, err))
-			continue
-		}
-		for line := range strings.SplitSeq(string(list), "\n") {
-			fields := strings.Fields(line)
-			if len(fields) == 0 || fields[0] != "-A" || !strings.Contains(line, "--comment "+firewallComment+c.ID+" ") {
-				continue
-			}
-			fields[0] = "-D"
-			errs = append(errs, run(program, append([]string{"-w", "5"}, fields...)...))
+		rules, err := rulesOf(program, id)
+		errs = append(errs, err)
+		for _, rule := range rules {
+			errs = append(errs, run(program, append([]string{"-w", "5", "-D"}, rule...)...))
 		}
 		if program != "iptables-nft" {
 			continue
@@ -90,6 +82,21 @@ func removeForwarding(c *cluster.Cluster) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// rulesOf are the cluster's rules of the chain FORWARD, each as the arguments after -A.
+func rulesOf(program, id string) (rules [][]string, err error) {
+	list, err := exec.Command(program, "-w", "5", "-S", "FORWARD").Output()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", program, err)
+	}
+	for line := range strings.Lines(string(list)) {
+		fields := strings.Fields(line)
+		if len(fields) > 0 && fields[0] == "-A" && strings.Contains(line, "--comment "+firewallComment+id+" ") {
+			rules = append(rules, fields[1:])
+		}
+	}
+	return rules, nil
 }
 
 func run(program string, args ...string) error {

@@ -62,13 +62,13 @@ func TestBridgesPassAFirewall(t *testing.T) {
 				t.Errorf("%q stands %d times, want %d:\n%s", want, strings.Count(list, want), times, list)
 			}
 		}
-		if err := removeForwarding(c); err != nil {
+		if err := removeForwarding(c.ID); err != nil {
 			return err
 		}
 		if list := output(t, "iptables-nft", "-S"); strings.Contains(list, "abc123") || strings.Count(list, "def456") != 7 {
 			t.Errorf("after the first cluster has gone:\n%s", list)
 		}
-		if err := removeForwarding(other); err != nil {
+		if err := removeForwarding(other.ID); err != nil {
 			return err
 		}
 		if after := output(t, "iptables-nft", "-S"); after != before {
@@ -85,10 +85,10 @@ func TestNothingIsLeftBehind(t *testing.T) {
 		if err := ensureForwarding(c); err != nil {
 			return err
 		}
-		if err := removeForwarding(c); err != nil {
+		if err := removeForwarding(c.ID); err != nil {
 			return err
 		}
-		if err := removeForwarding(c); err != nil {
+		if err := removeForwarding(c.ID); err != nil {
 			return err
 		}
 		if out := output(t, "nft", "list", "ruleset"); out != "" {

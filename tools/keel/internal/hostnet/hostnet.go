@@ -77,7 +77,7 @@ func ensureBridge(c *cluster.Cluster) (netlink.Link, error) {
 }
 
 // veth is the host's end of a node's link; 15 characters at most.
-func veth(c *cluster.Cluster, i int) string { return fmt.Sprintf("kv%s-%d", c.ID, i) }
+func veth(c *cluster.Cluster, i int) string { return fmt.Sprintf("%s%s-%d", vethPrefix, c.ID, i) }
 
 func ensureNode(c *cluster.Cluster, bridge netlink.Link, i int, n cluster.Node) error {
 	ns, err := ensureNamespace(c.Namespace(n.Name))
@@ -188,7 +188,7 @@ func ensureEgress(c *cluster.Cluster) error {
 	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
 		return err
 	}
-	table := "keelson-" + c.ID
+	table := tableName(c.ID)
 	rules := fmt.Sprintf(`add table ip %[1]s
 delete table ip %[1]s
 table ip %[1]s {
@@ -206,54 +206,149 @@ table ip %[1]s {
 	return nil
 }
 
-// Remove takes away everything that Ensure made. Other clusters on this machine
-// keep theirs: the shared unreachable routes go with the last of them.
-func Remove(c *cluster.Cluster) error {
+// Remove takes away everything that Ensure made for the cluster of an id, all that it
+// can even if something fails. Other clusters on this machine keep theirs: the shared
+// unreachable routes go with the last of them.
+func Remove(id string) error {
 	var errs []error
-	for _, ns := range Namespaces(c) {
-		if err := netns.DeleteNamed(ns); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("network namespace %s: %w", ns, err))
+	for _, ns := range namespaces(id) {
+		errs = append(errs, deleteNamespace(ns))
+	}
+	own, others, err := links(id)
+	errs = append(errs, err)
+	for _, l := range own {
+		if err := netlink.LinkDel(l); err != nil && !errors.Is(err, syscall.ENODEV) && !errors.As(err, &netlink.LinkNotFoundError{}) {
+			errs = append(errs, fmt.Errorf("link %s: %w", l.Attrs().Name, err))
 		}
 	}
-	links, err := netlink.LinkList()
-	errs = append(errs, err)
-	others := false
-	for _, l := range links {
+	if err == nil {
+		errs = append(errs, removeRoutes(others))
+	}
+	errs = append(errs, removeForwarding(id))
+	if table := tableName(id); hasTable(table) {
+		errs = append(errs, run("nft", "delete", "table", "ip", table))
+	}
+	return errors.Join(errs...)
+}
+
+// RemoveNode takes the network of one of the cluster's nodes away.
+func RemoveNode(c *cluster.Cluster, n cluster.Node) error {
+	errs := []error{deleteNamespace(c.Namespace(n.Name))}
+	link, err := netlink.LinkByName(veth(c, n.Index()))
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) && !errors.Is(err, syscall.ENODEV) {
+		errs = append(errs, fmt.Errorf("link of %s: %w", n.Name, err))
+	}
+	return errors.Join(errs...)
+}
+
+// Left names what there is of the cluster of an id, for people.
+func Left(id string) ([]string, error) {
+	var out []string
+	for _, ns := range namespaces(id) {
+		out = append(out, "network namespace "+ns)
+	}
+	own, _, err := links(id)
+	for _, l := range own {
+		out = append(out, "link "+l.Attrs().Name)
+	}
+	for _, program := range iptables() {
+		list, ruleErr := rulesOf(program, id)
+		err = errors.Join(err, ruleErr)
+		for _, rule := range list {
+			out = append(out, program+" rule "+strings.Join(rule, " "))
+		}
+	}
+	if table := tableName(id); hasTable(table) {
+		out = append(out, "nftables table ip "+table)
+	}
+	return out, err
+}
+
+func tableName(id string) string { return "keelson-" + id }
+
+func hasTable(name string) bool { return exec.Command("nft", "list", "table", "ip", name).Run() == nil }
+
+// links are the cluster's links, and the third bytes of the addresses of other
+// clusters' bridges.
+func links(id string) (own []netlink.Link, others map[byte]bool, err error) {
+	all, err := netlink.LinkList()
+	if err != nil {
+		return nil, nil, fmt.Errorf("list links: %w", err)
+	}
+	others = map[byte]bool{}
+	for _, l := range all {
 		name := l.Attrs().Name
 		switch {
-		case name == c.Bridge() || strings.HasPrefix(name, "kv"+c.ID+"-"):
-			if err := netlink.LinkDel(l); err != nil && !errors.Is(err, syscall.ENODEV) {
-				errs = append(errs, fmt.Errorf("link %s: %w", name, err))
+		case name == bridgePrefix+id || strings.HasPrefix(name, vethPrefix+id+"-"):
+			own = append(own, l)
+		case strings.HasPrefix(name, bridgePrefix) && cluster.ValidID(strings.TrimPrefix(name, bridgePrefix)) == nil && l.Type() == "bridge":
+			addresses, err := netlink.AddrList(l, netlink.FAMILY_V4)
+			if err != nil {
+				return nil, nil, fmt.Errorf("addresses of %s: %w", name, err)
 			}
-		case strings.HasPrefix(name, "ks") && l.Type() == "bridge":
-			others = true
+			for _, a := range addresses {
+				if ip := a.IP.To4(); ip[0] == 10 && ip[1] == 89 {
+					others[ip[2]] = true
+				}
+			}
 		}
 	}
+	return own, others, nil
+}
+
+// The beginnings of the names of links.
+const (
+	bridgePrefix = "ks"
+	vethPrefix   = "kv"
+)
+
+// routeProtocol marks the routes that the cloud-controller's local provider makes.
+const routeProtocol = 76
+
+// removeRoutes takes away the routes to load balancers of clusters that have no bridge
+// any more, and the shared unreachable routes with the last cluster.
+func removeRoutes(others map[byte]bool) error {
 	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
-	errs = append(errs, err)
-	_, lb, err := net.ParseCIDR(c.LoadBalancerCIDR())
-	errs = append(errs, err)
+	errs := []error{err}
 	for _, r := range routes {
-		ours := r.Type == syscall.RTN_UNREACHABLE && r.Priority == blockPriority
-		inLB := r.Dst != nil && lb != nil && lb.Contains(r.Dst.IP)
-		if ours && (inLB || !others) || inLB {
+		if r.Dst == nil {
+			continue
+		}
+		ip := r.Dst.IP.To4()
+		ones, _ := r.Dst.Mask.Size()
+		balancer := ip != nil && ip[0] == 10 && ip[1] == 90 && ones >= 24
+		blocked := r.Type == syscall.RTN_UNREACHABLE && r.Priority == blockPriority
+		orphaned := balancer && !others[ip[2]] && (blocked || r.Protocol == routeProtocol)
+		if orphaned || blocked && !balancer && len(others) == 0 {
 			if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, syscall.ESRCH) {
 				errs = append(errs, fmt.Errorf("route %s: %w", r.Dst, err))
 			}
 		}
 	}
-	errs = append(errs, removeForwarding(c))
-	if c.Egress {
-		if out, err := exec.Command("nft", "delete", "table", "ip", "keelson-"+c.ID).CombinedOutput(); err != nil && !strings.Contains(string(out), "No such file") {
-			errs = append(errs, fmt.Errorf("nft: %w: %s", err, out))
-		}
-	}
 	return errors.Join(errs...)
 }
 
-// Namespaces are the names of the cluster's namespaces that exist.
-func Namespaces(c *cluster.Cluster) []string {
-	matches, _ := filepath.Glob("/var/run/netns/" + c.Namespace("*"))
+func deleteNamespace(name string) error {
+	err := netns.DeleteNamed(name)
+	if errors.Is(err, syscall.EINVAL) { // a file that nothing is mounted on
+		err = os.Remove(filepath.Join(netnsDir, name))
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("network namespace %s: %w", name, err)
+	}
+	return nil
+}
+
+// netnsDir is where named network namespaces are mounted (ip-netns(8)).
+const netnsDir = "/run/netns"
+
+// namespaces are the names of the cluster's namespaces that exist.
+func namespaces(id string) []string {
+	c := cluster.Cluster{ID: id}
+	matches, _ := filepath.Glob(filepath.Join(netnsDir, c.Namespace("*")))
 	for i, m := range matches {
 		matches[i] = filepath.Base(m)
 	}

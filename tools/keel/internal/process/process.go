@@ -12,6 +12,7 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 	"keelson.dev/tools/keel/internal/runtime"
 	"keelson.dev/tools/keel/internal/supervise"
+	"keelson.dev/tools/keel/internal/sweep"
 )
 
 // The order in which processes are stopped: who uses a service goes before it.
@@ -79,6 +80,10 @@ func Specs(c *cluster.Cluster, bin string, p runtime.Programs) ([]supervise.Spec
 		spec := service(c, bin, "node", "simulator", "simulator", stopNode,
 			"--apiserver", c.GRPC(), "--simulated", fmt.Sprint(c.Simulated), "--data-dir", c.Path("simulator"))
 		specs = append(specs, spec)
+	}
+	for i := range specs {
+		specs[i].Env = append(specs[i].Env, sweep.Variable+"="+c.ID)
+		specs[i].Cgroup = c.ProcessCgroup(specs[i].Name)
 	}
 	return specs, digests(specs)
 }

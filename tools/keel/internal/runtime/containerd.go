@@ -104,6 +104,8 @@ disabled_plugins = [
 
 [plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = {{.RestrictOOM}}
+  # With the rest of what a pod leaves, where it can be found.
+  netns_mounts_under_state_dir = true
   enable_selinux = false
   disable_apparmor = {{.NoAppArmor}}
   # Ranges that pods may bind without privileges, as Kubernetes' nodes allow.
@@ -119,6 +121,7 @@ disabled_plugins = [
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
         BinaryName = "{{.Runc}}"
+        Root = "{{.Dir}}/state/runc"
         SystemdCgroup = false
 `))
 

@@ -3,6 +3,7 @@ package supervise
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,6 +16,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netns"
+
+	"keelson.dev/tools/keel/internal/cgroup"
 )
 
 const (
@@ -151,28 +154,40 @@ func (p *process) launch() (*exec.Cmd, error) {
 	cmd.Stdout, cmd.Stderr = log, log
 	// A group of its own: a terminal's ^C is for keel alone.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if p.spec.Namespace == "" {
-		return cmd, cmd.Start()
-	}
-	err = InNamespace(p.spec.Namespace, cmd.Start)
+	err = onThread(p.spec.Namespace, func() error {
+		if p.spec.Cgroup == "" {
+			return cmd.Start()
+		}
+		err := cgroup.Host.Start(p.spec.Cgroup, cmd.SysProcAttr, cmd.Start)
+		if !errors.Is(err, cgroup.ErrNone) {
+			return err
+		}
+		// It runs all the same where cgroups cannot be made.
+		fmt.Fprintf(os.Stderr, "%s starts outside of its cgroup: %v\n", p.spec.Name, err)
+		return cmd.Start()
+	})
 	return cmd, err
 }
 
-// InNamespace runs f on a thread that is in a network namespace. The thread ends
-// with f: it is never given back to other goroutines.
-func InNamespace(name string, f func() error) error {
+// InNamespace runs f on a thread that is in a network namespace.
+func InNamespace(name string, f func() error) error { return onThread(name, f) }
+
+// onThread runs f on a thread that is in a network namespace, if one is named. The
+// thread ends with f: it is never given back to other goroutines.
+func onThread(namespace string, f func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // without unlock: the runtime ends the thread
-		ns, err := netns.GetFromName(name)
-		if err != nil {
-			result <- fmt.Errorf("network namespace %s: %w", name, err)
-			return
-		}
-		defer ns.Close()
-		if err := netns.Set(ns); err != nil {
-			result <- fmt.Errorf("network namespace %s: %w", name, err)
-			return
+		if namespace != "" {
+			ns, err := netns.GetFromName(namespace)
+			if err == nil {
+				defer ns.Close()
+				err = netns.Set(ns)
+			}
+			if err != nil {
+				result <- fmt.Errorf("network namespace %s: %w", namespace, err)
+				return
+			}
 		}
 		result <- f()
 	}()

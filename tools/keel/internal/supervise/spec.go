@@ -28,6 +28,8 @@ type Spec struct {
 	Env  []string `json:"env,omitempty"`
 	// Namespace is the network namespace to start in; empty is the host's.
 	Namespace string `json:"namespace,omitempty"`
+	// Cgroup is where it starts; empty is the supervisor's own.
+	Cgroup string `json:"cgroup,omitempty"`
 	// Log is the file that its output is appended to.
 	Log string `json:"log"`
 	// StopOrder: lower ones are stopped first.

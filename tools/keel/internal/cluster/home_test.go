@@ -1,0 +1,174 @@
+package cluster
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// What somebody else can change is not run as root.
+func TestTrust(t *testing.T) {
+	at := t.TempDir()
+	dir := func(mode os.FileMode, names ...string) string {
+		t.Helper()
+		path := filepath.Join(append([]string{at}, names...)...)
+		if err := os.Mkdir(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	link := func(to string, names ...string) string {
+		t.Helper()
+		path := filepath.Join(append([]string{at}, names...)...)
+		if err := os.Symlink(to, path); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	foreign := func(path string) string {
+		t.Helper()
+		if err := os.Lchown(path, 12345, 12345); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	plain := filepath.Join(at, "plain")
+	if err := os.WriteFile(plain, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	good, open, sticky := dir(0o700, "good"), dir(0o777, "open"), dir(os.ModeSticky|0o777, "sticky")
+	bobs := foreign(dir(0o755, "bobs"))
+	for _, row := range []struct{ name, home, says string }{
+		{"a directory of the caller's", good, ""},
+		{"one to be made", filepath.Join(good, "new", "er"), ""},
+		{"below a sticky directory", dir(0o700, "sticky", "own"), ""},
+		{"a parent that is a link of the caller's", filepath.Join(link(good, "way"), "new"), ""},
+		{"a link", link(good, "link"), "symbolic link"},
+		{"a file", plain, "not a directory"},
+		{"somebody else's", foreign(dir(0o700, "sticky", "bobs")), "belongs to user 12345"},
+		{"writable by others", dir(0o770, "group"), "chmod go-w"},
+		{"below what others may write", dir(0o700, "open", "own"), "others may write to " + open},
+		{"to be made where others may write", filepath.Join(open, "new"), "others may write"},
+		{"to be made below somebody else's directory", filepath.Join(bobs, "new"), "belongs to user 12345"},
+		{"through somebody else's link", filepath.Join(foreign(link(good, "sticky", "link")), "new"), "belongs to user 12345"},
+		{"through a link to where others may write", filepath.Join(link(open, "detour"), "new"), "others may write"},
+		{"through links without end", filepath.Join(link(filepath.Join(at, "round"), "round"), "new"), "too many"},
+	} {
+		err := Trust(row.home)
+		if (err == nil) != (row.says == "") || err != nil && (!strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), "--home")) {
+			t.Errorf("%s: %v, want %q", row.name, err, row.says)
+		}
+		if row.says == "" || row.home == plain {
+			continue
+		}
+		if _, err := Load(row.home); err == nil || !strings.Contains(err.Error(), row.says) {
+			t.Errorf("%s is loaded: %v", row.name, err)
+		}
+		if _, err := Open(Options{Home: row.home}); err == nil || !strings.Contains(err.Error(), row.says) {
+			t.Errorf("%s is opened: %v", row.name, err)
+		}
+	}
+	_ = sticky
+}
+
+// A directory of somebody's files is not taken for a home.
+func TestFilledDirectoriesAreRefused(t *testing.T) {
+	home := t.TempDir()
+	if err := os.WriteFile(LockFile(home), nil, 0o600); err != nil { // what an interrupted up left
+		t.Fatal(err)
+	}
+	if err := Vacant(home); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(home, "README.md"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(Options{Home: home}); err == nil || !strings.Contains(err.Error(), "README.md") {
+		t.Errorf("opened: %v", err)
+	}
+	for content, says := range map[string]string{"[]": "does not describe a cluster", "{}": "id of a cluster", `{"id":"../../etc"}`: "id of a cluster"} {
+		if err := os.WriteFile(filepath.Join(home, file), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(Options{Home: home}); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", content, err)
+		}
+	}
+}
+
+func TestEraseLeavesWhatIsNotKeels(t *testing.T) {
+	home := t.TempDir()
+	c := &Cluster{Home: home, ID: "abc123"}
+	if err := c.Save(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"pki/sa.key", "apiserver-0/etcd/x", "apiserver-12.lost-1700000000/x", "volumes/x", "mine/apiserver-0/x", "apiserver-0.bak", "up.lock", ".new-1"} {
+		path := filepath.Join(home, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept, err := c.Erase()
+	if err != nil || !slices.Equal(kept, []string{"apiserver-0.bak", "mine"}) {
+		t.Fatalf("kept %v, %v", kept, err)
+	}
+	if _, err := os.Stat(filepath.Join(home, "mine/apiserver-0/x")); err != nil {
+		t.Error(err)
+	}
+	for _, name := range kept {
+		if err := os.RemoveAll(filepath.Join(home, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if kept, err := c.Erase(); err != nil || len(kept) > 0 {
+			t.Fatal(kept, err)
+		}
+	}
+	if _, err := os.Stat(home); err == nil {
+		t.Error("the empty home is still there")
+	}
+}
+
+func TestRegistry(t *testing.T) {
+	before := registry
+	registry = filepath.Join(t.TempDir(), "keelson.d")
+	t.Cleanup(func() { registry = before })
+	if all, err := Registered(); err != nil || len(all) > 0 {
+		t.Fatal(all, err)
+	}
+	for _, c := range []*Cluster{{ID: "abc123", Home: "/x"}, {ID: "def456", Home: "/y"}} {
+		if err := c.Register(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if all, err := Registered(); err != nil || !slices.Equal(all, []Entry{{"abc123", "/x"}, {"def456", "/y"}}) {
+		t.Fatal(all, err)
+	}
+	id, err := chooseID("/z")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (&Cluster{ID: id, Home: "/other"}).Register(); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := chooseID("/z"); err != nil || again == id {
+		t.Errorf("the id of another cluster is given again: %s, %v", again, err)
+	}
+	for _, id := range []string{"abc123", "abc123", "def456", id} {
+		if err := Unregister(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(registry); err == nil {
+		t.Error("an empty registry is still there")
+	}
+}
