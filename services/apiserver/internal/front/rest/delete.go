@@ -8,6 +8,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
@@ -34,17 +37,45 @@ func (x *exchange) deleteOptions() (*metav1.DeleteOptions, bool) {
 			x.refuse(x.verb, apierrors.NewBadRequest(err.Error()))
 			return nil, false
 		}
-	} else if q := &x.query; q.HasDeleteOptions {
-		options.GracePeriodSeconds = q.GracePeriodSeconds
-		options.PropagationPolicy = (*metav1.DeletionPropagation)(q.PropagationPolicy)
-		//lint:ignore SA1019 old clients still send it
-		options.OrphanDependents = q.OrphanDependents
-		options.DryRun = q.DryRun
+	} else {
+		x.queryDeleteOptions(options)
+	}
+	if ignore := options.IgnoreStoreReadErrorWithClusterBreakingPotential; ignore != nil && *ignore {
+		x.refuse(x.verb, apierrors.NewInvalid(deleteOptionsKind, "", field.ErrorList{field.Forbidden(
+			field.NewPath("ignoreStoreReadErrorWithClusterBreakingPotential"), "not supported by Keelson",
+		)}))
+		return nil, false
 	}
 	if !x.checkOptions("DeleteOptions", validation.ValidateDeleteOptions(options)) {
 		return nil, false
 	}
 	return options, true
+}
+
+var deleteOptionsKind = schema.GroupKind{Group: metav1.GroupName, Kind: "DeleteOptions"}
+
+// queryDeleteOptions fills in the options from the query. uid and resourceVersion are
+// preconditions there, for a collection as well: of each of its objects.
+func (x *exchange) queryDeleteOptions(options *metav1.DeleteOptions) {
+	q := &x.query
+	options.GracePeriodSeconds = q.GracePeriodSeconds
+	options.PropagationPolicy = (*metav1.DeletionPropagation)(q.PropagationPolicy)
+	//lint:ignore SA1019 old clients still send it
+	options.OrphanDependents = q.OrphanDependents
+	options.DryRun = q.DryRun
+	options.IgnoreStoreReadErrorWithClusterBreakingPotential = q.IgnoreReadErrors
+	if q.UID == "" && q.ResourceVersion == "" {
+		return
+	}
+	options.Preconditions = &metav1.Preconditions{}
+	if q.UID != "" {
+		uid := types.UID(q.UID)
+		options.Preconditions.UID = &uid
+	}
+	if q.ResourceVersion != "" {
+		version := q.ResourceVersion
+		options.Preconditions.ResourceVersion = &version
+	}
 }
 
 // decodeDeleteOptions accepts DeleteOptions of any group and version, as Kubernetes

@@ -72,6 +72,21 @@ func TestRequestBecomesCall(t *testing.T) {
 				WriteOptions:       pipeline.WriteOptions{UserAgent: "kubectl/v1.37", DryRun: true},
 				GracePeriodSeconds: ptr(int64(3)), PropagationPolicy: ptr(metav1.DeletePropagationForeground),
 			}}},
+		{"delete with preconditions", "DELETE", "/api/v1/namespaces/ns/pods/p?uid=u&resourceVersion=7", "", nil,
+			call{Verb: "delete", Target: pod, Options: pipeline.DeleteOptions{
+				WriteOptions:  agent,
+				Preconditions: &metav1.Preconditions{UID: ptr(types.UID("u")), ResourceVersion: ptr("7")},
+			}}},
+		{"delete with one precondition", "DELETE", "/api/v1/namespaces/ns/pods/p?uid=u&uid=v&resourceVersion=", "", nil,
+			call{Verb: "delete", Target: pod, Options: pipeline.DeleteOptions{
+				WriteOptions: agent, Preconditions: &metav1.Preconditions{UID: ptr(types.UID("u"))},
+			}}},
+		{"delete of a collection with a precondition", "DELETE", "/api/v1/namespaces/ns/pods?uid=u", "", nil,
+			call{Verb: "deletecollection", Target: pods, Options: []any{
+				pipeline.ListOptions{}, pipeline.DeleteOptions{WriteOptions: agent, Preconditions: &metav1.Preconditions{UID: ptr(types.UID("u"))}},
+			}}},
+		{"delete by body, whatever the query says", "DELETE", "/api/v1/namespaces/ns/pods/p?uid=u", `{"gracePeriodSeconds":0}`, nil,
+			call{Verb: "delete", Target: pod, Options: pipeline.DeleteOptions{WriteOptions: agent, GracePeriodSeconds: ptr(int64(0))}}},
 		{"delete by body", "DELETE", "/api/v1/namespaces/ns/pods/p?gracePeriodSeconds=3", `{"kind":"DeleteOptions","apiVersion":"policy/v1","preconditions":{"uid":"u"},"orphanDependents":false}`, nil,
 			call{Verb: "delete", Target: pod, Options: pipeline.DeleteOptions{
 				WriteOptions:  agent,
@@ -172,6 +187,8 @@ func TestRefusals(t *testing.T) {
 		{"broken protobuf delete options", "DELETE", "/api/v1/namespaces/ns/pods/p", "k8s\x00\xff\xff", map[string]string{"Content-Type": "application/vnd.kubernetes.protobuf"}, 400, "BadRequest", ""},
 		{"both propagations", "DELETE", "/api/v1/namespaces/ns/pods/p?propagationPolicy=Orphan&orphanDependents=true", "", nil, 422, "Invalid", "orphanDependents and deletionPropagation cannot be both set"},
 		{"propagation", "DELETE", "/api/v1/namespaces/ns/pods/p?propagationPolicy=Sideways", "", nil, 422, "Invalid", "propagationPolicy: Unsupported value"},
+		{"delete of what cannot be read", "DELETE", "/api/v1/namespaces/ns/pods/p?ignoreStoreReadErrorWithClusterBreakingPotential=true", "", nil, 422, "Invalid", "ignoreStoreReadErrorWithClusterBreakingPotential: Forbidden: not supported by Keelson"},
+		{"delete of what cannot be read, by body", "DELETE", "/api/v1/namespaces/ns/pods/p", `{"ignoreStoreReadErrorWithClusterBreakingPotential":true}`, nil, 422, "Invalid", "ignoreStoreReadErrorWithClusterBreakingPotential: Forbidden"},
 		{"include object", "GET", "/api/v1/pods?includeObject=Half", "", map[string]string{"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}, 400, "BadRequest", "must be 'Metadata', 'Object', 'None', or empty"},
 		{"bad token", "GET", "/api/v1/pods", "", map[string]string{"Authorization": "Bearer bad"}, 401, "Unauthorized", "Unauthorized"},
 		{"impersonated groups alone", "GET", "/api/v1/pods", "", map[string]string{"Impersonate-Group": "g"}, 400, "BadRequest", "without impersonating a user"},

@@ -30,13 +30,15 @@ type Query struct {
 	GracePeriodSeconds *int64
 	PropagationPolicy  *string
 	OrphanDependents   *bool
+	// UID is a precondition of a delete, as is ResourceVersion there.
+	UID string
+	// IgnoreReadErrors is ignoreStoreReadErrorWithClusterBreakingPotential.
+	IgnoreReadErrors *bool
 
 	// Pretty is nil where the client does not say.
 	Pretty *bool
 	// IncludeObject is for tables.
 	IncludeObject string
-	// HasDeleteOptions tells whether any of the parameters of a delete is there.
-	HasDeleteOptions bool
 }
 
 // BadParameter is a parameter whose value does not parse.
@@ -161,7 +163,6 @@ func ParseQuery(raw string) (Query, error) {
 			}
 		case "dryRun":
 			q.DryRun = append(q.DryRun, value)
-			q.HasDeleteOptions = true
 		case "fieldManager":
 			if s.first(11) {
 				q.FieldManager = value
@@ -179,19 +180,16 @@ func ParseQuery(raw string) (Query, error) {
 			if s.first(14) {
 				n := number(key, value)
 				q.GracePeriodSeconds = &n
-				q.HasDeleteOptions = true
 			}
 		case "propagationPolicy":
 			if s.first(15) {
 				v := value // not &value: that would put every value on the heap
 				q.PropagationPolicy = &v
-				q.HasDeleteOptions = true
 			}
 		case "orphanDependents":
 			if s.first(16) {
 				v := truth(value)
 				q.OrphanDependents = &v
-				q.HasDeleteOptions = true
 			}
 		case "pretty":
 			if s.first(17) {
@@ -201,6 +199,15 @@ func ParseQuery(raw string) (Query, error) {
 		case "includeObject":
 			if s.first(18) {
 				q.IncludeObject = value
+			}
+		case "uid":
+			if s.first(19) {
+				q.UID = value
+			}
+		case "ignoreStoreReadErrorWithClusterBreakingPotential":
+			if s.first(20) {
+				v := truth(value)
+				q.IgnoreReadErrors = &v
 			}
 		}
 		return true

@@ -73,11 +73,11 @@ func TestParseQuery(t *testing.T) {
 		"labelSelector=%zz&limit=7":    {Limit: 7},
 		"sendInitialEvents=false":      {SendInitialEvents: ptr(false)},
 		"timeoutSeconds=5&timeout=10s": {TimeoutSeconds: ptr(int64(5)), Timeout: "10s"},
-		"dryRun=All&dryRun=x":          {DryRun: []string{"All", "x"}, HasDeleteOptions: true},
+		"dryRun=All&dryRun=x":          {DryRun: []string{"All", "x"}},
 		"force=true&fieldManager=m":    {Force: ptr(true), FieldManager: "m"},
 		"fieldValidation=Strict":       {FieldValidation: "Strict"},
 		"gracePeriodSeconds=0&propagationPolicy=Orphan&orphanDependents=0": {
-			GracePeriodSeconds: ptr(int64(0)), PropagationPolicy: ptr("Orphan"), OrphanDependents: ptr(false), HasDeleteOptions: true,
+			GracePeriodSeconds: ptr(int64(0)), PropagationPolicy: ptr("Orphan"), OrphanDependents: ptr(false),
 		},
 		"pretty&includeObject=None": {Pretty: ptr(true), IncludeObject: "None"},
 		"resourceVersion=5&resourceVersionMatch=Exact&allowWatchBookmarks=true": {
