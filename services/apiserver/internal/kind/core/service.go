@@ -30,6 +30,7 @@ func Service() *resource.Kind {
 		Warnings:       func(s, _ *corev1.Service) []string { return serviceWarnings(s) },
 		Validate:       validateService,
 		ValidateUpdate: validateServiceUpdate,
+		CreateOnUpdate: true,
 	}.Rules()
 	k.Subresources = map[string]resource.Subresource{
 		"status": row.View(resource.Typed[*corev1.Service]{
@@ -167,14 +168,12 @@ func pairClusterIPs(s, old *corev1.Service) {
 		}
 		return
 	}
-	sameOne := spec.ClusterIP == old.Spec.ClusterIP
-	sameMany := equalStrings(spec.ClusterIPs, old.Spec.ClusterIPs)
-	switch {
-	case !sameOne && (sameMany || len(spec.ClusterIPs) == 0) && spec.ClusterIP == "":
-		if sameMany {
-			spec.ClusterIPs = nil
-		}
-	case !sameOne && sameMany:
+	if spec.ClusterIP == old.Spec.ClusterIP || !equalStrings(spec.ClusterIPs, old.Spec.ClusterIPs) {
+		return
+	}
+	if spec.ClusterIP == "" {
+		spec.ClusterIPs = nil
+	} else {
 		spec.ClusterIPs = []string{spec.ClusterIP}
 	}
 }
@@ -207,8 +206,13 @@ func keepAllocated(s, old *corev1.Service) {
 	if was.Type == corev1.ServiceTypeExternalName || spec.Type == corev1.ServiceTypeExternalName {
 		return
 	}
-	if spec.ClusterIP == "" && len(spec.ClusterIPs) == 0 {
-		spec.ClusterIP, spec.ClusterIPs = was.ClusterIP, was.ClusterIPs
+	// Each for itself: a patch may empty one of them, and who knows only clusterIP
+	// sends it without clusterIPs.
+	if spec.ClusterIP == "" {
+		spec.ClusterIP = was.ClusterIP
+	}
+	if len(spec.ClusterIPs) == 0 {
+		spec.ClusterIPs = was.ClusterIPs
 	}
 	if len(spec.IPFamilies) == 0 {
 		spec.IPFamilies = was.IPFamilies
@@ -224,22 +228,18 @@ func keepAllocated(s, old *corev1.Service) {
 	}
 }
 
+// keepNodePorts fills in the node ports of ports by their names.
 func keepNodePorts(ports, old []corev1.ServicePort) {
-	type key struct {
-		protocol corev1.Protocol
-		port     int32
-	}
-	were, taken := map[key]int32{}, map[int32]bool{}
+	were, taken := map[string]int32{}, map[int32]bool{}
 	for _, p := range old {
-		were[key{p.Protocol, p.Port}] = p.NodePort
+		were[p.Name] = p.NodePort
 	}
 	for _, p := range ports {
 		taken[p.NodePort] = true
 	}
 	for i := range ports {
-		if n := were[key{ports[i].Protocol, ports[i].Port}]; ports[i].NodePort == 0 && !taken[n] {
+		if n := were[ports[i].Name]; ports[i].NodePort == 0 && !taken[n] {
 			ports[i].NodePort = n
-			taken[n] = true
 		}
 	}
 }

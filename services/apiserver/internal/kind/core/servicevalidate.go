@@ -121,6 +121,19 @@ func validateAffinity(e *check.Errors, s *corev1.ServiceSpec, p *field.Path) {
 	}
 }
 
+// ValidateClusterIPs checks what addresses a Service asks for, and of which families,
+// before any is claimed.
+func ValidateClusterIPs(s *corev1.Service) field.ErrorList {
+	var e check.Errors
+	if s.Spec.Type == corev1.ServiceTypeExternalName {
+		return nil
+	}
+	p := field.NewPath("spec")
+	validateClusterIPs(&e, &s.Spec, p)
+	validateFamilyNames(&e, &s.Spec, p)
+	return e.List
+}
+
 func validateClusterIPs(e *check.Errors, s *corev1.ServiceSpec, p *field.Path) {
 	at := p.Child("clusterIPs")
 	if s.Type == corev1.ServiceTypeExternalName {
@@ -180,9 +193,8 @@ func validateFamilies(e *check.Errors, s *corev1.ServiceSpec, p *field.Path) {
 		}
 		return
 	}
+	validateFamilyNames(e, s, p)
 	if s.IPFamilyPolicy != nil {
-		check.Supported(e, p, "ipFamilyPolicy", *s.IPFamilyPolicy,
-			corev1.IPFamilyPolicyPreferDualStack, corev1.IPFamilyPolicyRequireDualStack, corev1.IPFamilyPolicySingleStack)
 		switch {
 		case *s.IPFamilyPolicy == corev1.IPFamilyPolicySingleStack && len(s.IPFamilies) > 1 && s.IPFamilies[0] != s.IPFamilies[1]:
 			e.Invalid(p.Child("ipFamilyPolicy"), *s.IPFamilyPolicy,
@@ -192,14 +204,21 @@ func validateFamilies(e *check.Errors, s *corev1.ServiceSpec, p *field.Path) {
 		}
 	}
 	for i, f := range s.IPFamilies {
+		if f == corev1.IPv6Protocol && len(s.IPFamilies) == 1 && s.ClusterIP == "" {
+			e.Invalid(p.Child("ipFamilies").Index(i), f, "not configured on this cluster")
+		}
+	}
+}
+
+// validateFamilyNames checks that the families exist, each once, and their policy.
+func validateFamilyNames(e *check.Errors, s *corev1.ServiceSpec, p *field.Path) {
+	if s.IPFamilyPolicy != nil {
+		check.Supported(e, p, "ipFamilyPolicy", *s.IPFamilyPolicy,
+			corev1.IPFamilyPolicyPreferDualStack, corev1.IPFamilyPolicyRequireDualStack, corev1.IPFamilyPolicySingleStack)
+	}
+	for i, f := range s.IPFamilies {
 		at := p.Child("ipFamilies").Index(i)
-		switch f {
-		case corev1.IPv4Protocol:
-		case corev1.IPv6Protocol:
-			if len(s.IPFamilies) == 1 && s.ClusterIP == "" {
-				e.Invalid(at, f, "not configured on this cluster")
-			}
-		default:
+		if f != corev1.IPv4Protocol && f != corev1.IPv6Protocol {
 			e.List = append(e.List, field.NotSupported(at, f, []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}))
 		}
 		if slices.Contains(s.IPFamilies[:i], f) {

@@ -86,6 +86,10 @@ func (a *Allocator) Claim(ctx context.Context, obj, old resource.Object, dryRun 
 		return nil, fmt.Errorf("a %T needs no addresses", obj)
 	}
 	was, _ := old.(*corev1.Service)
+	if errs := core.ValidateClusterIPs(svc); len(errs) > 0 {
+		// Before any is claimed: what contradicts itself is never replaced.
+		return nil, apierrors.NewInvalid(serviceKind, svc.Name, errs)
+	}
 	c := &claim{allocator: a, service: svc}
 	err := a.claimAddress(ctx, c, svc, was, dryRun)
 	if err == nil {
@@ -209,6 +213,7 @@ func portsOf(svc *corev1.Service) []int32 {
 }
 
 func (a *Allocator) claimPorts(ctx context.Context, c *claim, svc, was *corev1.Service, dryRun bool) error {
+	shareNodePorts(svc)
 	had := portsOf(was)
 	asked := portsOf(svc)
 	var fixed []int32 // asked for and not held yet
@@ -239,6 +244,26 @@ func (a *Allocator) claimPorts(ctx context.Context, c *claim, svc, was *corev1.S
 		}
 	}
 	return nil
+}
+
+// shareNodePorts gives a port the node port that another of the same number has, under
+// another protocol: clients of DNS or SIP expect one number for TCP and UDP.
+func shareNodePorts(svc *corev1.Service) {
+	if !core.NeedsNodePorts(svc) {
+		return
+	}
+	ports := svc.Spec.Ports
+	for i := range ports {
+		if ports[i].NodePort != 0 {
+			continue
+		}
+		for j := range ports {
+			if ports[j].NodePort != 0 && ports[j].Port == ports[i].Port && ports[j].Protocol != ports[i].Protocol {
+				ports[i].NodePort = ports[j].NodePort
+				break
+			}
+		}
+	}
 }
 
 // blank is a node port to fill in. Blanks of a group get the same port: the same
@@ -311,5 +336,7 @@ func (e *refusedError) Error() string { return e.text }
 var errFull = errors.New("range is full")
 
 func invalid(svc *corev1.Service, e *field.Error) error {
-	return apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("Service").GroupKind(), svc.Name, field.ErrorList{e})
+	return apierrors.NewInvalid(serviceKind, svc.Name, field.ErrorList{e})
 }
+
+var serviceKind = corev1.SchemeGroupVersion.WithKind("Service").GroupKind()

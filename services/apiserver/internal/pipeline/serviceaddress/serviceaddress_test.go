@@ -71,6 +71,9 @@ func claimed(t *testing.T, a *Allocator, s, old *corev1.Service) {
 
 func claimErr(t *testing.T, a *Allocator, s, old *corev1.Service) (func(bool), error) {
 	t.Helper()
+	if s.Spec.ClusterIP != "" && s.Spec.ClusterIPs == nil { // as the kind prepares it
+		s.Spec.ClusterIPs = []string{s.Spec.ClusterIP}
+	}
 	if old == nil {
 		return a.Claim(t.Context(), s, nil, false)
 	}
@@ -146,6 +149,61 @@ func TestAddress(t *testing.T) {
 	a.Released(t.Context(), first) // it has no longer what it had
 	if _, err := claimErr(t, a, service("more", corev1.ServiceTypeClusterIP, 80), nil); err == nil {
 		t.Error("an address was released that belongs to another service")
+	}
+}
+
+// TestSharedNodePorts: ports of one number and two protocols have one node port,
+// whichever of them names it.
+func TestSharedNodePorts(t *testing.T) {
+	a, _, _ := set(t, "10.0.0.0/24")
+	pair := func(first, second int32) *corev1.Service {
+		s := service("dns", corev1.ServiceTypeNodePort, 53, 53, 80)
+		s.Spec.Ports[1].Protocol = corev1.ProtocolUDP
+		s.Spec.Ports[0].NodePort, s.Spec.Ports[1].NodePort = first, second
+		return s
+	}
+	for _, test := range []struct{ first, second, want int32 }{{30053, 0, 30053}, {0, 30054, 30054}, {0, 0, 0}} {
+		s := pair(test.first, test.second)
+		claimed(t, a, s, nil)
+		p := s.Spec.Ports
+		if p[0].NodePort == 0 || p[0].NodePort != p[1].NodePort || test.want != 0 && p[0].NodePort != test.want || p[2].NodePort == p[0].NodePort {
+			t.Errorf("%+v: %+v", test, p)
+		}
+		grown := s.DeepCopy()
+		grown.Spec.Ports = append(grown.Spec.Ports, corev1.ServicePort{Name: "more", Port: 80, Protocol: corev1.ProtocolUDP})
+		claimed(t, a, grown, s)
+		if grown.Spec.Ports[3].NodePort != p[2].NodePort {
+			t.Errorf("%+v", grown.Spec.Ports)
+		}
+		a.Released(t.Context(), grown)
+	}
+	apart := pair(30060, 30061)
+	claimed(t, a, apart, nil)
+	if p := apart.Spec.Ports; p[0].NodePort != 30060 || p[1].NodePort != 30061 {
+		t.Errorf("two node ports that were asked for: %+v", p)
+	}
+}
+
+// TestContradictions: clusterIP and clusterIPs that contradict each other claim nothing.
+func TestContradictions(t *testing.T) {
+	a, st, _ := set(t, "10.0.0.0/24")
+	for name, spec := range map[string]struct {
+		ip   string
+		ips  []string
+		text string
+	}{
+		"only the plural": {"", []string{"10.0.0.9"}, "must be empty when `clusterIP` is not specified"},
+		"two addresses":   {"10.0.0.9", []string{"10.0.0.10"}, "first value must match `clusterIP`"},
+		"none and more":   {"None", []string{"None", "10.0.0.10"}, "'None' must be the first and only value"},
+	} {
+		s := service("s", corev1.ServiceTypeClusterIP, 80)
+		s.Spec.ClusterIP, s.Spec.ClusterIPs = spec.ip, spec.ips
+		if _, err := claimErr(t, a, s, nil); !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), spec.text) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if page, err := st.List(t.Context(), addressPrefix, store.ListOptions{}); err != nil || len(page.Entries) > 0 {
+			t.Errorf("%s: %d addresses are claimed, %v", name, len(page.Entries), err)
+		}
 	}
 }
 
