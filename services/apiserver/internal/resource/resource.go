@@ -192,7 +192,7 @@ type Rules struct {
 	SpecChanged func(obj, old Object) bool
 	// CreateOnUpdate allows an update of an object that does not exist.
 	CreateOnUpdate bool
-	// UnconditionalUpdate allows an update without a resourceVersion.
+	// NoUnconditionalUpdate refuses an update without a resourceVersion.
 	NoUnconditionalUpdate bool
 }
 

@@ -250,16 +250,16 @@ func maskResources(list, old []corev1.Container) {
 func suspended(s *batchv1.JobSpec) bool { return s.Suspend != nil && *s.Suspend }
 
 // validateCompletionsUpdate lets an indexed job grow and shrink where its
-// parallelism goes along.
+// parallelism becomes the same, whatever both were before.
 func validateCompletionsUpdate(e *check.Errors, s, old *batchv1.JobSpec, p *field.Path) {
 	if equality.Semantic.DeepEqual(s.Completions, old.Completions) {
 		return
 	}
 	switch {
-	case !indexed(s), s.Completions == nil, old.Completions == nil:
+	case !indexed(s):
 		e.Invalid(p.Child("completions"), s.Completions, check.Immutable)
-	case s.Parallelism == nil || *s.Completions != *s.Parallelism ||
-		old.Parallelism == nil || *old.Completions != *old.Parallelism:
+	case s.Completions == nil: // which is refused as it is
+	case s.Parallelism == nil || *s.Completions != *s.Parallelism:
 		e.Invalid(p.Child("completions"), s.Completions, fmt.Sprintf("can only be modified in tandem with %s", p.Child("parallelism").String()))
 	}
 }

@@ -38,6 +38,7 @@ func Pod() *resource.Kind {
 		Default: func(p *corev1.Pod) {
 			podspec.Default(&p.Spec)
 			podspec.DefaultPod(&p.Spec)
+			pairPodIPs(&p.Status)
 		},
 		Validate: func(p *corev1.Pod) field.ErrorList {
 			return podspec.Validate(&p.Spec, field.NewPath("spec"))
@@ -57,6 +58,7 @@ func Pod() *resource.Kind {
 	group := func(kind string) schema.GroupVersionKind { return corev1.SchemeGroupVersion.WithKind(kind) }
 	k.Subresources = map[string]resource.Subresource{
 		"status": row.View(resource.Typed[*corev1.Pod]{
+			Default: func(p *corev1.Pod) { pairPodIPs(&p.Status) },
 			PrepareUpdate: func(p, old *corev1.Pod) {
 				p.Spec = old.Spec
 				p.OwnerReferences = old.OwnerReferences
@@ -108,10 +110,6 @@ func preparePod(p *corev1.Pod) {
 	}
 	podspec.Drop(&p.Spec)
 	podspec.MergeLabelKeys(&p.Spec, p.Labels)
-	if g := p.Spec.TerminationGracePeriodSeconds; g != nil && *g < 0 {
-		one := int64(1)
-		p.Spec.TerminationGracePeriodSeconds = &one
-	}
 }
 
 // gracefulPod decides how long a pod that is deleted may take to end: what the

@@ -38,6 +38,17 @@ func validatePodStatus(p, old *corev1.Pod) field.ErrorList {
 	return e.List
 }
 
+// pairPodIPs keeps podIP the first of podIPs. Where both are given and differ, podIP
+// counts: clients that do not know podIPs send the old list along.
+func pairPodIPs(s *corev1.PodStatus) {
+	switch {
+	case s.PodIP != "" && (len(s.PodIPs) == 0 || s.PodIPs[0].IP != s.PodIP):
+		s.PodIPs = []corev1.PodIP{{IP: s.PodIP}}
+	case s.PodIP == "" && len(s.PodIPs) > 0:
+		s.PodIP = s.PodIPs[0].IP
+	}
+}
+
 func validatePodIPs(e *check.Errors, s, old *corev1.PodStatus, p *field.Path) {
 	if slices.Equal(s.PodIPs, old.PodIPs) {
 		return

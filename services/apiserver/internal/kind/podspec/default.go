@@ -61,6 +61,10 @@ func Default(s *corev1.PodSpec) {
 // the host.
 func DefaultPod(s *corev1.PodSpec) {
 	set(&s.EnableServiceLinks, corev1.DefaultEnableServiceLinks)
+	if g := s.TerminationGracePeriodSeconds; g != nil && *g < 0 {
+		one := int64(1) // also of pods that were stored before, so that they can be updated
+		s.TerminationGracePeriodSeconds = &one
+	}
 	for _, list := range [][]corev1.Container{s.InitContainers, s.Containers} {
 		for i := range list {
 			c := &list[i]

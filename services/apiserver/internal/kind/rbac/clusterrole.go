@@ -20,6 +20,7 @@ func ClusterRole() *resource.Kind {
 		ValidateName:   validateName,
 		Validate:       validateClusterRole,
 		ValidateUpdate: func(r, _ *rbacv1.ClusterRole) field.ErrorList { return validateClusterRole(r) },
+		CreateOnUpdate: true,
 	}.Rules()
 	return k
 }

@@ -39,6 +39,7 @@ func ClusterRoleBinding() *resource.Kind {
 			}
 			return e.List
 		},
+		CreateOnUpdate: true,
 	}.Rules()
 	return k
 }

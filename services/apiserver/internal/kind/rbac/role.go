@@ -23,6 +23,7 @@ func Role() *resource.Kind {
 		ValidateName:   validateName,
 		Validate:       validate,
 		ValidateUpdate: func(r, _ *rbacv1.Role) field.ErrorList { return validate(r) },
+		CreateOnUpdate: true,
 	}.Rules()
 	return k
 }

@@ -39,6 +39,7 @@ func RoleBinding() *resource.Kind {
 			}
 			return e.List
 		},
+		CreateOnUpdate: true,
 	}.Rules()
 	return k
 }

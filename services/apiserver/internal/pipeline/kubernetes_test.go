@@ -1,0 +1,237 @@
+package pipeline_test
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"testing"
+
+	authorizationv1 "k8s.io/api/authorization/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+
+	"keelson.dev/services/apiserver/internal/kind/podspec"
+	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/pipeline/serviceaddress"
+	"keelson.dev/services/apiserver/internal/resource"
+)
+
+// withAddresses gives Services their addresses.
+func withAddresses(t *testing.T) func(*pipeline.Config) {
+	return func(c *pipeline.Config) {
+		a, err := serviceaddress.New(serviceaddress.Config{
+			Store: c.Lasting.Store, Addresses: netip.MustParsePrefix("10.0.0.0/24"), FirstPort: 30000, LastPort: 30099,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Hooks = map[schema.GroupResource]pipeline.Hook{{Resource: "services"}: a}
+	}
+}
+
+// TestServiceClusterIP: what an update or a patch leaves out of clusterIP and
+// clusterIPs is kept, and what contradicts itself is refused.
+func TestServiceClusterIP(t *testing.T) {
+	f := newFixture(t, withAddresses(t))
+	service := func(name, ip string, selector map[string]string) *corev1.Service {
+		return f.mustCreate(&corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "ns"},
+			Spec:       corev1.ServiceSpec{ClusterIP: ip, Selector: selector, Ports: []corev1.ServicePort{{Port: 80}}},
+		}).(*corev1.Service)
+	}
+	plain := service("plain", "", map[string]string{"a": "b"})
+	headless := service("headless", corev1.ClusterIPNone, map[string]string{"a": "b"})
+	placeless := service("placeless", corev1.ClusterIPNone, nil)
+	kept := func(what string, was *corev1.Service, out *pipeline.Outcome, err error) {
+		t.Helper()
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+			return
+		}
+		got := out.Item.Object.(*corev1.Service)
+		if got.Spec.ClusterIP != was.Spec.ClusterIP || !slices.Equal(got.Spec.ClusterIPs, was.Spec.ClusterIPs) || !slices.Equal(got.Spec.IPFamilies, was.Spec.IPFamilies) {
+			t.Errorf("%s: %+v, was %+v", what, got.Spec, was.Spec)
+		}
+	}
+	for _, s := range []*corev1.Service{plain, headless, placeless} {
+		manifest := s.DeepCopy()
+		manifest.Spec.ClusterIPs, manifest.Spec.IPFamilies, manifest.Spec.IPFamilyPolicy = nil, nil, nil
+		manifest.ResourceVersion = ""
+		out, err := f.update(manifest, "")
+		kept("PUT of "+s.Name+" without clusterIPs", s, out, err)
+		out, err = f.patch(s, types.MergePatchType, `{"spec":{"clusterIP":null}}`)
+		kept("a patch that empties clusterIP of "+s.Name, s, out, err)
+		out, err = f.patch(s, types.StrategicMergePatchType, `{"spec":{"clusterIPs":null}}`)
+		kept("a patch that empties clusterIPs of "+s.Name, s, out, err)
+	}
+	_, err := f.patch(plain, types.MergePatchType, `{"spec":{"clusterIPs":["10.0.0.77"]}}`)
+	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "spec.clusterIPs: Invalid value: [\"10.0.0.77\"]: first value must match `clusterIP`")
+	_, err = f.create(&corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: "plural", Namespace: "ns"},
+		Spec:       corev1.ServiceSpec{ClusterIPs: []string{"10.0.0.78"}, Ports: []corev1.ServicePort{{Port: 80}}},
+	})
+	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "must be empty when `clusterIP` is not specified")
+}
+
+// TestUpdateCreates: PUT of an object that is not there creates it, for the kinds of
+// which Kubernetes does so.
+func TestUpdateCreates(t *testing.T) {
+	f := newFixture(t, withAddresses(t))
+	meta := metav1.ObjectMeta{Name: "a", Namespace: "ns"}
+	ref := rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "a"}
+	for _, obj := range []resource.Object{
+		&corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}},
+		&corev1.Endpoints{ObjectMeta: meta},
+		&coordinationv1.Lease{ObjectMeta: meta},
+		&rbacv1.Role{ObjectMeta: meta},
+		&rbacv1.RoleBinding{ObjectMeta: meta, RoleRef: ref},
+		&rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "a"}},
+		&rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "a"}, RoleRef: ref},
+	} {
+		out, err := f.update(obj, "")
+		if err != nil || !out.Created || out.Item.Object.GetUID() == "" {
+			t.Errorf("%T: %+v, %v", obj, out, err)
+		}
+	}
+	s := &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}}
+	if out, err := f.Get(f.ctx, f.target(s), pipeline.GetOptions{}); err != nil || out.Item.Object.(*corev1.Service).Spec.ClusterIP == "" {
+		t.Errorf("a Service that an update created has no address: %+v, %v", out, err)
+	}
+	for _, obj := range []resource.Object{configMap("a"), pod("a"), &corev1.Secret{ObjectMeta: meta}} {
+		_, err := f.update(obj, "")
+		wantStatus(t, err, 404, metav1.StatusReasonNotFound, `"a" not found`)
+	}
+}
+
+// TestLeaseNeedsVersion: a Lease is not renewed by who has not seen it.
+func TestLeaseNeedsVersion(t *testing.T) {
+	f := newFixture(t)
+	l := f.mustCreate(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "l", Namespace: "ns"}}).(*coordinationv1.Lease)
+	l.Spec.HolderIdentity = ptr("me")
+	blind := l.DeepCopy()
+	blind.ResourceVersion = ""
+	_, err := f.update(blind, "")
+	wantStatus(t, err, 422, metav1.StatusReasonInvalid, `leases.coordination.k8s.io "l" is invalid: metadata.resourceVersion: Invalid value: 0: must be specified for an update`)
+	if _, err := f.update(l, ""); err != nil {
+		t.Error(err)
+	}
+	if _, err := f.patch(l, types.MergePatchType, `{"spec":{"holderIdentity":"you"}}`); err != nil {
+		t.Errorf("a patch: %v", err)
+	}
+	if _, err := f.patch(l, types.ApplyPatchType, `{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{"name":"l"},"spec":{"leaseDurationSeconds":3}}`,
+		pipeline.WriteOptions{FieldManager: "m"}); err != nil {
+		t.Errorf("an apply: %v", err)
+	}
+}
+
+// TestPodIPs: podIP and podIPs are kept together, at each door.
+func TestPodIPs(t *testing.T) {
+	f := newFixture(t)
+	p := f.bound("p")
+	check := func(what string, out *pipeline.Outcome, err error, want ...string) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		s := out.Item.Object.(*corev1.Pod).Status
+		var got []string
+		for _, ip := range s.PodIPs {
+			got = append(got, ip.IP)
+		}
+		if s.PodIP != want[0] || !slices.Equal(got, want) {
+			t.Errorf("%s: %q, %q; want %q", what, s.PodIP, got, want)
+		}
+	}
+	p.Status.PodIP = "10.1.0.1"
+	out, err := f.update(p, "status")
+	check("the singular", out, err, "10.1.0.1")
+	target := f.target(p)
+	target.Subresource = "status"
+	patch := func(text string) (*pipeline.Outcome, error) {
+		return f.Patch(f.ctx, target, types.MergePatchType, pipeline.Body{Data: []byte(text), Type: pipeline.JSON}, pipeline.WriteOptions{})
+	}
+	out, err = patch(`{"status":{"podIP":"10.1.0.2"}}`)
+	check("another singular", out, err, "10.1.0.2")
+	out, err = patch(`{"status":{"podIP":null,"podIPs":[{"ip":"10.1.0.3"},{"ip":"fd00::3"}]}}`)
+	check("the plural", out, err, "10.1.0.3", "fd00::3")
+	_, err = patch(`{"status":{"podIP":"10.1.0"}}`)
+	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "status.podIPs[0]: Invalid value")
+}
+
+// TestReviewNamespace: the namespace of what is posted is that of the request.
+func TestReviewNamespace(t *testing.T) {
+	var asked resource.Object
+	f := newFixture(t, func(c *pipeline.Config) {
+		c.Virtual = map[string]pipeline.Action{resource.VirtualLocalSubjectAccessReview: answer(&asked)}
+		c.Posts = map[string]pipeline.Action{"token": answer(&asked)}
+	})
+	target := pipeline.Target{Resource: authorizationv1.SchemeGroupVersion.WithResource("localsubjectaccessreviews"), Namespace: "ns"}
+	post := func(body string) error {
+		_, err := f.Create(f.ctx, target, pipeline.Body{Data: []byte(body), Type: pipeline.JSON}, pipeline.WriteOptions{})
+		return err
+	}
+	const spec = `"spec":{"user":"u","resourceAttributes":{"namespace":"ns","verb":"get","resource":"pods"}}}`
+	if err := post(`{` + spec); err != nil || asked.GetNamespace() != "ns" {
+		t.Errorf("without a namespace: %v, %+v", err, asked)
+	}
+	wantStatus(t, post(`{"metadata":{"namespace":"other"},`+spec), 400, metav1.StatusReasonBadRequest, "does not match the namespace sent on the request")
+	target = pipeline.Target{Resource: corev1.SchemeGroupVersion.WithResource("serviceaccounts"), Namespace: "ns", Name: "default", Subresource: "token"}
+	wantStatus(t, post(`{"metadata":{"namespace":"other"},"spec":{"audiences":[]}}`), 400, metav1.StatusReasonBadRequest, "does not match the namespace sent on the request")
+}
+
+// answer is an action that returns what was posted, and remembers it.
+func answer(asked *resource.Object) pipeline.Action {
+	return func(_ context.Context, _ pipeline.Target, obj resource.Object, _ pipeline.WriteOptions) (*pipeline.Outcome, error) {
+		*asked = obj
+		return &pipeline.Outcome{Other: obj, Created: true}, nil
+	}
+}
+
+// TestIndexedJobGrows: completions and parallelism of an indexed Job change together,
+// whatever they were.
+func TestIndexedJobGrows(t *testing.T) {
+	f := newFixture(t)
+	indexed := batchv1.IndexedCompletion
+	job := f.mustCreate(&batchv1.Job{
+		ObjectMeta: metav1.ObjectMeta{Name: "j", Namespace: "ns"},
+		Spec: batchv1.JobSpec{
+			Completions: ptr(int32(4)), Parallelism: ptr(int32(2)), CompletionMode: &indexed,
+			Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, Containers: []corev1.Container{{Name: "c", Image: "i"}}}},
+		},
+	}).(*batchv1.Job)
+	_, err := f.patch(job, types.MergePatchType, `{"spec":{"completions":6}}`)
+	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "spec.completions: Invalid value: 6: can only be modified in tandem with spec.parallelism")
+	_, err = f.patch(job, types.MergePatchType, `{"spec":{"completions":null}}`)
+	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "spec.completions: Required value: when completion mode is Indexed")
+	if d := statusDetails(err); d == nil || len(d.Causes) != 1 {
+		t.Errorf("causes %+v", d)
+	}
+	if _, err := f.patch(job, types.MergePatchType, `{"spec":{"completions":6,"parallelism":6}}`); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNegativeGrace: a negative grace period is 1, whenever it comes.
+func TestNegativeGrace(t *testing.T) {
+	f := newFixture(t)
+	p := pod("p")
+	p.Spec.TerminationGracePeriodSeconds = ptr(int64(-5))
+	stored := f.mustCreate(p).(*corev1.Pod)
+	if g := stored.Spec.TerminationGracePeriodSeconds; g == nil || *g != 1 {
+		t.Errorf("stored %v", g)
+	}
+	again := stored.DeepCopy()
+	again.Spec.TerminationGracePeriodSeconds, again.Labels = ptr(int64(-5)), map[string]string{"a": "b"}
+	if out, err := f.update(again, ""); err != nil || *out.Item.Object.(*corev1.Pod).Spec.TerminationGracePeriodSeconds != 1 {
+		t.Errorf("the same manifest again: %+v, %v", out, err)
+	}
+	old := &corev1.PodSpec{TerminationGracePeriodSeconds: ptr(int64(-5))}
+	if podspec.DefaultPod(old); *old.TerminationGracePeriodSeconds != 1 {
+		t.Error("a pod that was stored with a negative grace period is shown with it")
+	}
+}
