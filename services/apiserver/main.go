@@ -85,7 +85,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err != nil {
 		return err
 	}
-	api := newPipeline(cfg, table, lasting, transient, rights, users, addresses)
+	api := newPipeline(cfg, id, table, lasting, transient, rights, users, addresses)
 
 	listenGRPC, err := net.Listen("tcp", cfg.ListenGRPC)
 	if err != nil {

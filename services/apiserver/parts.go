@@ -137,13 +137,13 @@ func startAddresses(g *boot.Group, cfg *config, st store.Store) (*serviceaddress
 	return a, repaired, nil
 }
 
-func newPipeline(cfg *config, table *resource.Table, lasting, transient pipeline.Place, rights *authz.Authorizers, u *users, addresses *serviceaddress.Allocator) *pipeline.Pipeline {
+func newPipeline(cfg *config, id *identity.Source, table *resource.Table, lasting, transient pipeline.Place, rights *authz.Authorizers, u *users, addresses *serviceaddress.Allocator) *pipeline.Pipeline {
 	tokens := &token.Requests{Issuer: u.issuer, Lookup: u.lookup}
 	return pipeline.New(pipeline.Config{
 		Table: table, Lasting: lasting, Transient: transient, Authorizer: rights,
 		Fields: fieldmanager.New(table),
 		Admission: admission.Default(admission.Config{
-			State: u.lookup, Authorizer: rights, Escalation: rights, NodeOf: authz.NodeName,
+			State: u.lookup, Authorizer: rights, Escalation: rights, NodeOf: authz.NodeName, ReservedNames: []string{id.Name()},
 			NotReadySeconds: cfg.notReadySeconds, UnreachableSeconds: cfg.unreachableSeconds,
 		}),
 		Hooks:   map[schema.GroupResource]pipeline.Hook{corev1.Resource("services"): addresses},

@@ -28,6 +28,7 @@ import (
 	"keelson.dev/services/apiserver/internal/kind"
 	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/internal/identity"
 )
 
 // objects is a State: cached by "resource/namespace/name"; fresh ones are seen
@@ -333,6 +334,83 @@ func TestCertificates(t *testing.T) {
 	refused(t, "signer", door("signer", "status", signed, c), "")
 	refused(t, "approver signs", door("approver", "status", signed, c), "user not permitted to sign")
 	refused(t, "condition", door("approver", "status", c, c), "")
+}
+
+// TestReservedNames requests certificates in names that nobody may have, from every
+// signer.
+func TestReservedNames(t *testing.T) {
+	p := &Certificates{State: state(), Reserved: []string{"my-apiserver"}}
+	const client, kubelet, serving = certificatesv1.KubeAPIServerClientSignerName, certificatesv1.KubeAPIServerClientKubeletSignerName, certificatesv1.KubeletServingSignerName
+	free, theirs := []string{client, "kubernetes.io/legacy-unknown", "example.com/one"}, []string{kubelet, serving}
+	for _, test := range []struct {
+		signers            []string
+		name, organization string
+		want               string
+	}{
+		{free, "jane", "devs", ""},
+		{free, "jane", "system:masters", "system:masters"},
+		{free, "jane", "system:nodes", `organization "system:nodes" is reserved`},
+		{free, "jane", "system:bootstrappers:x", "is reserved"},
+		{free, "system:node:n", "devs", `common name "system:node:n" is reserved`},
+		{free, "system:kube-controller-manager", "devs", "is reserved"},
+		{free, "system:serviceaccount:kube-system:x", "devs", "is reserved"},
+		{free, "kube-apiserver", "devs", "is reserved"},
+		{free, "kubernetes-admin", "devs", "is reserved"},
+		{free, "keelson-peer", "devs", "is reserved"},
+		{free, "my-apiserver", "devs", "is reserved"},
+		{theirs, "system:node:n", "system:nodes", ""},
+		{theirs, "system:node:", "system:nodes", "does not begin with"},
+		{theirs, "jane", "system:nodes", "does not begin with"},
+		{theirs, "kube-apiserver", "system:nodes", "does not begin with"},
+		{theirs, "system:node:n", "system:masters", "organization is not"},
+	} {
+		for _, signer := range test.signers {
+			c := &certificatesv1.CertificateSigningRequest{ObjectMeta: meta("", "c"), Spec: certificatesv1.CertificateSigningRequestSpec{SignerName: signer, Request: csrOf(t, test.name, test.organization)}}
+			a := attributes(Create, c, nil)
+			a.User = request.User{Name: "root", Groups: []string{"system:masters"}}
+			refused(t, signer+" for "+test.name+" of "+test.organization, p.Validate(t.Context(), a), test.want)
+		}
+	}
+}
+
+// TestBootstrapRequests is what the bearer of a bootstrap token may request.
+func TestBootstrapRequests(t *testing.T) {
+	const kubelet = certificatesv1.KubeAPIServerClientKubeletSignerName
+	p := &Certificates{State: state(
+		&corev1.Node{ObjectMeta: meta("", "planned")},
+		&corev1.Node{ObjectMeta: meta("", "lives"), Status: corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{KubeletVersion: "v1"}}},
+		&corev1.Node{ObjectMeta: meta("", "beats")}, &coordinationv1.Lease{ObjectMeta: meta("kube-node-lease", "beats")},
+	)}
+	for name, test := range map[string]struct {
+		signer, node, only string
+		want               string
+	}{
+		"a new node":                {kubelet, "n", "", ""},
+		"one that is planned":       {kubelet, "planned", "", ""},
+		"one that lives":            {kubelet, "lives", "", "`kubectl delete node lives`"},
+		"one that has a lease":      {kubelet, "beats", "", "`kubectl delete node beats`"},
+		"the token's node":          {kubelet, "n", "n", ""},
+		"another than the token's":  {kubelet, "n", "m", `this bootstrap token is for node "m", not for "n"`},
+		"a serving certificate":     {certificatesv1.KubeletServingSignerName, "n", "", "may only request certificates of signer " + kubelet},
+		"one of a stranger":         {"example.com/one", "", "", "may only request certificates of signer " + kubelet},
+		"a user's":                  {certificatesv1.KubeAPIServerClientSignerName, "", "", "may only request certificates of signer " + kubelet},
+		"a user's, token of a node": {certificatesv1.KubeAPIServerClientSignerName, "", "n", "may only request certificates of signer " + kubelet},
+	} {
+		request := csrOf(t, "jane", "devs")
+		if test.node != "" {
+			request = csrOf(t, "system:node:"+test.node, "system:nodes")
+		}
+		ask := func(user string, groups ...string) error {
+			a := attributes(Create, &certificatesv1.CertificateSigningRequest{ObjectMeta: meta("", "c"), Spec: certificatesv1.CertificateSigningRequestSpec{SignerName: test.signer, Request: request}}, nil)
+			a.User.Name, a.User.Groups = user, groups
+			if test.only != "" {
+				a.User.Extra = map[string][]string{identity.BootstrapNode: {test.only}}
+			}
+			return p.Validate(t.Context(), a)
+		}
+		refused(t, name, ask("system:bootstrap:abcdef", "system:bootstrappers"), test.want)
+		refused(t, name+", by a node", ask("system:node:"+test.node, "system:nodes"), "")
+	}
 }
 
 type escalation struct{ asked []string }

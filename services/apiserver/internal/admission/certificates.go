@@ -11,9 +11,12 @@ import (
 	"strings"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"keelson.dev/services/apiserver/internal/request"
+	"keelson.dev/services/internal/identity"
 )
 
 // Authorizer decides on a right that a plugin asks about.
@@ -21,9 +24,14 @@ type Authorizer interface {
 	Authorize(ctx context.Context, a *request.Attributes) (allowed bool, reason string, err error)
 }
 
-// Certificates records who asks for a certificate, and lets only those approve
-// and sign who may for that signer.
-type Certificates struct{ Authorizer Authorizer }
+// Certificates records who requests a certificate, refuses names that nobody may
+// request, and lets only those approve and sign who may for that signer.
+type Certificates struct {
+	State      State
+	Authorizer Authorizer
+	// Reserved are common names that are refused besides identity.Reserved's.
+	Reserved []string
+}
 
 // Admit implements Mutator: who asks is what the server knows, not what the
 // request says.
@@ -52,7 +60,7 @@ func (p *Certificates) Validate(ctx context.Context, a *Attributes) error {
 	}
 	switch {
 	case a.Operation == Create:
-		return checkMasters(a, csr)
+		return p.subject(ctx, a, csr)
 	case a.Operation == Update && a.Subresource == "approval":
 		if !p.may(ctx, a.User, "approve", csr.Spec.SignerName) {
 			return fmt.Errorf("user not permitted to approve requests with signerName %q", csr.Spec.SignerName)
@@ -69,12 +77,10 @@ func (p *Certificates) Validate(ctx context.Context, a *Attributes) error {
 	return nil
 }
 
-// checkMasters keeps anybody from asking for a certificate that may do
-// everything (CertificateSubjectRestriction).
-func checkMasters(a *Attributes, csr *certificatesv1.CertificateSigningRequest) error {
-	if csr.Spec.SignerName != certificatesv1.KubeAPIServerClientSignerName {
-		return nil
-	}
+// subject keeps anybody from requesting a certificate in a name that the cluster
+// itself gives, from whichever signer: Kubernetes' CertificateSubjectRestriction
+// refuses system:masters alone.
+func (p *Certificates) subject(ctx context.Context, a *Attributes, csr *certificatesv1.CertificateSigningRequest) error {
 	parsed, err := parseRequest(csr)
 	if errors.Is(err, errNoRequest) {
 		return nil // refused by validation
@@ -82,10 +88,57 @@ func checkMasters(a *Attributes, csr *certificatesv1.CertificateSigningRequest) 
 	if err != nil {
 		return apierrors.NewForbidden(a.GroupResource(), a.Name, fmt.Errorf("failed to parse CSR: %w", err))
 	}
-	if slices.Contains(parsed.Subject.Organization, "system:masters") {
-		return fmt.Errorf("use of %s signer with system:masters group is not allowed", csr.Spec.SignerName)
+	signer := csr.Spec.SignerName
+	if signer == certificatesv1.KubeAPIServerClientSignerName && slices.Contains(parsed.Subject.Organization, "system:masters") {
+		return fmt.Errorf("use of %s signer with system:masters group is not allowed", signer)
+	}
+	if signer != certificatesv1.KubeAPIServerClientKubeletSignerName && signer != certificatesv1.KubeletServingSignerName {
+		if err := identity.Reserved(parsed.Subject.CommonName, parsed.Subject.Organization, p.Reserved...); err != nil {
+			return fmt.Errorf("signer %s: %w", signer, err)
+		}
+		return p.bootstrap(ctx, a, signer, "")
+	}
+	node, err := identity.NodeSubject(parsed.Subject.CommonName, parsed.Subject.Organization)
+	if err != nil {
+		return fmt.Errorf("signer %s: %w", signer, err)
+	}
+	return p.bootstrap(ctx, a, signer, node)
+}
+
+// bootstrap lets the bearer of a bootstrap token request a client certificate for a
+// new node, and only for the one that the token names, if it names one.
+func (p *Certificates) bootstrap(ctx context.Context, a *Attributes, signer, node string) error {
+	if !slices.Contains(a.User.Groups, "system:bootstrappers") {
+		return nil
+	}
+	if signer != certificatesv1.KubeAPIServerClientKubeletSignerName {
+		return fmt.Errorf("a bootstrap token may only request certificates of signer %s", certificatesv1.KubeAPIServerClientKubeletSignerName)
+	}
+	if only, ok := a.User.Extra[identity.BootstrapNode]; ok && !slices.Equal(only, []string{node}) {
+		return fmt.Errorf("this bootstrap token is for node %q, not for %q", strings.Join(only, ","), node)
+	}
+	lives, err := p.nodeLives(ctx, node)
+	if err != nil {
+		return err
+	}
+	if lives {
+		return fmt.Errorf("node %[1]q exists already and has a certificate: choose another name, or remove it first with `kubectl delete node %[1]s`", node)
 	}
 	return nil
+}
+
+// nodeLives reports whether a Node has ever been reported by its node: one that was
+// created by hand, and waits for its machine, has neither Lease nor version.
+func (p *Certificates) nodeLives(ctx context.Context, name string) (bool, error) {
+	o, ok, err := p.State.GetFresh(ctx, "", "nodes", "", name)
+	if err != nil || !ok {
+		return false, err
+	}
+	if n, is := o.(*corev1.Node); is && n.Status.NodeInfo.KubeletVersion != "" {
+		return true, nil
+	}
+	_, ok, err = p.State.GetFresh(ctx, coordinationv1.GroupName, "leases", corev1.NamespaceNodeLease, name)
+	return ok, err
 }
 
 var errNoRequest = errors.New("PEM block type must be CERTIFICATE REQUEST")

@@ -9,6 +9,8 @@ type Config struct {
 	Escalation Escalation
 	// NodeOf is the node that a user is.
 	NodeOf func(request.User) (name string, isNode bool)
+	// ReservedNames are common names that no certificate request may have.
+	ReservedNames []string
 	// NotReadySeconds and UnreachableSeconds are what pods tolerate that say
 	// nothing of it.
 	NotReadySeconds, UnreachableSeconds int64
@@ -18,7 +20,7 @@ type Config struct {
 func Default(c Config) *Chain {
 	lifecycle := &NamespaceLifecycle{State: c.State}
 	priority := &Priority{State: c.State}
-	certificates := &Certificates{Authorizer: c.Authorizer}
+	certificates := &Certificates{State: c.State, Authorizer: c.Authorizer, Reserved: c.ReservedNames}
 	return &Chain{
 		Mutators: []Mutator{
 			lifecycle,

@@ -22,6 +22,7 @@ import (
 
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/token"
+	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/identity/identitytest"
 )
 
@@ -370,6 +371,15 @@ func TestBootstrapTokens(t *testing.T) {
 				t.Fatalf("%+v %v", u, err)
 			}
 		})
+	}
+}
+
+func TestBootstrapTokenOfANode(t *testing.T) {
+	f := newFixture(t)
+	f.objects.m["secrets/kube-system/bootstrap-token-abcdef"] = bootstrapSecret(func(m map[string]string) { m["node-name"] = "node-1.example" })
+	u, err := f.Authenticate(context.Background(), nil, "abcdef.0123456789abcdef")
+	if err != nil || !slices.Equal(u.Extra[identity.BootstrapNode], []string{"node-1.example"}) {
+		t.Errorf("%+v, %v", u, err)
 	}
 }
 

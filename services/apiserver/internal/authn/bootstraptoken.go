@@ -13,10 +13,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/services/apiserver/internal/request"
+	"keelson.dev/services/internal/identity"
 )
 
 // Bootstrap tokens: "ID.SECRET", whose Secret lies in kube-system under
-// bootstrap-token-ID. They let a machine ask for its certificate.
+// bootstrap-token-ID. What a token is for follows from the groups that its Secret
+// adds (auth-extra-groups); system:bootstrappers alone may do nothing. A token whose
+// Secret has a node-name is for that node only.
 const (
 	bootstrapSecretPrefix = "bootstrap-token-"
 	bootstrapSecretType   = "bootstrap.kubernetes.io/token"
@@ -63,7 +66,11 @@ func (a *Authenticator) bootstrapToken(ctx context.Context, id, secret string) (
 		text("token-id") != id || text("usage-bootstrap-authentication") != "true" {
 		return u, until, errInvalidToken
 	}
-	return request.User{Name: bootstrapUserPrefix + id, Groups: groups}, until, nil
+	u = request.User{Name: bootstrapUserPrefix + id, Groups: groups}
+	if node, ok := stored.Data["node-name"]; ok {
+		u.Extra = map[string][]string{identity.BootstrapNode: {string(node)}}
+	}
+	return u, until, nil
 }
 
 // bootstrapExpiry reads when a token ends (RFC 3339; empty is never).

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -234,8 +235,15 @@ func TestRights(t *testing.T) {
 		{"system:cloud-controller-manager", "", "delete", "nodes", true},
 		{"system:cloud-controller-manager", "", "patch", "dev:services/status", true},
 		{"system:cloud-controller-manager", "", "get", "dev:secrets", false},
-		{"system:bootstrap:abcdef", "system:bootstrappers", "create", "certificatesigningrequests.certificates.k8s.io", true},
-		{"system:bootstrap:abcdef", "system:bootstrappers", "create", "certificatesigningrequests/nodeclient.certificates.k8s.io", true},
+		{"system:bootstrap:nodes1", "system:bootstrappers:keelson:default-node-token", "create", "certificatesigningrequests.certificates.k8s.io", true},
+		{"system:bootstrap:nodes1", "system:bootstrappers:keelson:default-node-token", "create", "certificatesigningrequests/nodeclient.certificates.k8s.io", true},
+		{"system:bootstrap:nodes1", "system:bootstrappers:keelson:default-node-token", "create", "members.keelson.dev", false},
+		{"system:bootstrap:member", "system:bootstrappers:keelson:apiserver", "create", "members.keelson.dev", true},
+		{"system:bootstrap:member", "system:bootstrappers:keelson:apiserver", "create", "certificatesigningrequests.certificates.k8s.io", false},
+		{"system:bootstrap:member", "system:bootstrappers:keelson:apiserver", "create", "certificatesigningrequests/nodeclient.certificates.k8s.io", false},
+		{"system:bootstrap:abcdef", "system:bootstrappers", "create", "certificatesigningrequests.certificates.k8s.io", false},
+		{"system:bootstrap:abcdef", "system:bootstrappers", "create", "certificatesigningrequests/nodeclient.certificates.k8s.io", false},
+		{"system:bootstrap:abcdef", "system:bootstrappers", "create", "members.keelson.dev", false},
 		{"system:bootstrap:abcdef", "system:bootstrappers", "list", "pods", false},
 		{"system:node:n", "system:nodes", "create", "certificatesigningrequests/selfnodeclient.certificates.k8s.io", true},
 		{"system:node:n", "system:nodes", "list", "dev:secrets", false},
@@ -315,5 +323,45 @@ func TestReconcileReplacesAnotherRole(t *testing.T) {
 	have.RoleRef.Name = "old"
 	if next, a := reconcile(want, have); a != replace || next.(*rbacv1.ClusterRoleBinding).RoleRef.Name != "new" {
 		t.Fatal(next, a)
+	}
+}
+
+// TestBootstrappersAreWithdrawn takes the subject that earlier versions bound out of
+// the default bindings, and only from them.
+func TestBootstrappersAreWithdrawn(t *testing.T) {
+	p, err := defaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine := rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: "mine"}
+	seen := 0
+	for _, want := range p.clusterRoleBindings {
+		have := want.DeepCopy()
+		have.Subjects = []rbacv1.Subject{mine, allBootstrappers}
+		next, a := reconcile(want, have)
+		if a != change && len(want.Subjects) > 0 {
+			t.Fatalf("%s: action %d", want.Name, a)
+		}
+		if next == nil {
+			continue
+		}
+		got := next.(*rbacv1.ClusterRoleBinding).Subjects
+		gone := !slices.Contains(got, allBootstrappers)
+		if gone {
+			seen++
+		}
+		if gone != (withdrawn[want.Name] != nil) || !slices.Contains(got, mine) {
+			t.Errorf("%s: %v", want.Name, got)
+		}
+		if len(have.Subjects) != 2 || have.Subjects[1] != allBootstrappers {
+			t.Errorf("%s: what was there has changed: %v", want.Name, have.Subjects)
+		}
+		have.Annotations["rbac.authorization.kubernetes.io/autoupdate"] = "false"
+		if _, a := reconcile(want, have); a != keep {
+			t.Errorf("%s: changed although it is not to be kept up", want.Name)
+		}
+	}
+	if seen != len(withdrawn) {
+		t.Errorf("withdrawn from %d bindings, want %d", seen, len(withdrawn))
 	}
 }

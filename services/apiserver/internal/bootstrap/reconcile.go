@@ -44,7 +44,7 @@ func reconcile(want, have resource.Object) (resource.Object, action) {
 		if next.RoleRef != want.RoleRef {
 			return want, replace
 		}
-		next.Subjects = withSubjects(next.Subjects, want.Subjects)
+		next.Subjects = withSubjects(without(next.Subjects, withdrawn[want.Name]), want.Subjects)
 		return next, changed(next, have)
 	case *rbacv1.RoleBinding:
 		next := have.(*rbacv1.RoleBinding).DeepCopy()
@@ -123,6 +123,19 @@ func withRules(have, want []rbacv1.PolicyRule) []rbacv1.PolicyRule {
 		}
 	}
 	return have
+}
+
+// withdrawn are subjects that earlier versions bound, by the default binding. Every
+// bootstrap token made nodes, whatever it was for.
+var withdrawn = map[string][]rbacv1.Subject{
+	"keelson:node-bootstrapper":          {allBootstrappers},
+	"keelson:node-autoapprove-bootstrap": {allBootstrappers},
+}
+
+var allBootstrappers = rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: "system:bootstrappers"}
+
+func without(have, gone []rbacv1.Subject) []rbacv1.Subject {
+	return slices.DeleteFunc(have, func(s rbacv1.Subject) bool { return slices.Contains(gone, s) })
 }
 
 func withSubjects(have, want []rbacv1.Subject) []rbacv1.Subject {

@@ -1,8 +1,11 @@
 // Package csr approves the certificate requests of nodes, signs what is approved,
 // and removes what is old.
 //
-// Approved without a person are two kinds alone: a bootstrap token's request for
-// a node's client certificate, and a node's request to renew its own.
+// It approves by itself what Kubernetes' csrapproving controller does: requests for a
+// node's client certificate, if whoever requested it may create
+// certificatesigningrequests/nodeclient, or, for its own name,
+// certificatesigningrequests/selfnodeclient. Of bootstrap tokens it also refuses one
+// that names another node, that has been used up, or whose node is there already.
 //
 // It must never sign what is not approved, nor for a signer that is not
 // Kubernetes' own.
@@ -16,7 +19,9 @@ import (
 	"strings"
 	"time"
 
+	authorizationv1 "k8s.io/api/authorization/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -24,6 +29,7 @@ import (
 	"keelson.dev/proto/client"
 	"keelson.dev/services/controller-manager/internal/cluster"
 	"keelson.dev/services/internal/controller"
+	"keelson.dev/services/internal/identity"
 )
 
 // How long requests are kept, as in Kubernetes.
@@ -32,20 +38,35 @@ const (
 	keepPending = 24 * time.Hour
 )
 
+// askAgain is how often the rights of who requested a node's certificate are
+// reviewed while they do not suffice.
+const askAgain = time.Minute
+
 type reconciler struct {
 	*cluster.Cluster
 
 	requests  client.Resource[*certificatesv1.CertificateSigningRequest]
+	nodes     client.Resource[*corev1.Node]
+	leases    client.Resource[*coordinationv1.Lease]
+	secrets   client.Resource[*corev1.Secret]
 	authority *Authority
+	may       func(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, subresource string) (bool, error)
 	now       func() time.Time
 }
 
 // New is the controller. Without an authority it approves and removes, but does
 // not sign.
-func New(s *cluster.Cluster, a *Authority) controller.Controller { return build(s, a, time.Now) }
+func New(s *cluster.Cluster, a *Authority) controller.Controller { return build(s, a, time.Now, nil) }
 
-func build(s *cluster.Cluster, a *Authority, now func() time.Time) controller.Controller {
-	r := &reconciler{Cluster: s, requests: client.For[*certificatesv1.CertificateSigningRequest](s.Client), authority: a, now: now}
+// build is New; may replaces the subject access review, in tests.
+func build(s *cluster.Cluster, a *Authority, now func() time.Time, may func(context.Context, *certificatesv1.CertificateSigningRequest, string) (bool, error)) controller.Controller {
+	r := &reconciler{
+		Cluster: s, requests: client.For[*certificatesv1.CertificateSigningRequest](s.Client), authority: a, now: now,
+		nodes: client.For[*corev1.Node](s.Client), leases: client.For[*coordinationv1.Lease](s.Client), secrets: client.For[*corev1.Secret](s.Client),
+	}
+	if r.may = may; may == nil {
+		r.may = r.review
+	}
 	return controller.Controller{
 		Name: "certificate-signing", Workers: 2, Reconcile: r.reconcile,
 		Sources: []controller.Source{controller.Objects(s.SigningRequests)},
@@ -84,10 +105,11 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 		return wait, r.fail(ctx, csr, approved, "SignerValidationFailure", err)
 	}
 	if !approved {
-		if !OfNode(csr, req) {
-			return wait, nil
+		decided, err := r.decide(ctx, csr, req)
+		if !decided && err == nil && recognized(csr, req) {
+			wait.RequeueAfter = min(wait.RequeueAfter, askAgain) // a binding may come
 		}
-		return wait, r.approve(ctx, csr)
+		return wait, err
 	}
 	if !strings.HasPrefix(csr.Spec.SignerName, "kubernetes.io/") || r.authority == nil {
 		return wait, nil
@@ -113,23 +135,149 @@ func Ends(csr *certificatesv1.CertificateSigningRequest) time.Time {
 	return settled.Add(keepPending)
 }
 
-// OfNode tells the requests that are approved without a person: a node's client
-// certificate, asked for by a bootstrap token or by that node.
-func OfNode(csr *certificatesv1.CertificateSigningRequest, req *x509.CertificateRequest) bool {
-	if csr.Spec.SignerName != certificatesv1.KubeAPIServerClientKubeletSignerName || Permits(csr, req) != nil {
-		return false
-	}
-	if csr.Spec.Username == req.Subject.CommonName && slices.Contains(csr.Spec.Groups, "system:nodes") {
-		return true
-	}
-	return strings.HasPrefix(csr.Spec.Username, "system:bootstrap:") && slices.Contains(csr.Spec.Groups, "system:bootstrappers")
+// recognized reports whether a request is one for a node's client certificate.
+func recognized(csr *certificatesv1.CertificateSigningRequest, req *x509.CertificateRequest) bool {
+	return csr.Spec.SignerName == certificatesv1.KubeAPIServerClientKubeletSignerName && Permits(csr, req) == nil
 }
 
-func (r *reconciler) approve(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) error {
+// decide approves or denies a request for a node's client certificate; decided is
+// false where that is left to a person.
+func (r *reconciler) decide(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, req *x509.CertificateRequest) (decided bool, err error) {
+	if !recognized(csr, req) {
+		return false, nil
+	}
+	if csr.Spec.Username == req.Subject.CommonName {
+		if ok, err := r.may(ctx, csr, "selfnodeclient"); ok || err != nil {
+			return ok, r.settle(ctx, csr, certificatesv1.CertificateApproved, "AutoApproved", "Auto approving self kubelet client certificate after SubjectAccessReview.", err)
+		}
+	}
+	if ok, err := r.may(ctx, csr, "nodeclient"); !ok || err != nil {
+		return false, err
+	}
+	id, isToken := strings.CutPrefix(csr.Spec.Username, "system:bootstrap:")
+	if isToken {
+		reason, message, err := r.refuse(ctx, csr, req, id)
+		if err != nil {
+			return false, err
+		}
+		if reason != "" {
+			return true, r.settle(ctx, csr, certificatesv1.CertificateDenied, reason, message, nil)
+		}
+	}
+	return true, r.settle(ctx, csr, certificatesv1.CertificateApproved, "AutoApproved", "Auto approving kubelet client certificate after SubjectAccessReview.", nil)
+}
+
+// refuse returns why the bearer of a bootstrap token gets no certificate; an empty
+// reason lets it have one. A token for single use is used up by that.
+func (r *reconciler) refuse(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, req *x509.CertificateRequest, id string) (reason, message string, err error) {
+	node, err := identity.NodeSubject(req.Subject.CommonName, req.Subject.Organization)
+	if err != nil {
+		return "NotANode", err.Error(), nil
+	}
+	if only, ok := csr.Spec.Extra[identity.BootstrapNode]; ok && !slices.Equal([]string(only), []string{node}) {
+		return "OtherNode", fmt.Sprintf("bootstrap token %s is for node %q, not for %q", id, strings.Join(only, ","), node), nil
+	}
+	lives, err := r.lives(ctx, node)
+	if err != nil {
+		return "", "", err
+	}
+	if lives {
+		return "NodeExists", fmt.Sprintf("node %[1]q exists already and has a certificate: choose another name, or remove it first with `kubectl delete node %[1]s`", node), nil
+	}
+	return r.use(ctx, csr, id)
+}
+
+// lives reports whether a Node has ever been reported by its node. It asks the
+// server: a cache may be behind.
+func (r *reconciler) lives(ctx context.Context, name string) (bool, error) {
+	n, err := r.nodes.Get(ctx, "", name)
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("node %s: %w", name, err)
+	}
+	if n.Status.NodeInfo.KubeletVersion != "" {
+		return true, nil
+	}
+	if _, err = r.leases.Get(ctx, corev1.NamespaceNodeLease, name); apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("lease of node %s: %w", name, err)
+	}
+	return true, nil
+}
+
+const (
+	// singleUse in a token's Secret makes it good for one certificate.
+	singleUse = "single-use"
+	// usedBy is the annotation of a used token's Secret: the request's uid.
+	usedBy = "keelson.dev/used-by"
+	// readOn is how long the bearer of a used token may still read its certificate.
+	readOn = 10 * time.Minute
+)
+
+// use uses up a token, before the request is approved: if anything fails after it,
+// the same request goes on.
+func (r *reconciler) use(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, id string) (reason, message string, err error) {
+	name := "bootstrap-token-" + id
+	secret, err := r.secrets.Get(ctx, metav1.NamespaceSystem, name)
+	if apierrors.IsNotFound(err) || err == nil && secret.DeletionTimestamp != nil {
+		return "TokenRevoked", fmt.Sprintf("bootstrap token %s has been deleted since: make another one with `keel node token`", id), nil
+	}
+	if err != nil {
+		return "", "", fmt.Errorf("bootstrap token %s: %w", id, err)
+	}
+	if string(secret.Data[singleUse]) != "true" || secret.Annotations[usedBy] == string(csr.UID) {
+		return "", "", nil
+	}
+	if secret.Annotations[usedBy] != "" {
+		return "TokenUsed", fmt.Sprintf("bootstrap token %s has been used: make another one with `keel node token`", id), nil
+	}
+	next := secret.DeepCopy()
+	if next.Annotations == nil {
+		next.Annotations = map[string]string{}
+	}
+	next.Annotations[usedBy] = string(csr.UID)
+	until := r.now().Add(readOn)
+	if was, err := time.Parse(time.RFC3339, string(secret.Data["expiration"])); err != nil || until.Before(was) {
+		next.Data["expiration"] = []byte(until.UTC().Format(time.RFC3339))
+	}
+	if _, err := r.secrets.Update(ctx, next); err != nil { // a conflict is tried again
+		return "", "", fmt.Errorf("bootstrap token %s: %w", id, err)
+	}
+	return "", "", nil
+}
+
+// review asks whether who made a request may create the subresource.
+func (r *reconciler) review(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, subresource string) (bool, error) {
+	extra := make(map[string]authorizationv1.ExtraValue, len(csr.Spec.Extra))
+	for k, v := range csr.Spec.Extra {
+		extra[k] = authorizationv1.ExtraValue(v)
+	}
+	got, err := client.For[*authorizationv1.SubjectAccessReview](r.Client).Create(ctx, &authorizationv1.SubjectAccessReview{
+		Spec: authorizationv1.SubjectAccessReviewSpec{
+			User: csr.Spec.Username, UID: csr.Spec.UID, Groups: csr.Spec.Groups, Extra: extra,
+			ResourceAttributes: &authorizationv1.ResourceAttributes{
+				Group: certificatesv1.GroupName, Version: "v1", Resource: "certificatesigningrequests", Verb: "create", Subresource: subresource,
+			},
+		},
+	})
+	if err != nil {
+		return false, fmt.Errorf("review who requested %s: %w", csr.Name, err)
+	}
+	return got.Status.Allowed, nil
+}
+
+// settle writes an approval or a denial, unless there is an error.
+func (r *reconciler) settle(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, decision certificatesv1.RequestConditionType, reason, message string, err error) error {
+	if err != nil {
+		return err
+	}
 	next := csr.DeepCopy()
 	next.Status.Conditions = append(next.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
-		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "AutoApproved",
-		Message: "Auto approving kubelet client certificate.", LastUpdateTime: metav1.NewTime(r.now()),
+		Type: decision, Status: corev1.ConditionTrue, Reason: reason, Message: message, LastUpdateTime: metav1.NewTime(r.now()),
 	})
 	return r.write(ctx, next, "approval")
 }

@@ -11,10 +11,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
+
+	"keelson.dev/services/internal/identity"
 )
 
 const (
@@ -119,12 +120,10 @@ func Permits(csr *certificatesv1.CertificateSigningRequest, req *x509.Certificat
 	}
 	has := func(u certificatesv1.KeyUsage) bool { return slices.Contains(csr.Spec.Usages, u) }
 	kubelet := func() error {
-		switch {
-		case !slices.Equal(req.Subject.Organization, []string{"system:nodes"}):
-			return errors.New(`subject organization is not "system:nodes"`)
-		case !strings.HasPrefix(req.Subject.CommonName, "system:node:"):
-			return errors.New(`subject common name does not begin with "system:node:"`)
-		case len(req.EmailAddresses) > 0 || len(req.URIs) > 0:
+		if _, err := identity.NodeSubject(req.Subject.CommonName, req.Subject.Organization); err != nil {
+			return err
+		}
+		if len(req.EmailAddresses) > 0 || len(req.URIs) > 0 {
 			return errors.New("email and URI subject alternative names are not permitted")
 		}
 		return nil
@@ -134,7 +133,8 @@ func Permits(csr *certificatesv1.CertificateSigningRequest, req *x509.Certificat
 		if !has(certificatesv1.UsageClientAuth) {
 			return errors.New(`usages must contain "client auth"`)
 		}
-		return allow(certificatesv1.UsageClientAuth, certificatesv1.UsageDigitalSignature, certificatesv1.UsageKeyEncipherment)
+		return errors.Join(identity.Reserved(req.Subject.CommonName, req.Subject.Organization),
+			allow(certificatesv1.UsageClientAuth, certificatesv1.UsageDigitalSignature, certificatesv1.UsageKeyEncipherment))
 	case certificatesv1.KubeAPIServerClientKubeletSignerName:
 		if len(req.DNSNames) > 0 || len(req.IPAddresses) > 0 {
 			return errors.New("DNS and IP subject alternative names are not permitted")
