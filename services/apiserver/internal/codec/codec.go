@@ -8,6 +8,7 @@ package codec
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -130,6 +131,9 @@ func unmarshal(obj resource.Object, data []byte) (err error) {
 			err = fmt.Errorf("malformed protobuf message: %v", p)
 		}
 	}()
+	if err := CheckMessage(data, reflect.TypeOf(obj)); err != nil {
+		return err
+	}
 	return obj.Unmarshal(data)
 }
 

@@ -3,37 +3,33 @@ package codec
 import (
 	"bytes"
 	"fmt"
+	"reflect"
 	"strings"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	kjson "sigs.k8s.io/json"
-	"sigs.k8s.io/yaml"
 
 	"keelson.dev/services/apiserver/internal/resource"
 )
-
-// MaxDepth is how deep JSON and YAML may nest. Kubernetes' own types nest less
-// than 30 levels; the JSON library's own bound is 10,000.
-const MaxDepth = 1000
 
 // decodeText reads JSON or YAML.
 func decodeText(in Input) (resource.Object, []string, error) {
 	data := in.Data
 	var strict []error
 	if in.Type == YAML {
-		converted, err := yaml.YAMLToJSON(data)
+		converted, err := YAMLToJSON(data, false)
 		if err != nil {
 			return nil, nil, unrecognized(in, err)
 		}
 		if in.Validation != Ignore {
-			if _, err := yaml.YAMLToJSONStrict(data); err != nil {
+			if _, err := YAMLToJSON(data, true); err != nil {
 				strict = append(strict, err)
 			}
 		}
 		data = converted
 	}
-	if err := CheckDepth(data); err != nil {
+	obj := in.New()
+	if err := CheckText(data, reflect.TypeOf(obj)); err != nil {
 		return nil, nil, err
 	}
 	gvk, err := typeMeta(data)
@@ -49,7 +45,6 @@ func decodeText(in Input) (resource.Object, []string, error) {
 	if gvk != in.Want {
 		return nil, nil, wrongKind(in, gvk)
 	}
-	obj := in.New()
 	if in.Validation == Ignore {
 		err = kjson.UnmarshalCaseSensitivePreserveInts(data, obj)
 	} else {
@@ -86,38 +81,12 @@ func typeMeta(data []byte) (schema.GroupVersionKind, error) {
 	return gv.WithKind(meta.Kind), nil
 }
 
-// CheckDepth refuses JSON that nests deeper than MaxDepth. It reads the bytes
-// once and allocates nothing; it does not check the syntax.
-func CheckDepth(data []byte) error {
-	if bytes.Count(data, []byte{'{'})+bytes.Count(data, []byte{'['}) <= MaxDepth {
-		return nil
-	}
-	depth := 0
-	for i := 0; i < len(data); i++ {
-		switch data[i] {
-		case '{', '[':
-			if depth++; depth > MaxDepth {
-				return apierrors.NewBadRequest(fmt.Sprintf("the object provided nests deeper than %d levels", MaxDepth))
-			}
-		case '}', ']':
-			depth--
-		case '"':
-			for i++; i < len(data) && data[i] != '"'; i++ {
-				if data[i] == '\\' {
-					i++
-				}
-			}
-		}
-	}
-	return nil
-}
-
 // ToJSON turns a patch or configuration that may be YAML into JSON.
 func ToJSON(data []byte) ([]byte, error) {
 	if trimmed := bytes.TrimLeft(data, " \t\r\n"); len(trimmed) > 0 && trimmed[0] == '{' {
 		return data, nil
 	}
-	out, err := yaml.YAMLToJSON(data)
+	out, err := YAMLToJSON(data, false)
 	if err != nil {
 		return nil, fmt.Errorf("error decoding YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))
 	}

@@ -148,9 +148,16 @@ func unique(errs field.ErrorList) field.ErrorList {
 			seen[text] = true
 			out = append(out, e)
 		}
+		if len(out) == maxErrors {
+			return append(out, field.Forbidden(nil, fmt.Sprintf("too many errors, only the first %d are shown", maxErrors)))
+		}
 	}
 	return out
 }
+
+// maxErrors bounds the errors of one answer: an object can have as many as it has
+// fields, and joining their texts takes time that grows with the square.
+const maxErrors = 250
 
 func invalid(k *resource.Kind, obj metav1.Object, errs field.ErrorList) error {
 	if len(errs) == 0 {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -24,9 +25,6 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// maxPatchOperations bounds a JSON patch, as in Kubernetes.
-const maxPatchOperations = 10000
-
 func (p *Pipeline) newPatch(ctx context.Context, t Target, kind types.PatchType, b Body, o WriteOptions) (*change, error) {
 	c, sub, err := p.newChange(ctx, "patch", t, o)
 	if err != nil {
@@ -35,7 +33,7 @@ func (p *Pipeline) newPatch(ctx context.Context, t Target, kind types.PatchType,
 	if err := checkPatchOptions(kind, o); err != nil {
 		return nil, err
 	}
-	if err := codec.CheckDepth(b.Data); err != nil {
+	if err := codec.CheckText(b.Data, reflect.TypeOf(c.kind.New())); err != nil {
 		return nil, err
 	}
 	patch := &patch{p: p, c: c, kind: kind, data: b.Data}
@@ -159,17 +157,8 @@ func (a *patch) apply(text []byte) (patched []byte, strict []error, err error) {
 				return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
 			}
 		}
-		ops, err := jsonpatch.DecodePatch(a.data)
-		if err != nil {
-			return nil, nil, apierrors.NewBadRequest(err.Error())
-		}
-		if len(ops) > maxPatchOperations {
-			return nil, nil, apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("The allowed maximum operations in a JSON patch is %d, got %d", maxPatchOperations, len(ops)))
-		}
-		if patched, err = ops.Apply(text); err != nil {
-			return nil, nil, apierrors.NewGenericServerResponse(http.StatusUnprocessableEntity, "", schema.GroupResource{}, "", err.Error(), 0, false)
-		}
-		return patched, strict, nil
+		patched, err = applyJSON(a.data, text)
+		return patched, strict, err
 	default:
 		if a.c.opts.FieldValidation != string(codec.Ignore) {
 			v := map[string]any{}
@@ -193,6 +182,9 @@ func (a *patch) strategic(cur runtime.Object, gvk schema.GroupVersionKind, out r
 	}
 	original, err := runtime.DefaultUnstructuredConverter.ToUnstructured(cur)
 	if err != nil {
+		return err
+	}
+	if err := checkLists(a.data, original); err != nil {
 		return err
 	}
 	original["apiVersion"], original["kind"] = gvk.GroupVersion().String(), gvk.Kind

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"fmt"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/fields"
@@ -23,7 +24,14 @@ type chosen struct {
 	field, value string
 }
 
+// maxRequirements bounds the selectors of a request, values of a set included: each
+// object of a list and each event of a watch is compared with all of them.
+const maxRequirements = 10_000
+
 func newSelection(k *resource.Kind, t Target, labelSelector, fieldSelector string) (*chosen, error) {
+	if n := strings.Count(labelSelector, ",") + strings.Count(fieldSelector, ","); n >= maxRequirements {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("the selectors have more than %d requirements", maxRequirements))
+	}
 	ls := labels.Everything()
 	fs := fields.Everything()
 	var err error

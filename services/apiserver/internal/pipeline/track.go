@@ -1,12 +1,13 @@
 package pipeline
 
 import (
+	"bytes"
 	"fmt"
+	"reflect"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
-	utiljson "k8s.io/apimachinery/pkg/util/json"
-	"sigs.k8s.io/yaml"
+	kjson "sigs.k8s.io/json"
 
 	"keelson.dev/services/apiserver/internal/codec"
 	"keelson.dev/services/apiserver/internal/fieldmanager"
@@ -30,7 +31,7 @@ func (p *Pipeline) newApply(c *change, sub *resource.Subresource, b Body) error 
 	if p.cfg.Fields == nil {
 		return errMethod(c.target, "apply")
 	}
-	configuration, warnings, err := readConfiguration(b.Data, codec.Validation(c.opts.FieldValidation))
+	configuration, warnings, err := readConfiguration(c.kind, b.Data, codec.Validation(c.opts.FieldValidation))
 	if err != nil {
 		return err
 	}
@@ -70,25 +71,28 @@ func (p *Pipeline) newApply(c *change, sub *resource.Subresource, b Body) error 
 }
 
 // readConfiguration reads what is applied, JSON or YAML.
-func readConfiguration(data []byte, v codec.Validation) (map[string]any, []string, error) {
+func readConfiguration(k *resource.Kind, data []byte, v codec.Validation) (map[string]any, []string, error) {
 	text, err := codec.ToJSON(data)
 	if err != nil {
 		return nil, nil, apierrors.NewBadRequest(err.Error())
 	}
-	if err := codec.CheckDepth(text); err != nil {
+	if err := codec.CheckText(text, reflect.TypeOf(k.New())); err != nil {
 		return nil, nil, err
 	}
 	var configuration map[string]any
-	if err := utiljson.Unmarshal(text, &configuration); err != nil {
+	repeated, err := kjson.UnmarshalStrict(text, &configuration)
+	if err != nil {
 		return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding YAML: %v", err))
 	}
 	if configuration == nil {
 		return nil, nil, apierrors.NewBadRequest("error decoding YAML: the configuration is empty")
 	}
-	if v == codec.Ignore {
+	// JSON without a repeated key has none as YAML either, which costs much more to
+	// find out.
+	if v == codec.Ignore || len(repeated) == 0 && bytes.Equal(text, data) {
 		return configuration, nil, nil
 	}
-	if _, err := yaml.YAMLToJSONStrict(data); err != nil {
+	if _, err := codec.YAMLToJSON(data, true); err != nil {
 		if v == codec.Strict {
 			return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error strict decoding YAML: %v", err))
 		}

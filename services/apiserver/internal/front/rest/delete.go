@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -12,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	kjson "sigs.k8s.io/json"
-	"sigs.k8s.io/yaml"
 
 	"keelson.dev/services/apiserver/internal/codec"
 	"keelson.dev/services/apiserver/internal/front/rest/negotiate"
@@ -93,14 +93,14 @@ func decodeDeleteOptions(data []byte, encoding negotiate.Encoding, into *metav1.
 		}
 		kind = declared
 	case negotiate.YAML:
-		converted, err := yaml.YAMLToJSON(data)
+		converted, err := codec.YAMLToJSON(data, false)
 		if err != nil {
 			return err
 		}
 		data = converted
 		fallthrough
 	default:
-		if err := codec.CheckDepth(data); err != nil {
+		if err := codec.CheckText(data, reflect.TypeOf(into)); err != nil {
 			return err
 		}
 		if err := kjson.UnmarshalCaseSensitivePreserveInts(data, into); err != nil {

@@ -201,6 +201,7 @@ func simpleString(raw []byte) (string, bool) {
 func members(raw []byte, f func(key, value []byte) bool) bool {
 	var seen [16][]byte
 	keys := seen[:0]
+	var many map[string]bool // takes over from keys
 	pos := skipSpace(raw, 1)
 	if raw[pos] == '}' {
 		return true
@@ -211,12 +212,25 @@ func members(raw []byte, f func(key, value []byte) bool) bool {
 		if bytes.IndexByte(key, '\\') >= 0 {
 			return false
 		}
-		for _, k := range keys {
-			if bytes.Equal(k, key) {
-				return false
+		if len(keys) == len(seen) && many == nil {
+			many = make(map[string]bool, 4*len(keys))
+			for _, k := range keys {
+				many[string(k)] = true
 			}
 		}
-		keys = append(keys, key)
+		if many != nil {
+			if many[string(key)] {
+				return false
+			}
+			many[string(key)] = true
+		} else {
+			for _, k := range keys {
+				if bytes.Equal(k, key) {
+					return false
+				}
+			}
+			keys = append(keys, key)
+		}
 		start := skipSpace(raw, skipSpace(raw, end)+1) // past the colon
 		stop := valueEnd(raw, start)
 		if !f(key, raw[start:stop]) {

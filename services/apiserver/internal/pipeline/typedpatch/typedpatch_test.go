@@ -169,6 +169,15 @@ func TestTheLongWayIsLeftTo(t *testing.T) {
 			t.Errorf("%s was taken", patch)
 		}
 	}
+	many := `{"metadata":{"labels":{`
+	for c := 'a'; c <= 'z'; c++ {
+		many += `"` + string(c) + `":"",`
+	}
+	for key, taken := range map[string]bool{"0": true, "a": false, "z": false} {
+		if Merge(pod(), []byte(many+`"`+key+`":""}}}`)) != taken {
+			t.Errorf("with the key %s once more, taken is not %t", key, taken)
+		}
+	}
 	for _, patch := range []string{`{"metadata":{"labels":{"$patch":"delete"}}}`, `{"spec":{"containers":[]}}`, `{"metadata":{"finalizers":["a"]}}`} {
 		if Strategic(pod(), []byte(patch)) {
 			t.Errorf("%s was taken", patch)
