@@ -86,6 +86,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		return err
 	}
 	api := newPipeline(cfg, id, table, lasting, transient, rights, users, addresses)
+	g.Go("rights of watches", api.Recheck)
 
 	listenGRPC, err := net.Listen("tcp", cfg.ListenGRPC)
 	if err != nil {

@@ -141,7 +141,8 @@ func newPipeline(cfg *config, id *identity.Source, table *resource.Table, lastin
 	tokens := &token.Requests{Issuer: u.issuer, Lookup: u.lookup}
 	return pipeline.New(pipeline.Config{
 		Table: table, Lasting: lasting, Transient: transient, Authorizer: rights,
-		Fields: fieldmanager.New(table),
+		RulesChanged: rights.RBAC.Changed,
+		Fields:       fieldmanager.New(table),
 		Admission: admission.Default(admission.Config{
 			State: u.lookup, Authorizer: rights, Escalation: rights, NodeOf: authz.NodeName, ReservedNames: []string{id.Name()},
 			NotReadySeconds: cfg.notReadySeconds, UnreachableSeconds: cfg.unreachableSeconds,

@@ -157,6 +157,7 @@ func (a *Authenticator) Token(ctx context.Context, raw string, audiences []strin
 	if len(audiences) > 0 && len(v.audiences) == 0 {
 		return request.User{}, nil, errors.New("token is meant for another audience")
 	}
+	v.user.Expires, v.user.Credential = until, &bearer{a: a, raw: raw, audiences: audiences}
 	limit := now.Add(cached)
 	if !until.IsZero() && until.Before(limit) {
 		limit = until
@@ -164,6 +165,26 @@ func (a *Authenticator) Token(ctx context.Context, raw string, audiences []strin
 	a.tokens.put(key, v, limit)
 	return v.user, v.audiences, nil
 }
+
+// errUnchecked is the refusal of a token that may well be good.
+var errUnchecked = errors.New("token cannot be checked")
+
+// bearer is a token that was accepted.
+type bearer struct {
+	a         *Authenticator
+	raw       string
+	audiences []string
+}
+
+// Valid implements request.Credential. It notices within the time that a verified
+// token is remembered.
+func (b *bearer) Valid(ctx context.Context) bool {
+	_, _, err := b.a.Token(ctx, b.raw, b.audiences)
+	return err == nil || errors.Is(err, errUnchecked) || ctx.Err() != nil
+}
+
+// String keeps the token out of whatever prints a user.
+func (b *bearer) String() string { return "bearer token" }
 
 func intersection(a, b []string) (both []string) {
 	for _, s := range a {

@@ -51,7 +51,7 @@ func parseBootstrapToken(raw string) (id, secret string, ok bool) {
 func (a *Authenticator) bootstrapToken(ctx context.Context, id, secret string) (u request.User, until time.Time, err error) {
 	o, ok, err := a.cfg.Lookup.GetFresh(ctx, "", "secrets", metav1.NamespaceSystem, bootstrapSecretPrefix+id)
 	if err != nil {
-		return u, until, fmt.Errorf("token cannot be checked: secrets cannot be read")
+		return u, until, fmt.Errorf("%w: secrets cannot be read", errUnchecked)
 	}
 	stored, _ := o.(*corev1.Secret)
 	if !ok || stored == nil {

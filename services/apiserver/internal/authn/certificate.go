@@ -1,6 +1,7 @@
 package authn
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -48,9 +49,24 @@ func (a *Authenticator) certificate(chain []*x509.Certificate) (request.User, er
 		Name:   leaf.Subject.CommonName,
 		Groups: slices.Clone(leaf.Subject.Organization),
 		Extra:  map[string][]string{credentialID: {"X509SHA256=" + hex.EncodeToString(key[:])}},
+
+		Expires:    leaf.NotAfter,
+		Credential: &shown{a: a, chain: chain},
 	}
 	a.certificates.put(key, certificate{user: u, roots: roots}, leaf.NotAfter)
 	return u, nil
+}
+
+// shown is a certificate that was accepted. It is withdrawn with its CA.
+type shown struct {
+	a     *Authenticator
+	chain []*x509.Certificate
+}
+
+// Valid implements request.Credential.
+func (s *shown) Valid(context.Context) bool {
+	_, err := s.a.certificate(s.chain)
+	return err == nil
 }
 
 // certificateError says what is wrong with a certificate without repeating what

@@ -94,7 +94,7 @@ func Impersonate(ctx context.Context, z authz.Authorizer, u request.User, header
 	special := func(plural string) schema.GroupVersionResource {
 		return schema.GroupVersionResource{Group: "authentication.k8s.io", Version: "v1", Resource: plural}
 	}
-	as := request.User{Name: i.user, UID: i.uid, Groups: slices.Clone(i.groups), Extra: i.extra}
+	as := request.User{Name: i.user, UID: i.uid, Groups: slices.Clone(i.groups), Extra: i.extra, Expires: u.Expires, Credential: u.Credential}
 	asked := request.Attributes{Resource: core("users"), Name: i.user}
 	if namespace, name, ok := request.SplitServiceAccountUser(i.user); ok {
 		asked = request.Attributes{Resource: core("serviceaccounts"), Namespace: namespace, Name: name}

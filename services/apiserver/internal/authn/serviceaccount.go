@@ -111,7 +111,7 @@ func (a *Authenticator) existing(ctx context.Context, plural, namespace, name, u
 	o, ok, err := a.cfg.Lookup.GetFresh(ctx, "", plural, namespace, name)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("token cannot be checked: %s cannot be read", plural)
+		return nil, fmt.Errorf("%w: %s cannot be read", errUnchecked, plural)
 	case !ok:
 		return nil, fmt.Errorf("token has been invalidated: its %s is gone", singular[plural])
 	case uid != "" && string(o.GetUID()) != uid:

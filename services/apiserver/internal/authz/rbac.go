@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"keelson.dev/services/apiserver/internal/request"
@@ -21,6 +22,7 @@ type RBAC struct {
 	roles    map[objectKey]*rules // a cluster role has no namespace
 	bindings map[objectKey]binding
 	subjects map[subject]*grants
+	changed  chan struct{} // closed and replaced by a change
 }
 
 // objectKey names a role or binding; a cluster-wide one has no namespace.
@@ -57,7 +59,21 @@ func NewRBAC() *RBAC {
 		roles:    make(map[objectKey]*rules),
 		bindings: make(map[objectKey]binding),
 		subjects: make(map[subject]*grants),
+		changed:  make(chan struct{}),
 	}
+}
+
+// Changed is closed when a rule or a binding changes next.
+func (r *RBAC) Changed() <-chan struct{} {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.changed
+}
+
+// change says so to those who wait; the lock must be held.
+func (r *RBAC) change() {
+	close(r.changed)
+	r.changed = make(chan struct{})
 }
 
 // Authorize implements Authorizer.
@@ -154,7 +170,11 @@ func (r *RBAC) SetRole(namespace, name string, list []rbacv1.PolicyRule) {
 	compiled := newRules(list)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.roles[objectKey{namespace, name}] = compiled
+	key := objectKey{namespace, name}
+	if was := r.roles[key]; was == nil || !equality.Semantic.DeepEqual(was.source, list) {
+		r.change()
+	}
+	r.roles[key] = compiled
 }
 
 // RemoveRole forgets a role.
@@ -162,6 +182,7 @@ func (r *RBAC) RemoveRole(namespace, name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.roles, objectKey{namespace, name})
+	r.change()
 }
 
 // SetBinding takes in a binding (namespace "" for a cluster-wide one).
@@ -179,6 +200,9 @@ func (r *RBAC) SetBinding(namespace, name string, ref rbacv1.RoleRef, to []rbacv
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if was, ok := r.bindings[key]; !ok || was.roleRef != ref || !slices.Equal(was.subjects, b.subjects) {
+		r.change()
+	}
 	r.remove(key)
 	r.bindings[key] = b
 	for i, s := range b.subjects {
@@ -201,6 +225,7 @@ func (r *RBAC) RemoveBinding(namespace, name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.remove(objectKey{namespace, name})
+	r.change()
 }
 
 func (r *RBAC) remove(key objectKey) {

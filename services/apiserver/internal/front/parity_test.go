@@ -222,6 +222,7 @@ type world struct {
 	cache    *watchcache.Cache
 	table    *resource.Table
 	api      *pipeline.Pipeline
+	rights   *authz.Authorizers
 	rest     *rest.Handler
 	grpc     resourcev1.ResourceServiceClient
 	baseline map[string][]byte
@@ -238,17 +239,18 @@ func newWorld(t *testing.T) *world {
 	}
 	w.cache = watchcache.New(watchcache.Config{Store: w.store, Kinds: stored, HistoryEvents: 200, HistoryMin: 10})
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{}, 2)
+	done := make(chan struct{}, 3)
 	go func() { _ = w.cache.Run(ctx); done <- struct{}{} }()
 	<-w.cache.Ready()
 	rights := authz.New()
+	w.rights = rights
 	grant(rights)
 	act := func(_ context.Context, t pipeline.Target, obj resource.Object, _ pipeline.WriteOptions) (*pipeline.Outcome, error) {
 		w.acted = append(w.acted, t.Namespace+"/"+t.Name)
 		return &pipeline.Outcome{Other: obj, Created: true}, nil
 	}
 	w.api = pipeline.New(pipeline.Config{
-		Table: w.table, Lasting: pipeline.Place{Store: w.store, Cache: w.cache}, Authorizer: rights, Fields: fieldmanager.New(w.table),
+		Table: w.table, Lasting: pipeline.Place{Store: w.store, Cache: w.cache}, Authorizer: rights, RulesChanged: rights.RBAC.Changed, Fields: fieldmanager.New(w.table),
 		Admission: admission.Default(admission.Config{
 			State: pipeline.NewState(w.table, w.cache, w.store), Authorizer: rights, Escalation: rights, NodeOf: authz.NodeName,
 			NotReadySeconds: 300, UnreachableSeconds: 300,
@@ -258,6 +260,7 @@ func newWorld(t *testing.T) *world {
 			resource.VirtualLocalSubjectAccessReview: act, resource.VirtualSubjectAccessReview: act, resource.VirtualTokenReview: act,
 		},
 	})
+	go func() { _ = w.api.Recheck(ctx); done <- struct{}{} }()
 	w.rest = rest.New(rest.Config{API: w.api, Authn: names{}})
 	unary, stream := grpcfront.Authentication(names{}, rights)
 	server := rpc.NewServer(rpc.ServerConfig{
@@ -276,8 +279,9 @@ func newWorld(t *testing.T) *world {
 	t.Cleanup(func() {
 		_ = conn.Close()
 		cancel()
-		<-done
-		<-done
+		for range cap(done) {
+			<-done
+		}
 		w.store.Close()
 	})
 	w.fill()

@@ -83,7 +83,8 @@ type WatchOptions struct {
 // Watch is a running watch.
 type Watch interface {
 	// Next waits for the next events, at least one. At the end it returns a
-	// *apierrors.StatusError that belongs into an ERROR event, or ctx's error.
+	// *apierrors.StatusError that belongs into an ERROR event, ctx's error, or one of
+	// which IsWatchOver is true.
 	Next(ctx context.Context) ([]*watchcache.Event, error)
 	// Close ends the watch.
 	Close()
@@ -173,4 +174,6 @@ type API interface {
 	// stream (pods/exec and its kin).
 	Authorize(ctx context.Context, verb string, t Target) error
 	AuthorizePath(ctx context.Context, verb, path string) error
+	// Hold is for such a stream: its context ends when the user may no longer do that.
+	Hold(ctx context.Context, t Target, verbs ...string) (held context.Context, release func())
 }

@@ -52,8 +52,13 @@ type Config struct {
 	// posted to, by their names.
 	Virtual map[string]Action
 	Posts   map[string]Action
-	Now     func() time.Time
-	Log     *slog.Logger
+	// RulesChanged returns a channel that is closed when the authorizer's rules change
+	// next; nil, if nobody says. RecheckEvery is how often Recheck looks at everything
+	// besides; 0 is half a minute.
+	RulesChanged func() <-chan struct{}
+	RecheckEvery time.Duration
+	Now          func() time.Time
+	Log          *slog.Logger
 }
 
 // Hook takes part in the writes of one resource: it claims what the object needs
@@ -72,8 +77,9 @@ type Action func(ctx context.Context, t Target, obj resource.Object, o WriteOpti
 
 // Pipeline implements API.
 type Pipeline struct {
-	cfg Config
-	ids *writeIDs
+	cfg     Config
+	ids     *writeIDs
+	holding holding
 }
 
 var _ API = (*Pipeline)(nil)
@@ -82,6 +88,9 @@ var _ API = (*Pipeline)(nil)
 func New(cfg Config) *Pipeline {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.RecheckEvery == 0 {
+		cfg.RecheckEvery = recheck
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()

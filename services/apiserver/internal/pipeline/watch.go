@@ -3,6 +3,8 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"sync/atomic"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,10 +25,15 @@ func (p *Pipeline) Watch(ctx context.Context, t Target, o WatchOptions) (Watch, 
 	if err != nil {
 		return nil, p.statusOf(ctx, t.Resource.GroupResource(), t.Name, err)
 	}
+	if w.Watcher != nil {
+		w.hold(ctx, func(ctx context.Context) error {
+			return p.authorize(ctx, "watch", t, o.LabelSelector, o.FieldSelector)
+		})
+	}
 	return w, nil
 }
 
-func (p *Pipeline) watch(ctx context.Context, k *resource.Kind, t Target, o WatchOptions) (Watch, error) {
+func (p *Pipeline) watch(ctx context.Context, k *resource.Kind, t Target, o WatchOptions) (*watch, error) {
 	sel, err := newSelection(k, t, o.LabelSelector, o.FieldSelector)
 	if err != nil {
 		return nil, err
@@ -108,6 +115,10 @@ type watch struct {
 	kind *resource.Kind
 	gr   schema.GroupResource
 	err  error
+
+	over    atomic.Bool
+	release func()
+	expiry  *time.Timer
 }
 
 // Next implements Watch.
@@ -116,6 +127,9 @@ func (w *watch) Next(ctx context.Context) ([]*watchcache.Event, error) {
 		return nil, w.err
 	}
 	events, err := w.Watcher.Next(ctx)
+	if w.over.Load() {
+		return nil, errWatchOver
+	}
 	if err != nil {
 		return nil, w.p.statusOf(ctx, w.gr, "", err)
 	}
@@ -141,7 +155,12 @@ func (w *watch) Next(ctx context.Context) ([]*watchcache.Event, error) {
 
 // Close ends the watch.
 func (w *watch) Close() {
-	if w.Watcher != nil {
-		w.Watcher.Close()
+	if w.Watcher == nil {
+		return
 	}
+	w.release()
+	if w.expiry != nil {
+		w.expiry.Stop()
+	}
+	w.Watcher.Close()
 }

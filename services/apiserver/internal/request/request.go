@@ -4,6 +4,7 @@ package request
 
 import (
 	"context"
+	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
@@ -14,6 +15,17 @@ type User struct {
 	UID    string
 	Groups []string
 	Extra  map[string][]string
+	// Expires is when the credential ends by itself; zero is never.
+	Expires time.Time
+	// Credential is what the user was authenticated by, where it can be withdrawn.
+	Credential Credential
+}
+
+// Credential is a credential that was accepted.
+type Credential interface {
+	// Valid is false once the credential would be refused. One that cannot be checked
+	// at the moment is valid.
+	Valid(ctx context.Context) bool
 }
 
 // Attributes are what authorization decides on.

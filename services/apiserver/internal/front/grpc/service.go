@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"time"
 
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -33,6 +34,9 @@ type Service struct {
 	resourcev1.UnimplementedResourceServiceServer
 	api   pipeline.API
 	types *typeNames
+	// MinWatch is the shortest time after which a watch ends, to be resumed; the
+	// longest is twice that. 0 is half an hour.
+	MinWatch time.Duration
 }
 
 // New makes the service.

@@ -41,7 +41,7 @@ func (admin) Authenticate(context.Context, []*x509.Certificate, string) (request
 const historyEvents = 200
 
 // serve starts a server on loopback and returns its address.
-func serve(tb testing.TB) string {
+func serve(tb testing.TB, change ...func(*front.Service)) string {
 	tb.Helper()
 	if _, err := telemetry.Start(context.Background(), telemetry.Config{Service: "apiserver"}); err != nil {
 		tb.Fatal(err)
@@ -62,7 +62,11 @@ func serve(tb testing.TB) string {
 	api := pipeline.New(pipeline.Config{Table: table, Lasting: pipeline.Place{Store: st, Cache: cache}, Fields: fieldmanager.New(table)})
 	unary, stream := front.Authentication(admin{}, authz.New())
 	server := rpc.NewServer(rpc.ServerConfig{Unary: []grpc.UnaryServerInterceptor{unary}, Stream: []grpc.StreamServerInterceptor{stream}, Root: front.Writes, Options: []grpc.ServerOption{grpc.ForceServerCodecV2(front.NewCodec())}})
-	resourcev1.RegisterResourceServiceServer(server.Server, front.New(api))
+	service := front.New(api)
+	for _, c := range change {
+		c(service)
+	}
+	resourcev1.RegisterResourceServiceServer(server.Server, service)
 	coordinationv1.RegisterFenceServiceServer(server.Server, front.NewFenceService(fence.New(api, table, st, st)))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,7 +1,10 @@
 package grpc
 
 import (
+	"context"
+	"math/rand/v2"
 	"strconv"
+	"time"
 
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/pipeline"
@@ -13,6 +16,9 @@ const (
 	// pageBytes ends a page before its size, so that it stays far below the
 	// largest message.
 	pageBytes = 4 << 20
+	// minWatch is the shortest time after which the server ends a watch; the longest
+	// is twice that. Kubernetes' value.
+	minWatch = 30 * time.Minute
 )
 
 // List implements ResourceService.
@@ -66,8 +72,17 @@ func (s *Service) Watch(r *resourcev1.WatchRequest, stream resourcev1.ResourceSe
 		return wire(ctx, err)
 	}
 	defer w.Close()
+	least := s.MinWatch
+	if least == 0 {
+		least = minWatch
+	}
+	limited, stop := context.WithTimeout(ctx, least+rand.N(least))
+	defer stop()
 	for {
-		events, err := w.Next(ctx)
+		events, err := w.Next(limited)
+		if pipeline.IsWatchOver(err) || err != nil && limited.Err() != nil && ctx.Err() == nil {
+			return nil // in order: the client resumes after the last event
+		}
 		if err != nil {
 			return wire(ctx, err)
 		}

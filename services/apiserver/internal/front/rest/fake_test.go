@@ -35,6 +35,9 @@ type fake struct {
 	watchers map[*fakeWatch]bool
 	calls    []call
 
+	// held ends what is held.
+	held []context.CancelFunc
+
 	// deny, if set, is asked by every Authorize and every call.
 	deny func(verb string, t pipeline.Target, user request.User) error
 	// fail, if set, is the answer to every call.
@@ -315,6 +318,14 @@ func (f *fake) Authorize(ctx context.Context, verb string, t pipeline.Target) er
 		return nil
 	}
 	return f.deny(verb, t, request.UserFrom(ctx))
+}
+
+func (f *fake) Hold(ctx context.Context, _ pipeline.Target, _ ...string) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.held = append(f.held, cancel)
+	return ctx, cancel
 }
 
 func (f *fake) AuthorizePath(ctx context.Context, verb, path string) error {

@@ -281,6 +281,38 @@ func TestExecEndsWithClient(t *testing.T) {
 	}
 }
 
+func TestExecEndsWithTheRight(t *testing.T) {
+	f := newFront(t)
+	f.pod("n1", "c")
+	ended := make(chan struct{}, 2)
+	tunneltest.Connect(t, f.nodes, "n1", nil, func(open *nodev1.Open, s tunneltest.Session) {
+		shell(open, s)
+		ended <- struct{}{}
+	})
+	eventually(t, "the node connects", func() bool { return f.tunnel.Connected("n1") })
+	for way, executor := range f.executors(t, "exec", url.Values{"command": {"hang"}, "stdout": {"1"}, "stderr": {"0"}}) {
+		r, w := io.Pipe()
+		done := make(chan error, 1)
+		go func() {
+			done <- executor.StreamWithContext(context.Background(), remotecommand.StreamOptions{Stdout: w})
+		}()
+		if _, err := io.ReadFull(r, make([]byte, len("hanging"))); err != nil {
+			t.Fatal(err)
+		}
+		f.fake.mu.Lock()
+		for _, end := range f.fake.held {
+			end()
+		}
+		f.fake.mu.Unlock()
+		for what, end := range map[string]func() bool{
+			"session": func() bool { return len(ended) > 0 }, "client": func() bool { return len(done) > 0 },
+		} {
+			eventually(t, way+": the "+what+" ends", end)
+		}
+		<-ended
+	}
+}
+
 func TestAttach(t *testing.T) {
 	f := newFront(t)
 	f.pod("n1", "c")

@@ -89,7 +89,7 @@ func (x *exchange) watch() {
 		if err != nil {
 			// Where it is not this apiserver that can go on, the watch ends in order:
 			// clients resume it.
-			if ctx.Err() == nil && !apierrors.IsServiceUnavailable(err) {
+			if ctx.Err() == nil && !apierrors.IsServiceUnavailable(err) && !pipeline.IsWatchOver(err) {
 				s.error(err)
 			}
 			return

@@ -62,9 +62,15 @@ type Request struct {
 // connection was upgraded already.
 func (s *Server) Serve(w http.ResponseWriter, r *http.Request, q Request) error {
 	connect, t := q.Connect, q.Target
-	if err := s.authorize(r, q.Verb, connect, t); err != nil {
-		return err
+	verbs := verbs(r, q.Verb, connect)
+	for _, verb := range verbs {
+		if err := s.cfg.API.Authorize(r.Context(), verb, t); err != nil {
+			return err
+		}
 	}
+	held, release := s.cfg.API.Hold(r.Context(), t, verbs...)
+	defer release()
+	r = r.WithContext(held)
 	if s.cfg.Tunnel == nil {
 		return unavailable(connect)
 	}
@@ -100,17 +106,13 @@ func (s *Server) Serve(w http.ResponseWriter, r *http.Request, q Request) error 
 	return unavailable(connect)
 }
 
-// authorize asks for the verb and, for a WebSocket that is as good as a POST, for
-// create as well (Kubernetes since 1.35).
-func (s *Server) authorize(r *http.Request, verb, connect string, t pipeline.Target) error {
-	ctx := r.Context()
-	if err := s.cfg.API.Authorize(ctx, verb, t); err != nil {
-		return err
-	}
+// verbs are what a stream needs: its own and, for a WebSocket that is as good as a
+// POST, create as well (Kubernetes since 1.35).
+func verbs(r *http.Request, verb, connect string) []string {
 	if verb == "get" && connect != "log" && connect != "proxy" && wsstream.IsWebSocketRequest(r) {
-		return s.cfg.API.Authorize(ctx, "create", t)
+		return []string{verb, "create"}
 	}
-	return nil
+	return []string{verb}
 }
 
 func unavailable(connect string) error {

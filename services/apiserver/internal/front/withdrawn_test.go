@@ -1,0 +1,81 @@
+package front_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	resourcev1 "keelson.dev/proto/keelson/resource/v1"
+)
+
+// begun tells when the initial state of a watch has been written.
+type begun struct {
+	*httptest.ResponseRecorder
+	initial chan struct{}
+}
+
+func (b *begun) Write(p []byte) (int, error) {
+	n, err := b.ResponseRecorder.Write(p)
+	if bytes.Contains(p, []byte("k8s.io/initial-events-end")) {
+		close(b.initial)
+	}
+	return n, err
+}
+
+// A watch ends in order through every door when its user loses the right to it, and is
+// refused when it is made again.
+func TestWatchesEndWithTheRight(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	get := func() (*begun, <-chan struct{}) {
+		r := httptest.NewRequestWithContext(ctx, "GET", "/api/v1/namespaces/mine/secrets?watch=true&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan", nil)
+		r.Header.Set("Authorization", "Bearer namespace")
+		out, done := &begun{httptest.NewRecorder(), make(chan struct{})}, make(chan struct{})
+		go func() { w.rest.ServeHTTP(out, r); close(done) }()
+		return out, done
+	}
+	out, done := get()
+	<-out.initial
+	user := metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer namespace")
+	watch := func() resourcev1.ResourceService_WatchClient {
+		stream, err := w.grpc.Watch(user, &resourcev1.WatchRequest{Ref: &resourcev1.Ref{Version: "v1", Resource: "secrets", Namespace: "mine"}, SendInitialEvents: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stream
+	}
+	stream := watch()
+	for {
+		ev, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ev.GetInitialEventsEnd() {
+			break
+		}
+	}
+	w.rights.RBAC.RemoveBinding("mine", "namespace")
+	if ev, err := stream.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("gRPC: %v %v; want the end of the stream", ev, err)
+	}
+	<-done
+	if bytes.Contains(out.Body.Bytes(), []byte("ERROR")) {
+		t.Errorf("REST: %s", out.Body)
+	}
+	if _, err := watch().Recv(); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("gRPC, made again: %v", err)
+	}
+	out, done = get()
+	if <-done; out.Code != 403 {
+		t.Errorf("REST, made again: %d", out.Code)
+	}
+}

@@ -1,0 +1,6 @@
+package pipeline
+
+import "context"
+
+// RecheckOnce is one round of Recheck.
+func RecheckOnce(ctx context.Context, p *Pipeline) { p.recheckAll(ctx) }

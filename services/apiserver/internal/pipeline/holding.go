@@ -1,0 +1,162 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"keelson.dev/services/apiserver/internal/request"
+)
+
+// What lasts longer than a request, a watch or a stream, is authorized again whenever
+// rules changed, and every recheck besides: rights also end with what they hang on (a
+// pod that is gone from a node, a service account, a bootstrap token). Rounds are
+// spread out so that they take a twentieth of the time at most, whatever changes.
+const (
+	recheck      = 30 * time.Second
+	recheckPause = 100 * time.Millisecond
+	recheckShare = 20
+)
+
+// holder is a watch or a stream under way.
+type holder struct {
+	user request.User
+	// again authorizes it; its context is that of the round, with the user.
+	again func(ctx context.Context) error
+	end   func()
+}
+
+// holding is everything that is held.
+type holding struct {
+	mu  sync.Mutex
+	all map[*holder]struct{}
+}
+
+func (h *holding) add(e *holder) (release func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.all == nil {
+		h.all = make(map[*holder]struct{})
+	}
+	h.all[e] = struct{}{}
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.all, e)
+	}
+}
+
+func (h *holding) snapshot() []*holder {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	list := make([]*holder, 0, len(h.all))
+	for e := range h.all {
+		list = append(list, e)
+	}
+	return list
+}
+
+// hold adds what was authorized a moment ago: rules may have changed since, and the
+// round on that change have passed it by, so it is authorized again.
+func (p *Pipeline) hold(ctx context.Context, e *holder) (release func()) {
+	release = p.holding.add(e)
+	if apierrors.IsForbidden(e.again(ctx)) {
+		e.end()
+	}
+	return release
+}
+
+// Hold returns a context that ends when the caller loses the right to one of the verbs
+// on the target, or its credential is withdrawn. A credential that merely expires does
+// not end it: that would cut streams which Kubernetes lets run. release must be called.
+func (p *Pipeline) Hold(ctx context.Context, t Target, verbs ...string) (_ context.Context, release func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	forget := p.hold(ctx, &holder{
+		user: request.UserFrom(ctx),
+		again: func(ctx context.Context) error {
+			for _, verb := range verbs {
+				if err := p.Authorize(ctx, verb, t); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		end: cancel,
+	})
+	return ctx, func() { forget(); cancel() }
+}
+
+// Recheck ends watches and streams whose callers lost their rights, until ctx ends.
+func (p *Pipeline) Recheck(ctx context.Context) error {
+	every := time.NewTicker(p.cfg.RecheckEvery)
+	defer every.Stop()
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for {
+		select {
+		case <-pause.C: // at most one round in so long
+		case <-ctx.Done():
+			return nil
+		}
+		var changed <-chan struct{}
+		if p.cfg.RulesChanged != nil {
+			changed = p.cfg.RulesChanged()
+		}
+		began := time.Now()
+		p.recheckAll(ctx)
+		pause.Reset(max(recheckPause, recheckShare*time.Since(began)))
+		select {
+		case <-changed:
+		case <-every.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (p *Pipeline) recheckAll(ctx context.Context) {
+	for _, e := range p.holding.snapshot() {
+		if ctx.Err() != nil {
+			return
+		}
+		if !p.stillMay(request.WithUser(ctx, e.user), e) {
+			e.end()
+		}
+	}
+}
+
+// stillMay tells whether what is held may go on. What cannot be found out ends nothing.
+func (p *Pipeline) stillMay(ctx context.Context, e *holder) bool {
+	expires := e.user.Expires
+	if c := e.user.Credential; c != nil && (expires.IsZero() || p.cfg.Now().Before(expires)) && !c.Valid(ctx) {
+		return false
+	}
+	return !apierrors.IsForbidden(e.again(ctx))
+}
+
+// errWatchOver ends a watch in order: whoever still may makes it again.
+var errWatchOver = io.EOF
+
+// hold ends the watch at the credential's expiry, and when the rights to it end.
+func (w *watch) hold(ctx context.Context, again func(context.Context) error) {
+	user := request.UserFrom(ctx)
+	w.release = w.p.hold(ctx, &holder{user: user, again: again, end: w.end})
+	if !user.Expires.IsZero() {
+		w.expiry = time.AfterFunc(user.Expires.Sub(w.p.cfg.Now()), w.end)
+	}
+}
+
+// end makes Next return errWatchOver, whatever is still queued. Any goroutine may call
+// it.
+func (w *watch) end() {
+	w.over.Store(true)
+	w.Watcher.Close()
+}
+
+// IsWatchOver tells the end of a watch that may be made again at once by whoever still
+// may, from an error.
+func IsWatchOver(err error) bool { return errors.Is(err, errWatchOver) }

@@ -1,0 +1,162 @@
+package pipeline_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"keelson.dev/services/apiserver/internal/authz"
+	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/request"
+	"keelson.dev/services/apiserver/internal/watchcache"
+)
+
+// rechecked is a fixture whose rights can change, and whose watches notice.
+func rechecked(t *testing.T, every time.Duration) (*fixture, *authz.RBAC) {
+	rights := authz.New()
+	f := newFixture(t, func(c *pipeline.Config) {
+		c.Authorizer, c.RulesChanged, c.RecheckEvery = rights, rights.RBAC.Changed, every
+	})
+	rights.RBAC.SetRole("", "reader", []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"configmaps", "pods/exec"}, Verbs: []string{"*"}}})
+	ctx, cancel := context.WithCancel(f.ctx)
+	done := make(chan error, 1)
+	go func() { done <- f.Recheck(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return f, rights.RBAC
+}
+
+func bind(r *authz.RBAC, user string) {
+	r.SetBinding("ns", user, rbacv1.RoleRef{Kind: "ClusterRole", Name: "reader"}, []rbacv1.Subject{{Kind: "User", Name: user}})
+}
+
+// credential is valid until it is withdrawn.
+type credential struct{ withdrawn chan struct{} }
+
+func (c credential) Valid(context.Context) bool {
+	select {
+	case <-c.withdrawn:
+		return false
+	default:
+		return true
+	}
+}
+
+func (f *fixture) watchAs(u request.User) pipeline.Watch {
+	f.Helper()
+	w, err := f.Watch(request.WithUser(f.ctx, u), pipeline.Target{Resource: configMapGVR, Namespace: "ns"}, pipeline.WatchOptions{SendInitialEvents: true})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(w.Close)
+	if ev, err := w.Next(f.ctx); err != nil || !ev[len(ev)-1].InitialEnd {
+		f.Fatal(ev, err)
+	}
+	return w
+}
+
+func wantOver(t *testing.T, w pipeline.Watch, ctx context.Context) {
+	t.Helper()
+	if ev, err := w.Next(ctx); !pipeline.IsWatchOver(err) {
+		t.Fatalf("got %d events and %v; the watch should be over", len(ev), err)
+	}
+}
+
+func TestWatchEndsWithTheRight(t *testing.T) {
+	f, rbac := rechecked(t, time.Hour)
+	for _, user := range []string{"ann", "bob"} {
+		bind(rbac, user)
+	}
+	ann, bob := f.watchAs(request.User{Name: "ann"}), f.watchAs(request.User{Name: "bob"})
+	rbac.RemoveBinding("ns", "ann")
+	wantOver(t, ann, f.ctx)
+	// What is still queued when the right ends is not shown.
+	f.mustCreate(configMap("late"))
+	wantOver(t, ann, f.ctx)
+	if ev, err := bob.Next(f.ctx); err != nil || ev[0].Type != watchcache.Added || ev[0].Item.Object.GetName() != "late" {
+		t.Fatalf("a watch whose right is left ended: %v %v", ev, err)
+	}
+	if _, err := f.Watch(request.WithUser(f.ctx, request.User{Name: "ann"}), pipeline.Target{Resource: configMapGVR, Namespace: "ns"}, pipeline.WatchOptions{}); !apierrors.IsForbidden(err) {
+		t.Fatal(err)
+	}
+	// A right by the name alone is asked for with the selector.
+	rbac.SetRole("", "reader", []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"configmaps"}, Verbs: []string{"watch"}, ResourceNames: []string{"one"}}})
+	wantOver(t, bob, f.ctx)
+	one, err := f.Watch(request.WithUser(f.ctx, request.User{Name: "bob"}), pipeline.Target{Resource: configMapGVR, Namespace: "ns"},
+		pipeline.WatchOptions{FieldSelector: "metadata.name=one", SendInitialEvents: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer one.Close()
+	if _, err := one.Next(f.ctx); err != nil {
+		t.Fatal(err)
+	}
+	rbac.RemoveRole("", "reader")
+	wantOver(t, one, f.ctx)
+}
+
+func TestWatchEndsWithTheCredential(t *testing.T) {
+	f, rbac := rechecked(t, 5*time.Millisecond)
+	bind(rbac, "ann")
+	wantOver(t, f.watchAs(request.User{Name: "ann", Expires: f.now.Add(20 * time.Millisecond)}), f.ctx)
+	c := credential{make(chan struct{})}
+	w := f.watchAs(request.User{Name: "ann", Credential: c, Expires: f.now.Add(time.Hour)})
+	close(c.withdrawn)
+	wantOver(t, w, f.ctx)
+}
+
+func TestStreamEndsWithTheRight(t *testing.T) {
+	f, rbac := rechecked(t, 5*time.Millisecond)
+	target := pipeline.Target{Resource: podGVR, Namespace: "ns", Name: "p", Subresource: "exec"}
+	hold := func(u request.User) context.Context {
+		ctx, release := f.Hold(request.WithUser(f.ctx, u), target, "get", "create")
+		t.Cleanup(release)
+		return ctx
+	}
+	wantEnd := func(ctx context.Context) {
+		t.Helper()
+		select {
+		case <-ctx.Done():
+		case <-f.ctx.Done():
+			t.Fatal("the stream goes on")
+		}
+	}
+	for _, user := range []string{"ann", "bob"} {
+		bind(rbac, user)
+	}
+	c := credential{make(chan struct{})}
+	ann, bob := hold(request.User{Name: "ann"}), hold(request.User{Name: "bob", Credential: c})
+	// One whose credential expired goes on, as in Kubernetes.
+	old := hold(request.User{Name: "bob", Credential: c, Expires: f.now.Add(-time.Second)})
+	rbac.RemoveBinding("ns", "ann")
+	wantEnd(ann)
+	close(c.withdrawn)
+	wantEnd(bob)
+	if old.Err() != nil {
+		t.Fatal("a stream ended with its credential's expiry")
+	}
+	rbac.RemoveBinding("ns", "bob")
+	wantEnd(old)
+	// The right was lost between the authorization and the hold.
+	wantEnd(hold(request.User{Name: "ann"}))
+}
+
+func BenchmarkRecheck(b *testing.B) {
+	rights := authz.New()
+	f := newFixture(b, func(c *pipeline.Config) { c.Authorizer, c.RulesChanged = rights, rights.RBAC.Changed })
+	rights.RBAC.SetRole("", "reader", []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"configmaps"}, Verbs: []string{"*"}}})
+	bind(rights.RBAC, "ann")
+	for range 1000 {
+		f.watchAs(request.User{Name: "ann"})
+	}
+	for b.Loop() {
+		pipeline.RecheckOnce(f.ctx, f.Pipeline)
+	}
+}
