@@ -2,6 +2,7 @@ package tracestore
 
 import (
 	"context"
+	"slices"
 
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
@@ -53,4 +54,14 @@ func (l Objects) Traceparent(ctx context.Context, o Object) (string, error) {
 		return "", err
 	}
 	return out.Item.Traceparent, nil
+}
+
+// Groups implements Lookup.
+func (l Objects) Groups(resource string) (groups []string) {
+	for _, k := range l.API.Table().Kinds() {
+		if k.Resource == resource && k.Virtual == "" && !slices.Contains(groups, k.GVK.Group) {
+			groups = append(groups, k.GVK.Group)
+		}
+	}
+	return groups
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 
 	collectorpb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
@@ -28,6 +29,8 @@ type Lookup interface {
 	// Traceparent is a W3C traceparent, or empty where the write had none. A
 	// missing object is NotFound.
 	Traceparent(ctx context.Context, o Object) (string, error)
+	// Groups are the API groups that have a resource of the name.
+	Groups(resource string) []string
 }
 
 // Service serves a Store over gRPC: it takes in spans from every service, and
@@ -74,40 +77,45 @@ func (c collector) Export(ctx context.Context, r *collectorpb.ExportTraceService
 
 // GetTrace implements TraceService.
 func (s *Service) GetTrace(ctx context.Context, r *tracev1.GetTraceRequest) (*tracev1.GetTraceResponse, error) {
-	id, err := s.find(ctx, r)
+	id, own, err := s.find(ctx, r)
 	if err != nil {
 		return nil, wire(ctx, err)
 	}
-	spans, dropped, ok := s.store.trace(id)
-	if !ok {
+	all, dropped, ok := s.store.trace(id)
+	spans := s.visible(ctx, all, own)
+	if !ok || len(spans) == 0 {
 		return nil, wire(ctx, apierrors.NewNotFound(traceResource, hex.EncodeToString(id[:])))
 	}
+	dropped = dropped || len(spans) < len(all)
 	return &tracev1.GetTraceResponse{TraceId: hex.EncodeToString(id[:]), Spans: arrange(spans, dropped), Dropped: dropped}, nil
 }
 
 var traceResource = schema.GroupResource{Group: "trace.keelson.dev", Resource: "traces"}
 
-// find is the trace that a request means, if he who asks may see it.
-func (s *Service) find(ctx context.Context, r *tracev1.GetTraceRequest) (id TraceID, err error) {
+// find is the trace that a request means, if whoever asks may look for it, and where it
+// was found by an object's last write, the span of that.
+func (s *Service) find(ctx context.Context, r *tracev1.GetTraceRequest) (id TraceID, own SpanID, err error) {
 	if r.GetTraceId() != "" {
 		if err := s.may(ctx, &request.Attributes{Verb: "get", Path: Path}); err != nil {
-			return id, err
+			return id, own, err
 		}
 		b, err := hex.DecodeString(r.GetTraceId())
 		if err != nil || len(b) != len(id) {
-			return id, apierrors.NewBadRequest(fmt.Sprintf("trace id %q: want 32 hexadecimal digits", r.GetTraceId()))
+			return id, own, apierrors.NewBadRequest(fmt.Sprintf("trace id %q: want 32 hexadecimal digits", r.GetTraceId()))
 		}
 		copy(id[:], b)
-		return id, nil
+		return id, own, nil
 	}
 	o := Object{Group: r.GetGroup(), Resource: r.GetResource(), Namespace: r.GetNamespace(), Name: r.GetName()}
 	if o.Resource == "" || o.Name == "" {
-		return id, apierrors.NewBadRequest("name a trace id, or the resource and name of an object")
+		return id, own, apierrors.NewBadRequest("name a trace id, or the resource and name of an object")
 	}
-	if err := s.may(ctx, &request.Attributes{
-		Verb: "get", Resource: schema.GroupVersionResource{Group: o.Group, Resource: o.Resource}, Namespace: o.Namespace, Name: o.Name,
-	}); err != nil {
-		return id, err
+	if err := s.may(ctx, o.get()); err != nil {
+		return id, own, err
+	}
+	if !slices.Contains(s.lookup.Groups(o.Resource), o.Group) {
+		// Spans do not tell groups: those of another group's object must not be found.
+		return id, own, apierrors.NewNotFound(schema.GroupResource{Group: o.Group, Resource: o.Resource}, o.Name)
 	}
 	return s.current(ctx, o)
 }
@@ -115,27 +123,27 @@ func (s *Service) find(ctx context.Context, r *tracev1.GetTraceRequest) (id Trac
 // current is the trace of an object: that of its last write, if spans of it are
 // here; otherwise the newest whose spans name it (an object whose last write was
 // not recorded, or that is gone).
-func (s *Service) current(ctx context.Context, o Object) (TraceID, error) {
+func (s *Service) current(ctx context.Context, o Object) (id TraceID, own SpanID, err error) {
 	tp, err := s.lookup.Traceparent(ctx, o)
 	if err != nil && !apierrors.IsNotFound(err) {
-		return TraceID{}, err
+		return id, own, err
 	}
 	written, recorded := telemetry.ParseTraceparent(tp)
 	if recorded {
 		if _, _, here := s.store.trace(TraceID(written.TraceID())); here {
-			return TraceID(written.TraceID()), nil
+			return TraceID(written.TraceID()), SpanID(written.SpanID()), nil
 		}
 	}
 	if id, ok := s.store.newest(o); ok {
-		return id, nil
+		return id, own, nil
 	}
 	switch {
 	case err != nil:
-		return TraceID{}, err
+		return id, own, err
 	case recorded:
-		return TraceID(written.TraceID()), nil // not found, by its id
+		return TraceID(written.TraceID()), SpanID(written.SpanID()), nil // not found, by its id
 	}
-	return TraceID{}, notTraced(o)
+	return id, own, notTraced(o)
 }
 
 func notTraced(o Object) error {

@@ -195,6 +195,18 @@ func (w written) Traceparent(_ context.Context, o Object) (string, error) {
 	return tp, nil
 }
 
+func (w written) Groups(resource string) []string {
+	switch resource {
+	case "deployments":
+		return []string{"apps"}
+	case "events":
+		return []string{"", "events.k8s.io"}
+	case "pods", "secrets", "namespaces":
+		return []string{""}
+	}
+	return nil
+}
+
 // allow lets the users named do what is listed.
 type allow map[string]string
 
@@ -226,7 +238,11 @@ func TestGetTrace(t *testing.T) {
 	s.Add(of("node", step(3, 1, 0, 9, str(keyPod, "p"), str(keyNamespace, "n"))))
 	s.Add(of("apiserver", step(4, 1, 0, 9, str(keyResource, "deployments"), str(keyName, "gone"), str(keyNamespace, "n"))))
 	object := func(resource, name string) *tracev1.GetTraceRequest {
-		return &tracev1.GetTraceRequest{Resource: resource, Namespace: "n", Name: name}
+		r := &tracev1.GetTraceRequest{Resource: resource, Namespace: "n", Name: name}
+		if resource == "deployments" {
+			r.Group = "apps"
+		}
+		return r
 	}
 	id := func(n byte) string { return fmt.Sprintf("%x", traceID(n)) }
 	tests := []struct {
