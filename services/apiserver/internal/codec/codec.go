@@ -180,11 +180,20 @@ func summarize(data []byte) string {
 	}
 }
 
-// strictWarnings are the messages of strict errors.
-func strictWarnings(errs []error) []string {
+// StrictWarnings are the messages of strict errors. YAML's own decoder reports all keys
+// that are there twice in one error, a line each.
+func StrictWarnings(errs []error) []string {
 	var out []string
 	for _, e := range errs {
-		out = append(out, e.Error())
+		text := e.Error()
+		lines, isYAML := strings.CutPrefix(strings.TrimPrefix(text, "error converting YAML to JSON: "), "yaml: unmarshal errors:\n")
+		if !isYAML {
+			out = append(out, text)
+			continue
+		}
+		for line := range strings.SplitSeq(lines, "\n") {
+			out = append(out, strings.TrimSpace(line))
+		}
 	}
 	return out
 }

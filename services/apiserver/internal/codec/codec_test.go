@@ -3,6 +3,7 @@ package codec
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 
@@ -163,12 +164,11 @@ func TestHostileProtobuf(t *testing.T) {
 	}
 }
 
-func TestToJSON(t *testing.T) {
-	for in, want := range map[string]string{` {"a":1}`: ` {"a":1}`, "a: 1": `{"a":1}`, "a: b: c": ""} {
-		got, err := ToJSON([]byte(in))
-		if string(got) != want || (err != nil) != (want == "") {
-			t.Errorf("%q: %q, %v", in, got, err)
-		}
+func TestRepeatedKeys(t *testing.T) {
+	_, warnings, err := Decode(input("kind: Pod\napiVersion: v1\nmetadata: {name: a, name: b}\nspec:\n  nodeName: a\n  nodeName: b\n", YAML, Warn))
+	want := []string{`line 3: key "name" already set in map`, `line 6: key "nodeName" already set in map`}
+	if err != nil || !slices.Equal(warnings, want) {
+		t.Errorf("%q, %v; want %q", warnings, err, want)
 	}
 }
 

@@ -1,10 +1,8 @@
 package codec
 
 import (
-	"bytes"
 	"fmt"
 	"reflect"
-	"strings"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	kjson "sigs.k8s.io/json"
@@ -62,7 +60,7 @@ func decodeText(in Input) (resource.Object, []string, error) {
 	if in.Validation == Strict {
 		return nil, nil, cannotHandle(in, gvk, strictError(strict))
 	}
-	return obj, strictWarnings(strict), nil
+	return obj, StrictWarnings(strict), nil
 }
 
 // typeMeta reads apiVersion and kind.
@@ -79,16 +77,4 @@ func typeMeta(data []byte) (schema.GroupVersionKind, error) {
 		return schema.GroupVersionKind{}, err
 	}
 	return gv.WithKind(meta.Kind), nil
-}
-
-// ToJSON turns a patch or configuration that may be YAML into JSON.
-func ToJSON(data []byte) ([]byte, error) {
-	if trimmed := bytes.TrimLeft(data, " \t\r\n"); len(trimmed) > 0 && trimmed[0] == '{' {
-		return data, nil
-	}
-	out, err := YAMLToJSON(data, false)
-	if err != nil {
-		return nil, fmt.Errorf("error decoding YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))
-	}
-	return out, nil
 }

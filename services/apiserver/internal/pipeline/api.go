@@ -112,7 +112,8 @@ type DeleteOptions struct {
 	OrphanDependents *bool
 }
 
-// Outcome is the result of a write.
+// Outcome is the result of a write. Beside an error it is nil, or holds the warnings
+// that belong to the refusal and nothing else.
 type Outcome struct {
 	// Item is the object as it is now. Of a post to a subresource and of a view
 	// with a kind of its own (Scale, Binding, TokenRequest), Item is nil and

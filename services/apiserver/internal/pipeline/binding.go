@@ -26,24 +26,25 @@ func (p *Pipeline) newBinding(ctx context.Context, k *resource.Kind, t Target, b
 		return nil, err
 	}
 	binding := obj.(*corev1.Binding)
-	if binding.Name != "" && binding.Name != t.Name {
-		return nil, apierrors.NewBadRequest("name in URL does not match name in Binding object")
-	}
-	if binding.Namespace != "" && binding.Namespace != t.Namespace {
-		return nil, apierrors.NewBadRequest("the namespace of the provided object does not match the namespace sent on the request")
-	}
-	if err := validateBinding(binding); err != nil {
-		return nil, err
-	}
 	c := &change{
 		ctx: ctx, target: t, kind: k, rules: &k.Rules, opts: o, warn: warnings,
 		user: request.UserFrom(ctx), key: k.Key(t.Namespace, t.Name), shares: true,
+	}
+	if err := checkBinding(t, binding); err != nil {
+		p.fail(c, err)
+		return c, nil
 	}
 	c.plan = func(cur *watchcache.Item) (*step, error) { return p.planBinding(c, cur, binding) }
 	return c, nil
 }
 
-func validateBinding(b *corev1.Binding) error {
+func checkBinding(t Target, b *corev1.Binding) error {
+	if b.Name != "" && b.Name != t.Name {
+		return apierrors.NewBadRequest("name in URL does not match name in Binding object")
+	}
+	if b.Namespace != "" && b.Namespace != t.Namespace {
+		return apierrors.NewBadRequest("the namespace of the provided object does not match the namespace sent on the request")
+	}
 	var errs field.ErrorList
 	path := field.NewPath("target")
 	if b.Target.Kind != "" && b.Target.Kind != "Node" {

@@ -50,10 +50,10 @@ func (p *Pipeline) deleteItems(ctx context.Context, k *resource.Kind, t Target, 
 	}
 	p.run(ctx, changes...)
 	var failed error
-	for _, c := range changes {
+	for i, c := range changes {
 		switch {
 		case c.err == nil:
-			out = append(out, c.out.Item)
+			out = append(out, items[i]) // as it was read, as in Kubernetes
 		case !apierrors.IsNotFound(c.err): // gone already is what was asked for
 			failed = errors.Join(failed, c.err)
 		}

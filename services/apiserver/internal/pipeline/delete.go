@@ -88,12 +88,13 @@ func (p *Pipeline) planDelete(c *change, cur *watchcache.Item, o DeleteOptions) 
 	}
 	finalizers := gcFinalizers(c.kind, old, o)
 	held := len(finalizers) > 0 || c.kind.Held != nil && c.kind.Held(old)
-	if grace == 0 && !held {
-		s.gone = true
-		if !c.kind.ReturnsDeleted {
-			s.answer = func(out *Outcome) { out.Status = deleted(c, out.Item.Object) }
-		}
+	s.gone = grace == 0 && !held
+	switch {
+	case s.gone && !c.kind.ReturnsDeleted:
+		s.answer = func(out *Outcome) { out.Status = deleted(c, out.Item.Object) }
 		return s, nil
+	case s.gone && c.kind.Graceful == nil:
+		return s, nil // the answer is the object as it was
 	}
 	obj, ok := old.DeepCopyObject().(resource.Object)
 	if !ok {
@@ -101,7 +102,11 @@ func (p *Pipeline) planDelete(c *change, cur *watchcache.Item, o DeleteOptions) 
 	}
 	obj.SetFinalizers(finalizers)
 	p.mark(c.kind, obj, grace)
-	s.obj = obj
+	if s.gone {
+		s.last = obj
+	} else {
+		s.obj = obj
+	}
 	return s, nil
 }
 
@@ -173,10 +178,9 @@ func (p *Pipeline) mark(k *resource.Kind, obj resource.Object, grace int64) {
 			obj.SetGeneration(obj.GetGeneration() + 1)
 		}
 		obj.SetDeletionTimestamp(&at)
-	case grace > 0: // shortened: counted from the first request
-		if running := obj.GetDeletionGracePeriodSeconds(); running != nil {
-			at = metav1.NewTime(before.Add(time.Duration(grace-*running) * time.Second))
-		}
+	case obj.GetDeletionGracePeriodSeconds() != nil && *obj.GetDeletionGracePeriodSeconds() > grace:
+		// Shortened: counted from the first request.
+		at = metav1.NewTime(before.Add(time.Duration(grace-*obj.GetDeletionGracePeriodSeconds()) * time.Second))
 		obj.SetDeletionTimestamp(&at)
 	case before.After(now):
 		obj.SetDeletionTimestamp(&at)

@@ -235,3 +235,109 @@ func TestNegativeGrace(t *testing.T) {
 		t.Error("a pod that was stored with a negative grace period is shown with it")
 	}
 }
+
+// TestApplyFlowStyle: an apply is YAML, also where it begins with a brace.
+func TestApplyFlowStyle(t *testing.T) {
+	f := newFixture(t)
+	apply := func(text string, o pipeline.WriteOptions) (*pipeline.Outcome, error) {
+		o.FieldManager = "m"
+		return f.patch(configMap("a"), types.ApplyPatchType, text, o)
+	}
+	for _, text := range []string{
+		`{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, data: {a: 'b'}}`,
+		"{\"apiVersion\": \"v1\", 'kind': ConfigMap, metadata: {name: a}, # a comment\n data: {a: b,},}",
+		`{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a"},"data":{"a":"b"}}`,
+	} {
+		if out, err := apply(text, pipeline.WriteOptions{}); err != nil || out.Item.Object.(*corev1.ConfigMap).Data["a"] != "b" {
+			t.Errorf("%s: %+v, %v", text, out, err)
+		}
+	}
+	const twice = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  a: b\n  a: b\n"
+	if out, err := apply(twice, pipeline.WriteOptions{}); err != nil || !slices.Equal(out.Warnings, []string{`line 6: key "a" already set in map`}) {
+		t.Errorf("a key twice: %+v, %v", out, err)
+	}
+	_, err := apply(twice, pipeline.WriteOptions{FieldValidation: "Strict"})
+	wantStatus(t, err, 400, metav1.StatusReasonBadRequest, `error strict decoding patch: error converting YAML to JSON: yaml: unmarshal errors:`)
+}
+
+// TestWarningsOfRefusals: a refusal comes with the warnings that the request earned
+// before it was refused.
+func TestWarningsOfRefusals(t *testing.T) {
+	f := newFixture(t)
+	f.mustCreate(configMap("a"))
+	target := f.target(configMap("a"))
+	json := func(text string) pipeline.Body { return pipeline.Body{Data: []byte(text), Type: pipeline.JSON} }
+	const unknown = `unknown field "what"`
+	for name, write := range map[string]func() (*pipeline.Outcome, error){
+		"create that exists": func() (*pipeline.Outcome, error) {
+			return f.Create(f.ctx, pipeline.Target{Resource: configMapGVR, Namespace: "ns"}, json(`{"metadata":{"name":"a"},"what":1}`), pipeline.WriteOptions{})
+		},
+		"create that is invalid": func() (*pipeline.Outcome, error) {
+			return f.Create(f.ctx, pipeline.Target{Resource: configMapGVR, Namespace: "ns"}, json(`{"metadata":{"name":"A"},"what":1}`), pipeline.WriteOptions{})
+		},
+		"update of another name": func() (*pipeline.Outcome, error) {
+			return f.Update(f.ctx, target, json(`{"metadata":{"name":"b"},"what":1}`), pipeline.WriteOptions{})
+		},
+		"update that is invalid": func() (*pipeline.Outcome, error) {
+			return f.Update(f.ctx, target, json(`{"metadata":{"name":"a","labels":{"a":"!"}},"what":1}`), pipeline.WriteOptions{})
+		},
+		"patch that is invalid": func() (*pipeline.Outcome, error) {
+			return f.Patch(f.ctx, target, types.MergePatchType, json(`{"metadata":{"labels":{"a":"!"}},"what":1}`), pipeline.WriteOptions{})
+		},
+		"binding that is invalid": func() (*pipeline.Outcome, error) {
+			return f.Create(f.ctx, pipeline.Target{Resource: podGVR, Namespace: "ns", Name: "p", Subresource: "binding"}, json(`{"what":1}`), pipeline.WriteOptions{})
+		},
+	} {
+		out, err := write()
+		if err == nil || out == nil || !slices.Equal(out.Warnings, []string{unknown}) {
+			t.Errorf("%s: %+v, %v", name, out, err)
+		}
+	}
+	out, err := f.delete(&batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "none", Namespace: "ns"}})
+	if err == nil || out == nil || len(out.Warnings) != 1 {
+		t.Errorf("delete of a job that is not there: %+v, %v", out, err)
+	}
+	out, err = f.Update(f.ctx, target, json(`{"metadata":{"name":"b"},"what":1}`), pipeline.WriteOptions{FieldValidation: "Ignore"})
+	if err == nil || out != nil {
+		t.Errorf("without warnings: %+v, %v", out, err)
+	}
+}
+
+// TestDeleteAnswersMarked: a pod that goes at once is answered as being deleted.
+func TestDeleteAnswersMarked(t *testing.T) {
+	f := newFixture(t)
+	check := func(what string, was *corev1.Pod, out *pipeline.Outcome, err error) {
+		t.Helper()
+		if err != nil || !out.Gone {
+			t.Fatalf("%s: %+v, %v", what, out, err)
+		}
+		got := out.Item.Object.(*corev1.Pod)
+		if got.DeletionTimestamp == nil || got.DeletionTimestamp.Unix() != f.now.Unix() || got.DeletionGracePeriodSeconds == nil ||
+			*got.DeletionGracePeriodSeconds != 0 || got.Generation != was.Generation+1 || got.ResourceVersion == was.ResourceVersion || len(got.Finalizers) > 0 {
+			t.Errorf("%s: %+v", what, got.ObjectMeta)
+		}
+		if get(f, was) != nil {
+			t.Errorf("%s: it is still there", what)
+		}
+	}
+	p := f.mustCreate(pod("unscheduled")).(*corev1.Pod)
+	out, err := f.delete(p)
+	check("a pod without a node", p, out, err)
+	p = f.bound("bound")
+	out, err = f.delete(p, pipeline.DeleteOptions{GracePeriodSeconds: ptr(int64(0))})
+	check("a pod without grace", p, out, err)
+	orphan := pod("orphan")
+	orphan.Finalizers = []string{metav1.FinalizerOrphanDependents}
+	p = f.mustCreate(orphan).(*corev1.Pod)
+	out, err = f.delete(p, pipeline.DeleteOptions{PropagationPolicy: ptr(metav1.DeletePropagationBackground)})
+	check("a pod whose finalizer goes with it", p, out, err)
+	p = f.bound("twice")
+	out, err = f.delete(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p = out.Item.Object.DeepCopyObject().(*corev1.Pod)
+	p.Generation-- // it counted already
+	out, err = f.delete(p, pipeline.DeleteOptions{GracePeriodSeconds: ptr(int64(0))})
+	check("a pod that is being deleted", p, out, err)
+}

@@ -67,7 +67,7 @@ func (p *Pipeline) act(ctx context.Context, action Action, fresh func() resource
 	}
 	parent := p.cfg.Table.ByResource(t.Resource)
 	if err := checkPlace(parent, t, obj); err != nil {
-		return nil, err
+		return warned(warnings), err
 	}
 	if k.Virtual == "" {
 		a := &admission.Attributes{
@@ -76,7 +76,7 @@ func (p *Pipeline) act(ctx context.Context, action Action, fresh func() resource
 			Warn: func(message string) { warnings = append(warnings, message) },
 		}
 		if err := p.cfg.Admission.Validate(ctx, a); err != nil {
-			return nil, refusal(t.Resource.GroupResource(), t.Name, err)
+			return warned(warnings), refusal(t.Resource.GroupResource(), t.Name, err)
 		}
 	}
 	if k.Rules.Default != nil {
@@ -84,12 +84,12 @@ func (p *Pipeline) act(ctx context.Context, action Action, fresh func() resource
 	}
 	if k.Rules.Validate != nil {
 		if err := invalid(k, obj, k.Rules.Validate(obj)); err != nil {
-			return nil, err
+			return warned(warnings), err
 		}
 	}
 	out, err := action(ctx, t, obj, o)
 	if err != nil {
-		return nil, err
+		return warned(warnings), err
 	}
 	out.Warnings = append(warnings, out.Warnings...)
 	return out, nil

@@ -173,15 +173,14 @@ func TestApply(t *testing.T) {
 		t.Errorf("after taking over and giving up: %v", got.Data)
 	}
 	for text, want := range map[string]string{
-		"kind: ConfigMap":             "error decoding YAML",
+		"kind: ConfigMap":             "invalid object type",
 		"apiVersion: v1\nkind: Pod\n": "invalid object type",
-		"a: b: c":                     "YAML",
+		"a: b: c":                     "error encoding patch: yaml: mapping values are not allowed in this context",
+		"{a: b":                       "error decoding patch: error converting YAML to JSON: yaml: ",
+		"- a":                         "error decoding patch: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal array",
 		"apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, managedFields: [{}]}": "metadata.managedFields must be nil",
 	} {
 		_, err := f.patch(cm, types.ApplyPatchType, text, pipeline.WriteOptions{FieldManager: "x"})
-		if text == "kind: ConfigMap" {
-			want = "invalid object type"
-		}
 		wantStatus(t, err, 400, metav1.StatusReasonBadRequest, want)
 	}
 	_, err = f.patch(cm, types.ApplyPatchType, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\nfoo: 1", pipeline.WriteOptions{FieldManager: "x"})

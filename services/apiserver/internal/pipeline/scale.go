@@ -51,14 +51,16 @@ func (p *Pipeline) planScale(c *change, s *resource.Scale, cur *watchcache.Item,
 }
 
 // planScaleApply changes it by a server-side apply of a Scale.
-func (p *Pipeline) planScaleApply(c *change, s *resource.Scale, cur *watchcache.Item, configuration map[string]any, warnings []string) (*step, error) {
+func (p *Pipeline) planScaleApply(c *change, s *resource.Scale, cur *watchcache.Item, configuration map[string]any, check func() error) (*step, error) {
 	if cur == nil {
 		return nil, apierrors.NewNotFound(c.gr(), c.target.Name)
 	}
-	c.warn = warnings
 	want, fields, err := p.cfg.Fields.ApplyScale(
 		fieldmanager.Write{Kind: c.kind, Subresource: c.target.Subresource, Old: cur.Object, Manager: c.opts.FieldManager, Now: p.cfg.Now()},
 		scaleOf(c.kind, s, cur), runtime.DeepCopyJSON(configuration), c.opts.Force)
+	if err == nil {
+		err = check()
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"reflect"
 
@@ -31,13 +32,25 @@ func (p *Pipeline) newApply(c *change, sub *resource.Subresource, b Body) error 
 	if p.cfg.Fields == nil {
 		return errMethod(c.target, "apply")
 	}
-	configuration, warnings, err := readConfiguration(c.kind, b.Data, codec.Validation(c.opts.FieldValidation))
+	configuration, repeated, err := readConfiguration(c.kind, b.Data, codec.Validation(c.opts.FieldValidation))
 	if err != nil {
 		return err
 	}
+	var warnings []string
+	if c.opts.FieldValidation != string(codec.Strict) {
+		warnings = codec.StrictWarnings(repeated)
+	}
+	// Keys that are there twice are refused after a conflict is, as in Kubernetes.
+	strict := func() error {
+		if len(repeated) > 0 && c.opts.FieldValidation == string(codec.Strict) {
+			return apierrors.NewBadRequest(fmt.Sprintf("error strict decoding patch: %v", repeated[0]))
+		}
+		return nil
+	}
 	if sub != nil && sub.Scale != nil {
 		c.plan = func(cur *watchcache.Item) (*step, error) {
-			return p.planScaleApply(c, sub.Scale, cur, configuration, warnings)
+			c.warn = warnings
+			return p.planScaleApply(c, sub.Scale, cur, configuration, strict)
 		}
 		return nil
 	}
@@ -51,6 +64,9 @@ func (p *Pipeline) newApply(c *change, sub *resource.Subresource, b Body) error 
 		}
 		obj, err := p.cfg.Fields.Apply(w, runtime.DeepCopyJSON(configuration), c.opts.Force)
 		if err != nil {
+			return nil, err
+		}
+		if err := strict(); err != nil {
 			return nil, err
 		}
 		if err := checkNames(c, obj); err != nil {
@@ -70,11 +86,19 @@ func (p *Pipeline) newApply(c *change, sub *resource.Subresource, b Body) error 
 	return nil
 }
 
-// readConfiguration reads what is applied, JSON or YAML.
-func readConfiguration(k *resource.Kind, data []byte, v codec.Validation) (map[string]any, []string, error) {
-	text, err := codec.ToJSON(data)
-	if err != nil {
-		return nil, nil, apierrors.NewBadRequest(err.Error())
+// readConfiguration reads what is applied. It is YAML, also where it begins with a
+// brace. What is returned beside it are errors about keys that are there twice.
+func readConfiguration(k *resource.Kind, data []byte, v codec.Validation) (map[string]any, []error, error) {
+	text := data
+	if !flow(data) || !json.Valid(data) {
+		var err error
+		text, err = codec.YAMLToJSON(data, false)
+		switch {
+		case err != nil && flow(data):
+			return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: error converting YAML to JSON: %v", err))
+		case err != nil:
+			return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error encoding patch: %v", err))
+		}
 	}
 	if err := codec.CheckText(text, reflect.TypeOf(k.New())); err != nil {
 		return nil, nil, err
@@ -82,10 +106,10 @@ func readConfiguration(k *resource.Kind, data []byte, v codec.Validation) (map[s
 	var configuration map[string]any
 	repeated, err := kjson.UnmarshalStrict(text, &configuration)
 	if err != nil {
-		return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding YAML: %v", err))
+		return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: error unmarshaling JSON: while decoding JSON: %v", err))
 	}
 	if configuration == nil {
-		return nil, nil, apierrors.NewBadRequest("error decoding YAML: the configuration is empty")
+		return nil, nil, apierrors.NewBadRequest("error decoding patch: the configuration is empty")
 	}
 	// JSON without a repeated key has none as YAML either, which costs much more to
 	// find out.
@@ -93,10 +117,13 @@ func readConfiguration(k *resource.Kind, data []byte, v codec.Validation) (map[s
 		return configuration, nil, nil
 	}
 	if _, err := codec.YAMLToJSON(data, true); err != nil {
-		if v == codec.Strict {
-			return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error strict decoding YAML: %v", err))
-		}
-		return configuration, []string{err.Error()}, nil
+		return configuration, []error{fmt.Errorf("error converting YAML to JSON: %w", err)}, nil
 	}
 	return configuration, nil, nil
+}
+
+// flow tells YAML's flow style, of which JSON is a part.
+func flow(data []byte) bool {
+	data = bytes.TrimLeft(data, " \t\r\n")
+	return len(data) > 0 && data[0] == '{'
 }

@@ -53,7 +53,8 @@ func (p *Pipeline) newUpdate(ctx context.Context, t Target, b Body, o WriteOptio
 	c.shares = canonical(b.Type)
 	first, err := decode()
 	if err != nil {
-		return nil, err
+		p.fail(c, err) // with the warnings that came before
+		return c, nil
 	}
 	c.plan = func(cur *watchcache.Item) (*step, error) {
 		obj := first
@@ -89,8 +90,11 @@ func (p *Pipeline) newChange(ctx context.Context, verb string, t Target, o Write
 	return c, sub, nil
 }
 
-// checkNames compares the object's name and namespace with the request's.
+// checkNames compares the object's namespace and name with the request's.
 func checkNames(c *change, obj resource.Object) error {
+	if err := checkPlace(c.kind, c.target, obj); err != nil {
+		return err
+	}
 	switch obj.GetName() {
 	case c.target.Name:
 	case "":
@@ -98,7 +102,7 @@ func checkNames(c *change, obj resource.Object) error {
 	default:
 		return apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s) does not match the name on the URL (%s)", obj.GetName(), c.target.Name))
 	}
-	return checkPlace(c.kind, c.target, obj)
+	return nil
 }
 
 // planMissing is an update of what is not there: for some kinds it creates.

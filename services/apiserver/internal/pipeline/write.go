@@ -105,7 +105,17 @@ func (c *change) end(out *Outcome, err error) {
 	c.out, c.err, c.done = out, err, true
 	if out != nil {
 		out.Warnings = append(out.Warnings, c.warn...)
+	} else {
+		c.out = warned(c.warn)
 	}
+}
+
+// warned is the Outcome of a refusal: its warnings, if it has any.
+func warned(warnings []string) *Outcome {
+	if len(warnings) == 0 {
+		return nil
+	}
+	return &Outcome{Warnings: warnings}
 }
 
 // fail ends the change, unless its plan saw a state that may be old: then it is

@@ -139,6 +139,27 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+// TestWarningsOfRefusals: what a write earned before it was refused is not lost.
+func TestWarningsOfRefusals(t *testing.T) {
+	f := newFake(smallTable()...)
+	f.outcome = &pipeline.Outcome{Warnings: []string{`unknown field "spec.x"`}}
+	f.fail = apierrors.NewConflict(podsGVR.GroupResource(), "p", errors.New("x"))
+	h := New(Config{API: f, Authn: fakeAuthn{}})
+	for method, path := range map[string]string{
+		"POST": "/api/v1/namespaces/ns/pods", "PUT": "/api/v1/namespaces/ns/pods/p",
+		"PATCH": "/api/v1/namespaces/ns/pods/p", "DELETE": "/api/v1/namespaces/ns/pods/p",
+	} {
+		contentType := ""
+		if method == "PATCH" {
+			contentType = "application/merge-patch+json"
+		}
+		resp, _ := do(t, h, method, path, "{}", map[string]string{"Content-Type": contentType})
+		if got := resp.Header.Values("Warning"); resp.StatusCode != 409 || !slices.Equal(got, []string{`299 - "unknown field \"spec.x\""`}) {
+			t.Errorf("%s: %d %q", method, resp.StatusCode, got)
+		}
+	}
+}
+
 // TestDeprecationWarnings: every answer of a deprecated version says so.
 func TestDeprecationWarnings(t *testing.T) {
 	f := newFake(kind.All()...)

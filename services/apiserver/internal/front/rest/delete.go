@@ -143,7 +143,7 @@ func (x *exchange) delete() {
 	}
 	out, err := x.h.api.Delete(x.ctx, x.target(), x.pipelineDelete(options))
 	if err != nil {
-		x.fail(err)
+		x.refused(out, err)
 		return
 	}
 	code := http.StatusOK

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
+	"sigs.k8s.io/yaml"
 
 	"keelson.dev/services/apiserver/internal/codec"
 	"keelson.dev/services/apiserver/internal/pipeline"
@@ -42,7 +43,8 @@ type fake struct {
 	deny func(verb string, t pipeline.Target, user request.User) error
 	// fail, if set, is the answer to every call.
 	fail error
-	// outcome, if set, is the answer to every write and get.
+	// outcome, if set, is the answer to every write and get, also of a write beside
+	// fail.
 	outcome *pipeline.Outcome
 }
 
@@ -221,7 +223,7 @@ func (f *fake) decode(t pipeline.Target, b pipeline.Body) (resource.Object, erro
 
 func (f *fake) Create(ctx context.Context, t pipeline.Target, b pipeline.Body, o pipeline.WriteOptions) (*pipeline.Outcome, error) {
 	if err := f.enter(ctx, call{Verb: "create", Target: t, Options: o, Type: b.Type}); err != nil {
-		return nil, err
+		return f.outcome, err
 	}
 	if f.outcome != nil {
 		return f.outcome, nil
@@ -237,7 +239,7 @@ func (f *fake) Create(ctx context.Context, t pipeline.Target, b pipeline.Body, o
 
 func (f *fake) Update(ctx context.Context, t pipeline.Target, b pipeline.Body, o pipeline.WriteOptions) (*pipeline.Outcome, error) {
 	if err := f.enter(ctx, call{Verb: "update", Target: t, Options: o, Type: b.Type}); err != nil {
-		return nil, err
+		return f.outcome, err
 	}
 	if f.outcome != nil {
 		return f.outcome, nil
@@ -251,7 +253,7 @@ func (f *fake) Update(ctx context.Context, t pipeline.Target, b pipeline.Body, o
 
 func (f *fake) Patch(ctx context.Context, t pipeline.Target, kind types.PatchType, b pipeline.Body, o pipeline.WriteOptions) (*pipeline.Outcome, error) {
 	if err := f.enter(ctx, call{Verb: "patch", Target: t, Options: o, Type: b.Type, Patch: kind}); err != nil {
-		return nil, err
+		return f.outcome, err
 	}
 	if f.outcome != nil {
 		return f.outcome, nil
@@ -266,7 +268,7 @@ func (f *fake) Patch(ctx context.Context, t pipeline.Target, kind types.PatchTyp
 	if err != nil {
 		return nil, err
 	}
-	patch, err := codec.ToJSON(b.Data)
+	patch, err := yaml.YAMLToJSON(b.Data)
 	if err != nil {
 		return nil, err
 	}
@@ -283,7 +285,7 @@ func (f *fake) Patch(ctx context.Context, t pipeline.Target, kind types.PatchTyp
 
 func (f *fake) Delete(ctx context.Context, t pipeline.Target, o pipeline.DeleteOptions) (*pipeline.Outcome, error) {
 	if err := f.enter(ctx, call{Verb: "delete", Target: t, Options: o}); err != nil {
-		return nil, err
+		return f.outcome, err
 	}
 	if f.outcome != nil {
 		return f.outcome, nil

@@ -98,7 +98,7 @@ func (x *exchange) create() {
 	}
 	out, err := x.h.api.Create(x.ctx, x.target(), body, x.writeOptions())
 	if err != nil {
-		x.fail(err)
+		x.refused(out, err)
 		return
 	}
 	x.outcome(http.StatusCreated, out)
@@ -117,7 +117,7 @@ func (x *exchange) update() {
 	}
 	out, err := x.h.api.Update(x.ctx, x.target(), body, x.writeOptions())
 	if err != nil {
-		x.fail(err)
+		x.refused(out, err)
 		return
 	}
 	x.outcome(createdOr200(out), out)
@@ -147,7 +147,7 @@ func (x *exchange) patch() {
 	}
 	out, err := x.h.api.Patch(x.ctx, x.target(), kind, body, options)
 	if err != nil {
-		x.fail(err)
+		x.refused(out, err)
 		return
 	}
 	x.outcome(createdOr200(out), out)
@@ -158,6 +158,14 @@ func createdOr200(out *pipeline.Outcome) int {
 		return http.StatusCreated
 	}
 	return http.StatusOK
+}
+
+// refused answers a write that failed, with the warnings that it earned before.
+func (x *exchange) refused(out *pipeline.Outcome, err error) {
+	if out != nil {
+		x.warn(out.Warnings)
+	}
+	x.fail(err)
 }
 
 // warn sets the Warning headers.
