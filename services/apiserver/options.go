@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"keelson.dev/services/apiserver/internal/admission"
 	"keelson.dev/services/apiserver/internal/snapshot"
 	"keelson.dev/services/apiserver/internal/token"
 	"keelson.dev/services/internal/boot"
@@ -35,6 +36,7 @@ type options struct {
 	nodePortRange          string
 	notReadySeconds        int64
 	unreachableSeconds     int64
+	podSecurity            admission.Exemptions
 	etcdListenClient       string
 	etcdServers            []string
 	members                []string
@@ -62,6 +64,9 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.nodePortRange, "service-node-port-range", "30000-32767", "range of Services' node ports")
 	fs.Int64Var(&o.notReadySeconds, "default-not-ready-toleration-seconds", 300, "how long a pod that says nothing of it tolerates a node that is not ready")
 	fs.Int64Var(&o.unreachableSeconds, "default-unreachable-toleration-seconds", 300, "how long a pod that says nothing of it tolerates a node that is unreachable")
+	fs.StringSliceVar(&o.podSecurity.Users, "pod-security-exempt-users", nil, "names of users whose pods the Pod Security Standards do not apply to")
+	fs.StringSliceVar(&o.podSecurity.RuntimeClasses, "pod-security-exempt-runtime-classes", nil, "runtime classes whose pods the Pod Security Standards do not apply to")
+	fs.StringSliceVar(&o.podSecurity.Namespaces, "pod-security-exempt-namespaces", nil, "namespaces that the Pod Security Standards do not apply to")
 	fs.StringVar(&o.etcdListenClient, "etcd-listen-client", "", "host:port where etcd's own clients may connect, by client certificate; empty is nowhere")
 	fs.StringSliceVar(&o.etcdServers, "etcd-servers", nil, "URLs of an etcd to use instead of the embedded one")
 	fs.StringSliceVar(&o.members, "members", nil, "all apiservers that carry the stores together, as name=host:port of their --listen-peer; this one among them. Empty: this one is alone")
@@ -168,6 +173,9 @@ func (o *options) config() (*config, error) {
 	}
 	if o.notReadySeconds < 0 || o.unreachableSeconds < 0 {
 		return nil, boot.Invalid("toleration seconds must not be negative")
+	}
+	if err := o.podSecurity.Check(); err != nil {
+		return nil, boot.Invalid("--pod-security-exempt-…: %w", err)
 	}
 	if o.advertise != "" {
 		if c.Advertise, err = netip.ParseAddr(o.advertise); err != nil {

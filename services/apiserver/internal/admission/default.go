@@ -1,6 +1,10 @@
 package admission
 
-import "keelson.dev/services/apiserver/internal/request"
+import (
+	"log/slog"
+
+	"keelson.dev/services/apiserver/internal/request"
+)
 
 // Config of the default chain.
 type Config struct {
@@ -14,6 +18,10 @@ type Config struct {
 	// NotReadySeconds and UnreachableSeconds are what pods tolerate that say
 	// nothing of it.
 	NotReadySeconds, UnreachableSeconds int64
+	// PodSecurity is what the Pod Security Standards do not apply to.
+	PodSecurity Exemptions
+	// Log gets violations of audited levels; nil is the default logger.
+	Log *slog.Logger
 }
 
 // Default is the plugins of every cluster, in Kubernetes' order.
@@ -37,6 +45,7 @@ func Default(c Config) *Chain {
 			lifecycle,
 			&NodeRestriction{State: c.State, Authorizer: c.Authorizer, NodeOf: c.NodeOf},
 			priority,
+			NewPodSecurity(c.State, c.PodSecurity, c.Log),
 			&ClaimResize{State: c.State},
 			certificates,
 			&RBAC{Escalation: c.Escalation},
