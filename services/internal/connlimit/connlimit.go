@@ -1,0 +1,319 @@
+// Package connlimit bounds the connections of a listener: in all, per client
+// address, and those whose client has not authenticated yet.
+//
+// A connection starts as unknown and stays so until a request on it was
+// authenticated ([Conn.Know]). Unknown connections have few slots: they include the
+// TLS handshakes in progress. When the slots are full, a connection that has been
+// unknown for a second makes room for the next, so nobody can hold them.
+//
+// It must never wait for a client, and a refusal must cost little: the connection is
+// closed before anything is read.
+package connlimit
+
+import (
+	"container/list"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Limits of a listener; zero values mean the defaults.
+type Limits struct {
+	// Name of the listener, for logs.
+	Name string
+	// Total bounds all connections. Default 16,384.
+	Total int
+	// PerAddress bounds those of one client address (IPv6: one /64). Default 1,024:
+	// clients behind one NAT. Near addresses have Total.
+	PerAddress int
+	// Unknown bounds the connections that are not authenticated. Default 128: about
+	// 100 KiB each.
+	Unknown int
+	// UnknownPerAddress bounds those of one client address. Default 32. Near
+	// addresses have Unknown.
+	UnknownPerAddress int
+	// Rate is how many connections a second one client address may open, Burst how
+	// many at once. Defaults 50 and 200: a handshake takes about half a millisecond of
+	// CPU, so one address takes up to 2.5 % of a core. Near addresses have 20 times
+	// as much.
+	Rate, Burst float64
+	// Near tells addresses that stand for many clients, such as balancers. Loopback
+	// and this machine's own addresses always do.
+	Near func(netip.Addr) bool
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+}
+
+const (
+	// grace is how long an unknown connection keeps its slot when others wait for it.
+	grace = time.Second
+	// maxRefused is how many refused requests an unknown connection may have.
+	maxRefused = 16
+	// An unknown connection may have so many requests a second, and so many at once:
+	// health checks and discovery.
+	requestRate, requestBurst = 20, 100
+	// nearFactor is how much more often near addresses connect.
+	nearFactor = 20
+	// maxAddresses is from when on addresses without connections are forgotten.
+	maxAddresses = 4096
+	// logEvery is how often refusals are logged.
+	logEvery = 10 * time.Second
+)
+
+// Listener is a listener with limits.
+type Listener struct {
+	net.Listener
+	limits Limits
+
+	mu        sync.Mutex
+	total     int
+	unknown   list.List // of *Conn, the oldest first
+	addresses map[netip.Addr]*address
+	freed     chan struct{} // has a value when a slot may be free
+	closed    chan struct{}
+	once      sync.Once
+
+	refused  atomic.Int64
+	lastLog  atomic.Int64
+	refusals atomic.Int64 // since the last log
+}
+
+// address is a client address.
+type address struct {
+	conns, unknown int
+	tokens         float64
+	last           time.Time
+	near           bool
+}
+
+// Wrap limits the connections of l.
+func Wrap(l net.Listener, limits Limits) *Listener {
+	or := func(v *int, other int) {
+		if *v == 0 {
+			*v = other
+		}
+	}
+	or(&limits.Total, 16384)
+	or(&limits.PerAddress, 1024)
+	or(&limits.Unknown, 128)
+	or(&limits.UnknownPerAddress, 32)
+	if limits.Rate == 0 {
+		limits.Rate, limits.Burst = 50, 200
+	}
+	if limits.Now == nil {
+		limits.Now = time.Now
+	}
+	return &Listener{
+		Listener: l, limits: limits, addresses: map[netip.Addr]*address{},
+		freed: make(chan struct{}, 1), closed: make(chan struct{}),
+	}
+}
+
+// Accept returns the next connection that is within the limits.
+func (l *Listener) Accept() (net.Conn, error) {
+	for {
+		raw, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		c, why := l.admit(raw)
+		if c != nil {
+			return c, nil
+		}
+		_ = raw.Close()
+		l.refuse(why, raw.RemoteAddr())
+	}
+}
+
+// Close closes the listener. Its connections stay.
+func (l *Listener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}
+
+// Refused is how many connections were refused.
+func (l *Listener) Refused() int64 { return l.refused.Load() }
+
+// Unknown is how many connections are not authenticated.
+func (l *Listener) Unknown() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.unknown.Len()
+}
+
+// admit takes a connection in, or says why not. While all slots are taken by young
+// unknown connections it waits: the kernel queues who comes meanwhile.
+func (l *Listener) admit(raw net.Conn) (c *Conn, why string) {
+	ip := clientAddress(raw.RemoteAddr())
+	own := ip == clientAddress(raw.LocalAddr())
+	for counted := false; ; counted = true {
+		l.mu.Lock()
+		now := l.limits.Now()
+		a := l.address(ip, own, now)
+		if !counted && !l.spend(a, now) {
+			l.mu.Unlock()
+			return nil, "the address connects too often"
+		}
+		if perAddress := l.orAll(a, l.limits.PerAddress, l.limits.Total); l.total >= l.limits.Total || a.conns >= perAddress {
+			l.mu.Unlock()
+			return nil, "too many connections"
+		}
+		var evict *Conn
+		var wait time.Duration
+		switch {
+		case a.unknown >= l.orAll(a, l.limits.UnknownPerAddress, l.limits.Unknown):
+			evict = l.oldest(ip)
+		case l.unknown.Len() >= l.limits.Unknown:
+			evict = l.oldest(netip.Addr{})
+			wait = grace - now.Sub(evict.since)
+		}
+		if wait <= 0 {
+			if evict != nil {
+				l.forget(evict)
+			}
+			c = &Conn{Conn: raw, listener: l, ip: ip, since: now, tokens: requestBurst, last: now}
+			c.local = localAddr{raw.LocalAddr(), c}
+			c.slot = l.unknown.PushBack(c)
+			a.conns, a.unknown, l.total = a.conns+1, a.unknown+1, l.total+1
+			l.mu.Unlock()
+			if evict != nil {
+				_ = evict.Conn.Close()
+				l.refuse("not authenticated while others wait", evict.RemoteAddr())
+			}
+			return c, ""
+		}
+		l.mu.Unlock()
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-l.freed:
+		case <-l.closed:
+			timer.Stop()
+			return nil, "the listener is closed"
+		}
+		timer.Stop()
+	}
+}
+
+// orAll is the bound of an address; all for a near one.
+func (l *Listener) orAll(a *address, bound, all int) int {
+	if a.near {
+		return all
+	}
+	return bound
+}
+
+// address finds or makes the entry of a client address; own says that it is the
+// server's.
+func (l *Listener) address(ip netip.Addr, own bool, now time.Time) *address {
+	if a := l.addresses[ip]; a != nil {
+		return a
+	}
+	if len(l.addresses) >= maxAddresses {
+		for other, a := range l.addresses {
+			if a.conns == 0 && now.Sub(a.last).Seconds()*l.limits.Rate >= l.limits.Burst {
+				delete(l.addresses, other)
+			}
+		}
+	}
+	near := own || ip == netip.IPv6Loopback() || ip == netip.AddrFrom4([4]byte{127, 0, 0, 1}) ||
+		l.limits.Near != nil && l.limits.Near(ip)
+	a := &address{last: now, tokens: l.limits.Burst, near: near}
+	if near {
+		a.tokens *= nearFactor
+	}
+	l.addresses[ip] = a
+	return a
+}
+
+// spend takes a token of an address.
+func (l *Listener) spend(a *address, now time.Time) bool {
+	rate, burst := l.limits.Rate, l.limits.Burst
+	if a.near {
+		rate, burst = rate*nearFactor, burst*nearFactor
+	}
+	a.tokens = min(burst, a.tokens+max(0, now.Sub(a.last).Seconds())*rate)
+	a.last = now
+	if a.tokens < 1 {
+		return false
+	}
+	a.tokens--
+	return true
+}
+
+// oldest is the oldest unknown connection, of one address or of any.
+func (l *Listener) oldest(ip netip.Addr) *Conn {
+	for e := l.unknown.Front(); e != nil; e = e.Next() {
+		if c := e.Value.(*Conn); !ip.IsValid() || c.ip == ip {
+			return c
+		}
+	}
+	return nil
+}
+
+// know moves a connection out of the unknown ones.
+func (l *Listener) know(c *Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.slot == nil {
+		return
+	}
+	l.unknown.Remove(c.slot)
+	c.slot = nil
+	l.addresses[c.ip].unknown--
+	l.free()
+}
+
+// forget counts a connection no longer.
+func (l *Listener) forget(c *Conn) {
+	if c.gone {
+		return
+	}
+	c.gone = true
+	a := l.addresses[c.ip]
+	if c.slot != nil {
+		l.unknown.Remove(c.slot)
+		c.slot = nil
+		a.unknown--
+	}
+	a.conns--
+	l.total--
+	l.free()
+}
+
+func (l *Listener) free() {
+	select {
+	case l.freed <- struct{}{}:
+	default:
+	}
+}
+
+// refuse counts a refusal, and logs from time to time.
+func (l *Listener) refuse(why string, from net.Addr) {
+	l.refused.Add(1)
+	n := l.refusals.Add(1)
+	now := l.limits.Now().UnixNano()
+	last := l.lastLog.Load()
+	if now-last < int64(logEvery) || !l.lastLog.CompareAndSwap(last, now) {
+		return
+	}
+	l.refusals.Add(-n)
+	slog.Warn("connections refused", "listener", l.limits.Name, "count", n, "last_cause", why, "last_address", from.String())
+}
+
+// clientAddress is what a client is counted by.
+func clientAddress(a net.Addr) netip.Addr {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.IPv6Unspecified()
+	}
+	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
+	if ip.Is6() && !ip.IsLoopback() {
+		prefix, _ := ip.Prefix(64) // never fails for IPv6
+		return prefix.Addr()
+	}
+	return ip
+}

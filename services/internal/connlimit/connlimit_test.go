@@ -1,0 +1,252 @@
+package connlimit_test
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"keelson.dev/services/internal/connlimit"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// clock is set by hand.
+type clock struct {
+	mu  sync.Mutex
+	now time.Time
+}
+
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *clock) add(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+}
+
+// door is a listener with limits and what it accepts.
+type door struct {
+	*connlimit.Listener
+	accepted chan *connlimit.Conn
+}
+
+func open(t *testing.T, limits connlimit.Limits) *door {
+	t.Helper()
+	raw, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	limits.Name = "test"
+	d := &door{connlimit.Wrap(raw, limits), make(chan *connlimit.Conn, 1000)}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := d.Accept()
+			if err != nil {
+				return
+			}
+			d.accepted <- connlimit.Of(c.LocalAddr())
+		}
+	}()
+	t.Cleanup(func() { d.Close(); <-done })
+	return d
+}
+
+// from connects from a client address.
+func (d *door) from(t *testing.T, ip string) net.Conn {
+	t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}
+	c, err := dialer.Dial("tcp", d.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// in waits until a connection is taken in.
+func (d *door) in(t *testing.T) *connlimit.Conn {
+	t.Helper()
+	select {
+	case c := <-d.accepted:
+		t.Cleanup(func() { c.Close() })
+		return c
+	case <-time.After(30 * time.Second):
+		t.Fatal("no connection is taken in")
+		return nil
+	}
+}
+
+// ended waits until the server ends a connection.
+func ended(t *testing.T, c net.Conn) {
+	t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
+	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("the connection is kept: %v", err)
+	}
+}
+
+func TestPerAddress(t *testing.T) {
+	d := open(t, connlimit.Limits{PerAddress: 2, Total: 4})
+	for range 2 {
+		d.from(t, "127.0.0.2")
+		d.in(t).Know()
+	}
+	ended(t, d.from(t, "127.0.0.2"))
+	d.from(t, "127.0.0.3")
+	c := d.in(t)
+	d.from(t, "127.0.0.1") // near
+	d.in(t)
+	ended(t, d.from(t, "127.0.0.4")) // more than all
+	c.Close()
+	d.from(t, "127.0.0.4")
+	d.in(t)
+	if n := d.Refused(); n != 2 {
+		t.Errorf("%d refused, want 2", n)
+	}
+}
+
+func TestUnknownConnectionsMakeRoom(t *testing.T) {
+	now := &clock{now: time.Unix(1000, 0)}
+	d := open(t, connlimit.Limits{Unknown: 3, UnknownPerAddress: 2, Now: now.Now})
+	first := d.from(t, "127.0.0.2")
+	d.in(t)
+	d.from(t, "127.0.0.2")
+	d.in(t)
+	d.from(t, "127.0.0.2") // the oldest of the same address goes at once
+	d.in(t)
+	ended(t, first)
+	other := d.from(t, "127.0.0.3")
+	known := d.in(t)
+	known.Know()
+	third := d.from(t, "127.0.0.4")
+	d.in(t)
+	// All slots are taken: the next waits until one is free.
+	now.add(2 * time.Second)
+	d.from(t, "127.0.0.5")
+	d.in(t)
+	if n := d.Unknown(); n != 3 {
+		t.Errorf("%d unknown connections, want 3", n)
+	}
+	for _, c := range []net.Conn{other, third} { // one is known, one is not the oldest
+		_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("ended: %v", err)
+		}
+	}
+}
+
+func TestYoungUnknownConnectionsAreWaitedFor(t *testing.T) {
+	now := &clock{now: time.Unix(1000, 0)}
+	d := open(t, connlimit.Limits{Unknown: 1, UnknownPerAddress: 1, Now: now.Now})
+	first := d.from(t, "127.0.0.2")
+	c := d.in(t)
+	d.from(t, "127.0.0.3")
+	c.Know() // frees the slot
+	d.in(t)
+	if _, err := first.Write([]byte("x")); err != nil {
+		t.Error(err)
+	}
+	if b, err := io.ReadAll(io.LimitReader(c, 1)); err != nil || len(b) != 1 {
+		t.Errorf("a known connection does not go on: %v", err)
+	}
+}
+
+func TestRate(t *testing.T) {
+	now := &clock{now: time.Unix(1000, 0)}
+	d := open(t, connlimit.Limits{Rate: 1, Burst: 2, Now: now.Now})
+	for range 2 {
+		d.from(t, "127.0.0.2").Close()
+		d.in(t).Close()
+	}
+	ended(t, d.from(t, "127.0.0.2"))
+	d.from(t, "127.0.0.3")
+	d.in(t)
+	now.add(time.Second)
+	d.from(t, "127.0.0.2")
+	d.in(t)
+	for range 20 { // near addresses have 20 times as much
+		d.from(t, "127.0.0.1")
+		d.in(t)
+	}
+}
+
+func TestNear(t *testing.T) {
+	balancer := netip.MustParseAddr("127.0.0.9")
+	d := open(t, connlimit.Limits{PerAddress: 1, UnknownPerAddress: 1, Near: func(ip netip.Addr) bool { return ip == balancer }})
+	for range 3 {
+		d.from(t, balancer.String())
+		d.in(t)
+	}
+}
+
+func TestRefusedRequestsEndAConnection(t *testing.T) {
+	now := &clock{now: time.Unix(1000, 0)}
+	d := open(t, connlimit.Limits{Now: now.Now})
+	stranger := d.from(t, "127.0.0.2")
+	c := d.in(t)
+	allowed := 0
+	for c.Allow() {
+		allowed++
+	}
+	if allowed == 0 || allowed > 1000 {
+		t.Errorf("%d anonymous requests at once", allowed)
+	}
+	now.add(time.Second)
+	if !c.Allow() {
+		t.Error("no anonymous request a second later")
+	}
+	for range 16 {
+		c.Refused()
+	}
+	ended(t, stranger)
+
+	d.from(t, "127.0.0.2")
+	c = d.in(t)
+	c.Know()
+	for range 2000 {
+		c.Refused()
+		if !c.Allow() {
+			t.Fatal("a known client is held back")
+		}
+	}
+	if d.Refused() != 0 || d.Unknown() != 0 {
+		t.Errorf("%d refused, %d unknown", d.Refused(), d.Unknown())
+	}
+}
+
+func TestOfOtherAddresses(t *testing.T) {
+	if c := connlimit.Of(&net.TCPAddr{}); c != nil {
+		t.Errorf("%v", c)
+	}
+}
+
+func TestIdleConnectionsEnd(t *testing.T) {
+	d := open(t, connlimit.Limits{})
+	kept := d.from(t, "127.0.0.2")
+	c := d.in(t)
+	c.SetIdle(time.Hour)
+	c.SetIdle(time.Millisecond)
+	c.SetActive()
+	ends := d.from(t, "127.0.0.3")
+	d.in(t).SetIdle(time.Millisecond)
+	ended(t, ends)
+	_ = kept.SetReadDeadline(time.Now().Add(time.Millisecond))
+	if _, err := kept.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) && c.SetReadDeadline(time.Time{}) != nil {
+		t.Errorf("a connection that became active ended: %v", err)
+	}
+	c.Close()
+	c.SetIdle(time.Millisecond) // no timer for what is closed
+}
