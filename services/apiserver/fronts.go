@@ -9,7 +9,6 @@ import (
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"google.golang.org/grpc"
 
 	coordinationv1 "keelson.dev/proto/keelson/coordination/v1"
 	nodev1 "keelson.dev/proto/keelson/node/v1"
@@ -51,23 +50,21 @@ type fronts struct {
 // startFronts serves both fronts once the apiserver is ready.
 func startFronts(g *boot.Group, f fronts) {
 	g.Go("heartbeat interval", func(ctx context.Context) error { return setHeartbeats(ctx, f.nodes, f.tunnels) })
-	unary, stream := grpcfront.Authentication(f.users, f.rights)
 	server := rpc.NewServer(rpc.ServerConfig{
-		Identity: f.id,
-		Unary:    []grpc.UnaryServerInterceptor{unary},
-		Stream:   []grpc.StreamServerInterceptor{stream},
-		Root:     grpcfront.Writes,
-		Untraced: grpcfront.Streams,
-		Endless:  grpcfront.Endless,
-		Options:  []grpc.ServerOption{grpc.ForceServerCodecV2(grpcfront.NewCodec())},
+		Identity:     f.id,
+		Authenticate: grpcfront.Authentication(f.users, f.rights),
+		Codec:        grpcfront.NewCodec(),
+		Root:         grpcfront.Writes,
+		Untraced:     grpcfront.Streams,
+		Endless:      grpcfront.Endless,
 	})
-	resourcev1.RegisterResourceServiceServer(server.Server, grpcfront.New(f.api))
-	coordinationv1.RegisterFenceServiceServer(server.Server, grpcfront.NewFenceService(f.fences))
-	nodev1.RegisterTunnelServiceServer(server.Server, f.tunnels)
-	grpcfront.RegisterReflection(server.Server)
-	f.spans.serve(server.Server, f.api, f.rights)
-	f.members.serveAPI(g, server.Server, f.rights)
-	f.snapshots.Register(server.Server)
+	resourcev1.RegisterResourceServiceServer(server, grpcfront.New(f.api))
+	coordinationv1.RegisterFenceServiceServer(server, grpcfront.NewFenceService(f.fences))
+	nodev1.RegisterTunnelServiceServer(server, f.tunnels)
+	grpcfront.RegisterReflection(server)
+	f.spans.serve(server, f.api, f.rights)
+	f.members.serveAPI(g, server, f.rights)
+	f.snapshots.Register(server)
 	web := rest.New(rest.Config{
 		API: f.api, Authn: f.users, Tunnel: f.tunnels,
 		Registerer: f.status.Registry(),
@@ -77,10 +74,8 @@ func startFronts(g *boot.Group, f fronts) {
 			{Name: "start", Run: ops.ReadyWhen(f.ready)},
 			{Name: "shutdown", Run: notStopping(f.stopping)},
 		}, f.checks...),
-		OpenIDConfiguration: document(token.ConfigurationType, func(r *http.Request) ([]byte, error) {
-			return f.users.issuer.Configuration("https://" + r.Host)
-		}),
-		JWKS: document(token.KeySetType, func(*http.Request) ([]byte, error) { return f.users.issuer.KeySet() }),
+		OpenIDConfiguration: document(token.ConfigurationType, f.openIDConfiguration),
+		JWKS:                document(token.KeySetType, f.users.issuer.KeySet),
 	})
 	g.Go("health", func(ctx context.Context) error { return tellHealth(ctx, f.stopping, server, f.status.CheckReady) })
 	// Both stop together: a process is gone when its last client is.
@@ -109,10 +104,20 @@ func notStopping(stopping context.Context) ops.Check {
 	}
 }
 
+// openIDConfiguration names the advertised address, as Kubernetes does: what a client
+// puts into its Host header is only that client's word, and the document may be cached.
+func (f *fronts) openIDConfiguration() ([]byte, error) {
+	address, err := f.cfg.address(f.https.Addr())
+	if err != nil {
+		return nil, err
+	}
+	return f.users.issuer.Configuration("https://" + address.String())
+}
+
 // document serves a small JSON document.
-func document(contentType string, make func(*http.Request) ([]byte, error)) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		data, err := make(r)
+func document(contentType string, make func() ([]byte, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		data, err := make()
 		if err != nil {
 			http.Error(w, fmt.Sprintf("cannot make the document: %v", err), http.StatusInternalServerError)
 			return

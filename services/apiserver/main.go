@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 
 	"github.com/spf13/pflag"
@@ -88,11 +87,11 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	api := newPipeline(cfg, id, table, lasting, transient, rights, users, addresses)
 	g.Go("rights of watches", api.Recheck)
 
-	listenGRPC, err := net.Listen("tcp", cfg.ListenGRPC)
+	listenGRPC, err := cfg.listen("grpc", cfg.ListenGRPC)
 	if err != nil {
 		return boot.Invalid("--listen-grpc: %w", err)
 	}
-	listenREST, err := net.Listen("tcp", cfg.ListenREST)
+	listenREST, err := cfg.listen("https", cfg.ListenREST)
 	if err != nil {
 		return boot.Invalid("--listen-https: %w", err)
 	}

@@ -75,9 +75,18 @@ func (o *output) String() string {
 
 var readyLine = regexp.MustCompile(`msg=ready grpc=(\S+) https=(\S+)`)
 
+// addresses are where an apiserver listens.
+type addresses struct{ grpc, https string }
+
 // start runs an apiserver in this process until the test ends, and returns the
 // address of its gRPC port.
 func (c *cluster) start(t *testing.T, args ...string) (grpcAddress string) {
+	t.Helper()
+	return c.startBoth(t, args...).grpc
+}
+
+// startBoth is start, and returns the addresses of both ports.
+func (c *cluster) startBoth(t *testing.T, args ...string) addresses {
 	t.Helper()
 	all := append([]string{
 		"--identity", c.identity, "--service-account-key", c.key, "--listen-grpc", "127.0.0.1:0", "--listen-https", "127.0.0.1:0",
@@ -100,7 +109,7 @@ func (c *cluster) start(t *testing.T, args ...string) (grpcAddress string) {
 	late := time.After(time.Minute)
 	for {
 		if m := readyLine.FindStringSubmatch(out.String()); m != nil {
-			return m[1]
+			return addresses{grpc: m[1], https: m[2]}
 		}
 		select {
 		case <-tick.C:

@@ -18,6 +18,7 @@ import (
 	"keelson.dev/services/apiserver/internal/snapshot"
 	"keelson.dev/services/apiserver/internal/token"
 	"keelson.dev/services/internal/boot"
+	"keelson.dev/services/internal/connlimit"
 	"keelson.dev/services/internal/identity"
 )
 
@@ -29,6 +30,7 @@ type options struct {
 	shutdownDelay          time.Duration
 	memory                 bool
 	listenGRPC, listenREST string
+	balancers              []string
 	advertise, name        string
 	serviceAccountKey      string
 	serviceAccountIssuer   string
@@ -56,6 +58,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.BoolVar(&o.memory, "memory", false, "keep all state in memory, for tests: it is gone when the process ends")
 	fs.StringVar(&o.listenGRPC, "listen-grpc", ":6444", "host:port of the gRPC API")
 	fs.StringVar(&o.listenREST, "listen-https", ":6443", "host:port of the Kubernetes HTTP API")
+	fs.StringSliceVar(&o.balancers, "balancers", nil, "addresses or CIDRs of balancers before this apiserver: as many connections come from each of them as from all other clients together")
 	fs.StringVar(&o.advertise, "advertise-address", "", "IP address under which pods and other machines reach this one; empty finds it out")
 	fs.StringVar(&o.name, "name", "apiserver-0", "name of this apiserver and of its etcd member")
 	fs.StringVar(&o.serviceAccountKey, "service-account-key", "", "private key (PEM) that signs and verifies service account tokens")
@@ -86,8 +89,10 @@ type config struct {
 	Identity, OpsAddress   string
 	ListenGRPC, ListenREST string
 	Advertise              netip.Addr
-	Keys                   *token.Keys
-	Services               netip.Prefix
+	// Balancers are addresses that stand for many clients.
+	Balancers []netip.Prefix
+	Keys      *token.Keys
+	Services  netip.Prefix
 	// Peers are the members at their --listen-peer, EtcdPeers at their
 	// --etcd-listen-peer.
 	Peers, EtcdPeers peers
@@ -182,7 +187,37 @@ func (o *options) config() (*config, error) {
 			return nil, boot.Invalid("--advertise-address: %w", err)
 		}
 	}
+	if c.Balancers, err = parseBalancers(o.balancers); err != nil {
+		return nil, boot.Invalid("--balancers: %w", err)
+	}
 	return c, c.ownAddresses()
+}
+
+// parseBalancers reads addresses and CIDRs.
+func parseBalancers(list []string) (out []netip.Prefix, err error) {
+	for _, s := range list {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			ip, err := netip.ParseAddr(s)
+			if err != nil {
+				return nil, fmt.Errorf("%q: want an address or a CIDR", s)
+			}
+			p = netip.PrefixFrom(ip, ip.BitLen())
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// listen opens a port with the limits of connections.
+func (c *config) listen(name, address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return connlimit.Wrap(l, connlimit.Limits{Name: name, Near: func(ip netip.Addr) bool {
+		return slices.ContainsFunc(c.Balancers, func(p netip.Prefix) bool { return p.Contains(ip) })
+	}}), nil
 }
 
 // ownAddresses are where the others find this member: what --members says, or else

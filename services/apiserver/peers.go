@@ -251,20 +251,24 @@ func (m *members) servePeers(g *boot.Group, cfg *config, id *identity.Source, tu
 	if m == nil {
 		return service, nil
 	}
-	listener, err := net.Listen("tcp", cfg.listenPeer)
+	listener, err := cfg.listen("peer", cfg.listenPeer)
 	if err != nil {
 		return nil, boot.Invalid("--listen-peer: %w", err)
 	}
 	server := rpc.NewServer(rpc.ServerConfig{
 		Identity: id, RequireClientCert: true,
+		// Before a message is read: any certificate of the cluster's CA gets this far.
+		Authenticate: func(ctx context.Context, _ string) (context.Context, rpc.Caller, error) {
+			return ctx, rpc.Caller{Name: "members", Class: rpc.System}, allow(ctx)
+		},
 		Untraced: func(string) bool { return true },
 	})
-	service.Register(server.Server)
-	m.service.RegisterPeers(server.Server, allow)
+	service.Register(server)
+	m.service.RegisterPeers(server, allow)
 	m.stores = wire.NewService(allow)
 	m.stores.Serve(storev1.Place_PLACE_LASTING, lasting)
-	m.stores.Register(server.Server)
-	nodev1.RegisterRelayServiceServer(server.Server, tunnels.Relay(allow))
+	m.stores.Register(server)
+	nodev1.RegisterRelayServiceServer(server, tunnels.Relay(allow))
 	g.Go("peers", func(ctx context.Context) error { return server.Serve(ctx, listener) })
 	return service, nil
 }

@@ -38,6 +38,6 @@ func startTelemetry(ctx context.Context, g *boot.Group, cfg *config) (*spans, er
 }
 
 // serve adds the doors by which spans come in and traces are looked up.
-func (s *spans) serve(server *grpc.Server, api pipeline.API, rights *authz.Authorizers) {
+func (s *spans) serve(server grpc.ServiceRegistrar, api pipeline.API, rights *authz.Authorizers) {
 	tracestore.NewService(s.store, tracestore.Objects{API: api}, rights, s.forward).Register(server)
 }

@@ -66,8 +66,8 @@ func TestDrain(t *testing.T) {
 	server := rpc.NewServer(rpc.ServerConfig{Endless: func(method string) bool {
 		return strings.HasSuffix(method, "/Watch") || strings.HasSuffix(method, "/Connect")
 	}})
-	resourcev1.RegisterResourceServiceServer(server.Server, s)
-	nodev1.RegisterTunnelServiceServer(server.Server, s)
+	resourcev1.RegisterResourceServiceServer(server, s)
+	nodev1.RegisterTunnelServiceServer(server, s)
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ctx, l) }()

@@ -72,7 +72,7 @@ func (b *backend) Create(context.Context, *resourcev1.CreateRequest) (*resourcev
 }
 
 // serve runs a server until the test ends and returns its address and a stop.
-func serve(t *testing.T, cfg rpc.ServerConfig, b *backend) (address string, stop func()) {
+func serve(t testing.TB, cfg rpc.ServerConfig, b *backend) (address string, stop func()) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -97,7 +97,7 @@ func serve(t *testing.T, cfg rpc.ServerConfig, b *backend) (address string, stop
 	return l.Addr().String(), stop
 }
 
-func dial(t *testing.T, id *identity.Source, endpoints ...string) resourcev1.ResourceServiceClient {
+func dial(t testing.TB, id *identity.Source, endpoints ...string) resourcev1.ResourceServiceClient {
 	t.Helper()
 	conn, err := rpc.Dial(id, endpoints, "test/1")
 	if err != nil {

@@ -12,15 +12,16 @@ import (
 	"net"
 	"time"
 
-	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
-	noopmetric "go.opentelemetry.io/otel/metric/noop"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding"
+	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
-	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
 
 	"keelson.dev/services/internal/identity"
 )
@@ -31,15 +32,22 @@ const MaxMessage = 16 << 20
 
 const (
 	// maxStreams bounds what one connection may have open: simulated nodes share
-	// a connection and watch half a dozen collections each.
+	// a connection and watch half a dozen collections each. Others have less; see
+	// classLimits.
 	maxStreams = 16384
-	// maxHeader bounds the metadata of a call.
+	// maxHeader bounds the metadata of a call: a token and a user to impersonate with
+	// its groups.
 	maxHeader = 32 << 10
+	// window is what a stream may send before its handler reads: the least that gRPC
+	// allows. It grows for a message that a handler waits for. A fixed window also
+	// turns off the estimation that lets a connection have up to 16 MiB.
+	window     = 64 << 10
+	connWindow = 1 << 20
 	// A silent peer is asked for a sign of life and given up; together they
 	// bound how long a cut cable goes unnoticed.
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 5 * time.Second
-	handshakeTimeout = 10 * time.Second
+	handshakeTimeout = 5 * time.Second
 	// stopTimeout is how long the calls that run when the server stops may go on.
 	stopTimeout = 8 * time.Second
 )
@@ -53,7 +61,14 @@ type ServerConfig struct {
 	// CA. Where it is false, certificates are shown but not verified: an
 	// interceptor must.
 	RequireClientCert bool
-	// Unary and Stream interceptors run inside of recovery, in order.
+	// Authenticate finds out who calls, before a message is read. Nil takes every
+	// caller as one of the cluster's own: for servers that RequireClientCert of peers,
+	// and in-memory connections of tests.
+	Authenticate Authenticate
+	// Codec replaces protobuf's.
+	Codec encoding.CodecV2
+	// Unary and Stream interceptors run after authentication, in order. Those of unary
+	// methods run when the message is decoded.
 	Unary  []grpc.UnaryServerInterceptor
 	Stream []grpc.StreamServerInterceptor
 	// Root tells the methods that begin a trace when the caller brought none
@@ -78,6 +93,9 @@ type Server struct {
 	// Health is SERVING from the start; Serve sets NOT_SERVING when it ends.
 	Health *health.Server
 	drain  context.CancelFunc
+	guard  *guard
+	// unary are the interceptors of unary methods.
+	unary grpc.UnaryServerInterceptor
 }
 
 // NewServer makes a server.
@@ -86,28 +104,39 @@ func NewServer(cfg ServerConfig) *Server {
 	if cfg.Identity != nil {
 		creds = cfg.Identity.ServerCredentials(cfg.RequireClientCert)
 	}
+	codec := cfg.Codec
+	if codec == nil {
+		codec = encoding.GetCodecV2(grpcproto.Name)
+	}
 	drain, begin := context.WithCancel(context.Background())
-	stream := append([]grpc.StreamServerInterceptor{RecoverStream}, cfg.Stream...)
+	g := newGuard(cfg, codec)
+	stream := append([]grpc.StreamServerInterceptor{RecoverStream, g.admit}, cfg.Stream...)
 	if cfg.Endless != nil {
 		stream = append(stream, drainStreams(drain, cfg.Endless))
 	}
 	options := append([]grpc.ServerOption{
 		grpc.Creds(creds),
-		grpc.StatsHandler(serverTracing(cfg)),
-		grpc.ChainUnaryInterceptor(append([]grpc.UnaryServerInterceptor{RecoverUnary}, cfg.Unary...)...),
+		grpc.ForceServerCodecV2(codec),
+		grpc.InTapHandle(g.tap),
 		grpc.ChainStreamInterceptor(stream...),
+		grpc.UnknownServiceHandler(unknownMethod),
 		grpc.MaxRecvMsgSize(MaxMessage),
 		grpc.MaxSendMsgSize(MaxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeader),
+		grpc.StaticStreamWindowSize(window),
+		grpc.StaticConnWindowSize(connWindow),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
 	}, cfg.Options...)
-	s := &Server{Server: grpc.NewServer(options...), Health: health.NewServer(), drain: begin}
-	healthv1.RegisterHealthServer(s.Server, s.Health)
+	s := &Server{
+		Server: grpc.NewServer(options...), Health: health.NewServer(), drain: begin,
+		guard: g, unary: chainUnary(cfg.Unary),
+	}
+	healthv1.RegisterHealthServer(s, s.Health)
 	if cfg.Reflection {
-		reflection.Register(s.Server)
+		reflection.Register(s)
 	}
 	return s
 }
@@ -137,17 +166,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// serverTracing is otelgrpc's handler, which some methods pass by and some enter
-// as roots.
-func serverTracing(cfg ServerConfig) stats.Handler {
-	handler := otelgrpc.NewServerHandler(
-		otelgrpc.WithMeterProvider(noopmetric.NewMeterProvider()),
-		otelgrpc.WithFilter(func(info *stats.RPCTagInfo) bool {
-			return traced(info.FullMethodName) && (cfg.Untraced == nil || !cfg.Untraced(info.FullMethodName))
-		}),
-	)
-	if cfg.Root == nil {
-		return handler
-	}
-	return &rootTracing{Handler: handler, root: cfg.Root}
+// unknownMethod answers what no service has, once the caller is known.
+func unknownMethod(_ any, ss grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(ss)
+	return status.Errorf(codes.Unimplemented, "unknown method %s", method)
 }

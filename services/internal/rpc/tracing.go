@@ -1,11 +1,16 @@
 package rpc
 
 import (
-	"context"
 	"strings"
+	"time"
 
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	noopmetric "go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
 
 	"keelson.dev/services/internal/telemetry"
 )
@@ -14,20 +19,59 @@ import (
 // and a probe or a question about the server is nobody's work.
 func traced(method string) bool {
 	return method != telemetry.ExportMethod &&
-		!strings.HasPrefix(method, "/grpc.health.") &&
+		!strings.HasPrefix(method, healthService) &&
 		!strings.HasPrefix(method, "/grpc.reflection.")
 }
 
-// rootTracing lets chosen methods begin a trace.
-type rootTracing struct {
-	stats.Handler
-	root func(method string) bool
+// serverTracing makes the spans of calls, once the caller is authenticated: nobody
+// else may open a trace or add to one.
+type serverTracing struct {
+	handler stats.Handler
+	root    func(method string) bool
 }
 
-// TagRPC implements stats.Handler.
-func (r *rootTracing) TagRPC(ctx context.Context, info *stats.RPCTagInfo) context.Context {
-	if r.root(info.FullMethodName) && len(metadata.ValueFromIncomingContext(ctx, "traceparent")) == 0 {
-		ctx = telemetry.WithRoot(ctx)
+func newServerTracing(cfg ServerConfig) *serverTracing {
+	return &serverTracing{
+		root: cfg.Root,
+		handler: otelgrpc.NewServerHandler(
+			otelgrpc.WithMeterProvider(noopmetric.NewMeterProvider()),
+			otelgrpc.WithFilter(func(info *stats.RPCTagInfo) bool {
+				return traced(info.FullMethodName) && (cfg.Untraced == nil || !cfg.Untraced(info.FullMethodName))
+			}),
+		),
 	}
-	return r.Handler.TagRPC(ctx, info)
+}
+
+// trace runs the handler of a call under its span, if it has one.
+func (t *serverTracing) trace(c *call, srv any, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if c.caller.Class == Stranger {
+		return handler(srv, c)
+	}
+	if len(metadata.ValueFromIncomingContext(c.ctx, "traceparent")) == 0 {
+		if t.root == nil || !t.root(info.FullMethod) {
+			return handler(srv, c)
+		}
+		c.ctx = telemetry.WithRoot(c.ctx)
+	}
+	c.ctx = t.handler.TagRPC(c.ctx, &stats.RPCTagInfo{FullMethodName: info.FullMethod})
+	ctx := c.ctx
+	if !trace.SpanFromContext(ctx).IsRecording() {
+		return handler(srv, c)
+	}
+	begin := time.Now()
+	err := handler(srv, c)
+	end := &stats.End{BeginTime: begin, EndTime: time.Now()}
+	if err != nil {
+		end.Error = spanError(err)
+	}
+	t.handler.HandleRPC(ctx, end)
+	return err
+}
+
+// spanError is a handler's error as the client gets it.
+func spanError(err error) error {
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	return status.FromContextError(err).Err()
 }

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
@@ -16,6 +15,7 @@ import (
 	"keelson.dev/services/apiserver/internal/authn"
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/request"
+	"keelson.dev/services/internal/rpc"
 )
 
 // Authenticator tells who a request comes from.
@@ -33,32 +33,48 @@ const (
 	knownServices = "/grpc.reflection."
 )
 
-// Authentication makes the interceptors that put the caller into the context, and
-// the epoch that its writes depend on.
-// Callers may act as others by the metadata keys impersonate-…, as far as rights
-// allows.
-func Authentication(a Authenticator, rights authz.Authorizer) (grpc.UnaryServerInterceptor, grpc.StreamServerInterceptor) {
-	unary := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-		ctx, err := authenticate(ctx, a, rights, info.FullMethod)
-		if err != nil {
-			return nil, err
+// Authentication puts the caller into the context, and the epoch that its writes
+// depend on. Callers may act as others by the metadata keys impersonate-…, as far as
+// rights allows; what they may have under way depends on who they are themselves.
+func Authentication(a Authenticator, rights authz.Authorizer) rpc.Authenticate {
+	return func(ctx context.Context, method string) (context.Context, rpc.Caller, error) {
+		if strings.HasPrefix(method, openService) {
+			return ctx, rpc.Caller{}, nil
 		}
-		return next(ctx, req)
-	}
-	stream := func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-		ctx, err := authenticate(ss.Context(), a, rights, info.FullMethod)
+		user, err := authenticate(ctx, a)
 		if err != nil {
-			return err
+			return ctx, rpc.Caller{}, wire(ctx, err)
 		}
-		return next(srv, &userStream{ServerStream: ss, ctx: ctx})
+		caller := rpc.Caller{Name: user.Name, Class: class(user)}
+		if strings.HasPrefix(method, knownServices) && caller.Class == rpc.Stranger {
+			return ctx, caller, wire(ctx, authn.Unauthorized(errors.New("reflection is for authenticated users")))
+		}
+		if md, ok := metadata.FromIncomingContext(ctx); ok {
+			if user, err = authn.Impersonate(ctx, rights, user, md); err != nil {
+				return ctx, caller, wire(ctx, err)
+			}
+		}
+		ctx, err = withFence(request.WithUser(ctx, user))
+		return ctx, caller, wire(ctx, err)
 	}
-	return unary, stream
 }
 
-func authenticate(ctx context.Context, a Authenticator, rights authz.Authorizer, method string) (context.Context, error) {
-	if strings.HasPrefix(method, openService) {
-		return ctx, nil
+// class is how much a user may have under way. Nodes and the control plane are known
+// by names and groups that no account in the cluster can have.
+func class(u request.User) rpc.Class {
+	switch {
+	case !slices.Contains(u.Groups, authn.AuthenticatedGroup):
+		return rpc.Stranger
+	case slices.Contains(u.Groups, "system:nodes"), slices.Contains(u.Groups, "system:masters"):
+		return rpc.System
+	case strings.HasPrefix(u.Name, "system:") && !strings.HasPrefix(u.Name, "system:serviceaccount:") && !strings.HasPrefix(u.Name, "system:bootstrap:"):
+		return rpc.System
 	}
+	return rpc.User
+}
+
+// authenticate finds out who calls.
+func authenticate(ctx context.Context, a Authenticator) (request.User, error) {
 	var certs []*x509.Certificate
 	if p, ok := peer.FromContext(ctx); ok {
 		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
@@ -66,25 +82,13 @@ func authenticate(ctx context.Context, a Authenticator, rights authz.Authorizer,
 		}
 	}
 	user, err := a.Authenticate(ctx, certs, bearer(ctx))
-	if err != nil {
-		if ctx.Err() == nil {
-			var se *apierrors.StatusError
-			if !errors.As(err, &se) {
-				err = apierrors.NewUnauthorized(err.Error())
-			}
-		}
-		return ctx, wire(ctx, err)
-	}
-	if strings.HasPrefix(method, knownServices) && !slices.Contains(user.Groups, authn.AuthenticatedGroup) {
-		return ctx, wire(ctx, authn.Unauthorized(errors.New("reflection is for authenticated users")))
-	}
-	if md, ok := metadata.FromIncomingContext(ctx); ok {
-		if user, err = authn.Impersonate(ctx, rights, user, md); err != nil {
-			return ctx, wire(ctx, err)
+	if err != nil && ctx.Err() == nil {
+		var se *apierrors.StatusError
+		if !errors.As(err, &se) {
+			err = apierrors.NewUnauthorized(err.Error())
 		}
 	}
-	ctx, err = withFence(request.WithUser(ctx, user))
-	return ctx, wire(ctx, err)
+	return user, err
 }
 
 // bearer is the token of the metadata key authorization.
@@ -97,10 +101,3 @@ func bearer(ctx context.Context) string {
 	}
 	return ""
 }
-
-type userStream struct {
-	grpc.ServerStream
-	ctx context.Context
-}
-
-func (s *userStream) Context() context.Context { return s.ctx }

@@ -1,13 +1,16 @@
 package grpc
 
 import (
+	"fmt"
 	"strconv"
 
 	"google.golang.org/grpc/encoding"
 	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"keelson.dev/proto/client"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
@@ -28,6 +31,44 @@ func (c Codec) Marshal(v any) (mem.BufferSlice, error) {
 		return mem.BufferSlice(e), nil
 	}
 	return c.CodecV2.Marshal(v)
+}
+
+// Unmarshal implements encoding.CodecV2.
+func (c Codec) Unmarshal(data mem.BufferSlice, v any) error {
+	if _, ok := v.(*resourcev1.CommitRequest); ok {
+		if err := countWrites(data.Materialize()); err != nil {
+			return err
+		}
+	}
+	return c.CodecV2.Unmarshal(data, v)
+}
+
+// commitWrites is the number of the field CommitRequest.writes.
+const commitWrites protowire.Number = 1
+
+// countWrites refuses a commit of too many writes before they are decoded: an empty
+// one takes two bytes. What is malformed is left to the decoder.
+func countWrites(b []byte) error {
+	n := 0
+	for len(b) > 0 {
+		num, typ, size := protowire.ConsumeField(b)
+		if size < 0 {
+			return nil
+		}
+		if num == commitWrites && typ == protowire.BytesType {
+			n++
+		}
+		b = b[size:]
+	}
+	if n > maxWrites {
+		return tooManyWrites(n)
+	}
+	return nil
+}
+
+// tooManyWrites is 413.
+func tooManyWrites(n int) error {
+	return client.ToStatus(&apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("a commit holds %d writes; at most %d are allowed", n, maxWrites)).ErrStatus)
 }
 
 // Fields of the messages that are written here without their generated code, and

@@ -1,7 +1,6 @@
 package grpc
 
 import (
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/reflection"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	reflectionv1alpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha" //nolint:staticcheck // older clients ask for it
@@ -11,7 +10,7 @@ import (
 
 // RegisterReflection lets authenticated clients ask what the server's services
 // and Kubernetes' types are. Call it after all services are registered.
-func RegisterReflection(s *grpc.Server) {
+func RegisterReflection(s reflection.GRPCServer) {
 	o := reflection.ServerOptions{Services: s, DescriptorResolver: descriptor.Resolver{}}
 	reflectionv1.RegisterServerReflectionServer(s, reflection.NewServerV1(o))
 	reflectionv1alpha.RegisterServerReflectionServer(s, reflection.NewServer(o))

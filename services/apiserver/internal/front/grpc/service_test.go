@@ -34,7 +34,7 @@ import (
 type admin struct{}
 
 func (admin) Authenticate(context.Context, []*x509.Certificate, string) (request.User, error) {
-	return request.User{Name: "admin", Groups: []string{"system:masters"}}, nil
+	return request.User{Name: "admin", Groups: []string{"system:masters", "system:authenticated"}}, nil
 }
 
 // historyEvents is how far back watches can resume.
@@ -60,14 +60,12 @@ func serve(tb testing.TB, change ...func(*front.Service)) string {
 	go func() { _ = cache.Run(ctx); done <- struct{}{} }()
 	<-cache.Ready()
 	api := pipeline.New(pipeline.Config{Table: table, Lasting: pipeline.Place{Store: st, Cache: cache}, Fields: fieldmanager.New(table)})
-	unary, stream := front.Authentication(admin{}, authz.New())
-	server := rpc.NewServer(rpc.ServerConfig{Unary: []grpc.UnaryServerInterceptor{unary}, Stream: []grpc.StreamServerInterceptor{stream}, Root: front.Writes, Options: []grpc.ServerOption{grpc.ForceServerCodecV2(front.NewCodec())}})
+	server := rpc.NewServer(rpc.ServerConfig{Authenticate: front.Authentication(admin{}, authz.New()), Root: front.Writes, Codec: front.NewCodec()})
 	service := front.New(api)
 	for _, c := range change {
 		c(service)
 	}
-	resourcev1.RegisterResourceServiceServer(server.Server, service)
-	coordinationv1.RegisterFenceServiceServer(server.Server, front.NewFenceService(fence.New(api, table, st, st)))
+	resourcev1.RegisterResourceServiceServer(server, service)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)

@@ -1,0 +1,75 @@
+package rpc
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"keelson.dev/proto/client"
+)
+
+// budget bounds the bytes of messages in flight, of the server and of each user.
+type budget struct {
+	max   int64
+	total atomic.Int64
+
+	mu    sync.Mutex
+	users map[string]int64
+}
+
+func newBudget(limit int64) *budget { return &budget{max: limit, users: map[string]int64{}} }
+
+// take reserves n bytes for a user who may have limit.
+func (b *budget) take(user string, limit, n int64) error {
+	if b.total.Add(n) > b.max {
+		b.total.Add(-n)
+		return busy("this server's")
+	}
+	if n <= smallMessage {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.users[user]+n > limit {
+		b.total.Add(-n)
+		return busy(fmt.Sprintf("user %q's", user))
+	}
+	b.users[user] += n
+	return nil
+}
+
+// give returns what take reserved.
+func (b *budget) give(user string, n int64) {
+	b.total.Add(-n)
+	if n <= smallMessage {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.users[user] -= n; b.users[user] <= 0 {
+		delete(b.users, user)
+	}
+}
+
+// gauge counts what is under way, up to a bound.
+type gauge struct {
+	n   atomic.Int64
+	max int64
+}
+
+func (g *gauge) enter() bool {
+	if g.n.Add(1) > g.max {
+		g.n.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (g *gauge) leave() { g.n.Add(-1) }
+
+// busy is 429 with a time to come back.
+func busy(whose string) error {
+	return client.ToStatus(&apierrors.NewTooManyRequests(whose+" requests in flight are too large together, please try again later", 1).ErrStatus)
+}

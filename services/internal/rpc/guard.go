@@ -1,0 +1,188 @@
+package rpc
+
+import (
+	"context"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
+
+	"keelson.dev/services/internal/connlimit"
+)
+
+// maxUnknown bounds the calls in flight on a connection whose caller is not known
+// yet.
+const maxUnknown = 256
+
+// healthService is open to everyone.
+const healthService = "/grpc.health.v1.Health/"
+
+// guard admits calls: it finds out who calls, and reads what the caller may send.
+type guard struct {
+	authenticate  Authenticate
+	codec         encoding.CodecV2
+	budget        *budget
+	strangers     gauge
+	healthWatches gauge
+	tracing       *serverTracing
+}
+
+func newGuard(cfg ServerConfig, codec encoding.CodecV2) *guard {
+	g := &guard{authenticate: cfg.Authenticate, codec: codec, budget: newBudget(maxBytes), tracing: newServerTracing(cfg)}
+	g.strangers.max, g.healthWatches.max = maxStrangers, maxStrangers
+	return g
+}
+
+// call is a call as its handler sees it.
+type call struct {
+	grpc.ServerStream
+	ctx       context.Context
+	guard     *guard
+	caller    Caller
+	limits    *limits
+	codec     encoding.CodecV2
+	transport transport
+	once      bool // the client sends one message
+	received  bool
+	reserved  int64
+}
+
+// Context implements grpc.ServerStream.
+func (c *call) Context() context.Context { return c.ctx }
+
+// RecvMsg implements grpc.ServerStream.
+func (c *call) RecvMsg(m any) error { return c.receive(m) }
+
+// tap refuses calls on a connection that has too many before it has said who it is.
+// It runs in the connection's reader, and so does nothing that waits.
+func (g *guard) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
+	conn := connection(ctx)
+	if conn == nil || conn.Known() {
+		return ctx, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return ctx, status.FromContextError(err).Err()
+	}
+	if strings.Count(info.FullMethodName, "/") < 2 {
+		conn.Refused()
+		return ctx, status.Errorf(codes.Unimplemented, "malformed method name %q", info.FullMethodName)
+	}
+	if conn.Calls.Add(1) > maxUnknown {
+		conn.Calls.Add(-1)
+		conn.Refused()
+		return ctx, status.Errorf(codes.ResourceExhausted, "more than %d calls on a connection that is not authenticated", maxUnknown)
+	}
+	return ctx, nil
+}
+
+// admit authenticates a call before its handler reads a message.
+func (g *guard) admit(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	ctx := ss.Context()
+	conn := connection(ctx)
+	unknown := conn != nil && !conn.Known()
+	if unknown {
+		defer conn.Calls.Add(-1)
+	}
+	c := &call{ServerStream: ss, ctx: ctx, guard: g, codec: g.codec, once: !info.IsClientStream}
+	var ok bool
+	if c.transport, ok = grpc.ServerTransportStreamFromContext(ctx).(transport); !ok {
+		return status.Error(codes.Internal, "messages cannot be read within bounds from this transport")
+	}
+	c.caller = Caller{Class: System}
+	if g.authenticate != nil {
+		var err error
+		if c.ctx, c.caller, err = g.authenticate(ctx, info.FullMethod); err != nil {
+			if unknown {
+				conn.Refused()
+			}
+			return err
+		}
+	}
+	c.limits = &classLimits[c.caller.Class]
+	if c.caller.Class == Stranger {
+		bound := &g.strangers
+		if strings.HasPrefix(info.FullMethod, healthService) && info.IsServerStream {
+			bound = &g.healthWatches
+		}
+		if conn != nil && !conn.Allow() {
+			conn.Refused()
+			return status.Error(codes.ResourceExhausted, "too many calls of an unauthenticated client, please try again later")
+		}
+		if !bound.enter() {
+			return status.Error(codes.ResourceExhausted, "too many calls of unauthenticated clients, please try again later")
+		}
+		defer bound.leave()
+		// grpc-encoding alone says nothing of a message, but nobody sends it for nothing.
+		if e := c.transport.RecvCompress(); e != "" && e != encoding.Identity {
+			return errCompressed
+		}
+	} else if unknown {
+		conn.Know()
+	}
+	if conn != nil {
+		defer conn.Streams.Add(-1)
+		if conn.Streams.Add(1) > c.limits.streams {
+			return status.Errorf(codes.ResourceExhausted, "more than %d calls in flight on one connection", c.limits.streams)
+		}
+	}
+	defer c.release()
+	return g.tracing.trace(c, srv, info, handler)
+}
+
+// connection is the connection of a call; nil where the listener does not count them.
+func connection(ctx context.Context) *connlimit.Conn {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil
+	}
+	return connlimit.Of(p.LocalAddr)
+}
+
+// RegisterService implements grpc.ServiceRegistrar. Services are registered here and
+// not at the embedded server. Unary methods are served as streams: gRPC reads the
+// message of a unary method before it asks anyone, and that of a stream when its
+// handler does. On the wire they are the same.
+func (s *Server) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	streams := *desc
+	streams.Methods = nil
+	streams.Streams = append([]grpc.StreamDesc(nil), desc.Streams...)
+	for _, m := range desc.Methods {
+		streams.Streams = append(streams.Streams, s.unaryStream("/"+desc.ServiceName+"/"+m.MethodName, m))
+	}
+	s.Server.RegisterService(&streams, impl)
+}
+
+func (s *Server) unaryStream(fullMethod string, m grpc.MethodDesc) grpc.StreamDesc {
+	info := &grpc.StreamServerInfo{FullMethod: fullMethod}
+	handler := func(srv any, ss grpc.ServerStream) error {
+		reply, err := m.Handler(srv, ss.Context(), ss.RecvMsg, s.unary)
+		if err != nil {
+			return err
+		}
+		return ss.SendMsg(reply)
+	}
+	admit := func(srv any, ss grpc.ServerStream) error { return s.guard.admit(srv, ss, info, handler) }
+	return grpc.StreamDesc{
+		StreamName: m.MethodName,
+		// gRPC asks no interceptor of streams for a method that has no stream.
+		Handler: func(srv any, ss grpc.ServerStream) error { return RecoverStream(srv, ss, info, admit) },
+	}
+}
+
+// chainUnary is all interceptors as one; nil for none.
+func chainUnary(all []grpc.UnaryServerInterceptor) grpc.UnaryServerInterceptor {
+	if len(all) == 0 {
+		return nil
+	}
+	first, rest := all[0], chainUnary(all[1:])
+	if rest == nil {
+		return first
+	}
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		return first(ctx, req, info, func(ctx context.Context, req any) (any, error) { return rest(ctx, req, info, next) })
+	}
+}
