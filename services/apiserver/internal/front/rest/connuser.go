@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"keelson.dev/services/apiserver/internal/request"
+	"keelson.dev/services/internal/connlimit"
 )
 
 // connFresh is how long a connection's user is taken as known. It bounds how late
@@ -15,7 +16,11 @@ const connFresh = time.Second
 
 // connUser remembers whose client certificate a connection has: finding out costs
 // more than answering a small read.
-type connUser struct{ known atomic.Pointer[knownSince] }
+type connUser struct {
+	known atomic.Pointer[knownSince]
+	// conn is counted by the listener; nil where none counts.
+	conn *connlimit.Conn
+}
 
 type knownSince struct {
 	user request.User
@@ -49,4 +54,12 @@ func (c *connUser) put(user request.User, now time.Time) {
 	if c != nil {
 		c.known.Store(&knownSince{user: user, at: now})
 	}
+}
+
+// limited is the request's connection, as its listener counts it; nil where none does.
+func limited(ctx context.Context) *connlimit.Conn {
+	if c, ok := ctx.Value(connKey{}).(*connUser); ok {
+		return c.conn
+	}
+	return nil
 }

@@ -39,6 +39,12 @@ func errUnsupported(types []string) error {
 		"the body of the request was in an unknown format - accepted media types include: "+join(types))
 }
 
+// errEncoding is 415 for a compressed body.
+func errEncoding(encoding string) error {
+	return errStatus(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType,
+		"the body of the request has the content encoding "+strconv.Quote(encoding)+"; send it uncompressed")
+}
+
 func errIncludeObject(value string) error {
 	return apierrors.NewBadRequest("includeObject: Invalid value: " + strconv.Quote(value) + ": must be 'Metadata', 'Object', 'None', or empty")
 }

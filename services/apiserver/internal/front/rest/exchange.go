@@ -113,6 +113,9 @@ func (x *exchange) readBody() ([]byte, error) {
 	if r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0 {
 		return nil, nil
 	}
+	if e := r.Header.Get("Content-Encoding"); e != "" && e != "identity" {
+		return nil, errEncoding(e)
+	}
 	if r.ContentLength > maxBody {
 		return nil, apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("limit is %d", maxBody))
 	}

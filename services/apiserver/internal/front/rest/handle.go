@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
@@ -10,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,6 +22,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"keelson.dev/services/apiserver/internal/authn"
 	"keelson.dev/services/apiserver/internal/front/rest/discovery"
 	"keelson.dev/services/apiserver/internal/front/rest/negotiate"
 	"keelson.dev/services/apiserver/internal/front/rest/route"
@@ -51,10 +54,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			panic(http.ErrAbortHandler) // ends the connection or stream as incomplete
 		}
 	}()
-	span = x.startSpan()
 	if !x.authenticate(start) {
 		return
 	}
+	span = x.startSpan()
 	if !x.impersonate() {
 		return
 	}
@@ -87,7 +90,7 @@ func (x *exchange) finish(start time.Time, audit string, span trace.Span) {
 		traceID = sc.TraceID().String()
 	}
 	x.h.log.LogAttrs(x.ctx, slog.LevelDebug, "request",
-		slog.String("method", x.r.Method), slog.String("uri", x.r.URL.RequestURI()),
+		slog.String("method", x.r.Method), slog.String("path", x.r.URL.Path), // without the query: it holds what exec runs
 		slog.Int("code", x.code), slog.Int64("bytes", x.size), slog.Duration("took", took),
 		slog.String("user", request.UserFrom(x.ctx).Name), slog.String("agent", x.r.UserAgent()),
 		slog.String("audit", audit), slog.String("trace_id", traceID))
@@ -118,6 +121,9 @@ var tracer = otel.Tracer("keelson.dev/apiserver/rest")
 // as a root. Reads have one only where the client asks for it: polling clients
 // would crowd out what matters.
 func (x *exchange) startSpan() trace.Span {
+	if anonymous(x.ctx) {
+		return nil // nobody else may open a trace or add to one
+	}
 	parent := len(x.r.Header["Traceparent"]) > 0
 	if parent {
 		x.ctx = propagation.TraceContext{}.Extract(x.ctx, propagation.HeaderCarrier(x.r.Header))
@@ -163,12 +169,30 @@ func (x *exchange) authenticate(start time.Time) bool {
 		if x.h.log.Enabled(x.ctx, slog.LevelDebug) {
 			x.h.log.LogAttrs(x.ctx, slog.LevelDebug, "authentication failed", slog.Any("err", err))
 		}
+		if conn := limited(x.ctx); conn != nil {
+			conn.Refused()
+		}
 		x.fail(apierrors.NewUnauthorized("Unauthorized"))
 		return false
 	}
 	known.put(user, start)
 	x.ctx = request.WithUser(x.ctx, user)
+	conn := limited(x.ctx)
+	switch {
+	case conn == nil:
+	case !anonymous(x.ctx):
+		conn.Know()
+	case !conn.Allow():
+		conn.Refused()
+		x.fail(errBusy("requests of an unauthenticated client"))
+		return false
+	}
 	return true
+}
+
+// anonymous tells that nobody has said who asks.
+func anonymous(ctx context.Context) bool {
+	return slices.Contains(request.UserFrom(ctx).Groups, authn.UnauthenticatedGroup)
 }
 
 // bearerToken is the token of the Authorization header or, from browsers, of the

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"keelson.dev/services/internal/connlimit"
 )
 
 // The bounds of connections. Watches and streams are long, so nothing bounds a
@@ -36,18 +38,23 @@ func Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Config, h http.Ha
 		Handler:           h,
 		TLSConfig:         conf,
 		ReadHeaderTimeout: headerTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeaderBytes,
-		BaseContext:       func(net.Listener) context.Context { return base },
-		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
-			return context.WithValue(ctx, connKey{}, &connUser{})
+		// Not IdleTimeout: net/http sets that timer once more when a connection of HTTP/2
+		// ends with open streams, and so keeps it and the bodies that nobody read for as
+		// long.
+		ConnState:      watchIdle,
+		MaxHeaderBytes: maxHeaderBytes,
+		BaseContext:    func(net.Listener) context.Context { return base },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, &connUser{conn: connlimit.Of(c.LocalAddr())})
 		},
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          maxStreams,
-			MaxReadFrameSize:              1 << 18,
-			MaxReceiveBufferPerConnection: 4 << 20,
-			MaxReceiveBufferPerStream:     1 << 20,
+			MaxConcurrentStreams: maxStreams,
+			// What a client may send before a handler reads it, and so before it is
+			// authenticated.
+			MaxReadFrameSize:              1 << 16,
+			MaxReceiveBufferPerConnection: 1 << 20,
+			MaxReceiveBufferPerStream:     1 << 18,
 			SendPingTimeout:               30 * time.Second,
 			PingTimeout:                   15 * time.Second,
 			WriteByteTimeout:              time.Minute,
@@ -69,6 +76,18 @@ func Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Config, h http.Ha
 		return err
 	}
 	return nil
+}
+
+// watchIdle ends connections without requests.
+func watchIdle(c net.Conn, state http.ConnState) {
+	conn := connlimit.Of(c.LocalAddr())
+	switch {
+	case conn == nil:
+	case state == http.StateIdle:
+		conn.SetIdle(idleTimeout)
+	case state == http.StateActive:
+		conn.SetActive()
+	}
 }
 
 // drainKey finds the context that ends when the server stops taking requests.
