@@ -262,12 +262,8 @@ func newWorld(t *testing.T) *world {
 	})
 	go func() { _ = w.api.Recheck(ctx); done <- struct{}{} }()
 	w.rest = rest.New(rest.Config{API: w.api, Authn: names{}})
-	unary, stream := grpcfront.Authentication(names{}, rights)
-	server := rpc.NewServer(rpc.ServerConfig{
-		Unary: []grpc.UnaryServerInterceptor{unary}, Stream: []grpc.StreamServerInterceptor{stream},
-		Options: []grpc.ServerOption{grpc.ForceServerCodecV2(grpcfront.NewCodec())},
-	})
-	resourcev1.RegisterResourceServiceServer(server.Server, grpcfront.New(w.api))
+	server := rpc.NewServer(rpc.ServerConfig{Authenticate: grpcfront.Authentication(names{}, rights), Codec: grpcfront.NewCodec()})
+	resourcev1.RegisterResourceServiceServer(server, grpcfront.New(w.api))
 	l := bufconn.Listen(1 << 20)
 	go func() { _ = server.Serve(ctx, l); done <- struct{}{} }()
 	conn, err := grpc.NewClient("passthrough:///bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),

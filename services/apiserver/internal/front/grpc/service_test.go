@@ -66,6 +66,7 @@ func serve(tb testing.TB, change ...func(*front.Service)) string {
 		c(service)
 	}
 	resourcev1.RegisterResourceServiceServer(server, service)
+	coordinationv1.RegisterFenceServiceServer(server, front.NewFenceService(fence.New(api, table, st, st)))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
