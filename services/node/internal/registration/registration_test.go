@@ -10,6 +10,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"keelson.dev/proto/client"
@@ -161,6 +162,31 @@ func TestRegistration(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "the node is there again", func() bool { return conditionOf(get(), corev1.NodeReady).Status == corev1.ConditionTrue })
+}
+
+// TestForeignResources: what somebody else advertises in a node's capacity stays,
+// and pods may use it; what is gone from the capacity may be used no more.
+func TestForeignResources(t *testing.T) {
+	r := New(Config{Name: "a", Machine: machine(t), Health: healthy("", "")})
+	node := &corev1.Node{Status: *r.status(&corev1.Node{}, time.Now())}
+	own := node.Status.DeepCopy()
+	const dongle, stale = corev1.ResourceName("example.com/dongle"), corev1.ResourceName("example.com/stale")
+	node.Status.Capacity[dongle] = resource.MustParse("2")
+	node.Status.Capacity[corev1.ResourcePods] = resource.MustParse("9999")
+	node.Status.Allocatable[stale] = resource.MustParse("1")
+	got := r.status(node, time.Now())
+	for what, list := range map[string]corev1.ResourceList{"capacity": got.Capacity, "allocatable": got.Allocatable} {
+		if q := list[dongle]; q.Value() != 2 {
+			t.Errorf("%s: %s", what, q.String())
+		}
+		delete(list, dongle)
+	}
+	if !sameStatus(own, got) {
+		t.Errorf("the node's own resources: %v of %v", got.Allocatable, got.Capacity)
+	}
+	if _, leaked := r.cfg.Machine.Capacity[dongle]; leaked {
+		t.Error("the machine's own list has been changed")
+	}
 }
 
 func TestConditions(t *testing.T) {

@@ -19,7 +19,7 @@ func newer(a, b *corev1.Node) bool { return revision(a) > revision(b) }
 func (r *Registration) status(current *corev1.Node, now time.Time) *corev1.NodeStatus {
 	out := current.Status.DeepCopy()
 	m := r.cfg.Machine
-	out.Capacity, out.Allocatable = m.Capacity, m.Allocatable()
+	out.Capacity, out.Allocatable = resources(m, current.Status.Capacity)
 	out.NodeInfo = m.Info
 	out.NodeInfo.ContainerRuntimeVersion = r.cfg.Health.Version()
 	if out.NodeInfo.ContainerRuntimeVersion == "" {
@@ -38,6 +38,18 @@ func (r *Registration) status(current *corev1.Node, now time.Time) *corev1.NodeS
 		set(out, c, now)
 	}
 	return out
+}
+
+// resources are a node's capacity and what pods may use of it. Resources that
+// somebody else advertises in the capacity are kept, and pods may use all of them.
+func resources(m *Machine, reported corev1.ResourceList) (capacity, allocatable corev1.ResourceList) {
+	capacity, allocatable = m.Capacity.DeepCopy(), m.Allocatable()
+	for name, q := range reported {
+		if _, own := m.Capacity[name]; !own {
+			capacity[name], allocatable[name] = q.DeepCopy(), q.DeepCopy()
+		}
+	}
+	return capacity, allocatable
 }
 
 // conditions are the node's own, in the words of the kubelet.
