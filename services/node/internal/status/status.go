@@ -6,6 +6,7 @@
 package status
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -87,6 +88,8 @@ func Make(v View) corev1.PodStatus {
 	}
 	v.addresses(&out)
 	out.Conditions = v.conditions(&out)
+	// Until here they are in the order of the spec; init containers stay so.
+	slices.SortFunc(out.ContainerStatuses, func(a, b corev1.ContainerStatus) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 

@@ -204,6 +204,31 @@ func TestEnded(t *testing.T) {
 	}
 }
 
+// TestOrder: statuses of containers are sorted by name, those of init containers
+// are in the order of the spec, and messages name containers in that order.
+func TestOrder(t *testing.T) {
+	v := build(corev1.RestartPolicyAlways, nil, nil)
+	for _, name := range []string{"zebra", "middle", "alpha"} {
+		v.Pod.Spec.Containers = append(v.Pod.Spec.Containers, corev1.Container{Name: name})
+	}
+	for _, name := range []string{"second", "first"} {
+		v.Pod.Spec.InitContainers = append(v.Pod.Spec.InitContainers, corev1.Container{Name: name})
+	}
+	s := Make(v)
+	var names []string
+	for _, list := range [][]corev1.ContainerStatus{s.ContainerStatuses, s.InitContainerStatuses} {
+		for _, st := range list {
+			names = append(names, st.Name)
+		}
+	}
+	if got := strings.Join(names, " "); got != "alpha middle zebra second first" {
+		t.Error(got)
+	}
+	if c := condition(&s, corev1.ContainersReady); !strings.HasSuffix(c.Message, "[zebra middle alpha]") {
+		t.Error(c.Message)
+	}
+}
+
 func TestReadinessGates(t *testing.T) {
 	v := build(corev1.RestartPolicyAlways, nil, map[string]int{"a": runs})
 	v.Pod.Spec.ReadinessGates = []corev1.PodReadinessGate{{ConditionType: "example.com/lb"}}
