@@ -46,7 +46,8 @@ func (s *Set) Mounts(p *corev1.Pod, c *corev1.Container, lookup func(string) (st
 			var err error
 			target := filepath.Join(s.PodDir(p.UID), "volume-subpaths", vm.Name, c.Name, strconv.Itoa(i))
 			if host, err = subPath(v.Path, sub, target); err != nil {
-				return nil, fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", vm.Name, c.Name, err)
+				// The path itself may be made of secrets; what the spec says is not.
+				return nil, fmt.Errorf("failed to prepare subPath %q for volumeMount %q of container %q: %w", vm.SubPath+vm.SubPathExpr, vm.Name, c.Name, err)
 			}
 		}
 		m := &runtimev1.Mount{
@@ -102,7 +103,7 @@ func subPath(volume, sub, target string) (string, error) {
 		return "", err
 	}
 	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-		return "", fmt.Errorf("bind %s at %s: %w", sub, target, err)
+		return "", fmt.Errorf("bind at %s: %w", target, err)
 	}
 	return target, nil
 }
@@ -122,10 +123,19 @@ func mountTarget(target string, folder bool) error {
 }
 
 // openInside opens a path below a volume, and makes it a folder if it is not
-// there.
+// there. Errors do not name the path.
 func openInside(volume, sub string) (*os.File, error) {
-	if filepath.IsAbs(sub) || strings.HasPrefix(filepath.Clean(sub), "..") {
-		return nil, fmt.Errorf("%q leads out of the volume", sub)
+	f, err := openBelow(volume, sub)
+	var where *fs.PathError
+	if errors.As(err, &where) {
+		return nil, where.Err
+	}
+	return f, err
+}
+
+func openBelow(volume, sub string) (*os.File, error) {
+	if !filepath.IsLocal(sub) {
+		return nil, errors.New("the path leads out of the volume")
 	}
 	root, err := os.OpenRoot(volume)
 	if err != nil {
@@ -155,7 +165,7 @@ func openInside(volume, sub string) (*os.File, error) {
 	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
 	fd, err := unix.Openat2(int(dir.Fd()), clean, how)
 	if err != nil {
-		return nil, fmt.Errorf("open %q inside the volume: %w", sub, err)
+		return nil, fmt.Errorf("open inside the volume: %w", err)
 	}
-	return os.NewFile(uintptr(fd), clean), nil
+	return os.NewFile(uintptr(fd), volume), nil
 }

@@ -34,7 +34,8 @@ func hostPath(path string, kind *corev1.HostPathType) (Mounted, error) {
 		}
 	case corev1.HostPathFileOrCreate:
 		if missing {
-			f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o644)
+			// Not through a link, nor what somebody else puts there meanwhile.
+			f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 			if err != nil {
 				return out, err
 			}

@@ -2,88 +2,134 @@ package volume
 
 import (
 	"errors"
-	"io/fs"
+	"fmt"
+	"io"
 	"os"
-	"path/filepath"
-	"syscall"
+	"strconv"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 )
 
+// maxDepth bounds how deep a volume's folders may be nested: a descriptor is open
+// for each level.
+const maxDepth = 1024
+
 // own gives a volume to the pod's group: everything in it becomes the group's,
 // readable and, unless readOnly, writable by it, and new files inherit the group.
+//
+// A container may change the volume meanwhile. Each entry is opened by its own
+// name in a folder that is open already, and changed through its descriptor, so
+// no link is ever followed, whenever it appears.
 func own(dir string, group *int64, policy corev1.PodFSGroupChangePolicy, readOnly bool) error {
 	if group == nil {
 		return nil
 	}
-	if policy == corev1.FSGroupChangeOnRootMismatch {
-		info, err := os.Lstat(dir)
-		if err != nil {
-			return err
-		}
-		if owned(info, *group, readOnly) {
-			return nil
-		}
-	}
-	// The root comes last, so that an interrupted walk is not taken for a whole one.
-	var dirs []string
-	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if name == dir {
-			return nil
-		}
-		if d.IsDir() {
-			dirs = append(dirs, name)
-			return nil
-		}
-		return give(name, *group, readOnly)
-	})
+	root, err := os.OpenFile(dir, unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
-	for i := len(dirs) - 1; i >= 0; i-- {
-		if err := give(dirs[i], *group, readOnly); err != nil {
+	defer root.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
+		return fmt.Errorf("stat %s: %w", dir, err)
+	}
+	if policy == corev1.FSGroupChangeOnRootMismatch && owned(&st, *group, readOnly) {
+		return nil
+	}
+	w := ownership{group: int(*group), readOnly: readOnly}
+	// The root comes last, so that an interrupted walk is not taken for a whole one.
+	if err := w.below(root, 1); err != nil {
+		return fmt.Errorf("change the group of %s: %w", dir, err)
+	}
+	if err := w.give(int(root.Fd()), &st); err != nil {
+		return fmt.Errorf("change the group of %s: %w", dir, err)
+	}
+	return nil
+}
+
+// ownership is a walk over a volume.
+type ownership struct {
+	group    int
+	readOnly bool
+}
+
+// below gives away everything in an open folder, depth first.
+func (w ownership) below(dir *os.File, depth int) error {
+	if depth > maxDepth {
+		return fmt.Errorf("folders are nested more than %d deep", maxDepth)
+	}
+	for {
+		names, err := dir.Readdirnames(1000)
+		for _, name := range names {
+			if err := w.entry(dir, name, depth); err != nil {
+				return fmt.Errorf("%s: %w", strconv.QuoteToASCII(name), err)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 	}
-	return give(dir, *group, readOnly)
 }
 
-func mask(dir, readOnly bool) os.FileMode {
-	var m os.FileMode = 0o660
+// entry gives away one entry of an open folder. One that has vanished is left.
+func (w ownership) entry(dir *os.File, name string, depth int) error {
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		// The same folder, for reading.
+		sub, err := unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		f := os.NewFile(uintptr(sub), name)
+		err = w.below(f, depth+1)
+		_ = f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return w.give(fd, &st)
+}
+
+// give gives away what a descriptor is of; it may be one of O_PATH.
+func (w ownership) give(fd int, st *unix.Stat_t) error {
+	if err := unix.Fchownat(fd, "", -1, w.group, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		return nil // a link has no mode of its own
+	}
+	mode := st.Mode&0o7777 | mask(st.Mode&unix.S_IFMT == unix.S_IFDIR, w.readOnly)
+	return unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), mode)
+}
+
+// mask is the mode that a volume's files, or folders, have at least.
+func mask(dir, readOnly bool) uint32 {
+	var m uint32 = 0o660
 	if readOnly {
 		m = 0o440
 	}
 	if dir {
-		m |= 0o110 | os.ModeSetgid
+		m |= 0o110 | unix.S_ISGID
 	}
 	return m
 }
 
-func owned(info os.FileInfo, group int64, readOnly bool) bool {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	m := mask(info.IsDir(), readOnly)
-	return ok && int64(st.Gid) == group && info.Mode()&m == m
-}
-
-func give(name string, group int64, readOnly bool) error {
-	info, err := os.Lstat(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if err := os.Lchown(name, -1, int(group)); err != nil {
-		return err
-	}
-	if info.Mode()&os.ModeSymlink != 0 {
-		return nil
-	}
-	return os.Chmod(name, info.Mode().Perm()|info.Mode()&(os.ModeSetuid|os.ModeSetgid|os.ModeSticky)|mask(info.IsDir(), readOnly))
+func owned(st *unix.Stat_t, group int64, readOnly bool) bool {
+	m := mask(true, readOnly)
+	return int64(st.Gid) == group && st.Mode&m == m
 }
