@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -92,7 +93,7 @@ func Run(ctx context.Context, cfg RunConfig) error {
 		return nil
 	case <-cfg.Nodes.Synced():
 	}
-	n := &network{cfg: cfg, nft: nft, log: log, firewall: newFirewall(cfg.ClusterCIDR)}
+	n := &network{cfg: cfg, nft: nft, log: log, firewall: newFirewall(cfg.ClusterCIDR), flows: map[uint16]bool{}}
 	tick := time.NewTicker(resync)
 	defer tick.Stop()
 	retry := time.NewTimer(0)
@@ -128,6 +129,10 @@ type network struct {
 	firewall *firewall
 	rules    ruleset  // as last applied; zero when not known
 	refused  []string // ranges of peers that are not routed, as last logged
+	// ported are the host ports as last applied, and flows the UDP ones whose
+	// former flows have not been ended yet.
+	ported []HostPort
+	flows  map[uint16]bool
 }
 
 // apply does everything it can and returns what it could not.
@@ -150,12 +155,20 @@ func (n *network) apply(ctx context.Context, own, filter *nftwatch.Watch) error 
 			err := want.replace(ctx, n.nft)
 			if err == nil {
 				n.rules = want
+				maps.Copy(n.flows, udpChanges(n.ported, want.hostPorts))
+				n.ported = want.hostPorts
 			}
 			if err == nil && len(want.hostPorts) > 0 {
 				err = set(loopbackPorts) // once the rules guard it
 			}
 			errs = append(errs, err)
 		})
+	}
+	// With the new rules in place no new flow takes the old way.
+	if err := endFlows(n.flows, n.ported); err != nil {
+		errs = append(errs, err)
+	} else {
+		clear(n.flows)
 	}
 	filter.Own(func() { errs = append(errs, n.firewall.apply(ctx)) })
 	return errors.Join(errs...)

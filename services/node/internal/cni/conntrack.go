@@ -1,0 +1,113 @@
+package cni
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// endFlows ends UDP flows to host ports that go where no new flow would go: to a
+// pod that had the port before, or to the node itself from a time when no pod had
+// it. A client that goes on sending from one port would renew such a flow for
+// ever. It looks only at the ports in changed.
+func endFlows(changed map[uint16]bool, current []HostPort) error {
+	if len(changed) == 0 {
+		return nil
+	}
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return fmt.Errorf("addresses: %w", err)
+	}
+	filter := &flowFilter{changed: changed, current: current, local: map[netip.Addr]bool{}}
+	for _, a := range addrs {
+		if addr, ok := netip.AddrFromSlice(a.IP.To4()); ok {
+			filter.local[addr] = true
+		}
+	}
+	// A dump that was interrupted by changes may have missed a flow.
+	for range 3 {
+		if _, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("end flows to host ports: %w", err)
+	}
+	return nil
+}
+
+// flowFilter matches the flows to end.
+type flowFilter struct {
+	changed map[uint16]bool
+	current []HostPort
+	local   map[netip.Addr]bool
+}
+
+// MatchConntrackFlow is called by netlink for every flow.
+func (f *flowFilter) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	if flow.Forward.Protocol != unix.IPPROTO_UDP || !f.changed[flow.Forward.DstPort] {
+		return false
+	}
+	dst, ok1 := netip.AddrFromSlice(flow.Forward.DstIP.To4())
+	src, ok2 := netip.AddrFromSlice(flow.Reverse.SrcIP.To4())
+	if !ok1 || !ok2 {
+		return false
+	}
+	return f.stale(netip.AddrPortFrom(dst, flow.Forward.DstPort), netip.AddrPortFrom(src, flow.Reverse.SrcPort))
+}
+
+// stale reports whether a flow to a front, answered by target, must end.
+func (f *flowFilter) stale(front, target netip.AddrPort) bool {
+	if !f.local[front.Addr()] && !front.Addr().IsLoopback() {
+		return false
+	}
+	var best *HostPort
+	for i := range f.current {
+		p := &f.current[i]
+		if p.Protocol != "udp" || p.HostPort != front.Port() || p.HostIP.IsValid() && p.HostIP != front.Addr() {
+			continue
+		}
+		if best == nil || p.HostIP.IsValid() {
+			best = p // a port at one address goes before one at all
+		}
+	}
+	if best == nil {
+		return target != front // a program of the node may listen there now
+	}
+	return target != best.Target
+}
+
+// udpChanges are the UDP host ports that lead elsewhere than before.
+func udpChanges(before, after []HostPort) map[uint16]bool {
+	udp := func(list []HostPort) map[uint16][]HostPort {
+		out := map[uint16][]HostPort{}
+		for _, p := range list {
+			if strings.EqualFold(p.Protocol, "udp") {
+				out[p.HostPort] = append(out[p.HostPort], p)
+			}
+		}
+		for _, l := range out {
+			slices.SortFunc(l, func(a, b HostPort) int { return cmp.Or(a.HostIP.Compare(b.HostIP), a.Target.Compare(b.Target)) })
+		}
+		return out
+	}
+	old, now := udp(before), udp(after)
+	changed := map[uint16]bool{}
+	for port, list := range now {
+		if !slices.Equal(list, old[port]) {
+			changed[port] = true
+		}
+	}
+	for port := range old {
+		if now[port] == nil {
+			changed[port] = true
+		}
+	}
+	return changed
+}
