@@ -12,6 +12,9 @@ import (
 const (
 	cacheShards = 16
 	shardSize   = 512
+	// clientSize is from how many answers in a shard on a client's own make room for
+	// its next ones.
+	clientSize = shardSize / 4
 	// cacheMessage is the largest answer that is kept.
 	cacheMessage = 4 << 10
 	// cacheMost bounds how long an answer is kept, whatever its TTL.
@@ -21,7 +24,8 @@ const (
 )
 
 // cache keeps upstream answers for as long as they allow, at most
-// cacheShards × shardSize of them; the least recently used go first.
+// cacheShards × shardSize of them; the least recently used go first, and those
+// of the client that asks if it has many already.
 type cache struct {
 	seed   maphash.Seed
 	shards [cacheShards]shard
@@ -31,10 +35,12 @@ type shard struct {
 	mu    sync.Mutex
 	byKey map[question]*list.Element
 	order *list.List // of *entry; front is the most recently used
+	owned map[client]int
 }
 
 type entry struct {
 	key     question
+	owner   client
 	msg     *mdns.Msg
 	stored  time.Time
 	expires time.Time
@@ -45,6 +51,7 @@ func newCache() *cache {
 	for i := range c.shards {
 		c.shards[i].byKey = map[question]*list.Element{}
 		c.shards[i].order = list.New()
+		c.shards[i].owned = map[client]int{}
 	}
 	return c
 }
@@ -65,8 +72,7 @@ func (c *cache) get(q question, now time.Time) *mdns.Msg {
 	}
 	e := el.Value.(*entry)
 	if !now.Before(e.expires) {
-		s.order.Remove(el)
-		delete(s.byKey, q)
+		s.drop(el)
 		s.mu.Unlock()
 		return nil
 	}
@@ -82,7 +88,28 @@ func (c *cache) get(q question, now time.Time) *mdns.Msg {
 	return m
 }
 
-func (c *cache) put(q question, m *mdns.Msg, now time.Time) {
+// drop removes an entry.
+func (s *shard) drop(el *list.Element) {
+	e := s.order.Remove(el).(*entry)
+	delete(s.byKey, e.key)
+	if s.owned[e.owner]--; s.owned[e.owner] == 0 {
+		delete(s.owned, e.owner)
+	}
+}
+
+// oldest is the least recently used entry, of one client if it has many.
+func (s *shard) oldest(who client) *list.Element {
+	el := s.order.Back()
+	if s.owned[who] <= clientSize {
+		return el
+	}
+	for el.Value.(*entry).owner != who {
+		el = el.Prev()
+	}
+	return el
+}
+
+func (c *cache) put(who client, q question, m *mdns.Msg, now time.Time) {
 	keep := lifetime(m)
 	if keep <= 0 || m.Len() > cacheMessage {
 		return
@@ -91,13 +118,12 @@ func (c *cache) put(q question, m *mdns.Msg, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if el := s.byKey[q]; el != nil {
-		s.order.Remove(el)
+		s.drop(el)
 	}
-	s.byKey[q] = s.order.PushFront(&entry{key: q, msg: m.Copy(), stored: now, expires: now.Add(keep)})
+	s.byKey[q] = s.order.PushFront(&entry{key: q, owner: who, msg: m.Copy(), stored: now, expires: now.Add(keep)})
+	s.owned[who]++
 	if s.order.Len() > shardSize {
-		last := s.order.Back()
-		s.order.Remove(last)
-		delete(s.byKey, last.Value.(*entry).key)
+		s.drop(s.oldest(who))
 	}
 }
 

@@ -8,8 +8,9 @@
 // questions for names that exist are answered with no data.
 //
 // It must never ask an upstream server about the cluster's own domain or ranges,
-// wait for an upstream server without bound, or keep more than a bounded number
-// of answers, questions or connections.
+// wait for an upstream server without bound, keep more than a bounded number of
+// answers, questions or connections, or let one namespace take all of them: each
+// may have as many as are left for others.
 package dns
 
 import (
@@ -64,14 +65,19 @@ type Config struct {
 	// ClusterCIDR and ServiceCIDR are the ranges whose reverse names are the
 	// cluster's own.
 	ClusterCIDR, ServiceCIDR netip.Prefix
+	// Namespace of the pod of this node with an address, or "": what is bounded is
+	// shared among namespaces, and among addresses that are no pod's. May be nil.
+	Namespace func(netip.Addr) string
 	// Metrics and Log may be nil.
 	Metrics *Metrics
 	Log     *slog.Logger
 
 	// listening, for tests, is told the address that was bound.
 	listening func(netip.AddrPort)
-	// noLink, for tests, leaves the interfaces alone.
-	noLink bool
+	// noLink, for tests, leaves the interfaces alone; upstreamPort is the port of
+	// their upstream servers.
+	noLink       bool
+	upstreamPort string
 }
 
 const (
@@ -112,7 +118,7 @@ func Run(ctx context.Context, cfg Config) error {
 	handler := newHandler(serving, cfg)
 	servers := []*mdns.Server{
 		{PacketConn: udp, Handler: handler, UDPSize: maxUDP, ReadTimeout: ioTimeout, WriteTimeout: ioTimeout},
-		{Listener: limit(tcp, tcpConnections), Handler: handler, ReadTimeout: ioTimeout, WriteTimeout: ioTimeout,
+		{Listener: limit(tcp, tcpConnections, cfg.Namespace), Handler: handler, ReadTimeout: ioTimeout, WriteTimeout: ioTimeout,
 			IdleTimeout: func() time.Duration { return tcpIdle }},
 	}
 	if cfg.listening != nil {

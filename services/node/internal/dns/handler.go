@@ -22,6 +22,8 @@ const (
 	patience = 4500 * time.Millisecond
 	// startSlots bounds the questions that wait for the caches to be complete.
 	startSlots = 256
+	// questionSlots bounds the questions that are being answered.
+	questionSlots = 2048
 )
 
 // handler answers questions.
@@ -31,8 +33,10 @@ type handler struct {
 	metrics  *Metrics
 	log      *slog.Logger
 	synced   <-chan struct{}
-	// waiting holds a slot for each question that waits for synced.
-	waiting chan struct{}
+	// waiting has a slot for each question that waits for synced, and questions for
+	// each that is being answered.
+	waiting, questions *share
+	namespace          func(netip.Addr) string
 	// ctx ends when the service stops.
 	ctx context.Context
 }
@@ -51,17 +55,27 @@ func newHandler(ctx context.Context, cfg Config) *handler {
 	if path == "" {
 		path = "/etc/resolv.conf"
 	}
+	up := newUpstream(path, cfg.ListenIP, cfg.Metrics)
+	if cfg.upstreamPort != "" {
+		up.port = cfg.upstreamPort
+	}
 	return &handler{
 		zone: newZone(cfg), metrics: cfg.Metrics, log: cfg.Log, synced: cfg.Source.Synced(),
-		upstream: newUpstream(path, cfg.ListenIP, cfg.Metrics),
-		waiting:  make(chan struct{}, startSlots), ctx: ctx,
+		upstream: up, waiting: newShare(startSlots), questions: newShare(questionSlots), namespace: cfg.Namespace, ctx: ctx,
 	}
 }
 
 // ServeDNS is called by the servers, each question in a goroutine of its own.
 func (h *handler) ServeDNS(w mdns.ResponseWriter, req *mdns.Msg) {
 	start := time.Now()
-	ctx, cancel := context.WithTimeout(h.ctx, patience)
+	who := clientOf(w.RemoteAddr(), h.namespace)
+	if !h.questions.take(who) {
+		h.metrics.refused()
+		h.fail(w, req)
+		return
+	}
+	defer h.questions.give(who)
+	ctx, cancel := context.WithTimeout(withClient(h.ctx, who), patience)
 	defer cancel()
 	_, overTCP := w.RemoteAddr().(*net.TCPAddr)
 	reply, from := h.reply(ctx, req)
@@ -75,6 +89,16 @@ func (h *handler) ServeDNS(w mdns.ResponseWriter, req *mdns.Msg) {
 	reply.Truncate(size)
 	h.metrics.answered(from, reply.Rcode, time.Since(start))
 	if err := w.WriteMsg(reply); err != nil {
+		h.log.Debug("answer was not sent", "error", err)
+	}
+}
+
+// fail tells a client that asks too much at once that it has no answer.
+func (h *handler) fail(w mdns.ResponseWriter, req *mdns.Msg) {
+	if req.Response {
+		return
+	}
+	if err := w.WriteMsg(new(mdns.Msg).SetRcode(req, mdns.RcodeServerFailure)); err != nil {
 		h.log.Debug("answer was not sent", "error", err)
 	}
 }
@@ -193,12 +217,11 @@ func (h *handler) complete(ctx context.Context) bool {
 		return true
 	default:
 	}
-	select {
-	case h.waiting <- struct{}{}:
-		defer func() { <-h.waiting }()
-	default:
+	who := clientFrom(ctx)
+	if !h.waiting.take(who) {
 		return false
 	}
+	defer h.waiting.give(who)
 	select {
 	case <-h.synced:
 		return true

@@ -196,7 +196,7 @@ func TestBeforeSyncAndWithoutUpstream(t *testing.T) {
 		m, _ := h.reply(context.Background(), req)
 		waited <- m
 	}()
-	for tick := time.NewTicker(time.Millisecond); len(h.waiting) == 0; <-tick.C {
+	for tick := time.NewTicker(time.Millisecond); h.waiting.taken() == 0; <-tick.C {
 	}
 	if m, _ := h.reply(context.Background(), req); m.Rcode != mdns.RcodeServerFailure {
 		t.Errorf("one too many: %s", spell(m))

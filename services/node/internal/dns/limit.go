@@ -2,18 +2,21 @@ package dns
 
 import (
 	"net"
+	"net/netip"
 	"sync"
 )
 
-// limit bounds the open connections of a listener. One too many is closed at
-// once: a resolver tries again, and those that are served go on.
-func limit(l net.Listener, most int) net.Listener {
-	return &limited{Listener: l, slots: make(chan struct{}, most)}
+// limit bounds the open connections of a listener and shares them among clients.
+// One too many is closed at once: a resolver tries again, and those that are
+// served go on.
+func limit(l net.Listener, most int, namespace func(netip.Addr) string) net.Listener {
+	return &limited{Listener: l, slots: newShare(most), namespace: namespace}
 }
 
 type limited struct {
 	net.Listener
-	slots chan struct{}
+	slots     *share
+	namespace func(netip.Addr) string
 }
 
 func (l *limited) Accept() (net.Conn, error) {
@@ -22,12 +25,11 @@ func (l *limited) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		select {
-		case l.slots <- struct{}{}:
-			return &slot{Conn: c, free: sync.OnceFunc(func() { <-l.slots })}, nil
-		default:
-			c.Close()
+		who := clientOf(c.RemoteAddr(), l.namespace)
+		if l.slots.take(who) {
+			return &slot{Conn: c, free: sync.OnceFunc(func() { l.slots.give(who) })}, nil
 		}
+		c.Close()
 	}
 }
 

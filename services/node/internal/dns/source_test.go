@@ -169,5 +169,5 @@ func testHandler(t testing.TB) (*handler, *outside) {
 	t.Helper()
 	o := &outside{answers: map[string][]mdns.RR{"example.org.": {rr(t, "example.org. 60 IN A 192.0.2.8")}}}
 	src := cluster()
-	return &handler{zone: newZone(testConfig(src)), upstream: o, synced: src.synced, waiting: make(chan struct{}, 1)}, o
+	return &handler{zone: newZone(testConfig(src)), upstream: o, synced: src.synced, waiting: newShare(1)}, o
 }

@@ -46,7 +46,7 @@ type upstream struct {
 	self    netip.Addr
 	metrics *Metrics
 	cache   *cache
-	slots   chan struct{}
+	slots   *share
 	now     func() time.Time
 	port    string        // of servers; tests have their own
 	try     time.Duration // tryTimeout; tests have their own
@@ -73,7 +73,7 @@ type flight struct {
 func newUpstream(path string, self netip.Addr, metrics *Metrics) *upstream {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &upstream{
-		path: path, self: self, metrics: metrics, cache: newCache(), slots: make(chan struct{}, upstreamSlots),
+		path: path, self: self, metrics: metrics, cache: newCache(), slots: newShare(upstreamSlots),
 		now: time.Now, port: "53", try: tryTimeout, ctx: ctx, cancel: cancel,
 		flights: map[question]*flight{}, slow: map[string]time.Time{},
 	}
@@ -92,14 +92,13 @@ func (u *upstream) ask(ctx context.Context, q question) (*mdns.Msg, error) {
 		u.metrics.hit()
 		return m, nil
 	}
-	select {
-	case u.slots <- struct{}{}:
-		defer func() { <-u.slots }()
-	default:
+	who := clientFrom(ctx)
+	if !u.slots.take(who) {
 		u.metrics.refused()
 		return nil, errBusy
 	}
-	f := u.join(q)
+	defer u.slots.give(who)
+	f := u.join(who, q)
 	select {
 	case <-f.done:
 		if f.err != nil {
@@ -111,8 +110,9 @@ func (u *upstream) ask(ctx context.Context, q question) (*mdns.Msg, error) {
 	}
 }
 
-// join returns the flight of a question, and starts it if there is none.
-func (u *upstream) join(q question) *flight {
+// join returns the flight of a question, and starts it for the client if there is
+// none.
+func (u *upstream) join(who client, q question) *flight {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if f := u.flights[q]; f != nil {
@@ -125,7 +125,7 @@ func (u *upstream) join(q question) *flight {
 		defer cancel()
 		f.msg, f.err = u.fetch(ctx, q)
 		if f.err == nil {
-			u.cache.put(q, f.msg, u.now())
+			u.cache.put(who, q, f.msg, u.now())
 		}
 		u.mu.Lock()
 		delete(u.flights, q)

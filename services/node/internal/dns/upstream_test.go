@@ -140,7 +140,7 @@ func TestCallersShareAQuestion(t *testing.T) {
 	}
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(5 * time.Second); len(u.slots) < 50 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(5 * time.Second); u.slots.taken() < 50 && time.Now().Before(deadline); {
 		<-tick.C
 	}
 	close(release)
@@ -225,8 +225,8 @@ func TestUpstreamFailures(t *testing.T) {
 func TestTooManyQuestionsAreRefused(t *testing.T) {
 	t.Parallel()
 	u := testUpstream(t, 53, "127.0.0.1")
-	u.slots = make(chan struct{}, 1)
-	u.slots <- struct{}{}
+	u.slots = newShare(1)
+	u.slots.take(client{})
 	if _, err := ask(t, u, "a.test."); !errors.Is(err, errBusy) {
 		t.Errorf("got %v, want %v", err, errBusy)
 	}
@@ -267,7 +267,7 @@ func TestCacheIsBounded(t *testing.T) {
 	m.Answer = []mdns.RR{rr(t, "a.test. 60 IN A 192.0.2.1")}
 	const n = 3 * cacheShards * shardSize
 	for i := range n {
-		c.put(question{name: fmt.Sprint(i)}, m, now)
+		c.put(client{}, question{name: fmt.Sprint(i)}, m, now)
 	}
 	kept := 0
 	for i := range n {

@@ -1,0 +1,91 @@
+package dns
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+)
+
+// client is whom a question is from: the namespace of a pod, or an address that
+// belongs to no pod.
+type client struct {
+	namespace string
+	addr      netip.Addr
+}
+
+// clientOf finds out whom a question is from. namespace may be nil.
+func clientOf(remote net.Addr, namespace func(netip.Addr) string) client {
+	var at netip.AddrPort
+	switch a := remote.(type) {
+	case *net.UDPAddr:
+		at = a.AddrPort()
+	case *net.TCPAddr:
+		at = a.AddrPort()
+	}
+	addr := at.Addr().Unmap()
+	if namespace != nil {
+		if ns := namespace(addr); ns != "" {
+			return client{namespace: ns}
+		}
+	}
+	return client{addr: addr}
+}
+
+type clientKey struct{}
+
+// withClient notes whom a question is from.
+func withClient(ctx context.Context, who client) context.Context {
+	return context.WithValue(ctx, clientKey{}, who)
+}
+
+func clientFrom(ctx context.Context) client {
+	who, _ := ctx.Value(clientKey{}).(client)
+	return who
+}
+
+// share is a number of slots that clients share: one may take another slot while
+// it holds fewer than are free. So n clients that take all they can hold
+// most/(n+1) each, and as many stay free for those that come (the dynamic
+// thresholds of Choudhury and Hahne, 1998). A nil share has no slots.
+type share struct {
+	most int
+
+	mu   sync.Mutex
+	used int
+	held map[client]int
+}
+
+func newShare(most int) *share { return &share{most: most, held: map[client]int{}} }
+
+// take takes a slot for a client, and says whether there was one.
+func (s *share) take(who client) bool {
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held[who] >= s.most-s.used {
+		return false
+	}
+	s.used++
+	s.held[who]++
+	return true
+}
+
+// give gives a slot back.
+func (s *share) give(who client) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.used--
+	if s.held[who]--; s.held[who] == 0 {
+		delete(s.held, who)
+	}
+}
+
+// taken is how many slots are taken.
+func (s *share) taken() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used
+}
