@@ -32,6 +32,7 @@ import (
 	"keelson.dev/services/node/internal/event"
 	"keelson.dev/services/node/internal/image"
 	"keelson.dev/services/node/internal/join"
+	"keelson.dev/services/node/internal/log"
 	"keelson.dev/services/node/internal/netcache"
 	"keelson.dev/services/node/internal/pod"
 	"keelson.dev/services/node/internal/proxy"
@@ -56,7 +57,12 @@ func main() {
 
 // run starts a node, in order; it goes down in the reverse.
 func (o *options) run(ctx context.Context, g *boot.Group) error {
-	if o.cleanup {
+	switch {
+	case o.cleanupLogs && o.dataDir == "":
+		return boot.Invalid("--cleanup-logs needs the --data-dir of the node whose logs are to be removed")
+	case o.cleanupLogs:
+		return o.logs().Clear()
+	case o.cleanup:
 		return o.clean(ctx)
 	}
 	s, err := o.check()
@@ -164,10 +170,11 @@ func (o *options) node(_ context.Context, g *boot.Group, s *settings, id *identi
 	pods = agent.New(agent.Config{
 		Node: o.name, Client: c, Runtime: runtime, DataDir: o.dataDir,
 		Settings: pod.Settings{
-			LogDir: filepath.Join(o.dataDir, "log"), SeccompDir: filepath.Join(o.dataDir, "seccomp"),
+			LogDir: o.podLogs, SeccompDir: filepath.Join(o.dataDir, "seccomp"),
 			Resolver: resolver, MemoryCapacity: capacity.Value(), Unified: cgroups.Unified(),
 		},
-		Cgroups: cgroups, Events: events,
+		ContainerLogDir: o.containerLogs,
+		Cgroups:         cgroups, Events: events,
 		HostIPs: node.HostIPs, Self: node.Node, Allocatable: machine.Allocatable,
 		Services: cache.Services, ServicesSynced: cache.Synced(),
 		RuntimeUp: health.Up, NetworkReady: health.NetworkReady,
@@ -196,7 +203,7 @@ func (o *options) node(_ context.Context, g *boot.Group, s *settings, id *identi
 	})
 	g.Go("dns", func(ctx context.Context) error {
 		return dns.Run(ctx, dns.Config{
-			Source: cache, Metrics: dnsMetrics, ListenIP: s.dns, Domain: o.clusterDomain, ResolvConf: o.resolvConf, ClusterCIDR: s.pods, ServiceCIDR: s.services,
+			Source: cache, Metrics: dnsMetrics, Namespace: pods.NamespaceAt, ListenIP: s.dns, Domain: o.clusterDomain, ResolvConf: o.resolvConf, ClusterCIDR: s.pods, ServiceCIDR: s.services,
 		})
 	})
 	g.Go("agent", pods.Run)
@@ -239,6 +246,11 @@ func (o *options) podNetwork(ctx context.Context, s *settings, node *registratio
 		NodeName: o.name, NodeIP: s.address, PodCIDR: podCIDR, ClusterCIDR: s.pods, ServiceCIDR: s.services,
 		Masquerade: true, Nodes: cache.Nodes(), HostPorts: hostPorts,
 	})
+}
+
+// logs is where the logs of the node's pods lie.
+func (o *options) logs() log.Layout {
+	return log.Layout{Pods: o.podLogs, Containers: o.containerLogs, Ledger: filepath.Join(o.dataDir, "log")}
 }
 
 func (o *options) networkDir() string { return filepath.Join(o.dataDir, "network") }

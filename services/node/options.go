@@ -38,7 +38,8 @@ type options struct {
 	maxPods                           int64
 	diskReserve                       string
 	mtu                               int
-	cleanup                           bool
+	podLogs, containerLogs            string
+	cleanup, cleanupLogs              bool
 	// named says whether the node's name was given.
 	named func() bool
 }
@@ -48,7 +49,9 @@ func newOptions(fs *pflag.FlagSet) *options {
 	host, _ := os.Hostname()
 	fs.StringVar(&o.name, "node-name", strings.ToLower(host), "name of the Node")
 	fs.StringVar(&o.address, "node-ip", "", "address of this node that others reach it by")
-	fs.StringVar(&o.dataDir, "data-dir", "", "directory for pods' volumes and logs")
+	fs.StringVar(&o.dataDir, "data-dir", "", "directory for pods' volumes and what the node must remember")
+	fs.StringVar(&o.podLogs, "pod-logs-dir", "/var/log/pods", "directory for pods' logs; nodes of one machine may share it")
+	fs.StringVar(&o.containerLogs, "container-logs-dir", "/var/log/containers", "directory for a link to each container's log; nodes of one machine may share it")
 	fs.StringVar(&o.containerd, "containerd", "unix:///run/containerd/containerd.sock", "socket of the container runtime (CRI v1)")
 	fs.StringSliceVar(&o.clusterDNS, "cluster-dns", []string{"10.96.0.10"}, "addresses of the cluster's DNS")
 	fs.StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "domain of the cluster")
@@ -73,6 +76,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.cloudProvider, "cloud-provider", "", "\"external\" if a cloud controller initializes the node")
 	fs.DurationVar(&o.heartbeat, "heartbeat", 2*time.Second, "how often to renew the node's Lease, until an apiserver says otherwise")
 	fs.BoolVar(&o.cleanup, "cleanup", false, "remove what a node that has stopped left in this machine's network (links, routes, rules), and exit")
+	fs.BoolVar(&o.cleanupLogs, "cleanup-logs", false, "remove the logs of the pods of the node that had --data-dir, and exit")
 	o.named = func() bool { return fs.Changed("node-name") }
 	return o
 }

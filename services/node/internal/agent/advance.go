@@ -36,6 +36,10 @@ func (w *worker) advance(ctx context.Context, p *corev1.Pod, state *cri.Pod, tra
 			at.add(p.Status.StartTime.Add(time.Duration(*d) * time.Second))
 		}
 	}
+	for i := range state.Containers {
+		c := &state.Containers[i]
+		w.linkLog(p, c.Name, c.ID, c.LogPath)
+	}
 	w.a.probes.Sync(w.a.base, p, state, podIP(p, state, w.a.cfg.HostIPs()), false)
 	verdicts := w.a.probes.Verdicts(w.uid)
 	plan := pod.Make(pod.View{Pod: p, Runtime: state, Now: time.Now(), Started: verdicts.Started, Unhealthy: verdicts.Unhealthy})
@@ -178,6 +182,10 @@ func (w *worker) createSandbox(ctx context.Context, p *corev1.Pod, attempt uint3
 	ctx, span := tracer.Start(ctx, "create sandbox", trace.WithAttributes(podAttributes(p)...))
 	defer span.End()
 	id, err := w.runSandbox(ctx, p, attempt)
+	if err == nil && w.a.base.Err() != nil {
+		w.discard(ctx, p, id)
+		return time.Millisecond
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			return time.Millisecond
@@ -203,14 +211,16 @@ func (w *worker) runSandbox(ctx context.Context, p *corev1.Pod, attempt uint32) 
 		w.a.shareCPU()
 	}
 	config := pod.SandboxConfig(p, w.a.cfg.Settings, attempt, parent)
-	if err := makeDir(config.LogDirectory, 0o755); err != nil {
-		return "", err
+	if err := w.a.logs.Folder(pod.LogFolder(p), ""); err != nil {
+		return "", fmt.Errorf("make the folder of logs: %w", err)
 	}
 	handler := ""
 	if p.Spec.RuntimeClassName != nil {
 		return "", fmt.Errorf("runtimeClassName %q: this cluster has no runtime classes", *p.Spec.RuntimeClassName)
 	}
-	return w.a.cfg.Runtime.RunSandbox(ctx, config, handler)
+	call, cancel := settled(ctx)
+	defer cancel()
+	return w.a.cfg.Runtime.RunSandbox(call, config, handler)
 }
 
 func podIP(p *corev1.Pod, state *cri.Pod, hostIPs []string) string {

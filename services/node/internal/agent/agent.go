@@ -6,13 +6,21 @@
 // time, and its successor takes the running containers over as they are. It must
 // never restart what runs as it should, and never decide by itself what package
 // pod decides.
+//
+// Of what a container is given and says, only what Kubernetes shows on purpose
+// leaves the node in statuses and events: its termination message (bounded,
+// otherwise as it is, for programs read it), what a failing exec probe prints, and
+// the name of a program that could not be started. Hooks' commands and output,
+// arguments and environments do not; spans and logs have none of it.
 package agent
 
 import (
 	"context"
 	"errors"
 	"log/slog"
+	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -24,6 +32,7 @@ import (
 	"keelson.dev/services/node/internal/cri"
 	"keelson.dev/services/node/internal/event"
 	"keelson.dev/services/node/internal/image"
+	"keelson.dev/services/node/internal/log"
 	"keelson.dev/services/node/internal/pod"
 	"keelson.dev/services/node/internal/probe"
 	"keelson.dev/services/node/internal/status"
@@ -35,11 +44,13 @@ type Config struct {
 	Node    string
 	Client  *client.Client
 	Runtime *cri.Client
-	// DataDir holds the pods' volumes and logs.
-	DataDir  string
-	Settings pod.Settings
-	Cgroups  *cgroup.Hierarchy
-	Events   *event.Recorder
+	// DataDir holds the pods' volumes, and the ledger of their logs.
+	DataDir string
+	// ContainerLogDir holds a link to each container's log.
+	ContainerLogDir string
+	Settings        pod.Settings
+	Cgroups         *cgroup.Hierarchy
+	Events          *event.Recorder
 	// LogSize in bytes at which a container's log is rotated; 0 means 10 MiB.
 	LogSize int64
 	// HostIPs are the node's addresses.
@@ -71,8 +82,15 @@ type Agent struct {
 	probes  *probe.Prober
 	volumes *volume.Set
 	objects *objects
+	logs    log.Layout
 	log     *slog.Logger
 	rotate  chan struct{}
+
+	addresses addresses
+	// began says that the pods of the API have workers: what has none is nobody's.
+	began atomic.Bool
+	// runtimeName begins containers' ids; it is set before any worker starts.
+	runtimeName string
 
 	mu      sync.Mutex
 	workers map[types.UID]*worker
@@ -97,6 +115,7 @@ func New(cfg Config) *Agent {
 	})
 	a.writer = status.NewWriter(api{cfg.Client}, a.pods.Get)
 	a.images = image.NewPuller(cfg.Runtime, cfg.Events, parallelPulls)
+	a.logs = log.Layout{Pods: cfg.Settings.LogDir, Containers: cfg.ContainerLogDir, Ledger: filepath.Join(cfg.DataDir, "log")}
 	a.probes = probe.New(cfg.Runtime, cfg.Events, a.wake)
 	return a
 }
@@ -165,12 +184,14 @@ func (a *Agent) dispatch(ctx context.Context) error {
 	a.mu.Unlock()
 	a.pods.Subscribe(a.onPod)
 	a.adopt(known)
+	a.began.Store(true)
 	<-ctx.Done()
 	return nil
 }
 
 // onPod takes one event of the watch.
 func (a *Agent) onPod(ev client.Event[*corev1.Pod]) {
+	a.addresses.update(ev.Object, ev.Old, ev.Type == client.Deleted)
 	switch ev.Type {
 	case client.Added, client.Modified:
 		a.tell(ev.Object.UID, func(w *worker) { w.update(ev.Object, ev.Old, ev.Traceparent) })
@@ -236,6 +257,9 @@ func (a *Agent) survey(ctx context.Context) (map[string]cri.Seen, error) {
 	for {
 		seen, err := a.cfg.Runtime.List(ctx)
 		if err == nil {
+			err = a.readRuntimeName(ctx)
+		}
+		if err == nil {
 			if a.cfg.Begin != nil {
 				sandboxes := map[string]bool{}
 				for id, s := range seen {
@@ -255,6 +279,16 @@ func (a *Agent) survey(ctx context.Context) (map[string]cri.Seen, error) {
 	}
 }
 
+// readRuntimeName asks what the runtime calls itself.
+func (a *Agent) readRuntimeName(ctx context.Context) error {
+	v, err := a.cfg.Runtime.Version(ctx)
+	if err != nil {
+		return err
+	}
+	a.runtimeName = v.GetRuntimeName()
+	return nil
+}
+
 // adopt starts workers for pods that the runtime, or the disk, knows and the API
 // does not: they are ended and cleared away.
 func (a *Agent) adopt(known map[string]cri.Seen) {
@@ -263,6 +297,9 @@ func (a *Agent) adopt(known map[string]cri.Seen) {
 	}
 	for _, uid := range a.volumes.Pods() {
 		a.adoptOne(uid)
+	}
+	for _, uid := range a.logs.UIDs() {
+		a.adoptOne(types.UID(uid))
 	}
 	if a.cfg.Cgroups != nil {
 		for _, uid := range a.cfg.Cgroups.Pods() {

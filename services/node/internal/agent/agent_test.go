@@ -2,14 +2,20 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/proto/client"
 	"keelson.dev/services/node/internal/cri"
+	"keelson.dev/services/node/internal/pod"
 )
 
 // forever is a container that ends at once when it is told to.
@@ -210,5 +216,88 @@ func TestPhases(t *testing.T) {
 			s := r.state(p)
 			return len(s.Running()) == 0 && (s.Sandbox() == nil || !s.Sandbox().Ready)
 		})
+	}
+}
+
+// TestStraySandbox: a sandbox that appears for a pod that the API does not have is
+// removed.
+func TestStraySandbox(t *testing.T) {
+	r := newRig(t)
+	config := pod.SandboxConfig(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "stray", Namespace: "default", UID: "stray-uid"}, Spec: corev1.PodSpec{HostNetwork: true}},
+		pod.Settings{LogDir: t.TempDir()}, 0, "")
+	id, err := r.runtime.Client.RunSandbox(context.Background(), config, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.until("the sandbox is gone", time.Minute, func() bool {
+		_, err := r.runtime.Client.SandboxStatus(context.Background(), id, false)
+		return cri.NotFound(err)
+	})
+}
+
+// TestLogFiles: logs lie where collectors look for them, the links lead to them,
+// and both go with the pod, also with one that was deleted while the node was down.
+func TestLogFiles(t *testing.T) {
+	r := newRig(t)
+	logs := filepath.Join(r.dir, "var", "log")
+	read := func(p *corev1.Pod) (file, link string) {
+		file = filepath.Join(logs, "pods", "default_"+p.Name+"_"+string(p.UID), "main", "0.log")
+		id := containerStatus(r.get(p), "main").ContainerID
+		return file, filepath.Join(logs, "containers", p.Name+"_default_main-"+strings.TrimPrefix(id, "containerd://")+".log")
+	}
+	p := r.awaitReady(r.create(simple("speaker", "echo a line; "+forever)))
+	meanwhile := r.awaitReady(r.create(simple("meanwhile", "echo a line; "+forever)))
+	file, link := read(p)
+	other, otherLink := read(meanwhile)
+	for _, name := range []string{file, link, other, otherLink} {
+		r.until(name+" has the line", time.Minute, func() bool {
+			text, err := os.ReadFile(name)
+			return err == nil && strings.HasSuffix(string(text), " stdout F a line\n")
+		})
+	}
+	r.stop()
+	// Logs of a version before: the next agent finds and removes them.
+	old := filepath.Join(r.dir, "log", "default_old_old-uid", "main")
+	if err := errors.Join(os.MkdirAll(old, 0o755), os.WriteFile(filepath.Join(old, "0.log"), nil, 0o600), os.Remove(link)); err != nil {
+		t.Fatal(err)
+	}
+	r.delete(meanwhile, client.Grace(0))
+	r.start()
+	gone := func(names ...string) {
+		t.Helper()
+		for _, name := range names {
+			r.until(name+" is gone", time.Minute, func() bool { _, err := os.Lstat(name); return err != nil })
+		}
+	}
+	gone(filepath.Dir(filepath.Dir(other)), otherLink, filepath.Dir(old))
+	r.until("the link is there again", time.Minute, func() bool { _, err := os.Stat(link); return err == nil })
+	r.delete(p)
+	r.awaitGone(p)
+	gone(filepath.Dir(filepath.Dir(file)), link)
+	r.until("the ledger is empty", time.Minute, func() bool {
+		left, err := os.ReadDir(filepath.Join(r.dir, "log"))
+		return err == nil && len(left) == 0
+	})
+}
+
+// TestTerminationMessageHostile: a FIFO, a device or a link where a container's last
+// words should be is not read, and nobody waits for it.
+func TestTerminationMessageHostile(t *testing.T) {
+	dir := t.TempDir()
+	secret, fifo, link, file := filepath.Join(dir, "secret"), filepath.Join(dir, "fifo"), filepath.Join(dir, "link"), filepath.Join(dir, "file")
+	if err := errors.Join(os.WriteFile(secret, []byte("secret"), 0o600), os.WriteFile(file, []byte("words"), 0o600), unix.Mkfifo(fifo, 0o600), os.Symlink(secret, link)); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{file: "words", fifo: "", link: "", "/dev/zero": "", dir: "", filepath.Join(dir, "absent"): ""} {
+		got := make(chan string, 1)
+		go func() { got <- terminationMessage(&cri.Container{MessageHostPath: name}) }()
+		select {
+		case text := <-got:
+			if text != want {
+				t.Errorf("%s: %q", name, text)
+			}
+		case <-time.After(time.Minute):
+			t.Fatalf("%s: the node waits", name)
+		}
 	}
 }

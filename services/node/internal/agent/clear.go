@@ -2,16 +2,15 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"keelson.dev/services/node/internal/cri"
+	"keelson.dev/services/node/internal/log"
 	"keelson.dev/services/node/internal/pod"
 )
 
@@ -64,28 +63,14 @@ func (w *worker) clearAll(ctx context.Context, p *corev1.Pod, state *cri.Pod) er
 			return fmt.Errorf("remove container: %w", err)
 		}
 	}
+	// Logs go while the runtime still knows the pod, so that they are found again
+	// after an interruption.
+	if err := w.a.logs.Remove(string(w.uid)); err != nil {
+		return fmt.Errorf("remove logs: %w", err)
+	}
 	for i := range state.Sandboxes {
 		if err := w.a.cfg.Runtime.RemoveSandbox(ctx, state.Sandboxes[i].ID); err != nil {
 			return fmt.Errorf("remove sandbox: %w", err)
-		}
-	}
-	return w.a.removeLogs(string(w.uid))
-}
-
-// removeLogs removes the folder of a pod's logs, whatever its name was.
-func (a *Agent) removeLogs(uid string) error {
-	entries, err := os.ReadDir(a.cfg.Settings.LogDir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), "_"+uid) {
-			if err := os.RemoveAll(filepath.Join(a.cfg.Settings.LogDir, e.Name())); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
@@ -128,15 +113,15 @@ func (w *worker) prune(ctx context.Context, p *corev1.Pod, state *cri.Pod) {
 	}
 }
 
-// removeLeftovers removes the files of an instance.
+// removeLeftovers removes the files of an instance. What stays is removed with the
+// pod.
 func (w *worker) removeLeftovers(p *corev1.Pod, c *cri.Container) {
 	name := filepath.Join(w.a.cfg.Settings.LogDirectory(p), pod.LogName(c.Name, c.RestartCount))
 	if c.LogPath != "" {
 		name = c.LogPath
 	}
-	files, _ := filepath.Glob(name + "*")
-	files = append(files, filepath.Join(w.a.volumes.PodDir(w.uid), "containers", c.Name, fmt.Sprintf("termination-%d", c.RestartCount)))
-	for _, f := range files {
-		_ = os.Remove(f) // what stays is removed with the pod
-	}
+	log.Remove(name)
+	w.a.logs.Unlink(p.Name, p.Namespace, c.Name, c.ID)
+	delete(w.linked, c.ID)
+	_ = os.Remove(filepath.Join(w.a.volumes.PodDir(w.uid), "containers", c.Name, fmt.Sprintf("termination-%d", c.RestartCount)))
 }

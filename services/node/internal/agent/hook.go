@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -15,24 +16,28 @@ import (
 // hookHTTPTimeout bounds an httpGet hook.
 const hookHTTPTimeout = time.Minute
 
-// runHook runs a lifecycle hook to its end.
-func (a *Agent) runHook(ctx context.Context, h *corev1.LifecycleHandler, c *corev1.Container, id, ip string) error {
+// runHook runs a lifecycle hook to its end. Its error is shown in events and in
+// the pod's status: it quotes neither the hook's command nor its output.
+func (a *Agent) runHook(ctx context.Context, p *corev1.Pod, h *corev1.LifecycleHandler, c *corev1.Container, id, ip string) error {
 	switch {
 	case h.Exec != nil:
-		stdout, stderr, code, err := a.cfg.Runtime.ExecSync(ctx, id, h.Exec.Command, 0)
-		if err != nil {
-			return fmt.Errorf("exec %q: %s", h.Exec.Command, cri.Message(err))
-		}
-		if code != 0 {
-			return fmt.Errorf("command %q exited with %d: %s%s", h.Exec.Command, code, clip(stdout), clip(stderr))
+		_, _, code, err := a.cfg.Runtime.ExecSync(ctx, id, h.Exec.Command, 0)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			return errors.New(probe.ExecFailure(err))
+		case code != 0:
+			return fmt.Errorf("command exited with code %d", code)
 		}
 	case h.HTTPGet != nil:
-		out, err := probe.RunHTTP(ctx, probe.Target{Container: c, ContainerID: id, PodIP: ip}, h.HTTPGet, hookHTTPTimeout)
+		fallback, err := probe.Hook(ctx, probe.Target{Container: c, ContainerID: id, PodIP: ip}, h.HTTPGet, hookHTTPTimeout)
 		if err != nil {
-			return err
+			return fmt.Errorf("http request: %w", err)
 		}
-		if ok, message := out.Succeeded(); !ok {
-			return fmt.Errorf("http hook: %s", message)
+		if fallback != "" {
+			a.cfg.Events.Pod(p, c.Name, corev1.EventTypeWarning, event.HookFallback,
+				"request to HTTPS lifecycle hook %s got HTTP response, retry with HTTP succeeded", fallback)
 		}
 	case h.Sleep != nil:
 		select {
@@ -44,22 +49,15 @@ func (a *Agent) runHook(ctx context.Context, h *corev1.LifecycleHandler, c *core
 	return nil
 }
 
-func clip(b []byte) string {
-	if len(b) > 512 {
-		b = b[:512]
-	}
-	return string(b)
-}
-
 // postStart runs a container's postStart hook; a container whose hook fails is
 // ended.
 func (w *worker) postStart(ctx context.Context, p *corev1.Pod, c *corev1.Container, id, ip string) error {
-	err := w.a.runHook(ctx, c.Lifecycle.PostStart, c, id, ip)
+	err := w.a.runHook(ctx, p, c.Lifecycle.PostStart, c, id, ip)
 	if err == nil || ctx.Err() != nil {
 		return nil
 	}
 	w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeWarning, event.FailedPostStart, "PostStartHook failed: %v", err)
-	w.a.killContainer(ctx, p, &cri.Pod{}, &cri.Container{ID: id, Name: c.Name}, time.Duration(graceOf(p))*time.Second, "FailedPostStartHook")
+	w.a.killContainer(ctx, p, &cri.Pod{}, &cri.Container{ID: id, Name: c.Name}, time.Duration(graceOf(p))*time.Second, "FailedPostStartHook", nil)
 	return &startError{reason: reasonPostStart, message: err.Error(), retry: time.Now()}
 }
 
@@ -68,7 +66,11 @@ func (w *worker) postStart(ctx context.Context, p *corev1.Pod, c *corev1.Contain
 func (a *Agent) preStop(ctx context.Context, p *corev1.Pod, c *corev1.Container, id, ip string, grace time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
-	if err := a.runHook(ctx, c.Lifecycle.PreStop, c, id, ip); err != nil {
+	err := a.runHook(ctx, p, c.Lifecycle.PreStop, c, id, ip)
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = fmt.Errorf("did not end within the grace period of %s", grace)
+	}
+	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
 		a.cfg.Events.Pod(p, c.Name, corev1.EventTypeWarning, event.FailedPreStop, "PreStopHook failed: %v", err)
 	}
 }

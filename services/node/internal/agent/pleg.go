@@ -75,6 +75,12 @@ func (a *Agent) relist(ctx context.Context, known map[string]cri.Seen) map[strin
 	for uid := range changed {
 		a.wake(uid)
 	}
+	if a.began.Load() {
+		// A call to make a sandbox may succeed after its pod has gone.
+		for _, s := range now {
+			a.adoptOne(types.UID(s.PodUID))
+		}
+	}
 	return now
 }
 

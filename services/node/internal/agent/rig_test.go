@@ -88,10 +88,11 @@ func (r *rig) start() {
 	r.agent = New(Config{
 		Node: r.node, Client: r.client, Runtime: r.runtime.Client, DataDir: r.dir,
 		Settings: pod.Settings{
-			LogDir: filepath.Join(r.dir, "log"), MemoryCapacity: 8 << 30, Unified: cgroups.Unified(),
+			LogDir: filepath.Join(r.dir, "var", "log", "pods"), MemoryCapacity: 8 << 30, Unified: cgroups.Unified(),
 			Resolver: pod.Resolver{ClusterDNS: []string{"10.96.0.10"}, ClusterDomain: "cluster.local"},
 		},
-		Cgroups: cgroups, Events: r.events,
+		ContainerLogDir: filepath.Join(r.dir, "var", "log", "containers"),
+		Cgroups:         cgroups, Events: r.events,
 		HostIPs: func() []string { return []string{"10.89.0.11"} },
 		Allocatable: func() corev1.ResourceList {
 			return corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2"), corev1.ResourceMemory: resource.MustParse("8Gi")}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -38,6 +40,16 @@ type startError struct {
 
 func (e *startError) Error() string { return e.reason + ": " + e.message }
 
+// spanStatus is what a span says of a container that was not started. The
+// runtime's own words stay out of it: they quote the container's command.
+func spanStatus(err error) string {
+	var start *startError
+	if errors.As(err, &start) && start.reason != reasonConfig {
+		return start.reason
+	}
+	return err.Error()
+}
+
 // startContainers starts what the plan wants, one after the other, and reports
 // whether the runtime's state has changed.
 func (w *worker) startContainers(ctx context.Context, p *corev1.Pod, state *cri.Pod, plan pod.Plan, at *wakeTimes) (changed bool) {
@@ -46,6 +58,9 @@ func (w *worker) startContainers(ctx context.Context, p *corev1.Pod, state *cri.
 		if h, ok := w.waiting[name]; ok && time.Now().Before(h.until) && !w.a.objects.changedSince(w.uid, h.since) {
 			at.add(h.until)
 			continue
+		}
+		if s.RestartCount > 0 && !w.usable(ctx, plan.SandboxID) {
+			return true // it was lost with the container: the next plan makes another
 		}
 		err := w.startContainer(ctx, p, state, plan.SandboxID, s)
 		if ctx.Err() != nil {
@@ -89,6 +104,16 @@ func (w *worker) startContainers(ctx context.Context, p *corev1.Pod, state *cri.
 	return changed
 }
 
+// usable asks whether a sandbox is still ready. What cannot be asked is taken to
+// be: starting a container in it will tell.
+func (w *worker) usable(ctx context.Context, sandbox string) bool {
+	resp, err := w.a.cfg.Runtime.SandboxStatus(ctx, sandbox, false)
+	if err != nil {
+		return !cri.NotFound(err)
+	}
+	return resp.GetStatus().GetState() == runtimev1.PodSandboxState_SANDBOX_READY
+}
+
 // show publishes the state between two steps.
 func (w *worker) show(ctx context.Context, p *corev1.Pod, plan pod.Plan) {
 	state, err := w.a.cfg.Runtime.Pod(ctx, string(w.uid))
@@ -108,7 +133,7 @@ func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, state *cri.P
 	ctx, span := tracer.Start(ctx, "start container "+c.Name, trace.WithAttributes(append(podAttributes(p), attribute.String("k8s.container.name", c.Name))...))
 	defer func() {
 		if err != nil {
-			span.SetStatus(codes.Error, err.Error())
+			span.SetStatus(codes.Error, spanStatus(err))
 		}
 		span.End()
 	}()
@@ -126,28 +151,47 @@ func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, state *cri.P
 		return &startError{reason: reasonConfig, message: err.Error()}
 	}
 	for _, old := range state.Instances(c.Name) {
-		if old.State == cri.StateCreated { // its creator died before it was started
+		// One whose creator died before it was started, or whose place this one takes:
+		// the runtime keeps names, made of the count, to one instance.
+		if old.State == cri.StateCreated || old.State == cri.StateExited && old.RestartCount == s.RestartCount {
 			if err := w.a.cfg.Runtime.RemoveContainer(ctx, old.ID); err != nil {
 				return &startError{reason: reasonCreate, message: cri.Message(err)}
 			}
 		}
 	}
-	id, err := w.a.cfg.Runtime.CreateContainer(ctx, sandbox, config, sandboxConfig)
+	call, cancel := settled(ctx)
+	defer cancel()
+	id, err := w.a.cfg.Runtime.CreateContainer(call, sandbox, config, sandboxConfig)
 	if err != nil {
 		w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeWarning, event.Failed, "Error: %s", cri.Message(err))
 		return &startError{reason: reasonCreate, message: cri.Message(err)}
 	}
 	w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeNormal, event.Created, "Container created")
-	if err := w.a.cfg.Runtime.StartContainer(ctx, id); err != nil {
+	if err := ctx.Err(); err != nil {
+		return err // the next look at the pod finds a container that was not started
+	}
+	if err := w.a.cfg.Runtime.StartContainer(call, id); err != nil {
 		w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeWarning, event.Failed, "Error: %s", cri.Message(err))
 		return &startError{reason: reasonRun, message: cri.Message(err), retry: time.Now()}
 	}
 	span.SetAttributes(attribute.String("container.id", id))
+	w.linkLog(p, c.Name, id, filepath.Join(sandboxConfig.LogDirectory, config.LogPath))
 	w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeNormal, event.Started, "Container started")
 	if c.Lifecycle == nil || c.Lifecycle.PostStart == nil {
 		return nil
 	}
 	return w.postStart(ctx, p, c, id, podIP(p, state, w.a.cfg.HostIPs()))
+}
+
+// linkLog makes the link by which log collectors find an instance's log.
+func (w *worker) linkLog(p *corev1.Pod, container, id, path string) {
+	if path == "" || w.linked[id] {
+		return
+	}
+	w.linked[id] = true
+	if err := w.a.logs.Link(p.Name, p.Namespace, container, id, path); err != nil {
+		w.a.log.Warn("log was not linked", "pod", pod.Key(p), "container", container, "error", err)
+	}
 }
 
 // sandboxConfig is the configuration that the pod's sandbox was made with, as
@@ -213,8 +257,8 @@ func (w *worker) containerConfig(ctx context.Context, p *corev1.Pod, state *cri.
 	if err != nil {
 		return nil, err
 	}
-	if err := makeDir(filepath.Join(w.a.cfg.Settings.LogDirectory(p), c.Name), 0o755); err != nil {
-		return nil, err
+	if err := w.a.logs.Folder(pod.LogFolder(p), c.Name); err != nil {
+		return nil, fmt.Errorf("make the folder of logs: %w", err)
 	}
 	return pod.ContainerConfig(p, w.a.cfg.Settings, pod.ContainerInput{
 		Start: s, Env: env, Mounts: append(mounts, own...), ImageRef: found.Id, Image: found,
@@ -247,7 +291,7 @@ func (w *worker) ownMounts(p *corev1.Pod, c *corev1.Container, ips []string, att
 		}
 		name := filepath.Join(dir, "etc-hosts")
 		text := pod.Hosts(p, ips, w.a.cfg.Settings.Resolver.ClusterDomain, string(host))
-		if have, err := os.ReadFile(name); err != nil || string(have) != text {
+		if !holds(name, text) {
 			if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
 				return nil, err
 			}
@@ -273,6 +317,16 @@ func (w *worker) ownMounts(p *corev1.Pod, c *corev1.Container, ips []string, att
 		out = append(out, &runtimev1.Mount{ContainerPath: path, HostPath: name})
 	}
 	return out, nil
+}
+
+// holds reports whether a file holds exactly a text. A container may have written
+// to it, without bound.
+func holds(name, text string) bool {
+	if info, err := os.Lstat(name); err != nil || !info.Mode().IsRegular() || info.Size() != int64(len(text)) {
+		return false
+	}
+	have, err := os.ReadFile(name)
+	return err == nil && string(have) == text
 }
 
 // awaitServices waits until the Services that environments name are known.
@@ -316,8 +370,10 @@ func terminationMessage(c *cri.Container) string {
 	return text
 }
 
+// readHead reads the beginning of a file that a container may have put there: a
+// link is not followed, and a FIFO or a device is not read.
 func readHead(name string, most int) string {
-	f, err := os.Open(name)
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return ""
 	}
@@ -326,6 +382,6 @@ func readHead(name string, most int) string {
 		return ""
 	}
 	buf := make([]byte, most)
-	n, _ := f.Read(buf)
+	n, _ := io.ReadFull(f, buf)
 	return strings.ToValidUTF8(string(buf[:n]), "�")
 }

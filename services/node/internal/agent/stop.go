@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,9 +15,15 @@ import (
 	"keelson.dev/services/node/internal/pod"
 )
 
-// minGrace is what a container gets at least after its preStop hook has used up
-// the pod's time.
-const minGrace = 2 * time.Second
+const (
+	// minGrace is the least time between a container's stop signal and SIGKILL,
+	// whatever the grace period and whatever a preStop hook or the wait for a
+	// sidecar's turn has used up of it; the kubelet's minimumGracePeriodInSeconds.
+	minGrace = 2 * time.Second
+	// minPodGrace is a pod's least grace period: preStop hooks run even when a
+	// delete asked for none.
+	minPodGrace = time.Second
+)
 
 // killing is the ending of all of a pod's containers, which goes on while the
 // worker keeps reporting.
@@ -127,44 +134,93 @@ func (w *worker) stopKilling() {
 	w.kill = nil
 }
 
-// killPod ends all containers of a pod: regular ones and init containers at
-// once, then sidecars from the last to the first, all within the grace period.
+// killPod ends all containers of a pod within the grace period. All preStop hooks
+// begin at once; a sidecar's stop signal waits until the containers that it
+// serves have ended (KEP-753).
 func (a *Agent) killPod(ctx context.Context, p *corev1.Pod, state *cri.Pod, grace time.Duration) {
-	deadline := time.Now().Add(grace)
-	var first []*cri.Container
-	sidecars := map[string][]*cri.Container{}
-	for _, c := range state.Running() {
-		if p != nil {
-			if spec, init := pod.Find(p, c.Name); spec != nil && init && pod.IsSidecar(spec) {
-				sidecars[c.Name] = append(sidecars[c.Name], c)
-				continue
-			}
-		}
-		first = append(first, c)
-	}
-	a.killAll(ctx, p, state, first, deadline)
-	if p == nil || len(sidecars) == 0 {
-		return
-	}
-	for i := len(p.Spec.InitContainers) - 1; i >= 0 && ctx.Err() == nil; i-- {
-		a.killAll(ctx, p, state, sidecars[p.Spec.InitContainers[i].Name], deadline)
-	}
-}
-
-func (a *Agent) killAll(ctx context.Context, p *corev1.Pod, state *cri.Pod, list []*cri.Container, deadline time.Time) {
+	grace = max(grace, minPodGrace)
+	running := state.Running()
+	order := newStopOrder(p, running)
 	var wg sync.WaitGroup
-	for _, c := range list {
+	for _, c := range running {
 		wg.Go(func() {
-			grace := max(0, time.Until(deadline))
-			a.killContainer(ctx, p, state, c, grace, "Stopping container "+c.Name)
+			defer order.ended(c.Name)
+			a.killContainer(ctx, p, state, c, grace, "Stopping container "+c.Name, order)
 		})
 	}
 	wg.Wait()
 }
 
-// killContainer ends one container: its preStop hook, then its stop signal, and
-// SIGKILL when grace is over.
-func (a *Agent) killContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod, c *cri.Container, grace time.Duration, message string) {
+// stopOrder lets sidecars wait for the containers that must end before them.
+type stopOrder struct {
+	// after are the containers that a sidecar waits for.
+	after map[string][]string
+
+	mu   sync.Mutex
+	left map[string]int // instances that have not ended
+	gone map[string]chan struct{}
+}
+
+// newStopOrder is the order in which running containers get their stop signals: a
+// sidecar's comes after the end of all regular containers and of the next sidecar
+// in the spec. p may be nil; then no container waits.
+func newStopOrder(p *corev1.Pod, running []*cri.Container) *stopOrder {
+	o := &stopOrder{after: map[string][]string{}, left: map[string]int{}, gone: map[string]chan struct{}{}}
+	for _, c := range running {
+		if o.left[c.Name]++; o.gone[c.Name] == nil {
+			o.gone[c.Name] = make(chan struct{})
+		}
+	}
+	if p == nil {
+		return o
+	}
+	var before []string
+	for i := range p.Spec.Containers {
+		before = append(before, p.Spec.Containers[i].Name)
+	}
+	for i := len(p.Spec.InitContainers) - 1; i >= 0; i-- {
+		c := &p.Spec.InitContainers[i]
+		if pod.IsSidecar(c) {
+			o.after[c.Name] = slices.Clone(before)
+			before = append(before, c.Name)
+		}
+	}
+	return o
+}
+
+// ended says that an instance of a container has ended.
+func (o *stopOrder) ended(name string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.left[name]--; o.left[name] == 0 {
+		close(o.gone[name])
+	}
+}
+
+// wait waits for a container's turn, at most until the deadline.
+func (o *stopOrder) wait(ctx context.Context, name string, deadline time.Time) {
+	if o == nil || len(o.after[name]) == 0 {
+		return
+	}
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	for _, other := range o.after[name] {
+		gone := o.gone[other]
+		if gone == nil {
+			continue // it did not run
+		}
+		select {
+		case <-gone:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// killContainer ends one container: its preStop hook, then, when order lets it,
+// its stop signal, and SIGKILL when grace is over. order may be nil.
+func (a *Agent) killContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod, c *cri.Container, grace time.Duration, message string, order *stopOrder) {
+	deadline := time.Now().Add(grace)
 	var spec *corev1.Container
 	if p != nil {
 		spec, _ = pod.Find(p, c.Name)
@@ -173,20 +229,18 @@ func (a *Agent) killContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod
 		ctx, span = tracer.Start(ctx, "stop container "+c.Name, trace.WithAttributes(append(podAttributes(p), attribute.String("k8s.container.name", c.Name))...))
 		defer span.End()
 	}
-	deadline := time.Now().Add(grace)
 	if grace > 0 && spec != nil && spec.Lifecycle != nil && spec.Lifecycle.PreStop != nil {
 		a.preStop(ctx, p, spec, c.ID, podIP(p, state, a.cfg.HostIPs()), grace)
-		grace = max(minGrace, time.Until(deadline))
 	}
+	order.wait(ctx, c.Name, deadline)
 	for ctx.Err() == nil {
-		err := a.cfg.Runtime.StopContainer(ctx, c.ID, grace)
+		err := a.cfg.Runtime.StopContainer(ctx, c.ID, max(minGrace, time.Until(deadline)))
 		if err == nil {
 			return
 		}
 		if ctx.Err() == nil && !cri.Down(err) {
 			a.log.Warn("container was not stopped", "container", c.ID, "name", c.Name, "error", cri.Message(err))
 		}
-		grace = max(0, time.Until(deadline))
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
@@ -211,7 +265,7 @@ func (w *worker) killOne(ctx context.Context, p *corev1.Pod, k pod.Kill) {
 		}
 	}
 	message := "Container " + k.Container.Name + " " + k.Why + ", will be restarted"
-	w.a.killContainer(ctx, p, &cri.Pod{}, k.Container, time.Duration(grace)*time.Second, message)
+	w.a.killContainer(ctx, p, &cri.Pod{}, k.Container, time.Duration(grace)*time.Second, message, nil)
 }
 
 // replaceSandbox ends everything in a sandbox that can no longer be used.

@@ -43,7 +43,9 @@ type worker struct {
 	admitted bool
 	waiting  map[string]hold
 	// said is the instance of each container whose being held back was reported.
-	said      map[string]string
+	said map[string]string
+	// linked are the instances whose logs have a link for collectors.
+	linked    map[string]bool
 	sandbox   retry
 	volumes   retry
 	mounted   bool
@@ -75,7 +77,7 @@ func (r *retry) fail(first, most time.Duration) {
 func (r *retry) ok() { *r = retry{} }
 
 func newWorker(a *Agent, uid types.UID) *worker {
-	return &worker{a: a, uid: uid, wake: make(chan struct{}, 1), waiting: map[string]hold{}, said: map[string]string{}}
+	return &worker{a: a, uid: uid, wake: make(chan struct{}, 1), waiting: map[string]hold{}, said: map[string]string{}, linked: map[string]bool{}}
 }
 
 func (w *worker) poke() {
@@ -280,7 +282,7 @@ func (w *worker) publish(p *corev1.Pod, state *cri.Pod, v probe.Verdicts, waitin
 		base = &shallow
 	}
 	s := status.Make(status.View{
-		Pod: base, Runtime: state, Now: time.Now(), RuntimeName: "containerd", HostIPs: w.a.cfg.HostIPs(),
+		Pod: base, Runtime: state, Now: time.Now(), RuntimeName: w.a.runtimeName, HostIPs: w.a.cfg.HostIPs(),
 		Waiting: waiting, Started: v.Started, Ready: v.Ready, TerminationMessage: terminationMessage,
 		Ended: w.ended, Finished: w.finished,
 	})

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,6 +20,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"keelson.dev/services/node/internal/plaintext"
 )
 
 const (
@@ -280,11 +283,15 @@ func ignoreNotFound(err error) error {
 	return err
 }
 
-// Message is an error's text without gRPC's wrapping, as people read it in a
-// pod's status.
+// maxErrorText bounds what Message returns.
+const maxErrorText = 4 << 10
+
+// rpcNoise is how gRPC's errors begin when they are printed.
+var rpcNoise = regexp.MustCompile(`rpc error: code = [\w()]+ desc = `)
+
+// Message is an error's text as people read it in a pod's status: without
+// gRPC's codes, wherever in the text they stand, without control characters, and
+// bounded.
 func Message(err error) string {
-	if s, ok := status.FromError(err); ok {
-		return s.Message()
-	}
-	return err.Error()
+	return plaintext.Clean(rpcNoise.ReplaceAllString(err.Error(), ""), maxErrorText)
 }

@@ -124,26 +124,11 @@ func (p *Pod) Sandbox() *Sandbox {
 // know has neither sandboxes nor containers.
 func (c *Client) Pod(ctx context.Context, uid string) (*Pod, error) {
 	byUID := map[string]string{LabelPodUID: uid}
-	sandboxes, err := c.listSandboxes(ctx, byUID)
-	if err != nil {
-		return nil, err
-	}
 	containers, err := c.listContainers(ctx, byUID)
 	if err != nil {
 		return nil, err
 	}
 	p := &Pod{UID: uid}
-	for _, s := range sandboxes {
-		p.Namespace, p.Name = s.GetMetadata().GetNamespace(), s.GetMetadata().GetName()
-		box := Sandbox{ID: s.Id, Attempt: s.GetMetadata().GetAttempt(), Ready: s.State == runtimev1.PodSandboxState_SANDBOX_READY, CreatedAt: time.Unix(0, s.CreatedAt)}
-		p.Sandboxes = append(p.Sandboxes, box)
-	}
-	sort.Slice(p.Sandboxes, func(i, j int) bool { return p.Sandboxes[i].CreatedAt.After(p.Sandboxes[j].CreatedAt) })
-	if len(p.Sandboxes) > 0 {
-		if err := c.fillSandbox(ctx, &p.Sandboxes[0]); err != nil && !NotFound(err) {
-			return nil, err
-		}
-	}
 	for _, item := range containers {
 		s, err := c.ContainerStatus(ctx, item.Id)
 		if NotFound(err) {
@@ -154,6 +139,23 @@ func (c *Client) Pod(ctx context.Context, uid string) (*Pod, error) {
 		}
 		p.Namespace, p.Name = s.Labels[LabelPodNamespace], s.Labels[LabelPodName]
 		p.Containers = append(p.Containers, FromStatus(s, item.PodSandboxId))
+	}
+	// Sandboxes come second: a container that ended with its sandbox is not seen
+	// together with the sandbox as it was before.
+	sandboxes, err := c.listSandboxes(ctx, byUID)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range sandboxes {
+		p.Namespace, p.Name = s.GetMetadata().GetNamespace(), s.GetMetadata().GetName()
+		box := Sandbox{ID: s.Id, Attempt: s.GetMetadata().GetAttempt(), Ready: s.State == runtimev1.PodSandboxState_SANDBOX_READY, CreatedAt: time.Unix(0, s.CreatedAt)}
+		p.Sandboxes = append(p.Sandboxes, box)
+	}
+	sort.Slice(p.Sandboxes, func(i, j int) bool { return p.Sandboxes[i].CreatedAt.After(p.Sandboxes[j].CreatedAt) })
+	if len(p.Sandboxes) > 0 {
+		if err := c.fillSandbox(ctx, &p.Sandboxes[0]); err != nil && !NotFound(err) {
+			return nil, err
+		}
 	}
 	sort.SliceStable(p.Containers, func(i, j int) bool { return p.Containers[i].CreatedAt.After(p.Containers[j].CreatedAt) })
 	return p, nil

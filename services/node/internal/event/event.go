@@ -3,7 +3,9 @@
 // client-go's correlator, so that they look as people know them.
 //
 // It must never hold up or fail the work it reports on: its queue is bounded,
-// and what does not fit is dropped and counted.
+// and what does not fit is dropped and counted. Messages may quote what a
+// container or a runtime wrote: they are cut off at 1024 bytes, and control
+// characters in them are escaped.
 package event
 
 import (
@@ -21,6 +23,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"keelson.dev/proto/client"
+	"keelson.dev/services/node/internal/plaintext"
 )
 
 // The reasons of events that people know.
@@ -39,6 +42,7 @@ const (
 	FailedSandbox       = "FailedCreatePodSandBox"
 	FailedPostStart     = "FailedPostStartHook"
 	FailedPreStop       = "FailedPreStopHook"
+	HookFallback        = "LifecycleHTTPFallback"
 	DeadlineExceeded    = "DeadlineExceeded"
 	NetworkNotReady     = "NetworkNotReady"
 	InvalidEnvironment  = "InvalidEnvironmentVariableNames"
@@ -47,8 +51,12 @@ const (
 	FreeDiskSpaceFailed = "FreeDiskSpaceFailed"
 )
 
-// queue is how many events may wait for the API.
-const queue = 1000
+const (
+	// queue is how many events may wait for the API.
+	queue = 1000
+	// maxMessage bounds an event's message in bytes, as Kubernetes does.
+	maxMessage = 1024
+)
 
 // Sink writes events.
 type Sink interface {
@@ -103,9 +111,7 @@ func (r *Recorder) report(ref corev1.ObjectReference, kind, reason, message stri
 	if namespace == "" {
 		namespace = metav1.NamespaceDefault
 	}
-	if len(message) > 1024 {
-		message = message[:1021] + "..."
-	}
+	message = plaintext.Clean(message, maxMessage)
 	e := &corev1.Event{
 		ObjectMeta:     metav1.ObjectMeta{Name: fmt.Sprintf("%s.%x", ref.Name, now.UnixNano()), Namespace: namespace},
 		InvolvedObject: ref, Reason: reason, Message: message, Type: kind, Count: 1,

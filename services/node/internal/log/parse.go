@@ -1,8 +1,8 @@
-// Package log reads the log files that a container runtime writes in CRI's
-// format, and keeps them from growing without bound.
+// Package log lays out and reads the log files that a container runtime writes in
+// CRI's format, and keeps them from growing without bound.
 //
-// It must never hold more than one line in memory, nor fail on a line that it
-// does not understand.
+// It must never hold more than one line in memory, fail on a line that it does
+// not understand, or follow a link below the folder of all logs.
 package log
 
 import (
@@ -13,7 +13,6 @@ import (
 // entry is one line of a CRI log: "2016-10-06T00:17:09.669794202Z stdout F text".
 type entry struct {
 	time   time.Time
-	stamp  []byte // the time as it stands
 	stream string
 	// text with its newline, unless the line goes on in the next entry.
 	text []byte
@@ -43,7 +42,7 @@ func parse(line []byte) (entry, bool) {
 	if !ok {
 		return e, false
 	}
-	e.time, e.stamp, e.stream = t, stamp, string(stream)
+	e.time, e.stream = t, string(stream)
 	first, _, _ := bytes.Cut(tags, []byte{':'})
 	if string(first) == "P" {
 		e.text = text

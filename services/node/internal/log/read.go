@@ -32,6 +32,10 @@ type Options struct {
 // poll is how often a followed file is looked at.
 const poll = 100 * time.Millisecond
 
+// stampFormat is how times are written: with nine digits always, whatever the
+// runtime wrote, so that they sort as text and programs can cut at a fixed column.
+const stampFormat = "2006-01-02T15:04:05.000000000Z07:00"
+
 // maxLine bounds one line of the file; CRI runtimes cut lines at 16 KiB.
 const maxLine = 1 << 20
 
@@ -41,7 +45,7 @@ var errLimit = errors.New("limit reached")
 // Read writes a log file to w. With Follow it goes on, over rotations, until
 // running says that the container has ended; an error of running ends it too.
 func Read(ctx context.Context, name string, o Options, running func() (bool, error), w io.Writer) error {
-	f, err := os.Open(name)
+	f, err := open(name)
 	if err != nil {
 		return fmt.Errorf("failed to open log file %q: %w", name, err)
 	}
@@ -138,7 +142,7 @@ func follow(ctx context.Context, name string, f *os.File, r *bufio.Reader, runni
 		if err != nil {
 			return nil, false, err
 		}
-		now, err := os.Stat(name)
+		now, err := os.Lstat(name)
 		if err == nil && !os.SameFile(have, now) {
 			if !replaced {
 				// What was written before the other file took its place, or by a
@@ -146,7 +150,7 @@ func follow(ctx context.Context, name string, f *os.File, r *bufio.Reader, runni
 				replaced = true
 				continue
 			}
-			opened, err := os.Open(name)
+			opened, err := open(name)
 			if err == nil {
 				return opened, true, nil
 			}
@@ -192,7 +196,7 @@ func (w *writer) write(line []byte) error {
 	}
 	w.buf = w.buf[:0]
 	if w.o.Timestamps && w.begun {
-		w.buf = append(append(w.buf, e.stamp...), ' ')
+		w.buf = append(e.time.AppendFormat(w.buf, stampFormat), ' ')
 	}
 	w.begun = len(e.text) > 0 && e.text[len(e.text)-1] == '\n'
 	w.buf = append(w.buf, e.text...)

@@ -12,6 +12,8 @@ import (
 	"sort"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Rotation bounds a container's log files.
@@ -36,7 +38,16 @@ const (
 // oldest ones. The runtime goes on writing into the file that it has open until
 // it is told, so that nothing is lost.
 func (r Rotation) Rotate(ctx context.Context, container, name string) error {
-	info, err := os.Stat(name)
+	root, err := openFolder(filepath.Dir(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return r.Reopen(ctx, container)
+	}
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	base := filepath.Base(name)
+	info, err := root.Lstat(base)
 	if errors.Is(err, fs.ErrNotExist) {
 		// A rotation was interrupted between its two steps.
 		return r.Reopen(ctx, container)
@@ -44,24 +55,27 @@ func (r Rotation) Rotate(ctx context.Context, container, name string) error {
 	if err != nil {
 		return err
 	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s: not a regular file", name)
+	}
 	if info.Size() < r.Size {
 		return nil
 	}
-	old, err := filepath.Glob(name + ".*")
+	old, err := entries(root, base+".")
 	if err != nil {
 		return err
 	}
 	kept := old[:0]
 	for _, f := range old {
 		if strings.HasSuffix(f, tmpSuffix) {
-			_ = os.Remove(f) // left by an interrupted compression
+			_ = root.Remove(f) // left by an interrupted compression
 			continue
 		}
 		kept = append(kept, f)
 	}
 	sort.Strings(kept) // their names are times
 	for len(kept) > max(r.Files, 2)-2 {
-		if err := os.Remove(kept[0]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := root.RemoveAll(kept[0]); err != nil {
 			return err
 		}
 		kept = kept[1:]
@@ -70,7 +84,7 @@ func (r Rotation) Rotate(ctx context.Context, container, name string) error {
 		if strings.HasSuffix(f, gzSuffix) {
 			continue
 		}
-		if err := compress(f); err != nil {
+		if err := compress(root, f); err != nil {
 			return fmt.Errorf("compress %s: %w", f, err)
 		}
 	}
@@ -78,26 +92,33 @@ func (r Rotation) Rotate(ctx context.Context, container, name string) error {
 	if r.Now != nil {
 		now = r.Now
 	}
-	aside := name + "." + now().UTC().Format(stampShape)
-	if err := os.Rename(name, aside); err != nil {
+	aside := base + "." + now().UTC().Format(stampShape)
+	if err := root.Rename(base, aside); err != nil {
 		return err
 	}
 	if err := r.Reopen(ctx, container); err != nil {
 		// The runtime still writes to the old file: give it its name back.
-		return errors.Join(fmt.Errorf("reopen log of %s: %w", container, err), os.Rename(aside, name))
+		return errors.Join(fmt.Errorf("reopen log of %s: %w", container, err), root.Rename(aside, base))
 	}
 	return nil
 }
 
-// compress replaces a file by its compressed form.
-func compress(name string) error {
-	in, err := os.Open(name)
+// compress replaces a file by its compressed form. What is no regular file is
+// removed: no log ever was one.
+func compress(root *os.Root, name string) error {
+	if info, err := root.Lstat(name); err != nil || !info.Mode().IsRegular() {
+		return errors.Join(err, root.RemoveAll(name))
+	}
+	in, err := root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
+	if info, err := in.Stat(); err != nil || !info.Mode().IsRegular() {
+		return errors.Join(err, errors.New("not a regular file"))
+	}
 	tmp := name + tmpSuffix
-	out, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o640)
+	out, err := root.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o640)
 	if err != nil {
 		return err
 	}
@@ -105,10 +126,10 @@ func compress(name string) error {
 	_, err = io.Copy(gz, in)
 	err = errors.Join(err, gz.Close(), out.Close())
 	if err == nil {
-		err = os.Rename(tmp, name+gzSuffix)
+		err = root.Rename(tmp, name+gzSuffix)
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(tmp))
+		return errors.Join(err, root.Remove(tmp))
 	}
-	return os.Remove(name)
+	return root.Remove(name)
 }

@@ -238,7 +238,7 @@ func (p *Plan) start(v View, c *corev1.Container, init bool) {
 	s := Start{Container: c, Init: init}
 	switch last := v.Runtime.Latest(c.Name); {
 	case last == nil:
-	case last.State == cri.StateCreated:
+	case last.State == cri.StateCreated, neverRan(last):
 		s.RestartCount, s.Backoff = last.RestartCount, last.Backoff
 	default:
 		s.RestartCount = last.RestartCount + 1
@@ -249,6 +249,11 @@ func (p *Plan) start(v View, c *corev1.Container, init bool) {
 	}
 	p.Start = append(p.Start, s)
 }
+
+// neverRan reports that an instance ended without having started. Of one that was
+// created while its sandbox was being lost, the end of the one before has been
+// counted as a restart already.
+func neverRan(c *cri.Container) bool { return c.State == cri.StateExited && c.StartedAt.IsZero() }
 
 // restart plans the successor of an instance, when its time has come.
 func (p *Plan) restart(v View, c *corev1.Container, last *cri.Container, init bool) {

@@ -88,6 +88,7 @@ func (w *world) has(name string, exit int, options ...func(*cri.Container)) *wor
 }
 
 func backoff(d time.Duration) func(*cri.Container) { return func(c *cri.Container) { c.Backoff = d } }
+func neverStarted(c *cri.Container)                { c.StartedAt = time.Time{} }
 func ended(ago time.Duration) func(*cri.Container) {
 	return func(c *cri.Container) { c.FinishedAt = now.Add(-ago) }
 }
@@ -141,23 +142,25 @@ func TestMake(t *testing.T) {
 		world *world
 		want  []string
 	}{
-		"nothing yet":                      {newWorld(always, "a"), []string{"sandbox 0"}},
-		"a sandbox":                        {newWorld(always, "a", "b").sandbox(true), []string{"start a #0", "start b #0"}},
-		"all runs":                         {newWorld(always, "a").sandbox(true).has("a", running), nil},
-		"first crash restarts at once":     {newWorld(always, "a").sandbox(true).has("a", 1), []string{"start a #1"}},
-		"success restarts too":             {newWorld(always, "a").sandbox(true).has("a", 0), []string{"start a #1"}},
-		"second crash waits":               {newWorld(always, "a").sandbox(true).has("a", 1).has("a", 1, backoff(10*time.Second)), []string{"a waits: CrashLoopBackOff"}},
-		"its time has come":                {newWorld(always, "a").sandbox(true).has("a", 1).has("a", 1, backoff(10*time.Second), ended(11*time.Second)), []string{"start a #2"}},
-		"on failure, failed":               {newWorld(onFailure, "a").sandbox(true).has("a", 2), []string{"start a #1"}},
-		"on failure, one is done":          {newWorld(onFailure, "a", "b").sandbox(true).has("a", 0).has("b", running), nil},
-		"on failure, all done":             {newWorld(onFailure, "a", "b").sandbox(true).has("a", 0).has("b", 0), []string{"kill all", "finished"}},
-		"never, failed":                    {newWorld(never, "a").sandbox(true).has("a", 2), []string{"kill all", "finished"}},
-		"never, one runs":                  {newWorld(never, "a", "b").sandbox(true).has("a", 2).has("b", running), nil},
-		"alive but sick":                   {newWorld(always, "a").sandbox(true).has("a", running).sick(KillLiveness), []string{"kill a-0: failed liveness probe"}},
-		"in an unknown state":              {newWorld(always, "a").sandbox(true).has("a", unknown), []string{"kill a-0: is in an unknown state"}},
-		"created, never started":           {newWorld(always, "a").sandbox(true).has("a", created), []string{"start a #0"}},
-		"sandbox died":                     {newWorld(always, "a").sandbox(false).has("a", running), []string{"kill all", "sandbox 1"}},
-		"sandbox made again":               {newWorld(always, "a").sandbox(false).has("a", 137).sandbox(true), []string{"start a #1"}},
+		"nothing yet":                  {newWorld(always, "a"), []string{"sandbox 0"}},
+		"a sandbox":                    {newWorld(always, "a", "b").sandbox(true), []string{"start a #0", "start b #0"}},
+		"all runs":                     {newWorld(always, "a").sandbox(true).has("a", running), nil},
+		"first crash restarts at once": {newWorld(always, "a").sandbox(true).has("a", 1), []string{"start a #1"}},
+		"success restarts too":         {newWorld(always, "a").sandbox(true).has("a", 0), []string{"start a #1"}},
+		"second crash waits":           {newWorld(always, "a").sandbox(true).has("a", 1).has("a", 1, backoff(10*time.Second)), []string{"a waits: CrashLoopBackOff"}},
+		"its time has come":            {newWorld(always, "a").sandbox(true).has("a", 1).has("a", 1, backoff(10*time.Second), ended(11*time.Second)), []string{"start a #2"}},
+		"on failure, failed":           {newWorld(onFailure, "a").sandbox(true).has("a", 2), []string{"start a #1"}},
+		"on failure, one is done":      {newWorld(onFailure, "a", "b").sandbox(true).has("a", 0).has("b", running), nil},
+		"on failure, all done":         {newWorld(onFailure, "a", "b").sandbox(true).has("a", 0).has("b", 0), []string{"kill all", "finished"}},
+		"never, failed":                {newWorld(never, "a").sandbox(true).has("a", 2), []string{"kill all", "finished"}},
+		"never, one runs":              {newWorld(never, "a", "b").sandbox(true).has("a", 2).has("b", running), nil},
+		"alive but sick":               {newWorld(always, "a").sandbox(true).has("a", running).sick(KillLiveness), []string{"kill a-0: failed liveness probe"}},
+		"in an unknown state":          {newWorld(always, "a").sandbox(true).has("a", unknown), []string{"kill a-0: is in an unknown state"}},
+		"created, never started":       {newWorld(always, "a").sandbox(true).has("a", created), []string{"start a #0"}},
+		"sandbox died":                 {newWorld(always, "a").sandbox(false).has("a", running), []string{"kill all", "sandbox 1"}},
+		"sandbox made again":           {newWorld(always, "a").sandbox(false).has("a", 137).sandbox(true), []string{"start a #1"}},
+		"restarted in vain in a sandbox that was being lost": {
+			newWorld(always, "a").sandbox(false).has("a", 137).has("a", 128, neverStarted).sandbox(true), []string{"start a #1"}},
 		"sandbox died, never":              {newWorld(never, "a").sandbox(false).has("a", 0), []string{"kill all", "finished"}},
 		"sandbox died, on failure, done":   {newWorld(onFailure, "a").sandbox(false).has("a", 0), []string{"kill all", "finished"}},
 		"sandbox died, on failure, failed": {newWorld(onFailure, "a").sandbox(false).has("a", 1), []string{"kill all", "sandbox 1"}},

@@ -27,8 +27,11 @@ type Settings struct {
 
 // LogDirectory is the folder of a pod's logs.
 func (s Settings) LogDirectory(p *corev1.Pod) string {
-	return filepath.Join(s.LogDir, p.Namespace+"_"+p.Name+"_"+string(p.UID))
+	return filepath.Join(s.LogDir, LogFolder(p))
 }
+
+// LogFolder is the name of the folder of a pod's logs.
+func LogFolder(p *corev1.Pod) string { return p.Namespace + "_" + p.Name + "_" + string(p.UID) }
 
 // LogName is the path of an instance's log below its pod's folder.
 func LogName(container string, restartCount int) string {

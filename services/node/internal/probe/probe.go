@@ -3,6 +3,11 @@
 // spec sets.
 //
 // It must never act on a verdict: it tells, and the pod's plan decides.
+//
+// As in Kubernetes, what a failing exec probe printed, and the body of a redirect
+// to another host, stand in the pod's events: at most 10 KiB are read, control
+// characters are escaped, and an event holds 1 KiB. The command line of a probe
+// or hook, and a hook's output, never leave the node.
 package probe
 
 import (
@@ -285,7 +290,7 @@ func (l *loop) wait(ctx context.Context, d time.Duration) bool {
 
 func (l *loop) once(ctx context.Context) {
 	timeout := time.Duration(max(l.spec.TimeoutSeconds, 1)) * time.Second
-	ok, message, err := Run(ctx, l.prober.exec, l.target, &l.spec.ProbeHandler, timeout)
+	out, err := Run(ctx, l.prober.exec, l.target, &l.spec.ProbeHandler, timeout)
 	if ctx.Err() != nil {
 		return
 	}
@@ -294,11 +299,14 @@ func (l *loop) once(ctx context.Context) {
 		l.prober.events.Pod(l.pod, name, corev1.EventTypeWarning, event.Unhealthy, "%s probe errored and resulted in unknown state: %v", l.kind, err)
 		return
 	}
-	if !ok {
-		l.prober.events.Pod(l.pod, name, corev1.EventTypeWarning, event.Unhealthy, "%s probe failed: %s", l.kind, message)
+	switch {
+	case !out.OK:
+		l.prober.events.Pod(l.pod, name, corev1.EventTypeWarning, event.Unhealthy, "%s probe failed: %s", l.kind, out.Message)
+	case out.Warning:
+		l.prober.events.Pod(l.pod, name, corev1.EventTypeWarning, event.ProbeWarning, "%s probe warning: %s", l.kind, out.Message)
 	}
 	l.worker.mu.Lock()
-	changed := l.worker.machine.observe(ok)
+	changed := l.worker.machine.observe(out.OK)
 	passed := l.worker.machine.passed
 	l.worker.mu.Unlock()
 	if !changed {

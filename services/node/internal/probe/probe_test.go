@@ -136,7 +136,9 @@ func TestHandlers(t *testing.T) {
 		case "hang":
 			return "", 0, grpcstatus.Error(grpccodes.DeadlineExceeded, "deadline")
 		case "broken":
-			return "", 0, errors.New("no such container")
+			return "", 0, grpcstatus.Error(grpccodes.Unknown, `failed to exec in container: exec: "broken": executable file not found in $PATH`)
+		case "escape":
+			return "\x1b[2J" + strings.Repeat("€", maxOutput), 1, nil
 		}
 		return "fine", 0, nil
 	})
@@ -151,7 +153,7 @@ func TestHandlers(t *testing.T) {
 		"https":                 {get("/ok", secure, corev1.URISchemeHTTPS), true, "fine", ""},
 		"http error":            {get("/bad", plain, ""), false, "HTTP probe failed with statuscode: 500", ""},
 		"http redirect":         {get("/here", plain, ""), false, "statuscode: 500", ""},
-		"http redirect away":    {get("/away", plain, ""), true, "", ""},
+		"http redirect away":    {get("/away", plain, ""), true, "Probe terminated redirects, Response body: ", ""},
 		"http time-out":         {get("/slow", plain, ""), false, "deadline exceeded", ""},
 		"http, nobody there":    {&corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(closedPort)}}, false, "connection refused", ""},
 		"http, by port name":    {&corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/ok", Port: intstr.FromString("web")}}, true, "", ""},
@@ -164,19 +166,20 @@ func TestHandlers(t *testing.T) {
 		"exec":                  {command("ok"), true, "fine", ""},
 		"exec failed":           {command("fail"), false, "because", ""},
 		"exec timed out":        {command("hang"), false, "command timed out", ""},
-		"exec could not be run": {command("broken"), false, "", "no such container"},
+		"exec could not be run": {command("broken"), false, "", "the command's program was not found in the container"},
+		"exec with controls":    {command("escape"), false, `\x1b[2J€`, ""},
 		"nothing":               {&corev1.ProbeHandler{}, false, "", "no handler"},
 	} {
 		timeout := time.Minute
 		if name == "http time-out" {
 			timeout = time.Second
 		}
-		ok, message, err := Run(context.Background(), exec, target, c.handler, timeout)
-		if ok != c.ok || !strings.Contains(message, c.message) || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
-			t.Errorf("%s: %v %q %v", name, ok, message, err)
+		out, err := Run(context.Background(), exec, target, c.handler, timeout)
+		if out.OK != c.ok || !strings.Contains(out.Message, c.message) || out.Warning != (name == "http redirect away") || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
+			t.Errorf("%s: %+v %v", name, out, err)
 		}
 	}
-	if _, _, err := Run(context.Background(), exec, target, get("/ok", plain, "", corev1.HTTPHeader{Name: "Host", Value: "example.com"}, corev1.HTTPHeader{Name: "X-A", Value: "1"}, corev1.HTTPHeader{Name: "X-A", Value: "2"}), time.Minute); err != nil {
+	if _, err := Run(context.Background(), exec, target, get("/ok", plain, "", corev1.HTTPHeader{Name: "Host", Value: "example.com"}, corev1.HTTPHeader{Name: "X-A", Value: "1"}, corev1.HTTPHeader{Name: "X-A", Value: "2"}), time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	if gotHost != "example.com" || len(gotHeader["X-A"]) != 2 || !strings.HasPrefix(gotHeader.Get("User-Agent"), "kube-probe/") {

@@ -20,13 +20,21 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"keelson.dev/services/node/internal/cri"
+	"keelson.dev/services/node/internal/plaintext"
 )
 
-// userAgent is what Kubernetes' probes call themselves.
-const userAgent = "kube-probe/1.37"
+// What Kubernetes' probes and lifecycle hooks call themselves.
+const (
+	probeAgent = "kube-probe/1.37"
+	hookAgent  = "kube-lifecycle/1.37"
+)
 
-// maxBody is how much of an answer is kept for the message.
-const maxBody = 10 << 10
+const (
+	// maxOutput is how much of a command's output or of an HTTP answer is kept.
+	maxOutput = 10 << 10
+	// maxHeader is the largest header of an HTTP answer that is read.
+	maxHeader = 1 << 20
+)
 
 // Execer runs commands in containers.
 type Execer interface {
@@ -40,59 +48,83 @@ type Target struct {
 	PodIP       string
 }
 
-// outcome of one run. An error means that nothing was found out.
-type outcome struct {
-	ok      bool
-	message string
+// Outcome is what one run of a probe found out.
+type Outcome struct {
+	OK bool
+	// Warning marks a success that deserves attention.
+	Warning bool
+	// Message is a failure's reason, or what the container answered.
+	Message string
 }
 
-// Run runs a handler once. It returns whether it succeeded and what it said; an
-// error means that it could not be run.
-func Run(ctx context.Context, exec Execer, t Target, h *corev1.ProbeHandler, timeout time.Duration) (ok bool, message string, err error) {
-	var o outcome
+// Run runs a probe's handler once. An error means that nothing was found out.
+func Run(ctx context.Context, exec Execer, t Target, h *corev1.ProbeHandler, timeout time.Duration) (Outcome, error) {
+	var o Outcome
+	var err error
 	switch {
 	case h.Exec != nil:
 		o, err = runExec(ctx, exec, t, h.Exec.Command, timeout)
 	case h.HTTPGet != nil:
-		o, err = RunHTTP(ctx, t, h.HTTPGet, timeout)
+		o, err = runHTTP(ctx, t, h.HTTPGet, timeout)
 	case h.TCPSocket != nil:
 		o, err = runTCP(ctx, t, h.TCPSocket, timeout)
 	case h.GRPC != nil:
 		o, err = runGRPC(ctx, t, h.GRPC, timeout)
 	default:
-		return false, "", errors.New("probe has no handler")
+		return o, errors.New("probe has no handler")
 	}
-	return o.ok, o.message, err
+	o.Message = plaintext.Clean(o.Message, maxOutput)
+	return o, err
 }
 
-func runExec(ctx context.Context, exec Execer, t Target, command []string, timeout time.Duration) (outcome, error) {
+func runExec(ctx context.Context, exec Execer, t Target, command []string, timeout time.Duration) (Outcome, error) {
 	stdout, stderr, code, err := exec.ExecSync(ctx, t.ContainerID, command, timeout)
 	if ctx.Err() != nil {
-		return outcome{}, ctx.Err()
+		return Outcome{}, ctx.Err()
 	}
 	if cri.TimedOut(err) {
-		return outcome{message: fmt.Sprintf("command timed out: %q timed out after %s", strings.Join(command, " "), timeout)}, nil
+		return Outcome{Message: fmt.Sprintf("command timed out after %s", timeout)}, nil
 	}
 	if err != nil {
-		return outcome{}, fmt.Errorf("exec %q: %s", command, cri.Message(err))
+		return Outcome{}, errors.New(ExecFailure(err))
 	}
-	text := string(stdout) + string(stderr)
-	if len(text) > maxBody {
-		text = text[:maxBody]
-	}
-	return outcome{ok: code == 0, message: text}, nil
+	text := append(head(stdout, maxOutput), head(stderr, maxOutput)...)
+	return Outcome{OK: code == 0, Message: string(head(text, maxOutput))}, nil
 }
 
-// RunHTTP gets a URL as probes and hooks do; any answer from 200 to 399 is a
-// success.
-func RunHTTP(ctx context.Context, t Target, get *corev1.HTTPGetAction, timeout time.Duration) (outcome, error) {
+func head(b []byte, most int) []byte { return b[:min(len(b), most):min(len(b), most)] }
+
+// ExecFailure says why the runtime did not run a command. The runtime's own
+// error quotes the command, which may hold secrets.
+func ExecFailure(err error) string {
+	text := err.Error()
+	switch {
+	case cri.NotFound(err):
+		return "the container is gone"
+	case strings.Contains(text, "executable file not found"), strings.Contains(text, "no such file or directory"):
+		return "the command's program was not found in the container"
+	case strings.Contains(text, "permission denied"):
+		return "the command's program may not be executed in the container"
+	case strings.Contains(text, "not in running state"), strings.Contains(text, "not running"), strings.Contains(text, "stopped container"):
+		return "the container is not running"
+	case cri.Down(err):
+		return "the container runtime does not answer"
+	}
+	return "the container runtime could not run the command"
+}
+
+// request makes the request that an httpGet action describes.
+func request(ctx context.Context, t Target, get *corev1.HTTPGetAction, agent string) (*http.Request, error) {
 	port, err := Port(get.Port, t.Container)
 	if err != nil {
-		return outcome{}, err
+		return nil, err
 	}
 	host := get.Host
 	if host == "" {
 		host = t.PodIP
+	}
+	if host == "" {
+		return nil, errors.New("the pod has no address yet")
 	}
 	scheme := strings.ToLower(string(get.Scheme))
 	if scheme == "" {
@@ -103,41 +135,51 @@ func RunHTTP(ctx context.Context, t Target, get *corev1.HTTPGetAction, timeout t
 		u = &url.URL{Path: get.Path}
 	}
 	u.Scheme, u.Host = scheme, net.JoinHostPort(host, strconv.Itoa(port))
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
-		return outcome{message: err.Error()}, nil
+		return nil, err
 	}
-	req.Header = headers(get.HTTPHeaders)
+	req.Header = headers(get.HTTPHeaders, agent)
 	if h := req.Header.Get("Host"); h != "" {
 		req.Host = h
 	}
-	resp, err := httpClient(host).Do(req)
-	if err != nil {
-		return outcome{message: err.Error()}, nil
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	if err != nil && ctx.Err() != nil {
-		return outcome{message: err.Error()}, nil
-	}
-	if resp.StatusCode >= http.StatusOK && resp.StatusCode < http.StatusBadRequest {
-		return outcome{ok: true, message: string(body)}, nil
-	}
-	return outcome{message: fmt.Sprintf("HTTP probe failed with statuscode: %d", resp.StatusCode)}, nil
+	return req, nil
 }
 
-// Succeeded is the outcome as a pair.
-func (o outcome) Succeeded() (bool, string) { return o.ok, o.message }
+// runHTTP gets a URL; any answer from 200 to 399 is a success. A redirect to
+// another host is not followed and succeeds with a warning.
+func runHTTP(ctx context.Context, t Target, get *corev1.HTTPGetAction, timeout time.Duration) (Outcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	req, err := request(ctx, t, get, probeAgent)
+	if err != nil {
+		return Outcome{}, err
+	}
+	resp, err := httpClient(req.URL.Hostname()).Do(req)
+	if err != nil {
+		return Outcome{Message: err.Error()}, nil
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxOutput))
+	if err != nil && ctx.Err() != nil {
+		return Outcome{Message: err.Error()}, nil
+	}
+	switch {
+	case resp.StatusCode < http.StatusOK || resp.StatusCode >= http.StatusBadRequest:
+		return Outcome{Message: fmt.Sprintf("HTTP probe failed with statuscode: %d", resp.StatusCode)}, nil
+	case resp.StatusCode >= http.StatusMultipleChoices:
+		return Outcome{OK: true, Warning: true, Message: "Probe terminated redirects, Response body: " + string(body)}, nil
+	}
+	return Outcome{OK: true, Message: string(body)}, nil
+}
 
-func headers(list []corev1.HTTPHeader) http.Header {
+func headers(list []corev1.HTTPHeader, agent string) http.Header {
 	out := http.Header{}
 	for _, h := range list {
 		out.Add(h.Name, h.Value)
 	}
 	if _, ok := out["User-Agent"]; !ok {
-		out.Set("User-Agent", userAgent)
+		out.Set("User-Agent", agent)
 	}
 	if _, ok := out["Accept"]; !ok {
 		out.Set("Accept", "*/*")
@@ -147,15 +189,17 @@ func headers(list []corev1.HTTPHeader) http.Header {
 	return out
 }
 
-// httpClient follows redirects within the pod; one that leads elsewhere counts as
-// an answer.
+// httpClient follows redirects within a host; one that leads elsewhere is the
+// answer itself.
 func httpClient(host string) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
-			TLSClientConfig:    &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // a probe asks whether a pod answers, not who it is
+			TLSClientConfig:    &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // probes and hooks ask whether a pod answers, not who it is
 			DisableKeepAlives:  true,
 			DisableCompression: true,
 			Proxy:              nil,
+
+			MaxResponseHeaderBytes: maxHeader,
 		},
 		CheckRedirect: func(req *http.Request, via []*http.Request) error {
 			if req.URL.Hostname() != host {
@@ -169,10 +213,10 @@ func httpClient(host string) *http.Client {
 	}
 }
 
-func runTCP(ctx context.Context, t Target, action *corev1.TCPSocketAction, timeout time.Duration) (outcome, error) {
+func runTCP(ctx context.Context, t Target, action *corev1.TCPSocketAction, timeout time.Duration) (Outcome, error) {
 	port, err := Port(action.Port, t.Container)
 	if err != nil {
-		return outcome{}, err
+		return Outcome{}, err
 	}
 	host := action.Host
 	if host == "" {
@@ -181,17 +225,17 @@ func runTCP(ctx context.Context, t Target, action *corev1.TCPSocketAction, timeo
 	dialer := net.Dialer{Timeout: timeout}
 	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 	if err != nil {
-		return outcome{message: err.Error()}, nil
+		return Outcome{Message: err.Error()}, nil
 	}
 	_ = conn.Close()
-	return outcome{ok: true}, nil
+	return Outcome{OK: true}, nil
 }
 
-func runGRPC(ctx context.Context, t Target, action *corev1.GRPCAction, timeout time.Duration) (outcome, error) {
+func runGRPC(ctx context.Context, t Target, action *corev1.GRPCAction, timeout time.Duration) (Outcome, error) {
 	address := net.JoinHostPort(t.PodIP, strconv.Itoa(int(action.Port)))
-	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUserAgent(userAgent), grpc.WithNoProxy())
+	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUserAgent(probeAgent), grpc.WithNoProxy())
 	if err != nil {
-		return outcome{}, err
+		return Outcome{}, err
 	}
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, timeout)
@@ -203,15 +247,15 @@ func runGRPC(ctx context.Context, t Target, action *corev1.GRPCAction, timeout t
 	resp, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: service})
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return outcome{message: fmt.Sprintf("timeout: health rpc did not complete within %s", timeout)}, nil
+		return Outcome{Message: fmt.Sprintf("timeout: health rpc did not complete within %s", timeout)}, nil
 	case cri.Unimplemented(err):
-		return outcome{message: "error: this server does not implement the grpc health protocol (grpc.health.v1.Health): " + cri.Message(err)}, nil
+		return Outcome{Message: "error: this server does not implement the grpc health protocol (grpc.health.v1.Health): " + cri.Message(err)}, nil
 	case err != nil:
-		return outcome{message: fmt.Sprintf("timeout: failed to connect service %q within %s: %s", address, timeout, cri.Message(err))}, nil
+		return Outcome{Message: fmt.Sprintf("timeout: failed to connect service %q within %s: %s", address, timeout, cri.Message(err))}, nil
 	case resp.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING:
-		return outcome{message: fmt.Sprintf("service unhealthy (responded with %q)", resp.GetStatus())}, nil
+		return Outcome{Message: fmt.Sprintf("service unhealthy (responded with %q)", resp.GetStatus())}, nil
 	}
-	return outcome{ok: true, message: "service healthy"}, nil
+	return Outcome{OK: true, Message: "service healthy"}, nil
 }
 
 // Port resolves a port by number or by its name in the container.

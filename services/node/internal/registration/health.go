@@ -11,6 +11,7 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"keelson.dev/services/node/internal/cri"
+	"keelson.dev/services/node/internal/plaintext"
 )
 
 const (
@@ -23,6 +24,8 @@ const (
 	hangPatience = 30 * time.Second
 	deadPatience = 2 * time.Second
 	statusWait   = 5 * time.Second
+	// maxProblem bounds what is passed on of the runtime's own words.
+	maxProblem = 1024
 )
 
 // Health follows whether the container runtime is there.
@@ -104,7 +107,7 @@ func (h *Health) take(resp *runtimev1.StatusResponse, now time.Time) {
 		if c.Status {
 			continue
 		}
-		text := c.Type + "=false reason:" + c.Reason + " message:" + c.Message
+		text := plaintext.Clean(c.Type+"=false reason:"+c.Reason+" message:"+c.Message, maxProblem)
 		switch c.Type {
 		case "RuntimeReady":
 			h.problem = text

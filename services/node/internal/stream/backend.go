@@ -98,7 +98,7 @@ func (b *Backend) container(ctx context.Context, ref *nodev1.PodRef) (*corev1.Po
 	}
 	state, err := b.Runtime.Pod(ctx, string(p.UID))
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("container runtime: %w", err)
+		return nil, nil, nil, fmt.Errorf("container runtime: %s", cri.Message(err))
 	}
 	return p, state, state.Latest(ref.GetContainer()), nil
 }

@@ -1,0 +1,57 @@
+package agent
+
+import (
+	"net/netip"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// addresses knows which pod of the node has an address.
+type addresses struct {
+	mu sync.RWMutex
+	at map[netip.Addr]addressee
+}
+
+type addressee struct {
+	uid       types.UID
+	namespace string
+}
+
+// update takes a pod's present addresses; gone says that it has none any more.
+func (a *addresses) update(p, old *corev1.Pod, gone bool) {
+	if p.Spec.HostNetwork {
+		return // its address is the node's
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.at == nil {
+		a.at = map[netip.Addr]addressee{}
+	}
+	for _, was := range []*corev1.Pod{old, p} {
+		if was == nil {
+			continue
+		}
+		for _, ip := range was.Status.PodIPs {
+			if addr, err := netip.ParseAddr(ip.IP); err == nil && a.at[addr].uid == p.UID {
+				delete(a.at, addr)
+			}
+		}
+	}
+	if gone || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return
+	}
+	for _, ip := range p.Status.PodIPs {
+		if addr, err := netip.ParseAddr(ip.IP); err == nil {
+			a.at[addr] = addressee{p.UID, p.Namespace}
+		}
+	}
+}
+
+// NamespaceAt is the namespace of the node's pod with an address, or "".
+func (a *Agent) NamespaceAt(addr netip.Addr) string {
+	a.addresses.mu.RLock()
+	defer a.addresses.mu.RUnlock()
+	return a.addresses.at[addr].namespace
+}

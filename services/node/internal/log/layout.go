@@ -1,0 +1,184 @@
+package log
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Layout is where the logs of a node's pods lie, as log collectors expect them:
+//
+//	<Pods>/<namespace>_<pod>_<uid>/<container>/<restart>.log
+//	<Containers>/<pod>_<namespace>_<container>-<id>.log, a link to it
+//
+// The nodes of one machine share Pods and Containers. What is one node's own
+// stands in its Ledger: a link for each of its folders in Pods, made before the
+// folder and removed after it. With it, folders of pods that went while the node
+// was down are found, and so are a deleted node's. Before there was a ledger, the
+// folders themselves were there.
+type Layout struct {
+	Pods, Containers, Ledger string
+}
+
+// maxLinkName is what a file's name may have at most; longer links are cut off
+// before their suffix, as the kubelet does.
+const maxLinkName = 255
+
+const logSuffix = ".log"
+
+// Folder makes the folder of a pod's logs, and a container's in it unless container
+// is "".
+func (l Layout) Folder(pod, container string) error {
+	if err := os.MkdirAll(l.Ledger, 0o755); err != nil {
+		return err
+	}
+	if l.Ledger != l.Pods {
+		err := os.Symlink(filepath.Join(l.Pods, pod), filepath.Join(l.Ledger, pod))
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	if err := os.MkdirAll(l.Pods, 0o755); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(l.Pods)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, name := range []string{pod, filepath.Join(pod, container)} {
+		if err := root.Mkdir(name, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		if info, err := root.Lstat(name); err != nil || !info.IsDir() {
+			return errors.Join(err, fmt.Errorf("%s: not a folder", filepath.Join(l.Pods, name)))
+		}
+	}
+	return nil
+}
+
+func linkName(pod, namespace, container, id string) string {
+	name := pod + "_" + namespace + "_" + container + "-" + id
+	return name[:min(len(name), maxLinkName-len(logSuffix))] + logSuffix
+}
+
+// Link makes the link to an instance's log.
+func (l Layout) Link(pod, namespace, container, id, target string) error {
+	if err := os.MkdirAll(l.Containers, 0o755); err != nil {
+		return err
+	}
+	name := filepath.Join(l.Containers, linkName(pod, namespace, container, id))
+	if have, err := os.Readlink(name); err == nil && have == target {
+		return nil
+	}
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Symlink(target, name)
+}
+
+// Unlink removes the link to an instance's log.
+func (l Layout) Unlink(pod, namespace, container, id string) {
+	_ = os.Remove(filepath.Join(l.Containers, linkName(pod, namespace, container, id)))
+}
+
+// UIDs are the pods whose folders stand in the ledger.
+func (l Layout) UIDs() []string {
+	var out []string
+	entries, _ := os.ReadDir(l.Ledger)
+	for _, e := range entries {
+		if i := strings.LastIndexByte(e.Name(), '_'); i >= 0 && i+1 < len(e.Name()) {
+			out = append(out, e.Name()[i+1:])
+		}
+	}
+	return out
+}
+
+// Remove removes all logs of a pod, whatever its name was, and the links to them.
+// It follows no links.
+func (l Layout) Remove(uid string) error {
+	if uid == "" || strings.ContainsAny(uid, "/\x00") {
+		return fmt.Errorf("remove logs: pod uid %q is not valid", uid)
+	}
+	// The ledger comes last: what it names is found again after an interruption.
+	dirs := []string{l.Pods, l.Ledger}
+	var folders []string
+	for _, dir := range dirs {
+		names, err := ending(dir, "_"+uid)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			folders = append(folders, filepath.Join(dir, name))
+		}
+	}
+	if len(folders) == 0 {
+		return nil
+	}
+	if err := l.unlinkBelow(folders); err != nil {
+		return err
+	}
+	for _, folder := range folders {
+		root, err := os.OpenRoot(filepath.Dir(folder))
+		if err != nil {
+			return err
+		}
+		err = root.RemoveAll(filepath.Base(folder))
+		_ = root.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Clear removes the logs of all pods of the ledger, and the shared folders if
+// nobody else has anything there.
+func (l Layout) Clear() error {
+	var all []error
+	for _, uid := range l.UIDs() {
+		all = append(all, l.Remove(uid))
+	}
+	for _, dir := range []string{l.Pods, l.Containers} {
+		_ = os.Remove(dir) // fails unless it is empty
+	}
+	return errors.Join(all...)
+}
+
+// ending are the names in a folder with a suffix; none if there is no folder.
+func ending(dir, suffix string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var out []string
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), suffix) {
+			out = append(out, e.Name())
+		}
+	}
+	return out, err
+}
+
+// unlinkBelow removes the links that lead into one of the folders.
+func (l Layout) unlinkBelow(folders []string) error {
+	entries, err := os.ReadDir(l.Containers)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		name := filepath.Join(l.Containers, e.Name())
+		target, err := os.Readlink(name)
+		if err != nil || !slices.ContainsFunc(folders, func(f string) bool { return strings.HasPrefix(target, f+"/") }) {
+			continue
+		}
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
