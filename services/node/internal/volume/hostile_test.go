@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -117,15 +118,14 @@ func TestOwnSwap(t *testing.T) {
 	}
 }
 
-// TestOwnDeep: folders nested without end are refused; they would use up the
-// node's descriptors.
-func TestOwnDeep(t *testing.T) {
-	dir := t.TempDir()
+// nest makes folders in each other.
+func nest(t *testing.T, dir string, depth int) {
+	t.Helper()
 	at, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range maxDepth + 1 {
+	for range depth {
 		if err := unix.Mkdirat(at, "d", 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -137,6 +137,14 @@ func TestOwnDeep(t *testing.T) {
 		at = next
 	}
 	_ = unix.Close(at)
+}
+
+// TestOwnDeep: folders nested without end are refused; they would use up the
+// node's descriptors.
+func TestOwnDeep(t *testing.T) {
+	dir := t.TempDir()
+	nest(t, dir, maxDepth+1)
+	t.Cleanup(func() { _ = removeAll(dir) })
 	group := int64(2000)
 	if err := own(dir, &group, corev1.FSGroupChangeAlways, false); err == nil || !strings.Contains(err.Error(), "nested") {
 		t.Errorf("error: %v", err)
@@ -183,6 +191,45 @@ func TestSubPathSaysNothing(t *testing.T) {
 		}
 	}
 	if err := s.Unmount("u"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRemoveHostile: a tree goes whatever a container has put into it, with few
+// descriptors, and nothing outside of it does.
+func TestRemoveHostile(t *testing.T) {
+	outside := t.TempDir()
+	if err := os.WriteFile(filepath.Join(outside, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "volume")
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.Symlink(outside, filepath.Join(dir, "link")), unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600),
+		os.Mkdir(filepath.Join(dir, "many"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 1200 {
+		if err := os.Symlink("/", filepath.Join(dir, "many", strconv.Itoa(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nest(t, dir, 600)
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	few := limit
+	few.Cur = 256
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	err := within(t, "removal", func() error { return errors.Join(removeAll(dir), removeAll(dir), removeAll("/no/such/dir")) })
+	if err := errors.Join(err, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is there: %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(outside, "file")); err != nil {
 		t.Error(err)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -212,13 +211,4 @@ func (s *Set) Unmount(uid types.UID) error {
 	delete(s.ready, uid)
 	s.mu.Unlock()
 	return nil
-}
-
-// removeAll removes a tree that has no mount in it, and waits for nothing.
-func removeAll(dir string) error {
-	err := os.RemoveAll(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }
