@@ -183,6 +183,9 @@ func (r *removal) run(ctx context.Context) error {
 	}
 	note("network", hostnet.Remove(r.id))
 	note("cgroups", sweep.Cgroups(ctx, r.id))
+	if r.c != nil {
+		note("logs", cleanLogs(ctx, r.c.Path("nodes", "*", "agent")))
+	}
 	note("kubeconfig", unmergeKubeconfig(r.id))
 	left, err := r.left(ctx)
 	note("look", err)

@@ -10,18 +10,11 @@ import (
 
 // cleanLogs removes the logs of the pods of nodes that will not be back. They lie
 // outside of the cluster's home, where log collectors look for them; which are a
-// node's stands in its data directory. dirs are patterns of such directories.
-func cleanLogs(ctx context.Context, dirs ...string) error {
-	var found []string
-	for _, pattern := range dirs {
-		match, err := filepath.Glob(filepath.Join(pattern, "log"))
-		if err != nil {
-			return err
-		}
-		found = append(found, match...)
-	}
-	if len(found) == 0 {
-		return nil
+// node's stands in its data directory. dirs is a pattern of such directories.
+func cleanLogs(ctx context.Context, dirs string) error {
+	found, err := filepath.Glob(filepath.Join(dirs, "log"))
+	if err != nil || len(found) == 0 {
+		return err
 	}
 	bin, err := programs()
 	if err != nil {
