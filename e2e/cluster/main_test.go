@@ -27,7 +27,7 @@ var shared fixture
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
-func run(m *testing.M) int {
+func run(m *testing.M) (code int) {
 	var err error
 	if shared, err = newFixture(); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
@@ -38,8 +38,15 @@ func run(m *testing.M) int {
 			fmt.Fprintln(os.Stderr, "e2e: the cluster is kept in", shared.home)
 			return
 		}
+		logs := shared.logs()
 		if out, err := shared.command("keel", "delete", "--home", shared.home).CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "e2e: delete: %v\n%s", err, out)
+		}
+		for _, name := range logs {
+			if _, err := os.Lstat(name); err == nil {
+				fmt.Fprintln(os.Stderr, "e2e: FAIL: delete left", name)
+				code = max(code, 1)
+			}
 		}
 	}()
 	began := time.Now()
@@ -53,7 +60,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		return 1
 	}
-	code := m.Run()
+	code = m.Run()
 	if err := unexpected(); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e: FAIL:", err)
 		return max(code, 1)
@@ -81,6 +88,17 @@ func newFixture() (fixture, error) {
 	}
 	f.home, err = os.MkdirTemp("/var/tmp", "keelson-e2e-*")
 	return f, err
+}
+
+// logs are the folders of the logs of the cluster's pods: outside of its home.
+func (f fixture) logs() (out []string) {
+	ledger, _ := filepath.Glob(filepath.Join(f.home, "nodes", "*", "agent", "log", "*"))
+	for _, entry := range ledger {
+		if target, err := os.Readlink(entry); err == nil {
+			out = append(out, target)
+		}
+	}
+	return out
 }
 
 func (f fixture) loadImages(names ...string) error {

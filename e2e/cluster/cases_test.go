@@ -1,0 +1,357 @@
+package cluster_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// caseOf is one way in which a node could differ from Kubernetes' that people have
+// met elsewhere.
+type caseOf struct {
+	name string
+	run  func(t *testing.T, ns string)
+}
+
+// TestCases: what charts, operators and log collectors rely on.
+func TestCases(t *testing.T) {
+	ns := namespace(t)
+	for _, c := range []caseOf{
+		{"hooks take any HTTP answer", caseHTTPHooks},
+		{"a resource that others advertise stays", caseForeignResource},
+		{"logs lie where collectors look", caseLogFiles},
+		{"a sidecar's preStop begins with the pod's end", caseSidecarHook},
+		{"a sidecar has two seconds", caseSidecarGrace},
+		{"a forced delete leaves two seconds", caseForced},
+		{"UDP follows a host port to its next pod", caseHostPort},
+		{"times of log lines have nine digits", caseTimestamps},
+		{"statuses are in the order of names", caseStatusOrder},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			c.run(t, ns)
+		})
+	}
+}
+
+// field reads one field of a pod.
+func field(t *testing.T, ns, pod, path string) string {
+	t.Helper()
+	return kubectl(t, "-n", ns, "get", "pod", pod, "-o", "jsonpath={"+path+"}")
+}
+
+func awaitReady(t *testing.T, ns string, pods ...string) {
+	t.Helper()
+	for _, p := range pods {
+		kubectl(t, "-n", ns, "wait", "--for=condition=Ready", "--timeout=100s", "pod/"+p)
+	}
+}
+
+// awaitEvent waits until a pod has an event with this reason and text.
+func awaitEvent(t *testing.T, ns, pod, reason, text string) {
+	t.Helper()
+	eventually(t, time.Minute, pod+" has event "+reason, func() error {
+		out, err := try("kubectl", "-n", ns, "get", "events", "--field-selector", "involvedObject.name="+pod+",reason="+reason, "-o", "jsonpath={.items[*].message}")
+		if err == nil && !strings.Contains(out, text) {
+			err = fmt.Errorf("events: %q", out)
+		}
+		return err
+	})
+}
+
+// awaitLines waits until a file has these lines in this order.
+func awaitLines(t *testing.T, file string, want ...string) {
+	t.Helper()
+	eventually(t, time.Minute, file+" has its lines", func() error {
+		b, err := os.ReadFile(file)
+		if err == nil && !slices.Equal(strings.Fields(string(b)), want) {
+			err = fmt.Errorf("has %q, want %q", strings.Fields(string(b)), want)
+		}
+		return err
+	})
+}
+
+// box is a pod's manifest: its name, further fields of the spec, and a container
+// that runs a script.
+func boxPod(name, spec, container, script string) string {
+	return fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: %s}
+spec:
+  terminationGracePeriodSeconds: 1
+%s
+  containers:
+  - name: main
+    image: keelson.dev/demo/busybox:1
+    command: [sh, -c, %q]
+%s---
+`, name, spec, script, container)
+}
+
+func applyIn(t *testing.T, ns, manifest string) {
+	t.Helper()
+	if _, err := tryWith([]byte(manifest), "kubectl", "-n", ns, "apply", "-f", "-"); err != nil {
+		t.Fatalf("kubectl apply: %v\n%s", err, manifest)
+	}
+}
+
+const forever = "exec sleep 3600"
+
+func caseHTTPHooks(t *testing.T, ns string) {
+	applyIn(t, ns, `
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: hook-target}
+data:
+  default.conf: |
+    server {
+      listen 80;
+      root /var/www/html;
+      location = /away { return 302 http://elsewhere.example/; }
+    }
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: hook-target}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: web
+    image: keelson.dev/demo/nginx:1
+    readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}
+    volumeMounts: [{name: conf, mountPath: /etc/nginx/conf.d}]
+  volumes: [{name: conf, configMap: {name: hook-target}}]
+`)
+	awaitReady(t, ns, "hook-target")
+	ip := field(t, ns, "hook-target", ".status.podIP")
+	applyIn(t, ns, boxPod("hook-404", "", "    lifecycle: {postStart: {httpGet: {host: "+ip+", port: 80, path: /no-such-page}}}\n", forever)+
+		boxPod("hook-tls", "", "    lifecycle: {postStart: {httpGet: {host: "+ip+", port: 80, path: /, scheme: HTTPS}}}\n", forever)+
+		boxPod("probe-away", "", "    readinessProbe: {httpGet: {host: "+ip+", port: 80, path: /away}, periodSeconds: 1}\n", forever))
+	awaitReady(t, ns, "hook-404", "hook-tls", "probe-away")
+	awaitEvent(t, ns, "hook-tls", "LifecycleHTTPFallback", "got HTTP response, retry with HTTP succeeded")
+	awaitEvent(t, ns, "probe-away", "ProbeWarning", "Probe terminated redirects")
+	for _, pod := range []string{"hook-404", "hook-tls"} {
+		if n := field(t, ns, pod, ".status.containerStatuses[0].restartCount"); n != "0" {
+			t.Errorf("%s was restarted %s times", pod, n)
+		}
+	}
+}
+
+func caseForeignResource(t *testing.T, ns string) {
+	const node = "node-1"
+	patch := func(op string) error {
+		_, err := try("kubectl", "patch", "node", node, "--subresource=status", "--type=json", "-p", `[{"op":"`+op+`","path":"/status/capacity/case.example~1dongle","value":"2"}]`)
+		return err
+	}
+	if err := patch("add"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = patch("remove") })
+	resources := "    resources: {limits: {case.example/dongle: %d}}\n"
+	applyIn(t, ns, boxPod("dongle-one", "", fmt.Sprintf(resources, 1), forever))
+	awaitReady(t, ns, "dongle-one") // so the resource is in allocatable
+	applyIn(t, ns, boxPod("dongle-two", "", fmt.Sprintf(resources, 2), forever))
+	eventually(t, time.Minute, "the pod that asks for too much is told why", func() error {
+		out, err := try("kubectl", "-n", ns, "get", "pod", "dongle-two", "-o", `jsonpath={.status.conditions[?(@.type=="PodScheduled")].message}`)
+		if err == nil && !strings.Contains(out, "Insufficient case.example/dongle") {
+			err = fmt.Errorf("message: %q", out)
+		}
+		return err
+	})
+	for _, list := range []string{"capacity", "allocatable"} {
+		if got := kubectl(t, "get", "node", node, "-o", `jsonpath={.status.`+list+`.case\.example/dongle}`); got != "2" {
+			t.Errorf("%s: %q", list, got)
+		}
+	}
+}
+
+func caseLogFiles(t *testing.T, ns string) {
+	applyIn(t, ns, boxPod("speaker", "  volumes: [{name: log, hostPath: {path: /var/log}}]", `  - name: collector
+    image: keelson.dev/demo/busybox:1
+    command: [sleep, "3600"]
+    volumeMounts: [{name: log, mountPath: /var/log, readOnly: true}]
+`, "echo a line for the collector; "+forever))
+	awaitReady(t, ns, "speaker")
+	uid := field(t, ns, "speaker", ".metadata.uid")
+	id := field(t, ns, "speaker", `.status.containerStatuses[?(@.name=="main")].containerID`)
+	_, id, _ = strings.Cut(id, "://")
+	folder := "/var/log/pods/" + ns + "_speaker_" + uid
+	link := "/var/log/containers/speaker_" + ns + "_main-" + id + ".log"
+	for _, name := range []string{folder + "/main/0.log", link} {
+		eventually(t, 30*time.Second, "a collector reads "+name, func() error {
+			out, err := try("kubectl", "-n", ns, "exec", "speaker", "-c", "collector", "--", "cat", name)
+			if err == nil && !strings.HasSuffix(out, " stdout F a line for the collector\n") {
+				err = fmt.Errorf("read %q", out)
+			}
+			return err
+		})
+	}
+	kubectl(t, "-n", ns, "delete", "pod", "speaker")
+	for _, name := range []string{folder, link} {
+		eventually(t, 30*time.Second, name+" goes with the pod", func() error {
+			if _, err := os.Lstat(name); !errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("it is there: %w", err)
+			}
+			return nil
+		})
+	}
+}
+
+// outside is a folder of the node that outlives a pod, and the pod's volume of it:
+// all nodes share this machine's files.
+func outside(t *testing.T) (dir, volume, mount string) {
+	dir = t.TempDir()
+	return dir, "  volumes: [{name: out, hostPath: {path: " + dir + "}}]\n", "    volumeMounts: [{name: out, mountPath: /out}]\n"
+}
+
+func sidecar(script, more string) string {
+	return fmt.Sprintf(`  initContainers:
+  - name: sidecar
+    restartPolicy: Always
+    image: keelson.dev/demo/busybox:1
+    command: [sh, -c, %q]
+    startupProbe: {exec: {command: [test, -e, /tmp/up]}, periodSeconds: 1}
+%s`, script, more)
+}
+
+func caseSidecarHook(t *testing.T, ns string) {
+	dir, volume, mount := outside(t)
+	hook := `    lifecycle: {preStop: {exec: {command: [sh, -c, "echo hook >>/out/hook"]}}}` + "\n"
+	side := sidecar("trap 'echo sidecar >>/out/log; exit 0' TERM; touch /tmp/up; while :; do sleep 1 & wait $!; done", mount+hook)
+	app := "trap 'echo told >>/out/log; until [ -e /out/go ]; do usleep 20000; done; echo ended >>/out/log; exit 0' TERM; touch /tmp/up; while :; do sleep 1 & wait $!; done"
+	applyIn(t, ns, strings.Replace(boxPod("order", volume+side, mount+"    readinessProbe: {exec: {command: [test, -e, /tmp/up]}, periodSeconds: 1}\n", app), "Seconds: 1\n", "Seconds: 60\n", 1))
+	awaitReady(t, ns, "order")
+	kubectl(t, "-n", ns, "delete", "pod", "order", "--wait=false")
+	awaitLines(t, filepath.Join(dir, "hook"), "hook") // while the application goes on
+	awaitLines(t, filepath.Join(dir, "log"), "told")
+	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	awaitLines(t, filepath.Join(dir, "log"), "told", "ended", "sidecar")
+}
+
+func caseSidecarGrace(t *testing.T, ns string) {
+	dir, volume, mount := outside(t)
+	side := sidecar("trap 'echo told >>/out/log; usleep 1000000; echo done >>/out/log; exit 0' TERM; touch /tmp/up; while :; do sleep 1 & wait $!; done", mount)
+	applyIn(t, ns, boxPod("deaf", volume+side, mount, "trap '' TERM; while :; do sleep 1; done"))
+	awaitReady(t, ns, "deaf")
+	kubectl(t, "-n", ns, "delete", "pod", "deaf")
+	awaitLines(t, filepath.Join(dir, "log"), "told", "done")
+}
+
+func caseForced(t *testing.T, ns string) {
+	dir, volume, mount := outside(t)
+	for name, args := range map[string][]string{"forced": {"--force", "--grace-period=0"}, "now": {"--grace-period=1"}} {
+		script := "trap 'echo told >>/out/" + name + "; usleep 1200000; echo done >>/out/" + name + "; exit 0' TERM; touch /tmp/up; while :; do usleep 50000; done"
+		applyIn(t, ns, boxPod(name, volume, mount+"    readinessProbe: {exec: {command: [test, -e, /tmp/up]}, periodSeconds: 1}\n", script))
+		awaitReady(t, ns, name)
+		kubectl(t, append([]string{"-n", ns, "delete", "pod", name, "--wait=false"}, args...)...)
+	}
+	for _, name := range []string{"forced", "now"} {
+		awaitLines(t, filepath.Join(dir, name), "told", "done")
+	}
+}
+
+func caseHostPort(t *testing.T, ns string) {
+	const port = 25354 // of the node's own network
+	server := func(name string) (ip string) {
+		applyIn(t, ns, boxPod(name, "  nodeSelector: {kubernetes.io/hostname: node-2}", fmt.Sprintf("    ports: [{containerPort: 5353, hostPort: %d, protocol: UDP}]\n", port), forever))
+		awaitReady(t, ns, name)
+		return field(t, ns, name, ".status.hostIP")
+	}
+	// came is how many datagrams have come to a pod, which does not listen.
+	came := func(name string) int {
+		out, err := try("kubectl", "-n", ns, "exec", name, "--", "cat", "/proc/net/snmp")
+		if err != nil {
+			return 0
+		}
+		for line := range strings.Lines(out) {
+			if f := strings.Fields(line); len(f) > 2 && f[0] == "Udp:" && f[2] != "NoPorts" {
+				n, _ := strconv.Atoi(f[2])
+				return n
+			}
+		}
+		return 0
+	}
+	node := server("udp-first")
+	client, err := net.ListenPacket("udp4", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := &net.UDPAddr{IP: net.ParseIP(node), Port: port}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() { // it goes on sending from one port, whatever becomes of the server
+		defer close(stopped)
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				_, _ = client.WriteTo([]byte("x"), to)
+			}
+		}
+	}()
+	t.Cleanup(func() { close(stop); <-stopped; client.Close() })
+	reached := func(name string) {
+		t.Helper()
+		eventually(t, 30*time.Second, name+" is reached", func() error {
+			if came(name) == 0 {
+				return errors.New("nothing has come")
+			}
+			return nil
+		})
+	}
+	reached("udp-first")
+	kubectl(t, "-n", ns, "delete", "pod", "udp-first")
+	server("udp-second")
+	reached("udp-second")
+}
+
+func caseTimestamps(t *testing.T, ns string) {
+	applyIn(t, ns, boxPod("counter", "  restartPolicy: Never", "", "i=0; while [ $i -lt 100 ]; do i=$((i + 1)); echo line $i; usleep 5000; done"))
+	eventually(t, time.Minute, "the pod ends", func() error {
+		if phase := field(t, ns, "counter", ".status.phase"); phase != "Succeeded" {
+			return errors.New(phase)
+		}
+		return nil
+	})
+	lines := strings.Split(strings.TrimSuffix(kubectl(t, "-n", ns, "logs", "counter", "--timestamps"), "\n"), "\n")
+	if len(lines) != 100 {
+		t.Errorf("%d lines", len(lines))
+	}
+	shape := regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}(Z|[+-]\d\d:\d\d) line \d+$`)
+	for _, l := range lines {
+		if !shape.MatchString(l) {
+			t.Errorf("line %q", l)
+		}
+	}
+	if !slices.IsSortedFunc(lines, func(a, b string) int { return strings.Compare(a[:30], b[:30]) }) {
+		t.Error("as text the times are out of order")
+	}
+}
+
+func caseStatusOrder(t *testing.T, ns string) {
+	applyIn(t, ns, strings.NewReplacer("name: main", "name: zebra").Replace(boxPod("menagerie", `  initContainers:
+  - {name: second, image: "keelson.dev/demo/busybox:1", command: ["true"]}
+  - {name: first, image: "keelson.dev/demo/busybox:1", command: ["true"]}`, `  - {name: middle, image: "keelson.dev/demo/busybox:1", command: [sleep, "3600"]}
+  - {name: alpha, image: "keelson.dev/demo/busybox:1", command: [sleep, "3600"]}
+`, forever)))
+	awaitReady(t, ns, "menagerie")
+	if got := field(t, ns, "menagerie", ".status.containerStatuses[*].name"); got != "alpha middle zebra" {
+		t.Errorf("containers: %s", got)
+	}
+	if got := field(t, ns, "menagerie", ".status.initContainerStatuses[*].name"); got != "second first" {
+		t.Errorf("init containers: %s", got)
+	}
+}
