@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -22,12 +23,22 @@ type evicter struct {
 
 	pods client.Resource[*corev1.Pod]
 	now  func() time.Time
+
+	mu sync.Mutex
+	// seen is when this controller first saw the NoExecute taints that do not say
+	// since when they are there, by node. kubectl's do not. A new leader begins anew,
+	// as Kubernetes' does.
+	seen map[string][]corev1.Taint
 }
 
 // NewEviction is the controller that deletes pods whose node has a NoExecute
 // taint that they do not tolerate, or no longer.
 func NewEviction(s *cluster.Cluster) controller.Controller {
-	e := &evicter{Cluster: s, pods: client.For[*corev1.Pod](s.Client), now: time.Now}
+	return newEviction(s, time.Now)
+}
+
+func newEviction(s *cluster.Cluster, now func() time.Time) controller.Controller {
+	e := &evicter{Cluster: s, pods: client.For[*corev1.Pod](s.Client), now: now, seen: map[string][]corev1.Taint{}}
 	return controller.Controller{
 		Name: "taint-eviction", Workers: 4, Reconcile: e.reconcile,
 		Sources: []controller.Source{
@@ -49,7 +60,11 @@ func (e *evicter) ofPod(ev client.Event[*corev1.Pod]) []controller.Key {
 }
 
 func (e *evicter) ofNode(ev client.Event[*corev1.Node]) []controller.Key {
-	if ev.Type == client.Deleted || len(noExecute(ev.Object)) == 0 {
+	if ev.Type == client.Deleted {
+		e.since(ev.Object.Name, nil)
+		return nil
+	}
+	if len(e.since(ev.Object.Name, noExecute(ev.Object))) == 0 {
 		return nil
 	}
 	var keys []controller.Key
@@ -57,6 +72,34 @@ func (e *evicter) ofNode(ev client.Event[*corev1.Node]) []controller.Key {
 		keys = append(keys, client.KeyOf(p))
 	}
 	return keys
+}
+
+// since completes a node's NoExecute taints by when they were first seen, and forgets
+// those that are gone.
+func (e *evicter) since(node string, taints []corev1.Taint) []corev1.Taint {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var seen []corev1.Taint
+	for i := range taints {
+		t := &taints[i]
+		if t.TimeAdded != nil {
+			continue
+		}
+		at := metav1.NewTime(e.now())
+		for _, s := range e.seen[node] {
+			if s.Key == t.Key && s.Value == t.Value {
+				at = *s.TimeAdded
+			}
+		}
+		t.TimeAdded = &at
+		seen = append(seen, *t)
+	}
+	if len(seen) == 0 {
+		delete(e.seen, node)
+	} else {
+		e.seen[node] = seen
+	}
+	return taints
 }
 
 func noExecute(n *corev1.Node) []corev1.Taint {
@@ -79,7 +122,7 @@ func (e *evicter) reconcile(ctx context.Context, key controller.Key) (controller
 		return controller.Result{}, nil
 	}
 	now := e.now()
-	at, ever := Leaves(p, noExecute(n), now)
+	at, ever := Leaves(p, e.since(n.Name, noExecute(n)), now)
 	if !ever {
 		return controller.Result{}, nil
 	}
@@ -91,13 +134,20 @@ func (e *evicter) reconcile(ctx context.Context, key controller.Key) (controller
 
 // Leaves is when a pod must leave a node with these NoExecute taints. A taint
 // that it does not tolerate is at once; one that it tolerates for a time counts
-// from when the taint was added.
+// from when the taint was added, or, if the pod came to the node later, from then.
 func Leaves(p *corev1.Pod, taints []corev1.Taint, now time.Time) (at time.Time, ever bool) {
+	var came time.Time
+	if c := podstate.Condition(p, corev1.PodScheduled); c != nil && c.Status == corev1.ConditionTrue {
+		came = c.LastTransitionTime.Time
+	}
 	for i := range taints {
 		t := &taints[i]
 		since := now
 		if t.TimeAdded != nil {
 			since = t.TimeAdded.Time
+		}
+		if came.After(since) {
+			since = came
 		}
 		tolerated, forever := false, false
 		var seconds int64

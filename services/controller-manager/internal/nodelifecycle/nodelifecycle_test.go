@@ -136,6 +136,18 @@ func TestLeaves(t *testing.T) {
 	}
 }
 
+// The time of a pod that came to a node after its taint counts from then.
+func TestLeavesAfterItCame(t *testing.T) {
+	added, came := metav1.NewTime(now.Add(-time.Hour)), metav1.NewTime(now.Add(-10*time.Second))
+	seconds := int64(30)
+	p := &corev1.Pod{Spec: corev1.PodSpec{Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists, TolerationSeconds: &seconds}}}}
+	p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionTrue, LastTransitionTime: came}}
+	at, ever := Leaves(p, []corev1.Taint{{Key: "k", Effect: corev1.TaintEffectNoExecute, TimeAdded: &added}}, now)
+	if !ever || at.Sub(now) != 20*time.Second {
+		t.Errorf("in %s, %t; want in 20s", at.Sub(now), ever)
+	}
+}
+
 // clock is a clock that the test moves.
 type clock struct {
 	mu  sync.Mutex
@@ -209,6 +221,45 @@ func TestSilentNode(t *testing.T) {
 		}
 		return len(testkit.Get[*corev1.Node](w, "", "silent").Spec.Taints) == 0
 	})
+}
+
+// A taint that a person sets does not say since when it is there: the time of a
+// toleration counts from when the taint was first seen, and later looks at the pod do
+// not postpone it.
+func TestTaintWithoutTime(t *testing.T) {
+	w := testkit.Start(t)
+	c := &clock{now: time.Now()}
+	testkit.Create(w, node("n", "a", corev1.ConditionTrue))
+	seconds := int64(3600)
+	pod := func(name string, tolerations ...corev1.Toleration) {
+		testkit.Create(w, &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+			Spec:       corev1.PodSpec{NodeName: "n", Tolerations: tolerations},
+		})
+	}
+	pod("strict")
+	pod("patient", corev1.Toleration{Key: "emptied", Operator: corev1.TolerationOpExists, TolerationSeconds: &seconds})
+	pod("settled", corev1.Toleration{Key: "emptied", Operator: corev1.TolerationOpExists})
+	w.CatchUp()
+	w.Run(newEviction(w.Cluster, c.Now))
+	leaves := func(name string) bool {
+		p, err := client.For[*corev1.Pod](w.Cluster.Client).Get(t.Context(), "default", name)
+		return apierrors.IsNotFound(err) || err == nil && p.DeletionTimestamp != nil
+	}
+	touch := func(n int) {
+		testkit.Update(w, "default", "patient", func(p *corev1.Pod) { p.Labels = map[string]string{"n": fmt.Sprint(n)} })
+	}
+	testkit.Update(w, "", "n", func(n *corev1.Node) {
+		n.Spec.Taints = []corev1.Taint{{Key: "emptied", Effect: corev1.TaintEffectNoExecute}}
+	})
+	w.Eventually("the strict pod leaves", func() bool { return leaves("strict") })
+	c.advance(50 * time.Minute)
+	touch(1)
+	w.Never("the patient pod leaves before its time", func() bool { return leaves("patient") })
+	c.advance(11 * time.Minute)
+	touch(2)
+	w.Eventually("the patient pod leaves", func() bool { return leaves("patient") })
+	w.Never("the settled pod leaves", func() bool { return leaves("settled") })
 }
 
 // A node that is heard in time costs no reconcile, however long it goes on.
