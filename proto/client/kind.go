@@ -38,6 +38,20 @@ type Kind struct {
 	New func() Object
 
 	goType reflect.Type
+	// unstored is set for kinds that an apiserver does not serve yet, and for those
+	// whose objects are another kind's or none's.
+	unstored bool
+}
+
+// Stored reports whether the apiserver stores objects of the kind, so that they can be
+// listed, watched and deleted. Kinds that are posted are not, and of two kinds that
+// show the same objects one is.
+func (k *Kind) Stored() bool { return k.Resource != "" && !k.unstored }
+
+// unstored makes a row of a kind that is not stored.
+func unstored(k *Kind) *Kind {
+	k.unstored = true
+	return k
 }
 
 // GVR is the kind's group, version and resource.
@@ -86,28 +100,28 @@ var kinds = []*Kind{
 	kind[corev1.Namespace]("", "namespaces", cluster),
 	kind[corev1.Node]("", "nodes", cluster),
 	kind[corev1.Pod]("", "pods", namespaced),
-	kind[corev1.PodTemplate]("", "podtemplates", namespaced),
-	kind[corev1.ReplicationController]("", "replicationcontrollers", namespaced),
+	unstored(kind[corev1.PodTemplate]("", "podtemplates", namespaced)),
+	unstored(kind[corev1.ReplicationController]("", "replicationcontrollers", namespaced)),
 	kind[corev1.Service]("", "services", namespaced),
 	kind[corev1.Endpoints]("", "endpoints", namespaced), //nolint:staticcheck // it is still served and still written.
 	kind[corev1.ConfigMap]("", "configmaps", namespaced),
 	kind[corev1.Secret]("", "secrets", namespaced),
 	kind[corev1.ServiceAccount]("", "serviceaccounts", namespaced),
 	kind[corev1.Event]("", "events", namespaced),
-	kind[corev1.LimitRange]("", "limitranges", namespaced),
-	kind[corev1.ResourceQuota]("", "resourcequotas", namespaced),
+	unstored(kind[corev1.LimitRange]("", "limitranges", namespaced)),
+	unstored(kind[corev1.ResourceQuota]("", "resourcequotas", namespaced)),
 	kind[corev1.PersistentVolume]("", "persistentvolumes", cluster),
 	kind[corev1.PersistentVolumeClaim]("", "persistentvolumeclaims", namespaced),
-	kind[corev1.ComponentStatus]("", "componentstatuses", cluster), //nolint:staticcheck // kubectl still asks.
-	kind[corev1.Binding]("", "bindings", namespaced),
+	unstored(kind[corev1.ComponentStatus]("", "componentstatuses", cluster)), //nolint:staticcheck // kubectl still asks.
+	unstored(kind[corev1.Binding]("", "bindings", namespaced)),
 
-	kind[appsv1.ControllerRevision]("apps", "controllerrevisions", namespaced),
-	kind[appsv1.DaemonSet]("apps", "daemonsets", namespaced),
+	unstored(kind[appsv1.ControllerRevision]("apps", "controllerrevisions", namespaced)),
+	unstored(kind[appsv1.DaemonSet]("apps", "daemonsets", namespaced)),
 	kind[appsv1.Deployment]("apps", "deployments", namespaced),
 	kind[appsv1.ReplicaSet]("apps", "replicasets", namespaced),
-	kind[appsv1.StatefulSet]("apps", "statefulsets", namespaced),
+	unstored(kind[appsv1.StatefulSet]("apps", "statefulsets", namespaced)),
 
-	kind[batchv1.CronJob]("batch", "cronjobs", namespaced),
+	unstored(kind[batchv1.CronJob]("batch", "cronjobs", namespaced)),
 	kind[batchv1.Job]("batch", "jobs", namespaced),
 
 	kind[rbacv1.ClusterRole]("rbac.authorization.k8s.io", "clusterroles", cluster),
@@ -117,39 +131,39 @@ var kinds = []*Kind{
 
 	kind[discoveryv1.EndpointSlice]("discovery.k8s.io", "endpointslices", namespaced),
 
-	kind[storagev1.CSIDriver]("storage.k8s.io", "csidrivers", cluster),
-	kind[storagev1.CSINode]("storage.k8s.io", "csinodes", cluster),
-	kind[storagev1.CSIStorageCapacity]("storage.k8s.io", "csistoragecapacities", namespaced),
+	unstored(kind[storagev1.CSIDriver]("storage.k8s.io", "csidrivers", cluster)),
+	unstored(kind[storagev1.CSINode]("storage.k8s.io", "csinodes", cluster)),
+	unstored(kind[storagev1.CSIStorageCapacity]("storage.k8s.io", "csistoragecapacities", namespaced)),
 	kind[storagev1.StorageClass]("storage.k8s.io", "storageclasses", cluster),
-	kind[storagev1.VolumeAttachment]("storage.k8s.io", "volumeattachments", cluster),
-	kind[storagev1.VolumeAttributesClass]("storage.k8s.io", "volumeattributesclasses", cluster),
+	unstored(kind[storagev1.VolumeAttachment]("storage.k8s.io", "volumeattachments", cluster)),
+	unstored(kind[storagev1.VolumeAttributesClass]("storage.k8s.io", "volumeattributesclasses", cluster)),
 
 	kind[schedulingv1.PriorityClass]("scheduling.k8s.io", "priorityclasses", cluster),
 	kind[coordinationv1.Lease]("coordination.k8s.io", "leases", namespaced),
 	kind[certificatesv1.CertificateSigningRequest]("certificates.k8s.io", "certificatesigningrequests", cluster),
 
-	kind[policyv1.PodDisruptionBudget]("policy", "poddisruptionbudgets", namespaced),
+	unstored(kind[policyv1.PodDisruptionBudget]("policy", "poddisruptionbudgets", namespaced)),
 	kind[policyv1.Eviction]("policy", "", namespaced),
 
-	kind[eventsv1.Event]("events.k8s.io", "events", namespaced),
+	unstored(kind[eventsv1.Event]("events.k8s.io", "events", namespaced)),
 
-	kind[autoscalingv1.HorizontalPodAutoscaler]("autoscaling", "horizontalpodautoscalers", namespaced),
+	unstored(kind[autoscalingv1.HorizontalPodAutoscaler]("autoscaling", "horizontalpodautoscalers", namespaced)),
 	kind[autoscalingv1.Scale]("autoscaling", "", namespaced),
 
 	kind[authenticationv1.TokenRequest]("authentication.k8s.io", "", namespaced),
-	kind[authenticationv1.TokenReview]("authentication.k8s.io", "tokenreviews", cluster),
-	kind[authenticationv1.SelfSubjectReview]("authentication.k8s.io", "selfsubjectreviews", cluster),
+	unstored(kind[authenticationv1.TokenReview]("authentication.k8s.io", "tokenreviews", cluster)),
+	unstored(kind[authenticationv1.SelfSubjectReview]("authentication.k8s.io", "selfsubjectreviews", cluster)),
 
-	kind[authorizationv1.LocalSubjectAccessReview]("authorization.k8s.io", "localsubjectaccessreviews", namespaced),
-	kind[authorizationv1.SelfSubjectAccessReview]("authorization.k8s.io", "selfsubjectaccessreviews", cluster),
-	kind[authorizationv1.SelfSubjectRulesReview]("authorization.k8s.io", "selfsubjectrulesreviews", cluster),
-	kind[authorizationv1.SubjectAccessReview]("authorization.k8s.io", "subjectaccessreviews", cluster),
+	unstored(kind[authorizationv1.LocalSubjectAccessReview]("authorization.k8s.io", "localsubjectaccessreviews", namespaced)),
+	unstored(kind[authorizationv1.SelfSubjectAccessReview]("authorization.k8s.io", "selfsubjectaccessreviews", cluster)),
+	unstored(kind[authorizationv1.SelfSubjectRulesReview]("authorization.k8s.io", "selfsubjectrulesreviews", cluster)),
+	unstored(kind[authorizationv1.SubjectAccessReview]("authorization.k8s.io", "subjectaccessreviews", cluster)),
 
-	kind[networkingv1.Ingress]("networking.k8s.io", "ingresses", namespaced),
-	kind[networkingv1.IngressClass]("networking.k8s.io", "ingressclasses", cluster),
-	kind[networkingv1.IPAddress]("networking.k8s.io", "ipaddresses", cluster),
-	kind[networkingv1.NetworkPolicy]("networking.k8s.io", "networkpolicies", namespaced),
-	kind[networkingv1.ServiceCIDR]("networking.k8s.io", "servicecidrs", cluster),
+	unstored(kind[networkingv1.Ingress]("networking.k8s.io", "ingresses", namespaced)),
+	unstored(kind[networkingv1.IngressClass]("networking.k8s.io", "ingressclasses", cluster)),
+	unstored(kind[networkingv1.IPAddress]("networking.k8s.io", "ipaddresses", cluster)),
+	unstored(kind[networkingv1.NetworkPolicy]("networking.k8s.io", "networkpolicies", namespaced)),
+	unstored(kind[networkingv1.ServiceCIDR]("networking.k8s.io", "servicecidrs", cluster)),
 }
 
 var byType = func() map[reflect.Type]*Kind {

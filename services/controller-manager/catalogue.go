@@ -33,7 +33,7 @@ func (o *options) catalogue(s *cluster.Cluster, metadata []*garbage.Metadata, id
 		endpointslice.NewMirror(s.As("endpoint-slice-mirroring-controller")),
 		endpoints.New(s.As("endpoint-controller")),
 		namespace.New(s),
-		garbage.New(s, metadata),
+		garbage.New(s.As("garbage-collector-controller"), metadata),
 		serviceaccount.New(s),
 		tokensecret.New(s, o.signer, ca),
 		rootca.New(s, ca),

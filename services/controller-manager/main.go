@@ -66,7 +66,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	events := event.NewRecorder(c, name, instance)
 	g.Go("events", events.Run)
 	state := cluster.New(c, events)
-	metadata := garbage.NewMetadata(c)
+	metadata := garbage.NewMetadata(state)
 	server := ops.New()
 	server.Registry().MustRegister(controller.Collectors()...)
 	server.Ready("apiserver", rpc.Connected(conn))

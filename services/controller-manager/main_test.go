@@ -56,7 +56,7 @@ func startAll(t *testing.T) *World {
 	if err := o.check(); err != nil {
 		t.Fatal(err)
 	}
-	metadata := garbage.NewMetadata(w.Client)
+	metadata := garbage.NewMetadata(w.Cluster)
 	for _, c := range metadata {
 		w.Go(c.Run)
 	}

@@ -13,8 +13,10 @@ import (
 	"iter"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -23,27 +25,55 @@ import (
 	"keelson.dev/proto/client"
 	"keelson.dev/services/controller-manager/internal/cluster"
 	"keelson.dev/services/internal/controller"
+	"keelson.dev/services/internal/event"
 )
 
 // Metadata is a cache of the metadata of a kind that no controller needs whole.
 type Metadata = client.Cache[*metav1.PartialObjectMetadata]
 
+// Collected reports whether objects of a kind are owners and dependents: all that
+// are stored but events, which expire by themselves.
+func Collected(k *client.Kind) bool { return k.Stored() && k.Resource != "events" }
+
 // NewMetadata makes the caches of the kinds that the cluster's own caches do not
 // hold, or not all of.
-func NewMetadata(c *client.Client) []*Metadata {
+func NewMetadata(s *cluster.Cluster) []*Metadata {
+	held := map[*client.Kind]bool{}
+	for _, w := range whole(s) {
+		held[w.kind] = true
+	}
 	var out []*Metadata
-	for _, gvr := range []schema.GroupVersionResource{
-		{Version: "v1", Resource: "configmaps"},
-		{Version: "v1", Resource: "secrets"},
-		{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "roles"},
-		{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "rolebindings"},
-		{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "clusterrolebindings"},
-	} {
-		out = append(out, client.NewCacheOf(client.Metadata(c, client.KindForResource(gvr)), client.CacheOptions[*metav1.PartialObjectMetadata]{
-			Transform: slim,
-		}))
+	for _, k := range client.Kinds() {
+		if !Collected(k) || held[k] {
+			continue
+		}
+		o := client.CacheOptions[*metav1.PartialObjectMetadata]{Transform: slim}
+		if k == s.NodeLeases.Kind() {
+			// Those of nodes are in a cache already, and renewed all the time.
+			o.FieldSelector = "metadata.namespace!=" + corev1.NamespaceNodeLease
+		}
+		out = append(out, client.NewCacheOf(client.Metadata(s.Client, k), o))
 	}
 	return out
+}
+
+// held is a cache of the cluster that holds all objects of its kind.
+type held struct {
+	kind   *client.Kind
+	source func(g *collector) controller.Source
+}
+
+func of[T client.Object](cache *client.Cache[T]) held {
+	return held{cache.Kind(), func(g *collector) controller.Source { return from(g, cache) }}
+}
+
+// whole are the caches of the cluster that hold all objects of their kinds.
+func whole(s *cluster.Cluster) []held {
+	return []held{
+		of(s.Namespaces), of(s.Nodes), of(s.Volumes), of(s.StorageClasses), of(s.ClusterRoles), of(s.SigningRequests),
+		of(s.ServiceAccounts), of(s.Claims), of(s.Services), of(s.Endpoints), of(s.EndpointSlices), of(s.Deployments),
+		of(s.ReplicaSets), of(s.Jobs), of(s.Pods),
+	}
 }
 
 // slim keeps what the graph needs.
@@ -55,22 +85,30 @@ func slim(m *metav1.PartialObjectMetadata) *metav1.PartialObjectMetadata {
 }
 
 type collector struct {
-	c     *client.Client
-	graph *graph
+	c      *client.Client
+	events *event.Recorder
+	graph  *graph
 	// complete is closed when every kind is in the graph; before, an owner that
 	// is not there says nothing.
 	complete chan struct{}
 	// kinds are those in the graph.
 	kinds []*client.Kind
+
+	mu sync.Mutex
+	// reported are the references that there was an event about; forgetting one costs
+	// another event, which counts up the first.
+	reported *absences
 }
 
 // New is the controller; its keys are uids.
 func New(s *cluster.Cluster, metadata []*Metadata) controller.Controller {
-	g := &collector{c: s.Client, graph: newGraph(), complete: make(chan struct{})}
-	sources := []controller.Source{
-		from(g, s.Namespaces), from(g, s.Nodes), from(g, s.Volumes), from(g, s.StorageClasses), from(g, s.ClusterRoles),
-		from(g, s.SigningRequests), from(g, s.ServiceAccounts), from(g, s.Claims), from(g, s.Services), from(g, s.Endpoints),
-		from(g, s.EndpointSlices), from(g, s.NodeLeases), from(g, s.Deployments), from(g, s.ReplicaSets), from(g, s.Jobs), from(g, s.Pods),
+	g := &collector{
+		c: s.Client, events: s.Events, graph: newGraph(), complete: make(chan struct{}),
+		reported: newAbsences(maxAbsences),
+	}
+	sources := []controller.Source{from(g, s.NodeLeases)}
+	for _, w := range whole(s) {
+		sources = append(sources, w.source(g))
 	}
 	for _, m := range metadata {
 		sources = append(sources, from(g, m))
@@ -85,7 +123,9 @@ func New(s *cluster.Cluster, metadata []*Metadata) controller.Controller {
 
 // from feeds the graph with a cache.
 func from[T client.Object](g *collector, cache *client.Cache[T]) controller.Source {
-	g.kinds = append(g.kinds, cache.Kind())
+	if !slices.Contains(g.kinds, cache.Kind()) { // there are two caches of Leases
+		g.kinds = append(g.kinds, cache.Kind())
+	}
 	return controller.From(cache, func(ev client.Event[T]) []controller.Key {
 		var uids []types.UID
 		if ev.Type == client.Deleted {
@@ -245,7 +285,11 @@ func (g *collector) lookUp(ctx context.Context, n *node, ref *metav1.OwnerRefere
 		return unjudged, nil //nolint:nilerr // validation keeps such references out.
 	}
 	k := client.KindFor(gv.WithKind(ref.Kind))
-	if k == nil || k.Namespaced && n.namespace == "" {
+	if k == nil {
+		return unjudged, nil
+	}
+	if k.Namespaced && n.namespace == "" {
+		g.reportNamespace(ctx, n, ref)
 		return unjudged, nil
 	}
 	namespace := ""
@@ -265,8 +309,31 @@ func (g *collector) lookUp(ctx context.Context, n *node, ref *metav1.OwnerRefere
 	// the reference names the wrong object.
 	if g.graph.get(ref.UID) == nil {
 		g.graph.setAbsent(ref.UID)
+	} else if k.Namespaced {
+		g.reportNamespace(ctx, n, ref)
 	}
 	return gone, nil
+}
+
+// reportNamespace says that a reference names an owner where it cannot be: owners are
+// looked for in their dependent's own namespace.
+func (g *collector) reportNamespace(ctx context.Context, n *node, ref *metav1.OwnerReference) {
+	owner := g.graph.get(ref.UID)
+	if owner != nil && owner.namespace == n.namespace {
+		return // it is of another name or kind
+	}
+	pair := n.uid + "/" + ref.UID
+	g.mu.Lock()
+	known := g.reported.has(pair)
+	g.reported.add(pair)
+	g.mu.Unlock()
+	if known {
+		return
+	}
+	about := corev1.ObjectReference{APIVersion: n.kind.APIVersion(), Kind: n.kind.GVK.Kind, Namespace: n.namespace, Name: n.name, UID: n.uid}
+	g.events.About(ctx, about, corev1.EventTypeWarning, "OwnerRefInvalidNamespace", fmt.Sprintf(
+		"ownerRef [%s/%s, namespace: %s, name: %s, uid: %s] does not exist in namespace %q",
+		ref.APIVersion, ref.Kind, n.namespace, ref.Name, ref.UID, n.namespace))
 }
 
 // unserved tells a NotFound of the kind from one of the object.

@@ -3,11 +3,15 @@ package garbage_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"go.uber.org/goleak"
 	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -22,7 +26,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // start runs the collector.
 func start(t *testing.T) *World {
 	w := Start(t)
-	metadata := garbage.NewMetadata(w.Client)
+	metadata := garbage.NewMetadata(w.Cluster)
 	for _, c := range metadata {
 		w.Go(c.Run)
 	}
@@ -136,6 +140,62 @@ func TestOwnersThatAreNot(t *testing.T) {
 	w.Never("a cluster's object of a namespaced owner goes", func() bool { return !Exists[*corev1.Node](w, "", "node-like") })
 }
 
+// Kinds that no controller needs are collected like all others, and an owner that is
+// deleted in the foreground waits for them.
+func TestLeasesAndClasses(t *testing.T) {
+	w := start(t)
+	owner := configMap(w, "owner")
+	m := meta("held", owner)
+	yes := true
+	m.OwnerReferences[0].BlockOwnerDeletion = &yes
+	Create(w, &coordinationv1.Lease{ObjectMeta: m})
+	Delete[*corev1.ConfigMap](w, "default", "owner", client.Propagation(metav1.DeletePropagationForeground))
+	w.Eventually("the owner goes", gone[*corev1.ConfigMap](w, "owner"))
+	if Exists[*coordinationv1.Lease](w, "default", "held") {
+		t.Error("the owner went before the lease that blocks it")
+	}
+
+	role := Create(w, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "owner"}})
+	m = meta("owned", role)
+	m.Namespace = ""
+	Create(w, &schedulingv1.PriorityClass{ObjectMeta: m, Value: 7})
+	Delete[*rbacv1.ClusterRole](w, "", "owner")
+	w.Eventually("the class goes", func() bool { return !Exists[*schedulingv1.PriorityClass](w, "", "owned") })
+}
+
+// A reference to an owner in another namespace is told in an event, once.
+func TestOwnerInOtherNamespace(t *testing.T) {
+	w := start(t)
+	owner := configMap(w, "owner")
+	wide := meta("wide", owner)
+	wide.Namespace = ""
+	Create(w, &rbacv1.ClusterRole{ObjectMeta: wide})
+	Create(w, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "elsewhere", Name: "lost", OwnerReferences: meta("", owner).OwnerReferences}})
+	w.Eventually("the dependent goes", func() bool { return !Exists[*corev1.ConfigMap](w, "elsewhere", "lost") })
+	for name, namespace := range map[string]string{"lost": "elsewhere", "wide": ""} {
+		want := fmt.Sprintf("ownerRef [v1/ConfigMap, namespace: %s, name: owner, uid: %s] does not exist in namespace %q", namespace, owner.UID, namespace)
+		at := namespace
+		if at == "" {
+			at = "default"
+		}
+		w.Eventually("an event about "+name, func() bool {
+			return slices.ContainsFunc(List[*corev1.Event](w, at), func(e *corev1.Event) bool {
+				return e.InvolvedObject.Name == name && e.Reason == "OwnerRefInvalidNamespace" && e.Type == corev1.EventTypeWarning && e.Message == want
+			})
+		})
+	}
+	Update(w, "", "wide", func(r *rbacv1.ClusterRole) { r.Labels = map[string]string{"a": "b"} })
+	w.Never("there is another event, or the owner goes", func() bool {
+		n := 0
+		for _, e := range List[*corev1.Event](w, "default") {
+			if e.InvolvedObject.Name == "wide" {
+				n += int(max(e.Count, 1))
+			}
+		}
+		return n != 1 || gone[*corev1.ConfigMap](w, "owner")()
+	})
+}
+
 // Two that own each other go when one is deleted.
 func TestCycle(t *testing.T) {
 	for _, policy := range []metav1.DeletionPropagation{metav1.DeletePropagationBackground, metav1.DeletePropagationForeground} {
@@ -162,7 +222,7 @@ func TestStart(t *testing.T) {
 		configMap(w, fmt.Sprintf("of-b-%d", i), b)
 	}
 	Delete[*corev1.ConfigMap](w, "default", "a")
-	metadata := garbage.NewMetadata(w.Client)
+	metadata := garbage.NewMetadata(w.Cluster)
 	for _, c := range metadata {
 		w.Go(c.Run)
 	}

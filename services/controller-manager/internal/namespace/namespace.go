@@ -59,10 +59,7 @@ func Kinds() []*client.Kind {
 	var out []*client.Kind
 	for _, k := range client.Kinds() {
 		switch {
-		case !k.Namespaced || k.Resource == "" || k.Resource == "bindings" || k.GVK.Group == "authorization.k8s.io":
-			// Posted, not stored.
-		case k.GVK.Group == "events.k8s.io":
-			// The same objects as the core group's events.
+		case !k.Namespaced || !k.Stored():
 		case k.Resource == "pods":
 			out = slices.Insert(out, 0, k)
 		default:

@@ -1,0 +1,27 @@
+package kind_test
+
+import (
+	"testing"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/apiserver/internal/kind"
+)
+
+// TestClientKnowsWhatIsStored: controllers that go over all kinds, the garbage
+// collector and the namespace controller, go by the client's table.
+func TestClientKnowsWhatIsStored(t *testing.T) {
+	stored := map[string]bool{}
+	for _, k := range kind.All() {
+		stored[k.GVR().String()] = k.Virtual == "" && k.StoredAs == nil
+		if c := client.KindForResource(k.GVR()); c == nil {
+			t.Errorf("the client does not know %s", k.GVR())
+		} else if c.Namespaced != k.Namespaced {
+			t.Errorf("%s: the client has namespaced=%t", k.GVR(), c.Namespaced)
+		}
+	}
+	for _, c := range client.Kinds() {
+		if c.Resource != "" && c.Stored() != stored[c.GVR().String()] {
+			t.Errorf("%s: the client has stored=%t", c.GVR(), c.Stored())
+		}
+	}
+}
