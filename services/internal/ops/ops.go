@@ -2,7 +2,9 @@
 // /readyz?verbose and /debug/pprof.
 //
 // It must never serve anything that is secret or changes state, and its listener
-// is meant for loopback or an operator's network: it asks nobody who he is.
+// is meant for loopback or an operator's network: it asks nobody who they are. Profiles
+// are for this machine only, wherever the listener is: they show the program's inside
+// and cost CPU.
 package ops
 
 import (
@@ -13,15 +15,19 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"keelson.dev/services/internal/connlimit"
 )
 
 // Check is nil when what it looks at is well. It must answer quickly.
@@ -99,12 +105,24 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}))
 	mux.Handle("GET /healthz", s.HealthHandler())
 	mux.Handle("GET /readyz", s.ReadyHandler())
-	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	for path, h := range map[string]http.HandlerFunc{
+		"": pprof.Index, "cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace,
+	} {
+		mux.Handle("/debug/pprof/"+path, local(h))
+	}
 	return mux
+}
+
+// local serves clients of this machine.
+func local(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// A unix socket shows no address.
+		if from, err := netip.ParseAddrPort(r.RemoteAddr); err == nil && !from.Addr().Unmap().IsLoopback() {
+			http.Error(w, "profiles are served to this machine only, over loopback or a unix socket", http.StatusForbidden)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // HealthHandler serves /healthz (and, for the apiserver, /livez).
@@ -183,7 +201,7 @@ func (s *Server) Serve(ctx context.Context, address string) error {
 		network, address = "unix", path
 		_ = os.Remove(path) // what a predecessor that was killed left behind
 	}
-	l, err := new(net.ListenConfig).Listen(ctx, network, address)
+	l, err := listen(ctx, network, address)
 	if err != nil {
 		return fmt.Errorf("operations listener: %w", err)
 	}
@@ -191,8 +209,17 @@ func (s *Server) Serve(ctx context.Context, address string) error {
 	return s.ServeListener(ctx, l)
 }
 
+// listen opens the listener; a unix socket is for this user alone.
+func listen(ctx context.Context, network, address string) (net.Listener, error) {
+	if network == "unix" {
+		defer syscall.Umask(syscall.Umask(0o177))
+	}
+	return new(net.ListenConfig).Listen(ctx, network, address)
+}
+
 // ServeListener serves on l until ctx ends, and closes it.
 func (s *Server) ServeListener(ctx context.Context, l net.Listener) error {
+	l = connlimit.Wrap(l, connlimit.Limits{Name: "ops", Total: 256, Unknown: 64, UnknownPerAddress: 16})
 	server := &http.Server{
 		Handler:           s.Handler(),
 		ReadHeaderTimeout: 5 * time.Second,

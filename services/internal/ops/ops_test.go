@@ -7,8 +7,11 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -18,9 +21,64 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func get(h http.Handler, target string) (int, string) {
+	return getFrom(h, target, "127.0.0.1:1234")
+}
+
+func getFrom(h http.Handler, target, remote string) (int, string) {
 	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, target, nil))
+	r := httptest.NewRequest(http.MethodGet, target, nil)
+	r.RemoteAddr = remote
+	h.ServeHTTP(w, r)
 	return w.Code, w.Body.String()
+}
+
+func TestProfilesAreForThisMachine(t *testing.T) {
+	h := ops.New().Handler()
+	for remote, want := range map[string]int{
+		"127.0.0.1:1": 200, "[::1]:1": 200, "[::ffff:127.0.0.1]:1": 200, "@": 200, // a unix socket's
+		"192.0.2.1:1": 403, "[2001:db8::1]:1": 403, "[fe80::1%eth0]:1": 403,
+	} {
+		for _, path := range []string{"/debug/pprof/", "/debug/pprof/heap", "/debug/pprof/cmdline", "/debug/pprof/symbol"} {
+			if code, body := getFrom(h, path, remote); code != want {
+				t.Errorf("%s from %s: %d %s", path, remote, code, body)
+			}
+		}
+		if code, _ := getFrom(h, "/healthz", remote); code != 200 {
+			t.Errorf("/healthz from %s: %d", remote, code)
+		}
+	}
+}
+
+func TestSocketIsForThisUser(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ops.sock")
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- ops.New().Serve(ctx, "unix://"+path) }()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}}}
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		res, err := client.Get("http://ops/debug/pprof/cmdline")
+		if err == nil {
+			res.Body.Close()
+			if res.StatusCode != 200 {
+				t.Errorf("profiles over the socket: %s", res.Status)
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		<-time.After(time.Millisecond)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestChecks(t *testing.T) {
