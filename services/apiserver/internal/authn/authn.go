@@ -34,6 +34,8 @@ const (
 // now.
 type Lookup interface {
 	GetFresh(ctx context.Context, group, resource, namespace, name string) (resource.Object, bool, error)
+	// Get reads what this process has seen of an object: it costs the store nothing.
+	Get(group, resource, namespace, name string) (resource.Object, bool)
 }
 
 // Config of an Authenticator. Roots, Tokens and Lookup are required.
@@ -52,6 +54,7 @@ type Authenticator struct {
 	cfg          Config
 	certificates *cache[certificate]
 	tokens       *cache[verified]
+	guesses      allowance
 }
 
 const (

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -31,6 +32,8 @@ type objects struct {
 	m     map[string]resource.Object
 	reads int
 	fail  error
+	// behind says that Get has not seen them yet.
+	behind bool
 }
 
 func (o *objects) GetFresh(_ context.Context, _, plural, namespace, name string) (resource.Object, bool, error) {
@@ -40,6 +43,11 @@ func (o *objects) GetFresh(_ context.Context, _, plural, namespace, name string)
 	}
 	v, ok := o.m[plural+"/"+namespace+"/"+name]
 	return v, ok, nil
+}
+
+func (o *objects) Get(_, plural, namespace, name string) (resource.Object, bool) {
+	v, ok := o.m[plural+"/"+namespace+"/"+name]
+	return v, ok && !o.behind
 }
 
 func newIssuer(t testing.TB) *token.Issuer {
@@ -328,6 +336,42 @@ func bootstrapSecret(change func(map[string]string)) *corev1.Secret {
 		s.Data[k] = []byte(v)
 	}
 	return s
+}
+
+// TestMadeUpTokensCostTheStoreLittle tries one token after the other, and a real one
+// beside them.
+func TestMadeUpTokensCostTheStoreLittle(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	o := &objects{m: map[string]resource.Object{"secrets/kube-system/bootstrap-token-abcdef": bootstrapSecret(nil)}}
+	a := New(Config{Roots: x509.NewCertPool, Tokens: newIssuer(t), Lookup: o, Now: func() time.Time { return now }})
+	try := func(token string) error {
+		_, err := a.Authenticate(t.Context(), nil, token)
+		return err
+	}
+	const good = "abcdef.0123456789abcdef"
+	for i := range 500 {
+		for _, token := range []string{fmt.Sprintf("aaa%03d.0123456789abcdef", i), fmt.Sprintf("abcdef.0123456789aaa%03d", i)} {
+			if try(token) == nil {
+				t.Fatalf("%s is accepted", token)
+			}
+		}
+	}
+	if o.reads > guessBurst {
+		t.Errorf("1000 made-up tokens cost %d reads of the store", o.reads)
+	}
+	if err := try(good); err != nil {
+		t.Errorf("a token beside them: %v", err)
+	}
+	delete(o.m, "secrets/kube-system/bootstrap-token-abcdef")
+	now = now.Add(cached + time.Second)
+	if try(good) == nil {
+		t.Error("a token that was withdrawn is accepted")
+	}
+	// One that this process has not seen yet.
+	o.m["secrets/kube-system/bootstrap-token-abcdef"], o.behind = bootstrapSecret(nil), true
+	if err := try(good); err != nil {
+		t.Errorf("a new token: %v", err)
+	}
 }
 
 func TestBootstrapTokens(t *testing.T) {

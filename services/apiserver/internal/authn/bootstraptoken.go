@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -49,13 +50,9 @@ func parseBootstrapToken(raw string) (id, secret string, ok bool) {
 // bootstrapToken is the user of a bootstrap token. All refusals are alike: they
 // must not tell which ids exist.
 func (a *Authenticator) bootstrapToken(ctx context.Context, id, secret string) (u request.User, until time.Time, err error) {
-	o, ok, err := a.cfg.Lookup.GetFresh(ctx, "", "secrets", metav1.NamespaceSystem, bootstrapSecretPrefix+id)
+	stored, err := a.bootstrapSecret(ctx, bootstrapSecretPrefix+id, secret)
 	if err != nil {
 		return u, until, fmt.Errorf("%w: secrets cannot be read", errUnchecked)
-	}
-	stored, _ := o.(*corev1.Secret)
-	if !ok || stored == nil {
-		stored = &corev1.Secret{} // compare all the same, for the time it takes
 	}
 	text := func(key string) string { return string(stored.Data[key]) }
 	same := subtle.ConstantTimeCompare([]byte(text("token-secret")), []byte(secret)) == 1
@@ -71,6 +68,54 @@ func (a *Authenticator) bootstrapToken(ctx context.Context, id, secret string) (
 		u.Extra = map[string][]string{identity.BootstrapNode: {string(node)}}
 	}
 	return u, until, nil
+}
+
+// bootstrapSecret reads the Secret of a bootstrap token; an empty one where there is
+// none, to compare with all the same, for the time it takes. The store is asked about
+// tokens that this process knows already, because they may have been withdrawn, and now
+// and then about others: one may be new. Anyone can make up a token, and a read of the
+// store costs all members.
+func (a *Authenticator) bootstrapSecret(ctx context.Context, name, secret string) (*corev1.Secret, error) {
+	seen, _ := a.cfg.Lookup.Get("", "secrets", metav1.NamespaceSystem, name)
+	stored, _ := seen.(*corev1.Secret)
+	if stored == nil {
+		stored = &corev1.Secret{}
+	}
+	if subtle.ConstantTimeCompare(stored.Data["token-secret"], []byte(secret)) != 1 && !a.guesses.take(a.cfg.Now()) {
+		return stored, nil
+	}
+	o, _, err := a.cfg.Lookup.GetFresh(ctx, "", "secrets", metav1.NamespaceSystem, name)
+	if err != nil {
+		return nil, err
+	}
+	if stored, _ = o.(*corev1.Secret); stored == nil {
+		stored = &corev1.Secret{}
+	}
+	return stored, nil
+}
+
+// An Authenticator asks the store about so many tokens a second that it does not know,
+// and so many at once.
+const guessRate, guessBurst = 10, 20
+
+// allowance bounds how often something is done.
+type allowance struct {
+	mu    sync.Mutex
+	spent float64
+	last  time.Time
+}
+
+// take tells whether it may be done now.
+func (l *allowance) take(now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.spent = max(0, l.spent-now.Sub(l.last).Seconds()*guessRate)
+	l.last = now
+	if l.spent+1 > guessBurst {
+		return false
+	}
+	l.spent++
+	return true
 }
 
 // bootstrapExpiry reads when a token ends (RFC 3339; empty is never).

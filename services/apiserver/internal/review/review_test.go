@@ -37,6 +37,8 @@ func (oneAccount) GetFresh(_ context.Context, _, plural, namespace, name string)
 	return &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "sa", UID: "u"}}, true, nil
 }
 
+func (oneAccount) Get(string, string, string, string) (resource.Object, bool) { return nil, false }
+
 func setUp(t *testing.T) (map[string]pipeline.Action, *token.Issuer) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
