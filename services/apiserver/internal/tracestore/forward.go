@@ -13,12 +13,15 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 const (
-	// forwardQueue is how many exports wait for a slow collector; what comes on
-	// top of it is dropped and counted.
+	// forwardQueue is how many exports wait for a slow collector, forwardBytes how
+	// large they are together as sent, the one that is being sent included; what comes
+	// on top is dropped and counted.
 	forwardQueue   = 256
+	forwardBytes   = 16 << 20
 	forwardTimeout = 10 * time.Second
 	forwardRetries = 3
 	drainTimeout   = 2 * time.Second
@@ -27,8 +30,15 @@ const (
 // Forward sends spans on to an OTLP collector. A nil Forward sends nothing.
 type Forward struct {
 	conn    *grpc.ClientConn
-	queue   chan []*tracepb.ResourceSpans
+	queue   chan export
+	bytes   atomic.Int64 // of what waits
 	dropped atomic.Int64
+}
+
+// export is what came in one call.
+type export struct {
+	spans []*tracepb.ResourceSpans
+	size  int64
 }
 
 // NewForward sends to the collector at endpoint (host:port, without TLS, as a
@@ -41,7 +51,7 @@ func NewForward(endpoint string, options ...grpc.DialOption) (*Forward, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--otlp-endpoint: %w", err)
 	}
-	return &Forward{conn: conn, queue: make(chan []*tracepb.ResourceSpans, forwardQueue)}, nil
+	return &Forward{conn: conn, queue: make(chan export, forwardQueue)}, nil
 }
 
 // Send queues spans; it never waits.
@@ -49,16 +59,29 @@ func (f *Forward) Send(spans []*tracepb.ResourceSpans) {
 	if f == nil || len(spans) == 0 {
 		return
 	}
-	select {
-	case f.queue <- spans:
-	default:
-		if n := f.dropped.Add(1); n&(n-1) == 0 { // at 1, 2, 4, 8…
-			slog.Warn("spans are not forwarded: the collector is too slow", "exports_dropped", n)
+	e := export{spans, size(spans)}
+	if f.bytes.Add(e.size) <= forwardBytes {
+		select {
+		case f.queue <- e:
+			return
+		default:
 		}
+	}
+	f.bytes.Add(-e.size)
+	if n := f.dropped.Add(1); n&(n-1) == 0 { // at 1, 2, 4, 8…
+		slog.Warn("spans are not forwarded: the collector is too slow", "exports_dropped", n, "bytes_waiting", f.bytes.Load())
 	}
 }
 
-// Dropped is how many exports did not fit into the queue.
+// size is what spans take on the wire.
+func size(spans []*tracepb.ResourceSpans) (n int64) {
+	for _, r := range spans {
+		n += int64(proto.Size(r))
+	}
+	return n
+}
+
+// Dropped is how many exports did not fit into the queue's bounds.
 func (f *Forward) Dropped() int64 { return f.dropped.Load() }
 
 // Run sends what is queued until ctx ends, then what is left if that goes quickly,
@@ -71,8 +94,10 @@ func (f *Forward) Run(ctx context.Context) error {
 	collector := collectorpb.NewTraceServiceClient(f.conn)
 	for {
 		select {
-		case spans := <-f.queue:
-			if err := send(ctx, collector, spans); err != nil && ctx.Err() == nil {
+		case e := <-f.queue:
+			err := send(ctx, collector, e.spans)
+			f.bytes.Add(-e.size)
+			if err != nil && ctx.Err() == nil {
 				slog.Warn("spans were not forwarded", "error", err)
 			}
 		case <-ctx.Done():
@@ -88,8 +113,9 @@ func (f *Forward) drain(ctx context.Context, collector collectorpb.TraceServiceC
 	defer cancel()
 	for {
 		select {
-		case spans := <-f.queue:
-			if sendOnce(ctx, collector, spans) != nil {
+		case e := <-f.queue:
+			f.bytes.Add(-e.size)
+			if sendOnce(ctx, collector, e.spans) != nil {
 				return
 			}
 		default:

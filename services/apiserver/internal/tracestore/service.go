@@ -41,6 +41,7 @@ type Service struct {
 	lookup    Lookup
 	authorize authz.Authorizer
 	forward   *Forward
+	quota     quota
 }
 
 // NewService serves the store. forward may be nil.
@@ -66,6 +67,12 @@ func (c collector) Export(ctx context.Context, r *collectorpb.ExportTraceService
 		return nil, wire(ctx, err)
 	}
 	res := &collectorpb.ExportTraceServiceResponse{}
+	if n := count(r.GetResourceSpans()); !c.quota.take(request.UserFrom(ctx).Name, n, size(r.GetResourceSpans()), c.store.cfg.Now()) {
+		res.PartialSuccess = &collectorpb.ExportTracePartialSuccess{
+			RejectedSpans: int64(n), ErrorMessage: fmt.Sprintf("this user exports more than %d spans or %d bytes a second", quotaSpans, quotaBytes),
+		}
+		return res, nil
+	}
 	if rejected := c.store.Add(r.GetResourceSpans()); rejected > 0 {
 		res.PartialSuccess = &collectorpb.ExportTracePartialSuccess{
 			RejectedSpans: int64(rejected), ErrorMessage: "spans without a trace id of 16 or a span id of 8 bytes",
