@@ -19,6 +19,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,7 +45,11 @@ func Run(ctx context.Context, l net.Listener, backends []string) error {
 func RunProbed(ctx context.Context, l net.Listener, backends []string, probe Probe) error {
 	cut, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
-	b := &balancer{slots: make(chan struct{}, maxConnections)}
+	return run(ctx, cut, end, l, backends, probe, defaultLimits)
+}
+
+func run(ctx, cut context.Context, end context.CancelFunc, l net.Listener, backends []string, probe Probe, limits limits) error {
+	b := &balancer{slots: make(chan struct{}, maxConnections), limits: newLimiter(limits)}
 	defer b.wg.Wait()
 	for _, address := range backends {
 		at := &backend{address: address}
@@ -76,9 +81,15 @@ func RunProbed(ctx context.Context, l net.Listener, backends []string, probe Pro
 			end()
 			return err
 		}
+		from := clientAddress(conn.RemoteAddr())
+		if !b.limits.enter(from) {
+			conn.Close()
+			<-b.slots
+			continue
+		}
 		b.wg.Go(func() {
 			defer func() { <-b.slots }()
-			b.pass(cut, conn)
+			b.pass(cut, conn, from)
 		})
 	}
 }
@@ -87,13 +98,18 @@ type balancer struct {
 	backends []*backend
 	turn     atomic.Uint64
 	slots    chan struct{}
+	limits   *limiter
 	wg       sync.WaitGroup
 }
 
 // pass connects a client with a backend until one of them ends.
-func (b *balancer) pass(ctx context.Context, client net.Conn) {
+func (b *balancer) pass(ctx context.Context, client net.Conn, from netip.Addr) {
 	defer client.Close()
 	c := &connection{client: client}
+	c.onAnswer = func() { b.limits.answered(from) }
+	defer func() { b.limits.leave(from, c.isAnswered()) }()
+	hello := time.AfterFunc(b.limits.hello, c.closeUnanswered)
+	defer hello.Stop()
 	tried := make(map[*backend]bool, len(b.backends))
 	if !c.connect(b.dial(ctx, tried)) {
 		return
@@ -114,7 +130,8 @@ func (b *balancer) pass(ctx context.Context, client net.Conn) {
 
 // connection is a client and its backend of the moment.
 type connection struct {
-	client net.Conn
+	client   net.Conn
+	onAnswer func() // called once
 
 	mu       sync.Mutex
 	backend  net.Conn
@@ -157,6 +174,19 @@ func (c *connection) close() {
 	if c.backend != nil {
 		c.backend.Close()
 	}
+}
+
+// closeUnanswered ends both sides unless the backend has said something.
+func (c *connection) closeUnanswered() {
+	if !c.isAnswered() {
+		c.close()
+	}
+}
+
+func (c *connection) isAnswered() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.answered
 }
 
 // mayRepeat tells whether another backend may be asked the same.
@@ -227,6 +257,7 @@ func (c *connection) answer() bool {
 	c.mu.Lock()
 	c.answered = true
 	c.mu.Unlock()
+	c.onAnswer()
 	if _, werr := c.client.Write(buf[:n]); werr != nil {
 		c.close()
 		return true
