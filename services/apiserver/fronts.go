@@ -9,6 +9,7 @@ import (
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"google.golang.org/grpc"
 
 	coordinationv1 "keelson.dev/proto/keelson/coordination/v1"
 	nodev1 "keelson.dev/proto/keelson/node/v1"
@@ -17,6 +18,7 @@ import (
 	"keelson.dev/services/apiserver/internal/fence"
 	grpcfront "keelson.dev/services/apiserver/internal/front/grpc"
 	"keelson.dev/services/apiserver/internal/front/rest"
+	"keelson.dev/services/apiserver/internal/front/sniff"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/snapshot"
 	"keelson.dev/services/apiserver/internal/token"
@@ -57,6 +59,9 @@ func startFronts(g *boot.Group, f fronts) {
 		Root:         grpcfront.Writes,
 		Untraced:     grpcfront.Streams,
 		Endless:      grpcfront.Endless,
+		Options: []grpc.ServerOption{
+			grpc.Creds(sniff.Credentials{TransportCredentials: f.id.ServerCredentials(false)}),
+		},
 	})
 	resourcev1.RegisterResourceServiceServer(server, grpcfront.New(f.api))
 	coordinationv1.RegisterFenceServiceServer(server, grpcfront.NewFenceService(f.fences))
@@ -85,12 +90,17 @@ func startFronts(g *boot.Group, f fronts) {
 		}
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		results := make(chan error, 2)
+		// gRPC is served on the HTTPS port, too.
+		shared := sniff.NewListener(f.https.Addr())
+		results := make(chan error, 3)
 		go func() { results <- server.Serve(ctx, f.grpc) }()
-		go func() { results <- rest.Serve(ctx, f.https, f.id.ServerTLS(false), web, slog.Default()) }()
+		go func() { results <- server.Also(ctx, shared) }()
+		go func() {
+			results <- rest.Serve(ctx, f.https, f.id.ServerTLS(false), web, slog.Default(), shared.Serve)
+		}()
 		first := <-results
 		cancel()
-		return errors.Join(first, <-results)
+		return errors.Join(first, <-results, <-results)
 	})
 }
 

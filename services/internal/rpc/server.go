@@ -166,6 +166,16 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
+// Also serves on another listener until ctx ends; Serve, which must run as well, ends
+// its calls.
+func (s *Server) Also(ctx context.Context, l net.Listener) error {
+	err := s.Server.Serve(l)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("grpc listener: %w", err)
+}
+
 // unknownMethod answers what no service has, once the caller is known.
 func unknownMethod(_ any, ss grpc.ServerStream) error {
 	method, _ := grpc.MethodFromServerStream(ss)

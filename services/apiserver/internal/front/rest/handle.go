@@ -35,6 +35,10 @@ var noCache = []string{"no-cache, private"}
 // ServeHTTP answers one request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
+	if misdirected(r) {
+		refuseGRPC(w)
+		return
+	}
 	x := &exchange{ResponseWriter: w, h: h, r: r, ctx: r.Context(), path: route.Parse(r.URL.Path)}
 	header := w.Header()
 	audit := auditID(r)

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"time"
 
+	"keelson.dev/services/apiserver/internal/front/sniff"
 	"keelson.dev/services/internal/connlimit"
 )
 
@@ -24,8 +25,9 @@ const (
 
 // Serve answers requests on a listener until ctx ends. Then watches end, clients
 // are told to go elsewhere (GOAWAY, or Connection: close), and the other requests
-// that run are given a few seconds. It closes the listener.
-func Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Config, h http.Handler, log *slog.Logger) error {
+// that run are given a few seconds. It closes the listener. grpc serves the connections
+// of gRPC clients, each until it is over; nil serves none.
+func Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Config, h http.Handler, log *slog.Logger, grpc func(*sniff.Conn)) error {
 	conf := tlsConfig.Clone()
 	conf.NextProtos = []string{"h2", "http/1.1"}
 	if conf.MinVersion < tls.VersionTLS12 {
@@ -59,6 +61,9 @@ func Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Config, h http.Ha
 			PingTimeout:                   15 * time.Second,
 			WriteByteTimeout:              time.Minute,
 		},
+	}
+	if grpc != nil {
+		l = withGRPC(server, l, grpc)
 	}
 	done := make(chan error, 1)
 	go func() { done <- server.ServeTLS(l, "", "") }()

@@ -49,7 +49,7 @@ func serve(t *testing.T) *served {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- Serve(ctx, l, id.ServerTLS(false), New(Config{API: s.fake, Authn: fakeAuthn{}}), slog.Default())
+		done <- Serve(ctx, l, id.ServerTLS(false), New(Config{API: s.fake, Authn: fakeAuthn{}}), slog.Default(), nil)
 	}()
 	stopped := false
 	s.stop = func() {
