@@ -86,6 +86,11 @@ func begin(t *testing.T, bin string, apiservers int) *controlPlane {
 }
 
 func (c *controlPlane) try(program string, args ...string) (string, error) {
+	return c.feed("", program, args...)
+}
+
+// feed runs a program with a text as its standard input.
+func (c *controlPlane) feed(stdin, program string, args ...string) (string, error) {
 	path := filepath.Join(c.bin, program)
 	if _, err := os.Stat(path); err != nil {
 		path = filepath.Join(c.bin, "runtime", program)
@@ -94,6 +99,7 @@ func (c *controlPlane) try(program string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Stdin = strings.NewReader(stdin)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(c.home, "kubeconfig"), "NO_PROXY=*", "no_proxy=*")
 	out, err := cmd.CombinedOutput()
 	return string(out), err

@@ -105,6 +105,10 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	for _, c := range checks {
 		status.Ready(c.Name, c.Run)
 	}
+	g.OnStop("place among the members", func(ctx context.Context) error {
+		depart(ctx, members, lasting, transient)
+		return nil
+	})
 	stopping, stop := context.WithCancel(ctx)
 	status.Ready("shutdown", notStopping(stopping))
 	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })

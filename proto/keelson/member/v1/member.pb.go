@@ -749,7 +749,10 @@ func (x *StatusResponse) GetMembers() []*Member {
 
 // RetireRequest asks for it.
 type RetireRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// stay asks it to keep its votes once clients are served no more: without them, the
+	// others may have no majority to take its place away.
+	Stay          bool `protobuf:"varint,1,opt,name=stay,proto3" json:"stay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -784,7 +787,14 @@ func (*RetireRequest) Descriptor() ([]byte, []int) {
 	return file_keelson_member_v1_member_proto_rawDescGZIP(), []int{11}
 }
 
-// RetireResponse says that it has begun.
+func (x *RetireRequest) GetStay() bool {
+	if x != nil {
+		return x.Stay
+	}
+	return false
+}
+
+// RetireResponse says that it has begun, or with stay that clients are served no more.
 type RetireResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -869,8 +879,9 @@ const file_keelson_member_v1_member_proto_rawDesc = "" +
 	"\fetcd_applied\x18\x04 \x01(\x04R\vetcdApplied\x12!\n" +
 	"\fraft_applied\x18\x05 \x01(\x04R\vraftApplied\x12\x18\n" +
 	"\aproblem\x18\x06 \x01(\tR\aproblem\x123\n" +
-	"\amembers\x18\a \x03(\v2\x19.keelson.member.v1.MemberR\amembers\"\x0f\n" +
-	"\rRetireRequest\"\x10\n" +
+	"\amembers\x18\a \x03(\v2\x19.keelson.member.v1.MemberR\amembers\"#\n" +
+	"\rRetireRequest\x12\x12\n" +
+	"\x04stay\x18\x01 \x01(\bR\x04stay\"\x10\n" +
 	"\x0eRetireResponse*O\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +

@@ -297,7 +297,10 @@ type PeerServiceClient interface {
 	// Permission: an apiserver's certificate. Safe to retry.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 	// Retire ends this apiserver as SIGTERM does, because its place is about to be
-	// taken away: it hands over what it leads and finishes what it is asked.
+	// taken away: it hands over what it leads and finishes what it is asked. With stay,
+	// the call returns when clients are served no more; the apiserver then keeps its votes
+	// and leads nothing, until a call without stay says that its place is gone, or for
+	// some seconds.
 	// Permission: an apiserver's certificate. Safe to retry.
 	Retire(ctx context.Context, in *RetireRequest, opts ...grpc.CallOption) (*RetireResponse, error)
 }
@@ -340,7 +343,10 @@ type PeerServiceServer interface {
 	// Permission: an apiserver's certificate. Safe to retry.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	// Retire ends this apiserver as SIGTERM does, because its place is about to be
-	// taken away: it hands over what it leads and finishes what it is asked.
+	// taken away: it hands over what it leads and finishes what it is asked. With stay,
+	// the call returns when clients are served no more; the apiserver then keeps its votes
+	// and leads nothing, until a call without stay says that its place is gone, or for
+	// some seconds.
 	// Permission: an apiserver's certificate. Safe to retry.
 	Retire(context.Context, *RetireRequest) (*RetireResponse, error)
 	mustEmbedUnimplementedPeerServiceServer()

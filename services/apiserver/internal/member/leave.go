@@ -35,7 +35,7 @@ func (s *Service) leave(ctx context.Context, name string, retire bool) error {
 		return err
 	}
 	if m := find(all, name); m != nil && m.Healthy && retire {
-		s.awaitRetirement(ctx, name)
+		defer s.awaitRetirement(ctx, name)()
 	}
 	if err := s.cfg.Etcd.Remove(ctx, name); err != nil {
 		return err
@@ -75,23 +75,62 @@ func (s *Service) leaveElsewhere(ctx context.Context) error {
 // retireTime is how long a leaving member may take to finish what it is asked.
 const retireTime = 20 * time.Second
 
-// awaitRetirement lets a leaving member end first, so that no request is left with one
-// that cannot do anything any more. Somebody may start it again: without its place it
-// ends.
-func (s *Service) awaitRetirement(ctx context.Context, name string) {
-	ctx, cancel := context.WithTimeout(ctx, retireTime)
-	defer cancel()
-	conn, err := s.conn(name)
-	if err == nil {
-		_, err = memberv1.NewPeerServiceClient(conn).Retire(ctx, &memberv1.RetireRequest{})
+// awaitRetirement has a leaving member hand over what it leads and finish what it is
+// asked, so that no request is left with one that cannot do anything any more. It keeps
+// its votes: of two members, one alone cannot take the other's place away. release lets
+// it end; one that kept its place is a member again when it is started.
+func (s *Service) awaitRetirement(ctx context.Context, name string) (release func()) {
+	// Of its own: once its place is gone, nobody knows any more where it is.
+	conn, err := s.cfg.Dial(name)
+	if err != nil {
+		slog.WarnContext(ctx, "the leaving member cannot be reached", "member", name, "error", err)
+		return func() {}
 	}
-	for err == nil {
-		if _, gone := s.ask(ctx, name); gone != nil {
+	peer := memberv1.NewPeerServiceClient(conn)
+	retire, cancel := context.WithTimeout(ctx, retireTime)
+	defer cancel()
+	if _, err := peer.Retire(retire, &memberv1.RetireRequest{Stay: true}); err != nil {
+		slog.WarnContext(ctx, "the leaving member may still serve clients", "member", name, "error", err)
+	}
+	return func() {
+		defer closeConn(conn)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
+		defer cancel()
+		if _, err := peer.Retire(ctx, &memberv1.RetireRequest{}); err != nil {
+			slog.DebugContext(ctx, "the leaving member has ended before it was told to", "member", name, "error", err)
+		}
+	}
+}
+
+// releaseTime bounds the call that lets a member end.
+const releaseTime = 2 * time.Second
+
+// Depart is a leaving member's last step, once it serves no clients: it keeps its votes,
+// and hands over what it leads again and again, until its place is gone in both stores
+// or ctx ends. leads says whether it leads something, and handOver hands that over.
+func (s *Service) Depart(ctx context.Context, leads func() bool, handOver func(context.Context)) {
+	s.closeQuiet()
+	select {
+	case <-s.retired:
+	default:
+		return // it comes back
+	}
+	for {
+		if leads() {
+			handOver(ctx)
+		}
+		select {
+		case <-s.released:
+			if !leads() {
+				return
+			}
+		default:
+		}
+		if wait(ctx) != nil {
+			slog.WarnContext(ctx, "this apiserver ends before it has heard that its place is gone")
 			return
 		}
-		err = wait(ctx)
 	}
-	slog.WarnContext(ctx, "the leaving member did not end by itself", "member", name, "error", err)
 }
 
 // hold lets one change be made at a time.
@@ -171,6 +210,10 @@ func refuse(all []*memberv1.Member, name string) error {
 		}
 		voters, there := 0, 0
 		var missing []string
+		targetThere := 0 // its vote counts for the last time
+		if target.Healthy {
+			targetThere = 1
+		}
 		for _, m := range all {
 			if m.Name == name || role(m) != memberv1.Role_ROLE_VOTER {
 				continue
@@ -188,6 +231,9 @@ func refuse(all []*memberv1.Member, name string) error {
 		case there < need:
 			return fmt.Errorf("%w: without %s, %d of %s's %d members would be there, and %d are needed; bring %s back first, or let it leave first",
 				errRefused, name, there, what, voters, need, strings.Join(missing, ", "))
+		case there+targetThere < (voters+1)/2+1:
+			return fmt.Errorf("%w: %s is down, and its vote is needed: %d of %s's %d members are there; bring %s back first, or go on from one disk by recovery (keel member recover)",
+				errRefused, name, there, what, voters+1, name)
 		}
 	}
 	return nil

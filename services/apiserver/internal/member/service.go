@@ -87,17 +87,23 @@ type Service struct {
 	raft  atomic.Pointer[Raft]
 	mu    sync.Mutex
 	conns map[string]grpc.ClientConnInterface
-	// retired is closed when this apiserver is asked to end.
-	retired chan struct{}
-	retire  func()
+	// retired is closed when this apiserver is asked to end, quiet when it serves no
+	// clients any more, and released when its place is gone.
+	retired, quiet, released          chan struct{}
+	retire, closeQuiet, closeReleased func()
 }
 
 // NewService makes a service. Until Serve has been given the raft store, calls that
 // need it are UNAVAILABLE.
 func NewService(cfg Config) *Service {
 	cfg.askTime = cmp.Or(cfg.askTime, askTime)
-	s := &Service{cfg: cfg, conns: map[string]grpc.ClientConnInterface{}, retired: make(chan struct{})}
+	s := &Service{
+		cfg: cfg, conns: map[string]grpc.ClientConnInterface{},
+		retired: make(chan struct{}), quiet: make(chan struct{}), released: make(chan struct{}),
+	}
 	s.retire = sync.OnceFunc(func() { close(s.retired) })
+	s.closeQuiet = sync.OnceFunc(func() { close(s.quiet) })
+	s.closeReleased = sync.OnceFunc(func() { close(s.released) })
 	return s
 }
 
@@ -446,12 +452,21 @@ func (s *peerServer) Status(ctx context.Context, _ *memberv1.StatusRequest) (*me
 }
 
 // Retire implements PeerService.
-func (s *peerServer) Retire(ctx context.Context, _ *memberv1.RetireRequest) (*memberv1.RetireResponse, error) {
+func (s *peerServer) Retire(ctx context.Context, r *memberv1.RetireRequest) (*memberv1.RetireResponse, error) {
 	if err := s.allow(ctx); err != nil {
 		return nil, err
 	}
 	s.retire()
-	return &memberv1.RetireResponse{}, nil
+	if !r.Stay {
+		s.closeReleased()
+		return &memberv1.RetireResponse{}, nil
+	}
+	select {
+	case <-s.quiet:
+		return &memberv1.RetireResponse{}, nil
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
 }
 
 // wire is an error as gRPC carries it.

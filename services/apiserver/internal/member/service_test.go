@@ -39,12 +39,14 @@ type site struct {
 	leader           string
 	addresses        map[string]string
 	removed          []string
-	retired          atomic.Int32
-	over             chan struct{}
-	wg               sync.WaitGroup
-	services         map[string]*Service
-	servers          map[string]*grpc.Server
-	stopped          map[string]bool
+	// early are those that ended while they had their places.
+	early    []string
+	retired  atomic.Int32
+	over     chan struct{}
+	wg       sync.WaitGroup
+	services map[string]*Service
+	servers  map[string]*grpc.Server
+	stopped  map[string]bool
 }
 
 func newSite(t testing.TB, names ...string) *site {
@@ -94,10 +96,29 @@ func (s *site) start(name string) {
 		select {
 		case <-v.Retired():
 			s.retired.Add(1)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			v.Depart(ctx, fake.Leads, func(context.Context) { s.elect(name) })
+			s.mu.Lock()
+			if slices.Contains(s.voters, name) {
+				s.early = append(s.early, name)
+			}
+			s.mu.Unlock()
 			server.GracefulStop()
 		case <-s.over:
 		}
 	})
+}
+
+// elect makes another member the leader.
+func (s *site) elect(instead string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range s.voters {
+		if n != instead {
+			s.leader = n
+		}
+	}
 }
 
 // stop ends a member's server.
@@ -152,6 +173,9 @@ func (f *fakeMember) Members(context.Context) (out []etcd.Member, _ error) {
 func (f *fakeMember) Remove(_ context.Context, name string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if len(f.voters) == 2 && slices.Contains(f.early, name) {
+		return errors.New("no majority")
+	}
 	gone := func(n string) bool { return n == name }
 	f.voters, f.learners = slices.DeleteFunc(f.voters, gone), slices.DeleteFunc(f.learners, gone)
 	f.removed = append(f.removed, name)
@@ -221,6 +245,7 @@ func TestRefuse(t *testing.T) {
 		{"the dead one of three", []*memberv1.Member{voter("a", false), voter("b", true), voter("c", true)}, "a", ""},
 		{"another than the dead one of three", []*memberv1.Member{voter("a", false), voter("b", true), voter("c", true)}, "b", "bring a back"},
 		{"one of two", []*memberv1.Member{voter("a", true), voter("b", true)}, "a", ""},
+		{"the dead one of two, who must agree", []*memberv1.Member{voter("a", false), voter("b", true)}, "a", "bring a back"},
 		{"the last", []*memberv1.Member{voter("a", true)}, "a", "only one"},
 		{"a learner beside the last", []*memberv1.Member{voter("a", true), learner}, "l", ""},
 		{"the last voter beside a learner", []*memberv1.Member{voter("a", true), learner}, "a", "only one"},
@@ -325,7 +350,8 @@ func TestLeave(t *testing.T) {
 	if !slices.Equal(s.voters, []string{"c", "d"}) {
 		t.Errorf("left are %v", s.voters)
 	}
-	if _, err := s.at("d").Leave(ctx, &memberv1.LeaveRequest{Name: "c"}); err != nil {
+	// Two have a majority only together.
+	if _, err := s.at("d").Leave(ctx, &memberv1.LeaveRequest{Name: "c"}); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "recover") {
 		t.Errorf("the one that is gone: %v", err)
 	}
 	if _, err := s.at("d").Leave(ctx, &memberv1.LeaveRequest{Name: "no/name"}); status.Code(err) != codes.InvalidArgument {
@@ -351,6 +377,21 @@ func TestChangesAreMadeOneAfterTheOther(t *testing.T) {
 	}
 	if len(s.removed) != 1 {
 		t.Errorf("removed were %v", s.removed)
+	}
+}
+
+// Of two, the one that leads leaves: it hands over, and keeps its vote until the other
+// has taken its place away.
+func TestTheLeaderOfTwoLeaves(t *testing.T) {
+	s := newSite(t, "a", "b")
+	ctx := within(t, 60*time.Second)
+	if _, err := s.at("b").Leave(ctx, &memberv1.LeaveRequest{Name: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.early) > 0 || s.leader != "b" || !slices.Equal(s.voters, []string{"b"}) {
+		t.Errorf("ended early: %v; %s leads %v", s.early, s.leader, s.voters)
 	}
 }
 

@@ -11,8 +11,8 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// alone waits until no other `keel up` prepares the cluster in a directory, and keeps
-// others out until unlock is called, or this process ends, however.
+// alone waits until no other keel changes the cluster in a directory, and keeps others
+// out until unlock is called, or this process ends, however.
 func (e *env) alone(ctx context.Context, home string) (unlock func(), err error) {
 	if err := errors.Join(cluster.Trust(home), cluster.Vacant(home)); err != nil {
 		return nil, err
@@ -34,14 +34,14 @@ func (e *env) alone(ctx context.Context, home string) (unlock func(), err error)
 			return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
 		}
 		if !told {
-			e.say("waiting for another `keel up` of %s", home)
+			fmt.Fprintf(e.err, "waiting for another keel that changes %s\n", home)
 			told = true
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
 			lock.Close()
-			return nil, fmt.Errorf("another `keel up` of %s goes on: %w", home, ctx.Err())
+			return nil, fmt.Errorf("another keel still changes %s: %w", home, ctx.Err())
 		}
 	}
 }

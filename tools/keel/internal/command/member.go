@@ -38,19 +38,47 @@ func (e *env) member() *cobra.Command {
 	return cmd
 }
 
-// local is the cluster of --home, whose processes are ours to start.
-func (m *members) local() (*grpc.ClientConn, *cluster.Cluster, error) {
+// local is the cluster of --home, whose processes are ours to start; nobody else changes
+// it until end is called.
+func (m *members) local(ctx context.Context) (conn *grpc.ClientConn, c *cluster.Cluster, end func(), err error) {
 	if m.elsewhere() {
-		return nil, nil, usageError{errors.New("--server: only `keel member list`, `token` and `remove` reach a cluster elsewhere; an apiserver there is started with --join and --join-token-file")}
+		return nil, nil, nil, usageError{errors.New("--server: only `keel member list`, `token` and `remove` reach a cluster elsewhere; an apiserver there is started with --join and --join-token-file")}
 	}
 	if err := needRoot(); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	conn, c, err := m.reach()
-	if err == nil && c.Joined != nil {
-		err = errors.New("this home holds a node of a cluster elsewhere")
+	if c, err = cluster.Load(m.home); err != nil {
+		return nil, nil, nil, err
 	}
-	return conn, c, err
+	if c.Joined != nil {
+		return nil, nil, nil, errors.New("this home holds a node of a cluster elsewhere")
+	}
+	ctx, cancel := context.WithTimeout(ctx, m.wait)
+	defer cancel()
+	unlock, err := m.alone(ctx, c.Home)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if conn, c, err = m.reach(); err != nil {
+		unlock()
+		return nil, nil, nil, err
+	}
+	return conn, c, func() { conn.Close(); unlock() }, nil
+}
+
+// warnEven says what an even number of members is worth. The number is that of those
+// with votes.
+func (m *members) warnEven(c *cluster.Cluster) {
+	voters := 0
+	for _, x := range c.Members {
+		if !x.Client {
+			voters++
+		}
+	}
+	if voters > 0 && voters%2 == 0 {
+		fmt.Fprintf(m.err, "warning: %d members survive the loss of %d, no more than %d do, and %d can fail: make their number odd with `keel member add` or `keel member remove NAME`\n",
+			voters, (voters-1)/2, voters-1, voters)
+	}
 }
 
 // list shows the members.
@@ -142,15 +170,18 @@ func (m *members) add() *cobra.Command {
 		Short: "Start another apiserver on this machine, which joins the members",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			conn, c, err := m.local()
+			conn, c, end, err := m.local(cmd.Context())
 			if err != nil {
 				return err
 			}
-			defer conn.Close()
+			defer end()
 			ctx, cancel := context.WithTimeout(cmd.Context(), m.wait)
 			defer cancel()
-			_, err = m.grow(ctx, conn, c, client)
-			return err
+			if _, err := m.grow(ctx, conn, c, client); err != nil {
+				return err
+			}
+			m.warnEven(c)
+			return nil
 		},
 	}
 	cmd.Flags().BoolVar(&client, "client", false, "no member: it uses the members' stores; for more apiservers than three or five")
@@ -172,11 +203,11 @@ func (m *members) remove() *cobra.Command {
 				defer conn.Close()
 				return m.leave(cmd.Context(), conn, args[0])
 			}
-			conn, c, err := m.local()
+			_, c, end, err := m.local(cmd.Context())
 			if err != nil {
 				return err
 			}
-			conn.Close()
+			defer end()
 			if err := known(c, args[0]); err != nil {
 				return err
 			}
@@ -192,7 +223,11 @@ func (m *members) remove() *cobra.Command {
 					return err
 				}
 			}
-			return m.shrink(ctx, c, args[0])
+			if err := m.shrink(ctx, c, args[0]); err != nil {
+				return err
+			}
+			m.warnEven(c)
+			return nil
 		},
 	}
 }
@@ -204,11 +239,11 @@ func (m *members) replace() *cobra.Command {
 		Short: "Start a new apiserver and, once it has its votes, take the place of another away",
 		Args:  exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			conn, c, err := m.local()
+			conn, c, end, err := m.local(cmd.Context())
 			if err != nil {
 				return err
 			}
-			defer conn.Close()
+			defer end()
 			if err := known(c, args[0]); err != nil {
 				return err
 			}

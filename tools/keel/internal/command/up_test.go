@@ -23,7 +23,7 @@ func TestPortsOfMembersAreRefused(t *testing.T) {
 // Two at once would both write keys, and one would serve with what the other replaced.
 func TestOneUpAtATime(t *testing.T) {
 	var said bytes.Buffer
-	e := &env{home: t.TempDir(), out: &said}
+	e := &env{home: t.TempDir(), err: &said}
 	unlock, err := e.alone(t.Context(), e.home)
 	if err != nil {
 		t.Fatal(err)

@@ -265,6 +265,11 @@ func (e *Embedded) remove(ctx context.Context, name string, which func(Member) b
 			return true, nil
 		case !target.Learner && voters == 1:
 			return false, fmt.Errorf("%w: %s is the only one with a vote", ErrMember, name)
+		case target.Leader && !target.Self && !e.etcd.Server.IsLearner():
+			// Lead first: what a leader that goes has committed, the others may not hear of.
+			if err := e.etcd.Server.MoveLeader(ctx, target.ID, uint64(e.etcd.Server.MemberID())); err != nil {
+				return false, err
+			}
 		case target.Leader && target.Self:
 			// Hand over first: the others would have to miss it before they elect.
 			if err := e.etcd.Server.TryTransferLeadershipOnShutdown(); err != nil {
@@ -411,6 +416,10 @@ func (e *Embedded) Known() (out []Known) {
 
 // Leads tells whether this member leads.
 func (e *Embedded) Leads() bool { s := e.etcd.Server; return s.Leader() == s.MemberID() }
+
+// HandOver makes another member the leader, if this one leads and there is another. It
+// is bounded by etcd's own time for requests.
+func (e *Embedded) HandOver() error { return e.etcd.Server.TryTransferLeadershipOnShutdown() }
 
 // Applied is how far this member has applied the log.
 func (e *Embedded) Applied() uint64 { return e.etcd.Server.AppliedIndex() }

@@ -210,6 +210,43 @@ func TestMembersStartAgainWithNewAddresses(t *testing.T) {
 	}
 }
 
+// Who removes the leader leads before: it knows then that the removal is committed.
+func TestTheLeaderOfTwoIsRemoved(t *testing.T) {
+	s := newSite(t, "a", "b")
+	s.start("a", "b")
+	s.put("a", "/k", "v")
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	leader := s.leader()
+	other := s.follower(leader)
+	before := s.at(other).etcd.Server.Term()
+	if err := s.at(other).Remove(ctx, leader); err != nil {
+		t.Fatal(err)
+	}
+	if s.at(other).etcd.Server.Term() == before || !s.at(other).Leads() {
+		t.Error("the removal was the leader's own to commit")
+	}
+	s.stop(leader)
+	s.voters(other, other)
+	s.put(other, "/k", "w")
+}
+
+// A leader hands over while it goes on, and can again.
+func TestHandOver(t *testing.T) {
+	s := newSite(t, "a", "b", "c")
+	s.start("a", "b", "c")
+	for range 2 {
+		leader := s.leader()
+		if err := s.at(leader).HandOver(); err != nil {
+			t.Fatal(err)
+		}
+		if s.at(leader).Leads() {
+			t.Errorf("%s leads still", leader)
+		}
+		s.put(leader, "/k", "v")
+	}
+}
+
 func TestConformanceOnAFollower(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) store.Store {
 		s := newSite(t, "a", "b", "c")

@@ -202,6 +202,25 @@ func TestAMemberThatWasLetGoIsTakenInAgain(t *testing.T) {
 	holds(t, gone, want)
 }
 
+// A leader hands over while it goes on; one that is alone has nobody to.
+func TestHandOver(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader, _ := c.leader()
+	if err := leader.HandOver(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "another leads", func() bool {
+		now, _ := c.leader()
+		return now != nil && now != leader
+	})
+	c.put(leader, "/k", "v")
+	alone := newCluster(t, 1, nil)
+	only, _ := alone.leader()
+	if err := only.HandOver(); err != nil || !only.Leads() {
+		t.Errorf("%v; it leads: %t", err, only.Leads())
+	}
+}
+
 func TestAMemberThatIsLateFoundsNothing(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	// A single member grows to three, the first of which is new.

@@ -313,12 +313,19 @@ func (s *Store) library(log *hlog) *hraft.Config {
 // clock counts milliseconds; it never goes back.
 func (s *Store) clock() int64 { return time.Since(s.began).Milliseconds() }
 
+// HandOver makes another member the leader, if this one leads and there is another. It
+// is bounded by the time of an election.
+func (s *Store) HandOver() error {
+	if s.raft.State() != hraft.Leader || len(s.voters()) < 2 {
+		return nil
+	}
+	return s.raft.LeadershipTransfer().Error()
+}
+
 // Close ends the member. A leader hands over first, if it can.
 func (s *Store) Close() {
 	s.once.Do(func() {
-		if s.raft.State() == hraft.Leader && len(s.voters()) > 1 {
-			_ = s.raft.LeadershipTransfer().Error()
-		}
+		_ = s.HandOver()
 		s.closed.Store(true)
 		s.cancel()
 		// The library answers while it runs only, so everybody who waits for it
