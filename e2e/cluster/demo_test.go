@@ -246,6 +246,7 @@ func TestDeleteLeavesNothing(t *testing.T) {
 		}
 	})
 	must(t, "keel", "up", "--home", home, "--nodes", "1")
+	machineWatch.Cluster(home)
 	data, err := os.ReadFile(home + "/cluster.json")
 	if err != nil {
 		t.Fatal(err)

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"keelson.dev/e2e/host"
 )
 
 // fixture is the cluster that the tests of this package share.
@@ -25,10 +27,17 @@ type fixture struct {
 
 var shared fixture
 
+// machineWatch fails the run where a cluster leaves something behind.
+var machineWatch *host.Watch
+
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) (code int) {
 	var err error
+	if machineWatch, err = host.Look(); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		return 1
+	}
 	if shared, err = newFixture(); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		return 1
@@ -39,8 +48,14 @@ func run(m *testing.M) (code int) {
 			return
 		}
 		logs := shared.logs()
-		if out, err := shared.command("keel", "delete", "--home", shared.home).CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "e2e: delete: %v\n%s", err, out)
+		machineWatch.Cluster(shared.home)
+		out, err := shared.command("keel", "delete", "--home", shared.home).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("delete: %w\n%s", err, out)
+		}
+		if err := errors.Join(err, machineWatch.Check()); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e: FAIL:", err)
+			code = max(code, 1)
 		}
 		for _, name := range logs {
 			if _, err := os.Lstat(name); err == nil {

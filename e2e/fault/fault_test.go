@@ -3,12 +3,15 @@ package fault
 import (
 	"context"
 	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"keelson.dev/e2e/host"
 )
 
 var (
@@ -20,7 +23,23 @@ var (
 	logs    = flag.String("logs", "", "directory for the members' logs; empty keeps them nowhere")
 )
 
-func TestMain(m *testing.M) { os.Exit(Sandboxed(m.Run)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(roleVariable) != "" {
+		os.Exit(Sandboxed(m.Run))
+	}
+	w, err := host.Look()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	w.Mark(root + "/m") // the members' directories
+	code := Sandboxed(m.Run)
+	if err := w.Check(); err != nil {
+		fmt.Fprintln(os.Stderr, "FAIL:", err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
 
 // programs are where the built programs are.
 func programs(t *testing.T) string {

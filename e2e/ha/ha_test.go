@@ -25,10 +25,24 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"keelson.dev/e2e/host"
 	"keelson.dev/proto/client"
 )
 
 var kills = flag.Int("kills", 6, "how many apiservers are killed, one after the other")
+
+// machine fails the run where a cluster leaves something behind.
+var machine *host.Watch
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	var err error
+	if machine, err = host.Look(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(host.Run(m, machine))
+}
 
 // controlPlane is a cluster of several apiservers.
 type controlPlane struct {
@@ -78,6 +92,7 @@ func begin(t *testing.T, bin string, apiservers int) *controlPlane {
 	})
 	began := time.Now()
 	out, err := c.try("keel", "up", "--home", c.home, "--apiservers", fmt.Sprint(apiservers), "--nodes", "0", "--simulated-nodes", "3")
+	machine.Cluster(c.home)
 	if err != nil {
 		t.Fatalf("keel up: %v\n%s", err, out)
 	}

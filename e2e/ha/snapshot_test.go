@@ -349,6 +349,7 @@ func TestSnapshotMovesToANewHome(t *testing.T) {
 		t.Errorf("what is no snapshot left a home: %v", err)
 	}
 	n.keel("snapshot", "restore", file, "--apiservers", "1")
+	machine.Cluster(n.home)
 	n.keel("up", "--nodes", "0", "--simulated-nodes", "3")
 	api := n.client()
 	maps := client.For[*corev1.ConfigMap](api)
