@@ -1,6 +1,10 @@
 package cluster_test
 
 import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -60,5 +64,72 @@ func TestWrongCalls(t *testing.T) {
 		if !strings.Contains(string(out), c.want) || strings.Count(strings.TrimSpace(string(out)), "\n") > 0 {
 			t.Errorf("%s %v: want one line with %q, got:\n%s", c.program, c.args, c.want, out)
 		}
+	}
+}
+
+// TestNodesLeave takes a node away that runs pods: they end, others take their place,
+// and nothing of the node is left on the machine.
+func TestNodesLeave(t *testing.T) {
+	must(t, "keel", "up", "--home", shared.home, "--nodes", "4")
+	ns := namespace(t)
+	apply(t, fmt.Sprintf(`
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: moves, namespace: %[1]s}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: moves}}
+  template:
+    metadata: {labels: {app: moves}}
+    spec:
+      affinity:
+        nodeAffinity:
+          preferredDuringSchedulingIgnoredDuringExecution:
+          - {weight: 100, preference: {matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [node-3]}]}}
+      terminationGracePeriodSeconds: 2
+      containers: [{name: c, image: keelson.dev/demo/busybox:1, command: [sleep, "31536000"]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: stubborn, namespace: %[1]s}
+spec:
+  nodeName: node-3
+  terminationGracePeriodSeconds: 600
+  containers: [{name: c, image: keelson.dev/demo/busybox:1, command: [sh, -c, "trap '' TERM; while :; do busybox sleep 1; done"]}]
+`, ns))
+	kubectl(t, "-n", ns, "wait", "--for=condition=Ready", "pod/stubborn", "--timeout=60s")
+	kubectl(t, "-n", ns, "rollout", "status", "deployment/moves", "--timeout=60s")
+	if on := kubectl(t, "-n", ns, "get", "pods", "-l", "app=moves", "-o", "jsonpath={.items[*].spec.nodeName}"); on != "node-3" {
+		t.Fatalf("the pod runs on %s", on)
+	}
+	out := must(t, "keel", "up", "--home", shared.home, "--nodes", "3", "--drain-timeout", "2s")
+	if !strings.Contains(out, "node-3") {
+		t.Errorf("nothing is said of the node that leaves:\n%s", out)
+	}
+	if nodes := kubectl(t, "get", "nodes", "-o", "name"); strings.Contains(nodes, "node-3") {
+		t.Errorf("the nodes are still\n%s", nodes)
+	}
+	kubectl(t, "-n", ns, "rollout", "status", "deployment/moves", "--timeout=60s")
+	if pods := kubectl(t, "-n", ns, "get", "pods", "-o", "jsonpath={.items[*].spec.nodeName}"); strings.Contains(pods, "node-3") {
+		t.Errorf("pods run on %s", pods)
+	}
+	data, err := os.ReadFile(filepath.Join(shared.home, "cluster.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c struct{ ID string }
+	if err := json.Unmarshal(data, &c); err != nil {
+		t.Fatal(err)
+	}
+	if err := machineWatch.Gone(shared.home+"/nodes/node-3", "keelson-"+c.ID+"-node-3", "kv"+c.ID+"-3"); err != nil {
+		t.Error(err)
+	}
+	for _, left := range []string{"nodes/node-3", "pki/node-3"} {
+		if _, err := os.Stat(filepath.Join(shared.home, left)); err == nil {
+			t.Errorf("%s is still there", left)
+		}
+	}
+	if found, _ := filepath.Glob("/sys/fs/cgroup/*/keelson-" + c.ID + "/node-3"); len(found) > 0 {
+		t.Errorf("cgroups are left: %v", found)
 	}
 }

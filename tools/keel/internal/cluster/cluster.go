@@ -39,6 +39,8 @@ type Cluster struct {
 	// Nodes are the nodes with a container runtime; Simulated counts the others.
 	Nodes     []Node `json:"nodes"`
 	Simulated int    `json:"simulatedNodes,omitempty"`
+	// Leaving are nodes that were asked away and may not have gone yet.
+	Leaving []Node `json:"leavingNodes,omitempty"`
 	// Egress gives nodes a route out of the machine.
 	Egress bool `json:"egress,omitempty"`
 	// OTLPEndpoint receives the spans, beside the apiserver.
@@ -282,7 +284,11 @@ const MaxNodes = 200
 
 func (c *Cluster) resize(n int) {
 	for len(c.Nodes) > n {
+		last := c.Nodes[len(c.Nodes)-1]
 		c.Nodes = c.Nodes[:len(c.Nodes)-1]
+		if !slices.Contains(c.Leaving, last) {
+			c.Leaving = append(c.Leaving, last)
+		}
 	}
 	for i := len(c.Nodes); i < n; i++ {
 		c.Nodes = append(c.Nodes, Node{

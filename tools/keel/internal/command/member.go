@@ -76,8 +76,7 @@ func (m *members) warnEven(c *cluster.Cluster) {
 		}
 	}
 	if voters > 0 && voters%2 == 0 {
-		fmt.Fprintf(m.err, "warning: %d members survive the loss of %d, no more than %d do, and %d can fail: make their number odd with `keel member add` or `keel member remove NAME`\n",
-			voters, (voters-1)/2, voters-1, voters)
+		fmt.Fprintf(m.err, "warning: %d members survive no more losses than %d: `keel member add` or `keel member remove NAME` makes their number odd\n", voters, voters-1)
 	}
 }
 

@@ -31,7 +31,7 @@ import (
 func (e *env) up() *cobra.Command {
 	o := cluster.Options{}
 	var otlp string
-	var wait time.Duration
+	var wait, drain time.Duration
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Start a cluster, or bring a running one to what is asked for",
@@ -63,7 +63,7 @@ func (e *env) up() *cobra.Command {
 			o.Home = e.home
 			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 			defer cancel()
-			return e.bringUp(ctx, o)
+			return e.bringUp(ctx, o, drain)
 		},
 	}
 	f := cmd.Flags()
@@ -73,6 +73,7 @@ func (e *env) up() *cobra.Command {
 	f.IntVar(&o.APIServers, "apiservers", 0, "apiservers that carry the state together: 1, or 3 or 5 to survive the loss of one or two (default 1)")
 	f.BoolVar(&o.Egress, "egress", false, "give nodes and pods a route out of this machine")
 	f.StringVar(&otlp, "otlp-endpoint", "", "`host:port` of an OpenTelemetry collector (OTLP over gRPC) that also receives the spans; \"\" ends that")
+	f.DurationVar(&drain, "drain-timeout", 45*time.Second, "how long the pods of nodes that leave may take to end by themselves")
 	f.DurationVar(&wait, "wait", 2*time.Minute, "how long to wait for everything to be ready")
 	return cmd
 }
@@ -92,7 +93,7 @@ func checkEndpoint(endpoint string) error {
 	return nil
 }
 
-func (e *env) bringUp(ctx context.Context, o cluster.Options) error {
+func (e *env) bringUp(ctx context.Context, o cluster.Options, drain time.Duration) error {
 	began := time.Now()
 	if err := errors.Join(cluster.Trust(o.Home), cluster.Vacant(o.Home)); err != nil {
 		return err
@@ -127,6 +128,9 @@ func (e *env) bringUp(ctx context.Context, o cluster.Options) error {
 			return err
 		}
 	}
+	if err := e.dismiss(ctx, c, drain, step); err != nil {
+		return err
+	}
 	var progs runtime.Programs
 	if len(c.Nodes) > 0 {
 		if progs, err = runtime.Find(filepath.Join(bin, "runtime")); err == nil {
@@ -159,6 +163,9 @@ func (e *env) bringUp(ctx context.Context, o cluster.Options) error {
 	}
 	if err := waitServices(ctx, c, step); err != nil {
 		return explain(ctx, c, err)
+	}
+	if err := e.forget(ctx, c, step); err != nil {
+		return err
 	}
 	if err := waitNodes(ctx, c, step); err != nil {
 		return explain(ctx, c, err)

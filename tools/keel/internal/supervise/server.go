@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -96,15 +98,22 @@ func (s *Server) reload() error {
 	for _, spec := range specs {
 		want[spec.Name] = spec
 	}
-	var ending []*process
+	// What changes starts again and keeps its pods; what goes takes them along.
+	var changing, going []*process
 	for name, p := range s.procs {
-		if spec, ok := want[name]; !ok || spec.hash() != p.spec.hash() {
+		switch spec, ok := want[name]; {
+		case !ok:
+			going = append(going, p)
+		case spec.hash() != p.spec.hash():
 			p.cancel()
-			ending = append(ending, p)
+			changing = append(changing, p)
 			delete(s.procs, name)
 		}
 	}
-	for _, p := range ending {
+	if err := s.end(context.Background(), going); err != nil {
+		fmt.Fprintln(os.Stderr, "supervisor:", err) // the caller removes the rest
+	}
+	for _, p := range changing {
 		<-p.done
 	}
 	for _, spec := range specs {
@@ -119,17 +128,17 @@ func (s *Server) reload() error {
 func (s *Server) stop(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.end(ctx, slices.Collect(maps.Values(s.procs)))
+}
+
+// end ends processes in their order, and the pods of nodes among them; s.mu is held.
+func (s *Server) end(ctx context.Context, procs []*process) error {
 	byOrder := map[int][]*process{}
-	var orders []int
-	for _, p := range s.procs {
-		if byOrder[p.spec.StopOrder] == nil {
-			orders = append(orders, p.spec.StopOrder)
-		}
+	for _, p := range procs {
 		byOrder[p.spec.StopOrder] = append(byOrder[p.spec.StopOrder], p)
 	}
-	sort.Ints(orders)
 	var errs []error
-	for _, order := range orders {
+	for _, order := range slices.Sorted(maps.Keys(byOrder)) {
 		for _, p := range byOrder[order] {
 			p.cancel()
 		}
