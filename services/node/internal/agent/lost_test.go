@@ -1,0 +1,75 @@
+package agent
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// processes are a sandbox's shim and the first processes of its containers.
+func processes(t *testing.T, sandbox string) (shim int, children []int) {
+	t.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range dirs {
+		line, _ := os.ReadFile(filepath.Join(d, "cmdline"))
+		args := bytes.Split(line, []byte{0})
+		if strings.HasPrefix(filepath.Base(string(args[0])), "containerd-shim") && bytes.Contains(line, []byte("-id\x00"+sandbox+"\x00")) {
+			shim, _ = strconv.Atoi(filepath.Base(d))
+		}
+	}
+	for _, d := range dirs {
+		status, _ := os.ReadFile(filepath.Join(d, "status"))
+		if strings.Contains(string(status), fmt.Sprintf("\nPPid:\t%d\n", shim)) {
+			pid, _ := strconv.Atoi(filepath.Base(d))
+			children = append(children, pid)
+		}
+	}
+	if shim == 0 || len(children) != 2 {
+		t.Fatalf("shim %d, processes %v", shim, children)
+	}
+	return shim, children
+}
+
+// TestSandboxLost: a pod whose sandbox and container were killed behind the node's
+// back runs in another sandbox, and its container has been restarted once.
+func TestSandboxLost(t *testing.T) {
+	r := newRig(t)
+	pods, old := map[string]*corev1.Pod{}, map[string]string{}
+	for _, name := range []string{"shim", "processes"} {
+		pods[name] = r.create(simple("lost-"+name, "trap '' TERM; while true; do sleep 0.05; done"))
+	}
+	for name, p := range pods {
+		r.awaitReady(p)
+		old[name] = r.state(p).Sandbox().ID
+		shim, pids := processes(t, old[name])
+		if name == "shim" {
+			pids = []int{shim}
+		}
+		for _, pid := range pids {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, p := range pods {
+		p = r.await(p, "is ready in another sandbox", func(p *corev1.Pod) bool {
+			s := r.state(p)
+			now := s.Latest("main")
+			return now != nil && now.SandboxID != old[name] && s.Sandbox().ID == now.SandboxID && ready(p) &&
+				strings.HasSuffix(containerStatus(p, "main").ContainerID, now.ID)
+		})
+		if n := containerStatus(p, "main").RestartCount; n != 1 {
+			t.Errorf("%s: %d restarts", name, n)
+		}
+	}
+}
