@@ -92,6 +92,11 @@ func TestLocalDir(t *testing.T) {
 			t.Errorf("%q: %v", path, err)
 		}
 	}
+	pv := &corev1.PersistentVolume{}
+	pv.Name, pv.Spec.Local = "ssh", &corev1.LocalVolumeSource{Path: "/etc/ssh"}
+	if _, err := localDir(pv); err == nil {
+		t.Error("a directory that no provisioner made")
+	}
 	if _, err := localDir(&corev1.PersistentVolume{}); err == nil {
 		t.Error("a volume of another kind")
 	}

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -73,7 +72,7 @@ func (a *Agent) release(ctx context.Context, pv *corev1.PersistentVolume) error 
 	if err != nil {
 		return err
 	}
-	if err := os.RemoveAll(dir); err != nil {
+	if err := volume.RemoveAll(dir); err != nil {
 		return err
 	}
 	out := pv.DeepCopy()
@@ -88,14 +87,18 @@ func (a *Agent) release(ctx context.Context, pv *corev1.PersistentVolume) error 
 	return err
 }
 
+// provisioned is how the names of the provisioner's volumes begin.
+const provisioned = "pvc-"
+
 // localDir is the directory of a volume, if it is one that this node may remove:
-// one of the volume's own name, as the provisioner makes them.
+// one of the volume's own name, which is one of the provisioner's. Whoever makes a
+// volume called ssh cannot have /etc/ssh removed.
 func localDir(pv *corev1.PersistentVolume) (string, error) {
 	if pv.Spec.Local == nil {
 		return "", fmt.Errorf("persistentvolume %s: is not local", pv.Name)
 	}
 	dir := pv.Spec.Local.Path
-	if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir || filepath.Base(dir) != pv.Name || strings.Count(dir, "/") < 2 {
+	if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir || filepath.Base(dir) != pv.Name || !strings.HasPrefix(pv.Name, provisioned) || strings.Count(dir, "/") < 2 {
 		return "", fmt.Errorf("persistentvolume %s: path %q is not one that this node made", pv.Name, dir)
 	}
 	return dir, nil

@@ -144,7 +144,7 @@ func nest(t *testing.T, dir string, depth int) {
 func TestOwnDeep(t *testing.T) {
 	dir := t.TempDir()
 	nest(t, dir, maxDepth+1)
-	t.Cleanup(func() { _ = removeAll(dir) })
+	t.Cleanup(func() { _ = RemoveAll(dir) })
 	group := int64(2000)
 	if err := own(dir, &group, corev1.FSGroupChangeAlways, false); err == nil || !strings.Contains(err.Error(), "nested") {
 		t.Errorf("error: %v", err)
@@ -222,7 +222,7 @@ func TestRemoveHostile(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
 		t.Fatal(err)
 	}
-	err := within(t, "removal", func() error { return errors.Join(removeAll(dir), removeAll(dir), removeAll("/no/such/dir")) })
+	err := within(t, "removal", func() error { return errors.Join(RemoveAll(dir), RemoveAll(dir), RemoveAll("/no/such/dir")) })
 	if err := errors.Join(err, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)); err != nil {
 		t.Error(err)
 	}

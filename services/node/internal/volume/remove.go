@@ -14,11 +14,11 @@ import (
 // removeDepth bounds how many folders are open at once.
 const removeDepth = 64
 
-// removeAll removes a tree that has no mount in it, and waits for nothing. It
+// RemoveAll removes a tree that has no mount in it, and waits for nothing. It
 // follows no links, and a container may have nested folders as deep as it likes:
 // those below removeDepth are moved up first, so that no more descriptors than
 // that are needed.
-func removeAll(dir string) error {
+func RemoveAll(dir string) error {
 	parent, err := os.OpenFile(filepath.Dir(dir), unix.O_DIRECTORY, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

@@ -203,7 +203,7 @@ func (s *Set) Unmount(uid types.UID) error {
 	if err := unmountBelow(dir); err != nil {
 		return err
 	}
-	if err := removeAll(dir); err != nil {
+	if err := RemoveAll(dir); err != nil {
 		return err
 	}
 	s.tokens.forget(uid)
