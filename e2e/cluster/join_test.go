@@ -6,13 +6,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 )
 
 // machine is a second computer: a network namespace on the cluster's link.
-type machine struct{ netns, home string }
+type machine struct{ netns, home, stdin string }
 
 // newMachine plugs a machine into the link that the address's subnet is on.
 func newMachine(t *testing.T, name string, addr netip.Prefix) machine {
@@ -46,6 +47,7 @@ func (m machine) keel(args ...string) (string, error) {
 	cmd := shared.command("keel", append(args, "--home", m.home)...)
 	cmd.Path, cmd.Args = "/usr/bin/nsenter", append([]string{"nsenter", "--net=/run/netns/" + m.netns}, cmd.Args...)
 	cmd.Args[2] = filepath.Join(shared.bin, "keel")
+	cmd.Stdin = strings.NewReader(m.stdin)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
@@ -73,7 +75,16 @@ func TestJoin(t *testing.T) {
 	if len(fields) < 3 || strings.Join(fields[:3], " ") != "keel node join" {
 		t.Fatalf("`keel node token` printed %q, want a command", fields)
 	}
-	join := append(fields[1:], "--name", "joiner")
+	// The token comes by standard input: keel node join … <<'END' TOKEN END.
+	here := slices.Index(fields, "<<'END'")
+	if here < 0 || len(fields) != here+3 {
+		t.Fatalf("`keel node token` printed %q, want the token as standard input", fields)
+	}
+	m.stdin = fields[here+1]
+	if slices.Contains(fields[:here], m.stdin) {
+		t.Errorf("the token stands in the command line: %q", fields)
+	}
+	join := append(slices.Clone(fields[1:here]), "--name", "joiner")
 
 	wrong := append([]string{}, join...)
 	for i := range wrong {

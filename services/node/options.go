@@ -20,26 +20,26 @@ import (
 type options struct {
 	service *boot.Service
 
-	name, address, dataDir            string
-	containerd                        string
-	clusterDNS                        []string
-	clusterDomain                     string
-	cniBinDir, cniConfDir             string
-	cgroupRoot                        string
-	bootstrapToken, tokenFile, caFile string
-	labels, capacity                  map[string]string
-	taints                            []string
-	zone, region                      string
-	serviceRange, podRange            string
-	simulated                         int
-	resolvConf                        string
-	cloudProvider                     string
-	heartbeat                         time.Duration
-	maxPods                           int64
-	diskReserve                       string
-	mtu                               int
-	podLogs, containerLogs            string
-	cleanup, cleanupLogs              bool
+	name, address, dataDir string
+	containerd             string
+	clusterDNS             []string
+	clusterDomain          string
+	cniBinDir, cniConfDir  string
+	cgroupRoot             string
+	tokenFile, caFile      string
+	labels, capacity       map[string]string
+	taints                 []string
+	zone, region           string
+	serviceRange, podRange string
+	simulated              int
+	resolvConf             string
+	cloudProvider          string
+	heartbeat              time.Duration
+	maxPods                int64
+	diskReserve            string
+	mtu                    int
+	podLogs, containerLogs string
+	cleanup, cleanupLogs   bool
 	// named says whether the node's name was given.
 	named func() bool
 }
@@ -58,8 +58,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.cniBinDir, "cni-bin-dir", "/usr/lib/cni", "directory with the CNI plugins")
 	fs.StringVar(&o.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "directory where the container runtime reads its CNI configuration")
 	fs.StringVar(&o.cgroupRoot, "cgroup-root", "/keelson", "cgroup below which this node's pods are")
-	fs.StringVar(&o.bootstrapToken, "bootstrap-token", "", "token to join with, if the identity has no certificate yet")
-	fs.StringVar(&o.tokenFile, "bootstrap-token-file", "", "file with the token to join with")
+	fs.StringVar(&o.tokenFile, "bootstrap-token-file", "", "file with the token to join with, if --identity has no certificate yet")
 	fs.StringVar(&o.caFile, "ca-file", "", "the cluster's CA, for joining")
 	fs.StringToStringVar(&o.labels, "label", nil, "label of the Node (key=value; may be repeated)")
 	fs.StringSliceVar(&o.taints, "taint", nil, "taint of the Node (key=value:Effect; may be repeated)")
@@ -136,8 +135,7 @@ func (o *options) check() (*settings, error) {
 		}
 		s.taints = append(s.taints, t)
 	}
-	s.bootstrap = o.bootstrapToken
-	if o.tokenFile != "" && s.bootstrap == "" {
+	if o.tokenFile != "" {
 		b, err := os.ReadFile(o.tokenFile)
 		if err != nil && !os.IsNotExist(err) {
 			return nil, boot.Invalid("--bootstrap-token-file: %w", err)

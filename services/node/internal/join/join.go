@@ -74,14 +74,65 @@ func (b Bootstrap) Run(ctx context.Context) error {
 		return err
 	}
 	slog.Info("joining the cluster", "node", b.Node, "apiservers", b.Endpoints)
-	issued, err := obtain(ctx, c, b.Node)
+	issued, err := first(ctx, c, b.Node, b.Dir)
 	if err != nil {
 		return fmt.Errorf("join as %s: %w", b.Node, err)
 	}
 	if err := writeFile(filepath.Join(b.Dir, identity.CAFile), b.CA, 0o644); err != nil {
 		return err
 	}
-	return issued.store(b.Dir)
+	return errors.Join(issued.store(b.Dir), forgetKey(b.Dir))
+}
+
+// first obtains the first certificate. If it is cut off, it goes on with the same
+// request when it is called again; if the request is refused, with another.
+func first(ctx context.Context, c *client.Client, node, dir string) (issued, error) {
+	key, err := pendingKey(dir)
+	if err != nil {
+		return issued{}, err
+	}
+	out, err := obtain(ctx, c, node, key)
+	if err != nil && ctx.Err() == nil {
+		err = errors.Join(err, forgetKey(dir))
+	}
+	return out, err
+}
+
+// pendingFile is the key of a request that is not answered yet.
+const pendingFile = "pending.key"
+
+// pendingKey is the key to join with. It outlives this process until it has its
+// certificate: a token for one use is used up by one key's request, and whoever
+// starts again with the same key finds the same request.
+func pendingKey(dir string) (*ecdsa.PrivateKey, error) {
+	path := filepath.Join(dir, pendingFile)
+	data, err := os.ReadFile(path)
+	if err == nil {
+		if block, _ := pem.Decode(data); block != nil {
+			if key, err := x509.ParseECPrivateKey(block.Bytes); err == nil {
+				return key, nil
+			}
+		}
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return key, writeFile(path, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600)
+}
+
+func forgetKey(dir string) error {
+	err := os.Remove(filepath.Join(dir, pendingFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // Renewal keeps an identity's certificate fresh.
@@ -109,7 +160,7 @@ func (r Renewal) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		issued, err := obtain(ctx, r.Client, r.Node)
+		issued, err := renew(ctx, r.Client, r.Node)
 		if err == nil {
 			err = issued.store(r.Dir)
 		}
@@ -164,12 +215,17 @@ func writeFile(name string, data []byte, mode os.FileMode) error {
 	return nil
 }
 
-// obtain asks for a certificate and waits for it.
-func obtain(ctx context.Context, c *client.Client, node string) (issued, error) {
+// renew obtains a certificate for a new key.
+func renew(ctx context.Context, c *client.Client, node string) (issued, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return issued{}, err
 	}
+	return obtain(ctx, c, node, key)
+}
+
+// obtain requests a certificate for a key and waits for it.
+func obtain(ctx context.Context, c *client.Client, node string, key *ecdsa.PrivateKey) (issued, error) {
 	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
 		Subject: pkix.Name{CommonName: "system:node:" + node, Organization: []string{"system:nodes"}},
 	}, key)

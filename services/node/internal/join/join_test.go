@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -122,7 +123,7 @@ func TestObtainAndStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // the first, and its renewal over it
-		got, err := obtain(ctx, c, "node-a")
+		got, err := renew(ctx, c, "node-a")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -151,9 +152,77 @@ func TestRefused(t *testing.T) {
 	defer cancel()
 	c := clienttest.Start(t)
 	newSigner(t).run(t, c, true)
-	_, err := obtain(ctx, c, "node-a")
+	_, err := renew(ctx, c, "node-a")
 	if err == nil || !strings.Contains(err.Error(), "not you") {
 		t.Errorf("error: %v", err)
+	}
+}
+
+// TestFirstGoesOn cuts off a node that waits for its first certificate: it finds the
+// request that it made, so that a token for one use suffices.
+func TestFirstGoesOn(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c := clienttest.Start(t)
+	requests := client.For[*certificatesv1.CertificateSigningRequest](c)
+	dir := t.TempDir()
+	cut, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := first(cut, c, "node-a", dir)
+		ended <- err
+	}()
+	for ev, err := range requests.Watch(ctx, client.WatchOptions{SendInitialEvents: true}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ev.Object != nil {
+			break
+		}
+	}
+	stop()
+	if err := <-ended; err == nil {
+		t.Fatal("nobody has signed anything")
+	}
+	pending := filepath.Join(dir, pendingFile)
+	if info, err := os.Stat(pending); err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("the key that waits: %v, %v", info, err)
+	}
+	newSigner(t).run(t, c, false)
+	got, err := first(ctx, c, "node-a", dir)
+	if err == nil {
+		err = errors.Join(got.store(dir), forgetKey(dir))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := 0
+	for _, err := range requests.All(ctx, client.ListOptions{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		count++
+	}
+	if count != 1 {
+		t.Errorf("%d requests, want the first to be found again", count)
+	}
+	if _, err := os.Stat(pending); !os.IsNotExist(err) {
+		t.Errorf("the key stays: %v", err)
+	}
+}
+
+// TestFirstIsRefused asks with another key the next time.
+func TestFirstIsRefused(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c := clienttest.Start(t)
+	newSigner(t).run(t, c, true)
+	dir := t.TempDir()
+	if _, err := first(ctx, c, "node-a", dir); err == nil || !strings.Contains(err.Error(), "not you") {
+		t.Errorf("error: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, pendingFile)); !os.IsNotExist(err) {
+		t.Errorf("a refused key stays: %v", err)
 	}
 }
 

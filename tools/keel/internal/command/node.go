@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -39,11 +40,15 @@ func (e *env) node() *cobra.Command {
 // nodeToken makes a bootstrap token and prints how to use it.
 func (e *env) nodeToken() *cobra.Command {
 	var ttl time.Duration
+	var only string
 	cmd := &cobra.Command{
 		Use:   "token",
-		Short: "Make a token that lets a machine join, and print the command to run there",
+		Short: "Make a token that lets machines join, and print the command to run there",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if msgs := validation.IsDNS1123Subdomain(only); only != "" && len(msgs) > 0 {
+				return usageError{fmt.Errorf("--node %q: %s", only, msgs[0])}
+			}
 			c, err := cluster.Load(e.home)
 			if err != nil {
 				return err
@@ -57,14 +62,22 @@ func (e *env) nodeToken() *cobra.Command {
 				return err
 			}
 			defer conn.Close()
-			token, err := makeToken(cmd.Context(), conn, ttl, nodeJoiners, "made by keel node token")
-			if err != nil {
+			token := newToken()
+			secret := bootstrapSecret(token, time.Now().Add(ttl), nodeJoiners, "made by keel node token")
+			name := ""
+			if only != "" {
+				forNode(secret, only)
+				name = " --name " + only
+			}
+			if err := putToken(cmd.Context(), conn, secret); err != nil {
 				return err
 			}
-			e.say("keel node join --server %s --token %s --ca-hash %s", c.NodeGRPC(), token, a.Hash())
+			// By standard input: a command line is for everybody on the machine to read.
+			e.say("keel node join --server %s --ca-hash %s%s --token-file - <<'END'\n%s\nEND", c.NodeGRPC(), a.Hash(), name, token)
 			return nil
 		},
 	}
+	cmd.Flags().StringVar(&only, "node", "", "name of the only node that may join with the token, and once")
 	cmd.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long the token may be used")
 	return cmd
 }
@@ -74,10 +87,21 @@ const nodeJoiners = "system:bootstrappers:keelson:default-node-token"
 
 // makeToken makes a bootstrap token whose bearers are in a group.
 func makeToken(ctx context.Context, conn grpc.ClientConnInterface, ttl time.Duration, group, why string) (string, error) {
-	token := random(6) + "." + random(16)
-	secret := bootstrapSecret(token, time.Now().Add(ttl), group, why)
+	token := newToken()
+	return token, putToken(ctx, conn, bootstrapSecret(token, time.Now().Add(ttl), group, why))
+}
+
+// newToken is the text of a bootstrap token.
+func newToken() string { return random(6) + "." + random(16) }
+
+func putToken(ctx context.Context, conn grpc.ClientConnInterface, secret *corev1.Secret) error {
 	_, err := client.For[*corev1.Secret](client.New(conn, "keel")).Create(ctx, secret)
-	return token, err
+	return err
+}
+
+// forNode makes a token good for one node, and for one certificate of it.
+func forNode(secret *corev1.Secret, node string) {
+	secret.StringData["node-name"], secret.StringData["single-use"] = node, "true"
 }
 
 // random is n characters of a bootstrap token ([a-z0-9]).
@@ -100,7 +124,7 @@ var tokenForm = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`)
 
 // nodeJoin makes this machine a node of a cluster elsewhere.
 func (e *env) nodeJoin() *cobra.Command {
-	var server, token, hash, name, zone string
+	var server, tokenFile, hash, name, zone string
 	cmd := &cobra.Command{
 		Use:   "join",
 		Short: "Make this machine a node of a cluster that runs elsewhere",
@@ -109,8 +133,9 @@ func (e *env) nodeJoin() *cobra.Command {
 			if err := needRoot(); err != nil {
 				return err
 			}
-			if !tokenForm.MatchString(token) {
-				return usageError{errors.New("--token: want the form abcdef.0123456789abcdef that `keel node token` prints")}
+			token, err := readToken(tokenFile, cmd.InOrStdin())
+			if err != nil {
+				return usageError{fmt.Errorf("--token-file: %w", err)}
 			}
 			if name == "" {
 				name, _ = os.Hostname()
@@ -120,7 +145,6 @@ func (e *env) nodeJoin() *cobra.Command {
 			}
 			var ca []byte
 			var local string
-			var err error
 			for _, one := range strings.Split(server, ",") {
 				if ca, local, err = fetchCA(one, hash); err == nil {
 					break
@@ -134,16 +158,37 @@ func (e *env) nodeJoin() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&server, "server", "", "host:port of the apiservers' gRPC ports, with commas")
-	f.StringVar(&token, "token", "", "what `keel node token` printed")
+	f.StringVar(&tokenFile, "token-file", "", "file with the token that `keel node token` printed; - is standard input")
 	f.StringVar(&hash, "ca-hash", "", "sha256:… of the cluster's authority, which `keel node token` printed")
 	f.StringVar(&name, "name", "", "the node's name (default: the host's)")
 	f.StringVar(&zone, "zone", "zone-a", "the node's failure domain")
-	for _, required := range []string{"server", "token", "ca-hash"} {
+	for _, required := range []string{"server", "token-file", "ca-hash"} {
 		if err := cmd.MarkFlagRequired(required); err != nil {
 			panic(err)
 		}
 	}
 	return cmd
+}
+
+// readToken reads a token from a file, or from standard input where it is "-".
+func readToken(path string, stdin io.Reader) (string, error) {
+	if path != "-" {
+		f, err := os.Open(path)
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		stdin = f
+	}
+	data, err := io.ReadAll(io.LimitReader(stdin, 1024))
+	if err != nil {
+		return "", err
+	}
+	token := strings.TrimSpace(string(data))
+	if !tokenForm.MatchString(token) {
+		return "", fmt.Errorf("%s does not hold a token of the form abcdef.0123456789abcdef, which `keel node token` prints", path)
+	}
+	return token, nil
 }
 
 // fetchCA asks the server for its chain and believes the authority in it that
