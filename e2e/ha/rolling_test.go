@@ -154,4 +154,5 @@ func TestUpgrade(t *testing.T) {
 		t.Error("no program differs from the one before: there is nothing to upgrade from")
 	}
 	l.check(t)
+	peersRefuseOthers(t, c)
 }

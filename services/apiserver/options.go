@@ -47,6 +47,7 @@ type options struct {
 	etcdListenPeer         string
 	join                   []string
 	joinTokenFile          string
+	peerIdentity           string
 	member                 bool
 	recover                bool
 }
@@ -76,6 +77,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.listenPeer, "listen-peer", ":6445", "host:port where the other members are served")
 	fs.StringSliceVar(&o.etcdMembers, "etcd-members", nil, "the same members, as name=host:port of their --etcd-listen-peer")
 	fs.StringVar(&o.etcdListenPeer, "etcd-listen-peer", ":2380", "host:port where the etcd of the other members connects")
+	fs.StringVar(&o.peerIdentity, "peer-identity", "", "directory with the certificate that the other apiservers know this one by: tls.crt, tls.key and ca.crt of the authority of peers. Empty: \"peer\" in --identity, if it is there")
 	fs.StringSliceVar(&o.join, "join", nil, "host:port of apiservers' gRPC APIs: join the members that carry the stores there. Once there is data in --data-dir, it says who they are")
 	fs.StringVar(&o.joinTokenFile, "join-token-file", "", "file with a token of `keel member token`, to --join with; without, the certificate of --identity must have the right to")
 	fs.BoolVar(&o.member, "member", true, "carry the stores together with those of --join; false uses theirs")
@@ -115,7 +117,7 @@ func (o *options) config() (*config, error) {
 	var err error
 	// Files are read again later, and etcd's peers need a working directory of their
 	// own.
-	for _, path := range []*string{&c.Identity, &o.dataDir} {
+	for _, path := range []*string{&c.Identity, &o.dataDir, &o.peerIdentity} {
 		if *path != "" {
 			if *path, err = filepath.Abs(*path); err != nil {
 				return nil, boot.Invalid("%w", err)

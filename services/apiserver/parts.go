@@ -67,7 +67,7 @@ func startStore(ctx context.Context, g *boot.Group, cfg *config, id *identity.So
 	}
 	embedded := etcd.EmbeddedConfig{
 		Name: cfg.name, Dir: etcdDir(cfg), ListenClient: cfg.etcdListenClient, ClientTLS: files,
-		ClientNames: []string{id.Name(), operator}, Peers: m.peerConfig(cfg, id),
+		ClientNames: []string{id.Name(), operator}, Peers: m.peerConfig(cfg),
 	}
 	s, err := etcd.Start(ctx, embedded)
 	if err != nil {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,12 +12,16 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
 
 	memberv1 "keelson.dev/proto/keelson/member/v1"
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 	storev1 "keelson.dev/proto/keelson/store/v1"
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/member"
+	"keelson.dev/services/apiserver/internal/peertls"
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/store/etcd"
 	"keelson.dev/services/apiserver/internal/store/raft"
@@ -62,9 +65,33 @@ func (p peers) names() []string {
 	return out
 }
 
+// peerTLS is how this apiserver and the others know each other.
+func (c *config) peerTLS(id *identity.Source) (*peertls.Identity, error) {
+	dir := c.peerIdentity
+	if dir == "" {
+		dir = filepath.Join(c.Identity, peertls.Dir)
+	} else if !peertls.Present(dir) {
+		return nil, boot.Invalid("--peer-identity %s holds no certificate", dir)
+	}
+	p, err := peertls.Load(id, dir)
+	if err != nil {
+		return nil, boot.Invalid("--peer-identity: %w", err)
+	}
+	if !peertls.Present(dir) {
+		slog.Warn("apiservers know each other by the cluster's authority, as there are no certificates for peers in --identity; `keel up` and `keel pki` write them", "identity", c.Identity)
+	}
+	return p, nil
+}
+
+// nobody refuses every peer: an apiserver that is alone has none.
+func nobody(context.Context) error {
+	return status.Error(codes.PermissionDenied, "this apiserver is alone")
+}
+
 // members is this apiserver's part among those that carry the stores together; nil
 // where it is alone.
 type members struct {
+	id   *peertls.Identity
 	book *member.Book
 	// seats are where the etcd of members may be found, before they say it themselves.
 	seats map[string]string
@@ -86,7 +113,11 @@ func useMembers(ctx context.Context, g *boot.Group, cfg *config, id *identity.So
 	if err != nil {
 		return nil, err
 	}
-	m := &members{book: member.NewBook(id, nil, id.Name())}
+	peer, err := cfg.peerTLS(id)
+	if err != nil {
+		return nil, err
+	}
+	m := &members{id: peer, book: member.NewBook(peer, nil)}
 	m.book.Follow(directory.Known)
 	m.remote = &wire.Members{Names: directory.Names, Dial: m.book.Dial}
 	g.OnStop("connections to members", func(context.Context) error { m.remote.Close(); return nil })
@@ -119,14 +150,19 @@ func (m *members) serveAPI(g *boot.Group, r grpc.ServiceRegistrar, rights authz.
 // to let this one join. It returns once they have said who they are.
 func newMembers(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source) (*members, error) {
 	switch {
-	case len(cfg.Peers) > 0:
-		return &members{book: member.NewBook(id, cfg.Peers, id.Name()), seats: cfg.EtcdPeers}, nil
-	case len(cfg.join) == 0:
+	case len(cfg.Peers) == 0 && len(cfg.join) == 0:
 		return nil, nil
-	case !cfg.member:
+	case len(cfg.Peers) == 0 && !cfg.member:
 		return useMembers(ctx, g, cfg, id)
 	}
-	m := &members{joined: true, seats: map[string]string{}}
+	peer, err := cfg.peerTLS(id)
+	if err != nil {
+		return nil, err
+	}
+	if len(cfg.Peers) > 0 {
+		return &members{id: peer, book: member.NewBook(peer, cfg.Peers), seats: cfg.EtcdPeers}, nil
+	}
+	m := &members{id: peer, joined: true, seats: map[string]string{}}
 	seeds := map[string]string{}
 	if !etcd.HasData(etcdDir(cfg)) {
 		v := member.Invitation{Endpoints: cfg.join, TokenFile: cfg.joinTokenFile, Identity: id}
@@ -143,7 +179,7 @@ func newMembers(ctx context.Context, g *boot.Group, cfg *config, id *identity.So
 			}
 		}
 	}
-	m.book = member.NewBook(id, seeds, id.Name())
+	m.book = member.NewBook(peer, seeds)
 	return m, nil
 }
 
@@ -173,13 +209,13 @@ func waitAsking(ctx context.Context, admitted <-chan struct{}, v member.Invitati
 }
 
 // peerConfig is how etcd finds the others.
-func (m *members) peerConfig(cfg *config, id *identity.Source) *etcd.PeerConfig {
+func (m *members) peerConfig(cfg *config) *etcd.PeerConfig {
 	if m == nil {
 		return nil
 	}
 	return &etcd.PeerConfig{
 		Listen: cfg.etcdListenPeer, Address: cfg.EtcdAddress, Service: cfg.PeerAddress,
-		Identity: id, Names: []string{id.Name()}, Members: m.seats,
+		Identity: m.id, Members: m.seats,
 	}
 }
 
@@ -245,23 +281,23 @@ func (m *members) relays() []nodev1.RelayServiceClient {
 // servePeers serves what the members say to each other. It has a port of its own,
 // which opens before the stores and closes after them: stores need each other
 // while clients are not served yet, and no longer.
-func (m *members) servePeers(g *boot.Group, cfg *config, id *identity.Source, tunnels *tunnel.Server, lasting store.Store) (*raft.Service, error) {
-	allow := raft.Certificates(func() *x509.CertPool { return id.Current().Roots }, id.Name())
-	service := raft.NewService(allow)
+func (m *members) servePeers(g *boot.Group, cfg *config, tunnels *tunnel.Server, lasting store.Store) (*raft.Service, error) {
 	if m == nil {
-		return service, nil
+		return raft.NewService(nobody), nil
 	}
+	allow := m.id.Allow
+	service := raft.NewService(allow)
 	listener, err := cfg.listen("peer", cfg.listenPeer)
 	if err != nil {
 		return nil, boot.Invalid("--listen-peer: %w", err)
 	}
 	server := rpc.NewServer(rpc.ServerConfig{
-		Identity: id, RequireClientCert: true,
-		// Before a message is read: any certificate of the cluster's CA gets this far.
+		// Before a message is read.
 		Authenticate: func(ctx context.Context, _ string) (context.Context, rpc.Caller, error) {
 			return ctx, rpc.Caller{Name: "members", Class: rpc.System}, allow(ctx)
 		},
 		Untraced: func(string) bool { return true },
+		Options:  []grpc.ServerOption{grpc.Creds(credentials.NewTLS(m.id.Server("h2")))},
 	})
 	service.Register(server)
 	m.service.RegisterPeers(server, allow)

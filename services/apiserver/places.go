@@ -35,7 +35,7 @@ func startPlaces(ctx context.Context, g *boot.Group, cfg *config, id *identity.S
 		return lasting, transient, nil
 	}
 	rc := m.raft(cfg)
-	if rc.Service, err = m.servePeers(g, cfg, id, tunnels, st); err != nil {
+	if rc.Service, err = m.servePeers(g, cfg, tunnels, st); err != nil {
 		return lasting, transient, err
 	}
 	rc.Dir = filepath.Join(cfg.dataDir, "raft")

@@ -23,7 +23,11 @@ func recoverStores(ctx context.Context, cfg *config, id *identity.Source) error 
 	}
 	config := etcd.EmbeddedConfig{Name: cfg.name, Dir: etcdDir(cfg)}
 	if len(cfg.EtcdPeers) > 0 {
-		config.Peers = &etcd.PeerConfig{Members: cfg.EtcdPeers, Identity: id}
+		peer, err := cfg.peerTLS(id)
+		if err != nil {
+			return err
+		}
+		config.Peers = &etcd.PeerConfig{Members: cfg.EtcdPeers, Identity: peer}
 	}
 	lasting, err := etcd.Recover(ctx, config)
 	if err != nil {

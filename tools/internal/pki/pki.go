@@ -1,5 +1,5 @@
-// Package pki makes a cluster's certificates: one authority, one short chain, one
-// directory an identity. It never overwrites a key that is there and still good,
+// Package pki makes a cluster's certificates: an authority, and one for the peer
+// ports of apiservers, short chains, one directory an identity. It never overwrites a key that is there and still good,
 // and never prints one.
 package pki
 
@@ -52,14 +52,16 @@ type Identity struct {
 }
 
 // Open loads the authority of a directory, or makes it.
-func Open(dir string) (*Authority, error) {
+func Open(dir string) (*Authority, error) { return open(dir, "keelson-ca") }
+
+func open(dir, name string) (*Authority, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	a := &Authority{dir: dir}
 	certPEM, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return a, a.create()
+		return a, a.create(name)
 	}
 	if err != nil {
 		return nil, err
@@ -71,7 +73,7 @@ func Open(dir string) (*Authority, error) {
 	if a.key, err = readKey(filepath.Join(dir, "ca.key")); err != nil {
 		return nil, err
 	}
-	return a, nil
+	return a, closed(filepath.Join(dir, "ca.key"), 0o600)
 }
 
 // CA is the authority's certificate, PEM.
@@ -87,14 +89,14 @@ func Hash(cert *x509.Certificate) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-func (a *Authority) create() error {
+func (a *Authority) create(name string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
 	}
 	tmpl := &x509.Certificate{
 		SerialNumber:          serial(),
-		Subject:               pkix.Name{CommonName: "keelson-ca"},
+		Subject:               pkix.Name{CommonName: name},
 		NotBefore:             time.Now().Add(-time.Minute),
 		NotAfter:              time.Now().Add(authorityLifetime),
 		IsCA:                  true,
@@ -118,15 +120,18 @@ func (a *Authority) create() error {
 
 // Ensure makes the certificate of an identity unless there is a good one.
 func (a *Authority) Ensure(id Identity) error {
-	dir := filepath.Join(a.dir, id.Name)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	return a.ensure(filepath.Join(a.dir, id.Name), id)
+}
+
+func (a *Authority) ensure(dir string, id Identity) error {
+	if err := private(dir, 0o700); err != nil {
 		return err
 	}
 	if err := Keep(filepath.Join(dir, "ca.crt"), a.pem, 0o644); err != nil {
 		return err
 	}
 	if a.good(dir, id) {
-		return nil
+		return closed(filepath.Join(dir, "tls.key"), 0o600)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -192,7 +197,7 @@ func (a *Authority) good(dir string, id Identity) bool {
 // EnsureKey makes a signing key (the service accounts') unless it is there.
 func EnsureKey(path string) error {
 	if _, err := os.Stat(path); err == nil {
-		return nil
+		return closed(path, 0o600)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -246,6 +251,23 @@ func writeKey(path string, key *ecdsa.PrivateKey) error {
 		return err
 	}
 	return replace(path, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600)
+}
+
+// private makes a directory that only its owner may use.
+func private(dir string, mode os.FileMode) error {
+	if err := os.MkdirAll(dir, mode); err != nil {
+		return err
+	}
+	return closed(dir, mode)
+}
+
+// closed takes away the rights that a mode does not have.
+func closed(path string, mode os.FileMode) error {
+	st, err := os.Stat(path)
+	if err != nil || st.Mode().Perm()&^mode == 0 {
+		return err
+	}
+	return os.Chmod(path, st.Mode().Perm()&mode)
 }
 
 // Keep gives a file its content and mode; one that has both is not touched.

@@ -2,8 +2,6 @@ package member
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -14,8 +12,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"keelson.dev/services/apiserver/internal/peertls"
 	"keelson.dev/services/apiserver/internal/store/etcd"
-	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/rpc"
 )
 
@@ -28,9 +26,7 @@ const (
 
 // Book says where the services of members are, by name.
 type Book struct {
-	id *identity.Source
-	// names are the common names of certificates that may be members'.
-	names []string
+	id *peertls.Identity
 
 	mu    sync.Mutex
 	seeds map[string]string
@@ -39,9 +35,9 @@ type Book struct {
 }
 
 // NewBook makes a book that believes seeds (host:port by name) until it hears
-// better. names are the common names of certificates that may be members'.
-func NewBook(id *identity.Source, seeds map[string]string, names ...string) *Book {
-	return &Book{id: id, names: names, seeds: seeds, conns: map[*conn]bool{}}
+// better.
+func NewBook(id *peertls.Identity, seeds map[string]string) *Book {
+	return &Book{id: id, seeds: seeds, conns: map[*conn]bool{}}
 }
 
 // Follow lets the book ask a store for what members say themselves.
@@ -72,8 +68,8 @@ func (b *Book) Addresses(name string) (out []string) {
 // Dial makes a connection to a name, which finds it again wherever it goes.
 func (b *Book) Dial(name string) (grpc.ClientConnInterface, error) {
 	// The port is never dialled: the book says where to.
-	return rpc.Dial(b.id, []string{net.JoinHostPort(name, "1")}, "keelson-apiserver",
-		grpc.WithTransportCredentials(credentials.NewTLS(PeerTLS(b.id, b.names...))),
+	return rpc.Dial(nil, []string{net.JoinHostPort(name, "1")}, "keelson-apiserver",
+		grpc.WithTransportCredentials(credentials.NewTLS(b.id.Client())),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return b.dial(ctx, name) }))
 }
 
@@ -140,37 +136,5 @@ func (b *Book) endMoved() {
 		if a := b.Addresses(c.name); len(a) > 0 && !slices.Contains(a, c.address) {
 			_ = c.Close()
 		}
-	}
-}
-
-// PeerTLS is for connections to members: they are known by their certificate's
-// authority and common name, wherever they are.
-func PeerTLS(id *identity.Source, names ...string) *tls.Config {
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13,
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return &id.Current().Certificate, nil
-		},
-		// VerifyConnection does all that is skipped here but comparing the host.
-		InsecureSkipVerify: true,
-		VerifyConnection: func(s tls.ConnectionState) error {
-			if len(s.PeerCertificates) == 0 {
-				return errors.New("the member shows no certificate")
-			}
-			between := x509.NewCertPool()
-			for _, c := range s.PeerCertificates[1:] {
-				between.AddCert(c)
-			}
-			leaf := s.PeerCertificates[0]
-			if _, err := leaf.Verify(x509.VerifyOptions{
-				Roots: id.Current().Roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-			}); err != nil {
-				return err
-			}
-			if !slices.Contains(names, leaf.Subject.CommonName) {
-				return fmt.Errorf("%q is no apiserver", leaf.Subject.CommonName)
-			}
-			return nil
-		},
 	}
 }

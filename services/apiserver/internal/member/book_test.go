@@ -14,12 +14,23 @@ import (
 	"google.golang.org/grpc"
 
 	memberv1 "keelson.dev/proto/keelson/member/v1"
+	"keelson.dev/services/apiserver/internal/peertls"
 	"keelson.dev/services/apiserver/internal/store/etcd"
 	"keelson.dev/services/apiserver/internal/store/raft"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/identity/identitytest"
 	"keelson.dev/services/internal/rpc"
 )
+
+// peersOf is how an identity knows others where there is no authority of peers.
+func peersOf(t *testing.T, id *identity.Source) *peertls.Identity {
+	t.Helper()
+	p, err := peertls.Load(id, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
 
 // named answers with a name.
 type named struct {
@@ -83,7 +94,7 @@ func TestBookFollowsMembers(t *testing.T) {
 	moved := serve(t, elsewhere, &named{name: "a"})
 	var mu sync.Mutex
 	known := []etcd.Known{{Name: "b", Service: "127.0.0.1:1"}}
-	b := NewBook(id, map[string]string{"a": old}, "kube-apiserver")
+	b := NewBook(peersOf(t, id), map[string]string{"a": old})
 	b.Follow(func() []etcd.Known {
 		mu.Lock()
 		defer mu.Unlock()
@@ -131,7 +142,7 @@ func TestBookKnowsMembersByCertificate(t *testing.T) {
 		"a node":            ca.Source(t, "system:node:n1"),
 		"another authority": identitytest.NewCA(t).Source(t, "kube-apiserver"),
 	} {
-		b := NewBook(id, map[string]string{"a": serve(t, other, &named{name: "a"})}, "kube-apiserver")
+		b := NewBook(peersOf(t, id), map[string]string{"a": serve(t, other, &named{name: "a"})})
 		c, err := b.Dial("a")
 		if err != nil {
 			t.Fatal(err)
@@ -176,7 +187,7 @@ func TestDirectory(t *testing.T) {
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
 		t.Fatal(st, err)
 	}
-	book := NewBook(id, nil, "kube-apiserver")
+	book := NewBook(peersOf(t, id), nil)
 	book.Follow(d.Known)
 	if err := d.refresh(ctx, book.Dial); err != nil || !slices.Equal(d.Names(), []string{"a", "b"}) {
 		t.Fatal(d.Names(), err)

@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -27,13 +28,13 @@ type CA struct {
 	PEM  []byte
 }
 
-// NewCA makes a CA.
-func NewCA(t testing.TB) *CA {
+// NewCA makes a CA, of a name if there is one.
+func NewCA(t testing.TB, name ...string) *CA {
 	t.Helper()
 	key := newKey(t)
 	template := &x509.Certificate{
 		SerialNumber:          serial(t),
-		Subject:               pkix.Name{CommonName: "test-ca"},
+		Subject:               pkix.Name{CommonName: strings.Join(append(name, "test-ca"), " ")},
 		NotBefore:             time.Now().Add(-time.Minute),
 		NotAfter:              time.Now().Add(time.Hour),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,

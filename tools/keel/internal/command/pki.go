@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/tools/clientcmd"
@@ -30,6 +31,8 @@ type pkiOptions struct {
 // up`.
 //
 //	DIR/ca.crt, ca.key            the authority
+//	DIR/peer-authority/           that of the apiservers' peer ports
+//	DIR/apiserver/peer/           what the apiservers know each other by
 //	DIR/NAME/{ca.crt,tls.*}       NAME's identity: apiserver, scheduler,
 //	                              controller-manager, cloud-controller, admin
 //	DIR/{apiserver,controller-manager}/sa.key
@@ -75,6 +78,8 @@ func (o *pkiOptions) write() error {
 		return err
 	}
 	at := func(names ...string) string { return filepath.Join(append([]string{o.dir}, names...)...) }
+	_, err = os.Stat(at("apiserver", "tls.crt"))
+	existed := err == nil
 	identities := process.ControlPlane(append([]string{"localhost", "127.0.0.1"}, o.hosts...), o.services, o.domain)
 	for _, id := range identities {
 		if err := directory(at(id.Name), o.owner); err != nil {
@@ -83,6 +88,9 @@ func (o *pkiOptions) write() error {
 		if err := authority.Ensure(id); err != nil {
 			return fmt.Errorf("%s: %w", id.Name, err)
 		}
+	}
+	if err := o.peers(at("peer-authority"), at("apiserver"), existed); err != nil {
+		return fmt.Errorf("peers: %w", err)
 	}
 	if err := directory(at("node"), -1); err != nil {
 		return err
@@ -115,6 +123,24 @@ func (o *pkiOptions) write() error {
 		return err
 	}
 	return pki.Keep(at("admin", "kubeconfig"), config, 0o600)
+}
+
+// transition is how long after they got peer certificates apiservers accept each
+// other by the cluster's authority, at least: until the next call after it.
+const transition = time.Hour
+
+// peers makes what apiservers know each other by.
+func (o *pkiOptions) peers(authority, apiserver string, existed bool) error {
+	if err := directory(filepath.Join(apiserver, "peer"), o.owner); err != nil {
+		return err
+	}
+	if err := pki.EnsurePeers(authority, apiserver, existed); err != nil {
+		return err
+	}
+	if since, ok := pki.TransitionSince(apiserver); ok && time.Since(since) > transition {
+		return pki.FinishPeers(apiserver)
+	}
+	return nil
 }
 
 // directory makes one that its owner alone may look into; -1 leaves the owner.

@@ -10,8 +10,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"testing"
+	"time"
 
 	"k8s.io/client-go/tools/clientcmd"
+
+	"keelson.dev/tools/internal/pki"
 )
 
 // files are all regular files below a directory, with what they hold.
@@ -56,7 +59,7 @@ func TestPKI(t *testing.T) {
 		}
 	}
 	for service, want := range map[string][]string{
-		"apiserver":          {"ca.crt", "sa.key", "tls.crt", "tls.key"},
+		"apiserver":          {"ca.crt", "peer/ca.crt", "peer/tls.crt", "peer/tls.key", "sa.key", "tls.crt", "tls.key"},
 		"controller-manager": {"ca.crt", "ca.key", "sa.key", "tls.crt", "tls.key"},
 		"scheduler":          {"ca.crt", "tls.crt", "tls.key"},
 		"cloud-controller":   {"ca.crt", "tls.crt", "tls.key"},
@@ -116,5 +119,39 @@ func TestPKI(t *testing.T) {
 	}
 	if _, err := tls.X509KeyPair(again["scheduler/tls.crt"], again["scheduler/tls.key"]); err != nil {
 		t.Errorf("the scheduler's new certificate: %v", err)
+	}
+}
+
+// TestPKIOfAnOlderVersion gives peers their own certificates, and lets the apiservers
+// accept the cluster's authority until a call an hour later.
+func TestPKIOfAnOlderVersion(t *testing.T) {
+	dir := t.TempDir()
+	call := func() {
+		t.Helper()
+		var out, errs bytes.Buffer
+		if code := Run(context.Background(), []string{"pki", "--dir", dir}, &out, &errs); code != 0 {
+			t.Fatalf("exit code %d: %s", code, errs.String())
+		}
+	}
+	call()
+	for _, of := range []string{"peer-authority", filepath.Join("apiserver", "peer")} {
+		if err := os.RemoveAll(filepath.Join(dir, of)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apiserver := filepath.Join(dir, "apiserver")
+	for range 2 {
+		call()
+		if _, ok := pki.TransitionSince(apiserver); !ok {
+			t.Fatal("apiservers that are not upgraded yet would be refused")
+		}
+	}
+	old := time.Now().Add(-2 * transition)
+	if err := os.Chtimes(filepath.Join(apiserver, "peer", "accept-cluster-authority"), old, old); err != nil {
+		t.Fatal(err)
+	}
+	call()
+	if _, ok := pki.TransitionSince(apiserver); ok {
+		t.Error("the cluster's authority is accepted for ever")
 	}
 }

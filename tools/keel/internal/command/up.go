@@ -17,6 +17,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	memberv1 "keelson.dev/proto/keelson/member/v1"
 
 	"keelson.dev/tools/internal/pki"
 	"keelson.dev/tools/keel/internal/cluster"
@@ -170,6 +173,9 @@ func (e *env) bringUp(ctx context.Context, o cluster.Options, drain time.Duratio
 	if err := waitNodes(ctx, c, step); err != nil {
 		return explain(ctx, c, err)
 	}
+	if err := e.finishPeers(ctx, c); err != nil {
+		return err
+	}
 	e.say("\nexport KUBECONFIG=%s", c.Kubeconfig())
 	return nil
 }
@@ -189,15 +195,67 @@ func certificates(c *cluster.Cluster) error {
 	if err != nil {
 		return err
 	}
+	_, err = os.Stat(filepath.Join(c.Identity("apiserver"), "tls.crt"))
+	existed := err == nil
 	for _, id := range process.Identities(c) {
 		if err := a.Ensure(id); err != nil {
 			return fmt.Errorf("%s: %w", id.Name, err)
 		}
 	}
+	if c.Simulated == 0 {
+		// It may do everything: it is there while it is used.
+		if err := os.RemoveAll(c.Identity(process.Simulator)); err != nil {
+			return err
+		}
+	}
+	if err := pki.EnsurePeers(c.Path("pki", "peer-authority"), c.Identity("apiserver"), existed); err != nil {
+		return fmt.Errorf("peers: %w", err)
+	}
 	if err := pki.EnsureKey(c.Path("pki", "sa.key")); err != nil {
 		return err
 	}
 	return writeKubeconfig(c)
+}
+
+// finishPeers ends what an upgrade began: the apiservers accept each other by the
+// authority of peers alone, once all of them have certificates of it.
+func (e *env) finishPeers(ctx context.Context, c *cluster.Cluster) error {
+	if _, ok := pki.TransitionSince(c.Identity("apiserver")); !ok {
+		return nil
+	}
+	if len(c.Members) > 0 {
+		elsewhere, err := foreignMembers(ctx, c)
+		if err != nil {
+			return fmt.Errorf("peers: %w", err)
+		}
+		if len(elsewhere) > 0 {
+			e.say("apiservers elsewhere may have no peer certificate yet, so the cluster's authority is still accepted at the peer ports:\ncopy %s to %s, upgrade and restart them, then remove the file accept-cluster-authority in it everywhere",
+				filepath.Join(c.Identity("apiserver"), "peer"), strings.Join(elsewhere, ", "))
+			return nil
+		}
+	}
+	return pki.FinishPeers(c.Identity("apiserver"))
+}
+
+// foreignMembers are the members that no process of this home is.
+func foreignMembers(ctx context.Context, c *cluster.Cluster) (names []string, err error) {
+	conn, err := dial(c)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	all, err := memberv1.NewMemberServiceClient(conn).List(ctx, &memberv1.ListRequest{}, grpc.WaitForReady(true))
+	if err != nil {
+		return nil, said(err)
+	}
+	for _, m := range all.Members {
+		if _, ok := c.Member(m.Name); !ok {
+			names = append(names, m.Name)
+		}
+	}
+	return names, nil
 }
 
 // instance is a machine as the cloud-controller's local provider reads it.

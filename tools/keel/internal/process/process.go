@@ -23,6 +23,10 @@ const (
 	stopAPI
 )
 
+// Simulator is the identity of the process that simulates nodes; it may do
+// everything, and is made only where there are any.
+const Simulator = "simulator"
+
 // Identities are the certificates of the cluster's processes and its
 // administrator.
 func Identities(c *cluster.Cluster) []pki.Identity {
@@ -32,8 +36,10 @@ func Identities(c *cluster.Cluster) []pki.Identity {
 			api = append(api, m.IP)
 		}
 	}
-	ids := append(ControlPlane(api, c.ServiceCIDR, c.Domain),
-		pki.Identity{Name: "simulator", CommonName: "system:keelson:simulator", Organization: []string{"system:masters"}})
+	ids := ControlPlane(api, c.ServiceCIDR, c.Domain)
+	if c.Simulated > 0 {
+		ids = append(ids, pki.Identity{Name: Simulator, CommonName: "system:keelson:simulator", Organization: []string{"system:masters"}})
+	}
 	for _, n := range c.Nodes {
 		ids = append(ids, pki.Identity{
 			Name: n.Name, CommonName: "system:node:" + n.Name, Organization: []string{"system:nodes"}, Hosts: []string{n.Name, n.IP},
@@ -77,7 +83,7 @@ func Specs(c *cluster.Cluster, bin string, p runtime.Programs) ([]supervise.Spec
 		specs = append(specs, containerd(c, p, n, config), node(c, bin, p, n))
 	}
 	if c.Simulated > 0 {
-		spec := service(c, bin, "node", "simulator", "simulator", stopNode,
+		spec := service(c, bin, "node", Simulator, "simulator", stopNode,
 			"--apiserver", c.GRPC(), "--simulated", fmt.Sprint(c.Simulated), "--data-dir", c.Path("simulator"))
 		specs = append(specs, spec)
 	}

@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -19,9 +20,14 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/rafthttp"
 	"go.etcd.io/etcd/server/v3/storage/datadir"
 	"go.etcd.io/etcd/server/v3/storage/wal"
-
-	"keelson.dev/services/internal/identity"
 )
+
+// Identity makes the TLS of connections between members, both ways, for application
+// protocols. It verifies who the other side is.
+type Identity interface {
+	Client(protocols ...string) *tls.Config
+	Server(protocols ...string) *tls.Config
+}
 
 // PeerConfig makes a member of several.
 type PeerConfig struct {
@@ -31,10 +37,8 @@ type PeerConfig struct {
 	// Service is where the others find its other services; this package tells them
 	// (Embedded.Known).
 	Service string
-	// Identity is what this member shows the others. Names are the common names of
-	// certificates that may be members'.
-	Identity *identity.Source
-	Names    []string
+	// Identity is what this member shows the others, and whom it accepts.
+	Identity Identity
 	// Members are the names of members and where they may be found. A member without
 	// data whose own name is among them founds the cluster with them, if none of them
 	// has data; else it waits until it is let in (Embedded.Add, Embedded.Replace). A
@@ -66,8 +70,8 @@ func (c *EmbeddedConfig) startPeers() (*peers, error) {
 	switch {
 	case !memberName.MatchString(c.Name):
 		return nil, fmt.Errorf("etcd's member: %q is no name for one", c.Name)
-	case pc.Identity == nil || len(pc.Names) == 0:
-		return nil, errors.New("etcd's members need an identity and the names of those who may be members")
+	case pc.Identity == nil:
+		return nil, errors.New("etcd's members need an identity")
 	case pc.Listen == "":
 		return nil, errors.New("etcd's members need an address to listen on")
 	}

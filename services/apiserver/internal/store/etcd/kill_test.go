@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"keelson.dev/services/apiserver/internal/peertls"
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/identity/identitytest"
@@ -65,6 +66,11 @@ func child(config string) int {
 		say(saysError, err)
 		return 1
 	}
+	peer, err := peertls.Load(id, "")
+	if err != nil {
+		say(saysError, err)
+		return 1
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
@@ -72,7 +78,7 @@ func child(config string) int {
 	}()
 	cfg := EmbeddedConfig{
 		Name: c.Name, Dir: c.Dir, Log: quiet(),
-		Peers: &PeerConfig{Listen: c.Members[c.Name], Identity: id, Names: []string{"kube-apiserver"}, Members: c.Members},
+		Peers: &PeerConfig{Listen: c.Members[c.Name], Identity: peer, Members: c.Members},
 	}
 	if c.ListenClient != "" {
 		cfg.ListenClient, cfg.ClientNames = c.ListenClient, []string{"kube-apiserver"}

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"keelson.dev/services/apiserver/internal/peertls"
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/store/storetest"
 	"keelson.dev/services/internal/identity"
@@ -25,10 +26,11 @@ import (
 // site is where members of a test run: in this process, on loopback.
 type site struct {
 	testing.TB
-	dir string
-	ca  *identitytest.CA
-	id  *identity.Source
-	mu  sync.Mutex
+	dir  string
+	ca   *identitytest.CA
+	id   *identity.Source
+	peer *peertls.Identity
+	mu   sync.Mutex
 	// addresses is what the configurations say.
 	addresses map[string]string
 	running   map[string]*Embedded
@@ -41,6 +43,10 @@ func newSite(t testing.TB, names ...string) *site {
 	s := &site{TB: t, dir: t.TempDir(), addresses: map[string]string{}, running: map[string]*Embedded{}}
 	s.ca = identitytest.NewCA(t)
 	s.id = s.ca.Source(t, "kube-apiserver")
+	var err error
+	if s.peer, err = peertls.Load(s.id, ""); err != nil {
+		t.Fatal(err)
+	}
 	for _, n := range names {
 		s.addresses[n] = loopbacktest.Address(t)
 	}
@@ -62,7 +68,7 @@ func (s *site) config(name, address string) EmbeddedConfig {
 	known := maps.Clone(s.addresses)
 	return EmbeddedConfig{
 		Name: name, Dir: filepath.Join(s.dir, name), Log: s.log(name),
-		Peers: &PeerConfig{Listen: address, Identity: s.id, Names: []string{"kube-apiserver"}, Members: known, Sockets: filepath.Join(s.dir, "peers"), Election: s.election},
+		Peers: &PeerConfig{Listen: address, Identity: s.peer, Members: known, Sockets: filepath.Join(s.dir, "peers"), Election: s.election},
 	}
 }
 
@@ -575,6 +581,15 @@ func TestRecoverAgain(t *testing.T) {
 	s.get("a", "/k", "1")
 }
 
+// showing is somebody who shows a certificate and believes anybody.
+type showing struct{ *identity.Source }
+
+func (s showing) Client(protocols ...string) *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: protocols, Certificates: []tls.Certificate{s.Current().Certificate}, InsecureSkipVerify: true}
+}
+
+func (s showing) Server(...string) *tls.Config { return s.ServerTLS(false) }
+
 // Only who has the name of an apiserver is let in by the others, or believed.
 func TestPeersAreApiservers(t *testing.T) {
 	s := newSite(t, "a", "b", "c")
@@ -584,7 +599,7 @@ func TestPeersAreApiservers(t *testing.T) {
 		"a node":            s.ca.Source(t, "system:node:n1"),
 		"another authority": identitytest.NewCA(t).Source(t, "kube-apiserver"),
 	} {
-		stranger := &peers{cards: a.cards, id: id, names: []string{"kube-apiserver"}, ctx: context.Background()}
+		stranger := &peers{cards: a.cards, id: showing{id}, ctx: context.Background()}
 		for _, protocol := range []string{protocolCards, protocolPeer + a.seat()} {
 			c, err := stranger.dial(s.addresses["a"], protocol)
 			if err != nil {

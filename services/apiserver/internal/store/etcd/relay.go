@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,8 +16,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"keelson.dev/services/internal/identity"
 )
 
 // Peers connect over mutual TLS; the application protocol says what for: cards, or
@@ -166,8 +163,7 @@ func (o *outlet) serve(seat string) {
 type peers struct {
 	*cards
 	log      *slog.Logger
-	id       *identity.Source
-	names    []string
+	id       Identity
 	askTime  time.Duration
 	listener net.Listener
 	local    string // the socket where this member's etcd listens
@@ -184,7 +180,7 @@ type peers struct {
 }
 
 func newPeers(c *cards, log *slog.Logger, pc *PeerConfig, l net.Listener) *peers {
-	p := &peers{cards: c, log: log, id: pc.Identity, names: pc.Names, askTime: cmp.Or(pc.askTime, askTime), listener: l, live: map[net.Conn]bool{}}
+	p := &peers{cards: c, log: log, id: pc.Identity, askTime: cmp.Or(pc.askTime, askTime), listener: l, live: map[net.Conn]bool{}}
 	p.local = c.seat() + ".in"
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	p.run(p.accept)
@@ -278,17 +274,7 @@ func (p *peers) dial(address, protocol string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := tls.Client(raw, &tls.Config{
-		MinVersion: tls.VersionTLS13,
-		NextProtos: []string{protocol},
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return &p.id.Current().Certificate, nil
-		},
-		// A member is known by its name, wherever it is: VerifyConnection does all
-		// that is skipped here but comparing the host.
-		InsecureSkipVerify: true,
-		VerifyConnection:   p.verify(x509.ExtKeyUsageServerAuth),
-	})
+	c := tls.Client(raw, p.id.Client(protocol))
 	ctx, cancel := context.WithTimeout(p.ctx, shakeTime)
 	defer cancel()
 	if err := c.HandshakeContext(ctx); err != nil {
@@ -314,28 +300,6 @@ func (p *peers) answers(seat string) bool {
 		}
 	}
 	return false
-}
-
-// verify checks the other side's certificate: the cluster's CA, and one of the
-// names of those who may be members.
-func (p *peers) verify(usage x509.ExtKeyUsage) func(tls.ConnectionState) error {
-	return func(s tls.ConnectionState) error {
-		if len(s.PeerCertificates) == 0 {
-			return errors.New("peer shows no certificate")
-		}
-		leaf := s.PeerCertificates[0]
-		between := x509.NewCertPool()
-		for _, c := range s.PeerCertificates[1:] {
-			between.AddCert(c)
-		}
-		if _, err := leaf.Verify(x509.VerifyOptions{Roots: p.id.Current().Roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
-			return err
-		}
-		if !slices.Contains(p.names, leaf.Subject.CommonName) {
-			return fmt.Errorf("peer %q may not be a member of etcd", leaf.Subject.CommonName)
-		}
-		return nil
-	}
 }
 
 // accept serves the other members.
@@ -366,14 +330,7 @@ func (p *peers) in(raw net.Conn) {
 	}
 	defer p.untrack(raw)
 	mine := protocolPeer + p.seat()
-	c := tls.Server(raw, &tls.Config{
-		MinVersion:             tls.VersionTLS13,
-		NextProtos:             []string{mine, protocolCards},
-		Certificates:           []tls.Certificate{p.id.Current().Certificate},
-		ClientAuth:             tls.RequireAnyClientCert,
-		VerifyConnection:       p.verify(x509.ExtKeyUsageClientAuth),
-		SessionTicketsDisabled: true,
-	})
+	c := tls.Server(raw, p.id.Server(mine, protocolCards))
 	ctx, cancel := context.WithTimeout(p.ctx, shakeTime)
 	err := c.HandshakeContext(ctx)
 	cancel()
