@@ -137,19 +137,43 @@ func unmarshal(obj resource.Object, data []byte) (err error) {
 	return obj.Unmarshal(data)
 }
 
-func wrongKind(in Input, got schema.GroupVersionKind) error {
-	if in.Known == nil || !in.Known(got) {
-		return cannotHandle(in, got, fmt.Errorf("no kind %q is registered for version %q", got.Kind, got.GroupVersion()))
+// CheckKind compares the kind and version that JSON says it is with what it must be.
+// What it leaves out is no difference.
+func CheckKind(data []byte, want schema.GroupVersionKind, known func(schema.GroupVersionKind) bool) error {
+	got, err := typeMeta(data)
+	if err != nil {
+		return err
 	}
-	if got.GroupVersion() != in.Want.GroupVersion() {
-		return apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)", got.GroupVersion(), in.Want.GroupVersion()))
+	if got = defaultKind(got, want); got == want {
+		return nil
 	}
-	group := in.Want.Group
+	if !known(got) {
+		return notRegistered(got)
+	}
+	return noConversion(got, want)
+}
+
+func notRegistered(got schema.GroupVersionKind) error {
+	return fmt.Errorf("no kind %q is registered for version %q", got.Kind, got.GroupVersion())
+}
+
+func noConversion(got, want schema.GroupVersionKind) error {
+	group := want.Group
 	if group == "" {
 		group = "core"
 	}
 	group, _, _ = strings.Cut(group, ".")
-	return cannotHandle(in, got, fmt.Errorf("converting (%s.%s) to (%s.%s): unknown conversion", got.Version, got.Kind, group, in.Want.Kind))
+	return fmt.Errorf("converting (%s.%s) to (%s.%s): unknown conversion", got.Version, got.Kind, group, want.Kind)
+}
+
+func wrongKind(in Input, got schema.GroupVersionKind) error {
+	if in.Known == nil || !in.Known(got) {
+		return cannotHandle(in, got, notRegistered(got))
+	}
+	if got.GroupVersion() != in.Want.GroupVersion() {
+		return apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)", got.GroupVersion(), in.Want.GroupVersion()))
+	}
+	return cannotHandle(in, got, noConversion(got, in.Want))
 }
 
 func cannotHandle(in Input, got schema.GroupVersionKind, err error) error {

@@ -8,9 +8,12 @@ import (
 
 	authorizationv1 "k8s.io/api/authorization/v1"
 	batchv1 "k8s.io/api/batch/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -340,4 +343,88 @@ func TestDeleteAnswersMarked(t *testing.T) {
 	p.Generation-- // it counted already
 	out, err = f.delete(p, pipeline.DeleteOptions{GracePeriodSeconds: ptr(int64(0))})
 	check("a pod that is being deleted", p, out, err)
+}
+
+// TestPatchRefusals: a patch makes neither another kind nor another name of an object,
+// and what cannot be merged is the client's fault.
+func TestPatchRefusals(t *testing.T) {
+	f := newFixture(t)
+	f.mustCreate(configMap("a"))
+	p := f.mustCreate(pod("p"))
+	const strategic, merge, ops = types.StrategicMergePatchType, types.MergePatchType, types.JSONPatchType
+	for _, test := range []struct {
+		obj    resource.Object
+		kind   types.PatchType
+		text   string
+		code   int32
+		reason metav1.StatusReason
+		want   string
+	}{
+		{configMap("a"), merge, `{"kind":"Secret"}`, 422, metav1.StatusReasonInvalid, `: converting (v1.Secret) to (core.ConfigMap): unknown conversion`},
+		{configMap("a"), ops, `[{"op":"replace","path":"/kind","value":"Thing"}]`, 422, metav1.StatusReasonInvalid, `no kind "Thing" is registered for version "v1"`},
+		{configMap("a"), merge, `{"apiVersion":"v2"}`, 422, metav1.StatusReasonInvalid, "patch: Invalid value"},
+		{configMap("a"), merge, `{"metadata":{"name":"b"}}`, 400, metav1.StatusReasonBadRequest, "the name of the object (b) does not match the name on the URL (a)"},
+		{configMap("a"), strategic, `{"metadata":{"name":"b"}}`, 400, metav1.StatusReasonBadRequest, "the name of the object (b) does not match the name on the URL (a)"},
+		{configMap("a"), merge, `{"metadata":{"namespace":"b","name":"b"}}`, 400, metav1.StatusReasonBadRequest, "the namespace of the provided object does not match"},
+		{configMap("none"), merge, `{`, 400, metav1.StatusReasonBadRequest, "invalid JSON patch"},
+		{configMap("none"), ops, ``, 400, metav1.StatusReasonBadRequest, "invalid JSON patch"},
+		{configMap("a"), ops, `{}`, 400, metav1.StatusReasonBadRequest, "error decoding patch: json: cannot unmarshal object into Go value"},
+		{p, strategic, `{"spec":{"volumes":[{"name":{}}]}}`, 400, metav1.StatusReasonBadRequest, "the patch cannot be merged"},
+		{p, strategic, `{"spec":{"$retainKeys":[{}]}}`, 400, metav1.StatusReasonBadRequest, "the patch cannot be merged"},
+	} {
+		_, err := f.patch(test.obj, test.kind, test.text)
+		t.Run(test.text, func(t *testing.T) {
+			wantStatus(t, err, test.code, test.reason, test.want)
+		})
+	}
+	out, err := f.patch(configMap("a"), ops, `[{"op":"test","path":"/kind","value":"ConfigMap","what":1}]`)
+	if err != nil || !slices.Equal(out.Warnings, []string{`json patch unknown field "[0].what"`}) {
+		t.Errorf("%+v, %v", out, err)
+	}
+	if _, err := f.patch(configMap("a"), merge, `{"kind":"ConfigMap","apiVersion":"v1","data":{"a":"b"}}`); err != nil {
+		t.Errorf("a patch that names its kind: %v", err)
+	}
+}
+
+// TestNamesOfPathSegments: some kinds take any name that a path can hold.
+func TestNamesOfPathSegments(t *testing.T) {
+	f := newFixture(t)
+	named := func(name string) resource.Object {
+		return &corev1.Event{
+			ObjectMeta:     metav1.ObjectMeta{Name: name, Namespace: "ns"},
+			InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: "ns", Name: "p"},
+		}
+	}
+	if _, err := f.create(named("a@b")); err != nil {
+		t.Error(err)
+	}
+	_, err := f.create(named("a/b"))
+	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "may not contain '/'")
+	_, err = f.create(&eventsv1.Event{ObjectMeta: metav1.ObjectMeta{Name: "a@b", Namespace: "ns"}})
+	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "a lowercase RFC 1123 subdomain")
+	_, err = f.create(&certificatesv1.CertificateSigningRequest{ObjectMeta: metav1.ObjectMeta{Name: "user:alice"}})
+	if d := statusDetails(err); d == nil || slices.ContainsFunc(d.Causes, func(c metav1.StatusCause) bool { return c.Field == "metadata.name" }) {
+		t.Errorf("a CSR called user:alice: %v", err)
+	}
+}
+
+// TestSmallDifferences holds single answers of Kubernetes.
+func TestSmallDifferences(t *testing.T) {
+	f := newFixture(t)
+	class := f.mustCreate(&schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: "c"}, Value: 7})
+	out, err := f.patch(class, types.MergePatchType, `{"description":"x"}`)
+	if err != nil || out.Item.Object.GetGeneration() != 1 {
+		t.Errorf("the generation of a PriorityClass: %+v, %v", out, err)
+	}
+	f.mustCreate(configMap("a"))
+	list, err := f.List(f.ctx, pipeline.Target{Resource: configMapGVR, Namespace: "ns"}, pipeline.ListOptions{Limit: -1})
+	if err != nil || len(list.Items) != 1 || list.Continue != "" {
+		t.Errorf("limit=-1: %+v, %v", list, err)
+	}
+	items, err := f.DeleteCollection(f.ctx, pipeline.Target{Resource: configMapGVR, Namespace: "ns"}, pipeline.ListOptions{}, pipeline.DeleteOptions{
+		PropagationPolicy: ptr(metav1.DeletePropagationOrphan),
+	})
+	if err != nil || len(items.Items) != 1 || items.Items[0].Object.GetDeletionTimestamp() != nil {
+		t.Errorf("a collection is answered as it was read: %+v, %v", items, err)
+	}
 }

@@ -36,6 +36,9 @@ func (p *Pipeline) newPatch(ctx context.Context, t Target, kind types.PatchType,
 	if err := codec.CheckText(b.Data, reflect.TypeOf(c.kind.New())); err != nil {
 		return nil, err
 	}
+	if kind != types.ApplyPatchType && !json.Valid(b.Data) {
+		return nil, apierrors.NewBadRequest("invalid JSON patch")
+	}
 	patch := &patch{p: p, c: c, kind: kind, data: b.Data}
 	switch {
 	case kind == types.ApplyPatchType:
@@ -53,7 +56,7 @@ func (p *Pipeline) newPatch(ctx context.Context, t Target, kind types.PatchType,
 		if err != nil {
 			return nil, err
 		}
-		if err := checkPlace(c.kind, c.target, obj); err != nil {
+		if err := checkNames(c, obj); err != nil {
 			return nil, err
 		}
 		return p.planUpdate(c, cur, obj, true)
@@ -108,7 +111,7 @@ func (a *patch) object(cur resource.Object) (resource.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	return out, a.text(text, out)
+	return out, a.text(text, a.c.kind.GVK, out)
 }
 
 // typed applies a common patch to the Go type; nil if it is not common.
@@ -130,10 +133,13 @@ func (a *patch) typed(cur resource.Object) resource.Object {
 }
 
 // text applies a JSON or merge patch to an object's JSON and reads the result.
-func (a *patch) text(text []byte, out resource.Object) error {
+func (a *patch) text(text []byte, gvk schema.GroupVersionKind, out resource.Object) error {
 	patched, strict, err := a.apply(text)
 	if err != nil {
 		return err
+	}
+	if err := codec.CheckKind(patched, gvk, a.p.knows); err != nil {
+		return a.invalid(string(patched), err)
 	}
 	var more []error
 	if a.c.opts.FieldValidation == string(codec.Ignore) {
@@ -142,20 +148,31 @@ func (a *patch) text(text []byte, out resource.Object) error {
 		more, err = kjson.UnmarshalStrict(patched, out)
 	}
 	if err != nil {
-		return a.invalid(string(a.data), err)
+		return a.invalid(string(patched), err)
 	}
 	out.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{})
-	return a.strict(append(strict, more...), string(a.data))
+	return a.strict(append(strict, more...), string(patched))
+}
+
+// operation is what a JSON patch's operations may hold (RFC 6902).
+type operation struct {
+	Op    string `json:"op"`
+	Path  string `json:"path"`
+	From  string `json:"from"`
+	Value any    `json:"value"`
 }
 
 func (a *patch) apply(text []byte) (patched []byte, strict []error, err error) {
 	switch a.kind {
 	case types.JSONPatchType:
 		if a.c.opts.FieldValidation != string(codec.Ignore) {
-			var v []any
+			var v []operation
 			if strict, err = kjson.UnmarshalStrict(a.data, &v); err != nil {
 				return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
 			}
+		}
+		for i, e := range strict {
+			strict[i] = fmt.Errorf("json patch %w", e)
 		}
 		patched, err = applyJSON(a.data, text)
 		return patched, strict, err
@@ -192,7 +209,7 @@ func (a *patch) strategic(cur runtime.Object, gvk schema.GroupVersionKind, out r
 	if err != nil {
 		return err
 	}
-	merged, err := strategicpatch.StrategicMergeMapPatchUsingLookupPatchMeta(original, changes, meta)
+	merged, err := mergeStrategic(original, changes, meta)
 	if err != nil {
 		return strategicError(err)
 	}
@@ -211,8 +228,21 @@ func (a *patch) strategic(cur runtime.Object, gvk schema.GroupVersionKind, out r
 	return a.strict(strict, fmt.Sprintf("%+v", changes))
 }
 
+// mergeStrategic shields from the library, which panics where the key that a list is
+// merged by is no plain value.
+func mergeStrategic(original, changes map[string]any, meta strategicpatch.LookupPatchMeta) (merged map[string]any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			merged, err = nil, apierrors.NewBadRequest(fmt.Sprintf("the patch cannot be merged: %v", p))
+		}
+	}()
+	return strategicpatch.StrategicMergeMapPatchUsingLookupPatchMeta(original, changes, meta)
+}
+
 func strategicError(err error) error {
 	switch {
+	case apierrors.IsBadRequest(err):
+		return err
 	case errors.Is(err, mergepatch.ErrBadJSONDoc), errors.Is(err, mergepatch.ErrBadPatchFormatForPrimitiveList),
 		errors.Is(err, mergepatch.ErrBadPatchFormatForRetainKeys), errors.Is(err, mergepatch.ErrBadPatchFormatForSetElementOrderList),
 		errors.Is(err, mergepatch.ErrUnsupportedStrategicMergePatchFormat):
@@ -231,9 +261,7 @@ func (a *patch) strict(errs []error, data string) error {
 	case a.c.opts.FieldValidation == string(codec.Strict):
 		return a.invalid(data, runtime.NewStrictDecodingError(errs))
 	}
-	for _, e := range errs {
-		a.c.warn = append(a.c.warn, e.Error())
-	}
+	a.c.warn = append(a.c.warn, codec.StrictWarnings(errs)...)
 	return nil
 }
 
@@ -250,7 +278,7 @@ func (a *patch) scale(cur *scaled) (*scaled, error) {
 	} else {
 		var text []byte
 		if text, err = json.Marshal(cur); err == nil {
-			err = a.text(text, out)
+			err = a.text(text, scaleGVK, out)
 		}
 	}
 	return out, err

@@ -117,7 +117,7 @@ func (p *Pipeline) list(ctx context.Context, k *resource.Kind, t Target, o ListO
 		return nil, err
 	}
 	out := &List{Kind: k, Revision: snap.Revision()}
-	limit := o.Limit
+	limit := o.Limit // a negative one is none, as in Kubernetes
 	if o.ResourceVersion == "0" && o.Continue == "" {
 		limit = 0 // as Kubernetes' watch cache, which answers such lists whole
 	}
@@ -239,9 +239,6 @@ func checkListOptions(o ListOptions) error {
 		if match == metav1.ResourceVersionMatchExact && o.ResourceVersion == "0" {
 			errs = append(errs, field.Forbidden(path, `resourceVersionMatch "exact" is forbidden for resourceVersion "0"`))
 		}
-	}
-	if o.Limit < 0 {
-		errs = append(errs, field.Invalid(field.NewPath("limit"), o.Limit, "must not be negative"))
 	}
 	if len(errs) > 0 {
 		return apierrors.NewInvalid(metav1.SchemeGroupVersion.WithKind("ListOptions").GroupKind(), "", errs)

@@ -175,14 +175,14 @@ func TestPatchErrors(t *testing.T) {
 		code int32
 		want string
 	}{
-		"json syntax":           {types.JSONPatchType, `{`, pipeline.WriteOptions{}, 400, "error decoding patch"},
+		"json syntax":           {types.JSONPatchType, `{`, pipeline.WriteOptions{}, 400, "invalid JSON patch"},
 		"json test":             {types.JSONPatchType, `[{"op":"test","path":"/data/k","value":"w"}]`, pipeline.WriteOptions{}, 422, "the server rejected our request due to an error in our request"},
 		"json missing":          {types.JSONPatchType, `[{"op":"remove","path":"/data/none"}]`, pipeline.WriteOptions{}, 422, "the server rejected our request due to an error in our request"},
-		"merge syntax":          {types.MergePatchType, `{`, pipeline.WriteOptions{}, 400, "error decoding patch"},
-		"merge type":            {types.MergePatchType, `{"data":5}`, pipeline.WriteOptions{}, 422, `patch: Invalid value: "{\"data\":5}"`},
+		"merge syntax":          {types.MergePatchType, `{`, pipeline.WriteOptions{}, 400, "invalid JSON patch"},
+		"merge type":            {types.MergePatchType, `{"data":5}`, pipeline.WriteOptions{}, 422, `\"data\":5,\"kind\":\"ConfigMap\"`},
 		"merge unknown":         {types.MergePatchType, `{"foo":5}`, pipeline.WriteOptions{FieldValidation: "Strict"}, 422, `strict decoding error: unknown field "foo"`},
 		"strategic type":        {types.StrategicMergePatchType, `{"data":5}`, pipeline.WriteOptions{}, 422, ""},
-		"immutable name":        {types.MergePatchType, `{"metadata":{"name":"b"}}`, pipeline.WriteOptions{}, 422, "metadata.name: Invalid value: \"b\": field is immutable"},
+		"immutable name":        {types.MergePatchType, `{"metadata":{"name":"b"}}`, pipeline.WriteOptions{}, 400, "the name of the object (b) does not match the name on the URL (a)"},
 		"stale":                 {types.MergePatchType, `{"metadata":{"resourceVersion":"1"}}`, pipeline.WriteOptions{}, 409, "the object has been modified"},
 		"forced":                {types.MergePatchType, `{}`, pipeline.WriteOptions{Force: true}, 422, "force: Forbidden: may not be specified for non-apply patch"},
 		"apply without manager": {types.ApplyPatchType, `{}`, pipeline.WriteOptions{}, 422, "fieldManager: Required value: is required for apply patch"},

@@ -260,7 +260,7 @@ func (x *exchange) servePath() {
 	handler := x.h.fixed(x.r.URL.Path)
 	switch {
 	case handler == nil:
-		x.fail(errNotFound())
+		http.NotFound(x, x.r) // text, as Kubernetes answers outside of the API
 	case x.r.Method != http.MethodGet && x.r.Method != http.MethodHead && !strings.HasPrefix(x.r.URL.Path, "/debug/"):
 		x.fail(errMethod())
 	default:

@@ -40,7 +40,9 @@ func CertificateSigningRequest() *resource.Kind {
 			c.Spec = old.Spec
 			c.Status = old.Status
 		},
-		Validate: validate,
+		// Any segment of a path: "user:alice" is usual.
+		ValidateName: func(string, bool) []string { return nil },
+		Validate:     validate,
 	}.Rules()
 	k.Subresources = map[string]resource.Subresource{
 		"status": row.View(resource.Typed[*csr]{

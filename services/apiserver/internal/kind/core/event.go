@@ -40,6 +40,9 @@ func Event() *resource.Kind {
 		"type":                           eventField(func(e *corev1.Event) string { return e.Type }),
 	}
 	k.Rules = resource.Typed[*corev1.Event]{
+		// Any segment of a path, as clients make names of their own; only the group
+		// events.k8s.io is stricter.
+		ValidateName:   func(string, bool) []string { return nil },
 		Validate:       validateEvent,
 		ValidateUpdate: func(e, _ *corev1.Event) field.ErrorList { return validateEvent(e) },
 		CreateOnUpdate: true,

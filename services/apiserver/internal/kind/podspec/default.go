@@ -3,7 +3,7 @@
 // service.
 //
 // It must never look at another object, and never refuse what Kubernetes takes
-// unless UNSUPPORTED.md names it.
+// unless DIFFERENCES.md names it.
 package podspec
 
 import (

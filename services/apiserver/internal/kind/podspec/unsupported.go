@@ -6,7 +6,7 @@ import (
 )
 
 // unsupported refuses what Kubernetes does and Keelson does not do yet, wherever
-// ignoring it would run something else than what was asked for. UNSUPPORTED.md
+// ignoring it would run something else than what was asked for. DIFFERENCES.md
 // lists it for people.
 func (v *validator) unsupported(p *field.Path) {
 	s := v.spec

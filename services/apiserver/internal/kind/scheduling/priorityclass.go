@@ -64,6 +64,8 @@ func PriorityClass() *resource.Kind {
 		},
 		Validate:       validate,
 		ValidateUpdate: validateUpdate,
+		// A class has a generation, but no spec that would count it up.
+		SpecChanged: func(_, _ *schedulingv1.PriorityClass) bool { return false },
 	}.Rules()
 	return k
 }

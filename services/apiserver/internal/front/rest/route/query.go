@@ -192,8 +192,8 @@ func ParseQuery(raw string) (Query, error) {
 				q.OrphanDependents = &v
 			}
 		case "pretty":
-			if s.first(17) {
-				v := truth(value)
+			if s.first(17) && value != "" {
+				v, _ := strconv.ParseBool(value) // what is neither is no
 				q.Pretty = &v
 			}
 		case "includeObject":

@@ -79,7 +79,9 @@ func TestParseQuery(t *testing.T) {
 		"gracePeriodSeconds=0&propagationPolicy=Orphan&orphanDependents=0": {
 			GracePeriodSeconds: ptr(int64(0)), PropagationPolicy: ptr("Orphan"), OrphanDependents: ptr(false),
 		},
-		"pretty&includeObject=None": {Pretty: ptr(true), IncludeObject: "None"},
+		"pretty&includeObject=None": {IncludeObject: "None"},
+		"pretty=1":                  {Pretty: ptr(true)},
+		"pretty=yes&pretty=1":       {Pretty: ptr(false)},
 		"resourceVersion=5&resourceVersionMatch=Exact&allowWatchBookmarks=true": {
 			ResourceVersion: "5", ResourceVersionMatch: "Exact", AllowWatchBookmarks: true,
 		},
