@@ -61,6 +61,15 @@ func TestPresence(t *testing.T) {
 	if s.Spec.ClusterIP != "10.96.0.1" || s.Spec.Ports[0].Port != 443 || s.Spec.Ports[0].TargetPort.IntValue() != 6443 || s.Spec.Ports[0].Name != "https" {
 		t.Fatalf("%+v", s.Spec)
 	}
+	if grpc := s.Spec.Ports[1]; grpc.Name != "grpc" || grpc.Port != 6444 || grpc.TargetPort != s.Spec.Ports[0].TargetPort {
+		t.Fatalf("the gRPC port is %+v", grpc)
+	}
+	slice, _ := get[*discoveryv1.EndpointSlice](t, c, sliceGVR, "default", "kubernetes")
+	for i, name := range []string{"https", "grpc"} {
+		if p := slice.Ports[i]; *p.Name != name || *p.Port != 6443 {
+			t.Fatalf("port %d of the endpoints is %s, %d", i, *p.Name, *p.Port)
+		}
+	}
 	_, _, before := seen(t, c)
 	announce(a)
 	if _, _, after := seen(t, c); after != before {

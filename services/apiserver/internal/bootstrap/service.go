@@ -16,6 +16,10 @@ const (
 	serviceName = "kubernetes"
 	portName    = "https"
 	servicePort = 443
+	// The gRPC API is served on the same port of the apiservers; the name and number
+	// are for clients that look it up.
+	grpcName    = "grpc"
+	grpcPort    = 6444
 	defaultPort = 6443
 )
 
@@ -52,7 +56,10 @@ func service(ip netip.Addr, present []netip.AddrPort) *corev1.Service {
 		Spec: corev1.ServiceSpec{
 			Type: corev1.ServiceTypeClusterIP, ClusterIP: ip.String(), ClusterIPs: []string{ip.String()},
 			IPFamilies: []corev1.IPFamily{family}, IPFamilyPolicy: &policy, SessionAffinity: corev1.ServiceAffinityNone,
-			Ports: []corev1.ServicePort{{Name: portName, Port: servicePort, Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromInt32(port(present))}},
+			Ports: []corev1.ServicePort{
+				{Name: portName, Port: servicePort, Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromInt32(port(present))},
+				{Name: grpcName, Port: grpcPort, Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromInt32(port(present))},
+			},
 		},
 	}
 }
@@ -75,11 +82,13 @@ func endpointSlice(present []netip.AddrPort) *discoveryv1.EndpointSlice {
 	if len(present) > 0 && present[0].Addr().Is6() {
 		s.AddressType = discoveryv1.AddressTypeIPv6
 	}
-	ready, name, protocol, number := true, portName, corev1.ProtocolTCP, port(present)
+	ready, protocol, number := true, corev1.ProtocolTCP, port(present)
 	for _, ip := range addresses(present) {
 		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}})
 	}
-	s.Ports = []discoveryv1.EndpointPort{{Name: &name, Protocol: &protocol, Port: &number}}
+	for _, name := range []string{portName, grpcName} {
+		s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: &name, Protocol: &protocol, Port: &number})
+	}
 	return s
 }
 
@@ -95,7 +104,10 @@ func endpoints(present []netip.AddrPort) *corev1.Endpoints {
 		Namespace: metav1.NamespaceDefault, Name: serviceName,
 		Labels: map[string]string{discoveryv1.LabelSkipMirror: "true"},
 	}}
-	subset := corev1.EndpointSubset{Ports: []corev1.EndpointPort{{Name: portName, Port: port(present), Protocol: corev1.ProtocolTCP}}}
+	subset := corev1.EndpointSubset{Ports: []corev1.EndpointPort{
+		{Name: portName, Port: port(present), Protocol: corev1.ProtocolTCP},
+		{Name: grpcName, Port: port(present), Protocol: corev1.ProtocolTCP},
+	}}
 	for _, ip := range addresses(present) {
 		subset.Addresses = append(subset.Addresses, corev1.EndpointAddress{IP: ip})
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,5 +78,17 @@ func TestWatchesEndWithTheRight(t *testing.T) {
 	out, done = get()
 	if <-done; out.Code != 403 {
 		t.Errorf("REST, made again: %d", out.Code)
+	}
+}
+
+// A call that says who it is with an empty token is refused, not served as nobody.
+func TestEmptyTokens(t *testing.T) {
+	w := newWorld(t)
+	for _, value := range []string{"Bearer ", "Bearer", "", "secret-without-scheme"} {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", value)
+		_, err := w.grpc.Get(ctx, &resourcev1.GetRequest{Ref: &resourcev1.Ref{Version: "v1", Resource: "secrets", Namespace: "mine", Name: "own"}})
+		if s := status.Convert(err); s.Code() != codes.Unauthenticated || !strings.Contains(s.Message(), "holds no token") || strings.Contains(s.Message(), "secret-without") {
+			t.Errorf("%q: %v", value, err)
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/services/apiserver/internal/pipeline"
 )
@@ -59,4 +60,19 @@ func TestNoDeleteCollection(t *testing.T) {
 	f := newFixture(t)
 	_, err := f.DeleteCollection(f.ctx, pipeline.Target{Resource: corev1.SchemeGroupVersion.WithResource("namespaces")}, pipeline.ListOptions{}, pipeline.DeleteOptions{})
 	wantCode(t, "deletecollection of namespaces", err, 405)
+}
+
+// A configuration that does not say what it is of is refused with what it should say.
+func TestApplyWithoutAKind(t *testing.T) {
+	f := newFixture(t)
+	for text, want := range map[string]string{
+		`{"kind":"ConfigMap","metadata":{"name":"c"}}`:                 `the configuration has no apiVersion: want "v1"`,
+		`{"apiVersion":"v1","metadata":{"name":"c"}}`:                  `the configuration has no kind: want "ConfigMap"`,
+		`{"apiVersion":"v1","kind":7,"metadata":{"name":"c"}}`:         `the configuration has no kind: want "ConfigMap"`,
+		`{"apiVersion":"","kind":"ConfigMap","metadata":{"name":"c"}}`: `the configuration has no apiVersion: want "v1"`,
+	} {
+		_, err := f.Patch(f.ctx, pipeline.Target{Resource: configMapGVR, Namespace: "ns", Name: "c"}, types.ApplyPatchType,
+			pipeline.Body{Data: []byte(text), Type: pipeline.YAML}, pipeline.WriteOptions{FieldManager: "m"})
+		wantStatus(t, err, 400, metav1.StatusReasonBadRequest, want)
+	}
 }

@@ -36,6 +36,9 @@ func (p *Pipeline) newApply(c *change, sub *resource.Subresource, b Body) error 
 	if err != nil {
 		return err
 	}
+	if err := checkConfiguration(c.kind, sub, configuration); err != nil {
+		return err
+	}
 	var warnings []string
 	if c.opts.FieldValidation != string(codec.Strict) {
 		warnings = codec.StrictWarnings(repeated)
@@ -82,6 +85,22 @@ func (p *Pipeline) newApply(c *change, sub *resource.Subresource, b Body) error 
 			return nil, err
 		}
 		return p.planCreate(c, obj, false)
+	}
+	return nil
+}
+
+// checkConfiguration refuses a configuration that does not say what it is of.
+func checkConfiguration(k *resource.Kind, sub *resource.Subresource, configuration map[string]any) error {
+	gvk := k.GVK
+	if sub != nil && sub.Scale != nil {
+		gvk = scaleGVK
+	}
+	apiVersion, kind := gvk.ToAPIVersionAndKind()
+	for _, field := range []struct{ name, want string }{{"apiVersion", apiVersion}, {"kind", kind}} {
+		if said, _ := configuration[field.name].(string); said == "" {
+			// The beginning is Kubernetes'.
+			return apierrors.NewBadRequest(fmt.Sprintf("invalid object type: the configuration has no %s: want %q", field.name, field.want))
+		}
 	}
 	return nil
 }

@@ -81,7 +81,12 @@ func authenticate(ctx context.Context, a Authenticator) (request.User, error) {
 			certs = info.State.PeerCertificates
 		}
 	}
-	user, err := a.Authenticate(ctx, certs, bearer(ctx))
+	token, given := bearer(ctx)
+	if given && token == "" && len(certs) == 0 {
+		// Whoever means to say who they are is not served as nobody.
+		return request.User{}, authn.Unauthorized(errors.New(`the metadata "authorization" holds no token: want "Bearer TOKEN"`))
+	}
+	user, err := a.Authenticate(ctx, certs, token)
 	if err != nil && ctx.Err() == nil {
 		var se *apierrors.StatusError
 		if !errors.As(err, &se) {
@@ -91,13 +96,15 @@ func authenticate(ctx context.Context, a Authenticator) (request.User, error) {
 	return user, err
 }
 
-// bearer is the token of the metadata key authorization.
-func bearer(ctx context.Context) string {
-	for _, v := range metadata.ValueFromIncomingContext(ctx, "authorization") {
+// bearer is the token of the metadata key authorization; given tells whether the key is
+// there at all.
+func bearer(ctx context.Context) (token string, given bool) {
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
+	for _, v := range values {
 		scheme, token, ok := strings.Cut(v, " ")
 		if ok && strings.EqualFold(scheme, "bearer") {
-			return strings.TrimSpace(token)
+			return strings.TrimSpace(token), true
 		}
 	}
-	return ""
+	return "", len(values) > 0
 }
