@@ -60,10 +60,10 @@ const (
 	maxSlowdown = 3
 	// clients are the busy clients, either way.
 	clients = 12
-	// samples are the requests that a measurement takes at each port.
-	samples = 300
+	// rounds of a measurement, and the requests that a round makes at each port.
+	rounds, samples = 8, 50
 	// attempts to measure: the machine may be busy with something else.
-	attempts = 4
+	attempts = 10
 )
 
 // TestFlood measures an apiserver while clients without credentials send it all that
@@ -99,52 +99,58 @@ func TestFlood(t *testing.T) {
 			return nil
 		},
 	}
-	measure := func() map[string]time.Duration {
+	measure := func(into map[string][]time.Duration) {
 		t.Helper()
-		out := map[string]time.Duration{}
 		for name, call := range doors {
-			var took []time.Duration
 			for range samples {
 				start := time.Now()
 				if err := call(); err != nil {
 					t.Fatalf("%s: %v", name, err)
 				}
-				took = append(took, time.Since(start))
+				into[name] = append(into[name], time.Since(start))
 			}
-			slices.Sort(took)
-			out[name] = took[len(took)*99/100]
 		}
-		return out
 	}
-	stop := server.load(t, "background", c.identity)
-	measure() // connections, caches, a heap of its usual size
-	stop()
+	background := server.load(t, "background", c.identity)
+	measure(map[string][]time.Duration{}) // connections, caches, a heap of its usual size
 	quietHeap, quietRSS := server.memory(t)
-	var verdict string
-	for try := range attempts {
-		stop = server.load(t, "background", c.identity)
-		quiet := measure()
-		stop()
-		stop = server.load(t, "flood", "")
-		peak := server.peak(t)
-		loud := measure()
-		heap, rss := peak()
-		stop()
-		t.Logf("attempt %d: p99 %v beside clients, %v in the flood; heap %d MiB and RSS %d MiB more", try, quiet, loud, (heap-quietHeap)>>20, (rss-quietRSS)>>20)
-		if heap-quietHeap > maxGrowth || rss-quietRSS > maxGrowth {
-			t.Fatalf("the flood costs %d MiB of heap and %d MiB of RSS", (heap-quietHeap)>>20, (rss-quietRSS)>>20)
+	background.pause()
+	flood := server.load(t, "flood", "")
+	peak := server.peak(t)
+	late := map[string]string{"grpc": "", "https": ""} // doors, until a measurement is good
+	for try := 0; try < attempts && len(late) > 0; try++ {
+		quiet, loud := map[string][]time.Duration{}, map[string][]time.Duration{}
+		for range rounds { // in turn, so that both meet the same of what else the machine does
+			flood.pause()
+			background.resume()
+			measure(quiet)
+			background.pause()
+			flood.resume()
+			measure(loud)
 		}
-		verdict = ""
 		for name := range doors {
-			if loud[name] > maxSlowdown*quiet[name] {
-				verdict = fmt.Sprintf("%s: p99 %v in the flood, %v beside clients", name, loud[name], quiet[name])
+			quiet, loud := p99(quiet[name]), p99(loud[name])
+			t.Logf("attempt %d: %s: p99 %v beside clients, %v in the flood", try, name, quiet, loud)
+			if loud <= maxSlowdown*quiet {
+				delete(late, name)
+			} else if _, open := late[name]; open {
+				late[name] = fmt.Sprintf("p99 %v in the flood, %v beside clients", loud, quiet)
 			}
 		}
-		if verdict == "" {
-			return
-		}
 	}
-	t.Error(verdict)
+	heap, rss := peak()
+	t.Logf("%d MiB of heap and %d MiB of RSS more", (heap-quietHeap)>>20, (rss-quietRSS)>>20)
+	if heap-quietHeap > maxGrowth || rss-quietRSS > maxGrowth {
+		t.Errorf("the flood costs %d MiB of heap and %d MiB of RSS", (heap-quietHeap)>>20, (rss-quietRSS)>>20)
+	}
+	for name, what := range late {
+		t.Errorf("%s: %s", name, what)
+	}
+}
+
+func p99(took []time.Duration) time.Duration {
+	slices.Sort(took)
+	return took[len(took)*99/100]
 }
 
 // process is an apiserver in a process of its own.
@@ -282,8 +288,14 @@ func (p *process) peak(t *testing.T) func() (heap, rss int64) {
 	}
 }
 
-// load runs busy clients until the function is called. It returns when all have begun.
-func (p *process) load(t *testing.T, role, identity string) (stop func()) {
+// load is busy clients: a process.
+type load int
+
+func (l load) pause()  { _ = syscall.Kill(int(l), syscall.SIGSTOP) }
+func (l load) resume() { _ = syscall.Kill(int(l), syscall.SIGCONT) }
+
+// load runs busy clients until the test ends. It returns when all have begun.
+func (p *process) load(t *testing.T, role, identity string) load {
 	t.Helper()
 	begun := make(chan struct{}, 1)
 	pid := startRole(t, role, []string{grpcVariable + "=" + p.grpc, httpsVariable + "=" + p.https, identityVariable + "=" + identity}, nil, func(line string) {
@@ -296,7 +308,7 @@ func (p *process) load(t *testing.T, role, identity string) (stop func()) {
 	case <-time.After(time.Minute):
 		t.Fatal("the clients have not begun")
 	}
-	return func() { _ = syscall.Kill(pid, syscall.SIGKILL) }
+	return load(pid)
 }
 
 // busy is what busy clients say when they have begun.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -57,8 +58,8 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.DurationVar(&o.shutdownDelay, "shutdown-delay", 500*time.Millisecond, "how long clients are served after the signal to stop, while readiness fails already; at most 5 s. An apiserver without others does not wait")
 	fs.StringVar(&o.dataDir, "data-dir", "", "directory of the embedded etcd")
 	fs.BoolVar(&o.memory, "memory", false, "keep all state in memory, for tests: it is gone when the process ends")
-	fs.StringVar(&o.listenGRPC, "listen-grpc", ":6444", "host:port of the gRPC API")
-	fs.StringVar(&o.listenREST, "listen-https", ":6443", "host:port of the Kubernetes HTTP API")
+	fs.StringVar(&o.listenGRPC, "listen-grpc", "", "host:port of the gRPC API; several with commas, and without a host on every address. Default 127.0.0.1:6444, or :6444 with --members or --join")
+	fs.StringVar(&o.listenREST, "listen-https", "", "host:port of the Kubernetes HTTP API; several with commas, and without a host on every address. Default 127.0.0.1:6443, or :6443 with --members or --join")
 	fs.StringSliceVar(&o.balancers, "balancers", nil, "addresses or CIDRs of balancers before this apiserver: as many connections come from each of them as from all other clients together")
 	fs.StringVar(&o.advertise, "advertise-address", "", "IP address under which pods and other machines reach this one; empty finds it out")
 	fs.StringVar(&o.name, "name", "apiserver-0", "name of this apiserver and of its etcd member")
@@ -109,7 +110,7 @@ type config struct {
 func (o *options) config() (*config, error) {
 	c := &config{
 		options: o, Identity: o.service.Identity, OpsAddress: o.service.OpsAddress,
-		ListenGRPC: o.listenGRPC, ListenREST: o.listenREST,
+		ListenGRPC: cmp.Or(o.listenGRPC, o.defaultHost()+":6444"), ListenREST: cmp.Or(o.listenREST, o.defaultHost()+":6443"),
 	}
 	if o.service.Identity == "" {
 		return nil, boot.Invalid("--identity is required")
@@ -195,6 +196,15 @@ func (o *options) config() (*config, error) {
 	return c, c.ownAddresses()
 }
 
+// defaultHost is where the APIs are served unless the flags say it: an apiserver that is
+// alone serves its machine, one of several its network.
+func (o *options) defaultHost() string {
+	if len(o.members) == 0 && len(o.join) == 0 {
+		return "127.0.0.1"
+	}
+	return ""
+}
+
 // parseBalancers reads addresses and CIDRs.
 func parseBalancers(list []string) (out []netip.Prefix, err error) {
 	for _, s := range list {
@@ -213,7 +223,7 @@ func parseBalancers(list []string) (out []netip.Prefix, err error) {
 
 // listen opens a port with the limits of connections.
 func (c *config) listen(name, address string) (net.Listener, error) {
-	l, err := net.Listen("tcp", address)
+	l, err := listenAll(address)
 	if err != nil {
 		return nil, err
 	}

@@ -32,7 +32,7 @@ type Limits struct {
 	// Unknown bounds the connections that are not authenticated. Default 128: about
 	// 100 KiB each.
 	Unknown int
-	// UnknownPerAddress bounds those of one client address. Default 32. Near
+	// UnknownPerAddress bounds those of one client address. Default 64. Near
 	// addresses have Unknown.
 	UnknownPerAddress int
 	// Rate is how many connections a second one client address may open, Burst how
@@ -99,7 +99,7 @@ func Wrap(l net.Listener, limits Limits) *Listener {
 	or(&limits.Total, 16384)
 	or(&limits.PerAddress, 1024)
 	or(&limits.Unknown, 128)
-	or(&limits.UnknownPerAddress, 32)
+	or(&limits.UnknownPerAddress, 64)
 	if limits.Rate == 0 {
 		limits.Rate, limits.Burst = 50, 200
 	}

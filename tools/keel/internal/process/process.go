@@ -97,10 +97,10 @@ func Specs(c *cluster.Cluster, bin string, p runtime.Programs) ([]supervise.Spec
 func controlPlane(c *cluster.Cluster, bin string) []supervise.Spec {
 	var specs []supervise.Spec
 	if len(c.Members) == 0 {
-		specs = append(specs, apiserver(c, bin, "apiserver-0", "", c.Gateway(), "127.0.0.1"))
+		specs = append(specs, apiserver(c, bin, "apiserver-0", []string{"127.0.0.1", c.Gateway()}, c.Gateway(), "127.0.0.1"))
 	}
 	for _, m := range c.Members {
-		specs = append(specs, apiserver(c, bin, m.Name, m.IP, m.IP, m.IP, members(c, m)...))
+		specs = append(specs, apiserver(c, bin, m.Name, []string{m.IP}, m.IP, m.IP, members(c, m)...))
 	}
 	if len(c.Members) > 0 {
 		specs = append(specs, balancers(c, bin)...)
@@ -133,14 +133,21 @@ func controlPlane(c *cluster.Cluster, bin string) []supervise.Spec {
 // apiservers: one leads, the other stands by.
 const candidates = 2
 
-// apiserver listens on a host (all where it is empty), and says where pods and
+// apiserver listens on hosts, none of which other networks reach, and says where pods and
 // where people reach it.
-func apiserver(c *cluster.Cluster, bin, name, host, advertise, shown string, more ...string) supervise.Spec {
+func apiserver(c *cluster.Cluster, bin, name string, hosts []string, advertise, shown string, more ...string) supervise.Spec {
+	listen := func(port int) string {
+		var all []string
+		for _, h := range hosts {
+			all = append(all, fmt.Sprintf("%s:%d", h, port))
+		}
+		return strings.Join(all, ",")
+	}
 	spec := service(c, bin, "apiserver", "apiserver", name, stopAPI, append([]string{
 		"--name", name,
 		"--data-dir", c.Path(name),
-		"--listen-https", fmt.Sprintf("%s:%d", host, c.HTTPSPort),
-		"--listen-grpc", fmt.Sprintf("%s:%d", host, c.GRPCPort),
+		"--listen-https", listen(c.HTTPSPort),
+		"--listen-grpc", listen(c.GRPCPort),
 		"--advertise-address", advertise,
 		"--service-account-key", c.Path("pki", "sa.key"),
 		"--service-account-issuer", "https://kubernetes.default.svc." + c.Domain,

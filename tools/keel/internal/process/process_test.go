@@ -21,3 +21,21 @@ func TestEachBalancerIsAskedItself(t *testing.T) {
 		}
 	}
 }
+
+// One apiserver serves this machine and the cluster's bridge, several each their own
+// address: nothing listens on every address.
+func TestWhereApiserversListen(t *testing.T) {
+	one := &cluster.Cluster{Home: t.TempDir(), Subnet: 7, HTTPSPort: 6443, GRPCPort: 6444}
+	several := &cluster.Cluster{Home: t.TempDir(), Subnet: 7, HTTPSPort: 6443, GRPCPort: 6444, Members: []cluster.Member{{Name: "apiserver-0", IP: "10.89.7.2"}}}
+	for c, want := range map[*cluster.Cluster][2]string{
+		one:     {"127.0.0.1:6443,10.89.7.1:6443", "127.0.0.1:6444,10.89.7.1:6444"},
+		several: {"10.89.7.2:6443", "10.89.7.2:6444"},
+	} {
+		args := controlPlane(c, "/bin")[0].Args
+		for i, flag := range []string{"--listen-https", "--listen-grpc"} {
+			if at := slices.Index(args, flag); at < 0 || args[at+1] != want[i] {
+				t.Errorf("%s: %v, want %s", flag, args, want[i])
+			}
+		}
+	}
+}
