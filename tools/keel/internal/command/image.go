@@ -1,32 +1,52 @@
 package command
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"keelson.dev/tools/keel/internal/cluster"
 	"keelson.dev/tools/keel/internal/runtime"
 )
 
-// image loads archives into the nodes.
+// imageTime bounds what is asked of a node's runtime about images.
+const imageTime = 30 * time.Second
+
+// image loads archives into the nodes, and shows and removes what is there.
 func (e *env) image() *cobra.Command {
-	cmd := &cobra.Command{Use: "image", Short: "Images of the cluster's nodes"}
-	cmd.AddCommand(&cobra.Command{
+	cmd := &cobra.Command{Use: "image", Short: "Images of the cluster's nodes: load, list, rm"}
+	cmd.AddCommand(e.imageLoad(), e.imageList(), e.imageRemove())
+	return cmd
+}
+
+func atLeastOne(cmd *cobra.Command, args []string) error {
+	if err := cobra.MinimumNArgs(1)(cmd, args); err != nil {
+		return usageError{err}
+	}
+	return nil
+}
+
+func (e *env) imageLoad() *cobra.Command {
+	return &cobra.Command{
 		Use:   "load FILE…",
-		Short: "Load image archives (docker save's or OCI's form) into every node, also those to come",
-		Args: func(cmd *cobra.Command, args []string) error {
-			if err := cobra.MinimumNArgs(1)(cmd, args); err != nil {
-				return usageError{err}
-			}
-			return nil
-		},
+		Short: "Load image archives (docker save's or OCI's form, .tar or .tar.gz) into every node, also those to come",
+		Example: `  keel image load shop.tar
+  docker save shop:2 | keel image load -`,
+		Args: atLeastOne,
 		RunE: func(cmd *cobra.Command, files []string) error {
 			c, err := cluster.Load(e.home)
 			if err != nil {
@@ -41,59 +61,242 @@ func (e *env) image() *cobra.Command {
 				return err
 			}
 			for _, file := range files {
-				kept, err := keep(c, file)
+				kept, err := keep(c, file, cmd.InOrStdin())
 				if err != nil {
 					return err
 				}
-				errs := make([]error, len(c.Nodes))
-				names := make([][]string, len(c.Nodes))
-				var wg sync.WaitGroup
-				for i, n := range c.Nodes {
-					wg.Go(func() {
-						if errs[i] = runtime.WaitReady(cmd.Context(), runtime.Socket(c, n.Name)); errs[i] != nil {
-							return
-						}
-						if names[i], errs[i] = runtime.Import(cmd.Context(), progs, c, n.Name, kept); errs[i] == nil {
-							errs[i] = os.WriteFile(c.Path("nodes", n.Name, "containerd", "imported-"+filepath.Base(kept)), nil, 0o600)
-						}
-					})
+				var mu sync.Mutex
+				var names []string
+				err = onNodes(c, func(node string) error {
+					if err := runtime.WaitReady(cmd.Context(), runtime.Socket(c, node)); err != nil {
+						return err
+					}
+					loaded, err := runtime.Import(cmd.Context(), progs, c, node, kept)
+					if err != nil {
+						return withoutNoise(err)
+					}
+					mu.Lock()
+					names = loaded
+					mu.Unlock()
+					return os.WriteFile(c.Path("nodes", node, "containerd", "imported-"+filepath.Base(kept)), nil, 0o600)
+				})
+				if err != nil {
+					return errors.Join(fmt.Errorf("load %s: %w", file, err), os.Remove(kept))
 				}
-				wg.Wait()
-				if err := errors.Join(errs...); err != nil {
-					return errors.Join(err, os.Remove(kept))
-				}
-				if len(names) > 0 {
-					e.say("loaded %s into %d nodes", strings.Join(names[0], ", "), len(c.Nodes))
-				}
+				e.say("loaded %s into %d nodes", strings.Join(names, ", "), len(c.Nodes))
 			}
 			return nil
 		},
-	})
-	return cmd
+	}
 }
 
-// keep copies an archive into the cluster's home, for nodes that come later.
-func keep(c *cluster.Cluster, file string) (string, error) {
-	in, err := os.Open(file)
+// onNodes does the same on every node at once. What fails on several for one reason is
+// said once.
+func onNodes(c *cluster.Cluster, do func(node string) error) error {
+	errs := make([]error, len(c.Nodes))
+	var wg sync.WaitGroup
+	for i, n := range c.Nodes {
+		wg.Go(func() { errs[i] = do(n.Name) })
+	}
+	wg.Wait()
+	var reasons []string
+	where := map[string][]string{}
+	for i, err := range errs {
+		if err == nil {
+			continue
+		}
+		text := strings.TrimPrefix(err.Error(), c.Nodes[i].Name+": ")
+		if where[text] == nil {
+			reasons = append(reasons, text)
+		}
+		where[text] = append(where[text], c.Nodes[i].Name)
+	}
+	var out []error
+	for _, text := range reasons {
+		if nodes := where[text]; len(nodes) < len(c.Nodes) {
+			text = strings.Join(nodes, ", ") + ": " + text
+		}
+		out = append(out, errors.New(text))
+	}
+	return errors.Join(out...)
+}
+
+// withoutNoise leaves of what a runtime's client said its reason: the last line, without
+// the names of programs and how they ended.
+func withoutNoise(err error) error {
+	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
+	text := lines[len(lines)-1]
+	for _, before := range []string{"exit status 1: ", "ctr: "} {
+		if _, rest, ok := strings.Cut(text, before); ok {
+			text = rest
+		}
+	}
+	return errors.New(text)
+}
+
+// withImages calls a node's runtime.
+func withImages(ctx context.Context, c *cluster.Cluster, node string, do func(context.Context, cri.ImageServiceClient, cri.RuntimeServiceClient) error) error {
+	ctx, cancel := context.WithTimeout(ctx, imageTime)
+	defer cancel()
+	conn, err := grpc.NewClient("unix://"+runtime.Socket(c, node), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
-		return "", err
+		return err
 	}
-	defer in.Close()
-	if st, err := in.Stat(); err != nil || !st.Mode().IsRegular() {
-		return "", fmt.Errorf("%s is not a file", file)
+	defer conn.Close()
+	if err := do(ctx, cri.NewImageServiceClient(conn), cri.NewRuntimeServiceClient(conn)); err != nil {
+		return errors.New(status.Convert(err).Message())
 	}
-	path := c.Path("images", strings.TrimSuffix(filepath.Base(file), ".tar")+".tar")
-	if same, err := filepath.Abs(file); err == nil && same == path {
-		return path, nil
+	return nil
+}
+
+func (e *env) imageList() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "Show the images that the nodes have",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := cluster.Load(e.home)
+			if err != nil {
+				return err
+			}
+			type image struct {
+				id, size string
+				nodes    []string
+			}
+			var mu sync.Mutex
+			images := map[string]*image{}
+			err = onNodes(c, func(node string) error {
+				return withImages(cmd.Context(), c, node, func(ctx context.Context, s cri.ImageServiceClient, _ cri.RuntimeServiceClient) error {
+					list, err := s.ListImages(ctx, &cri.ListImagesRequest{})
+					if err != nil {
+						return err
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					for _, i := range list.Images {
+						names := i.RepoTags
+						if len(names) == 0 {
+							names = i.RepoDigests
+						}
+						for _, name := range names {
+							if images[name] == nil {
+								id := strings.TrimPrefix(i.Id, "sha256:")
+								images[name] = &image{id: id[:min(12, len(id))], size: fmt.Sprintf("%.1f MB", float64(i.Size)/1e6)}
+							}
+							images[name].nodes = append(images[name].nodes, node)
+						}
+					}
+					return nil
+				})
+			})
+			if err != nil {
+				return err
+			}
+			w := tabwriter.NewWriter(e.out, 0, 4, 2, ' ', 0)
+			fmt.Fprintln(w, "IMAGE\tID\tSIZE\tNODES")
+			for _, name := range slices.Sorted(maps.Keys(images)) {
+				i := images[name]
+				nodes := "all"
+				if len(i.nodes) < len(c.Nodes) {
+					slices.Sort(i.nodes)
+					nodes = strings.Join(i.nodes, ",")
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", name, i.id, i.size, nodes)
+			}
+			return w.Flush()
+		},
 	}
-	out, err := os.CreateTemp(c.Path("images"), ".new-*")
+}
+
+func (e *env) imageRemove() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rm IMAGE…",
+		Short: "Remove images from every node, and the archives that they were loaded from; one that a container uses stays",
+		Args:  atLeastOne,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := cluster.Load(e.home)
+			if err != nil {
+				return err
+			}
+			var names []string
+			for _, a := range args {
+				if reference(a) == runtime.PauseImage {
+					return fmt.Errorf("%s is the image of every pod's sandbox", a)
+				}
+				names = append(names, reference(a))
+			}
+			archives, err := archivesOf(c, names)
+			if err != nil {
+				return err
+			}
+			found := make([]bool, len(names))
+			var mu sync.Mutex
+			if err := onNodes(c, func(node string) error {
+				return withImages(cmd.Context(), c, node, func(ctx context.Context, s cri.ImageServiceClient, r cri.RuntimeServiceClient) error {
+					for i, name := range names {
+						there, err := imageUnused(ctx, s, r, name)
+						if err != nil {
+							return err
+						}
+						mu.Lock()
+						found[i] = found[i] || there
+						mu.Unlock()
+					}
+					return nil
+				})
+			}); err != nil {
+				return err
+			}
+			for i, there := range found {
+				if !there && len(archives) == 0 {
+					return fmt.Errorf("no node has the image %s: `keel image list` shows what is there", args[i])
+				}
+			}
+			// The archives first: a node that starts meanwhile loads them no more.
+			for _, a := range archives {
+				if err := os.Remove(a); err != nil {
+					return err
+				}
+			}
+			if err := onNodes(c, func(node string) error {
+				for _, a := range archives {
+					if err := os.Remove(c.Path("nodes", node, "containerd", "imported-"+filepath.Base(a))); err != nil && !errors.Is(err, os.ErrNotExist) {
+						return err
+					}
+				}
+				return withImages(cmd.Context(), c, node, func(ctx context.Context, s cri.ImageServiceClient, _ cri.RuntimeServiceClient) error {
+					for _, name := range names {
+						if _, err := s.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: name}}); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+			}); err != nil {
+				return err
+			}
+			e.say("removed %s from %d nodes", strings.Join(args, ", "), len(c.Nodes))
+			return nil
+		},
+	}
+}
+
+// imageUnused reports whether a node has an image, and refuses one that a container of the
+// node uses.
+func imageUnused(ctx context.Context, s cri.ImageServiceClient, r cri.RuntimeServiceClient, name string) (there bool, err error) {
+	st, err := s.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: name}})
+	if err != nil || st.Image == nil {
+		return false, err
+	}
+	list, err := r.ListContainers(ctx, &cri.ListContainersRequest{})
 	if err != nil {
-		return "", err
+		return true, err
 	}
-	defer os.Remove(out.Name())
-	_, err = io.Copy(out, in)
-	if err := errors.Join(err, out.Close()); err != nil {
-		return "", err
+	for _, c := range list.Containers {
+		if c.ImageRef == st.Image.Id || c.ImageId == st.Image.Id {
+			return true, fmt.Errorf("image %s is used by container %s of pod %s/%s", name, c.Metadata.GetName(),
+				c.Labels["io.kubernetes.pod.namespace"], c.Labels["io.kubernetes.pod.name"])
+		}
 	}
-	return path, os.Rename(out.Name(), path)
+	return true, nil
 }

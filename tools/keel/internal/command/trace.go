@@ -1,11 +1,15 @@
 package command
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	tracev1 "keelson.dev/proto/keelson/trace/v1"
@@ -32,10 +36,15 @@ var clusterScoped = map[string]bool{"nodes": true, "namespaces": true, "certific
 func (e *env) trace() *cobra.Command {
 	r := &remote{env: e}
 	var namespace, output string
+	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "trace KIND/NAME | TRACE-ID",
 		Short: "Draw what happened to an object, from the write to the running container",
-		Args:  exactArgs(1),
+		Long: `Draw what happened to an object, from the write to the running container.
+
+Services report their spans with a delay. The trace is waited for until nothing more
+comes; if parts are missing then, it is drawn as it is, keel says so and exits with 3.`,
+		Args: exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if output != "" && output != "json" {
 				return usageError{fmt.Errorf("-o %s: want json", output)}
@@ -58,20 +67,84 @@ func (e *env) trace() *cobra.Command {
 				return err
 			}
 			defer conn.Close()
-			t, err := tracev1.NewTraceServiceClient(conn).GetTrace(cmd.Context(), req)
+			service := tracev1.NewTraceServiceClient(conn)
+			t, missing, err := settle(cmd.Context(), wait, func(ctx context.Context) (*tracev1.GetTraceResponse, error) {
+				return service.GetTrace(ctx, req)
+			})
 			if err != nil {
-				return fmt.Errorf("trace of %s: %s", args[0], status.Convert(err).Message())
+				return fmt.Errorf("trace of %s: %s", args[0], waterfall.Plain(status.Convert(err).Message()))
 			}
 			if output == "json" {
 				enc := json.NewEncoder(e.out)
 				enc.SetIndent("", "  ")
-				return enc.Encode(t)
+				err = enc.Encode(t)
+			} else {
+				err = waterfall.Draw(e.out, t, waterfall.Width())
 			}
-			return waterfall.Draw(e.out, t, waterfall.Width())
+			if err == nil && missing != "" {
+				fmt.Fprintf(e.err, "keel: the trace is not complete: %s\n", missing)
+				return exitCode(incomplete)
+			}
+			return err
 		},
 	}
 	r.flags(cmd.Flags())
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace of the object")
+	cmd.Flags().DurationVar(&wait, "wait", 5*time.Second, "how long to wait until the trace is complete")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json")
 	return cmd
+}
+
+// incomplete is the exit code of a trace that was drawn with parts missing.
+const incomplete = 3
+
+const (
+	// settleEvery is how often a trace is asked for until it is complete.
+	settleEvery = 200 * time.Millisecond
+	// quiet is how long nothing new comes of a trace that is complete: services report
+	// every half second.
+	quiet = 1200 * time.Millisecond
+)
+
+// settle asks for a trace until nothing more comes and every span has its parent, for
+// as long as wait at most; missing says what was not there then.
+func settle(ctx context.Context, wait time.Duration, get func(context.Context) (*tracev1.GetTraceResponse, error)) (t *tracev1.GetTraceResponse, missing string, err error) {
+	deadline := time.NewTimer(wait)
+	defer deadline.Stop()
+	tick := time.NewTicker(settleEvery)
+	defer tick.Stop()
+	last, spans, end := time.Now(), -1, int64(0)
+	for {
+		t, err = get(ctx)
+		if err != nil && status.Code(err) != codes.NotFound {
+			return nil, "", err
+		}
+		now, latest := len(t.GetSpans()), int64(0)
+		for _, s := range t.GetSpans() {
+			latest = max(latest, s.EndUnixNano)
+		}
+		if now != spans || latest != end {
+			last, spans, end = time.Now(), now, latest
+		}
+		still := time.Since(last) >= quiet || end > 0 && time.Since(time.Unix(0, end)) > wait
+		lost := waterfall.Missing(t)
+		switch {
+		case err != nil:
+		case t.GetDropped():
+			return t, "its older spans are no longer in memory", nil
+		case still && lost == 0:
+			return t, "", nil
+		case !still:
+			missing = "spans are still coming"
+		default:
+			missing = fmt.Sprintf("%d spans name a parent that has not come", lost)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, "", errors.Join(err, ctx.Err())
+		case <-deadline.C:
+			return t, missing, err
+		case <-tick.C:
+		}
+	}
 }

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	tracev1 "keelson.dev/proto/keelson/trace/v1"
@@ -36,24 +38,21 @@ func Draw(w io.Writer, t *tracev1.GetTraceResponse, width int) error {
 		return err
 	}
 	roots := tree(t.Spans)
+	retried := retried(roots)
 	begin, end := t.Spans[0].StartUnixNano, t.Spans[0].EndUnixNano
 	services := map[string]bool{}
 	missing := 0
-	for _, s := range t.Spans {
+	for _, s := range t.GetSpans() {
 		begin, end = min(begin, s.StartUnixNano), max(end, s.EndUnixNano)
-		services[s.Service] = true
+		services[Plain(s.Service)] = true
 	}
-	for _, r := range roots {
-		if r.span.ParentSpanId != "" && !r.span.RemoteParent {
-			missing++
-		}
-	}
+	missing = Missing(t)
 	names := make([]string, 0, len(services))
 	for s := range services {
 		names = append(names, s)
 	}
 	slices.Sort(names)
-	fmt.Fprintf(w, "trace %s  %s  %d spans  %s\n", t.TraceId, length(end-begin), len(t.Spans), strings.Join(names, " "))
+	fmt.Fprintf(w, "trace %.64s  %s  %d spans  %s\n", Plain(t.TraceId), length(end-begin), len(t.Spans), strings.Join(names, " "))
 	if missing > 0 || t.Dropped {
 		fmt.Fprintf(w, "(%d spans name a parent that is not in memory)\n", missing)
 	}
@@ -61,9 +60,9 @@ func Draw(w io.Writer, t *tracev1.GetTraceResponse, width int) error {
 	var draw func(n *node, depth int)
 	draw = func(n *node, depth int) {
 		s := n.span
-		text := strings.Repeat("  ", depth) + s.Service + ": " + s.Name
+		text := strings.Repeat("  ", depth) + Plain(s.Service) + ": " + method(Plain(s.Name))
 		fmt.Fprintf(w, "%s %8s |%s|%s\n", fit(text, label), length(s.EndUnixNano-s.StartUnixNano),
-			bar(s, begin, end, width-label-13), note(s))
+			bar(s, begin, end, width-label-13), note(s, retried[s]))
 		for _, c := range n.children {
 			draw(c, depth+1)
 		}
@@ -72,6 +71,85 @@ func Draw(w io.Writer, t *tracev1.GetTraceResponse, width int) error {
 		draw(r, 0)
 	}
 	return nil
+}
+
+// Missing counts the spans whose parent is not in the trace and should be.
+func Missing(t *tracev1.GetTraceResponse) int {
+	have := make(map[string]bool, len(t.GetSpans()))
+	for _, s := range t.GetSpans() {
+		have[s.SpanId] = true
+	}
+	n := 0
+	for _, s := range t.GetSpans() {
+		if s.ParentSpanId != "" && !s.RemoteParent && !have[s.ParentSpanId] {
+			n++
+		}
+	}
+	return n
+}
+
+// Plain is a text without what a terminal would act on: control characters, those that
+// turn the direction of writing, and what is no UTF-8 are shown as escapes.
+func Plain(text string) string {
+	plain := func(r rune) bool { return unicode.IsPrint(r) && r != utf8.RuneError }
+	if !strings.ContainsFunc(text, func(r rune) bool { return !plain(r) }) {
+		return text
+	}
+	var b strings.Builder
+	for _, r := range text {
+		if plain(r) {
+			b.WriteRune(r)
+			continue
+		}
+		quoted := strconv.QuoteRuneToASCII(r)
+		b.WriteString(quoted[1 : len(quoted)-1])
+	}
+	return b.String()
+}
+
+// rpcName is an RPC's: package.Service/Method.
+var rpcName = regexp.MustCompile(`^/?(?:[a-z][a-z0-9_]*\.)+([A-Z]\w*/\w+)$`)
+
+// method leaves the package of an RPC's name out: the service and the method say it.
+func method(name string) string {
+	if m := rpcName.FindStringSubmatch(name); m != nil {
+		return m[1]
+	}
+	return name
+}
+
+// isConflict recognizes the error of a write that was decided on an old state, in
+// Kubernetes' words.
+func isConflict(s *tracev1.Span) bool {
+	return strings.Contains(s.Error, "the object has been modified") || strings.Contains(s.Error, "Operation cannot be fulfilled")
+}
+
+// retried finds the conflicts that were no failure: the same was tried again later, by
+// the same parent or by another reconcile beside it, and succeeded.
+func retried(roots []*node) map[*tracev1.Span]bool {
+	out := map[*tracev1.Span]bool{}
+	type same struct{ service, name string }
+	var all []*node
+	var collect func([]*node)
+	collect = func(list []*node) {
+		for _, n := range list {
+			all = append(all, n)
+			collect(n.children)
+		}
+	}
+	collect(roots)
+	succeeded := map[same]int64{} // when the last that did began
+	for _, n := range all {
+		if key := (same{n.span.Service, n.span.Name}); n.span.Error == "" {
+			succeeded[key] = max(succeeded[key], n.span.StartUnixNano)
+		}
+	}
+	for _, n := range all {
+		if isConflict(n.span) && succeeded[same{n.span.Service, n.span.Name}] >= n.span.EndUnixNano {
+			out[n.span] = true
+		}
+	}
+	return out
 }
 
 // tree hangs each span under its parent; a span whose parent is absent is a root.
@@ -107,9 +185,12 @@ func bar(s *tracev1.Span, begin, end int64, width int) string {
 	return strings.Repeat(" ", from) + strings.Repeat("█", to-from) + strings.Repeat(" ", width-to)
 }
 
-func note(s *tracev1.Span) string {
-	if s.Error != "" {
-		return " ! " + s.Error
+func note(s *tracev1.Span, retried bool) string {
+	switch {
+	case s.Error != "" && retried:
+		return " conflict, tried again"
+	case s.Error != "":
+		return " ! " + Plain(s.Error)
 	}
 	if len(s.Links) > 0 {
 		return fmt.Sprintf(" +%d linked", len(s.Links))

@@ -4,12 +4,74 @@ import (
 	"bytes"
 	"flag"
 	"os"
+	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	tracev1 "keelson.dev/proto/keelson/trace/v1"
 )
 
 var update = flag.Bool("update", false, "rewrite testdata")
+
+// Nothing of a span's text reaches the terminal as a command.
+func TestSpansDoNotSteerTheTerminal(t *testing.T) {
+	evil := "\x1b]0;title\x07\x1b[2J\r\n\u202eback\u009b1m\xff"
+	trace := &tracev1.GetTraceResponse{TraceId: evil, Spans: []*tracev1.Span{
+		{SpanId: "a", Service: evil, Name: evil, Error: evil, EndUnixNano: 5},
+	}}
+	var out bytes.Buffer
+	if err := Draw(&out, trace, 100); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range out.String() {
+		if r != '\n' && (!unicode.IsPrint(r) || r == utf8.RuneError) {
+			t.Errorf("%q is in %q", r, out.String())
+		}
+	}
+	if lines := strings.Count(out.String(), "\n"); lines != 2 {
+		t.Errorf("%d lines, want 2: %q", lines, out.String())
+	}
+	if got := Plain("größe ✓"); got != "größe ✓" {
+		t.Errorf("plain text became %q", got)
+	}
+}
+
+func TestMethods(t *testing.T) {
+	for name, want := range map[string]string{
+		"keelson.resource.v1.ResourceService/Create": "ResourceService/Create",
+		"/runtime.v1.RuntimeService/RunPodSandbox":   "RuntimeService/RunPodSandbox",
+		"create pods/binding":                        "create pods/binding",
+		"reconcile deployment":                       "reconcile deployment",
+	} {
+		if got := method(name); got != want {
+			t.Errorf("%s is shown as %s, want %s", name, got, want)
+		}
+	}
+}
+
+// A conflict after which the same succeeded is no error; one that stayed is.
+func TestRetriedConflicts(t *testing.T) {
+	const conflict = `Operation cannot be fulfilled on pods "a": the object has been modified`
+	trace := &tracev1.GetTraceResponse{TraceId: "t", Spans: []*tracev1.Span{
+		{SpanId: "a", Service: "s", Name: "update pods", Error: conflict, EndUnixNano: 5},
+		{SpanId: "b", Service: "s", Name: "update pods", StartUnixNano: 6, EndUnixNano: 8},
+		{SpanId: "c", Service: "s", Name: "update nodes", StartUnixNano: 6, EndUnixNano: 8},
+		{SpanId: "d", Service: "s", Name: "update nodes", Error: conflict, StartUnixNano: 9, EndUnixNano: 10},
+		{SpanId: "e", Service: "s", Name: "update jobs", Error: "refused", StartUnixNano: 9, EndUnixNano: 10},
+		{SpanId: "f", Service: "s", Name: "update jobs", StartUnixNano: 11, EndUnixNano: 12},
+	}}
+	var out bytes.Buffer
+	if err := Draw(&out, trace, 100); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(out.String(), " conflict, tried again\n"); n != 1 {
+		t.Errorf("%d conflicts tried again, want 1:\n%s", n, out.String())
+	}
+	if n := strings.Count(out.String(), " ! "); n != 2 {
+		t.Errorf("%d errors, want 2:\n%s", n, out.String())
+	}
+}
 
 func TestDraw(t *testing.T) {
 	trace := &tracev1.GetTraceResponse{
