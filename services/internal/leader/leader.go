@@ -130,6 +130,8 @@ func (e *election) campaign(ctx context.Context) (lease *coordinationv1.Lease, b
 	var (
 		last   *coordinationv1.Lease
 		expiry = time.NewTimer(e.Duration)
+		// failed counts attempts in a row that met no answer.
+		failed int
 	)
 	defer expiry.Stop()
 	for {
@@ -148,12 +150,21 @@ func (e *election) campaign(ctx context.Context) (lease *coordinationv1.Lease, b
 		if err == nil {
 			return lease, began
 		}
-		if ctx.Err() == nil && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
-			slog.Warn("lease was not taken", "lease", e.Name, "error", err)
+		if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
+			failed = 0
+		} else if failed++; ctx.Err() == nil && (failed == warnAt || failed%warnEvery == 0) {
+			slog.Warn("lease was not taken", "lease", e.Name, "attempts", failed, "error", err)
 		}
 		expiry.Reset(e.renewEvery() + rand.N(e.renewEvery())) //nolint:gosec // jitter needs no secrecy.
 	}
 }
+
+// Attempts in a row that fail before the first warning: when everything starts at once,
+// the apiservers are not there yet. Later ones are said now and then.
+const (
+	warnAt    = 3
+	warnEvery = 30
+)
 
 // observe sends each state of the lease, nil when it does not exist; only the
 // newest is kept. It ends with ctx.

@@ -8,6 +8,7 @@ import (
 	"net/http/pprof"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"keelson.dev/services/apiserver/internal/front/rest/route"
@@ -34,6 +35,21 @@ func (h *Handler) healthPaths(paths map[string]http.Handler) {
 
 // healthHandler answers as Kubernetes does: "ok", or one line for each check.
 func (h *Handler) healthHandler(name string, checks []Check) http.Handler {
+	// A balancer asks several times a second: what changes is told, once.
+	var mu sync.Mutex
+	failing := map[string]bool{}
+	note := func(check string, err error) {
+		mu.Lock()
+		was := failing[check]
+		failing[check] = err != nil
+		mu.Unlock()
+		switch {
+		case err != nil && !was:
+			h.log.Warn("health check failed", "path", "/"+name, "check", check, "err", err)
+		case err == nil && was:
+			h.log.Info("health check passes again", "path", "/"+name, "check", check)
+		}
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		verbose := false
 		excluded := map[string]bool{}
@@ -57,9 +73,11 @@ func (h *Handler) healthHandler(name string, checks []Check) http.Handler {
 			ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
 			err := c.Run(ctx)
 			cancel()
+			if err == nil || r.Context().Err() == nil { // who has gone away is no failure
+				note(c.Name, err)
+			}
 			if err != nil {
 				failed = true
-				h.log.Warn("health check failed", "path", "/"+name, "check", c.Name, "err", err)
 				fmt.Fprintf(&text, "[-]%s failed: reason withheld\n", c.Name)
 				continue
 			}

@@ -23,6 +23,7 @@ import (
 	"go.etcd.io/etcd/server/v3/proxy/grpcproxy/adapter"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 
+	"keelson.dev/services/apiserver/internal/seldom"
 	"keelson.dev/services/apiserver/internal/store"
 )
 
@@ -286,7 +287,7 @@ func (c *EmbeddedConfig) embed(closing *atomic.Bool) (*embed.Config, error) {
 	cfg.WarningApplyDuration = 500 * time.Millisecond
 	cfg.WarningUnaryRequestDuration = time.Second
 	cfg.EnableGRPCGateway = false
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(slogCore{log: c.Log, closing: closing}))
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(slogCore{log: c.Log, closing: closing, seldom: new(seldom.Log)}))
 	return cfg, nil
 }
 

@@ -10,6 +10,8 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
+
+	"keelson.dev/services/apiserver/internal/seldom"
 )
 
 // slogCore passes etcd's warnings and errors on to slog; the rest is chatter.
@@ -19,7 +21,22 @@ type slogCore struct {
 	// closing, if set, is true once etcd is on its way down: its listeners then
 	// report as errors that they were closed.
 	closing *atomic.Bool
+	// seldom, if set, thins out what is said at every attempt to reach a member.
+	seldom *seldom.Log
 }
+
+// chatter are warnings and errors of every start that ask for nothing to be done.
+var chatter = map[string]bool{
+	// Of each new backend before its first commit; the next try succeeds.
+	"failed to update storage version": true,
+	"Failed to detect schema version":  true,
+	// The client port is a local socket, and nobody logs in there by a token.
+	"Running http and grpc server on single port. This is not recommended for production.": true,
+	"simple token is not cryptographically signed":                                         true,
+}
+
+// aboutMember are the names of values that tell one member from another.
+var aboutMember = map[string]bool{"to": true, "remote-peer-id": true, "peer-id": true}
 
 func (c slogCore) Enabled(l zapcore.Level) bool {
 	return l >= zapcore.WarnLevel && (l > zapcore.ErrorLevel || c.closing == nil || !c.closing.Load())
@@ -40,8 +57,7 @@ func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Chec
 func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	level := slog.LevelWarn
 	switch {
-	case e.Message == "failed to update storage version":
-		// Of each new backend before its first commit; the next try succeeds.
+	case chatter[e.Message]:
 		level = slog.LevelDebug
 	case e.Message == "failed to publish local member to cluster through raft" && busy(fields):
 		// It is tried again at once, a thousand times while a log is replayed.
@@ -49,7 +65,23 @@ func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	case e.Level >= zapcore.ErrorLevel:
 		level = slog.LevelError
 	}
-	c.log.Log(context.Background(), level, "etcd: "+e.Message, append(attrs(fields), c.attrs...)...)
+	all := append(attrs(fields), c.attrs...)
+	if c.seldom != nil && c.log.Enabled(context.Background(), level) {
+		line := e.Message
+		for _, a := range all {
+			if a, ok := a.(slog.Attr); ok && aboutMember[a.Key] {
+				line += " " + a.Value.String()
+			}
+		}
+		withheld, ok := c.seldom.Allow(line, e.Time)
+		if !ok {
+			return nil
+		}
+		if withheld > 0 {
+			all = append(all, slog.Int("withheld", withheld))
+		}
+	}
+	c.log.Log(context.Background(), level, "etcd: "+e.Message, all...)
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"keelson.dev/services/apiserver/internal/seldom"
 	"keelson.dev/services/apiserver/internal/store"
 )
 
@@ -42,7 +43,7 @@ func Dial(ctx context.Context, c RemoteConfig) (*Remote, error) {
 		DialTimeout:          5 * time.Second,
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 2 * time.Second, // also for what was sent and not acknowledged
-		Logger:               zap.New(slogCore{log: c.Log}),
+		Logger:               zap.New(slogCore{log: c.Log, seldom: new(seldom.Log)}),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("etcd at %v: %w", c.Endpoints, err)

@@ -2,14 +2,25 @@ package raft
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"keelson.dev/services/apiserver/internal/seldom"
 )
 
+// aboutPeer are the names of values that tell one peer from another.
+var aboutPeer = map[string]bool{"peer": true, "target": true, "server-id": true}
+
 // hlog passes the library's warnings and errors on to slog; the rest is chatter.
-type hlog struct{ log *slog.Logger }
+type hlog struct {
+	log *slog.Logger
+	// seldom thins out what is said at every attempt to reach a peer or to be elected.
+	seldom seldom.Log
+}
 
 func (h *hlog) logger() hclog.Logger {
 	l := hclog.NewInterceptLogger(&hclog.LoggerOptions{Level: hclog.Off, Output: io.Discard})
@@ -28,7 +39,21 @@ func (h *hlog) Accept(_ string, level hclog.Level, msg string, args ...any) {
 	case level >= hclog.Warn:
 		to = slog.LevelInfo
 	}
-	if h.log.Enabled(context.Background(), to) {
-		h.log.Log(context.Background(), to, "raft: "+msg, args...)
+	if !h.log.Enabled(context.Background(), to) {
+		return
 	}
+	line := msg
+	for i := 0; i+1 < len(args); i += 2 {
+		if name, ok := args[i].(string); ok && aboutPeer[name] {
+			line += " " + fmt.Sprint(args[i+1])
+		}
+	}
+	withheld, ok := h.seldom.Allow(line, time.Now())
+	if !ok {
+		return
+	}
+	if withheld > 0 {
+		args = append(args[:len(args):len(args)], "withheld", withheld)
+	}
+	h.log.Log(context.Background(), to, "raft: "+msg, args...)
 }

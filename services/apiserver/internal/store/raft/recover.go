@@ -46,7 +46,7 @@ func recoverAlone(cfg Config) (store.Revision, error) {
 		return 0, err
 	}
 	defer func() { _ = disk.close() }()
-	log := &hlog{cfg.Log}
+	log := &hlog{log: cfg.Log}
 	snapshots, err := openSnapshots(cfg.Dir, log)
 	if err != nil {
 		return 0, err

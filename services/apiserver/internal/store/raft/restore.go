@@ -143,7 +143,7 @@ func (s *Saved) restore(c RestoreConfig) (err error) {
 		id := serverID(name, restoredDisk(name, c.Token))
 		all.Servers = append(all.Servers, hraft.Server{Suffrage: hraft.Voter, ID: id, Address: hraft.ServerAddress(id)})
 	}
-	snapshots, err := openSnapshots(c.Dir, &hlog{c.Log})
+	snapshots, err := openSnapshots(c.Dir, &hlog{log: c.Log})
 	if err != nil {
 		return err
 	}

@@ -246,7 +246,7 @@ func (s *Store) start() (err error) {
 	if s.cfg.wrapLog != nil {
 		disks = s.cfg.wrapLog(s.disk)
 	}
-	log := &hlog{s.log}
+	log := &hlog{log: s.log}
 	snapshots, err := openSnapshots(s.cfg.Dir, log)
 	if err != nil {
 		return err

@@ -1,0 +1,38 @@
+package seldom
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+func TestTheSameIsSaidSeldom(t *testing.T) {
+	var l Log
+	now := time.Unix(1000, 0)
+	said, withheld := 0, 0
+	for range 300 { // thirty seconds
+		if n, ok := l.Allow("election timeout", now); ok {
+			said++
+			withheld += n
+		}
+		now = now.Add(100 * time.Millisecond)
+	}
+	if said != 3 || withheld != 198 {
+		t.Errorf("said %d times with %d withheld, want 3 and 198", said, withheld)
+	}
+	if _, ok := l.Allow("another", now); !ok {
+		t.Error("what was not said before was withheld")
+	}
+}
+
+func TestMemoryIsBounded(t *testing.T) {
+	var l Log
+	for i := range 10 * maxKeys {
+		if _, ok := l.Allow(fmt.Sprint(i), time.Unix(1000, 0)); !ok {
+			t.Fatalf("line %d was withheld", i)
+		}
+	}
+	if len(l.said) > maxKeys {
+		t.Errorf("%d lines are remembered, want %d at most", len(l.said), maxKeys)
+	}
+}
