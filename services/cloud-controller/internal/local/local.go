@@ -17,6 +17,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/netip"
@@ -37,7 +38,8 @@ const Scheme = "local://"
 
 // Config of the provider.
 type Config struct {
-	// Inventory is the directory with a file NAME.json for each machine.
+	// Inventory is the directory with a file NAME.json for each machine, or NAME/NAME.json
+	// where each machine writes its own and may not speak for another.
 	Inventory string
 	// Cluster whose load balancers these are.
 	Cluster string
@@ -125,7 +127,11 @@ func (p *Provider) Instance(_ context.Context, name, providerID string) (provide
 	if name == "" || strings.ContainsAny(name, "/\\\x00") || name == "." || name == ".." {
 		return provider.Instance{}, fmt.Errorf("machine %q: %w", name, provider.ErrForeign)
 	}
-	b, err := os.ReadFile(filepath.Join(p.cfg.Inventory, name+".json"))
+	b, err := readBounded(filepath.Join(p.cfg.Inventory, name+".json"))
+	own := errors.Is(err, fs.ErrNotExist)
+	if own {
+		b, err = readBounded(filepath.Join(p.cfg.Inventory, name, name+".json"))
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		// Only where there is an inventory does a file that is not there say
 		// anything.
@@ -144,6 +150,9 @@ func (p *Provider) Instance(_ context.Context, name, providerID string) (provide
 	if m.ProviderID == "" {
 		m.ProviderID = Scheme + name
 	}
+	if own && m.ProviderID != Scheme+name {
+		return provider.Instance{}, fmt.Errorf("machine %s says that it is %q: %w", name, m.ProviderID, provider.ErrForeign)
+	}
 	if providerID != "" && m.ProviderID != providerID {
 		// A machine of the same name that is not the same machine.
 		return provider.Instance{}, fmt.Errorf("machine %s: %w", providerID, provider.ErrNotFound)
@@ -153,6 +162,27 @@ func (p *Provider) Instance(_ context.Context, name, providerID string) (provide
 		i.Addresses = append(i.Addresses, provider.Address{Type: a.Type, Address: a.Address})
 	}
 	return i, nil
+}
+
+// maxMachine bounds a machine's file.
+const maxMachine = 64 << 10
+
+// readBounded reads a plain file. It follows no link, and waits for nobody who holds
+// the other end of a pipe: a machine that writes its own file is not trusted.
+func readBounded(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() || st.Size() > maxMachine {
+		return nil, fmt.Errorf("%s: want a file of at most %d bytes", path, maxMachine)
+	}
+	return io.ReadAll(io.LimitReader(f, maxMachine))
 }
 
 // EnsureLoadBalancer gives the load balancer an address and routes it.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"keelson.dev/services/cloud-controller/internal/provider"
 	"keelson.dev/services/cloud-controller/internal/provider/providertest"
@@ -104,6 +105,41 @@ func TestUncertaintyIsNotAbsence(t *testing.T) {
 	}
 	if _, err := p.Instance(t.Context(), "node-0", ""); err == nil || errors.Is(err, provider.ErrNotFound) {
 		t.Errorf("without an inventory: %v", err)
+	}
+}
+
+// A machine that writes its own file speaks for itself alone, and with a plain file.
+func TestMachinesOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	p := newProvider(t, newHost(t), nil)
+	for _, name := range []string{"node-0", "node-1", "node-2", "node-3"} {
+		if err := os.Mkdir(filepath.Join(p.cfg.Inventory, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := func(name string) string { return filepath.Join(p.cfg.Inventory, name) }
+	writeMachine(t, dir("node-0"), "node-0", provider.Instance{ProviderID: "local://node-0", Zone: "a"})
+	writeMachine(t, dir("node-0"), "node-1", provider.Instance{ProviderID: "local://node-1", Zone: "wrong"})
+	if i, err := p.Instance(t.Context(), "node-0", ""); err != nil || i.Zone != "a" {
+		t.Errorf("node-0: %+v, %v", i, err)
+	}
+	if i, err := p.Instance(t.Context(), "node-1", ""); !errors.Is(err, provider.ErrNotFound) {
+		t.Errorf("node-1, of which node-0 speaks: %+v, %v", i, err)
+	}
+	writeMachine(t, dir("node-1"), "node-1", provider.Instance{ProviderID: "local://node-0"})
+	if i, err := p.Instance(t.Context(), "node-1", ""); err == nil || errors.Is(err, provider.ErrNotFound) {
+		t.Errorf("node-1, which says that it is node-0: %+v, %v", i, err)
+	}
+	if err := os.Symlink(filepath.Join(dir("node-0"), "node-0.json"), filepath.Join(dir("node-2"), "node-2.json")); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(filepath.Join(dir("node-3"), "node-3.json"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"node-2", "node-3"} {
+		if i, err := p.Instance(t.Context(), name, ""); err == nil || errors.Is(err, provider.ErrNotFound) {
+			t.Errorf("%s, no plain file: %+v, %v", name, i, err)
+		}
 	}
 }
 

@@ -50,13 +50,15 @@ func (c *Controller) Controller() controller.Controller {
 	}
 }
 
-// onNode leaves out heartbeats: only what this controller writes concerns it.
+// onNode leaves out heartbeats: what this controller writes concerns it, and a node
+// that says it has another address.
 func onNode(ev client.Event[*corev1.Node]) []controller.Key {
 	n, old := ev.Object, ev.Old
 	if ev.Type == client.Deleted || simulated(n) {
 		return nil
 	}
-	if old != nil && !waits(n) && n.Spec.ProviderID == old.Spec.ProviderID && slices.Equal(n.Status.Addresses, old.Status.Addresses) {
+	if old != nil && !waits(n) && n.Spec.ProviderID == old.Spec.ProviderID && slices.Equal(n.Status.Addresses, old.Status.Addresses) &&
+		n.Annotations[providedIP] == old.Annotations[providedIP] {
 		return nil
 	}
 	return []controller.Key{client.KeyOf(n)}

@@ -181,3 +181,17 @@ func TestWhatIsNotOursIsLeftAlone(t *testing.T) {
 		}
 	}
 }
+
+// A node that came back with another address is looked at, and a heartbeat is not.
+func TestNodesWithAnotherAddressAreLookedAt(t *testing.T) {
+	old := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-0", Annotations: map[string]string{providedIP: "10.0.0.2"}}, Spec: corev1.NodeSpec{ProviderID: "local://node-0"}}
+	beat, moved := old.DeepCopy(), old.DeepCopy()
+	beat.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
+	moved.Annotations[providedIP] = "10.0.0.3"
+	if keys := onNode(client.Event[*corev1.Node]{Type: client.Modified, Object: beat, Old: old}); len(keys) != 0 {
+		t.Errorf("a heartbeat: %v", keys)
+	}
+	if keys := onNode(client.Event[*corev1.Node]{Type: client.Modified, Object: moved, Old: old}); len(keys) != 1 {
+		t.Errorf("another address: %v", keys)
+	}
+}

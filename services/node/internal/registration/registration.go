@@ -205,7 +205,7 @@ func (r *Registration) fresh() *corev1.Node {
 	}}
 	n.Spec.Taints = append(n.Spec.Taints, r.cfg.Taints...)
 	if r.cfg.External {
-		n.Annotations["alpha.kubernetes.io/provided-node-ip"] = r.cfg.Address
+		n.Annotations[providedIP] = r.cfg.Address
 		n.Spec.Taints = append(n.Spec.Taints, corev1.Taint{Key: "node.cloudprovider.kubernetes.io/uninitialized", Value: "true", Effect: corev1.TaintEffectNoSchedule})
 	}
 	n.Status = *r.status(n, time.Now())
@@ -226,7 +226,11 @@ func (r *Registration) labels() map[string]string {
 	return out
 }
 
-// labelled is the object with the labels that it lacks, or nil.
+// providedIP tells the cloud which address the node was told to use. It is kept true: a
+// machine that came back with another address is looked at anew.
+const providedIP = "alpha.kubernetes.io/provided-node-ip"
+
+// labelled is the object with the labels and the annotation that it lacks, or nil.
 func (r *Registration) labelled(n *corev1.Node) *corev1.Node {
 	var out *corev1.Node
 	for k, v := range r.labels() {
@@ -240,6 +244,15 @@ func (r *Registration) labelled(n *corev1.Node) *corev1.Node {
 			}
 		}
 		out.Labels[k] = v
+	}
+	if r.cfg.External && n.Annotations[providedIP] != r.cfg.Address {
+		if out == nil {
+			out = n.DeepCopy()
+		}
+		if out.Annotations == nil {
+			out.Annotations = map[string]string{}
+		}
+		out.Annotations[providedIP] = r.cfg.Address
 	}
 	return out
 }

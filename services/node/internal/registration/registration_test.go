@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"keelson.dev/proto/client"
@@ -309,5 +310,21 @@ func TestReserve(t *testing.T) {
 	m.reserve = Reserve{fraction: 1}
 	if free := m.Allocatable()[corev1.ResourceEphemeralStorage]; !m.pressure().disk || free.Sign() != 0 {
 		t.Errorf("all is reserved, and pods may have %s without pressure", free.String())
+	}
+}
+
+// A node that came back with another address tells the cloud, and only where there is
+// one.
+func TestTheCloudIsToldTheAddress(t *testing.T) {
+	for _, external := range []bool{true, false} {
+		r := &Registration{cfg: Config{Name: "node-0", Address: "10.0.0.3", External: external, Machine: &Machine{}}}
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-0", Labels: r.labels(), Annotations: map[string]string{providedIP: "10.0.0.2"}}}
+		got := r.labelled(n)
+		if external != (got != nil && got.Annotations[providedIP] == "10.0.0.3") {
+			t.Errorf("external %t: %v", external, got)
+		}
+		if got != nil && r.labelled(got) != nil {
+			t.Error("it is told again and again")
+		}
 	}
 }
