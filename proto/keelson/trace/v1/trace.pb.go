@@ -40,7 +40,10 @@ type GetTraceRequest struct {
 	// namespace of the object.
 	Namespace string `protobuf:"bytes,4,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	// name of the object.
-	Name          string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	// earlier asks for the trace of an earlier write of the object: 0 is the last, 1
+	// the one before it, at most 1000. With trace_id it must be 0.
+	Earlier       int32 `protobuf:"varint,6,opt,name=earlier,proto3" json:"earlier,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -108,6 +111,13 @@ func (x *GetTraceRequest) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *GetTraceRequest) GetEarlier() int32 {
+	if x != nil {
+		return x.Earlier
+	}
+	return 0
 }
 
 // GetTraceResponse is a trace.
@@ -306,13 +316,14 @@ var File_keelson_trace_v1_trace_proto protoreflect.FileDescriptor
 
 const file_keelson_trace_v1_trace_proto_rawDesc = "" +
 	"\n" +
-	"\x1ckeelson/trace/v1/trace.proto\x12\x10keelson.trace.v1\"\x90\x01\n" +
+	"\x1ckeelson/trace/v1/trace.proto\x12\x10keelson.trace.v1\"\xaa\x01\n" +
 	"\x0fGetTraceRequest\x12\x19\n" +
 	"\btrace_id\x18\x01 \x01(\tR\atraceId\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\tR\x05group\x12\x1a\n" +
 	"\bresource\x18\x03 \x01(\tR\bresource\x12\x1c\n" +
 	"\tnamespace\x18\x04 \x01(\tR\tnamespace\x12\x12\n" +
-	"\x04name\x18\x05 \x01(\tR\x04name\"u\n" +
+	"\x04name\x18\x05 \x01(\tR\x04name\x12\x18\n" +
+	"\aearlier\x18\x06 \x01(\x05R\aearlier\"u\n" +
 	"\x10GetTraceResponse\x12\x19\n" +
 	"\btrace_id\x18\x01 \x01(\tR\atraceId\x12,\n" +
 	"\x05spans\x18\x02 \x03(\v2\x16.keelson.trace.v1.SpanR\x05spans\x12\x18\n" +

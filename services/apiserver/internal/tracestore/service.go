@@ -102,6 +102,9 @@ var traceResource = schema.GroupResource{Group: "trace.keelson.dev", Resource: "
 // find is the trace that a request means, if whoever asks may look for it, and where it
 // was found by an object's last write, the span of that.
 func (s *Service) find(ctx context.Context, r *tracev1.GetTraceRequest) (id TraceID, own SpanID, err error) {
+	if n := r.GetEarlier(); n < 0 || n > maxEarlier || n > 0 && r.GetTraceId() != "" {
+		return id, own, apierrors.NewBadRequest(fmt.Sprintf("earlier %d: want 0 to %d, and 0 with a trace id", n, maxEarlier))
+	}
 	if r.GetTraceId() != "" {
 		if err := s.may(ctx, &request.Attributes{Verb: "get", Path: Path}); err != nil {
 			return id, own, err
@@ -124,8 +127,21 @@ func (s *Service) find(ctx context.Context, r *tracev1.GetTraceRequest) (id Trac
 		// Spans do not tell groups: those of another group's object must not be found.
 		return id, own, apierrors.NewNotFound(schema.GroupResource{Group: o.Group, Resource: o.Resource}, o.Name)
 	}
-	return s.current(ctx, o)
+	id, own, err = s.current(ctx, o)
+	if err != nil || r.GetEarlier() == 0 {
+		return id, own, err
+	}
+	id, ok := s.store.earlier(o, id, int(r.GetEarlier()))
+	if !ok {
+		err := apierrors.NewNotFound(traceResource, o.Name)
+		err.ErrStatus.Message = fmt.Sprintf("no trace of an earlier write of %s %q is in memory", o.Resource, o.Name)
+		return id, own, err
+	}
+	return id, SpanID{}, nil
 }
+
+// maxEarlier is how far back earlier writes may be asked for.
+const maxEarlier = 1000
 
 // current is the trace of an object: that of its last write, if spans of it are
 // here; otherwise the newest whose spans name it (an object whose last write was

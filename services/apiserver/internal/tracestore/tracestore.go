@@ -7,7 +7,10 @@
 package tracestore
 
 import (
+	"cmp"
 	"container/list"
+	"math"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -193,6 +196,45 @@ func (s *Store) newest(o Object) (TraceID, bool) {
 	o.Group = ""
 	id, ok := s.objects[o]
 	return id, ok
+}
+
+// earlier is the n-th newest trace of which a span names the object, by when it began,
+// before another one.
+func (s *Store) earlier(o Object, than TraceID, n int) (TraceID, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shrink(s.cfg.Now())
+	o.Group = ""
+	type candidate struct {
+		id    TraceID
+		began uint64
+	}
+	began := func(t *traceOf) uint64 {
+		first := t.spans[0].start
+		for _, sp := range t.spans {
+			first = min(first, sp.start)
+		}
+		return first
+	}
+	limit := uint64(math.MaxUint64)
+	if e := s.traces[than]; e != nil {
+		limit = began(e.Value.(*traceOf))
+	}
+	var found []candidate
+	for e := s.quiet.Front(); e != nil; e = e.Next() {
+		t := e.Value.(*traceOf)
+		if t.id == than || !slices.Contains(t.objects, o) {
+			continue
+		}
+		if at := began(t); at <= limit {
+			found = append(found, candidate{t.id, at})
+		}
+	}
+	if len(found) < n {
+		return TraceID{}, false
+	}
+	slices.SortFunc(found, func(a, b candidate) int { return cmp.Compare(b.began, a.began) })
+	return found[n-1].id, true
 }
 
 // Len is the number of spans, Bytes what they take.

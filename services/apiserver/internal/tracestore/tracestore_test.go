@@ -244,6 +244,10 @@ func TestGetTrace(t *testing.T) {
 		}
 		return r
 	}
+	before := func(r *tracev1.GetTraceRequest, n int32) *tracev1.GetTraceRequest {
+		r.Earlier = n
+		return r
+	}
 	id := func(n byte) string { return fmt.Sprintf("%x", traceID(n)) }
 	tests := []struct {
 		name, user string
@@ -263,6 +267,12 @@ func TestGetTrace(t *testing.T) {
 		{"unknown id", "root", &tracev1.GetTraceRequest{TraceId: id(77)}, codes.NotFound, id(77)},
 		{"no id", "root", &tracev1.GetTraceRequest{TraceId: "xyz"}, codes.InvalidArgument, "32 hexadecimal digits"},
 		{"nothing", "root", &tracev1.GetTraceRequest{}, codes.InvalidArgument, "name a trace id"},
+		{"of the write before", "ann", before(object("pods", "p"), 1), codes.OK, id(2)},
+		{"of a write that is not there", "ann", before(object("pods", "p"), 2), codes.NotFound, "no trace of an earlier write"},
+		{"of an earlier write, not allowed", "bob", before(object("pods", "p"), 1), codes.PermissionDenied, `cannot get resource "pods"`},
+		{"too far back", "ann", before(object("pods", "p"), maxEarlier+1), codes.InvalidArgument, "earlier 1001"},
+		{"of a later write", "ann", before(object("pods", "p"), -1), codes.InvalidArgument, "earlier -1"},
+		{"before an id", "root", before(&tracev1.GetTraceRequest{TraceId: id(2)}, 1), codes.InvalidArgument, "earlier 1"},
 		{"failing store", "ann", object("deployments", "broken"), codes.Internal, ""},
 	}
 	for _, tt := range tests {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,6 +38,7 @@ func (e *env) trace() *cobra.Command {
 	r := &remote{env: e}
 	var namespace, output string
 	var wait time.Duration
+	var last int
 	cmd := &cobra.Command{
 		Use:   "trace KIND/NAME | TRACE-ID",
 		Short: "Draw what happened to an object, from the write to the running container",
@@ -46,6 +48,9 @@ Services report their spans with a delay. The trace is waited for until nothing 
 comes; if parts are missing then, it is drawn as it is, keel says so and exits with 3.`,
 		Args: exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if last < 1 || last > 1000 || last > 1 && !strings.Contains(args[0], "/") {
+				return usageError{fmt.Errorf("--last %d: want 1 to 1000, of an object", last)}
+			}
 			if output != "" && output != "json" {
 				return usageError{fmt.Errorf("-o %s: want json", output)}
 			}
@@ -68,19 +73,26 @@ comes; if parts are missing then, it is drawn as it is, keel says so and exits w
 			}
 			defer conn.Close()
 			service := tracev1.NewTraceServiceClient(conn)
-			t, missing, err := settle(cmd.Context(), wait, func(ctx context.Context) (*tracev1.GetTraceResponse, error) {
-				return service.GetTrace(ctx, req)
-			})
+			get := func(ctx context.Context) (*tracev1.GetTraceResponse, error) { return service.GetTrace(ctx, req) }
+			t, missing, err := settle(cmd.Context(), wait, get)
 			if err != nil {
 				return fmt.Errorf("trace of %s: %s", args[0], waterfall.Plain(status.Convert(err).Message()))
 			}
-			if output == "json" {
-				enc := json.NewEncoder(e.out)
-				enc.SetIndent("", "  ")
-				err = enc.Encode(t)
-			} else {
-				err = waterfall.Draw(e.out, t, waterfall.Width())
+			// Those of earlier writes first; they are settled long since, or gone.
+			earlier, err := earlierTraces(last-1, func(n int32) (*tracev1.GetTraceResponse, error) {
+				return service.GetTrace(cmd.Context(), &tracev1.GetTraceRequest{
+					Group: req.Group, Resource: req.Resource, Namespace: req.Namespace, Name: req.Name, Earlier: n,
+				})
+			})
+			if err != nil {
+				return fmt.Errorf("earlier traces of %s: %s", args[0], waterfall.Plain(status.Convert(err).Message()))
 			}
+			for _, t := range earlier {
+				if err := e.show(t, output); err != nil {
+					return err
+				}
+			}
+			err = e.show(t, output)
 			if err == nil && missing != "" {
 				fmt.Fprintf(e.err, "keel: the trace is not complete: %s\n", missing)
 				return exitCode(incomplete)
@@ -90,9 +102,38 @@ comes; if parts are missing then, it is drawn as it is, keel says so and exits w
 	}
 	r.flags(cmd.Flags())
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace of the object")
+	cmd.Flags().IntVar(&last, "last", 1, "draw the traces of the object's last `N` writes that are in memory")
 	cmd.Flags().DurationVar(&wait, "wait", 5*time.Second, "how long to wait until the trace is complete")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json")
 	return cmd
+}
+
+// show draws a trace, or writes it as JSON.
+func (e *env) show(t *tracev1.GetTraceResponse, output string) error {
+	if output == "json" {
+		enc := json.NewEncoder(e.out)
+		enc.SetIndent("", "  ")
+		return enc.Encode(t)
+	}
+	return waterfall.Draw(e.out, t, waterfall.Width())
+}
+
+// earlierTraces gets the traces of up to n earlier writes, the oldest first; fewer where
+// no more are in memory.
+func earlierTraces(n int, get func(earlier int32) (*tracev1.GetTraceResponse, error)) ([]*tracev1.GetTraceResponse, error) {
+	var out []*tracev1.GetTraceResponse
+	for i := range n {
+		t, err := get(int32(i + 1)) //nolint:gosec // at most 1000
+		if status.Code(err) == codes.NotFound {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, t)
+	}
+	slices.Reverse(out)
+	return out, nil
 }
 
 // incomplete is the exit code of a trace that was drawn with parts missing.

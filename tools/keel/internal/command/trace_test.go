@@ -65,3 +65,20 @@ func TestTracesSettle(t *testing.T) {
 		t.Errorf("a refusal is waited for: %v", err)
 	}
 }
+
+func TestEarlierTraces(t *testing.T) {
+	for _, c := range []struct{ want, there, got int }{{0, 5, 0}, {3, 5, 3}, {3, 1, 1}, {3, 0, 0}} {
+		got, err := earlierTraces(c.want, func(n int32) (*tracev1.GetTraceResponse, error) {
+			if int(n) > c.there {
+				return nil, status.Error(codes.NotFound, "none")
+			}
+			return &tracev1.GetTraceResponse{TraceId: string('0' + n)}, nil
+		})
+		if err != nil || len(got) != c.got || c.got > 0 && got[len(got)-1].TraceId != "1" {
+			t.Errorf("%d of %d: %v, %v", c.want, c.there, got, err)
+		}
+	}
+	if _, err := earlierTraces(1, func(int32) (*tracev1.GetTraceResponse, error) { return nil, status.Error(codes.PermissionDenied, "no") }); err == nil {
+		t.Error("a refusal was taken for the end")
+	}
+}

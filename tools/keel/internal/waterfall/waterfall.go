@@ -41,12 +41,11 @@ func Draw(w io.Writer, t *tracev1.GetTraceResponse, width int) error {
 	retried := retried(roots)
 	begin, end := t.Spans[0].StartUnixNano, t.Spans[0].EndUnixNano
 	services := map[string]bool{}
-	missing := 0
 	for _, s := range t.GetSpans() {
 		begin, end = min(begin, s.StartUnixNano), max(end, s.EndUnixNano)
 		services[Plain(s.Service)] = true
 	}
-	missing = Missing(t)
+	missing := Missing(t)
 	names := make([]string, 0, len(services))
 	for s := range services {
 		names = append(names, s)
