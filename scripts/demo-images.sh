@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the demonstration's images into DIR, those whose sources changed.
 set -euo pipefail
-dir=$1
+dir=$(realpath -m "$1")
 root=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$dir"
 specs=()

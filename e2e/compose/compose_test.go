@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -40,6 +43,11 @@ func TestCompose(t *testing.T) {
 		run  func(*testing.T, *engine)
 	}{
 		{"Up", testUp},
+		{"Logs", testLogs},
+		{"Apart", testApart},
+		{"Overlap", testOverlap},
+		{"Paused", testPaused},
+		{"NoQuorum", testNoQuorum},
 		{"Demo", testDemo},
 		{"Observability", testObservability},
 		{"Kills", testKills},
@@ -63,7 +71,9 @@ func (e *engine) place(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(e.path("compose", "images"), 0o755), os.MkdirAll(e.path("config"), 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	copyFile(t, "../../deploy/compose/docker-compose.yaml", e.path("compose", "docker-compose.yaml"))
+	for _, name := range []string{"docker-compose.yaml", ".env"} {
+		copyFile(t, filepath.Join("../../deploy/compose", name), e.path("compose", name))
+	}
 	bin, err := filepath.Abs(programs())
 	if err != nil {
 		t.Fatal(err)
@@ -151,18 +161,18 @@ func (e *engine) nodesReady(t *testing.T, within time.Duration, count int) {
 
 // runsAt tells whether a container of a node has an address.
 func (e *engine) runsAt(address string) error {
-	out, err := e.docker("ps", "-q", "--filter", "label=com.docker.compose.service=node")
+	all, err := e.containers()
 	if err != nil {
 		return err
 	}
-	out, err = e.docker(append([]string{"inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"}, strings.Fields(out)...)...)
-	if err != nil {
-		return err
+	for _, c := range all {
+		for _, n := range c.NetworkSettings.Networks {
+			if c.service() == "node" && c.State.Running && n.IPAddress == address {
+				return nil
+			}
+		}
 	}
-	if !slices.Contains(strings.Fields(out), address) {
-		return fmt.Errorf("no container has its address %s", address)
-	}
-	return nil
+	return fmt.Errorf("no container has its address %s", address)
 }
 
 // takeKubeconfig is the README's command.
@@ -393,14 +403,144 @@ func testKills(t *testing.T, e *engine) {
 	e.fromEveryNode(t, http.MethodGet, "")
 }
 
-// testScale adds nodes and a scheduler to the running cluster.
+// testScale adds nodes and a scheduler to the running cluster, as .env says; a plain
+// up afterwards changes nothing.
 func testScale(t *testing.T, e *engine) {
+	env, err := os.OpenFile(e.path("compose", ".env"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = env.WriteString("COMPOSE_PROFILES=node-3,node-4\nKEELSON_SCHEDULERS=3\n")
+	if err := errors.Join(err, env.Close()); err != nil {
+		t.Fatal(err)
+	}
 	began := time.Now()
-	e.compose(t, "up", "-d", "--no-recreate", "--scale", "node=5", "--scale", "scheduler=3")
+	before := e.running(t)
+	e.compose(t, "up", "-d")
 	e.nodesReady(t, 2*time.Minute, 5)
 	t.Logf("five nodes were Ready after %s", time.Since(began).Round(100*time.Millisecond))
 	if n := len(e.of(t, "scheduler")); n != 3 {
 		t.Errorf("%d schedulers, want 3", n)
+	}
+	after := e.running(t)
+	for id := range before {
+		if !after[id] {
+			t.Errorf("container %s did not stay", id)
+		}
+	}
+	e.compose(t, "up", "-d")
+	if again := e.running(t); !maps.Equal(again, after) {
+		t.Errorf("a plain up changed the containers: %v, and were %v", again, after)
+	}
+}
+
+// running are the ids of the lasting containers.
+func (e *engine) running(t *testing.T) map[string]bool {
+	t.Helper()
+	all, err := e.containers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string]bool{}
+	for _, c := range all {
+		ids[c.ID] = true
+	}
+	return ids
+}
+
+// testApart: a node has volumes of its own and a token for its own name.
+func testApart(t *testing.T, e *engine) {
+	owner := map[string]string{}
+	for _, node := range e.of(t, "node") {
+		for _, m := range node.Mounts {
+			if m.Type != "volume" {
+				continue
+			}
+			if other := owner[m.Name]; other != "" {
+				t.Errorf("%s and %s share the volume %s", node.Name, other, m.Name)
+			}
+			owner[m.Name] = node.Name
+		}
+	}
+	if len(owner) != 9 {
+		t.Errorf("three nodes have %d volumes, want nine", len(owner))
+	}
+	tokens := strings.Fields(e.kubectl(t, "-n", "kube-system", "get", "secrets", "--field-selector=type=bootstrap.kubernetes.io/token", "-o",
+		`jsonpath={range .items[*]}{.data.node-name}:{.data.single-use}{"\n"}{end}`))
+	slices.Sort(tokens)
+	if n := len(slices.Compact(slices.Clone(tokens))); n != 5 || len(tokens) != 5 {
+		t.Errorf("tokens for %v, want five nodes once each", tokens)
+	}
+	for _, token := range tokens {
+		if !strings.HasSuffix(token, ":dHJ1ZQ==") {
+			t.Errorf("token %s may be used more than once", token)
+		}
+	}
+}
+
+// testOverlap: a node whose network overlaps the pods' range says so and ends.
+func testOverlap(t *testing.T, e *engine) {
+	node := e.of(t, "node")[0]
+	var overlap string
+	for _, n := range node.NetworkSettings.Networks {
+		overlap = n.IPAddress + "/24"
+	}
+	out, err := e.run(time.Minute, "docker-compose", "run", "--rm", "--no-deps", "-T", "node-4", "--name=node-4", "--cluster-cidr="+overlap)
+	if err == nil || !strings.Contains(out+err.Error(), "overlaps the network") {
+		t.Errorf("a node in the pods' range %s: %v\n%s", overlap, err, out)
+	}
+}
+
+// testPaused: an apiserver that hangs costs kubectl's writes nothing, once the balancer
+// has noticed.
+func testPaused(t *testing.T, e *engine) {
+	paused := e.of(t, "apiserver-1")[0]
+	e.must(t, "pause", paused.ID)
+	defer e.must(t, "unpause", paused.ID)
+	eventually(t, 30*time.Second, "ten writes in a row take less than two seconds each", func() error {
+		for range 10 {
+			began := time.Now()
+			if _, err := e.run(10*time.Second, "kubectl", "annotate", "--overwrite", "namespace", "default", "paused="+began.Format("150405.000")); err != nil {
+				return err
+			}
+			if took := time.Since(began); took > 2*time.Second {
+				return fmt.Errorf("one took %s", took)
+			}
+		}
+		return nil
+	})
+}
+
+// logLine is a line of the one format.
+var logLine = regexp.MustCompile(`^time=\S+ level=\w+ msg=`)
+
+// chatter is what no start should report: it asks for nothing to be done.
+var chatter = []string{
+	"Configuration migrated", "fsverity", "failed to load cni during init", "Running http and grpc server on single port",
+	"simple token is not cryptographically signed", "Failed to detect schema version",
+}
+
+// testLogs: every container writes one format, and no start reports what means nothing.
+func testLogs(t *testing.T, e *engine) {
+	all, err := e.containers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range all {
+		cmd := exec.Command("docker", "logs", c.ID)
+		cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+e.path("sock"))
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown := 0
+		for line := range strings.Lines(string(out)) {
+			meaningless := slices.ContainsFunc(chatter, func(c string) bool { return strings.Contains(line, c) })
+			if (!logLine.MatchString(line) || meaningless) && shown < 5 {
+				shown++
+				t.Errorf("%s: %s", c.Name, strings.TrimSpace(line))
+			}
+		}
 	}
 }
 
@@ -434,7 +574,7 @@ func testDownAndUp(t *testing.T, e *engine) {
 		}
 	}()
 	began = time.Now()
-	e.compose(t, "up", "-d", "--scale", "node=5")
+	e.compose(t, "up", "-d")
 	var at time.Time
 	select {
 	case at = <-served:

@@ -34,9 +34,10 @@ func (e *engine) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	e.daemon = exec.Command("dockerd",
+	// KEELSON_DOCKERD_FLAGS tries the engine another way, such as --userns-remap=default.
+	e.daemon = exec.Command("dockerd", append(strings.Fields(os.Getenv("KEELSON_DOCKERD_FLAGS")),
 		"--data-root", e.path("disk", "data"), "--exec-root", e.path("exec"), "--host", "unix://"+e.path("sock"), "--pidfile", e.path("pid"),
-		"--bridge", "none", "--cgroup-parent", cgroupParent(e.dir), "--log-level", "warn")
+		"--bridge", "none", "--cgroup-parent", cgroupParent(e.dir), "--log-level", "warn")...)
 	e.daemon.Stdout, e.daemon.Stderr = log, log
 	if err := e.daemon.Start(); err != nil {
 		t.Fatal(err)
@@ -70,7 +71,7 @@ func (e *engine) run(patience time.Duration, program string, args ...string) (st
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = e.path("compose")
 	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+e.path("sock"), "DOCKER_CONFIG="+e.path("config"),
-		"COMPOSE_PROJECT_NAME=keelson", "KUBECONFIG="+e.path("kubeconfig"), "HOME="+e.dir, "NO_PROXY=*", "no_proxy=*")
+		"KUBECONFIG="+e.path("kubeconfig"), "HOME="+e.dir, "NO_PROXY=*", "no_proxy=*")
 	out, err := cmd.Output()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
@@ -114,10 +115,21 @@ type container struct {
 		ExitCode  int
 		Health    *struct{ Status string }
 	}
-	RestartCount int
+	RestartCount    int
+	NetworkSettings struct {
+		Networks map[string]struct{ IPAddress string }
+	}
+	Mounts []struct{ Type, Name, Destination string }
 }
 
-func (c container) service() string { return c.Config.Labels["com.docker.compose.service"] }
+// service is the container's service; the nodes, a service each, are "node".
+func (c container) service() string {
+	name := c.Config.Labels["com.docker.compose.service"]
+	if strings.HasPrefix(name, "node-") {
+		return "node"
+	}
+	return name
+}
 
 // containers are the project's that have not ended for good, by name.
 func (e *engine) containers() ([]container, error) {

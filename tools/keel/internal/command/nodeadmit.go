@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,23 +19,20 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// nodeAdmit makes a token that lies in a file good for a while.
+// nodeAdmit lets the nodes that a cluster does not have yet join, each with the token
+// that lies in a file of its name.
 func (e *env) nodeAdmit() *cobra.Command {
 	var pki string
 	var apiservers []string
 	var ttl, wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "admit",
-		Short: "Let nodes join with the token that `keel pki` made",
+		Short: "Let nodes join with the tokens that `keel pki` made, each once",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			data, err := os.ReadFile(filepath.Join(pki, "bootstrap-token"))
+			tokens, err := readTokens(filepath.Join(pki, "tokens"))
 			if err != nil {
 				return err
-			}
-			token := strings.TrimSpace(string(data))
-			if !tokenForm.MatchString(token) {
-				return fmt.Errorf("%s/bootstrap-token does not hold a token", pki)
 			}
 			conn, err := dialAt(pki, apiservers)
 			if err != nil {
@@ -42,11 +41,14 @@ func (e *env) nodeAdmit() *cobra.Command {
 			defer conn.Close()
 			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 			defer cancel()
-			secrets := client.For[*corev1.Secret](client.New(conn, "keel"))
+			c := client.New(conn, "keel")
+			a := admission{secrets: client.For[*corev1.Secret](c), nodes: client.For[*corev1.Node](c)}
 			for {
-				err := admit(ctx, secrets, token, time.Now().Add(ttl))
+				admitted, err := a.admit(ctx, tokens, time.Now().Add(ttl))
 				if err == nil {
-					e.say("nodes may join for %s", ttl)
+					if len(admitted) > 0 {
+						e.say("may join for %s: %s", ttl, strings.Join(admitted, ", "))
+					}
 					return nil
 				}
 				select {
@@ -58,8 +60,8 @@ func (e *env) nodeAdmit() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&pki, "pki", "/pki", "directory with the administrator's identity and bootstrap-token")
-	f.StringSliceVar(&apiservers, "apiserver", nil, "host:port of the apiservers' gRPC ports")
+	f.StringVar(&pki, "pki", "/pki", "`directory` with the administrator's identity and the nodes' tokens, as `keel pki` makes it")
+	f.StringSliceVar(&apiservers, "apiserver", nil, "`host:port` of the apiservers' gRPC ports")
 	f.DurationVar(&ttl, "ttl", 24*time.Hour, "how long nodes may join")
 	f.DurationVar(&wait, "wait", 5*time.Minute, "how long to wait for the apiservers")
 	if err := cmd.MarkFlagRequired("apiserver"); err != nil {
@@ -68,20 +70,65 @@ func (e *env) nodeAdmit() *cobra.Command {
 	return cmd
 }
 
-// admit creates the token's Secret, or prolongs it.
-func admit(ctx context.Context, secrets client.Resource[*corev1.Secret], token string, until time.Time) error {
-	secret := bootstrapSecret(token, until, nodeJoiners, "made by keel node admit")
-	_, err := secrets.Create(ctx, secret)
-	if !apierrors.IsAlreadyExists(err) {
-		return err
-	}
-	have, err := secrets.Get(ctx, secret.Namespace, secret.Name)
+// readTokens reads the tokens in a directory, by the names of their nodes.
+func readTokens(dir string) (map[string]string, error) {
+	files, err := os.ReadDir(dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	secret.ResourceVersion = have.ResourceVersion
-	_, err = secrets.Update(ctx, secret)
-	return err
+	tokens := map[string]string{}
+	for _, f := range files {
+		data, err := os.ReadFile(filepath.Join(dir, f.Name()))
+		if err != nil {
+			return nil, err
+		}
+		token := strings.TrimSpace(string(data))
+		if !tokenForm.MatchString(token) {
+			return nil, fmt.Errorf("%s/%s does not hold a token", dir, f.Name())
+		}
+		tokens[f.Name()] = token
+	}
+	if len(tokens) == 0 {
+		return nil, fmt.Errorf("no token in %s: `keel pki --node` makes them", dir)
+	}
+	return tokens, nil
+}
+
+// admission is what admit asks for.
+type admission struct {
+	secrets interface {
+		Create(context.Context, *corev1.Secret, ...client.WriteOption) (*corev1.Secret, error)
+		Delete(ctx context.Context, namespace, name string, opts ...client.DeleteOption) error
+	}
+	nodes interface {
+		Get(ctx context.Context, namespace, name string) (*corev1.Node, error)
+	}
+}
+
+// admit makes the tokens of nodes that are not there good for one certificate, and
+// returns whose. A node that is there has a certificate and needs none.
+func (a *admission) admit(ctx context.Context, tokens map[string]string, until time.Time) (admitted []string, err error) {
+	for _, node := range slices.Sorted(maps.Keys(tokens)) {
+		_, err := a.nodes.Get(ctx, "", node)
+		if err == nil {
+			continue
+		}
+		if !apierrors.IsNotFound(err) {
+			return nil, fmt.Errorf("node %s: %w", node, err)
+		}
+		secret := bootstrapSecret(tokens[node], until, nodeJoiners, "made by keel node admit for "+node)
+		secret.StringData["node-name"] = node
+		secret.StringData["single-use"] = "true"
+		// A new object: the old one may say that it has been used.
+		if err := a.secrets.Delete(ctx, secret.Namespace, secret.Name); err != nil && !apierrors.IsNotFound(err) {
+			return nil, fmt.Errorf("token of node %s: %w", node, err)
+		}
+		if _, err := a.secrets.Create(ctx, secret); err != nil {
+			return nil, fmt.Errorf("token of node %s: %w", node, err)
+		}
+		admitted = append(admitted, node)
+	}
+	return admitted, nil
 }
 
 // bootstrapSecret is how a cluster knows a token ("id.secret"), whose bearers are in

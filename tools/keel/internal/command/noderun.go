@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"keelson.dev/tools/keel/internal/cluster"
 	"keelson.dev/tools/keel/internal/hostnet"
@@ -24,6 +26,7 @@ import (
 
 // nodeRunOptions are the flags of a node in a container.
 type nodeRunOptions struct {
+	name             string
 	apiservers       []string
 	nodes            string
 	pki              string
@@ -51,12 +54,18 @@ func (e *env) nodeRun() *cobra.Command {
 			if err := needRoot(); err != nil {
 				return err
 			}
+			e.logText()
 			if o.prepared != "" {
 				return e.runNode(cmd.Context(), &o)
 			}
-			code, err := machine.Init(cmd.Context(), o.nodes, e.home, func(name string) []string {
-				return append(os.Args[1:], "--prepared", name)
-			})
+			if problems := validation.IsDNS1123Subdomain(o.name); len(problems) > 0 {
+				return usageError{fmt.Errorf("--name %q: %s", o.name, problems[0])}
+			}
+			// Before anything is there that would hang without a word.
+			if err := machine.CheckRanges(map[string]string{"--cluster-cidr": o.pods, "--service-cluster-ip-range": o.services}); err != nil {
+				return err
+			}
+			code, err := machine.Init(cmd.Context(), o.name, o.nodes, e.home, append(os.Args[1:], "--prepared", o.name))
 			if err != nil || code == 0 {
 				return err
 			}
@@ -65,7 +74,8 @@ func (e *env) nodeRun() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&o.apiservers, "apiserver", nil, "host:port of the apiservers' gRPC ports")
-	f.StringVar(&o.nodes, "nodes", "/nodes", "directory that all nodes of this machine share; each takes a part of its own, node-0, node-1, …, and that is its name")
+	f.StringVar(&o.name, "name", "", "the node's `name`")
+	f.StringVar(&o.nodes, "nodes", "/nodes", "`directory` with the node's own, NAME, which outlives its containers")
 	f.StringVar(&o.pki, "pki", "/pki", "directory with ca.crt and bootstrap-token, to join with")
 	f.StringVar(&o.images, "images", "/images", "directory of image archives to import, also those that come later")
 	f.StringVar(&o.inventory, "inventory", "", "directory where this machine makes itself known to a cloud-controller's local provider; empty is without one")
@@ -73,10 +83,10 @@ func (e *env) nodeRun() *cobra.Command {
 	f.StringVar(&o.region, "region", "local", "region of the node")
 	f.StringVar(&o.pods, "cluster-cidr", "10.244.0.0/16", "range of all pods' addresses")
 	f.StringVar(&o.services, "service-cluster-ip-range", "10.96.0.0/16", "range of the Services' addresses")
-	f.StringVar(&o.dns, "cluster-dns", "10.96.0.10", "address of the cluster's DNS")
+	f.StringVar(&o.dns, "cluster-dns", "", "`address` of the cluster's DNS; empty is the tenth of the Services' range")
 	f.StringVar(&o.domain, "cluster-domain", "cluster.local", "domain of the cluster")
 	f.StringVar(&o.prepared, "prepared", "", "name of the node whose container is prepared")
-	if err := errors.Join(cmd.MarkFlagRequired("apiserver"), f.MarkHidden("prepared")); err != nil {
+	if err := errors.Join(cmd.MarkFlagRequired("apiserver"), cmd.MarkFlagRequired("name"), f.MarkHidden("prepared")); err != nil {
 		panic(err)
 	}
 	return cmd
@@ -85,12 +95,19 @@ func (e *env) nodeRun() *cobra.Command {
 // runNode runs a node in a container that is prepared for it, until a signal.
 func (e *env) runNode(ctx context.Context, o *nodeRunOptions) error {
 	name := o.prepared
+	if o.dns == "" {
+		base, err := netip.ParsePrefix(o.services)
+		if err != nil {
+			return usageError{fmt.Errorf("--service-cluster-ip-range: %w", err)}
+		}
+		o.dns = tenth(base)
+	}
 	ip, err := ownAddress()
 	if err != nil {
 		return err
 	}
-	i, _ := strconv.Atoi(name[strings.LastIndexByte(name, '-')+1:])
-	node := cluster.Node{Name: name, IP: ip, Zone: o.zones[i%len(o.zones)]}
+	i, _ := strconv.ParseUint(name[strings.LastIndexByte(name, '-')+1:], 10, 31)
+	node := cluster.Node{Name: name, IP: ip, Zone: o.zones[int(i)%len(o.zones)]}
 	c := &cluster.Cluster{
 		Home: e.home, ID: "container",
 		ClusterCIDR: o.pods, ServiceCIDR: o.services, ClusterDNS: o.dns, Domain: o.domain,
@@ -143,6 +160,8 @@ func (o *nodeRunOptions) specs(c *cluster.Cluster, node cluster.Node) ([]supervi
 	}
 	specs, err := process.Specs(c, "/usr/bin", runtime.Programs{
 		Containerd: "/usr/bin/containerd", Ctr: "/usr/bin/ctr", Runc: "/usr/bin/runc", Dir: "/usr/bin", CNI: "/usr/lib/cni",
+		// Its warnings are of every start: what it does not find here is not missed.
+		LogLevel: "error",
 	})
 	if err != nil {
 		return nil, err
@@ -210,6 +229,15 @@ func (o *nodeRunOptions) follow(ctx context.Context, c *cluster.Cluster, node cl
 	}
 	(&machine.Images{Dir: o.images, Marks: c.Path("nodes", node.Name, "containerd"), Import: load}).Run(ctx)
 	return nil
+}
+
+// tenth is the address of a range of Services where the cluster's DNS answers.
+func tenth(services netip.Prefix) string {
+	a := services.Masked().Addr()
+	for range 10 {
+		a = a.Next()
+	}
+	return a.String()
 }
 
 // ended is no error where ctx has ended.

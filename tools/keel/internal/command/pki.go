@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
 
@@ -23,6 +24,7 @@ type pkiOptions struct {
 	server   string
 	domain   string
 	services string
+	nodes    []string
 	owner    int
 }
 
@@ -37,8 +39,9 @@ type pkiOptions struct {
 //	                              controller-manager, cloud-controller, admin
 //	DIR/{apiserver,controller-manager}/sa.key
 //	DIR/controller-manager/ca.key, with which it signs nodes' certificates
-//	DIR/node/{ca.crt,bootstrap-token}
-//	DIR/admin/{bootstrap-token,kubeconfig}
+//	DIR/NODE/{ca.crt,bootstrap-token} for each --node: a token of its own
+//	DIR/balancer/ca.crt
+//	DIR/admin/kubeconfig, DIR/admin/tokens/NODE, for `keel node admit`
 //
 // What is there and good stays: a second call changes nothing. A directory NAME
 // may be a mount of its own, so that each service gets no more than its own.
@@ -46,11 +49,16 @@ func (e *env) pki() *cobra.Command {
 	o := pkiOptions{}
 	cmd := &cobra.Command{
 		Use:   "pki",
-		Short: "Write certificates, keys, a kubeconfig and a node's token, one directory a service",
+		Short: "Write certificates, keys, a kubeconfig and nodes' tokens, one directory a service",
 		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if o.owner < -1 {
 				return usageError{fmt.Errorf("--owner %d: want a user id, or -1 for none", o.owner)}
+			}
+			for _, node := range o.nodes {
+				if problems := validation.IsDNS1123Subdomain(node); len(problems) > 0 || reservedDirectories[node] {
+					return usageError{fmt.Errorf("--node %q: want the name of a node", node)}
+				}
 			}
 			if err := o.write(); err != nil {
 				return fmt.Errorf("pki in %s: %w", o.dir, err)
@@ -65,6 +73,7 @@ func (e *env) pki() *cobra.Command {
 	f.StringVar(&o.server, "server", "https://127.0.0.1:6443", "the apiservers' address in the kubeconfig")
 	f.StringVar(&o.domain, "cluster-domain", "cluster.local", "domain of the cluster")
 	f.StringVar(&o.services, "service-cluster-ip-range", "10.96.0.0/16", "range of the Services' addresses")
+	f.StringSliceVar(&o.nodes, "node", nil, "`names` of the nodes that may join, each with a token of its own")
 	f.IntVar(&o.owner, "owner", -1, "numeric user and group that the control plane's files belong to; -1 leaves them to the caller")
 	if err := cmd.MarkFlagRequired("dir"); err != nil {
 		panic(err)
@@ -92,22 +101,34 @@ func (o *pkiOptions) write() error {
 	if err := o.peers(at("peer-authority"), at("apiserver"), existed); err != nil {
 		return fmt.Errorf("peers: %w", err)
 	}
-	if err := directory(at("node"), -1); err != nil {
-		return err
+	for _, d := range []string{"balancer", "admin/tokens"} {
+		if err := directory(at(d), o.owner); err != nil {
+			return err
+		}
+	}
+	for _, d := range append([]string{"tokens"}, o.nodes...) {
+		if err := directory(at(d), -1); err != nil {
+			return err
+		}
 	}
 	// Made once, before their copies: a call that was cut off goes on here.
 	if err := pki.EnsureKey(at("sa.key")); err != nil {
 		return err
 	}
-	if err := ensureToken(at("bootstrap-token")); err != nil {
-		return err
+	kept := map[string][]string{
+		"ca.crt": {at("balancer", "ca.crt")},
+		"ca.key": {at("controller-manager", "ca.key")},
+		"sa.key": {at("apiserver", "sa.key"), at("controller-manager", "sa.key")},
 	}
-	for from, copies := range map[string][]string{
-		"ca.crt":          {at("node", "ca.crt")},
-		"ca.key":          {at("controller-manager", "ca.key")},
-		"sa.key":          {at("apiserver", "sa.key"), at("controller-manager", "sa.key")},
-		"bootstrap-token": {at("node", "bootstrap-token"), at("admin", "bootstrap-token")},
-	} {
+	for _, node := range o.nodes {
+		token := filepath.Join("tokens", node)
+		if err := ensureToken(at(token)); err != nil {
+			return err
+		}
+		kept["ca.crt"] = append(kept["ca.crt"], at(node, "ca.crt"))
+		kept[token] = []string{at(node, "bootstrap-token"), at("admin", "tokens", node)}
+	}
+	for from, copies := range kept {
 		data, err := os.ReadFile(at(from))
 		if err != nil {
 			return err
@@ -141,6 +162,11 @@ func (o *pkiOptions) peers(authority, apiserver string, existed bool) error {
 		return pki.FinishPeers(apiserver)
 	}
 	return nil
+}
+
+// reservedDirectories are the services' and the administrator's.
+var reservedDirectories = map[string]bool{
+	"apiserver": true, "scheduler": true, "controller-manager": true, "cloud-controller": true, "balancer": true, "admin": true, "tokens": true, "peer-authority": true,
 }
 
 // directory makes one that its owner alone may look into; -1 leaves the owner.

@@ -42,7 +42,7 @@ func TestPKI(t *testing.T) {
 	call := func() {
 		t.Helper()
 		var out, errs bytes.Buffer
-		if code := Run(context.Background(), []string{"pki", "--dir", dir, "--apiserver-host", "apiserver-0,apiserver-1", "--server", "https://127.0.0.1:7000"}, &out, &errs); code != 0 {
+		if code := Run(context.Background(), []string{"pki", "--dir", dir, "--apiserver-host", "apiserver-0,apiserver-1", "--server", "https://127.0.0.1:7000", "--node", "node-0,node-1"}, &out, &errs); code != 0 {
 			t.Fatalf("exit code %d: %s", code, errs.String())
 		}
 	}
@@ -63,8 +63,10 @@ func TestPKI(t *testing.T) {
 		"controller-manager": {"ca.crt", "ca.key", "sa.key", "tls.crt", "tls.key"},
 		"scheduler":          {"ca.crt", "tls.crt", "tls.key"},
 		"cloud-controller":   {"ca.crt", "tls.crt", "tls.key"},
-		"node":               {"bootstrap-token", "ca.crt"},
-		"admin":              {"bootstrap-token", "ca.crt", "kubeconfig", "tls.crt", "tls.key"},
+		"node-0":             {"bootstrap-token", "ca.crt"},
+		"node-1":             {"bootstrap-token", "ca.crt"},
+		"balancer":           {"ca.crt"},
+		"admin":              {"tokens/node-0", "tokens/node-1", "ca.crt", "kubeconfig", "tls.crt", "tls.key"},
 	} {
 		have := files(t, filepath.Join(dir, service))
 		for _, file := range want {
@@ -76,8 +78,17 @@ func TestPKI(t *testing.T) {
 			t.Errorf("%s has %d files, want %v", service, len(have), want)
 		}
 	}
-	if !regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`).Match(first["node/bootstrap-token"]) {
-		t.Errorf("the token is %d bytes of another form", len(first["node/bootstrap-token"]))
+	for _, node := range []string{"node-0", "node-1"} {
+		token := first[node+"/bootstrap-token"]
+		if !regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`).Match(token) {
+			t.Errorf("the token of %s is %d bytes of another form", node, len(token))
+		}
+		if !bytes.Equal(token, first["admin/tokens/"+node]) {
+			t.Errorf("the administrator has another token for %s", node)
+		}
+	}
+	if bytes.Equal(first["node-0/bootstrap-token"], first["node-1/bootstrap-token"]) {
+		t.Error("two nodes have one token")
 	}
 
 	roots := x509.NewCertPool()
@@ -105,14 +116,14 @@ func TestPKI(t *testing.T) {
 			t.Errorf("%s changed at the second call", name)
 		}
 	}
-	for _, lost := range []string{"scheduler/tls.crt", "node/bootstrap-token", "apiserver/sa.key"} {
+	for _, lost := range []string{"scheduler/tls.crt", "node-0/bootstrap-token", "apiserver/sa.key"} {
 		if err := os.Remove(filepath.Join(dir, lost)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	call()
 	again := files(t, dir)
-	for _, copied := range []string{"node/bootstrap-token", "apiserver/sa.key", "ca.key"} {
+	for _, copied := range []string{"node-0/bootstrap-token", "apiserver/sa.key", "ca.key"} {
 		if !bytes.Equal(again[copied], first[copied]) {
 			t.Errorf("%s is another one after it was lost", copied)
 		}
@@ -153,5 +164,15 @@ func TestPKIOfAnOlderVersion(t *testing.T) {
 	call()
 	if _, ok := pki.TransitionSince(apiserver); ok {
 		t.Error("the cluster's authority is accepted for ever")
+	}
+}
+
+// A node is not called like a service, whose directory it would get.
+func TestPKIRefusesNamesOfNodes(t *testing.T) {
+	for _, name := range []string{"admin", "apiserver", "../x", "Node"} {
+		var out, errs bytes.Buffer
+		if code := Run(t.Context(), []string{"pki", "--dir", t.TempDir(), "--node", name}, &out, &errs); code != 2 {
+			t.Errorf("--node %s: exit code %d: %s", name, code, errs.String())
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -14,6 +15,9 @@ import (
 	"keelson.dev/tools/keel/internal/runtime"
 	"keelson.dev/tools/keel/internal/supervise"
 )
+
+// logText makes the log of a verb that goes on running look like the services'.
+func (e *env) logText() { slog.SetDefault(slog.New(slog.NewTextHandler(e.err, nil))) }
 
 // balance is the process that makes several apiservers one address.
 func (e *env) balance() *cobra.Command {
@@ -31,6 +35,7 @@ func (e *env) balance() *cobra.Command {
 			if check {
 				return balance.Check(cmd.Context(), listen)
 			}
+			e.logText()
 			if len(to) == 0 {
 				return usageError{errors.New("--to is required")}
 			}

@@ -1,12 +1,11 @@
 // Package machine makes a container the machine of a node: it runs containerd and
-// the agent side by side, with a directory of its own out of a volume that all
-// nodes share.
+// the agent side by side, with a directory that outlives the container.
 //
-// A node is its directory, not its container. A container that starts takes the
-// first directory node-N that no other holds, by a lock of the kernel's that goes
-// with its holder, and is the node of that name: same certificate, same images,
-// same volumes, whatever container it is this time and whichever address it has.
-// So nodes can be scaled, and `down` and `up` bring back the same ones.
+// A node is its directory, not its container. A container that starts holds the
+// directory of its node's name by a lock of the kernel's that goes with its holder:
+// same certificate, same images, same volumes, whatever container it is this time and
+// whichever address it has. So `down` and `up` bring back the same nodes, and two
+// containers are never one node.
 //
 // States: first process → prepared (cgroups, sysctls, directory) → containerd
 // answers → sandbox image is there → agent runs → on SIGTERM: agent ends, pods end,
@@ -30,17 +29,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Init is the first process: it prepares the container for the node of the
-// directory that it finds, runs the program again with the arguments that args
-// makes of the node's name, and returns its exit code.
-func Init(ctx context.Context, nodes, home string, args func(name string) []string) (int, error) {
+// Init is the first process: it prepares the container for a node, whose directory is
+// nodes/name, runs the program again with other arguments, and returns its exit code.
+func Init(ctx context.Context, name, nodes, home string, args []string) (int, error) {
 	// Threads share a cgroup namespace only if they were started later than it:
 	// all from here to the start of the program happens on one.
 	runtime.LockOSThread()
 	if err := prepare(); err != nil {
 		return 0, err
 	}
-	slot, err := Claim(nodes)
+	slot, err := Claim(nodes, name)
 	if err != nil {
 		return 0, err
 	}
@@ -51,7 +49,7 @@ func Init(ctx context.Context, nodes, home string, args func(name string) []stri
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return 0, fmt.Errorf("become the reaper: %w", err)
 	}
-	child, err := os.StartProcess("/proc/self/exe", append([]string{os.Args[0]}, args(slot.Name)...), &os.ProcAttr{
+	child, err := os.StartProcess("/proc/self/exe", append([]string{os.Args[0]}, args...), &os.ProcAttr{
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		// A group of its own: what a terminal sends reaches it through here alone.
 		Sys: &syscall.SysProcAttr{Setpgid: true},

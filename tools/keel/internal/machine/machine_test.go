@@ -3,6 +3,7 @@ package machine
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,40 +15,54 @@ import (
 	"time"
 )
 
-// TestClaim: directories are given to one holder at a time, the first that is free,
-// and what a holder that ended had is given again.
+// TestClaim: a node's directory has one holder at a time, and keeps what is in it.
 func TestClaim(t *testing.T) {
 	dir := t.TempDir()
-	claim := func(want string) *Slot {
-		t.Helper()
-		s, err := Claim(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if s.Name != want {
-			t.Errorf("got %s, want %s", s.Name, want)
-		}
-		return s
-	}
-	first, second, third := claim("node-0"), claim("node-1"), claim("node-2")
-	if err := os.WriteFile(filepath.Join(second.dir, "data", "kept"), nil, 0o600); err != nil {
+	first, err := Claim(dir, "node-1")
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := second.Close(); err != nil {
+	if err := os.WriteFile(filepath.Join(first.dir, "data", "kept"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	second = claim("node-1")
-	if _, err := os.Stat(filepath.Join(second.dir, "data", "kept")); err != nil {
+	if _, err := Claim(dir, "node-1"); err == nil || !strings.Contains(err.Error(), "another container") {
+		t.Errorf("a second holder: %v", err)
+	}
+	other, err := Claim(dir, "node-2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(first.Close(), other.Close()); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Claim(dir, "node-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if _, err := os.Stat(filepath.Join(again.dir, "data", "kept")); err != nil {
 		t.Errorf("node-1 is not the one that it was: %v", err)
 	}
-	fourth := claim("node-3")
-	for _, s := range []*Slot{first, second, third, fourth} {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
+	if _, err := Claim(filepath.Join(dir, "node-1", "lock"), "node-0"); err == nil {
+		t.Error("a directory was made where there can be none")
 	}
-	if _, err := Claim(filepath.Join(dir, "node-0", "lock", "no-directory")); err == nil {
-		t.Error("a directory was found where there can be none")
+}
+
+// A range that overlaps a network of the machine's, or another range, is refused and
+// says which flag to change.
+func TestRanges(t *testing.T) {
+	own := []netip.Prefix{netip.MustParsePrefix("172.18.0.5/16")}
+	for _, c := range []struct{ pods, services, want string }{
+		{"10.244.0.0/16", "10.96.0.0/16", ""},
+		{"172.16.0.0/12", "10.96.0.0/16", "--cluster-cidr 172.16.0.0/12 overlaps the network 172.18.0.0/16"},
+		{"10.244.0.0/16", "172.18.7.0/24", "--service-cluster-ip-range 172.18.7.0/24 overlaps the network"},
+		{"10.0.0.0/8", "10.96.0.0/16", "overlaps --cluster-cidr"},
+		{"10.244.0.0", "10.96.0.0/16", "--cluster-cidr"},
+	} {
+		err := checkRanges(map[string]string{"--cluster-cidr": c.pods, "--service-cluster-ip-range": c.services}, own)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s and %s: %v, want %q", c.pods, c.services, err, c.want)
+		}
 	}
 }
 

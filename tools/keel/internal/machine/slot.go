@@ -9,42 +9,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxSlots bounds the search for a directory.
-const maxSlots = 1000
-
 // Slot is a node's directory, held by a lock until it is closed or its process
 // ends.
 type Slot struct {
-	// Name is the node's.
-	Name string
-	// Dir is the directory, of which Data below is the node's.
+	// dir is the directory, of which data below is the node's.
 	dir  string
 	lock *os.File
 }
 
-// Claim takes the first directory node-N of dir that nobody holds.
-func Claim(dir string) (*Slot, error) {
-	for i := range maxSlots {
-		s := &Slot{Name: fmt.Sprintf("node-%d", i)}
-		s.dir = filepath.Join(dir, s.Name)
-		if err := os.MkdirAll(filepath.Join(s.dir, "data"), 0o711); err != nil {
-			return nil, fmt.Errorf("a node's directory: %w", err)
-		}
-		lock, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-		if err != nil {
-			return nil, fmt.Errorf("a node's directory: %w", err)
-		}
-		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			s.lock = lock
-			return s, nil
-		}
-		lock.Close()
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("lock %s: %w", s.dir, err)
-		}
+// Claim holds the directory of a node, unless another process does.
+func Claim(nodes, name string) (*Slot, error) {
+	s := &Slot{dir: filepath.Join(nodes, name)}
+	if err := os.MkdirAll(filepath.Join(s.dir, "data"), 0o711); err != nil {
+		return nil, fmt.Errorf("directory of node %s: %w", name, err)
 	}
-	return nil, fmt.Errorf("all %d directories in %s are taken", maxSlots, dir)
+	lock, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("directory of node %s: %w", name, err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("node %s runs in another container already: there is one container per node, with a --name and a volume of its own", name)
+		}
+		return nil, fmt.Errorf("lock %s: %w", s.dir, err)
+	}
+	s.lock = lock
+	return s, nil
 }
 
 // Mount puts the node's own data to the place where every node has it, and takes

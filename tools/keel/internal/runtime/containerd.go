@@ -5,6 +5,7 @@ package runtime
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,8 @@ type Programs struct {
 	Dir string
 	// CNI is the directory of the CNI plugins.
 	CNI string
+	// LogLevel is containerd's; empty is "warn".
+	LogLevel string
 }
 
 // Find looks into the directories given, then the PATH.
@@ -93,7 +96,7 @@ disabled_plugins = [
 
 [debug]
   address = ""
-  level = "warn"
+  level = "{{.LogLevel}}"
 
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = "{{.Snapshotter}}"
@@ -137,7 +140,7 @@ func Configure(c *cluster.Cluster, p Programs, node string) (string, error) {
 	}
 	var out bytes.Buffer
 	err := config.Execute(&out, map[string]any{
-		"Dir": dir, "CNIBin": p.CNI, "CNIConf": conf, "Certs": certs, "Runc": p.Runc, "Pause": PauseImage,
+		"Dir": dir, "CNIBin": p.CNI, "CNIConf": conf, "Certs": certs, "Runc": p.Runc, "Pause": PauseImage, "LogLevel": cmp.Or(p.LogLevel, "warn"),
 		"Snapshotter": snapshotter(dir), "RestrictOOM": !mayRaiseOOMScore(), "NoAppArmor": !appArmor(),
 	})
 	if err != nil {
