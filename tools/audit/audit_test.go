@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sigs.k8s.io/yaml"
 )
 
 func write(t *testing.T, mode os.FileMode, content string, names ...string) string {
@@ -313,11 +315,74 @@ func TestCapabilitiesOfComposeFiles(t *testing.T) {
 		}
 		one(t, faults, words)
 	}
-	_, faults, err := composeFaults([]byte("services:\n  node:\n    image: x\n    cap_add: [SYS_ADMIN, SYS_MODULE]\n    security_opt: [\"seccomp:unconfined\"]\n"))
+	_, faults, err := composeFaults([]byte("services:\n  node-0:\n    image: x\n    cap_drop: [ALL]\n    cap_add: [SYS_ADMIN, SYS_MODULE]\n    security_opt: [\"seccomp:unconfined\"]\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	one(t, faults, "SYS_MODULE")
+}
+
+func TestDoorsHaveTests(t *testing.T) {
+	root := t.TempDir()
+	write(t, 0o644, "package a\n\nfunc TestThere(t *testing.T) {}\n", root, "services/a", "a_test.go")
+	const head = "# Security\n\n| door | who may | what is checked first | bounds | test |\n|---|---|---|---|---|\n"
+	for row, words := range map[string]string{
+		"| port | all | nothing | none | `services/a TestThere` |":                         "",
+		"| port | all | nothing | none | `services/a TestGone` |":                          "no TestGone in services/a",
+		"| port | all | nothing | none | `services/a TestThere`, `services/b TestThere` |": "no TestThere in services/b",
+		"| port | all | nothing | none | |":                                                "no test",
+		"| port | all | | none | `services/a TestThere` |":                                 "what is checked",
+		"| port | all | nothing | `services/a TestThere` |":                                "columns",
+	} {
+		_, faults, err := doorFaults(head+row+"\n", root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if words == "" && len(faults) == 0 {
+			continue
+		}
+		one(t, faults, words)
+	}
+	if _, _, err := doorFaults("# Security\n", root); err == nil {
+		t.Error("a page without doors passes")
+	}
+}
+
+// What ends by itself in a compose file is waited for by others: `up --wait` takes it
+// for a failure otherwise.
+func TestComposeWaitsForWhatEnds(t *testing.T) {
+	data, err := os.ReadFile("../../deploy/compose/docker-compose.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct {
+		Services map[string]struct {
+			Restart   string `json:"restart"`
+			DependsOn map[string]struct {
+				Condition string `json:"condition"`
+			} `json:"depends_on"`
+		} `json:"services"`
+	}
+	if err := yaml.Unmarshal(data, &file); err != nil {
+		t.Fatal(err)
+	}
+	ends := 0
+	for name, s := range file.Services {
+		if s.Restart == "always" {
+			continue
+		}
+		ends++
+		waited := false
+		for _, other := range file.Services {
+			waited = waited || other.DependsOn[name].Condition == "service_completed_successfully"
+		}
+		if !waited {
+			t.Errorf("nobody waits for %s", name)
+		}
+	}
+	if ends != 2 {
+		t.Errorf("%d services end by themselves, want setup and admit", ends)
+	}
 }
 
 // One fault of any check fails all.

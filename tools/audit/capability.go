@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -14,9 +15,7 @@ import (
 
 // grant is what a service of a compose file may have beyond an unprivileged container.
 type grant struct {
-	// keeps: the engine's default capabilities are not dropped.
-	keeps bool
-	add   []string
+	add []string
 	// unconfined: without the engine's seccomp and AppArmor profiles.
 	unconfined bool
 }
@@ -25,8 +24,20 @@ type grant struct {
 // is for.
 var grants = map[string]grant{
 	"setup": {add: []string{"CHOWN", "DAC_OVERRIDE", "FOWNER"}},
-	"node":  {keeps: true, add: []string{"SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE"}, unconfined: true},
 }
+
+// nodeGrant is a node's: what running containers takes, and what Kubernetes gives to
+// every container, which pods could not have otherwise.
+var nodeGrant = grant{
+	add: []string{
+		"SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE",
+		"AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "NET_RAW", "SETFCAP", "SETGID",
+		"SETPCAP", "SETUID", "SYS_CHROOT",
+	},
+	unconfined: true,
+}
+
+var nodeName = regexp.MustCompile(`^node-[0-9]+$`)
 
 // composeService is the part of a service that gives rights.
 type composeService struct {
@@ -83,6 +94,9 @@ func composeFaults(data []byte) (count int, faults []string, err error) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(file.Services)) {
 		s, may := file.Services[name], grants[name]
+		if nodeName.MatchString(name) {
+			may = nodeGrant
+		}
 		fault := func(format string, args ...any) {
 			faults = append(faults, name+" "+fmt.Sprintf(format, args...))
 		}
@@ -94,7 +108,7 @@ func composeFaults(data []byte) (count int, faults []string, err error) {
 				fault("adds the capability %s", c)
 			}
 		}
-		if s.Image != "" && !may.keeps && !slices.Contains(s.CapDrop, "ALL") {
+		if s.Image != "" && !slices.Contains(s.CapDrop, "ALL") {
 			fault("keeps the engine's default capabilities: cap_drop: [ALL] is missing")
 		}
 		for _, option := range s.SecurityOpt {

@@ -1,6 +1,7 @@
 // Command audit checks what the project ships before it is shipped: known
 // vulnerabilities of the modules and the Go release, their licences, modes of files,
-// and the capabilities that images and compose files give away. It prints a line per
+// the capabilities that images and compose files give away, and that the tests which
+// SECURITY.md names are there. It prints a line per
 // check and a line per fault, and exits with 1 if there is one.
 //
 // It must never ask the network: the vulnerability database is a directory, and
@@ -39,6 +40,7 @@ var checks = []check{
 	{"secrets", secrets},
 	{"modes", modes},
 	{"capabilities", capabilities},
+	{"doors", doors},
 }
 
 // notChecked is what a check says that had nothing to go by.

@@ -40,7 +40,7 @@ func secrets(ctx context.Context, o *options) (string, []string, error) {
 	if err != nil {
 		return "", nil, err
 	}
-	cmd := exec.CommandContext(ctx, "sh", "-c", `umask 0; exec "$0" pki --dir "$1"`, keel, filepath.Join(dir, "pki"))
+	cmd := exec.CommandContext(ctx, "sh", "-c", `umask 0; exec "$0" pki --dir "$1" --node node-0,node-1`, keel, filepath.Join(dir, "pki"))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", nil, fmt.Errorf("keel pki: %w: %s", err, bytes.TrimSpace(out))
 	}
