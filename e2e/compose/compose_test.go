@@ -511,12 +511,46 @@ func testPaused(t *testing.T, e *engine) {
 	})
 }
 
+// testNoQuorum: two apiservers are gone for a while; whoever waits for them says so
+// seldom.
+func testNoQuorum(t *testing.T, e *engine) {
+	for _, name := range []string{"apiserver-1", "apiserver-2"} {
+		id := e.of(t, name)[0].ID
+		e.must(t, "pause", id)
+		defer e.must(t, "unpause", id)
+	}
+	const looked = 15 * time.Second
+	began := time.Now()
+	<-time.After(looked)
+	all, err := e.containers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	for _, c := range all {
+		cmd := exec.Command("docker", "logs", "--since", began.UTC().Format(time.RFC3339Nano), c.ID)
+		cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+e.path("sock"))
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(out)) {
+			_, message, _ := strings.Cut(strings.TrimSpace(line), " msg=")
+			said = append(said, c.service()+": "+message[:min(len(message), 80)])
+		}
+	}
+	t.Logf("%d lines in %s without quorum", len(said), looked)
+	if len(said) > 5*int(looked/time.Second) {
+		t.Errorf("%d lines in %s without quorum, want five a second of all containers at most:\n%s", len(said), looked, strings.Join(said, "\n"))
+	}
+}
+
 // logLine is a line of the one format.
 var logLine = regexp.MustCompile(`^time=\S+ level=\w+ msg=`)
 
 // chatter is what no start should report: it asks for nothing to be done.
 var chatter = []string{
-	"Configuration migrated", "fsverity", "failed to load cni during init", "Running http and grpc server on single port",
+	"fsverity", "failed to load cni during init", "Running http and grpc server on single port",
 	"simple token is not cryptographically signed", "Failed to detect schema version",
 }
 

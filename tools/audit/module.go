@@ -116,11 +116,6 @@ func built(ctx context.Context, program string) ([]module, error) {
 	}
 }
 
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}
-
 func (o *options) at(names ...string) string {
 	return filepath.Join(append([]string{o.root}, names...)...)
 }
