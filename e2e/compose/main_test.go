@@ -23,6 +23,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"keelson.dev/e2e/host"
 )
 
 var rounds = flag.Int("rounds", 0, "how often every container is killed; 0 kills each apiserver, the balancer, the leaders and a node once")
@@ -53,6 +55,11 @@ func outside() int {
 			return 1
 		}
 	}
+	machine, err := host.Look()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	dir, err := os.MkdirTemp("", "keelson-compose-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -62,7 +69,8 @@ func outside() int {
 	code, err := again("first", &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNET, Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
 	}, dirVariable+"="+dir)
-	if err := errors.Join(err, removeCgroups(cgroupParent(dir)), removeAll(dir)); err != nil {
+	// Joined from left to right: the look comes last.
+	if err := errors.Join(err, removeCgroups(cgroupParent(dir)), removeAll(dir), machine.Gone(filepath.Base(dir))); err != nil {
 		fmt.Fprintln(os.Stderr, "left behind:", err)
 		return 1
 	}

@@ -15,7 +15,16 @@ mkdir -p "$out"
 rm -f "$out/report.json"
 if [ -z "${KUBECONFIG:-}" ]; then
 	home=$(mktemp -d "${TMPDIR:-/tmp}/keelson-conformance-XXXXXX")
-	trap '"$bin/keel" delete --home "$home" >/dev/null 2>&1 || true; rm -rf "$home"' EXIT
+	# Deletes the cluster, and fails the run where something of it is left.
+	finish() {
+		local code=$? id
+		id=$(sed -nE 's/^ *"id": *"([^"]+)".*/\1/Ip' "$home/cluster.json" | head -1)
+		"$bin/keel" delete --home "$home" >"$out/delete.txt" 2>&1 || { cat "$out/delete.txt" >&2; code=1; }
+		rm -rf "$home"
+		(cd "$root/e2e" && GOWORK=off go run ./host/left <<<"$home $id") || code=1
+		exit "$code"
+	}
+	trap finish EXIT
 	"$bin/keel" up --home "$home" --nodes "${NODES:-3}"
 	"$bin/keel" image load --home "$home" "$dir"/images/*.tar >/dev/null
 	export KUBECONFIG=$home/kubeconfig
