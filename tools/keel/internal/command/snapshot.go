@@ -37,7 +37,7 @@ func (e *env) snapshotSave() *cobra.Command {
 		Short: "Save the state of the running cluster: both stores, all Secrets too",
 		Args:  exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			identity, apiservers := "", ""
+			var identity, apiservers string
 			if r.elsewhere() {
 				t, err := r.target()
 				if err != nil {
