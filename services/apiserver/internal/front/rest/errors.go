@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -94,7 +95,8 @@ func (x *exchange) fail(err error) {
 		return
 	}
 	if s.Code == http.StatusTooManyRequests || s.Code == http.StatusServiceUnavailable || s.Code == http.StatusGatewayTimeout {
-		if d := s.Details; d != nil && d.RetryAfterSeconds > 0 {
+		repeat := s.Code != http.StatusServiceUnavailable || x.h.refusals.mayRepeat(x.r, time.Now())
+		if d := s.Details; d != nil && d.RetryAfterSeconds > 0 && repeat {
 			x.Header().Set("Retry-After", strconv.Itoa(int(d.RetryAfterSeconds)))
 			if s.Code == http.StatusServiceUnavailable {
 				// A connection of its own may lead to another apiserver.

@@ -83,6 +83,7 @@ type Handler struct {
 	streams   *stream.Server
 	metrics   *metrics
 	bounds    *bounds
+	refusals  refusals
 	paths     map[string]http.Handler
 }
 
