@@ -198,6 +198,7 @@ func (e *evicter) evict(ctx context.Context, p *corev1.Pod) error {
 		"status": map[string]any{"conditions": []map[string]any{{
 			"type": corev1.DisruptionTarget, "status": corev1.ConditionTrue, "reason": "DeletionByTaintManager",
 			"message": "Taint manager: deleting due to NoExecute taint", "lastTransitionTime": metav1.NewTime(e.now()),
+			"observedGeneration": p.Generation,
 		}}},
 	})
 	if err != nil {

@@ -246,6 +246,9 @@ func (r *reconciler) podsNotReady(ctx context.Context, n *corev1.Node) error {
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 			return fmt.Errorf("readiness of pod %s/%s: %w", p.Namespace, p.Name, err)
 		}
+		if err == nil {
+			r.Events.Warning(ctx, p, "NodeNotReady", "Node is not ready")
+		}
 	}
 	return nil
 }

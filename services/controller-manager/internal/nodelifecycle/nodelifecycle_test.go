@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/podstate"
 	"keelson.dev/services/controller-manager/internal/testkit"
 	"keelson.dev/services/internal/controller"
 )
@@ -207,6 +208,11 @@ func TestSilentNode(t *testing.T) {
 	if ready(w, "alive") != corev1.ConditionTrue {
 		t.Error("a node that was heard became Unknown")
 	}
+	w.Eventually("an event tells of the pod", func() bool {
+		return slices.ContainsFunc(testkit.List[*corev1.Event](w, "default"), func(e *corev1.Event) bool {
+			return e.InvolvedObject.Kind == "Pod" && e.InvolvedObject.Name == "p" && e.Reason == "NodeNotReady" && e.Message == "Node is not ready"
+		})
+	})
 	w.Eventually("the pod is told to leave", func() bool {
 		p, err := client.For[*corev1.Pod](w.Cluster.Client).Get(t.Context(), "default", "p")
 		return apierrors.IsNotFound(err) || err == nil && p.DeletionTimestamp != nil
@@ -233,7 +239,7 @@ func TestTaintWithoutTime(t *testing.T) {
 	seconds := int64(3600)
 	pod := func(name string, tolerations ...corev1.Toleration) {
 		testkit.Create(w, &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Finalizers: []string{"example.com/hold"}},
 			Spec:       corev1.PodSpec{NodeName: "n", Tolerations: tolerations},
 		})
 	}
@@ -253,6 +259,10 @@ func TestTaintWithoutTime(t *testing.T) {
 		n.Spec.Taints = []corev1.Taint{{Key: "emptied", Effect: corev1.TaintEffectNoExecute}}
 	})
 	w.Eventually("the strict pod leaves", func() bool { return leaves("strict") })
+	held := testkit.Get[*corev1.Pod](w, "default", "strict")
+	if c := podstate.Condition(held, corev1.DisruptionTarget); c == nil || c.ObservedGeneration == 0 || c.ObservedGeneration > held.Generation {
+		t.Errorf("the condition DisruptionTarget is %+v of generation %d", c, held.Generation)
+	}
 	c.advance(50 * time.Minute)
 	touch(1)
 	w.Never("the patient pod leaves before its time", func() bool { return leaves("patient") })

@@ -142,10 +142,11 @@ func (r *reconciler) fail(ctx context.Context, p *corev1.Pod) error {
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"uid": p.UID},
 		"status": map[string]any{
-			"phase": corev1.PodFailed,
+			"phase": corev1.PodFailed, "observedGeneration": p.Generation,
 			"conditions": []map[string]any{{
 				"type": corev1.DisruptionTarget, "status": corev1.ConditionTrue, "reason": "DeletionByPodGC",
 				"message": "PodGC: node no longer exists", "lastTransitionTime": r.now().UTC().Format(time.RFC3339),
+				"observedGeneration": p.Generation,
 			}},
 		},
 	})

@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"keelson.dev/services/controller-manager/internal/podstate"
 	"keelson.dev/services/controller-manager/internal/testkit"
 )
 
@@ -39,6 +40,21 @@ func TestLostNode(t *testing.T) {
 	w.Run(build(w.Cluster, DefaultTerminated, 20*time.Millisecond))
 	w.Eventually("the lost pod is removed", func() bool { return !testkit.Exists[*corev1.Pod](w, "default", "lost") })
 	w.Never("another pod is removed", func() bool { return len(testkit.List[*corev1.Pod](w, "default")) != 2 })
+}
+
+// The condition that says why a pod ends names the generation that it is about.
+func TestLostPodSaysWhy(t *testing.T) {
+	w := testkit.Start(t)
+	lost := pod("lost", "gone", corev1.PodRunning, 0)
+	lost.Finalizers = []string{"example.com/hold"}
+	generation := testkit.Create(w, lost).Generation
+	w.Run(build(w.Cluster, DefaultTerminated, 20*time.Millisecond))
+	w.Eventually("the pod has failed", func() bool {
+		p := testkit.Get[*corev1.Pod](w, "default", "lost")
+		c := podstate.Condition(p, corev1.DisruptionTarget)
+		return p.Status.Phase == corev1.PodFailed && p.Status.ObservedGeneration == generation && generation > 0 &&
+			c != nil && c.Reason == "DeletionByPodGC" && c.ObservedGeneration == generation
+	})
 }
 
 func TestNodeIsDeletedLater(t *testing.T) {
