@@ -40,6 +40,7 @@ type options struct {
 	notReadySeconds        int64
 	unreachableSeconds     int64
 	podSecurity            admission.Exemptions
+	denyExternalIPs        bool
 	etcdListenClient       string
 	etcdServers            []string
 	members                []string
@@ -72,6 +73,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringSliceVar(&o.podSecurity.Users, "pod-security-exempt-users", nil, "names of users whose pods the Pod Security Standards do not apply to")
 	fs.StringSliceVar(&o.podSecurity.RuntimeClasses, "pod-security-exempt-runtime-classes", nil, "runtime classes whose pods the Pod Security Standards do not apply to")
 	fs.StringSliceVar(&o.podSecurity.Namespaces, "pod-security-exempt-namespaces", nil, "namespaces that the Pod Security Standards do not apply to")
+	fs.BoolVar(&o.denyExternalIPs, "deny-service-external-ips", false, "refuse new spec.externalIPs of Services; those of nodes, apiservers, pods and Services are always refused")
 	fs.StringVar(&o.etcdListenClient, "etcd-listen-client", "", "host:port where etcd's own clients may connect, by client certificate; empty is nowhere")
 	fs.StringSliceVar(&o.etcdServers, "etcd-servers", nil, "URLs of an etcd to use instead of the embedded one")
 	fs.StringSliceVar(&o.members, "members", nil, "all apiservers that carry the stores together, as name=host:port of their --listen-peer; this one among them. Empty: this one is alone")

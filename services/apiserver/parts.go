@@ -146,7 +146,7 @@ func newPipeline(cfg *config, id *identity.Source, table *resource.Table, lastin
 		Admission: admission.Default(admission.Config{
 			State: u.lookup, Authorizer: rights, Escalation: rights, NodeOf: authz.NodeName, ReservedNames: []string{id.Name()},
 			NotReadySeconds: cfg.notReadySeconds, UnreachableSeconds: cfg.unreachableSeconds,
-			PodSecurity: cfg.podSecurity,
+			PodSecurity: cfg.podSecurity, Services: cfg.Services, DenyExternalIPs: cfg.denyExternalIPs,
 		}),
 		Hooks:   map[schema.GroupResource]pipeline.Hook{corev1.Resource("services"): addresses},
 		Virtual: review.Actions(u.Authenticator, rights),

@@ -127,6 +127,54 @@ func TestNamespaceLifecycle(t *testing.T) {
 	refused(t, "mortal", p.Validate(t.Context(), attributes(Delete, nil, &corev1.Namespace{ObjectMeta: meta("", "there")})), "")
 }
 
+// later is a State whose default service account comes when it was asked for a number
+// of times.
+type later struct {
+	*objects
+	asked, from int
+}
+
+func (l *later) Get(group, res, namespace, name string) (resource.Object, bool) {
+	if res != "serviceaccounts" {
+		return l.objects.Get(group, res, namespace, name)
+	}
+	if l.asked++; l.asked < l.from {
+		return nil, false
+	}
+	return &corev1.ServiceAccount{ObjectMeta: meta(namespace, name)}, true
+}
+
+func TestServiceAccountIsWaitedFor(t *testing.T) {
+	made := func(name string, age time.Duration) *corev1.Namespace {
+		ns := &corev1.Namespace{ObjectMeta: meta("", name)}
+		ns.CreationTimestamp = metav1.NewTime(time.Now().Add(-age))
+		return ns
+	}
+	s := state(made("new", 0), made("old", time.Minute))
+	for name, test := range map[string]struct {
+		namespace, account string
+		from               int
+		text               string
+	}{
+		"it comes":          {"new", "", 4, ""},
+		"an old namespace":  {"old", "", 4, `serviceaccount "default" not found`},
+		"another account":   {"new", "other", 4, `serviceaccount "other" not found`},
+		"it does not come":  {"new", "", 1 << 30, `serviceaccount "default" not found`},
+		"no such namespace": {"none", "", 4, `serviceaccount "default" not found`},
+	} {
+		p := &ServiceAccount{State: &later{objects: s, from: test.from}, Wait: time.Minute}
+		if test.from > 4 {
+			p.Wait = 3 * accountPoll
+		}
+		pod := &corev1.Pod{ObjectMeta: meta(test.namespace, "p"), Spec: corev1.PodSpec{ServiceAccountName: test.account}}
+		refused(t, name, p.Admit(context.Background(), attributes(Create, pod, nil)), test.text)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	p := &ServiceAccount{State: &later{objects: s, from: 1 << 30}, Wait: time.Hour}
+	refused(t, "a request that ended", p.Admit(ctx, attributes(Create, &corev1.Pod{ObjectMeta: meta("new", "p")}, nil)), "not found")
+}
+
 func TestServiceAccount(t *testing.T) {
 	no, yes := false, true
 	s := state(

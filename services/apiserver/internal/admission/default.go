@@ -2,6 +2,8 @@ package admission
 
 import (
 	"log/slog"
+	"net/netip"
+	"time"
 
 	"keelson.dev/services/apiserver/internal/request"
 )
@@ -20,9 +22,14 @@ type Config struct {
 	NotReadySeconds, UnreachableSeconds int64
 	// PodSecurity is what the Pod Security Standards do not apply to.
 	PodSecurity Exemptions
+	// Services is the range of cluster IPs; DenyExternalIPs refuses all external IPs.
+	Services        netip.Prefix
+	DenyExternalIPs bool
 	// Log gets violations of audited levels; nil is the default logger.
 	Log *slog.Logger
 }
+
+const accountWait = 1500 * time.Millisecond
 
 // Default is the plugins of every cluster, in Kubernetes' order.
 func Default(c Config) *Chain {
@@ -32,7 +39,7 @@ func Default(c Config) *Chain {
 	return &Chain{
 		Mutators: []Mutator{
 			lifecycle,
-			&ServiceAccount{State: c.State},
+			&ServiceAccount{State: c.State, Wait: accountWait},
 			NodeTaint{},
 			priority,
 			&DefaultTolerationSeconds{NotReady: c.NotReadySeconds, Unreachable: c.UnreachableSeconds},
@@ -46,6 +53,7 @@ func Default(c Config) *Chain {
 			&NodeRestriction{State: c.State, Authorizer: c.Authorizer, NodeOf: c.NodeOf},
 			priority,
 			NewPodSecurity(c.State, c.PodSecurity, c.Log),
+			&ExternalIPs{State: c.State, Services: c.Services, Deny: c.DenyExternalIPs},
 			&ClaimResize{State: c.State},
 			certificates,
 			&RBAC{Escalation: c.Escalation},

@@ -6,13 +6,29 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"keelson.dev/services/apiserver/internal/resource"
 )
 
 // ServiceAccount gives every pod its service account, a token of it, and its
 // pull secrets.
-type ServiceAccount struct{ State State }
+type ServiceAccount struct {
+	State State
+	// Wait bounds the wait for the default account of a new namespace, which a
+	// controller makes; 0 does not wait. Kubernetes waits for 0.9 to 1.8 s.
+	Wait time.Duration
+}
+
+const (
+	// newNamespace is the age up to which a namespace's default account is waited for:
+	// so a batch of pods waits no longer than that, however many they are.
+	newNamespace = 10 * time.Second
+	// accountPoll is how often the cache is asked meanwhile.
+	accountPoll = 20 * time.Millisecond
+)
 
 const (
 	defaultServiceAccount = "default"
@@ -59,11 +75,38 @@ func (p *ServiceAccount) account(ctx context.Context, namespace, name string) (*
 			return nil, err
 		}
 	}
+	if !ok && name == defaultServiceAccount {
+		obj, ok = p.await(ctx, namespace)
+	}
 	sa, is := obj.(*corev1.ServiceAccount)
 	if !ok || !is {
 		return nil, fmt.Errorf("error looking up service account %s/%s: serviceaccount %q not found", namespace, name, name)
 	}
 	return sa, nil
+}
+
+// await polls the cache for the default account of a namespace that has just been made.
+func (p *ServiceAccount) await(ctx context.Context, namespace string) (resource.Object, bool) {
+	ns, ok := p.State.Get("", "namespaces", "", namespace)
+	if !ok || p.Wait <= 0 || time.Since(ns.GetCreationTimestamp().Time) > newNamespace {
+		return nil, false
+	}
+	end := time.NewTimer(p.Wait)
+	defer end.Stop()
+	tick := time.NewTicker(accountPoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-end.C:
+			return nil, false
+		case <-ctx.Done():
+			return nil, false
+		}
+		if obj, ok := p.State.Get("", "serviceaccounts", namespace, defaultServiceAccount); ok {
+			return obj, true
+		}
+	}
 }
 
 // isMirror tells the pod that a node shows for one of its static pods.
