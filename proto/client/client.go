@@ -45,7 +45,7 @@ type Object interface {
 
 // Config says how to reach a cluster.
 type Config struct {
-	// Endpoints are the host:port of the apiservers' gRPC ports. Calls are
+	// Endpoints are the host:port of the apiservers' gRPC or HTTPS ports. Calls are
 	// balanced over those that answer.
 	Endpoints []string
 	// TLS holds the client certificate, if any, and the cluster's CA. Without it
