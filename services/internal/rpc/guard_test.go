@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -19,6 +20,7 @@ import (
 
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/internal/rpc"
+	"keelson.dev/services/internal/telemetry"
 )
 
 // byName takes the metadata key user for the caller's name; without, the caller is a
@@ -171,5 +173,40 @@ func TestOneRequestMessage(t *testing.T) {
 		if err := stream.RecvMsg(&resourcev1.CreateResponse{}); status.Code(err) != want {
 			t.Errorf("%d messages: %v, want %s", n, err, want)
 		}
+	}
+}
+
+// TestTracesAreForAuthenticatedCallers sends a traceparent as several callers.
+func TestTracesAreForAuthenticatedCallers(t *testing.T) {
+	exporter := tracetest.NewInMemoryExporter()
+	tel, err := telemetry.Start(context.Background(), telemetry.Config{Service: "svc", Exporter: exporter})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tel.Shutdown(context.Background())
+	root := func(string) bool { return true }
+	address, stop := serve(t, rpc.ServerConfig{Authenticate: byName, Root: root}, &backend{})
+	c := resourcev1.NewResourceServiceClient(open(t, address))
+	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	for _, user := range []string{"", "impostor", "user"} {
+		ctx := within(t)
+		if user != "" {
+			ctx = as(t, user)
+		}
+		_, _ = c.Create(ctx, &resourcev1.CreateRequest{}) // with a trace of its own, at most
+		_, _ = c.Create(metadata.AppendToOutgoingContext(ctx, "traceparent", parent), &resourcev1.CreateRequest{})
+	}
+	stop() // every span has ended
+	if err := tel.Flush(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	below := 0
+	for _, s := range exporter.GetSpans() {
+		if s.SpanContext.TraceID().String() == parent[3:35] {
+			below++
+		}
+	}
+	if n := len(exporter.GetSpans()); n != 2 || below != 1 {
+		t.Errorf("%d spans, %d of them of the trace: want the user's two, one of them", n, below)
 	}
 }
