@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"keelson.dev/services/apiserver/internal/front/rest/negotiate"
 	"keelson.dev/services/apiserver/internal/front/rest/table"
@@ -70,16 +71,24 @@ func (x *exchange) watch() {
 	defer w.Close()
 	defer x.h.metrics.running(x)()
 
-	header := x.Header()
-	if x.format.Encoding == negotiate.Protobuf {
-		header.Set("Content-Type", negotiate.MediaProtobuf+";stream=watch")
+	var socket *watchSocket
+	if wsstream.IsWebSocketRequest(x.r) {
+		if socket, err = x.openSocket(cancel); err != nil {
+			return
+		}
+		defer socket.end()
 	} else {
-		header["Content-Type"] = contentTypes[x.format.Encoding]
+		header := x.Header()
+		if x.format.Encoding == negotiate.Protobuf {
+			header.Set("Content-Type", negotiate.MediaProtobuf+";stream=watch")
+		} else {
+			header["Content-Type"] = contentTypes[x.format.Encoding]
+		}
+		x.WriteHeader(http.StatusOK)
+		x.Flush()
 	}
-	x.WriteHeader(http.StatusOK)
-	x.Flush()
 
-	s := eventStream{x: x, format: x.format, include: x.include, columns: true, bookmarks: q.AllowWatchBookmarks, buf: getBuffer()}
+	s := eventStream{socket: socket, x: x, format: x.format, include: x.include, columns: true, bookmarks: q.AllowWatchBookmarks, buf: getBuffer()}
 	defer putBuffer(s.buf)
 	s.guard = x.guardWrites()
 	defer s.guard.Stop()
@@ -110,7 +119,8 @@ type eventStream struct {
 	bookmarks bool
 	buf       *[]byte
 	guard     *time.Timer
-	names     [4]string // of the format, for Frames, by type of event
+	socket    *watchSocket // nil where the events are a stream
+	names     [4]string    // of the format, for Frames, by type of event
 }
 
 var typeNames = [...]string{
@@ -162,6 +172,12 @@ func (s *eventStream) send(events []*watchcache.Event) bool {
 			return false
 		}
 		s.columns = false
+		if s.socket != nil {
+			if !s.socket.send(frame) {
+				return false
+			}
+			continue
+		}
 		buf = append(buf, frame...)
 		if len(buf) >= flushAt {
 			*s.buf = buf
@@ -176,6 +192,9 @@ func (s *eventStream) send(events []*watchcache.Event) bool {
 }
 
 func (s *eventStream) flush() bool {
+	if len(*s.buf) == 0 {
+		return true
+	}
 	s.guard.Reset(stall)
 	_, err := s.x.Write(*s.buf)
 	*s.buf = (*s.buf)[:0]
@@ -239,6 +258,10 @@ func (s *eventStream) error(err error) {
 		frame = protobufFrame("ERROR", text)
 	} else {
 		frame = append(append(appendEventHead(nil, "ERROR"), text...), "}\n"...)
+	}
+	if s.socket != nil {
+		s.socket.send(frame)
+		return
 	}
 	*s.buf = append((*s.buf)[:0], frame...)
 	s.flush()
