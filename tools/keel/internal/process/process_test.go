@@ -4,6 +4,7 @@ import (
 	"slices"
 	"testing"
 
+	"keelson.dev/tools/internal/pki"
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
@@ -36,6 +37,17 @@ func TestWhereApiserversListen(t *testing.T) {
 			if at := slices.Index(args, flag); at < 0 || args[at+1] != want[i] {
 				t.Errorf("%s: %v, want %s", flag, args, want[i])
 			}
+		}
+	}
+}
+
+// TestSimulatorOnlyWhereItIsUsed: its certificate may do everything.
+func TestSimulatorOnlyWhereItIsUsed(t *testing.T) {
+	for simulated, want := range map[int]bool{0: false, 5: true} {
+		c := &cluster.Cluster{Home: t.TempDir(), Simulated: simulated, ServiceCIDR: "10.96.0.0/16", Domain: "cluster.local"}
+		got := slices.ContainsFunc(Identities(c), func(id pki.Identity) bool { return id.Name == Simulator })
+		if got != want {
+			t.Errorf("%d simulated nodes: certificate %t, want %t", simulated, got, want)
 		}
 	}
 }
