@@ -32,11 +32,12 @@ func withGRPC(server *http.Server, l net.Listener, serve func(*sniff.Conn)) net.
 		case grpc:
 			serve(conn)
 		default:
-			o := &http2.ServeConnOpts{BaseConfig: hs, Handler: h, SawClientPreface: false}
+			// net/http serves no connection whose first bytes were read already.
+			o := &http2.ServeConnOpts{BaseConfig: hs, Handler: h, SawClientPreface: false} //nolint:staticcheck // see above
 			if b, ok := h.(interface{ BaseContext() context.Context }); ok {
 				o.Context = b.BaseContext()
 			}
-			(&http2.Server{}).ServeConn(conn, o)
+			(&http2.Server{}).ServeConn(conn, o) //nolint:staticcheck // see above
 		}
 	}
 	inner := server.TLSConfig.GetConfigForClient

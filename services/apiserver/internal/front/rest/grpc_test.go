@@ -132,10 +132,12 @@ func TestOnePortServesBoth(t *testing.T) {
 		c.NextProtos = protocols
 		return c
 	}
+	var onlyHTTP2 http.Protocols
+	onlyHTTP2.SetHTTP2(true)
 	for name, transport := range map[string]http.RoundTripper{
 		"http/1.1":       &http.Transport{TLSClientConfig: conf("http/1.1"), TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}},
 		"h2 and more":    &http.Transport{TLSClientConfig: conf("h2", "http/1.1"), ForceAttemptHTTP2: true},
-		"h2 and no more": &http2.Transport{TLSClientConfig: conf("h2")},
+		"h2 and no more": &http.Transport{TLSClientConfig: conf("h2"), Protocols: &onlyHTTP2},
 	} {
 		c := &http.Client{Transport: transport}
 		for range 3 {
@@ -179,7 +181,7 @@ func TestOnePortServesBoth(t *testing.T) {
 
 	// A watch ends in order when the server stops, which waits for nothing.
 	stop()
-	if _, err := watch.Recv(); err != io.EOF {
+	if _, err := watch.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("the watch ended with %v", err)
 	}
 }
