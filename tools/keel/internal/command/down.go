@@ -25,7 +25,9 @@ func (e *env) down() *cobra.Command {
 	return &cobra.Command{
 		Use:   "down",
 		Short: "Stop the cluster, keeping its data for the next `keel up`",
-		Args:  noArgs,
+		Example: `  keel down
+  keel down --home /var/lib/ha`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cluster.Load(e.home)
 			if err != nil {
@@ -97,7 +99,8 @@ then the directory does too. It may be repeated, and with --id it needs no direc
 			return r.run(cmd.Context())
 		},
 	}
-	cmd.Flags().StringVar(&id, "id", "", "the cluster's id, as `keel list` shows it, in place of --home")
+	cmd.Flags().StringVar(&id, "id", "", "`id` of the cluster, as keel list shows it, in place of --home")
+	offer(cmd, "id", clusterIDs)
 	return cmd
 }
 

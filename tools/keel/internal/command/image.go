@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -83,7 +82,11 @@ func (e *env) imageLoad() *cobra.Command {
 				if err != nil {
 					return errors.Join(fmt.Errorf("load %s: %w", file, err), os.Remove(kept))
 				}
-				e.say("loaded %s into %d nodes", strings.Join(names, ", "), len(c.Nodes))
+				if len(c.Nodes) == 0 {
+					e.say("kept %s for nodes to come: there are none", file)
+					continue
+				}
+				e.say("loaded %s into %s", strings.Join(names, ", "), counted(len(c.Nodes), "node"))
 			}
 			return nil
 		},
@@ -151,49 +154,20 @@ func withImages(ctx context.Context, c *cluster.Cluster, node string, do func(co
 
 func (e *env) imageList() *cobra.Command {
 	return &cobra.Command{
-		Use:   "list",
-		Short: "Show the images that the nodes have",
-		Args:  noArgs,
+		Use:     "list",
+		Short:   "Show the images that the nodes have",
+		Example: `  keel image list`,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cluster.Load(e.home)
 			if err != nil {
 				return err
 			}
-			type image struct {
-				id, size string
-				nodes    []string
-			}
-			var mu sync.Mutex
-			images := map[string]*image{}
-			err = onNodes(c, func(node string) error {
-				return withImages(cmd.Context(), c, node, func(ctx context.Context, s cri.ImageServiceClient, _ cri.RuntimeServiceClient) error {
-					list, err := s.ListImages(ctx, &cri.ListImagesRequest{})
-					if err != nil {
-						return err
-					}
-					mu.Lock()
-					defer mu.Unlock()
-					for _, i := range list.Images {
-						names := i.RepoTags
-						if len(names) == 0 {
-							names = i.RepoDigests
-						}
-						for _, name := range names {
-							if images[name] == nil {
-								id := strings.TrimPrefix(i.Id, "sha256:")
-								images[name] = &image{id: id[:min(12, len(id))], size: fmt.Sprintf("%.1f MB", float64(i.Size)/1e6)}
-							}
-							images[name].nodes = append(images[name].nodes, node)
-						}
-					}
-					return nil
-				})
-			})
+			images, err := imagesOf(cmd.Context(), c)
 			if err != nil {
 				return err
 			}
-			w := tabwriter.NewWriter(e.out, 0, 4, 2, ' ', 0)
-			fmt.Fprintln(w, "IMAGE\tID\tSIZE\tNODES")
+			rows := [][]string{{"IMAGE", "ID", "SIZE", "NODES"}}
 			for _, name := range slices.Sorted(maps.Keys(images)) {
 				i := images[name]
 				nodes := "all"
@@ -201,18 +175,58 @@ func (e *env) imageList() *cobra.Command {
 					slices.Sort(i.nodes)
 					nodes = strings.Join(i.nodes, ",")
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", name, i.id, i.size, nodes)
+				rows = append(rows, []string{name, i.id, i.size, nodes})
 			}
-			return w.Flush()
+			return table(e.out, rows)
 		},
 	}
 }
 
+// nodeImage is an image and the nodes that have it.
+type nodeImage struct {
+	id, size string
+	nodes    []string
+}
+
+// imagesOf are the images of a cluster's nodes by their names; those of the nodes that
+// answered where there is an error.
+func imagesOf(ctx context.Context, c *cluster.Cluster) (map[string]*nodeImage, error) {
+	var mu sync.Mutex
+	images := map[string]*nodeImage{}
+	err := onNodes(c, func(node string) error {
+		return withImages(ctx, c, node, func(ctx context.Context, s cri.ImageServiceClient, _ cri.RuntimeServiceClient) error {
+			list, err := s.ListImages(ctx, &cri.ListImagesRequest{})
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, i := range list.Images {
+				names := i.RepoTags
+				if len(names) == 0 {
+					names = i.RepoDigests
+				}
+				for _, name := range names {
+					if images[name] == nil {
+						id := strings.TrimPrefix(i.Id, "sha256:")
+						images[name] = &nodeImage{id: id[:min(12, len(id))], size: fmt.Sprintf("%.1f MB", float64(i.Size)/1e6)}
+					}
+					images[name].nodes = append(images[name].nodes, node)
+				}
+			}
+			return nil
+		})
+	})
+	return images, err
+}
+
 func (e *env) imageRemove() *cobra.Command {
 	return &cobra.Command{
-		Use:   "rm IMAGE…",
-		Short: "Remove images from every node, and the archives that they were loaded from; one that a container uses stays",
-		Args:  atLeastOne,
+		Use:               "rm IMAGE…",
+		Short:             "Remove images from every node, and the archives that they were loaded from; one that a container uses stays",
+		Example:           `  keel image rm shop:2`,
+		Args:              atLeastOne,
+		ValidArgsFunction: e.imageNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := cluster.Load(e.home)
 			if err != nil {
@@ -275,7 +289,7 @@ func (e *env) imageRemove() *cobra.Command {
 			}); err != nil {
 				return err
 			}
-			e.say("removed %s from %d nodes", strings.Join(args, ", "), len(c.Nodes))
+			e.say("removed %s from %s", strings.Join(args, ", "), counted(len(c.Nodes), "node"))
 			return nil
 		},
 	}

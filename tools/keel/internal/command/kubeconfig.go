@@ -15,7 +15,9 @@ func (e *env) kubeconfig() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kubeconfig",
 		Short: "Print the path of the cluster's kubeconfig, or merge it into yours",
-		Args:  noArgs,
+		Example: `  export KUBECONFIG=$(keel kubeconfig)
+  keel kubeconfig --merge`,
+		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			c, err := cluster.Load(e.home)
 			if err != nil {

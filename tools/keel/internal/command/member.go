@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -85,7 +84,9 @@ func (m *members) list() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "Show the members, their roles and how far behind they are",
-		Args:  noArgs,
+		Example: `  keel member list
+  keel member list --server 10.0.0.1:6444,10.0.0.2:6444 --kubeconfig admin.conf`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conn, _, err := m.reach()
 			if err != nil {
@@ -105,13 +106,14 @@ func (e *env) printMembers(ctx context.Context, conn grpc.ClientConnInterface) e
 	if err != nil {
 		return said(err)
 	}
-	w := tabwriter.NewWriter(e.out, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tPEER\tETCD\tLAG\tRAFT\tLAG\tHEALTHY\tREASON")
+	rows := [][]string{{"NAME", "PEER", "ETCD", "LAG", "RAFT", "LAG", "HEALTHY", "REASON"}}
 	for _, x := range all.Members {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%d\t%t\t%s\n", x.Name, x.PeerAddress,
-			role(x.Etcd, x.LeadsEtcd), x.EtcdLag, role(x.Raft, x.LeadsRaft), x.RaftLag, x.Healthy, x.Problem)
+		rows = append(rows, []string{
+			x.Name, x.PeerAddress, role(x.Etcd, x.LeadsEtcd), fmt.Sprint(x.EtcdLag),
+			role(x.Raft, x.LeadsRaft), fmt.Sprint(x.RaftLag), fmt.Sprint(x.Healthy), x.Problem,
+		})
 	}
-	return w.Flush()
+	return table(e.out, rows)
 }
 
 func role(r memberv1.Role, leads bool) string {
@@ -167,7 +169,9 @@ func (m *members) add() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add",
 		Short: "Start another apiserver on this machine, which joins the members",
-		Args:  noArgs,
+		Example: `  keel member add
+  keel member add --client     # serves requests, has no vote`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conn, c, end, err := m.local(cmd.Context())
 			if err != nil {
@@ -192,7 +196,10 @@ func (m *members) remove() *cobra.Command {
 	return &cobra.Command{
 		Use:   "remove NAME",
 		Short: "Take a member's place away; it may be down, as long as the others can do without it",
-		Args:  exactArgs(1),
+		Example: `  keel member remove apiserver-2
+  keel member remove apiserver-2 --server 10.0.0.1:6444 --kubeconfig admin.conf`,
+		Args:              exactArgs(1),
+		ValidArgsFunction: m.memberNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if m.elsewhere() {
 				conn, _, err := m.reach()
@@ -234,9 +241,11 @@ func (m *members) remove() *cobra.Command {
 // replace lets a new apiserver take another's place.
 func (m *members) replace() *cobra.Command {
 	return &cobra.Command{
-		Use:   "replace NAME",
-		Short: "Start a new apiserver and, once it has its votes, take the place of another away",
-		Args:  exactArgs(1),
+		Use:               "replace NAME",
+		Short:             "Start a new apiserver and, once it has its votes, take the place of another away",
+		Example:           `  keel member replace apiserver-1`,
+		Args:              exactArgs(1),
+		ValidArgsFunction: m.memberNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			conn, c, end, err := m.local(cmd.Context())
 			if err != nil {

@@ -44,7 +44,9 @@ func (e *env) nodeToken() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "token",
 		Short: "Make a token that lets machines join, and print the command to run there",
-		Args:  noArgs,
+		Example: `  keel node token
+  keel node token --node worker-7 --ttl 1h   # for this node alone, once`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if msgs := validation.IsDNS1123Subdomain(only); only != "" && len(msgs) > 0 {
 				return usageError{fmt.Errorf("--node %q: %s", only, msgs[0])}
@@ -77,7 +79,7 @@ func (e *env) nodeToken() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&only, "node", "", "name of the only node that may join with the token, and once")
+	cmd.Flags().StringVar(&only, "node", "", "`name` of the only node that may join with the token, and once")
 	cmd.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long the token may be used")
 	return cmd
 }
@@ -126,9 +128,10 @@ var tokenForm = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`)
 func (e *env) nodeJoin() *cobra.Command {
 	var server, tokenFile, hash, name, zone string
 	cmd := &cobra.Command{
-		Use:   "join",
-		Short: "Make this machine a node of a cluster that runs elsewhere",
-		Args:  noArgs,
+		Use:     "join",
+		Short:   "Make this machine a node of a cluster that runs elsewhere",
+		Example: `  keel node join --server 10.0.0.1:6444 --ca-hash sha256:… --token-file token`,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needRoot(); err != nil {
 				return err
@@ -157,11 +160,11 @@ func (e *env) nodeJoin() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&server, "server", "", "host:port of the apiservers' gRPC ports, with commas")
-	f.StringVar(&tokenFile, "token-file", "", "file with the token that `keel node token` printed; - is standard input")
-	f.StringVar(&hash, "ca-hash", "", "sha256:… of the cluster's authority, which `keel node token` printed")
-	f.StringVar(&name, "name", "", "the node's name (default: the host's)")
-	f.StringVar(&zone, "zone", "zone-a", "the node's failure domain")
+	f.StringVar(&server, "server", "", "`host:port,…` of the apiservers' gRPC ports")
+	f.StringVar(&tokenFile, "token-file", "", "`file` with the token that keel node token printed; - is standard input")
+	f.StringVar(&hash, "ca-hash", "", "`sha256:…` of the cluster's authority, which keel node token printed")
+	f.StringVar(&name, "name", "", "the node's `name` (default: the host's)")
+	f.StringVar(&zone, "zone", "zone-a", "the node's failure `domain`")
 	for _, required := range []string{"server", "token-file", "ca-hash"} {
 		if err := cmd.MarkFlagRequired(required); err != nil {
 			panic(err)

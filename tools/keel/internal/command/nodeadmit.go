@@ -60,7 +60,7 @@ func (e *env) nodeAdmit() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&pki, "pki", "/pki", "`directory` with the administrator's identity and the nodes' tokens, as `keel pki` makes it")
+	f.StringVar(&pki, "pki", "/pki", "`directory` with the administrator's identity and the nodes' tokens, as keel pki makes it")
 	f.StringSliceVar(&apiservers, "apiserver", nil, "`host:port` of the apiservers' gRPC ports")
 	f.DurationVar(&ttl, "ttl", 24*time.Hour, "how long nodes may join")
 	f.DurationVar(&wait, "wait", 5*time.Minute, "how long to wait for the apiservers")

@@ -68,13 +68,13 @@ func (e *env) pki() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.dir, "dir", "", "directory to write to")
-	f.StringSliceVar(&o.hosts, "apiserver-host", nil, "names and addresses of the apiservers, besides localhost and those that pods use")
-	f.StringVar(&o.server, "server", "https://127.0.0.1:6443", "the apiservers' address in the kubeconfig")
-	f.StringVar(&o.domain, "cluster-domain", "cluster.local", "domain of the cluster")
-	f.StringVar(&o.services, "service-cluster-ip-range", "10.96.0.0/16", "range of the Services' addresses")
+	f.StringVar(&o.dir, "dir", "", "`directory` to write to")
+	f.StringSliceVar(&o.hosts, "apiserver-host", nil, "`names` and addresses of the apiservers, besides localhost and those that pods use")
+	f.StringVar(&o.server, "server", "https://127.0.0.1:6443", "`URL` of the apiservers in the kubeconfig")
+	f.StringVar(&o.domain, "cluster-domain", "cluster.local", "`domain` of the cluster")
+	f.StringVar(&o.services, "service-cluster-ip-range", "10.96.0.0/16", "`range` of the Services' addresses")
 	f.StringSliceVar(&o.nodes, "node", nil, "`names` of the nodes that may join, each with a token of its own")
-	f.IntVar(&o.owner, "owner", -1, "numeric user and group that the control plane's files belong to; -1 leaves them to the caller")
+	f.IntVar(&o.owner, "owner", -1, "numeric `user` and group that the control plane's files belong to; -1 leaves them to the caller")
 	if err := cmd.MarkFlagRequired("dir"); err != nil {
 		panic(err)
 	}

@@ -41,7 +41,8 @@ This makes a control plane of one from the disk of one that survived:
     old data, so do not start it: empty its directory, and let it join anew.
 
 Afterwards: keel member add, twice.`,
-		Args: noArgs,
+		Example: `  keel member recover --from apiserver-1`,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needRoot(); err != nil {
 				return err
@@ -61,7 +62,8 @@ Afterwards: keel member add, twice.`,
 			return m.recoverFrom(ctx, c, from)
 		},
 	}
-	cmd.Flags().StringVar(&from, "from", "", "the member whose disk is gone on from")
+	cmd.Flags().StringVar(&from, "from", "", "`name` of the member whose disk is gone on from")
+	offer(cmd, "from", m.memberNames)
 	if err := cmd.MarkFlagRequired("from"); err != nil {
 		panic(err)
 	}

@@ -31,19 +31,10 @@ type usageError struct{ error }
 // Run carries out one command line and returns its exit code.
 func Run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	e := &env{out: out, err: errOut}
-	root := &cobra.Command{
-		Use:           "keel",
-		Short:         "Starts, inspects and ends Keelson clusters on this machine",
-		SilenceUsage:  true,
-		SilenceErrors: true,
-	}
+	root := e.root()
 	root.SetOut(out)
 	root.SetErr(errOut)
 	root.SetArgs(args)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.PersistentFlags().StringVar(&e.home, "home", defaultHome(), "directory of the cluster")
-	root.AddCommand(e.up(), e.down(), e.delete(), e.status(), e.image(), e.node(), e.member(), e.snapshot(), e.trace(), e.kubeconfig(), e.pki(), e.balance(), e.supervise(), e.version())
-	refuseUnknown(root)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
@@ -54,10 +45,26 @@ func Run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	}
 	fmt.Fprintf(errOut, "keel: %v\n", err)
 	var usage usageError
-	if errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") {
+	// The latter two are cobra's, which has no types for them.
+	if errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") || strings.HasPrefix(err.Error(), "required flag") {
 		return 2
 	}
 	return 1
+}
+
+// root is keel with all its verbs.
+func (e *env) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "keel",
+		Short:         "Starts, inspects and ends Keelson clusters on this machine",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.PersistentFlags().StringVar(&e.home, "home", defaultHome(), "`directory` of the cluster")
+	root.AddCommand(e.up(), e.down(), e.delete(), e.list(), e.status(), e.image(), e.node(), e.member(), e.snapshot(), e.trace(), e.kubeconfig(), e.pki(), e.balance(), e.supervise(), e.version())
+	refuseUnknown(root)
+	return root
 }
 
 // refuseUnknown makes every group of verbs refuse what is not one of them. Cobra

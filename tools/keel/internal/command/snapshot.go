@@ -35,7 +35,9 @@ func (e *env) snapshotSave() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "save FILE",
 		Short: "Save the state of the running cluster: both stores, all Secrets too",
-		Args:  exactArgs(1),
+		Example: `  keel snapshot save monday.snapshot
+  keel snapshot save monday.snapshot --server 10.0.0.1:6444 --kubeconfig admin.conf`,
+		Args: exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var identity, apiservers string
 			if r.elsewhere() {
@@ -61,7 +63,7 @@ func (e *env) snapshotSave() *cobra.Command {
 		},
 	}
 	r.flags(cmd.Flags())
-	cmd.Flags().StringVarP(&output, "output", "o", "", "json")
+	outputFlag(cmd, &output)
 	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Minute, "how long it may take")
 	return cmd
 }
@@ -69,15 +71,16 @@ func (e *env) snapshotSave() *cobra.Command {
 func (e *env) snapshotStatus() *cobra.Command {
 	var output, work string
 	cmd := &cobra.Command{
-		Use:   "status FILE",
-		Short: "Verify a snapshot and show what is in it",
-		Args:  exactArgs(1),
+		Use:     "status FILE",
+		Short:   "Verify a snapshot and show what is in it",
+		Example: `  keel snapshot status monday.snapshot`,
+		Args:    exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return e.runSnapshot(cmd.Context(), e.out, "status", args[0], output, "--work-dir", work)
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "", "json")
-	cmd.Flags().StringVar(&work, "work-dir", "", "directory for temporary files, as large as the file (default: the system's)")
+	outputFlag(cmd, &output)
+	cmd.Flags().StringVar(&work, "work-dir", "", "`directory` for temporary files, as large as the file (default: the system's)")
 	return cmd
 }
 
@@ -88,7 +91,9 @@ func (e *env) snapshotRestore() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "restore FILE",
 		Short: "Make the data of a stopped, or new, cluster from a snapshot of Keelson or of Kubernetes' etcd",
-		Args:  exactArgs(1),
+		Example: `  keel snapshot restore monday.snapshot --home /var/lib/other
+  keel down && keel snapshot restore monday.snapshot --set-aside && keel up`,
+		Args: exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if apiservers < 0 || apiservers > 5 || apiservers > 0 && apiservers%2 == 0 {
 				return usageError{fmt.Errorf("--apiservers %d: want 1, 3 or 5", apiservers)}
@@ -97,8 +102,8 @@ func (e *env) snapshotRestore() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVarP(&output, "output", "o", "", "json")
-	f.IntVar(&apiservers, "apiservers", 0, "how many apiservers a new cluster has: 1, 3 or 5 (default 1)")
+	outputFlag(cmd, &output)
+	f.IntVar(&apiservers, "apiservers", 0, "`number` of apiservers that a new cluster has: 1, 3 or 5 (default 1)")
 	f.BoolVar(&setAside, "set-aside", false, "move the data that the cluster has to before-restore-TIME beside it")
 	return cmd
 }

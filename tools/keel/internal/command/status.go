@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"text/tabwriter"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -24,10 +24,13 @@ func (e *env) status() *cobra.Command {
 
 With --server or --kubeconfig, show the members of a control plane elsewhere: keel
 knows the processes of clusters on this machine only.`,
+		Example: `  keel status
+  keel status -o json
+  keel status --server 10.0.0.1:6444 --kubeconfig admin.conf`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "" && output != "json" {
-				return usageError{fmt.Errorf("-o %s: want json", output)}
+			if err := checkOutput(output); err != nil {
+				return err
 			}
 			if r.elsewhere() {
 				if output != "" {
@@ -58,15 +61,16 @@ knows the processes of clusters on this machine only.`,
 				enc.SetIndent("", "  ")
 				return enc.Encode(map[string]any{"services": list})
 			}
-			w := tabwriter.NewWriter(e.out, 0, 4, 2, ' ', 0)
-			fmt.Fprintln(w, "NAME\tPID\tHEALTHY\tRESTARTS\tGRPC\tHTTPS\tREASON")
+			rows := [][]string{{"NAME", "PID", "HEALTHY", "RESTARTS", "GRPC", "HTTPS", "REASON"}}
 			for _, s := range list {
-				fmt.Fprintf(w, "%s\t%d\t%t\t%d\t%s\t%s\t%s\n", s.Name, s.PID, s.Healthy, s.Restarts, s.GRPC, s.HTTPS, firstLine(s.Reason))
+				rows = append(rows, []string{
+					s.Name, strconv.Itoa(s.PID), strconv.FormatBool(s.Healthy), strconv.Itoa(s.Restarts), s.GRPC, s.HTTPS, firstLine(s.Reason),
+				})
 			}
-			return w.Flush()
+			return table(e.out, rows)
 		},
 	}
 	r.flags(cmd.Flags())
-	cmd.Flags().StringVarP(&output, "output", "o", "", "json")
+	outputFlag(cmd, &output)
 	return cmd
 }

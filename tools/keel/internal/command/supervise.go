@@ -67,11 +67,11 @@ func (e *env) balance() *cobra.Command {
 			return balance.RunProbed(cmd.Context(), l, to, probe)
 		},
 	}
-	cmd.Flags().StringVar(&listen, "listen", "", "host:port to accept on")
-	cmd.Flags().StringVar(&ca, "ca", "", "file with the CA of the apiservers, to ask them whether they are ready; empty asks nobody")
-	cmd.Flags().StringVar(&share, "share", "", "path of a unix socket where other balancers of the address get the listener; empty shares it with nobody")
-	cmd.Flags().StringSliceVar(&with, "with", nil, "paths of the --share of those others")
-	cmd.Flags().StringSliceVar(&to, "to", nil, "host:port of the apiservers")
+	cmd.Flags().StringVar(&listen, "listen", "", "`host:port` to accept on")
+	cmd.Flags().StringVar(&ca, "ca", "", "`file` with the CA of the apiservers, to ask them whether they are ready; empty asks nobody")
+	cmd.Flags().StringVar(&share, "share", "", "`path` of a unix socket where other balancers of the address get the listener; empty shares it with nobody")
+	cmd.Flags().StringSliceVar(&with, "with", nil, "`paths` of the --share of those others")
+	cmd.Flags().StringSliceVar(&to, "to", nil, "`host:port` of the apiservers")
 	cmd.Flags().BoolVar(&check, "check", false, "ask the one that runs whether an apiserver answers through it, and exit")
 	if err := cmd.MarkFlagRequired("listen"); err != nil {
 		panic(err)

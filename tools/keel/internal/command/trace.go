@@ -46,13 +46,17 @@ func (e *env) trace() *cobra.Command {
 
 Services report their spans with a delay. The trace is waited for until nothing more
 comes; if parts are missing then, it is drawn as it is, keel says so and exits with 3.`,
-		Args: exactArgs(1),
+		Example: `  keel trace deployment/shop -n prod
+  keel trace pod/shop-0 --last 3
+  keel trace 4bf92f3577b34da6a3ce929d0e0e4736 -o json`,
+		Args:              exactArgs(1),
+		ValidArgsFunction: traceKinds,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if last < 1 || last > 1000 || last > 1 && !strings.Contains(args[0], "/") {
 				return usageError{fmt.Errorf("--last %d: want 1 to 1000, of an object", last)}
 			}
-			if output != "" && output != "json" {
-				return usageError{fmt.Errorf("-o %s: want json", output)}
+			if err := checkOutput(output); err != nil {
+				return err
 			}
 			req := &tracev1.GetTraceRequest{Namespace: namespace}
 			if kind, name, ok := strings.Cut(args[0], "/"); ok {
@@ -101,10 +105,10 @@ comes; if parts are missing then, it is drawn as it is, keel says so and exits w
 		},
 	}
 	r.flags(cmd.Flags())
-	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace of the object")
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "`namespace` of the object")
 	cmd.Flags().IntVar(&last, "last", 1, "draw the traces of the object's last `N` writes that are in memory")
 	cmd.Flags().DurationVar(&wait, "wait", 5*time.Second, "how long to wait until the trace is complete")
-	cmd.Flags().StringVarP(&output, "output", "o", "", "json")
+	outputFlag(cmd, &output)
 	return cmd
 }
 

@@ -38,7 +38,11 @@ func (e *env) up() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Start a cluster, or bring a running one to what is asked for",
-		Args:  noArgs,
+		Example: `  keel up                                            # three nodes, one apiserver
+  keel up --nodes 5                                  # two nodes more
+  keel up --home /var/lib/ha --apiservers 3 --nodes 1
+  keel up --nodes 0 --simulated-nodes 1000           # nothing that runs containers`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needRoot(); err != nil {
 				return err
@@ -70,10 +74,10 @@ func (e *env) up() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&o.Nodes, "nodes", -1, "nodes with a container runtime of their own (default 3 for a new cluster)")
-	f.IntVar(&o.Simulated, "simulated-nodes", -1, "nodes that only pretend to run pods, for tests of scale (default 0)")
-	f.IntVar(&o.Port, "port", 0, "the REST port; gRPC takes the next one (default: the first free pair from 6443)")
-	f.IntVar(&o.APIServers, "apiservers", 0, "apiservers that carry the state together: 1, or 3 or 5 to survive the loss of one or two (default 1)")
+	f.IntVar(&o.Nodes, "nodes", -1, "`number` of nodes with a container runtime of their own (default 3 for a new cluster)")
+	f.IntVar(&o.Simulated, "simulated-nodes", -1, "`number` of nodes that only pretend to run pods, for tests of scale (default 0)")
+	f.IntVar(&o.Port, "port", 0, "the REST `port`; gRPC takes the next one (default: the first free pair from 6443)")
+	f.IntVar(&o.APIServers, "apiservers", 0, "`number` of apiservers that carry the state together: 1, or 3 or 5 to survive the loss of one or two (default 1)")
 	f.BoolVar(&o.Egress, "egress", false, "give nodes and pods a route out of this machine")
 	f.StringVar(&otlp, "otlp-endpoint", "", "`host:port` of an OpenTelemetry collector (OTLP over gRPC) that also receives the spans; \"\" ends that")
 	f.DurationVar(&drain, "drain-timeout", 45*time.Second, "how long the pods of nodes that leave may take to end by themselves")
@@ -157,16 +161,17 @@ func (e *env) bringUp(ctx context.Context, o cluster.Options, drain time.Duratio
 		return err
 	}
 	step("certificates, network and configuration of %s", c.Home)
+	before := dir(c).Alive()
 	if err := e.follow(ctx, c, specs, step); err != nil {
 		return explain(ctx, c, err)
 	}
-	step("%d processes started", len(specs))
 	if err := e.importImages(ctx, c, progs, bin); err != nil {
 		return explain(ctx, c, err)
 	}
 	if err := waitServices(ctx, c, step); err != nil {
 		return explain(ctx, c, err)
 	}
+	step("%s", started(before, dir(c).Alive()))
 	if err := e.forget(ctx, c, step); err != nil {
 		return err
 	}
@@ -178,6 +183,33 @@ func (e *env) bringUp(ctx context.Context, o cluster.Options, drain time.Duratio
 	}
 	e.say("\nexport KUBECONFIG=%s", c.Kubeconfig())
 	return nil
+}
+
+// started says how many processes were started, of those that run now.
+func started(before, now map[string]int) string {
+	same := 0
+	for name, pid := range now {
+		if before[name] == pid {
+			same++
+		}
+	}
+	text := fmt.Sprintf("%s started", counted(len(now)-same, "process"))
+	if same > 0 {
+		text += fmt.Sprintf(", %d ran already", same)
+	}
+	return text
+}
+
+// counted is a number of things in words.
+func counted(n int, thing string) string {
+	switch {
+	case n == 1:
+	case strings.HasSuffix(thing, "s"):
+		thing += "es"
+	default:
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
 }
 
 // unused fails where an earlier cluster of an id left something behind.

@@ -115,18 +115,22 @@ func (d Dir) Ensure(ctx context.Context, log string, args ...string) error {
 	}
 }
 
-// AnyAlive tells whether a process that an earlier supervisor started still
-// runs.
-func (d Dir) AnyAlive() bool {
+// Alive are the pids, by name, of the specs' processes that run, also where their
+// supervisor does not run any more.
+func (d Dir) Alive() map[string]int {
 	specs, err := d.ReadSpecs()
 	if err != nil {
-		return false
+		return nil
 	}
+	pids := map[string]int{}
 	for _, spec := range specs {
 		p := process{dir: d, spec: spec}
-		if _, ok := p.readRecord(); ok {
-			return true
+		if r, ok := p.readRecord(); ok {
+			pids[spec.Name] = r.PID
 		}
 	}
-	return false
+	return pids
 }
+
+// AnyAlive reports whether any process of the specs runs.
+func (d Dir) AnyAlive() bool { return len(d.Alive()) > 0 }
