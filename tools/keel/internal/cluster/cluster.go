@@ -391,6 +391,22 @@ func (c *Cluster) AddMember(client bool) (Member, error) {
 	return m, nil
 }
 
+// Voters are the members that carry the state; clients are none.
+func (c *Cluster) Voters() []Member {
+	return slices.DeleteFunc(slices.Clone(c.Members), func(m Member) bool { return m.Client })
+}
+
+// Refound makes founders of all voters, for stores that begin anew: each is told by its
+// flags where the others are.
+func (c *Cluster) Refound() {
+	for i := range c.Members {
+		if !c.Members[i].Client {
+			c.Members[i].Join = ""
+		}
+	}
+	c.Founders = c.Voters()
+}
+
 // RemoveMember forgets an apiserver.
 func (c *Cluster) RemoveMember(name string) {
 	c.Members = slices.DeleteFunc(c.Members, func(m Member) bool { return m.Name == name })

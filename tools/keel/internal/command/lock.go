@@ -5,11 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"syscall"
 	"time"
 
 	"keelson.dev/tools/keel/internal/cluster"
 )
+
+// share has a program that changes the home's data hold the lock as well: it may outlive
+// this process, if that is killed, and others have to wait for it.
+func (e *env) share(cmd *exec.Cmd) {
+	if e.lock != nil {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, e.lock)
+	}
+}
 
 // alone waits until no other keel changes the cluster in a directory, and keeps others
 // out until unlock is called, or this process ends, however.
@@ -27,7 +36,8 @@ func (e *env) alone(ctx context.Context, home string) (unlock func(), err error)
 	for told := false; ; {
 		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {
-			return func() { lock.Close() }, nil
+			e.lock = lock
+			return func() { e.lock = nil; lock.Close() }, nil
 		}
 		if !errors.Is(err, syscall.EWOULDBLOCK) {
 			lock.Close()

@@ -68,12 +68,7 @@ func (m *members) local(ctx context.Context) (conn *grpc.ClientConn, c *cluster.
 // warnEven says what an even number of members is worth. The number is that of those
 // with votes.
 func (m *members) warnEven(c *cluster.Cluster) {
-	voters := 0
-	for _, x := range c.Members {
-		if !x.Client {
-			voters++
-		}
-	}
+	voters := len(c.Voters())
 	if voters > 0 && voters%2 == 0 {
 		fmt.Fprintf(m.err, "warning: %d members survive no more losses than %d: `keel member add` or `keel member remove NAME` makes their number odd\n", voters, voters-1)
 	}

@@ -50,16 +50,9 @@ Afterwards: keel member add, twice.`,
 			if m.elsewhere() {
 				return usageError{errors.New("--server: run `apiserver --recover` with the survivor's flags on its machine")}
 			}
-			c, err := cluster.Load(m.home)
-			if err != nil {
-				return err
-			}
-			if err := known(c, from); err != nil {
-				return err
-			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), m.wait)
 			defer cancel()
-			return m.recoverFrom(ctx, c, from)
+			return m.recoverFrom(ctx, from)
 		},
 	}
 	cmd.Flags().StringVar(&from, "from", "", "`name` of the member whose disk is gone on from")
@@ -70,7 +63,26 @@ Afterwards: keel member add, twice.`,
 	return cmd
 }
 
-func (m *members) recoverFrom(ctx context.Context, c *cluster.Cluster, name string) error {
+func (m *members) recoverFrom(ctx context.Context, name string) error {
+	if _, err := cluster.Load(m.home); err != nil {
+		return err
+	}
+	unlock, err := m.alone(ctx, m.home)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	c, err := cluster.Load(m.home)
+	if err != nil {
+		return err
+	}
+	if err := known(c, name); err != nil {
+		return err
+	}
+	survivor, _ := c.Member(name)
+	if survivor.Client {
+		return usageError{fmt.Errorf("%s is no member: it has no data", name)}
+	}
 	began := time.Now()
 	step := func(format string, args ...any) {
 		m.say("%6.1fs  %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
@@ -83,15 +95,13 @@ func (m *members) recoverFrom(ctx context.Context, c *cluster.Cluster, name stri
 		return err
 	}
 	step("all apiservers are stopped")
-	survivor, _ := c.Member(name)
-	if survivor.Client {
-		return usageError{fmt.Errorf("%s is no member: it has no data", name)}
-	}
 	spec, err := specOf(c, name)
 	if err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, spec.Args[0], append(slices.Clone(spec.Args[1:]), "--recover")...).CombinedOutput()
+	recovery := exec.CommandContext(ctx, spec.Args[0], append(slices.Clone(spec.Args[1:]), "--recover")...)
+	m.share(recovery)
+	out, err := recovery.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("recover from %s: %w\n%s\nNothing else was changed; repeat it", name, err, out)
 	}
@@ -106,9 +116,8 @@ func (m *members) recoverFrom(ctx context.Context, c *cluster.Cluster, name stri
 			return err
 		}
 	}
-	survivor.Join = "" // whom it asked may be lost
 	c.Members = []cluster.Member{survivor}
-	c.Founders = slices.Clone(c.Members)
+	c.Refound() // whom it asked to join may be lost
 	if err := c.Save(); err != nil {
 		return err
 	}

@@ -23,6 +23,8 @@ type env struct {
 	home string
 	out  io.Writer
 	err  io.Writer
+	// lock is the home's, while this process holds it.
+	lock *os.File
 }
 
 // usageError is a wrong call.

@@ -109,18 +109,30 @@ func (e *env) snapshotRestore() *cobra.Command {
 }
 
 func (e *env) restore(ctx context.Context, file, output string, apiservers int, setAside bool) error {
-	c, err := cluster.Load(e.home)
-	switch {
-	case errors.Is(err, cluster.ErrNone):
+	if _, err := cluster.Load(e.home); errors.Is(err, cluster.ErrNone) {
 		// No trace of a cluster where the file is no good.
 		if err := e.runSnapshot(ctx, io.Discard, "status", file, ""); err != nil {
 			return err
 		}
+	} else if err != nil {
+		return err
+	}
+	unlock, err := e.alone(ctx, e.home)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	c, err := cluster.Load(e.home)
+	switch {
+	case errors.Is(err, cluster.ErrNone):
 		c, err = cluster.Open(cluster.Options{Home: e.home, Nodes: 3, Simulated: -1, APIServers: apiservers, Free: unused})
+		if err == nil {
+			err = c.Register()
+		}
 	case err == nil && c.Joined != nil:
 		return fmt.Errorf("%s is a node of another cluster: restore where its apiservers are", c.Home)
-	case err == nil && apiservers > 0 && apiservers != max(len(c.Members), 1):
-		return usageError{fmt.Errorf("--apiservers %d: the cluster in %s has %d", apiservers, c.Home, max(len(c.Members), 1))}
+	case err == nil && apiservers > 0 && apiservers != max(len(c.Voters()), 1):
+		return usageError{fmt.Errorf("--apiservers %d: the cluster in %s has %d", apiservers, c.Home, max(len(c.Voters()), 1))}
 	}
 	if err != nil {
 		return err
@@ -129,10 +141,16 @@ func (e *env) restore(ctx context.Context, file, output string, apiservers int, 
 		return fmt.Errorf("the cluster in %s runs: `keel down --home %s` first", c.Home, c.Home)
 	}
 	names := []string{"apiserver-0"}
-	if len(c.Members) > 0 {
+	if voters := c.Voters(); len(voters) > 0 {
 		names = nil
-		for _, m := range c.Members {
+		for _, m := range voters {
 			names = append(names, m.Name)
+		}
+		// The restored stores do not know where their members are: flags have to say it,
+		// also of those that once joined.
+		c.Refound()
+		if err := c.Save(); err != nil {
+			return err
 		}
 	}
 	var dirs []string
@@ -172,6 +190,7 @@ func (e *env) runSnapshot(ctx context.Context, out io.Writer, verb, file, output
 	var said bytes.Buffer
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "apiserver"), all...)
 	cmd.Stdout, cmd.Stderr = out, &said
+	e.share(cmd)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	err = cmd.Run()
