@@ -4,6 +4,7 @@
 package cluster
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -251,11 +252,20 @@ func Open(o Options) (*Cluster, error) {
 	c, err := Load(home)
 	switch {
 	case errors.Is(err, ErrNone):
+		// Two at once would choose the same.
+		unlock, lockErr := lockRegistry()
+		if lockErr != nil {
+			return nil, lockErr
+		}
+		defer unlock()
 		c, err = choose(home, o.Port, max(o.APIServers, 1))
 		if err == nil && o.Free != nil {
 			err = o.Free(c.ID)
 		}
 		if err != nil {
+			return nil, err
+		}
+		if err := errors.Join(c.Save(), c.Register()); err != nil {
 			return nil, err
 		}
 	case err != nil:
@@ -315,21 +325,37 @@ func choose(home string, port, apiservers int) (*Cluster, error) {
 		ClusterDNS:  "10.96.0.10",
 		Domain:      "cluster.local",
 	}
-	subnet, err := freeSubnet(int(h.Sum32() % 250))
+	// A cluster that is down holds nothing, and wants its ports and its network back.
+	others, err := registeredClusters(id)
+	if err != nil {
+		return nil, err
+	}
+	subnet, err := freeSubnet(int(h.Sum32()%250), others)
 	if err != nil {
 		return nil, err
 	}
 	c.Subnet = subnet
+	usable := func(port int) error {
+		for _, o := range others {
+			if o.Joined == nil && (o.HTTPSPort == port || o.GRPCPort == port) {
+				return fmt.Errorf("port %d belongs to the cluster in %s; choose another with --port", port, o.Home)
+			}
+		}
+		if !free(port) {
+			return fmt.Errorf("port %d is in use; choose another with --port", port)
+		}
+		return nil
+	}
 	if port != 0 {
-		if !free(port) || !free(port+1) {
-			return nil, fmt.Errorf("port %d or %d is in use; choose another with --port", port, port+1)
+		if err := cmp.Or(usable(port), usable(port+1)); err != nil {
+			return nil, err
 		}
 		c.HTTPSPort, c.GRPCPort = port, port+1
 		c.addMembers(apiservers)
 		return c, nil
 	}
 	for p := 6443; p < 6443+500; p += 2 {
-		if free(p) && free(p+1) {
+		if usable(p) == nil && usable(p+1) == nil {
 			c.HTTPSPort, c.GRPCPort = p, p+1
 			c.addMembers(apiservers)
 			return c, nil
@@ -430,13 +456,17 @@ func free(port int) bool {
 	return true
 }
 
-// freeSubnet finds an N whose 10.89.N.0/24 no link of this machine uses.
-func freeSubnet(start int) (int, error) {
+// freeSubnet finds an N whose 10.89.N.0/24 no link of this machine and none of the other
+// clusters uses.
+func freeSubnet(start int, others []*Cluster) (int, error) {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		return 0, err
 	}
 	used := map[int]bool{}
+	for _, o := range others {
+		used[o.Subnet] = true
+	}
 	for _, a := range addrs {
 		if n, ok := a.(*net.IPNet); ok {
 			if ip := n.IP.To4(); ip != nil && ip[0] == 10 && (ip[1] == 89 || ip[1] == 90) {

@@ -4,7 +4,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -138,10 +140,53 @@ func TestEraseLeavesWhatIsNotKeels(t *testing.T) {
 	}
 }
 
-func TestRegistry(t *testing.T) {
+// ownRegistry is a registry for one test.
+func ownRegistry(t *testing.T) {
+	t.Helper()
 	before := registry
 	registry = filepath.Join(t.TempDir(), "keelson.d")
 	t.Cleanup(func() { registry = before })
+}
+
+// A cluster that is down lost its port to a new one, and did not start again.
+func TestNewClustersTakeNothingOfOthers(t *testing.T) {
+	ownRegistry(t)
+	dir := t.TempDir()
+	open := func(name string, port int) (*Cluster, error) {
+		return Open(Options{Home: filepath.Join(dir, name), Nodes: 0, Port: port})
+	}
+	var wg sync.WaitGroup
+	clusters := make([]*Cluster, 4)
+	for i := range clusters {
+		wg.Go(func() {
+			c, err := open(strconv.Itoa(i), 0)
+			if err != nil {
+				t.Error(err)
+				c = &Cluster{}
+			}
+			clusters[i] = c
+		})
+	}
+	wg.Wait()
+	ports, subnets := map[int]bool{}, map[int]bool{}
+	for _, c := range clusters {
+		ports[c.HTTPSPort], ports[c.GRPCPort], subnets[c.Subnet] = true, true, true
+	}
+	if len(ports) != 2*len(clusters) || len(subnets) != len(clusters) {
+		t.Errorf("%d clusters have the ports %v and the networks %v", len(clusters), ports, subnets)
+	}
+	first := clusters[0]
+	if _, err := open("more", first.GRPCPort); err == nil || !strings.Contains(err.Error(), first.Home) {
+		t.Errorf("the port of another cluster: %v", err)
+	}
+	// Its own it keeps.
+	if c, err := open("0", first.HTTPSPort); err != nil || c.Subnet != first.Subnet {
+		t.Error(c, err)
+	}
+}
+
+func TestRegistry(t *testing.T) {
+	ownRegistry(t)
 	if all, err := Registered(); err != nil || len(all) > 0 {
 		t.Fatal(all, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 )
 
 // registry holds one file for each cluster of this machine, so that they can be
@@ -42,6 +43,39 @@ func (c *Cluster) Register() error {
 		return err
 	}
 	return WriteFile(filepath.Join(registry, c.ID+".json"), append(data, '\n'), 0o644)
+}
+
+// lockRegistry keeps others from choosing what a new cluster has, until unlock is called.
+func lockRegistry() (unlock func(), err error) {
+	if err := os.MkdirAll(registry, 0o755); err != nil {
+		return nil, err
+	}
+	d, err := os.Open(registry)
+	if err != nil {
+		return nil, err
+	}
+	// Whoever has it chooses ports, and does not wait for anybody meanwhile.
+	if err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX); err != nil {
+		d.Close()
+		return nil, fmt.Errorf("lock %s: %w", registry, err)
+	}
+	return func() { d.Close() }, nil
+}
+
+// registeredClusters are the clusters of this machine, without the one of the id; those
+// whose homes are gone or cannot be read are left out.
+func registeredClusters(id string) ([]*Cluster, error) {
+	entries, err := Registered()
+	if err != nil {
+		return nil, err
+	}
+	var out []*Cluster
+	for _, e := range entries {
+		if c, err := Load(e.Home); err == nil && c.ID == e.ID && c.ID != id {
+			out = append(out, c)
+		}
+	}
+	return out, nil
 }
 
 // Unregister forgets a cluster.

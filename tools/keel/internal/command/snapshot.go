@@ -126,9 +126,6 @@ func (e *env) restore(ctx context.Context, file, output string, apiservers int, 
 	switch {
 	case errors.Is(err, cluster.ErrNone):
 		c, err = cluster.Open(cluster.Options{Home: e.home, Nodes: 3, Simulated: -1, APIServers: apiservers, Free: unused})
-		if err == nil {
-			err = c.Register()
-		}
 	case err == nil && c.Joined != nil:
 		return fmt.Errorf("%s is a node of another cluster: restore where its apiservers are", c.Home)
 	case err == nil && apiservers > 0 && apiservers != max(len(c.Voters()), 1):
