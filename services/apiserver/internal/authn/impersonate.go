@@ -77,6 +77,28 @@ func Impersonate(ctx context.Context, z authz.Authorizer, u request.User, header
 	if i == nil {
 		return u, nil
 	}
+	if err := i.allowed(ctx, z, u); err != nil {
+		return request.User{}, err
+	}
+	as := request.User{
+		Name: i.user, UID: i.uid, Groups: slices.Clone(i.groups), Extra: i.extra, Expires: u.Expires, Credential: u.Credential,
+		Impersonation: &impersonator{z: z, user: u, as: i},
+	}
+	if namespace, _, ok := request.SplitServiceAccountUser(i.user); ok && len(i.groups) == 0 {
+		as.Groups = request.ServiceAccountGroups(namespace)
+	}
+	known, unknown := slices.Contains(as.Groups, AuthenticatedGroup), slices.Contains(as.Groups, UnauthenticatedGroup)
+	switch {
+	case as.Name == Anonymous && !unknown:
+		as.Groups = append(as.Groups, UnauthenticatedGroup)
+	case as.Name != Anonymous && !known && !unknown:
+		as.Groups = append(as.Groups, AuthenticatedGroup)
+	}
+	return as, nil
+}
+
+// allowed returns nil if u may impersonate each of the user, groups, uid and extras.
+func (i *Impersonation) allowed(ctx context.Context, z authz.Authorizer, u request.User) error {
 	may := func(a request.Attributes) error {
 		a.User, a.Verb = u, "impersonate"
 		allowed, reason, err := z.Authorize(ctx, &a)
@@ -94,40 +116,41 @@ func Impersonate(ctx context.Context, z authz.Authorizer, u request.User, header
 	special := func(plural string) schema.GroupVersionResource {
 		return schema.GroupVersionResource{Group: "authentication.k8s.io", Version: "v1", Resource: plural}
 	}
-	as := request.User{Name: i.user, UID: i.uid, Groups: slices.Clone(i.groups), Extra: i.extra, Expires: u.Expires, Credential: u.Credential}
 	asked := request.Attributes{Resource: core("users"), Name: i.user}
 	if namespace, name, ok := request.SplitServiceAccountUser(i.user); ok {
 		asked = request.Attributes{Resource: core("serviceaccounts"), Namespace: namespace, Name: name}
-		if len(i.groups) == 0 {
-			as.Groups = request.ServiceAccountGroups(namespace)
-		}
 	}
 	if err := may(asked); err != nil {
-		return request.User{}, err
+		return err
 	}
 	for _, g := range i.groups {
 		if err := may(request.Attributes{Resource: core("groups"), Name: g}); err != nil {
-			return request.User{}, err
+			return err
 		}
 	}
 	for key, values := range i.extra {
 		for _, v := range values {
 			if err := may(request.Attributes{Resource: special("userextras"), Subresource: key, Name: v}); err != nil {
-				return request.User{}, err
+				return err
 			}
 		}
 	}
 	if i.uid != "" {
 		if err := may(request.Attributes{Resource: special("uids"), Name: i.uid}); err != nil {
-			return request.User{}, err
+			return err
 		}
 	}
-	known, unknown := slices.Contains(as.Groups, AuthenticatedGroup), slices.Contains(as.Groups, UnauthenticatedGroup)
-	switch {
-	case as.Name == Anonymous && !unknown:
-		as.Groups = append(as.Groups, UnauthenticatedGroup)
-	case as.Name != Anonymous && !known && !unknown:
-		as.Groups = append(as.Groups, AuthenticatedGroup)
-	}
-	return as, nil
+	return nil
+}
+
+// impersonator is a user's right to act as another.
+type impersonator struct {
+	z    authz.Authorizer
+	user request.User
+	as   *Impersonation
+}
+
+// Valid implements request.Credential.
+func (i *impersonator) Valid(ctx context.Context) bool {
+	return !apierrors.IsForbidden(i.as.allowed(ctx, i.z, i.user))
 }

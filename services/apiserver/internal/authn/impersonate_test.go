@@ -78,3 +78,15 @@ func TestImpersonate(t *testing.T) {
 		})
 	}
 }
+
+func TestImpersonationEndsWithTheRight(t *testing.T) {
+	z := permits{"impersonate users bob", "impersonate groups dev"}
+	u, err := Impersonate(context.Background(), &z, request.User{Name: "me"}, map[string][]string{"Impersonate-User": {"bob"}, "Impersonate-Group": {"dev"}})
+	if err != nil || !u.Impersonation.Valid(context.Background()) {
+		t.Fatal(u, err)
+	}
+	z = permits{"impersonate users bob"}
+	if u.Impersonation.Valid(context.Background()) {
+		t.Fatal("the right to impersonate the group is gone")
+	}
+}

@@ -64,14 +64,15 @@ func (h *holding) snapshot() []*holder {
 // round on that change have passed it by, so it is authorized again.
 func (p *Pipeline) hold(ctx context.Context, e *holder) (release func()) {
 	release = p.holding.add(e)
-	if apierrors.IsForbidden(e.again(ctx)) {
+	if !impersonable(ctx, e) || apierrors.IsForbidden(e.again(ctx)) {
 		e.end()
 	}
 	return release
 }
 
 // Hold returns a context that ends when the caller loses the right to one of the verbs
-// on the target, or its credential is withdrawn. A credential that merely expires does
+// on the target, or its credential is withdrawn, or an impersonator the right to act as
+// the caller. A credential that merely expires does
 // not end it: that would cut streams which Kubernetes lets run. release must be called.
 func (p *Pipeline) Hold(ctx context.Context, t Target, verbs ...string) (_ context.Context, release func()) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -129,13 +130,19 @@ func (p *Pipeline) recheckAll(ctx context.Context) {
 	}
 }
 
-// stillMay tells whether what is held may go on. What cannot be found out ends nothing.
+// impersonable reports whether whoever acts as the holder's user, if anybody, still may.
+func impersonable(ctx context.Context, e *holder) bool {
+	i := e.user.Impersonation
+	return i == nil || i.Valid(ctx)
+}
+
+// stillMay reports whether what is held may go on. What cannot be found out ends nothing.
 func (p *Pipeline) stillMay(ctx context.Context, e *holder) bool {
 	expires := e.user.Expires
 	if c := e.user.Credential; c != nil && (expires.IsZero() || p.cfg.Now().Before(expires)) && !c.Valid(ctx) {
 		return false
 	}
-	return !apierrors.IsForbidden(e.again(ctx))
+	return impersonable(ctx, e) && !apierrors.IsForbidden(e.again(ctx))
 }
 
 // errWatchOver ends a watch in order: whoever still may makes it again.

@@ -8,6 +8,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"keelson.dev/services/apiserver/internal/authn"
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/request"
@@ -110,6 +111,44 @@ func TestWatchEndsWithTheCredential(t *testing.T) {
 	w := f.watchAs(request.User{Name: "ann", Credential: c, Expires: f.now.Add(time.Hour)})
 	close(c.withdrawn)
 	wantOver(t, w, f.ctx)
+}
+
+func TestWatchEndsWithTheRightToImpersonate(t *testing.T) {
+	f, rbac := rechecked(t, time.Hour)
+	rbac.SetRole("", "actor", []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"users"}, Verbs: []string{"impersonate"}, ResourceNames: []string{"ann"}}})
+	rbac.SetBinding("", "actor", rbacv1.RoleRef{Kind: "ClusterRole", Name: "actor"}, []rbacv1.Subject{{Kind: "User", Name: "boss"}})
+	bind(rbac, "ann")
+	ann, err := authn.Impersonate(f.ctx, rbac, request.User{Name: "boss"}, map[string][]string{"Impersonate-User": {"ann"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hold := func(u request.User) context.Context {
+		ctx, release := f.Hold(request.WithUser(f.ctx, u), pipeline.Target{Resource: podGVR, Namespace: "ns", Name: "p", Subresource: "exec"}, "create")
+		t.Cleanup(release)
+		return ctx
+	}
+	acted, own := f.watchAs(ann), f.watchAs(request.User{Name: "ann"})
+	// The right to act as another is not part of the credential, which may expire.
+	expired := ann
+	expired.Credential, expired.Expires = credential{make(chan struct{})}, f.now.Add(-time.Second)
+	stream := hold(expired)
+	if stream.Err() != nil {
+		t.Fatal("the stream ended while the right lasts")
+	}
+	rbac.RemoveBinding("", "actor")
+	wantOver(t, acted, f.ctx)
+	select {
+	case <-stream.Done():
+	case <-f.ctx.Done():
+		t.Fatal("the stream goes on")
+	}
+	if late := hold(ann); late.Err() == nil {
+		t.Fatal("the right was lost before the stream was held")
+	}
+	f.mustCreate(configMap("late"))
+	if _, err := own.Next(f.ctx); err != nil {
+		t.Fatalf("the watch of the user itself ended: %v", err)
+	}
 }
 
 func TestStreamEndsWithTheRight(t *testing.T) {

@@ -19,6 +19,8 @@ type User struct {
 	Expires time.Time
 	// Credential is what the user was authenticated by, where it can be withdrawn.
 	Credential Credential
+	// Impersonation is the right of whoever acts as this user; nil if nobody does.
+	Impersonation Credential
 }
 
 // Credential is a credential that was accepted.

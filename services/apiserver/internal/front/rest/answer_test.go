@@ -371,6 +371,10 @@ func TestImpersonation(t *testing.T) {
 					t.Errorf("did not ask for %q: %v", a, asked)
 				}
 			}
+			if final.Impersonation == nil {
+				t.Error("nothing to recheck")
+			}
+			final.Impersonation = nil
 			if len(asked) != len(tc.asked) || fmt.Sprint(final) != fmt.Sprint(tc.user) {
 				t.Errorf("asked %v, acts as %+v", asked, final)
 			}
