@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/bootstrap"
@@ -18,6 +19,7 @@ import (
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/tunnel"
+	"keelson.dev/services/apiserver/internal/watchcache"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/ops"
@@ -61,12 +63,20 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		st = startReach(g, "etcd", st)
 	}
 	table := resource.NewTable(kind.All()...)
-	tunnels := tunnel.New(tunnel.Config{Peers: members.relays})
+	var nodes *watchcache.KindCache // from the caches' start on; the fronts serve after it
+	tunnels := tunnel.New(tunnel.Config{Peers: members.relays, Registered: func(node string) (types.UID, bool) {
+		item, ok := nodes.Get(nodes.Kind().Key("", node))
+		if !ok {
+			return "", false
+		}
+		return item.Object.GetUID(), true
+	}})
 	lasting, transient, err := startPlaces(ctx, g, cfg, id, st, members, tunnels, table)
 	if err != nil {
 		return err
 	}
 	cache := lasting.Cache
+	nodes = cache.Kind(table.ByKind(corev1.SchemeGroupVersion.WithKind("Node")))
 
 	rights := authz.New()
 	synced := make(chan struct{})
@@ -115,7 +125,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	startFronts(g, fronts{
 		cfg: cfg, id: id, api: api, users: users, rights: rights, spans: spans, status: status,
 		fences: fence.New(api, table, lasting.Store, transient.Store),
-		nodes:  cache.Kind(table.ByKind(corev1.SchemeGroupVersion.WithKind("Node"))).Len,
+		nodes:  nodes.Len,
 		ready:  ready, stopping: stopping, checks: checks, grpc: listenGRPC, https: listenREST, members: members, tunnels: tunnels,
 		snapshots: newSnapshots(cfg, lasting, transient, rights),
 	})

@@ -208,12 +208,20 @@ func (o *options) node(_ context.Context, g *boot.Group, s *settings, id *identi
 	})
 	g.Go("agent", pods.Run)
 	g.Go("tunnel", func(ctx context.Context) error {
+		for node.Node() == nil { // apiservers take nobody else's
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
 		return stream.Run(ctx, stream.Config{
 			Node: o.name, Endpoints: o.service.APIServers, Welcome: heartbeat.SetInterval,
 			Dial: func(endpoint string) (*grpc.ClientConn, error) {
 				return rpc.Dial(id, []string{endpoint}, userAgent)
 			},
-			Handler: &stream.Backend{Runtime: runtime, Pod: pods.Pods().Get},
+			Certificate: func() *x509.Certificate { return id.Current().Certificate.Leaf },
+			Handler:     &stream.Backend{Runtime: runtime, Pod: pods.Pods().Get},
 		})
 	})
 	status.Ready("pods", ops.ReadyWhen(pods.Pods().Synced()))

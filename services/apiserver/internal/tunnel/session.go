@@ -58,15 +58,32 @@ func (s *Server) Session(stream nodev1.TunnelService_SessionServer) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	defer s.release(o.link)
+	defer s.release(node)
+	rights, err := s.hold(ctx, node)
+	if err != nil {
+		o.failed <- fmt.Errorf("node %s: %w", node, ErrGone)
+		return err
+	}
+	defer rights.release()
 	session := &Session{stream: stream, done: make(chan struct{})}
 	defer session.end(ErrEnded)
 	o.opened <- session
-	select {
-	case <-session.done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	for {
+		select {
+		case <-session.done:
+			return nil
+		case <-rights.tick.C:
+			// Past the certificate's expiry, the control stream of a newer one vouches
+			// for the node.
+			if rights.over() && s.Connected(node) {
+				continue
+			}
+			if err := rights.check(ctx); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 

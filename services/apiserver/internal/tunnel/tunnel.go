@@ -11,6 +11,9 @@
 //   - The number of a node's sessions is bounded, and so is the time that opening
 //     one takes.
 //   - Whichever side goes away, the other's calls return.
+//   - A node is connected no longer than it may be: until its certificate expires or
+//     is withdrawn, or its Node is deleted. Its sessions end with that, except that a
+//     certificate's expiry ends none while the node is connected by a newer one.
 //
 // It must never know what a session carries or who may ask for one; the front
 // authorizes before it opens.
@@ -34,6 +37,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 
@@ -54,7 +58,15 @@ type Config struct {
 	// Peers are the other apiservers, to reach nodes that are connected to them
 	// alone; nil where there are none.
 	Peers func() []nodev1.RelayServiceClient
-	Log   *slog.Logger
+	// Registered returns the UID of a node's Node; false if there is none. Nil takes
+	// every node as registered.
+	Registered func(node string) (types.UID, bool)
+	// RecheckEvery is how often it is checked that those connected still may be;
+	// default 5 s.
+	RecheckEvery time.Duration
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+	Log *slog.Logger
 }
 
 // Server is the TunnelService.
@@ -64,6 +76,7 @@ type Server struct {
 
 	mu        sync.Mutex
 	nodes     map[string]*link
+	sessions  map[string]int // of each node, open and being opened
 	pending   map[string]*opening
 	heartbeat int32         // seconds
 	changed   chan struct{} // closed when heartbeat is another
@@ -80,11 +93,20 @@ func New(cfg Config) *Server {
 	if cfg.OpenTimeout == 0 {
 		cfg.OpenTimeout = 10 * time.Second
 	}
+	if cfg.Registered == nil {
+		cfg.Registered = func(string) (types.UID, bool) { return "", true }
+	}
+	if cfg.RecheckEvery == 0 {
+		cfg.RecheckEvery = 5 * time.Second
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
 	return &Server{
-		cfg: cfg, nodes: map[string]*link{}, pending: map[string]*opening{},
+		cfg: cfg, nodes: map[string]*link{}, sessions: map[string]int{}, pending: map[string]*opening{},
 		heartbeat: cfg.HeartbeatSeconds, changed: make(chan struct{}),
 	}
 }
@@ -130,7 +152,6 @@ type link struct {
 	done chan struct{} // closed when the stream is over
 	// replaced is closed when the node came anew.
 	replaced chan struct{}
-	sessions int // guarded by Server.mu
 }
 
 // opening is a session that the node was asked to open.
@@ -191,6 +212,11 @@ func (s *Server) Connect(stream nodev1.TunnelService_ConnectServer) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	rights, err := s.hold(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer rights.release()
 	welcome, changed := s.welcome()
 	if err := stream.Send(welcome); err != nil {
 		return err
@@ -215,6 +241,12 @@ func (s *Server) Connect(stream nodev1.TunnelService_ConnectServer) error {
 			}
 		case <-l.replaced:
 			return grpcstatus.Error(codes.Aborted, "the node connected anew")
+		case <-rights.expired():
+			return errExpired
+		case <-rights.tick.C:
+			if err := rights.check(ctx); err != nil {
+				return err
+			}
 		case err := <-ended:
 			return err
 		case <-ctx.Done():
@@ -235,7 +267,7 @@ func (s *Server) listen(l *link, stream nodev1.TunnelService_ConnectServer) erro
 			return grpcstatus.Error(codes.InvalidArgument, "unexpected message")
 		}
 		if o := s.take(refused.GetSessionId(), l.node); o != nil {
-			s.release(l)
+			s.release(l.node)
 			o.failed <- refusal(l.node, refused.GetStatus())
 		}
 	}
@@ -364,19 +396,25 @@ func (s *Server) reserve(node, id string) (*opening, error) {
 	if l == nil {
 		return nil, ErrNotConnected
 	}
-	if l.sessions >= s.cfg.MaxSessions {
+	if s.sessions[node] >= s.cfg.MaxSessions {
 		return nil, ErrTooMany
 	}
-	l.sessions++
+	s.sessions[node]++
 	o := &opening{link: l, opened: make(chan *Session, 1), failed: make(chan error, 1)}
 	s.pending[id] = o
 	return o, nil
 }
 
-func (s *Server) release(l *link) {
+func (s *Server) release(node string) {
 	s.mu.Lock()
-	l.sessions--
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	s.releaseLocked(node)
+}
+
+func (s *Server) releaseLocked(node string) {
+	if s.sessions[node]--; s.sessions[node] == 0 {
+		delete(s.sessions, node)
+	}
 }
 
 // abandon gives up on an opening. One that the node has taken up meanwhile is
@@ -386,7 +424,7 @@ func (s *Server) abandon(o *opening, id string) {
 	waiting := s.pending[id] == o
 	if waiting {
 		delete(s.pending, id)
-		o.link.sessions--
+		s.releaseLocked(o.link.node)
 	}
 	s.mu.Unlock()
 	if waiting {

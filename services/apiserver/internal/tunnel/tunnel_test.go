@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,9 +18,11 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 
+	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/apiserver/internal/tunnel/tunneltest"
 )
@@ -303,6 +306,144 @@ func TestReconnectReplaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	session.Close()
+}
+
+// withdrawn is a credential that is valid until its channel is closed.
+type withdrawn chan struct{}
+
+func (w withdrawn) Valid(context.Context) bool {
+	select {
+	case <-w:
+		return false
+	default:
+		return true
+	}
+}
+
+func TestEndsWithTheRights(t *testing.T) {
+	for name, tt := range map[string]struct {
+		end  func(w withdrawn, uid *atomic.Pointer[types.UID])
+		code codes.Code
+	}{
+		"the credential is withdrawn": {func(w withdrawn, _ *atomic.Pointer[types.UID]) { close(w) }, codes.Unauthenticated},
+		"the Node is deleted":         {func(_ withdrawn, uid *atomic.Pointer[types.UID]) { uid.Store(nil) }, codes.FailedPrecondition},
+		"the Node is another":         {func(_ withdrawn, uid *atomic.Pointer[types.UID]) { uid.Store(new(types.UID("b"))) }, codes.FailedPrecondition},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := make(withdrawn)
+			var uid atomic.Pointer[types.UID]
+			uid.Store(new(types.UID("a")))
+			s := tunnel.New(tunnel.Config{RecheckEvery: 5 * time.Millisecond, Registered: func(string) (types.UID, bool) {
+				if u := uid.Load(); u != nil {
+					return *u, true
+				}
+				return "", false
+			}})
+			c := tunneltest.ServeAs(t, s, func(u *request.User) { u.Credential = w })
+			_, control := silent(t, c, "n1")
+			connected(t, s, "n1")
+			session, own := open(t, s, c, control)
+			defer session.Close()
+			tt.end(w, &uid)
+			wantEnd(t, control, tt.code)
+			if err := session.Output(nil, nil); !errors.Is(err, tunnel.ErrEnded) {
+				t.Errorf("the session: %v", err)
+			}
+			wantEnd(t, own, tt.code)
+			eventually(t, "the node is gone", func() bool { return !s.Connected("n1") })
+		})
+	}
+}
+
+func TestUnregisteredNodesAreRefused(t *testing.T) {
+	_, c := start(t, tunnel.Config{Registered: func(string) (types.UID, bool) { return "", false }})
+	_, control := silent(t, c, "n1")
+	wantEnd(t, control, codes.FailedPrecondition)
+}
+
+func TestEndsWithTheCertificate(t *testing.T) {
+	for name, renewed := range map[string]bool{"alone": false, "renewed": true} {
+		t.Run(name, func(t *testing.T) {
+			var now atomic.Int64
+			began := time.Now()
+			s := tunnel.New(tunnel.Config{RecheckEvery: 5 * time.Millisecond, Now: func() time.Time { return began.Add(time.Duration(now.Load())) }})
+			const life = time.Hour
+			old := tunneltest.ServeAs(t, s, func(u *request.User) { u.Expires = began.Add(life) })
+			_, control := silent(t, old, "n1")
+			connected(t, s, "n1")
+			session, own := open(t, s, old, control)
+			defer session.Close()
+			if renewed {
+				next := tunneltest.ServeAs(t, s, func(u *request.User) { u.Expires = began.Add(10 * life) })
+				_, later := silent(t, next, "n1")
+				wantEnd(t, control, codes.Aborted)
+				now.Store(int64(life))
+				// A new session works at once, and the old one goes on.
+				fresh, _ := open(t, s, next, later)
+				fresh.Close()
+				if err := session.Send(nodev1.Channel_CHANNEL_STDIN, []byte("x")); err != nil {
+					t.Fatal(err)
+				}
+				if m, err := own.Recv(); err != nil || string(m.GetData().GetPayload()) != "x" {
+					t.Fatal(m, err)
+				}
+				return
+			}
+			now.Store(int64(life))
+			wantEnd(t, control, codes.Unauthenticated)
+			wantEnd(t, own, codes.Unauthenticated)
+		})
+	}
+}
+
+// open opens a session over a control stream, and returns both its sides.
+func open(t *testing.T, s *tunnel.Server, c nodev1.TunnelServiceClient, control nodev1.TunnelService_ConnectClient) (*tunnel.Session, nodev1.TunnelService_SessionClient) {
+	t.Helper()
+	type result struct {
+		session *tunnel.Session
+		err     error
+	}
+	opened := make(chan result, 1)
+	go func() {
+		session, err := s.Open(context.Background(), "n1", exec())
+		opened <- result{session, err}
+	}()
+	for {
+		m, err := control.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.GetOpen() == nil {
+			continue // the welcome
+		}
+		ctx, cancel := context.WithCancel(tunneltest.As(context.Background(), "system:node:n1"))
+		t.Cleanup(cancel)
+		own, err := c.Session(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := own.Send(&nodev1.SessionRequest{Message: &nodev1.SessionRequest_SessionId{SessionId: m.GetOpen().GetSessionId()}}); err != nil {
+			t.Fatal(err)
+		}
+		r := <-opened
+		if r.err != nil {
+			t.Fatal(r.err)
+		}
+		return r.session, own
+	}
+}
+
+// wantEnd reads a stream to its end.
+func wantEnd[T any](t *testing.T, stream interface{ Recv() (T, error) }, want codes.Code) {
+	t.Helper()
+	for {
+		if _, err := stream.Recv(); err != nil {
+			if grpcstatus.Code(err) != want {
+				t.Errorf("the stream ended with %v, want %v", err, want)
+			}
+			return
+		}
+	}
 }
 
 func TestExitStatus(t *testing.T) { each(t, tunnel.Config{}, testExitStatus) }

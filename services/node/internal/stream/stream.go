@@ -9,9 +9,11 @@ package stream
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,6 +34,8 @@ const (
 	maxSessions = 256
 	// maxData is the largest payload of a frame.
 	maxData = 32 << 10
+	// lookEvery is how often it is looked whether the certificate was renewed.
+	lookEvery = 10 * time.Second
 )
 
 // Config is what Run needs.
@@ -40,10 +44,14 @@ type Config struct {
 	Endpoints []string
 	// Dial connects to one apiserver.
 	Dial func(endpoint string) (*grpc.ClientConn, error)
+	// Certificate is the one that Dial shows, as it is now; nil if it never changes.
+	Certificate func() *x509.Certificate
 	// Handler serves sessions.
 	Handler Handler
 	// Welcome is told the heartbeat that an apiserver expects; may be nil.
 	Welcome func(time.Duration)
+
+	lookEvery time.Duration // in tests
 }
 
 // Handler serves one session. Its error becomes the session's end: an *ExitError,
@@ -63,30 +71,51 @@ func (e *ExitError) Error() string {
 
 // Run serves all apiservers until ctx ends and every session is over.
 func Run(ctx context.Context, cfg Config) error {
+	if cfg.Certificate == nil {
+		cfg.Certificate = func() *x509.Certificate { return nil }
+	}
+	if cfg.lookEvery == 0 {
+		cfg.lookEvery = lookEvery
+	}
 	var wg sync.WaitGroup
 	for _, e := range cfg.Endpoints {
-		conn, err := cfg.Dial(e)
-		if err != nil {
-			return fmt.Errorf("tunnel: %w", err)
-		}
-		wg.Go(func() {
-			defer conn.Close()
-			keep(ctx, cfg, e, conn)
-		})
+		wg.Go(func() { keep(ctx, cfg, e) })
 	}
 	wg.Wait()
 	return nil
 }
 
-// keep holds the control stream to one apiserver open.
-func keep(ctx context.Context, cfg Config, endpoint string, conn *grpc.ClientConn) {
+// keep holds the control stream to one apiserver open. An apiserver ends it when the
+// certificate of its connection expires, so it is opened anew by a connection of its
+// own whenever there is a new certificate; the old one lasts until the apiserver has
+// the new one, and the sessions that were opened by it until they are over.
+func keep(ctx context.Context, cfg Config, endpoint string) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	look := time.NewTicker(cfg.lookEvery)
+	defer look.Stop()
+	slots := make(chan struct{}, maxSessions)
 	delay := time.Duration(0)
 	up := true
 	for ctx.Err() == nil {
 		began := time.Now()
-		err := connect(ctx, cfg, endpoint, conn)
+		shown := cfg.Certificate()
+		ended := make(chan error, 1)
+		wg.Go(func() { connect(ctx, cfg, endpoint, slots, ended) })
+		var err error
+		for live := true; live; {
+			select {
+			case err = <-ended:
+				live = false
+			case <-look.C:
+				live = cfg.Certificate() == shown
+			}
+		}
 		if ctx.Err() != nil {
 			return
+		}
+		if err == nil {
+			continue // the certificate is another
 		}
 		if up || time.Since(began) > retryMost {
 			slog.Warn("tunnel is down", "apiserver", endpoint, "error", err)
@@ -103,22 +132,33 @@ func keep(ctx context.Context, cfg Config, endpoint string, conn *grpc.ClientCon
 	}
 }
 
-// connect runs one control stream to its end.
-func connect(ctx context.Context, cfg Config, endpoint string, conn *grpc.ClientConn) error {
-	ctx, cancel := context.WithCancel(ctx)
+// connect runs one control stream to its end, which it sends, and then waits for the
+// sessions.
+func connect(ctx context.Context, cfg Config, endpoint string, slots chan struct{}, ended chan<- error) {
+	conn, err := cfg.Dial(endpoint)
+	if err != nil {
+		ended <- fmt.Errorf("tunnel: %w", err)
+		return
+	}
+	defer conn.Close()
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
+	ended <- control(ctx, cfg, endpoint, nodev1.NewTunnelServiceClient(conn), slots, &sessions)
+}
+
+// control runs one control stream and starts the sessions that are asked for.
+func control(ctx context.Context, cfg Config, endpoint string, client nodev1.TunnelServiceClient, slots chan struct{}, sessions *sync.WaitGroup) error {
+	streaming, cancel := context.WithCancel(ctx)
 	defer cancel()
-	client := nodev1.NewTunnelServiceClient(conn)
-	control, err := client.Connect(ctx)
+	control, err := client.Connect(streaming)
 	if err != nil {
 		return err
 	}
 	hello := &nodev1.ConnectRequest{Message: &nodev1.ConnectRequest_Hello{Hello: &nodev1.Hello{Node: cfg.Node}}}
 	if err := control.Send(hello); err != nil {
+		_, err = control.Recv() // which says why
 		return err
 	}
-	slots := make(chan struct{}, maxSessions)
 	var send sync.Mutex
 	refuse := func(id string, err error) {
 		send.Lock()
@@ -276,6 +316,9 @@ func (w *Writer) Close() error {
 	return w.s.frame(&nodev1.SessionRequest{Message: &nodev1.SessionRequest_CloseChannel{CloseChannel: w.channel}})
 }
 
+// internalPrefix begins the messages of internal errors.
+const internalPrefix = "Internal error occurred: "
+
 // encode makes the bytes of the Status that stands for an error.
 func encode(err error) []byte {
 	var api apierrors.APIStatus
@@ -284,6 +327,10 @@ func encode(err error) []byte {
 		st = api.Status()
 	} else if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
 		st.Message = s.Message()
+	}
+	// The runtime's streaming server says so of its errors, too.
+	for strings.HasPrefix(st.Message, internalPrefix+internalPrefix) {
+		st.Message = st.Message[len(internalPrefix):]
 	}
 	st.Status = metav1.StatusFailure
 	b, marshalErr := st.Marshal()

@@ -28,16 +28,22 @@ const userKey = "test-user"
 // each RPC is the user named by As.
 func Serve(t testing.TB, s nodev1.TunnelServiceServer) nodev1.TunnelServiceClient {
 	t.Helper()
-	return nodev1.NewTunnelServiceClient(serve(t, func(server *grpc.Server) { nodev1.RegisterTunnelServiceServer(server, s) }))
+	return ServeAs(t, s, func(*request.User) {})
+}
+
+// ServeAs is Serve; amend changes what is known of a caller.
+func ServeAs(t testing.TB, s nodev1.TunnelServiceServer, amend func(*request.User)) nodev1.TunnelServiceClient {
+	t.Helper()
+	return nodev1.NewTunnelServiceClient(serve(t, amend, func(server *grpc.Server) { nodev1.RegisterTunnelServiceServer(server, s) }))
 }
 
 // ServeRelay runs a RelayService in memory and returns a client of it.
 func ServeRelay(t testing.TB, s nodev1.RelayServiceServer) nodev1.RelayServiceClient {
 	t.Helper()
-	return nodev1.NewRelayServiceClient(serve(t, func(server *grpc.Server) { nodev1.RegisterRelayServiceServer(server, s) }))
+	return nodev1.NewRelayServiceClient(serve(t, func(*request.User) {}, func(server *grpc.Server) { nodev1.RegisterRelayServiceServer(server, s) }))
 }
 
-func serve(t testing.TB, register func(*grpc.Server)) grpc.ClientConnInterface {
+func serve(t testing.TB, amend func(*request.User), register func(*grpc.Server)) grpc.ClientConnInterface {
 	t.Helper()
 	l := bufconn.Listen(1 << 20)
 	server := grpc.NewServer(grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
@@ -46,6 +52,7 @@ func serve(t testing.TB, register func(*grpc.Server)) grpc.ClientConnInterface {
 		if strings.HasPrefix(user.Name, "system:node:") {
 			user.Groups = []string{"system:nodes", "system:authenticated"}
 		}
+		amend(&user)
 		return h(srv, withUser{ss, request.WithUser(ss.Context(), user)})
 	}))
 	register(server)
