@@ -97,6 +97,9 @@ func shell(open *nodev1.Open, s tunneltest.Session) {
 		case "fail":
 			st := apierrors.NewNotFound(schema.GroupResource{Resource: "containers"}, "c").Status()
 			_ = s.Exit(0, &st)
+		case "broken":
+			st := apierrors.NewInternalError(errors.New("error executing command in container: no such file")).Status()
+			_ = s.Exit(0, &st)
 		case "cat":
 			cat(s)
 		case "size":
@@ -225,6 +228,9 @@ func TestExec(t *testing.T) {
 		}},
 		{name: "failure", command: []string{"fail"}, check: func(err error) bool {
 			return err != nil && strings.Contains(err.Error(), `containers "c" not found`)
+		}},
+		{name: "failure of the runtime", command: []string{"broken"}, check: func(err error) bool {
+			return err != nil && err.Error() == "Internal error occurred: error executing command in container: no such file"
 		}},
 		{name: "stdin and its end", command: []string{"cat"}, stdin: large, stdout: large},
 		{name: "resize", command: []string{"size"}, tty: true, stdout: "80x24"},

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -109,7 +110,7 @@ func (x *runner) ExecInContainer(ctx context.Context, _, _, _ string, _ []string
 	if errors.As(failed, &exit) {
 		return utilexec.CodeExitError{Err: exit, Code: int(exit.Code)}
 	}
-	return failed
+	return bare(failed, "error executing command in container: ")
 }
 
 // AttachContainer is remotecommand.Attacher. The exit code of a container that was
@@ -120,7 +121,16 @@ func (x *runner) AttachContainer(ctx context.Context, _, _, _ string, in io.Read
 	if errors.As(failed, &exit) {
 		return nil
 	}
-	return failed
+	return bare(failed, "error attaching to container: ")
+}
+
+// bare removes from an error what the streaming library says before every one, if the
+// node has said it already.
+func bare(err error, prefix string) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New(strings.TrimPrefix(strings.TrimPrefix(err.Error(), "Internal error occurred: "), prefix))
 }
 
 // run copies between the client's streams and the session until the node says that
