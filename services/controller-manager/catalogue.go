@@ -16,6 +16,7 @@ import (
 	"keelson.dev/services/controller-manager/internal/replicaset"
 	"keelson.dev/services/controller-manager/internal/rootca"
 	"keelson.dev/services/controller-manager/internal/serviceaccount"
+	"keelson.dev/services/controller-manager/internal/tokencleaner"
 	"keelson.dev/services/controller-manager/internal/tokensecret"
 	"keelson.dev/services/controller-manager/internal/volume"
 	"keelson.dev/services/internal/controller"
@@ -36,6 +37,7 @@ func (o *options) catalogue(s *cluster.Cluster, metadata []*garbage.Metadata, id
 		garbage.New(s.As("garbage-collector-controller"), metadata),
 		serviceaccount.New(s),
 		tokensecret.New(s, o.signer, ca),
+		tokencleaner.New(s),
 		rootca.New(s, ca),
 		aggregation.New(s),
 		nodeipam.New(s.As("cidrAllocator"), o.nodeRanges),

@@ -49,6 +49,9 @@ const (
 // RootCAConfigMap holds the cluster's CA in each namespace.
 const RootCAConfigMap = "kube-root-ca.crt"
 
+// TokenExpiration is the key of a bootstrap token's Secret that says when it ends.
+const TokenExpiration = "expiration"
+
 // Cluster is the caches and what writes.
 type Cluster struct {
 	Client *client.Client
@@ -65,6 +68,7 @@ type Cluster struct {
 	Jobs            *client.Cache[*batchv1.Job]
 	ServiceAccounts *client.Cache[*corev1.ServiceAccount]
 	TokenSecrets    *client.Cache[*corev1.Secret]
+	BootstrapTokens *client.Cache[*corev1.Secret]
 	RootCAs         *client.Cache[*corev1.ConfigMap]
 	Claims          *client.Cache[*corev1.PersistentVolumeClaim]
 	Volumes         *client.Cache[*corev1.PersistentVolume]
@@ -150,6 +154,9 @@ func New(c *client.Client, events *event.Recorder) *Cluster {
 				return []string{s.Namespace + "/" + s.Annotations[corev1.ServiceAccountNameKey]}
 			},
 		},
+	})
+	s.BootstrapTokens = add(s, client.CacheOptions[*corev1.Secret]{
+		Namespace: metav1.NamespaceSystem, FieldSelector: "type=" + string(corev1.SecretTypeBootstrapToken), Transform: slimBootstrapToken,
 	})
 	s.RootCAs = add(s, client.CacheOptions[*corev1.ConfigMap]{
 		FieldSelector: "metadata.name=" + RootCAConfigMap, Transform: slim[*corev1.ConfigMap],

@@ -93,3 +93,14 @@ func slimSecret(s *corev1.Secret) *corev1.Secret {
 	}
 	return s
 }
+
+// slimBootstrapToken keeps when a token expires, and nothing of the token.
+func slimBootstrapToken(s *corev1.Secret) *corev1.Secret {
+	s.ManagedFields = nil
+	expiration, ok := s.Data[TokenExpiration]
+	s.Data = nil
+	if ok {
+		s.Data = map[string][]byte{TokenExpiration: expiration}
+	}
+	return s
+}
