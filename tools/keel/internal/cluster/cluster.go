@@ -67,6 +67,9 @@ type Member struct {
 	Join string `json:"join,omitempty"`
 	// Client says that it is no member, and uses the stores of those who are.
 	Client bool `json:"client,omitempty"`
+	// Leaving is set while its place is being taken away: whether it has one must be
+	// asked of the others.
+	Leaving bool `json:"leaving,omitempty"`
 }
 
 // The ports on which members serve each other, on their own addresses.
@@ -427,10 +430,20 @@ func (c *Cluster) Voters() []Member {
 func (c *Cluster) Refound() {
 	for i := range c.Members {
 		if !c.Members[i].Client {
-			c.Members[i].Join = ""
+			c.Members[i].Join, c.Members[i].Leaving = "", false
 		}
 	}
 	c.Founders = c.Voters()
+}
+
+// SetLeaving notes, in the cluster's file, too, whether a member is leaving.
+func (c *Cluster) SetLeaving(name string, leaving bool) error {
+	for i := range c.Members {
+		if c.Members[i].Name == name {
+			c.Members[i].Leaving = leaving
+		}
+	}
+	return c.Save()
 }
 
 // RemoveMember forgets an apiserver.

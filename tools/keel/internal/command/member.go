@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	memberv1 "keelson.dev/proto/keelson/member/v1"
@@ -65,13 +67,99 @@ func (m *members) local(ctx context.Context) (conn *grpc.ClientConn, c *cluster.
 	return conn, c, func() { conn.Close(); unlock() }, nil
 }
 
-// warnEven says what an even number of members is worth. The number is that of those
-// with votes.
-func (m *members) warnEven(c *cluster.Cluster) {
-	voters := len(c.Voters())
+// warnEven says what an even number of members with votes is worth.
+func (m *members) warnEven(voters int) {
 	if voters > 0 && voters%2 == 0 {
-		fmt.Fprintf(m.err, "warning: %d members survive no more losses than %d: `keel member add` or `keel member remove NAME` makes their number odd\n", voters, voters-1)
+		fmt.Fprintf(m.err, "warning: %d members tolerate no more failures than %d: add one or remove one (`keel member add`, `keel member remove NAME`)\n", voters, voters-1)
 	}
+}
+
+// warnEvenElsewhere does so for a control plane that was not made here.
+func (m *members) warnEvenElsewhere(ctx context.Context, conn grpc.ClientConnInterface) error {
+	ctx, cancel := context.WithTimeout(ctx, remoteTimeout)
+	defer cancel()
+	all, err := memberv1.NewMemberServiceClient(conn).List(ctx, &memberv1.ListRequest{}, grpc.WaitForReady(true))
+	if err != nil {
+		return fmt.Errorf("list the members that are left: %w", said(err))
+	}
+	voters := 0
+	for _, x := range all.Members {
+		if x.Etcd == memberv1.Role_ROLE_VOTER {
+			voters++
+		}
+	}
+	m.warnEven(voters)
+	return nil
+}
+
+// repeatable is a verb that can be called again where it ended with an error.
+func (m *members) repeatable(run func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		err := run(cmd, args)
+		if m.elsewhere() || errors.As(err, new(usageError)) {
+			return err
+		}
+		return hinted(err, "`keel up --home %s` makes sure that all processes run; then repeat this", m.home)
+	}
+}
+
+// wayOut says what to do where a member could not be removed.
+func wayOut(err error, name string) string {
+	if status.Code(err) == codes.FailedPrecondition { // refused, and says why
+		return "`keel member list` shows who is there"
+	}
+	return fmt.Sprintf("`keel member list` shows whether %s still has its place: then repeat this; if a majority of the members is lost for good, `keel member recover --from NAME` goes on from the disk of one", name)
+}
+
+// stays forgets that a member is leaving, after a failure, if it has its place. Otherwise
+// the next `keel up` or `keel member remove` finds out.
+func (m *members) stays(ctx context.Context, conn grpc.ClientConnInterface, c *cluster.Cluster, name string, why error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), remoteTimeout)
+	defer cancel()
+	if there, err := hasPlace(ctx, conn, name); err == nil && there {
+		return errors.Join(why, c.SetLeaving(name, false))
+	}
+	return why
+}
+
+// hasPlace asks the members whether one is among them.
+func hasPlace(ctx context.Context, conn grpc.ClientConnInterface, name string) (bool, error) {
+	all, err := memberv1.NewMemberServiceClient(conn).List(ctx, &memberv1.ListRequest{}, grpc.WaitForReady(true))
+	if err != nil {
+		return false, said(err)
+	}
+	return slices.ContainsFunc(all.Members, func(x *memberv1.Member) bool { return x.Name == name }), nil
+}
+
+// finishLeaving finds out what became of members whose removal was interrupted: those
+// that have no place any more are forgotten, and changed says so. The others stay.
+func finishLeaving(ctx context.Context, c *cluster.Cluster, step func(string, ...any)) (changed bool, err error) {
+	for _, x := range slices.Clone(c.Members) {
+		if !x.Leaving {
+			continue
+		}
+		others, err := dialOthers(c, x.Name)
+		if err != nil {
+			return changed, err
+		}
+		there, err := hasPlace(ctx, others, x.Name)
+		err = errors.Join(err, others.Close())
+		switch {
+		case err != nil:
+			return changed, fmt.Errorf("the removal of %s was interrupted; ask the others whether it has its place: %w", x.Name, err)
+		case there:
+			step("%s keeps its place: its removal was interrupted", x.Name)
+			err = c.SetLeaving(x.Name, false)
+		default:
+			step("%s has no place any more: its removal was interrupted, and ends now", x.Name)
+			c.RemoveMember(x.Name)
+			changed, err = true, c.Save()
+		}
+		if err != nil {
+			return changed, err
+		}
+	}
+	return changed, nil
 }
 
 // list shows the members.
@@ -167,7 +255,7 @@ func (m *members) add() *cobra.Command {
 		Example: `  keel member add
   keel member add --client     # serves requests, has no vote`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: m.repeatable(func(cmd *cobra.Command, _ []string) error {
 			conn, c, end, err := m.local(cmd.Context())
 			if err != nil {
 				return err
@@ -178,9 +266,9 @@ func (m *members) add() *cobra.Command {
 			if _, err := m.grow(ctx, conn, c, client); err != nil {
 				return err
 			}
-			m.warnEven(c)
+			m.warnEven(len(c.Voters()))
 			return nil
-		},
+		}),
 	}
 	cmd.Flags().BoolVar(&client, "client", false, "no member: it uses the members' stores; for more apiservers than three or five")
 	return cmd
@@ -195,14 +283,17 @@ func (m *members) remove() *cobra.Command {
   keel member remove apiserver-2 --server 10.0.0.1:6444 --kubeconfig admin.conf`,
 		Args:              exactArgs(1),
 		ValidArgsFunction: m.memberNames,
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: m.repeatable(func(cmd *cobra.Command, args []string) error {
 			if m.elsewhere() {
 				conn, _, err := m.reach()
 				if err != nil {
 					return err
 				}
 				defer conn.Close()
-				return m.leave(cmd.Context(), conn, args[0])
+				if err := m.leave(cmd.Context(), conn, args[0]); err != nil {
+					return err
+				}
+				return m.warnEvenElsewhere(cmd.Context(), conn)
 			}
 			_, c, end, err := m.local(cmd.Context())
 			if err != nil {
@@ -220,16 +311,19 @@ func (m *members) remove() *cobra.Command {
 					return err
 				}
 				defer others.Close()
-				if err := m.leave(ctx, others, args[0]); err != nil {
+				if err := c.SetLeaving(args[0], true); err != nil {
 					return err
+				}
+				if err := m.leave(ctx, others, args[0]); err != nil {
+					return m.stays(ctx, others, c, args[0], err)
 				}
 			}
 			if err := m.shrink(ctx, c, args[0]); err != nil {
 				return err
 			}
-			m.warnEven(c)
+			m.warnEven(len(c.Voters()))
 			return nil
-		},
+		}),
 	}
 }
 
@@ -241,7 +335,7 @@ func (m *members) replace() *cobra.Command {
 		Example:           `  keel member replace apiserver-1`,
 		Args:              exactArgs(1),
 		ValidArgsFunction: m.memberNames,
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: m.repeatable(func(cmd *cobra.Command, args []string) error {
 			conn, c, end, err := m.local(cmd.Context())
 			if err != nil {
 				return err
@@ -264,13 +358,16 @@ func (m *members) replace() *cobra.Command {
 				return err
 			}
 			defer others.Close()
+			if err := c.SetLeaving(args[0], true); err != nil {
+				return err
+			}
 			_, err = memberv1.NewMemberServiceClient(others).Replace(ctx, &memberv1.ReplaceRequest{Old: args[0], New: added}, grpc.WaitForReady(true))
 			if err != nil {
-				return fmt.Errorf("%s has joined, and %s is still there: %w; `keel member remove %s` tries again", added, args[0], said(err), args[0])
+				return m.stays(ctx, others, c, args[0], fmt.Errorf("%s has joined, and %s is not removed: %w; `keel member remove %s` tries again", added, args[0], said(err), args[0]))
 			}
 			m.say("%s has no place any more", args[0])
 			return m.shrink(ctx, c, args[0])
-		},
+		}),
 	}
 }
 
@@ -293,7 +390,7 @@ func (m *members) leave(ctx context.Context, conn grpc.ClientConnInterface, name
 	began := time.Now()
 	_, err := memberv1.NewMemberServiceClient(conn).Leave(ctx, &memberv1.LeaveRequest{Name: name}, grpc.WaitForReady(true))
 	if err != nil {
-		return fmt.Errorf("remove %s: %w", name, said(err))
+		return fmt.Errorf("remove %s: %w; %s", name, said(err), wayOut(err, name))
 	}
 	m.say("%6.1fs  %s has no place any more", time.Since(began).Seconds(), name)
 	return nil

@@ -45,6 +45,9 @@ func Run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	if errors.As(err, &code) {
 		return int(code)
 	}
+	if errors.Is(err, supervise.ErrDown) {
+		err = hinted(err, "`keel up --home %s` starts it", e.home)
+	}
 	fmt.Fprintf(errOut, "keel: %v\n", err)
 	var usage usageError
 	// The latter two are cobra's, which has no types for them.

@@ -58,8 +58,9 @@ func (e *env) snapshotSave() *cobra.Command {
 				}
 				identity, apiservers = c.Identity("admin"), c.GRPC()
 			}
-			return e.runSnapshot(cmd.Context(), e.out, "save", args[0], output,
+			err := e.runSnapshot(cmd.Context(), e.out, "save", args[0], output,
 				"--identity", identity, "--apiserver", apiservers, "--timeout", timeout.String())
+			return hinted(err, "`keel status` shows whether the apiservers are well; repeat it then")
 		},
 	}
 	r.flags(cmd.Flags())
@@ -159,7 +160,7 @@ func (e *env) restore(ctx context.Context, file, output string, apiservers int, 
 		args = append(args, "--set-aside")
 	}
 	if err := e.runSnapshot(ctx, e.out, "restore", file, output, args...); err != nil {
-		return err
+		return hinted(err, "repeat `keel snapshot restore` before the cluster is started")
 	}
 	if output == "" {
 		e.say(notInSnapshot, c.Home, c.Path("pki"))

@@ -168,18 +168,38 @@ func (e *env) bringUp(ctx context.Context, o cluster.Options, drain time.Duratio
 	if err := e.importImages(ctx, c, progs, bin); err != nil {
 		return explain(ctx, c, err)
 	}
+	left := slices.Clone(c.Members)
+	changed, err := finishLeaving(ctx, c, step)
+	if err != nil {
+		return explain(ctx, c, err)
+	}
+	if changed {
+		if specs, err = process.Specs(c, bin, progs); err != nil {
+			return err
+		}
+		if err := e.follow(ctx, c, specs, step); err != nil {
+			return explain(ctx, c, err)
+		}
+		for _, m := range left {
+			if _, still := c.Member(m.Name); !still {
+				if err := os.RemoveAll(c.Path(m.Name)); err != nil {
+					return err
+				}
+			}
+		}
+	}
 	if err := waitServices(ctx, c, step); err != nil {
 		return explain(ctx, c, err)
 	}
 	step("%s", started(before, dir(c).Alive()))
 	if err := e.forget(ctx, c, step); err != nil {
-		return err
+		return explain(ctx, c, err)
 	}
 	if err := waitNodes(ctx, c, step); err != nil {
 		return explain(ctx, c, err)
 	}
 	if err := e.finishPeers(ctx, c); err != nil {
-		return err
+		return explain(ctx, c, err)
 	}
 	e.say("\nexport KUBECONFIG=%s", c.Kubeconfig())
 	return nil
@@ -423,15 +443,23 @@ func explain(ctx context.Context, c *cluster.Cluster, err error) error {
 		defer cancel()
 		list, statusErr := dir(c).Status(status)
 		if statusErr != nil {
-			return err
+			return hinted(err, "`keel up --home %s` tries again", c.Home)
 		}
 		i := slices.IndexFunc(list, func(s supervise.Status) bool { return !s.Healthy })
 		if i < 0 {
-			return err
+			return hinted(err, "`keel up --home %s` tries again", c.Home)
 		}
 		n = &notReady{list[i]}
 	}
 	return fmt.Errorf("%w\n\nlast lines of %s:\n%s\nThe cluster keeps trying: `keel status --home %s` shows how it goes, `keel up` waits again, `keel delete` removes it", err, n.Log, tail(n.Log, 10), c.Home)
+}
+
+// hinted adds what to do to an error that does not say it.
+func hinted(err error, format string, args ...any) error {
+	if err == nil || strings.Contains(err.Error(), "`keel ") || errors.As(err, new(usageError)) {
+		return err
+	}
+	return fmt.Errorf("%w; %s", err, fmt.Sprintf(format, args...))
 }
 
 // tail is the last lines of a file.

@@ -19,6 +19,9 @@ import (
 // ErrDown says that no supervisor runs.
 var ErrDown = errors.New("the cluster is not running")
 
+// errStopping is what a supervisor answers that ends with its processes.
+var errStopping = errors.New("the cluster is stopping")
+
 func (d Dir) do(ctx context.Context, method, path string, into any) error {
 	c := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -39,6 +42,9 @@ func (d Dir) do(ctx context.Context, method, path string, into any) error {
 		return err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusGone {
+		return errStopping
+	}
 	if resp.StatusCode != http.StatusOK {
 		msg, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
 		return errors.New(strings.TrimSpace(string(msg)))
@@ -79,9 +85,17 @@ func (d Dir) Stop(ctx context.Context) error {
 }
 
 // Ensure starts the supervisor `args…` in the background unless one runs, and
-// lets it follow the specs.
+// lets it follow the specs. One that is stopping is waited for.
 func (d Dir) Ensure(ctx context.Context, log string, args ...string) error {
 	err := d.Reload(ctx)
+	for errors.Is(err, errStopping) {
+		select {
+		case <-time.After(20 * time.Millisecond):
+			err = d.Reload(ctx)
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", err, ctx.Err())
+		}
+	}
 	if !errors.Is(err, ErrDown) {
 		return err
 	}

@@ -26,6 +26,8 @@ type Server struct {
 
 	mu    sync.Mutex
 	procs map[string]*process
+	// stopping: it ends once its processes have, and starts no others.
+	stopping bool
 }
 
 // NewServer makes the daemon of a directory.
@@ -41,8 +43,8 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return fmt.Errorf("another supervisor runs for %s", s.dir)
+	if err := s.lock(ctx, lock); err != nil {
+		return err
 	}
 	_ = os.Remove(s.dir.socket())
 	listener, err := net.Listen("unix", s.dir.socket())
@@ -59,7 +61,10 @@ func (s *Server) Run(ctx context.Context) error {
 		_ = json.NewEncoder(w).Encode(s.status(r.Context()))
 	})
 	mux.HandleFunc("POST /reload", func(w http.ResponseWriter, r *http.Request) {
-		if err := s.reload(); err != nil {
+		switch err := s.reload(); {
+		case errors.Is(err, errStopping):
+			http.Error(w, err.Error(), http.StatusGone)
+		case err != nil:
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 		}
 	})
@@ -86,6 +91,29 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
+// succession is how long a supervisor that is ending may take until another runs.
+const succession = 5 * time.Second
+
+// lock makes this one the only supervisor of its directory.
+func (s *Server) lock(ctx context.Context, file *os.File) error {
+	ctx, cancel := context.WithTimeout(ctx, succession)
+	defer cancel()
+	for {
+		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		other := s.dir.Reload(ctx)
+		if other == nil || ctx.Err() != nil {
+			return fmt.Errorf("another supervisor runs for %s", s.dir)
+		}
+		select { // it is ending
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+}
+
 // reload makes what runs equal to what the specs name.
 func (s *Server) reload() error {
 	specs, err := s.dir.ReadSpecs()
@@ -94,6 +122,9 @@ func (s *Server) reload() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.stopping {
+		return errStopping
+	}
 	want := map[string]Spec{}
 	for _, spec := range specs {
 		want[spec.Name] = spec
@@ -128,6 +159,7 @@ func (s *Server) reload() error {
 func (s *Server) stop(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.stopping = true
 	return s.end(ctx, slices.Collect(maps.Values(s.procs)))
 }
 

@@ -1,0 +1,64 @@
+package command
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"keelson.dev/tools/keel/internal/cluster"
+	"keelson.dev/tools/keel/internal/supervise"
+)
+
+func TestLeavingIsRemembered(t *testing.T) {
+	c := home(t, "00000a", func(c *cluster.Cluster) {
+		c.Members = []cluster.Member{{Name: "apiserver-0"}, {Name: "apiserver-1"}}
+	})
+	for _, leaving := range []bool{true, false} {
+		if err := c.SetLeaving("apiserver-1", leaving); err != nil {
+			t.Fatal(err)
+		}
+		again, err := cluster.Load(c.Home)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a, _ := again.Member("apiserver-0"); a.Leaving {
+			t.Error("another one leaves")
+		}
+		if b, _ := again.Member("apiserver-1"); b.Leaving != leaving {
+			t.Errorf("it leaves: %t, want %t", b.Leaving, leaving)
+		}
+	}
+}
+
+// A removal that failed says the way out, whatever the cause.
+func TestFailedRemovalsSayTheWayOut(t *testing.T) {
+	for code, want := range map[codes.Code]string{
+		codes.FailedPrecondition: "`keel member list` shows who is there",
+		codes.DeadlineExceeded:   "`keel member recover --from NAME`",
+		codes.Unavailable:        "then repeat this",
+	} {
+		if got := wayOut(status.Error(code, "no leader"), "apiserver-1"); !strings.Contains(got, want) {
+			t.Errorf("%s: %q, want %q", code, got, want)
+		}
+	}
+}
+
+func TestHints(t *testing.T) {
+	said := errors.New("no; `keel up` does")
+	for _, row := range []struct {
+		err  error
+		want string
+	}{
+		{said, "no; `keel up` does"},
+		{usageError{errors.New("--x: want 1")}, "--x: want 1"},
+		{fmt.Errorf("status: %w", supervise.ErrDown), "status: the cluster is not running; `keel up` helps"},
+	} {
+		if got := hinted(row.err, "`keel up` helps"); got.Error() != row.want || !errors.Is(got, row.err) {
+			t.Errorf("%q, want %q", got, row.want)
+		}
+	}
+}
