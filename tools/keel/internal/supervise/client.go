@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -18,6 +19,9 @@ import (
 
 // ErrDown says that no supervisor runs.
 var ErrDown = errors.New("the cluster is not running")
+
+// down is how a call fails where no supervisor runs, or ends before it has answered.
+var down = []error{syscall.ECONNREFUSED, os.ErrNotExist, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF}
 
 // errStopping is what a supervisor answers that ends with its processes.
 var errStopping = errors.New("the cluster is stopping")
@@ -36,7 +40,7 @@ func (d Dir) do(ctx context.Context, method, path string, into any) error {
 	}
 	resp, err := c.Do(req)
 	if err != nil {
-		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
+		if slices.ContainsFunc(down, func(d error) bool { return errors.Is(err, d) }) {
 			return ErrDown
 		}
 		return err
