@@ -3,6 +3,7 @@ package command
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -31,6 +32,29 @@ func TestLeavingIsRemembered(t *testing.T) {
 		if b, _ := again.Member("apiserver-1"); b.Leaving != leaving {
 			t.Errorf("it leaves: %t, want %t", b.Leaving, leaving)
 		}
+	}
+}
+
+func TestInterruptedRemovalsAreFinished(t *testing.T) {
+	c := home(t, "00000a", func(c *cluster.Cluster) {
+		c.Members = []cluster.Member{
+			{Name: "apiserver-0", Leaving: true}, {Name: "apiserver-1", Leaving: true}, {Name: "apiserver-2"}, {Name: "apiserver-3", Leaving: true},
+		}
+	})
+	down := errors.New("nobody answers")
+	_, err := finishLeaving(c, func(string, ...any) {}, func(name string) (bool, error) {
+		if name == "apiserver-3" {
+			return false, down
+		}
+		return name == "apiserver-1", nil
+	})
+	if !errors.Is(err, down) {
+		t.Errorf("the error is %v", err)
+	}
+	again, err := cluster.Load(c.Home)
+	want := []cluster.Member{{Name: "apiserver-1"}, {Name: "apiserver-2"}, {Name: "apiserver-3", Leaving: true}}
+	if err != nil || !slices.Equal(again.Members, want) {
+		t.Errorf("members are %v, want %v: %v", again.Members, want, err)
 	}
 }
 

@@ -133,17 +133,12 @@ func hasPlace(ctx context.Context, conn grpc.ClientConnInterface, name string) (
 
 // finishLeaving finds out what became of members whose removal was interrupted: those
 // that have no place any more are forgotten, and changed says so. The others stay.
-func finishLeaving(ctx context.Context, c *cluster.Cluster, step func(string, ...any)) (changed bool, err error) {
+func finishLeaving(c *cluster.Cluster, step func(string, ...any), placed func(name string) (bool, error)) (changed bool, err error) {
 	for _, x := range slices.Clone(c.Members) {
 		if !x.Leaving {
 			continue
 		}
-		others, err := dialOthers(c, x.Name)
-		if err != nil {
-			return changed, err
-		}
-		there, err := hasPlace(ctx, others, x.Name)
-		err = errors.Join(err, others.Close())
+		there, err := placed(x.Name)
 		switch {
 		case err != nil:
 			return changed, fmt.Errorf("the removal of %s was interrupted; ask the others whether it has its place: %w", x.Name, err)

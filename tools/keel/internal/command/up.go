@@ -169,7 +169,14 @@ func (e *env) bringUp(ctx context.Context, o cluster.Options, drain time.Duratio
 		return explain(ctx, c, err)
 	}
 	left := slices.Clone(c.Members)
-	changed, err := finishLeaving(ctx, c, step)
+	changed, err := finishLeaving(c, step, func(name string) (bool, error) {
+		others, err := dialOthers(c, name)
+		if err != nil {
+			return false, err
+		}
+		there, err := hasPlace(ctx, others, name)
+		return there, errors.Join(err, others.Close())
+	})
 	if err != nil {
 		return explain(ctx, c, err)
 	}
