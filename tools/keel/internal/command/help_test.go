@@ -36,6 +36,17 @@ func TestFlagsNameTheirTypes(t *testing.T) {
 	}
 }
 
+// Help said "(default 3 for a new cluster) (default -1)".
+func TestHelpShowsOneDefault(t *testing.T) {
+	for _, verb := range visible((&env{out: io.Discard, err: io.Discard}).root()) {
+		for line := range strings.Lines(verb.LocalFlags().FlagUsages()) {
+			if strings.Count(line, "(default") > 1 {
+				t.Errorf("%s: %s", verb.CommandPath(), line)
+			}
+		}
+	}
+}
+
 func TestMainVerbsHaveExamples(t *testing.T) {
 	verbs := visible((&env{out: io.Discard, err: io.Discard}).root())
 	for _, want := range []string{

@@ -76,6 +76,9 @@ func (e *env) up() *cobra.Command {
 	f := cmd.Flags()
 	f.IntVar(&o.Nodes, "nodes", -1, "`number` of nodes with a container runtime of their own (default 3 for a new cluster)")
 	f.IntVar(&o.Simulated, "simulated-nodes", -1, "`number` of nodes that only pretend to run pods, for tests of scale (default 0)")
+	for _, name := range []string{"nodes", "simulated-nodes"} {
+		f.Lookup(name).DefValue = "0" // help shows no -1: the text names the default
+	}
 	f.IntVar(&o.Port, "port", 0, "the REST `port`; gRPC takes the next one (default: the first free pair from 6443)")
 	f.IntVar(&o.APIServers, "apiservers", 0, "`number` of apiservers that carry the state together: 1, or 3 or 5 to survive the loss of one or two (default 1)")
 	f.BoolVar(&o.Egress, "egress", false, "give nodes and pods a route out of this machine")
