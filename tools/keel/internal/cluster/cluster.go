@@ -35,6 +35,8 @@ type Cluster struct {
 	Members []Member `json:"members,omitempty"`
 	// Founders are those that it began with: their flags never change.
 	Founders []Member `json:"founders,omitempty"`
+	// Recovering is the member from whose disk a recovery has begun and not ended.
+	Recovering string `json:"recovering,omitempty"`
 	// Named is how many names were given to members: none is given twice.
 	Named int `json:"named,omitempty"`
 	// Nodes are the nodes with a container runtime; Simulated counts the others.
@@ -433,7 +435,7 @@ func (c *Cluster) Refound() {
 			c.Members[i].Join, c.Members[i].Leaving = "", false
 		}
 	}
-	c.Founders = c.Voters()
+	c.Founders, c.Recovering = c.Voters(), ""
 }
 
 // SetLeaving notes, in the cluster's file, too, whether a member is leaving.

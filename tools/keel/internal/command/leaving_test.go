@@ -86,3 +86,18 @@ func TestHints(t *testing.T) {
 		}
 	}
 }
+
+// Apiservers were started on the disks of which one was being recovered.
+func TestUpDoesNotServeHalfARecovery(t *testing.T) {
+	c := home(t, "00000a", func(c *cluster.Cluster) {
+		c.Members = []cluster.Member{{Name: "apiserver-0"}, {Name: "apiserver-1"}}
+		c.Recovering = "apiserver-1"
+	})
+	if err := unfit(c); err == nil || !strings.Contains(err.Error(), "`keel member recover --from apiserver-1 --home "+c.Home+"`") {
+		t.Error(err)
+	}
+	c.Refound()
+	if err := unfit(c); err != nil {
+		t.Error(err)
+	}
+}

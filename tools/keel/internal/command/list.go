@@ -66,34 +66,39 @@ func (e *env) list() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			all := make([]listed, len(entries))
-			var wg sync.WaitGroup
-			for i, x := range entries {
-				wg.Go(func() { all[i] = look(cmd.Context(), x) })
-			}
-			wg.Wait()
-			if output == "json" {
-				enc := json.NewEncoder(e.out)
-				enc.SetIndent("", "  ")
-				return enc.Encode(map[string]any{"clusters": all})
-			}
-			if len(all) == 0 {
-				fmt.Fprintln(e.err, "no clusters on this machine; `keel up` starts one")
-				return nil
-			}
-			rows := [][]string{{"ID", "HOME", "STATE", "APISERVERS", "NODES", "ADDRESS", "REASON"}}
-			for _, x := range all {
-				nodes := strconv.Itoa(x.Nodes)
-				if x.SimulatedNodes > 0 {
-					nodes += fmt.Sprintf("+%d simulated", x.SimulatedNodes)
-				}
-				rows = append(rows, []string{x.ID, x.Home, x.State, strconv.Itoa(x.APIServers), nodes, x.Address, x.Reason})
-			}
-			return table(e.out, rows)
+			return e.showClusters(cmd.Context(), entries, output)
 		},
 	}
 	outputFlag(cmd, &output)
 	return cmd
+}
+
+// showClusters prints what is registered.
+func (e *env) showClusters(ctx context.Context, entries []cluster.Entry, output string) error {
+	all := make([]listed, len(entries))
+	var wg sync.WaitGroup
+	for i, x := range entries {
+		wg.Go(func() { all[i] = look(ctx, x) })
+	}
+	wg.Wait()
+	if output == "json" {
+		enc := json.NewEncoder(e.out)
+		enc.SetIndent("", "  ")
+		return enc.Encode(map[string]any{"clusters": all})
+	}
+	if len(all) == 0 {
+		fmt.Fprintln(e.err, "no clusters on this machine; `keel up` starts one")
+		return nil
+	}
+	rows := [][]string{{"ID", "HOME", "STATE", "APISERVERS", "NODES", "ADDRESS", "REASON"}}
+	for _, x := range all {
+		nodes := strconv.Itoa(x.Nodes)
+		if x.SimulatedNodes > 0 {
+			nodes += fmt.Sprintf("+%d simulated", x.SimulatedNodes)
+		}
+		rows = append(rows, []string{x.ID, x.Home, x.State, strconv.Itoa(x.APIServers), nodes, x.Address, x.Reason})
+	}
+	return table(e.out, rows)
 }
 
 // lookTime bounds how long a supervisor may take to answer.

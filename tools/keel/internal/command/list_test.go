@@ -66,13 +66,24 @@ func TestLook(t *testing.T) {
 }
 
 func TestList(t *testing.T) {
+	c := home(t, "00000a", func(c *cluster.Cluster) { c.Simulated = 2 })
 	var out, errs bytes.Buffer
-	if code := Run(t.Context(), []string{"list", "-o", "json"}, &out, &errs); code != 0 {
-		t.Fatalf("exit %d, %s", code, errs.String())
+	e := &env{out: &out, err: &errs}
+	entries := []cluster.Entry{{ID: c.ID, Home: c.Home}}
+	if err := e.showClusters(t.Context(), entries, "json"); err != nil {
+		t.Fatal(err)
 	}
 	var got struct{ Clusters []listed }
-	if err := json.Unmarshal(out.Bytes(), &got); err != nil || got.Clusters == nil {
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil || len(got.Clusters) != 1 || got.Clusters[0].SimulatedNodes != 2 {
 		t.Errorf("%v in %s", err, out.String())
+	}
+	out.Reset()
+	if err := e.showClusters(t.Context(), entries, ""); err != nil || !strings.Contains(out.String(), "down") || !strings.Contains(out.String(), "0+2 simulated") {
+		t.Errorf("%v: %s", err, out.String())
+	}
+	out.Reset()
+	if err := e.showClusters(t.Context(), nil, ""); err != nil || out.Len() > 0 || !strings.Contains(errs.String(), "no clusters") {
+		t.Errorf("%v: %s%s", err, out.String(), errs.String())
 	}
 	if code := Run(t.Context(), []string{"list", "-o", "yaml"}, &out, &errs); code != 2 || !strings.Contains(errs.String(), "want json") {
 		t.Errorf("exit %d, %s", code, errs.String())

@@ -91,8 +91,13 @@ func (m *members) recoverFrom(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := m.stopApiservers(ctx, c, bin); err != nil {
+	// Until it has ended the disks disagree, and must not be served.
+	c.Recovering = name
+	if err := c.Save(); err != nil {
 		return err
+	}
+	if err := m.stopApiservers(ctx, c, bin); err != nil {
+		return hinted(err, "repeat `keel member recover --from %s --home %s`", name, c.Home)
 	}
 	step("all apiservers are stopped")
 	spec, err := specOf(c, name)
@@ -103,7 +108,7 @@ func (m *members) recoverFrom(ctx context.Context, name string) error {
 	m.share(recovery)
 	out, err := recovery.CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("recover from %s: %w\n%s\nNothing else was changed; repeat it", name, err, out)
+		return fmt.Errorf("recover from %s: %w\n%s\nNothing else was changed; repeat `keel member recover --from %s --home %s`", name, err, out, name, c.Home)
 	}
 	step("the stores go on from %s", name)
 	now := time.Now().Unix()

@@ -130,6 +130,9 @@ func (e *env) bringUp(ctx context.Context, o cluster.Options, drain time.Duratio
 	if err := c.Register(); err != nil {
 		return err
 	}
+	if err := unfit(c); err != nil {
+		return err
+	}
 	step := func(format string, args ...any) {
 		e.say("%6.1fs  %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
 	}
@@ -213,6 +216,14 @@ func (e *env) bringUp(ctx context.Context, o cluster.Options, drain time.Duratio
 	}
 	e.say("\nexport KUBECONFIG=%s", c.Kubeconfig())
 	return nil
+}
+
+// unfit fails where the cluster's disks disagree.
+func unfit(c *cluster.Cluster) error {
+	if c.Recovering == "" {
+		return nil
+	}
+	return fmt.Errorf("a recovery from %s was interrupted: `keel member recover --from %s --home %s` ends it", c.Recovering, c.Recovering, c.Home)
 }
 
 // started says how many processes were started, of those that run now.
