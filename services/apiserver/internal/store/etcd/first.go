@@ -20,6 +20,8 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/rafthttp"
 	"go.etcd.io/etcd/server/v3/storage/datadir"
 	"go.etcd.io/etcd/server/v3/storage/wal"
+
+	"keelson.dev/services/internal/connlimit"
 )
 
 // Identity makes the TLS of connections between members, both ways, for application
@@ -86,10 +88,11 @@ func (c *EmbeddedConfig) startPeers() (*peers, error) {
 	listen := net.ListenConfig{KeepAliveConfig: keepAlive, Control: func(network, address string, c syscall.RawConn) error {
 		return endUnanswered(context.Background(), network, address, c)
 	}}
-	l, err := listen.Listen(context.Background(), "tcp", pc.Listen)
+	tcp, err := listen.Listen(context.Background(), "tcp", pc.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("etcd's peers: %w", err)
 	}
+	l := connlimit.Wrap(tcp, peerLimits)
 	address := pc.Address
 	if address == "" {
 		address = l.Addr().String()

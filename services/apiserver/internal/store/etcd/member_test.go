@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -591,6 +592,54 @@ func (s showing) Client(protocols ...string) *tls.Config {
 func (s showing) Server(...string) *tls.Config { return s.ServerTLS(false) }
 
 // Only who has the name of an apiserver is let in by the others, or believed.
+// Whoever connects and says nothing takes few places, and members connect all the same.
+func TestStrangersAtThePeerPortAreBounded(t *testing.T) {
+	s := newSite(t, "a")
+	s.start("a")
+	a := s.at("a").peers
+	before := a.connections()
+	var strangers []net.Conn
+	for range 2 * peerLimits.Unknown {
+		c, err := net.Dial("tcp", s.addresses["a"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		strangers = append(strangers, c)
+		if n := a.connections() - before; n > peerLimits.Unknown {
+			t.Fatalf("%d connections at once, want %d at most", n, peerLimits.Unknown)
+		}
+	}
+	// All are closed in the end, none was answered.
+	for _, c := range strangers {
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
+		for {
+			if n := a.connections() - before; n > peerLimits.Unknown {
+				t.Fatalf("%d connections at once, want %d at most", n, peerLimits.Unknown)
+			}
+			if _, err := c.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal("a stranger stays connected")
+			} else if err != nil {
+				break
+			}
+		}
+	}
+	for range 2 * peerLimits.Unknown { // those that are known do not count
+		c, err := a.dial(s.addresses["a"], protocolPeer+a.seat())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+}
+
+// connections is how many there are.
+func (p *peers) connections() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.live)
+}
+
 func TestPeersAreApiservers(t *testing.T) {
 	s := newSite(t, "a", "b", "c")
 	s.start("a", "b", "c")

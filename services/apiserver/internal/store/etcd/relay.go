@@ -16,6 +16,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"keelson.dev/services/internal/connlimit"
 )
 
 // Peers connect over mutual TLS; the application protocol says what for: cards, or
@@ -32,6 +34,10 @@ const (
 	shakeTime    = 2 * time.Second
 	exchangeTime = 3 * time.Second
 )
+
+// peerLimits bound who connects: before the handshake, few; the others are members, each
+// with a dozen connections.
+var peerLimits = connlimit.Limits{Name: "etcd-peer", Total: 1024, PerAddress: 256, Unknown: 64, UnknownPerAddress: 32}
 
 // keepAlive ends a connection to a host that is gone, while it is idle too.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 3}
@@ -337,6 +343,9 @@ func (p *peers) in(raw net.Conn) {
 	if err != nil {
 		p.log.Debug("refused a connection of etcd's peers", "from", raw.RemoteAddr().String(), "error", err)
 		return
+	}
+	if limited, ok := raw.(*connlimit.Conn); ok {
+		limited.Know()
 	}
 	switch c.ConnectionState().NegotiatedProtocol {
 	case protocolCards:
