@@ -3,6 +3,7 @@ package cni
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -23,31 +24,47 @@ type peer struct {
 // peersOf lists the other nodes that have an address, by name, each with the ranges
 // that are its own to receive: inside the cluster's range, and free of what this
 // node and older nodes have. So a Node that claims what is another's, whoever wrote
-// it, changes no route but its own. What was refused is returned too.
-func peersOf(cfg *RunConfig, nodes []*corev1.Node) (peers []peer, refused []string) {
-	type held struct {
+// it, changes no route but its own. The same holds for addresses, which nodes write
+// themselves: an address stays with the node that held it before, as long as that
+// claims it, or is the oldest node's. held is updated. What was refused is returned
+// too.
+func peersOf(cfg *RunConfig, nodes []*corev1.Node, held map[netip.Addr]string) (peers []peer, refused []string) {
+	type holding struct {
 		node  string
 		cidrs netip.Prefix
 	}
-	taken := []held{{cfg.NodeName, cfg.PodCIDR}}
+	taken := []holding{{cfg.NodeName, cfg.PodCIDR}}
 	nodes = slices.Clone(nodes)
 	slices.SortFunc(nodes, func(a, b *corev1.Node) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Name, b.Name))
 	})
+	nodes = slices.DeleteFunc(nodes, func(n *corev1.Node) bool {
+		return n.Name == cfg.NodeName || n.Labels[simulatedLabel] == "true"
+	})
+	claims := make(map[string][]netip.Addr, len(nodes))
 	for _, n := range nodes {
-		if n.Name == cfg.NodeName || n.Labels[simulatedLabel] == "true" {
-			continue
+		claims[n.Name] = peerAddresses(cfg, n)
+	}
+	maps.DeleteFunc(held, func(addr netip.Addr, name string) bool { return !slices.Contains(claims[name], addr) })
+	for _, n := range nodes {
+		p := peer{name: n.Name}
+		for _, addr := range claims[n.Name] {
+			if holder, ok := held[addr]; ok && holder != n.Name {
+				refused = append(refused, fmt.Sprintf("address %s of node %s is that of node %s", addr, n.Name, holder))
+				continue
+			}
+			held[addr], p.address = n.Name, addr
+			break
 		}
-		p := peer{name: n.Name, address: peerAddress(cfg, n)}
 		for _, r := range podRanges(n) {
-			owner := slices.IndexFunc(taken, func(t held) bool { return t.node != n.Name && t.cidrs.Overlaps(r) })
+			owner := slices.IndexFunc(taken, func(t holding) bool { return t.node != n.Name && t.cidrs.Overlaps(r) })
 			switch {
 			case r.Bits() < cfg.ClusterCIDR.Bits() || !cfg.ClusterCIDR.Contains(r.Addr()):
 				refused = append(refused, fmt.Sprintf("%s of node %s is outside of the cluster's range %s", r, n.Name, cfg.ClusterCIDR))
 			case owner >= 0:
 				refused = append(refused, fmt.Sprintf("%s of node %s overlaps %s of node %s", r, n.Name, taken[owner].cidrs, taken[owner].node))
 			default:
-				taken = append(taken, held{n.Name, r})
+				taken = append(taken, holding{n.Name, r})
 				p.podCIDRs = append(p.podCIDRs, r)
 			}
 		}
@@ -59,9 +76,8 @@ func peersOf(cfg *RunConfig, nodes []*corev1.Node) (peers []peer, refused []stri
 	return peers, refused
 }
 
-// peerAddress is a Node's first internal IPv4 address that can be another
-// machine's; the zero Addr if there is none.
-func peerAddress(cfg *RunConfig, n *corev1.Node) netip.Addr {
+// peerAddresses are a Node's internal IPv4 addresses that can be another machine's.
+func peerAddresses(cfg *RunConfig, n *corev1.Node) (out []netip.Addr) {
 	for _, a := range n.Status.Addresses {
 		addr, err := netip.ParseAddr(a.Address)
 		if a.Type != corev1.NodeInternalIP || err != nil || !addr.Is4() {
@@ -70,9 +86,9 @@ func peerAddress(cfg *RunConfig, n *corev1.Node) netip.Addr {
 		if addr == cfg.NodeIP || addr.IsLoopback() || addr.IsMulticast() || addr.IsUnspecified() || cfg.ClusterCIDR.Contains(addr) || cfg.ServiceCIDR.Contains(addr) {
 			continue
 		}
-		return addr
+		out = append(out, addr)
 	}
-	return netip.Addr{}
+	return out
 }
 
 // podRanges are the IPv4 ranges that a Node's spec names.

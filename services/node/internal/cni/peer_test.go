@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -50,7 +51,8 @@ func TestHostileNodes(t *testing.T) {
 		"the nodes":                      {node("x", time.Hour, "192.168.0.9", "192.168.0.0/24"), nil, "outside of the cluster's range"},
 		"a second range":                 {node("x", 0, "192.168.0.9", "10.244.3.0/24", "10.244.1.0/24"), []string{"10.244.3.0/24 via 192.168.0.9"}, "of node a"},
 		"IPv6 and nonsense":              {node("x", 0, "192.168.0.9", "fd00::/64", "x"), nil, ""},
-		"another's address":              {node("x", 0, "192.168.0.2", "10.244.3.0/24"), []string{"10.244.3.0/24 via 192.168.0.2"}, ""},
+		"another's address":              {node("x", 0, "192.168.0.2", "10.244.3.0/24"), nil, "address 192.168.0.2 of node x is that of node a"},
+		"the services' address":          {node("x", 0, "10.96.0.1", "10.244.3.0/24"), nil, ""},
 		"this node's address":            {node("x", 0, "192.168.0.1", "10.244.3.0/24"), nil, ""},
 		"a loopback address":             {node("x", 0, "127.0.0.1", "10.244.3.0/24"), nil, ""},
 		"a pod's address":                {node("x", 0, "10.244.1.7", "10.244.3.0/24"), nil, ""},
@@ -58,7 +60,7 @@ func TestHostileNodes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			nodes := []*corev1.Node{node("b", time.Minute, "192.168.0.3", "10.244.2.0/24"), test.hostile, node("self", 0, "192.168.0.1", "10.244.0.0/24"), node("a", 2*time.Minute, "192.168.0.2", "10.244.1.0/24")}
-			peers, refused := peersOf(cfg, nodes)
+			peers, refused := peersOf(cfg, nodes, map[netip.Addr]string{})
 			var got []string
 			for _, r := range planRoutes(cfg.ClusterCIDR, peers, func(netip.Addr) bool { return true }) {
 				if r.via.IsValid() {
@@ -74,6 +76,47 @@ func TestHostileNodes(t *testing.T) {
 				t.Errorf("refused %q, want %q", text, test.refused)
 			}
 		})
+	}
+}
+
+// An address stays with the node that has it, whatever the ages of those that claim it,
+// and so does what is not masqueraded.
+func TestAddressesStayWithTheirNodes(t *testing.T) {
+	cfg := &RunConfig{
+		NodeName: "self", NodeIP: netip.MustParseAddr("192.168.0.1"), PodCIDR: netip.MustParsePrefix("10.244.0.0/24"),
+		ClusterCIDR: netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
+	}
+	node := func(name string, age time.Duration, addresses ...string) *corev1.Node {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.NewTime(time.Unix(1e9, 0).Add(-age))}}
+		for _, a := range addresses {
+			n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
+		}
+		return n
+	}
+	held := map[netip.Addr]string{}
+	for _, step := range []struct {
+		name  string
+		nodes []*corev1.Node
+		want  string // who has what
+		open  string // what is not masqueraded
+	}{
+		{"at first", []*corev1.Node{node("old", time.Hour, "192.168.0.2"), node("new", 0, "192.168.0.3")}, "new 192.168.0.3, old 192.168.0.2", "[192.168.0.1 192.168.0.2 192.168.0.3]"},
+		{"the old one claims the new one's", []*corev1.Node{node("old", time.Hour, "192.168.0.3"), node("new", 0, "192.168.0.3")}, "new 192.168.0.3", "[192.168.0.1 192.168.0.3]"},
+		{"beside its own", []*corev1.Node{node("old", time.Hour, "192.168.0.3", "10.244.1.1", "10.96.0.1", "192.168.0.2"), node("new", 0, "192.168.0.3")}, "new 192.168.0.3, old 192.168.0.2", "[192.168.0.1 192.168.0.2 192.168.0.3]"},
+		{"the new one moves", []*corev1.Node{node("old", time.Hour, "192.168.0.3"), node("new", 0, "192.168.0.4")}, "new 192.168.0.4, old 192.168.0.3", "[192.168.0.1 192.168.0.3 192.168.0.4]"},
+		{"the new one is gone", []*corev1.Node{node("old", time.Hour, "192.168.0.4")}, "old 192.168.0.4", "[192.168.0.1 192.168.0.4]"},
+	} {
+		peers, _ := peersOf(cfg, step.nodes, held)
+		var got []string
+		for _, p := range peers {
+			got = append(got, p.name+" "+p.address.String())
+		}
+		if s := strings.Join(got, ", "); s != step.want {
+			t.Errorf("%s: %q, want %q", step.name, s, step.want)
+		}
+		if s := fmt.Sprint(nodeAddresses(cfg.NodeIP, peers)); s != step.open {
+			t.Errorf("%s: not masqueraded %s, want %s", step.name, s, step.open)
+		}
 	}
 }
 

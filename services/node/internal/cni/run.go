@@ -93,7 +93,7 @@ func Run(ctx context.Context, cfg RunConfig) error {
 		return nil
 	case <-cfg.Nodes.Synced():
 	}
-	n := &network{cfg: cfg, nft: nft, log: log, firewall: newFirewall(cfg.ClusterCIDR), flows: map[uint16]bool{}}
+	n := &network{cfg: cfg, nft: nft, log: log, firewall: newFirewall(cfg.ClusterCIDR), flows: map[uint16]bool{}, held: map[netip.Addr]string{}}
 	tick := time.NewTicker(resync)
 	defer tick.Stop()
 	retry := time.NewTimer(0)
@@ -128,7 +128,9 @@ type network struct {
 	log      *slog.Logger
 	firewall *firewall
 	rules    ruleset  // as last applied; zero when not known
-	refused  []string // ranges of peers that are not routed, as last logged
+	refused  []string // ranges and addresses of peers that are ignored, as last logged
+	// held are the peers that have an address.
+	held map[netip.Addr]string
 	// ported are the host ports as last applied, and flows the UDP ones whose
 	// former flows have not been ended yet.
 	ported []HostPort
@@ -137,10 +139,10 @@ type network struct {
 
 // apply does everything it can and returns what it could not.
 func (n *network) apply(ctx context.Context, own, filter *nftwatch.Watch) error {
-	peers, refused := peersOf(&n.cfg, n.cfg.Nodes.List())
+	peers, refused := peersOf(&n.cfg, n.cfg.Nodes.List(), n.held)
 	if !slices.Equal(refused, n.refused) {
 		for _, r := range refused {
-			n.log.Warn("pod range is not routed", "cause", r)
+			n.log.Warn("pod range or address of a node is ignored", "cause", r)
 		}
 		n.refused = refused
 	}
