@@ -83,8 +83,8 @@ sequences: build runtime ## Random sequences of keel's commands and kills: make 
 	@cd e2e && KEELSON_BIN=$(BIN) go test -count=1 -timeout 90m ./sequence -args -seed $(or $(SEED),1) -count $(or $(COUNT),50)
 
 .PHONY: removals
-removals: build ## Members removed down to one, leaders among them, and added again: make removals ROUNDS=50
-	@cd e2e && KEELSON_BIN=$(BIN) go test -count=1 -timeout 60m -run TestMembersAreRemovedInAnyOrder ./ha -args -removals $(or $(ROUNDS),50)
+removals: build ## Members removed down to one, leaders among them, and added again: make removals ROUNDS=50 SEED=7
+	@cd e2e && KEELSON_BIN=$(BIN) go test -count=1 -timeout 60m -run TestMembersAreRemovedInAnyOrder ./ha -args -removals $(or $(ROUNDS),50) -removal-seed $(or $(SEED),7)
 
 .PHONY: bench
 bench: build runtime ## Measure this machine's figures: make bench ONLY=rest-get AGAINST=DIR-OF-OTHER-PROGRAMS

@@ -1,17 +1,24 @@
 // Package sequence_test runs random sequences of keel's commands and of kills on one
-// machine: after each step the cluster serves, or the error says the way out; nothing
-// of a foreign hand is deleted; nothing is left after delete.
+// machine, also of kills while a command runs: after each step the cluster serves, or
+// the error names the command to run next; files that keel did not make stay; delete
+// leaves nothing behind.
 package sequence_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -71,14 +78,23 @@ func (q *sequence) run(dir string) {
 	machine.Cluster(q.home)
 	within := filepath.Join(q.home, "canary", "file")
 	q.write(within)
+	// Every snapshot has it: whatever is done, it is there afterwards.
+	q.kubectl("the start", "create", "configmap", "first")
 	for n := range *steps {
 		what, out, err := q.step()
 		q.Logf("step %d: %s: %v", n, what, err)
-		if err != nil && !strings.Contains(out, "`keel ") {
-			q.Errorf("%s: the error names no way out: %s", what, out)
+		if err != nil && !killed(err) && !strings.Contains(out, "`keel ") {
+			q.Errorf("%s: the error names no command to run next: %s", what, out)
 		}
-		// Whatever was done, up is the way to a cluster that serves.
-		if out, err := q.keel("up"); err != nil {
+		// Whatever was done, up is the way to a cluster that serves, or names it.
+		out, err = q.keel("up")
+		if found := recovery.FindStringSubmatch(out); err != nil && found != nil {
+			q.Logf("%s", found[0])
+			if out, err = q.keel("member", "recover", "--from", found[1]); err == nil {
+				out, err = q.keel("up")
+			}
+		}
+		if err != nil {
 			q.Fatalf("after %s: keel up: %v\n%s", what, err, out)
 		}
 		q.serves(what)
@@ -87,6 +103,10 @@ func (q *sequence) run(dir string) {
 				q.Fatalf("after %s: %v", what, err)
 			}
 		}
+	}
+	if q.random.IntN(2) == 0 {
+		_, _, err := q.hit(nil, "delete")
+		q.Logf("delete: %v", err)
 	}
 	if out, err := q.keel("delete"); err != nil {
 		q.Fatalf("keel delete: %v\n%s", err, out)
@@ -111,12 +131,58 @@ func (q *sequence) write(path string) {
 	}
 }
 
+// recovery is how up says that one was interrupted.
+var recovery = regexp.MustCompile("was interrupted: `keel member recover --from ([a-z0-9-]+) ")
+
+// commandTime bounds one command.
+const commandTime = 3 * time.Minute
+
 func (q *sequence) keel(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), commandTime)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, filepath.Join(q.bin, "keel"), append(args, "--home", q.home)...).CombinedOutput()
+	return string(out), err
+}
+
+// hit runs a command and kills while it runs: a process of the cluster, or the command
+// itself where the victim is nil.
+func (q *sequence) hit(victim *process, args ...string) (what, out string, err error) {
+	q.Helper()
+	what = strings.Join(args, " ")
+	ctx, cancel := context.WithTimeout(context.Background(), commandTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(q.bin, "keel"), append(args, "--home", q.home)...)
-	out, err := cmd.CombinedOutput()
-	return string(out), err
+	var said strings.Builder
+	cmd.Stdout, cmd.Stderr = &said, &said
+	// The supervisor inherits neither: it logs to its own file.
+	if err := cmd.Start(); err != nil {
+		q.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	// Commands take from a few milliseconds to some seconds: as many kills fall into
+	// each tenfold.
+	after := time.Duration(float64(time.Millisecond) * math.Pow(10, 1+2.5*q.random.Float64()))
+	select {
+	case err := <-ended:
+		return what, said.String(), err
+	case <-time.After(after):
+	}
+	if victim == nil {
+		_ = cmd.Process.Kill()
+		what += fmt.Sprintf(", killed after %s", after)
+	} else {
+		_ = syscall.Kill(victim.PID, syscall.SIGKILL)
+		what += fmt.Sprintf(", with a kill -9 of %s after %s", victim.Name, after)
+	}
+	err = <-ended
+	return what, said.String(), err
+}
+
+// killed reports whether a command was ended by a kill of the test.
+func killed(err error) bool {
+	var exit *exec.ExitError
+	return errors.As(err, &exit) && exit.ExitCode() == -1
 }
 
 // process is one of the cluster.
@@ -139,6 +205,60 @@ func (q *sequence) processes() []process {
 	return s.Services
 }
 
+// supervisor is the process that keeps the others running.
+func (q *sequence) supervisor() *process {
+	q.Helper()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		q.Fatal(err)
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		line, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if strings.HasSuffix(string(line), "supervise\x00--home\x00"+q.home+"\x00") {
+			return &process{Name: "the supervisor", PID: pid}
+		}
+	}
+	q.Fatal("no supervisor runs")
+	return nil
+}
+
+// leader is the member that leads one of the stores; empty where there is one apiserver.
+func (q *sequence) leader() string {
+	out, err := q.keel("member", "list")
+	if err != nil {
+		return ""
+	}
+	var leaders []string
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); slices.Contains(f, "leader") {
+			leaders = append(leaders, f[0])
+		}
+	}
+	if len(leaders) == 0 {
+		return ""
+	}
+	return leaders[q.random.IntN(len(leaders))]
+}
+
+// victim is whom a kill hits: a leader, the supervisor, or anybody.
+func (q *sequence) victim(list []process) *process {
+	q.Helper()
+	switch q.random.IntN(4) {
+	case 0, 1:
+		name := q.leader()
+		if i := slices.IndexFunc(list, func(p process) bool { return p.Name == name }); i >= 0 {
+			return &list[i]
+		}
+	case 2:
+		return q.supervisor()
+	}
+	return &list[q.random.IntN(len(list))]
+}
+
 // step does one thing, chosen at random.
 func (q *sequence) step() (what, out string, err error) {
 	list := q.processes()
@@ -149,8 +269,11 @@ func (q *sequence) step() (what, out string, err error) {
 		}
 	}
 	one := members[q.random.IntN(len(members))]
+	if q.random.IntN(2) == 0 {
+		one = cmp.Or(q.leader(), one)
+	}
 	var args []string
-	switch q.random.IntN(9) {
+	switch q.random.IntN(10) {
 	case 0:
 		args = []string{"down"}
 	case 1:
@@ -166,12 +289,12 @@ func (q *sequence) step() (what, out string, err error) {
 	case 4:
 		args = []string{"member", "replace", one}
 	case 5:
-		args = []string{"snapshot", "save", filepath.Join(q.TempDir(), "snapshot")}
-		out, err = q.keel(args...)
+		file := filepath.Join(q.TempDir(), "snapshot")
+		what, out, err = q.disturbed(list, "snapshot", "save", file)
 		if err == nil {
-			q.snapshot = args[2]
+			q.snapshot = file
 		}
-		return strings.Join(args[:2], " "), out, err
+		return what, out, err
 	case 6:
 		if q.snapshot == "" {
 			args = []string{"down"}
@@ -181,25 +304,48 @@ func (q *sequence) step() (what, out string, err error) {
 			return "down", out, err
 		}
 		args = []string{"snapshot", "restore", q.snapshot, "--set-aside"}
+		list = nil
+	case 7:
+		// Nothing is lost for good: it goes on from any disk that has heard everything.
+		args = []string{"member", "recover", "--from", cmp.Or(q.leader(), one)}
 	default:
-		victim := list[q.random.IntN(len(list))]
+		victim := q.victim(list)
 		if victim.PID > 0 {
 			err = syscall.Kill(victim.PID, syscall.SIGKILL)
 		}
 		return "kill -9 of " + victim.Name, "", err
 	}
-	out, err = q.keel(args...)
-	return strings.Join(args, " "), out, err
+	return q.disturbed(list, args...)
 }
 
-// serves makes sure that something can be written.
+// disturbed runs a command, every third one while a process of the list or the command
+// itself is killed.
+func (q *sequence) disturbed(list []process, args ...string) (what, out string, err error) {
+	q.Helper()
+	if q.random.IntN(3) > 0 {
+		out, err = q.keel(args...)
+		return strings.Join(args, " "), out, err
+	}
+	var victim *process
+	if len(list) > 0 && q.random.IntN(2) == 0 {
+		victim = q.victim(list)
+	}
+	return q.hit(victim, args...)
+}
+
+// serves makes sure that something can be written, and that what was there is there.
 func (q *sequence) serves(after string) {
 	q.Helper()
-	name := fmt.Sprintf("c-%d", time.Now().UnixNano())
-	cmd := exec.Command(filepath.Join(q.bin, "runtime", "kubectl"), "--kubeconfig", filepath.Join(q.home, "kubeconfig"),
-		"create", "configmap", name, "--request-timeout=30s")
+	q.kubectl(after, "create", "configmap", fmt.Sprintf("c-%d", time.Now().UnixNano()))
+	q.kubectl(after, "get", "configmap", "first")
+}
+
+func (q *sequence) kubectl(after string, args ...string) {
+	q.Helper()
+	args = append([]string{"--kubeconfig", filepath.Join(q.home, "kubeconfig"), "--request-timeout=30s"}, args...)
+	cmd := exec.Command(filepath.Join(q.bin, "runtime", "kubectl"), args...)
 	cmd.Env = append(os.Environ(), "NO_PROXY=*", "no_proxy=*")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		q.Fatalf("after %s: %v\n%s", after, err, out)
+		q.Fatalf("after %s: kubectl %s: %v\n%s", after, strings.Join(args[3:], " "), err, out)
 	}
 }
