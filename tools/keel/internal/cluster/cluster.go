@@ -270,7 +270,7 @@ func Open(o Options) (*Cluster, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := errors.Join(c.Save(), c.Register()); err != nil {
+		if err := errors.Join(c.Save(), c.register()); err != nil {
 			return nil, err
 		}
 	case err != nil:

@@ -179,6 +179,9 @@ func TestNewClustersTakeNothingOfOthers(t *testing.T) {
 	if _, err := open("more", first.GRPCPort); err == nil || !strings.Contains(err.Error(), first.Home) {
 		t.Errorf("the port of another cluster: %v", err)
 	}
+	if st, err := os.Stat(filepath.Join(registry, registryLock)); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("others may hold the lock: %v, %v", st, err)
+	}
 	// Its own it keeps.
 	if c, err := open("0", first.HTTPSPort); err != nil || c.Subnet != first.Subnet {
 		t.Error(c, err)
@@ -212,6 +215,21 @@ func TestRegistry(t *testing.T) {
 		if err := Unregister(id); err != nil {
 			t.Fatal(err)
 		}
+	}
+	// Whoever waits for a lock that goes with the registry has another one then.
+	for range 20 {
+		var wg sync.WaitGroup
+		for _, id := range []string{"abc123", "def456"} {
+			wg.Go(func() {
+				if err := (&Cluster{ID: id, Home: "/x"}).Register(); err != nil {
+					t.Error(err)
+				}
+				if err := Unregister(id); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
 	}
 	if _, err := os.Stat(registry); err == nil {
 		t.Error("an empty registry is still there")

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -35,9 +36,16 @@ func ValidID(id string) error {
 
 // Register notes that the cluster is on this machine.
 func (c *Cluster) Register() error {
-	if err := os.MkdirAll(registry, 0o755); err != nil {
+	unlock, err := lockRegistry()
+	if err != nil {
 		return err
 	}
+	defer unlock()
+	return c.register()
+}
+
+// register does so while the registry is locked.
+func (c *Cluster) register() error {
 	data, err := json.Marshal(Entry{Home: c.Home})
 	if err != nil {
 		return err
@@ -45,21 +53,40 @@ func (c *Cluster) Register() error {
 	return WriteFile(filepath.Join(registry, c.ID+".json"), append(data, '\n'), 0o644)
 }
 
-// lockRegistry keeps others from choosing what a new cluster has, until unlock is called.
+// registryLock is locked while the registry changes. Only root may open it: others could
+// hold it for ever.
+const registryLock = ".lock"
+
+// lockRegistry keeps others from changing the registry, and from choosing what a new
+// cluster has, until unlock is called.
 func lockRegistry() (unlock func(), err error) {
-	if err := os.MkdirAll(registry, 0o755); err != nil {
-		return nil, err
+	path := filepath.Join(registry, registryLock)
+	for {
+		if err := os.MkdirAll(registry, 0o755); err != nil {
+			return nil, err
+		}
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // the registry was removed with the last cluster
+		}
+		if err != nil {
+			return nil, err
+		}
+		// Whoever has it chooses ports, and does not wait for anybody meanwhile.
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		locked, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		if now, err := os.Stat(path); err == nil && os.SameFile(locked, now) {
+			return func() { f.Close() }, nil
+		}
+		f.Close() // removed meanwhile: what others lock is another file
 	}
-	d, err := os.Open(registry)
-	if err != nil {
-		return nil, err
-	}
-	// Whoever has it chooses ports, and does not wait for anybody meanwhile.
-	if err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX); err != nil {
-		d.Close()
-		return nil, fmt.Errorf("lock %s: %w", registry, err)
-	}
-	return func() { d.Close() }, nil
 }
 
 // registeredClusters are the clusters of this machine, without the one of the id; those
@@ -83,8 +110,20 @@ func Unregister(id string) error {
 	if err := os.Remove(filepath.Join(registry, id+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	_ = os.Remove(registry) // with the last of them
-	return nil
+	// The registry goes with the last of them, and while nobody chooses a new one.
+	unlock, err := lockRegistry()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	left, err := os.ReadDir(registry)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(left, func(f fs.DirEntry) bool { return f.Name() != registryLock }) {
+		return nil
+	}
+	return errors.Join(os.Remove(filepath.Join(registry, registryLock)), os.Remove(registry))
 }
 
 // Registered are the clusters of this machine.
