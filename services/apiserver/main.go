@@ -97,6 +97,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	api := newPipeline(cfg, id, table, lasting, transient, rights, users, addresses)
 	g.Go("rights of watches", api.Recheck)
 
+	g.Go("addresses of balancers", cfg.Balancers.follow)
 	listenGRPC, err := cfg.listen("grpc", cfg.ListenGRPC)
 	if err != nil {
 		return boot.Invalid("--listen-grpc: %w", err)

@@ -61,7 +61,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.BoolVar(&o.memory, "memory", false, "keep all state in memory, for tests: it is gone when the process ends")
 	fs.StringVar(&o.listenGRPC, "listen-grpc", "", "host:port of the gRPC API; several with commas, and without a host on every address. Default 127.0.0.1:6444, or :6444 with --members or --join")
 	fs.StringVar(&o.listenREST, "listen-https", "", "host:port of the Kubernetes HTTP API; several with commas, and without a host on every address. Default 127.0.0.1:6443, or :6443 with --members or --join")
-	fs.StringSliceVar(&o.balancers, "balancers", nil, "addresses or CIDRs of balancers before this apiserver: as many connections come from each of them as from all other clients together")
+	fs.StringSliceVar(&o.balancers, "balancers", nil, "addresses, CIDRs or host names of balancers before this apiserver: as many connections come from each of them as from all other clients together")
 	fs.StringVar(&o.advertise, "advertise-address", "", "IP address under which pods and other machines reach this one; empty finds it out")
 	fs.StringVar(&o.name, "name", "apiserver-0", "name of this apiserver and of its etcd member")
 	fs.StringVar(&o.serviceAccountKey, "service-account-key", "", "private key (PEM) that signs and verifies service account tokens")
@@ -94,10 +94,9 @@ type config struct {
 	Identity, OpsAddress   string
 	ListenGRPC, ListenREST string
 	Advertise              netip.Addr
-	// Balancers are addresses that stand for many clients.
-	Balancers []netip.Prefix
-	Keys      *token.Keys
-	Services  netip.Prefix
+	Balancers              *balancers
+	Keys                   *token.Keys
+	Services               netip.Prefix
 	// Peers are the members at their --listen-peer, EtcdPeers at their
 	// --etcd-listen-peer.
 	Peers, EtcdPeers peers
@@ -207,31 +206,13 @@ func (o *options) defaultHost() string {
 	return ""
 }
 
-// parseBalancers reads addresses and CIDRs.
-func parseBalancers(list []string) (out []netip.Prefix, err error) {
-	for _, s := range list {
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			ip, err := netip.ParseAddr(s)
-			if err != nil {
-				return nil, fmt.Errorf("%q: want an address or a CIDR", s)
-			}
-			p = netip.PrefixFrom(ip, ip.BitLen())
-		}
-		out = append(out, p)
-	}
-	return out, nil
-}
-
 // listen opens a port with the limits of connections.
 func (c *config) listen(name, address string) (net.Listener, error) {
 	l, err := listenAll(address)
 	if err != nil {
 		return nil, err
 	}
-	return connlimit.Wrap(l, connlimit.Limits{Name: name, Near: func(ip netip.Addr) bool {
-		return slices.ContainsFunc(c.Balancers, func(p netip.Prefix) bool { return p.Contains(ip) })
-	}}), nil
+	return connlimit.Wrap(l, connlimit.Limits{Name: name, Near: c.Balancers.near}), nil
 }
 
 // ownAddresses are where the others find this member: what --members says, or else

@@ -207,9 +207,12 @@ func (l *Listener) orAll(a *address, bound, all int) int {
 }
 
 // address finds or makes the entry of a client address; own says that it is the
-// server's.
+// server's. Whether it is near is asked each time: balancers get other addresses.
 func (l *Listener) address(ip netip.Addr, own bool, now time.Time) *address {
+	near := own || ip == netip.IPv6Loopback() || ip == netip.AddrFrom4([4]byte{127, 0, 0, 1}) ||
+		l.limits.Near != nil && l.limits.Near(ip)
 	if a := l.addresses[ip]; a != nil {
+		a.near = near
 		return a
 	}
 	if len(l.addresses) >= maxAddresses {
@@ -219,8 +222,6 @@ func (l *Listener) address(ip netip.Addr, own bool, now time.Time) *address {
 			}
 		}
 	}
-	near := own || ip == netip.IPv6Loopback() || ip == netip.AddrFrom4([4]byte{127, 0, 0, 1}) ||
-		l.limits.Near != nil && l.limits.Near(ip)
 	a := &address{last: now, tokens: l.limits.Burst, near: near}
 	if near {
 		a.tokens *= nearFactor

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -190,6 +191,20 @@ func TestNear(t *testing.T) {
 		d.from(t, balancer.String())
 		d.in(t)
 	}
+}
+
+// A balancer's address may become known after it has connected.
+func TestNearChanges(t *testing.T) {
+	var near atomic.Bool
+	d := open(t, connlimit.Limits{PerAddress: 1, Near: func(netip.Addr) bool { return near.Load() }})
+	d.from(t, "127.0.0.2")
+	d.in(t)
+	ended(t, d.from(t, "127.0.0.2"))
+	near.Store(true)
+	d.from(t, "127.0.0.2")
+	d.in(t)
+	near.Store(false)
+	ended(t, d.from(t, "127.0.0.2"))
 }
 
 func TestRefusedRequestsEndAConnection(t *testing.T) {
