@@ -1,3 +1,7 @@
+//go:build !race
+
+// The race detector allocates as well, and these tests bound what is allocated.
+
 package pipeline_test
 
 import (
