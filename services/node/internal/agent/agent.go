@@ -196,6 +196,10 @@ func (a *Agent) onPod(ev client.Event[*corev1.Pod]) {
 	case client.Added, client.Modified:
 		a.tell(ev.Object.UID, func(w *worker) { w.update(ev.Object, ev.Old, ev.Traceparent) })
 	case client.Deleted:
+		// A pod that was deleted by force still runs for a moment. Like the kubelet,
+		// the node then counts neither its ports nor its requests: the scheduler
+		// gives them to the next pod at once.
+		a.dismiss(ev.Object.UID)
 		a.tell(ev.Object.UID, func(w *worker) { w.remove(ev.Object, ev.Traceparent) })
 	}
 }

@@ -37,6 +37,9 @@ func (w *worker) cleanUp(ctx context.Context, p *corev1.Pod, state *cri.Pod) err
 // clear takes away everything of a pod that the API has no more. done says that
 // nothing is left.
 func (w *worker) clear(ctx context.Context, p *corev1.Pod, state *cri.Pod) (next time.Duration, done bool) {
+	if w.a.cfg.HostPorts != nil {
+		w.a.cfg.HostPorts(string(w.uid), nil) // another pod may have them now
+	}
 	if wait, running := w.endContainers(ctx, p, state); running {
 		return wait, false
 	}

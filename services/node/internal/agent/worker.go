@@ -41,6 +41,7 @@ type worker struct {
 	ended    *pod.Refusal
 	finished bool
 	admitted bool
+	refused  bool // when it was to be admitted
 	waiting  map[string]hold
 	// said is the instance of each container whose being held back was reported.
 	said map[string]string
@@ -239,6 +240,7 @@ func (w *worker) decide(p *corev1.Pod) {
 	if !w.admitted {
 		w.admitted = true
 		if w.ended = w.a.admit(p); w.ended != nil {
+			w.refused = true
 			w.a.cfg.Events.Pod(p, "", corev1.EventTypeWarning, w.ended.Reason, "%s", w.ended.Message)
 			return
 		}
@@ -284,7 +286,7 @@ func (w *worker) publish(p *corev1.Pod, state *cri.Pod, v probe.Verdicts, waitin
 	s := status.Make(status.View{
 		Pod: base, Runtime: state, Now: time.Now(), RuntimeName: w.a.runtimeName, HostIPs: w.a.cfg.HostIPs(),
 		Waiting: waiting, Started: v.Started, Ready: v.Ready, TerminationMessage: terminationMessage,
-		Ended: w.ended, Finished: w.finished,
+		Ended: w.ended, Refused: w.refused, Finished: w.finished,
 	})
 	w.a.writer.Set(p, &s, traceparent)
 	w.hostPorts(p, state)

@@ -15,30 +15,66 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"keelson.dev/proto/client"
 	"keelson.dev/services/node/internal/cri"
 )
 
-// A worker does not look at the runtime before it knows which pod it is for.
-func TestNewsComesBeforeTheFirstLook(t *testing.T) {
+// unavailable is a runtime that answers nothing. asked gets a value for each call.
+func unavailable(t *testing.T) (runtime *cri.Client, asked chan struct{}) {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "cri.sock")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	asked := make(chan struct{}, 100)
+	asked = make(chan struct{}, 100)
 	server := grpc.NewServer(grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
-		asked <- struct{}{}
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
 		return status.Error(codes.Unavailable, "not a runtime")
 	}))
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = server.Serve(listener) })
 	t.Cleanup(func() { server.Stop(); wg.Wait() })
-	runtime, err := cri.Dial("unix://" + socket)
-	if err != nil {
+	if runtime, err = cri.Dial("unix://" + socket); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = runtime.Close() })
+	return runtime, asked
+}
 
+// What a pod had is free when the API has the pod no more, although its containers
+// may still be ending: the scheduler has given it away by then.
+func TestDeletedPodsTakeNothing(t *testing.T) {
+	runtime, _ := unavailable(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	a := New(Config{Node: "n", Runtime: runtime, Self: func() *corev1.Node { return &corev1.Node{} }})
+	a.base = ctx
+	t.Cleanup(func() { cancel(); a.wg.Wait(); a.probes.Close() })
+	withPort := func(uid types.UID) *corev1.Pod {
+		return &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: string(uid), UID: uid},
+			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "main", Ports: []corev1.ContainerPort{{HostPort: 25353, Protocol: corev1.ProtocolUDP}}}}},
+		}
+	}
+	first, second := withPort("first"), withPort("second")
+	if r := a.admit(first); r != nil {
+		t.Fatalf("the first is refused: %+v", r)
+	}
+	if r := a.admit(second); r == nil || r.Reason != "NodePorts" {
+		t.Fatalf("the second beside it: %+v", r)
+	}
+	a.onPod(client.Event[*corev1.Pod]{Type: client.Deleted, Object: first})
+	if r := a.admit(second); r != nil {
+		t.Errorf("the second after it: %+v", r)
+	}
+}
+
+// A worker does not look at the runtime before it knows which pod it is for.
+func TestNewsComesBeforeTheFirstLook(t *testing.T) {
+	runtime, asked := unavailable(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	a := New(Config{Node: "n", Runtime: runtime})
 	a.base = ctx

@@ -34,6 +34,8 @@ type View struct {
 	// Ended, if set, is why the node ends the pod (deadline, eviction,
 	// refusal): the phase will be Failed.
 	Ended *pod.Refusal
+	// Refused says that the node never took the pod: it has no containers to report.
+	Refused bool
 	// Finished says that no container will start again.
 	Finished bool
 }
@@ -60,6 +62,12 @@ func Make(v View) corev1.PodStatus {
 	}
 	if v.Ended != nil {
 		out.Reason, out.Message = v.Ended.Reason, v.Ended.Message
+	}
+	if v.refused() {
+		out.Phase = corev1.PodFailed
+		v.addresses(&out)
+		out.Conditions = slices.Clone(old.Conditions) // nothing of it begins: others wrote them
+		return out
 	}
 	initialized := true
 	for i := range v.Pod.Spec.InitContainers {
@@ -91,6 +99,12 @@ func Make(v View) corev1.PodStatus {
 	// Until here they are in the order of the spec; init containers stay so.
 	slices.SortFunc(out.ContainerStatuses, func(a, b corev1.ContainerStatus) int { return strings.Compare(a.Name, b.Name) })
 	return out
+}
+
+// refused reports whether the node, this agent or an earlier one, refused the pod.
+func (v View) refused() bool {
+	old := &v.Pod.Status
+	return v.Refused || old.Phase == corev1.PodFailed && v.Runtime.Sandbox() == nil && len(old.ContainerStatuses)+len(old.InitContainerStatuses) == 0
 }
 
 func (v View) begun() bool {

@@ -204,6 +204,24 @@ func TestEnded(t *testing.T) {
 	}
 }
 
+// A pod that the node refuses has a reason and no containers, also when an agent
+// that did not refuse it itself reports on it.
+func TestRefused(t *testing.T) {
+	v := build(corev1.RestartPolicyAlways, nil, nil)
+	v.Pod.Spec.InitContainers = []corev1.Container{{Name: "i"}}
+	v.Pod.Spec.Containers = []corev1.Container{{Name: "a"}}
+	v.Runtime = &cri.Pod{}
+	v.Ended, v.Refused = &pod.Refusal{Reason: "NodePorts", Message: "taken"}, true
+	s := Make(v)
+	if s.Phase != corev1.PodFailed || s.Reason != "NodePorts" || s.Message != "taken" || len(s.ContainerStatuses)+len(s.InitContainerStatuses) != 0 {
+		t.Errorf("%+v", s)
+	}
+	v.Pod.Status, v.Ended, v.Refused = s, nil, false
+	if again := Make(v); again.Phase != corev1.PodFailed || again.Reason != "NodePorts" || len(again.ContainerStatuses)+len(again.InitContainerStatuses) != 0 {
+		t.Errorf("after a restart of the agent: %+v", again)
+	}
+}
+
 // TestOrder: statuses of containers are sorted by name, those of init containers
 // are in the order of the spec, and messages name containers in that order.
 func TestOrder(t *testing.T) {
