@@ -1,8 +1,10 @@
 package rest
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +12,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -358,6 +362,57 @@ func TestExecOldWebSocket(t *testing.T) {
 	}
 	if got[1] != "hi\n" || got[2] != "noise" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// A frame that says it is 1 GiB long ends the connection; nothing is allocated for it.
+func TestHugeFrames(t *testing.T) {
+	f := newFront(t)
+	f.pod("n1", "c")
+	f.connect(t)
+	for name, tc := range map[string]struct {
+		subresource string
+		query       url.Values
+		protocol    string
+	}{
+		"exec v5":                {"exec", url.Values{"command": {"cat"}, "stdin": {"1"}, "stdout": {"1"}}, "v5.channel.k8s.io"},
+		"exec v4":                {"exec", url.Values{"command": {"cat"}, "stdin": {"1"}, "stdout": {"1"}}, "v4.channel.k8s.io"},
+		"attach":                 {"attach", url.Values{"stdin": {"1"}, "stdout": {"1"}}, "v5.channel.k8s.io"},
+		"port-forward":           {"portforward", url.Values{"port": {"80"}}, "v4.channel.k8s.io"},
+		"port-forward over SPDY": {"portforward", nil, "SPDY/3.1+portforward.k8s.io"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := f.streamURL(tc.subresource, tc.query)
+			conn, err := net.Dial("tcp", u.Host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(time.Minute))
+			fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer admin\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+				"Origin: http://localhost\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Protocol: %s\r\n\r\n",
+				u.RequestURI(), u.Host, tc.protocol)
+			r := bufio.NewReader(conn)
+			resp, err := http.ReadResponse(r, nil)
+			if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+				t.Fatal(resp, err)
+			}
+			_ = resp.Body.Close()
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			// A binary frame with a mask and a length of 64 bits.
+			frame := append(binary.BigEndian.AppendUint64([]byte{0x82, 0xff}, 1<<30), 0, 0, 0, 0, 0)
+			if _, err := conn.Write(frame); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, r); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal("the connection goes on")
+			}
+			runtime.ReadMemStats(&after)
+			if n := after.TotalAlloc - before.TotalAlloc; n > 16<<20 {
+				t.Errorf("%d bytes were allocated", n)
+			}
+		})
 	}
 }
 

@@ -22,6 +22,11 @@ import (
 // maxForwards bounds the connections forwarded at once for one client.
 const maxForwards = 256
 
+// maxMessage bounds a WebSocket message of a client, as the library of the other
+// WebSocket protocols does. It is read piece by piece: what a frame's header says is
+// not allocated.
+const maxMessage = 32 << 20
+
 // portForward speaks SPDY, SPDY in a WebSocket (kubectl since 1.30), and the old
 // WebSocket protocol with ports in the query.
 func (s *Server) portForward(w http.ResponseWriter, r *http.Request, pod *corev1.Pod) error {
@@ -36,6 +41,7 @@ func (s *Server) portForward(w http.ResponseWriter, r *http.Request, pod *corev1
 		if err != nil { // the upgrader has answered
 			return nil
 		}
+		ws.SetReadLimit(maxMessage)
 		streams := make(chan httpstream.Stream, 1)
 		conn, err := spdy.NewServerConnection(&tunnelConn{Conn: ws}, f.accept(r.Context(), streams))
 		if err != nil {
