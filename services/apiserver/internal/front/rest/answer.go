@@ -33,7 +33,7 @@ func (x *exchange) outcome(code int, out *pipeline.Outcome) {
 		if s.Code == 0 {
 			s.Code = int32(code)
 		}
-		x.writeStatus(&s)
+		x.answerStatus(int(s.Code), &s)
 	case out.Other != nil:
 		x.writeObject(code, subject{gvk: x.otherGVK(out), obj: out.Other})
 	case out.Item != nil:
@@ -99,24 +99,29 @@ var contentTypes = [...][]string{
 	negotiate.Protobuf: {negotiate.MediaProtobuf},
 }
 
-// writeStatus answers with a Status and its code.
-func (x *exchange) writeStatus(s *metav1.Status) { x.answerStatus(int(s.Code), s) }
-
-// answerStatus answers with a Status in the encoding that the client prefers.
-func (x *exchange) answerStatus(code int, s *metav1.Status) {
-	format := x.format
-	format.Transform = negotiate.Whole
-	if f, ok := negotiate.Accept(x.r.Header.Get("Accept"), negotiate.Object); ok {
-		format = f
+// writeStatus answers with an error. One that the client would not accept in any form
+// is indented JSON.
+func (x *exchange) writeStatus(s *metav1.Status) {
+	format, ok := negotiate.Accept(x.r.Header.Get("Accept"), negotiate.Object)
+	x.format = format
+	if !ok {
+		s.TypeMeta = metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}
+		writeIndented(x, int(s.Code), s)
+		return
 	}
+	x.answerStatus(int(s.Code), s)
+}
+
+// answerStatus answers with a Status in the encoding that was agreed on.
+func (x *exchange) answerStatus(code int, s *metav1.Status) {
 	buf := getBuffer()
 	defer putBuffer(buf)
 	var err error
-	if *buf, err = appendStatus(*buf, format.Encoding, s); err != nil {
+	if *buf, err = appendStatus(*buf, x.format.Encoding, s); err != nil {
 		x.WriteHeader(http.StatusInternalServerError)
 		return
 	}
-	x.write(code, format.Encoding, buf)
+	x.write(code, x.format.Encoding, buf)
 }
 
 var statusGVK = schema.GroupVersionKind{Version: "v1", Kind: "Status"}

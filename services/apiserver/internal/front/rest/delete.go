@@ -2,7 +2,6 @@ package rest
 
 import (
 	"errors"
-	"fmt"
 	"net/http"
 	"reflect"
 
@@ -38,6 +37,10 @@ func (x *exchange) deleteOptions() (*metav1.DeleteOptions, bool) {
 			return nil, false
 		}
 	} else {
+		if err := x.query.BadGracePeriodSeconds; err != nil {
+			x.refuse(x.verb, apierrors.NewBadRequest(err.Error()))
+			return nil, false
+		}
 		x.queryDeleteOptions(options)
 	}
 	if ignore := options.IgnoreStoreReadErrorWithClusterBreakingPotential; ignore != nil && *ignore {
@@ -109,7 +112,7 @@ func decodeDeleteOptions(data []byte, encoding negotiate.Encoding, into *metav1.
 		kind = into.Kind
 	}
 	if kind != "" && kind != "DeleteOptions" {
-		return fmt.Errorf("decoded object cannot be converted to DeleteOptions: it is a %s", kind)
+		return errors.New("decoded object cannot be converted to DeleteOptions")
 	}
 	return nil
 }

@@ -28,6 +28,12 @@ func errStatus(code int, reason metav1.StatusReason, message string) error {
 	}}
 }
 
+// errNothingNamed is 406 for an Accept header that names no media type there is.
+func errNothingNamed(types []string) error {
+	return apierrors.NewGenericServerResponse(http.StatusNotAcceptable, "", schema.GroupResource{}, "",
+		"406: Not Acceptable\n\nAvailable representations: "+join(types), 0, false)
+}
+
 // errNotAcceptable is 406.
 func errNotAcceptable(types []string) error {
 	return errStatus(http.StatusNotAcceptable, metav1.StatusReasonNotAcceptable,
@@ -38,6 +44,12 @@ func errNotAcceptable(types []string) error {
 func errUnsupported(types []string) error {
 	return errStatus(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType,
 		"the body of the request was in an unknown format - accepted media types include: "+join(types))
+}
+
+// errPatchType is 415 for a patch.
+func errPatchType() error {
+	return apierrors.NewGenericServerResponse(http.StatusUnsupportedMediaType, "", schema.GroupResource{}, "",
+		"415: Unsupported Media Type", 0, false)
 }
 
 // errEncoding is 415 for a compressed body.

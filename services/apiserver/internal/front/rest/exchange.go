@@ -100,6 +100,9 @@ func (x *exchange) target() pipeline.Target {
 // pretty tells whether JSON is to be indented: where asked for, and for people's
 // browsers and command lines.
 func (x *exchange) pretty() bool {
+	if x.format.Pretty {
+		return true
+	}
 	if x.query.Pretty != nil {
 		return *x.query.Pretty
 	}

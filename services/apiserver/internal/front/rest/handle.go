@@ -233,39 +233,73 @@ func bearerToken(r *http.Request) string {
 	return token
 }
 
-// serveDiscovery answers /api, /apis and what is directly below.
+// serveDiscovery answers /api, /apis and what is directly below. Methods are ignored
+// where Kubernetes' aggregator answers.
 func (x *exchange) serveDiscovery() {
 	if !x.authorizePath() {
 		return
 	}
-	if x.r.Method != http.MethodGet {
+	switch p := &x.path; {
+	case !x.h.discovery.Has(p):
+		x.notFound()
+		return
+	case x.r.Method != http.MethodGet && p.Form != route.APIGroups && p.Form != route.APIGroup:
 		x.fail(errMethod())
 		return
 	}
-	switch err := x.h.discovery.Serve(x, x.r, &x.path); {
-	case errors.Is(err, discovery.ErrNotFound):
-		x.fail(errNotFound())
-	case errors.Is(err, discovery.ErrNotAcceptable):
-		x.fail(errNotAcceptable(negotiate.BodyTypes))
-	case err != nil:
+	x.query = route.ParseQuery(x.r.URL.RawQuery) // for the indentation alone
+	if err := x.h.discovery.Serve(x, x.r, &x.path, x.pretty()); errors.Is(err, discovery.ErrNotAcceptable) {
+		x.fail(x.unacceptable(negotiate.BodyTypes))
+	} else if err != nil {
 		x.fail(err)
 	}
 }
 
-// servePath answers any other path.
+// unacceptable is the error for an Accept header that cannot be satisfied.
+func (x *exchange) unacceptable(available []string) error {
+	if negotiate.Named(x.r.Header.Get("Accept")) {
+		return errNotAcceptable(negotiate.BodyTypes)
+	}
+	return errNothingNamed(available)
+}
+
+// notFound answers for a path that names nothing: as text outside of the API and of its
+// groups.
+func (x *exchange) notFound() {
+	p := x.r.URL.Path
+	group, below := strings.CutPrefix(p, "/apis/")
+	group, _, _ = strings.Cut(group, "/")
+	if strings.HasPrefix(p, "/api/") || below && x.h.discovery.Has(&route.Path{Form: route.APIGroup, Group: group}) {
+		x.fail(errNotFound())
+		return
+	}
+	http.NotFound(x, x.r)
+}
+
+// servePath answers any other path. As in Kubernetes, all methods are GET for most.
 func (x *exchange) servePath() {
 	if !x.authorizePath() {
 		return
 	}
 	handler := x.h.fixed(x.r.URL.Path)
-	switch {
-	case handler == nil:
-		http.NotFound(x, x.r) // text, as Kubernetes answers outside of the API
-	case x.r.Method != http.MethodGet && x.r.Method != http.MethodHead && !strings.HasPrefix(x.r.URL.Path, "/debug/"):
-		x.fail(errMethod())
-	default:
-		handler.ServeHTTP(x, x.r.WithContext(x.ctx))
+	if handler == nil {
+		x.notFound()
+		return
 	}
+	switch x.r.URL.Path {
+	case "/version", "/version/":
+		if accept := x.r.Header.Get("Accept"); x.r.Method == http.MethodGet && !negotiate.Names(accept, negotiate.MediaJSON) {
+			x.fail(errNothingNamed([]string{negotiate.MediaJSON}))
+			return
+		}
+		fallthrough
+	case "/.well-known/openid-configuration", "/openid/v1/jwks":
+		if x.r.Method != http.MethodGet {
+			x.fail(errMethod())
+			return
+		}
+	}
+	handler.ServeHTTP(x, x.r.WithContext(x.ctx))
 }
 
 func (x *exchange) authorizePath() bool {

@@ -26,15 +26,16 @@ func (h *Handler) healthPaths(paths map[string]http.Handler) {
 	}
 	live := slices.DeleteFunc(slices.Clone(all), func(c Check) bool { return !c.Live })
 	for name, checks := range map[string][]Check{"healthz": all, "readyz": all, "livez": live} {
-		paths["/"+name] = h.healthHandler(name, checks)
+		paths["/"+name] = h.healthHandler(name, checks, true)
 		for _, c := range checks {
-			paths["/"+name+"/"+c.Name] = h.healthHandler(name, []Check{c})
+			paths["/"+name+"/"+c.Name] = h.healthHandler(name, []Check{c}, false)
 		}
 	}
 }
 
-// healthHandler answers as Kubernetes does: "ok", or one line for each check.
-func (h *Handler) healthHandler(name string, checks []Check) http.Handler {
+// healthHandler answers as Kubernetes does: "ok", or one line for each check. A check
+// with a path of its own is no summary: it has no lines while it passes.
+func (h *Handler) healthHandler(name string, checks []Check, summary bool) http.Handler {
 	// A balancer asks several times a second: what changes is told, once.
 	var mu sync.Mutex
 	failing := map[string]bool{}
@@ -56,7 +57,7 @@ func (h *Handler) healthHandler(name string, checks []Check) http.Handler {
 		route.Each(r.URL.RawQuery, func(key, value string) bool {
 			switch key {
 			case "verbose":
-				verbose = true
+				verbose = summary
 			case "exclude":
 				excluded[value] = true
 			}
@@ -88,7 +89,9 @@ func (h *Handler) healthHandler(name string, checks []Check) http.Handler {
 		}
 		header := w.Header()
 		header.Set("Content-Type", "text/plain; charset=utf-8")
-		header.Set("X-Content-Type-Options", "nosniff")
+		if summary || failed {
+			header.Set("X-Content-Type-Options", "nosniff")
+		}
 		switch {
 		case failed:
 			w.WriteHeader(http.StatusInternalServerError)
@@ -104,7 +107,7 @@ func (h *Handler) healthHandler(name string, checks []Check) http.Handler {
 // debugPaths adds the profiler; it is authorized like any path.
 func (h *Handler) debugPaths(paths map[string]http.Handler) {
 	index := http.HandlerFunc(pprof.Index)
-	paths["/debug/pprof"] = index
+	paths["/debug/pprof"] = http.RedirectHandler("/debug/pprof/", http.StatusFound)
 	for _, profile := range []string{"allocs", "block", "goroutine", "heap", "mutex", "threadcreate"} {
 		paths["/debug/pprof/"+profile] = index
 	}
@@ -121,15 +124,16 @@ func (h *Handler) serveRoot(w http.ResponseWriter, r *http.Request) {
 		paths = append(paths, path)
 	}
 	slices.Sort(paths)
-	writeIndented(w, map[string][]string{"paths": paths})
+	writeIndented(w, http.StatusOK, map[string][]string{"paths": paths})
 }
 
-func writeIndented(w http.ResponseWriter, v any) {
+func writeIndented(w http.ResponseWriter, code int, v any) {
 	text, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
 	_, _ = w.Write(text)
 }

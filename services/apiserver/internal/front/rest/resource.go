@@ -1,8 +1,12 @@
 package rest
 
 import (
+	"cmp"
 	"net/http"
 	"slices"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/services/apiserver/internal/front/rest/negotiate"
 	"keelson.dev/services/apiserver/internal/front/rest/route"
@@ -13,7 +17,7 @@ import (
 // serveResource answers a request for a collection, an object or a subresource.
 func (x *exchange) serveResource() {
 	x.verb = verbOf(x.r.Method, &x.path)
-	query, badQuery := route.ParseQuery(x.r.URL.RawQuery)
+	query := route.ParseQuery(x.r.URL.RawQuery)
 	x.query = query
 	if x.verb == "list" && query.Watch || x.path.Watch && x.r.Method == http.MethodGet {
 		x.verb = "watch"
@@ -24,16 +28,17 @@ func (x *exchange) serveResource() {
 	}
 	switch {
 	case verbs == nil:
-		x.refuse(x.verb, errNotFound())
+		if denied := x.h.api.Authorize(x.ctx, x.verb, x.target()); denied != nil {
+			x.fail(denied)
+			return
+		}
+		x.notFound()
 		return
 	case connect != "":
 		x.serveStream(connect, verbs)
 		return
 	case !slices.Contains(verbs, x.verb) || x.r.Method == http.MethodHead:
 		x.refuse(x.verb, errMethod())
-		return
-	case badQuery != nil:
-		x.refuse(x.verb, errBadQuery(badQuery))
 		return
 	}
 	purpose := negotiate.Read
@@ -43,17 +48,26 @@ func (x *exchange) serveResource() {
 	case x.kind.Virtual != "" || x.kind.Subresources[x.path.Subresource].Post != "":
 		purpose = negotiate.Object // there is nothing to make rows of
 	}
-	format, ok := negotiate.Accept(x.r.Header.Get("Accept"), purpose)
+	accept := x.r.Header.Get("Accept")
+	format, ok := negotiate.Accept(accept, purpose)
 	if !ok {
-		x.refuse(x.verb, errNotAcceptable(negotiate.BodyTypes))
+		x.refuse(x.verb, x.errAccept(accept))
 		return
 	}
 	x.format = format
+	if err := x.errPartial(); err != nil {
+		x.refuse(x.verb, err)
+		return
+	}
 	if format.Transform == negotiate.Table {
 		if x.include, ok = table.ParseInclude(query.IncludeObject); !ok {
 			x.refuse(x.verb, errIncludeObject(query.IncludeObject))
 			return
 		}
+	}
+	if err := x.errQuery(); err != nil {
+		x.refuse(x.verb, apierrors.NewBadRequest(err.Error()))
+		return
 	}
 	if x.verb == "watch" {
 		x.watch()
@@ -86,6 +100,60 @@ func (x *exchange) serveResource() {
 	case "deletecollection":
 		x.deleteCollection()
 	}
+}
+
+var (
+	streamTypes = []string{negotiate.MediaJSON + ";stream=watch", negotiate.MediaProtobuf + ";stream=watch"}
+	// listTypes are named where lists and watches are.
+	listTypes = append(slices.Clip(negotiate.BodyTypes), streamTypes...)
+)
+
+// errAccept is the error for an Accept header that cannot be satisfied for an object.
+func (x *exchange) errAccept(accept string) error {
+	if x.verb == "patch" {
+		if _, ok := negotiate.Patch(x.r.Header.Get("Content-Type")); !ok {
+			return errPatchType()
+		}
+	}
+	if x.verb == "watch" {
+		if _, ok := negotiate.Accept(accept, negotiate.Read); ok {
+			return errNotAcceptable(streamTypes)
+		}
+	}
+	if x.verb == "list" || x.verb == "watch" {
+		return x.unacceptable(listTypes)
+	}
+	return x.unacceptable(negotiate.BodyTypes)
+}
+
+// errQuery is what is wrong with the numbers that the verb reads from the query.
+func (x *exchange) errQuery() error {
+	switch x.verb {
+	case "list", "watch", "deletecollection":
+		return cmp.Or(x.query.BadTimeoutSeconds, x.query.BadLimit)
+	}
+	return nil
+}
+
+// errPartial refuses the metadata of a list that is asked for as that of an object, and
+// the other way round. Kubernetes notices only when a write is done.
+func (x *exchange) errPartial() error {
+	if x.format.Transform != negotiate.PartialMetadata {
+		return nil
+	}
+	switch x.verb {
+	case "list", "deletecollection":
+		if !x.format.List {
+			return errStatus(http.StatusNotAcceptable, metav1.StatusReasonNotAcceptable,
+				"you requested PartialObjectMetadata, but the requested object is a list ("+x.kind.GVK.Kind+"List)")
+		}
+	case "get", "create", "update", "patch":
+		if x.format.List {
+			return errStatus(http.StatusNotAcceptable, metav1.StatusReasonNotAcceptable,
+				"you requested PartialObjectMetadataList, but the requested object is not a list ("+x.kind.GVK.Kind+")")
+		}
+	}
+	return nil
 }
 
 // verbOf is the verb of a method on a path.

@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"log/slog"
 	"net/http"
+	"net/http/pprof"
 	"strings"
 	"time"
 
@@ -142,12 +143,14 @@ func (h *Handler) fixed(path string) http.Handler {
 		return handler
 	}
 	switch {
-	case path == "/":
+	case path == "/", path == "/index.html":
 		return http.HandlerFunc(h.serveRoot)
 	case strings.HasPrefix(path, "/openapi/v3/"):
 		return http.HandlerFunc(h.openapi.ServeV3)
-	case len(path) > 1 && path[len(path)-1] == '/':
-		return h.paths[strings.TrimRight(path, "/")]
+	case path == "/debug/pprof/":
+		return http.HandlerFunc(pprof.Index)
+	case path == "/version/":
+		return h.paths["/version"]
 	}
 	return nil
 }

@@ -525,10 +525,10 @@ func TestStreamRefusals(t *testing.T) {
 	}{
 		{"no upgrade", "admin", "POST", "exec", "command=a", "", 400, "Upgrade request required"},
 		{"not scheduled", "admin", "POST", "exec", "command=a", "SPDY/3.1", 400, "pod p does not have a host assigned"},
-		{"log of what is not scheduled", "admin", "GET", "log", "", "", 200, ""},
+		{"log of what is not scheduled", "admin", "GET", "log", "", "", 204, ""},
 		{"forbidden", "nobody", "POST", "exec", "command=a", "SPDY/3.1", 403, "create is not allowed"},
 		{"a websocket needs create", "reader", "GET", "exec", "command=a", "websocket", 403, "create is not allowed"},
-		{"a log does not", "reader", "GET", "log", "", "", 200, ""},
+		{"a log does not", "reader", "GET", "log", "", "", 204, ""},
 		{"method", "admin", "PUT", "exec", "", "", 405, "does not allow this method"},
 		{"proxy for others", "nobody", "DELETE", "proxy/a/b", "", "", 403, "delete is not allowed"},
 	} {

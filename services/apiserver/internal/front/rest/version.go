@@ -43,5 +43,5 @@ func DefaultVersion() version.Info {
 }
 
 func (h *Handler) serveVersion(w http.ResponseWriter, _ *http.Request) {
-	writeIndented(w, h.cfg.Version)
+	writeIndented(w, http.StatusOK, h.cfg.Version)
 }

@@ -148,6 +148,9 @@ func truth(b bool) byte {
 
 // send writes events together and flushes them; false ends the watch.
 func (s *eventStream) send(events []*watchcache.Event) bool {
+	if s.format.List && len(events) > 0 {
+		return false // an event is no list: the watch ends, as in Kubernetes
+	}
 	buf := *s.buf
 	for _, ev := range events {
 		var (

@@ -57,8 +57,6 @@ func mediaType(e negotiate.Encoding) pipeline.MediaType {
 	return pipeline.JSON
 }
 
-func errBadQuery(err error) error { return apierrors.NewBadRequest(err.Error()) }
-
 // checkOptions answers options that Kubernetes' validation refuses.
 func (x *exchange) checkOptions(kind string, errs field.ErrorList) bool {
 	if len(errs) == 0 {
@@ -127,7 +125,7 @@ func (x *exchange) patch() {
 	q := &x.query
 	kind, ok := negotiate.Patch(x.r.Header.Get("Content-Type"))
 	if !ok {
-		x.refuse(x.verb, errUnsupported(negotiate.PatchTypes))
+		x.refuse(x.verb, errPatchType())
 		return
 	}
 	if (!x.plainOptions() || kind == types.ApplyYAMLPatchType) && !x.checkOptions("PatchOptions", validation.ValidatePatchOptions(&metav1.PatchOptions{

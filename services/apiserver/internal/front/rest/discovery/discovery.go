@@ -140,7 +140,7 @@ func (doc *document) form(f negotiate.DiscoveryFormat) (*form, error) {
 		return made, nil
 	}
 	s := doc.sources[f.Version]
-	body, err := encode(s.make(), s.gvk, f.Encoding)
+	body, err := encode(s.make(), s.gvk, f)
 	if err != nil {
 		return nil, err
 	}
@@ -154,30 +154,33 @@ func (doc *document) form(f negotiate.DiscoveryFormat) (*form, error) {
 	return made, nil
 }
 
-func encode(m message, gvk schema.GroupVersionKind, encoding negotiate.Encoding) ([]byte, error) {
-	if encoding == negotiate.Protobuf {
+func encode(m message, gvk schema.GroupVersionKind, f negotiate.DiscoveryFormat) ([]byte, error) {
+	switch {
+	case f.Encoding == negotiate.Protobuf:
 		raw, err := m.Marshal()
 		if err != nil {
 			return nil, err
 		}
 		body := codec.AppendEnvelopeHead(nil, gvk, len(raw))
 		return append(append(body, raw...), codec.EnvelopeTail...), nil
+	case f.Pretty:
+		return json.MarshalIndent(m, "", "  ")
 	}
 	text, err := json.Marshal(m)
-	if err != nil || encoding == negotiate.JSON {
+	if err != nil || f.Encoding == negotiate.JSON {
 		return append(text, '\n'), err
 	}
 	return yaml.JSONToYAML(text)
 }
 
-// The refusals of Serve, which has then written nothing.
-var (
-	ErrNotFound      = errors.New("no such group or version")
-	ErrNotAcceptable = errors.New("no acceptable form")
-)
+// ErrNotAcceptable is the refusal of Serve, which has then written nothing.
+var ErrNotAcceptable = errors.New("no acceptable form")
 
-// Serve answers with the document of a path.
-func (d *Documents) Serve(w http.ResponseWriter, r *http.Request, p *route.Path) error {
+// Has reports whether a path has a document.
+func (d *Documents) Has(p *route.Path) bool { return d.document(p) != nil }
+
+// document is a path's; nil if it has none.
+func (d *Documents) document(p *route.Path) *document {
 	path := "/apis"
 	switch p.Form {
 	case route.APIVersions:
@@ -189,21 +192,25 @@ func (d *Documents) Serve(w http.ResponseWriter, r *http.Request, p *route.Path)
 			path = "/api/" + p.Version
 		}
 	}
-	doc := d.byPath[path]
-	if doc == nil {
-		return ErrNotFound
-	}
+	return d.byPath[path]
+}
+
+// Serve answers with the document of a path that has one; JSON is indented if it is to
+// be pretty.
+func (d *Documents) Serve(w http.ResponseWriter, r *http.Request, p *route.Path, pretty bool) error {
+	doc := d.document(p)
 	format, ok := negotiate.AcceptDiscovery(r.Header.Get("Accept"), len(doc.sources) > 1)
 	if !ok {
 		return ErrNotAcceptable
 	}
+	format.Pretty = format.Pretty || pretty && format.Encoding == negotiate.JSON
 	f, err := doc.form(format)
 	if err != nil {
 		return err
 	}
 	header := w.Header()
-	header.Set("Vary", "Accept")
 	if f.etag != "" {
+		header.Set("Vary", "Accept")
 		header.Set("ETag", f.etag)
 		header.Set("Cache-Control", "public")
 		if r.Header.Get("If-None-Match") == f.etag {

@@ -7,6 +7,7 @@
 package negotiate
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -60,6 +61,10 @@ type Format struct {
 	Transform Transform
 	// Beta asks for meta.k8s.io/v1beta1 as the transformation's version.
 	Beta bool
+	// List is set where PartialMetadata was asked for as PartialObjectMetadataList.
+	List bool
+	// Pretty asks for indented JSON.
+	Pretty bool
 }
 
 // Purpose limits what can be answered.
@@ -80,6 +85,9 @@ type clause struct {
 	media          string
 	as, group, ver string
 	q              float64
+	// pretty asks for indented JSON; other is a stream or a server version that
+	// nothing has.
+	pretty, other bool
 }
 
 func nextClause(header string) (c clause, rest string) {
@@ -103,6 +111,12 @@ func nextClause(header string) (c clause, rest string) {
 			if q, err := strconv.ParseFloat(value, 64); err == nil && q >= 0 && q <= 1 {
 				c.q = q
 			}
+		case "pretty":
+			c.pretty = value == "1"
+		case "stream":
+			c.other = c.other || value != "" && value != "watch"
+		case "sv":
+			c.other = c.other || value != "" && value != "v1"
 		}
 	}
 	return c, rest
@@ -124,16 +138,22 @@ func (c *clause) format(purpose Purpose) (f Format, wild, ok bool) {
 	default:
 		return f, false, false
 	}
+	f.Pretty = c.pretty && f.Encoding == JSON
+	if c.other {
+		return f, false, false
+	}
 	switch c.as {
 	case "":
-		return f, wild, true
+		return f, wild, c.group == "" && c.ver == ""
 	case "Table":
 		f.Transform = Table
 		if f.Encoding == Protobuf {
 			return f, false, false
 		}
-	case "PartialObjectMetadata", "PartialObjectMetadataList":
+	case "PartialObjectMetadata":
 		f.Transform = PartialMetadata
+	case "PartialObjectMetadataList":
+		f.Transform, f.List = PartialMetadata, true
 	default:
 		return f, false, false
 	}
@@ -166,9 +186,6 @@ func Accept(header string, purpose Purpose) (best Format, ok bool) {
 	for header != "" {
 		var c clause
 		c, header = nextClause(header)
-		if c.q == 0 || c.media == "" {
-			continue
-		}
 		f, w, fits := c.format(purpose)
 		if !fits {
 			continue
@@ -178,6 +195,22 @@ func Accept(header string, purpose Purpose) (best Format, ok bool) {
 		}
 	}
 	return best, ok
+}
+
+// Named reports whether an Accept header has a clause for everything or for one of
+// the encodings, whatever its parameters.
+func Named(header string) bool { return Names(header, MediaJSON, MediaYAML, MediaProtobuf) }
+
+// Names reports whether an Accept header, if there is one, has a clause for everything
+// or for one of some media types, whatever its parameters.
+func Names(header string, types ...string) bool {
+	named := header == ""
+	for header != "" && !named {
+		var c clause
+		c, header = nextClause(header)
+		named = c.media == "*/*" || slices.Contains(types, c.media)
+	}
+	return named
 }
 
 // Gzip tells whether an Accept-Encoding header admits gzip.
@@ -214,8 +247,11 @@ func media(contentType string) string {
 
 // Body reads the Content-Type of an object; none is JSON.
 func Body(contentType string) (Encoding, bool) {
+	if contentType == "" {
+		return JSON, true
+	}
 	switch media(contentType) {
-	case "", MediaJSON:
+	case MediaJSON:
 		return JSON, true
 	case MediaYAML:
 		return YAML, true
@@ -227,12 +263,6 @@ func Body(contentType string) (Encoding, bool) {
 
 // BodyTypes are what Body understands, for the error's text.
 var BodyTypes = []string{MediaJSON, MediaYAML, MediaProtobuf}
-
-// PatchTypes are what Patch understands, for the error's text.
-var PatchTypes = []string{
-	string(types.JSONPatchType), string(types.MergePatchType),
-	string(types.StrategicMergePatchType), string(types.ApplyYAMLPatchType),
-}
 
 // Patch reads the Content-Type of a patch.
 func Patch(contentType string) (types.PatchType, bool) {
@@ -249,6 +279,8 @@ type DiscoveryFormat struct {
 	// Version of apidiscovery.k8s.io for the aggregated form; empty is the old
 	// form.
 	Version string
+	// Pretty asks for indented JSON.
+	Pretty bool
 }
 
 // AcceptDiscovery reads an Accept header for a discovery document. aggregated
@@ -263,20 +295,18 @@ func AcceptDiscovery(header string, aggregated bool) (best DiscoveryFormat, ok b
 		c, header = nextClause(header)
 		var f DiscoveryFormat
 		switch {
-		case c.q == 0 || c.media == "":
-			continue
 		case c.as == "":
 		case aggregated && c.as == "APIGroupDiscoveryList" && c.group == "apidiscovery.k8s.io" && (c.ver == "v2" || c.ver == "v2beta1"):
 			f.Version = c.ver
+			c.as, c.group, c.ver = "", "", ""
 		default:
 			continue
 		}
-		c.as = ""
 		whole, _, fits := c.format(Object)
 		if !fits {
 			continue
 		}
-		f.Encoding = whole.Encoding
+		f.Encoding, f.Pretty = whole.Encoding, whole.Pretty
 		if !ok || c.q > quality {
 			best, quality, ok = f, c.q, true
 		}

@@ -33,12 +33,17 @@ func TestAccept(t *testing.T) {
 		{header: "application/json;as=Table;v=v1beta1;g=meta.k8s.io", purpose: Read, want: Format{Transform: Table, Beta: true}},
 		{header: "application/yaml;as=Table;v=v1;g=meta.k8s.io", purpose: Read, want: Format{Encoding: YAML, Transform: Table}},
 		{header: "application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io,application/json", purpose: Read},
-		{header: metadata, purpose: Read, want: Format{Encoding: Protobuf, Transform: PartialMetadata}},
+		{header: metadata, purpose: Read, want: Format{Encoding: Protobuf, Transform: PartialMetadata, List: true}},
 		{header: "application/json;as=Poem;v=v1;g=meta.k8s.io,application/json", purpose: Read},
 		{header: "application/json;as=Table;v=v7;g=meta.k8s.io", purpose: Read, refused: true},
 		{header: "application/yaml", purpose: Watch, refused: true},
 		{header: "text/html", purpose: Read, refused: true},
-		{header: "application/json;q=0", purpose: Read, refused: true},
+		{header: "application/json;q=0", purpose: Read}, // Kubernetes does not read 0 as a refusal
+		{header: "application/json;q=0,application/yaml", purpose: Read, want: Format{Encoding: YAML}},
+		{header: "application/json;pretty=1", purpose: Object, want: Format{Pretty: true}},
+		{header: "application/json;stream=x", purpose: Read, refused: true},
+		{header: "application/json;sv=v2", purpose: Read, refused: true},
+		{header: "application/json;g=meta.k8s.io;v=v1", purpose: Read, refused: true},
 		{header: ",;,", purpose: Read, refused: true},
 	} {
 		got, ok := Accept(tc.header, tc.purpose)
@@ -67,12 +72,14 @@ func TestBodyAndPatch(t *testing.T) {
 			t.Errorf("%q: %v, %t", header, got, ok)
 		}
 	}
-	for _, header := range []string{"text/plain", "application/x-www-form-urlencoded", "application/merge-patch+json"} {
+	for _, header := range []string{";", "text/plain", "application/x-www-form-urlencoded", "application/merge-patch+json"} {
 		if _, ok := Body(header); ok {
 			t.Errorf("%q is a body", header)
 		}
 	}
-	for _, header := range PatchTypes {
+	for _, header := range []string{
+		"application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", "application/apply-patch+yaml",
+	} {
 		if got, ok := Patch(header + ";x=y"); !ok || string(got) != header {
 			t.Errorf("%q: %v, %t", header, got, ok)
 		}

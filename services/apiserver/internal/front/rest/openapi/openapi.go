@@ -94,7 +94,7 @@ func (d *Documents) ServeV3(w http.ResponseWriter, r *http.Request) {
 	path := strings.Trim(strings.TrimPrefix(r.URL.Path, "/openapi/v3"), "/")
 	hash, ok := d.hashes[path]
 	if !ok {
-		http.Error(w, "404 page not found", http.StatusNotFound)
+		w.WriteHeader(http.StatusNotFound)
 		return
 	}
 	if asked := r.URL.Query().Get("hash"); asked == hash {
@@ -114,7 +114,7 @@ func serve(w http.ResponseWriter, r *http.Request, name, hash string, types []st
 	header.Set("Vary", "Accept, Accept-Encoding")
 	index, ok := negotiate.Media(r.Header.Get("Accept"), types...)
 	if !ok {
-		http.Error(w, "only the following media types are accepted: "+strings.Join(types[:2], ", "), http.StatusNotAcceptable)
+		w.WriteHeader(http.StatusNotAcceptable) // without a body, as in Kubernetes
 		return
 	}
 	file, contentType := name+".json.gz", types[0]

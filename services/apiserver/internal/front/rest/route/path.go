@@ -53,8 +53,21 @@ func next(s string) (segment, rest string) {
 	return s, ""
 }
 
-// Parse takes a decoded URL path apart.
+// Parse takes a decoded URL path apart. One with an empty segment, other than at its
+// end and in what follows a subresource, names nothing.
 func Parse(path string) Path {
+	p := parse(path)
+	head := path[:len(path)-len(p.Rest)]
+	for len(head) > 0 && head[len(head)-1] == '/' {
+		head = head[:len(head)-1]
+	}
+	if strings.Contains(head, "//") {
+		return Path{}
+	}
+	return p
+}
+
+func parse(path string) Path {
 	first, rest := next(path)
 	var p Path
 	switch first {

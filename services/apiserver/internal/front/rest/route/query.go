@@ -1,7 +1,6 @@
 package route
 
 import (
-	"fmt"
 	"net/url"
 	"strconv"
 	"strings"
@@ -39,19 +38,11 @@ type Query struct {
 	Pretty *bool
 	// IncludeObject is for tables.
 	IncludeObject string
-}
 
-// BadParameter is a parameter whose value does not parse.
-type BadParameter struct {
-	Name, Value string
-	Err         error
+	// BadTimeoutSeconds, BadLimit and BadGracePeriodSeconds say what is wrong with a
+	// number; each matters only to the verbs that read it.
+	BadTimeoutSeconds, BadLimit, BadGracePeriodSeconds error
 }
-
-func (e *BadParameter) Error() string {
-	return fmt.Sprintf("invalid value %q of the query parameter %s: %v", e.Value, e.Name, e.Err)
-}
-
-func (e *BadParameter) Unwrap() error { return e.Err }
 
 // Each calls f with each pair of a raw query, decoded, until it returns false.
 func Each(raw string, f func(key, value string) bool) {
@@ -98,21 +89,21 @@ func (s *seen) first(bit uint) bool {
 	return true
 }
 
-// ParseQuery reads a raw query. The error is a *BadParameter; the Query is then
-// filled as far as possible.
-func ParseQuery(raw string) (Query, error) {
-	var (
-		q    Query
-		s    seen
-		fail error
-	)
-	number := func(key, value string) int64 {
-		n, err := strconv.ParseInt(value, 10, 64)
-		if err != nil && fail == nil {
-			fail = &BadParameter{Name: key, Value: value, Err: err}
-		}
-		return n
+// number reads a number of a query, and says what is wrong with it.
+func number(value string, bad *error) int64 {
+	n, err := strconv.ParseInt(value, 10, 64)
+	if err != nil {
+		*bad = err
 	}
+	return n
+}
+
+// ParseQuery reads a raw query.
+func ParseQuery(raw string) Query {
+	var (
+		q Query
+		s seen
+	)
 	Each(raw, func(key, value string) bool {
 		switch key {
 		case "labelSelector":
@@ -137,7 +128,7 @@ func ParseQuery(raw string) (Query, error) {
 			}
 		case "limit":
 			if s.first(5) {
-				q.Limit = number(key, value)
+				q.Limit = number(value, &q.BadLimit)
 			}
 		case "watch":
 			if s.first(6) {
@@ -154,7 +145,7 @@ func ParseQuery(raw string) (Query, error) {
 			}
 		case "timeoutSeconds":
 			if s.first(9) {
-				n := number(key, value)
+				n := number(value, &q.BadTimeoutSeconds)
 				q.TimeoutSeconds = &n
 			}
 		case "timeout":
@@ -178,7 +169,7 @@ func ParseQuery(raw string) (Query, error) {
 			}
 		case "gracePeriodSeconds":
 			if s.first(14) {
-				n := number(key, value)
+				n := number(value, &q.BadGracePeriodSeconds)
 				q.GracePeriodSeconds = &n
 			}
 		case "propagationPolicy":
@@ -212,5 +203,5 @@ func ParseQuery(raw string) (Query, error) {
 		}
 		return true
 	})
-	return q, fail
+	return q
 }

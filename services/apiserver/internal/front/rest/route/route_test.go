@@ -32,7 +32,11 @@ func TestParse(t *testing.T) {
 		"/api/v1/namespaces/a/finalize":  {Form: Resource, Version: "v1", Resource: "namespaces", Name: "a", Subresource: "finalize"},
 		"/api/v1/namespaces/a/pods":      {Form: Resource, Version: "v1", Namespace: "a", Resource: "pods"},
 		"/api/v1/namespaces/a/pods/p":    {Form: Resource, Version: "v1", Namespace: "a", Resource: "pods", Name: "p"},
-		"/api/v1//namespaces/a//pods/p":  {Form: Resource, Version: "v1", Namespace: "a", Resource: "pods", Name: "p"},
+		"/api/v1//namespaces/a/pods/p":   {},
+		"/api/v1/namespaces//pods":       {},
+		"//api/v1/pods":                  {},
+		"/api/v1/pods//":                 {Form: Resource, Version: "v1", Resource: "pods"},
+		"/api/v1/nodes/n1/proxy//a//b":   {Form: Resource, Version: "v1", Resource: "nodes", Name: "n1", Subresource: "proxy", Rest: "/a//b"},
 		"/api/v1/namespaces/a/pods/p/ex": {Form: Resource, Version: "v1", Namespace: "a", Resource: "pods", Name: "p", Subresource: "ex"},
 		"/apis/apps/v1/namespaces/a/deployments/d/scale": {Form: Resource, Group: "apps", Version: "v1", Namespace: "a", Resource: "deployments", Name: "d", Subresource: "scale"},
 		"/api/v1/watch/pods":                             {Form: Resource, Version: "v1", Resource: "pods", Watch: true},
@@ -50,7 +54,7 @@ func TestParseDoesNotAllocate(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { Parse("/apis/apps/v1/namespaces/a/deployments/d/scale") }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
-	if n := testing.AllocsPerRun(100, func() { _, _ = ParseQuery("limit=500&resourceVersion=0&watch=1") }); n > 1 {
+	if n := testing.AllocsPerRun(100, func() { ParseQuery("limit=500&resourceVersion=0&watch=1") }); n > 1 {
 		t.Errorf("query: %v allocations", n)
 	}
 }
@@ -86,13 +90,17 @@ func TestParseQuery(t *testing.T) {
 			ResourceVersion: "5", ResourceVersionMatch: "Exact", AllowWatchBookmarks: true,
 		},
 	} {
-		got, err := ParseQuery(raw)
-		if err != nil || !reflect.DeepEqual(got, want) {
-			t.Errorf("%q: got %+v, %v, want %+v", raw, got, err, want)
+		if got := ParseQuery(raw); !reflect.DeepEqual(got, want) {
+			t.Errorf("%q: got %+v, want %+v", raw, got, want)
 		}
 	}
-	for _, raw := range []string{"limit=", "limit=a", "timeoutSeconds=1.5", "gracePeriodSeconds=99999999999999999999"} {
-		if _, err := ParseQuery(raw); err == nil {
+	for raw, bad := range map[string]func(Query) error{
+		"limit=":             func(q Query) error { return q.BadLimit },
+		"limit=a":            func(q Query) error { return q.BadLimit },
+		"timeoutSeconds=1.5": func(q Query) error { return q.BadTimeoutSeconds },
+		"gracePeriodSeconds=99999999999999999999": func(q Query) error { return q.BadGracePeriodSeconds },
+	} {
+		if bad(ParseQuery(raw)) == nil {
 			t.Errorf("%q: no error", raw)
 		}
 	}
@@ -111,10 +119,7 @@ func FuzzParse(f *testing.F) {
 		if p.Form == Resource && p.Resource == "" {
 			t.Errorf("%q: %+v", path, p)
 		}
-		q, err := ParseQuery(query)
-		if err != nil {
-			return
-		}
+		q := ParseQuery(query)
 		// The library agrees on what it takes as well.
 		values, err := url.ParseQuery(query)
 		if err == nil && !strings.Contains(query, ";") && values.Get("labelSelector") != q.LabelSelector {

@@ -90,8 +90,7 @@ func (s *Server) log(w http.ResponseWriter, r *http.Request, pod *corev1.Pod) er
 	}
 	logs.Pod = ref(pod, name)
 	if pod.Spec.NodeName == "" { // not scheduled yet: nothing was logged
-		w.Header().Set("Content-Type", "text/plain")
-		w.WriteHeader(http.StatusOK)
+		w.WriteHeader(http.StatusNoContent)
 		return nil
 	}
 	session, err := s.open(r.Context(), pod, &nodev1.Open{Target: &nodev1.Open_Logs{Logs: logs}})
