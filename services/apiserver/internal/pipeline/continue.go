@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -40,22 +41,23 @@ func encodeContinue(prefix, last string, rev store.Revision) string {
 // decodeContinue returns the key after which to go on, and the revision.
 func decodeContinue(token, prefix string) (string, store.Revision, error) {
 	data, err := base64.RawURLEncoding.DecodeString(token)
-	if err != nil {
-		return "", 0, err
-	}
 	var c continueToken
-	if err := json.Unmarshal(data, &c); err != nil {
-		return "", 0, err
+	if err == nil {
+		err = json.Unmarshal(data, &c)
 	}
 	switch {
+	case err != nil:
 	case c.APIVersion != continueVersion:
-		return "", 0, errors.New("server does not recognize this encoded version " + c.APIVersion)
+		err = errors.New("server does not recognize this encoded version " + c.APIVersion)
 	case c.ResourceVersion == 0:
-		return "", 0, errors.New("incorrect encoded start resourceVersion (version meta.k8s.io/v1)")
+		err = errors.New("incorrect encoded start resourceVersion (version meta.k8s.io/v1)")
 	case c.StartKey == "":
-		return "", 0, errors.New("encoded start key empty (version meta.k8s.io/v1)")
+		err = errors.New("encoded start key empty (version meta.k8s.io/v1)")
 	case strings.HasPrefix(c.StartKey, "/") || strings.Contains(c.StartKey, ".."):
-		return "", 0, errors.New("invalid start key")
+		err = errors.New(c.StartKey)
+	}
+	if err != nil {
+		return "", 0, fmt.Errorf("invalid continue token: continue key is not valid: %w", err)
 	}
 	return prefix + strings.TrimSuffix(c.StartKey, "\x00"), store.Revision(c.ResourceVersion), nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -24,6 +25,14 @@ func errMethod(t Target, verb string) error {
 
 func errConflict(gr schema.GroupResource, name string) error {
 	return apierrors.NewConflict(gr, name, errors.New(optimisticLock))
+}
+
+// errPlain is what Kubernetes makes of an error that is no Status: 500 without a reason,
+// even where it is the client's fault.
+func errPlain(err error) error {
+	return &apierrors.StatusError{ErrStatus: metav1.Status{
+		Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Message: err.Error(),
+	}}
 }
 
 // Fenced is the Conflict that tells a writer that its epoch is over.

@@ -6,6 +6,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"keelson.dev/services/apiserver/internal/admission"
@@ -83,8 +84,12 @@ func (p *Pipeline) act(ctx context.Context, action Action, fresh func() resource
 		k.Rules.Default(obj)
 	}
 	if k.Rules.Validate != nil {
-		if err := invalid(k, obj, k.Rules.Validate(obj)); err != nil {
-			return warned(warnings), err
+		if errs := k.Rules.Validate(obj); len(errs) > 0 {
+			gk := k.GVK.GroupKind()
+			if k.Virtual != "" {
+				gk.Kind = "" // as in Kubernetes' errors about reviews
+			}
+			return warned(warnings), apierrors.NewInvalid(gk, obj.GetName(), errs)
 		}
 	}
 	out, err := action(ctx, t, obj, o)

@@ -3,7 +3,6 @@ package pipeline
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strconv"
 	"time"
 
@@ -101,11 +100,8 @@ func (p *Pipeline) List(ctx context.Context, t Target, o ListOptions) (*List, er
 }
 
 func (p *Pipeline) list(ctx context.Context, k *resource.Kind, t Target, o ListOptions) (*List, error) {
-	sel, err := newSelection(k, t, o.LabelSelector, o.FieldSelector)
+	sel, err := newSelection(k, t, o.LabelSelector, o.FieldSelector, checkListOptions(o))
 	if err != nil {
-		return nil, err
-	}
-	if err := checkListOptions(o); err != nil {
 		return nil, err
 	}
 	pos, err := p.position(sel.prefix, o)
@@ -173,7 +169,7 @@ func (p *Pipeline) position(prefix string, o ListOptions) (position, error) {
 	if o.Continue != "" {
 		after, rev, err := decodeContinue(o.Continue, prefix)
 		if err != nil {
-			return position{}, apierrors.NewBadRequest(fmt.Sprintf("continue key is not valid: %v", err))
+			return position{}, apierrors.NewBadRequest(err.Error())
 		}
 		if o.ResourceVersion != "" && o.ResourceVersion != "0" {
 			return position{}, apierrors.NewBadRequest("specifying resource version is not allowed when using continue")

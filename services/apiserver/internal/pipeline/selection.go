@@ -28,7 +28,9 @@ type chosen struct {
 // object of a list and each event of a watch is compared with all of them.
 const maxRequirements = 10_000
 
-func newSelection(k *resource.Kind, t Target, labelSelector, fieldSelector string) (*chosen, error) {
+// newSelection reads the selectors. As in Kubernetes, options are checked once the
+// selectors are read, and before their fields are looked up.
+func newSelection(k *resource.Kind, t Target, labelSelector, fieldSelector string, options error) (*chosen, error) {
 	if n := strings.Count(labelSelector, ",") + strings.Count(fieldSelector, ","); n >= maxRequirements {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("the selectors have more than %d requirements", maxRequirements))
 	}
@@ -44,6 +46,9 @@ func newSelection(k *resource.Kind, t Target, labelSelector, fieldSelector strin
 		if fs, err = fields.ParseSelector(fieldSelector); err != nil {
 			return nil, apierrors.NewBadRequest(err.Error())
 		}
+	}
+	if options != nil {
+		return nil, options
 	}
 	c := &chosen{prefix: k.Prefix(t.Namespace)}
 	name, namespace := t.Name, t.Namespace
@@ -103,10 +108,13 @@ func all(requirements []func(*watchcache.Item) bool) func(*watchcache.Item) bool
 	}
 }
 
-// unknownField is Kubernetes' text: kinds with fields of their own have a
-// conversion function with one text, the others the default one's.
+// unknownField is Kubernetes' text: that of the kind's conversion function, or of the
+// default one.
 func unknownField(k *resource.Kind, path string) string {
-	if len(k.Fields) > 0 {
+	switch {
+	case k.GVK.Group == "batch":
+		return fmt.Sprintf("field label %q not supported for %s", path, k.GVK.Kind)
+	case len(k.Fields) > 0 && k.GVK.Group != "apps":
 		return "field label not supported: " + path
 	}
 	return fmt.Sprintf("%q is not a known field selector: only %q, %q", path, "metadata.name", "metadata.namespace")

@@ -171,9 +171,7 @@ func checkVersion(c *change, cur *watchcache.Item, obj resource.Object) error {
 	}
 	rev, err := strconv.ParseUint(asked, 10, 63)
 	if err != nil {
-		return apierrors.NewInvalid(c.kind.GVK.GroupKind(), c.target.Name, field.ErrorList{
-			field.Invalid(metadataPath.Child("resourceVersion"), asked, err.Error()),
-		})
+		return errPlain(err)
 	}
 	if store.Revision(rev) != cur.Revision {
 		return errConflict(c.gr(), c.target.Name)

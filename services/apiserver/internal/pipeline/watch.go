@@ -34,11 +34,8 @@ func (p *Pipeline) Watch(ctx context.Context, t Target, o WatchOptions) (Watch, 
 }
 
 func (p *Pipeline) watch(ctx context.Context, k *resource.Kind, t Target, o WatchOptions) (*watch, error) {
-	sel, err := newSelection(k, t, o.LabelSelector, o.FieldSelector)
+	sel, err := newSelection(k, t, o.LabelSelector, o.FieldSelector, checkWatchOptions(o))
 	if err != nil {
-		return nil, err
-	}
-	if err := checkWatchOptions(o); err != nil {
 		return nil, err
 	}
 	rev, err := parseVersion(o.ResourceVersion)

@@ -78,6 +78,7 @@ func (r *reviews) token(ctx context.Context, _ pipeline.Target, o *authenticatio
 }
 
 func (r *reviews) selfSubject(ctx context.Context, _ pipeline.Target, o *authenticationv1.SelfSubjectReview) error {
+	o.ObjectMeta = metav1.ObjectMeta{CreationTimestamp: metav1.Now()} // as in Kubernetes
 	o.Status = authenticationv1.SelfSubjectReviewStatus{UserInfo: userInfo(request.UserFrom(ctx))}
 	return nil
 }
@@ -98,7 +99,7 @@ func (r *reviews) access(ctx context.Context, t pipeline.Target, o *authorizatio
 	errs = append(errs, subject(o.Spec.User, o.Spec.Groups)...)
 	errs = append(errs, noMetadata(o.ObjectMeta)...)
 	if len(errs) > 0 {
-		return invalid("SubjectAccessReview", errs)
+		return invalid(errs)
 	}
 	o.Status = r.decide(ctx, specUser(o.Spec), o.Spec.ResourceAttributes, o.Spec.NonResourceAttributes)
 	return ctx.Err()
@@ -117,7 +118,7 @@ func (r *reviews) localAccess(ctx context.Context, t pipeline.Target, o *authori
 		errs = append(errs, field.Invalid(field.NewPath("spec", "nonResourceAttributes"), o.Spec.NonResourceAttributes, "disallowed on this kind of request"))
 	}
 	if len(errs) > 0 {
-		return invalid("LocalSubjectAccessReview", errs)
+		return invalid(errs)
 	}
 	o.Status = r.decide(ctx, specUser(o.Spec), o.Spec.ResourceAttributes, nil)
 	return ctx.Err()
@@ -126,7 +127,7 @@ func (r *reviews) localAccess(ctx context.Context, t pipeline.Target, o *authori
 func (r *reviews) selfAccess(ctx context.Context, _ pipeline.Target, o *authorizationv1.SelfSubjectAccessReview) error {
 	errs := append(validate(o.Spec.ResourceAttributes, o.Spec.NonResourceAttributes), noMetadata(o.ObjectMeta)...)
 	if len(errs) > 0 {
-		return invalid("SelfSubjectAccessReview", errs)
+		return invalid(errs)
 	}
 	o.Status = r.decide(ctx, request.UserFrom(ctx), o.Spec.ResourceAttributes, o.Spec.NonResourceAttributes)
 	return ctx.Err()
@@ -138,6 +139,8 @@ func (r *reviews) selfRules(ctx context.Context, _ pipeline.Target, o *authoriza
 	}
 	u := request.UserFrom(ctx)
 	rules, err := r.authz.RBAC.RulesFor(u, o.Spec.Namespace)
+	// As in Kubernetes, what was asked is not repeated.
+	o.ObjectMeta, o.Spec = metav1.ObjectMeta{}, authorizationv1.SelfSubjectRulesReviewSpec{}
 	// Kubernetes' clients expect lists, not nulls.
 	o.Status = authorizationv1.SubjectRulesReviewStatus{
 		ResourceRules: []authorizationv1.ResourceRule{}, NonResourceRules: []authorizationv1.NonResourceRule{},
@@ -304,6 +307,7 @@ func noMetadata(m metav1.ObjectMeta) field.ErrorList {
 	return nil
 }
 
-func invalid(kind string, errs field.ErrorList) error {
-	return apierrors.NewInvalid(schema.GroupKind{Group: authorizationv1.GroupName, Kind: kind}, "", errs)
+// invalid is the refusal of a review. As in Kubernetes, it does not name the kind.
+func invalid(errs field.ErrorList) error {
+	return apierrors.NewInvalid(schema.GroupKind{Group: authorizationv1.GroupName}, "", errs)
 }
