@@ -6,11 +6,14 @@
 package codec
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -134,7 +137,33 @@ func unmarshal(obj resource.Object, data []byte) (err error) {
 	if err := CheckMessage(data, reflect.TypeOf(obj)); err != nil {
 		return err
 	}
-	return obj.Unmarshal(data)
+	if err := obj.Unmarshal(data); err != nil {
+		return err
+	}
+	return checkManagedFields(obj)
+}
+
+// checkManagedFields refuses managed fields that are no JSON, which protobuf can carry:
+// once stored, nobody could read the object, or a list with it, as JSON.
+func checkManagedFields(obj resource.Object) error {
+	entries := obj.GetManagedFields()
+	var template []metav1.ManagedFieldsEntry
+	switch o := obj.(type) {
+	case *appsv1.Deployment:
+		template = o.Spec.Template.ManagedFields
+	case *appsv1.ReplicaSet:
+		template = o.Spec.Template.ManagedFields
+	case *batchv1.Job:
+		template = o.Spec.Template.ManagedFields
+	}
+	for _, list := range [...][]metav1.ManagedFieldsEntry{entries, template} {
+		for i := range list {
+			if raw := list[i].FieldsV1.GetRawBytes(); len(raw) > 0 && !json.Valid(raw) {
+				return fmt.Errorf("managedFields[%d].fieldsV1 of manager %q is not JSON", i, list[i].Manager)
+			}
+		}
+	}
+	return nil
 }
 
 // CheckKind compares the kind and version that JSON says it is with what it must be.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/google/uuid"
@@ -108,8 +109,8 @@ func (p *Pipeline) planCreate(c *change, obj resource.Object, track bool) (*step
 	if err := p.cfg.Admission.Admit(c.ctx, a); err != nil {
 		return nil, c.admissionError(obj, err)
 	}
-	if obj.GetResourceVersion() != "" && obj.GetResourceVersion() != "0" {
-		return nil, errVersionOnCreate
+	if rev, err := strconv.ParseUint(obj.GetResourceVersion(), 10, 64); err == nil && rev != 0 {
+		return nil, errVersionOnCreate // what is no number is dropped, as in Kubernetes
 	}
 	obj.SetDeletionTimestamp(nil)
 	obj.SetDeletionGracePeriodSeconds(nil)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -426,5 +427,36 @@ func TestSmallDifferences(t *testing.T) {
 	})
 	if err != nil || len(items.Items) != 1 || items.Items[0].Object.GetDeletionTimestamp() != nil {
 		t.Errorf("a collection is answered as it was read: %+v, %v", items, err)
+	}
+}
+
+// TestCreateWithVersion: a new object has no version; what is no number is none.
+func TestCreateWithVersion(t *testing.T) {
+	f := newFixture(t)
+	for version, refused := range map[string]bool{"": false, "0": false, "00": false, "x": false, "7": true} {
+		c := configMap("v" + version)
+		c.ResourceVersion = version
+		if _, err := f.create(c); (err != nil) != refused {
+			t.Errorf("%q: %v", version, err)
+		}
+	}
+}
+
+// TestUnreadableManagedFields: managed fields that are no JSON, which protobuf can carry,
+// are refused: nobody could read the object, or a list with it, as JSON.
+func TestUnreadableManagedFields(t *testing.T) {
+	f := newFixture(t)
+	for _, text := range []string{"{]", "{\"f:a\b\":{}}", "{} {}"} {
+		broken := metav1.ManagedFieldsEntry{
+			Manager: "m", Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: "v1", FieldsType: "FieldsV1", FieldsV1: metav1.NewFieldsV1(text),
+		}
+		c := configMap("a")
+		c.ManagedFields = []metav1.ManagedFieldsEntry{broken}
+		_, err := f.create(c)
+		wantStatus(t, err, 400, metav1.StatusReasonBadRequest, `managedFields[0].fieldsV1 of manager "m" is not JSON`)
+		r := &appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Name: "r", Namespace: "ns"}}
+		r.Spec.Template.ManagedFields = []metav1.ManagedFieldsEntry{broken}
+		_, err = f.create(r)
+		wantStatus(t, err, 400, metav1.StatusReasonBadRequest, `managedFields[0].fieldsV1 of manager "m" is not JSON`)
 	}
 }
