@@ -79,8 +79,8 @@ fault: build ## Faults under load: make fault SEED=7 SECONDS=120, or FAULTS=200
 	@SEED="$(SEED)" SECONDS_OF_FAULTS="$(SECONDS)" FAULTS="$(FAULTS)" scripts/fault.sh
 
 .PHONY: sequences
-sequences: build runtime ## Random sequences of keel's commands and kills: make sequences SEED=1 COUNT=50
-	@cd e2e && KEELSON_BIN=$(BIN) go test -count=1 -timeout 90m ./sequence -args -seed $(or $(SEED),1) -count $(or $(COUNT),50)
+sequences: build runtime ## Random sequences of keel's commands and kills: make sequences SEED=1 COUNT=50 NODES=2
+	@cd e2e && KEELSON_BIN=$(BIN) go test -count=1 -timeout 90m ./sequence -args -seed $(or $(SEED),1) -count $(or $(COUNT),50) -nodes $(or $(NODES),0)
 
 .PHONY: removals
 removals: build ## Members removed down to one, leaders among them, and added again: make removals ROUNDS=50 SEED=7

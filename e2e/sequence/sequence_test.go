@@ -31,6 +31,7 @@ var (
 	seed  = flag.Uint64("seed", 1, "of the first sequence; the next one has the next")
 	count = flag.Int("count", 2, "how many sequences")
 	steps = flag.Int("steps", 8, "steps of each")
+	nodes = flag.Int("nodes", 0, "how many nodes with a container runtime there are at most")
 )
 
 var machine *host.Watch
@@ -71,7 +72,7 @@ func (q *sequence) run(dir string) {
 	beside := filepath.Join(dir, "canary")
 	q.write(beside)
 	q.Cleanup(func() { _, _ = q.keel("delete") })
-	up := []string{"up", "--nodes", "0", "--simulated-nodes", "1", "--apiservers", []string{"1", "3"}[q.random.IntN(2)]}
+	up := []string{"up", "--nodes", strconv.Itoa(*nodes), "--simulated-nodes", "1", "--apiservers", []string{"1", "3"}[q.random.IntN(2)]}
 	if out, err := q.keel(up...); err != nil {
 		q.Fatalf("keel %v: %v\n%s", up, err, out)
 	}
@@ -277,7 +278,10 @@ func (q *sequence) step() (what, out string, err error) {
 	case 0:
 		args = []string{"down"}
 	case 1:
-		args = []string{"up", "--simulated-nodes", fmt.Sprint(q.random.IntN(4))}
+		args = []string{"up", "--simulated-nodes", strconv.Itoa(q.random.IntN(4))}
+		if *nodes > 0 && q.random.IntN(2) == 0 {
+			args = []string{"up", "--nodes", strconv.Itoa(q.random.IntN(*nodes + 1)), "--drain-timeout", "5s"}
+		}
 	case 2:
 		if len(members) > 4 {
 			args = []string{"member", "remove", one}
