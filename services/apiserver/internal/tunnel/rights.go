@@ -30,7 +30,7 @@ type rights struct {
 // hold checks the rights of a node's stream; release must be called after success.
 func (s *Server) hold(ctx context.Context, node string) (*rights, error) {
 	r := &rights{server: s, node: node, user: request.UserFrom(ctx)}
-	registered := false
+	var registered bool
 	if r.uid, registered = s.cfg.Registered(node); !registered {
 		return nil, grpcstatus.Errorf(codes.FailedPrecondition, "node %q is not registered: create its Node first", node)
 	}
