@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -14,6 +16,7 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 	"keelson.dev/tools/keel/internal/runtime"
 	"keelson.dev/tools/keel/internal/supervise"
+	"keelson.dev/tools/keel/internal/sweep"
 )
 
 // logText makes the log of a verb that goes on running look like the services'.
@@ -79,6 +82,9 @@ func (e *env) balance() *cobra.Command {
 	return cmd
 }
 
+// supervisor is the name of its own cgroup.
+const supervisor = "supervisor"
+
 // supervise is the daemon that `keel up` leaves behind.
 func (e *env) supervise() *cobra.Command {
 	return &cobra.Command{
@@ -91,8 +97,20 @@ func (e *env) supervise() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := cgroup.Host.Enter(c.ProcessCgroup("supervisor")); err != nil {
+			if err := cgroup.Host.Enter(c.ProcessCgroup(supervisor)); err != nil {
 				fmt.Fprintf(e.err, "the supervisor runs outside of its cgroup: %v\n", err)
+			}
+			// A supervisor that was killed may have left processes that the specs have
+			// not named since: nobody else would end them.
+			specs, err := dir(c).ReadSpecs()
+			if err != nil {
+				return err
+			}
+			wanted := func(name string) bool {
+				return name == supervisor || slices.ContainsFunc(specs, func(s supervise.Spec) bool { return s.Name == name })
+			}
+			if err := sweep.KillOthers(cmd.Context(), filepath.Dir(c.ProcessCgroup(supervisor)), wanted); err != nil {
+				fmt.Fprintf(e.err, "processes of an earlier supervisor are left: %v\n", err)
 			}
 			err = supervise.NewServer(dir(c), runtime.StopSandboxes).Run(cmd.Context())
 			if err != nil {

@@ -53,6 +53,24 @@ func KillIn(ctx context.Context, names ...string) error {
 	return wait(ctx, func() error { return cgroup.Remove(dirs...) })
 }
 
+// KillOthers ends all processes in the cgroups directly below a name, such as
+// /keelson-ID/keel, but for those that keep names.
+func KillOthers(ctx context.Context, name string, keep func(child string) bool) error {
+	var others []string
+	for _, dir := range cgroup.Host.Below(name) {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, e := range entries {
+			if other := name + "/" + e.Name(); e.IsDir() && !keep(e.Name()) && !slices.Contains(others, other) {
+				others = append(others, other)
+			}
+		}
+	}
+	return KillIn(ctx, others...)
+}
+
 func kill(ctx context.Context, find func() ([]int, error)) error {
 	return wait(ctx, func() error {
 		pids, err := find()

@@ -118,6 +118,33 @@ func TestKillInOneCgroup(t *testing.T) {
 	}
 }
 
+// What nobody names is killed; what is named goes on, and so does what lies elsewhere.
+func TestKillOthers(t *testing.T) {
+	id := newID()
+	parent := "/keelson-" + id + "/keel"
+	for _, group := range []string{parent + "/wanted", parent + "/forgotten", "/keelson-" + id + "/node-0"} {
+		start(t, cgroup.Host, group, exec.Command("sleep", "300"))
+	}
+	if err := KillOthers(t.Context(), parent, func(child string) bool { return child == "wanted" }); err != nil {
+		t.Fatal(err)
+	}
+	if pids, err := Processes(id); err != nil || len(pids) != 2 {
+		t.Errorf("%v, %v", pids, err)
+	}
+	if dirs := cgroup.Host.Below(parent + "/forgotten"); len(dirs) > 0 {
+		t.Errorf("still there: %v", dirs)
+	}
+	if err := KillOthers(t.Context(), "/keelson-"+newID()+"/keel", func(string) bool { return false }); err != nil {
+		t.Errorf("where there is none: %v", err)
+	}
+	if err := Kill(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if err := Cgroups(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Both versions of cgroups are served; hosts with version 1 mount the other one beside
 // it, without controllers.
 func TestBothVersions(t *testing.T) {
