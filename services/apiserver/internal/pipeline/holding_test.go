@@ -106,9 +106,21 @@ func TestWatchEndsWithTheRight(t *testing.T) {
 func TestWatchEndsWithTheCredential(t *testing.T) {
 	f, rbac := rechecked(t, 5*time.Millisecond)
 	bind(rbac, "ann")
-	wantOver(t, f.watchAs(request.User{Name: "ann", Expires: f.now.Add(20 * time.Millisecond)}), f.ctx)
+	// This one may end before its first events are read.
+	w, err := f.Watch(request.WithUser(f.ctx, request.User{Name: "ann", Expires: f.now.Add(20 * time.Millisecond)}),
+		pipeline.Target{Resource: configMapGVR, Namespace: "ns"}, pipeline.WatchOptions{SendInitialEvents: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	for err == nil {
+		_, err = w.Next(f.ctx)
+	}
+	if !pipeline.IsWatchOver(err) {
+		t.Fatalf("the watch should be over: %v", err)
+	}
 	c := credential{make(chan struct{})}
-	w := f.watchAs(request.User{Name: "ann", Credential: c, Expires: f.now.Add(time.Hour)})
+	w = f.watchAs(request.User{Name: "ann", Credential: c, Expires: f.now.Add(time.Hour)})
 	close(c.withdrawn)
 	wantOver(t, w, f.ctx)
 }
