@@ -77,7 +77,7 @@ func TestWatchOverWebSocket(t *testing.T) {
 	}
 	pongs := make(chan string, 1)
 	conn.SetPongHandler(func(text string) error { pongs <- text; return nil })
-	if err := conn.WriteControl(websocket.PingMessage, []byte("hello"), time.Now().Add(time.Second)); err != nil {
+	if err := conn.WriteControl(websocket.PingMessage, []byte("hello"), time.Now().Add(20*time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	go func() { _, _, _ = conn.ReadMessage() }() // until the connection closes
