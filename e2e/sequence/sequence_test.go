@@ -317,6 +317,9 @@ func (q *sequence) step() (what, out string, err error) {
 		if victim.PID > 0 {
 			err = syscall.Kill(victim.PID, syscall.SIGKILL)
 		}
+		if errors.Is(err, syscall.ESRCH) {
+			err = nil // it has ended since it was listed
+		}
 		return "kill -9 of " + victim.Name, "", err
 	}
 	return q.disturbed(list, args...)
