@@ -66,3 +66,19 @@ func FuzzElements(f *testing.F) {
 		}
 	})
 }
+
+// A goroutine that its handler left behind takes nothing of the budget for good.
+func TestEndedCallsTakeNothing(t *testing.T) {
+	g := newGuard(ServerConfig{}, nil)
+	c := &call{guard: g, caller: Caller{Name: "u", Class: User}, limits: &classLimits[User]}
+	if err := c.reserve(2 * smallMessage); err != nil {
+		t.Fatal(err)
+	}
+	c.end()
+	if err := c.reserve(2 * smallMessage); status.Code(err) != codes.Canceled {
+		t.Errorf("a call that has ended reserves: %v", err)
+	}
+	if n := g.budget.total.Load(); n != 0 || len(g.budget.users) != 0 {
+		t.Errorf("%d bytes of %d users are reserved without a call", n, len(g.budget.users))
+	}
+}

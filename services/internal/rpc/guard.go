@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"strings"
+	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -48,7 +49,10 @@ type call struct {
 	transport transport
 	once      bool // the client sends one message
 	received  bool
-	reserved  int64
+
+	mu       sync.Mutex // of what follows
+	reserved int64
+	ended    bool
 }
 
 // Context implements grpc.ServerStream.
@@ -129,7 +133,7 @@ func (g *guard) admit(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 			return status.Errorf(codes.ResourceExhausted, "more than %d calls in flight on one connection", c.limits.streams)
 		}
 	}
-	defer c.release()
+	defer c.end()
 	return g.tracing.trace(c, srv, info, handler)
 }
 

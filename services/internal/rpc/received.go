@@ -169,7 +169,12 @@ func (c *call) weigh(raw mem.BufferSlice, m any) (mem.BufferSlice, error) {
 
 // reserve replaces what the call has of the budget.
 func (c *call) reserve(n int64) error {
-	c.release()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return status.Error(codes.Canceled, "the call has ended")
+	}
+	c.giveBack()
 	if err := c.guard.budget.take(c.caller.Name, c.limits.bytes, n); err != nil {
 		return err
 	}
@@ -177,7 +182,16 @@ func (c *call) reserve(n int64) error {
 	return nil
 }
 
-func (c *call) release() {
+// end returns what the call has of the budget. Handlers may leave goroutines that still
+// receive: those get no more.
+func (c *call) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
+	c.giveBack()
+}
+
+func (c *call) giveBack() {
 	if c.reserved > 0 {
 		c.guard.budget.give(c.caller.Name, c.reserved)
 		c.reserved = 0
