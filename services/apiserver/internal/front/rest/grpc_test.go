@@ -192,12 +192,15 @@ func TestOnePortRefusesNonsense(t *testing.T) {
 	settings := "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 	unknown := "\x00\x40\x00\xee\x00\x00\x00\x00\x00" + strings.Repeat("x", 16<<10)
 	ping := "\x00\x00\x08\x06\x00\x00\x00\x00\x00" + "12345678"
+	headers := "\x00\x00\x00\x01\x00\x00\x00\x00\x01"      // without END_HEADERS
+	continuation := "\x00\x00\x00\x09\x00\x00\x00\x00\x01" // as well
 	for name, sent := range map[string]string{
 		"HTTP/1.1":         "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
 		"no preface":       strings.Repeat("x", 100),
 		"a frame too long": http2.ClientPreface + settings + "\xff\xff\xff\xee\x00\x00\x00\x00\x00",
 		"too many frames":  http2.ClientPreface + settings + strings.Repeat(unknown, 5),
 		"too many pings":   http2.ClientPreface + settings + strings.Repeat(ping, 100),
+		"endless headers":  http2.ClientPreface + settings + headers + strings.Repeat(continuation, 8<<10),
 	} {
 		conf := &tls.Config{NextProtos: []string{"h2"}, RootCAs: x509.NewCertPool(), ServerName: "localhost"}
 		conf.RootCAs.AddCert(ca.Cert)

@@ -121,11 +121,8 @@ func Next(t *tls.Conn) (c *Conn, grpc bool, err error) {
 	for pings := 0; ; {
 		before := read.got.Len()
 		frame, err := framer.ReadFrame()
-		switch {
-		case err != nil:
+		if err != nil {
 			return nil, false, err
-		case read.got.Len() > maxHead:
-			return nil, false, fmt.Errorf("more than %d bytes before the first request", maxHead)
 		}
 		switch f := frame.(type) {
 		case *http2.MetaHeadersFrame:
@@ -154,14 +151,19 @@ func Next(t *tls.Conn) (c *Conn, grpc bool, err error) {
 	}
 }
 
-// recording keeps what is read.
+// recording keeps what is read, up to maxHead. The framer does not bound that: a header
+// block may go on in any number of empty CONTINUATION frames.
 type recording struct {
 	r   io.Reader
 	got bytes.Buffer
 }
 
 func (r *recording) Read(p []byte) (int, error) {
-	n, err := r.r.Read(p)
+	left := maxHead - r.got.Len()
+	if left <= 0 {
+		return 0, fmt.Errorf("more than %d bytes before the first request", maxHead)
+	}
+	n, err := r.r.Read(p[:min(len(p), left)])
 	r.got.Write(p[:n])
 	return n, err
 }
