@@ -3,6 +3,7 @@ package rest
 import (
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 )
@@ -53,5 +54,6 @@ func (s *refusals) mayRepeat(r *http.Request, now time.Time) bool {
 	return was.times <= maxRefused
 }
 
-// cut bounds what is remembered of a text.
-func cut(s string) string { return s[:min(len(s), 256)] }
+// cut bounds what is remembered of a text. It copies: a part of a string keeps all of it
+// in memory, here up to maxHeaderBytes.
+func cut(s string) string { return strings.Clone(s[:min(len(s), 256)]) }

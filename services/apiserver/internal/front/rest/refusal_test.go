@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -58,5 +60,19 @@ func TestRefusalsAreForgotten(t *testing.T) {
 	}
 	if len(s.seen) > maxRefusals {
 		t.Errorf("%d are remembered", len(s.seen))
+	}
+}
+
+// What is remembered keeps no long header in memory.
+func TestRefusalsKeepNoHeaders(t *testing.T) {
+	var s refusals
+	r := httptest.NewRequest(http.MethodGet, "/api/v1/pods", nil)
+	agent := strings.Repeat("x", maxHeaderBytes)
+	r.Header.Set("User-Agent", agent)
+	s.mayRepeat(r, time.Now())
+	for key := range s.seen {
+		if unsafe.StringData(key.agent) == unsafe.StringData(agent) {
+			t.Errorf("%d bytes of %d are remembered, and the rest with them", len(key.agent), len(agent))
+		}
 	}
 }
