@@ -50,6 +50,9 @@ type Limits struct {
 const (
 	// grace is how long an unknown connection keeps its slot when others wait for it.
 	grace = time.Second
+	// nearGrace is how long one of a near address does when others of that address wait:
+	// they are other clients. It is short enough for all that may connect in a second.
+	nearGrace = 100 * time.Millisecond
 	// maxRefused is how many refused requests an unknown connection may have.
 	maxRefused = 16
 	// An unknown connection may have so many requests a second, and so many at once:
@@ -166,6 +169,9 @@ func (l *Listener) admit(raw net.Conn) (c *Conn, why string) {
 		switch {
 		case a.unknown >= l.orAll(a, l.limits.UnknownPerAddress, l.limits.Unknown):
 			evict = l.oldest(ip)
+			if a.near {
+				wait = nearGrace - now.Sub(evict.since)
+			}
 		case l.unknown.Len() >= l.limits.Unknown:
 			evict = l.oldest(netip.Addr{})
 			wait = grace - now.Sub(evict.since)

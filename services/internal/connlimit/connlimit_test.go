@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -190,6 +191,31 @@ func TestNear(t *testing.T) {
 	for range 3 {
 		d.from(t, balancer.String())
 		d.in(t)
+	}
+}
+
+// Clients behind a balancer do not end each other's handshakes.
+func TestYoungConnectionsOfNearAddressesAreWaitedFor(t *testing.T) {
+	begin := time.Unix(1000, 0)
+	var asked atomic.Int64
+	d := open(t, connlimit.Limits{Unknown: 1, Now: func() time.Time { asked.Add(1); return begin }})
+	first := d.from(t, "127.0.0.1")
+	c := d.in(t)
+	before := asked.Load()
+	d.from(t, "127.0.0.1")
+	for end := time.Now().Add(30 * time.Second); asked.Load() < before+2; { // it was looked at, and again
+		if time.Now().After(end) {
+			t.Fatal("the connection is not looked at")
+		}
+		runtime.Gosched()
+	}
+	c.Know() // frees the slot
+	d.in(t)
+	if _, err := first.Write([]byte("x")); err != nil {
+		t.Error(err)
+	}
+	if b, err := io.ReadAll(io.LimitReader(c, 1)); err != nil || len(b) != 1 {
+		t.Errorf("the first connection does not go on: %v", err)
 	}
 }
 
