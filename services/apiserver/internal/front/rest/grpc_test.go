@@ -28,6 +28,7 @@ import (
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/front/sniff"
 	"keelson.dev/services/apiserver/internal/kind"
+	"keelson.dev/services/internal/connlimit"
 	"keelson.dev/services/internal/identity/identitytest"
 	"keelson.dev/services/internal/rpc"
 )
@@ -75,7 +76,7 @@ func onePort(t *testing.T) (address string, ca *identitytest.CA, stop func()) {
 	done := make(chan error, 2)
 	go func() { done <- server.Serve(ctx, shared) }()
 	go func() {
-		done <- Serve(ctx, l, id.ServerTLS(false), New(Config{API: f, Authn: fakeAuthn{}}), slog.Default(), shared.Serve)
+		done <- Serve(ctx, connlimit.Wrap(l, connlimit.Limits{Name: "test"}), id.ServerTLS(false), New(Config{API: f, Authn: fakeAuthn{}}), slog.Default(), shared.Serve)
 	}()
 	stopped := false
 	stop = func() {
@@ -217,4 +218,33 @@ func TestOnePortRefusesNonsense(t *testing.T) {
 		}
 		conn.Close()
 	}
+}
+
+// Strangers' calls of gRPC on a connection of HTTP are counted like other refusals.
+func TestMisdirectedCallsEndAConnection(t *testing.T) {
+	address, ca, _ := onePort(t)
+	conf := &tls.Config{NextProtos: []string{"h2", "http/1.1"}, RootCAs: x509.NewCertPool(), ServerName: "localhost"}
+	conf.RootCAs.AddCert(ca.Cert)
+	raw, err := tls.Dial("tcp", address, conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	conn, err := new(http2.Transport).NewClientConn(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		r, err := http.NewRequest(http.MethodPost, "https://localhost/keelson.resource.v1.ResourceService/Get", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/grpc")
+		resp, err := conn.RoundTrip(r)
+		if err != nil {
+			return
+		}
+		resp.Body.Close()
+	}
+	t.Error("the connection is kept")
 }

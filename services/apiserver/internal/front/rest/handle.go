@@ -36,6 +36,9 @@ var noCache = []string{"no-cache, private"}
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	if misdirected(r) {
+		if conn := limited(r.Context()); conn != nil {
+			conn.Refused()
+		}
 		refuseGRPC(w)
 		return
 	}
