@@ -70,7 +70,7 @@ func (e *env) stop(ctx context.Context, c *cluster.Cluster) error {
 type removal struct {
 	*env
 	id   string
-	home string
+	home string // empty if another cluster is there by now
 	// c is nil where the home is gone.
 	c *cluster.Cluster
 }
@@ -119,11 +119,7 @@ func (e *env) removal(id string, homeGiven bool) (*removal, error) {
 		}
 		r := &removal{env: e, id: id}
 		if i := slices.IndexFunc(entries, func(x cluster.Entry) bool { return x.ID == id }); i >= 0 {
-			r.home = entries[i].Home
-			// Only the home of this cluster: another may be there by now.
-			if c, err := cluster.Load(r.home); err == nil && c.ID == id {
-				r.c = c
-			}
+			r.at(entries[i].Home)
 		}
 		return r, nil
 	}
@@ -144,6 +140,18 @@ func (e *env) removal(id string, homeGiven bool) (*removal, error) {
 		return nil, nil
 	}
 	return nil, err
+}
+
+// at is told the home that the cluster was registered with. If another cluster is there
+// by now, nothing in it is touched: it has mounts of its own.
+func (r *removal) at(home string) {
+	c, err := cluster.Load(home)
+	switch {
+	case err != nil:
+		r.home = home
+	case c.ID == r.id:
+		r.home, r.c = home, c
+	}
 }
 
 // stopTime bounds the orderly stop; what has not ended then is killed.
