@@ -217,7 +217,7 @@ func TestRegistry(t *testing.T) {
 		}
 	}
 	// Whoever waits for a lock that goes with the registry has another one then.
-	for range 20 {
+	for range 200 {
 		var wg sync.WaitGroup
 		for _, id := range []string{"abc123", "def456"} {
 			wg.Go(func() {

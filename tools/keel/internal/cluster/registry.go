@@ -123,7 +123,14 @@ func Unregister(id string) error {
 	if slices.ContainsFunc(left, func(f fs.DirEntry) bool { return f.Name() != registryLock }) {
 		return nil
 	}
-	return errors.Join(os.Remove(filepath.Join(registry, registryLock)), os.Remove(registry))
+	if err := os.Remove(filepath.Join(registry, registryLock)); err != nil {
+		return err
+	}
+	// Without the lock's file, others may begin anew in the directory, or remove it.
+	if err := os.Remove(registry); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
+		return err
+	}
+	return nil
 }
 
 // Registered are the clusters of this machine.
