@@ -225,15 +225,11 @@ func TestMisdirectedCallsEndAConnection(t *testing.T) {
 	address, ca, _ := onePort(t)
 	conf := &tls.Config{NextProtos: []string{"h2", "http/1.1"}, RootCAs: x509.NewCertPool(), ServerName: "localhost"}
 	conf.RootCAs.AddCert(ca.Cert)
-	raw, err := tls.Dial("tcp", address, conf)
+	conn, err := (&http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true}).NewClientConn(t.Context(), "https", address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer raw.Close()
-	conn, err := new(http2.Transport).NewClientConn(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
+	defer conn.Close()
 	for range 100 {
 		r, err := http.NewRequest(http.MethodPost, "https://localhost/keelson.resource.v1.ResourceService/Get", nil)
 		if err != nil {
