@@ -62,6 +62,9 @@ const (
 	nearFactor = 20
 	// maxAddresses is from when on addresses without connections are forgotten.
 	maxAddresses = 4096
+	// sweepEvery bounds how often they are: a client with many addresses must not make
+	// every connection look at all of them.
+	sweepEvery = time.Second
 	// logEvery is how often refusals are logged.
 	logEvery = 10 * time.Second
 )
@@ -75,6 +78,7 @@ type Listener struct {
 	total     int
 	unknown   list.List // of *Conn, the oldest first
 	addresses map[netip.Addr]*address
+	swept     time.Time
 	freed     chan struct{} // has a value when a slot may be free
 	closed    chan struct{}
 	once      sync.Once
@@ -221,7 +225,8 @@ func (l *Listener) address(ip netip.Addr, own bool, now time.Time) *address {
 		a.near = near
 		return a
 	}
-	if len(l.addresses) >= maxAddresses {
+	if len(l.addresses) >= maxAddresses && now.Sub(l.swept) >= sweepEvery {
+		l.swept = now
 		for other, a := range l.addresses {
 			if a.conns == 0 && now.Sub(a.last).Seconds()*l.limits.Rate >= l.limits.Burst {
 				delete(l.addresses, other)

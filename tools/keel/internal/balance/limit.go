@@ -29,6 +29,8 @@ var defaultLimits = limits{connections: 1024, unanswered: 32, rate: 50, burst: 2
 const (
 	// maxClients is from when on addresses without connections are forgotten.
 	maxClients = 4096
+	// sweepEvery bounds how often they are.
+	sweepEvery = time.Second
 	// logEvery is how often refusals are logged.
 	logEvery = 10 * time.Second
 )
@@ -42,6 +44,7 @@ type limiter struct {
 	clients  map[netip.Addr]*clientCount
 	refusals int
 	logged   time.Time
+	swept    time.Time
 }
 
 type clientCount struct {
@@ -64,7 +67,8 @@ func (l *limiter) enter(ip netip.Addr) bool {
 	now := l.now()
 	c := l.clients[ip]
 	if c == nil {
-		if len(l.clients) >= maxClients {
+		if len(l.clients) >= maxClients && now.Sub(l.swept) >= sweepEvery {
+			l.swept = now
 			l.forget(now)
 		}
 		c = &clientCount{tokens: l.burst, last: now}
