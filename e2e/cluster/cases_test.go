@@ -70,13 +70,29 @@ func awaitEvent(t *testing.T, ns, pod, reason, text string) {
 // awaitLines waits until a file has these lines in this order.
 func awaitLines(t *testing.T, file string, want ...string) {
 	t.Helper()
-	eventually(t, time.Minute, file+" has its lines", func() error {
-		b, err := os.ReadFile(file)
-		if err == nil && !slices.Equal(strings.Fields(string(b)), want) {
-			err = fmt.Errorf("has %q, want %q", strings.Fields(string(b)), want)
+	eventually(t, time.Minute, file+" has its lines", func() error { return hasLines(file, want...) })
+}
+
+func hasLines(file string, want ...string) error {
+	b, err := os.ReadFile(file)
+	if err == nil && !slices.Equal(strings.Fields(string(b)), want) {
+		err = fmt.Errorf("%s has %q, want %q", file, strings.Fields(string(b)), want)
+	}
+	return err
+}
+
+// withinGrace repeats a case that needs most of a grace period of two seconds: a
+// machine that stands still takes from it. A pod that is given less fails each time.
+func withinGrace(t *testing.T, attempt func(n int) error) {
+	t.Helper()
+	var err error
+	for n := range 3 {
+		if err = attempt(n); err == nil {
+			return
 		}
-		return err
-	})
+		t.Logf("attempt %d: %v", n, err)
+	}
+	t.Error(err)
 }
 
 // box is a pod's manifest: its name, further fields of the spec, and a container
@@ -219,7 +235,7 @@ func sidecar(script, more string) string {
     restartPolicy: Always
     image: keelson.dev/demo/busybox:1
     command: [sh, -c, %q]
-    startupProbe: {exec: {command: [test, -e, /tmp/up]}, periodSeconds: 1}
+    startupProbe: {exec: {command: [test, -e, /tmp/up]}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 60}
 %s`, script, more)
 }
 
@@ -240,24 +256,39 @@ func caseSidecarHook(t *testing.T, ns string) {
 }
 
 func caseSidecarGrace(t *testing.T, ns string) {
-	dir, volume, mount := outside(t)
-	side := sidecar("trap 'echo told >>/out/log; usleep 1000000; echo done >>/out/log; exit 0' TERM; touch /tmp/up; while :; do sleep 1 & wait $!; done", mount)
-	applyIn(t, ns, boxPod("deaf", volume+side, mount, "trap '' TERM; while :; do sleep 1; done"))
-	awaitReady(t, ns, "deaf")
-	kubectl(t, "-n", ns, "delete", "pod", "deaf")
-	awaitLines(t, filepath.Join(dir, "log"), "told", "done")
+	withinGrace(t, func(n int) error {
+		dir, volume, mount := outside(t)
+		name := fmt.Sprint("deaf-", n)
+		side := sidecar("trap 'echo told >>/out/log; usleep 1000000; echo done >>/out/log; exit 0' TERM; touch /tmp/up; while :; do sleep 1 & wait $!; done", mount)
+		applyIn(t, ns, boxPod(name, volume+side, mount, "trap '' TERM; while :; do sleep 1; done"))
+		awaitReady(t, ns, name)
+		kubectl(t, "-n", ns, "delete", "pod", name) // its containers have ended then
+		return hasLines(filepath.Join(dir, "log"), "told", "done")
+	})
 }
 
 func caseForced(t *testing.T, ns string) {
-	dir, volume, mount := outside(t)
-	for name, args := range map[string][]string{"forced": {"--force", "--grace-period=0"}, "now": {"--grace-period=1"}} {
-		script := "trap 'echo told >>/out/" + name + "; usleep 1200000; echo done >>/out/" + name + "; exit 0' TERM; touch /tmp/up; while :; do usleep 50000; done"
-		applyIn(t, ns, boxPod(name, volume, mount+"    readinessProbe: {exec: {command: [test, -e, /tmp/up]}, periodSeconds: 1}\n", script))
-		awaitReady(t, ns, name)
-		kubectl(t, append([]string{"-n", ns, "delete", "pod", name, "--wait=false"}, args...)...)
-	}
-	for _, name := range []string{"forced", "now"} {
-		awaitLines(t, filepath.Join(dir, name), "told", "done")
+	for kind, args := range map[string][]string{"forced": {"--force", "--grace-period=0"}, "now": {"--grace-period=1"}} {
+		withinGrace(t, func(n int) error {
+			dir, volume, mount := outside(t)
+			name := fmt.Sprint(kind, "-", n)
+			script := "trap 'echo told >>/out/log; usleep 1200000; echo done >>/out/log; exit 0' TERM; touch /tmp/up; while :; do usleep 50000; done"
+			applyIn(t, ns, boxPod(name, volume, mount+"    readinessProbe: {exec: {command: [test, -e, /tmp/up]}, periodSeconds: 1}\n", script))
+			awaitReady(t, ns, name)
+			kubectl(t, append([]string{"-n", ns, "delete", "pod", name, "--wait=false"}, args...)...)
+			// A forced pod's containers end after the pod is gone.
+			tick := time.NewTicker(50 * time.Millisecond)
+			defer tick.Stop()
+			log, late := filepath.Join(dir, "log"), time.After(20*time.Second)
+			for hasLines(log, "told", "done") != nil {
+				select {
+				case <-tick.C:
+				case <-late:
+					return hasLines(log, "told", "done")
+				}
+			}
+			return nil
+		})
 	}
 }
 
