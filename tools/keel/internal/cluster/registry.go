@@ -63,6 +63,10 @@ func lockRegistry() (unlock func(), err error) {
 	path := filepath.Join(registry, registryLock)
 	for {
 		if err := os.MkdirAll(registry, 0o755); err != nil {
+			st, gone := os.Lstat(registry)
+			if errors.Is(err, fs.ErrExist) && (gone != nil || st.IsDir()) {
+				continue // it was removed while MkdirAll looked at it
+			}
 			return nil, err
 		}
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
