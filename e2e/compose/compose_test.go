@@ -133,6 +133,34 @@ func (e *engine) kubectl(t *testing.T, args ...string) string {
 	return out
 }
 
+// leasesRenewed waits until every node has renewed its Lease from now on: after the
+// apiservers were paused, nodes are taken for lost until they have.
+func (e *engine) leasesRenewed(t *testing.T) {
+	t.Helper()
+	began := time.Now()
+	eventually(t, 2*time.Minute, "every node renews its Lease", func() error {
+		out, err := e.run(10*time.Second, "kubectl", "-n", "kube-node-lease", "get", "leases", "-o", `jsonpath={range .items[*]}{.metadata.name}={.spec.renewTime}{"\n"}{end}`)
+		if err != nil {
+			return err
+		}
+		leases := strings.Fields(out)
+		if len(leases) < 3 {
+			return fmt.Errorf("%d Leases", len(leases))
+		}
+		for _, lease := range leases {
+			name, at, _ := strings.Cut(lease, "=")
+			renewed, err := time.Parse(time.RFC3339Nano, at)
+			if err != nil {
+				return fmt.Errorf("the Lease of %s: %w", name, err)
+			}
+			if renewed.Before(began) {
+				return fmt.Errorf("%s renewed its Lease at %s", name, at)
+			}
+		}
+		return nil
+	})
+}
+
 // nodesReady waits for as many Ready nodes as there should be, all of them at their
 // containers' addresses.
 func (e *engine) nodesReady(t *testing.T, within time.Duration, count int) {
@@ -213,6 +241,8 @@ func testDemo(t *testing.T, e *engine) {
 	if images == "" {
 		images = "../../.cache/images"
 	}
+	e.leasesRenewed(t)
+	e.nodesReady(t, 2*time.Minute, 3)
 	began := time.Now()
 	for _, image := range demoImages {
 		copyFile(t, filepath.Join(images, image+".tar"), e.path("compose", "images", image+".tar.new"))
