@@ -270,7 +270,7 @@ func (p *process) peak(t *testing.T) func() (heap, rss int64) {
 		tick := time.NewTicker(50 * time.Millisecond)
 		defer tick.Stop()
 		for {
-			if h, r, err := p.read(); err == nil { // else the last look tells
+			if h, r, err := p.read(); err == nil { // otherwise the previous sample stands
 				heap, rss = max(heap, h), max(rss, r)
 			}
 			select {

@@ -87,7 +87,7 @@ func leadsPlace(p pipeline.Place) bool {
 
 // leader is a store whose members elect one of them.
 type leader interface {
-	// Leads tells whether this one leads, as far as it knows.
+	// Leads reports whether this member leads, as far as it knows.
 	Leads() bool
 	// HandOver makes another the leader, if this one leads and there is another.
 	HandOver() error

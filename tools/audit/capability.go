@@ -20,7 +20,7 @@ type grant struct {
 	unconfined bool
 }
 
-// grants are all exceptions; who is not named gets none. SECURITY.md says what each
+// grants are all exceptions; containers not named get none. SECURITY.md says what each
 // is for.
 var grants = map[string]grant{
 	"setup": {add: []string{"CHOWN", "DAC_OVERRIDE", "FOWNER"}},

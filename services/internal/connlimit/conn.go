@@ -55,17 +55,17 @@ func Of(local net.Addr) *Conn {
 // LocalAddr implements net.Conn.
 func (c *Conn) LocalAddr() net.Addr { return &c.local }
 
-// Known tells whether a request on the connection was authenticated.
+// Known reports whether a request on the connection was authenticated.
 func (c *Conn) Known() bool { return c.known.Load() }
 
-// Know says that a request on the connection was authenticated.
+// Know records that a request on the connection was authenticated.
 func (c *Conn) Know() {
 	if !c.known.Swap(true) {
 		c.listener.know(c)
 	}
 }
 
-// Refused says that a request on the connection was not authenticated. A connection
+// Refused records that a request on the connection was not authenticated. A connection
 // with nothing but such requests is closed after a few.
 func (c *Conn) Refused() {
 	if !c.Known() && c.refused.Add(1) >= maxRefused {
@@ -73,7 +73,7 @@ func (c *Conn) Refused() {
 	}
 }
 
-// Allow tells whether a request of an anonymous client may be answered now. Always for
+// Allow reports whether a request of an anonymous client may be answered now. Always for
 // a connection whose client was authenticated once.
 func (c *Conn) Allow() bool {
 	if c.Known() {

@@ -4,7 +4,7 @@
 // A connection starts as unknown and stays so until a request on it was
 // authenticated ([Conn.Know]). Unknown connections have few slots: they include the
 // TLS handshakes in progress. When the slots are full, a connection that has been
-// unknown for a second makes room for the next, so nobody can hold them.
+// unknown for a second makes room for the next, so no client can hold them.
 //
 // It must never wait for a client, and a refusal must cost little: the connection is
 // closed before anything is read.
@@ -40,7 +40,7 @@ type Limits struct {
 	// CPU, so one address takes up to 2.5 % of a core. Near addresses have 20 times
 	// as much.
 	Rate, Burst float64
-	// Near tells addresses that stand for many clients, such as balancers. Loopback
+	// Near reports whether an address stands for many clients, such as balancers. Loopback
 	// and this machine's own addresses always do.
 	Near func(netip.Addr) bool
 	// Now is the clock; nil is time.Now.
@@ -151,8 +151,8 @@ func (l *Listener) Unknown() int {
 	return l.unknown.Len()
 }
 
-// admit takes a connection in, or says why not. While all slots are taken by young
-// unknown connections it waits: the kernel queues who comes meanwhile.
+// admit accepts a connection, or returns why it is refused. While all slots are taken by young
+// unknown connections it waits: the kernel queues further connections.
 func (l *Listener) admit(raw net.Conn) (c *Conn, why string) {
 	ip := clientAddress(raw.RemoteAddr())
 	own := ip == clientAddress(raw.LocalAddr())

@@ -2,7 +2,7 @@
 // /readyz?verbose and /debug/pprof.
 //
 // It must never serve anything that is secret or changes state, and its listener
-// is meant for loopback or an operator's network: it asks nobody who they are. Profiles
+// is meant for loopback or an operator's network: it authenticates no one. Profiles
 // are for this machine only, wherever the listener is: they show the program's inside
 // and cost CPU.
 package ops

@@ -18,14 +18,14 @@ const (
 	System
 )
 
-// Caller is who calls, as far as a server knows before it reads a message.
+// Caller is the caller of an RPC, as far as it is known before a message is read.
 type Caller struct {
 	// Name is the user; all calls of a user share a byte budget.
 	Name  string
 	Class Class
 }
 
-// Authenticate finds out who calls from the metadata and the connection. It runs
+// Authenticate determines the caller from the metadata and the connection. It runs
 // before anything of a message is read; an error refuses the call.
 type Authenticate func(ctx context.Context, fullMethod string) (context.Context, Caller, error)
 

@@ -22,7 +22,7 @@ const maxUnknown = 256
 // healthService is open to everyone.
 const healthService = "/grpc.health.v1.Health/"
 
-// guard admits calls: it finds out who calls, and reads what the caller may send.
+// guard admits calls: it authenticates the caller, then reads messages within its limits.
 type guard struct {
 	authenticate  Authenticate
 	codec         encoding.CodecV2
@@ -61,8 +61,8 @@ func (c *call) Context() context.Context { return c.ctx }
 // RecvMsg implements grpc.ServerStream.
 func (c *call) RecvMsg(m any) error { return c.receive(m) }
 
-// tap refuses calls on a connection that has too many before it has said who it is.
-// It runs in the connection's reader, and so does nothing that waits.
+// tap refuses calls on an unauthenticated connection that has too many.
+// It runs in the connection's reader, and so must not block.
 func (g *guard) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	conn := connection(ctx)
 	if conn == nil || conn.Known() {
@@ -120,7 +120,7 @@ func (g *guard) admit(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 			return status.Error(codes.ResourceExhausted, "too many calls of unauthenticated clients, please try again later")
 		}
 		defer bound.leave()
-		// grpc-encoding alone says nothing of a message, but nobody sends it for nothing.
+		// grpc-encoding alone compresses nothing, but clients send it only to compress.
 		if e := c.transport.RecvCompress(); e != "" && e != encoding.Identity {
 			return errCompressed
 		}

@@ -61,7 +61,7 @@ type ServerConfig struct {
 	// CA. Where it is false, certificates are shown but not verified: an
 	// interceptor must.
 	RequireClientCert bool
-	// Authenticate finds out who calls, before a message is read. Nil takes every
+	// Authenticate determines the caller before a message is read. Nil takes every
 	// caller as one of the cluster's own: for servers that RequireClientCert of peers,
 	// and in-memory connections of tests.
 	Authenticate Authenticate

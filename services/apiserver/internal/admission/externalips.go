@@ -59,7 +59,7 @@ func (p *ExternalIPs) Validate(_ context.Context, a *Attributes) error {
 	return apierrors.NewInvalid(a.Kind.GVK.GroupKind(), a.Name, errs)
 }
 
-// owner is who is reached at an address; empty if nobody is known to be.
+// owner names what already uses an address. It is empty if nothing is known to.
 func (p *ExternalIPs) owner(ip netip.Addr) (whose string) {
 	if p.Services.Contains(ip) {
 		return fmt.Sprintf("the Services' range %s", p.Services)

@@ -105,7 +105,7 @@ type allowance struct {
 	last  time.Time
 }
 
-// take tells whether it may be done now.
+// take reports whether a token is left, and takes it.
 func (l *allowance) take(now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -16,7 +16,7 @@ import (
 	"keelson.dev/services/apiserver/internal/token"
 )
 
-// A user carries the end of its credential, and the credential tells when it is
+// A user carries the expiry of its credential, and the credential reports when it is
 // withdrawn; where that cannot be found out, it counts as good.
 func TestCredentialsAreWithdrawn(t *testing.T) {
 	ctx := context.Background()
@@ -83,7 +83,7 @@ func TestCredentialsAreWithdrawn(t *testing.T) {
 	}
 }
 
-// Whoever acts as another does so with a credential of its own.
+// An impersonated user keeps the credential of the impersonator.
 func TestImpersonationKeepsTheCredential(t *testing.T) {
 	f := newFixture(t)
 	u := request.User{Name: "me", Groups: []string{"system:masters"}, Expires: f.now, Credential: &bearer{}}

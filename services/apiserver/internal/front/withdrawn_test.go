@@ -17,7 +17,7 @@ import (
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
-// begun tells when the initial state of a watch has been written.
+// begun is closed when the initial state of a watch has been written.
 type begun struct {
 	*httptest.ResponseRecorder
 	initial chan struct{}
@@ -31,7 +31,7 @@ func (b *begun) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// A watch ends in order through every door when its user loses the right to it, and is
+// A watch ends cleanly on every front when its user loses the right to it, and is
 // refused when it is made again.
 func TestWatchesEndWithTheRight(t *testing.T) {
 	w := newWorld(t)
@@ -81,7 +81,7 @@ func TestWatchesEndWithTheRight(t *testing.T) {
 	}
 }
 
-// A call that says who it is with an empty token is refused, not served as nobody.
+// A call with an empty bearer token is refused, not served as anonymous.
 func TestEmptyTokens(t *testing.T) {
 	w := newWorld(t)
 	for _, value := range []string{"Bearer ", "Bearer", "", "secret-without-scheme"} {

@@ -47,7 +47,7 @@ const (
 	// TransitionFile in it says that there may be apiservers without one.
 	TransitionFile = "accept-cluster-authority"
 
-	// serverName tells a server that the client knows peers' certificates.
+	// serverName signals to a server that the client trusts the peer authority.
 	serverName = "peer.keelson.internal"
 )
 

@@ -130,7 +130,7 @@ func (p *Pipeline) recheckAll(ctx context.Context) {
 	}
 }
 
-// impersonable reports whether whoever acts as the holder's user, if anybody, still may.
+// impersonable reports whether the impersonator of the holder's user, if any, still has the right.
 func impersonable(ctx context.Context, e *holder) bool {
 	i := e.user.Impersonation
 	return i == nil || i.Valid(ctx)
@@ -145,7 +145,7 @@ func (p *Pipeline) stillMay(ctx context.Context, e *holder) bool {
 	return impersonable(ctx, e) && !apierrors.IsForbidden(e.again(ctx))
 }
 
-// errWatchOver ends a watch in order: whoever still may makes it again.
+// errWatchOver ends a watch cleanly: a client that still has the right may start it again.
 var errWatchOver = io.EOF
 
 // hold ends the watch at the credential's expiry, and when the rights to it end.
@@ -164,6 +164,6 @@ func (w *watch) end() {
 	w.Watcher.Close()
 }
 
-// IsWatchOver tells the end of a watch that may be made again at once by whoever still
-// may, from an error.
+// IsWatchOver distinguishes the clean end of a watch, which a client that still has the
+// right may start again at once, from an error.
 func IsWatchOver(err error) bool { return errors.Is(err, errWatchOver) }

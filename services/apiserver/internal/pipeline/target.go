@@ -55,7 +55,7 @@ func checkTarget(verb string, k *resource.Kind, sub *resource.Subresource, t Tar
 	return checkSegment("Namespace", t.Namespace)
 }
 
-// served tells whether the pipeline serves a verb on a kind or on one of its
+// served reports whether the pipeline serves a verb on a kind or on one of its
 // subresources. Streams are served by the fronts.
 func served(verb string, k *resource.Kind, sub *resource.Subresource) bool {
 	if sub == nil {

@@ -141,7 +141,7 @@ func readConfiguration(k *resource.Kind, data []byte, v codec.Validation) (map[s
 	return configuration, nil, nil
 }
 
-// flow tells YAML's flow style, of which JSON is a part.
+// flow reports whether a document is in YAML's flow style, which includes JSON.
 func flow(data []byte) bool {
 	data = bytes.TrimLeft(data, " \t\r\n")
 	return len(data) > 0 && data[0] == '{'

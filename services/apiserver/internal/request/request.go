@@ -19,7 +19,7 @@ type User struct {
 	Expires time.Time
 	// Credential is what the user was authenticated by, where it can be withdrawn.
 	Credential Credential
-	// Impersonation is the right of whoever acts as this user; nil if nobody does.
+	// Impersonation is the impersonator's right to act as this user; nil without one.
 	Impersonation Credential
 }
 

@@ -29,7 +29,7 @@ type spent struct {
 	last         time.Time
 }
 
-// take tells whether a user may export so much now.
+// take reports whether a user may export that much now, and counts it.
 func (q *quota) take(user string, spans int, bytes int64, now time.Time) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()

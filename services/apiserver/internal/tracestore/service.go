@@ -99,7 +99,7 @@ func (s *Service) GetTrace(ctx context.Context, r *tracev1.GetTraceRequest) (*tr
 
 var traceResource = schema.GroupResource{Group: "trace.keelson.dev", Resource: "traces"}
 
-// find is the trace that a request means, if whoever asks may look for it, and where it
+// find returns the trace that a request means, if the caller may look for it, and where it
 // was found by an object's last write, the span of that.
 func (s *Service) find(ctx context.Context, r *tracev1.GetTraceRequest) (id TraceID, own SpanID, err error) {
 	if n := r.GetEarlier(); n < 0 || n > maxEarlier || n > 0 && r.GetTraceId() != "" {

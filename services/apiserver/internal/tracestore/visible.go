@@ -63,7 +63,7 @@ func (v *viewer) sees(sp *span) bool {
 	return seen
 }
 
-// may tells whether the caller may get an object, whichever of the groups that have
+// may reports whether the caller may get an object, whichever of the groups that have
 // such a resource it is of: spans do not tell.
 func (v *viewer) may(o Object) bool {
 	if allowed, ok := v.objects[o]; ok {
@@ -92,7 +92,7 @@ func (o Object) get() *request.Attributes {
 }
 
 // names is what a span names: an object, or without a name the objects of a kind. The
-// resource is empty where the span leaves open what kind it names: nobody may get it.
+// resource is empty where the span leaves open what kind it names: then it is shown to no one.
 func (sp *span) names() (o Object, ok bool) {
 	if o, ok = sp.object(); ok {
 		return o, true

@@ -167,7 +167,7 @@ func (p *Provider) Instance(_ context.Context, name, providerID string) (provide
 // maxMachine bounds a machine's file.
 const maxMachine = 64 << 10
 
-// readBounded reads a plain file. It follows no link, and waits for nobody who holds
+// readBounded reads a plain file. It follows no link, and does not wait for a process that holds
 // the other end of a pipe: a machine that writes its own file is not trusted.
 func readBounded(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)

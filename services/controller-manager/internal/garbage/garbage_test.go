@@ -163,7 +163,7 @@ func TestLeasesAndClasses(t *testing.T) {
 	w.Eventually("the class goes", func() bool { return !Exists[*schedulingv1.PriorityClass](w, "", "owned") })
 }
 
-// A reference to an owner in another namespace is told in an event, once.
+// A reference to an owner in another namespace is reported in one event.
 func TestOwnerInOtherNamespace(t *testing.T) {
 	w := start(t)
 	owner := configMap(w, "owner")

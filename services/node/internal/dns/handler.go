@@ -93,7 +93,7 @@ func (h *handler) ServeDNS(w mdns.ResponseWriter, req *mdns.Msg) {
 	}
 }
 
-// fail tells a client that asks too much at once that it has no answer.
+// fail answers SERVFAIL to a client that has too many questions in flight.
 func (h *handler) fail(w mdns.ResponseWriter, req *mdns.Msg) {
 	if req.Response {
 		return

@@ -94,7 +94,7 @@ func runExec(ctx context.Context, exec Execer, t Target, command []string, timeo
 
 func head(b []byte, most int) []byte { return b[:min(len(b), most):min(len(b), most)] }
 
-// ExecFailure says why the runtime did not run a command. The runtime's own
+// ExecFailure is why the runtime did not run a command. The runtime's own
 // error quotes the command, which may hold secrets.
 func ExecFailure(err error) string {
 	text := err.Error()

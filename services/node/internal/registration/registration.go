@@ -226,7 +226,7 @@ func (r *Registration) labels() map[string]string {
 	return out
 }
 
-// providedIP tells the cloud which address the node was told to use. It is kept true: a
+// providedIP records, for the cloud, the address that the node was configured with. It is kept true: a
 // machine that came back with another address is looked at anew.
 const providedIP = "alpha.kubernetes.io/provided-node-ip"
 

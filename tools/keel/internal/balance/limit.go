@@ -142,7 +142,7 @@ func clientAddress(a net.Addr) netip.Addr {
 	return ip
 }
 
-// local tells the usual loopback addresses.
+// local reports whether an address is a usual loopback address.
 func local(ip netip.Addr) bool {
 	return ip == netip.IPv6Loopback() || ip == netip.AddrFrom4([4]byte{127, 0, 0, 1})
 }

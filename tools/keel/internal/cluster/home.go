@@ -136,7 +136,7 @@ var (
 	apiserverDir = regexp.MustCompile(`^apiserver-[0-9]+(\.lost-[0-9]+)?$`)
 )
 
-// Ours tells whether keel makes an entry of that name in a home.
+// Ours reports whether keel makes an entry of that name in a home.
 func Ours(name string) bool {
 	return made[name] || apiserverDir.MatchString(name) || strings.HasPrefix(name, newPrefix) || name == file || name == lockFile
 }

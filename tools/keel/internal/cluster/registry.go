@@ -76,7 +76,7 @@ func lockRegistry() (unlock func(), err error) {
 		if err != nil {
 			return nil, err
 		}
-		// Whoever has it chooses ports, and does not wait for anybody meanwhile.
+		// The holder chooses ports, and waits for nothing meanwhile.
 		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
 			f.Close()
 			return nil, fmt.Errorf("lock %s: %w", path, err)
@@ -114,7 +114,7 @@ func Unregister(id string) error {
 	if err := os.Remove(filepath.Join(registry, id+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	// The registry goes with the last of them, and while nobody chooses a new one.
+	// The registry goes with the last of them, and not while a new one is being chosen.
 	unlock, err := lockRegistry()
 	if err != nil {
 		return err

@@ -64,7 +64,7 @@ func (r *remote) reach() (*grpc.ClientConn, *cluster.Cluster, error) {
 	return conn, nil, err
 }
 
-// target is a control plane elsewhere, and who asks it.
+// target is a control plane elsewhere, and the credentials for it.
 type target struct {
 	endpoints []string
 	tls       *tls.Config

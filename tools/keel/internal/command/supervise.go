@@ -101,7 +101,7 @@ func (e *env) supervise() *cobra.Command {
 				fmt.Fprintf(e.err, "the supervisor runs outside of its cgroup: %v\n", err)
 			}
 			// A supervisor that was killed may have left processes that the specs have
-			// not named since: nobody else would end them.
+			// not named since: nothing else would end them.
 			specs, err := dir(c).ReadSpecs()
 			if err != nil {
 				return err

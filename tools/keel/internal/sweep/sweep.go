@@ -145,7 +145,7 @@ func Processes(id string) ([]int, error) {
 	return slices.DeleteFunc(pids, func(pid int) bool { return pid == os.Getpid() || ended(pid) }), nil
 }
 
-// ended tells whether a process is one that nobody has waited for.
+// ended reports whether a process has exited, and is at most a zombie.
 func ended(pid int) bool {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

@@ -73,7 +73,7 @@ func class(u request.User) rpc.Class {
 	return rpc.User
 }
 
-// authenticate finds out who calls.
+// authenticate determines the caller.
 func authenticate(ctx context.Context, a Authenticator) (request.User, error) {
 	var certs []*x509.Certificate
 	if p, ok := peer.FromContext(ctx); ok {
@@ -83,7 +83,7 @@ func authenticate(ctx context.Context, a Authenticator) (request.User, error) {
 	}
 	token, given := bearer(ctx)
 	if given && token == "" && len(certs) == 0 {
-		// Whoever means to say who they are is not served as nobody.
+		// A caller that meant to authenticate must not be served as anonymous.
 		return request.User{}, authn.Unauthorized(errors.New(`the metadata "authorization" holds no token: want "Bearer TOKEN"`))
 	}
 	user, err := a.Authenticate(ctx, certs, token)
@@ -96,7 +96,7 @@ func authenticate(ctx context.Context, a Authenticator) (request.User, error) {
 	return user, err
 }
 
-// bearer is the token of the metadata key authorization; given tells whether the key is
+// bearer is the token of the metadata key authorization; given reports whether the key is
 // there at all.
 func bearer(ctx context.Context) (token string, given bool) {
 	values := metadata.ValueFromIncomingContext(ctx, "authorization")

@@ -46,7 +46,7 @@ func recorded(t *testing.T) *tracetest.InMemoryExporter {
 }
 
 // TestNoArgumentsNorTokensInTelemetry asks for what carries secrets in its query and
-// headers, and looks for them in all that the front tells of its requests.
+// headers, and looks for them in everything that the front reports about its requests.
 func TestNoArgumentsNorTokensInTelemetry(t *testing.T) {
 	const canary = "canary-7f3a"
 	log, registry, exporter := &heard{}, prometheus.NewRegistry(), recorded(t)

@@ -7,10 +7,12 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 
 	"golang.org/x/net/http2"
+	"google.golang.org/grpc/codes"
 
 	"keelson.dev/services/apiserver/internal/front/sniff"
 )
@@ -88,7 +90,7 @@ func misdirected(r *http.Request) bool {
 func refuseGRPC(w http.ResponseWriter) {
 	h := w.Header()
 	h.Set("Content-Type", "application/grpc")
-	h.Set("Grpc-Status", "12") // unimplemented
+	h.Set("Grpc-Status", strconv.Itoa(int(codes.Unimplemented)))
 	h.Set("Grpc-Message", "this connection is HTTP's: offer h2 alone as the protocol (ALPN) for gRPC on this port, or use the gRPC port")
 	w.WriteHeader(http.StatusOK)
 }

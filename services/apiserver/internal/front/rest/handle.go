@@ -197,7 +197,7 @@ func (x *exchange) authenticate(start time.Time) bool {
 	return true
 }
 
-// anonymous tells that nobody has said who asks.
+// anonymous reports whether the request carries no credential.
 func anonymous(ctx context.Context) bool {
 	return slices.Contains(request.UserFrom(ctx).Groups, authn.UnauthenticatedGroup)
 }

@@ -36,7 +36,7 @@ func (h *Handler) healthPaths(paths map[string]http.Handler) {
 // healthHandler answers as Kubernetes does: "ok", or one line for each check. A check
 // with a path of its own is no summary: it has no lines while it passes.
 func (h *Handler) healthHandler(name string, checks []Check, summary bool) http.Handler {
-	// A balancer asks several times a second: what changes is told, once.
+	// A balancer probes several times a second: log changes only.
 	var mu sync.Mutex
 	failing := map[string]bool{}
 	note := func(check string, err error) {
@@ -74,7 +74,7 @@ func (h *Handler) healthHandler(name string, checks []Check, summary bool) http.
 			ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
 			err := c.Run(ctx)
 			cancel()
-			if err == nil || r.Context().Err() == nil { // who has gone away is no failure
+			if err == nil || r.Context().Err() == nil { // a client that left is not a failure
 				note(c.Name, err)
 			}
 			if err != nil {

@@ -25,7 +25,7 @@ type refusals struct {
 	seen map[refusedRequest]refused
 }
 
-// refusedRequest tells requests apart, without what they carry.
+// refusedRequest identifies a request without its body.
 type refusedRequest struct{ host, agent, method, uri string }
 
 type refused struct {
@@ -33,7 +33,7 @@ type refused struct {
 	since time.Time
 }
 
-// mayRepeat notes a refusal and tells whether the client is asked to try again.
+// mayRepeat records a refusal and reports whether the client should try again.
 func (s *refusals) mayRepeat(r *http.Request, now time.Time) bool {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
@@ -48,7 +48,7 @@ func (s *refusals) mayRepeat(r *http.Request, now time.Time) bool {
 	}
 	was.times++
 	if s.seen == nil || len(s.seen) >= maxRefusals {
-		s.seen = map[refusedRequest]refused{} // who is forgotten tries twice more
+		s.seen = map[refusedRequest]refused{} // forgotten clients try twice more
 	}
 	s.seen[key] = was
 	return was.times <= maxRefused

@@ -1,4 +1,4 @@
-// Package sniff tells gRPC from HTTP on a connection of HTTP/2, by the first request's
+// Package sniff distinguishes gRPC from HTTP on a connection of HTTP/2, by the first request's
 // content type, so that both are served on one port.
 //
 // A gRPC client sends no request before it has the server's SETTINGS, so these are sent
@@ -81,7 +81,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return c.Read(p)
 }
 
-// isAck tells the head of an acknowledgement of SETTINGS.
+// isAck reports whether a frame header acknowledges SETTINGS.
 func isAck(head []byte) bool {
 	return http2.FrameType(head[3]) == http2.FrameSettings && http2.Flags(head[4]).Has(http2.FlagSettingsAck)
 }
@@ -96,7 +96,7 @@ func (c *Conn) Close() error {
 // Done is closed when the connection is.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
-// Next reads up to the first request, and tells whether it is gRPC's. The connection is
+// Next reads up to the first request and reports whether it is a gRPC call. The connection is
 // not closed after an error.
 func Next(t *tls.Conn) (c *Conn, grpc bool, err error) {
 	if err := t.SetDeadline(time.Now().Add(patience)); err != nil {

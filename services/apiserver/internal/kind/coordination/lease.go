@@ -32,7 +32,7 @@ func Lease() *resource.Kind {
 		Validate:       validate,
 		ValidateUpdate: func(l, _ *coordinationv1.Lease) field.ErrorList { return validate(l) },
 		CreateOnUpdate: true,
-		// Whoever renews a lease without having seen it would take it from its holder.
+		// A client that renews a lease without having read it would take it from its holder.
 		NoUnconditionalUpdate: true,
 	}.Rules()
 	return k
