@@ -209,6 +209,9 @@ func (c *Cluster) Save() error {
 	return WriteFile(c.Path(file), append(data, '\n'), 0o600)
 }
 
+// unfinished begins the name of a file that WriteFile has not put in its place yet.
+const unfinished = ".new-"
+
 // WriteFile replaces a file in one step, so that a crash leaves the old one or
 // the new one.
 func WriteFile(path string, data []byte, mode os.FileMode) error {

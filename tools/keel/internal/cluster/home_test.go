@@ -211,10 +211,17 @@ func TestRegistry(t *testing.T) {
 	if again, err := chooseID("/z"); err != nil || again == id {
 		t.Errorf("the id of another cluster is given again: %s, %v", again, err)
 	}
+	// A keel that was killed while it wrote leaves this.
+	if err := os.WriteFile(filepath.Join(registry, unfinished+"1"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, id := range []string{"abc123", "abc123", "def456", id} {
 		if err := Unregister(id); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if _, err := os.Stat(registry); err == nil {
+		t.Error("an unfinished file keeps the empty registry")
 	}
 	// Whoever waits for a lock that goes with the registry has another one then.
 	for range 200 {

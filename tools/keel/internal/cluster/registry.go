@@ -124,6 +124,10 @@ func Unregister(id string) error {
 	if err != nil {
 		return err
 	}
+	// Files are written under the lock: what is unfinished now was interrupted.
+	left = slices.DeleteFunc(left, func(f fs.DirEntry) bool {
+		return strings.HasPrefix(f.Name(), unfinished) && os.Remove(filepath.Join(registry, f.Name())) == nil
+	})
 	if slices.ContainsFunc(left, func(f fs.DirEntry) bool { return f.Name() != registryLock }) {
 		return nil
 	}
