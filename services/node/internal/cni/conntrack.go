@@ -9,7 +9,8 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
+
+	"keelson.dev/services/node/internal/conntrack"
 )
 
 // endFlows ends UDP flows to host ports that go where no new flow would go: to a
@@ -30,13 +31,7 @@ func endFlows(changed map[uint16]bool, current []HostPort) error {
 			filter.local[addr] = true
 		}
 	}
-	// A dump that was interrupted by changes may have missed a flow.
-	for range 3 {
-		if _, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	if err != nil {
+	if err := conntrack.EndUDP(filter.stale); err != nil {
 		return fmt.Errorf("end flows to host ports: %w", err)
 	}
 	return nil
@@ -49,22 +44,9 @@ type flowFilter struct {
 	local   map[netip.Addr]bool
 }
 
-// MatchConntrackFlow is called by netlink for every flow.
-func (f *flowFilter) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	if flow.Forward.Protocol != unix.IPPROTO_UDP || !f.changed[flow.Forward.DstPort] {
-		return false
-	}
-	dst, ok1 := netip.AddrFromSlice(flow.Forward.DstIP.To4())
-	src, ok2 := netip.AddrFromSlice(flow.Reverse.SrcIP.To4())
-	if !ok1 || !ok2 {
-		return false
-	}
-	return f.stale(netip.AddrPortFrom(dst, flow.Forward.DstPort), netip.AddrPortFrom(src, flow.Reverse.SrcPort))
-}
-
 // stale reports whether a flow to a front, answered by target, must end.
 func (f *flowFilter) stale(front, target netip.AddrPort) bool {
-	if !f.local[front.Addr()] && !front.Addr().IsLoopback() {
+	if !f.changed[front.Port()] || !f.local[front.Addr()] && !front.Addr().IsLoopback() {
 		return false
 	}
 	var best *HostPort

@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"keelson.dev/services/node/internal/conntrack"
 )
 
 // TestStaleFlows: flows to a UDP host port that changed end unless they go where a
@@ -45,7 +47,7 @@ func TestStaleFlows(t *testing.T) {
 		flow := &netlink.ConntrackFlow{}
 		flow.Forward.Protocol, flow.Forward.DstIP, flow.Forward.DstPort = c.proto, net.IP(front.Addr().AsSlice()), front.Port()
 		flow.Reverse.SrcIP, flow.Reverse.SrcPort = net.IP(target.Addr().AsSlice()), target.Port()
-		if got := f.MatchConntrackFlow(flow); got != c.want {
+		if got := conntrack.Stale(f.stale).MatchConntrackFlow(flow); got != c.want {
 			t.Errorf("%s answered by %s: %v", c.front, c.target, got)
 		}
 	}

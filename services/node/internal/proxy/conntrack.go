@@ -1,13 +1,10 @@
 package proxy
 
 import (
-	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
+	"keelson.dev/services/node/internal/conntrack"
 )
 
 // cleanConntrack ends UDP flows that go where no new flow would go: to a former
@@ -24,15 +21,8 @@ func cleanConntrack(s *syncer) error {
 		s.udpChanged = false
 		return nil
 	}
-	// A dump that was interrupted by changes may have missed a flow.
-	var err error
-	for range 3 {
-		if _, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("conntrack: %w", err)
+	if err := conntrack.EndUDP(filter.stale); err != nil {
+		return err
 	}
 	s.udpChanged = false
 	s.gone = nil
@@ -64,20 +54,7 @@ func newUDPFilter(node Node, st *state, gone []udpPort) *udpFilter {
 	return f
 }
 
-// MatchConntrackFlow is called by netlink for every flow.
-func (f *udpFilter) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	if flow.Forward.Protocol != unix.IPPROTO_UDP {
-		return false
-	}
-	dst, ok1 := netip.AddrFromSlice(flow.Forward.DstIP.To4())
-	src, ok2 := netip.AddrFromSlice(flow.Reverse.SrcIP.To4())
-	if !ok1 || !ok2 {
-		return false
-	}
-	return f.stale(netip.AddrPortFrom(dst, flow.Forward.DstPort), netip.AddrPortFrom(src, flow.Reverse.SrcPort))
-}
-
-// stale says whether a flow to a front, answered by target, must end.
+// stale reports whether a flow to a front, answered by target, must end.
 func (f *udpFilter) stale(front, target netip.AddrPort) bool {
 	u, ok := f.byAddr[front]
 	if !ok {

@@ -1,0 +1,46 @@
+// Package conntrack ends UDP flows that the kernel would otherwise keep sending to
+// where they once went: UDP has no end of its own, and each datagram renews its flow.
+//
+// It must never end a flow of another protocol.
+package conntrack
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Stale reports whether a UDP flow must end: front is what its client sends to, target
+// is what answers.
+type Stale func(front, target netip.AddrPort) bool
+
+// attempts is how often a dump is repeated that changes interrupted: it may have missed
+// a flow.
+const attempts = 3
+
+// EndUDP ends the IPv4 UDP flows that are stale.
+func EndUDP(stale Stale) error {
+	var err error
+	for range attempts {
+		if _, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, stale); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("conntrack: %w", err)
+	}
+	return nil
+}
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (s Stale) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	if flow.Forward.Protocol != unix.IPPROTO_UDP {
+		return false
+	}
+	dst, ok1 := netip.AddrFromSlice(flow.Forward.DstIP.To4())
+	src, ok2 := netip.AddrFromSlice(flow.Reverse.SrcIP.To4())
+	return ok1 && ok2 && s(netip.AddrPortFrom(dst, flow.Forward.DstPort), netip.AddrPortFrom(src, flow.Reverse.SrcPort))
+}
