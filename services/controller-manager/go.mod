@@ -16,6 +16,8 @@ require (
 	keelson.dev/services/internal v0.0.0
 )
 
+require golang.org/x/time v0.15.0 // indirect
+
 require (
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/cenkalti/backoff/v5 v5.0.3 // indirect

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // Conn is a connection that is counted.
@@ -24,10 +26,9 @@ type Conn struct {
 	known    atomic.Bool
 	refused  atomic.Int32
 
-	mu     sync.Mutex
-	tokens float64 // of Allow
-	last   time.Time
+	asks *rate.Limiter // of Allow
 
+	mu     sync.Mutex
 	idle   *time.Timer
 	closed bool
 
@@ -79,16 +80,7 @@ func (c *Conn) Allow() bool {
 	if c.Known() {
 		return true
 	}
-	now := c.listener.limits.Now()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.tokens = min(requestBurst, c.tokens+max(0, now.Sub(c.last).Seconds())*requestRate)
-	c.last = now
-	if c.tokens < 1 {
-		return false
-	}
-	c.tokens--
-	return true
+	return c.asks.AllowN(c.listener.limits.Now(), 1)
 }
 
 // SetIdle closes the connection unless it is active again within d.

@@ -3,8 +3,9 @@
 //
 // A connection starts as unknown and stays so until a request on it was
 // authenticated ([Conn.Know]). Unknown connections have few slots: they include the
-// TLS handshakes in progress. When the slots are full, a connection that has been
-// unknown for a second makes room for the next, so no client can hold them.
+// TLS handshakes in progress. When the slots are full, the client address with most of
+// them makes room for the next, or else a connection that has been unknown for a second,
+// so no client can hold them.
 //
 // It must never wait for a client, and a refusal must cost little: the connection is
 // closed before anything is read.
@@ -18,6 +19,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // Limits of a listener; zero values mean the defaults.
@@ -39,7 +42,8 @@ type Limits struct {
 	// many at once. Defaults 50 and 200: a handshake takes about half a millisecond of
 	// CPU, so one address takes up to 2.5 % of a core. Near addresses have 20 times
 	// as much.
-	Rate, Burst float64
+	Rate  float64
+	Burst int
 	// Near reports whether an address stands for many clients, such as balancers. Loopback
 	// and this machine's own addresses always do.
 	Near func(netip.Addr) bool
@@ -91,9 +95,8 @@ type Listener struct {
 // address is a client address.
 type address struct {
 	conns, unknown int
-	tokens         float64
-	last           time.Time
 	near           bool
+	opens          *rate.Limiter
 }
 
 // Wrap limits the connections of l.
@@ -160,7 +163,7 @@ func (l *Listener) admit(raw net.Conn) (c *Conn, why string) {
 		l.mu.Lock()
 		now := l.limits.Now()
 		a := l.address(ip, own, now)
-		if !counted && !l.spend(a, now) {
+		if !counted && !a.opens.AllowN(now, 1) {
 			l.mu.Unlock()
 			return nil, "the address connects too often"
 		}
@@ -177,14 +180,13 @@ func (l *Listener) admit(raw net.Conn) (c *Conn, why string) {
 				wait = nearGrace - now.Sub(evict.since)
 			}
 		case l.unknown.Len() >= l.limits.Unknown:
-			evict = l.oldest(netip.Addr{})
-			wait = grace - now.Sub(evict.since)
+			evict, wait = l.victim(a, now)
 		}
 		if wait <= 0 {
 			if evict != nil {
 				l.forget(evict)
 			}
-			c = &Conn{Conn: raw, listener: l, ip: ip, since: now, tokens: requestBurst, last: now}
+			c = &Conn{Conn: raw, listener: l, ip: ip, since: now, asks: rate.NewLimiter(requestRate, requestBurst)}
 			c.local = localAddr{raw.LocalAddr(), c}
 			c.slot = l.unknown.PushBack(c)
 			a.conns, a.unknown, l.total = a.conns+1, a.unknown+1, l.total+1
@@ -221,39 +223,60 @@ func (l *Listener) orAll(a *address, bound, all int) int {
 func (l *Listener) address(ip netip.Addr, own bool, now time.Time) *address {
 	near := own || ip == netip.IPv6Loopback() || ip == netip.AddrFrom4([4]byte{127, 0, 0, 1}) ||
 		l.limits.Near != nil && l.limits.Near(ip)
+	perSecond, burst := rate.Limit(l.limits.Rate), l.limits.Burst
+	if near {
+		perSecond, burst = perSecond*nearFactor, burst*nearFactor
+	}
 	if a := l.addresses[ip]; a != nil {
-		a.near = near
+		if a.near != near {
+			a.near = near
+			a.opens.SetLimitAt(now, perSecond)
+			a.opens.SetBurstAt(now, burst)
+		}
 		return a
 	}
 	if len(l.addresses) >= maxAddresses && now.Sub(l.swept) >= sweepEvery {
 		l.swept = now
 		for other, a := range l.addresses {
-			if a.conns == 0 && now.Sub(a.last).Seconds()*l.limits.Rate >= l.limits.Burst {
+			if a.conns == 0 && a.opens.TokensAt(now) >= float64(a.opens.Burst()) {
 				delete(l.addresses, other)
 			}
 		}
 	}
-	a := &address{last: now, tokens: l.limits.Burst, near: near}
-	if near {
-		a.tokens *= nearFactor
-	}
+	a := &address{near: near, opens: rate.NewLimiter(perSecond, burst)}
 	l.addresses[ip] = a
 	return a
 }
 
-// spend takes a token of an address.
-func (l *Listener) spend(a *address, now time.Time) bool {
-	rate, burst := l.limits.Rate, l.limits.Burst
-	if a.near {
-		rate, burst = rate*nearFactor, burst*nearFactor
+// victim is the unknown connection that makes room for one more of address a, and how
+// long it may still stay. The address with most of them gives up its oldest at once, so
+// that none can make others wait. Near addresses stand for many clients, each of which
+// has a short time; and where no address has two, the oldest of all has a second.
+func (l *Listener) victim(a *address, now time.Time) (evict *Conn, wait time.Duration) {
+	var far, near *Conn // the oldest of the far and of the near address with most
+	mostFar, mostNear := 1, 1
+	for e := l.unknown.Front(); e != nil; e = e.Next() {
+		c := e.Value.(*Conn)
+		holder := l.addresses[c.ip]
+		n := holder.unknown
+		if holder == a {
+			n++
+		}
+		switch {
+		case holder.near && n > mostNear:
+			mostNear, near = n, c
+		case !holder.near && n > mostFar:
+			mostFar, far = n, c
+		}
 	}
-	a.tokens = min(burst, a.tokens+max(0, now.Sub(a.last).Seconds())*rate)
-	a.last = now
-	if a.tokens < 1 {
-		return false
+	switch {
+	case far != nil && (mostFar >= mostNear || l.addresses[far.ip] == a):
+		return far, 0
+	case near != nil:
+		return near, nearGrace - now.Sub(near.since)
 	}
-	a.tokens--
-	return true
+	evict = l.oldest(netip.Addr{})
+	return evict, grace - now.Sub(evict.since)
 }
 
 // oldest is the oldest unknown connection, of one address or of any.

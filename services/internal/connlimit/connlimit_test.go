@@ -150,6 +150,33 @@ func TestUnknownConnectionsMakeRoom(t *testing.T) {
 	}
 }
 
+// Addresses that hold all slots do not make others wait: their own connections go,
+// however young, and those of others stay.
+func TestManyConnectionsOfOneAddressMakeRoomAtOnce(t *testing.T) {
+	begin := time.Unix(1000, 0)
+	d := open(t, connlimit.Limits{Unknown: 6, UnknownPerAddress: 3, Now: func() time.Time { return begin }})
+	var held []net.Conn
+	for _, ip := range []string{"127.0.0.2", "127.0.0.3"} {
+		for range 3 {
+			held = append(held, d.from(t, ip))
+			d.in(t)
+		}
+	}
+	honest := d.from(t, "127.0.0.4")
+	c := d.in(t)
+	ended(t, held[0])
+	for range 4 { // and goes on connecting
+		d.from(t, "127.0.0.3")
+		d.in(t)
+	}
+	if _, err := honest.Write([]byte("x")); err != nil {
+		t.Error(err)
+	}
+	if b, err := io.ReadAll(io.LimitReader(c, 1)); err != nil || len(b) != 1 {
+		t.Errorf("the connection of the other address does not go on: %v", err)
+	}
+}
+
 func TestYoungUnknownConnectionsAreWaitedFor(t *testing.T) {
 	now := &clock{now: time.Unix(1000, 0)}
 	d := open(t, connlimit.Limits{Unknown: 1, UnknownPerAddress: 1, Now: now.Now})

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/time/rate"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"keelson.dev/services/apiserver/internal/request"
@@ -54,7 +55,7 @@ type Authenticator struct {
 	cfg          Config
 	certificates *cache[certificate]
 	tokens       *cache[verified]
-	guesses      allowance
+	guesses      *rate.Limiter
 }
 
 const (
@@ -70,7 +71,7 @@ func New(cfg Config) *Authenticator {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Authenticator{cfg: cfg, certificates: newCache[certificate](cacheSize), tokens: newCache[verified](cacheSize)}
+	return &Authenticator{cfg: cfg, certificates: newCache[certificate](cacheSize), tokens: newCache[verified](cacheSize), guesses: rate.NewLimiter(guessRate, guessBurst)}
 }
 
 // Authenticate finds out who asks. peer is the certificate chain that the client

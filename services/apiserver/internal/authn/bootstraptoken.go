@@ -7,7 +7,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -81,7 +80,7 @@ func (a *Authenticator) bootstrapSecret(ctx context.Context, name, secret string
 	if stored == nil {
 		stored = &corev1.Secret{}
 	}
-	if subtle.ConstantTimeCompare(stored.Data["token-secret"], []byte(secret)) != 1 && !a.guesses.take(a.cfg.Now()) {
+	if subtle.ConstantTimeCompare(stored.Data["token-secret"], []byte(secret)) != 1 && !a.guesses.AllowN(a.cfg.Now(), 1) {
 		return stored, nil
 	}
 	o, _, err := a.cfg.Lookup.GetFresh(ctx, "", "secrets", metav1.NamespaceSystem, name)
@@ -97,26 +96,6 @@ func (a *Authenticator) bootstrapSecret(ctx context.Context, name, secret string
 // An Authenticator asks the store about so many tokens a second that it does not know,
 // and so many at once.
 const guessRate, guessBurst = 10, 20
-
-// allowance bounds how often something is done.
-type allowance struct {
-	mu    sync.Mutex
-	spent float64
-	last  time.Time
-}
-
-// take reports whether a token is left, and takes it.
-func (l *allowance) take(now time.Time) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.spent = max(0, l.spent-now.Sub(l.last).Seconds()*guessRate)
-	l.last = now
-	if l.spent+1 > guessBurst {
-		return false
-	}
-	l.spent++
-	return true
-}
 
 // bootstrapExpiry reads when a token ends (RFC 3339; empty is never).
 func (a *Authenticator) bootstrapExpiry(text string) (until time.Time, current bool) {

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // limits of one client address (IPv6: one /64). The addresses of this machine that
@@ -19,7 +21,8 @@ type limits struct {
 	// not begun.
 	unanswered int
 	// rate is how many connections a second an address may open, burst how many at once.
-	rate, burst float64
+	rate  rate.Limit
+	burst int
 	// hello is how long a connection may stay unanswered.
 	hello time.Duration
 }
@@ -49,8 +52,7 @@ type limiter struct {
 
 type clientCount struct {
 	connections, unanswered int
-	tokens                  float64
-	last                    time.Time
+	opens                   *rate.Limiter
 }
 
 func newLimiter(l limits) *limiter {
@@ -71,16 +73,13 @@ func (l *limiter) enter(ip netip.Addr) bool {
 			l.swept = now
 			l.forget(now)
 		}
-		c = &clientCount{tokens: l.burst, last: now}
+		c = &clientCount{opens: rate.NewLimiter(l.rate, l.burst)}
 		l.clients[ip] = c
 	}
-	c.tokens = min(l.burst, c.tokens+max(0, now.Sub(c.last).Seconds())*l.rate)
-	c.last = now
-	if c.tokens < 1 || c.connections >= l.connections || c.unanswered >= l.unanswered {
+	if c.connections >= l.connections || c.unanswered >= l.unanswered || !c.opens.AllowN(now, 1) {
 		l.refuse(ip, now)
 		return false
 	}
-	c.tokens--
 	c.connections++
 	c.unanswered++
 	return true
@@ -112,7 +111,7 @@ func (l *limiter) change(ip netip.Addr, connections, unanswered int) {
 // forget drops addresses about which nothing is to be remembered.
 func (l *limiter) forget(now time.Time) {
 	for ip, c := range l.clients {
-		if c.connections == 0 && c.tokens+now.Sub(c.last).Seconds()*l.rate >= l.burst {
+		if c.connections == 0 && c.opens.TokensAt(now) >= float64(l.burst) {
 			delete(l.clients, ip)
 		}
 	}
