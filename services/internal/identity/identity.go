@@ -8,17 +8,16 @@
 package identity
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 )
@@ -36,7 +35,8 @@ type Source struct {
 	dir     string
 	current atomic.Pointer[Material]
 	mu      sync.Mutex // one reader of the files at a time
-	refused stamp      // files that could not be used, so as not to say it at each handshake
+	after   func(time.Duration, func()) *time.Timer
+	refused stamp // files that could not be used, so as not to say it at each handshake
 }
 
 // Material is an identity as it was at one time. It is shared: nobody may change
@@ -54,7 +54,7 @@ type Material struct {
 
 // Load reads the identity in dir.
 func Load(dir string) (*Source, error) {
-	s := &Source{dir: dir}
+	s := &Source{dir: dir, after: time.AfterFunc}
 	st, err := stampOf(dir)
 	if err != nil {
 		return nil, fmt.Errorf("identity %s: %w", dir, err)
@@ -99,11 +99,20 @@ func (s *Source) Name() string { return s.current.Load().Certificate.Leaf.Subjec
 // as it is at each handshake. The CA is the one of the time of this call. A
 // server name replaces the dialled host in verification.
 func (s *Source) ClientTLS(serverName ...string) *tls.Config {
+	c := clientTLS(s.Current(), serverName...)
+	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		return &s.Current().Certificate, nil
+	}
+	return c
+}
+
+// clientTLS shows and trusts m, whatever the files hold later.
+func clientTLS(m *Material, serverName ...string) *tls.Config {
 	c := &tls.Config{
 		MinVersion: tls.VersionTLS12,
-		RootCAs:    s.Current().Roots,
+		RootCAs:    m.Roots,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return &s.Current().Certificate, nil
+			return &m.Certificate, nil
 		},
 	}
 	if len(serverName) > 0 {
@@ -129,7 +138,7 @@ func (s *Source) ServerTLS(requireClientCert bool) *tls.Config {
 }
 
 // ClientCredentials are gRPC's, like ClientTLS but with the CA as it is at each
-// handshake too.
+// handshake too, and each connection ends with the certificate that it has shown.
 func (s *Source) ClientCredentials(serverName ...string) credentials.TransportCredentials {
 	return &clientCredentials{
 		TransportCredentials: credentials.NewTLS(s.ClientTLS(serverName...)),
@@ -147,11 +156,6 @@ type clientCredentials struct {
 	credentials.TransportCredentials
 	source     *Source
 	serverName []string
-}
-
-// ClientHandshake shows and trusts what the files hold now.
-func (c *clientCredentials) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return credentials.NewTLS(c.source.ClientTLS(c.serverName...)).ClientHandshake(ctx, authority, conn)
 }
 
 // Clone is a copy, as gRPC wants.
