@@ -91,7 +91,9 @@ func (s *Service) GetTrace(ctx context.Context, r *tracev1.GetTraceRequest) (*tr
 	all, dropped, ok := s.store.trace(id)
 	spans := s.visible(ctx, all, own)
 	if !ok || len(spans) == 0 {
-		return nil, wire(ctx, apierrors.NewNotFound(traceResource, hex.EncodeToString(id[:])))
+		err := apierrors.NewNotFound(traceResource, hex.EncodeToString(id[:]))
+		err.ErrStatus.Message = fmt.Sprintf("trace %x is not in memory: apiservers keep recent traces, and none from before they were started", id[:])
+		return nil, wire(ctx, err)
 	}
 	dropped = dropped || len(spans) < len(all)
 	return &tracev1.GetTraceResponse{TraceId: hex.EncodeToString(id[:]), Spans: arrange(spans, dropped), Dropped: dropped}, nil

@@ -187,7 +187,7 @@ func (e *env) forget(ctx context.Context, c *cluster.Cluster, step func(string, 
 			return fmt.Errorf("node %s: %w", n.Name, err)
 		}
 	}
-	step("%s: no nodes of the cluster any more", names(c.Leaving))
+	step("removed from the cluster: %s", names(c.Leaving))
 	c.Leaving = nil
 	return c.Save()
 }

@@ -109,7 +109,7 @@ func unfinished(ctx context.Context, conn grpc.ClientConnInterface, c *cluster.C
 	return none, nil
 }
 
-// shrink ends an apiserver that has no place any more, and removes its data: no
+// shrink ends an apiserver that is no longer a member, and removes its data: no
 // apiserver starts with it again.
 func (m *members) shrink(ctx context.Context, c *cluster.Cluster, name string) error {
 	c.RemoveMember(name)

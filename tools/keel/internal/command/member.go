@@ -146,7 +146,7 @@ func finishLeaving(c *cluster.Cluster, step func(string, ...any), placed func(na
 			step("%s keeps its place: its removal was interrupted", x.Name)
 			err = c.SetLeaving(x.Name, false)
 		default:
-			step("%s has no place any more: its removal was interrupted, and ends now", x.Name)
+			step("%s is no longer a member: its removal was interrupted, and is finished now", x.Name)
 			c.RemoveMember(x.Name)
 			changed, err = true, c.Save()
 		}
@@ -360,7 +360,7 @@ func (m *members) replace() *cobra.Command {
 			if err != nil {
 				return m.stays(ctx, others, c, args[0], fmt.Errorf("%s has joined, and %s is not removed: %w; `keel member remove %s` tries again", added, args[0], said(err), args[0]))
 			}
-			m.say("%s has no place any more", args[0])
+			m.say("%s is no longer a member", args[0])
 			return m.shrink(ctx, c, args[0])
 		}),
 	}
@@ -387,6 +387,6 @@ func (m *members) leave(ctx context.Context, conn grpc.ClientConnInterface, name
 	if err != nil {
 		return fmt.Errorf("remove %s: %w; %s", name, said(err), wayOut(err, name))
 	}
-	m.say("%6.1fs  %s has no place any more", time.Since(began).Seconds(), name)
+	m.say("%6.1fs  %s is no longer a member", time.Since(began).Seconds(), name)
 	return nil
 }

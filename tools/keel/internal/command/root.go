@@ -137,8 +137,8 @@ func noArgs(cmd *cobra.Command, args []string) error {
 
 func exactArgs(n int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if err := cobra.ExactArgs(n)(cmd, args); err != nil {
-			return usageError{err}
+		if len(args) != n {
+			return usageError{fmt.Errorf("%s: want %d argument, have %d", strings.TrimSuffix(cmd.UseLine(), " [flags]"), n, len(args))}
 		}
 		return nil
 	}

@@ -56,3 +56,12 @@ func TestRunnableGroupsStay(t *testing.T) {
 		t.Errorf("%v, ran %t", err, ran)
 	}
 }
+
+// A call without what it is about says what to write.
+func TestMissingArgumentsShowTheCall(t *testing.T) {
+	var out, errs bytes.Buffer
+	code := Run(t.Context(), []string{"member", "remove"}, &out, &errs)
+	if want := "keel member remove NAME: want 1 argument, have 0"; code != 2 || !strings.Contains(errs.String(), want) {
+		t.Errorf("exit %d, %q; want 2 and %q", code, errs.String(), want)
+	}
+}
