@@ -15,6 +15,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 # program. fieldsv1string lets objects share the text of their managed fields.
 GOBUILD  := CGO_ENABLED=0 go build -buildvcs=false -trimpath -tags=grpcnotrace,fieldsv1string -ldflags="-s -w"
 
+export GOTOOLCHAIN := $(GO_TOOLCHAIN)
 export PATH := $(TOOLS):$(BIN)/runtime:$(PATH)
 
 .PHONY: help
