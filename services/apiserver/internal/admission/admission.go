@@ -1,9 +1,10 @@
-// Package admission is what looks at a write beyond the object itself: does the
-// namespace exist, which priority has the class, may this node do that. One
-// plugin a file; New lists them in the order they run.
+// Package admission implements the checks and mutations of a write that look beyond the object
+// itself: whether the namespace exists, which priority a class stands for, whether this node may
+// make this change. Each plugin has a file of its own; Default lists them in the order in which
+// they run.
 //
-// Plugins see other objects through State only. They must never write to the
-// store, and a Validator must never change the object.
+// Plugins read other objects through State only. They must never write to the store, and a
+// Validator must never change the object.
 package admission
 
 import (
@@ -26,7 +27,7 @@ const (
 	Connect Operation = "CONNECT"
 )
 
-// Attributes are a write as plugins see it.
+// Attributes describes a write to the plugins.
 type Attributes struct {
 	Operation   Operation
 	User        request.User
@@ -34,16 +35,16 @@ type Attributes struct {
 	Subresource string
 	Namespace   string
 	Name        string
-	// Object is the new state (nil for a delete), Old the present one (nil for a
-	// create). Old must not be changed.
+	// Object is the new state (nil for a delete) and Old the current one (nil for a create). Old
+	// must not be changed.
 	Object, Old resource.Object
 	DryRun      bool
-	// Warn adds a warning to the answer.
+	// Warn adds a warning to the response.
 	Warn func(message string)
 }
 
-// Is tells whether the write is to a resource of a group, and to one of the
-// subresources ("" is the object itself).
+// Is reports whether the write is to the given resource of the given group, and to one of the
+// subresources. Without subresources it matches the object itself only.
 func (a *Attributes) Is(group, name string, subresources ...string) bool {
 	if a.Kind.GVK.Group != group || a.Kind.Resource != name {
 		return false
@@ -56,41 +57,40 @@ func (a *Attributes) Is(group, name string, subresources ...string) bool {
 	return len(subresources) == 0 && a.Subresource == ""
 }
 
-// GroupResource is the written resource.
+// GroupResource returns the resource that is written.
 func (a *Attributes) GroupResource() schema.GroupResource {
 	return a.Kind.GVR().GroupResource()
 }
 
-// Mutator may change Attributes.Object.
+// Mutator is a plugin that may change Attributes.Object.
 type Mutator interface {
 	Admit(ctx context.Context, a *Attributes) error
 }
 
-// Validator may refuse. Errors that are no *apierrors.StatusError become
-// Forbidden.
+// Validator is a plugin that may refuse a write. An error that is not an *apierrors.StatusError
+// becomes Forbidden.
 type Validator interface {
 	Validate(ctx context.Context, a *Attributes) error
 }
 
-// State reads other objects from the watch cache. What it returns is shared and
-// must not be changed.
+// State reads other objects from the watch cache. The objects are shared and must not be changed.
 type State interface {
-	// Get reads one object as the cache has it; false if there is none.
+	// Get returns an object from the cache, or false if the cache does not have it.
 	Get(group, resource, namespace, name string) (resource.Object, bool)
-	// GetFresh reads one object consistently.
+	// GetFresh returns an object as of a consistent read, or false if it does not exist.
 	GetFresh(ctx context.Context, group, resource, namespace, name string) (resource.Object, bool, error)
-	// Each calls f for the objects of a namespace (all, if empty) until it
+	// Each calls f for the objects of a namespace (of all namespaces, if it is empty) until f
 	// returns false.
 	Each(group, resource, namespace string, f func(resource.Object) bool)
 }
 
-// Chain is the plugins in order: all mutators, then all validators.
+// Chain is a list of plugins. All mutators run before all validators, each list in order.
 type Chain struct {
 	Mutators   []Mutator
 	Validators []Validator
 }
 
-// Admit runs the mutators.
+// Admit runs the mutators and stops at the first error.
 func (c *Chain) Admit(ctx context.Context, a *Attributes) error {
 	if c == nil {
 		return nil
@@ -103,7 +103,7 @@ func (c *Chain) Admit(ctx context.Context, a *Attributes) error {
 	return nil
 }
 
-// Validate runs the validators.
+// Validate runs the validators and stops at the first error.
 func (c *Chain) Validate(ctx context.Context, a *Attributes) error {
 	if c == nil {
 		return nil

@@ -31,8 +31,8 @@ import (
 	"keelson.dev/services/internal/identity"
 )
 
-// objects is a State: cached by "resource/namespace/name"; fresh ones are seen
-// by GetFresh alone.
+// objects is a State whose objects are keyed by "resource/namespace/name". Only GetFresh sees
+// those in fresh.
 type objects struct {
 	cached, fresh map[string]resource.Object
 }
@@ -96,7 +96,7 @@ func attributes(op Operation, obj, old resource.Object) *Attributes {
 	}
 }
 
-// refused checks an error's text; empty is no error.
+// refused checks the text of an error. An empty text means no error.
 func refused(t *testing.T, name string, err error, text string) {
 	t.Helper()
 	switch {
@@ -127,8 +127,7 @@ func TestNamespaceLifecycle(t *testing.T) {
 	refused(t, "mortal", p.Validate(t.Context(), attributes(Delete, nil, &corev1.Namespace{ObjectMeta: meta("", "there")})), "")
 }
 
-// later is a State whose default service account comes when it was asked for a number
-// of times.
+// later is a State in which the default service account appears after a number of reads.
 type later struct {
 	*objects
 	asked, from int
@@ -144,7 +143,7 @@ func (l *later) Get(group, res, namespace, name string) (resource.Object, bool) 
 	return &corev1.ServiceAccount{ObjectMeta: meta(namespace, name)}, true
 }
 
-func TestServiceAccountIsWaitedFor(t *testing.T) {
+func TestServiceAccountWait(t *testing.T) {
 	made := func(name string, age time.Duration) *corev1.Namespace {
 		ns := &corev1.Namespace{ObjectMeta: meta("", name)}
 		ns.CreationTimestamp = metav1.NewTime(time.Now().Add(-age))
@@ -156,10 +155,10 @@ func TestServiceAccountIsWaitedFor(t *testing.T) {
 		from               int
 		text               string
 	}{
-		"it comes":          {"new", "", 4, ""},
+		"it appears":        {"new", "", 4, ""},
 		"an old namespace":  {"old", "", 4, `serviceaccount "default" not found`},
 		"another account":   {"new", "other", 4, `serviceaccount "other" not found`},
-		"it does not come":  {"new", "", 1 << 30, `serviceaccount "default" not found`},
+		"it never appears":  {"new", "", 1 << 30, `serviceaccount "default" not found`},
 		"no such namespace": {"none", "", 4, `serviceaccount "default" not found`},
 	} {
 		p := &ServiceAccount{State: &later{objects: s, from: test.from}, Wait: time.Minute}
@@ -172,7 +171,7 @@ func TestServiceAccountIsWaitedFor(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	p := &ServiceAccount{State: &later{objects: s, from: 1 << 30}, Wait: time.Hour}
-	refused(t, "a request that ended", p.Admit(ctx, attributes(Create, &corev1.Pod{ObjectMeta: meta("new", "p")}, nil)), "not found")
+	refused(t, "canceled request", p.Admit(ctx, attributes(Create, &corev1.Pod{ObjectMeta: meta("new", "p")}, nil)), "not found")
 }
 
 func TestServiceAccount(t *testing.T) {
@@ -208,12 +207,12 @@ func TestServiceAccount(t *testing.T) {
 		volumes int
 		text    string
 	}{
-		"new account":     {pod(func(p *corev1.Pod) { p.Spec.ServiceAccountName = "new" }), 1, ""},
-		"no account":      {pod(func(p *corev1.Pod) { p.Spec.ServiceAccountName = "none" }), 0, `error looking up service account ns/none: serviceaccount "none" not found`},
-		"quiet account":   {pod(func(p *corev1.Pod) { p.Spec.ServiceAccountName = "quiet" }), 0, ""},
-		"the pod decides": {pod(func(p *corev1.Pod) { p.Spec.ServiceAccountName, p.Spec.AutomountServiceAccountToken = "quiet", &yes }), 1, ""},
-		"not wanted":      {pod(func(p *corev1.Pod) { p.Spec.AutomountServiceAccountToken = &no }), 0, ""},
-		"mounted otherwise": {pod(func(p *corev1.Pod) {
+		"new account":                   {pod(func(p *corev1.Pod) { p.Spec.ServiceAccountName = "new" }), 1, ""},
+		"no account":                    {pod(func(p *corev1.Pod) { p.Spec.ServiceAccountName = "none" }), 0, `error looking up service account ns/none: serviceaccount "none" not found`},
+		"account without automount":     {pod(func(p *corev1.Pod) { p.Spec.ServiceAccountName = "quiet" }), 0, ""},
+		"the pod overrides the account": {pod(func(p *corev1.Pod) { p.Spec.ServiceAccountName, p.Spec.AutomountServiceAccountToken = "quiet", &yes }), 1, ""},
+		"pod without automount":         {pod(func(p *corev1.Pod) { p.Spec.AutomountServiceAccountToken = &no }), 0, ""},
+		"another mount at the path": {pod(func(p *corev1.Pod) {
 			p.Spec.InitContainers = nil
 			p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "own", MountPath: "/var/run/secrets/kubernetes.io/serviceaccount"}}
 		}), 0, ""},
@@ -262,7 +261,7 @@ func TestPriority(t *testing.T) {
 	p := &Priority{State: state(usual)}
 	second := &schedulingv1.PriorityClass{ObjectMeta: meta("", "second"), GlobalDefault: true}
 	refused(t, "second default", p.Validate(t.Context(), attributes(Create, second, nil)), "PriorityClass usual is already marked as default. Only one default can exist")
-	refused(t, "the same", p.Validate(t.Context(), attributes(Update, usual, usual)), "")
+	refused(t, "same class", p.Validate(t.Context(), attributes(Update, usual, usual)), "")
 	pod, old := &corev1.Pod{ObjectMeta: meta("ns", "p")}, &corev1.Pod{ObjectMeta: meta("ns", "p"), Spec: corev1.PodSpec{Priority: &ten}}
 	refused(t, "update", p.Admit(t.Context(), attributes(Update, pod, old)), "")
 	if pod.Spec.Priority != &ten {
@@ -273,7 +272,7 @@ func TestPriority(t *testing.T) {
 func TestTolerations(t *testing.T) {
 	p := &DefaultTolerationSeconds{NotReady: 30, Unreachable: 40}
 	pod := &corev1.Pod{ObjectMeta: meta("ns", "p")}
-	for range 2 { // twice is once
+	for range 2 { // the second call must add nothing
 		refused(t, "usual", p.Admit(t.Context(), attributes(Create, pod, nil)), "")
 	}
 	if got := pod.Spec.Tolerations; len(got) != 2 || *got[0].TolerationSeconds != 30 || *got[1].TolerationSeconds != 40 {
@@ -320,7 +319,7 @@ func TestStorage(t *testing.T) {
 	r := &ClaimResize{State: s}
 	refused(t, "same", r.Validate(t.Context(), attributes(Update, claim("old", "1Gi", corev1.ClaimBound), claim("old", "1Gi", corev1.ClaimBound))), "")
 	refused(t, "grows", r.Validate(t.Context(), attributes(Update, claim("growing", "2Gi", corev1.ClaimBound), claim("growing", "1Gi", corev1.ClaimBound))), "")
-	refused(t, "may not", r.Validate(t.Context(), attributes(Update, claim("old", "2Gi", corev1.ClaimBound), claim("old", "1Gi", corev1.ClaimBound))), "only dynamically provisioned pvc can be resized")
+	refused(t, "expansion not allowed", r.Validate(t.Context(), attributes(Update, claim("old", "2Gi", corev1.ClaimBound), claim("old", "1Gi", corev1.ClaimBound))), "only dynamically provisioned pvc can be resized")
 	refused(t, "unbound", r.Validate(t.Context(), attributes(Update, claim("growing", "2Gi", corev1.ClaimPending), claim("growing", "1Gi", corev1.ClaimPending))), "Only bound persistent volume claims can be expanded")
 }
 
@@ -334,7 +333,7 @@ func TestNodeTaint(t *testing.T) {
 	}
 }
 
-// granter grants what it is told.
+// granter is an Authorizer that grants the listed rights.
 type granter map[string]bool
 
 func (g granter) Authorize(_ context.Context, a *request.Attributes) (bool, string, error) {
@@ -384,8 +383,7 @@ func TestCertificates(t *testing.T) {
 	refused(t, "condition", door("approver", "status", c, c), "")
 }
 
-// TestReservedNames requests certificates in names that nobody may have, from every
-// signer.
+// TestReservedNames requests certificates with reserved names, from every signer.
 func TestReservedNames(t *testing.T) {
 	p := &Certificates{State: state(), Reserved: []string{"my-apiserver"}}
 	const client, kubelet, serving = certificatesv1.KubeAPIServerClientSignerName, certificatesv1.KubeAPIServerClientKubeletSignerName, certificatesv1.KubeletServingSignerName
@@ -421,7 +419,7 @@ func TestReservedNames(t *testing.T) {
 	}
 }
 
-// TestBootstrapRequests is what the bearer of a bootstrap token may request.
+// TestBootstrapRequests checks what the bearer of a bootstrap token may request.
 func TestBootstrapRequests(t *testing.T) {
 	const kubelet = certificatesv1.KubeAPIServerClientKubeletSignerName
 	p := &Certificates{State: state(
@@ -433,16 +431,16 @@ func TestBootstrapRequests(t *testing.T) {
 		signer, node, only string
 		want               string
 	}{
-		"a new node":                {kubelet, "n", "", ""},
-		"one that is planned":       {kubelet, "planned", "", ""},
-		"one that lives":            {kubelet, "lives", "", "`kubectl delete node lives`"},
-		"one that has a lease":      {kubelet, "beats", "", "`kubectl delete node beats`"},
-		"the token's node":          {kubelet, "n", "n", ""},
-		"another than the token's":  {kubelet, "n", "m", `this bootstrap token is for node "m", not for "n"`},
-		"a serving certificate":     {certificatesv1.KubeletServingSignerName, "n", "", "may only request certificates of signer " + kubelet},
-		"one of a stranger":         {"example.com/one", "", "", "may only request certificates of signer " + kubelet},
-		"a user's":                  {certificatesv1.KubeAPIServerClientSignerName, "", "", "may only request certificates of signer " + kubelet},
-		"a user's, token of a node": {certificatesv1.KubeAPIServerClientSignerName, "", "n", "may only request certificates of signer " + kubelet},
+		"a new node":                    {kubelet, "n", "", ""},
+		"a Node created by hand":        {kubelet, "planned", "", ""},
+		"a Node that has reported":      {kubelet, "lives", "", "`kubectl delete node lives`"},
+		"a Node with a lease":           {kubelet, "beats", "", "`kubectl delete node beats`"},
+		"the token's node":              {kubelet, "n", "n", ""},
+		"not the token's node":          {kubelet, "n", "m", `this bootstrap token is for node "m", not for "n"`},
+		"a serving certificate":         {certificatesv1.KubeletServingSignerName, "n", "", "may only request certificates of signer " + kubelet},
+		"another signer":                {"example.com/one", "", "", "may only request certificates of signer " + kubelet},
+		"a user's certificate":          {certificatesv1.KubeAPIServerClientSignerName, "", "", "may only request certificates of signer " + kubelet},
+		"a user's, with a node's token": {certificatesv1.KubeAPIServerClientSignerName, "", "n", "may only request certificates of signer " + kubelet},
 	} {
 		request := csrOf(t, "jane", "devs")
 		if test.node != "" {
@@ -571,7 +569,7 @@ func TestNodeRestriction(t *testing.T) {
 		"drops its pod range":             {attributes(Update, node(func(*corev1.Node) {}), node(func(n *corev1.Node) { n.Spec.PodCIDR = "10.1.0.0/24" })), "not allowed to modify spec.podCIDR"},
 		"sets its provider's id":          {attributes(Update, node(func(n *corev1.Node) { n.Spec.ProviderID = "local://c/m" }), node(func(*corev1.Node) {})), "not allowed to modify spec.providerID"},
 		"keeps its pod range":             {attributes(Update, node(func(n *corev1.Node) { n.Spec.PodCIDR = "10.1.0.0/24" }), node(func(n *corev1.Node) { n.Spec.PodCIDR = "10.1.0.0/24" })), ""},
-		"creates itself tainted":          {attributes(Create, node(func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: "a"}} }), nil), ""},
+		"creates itself with a taint":     {attributes(Create, node(func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: "a"}} }), nil), ""},
 		"adds a taint":                    {attributes(Update, node(func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: "a"}} }), node(func(*corev1.Node) {})), "not allowed to modify taints"},
 		"removes a restricted label":      {attributes(Update, node(func(*corev1.Node) {}), node(func(n *corev1.Node) { n.Labels = map[string]string{"node-restriction.kubernetes.io/a": ""} })), "not allowed to modify labels: node-restriction.kubernetes.io/a"},
 		"labels of the kubelet": {attributes(Update, node(func(n *corev1.Node) {
@@ -579,22 +577,22 @@ func TestNodeRestriction(t *testing.T) {
 		}), node(func(*corev1.Node) {})), ""},
 		"an unknown label of kubernetes": {attributes(Update, node(func(n *corev1.Node) { n.Labels = map[string]string{"x.k8s.io/a": ""} }), node(func(*corev1.Node) {})), "not allowed to modify labels: x.k8s.io/a"},
 
-		"mirror without an owner":          {attributes(Create, mirror(func(p *corev1.Pod) { p.OwnerReferences = nil }), nil), "owner reference set to itself"},
-		"mirror of an older node":          {attributes(Create, mirror(func(p *corev1.Pod) { p.OwnerReferences[0].UID = "n0" }), nil), "UID mismatch"},
-		"mirror with an account":           {attributes(Create, mirror(func(p *corev1.Pod) { p.Spec.ServiceAccountName = "sa" }), nil), "reference serviceaccounts"},
-		"mirror with a pull secret":        {attributes(Create, mirror(func(p *corev1.Pod) { p.Spec.ImagePullSecrets = []corev1.LocalObjectReference{{Name: "s"}} }), nil), "reference secrets"},
-		"mirror with a resource claim":     {attributes(Create, mirror(func(p *corev1.Pod) { p.Spec.ResourceClaims = []corev1.PodResourceClaim{{}} }), nil), "reference resourceclaims"},
-		"mirror with a secret variable":    {attributes(Create, env(corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{}}), nil), "reference secrets"},
-		"mirror with a config variable":    {attributes(Create, env(corev1.EnvVarSource{ConfigMapKeyRef: &corev1.ConfigMapKeySelector{}}), nil), "reference configmaps"},
-		"mirror with a claim":              {attributes(Create, volume(corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{}}), nil), "reference persistentvolumeclaims"},
-		"mirror with an ephemeral volume":  {attributes(Create, volume(corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}), nil), "reference persistentvolumeclaims"},
-		"mirror with a CSI volume":         {attributes(Create, volume(corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{}}), nil), "reference csidrivers"},
-		"mirror with a secret of a plugin": {attributes(Create, volume(corev1.VolumeSource{ISCSI: &corev1.ISCSIVolumeSource{}}), nil), "reference objects of the volume plugins"},
-		"mirror with a token":              {attributes(Create, projected(corev1.VolumeProjection{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{}}), nil), "reference serviceaccounts"},
-		"mirror with a projected secret":   {attributes(Create, projected(corev1.VolumeProjection{Secret: &corev1.SecretProjection{}}), nil), "reference secrets"},
-		"mirror with a trust bundle":       {attributes(Create, projected(corev1.VolumeProjection{ClusterTrustBundle: &corev1.ClusterTrustBundleProjection{}}), nil), "reference objects"},
-		"mirror with its own fields":       {attributes(Create, projected(corev1.VolumeProjection{DownwardAPI: &corev1.DownwardAPIProjection{}}), nil), ""},
-		"mirror with a host path":          {attributes(Create, volume(corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{}}), nil), ""},
+		"mirror without an owner":              {attributes(Create, mirror(func(p *corev1.Pod) { p.OwnerReferences = nil }), nil), "owner reference set to itself"},
+		"mirror of an older node":              {attributes(Create, mirror(func(p *corev1.Pod) { p.OwnerReferences[0].UID = "n0" }), nil), "UID mismatch"},
+		"mirror with an account":               {attributes(Create, mirror(func(p *corev1.Pod) { p.Spec.ServiceAccountName = "sa" }), nil), "reference serviceaccounts"},
+		"mirror with a pull secret":            {attributes(Create, mirror(func(p *corev1.Pod) { p.Spec.ImagePullSecrets = []corev1.LocalObjectReference{{Name: "s"}} }), nil), "reference secrets"},
+		"mirror with a resource claim":         {attributes(Create, mirror(func(p *corev1.Pod) { p.Spec.ResourceClaims = []corev1.PodResourceClaim{{}} }), nil), "reference resourceclaims"},
+		"mirror with a secret variable":        {attributes(Create, env(corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{}}), nil), "reference secrets"},
+		"mirror with a config variable":        {attributes(Create, env(corev1.EnvVarSource{ConfigMapKeyRef: &corev1.ConfigMapKeySelector{}}), nil), "reference configmaps"},
+		"mirror with a claim":                  {attributes(Create, volume(corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{}}), nil), "reference persistentvolumeclaims"},
+		"mirror with an ephemeral volume":      {attributes(Create, volume(corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}), nil), "reference persistentvolumeclaims"},
+		"mirror with a CSI volume":             {attributes(Create, volume(corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{}}), nil), "reference csidrivers"},
+		"mirror with a volume plugin's secret": {attributes(Create, volume(corev1.VolumeSource{ISCSI: &corev1.ISCSIVolumeSource{}}), nil), "reference objects of the volume plugins"},
+		"mirror with a token":                  {attributes(Create, projected(corev1.VolumeProjection{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{}}), nil), "reference serviceaccounts"},
+		"mirror with a projected secret":       {attributes(Create, projected(corev1.VolumeProjection{Secret: &corev1.SecretProjection{}}), nil), "reference secrets"},
+		"mirror with a trust bundle":           {attributes(Create, projected(corev1.VolumeProjection{ClusterTrustBundle: &corev1.ClusterTrustBundleProjection{}}), nil), "reference objects"},
+		"mirror with a downwardAPI volume":     {attributes(Create, projected(corev1.VolumeProjection{DownwardAPI: &corev1.DownwardAPIProjection{}}), nil), ""},
+		"mirror with a hostPath volume":        {attributes(Create, volume(corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{}}), nil), ""},
 
 		"resource claims through the status": {sub("status", attributes(Update, claimed, own)), "cannot update resource claim statuses"},
 
@@ -620,49 +618,49 @@ func TestNodeRestriction(t *testing.T) {
 		"token of a granted audience":     {audience(own, "granted"), ""},
 		"token of a pod that mounts none": {audience(mute), `not authorized to request tokens for audience ""`},
 
-		"its own certificate":         {request(certificatesv1.KubeAPIServerClientKubeletSignerName, "system:node:n"), ""},
-		"another node's certificate":  {request(certificatesv1.KubeAPIServerClientKubeletSignerName, "system:node:m"), "can only create a node CSR with CN=system:node:n"},
-		"another's serving name":      {request(certificatesv1.KubeletServingSignerName, "system:node:m"), "can only create a node CSR with CN=system:node:n"},
-		"a certificate of a stranger": {request("example.com/x", "anything"), ""},
+		"its own certificate":          {request(certificatesv1.KubeAPIServerClientKubeletSignerName, "system:node:n"), ""},
+		"another node's certificate":   {request(certificatesv1.KubeAPIServerClientKubeletSignerName, "system:node:m"), "can only create a node CSR with CN=system:node:n"},
+		"another's serving name":       {request(certificatesv1.KubeletServingSignerName, "system:node:m"), "can only create a node CSR with CN=system:node:n"},
+		"another signer's certificate": {request("example.com/x", "anything"), ""},
 
-		"creates a pod":    {attributes(Create, own, nil), "can only create mirror pods"},
-		"creates a mirror": {attributes(Create, mirror(func(*corev1.Pod) {}), nil), ""},
-		"mirror elsewhere": {attributes(Create, mirror(func(p *corev1.Pod) { p.Spec.NodeName = "m" }), nil), "can only create pods with spec.nodeName set to itself"},
+		"creates a pod":          {attributes(Create, own, nil), "can only create mirror pods"},
+		"creates a mirror":       {attributes(Create, mirror(func(*corev1.Pod) {}), nil), ""},
+		"mirror on another node": {attributes(Create, mirror(func(p *corev1.Pod) { p.Spec.NodeName = "m" }), nil), "can only create pods with spec.nodeName set to itself"},
 		"mirror with a secret": {attributes(Create, mirror(func(p *corev1.Pod) {
 			p.Spec.Volumes = []corev1.Volume{{VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{}}}}
 		}), nil), "can not create pods that reference secrets"},
-		"mirror with a foreign owner": {attributes(Create, mirror(func(p *corev1.Pod) {
+		"mirror owned by another node": {attributes(Create, mirror(func(p *corev1.Pod) {
 			p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: "m"}}
 		}), nil), "owner reference set to itself"},
-		"updates a pod":             {attributes(Update, own, own), "can only create and delete mirror pods"},
-		"deletes its pod":           {attributes(Delete, nil, own), ""},
-		"deletes another's":         {attributes(Delete, nil, other), "can only delete pods with spec.nodeName set to itself"},
-		"status of its pod":         {sub("status", attributes(Update, own, own)), ""},
-		"status of another's":       {sub("status", attributes(Update, other, other)), "can only update status for pods with spec.nodeName set to itself"},
-		"labels through the status": {sub("status", attributes(Update, labelled, own)), "cannot update labels through pod status"},
-		"evicts its pod":            {sub("eviction", attributes(Delete, nil, own)), ""},
-		"evicts another's":          {sub("eviction", attributes(Delete, nil, other)), "can only evict pods"},
-		"binds a pod":               {sub("binding", attributes(Create, own, nil)), "unexpected pod subresource"},
-		"creates itself":            {attributes(Create, node(func(n *corev1.Node) { n.Labels = map[string]string{corev1.LabelHostname: "n", "example.com/x": "y"} }), nil), ""},
-		"creates another":           {attributes(Create, &corev1.Node{ObjectMeta: meta("", "m")}, nil), `node "n" is not allowed to modify node "m"`},
-		"labels itself a master":    {attributes(Create, node(func(n *corev1.Node) { n.Labels = map[string]string{"node-role.kubernetes.io/control-plane": ""} }), nil), "not allowed to set the following labels: node-role.kubernetes.io/control-plane"},
-		"restricted label":          {attributes(Update, node(func(n *corev1.Node) { n.Labels = map[string]string{"x.node-restriction.kubernetes.io/a": ""} }), node(func(*corev1.Node) {})), "not allowed to modify labels: x.node-restriction.kubernetes.io/a"},
-		"removes its taint":         {attributes(Update, node(func(*corev1.Node) {}), node(func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: "a"}} })), "not allowed to modify taints"},
-		"owns itself":               {attributes(Update, node(func(n *corev1.Node) { n.OwnerReferences = []metav1.OwnerReference{{Name: "x"}} }), node(func(*corev1.Node) {})), "not allowed to modify ownerReferences"},
-		"its status":                {sub("status", attributes(Update, node(func(*corev1.Node) {}), node(func(*corev1.Node) {}))), ""},
-		"its lease":                 {attributes(Create, &coordinationv1.Lease{ObjectMeta: meta("kube-node-lease", "n")}, nil), ""},
-		"another's lease":           {attributes(Update, &coordinationv1.Lease{ObjectMeta: meta("kube-node-lease", "m")}, nil), "same name as the requesting node"},
-		"a lease elsewhere":         {attributes(Create, &coordinationv1.Lease{ObjectMeta: meta("ns", "n")}, nil), "can only access leases in the"},
-		"token of its pod":          {token("sa", bound(own)), ""},
-		"token of another account":  {token("other", bound(own)), "does not use"},
-		"token of another's pod":    {token("sa", bound(other)), "scheduled on a different node"},
-		"unbound token":             {token("sa", nil), "not bound to a pod"},
-		"token of an older pod":     {token("sa", &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: "own", UID: "0"}), "does not match the UID in record"},
+		"updates a pod":                  {attributes(Update, own, own), "can only create and delete mirror pods"},
+		"deletes its pod":                {attributes(Delete, nil, own), ""},
+		"deletes another's":              {attributes(Delete, nil, other), "can only delete pods with spec.nodeName set to itself"},
+		"status of its pod":              {sub("status", attributes(Update, own, own)), ""},
+		"status of another's":            {sub("status", attributes(Update, other, other)), "can only update status for pods with spec.nodeName set to itself"},
+		"labels through the status":      {sub("status", attributes(Update, labelled, own)), "cannot update labels through pod status"},
+		"evicts its pod":                 {sub("eviction", attributes(Delete, nil, own)), ""},
+		"evicts another's":               {sub("eviction", attributes(Delete, nil, other)), "can only evict pods"},
+		"binds a pod":                    {sub("binding", attributes(Create, own, nil)), "unexpected pod subresource"},
+		"creates itself":                 {attributes(Create, node(func(n *corev1.Node) { n.Labels = map[string]string{corev1.LabelHostname: "n", "example.com/x": "y"} }), nil), ""},
+		"creates another":                {attributes(Create, &corev1.Node{ObjectMeta: meta("", "m")}, nil), `node "n" is not allowed to modify node "m"`},
+		"labels itself as control plane": {attributes(Create, node(func(n *corev1.Node) { n.Labels = map[string]string{"node-role.kubernetes.io/control-plane": ""} }), nil), "not allowed to set the following labels: node-role.kubernetes.io/control-plane"},
+		"restricted label":               {attributes(Update, node(func(n *corev1.Node) { n.Labels = map[string]string{"x.node-restriction.kubernetes.io/a": ""} }), node(func(*corev1.Node) {})), "not allowed to modify labels: x.node-restriction.kubernetes.io/a"},
+		"removes its taint":              {attributes(Update, node(func(*corev1.Node) {}), node(func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: "a"}} })), "not allowed to modify taints"},
+		"sets its owner":                 {attributes(Update, node(func(n *corev1.Node) { n.OwnerReferences = []metav1.OwnerReference{{Name: "x"}} }), node(func(*corev1.Node) {})), "not allowed to modify ownerReferences"},
+		"its status":                     {sub("status", attributes(Update, node(func(*corev1.Node) {}), node(func(*corev1.Node) {}))), ""},
+		"its lease":                      {attributes(Create, &coordinationv1.Lease{ObjectMeta: meta("kube-node-lease", "n")}, nil), ""},
+		"another's lease":                {attributes(Update, &coordinationv1.Lease{ObjectMeta: meta("kube-node-lease", "m")}, nil), "same name as the requesting node"},
+		"a lease in another namespace":   {attributes(Create, &coordinationv1.Lease{ObjectMeta: meta("ns", "n")}, nil), "can only access leases in the"},
+		"token of its pod":               {token("sa", bound(own)), ""},
+		"token of another account":       {token("other", bound(own)), "does not use"},
+		"token of another's pod":         {token("sa", bound(other)), "scheduled on a different node"},
+		"unbound token":                  {token("sa", nil), "not bound to a pod"},
+		"token of an older pod":          {token("sa", &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: "own", UID: "0"}), "does not match the UID in record"},
 	} {
 		test.a.User.Name = "system:node:n"
 		refused(t, name, p.Validate(t.Context(), test.a), test.text)
-		test.a.User.Name = "somebody"
-		refused(t, name+" (no node)", p.Validate(t.Context(), test.a), "")
+		test.a.User.Name = "jane"
+		refused(t, name+" (not a node)", p.Validate(t.Context(), test.a), "")
 	}
 }
 
@@ -675,7 +673,7 @@ func TestPodTopology(t *testing.T) {
 	}
 }
 
-// TestOrder runs the whole chain on a pod.
+// TestOrder runs the whole default chain on a pod.
 func TestOrder(t *testing.T) {
 	s := state(&corev1.Namespace{ObjectMeta: meta("", "ns")}, &corev1.ServiceAccount{ObjectMeta: meta("ns", "default")})
 	chain := Default(Config{State: s, Authorizer: granter{}, Escalation: &escalation{}, NodeOf: func(request.User) (string, bool) { return "", false }})

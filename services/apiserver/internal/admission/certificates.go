@@ -19,22 +19,21 @@ import (
 	"keelson.dev/services/internal/identity"
 )
 
-// Authorizer decides on a right that a plugin asks about.
+// Authorizer decides whether a user has a right that a plugin asks about.
 type Authorizer interface {
 	Authorize(ctx context.Context, a *request.Attributes) (allowed bool, reason string, err error)
 }
 
-// Certificates records who requests a certificate, refuses names that nobody may
-// request, and lets only those approve and sign who may for that signer.
+// Certificates records the user that requests a certificate, refuses reserved names, and allows
+// approval and signing only to users with that right on the signer.
 type Certificates struct {
 	State      State
 	Authorizer Authorizer
-	// Reserved are common names that are refused besides identity.Reserved's.
+	// Reserved are common names that are refused in addition to those of identity.Reserved.
 	Reserved []string
 }
 
-// Admit implements Mutator: who asks is what the server knows, not what the
-// request says.
+// Admit implements Mutator. The requester is the authenticated user, whatever the request says.
 func (p *Certificates) Admit(_ context.Context, a *Attributes) error {
 	csr, ok := a.Object.(*certificatesv1.CertificateSigningRequest)
 	if !ok || a.Operation != Create {
@@ -77,9 +76,9 @@ func (p *Certificates) Validate(ctx context.Context, a *Attributes) error {
 	return nil
 }
 
-// subject keeps anybody from requesting a certificate in a name that the cluster
-// itself gives, from whichever signer: Kubernetes' CertificateSubjectRestriction
-// refuses system:masters alone.
+// subject refuses requests for names that only the cluster itself may issue, whichever signer
+// they are for. Kubernetes' CertificateSubjectRestriction refuses only system:masters, and only
+// for one signer.
 func (p *Certificates) subject(ctx context.Context, a *Attributes, csr *certificatesv1.CertificateSigningRequest) error {
 	parsed, err := parseRequest(csr)
 	if errors.Is(err, errNoRequest) {
@@ -105,8 +104,8 @@ func (p *Certificates) subject(ctx context.Context, a *Attributes, csr *certific
 	return p.bootstrap(ctx, a, signer, node)
 }
 
-// bootstrap lets the bearer of a bootstrap token request a client certificate for a
-// new node, and only for the one that the token names, if it names one.
+// bootstrap restricts the bearer of a bootstrap token to client certificates for new nodes, and
+// to the node that the token names, if it names one.
 func (p *Certificates) bootstrap(ctx context.Context, a *Attributes, signer, node string) error {
 	if !slices.Contains(a.User.Groups, "system:bootstrappers") {
 		return nil
@@ -127,8 +126,8 @@ func (p *Certificates) bootstrap(ctx context.Context, a *Attributes, signer, nod
 	return nil
 }
 
-// nodeLives reports whether a Node has ever been reported by its node: one that was
-// created by hand, and waits for its machine, has neither Lease nor version.
+// nodeLives reports whether a node has ever reported to its Node object: one that was created by
+// hand for a machine to come has neither a Lease nor a kubelet version.
 func (p *Certificates) nodeLives(ctx context.Context, name string) (bool, error) {
 	o, ok, err := p.State.GetFresh(ctx, "", "nodes", "", name)
 	if err != nil || !ok {
@@ -151,7 +150,7 @@ func parseRequest(csr *certificatesv1.CertificateSigningRequest) (*x509.Certific
 	return x509.ParseCertificateRequest(block.Bytes)
 }
 
-// may asks for the verb on the signer or on all of its domain.
+// may reports whether the user has the verb on the signer or on all signers of its domain.
 func (p *Certificates) may(ctx context.Context, u request.User, verb, signer string) bool {
 	domain, _, _ := strings.Cut(signer, "/")
 	for _, name := range []string{signer, domain + "/*"} {

@@ -8,30 +8,30 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// Config of the default chain.
+// Config configures the default chain.
 type Config struct {
 	State      State
 	Authorizer Authorizer
 	Escalation Escalation
-	// NodeOf is the node that a user is.
+	// NodeOf returns the name of the node that a user represents.
 	NodeOf func(request.User) (name string, isNode bool)
-	// ReservedNames are common names that no certificate request may have.
+	// ReservedNames are common names that no certificate request may use.
 	ReservedNames []string
-	// NotReadySeconds and UnreachableSeconds are what pods tolerate that say
-	// nothing of it.
+	// NotReadySeconds and UnreachableSeconds are how long pods tolerate such nodes by default.
 	NotReadySeconds, UnreachableSeconds int64
-	// PodSecurity is what the Pod Security Standards do not apply to.
+	// PodSecurity lists what is exempt from the Pod Security Standards.
 	PodSecurity Exemptions
 	// Services is the range of cluster IPs; DenyExternalIPs refuses all external IPs.
 	Services        netip.Prefix
 	DenyExternalIPs bool
-	// Log gets violations of audited levels; nil is the default logger.
+	// Log receives violations of the audit level. nil means slog.Default().
 	Log *slog.Logger
 }
 
+// accountWait is within the 0.9 to 1.8 s that Kubernetes waits.
 const accountWait = 1500 * time.Millisecond
 
-// Default is the plugins of every cluster, in Kubernetes' order.
+// Default returns the plugins that every cluster runs, in Kubernetes' order.
 func Default(c Config) *Chain {
 	lifecycle := &NamespaceLifecycle{State: c.State}
 	priority := &Priority{State: c.State}

@@ -16,10 +16,11 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// ExternalIPs keeps Services from taking over addresses that others are reached at
-// (CVE-2020-8554): every node sends what is meant for an external IP to the Service's
-// pods. Those of nodes, apiservers, pods and Services are refused; with Deny, all are,
-// as by Kubernetes' DenyServiceExternalIPs. What a Service has already, it may keep.
+// ExternalIPs keeps Services from taking over addresses that belong to something else
+// (CVE-2020-8554), because every node forwards traffic for an external IP to the Service's pods.
+// It refuses the addresses of nodes, apiservers, pods and Services; with Deny it refuses every
+// external IP, as Kubernetes' DenyServiceExternalIPs does. A Service may keep the addresses that
+// it already has.
 type ExternalIPs struct {
 	State State
 	// Services is the range of cluster IPs.
@@ -49,8 +50,8 @@ func (p *ExternalIPs) Validate(_ context.Context, a *Attributes) error {
 		if err != nil {
 			continue // validation refuses it
 		}
-		if whose := p.owner(ip.Unmap()); whose != "" {
-			errs = append(errs, field.Invalid(field.NewPath("spec", "externalIPs").Index(i), text, "may not be an address of "+whose))
+		if owner := p.owner(ip.Unmap()); owner != "" {
+			errs = append(errs, field.Invalid(field.NewPath("spec", "externalIPs").Index(i), text, "may not be an address of "+owner))
 		}
 	}
 	if len(errs) == 0 {
@@ -59,13 +60,13 @@ func (p *ExternalIPs) Validate(_ context.Context, a *Attributes) error {
 	return apierrors.NewInvalid(a.Kind.GVK.GroupKind(), a.Name, errs)
 }
 
-// owner names what already uses an address. It is empty if nothing is known to.
-func (p *ExternalIPs) owner(ip netip.Addr) (whose string) {
+// owner names what already uses an address. It is empty if no known object does.
+func (p *ExternalIPs) owner(ip netip.Addr) (owner string) {
 	if p.Services.Contains(ip) {
 		return fmt.Sprintf("the Services' range %s", p.Services)
 	}
 	if obj, ok := p.State.Get("", "endpoints", metav1.NamespaceDefault, "kubernetes"); ok {
-		if e, ok := obj.(*corev1.Endpoints); ok { //nolint:staticcheck // it is what apiservers announce themselves by.
+		if e, ok := obj.(*corev1.Endpoints); ok { //nolint:staticcheck // apiservers publish their addresses in it
 			for _, s := range e.Subsets {
 				for _, address := range s.Addresses {
 					if is(address.IP, ip) {
@@ -82,17 +83,17 @@ func (p *ExternalIPs) owner(ip netip.Addr) (whose string) {
 		}
 		for _, address := range n.Status.Addresses {
 			if is(address.Address, ip) {
-				whose = fmt.Sprintf("node %q", n.Name)
+				owner = fmt.Sprintf("node %q", n.Name)
 			}
 		}
 		for _, text := range append([]string{n.Spec.PodCIDR}, n.Spec.PodCIDRs...) {
 			if r, err := netip.ParsePrefix(text); err == nil && r.Contains(ip) {
-				whose = fmt.Sprintf("the pods' range %s", r)
+				owner = fmt.Sprintf("the pods' range %s", r)
 			}
 		}
-		return whose == ""
+		return owner == ""
 	})
-	return whose
+	return owner
 }
 
 func is(text string, ip netip.Addr) bool {

@@ -31,7 +31,7 @@ func TestExternalIPs(t *testing.T) {
 		text     string
 	}{
 		"none":                  {deny, service(), nil, ""},
-		"a foreign address":     {p, service("203.0.113.250"), nil, ""},
+		"an unused address":     {p, service("203.0.113.250"), nil, ""},
 		"a node's":              {p, service("203.0.113.250", "172.30.0.11"), nil, `spec.externalIPs[1]: Invalid value: "172.30.0.11": may not be an address of node "n"`},
 		"a node's, mapped":      {p, service("::ffff:172.30.0.11"), nil, `may not be an address of node "n"`},
 		"an apiserver's":        {p, service("172.30.0.2"), nil, `may not be an address of an apiserver`},
@@ -39,10 +39,10 @@ func TestExternalIPs(t *testing.T) {
 		"a pod's, IPv6":         {p, service("fd00:1::9"), nil, `may not be an address of the pods' range fd00:1::/64`},
 		"a Service's":           {p, service("10.96.0.1"), nil, `may not be an address of the Services' range 10.96.0.0/16`},
 		"added later":           {p, service("203.0.113.250", "10.96.0.1"), service("203.0.113.250"), `spec.externalIPs[1]`},
-		"had before":            {p, service("172.30.0.11"), service("172.30.0.11"), ""},
+		"kept":                  {p, service("172.30.0.11"), service("172.30.0.11"), ""},
 		"denied":                {deny, service("203.0.113.250"), nil, "Use of external IPs is denied by admission control"},
 		"denied, added later":   {deny, service("203.0.113.250", "203.0.113.251"), service("203.0.113.250"), "Use of external IPs is denied"},
-		"denied, had before":    {deny, service("203.0.113.250"), service("203.0.113.250", "203.0.113.251"), ""},
+		"denied, kept":          {deny, service("203.0.113.250"), service("203.0.113.250", "203.0.113.251"), ""},
 		"not an address at all": {p, service("x"), nil, ""},
 	} {
 		a := attributes(Create, test.svc, nil)

@@ -9,8 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// mirrorPod lets a node create the mirrors of its static pods, which may refer to no
-// other object: what a pod refers to, its node may read.
+// mirrorPod allows a node to create the mirrors of its static pods. A mirror may reference no
+// other object, because a node may read whatever its pods reference.
 func (p *NodeRestriction) mirrorPod(node string, pod *corev1.Pod) error {
 	switch {
 	case pod == nil || !isMirror(pod):
@@ -48,7 +48,7 @@ func (p *NodeRestriction) mirrorOwner(node string, owner *metav1.OwnerReference)
 	return nil
 }
 
-// referenced is a kind of object that a pod refers to, or empty.
+// referenced returns a resource that the pod refers to, or "" if it refers to none.
 func referenced(spec *corev1.PodSpec) string {
 	switch {
 	case spec.ServiceAccountName != "":
@@ -97,8 +97,8 @@ func referencedByEnv(from []corev1.EnvFromSource, env []corev1.EnvVar) string {
 	return ""
 }
 
-// referencedByVolume allows the sources that are known to need no object, so that
-// one that is added to the API later is refused.
+// referencedByVolume returns a resource that the volume refers to. It lists the sources that are
+// known to reference nothing, so that a source added to the API later is refused.
 func referencedByVolume(v *corev1.VolumeSource) string {
 	switch {
 	case v.EmptyDir != nil, v.HostPath != nil, v.DownwardAPI != nil, v.Image != nil, v.NFS != nil, v.GitRepo != nil:

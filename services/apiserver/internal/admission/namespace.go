@@ -10,17 +10,16 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// NamespaceLifecycle refuses what is created in a namespace that does not exist
-// or is being terminated, and keeps the namespaces that a cluster cannot be
-// without.
+// NamespaceLifecycle refuses creates in a namespace that does not exist or is terminating, and
+// the deletion of the namespaces that every cluster needs.
 type NamespaceLifecycle struct{ State State }
 
-// immortal namespaces may not be deleted.
+// immortal is the set of namespaces that may not be deleted.
 var immortal = map[string]bool{
 	metav1.NamespaceDefault: true, metav1.NamespaceSystem: true, metav1.NamespacePublic: true,
 }
 
-// Admit implements Mutator: it comes before all that looks into the namespace.
+// Admit implements Mutator. It comes before every plugin that reads the namespace.
 func (p *NamespaceLifecycle) Admit(ctx context.Context, a *Attributes) error {
 	if a.Operation != Create || !a.Kind.Namespaced || a.Subresource != "" || a.Kind.Virtual != "" {
 		return nil

@@ -18,17 +18,17 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// NodeRestriction limits what a node may write: its own Node and Lease, the status
-// of its pods and their claims, mirror pods, tokens for its pods, and requests for
-// its own certificates (KEP-279). Fields that other nodes act on, such as the pod
-// range that they route, belong to controllers.
+// NodeRestriction limits what a node may write: its own Node and Lease, the status of its pods
+// and of their claims, mirror pods, tokens for its pods, and requests for its own certificates
+// (KEP-279). Fields that other nodes act on, such as the pod CIDR that they route, belong to
+// controllers.
 type NodeRestriction struct {
 	State State
-	// Authorizer decides whether a node may request a token for an audience that
-	// its pod does not name (KEP-4412); nil refuses.
+	// Authorizer decides whether a node may request a token for an audience that its pod does not
+	// name (KEP-4412). If it is nil, such requests are refused.
 	Authorizer Authorizer
-	// NodeOf returns the node that a user is; isNode may be true with an empty
-	// name.
+	// NodeOf returns the name of the node that a user represents. isNode may be true with an
+	// empty name.
 	NodeOf func(request.User) (name string, isNode bool)
 }
 
@@ -65,8 +65,8 @@ func (p *NodeRestriction) Validate(ctx context.Context, a *Attributes) error {
 	return nil
 }
 
-// objectName is the name of the object that a request is about; a create has it in
-// the object alone.
+// objectName returns the name of the object that the request is about. For a create, only the
+// object itself has it.
 func objectName(a *Attributes) string {
 	if a.Operation == Create && a.Object != nil {
 		return a.Object.GetName()
@@ -104,15 +104,15 @@ func (p *NodeRestriction) pod(node string, a *Attributes) error {
 	case "eviction":
 		obj, ok := p.State.Get("", "pods", a.Namespace, a.Name)
 		if !ok {
-			return nil // the eviction itself will say so
+			return nil // the eviction itself reports that the pod is missing
 		}
 		return ownPod(node, "evict", obj)
 	}
 	return fmt.Errorf("unexpected pod subresource %q, only 'status' and 'eviction' are allowed", a.Subresource)
 }
 
-// volume lets a node release a local volume whose data it has deleted, and change
-// nothing else of it.
+// volume allows a node to remove its finalizer from a local volume whose data it has deleted, and
+// no other change.
 func (p *NodeRestriction) volume(node string, a *Attributes) error {
 	old, _ := a.Old.(*corev1.PersistentVolume)
 	pv, _ := a.Object.(*corev1.PersistentVolume)
@@ -124,12 +124,12 @@ func (p *NodeRestriction) volume(node string, a *Attributes) error {
 	changed.Finalizers, changed.ManagedFields = old.Finalizers, old.ManagedFields
 	changed.Generation, changed.ResourceVersion = old.Generation, old.ResourceVersion
 	if old.DeletionTimestamp == nil || !slices.Equal(pv.Finalizers, left) || !equality.Semantic.DeepEqual(old, changed) {
-		return fmt.Errorf("node %q can only take the finalizer %s off a volume that is being deleted", node, localData)
+		return fmt.Errorf("node %q can only remove the finalizer %s from a volume that is being deleted", node, localData)
 	}
 	return nil
 }
 
-// localData is the finalizer of volumes whose data a node keeps.
+// localData is the finalizer of volumes whose data is on a node.
 const localData = "keelson.dev/local-data"
 
 func ownPod(node, verb string, obj any) error {
@@ -189,10 +189,10 @@ func updatedNode(node string, a *Attributes) error {
 	return nil
 }
 
-// assignedField names a changed field that a controller assigns and others act on:
-// every node routes podCIDRs to the node that has them, and the cloud controllers
-// delete the Node and the load balancer targets of the machine that providerID
-// names. It is empty if there is none. Kubernetes lets a kubelet set both.
+// assignedField returns the path of a changed field that a controller assigns and other
+// components act on, or "" if none changed. Every node routes podCIDRs to the node that has them,
+// and the cloud controllers delete the Node and the load balancer targets of the machine that
+// providerID names. Kubernetes lets a kubelet set both.
 func assignedField(old, spec *corev1.NodeSpec) string {
 	switch {
 	case spec.PodCIDR != old.PodCIDR:
@@ -205,7 +205,7 @@ func assignedField(old, spec *corev1.NodeSpec) string {
 	return ""
 }
 
-// nodeLabels are the labels below kubernetes.io that a node may set itself.
+// nodeLabels are the labels under kubernetes.io that a node may set on itself.
 var nodeLabels = map[string]bool{
 	corev1.LabelHostname: true, corev1.LabelTopologyZone: true, corev1.LabelTopologyRegion: true,
 	corev1.LabelFailureDomainBetaZone: true, corev1.LabelFailureDomainBetaRegion: true,
@@ -214,8 +214,8 @@ var nodeLabels = map[string]bool{
 	"beta.kubernetes.io/os": true, "beta.kubernetes.io/arch": true,
 }
 
-// forbiddenLabels are the changed labels below kubernetes.io and k8s.io that are
-// not a node's own to set.
+// forbiddenLabels returns the changed labels under kubernetes.io and k8s.io that a node may not
+// set on itself, sorted.
 func forbiddenLabels(old, labels map[string]string) []string {
 	var bad []string
 	check := func(key string) {
@@ -255,7 +255,7 @@ func below(domain, parent string) bool {
 	return domain == parent || strings.HasSuffix(domain, "."+parent)
 }
 
-// token lets a node request tokens that are bound to pods on it, for audiences that
+// token allows a node to request tokens that are bound to pods on that node, for audiences that
 // those pods name.
 func (p *NodeRestriction) token(ctx context.Context, node string, a *Attributes) error {
 	tr, ok := a.Object.(*authenticationv1.TokenRequest)
@@ -290,9 +290,8 @@ func (p *NodeRestriction) token(ctx context.Context, node string, a *Attributes)
 	return p.audience(ctx, a, pod, tr.Spec.Audiences)
 }
 
-// audience lets a node request a token for an audience that a volume of the pod
-// names, the empty one being the apiserver's own, or that the node has been granted
-// (KEP-4412).
+// audience allows a token for an audience that a projected volume of the pod names (empty stands
+// for the apiserver's own), or that the node is authorized to request (KEP-4412).
 func (p *NodeRestriction) audience(ctx context.Context, a *Attributes, pod *corev1.Pod, audiences []string) error {
 	audience := ""
 	switch len(audiences) {
@@ -328,8 +327,8 @@ func (p *NodeRestriction) audience(ctx context.Context, a *Attributes, pod *core
 	return fmt.Errorf("%s is not authorized to request tokens for audience %q: no projected volume of pod %q names it", a.User.Name, audience, pod.Name)
 }
 
-// claim lets a node report the progress of a volume's expansion, and change nothing
-// else of its pods' claims.
+// claim allows a node to report the progress of a volume's expansion in the claim's status, and
+// no other change.
 func (p *NodeRestriction) claim(node string, a *Attributes) error {
 	old, _ := a.Old.(*corev1.PersistentVolumeClaim)
 	claim, _ := a.Object.(*corev1.PersistentVolumeClaim)
@@ -349,8 +348,7 @@ func (p *NodeRestriction) claim(node string, a *Attributes) error {
 	return nil
 }
 
-// certificate lets a node request certificates of the kubelet signers for itself
-// alone.
+// certificate allows a node to request certificates from the kubelet signers for itself only.
 func (p *NodeRestriction) certificate(node string, a *Attributes) error {
 	csr, ok := a.Object.(*certificatesv1.CertificateSigningRequest)
 	if a.Operation != Create || !ok ||
@@ -367,7 +365,7 @@ func (p *NodeRestriction) certificate(node string, a *Attributes) error {
 	return nil
 }
 
-// lease lets a node renew its own heartbeat.
+// lease allows a node to write its own heartbeat lease only.
 func (p *NodeRestriction) lease(node string, a *Attributes) error {
 	if a.Namespace != corev1.NamespaceNodeLease {
 		return fmt.Errorf("can only access leases in the %q system namespace", corev1.NamespaceNodeLease)

@@ -6,8 +6,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// NodeTaint keeps pods away from a new node until it has shown that it is ready
-// (TaintNodesByCondition).
+// NodeTaint taints a new node as not ready, which keeps pods off it until it has reported that it
+// is ready (TaintNodesByCondition).
 type NodeTaint struct{}
 
 // Admit implements Mutator.

@@ -23,23 +23,23 @@ import (
 )
 
 const (
-	// maxPodsToCheck and podCheckTime bound the look at a namespace's pods when its
-	// enforced level changes, as in Kubernetes.
+	// maxPodsToCheck and podCheckTime bound the check of a namespace's existing pods when its
+	// enforced level changes. Both values are Kubernetes'.
 	maxPodsToCheck = 3000
 	podCheckTime   = time.Second
 )
 
-// Exemptions are what PodSecurity does not look at.
+// Exemptions lists what PodSecurity does not check.
 type Exemptions struct {
-	// Users are the names of those who create pods, RuntimeClasses those of the pods.
+	// Users are the names of users who create pods, RuntimeClasses those that pods use.
 	Users, RuntimeClasses, Namespaces []string
 }
 
-// PodSecurity holds pods to the Pod Security Standards, at the level that their
-// namespace's labels name: violations of the enforced level are refused, those of the
-// warn level come back as warnings, and those of the audit level go to the log.
+// PodSecurity enforces the Pod Security Standards at the levels that the labels of a pod's
+// namespace name: violations of the enforced level are refused, those of the warn level are
+// returned as warnings, and those of the audit level are logged.
 //
-// Templates of workloads are never refused: they get warnings and log lines.
+// Templates of workloads are never refused; they only cause warnings and log lines.
 type PodSecurity struct {
 	State  State
 	Exempt Exemptions
@@ -48,7 +48,7 @@ type PodSecurity struct {
 	checks policy.Evaluator
 }
 
-// NewPodSecurity makes the plugin with the checks of all versions of the standards.
+// NewPodSecurity returns the plugin with the checks of all versions of the standards.
 func NewPodSecurity(state State, exempt Exemptions, log *slog.Logger) *PodSecurity {
 	checks, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
 	if err != nil {
@@ -60,7 +60,7 @@ func NewPodSecurity(state State, exempt Exemptions, log *slog.Logger) *PodSecuri
 	return &PodSecurity{State: state, Exempt: exempt, Log: log, checks: checks}
 }
 
-// withoutLabels is what a namespace gets that says nothing.
+// withoutLabels is the policy of a namespace without labels.
 var withoutLabels = podsecurity.Policy{Enforce: privileged, Audit: privileged, Warn: privileged}
 
 var privileged = podsecurity.LevelVersion{Level: podsecurity.LevelPrivileged, Version: podsecurity.LatestVersion()}
@@ -91,7 +91,7 @@ func (p *PodSecurity) Validate(ctx context.Context, a *Attributes) error {
 	return nil
 }
 
-// templateOf is the template of a workload; nil for other kinds.
+// templateOf returns the pod template of a workload, or nil for other kinds.
 func templateOf(obj resource.Object) *corev1.PodTemplateSpec {
 	switch w := obj.(type) {
 	case *appsv1.Deployment:
@@ -114,7 +114,7 @@ func templateOf(obj resource.Object) *corev1.PodTemplateSpec {
 	return nil
 }
 
-// pod checks a pod, or a template, which is not refused.
+// pod checks a pod or a template. Violations are refused only if enforce is true.
 func (p *PodSecurity) pod(ctx context.Context, a *Attributes, meta *metav1.ObjectMeta, spec *corev1.PodSpec, enforce bool) error {
 	if slices.Contains(p.Exempt.Namespaces, a.Namespace) || slices.Contains(p.Exempt.Users, a.User.Name) || p.exemptClass(spec) {
 		return nil
@@ -133,7 +133,7 @@ func (p *PodSecurity) pod(ctx context.Context, a *Attributes, meta *metav1.Objec
 	if ok {
 		labels = obj.GetLabels()
 	}
-	// Labels that were stored before they were validated count as the strictest level.
+	// Invalid labels, stored before they were validated, count as the strictest level.
 	levels, errs := podsecurity.PolicyToEvaluate(labels, withoutLabels)
 	if len(errs) == 0 && levels.FullyPrivileged() {
 		return nil
@@ -144,7 +144,7 @@ func (p *PodSecurity) pod(ctx context.Context, a *Attributes, meta *metav1.Objec
 		}
 	}
 	if r := p.check(levels.Audit, meta, spec); !r.Allowed {
-		p.Log.InfoContext(ctx, "pod security: would violate the audited level", "level", levels.Audit.String(),
+		p.Log.InfoContext(ctx, "pod violates the audited Pod Security level", "level", levels.Audit.String(),
 			"violations", r.ForbiddenDetail(), "user", a.User.Name, "resource", a.GroupResource().String(),
 			"namespace", a.Namespace, "name", a.Name)
 	}
@@ -165,11 +165,11 @@ func (p *PodSecurity) exemptClass(spec *corev1.PodSpec) bool {
 	return spec.RuntimeClassName != nil && slices.Contains(p.Exempt.RuntimeClasses, *spec.RuntimeClassName)
 }
 
-// matters reports whether an update of a pod changes what the standards are about. Of
-// what may change in a pod that is images alone: they may need other settings.
+// matters reports whether an update of a pod changes what the standards check. Of the fields that
+// an update may change, only images do: another image may need other settings.
 func matters(pod, old *corev1.Pod) bool {
-	other := func(a, b corev1.Container) bool { return a.Image == b.Image }
-	if !slices.EqualFunc(pod.Spec.Containers, old.Spec.Containers, other) || !slices.EqualFunc(pod.Spec.InitContainers, old.Spec.InitContainers, other) {
+	sameImage := func(a, b corev1.Container) bool { return a.Image == b.Image }
+	if !slices.EqualFunc(pod.Spec.Containers, old.Spec.Containers, sameImage) || !slices.EqualFunc(pod.Spec.InitContainers, old.Spec.InitContainers, sameImage) {
 		return true
 	}
 	for i := range pod.Spec.EphemeralContainers {
@@ -181,15 +181,14 @@ func matters(pod, old *corev1.Pod) bool {
 	return false
 }
 
-// namespace validates the labels, and warns about pods that violate a level which
-// became stricter.
+// namespace validates the labels, and warns about existing pods that violate a stricter level.
 func (p *PodSecurity) namespace(ctx context.Context, a *Attributes, ns *corev1.Namespace) error {
 	levels, errs := podsecurity.PolicyToEvaluate(ns.Labels, withoutLabels)
 	was := podsecurity.Policy{}
 	if old, ok := a.Old.(*corev1.Namespace); ok {
 		oldLevels, oldErrs := podsecurity.PolicyToEvaluate(old.Labels, withoutLabels)
 		if reflect.DeepEqual(errs, oldErrs) {
-			errs = nil // they were there before, and other changes must stay possible
+			errs = nil // the errors are old, and unrelated changes must stay possible
 		}
 		was = oldLevels
 	}
@@ -236,8 +235,8 @@ func setLevels(levels podsecurity.Policy, labels map[string]string) string {
 	return strings.Join(set, ", ")
 }
 
-// existing are warnings about the pods of a namespace. Of pods of one owner the first
-// is looked at before those of others, then the rest, until a bound is reached.
+// existing returns warnings about the existing pods of a namespace. It checks one pod of each
+// owner before the others, and stops at maxPodsToCheck and podCheckTime.
 func (p *PodSecurity) existing(ctx context.Context, namespace string, level podsecurity.LevelVersion) (warnings []string) {
 	ctx, cancel := context.WithTimeout(ctx, podCheckTime)
 	defer cancel()
@@ -304,7 +303,7 @@ func (p *PodSecurity) existing(ctx context.Context, namespace string, level pods
 	return append(warnings, lines...)
 }
 
-// Check reports exemptions that cannot mean anything.
+// Check returns an error if an exemption is empty.
 func (e Exemptions) Check() error {
 	for _, list := range [][]string{e.Users, e.RuntimeClasses, e.Namespaces} {
 		if slices.Contains(list, "") {

@@ -19,7 +19,7 @@ import (
 
 func ptr[T any](v T) *T { return &v }
 
-// restrictedPod violates nothing.
+// restrictedPod returns a pod that satisfies every level.
 func restrictedPod() *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "ns"},
@@ -41,7 +41,7 @@ func restrictedContext() *corev1.SecurityContext {
 	}
 }
 
-// security is the plugin, with namespaces of the given labels.
+// security returns the plugin, with a namespace that has the given labels.
 func security(labels map[string]string, log *slog.Logger, others ...*corev1.Pod) *PodSecurity {
 	state := &objects{cached: map[string]resource.Object{
 		"namespaces//ns": &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns", Labels: labels}},
@@ -54,12 +54,12 @@ func security(labels map[string]string, log *slog.Logger, others ...*corev1.Pod)
 	}, log)
 }
 
-// admit runs the plugin and returns the warnings and the refusal.
+// admit runs the plugin and returns its warnings and its error.
 func admit(t *testing.T, p *PodSecurity, obj, old resource.Object, change ...func(*Attributes)) (warnings []string, err error) {
 	t.Helper()
 	a := &Attributes{
 		Operation: Create, Kind: kindOf(obj), Namespace: obj.GetNamespace(), Name: obj.GetName(), Object: obj,
-		User: request.User{Name: "somebody"}, Warn: func(w string) { warnings = append(warnings, w) },
+		User: request.User{Name: "jane"}, Warn: func(w string) { warnings = append(warnings, w) },
 	}
 	if old != nil {
 		a.Operation, a.Old = Update, old
@@ -74,8 +74,8 @@ func enforced(level string) map[string]string {
 	return map[string]string{"pod-security.kubernetes.io/enforce": level}
 }
 
-// TestPodSecurityControls has a pod for every control of the standards. Baseline holds
-// what restricted holds as well.
+// TestPodSecurityControls has a pod for every control of the standards. The restricted level
+// includes all controls of the baseline level.
 func TestPodSecurityControls(t *testing.T) {
 	first := func(f func(c *corev1.Container)) func(*corev1.Pod) {
 		return func(p *corev1.Pod) { f(&p.Spec.Containers[0]) }
@@ -85,7 +85,7 @@ func TestPodSecurityControls(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		change func(p *corev1.Pod)
-		level  string // the least strict one that refuses
+		level  string // the least strict level that refuses the pod
 		text   string
 	}{
 		"nothing": {func(*corev1.Pod) {}, "", ""},
@@ -141,7 +141,7 @@ func TestPodSecurityControls(t *testing.T) {
 				refused := test.level != "" && (level == test.level || level == "restricted")
 				switch {
 				case !refused && err != nil:
-					t.Errorf("%s refuses: %v", level, err)
+					t.Errorf("%s refused the pod: %v", level, err)
 				case refused && (err == nil || !strings.HasPrefix(err.Error(), `violates PodSecurity "`+level+`:latest": `) || !strings.Contains(err.Error(), test.text)):
 					t.Errorf("%s: got %v, want %q", level, err, test.text)
 				}
@@ -167,26 +167,25 @@ func TestPodSecurityModes(t *testing.T) {
 		t.Errorf("got %q, %v; want the warning %s", warnings, err, want)
 	}
 	if !strings.Contains(text.String(), "level=restricted:latest") || !strings.Contains(text.String(), "namespace=ns name=p") {
-		t.Errorf("the log is %s", text.String())
+		t.Errorf("the log misses the violation: %s", text.String())
 	}
 
-	// A stricter enforced level is the warn level, too: a workload is warned of it and
-	// never refused.
+	// The enforced level also applies to workloads, as a warning: they are never refused.
 	p = security(enforced("baseline"), log)
 	deployment := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "d", Namespace: "ns"}}
 	deployment.Spec.Template.Spec = bad.Spec
 	if warnings, err := admit(t, p, deployment, nil); err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "hostNetwork=true") {
-		t.Errorf("a deployment: %q, %v", warnings, err)
+		t.Errorf("deployment: got warnings %q, error %v", warnings, err)
 	}
 	if warnings, err := admit(t, p, deployment, nil, func(a *Attributes) { a.Subresource = "status" }); err != nil || len(warnings) > 0 {
-		t.Errorf("a status of a deployment: %q, %v", warnings, err)
+		t.Errorf("status of a deployment: got warnings %q, error %v", warnings, err)
 	}
-	// A version of long ago knows fewer controls.
+	// An old version of the standards has fewer controls.
 	seccomp := restrictedPod()
 	seccomp.Spec.SecurityContext.SeccompProfile = nil
 	p = security(map[string]string{"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/enforce-version": "v1.18"}, log)
 	if _, err := admit(t, p, seccomp, nil); err != nil {
-		t.Errorf("restricted of v1.18 refuses a pod without a seccomp profile: %v", err)
+		t.Errorf("restricted at v1.18 refused a pod without a seccomp profile: %v", err)
 	}
 }
 
@@ -197,20 +196,20 @@ func TestPodSecurityUpdates(t *testing.T) {
 	labelled := old.DeepCopy()
 	labelled.Labels = map[string]string{"a": "b"}
 	if _, err := admit(t, p, labelled, old); err != nil {
-		t.Errorf("a label of a pod that is there: %v", err)
+		t.Errorf("changing a label of an existing pod: %v", err)
 	}
 	image := old.DeepCopy()
 	image.Spec.InitContainers[0].Image = "other"
 	if _, err := admit(t, p, image, old); err == nil {
-		t.Error("another image is not looked at")
+		t.Error("a changed image was not checked")
 	}
 	if _, err := admit(t, p, image, old, func(a *Attributes) { a.Subresource = "status" }); err != nil {
-		t.Errorf("a status: %v", err)
+		t.Errorf("updating the status: %v", err)
 	}
 	added := old.DeepCopy()
 	added.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "e"}}}
 	if _, err := admit(t, p, added, old, func(a *Attributes) { a.Subresource = "ephemeralcontainers" }); err == nil {
-		t.Error("an added ephemeral container is not looked at")
+		t.Error("an added ephemeral container was not checked")
 	}
 }
 
@@ -219,24 +218,24 @@ func TestPodSecurityExemptions(t *testing.T) {
 	bad := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "ns"}}
 	bad.Spec.HostNetwork = true
 	if _, err := admit(t, p, bad, nil); err == nil {
-		t.Fatal("the pod is admitted without an exemption")
+		t.Fatal("the pod was admitted without an exemption")
 	}
 	if _, err := admit(t, p, bad, nil, func(a *Attributes) { a.User.Name = "exempt" }); err != nil {
-		t.Errorf("an exempt user: %v", err)
+		t.Errorf("exempt user: %v", err)
 	}
 	if _, err := admit(t, p, bad, nil, func(a *Attributes) { a.Namespace = "exempt" }); err != nil {
-		t.Errorf("an exempt namespace: %v", err)
+		t.Errorf("exempt namespace: %v", err)
 	}
 	classed := bad.DeepCopy()
 	classed.Spec.RuntimeClassName = ptr("exempt")
 	if _, err := admit(t, p, classed, nil); err != nil {
-		t.Errorf("an exempt runtime class: %v", err)
+		t.Errorf("exempt runtime class: %v", err)
 	}
 	if _, err := admit(t, p, bad, nil, func(a *Attributes) { a.Namespace = "unknown" }); err == nil || !strings.Contains(err.Error(), `failed to lookup namespace "unknown"`) {
-		t.Errorf("a namespace that is not there: %v", err)
+		t.Errorf("missing namespace: %v", err)
 	}
 	if (Exemptions{Users: []string{"a", ""}}).Check() == nil {
-		t.Error("an empty exemption is accepted")
+		t.Error("an empty exemption was accepted")
 	}
 }
 
@@ -258,7 +257,7 @@ func TestPodSecurityLabels(t *testing.T) {
 			t.Errorf("%s=%s: %v", label, value, err)
 		}
 		if _, err := admit(t, p, ns, ns.DeepCopy()); err != nil {
-			t.Errorf("%s=%s that was there before: %v", label, value, err)
+			t.Errorf("%s=%s, unchanged: %v", label, value, err)
 		}
 	}
 	warnings, err := admit(t, p, namespace("ns", enforced("baseline")), namespace("ns", nil))

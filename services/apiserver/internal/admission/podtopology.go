@@ -6,8 +6,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// PodTopology lets a pod know where its node is: the binding takes over the
-// node's zone and region, and from there they come to the pod (KEP-4742).
+// PodTopology copies the zone and region labels of the node to a binding, from where they reach
+// the pod (KEP-4742).
 type PodTopology struct{ State State }
 
 // Admit implements Mutator.

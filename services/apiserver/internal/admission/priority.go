@@ -10,7 +10,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Priority turns a pod's class into its priority, and keeps one default class.
+// Priority resolves a pod's priority class to its priority, and allows one default class only.
 type Priority struct{ State State }
 
 // Admit implements Mutator.
@@ -55,7 +55,7 @@ func (p *Priority) Admit(ctx context.Context, a *Attributes) error {
 	return nil
 }
 
-// class finds the named class, or the default one, which may be nil.
+// class returns the named class. Without a name it returns the default class, which may be nil.
 func (p *Priority) class(ctx context.Context, name string) (*schedulingv1.PriorityClass, error) {
 	if name == "" {
 		return p.defaultClass(), nil
@@ -74,7 +74,7 @@ func (p *Priority) class(ctx context.Context, name string) (*schedulingv1.Priori
 	return class, nil
 }
 
-// defaultClass is the global default; of several, that of the lowest value.
+// defaultClass returns the global default, or nil. If there are several, the lowest value wins.
 func (p *Priority) defaultClass() *schedulingv1.PriorityClass {
 	var found *schedulingv1.PriorityClass
 	p.State.Each("scheduling.k8s.io", "priorityclasses", "", func(o resource.Object) bool {

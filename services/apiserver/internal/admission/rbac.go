@@ -9,14 +9,13 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// Escalation decides whether a user may grant what he grants.
+// Escalation decides whether a user may grant the rights of a role.
 type Escalation interface {
 	CheckRole(ctx context.Context, u request.User, namespace, name string, rules []rbacv1.PolicyRule, aggregates bool) error
 	CheckBinding(ctx context.Context, u request.User, namespace, name string, ref rbacv1.RoleRef) error
 }
 
-// RBAC refuses roles and bindings by which a user would come to more rights than
-// he has.
+// RBAC refuses roles and bindings that would give the user more rights than the user already has.
 type RBAC struct{ Escalation Escalation }
 
 // Validate implements Validator.

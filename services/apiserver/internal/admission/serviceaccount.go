@@ -13,20 +13,19 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// ServiceAccount gives every pod its service account, a token of it, and its
-// pull secrets.
+// ServiceAccount gives every pod its service account, a token for it, and its pull secrets.
 type ServiceAccount struct {
 	State State
-	// Wait bounds the wait for the default account of a new namespace, which a
-	// controller makes; 0 does not wait. Kubernetes waits for 0.9 to 1.8 s.
+	// Wait bounds the wait for the default account of a new namespace, which a controller
+	// creates. 0 does not wait. Kubernetes waits for 0.9 to 1.8 s.
 	Wait time.Duration
 }
 
 const (
-	// newNamespace is the age up to which a namespace's default account is waited for:
-	// so a batch of pods waits no longer than that, however many they are.
+	// newNamespace is the namespace age up to which its default account is waited for. It bounds
+	// the total wait of a batch of pods, however many there are.
 	newNamespace = 10 * time.Second
-	// accountPoll is how often the cache is asked meanwhile.
+	// accountPoll is how often the cache is polled for the account.
 	accountPoll = 20 * time.Millisecond
 )
 
@@ -35,8 +34,8 @@ const (
 	tokenMountPath        = "/var/run/secrets/kubernetes.io/serviceaccount"
 	tokenVolumePrefix     = "kube-api-access-"
 	rootCAConfigMap       = "kube-root-ca.crt"
-	// tokenSeconds is a little over an hour, so that a token is never renewed at
-	// the very moment when others written at the full hour are (KEP-1205).
+	// tokenSeconds is a little over an hour, so that these tokens are not renewed at the same
+	// time as those with a lifetime of exactly one hour (KEP-1205).
 	tokenSeconds = 60*60 + 7
 	tokenMode    = int32(0o644)
 )
@@ -85,7 +84,7 @@ func (p *ServiceAccount) account(ctx context.Context, namespace, name string) (*
 	return sa, nil
 }
 
-// await polls the cache for the default account of a namespace that has just been made.
+// await polls the cache for the default account of a namespace that was created recently.
 func (p *ServiceAccount) await(ctx context.Context, namespace string) (resource.Object, bool) {
 	ns, ok := p.State.Get("", "namespaces", "", namespace)
 	if !ok || p.Wait <= 0 || time.Since(ns.GetCreationTimestamp().Time) > newNamespace {
@@ -109,13 +108,13 @@ func (p *ServiceAccount) await(ctx context.Context, namespace string) (resource.
 	}
 }
 
-// isMirror tells the pod that a node shows for one of its static pods.
+// isMirror reports whether the pod is the mirror of a node's static pod.
 func isMirror(pod *corev1.Pod) bool {
 	_, ok := pod.Annotations[corev1.MirrorPodAnnotationKey]
 	return ok
 }
 
-// checkMirror refuses mirror pods that reach for what is not the node's own.
+// checkMirror refuses mirror pods that reference a service account or secrets.
 func checkMirror(pod *corev1.Pod) error {
 	if pod.Spec.ServiceAccountName != "" {
 		return errors.New("a mirror pod may not reference service accounts")
@@ -135,7 +134,8 @@ func checkMirror(pod *corev1.Pod) error {
 	return nil
 }
 
-// mountsToken is decided by the pod, else by the account.
+// mountsToken reports whether the pod gets a token. The pod's own setting overrides the
+// account's.
 func mountsToken(sa *corev1.ServiceAccount, pod *corev1.Pod) bool {
 	if v := pod.Spec.AutomountServiceAccountToken; v != nil {
 		return *v
@@ -143,8 +143,8 @@ func mountsToken(sa *corev1.ServiceAccount, pod *corev1.Pod) bool {
 	return sa.AutomountServiceAccountToken == nil || *sa.AutomountServiceAccountToken
 }
 
-// mountToken adds the projected token volume to every container that mounts
-// nothing else there.
+// mountToken adds the projected token volume and mounts it in every container that has no other
+// mount at that path.
 func mountToken(pod *corev1.Pod) {
 	name, exists := "", false
 	taken := make(map[string]bool, len(pod.Spec.Volumes))
@@ -198,7 +198,7 @@ func tokenVolume(name string) corev1.Volume {
 	}}}
 }
 
-// suffix is the random end of a generated name.
+// suffix returns the random part of a generated name.
 func suffix() string {
 	const letters = "bcdfghjklmnpqrstvwxz2456789"
 	var b [5]byte

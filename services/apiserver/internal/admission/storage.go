@@ -17,7 +17,7 @@ const (
 	pvProtection  = "kubernetes.io/pv-protection"
 )
 
-// DefaultStorageClass gives claims that name no class the default one.
+// DefaultStorageClass sets the default storage class on claims that name none.
 type DefaultStorageClass struct{ State State }
 
 // Admit implements Mutator.
@@ -39,8 +39,8 @@ func (p *DefaultStorageClass) Admit(_ context.Context, a *Attributes) error {
 	return nil
 }
 
-// StorageProtection keeps claims and volumes until nobody uses them: the
-// controllers that watch their use remove the finalizers.
+// StorageProtection adds the finalizers that keep claims and volumes while they are in use. The
+// controllers that watch their use remove them.
 type StorageProtection struct{}
 
 // Admit implements Mutator.
@@ -63,7 +63,7 @@ func addFinalizer(obj resource.Object, name string) {
 	}
 }
 
-// ClaimResize lets only such claims grow whose class allows it.
+// ClaimResize allows a claim to grow only if it is bound and its storage class allows expansion.
 type ClaimResize struct{ State State }
 
 // Validate implements Validator.

@@ -6,8 +6,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// DefaultTolerationSeconds lets pods that say nothing of it stay for a while on
-// a node that is not ready or unreachable.
+// DefaultTolerationSeconds adds tolerations for nodes that are not ready or unreachable, for the
+// given numbers of seconds, to pods without tolerations of their own for these taints.
 type DefaultTolerationSeconds struct{ NotReady, Unreachable int64 }
 
 // Admit implements Mutator.
