@@ -1,9 +1,9 @@
-// Package authn finds out who asks: from a client certificate of the cluster's CA,
-// from a bearer token of a service account or of a joining node, or as nobody.
+// Package authn authenticates requests: by a client certificate of the cluster's CA, by a bearer
+// token of a service account or of a joining node, or as the anonymous user.
 //
-// Whatever cannot be verified is refused with one clear Unauthorized; a request
-// is never served as anonymous because its credentials were bad. It must never
-// log a token, and never accept what it could not check.
+// Credentials that cannot be verified are refused with Unauthorized; a request with bad
+// credentials is never served as anonymous. The package must never log a token, and never accept
+// a credential that it could not check.
 package authn
 
 import (
@@ -24,24 +24,24 @@ import (
 	"keelson.dev/services/apiserver/internal/token"
 )
 
-// The users and groups that authentication itself gives.
+// User and group names that authentication itself assigns.
 const (
 	Anonymous            = "system:anonymous"
 	UnauthenticatedGroup = "system:unauthenticated"
 	AuthenticatedGroup   = "system:authenticated"
 )
 
-// Lookup reads objects consistently: those that a token is bound to must exist
-// now.
+// Lookup reads objects, for example those that a token is bound to and that must still exist.
 type Lookup interface {
+	// GetFresh reads an object consistently.
 	GetFresh(ctx context.Context, group, resource, namespace, name string) (resource.Object, bool, error)
-	// Get reads what this process has seen of an object: it costs the store nothing.
+	// Get reads an object from this process's cache, at no cost to the store.
 	Get(group, resource, namespace, name string) (resource.Object, bool)
 }
 
-// Config of an Authenticator. Roots, Tokens and Lookup are required.
+// Config configures an Authenticator. Roots, Tokens and Lookup are required.
 type Config struct {
-	// Roots are the cluster's CAs, as they are now.
+	// Roots returns the cluster's current CAs.
 	Roots  func() *x509.CertPool
 	Tokens *token.Issuer
 	Lookup Lookup
@@ -50,7 +50,7 @@ type Config struct {
 	Now         func() time.Time
 }
 
-// Authenticator finds out who asks.
+// Authenticator authenticates requests.
 type Authenticator struct {
 	cfg          Config
 	certificates *cache[certificate]
@@ -59,14 +59,14 @@ type Authenticator struct {
 }
 
 const (
-	// cached is how long a verified credential is taken as such without looking
-	// again: as long, at most, a token outlives the pod that it is bound to.
+	// cached is how long a verified credential is accepted without verifying it again. A token
+	// therefore outlives the pod that it is bound to by at most this time.
 	cached = 10 * time.Second
-	// cacheSize bounds what is remembered of either kind.
+	// cacheSize bounds the number of cached certificates, and of cached tokens.
 	cacheSize = 8192
 )
 
-// New makes an Authenticator.
+// New returns an Authenticator.
 func New(cfg Config) *Authenticator {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -74,10 +74,10 @@ func New(cfg Config) *Authenticator {
 	return &Authenticator{cfg: cfg, certificates: newCache[certificate](cacheSize), tokens: newCache[verified](cacheSize), guesses: rate.NewLimiter(guessRate, guessBurst)}
 }
 
-// Authenticate finds out who asks. peer is the certificate chain that the client
-// showed in the TLS handshake, which has proven that he holds its key and nothing
-// else; bearer is his token; either may be empty. A certificate that verifies wins
-// over a token. The error is Unauthorized, or ctx's.
+// Authenticate returns the user that a request is made by. peer is the certificate chain from the
+// client's TLS handshake, which has proven only that the client holds the leaf's key; bearer is
+// its token. Either may be empty. A certificate that verifies takes precedence over a token. The
+// error is Unauthorized, or ctx's.
 func (a *Authenticator) Authenticate(ctx context.Context, peer []*x509.Certificate, bearer string) (request.User, error) {
 	var refused error
 	if len(peer) > 0 {
@@ -100,7 +100,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, peer []*x509.Certifica
 	}
 	switch {
 	case refused != nil:
-		slog.DebugContext(ctx, "credentials refused", "cause", refused.Error())
+		slog.DebugContext(ctx, "credentials refused", "error", refused)
 		return request.User{}, Unauthorized(refused)
 	case a.cfg.NoAnonymous:
 		return request.User{}, Unauthorized(errors.New("no credentials given"))
@@ -108,13 +108,13 @@ func (a *Authenticator) Authenticate(ctx context.Context, peer []*x509.Certifica
 	return request.User{Name: Anonymous, Groups: []string{UnauthenticatedGroup}}, nil
 }
 
-// Unauthorized is the answer to credentials that cannot be used.
+// Unauthorized returns the error for credentials that were refused.
 func Unauthorized(cause error) *apierrors.StatusError {
 	return apierrors.NewUnauthorized("Unauthorized: " + cause.Error())
 }
 
-// Audiences are those that a token must have one of: what is asked for, or the
-// apiserver's own.
+// Audiences returns the audiences of which a token must have at least one: the requested ones, or
+// by default the apiserver's own.
 func (a *Authenticator) Audiences(asked []string) []string {
 	if len(asked) > 0 {
 		return asked
@@ -122,7 +122,7 @@ func (a *Authenticator) Audiences(asked []string) []string {
 	return a.cfg.Tokens.Audiences()
 }
 
-// Authenticated adds the group of all who are known.
+// Authenticated adds the group of all authenticated users, except to the anonymous user.
 func Authenticated(u request.User) request.User {
 	if u.Name == Anonymous || slices.Contains(u.Groups, AuthenticatedGroup) {
 		return u
@@ -131,15 +131,14 @@ func Authenticated(u request.User) request.User {
 	return u
 }
 
-// verified is what is known of a token.
+// verified is a cached token.
 type verified struct {
 	user      request.User
-	audiences []string // of the token that the asker accepts
+	audiences []string // those of the token that the caller accepts
 }
 
-// Token finds out whom a bearer token stands for, if it is meant for one of the
-// audiences; it returns those that it is meant for. The error says why the token
-// cannot be used.
+// Token authenticates a bearer token that is valid for at least one of the audiences, and returns
+// the user and the audiences that it is valid for. The error says why the token was refused.
 func (a *Authenticator) Token(ctx context.Context, raw string, audiences []string) (request.User, []string, error) {
 	key := sha256.Sum256([]byte(strings.Join(audiences, "\x00") + "\x00\x00" + raw))
 	now := a.cfg.Now()
@@ -159,7 +158,7 @@ func (a *Authenticator) Token(ctx context.Context, raw string, audiences []strin
 		return request.User{}, nil, err
 	}
 	if len(audiences) > 0 && len(v.audiences) == 0 {
-		return request.User{}, nil, errors.New("token is meant for another audience")
+		return request.User{}, nil, errors.New("token is for another audience")
 	}
 	v.user.Expires, v.user.Credential = until, &bearer{a: a, raw: raw, audiences: audiences}
 	limit := now.Add(cached)
@@ -170,24 +169,24 @@ func (a *Authenticator) Token(ctx context.Context, raw string, audiences []strin
 	return v.user, v.audiences, nil
 }
 
-// errUnchecked is the refusal of a token that may well be good.
+// errUnchecked is returned for a token that may be valid but could not be checked.
 var errUnchecked = errors.New("token cannot be checked")
 
-// bearer is a token that was accepted.
+// bearer is an accepted token.
 type bearer struct {
 	a         *Authenticator
 	raw       string
 	audiences []string
 }
 
-// Valid implements request.Credential. It notices within the time that a verified
-// token is remembered.
+// Valid implements request.Credential. It notices a withdrawn token once the cached result has
+// expired.
 func (b *bearer) Valid(ctx context.Context) bool {
 	_, _, err := b.a.Token(ctx, b.raw, b.audiences)
 	return err == nil || errors.Is(err, errUnchecked) || ctx.Err() != nil
 }
 
-// String keeps the token out of whatever prints a user.
+// String hides the token from formatted users.
 func (b *bearer) String() string { return "bearer token" }
 
 func intersection(a, b []string) (both []string) {

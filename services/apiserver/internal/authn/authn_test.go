@@ -27,12 +27,12 @@ import (
 	"keelson.dev/services/internal/identity/identitytest"
 )
 
-// objects is a Lookup over a map by "resource/namespace/name" that counts.
+// objects is a Lookup over a map keyed by "resource/namespace/name" that counts the reads.
 type objects struct {
 	m     map[string]resource.Object
 	reads int
 	fail  error
-	// behind says that Get has not seen them yet.
+	// behind makes Get return nothing, as before the cache has caught up.
 	behind bool
 }
 
@@ -91,7 +91,7 @@ func meta(namespace, name, uid string) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(uid)}
 }
 
-// account puts a service account, a pod, a node and a secret there.
+// account adds a service account, a pod, a node and a secret.
 func (f *fixture) account() {
 	f.objects.m["serviceaccounts/n/sa"] = &corev1.ServiceAccount{ObjectMeta: meta("n", "sa", "sa-uid")}
 	f.objects.m["pods/n/p"] = &corev1.Pod{ObjectMeta: meta("n", "p", "pod-uid")}
@@ -124,8 +124,7 @@ func leaf(t testing.TB, ca *identitytest.CA, user string, groups []string, chang
 	return []*x509.Certificate{c}
 }
 
-// refused checks an answer to credentials that cannot be used: Unauthorized, one
-// line, and the cause.
+// refused checks that the error is Unauthorized, has one line, and contains the cause.
 func refused(t *testing.T, err error, cause string) {
 	t.Helper()
 	if !apierrors.IsUnauthorized(err) || !strings.Contains(err.Error(), cause) || strings.Contains(err.Error(), "\n") {
@@ -144,10 +143,10 @@ func TestCertificates(t *testing.T) {
 		peer []*x509.Certificate
 		want string
 	}{
-		"foreign":     {leaf(t, identitytest.NewCA(t), "jane", []string{"system:masters"}), "not of the cluster's CA"},
+		"foreign CA":  {leaf(t, identitytest.NewCA(t), "jane", []string{"system:masters"}), "not signed by the cluster's CA"},
 		"expired":     {leaf(t, f.ca, "jane", nil, func(c *x509.Certificate) { c.NotAfter = f.now.Add(-time.Second) }), "has expired at"},
 		"early":       {leaf(t, f.ca, "jane", nil, func(c *x509.Certificate) { c.NotBefore = f.now.Add(time.Minute) }), "is not valid before"},
-		"for servers": {leaf(t, f.ca, "jane", nil, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }), "not for clients"},
+		"for servers": {leaf(t, f.ca, "jane", nil, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }), "not valid for client authentication"},
 		"nameless":    {leaf(t, f.ca, "", nil), "names no user"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -156,7 +155,7 @@ func TestCertificates(t *testing.T) {
 		})
 	}
 
-	// What is remembered of a certificate ends with it, and with its CA.
+	// A cached result is dropped when the certificate expires, and when its CA is removed.
 	peer := leaf(t, f.ca, "short", nil)
 	if _, err := f.Authenticate(context.Background(), peer, ""); err != nil {
 		t.Fatal(err)
@@ -167,10 +166,10 @@ func TestCertificates(t *testing.T) {
 	f.now = time.Now()
 	f.roots = x509.NewCertPool()
 	_, err = f.Authenticate(context.Background(), peer, "")
-	refused(t, err, "not of the cluster's CA")
+	refused(t, err, "not signed by the cluster's CA")
 }
 
-func TestWhichCredentialsCount(t *testing.T) {
+func TestCredentialPrecedence(t *testing.T) {
 	f := newFixture(t)
 	f.account()
 	good, foreign := leaf(t, f.ca, "jane", nil), leaf(t, identitytest.NewCA(t), "eve", nil)
@@ -183,8 +182,8 @@ func TestWhichCredentialsCount(t *testing.T) {
 	}{
 		{"nothing", nil, "", "system:anonymous"},
 		{"certificate before token", good, raw, "jane"},
-		{"certificate beside a bad token", good, "x", "jane"},
-		{"token beside a foreign certificate", foreign, raw, "system:serviceaccount:n:sa"},
+		{"certificate with a bad token", good, "x", "jane"},
+		{"token with a foreign certificate", foreign, raw, "system:serviceaccount:n:sa"},
 		{"bad token is not anonymous", nil, "x", ""},
 		{"foreign certificate is not anonymous", foreign, "", ""},
 	}
@@ -213,21 +212,21 @@ func TestServiceAccountTokens(t *testing.T) {
 		name   string
 		claims func(*token.Claims)
 		change func(*fixture)
-		want   string // of the refusal
+		want   string // in the error
 	}{
 		{"plain", func(*token.Claims) {}, nil, ""},
 		{"bound to a pod", pod, nil, ""},
-		{"bound to a pod that is ending", pod, func(f *fixture) { f.objects.m["pods/n/p"].SetDeletionTimestamp(&ending) }, ""},
+		{"bound to a terminating pod", pod, func(f *fixture) { f.objects.m["pods/n/p"].SetDeletionTimestamp(&ending) }, ""},
 		{"bound to a pod whose node is gone", pod, func(f *fixture) { delete(f.objects.m, "nodes//node") }, ""},
 		{"bound to a node", func(c *token.Claims) { c.Node = &token.Ref{Name: "node", UID: "node-uid"} }, nil, ""},
 		{"bound to a secret", func(c *token.Claims) { c.Secret = &token.Ref{Name: "s", UID: "secret-uid"} }, nil, ""},
 		{"expired", func(c *token.Claims) { c.Expiry = c.IssuedAt.Add(-2 * time.Minute) }, nil, "token has expired"},
 		{"for another audience", func(c *token.Claims) { c.Audience = []string{"vault"} }, nil, "another audience"},
 		{"account gone", func(*token.Claims) {}, func(f *fixture) { delete(f.objects.m, "serviceaccounts/n/sa") }, "service account is gone"},
-		{"account made anew", func(*token.Claims) {}, func(f *fixture) { f.objects.m["serviceaccounts/n/sa"].SetUID("new") }, "is another now"},
+		{"account replaced", func(*token.Claims) {}, func(f *fixture) { f.objects.m["serviceaccounts/n/sa"].SetUID("new") }, "has been replaced"},
 		{"account deleted", func(*token.Claims) {}, func(f *fixture) { f.objects.m["serviceaccounts/n/sa"].SetDeletionTimestamp(&gone) }, "was deleted"},
 		{"pod gone", pod, func(f *fixture) { delete(f.objects.m, "pods/n/p") }, "pod is gone"},
-		{"pod made anew", pod, func(f *fixture) { f.objects.m["pods/n/p"].SetUID("new") }, "pod is another now"},
+		{"pod replaced", pod, func(f *fixture) { f.objects.m["pods/n/p"].SetUID("new") }, "pod has been replaced"},
 		{"node gone", func(c *token.Claims) { c.Node = &token.Ref{Name: "node", UID: "node-uid"} }, func(f *fixture) { delete(f.objects.m, "nodes//node") }, "node is gone"},
 		{"secret gone", func(c *token.Claims) { c.Secret = &token.Ref{Name: "s", UID: "secret-uid"} }, func(f *fixture) { delete(f.objects.m, "secrets/n/s") }, "secret is gone"},
 		{"store fails", func(*token.Claims) {}, func(f *fixture) { f.objects.fail = errors.New("disk") }, "cannot be checked"},
@@ -276,7 +275,7 @@ func TestTokensInSecrets(t *testing.T) {
 	refused(t, err, "marked invalid")
 }
 
-func TestVerifiedTokensAreRemembered(t *testing.T) {
+func TestVerifiedTokensAreCached(t *testing.T) {
 	f := newFixture(t)
 	f.account()
 	c := f.sign(t, func(c *token.Claims) { c.Expiry = f.now.Add(time.Hour) })
@@ -286,14 +285,14 @@ func TestVerifiedTokensAreRemembered(t *testing.T) {
 		}
 	}
 	if f.objects.reads != 1 {
-		t.Fatalf("%d reads for three requests", f.objects.reads)
+		t.Fatalf("three requests caused %d reads, want 1", f.objects.reads)
 	}
 	delete(f.objects.m, "serviceaccounts/n/sa")
 	f.now = f.now.Add(cached)
 	_, err := f.Authenticate(context.Background(), nil, c)
 	refused(t, err, "is gone")
 
-	// A token that ends sooner is not remembered longer.
+	// A token that expires sooner is cached only until then.
 	f.account()
 	c = f.sign(t, func(c *token.Claims) { c.Expiry = f.now.Add(2 * time.Second) })
 	if _, err := f.Authenticate(context.Background(), nil, c); err != nil {
@@ -303,7 +302,7 @@ func TestVerifiedTokensAreRemembered(t *testing.T) {
 	f.now = f.now.Add(3 * time.Second)
 	f.Authenticate(context.Background(), nil, c)
 	if f.objects.reads == reads {
-		t.Fatal("an expired token was taken from memory")
+		t.Fatal("an expired token was accepted from the cache")
 	}
 }
 
@@ -317,9 +316,9 @@ func TestAudiences(t *testing.T) {
 	if _, _, err := f.Token(context.Background(), raw, []string{"x"}); err == nil {
 		t.Fatal("a token was accepted for an audience that it does not have")
 	}
-	// The answer for one audience is not taken for another.
+	// The result for one audience is not used for another.
 	if _, _, err := f.Token(context.Background(), raw, []string{"api"}); err == nil {
-		t.Fatal("the answer for another audience was remembered")
+		t.Fatal("the cached result for another audience was used")
 	}
 }
 
@@ -338,9 +337,8 @@ func bootstrapSecret(change func(map[string]string)) *corev1.Secret {
 	return s
 }
 
-// TestMadeUpTokensCostTheStoreLittle tries one token after the other, and a real one
-// beside them.
-func TestMadeUpTokensCostTheStoreLittle(t *testing.T) {
+// TestMadeUpTokensCostTheStoreLittle tries many made-up tokens, and a real one in between.
+func TestMadeUpTokensCostFewReads(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	o := &objects{m: map[string]resource.Object{"secrets/kube-system/bootstrap-token-abcdef": bootstrapSecret(nil)}}
 	a := New(Config{Roots: x509.NewCertPool, Tokens: newIssuer(t), Lookup: o, Now: func() time.Time { return now }})
@@ -352,25 +350,25 @@ func TestMadeUpTokensCostTheStoreLittle(t *testing.T) {
 	for i := range 500 {
 		for _, token := range []string{fmt.Sprintf("aaa%03d.0123456789abcdef", i), fmt.Sprintf("abcdef.0123456789aaa%03d", i)} {
 			if try(token) == nil {
-				t.Fatalf("%s is accepted", token)
+				t.Fatalf("%s was accepted", token)
 			}
 		}
 	}
 	if o.reads > guessBurst {
-		t.Errorf("1000 made-up tokens cost %d reads of the store", o.reads)
+		t.Errorf("1000 made-up tokens caused %d reads of the store, want at most %d", o.reads, guessBurst)
 	}
 	if err := try(good); err != nil {
-		t.Errorf("a token beside them: %v", err)
+		t.Errorf("a valid token among them was refused: %v", err)
 	}
 	delete(o.m, "secrets/kube-system/bootstrap-token-abcdef")
 	now = now.Add(cached + time.Second)
 	if try(good) == nil {
-		t.Error("a token that was withdrawn is accepted")
+		t.Error("a withdrawn token was accepted")
 	}
-	// One that this process has not seen yet.
+	// A token that this process's cache does not have yet.
 	o.m["secrets/kube-system/bootstrap-token-abcdef"], o.behind = bootstrapSecret(nil), true
 	if err := try(good); err != nil {
-		t.Errorf("a new token: %v", err)
+		t.Errorf("a new token was refused: %v", err)
 	}
 }
 
@@ -393,10 +391,10 @@ func TestBootstrapTokens(t *testing.T) {
 		{"unreadable expiry", bootstrapSecret(set("expiration", "soon")), "abcdef.0123456789abcdef", false},
 		{"wrong secret", bootstrapSecret(nil), "abcdef.0123456789abcdee", false},
 		{"unknown id", bootstrapSecret(nil), "abcdeg.0123456789abcdef", false},
-		{"other id inside", bootstrapSecret(set("token-id", "zzzzzz")), "abcdef.0123456789abcdef", false},
+		{"another id in the secret", bootstrapSecret(set("token-id", "zzzzzz")), "abcdef.0123456789abcdef", false},
 		{"not for authentication", bootstrapSecret(set("usage-bootstrap-authentication", "false")), "abcdef.0123456789abcdef", false},
-		{"group out of bounds", bootstrapSecret(set("auth-extra-groups", "system:masters")), "abcdef.0123456789abcdef", false},
-		{"group out of bounds, by a new line", bootstrapSecret(set("auth-extra-groups", "system:bootstrappers:a\nsystem:masters")), "abcdef.0123456789abcdef", false},
+		{"group not allowed", bootstrapSecret(set("auth-extra-groups", "system:masters")), "abcdef.0123456789abcdef", false},
+		{"group with a line break", bootstrapSecret(set("auth-extra-groups", "system:bootstrappers:a\nsystem:masters")), "abcdef.0123456789abcdef", false},
 		{"empty secret", bootstrapSecret(set("token-secret", "")), "abcdef.", false},
 		{"other type", opaque, "abcdef.0123456789abcdef", false},
 		{"deleted", deleted, "abcdef.0123456789abcdef", false},
@@ -456,7 +454,7 @@ func TestNoTokenInLogs(t *testing.T) {
 		}
 	}
 	if out.Len() == 0 {
-		t.Error("refusals are not logged at all")
+		t.Error("refusals were not logged")
 	}
 }
 
@@ -472,7 +470,7 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 	for i := 7; i < 10; i++ {
 		if v, ok := c.get(digest{byte(i)}, now); !ok || v != i {
-			t.Errorf("%d is gone", i)
+			t.Errorf("entry %d was evicted", i)
 		}
 	}
 }

@@ -16,10 +16,10 @@ import (
 	"keelson.dev/services/internal/identity"
 )
 
-// Bootstrap tokens: "ID.SECRET", whose Secret lies in kube-system under
-// bootstrap-token-ID. What a token is for follows from the groups that its Secret
-// adds (auth-extra-groups); system:bootstrappers alone may do nothing. A token whose
-// Secret has a node-name is for that node only.
+// Bootstrap tokens have the form "ID.SECRET"; their Secret is kube-system/bootstrap-token-ID.
+// What a token permits follows from the groups that its Secret adds (auth-extra-groups);
+// system:bootstrappers alone permits nothing. A token whose Secret has a node-name is for that
+// node only.
 const (
 	bootstrapSecretPrefix = "bootstrap-token-"
 	bootstrapSecretType   = "bootstrap.kubernetes.io/token"
@@ -29,10 +29,10 @@ const (
 	bootstrapIDLen, bootstrapSecretLen = 6, 16
 )
 
-// extraBootstrapGroup is what a Secret may add to the groups of its token.
+// extraBootstrapGroup matches the groups that a Secret may add to its token's user.
 var extraBootstrapGroup = regexp.MustCompile(`\Asystem:bootstrappers:[a-z0-9:-]{0,255}[a-z0-9]\z`)
 
-// parseBootstrapToken splits a token that has the form of a bootstrap token.
+// parseBootstrapToken splits raw if it has the form of a bootstrap token.
 func parseBootstrapToken(raw string) (id, secret string, ok bool) {
 	if len(raw) != bootstrapIDLen+1+bootstrapSecretLen || raw[bootstrapIDLen] != '.' {
 		return "", "", false
@@ -46,8 +46,8 @@ func parseBootstrapToken(raw string) (id, secret string, ok bool) {
 	return id, secret, true
 }
 
-// bootstrapToken is the user of a bootstrap token. All refusals are alike: they
-// must not tell which ids exist.
+// bootstrapToken returns the user of a bootstrap token. Every refusal returns the same error, so
+// that it does not reveal which ids exist.
 func (a *Authenticator) bootstrapToken(ctx context.Context, id, secret string) (u request.User, until time.Time, err error) {
 	stored, err := a.bootstrapSecret(ctx, bootstrapSecretPrefix+id, secret)
 	if err != nil {
@@ -69,11 +69,11 @@ func (a *Authenticator) bootstrapToken(ctx context.Context, id, secret string) (
 	return u, until, nil
 }
 
-// bootstrapSecret reads the Secret of a bootstrap token; an empty one where there is
-// none, to compare with all the same, for the time it takes. The store is asked about
-// tokens that this process knows already, because they may have been withdrawn, and now
-// and then about others: one may be new. Anyone can make up a token, and a read of the
-// store costs all members.
+// bootstrapSecret reads the Secret of a bootstrap token. If there is none, it returns an empty
+// one, so that the caller's comparison takes the same time. It reads from the store for tokens
+// that match the cache, because they may have been withdrawn, and at a limited rate for others,
+// one of which may be new: any client can make up tokens, and a read of the store involves all
+// members.
 func (a *Authenticator) bootstrapSecret(ctx context.Context, name, secret string) (*corev1.Secret, error) {
 	seen, _ := a.cfg.Lookup.Get("", "secrets", metav1.NamespaceSystem, name)
 	stored, _ := seen.(*corev1.Secret)
@@ -93,11 +93,11 @@ func (a *Authenticator) bootstrapSecret(ctx context.Context, name, secret string
 	return stored, nil
 }
 
-// An Authenticator asks the store about so many tokens a second that it does not know,
-// and so many at once.
+// guessRate is how many unknown tokens an Authenticator looks up in the store each second, and
+// guessBurst how many at once.
 const guessRate, guessBurst = 10, 20
 
-// bootstrapExpiry reads when a token ends (RFC 3339; empty is never).
+// bootstrapExpiry parses a token's expiry (RFC 3339; empty means that it never expires).
 func (a *Authenticator) bootstrapExpiry(text string) (until time.Time, current bool) {
 	if text == "" {
 		return time.Time{}, true

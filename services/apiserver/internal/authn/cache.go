@@ -6,16 +6,16 @@ import (
 	"time"
 )
 
-// digest stands for a credential, which is not kept.
+// digest identifies a credential, so that the cache need not keep the credential itself.
 type digest = [sha256.Size]byte
 
-// cache remembers what was verified, for a time, and at most so many: the oldest
-// makes room.
+// cache holds verified credentials until they expire. It has at most size entries: a new entry
+// replaces the oldest one.
 type cache[V any] struct {
 	mu      sync.RWMutex
 	size    int
 	entries map[digest]entry[V]
-	order   []digest // in the order of arrival; a ring once there are size of them
+	order   []digest // in order of arrival; a ring once it has size elements
 	next    int
 }
 

@@ -13,17 +13,17 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// credentialID is the extra that names the credential, not its bearer.
+// credentialID is the extra that identifies the credential rather than its bearer.
 const credentialID = "authentication.kubernetes.io/credential-id"
 
-// certificate is what is known of a certificate that was verified.
+// certificate is a cached certificate.
 type certificate struct {
 	user  request.User
-	roots *x509.CertPool // that it was verified against
+	roots *x509.CertPool // the roots that it was verified against
 }
 
-// certificate is the user of a client certificate: the common name, in the groups
-// that its organizations name.
+// certificate verifies a client certificate and returns its user: the common name, with the
+// organizations as groups.
 func (a *Authenticator) certificate(chain []*x509.Certificate) (request.User, error) {
 	leaf := chain[0]
 	roots, now := a.cfg.Roots(), a.cfg.Now()
@@ -57,7 +57,7 @@ func (a *Authenticator) certificate(chain []*x509.Certificate) (request.User, er
 	return u, nil
 }
 
-// shown is a certificate that was accepted. It is withdrawn with its CA.
+// shown is an accepted certificate. It becomes invalid when its CA is removed.
 type shown struct {
 	a     *Authenticator
 	chain []*x509.Certificate
@@ -69,21 +69,21 @@ func (s *shown) Valid(context.Context) bool {
 	return err == nil
 }
 
-// certificateError says what is wrong with a certificate without repeating what
-// it says of itself.
+// certificateError describes why a certificate was refused, without repeating text from the
+// certificate itself.
 func certificateError(err error, now time.Time) error {
 	var unknown x509.UnknownAuthorityError
 	var wrong x509.CertificateInvalidError
 	switch {
 	case errors.As(err, &unknown):
-		return errors.New("client certificate is not of the cluster's CA")
+		return errors.New("client certificate is not signed by the cluster's CA")
 	case errors.As(err, &wrong) && wrong.Reason == x509.Expired:
 		if now.Before(wrong.Cert.NotBefore) {
 			return fmt.Errorf("client certificate is not valid before %s", wrong.Cert.NotBefore.UTC().Format(time.RFC3339))
 		}
 		return fmt.Errorf("client certificate has expired at %s", wrong.Cert.NotAfter.UTC().Format(time.RFC3339))
 	case errors.As(err, &wrong) && wrong.Reason == x509.IncompatibleUsage:
-		return errors.New("certificate is not for clients")
+		return errors.New("certificate is not valid for client authentication")
 	}
 	return errors.New("client certificate cannot be verified")
 }

@@ -13,8 +13,7 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// The headers, or metadata keys, by which a user asks to act as another. Case
-// does not matter.
+// Headers, or gRPC metadata keys, by which a user asks to act as another. Case does not matter.
 const (
 	impersonateUser  = "impersonate-user"
 	impersonateGroup = "impersonate-group"
@@ -22,20 +21,19 @@ const (
 	impersonateExtra = "impersonate-extra-"
 )
 
-// Impersonation is whom a request asks to act as.
+// Impersonation is the identity that a request asks to act as.
 type Impersonation struct {
 	user, uid string
 	groups    []string
 	extra     map[string][]string
 }
 
-// Impersonating reads whom the headers ask to act as; nil if nobody. The error is
+// Impersonating parses the impersonation headers. It returns nil if there are none. The error is
 // BadRequest.
 func Impersonating(headers map[string][]string) (*Impersonation, error) {
 	var i *Impersonation
 	for name, values := range headers {
-		// The prefix is looked at before anything is made lower case: it is not
-		// there, nearly always.
+		// The prefix is compared before the name is lower-cased, because nearly no header has it.
 		if len(name) < len("impersonate-") || !strings.EqualFold(name[:len("impersonate-")], "impersonate-") || len(values) == 0 {
 			continue
 		}
@@ -66,9 +64,9 @@ func Impersonating(headers map[string][]string) (*Impersonation, error) {
 	return i, nil
 }
 
-// Impersonate is the user that the request is served as: u himself, or whom the
-// headers ask for, if u may impersonate each of the user, groups, uid and extras
-// named. The errors are Forbidden and BadRequest.
+// Impersonate returns the user that the request is served as: u, or the identity in the headers
+// if u may impersonate each of the user, groups, uid and extras named there. The errors are
+// Forbidden and BadRequest.
 func Impersonate(ctx context.Context, z authz.Authorizer, u request.User, headers map[string][]string) (request.User, error) {
 	i, err := Impersonating(headers)
 	if err != nil {
@@ -143,7 +141,7 @@ func (i *Impersonation) allowed(ctx context.Context, z authz.Authorizer, u reque
 	return nil
 }
 
-// impersonator is a user's right to act as another.
+// impersonator is a user's permission to act as another identity.
 type impersonator struct {
 	z    authz.Authorizer
 	user request.User

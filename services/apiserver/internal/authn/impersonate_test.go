@@ -11,7 +11,7 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// permits allows "verb resource[/subresource] [namespace/]name".
+// permits is an Authorizer that allows each "verb resource[/subresource] [namespace/]name".
 type permits []string
 
 func (p permits) Authorize(_ context.Context, a *request.Attributes) (bool, string, error) {
@@ -46,10 +46,10 @@ func TestImpersonate(t *testing.T) {
 		refused func(error) bool
 		text    string
 	}{
-		{"nobody", h("Accept", "x"), "me mine [system:authenticated]", nil, ""},
+		{"no headers", h("Accept", "x"), "me mine [system:authenticated]", nil, ""},
 		{"user", h("Impersonate-User", "bob"), "bob  [system:authenticated]", nil, ""},
 		{"user in gRPC metadata", h("impersonate-user", "bob", "impersonate-group", "dev"), "bob  [dev system:authenticated]", nil, ""},
-		{"unauthenticated stays so", h("Impersonate-User", "bob", "Impersonate-Group", "system:unauthenticated"), "bob  [system:unauthenticated]", nil, ""},
+		{"unauthenticated group is kept", h("Impersonate-User", "bob", "Impersonate-Group", "system:unauthenticated"), "bob  [system:unauthenticated]", nil, ""},
 		{"anonymous", h("Impersonate-User", "system:anonymous"), "system:anonymous  [system:unauthenticated]", nil, ""},
 		{"service account", h("Impersonate-User", "system:serviceaccount:n:sa"), "system:serviceaccount:n:sa  [system:serviceaccounts system:serviceaccounts:n system:authenticated]", nil, ""},
 		{"uid and extra", h("Impersonate-User", "bob", "Impersonate-Uid", "7", "Impersonate-Extra-Acme.com%2fscope", "a", "Impersonate-Extra-Acme.com%2fscope", "b"), "bob 7 [system:authenticated]", nil, ""},
@@ -79,7 +79,7 @@ func TestImpersonate(t *testing.T) {
 	}
 }
 
-func TestImpersonationEndsWithTheRight(t *testing.T) {
+func TestImpersonationRevoked(t *testing.T) {
 	z := permits{"impersonate users bob", "impersonate groups dev"}
 	u, err := Impersonate(context.Background(), &z, request.User{Name: "me"}, map[string][]string{"Impersonate-User": {"bob"}, "Impersonate-Group": {"dev"}})
 	if err != nil || !u.Impersonation.Valid(context.Background()) {
@@ -87,6 +87,6 @@ func TestImpersonationEndsWithTheRight(t *testing.T) {
 	}
 	z = permits{"impersonate users bob"}
 	if u.Impersonation.Valid(context.Background()) {
-		t.Fatal("the right to impersonate the group is gone")
+		t.Fatal("the impersonation is valid without the right to impersonate the group")
 	}
 }

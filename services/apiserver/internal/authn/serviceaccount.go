@@ -14,7 +14,7 @@ import (
 	"keelson.dev/services/apiserver/internal/token"
 )
 
-// The extras of a service account's user (KEP-4193).
+// Extras of a service account's user (KEP-4193).
 const (
 	extraPodName  = "authentication.kubernetes.io/pod-name"
 	extraPodUID   = "authentication.kubernetes.io/pod-uid"
@@ -22,17 +22,16 @@ const (
 	extraNodeUID  = "authentication.kubernetes.io/node-uid"
 )
 
-// invalidSince marks the Secret of a token that nobody used for long.
+// invalidSince marks the Secret of a token that has not been used for a long time.
 const invalidSince = "kubernetes.io/legacy-token-invalid-since"
 
-// deletionGrace is how long an object that is being deleted still counts: the
-// pod that ends gracefully needs its token while it does (within its grace
-// period, its deletionTimestamp lies ahead).
+// deletionGrace is how long after its deletionTimestamp an object still counts. A pod needs its
+// token while it terminates; within its grace period, the deletionTimestamp is in the future.
 const deletionGrace = time.Minute
 
 var errInvalidToken = errors.New("invalid bearer token")
 
-// serviceAccountToken is the service account that a token stands for.
+// serviceAccountToken verifies a token and returns the service account's user.
 func (a *Authenticator) serviceAccountToken(ctx context.Context, raw string, audiences []string) (u request.User, matching []string, until time.Time, err error) {
 	c, err := a.cfg.Tokens.Verify(raw)
 	if err != nil {
@@ -43,7 +42,7 @@ func (a *Authenticator) serviceAccountToken(ctx context.Context, raw string, aud
 	}
 	matching = intersection(audiences, c.Audience)
 	if len(audiences) > 0 && len(matching) == 0 {
-		return u, nil, until, errors.New("token is meant for another audience")
+		return u, nil, until, errors.New("token is for another audience")
 	}
 	if err := a.stillBound(ctx, c, raw); err != nil {
 		return u, nil, until, err
@@ -73,7 +72,7 @@ func (a *Authenticator) serviceAccountToken(ctx context.Context, raw string, aud
 	return u, matching, c.Expiry, nil
 }
 
-// stillBound makes sure that what a token is bound to is still there.
+// stillBound checks that the objects that the token is bound to still exist.
 func (a *Authenticator) stillBound(ctx context.Context, c *token.Claims, raw string) error {
 	if _, err := a.existing(ctx, "serviceaccounts", c.Namespace, c.ServiceAccount.Name, c.ServiceAccount.UID); err != nil {
 		return err
@@ -94,7 +93,7 @@ func (a *Authenticator) stillBound(ctx context.Context, c *token.Claims, raw str
 		}
 	}
 	if c.Pod != nil {
-		// The node of a pod's token is information; the pod decides.
+		// The node of a pod's token is informational: only the pod must exist.
 		_, err := a.existing(ctx, "pods", c.Namespace, c.Pod.Name, c.Pod.UID)
 		return err
 	}
@@ -105,8 +104,8 @@ func (a *Authenticator) stillBound(ctx context.Context, c *token.Claims, raw str
 	return nil
 }
 
-// existing reads an object that must be there, the same that it was (an empty uid
-// is any), and not deleted.
+// existing reads an object that must exist, have the given uid (if it is not empty) and not have
+// been deleted for longer than deletionGrace.
 func (a *Authenticator) existing(ctx context.Context, plural, namespace, name, uid string) (resource.Object, error) {
 	o, ok, err := a.cfg.Lookup.GetFresh(ctx, "", plural, namespace, name)
 	switch {
@@ -115,7 +114,7 @@ func (a *Authenticator) existing(ctx context.Context, plural, namespace, name, u
 	case !ok:
 		return nil, fmt.Errorf("token has been invalidated: its %s is gone", singular[plural])
 	case uid != "" && string(o.GetUID()) != uid:
-		return nil, fmt.Errorf("token has been invalidated: its %s is another now", singular[plural])
+		return nil, fmt.Errorf("token has been invalidated: its %s has been replaced", singular[plural])
 	}
 	if d := o.GetDeletionTimestamp(); d != nil && d.Time.Before(a.cfg.Now().Add(-deletionGrace)) {
 		return nil, fmt.Errorf("token has been invalidated: its %s was deleted", singular[plural])

@@ -16,8 +16,9 @@ import (
 	"keelson.dev/services/apiserver/internal/token"
 )
 
-// A user carries the expiry of its credential, and the credential reports when it is
-// withdrawn; where that cannot be found out, it counts as good.
+// TestCredentialsAreWithdrawn checks that a user has the expiry of its credential, and that the
+// credential reports its withdrawal. If that cannot be determined, the credential counts as
+// valid.
 func TestCredentialsAreWithdrawn(t *testing.T) {
 	ctx := context.Background()
 	end := func(f *fixture) time.Time { return f.now.Add(time.Hour).Truncate(time.Second) }
@@ -26,14 +27,14 @@ func TestCredentialsAreWithdrawn(t *testing.T) {
 	}
 	tests := []struct {
 		name     string
-		present  func(*fixture) string // empty is a certificate
+		present  func(*fixture) string // empty for a certificate
 		withdraw func(*fixture)
 		valid    bool
 	}{
-		{"nothing happened", bySecret, func(*fixture) {}, true},
+		{"unchanged", bySecret, func(*fixture) {}, true},
 		{"the store fails", bySecret, func(f *fixture) { f.objects.fail = errors.New("disk") }, true},
 		{"service account gone", bySecret, func(f *fixture) { delete(f.objects.m, "serviceaccounts/n/sa") }, false},
-		{"service account made anew", bySecret, func(f *fixture) { f.objects.m["serviceaccounts/n/sa"].SetUID("new") }, false},
+		{"service account replaced", bySecret, func(f *fixture) { f.objects.m["serviceaccounts/n/sa"].SetUID("new") }, false},
 		{"secret gone", bySecret, func(f *fixture) { delete(f.objects.m, "secrets/n/s") }, false},
 		{"bootstrap token gone", func(f *fixture) string {
 			f.objects.m["secrets/kube-system/bootstrap-token-abcdef"] = bootstrapSecret(func(m map[string]string) {
@@ -50,7 +51,7 @@ func TestCredentialsAreWithdrawn(t *testing.T) {
 			f.objects.m["secrets/kube-system/bootstrap-token-abcdef"].(*corev1.Secret).DeletionTimestamp = &metav1.Time{Time: f.now}
 		}, false},
 		{"certificate", func(*fixture) string { return "" }, func(*fixture) {}, true},
-		{"certificate of a CA that is trusted no more", func(*fixture) string { return "" }, func(f *fixture) { f.roots = x509.NewCertPool() }, false},
+		{"certificate of a CA that is no longer trusted", func(*fixture) string { return "" }, func(f *fixture) { f.roots = x509.NewCertPool() }, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -69,7 +70,7 @@ func TestCredentialsAreWithdrawn(t *testing.T) {
 				t.Errorf("the credential ends at %v; want %v", u.Expires, end(f))
 			}
 			if !u.Credential.Valid(ctx) {
-				t.Error("refused at once")
+				t.Error("the new credential is not valid")
 			}
 			tt.withdraw(f)
 			f.now = f.now.Add(cached)
@@ -77,13 +78,14 @@ func TestCredentialsAreWithdrawn(t *testing.T) {
 				t.Errorf("valid: %t; want %t", got, tt.valid)
 			}
 			if text := fmt.Sprintf("%v %+v %s", u, u, u.Credential); raw != "" && strings.Contains(text, raw) {
-				t.Errorf("the token is printed: %s", text)
+				t.Errorf("the token was printed: %s", text)
 			}
 		})
 	}
 }
 
-// An impersonated user keeps the credential of the impersonator.
+// TestImpersonationKeepsTheCredential checks that an impersonated user has the impersonator's
+// credential.
 func TestImpersonationKeepsTheCredential(t *testing.T) {
 	f := newFixture(t)
 	u := request.User{Name: "me", Groups: []string{"system:masters"}, Expires: f.now, Credential: &bearer{}}

@@ -10,8 +10,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// Aggregate is the rules of a cluster role with an aggregation rule: those of the
-// others that it selects, by name, each once. ok is false where the role has no
+// Aggregate returns the rules of a cluster role with an aggregation rule: those of the roles that
+// it selects, ordered by role name, without duplicates. ok is false if the role has no
 // aggregation rule.
 func Aggregate(role *rbacv1.ClusterRole, all []*rbacv1.ClusterRole) (rules []rbacv1.PolicyRule, ok bool, err error) {
 	if role.AggregationRule == nil {

@@ -1,9 +1,9 @@
-// Package authz decides who may do what: Kubernetes' RBAC, and for nodes the node
-// authorizer, which lets a node's certificate reach only what its pods need.
+// Package authz authorizes requests: with Kubernetes' RBAC and, for nodes, the node authorizer,
+// which limits a node's certificate to what its pods need.
 //
-// Decisions are made from indexes in memory that follow the watch cache; they
-// never wait for anything. It must never allow what it does not know: a role that
-// is missing, a user without identity or an unreadable selector grants nothing.
+// Decisions are made from in-memory indexes that follow the watch cache; they never block. The
+// package must never allow what it does not know: a missing role, a user without an identity or
+// an invalid selector grants nothing.
 package authz
 
 import (
@@ -20,23 +20,22 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// MastersGroup may do everything, without any rule.
+// MastersGroup is the group that may do everything, without any rule.
 const MastersGroup = "system:masters"
 
-// Authorizer decides on a request. A refusal's reason says what is missing where
-// that is known; it is for the one who asks.
+// Authorizer decides on a request. The reason of a refusal says what is missing, if that is
+// known; it is shown to the caller.
 type Authorizer interface {
 	Authorize(ctx context.Context, a *request.Attributes) (allowed bool, reason string, err error)
 }
 
-// Authorizers asks one after the other until one allows; all refuse only
-// together.
+// Authorizers allows a request if one of its authorizers does.
 type Authorizers struct {
 	Node *Node
 	RBAC *RBAC
 }
 
-// New is the authorizer of a cluster, empty until [Authorizers.Follow] runs.
+// New returns the authorizer of a cluster. It grants nothing until [Authorizers.Follow] runs.
 func New() *Authorizers {
 	return &Authorizers{Node: NewNode(), RBAC: NewRBAC()}
 }
@@ -65,11 +64,11 @@ func (z *Authorizers) Authorize(ctx context.Context, a *request.Attributes) (boo
 	return false, nodeReason, nil
 }
 
-// Privileged tells a member of system:masters.
+// Privileged reports whether the user is a member of system:masters.
 func Privileged(u request.User) bool { return slices.Contains(u.Groups, MastersGroup) }
 
-// selectedName is the name that a field selector limits a collection to, so that
-// rules with resourceNames apply to watching one object.
+// selectedName returns the name that a field selector limits a collection to, so that rules with
+// resourceNames apply to watching a single object.
 func selectedName(a *request.Attributes) string {
 	if a.Name != "" || !strings.Contains(a.FieldSelector, "metadata.name") {
 		return ""
@@ -81,7 +80,7 @@ func selectedName(a *request.Attributes) string {
 	return name
 }
 
-// selected is the value that the field selector demands of a field.
+// selected returns the value that the field selector requires of a field.
 func selected(a *request.Attributes, field string) (string, bool) {
 	switch a.Verb {
 	case "list", "watch", "deletecollection":
@@ -93,15 +92,15 @@ func selected(a *request.Attributes, field string) (string, bool) {
 	}
 	selector, err := fields.ParseSelector(a.FieldSelector)
 	if err != nil {
-		return "", false // the pipeline refuses it by itself
+		return "", false // the pipeline refuses an invalid selector
 	}
 	return selector.RequiresExactMatch(field)
 }
 
-// sanitizer keeps refusals from looking like HTML to a browser.
+// sanitizer escapes refusals, so that a browser does not take them for HTML.
 var sanitizer = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;")
 
-// Forbidden is Kubernetes' answer to a request that was not allowed.
+// Forbidden returns Kubernetes' error for a request that was not allowed.
 func Forbidden(a *request.Attributes, reason string) *apierrors.StatusError {
 	message := sanitizer.Replace(refusal(a))
 	if reason != "" {
@@ -121,7 +120,7 @@ func refusal(a *request.Attributes) string {
 	return fmt.Sprintf("User %q cannot %s resource %q in API group %q %s", a.User.Name, a.Verb, combined(a), a.Resource.Group, where)
 }
 
-// combined is the resource with its subresource, as rules write it.
+// combined returns the resource with its subresource, as rules name it.
 func combined(a *request.Attributes) string {
 	if a.Subresource == "" {
 		return a.Resource.Resource

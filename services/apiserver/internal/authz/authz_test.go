@@ -128,7 +128,7 @@ func TestRBAC(t *testing.T) {
 	watch := ask("ora", "watch", "n:secrets")
 	watch.FieldSelector = "metadata.name=a"
 	if ok, _, _ := z.Authorize(context.Background(), watch); !ok {
-		t.Error("watching one object by its name was refused")
+		t.Error("watching one object by name was refused")
 	}
 	watch.FieldSelector = "metadata.name!=a"
 	if ok, _, _ := z.Authorize(context.Background(), watch); ok {
@@ -143,15 +143,15 @@ func TestRBAC(t *testing.T) {
 	r.SetRole("", "reader", nil)
 	for _, who := range []string{"dan", "cara", "system:serviceaccount:dev:bot"} {
 		if ok, _, _ := z.Authorize(context.Background(), ask(who, "get", "dev:pods=x")); ok {
-			t.Errorf("%s kept a right that was taken away", who)
+			t.Errorf("%s kept a right that was removed", who)
 		}
 	}
 }
 
-// naive answers as the definition of RBAC reads, from the objects.
+// naive implements the definition of RBAC literally, over the objects.
 type naive struct {
 	roles    map[objectKey][]rbacv1.PolicyRule
-	bindings []rbacv1.RoleBinding // a cluster-wide one has no namespace
+	bindings []rbacv1.RoleBinding // the namespace of a cluster-wide one is empty
 }
 
 func (n *naive) allow(a *request.Attributes) bool {
@@ -209,7 +209,7 @@ func covers(r rbacv1.PolicyRule, a *request.Attributes) bool {
 		(len(r.ResourceNames) == 0 || slices.Contains(r.ResourceNames, a.Name))
 }
 
-func TestRBACEqualsTheDefinition(t *testing.T) {
+func TestRBACMatchesTheDefinition(t *testing.T) {
 	some := func(t *rapid.T, label string, min int, from ...string) []string {
 		return rapid.SliceOfN(rapid.SampledFrom(from), min, 3).Draw(t, label)
 	}
@@ -282,7 +282,7 @@ func TestRBACEqualsTheDefinition(t *testing.T) {
 				t.Fatalf("%+v: %v (%v), want %v", a, got, err, want)
 			}
 		}
-		// An index from which everything was taken holds nothing.
+		// After everything is removed, the index is empty.
 		for _, namespace := range namespaces {
 			for _, name := range names {
 				r.RemoveBinding(namespace, name)
@@ -329,7 +329,7 @@ func TestRulesFor(t *testing.T) {
 	}
 }
 
-// crowd is a cluster with many bindings, among which a user has three.
+// crowd returns a cluster with many bindings, three of which are the user's.
 func crowd() (*Authorizers, *request.Attributes) {
 	z := New()
 	for i := range 100 {

@@ -6,7 +6,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 )
 
-// What waits for changes is woken by a change of rules, and by nothing else.
+// TestChanged checks that a change of rules closes Changed's channel, and that nothing else does.
 func TestChanged(t *testing.T) {
 	r := NewRBAC()
 	list := func(verb string) []rbacv1.PolicyRule { return []rbacv1.PolicyRule{rule("", "pods", verb)} }
@@ -16,10 +16,10 @@ func TestChanged(t *testing.T) {
 		changes bool
 	}{
 		{"a new role", func() { r.SetRole("n", "r", list("get")) }, true},
-		{"the role as it was", func() { r.SetRole("n", "r", list("get")) }, false},
+		{"the same role", func() { r.SetRole("n", "r", list("get")) }, false},
 		{"another rule", func() { r.SetRole("n", "r", list("list")) }, true},
 		{"a new binding", func() { r.SetBinding("n", "b", localRole("r"), []rbacv1.Subject{user("ann")}) }, true},
-		{"the binding as it was", func() { r.SetBinding("n", "b", localRole("r"), []rbacv1.Subject{user("ann")}) }, false},
+		{"the same binding", func() { r.SetBinding("n", "b", localRole("r"), []rbacv1.Subject{user("ann")}) }, false},
 		{"another subject", func() { r.SetBinding("n", "b", localRole("r"), []rbacv1.Subject{user("bob")}) }, true},
 		{"a removed binding", func() { r.RemoveBinding("n", "b") }, true},
 		{"a removed role", func() { r.RemoveRole("n", "r") }, true},

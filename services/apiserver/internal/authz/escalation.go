@@ -14,15 +14,15 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// everything is what an aggregation rule can come to hold.
+// everything is what a role with an aggregation rule may come to contain.
 var everything = []rbacv1.PolicyRule{
 	{APIGroups: []string{"*"}, Resources: []string{"*"}, Verbs: []string{"*"}},
 	{NonResourceURLs: []string{"*"}, Verbs: []string{"*"}},
 }
 
-// CheckRole refuses a Role or ClusterRole (namespace "") with rules that its
-// writer does not have himself, unless he may escalate it. aggregates says that
-// the role has, or had, an aggregation rule.
+// CheckRole refuses a Role or ClusterRole (namespace "") with rules that exceed the user's own,
+// unless the user may escalate it. aggregates is true if the role has, or had, an aggregation
+// rule.
 func (z *Authorizers) CheckRole(ctx context.Context, u request.User, namespace, name string, rules []rbacv1.PolicyRule, aggregates bool) error {
 	resource := "roles"
 	if namespace == "" {
@@ -40,8 +40,8 @@ func (z *Authorizers) CheckRole(ctx context.Context, u request.User, namespace, 
 	return nil
 }
 
-// CheckBinding refuses a RoleBinding or ClusterRoleBinding (namespace "") to a
-// role with rules that its writer does not have himself, unless he may bind it.
+// CheckBinding refuses a RoleBinding or ClusterRoleBinding (namespace "") to a role with rules
+// that exceed the user's own, unless the user may bind the role.
 func (z *Authorizers) CheckBinding(ctx context.Context, u request.User, namespace, name string, ref rbacv1.RoleRef) error {
 	if Privileged(u) {
 		return nil
@@ -73,8 +73,8 @@ func (z *Authorizers) may(ctx context.Context, u request.User, verb, resource, n
 	return allowed && err == nil
 }
 
-// covers tells whether the user has all the rules himself; the error says which
-// he lacks, as Kubernetes words it.
+// covers returns nil if the user has all the rules. The error lists the missing ones in
+// Kubernetes' words.
 func (z *Authorizers) covers(u request.User, namespace string, rules []rbacv1.PolicyRule) error {
 	own, unresolved := z.RBAC.RulesFor(u, namespace)
 	ok, missing := validation.Covers(own, rules)
@@ -89,8 +89,8 @@ func (z *Authorizers) covers(u request.User, namespace string, rules []rbacv1.Po
 	return errors.New(message)
 }
 
-// describe words rules, which hold one verb each, with the verbs of a resource
-// taken together, in order.
+// describe formats rules of one verb each as Kubernetes does, with the verbs of the same resource
+// combined, in order.
 func describe(list []rbacv1.PolicyRule) []string {
 	var merged []rbacv1.PolicyRule
 	at := make(map[string]int)

@@ -35,7 +35,7 @@ func TestCheckRole(t *testing.T) {
 		user, namespace string
 		rules           []rbacv1.PolicyRule
 		aggregates      bool
-		want            string // of the refusal
+		want            string // in the error
 	}{
 		{"plain", "n", own, false, ""},
 		{"plain", "n", more, false, "user \"plain\" (groups=[\"g\"]) is attempting to grant RBAC permissions not currently held:\n" +
@@ -69,7 +69,7 @@ func TestCheckBinding(t *testing.T) {
 		{"plain", "n", "secrets", false, apierrors.IsForbidden},
 		{"plain", "n", "missing", false, apierrors.IsNotFound},
 		{"binder", "n", "secrets", true, nil},
-		{"binder", "", "secrets", false, apierrors.IsForbidden}, // may bind in n only
+		{"binder", "", "secrets", false, apierrors.IsForbidden}, // may bind in namespace n only
 		{"binder", "m", "secrets", false, apierrors.IsForbidden},
 		{"binder", "n", "root", false, apierrors.IsForbidden},
 		{"root", "", "root", true, nil},
@@ -101,6 +101,6 @@ func TestAggregate(t *testing.T) {
 	}
 	sum.AggregationRule.ClusterRoleSelectors[0].MatchLabels = map[string]string{"not a label!": "x"}
 	if _, _, err := Aggregate(sum, all); err == nil {
-		t.Fatal("a broken selector went unnoticed")
+		t.Fatal("an invalid selector was accepted")
 	}
 }

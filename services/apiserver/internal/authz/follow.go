@@ -15,7 +15,7 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// sink takes in the objects of one kind.
+// sink receives the objects of one kind.
 type sink struct {
 	resource schema.GroupVersionResource
 	set      func(resource.Object)
@@ -46,8 +46,8 @@ func (z *Authorizers) sinks() []sink {
 	}
 }
 
-// Follow keeps the indexes up with the cache until ctx ends. synced is called
-// once, when they show everything that was there at the start.
+// Follow updates the indexes from the cache until ctx ends. synced is called once, when they
+// reflect the state at the start.
 func (z *Authorizers) Follow(ctx context.Context, table *resource.Table, cache *watchcache.Cache, synced func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -63,7 +63,7 @@ func (z *Authorizers) Follow(ctx context.Context, table *resource.Table, cache *
 			once := sync.OnceFunc(loading.Done)
 			defer once()
 			if err := s.follow(ctx, kc, once); err != nil {
-				cancel(fmt.Errorf("authorization follows %s: %w", s.resource.Resource, err))
+				cancel(fmt.Errorf("authorization: follow %s: %w", s.resource.Resource, err))
 			}
 		})
 	}
@@ -75,8 +75,8 @@ func (z *Authorizers) Follow(ctx context.Context, table *resource.Table, cache *
 	return context.Cause(ctx)
 }
 
-// follow watches one kind, anew whenever it has fallen behind or its cache has loaded
-// its state anew.
+// follow watches one kind. It starts over when it has fallen behind, or when the cache has been
+// reloaded.
 func (s *sink) follow(ctx context.Context, kc *watchcache.KindCache, synced func()) error {
 	known := make(map[objectKey]struct{})
 	for {

@@ -32,7 +32,7 @@ var (
 	followed       = []*resource.Kind{podRow, roleRow, bindingRow, roleBindingRow}
 )
 
-// writer stores objects as the pipeline does.
+// writer stores objects in the way that the pipeline does.
 type writer struct {
 	testing.TB
 	store store.Store
@@ -71,8 +71,7 @@ func eventually(t *testing.T, what string, f func() bool) {
 	}
 }
 
-// follow follows a store until stop is called; it returns when the present state is
-// known.
+// follow follows a store until stop is called. It returns once the current state is known.
 func follow(t *testing.T, s store.Store) (z *Authorizers, stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cache := watchcache.New(watchcache.Config{Store: s, Kinds: followed, Buffer: 4, Log: slog.New(slog.DiscardHandler)})
@@ -107,10 +106,10 @@ func TestFollow(t *testing.T) {
 		return ok
 	}
 	if !may("early", "pods") {
-		t.Error("what was there before is not known when synced")
+		t.Error("rules that existed at the start are missing when synced")
 	}
-	// More at once than a watcher's buffer holds: the follower falls behind and
-	// has to catch up from a new start.
+	// Write more at once than a watcher's buffer holds, so that the follower falls behind and has
+	// to start over.
 	for i := range 200 {
 		w.put(roleBindingRow, &rbacv1.RoleBinding{
 			ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprintf("n%d", i), Name: "b"}, RoleRef: clusterRole("reader"), Subjects: []rbacv1.Subject{user("late")},
@@ -119,7 +118,7 @@ func TestFollow(t *testing.T) {
 	for i := range 199 {
 		w.delete(roleBindingRow, fmt.Sprintf("n%d", i), "b")
 	}
-	eventually(t, "bindings are not followed", func() bool {
+	eventually(t, "the bindings did not take effect", func() bool {
 		if !may("late", "n199:pods") {
 			return false
 		}
@@ -133,17 +132,17 @@ func TestFollow(t *testing.T) {
 
 	w.put(podRow, fullPod("p", "here"))
 	secret := asNode("here", "get", "n:secrets=volume-secret")
-	eventually(t, "pods are not followed", func() bool { return allowed(z, secret) })
+	eventually(t, "the pod did not take effect", func() bool { return allowed(z, secret) })
 	w.delete(podRow, "n", "p")
-	eventually(t, "deletion of a pod is not followed", func() bool { return !allowed(z, secret) })
+	eventually(t, "the pod's deletion did not take effect", func() bool { return !allowed(z, secret) })
 
 	w.delete(roleRow, "", "reader")
-	eventually(t, "deletion of a role is not followed", func() bool { return !may("early", "pods") })
+	eventually(t, "the role's deletion did not take effect", func() bool { return !may("early", "pods") })
 
 	stop()
 }
 
-// forgetful is a store whose watches end, once, because their history is gone.
+// forgetful is a store whose watches end once because their history has been compacted.
 type forgetful struct {
 	*memory.Store
 	forget  context.Context
@@ -175,9 +174,9 @@ func (w *forgetfulWatch) Next(ctx context.Context) (store.Batch, error) {
 	return b, err
 }
 
-// A cache that loads its state anew, because it could not follow its store for too
-// long, ends its watches: the rules are followed on.
-func TestFollowOutlivesTheLoadOfANewState(t *testing.T) {
+// TestFollowOutlivesTheLoadOfANewState checks that rules are still followed after the cache has
+// reloaded its state because it could not follow its store for too long, which ends its watches.
+func TestFollowSurvivesReload(t *testing.T) {
 	forget, forgotten := context.WithCancel(context.Background())
 	defer forgotten()
 	s := &forgetful{Store: memory.New(), forget: forget}
@@ -186,9 +185,9 @@ func TestFollowOutlivesTheLoadOfANewState(t *testing.T) {
 	w.put(roleRow, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "reader"}, Rules: []rbacv1.PolicyRule{rule("", "pods", "get")}})
 	z, stop := follow(t, s)
 	forgotten()
-	eventually(t, "the cache does not watch again", func() bool { return s.watches.Load() == 2 })
+	eventually(t, "the cache did not watch again", func() bool { return s.watches.Load() == 2 })
 	w.put(bindingRow, &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "b"}, RoleRef: clusterRole("reader"), Subjects: []rbacv1.Subject{user("late")}})
-	eventually(t, "what comes after is not followed", func() bool {
+	eventually(t, "a later change did not take effect", func() bool {
 		ok, _, _ := z.Authorize(t.Context(), ask("late", "get", "pods"))
 		return ok
 	})

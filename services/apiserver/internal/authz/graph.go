@@ -9,7 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// objectKind is a kind of object that a node may reach through its pods.
+// objectKind is a kind of object that a node may access through its pods.
 type objectKind uint8
 
 const (
@@ -22,32 +22,32 @@ const (
 	serviceAccountKind
 )
 
-// object names an object.
+// object identifies an object.
 type object struct {
 	kind            objectKind
 	namespace, name string
 }
 
-// graph knows which nodes reach which objects: directly, because pods of the node
-// name them, and through volumes, which a claim binds and which name secrets.
-// It is kept up with each pod, volume and attachment that comes, changes or goes.
+// graph records which nodes need which objects: directly, because the nodes' pods reference them,
+// and through volumes, which are bound to claims and reference secrets. It is updated for every
+// pod, volume and attachment that is added, changed or removed.
 type graph struct {
 	mu sync.RWMutex
-	// direct counts, for each object, the pods of each node that name it.
+	// direct counts, for each object and node, the node's pods that reference the object.
 	direct map[object]map[string]int32
-	// sources are the objects that were counted for a pod or attachment, to take
-	// them out again.
+	// sources holds the objects that were counted for each pod or attachment, to remove them
+	// again.
 	sources map[object]source
-	// volumes are what a bound volume ties together; holders are the volumes that
-	// name a secret.
+	// volumes holds the claim and secrets of each volume; holders holds the volumes that
+	// reference each secret.
 	volumes map[string]volume
 	holders map[object]map[string]struct{}
 }
 
-// source is a pod or an attachment: where it is, and what it names.
+// source is a pod or an attachment, its node, and what it references.
 type source struct {
 	uid       types.UID
-	ephemeral int // containers that were added since
+	ephemeral int // number of ephemeral containers, which may be added later
 	node      string
 	names     []object
 }
@@ -55,11 +55,11 @@ type source struct {
 type volume struct {
 	claim   object
 	secrets []object
-	// holder is the node that keeps a local volume's data, as its label says.
+	// holder is the node that has the data of a local volume, from the volume's label.
 	holder string
 }
 
-// volumeNode is the label that names the node which keeps a volume's data.
+// volumeNode is the label with the name of the node that has the volume's data.
 const volumeNode = "keelson.dev/node"
 
 func newGraph() *graph {
@@ -71,7 +71,7 @@ func newGraph() *graph {
 	}
 }
 
-// reaches tells whether a pod of the node needs the object.
+// reaches reports whether a pod of the node needs the object.
 func (g *graph) reaches(node string, o object) bool {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
@@ -91,21 +91,21 @@ func (g *graph) reaches(node string, o object) bool {
 	return false
 }
 
-// mounts tells whether a pod of the node uses the volume's claim.
+// mounts reports whether a pod of the node uses the volume's claim.
 func (g *graph) mounts(node, name string) bool {
 	v, ok := g.volumes[name]
 	return ok && g.direct[v.claim][node] > 0
 }
 
-// holds tells whether the node keeps the volume's data.
+// holds reports whether the node has the volume's data.
 func (g *graph) holds(node, name string) bool {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	return g.volumes[name].holder == node
 }
 
-// setPod takes in a pod as it is now. Nothing that it names can change once it is
-// bound, but for ephemeral containers that are added.
+// setPod adds or updates a pod. Once a pod is bound, what it references changes only by added
+// ephemeral containers.
 func (g *graph) setPod(p *corev1.Pod) {
 	if p.Spec.NodeName == "" {
 		return
@@ -122,7 +122,7 @@ func (g *graph) setPod(p *corev1.Pod) {
 	g.set(key, s)
 }
 
-// setAttachment takes in a volume attachment.
+// setAttachment adds or updates a volume attachment.
 func (g *graph) setAttachment(a *storagev1.VolumeAttachment) {
 	key := object{kind: attachmentKind, name: a.Name}
 	g.set(key, source{uid: a.UID, node: a.Spec.NodeName, names: []object{key}})
@@ -143,7 +143,7 @@ func (g *graph) set(key object, s source) {
 	}
 }
 
-// remove forgets a pod or an attachment.
+// remove removes a pod or an attachment.
 func (g *graph) remove(key object) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -164,7 +164,7 @@ func (g *graph) drop(key object) {
 	delete(g.sources, key)
 }
 
-// setVolume takes in a volume; an unbound one ties nothing together.
+// setVolume adds or updates a volume. A volume without claim and holder is not recorded.
 func (g *graph) setVolume(pv *corev1.PersistentVolume) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -200,8 +200,8 @@ func (g *graph) dropVolume(name string) {
 	delete(g.volumes, name)
 }
 
-// podObjects are the objects that a pod names. A mirror pod, which a node made
-// itself, gives the node nothing.
+// podObjects returns the objects that a pod references. A mirror pod, which the node itself
+// created, gives the node nothing.
 func podObjects(p *corev1.Pod) []object {
 	if _, mirror := p.Annotations[corev1.MirrorPodAnnotationKey]; mirror {
 		return nil
@@ -289,8 +289,8 @@ func podObjects(p *corev1.Pod) []object {
 	return list
 }
 
-// volumeSecrets are the secrets that a node needs to mount a volume; those that
-// only a controller needs are not among them.
+// volumeSecrets returns the secrets that a node needs to mount a volume, without those that only
+// a controller needs.
 func volumeSecrets(pv *corev1.PersistentVolume) []object {
 	var list []object
 	add := func(namespace, name string) {

@@ -19,8 +19,8 @@ const (
 	nodeUserPrefix = "system:node:"
 )
 
-// NodeName is the node whose certificate the user showed; isNode is true with an
-// empty name for a member of system:nodes that names none.
+// NodeName returns the node that the user represents. isNode is true, with an empty name, for a
+// member of system:nodes whose user name ends after "system:node:".
 func NodeName(u request.User) (name string, isNode bool) {
 	name, isNode = strings.CutPrefix(u.Name, nodeUserPrefix)
 	if !isNode || !slices.Contains(u.Groups, nodesGroup) {
@@ -29,19 +29,20 @@ func NodeName(u request.User) (name string, isNode bool) {
 	return name, true
 }
 
-// Node lets a node reach what belongs to it and to the pods that are bound to it,
-// as Kubernetes' node authorizer does. What a node may write into the objects it
-// reaches is admission's (NodeRestriction).
+// Node allows a node to access what belongs to it and to the pods that are bound to it, as
+// Kubernetes' node authorizer does. What a node may change in these objects is decided by
+// admission (NodeRestriction).
 type Node struct {
 	graph *graph
 	rules *rules
 	rows  map[schema.GroupResource]nodeRule
 }
 
-// nodeRule decides on one resource; an empty reason with false is a plain no.
+// nodeRule decides on one resource. The reason of a refusal may be empty.
 type nodeRule func(node string, a *request.Attributes) (allowed bool, reason string)
 
-// NewNode knows no pod and lets nodes reach only what is theirs by name.
+// NewNode returns an authorizer that knows no pods: nodes have access only to what is theirs by
+// name.
 func NewNode() *Node {
 	n := &Node{graph: newGraph(), rules: newRules(NodeRules())}
 	core := func(resource string) schema.GroupResource { return schema.GroupResource{Resource: resource} }
@@ -82,7 +83,7 @@ func (n *Node) Authorize(_ context.Context, a *request.Attributes) (bool, string
 	return n.rules.allow(&q), "", nil
 }
 
-// related allows what a pod of the node needs.
+// related allows access to an object that a pod of the node needs.
 func (n *Node) related(node string, kind objectKind, a *request.Attributes) (bool, string) {
 	if a.Name == "" {
 		return false, "No Object name found"
@@ -93,7 +94,7 @@ func (n *Node) related(node string, kind objectKind, a *request.Attributes) (boo
 	return true, ""
 }
 
-// getOne allows to get an object that a pod of the node needs.
+// getOne allows getting an object that a pod of the node needs.
 func (n *Node) getOne(kind objectKind) nodeRule {
 	return func(node string, a *request.Attributes) (bool, string) {
 		if a.Verb != "get" {
@@ -106,7 +107,7 @@ func (n *Node) getOne(kind objectKind) nodeRule {
 	}
 }
 
-// readOne allows to get and watch one object that a pod of the node needs.
+// readOne allows reading and watching a single object that a pod of the node needs.
 func (n *Node) readOne(kind objectKind) nodeRule {
 	return func(node string, a *request.Attributes) (bool, string) {
 		switch {
@@ -131,8 +132,8 @@ func (n *Node) claim(node string, a *request.Attributes) (bool, string) {
 	return n.related(node, claimKind, a)
 }
 
-// volume allows a node to get the volumes of its pods' claims, and to watch and
-// release (what of it may change, admission decides) those whose data it keeps.
+// volume allows a node to get the volumes of its pods' claims, and to watch and update those
+// whose data it has. Admission limits the update to releasing the volume.
 func (n *Node) volume(node string, a *request.Attributes) (bool, string) {
 	switch a.Verb {
 	case "list", "watch":
@@ -169,7 +170,7 @@ func (n *Node) lease(node string, a *request.Attributes) (bool, string) {
 		return false, "can only get, create, update, patch, or delete a node lease"
 	case a.Namespace != corev1.NamespaceNodeLease:
 		return false, fmt.Sprintf("can only access leases in the %q system namespace", corev1.NamespaceNodeLease)
-	case a.Verb != "create" && a.Name != node: // a create's name is admission's
+	case a.Verb != "create" && a.Name != node: // admission checks the name of a create
 		return false, "can only access node lease with the same name as the requesting node"
 	}
 	return true, ""
@@ -187,10 +188,9 @@ func (n *Node) csiNode(node string, a *request.Attributes) (bool, string) {
 	return true, ""
 }
 
-// node allows a node to write Nodes (which ones, admission decides) and to read
-// them. Kubernetes lets a kubelet read its own only, and gives the pod network and
-// the service proxy, which route to all nodes, identities of their own; Keelson's
-// node carries both.
+// node allows a node to read all Nodes and to write Nodes (admission limits which). Kubernetes
+// lets a kubelet read only its own Node, and gives the pod network and the service proxy, which
+// route to all nodes, identities of their own; Keelson's node contains both.
 func (n *Node) node(_ string, a *request.Attributes) (bool, string) {
 	switch a.Subresource + " " + a.Verb {
 	case " create", " update", " patch", "status update", "status patch", " get", " list", " watch":
@@ -199,8 +199,8 @@ func (n *Node) node(_ string, a *request.Attributes) (bool, string) {
 	return false, ""
 }
 
-// pod allows a node to read the pods bound to it, and to write mirror pods, status
-// and evictions (of which pods, admission decides).
+// pod allows a node to read the pods bound to it, and to write mirror pods, statuses and
+// evictions (admission limits of which pods).
 func (n *Node) pod(node string, a *request.Attributes) (bool, string) {
 	switch a.Subresource + " " + a.Verb {
 	case " create", " delete", "status update", "status patch", "eviction create":
@@ -219,8 +219,8 @@ func (n *Node) pod(node string, a *request.Attributes) (bool, string) {
 	return false, ""
 }
 
-// NodeRules are what every node may do alike; the resources that [Node] looks at
-// more closely are in it too, for the role system:node.
+// NodeRules returns the rules of every node. The resources that [Node] decides on individually
+// are included, for the role system:node.
 func NodeRules() []rbacv1.PolicyRule {
 	rule := func(group, resources, verbs string) rbacv1.PolicyRule {
 		return rbacv1.PolicyRule{APIGroups: []string{group}, Resources: strings.Fields(resources), Verbs: strings.Fields(verbs)}
@@ -253,9 +253,8 @@ func NodeRules() []rbacv1.PolicyRule {
 		rule("storage.k8s.io", "csidrivers", read),
 		rule("storage.k8s.io", "csinodes", own),
 		rule("node.k8s.io", "runtimeclasses", read),
-		// Keelson's nodes carry the service proxy and the cluster DNS, which in
-		// Kubernetes are pods with roles of their own (system:node-proxier,
-		// system:coredns).
+		// Keelson's nodes contain the service proxy and the cluster DNS, which in Kubernetes are
+		// pods with roles of their own (system:node-proxier, system:coredns).
 		rule("discovery.k8s.io", "endpointslices", read),
 		rule("", "namespaces", read),
 	}

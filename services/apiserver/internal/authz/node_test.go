@@ -12,7 +12,7 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// fullPod names an object of each kind in every way that a pod can.
+// fullPod returns a pod that references objects of each kind in every possible way.
 func fullPod(name, node string) *corev1.Pod {
 	local := func(s string) corev1.LocalObjectReference { return corev1.LocalObjectReference{Name: s} }
 	ref := func(s string) *corev1.LocalObjectReference { l := local(s); return &l }
@@ -94,7 +94,7 @@ func TestNodeReachesWhatItsPodsNeed(t *testing.T) {
 	check("here", true)
 	check("there", false)
 
-	moved := fullPod("p", "there") // deleted and made anew elsewhere
+	moved := fullPod("p", "there") // deleted and recreated on another node
 	moved.UID = "2"
 	g.setPod(moved)
 	check("here", false)
@@ -102,7 +102,7 @@ func TestNodeReachesWhatItsPodsNeed(t *testing.T) {
 
 	g.setPod(fullPod("q", "here"))
 	g.remove(object{podKind, "n", "p"})
-	reachable = reachable[:len(reachable)-2] // p itself
+	reachable = reachable[:len(reachable)-2] // without p itself
 	check("there", false)
 	g.remove(object{podKind, "n", "q"})
 	check("here", false)
@@ -122,7 +122,7 @@ func TestNodeReachesWhatItsPodsNeed(t *testing.T) {
 	check("", false)
 }
 
-func TestEphemeralContainersBringTheirSecrets(t *testing.T) {
+func TestSecretsOfEphemeralContainers(t *testing.T) {
 	g := newGraph()
 	p := fullPod("p", "here")
 	later := p.Spec.EphemeralContainers
@@ -130,13 +130,13 @@ func TestEphemeralContainersBringTheirSecrets(t *testing.T) {
 	g.setPod(p)
 	secret := object{secretKind, "n", "e-from-secret"}
 	if g.reaches("here", secret) {
-		t.Fatal("before it was added")
+		t.Fatal("the secret is accessible before the container was added")
 	}
 	p = p.DeepCopy()
 	p.Spec.EphemeralContainers = later
 	g.setPod(p)
 	if !g.reaches("here", secret) {
-		t.Fatal("after it was added")
+		t.Fatal("the secret is not accessible after the container was added")
 	}
 }
 
@@ -154,7 +154,7 @@ func TestNodeReachesVolumesOfItsClaims(t *testing.T) {
 	g.setPod(fullPod("p", "here"))
 	g.setVolume(pv)
 	if get("persistentvolumes=pv") {
-		t.Error("an unbound volume is reached")
+		t.Error("an unbound volume is accessible")
 	}
 	bound := pv.DeepCopy()
 	bound.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "n", Name: "claim"}
@@ -172,16 +172,16 @@ func TestNodeReachesVolumesOfItsClaims(t *testing.T) {
 		}
 	}
 	if allowed(z, asNode("there", "get", "persistentvolumes=pv")) {
-		t.Error("another node reaches the volume")
+		t.Error("another node may get the volume")
 	}
 	g.removeVolume("pv")
 	if get("persistentvolumes=pv") || get("storage:secrets=publish") || len(g.holders)+len(g.volumes) != 0 {
-		t.Error("a removed volume is still reached")
+		t.Error("a removed volume is still accessible")
 	}
 
 	g.setAttachment(&storagev1.VolumeAttachment{ObjectMeta: metav1.ObjectMeta{Name: "va"}, Spec: storagev1.VolumeAttachmentSpec{NodeName: "here"}})
 	if !get("volumeattachments.storage.k8s.io=va") || allowed(z, asNode("there", "get", "volumeattachments.storage.k8s.io=va")) {
-		t.Error("attachments are read by their node, and by no other")
+		t.Error("an attachment must be readable by its node only")
 	}
 }
 
@@ -209,7 +209,7 @@ func TestNodeReleasesVolumesItKeeps(t *testing.T) {
 	}
 	g.removeVolume("pv")
 	if allowed(z, asNode("here", "get", "persistentvolumes=pv")) {
-		t.Error("a removed volume is still reached")
+		t.Error("a removed volume is still accessible")
 	}
 }
 
@@ -274,7 +274,7 @@ func TestNodeByName(t *testing.T) {
 	}
 }
 
-func TestWhoIsANode(t *testing.T) {
+func TestNodeName(t *testing.T) {
 	tests := []struct {
 		name   string
 		groups []string

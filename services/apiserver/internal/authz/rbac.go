@@ -15,45 +15,45 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// RBAC decides by roles and bindings. Bindings are indexed by their subjects, so
-// that a request looks only at what concerns its user and his groups.
+// RBAC authorizes by roles and bindings. Bindings are indexed by subject, so that a request only
+// considers those of its user and the user's groups.
 type RBAC struct {
 	mu       sync.RWMutex
-	roles    map[objectKey]*rules // a cluster role has no namespace
+	roles    map[objectKey]*rules // the namespace of a cluster role is empty
 	bindings map[objectKey]binding
 	subjects map[subject]*grants
-	changed  chan struct{} // closed and replaced by a change
+	changed  chan struct{} // closed and replaced at each change
 }
 
-// objectKey names a role or binding; a cluster-wide one has no namespace.
+// objectKey identifies a role or binding; the namespace of a cluster-wide one is empty.
 type objectKey struct{ namespace, name string }
 
-// subject is whom a binding names; a service account is the user that it acts as.
+// subject is a subject of a binding. A service account is represented by its user name.
 type subject struct {
 	group bool
 	name  string
 }
 
-// grants are what is bound to one subject.
+// grants are the bindings of one subject.
 type grants struct {
 	cluster    []grant
 	namespaced map[string][]grant
 }
 
-// grant is one binding as one of its subjects sees it.
+// grant is one binding, as seen from one of its subjects.
 type grant struct {
 	binding objectKey
 	role    objectKey
-	reason  string // of what it allows
+	reason  string // for the requests that it allows
 }
 
-// binding is what has to be taken out of the index when it changes.
+// binding is what must be removed from the index when the binding changes.
 type binding struct {
 	roleRef  rbacv1.RoleRef
 	subjects []subject
 }
 
-// NewRBAC knows no role and allows nothing.
+// NewRBAC returns an authorizer without roles, which allows nothing.
 func NewRBAC() *RBAC {
 	return &RBAC{
 		roles:    make(map[objectKey]*rules),
@@ -63,14 +63,14 @@ func NewRBAC() *RBAC {
 	}
 }
 
-// Changed is closed when a rule or a binding changes next.
+// Changed returns a channel that is closed at the next change of a rule or a binding.
 func (r *RBAC) Changed() <-chan struct{} {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	return r.changed
 }
 
-// change says so to those who wait; the lock must be held.
+// change wakes the callers that wait for Changed. The lock must be held.
 func (r *RBAC) change() {
 	close(r.changed)
 	r.changed = make(chan struct{})
@@ -99,9 +99,8 @@ func (r *RBAC) Authorize(_ context.Context, a *request.Attributes) (bool, string
 	return allowed, reason, nil
 }
 
-// RulesFor is everything that the user may do in the namespace, and cluster-wide.
-// The error names roles that are bound but missing; the rules are then those of
-// the others.
+// RulesFor returns all rules that apply to the user in the namespace and cluster-wide. The error
+// lists bound roles that do not exist; the rules are those of the other roles.
 func (r *RBAC) RulesFor(u request.User, namespace string) ([]rbacv1.PolicyRule, error) {
 	var list []rbacv1.PolicyRule
 	var missing []objectKey
@@ -118,7 +117,7 @@ func (r *RBAC) RulesFor(u request.User, namespace string) ([]rbacv1.PolicyRule, 
 	return list, notFound(missing)
 }
 
-// RulesOf are the rules of the role that a binding in the namespace refers to.
+// RulesOf returns the rules of the role that a binding in the namespace refers to.
 func (r *RBAC) RulesOf(ref rbacv1.RoleRef, namespace string) ([]rbacv1.PolicyRule, error) {
 	key := roleOf(ref, namespace)
 	r.mu.RLock()
@@ -129,8 +128,8 @@ func (r *RBAC) RulesOf(ref rbacv1.RoleRef, namespace string) ([]rbacv1.PolicyRul
 	return nil, notFound([]objectKey{key})
 }
 
-// visit calls f for each grant that holds for the user in the namespace, until f
-// returns false. The lock must be held.
+// visit calls f for each grant that applies to the user in the namespace until f returns false.
+// The lock must be held.
 func (r *RBAC) visit(u request.User, namespace string, f func(*grant) bool) {
 	if !r.visitSubject(subject{name: u.Name}, namespace, f) {
 		return
@@ -164,8 +163,8 @@ func (r *RBAC) visitSubject(s subject, namespace string, f func(*grant) bool) bo
 	return true
 }
 
-// SetRole takes in a role (namespace "" for a cluster role); the rules must not
-// change afterwards.
+// SetRole adds or replaces a role (namespace "" for a cluster role). The rules must not be
+// modified afterwards.
 func (r *RBAC) SetRole(namespace, name string, list []rbacv1.PolicyRule) {
 	compiled := newRules(list)
 	r.mu.Lock()
@@ -177,7 +176,7 @@ func (r *RBAC) SetRole(namespace, name string, list []rbacv1.PolicyRule) {
 	r.roles[key] = compiled
 }
 
-// RemoveRole forgets a role.
+// RemoveRole removes a role.
 func (r *RBAC) RemoveRole(namespace, name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -185,7 +184,7 @@ func (r *RBAC) RemoveRole(namespace, name string) {
 	r.change()
 }
 
-// SetBinding takes in a binding (namespace "" for a cluster-wide one).
+// SetBinding adds or replaces a binding (namespace "" for a cluster-wide one).
 func (r *RBAC) SetBinding(namespace, name string, ref rbacv1.RoleRef, to []rbacv1.Subject) {
 	key := objectKey{namespace, name}
 	b := binding{roleRef: ref}
@@ -220,7 +219,7 @@ func (r *RBAC) SetBinding(namespace, name string, ref rbacv1.RoleRef, to []rbacv
 	}
 }
 
-// RemoveBinding forgets a binding.
+// RemoveBinding removes a binding.
 func (r *RBAC) RemoveBinding(namespace, name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -246,8 +245,8 @@ func (r *RBAC) remove(key objectKey) {
 	delete(r.bindings, key)
 }
 
-// subjectOf is whom a binding in the namespace means; false for what it can never
-// mean.
+// subjectOf returns the subject that a binding in the namespace refers to. It returns false if
+// the subject is invalid and never matches.
 func subjectOf(s rbacv1.Subject, namespace string) (subject, bool) {
 	switch s.Kind {
 	case rbacv1.UserKind:
@@ -266,8 +265,8 @@ func subjectOf(s rbacv1.Subject, namespace string) (subject, bool) {
 	return subject{}, false
 }
 
-// roleOf is the role that a binding in the namespace refers to. A cluster-wide
-// binding can only refer to a cluster role: for a Role it names none that exists.
+// roleOf returns the key of the role that a binding in the namespace refers to. A cluster-wide
+// binding can only refer to a cluster role: for a Role, the key matches no role.
 func roleOf(ref rbacv1.RoleRef, namespace string) objectKey {
 	switch {
 	case ref.Kind == "ClusterRole":
@@ -278,10 +277,10 @@ func roleOf(ref rbacv1.RoleRef, namespace string) objectKey {
 	return objectKey{namespace: namespace, name: ref.Name}
 }
 
-// noNamespace is no valid name of a namespace.
+// noNamespace is not a valid namespace name.
 const noNamespace = "*"
 
-// reasonOf words what a binding allows as Kubernetes' audit annotations do.
+// reasonOf describes what a binding allows, in the words of Kubernetes' audit annotations.
 func reasonOf(key objectKey, ref rbacv1.RoleRef, s rbacv1.Subject) string {
 	who := fmt.Sprintf("%s %q", s.Kind, s.Name)
 	if s.Kind == rbacv1.ServiceAccountKind {
@@ -297,7 +296,7 @@ func reasonOf(key objectKey, ref rbacv1.RoleRef, s rbacv1.Subject) string {
 	return fmt.Sprintf("RBAC: allowed by RoleBinding %q of %s %q to %s", key.name+"/"+key.namespace, ref.Kind, ref.Name, who)
 }
 
-// notFound words missing roles as Kubernetes does; nil if there are none.
+// notFound returns Kubernetes' error for missing roles, or nil if there are none.
 func notFound(missing []objectKey) error {
 	if len(missing) == 0 {
 		return nil
@@ -318,15 +317,14 @@ func notFound(missing []objectKey) error {
 	return fmt.Errorf("[%s]", strings.Join(texts, ", "))
 }
 
-// HasRole tells whether a role (namespace "" for a cluster role) is known.
+// HasRole reports whether the role (namespace "" for a cluster role) is known.
 func (r *RBAC) HasRole(namespace, name string) bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	return r.roles[objectKey{namespace, name}] != nil
 }
 
-// HasBinding tells whether a binding (namespace "" for a cluster-wide one) is
-// known.
+// HasBinding reports whether the binding (namespace "" for a cluster-wide one) is known.
 func (r *RBAC) HasBinding(namespace, name string) bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()

@@ -9,23 +9,23 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// rules are the rules of a role, indexed so that a question is a handful of map
-// look-ups however long the role is.
+// rules holds the rules of a role, indexed so that a decision takes a few map lookups, however
+// many rules the role has.
 type rules struct {
 	source    []rbacv1.PolicyRule
 	resources map[resourceKey][]permission
 	paths     []pathPermission
-	// wildcards says which forms with a star occur at all.
+	// anyGroup, anyResource and anyParent are true if a rule uses that form of wildcard.
 	anyGroup, anyResource, anyParent bool
 }
 
-// resourceKey is a group and a resource as a rule writes them: "pods",
-// "pods/log", "*", "*/scale".
+// resourceKey is a group and a resource in the form that rules use: "pods", "pods/log", "*",
+// "*/scale".
 type resourceKey struct{ group, resource string }
 
 type permission struct {
 	verbs verbs
-	names []string // empty is all
+	names []string // empty matches all
 }
 
 type pathPermission struct {
@@ -33,13 +33,13 @@ type pathPermission struct {
 	paths []string
 }
 
-// verbs is a set of verbs; the usual ones are bits.
+// verbs is a set of verbs. The common ones are bits.
 type verbs struct {
 	bits  uint16
 	other []string
 }
 
-// allVerbs is the star.
+// allVerbs is the bit of the wildcard "*".
 const allVerbs uint16 = 1
 
 var verbBits = map[string]uint16{
@@ -59,7 +59,7 @@ func newVerbs(list []string) (v verbs) {
 	return v
 }
 
-// has asks for a verb, whose bit the caller has looked up.
+// has reports whether the set contains verb. bit is the verb's entry in verbBits, or 0.
 func (v verbs) has(verb string, bit uint16) bool {
 	return v.bits&(bit|allVerbs) != 0 || (bit == 0 && slices.Contains(v.other, verb))
 }
@@ -85,7 +85,7 @@ func newRules(source []rbacv1.PolicyRule) *rules {
 	return r
 }
 
-// question is a request as rules are asked about it, prepared once for all roles.
+// question is a request in the form that rules match, prepared once for all roles.
 type question struct {
 	*request.Attributes
 	bit      uint16
@@ -136,8 +136,8 @@ func (r *rules) allowPath(q *question) bool {
 	return false
 }
 
-// pathMatches tells whether a rule's path covers a request's: a star at the end
-// stands for anything.
+// pathMatches reports whether a rule's path covers a request's path. A "*" at the end matches any
+// suffix.
 func pathMatches(rule, path string) bool {
 	if rule == path {
 		return true

@@ -1,10 +1,10 @@
-// Package bootstrap keeps in a cluster what every cluster has: the system
-// namespaces, the default roles and bindings, the priority classes of the system,
-// and the Service through which pods reach the apiservers.
+// Package bootstrap creates what every cluster has: the system namespaces, the default roles and
+// bindings, the system's priority classes, and the Service through which pods reach the
+// apiservers.
 //
-// What is missing is added at each start; what operators added stays. It must
-// never take anything away that it did not write, and never touch an object that
-// says so (rbac.authorization.kubernetes.io/autoupdate: "false").
+// Missing objects and rules are added at each start; what operators have added is kept. The
+// package must never remove anything that it did not write, and never change an object that opts
+// out (rbac.authorization.kubernetes.io/autoupdate: "false").
 package bootstrap
 
 import (
@@ -28,32 +28,32 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// manager is the field manager of what is written here.
+// manager is the field manager of this package's writes.
 const manager = "apiserver"
 
-// User is the apiserver itself.
+// User is the identity of the apiserver itself.
 var User = request.User{Name: "system:apiserver", Groups: []string{authz.MastersGroup}}
 
-// Config of Run.
+// Config configures Run.
 type Config struct {
 	API pipeline.API
-	// ClientCA is what client certificates are verified against, in PEM; it is
-	// published for extension apiservers.
+	// ClientCA holds the CA certificates that client certificates are verified against, in PEM.
+	// It is published for extension apiservers.
 	ClientCA []byte
 }
 
-// attempts bounds how often Run begins anew because another apiserver that starts
-// at the same time was faster.
+// attempts bounds how often Run starts over because an apiserver that started at the same time
+// wrote first.
 const attempts = 10
 
-// Run adds what is missing, and returns when all is there.
+// Run adds what is missing, and returns when everything exists.
 func Run(ctx context.Context, cfg Config) error {
 	ctx = request.WithUser(ctx, User)
 	p, err := defaults()
 	if err != nil {
 		return err
 	}
-	// Namespaces come first: the others lie in them.
+	// Namespaces come first, because the other objects are in them.
 	for _, desired := range [][]resource.Object{namespaces(), append(p.objects(), others(cfg)...)} {
 		if err := ensure(ctx, cfg.API, desired); err != nil {
 			return err
@@ -62,7 +62,7 @@ func Run(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-// Await waits until the authorizer has heard of the default policy.
+// Await waits until the authorizer knows the default policy.
 func Await(ctx context.Context, z *authz.Authorizers) error {
 	p, err := defaults()
 	if err != nil {
@@ -124,8 +124,8 @@ func others(cfg Config) []resource.Object {
 	return list
 }
 
-// ensure brings the cluster to hold the desired objects, with one batch of writes
-// if nobody interferes.
+// ensure creates or updates the desired objects, with a single batch of writes if nothing
+// conflicts.
 func ensure(ctx context.Context, api pipeline.API, desired []resource.Object) error {
 	var last error
 	for range attempts {
@@ -140,19 +140,19 @@ func ensure(ctx context.Context, api pipeline.API, desired []resource.Object) er
 			case ctx.Err() != nil:
 				return ctx.Err()
 			case apierrors.IsConflict(r.Err), apierrors.IsAlreadyExists(r.Err), apierrors.IsNotFound(r.Err), apierrors.IsTooManyRequests(r.Err), apierrors.IsTimeout(r.Err):
-				last = r.Err // look again
+				last = r.Err // try again
 			default:
 				return fmt.Errorf("bootstrap %s %s: %w", writes[i].Target.Resource.Resource, writes[i].Target.Name, r.Err)
 			}
 		}
 	}
 	if last == nil {
-		last = errors.New("what was written is changed by somebody else again and again")
+		last = errors.New("bootstrap: conflicting writes in every attempt")
 	}
 	return fmt.Errorf("bootstrap: %w", last)
 }
 
-// plan is the writes that are needed.
+// plan returns the writes that are needed.
 func plan(ctx context.Context, api pipeline.API, desired []resource.Object) ([]pipeline.Write, error) {
 	existing := make(map[*resource.Kind]map[string]found)
 	var writes []pipeline.Write
@@ -182,7 +182,7 @@ func planOne(kind *resource.Kind, want resource.Object, have found, exists bool)
 		return []pipeline.Write{w}, err
 	}
 	if have.object.GetDeletionTimestamp() != nil {
-		return nil, nil // it goes; the next start adds it again
+		return nil, nil // it is being deleted; the next start adds it again
 	}
 	next, action := reconcile(want, have.object)
 	switch action {
@@ -199,7 +199,7 @@ func planOne(kind *resource.Kind, want resource.Object, have found, exists bool)
 	return nil, nil
 }
 
-// found is an object as the cluster has it; it is shared and must not be changed.
+// found is an object of the cluster. It is shared and must not be changed.
 type found struct {
 	object  resource.Object
 	version string
@@ -217,7 +217,7 @@ func all(ctx context.Context, api pipeline.API, kind *resource.Kind) (map[string
 	return m, nil
 }
 
-// versionOf is an item's resourceVersion, which its decoded object does not hold.
+// versionOf returns an item's resourceVersion, which its decoded object does not contain.
 func versionOf(item *watchcache.Item) string { return strconv.FormatInt(int64(item.Revision), 10) }
 
 func kindOf(table *resource.Table, o resource.Object) (*resource.Kind, error) {
@@ -242,7 +242,7 @@ func write(verb string, kind *resource.Kind, o resource.Object) (pipeline.Write,
 	}, nil
 }
 
-// nameFor is the target's name: a create is of the collection.
+// nameFor returns the name of the write's target. A create targets the collection.
 func nameFor(verb string, o resource.Object) string {
 	if verb == "create" {
 		return ""

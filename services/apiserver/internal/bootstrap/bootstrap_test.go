@@ -27,12 +27,12 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// cluster is a pipeline over a store in memory.
+// cluster is a pipeline over an in-memory store.
 type cluster struct {
 	*pipeline.Pipeline
 	cache *watchcache.Cache
 	table *resource.Table
-	ctx   context.Context // as the apiserver itself
+	ctx   context.Context // with the apiserver's own user
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -108,7 +108,7 @@ func TestRun(t *testing.T) {
 	}
 	critical, _ := get[*schedulingv1.PriorityClass](t, c, schedulingv1.SchemeGroupVersion.WithResource("priorityclasses"), "", "system-node-critical")
 	if critical.Value != 2000001000 {
-		t.Errorf("system-node-critical is %d", critical.Value)
+		t.Errorf("the value of system-node-critical is %d", critical.Value)
 	}
 	config, _ := get[*corev1.ConfigMap](t, c, configMaps, "kube-system", "extension-apiserver-authentication")
 	if config.Data["client-ca-file"] != "PEM" {
@@ -121,11 +121,11 @@ func TestRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	if after := c.cache.Revision(); after != before {
-		t.Errorf("a second start wrote: revision %d became %d", before, after)
+		t.Errorf("a second start wrote: revision %d, was %d", after, before)
 	}
 
-	// What was taken away comes back, what was added stays, and what does not want
-	// to be kept up is left alone.
+	// Removed rules are added again, added rules are kept, and objects that opt out are not
+	// changed.
 	view, version := get[*rbacv1.ClusterRole](t, c, clusterRoles, "", "system:aggregate-to-view")
 	kept := len(view.Rules)
 	mine := rbacv1.PolicyRule{APIGroups: []string{"acme.com"}, Resources: []string{"anvils"}, Verbs: []string{"get"}}
@@ -175,7 +175,8 @@ func TestTwoApiserversStartTogether(t *testing.T) {
 	}
 }
 
-// TestRights asks the default policy what Kubernetes' users and ours count on.
+// TestRights checks the rights in the default policy that users of Kubernetes and Keelson rely
+// on.
 func TestRights(t *testing.T) {
 	c := newCluster(t)
 	if err := Run(c.ctx, Config{API: c}); err != nil {
@@ -275,22 +276,22 @@ func TestRights(t *testing.T) {
 
 func TestPolicyErrors(t *testing.T) {
 	for _, text := range []string{
-		"get core pods",                       // a rule begins with a blank
-		"  get core pods",                     // a rule of nothing
+		"get core pods",                       // a rule without a role
+		"  get core pods",                     // a rule without a role
 		"clusterrole x\n  get core",           // no resources
-		"clusterrole x\n  get core a b c",     // too much
-		"bind x to robot:r2",                  // nobody
+		"clusterrole x\n  get core a b c",     // too many words
+		"bind x to robot:r2",                  // invalid subject
 		"bind x for user:y",                   // not a binding
-		"aggregate x to-x",                    // from what
-		"aggregate x from y\n  get core pods", // a sum has no rules of its own
+		"aggregate x to-x",                    // "from" is missing
+		"aggregate x from y\n  get core pods", // an aggregated role has no rules of its own
 	} {
-		if _, err := parsePolicy(text); err == nil || !strings.Contains(err.Error(), "policy, line") {
+		if _, err := parsePolicy(text); err == nil || !strings.Contains(err.Error(), "policy.txt: line") {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
 }
 
-func TestEveryBindingHasItsRole(t *testing.T) {
+func TestEveryBindingHasARole(t *testing.T) {
 	p, err := defaults()
 	if err != nil {
 		t.Fatal(err)
@@ -298,7 +299,7 @@ func TestEveryBindingHasItsRole(t *testing.T) {
 	roles := map[string]bool{}
 	for _, r := range p.clusterRoles {
 		if roles[r.Name] {
-			t.Errorf("%s is there twice", r.Name)
+			t.Errorf("%s is defined twice", r.Name)
 		}
 		roles[r.Name] = true
 	}
@@ -307,12 +308,12 @@ func TestEveryBindingHasItsRole(t *testing.T) {
 	}
 	for _, b := range p.clusterRoleBindings {
 		if !roles[b.RoleRef.Name] {
-			t.Errorf("%s binds %s, which is not there", b.Name, b.RoleRef.Name)
+			t.Errorf("%s binds %s, which does not exist", b.Name, b.RoleRef.Name)
 		}
 	}
 	for _, b := range p.roleBindings {
 		if !roles[b.Namespace+"/"+b.RoleRef.Name] {
-			t.Errorf("%s binds %s, which is not there", b.Name, b.RoleRef.Name)
+			t.Errorf("%s binds %s, which does not exist", b.Name, b.RoleRef.Name)
 		}
 	}
 }
@@ -326,8 +327,8 @@ func TestReconcileReplacesAnotherRole(t *testing.T) {
 	}
 }
 
-// TestBootstrappersAreWithdrawn takes the subject that earlier versions bound out of
-// the default bindings, and only from them.
+// TestBootstrappersAreWithdrawn checks that the subject which earlier versions bound is removed
+// from the default bindings, and from no others.
 func TestBootstrappersAreWithdrawn(t *testing.T) {
 	p, err := defaults()
 	if err != nil {
@@ -354,14 +355,14 @@ func TestBootstrappersAreWithdrawn(t *testing.T) {
 			t.Errorf("%s: %v", want.Name, got)
 		}
 		if len(have.Subjects) != 2 || have.Subjects[1] != allBootstrappers {
-			t.Errorf("%s: what was there has changed: %v", want.Name, have.Subjects)
+			t.Errorf("%s: the input was modified: %v", want.Name, have.Subjects)
 		}
 		have.Annotations["rbac.authorization.kubernetes.io/autoupdate"] = "false"
 		if _, a := reconcile(want, have); a != keep {
-			t.Errorf("%s: changed although it is not to be kept up", want.Name)
+			t.Errorf("%s: changed although it opts out", want.Name)
 		}
 	}
 	if seen != len(withdrawn) {
-		t.Errorf("withdrawn from %d bindings, want %d", seen, len(withdrawn))
+		t.Errorf("removed from %d bindings, want %d", seen, len(withdrawn))
 	}
 }

@@ -9,9 +9,8 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// dnsService tells users where the cluster's DNS is, and keeps its address from
-// being given to another Service. It has no selector: every node answers on the
-// address itself.
+// dnsService publishes the address of the cluster's DNS and reserves it, so that no other Service
+// is allocated it. It has no selector, because every node answers on the address itself.
 func dnsService(ip netip.Addr) *corev1.Service {
 	s := service(ip, nil)
 	s.ObjectMeta = metav1.ObjectMeta{
@@ -25,5 +24,5 @@ func dnsService(ip netip.Addr) *corev1.Service {
 	return s
 }
 
-// asItIs leaves an object that exists to its operator.
+// asItIs leaves an existing object unchanged.
 func asItIs(_, have resource.Object) resource.Object { return have }

@@ -25,7 +25,7 @@ const (
 	nodeRole             = "system:node"
 )
 
-// policy is the roles and bindings that every cluster starts with.
+// policy is the set of roles and bindings that every cluster starts with.
 type policy struct {
 	clusterRoles        []*rbacv1.ClusterRole
 	roles               []*rbacv1.Role
@@ -33,7 +33,7 @@ type policy struct {
 	roleBindings        []*rbacv1.RoleBinding
 }
 
-// defaults is the policy of policy.txt, with the role of nodes.
+// defaults returns the policy of policy.txt and the role of nodes.
 func defaults() (*policy, error) {
 	p, err := parsePolicy(policyText)
 	if err != nil {
@@ -49,7 +49,7 @@ func defaults() (*policy, error) {
 			r.Rules = rules
 		}
 	}
-	// Sums of sums: admin holds edit, which holds view.
+	// Repeat for nested aggregation: admin includes edit, which includes view.
 	for range 2 {
 		for _, r := range p.clusterRoles {
 			if rules, ok, err := authz.Aggregate(r, p.clusterRoles); err == nil && ok {
@@ -69,10 +69,10 @@ func defaultMeta(namespace, name string) metav1.ObjectMeta {
 	}
 }
 
-// parsePolicy reads the format that policy.txt explains.
+// parsePolicy parses the format that policy.txt describes.
 func parsePolicy(text string) (*policy, error) {
 	p := &policy{}
-	var rules *[]rbacv1.PolicyRule // of the role that is being read
+	var rules *[]rbacv1.PolicyRule // of the current role
 	lines := bufio.NewScanner(strings.NewReader(text))
 	for number := 1; lines.Scan(); number++ {
 		line := lines.Text()
@@ -87,13 +87,13 @@ func parsePolicy(text string) (*policy, error) {
 			rules, err = p.add(words)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("policy, line %d: %w", number, err)
+			return nil, fmt.Errorf("policy.txt: line %d: %w", number, err)
 		}
 	}
 	return p, lines.Err()
 }
 
-// add takes in a line that begins something, and returns where its rules go.
+// add parses a line that starts an entry. It returns where the entry's rules go, or nil.
 func (p *policy) add(words []string) (*[]rbacv1.PolicyRule, error) {
 	switch {
 	case words[0] == "clusterrole" && len(words) >= 2:
@@ -122,7 +122,7 @@ func (p *policy) add(words []string) (*[]rbacv1.PolicyRule, error) {
 	case words[0] == "bind" && len(words) >= 5 && words[2] == "as" && words[4] == "to":
 		return nil, p.bind(words[1], words[3], words[5:])
 	}
-	return nil, fmt.Errorf("%q is not understood", strings.Join(words, " "))
+	return nil, fmt.Errorf("unknown entry %q", strings.Join(words, " "))
 }
 
 func (p *policy) clusterRole(name string, labels []string) *[]rbacv1.PolicyRule {
@@ -169,7 +169,7 @@ func (p *policy) bind(where, role string, who []string) error {
 
 func addRule(rules *[]rbacv1.PolicyRule, words []string) error {
 	if rules == nil || len(words) < 3 || len(words) > 4 {
-		return fmt.Errorf("%q is no rule of a role", strings.Join(words, " "))
+		return fmt.Errorf("%q is not a valid rule of a role", strings.Join(words, " "))
 	}
 	var verbs []string
 	for _, v := range strings.Split(words[0], ",") {
@@ -201,7 +201,7 @@ func addRule(rules *[]rbacv1.PolicyRule, words []string) error {
 	return nil
 }
 
-// objects are all of the policy.
+// objects returns all objects of the policy.
 func (p *policy) objects() (list []resource.Object) {
 	for _, o := range p.clusterRoles {
 		list = append(list, o)

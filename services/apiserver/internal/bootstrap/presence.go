@@ -27,8 +27,8 @@ const (
 	leaseNamePrefix   = "apiserver-"
 	addressAnnotation = "keelson.dev/apiserver-address"
 
-	// renewEvery and presentFor: three renewals may fail before the others take an
-	// apiserver's address out of the Service.
+	// renewEvery and presentFor allow three failed renewals before the other apiservers remove
+	// this one's address from the Service.
 	renewEvery = 5 * time.Second
 	presentFor = 20 * time.Second
 )
@@ -40,35 +40,36 @@ var (
 	sliceGVR     = discoveryv1.SchemeGroupVersion.WithResource("endpointslices")
 )
 
-// Presence makes an apiserver known: by a Lease of its own, and, together with all
-// others whose Lease is fresh, as an endpoint of the Service default/kubernetes.
-// Every apiserver keeps the same objects up, so none has to lead.
+// Presence publishes an apiserver: with a Lease of its own and, together with all others whose
+// Lease is current, as an endpoint of the Service default/kubernetes. All apiservers write the
+// same objects, so no leader is needed.
 type Presence struct {
 	API pipeline.API
 	// Name is unique among the apiservers.
 	Name string
-	// Address is where pods reach this apiserver by HTTPS.
+	// Address is where pods reach this apiserver's HTTPS port.
 	Address netip.AddrPort
-	// ServiceIP is the Service's cluster IP, the first of the range.
+	// ServiceIP is the Service's cluster IP, the first address of the range.
 	ServiceIP netip.Addr
-	// DNSIP is the address that nodes answer DNS on; zero makes no Service of it.
+	// DNSIP is the address on which nodes answer DNS. If it is not valid, no Service is created
+	// for it.
 	DNSIP netip.Addr
 	Now   func() time.Time
 }
 
-// Run keeps it up until ctx ends, and then says goodbye.
+// Run announces the apiserver periodically until ctx ends, and then withdraws it.
 func (p *Presence) Run(ctx context.Context) error {
 	tick := time.NewTicker(renewEvery)
 	defer tick.Stop()
-	said := "" // a failure that lasts is logged once
+	logged := "" // a repeated error is logged once
 	for {
 		err := p.Announce(ctx)
 		switch {
 		case err == nil:
-			said = ""
-		case ctx.Err() == nil && err.Error() != said:
-			said = err.Error()
-			slog.WarnContext(ctx, "service default/kubernetes is not kept up", "error", err)
+			logged = ""
+		case ctx.Err() == nil && err.Error() != logged:
+			logged = err.Error()
+			slog.WarnContext(ctx, "cannot update service default/kubernetes", "error", err)
 		}
 		select {
 		case <-tick.C:
@@ -76,15 +77,14 @@ func (p *Presence) Run(ctx context.Context) error {
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 			defer cancel()
 			if err := p.Leave(last); err != nil {
-				slog.WarnContext(last, "did not say goodbye to the other apiservers", "error", err)
+				slog.WarnContext(last, "cannot withdraw this apiserver from service default/kubernetes", "error", err)
 			}
 			return nil
 		}
 	}
 }
 
-// Announce renews the Lease and brings the Service and its endpoints up to date,
-// once.
+// Announce renews the Lease and updates the Service and its endpoints once.
 func (p *Presence) Announce(ctx context.Context) error {
 	ctx = request.WithUser(ctx, User)
 	if err := apply(ctx, p.API, leaseGVR, p.lease(), nextLease); err != nil {
@@ -97,8 +97,8 @@ func (p *Presence) Announce(ctx context.Context) error {
 	return p.publish(ctx, present)
 }
 
-// Leave deletes the Lease and takes the address out of the Service, unless it is
-// the last one: a Service that names where the apiserver was is better than none.
+// Leave deletes the Lease and removes the address from the Service, unless it is the last one: a
+// Service with the last known address is better than one without any.
 func (p *Presence) Leave(ctx context.Context) error {
 	ctx = request.WithUser(ctx, User)
 	own := pipeline.Target{Resource: leaseGVR, Namespace: metav1.NamespaceSystem, Name: leaseNamePrefix + p.Name}
@@ -139,7 +139,7 @@ func nextLease(want, have resource.Object) resource.Object {
 	return next
 }
 
-// present are the addresses of the apiservers whose Lease is fresh.
+// present returns the addresses of the apiservers whose Lease is current.
 func (p *Presence) present(ctx context.Context) ([]netip.AddrPort, error) {
 	list, err := p.API.List(ctx, pipeline.Target{Resource: leaseGVR, Namespace: metav1.NamespaceSystem},
 		pipeline.ListOptions{LabelSelector: identityLabel + "=" + identityValue})
@@ -153,14 +153,14 @@ func (p *Presence) present(ctx context.Context) ([]netip.AddrPort, error) {
 	return live(leases, p.now()), nil
 }
 
-// live are the addresses of fresh leases, in order, each once.
+// live returns the addresses of current leases, sorted and without duplicates.
 func live(leases []*coordinationv1.Lease, now time.Time) (addresses []netip.AddrPort) {
 	for _, l := range leases {
 		if l.Spec.RenewTime == nil || l.Spec.LeaseDurationSeconds == nil || l.DeletionTimestamp != nil ||
 			now.After(l.Spec.RenewTime.Add(time.Duration(*l.Spec.LeaseDurationSeconds)*time.Second)) {
 			continue
 		}
-		// A pod that dials its own loopback reaches no apiserver.
+		// A pod that dials a loopback address reaches no apiserver.
 		if a, err := netip.ParseAddrPort(l.Annotations[addressAnnotation]); err == nil && !a.Addr().IsLoopback() && !a.Addr().IsUnspecified() {
 			addresses = append(addresses, a)
 		}
@@ -169,8 +169,7 @@ func live(leases []*coordinationv1.Lease, now time.Time) (addresses []netip.Addr
 	return slices.Compact(addresses)
 }
 
-// publish writes the Service and its endpoints where they are not as they should
-// be.
+// publish writes the Service and its endpoints where they are out of date.
 func (p *Presence) publish(ctx context.Context, present []netip.AddrPort) error {
 	if err := apply(ctx, p.API, serviceGVR, service(p.ServiceIP, present), nextService); err != nil {
 		return err
@@ -184,9 +183,8 @@ func (p *Presence) publish(ctx context.Context, present []netip.AddrPort) error 
 	return apply(ctx, p.API, serviceGVR, dnsService(p.DNSIP), asItIs)
 }
 
-// apply creates an object, or changes it to what next makes of it; nothing is
-// written where that is what it is already. Another apiserver that does the same
-// at the same time is let go first.
+// apply creates an object, or updates it to the result of next. It writes nothing if the object
+// already equals that result. If another apiserver writes at the same time, that write wins.
 func apply(ctx context.Context, api pipeline.API, gvr schema.GroupVersionResource, want resource.Object, next func(want, have resource.Object) resource.Object) error {
 	kind := api.Table().ByResource(gvr)
 	if kind == nil {
@@ -213,7 +211,7 @@ func apply(ctx context.Context, api pipeline.API, gvr schema.GroupVersionResourc
 	err = api.Commit(ctx, []pipeline.Write{w})[0].Err
 	switch {
 	case apierrors.IsConflict(err), apierrors.IsAlreadyExists(err):
-		return nil // somebody was faster; the next round looks again
+		return nil // another writer was faster; the next round tries again
 	case err != nil:
 		return fmt.Errorf("%s %s %s: %w", verb, gvr.Resource, want.GetName(), err)
 	}

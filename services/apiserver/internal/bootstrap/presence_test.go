@@ -14,8 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// seen are the addresses in the slice and in the Endpoints, and the version of
-// the slice.
+// seen returns the addresses in the EndpointSlice and in the Endpoints, and the version of the
+// slice.
 func seen(t *testing.T, c *cluster) (slice, old, version string) {
 	t.Helper()
 	s, version := get[*discoveryv1.EndpointSlice](t, c, sliceGVR, "default", "kubernetes")
@@ -78,7 +78,7 @@ func TestPresence(t *testing.T) {
 	announce(b)
 	want("10.0.0.1 10.0.0.2")
 
-	// b goes silent; a notices when b's time is over, not before.
+	// b stops renewing; a notices when b's Lease has expired, and not before.
 	now = now.Add(presentFor)
 	announce(a)
 	want("10.0.0.1 10.0.0.2")
@@ -86,7 +86,7 @@ func TestPresence(t *testing.T) {
 	announce(a)
 	want("10.0.0.1")
 
-	// b comes back at another address, and leaves in order.
+	// b returns at another address, and then leaves.
 	b = member("b", "10.0.0.3:6443")
 	announce(b)
 	want("10.0.0.1 10.0.0.3")
@@ -97,7 +97,7 @@ func TestPresence(t *testing.T) {
 	if err := a.Leave(c.ctx); err != nil {
 		t.Fatal(err)
 	}
-	want("10.0.0.1") // the last one stays named
+	want("10.0.0.1") // the last address is kept
 }
 
 func TestLive(t *testing.T) {
@@ -114,7 +114,7 @@ func TestLive(t *testing.T) {
 	got := live([]*coordinationv1.Lease{
 		lease("10.0.0.2:6443", 0),
 		lease("10.0.0.1:6443", -presentFor),
-		lease("10.0.0.1:6443", 0), // two processes that claim one address
+		lease("10.0.0.1:6443", 0), // two processes with the same address
 		lease("10.0.0.3:6443", -presentFor-time.Second),
 		lease("127.0.0.1:6443", 0),
 		lease("0.0.0.0:6443", 0),
@@ -150,6 +150,6 @@ func TestPresenceRunsUntilItsContextEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	if present, err := p.present(c.ctx); err != nil || len(present) != 0 {
-		t.Fatal("the lease is still there", present, err)
+		t.Fatal("the lease still exists", present, err)
 	}
 }

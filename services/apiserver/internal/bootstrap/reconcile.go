@@ -13,18 +13,18 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// action is what has to be done with an object that exists.
+// action is what has to be done with an existing object.
 type action uint8
 
 const (
 	keep action = iota
 	change
-	// replace: delete it and create it anew, because what has to change cannot be.
+	// replace deletes and recreates the object, because the changed field is immutable.
 	replace
 )
 
-// reconcile is what an existing object has to become so that it holds all that is
-// desired. It never changes have.
+// reconcile returns what an existing object must become to include everything that is desired. It
+// never modifies have.
 func reconcile(want, have resource.Object) (resource.Object, action) {
 	switch want := want.(type) {
 	case *rbacv1.ClusterRole:
@@ -61,7 +61,7 @@ func reconcile(want, have resource.Object) (resource.Object, action) {
 		next.Data = merged(want.Data, next.Data, true)
 		return next, changed(next, have)
 	}
-	return nil, keep // it exists: that is all that is asked for
+	return nil, keep // an existing object of any other kind is sufficient
 }
 
 func reconcileClusterRole(want, have *rbacv1.ClusterRole) (resource.Object, action) {
@@ -77,8 +77,7 @@ func reconcileClusterRole(want, have *rbacv1.ClusterRole) (resource.Object, acti
 	case next.AggregationRule == nil:
 		next.AggregationRule, next.Rules = want.AggregationRule, want.Rules
 	default:
-		// Its rules are the aggregation controller's; what is missing from them is
-		// what a new default role brings.
+		// The aggregation controller owns its rules; what they lack comes from new default roles.
 		for _, s := range want.AggregationRule.ClusterRoleSelectors {
 			if !slices.ContainsFunc(next.AggregationRule.ClusterRoleSelectors, func(h metav1.LabelSelector) bool { return equality.Semantic.DeepEqual(h, s) }) {
 				next.AggregationRule.ClusterRoleSelectors = append(next.AggregationRule.ClusterRoleSelectors, s)
@@ -89,8 +88,8 @@ func reconcileClusterRole(want, have *rbacv1.ClusterRole) (resource.Object, acti
 	return next, changed(next, have)
 }
 
-// mergeMeta adds labels and annotations that are missing; false where the object
-// does not want to be kept up.
+// mergeMeta adds missing labels and annotations. It returns false if the object opts out of
+// updates.
 func mergeMeta(next *metav1.ObjectMeta, want metav1.ObjectMeta) bool {
 	if next.Annotations[rbacv1.AutoUpdateAnnotationKey] == "false" {
 		return false
@@ -100,7 +99,8 @@ func mergeMeta(next *metav1.ObjectMeta, want metav1.ObjectMeta) bool {
 	return true
 }
 
-// merged is have with what want has more, and, if it wins, with want's values.
+// merged returns have with the missing keys of want. If wins is true, want's values replace
+// have's.
 func merged(want, have map[string]string, wins bool) map[string]string {
 	m := maps.Clone(have)
 	for k, v := range want {
@@ -115,7 +115,7 @@ func merged(want, have map[string]string, wins bool) map[string]string {
 	return m
 }
 
-// withRules adds the rules that are not covered by those there are.
+// withRules adds the rules that have does not cover.
 func withRules(have, want []rbacv1.PolicyRule) []rbacv1.PolicyRule {
 	for _, r := range want {
 		if ok, _ := validation.Covers(have, []rbacv1.PolicyRule{r}); !ok {
@@ -125,8 +125,8 @@ func withRules(have, want []rbacv1.PolicyRule) []rbacv1.PolicyRule {
 	return have
 }
 
-// withdrawn are subjects that earlier versions bound, by the default binding. Every
-// bootstrap token made nodes, whatever it was for.
+// withdrawn lists, by default binding, subjects that earlier versions bound: with them, every
+// bootstrap token could create nodes, whatever it was for.
 var withdrawn = map[string][]rbacv1.Subject{
 	"keelson:node-bootstrapper":          {allBootstrappers},
 	"keelson:node-autoapprove-bootstrap": {allBootstrappers},

@@ -16,15 +16,14 @@ const (
 	serviceName = "kubernetes"
 	portName    = "https"
 	servicePort = 443
-	// The gRPC API is served on the same port of the apiservers; the name and number
-	// are for clients that look it up.
+	// The gRPC API is served on the same port of the apiservers. The name and number are for
+	// clients that look it up.
 	grpcName    = "grpc"
 	grpcPort    = 6444
 	defaultPort = 6443
 )
 
-// port is the one that the apiservers serve HTTPS on; where they differ, that of
-// the first counts.
+// port returns the HTTPS port of the apiservers. If they differ, that of the first is used.
 func port(present []netip.AddrPort) int32 {
 	if len(present) == 0 {
 		return defaultPort
@@ -32,8 +31,8 @@ func port(present []netip.AddrPort) int32 {
 	return int32(present[0].Port())
 }
 
-// addresses are those of the family of the first, in order: a slice of endpoints
-// holds one family.
+// addresses returns, in order, the addresses of the same family as the first one, because an
+// EndpointSlice holds a single family.
 func addresses(present []netip.AddrPort) (list []string) {
 	for _, a := range present {
 		if a.Addr().Is6() == present[0].Addr().Is6() {
