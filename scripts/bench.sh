@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures the README's figures. ONLY=name,… selects some. AGAINST=DIR compares the
+# Measures this machine's figures (docs/figures.md). ONLY=name,… selects some. AGAINST=DIR compares the
 # servers' CPU time of requests with the programs of another build.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)

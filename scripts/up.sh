@@ -4,6 +4,7 @@ set -euo pipefail
 home=$1 nodes=$2
 root=$(cd "$(dirname "$0")/.." && pwd)
 bin=$root/bin images=$root/.cache/images
+"$root/scripts/install-packages.sh" curl
 
 "$bin/keel" up --home "$home" --nodes "$nodes"
 export KUBECONFIG=$home/kubeconfig

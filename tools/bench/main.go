@@ -1,6 +1,6 @@
 // Command bench measures a Keelson apiserver, and a whole control plane with
 // simulated nodes, from outside, and prints each figure beside Kubernetes 1.37's
-// on a machine with two cores (see README.md for where that column comes from).
+// on a machine with two cores (see docs/figures.md).
 //
 //	bench --bin DIR [--against DIR] [--only NAME,…]
 //
