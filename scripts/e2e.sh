@@ -22,4 +22,5 @@ scripts/images.sh "$root/bin/images"
 # One package after the other: several measure how long something takes. None of
 # them is to wait for what has been built before to reach the disk.
 sync
-cd e2e && KEELSON_BIN=$root/bin KEELSON_IMAGES=$root/.cache/images go test -p 1 -count=1 -timeout 40m ./host ./sequence ./cluster ./ha ./fault ./compose
+KEELSON_BIN=$root/bin KEELSON_IMAGES=$root/.cache/images scripts/gotest.sh -vet=off -p=1 -count=1 -timeout=40m \
+	./e2e/{host,sequence,cluster,ha,fault,compose}
