@@ -34,8 +34,8 @@ const (
 	tokenMountPath        = "/var/run/secrets/kubernetes.io/serviceaccount"
 	tokenVolumePrefix     = "kube-api-access-"
 	rootCAConfigMap       = "kube-root-ca.crt"
-	// tokenSeconds is a little over an hour, so that these tokens are not renewed at the same
-	// time as those with a lifetime of exactly one hour (KEP-1205).
+	// tokenSeconds is the lifetime of injected tokens in Kubernetes, which its apiserver
+	// recognizes them by (WarnOnlyBoundTokenExpirationSeconds, KEP-1205).
 	tokenSeconds = 60*60 + 7
 	tokenMode    = int32(0o644)
 )

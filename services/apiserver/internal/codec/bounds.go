@@ -16,28 +16,28 @@ import (
 )
 
 const (
-	// MaxDepth is how deep JSON and YAML may nest. Kubernetes' own types nest less
-	// than 30 levels; the JSON library's own bound is 10,000.
+	// MaxDepth is how deep JSON and YAML may nest. Kubernetes' own types nest less than 30
+	// levels; the JSON library allows 10,000.
 	MaxDepth = 1000
-	// maxObjects bounds the objects in a JSON body: an empty one takes two bytes of
-	// text and up to 800 of memory.
+	// maxObjects bounds the number of objects in a JSON body: an empty object takes two bytes of
+	// text and up to 800 bytes of memory.
 	maxObjects = 50_000
-	// maxDecoded bounds the memory that the messages in a protobuf body take.
+	// maxDecoded bounds the memory that the messages of a protobuf body take, in bytes.
 	maxDecoded = 64 << 20
-	// smallBody is a size whose decoded form is harmless whatever it holds.
+	// smallBody is the size up to which a body's decoded form is harmless, whatever it contains.
 	smallBody = 64 << 10
-	// maxQuantity and maxNegativeExponent bound a quantity's text: parsing takes time
-	// and memory that grow with the square of its digits, and 1e-1000000000 has as
-	// many digits as it says.
+	// maxQuantity and maxNegativeExponent bound the text of a quantity: the time and memory that
+	// parsing takes grow with the square of the number of digits, and 1e-1000000000 has a billion
+	// of them.
 	maxQuantity         = 1 << 10
 	maxNegativeExponent = 9_999
 )
 
 var errQuantity = fmt.Errorf("a quantity has at most %d characters and an exponent of at least -%d", maxQuantity, maxNegativeExponent)
 
-// CheckText refuses JSON that nests deeper than MaxDepth, that has more objects than
-// any honest body, or, for a type with quantities, one that is expensive to parse. It
-// allocates nothing for ordinary bodies and does not check the syntax.
+// CheckText refuses JSON that nests deeper than MaxDepth, that contains more than maxObjects
+// objects or, if the type has quantities, a quantity that is expensive to parse. It allocates
+// nothing for ordinary bodies and does not check the syntax.
 func CheckText(data []byte, t reflect.Type) error {
 	objects := bytes.Count(data, []byte{'{'})
 	if objects+bytes.Count(data, []byte{'['}) > MaxDepth {
@@ -45,7 +45,7 @@ func CheckText(data []byte, t reflect.Type) error {
 			return err
 		}
 	}
-	// Of the escapes, only \u can stand for a part of a number.
+	// Of all escapes, only \u can encode a character of a number.
 	if !suspect(data) && !bytes.Contains(data, []byte(`\u`)) || !shapeOf(t).quantities {
 		return nil
 	}
@@ -75,8 +75,8 @@ func checkNesting(data []byte) error {
 	return nil
 }
 
-// textEnd is the position of the quote that ends the string beginning at i, or the
-// end of data.
+// textEnd returns the index of the quote that ends the string beginning at i, or the length of
+// data.
 func textEnd(data []byte, i int) int {
 	for i++; i < len(data) && data[i] != '"'; i++ {
 		if data[i] == '\\' {
@@ -103,7 +103,7 @@ func suspect(data []byte) bool {
 	}
 }
 
-// checkNumbers looks at every string and number of a JSON text.
+// checkNumbers checks every string and number of a JSON text.
 func checkNumbers(data []byte) error {
 	for i := 0; i < len(data); i++ {
 		start := i
@@ -137,7 +137,7 @@ func isNumber(c byte) bool {
 	return '0' <= c && c <= '9' || c == '.' || c == '-' || c == '+' || c == 'e' || c == 'E'
 }
 
-// expensive reports whether a text is a number that takes long to parse.
+// expensive reports whether text is a number that is expensive to parse.
 func expensive(text []byte) bool {
 	digits := bytes.TrimLeft(text, "+-")
 	mantissa := len(digits) - len(bytes.TrimLeft(digits, "0123456789."))
@@ -158,16 +158,16 @@ func expensive(text []byte) bool {
 	return n < -maxNegativeExponent
 }
 
-// shape is what the bounds need to know of a Go type's protobuf message.
+// shape is what the bounds need to know about a Go type's protobuf message.
 type shape struct {
 	parts map[protowire.Number]part
-	// quantities is set when a quantity can occur in the message.
+	// quantities is true if the message can contain a quantity.
 	quantities bool
 }
 
-// part is a field that is a message or repeated.
+// part is a field that is a message or is repeated.
 type part struct {
-	cost     int // of memory, each time it occurs
+	cost     int // bytes of memory for each occurrence
 	inner    *shape
 	quantity bool
 }
@@ -189,7 +189,7 @@ func shapeOf(t reflect.Type) *shape {
 	defer shapesMu.Unlock()
 	made := map[reflect.Type]*shape{}
 	s := makeShape(t, made)
-	// A type that contains itself has learnt of its quantities too late: go round
+	// The shape of a recursive type may be complete before its quantities are known, so repeat
 	// until nothing changes.
 	for changed := true; changed; {
 		changed = false
@@ -236,11 +236,11 @@ func partOf(t reflect.Type, made map[reflect.Type]*shape) (p part, ok bool) {
 		if elem = t.Elem(); elem.Kind() == reflect.Uint8 {
 			return p, false
 		}
-		p.cost = 2 * int(elem.Size()) // as append grows
+		p.cost = 2 * int(elem.Size()) // because append doubles the capacity
 	case reflect.Map:
 		elem = t.Elem()
 		p.cost = 2 * int(t.Key().Size()+elem.Size())
-		// An entry is a message of its own: the value is its second field.
+		// A map entry is a message of its own, whose second field is the value.
 		inner := &shape{parts: map[protowire.Number]part{}}
 		if v, ok := partOf(elem, made); ok {
 			inner.parts[2] = v
@@ -265,9 +265,8 @@ func partOf(t reflect.Type, made map[reflect.Type]*shape) (p part, ok bool) {
 	return p, true
 }
 
-// CheckMessage refuses a protobuf message of type t that would take more memory or
-// time than any honest body. Small messages without a suspicious number are not
-// looked into.
+// CheckMessage refuses a protobuf message of type t whose decoding would take too much memory or
+// time. Small messages without a suspect number are not parsed.
 func CheckMessage(data []byte, t reflect.Type) error {
 	if !suspect(data) {
 		return nil
@@ -285,7 +284,7 @@ func (s *shape) check(data []byte, left *int, depth int) error {
 	for len(data) > 0 {
 		num, typ, n := protowire.ConsumeTag(data)
 		if n < 0 {
-			return nil // the decoder says so
+			return nil // the decoder reports the error
 		}
 		data = data[n:]
 		if typ != protowire.BytesType {
@@ -321,8 +320,8 @@ func (s *shape) check(data []byte, left *int, depth int) error {
 	return nil
 }
 
-// quantityText is the string of an encoded Quantity; of several, the last counts, so
-// any that is expensive is returned.
+// quantityText returns the string of an encoded Quantity. If there are several strings, the
+// decoder uses the last one; this returns any that is expensive.
 func quantityText(data []byte) (text []byte) {
 	_ = fields(data, func(num protowire.Number, value []byte) error {
 		if num == 1 && !expensive(text) {

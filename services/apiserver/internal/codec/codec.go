@@ -1,8 +1,8 @@
-// Package codec turns bytes from clients into objects and objects into bytes:
-// JSON, YAML, Kubernetes' protobuf envelope and the bare protobuf message.
+// Package codec decodes bytes from clients into objects and encodes objects: as JSON, YAML,
+// Kubernetes' protobuf envelope or the bare protobuf message.
 //
-// It must never change an object it encodes, know a transport, or trust a length
-// that it read: whatever the input, its memory is bounded by the input's size.
+// It must never modify an object that it encodes, know about a transport, or trust a length that
+// it read: the memory it uses is bounded by the size of the input.
 package codec
 
 import (
@@ -22,21 +22,21 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// MediaType is how a body is written.
+// MediaType is the encoding of a body.
 type MediaType string
 
-// The media types that objects are read and written in.
+// Media types that objects are read and written in.
 const (
 	JSON     MediaType = "application/json"
 	YAML     MediaType = "application/yaml"
 	Protobuf MediaType = "application/vnd.kubernetes.protobuf" // Kubernetes' envelope, "k8s\x00"
-	Message  MediaType = "message"                             // the bare protobuf message, as gRPC carries it
+	Message  MediaType = "message"                             // the bare protobuf message, as in gRPC
 )
 
-// Validation says what to do about unknown and duplicate fields.
+// Validation is how unknown and duplicate fields are handled.
 type Validation string
 
-// Kubernetes' field validation directives. The empty one is Warn.
+// Kubernetes' field validation directives. The empty string means Warn.
 const (
 	Ignore Validation = metav1.FieldValidationIgnore
 	Warn   Validation = metav1.FieldValidationWarn
@@ -47,23 +47,23 @@ const (
 type Input struct {
 	Data []byte
 	Type MediaType
-	// Declared is what the body holds where its encoding does not say.
+	// Declared is the kind of the body if its encoding does not include one.
 	Declared schema.GroupVersionKind
-	// Want is what the request is about.
+	// Want is the kind that the request is for.
 	Want schema.GroupVersionKind
-	// New makes the object to decode into.
+	// New returns an empty object to decode into.
 	New func() resource.Object
-	// Known tells whether a kind exists at all, for the error's text; nil is no.
+	// Known reports whether a kind exists, for the text of an error. nil means that none does.
 	Known func(schema.GroupVersionKind) bool
-	// Validation is for JSON and YAML.
+	// Validation applies to JSON and YAML.
 	Validation Validation
-	// FromData lets the body choose no kind at all (TypeMeta may be empty).
+	// Loose allows a body without apiVersion and kind.
 	Loose bool
 }
 
-// Decode reads one object. Its TypeMeta is left empty. The warnings are those of
-// the Warn directive. Every error is a BadRequest or UnsupportedMediaType
-// *apierrors.StatusError with Kubernetes' text.
+// Decode decodes one object and leaves its TypeMeta empty. It returns warnings for the Warn
+// directive. Every error is an *apierrors.StatusError, BadRequest or UnsupportedMediaType, with
+// Kubernetes' text.
 func Decode(in Input) (resource.Object, []string, error) {
 	switch in.Type {
 	case JSON, YAML:
@@ -114,8 +114,8 @@ func decodeEnvelope(in Input) (resource.Object, []string, error) {
 	return obj, nil, nil
 }
 
-// defaultKind fills what a body leaves out from what the request is about, as
-// Kubernetes' serializers do.
+// defaultKind completes the kind of a body from the kind of the request, as Kubernetes'
+// serializers do.
 func defaultKind(got, want schema.GroupVersionKind) schema.GroupVersionKind {
 	if got.Kind == "" {
 		got.Kind = want.Kind
@@ -126,8 +126,8 @@ func defaultKind(got, want schema.GroupVersionKind) schema.GroupVersionKind {
 	return got
 }
 
-// unmarshal shields from generated decoders that panic on hostile input, and
-// clears the TypeMeta.
+// unmarshal decodes a protobuf message and clears its TypeMeta. It recovers from generated
+// decoders that panic on malicious input.
 func unmarshal(obj resource.Object, data []byte) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -143,8 +143,8 @@ func unmarshal(obj resource.Object, data []byte) (err error) {
 	return checkManagedFields(obj)
 }
 
-// checkManagedFields refuses managed fields that are no JSON, which protobuf can carry:
-// once stored, nobody could read the object, or a list with it, as JSON.
+// checkManagedFields refuses managed fields that are not JSON, which protobuf can carry. If they
+// were stored, neither the object nor a list with it could be returned as JSON.
 func checkManagedFields(obj resource.Object) error {
 	entries := obj.GetManagedFields()
 	var template []metav1.ManagedFieldsEntry
@@ -166,8 +166,8 @@ func checkManagedFields(obj resource.Object) error {
 	return nil
 }
 
-// CheckKind compares the kind and version that JSON says it is with what it must be.
-// What it leaves out is no difference.
+// CheckKind compares the apiVersion and kind in a JSON body with those that are expected. Missing
+// ones match.
 func CheckKind(data []byte, want schema.GroupVersionKind, known func(schema.GroupVersionKind) bool) error {
 	got, err := typeMeta(data)
 	if err != nil {
@@ -216,7 +216,7 @@ func unrecognized(in Input, err error) error {
 	return apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v (%s)", in.Want.Kind, err, summarize(in.Data)))
 }
 
-// summarize shows the beginning of a body, as Kubernetes does.
+// summarize returns the beginning of a body, in Kubernetes' format.
 func summarize(data []byte) string {
 	const most = 30
 	switch {
@@ -233,8 +233,8 @@ func summarize(data []byte) string {
 	}
 }
 
-// StrictWarnings are the messages of strict errors. YAML's own decoder reports all keys
-// that are there twice in one error, a line each.
+// StrictWarnings returns the messages of strict decoding errors. The YAML decoder reports all
+// duplicate keys in one error with a line for each.
 func StrictWarnings(errs []error) []string {
 	var out []string
 	for _, e := range errs {
@@ -251,5 +251,5 @@ func StrictWarnings(errs []error) []string {
 	return out
 }
 
-// strictError joins strict errors as Kubernetes' StrictDecodingError does.
+// strictError joins strict decoding errors as Kubernetes' StrictDecodingError does.
 func strictError(errs []error) error { return runtime.NewStrictDecodingError(errs) }

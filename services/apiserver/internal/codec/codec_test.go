@@ -83,7 +83,7 @@ func TestYAMLBombs(t *testing.T) {
 		bomb += string(c) + ": &" + string(c) + " [*" + p + strings.Repeat(",*"+p, 8) + "]\n"
 	}
 	if _, _, err := Decode(input(bomb, YAML, Warn)); err == nil {
-		t.Error("a document that grows without bound was read")
+		t.Error("a document that expands without bound was decoded")
 	}
 }
 
@@ -94,7 +94,7 @@ func examplePod() *corev1.Pod {
 	}
 }
 
-// reference serializers of Kubernetes.
+// reference returns Kubernetes' serializers.
 func reference() (text, proto runtime.Serializer) {
 	s := runtime.NewScheme()
 	if err := corev1.AddToScheme(s); err != nil {
@@ -103,7 +103,7 @@ func reference() (text, proto runtime.Serializer) {
 	return kubejson.NewSerializerWithOptions(kubejson.DefaultMetaFactory, s, s, kubejson.SerializerOptions{}), kubeproto.NewSerializer(s, s)
 }
 
-func TestObjectsAreWrittenAsKubernetesDoes(t *testing.T) {
+func TestEncodingMatchesKubernetes(t *testing.T) {
 	pod := examplePod()
 	typed := pod.DeepCopy()
 	typed.SetGroupVersionKind(podGVK)
@@ -119,7 +119,7 @@ func TestObjectsAreWrittenAsKubernetesDoes(t *testing.T) {
 		}
 		back, _, err := Decode(input(string(got), media, Strict))
 		if err != nil || asText(back) != asText(pod) {
-			t.Errorf("%s: read back %s, %v", media, asText(back), err)
+			t.Errorf("%s: decoded again as %s, %v", media, asText(back), err)
 		}
 	}
 	if pod.Kind != "" {
@@ -148,8 +148,8 @@ func TestHostileProtobuf(t *testing.T) {
 	whole = append(whole, EnvelopeTail...)
 	for i := range len(whole) - len(EnvelopeTail) { // every truncation
 		obj, _, err := Decode(Input{Data: whole[:i], Type: Protobuf, Want: podGVK, New: func() resource.Object { return &corev1.Pod{} }})
-		if err == nil && asText(obj) != asText(&corev1.Pod{}) { // what ends between two fields is another, shorter message
-			t.Errorf("%d of %d bytes were accepted as %s", i, len(whole), asText(obj))
+		if err == nil && asText(obj) != asText(&corev1.Pod{}) { // a truncation between two fields is a valid, shorter message
+			t.Errorf("%d of %d bytes were decoded as %s", i, len(whole), asText(obj))
 		}
 	}
 	for name, data := range map[string]string{
@@ -172,7 +172,7 @@ func TestRepeatedKeys(t *testing.T) {
 	}
 }
 
-// FuzzDecode feeds every decoder what strangers may send.
+// FuzzDecode feeds arbitrary input to every decoder.
 func FuzzDecode(f *testing.F) {
 	pod := examplePod()
 	raw, err := pod.Marshal()
@@ -199,7 +199,7 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		if _, err := AppendObject(nil, Protobuf, podGVK, obj); err != nil {
-			t.Errorf("what was read cannot be written: %v", err)
+			t.Errorf("a decoded object cannot be encoded: %v", err)
 		}
 	})
 }

@@ -10,14 +10,14 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// message is what every generated type of k8s.io/api can do.
+// message is implemented by every generated type of k8s.io/api.
 type message interface {
 	Size() int
 	MarshalToSizedBuffer([]byte) (int, error)
 }
 
-// AppendObject appends any object of Kubernetes' types. Its own TypeMeta must be
-// empty or equal gvk; it is not changed.
+// AppendObject appends the encoding of an object of Kubernetes' types. The object's own TypeMeta
+// must be empty or equal to gvk. The object is not modified.
 func AppendObject(dst []byte, media MediaType, gvk schema.GroupVersionKind, obj runtime.Object) ([]byte, error) {
 	switch media {
 	case JSON:
@@ -48,10 +48,10 @@ func AppendObject(dst []byte, media MediaType, gvk schema.GroupVersionKind, obj 
 		}
 		return dst, nil
 	}
-	return dst, fmt.Errorf("cannot write %s", media)
+	return dst, fmt.Errorf("cannot encode as %s", media)
 }
 
-// appendJSON writes the object with its type in front, without touching it.
+// appendJSON appends the object with its type as the first fields, without modifying the object.
 func appendJSON(dst []byte, gvk schema.GroupVersionKind, obj runtime.Object) ([]byte, error) {
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(obj); err != nil {
@@ -68,7 +68,7 @@ func appendJSON(dst []byte, gvk schema.GroupVersionKind, obj runtime.Object) ([]
 	return append(dst, text[1:]...), nil
 }
 
-// appendTypeMeta writes `{"kind":"Pod","apiVersion":"v1"`.
+// appendTypeMeta appends `{"kind":"Pod","apiVersion":"v1"`.
 func appendTypeMeta(dst []byte, gvk schema.GroupVersionKind) []byte {
 	dst = append(dst, `{"kind":"`...)
 	dst = append(dst, gvk.Kind...)

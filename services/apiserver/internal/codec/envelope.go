@@ -9,11 +9,11 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// magic begins every protobuf body of Kubernetes.
+// magic is the prefix of Kubernetes' protobuf bodies.
 var magic = []byte("k8s\x00")
 
-// OpenEnvelope reads the envelope of a protobuf body: "k8s\x00" and a
-// runtime.Unknown. The returned raw is part of data.
+// OpenEnvelope parses the envelope of a protobuf body: "k8s\x00" and a runtime.Unknown. The
+// returned raw is a part of data.
 func OpenEnvelope(data []byte) (apiVersion, kind string, raw []byte, err error) {
 	rest, ok := bytes.CutPrefix(data, magic)
 	if !ok {
@@ -43,7 +43,7 @@ func OpenEnvelope(data []byte) (apiVersion, kind string, raw []byte, err error) 
 	return apiVersion, kind, raw, err
 }
 
-// fields calls f for each length-delimited field of a message and skips others.
+// fields calls f for each length-delimited field of a message and skips the others.
 func fields(data []byte, f func(protowire.Number, []byte) error) error {
 	for len(data) > 0 {
 		num, typ, n := protowire.ConsumeTag(data)
@@ -71,8 +71,8 @@ func fields(data []byte, f func(protowire.Number, []byte) error) error {
 	return nil
 }
 
-// AppendEnvelopeHead appends all of the envelope that comes before a message of
-// the given size. The message and then EnvelopeTail complete it.
+// AppendEnvelopeHead appends the part of the envelope that precedes a message of the given size.
+// The message and EnvelopeTail complete it.
 func AppendEnvelopeHead(dst []byte, gvk schema.GroupVersionKind, size int) []byte {
 	apiVersion := gvk.GroupVersion().String()
 	dst = append(dst, magic...)
@@ -87,6 +87,6 @@ func AppendEnvelopeHead(dst []byte, gvk schema.GroupVersionKind, size int) []byt
 	return protowire.AppendVarint(dst, uint64(size))
 }
 
-// EnvelopeTail ends an envelope: empty content encoding and type, as Kubernetes
-// writes them.
+// EnvelopeTail is the end of an envelope: an empty content encoding and an empty content type, as
+// Kubernetes writes them.
 const EnvelopeTail = "\x1a\x00\x22\x00"

@@ -10,7 +10,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// decodeText reads JSON or YAML.
+// decodeText decodes JSON or YAML.
 func decodeText(in Input) (resource.Object, []string, error) {
 	data := in.Data
 	var strict []error
@@ -63,7 +63,7 @@ func decodeText(in Input) (resource.Object, []string, error) {
 	return obj, StrictWarnings(strict), nil
 }
 
-// typeMeta reads apiVersion and kind.
+// typeMeta returns the apiVersion and kind of a JSON text.
 func typeMeta(data []byte) (schema.GroupVersionKind, error) {
 	var meta struct {
 		APIVersion string `json:"apiVersion,omitempty"`

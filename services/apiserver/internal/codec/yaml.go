@@ -10,18 +10,18 @@ import (
 )
 
 const (
-	// maxExpanded bounds a YAML document after its aliases are replaced by what they
-	// stand for. It is the size of the largest body.
+	// maxExpanded bounds the size in bytes of a YAML document after alias expansion. It is the
+	// size of the largest body.
 	maxExpanded = 3 << 20
-	// largeYAML is the size from which documents are parsed one at a time: a parsed
-	// document takes up to a hundred times the memory of its text.
+	// largeYAML is the size in bytes above which documents are parsed one at a time, because a
+	// parsed document takes up to a hundred times the memory of its text.
 	largeYAML = 256 << 10
 )
 
 var largeYAMLs sync.Mutex
 
-// YAMLToJSON converts a YAML document. With strict, a repeated key is an error. It
-// refuses a document whose aliases expand to more than maxExpanded bytes.
+// YAMLToJSON converts a YAML document. If strict is true, a duplicate key is an error. Documents
+// whose aliases expand to more than maxExpanded bytes are refused.
 func YAMLToJSON(data []byte, strict bool) ([]byte, error) {
 	if len(data) > largeYAML {
 		largeYAMLs.Lock()
@@ -36,8 +36,8 @@ func YAMLToJSON(data []byte, strict bool) ([]byte, error) {
 	return yaml.YAMLToJSON(data)
 }
 
-// checkAliases measures the expanded document without building its text. The parser
-// bounds the number of expanded nodes, but not the length of an aliased string.
+// checkAliases measures the expanded document without building its text. The parser bounds the
+// number of expanded nodes, but not the total length of aliased strings.
 func checkAliases(data []byte) error {
 	if bytes.IndexByte(data, '&') < 0 || bytes.IndexByte(data, '*') < 0 {
 		return nil
@@ -52,7 +52,8 @@ func checkAliases(data []byte) error {
 	return nil
 }
 
-// fits subtracts the approximate size of v's JSON from left until none is left.
+// fits subtracts the approximate size of v's JSON from left, and reports whether left is still
+// not negative.
 func fits(v any, left *int) bool {
 	*left -= 2
 	switch v := v.(type) {

@@ -1,14 +1,13 @@
-// Package envelope is the form of an object in the store: Kubernetes' own
-// protobuf envelope ("k8s\x00" and a runtime.Unknown), with one field more that
-// Kubernetes' decoder skips. That field carries the trace context of the write,
-// the write's id, and the version of the defaults that the object has.
+// Package envelope encodes objects for the store: in Kubernetes' own protobuf envelope ("k8s\x00"
+// and a runtime.Unknown), with an additional field that Kubernetes' decoder skips. That field
+// contains the trace context of the write, the write's id, and the version of the defaults that
+// were applied to the object.
 //
-// It also sets metadata.resourceVersion in an encoded object without
-// decoding the rest, because the store's revision is the resourceVersion and so
-// the stored bytes lack it.
+// It also sets metadata.resourceVersion in an encoded object without decoding the rest. The
+// resourceVersion is the store's revision, so the stored bytes do not contain it.
 //
-// It must never keep or change bytes that it was given: decoded values alias
-// their input, encoded ones are new.
+// It must never keep or modify bytes that it was given: decoded values alias their input, encoded
+// ones are new.
 package envelope
 
 import (
@@ -20,11 +19,11 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// The first bytes of a value in Kubernetes' protobuf envelope.
+// magic is the prefix of a value in Kubernetes' protobuf envelope.
 const magic = "k8s\x00"
 
-// Fields of runtime.Unknown and of the TypeMeta in it, and of our extension.
-// Numbers from 1000 are free for others: Kubernetes' decoder skips them.
+// Fields of runtime.Unknown, of the TypeMeta in it, and of our extension. Kubernetes' decoder
+// skips unknown fields; numbers from 1000 on leave room for new fields of its own.
 const (
 	unknownTypeMeta    = 1
 	unknownRaw         = 2
@@ -40,23 +39,23 @@ const (
 	extensionDefaults    = 3
 )
 
-// ErrMalformed is wrapped by every error that is due to the bytes.
+// ErrMalformed is wrapped by every error that is caused by the bytes.
 var ErrMalformed = errors.New("malformed stored value")
 
 // Value is a stored object.
 type Value struct {
 	APIVersion, Kind string
-	// Raw is the object's protobuf message, without envelope and resourceVersion.
-	// When JSON is set it is the whole JSON document instead (that is how
-	// Kubernetes stores custom resources).
+	// Raw is the object's protobuf message, without the envelope and the resourceVersion. If JSON
+	// is true, it is the whole JSON document instead, which is how Kubernetes stores custom
+	// resources.
 	Raw  []byte
 	JSON bool
-	// Traceparent is the W3C trace context of the write, or empty.
+	// Traceparent is the W3C trace context of the write, or "".
 	Traceparent string
-	// WriteID is the id of the write, or empty.
+	// WriteID is the id of the write, or "".
 	WriteID string
-	// Defaults is the resource.DefaultsVersion of the program that completed the
-	// object, or 0.
+	// Defaults is the resource.DefaultsVersion of the program that applied the object's defaults,
+	// or 0.
 	Defaults uint64
 }
 
@@ -66,8 +65,8 @@ type Message interface {
 	MarshalToSizedBuffer([]byte) (int, error)
 }
 
-// EncodeObject returns the stored form of an object; v says the rest, v.Raw and
-// v.JSON are not used. The object's resourceVersion should be empty: the revision is it.
+// EncodeObject returns the stored form of an object. v.Raw and v.JSON are not used. The object's
+// resourceVersion should be empty, because the revision replaces it.
 func EncodeObject(v Value, obj Message) ([]byte, error) {
 	size := obj.Size()
 	b := make([]byte, 0, overhead(v, size)+size)
@@ -145,8 +144,7 @@ func appendExtension(b []byte, v Value) []byte {
 	return b
 }
 
-// Decode reads a stored value, whether Keelson or Kubernetes wrote it. Raw
-// aliases b.
+// Decode decodes a stored value that Keelson or Kubernetes wrote. Raw aliases b.
 func Decode(b []byte) (Value, error) {
 	var v Value
 	if !bytes.HasPrefix(b, []byte(magic)) {
@@ -202,7 +200,7 @@ func Decode(b []byte) (Value, error) {
 	return v, nil
 }
 
-// WriteID reads only the write's id of a stored value; empty if there is none.
+// WriteID returns the write's id of a stored value, or "".
 func WriteID(b []byte) string {
 	v, err := Decode(b)
 	if err != nil {
@@ -211,7 +209,7 @@ func WriteID(b []byte) string {
 	return v.WriteID
 }
 
-// intern spares the copies of the few strings that nearly every object carries.
+// intern avoids copying the few strings that nearly every object contains.
 func intern(b []byte) string {
 	switch string(b) {
 	case "v1":
@@ -230,8 +228,8 @@ func intern(b []byte) string {
 	return string(b)
 }
 
-// fields calls f for each field of a message, with the value (of length-delimited
-// fields, without the length; otherwise nil) and with the whole field's bytes.
+// fields calls f for each field of a message. val is the content of a length-delimited field and
+// nil for other types; whole is the entire field.
 func fields(b []byte, f func(num protowire.Number, typ protowire.Type, val, whole []byte) error) error {
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
@@ -254,22 +252,21 @@ func fields(b []byte, f func(num protowire.Number, typ protowire.Type, val, whol
 	return nil
 }
 
-// Fields of every object and of its ObjectMeta.
+// Fields of every object, and of its ObjectMeta.
 const (
 	objectMetadata      = 1
 	metaResourceVersion = 6
 )
 
-// WithResourceVersion returns the encoded object with metadata.resourceVersion
-// set to rev, whatever it was.
+// WithResourceVersion returns the encoded object with metadata.resourceVersion set to rev,
+// whatever it was before.
 func WithResourceVersion(raw []byte, rev int64) ([]byte, error) {
 	var digits [20]byte
 	return splice(raw, strconv.AppendInt(digits[:0], rev, 10))
 }
 
-// splice copies the object with rv as the one resourceVersion. Metadata that
-// comes in several pieces (which a decoder merges) keeps its pieces; the first
-// one gets rv.
+// splice copies the object with rv as its only resourceVersion. Metadata in several pieces (which
+// a decoder merges) remains in pieces; the first one gets rv.
 func splice(raw, rv []byte) ([]byte, error) {
 	out := make([]byte, 0, len(raw)+len(rv)+8)
 	done := false
@@ -310,7 +307,7 @@ func splice(raw, rv []byte) ([]byte, error) {
 	return out, nil
 }
 
-// pieces of a message: nearly always one, without allocation.
+// pieces is a message in parts. There is nearly always a single part, which needs no allocation.
 type pieces struct {
 	first []byte
 	rest  [][]byte
@@ -342,7 +339,7 @@ func (p *pieces) appendTo(b []byte) []byte {
 	return b
 }
 
-// splitMeta returns what stands before and after the place of resourceVersion.
+// splitMeta returns what precedes and what follows the position of resourceVersion.
 func splitMeta(meta []byte) (before, after pieces, err error) {
 	cur, start, pos := &before, 0, 0
 	err = fields(meta, func(num protowire.Number, typ protowire.Type, _, whole []byte) error {

@@ -44,7 +44,7 @@ func kubernetes(t testing.TB) *protobuf.Serializer {
 	return protobuf.NewSerializer(scheme, scheme)
 }
 
-func TestKubernetesReadsWhatWeWrite(t *testing.T) {
+func TestKubernetesDecodesOurs(t *testing.T) {
 	pod := examplePod()
 	b, err := EncodeObject(Value{APIVersion: "v1", Kind: "Pod", Traceparent: trace, WriteID: id, Defaults: 1 << 63}, pod)
 	if err != nil {
@@ -70,14 +70,14 @@ func TestKubernetesReadsWhatWeWrite(t *testing.T) {
 		t.Fatalf("got %+v", v)
 	}
 	if &v.Raw[0] != &b[bytes.Index(b, raw)] {
-		t.Fatal("decoding copies")
+		t.Fatal("decoding copied the object")
 	}
 	if cap(b) != len(b) {
 		t.Fatalf("%d bytes in a buffer of %d", len(b), cap(b))
 	}
 }
 
-func TestWeReadWhatKubernetesWrites(t *testing.T) {
+func TestDecodesKubernetes(t *testing.T) {
 	pod := examplePod()
 	pod.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}
 	var buf bytes.Buffer
@@ -107,23 +107,23 @@ func TestMalformedValues(t *testing.T) {
 		return protowire.AppendBytes(protowire.AppendTag([]byte("k8s\x00"), num, protowire.BytesType), []byte(b))
 	}
 	for name, b := range map[string][]byte{
-		"nothing":           nil,
-		"text":              []byte("hello"),
-		"half a magic":      []byte("k8s"),
-		"cut off":           field(2, "xxxx")[:8],
-		"hostile length":    append([]byte("k8s\x00\x12"), 0xff, 0xff, 0xff, 0xff, 0x7f),
-		"broken type":       field(1, "\x0a\xff"),
-		"broken extension":  field(1000, "\x0a\xff"),
-		"other encoding":    field(3, "gzip"),
-		"other contents":    field(4, "application/json"),
-		"endless varint":    append([]byte("k8s\x00"), bytes.Repeat([]byte{0xff}, 20)...),
-		"group never ended": []byte("k8s\x00\x0b"),
+		"nothing":            nil,
+		"text":               []byte("hello"),
+		"half a magic":       []byte("k8s"),
+		"cut off":            field(2, "xxxx")[:8],
+		"hostile length":     append([]byte("k8s\x00\x12"), 0xff, 0xff, 0xff, 0xff, 0x7f),
+		"broken type":        field(1, "\x0a\xff"),
+		"broken extension":   field(1000, "\x0a\xff"),
+		"other encoding":     field(3, "gzip"),
+		"other contents":     field(4, "application/json"),
+		"endless varint":     append([]byte("k8s\x00"), bytes.Repeat([]byte{0xff}, 20)...),
+		"unterminated group": []byte("k8s\x00\x0b"),
 	} {
 		if v, err := Decode(b); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%s: got %+v, %v", name, v, err)
 		}
 		if WriteID(b) != "" {
-			t.Errorf("%s: has a write id", name)
+			t.Errorf("%s: got a write id", name)
 		}
 	}
 }
@@ -157,7 +157,7 @@ func TestResourceVersion(t *testing.T) {
 	}
 }
 
-// FuzzResourceVersion holds splicing to decoding, setting and encoding.
+// FuzzResourceVersion compares splicing with decoding, setting the field and encoding.
 func FuzzResourceVersion(f *testing.F) {
 	for _, pod := range []*corev1.Pod{{}, examplePod(), {ObjectMeta: metav1.ObjectMeta{ResourceVersion: "7"}}} {
 		raw, err := pod.Marshal()
@@ -173,11 +173,11 @@ func FuzzResourceVersion(f *testing.F) {
 			t.Fatal(err)
 		}
 		var before, after metav1.PartialObjectMetadata
-		if before.Unmarshal(raw) != nil || err != nil { // ours refuses some that Kubernetes' skips
+		if before.Unmarshal(raw) != nil || err != nil { // our decoder refuses some input that Kubernetes' accepts
 			return
 		}
 		if err := after.Unmarshal(spliced); err != nil {
-			t.Fatalf("cannot be read any more: %v", err)
+			t.Fatalf("the result cannot be decoded: %v", err)
 		}
 		if after.ResourceVersion != strconv.FormatInt(rev, 10) {
 			t.Fatalf("set to %d, decoded %q", rev, after.ResourceVersion)
@@ -218,7 +218,7 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// encoded is a message that is encoded already.
+// encoded is a message in its encoded form.
 type encoded []byte
 
 func (e encoded) Size() int { return len(e) }

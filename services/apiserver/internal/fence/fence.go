@@ -1,66 +1,62 @@
-// Package fence ends the epoch of a leader when the next one begins: after that,
-// no write of the old one is accepted, however long it was on its way.
+// Package fence ends the epoch of a leader when the next one begins: from then on no write of the
+// old leader is accepted, however long it has been in flight.
 //
-// A leader is elected by a Lease, which it renews in time or stops. That keeps
-// well-behaved leaders apart, but not one that was paused, or whose packets were
-// held up, between its look at the clock and the arrival of its write. So the
-// right to write is a second thing, which lies where the writes go: a key of each
-// store, /keelson/fence/NAMESPACE/LEASE, whose revision is the epoch. Each fenced
-// write names the revision and is committed in one transaction with the comparison
-// (store.Write.Fence): in the store where the object lies, with that store's own
-// key.
+// A leader is elected with a Lease, which it must renew in time or stop. That keeps well-behaved
+// leaders apart, but not one that was paused, or whose packets were delayed, between checking the
+// clock and the arrival of its write. The right to write is therefore recorded a second time,
+// where the writes go: in a key of each store, /keelson/fence/NAMESPACE/LEASE, whose revision is
+// the epoch. Each fenced write contains that revision and is committed in one transaction with
+// the comparison (store.Write.Fence), in the object's own store and with that store's key.
 //
 // # Taking
 //
-// Take, which a leader calls after it has acquired the Lease and before its work:
+// A leader calls Take after it has acquired the Lease and before it starts its work. Take
 //
 //  1. reads the key's revision in both stores, linearizably;
-//  2. after that reads the Lease, linearizably, and refuses unless it is still the
-//     caller's acquisition: the same object (uid), the same holder, the same
-//     leaseTransitions. Renewals do not matter;
-//  3. writes the key in both stores, each on the condition of the revision read in
-//     step 1. A conflict repeats everything from step 1.
+//  2. then reads the Lease, linearizably, and refuses unless it still shows the caller's
+//     acquisition: the same object (uid), the same holder, the same leaseTransitions.
+//     Renewals do not matter;
+//  3. writes the key in both stores, each on the condition of the revision read in step 1.
+//     After a conflict it starts over from step 1.
 //
 // The two new revisions are the token.
 //
 // # Why an old leader can never take after a newer one
 //
-// Acquisitions of a Lease follow each other: acquiring writes on the condition of
-// the Lease's revision, raises leaseTransitions where the holder changes, and a
-// Lease that was deleted comes back with another uid. So once the Lease shows the
-// acquisition of B, it never again shows that of A, which was before.
+// Acquisitions of a Lease are ordered: each one is a write on the condition of the Lease's
+// revision, leaseTransitions increases when the holder changes, and a deleted Lease is recreated
+// with another uid. Once the Lease shows the acquisition of B, it therefore never again shows the
+// earlier one of A.
 //
-// Let B have taken: in each store there is its step 3, and before that its step 2
-// saw B's acquisition. Suppose that a step 3 of A is carried out in one of the
-// stores after B's there, were it months late. Its condition holds only if A's step
-// 1 saw B's revision or a later one, as revisions never return. Then A's step 1 came
-// after B's step 3, so A's step 2 came after B's step 2, and being linearizable saw
-// B's acquisition or a later one: A was refused, and there is no such step 3. This
-// holds for any process that answers any of the calls, for calls that are repeated
-// or late, and for each store alone, so it does not matter that the two are not
-// written at once: while only one is, B has no token and does nothing yet, A's writes
-// to one store are refused already and those to the other still belong to an epoch
-// that has not ended.
+// Let B have taken: in each store B's step 3 has happened, and before it B's step 2 read B's
+// acquisition. Suppose that a step 3 of A is executed in one of the stores after B's step 3
+// there, however late. Its condition holds only if A's step 1 read B's revision or a later one,
+// because revisions never return. Then A's step 1 came after B's step 3, so A's step 2 came after
+// B's step 2 and, being linearizable, read B's acquisition or a later one. Hence A was refused,
+// and there is no such step 3. This holds for any process that serves any of the calls, for
+// repeated and delayed calls, and for each store alone, so the two stores need not be written
+// atomically. While only one of them is written, B has no token and does nothing yet; A's writes
+// to that store are refused already, and A's writes to the other still belong to an epoch that
+// has not ended.
 //
 // # Failures
 //
-//   - Outcome of step 3 unknown, or the answer lost: the caller takes anew. The
-//     epoch that may have begun is nobody's.
-//   - Only one store was written: as before, taking again ends it.
-//   - A store without a majority: there is no token and no new leader, and nothing
-//     can be written there either.
-//   - A store that was emptied or put back to an earlier state: revisions are
-//     compared for equality, so present tokens are refused, or the epoch of that
-//     time is the present one again until the leader takes anew. Whoever puts a store
-//     back has to raise its revision beyond all that were given out, as watches need
-//     it too; otherwise a token could fit a later epoch.
+//   - The outcome of step 3 is unknown, or the response was lost: the caller takes again. The
+//     epoch that may have begun belongs to no leader.
+//   - Only one store was written: as above, taking again ends that epoch.
+//   - A store has no majority: there is no token and no new leader, and nothing can be written
+//     to that store either.
+//   - A store was emptied or restored to an earlier state: revisions are compared for equality,
+//     so current tokens are refused, or the epoch of that time is valid again until the leader
+//     takes anew. An operator who restores a store must raise its revision above all that it
+//     has ever issued, which watches need as well; otherwise a token could match a later epoch.
 //
-// Renewing the Lease is not fenced: it is conditional on the Lease's own revision,
-// so a late one loses to whoever acquired it.
+// Renewing the Lease is not fenced: a renewal is conditional on the Lease's own revision, so a
+// late one fails if another holder has acquired the Lease.
 //
-// A key is never deleted, so that no token comes to life again: their number is
-// bounded instead. It must never tell anybody that a token was accepted: only the
-// transaction of a write decides.
+// A key is never deleted, so that no token becomes valid again; their number is bounded instead.
+// The package must never report that a token is valid: only the transaction of a write decides
+// that.
 package fence
 
 import (
@@ -86,34 +82,34 @@ import (
 
 const (
 	prefix = "/keelson/fence/"
-	// maxKeys bounds the Leases that were ever fenced.
+	// maxKeys bounds the number of Leases that have ever been fenced.
 	maxKeys = 4096
-	// maxTries bounds how often taking begins anew because another took meanwhile.
+	// maxTries bounds how often Take starts over because of a concurrent Take.
 	maxTries = 16
-	// maxToken is longer than any token.
+	// maxToken is longer than any token, in bytes.
 	maxToken = 1024
 )
 
 var leases = coordinationv1.SchemeGroupVersion.WithResource("leases")
 
-// Authorizer decides on requests: the pipeline.
+// Authorizer authorizes requests. The pipeline implements it.
 type Authorizer interface {
 	Authorize(ctx context.Context, verb string, t pipeline.Target) error
 }
 
-// Fences are the epochs of a cluster.
+// Fences manages the epochs of a cluster.
 type Fences struct {
 	rights             Authorizer
 	lease              *resource.Kind
 	lasting, transient store.Store
 }
 
-// New makes the fences of the two stores, which may be one.
+// New returns the fences of the two stores, which may be the same store.
 func New(rights Authorizer, table *resource.Table, lasting, transient store.Store) *Fences {
 	return &Fences{rights: rights, lease: table.ByResource(leases), lasting: lasting, transient: transient}
 }
 
-// Acquisition is what the holder of a Lease counts on.
+// Acquisition identifies one acquisition of a Lease by a holder.
 type Acquisition struct {
 	Namespace, Name, UID, Holder string
 	Transitions                  int32
@@ -122,20 +118,20 @@ type Acquisition struct {
 func (a *Acquisition) check() error {
 	for _, s := range []string{a.Namespace, a.Name, a.UID, a.Holder} {
 		if s == "" {
-			return apierrors.NewBadRequest("an acquisition has the namespace, name and uid of a Lease, and its holder")
+			return apierrors.NewBadRequest("an acquisition needs the namespace, name and uid of a Lease, and its holder")
 		}
 	}
 	if strings.Contains(a.Namespace+a.Name, "/") {
-		return apierrors.NewBadRequest("names hold no slashes")
+		return apierrors.NewBadRequest("the namespace and name of a Lease must not contain a slash")
 	}
 	if a.Namespace == corev1.NamespaceNodeLease {
-		return apierrors.NewBadRequest("the Lease of a node elects nobody")
+		return apierrors.NewBadRequest("the Lease of a node is not an election")
 	}
 	return nil
 }
 
 // Take begins the epoch of an acquisition and returns its token. Its errors are
-// *apierrors.StatusError, but for those of a context that ended.
+// *apierrors.StatusError, except those of a context that ended.
 func (f *Fences) Take(ctx context.Context, a Acquisition) (string, error) {
 	target := pipeline.Target{Resource: leases, Namespace: a.Namespace, Name: a.Name}
 	if err := f.rights.Authorize(ctx, "update", target); err != nil {
@@ -153,13 +149,13 @@ func (f *Fences) Take(ctx context.Context, a Acquisition) (string, error) {
 		case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrExists):
 			continue
 		}
-		// Whatever it was, it may be tried again.
+		// Whatever the error was, the caller may try again.
 		return "", apierrors.NewServiceUnavailable(err.Error() + ", please try again")
 	}
-	return "", pipeline.Fenced(leases.GroupResource(), a.Name, "its fence was taken again and again")
+	return "", pipeline.Fenced(leases.GroupResource(), a.Name, "its fence was taken by others in every attempt")
 }
 
-// take is one round; a conflict asks for another.
+// take makes one attempt. A conflict means that the caller should make another.
 func (f *Fences) take(ctx context.Context, a *Acquisition) (string, error) {
 	key := prefix + a.Namespace + "/" + a.Name
 	stores := []store.Store{f.lasting}
@@ -197,7 +193,7 @@ func (f *Fences) take(ctx context.Context, a *Acquisition) (string, error) {
 		if err == nil {
 			err = verdicts[0].Err
 		}
-		if errors.Is(err, store.ErrNotFound) { // the key was there in step 1: the store was put back
+		if errors.Is(err, store.ErrNotFound) { // the key existed in step 1: the store was restored
 			err = store.ErrConflict
 		}
 		if err != nil {
@@ -208,23 +204,23 @@ func (f *Fences) take(ctx context.Context, a *Acquisition) (string, error) {
 	return format(request.Fence{Key: key, Lasting: int64(revisions[0]), Transient: int64(revisions[len(revisions)-1])}), nil
 }
 
-// room refuses what would be one key too many.
+// room returns an error if there are already maxKeys keys.
 func (f *Fences) room(ctx context.Context, s store.Store) error {
 	page, err := s.List(ctx, prefix, store.ListOptions{Limit: 1})
 	if err != nil {
 		return err
 	}
 	if page.Count >= maxKeys {
-		return apierrors.NewTooManyRequests(fmt.Sprintf("%d Leases are fenced, which is as many as there may be", page.Count), 60)
+		return apierrors.NewTooManyRequests(fmt.Sprintf("%d Leases are fenced, which is the maximum", page.Count), 60)
 	}
 	return nil
 }
 
-// holds refuses unless the Lease is the caller's, now.
+// holds returns an error unless the Lease currently shows the caller's acquisition.
 func (f *Fences) holds(ctx context.Context, a *Acquisition) error {
 	entry, _, err := f.transient.Get(ctx, f.lease.Key(a.Namespace, a.Name))
 	if errors.Is(err, store.ErrNotFound) {
-		return pipeline.Fenced(leases.GroupResource(), a.Name, "the Lease is gone")
+		return pipeline.Fenced(leases.GroupResource(), a.Name, "the Lease does not exist")
 	}
 	if err != nil {
 		return err
@@ -235,7 +231,7 @@ func (f *Fences) holds(ctx context.Context, a *Acquisition) error {
 	}
 	l, ok := item.Object.(*coordinationv1.Lease)
 	if !ok {
-		return fmt.Errorf("lease %s/%s is a %T", a.Namespace, a.Name, item.Object)
+		return fmt.Errorf("lease %s/%s: expected a Lease, got %T", a.Namespace, a.Name, item.Object)
 	}
 	holder, transitions := "", int32(0)
 	if l.Spec.HolderIdentity != nil {
@@ -250,23 +246,23 @@ func (f *Fences) holds(ctx context.Context, a *Acquisition) error {
 	return nil
 }
 
-// format writes a token: NAMESPACE/LEASE and two revisions.
+// format returns a token: NAMESPACE/LEASE and the two revisions.
 func format(f request.Fence) string {
 	return fmt.Sprintf("%s %d %d", strings.TrimPrefix(f.Key, prefix), f.Lasting, f.Transient)
 }
 
-// Parse reads a token. The error is a BadRequest.
+// Parse parses a token. The error is a BadRequest.
 func Parse(token string) (request.Fence, error) {
 	parts := strings.Split(token, " ")
 	if len(token) > maxToken || len(parts) != 3 || parts[0] == "" {
-		return request.Fence{}, apierrors.NewBadRequest("the token of the fence is none")
+		return request.Fence{}, apierrors.NewBadRequest("invalid fence token")
 	}
 	out := request.Fence{Key: prefix + parts[0]}
 	var err error
 	for i, to := range []*int64{&out.Lasting, &out.Transient} {
-		// Revision 0 would hold where nobody has taken yet.
+		// Revision 0 would match a key that was never written.
 		if *to, err = strconv.ParseInt(parts[i+1], 10, 64); err != nil || *to <= 0 {
-			return request.Fence{}, apierrors.NewBadRequest("the token of the fence is none")
+			return request.Fence{}, apierrors.NewBadRequest("invalid fence token")
 		}
 	}
 	return out, nil

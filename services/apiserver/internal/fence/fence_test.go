@@ -23,7 +23,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store/memory"
 )
 
-// everybody may do everything, unless refuse is set.
+// everybody is an Authorizer that allows everything, unless refuse is set.
 type everybody struct{ refuse error }
 
 func (e *everybody) Authorize(_ context.Context, verb string, t pipeline.Target) error {
@@ -33,7 +33,7 @@ func (e *everybody) Authorize(_ context.Context, verb string, t pipeline.Target)
 	return nil
 }
 
-// hooked is a store that does something before one of the calls to it.
+// hooked is a store that runs a function before one of the calls to it.
 type hooked struct {
 	store.Store
 	*steps
@@ -72,7 +72,7 @@ type world struct {
 	*Fences
 }
 
-// newWorld has two stores, or one.
+// newWorld returns a world with two stores, or with one if together is true.
 func newWorld(t *testing.T, together bool) *world {
 	w := &world{T: t}
 	one := memory.New()
@@ -89,7 +89,7 @@ func newWorld(t *testing.T, together bool) *world {
 	return w
 }
 
-// hold writes the Lease as acquired.
+// hold writes the Lease as acquired by holder.
 func (w *world) hold(holder string, transitions int32) Acquisition {
 	w.Helper()
 	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "s", UID: types.UID("u")}}
@@ -105,7 +105,7 @@ func (w *world) hold(holder string, transitions int32) Acquisition {
 	return Acquisition{Namespace: "kube-system", Name: "s", UID: "u", Holder: holder, Transitions: transitions}
 }
 
-// accepted tells in which of the stores a write with the token is accepted.
+// accepted reports in which of the stores a write with the token is accepted.
 func (w *world) accepted(token string) (lasting, transient bool) {
 	w.Helper()
 	f, err := Parse(token)
@@ -142,17 +142,17 @@ func both(t *testing.T, run func(*testing.T, *world)) {
 	}
 }
 
-func TestOneEpochAfterTheOther(t *testing.T) {
+func TestSuccessiveEpochs(t *testing.T) {
 	both(t, func(t *testing.T, w *world) {
 		var old []string
 		for i := range int32(5) {
 			token := w.take(w.hold(fmt.Sprint("leader", i), i))
 			if l, tr := w.accepted(token); !l || !tr {
-				t.Errorf("epoch %d does not hold: %t %t", i, l, tr)
+				t.Errorf("epoch %d: its writes were refused: lasting %t, transient %t", i, l, tr)
 			}
 			for _, o := range old {
 				if l, tr := w.accepted(o); l || tr {
-					t.Errorf("%q holds beside %q: %t %t", o, token, l, tr)
+					t.Errorf("%q is accepted together with %q: lasting %t, transient %t", o, token, l, tr)
 				}
 			}
 			old = append(old, token)
@@ -160,8 +160,8 @@ func TestOneEpochAfterTheOther(t *testing.T) {
 	})
 }
 
-// The new leader acquires the Lease and takes between any two steps of the old
-// one's attempt, whose Lease and keys are there from before or not.
+// TestLateTaker lets the new leader acquire the Lease and take between any two steps of the old
+// leader's attempt, with and without a Lease and keys from before.
 func TestLateTaker(t *testing.T) {
 	for _, taken := range []bool{false, true} {
 		both(t, func(t *testing.T, w *world) {
@@ -173,10 +173,10 @@ func TestLateTaker(t *testing.T) {
 				var token string
 				w.left, w.before = n, func() { token = w.take(w.hold("b", int32(2*n+1))) }
 				late, err := w.Take(t.Context(), a)
-				if ended = w.before != nil; ended { // n is more than there are steps
+				if ended = w.before != nil; ended { // n exceeds the number of steps
 					w.before = nil
 					if n < 3 {
-						t.Errorf("only %d steps", n)
+						t.Errorf("the attempt took only %d steps", n)
 					}
 					continue
 				}
@@ -184,15 +184,15 @@ func TestLateTaker(t *testing.T) {
 					t.Errorf("step %d: got %q, %v", n, late, err)
 				}
 				if l, tr := w.accepted(token); !l || !tr {
-					t.Errorf("step %d: the old leader's attempt ended the new one's epoch: %t %t", n, l, tr)
+					t.Errorf("step %d: the old leader's attempt ended the new leader's epoch: lasting %t, transient %t", n, l, tr)
 				}
 			}
 		})
 	}
 }
 
-// Two takers of one acquisition, as by a repeated call, end with one token that
-// holds.
+// TestTogether takes one acquisition twice at once, as a repeated call does: exactly one of the
+// tokens is accepted in the end.
 func TestTogether(t *testing.T) {
 	both(t, func(t *testing.T, w *world) {
 		a := w.hold("a", 0)
@@ -215,7 +215,7 @@ func TestTogether(t *testing.T) {
 			}
 		}
 		if holds != 1 {
-			t.Errorf("%d tokens hold", holds)
+			t.Errorf("%d tokens are accepted, want 1", holds)
 		}
 	})
 }
@@ -224,10 +224,10 @@ func TestRefusals(t *testing.T) {
 	w := newWorld(t, false)
 	a := w.hold("a", 3)
 	for what, change := range map[string]func(*Acquisition){
-		"another holder":        func(a *Acquisition) { a.Holder = "b" },
-		"an acquisition before": func(a *Acquisition) { a.Transitions = 2 },
-		"a Lease before":        func(a *Acquisition) { a.UID = "v" },
-		"no such Lease":         func(a *Acquisition) { a.Name = "none" },
+		"another holder":         func(a *Acquisition) { a.Holder = "b" },
+		"an earlier acquisition": func(a *Acquisition) { a.Transitions = 2 },
+		"a deleted Lease":        func(a *Acquisition) { a.UID = "v" },
+		"no such Lease":          func(a *Acquisition) { a.Name = "none" },
 	} {
 		b := a
 		change(&b)

@@ -20,11 +20,11 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Apply merges a configuration into w.Old (nil where there is none yet) and
-// returns the new object, with its managed fields. w.Object is not used.
+// Apply merges a configuration into w.Old (nil if the object does not exist yet) and returns the
+// new object with its managed fields. w.Object is not used.
 //
-// Errors are those of Kubernetes: a Conflict with a cause for each field that
-// another manager owns, a BadRequest for a wrong version.
+// Errors are Kubernetes': a Conflict with a cause for each field that another manager owns, or a
+// BadRequest for a wrong version.
 func (f *Fields) Apply(w Write, configuration map[string]any, force bool) (resource.Object, error) {
 	manager, err := f.machinery.manager(w.Kind, w.Subresource)
 	if err != nil {
@@ -45,14 +45,14 @@ func (f *Fields) Apply(w Write, configuration map[string]any, force bool) (resou
 	}
 	obj, ok := applied.(resource.Object)
 	if !ok {
-		return nil, fmt.Errorf("apply made a %T", applied)
+		return nil, fmt.Errorf("apply: expected a resource.Object, got %T", applied)
 	}
 	obj.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{})
 	return obj, nil
 }
 
-// applyError keeps Kubernetes' Status for what the machinery reports as plain
-// errors: code 500 with the text, for instance of a field that is not declared.
+// applyError returns Kubernetes' Status for plain errors of the machinery, such as an undeclared
+// field: code 500 with the error's text.
 func applyError(err error) error {
 	var status *apierrors.StatusError
 	if errors.As(err, &status) {
@@ -63,8 +63,8 @@ func applyError(err error) error {
 	}}
 }
 
-// machinery is apimachinery's field manager for each door, made when it is first
-// needed: its schema takes 18 MB and a tenth of a second.
+// machinery holds apimachinery's field managers, one for each door. It is loaded when it is first
+// needed, because its schema takes 18 MB and a tenth of a second.
 type machinery struct {
 	table    *resource.Table
 	once     sync.Once
@@ -82,7 +82,7 @@ func (m *machinery) load() {
 	m.scheme.AddKnownTypeWithName(scaleKind.GVK, scaleKind.New())
 	m.types = applyconfigurations.NewTypeConverter(m.scheme)
 	parser, err := typed.NewParser(scaleSchema)
-	if err != nil { // it is a constant
+	if err != nil { // the schema is a constant
 		panic(err)
 	}
 	m.scales = managedfields.NewSchemeTypeConverter(m.scheme, parser)
@@ -107,7 +107,7 @@ func (m *machinery) manager(k *resource.Kind, subresource string) (*managedfield
 	return made.(*managedfields.FieldManager), nil
 }
 
-// filters are the fields to reset in the machinery's form.
+// filters returns the fields to reset in the form that the machinery takes.
 func filters(k *resource.Kind, subresource string) map[fieldpath.APIVersion]fieldpath.Filter {
 	set := fieldpath.NewSet()
 	for _, path := range resetFields(k, subresource) {
@@ -122,8 +122,8 @@ func filters(k *resource.Kind, subresource string) map[fieldpath.APIVersion]fiel
 	}
 }
 
-// conversion is the machinery's view of versions: each kind has one, and merged
-// objects come back untyped. Defaults are set later, by the pipeline.
+// conversion implements the machinery's version conversion. Each kind has a single version, and
+// merged objects are returned untyped. The pipeline sets the defaults later.
 type conversion struct{ kind *resource.Kind }
 
 func (c *conversion) ConvertToVersion(in runtime.Object, target runtime.GroupVersioner) (runtime.Object, error) {
@@ -133,7 +133,7 @@ func (c *conversion) ConvertToVersion(in runtime.Object, target runtime.GroupVer
 	}
 	u, ok := in.(*unstructured.Unstructured)
 	if !ok {
-		in.GetObjectKind().SetGroupVersionKind(gvk) // it is our copy
+		in.GetObjectKind().SetGroupVersionKind(gvk) // a copy that belongs to the machinery
 		return in, nil
 	}
 	obj := c.kind.New()
@@ -145,7 +145,7 @@ func (c *conversion) ConvertToVersion(in runtime.Object, target runtime.GroupVer
 }
 
 func (c *conversion) Convert(in, out, _ any) error {
-	return fmt.Errorf("%T is not converted to %T", in, out)
+	return fmt.Errorf("cannot convert %T to %T", in, out)
 }
 
 func (c *conversion) ConvertFieldLabel(_ schema.GroupVersionKind, label, value string) (string, string, error) {

@@ -8,15 +8,15 @@ import (
 )
 
 const (
-	// maxUpdaters is how many entries of updates are kept (apimachinery's
-	// DefaultMaxUpdateManagers).
+	// maxUpdaters is how many entries of updates are kept: apimachinery's
+	// DefaultMaxUpdateManagers.
 	maxUpdaters = 10
 	// ancient is the manager that the oldest entries are merged into.
 	ancient = "ancient-changes"
 )
 
-// capped merges the oldest updaters of a version into one entry while there are
-// too many.
+// capped merges the oldest update entries of a version into one entry while there are more than
+// maxUpdaters.
 func capped(entries []metav1.ManagedFieldsEntry) []metav1.ManagedFieldsEntry {
 	var updaters []int
 	for i := range entries {
@@ -51,7 +51,7 @@ func capped(entries []metav1.ManagedFieldsEntry) []metav1.ManagedFieldsEntry {
 				Manager: ancient, Operation: metav1.ManagedFieldsOperationUpdate,
 				APIVersion: e.APIVersion, FieldsType: fieldsV1, FieldsV1: entries[oldest].FieldsV1,
 			}
-			for j := range entries { // an earlier bucket goes on
+			for j := range entries { // an earlier bucket is continued
 				if sameOwner(&entries[j], b) {
 					b.FieldsV1 = joined(b.FieldsV1, entries[j].FieldsV1)
 					gone[j] = true
@@ -79,7 +79,7 @@ func capped(entries []metav1.ManagedFieldsEntry) []metav1.ManagedFieldsEntry {
 	return out
 }
 
-// identifier orders entries of one second as apimachinery's identifiers do.
+// identifier orders entries of the same second as apimachinery's identifiers do.
 func identifier(e *metav1.ManagedFieldsEntry) string {
 	return e.Manager + "\x00" + string(e.Operation) + "\x00" + e.APIVersion + "\x00" + e.Subresource
 }

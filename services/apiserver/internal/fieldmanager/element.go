@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// compareElements orders serialized path elements as structured-merge-diff's
-// PathElement.Compare does: field names, then keys, values and indexes.
+// compareElements orders serialized path elements like structured-merge-diff's
+// PathElement.Compare: field names, then keys, values and indexes.
 func compareElements(a, b string) int {
 	if a == b {
 		return 0
@@ -39,8 +39,8 @@ func decode(text string) (v any) {
 	return v
 }
 
-// comparePlainKeys compares keys whose names are the same and whose values are
-// integers and strings without escapes: nearly all.
+// comparePlainKeys compares keys with the same names whose values are integers or strings without
+// escapes, which nearly all keys are. It returns false for other keys.
 func comparePlainKeys(a, b string) (int, bool) {
 	for {
 		i := strings.IndexByte(a, ':')
@@ -69,7 +69,7 @@ func comparePlainKeys(a, b string) (int, bool) {
 	}
 }
 
-// plainValue cuts an integer or a string without escapes from the beginning.
+// plainValue splits an integer or a string without escapes from the beginning of s.
 func plainValue(s string) (value, rest string, ok bool) {
 	end := 0
 	if s != "" && s[0] == '"' {
@@ -121,7 +121,7 @@ func compareKeys(a, b string) int {
 	return cmp.Compare(len(x), len(y))
 }
 
-// compareValues orders numbers before strings before booleans.
+// compareValues orders numbers before strings, and strings before booleans.
 func compareValues(a, b any) int {
 	order := func(v any) int {
 		switch v.(type) {
@@ -154,8 +154,8 @@ func compareValues(a, b any) int {
 	return 0
 }
 
-// appendValue writes a scalar as jsoniter's compatible configuration does, for
-// keys and values in path elements.
+// appendValue appends a scalar in the encoding of jsoniter's compatible configuration, for keys
+// and values in path elements.
 func appendValue(b []byte, v reflect.Value) []byte {
 	switch v.Kind() {
 	case reflect.String:
@@ -176,7 +176,7 @@ func appendValue(b []byte, v reflect.Value) []byte {
 	return append(b, text...)
 }
 
-// plain tells a string that JSON writes as it is.
+// plain reports whether JSON encodes s without any escape.
 func plain(s string) bool {
 	for i := 0; i < len(s); i++ {
 		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {

@@ -1,14 +1,13 @@
-// Package fieldmanager keeps metadata.managedFields: who owns which field of an
+// Package fieldmanager maintains metadata.managedFields: which manager owns which field of an
 // object (KEP-555).
 //
-// For creates, updates and patches a walker, compiled once for each Go type,
-// compares the old state with the new one and edits the owners' sets; it comes to
-// the same result as apimachinery's updater, which its tests hold it to, at a
-// small part of the cost. Apply alone runs the structured-merge machinery, which
-// the first apply loads.
+// For creates, updates and patches, a walker that is compiled once for each Go type compares the
+// old state with the new one and edits the managers' sets. Its results equal those of
+// apimachinery's updater, which the tests compare it with, at a small fraction of the cost. Only
+// apply uses the structured-merge machinery, which the first apply loads.
 //
-// It must never change an object other than the new one, nor fail a create,
-// update or patch.
+// The package must never modify an object other than the new one, and never fail a create, update
+// or patch.
 package fieldmanager
 
 import (
@@ -24,46 +23,45 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Write is a write as the field manager sees it.
+// Write describes a write to the field manager.
 type Write struct {
 	Kind        *resource.Kind
 	Subresource string
-	// Old is the present state, nil on create; it is not changed. Object is the
-	// new one.
+	// Old is the current state (nil for a create), which is not modified, and Object the new one.
 	Old, Object resource.Object
 	Manager     string
 	Now         time.Time
 }
 
-// fieldsV1 is the only type of field sets.
+// fieldsV1 is the only type of field set that there is.
 const fieldsV1 = "FieldsV1"
 
-// Fields tracks and applies. The zero value is not usable; see New.
+// Fields tracks and applies. The zero value is not usable; call New.
 type Fields struct {
 	machinery machinery
 }
 
-// New makes a Fields for the kinds of a table.
+// New returns a Fields for the kinds of a table.
 func New(table *resource.Table) *Fields {
 	f := &Fields{}
 	f.machinery.table = table
 	return f
 }
 
-// Track records in w.Object what w.Manager changed from w.Old.
+// Track records in w.Object which fields w.Manager changed from w.Old.
 func (f *Fields) Track(w Write) {
 	entries := managed(w)
 	w.Object.SetManagedFields(nil)
-	// Objects that nobody has tracked since their creation stay so until the
-	// first apply.
+	// Objects without managed fields, created before they were tracked, remain untracked until
+	// the first apply.
 	if len(entries) == 0 && w.Old != nil && w.Old.GetUID() != "" {
 		return
 	}
 	w.Object.SetManagedFields(track(w, entries))
 }
 
-// managed are the entries to start from: those of the new object, unless it has
-// none, cannot be trusted, or asks for a reset.
+// managed returns the entries to start from: those of the new object or, if it has none, has
+// invalid ones or requests a reset, those of the old object.
 func managed(w Write) []metav1.ManagedFieldsEntry {
 	var live []metav1.ManagedFieldsEntry
 	if w.Old != nil {
@@ -84,7 +82,7 @@ func managed(w Write) []metav1.ManagedFieldsEntry {
 	return own
 }
 
-// isReset tells an explicit empty list, or one with one empty entry.
+// isReset reports whether entries is an explicitly empty list, or has one empty entry.
 func isReset(entries []metav1.ManagedFieldsEntry) bool {
 	if len(entries) == 0 {
 		return entries != nil
@@ -92,7 +90,7 @@ func isReset(entries []metav1.ManagedFieldsEntry) bool {
 	return len(entries) == 1 && reflect.DeepEqual(entries[0], metav1.ManagedFieldsEntry{})
 }
 
-// valid tells whether the entries can be read.
+// valid reports whether the entries can be parsed.
 func valid(entries []metav1.ManagedFieldsEntry) bool {
 	for i := range entries {
 		e := &entries[i]
@@ -104,7 +102,7 @@ func valid(entries []metav1.ManagedFieldsEntry) bool {
 	return true
 }
 
-// track edits the entries.
+// track returns the entries with the changes of w.
 func track(w Write, entries []metav1.ManagedFieldsEntry) []metav1.ManagedFieldsEntry {
 	p := planOf(w.Kind, w.Object)
 	diff := newTree()
@@ -136,7 +134,7 @@ func track(w Write, entries []metav1.ManagedFieldsEntry) []metav1.ManagedFieldsE
 		e.FieldsV1 = rest
 		if sameOwner(&e, &mine) {
 			previous = rest
-			continue // it comes back below, or as it was if nothing was taken
+			continue // added again below, or kept if the write changed nothing
 		}
 		out = append(out, e)
 	}
@@ -165,7 +163,7 @@ func sameOwner(a, b *metav1.ManagedFieldsEntry) bool {
 		(a.APIVersion == b.APIVersion || a.Operation == metav1.ManagedFieldsOperationApply)
 }
 
-// without is a set less what changed; false if nothing is left.
+// without returns a set less the changed fields. It returns false if nothing is left.
 func without(fields *metav1.FieldsV1, diff *tree) (*metav1.FieldsV1, bool) {
 	if fields == nil {
 		return nil, false
@@ -185,8 +183,8 @@ func without(fields *metav1.FieldsV1, diff *tree) (*metav1.FieldsV1, bool) {
 	return encode(set, member), true
 }
 
-// taken is the writer's new set: what it had and what it added or modified. any
-// is false if it took nothing.
+// taken returns the writer's new set: its previous fields and those that it added or modified.
+// any is false if it added and modified nothing.
 func taken(previous *metav1.FieldsV1, diff *tree) (fields *metav1.FieldsV1, any bool) {
 	if !diff.has(0, added|modified) {
 		return nil, false
@@ -201,8 +199,7 @@ func taken(previous *metav1.FieldsV1, diff *tree) (fields *metav1.FieldsV1, any 
 	return encode(set, member), true
 }
 
-// texts are buffers in which sets are written before they are copied to their
-// size.
+// texts holds buffers in which sets are encoded before they are copied to their final size.
 var texts = sync.Pool{New: func() any { b := make([]byte, 0, 2048); return &b }}
 
 func encode(t *tree, flags uint8) *metav1.FieldsV1 {
@@ -216,7 +213,7 @@ func encode(t *tree, flags uint8) *metav1.FieldsV1 {
 	return f
 }
 
-// sorted puts entries into the order that Kubernetes stores them in.
+// sorted returns the entries in the order in which Kubernetes stores them.
 func sorted(entries []metav1.ManagedFieldsEntry) []metav1.ManagedFieldsEntry {
 	if slices.IsSortedFunc(entries, order) {
 		return entries

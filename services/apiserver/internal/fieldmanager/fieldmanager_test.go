@@ -31,7 +31,7 @@ import (
 
 var converter = applyconfigurations.NewTypeConverter(scheme.Scheme)
 
-// reference is apimachinery's field manager of a door.
+// reference returns apimachinery's field manager of a door.
 func reference(t testing.TB, k *resource.Kind, subresource string) *managedfields.FieldManager {
 	t.Helper()
 	fm, err := managedfields.NewDefaultFieldManager(converter, same1{}, same1{}, scheme.Scheme, k.GVK, k.GVK.GroupVersion(), subresource,
@@ -42,7 +42,7 @@ func reference(t testing.TB, k *resource.Kind, subresource string) *managedfield
 	return fm
 }
 
-// same1 converts nothing and defaults nothing.
+// same1 is a converter for objects with a single version and without defaults.
 type same1 struct{}
 
 func (same1) Convert(in, out, context any) error { return fmt.Errorf("no conversion") }
@@ -57,8 +57,8 @@ func (same1) ConvertFieldLabel(gvk schema.GroupVersionKind, label, value string)
 }
 func (same1) Default(runtime.Object) {}
 
-// random fills objects with short, colliding values, so that keys repeat and
-// fields match now and then.
+// random returns a filler of objects with short, colliding values, so that keys are duplicated
+// and fields match occasionally.
 func random(rng *rand.Rand) *randfill.Filler {
 	words := []string{"", "a", "b", "ab", "x<y", "ä", `q"q`, "back\\slash", "c\nd"}
 	return randfill.New().RandSource(rng).NilChance(.4).NumElements(0, 3).MaxDepth(24).Funcs(
@@ -91,7 +91,7 @@ func random(rng *rand.Rand) *randfill.Filler {
 	)
 }
 
-// mutate replaces parts of obj by those of another random object.
+// mutate replaces parts of obj with those of another random object.
 func mutate(rng *rand.Rand, obj, other reflect.Value) {
 	if obj.Kind() == reflect.Pointer {
 		if obj.IsNil() || other.IsNil() {
@@ -112,7 +112,7 @@ func mutate(rng *rand.Rand, obj, other reflect.Value) {
 	}
 }
 
-func TestTrackEqualsApimachinery(t *testing.T) {
+func TestTrackMatchesApimachinery(t *testing.T) {
 	rounds := 60
 	if testing.Short() {
 		rounds = 10
@@ -146,8 +146,8 @@ func TestTrackEqualsApimachinery(t *testing.T) {
 	}
 }
 
-// compareRun creates an object and changes it a few times by several managers
-// through several doors, with both implementations.
+// compareRun creates an object and changes it a few times, as several managers and through
+// several doors, with both implementations.
 func compareRun(t *testing.T, k *resource.Kind, refs map[string]*managedfields.FieldManager, doors []string, seed int64) (compared int) {
 	t.Helper()
 	rng := rand.New(rand.NewSource(seed))
@@ -187,7 +187,7 @@ func compareRun(t *testing.T, k *resource.Kind, refs map[string]*managedfields.F
 		}
 		updated, err := refs[door].Update(live, want, manager)
 		if err != nil {
-			return compared // an object that the machinery cannot look at (no key set)
+			return compared // an object that the machinery cannot handle (no key is set)
 		}
 		got := obj
 		fields.Track(Write{Kind: k, Subresource: door, Old: old, Object: got, Manager: manager, Now: now})
@@ -206,7 +206,7 @@ func compareRun(t *testing.T, k *resource.Kind, refs map[string]*managedfields.F
 	return compared
 }
 
-// describe is entries without their times, which both take from a clock.
+// describe formats entries without their times, which depend on the clock.
 func describe(entries []metav1.ManagedFieldsEntry) string {
 	lines := make([]string, len(entries))
 	for i, e := range entries {
@@ -216,18 +216,17 @@ func describe(entries []metav1.ManagedFieldsEntry) string {
 	return strings.Join(lines, "\n")
 }
 
-func TestTableIsCurrent(t *testing.T) {
+func TestSchemaIsCurrent(t *testing.T) {
 	var b bytes.Buffer
 	if err := schemagen.Write(&b); err != nil {
 		t.Fatal(err)
 	}
 	if b.String() != schemaText {
-		t.Error("schema.txt is not what `go generate` makes")
+		t.Error("schema.txt is out of date: run `go generate`")
 	}
 }
 
-// TestManyManagers lets the oldest of many managers be merged, as apimachinery
-// does.
+// TestManyManagers checks that the oldest of many managers are merged as in apimachinery.
 func TestManyManagers(t *testing.T) {
 	k := core.ConfigMap()
 	ref, fields := reference(t, k, ""), New(nil)
@@ -259,8 +258,7 @@ func TestManyManagers(t *testing.T) {
 		if len(g) > maxUpdaters+1 {
 			t.Fatalf("write %d: %d managers", i, len(g))
 		}
-		// Both go on with one second between two writes, so that they agree on what
-		// is oldest.
+		// Set times one second apart in both, so that they agree on which entry is the oldest.
 		for j := range g {
 			at := metav1.NewTime(now.Add(-time.Hour + time.Duration(i-len(g)+j)*time.Second))
 			if g[j].Manager == manager {
@@ -286,17 +284,17 @@ func FuzzParse(f *testing.F) {
 		y := newTree()
 		defer y.release()
 		if !y.parse(text) {
-			t.Fatalf("%q is written as %q, which cannot be read", data, text)
+			t.Fatalf("%q is encoded as %q, which cannot be parsed", data, text)
 		}
 		if again := y.appendJSON(nil, member); string(again) != string(text) {
-			t.Fatalf("%q becomes %q becomes %q", data, text, again)
+			t.Fatalf("%q is encoded as %q and then as %q", data, text, again)
 		}
 		x.subtract(0, y, 0)
 		x.union(0, y, 0, member)
 	})
 }
 
-// TestHostileFields tracks over managed fields that a client made up.
+// TestHostileFields tracks over managed fields that a client has made up.
 func TestHostileFields(t *testing.T) {
 	k := core.ConfigMap()
 	for _, raw := range []string{"", "{", "5", `{"x":{}}`, `{"f:a":5}`, strings.Repeat(`{"f:a":`, 5000)} {

@@ -15,7 +15,7 @@ import (
 	kinds "keelson.dev/services/apiserver/internal/resource"
 )
 
-// form is how a Go type appears in JSON.
+// form is how a Go type is represented in JSON.
 type form uint8
 
 const (
@@ -26,7 +26,7 @@ const (
 	listForm
 )
 
-// plan is how to walk a Go type. Pointers are followed before.
+// plan describes how to walk a Go type. Pointers are dereferenced first.
 type plan struct {
 	form   form
 	typ    reflect.Type
@@ -52,7 +52,7 @@ type keyPlan struct {
 	field *fieldPlan
 }
 
-// plans of the kinds' Go types.
+// plans caches the plans of the kinds' Go types.
 var plans sync.Map // reflect.Type -> *plan
 
 func planOf(k *kinds.Kind, obj kinds.Object) *plan {
@@ -77,7 +77,7 @@ type compiler struct{ made map[planKey]*plan }
 
 var jsonMarshaler = reflect.TypeFor[json.Marshaler]()
 
-// compile makes the plan of a type in a field of which the table says info.
+// compile returns the plan of a type that is used in a field described by info.
 func (c *compiler) compile(t reflect.Type, info fieldInfo) *plan {
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -90,7 +90,7 @@ func (c *compiler) compile(t reflect.Type, info fieldInfo) *plan {
 		return p
 	}
 	p := &plan{typ: t, atomic: info.atomic, set: info.set}
-	c.made[key] = p // before the fields: types may be recursive
+	c.made[key] = p // before the fields, because types may be recursive
 	switch {
 	case t.Implements(jsonMarshaler) || reflect.PointerTo(t).Implements(jsonMarshaler):
 		p.form, p.equal = customForm, equalOf(t)
@@ -123,14 +123,13 @@ func (p *plan) field(name string) *fieldPlan {
 	panic("fieldmanager: " + p.typ.String() + " has no field " + name)
 }
 
-// untracked are the fields of metadata that nobody owns (apimachinery's
-// stripMetaManager).
+// untracked is the set of metadata fields that no manager owns (apimachinery's stripMetaManager).
 var untracked = map[string]bool{
 	"name": true, "namespace": true, "creationTimestamp": true, "selfLink": true, "uid": true,
 	"generation": true, "managedFields": true, "resourceVersion": true,
 }
 
-// fields collects a struct's fields, those of inlined structs included.
+// fields collects a struct's fields, including those of inlined structs.
 func (c *compiler) fields(p *plan, t reflect.Type, path []int, info typeInfo) {
 	for i := range t.NumField() {
 		f := t.Field(i)
@@ -168,7 +167,7 @@ func hasOption(options, want string) bool {
 	return false
 }
 
-// equalOf compares values of a type with a JSON encoding of its own.
+// equalOf returns how to compare values of a type with a JSON encoding of its own.
 func equalOf(t reflect.Type) func(a, b reflect.Value) bool {
 	switch t {
 	case reflect.TypeFor[metav1.Time]():

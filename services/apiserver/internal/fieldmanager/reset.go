@@ -6,14 +6,14 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// door is a resource and the subresource that is written through.
+// door is a resource and the subresource through which it is written.
 type door struct {
 	resource    schema.GroupResource
 	subresource string
 }
 
-// resets are the doors whose fields to reset differ from the rule below
-// (Kubernetes' strategies' GetResetFields).
+// resets lists the doors whose reset fields differ from the rule below (GetResetFields of
+// Kubernetes' strategies).
 var resets = map[door][]string{
 	{schema.GroupResource{Resource: "pods"}, "status"}:                                                       {"spec", "metadata.deletionTimestamp", "metadata.ownerReferences"},
 	{schema.GroupResource{Group: "apps", Resource: "deployments"}, "status"}:                                 {"spec", "metadata.labels"},
@@ -21,8 +21,8 @@ var resets = map[door][]string{
 	{schema.GroupResource{Resource: "namespaces"}, "finalize"}:                                               {"status"},
 }
 
-// resetFields are the paths that a door does not write, whatever the client
-// sends, and that its writers therefore do not come to own.
+// resetFields returns the paths that a door ignores, whatever the client sends, and that its
+// writers therefore do not own.
 func resetFields(k *resource.Kind, subresource string) []string {
 	if r, ok := resets[door{k.GVK.GroupVersion().WithResource(k.Resource).GroupResource(), subresource}]; ok {
 		return r

@@ -11,16 +11,15 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// scaleKind is what the machinery needs to know of a Scale.
+// scaleKind is what the machinery needs to know about a Scale.
 var scaleKind = &resource.Kind{
 	GVK:      autoscalingv1.SchemeGroupVersion.WithKind("Scale"),
 	Resource: "scales",
 	New:      func() resource.Object { return &autoscalingv1.Scale{} },
 }
 
-// scaleSchema is the schema of a Scale, which client-go's does not have. What an
-// applier owns of the metadata comes to nothing: only the replicas are the
-// object's.
+// scaleSchema is the schema of a Scale, which client-go's schema lacks. What an applier owns of
+// the metadata is dropped: only the replicas belong to the object.
 const scaleSchema = `types:
 - name: io.k8s.api.autoscaling.v1.Scale
   map:
@@ -57,12 +56,12 @@ const scaleSchema = `types:
     elementRelationship: atomic
 `
 
-// replicasPath is where every kind that has a scale keeps its replicas.
+// replicasPath is the path of the replicas in every kind that has a scale.
 var replicasPath = fieldpath.MakePathOrDie("spec", "replicas")
 
-// ApplyScale merges a configuration of a Scale into that of w.Old. It returns the
-// new Scale and the managed fields of the object that it is the scale of: whoever
-// owns the scale's replicas owns the object's.
+// ApplyScale merges a configuration of a Scale into the scale of w.Old. It returns the new Scale
+// and the managed fields of the scaled object: the owner of the scale's replicas owns the
+// object's.
 func (f *Fields) ApplyScale(w Write, scale *autoscalingv1.Scale, configuration map[string]any, force bool) (*autoscalingv1.Scale, []metav1.ManagedFieldsEntry, error) {
 	gv := w.Kind.GVK.GroupVersion()
 	handler := managedfields.NewScaleHandler(managed(w), gv, managedfields.ResourcePathMappings{gv.String(): replicasPath})
@@ -79,7 +78,7 @@ func (f *Fields) ApplyScale(w Write, scale *autoscalingv1.Scale, configuration m
 	}
 	applied, ok := obj.(*autoscalingv1.Scale)
 	if !ok {
-		return nil, nil, fmt.Errorf("apply made a %T", obj)
+		return nil, nil, fmt.Errorf("apply: expected a Scale, got %T", obj)
 	}
 	if fields, err = handler.ToParent(applied.GetManagedFields()); err != nil {
 		return nil, nil, err

@@ -11,20 +11,19 @@ import (
 
 //go:generate sh -c "go run ./schemagen/schemagen > schema.txt"
 
-// schemaText has a line for each type of Kubernetes' schema of which there is
-// more to say than its Go type does: lists are atomic and maps granular where it
-// says nothing.
+// schemaText has a line for each type of Kubernetes' schema that differs from the defaults of its
+// Go type: lists are atomic and maps granular unless the line says otherwise.
 //
 //go:embed schema.txt
 var schemaText string
 
-// typeInfo is a line of schema.txt.
+// typeInfo is a parsed line of schema.txt.
 type typeInfo struct {
 	atomic bool
 	fields map[string]fieldInfo
 }
 
-// fieldInfo is what a line says of a field.
+// fieldInfo is the entry of a field in a line.
 type fieldInfo struct {
 	atomic, granular, set bool
 	keys                  []keyInfo
@@ -36,7 +35,7 @@ type keyInfo struct {
 	def  any // nil if the key has no default
 }
 
-// schemaTable is schema.txt, by Go package path and type name.
+// schemaTable is schema.txt, keyed by the type's name in the schema.
 var schemaTable = sync.OnceValue(func() map[string]typeInfo {
 	table := map[string]typeInfo{}
 	for line := range strings.Lines(schemaText) {
@@ -79,8 +78,7 @@ func parseField(what string) fieldInfo {
 	return f
 }
 
-// schemaName is a Go type's name in Kubernetes' schema:
-// "io.k8s.api.core.v1.Pod".
+// schemaName returns a Go type's name in Kubernetes' schema, such as "io.k8s.api.core.v1.Pod".
 func schemaName(pkgPath, name string) string {
 	host, path, _ := strings.Cut(pkgPath, "/")
 	parts := strings.Split(host, ".")

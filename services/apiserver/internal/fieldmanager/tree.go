@@ -5,8 +5,7 @@ import (
 	"sync"
 )
 
-// What a node of a tree says of its path. A set of fields uses member; the
-// comparison of two objects the other three.
+// Flags of a node. A set of fields uses member; a comparison of two objects uses the other three.
 const (
 	member uint8 = 1 << iota
 	added
@@ -14,8 +13,8 @@ const (
 	removed
 )
 
-// tree is a set of fields, or a comparison: a trie of path elements in their
-// serialized form ("f:spec", `k:{"name":"a"}`, `v:"x"`), in order.
+// tree is a set of fields, or a comparison: a trie of path elements in their serialized form
+// ("f:spec", `k:{"name":"a"}`, `v:"x"`), in order.
 type tree struct {
 	nodes []node // nodes[0] is the root
 }
@@ -23,7 +22,7 @@ type tree struct {
 type node struct {
 	elem  string
 	flags uint8
-	// first and last child and next sibling; 0 is none.
+	// Indexes of the first and last child and of the next sibling; 0 means that there is none.
 	first, last, next int32
 }
 
@@ -36,7 +35,7 @@ func newTree() *tree {
 }
 
 func (t *tree) release() {
-	clear(t.nodes) // lets go of the strings
+	clear(t.nodes) // releases the strings
 	if cap(t.nodes) < 1<<14 {
 		trees.Put(t)
 	}
@@ -56,7 +55,7 @@ func (t *tree) push(parent int32, elem string) int32 {
 	return i
 }
 
-// drop takes back the last child, which was pushed after before.
+// drop removes the last child, whose preceding sibling is before.
 func (t *tree) drop(parent, before int32) {
 	p := &t.nodes[parent]
 	p.last = before
@@ -67,7 +66,7 @@ func (t *tree) drop(parent, before int32) {
 	}
 }
 
-// has tells whether a node below i has any of the flags.
+// has reports whether a node below i has any of the flags.
 func (t *tree) has(i int32, flags uint8) bool {
 	for c := t.nodes[i].first; c != 0; c = t.nodes[c].next {
 		if t.nodes[c].flags&flags != 0 || t.has(c, flags) {
@@ -77,8 +76,8 @@ func (t *tree) has(i int32, flags uint8) bool {
 	return false
 }
 
-// subtract removes from the set below i every member that the comparison below j
-// has at all, and says whether there was any.
+// subtract removes from the set below i every member that the comparison below j contains, and
+// reports whether there was any.
 func (t *tree) subtract(i int32, diff *tree, j int32) (changed bool) {
 	var before int32
 	d := diff.nodes[j].first
@@ -102,7 +101,7 @@ func (t *tree) subtract(i int32, diff *tree, j int32) (changed bool) {
 	return changed
 }
 
-// unlink removes the child c, which comes after before.
+// unlink removes the child c, whose preceding sibling is before.
 func (t *tree) unlink(parent, before, c int32) {
 	next := t.nodes[c].next
 	if before == 0 {
@@ -115,8 +114,7 @@ func (t *tree) unlink(parent, before, c int32) {
 	}
 }
 
-// union adds to the set below i the nodes of o below j that have any of the
-// flags.
+// union adds to the set below i the nodes of o below j that have any of the flags.
 func (t *tree) union(i int32, o *tree, j int32, flags uint8) {
 	var before int32
 	c := t.nodes[i].first
@@ -139,7 +137,7 @@ func (t *tree) union(i int32, o *tree, j int32, flags uint8) {
 	}
 }
 
-// insert adds a child after before.
+// insert adds a child after the sibling before, or as the first child if before is 0.
 func (t *tree) insert(parent, before int32, elem string) int32 {
 	i := int32(len(t.nodes))
 	n := node{elem: elem}
@@ -160,7 +158,7 @@ func (t *tree) insert(parent, before int32, elem string) int32 {
 	return i
 }
 
-// appendJSON writes the nodes with any of the flags as FieldsV1.
+// appendJSON appends the nodes that have any of the flags, as FieldsV1.
 func (t *tree) appendJSON(b []byte, flags uint8) []byte {
 	return append(t.appendChildren(append(b, '{'), 0, flags), '}')
 }
@@ -197,8 +195,8 @@ func (t *tree) appendChildren(b []byte, i int32, flags uint8) []byte {
 	return b
 }
 
-// appendString writes a string as jsoniter's stream does: quotes, backslashes and
-// control characters escaped, everything else as it is.
+// appendString appends a string as jsoniter's stream does: only quotes, backslashes and control
+// characters are escaped.
 func appendString(b []byte, s string) []byte {
 	b = append(b, '"')
 	start := 0
@@ -226,10 +224,10 @@ func appendString(b []byte, s string) []byte {
 	return append(append(b, s[start:]...), '"')
 }
 
-// maxDepth bounds the nesting of a set that is read.
+// maxDepth bounds the nesting of a set that is parsed.
 const maxDepth = 100
 
-// parse reads FieldsV1 into an empty tree; false if it is none.
+// parse parses FieldsV1 into an empty tree. It returns false if data is not valid FieldsV1.
 func (t *tree) parse(data []byte) bool {
 	p := parser{tree: t, data: data}
 	return p.space() && p.object(0, 0) && !p.space()
@@ -241,7 +239,7 @@ type parser struct {
 	pos  int
 }
 
-// space skips white space and tells whether there is more.
+// space skips white space and reports whether there is more input.
 func (p *parser) space() bool {
 	for p.pos < len(p.data) {
 		switch p.data[p.pos] {
@@ -262,7 +260,7 @@ func (p *parser) take(c byte) bool {
 	return false
 }
 
-// object reads the children of node i. An element without any is a member.
+// object parses the children of node i. An element without children is a member.
 func (p *parser) object(i int32, depth int) bool {
 	if depth > maxDepth || !p.take('{') {
 		return false
@@ -298,7 +296,7 @@ func (p *parser) object(i int32, depth int) bool {
 	return true
 }
 
-// child appends a child, or finds its place where the input is not in order.
+// child appends a child, or inserts it in order if the input is not sorted.
 func (p *parser) child(i int32, elem string) int32 {
 	t := p.tree
 	last := t.nodes[i].last

@@ -5,16 +5,15 @@ import (
 	"slices"
 )
 
-// walker compares two objects of one type into a tree, as
-// structured-merge-diff's Compare does. An invalid reflect.Value stands for what
-// is absent; a nil pointer, slice or map for null.
+// walker compares two objects of the same type into a tree, like structured-merge-diff's Compare.
+// An invalid reflect.Value stands for an absent value, and a nil pointer, slice or map for null.
 type walker struct {
 	tree *tree
-	// skip are the paths that the door resets ("status", "metadata.labels").
+	// skip lists the paths that the door resets ("status", "metadata.labels").
 	skip []string
 }
 
-// root compares whole objects.
+// root compares entire objects.
 func (w *walker) root(p *plan, old, obj reflect.Value) {
 	for i := range p.fields {
 		f := &p.fields[i]
@@ -29,7 +28,7 @@ func (w *walker) root(p *plan, old, obj reflect.Value) {
 	}
 }
 
-// metadata is always there, and nobody owns it as such.
+// metadata compares the metadata, which is always present and is not owned as a whole.
 func (w *walker) metadata(f *fieldPlan, old, obj reflect.Value) {
 	before := w.tree.nodes[0].last
 	i := w.tree.push(0, f.elem)
@@ -46,7 +45,7 @@ func (w *walker) metadata(f *fieldPlan, old, obj reflect.Value) {
 	}
 }
 
-// field compares one field of two structs; either may be absent.
+// field compares one field of two structs, either of which may be absent.
 func (w *walker) field(f *fieldPlan, old, obj reflect.Value, parent int32) {
 	l, r := f.get(old), f.get(obj)
 	if l.IsValid() || r.IsValid() {
@@ -54,7 +53,7 @@ func (w *walker) field(f *fieldPlan, old, obj reflect.Value, parent int32) {
 	}
 }
 
-// get returns the field's value; invalid if JSON leaves it out.
+// get returns the field's value. It is invalid if JSON omits the field.
 func (f *fieldPlan) get(v reflect.Value) reflect.Value {
 	if !v.IsValid() {
 		return v
@@ -88,8 +87,8 @@ func isEmpty(v reflect.Value) bool {
 	return false
 }
 
-// isNull tells what JSON writes as null. Custom types decide for themselves;
-// their comparison knows.
+// isNull reports whether JSON encodes v as null. Types with their own encoding are handled by
+// their comparison.
 func isNull(v reflect.Value) bool {
 	switch v.Kind() {
 	case reflect.Pointer, reflect.Slice, reflect.Map, reflect.Interface:
@@ -105,8 +104,8 @@ func deref(v reflect.Value) reflect.Value {
 	return v
 }
 
-// visit compares two values, one of which may be absent, and adds what it finds
-// below parent.
+// visit compares two values, either of which may be absent, and adds the differences below
+// parent.
 func (w *walker) visit(p *plan, l, r reflect.Value, parent int32, elem string) {
 	l, r = deref(l), deref(r)
 	before := w.tree.nodes[parent].last
@@ -144,7 +143,7 @@ func (w *walker) visit(p *plan, l, r reflect.Value, parent int32, elem string) {
 	}
 }
 
-// container is a value to look into: null has nothing in it.
+// container returns v with null replaced by an absent value, since neither has any contents.
 func container(v reflect.Value) reflect.Value {
 	if v.IsValid() && isNull(v) {
 		return reflect.Value{}
@@ -152,8 +151,8 @@ func container(v reflect.Value) reflect.Value {
 	return v
 }
 
-// leaf tells whether two values are compared as one: scalars, atomic lists and
-// maps, and what is empty on both sides.
+// leaf reports whether two values are compared as a whole: scalars, atomic lists and maps, and
+// values that are empty on both sides.
 func (w *walker) leaf(p *plan, l, r reflect.Value) bool {
 	if p.form == scalarForm || p.form == customForm || p.atomic {
 		return true
@@ -161,7 +160,7 @@ func (w *walker) leaf(p *plan, l, r reflect.Value) bool {
 	return hollow(p, l) && hollow(p, r)
 }
 
-// hollow tells what is absent, null or empty.
+// hollow reports whether a value is absent, null or empty.
 func hollow(p *plan, v reflect.Value) bool {
 	if !v.IsValid() || isNull(v) {
 		return true
@@ -177,7 +176,7 @@ func hollow(p *plan, v reflect.Value) bool {
 	return true
 }
 
-// same compares two present values as JSON values.
+// same reports whether two present values are equal as JSON values.
 func same(p *plan, a, b reflect.Value) bool {
 	a, b = deref(a), deref(b)
 	if na, nb := isNull(a), isNull(b); na || nb {
@@ -238,7 +237,7 @@ func sameScalar(a, b reflect.Value) bool {
 	return reflect.DeepEqual(a.Interface(), b.Interface())
 }
 
-// mapItems compares the entries of two maps, in the order of their keys.
+// mapItems compares the entries of two maps in the order of their keys.
 func (w *walker) mapItems(p *plan, l, r reflect.Value, parent int32) {
 	if p.typ == stringMapType {
 		w.stringItems(asStrings(l), asStrings(r), parent)
@@ -283,7 +282,7 @@ func asStrings(v reflect.Value) map[string]string {
 	return m
 }
 
-// stringItems is mapItems for labels, annotations and data.
+// stringItems is mapItems for map[string]string, such as labels, annotations and data.
 func (w *walker) stringItems(l, r map[string]string, parent int32) {
 	var buf [16]string
 	keys := buf[:0]
@@ -314,8 +313,8 @@ func (w *walker) stringItems(l, r map[string]string, parent int32) {
 	}
 }
 
-// item is what two lists have under one path element: one value each, or more
-// where keys are repeated.
+// item holds the values that two lists have under the same path element. There are several in a
+// list if keys are duplicated.
 type item struct {
 	elem         string
 	l, r         reflect.Value
@@ -335,7 +334,7 @@ func (w *walker) listItems(p *plan, l, r reflect.Value, parent int32) {
 	}
 }
 
-// items adds a list's elements to those with the same path elements.
+// items adds a list's elements to the items with the same path elements.
 func (p *plan) items(items []item, list reflect.Value, right bool) []item {
 	if !list.IsValid() {
 		return items
@@ -365,8 +364,8 @@ func (p *plan) items(items []item, list reflect.Value, right bool) []item {
 	return items
 }
 
-// listItem compares what both lists have under one key. Duplicates are compared
-// as one.
+// listItem compares the values that both lists have under one key. Duplicates are compared as a
+// whole.
 func (w *walker) listItem(p *plan, it *item, parent int32) {
 	flag := func(flags uint8) {
 		if last := w.tree.nodes[parent].last; last != 0 && w.tree.nodes[last].elem == it.elem {
@@ -396,8 +395,8 @@ func (w *walker) listItem(p *plan, it *item, parent int32) {
 	}
 }
 
-// element is the path element of an associative list's item; false where it has
-// none (no key is set).
+// element returns the path element of an associative list's item. It returns false if no key is
+// set.
 func (p *plan) element(v reflect.Value) (string, bool) {
 	v = deref(v)
 	var buf [128]byte

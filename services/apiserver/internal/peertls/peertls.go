@@ -1,26 +1,25 @@
-// Package peertls is how apiservers know each other on their peer ports, where etcd,
-// the raft store and relayed sessions have the run of the state: by certificates of
-// an authority of their own, which signs nothing else and whose key no service has.
-// A certificate of the cluster's authority, whatever it says, is not accepted there,
-// and a peer's is not accepted by the API.
+// Package peertls authenticates apiservers to each other on their peer ports, where etcd, the
+// raft store and relayed sessions have unrestricted access to the state. They use certificates of
+// a separate authority, which signs nothing else and whose key no service has. A certificate of
+// the cluster's authority is not accepted there, whatever it contains, and a peer's certificate
+// is not accepted by the API.
 //
 // # Upgrades
 //
-// Clusters used to have one authority, and peers were known by their common name in
-// it. Whoever upgrades one gives the apiservers a directory of peer certificates
-// with the file [TransitionFile] in it. While that file is there, an apiserver that
-// is not upgraded yet is accepted and spoken to as before; two upgraded ones use
-// their peer certificates all the same: a client offers [serverName], by which a
-// server knows which certificate it will accept, and a server names the authority of
-// peers, by which a client knows. When the file is removed, which takes effect at
-// the next handshake, the cluster's authority has no say any more. Connections that
-// are there stay.
+// Clusters used to have a single authority, in which peers were identified by their common name.
+// To upgrade one, an operator gives the apiservers a directory of peer certificates that contains
+// the file [TransitionFile]. While that file exists, apiservers that are not upgraded yet are
+// accepted and connected to as before, while two upgraded ones already use their peer
+// certificates: a client sends [serverName], from which the server learns which certificate the
+// client accepts, and a server names the peer authority, from which the client learns the same.
+// When the file is removed, which takes effect at the next handshake, the cluster's authority is
+// no longer accepted. Established connections are kept.
 //
-// Without peer certificates, the cluster's authority and the common name of the own
-// certificate count, as before, until there are some: they need no restart.
+// Without peer certificates, the cluster's authority and the common name of the apiserver's own
+// certificate are used. Peer certificates are picked up without a restart once they exist.
 //
-// It must never show the cluster's certificate, or accept one in a handshake, once
-// there is a peer's and no TransitionFile.
+// The package must never present the cluster's certificate, nor accept one in a handshake, once
+// there is a peer certificate and no TransitionFile.
 package peertls
 
 import (
@@ -42,29 +41,31 @@ import (
 )
 
 const (
-	// Dir is the directory of peer certificates in that of an apiserver's identity.
+	// Dir is the directory of the peer certificate, below the directory of an apiserver's
+	// identity.
 	Dir = "peer"
-	// TransitionFile in it says that there may be apiservers without one.
+	// TransitionFile is a file in Dir. While it exists, apiservers without a peer certificate are
+	// accepted.
 	TransitionFile = "accept-cluster-authority"
 
-	// serverName signals to a server that the client trusts the peer authority.
+	// serverName tells a server that the client trusts the peer authority.
 	serverName = "peer.keelson.internal"
 )
 
-// Identity is what an apiserver shows to other apiservers, and whom it accepts.
+// Identity is what an apiserver presents to other apiservers, and decides which it accepts.
 type Identity struct {
 	cluster *identity.Source
 	dir     string
-	mu      sync.Mutex                      // one reader of dir at a time
-	found   atomic.Pointer[identity.Source] // nil where there is no peer certificate
-	refused atomic.Int64                    // time of a certificate that could not be used
+	mu      sync.Mutex                      // serializes loading from dir
+	found   atomic.Pointer[identity.Source] // nil while there is no peer certificate
+	refused atomic.Int64                    // modification time (ns) of a certificate that could not be loaded
 
 	byPeers, byCluster func(context.Context) error
 }
 
-// Load makes the identity of an apiserver whose certificate of the cluster's
-// authority is cluster. dir is where the peer certificate is, or will be; empty is
-// without one.
+// Load returns the identity of an apiserver. cluster holds its certificate of the cluster's
+// authority. dir is where the peer certificate is, or will be; if it is empty, there never is
+// one.
 func Load(cluster *identity.Source, dir string) (*Identity, error) {
 	p := &Identity{cluster: cluster, dir: dir}
 	p.byCluster = raft.Certificates(func() *x509.CertPool { return cluster.Current().Roots }, cluster.Name())
@@ -88,7 +89,7 @@ func load(dir string) (*identity.Source, error) {
 	return peer, nil
 }
 
-// Present reports whether a directory holds a certificate.
+// Present reports whether a directory contains a certificate.
 func Present(dir string) bool {
 	if dir == "" {
 		return false
@@ -97,7 +98,7 @@ func Present(dir string) bool {
 	return err == nil
 }
 
-// peer is the peer certificate, or nil while there is none.
+// peer returns the peer certificate, or nil if there is none yet.
 func (p *Identity) peer() *identity.Source {
 	if s := p.found.Load(); s != nil || !Present(p.dir) {
 		return s
@@ -114,10 +115,10 @@ func (p *Identity) peer() *identity.Source {
 	s, err := load(p.dir)
 	if err != nil {
 		p.refused.Store(st.ModTime().UnixNano())
-		slog.Warn("there is a peer certificate now, but it cannot be used", "dir", p.dir, "error", err)
+		slog.Warn("cannot load the new peer certificate", "dir", p.dir, "error", err)
 		return nil
 	}
-	slog.Info("apiservers know each other by peer certificates from now on", "dir", p.dir)
+	slog.Info("now using the peer certificate", "dir", p.dir)
 	p.found.Store(s)
 	return s
 }
@@ -125,7 +126,7 @@ func (p *Identity) peer() *identity.Source {
 // Strict reports whether only peer certificates are accepted.
 func (p *Identity) Strict() bool { return !p.mixed() }
 
-// mixed reports whether the cluster's authority counts here.
+// mixed reports whether certificates of the cluster's authority are accepted.
 func (p *Identity) mixed() bool {
 	if p.peer() == nil {
 		return true
@@ -134,7 +135,7 @@ func (p *Identity) mixed() bool {
 	return err == nil
 }
 
-// Client is for connections to other apiservers, wherever they are.
+// Client returns the configuration for connections to other apiservers, at any address.
 func (p *Identity) Client(protocols ...string) *tls.Config {
 	c := &tls.Config{
 		MinVersion: tls.VersionTLS13,
@@ -142,8 +143,8 @@ func (p *Identity) Client(protocols ...string) *tls.Config {
 		GetClientCertificate: func(asked *tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return p.shown(p.peer() != nil && slices.ContainsFunc(asked.AcceptableCAs, p.isIssuer)), nil
 		},
-		// VerifyConnection does all that is skipped here but comparing the host: a peer
-		// is known by its certificate, wherever it is.
+		// VerifyConnection does everything that is skipped here, except comparing the host name:
+		// a peer is identified by its certificate, at any address.
 		InsecureSkipVerify: true,
 		VerifyConnection:   p.verify(x509.ExtKeyUsageServerAuth),
 	}
@@ -153,7 +154,7 @@ func (p *Identity) Client(protocols ...string) *tls.Config {
 	return c
 }
 
-// Server is for the listeners where other apiservers connect.
+// Server returns the configuration for listeners that other apiservers connect to.
 func (p *Identity) Server(protocols ...string) *tls.Config {
 	config := func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		authority := p.cluster
@@ -173,10 +174,10 @@ func (p *Identity) Server(protocols ...string) *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: protocols, GetConfigForClient: config}
 }
 
-// Allow returns an error of gRPC unless the caller on a connection of Server's is
-// another apiserver, whose certificate is still good. A connection that was accepted
-// while the cluster's authority counted stays: its client would not know that it has
-// to make another.
+// Allow returns a gRPC error unless the caller, on a connection of a Server listener, is another
+// apiserver whose certificate is still valid. A connection that was accepted while the cluster's
+// authority was accepted remains allowed, because its client would not know that it must
+// reconnect.
 func (p *Identity) Allow(ctx context.Context) error {
 	if p.peer() != nil && p.byPeers(ctx) == nil {
 		return nil
@@ -184,7 +185,8 @@ func (p *Identity) Allow(ctx context.Context) error {
 	return p.byCluster(ctx)
 }
 
-// shown is the certificate for another that knows peers' certificates, or not.
+// shown returns the certificate to present. known is true if the other side accepts peer
+// certificates.
 func (p *Identity) shown(known bool) *tls.Certificate {
 	if peer := p.peer(); peer != nil && (known || !p.mixed()) {
 		return &peer.Current().Certificate
@@ -192,7 +194,7 @@ func (p *Identity) shown(known bool) *tls.Certificate {
 	return &p.cluster.Current().Certificate
 }
 
-// isIssuer reports whether a name is that of the authority of peers.
+// isIssuer reports whether name is that of the peer authority.
 func (p *Identity) isIssuer(name []byte) bool {
 	return bytes.Equal(name, p.peer().Current().Certificate.Leaf.RawIssuer)
 }
@@ -200,7 +202,7 @@ func (p *Identity) isIssuer(name []byte) bool {
 func (p *Identity) verify(usage x509.ExtKeyUsage) func(tls.ConnectionState) error {
 	return func(s tls.ConnectionState) error {
 		if len(s.PeerCertificates) == 0 {
-			return errors.New("the other apiserver shows no certificate")
+			return errors.New("the other apiserver presented no certificate")
 		}
 		peer := p.peer()
 		if peer == nil {
@@ -214,7 +216,7 @@ func (p *Identity) verify(usage x509.ExtKeyUsage) func(tls.ConnectionState) erro
 	}
 }
 
-// check verifies a chain up to an authority, for a common name.
+// check verifies a chain against an authority and compares the common name.
 func check(chain []*x509.Certificate, authority *identity.Source, name string, usage x509.ExtKeyUsage) error {
 	between := x509.NewCertPool()
 	for _, c := range chain[1:] {
@@ -226,7 +228,7 @@ func check(chain []*x509.Certificate, authority *identity.Source, name string, u
 		return err
 	}
 	if got := chain[0].Subject.CommonName; got != name {
-		return fmt.Errorf("%q is no apiserver", got)
+		return fmt.Errorf("%q is not an apiserver", got)
 	}
 	return nil
 }

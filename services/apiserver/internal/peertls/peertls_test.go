@@ -23,7 +23,7 @@ import (
 	"keelson.dev/services/internal/identity/identitytest"
 )
 
-// site is the two authorities of a cluster.
+// site holds the two authorities of a cluster.
 type site struct {
 	*testing.T
 	cluster, peers *identitytest.CA
@@ -33,7 +33,7 @@ func newSite(t *testing.T) *site {
 	return &site{t, identitytest.NewCA(t), identitytest.NewCA(t, "peers")}
 }
 
-// apiserver is one that is upgraded.
+// apiserver returns the identity of an upgraded apiserver and its directory.
 func (s *site) apiserver(transition bool) (*peertls.Identity, string) {
 	s.Helper()
 	dir := s.TempDir()
@@ -55,7 +55,7 @@ func (s *site) touch(dir string) {
 	}
 }
 
-// before is an apiserver without peer certificates.
+// before returns the identity of an apiserver without a peer certificate.
 func (s *site) before(ca *identitytest.CA, name string) *peertls.Identity {
 	s.Helper()
 	p, err := peertls.Load(ca.Source(s.T, name), "")
@@ -65,7 +65,7 @@ func (s *site) before(ca *identitytest.CA, name string) *peertls.Identity {
 	return p
 }
 
-// handshake returns whose certificates the two sides saw, as issuer and name.
+// handshake returns the certificates that the two sides received, as issuer and name.
 func handshake(t *testing.T, server, client *tls.Config) (string, error) {
 	t.Helper()
 	a, b := net.Pipe()
@@ -101,23 +101,23 @@ func handshake(t *testing.T, server, client *tls.Config) (string, error) {
 	return r.saw + " to " + saw(c), errors.Join(err, r.err)
 }
 
-// TestWhoConnects is who is accepted by whom, before, during and after an upgrade.
-func TestWhoConnects(t *testing.T) {
+// TestWhoConnects checks which connections are accepted before, during and after an upgrade.
+func TestHandshakes(t *testing.T) {
 	s := newSite(t)
 	strict, _ := s.apiserver(false)
 	mixed, _ := s.apiserver(true)
 	old := s.before(s.cluster, "kube-apiserver")
 	scheduler := s.before(s.cluster, "system:kube-scheduler")
 	stranger := s.before(identitytest.NewCA(t, "peers"), identity.PeerName)
-	// A certificate of the cluster's authority in a peer's name.
+	// A certificate of the cluster's authority with a peer's name.
 	disguised := s.before(s.cluster, identity.PeerName)
-	// The authority of peers has signed it, and it is not a peer's.
+	// A certificate of the peer authority with another name.
 	other := s.before(s.peers, "kube-apiserver")
 	api := s.cluster.Source(t, "kube-apiserver")
 	const peer, cluster = "peers test-ca/keelson-peer", "test-ca/kube-apiserver"
 	for name, test := range map[string]struct {
 		server, client *tls.Config
-		want           string // empty is refused
+		want           string // empty if refused
 	}{
 		"after: peers":                   {strict.Server(), strict.Client(), peer + " to " + peer},
 		"after: old client":              {strict.Server(), old.Client(), ""},
@@ -125,7 +125,7 @@ func TestWhoConnects(t *testing.T) {
 		"after: scheduler":               {strict.Server(), scheduler.Client(), ""},
 		"after: name of a peer":          {strict.Server(), disguised.Client(), ""},
 		"after: server in a peer's name": {disguised.Server(), strict.Client(), ""},
-		"after: foreign authority":       {strict.Server(), stranger.Client(), ""},
+		"after: unknown authority":       {strict.Server(), stranger.Client(), ""},
 		"after: another name":            {strict.Server(), other.Client(), ""},
 		"after: nobody":                  {strict.Server(), &tls.Config{InsecureSkipVerify: true}, ""},
 		"during: peers":                  {mixed.Server(), mixed.Client(), peer + " to " + peer},
@@ -136,7 +136,7 @@ func TestWhoConnects(t *testing.T) {
 		"during: strict server":          {strict.Server(), mixed.Client(), peer + " to " + peer},
 		"during: scheduler":              {mixed.Server(), scheduler.Client(), ""},
 		"during: name of a peer":         {mixed.Server(), disguised.Client(), ""},
-		"during: foreign authority":      {mixed.Server(), stranger.Client(), ""},
+		"during: unknown authority":      {mixed.Server(), stranger.Client(), ""},
 		"before: apiservers":             {old.Server(), old.Client(), cluster + " to " + cluster},
 		"before: scheduler":              {old.Server(), scheduler.Client(), ""},
 		"a peer at the API":              {api.ServerTLS(true), strict.Client(), ""},
@@ -153,27 +153,27 @@ func TestWhoConnects(t *testing.T) {
 	}
 }
 
-// TestTransitionEnds takes the file away: nothing has to be started again.
+// TestTransitionEnds removes the file, which takes effect without a restart.
 func TestTransitionEnds(t *testing.T) {
 	s := newSite(t)
 	p, dir := s.apiserver(true)
 	old := s.before(s.cluster, "kube-apiserver")
 	server, client := p.Server(), p.Client()
 	if _, err := handshake(t, server, old.Client()); err != nil || p.Strict() {
-		t.Fatalf("while the file is there: %v", err)
+		t.Fatalf("while the file exists: %v", err)
 	}
 	if err := os.Remove(filepath.Join(dir, peertls.TransitionFile)); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := handshake(t, server, old.Client()); err == nil || !p.Strict() {
-		t.Errorf("an old client is accepted: %s", got)
+		t.Errorf("an old client was accepted: %s", got)
 	}
 	if got, err := handshake(t, old.Server(), client); err == nil {
-		t.Errorf("an old server is accepted: %s", got)
+		t.Errorf("an old server was accepted: %s", got)
 	}
 }
 
-// TestAllow asks again who is at the other end of a connection that is there.
+// TestAllow checks callers again on established connections.
 func TestAllow(t *testing.T) {
 	s := newSite(t)
 	p, dir := s.apiserver(true)
@@ -211,18 +211,18 @@ func TestAllow(t *testing.T) {
 		t.Fatal(err)
 	}
 	if a, b := ask(peer), ask(old); a != codes.Unimplemented || b != codes.Unimplemented {
-		t.Errorf("after: %s, %s: want connections to stay", a, b)
+		t.Errorf("after: %s, %s: want established connections to be kept", a, b)
 	}
 	c := dial(before)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	if _, err := memberv1.NewPeerServiceClient(c).Status(ctx, &memberv1.StatusRequest{}); status.Code(err) != codes.Unavailable {
-		t.Errorf("a new connection: %v, want it to be refused", err)
+		t.Errorf("a new connection: %v, want Unavailable", err)
 	}
 }
 
-// TestPeerCertificateComesLater: an apiserver that runs without one takes it up, and
-// goes on with those that have none yet, as long as it is told to.
+// TestPeerCertificateComesLater checks that a running apiserver picks up its peer certificate,
+// and that it keeps accepting apiservers without one while the transition file exists.
 func TestPeerCertificateComesLater(t *testing.T) {
 	s := newSite(t)
 	dir := t.TempDir()
@@ -250,9 +250,9 @@ func TestPeerCertificateComesLater(t *testing.T) {
 	check("with, upgraded client", server, upgraded.Client(), peer+" to "+peer)
 	check("with, upgraded server", upgraded.Server(), p.Client(), peer+" to "+peer)
 	strict, _ := s.apiserver(false)
-	check("with, strict server, client of before", strict.Server(), client, peer+" to "+peer)
+	check("with, strict server, earlier client", strict.Server(), client, peer+" to "+peer)
 	if p.Strict() {
-		t.Error("strict, although it is told to go on with the others")
+		t.Error("strict although the transition file exists")
 	}
 }
 
@@ -266,9 +266,9 @@ func TestLoad(t *testing.T) {
 	}
 	s.peers.Write(t, sub, "kube-apiserver")
 	if _, err := peertls.Load(id, sub); err == nil || !strings.Contains(err.Error(), "not a peer's") {
-		t.Errorf("another's certificate: %v", err)
+		t.Errorf("a certificate with another name: %v", err)
 	}
 	if peertls.Present("") || peertls.Present(dir) || !peertls.Present(sub) {
-		t.Error("where a certificate is present")
+		t.Error("Present must be true only for the directory with a certificate")
 	}
 }

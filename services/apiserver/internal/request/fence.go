@@ -2,12 +2,11 @@ package request
 
 import "context"
 
-// Fence is the epoch that the writes of a request depend on: what package fence
-// wrote for it in the stores.
+// Fence is the epoch that a request's writes depend on, as recorded by package fence.
 type Fence struct {
-	// Key is the same in both stores.
+	// Key is the key of the epoch, the same in both stores.
 	Key string
-	// Lasting and Transient are its revisions there.
+	// Lasting and Transient are the key's revisions in the two stores.
 	Lasting, Transient int64
 }
 
@@ -18,7 +17,7 @@ func WithFence(ctx context.Context, f Fence) context.Context {
 	return context.WithValue(ctx, fenceKey{}, &f)
 }
 
-// FenceFrom is the epoch that the writes depend on; nil is none.
+// FenceFrom returns the epoch that the writes depend on, or nil.
 func FenceFrom(ctx context.Context) *Fence {
 	f, _ := ctx.Value(fenceKey{}).(*Fence)
 	return f

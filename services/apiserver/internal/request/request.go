@@ -1,5 +1,5 @@
-// Package request is what every layer of the apiserver knows of a request: who
-// asks, what for, and under which trace. It must never know a transport.
+// Package request holds what every layer of the apiserver knows about a request: its user, its
+// attributes and its fence. It must never know about a transport.
 package request
 
 import (
@@ -9,24 +9,25 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// User is who asks.
+// User is the identity that a request is made by.
 type User struct {
 	Name   string
 	UID    string
 	Groups []string
 	Extra  map[string][]string
-	// Expires is when the credential ends by itself; zero is never.
+	// Expires is when the credential expires. Zero means never.
 	Expires time.Time
-	// Credential is what the user was authenticated by, where it can be withdrawn.
+	// Credential is what the user was authenticated by, if it can be withdrawn. Otherwise it is
+	// nil.
 	Credential Credential
-	// Impersonation is the impersonator's right to act as this user; nil without one.
+	// Impersonation is the impersonator's permission to act as this user, or nil.
 	Impersonation Credential
 }
 
 // Credential is a credential that was accepted.
 type Credential interface {
-	// Valid is false once the credential would be refused. One that cannot be checked
-	// at the moment is valid.
+	// Valid returns false once the credential would be refused. A credential that cannot be
+	// checked at the moment is valid.
 	Valid(ctx context.Context) bool
 }
 
@@ -34,7 +35,7 @@ type Credential interface {
 type Attributes struct {
 	User User
 	// Verb is a Kubernetes verb: get, list, watch, create, update, patch, delete,
-	// deletecollection, or a special one such as bind, escalate, impersonate.
+	// deletecollection, or a special one such as bind, escalate or impersonate.
 	Verb string
 	// Resource, Namespace, Name and Subresource are empty for a path.
 	Resource    schema.GroupVersionResource
@@ -43,22 +44,22 @@ type Attributes struct {
 	Name        string
 	// Path is the URL path of a request that is not for a resource.
 	Path string
-	// FieldSelector and LabelSelector of a list, watch or deletecollection, as
-	// the client wrote them.
+	// FieldSelector and LabelSelector are those of a list, watch or deletecollection, as the
+	// client sent them.
 	FieldSelector, LabelSelector string
 }
 
-// IsResource tells a request for a resource from one for a path.
+// IsResource reports whether the request is for a resource rather than for a path.
 func (a *Attributes) IsResource() bool { return a.Path == "" }
 
 type userKey struct{}
 
-// WithUser attaches the authenticated user.
+// WithUser attaches the authenticated user to a context.
 func WithUser(ctx context.Context, u User) context.Context {
 	return context.WithValue(ctx, userKey{}, u)
 }
 
-// UserFrom is the authenticated user; the zero User before authentication.
+// UserFrom returns the authenticated user, or the zero User before authentication.
 func UserFrom(ctx context.Context) User {
 	u, _ := ctx.Value(userKey{}).(User)
 	return u

@@ -2,24 +2,24 @@ package request
 
 import "strings"
 
-// The names under which service accounts act (KEP-1205).
+// User names and groups of service accounts (KEP-1205).
 const (
 	serviceAccountPrefix = "system:serviceaccount:"
 	serviceAccountsGroup = "system:serviceaccounts"
 )
 
-// ServiceAccountUser is the user name that a service account acts under.
+// ServiceAccountUser returns the user name of a service account.
 func ServiceAccountUser(namespace, name string) string {
 	return serviceAccountPrefix + namespace + ":" + name
 }
 
-// ServiceAccountGroups are the groups of every service account of the namespace.
+// ServiceAccountGroups returns the groups of the namespace's service accounts.
 func ServiceAccountGroups(namespace string) []string {
 	return []string{serviceAccountsGroup, serviceAccountsGroup + ":" + namespace}
 }
 
-// SplitServiceAccountUser is the service account that a user name stands for;
-// false for any other user.
+// SplitServiceAccountUser returns the service account that a user name belongs to. ok is false
+// for any other user.
 func SplitServiceAccountUser(user string) (namespace, name string, ok bool) {
 	rest, ok := strings.CutPrefix(user, serviceAccountPrefix)
 	if !ok {

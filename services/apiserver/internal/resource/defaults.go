@@ -7,13 +7,12 @@ import (
 	"sync"
 )
 
-// DefaultsVersion names this program's defaults. Objects that were stored under the
-// same version have them all; 0 says nothing. It is derived from the identity that
-// the Go linker gives a build, so it is another one after any change of the code,
-// also after one that changes no default: then objects are completed in vain, once
-// each time they are decoded, and nothing else.
+// DefaultsVersion identifies this program's defaults. Objects that were stored under the same
+// version have all of them; 0 matches no version. It is derived from the build ID that the Go
+// linker assigns, so it changes with any change of the code, even one that changes no default. In
+// that case defaults are applied again, without effect, each time an object is decoded.
 var DefaultsVersion = sync.OnceValue(func() uint64 {
-	// The running program, also where its file was replaced since it started.
+	// The running program, even if its file has been replaced since it started.
 	f, err := elf.Open("/proc/self/exe")
 	if err != nil {
 		return 0
@@ -30,9 +29,9 @@ var DefaultsVersion = sync.OnceValue(func() uint64 {
 	return noteVersion(note, f.ByteOrder)
 })
 
-// noteVersion is the version of a build by its ELF note: the lengths of name and
-// description, a type, both padded to four bytes. A build without identity has an
-// empty description.
+// noteVersion returns the version of a build from its ELF note: the lengths of name and
+// description, a type, and both texts padded to four bytes. The description of a build without an
+// ID is empty.
 func noteVersion(note []byte, order binary.ByteOrder) uint64 {
 	const head = 12
 	if len(note) < head {

@@ -7,7 +7,7 @@ import (
 
 func TestDefaultsVersion(t *testing.T) {
 	if v := DefaultsVersion(); v == 0 || v != DefaultsVersion() {
-		t.Errorf("version %x of a program that the Go linker made", v)
+		t.Errorf("got version %x, want a constant other than 0", v)
 	}
 }
 

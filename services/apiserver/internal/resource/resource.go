@@ -1,10 +1,9 @@
-// Package resource is the table of kinds: one row each, with all that the
-// pipeline, the fronts, discovery and documentation need to know of it. Adding a
-// kind is adding a row and, where it has rules of its own, one file in a kind
-// package.
+// Package resource is the table of kinds: a row for each kind, with everything that the pipeline,
+// the fronts, discovery and documentation need to know about it. Adding a kind means adding a row
+// and, if it has rules of its own, a file in a kind package.
 //
-// Rules are pure: they see objects and nothing else. What needs other objects
-// (does the namespace exist? which priority class?) is admission.
+// Rules are pure functions of the objects. Checks that need other objects (whether the namespace
+// exists, which priority class applies) belong to admission.
 package resource
 
 import (
@@ -16,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// Object is any object of Kubernetes' API in its Go type.
+// Object is any object of Kubernetes' API, as its Go type.
 type Object interface {
 	metav1.Object
 	runtime.Object
@@ -26,84 +25,82 @@ type Object interface {
 	Unmarshal([]byte) error
 }
 
-// Kind is one row of the table.
+// Kind is a row of the table.
 type Kind struct {
 	GVK schema.GroupVersionKind
-	// Resource is the plural, Singular the singular, lower case.
+	// Resource is the plural and Singular the singular name, in lower case.
 	Resource, Singular string
 	ShortNames         []string
 	Categories         []string
 	Namespaced         bool
-	// StorePrefix is Kubernetes' own etcd prefix, with a slash at both ends:
-	// "/registry/pods/". The key is the prefix, the namespace and a slash for
-	// namespaced kinds, and the name.
+	// StorePrefix is Kubernetes' own etcd prefix, with a slash at both ends: "/registry/pods/".
+	// An object's key is the prefix, for namespaced kinds the namespace and a slash, and the
+	// name.
 	StorePrefix string
-	// ProtoName is the protobuf message, "k8s.io.api.core.v1.Pod".
+	// ProtoName is the full name of the protobuf message: "k8s.io.api.core.v1.Pod".
 	ProtoName string
-	// New and NewList make empty objects of the Go types.
+	// New and NewList return empty objects of the Go types.
 	New     func() Object
 	NewList func() runtime.Object
-	// Rules are the kind's own.
+	// Rules are the kind's own rules.
 	Rules Rules
-	// Fields are the field selectors beyond metadata.name and
-	// metadata.namespace, by path ("spec.nodeName").
+	// Fields are the field selectors besides metadata.name and metadata.namespace, by path
+	// ("spec.nodeName"). Each function returns the field's value.
 	Fields map[string]func(Object) string
-	// Columns of `kubectl get`, after Name; Cells returns one cell for each. Both
-	// are nil for the two default columns, Name and Created At.
+	// Columns are the columns of `kubectl get` after Name, and Cells returns a cell for each.
+	// Both are nil for the two default columns, Name and Created At.
 	Columns []metav1.TableColumnDefinition
 	Cells   func(obj Object) []any
-	// PickDefault, if set, finds the object whose name the table of a list marks
-	// with "(default)"; nil if there is none.
+	// PickDefault, if set, returns the object whose name is marked with "(default)" in the table
+	// of a list, or nil if there is none.
 	PickDefault func(objs iter.Seq[Object]) Object
-	// NoNameColumn is set where the table has no leading Name column (Event).
+	// NoNameColumn is true if the table has no leading Name column (Event).
 	NoNameColumn bool
-	// Subresources by name.
+	// Subresources are the kind's subresources, by name.
 	Subresources map[string]Subresource
-	// Transient says that objects change every second and matter now: they lie in
-	// the store for such (see package store/raft), with revisions of its own.
+	// Transient is true for kinds whose objects change frequently and only matter now. They are
+	// in the transient store (package store/raft), which has revisions of its own.
 	Transient bool
-	// TTLSeconds, if not 0, is how long after its last write an object expires.
+	// TTLSeconds, if not 0, is how long after its last write an object expires, in seconds.
 	TTLSeconds int64
-	// NoDeleteCollection is set where a collection cannot be deleted (Namespace).
+	// NoDeleteCollection is true if the kind has no deletecollection verb (Namespace).
 	NoDeleteCollection bool
-	// ReturnsDeleted is set where a delete that leaves nothing answers with the
-	// object's last state; otherwise the answer is a Status.
+	// ReturnsDeleted is true if a delete that removes the object returns its last state.
+	// Otherwise it returns a Status.
 	ReturnsDeleted bool
-	// NoGeneration is set where metadata.generation is not kept (Kubernetes keeps
-	// it for kinds with a spec that controllers act on).
+	// NoGeneration is true if metadata.generation is not maintained. Kubernetes maintains it for
+	// kinds with a spec that controllers act on.
 	NoGeneration bool
-	// Immediate is called at each delete and decides how graceful it is; nil
-	// deletes at once. See Graceful.
+	// Graceful is called for each delete and decides the grace period. If it is nil, or returns
+	// graceful false, the object is deleted immediately.
 	Graceful func(obj Object, requested *int64) (seconds int64, graceful bool)
-	// DefaultPropagation is the propagation policy where the client names none;
-	// empty is Background.
+	// DefaultPropagation is the propagation policy of a delete that names none. Empty means
+	// Background.
 	DefaultPropagation metav1.DeletionPropagation
-	// Deprecated is the warning that comes with every answer of a deprecated
-	// version.
+	// Deprecated is the warning that is added to every response of a deprecated version.
 	Deprecated string
-	// UnsaidPropagation is the warning for those who delete without saying what
-	// becomes of dependents.
+	// UnsaidPropagation is the warning for deletes that do not name a propagation policy.
 	UnsaidPropagation string
-	// Virtual, if set, marks a kind that is posted, answered and never stored
-	// (it has no StorePrefix, the only verb is create). It names the action that
-	// the pipeline implements: one of the Virtual… constants. Rules.Default and
-	// Rules.Validate apply to what was posted.
+	// Virtual, if set, marks a kind whose objects are posted and returned but never stored: it
+	// has no StorePrefix, and create is its only verb. It names the action that the pipeline
+	// executes: one of the Virtual… constants. Rules.Default and Rules.Validate apply to the
+	// posted object.
 	Virtual string
-	// StoredAs, if set, says that the objects are those of another row, seen
-	// under another version: same StorePrefix, the other row's encoding. Rules
-	// and Fields see this row's type.
+	// StoredAs, if set, marks a row whose objects are those of another row in another version:
+	// the StorePrefix is the same and the encoding is the other row's. Rules and Fields take this
+	// row's type.
 	StoredAs *Conversion
-	// Terminate, if set, records in the object that its deletion has begun; it is
-	// called when metadata.deletionTimestamp is first set. A kind with Terminate
-	// is never deleted by the first delete alone while Held is true.
+	// Terminate, if set, records in the object that its deletion has begun. It is called when
+	// metadata.deletionTimestamp is first set. The first delete alone never removes an object of
+	// a kind with Terminate while Held returns true.
 	Terminate func(obj Object)
-	// Held, if set, tells whether something besides metadata.finalizers keeps an
-	// object that is being deleted (a Namespace's spec.finalizers). The write
-	// that makes it false deletes the object.
+	// Held, if set, reports whether something besides metadata.finalizers keeps an object that is
+	// being deleted, such as a Namespace's spec.finalizers. The write after which it returns
+	// false deletes the object.
 	Held func(obj Object) bool
 }
 
-// The actions of virtual kinds.
+// Actions of virtual kinds.
 const (
 	VirtualTokenReview              = "tokenreview"
 	VirtualSelfSubjectReview        = "selfsubjectreview"
@@ -111,27 +108,27 @@ const (
 	VirtualSelfSubjectAccessReview  = "selfsubjectaccessreview"
 	VirtualSelfSubjectRulesReview   = "selfsubjectrulesreview"
 	VirtualLocalSubjectAccessReview = "localsubjectaccessreview"
-	// VirtualBinding is the old door v1 bindings: the Binding's own name is the
-	// pod's; it does what pods/binding does.
+	// VirtualBinding is the legacy resource v1 bindings, where the Binding's name is the pod's.
+	// It does the same as pods/binding.
 	VirtualBinding = "binding"
 )
 
-// Conversion ties a row to the row that its objects are stored as.
+// Conversion refers a row to the row that its objects are stored as.
 type Conversion struct {
-	// GVK is the other row.
+	// GVK is that of the other row.
 	GVK schema.GroupVersionKind
-	// To and From make new objects; they share what they can with the old.
+	// To and From return new objects, which may share parts with their argument.
 	To   func(obj Object) Object
 	From func(stored Object) Object
 }
 
-// GVR is the kind's group, version and resource.
+// GVR returns the kind's group, version and resource.
 func (k *Kind) GVR() schema.GroupVersionResource {
 	return k.GVK.GroupVersion().WithResource(k.Resource)
 }
 
-// Verbs are what the kind itself serves; its subresources have their own. Kinds that
-// are only posted have create alone.
+// Verbs returns the verbs of the kind itself, without those of its subresources. Virtual kinds
+// have create only.
 func (k *Kind) Verbs() []string {
 	switch {
 	case k.Virtual != "":
@@ -142,7 +139,7 @@ func (k *Kind) Verbs() []string {
 	return AllVerbs
 }
 
-// AllVerbs are those of an ordinary kind. Nobody may change it.
+// AllVerbs are the verbs of an ordinary kind. It must not be modified.
 var AllVerbs = []string{"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
 
 var (
@@ -150,7 +147,7 @@ var (
 	virtualVerbs = []string{"create"}
 )
 
-// Key is the store key of an object.
+// Key returns the store key of an object.
 func (k *Kind) Key(namespace, name string) string {
 	if k.Namespaced {
 		return k.StorePrefix + namespace + "/" + name
@@ -158,7 +155,7 @@ func (k *Kind) Key(namespace, name string) string {
 	return k.StorePrefix + name
 }
 
-// Prefix is the store prefix of a namespace's objects, or of all.
+// Prefix returns the store prefix of a namespace's objects, or of all objects if namespace is "".
 func (k *Kind) Prefix(namespace string) string {
 	if k.Namespaced && namespace != "" {
 		return k.StorePrefix + namespace + "/"
@@ -166,64 +163,62 @@ func (k *Kind) Prefix(namespace string) string {
 	return k.StorePrefix
 }
 
-// Rules are the pure rules of a kind or of an updatable subresource. Any may be
-// nil. Metadata common to all kinds (names, labels, generation, timestamps,
-// finalizers, immutability of uid and so on) is the pipeline's.
+// Rules are the pure rules of a kind or of an updatable subresource. Any of them may be nil. The
+// pipeline handles the metadata that all kinds have (names, labels, generation, timestamps,
+// finalizers, immutability of the uid and so on).
 type Rules struct {
-	// Default fills in Kubernetes' defaults.
+	// Default sets Kubernetes' defaults.
 	Default func(obj Object)
 	// PrepareCreate clears what a client may not set on create (status).
 	PrepareCreate func(obj Object)
-	// PrepareUpdate restores from old what this door may not change (status when
-	// the object itself is updated; all but status at the status subresource).
+	// PrepareUpdate restores from old what this door may not change: the status when the object
+	// itself is updated, and everything else when the status subresource is.
 	PrepareUpdate func(obj, old Object)
-	// ValidateName replaces the default check of metadata.name (a DNS-1123
-	// subdomain); prefix is true for generateName.
+	// ValidateName replaces the default check of metadata.name (a DNS-1123 subdomain). prefix is
+	// true for generateName. It returns the errors.
 	ValidateName func(name string, prefix bool) []string
 	// Validate checks a new object.
 	Validate func(obj Object) field.ErrorList
-	// ValidateUpdate checks a change, immutability included; Validate is not
-	// called beside it.
+	// ValidateUpdate checks a change, including immutability. Validate is not called in addition.
 	ValidateUpdate func(obj, old Object) field.ErrorList
-	// Warnings are returned to the client with a successful write.
+	// Warnings returns warnings for the client of a successful write. old is nil for a create.
 	Warnings func(obj, old Object) []string
-	// SpecChanged tells whether metadata.generation grows; nil compares all but
-	// metadata and status.
+	// SpecChanged reports whether metadata.generation must be incremented. If it is nil,
+	// everything but metadata and status is compared.
 	SpecChanged func(obj, old Object) bool
-	// CreateOnUpdate allows an update of an object that does not exist.
+	// CreateOnUpdate is true if an update may create the object.
 	CreateOnUpdate bool
-	// NoUnconditionalUpdate refuses an update without a resourceVersion.
+	// NoUnconditionalUpdate is true if an update must contain a resourceVersion.
 	NoUnconditionalUpdate bool
 }
 
-// Subresource is one subresource of a kind. Exactly one of the forms is used.
+// Subresource is a subresource of a kind. Exactly one of View, Scale, Post and Connect is set.
 type Subresource struct {
-	// Kind and GroupVersion that discovery shows for it; empty is the parent's.
+	// GVK is the kind that discovery shows. Empty means the parent's.
 	GVK schema.GroupVersionKind
-	// Verbs that discovery shows.
+	// Verbs are the verbs that discovery shows.
 	Verbs []string
-	// View reads and writes the parent object under other rules: status,
-	// approval, finalize, resize.
+	// View reads and writes the parent object with other rules: status, approval, finalize,
+	// resize.
 	View *Rules
-	// Scale maps to and from autoscaling/v1 Scale.
+	// Scale converts to and from an autoscaling/v1 Scale.
 	Scale *Scale
-	// Post names an action that the pipeline implements: "binding", "eviction",
-	// "token".
+	// Post names an action that the pipeline executes: "binding", "eviction" or "token".
 	Post string
-	// Connect names a stream that a front implements over the tunnel: "log",
-	// "exec", "attach", "portforward", "proxy".
+	// Connect names a stream that a front serves over the tunnel: "log", "exec", "attach",
+	// "portforward" or "proxy".
 	Connect string
 }
 
-// Scale maps a kind to its scale.
+// Scale converts a kind to and from its scale.
 type Scale struct {
 	// Get returns spec.replicas, status.replicas and the selector as a string.
 	Get func(obj Object) (spec, status int32, selector string)
-	// Set changes spec.replicas.
+	// Set sets spec.replicas.
 	Set func(obj Object, replicas int32)
 }
 
-// adapt1 and adapt2 turn typed functions into the untyped ones of Rules.
+// adapt1 and adapt2 convert typed functions to the untyped ones of Rules.
 func adapt1[T Object](f func(T)) func(Object) {
 	if f == nil {
 		return nil
@@ -238,7 +233,7 @@ func adapt2[T Object](f func(T, T)) func(Object, Object) {
 	return func(a, b Object) { f(a.(T), b.(T)) }
 }
 
-// Typed are Rules with the kind's own Go type.
+// Typed is Rules for a specific Go type.
 type Typed[T Object] struct {
 	Default               func(obj T)
 	PrepareCreate         func(obj T)
@@ -252,7 +247,7 @@ type Typed[T Object] struct {
 	NoUnconditionalUpdate bool
 }
 
-// Rules are the untyped form.
+// Rules returns the untyped form.
 func (t Typed[T]) Rules() Rules {
 	r := Rules{
 		Default:               adapt1(t.Default),
@@ -280,14 +275,14 @@ func (t Typed[T]) Rules() Rules {
 	return r
 }
 
-// Table is all kinds.
+// Table is the set of all kinds.
 type Table struct {
 	kinds []*Kind
 	byGVR map[schema.GroupVersionResource]*Kind
 	byGVK map[schema.GroupVersionKind]*Kind
 }
 
-// NewTable makes a table; two rows of one name are a programmer's error.
+// NewTable returns a table. It panics if two rows have the same resource.
 func NewTable(kinds ...*Kind) *Table {
 	t := &Table{
 		byGVR: make(map[schema.GroupVersionResource]*Kind, len(kinds)),
@@ -304,11 +299,11 @@ func NewTable(kinds ...*Kind) *Table {
 	return t
 }
 
-// Kinds are the rows, in their order.
+// Kinds returns the rows in the order in which they were given.
 func (t *Table) Kinds() []*Kind { return t.kinds }
 
-// ByResource finds a row; nil if there is none.
+// ByResource returns the row of a resource, or nil.
 func (t *Table) ByResource(gvr schema.GroupVersionResource) *Kind { return t.byGVR[gvr] }
 
-// ByKind finds a row; nil if there is none.
+// ByKind returns the row of a kind, or nil.
 func (t *Table) ByKind(gvk schema.GroupVersionKind) *Kind { return t.byGVK[gvk] }

@@ -1,8 +1,8 @@
-// Package review answers the kinds that are posted to ask about users and rights:
-// TokenReview, SelfSubjectReview and the access reviews of authorization.k8s.io.
+// Package review answers the kinds that are posted to query users and their rights: TokenReview,
+// SelfSubjectReview and the access reviews of authorization.k8s.io.
 //
-// It must never decide anything itself: authn and authz do, with the same answers
-// as for a request.
+// It must never decide anything itself: authn and authz decide, with the same results as for a
+// request.
 package review
 
 import (
@@ -28,7 +28,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Actions carries out the virtual kinds, by their names in package resource.
+// Actions returns the actions of the virtual kinds, by their names in package resource.
 func Actions(n *authn.Authenticator, z *authz.Authorizers) map[string]pipeline.Action {
 	r := &reviews{authn: n, authz: z}
 	return map[string]pipeline.Action{
@@ -46,12 +46,12 @@ type reviews struct {
 	authz *authz.Authorizers
 }
 
-// typed makes an action of a function that fills in the status of what was posted.
+// typed converts a function that fills in the status of the posted object to an action.
 func typed[T resource.Object](f func(ctx context.Context, t pipeline.Target, obj T) error) pipeline.Action {
 	return func(ctx context.Context, t pipeline.Target, obj resource.Object, _ pipeline.WriteOptions) (*pipeline.Outcome, error) {
 		own, ok := obj.(T)
 		if !ok {
-			return nil, apierrors.NewInternalError(fmt.Errorf("%s was posted a %T", t.Resource.Resource, obj))
+			return nil, apierrors.NewInternalError(fmt.Errorf("%s: expected a %T, got %T", t.Resource.Resource, own, obj))
 		}
 		if err := f(ctx, t, own); err != nil {
 			return nil, err
@@ -139,9 +139,9 @@ func (r *reviews) selfRules(ctx context.Context, _ pipeline.Target, o *authoriza
 	}
 	u := request.UserFrom(ctx)
 	rules, err := r.authz.RBAC.RulesFor(u, o.Spec.Namespace)
-	// As in Kubernetes, what was asked is not repeated.
+	// As in Kubernetes, the response does not contain the request's spec.
 	o.ObjectMeta, o.Spec = metav1.ObjectMeta{}, authorizationv1.SelfSubjectRulesReviewSpec{}
-	// Kubernetes' clients expect lists, not nulls.
+	// Kubernetes' clients expect empty lists rather than null.
 	o.Status = authorizationv1.SubjectRulesReviewStatus{
 		ResourceRules: []authorizationv1.ResourceRule{}, NonResourceRules: []authorizationv1.NonResourceRule{},
 	}
@@ -167,30 +167,30 @@ func (r *reviews) selfRules(ctx context.Context, _ pipeline.Target, o *authoriza
 	return nil
 }
 
-// decide asks as a request would.
+// decide authorizes the request that the review describes.
 func (r *reviews) decide(ctx context.Context, u request.User, on *authorizationv1.ResourceAttributes, path *authorizationv1.NonResourceAttributes) authorizationv1.SubjectAccessReviewStatus {
 	a := &request.Attributes{User: u}
-	var unread error
+	var invalid error
 	if on != nil {
 		a.Verb, a.Namespace, a.Name, a.Subresource = on.Verb, on.Namespace, on.Name, on.Subresource
 		a.Resource = schema.GroupVersionResource{Group: on.Group, Version: on.Version, Resource: on.Resource}
 		var errs [2]error
 		a.FieldSelector, errs[0] = fieldSelector(on.FieldSelector)
 		a.LabelSelector, errs[1] = labelSelector(on.LabelSelector)
-		unread = errors.Join(errs[:]...)
+		invalid = errors.Join(errs[:]...)
 	} else {
 		a.Verb, a.Path = path.Verb, path.Path
 	}
 	allowed, reason, err := r.authz.Authorize(ctx, a)
 	status := authorizationv1.SubjectAccessReviewStatus{Allowed: allowed && err == nil, Reason: reason}
-	if err = errors.Join(err, unread); err != nil {
+	if err = errors.Join(err, invalid); err != nil {
 		status.EvaluationError = err.Error()
 	}
 	return status
 }
 
-// fieldSelector is the text of a selector; what cannot be read is left out, which
-// asks for more than was meant, never for less.
+// fieldSelector returns the text of a selector. Invalid parts are omitted, which makes the
+// request less specific, so that it needs more rights, never fewer.
 func fieldSelector(s *authorizationv1.FieldSelectorAttributes) (string, error) {
 	if s == nil {
 		return "", nil
@@ -307,7 +307,7 @@ func noMetadata(m metav1.ObjectMeta) field.ErrorList {
 	return nil
 }
 
-// invalid is the refusal of a review. As in Kubernetes, it does not name the kind.
+// invalid returns the error of an invalid review. As in Kubernetes, it does not name the kind.
 func invalid(errs field.ErrorList) error {
 	return apierrors.NewInvalid(schema.GroupKind{Group: authorizationv1.GroupName}, "", errs)
 }

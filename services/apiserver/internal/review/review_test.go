@@ -27,7 +27,7 @@ import (
 	"keelson.dev/services/apiserver/internal/token"
 )
 
-// oneAccount is a Lookup that knows the service account n/sa.
+// oneAccount is a Lookup that has only the service account n/sa.
 type oneAccount struct{}
 
 func (oneAccount) GetFresh(_ context.Context, _, plural, namespace, name string) (resource.Object, bool, error) {
@@ -69,10 +69,10 @@ func as(name string, groups ...string) context.Context {
 	return request.WithUser(context.Background(), request.User{Name: name, Groups: groups})
 }
 
-func TestEveryVirtualKindOfUsersAndRightsHasAnAction(t *testing.T) {
+func TestActions(t *testing.T) {
 	actions, _ := setUp(t)
 	if len(actions) != 6 {
-		t.Fatalf("%d actions", len(actions))
+		t.Fatalf("got %d actions, want 6", len(actions))
 	}
 	if _, err := actions[resource.VirtualTokenReview](as("x"), pipeline.Target{}, &corev1.Pod{}, pipeline.WriteOptions{}); !apierrors.IsInternalError(err) {
 		t.Fatal(err)
@@ -100,7 +100,7 @@ func TestAccessReviews(t *testing.T) {
 		resource *authorizationv1.ResourceAttributes
 		path     *authorizationv1.NonResourceAttributes
 		want     bool
-		refused  string // or part of the evaluation error
+		refused  string // the error, or a part of the evaluation error
 	}{
 		{"allowed", on("get", "pods", "n"), nil, true, ""},
 		{"not allowed", on("delete", "pods", "n"), nil, false, ""},
@@ -108,10 +108,10 @@ func TestAccessReviews(t *testing.T) {
 		{"another path", nil, path("/logs"), false, ""},
 		{"by field selector", selecting, nil, true, ""},
 		{"by raw field selector", raw, nil, true, ""},
-		{"without it", on("list", "secrets", "n"), nil, false, ""},
+		{"without a selector", on("list", "secrets", "n"), nil, false, ""},
 		{"neither", nil, nil, false, "exactly one of"},
 		{"both", on("get", "pods", "n"), path("/metrics"), false, "exactly one of"},
-		{"unreadable selector", unreadable, nil, true, "label selector"},
+		{"invalid selector", unreadable, nil, true, "label selector"},
 	}
 	for _, tt := range tests {
 		check := func(t *testing.T, status authorizationv1.SubjectAccessReviewStatus, err error) {
@@ -143,7 +143,7 @@ func TestAccessReviews(t *testing.T) {
 		}
 		_, err := actions[resource.VirtualLocalSubjectAccessReview](as("boss"), pipeline.Target{Namespace: "n"}, o, pipeline.WriteOptions{})
 		if err == nil && !o.Status.Allowed {
-			t.Error("local review did not allow")
+			t.Error("the local review was not allowed")
 		}
 		return err
 	}
@@ -151,11 +151,11 @@ func TestAccessReviews(t *testing.T) {
 		t.Error(err)
 	}
 	if err := local("m"); !apierrors.IsInvalid(err) {
-		t.Errorf("of another namespace: %v", err)
+		t.Errorf("another namespace: %v", err)
 	}
 	nobody := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{ResourceAttributes: on("get", "pods", "")}}
 	if _, err := actions[resource.VirtualSubjectAccessReview](as("boss"), pipeline.Target{}, nobody, pipeline.WriteOptions{}); !apierrors.IsInvalid(err) {
-		t.Errorf("about nobody: %v", err)
+		t.Errorf("no user or group: %v", err)
 	}
 }
 

@@ -1,7 +1,7 @@
-// Package seldom thins out log lines that repeat themselves: libraries say the same
-// thing at every attempt, many times a second while a quorum is missing.
+// Package seldom limits log lines that repeat: libraries log the same line at every attempt, many
+// times a second while there is no quorum.
 //
-// It must never hold back what has not just been said.
+// It must never suppress a line that was not logged recently.
 package seldom
 
 import (
@@ -10,13 +10,13 @@ import (
 )
 
 const (
-	// every is how often the same is said.
+	// every is the minimum interval between two equal lines.
 	every = 10 * time.Second
-	// maxKeys bounds what is remembered.
+	// maxKeys bounds the number of lines that are remembered.
 	maxKeys = 256
 )
 
-// Log remembers what was said lately. The zero value is ready.
+// Log remembers the lines that were logged recently. The zero value is ready to use.
 type Log struct {
 	mu   sync.Mutex
 	said map[string]*said
@@ -27,8 +27,8 @@ type said struct {
 	withheld int
 }
 
-// Allow reports whether a line is to be said now, and how many like it were withheld
-// since the last that was.
+// Allow reports whether a line should be logged now. If so, withheld is how many equal lines have
+// been suppressed since the last one that was logged.
 func (l *Log) Allow(line string, now time.Time) (withheld int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-func TestTheSameIsSaidSeldom(t *testing.T) {
+func TestRepeatedLinesAreWithheld(t *testing.T) {
 	var l Log
 	now := time.Unix(1000, 0)
 	said, withheld := 0, 0
@@ -18,10 +18,10 @@ func TestTheSameIsSaidSeldom(t *testing.T) {
 		now = now.Add(100 * time.Millisecond)
 	}
 	if said != 3 || withheld != 198 {
-		t.Errorf("said %d times with %d withheld, want 3 and 198", said, withheld)
+		t.Errorf("logged %d times with %d withheld, want 3 and 198", said, withheld)
 	}
 	if _, ok := l.Allow("another", now); !ok {
-		t.Error("what was not said before was withheld")
+		t.Error("a new line was withheld")
 	}
 }
 
@@ -33,6 +33,6 @@ func TestMemoryIsBounded(t *testing.T) {
 		}
 	}
 	if len(l.said) > maxKeys {
-		t.Errorf("%d lines are remembered, want %d at most", len(l.said), maxKeys)
+		t.Errorf("%d lines are remembered, want at most %d", len(l.said), maxKeys)
 	}
 }

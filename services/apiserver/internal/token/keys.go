@@ -16,17 +16,16 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 )
 
-// Keys sign and verify tokens. Tokens are signed with the first private key and
-// accepted with any key, so that keys can be changed without a moment at which
-// valid tokens fail.
+// Keys sign and verify tokens. Tokens are signed with the first private key and accepted with any
+// key, so that keys can be rotated while all tokens remain valid.
 type Keys struct {
 	signer     jose.Signer
 	public     []jose.JSONWebKey
 	algorithms []jose.SignatureAlgorithm
 }
 
-// ParseKeys reads private keys and public keys in PEM: RSA of 2,048 bits or more,
-// or ECDSA on P-256, P-384 or P-521.
+// ParseKeys parses private and public keys in PEM: RSA of at least 2,048 bits, or ECDSA on P-256,
+// P-384 or P-521.
 func ParseKeys(data []byte) (*Keys, error) {
 	k := &Keys{}
 	for {
@@ -116,8 +115,8 @@ func algorithmOf(public any) (jose.SignatureAlgorithm, error) {
 	return "", fmt.Errorf("service account key: %T is neither RSA nor ECDSA on P-256, P-384 or P-521", public)
 }
 
-// verify checks the signature with the key that the token names, or with each, and
-// reads the claims.
+// verify checks the signature with the key that the token names, or with every key if it names
+// none, and decodes the claims.
 func (k *Keys) verify(t *jwt.JSONWebToken, into ...any) bool {
 	header := t.Headers[0]
 	for i := range k.public {

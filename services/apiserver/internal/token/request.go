@@ -16,7 +16,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// The bounds of spec.expirationSeconds, and what it is if nothing is asked for.
+// Bounds and default of spec.expirationSeconds, in seconds.
 const (
 	minSeconds     = 10 * 60
 	maxSeconds     = 1 << 32
@@ -28,19 +28,19 @@ type Lookup interface {
 	GetFresh(ctx context.Context, group, resource, namespace, name string) (resource.Object, bool, error)
 }
 
-// Requests answers what is posted to serviceaccounts/token.
+// Requests issues tokens for requests to the subresource serviceaccounts/token.
 type Requests struct {
 	Issuer *Issuer
 	Lookup Lookup
-	// MaxSeconds shortens what is asked for; 0 is no bound but Kubernetes' own.
+	// MaxSeconds limits the requested lifetime, in seconds. 0 means no limit but Kubernetes' own.
 	MaxSeconds int64
 }
 
 var gvk = authenticationv1.SchemeGroupVersion.WithKind("TokenRequest")
 
-// Create issues a token for the service account. The warnings are for the client.
-// Every error is a *apierrors.StatusError, but for those of a context that ended.
-// With dryRun, all is checked and the token is empty.
+// Create issues a token for the service account. The warnings are for the client. Every error is
+// an *apierrors.StatusError, except those of a context that ended. If dryRun is true, everything
+// is checked and the token is empty.
 func (r *Requests) Create(ctx context.Context, namespace, name string, in *authenticationv1.TokenRequest, dryRun bool) (out *authenticationv1.TokenRequest, warnings []string, err error) {
 	if in.Name != "" && in.Name != name {
 		return nil, nil, invalid(name, field.Invalid(field.NewPath("metadata", "name"), in.Name, "must match the service account name if specified"))
@@ -91,7 +91,7 @@ func (r *Requests) Create(ctx context.Context, namespace, name string, in *authe
 	return out, warnings, nil
 }
 
-// bind ties the claims to the object that the request names.
+// bind binds the claims to the object that the request names.
 func (r *Requests) bind(ctx context.Context, c *Claims, ref *authenticationv1.BoundObjectReference) error {
 	if ref == nil {
 		return nil
@@ -160,7 +160,7 @@ func invalid(name string, errs ...*field.Error) error {
 	return apierrors.NewInvalid(gvk.GroupKind(), name, errs)
 }
 
-// get reads an object of the core group; a missing one is NotFound.
+// get reads an object of the core group. If it does not exist, the error is NotFound.
 func get[T resource.Object](ctx context.Context, l Lookup, plural, namespace, name string) (T, error) {
 	var none T
 	o, ok, err := l.GetFresh(ctx, "", plural, namespace, name)

@@ -1,11 +1,11 @@
-// Package token issues and verifies service-account tokens: JSON Web Tokens that
-// are bound to a service account, an audience, a time, and often to a pod, a
-// secret or a node (KEP-1205, KEP-4193). It also reads the older tokens that lie
-// in Secrets, and publishes the keys (KEP-1393).
+// Package token issues and verifies service account tokens: JSON Web Tokens that are bound to a
+// service account, an audience and a lifetime, and often to a pod, a secret or a node (KEP-1205,
+// KEP-4193). It also verifies the older tokens that are stored in Secrets, and publishes the keys
+// (KEP-1393).
 //
-// It verifies signatures, times and claims; whether the objects that a token is
-// bound to still exist is for package authn. It must never log a token or a
-// private key, nor accept an algorithm that its keys are not of.
+// It verifies signatures, times and claims; package authn checks whether the objects that a token
+// is bound to still exist. It must never log a token or a private key, nor accept an algorithm
+// other than those of its keys.
 package token
 
 import (
@@ -22,36 +22,35 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// legacyIssuer is the issuer of tokens in Secrets of type
-// kubernetes.io/service-account-token.
+// legacyIssuer is the issuer of tokens in Secrets of type kubernetes.io/service-account-token.
 const legacyIssuer = "kubernetes/serviceaccount"
 
-// maxSize bounds a token that is looked at: ours are about a kilobyte.
+// maxSize is the largest token that is parsed, in bytes. Issued tokens have about a kilobyte.
 const maxSize = 16 << 10
 
-// leeway is how far the clocks of apiservers may be apart.
+// leeway is how far the clocks of two apiservers may differ.
 const leeway = time.Minute
 
-// The errors of a token that cannot be used.
+// Errors of tokens that are refused.
 var (
-	// ErrForeign: it is no token of this issuer, or its signature is not ours.
+	// ErrForeign: this cluster did not issue the token, or the signature is invalid.
 	ErrForeign = errors.New("token was not issued by this cluster")
-	// ErrExpired, ErrNotYetValid: it is ours, at another time.
+	// ErrExpired, ErrNotYetValid: the token is valid at another time.
 	ErrExpired     = errors.New("token has expired")
 	ErrNotYetValid = errors.New("token is not valid yet")
-	// ErrMalformed: it is signed by us, but its claims make no sense.
+	// ErrMalformed: the token is signed by this cluster, but its claims are invalid.
 	ErrMalformed = errors.New("token has invalid claims")
 )
 
-// Ref is an object that a token is bound to.
+// Ref refers to an object that a token is bound to.
 type Ref struct {
 	Name string `json:"name,omitempty"`
 	UID  string `json:"uid,omitempty"`
 }
 
-// Claims are what a token says.
+// Claims are the claims of a token.
 type Claims struct {
-	// ID is the token's own; it is set by Sign.
+	// ID is the id of the token. Sign sets it.
 	ID       string
 	Audience []string
 	IssuedAt time.Time
@@ -60,14 +59,14 @@ type Claims struct {
 	Namespace         string
 	ServiceAccount    Ref
 	Pod, Secret, Node *Ref
-	// Legacy marks a token that lies in a Secret (which Secret names).
+	// Legacy is true for a token that is stored in the Secret that Secret names.
 	Legacy bool
 }
 
-// private are the claims beside those of RFC 7519.
+// private are the claims that RFC 7519 does not define.
 type private struct {
 	Kubernetes *bound `json:"kubernetes.io,omitempty"`
-	// Those of a token in a Secret.
+	// Claims of a token in a Secret.
 	LegacyName      string `json:"kubernetes.io/serviceaccount/service-account.name,omitempty"`
 	LegacyUID       string `json:"kubernetes.io/serviceaccount/service-account.uid,omitempty"`
 	LegacySecret    string `json:"kubernetes.io/serviceaccount/secret.name,omitempty"`
@@ -90,9 +89,9 @@ type Issuer struct {
 	now       func() time.Time
 }
 
-// NewIssuer makes the issuer called url. The audiences are the apiserver's own:
-// what a token is for if nothing else is asked for, and one of which a token must
-// have to be accepted; none means url.
+// NewIssuer returns the issuer with the given url. The audiences are the apiserver's own: the
+// default audiences of a requested token, and those of which a token needs at least one to be
+// accepted. If there are none, url is the audience.
 func NewIssuer(url string, audiences []string, keys *Keys) *Issuer {
 	if len(audiences) == 0 {
 		audiences = []string{url}
@@ -100,13 +99,13 @@ func NewIssuer(url string, audiences []string, keys *Keys) *Issuer {
 	return &Issuer{url: url, audiences: audiences, keys: keys, now: time.Now}
 }
 
-// WithClock is for tests.
+// WithClock sets the clock, for tests.
 func (i *Issuer) WithClock(now func() time.Time) *Issuer {
 	i.now = now
 	return i
 }
 
-// Audiences are the apiserver's own.
+// Audiences returns the apiserver's own audiences.
 func (i *Issuer) Audiences() []string { return i.audiences }
 
 // Sign issues a token for the claims and sets their ID.
@@ -131,8 +130,8 @@ func (i *Issuer) Sign(c *Claims) (string, error) {
 	return s, nil
 }
 
-// Verify reads a token: who signed it, whether now is its time, and what it says.
-// It does not look at the audience.
+// Verify checks the signature, the times and the claims of a token, and returns the claims. It
+// does not check the audience.
 func (i *Issuer) Verify(raw string) (*Claims, error) {
 	if !Looks(raw) {
 		return nil, ErrForeign
@@ -145,7 +144,7 @@ func (i *Issuer) Verify(raw string) (*Claims, error) {
 	var own private
 	if err := parsed.UnsafeClaimsWithoutVerification(&registered); err != nil ||
 		registered.Issuer != i.url && registered.Issuer != legacyIssuer {
-		return nil, ErrForeign // not worth the price of checking a signature
+		return nil, ErrForeign // avoids the cost of verifying the signature
 	}
 	if !i.keys.verify(parsed, &registered, &own) {
 		return nil, ErrForeign
@@ -182,18 +181,18 @@ func (i *Issuer) Verify(raw string) (*Claims, error) {
 		return nil, fmt.Errorf("%w: no service account", ErrMalformed)
 	}
 	if registered.Subject != request.ServiceAccountUser(c.Namespace, c.ServiceAccount.Name) {
-		return nil, fmt.Errorf("%w: the subject is another", ErrMalformed)
+		return nil, fmt.Errorf("%w: the subject does not match", ErrMalformed)
 	}
 	return c, nil
 }
 
-// Looks tells whether a bearer token has the form of a JSON Web Token.
+// Looks reports whether a bearer token has the form of a JSON Web Token.
 func Looks(raw string) bool {
 	return len(raw) <= maxSize && strings.Count(raw, ".") == 2
 }
 
-// SignLegacy issues a token to lie in a Secret: it has no end of its own and holds
-// as long as the Secret and the service account do.
+// SignLegacy issues a token to be stored in a Secret. It does not expire, and is valid as long as
+// the Secret and the service account exist.
 func (i *Issuer) SignLegacy(namespace, secret string, account Ref) (string, error) {
 	return jwt.Signed(i.keys.signer).Claims(jwt.Claims{
 		Issuer: legacyIssuer, Subject: request.ServiceAccountUser(namespace, account.Name),
@@ -202,21 +201,20 @@ func (i *Issuer) SignLegacy(namespace, secret string, account Ref) (string, erro
 	}).Serialize()
 }
 
-// The paths of the two documents of OpenID Connect Discovery that let others
-// verify tokens.
+// Paths of the two documents of OpenID Connect Discovery, with which other parties verify tokens.
 const (
 	ConfigurationPath = "/.well-known/openid-configuration"
 	KeySetPath        = "/openid/v1/jwks"
 )
 
-// The media types of the two documents.
+// Media types of the two documents.
 const (
 	ConfigurationType = "application/json"
 	KeySetType        = "application/jwk-set+json"
 )
 
-// Configuration is the document at ConfigurationPath; base is the apiserver's own
-// URL, under which the keys are found.
+// Configuration returns the document at ConfigurationPath. base is the apiserver's own URL, under
+// which the keys are served.
 func (i *Issuer) Configuration(base string) ([]byte, error) {
 	algorithms := make([]string, 0, len(i.keys.algorithms))
 	for _, a := range i.keys.algorithms {
@@ -231,7 +229,7 @@ func (i *Issuer) Configuration(base string) ([]byte, error) {
 	}{i.url, strings.TrimSuffix(base, "/") + KeySetPath, []string{"id_token"}, []string{"public"}, algorithms})
 }
 
-// KeySet is the document at KeySetPath.
+// KeySet returns the document at KeySetPath.
 func (i *Issuer) KeySet() ([]byte, error) {
 	return json.Marshal(jose.JSONWebKeySet{Keys: i.keys.public})
 }

@@ -111,7 +111,7 @@ func TestSignAndVerify(t *testing.T) {
 			if err != nil || !strings.Contains(string(config), `"jwks_uri":"https://api:6443/openid/v1/jwks"`) || !strings.Contains(string(config), tt.algorithm) {
 				t.Fatalf("%s %v", config, err)
 			}
-			// Whoever has only the published keys can verify the token.
+			// The published keys are sufficient to verify the token.
 			published, err := i.KeySet()
 			if err != nil {
 				t.Fatal(err)
@@ -185,9 +185,9 @@ func TestVerifyRefuses(t *testing.T) {
 		{"not yet valid", sign(i, func(c *Claims) { c.IssuedAt = epoch.Add(2 * time.Minute) }), ErrNotYetValid},
 		{"no service account", sign(i, func(c *Claims) { c.ServiceAccount = Ref{} }), ErrMalformed},
 		{"no namespace", sign(i, func(c *Claims) { c.Namespace = "" }), ErrMalformed},
-		{"no claims of ours", raw(jwt.Claims{Issuer: url, Expiry: later}), ErrMalformed},
-		{"without end", raw(jwt.Claims{Issuer: url, Subject: "system:serviceaccount:n:sa"}, private{Kubernetes: &bound{Namespace: "n", ServiceAccount: Ref{"sa", "u"}}}), ErrMalformed},
-		{"subject of another", raw(jwt.Claims{Issuer: url, Expiry: later, Subject: "system:serviceaccount:n:boss"}, private{Kubernetes: &bound{Namespace: "n", ServiceAccount: Ref{"sa", "u"}}}), ErrMalformed},
+		{"no Kubernetes claims", raw(jwt.Claims{Issuer: url, Expiry: later}), ErrMalformed},
+		{"no expiry", raw(jwt.Claims{Issuer: url, Subject: "system:serviceaccount:n:sa"}, private{Kubernetes: &bound{Namespace: "n", ServiceAccount: Ref{"sa", "u"}}}), ErrMalformed},
+		{"another subject", raw(jwt.Claims{Issuer: url, Expiry: later, Subject: "system:serviceaccount:n:boss"}, private{Kubernetes: &bound{Namespace: "n", ServiceAccount: Ref{"sa", "u"}}}), ErrMalformed},
 		{"legacy without secret", raw(jwt.Claims{Issuer: legacyIssuer, Subject: "system:serviceaccount:n:sa"}, private{LegacyNamespace: "n", LegacyName: "sa", LegacyUID: "u"}), ErrMalformed},
 	}
 	for _, tt := range tests {
@@ -214,7 +214,7 @@ func TestLegacyToken(t *testing.T) {
 	}
 }
 
-func TestKeysCanBeChanged(t *testing.T) {
+func TestKeyRotation(t *testing.T) {
 	before, after := pkcs8(t, newRSA(t, 2048)), pkcs8(t, newEC(t, elliptic.P256()))
 	clock := func() time.Time { return epoch }
 	raw, err := NewIssuer(url, nil, keys(t, before)).Sign(sample())
@@ -223,14 +223,14 @@ func TestKeysCanBeChanged(t *testing.T) {
 	}
 	both := NewIssuer(url, nil, keys(t, after, before)).WithClock(clock)
 	if _, err := both.Verify(raw); err != nil {
-		t.Errorf("the old key's token: %v", err)
+		t.Errorf("a token of the old key was refused: %v", err)
 	}
 	fresh, err := both.Sign(sample())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := NewIssuer(url, nil, keys(t, after)).WithClock(clock).Verify(fresh); err != nil {
-		t.Errorf("the new key did not sign: %v", err)
+		t.Errorf("the token was not signed with the new key: %v", err)
 	}
 }
 
@@ -252,7 +252,7 @@ func TestParseKeysRefuses(t *testing.T) {
 	}
 }
 
-// objects is a Lookup over a map by "resource/namespace/name".
+// objects is a Lookup over a map keyed by "resource/namespace/name".
 type objects map[string]resource.Object
 
 func (o objects) GetFresh(_ context.Context, _, plural, namespace, name string) (resource.Object, bool, error) {
@@ -294,7 +294,7 @@ func TestRequests(t *testing.T) {
 		account string
 		change  func(*authenticationv1.TokenRequest)
 		refused func(error) bool
-		text    string // of the refusal, or of the JSON of the claims
+		text    string // of the error, or of the claims as JSON
 	}{
 		{"plain", "sa", func(*authenticationv1.TokenRequest) {}, nil, `"Audience":["` + url + `"]`},
 		{"audience", "sa", func(tr *authenticationv1.TokenRequest) { tr.Spec.Audiences = []string{"vault"} }, nil, `"Audience":["vault"]`},
@@ -343,13 +343,13 @@ func TestRequests(t *testing.T) {
 	seconds(1 << 30)(in)
 	out, warnings, err := r.Create(context.Background(), "n", "sa", in, false)
 	if err != nil || len(warnings) != 1 || *out.Spec.ExpirationSeconds != 1<<20 || *in.Spec.ExpirationSeconds != 1<<30 {
-		t.Fatalf("bound of the server: %v %v", warnings, err)
+		t.Fatalf("lifetime limit of the server: warnings %v, error %v", warnings, err)
 	}
 	if out, _, err := r.Create(context.Background(), "n", "sa", &authenticationv1.TokenRequest{}, true); err != nil || out.Status.Token != "" {
 		t.Fatalf("dry run: %v", err)
 	}
 	if _, _, err := r.Create(context.Background(), "broken", "sa", &authenticationv1.TokenRequest{}, false); !apierrors.IsInternalError(err) {
-		t.Fatalf("broken store: %v", err)
+		t.Fatalf("failing store: %v", err)
 	}
 }
 
@@ -364,7 +364,7 @@ func FuzzVerify(f *testing.F) {
 	f.Add("..")
 	f.Fuzz(func(t *testing.T, s string) {
 		if c, err := i.Verify(s); err == nil && s != raw {
-			// Only another spelling of the same signed text may pass.
+			// Only another encoding of the same signed text may pass.
 			if !strings.HasPrefix(s, raw[:strings.LastIndexByte(raw, '.')]) {
 				t.Fatalf("forged: %+v", c)
 			}

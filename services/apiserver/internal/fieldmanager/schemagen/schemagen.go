@@ -1,6 +1,6 @@
-// Package schemagen writes the table of list and map types that the field manager
-// is compiled from: what Kubernetes' own schema says of each field beyond what
-// its Go type does. It must never be linked into the apiserver.
+// Package schemagen writes the table of list and map types that the field manager is compiled
+// from: what Kubernetes' own schema says about each field beyond its Go type. It must never be
+// linked into the apiserver.
 package schemagen
 
 import (
@@ -80,7 +80,7 @@ func (g *generator) named(name string) {
 	}
 }
 
-// field says what is not the default: lists are atomic, maps granular.
+// field returns how a field differs from the defaults: lists are atomic, maps granular.
 func (g *generator) field(f schema.StructField) string {
 	if f.Type.NamedType != nil {
 		g.named(*f.Type.NamedType)

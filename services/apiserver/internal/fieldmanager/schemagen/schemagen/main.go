@@ -1,4 +1,4 @@
-// Command schemagen prints the field manager's table.
+// Command schemagen prints the field manager's schema table.
 package main
 
 import (
