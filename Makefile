@@ -67,6 +67,10 @@ compose-test: images ## deploy/compose in an engine of its own: up, kills, down 
 race: ## Unit tests where goroutines meet, with the race detector
 	@scripts/race.sh
 
+.PHONY: shake
+shake: ## Unit tests stopped at random, on one busy core: make shake PKG=./proto/client SEED=7 ROUNDS=5 RUN=TestCache
+	@SEED="$(SEED)" ROUNDS="$(ROUNDS)" RUN="$(RUN)" RACE="$(RACE)" scripts/shake.sh $(PKG)
+
 .PHONY: fuzz
 fuzz: ## Fuzz every decoder: make fuzz SECONDS=60
 	@scripts/fuzz.sh "$(or $(SECONDS),10)"
