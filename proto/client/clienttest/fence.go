@@ -91,7 +91,7 @@ func (s *Server) intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 		wrote(Written{Method: method, UserAgent: header("user-agent"), Fence: fence, Request: req})
 	}
 	if over {
-		return nil, rpcError(fencedOff("the writer's leadership is over: another leader has begun after it"))
+		return nil, rpcError(fencedOff("the writer is no longer the leader: a later leader has taken over"))
 	}
 	return next(ctx, req)
 }

@@ -13,7 +13,7 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// Target names an object, a collection (empty Name) or a subresource.
+// Target identifies an object, a collection (empty Name) or a subresource.
 type Target struct {
 	Resource    schema.GroupVersionResource
 	Subresource string
@@ -21,10 +21,10 @@ type Target struct {
 	Name        string
 }
 
-// MediaType is how a body is written.
+// MediaType is the encoding of a body.
 type MediaType = codec.MediaType
 
-// The media types that bodies come in.
+// Media types of bodies.
 const (
 	JSON     = codec.JSON
 	YAML     = codec.YAML
@@ -32,22 +32,22 @@ const (
 	Message  = codec.Message
 )
 
-// Body is an object as a client sent it. The pipeline decodes it after it has
-// authorized the request.
+// Body is an object as a client sent it. The pipeline decodes it after it has authorized the
+// request.
 type Body struct {
 	Data []byte
 	Type MediaType
-	// GVK is what the body is declared to hold where its encoding does not say
-	// (Message); otherwise it is empty.
+	// GVK is the declared kind of a body whose encoding does not include it (Message). Otherwise
+	// it is empty.
 	GVK schema.GroupVersionKind
 }
 
-// GetOptions are those of a get.
+// GetOptions are the options of a get.
 type GetOptions struct {
 	ResourceVersion string
 }
 
-// ListOptions are those of a list and of a deletecollection.
+// ListOptions are the options of a list and of a deletecollection.
 type ListOptions struct {
 	LabelSelector, FieldSelector string
 	ResourceVersion              string
@@ -62,29 +62,29 @@ type List struct {
 	Items    []*watchcache.Item
 	Revision store.Revision
 	Continue string
-	// Remaining is nil where it is not known or nothing remains.
+	// Remaining is nil if the number is not known or nothing remains.
 	Remaining *int64
-	// Warnings are for the client (of a deletecollection).
+	// Warnings are for the client of a deletecollection.
 	Warnings []string
 }
 
-// WatchOptions are those of a watch.
+// WatchOptions are the options of a watch.
 type WatchOptions struct {
 	LabelSelector, FieldSelector string
 	ResourceVersion              string
 	ResourceVersionMatch         string
-	// SendInitialEvents sends the present state, also where a resource version is
-	// named, and a bookmark at its end. NoInitialEvents sends nothing of it, also
-	// where none is named: what comes from now on.
+	// SendInitialEvents sends the current state, even if a resource version is given, followed by
+	// a bookmark. NoInitialEvents never sends the current state, even if no resource version is
+	// given: the watch starts with the next event.
 	SendInitialEvents, NoInitialEvents bool
 	AllowBookmarks                     bool
 }
 
 // Watch is a running watch.
 type Watch interface {
-	// Next waits for the next events, at least one. At the end it returns a
-	// *apierrors.StatusError that belongs into an ERROR event, ctx's error, or one of
-	// which IsWatchOver is true.
+	// Next waits for events and returns at least one. At the end of the watch it returns a
+	// *apierrors.StatusError to be sent as an ERROR event, ctx's error, or an error for which
+	// IsWatchOver returns true.
 	Next(ctx context.Context) ([]*watchcache.Event, error)
 	// Close ends the watch.
 	Close()
@@ -93,47 +93,46 @@ type Watch interface {
 // WriteOptions are common to all writes.
 type WriteOptions struct {
 	DryRun bool
-	// FieldManager is empty or what the client asked for; UserAgent is what it
-	// defaults from.
+	// FieldManager is the name that the client asked for, or empty. It then defaults to the first
+	// part of UserAgent.
 	FieldManager, UserAgent string
 	// FieldValidation is "Ignore", "Warn", "Strict" or empty (Warn).
 	FieldValidation string
-	// Force is for apply.
+	// Force applies to apply patches only.
 	Force bool
 }
 
-// DeleteOptions are those of a delete.
+// DeleteOptions are the options of a delete.
 type DeleteOptions struct {
 	WriteOptions
 	Preconditions      *metav1.Preconditions
 	GracePeriodSeconds *int64
 	PropagationPolicy  *metav1.DeletionPropagation
-	// OrphanDependents is the old form of PropagationPolicy.
+	// OrphanDependents is the deprecated form of PropagationPolicy.
 	OrphanDependents *bool
 }
 
-// Outcome is the result of a write. Beside an error it is nil, or holds the warnings
-// that belong to the refusal and nothing else.
+// Outcome is the result of a write. If there is an error, it is nil or has only the warnings that
+// go with it.
 type Outcome struct {
-	// Item is the object as it is now. Of a post to a subresource and of a view
-	// with a kind of its own (Scale, Binding, TokenRequest), Item is nil and
-	// Other holds the answer.
+	// Item is the current object. For a post to a subresource, and for a view with a kind of its
+	// own (Scale, Binding, TokenRequest), Item is nil and Other is the response.
 	Item  *watchcache.Item
 	Other resource.Object
-	// Status is set where the answer is a Status (binding, eviction, for most
-	// kinds a delete that left nothing); only of a delete, Item is set as well.
+	// Status is set if the response is a Status: for a binding, an eviction and, for most kinds,
+	// a delete that removed the object. Only a delete sets Item as well.
 	Status *metav1.Status
-	// Created is set by an apply or update that created.
+	// Created is true if an apply or update created the object.
 	Created bool
-	// Gone is set by a delete that left nothing; Item is then the last state.
+	// Gone is true if a delete removed the object. Item is then its last state.
 	Gone bool
 	// Warnings are for the client.
 	Warnings []string
 }
 
-// Write is one write of a batch: exactly one of the fields that a verb needs.
+// Write is one write of a batch. Only the fields that its verb needs are used.
 type Write struct {
-	// Verb is create, update, patch (with PatchType; apply is types.ApplyPatchType)
+	// Verb is create, update, patch (with PatchType, which is types.ApplyPatchType for an apply)
 	// or delete.
 	Verb        string
 	Target      Target
@@ -144,22 +143,20 @@ type Write struct {
 	Traceparent string
 }
 
-// Result is the verdict on one write of a batch.
+// Result is the result of one write of a batch.
 type Result struct {
 	Outcome *Outcome
 	Err     error
 }
 
-// API is what the fronts see of the pipeline. The user is in the context
-// (request.WithUser), the trace as well. Every error is a
-// *apierrors.StatusError, but for those of a context that ended.
+// API is the pipeline as the fronts use it. The context contains the user (request.WithUser) and
+// the trace. Every error is an *apierrors.StatusError, except those of a context that ended.
 //
-// Every method authorizes before it reads or decodes anything.
+// Every method authorizes the request before it reads or decodes anything.
 type API interface {
-	// Table is the table of kinds.
+	// Table returns the table of kinds.
 	Table() *resource.Table
-	// Get reads an object; Other is set for a subresource with a kind of its own
-	// (scale).
+	// Get reads an object. Other is set for a subresource with a kind of its own (scale).
 	Get(ctx context.Context, t Target, o GetOptions) (*Outcome, error)
 	List(ctx context.Context, t Target, o ListOptions) (*List, error)
 	Watch(ctx context.Context, t Target, o WatchOptions) (Watch, error)
@@ -167,14 +164,14 @@ type API interface {
 	Update(ctx context.Context, t Target, b Body, o WriteOptions) (*Outcome, error)
 	Patch(ctx context.Context, t Target, kind types.PatchType, b Body, o WriteOptions) (*Outcome, error)
 	Delete(ctx context.Context, t Target, o DeleteOptions) (*Outcome, error)
-	// DeleteCollection returns what was asked to go.
+	// DeleteCollection returns the objects whose deletion was requested.
 	DeleteCollection(ctx context.Context, t Target, l ListOptions, o DeleteOptions) (*List, error)
-	// Commit carries out independent writes together.
+	// Commit executes independent writes together.
 	Commit(ctx context.Context, writes []Write) []Result
-	// Authorize decides on a request that only a front serves: a path, or a
-	// stream (pods/exec and its kin).
+	// Authorize authorizes a request that only a front serves: a path, or a stream such as
+	// pods/exec.
 	Authorize(ctx context.Context, verb string, t Target) error
 	AuthorizePath(ctx context.Context, verb, path string) error
-	// Hold is for such a stream: its context ends when the user may no longer do that.
+	// Hold returns a context for such a stream, which ends when the user loses the right to it.
 	Hold(ctx context.Context, t Target, verbs ...string) (held context.Context, release func())
 }

@@ -11,16 +11,16 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Authorize decides on a verb on a target.
+// Authorize decides whether the user may use verb on the target.
 func (p *Pipeline) Authorize(ctx context.Context, verb string, t Target) error {
 	return p.authorize(ctx, verb, t, "", "")
 }
 
-// enter is where every verb begins, whatever front or batch it came through: it finds
-// the row and the subresource that the target names, checks that the verb is served
-// there and that the target has the scope and the names it needs, and authorizes the
-// request. A request that is both malformed and forbidden is answered as forbidden, so
-// that only those who may make it learn what is wrong with it.
+// enter is the first step of every verb, whatever front or batch it came from: it finds the row
+// and the subresource of the target, checks that they serve the verb and that the target has the
+// scope and the names that the verb needs, and authorizes the request. A request that is both
+// malformed and forbidden is refused as forbidden, so that only callers with the right learn what
+// is wrong with it.
 func (p *Pipeline) enter(ctx context.Context, verb string, t Target, labelSelector, fieldSelector string) (*resource.Kind, *resource.Subresource, error) {
 	k, sub, malformed := p.kind(t)
 	if malformed == nil {
@@ -32,7 +32,7 @@ func (p *Pipeline) enter(ctx context.Context, verb string, t Target, labelSelect
 	return k, sub, malformed
 }
 
-// AuthorizePath decides on a request for a path.
+// AuthorizePath decides whether the user may use verb on a path.
 func (p *Pipeline) AuthorizePath(ctx context.Context, verb, path string) error {
 	return p.decide(ctx, &request.Attributes{User: request.UserFrom(ctx), Verb: verb, Path: path})
 }
@@ -49,7 +49,7 @@ func (p *Pipeline) authorize(ctx context.Context, verb string, t Target, labelSe
 		FieldSelector: fieldSelector,
 	}
 	if t.Resource.Group == "" && t.Resource.Resource == "namespaces" {
-		a.Namespace = t.Name // as Kubernetes' request info has it
+		a.Namespace = t.Name // as in Kubernetes' request info
 	}
 	return p.decide(ctx, &a)
 }
@@ -78,7 +78,7 @@ func (p *Pipeline) decide(ctx context.Context, a *request.Attributes) error {
 	return apierrors.NewForbidden(a.Resource.GroupResource(), a.Name, errors.New(message))
 }
 
-// forbidden is Kubernetes' sentence on what was refused.
+// forbidden returns Kubernetes' message for a refused request.
 func forbidden(a *request.Attributes) string {
 	if !a.IsResource() {
 		return fmt.Sprintf("User %q cannot %s path %q", a.User.Name, a.Verb, a.Path)

@@ -17,7 +17,7 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// The pod that the benchmarks write: as large as a Deployment's usually are.
+// benchPod returns the pod that the benchmarks write, of the usual size of a Deployment's pods.
 func benchPod(name string) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "ns", Labels: map[string]string{"app": "bench", "tier": "front"}},
@@ -155,8 +155,8 @@ func BenchmarkList5000(b *testing.B) {
 	}
 }
 
-// BenchmarkDecodeStored is what a stored object costs that this program wrote, one
-// that lacks no default but was written by another, and one that lacks some.
+// BenchmarkDecodeStored measures decoding a stored object that this program wrote, one that
+// another program wrote with all defaults, and one that lacks some defaults.
 func BenchmarkDecodeStored(b *testing.B) {
 	f := newFixture(b)
 	complete := f.mustCreate(benchPod("p"))

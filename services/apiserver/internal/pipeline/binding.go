@@ -18,8 +18,8 @@ import (
 
 var bindingGVK = corev1.SchemeGroupVersion.WithKind("Binding")
 
-// newBinding makes the change that gives a pod its node. It is the scheduler's
-// hot path: no defaults, no validation of the pod, no managed fields.
+// newBinding returns the change that assigns a pod to its node. It is the scheduler's hot path:
+// no defaults, no validation of the pod, no managed fields.
 func (p *Pipeline) newBinding(ctx context.Context, k *resource.Kind, t Target, b Body, o WriteOptions) (*change, error) {
 	obj, warnings, err := p.decodePosted(bindingGVK, func() resource.Object { return &corev1.Binding{} }, b, o)
 	if err != nil {
@@ -77,8 +77,8 @@ func (p *Pipeline) planBinding(c *change, cur *watchcache.Item, b *corev1.Bindin
 	if err := p.cfg.Admission.Validate(c.ctx, a); err != nil {
 		return nil, c.admissionError(b, err)
 	}
-	// Only what changes is copied; the rest stays shared with the old state,
-	// which nobody changes.
+	// Only what changes is copied. The rest remains shared with the old state, which is never
+	// modified.
 	pod := *old
 	pod.Spec.NodeName = b.Target.Name
 	if len(b.Annotations) > 0 {
@@ -99,7 +99,7 @@ func (p *Pipeline) planBinding(c *change, cur *watchcache.Item, b *corev1.Bindin
 	return s, nil
 }
 
-// bindable is Kubernetes' BindingREST: who may be bound.
+// bindable checks, like Kubernetes' BindingREST, whether the pod may be bound.
 func bindable(c *change, pod *corev1.Pod, b *corev1.Binding) error {
 	conflict := func(format string, args ...any) error {
 		return apierrors.NewConflict(c.gr(), c.target.Name, fmt.Errorf(format, args...))
@@ -119,8 +119,7 @@ func bindable(c *change, pod *corev1.Pod, b *corev1.Binding) error {
 	return nil
 }
 
-// copyTopology copies the binding's topology labels to the pod
-// (PodTopologyLabelsAdmission).
+// copyTopology copies the binding's topology labels to the pod (PodTopologyLabelsAdmission).
 func copyTopology(pod *corev1.Pod, labels map[string]string) {
 	cloned := false
 	for _, key := range []string{corev1.LabelTopologyZone, corev1.LabelTopologyRegion} {
@@ -139,7 +138,7 @@ func copyTopology(pod *corev1.Pod, labels map[string]string) {
 	}
 }
 
-// setScheduled sets the condition PodScheduled.
+// setScheduled sets the pod's condition PodScheduled.
 func setScheduled(pod *corev1.Pod, now metav1.Time) {
 	want := corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionTrue, LastTransitionTime: now}
 	old := pod.Status.Conditions

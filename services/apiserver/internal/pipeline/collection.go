@@ -54,7 +54,7 @@ func (p *Pipeline) deleteItems(ctx context.Context, k *resource.Kind, t Target, 
 		switch {
 		case c.err == nil:
 			out = append(out, items[i]) // as it was read, as in Kubernetes
-		case !apierrors.IsNotFound(c.err): // gone already is what was asked for
+		case !apierrors.IsNotFound(c.err): // an object that is already gone is not an error
 			failed = errors.Join(failed, c.err)
 		}
 	}

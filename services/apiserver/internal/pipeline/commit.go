@@ -12,7 +12,7 @@ import (
 
 func requestUser(ctx context.Context) request.User { return request.UserFrom(ctx) }
 
-// Commit carries out independent writes together.
+// Commit executes independent writes together.
 func (p *Pipeline) Commit(ctx context.Context, writes []Write) []Result {
 	results := make([]Result, len(writes))
 	changes := make([]*change, 0, len(writes))
@@ -55,7 +55,7 @@ func (p *Pipeline) newWrite(ctx context.Context, w *Write) (*change, *Outcome, e
 	return nil, nil, apierrors.NewBadRequest("a write of a batch must be a create, update, patch, apply or delete")
 }
 
-// Patch changes part of an object.
+// Patch changes parts of an object.
 func (p *Pipeline) Patch(ctx context.Context, t Target, kind types.PatchType, b Body, o WriteOptions) (*Outcome, error) {
 	growStack()
 	c, err := p.newPatch(ctx, t, kind, b, o)

@@ -10,7 +10,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// specChanged tells whether metadata.generation must grow.
+// specChanged reports whether metadata.generation must be incremented.
 func (p *Pipeline) specChanged(c *change, obj, old resource.Object) bool {
 	if f := c.kind.Rules.SpecChanged; f != nil {
 		return f(obj, old)
@@ -18,7 +18,7 @@ func (p *Pipeline) specChanged(c *change, obj, old resource.Object) bool {
 	return !sameSpec(obj, old)
 }
 
-// specFields are the indexes of a type's fields that generation counts: all but
+// specFields caches, for each type, the indexes of the fields that affect the generation: all but
 // metadata and status.
 var specFields sync.Map // reflect.Type -> []int
 
@@ -36,8 +36,8 @@ func fieldsOf(t reflect.Type) []int {
 	return out
 }
 
-// sameSpec compares by encoding where there is one, which is many times faster
-// than by reflection.
+// sameSpec compares encodings where the field has one, which is many times faster than
+// reflection.
 func sameSpec(a, b resource.Object) bool {
 	va, vb := reflect.ValueOf(a).Elem(), reflect.ValueOf(b).Elem()
 	for _, i := range fieldsOf(va.Type()) {

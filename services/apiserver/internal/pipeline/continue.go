@@ -12,8 +12,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// continueToken is the place where a list was cut, in the form of Kubernetes'
-// own tokens.
+// continueToken is the position at which a list was cut, in the form of Kubernetes' own tokens.
 type continueToken struct {
 	APIVersion      string `json:"v"`
 	ResourceVersion int64  `json:"rv"`
@@ -22,10 +21,10 @@ type continueToken struct {
 
 const continueVersion = "meta.k8s.io/v1"
 
-// inconsistent, as a token's revision, continues from the present state.
+// inconsistent, as a token's revision, means that the list continues in the current state.
 const inconsistent store.Revision = -1
 
-// encodeContinue makes the token for what comes after the key last.
+// encodeContinue returns the token for continuing after the key last.
 func encodeContinue(prefix, last string, rev store.Revision) string {
 	text, err := json.Marshal(continueToken{
 		APIVersion:      continueVersion,
@@ -33,12 +32,12 @@ func encodeContinue(prefix, last string, rev store.Revision) string {
 		StartKey:        strings.TrimPrefix(last, prefix) + "\x00",
 	})
 	if err != nil {
-		return "" // cannot happen: strings and numbers
+		return "" // cannot happen: the token consists of strings and numbers
 	}
 	return base64.RawURLEncoding.EncodeToString(text)
 }
 
-// decodeContinue returns the key after which to go on, and the revision.
+// decodeContinue returns the key after which the list continues, and its revision.
 func decodeContinue(token, prefix string) (string, store.Revision, error) {
 	data, err := base64.RawURLEncoding.DecodeString(token)
 	var c continueToken
@@ -62,7 +61,7 @@ func decodeContinue(token, prefix string) (string, store.Revision, error) {
 	return prefix + strings.TrimSuffix(c.StartKey, "\x00"), store.Revision(c.ResourceVersion), nil
 }
 
-// errExpiredContinue offers a token that continues inconsistently.
+// errExpiredContinue returns Kubernetes' error, with a token for continuing inconsistently.
 func errExpiredContinue(prefix, after string) error {
 	err := apierrors.NewResourceExpired("The provided continue parameter is too old " +
 		"to display a consistent list result. You can start a new list without the continue parameter, or use the " +

@@ -31,8 +31,8 @@ func (p *Pipeline) Create(ctx context.Context, t Target, b Body, o WriteOptions)
 	return c.out, c.err
 }
 
-// newCreate makes the change; where there is none to make (an action), it
-// returns the outcome.
+// newCreate returns the change of a create. For an action, which makes no change, it returns the
+// outcome instead.
 func (p *Pipeline) newCreate(ctx context.Context, t Target, b Body, o WriteOptions) (*change, *Outcome, error) {
 	k, sub, err := p.enter(ctx, "create", t, "", "")
 	if err != nil {
@@ -67,11 +67,11 @@ func (p *Pipeline) newCreate(ctx context.Context, t Target, b Body, o WriteOptio
 	return c, nil, nil
 }
 
-// canonical tells the encodings that cannot say "an empty list": what is read from
-// them is as the store's own decoding makes it.
+// canonical reports whether an encoding cannot represent an empty list, so that decoding a body
+// gives the same object as decoding it from the store.
 func canonical(m MediaType) bool { return m == Message || m == Protobuf }
 
-// decode reads a body as one of kind k's objects.
+// decode decodes a body as an object of kind k.
 func (p *Pipeline) decode(k *resource.Kind, fresh func() resource.Object, b Body, o WriteOptions) (resource.Object, []string, error) {
 	return codec.Decode(codec.Input{
 		Data:       b.Data,
@@ -84,8 +84,8 @@ func (p *Pipeline) decode(k *resource.Kind, fresh func() resource.Object, b Body
 	})
 }
 
-// planCreate completes and checks a new object. track is false where the field
-// manager has done its work already (apply).
+// planCreate completes and checks a new object. track is false if managed fields are already set,
+// as they are by an apply.
 func (p *Pipeline) planCreate(c *change, obj resource.Object, track bool) (*step, error) {
 	k := c.kind
 	if err := checkPlace(k, c.target, obj); err != nil {
@@ -110,7 +110,7 @@ func (p *Pipeline) planCreate(c *change, obj resource.Object, track bool) (*step
 		return nil, c.admissionError(obj, err)
 	}
 	if rev, err := strconv.ParseUint(obj.GetResourceVersion(), 10, 64); err == nil && rev != 0 {
-		return nil, errVersionOnCreate // what is no number is dropped, as in Kubernetes
+		return nil, errVersionOnCreate // an invalid version is dropped, as in Kubernetes
 	}
 	obj.SetDeletionTimestamp(nil)
 	obj.SetDeletionGracePeriodSeconds(nil)
@@ -134,7 +134,7 @@ func (p *Pipeline) planCreate(c *change, obj resource.Object, track bool) (*step
 	return s, nil
 }
 
-// completeCreate claims, validates and finds the key.
+// completeCreate claims what the object needs, validates the object and sets its key.
 func (p *Pipeline) completeCreate(c *change, s *step, a *admission.Attributes, generated bool) error {
 	obj := s.obj
 	if hook := p.cfg.Hooks[c.gr()]; hook != nil {
@@ -171,14 +171,14 @@ func (p *Pipeline) completeCreate(c *change, s *step, a *admission.Attributes, g
 	return nil
 }
 
-// errVersionOnCreate is what Kubernetes' storage says, and the Status it makes.
+// errVersionOnCreate is the error of Kubernetes' storage, with the Status that it results in.
 var errVersionOnCreate = &apierrors.StatusError{ErrStatus: metav1.Status{
 	Status:  metav1.StatusFailure,
 	Code:    500,
 	Message: "resourceVersion should not be set on objects to be created",
 }}
 
-// exists tries another generated name, or ends the change.
+// exists tries another generated name, or fails the change.
 func (p *Pipeline) exists(c *change, v store.Verdict) {
 	if c.names > 0 && c.names < maxNames {
 		c.step, c.warn = nil, nil

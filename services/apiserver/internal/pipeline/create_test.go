@@ -29,7 +29,7 @@ func TestCreateFillsInMetadata(t *testing.T) {
 		t.Errorf("managed fields: %+v", p.ManagedFields)
 	}
 	if got := get(f, p); asJSON(got) != asJSON(p) {
-		t.Errorf("the cache has\n%s\nthe answer was\n%s", asJSON(got), asJSON(p))
+		t.Errorf("the cache has\n%s\nthe response was\n%s", asJSON(got), asJSON(p))
 	}
 	if fresh := new(corev1.Pod); fresh.Unmarshal(out.Item.Raw) != nil || asJSON(fresh) != asJSON(p) {
 		t.Errorf("raw and object differ")
@@ -153,7 +153,7 @@ func TestGenerateName(t *testing.T) {
 	long := configMap("")
 	long.GenerateName = strings.Repeat("x", 80)
 	if got := f.mustCreate(long).GetName(); len(got) != 63 {
-		t.Errorf("long base gives %d letters", len(got))
+		t.Errorf("a long base gives a name of %d characters", len(got))
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// Delete removes an object or starts its graceful end.
+// Delete removes an object or starts its graceful deletion.
 func (p *Pipeline) Delete(ctx context.Context, t Target, o DeleteOptions) (*Outcome, error) {
 	growStack()
 	c, err := p.newDelete(ctx, t, o)
@@ -34,7 +34,7 @@ func (p *Pipeline) newDelete(ctx context.Context, t Target, o DeleteOptions) (*c
 	return p.deletion(ctx, k, t, o)
 }
 
-// deletion makes the change; the caller has authorized what leads to it.
+// deletion returns the change of a delete that the caller has authorized.
 func (p *Pipeline) deletion(ctx context.Context, k *resource.Kind, t Target, o DeleteOptions) (*change, error) {
 	if err := checkDeleteOptions(o); err != nil {
 		return nil, err
@@ -50,7 +50,7 @@ func (p *Pipeline) deletion(ctx context.Context, k *resource.Kind, t Target, o D
 	return c, nil
 }
 
-// deleteWarnings are those that the options earn.
+// deleteWarnings returns the warnings that the options cause.
 func deleteWarnings(k *resource.Kind, o DeleteOptions) []string {
 	if k.UnsaidPropagation == "" || o.PropagationPolicy != nil || o.OrphanDependents != nil {
 		return nil
@@ -69,7 +69,7 @@ func checkDeleteOptions(o DeleteOptions) error {
 	return nil
 }
 
-// planDelete decides whether the object goes at once or is marked.
+// planDelete decides whether the object is removed at once or marked as being deleted.
 func (p *Pipeline) planDelete(c *change, cur *watchcache.Item, o DeleteOptions) (*step, error) {
 	if cur == nil {
 		return nil, apierrors.NewNotFound(c.gr(), c.target.Name)
@@ -94,7 +94,7 @@ func (p *Pipeline) planDelete(c *change, cur *watchcache.Item, o DeleteOptions) 
 		s.answer = func(out *Outcome) { out.Status = deleted(c, out.Item.Object) }
 		return s, nil
 	case s.gone && c.kind.Graceful == nil:
-		return s, nil // the answer is the object as it was
+		return s, nil // the response is the object as it was
 	}
 	obj, ok := old.DeepCopyObject().(resource.Object)
 	if !ok {
@@ -110,8 +110,8 @@ func (p *Pipeline) planDelete(c *change, cur *watchcache.Item, o DeleteOptions) 
 	return s, nil
 }
 
-// deleted says that nothing is left of an object. Its kind is the resource, as
-// Kubernetes has it there.
+// deleted returns the Status for an object that was removed. Its kind is the resource, as in
+// Kubernetes.
 func deleted(c *change, last resource.Object) *metav1.Status {
 	gr := c.gr()
 	return &metav1.Status{Status: metav1.StatusSuccess, Details: &metav1.StatusDetails{
@@ -119,13 +119,13 @@ func deleted(c *change, last resource.Object) *metav1.Status {
 	}}
 }
 
-// asIs leaves the object as it is: its deletion is under way.
+// asIs leaves the object unchanged, because its deletion is already under way.
 func (p *Pipeline) asIs(c *change, cur *watchcache.Item, s *step) *step {
 	s.obj = cur.Object.DeepCopyObject().(resource.Object)
 	return s
 }
 
-// preconditions are those of a delete.
+// preconditions checks the preconditions of a delete.
 func preconditions(c *change, old resource.Object, want *metav1.Preconditions) error {
 	if want == nil {
 		return nil
@@ -141,8 +141,8 @@ func preconditions(c *change, old resource.Object, want *metav1.Preconditions) e
 	return nil
 }
 
-// grace is how long the object may take to end; pending tells that a deletion
-// under way stays as it is.
+// grace returns how long the object's deletion may take, in seconds. pending is true if a
+// deletion is already under way and remains unchanged.
 func (p *Pipeline) grace(k *resource.Kind, old resource.Object, requested *int64) (seconds int64, pending bool) {
 	if requested != nil && *requested < 0 {
 		one := int64(1)
@@ -159,7 +159,7 @@ func (p *Pipeline) grace(k *resource.Kind, old resource.Object, requested *int64
 		if requested == nil || *requested >= max(*running, 1) {
 			return 0, true
 		}
-		return *requested, false // only ever shorter
+		return *requested, false // it can only become shorter
 	}
 	if seconds, graceful := k.Graceful(old, requested); graceful {
 		return seconds, false
@@ -167,7 +167,7 @@ func (p *Pipeline) grace(k *resource.Kind, old resource.Object, requested *int64
 	return 0, false
 }
 
-// mark sets what says that an object is to go.
+// mark sets the metadata of an object that is being deleted.
 func (p *Pipeline) mark(k *resource.Kind, obj resource.Object, grace int64) {
 	now := p.cfg.Now()
 	before := obj.GetDeletionTimestamp()
@@ -179,7 +179,7 @@ func (p *Pipeline) mark(k *resource.Kind, obj resource.Object, grace int64) {
 		}
 		obj.SetDeletionTimestamp(&at)
 	case obj.GetDeletionGracePeriodSeconds() != nil && *obj.GetDeletionGracePeriodSeconds() > grace:
-		// Shortened: counted from the first request.
+		// The grace period was shortened; it counts from the first request.
 		at = metav1.NewTime(before.Add(time.Duration(grace-*obj.GetDeletionGracePeriodSeconds()) * time.Second))
 		obj.SetDeletionTimestamp(&at)
 	case before.After(now):
@@ -192,8 +192,8 @@ func (p *Pipeline) mark(k *resource.Kind, obj resource.Object, grace int64) {
 	}
 }
 
-// gcFinalizers are the object's finalizers with those that the propagation
-// policy asks for, and without those that it does not.
+// gcFinalizers returns the object's finalizers with those that the propagation policy requires,
+// and without those of the other policies.
 func gcFinalizers(k *resource.Kind, old resource.Object, o DeleteOptions) []string {
 	had := old.GetFinalizers()
 	policy := k.DefaultPropagation

@@ -64,7 +64,7 @@ func TestFinalizersHoldAnObject(t *testing.T) {
 		t.Fatalf("%+v, %v", out, err)
 	}
 	if get(f, cm) != nil {
-		t.Error("the object is still there")
+		t.Error("the object still exists")
 	}
 }
 
@@ -102,7 +102,7 @@ func TestPropagationBecomesFinalizers(t *testing.T) {
 	}
 }
 
-// bound makes a pod that runs on a node.
+// bound creates a pod that runs on a node.
 func (f *fixture) bound(name string) *corev1.Pod {
 	f.Helper()
 	p := pod(name)
@@ -114,7 +114,7 @@ func TestGracefulDelete(t *testing.T) {
 	f := newFixture(t)
 	unscheduled := f.mustCreate(pod("unscheduled"))
 	if out, err := f.delete(unscheduled); err != nil || !out.Gone {
-		t.Errorf("a pod without a node: %+v, %v", out, err)
+		t.Errorf("pod without a node: %+v, %v", out, err)
 	}
 	p := f.bound("a")
 	out, err := f.delete(p)
@@ -130,21 +130,21 @@ func TestGracefulDelete(t *testing.T) {
 	for _, longer := range []*int64{nil, ptr(int64(30)), ptr(int64(60))} {
 		out, err = f.delete(p, pipeline.DeleteOptions{GracePeriodSeconds: longer})
 		if err != nil || out.Item.Object.GetResourceVersion() != version {
-			t.Errorf("a second delete changed the pod: %+v, %v", out, err)
+			t.Errorf("a second delete modified the pod: %+v, %v", out, err)
 		}
 	}
 	out, err = f.delete(p, pipeline.DeleteOptions{GracePeriodSeconds: ptr(int64(10))})
 	if err != nil || *out.Item.Object.GetDeletionGracePeriodSeconds() != 10 || out.Item.Object.GetDeletionTimestamp().Unix() != f.now.Unix()-5+10 {
-		t.Errorf("a shorter grace: %+v, %v", out, err)
+		t.Errorf("shorter grace period: %+v, %v", out, err)
 	}
 	out, err = f.delete(p, pipeline.DeleteOptions{GracePeriodSeconds: ptr(int64(0))})
 	if err != nil || !out.Gone {
-		t.Errorf("no grace: %+v, %v", out, err)
+		t.Errorf("grace period 0: %+v, %v", out, err)
 	}
 	q := f.bound("q")
 	out, err = f.delete(q, pipeline.DeleteOptions{GracePeriodSeconds: ptr(int64(-5))})
 	if err != nil || *out.Item.Object.GetDeletionGracePeriodSeconds() != 1 {
-		t.Errorf("negative grace is one second: %+v, %v", out, err)
+		t.Errorf("negative grace period, want one second: %+v, %v", out, err)
 	}
 	r := f.bound("r")
 	r.Status.Phase = corev1.PodSucceeded
@@ -152,7 +152,7 @@ func TestGracefulDelete(t *testing.T) {
 		t.Fatal(err)
 	}
 	if out, err := f.delete(r); err != nil || !out.Gone {
-		t.Errorf("a finished pod: %+v, %v", out, err)
+		t.Errorf("finished pod: %+v, %v", out, err)
 	}
 }
 
@@ -185,7 +185,7 @@ func TestNamespaces(t *testing.T) {
 		t.Fatalf("finalize: %+v, %v", out, err)
 	}
 	if get(f, ns) != nil {
-		t.Error("the namespace is still there")
+		t.Error("the namespace still exists")
 	}
 }
 
@@ -207,8 +207,8 @@ func TestDeleteCollection(t *testing.T) {
 	}
 }
 
-// A delete that leaves nothing is answered with a Status for most kinds, which
-// names the resource as Kubernetes does, and with the last state for some.
+// TestDeleteAnswer checks the response of a delete that removes the object: for most kinds a
+// Status that names the resource, as in Kubernetes, and for some the object's last state.
 func TestDeleteAnswer(t *testing.T) {
 	f := newFixture(t)
 	cm := f.mustCreate(configMap("a"))
@@ -219,7 +219,7 @@ func TestDeleteAnswer(t *testing.T) {
 			t.Errorf("dry run %v: %+v, %v", dry, out, err)
 		}
 		if out.Item == nil || out.Item.Object.GetUID() != cm.GetUID() {
-			t.Errorf("the last state is not known: %+v", out)
+			t.Errorf("the outcome lacks the last state: %+v", out)
 		}
 	}
 	role := f.mustCreate(&rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: "r", Namespace: "ns"}})
@@ -230,10 +230,10 @@ func TestDeleteAnswer(t *testing.T) {
 	held.Finalizers = []string{"a.b/c"}
 	f.mustCreate(held)
 	if out, err := f.delete(held); err != nil || out.Gone || out.Status != nil || out.Item.Object.GetDeletionTimestamp() == nil {
-		t.Errorf("one that stays: %+v, %v", out, err)
+		t.Errorf("object with a finalizer: %+v, %v", out, err)
 	}
 	if out, err := f.delete(f.mustCreate(pod("p"))); err != nil || !out.Gone || out.Status != nil {
-		t.Errorf("a pod: %+v, %v", out, err)
+		t.Errorf("pod: %+v, %v", out, err)
 	}
 	var object []string
 	for _, k := range f.Table().Kinds() {
@@ -247,7 +247,8 @@ func TestDeleteAnswer(t *testing.T) {
 	}
 }
 
-// Who deletes a Job without a word on its pods is told that they stay.
+// TestJobDeletionWarning checks the warning, for deletes of a Job without a propagation policy,
+// that its pods remain.
 func TestJobDeletionWarning(t *testing.T) {
 	f := newFixture(t)
 	const want = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"
@@ -291,13 +292,13 @@ func TestEviction(t *testing.T) {
 		t.Fatalf("%+v, %v", out, err)
 	}
 	if got := get(f, p); got.DeletionTimestamp == nil {
-		t.Error("the pod was not asked to go")
+		t.Error("the pod has no deletionTimestamp")
 	}
 	_, err = evict("none", &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: "none"}})
 	wantStatus(t, err, 404, metav1.StatusReasonNotFound, `pods "none" not found`)
 }
 
-// An evicted pod says so in its status, before it goes.
+// TestEvictionCondition checks that an evicted pod has the condition before it is removed.
 func TestEvictionCondition(t *testing.T) {
 	f := newFixture(t)
 	evict := func(name string, d metav1.DeleteOptions, o pipeline.WriteOptions) error {
@@ -344,18 +345,18 @@ func TestEvictionCondition(t *testing.T) {
 	got := get(f, p)
 	check("graceful", got)
 	if got.DeletionTimestamp == nil {
-		t.Error("not asked to go")
+		t.Error("the pod has no deletionTimestamp")
 	}
 	f.now = f.now.Add(5 * time.Second)
 	if err := evict("graceful", metav1.DeleteOptions{}, pipeline.WriteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if again := get(f, p); again.ResourceVersion != got.ResourceVersion {
-		t.Errorf("a second eviction changed the pod: %s", asJSON(again))
+		t.Errorf("a second eviction modified the pod: %s", asJSON(again))
 	}
 	f.now = f.now.Add(-5 * time.Second)
 
-	// One that is under way already is told as well.
+	// A pod that is already being deleted gets the condition as well.
 	q := f.bound("deleted")
 	if _, err := f.delete(q); err != nil {
 		t.Fatal(err)
@@ -365,7 +366,7 @@ func TestEvictionCondition(t *testing.T) {
 	}
 	check("deleted", get(f, q))
 
-	// One that goes at once is changed first: who watches sees why.
+	// A pod that is removed at once is modified first, so that watchers see the reason.
 	r := f.mustCreate(pod("at-once"))
 	w, err := f.Watch(f.ctx, pipeline.Target{Resource: podGVR, Namespace: "ns"}, pipeline.WatchOptions{ResourceVersion: r.GetResourceVersion()})
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// optimisticLock is Kubernetes' text for a stale write.
+// optimisticLock is Kubernetes' message for a stale write.
 const optimisticLock = "the object has been modified; please apply your changes to the latest version and try again"
 
 func errMethod(t Target, verb string) error {
@@ -27,15 +27,15 @@ func errConflict(gr schema.GroupResource, name string) error {
 	return apierrors.NewConflict(gr, name, errors.New(optimisticLock))
 }
 
-// errPlain is what Kubernetes makes of an error that is no Status: 500 without a reason,
-// even where it is the client's fault.
+// errPlain returns what Kubernetes makes of an error that is not a Status: code 500 without a
+// reason, even if the client is at fault.
 func errPlain(err error) error {
 	return &apierrors.StatusError{ErrStatus: metav1.Status{
 		Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Message: err.Error(),
 	}}
 }
 
-// Fenced is the Conflict that tells a writer that its epoch is over.
+// Fenced returns the Conflict for a writer whose epoch is over.
 func Fenced(gr schema.GroupResource, name, message string) *apierrors.StatusError {
 	err := apierrors.NewConflict(gr, name, errors.New(message))
 	err.ErrStatus.Details.Causes = append(err.ErrStatus.Details.Causes, metav1.StatusCause{
@@ -44,8 +44,7 @@ func Fenced(gr schema.GroupResource, name, message string) *apierrors.StatusErro
 	return err
 }
 
-// statusOf turns any error into a *apierrors.StatusError, but for those of a
-// context that ended.
+// statusOf converts any error to an *apierrors.StatusError, except those of a context that ended.
 func (p *Pipeline) statusOf(ctx context.Context, gr schema.GroupResource, name string, err error) error {
 	if err == nil {
 		return nil
@@ -64,10 +63,10 @@ func (p *Pipeline) statusOf(ctx context.Context, gr schema.GroupResource, name s
 	case errors.Is(err, store.ErrConflict):
 		return errConflict(gr, name)
 	case errors.Is(err, store.ErrFenced):
-		return Fenced(gr, name, "the writer's leadership is over: another leader has begun after it")
+		return Fenced(gr, name, "the writer is no longer the leader: a later leader has taken over")
 	case errors.Is(err, store.ErrUnknownOutcome):
-		// Without a time to try again after: clients of Kubernetes obey it by themselves,
-		// and the second attempt would hide what became of the first.
+		// Without Retry-After: Kubernetes' clients retry on their own if it is set, and the
+		// second attempt would hide the outcome of the first.
 		return apierrors.NewTimeoutError(fmt.Sprintf("the outcome of the write to %s %q is unknown: it may or may not have happened", gr, name), 0)
 	case errors.Is(err, store.ErrTooMany):
 		return apierrors.NewTooManyRequests("too many writes in flight, please try again later", 1)
@@ -88,21 +87,21 @@ func (p *Pipeline) statusOf(ctx context.Context, gr schema.GroupResource, name s
 	return apierrors.NewInternalError(err)
 }
 
-// errUnavailable is the answer of an apiserver whose store is out of reach. Nothing was
-// done, so it may be tried again, and clients that see a time to do so after will.
+// errUnavailable is returned while the store cannot be reached. Nothing was done, so the client
+// may retry, and clients do so on their own if Retry-After is set.
 func errUnavailable() error {
 	err := apierrors.NewServiceUnavailable(store.ErrUnavailable.Error() + " from this apiserver, please try again")
 	err.ErrStatus.Details = &metav1.StatusDetails{RetryAfterSeconds: 1}
 	return err
 }
 
-// NothingDone tells the answer of an apiserver whose store is out of reach.
+// NothingDone reports whether err is that of an apiserver that cannot reach its store.
 func NothingDone(err error) bool {
 	seconds, ok := apierrors.SuggestsClientDelay(err)
 	return ok && seconds > 0 && apierrors.IsServiceUnavailable(err)
 }
 
-// errTooLarge is the answer to a resource version from the future.
+// errTooLarge is returned for a resource version that the store has not reached.
 func errTooLarge(asked, current store.Revision) error {
 	err := apierrors.NewTimeoutError(fmt.Sprintf("Too large resource version: %d, current: %d", asked, current), 1)
 	err.ErrStatus.Details.Causes = []metav1.StatusCause{{

@@ -16,7 +16,7 @@ import (
 
 var evictionGVK = policyv1.SchemeGroupVersion.WithKind("Eviction")
 
-// newEviction makes the delete that an eviction asks for.
+// newEviction returns the change of the delete that an eviction requests.
 func (p *Pipeline) newEviction(ctx context.Context, k *resource.Kind, t Target, b Body, o WriteOptions) (*change, error) {
 	obj, warnings, err := p.decodePosted(evictionGVK, func() resource.Object { return &policyv1.Eviction{} }, b, o)
 	if err != nil {
@@ -46,7 +46,7 @@ func (p *Pipeline) newEviction(ctx context.Context, k *resource.Kind, t Target, 
 	c.plan = func(cur *watchcache.Item) (*step, error) {
 		c.warn = slices.Clone(warnings)
 		if said && d.Preconditions != nil && d.Preconditions.ResourceVersion != nil {
-			// The state that it named was found, and changed by that write.
+			// The requested state existed, and the previous write of this change has replaced it.
 			now := *d.Preconditions
 			now.ResourceVersion = new(cur.Object.GetResourceVersion())
 			d.Preconditions = &now
@@ -69,9 +69,8 @@ func (p *Pipeline) newEviction(ctx context.Context, k *resource.Kind, t Target, 
 	return c, nil
 }
 
-// planEviction decides as a delete does, and has the pod say why it goes. Where it
-// goes at once, that is a write of its own: whoever watches it then sees the reason
-// in its last state.
+// planEviction plans a delete that first records its reason in the pod. If the pod is removed at
+// once, that takes a write of its own, so that watchers see the reason in the pod's last state.
 func (p *Pipeline) planEviction(c *change, cur *watchcache.Item, d DeleteOptions) (*step, error) {
 	s, err := p.planDelete(c, cur, d)
 	if err != nil || d.DryRun {
@@ -88,13 +87,13 @@ func (p *Pipeline) planEviction(c *change, cur *watchcache.Item, d DeleteOptions
 	return s, nil
 }
 
-// The condition of an evicted pod, as in Kubernetes.
+// Condition of an evicted pod, as in Kubernetes.
 const (
 	evictionReason  = "EvictionByEvictionAPI"
 	evictionMessage = "Eviction API: evicting"
 )
 
-// evicting is the condition of a pod that is being evicted, if it has it.
+// evicting returns the condition of a pod that is being evicted, or nil.
 func evicting(obj resource.Object) *corev1.PodCondition {
 	c := disruption(obj)
 	if c == nil || c.Status != corev1.ConditionTrue || c.Reason != evictionReason || c.Message != evictionMessage {
@@ -116,7 +115,7 @@ func disruption(obj resource.Object) *corev1.PodCondition {
 	return nil
 }
 
-// disrupt sets the condition.
+// disrupt sets the condition DisruptionTarget.
 func (p *Pipeline) disrupt(obj resource.Object) {
 	pod, ok := obj.(*corev1.Pod)
 	if !ok {

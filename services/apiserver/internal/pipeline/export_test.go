@@ -2,5 +2,5 @@ package pipeline
 
 import "context"
 
-// RecheckOnce is one round of Recheck.
+// RecheckOnce runs one round of Recheck.
 func RecheckOnce(ctx context.Context, p *Pipeline) { p.recheckAll(ctx) }

@@ -26,8 +26,7 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// fixture is a pipeline over the memory store with all kinds and the default
-// admission.
+// fixture is a pipeline over the in-memory store, with all kinds and the default admission chain.
 type fixture struct {
 	testing.TB
 	*pipeline.Pipeline
@@ -74,7 +73,7 @@ func newFixture(tb testing.TB, change ...func(*pipeline.Config)) *fixture {
 	return f
 }
 
-// target is where an object is, by its Go type.
+// target returns the target of an object, by its Go type.
 func (f *fixture) target(obj resource.Object) pipeline.Target {
 	f.Helper()
 	for _, k := range f.Table().Kinds() {
@@ -82,7 +81,7 @@ func (f *fixture) target(obj resource.Object) pipeline.Target {
 			return pipeline.Target{Resource: k.GVR(), Namespace: obj.GetNamespace(), Name: obj.GetName()}
 		}
 	}
-	f.Fatalf("%T is no kind", obj)
+	f.Fatalf("%T is not in the table of kinds", obj)
 	return pipeline.Target{}
 }
 
@@ -135,7 +134,7 @@ func (f *fixture) delete(obj resource.Object, o ...pipeline.DeleteOptions) (*pip
 	return f.Delete(f.ctx, f.target(obj), one(o))
 }
 
-// get reads the object consistently; nil if there is none.
+// get reads the object consistently. It returns nil if the object does not exist.
 func get[T resource.Object](f *fixture, obj T) (none T) {
 	f.Helper()
 	out, err := f.Get(f.ctx, f.target(obj), pipeline.GetOptions{})
@@ -166,7 +165,7 @@ func pod(name string) *corev1.Pod {
 	}
 }
 
-// wantStatus checks code, reason and a part of the message.
+// wantStatus checks the code, the reason and a part of the message.
 func wantStatus(t testing.TB, err error, code int32, reason metav1.StatusReason, text string) {
 	t.Helper()
 	status, ok := errors.AsType[*apierrors.StatusError](err)

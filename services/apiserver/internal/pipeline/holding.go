@@ -12,25 +12,26 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// What lasts longer than a request, a watch or a stream, is authorized again whenever
-// rules changed, and every recheck besides: rights also end with what they hang on (a
-// pod that is gone from a node, a service account, a bootstrap token). Rounds are
-// spread out so that they take a twentieth of the time at most, whatever changes.
+// Watches and streams, which outlive a request, are authorized again after every change of rules,
+// and every recheck in addition, because rights also end with what they depend on: a pod of a
+// node, a service account, a bootstrap token. At least recheckPause, and recheckShare times the
+// duration of the last round, passes between two rounds, so that they take a twentieth of the
+// time at most.
 const (
 	recheck      = 30 * time.Second
 	recheckPause = 100 * time.Millisecond
 	recheckShare = 20
 )
 
-// holder is a watch or a stream under way.
+// holder is an open watch or stream.
 type holder struct {
 	user request.User
-	// again authorizes it; its context is that of the round, with the user.
+	// again authorizes it again. Its context is that of the round, with the user.
 	again func(ctx context.Context) error
 	end   func()
 }
 
-// holding is everything that is held.
+// holding is the set of all open watches and streams.
 type holding struct {
 	mu  sync.Mutex
 	all map[*holder]struct{}
@@ -60,8 +61,8 @@ func (h *holding) snapshot() []*holder {
 	return list
 }
 
-// hold adds what was authorized a moment ago: rules may have changed since, and the
-// round on that change have passed it by, so it is authorized again.
+// hold adds a holder that was just authorized, and authorizes it again: a round for a change of
+// rules in between would have missed it.
 func (p *Pipeline) hold(ctx context.Context, e *holder) (release func()) {
 	release = p.holding.add(e)
 	if !impersonable(ctx, e) || apierrors.IsForbidden(e.again(ctx)) {
@@ -70,10 +71,10 @@ func (p *Pipeline) hold(ctx context.Context, e *holder) (release func()) {
 	return release
 }
 
-// Hold returns a context that ends when the caller loses the right to one of the verbs
-// on the target, or its credential is withdrawn, or an impersonator the right to act as
-// the caller. A credential that merely expires does
-// not end it: that would cut streams which Kubernetes lets run. release must be called.
+// Hold returns a context that ends when the caller loses the right to one of the verbs on the
+// target, when its credential is withdrawn, or when an impersonator loses the right to act as the
+// caller. The mere expiry of a credential does not end it, because Kubernetes lets such streams
+// continue. release must be called.
 func (p *Pipeline) Hold(ctx context.Context, t Target, verbs ...string) (_ context.Context, release func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	forget := p.hold(ctx, &holder{
@@ -91,7 +92,8 @@ func (p *Pipeline) Hold(ctx context.Context, t Target, verbs ...string) (_ conte
 	return ctx, func() { forget(); cancel() }
 }
 
-// Recheck ends watches and streams whose callers lost their rights, until ctx ends.
+// Recheck ends watches and streams whose callers have lost their rights. It returns when ctx
+// ends.
 func (p *Pipeline) Recheck(ctx context.Context) error {
 	every := time.NewTicker(p.cfg.RecheckEvery)
 	defer every.Stop()
@@ -99,7 +101,7 @@ func (p *Pipeline) Recheck(ctx context.Context) error {
 	defer pause.Stop()
 	for {
 		select {
-		case <-pause.C: // at most one round in so long
+		case <-pause.C: // bounds the rate of rounds
 		case <-ctx.Done():
 			return nil
 		}
@@ -130,13 +132,14 @@ func (p *Pipeline) recheckAll(ctx context.Context) {
 	}
 }
 
-// impersonable reports whether the impersonator of the holder's user, if any, still has the right.
+// impersonable reports whether the impersonator of the holder's user, if any, still has the
+// right.
 func impersonable(ctx context.Context, e *holder) bool {
 	i := e.user.Impersonation
 	return i == nil || i.Valid(ctx)
 }
 
-// stillMay reports whether what is held may go on. What cannot be found out ends nothing.
+// stillMay reports whether the holder may continue. A check that cannot be made ends nothing.
 func (p *Pipeline) stillMay(ctx context.Context, e *holder) bool {
 	expires := e.user.Expires
 	if c := e.user.Credential; c != nil && (expires.IsZero() || p.cfg.Now().Before(expires)) && !c.Valid(ctx) {
@@ -145,10 +148,10 @@ func (p *Pipeline) stillMay(ctx context.Context, e *holder) bool {
 	return impersonable(ctx, e) && !apierrors.IsForbidden(e.again(ctx))
 }
 
-// errWatchOver ends a watch cleanly: a client that still has the right may start it again.
+// errWatchOver ends a watch normally: a client that still has the right may start it again.
 var errWatchOver = io.EOF
 
-// hold ends the watch at the credential's expiry, and when the rights to it end.
+// hold ends the watch when the credential expires or the right to it is lost.
 func (w *watch) hold(ctx context.Context, again func(context.Context) error) {
 	user := request.UserFrom(ctx)
 	w.release = w.p.hold(ctx, &holder{user: user, again: again, end: w.end})
@@ -157,13 +160,13 @@ func (w *watch) hold(ctx context.Context, again func(context.Context) error) {
 	}
 }
 
-// end makes Next return errWatchOver, whatever is still queued. Any goroutine may call
-// it.
+// end makes Next return errWatchOver, even if events are queued. It may be called from any
+// goroutine.
 func (w *watch) end() {
 	w.over.Store(true)
 	w.Watcher.Close()
 }
 
-// IsWatchOver distinguishes the clean end of a watch, which a client that still has the
-// right may start again at once, from an error.
+// IsWatchOver reports whether err is the normal end of a watch, after which a client that still
+// has the right may start it again at once.
 func IsWatchOver(err error) bool { return errors.Is(err, errWatchOver) }

@@ -15,7 +15,8 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// rechecked is a fixture whose rights can change, and whose watches notice.
+// rechecked returns a fixture with rights that can be changed, and that are rechecked
+// periodically.
 func rechecked(t *testing.T, every time.Duration) (*fixture, *authz.RBAC) {
 	rights := authz.New()
 	f := newFixture(t, func(c *pipeline.Config) {
@@ -38,7 +39,7 @@ func bind(r *authz.RBAC, user string) {
 	r.SetBinding("ns", user, rbacv1.RoleRef{Kind: "ClusterRole", Name: "reader"}, []rbacv1.Subject{{Kind: "User", Name: user}})
 }
 
-// credential is valid until it is withdrawn.
+// credential is valid until withdrawn is closed.
 type credential struct{ withdrawn chan struct{} }
 
 func (c credential) Valid(context.Context) bool {
@@ -66,11 +67,11 @@ func (f *fixture) watchAs(u request.User) pipeline.Watch {
 func wantOver(t *testing.T, w pipeline.Watch, ctx context.Context) {
 	t.Helper()
 	if ev, err := w.Next(ctx); !pipeline.IsWatchOver(err) {
-		t.Fatalf("got %d events and %v; the watch should be over", len(ev), err)
+		t.Fatalf("got %d events and error %v; want the end of the watch", len(ev), err)
 	}
 }
 
-func TestWatchEndsWithTheRight(t *testing.T) {
+func TestWatchEndsWhenRightsAreLost(t *testing.T) {
 	f, rbac := rechecked(t, time.Hour)
 	for _, user := range []string{"ann", "bob"} {
 		bind(rbac, user)
@@ -78,16 +79,16 @@ func TestWatchEndsWithTheRight(t *testing.T) {
 	ann, bob := f.watchAs(request.User{Name: "ann"}), f.watchAs(request.User{Name: "bob"})
 	rbac.RemoveBinding("ns", "ann")
 	wantOver(t, ann, f.ctx)
-	// What is still queued when the right ends is not shown.
+	// Events that are queued when the right is lost are not returned.
 	f.mustCreate(configMap("late"))
 	wantOver(t, ann, f.ctx)
 	if ev, err := bob.Next(f.ctx); err != nil || ev[0].Type != watchcache.Added || ev[0].Item.Object.GetName() != "late" {
-		t.Fatalf("a watch whose right is left ended: %v %v", ev, err)
+		t.Fatalf("a watch with the right ended: %v %v", ev, err)
 	}
 	if _, err := f.Watch(request.WithUser(f.ctx, request.User{Name: "ann"}), pipeline.Target{Resource: configMapGVR, Namespace: "ns"}, pipeline.WatchOptions{}); !apierrors.IsForbidden(err) {
 		t.Fatal(err)
 	}
-	// A right by the name alone is asked for with the selector.
+	// A right to a single name requires the field selector to be authorized again.
 	rbac.SetRole("", "reader", []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"configmaps"}, Verbs: []string{"watch"}, ResourceNames: []string{"one"}}})
 	wantOver(t, bob, f.ctx)
 	one, err := f.Watch(request.WithUser(f.ctx, request.User{Name: "bob"}), pipeline.Target{Resource: configMapGVR, Namespace: "ns"},
@@ -103,10 +104,10 @@ func TestWatchEndsWithTheRight(t *testing.T) {
 	wantOver(t, one, f.ctx)
 }
 
-func TestWatchEndsWithTheCredential(t *testing.T) {
+func TestWatchEndsWhenCredentialsExpire(t *testing.T) {
 	f, rbac := rechecked(t, 5*time.Millisecond)
 	bind(rbac, "ann")
-	// This one may end before its first events are read.
+	// This watch may end before its first events are read.
 	w, err := f.Watch(request.WithUser(f.ctx, request.User{Name: "ann", Expires: f.now.Add(20 * time.Millisecond)}),
 		pipeline.Target{Resource: configMapGVR, Namespace: "ns"}, pipeline.WatchOptions{SendInitialEvents: true})
 	if err != nil {
@@ -117,7 +118,7 @@ func TestWatchEndsWithTheCredential(t *testing.T) {
 		_, err = w.Next(f.ctx)
 	}
 	if !pipeline.IsWatchOver(err) {
-		t.Fatalf("the watch should be over: %v", err)
+		t.Fatalf("got %v; want the end of the watch", err)
 	}
 	c := credential{make(chan struct{})}
 	w = f.watchAs(request.User{Name: "ann", Credential: c, Expires: f.now.Add(time.Hour)})
@@ -125,7 +126,7 @@ func TestWatchEndsWithTheCredential(t *testing.T) {
 	wantOver(t, w, f.ctx)
 }
 
-func TestWatchEndsWithTheRightToImpersonate(t *testing.T) {
+func TestWatchEndsWhenImpersonationIsRevoked(t *testing.T) {
 	f, rbac := rechecked(t, time.Hour)
 	rbac.SetRole("", "actor", []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"users"}, Verbs: []string{"impersonate"}, ResourceNames: []string{"ann"}}})
 	rbac.SetBinding("", "actor", rbacv1.RoleRef{Kind: "ClusterRole", Name: "actor"}, []rbacv1.Subject{{Kind: "User", Name: "boss"}})
@@ -140,30 +141,30 @@ func TestWatchEndsWithTheRightToImpersonate(t *testing.T) {
 		return ctx
 	}
 	acted, own := f.watchAs(ann), f.watchAs(request.User{Name: "ann"})
-	// The right to act as another is not part of the credential, which may expire.
+	// The right to impersonate is checked even after the credential has expired.
 	expired := ann
 	expired.Credential, expired.Expires = credential{make(chan struct{})}, f.now.Add(-time.Second)
 	stream := hold(expired)
 	if stream.Err() != nil {
-		t.Fatal("the stream ended while the right lasts")
+		t.Fatal("the stream ended although the user has the right")
 	}
 	rbac.RemoveBinding("", "actor")
 	wantOver(t, acted, f.ctx)
 	select {
 	case <-stream.Done():
 	case <-f.ctx.Done():
-		t.Fatal("the stream goes on")
+		t.Fatal("the stream did not end")
 	}
 	if late := hold(ann); late.Err() == nil {
-		t.Fatal("the right was lost before the stream was held")
+		t.Fatal("the stream was held although the right had been lost")
 	}
 	f.mustCreate(configMap("late"))
 	if _, err := own.Next(f.ctx); err != nil {
-		t.Fatalf("the watch of the user itself ended: %v", err)
+		t.Fatalf("the impersonator's own watch ended: %v", err)
 	}
 }
 
-func TestStreamEndsWithTheRight(t *testing.T) {
+func TestStreamEndsWhenRightsAreLost(t *testing.T) {
 	f, rbac := rechecked(t, 5*time.Millisecond)
 	target := pipeline.Target{Resource: podGVR, Namespace: "ns", Name: "p", Subresource: "exec"}
 	hold := func(u request.User) context.Context {
@@ -176,7 +177,7 @@ func TestStreamEndsWithTheRight(t *testing.T) {
 		select {
 		case <-ctx.Done():
 		case <-f.ctx.Done():
-			t.Fatal("the stream goes on")
+			t.Fatal("the stream did not end")
 		}
 	}
 	for _, user := range []string{"ann", "bob"} {
@@ -184,14 +185,14 @@ func TestStreamEndsWithTheRight(t *testing.T) {
 	}
 	c := credential{make(chan struct{})}
 	ann, bob := hold(request.User{Name: "ann"}), hold(request.User{Name: "bob", Credential: c})
-	// One whose credential expired goes on, as in Kubernetes.
+	// A stream continues after its credential has expired, as in Kubernetes.
 	old := hold(request.User{Name: "bob", Credential: c, Expires: f.now.Add(-time.Second)})
 	rbac.RemoveBinding("ns", "ann")
 	wantEnd(ann)
 	close(c.withdrawn)
 	wantEnd(bob)
 	if old.Err() != nil {
-		t.Fatal("a stream ended with its credential's expiry")
+		t.Fatal("a stream ended when its credential expired")
 	}
 	rbac.RemoveBinding("ns", "bob")
 	wantEnd(old)

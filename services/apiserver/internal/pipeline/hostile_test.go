@@ -18,7 +18,7 @@ import (
 	"keelson.dev/services/apiserver/internal/pipeline"
 )
 
-// each joins what f makes of 0 to n-1 by commas.
+// each joins f(0) to f(n-1) with commas.
 func each(n int, f func(i int) string) string {
 	var b strings.Builder
 	for i := range n {
@@ -32,8 +32,8 @@ func each(n int, f func(i int) string) string {
 
 func same(n int, s string) string { return each(n, func(int) string { return s }) }
 
-// TestHostileBodies sends what is small and asks for much. Each is refused, and all
-// that is allocated on the way is bounded.
+// TestHostileBodies sends small bodies that are expensive to process. Each must be refused, with
+// a bounded amount of memory allocated.
 func TestHostileBodies(t *testing.T) {
 	f := newFixture(t)
 	cm := configMap("a", "k", strings.Repeat("x", 1000))
@@ -67,7 +67,7 @@ func TestHostileBodies(t *testing.T) {
 		text    string
 		most    uint64 // MiB allocated
 	}{
-		"copies that double": {patch(types.JSONPatchType, "["+each(24, func(i int) string {
+		"doubling copies": {patch(types.JSONPatchType, "["+each(24, func(i int) string {
 			return fmt.Sprintf(`{"op":"copy","from":"/data","path":"/data/%d"}`, i)
 		})+"]"), 422, "", 64},
 		"too many operations": {patch(types.JSONPatchType, "["+same(10001, `{"op":"test","path":"/kind","value":1}`)+"]"), 413, "maximum operations in a JSON patch is 10000", 64},
@@ -132,7 +132,7 @@ func TestHostileBodies(t *testing.T) {
 	}
 }
 
-// TestLargeBodies: what is large and honest passes.
+// TestLargeBodies checks that large legitimate bodies are accepted.
 func TestLargeBodies(t *testing.T) {
 	f := newFixture(t)
 	cm := configMap("a")

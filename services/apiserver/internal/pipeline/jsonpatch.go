@@ -18,22 +18,22 @@ import (
 const (
 	// maxPatchOperations bounds a JSON patch, as in Kubernetes.
 	maxPatchOperations = 10000
-	// maxCopied bounds what its copy operations add together, as in Kubernetes
+	// maxCopied bounds the total size of a patch's copy operations in bytes, as in Kubernetes
 	// (jsonpatch.AccumulatedCopySizeLimit of k8s.io/apiserver).
 	maxCopied = 3 << 20
-	// maxPatchTests bounds the bytes that test operations compare, and maxPatchMoves
-	// the elements that operations on lists move: about a second each.
+	// maxPatchTests bounds the bytes that test operations compare, and maxPatchMoves the elements
+	// that operations on lists move. Each takes about a second.
 	maxPatchTests = 1 << 30
 	maxPatchMoves = 1 << 28
-	// maxMerges bounds the comparisons of list elements in a strategic merge patch:
-	// every element of the patch is looked for in the whole list.
+	// maxMerges bounds the comparisons of list elements in a strategic merge patch, which
+	// searches the entire list for each element of the patch.
 	maxMerges = 1 << 27
 )
 
-// limitCopies sets the library's bound, which is a variable of its package.
+// limitCopies sets the library's bound, which is a package variable.
 var limitCopies = sync.OnceFunc(func() { jsonpatch.AccumulatedCopySizeLimit = maxCopied })
 
-// applyJSON applies a JSON patch (RFC 6902) to an object's JSON.
+// applyJSON applies a JSON patch (RFC 6902) to the JSON of an object.
 func applyJSON(data, text []byte) ([]byte, error) {
 	limitCopies()
 	ops, err := jsonpatch.DecodePatch(data)
@@ -53,8 +53,8 @@ func applyJSON(data, text []byte) ([]byte, error) {
 	return patched, nil
 }
 
-// checkPatchCost bounds the work of a patch before it is done. It counts the most that
-// the operations can come to: size and elements are those of the whole document.
+// checkPatchCost bounds the cost of a patch before it is applied. It assumes the worst case:
+// every operation counts with the size and the elements of the entire document.
 func checkPatchCost(ops jsonpatch.Patch, data, text []byte) error {
 	size := len(text) + len(data)
 	elements := bytes.Count(text, []byte{','}) + len(ops)
@@ -76,7 +76,7 @@ func checkPatchCost(ops jsonpatch.Patch, data, text []byte) error {
 			} else if inList(from) {
 				moves++
 			}
-			// What lay below from lies below path: the document may be deeper by the
+			// What was below from is then below path: the document may become deeper by the
 			// difference.
 			depth += max(levels-strings.Count(from, "/"), 0)
 		}
@@ -100,13 +100,13 @@ func checkPatchCost(ops jsonpatch.Patch, data, text []byte) error {
 	return nil
 }
 
-// inList reports whether a path's last token is a list's index.
+// inList reports whether the last token of a path is the index of a list.
 func inList(path string) bool {
 	c := path[strings.LastIndexByte(path, '/')+1:]
 	return c != "" && ('0' <= c[0] && c[0] <= '9' || c[0] == '-')
 }
 
-// checkLists bounds the work of merging the lists of a strategic merge patch.
+// checkLists bounds the cost of merging the lists of a strategic merge patch.
 func checkLists(patch []byte, original map[string]any) error {
 	if bytes.Count(patch, []byte{','}) < 1000 {
 		return nil
@@ -118,7 +118,7 @@ func checkLists(patch []byte, original map[string]any) error {
 	return nil
 }
 
-// elementsOf counts the elements of all lists in a JSON text.
+// elementsOf returns the number of elements in all lists of a JSON text.
 func elementsOf(text []byte) (n int) {
 	d := json.NewDecoder(bytes.NewReader(text))
 	var lists []bool

@@ -25,7 +25,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// withAddresses gives Services their addresses.
+// withAddresses configures the allocation of addresses for Services.
 func withAddresses(t *testing.T) func(*pipeline.Config) {
 	return func(c *pipeline.Config) {
 		a, err := serviceaddress.New(serviceaddress.Config{
@@ -38,8 +38,8 @@ func withAddresses(t *testing.T) func(*pipeline.Config) {
 	}
 }
 
-// TestServiceClusterIP: what an update or a patch leaves out of clusterIP and
-// clusterIPs is kept, and what contradicts itself is refused.
+// TestServiceClusterIP checks that an update or patch without clusterIP or clusterIPs keeps them,
+// and that contradictory values are refused.
 func TestServiceClusterIP(t *testing.T) {
 	f := newFixture(t, withAddresses(t))
 	service := func(name, ip string, selector map[string]string) *corev1.Service {
@@ -82,8 +82,8 @@ func TestServiceClusterIP(t *testing.T) {
 	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "must be empty when `clusterIP` is not specified")
 }
 
-// TestUpdateCreates: PUT of an object that is not there creates it, for the kinds of
-// which Kubernetes does so.
+// TestUpdateCreates checks that a PUT of a missing object creates it, for the kinds for which
+// Kubernetes does so.
 func TestUpdateCreates(t *testing.T) {
 	f := newFixture(t, withAddresses(t))
 	meta := metav1.ObjectMeta{Name: "a", Namespace: "ns"}
@@ -112,7 +112,7 @@ func TestUpdateCreates(t *testing.T) {
 	}
 }
 
-// TestLeaseNeedsVersion: a Lease is not renewed by who has not seen it.
+// TestLeaseNeedsVersion checks that a Lease cannot be updated without its resourceVersion.
 func TestLeaseNeedsVersion(t *testing.T) {
 	f := newFixture(t)
 	l := f.mustCreate(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "l", Namespace: "ns"}}).(*coordinationv1.Lease)
@@ -133,7 +133,7 @@ func TestLeaseNeedsVersion(t *testing.T) {
 	}
 }
 
-// TestPodIPs: podIP and podIPs are kept together, at each door.
+// TestPodIPs checks that podIP and podIPs are kept consistent, at each door.
 func TestPodIPs(t *testing.T) {
 	f := newFixture(t)
 	p := f.bound("p")
@@ -167,7 +167,7 @@ func TestPodIPs(t *testing.T) {
 	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "status.podIPs[0]: Invalid value")
 }
 
-// TestReviewNamespace: the namespace of what is posted is that of the request.
+// TestReviewNamespace checks that a posted object gets the namespace of the request.
 func TestReviewNamespace(t *testing.T) {
 	var asked resource.Object
 	f := newFixture(t, func(c *pipeline.Config) {
@@ -188,7 +188,7 @@ func TestReviewNamespace(t *testing.T) {
 	wantStatus(t, post(`{"metadata":{"namespace":"other"},"spec":{"audiences":[]}}`), 400, metav1.StatusReasonBadRequest, "does not match the namespace sent on the request")
 }
 
-// answer is an action that returns what was posted, and remembers it.
+// answer returns an action that returns the posted object and stores it in asked.
 func answer(asked *resource.Object) pipeline.Action {
 	return func(_ context.Context, _ pipeline.Target, obj resource.Object, _ pipeline.WriteOptions) (*pipeline.Outcome, error) {
 		*asked = obj
@@ -196,8 +196,8 @@ func answer(asked *resource.Object) pipeline.Action {
 	}
 }
 
-// TestIndexedJobGrows: completions and parallelism of an indexed Job change together,
-// whatever they were.
+// TestIndexedJobGrows checks that completions and parallelism of an indexed Job may only change
+// together.
 func TestIndexedJobGrows(t *testing.T) {
 	f := newFixture(t)
 	indexed := batchv1.IndexedCompletion
@@ -220,7 +220,7 @@ func TestIndexedJobGrows(t *testing.T) {
 	}
 }
 
-// TestNegativeGrace: a negative grace period is 1, whenever it comes.
+// TestNegativeGrace checks that a negative grace period becomes 1, wherever it comes from.
 func TestNegativeGrace(t *testing.T) {
 	f := newFixture(t)
 	p := pod("p")
@@ -236,11 +236,11 @@ func TestNegativeGrace(t *testing.T) {
 	}
 	old := &corev1.PodSpec{TerminationGracePeriodSeconds: ptr(int64(-5))}
 	if podspec.DefaultPod(old); *old.TerminationGracePeriodSeconds != 1 {
-		t.Error("a pod that was stored with a negative grace period is shown with it")
+		t.Error("a stored pod's negative grace period was not changed to 1")
 	}
 }
 
-// TestApplyFlowStyle: an apply is YAML, also where it begins with a brace.
+// TestApplyFlowStyle checks that an applied configuration is YAML even if it begins with a brace.
 func TestApplyFlowStyle(t *testing.T) {
 	f := newFixture(t)
 	apply := func(text string, o pipeline.WriteOptions) (*pipeline.Outcome, error) {
@@ -258,14 +258,13 @@ func TestApplyFlowStyle(t *testing.T) {
 	}
 	const twice = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  a: b\n  a: b\n"
 	if out, err := apply(twice, pipeline.WriteOptions{}); err != nil || !slices.Equal(out.Warnings, []string{`line 6: key "a" already set in map`}) {
-		t.Errorf("a key twice: %+v, %v", out, err)
+		t.Errorf("duplicate key: %+v, %v", out, err)
 	}
 	_, err := apply(twice, pipeline.WriteOptions{FieldValidation: "Strict"})
 	wantStatus(t, err, 400, metav1.StatusReasonBadRequest, `error strict decoding patch: error converting YAML to JSON: yaml: unmarshal errors:`)
 }
 
-// TestWarningsOfRefusals: a refusal comes with the warnings that the request earned
-// before it was refused.
+// TestWarningsOfRefusals checks that an error comes with the warnings that preceded it.
 func TestWarningsOfRefusals(t *testing.T) {
 	f := newFixture(t)
 	f.mustCreate(configMap("a"))
@@ -299,7 +298,7 @@ func TestWarningsOfRefusals(t *testing.T) {
 	}
 	out, err := f.delete(&batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "none", Namespace: "ns"}})
 	if err == nil || out == nil || len(out.Warnings) != 1 {
-		t.Errorf("delete of a job that is not there: %+v, %v", out, err)
+		t.Errorf("delete of a missing job: %+v, %v", out, err)
 	}
 	out, err = f.Update(f.ctx, target, json(`{"metadata":{"name":"b"},"what":1}`), pipeline.WriteOptions{FieldValidation: "Ignore"})
 	if err == nil || out != nil {
@@ -307,7 +306,8 @@ func TestWarningsOfRefusals(t *testing.T) {
 	}
 }
 
-// TestDeleteAnswersMarked: a pod that goes at once is answered as being deleted.
+// TestDeleteAnswersMarked checks that the response for a pod that is removed at once shows it as
+// being deleted.
 func TestDeleteAnswersMarked(t *testing.T) {
 	f := newFixture(t)
 	check := func(what string, was *corev1.Pod, out *pipeline.Outcome, err error) {
@@ -321,7 +321,7 @@ func TestDeleteAnswersMarked(t *testing.T) {
 			t.Errorf("%s: %+v", what, got.ObjectMeta)
 		}
 		if get(f, was) != nil {
-			t.Errorf("%s: it is still there", what)
+			t.Errorf("%s: the pod still exists", what)
 		}
 	}
 	p := f.mustCreate(pod("unscheduled")).(*corev1.Pod)
@@ -334,20 +334,20 @@ func TestDeleteAnswersMarked(t *testing.T) {
 	orphan.Finalizers = []string{metav1.FinalizerOrphanDependents}
 	p = f.mustCreate(orphan).(*corev1.Pod)
 	out, err = f.delete(p, pipeline.DeleteOptions{PropagationPolicy: ptr(metav1.DeletePropagationBackground)})
-	check("a pod whose finalizer goes with it", p, out, err)
+	check("a pod whose finalizer is removed", p, out, err)
 	p = f.bound("twice")
 	out, err = f.delete(p)
 	if err != nil {
 		t.Fatal(err)
 	}
 	p = out.Item.Object.DeepCopyObject().(*corev1.Pod)
-	p.Generation-- // it counted already
+	p.Generation-- // the first delete has counted already
 	out, err = f.delete(p, pipeline.DeleteOptions{GracePeriodSeconds: ptr(int64(0))})
 	check("a pod that is being deleted", p, out, err)
 }
 
-// TestPatchRefusals: a patch makes neither another kind nor another name of an object,
-// and what cannot be merged is the client's fault.
+// TestPatchRefusals checks that a patch cannot change the kind or the name of an object, and that
+// a patch that cannot be merged is a client error.
 func TestPatchRefusals(t *testing.T) {
 	f := newFixture(t)
 	f.mustCreate(configMap("a"))
@@ -387,7 +387,7 @@ func TestPatchRefusals(t *testing.T) {
 	}
 }
 
-// TestNamesOfPathSegments: some kinds take any name that a path can hold.
+// TestNamesOfPathSegments checks that some kinds allow any name that is a path segment.
 func TestNamesOfPathSegments(t *testing.T) {
 	f := newFixture(t)
 	named := func(name string) resource.Object {
@@ -409,7 +409,7 @@ func TestNamesOfPathSegments(t *testing.T) {
 	}
 }
 
-// TestSmallDifferences holds single answers of Kubernetes.
+// TestSmallDifferences checks individual responses against Kubernetes'.
 func TestSmallDifferences(t *testing.T) {
 	f := newFixture(t)
 	class := f.mustCreate(&schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: "c"}, Value: 7})
@@ -426,11 +426,12 @@ func TestSmallDifferences(t *testing.T) {
 		PropagationPolicy: ptr(metav1.DeletePropagationOrphan),
 	})
 	if err != nil || len(items.Items) != 1 || items.Items[0].Object.GetDeletionTimestamp() != nil {
-		t.Errorf("a collection is answered as it was read: %+v, %v", items, err)
+		t.Errorf("a deleted collection is returned as it was read: %+v, %v", items, err)
 	}
 }
 
-// TestCreateWithVersion: a new object has no version; what is no number is none.
+// TestCreateWithVersion checks that a create with a resourceVersion is refused, except for one
+// that is not a number.
 func TestCreateWithVersion(t *testing.T) {
 	f := newFixture(t)
 	for version, refused := range map[string]bool{"": false, "0": false, "00": false, "x": false, "7": true} {
@@ -442,8 +443,8 @@ func TestCreateWithVersion(t *testing.T) {
 	}
 }
 
-// TestUnreadableManagedFields: managed fields that are no JSON, which protobuf can carry,
-// are refused: nobody could read the object, or a list with it, as JSON.
+// TestUnreadableManagedFields checks that managed fields which are not JSON, possible in
+// protobuf, are refused: no client could read the object, or a list with it, as JSON.
 func TestUnreadableManagedFields(t *testing.T) {
 	f := newFixture(t)
 	for _, text := range []string{"{]", "{\"f:a\b\":{}}", "{} {}"} {

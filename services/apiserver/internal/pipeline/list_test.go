@@ -127,10 +127,10 @@ func TestPages(t *testing.T) {
 	}
 	selected, err := f.List(f.ctx, maps, pipeline.ListOptions{Limit: 2, LabelSelector: "x!=y"})
 	if err != nil || selected.Remaining != nil || selected.Continue == "" {
-		t.Errorf("with a selector: %+v, %v", selected, err)
+		t.Errorf("list with a selector: %+v, %v", selected, err)
 	}
 	if any, err := f.List(f.ctx, maps, pipeline.ListOptions{Limit: 2, ResourceVersion: "0"}); err != nil || len(any.Items) != 7 {
-		t.Errorf("version 0 ignores the limit: %v, %v", any, err)
+		t.Errorf("list at version 0, want no limit: %v, %v", any, err)
 	}
 }
 
@@ -153,7 +153,7 @@ func TestListAtRevisions(t *testing.T) {
 		}
 	}
 	if legacy, err := f.List(f.ctx, maps, pipeline.ListOptions{ResourceVersion: at, Limit: 5}); err != nil || len(legacy.Items) != 1 {
-		t.Errorf("a limit makes it exact: %v, %v", legacy, err)
+		t.Errorf("list with a limit, want the exact version: %v, %v", legacy, err)
 	}
 	_, err = f.List(f.ctx, maps, pipeline.ListOptions{ResourceVersion: "9999"})
 	wantStatus(t, err, 504, metav1.StatusReasonTimeout, "Too large resource version: 9999, current: ")
@@ -173,7 +173,7 @@ func TestExpiredPages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 150 { // beyond what the watch cache remembers
+	for i := range 150 { // more than the watch cache keeps
 		cm := configMap("filler")
 		cm.Labels = map[string]string{"n": strconv.Itoa(i)}
 		f.mustCreate(cm)
@@ -186,7 +186,7 @@ func TestExpiredPages(t *testing.T) {
 	}
 	page, err := f.List(f.ctx, maps, pipeline.ListOptions{Limit: 9, Continue: first.Continue})
 	if err != nil || fmt.Sprint(names(page)) != "[m2 m3]" {
-		t.Fatalf("from the store: %v, %v", page, err)
+		t.Fatalf("page from the store: %v, %v", page, err)
 	}
 	rev, err := f.store.Revision(f.ctx)
 	if err != nil {
@@ -199,17 +199,17 @@ func TestExpiredPages(t *testing.T) {
 	wantStatus(t, err, 410, metav1.StatusReasonExpired, "The provided continue parameter is too old to display a consistent list result")
 	se, ok := errors.AsType[*apierrors.StatusError](err)
 	if !ok || se.ErrStatus.ListMeta.Continue == "" {
-		t.Fatalf("no token to go on with: %v", err)
+		t.Fatalf("no continue token: %v", err)
 	}
 	page, err = f.List(f.ctx, maps, pipeline.ListOptions{Continue: se.ErrStatus.ListMeta.Continue})
 	if err != nil || fmt.Sprint(names(page)) != "[m2 m3]" {
-		t.Errorf("inconsistently: %v, %v", page, err)
+		t.Errorf("inconsistent page: %v, %v", page, err)
 	}
 	_, err = f.List(f.ctx, maps, pipeline.ListOptions{ResourceVersion: strconv.FormatInt(int64(first.Revision), 10), ResourceVersionMatch: "Exact"})
 	wantStatus(t, err, 410, metav1.StatusReasonExpired, "The resourceVersion for the provided list is too old.")
 }
 
-// collect reads events until the n-th.
+// collect reads events until there are n.
 func collect(t *testing.T, w pipeline.Watch, n int) (out []*watchcache.Event) {
 	t.Helper()
 	for len(out) < n {
@@ -292,7 +292,7 @@ func TestWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.Close()
-	// Without initial events, a watch begins with what comes after it.
+	// Without initial events, a watch starts with the next event.
 	for i, rv := range []string{"", "0", at} {
 		w, err := f.Watch(f.ctx, maps, pipeline.WatchOptions{ResourceVersion: rv, NoInitialEvents: true})
 		if err != nil {
@@ -345,7 +345,7 @@ func TestExpiredWatch(t *testing.T) {
 	}
 }
 
-// TestEventsInTwoVersions looks at one object through both of its rows.
+// TestEventsInTwoVersions reads and writes the same objects in both of their versions.
 func TestEventsInTwoVersions(t *testing.T) {
 	f := newFixture(t)
 	target := pipeline.Target{Resource: eventsv1.SchemeGroupVersion.WithResource("events"), Namespace: "ns"}
@@ -356,7 +356,7 @@ func TestEventsInTwoVersions(t *testing.T) {
 	defer w.Close()
 	f.mustCreate(&corev1.Event{
 		ObjectMeta: metav1.ObjectMeta{Name: "e", Namespace: "ns"}, InvolvedObject: corev1.ObjectReference{Namespace: "ns", Name: "p"},
-		Reason: "Because", Message: "it is so", Type: "Normal", Count: 3,
+		Reason: "Because", Message: "it happened", Type: "Normal", Count: 3,
 	})
 	target.Name = "e"
 	out, err := f.Get(f.ctx, target, pipeline.GetOptions{})
@@ -365,7 +365,7 @@ func TestEventsInTwoVersions(t *testing.T) {
 	}
 	e := out.Item.Object.(*eventsv1.Event)
 	decoded := &eventsv1.Event{}
-	if e.Note != "it is so" || e.Regarding.Name != "p" || decoded.Unmarshal(out.Item.Raw) != nil || decoded.Note != e.Note || decoded.ResourceVersion == "" {
+	if e.Note != "it happened" || e.Regarding.Name != "p" || decoded.Unmarshal(out.Item.Raw) != nil || decoded.Note != e.Note || decoded.ResourceVersion == "" {
 		t.Errorf("%+v", e)
 	}
 	events := collect(t, w, 1)

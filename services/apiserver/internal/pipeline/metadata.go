@@ -16,16 +16,15 @@ import (
 )
 
 const (
-	// Generated names are cut so that they are valid labels (Kubernetes'
-	// names.SimpleNameGenerator).
+	// Generated names are cut to the length of a label (Kubernetes' names.SimpleNameGenerator).
 	generatedSuffix = 5
 	longestBase     = 63 - generatedSuffix
-	// The letters of generated names: no vowels, no digits that look like
+	// nameLetters are the characters of generated names: no vowels, and no digits that look like
 	// letters (apimachinery's util/rand).
 	nameLetters = "bcdfghjklmnpqrstvwxz2456789"
 )
 
-// generateName appends a random suffix.
+// generateName appends a random suffix to base.
 func generateName(base string) string {
 	if len(base) > longestBase {
 		base = base[:longestBase]
@@ -38,7 +37,7 @@ func generateName(base string) string {
 	return string(b)
 }
 
-// checkPlace compares the namespace of the object with that of the request.
+// checkPlace compares the namespace of the object with that of the request, and completes it.
 func checkPlace(k *resource.Kind, t Target, obj resource.Object) error {
 	if !k.Namespaced {
 		if obj.GetNamespace() != "" {
@@ -56,7 +55,7 @@ func checkPlace(k *resource.Kind, t Target, obj resource.Object) error {
 	return nil
 }
 
-// dedupOwners drops repeated owner references, as Kubernetes does.
+// dedupOwners removes duplicate owner references, as Kubernetes does.
 func dedupOwners(obj resource.Object, warn func(string)) {
 	refs := obj.GetOwnerReferences()
 	if len(refs) < 2 {
@@ -79,14 +78,14 @@ func dedupOwners(obj resource.Object, warn func(string)) {
 	}
 }
 
-// defaultName is the check of names where a kind has none of its own.
+// defaultName checks the names of kinds without a check of their own.
 func defaultName(name string, prefix bool) []string {
 	return validation.NameIsDNSSubdomain(name, prefix)
 }
 
 var metadataPath = field.NewPath("metadata")
 
-// validateNew checks the metadata and the object.
+// validateNew validates the metadata and the object of a create.
 func validateNew(k *resource.Kind, r *resource.Rules, obj resource.Object) error {
 	errs := validateNewMeta(k, obj)
 	if r.Validate != nil {
@@ -112,7 +111,7 @@ func validateNewMeta(k *resource.Kind, obj resource.Object) field.ErrorList {
 	return append(validation.ValidateObjectMetaAccessor(obj, k.Namespaced, check, metadataPath), checkFinalizers(obj)...)
 }
 
-// validateChanged checks an update.
+// validateChanged validates an update.
 func validateChanged(k *resource.Kind, r *resource.Rules, obj, old resource.Object) error {
 	var errs field.ErrorList
 	if !plainUpdate(obj, old) {
@@ -125,7 +124,7 @@ func validateChanged(k *resource.Kind, r *resource.Rules, obj, old resource.Obje
 	return invalid(k, obj, unique(errs))
 }
 
-// checkFinalizers lets only Kubernetes' own finalizers go without a domain.
+// checkFinalizers refuses finalizers without a domain, except Kubernetes' own.
 func checkFinalizers(obj metav1.Object) (errs field.ErrorList) {
 	for i, f := range obj.GetFinalizers() {
 		if strings.Contains(f, "/") || f == string(corev1.FinalizerKubernetes) || f == metav1.FinalizerOrphanDependents || f == metav1.FinalizerDeleteDependents {
@@ -136,7 +135,7 @@ func checkFinalizers(obj metav1.Object) (errs field.ErrorList) {
 	return errs
 }
 
-// unique drops what a kind's own check of the metadata repeats.
+// unique removes duplicate errors, which occur if a kind checks the metadata as well.
 func unique(errs field.ErrorList) field.ErrorList {
 	if len(errs) < 2 {
 		return errs
@@ -155,8 +154,8 @@ func unique(errs field.ErrorList) field.ErrorList {
 	return out
 }
 
-// maxErrors bounds the errors of one answer: an object can have as many as it has
-// fields, and joining their texts takes time that grows with the square.
+// maxErrors bounds the errors of a response: an object can have as many as it has fields, and
+// joining their texts takes quadratic time.
 const maxErrors = 250
 
 func invalid(k *resource.Kind, obj metav1.Object, errs field.ErrorList) error {

@@ -13,8 +13,8 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// errNoResource says what is wrong with a group, version and resource that name no row,
-// and what was probably meant.
+// errNoResource describes what is wrong with a group, version and resource that match no row, and
+// what was probably meant.
 func (p *Pipeline) errNoResource(t Target) error {
 	r := t.Resource
 	if r.Resource == "" {
@@ -58,7 +58,8 @@ func errNoSubresource(k *resource.Kind, t Target) error {
 		strings.Join(slices.Sorted(maps.Keys(k.Subresources)), ", ")))
 }
 
-// errNotServed is the NotFound of a path, not of an object: its details name none.
+// errNotServed returns the NotFound of a path rather than of an object: its details name no
+// object.
 func errNotServed(message string) error {
 	return &apierrors.StatusError{ErrStatus: metav1.Status{
 		Status: metav1.StatusFailure, Code: http.StatusNotFound, Reason: metav1.StatusReasonNotFound,

@@ -18,8 +18,8 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// odd are values that a client may send where any other was expected; lists and
-// structs hold more that can go wrong.
+// odd lists values that a client may send where any other value is expected. Lists and structs
+// allow more invalid values.
 var (
 	odd        = []string{`null`, `1`, `"x"`, `{}`, `[null]`}
 	oddLists   = []string{`[]`, `[1]`, `[[]]`, `[{}]`, `[{"$patch":1}]`, `[{"$patch":"delete"}]`, `{"$patch":"replace"}`}
@@ -28,7 +28,7 @@ var (
 	oddOrders  = []string{`1`, `[{}]`, `[[],{}]`}
 )
 
-// fieldPaths are the paths of a type's fields, each struct's once.
+// fieldPaths visits the paths of a type's fields, each struct type once.
 func fieldPaths(t reflect.Type, path string, seen map[reflect.Type]bool, visit func(path string, f reflect.StructField)) {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -57,14 +57,13 @@ func fieldPaths(t reflect.Type, path string, seen map[reflect.Type]bool, visit f
 	}
 }
 
-// nest makes the patch that has a value at a path; prefix goes in front of the last
-// name.
+// nest returns the patch with a value at a path. prefix is put in front of the last name.
 func nest(path, prefix, value string) string {
 	parts := strings.Split(path, ".")
 	for i := len(parts) - 1; i >= 0; i-- {
 		name, list := strings.CutSuffix(parts[i], "[]")
 		if list {
-			// The element that is filled in has this key, whichever it is merged by.
+			// The added element has every possible merge key.
 			value = `[` + strings.Replace(value, "{", `{"name":"x","type":"x","key":"x","ip":"x","uid":"x","port":1,"containerPort":1,"mountPath":"x","topologyKey":"x",`, 1) + `]`
 			value = strings.ReplaceAll(value, ",}", "}")
 		}
@@ -76,7 +75,7 @@ func nest(path, prefix, value string) string {
 	return value
 }
 
-// example is an object that has an element, or something, at a path.
+// example returns an object with an element, or another value, at a path.
 func example(k *resource.Kind, path, key string) resource.Object {
 	obj := k.New()
 	value := `{}`
@@ -90,9 +89,8 @@ func example(k *resource.Kind, path, key string) resource.Object {
 	return obj
 }
 
-// TestOddPatches: whatever a patch holds, where it may hold anything, what is made of
-// it is an object or a refusal, and never a panic: neither in the patch itself, nor in
-// what a kind does with the object.
+// TestOddPatches checks that any value at any path of a patch results in an object or an error,
+// and never in a panic, neither in the patch nor in what a kind does with the object.
 func TestOddPatches(t *testing.T) {
 	table := resource.NewTable(kind.All()...)
 	fields := fieldmanager.New(table)
@@ -157,7 +155,7 @@ func TestOddPatches(t *testing.T) {
 		})
 	}
 	if patches < 5000 {
-		t.Errorf("only %d patches were tried", patches)
+		t.Errorf("tried only %d patches", patches)
 	}
 }
 

@@ -18,14 +18,14 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-var oddSeed = flag.Uint64("odd.seed", 1, "what the bodies of TestOddBodies are drawn from")
+var oddSeed = flag.Uint64("odd.seed", 1, "random seed of TestOddBodies")
 
-// dice draws values that are nearly what a field expects.
+// dice generates values that are nearly valid for a field.
 type dice struct{ *rand.Rand }
 
 func (d dice) of(values ...string) string { return values[d.IntN(len(values))] }
 
-// value is JSON for a type: mostly of its form, at times of another.
+// value returns JSON for a type, mostly of the right form and sometimes not.
 func (d dice) value(t reflect.Type, depth int) string {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -52,7 +52,7 @@ func (d dice) value(t reflect.Type, depth int) string {
 	return d.of(`0`, `1`, `-9223372036854775808`, `9223372036854775807`, `1.5`)
 }
 
-// object is JSON for a struct with some of its fields; head comes first.
+// object returns JSON for a struct with some of its fields. It starts with head.
 func (d dice) object(t reflect.Type, depth int, head string) string {
 	parts := []string{}
 	if head != "" {
@@ -70,7 +70,7 @@ func (d dice) object(t reflect.Type, depth int, head string) string {
 	return `{` + strings.Join(parts, ",") + `}`
 }
 
-// guarded reports a panic of f with what caused it.
+// guarded reports a panic of f together with its input.
 func guarded(t *testing.T, what, input string, f func()) {
 	t.Helper()
 	defer func() {
@@ -81,8 +81,8 @@ func guarded(t *testing.T, what, input string, f func()) {
 	f()
 }
 
-// TestOddBodies: whatever a body, an apply or a selector holds, what is made of it is an
-// object or a refusal, and never a panic. What is drawn depends on the seed alone.
+// TestOddBodies checks that any body, apply or selector results in an object or an error, and
+// never in a panic. The generated values depend on the seed only.
 func TestOddBodies(t *testing.T) {
 	d := dice{rand.New(rand.NewPCG(*oddSeed, *oddSeed))}
 	table := resource.NewTable(kind.All()...)
@@ -165,6 +165,6 @@ func TestOddBodies(t *testing.T) {
 		})
 	}
 	if decoded < 300 || applied < 10 || selected < 50 {
-		t.Errorf("only %d bodies were read, %d applies, %d selectors", decoded, applied, selected)
+		t.Errorf("only %d bodies were decoded, %d applies, %d selectors", decoded, applied, selected)
 	}
 }

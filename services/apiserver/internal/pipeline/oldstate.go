@@ -10,14 +10,14 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// oldState is a state that the watch cache no longer knows, read from the store.
+// oldState is a state that the watch cache no longer has, read from the store.
 type oldState struct {
 	rev   store.Revision
 	items []*watchcache.Item
 }
 
-// storeSnapshot reads the part of a state that a list needs: what has the prefix
-// and comes after pos.after.
+// storeSnapshot reads the part of a state that a list needs: the objects with the prefix, after
+// pos.after.
 func (p *Pipeline) storeSnapshot(ctx context.Context, k *resource.Kind, prefix string, pos position) (*oldState, error) {
 	const page = 1000
 	out := &oldState{rev: pos.rev}

@@ -10,7 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// checkWriteOptions are Kubernetes' rules on the options of a write.
+// checkWriteOptions applies Kubernetes' rules to the options of a write.
 func checkWriteOptions(kind string, o WriteOptions) error {
 	var errs field.ErrorList
 	if o.FieldManager != "" {
@@ -25,11 +25,11 @@ func checkWriteOptions(kind string, o WriteOptions) error {
 	return apierrors.NewInvalid(metav1.SchemeGroupVersion.WithKind(kind).GroupKind(), "", errs)
 }
 
-// longestManager is the longest name of a field manager (apimachinery's
+// longestManager is the maximum length of a field manager's name (apimachinery's
 // validation.FieldManagerMaxLength).
 const longestManager = 128
 
-// manager names the writer: what it asked for, or the first part of its user
+// manager returns the writer's field manager: the requested one, or the first part of the user
 // agent.
 func (o *WriteOptions) manager() string {
 	if o.FieldManager != "" {
@@ -48,7 +48,7 @@ func (o *WriteOptions) manager() string {
 	return string(out)
 }
 
-// knows tells whether a kind exists, for the text of errors.
+// knows reports whether a kind exists, for the text of errors.
 func (p *Pipeline) knows(gvk schema.GroupVersionKind) bool {
 	if p.cfg.Table.ByKind(gvk) != nil {
 		return true

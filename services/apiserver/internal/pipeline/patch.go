@@ -88,7 +88,7 @@ func checkPatchOptions(kind types.PatchType, o WriteOptions) error {
 	return nil
 }
 
-// patch is a patch on its way to an object.
+// patch is a patch to be applied to an object.
 type patch struct {
 	p    *Pipeline
 	c    *change
@@ -114,7 +114,7 @@ func (a *patch) object(cur resource.Object) (resource.Object, error) {
 	return out, a.text(text, a.c.kind.GVK, out)
 }
 
-// typed applies a common patch to the Go type; nil if it is not common.
+// typed applies a common patch to the Go type directly. It returns nil for other patches.
 func (a *patch) typed(cur resource.Object) resource.Object {
 	var apply func(any, []byte) bool
 	switch a.kind {
@@ -132,7 +132,7 @@ func (a *patch) typed(cur resource.Object) resource.Object {
 	return obj
 }
 
-// text applies a JSON or merge patch to an object's JSON and reads the result.
+// text applies a JSON or merge patch to the JSON of an object and decodes the result.
 func (a *patch) text(text []byte, gvk schema.GroupVersionKind, out resource.Object) error {
 	patched, strict, err := a.apply(text)
 	if err != nil {
@@ -154,7 +154,7 @@ func (a *patch) text(text []byte, gvk schema.GroupVersionKind, out resource.Obje
 	return a.strict(append(strict, more...), string(patched))
 }
 
-// operation is what a JSON patch's operations may hold (RFC 6902).
+// operation lists the fields of a JSON patch's operations (RFC 6902).
 type operation struct {
 	Op    string `json:"op"`
 	Path  string `json:"path"`
@@ -228,8 +228,8 @@ func (a *patch) strategic(cur runtime.Object, gvk schema.GroupVersionKind, out r
 	return a.strict(strict, fmt.Sprintf("%+v", changes))
 }
 
-// mergeStrategic shields from the library, which panics where the key that a list is
-// merged by is no plain value.
+// mergeStrategic recovers from the library, which panics if the merge key of a list is not a
+// plain value.
 func mergeStrategic(original, changes map[string]any, meta strategicpatch.LookupPatchMeta) (merged map[string]any, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -253,7 +253,8 @@ func strategicError(err error) error {
 	return errPlain(err)
 }
 
-// strict is what becomes of unknown and duplicate fields.
+// strict returns an error or adds warnings for unknown and duplicate fields, depending on
+// fieldValidation.
 func (a *patch) strict(errs []error, data string) error {
 	switch {
 	case len(errs) == 0 || a.c.opts.FieldValidation == string(codec.Ignore):

@@ -1,11 +1,9 @@
-// Package pipeline is the one way to state: authorize, decode, mutate, validate,
-// store, reply. It holds all of Kubernetes' semantics that are common to every
-// kind; what is a kind's own lies in its row (package resource), what needs other
-// objects in package admission.
+// Package pipeline is the only path to the state: authorize, decode, mutate, validate, store,
+// respond. It contains the semantics that all kinds share. Those of a single kind are in its row
+// (package resource), and checks that need other objects are in package admission.
 //
-// It must never know a transport, answer before a write is acknowledged by the
-// store, change an object that the watch cache handed out, or let one request's
-// panic end the process.
+// It must never know about a transport, respond before the store has acknowledged a write, modify
+// an object from the watch cache, or let the panic of one request end the process.
 package pipeline
 
 import (
@@ -23,56 +21,56 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// Authorizer decides whether a request may go on.
+// Authorizer decides whether a request is allowed.
 type Authorizer interface {
-	// Authorize returns whether the request is allowed, and if not, why (may be
-	// empty).
+	// Authorize reports whether the request is allowed. If it is not, reason says why; it may be
+	// empty.
 	Authorize(ctx context.Context, a *request.Attributes) (allowed bool, reason string, err error)
 }
 
-// Place is where objects of a kind lie: a store, and the watch cache over it. Each
-// has revisions of its own, which are compared within a kind only.
+// Place is where the objects of a kind are stored: a store, and the watch cache over it. Each
+// place has its own revisions, which are only comparable within a kind.
 type Place struct {
 	Store store.Store
 	Cache *watchcache.Cache
 }
 
-// Config of a Pipeline. Table and Lasting are required.
+// Config configures a Pipeline. Table and Lasting are required.
 type Config struct {
 	Table *resource.Table
-	// Lasting is the place of most kinds, Transient that of those that say so;
-	// without one they lie with the others.
+	// Lasting is the place of most kinds, and Transient that of the kinds marked as transient. If
+	// Transient is not set, they are in Lasting.
 	Lasting, Transient Place
 	Authorizer         Authorizer
 	Admission          *admission.Chain
-	// Fields keeps metadata.managedFields; nil keeps none and refuses apply.
+	// Fields maintains metadata.managedFields. If it is nil, there are none and apply is refused.
 	Fields *fieldmanager.Fields
 	Hooks  map[schema.GroupResource]Hook
-	// Virtual carries out the virtual kinds, Posts the subresources that are
-	// posted to, by their names.
+	// Virtual contains the actions of virtual kinds, and Posts those of subresources that are
+	// posted to, by name.
 	Virtual map[string]Action
 	Posts   map[string]Action
-	// RulesChanged returns a channel that is closed when the authorizer's rules change
-	// next; nil, if nobody says. RecheckEvery is how often Recheck looks at everything
-	// besides; 0 is half a minute.
+	// RulesChanged returns a channel that is closed at the next change of the authorizer's rules;
+	// it may be nil. RecheckEvery is how often Recheck checks everything in addition; 0 means 30
+	// s.
 	RulesChanged func() <-chan struct{}
 	RecheckEvery time.Duration
 	Now          func() time.Time
 	Log          *slog.Logger
 }
 
-// Hook takes part in the writes of one resource: it claims what the object needs
-// beside itself (a Service its addresses).
+// Hook takes part in the writes of one resource. It claims what an object needs besides itself,
+// such as the addresses of a Service.
 type Hook interface {
-	// Claim may fill in obj before it is validated; old is nil on create. The
-	// returned function is called once with whether the write succeeded.
+	// Claim may complete obj before it is validated; old is nil for a create. finish, which may
+	// be nil, is called once and told whether the write succeeded.
 	Claim(ctx context.Context, obj, old resource.Object, dryRun bool) (finish func(ok bool), err error)
 	// Released is called after an object was deleted.
 	Released(ctx context.Context, old resource.Object)
 }
 
-// Action answers what was posted to a subresource (parent names the object) or
-// to a virtual kind.
+// Action processes what was posted to a subresource (t names the parent object) or to a virtual
+// kind.
 type Action func(ctx context.Context, t Target, obj resource.Object, o WriteOptions) (*Outcome, error)
 
 // Pipeline implements API.
@@ -84,7 +82,7 @@ type Pipeline struct {
 
 var _ API = (*Pipeline)(nil)
 
-// New makes a pipeline.
+// New returns a pipeline.
 func New(cfg Config) *Pipeline {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -101,7 +99,7 @@ func New(cfg Config) *Pipeline {
 	return &Pipeline{cfg: cfg, ids: newWriteIDs()}
 }
 
-// place is where objects of a kind lie.
+// place returns where the objects of a kind are stored.
 func (p *Pipeline) place(k *resource.Kind) *Place {
 	if k.Transient {
 		return &p.cfg.Transient
@@ -109,10 +107,10 @@ func (p *Pipeline) place(k *resource.Kind) *Place {
 	return &p.cfg.Lasting
 }
 
-// Table is the table of kinds.
+// Table returns the table of kinds.
 func (p *Pipeline) Table() *resource.Table { return p.cfg.Table }
 
-// kind finds the row and, where the target names one, the subresource.
+// kind returns the row and, if the target names one, the subresource.
 func (p *Pipeline) kind(t Target) (*resource.Kind, *resource.Subresource, error) {
 	k := p.cfg.Table.ByResource(t.Resource)
 	if k == nil {
@@ -128,7 +126,7 @@ func (p *Pipeline) kind(t Target) (*resource.Kind, *resource.Subresource, error)
 	return k, &s, nil
 }
 
-// stored is the row that objects of k are stored as.
+// stored returns the row that objects of k are stored as.
 func (p *Pipeline) stored(k *resource.Kind) *resource.Kind {
 	if k.StoredAs == nil {
 		return k
@@ -136,7 +134,7 @@ func (p *Pipeline) stored(k *resource.Kind) *resource.Kind {
 	return p.cfg.Table.ByKind(k.StoredAs.GVK)
 }
 
-// shown is an item as the kind of the request sees it.
+// shown converts an item to the kind of the request.
 func shown(k *resource.Kind, item *watchcache.Item) (*watchcache.Item, error) {
 	if item == nil || k.StoredAs == nil {
 		return item, nil

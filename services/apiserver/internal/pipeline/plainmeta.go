@@ -9,12 +9,10 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// The checks below accept nearly all metadata without regular expressions. They
-// never decide that something is wrong: what they do not accept, apimachinery's
-// validation looks at, and words the errors.
+// The checks below accept nearly all metadata without regular expressions. They never reject
+// anything: what they do not accept is validated by apimachinery, which returns the errors.
 
-// plainNew tells metadata of a new object that is certainly valid, but for its
-// name.
+// plainNew reports whether the metadata of a new object, apart from its name, is certainly valid.
 func plainNew(k *resource.Kind, obj metav1.Object) bool {
 	if k.Namespaced != (obj.GetNamespace() != "") || k.Namespaced && !plainLabel(obj.GetNamespace()) {
 		return false
@@ -22,7 +20,7 @@ func plainNew(k *resource.Kind, obj metav1.Object) bool {
 	return obj.GetGeneration() >= 0 && len(obj.GetFinalizers()) == 0 && plainParts(obj)
 }
 
-// plainUpdate tells metadata of an update that is certainly valid.
+// plainUpdate reports whether the metadata of an update is certainly valid.
 func plainUpdate(obj, old metav1.Object) bool {
 	created, was := obj.GetCreationTimestamp(), old.GetCreationTimestamp()
 	return old.GetDeletionTimestamp() == nil && obj.GetDeletionTimestamp() == nil &&
@@ -83,8 +81,8 @@ func printable(s string) bool {
 	return true
 }
 
-// plainQualified tells a qualified name: a name with, perhaps, a DNS subdomain
-// before it.
+// plainQualified reports whether s is a qualified name: a name with an optional DNS subdomain in
+// front.
 func plainQualified(s string) bool {
 	prefix, name, ok := strings.Cut(s, "/")
 	if !ok {
@@ -93,8 +91,8 @@ func plainQualified(s string) bool {
 	return plainSubdomain(prefix) && plainName(name)
 }
 
-// plainName tells letters, digits, '-', '_' and '.', with a letter or digit at
-// both ends, of at most 63 bytes.
+// plainName reports whether s consists of at most 63 letters, digits, '-', '_' and '.', with a
+// letter or digit at both ends.
 func plainName(s string) bool {
 	if len(s) == 0 || len(s) > 63 || !alphanumeric(s[0]) || !alphanumeric(s[len(s)-1]) {
 		return false
@@ -111,7 +109,7 @@ func alphanumeric(c byte) bool {
 	return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c >= 'A' && c <= 'Z'
 }
 
-// plainLabel tells an RFC 1123 label.
+// plainLabel reports whether s is an RFC 1123 label.
 func plainLabel(s string) bool {
 	if len(s) == 0 || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
 		return false
@@ -124,8 +122,7 @@ func plainLabel(s string) bool {
 	return true
 }
 
-// plainSubdomain tells an RFC 1123 subdomain whose labels are not longer than
-// labels of DNS.
+// plainSubdomain reports whether s is an RFC 1123 subdomain whose labels have at most 63 bytes.
 func plainSubdomain(s string) bool {
 	if len(s) > 253 {
 		return false

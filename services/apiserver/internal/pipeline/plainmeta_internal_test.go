@@ -11,8 +11,8 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/core"
 )
 
-// TestPlainMetadataIsValid holds the quick checks to apimachinery's: what they
-// accept must be valid.
+// TestPlainMetadataIsValid compares the quick checks with apimachinery's: what they accept must
+// be valid.
 func TestPlainMetadataIsValid(t *testing.T) {
 	rng := rand.New(rand.NewSource(1))
 	words := []string{"", "a", "A-b", "-", "a.b", "a..b", "x/y", "example.com/x", "a_b", "Ä", "a/b/c", "UP.com/x", "v1", "apps/v1", "apps/", "Event", "a b"}
@@ -59,6 +59,6 @@ func TestPlainMetadataIsValid(t *testing.T) {
 		}
 	}
 	if accepted < 100 {
-		t.Errorf("only %d were accepted", accepted)
+		t.Errorf("only %d objects were accepted", accepted)
 	}
 }

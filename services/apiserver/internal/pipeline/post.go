@@ -15,15 +15,15 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// posted makes the objects that subresources are posted with.
+// posted contains the constructors of the objects that are posted to subresources.
 var posted = map[schema.GroupVersionKind]func() resource.Object{
 	corev1.SchemeGroupVersion.WithKind("Binding"):                func() resource.Object { return &corev1.Binding{} },
 	policyv1.SchemeGroupVersion.WithKind("Eviction"):             func() resource.Object { return &policyv1.Eviction{} },
 	authenticationv1.SchemeGroupVersion.WithKind("TokenRequest"): func() resource.Object { return &authenticationv1.TokenRequest{} },
 }
 
-// post carries out what is posted to a subresource. Bindings and evictions are
-// changes of the parent, everything else is an action.
+// post processes a post to a subresource. Bindings and evictions are changes of the parent,
+// everything else is an action.
 func (p *Pipeline) post(ctx context.Context, k *resource.Kind, sub *resource.Subresource, t Target, b Body, o WriteOptions) (*change, *Outcome, error) {
 	body := &resource.Kind{GVK: sub.GVK}
 	switch sub.Post {
@@ -38,13 +38,13 @@ func (p *Pipeline) post(ctx context.Context, k *resource.Kind, sub *resource.Sub
 	return nil, out, err
 }
 
-// bindVirtual is what is posted to bindings themselves: the name is the pod's.
+// bindVirtual processes a post to the resource bindings, where the Binding's name is the pod's.
 func (p *Pipeline) bindVirtual(ctx context.Context, t Target, b Body, o WriteOptions) (*change, error) {
 	obj, _, err := p.decodePosted(bindingGVK, func() resource.Object { return &corev1.Binding{} }, b, o)
 	if err != nil {
 		return nil, err
 	}
-	// The right to create bindings is that to bind any pod of the namespace.
+	// The right to create bindings is the right to bind any pod of the namespace.
 	t.Resource = corev1.SchemeGroupVersion.WithResource("pods")
 	t.Name, t.Subresource = obj.GetName(), "binding"
 	k, sub, err := p.kind(t)
@@ -57,7 +57,7 @@ func (p *Pipeline) bindVirtual(ctx context.Context, t Target, b Body, o WriteOpt
 	return p.newBinding(ctx, k, t, b, o)
 }
 
-// act decodes a body and hands it to an action.
+// act decodes a body and passes it to an action.
 func (p *Pipeline) act(ctx context.Context, action Action, fresh func() resource.Object, k *resource.Kind, t Target, b Body, o WriteOptions) (*Outcome, error) {
 	if action == nil || fresh == nil {
 		return nil, errMethod(t, "create")

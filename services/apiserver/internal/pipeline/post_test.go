@@ -53,11 +53,11 @@ func TestBinding(t *testing.T) {
 	if asJSON(got.ManagedFields) != asJSON(p.ManagedFields) || got.Generation != p.Generation {
 		t.Errorf("a binding was tracked: %+v", got.ManagedFields)
 	}
-	// The old door names the pod by the Binding's own name.
+	// The legacy resource bindings takes the pod's name from the Binding.
 	old := f.mustCreate(pod("old")).(*corev1.Pod)
 	out, err = f.Create(f.ctx, pipeline.Target{Resource: corev1.SchemeGroupVersion.WithResource("bindings"), Namespace: "ns"}, f.body(binding("old", "n")), pipeline.WriteOptions{})
 	if err != nil || out.Status == nil || get(f, old).Spec.NodeName != "n" {
-		t.Errorf("the old door: %+v, %v", out, err)
+		t.Errorf("bindings: %+v, %v", out, err)
 	}
 	gated := pod("gated")
 	gated.Spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: "example.com/wait"}}
@@ -156,7 +156,7 @@ func TestApply(t *testing.T) {
 	version := out.Item.Object.GetResourceVersion()
 	f.now = f.now.Add(1e10)
 	if out, err = apply("one", "{a: '1', b: '1'}", false); err != nil || out.Item.Object.GetResourceVersion() != version {
-		t.Errorf("the same again: %+v, %v", out, err)
+		t.Errorf("applied again: %+v, %v", out, err)
 	}
 	_, err = apply("two", "{a: '2'}", false)
 	wantStatus(t, err, 409, metav1.StatusReasonConflict, `Apply failed with 1 conflict: conflict with "one": .data.a`)
@@ -170,7 +170,7 @@ func TestApply(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := get(f, cm); len(got.Data) != 1 || got.Data["a"] != "2" {
-		t.Errorf("after taking over and giving up: %v", got.Data)
+		t.Errorf("after forcing and giving up fields: %v", got.Data)
 	}
 	for text, want := range map[string]string{
 		"kind: ConfigMap":             "invalid object type",
@@ -187,7 +187,7 @@ func TestApply(t *testing.T) {
 	wantStatus(t, err, 500, "", ".foo: field not declared in schema")
 }
 
-// TestScaleApply: who applies a scale owns spec.replicas of the object.
+// TestScaleApply checks that the applier of a scale owns spec.replicas of the object.
 func TestScaleApply(t *testing.T) {
 	f := newFixture(t)
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "d", Namespace: "ns"}}
@@ -229,11 +229,11 @@ func TestScaleApply(t *testing.T) {
 	}
 	version := get(f, d).ResourceVersion
 	if _, err := apply("d", "scaler", five, pipeline.WriteOptions{}); err != nil || get(f, d).ResourceVersion != version {
-		t.Errorf("the same again: %v", err)
+		t.Errorf("applied again: %v", err)
 	}
 	_, err = f.patch(d, types.ApplyPatchType, deployment, pipeline.WriteOptions{FieldManager: "owner"})
 	wantStatus(t, err, 409, metav1.StatusReasonConflict, `conflict with "scaler" with subresource "scale": .spec.replicas`)
-	// Two who say the same share it.
+	// Two appliers of the same value share it.
 	if _, err := apply("d", "other", five, pipeline.WriteOptions{}); err != nil {
 		t.Error(err)
 	}
@@ -252,7 +252,7 @@ func TestScaleApply(t *testing.T) {
 	wantStatus(t, err, 500, "", ".spec.size: field not declared in schema")
 	_, err = apply("d", "late", five+"\nmetadata: {resourceVersion: '1'}", pipeline.WriteOptions{Force: true})
 	if err == nil {
-		t.Error("a key twice, and an old version, were accepted")
+		t.Error("a duplicate key and an outdated version were accepted")
 	}
 }
 
@@ -264,7 +264,7 @@ func TestApplyAfterClientSideApply(t *testing.T) {
 	out, err := f.patch(cm, types.ApplyPatchType, `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a","namespace":"ns"},"data":{"k":"w","gone":"x"}}`,
 		pipeline.WriteOptions{FieldManager: "kubectl"})
 	if err != nil {
-		t.Fatal(err) // kubectl's own earlier apply is no conflict
+		t.Fatal(err) // kubectl's own earlier client-side apply is not a conflict
 	}
 	if got := out.Item.Object.(*corev1.ConfigMap); got.Data["k"] != "w" {
 		t.Errorf("%+v", got)
@@ -311,16 +311,16 @@ func TestCommit(t *testing.T) {
 		wantCode(t, strconv.Itoa(i), err, code)
 	}
 	if got := get(f, there.(*corev1.ConfigMap)); got.Data["k"] != "w" || got.Data["x"] != "y" {
-		t.Errorf("writes to one object were not in order: %v", got.Data)
+		t.Errorf("writes to the same object were not executed in order: %v", got.Data)
 	}
 	if get(f, pod("p")).Spec.NodeName != "n" {
 		t.Error("the pod was not bound")
 	}
 }
 
-// TestTheCacheTakesOver holds what the watch cache took over from a writer to
+// TestTheCacheTakesOver compares the objects that the watch cache took over from writers with
 // what it would have decoded.
-func TestTheCacheTakesOver(t *testing.T) {
+func TestCacheTakesOverObjects(t *testing.T) {
 	f := newFixture(t)
 	check := func(what string) {
 		t.Helper()
@@ -336,7 +336,7 @@ func TestTheCacheTakesOver(t *testing.T) {
 			t.Errorf("after the %s the cache has\n%s\nbut the store has\n%s", what, asJSON(out.Item.Object), asJSON(decoded))
 		}
 		if v := strconv.FormatInt(int64(out.Item.Revision), 10); out.Item.Object.GetResourceVersion() != v {
-			t.Errorf("after the %s the version is %s, not %s", what, out.Item.Object.GetResourceVersion(), v)
+			t.Errorf("after the %s the version is %s, want %s", what, out.Item.Object.GetResourceVersion(), v)
 		}
 	}
 	p := f.mustCreate(benchPod("p"), pipeline.WriteOptions{FieldManager: "m"}).(*corev1.Pod)

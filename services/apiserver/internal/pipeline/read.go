@@ -15,8 +15,8 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// revisionWait is how long a read waits for a revision that the cache has not
-// reached, as in Kubernetes.
+// revisionWait is how long a read waits for a revision that the cache has not reached, as in
+// Kubernetes.
 const revisionWait = 3 * time.Second
 
 // Get reads an object.
@@ -35,7 +35,7 @@ func (p *Pipeline) Get(ctx context.Context, t Target, o GetOptions) (*Outcome, e
 	return &Outcome{Item: item}, nil
 }
 
-// read returns the item, no older than the resource version asks for.
+// read returns the item, which is at least as new as the resource version requires.
 func (p *Pipeline) read(ctx context.Context, k *resource.Kind, t Target, resourceVersion string) (*watchcache.Item, error) {
 	rev, err := parseVersion(resourceVersion)
 	if err != nil {
@@ -53,7 +53,7 @@ func (p *Pipeline) read(ctx context.Context, k *resource.Kind, t Target, resourc
 	return shown(k, item)
 }
 
-// wait lets a kind's cache reach rev; 0 is the newest revision of the store.
+// wait waits until a kind's cache has reached rev; 0 means the store's newest revision.
 func (p *Pipeline) wait(ctx context.Context, k *resource.Kind, rev store.Revision) error {
 	cache := p.place(k).Cache
 	if rev == 0 {
@@ -72,7 +72,7 @@ func (p *Pipeline) wait(ctx context.Context, k *resource.Kind, rev store.Revisio
 	return err
 }
 
-// parseVersion reads a resource version; empty and "0" are 0.
+// parseVersion parses a resource version; "" and "0" are 0.
 func parseVersion(s string) (store.Revision, error) {
 	if s == "" || s == "0" {
 		return 0, nil
@@ -113,9 +113,9 @@ func (p *Pipeline) list(ctx context.Context, k *resource.Kind, t Target, o ListO
 		return nil, err
 	}
 	out := &List{Kind: k, Revision: snap.Revision()}
-	limit := o.Limit // a negative one is none, as in Kubernetes
+	limit := o.Limit // a negative limit means none, as in Kubernetes
 	if o.ResourceVersion == "0" && o.Continue == "" {
-		limit = 0 // as Kubernetes' watch cache, which answers such lists whole
+		limit = 0 // as Kubernetes' watch cache, which returns such lists in full
 	}
 	var last string
 	var more bool
@@ -156,12 +156,12 @@ func (p *Pipeline) list(ctx context.Context, k *resource.Kind, t Target, o ListO
 	return out, nil
 }
 
-// position is where and in which state a list starts.
+// position is where a list starts, and in which state.
 type position struct {
 	after string
 	rev   store.Revision
-	exact bool // the state at rev; otherwise one not older
-	any   bool // whatever the cache has
+	exact bool // the state at rev; otherwise one at least as new
+	any   bool // any state that the cache has
 	cont  bool // continues an earlier list
 }
 
@@ -188,7 +188,7 @@ func (p *Pipeline) position(prefix string, o ListOptions) (position, error) {
 	return position{rev: rev, exact: exact, any: o.ResourceVersion == "0"}, nil
 }
 
-// states is a kind's state at one revision.
+// states is the state of a kind at one revision.
 type states interface {
 	Revision() store.Revision
 	Len() int
@@ -218,7 +218,7 @@ func (p *Pipeline) snapshot(ctx context.Context, k *resource.Kind, prefix string
 	return snap, err
 }
 
-// checkListOptions are Kubernetes' rules on combinations.
+// checkListOptions applies Kubernetes' rules to combinations of options.
 func checkListOptions(o ListOptions) error {
 	var errs field.ErrorList
 	if match := metav1.ResourceVersionMatch(o.ResourceVersionMatch); match != "" {

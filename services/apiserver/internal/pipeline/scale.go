@@ -20,7 +20,7 @@ type scaled = autoscalingv1.Scale
 
 var scaleGVK = autoscalingv1.SchemeGroupVersion.WithKind("Scale")
 
-// scaleOf is the scale of an object.
+// scaleOf returns the scale of an object.
 func scaleOf(k *resource.Kind, s *resource.Scale, item *watchcache.Item) *scaled {
 	spec, status, selector := s.Get(item.Object)
 	obj := item.Object
@@ -37,7 +37,7 @@ func scaleOf(k *resource.Kind, s *resource.Scale, item *watchcache.Item) *scaled
 	}
 }
 
-// planScale changes spec.replicas through the scale that edit returns.
+// planScale changes spec.replicas to those of the scale that edit returns.
 func (p *Pipeline) planScale(c *change, s *resource.Scale, cur *watchcache.Item, edit func(*scaled) (*scaled, error)) (*step, error) {
 	if cur == nil {
 		return nil, apierrors.NewNotFound(c.gr(), c.target.Name)
@@ -50,7 +50,7 @@ func (p *Pipeline) planScale(c *change, s *resource.Scale, cur *watchcache.Item,
 	return p.planScaled(c, s, cur, want, nil)
 }
 
-// planScaleApply changes it by a server-side apply of a Scale.
+// planScaleApply changes spec.replicas by a server-side apply of a Scale.
 func (p *Pipeline) planScaleApply(c *change, s *resource.Scale, cur *watchcache.Item, configuration map[string]any, check func() error) (*step, error) {
 	if cur == nil {
 		return nil, apierrors.NewNotFound(c.gr(), c.target.Name)
@@ -67,8 +67,8 @@ func (p *Pipeline) planScaleApply(c *change, s *resource.Scale, cur *watchcache.
 	return p.planScaled(c, s, cur, want, &fields)
 }
 
-// planScaled makes the object's scale the wanted one. fields are the object's
-// managed fields, where that is decided already.
+// planScaled changes the object's scale to the wanted one. fields are the object's managed fields
+// if they are already known, and nil otherwise.
 func (p *Pipeline) planScaled(c *change, s *resource.Scale, cur *watchcache.Item, want *scaled, fields *[]metav1.ManagedFieldsEntry) (*step, error) {
 	if want.Name != "" && want.Name != c.target.Name {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s) does not match the name on the URL (%s)", want.Name, c.target.Name))
@@ -106,7 +106,7 @@ func (p *Pipeline) planScaled(c *change, s *resource.Scale, cur *watchcache.Item
 	return st, nil
 }
 
-// decodeScale reads a body that holds a Scale.
+// decodeScale decodes a body as a Scale.
 func (p *Pipeline) decodeScale(c *change, b Body) (*scaled, error) {
 	obj, warnings, err := codec.Decode(codec.Input{
 		Data: b.Data, Type: b.Type, Declared: b.GVK, Want: scaleGVK,

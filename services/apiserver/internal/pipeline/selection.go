@@ -13,23 +13,23 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// chosen is what a target and its selectors select.
+// chosen is the selection of a target and its selectors.
 type chosen struct {
 	prefix string
-	// key is set when only one object can match.
+	// key is set if only one object can match.
 	key string
-	// match is nil when all objects with the prefix match.
+	// match is nil if all objects with the prefix match.
 	match func(*watchcache.Item) bool
-	// field and value are the one exact requirement that a watch is indexed by.
+	// field and value are the exact requirement by which watches are indexed.
 	field, value string
 }
 
-// maxRequirements bounds the selectors of a request, values of a set included: each
-// object of a list and each event of a watch is compared with all of them.
+// maxRequirements bounds the requirements of a request's selectors, including the values of sets:
+// each object of a list and each event of a watch is compared with all of them.
 const maxRequirements = 10_000
 
-// newSelection reads the selectors. As in Kubernetes, options are checked once the
-// selectors are read, and before their fields are looked up.
+// newSelection parses the selectors. As in Kubernetes, options are checked after the selectors
+// have been parsed and before their fields are looked up.
 func newSelection(k *resource.Kind, t Target, labelSelector, fieldSelector string, options error) (*chosen, error) {
 	if n := strings.Count(labelSelector, ",") + strings.Count(fieldSelector, ","); n >= maxRequirements {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("the selectors have more than %d requirements", maxRequirements))
@@ -108,7 +108,7 @@ func all(requirements []func(*watchcache.Item) bool) func(*watchcache.Item) bool
 	}
 }
 
-// unknownField is Kubernetes' text: that of the kind's conversion function, or of the
+// unknownField returns Kubernetes' message: that of the kind's conversion function, or of the
 // default one.
 func unknownField(k *resource.Kind, path string) string {
 	switch {

@@ -12,7 +12,7 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// state is what admission sees of other objects.
+// state is the other objects as admission reads them.
 type state struct {
 	kinds map[schema.GroupResource]held
 	store store.Store
@@ -23,7 +23,7 @@ type held struct {
 	cache *watchcache.KindCache
 }
 
-// NewState makes the state that admission looks at.
+// NewState returns the state that admission reads.
 func NewState(table *resource.Table, cache *watchcache.Cache, st store.Store) admission.State {
 	s := &state{kinds: map[schema.GroupResource]held{}, store: st}
 	for _, k := range table.Kinds() {

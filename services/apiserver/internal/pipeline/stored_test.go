@@ -16,8 +16,7 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// stored puts an object into the store as it is, as a program did that knew fewer
-// defaults.
+// stored puts an object into the store as it is, like a program with fewer defaults.
 func (f *fixture) stored(obj resource.Object, version uint64) store.Revision {
 	f.Helper()
 	k := f.Table().ByResource(f.target(obj).Resource)
@@ -32,9 +31,9 @@ func (f *fixture) stored(obj resource.Object, version uint64) store.Revision {
 	return verdicts[0].Revision
 }
 
-// An object that was stored before a default existed is shown and compared with
-// that default, and stored with it by the next write, even one that says nothing
-// new.
+// TestOldStoredObjects checks that an object stored before a default existed is returned and
+// compared with that default, and that the next write stores it, even one that changes nothing
+// else.
 func TestOldStoredObjects(t *testing.T) {
 	f := newFixture(t)
 	target := pipeline.Target{Resource: corev1.SchemeGroupVersion.WithResource("secrets"), Namespace: "ns"}
@@ -69,9 +68,9 @@ func TestOldStoredObjects(t *testing.T) {
 	}
 
 	if _, err := f.patch(read, types.MergePatchType, `{"type":"other"}`); err == nil || !strings.Contains(err.Error(), "field is immutable") {
-		t.Errorf("another type: %v", err)
+		t.Errorf("changed type: %v", err)
 	}
-	// What was read is written back.
+	// Write back what was read.
 	out, err = f.update(read, "")
 	if err != nil {
 		t.Fatal(err)
@@ -88,10 +87,10 @@ func TestOldStoredObjects(t *testing.T) {
 		t.Errorf("stored: %+v, %s, %v", v, asJSON(back), err)
 	}
 	if again, err := f.update(out.Item.Object.DeepCopyObject().(*corev1.Secret), ""); err != nil || again.Item.Revision != out.Item.Revision {
-		t.Errorf("nothing new was written: %+v, %v", again, err)
+		t.Errorf("an unchanged object was written: %+v, %v", again, err)
 	}
 
-	// A metadata change of one more, which the cache has from its first load.
+	// A metadata change of another object, which is in the cache since its first load.
 	f.stored(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "second", Namespace: "ns", UID: "v"}}, 0)
 	got, err := f.patch(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "second", Namespace: "ns"}}, types.MergePatchType, `{"metadata":{"labels":{"a":"b"}}}`)
 	if err != nil || got.Item.Object.(*corev1.Secret).Type != corev1.SecretTypeOpaque {
@@ -99,7 +98,7 @@ func TestOldStoredObjects(t *testing.T) {
 	}
 }
 
-// What this program stored itself is not completed again.
+// TestOwnStoredObjects checks that objects stored by this program are not defaulted again.
 func TestOwnStoredObjects(t *testing.T) {
 	f := newFixture(t)
 	rev := f.stored(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "own", Namespace: "ns"}}, resource.DefaultsVersion())

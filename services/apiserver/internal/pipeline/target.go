@@ -11,10 +11,10 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// checkTarget checks a target against the verb: a subresource and the verbs that it
-// serves, a namespace exactly where the kind has one, a name exactly where the verb
-// works on one object. What a target names is what is authorized, so it must never
-// differ from what the verb then reads or writes.
+// checkTarget checks the target of a verb: the subresource must serve the verb, there must be a
+// namespace exactly if the kind is namespaced, and a name exactly if the verb works on one
+// object. What a target names is what is authorized, so it must never differ from what the verb
+// then reads or writes.
 func checkTarget(verb string, k *resource.Kind, sub *resource.Subresource, t Target) error {
 	if !served(verb, k, sub) {
 		return errMethod(t, verb)
@@ -26,7 +26,7 @@ func checkTarget(verb string, k *resource.Kind, sub *resource.Subresource, t Tar
 	switch verb {
 	case "list":
 		everywhere = true
-	case "watch": // a name makes it a watch of one object
+	case "watch": // with a name, it watches one object
 		named = t.Name != ""
 		everywhere = !named
 	case "deletecollection":
@@ -34,7 +34,7 @@ func checkTarget(verb string, k *resource.Kind, sub *resource.Subresource, t Tar
 			return errMethod(t, verb)
 		}
 	case "create":
-		named = sub != nil // otherwise the name is the object's own
+		named = sub != nil // otherwise, the name is in the object
 	default:
 		named = true
 	}
@@ -55,8 +55,8 @@ func checkTarget(verb string, k *resource.Kind, sub *resource.Subresource, t Tar
 	return checkSegment("Namespace", t.Namespace)
 }
 
-// served reports whether the pipeline serves a verb on a kind or on one of its
-// subresources. Streams are served by the fronts.
+// served reports whether the pipeline serves a verb on a kind or on one of its subresources. The
+// fronts serve streams.
 func served(verb string, k *resource.Kind, sub *resource.Subresource) bool {
 	if sub == nil {
 		return slices.Contains(k.Verbs(), verb)
@@ -68,7 +68,7 @@ func errNotNamespaced(k *resource.Kind) error {
 	return apierrors.NewBadRequest(fmt.Sprintf("%s are not namespaced", k.Resource))
 }
 
-// checkSegment refuses a name that could not be part of a URL, and so of a store key.
+// checkSegment refuses a name that cannot be a segment of a URL path, and so of a store key.
 func checkSegment(what, name string) error {
 	if problems := content.IsPathSegmentName(name); len(problems) > 0 {
 		return apierrors.NewBadRequest(fmt.Sprintf("%s parameter invalid: %q: %s", what, name, strings.Join(problems, ";")))

@@ -11,7 +11,8 @@ import (
 	"keelson.dev/services/apiserver/internal/pipeline"
 )
 
-// A reference that names no resource is answered with what was probably meant.
+// TestUnknownResources checks that the error for an unknown resource says what was probably
+// meant.
 func TestUnknownResources(t *testing.T) {
 	f := newFixture(t)
 	for name, c := range map[string]struct {
@@ -19,14 +20,14 @@ func TestUnknownResources(t *testing.T) {
 		code int32
 		text string
 	}{
-		"no resource":           {schema.GroupVersionResource{Version: "v1"}, 400, "names no resource"},
-		"no version":            {schema.GroupVersionResource{Resource: "pods"}, 400, "names no version: want v1"},
-		"group in the version":  {schema.GroupVersionResource{Version: "apps/v1", Resource: "deployments"}, 400, `want the group "apps" and the version "v1"`},
-		"another version":       {schema.GroupVersionResource{Version: "v2", Resource: "pods"}, 404, `pods are not served in version "v2", but in v1`},
-		"no group":              {schema.GroupVersionResource{Version: "v1", Resource: "deployments"}, 404, `deployments are not in the API group "", but in "apps"`},
-		"a kind":                {schema.GroupVersionResource{Version: "v1", Resource: "Pod"}, 404, `want the plural, "pods"`},
-		"a short name":          {schema.GroupVersionResource{Version: "v1", Resource: "po"}, 404, `want the plural, "pods"`},
-		"nothing that is known": {schema.GroupVersionResource{Group: "g", Version: "v1", Resource: "nothings"}, 404, `no resource "nothings" in API group "g"`},
+		"no resource":          {schema.GroupVersionResource{Version: "v1"}, 400, "names no resource"},
+		"no version":           {schema.GroupVersionResource{Resource: "pods"}, 400, "names no version: want v1"},
+		"group in the version": {schema.GroupVersionResource{Version: "apps/v1", Resource: "deployments"}, 400, `want the group "apps" and the version "v1"`},
+		"another version":      {schema.GroupVersionResource{Version: "v2", Resource: "pods"}, 404, `pods are not served in version "v2", but in v1`},
+		"no group":             {schema.GroupVersionResource{Version: "v1", Resource: "deployments"}, 404, `deployments are not in the API group "", but in "apps"`},
+		"a kind":               {schema.GroupVersionResource{Version: "v1", Resource: "Pod"}, 404, `want the plural, "pods"`},
+		"a short name":         {schema.GroupVersionResource{Version: "v1", Resource: "po"}, 404, `want the plural, "pods"`},
+		"unknown":              {schema.GroupVersionResource{Group: "g", Version: "v1", Resource: "nothings"}, 404, `no resource "nothings" in API group "g"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			reason := metav1.StatusReasonNotFound
@@ -39,8 +40,9 @@ func TestUnknownResources(t *testing.T) {
 	}
 }
 
-// Names that could not be part of a URL are refused before a key is made of them.
-func TestNamesThatAreNoPathSegments(t *testing.T) {
+// TestNamesThatAreNoPathSegments checks that names which are not path segments are refused before
+// they become part of a key.
+func TestInvalidPathSegments(t *testing.T) {
 	f := newFixture(t)
 	for _, target := range []pipeline.Target{
 		{Resource: configMapGVR, Namespace: "ns", Name: "a/b"},
@@ -55,14 +57,14 @@ func TestNamesThatAreNoPathSegments(t *testing.T) {
 	}
 }
 
-// A collection of namespaces is deleted through no door.
+// TestNoDeleteCollection checks that namespaces have no deletecollection.
 func TestNoDeleteCollection(t *testing.T) {
 	f := newFixture(t)
 	_, err := f.DeleteCollection(f.ctx, pipeline.Target{Resource: corev1.SchemeGroupVersion.WithResource("namespaces")}, pipeline.ListOptions{}, pipeline.DeleteOptions{})
 	wantCode(t, "deletecollection of namespaces", err, 405)
 }
 
-// A configuration that does not say what it is of is refused with what it should say.
+// TestApplyWithoutAKind checks the error for a configuration without apiVersion or kind.
 func TestApplyWithoutAKind(t *testing.T) {
 	f := newFixture(t)
 	for text, want := range map[string]string{

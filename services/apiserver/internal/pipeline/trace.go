@@ -9,15 +9,15 @@ import (
 	"keelson.dev/services/internal/telemetry"
 )
 
-// traceAnnotation is the W3C trace context that a client gives an object where it
-// cannot send a header.
+// traceAnnotation is the annotation for a W3C trace context from a client that cannot send it as
+// a header.
 const traceAnnotation = "tracing.k8s.io/traceparent"
 
 var tracer = otel.Tracer("keelson.dev/apiserver/pipeline")
 
-// trace chooses the trace context that is stored beside the object: that of the
-// request; where the request has none of its own, the one that the object's new
-// annotation names; for what only reports on a change, the change's.
+// trace sets the trace context that is stored with the object: that of the request; if the client
+// sent none, the one in a newly set annotation of the object; and for a write that only reports
+// on an earlier change, the trace context of that change.
 func (p *Pipeline) trace(c *change, s *step) {
 	s.trace = telemetry.Traceparent(c.ctx)
 	if annotated := annotation(c, s.obj); annotated != "" && !hasParent(c) {
@@ -37,7 +37,7 @@ func (p *Pipeline) trace(c *change, s *step) {
 	}
 }
 
-// annotation is the trace context that this write annotates the object with.
+// annotation returns the trace context that this write has added as an annotation, or "".
 func annotation(c *change, obj resource.Object) string {
 	tp := obj.GetAnnotations()[traceAnnotation]
 	if tp == "" || c.cur != nil && c.cur.Object.GetAnnotations()[traceAnnotation] == tp {
@@ -49,7 +49,7 @@ func annotation(c *change, obj resource.Object) string {
 	return tp
 }
 
-// hasParent tells whether the client sent a trace context with the request.
+// hasParent reports whether the client sent a trace context with the request.
 func hasParent(c *change) bool {
 	span := trace.SpanFromContext(c.ctx)
 	if child, ok := span.(interface{ Parent() trace.SpanContext }); ok {

@@ -16,7 +16,7 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// track records in obj what the writer changed.
+// track records in obj which fields the writer changed.
 func (p *Pipeline) track(c *change, old, obj resource.Object) {
 	if p.cfg.Fields == nil {
 		return
@@ -43,7 +43,7 @@ func (p *Pipeline) newApply(c *change, sub *resource.Subresource, b Body) error 
 	if c.opts.FieldValidation != string(codec.Strict) {
 		warnings = codec.StrictWarnings(repeated)
 	}
-	// Keys that are there twice are refused after a conflict is, as in Kubernetes.
+	// Duplicate keys are refused after conflicts, as in Kubernetes.
 	strict := func() error {
 		if len(repeated) > 0 && c.opts.FieldValidation == string(codec.Strict) {
 			return apierrors.NewBadRequest(fmt.Sprintf("error strict decoding patch: %v", repeated[0]))
@@ -89,7 +89,7 @@ func (p *Pipeline) newApply(c *change, sub *resource.Subresource, b Body) error 
 	return nil
 }
 
-// checkConfiguration refuses a configuration that does not say what it is of.
+// checkConfiguration refuses a configuration without its apiVersion and kind.
 func checkConfiguration(k *resource.Kind, sub *resource.Subresource, configuration map[string]any) error {
 	gvk := k.GVK
 	if sub != nil && sub.Scale != nil {
@@ -98,15 +98,15 @@ func checkConfiguration(k *resource.Kind, sub *resource.Subresource, configurati
 	apiVersion, kind := gvk.ToAPIVersionAndKind()
 	for _, field := range []struct{ name, want string }{{"apiVersion", apiVersion}, {"kind", kind}} {
 		if said, _ := configuration[field.name].(string); said == "" {
-			// The beginning is Kubernetes'.
+			// The beginning of the message is Kubernetes'.
 			return apierrors.NewBadRequest(fmt.Sprintf("invalid object type: the configuration has no %s: want %q", field.name, field.want))
 		}
 	}
 	return nil
 }
 
-// readConfiguration reads what is applied. It is YAML, also where it begins with a
-// brace. What is returned beside it are errors about keys that are there twice.
+// readConfiguration parses an applied configuration. It is YAML, even if it begins with a brace.
+// The returned errors are those about duplicate keys.
 func readConfiguration(k *resource.Kind, data []byte, v codec.Validation) (map[string]any, []error, error) {
 	text := data
 	if !flow(data) || !json.Valid(data) {
@@ -130,8 +130,8 @@ func readConfiguration(k *resource.Kind, data []byte, v codec.Validation) (map[s
 	if configuration == nil {
 		return nil, nil, apierrors.NewBadRequest("error decoding patch: the configuration is empty")
 	}
-	// JSON without a repeated key has none as YAML either, which costs much more to
-	// find out.
+	// JSON without duplicate keys has none as YAML either; checking the YAML would cost much
+	// more.
 	if v == codec.Ignore || len(repeated) == 0 && bytes.Equal(text, data) {
 		return configuration, nil, nil
 	}

@@ -11,7 +11,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// leaderless is a store most of whose members are gone, once it is told so.
+// leaderless is a store that loses its quorum when gone is set.
 type leaderless struct {
 	store.Store
 	gone bool
@@ -24,7 +24,7 @@ func (l *leaderless) Commit(ctx context.Context, writes []store.Write) ([]store.
 	return l.Store.Commit(ctx, writes)
 }
 
-// A store without a quorum is a state that passes, not a fault of the apiserver.
+// TestNoQuorum checks that a store without a quorum is reported as a temporary condition.
 func TestNoQuorum(t *testing.T) {
 	var st *leaderless
 	f := newFixture(t, func(c *pipeline.Config) {

@@ -13,7 +13,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// forgetful is a store that does what it is told and does not know.
+// forgetful is a store that commits and then returns an error.
 type forgetful struct {
 	store.Store
 	why error
@@ -27,9 +27,9 @@ func (f *forgetful) Commit(ctx context.Context, writes []store.Write) ([]store.V
 	return []store.Verdict{{Err: f.why}}, nil
 }
 
-// Whoever is told to try again does: client-go would repeat a write that has happened,
-// and report that the object exists, or that somebody has changed it.
-func TestNobodyIsToldToRepeatAWriteThatMayHaveHappened(t *testing.T) {
+// TestUnknownOutcomeHasNoRetryAfter checks that the client is not asked to retry: client-go would
+// repeat a write that has happened, and report that the object exists or has been modified.
+func TestUnknownOutcomeHasNoRetryAfter(t *testing.T) {
 	for _, why := range []error{store.ErrUnknownOutcome, context.DeadlineExceeded} {
 		var st *forgetful
 		f := newFixture(t, func(c *pipeline.Config) {
@@ -41,7 +41,7 @@ func TestNobodyIsToldToRepeatAWriteThatMayHaveHappened(t *testing.T) {
 		wantStatus(t, err, 504, metav1.StatusReasonTimeout, "")
 		var status *apierrors.StatusError
 		if !errors.As(err, &status) || status.ErrStatus.Details.RetryAfterSeconds != 0 {
-			t.Errorf("%v: %+v says when to repeat it", why, status.ErrStatus)
+			t.Errorf("%v: %+v has Retry-After", why, status.ErrStatus)
 		}
 	}
 }

@@ -53,12 +53,12 @@ func (p *Pipeline) newUpdate(ctx context.Context, t Target, b Body, o WriteOptio
 	c.shares = canonical(b.Type)
 	first, err := decode()
 	if err != nil {
-		p.fail(c, err) // with the warnings that came before
+		p.fail(c, err) // with the warnings so far
 		return c, nil
 	}
 	c.plan = func(cur *watchcache.Item) (*step, error) {
 		obj := first
-		if first = nil; obj == nil { // changed by the try before
+		if first = nil; obj == nil { // modified by the previous try
 			if obj, err = decode(); err != nil {
 				return nil, err
 			}
@@ -74,7 +74,7 @@ func (p *Pipeline) newUpdate(ctx context.Context, t Target, b Body, o WriteOptio
 	return c, nil
 }
 
-// newChange makes the change of an existing object and authorizes it.
+// newChange returns a change of an existing object, after authorizing it.
 func (p *Pipeline) newChange(ctx context.Context, verb string, t Target, o WriteOptions) (*change, *resource.Subresource, error) {
 	k, sub, err := p.enter(ctx, verb, t, "", "")
 	if err != nil {
@@ -90,7 +90,7 @@ func (p *Pipeline) newChange(ctx context.Context, verb string, t Target, o Write
 	return c, sub, nil
 }
 
-// checkNames compares the object's namespace and name with the request's.
+// checkNames compares the object's namespace and name with those of the request.
 func checkNames(c *change, obj resource.Object) error {
 	if err := checkPlace(c.kind, c.target, obj); err != nil {
 		return err
@@ -105,7 +105,7 @@ func checkNames(c *change, obj resource.Object) error {
 	return nil
 }
 
-// planMissing is an update of what is not there: for some kinds it creates.
+// planMissing plans an update of an object that does not exist, which creates it for some kinds.
 func (p *Pipeline) planMissing(c *change, obj resource.Object, track bool) (*step, error) {
 	if uid := obj.GetUID(); uid != "" && track {
 		return nil, errPrecondition(c, fmt.Sprintf("Precondition failed: UID in precondition: %v, UID in object meta: ", uid))
@@ -123,14 +123,14 @@ func (p *Pipeline) planMissing(c *change, obj resource.Object, track bool) (*ste
 	return p.planCreate(c, obj, track)
 }
 
-// errPrecondition is Kubernetes' text for a failed precondition of the storage.
+// errPrecondition returns Kubernetes' error for a failed precondition of the storage.
 func errPrecondition(c *change, message string) error {
 	return apierrors.NewConflict(c.gr(), c.target.Name, fmt.Errorf(
 		"StorageError: invalid object, Code: 4, Key: %s, ResourceVersion: 0, AdditionalErrorMsg: %s", c.key, message))
 }
 
-// planUpdate completes and checks the new state of an existing object. obj must
-// be the change's own; cur is shared.
+// planUpdate completes and checks the new state of an existing object. The change must own obj;
+// cur is shared.
 func (p *Pipeline) planUpdate(c *change, cur *watchcache.Item, obj resource.Object, track bool) (*step, error) {
 	old := cur.Object
 	if err := checkVersion(c, cur, obj); err != nil {
@@ -157,7 +157,8 @@ func (p *Pipeline) planUpdate(c *change, cur *watchcache.Item, obj resource.Obje
 	return s, nil
 }
 
-// checkVersion is optimistic concurrency.
+// checkVersion compares the object's resourceVersion with the current one (optimistic
+// concurrency).
 func checkVersion(c *change, cur *watchcache.Item, obj resource.Object) error {
 	asked := obj.GetResourceVersion()
 	if asked == "" || asked == "0" {
@@ -179,7 +180,7 @@ func checkVersion(c *change, cur *watchcache.Item, obj resource.Object) error {
 	return nil
 }
 
-// carryOver restores what no update may change, and counts the generation.
+// carryOver restores what no update may change, and increments the generation if necessary.
 func (p *Pipeline) carryOver(c *change, obj, old resource.Object) {
 	obj.SetGeneration(old.GetGeneration())
 	if c.rules.PrepareUpdate != nil {
@@ -201,8 +202,8 @@ func (p *Pipeline) carryOver(c *change, obj, old resource.Object) {
 	}
 }
 
-// completeUpdate validates, and turns the update into a delete when it removed
-// the last finalizer of an object that is to go.
+// completeUpdate validates the update. If it removed the last finalizer of an object that is
+// being deleted, it becomes a delete.
 func (p *Pipeline) completeUpdate(c *change, s *step, a *admission.Attributes) error {
 	obj, old := s.obj, a.Old
 	if hook := p.cfg.Hooks[c.gr()]; hook != nil && c.target.Subresource == "" {
@@ -230,8 +231,7 @@ func (p *Pipeline) completeUpdate(c *change, s *step, a *admission.Attributes) e
 	return nil
 }
 
-// emptied tells whether nothing keeps an object any more whose deletion was
-// asked for.
+// emptied reports whether nothing keeps an object any more that is being deleted.
 func emptied(k *resource.Kind, obj, old resource.Object) bool {
 	if old.GetDeletionTimestamp() == nil || len(obj.GetFinalizers()) > 0 {
 		return false
@@ -242,7 +242,7 @@ func emptied(k *resource.Kind, obj, old resource.Object) bool {
 	return k.Held == nil || !k.Held(obj)
 }
 
-// onlyTimes tells whether managed fields differ in nothing but timestamps.
+// onlyTimes reports whether the managed fields differ, and only in their timestamps.
 func onlyTimes(obj, old metav1.Object) bool {
 	a, b := obj.GetManagedFields(), old.GetManagedFields()
 	if len(a) != len(b) {

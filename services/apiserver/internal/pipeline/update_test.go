@@ -110,14 +110,14 @@ func TestGeneration(t *testing.T) {
 	out, err = f.update(d, "status")
 	step("status", 2, out, err)
 	if got := get(f, d); got.Status.Replicas != 2 || got.Spec.Paused {
-		t.Errorf("the status door wrote %+v", got)
+		t.Errorf("an update of the status wrote %+v", got)
 	}
 	d = get(f, d).DeepCopy()
 	d.Status.Replicas = 9
 	out, err = f.update(d, "")
 	step("main door", 2, out, err)
 	if got := get(f, d); got.Status.Replicas != 2 {
-		t.Errorf("the main door wrote the status")
+		t.Errorf("an update of the object wrote the status")
 	}
 }
 
@@ -140,8 +140,8 @@ func TestCreationIsImmutable(t *testing.T) {
 	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "metadata.deletionTimestamp")
 }
 
-// TestPatchesMeet lets many patches meet on one object: all must be in it.
-func TestPatchesMeet(t *testing.T) {
+// TestPatchesMeet applies many patches to one object concurrently. All must take effect.
+func TestConcurrentPatches(t *testing.T) {
 	f := newFixture(t)
 	cm := f.mustCreate(configMap("a"))
 	var wg sync.WaitGroup
@@ -161,7 +161,7 @@ func TestPatchesMeet(t *testing.T) {
 	}
 	wg.Wait()
 	if got := get(f, configMap("a")); len(got.Data) != writers*each {
-		t.Errorf("%d of %d patches are there", len(got.Data), writers*each)
+		t.Errorf("%d of %d patches took effect", len(got.Data), writers*each)
 	}
 }
 
@@ -219,7 +219,7 @@ func TestPatchKinds(t *testing.T) {
 		if _, err := f.patch(p, step.kind, step.text); err != nil {
 			t.Errorf("%s: %v", step.text, err)
 		} else if got := get(f, p.(*corev1.Pod)); !step.ok(got) {
-			t.Errorf("%s made %s", step.text, asJSON(got))
+			t.Errorf("%s resulted in %s", step.text, asJSON(got))
 		}
 	}
 }

@@ -15,7 +15,7 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// Watch follows a collection, or one object.
+// Watch follows a collection or a single object.
 func (p *Pipeline) Watch(ctx context.Context, t Target, o WatchOptions) (Watch, error) {
 	k, _, err := p.enter(ctx, "watch", t, o.LabelSelector, o.FieldSelector)
 	if err != nil {
@@ -104,8 +104,7 @@ func checkWatchOptions(o WatchOptions) error {
 	return nil
 }
 
-// watch turns a watcher's errors into a Status, and its items into the kind that
-// was asked for.
+// watch converts a watcher's errors to a Status, and its items to the requested kind.
 type watch struct {
 	*watchcache.Watcher
 	p    *Pipeline

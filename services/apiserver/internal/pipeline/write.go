@@ -21,20 +21,19 @@ import (
 )
 
 const (
-	// maxTries bounds how often a write is worked out anew because the object
-	// changed meanwhile.
+	// maxTries bounds how often a write is planned again because the object has changed.
 	maxTries = 20
-	// eagerTries are those without a pause before them.
+	// eagerTries is the number of tries without a pause before them.
 	eagerTries = 4
 	// maxNames is how many generated names are tried, as in Kubernetes.
 	maxNames = 8
-	// maxObject bounds an object's encoding, as etcd's request limit does in
+	// maxObject bounds the size of an encoded object in bytes, as etcd's request limit does for
 	// Kubernetes.
 	maxObject = 1536 << 10
 )
 
-// change is one write on its way. plan works out what to store from the present
-// state; it runs again when that state changed before the store was reached.
+// change is a write in progress. plan decides what to store, given the current state. It runs
+// again if that state changes before the write reaches the store.
 type change struct {
 	ctx     context.Context
 	target  Target
@@ -42,17 +41,16 @@ type change struct {
 	rules   *resource.Rules // of the door: the kind's or the subresource's
 	opts    WriteOptions
 	user    request.User
-	creates bool // starts without reading the present state
-	// shares lets the watch cache take over the object instead of decoding it from
-	// the store: it is then just as decoding would make it (no empty lists where
-	// there is nothing).
+	creates bool // planned without reading the current state
+	// shares allows the watch cache to take over the object instead of decoding it from the
+	// store. The object must be exactly as decoding would make it, without empty lists.
 	shares bool
 	plan   func(cur *watchcache.Item) (*step, error)
 
 	key   string
 	cur   *watchcache.Item
-	known bool // cur was read
-	fresh bool // cur is no older than the request
+	known bool // cur has been read
+	fresh bool // cur is at least as new as the request
 	tries int
 	names int
 	warn  []string
@@ -63,26 +61,26 @@ type change struct {
 	done bool
 }
 
-// step is what a plan comes to.
+// step is the result of a plan.
 type step struct {
-	// obj is the new state; nil deletes.
+	// obj is the new state, or nil for a delete.
 	obj resource.Object
-	// expect is the precondition.
+	// expect is the revision that the write depends on.
 	expect store.Revision
-	// created and gone are for the Outcome.
+	// created and gone are those of the Outcome.
 	created, gone bool
-	// last is the state that a write left which became a delete.
+	// last is the object's last state if an update became a delete.
 	last resource.Object
-	// onlyTimes is set when the managed fields differ in their timestamps alone:
-	// if nothing else differs, there is nothing to write.
+	// onlyTimes is true if the managed fields differ only in their timestamps. If nothing else
+	// differs, nothing is written.
 	onlyTimes bool
-	// keepTrace keeps the trace of the last write, where this one brings none.
+	// keepTrace keeps the trace context of the last write if this one has none.
 	keepTrace bool
-	// more says that the change goes on from what this step wrote.
+	// more means that the change continues from the state that this step wrote.
 	more bool
-	// answer replaces the Outcome's Item.
+	// answer modifies the Outcome, if it is not nil.
 	answer func(*Outcome)
-	// finish is called once, with whether the write happened.
+	// finish is called once and told whether the write succeeded.
 	finish []func(ok bool)
 
 	value   []byte
@@ -91,7 +89,7 @@ type step struct {
 	written *watchcache.Written
 }
 
-// settled ends the step's claims.
+// settled calls the step's finish functions.
 func (s *step) settled(ok bool) {
 	for _, f := range s.finish {
 		f(ok)
@@ -110,7 +108,7 @@ func (c *change) end(out *Outcome, err error) {
 	}
 }
 
-// warned is the Outcome of a refusal: its warnings, if it has any.
+// warned returns the Outcome of a refusal: its warnings, or nil if there are none.
 func warned(warnings []string) *Outcome {
 	if len(warnings) == 0 {
 		return nil
@@ -118,8 +116,7 @@ func warned(warnings []string) *Outcome {
 	return &Outcome{Warnings: warnings}
 }
 
-// fail ends the change, unless its plan saw a state that may be old: then it is
-// worked out once more.
+// fail ends the change with an error. It rolls back the current step, if there is one.
 func (p *Pipeline) fail(c *change, err error) {
 	if c.step != nil {
 		c.step.settled(false)
@@ -128,15 +125,15 @@ func (p *Pipeline) fail(c *change, err error) {
 	c.end(nil, p.statusOf(c.ctx, c.gr(), c.target.Name, err))
 }
 
-// batch is the writes of one place, and whose they are.
+// batch is the writes to one place, and the changes that they belong to.
 type batch struct {
 	writes []store.Write
 	owners []*change
-	// fence is what all writes of the request depend on, if anything.
+	// fence is what all writes of the request depend on, or nil.
 	fence *store.Fence
 }
 
-// run carries out changes together. Every change ends with out or err.
+// run executes changes together. Every change ends with out or err.
 func (p *Pipeline) run(ctx context.Context, changes ...*change) {
 	var lasting, transient batch
 	if f := request.FenceFrom(ctx); f != nil {
@@ -170,7 +167,7 @@ func (p *Pipeline) run(ctx context.Context, changes ...*change) {
 
 func (b *batch) reset() { b.writes, b.owners = b.writes[:0], b.owners[:0] }
 
-// commit carries a batch out and settles its changes.
+// commit commits a batch and settles its changes.
 func (p *Pipeline) commit(ctx context.Context, st store.Store, b *batch) {
 	if len(b.writes) == 0 {
 		return
@@ -185,7 +182,7 @@ func (p *Pipeline) commit(ctx context.Context, st store.Store, b *batch) {
 	}
 }
 
-// prepare works a change out until there is something to store or it has ended.
+// prepare plans a change until there is something to store or the change has ended.
 func (p *Pipeline) prepare(c *change) (w store.Write, ok bool) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -224,7 +221,7 @@ func (p *Pipeline) prepare(c *change) (w store.Write, ok bool) {
 			s.settled(false)
 		}
 		c.step = nil
-		if !c.creates && !c.fresh { // the state may have been old: look again
+		if !c.creates && !c.fresh { // the state may have been old: read it again
 			c.known = false
 			c.warn = nil
 			continue
@@ -234,8 +231,8 @@ func (p *Pipeline) prepare(c *change) (w store.Write, ok bool) {
 	}
 }
 
-// stepAside waits for a random time below a millisecond a try, so that of many
-// writers of one object none loses to the others again and again.
+// stepAside waits for a random time of less than one millisecond per try, so that among many
+// writers of an object none loses repeatedly.
 func stepAside(ctx context.Context, tries int) {
 	t := time.NewTimer(rand.N(time.Duration(tries) * time.Millisecond))
 	defer t.Stop()
@@ -245,7 +242,7 @@ func stepAside(ctx context.Context, tries int) {
 	}
 }
 
-// load reads the present state, the first time from the cache.
+// load reads the current state. The first try reads from the cache.
 func (p *Pipeline) load(c *change) error {
 	if c.creates || c.known {
 		return nil
@@ -284,11 +281,10 @@ func (p *Pipeline) show(c *change) (err error) {
 	return err
 }
 
-// errStale asks for a fresh look at the present state.
+// errStale requests that the current state be read again.
 var errStale = errors.New("the present state may be out of date")
 
-// stage turns a step into a store write. It ends the change when there is
-// nothing to write.
+// stage converts a step to a store write. If there is nothing to write, it ends the change.
 func (p *Pipeline) stage(c *change, s *step) (store.Write, bool, error) {
 	if s.obj == nil { // a delete
 		if c.opts.DryRun {
@@ -341,7 +337,7 @@ func (p *Pipeline) stage(c *change, s *step) (store.Write, bool, error) {
 	}, true, nil
 }
 
-// announce lets the watch cache have the object when its event comes back.
+// announce lets the watch cache use the object when the write's event arrives.
 func (p *Pipeline) announce(c *change, s *step) error {
 	if !c.shares || c.kind.StoredAs != nil {
 		return nil
@@ -362,7 +358,7 @@ func (p *Pipeline) announce(c *change, s *step) error {
 	return nil
 }
 
-// encode makes the bytes to store, and tells whether they are there already.
+// encode encodes the object, and reports whether the stored bytes are the same.
 func (p *Pipeline) encode(c *change, s *step) (same bool, err error) {
 	compare := c.cur != nil && !s.created
 	if compare && s.onlyTimes {
@@ -389,7 +385,7 @@ func (p *Pipeline) encodeValue(c *change, s *step) (err error) {
 	defaults := resource.DefaultsVersion()
 	if kind.StoredAs != nil {
 		obj, kind = kind.StoredAs.To(obj), p.stored(kind)
-		defaults = 0 // it has those of its own row, not those of the other
+		defaults = 0 // the object has the defaults of its own row, not those of the stored one
 	}
 	apiVersion, name := kind.GVK.ToAPIVersionAndKind()
 	s.value, err = envelope.EncodeObject(envelope.Value{
@@ -398,10 +394,10 @@ func (p *Pipeline) encodeValue(c *change, s *step) (err error) {
 	return err
 }
 
-// unchanged tells whether the step would store what is there.
+// unchanged reports whether the step would store what is stored already.
 func unchanged(c *change, s *step) (bool, error) {
 	if c.cur.Completed {
-		return false, nil // what is shown is there, but not what is stored
+		return false, nil // the stored object lacks defaults that the cached one has
 	}
 	if c.kind.StoredAs != nil {
 		was := c.cur.Object.GetResourceVersion()
@@ -414,7 +410,7 @@ func unchanged(c *change, s *step) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	// The resource version is the only difference that the encodings may have.
+	// The encodings can only differ in the resource version.
 	if d := len(c.cur.Raw) - len(v.Raw); d < 1 || d > 24 {
 		return false, nil
 	}
@@ -422,7 +418,7 @@ func unchanged(c *change, s *step) (bool, error) {
 	return err == nil && string(raw) == string(c.cur.Raw), err
 }
 
-// settle draws the consequence of the store's verdict.
+// settle processes the store's verdict on a change.
 func (p *Pipeline) settle(c *change, v store.Verdict) {
 	s := c.step
 	switch {
@@ -450,13 +446,13 @@ func (p *Pipeline) settle(c *change, v store.Verdict) {
 			}
 		}
 	default:
-		// What may have been written keeps what it claimed.
+		// If the outcome is unknown, the write may have happened, so what it claimed is kept.
 		s.settled(errors.Is(v.Err, store.ErrUnknownOutcome))
 		p.fail(c, v.Err)
 	}
 }
 
-// item is the state that a step stored.
+// item returns the state that a step stored.
 func (p *Pipeline) item(c *change, s *step, rev store.Revision) (*watchcache.Item, error) {
 	if s.written != nil {
 		return s.written.At(rev)
@@ -506,7 +502,7 @@ func (p *Pipeline) finish(c *change, s *step, item *watchcache.Item) {
 	c.end(out, nil)
 }
 
-// attributes are the change as admission sees it.
+// attributes describes the change to admission.
 func (c *change) attributes(op admission.Operation, obj, old resource.Object) *admission.Attributes {
 	return &admission.Attributes{
 		Operation:   op,
@@ -522,7 +518,7 @@ func (c *change) attributes(op admission.Operation, obj, old resource.Object) *a
 	}
 }
 
-// admissionError is what a plugin's refusal becomes.
+// admissionError converts an error of a plugin.
 func (c *change) admissionError(obj resource.Object, err error) error {
 	name := c.target.Name
 	if name == "" && obj != nil {
@@ -531,7 +527,7 @@ func (c *change) admissionError(obj resource.Object, err error) error {
 	return refusal(c.gr(), name, err)
 }
 
-// refusal is Forbidden, unless the plugin said otherwise.
+// refusal returns Forbidden, unless the plugin returned a Status.
 func refusal(gr schema.GroupResource, name string, err error) error {
 	var status *apierrors.StatusError
 	if errors.As(err, &status) {

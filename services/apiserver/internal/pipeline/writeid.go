@@ -7,8 +7,8 @@ import (
 	"sync/atomic"
 )
 
-// writeIDs makes ids of writes: unique among all processes for all time, for all
-// practical purposes, and cheap.
+// writeIDs generates ids of writes. They are unique across all processes, for all practical
+// purposes, and cheap to generate.
 type writeIDs struct {
 	prefix string
 	n      atomic.Uint64

@@ -24,16 +24,16 @@ import (
 // addressPrefix is Kubernetes' etcd prefix of IPAddress objects.
 const addressPrefix = "/registry/ipaddresses/"
 
-// addresses hands out the addresses of a range.
+// addresses allocates the addresses of a range.
 type addresses struct {
 	store store.Store
-	base  uint32 // the network's own address, which nobody gets
-	size  uint32 // with the network's and the broadcast address
-	band  uint32 // the first offsets, kept for those who name an address (KEP-3070)
+	base  uint32 // the network address, which is never allocated
+	size  uint32 // including the network and broadcast addresses
+	band  uint32 // number of low offsets that are reserved for requests for a specific address (KEP-3070)
 	now   func() time.Time
 
 	mu   sync.Mutex
-	used map[uint32]struct{} // offsets, as far as known
+	used map[uint32]struct{} // known allocated offsets
 }
 
 func newAddresses(cfg Config) *addresses {
@@ -53,8 +53,8 @@ func (a *addresses) ip(offset uint32) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
-// offset is an address' place in the range; false if it lies outside or nobody
-// may have it.
+// offset returns the position of an address in the range. It returns false if the address is
+// outside of the range or may not be allocated.
 func (a *addresses) offset(ip netip.Addr) (uint32, bool) {
 	if !ip.Is4() {
 		return 0, false
@@ -67,14 +67,14 @@ func (a *addresses) offset(ip netip.Addr) (uint32, bool) {
 	return n - a.base, true
 }
 
-// claim takes the wanted address, or any.
+// claim allocates the wanted address, or any if want is empty.
 func (a *addresses) claim(ctx context.Context, want string, svc *corev1.Service, dryRun bool) (string, error) {
 	if want == "" {
 		return a.claimAny(ctx, svc, dryRun)
 	}
 	ip, err := netip.ParseAddr(want)
 	if err != nil {
-		return want, nil // validation says what is wrong with it
+		return want, nil // validation reports what is wrong
 	}
 	offset, ok := a.offset(ip)
 	if !ok {
@@ -103,8 +103,8 @@ func (a *addresses) bits() int {
 	return bits
 }
 
-// claimAny takes a random free address, from the part of the range that is not
-// kept for those who name one as long as there is one.
+// claimAny allocates a random free address. It uses the reserved part of the range only when the
+// rest is full.
 func (a *addresses) claimAny(ctx context.Context, svc *corev1.Service, dryRun bool) (string, error) {
 	refreshed := false
 	for {
@@ -113,7 +113,7 @@ func (a *addresses) claimAny(ctx context.Context, svc *corev1.Service, dryRun bo
 			if refreshed {
 				return "", errFull
 			}
-			refreshed = true // perhaps others gave some back
+			refreshed = true // addresses may have been released meanwhile
 			if err := a.refresh(ctx); err != nil {
 				return "", err
 			}
@@ -132,7 +132,7 @@ func (a *addresses) claimAny(ctx context.Context, svc *corev1.Service, dryRun bo
 	}
 }
 
-// free is an offset that nobody is known to have.
+// free returns an offset that is not known to be allocated.
 func (a *addresses) free() (uint32, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -159,7 +159,7 @@ func (a *addresses) freeIn(from, to uint32) (uint32, bool) {
 
 func (a *addresses) key(offset uint32) string { return addressPrefix + a.ip(offset).String() }
 
-// take creates the address' object; false if somebody has it.
+// take creates the address's object. It returns false if the address is already allocated.
 func (a *addresses) take(ctx context.Context, offset uint32, svc *corev1.Service) (bool, error) {
 	value, err := a.object(offset, svc)
 	if err != nil {
@@ -199,7 +199,7 @@ func (a *addresses) object(offset uint32, svc *corev1.Service) ([]byte, error) {
 	return envelope.EncodeObject(envelope.Value{APIVersion: "networking.k8s.io/v1", Kind: "IPAddress", WriteID: uuid.NewString()}, obj)
 }
 
-// release deletes the address' object, if it is the Service's.
+// release deletes the address's object, if it belongs to the Service.
 func (a *addresses) release(ctx context.Context, address string, svc *corev1.Service) error {
 	ip, err := netip.ParseAddr(address)
 	if err != nil {
@@ -252,13 +252,13 @@ func decodeAddress(e store.Entry) (*networkingv1.IPAddress, error) {
 	return obj, nil
 }
 
-// refresh reads which addresses are taken.
+// refresh reads which addresses are allocated.
 func (a *addresses) refresh(ctx context.Context) error {
 	_, err := a.list(ctx)
 	return err
 }
 
-// list reads all addresses' objects, and remembers which there are.
+// list reads the objects of all addresses, and remembers which exist.
 func (a *addresses) list(ctx context.Context) ([]store.Entry, error) {
 	page, err := a.store.List(ctx, addressPrefix, store.ListOptions{})
 	if err != nil {

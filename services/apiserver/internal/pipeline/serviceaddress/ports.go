@@ -17,16 +17,16 @@ import (
 // portsKey is Kubernetes' key of the node ports' RangeAllocation.
 const portsKey = "/registry/ranges/servicenodeports"
 
-// portTries bounds how often the bitmap is read again because others changed it.
+// portTries bounds how often the bitmap is read again after a concurrent change.
 const portTries = 64
 
-// ports hands out node ports. The bitmap in the store is all its state.
+// ports allocates node ports. The bitmap in the store is its only state.
 type ports struct {
 	store       store.Store
 	first, last int32
 }
 
-// bitmap is the RangeAllocation as it is in the store: bit i is port first+i.
+// bitmap is the stored RangeAllocation: bit i is port first+i.
 type bitmap struct {
 	bits *big.Int
 	at   store.Revision
@@ -49,7 +49,7 @@ func (p *ports) read(ctx context.Context) (*bitmap, error) {
 		return nil, fmt.Errorf("%s: %w", portsKey, err)
 	}
 	b := &bitmap{bits: new(big.Int), at: entry.ModRevision}
-	if obj.Range == p.name() { // of another range nothing can be kept: repair fills it
+	if obj.Range == p.name() { // the bitmap of another range is not usable; repair fills a new one
 		b.bits.SetBytes(obj.Data)
 	}
 	return b, nil
@@ -57,8 +57,8 @@ func (p *ports) read(ctx context.Context) (*bitmap, error) {
 
 func (p *ports) name() string { return fmt.Sprintf("%d-%d", p.first, p.last) }
 
-// change edits the bitmap until it could be written. edit says whether anything
-// changed.
+// change edits the bitmap and writes it, until there is no conflict. edit reports whether it
+// changed anything.
 func (p *ports) change(ctx context.Context, edit func(*bitmap) (bool, error)) error {
 	for range portTries {
 		b, err := p.read(ctx)
@@ -74,7 +74,7 @@ func (p *ports) change(ctx context.Context, edit func(*bitmap) (bool, error)) er
 			return err
 		}
 	}
-	return errors.New("node ports are changed by too many at once")
+	return errors.New("node ports: too many concurrent changes, please try again")
 }
 
 func (p *ports) write(ctx context.Context, b *bitmap) error {
@@ -94,7 +94,7 @@ func (p *ports) write(ctx context.Context, b *bitmap) error {
 	return verdicts[0].Err
 }
 
-// claim takes the ports that are asked for, and n others.
+// claim allocates the fixed ports, and n others.
 func (p *ports) claim(ctx context.Context, fixed []int32, n int, dryRun bool) (got []int32, err error) {
 	err = p.change(ctx, func(b *bitmap) (bool, error) {
 		got = got[:0]
@@ -120,8 +120,8 @@ func (p *ports) claim(ctx context.Context, fixed []int32, n int, dryRun bool) (g
 	return got, err
 }
 
-// free is a random free port, first outside of the band that is kept for those
-// who name a port (KEP-3668).
+// free returns a random free port. It uses the band that is reserved for requests for a specific
+// port (KEP-3668) only when the rest is full.
 func (p *ports) free(b *bitmap) (int32, bool) {
 	size := p.last - p.first + 1
 	band := int32(0)

@@ -16,18 +16,18 @@ import (
 const (
 	// repairEvery is the time between repairs, as in Kubernetes.
 	repairEvery = 10 * time.Minute
-	// leakAge is how long something without an owner is left alone: its Service
-	// may be on its way.
+	// leakAge is how long an address without an owner is left alone, because its Service may be
+	// about to be stored.
 	leakAge = time.Minute
 	// servicePrefix is Kubernetes' etcd prefix of Services.
 	servicePrefix = "/registry/services/specs/"
 )
 
-// Run repairs now and then until ctx ends; the first time before it calls ready.
+// Run repairs periodically until ctx ends. It calls ready after the first repair.
 func (a *Allocator) Run(ctx context.Context, ready func()) error {
 	leaked, err := a.repair(ctx, nil)
 	if err != nil && ctx.Err() == nil {
-		return fmt.Errorf("repair of service addresses: %w", err)
+		return fmt.Errorf("repair service addresses: %w", err)
 	}
 	ready()
 	wait := leakAge
@@ -40,7 +40,7 @@ func (a *Allocator) Run(ctx context.Context, ready func()) error {
 		next, err := a.repair(ctx, leaked)
 		if err != nil {
 			if ctx.Err() == nil {
-				a.cfg.Log.WarnContext(ctx, "service addresses not repaired", "error", err)
+				a.cfg.Log.WarnContext(ctx, "cannot repair service addresses", "error", err)
 			}
 			wait = leakAge
 			continue
@@ -51,16 +51,16 @@ func (a *Allocator) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// repair claims what Services hold and nobody claimed, and releases what was
-// claimed and no Service holds: addresses that are old enough, and ports that
-// were found leaked before. It returns the ports that are leaked now.
+// repair allocates what Services use without an allocation, and releases what is allocated but
+// not used by a Service: addresses older than leakAge, and ports that the previous repair already
+// found leaked. It returns the ports that are leaked now.
 func (a *Allocator) repair(ctx context.Context, leaked map[int32]bool) (map[int32]bool, error) {
 	taken, err := a.addresses.list(ctx)
 	if err != nil {
 		return nil, err
 	}
-	// The bitmap is read before the Services: a port that is claimed meanwhile
-	// looks free, not leaked.
+	// The bitmap is read before the Services, so that a port which is allocated in between looks
+	// free rather than leaked.
 	before, err := a.ports.read(ctx)
 	if err != nil {
 		return nil, err
@@ -117,7 +117,7 @@ func (a *Allocator) repairAddresses(ctx context.Context, taken []store.Entry, se
 		if perr != nil || !ok {
 			continue // of another range
 		}
-		a.cfg.Log.WarnContext(ctx, "cluster IP without a Service released", "ip", ip)
+		a.cfg.Log.WarnContext(ctx, "released a cluster IP without a Service", "ip", ip)
 		if err := a.addresses.remove(ctx, offset, e.ModRevision); err != nil && !errors.Is(err, store.ErrConflict) {
 			return err
 		}
@@ -129,7 +129,7 @@ func (a *Allocator) repairAddresses(ctx context.Context, taken []store.Entry, se
 		}
 		offset, ok := a.addresses.offset(addr)
 		if !ok {
-			a.cfg.Log.WarnContext(ctx, "cluster IP lies outside the range", "ip", ip, "namespace", svc.Namespace, "service", svc.Name)
+			a.cfg.Log.WarnContext(ctx, "cluster IP is outside the range", "ip", ip, "namespace", svc.Namespace, "service", svc.Name)
 			continue
 		}
 		if _, err := a.addresses.take(ctx, offset, svc); err != nil {
@@ -161,7 +161,7 @@ func (a *Allocator) repairPorts(ctx context.Context, before *bitmap, services []
 		}
 	}
 	if len(free) > 0 {
-		a.cfg.Log.WarnContext(ctx, "node ports without a Service released", "ports", free)
+		a.cfg.Log.WarnContext(ctx, "released node ports without a Service", "ports", free)
 		if err := a.ports.release(ctx, free); err != nil {
 			return nil, err
 		}

@@ -1,13 +1,12 @@
-// Package serviceaddress gives Services their cluster IPs and node ports.
+// Package serviceaddress allocates the cluster IPs and node ports of Services.
 //
-// An address belongs to whoever created its IPAddress object, which lies under
-// Kubernetes' own key; node ports are bits of Kubernetes' own RangeAllocation,
-// changed conditionally. So no two Services share one, however many apiservers
-// there are and whenever they die; what a dead one left behind is taken back by
-// repair.
+// An address belongs to the Service whose request created the IPAddress object, which has
+// Kubernetes' own key. Node ports are bits of Kubernetes' own RangeAllocation, which is written
+// conditionally. No two Services therefore share one, however many apiservers there are and
+// whenever they fail; repair releases what a failed one has left behind.
 //
-// What this package remembers of the ranges is a hint that spares attempts. It
-// must never be taken for the truth, which is the store's.
+// The state that this package keeps in memory is a hint that saves attempts. It must never be
+// treated as authoritative: only the store is.
 package serviceaddress
 
 import (
@@ -28,25 +27,25 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// Config of an Allocator.
+// Config configures an Allocator.
 type Config struct {
 	Store store.Store
 	// Addresses is the range of cluster IPs, IPv4.
 	Addresses netip.Prefix
-	// FirstPort and LastPort are the range of node ports.
+	// FirstPort and LastPort are the range of node ports, inclusive.
 	FirstPort, LastPort int32
 	Now                 func() time.Time
 	Log                 *slog.Logger
 }
 
-// Allocator claims and releases. Run repairs.
+// Allocator allocates and releases addresses and ports. Run repairs the allocations.
 type Allocator struct {
 	cfg       Config
 	addresses *addresses
 	ports     *ports
 }
 
-// New makes an allocator.
+// New returns an allocator.
 func New(cfg Config) (*Allocator, error) {
 	if !cfg.Addresses.IsValid() || !cfg.Addresses.Addr().Is4() || cfg.Addresses.Bits() > 30 || cfg.Addresses.Bits() < 8 {
 		return nil, fmt.Errorf("range of cluster IPs %s: want an IPv4 range of 4 to 16 million addresses", cfg.Addresses)
@@ -67,14 +66,14 @@ func New(cfg Config) (*Allocator, error) {
 	}, nil
 }
 
-// releaseTime bounds what is given back after the request that claimed it.
+// releaseTime bounds a release after the request that allocated.
 const releaseTime = 5 * time.Second
 
-// claim is what one write of a Service took and will give back.
+// claim is what one write of a Service has allocated and will release.
 type claim struct {
 	allocator *Allocator
 	service   *corev1.Service
-	// taken is given back if the write fails, left if it succeeds.
+	// taken is released if the write fails, and left if it succeeds.
 	takenAddress, leftAddress string
 	takenPorts, leftPorts     []int32
 }
@@ -83,11 +82,11 @@ type claim struct {
 func (a *Allocator) Claim(ctx context.Context, obj, old resource.Object, dryRun bool) (func(bool), error) {
 	svc, ok := obj.(*corev1.Service)
 	if !ok {
-		return nil, fmt.Errorf("a %T needs no addresses", obj)
+		return nil, fmt.Errorf("service addresses: expected a Service, got %T", obj)
 	}
 	was, _ := old.(*corev1.Service)
 	if errs := core.ValidateClusterIPs(svc); len(errs) > 0 {
-		// Before any is claimed: what contradicts itself is never replaced.
+		// Before anything is allocated, because inconsistent fields are never replaced.
 		return nil, apierrors.NewInvalid(serviceKind, svc.Name, errs)
 	}
 	c := &claim{allocator: a, service: svc}
@@ -114,7 +113,7 @@ func (c *claim) finish(ok bool) {
 	c.allocator.release(ctx, c.service, address, ports)
 }
 
-// Released implements pipeline.Hook: the Service is gone.
+// Released implements pipeline.Hook, for a deleted Service.
 func (a *Allocator) Released(ctx context.Context, old resource.Object) {
 	svc, ok := old.(*corev1.Service)
 	if !ok {
@@ -125,21 +124,21 @@ func (a *Allocator) Released(ctx context.Context, old resource.Object) {
 	a.release(ctx, svc, addressOf(svc), portsOf(svc))
 }
 
-// release gives back. What fails is left to repair.
+// release releases an address and ports. Repair handles what fails.
 func (a *Allocator) release(ctx context.Context, svc *corev1.Service, address string, ports []int32) {
 	if address != "" {
 		if err := a.addresses.release(ctx, address, svc); err != nil {
-			a.cfg.Log.WarnContext(ctx, "cluster IP not released; repair will", "error", err, "ip", address)
+			a.cfg.Log.WarnContext(ctx, "cannot release a cluster IP; repair will", "error", err, "ip", address)
 		}
 	}
 	if len(ports) > 0 {
 		if err := a.ports.release(ctx, ports); err != nil {
-			a.cfg.Log.WarnContext(ctx, "node ports not released; repair will", "error", err, "ports", ports)
+			a.cfg.Log.WarnContext(ctx, "cannot release node ports; repair will", "error", err, "ports", ports)
 		}
 	}
 }
 
-// addressOf is the cluster IP that a Service holds.
+// addressOf returns the cluster IP that a Service uses, or "".
 func addressOf(svc *corev1.Service) string {
 	if svc == nil || !core.NeedsClusterIP(svc) {
 		return ""
@@ -158,7 +157,7 @@ func (a *Allocator) claimAddress(ctx context.Context, c *claim, svc, was *corev1
 		return nil
 	}
 	if had != "" && want != "" {
-		return nil // a change of the address is for validation to refuse
+		return nil // validation refuses a changed address
 	}
 	if err := checkFamilies(svc); err != nil {
 		return err
@@ -176,7 +175,7 @@ func (a *Allocator) claimAddress(ctx context.Context, c *claim, svc, was *corev1
 	return nil
 }
 
-// checkFamilies refuses what a network with one family cannot do.
+// checkFamilies refuses what a network with a single address family cannot provide.
 func checkFamilies(svc *corev1.Service) error {
 	spec := field.NewPath("spec")
 	if p := svc.Spec.IPFamilyPolicy; p != nil && *p == corev1.IPFamilyPolicyRequireDualStack {
@@ -190,7 +189,7 @@ func checkFamilies(svc *corev1.Service) error {
 	return nil
 }
 
-// portsOf are the node ports that a Service holds, each once.
+// portsOf returns the node ports that a Service uses, without duplicates.
 func portsOf(svc *corev1.Service) []int32 {
 	if svc == nil {
 		return nil
@@ -216,7 +215,7 @@ func (a *Allocator) claimPorts(ctx context.Context, c *claim, svc, was *corev1.S
 	shareNodePorts(svc)
 	had := portsOf(was)
 	asked := portsOf(svc)
-	var fixed []int32 // asked for and not held yet
+	var fixed []int32 // requested and not allocated yet
 	for _, n := range asked {
 		if !slices.Contains(had, n) {
 			fixed = append(fixed, n)
@@ -246,8 +245,8 @@ func (a *Allocator) claimPorts(ctx context.Context, c *claim, svc, was *corev1.S
 	return nil
 }
 
-// shareNodePorts gives a port the node port that another of the same number has, under
-// another protocol: clients of DNS or SIP expect one number for TCP and UDP.
+// shareNodePorts gives ports of the same number and different protocols the same node port,
+// because clients of DNS or SIP expect one number for TCP and UDP.
 func shareNodePorts(svc *corev1.Service) {
 	if !core.NeedsNodePorts(svc) {
 		return
@@ -266,8 +265,8 @@ func shareNodePorts(svc *corev1.Service) {
 	}
 }
 
-// blank is a node port to fill in. Blanks of a group get the same port: the same
-// port number in several protocols.
+// blank is a node port to allocate. All blanks of a group, which have the same port number and
+// different protocols, get the same node port.
 type blank struct {
 	port  *int32
 	group int
@@ -325,7 +324,7 @@ func portPath(svc *corev1.Service, n int32) *field.Path {
 	return field.NewPath("spec", "healthCheckNodePort")
 }
 
-// refusedError says why an address or port that was asked for cannot be had.
+// refusedError says why a requested address or port cannot be allocated.
 type refusedError struct {
 	text string
 	port int32

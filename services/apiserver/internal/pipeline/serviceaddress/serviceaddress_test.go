@@ -97,8 +97,8 @@ func TestAddressesAreNeverShared(t *testing.T) {
 				}
 				finish(true)
 				mu.Lock()
-				if who := seen[s.Spec.ClusterIP]; who != "" {
-					t.Errorf("%s has the address of %s", s.Name, who)
+				if other := seen[s.Spec.ClusterIP]; other != "" {
+					t.Errorf("%s has the address of %s", s.Name, other)
 				}
 				seen[s.Spec.ClusterIP] = s.Name
 				mu.Unlock()
@@ -138,7 +138,7 @@ func TestAddress(t *testing.T) {
 		claimed(t, a, service("s"+strconv.Itoa(i), corev1.ServiceTypeClusterIP, 80), nil)
 	}
 	if _, err := claimErr(t, a, service("late", corev1.ServiceTypeClusterIP, 80), nil); err == nil || !strings.Contains(err.Error(), "range is full") {
-		t.Errorf("a full range: %v", err)
+		t.Errorf("full range: %v", err)
 	}
 	a.Released(t.Context(), first)
 	late := service("late", corev1.ServiceTypeClusterIP, 80)
@@ -146,14 +146,14 @@ func TestAddress(t *testing.T) {
 	if late.Spec.ClusterIP != "10.0.0.1" || late.Spec.ClusterIPs[0] != "10.0.0.1" {
 		t.Errorf("got %v", late.Spec.ClusterIPs)
 	}
-	a.Released(t.Context(), first) // it has no longer what it had
+	a.Released(t.Context(), first) // its address now belongs to another Service
 	if _, err := claimErr(t, a, service("more", corev1.ServiceTypeClusterIP, 80), nil); err == nil {
-		t.Error("an address was released that belongs to another service")
+		t.Error("released an address of another Service")
 	}
 }
 
-// TestSharedNodePorts: ports of one number and two protocols have one node port,
-// whichever of them names it.
+// TestSharedNodePorts checks that ports with the same number and two protocols have the same node
+// port, whichever of them requests it.
 func TestSharedNodePorts(t *testing.T) {
 	a, _, _ := set(t, "10.0.0.0/24")
 	pair := func(first, second int32) *corev1.Service {
@@ -180,11 +180,11 @@ func TestSharedNodePorts(t *testing.T) {
 	apart := pair(30060, 30061)
 	claimed(t, a, apart, nil)
 	if p := apart.Spec.Ports; p[0].NodePort != 30060 || p[1].NodePort != 30061 {
-		t.Errorf("two node ports that were asked for: %+v", p)
+		t.Errorf("two requested node ports: %+v", p)
 	}
 }
 
-// TestContradictions: clusterIP and clusterIPs that contradict each other claim nothing.
+// TestContradictions checks that contradictory clusterIP and clusterIPs allocate nothing.
 func TestContradictions(t *testing.T) {
 	a, st, _ := set(t, "10.0.0.0/24")
 	for name, spec := range map[string]struct {
@@ -202,13 +202,13 @@ func TestContradictions(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if page, err := st.List(t.Context(), addressPrefix, store.ListOptions{}); err != nil || len(page.Entries) > 0 {
-			t.Errorf("%s: %d addresses are claimed, %v", name, len(page.Entries), err)
+			t.Errorf("%s: %d addresses are allocated, %v", name, len(page.Entries), err)
 		}
 	}
 }
 
-func TestFailedWritesGiveBack(t *testing.T) {
-	a, _, _ := set(t, "10.0.0.0/30") // two addresses
+func TestFailedWritesRelease(t *testing.T) {
+	a, _, _ := set(t, "10.0.0.0/30") // two usable addresses
 	for range 5 {
 		s := service("s", corev1.ServiceTypeNodePort, 80)
 		s.Spec.Ports[0].NodePort = 30001
@@ -281,7 +281,7 @@ func TestNodePorts(t *testing.T) {
 	bare.Spec.AllocateLoadBalancerNodePorts = &no
 	claimed(t, a, bare, nil)
 	if bare.Spec.Ports[0].NodePort != 0 {
-		t.Error("a port that nobody asked for")
+		t.Error("allocated a node port that was not requested")
 	}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -305,12 +305,12 @@ func TestNodePorts(t *testing.T) {
 	wg.Wait()
 	for port, n := range taken {
 		if n > 1 || port == p[0].NodePort {
-			t.Errorf("port %d was given to %d", port, n)
+			t.Errorf("port %d was allocated %d times", port, n)
 		}
 	}
 }
 
-// write stores a Service as the pipeline does.
+// write stores a Service in the way that the pipeline does.
 func write(t *testing.T, st store.Store, s *corev1.Service) {
 	t.Helper()
 	value, err := envelope.EncodeObject(envelope.Value{APIVersion: "v1", Kind: "Service"}, s)
@@ -325,13 +325,13 @@ func write(t *testing.T, st store.Store, s *corev1.Service) {
 
 func TestRepair(t *testing.T) {
 	a, st, c := set(t, "10.0.0.0/24")
-	// All ask for what they get: of what is drawn, two could be the same, since nothing
-	// was claimed for the foreign one.
+	// All request specific addresses and ports: random ones could collide with those of the
+	// foreign Service, which are not allocated.
 	kept := service("kept", corev1.ServiceTypeNodePort, 80)
 	kept.Spec.ClusterIP, kept.Spec.Ports[0].NodePort = "10.0.0.11", 30011
 	claimed(t, a, kept, nil)
 	write(t, st, kept)
-	lost := service("lost", corev1.ServiceTypeNodePort, 80) // its apiserver died before it was stored
+	lost := service("lost", corev1.ServiceTypeNodePort, 80) // its apiserver failed before it was stored
 	lost.Spec.ClusterIP, lost.Spec.Ports[0].NodePort = "10.0.0.12", 30012
 	claimed(t, a, lost, nil)
 	foreign := service("foreign", corev1.ServiceTypeNodePort, 80) // restored from a backup
@@ -350,18 +350,18 @@ func TestRepair(t *testing.T) {
 	young := service("young", corev1.ServiceTypeClusterIP, 80)
 	young.Spec.ClusterIP = lost.Spec.ClusterIP
 	if _, err := claimErr(t, again, young, nil); err == nil {
-		t.Error("an address was taken back whose Service may be on its way")
+		t.Error("released an address whose Service may be about to be stored")
 	}
 	taken := service("taken", corev1.ServiceTypeNodePort, 80)
 	taken.Spec.ClusterIP = "10.0.0.77"
 	if _, err := claimErr(t, again, taken, nil); err == nil {
-		t.Error("a Service's address was not claimed for it")
+		t.Error("a Service's address was not allocated")
 	}
 	taken = service("taken", corev1.ServiceTypeNodePort, 80)
 	taken.Spec.Ports[0].NodePort = 30077
 	finish, err := claimErr(t, again, taken, nil)
 	if err == nil {
-		t.Error("a Service's port was not claimed for it")
+		t.Error("a Service's port was not allocated")
 	}
 	if finish != nil {
 		finish(false)
@@ -380,7 +380,7 @@ func TestRepair(t *testing.T) {
 	bad := service("bad", corev1.ServiceTypeNodePort, 80)
 	bad.Spec.ClusterIP = kept.Spec.ClusterIP
 	if _, err := claimErr(t, again, bad, nil); err == nil {
-		t.Error("repair gave away what a Service holds")
+		t.Error("repair released what a Service uses")
 	}
 }
 

@@ -1,11 +1,11 @@
-// Package typedpatch applies the patches that are nearly all patches — a merge or
-// strategic merge patch of known fields with values of the right type — to an
-// object's Go type directly, at a small part of the cost of going through JSON.
+// Package typedpatch applies the most common patches — merge or strategic merge patches of known
+// fields with values of the right type — directly to an object's Go type, at a small fraction of
+// the cost of going through JSON.
 //
-// It decides nothing: of whatever is unusual (an unknown or repeated field, a
-// value of another type, a directive, a list that is merged) it says so, and the
-// caller takes the long way, whose result and errors are the ones that count. It
-// must never come to another result than the long way does.
+// It never decides about unusual patches (an unknown or duplicate field, a value of another type,
+// a directive, a merged list): it returns false, and the caller uses the generic path, whose
+// result and errors are authoritative. It must never have a different result from the generic
+// path.
 package typedpatch
 
 import (
@@ -19,9 +19,8 @@ import (
 	kjson "sigs.k8s.io/json"
 )
 
-// Merge applies a JSON merge patch (RFC 7386) to obj, a pointer to a struct that
-// is the caller's own. If it returns false, obj may be half changed: throw it
-// away.
+// Merge applies a JSON merge patch (RFC 7386) to obj, a pointer to a struct that the caller owns.
+// If it returns false, obj may be partially modified and must be discarded.
 func Merge(obj any, patch []byte) bool { return apply(obj, patch, false) }
 
 // Strategic applies a strategic merge patch in the same way.
@@ -42,11 +41,11 @@ func apply(obj any, patch []byte, strategic bool) bool {
 
 type patcher struct{ strategic bool }
 
-// field is a struct's field as a patch sees it.
+// field is a field of a struct that a patch can set.
 type field struct {
 	index []int
-	// merged is set where a strategic merge patch does not simply replace a list,
-	// or replaces what is merged otherwise.
+	// special is true if a strategic merge patch does not simply replace a list, or replaces what
+	// it would otherwise merge.
 	special bool
 }
 
@@ -85,7 +84,7 @@ func collect(t reflect.Type, path []int, out map[string]field) {
 	}
 }
 
-// object applies a patch's object to a struct.
+// object applies an object of the patch to a struct.
 func (p *patcher) object(fields map[string]field, v reflect.Value, raw []byte) bool {
 	return members(raw, func(key, value []byte) bool {
 		f, ok := fields[string(key)]
@@ -96,7 +95,7 @@ func (p *patcher) object(fields map[string]field, v reflect.Value, raw []byte) b
 	})
 }
 
-// value applies a patch's value to a field.
+// value applies a value of the patch to a field.
 func (p *patcher) value(v reflect.Value, raw []byte) bool {
 	if isNull(raw) {
 		v.SetZero()
@@ -127,12 +126,12 @@ func (p *patcher) value(v reflect.Value, raw []byte) bool {
 	return leaf(v, raw)
 }
 
-// isStruct tells a struct that JSON shows field by field.
+// isStruct reports whether JSON encodes t field by field.
 func isStruct(t reflect.Type) bool { return t.Kind() == reflect.Struct && !custom(t) }
 
 func custom(t reflect.Type) bool { return reflect.PointerTo(t).Implements(unmarshaler) }
 
-// entries applies a patch's object to a map of plain values.
+// entries applies an object of the patch to a map of plain values.
 func entries(v reflect.Value, raw []byte) bool {
 	t := v.Type()
 	if raw[0] != '{' || t.Key().Kind() != reflect.String || !plain(t.Elem()) {
@@ -156,14 +155,13 @@ func entries(v reflect.Value, raw []byte) bool {
 	})
 }
 
-// plain tells a type whose values are replaced as a whole whatever they are.
+// plain reports whether values of type t are always replaced as a whole.
 func plain(t reflect.Type) bool {
 	return t.Kind() != reflect.Struct && t.Kind() != reflect.Map && t.Kind() != reflect.Pointer && t.Kind() != reflect.Interface || custom(t)
 }
 
-// leaf replaces a value. Objects are left to the long way: a type with an
-// encoding of its own may keep part of what it had, and nulls in lists are
-// dropped.
+// leaf replaces a value. It leaves objects, and lists with nulls, to the generic path: a type
+// with its own encoding may keep parts of its old value, and nulls in lists are dropped.
 func leaf(v reflect.Value, raw []byte) bool {
 	if raw[0] == '{' || raw[0] == '[' && bytes.Contains(raw, []byte("null")) {
 		return false
@@ -183,7 +181,7 @@ func leaf(v reflect.Value, raw []byte) bool {
 
 func isNull(raw []byte) bool { return string(raw) == "null" }
 
-// simpleString is a JSON string of printable ASCII without escapes.
+// simpleString decodes a JSON string of printable ASCII characters without escapes.
 func simpleString(raw []byte) (string, bool) {
 	if len(raw) < 2 || raw[0] != '"' {
 		return "", false
@@ -196,12 +194,12 @@ func simpleString(raw []byte) (string, bool) {
 	return string(raw[1 : len(raw)-1]), true
 }
 
-// members calls f for each member of a valid JSON object. It stops, and returns
-// false, when f does or when a key is repeated or escaped.
+// members calls f for each member of a valid JSON object. It stops and returns false if f does,
+// or if a key is duplicated or contains an escape.
 func members(raw []byte, f func(key, value []byte) bool) bool {
 	var seen [16][]byte
 	keys := seen[:0]
-	var many map[string]bool // takes over from keys
+	var many map[string]bool // replaces keys once there are more than fit
 	pos := skipSpace(raw, 1)
 	if raw[pos] == '}' {
 		return true
@@ -251,7 +249,7 @@ func skipSpace(raw []byte, pos int) int {
 	return pos
 }
 
-// stringEnd is the position after the string that begins at pos.
+// stringEnd returns the position after the string that begins at pos.
 func stringEnd(raw []byte, pos int) int {
 	for pos++; raw[pos] != '"'; pos++ {
 		if raw[pos] == '\\' {
@@ -261,7 +259,7 @@ func stringEnd(raw []byte, pos int) int {
 	return pos + 1
 }
 
-// valueEnd is the position after the value that begins at pos.
+// valueEnd returns the position after the value that begins at pos.
 func valueEnd(raw []byte, pos int) int {
 	switch raw[pos] {
 	case '"':

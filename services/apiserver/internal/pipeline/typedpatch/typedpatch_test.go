@@ -51,8 +51,8 @@ func text(t testing.TB, v any) []byte {
 	return b
 }
 
-// TestMergeEqualsTheLongWay makes patches of random differences.
-func TestMergeEqualsTheLongWay(t *testing.T) {
+// TestMergeEqualsTheGenericPath compares patches of random differences.
+func TestMergeEqualsTheGenericPath(t *testing.T) {
 	taken, all := 0, 0
 	for _, k := range kind.All() {
 		for seed := range int64(12) {
@@ -81,15 +81,15 @@ func TestMergeEqualsTheLongWay(t *testing.T) {
 			}
 			taken++
 			if a, b := text(t, want), text(t, got); string(a) != string(b) {
-				t.Fatalf("%s seed %d: patch %s\nmakes   %s\ninstead of %s", k.GVK.Kind, seed, patch, b, a)
+				t.Fatalf("%s seed %d: patch %s\ngot  %s\nwant %s", k.GVK.Kind, seed, patch, b, a)
 			}
 			if string(text(t, old)) != string(before) {
-				t.Fatalf("%s seed %d: the old object changed", k.GVK.Kind, seed)
+				t.Fatalf("%s seed %d: the old object was modified", k.GVK.Kind, seed)
 			}
 		}
 	}
 	if taken < all/3 {
-		t.Errorf("only %d of %d patches were taken", taken, all)
+		t.Errorf("only %d of %d patches were applied", taken, all)
 	}
 }
 
@@ -114,7 +114,7 @@ func thin(t testing.TB, rng *rand.Rand, patch []byte) []byte {
 	return text(t, m)
 }
 
-func TestStrategicEqualsTheLongWay(t *testing.T) {
+func TestStrategicEqualsTheGenericPath(t *testing.T) {
 	taken := 0
 	for _, k := range kind.All() {
 		for seed := range int64(12) {
@@ -142,16 +142,16 @@ func TestStrategicEqualsTheLongWay(t *testing.T) {
 			}
 			taken++
 			if a, b := text(t, want), text(t, got); string(a) != string(b) {
-				t.Fatalf("%s seed %d: patch %s\nmakes   %s\ninstead of %s", k.GVK.Kind, seed, patch, b, a)
+				t.Fatalf("%s seed %d: patch %s\ngot  %s\nwant %s", k.GVK.Kind, seed, patch, b, a)
 			}
 		}
 	}
 	if taken < 50 {
-		t.Errorf("only %d patches were taken", taken)
+		t.Errorf("only %d patches were applied", taken)
 	}
 }
 
-func TestTheLongWayIsLeftTo(t *testing.T) {
+func TestUnusualPatches(t *testing.T) {
 	pod := func() resource.Object {
 		for _, k := range kind.All() {
 			if k.Resource == "pods" {
@@ -166,7 +166,7 @@ func TestTheLongWayIsLeftTo(t *testing.T) {
 		`{"spec":{"containers":[{"foo":1}]}}`, `{"spec":{"containers":[{"name":null}]}}`, `{"metadata":{"labels":{"a":{}}}}`,
 	} {
 		if Merge(pod(), []byte(patch)) {
-			t.Errorf("%s was taken", patch)
+			t.Errorf("%s was applied", patch)
 		}
 	}
 	many := `{"metadata":{"labels":{`
@@ -175,12 +175,12 @@ func TestTheLongWayIsLeftTo(t *testing.T) {
 	}
 	for key, taken := range map[string]bool{"0": true, "a": false, "z": false} {
 		if Merge(pod(), []byte(many+`"`+key+`":""}}}`)) != taken {
-			t.Errorf("with the key %s once more, taken is not %t", key, taken)
+			t.Errorf("with the key %s again, applied is not %t", key, taken)
 		}
 	}
 	for _, patch := range []string{`{"metadata":{"labels":{"$patch":"delete"}}}`, `{"spec":{"containers":[]}}`, `{"metadata":{"finalizers":["a"]}}`} {
 		if Strategic(pod(), []byte(patch)) {
-			t.Errorf("%s was taken", patch)
+			t.Errorf("%s was applied", patch)
 		}
 	}
 }
@@ -206,7 +206,7 @@ func BenchmarkMerge(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
 			if !Merge(obj, []byte(`{"metadata":{"annotations":{"n":"1"}}}`)) {
-				b.Fatal("not taken")
+				b.Fatal("the patch was not applied")
 			}
 		}
 	}
