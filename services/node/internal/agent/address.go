@@ -8,7 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// addresses knows which pod of the node has an address.
+// addresses maps addresses to the pods of this node that have them.
 type addresses struct {
 	mu sync.RWMutex
 	at map[netip.Addr]addressee
@@ -19,10 +19,10 @@ type addressee struct {
 	namespace string
 }
 
-// update takes a pod's present addresses; gone says that it has none any more.
+// update records a pod's current addresses. gone is true if the pod no longer exists.
 func (a *addresses) update(p, old *corev1.Pod, gone bool) {
 	if p.Spec.HostNetwork {
-		return // its address is the node's
+		return // its address is the node's own
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -49,7 +49,7 @@ func (a *addresses) update(p, old *corev1.Pod, gone bool) {
 	}
 }
 
-// NamespaceAt is the namespace of the node's pod with an address, or "".
+// NamespaceAt returns the namespace of this node's pod with the given address, or "".
 func (a *Agent) NamespaceAt(addr netip.Addr) string {
 	a.addresses.mu.RLock()
 	defer a.addresses.mu.RUnlock()

@@ -9,8 +9,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// TestNamespaceAt: an address is its present pod's, however the news of two pods
-// that have it one after the other come.
+// TestNamespaceAt checks that an address belongs to the pod that has it now, in whichever
+// order the events of its previous and its next pod arrive.
 func TestNamespaceAt(t *testing.T) {
 	a := &Agent{}
 	at := func(uid types.UID, namespace, ip string) *corev1.Pod {
@@ -23,7 +23,7 @@ func TestNamespaceAt(t *testing.T) {
 	expect := func(what, ip, want string) {
 		t.Helper()
 		if got := a.NamespaceAt(netip.MustParseAddr(ip)); got != want {
-			t.Errorf("%s: %s is of %q, want %q", what, ip, got, want)
+			t.Errorf("%s: %s is in namespace %q, want %q", what, ip, got, want)
 		}
 	}
 	expect("at first", "10.0.0.1", "")

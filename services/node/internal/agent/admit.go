@@ -7,8 +7,8 @@ import (
 	"keelson.dev/services/node/internal/pod"
 )
 
-// admit takes a pod in, or says why the node does not. A pod that has been
-// started before was taken in by an earlier agent.
+// admit admits a pod, or returns why the node refuses it. A pod that already has a start
+// time was admitted by an earlier agent.
 func (a *Agent) admit(p *corev1.Pod) *pod.Refusal {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -31,7 +31,7 @@ func (a *Agent) admit(p *corev1.Pod) *pod.Refusal {
 	return nil
 }
 
-// dismiss frees what a pod that has ended took.
+// dismiss releases the ports and requests of a pod that has ended.
 func (a *Agent) dismiss(uid types.UID) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -22,13 +22,13 @@ const (
 	sandboxRetryMost  = 30 * time.Second
 	volumeRetryFirst  = 500 * time.Millisecond
 	volumeRetryMost   = 2 * time.Minute
-	// configRetry is how soon a container is tried again whose configuration
-	// cannot be made; a change of what it refers to comes first.
+	// configRetry is the delay before a container whose configuration could not be built is
+	// tried again. A change to an object that it refers to cuts the delay short.
 	configRetry = 10 * time.Second
 )
 
-// advance takes a pod that is meant to run one step further, and says when to
-// look again.
+// advance takes a pod that should be running one step further, and returns how long to wait
+// before the next step.
 func (w *worker) advance(ctx context.Context, p *corev1.Pod, state *cri.Pod, traceparent string) time.Duration {
 	var at wakeTimes
 	if d := p.Spec.ActiveDeadlineSeconds; d != nil {
@@ -38,7 +38,7 @@ func (w *worker) advance(ctx context.Context, p *corev1.Pod, state *cri.Pod, tra
 	}
 	for i := range state.Containers {
 		c := &state.Containers[i]
-		w.linkLog(p, c.Name, c.ID, c.LogPath)
+		w.linkLog(ctx, p, c.Name, c.ID, c.LogPath)
 	}
 	w.a.probes.Sync(w.a.base, p, state, podIP(p, state, w.a.cfg.HostIPs()), false)
 	verdicts := w.a.probes.Verdicts(w.uid)
@@ -49,7 +49,7 @@ func (w *worker) advance(ctx context.Context, p *corev1.Pod, state *cri.Pod, tra
 		return w.end(ctx, p, state, traceparent)
 	}
 	waiting := w.held(plan)
-	w.sayHeldBack(p, state, plan)
+	w.reportBackOff(p, state, plan)
 	w.publish(p, state, verdicts, waiting, traceparent)
 
 	for _, k := range plan.Kill {
@@ -78,7 +78,7 @@ func (w *worker) advance(ctx context.Context, p *corev1.Pod, state *cri.Pod, tra
 		if wait := w.createSandbox(ctx, p, plan.Attempt); wait > 0 {
 			at.add(time.Now().Add(wait))
 		} else {
-			at.add(time.Now()) // the next plan starts containers
+			at.add(time.Now()) // the next sync starts containers
 		}
 		return at.wait()
 	}
@@ -91,8 +91,8 @@ func (w *worker) advance(ctx context.Context, p *corev1.Pod, state *cri.Pod, tra
 	return at.wait()
 }
 
-// held are the reasons why containers do not run: the plan's, and those of
-// attempts to start them that failed.
+// held returns why containers are not running: the plan's reasons, and those of failed
+// attempts to start them.
 func (w *worker) held(plan pod.Plan) map[string]corev1.ContainerStateWaiting {
 	out := map[string]corev1.ContainerStateWaiting{}
 	for _, s := range plan.Start {
@@ -106,20 +106,20 @@ func (w *worker) held(plan pod.Plan) map[string]corev1.ContainerStateWaiting {
 	return out
 }
 
-// sayHeldBack reports, once an instance, that a container is held back.
-func (w *worker) sayHeldBack(p *corev1.Pod, state *cri.Pod, plan pod.Plan) {
+// reportBackOff records an event for each container in back-off, once per instance.
+func (w *worker) reportBackOff(p *corev1.Pod, state *cri.Pod, plan pod.Plan) {
 	for name := range plan.Waiting {
 		last := state.Latest(name)
-		if last == nil || w.said[name] == last.ID {
+		if last == nil || w.backOffs[name] == last.ID {
 			continue
 		}
-		w.said[name] = last.ID
+		w.backOffs[name] = last.ID
 		w.a.cfg.Events.Pod(p, name, corev1.EventTypeWarning, event.BackOff, "Back-off restarting failed container %s in pod %s_%s(%s)", name, p.Name, p.Namespace, p.UID)
 	}
 }
 
-// mountVolumes makes the pod's volumes; it returns how long to wait before the
-// next attempt if that failed.
+// mountVolumes sets up the pod's volumes. If that fails, it returns how long to wait before
+// the next attempt.
 func (w *worker) mountVolumes(ctx context.Context, p *corev1.Pod) time.Duration {
 	if w.mounted {
 		return 0
@@ -145,7 +145,8 @@ func (w *worker) mountVolumes(ctx context.Context, p *corev1.Pod) time.Duration 
 	return 0
 }
 
-// objectsChanged lets a change of what a pod refers to cut a delay short.
+// objectsChanged reports whether an object that the pod refers to has changed since its
+// volumes last failed to mount. Such a change cuts the delay short.
 func (w *worker) objectsChanged(p *corev1.Pod) bool {
 	return w.a.objects.changedSince(w.uid, w.volumes.until.Add(-w.volumes.delay))
 }
@@ -158,18 +159,18 @@ func unjoin(err error) []error {
 	return []error{err}
 }
 
-// refreshVolumes brings volumes made of objects up to date.
+// refreshVolumes updates the volumes whose content comes from API objects.
 func (w *worker) refreshVolumes(ctx context.Context, p *corev1.Pod, at *wakeTimes) {
 	next, err := w.a.volumes.Refresh(ctx, p)
 	if err != nil && ctx.Err() == nil {
-		w.a.log.Debug("volumes were not refreshed", "pod", pod.Key(p), "error", err)
+		w.a.log.DebugContext(ctx, "volumes were not refreshed", "pod", pod.Key(p), "error", err)
 		next = time.Now().Add(configRetry)
 	}
 	at.add(next)
 }
 
-// createSandbox makes the pod's sandbox; it returns how long to wait before the
-// next attempt if that failed.
+// createSandbox creates the pod's sandbox. If that fails, it returns how long to wait
+// before the next attempt.
 func (w *worker) createSandbox(ctx context.Context, p *corev1.Pod, attempt uint32) time.Duration {
 	if wait := time.Until(w.sandbox.until); wait > 0 {
 		return wait
@@ -193,7 +194,7 @@ func (w *worker) createSandbox(ctx context.Context, p *corev1.Pod, attempt uint3
 		span.SetStatus(codes.Error, cri.Message(err))
 		w.sandbox.fail(sandboxRetryFirst, sandboxRetryMost)
 		w.a.cfg.Events.Pod(p, "", corev1.EventTypeWarning, event.FailedSandbox, "Failed to create pod sandbox: %s", cri.Message(err))
-		w.a.log.Warn("pod sandbox was not created", "pod", pod.Key(p), "error", err)
+		w.a.log.WarnContext(ctx, "pod sandbox was not created", "pod", pod.Key(p), "error", err)
 		return w.sandbox.delay
 	}
 	span.SetAttributes(attribute.String("sandbox", id))
@@ -208,15 +209,15 @@ func (w *worker) runSandbox(ctx context.Context, p *corev1.Pod, attempt uint32) 
 			return "", fmt.Errorf("failed to ensure that the pod's cgroup exists: %w", err)
 		}
 		parent = w.a.cfg.Cgroups.Pod(p)
-		w.a.shareCPU()
+		w.a.shareCPU(ctx)
 	}
 	config := pod.SandboxConfig(p, w.a.cfg.Settings, attempt, parent)
 	if err := w.a.logs.Folder(pod.LogFolder(p), ""); err != nil {
-		return "", fmt.Errorf("make the folder of logs: %w", err)
+		return "", fmt.Errorf("create log directory: %w", err)
 	}
 	handler := ""
 	if p.Spec.RuntimeClassName != nil {
-		return "", fmt.Errorf("runtimeClassName %q: this cluster has no runtime classes", *p.Spec.RuntimeClassName)
+		return "", fmt.Errorf("runtimeClassName %q: runtime classes are not supported", *p.Spec.RuntimeClassName)
 	}
 	call, cancel := settled(ctx)
 	defer cancel()
@@ -243,20 +244,20 @@ func podAttributes(p *corev1.Pod) []attribute.KeyValue {
 	}
 }
 
-// traceReady records, once, how long it took from the last container's start to
-// the pod being ready.
+// traceReady records, once, the time from the last container's start until the pod became
+// ready.
 func (w *worker) traceReady(p *corev1.Pod, s *corev1.PodStatus, traceparent string) {
-	if w.readied || traceparent == "" {
+	if w.readyTraced || traceparent == "" {
 		return
 	}
 	for _, c := range s.Conditions {
 		if c.Type != corev1.PodReady || c.Status != corev1.ConditionTrue {
 			continue
 		}
-		w.readied = true
+		w.readyTraced = true
 		began := w.startedAt
 		if began.IsZero() {
-			return // it was ready before this agent began
+			return // the pod was ready before this agent started
 		}
 		_, span := tracer.Start(telemetry.ContextWithTraceparent(context.Background(), traceparent), "become ready",
 			trace.WithTimestamp(began), trace.WithAttributes(podAttributes(p)...))

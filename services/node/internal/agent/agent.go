@@ -1,17 +1,16 @@
-// Package agent runs the pods that are bound to its node: one worker a pod
-// compares what should be with what the container runtime has, and does the
-// difference.
+// Package agent runs the pods that are bound to its node. One worker per pod compares the
+// pod's desired state with what the container runtime has and acts on the difference.
 //
-// The agent keeps no state that it could not read again: it may be killed at any
-// time, and its successor takes the running containers over as they are. It must
-// never restart what runs as it should, and never decide by itself what package
-// pod decides.
+// The agent keeps no state that it cannot rebuild. It may be killed at any time; its
+// successor takes over the running containers as they are. It must never restart a
+// container that runs as it should, and it must not make decisions that belong to package
+// pod.
 //
-// Of what a container is given and says, only what Kubernetes shows on purpose
-// leaves the node in statuses and events: its termination message (bounded,
-// otherwise as it is, for programs read it), what a failing exec probe prints, and
-// the name of a program that could not be started. Hooks' commands and output,
-// arguments and environments do not; spans and logs have none of it.
+// Of a container's input and output, only what Kubernetes exposes on purpose reaches
+// statuses and events: the termination message (bounded in size but otherwise unchanged,
+// because programs parse it), the output of a failing exec probe, and the name of a program
+// that could not be started. Hook commands and their output, arguments and environment
+// variables never leave the node. Spans and logs contain none of these.
 package agent
 
 import (
@@ -39,41 +38,42 @@ import (
 	"keelson.dev/services/node/internal/volume"
 )
 
-// Config is what an agent needs.
+// Config configures an Agent.
 type Config struct {
 	Node    string
 	Client  *client.Client
 	Runtime *cri.Client
-	// DataDir holds the pods' volumes, and the ledger of their logs.
+	// DataDir holds the pods' volumes and the ledger of their logs.
 	DataDir string
-	// ContainerLogDir holds a link to each container's log.
+	// ContainerLogDir holds one symbolic link per container log, for log collectors.
 	ContainerLogDir string
 	Settings        pod.Settings
 	Cgroups         *cgroup.Hierarchy
 	Events          *event.Recorder
-	// LogSize in bytes at which a container's log is rotated; 0 means 10 MiB.
+	// LogSize is the size in bytes at which a container's log is rotated; 0 means 10 MiB.
 	LogSize int64
-	// HostIPs are the node's addresses.
+	// HostIPs returns the node's addresses.
 	HostIPs func() []string
-	// Self is the node's own object, or nil while it is not known; may be nil.
+	// Self returns the node's own object, or nil while it is unknown. The field may be nil.
 	Self func() *corev1.Node
-	// Allocatable of the node.
+	// Allocatable returns the node's allocatable resources.
 	Allocatable func() corev1.ResourceList
-	// Services of the cluster, and a channel that closes when they are known.
+	// Services returns the cluster's Services. ServicesSynced is closed when they have been
+	// listed once; a nil channel means that there is nothing to wait for.
 	Services       func() []*corev1.Service
 	ServicesSynced <-chan struct{}
-	// HostPorts is told a pod's host ports when it has its address, and none when
-	// it has ended; may be nil.
+	// HostPorts sets the host ports that lead to a pod: its ports once the pod has an
+	// address, and nil when it has ended. key is the pod's UID. The field may be nil.
 	HostPorts func(key string, ports []cni.HostPort)
-	// Begin is called once before any pod is started, with the sandboxes that
-	// the runtime has; may be nil.
+	// Begin is called once, before any pod is started, with the IDs of the sandboxes that
+	// the runtime has. The field may be nil.
 	Begin func(sandboxes map[string]bool)
-	// RuntimeUp says whether the container runtime is known to answer, and
-	// NetworkReady whether it can make pod networks.
+	// RuntimeUp reports whether the container runtime answers, and NetworkReady whether it
+	// can set up pod networks.
 	RuntimeUp, NetworkReady func() bool
 }
 
-// Agent runs pods.
+// Agent runs the pods of one node.
 type Agent struct {
 	cfg     Config
 	pods    *client.Cache[*corev1.Pod]
@@ -87,23 +87,25 @@ type Agent struct {
 	rotate  chan struct{}
 
 	addresses addresses
-	// began says that the pods of the API have workers: what has none is nobody's.
+	// began is true once every pod in the API has a worker. From then on, anything in the
+	// runtime without a worker is an orphan.
 	began atomic.Bool
-	// runtimeName begins containers' ids; it is set before any worker starts.
+	// runtimeName is the prefix of container IDs in statuses. It is set before any worker
+	// starts.
 	runtimeName string
 
 	mu      sync.Mutex
 	workers map[types.UID]*worker
-	// admitted are the pods that the node has taken and that have not ended.
+	// admitted holds the pods that the node has admitted and that have not ended.
 	admitted map[types.UID]*corev1.Pod
 	base     context.Context
 	wg       sync.WaitGroup
 }
 
-// parallelPulls is how many images are fetched at a time.
+// parallelPulls is the number of images that are pulled at the same time.
 const parallelPulls = 3
 
-// New makes an agent; Run runs it.
+// New returns an agent. It does nothing until Run is called.
 func New(cfg Config) *Agent {
 	a := &Agent{cfg: cfg, workers: map[types.UID]*worker{}, admitted: map[types.UID]*corev1.Pod{}, rotate: make(chan struct{}), log: slog.With("node", cfg.Node)}
 	a.pods = client.NewCache(cfg.Client, client.CacheOptions[*corev1.Pod]{
@@ -120,10 +122,10 @@ func New(cfg Config) *Agent {
 	return a
 }
 
-// Pods is the cache of this node's pods.
+// Pods returns the cache of this node's pods.
 func (a *Agent) Pods() *client.Cache[*corev1.Pod] { return a.pods }
 
-// api is what the status writer needs, on a client.
+// api implements status.API on a client.
 type api struct{ *client.Client }
 
 // GetPod implements status.API.
@@ -131,7 +133,7 @@ func (a api) GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, e
 	return client.For[*corev1.Pod](a.Client).Get(ctx, namespace, name)
 }
 
-// Run runs pods until ctx ends. Containers go on running then.
+// Run runs pods until ctx ends. Containers keep running after that.
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -164,7 +166,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	return first
 }
 
-// dispatch hands pods to their workers, once all of them are known.
+// dispatch hands pods to their workers once the pod cache has synced and the runtime has
+// answered.
 func (a *Agent) dispatch(ctx context.Context) error {
 	select {
 	case <-a.pods.Synced():
@@ -189,40 +192,41 @@ func (a *Agent) dispatch(ctx context.Context) error {
 	return nil
 }
 
-// onPod takes one event of the watch.
+// onPod handles one event of the pod watch.
 func (a *Agent) onPod(ev client.Event[*corev1.Pod]) {
 	a.addresses.update(ev.Object, ev.Old, ev.Type == client.Deleted)
 	switch ev.Type {
 	case client.Added, client.Modified:
-		a.tell(ev.Object.UID, func(w *worker) { w.update(ev.Object, ev.Old, ev.Traceparent) })
+		a.deliver(ev.Object.UID, func(w *worker) { w.update(ev.Object, ev.Old, ev.Traceparent) })
 	case client.Deleted:
-		// A pod that was deleted by force still runs for a moment. Like the kubelet,
-		// the node then counts neither its ports nor its requests: the scheduler
-		// gives them to the next pod at once.
+		// A force-deleted pod still runs for a moment. Like the kubelet, stop counting its
+		// host ports and requests at once: the scheduler may already have given them to the
+		// next pod.
 		a.dismiss(ev.Object.UID)
-		a.tell(ev.Object.UID, func(w *worker) { w.remove(ev.Object, ev.Traceparent) })
+		a.deliver(ev.Object.UID, func(w *worker) { w.remove(ev.Object, ev.Traceparent) })
 	}
 }
 
-// tell brings news of a pod to its worker, which is started if need be. News comes
-// before a new worker's first look, which would find no pod otherwise, and cannot
-// fall between the last look of an old one and its retirement.
-func (a *Agent) tell(uid types.UID, news func(*worker)) {
+// deliver applies a change to the pod's worker and starts the worker if there is none. The
+// change is applied before a new worker's first sync, which would otherwise find no pod,
+// and under the lock that retire takes, so it cannot be lost between an old worker's last
+// sync and its retirement.
+func (a *Agent) deliver(uid types.UID, change func(*worker)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	w := a.workers[uid]
 	if w != nil {
-		news(w)
+		change(w)
 		return
 	}
 	w = newWorker(a, uid)
 	a.workers[uid] = w
-	news(w)
+	change(w)
 	a.wg.Go(func() { w.run(a.base) })
 }
 
-// retire forgets a worker that has nothing left to do. It fails if the pod has
-// been heard of since.
+// retire removes a worker that has nothing left to do. It returns false if the pod has
+// appeared again in the meantime.
 func (a *Agent) retire(w *worker) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -235,7 +239,7 @@ func (a *Agent) retire(w *worker) bool {
 	return true
 }
 
-// wake makes a pod's worker look again. It does nothing for unknown pods.
+// wake makes a pod's worker sync again. It does nothing for unknown pods.
 func (a *Agent) wake(uid types.UID) {
 	a.mu.Lock()
 	w := a.workers[uid]
@@ -245,8 +249,8 @@ func (a *Agent) wake(uid types.UID) {
 	}
 }
 
-// WakeAll makes all workers look again, because the runtime or its network has
-// become usable.
+// WakeAll makes all workers sync again, because the runtime or its network has become
+// usable.
 func (a *Agent) WakeAll() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -255,8 +259,8 @@ func (a *Agent) WakeAll() {
 	}
 }
 
-// survey finds out what the runtime has before anything is started. It waits for
-// the runtime to be there.
+// survey lists what the runtime has before anything is started. It retries until the
+// runtime answers.
 func (a *Agent) survey(ctx context.Context) (map[string]cri.Seen, error) {
 	for {
 		seen, err := a.cfg.Runtime.List(ctx)
@@ -283,7 +287,7 @@ func (a *Agent) survey(ctx context.Context) (map[string]cri.Seen, error) {
 	}
 }
 
-// readRuntimeName asks what the runtime calls itself.
+// readRuntimeName asks the runtime for its name.
 func (a *Agent) readRuntimeName(ctx context.Context) error {
 	v, err := a.cfg.Runtime.Version(ctx)
 	if err != nil {
@@ -293,32 +297,33 @@ func (a *Agent) readRuntimeName(ctx context.Context) error {
 	return nil
 }
 
-// adopt starts workers for pods that the runtime, or the disk, knows and the API
-// does not: they are ended and cleared away.
+// adopt starts workers for pods that exist in the runtime or on disk but not in the API.
+// The workers stop these pods and remove what is left of them.
 func (a *Agent) adopt(known map[string]cri.Seen) {
 	for _, s := range known {
-		a.adoptOne(types.UID(s.PodUID))
+		a.adoptPod(types.UID(s.PodUID))
 	}
 	for _, uid := range a.volumes.Pods() {
-		a.adoptOne(uid)
+		a.adoptPod(uid)
 	}
 	for _, uid := range a.logs.UIDs() {
-		a.adoptOne(types.UID(uid))
+		a.adoptPod(types.UID(uid))
 	}
 	if a.cfg.Cgroups != nil {
 		for _, uid := range a.cfg.Cgroups.Pods() {
-			a.adoptOne(uid)
+			a.adoptPod(uid)
 		}
 	}
 }
 
-func (a *Agent) adoptOne(uid types.UID) {
+// adoptPod starts a worker that removes a pod, unless the pod already has a worker.
+func (a *Agent) adoptPod(uid types.UID) {
 	a.mu.Lock()
 	known := a.workers[uid] != nil
 	a.mu.Unlock()
 	if known {
 		return
 	}
-	a.log.Info("pod is not in the API and will be removed", "uid", uid)
-	a.tell(uid, func(w *worker) { w.remove(nil, "") })
+	a.log.InfoContext(a.base, "pod is not in the API and will be removed", "pod_uid", uid)
+	a.deliver(uid, func(w *worker) { w.remove(nil, "") })
 }

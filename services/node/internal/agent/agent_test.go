@@ -18,7 +18,7 @@ import (
 	"keelson.dev/services/node/internal/pod"
 )
 
-// forever is a container that ends at once when it is told to.
+// forever is a script that runs until it gets SIGTERM and then exits at once.
 const forever = "trap 'exit 0' TERM; while true; do sleep 0.1; done"
 
 func TestPodRuns(t *testing.T) {
@@ -47,8 +47,8 @@ func TestPodRuns(t *testing.T) {
 	})
 }
 
-// TestInitOrder runs init containers, a sidecar and two containers, and looks at
-// the order in which they start.
+// TestInitOrder checks the order in which init containers, a sidecar and the main container
+// start.
 func TestInitOrder(t *testing.T) {
 	r := newRig(t)
 	p := simple("ordered", "echo main >>/shared/order; "+forever)
@@ -69,7 +69,7 @@ func TestInitOrder(t *testing.T) {
 		}
 	}
 	p = r.awaitReady(r.create(p))
-	r.exec(p, "main", "sh", "-c", "until grep -q main /shared/order; do sleep 0.02; done") // it runs; this may be its first line
+	r.exec(p, "main", "sh", "-c", "until grep -q main /shared/order; do sleep 0.02; done") // main is ready, but may not have written its line yet
 	if got := r.exec(p, "main", "cat", "/shared/order"); got != "init-1\nsidecar\ninit-2\nmain\n" {
 		t.Errorf("order: %q", got)
 	}
@@ -81,7 +81,7 @@ func TestInitOrder(t *testing.T) {
 	}
 }
 
-// TestAgentRestart: what runs goes on running under another agent.
+// TestAgentRestart checks that running containers keep running under the next agent.
 func TestAgentRestart(t *testing.T) {
 	r := newRig(t)
 	p := simple("survivor", forever)
@@ -95,7 +95,7 @@ func TestAgentRestart(t *testing.T) {
 	r.stop()
 	r.delete(gone, client.Grace(0))
 	r.start()
-	r.until("the pod that was deleted meanwhile is cleared away", time.Minute, func() bool {
+	r.until("the pod that was deleted meanwhile is removed", time.Minute, func() bool {
 		s := r.state(gone)
 		return len(s.Containers)+len(s.Sandboxes) == 0
 	})
@@ -116,7 +116,8 @@ func TestAgentRestart(t *testing.T) {
 	}
 }
 
-// TestRuntimeRestart: containerd dies and comes back; containers go on.
+// TestRuntimeRestart checks that containers keep running when containerd is killed and
+// restarted.
 func TestRuntimeRestart(t *testing.T) {
 	r := newRig(t)
 	p := r.awaitReady(r.create(simple("steady", forever)))
@@ -138,11 +139,11 @@ func TestRuntimeRestart(t *testing.T) {
 	_ = second
 }
 
-// TestCrash: a container that ends is started again, with its history.
+// TestCrash checks that a container that exits is restarted and that its history is kept.
 func TestCrash(t *testing.T) {
 	r := newRig(t)
 	p := r.create(simple("crashing", "echo last words >/dev/termination-log; exit 3"))
-	p = r.await(p, "is held back", func(p *corev1.Pod) bool {
+	p = r.await(p, "is in back-off", func(p *corev1.Pod) bool {
 		s := containerStatus(p, "main")
 		return s.State.Waiting != nil && s.State.Waiting.Reason == "CrashLoopBackOff"
 	})
@@ -212,14 +213,14 @@ func TestPhases(t *testing.T) {
 		if ready(p) {
 			t.Errorf("%s is ready", p.Name)
 		}
-		r.until(p.Name+" holds nothing any more", time.Minute, func() bool {
+		r.until(p.Name+" has nothing running", time.Minute, func() bool {
 			s := r.state(p)
 			return len(s.Running()) == 0 && (s.Sandbox() == nil || !s.Sandbox().Ready)
 		})
 	}
 }
 
-// TestStraySandbox: a sandbox that appears for a pod that the API does not have is
+// TestStraySandbox checks that a sandbox of a pod that does not exist in the API is
 // removed.
 func TestStraySandbox(t *testing.T) {
 	r := newRig(t)
@@ -235,8 +236,9 @@ func TestStraySandbox(t *testing.T) {
 	})
 }
 
-// TestLogFiles: logs lie where collectors look for them, the links lead to them,
-// and both go with the pod, also with one that was deleted while the node was down.
+// TestLogFiles checks that logs are where collectors look for them, that the links point to
+// them, and that both are removed with the pod, even if it is deleted while the agent is
+// down.
 func TestLogFiles(t *testing.T) {
 	r := newRig(t)
 	logs := filepath.Join(r.dir, "var", "log")
@@ -256,7 +258,7 @@ func TestLogFiles(t *testing.T) {
 		})
 	}
 	r.stop()
-	// Logs of a version before: the next agent finds and removes them.
+	// A log directory in the ledger of an earlier agent: the next one finds and removes it.
 	old := filepath.Join(r.dir, "log", "default_old_old-uid", "main")
 	if err := errors.Join(os.MkdirAll(old, 0o755), os.WriteFile(filepath.Join(old, "0.log"), nil, 0o600), os.Remove(link)); err != nil {
 		t.Fatal(err)
@@ -280,8 +282,8 @@ func TestLogFiles(t *testing.T) {
 	})
 }
 
-// TestTerminationMessageHostile: a FIFO, a device or a link where a container's last
-// words should be is not read, and nobody waits for it.
+// TestTerminationMessageHostile checks that a FIFO, a device or a symbolic link in place of
+// the termination message is not read and does not block.
 func TestTerminationMessageHostile(t *testing.T) {
 	dir := t.TempDir()
 	secret, fifo, link, file := filepath.Join(dir, "secret"), filepath.Join(dir, "fifo"), filepath.Join(dir, "link"), filepath.Join(dir, "file")
@@ -297,7 +299,7 @@ func TestTerminationMessageHostile(t *testing.T) {
 				t.Errorf("%s: %q", name, text)
 			}
 		case <-time.After(time.Minute):
-			t.Fatalf("%s: the node waits", name)
+			t.Fatalf("%s: reading the termination message blocks", name)
 		}
 	}
 }

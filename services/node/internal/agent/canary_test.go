@@ -39,10 +39,10 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// TestCanary: what a container is given as arguments and environment, a hook's
-// command and a hook's output appear in no log line, event, status, span, metric
-// or profile of the node. What Kubernetes shows on purpose is not part of it: the
-// termination message and what a failing exec probe prints.
+// TestCanary checks that arguments, environment variables, hook commands and hook output
+// appear in no log line, event, status, span, metric or profile of the node. What
+// Kubernetes exposes on purpose is not covered: the termination message and the output of a
+// failing exec probe.
 func TestCanary(t *testing.T) {
 	const canary = "canary-5d1f"
 	logs := &lockedBuffer{}
@@ -71,11 +71,11 @@ func TestCanary(t *testing.T) {
 	post := r.create(given("post", &corev1.Lifecycle{PostStart: loud}))
 	postAbsent := r.create(given("post-absent", &corev1.Lifecycle{PostStart: absent}))
 	pre := given("pre", &corev1.Lifecycle{PreStop: loud})
-	pre.Spec.Containers[0].LivenessProbe = &corev1.Probe{ // one that cannot be run
+	pre.Spec.Containers[0].LivenessProbe = &corev1.Probe{ // a probe whose program does not exist
 		ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"/bin/" + canary, canary}}}, PeriodSeconds: 1, FailureThreshold: 100, TimeoutSeconds: 30,
 	}
 	preAbsent := given("pre-absent", &corev1.Lifecycle{PreStop: absent})
-	sub := given("sub", nil) // a path made of the environment that leads nowhere
+	sub := given("sub", nil) // a path expanded from the environment that leaves the volume
 	sub.Spec.Containers[0].Env = append(sub.Spec.Containers[0].Env, corev1.EnvVar{Name: "SUB", Value: "../" + canary})
 	sub.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
 	sub.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/v", SubPathExpr: "$(SUB)"}}
@@ -89,14 +89,14 @@ func TestCanary(t *testing.T) {
 	for p, reason := range map[*corev1.Pod]string{post: "FailedPostStartHook", postAbsent: "FailedPostStartHook", pre: "FailedPreStopHook", preAbsent: "FailedPreStopHook", sub: "Failed"} {
 		r.until(p.Name+" has event "+reason, time.Minute, func() bool { return r.hasEvent(p, reason) })
 	}
-	r.await(post, "says why it waits", func(p *corev1.Pod) bool {
+	r.await(post, "shows that its container ended", func(p *corev1.Pod) bool {
 		s := containerStatus(p, "main")
 		return s.LastTerminationState.Terminated != nil || s.State.Terminated != nil
 	})
 
 	out := map[string]string{"log": logs.String(), "spans": fmt.Sprintf("%+v", spans.GetSpans())}
 	if len(spans.GetSpans()) == 0 {
-		t.Error("there are no spans: the test looks at nothing")
+		t.Error("no spans were recorded, so the test checks nothing")
 	}
 	events, _, err := client.For[*corev1.Event](r.client).List(context.Background(), client.ListOptions{})
 	if err != nil {

@@ -14,8 +14,8 @@ import (
 	"keelson.dev/services/node/internal/volume"
 )
 
-// TestClaim: a claim's directory is made by the first pod, outlives pods, and
-// goes with the volume's object.
+// TestClaim checks that a claim's directory is created by the first pod, outlives pods, and
+// is removed with the PersistentVolume.
 func TestClaim(t *testing.T) {
 	r := newRig(t)
 	ctx := context.Background()
@@ -74,10 +74,10 @@ func TestClaim(t *testing.T) {
 		return err != nil
 	})
 	if _, err := os.Stat(filepath.Join(base, "pvc-1234")); err == nil {
-		t.Error("its directory is left")
+		t.Error("the volume's directory still exists")
 	}
 	if _, err := os.Stat(base); err != nil {
-		t.Error("more than its directory was removed")
+		t.Error("more than the volume's directory was removed")
 	}
 }
 
@@ -95,9 +95,9 @@ func TestLocalDir(t *testing.T) {
 	pv := &corev1.PersistentVolume{}
 	pv.Name, pv.Spec.Local = "ssh", &corev1.LocalVolumeSource{Path: "/etc/ssh"}
 	if _, err := localDir(pv); err == nil {
-		t.Error("a directory that no provisioner made")
+		t.Error("a directory without the provisioner's prefix was accepted")
 	}
 	if _, err := localDir(&corev1.PersistentVolume{}); err == nil {
-		t.Error("a volume of another kind")
+		t.Error("a volume that is not local was accepted")
 	}
 }

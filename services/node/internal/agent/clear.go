@@ -14,8 +14,8 @@ import (
 	"keelson.dev/services/node/internal/pod"
 )
 
-// cleanUp takes away what a pod without running containers still holds: its
-// network, volumes and cgroup. Its ended containers stay, for their logs.
+// cleanUp releases what a pod without running containers still holds: its network, volumes
+// and cgroup. Its ended containers are kept for their logs.
 func (w *worker) cleanUp(ctx context.Context, p *corev1.Pod, state *cri.Pod) error {
 	for i := range state.Sandboxes {
 		if err := w.a.cfg.Runtime.StopSandbox(ctx, state.Sandboxes[i].ID); err != nil {
@@ -29,16 +29,16 @@ func (w *worker) cleanUp(ctx context.Context, p *corev1.Pod, state *cri.Pod) err
 		if err := w.a.cfg.Cgroups.RemovePod(w.uid); err != nil {
 			return err
 		}
-		w.a.shareCPU()
+		w.a.shareCPU(ctx)
 	}
 	return nil
 }
 
-// clear takes away everything of a pod that the API has no more. done says that
-// nothing is left.
+// clear removes everything that belongs to a pod that no longer exists in the API. done is
+// true when nothing is left.
 func (w *worker) clear(ctx context.Context, p *corev1.Pod, state *cri.Pod) (next time.Duration, done bool) {
 	if w.a.cfg.HostPorts != nil {
-		w.a.cfg.HostPorts(string(w.uid), nil) // another pod may have them now
+		w.a.cfg.HostPorts(string(w.uid), nil) // another pod may use these ports now
 	}
 	if wait, running := w.endContainers(ctx, p, state); running {
 		return wait, false
@@ -48,7 +48,7 @@ func (w *worker) clear(ctx context.Context, p *corev1.Pod, state *cri.Pod) (next
 	}
 	if err := w.clearAll(ctx, p, state); err != nil {
 		if ctx.Err() == nil {
-			w.a.log.Warn("pod was not cleared away", "pod", w.name(p), "error", cri.Message(err))
+			w.a.log.WarnContext(ctx, "pod was not cleaned up", "pod", w.name(p), "error", cri.Message(err))
 			w.clean.fail(200*time.Millisecond, 10*time.Second)
 		}
 		return max(w.clean.delay, time.Millisecond), false
@@ -66,8 +66,8 @@ func (w *worker) clearAll(ctx context.Context, p *corev1.Pod, state *cri.Pod) er
 			return fmt.Errorf("remove container: %w", err)
 		}
 	}
-	// Logs go while the runtime still knows the pod, so that they are found again
-	// after an interruption.
+	// Logs are removed while the runtime still knows the pod, so that the next agent finds
+	// them if this one is interrupted.
 	if err := w.a.logs.Remove(string(w.uid)); err != nil {
 		return fmt.Errorf("remove logs: %w", err)
 	}
@@ -79,11 +79,11 @@ func (w *worker) clearAll(ctx context.Context, p *corev1.Pod, state *cri.Pod) er
 	return nil
 }
 
-// keptInstances is how many instances of a container are kept: the present one
-// and the one before, for its log and its last state.
+// keptInstances is how many instances of a container are kept: the current one, and the
+// previous one for its log and its last state.
 const keptInstances = 2
 
-// prune removes instances and sandboxes that nobody asks for any more.
+// prune removes old instances of containers, and sandboxes that no remaining instance uses.
 func (w *worker) prune(ctx context.Context, p *corev1.Pod, state *cri.Pod) {
 	count := map[string]int{}
 	used := map[string]bool{}
@@ -95,7 +95,7 @@ func (w *worker) prune(ctx context.Context, p *corev1.Pod, state *cri.Pod) {
 			continue
 		}
 		if err := w.a.cfg.Runtime.RemoveContainer(ctx, c.ID); err != nil {
-			w.a.log.Debug("ended container was not removed", "container", c.ID, "error", err)
+			w.a.log.DebugContext(ctx, "ended container was not removed", "pod", pod.Key(p), "container", c.Name, "container_id", c.ID, "error", err)
 			used[c.SandboxID] = true
 			continue
 		}
@@ -111,13 +111,13 @@ func (w *worker) prune(ctx context.Context, p *corev1.Pod, state *cri.Pod) {
 			err = w.a.cfg.Runtime.RemoveSandbox(ctx, box.ID)
 		}
 		if err != nil {
-			w.a.log.Debug("old sandbox was not removed", "sandbox", box.ID, "error", err)
+			w.a.log.DebugContext(ctx, "old sandbox was not removed", "pod", pod.Key(p), "sandbox", box.ID, "error", err)
 		}
 	}
 }
 
-// removeLeftovers removes the files of an instance. What stays is removed with the
-// pod.
+// removeLeftovers removes the files of an instance. Whatever cannot be removed now is
+// removed with the pod.
 func (w *worker) removeLeftovers(p *corev1.Pod, c *cri.Container) {
 	name := filepath.Join(w.a.cfg.Settings.LogDirectory(p), pod.LogName(c.Name, c.RestartCount))
 	if c.LogPath != "" {

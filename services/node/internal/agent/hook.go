@@ -13,11 +13,11 @@ import (
 	"keelson.dev/services/node/internal/probe"
 )
 
-// hookHTTPTimeout bounds an httpGet hook.
+// hookHTTPTimeout is the timeout of an httpGet hook.
 const hookHTTPTimeout = time.Minute
 
-// runHook runs a lifecycle hook to its end. Its error is shown in events and in
-// the pod's status: it quotes neither the hook's command nor its output.
+// runHook runs a lifecycle hook to completion. Its error appears in events and in the pod's
+// status, so it quotes neither the hook's command nor its output.
 func (a *Agent) runHook(ctx context.Context, p *corev1.Pod, h *corev1.LifecycleHandler, c *corev1.Container, id, ip string) error {
 	switch {
 	case h.Exec != nil:
@@ -49,8 +49,7 @@ func (a *Agent) runHook(ctx context.Context, p *corev1.Pod, h *corev1.LifecycleH
 	return nil
 }
 
-// postStart runs a container's postStart hook; a container whose hook fails is
-// ended.
+// postStart runs a container's postStart hook, and stops the container if the hook fails.
 func (w *worker) postStart(ctx context.Context, p *corev1.Pod, c *corev1.Container, id, ip string) error {
 	err := w.a.runHook(ctx, p, c.Lifecycle.PostStart, c, id, ip)
 	if err == nil || ctx.Err() != nil {
@@ -61,14 +60,14 @@ func (w *worker) postStart(ctx context.Context, p *corev1.Pod, c *corev1.Contain
 	return &startError{reason: reasonPostStart, message: err.Error(), retry: time.Now()}
 }
 
-// preStop runs a container's preStop hook within its grace period. Whether it
-// fails changes nothing.
+// preStop runs a container's preStop hook, bounded by the grace period. A failure is
+// reported in an event and otherwise ignored.
 func (a *Agent) preStop(ctx context.Context, p *corev1.Pod, c *corev1.Container, id, ip string, grace time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
 	err := a.runHook(ctx, p, c.Lifecycle.PreStop, c, id, ip)
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		err = fmt.Errorf("did not end within the grace period of %s", grace)
+		err = fmt.Errorf("hook did not finish within the grace period of %s", grace)
 	}
 	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
 		a.cfg.Events.Pod(p, c.Name, corev1.EventTypeWarning, event.FailedPreStop, "PreStopHook failed: %v", err)

@@ -12,14 +12,15 @@ import (
 )
 
 const (
-	// housekeeping is how often logs are looked at.
+	// housekeeping is the interval at which log sizes are checked.
 	housekeeping = 10 * time.Second
-	// The kubelet's bounds on a container's log.
+	// The kubelet's default limits on a container's logs: bytes per file, and number of
+	// files.
 	logSize  = 10 << 20
 	logFiles = 5
 )
 
-// housekeep does what is due from time to time.
+// housekeep rotates logs periodically, and whenever rotate receives.
 func (a *Agent) housekeep(ctx context.Context) error {
 	ticker := time.NewTicker(housekeeping)
 	defer ticker.Stop()
@@ -38,11 +39,11 @@ func (a *Agent) housekeep(ctx context.Context) error {
 	}
 }
 
-// rotateLogs bounds the logs of running containers.
+// rotateLogs rotates the logs of running containers that have grown too large.
 func (a *Agent) rotateLogs(ctx context.Context, rotation log.Rotation) {
 	running, err := a.cfg.Runtime.RunningContainers(ctx)
 	if err != nil {
-		return // the next round will do
+		return // retried at the next interval
 	}
 	for _, id := range running {
 		status, err := a.cfg.Runtime.ContainerStatus(ctx, id)
@@ -50,13 +51,13 @@ func (a *Agent) rotateLogs(ctx context.Context, rotation log.Rotation) {
 			continue
 		}
 		if err := rotation.Rotate(ctx, id, status.LogPath); err != nil && ctx.Err() == nil {
-			a.log.Warn("log was not rotated", "container", id, "error", cri.Message(err))
+			a.log.WarnContext(ctx, "container log was not rotated", "container_id", id, "error", cri.Message(err))
 		}
 	}
 }
 
-// shareCPU sets the classes' shares of CPU time by what their pods asked for.
-func (a *Agent) shareCPU() {
+// shareCPU sets the CPU shares of the QoS classes from the requests of their pods.
+func (a *Agent) shareCPU(ctx context.Context) {
 	var milli int64
 	for _, p := range a.pods.List() {
 		if pod.QOS(p) == corev1.PodQOSBurstable && !pod.Terminal(p) {
@@ -65,6 +66,6 @@ func (a *Agent) shareCPU() {
 		}
 	}
 	if err := a.cfg.Cgroups.SetClasses(pod.SharesOf(milli)); err != nil {
-		a.log.Warn("shares of CPU time were not set", "error", err)
+		a.log.WarnContext(ctx, "CPU shares of the QoS classes were not set", "error", err)
 	}
 }

@@ -15,15 +15,15 @@ import (
 	"keelson.dev/services/node/internal/volume"
 )
 
-// LabelNode on a PersistentVolume names the node that holds its data; a node may
-// watch and release the volumes that name it.
+// LabelNode is the label of a PersistentVolume that names the node holding its data. A node
+// may watch and release the volumes that name it.
 const LabelNode = "keelson.dev/node"
 
-// releaseRetry is how soon a volume is tried again whose data was not removed.
+// releaseRetry is the delay before removing a volume's data is tried again.
 const releaseRetry = 5 * time.Second
 
-// releaseVolumes removes the data of local volumes of this node that are being
-// deleted, and lets their objects go.
+// releaseVolumes removes the data of this node's local volumes that are being deleted, and
+// then their finalizer.
 func (a *Agent) releaseVolumes(ctx context.Context) error {
 	volumes := client.NewCache(a.cfg.Client, client.CacheOptions[*corev1.PersistentVolume]{
 		LabelSelector: LabelNode + "=" + a.cfg.Node,
@@ -59,7 +59,7 @@ func (a *Agent) releaseVolumes(ctx context.Context) error {
 				continue
 			}
 			if err := a.release(ctx, pv); err != nil && ctx.Err() == nil {
-				a.log.Warn("data of a volume was not removed", "volume", pv.Name, "error", err)
+				a.log.WarnContext(ctx, "volume data was not removed", "volume", pv.Name, "error", err)
 				retry.Reset(releaseRetry)
 			}
 		}
@@ -79,27 +79,27 @@ func (a *Agent) release(ctx context.Context, pv *corev1.PersistentVolume) error 
 	out.Finalizers = slices.DeleteFunc(out.Finalizers, func(f string) bool { return f == volume.LocalDataFinalizer })
 	_, err = client.For[*corev1.PersistentVolume](a.cfg.Client).Update(ctx, out)
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-		return nil // it is gone, or the watch is about to bring how it is now
+		return nil // it is gone, or the watch is about to deliver its new state
 	}
 	if err == nil {
-		a.log.Info("volume released", "volume", pv.Name, "path", dir)
+		a.log.InfoContext(ctx, "volume released", "volume", pv.Name, "path", dir)
 	}
 	return err
 }
 
-// provisioned is how the names of the provisioner's volumes begin.
+// provisioned is the prefix of the names of volumes that the provisioner creates.
 const provisioned = "pvc-"
 
-// localDir is the directory of a volume, if it is one that this node may remove:
-// one of the volume's own name, which is one of the provisioner's. Whoever makes a
-// volume called ssh cannot have /etc/ssh removed.
+// localDir returns the directory of a volume that this node may remove: one that bears the
+// volume's name, with the provisioner's prefix. So a PersistentVolume called ssh cannot
+// have /etc/ssh removed.
 func localDir(pv *corev1.PersistentVolume) (string, error) {
 	if pv.Spec.Local == nil {
-		return "", fmt.Errorf("persistentvolume %s: is not local", pv.Name)
+		return "", fmt.Errorf("persistentvolume %s: not a local volume", pv.Name)
 	}
 	dir := pv.Spec.Local.Path
 	if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir || filepath.Base(dir) != pv.Name || !strings.HasPrefix(pv.Name, provisioned) || strings.Count(dir, "/") < 2 {
-		return "", fmt.Errorf("persistentvolume %s: path %q is not one that this node made", pv.Name, dir)
+		return "", fmt.Errorf("persistentvolume %s: path %q was not created by this node's provisioner", pv.Name, dir)
 	}
 	return dir, nil
 }

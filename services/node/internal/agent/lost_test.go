@@ -13,7 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// processes are a sandbox's shim and the first processes of its containers.
+// processes returns the PIDs of a sandbox's shim and of the init processes of its
+// containers.
 func processes(t *testing.T, sandbox string) (shim int, children []int) {
 	t.Helper()
 	dirs, err := filepath.Glob("/proc/[0-9]*")
@@ -40,8 +41,8 @@ func processes(t *testing.T, sandbox string) (shim int, children []int) {
 	return shim, children
 }
 
-// TestSandboxLost: a pod whose sandbox and container were killed behind the node's
-// back runs in another sandbox, and its container has been restarted once.
+// TestSandboxLost checks that a pod whose sandbox and container were killed outside the
+// agent runs in a new sandbox, and that its container was restarted exactly once.
 func TestSandboxLost(t *testing.T) {
 	r := newRig(t)
 	pods, old := map[string]*corev1.Pod{}, map[string]string{}

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -15,9 +14,9 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// objects are the ConfigMaps and Secrets that this node's pods refer to: each is
-// watched by itself, as long as a pod refers to it, for a node may read no
-// others.
+// objects provides the ConfigMaps and Secrets that this node's pods refer to. Each is
+// watched individually for as long as a pod refers to it, because a node is not authorized
+// to read any others.
 type objects struct {
 	client  *client.Client
 	base    context.Context
@@ -26,7 +25,7 @@ type objects struct {
 	mu         sync.Mutex
 	configMaps map[objectKey]*watched[*corev1.ConfigMap]
 	secrets    map[objectKey]*watched[*corev1.Secret]
-	// updated is when something that a pod refers to last changed.
+	// updated is when any object that a pod refers to last changed.
 	updated map[types.UID]time.Time
 	wg      sync.WaitGroup
 }
@@ -37,13 +36,14 @@ type objectKey struct{ namespace, name string }
 type watched[T client.Object] struct {
 	users  map[types.UID]bool
 	cancel context.CancelFunc
-	// first is closed once the object's state was seen; then obj is it, or nil.
+	// first is closed once the object's state is known. After that, some reports whether
+	// the object exists and obj is the object.
 	first chan struct{}
 	obj   T
 	some  bool
 }
 
-// newObjects makes the set; watches end with ctx.
+// newObjects returns an empty set. Its watches end with ctx.
 func newObjects(ctx context.Context, c *client.Client, changed func(types.UID)) *objects {
 	return &objects{
 		client: c, base: ctx, changed: changed,
@@ -52,7 +52,7 @@ func newObjects(ctx context.Context, c *client.Client, changed func(types.UID)) 
 	}
 }
 
-// refer makes the set follow what a pod refers to.
+// refer starts watching the objects that a pod refers to.
 func (o *objects) refer(p *corev1.Pod) {
 	configMaps, secrets := references(p)
 	for name := range configMaps {
@@ -63,7 +63,7 @@ func (o *objects) refer(p *corev1.Pod) {
 	}
 }
 
-// release ends what only this pod referred to.
+// release stops watching the objects that only this pod referred to.
 func (o *objects) release(uid types.UID) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -72,14 +72,14 @@ func (o *objects) release(uid types.UID) {
 	delete(o.updated, uid)
 }
 
-// changedSince says whether something that a pod refers to has changed after t.
+// changedSince reports whether an object that a pod refers to has changed after t.
 func (o *objects) changedSince(uid types.UID, t time.Time) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.updated[uid].After(t)
 }
 
-// wait returns when all watches have ended, which needs the end of their context.
+// wait returns when all watches have ended, which requires their context to have ended.
 func (o *objects) wait() { o.wg.Wait() }
 
 func attach[T client.Object](o *objects, set map[objectKey]*watched[T], key objectKey, uid types.UID) {
@@ -109,8 +109,8 @@ func detach[T client.Object](set map[objectKey]*watched[T], uid types.UID) {
 	}
 }
 
-// follow watches one object until ctx ends. Each attempt begins with the present
-// state, so that nothing is missed between two.
+// follow watches one object until ctx ends. Each watch starts with the current state, so no
+// change is missed between two watches.
 func follow[T client.Object](ctx context.Context, o *objects, w *watched[T], key objectKey) {
 	delay := time.Duration(0)
 	for ctx.Err() == nil {
@@ -155,7 +155,7 @@ func (w *watched[T]) done() {
 	}
 }
 
-// update changes an object's state and tells the pods that refer to it.
+// update changes an object's state and wakes the pods that refer to it.
 func (o *objects) update(f func() map[types.UID]bool) {
 	o.mu.Lock()
 	var users []types.UID
@@ -169,7 +169,7 @@ func (o *objects) update(f func() map[types.UID]bool) {
 	}
 }
 
-// objectPatience is how long a pod waits for the first sight of an object.
+// objectPatience is how long a read waits for a watch to deliver the object's first state.
 const objectPatience = 5 * time.Second
 
 func read[T client.Object](ctx context.Context, o *objects, set map[objectKey]*watched[T], key objectKey) (T, error) {
@@ -189,7 +189,7 @@ func read[T client.Object](ctx context.Context, o *objects, set map[objectKey]*w
 	select {
 	case <-w.first:
 	case <-ctx.Done():
-		// The watch has brought nothing: the API's own answer says why.
+		// The watch has delivered nothing. Ask the API directly: its answer explains why.
 		obj, err := client.For[T](o.client).Get(o.base, key.namespace, key.name)
 		switch {
 		case apierrors.IsNotFound(err):
@@ -240,7 +240,7 @@ func (o *objects) Token(ctx context.Context, namespace, account string, spec aut
 	request := &authenticationv1.TokenRequest{Spec: spec}
 	resp, err := client.Post[*corev1.ServiceAccount, *authenticationv1.TokenRequest](ctx, o.client, namespace, account, "token", request)
 	if err == nil && resp.Status.Token == "" {
-		return nil, errors.New("the server sent no token")
+		return nil, fmt.Errorf("service account %s/%s: the server returned no token", namespace, account)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("service account %s/%s: %w", namespace, account, err)
@@ -248,7 +248,7 @@ func (o *objects) Token(ctx context.Context, namespace, account string, spec aut
 	return resp, nil
 }
 
-// references are the names of the ConfigMaps and Secrets in a pod's spec.
+// references returns the names of the ConfigMaps and Secrets in a pod's spec.
 func references(p *corev1.Pod) (configMaps, secrets map[string]bool) {
 	configMaps, secrets = map[string]bool{}, map[string]bool{}
 	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {

@@ -11,18 +11,18 @@ import (
 )
 
 const (
-	// relistPeriod is how often the runtime is asked for all its containers
-	// where it sends no events; with events, less often, to catch lost ones.
+	// relistPeriod is the interval at which all containers are listed if the runtime sends
+	// no events. With events, relistWithEvents is enough to catch lost ones.
 	relistPeriod     = time.Second
 	relistWithEvents = 5 * time.Second
 	eventsRetry      = time.Second
-	// eventsSteady is how long a stream of events must have lasted to be relied on.
+	// eventsSteady is how long an event stream must last before it is relied on.
 	eventsSteady      = 2 * time.Second
 	eventsUnsupported = time.Minute
 )
 
-// watchRuntime wakes the workers of pods whose sandboxes or containers change:
-// by the runtime's events, where it sends them, and by comparing lists.
+// watchRuntime wakes the workers of pods whose sandboxes or containers have changed. It
+// uses the runtime's events, if it sends any, and compares periodic lists.
 func (a *Agent) watchRuntime(ctx context.Context) error {
 	relist := make(chan struct{}, 1)
 	streaming := make(chan bool)
@@ -55,7 +55,8 @@ func (a *Agent) watchRuntime(ctx context.Context) error {
 	}
 }
 
-// relist compares the runtime's list with the last one and wakes workers.
+// relist compares the runtime's containers with the previous list and wakes the workers of
+// pods that changed.
 func (a *Agent) relist(ctx context.Context, known map[string]cri.Seen) map[string]cri.Seen {
 	now, err := a.cfg.Runtime.List(ctx)
 	if err != nil {
@@ -76,16 +77,16 @@ func (a *Agent) relist(ctx context.Context, known map[string]cri.Seen) map[strin
 		a.wake(uid)
 	}
 	if a.began.Load() {
-		// A call to make a sandbox may succeed after its pod has gone.
+		// A call that creates a sandbox may succeed after its pod has gone.
 		for _, s := range now {
-			a.adoptOne(types.UID(s.PodUID))
+			a.adoptPod(types.UID(s.PodUID))
 		}
 	}
 	return now
 }
 
-// streamEvents follows the runtime's events. It says on streaming whether they
-// flow, and on relist when some may have been lost.
+// streamEvents follows the runtime's events. It sends on streaming whether events arrive,
+// and on relist when some may have been lost.
 func (a *Agent) streamEvents(ctx context.Context, relist chan<- struct{}, streaming chan<- bool) {
 	say := func(on bool) {
 		select {
@@ -94,7 +95,7 @@ func (a *Agent) streamEvents(ctx context.Context, relist chan<- struct{}, stream
 		}
 	}
 	for ctx.Err() == nil {
-		// A runtime without events says so at once.
+		// A runtime without event support fails at once.
 		steady := time.AfterFunc(eventsSteady, func() { say(true) })
 		err := a.cfg.Runtime.Events(ctx, func(ev *runtimev1.ContainerEventResponse) {
 			if uid := ev.GetPodSandboxStatus().GetMetadata().GetUid(); uid != "" {

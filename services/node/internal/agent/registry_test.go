@@ -9,8 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// TestRegistry pulls from a registry with TLS and a password, by policy, with
-// pull secrets, directly and as a mirror of another.
+// TestRegistry pulls from a registry with TLS and a password: with each pull policy, with
+// pull secrets, directly, and as a mirror of another registry.
 func TestRegistry(t *testing.T) {
 	r := newRig(t)
 	reg := r.runtime.StartRegistry(t, "registry.example")
@@ -43,7 +43,7 @@ func TestRegistry(t *testing.T) {
 		t.Errorf("message: %q", m)
 	}
 	if reg.Manifests() != 0 {
-		t.Error("the registry answered without a password")
+		t.Error("the registry served a manifest without a valid password")
 	}
 
 	began := time.Now()
@@ -58,15 +58,15 @@ func TestRegistry(t *testing.T) {
 	before := reg.Manifests()
 	r.awaitReady(r.create(with("present", reg.Host+"/app:1", corev1.PullIfNotPresent, own)))
 	if got := reg.Manifests(); got != before {
-		t.Errorf("an image that is there was asked for: %d, then %d", before, got)
+		t.Errorf("IfNotPresent pulled an image that is present: %d manifest requests, then %d", before, got)
 	}
 	r.awaitReady(r.create(with("always", reg.Host+"/app:1", corev1.PullAlways, own)))
 	if got := reg.Manifests(); got == before {
-		t.Error("an image was not asked for, although it always should be")
+		t.Error("Always did not ask the registry for the image")
 	}
 	r.awaitReady(r.create(with("mirrored", "registry.example/team/app:2", corev1.PullIfNotPresent, login("mirror", "registry.example"))))
 
-	// A secret that comes later is used: the pod need not be made again.
+	// A pull secret that is created later is used without recreating the pod.
 	late := with("late", reg.Host+"/late:1", corev1.PullIfNotPresent, corev1.LocalObjectReference{Name: "comes"})
 	late = r.create(late)
 	r.await(late, "waits", func(p *corev1.Pod) bool {

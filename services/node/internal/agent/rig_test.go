@@ -28,7 +28,7 @@ import (
 	"keelson.dev/services/node/internal/runtimetest"
 )
 
-// rig is an agent on a real containerd and an API in memory.
+// rig is an agent with a real containerd and an in-memory API server.
 type rig struct {
 	t       *testing.T
 	runtime *runtimetest.Runtime
@@ -43,7 +43,7 @@ type rig struct {
 
 var rigs atomic.Int32
 
-// newRig makes a node of its own for a test; it ends with it.
+// newRig creates a node of its own for the test and removes it at the end.
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{t: t, runtime: runtimetest.Start(t)}
@@ -77,7 +77,7 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
-// start starts an agent, again after stop.
+// start starts an agent. It can be called again after stop.
 func (r *rig) start() {
 	r.t.Helper()
 	cgroups, err := cgroup.Detect(r.runtime.CgroupRoot)
@@ -152,13 +152,13 @@ func (r *rig) until(what string, patience time.Duration, ok func() bool) {
 	deadline := time.Now().Add(patience)
 	for !ok() {
 		if time.Now().After(deadline) {
-			r.t.Fatalf("not in time: %s\n%s", what, r.describe())
+			r.t.Fatalf("timed out waiting until %s\n%s", what, r.describe())
 		}
 		<-time.After(20 * time.Millisecond)
 	}
 }
 
-// describe is what one wants to know after a failure.
+// describe returns the pods' statuses and events for a failure message.
 func (r *rig) describe() string {
 	var b strings.Builder
 	ctx := context.Background()
@@ -200,7 +200,7 @@ func (r *rig) get(p *corev1.Pod) *corev1.Pod {
 	return out
 }
 
-// await waits until a pod's status satisfies ok, and returns the pod.
+// await waits until ok returns true for a pod, and returns the pod.
 func (r *rig) await(p *corev1.Pod, what string, ok func(*corev1.Pod) bool) *corev1.Pod {
 	r.t.Helper()
 	var now *corev1.Pod
@@ -225,7 +225,7 @@ func ready(p *corev1.Pod) bool {
 	return false
 }
 
-// awaitGone waits until the API has the pod no more.
+// awaitGone waits until the pod no longer exists in the API.
 func (r *rig) awaitGone(p *corev1.Pod) {
 	r.t.Helper()
 	r.until(p.Name+" is gone from the API", 2*time.Minute, func() bool {
@@ -241,7 +241,7 @@ func (r *rig) delete(p *corev1.Pod, options ...client.DeleteOption) {
 	}
 }
 
-// state is what the runtime knows of a pod.
+// state returns what the runtime knows about a pod.
 func (r *rig) state(p *corev1.Pod) *cri.Pod {
 	r.t.Helper()
 	s, err := r.runtime.Client.Pod(context.Background(), string(p.UID))
@@ -265,13 +265,13 @@ func (r *rig) exec(p *corev1.Pod, container string, command ...string) string {
 	return string(stdout)
 }
 
-// awaitFile waits until a container has made a file.
+// awaitFile waits until a container has created a file.
 func (r *rig) awaitFile(p *corev1.Pod, container, name string) {
 	r.t.Helper()
 	r.exec(p, container, "sh", "-c", "until test -e "+name+"; do sleep 0.02; done")
 }
 
-// hasEvent says whether a pod has an event with this reason.
+// hasEvent reports whether a pod has an event with this reason.
 func (r *rig) hasEvent(p *corev1.Pod, reason string) bool {
 	events, _, err := client.For[*corev1.Event](r.client).List(context.Background(), client.ListOptions{Namespace: p.Namespace})
 	if err != nil {
@@ -349,8 +349,7 @@ func (r *rig) updateObject(obj client.Object) {
 	}
 }
 
-// update changes a pod, however often the agent is faster: it may write the
-// status at any time.
+// update changes a pod, retrying on conflicts: the agent may write the status at any time.
 func (r *rig) update(p *corev1.Pod, change func(*corev1.Pod)) {
 	r.t.Helper()
 	r.until(p.Name+" is changed", time.Minute, func() bool {

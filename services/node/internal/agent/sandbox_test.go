@@ -9,8 +9,7 @@ import (
 	"keelson.dev/services/node/internal/cri"
 )
 
-// dyingRuntime loses a sandbox in the moment in which its container's state is
-// read.
+// dyingRuntime loses its sandbox at the moment when the container's status is read.
 type dyingRuntime struct {
 	*fakeRuntime
 	lost bool
@@ -40,8 +39,8 @@ func (d *dyingRuntime) PodSandboxStatus(context.Context, *runtimev1.PodSandboxSt
 	return &runtimev1.PodSandboxStatusResponse{Status: &runtimev1.PodSandboxStatus{Id: "box", State: d.state()}}, nil
 }
 
-// TestSandboxLostWithContainer: a container that ended because its sandbox did is
-// never seen in a sandbox that is ready, and not restarted in it.
+// TestSandboxLostWithContainer checks that a container that ended with its sandbox is never
+// reported in a ready sandbox, and is not restarted in it.
 func TestSandboxLostWithContainer(t *testing.T) {
 	d := &dyingRuntime{fakeRuntime: newFakeRuntime()}
 	c := serveRuntime(t, d)
@@ -54,10 +53,10 @@ func TestSandboxLostWithContainer(t *testing.T) {
 	}
 	w := newWorker(stopAgent(c), "u")
 	if w.usable(context.Background(), "box") {
-		t.Error("the sandbox is usable")
+		t.Error("usable reports true for a lost sandbox")
 	}
 	d.lost = false
 	if !w.usable(context.Background(), "box") {
-		t.Error("the sandbox is not usable")
+		t.Error("usable reports false for a ready sandbox")
 	}
 }

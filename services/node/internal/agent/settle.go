@@ -10,12 +10,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// settleTime is how long a call that makes something in the runtime may go on
-// after the work that it is for has been given up.
+// settleTime is how long a call that creates something in the runtime may continue after
+// the work that it belongs to has been cancelled.
 const settleTime = 5 * time.Second
 
-// settled is a context for such a call. Cut off, the call might still succeed
-// after everybody has looked at what there is to remove; so it is let finish.
+// settled returns a context for such a call. A call that is cut off may still succeed in
+// the runtime after the agent has listed what to remove, and so leave an orphan; therefore
+// it gets time to finish.
 func settled(ctx context.Context) (context.Context, context.CancelFunc) {
 	out, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
@@ -30,8 +31,8 @@ func settled(ctx context.Context) (context.Context, context.CancelFunc) {
 	return out, func() { stop(); cancel() }
 }
 
-// discard removes a sandbox that was made while the agent was being stopped:
-// whoever stops it may have listed already what is left.
+// discard removes a sandbox that was created while the agent was being stopped: whatever
+// stops the agent may already have listed the sandboxes to remove.
 func (w *worker) discard(ctx context.Context, p *corev1.Pod, id string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
 	defer cancel()
@@ -40,6 +41,6 @@ func (w *worker) discard(ctx context.Context, p *corev1.Pod, id string) {
 		err = w.a.cfg.Runtime.RemoveSandbox(ctx, id)
 	}
 	if err != nil {
-		w.a.log.Warn("sandbox made while stopping was not removed", "pod", pod.Key(p), "sandbox", id, "error", cri.Message(err))
+		w.a.log.WarnContext(ctx, "sandbox created during shutdown was not removed", "pod", pod.Key(p), "sandbox", id, "error", cri.Message(err))
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"keelson.dev/services/node/internal/pod"
 )
 
-// slowSandboxes makes a sandbox only when it is released.
+// slowSandboxes creates a sandbox only when release is closed.
 type slowSandboxes struct {
 	*fakeRuntime
 	release chan struct{}
@@ -41,8 +41,8 @@ func (s *slowSandboxes) RemovePodSandbox(_ context.Context, req *runtimev1.Remov
 	return &runtimev1.RemovePodSandboxResponse{}, nil
 }
 
-// TestStopWhileSandboxIsMade: an agent that is stopped while the runtime makes a
-// sandbox lets it finish and takes the sandbox away.
+// TestStopWhileSandboxIsMade checks that an agent that is stopped while the runtime creates
+// a sandbox lets the call finish and removes the sandbox.
 func TestStopWhileSandboxIsMade(t *testing.T) {
 	s := &slowSandboxes{fakeRuntime: newFakeRuntime(), release: make(chan struct{})}
 	c := serveRuntime(t, s)
@@ -64,7 +64,7 @@ func TestStopWhileSandboxIsMade(t *testing.T) {
 	stop()
 	select {
 	case <-done:
-		t.Error("it did not wait for the sandbox")
+		t.Error("createSandbox did not wait for the runtime")
 	case <-time.After(50 * time.Millisecond):
 	}
 	close(s.release)

@@ -45,7 +45,7 @@ func TestEnvironment(t *testing.T) {
 		}
 	}
 	if strings.Contains(got, "ABSENT") {
-		t.Error("an optional reference to nothing set a variable")
+		t.Error("an optional reference to a missing ConfigMap set a variable")
 	}
 }
 
@@ -104,7 +104,7 @@ func TestVolumes(t *testing.T) {
 			t.Errorf("%s: %q, want %q", script, got, want)
 		}
 	}
-	// A change arrives through the links, and the old files go.
+	// A change arrives in the mounted files, and files of removed keys disappear.
 	cm := &corev1.ConfigMap{ObjectMeta: meta("config"), Data: map[string]string{"a.conf": "three", "c.conf": "new"}}
 	r.updateObject(cm)
 	began := time.Now()
@@ -115,12 +115,12 @@ func TestVolumes(t *testing.T) {
 	}
 	r.until("the change arrives in the projected volume", time.Minute, func() bool { return sh("cat /mixed/c/a") == "three" })
 	if got := sh("cat /single/b.conf"); got != "two" {
-		t.Errorf("a subPath follows its volume: %q", got)
+		t.Errorf("a subPath mount followed its volume: %q", got)
 	}
 	dir := filepath.Join(r.dir, "pods", string(p.UID))
 	r.delete(p)
 	r.awaitGone(p)
-	r.until("its folder is gone", time.Minute, func() bool { _, err := os.Stat(dir); return err != nil })
+	r.until("its directory is gone", time.Minute, func() bool { _, err := os.Stat(dir); return err != nil })
 	if got := readFile(t, filepath.Join(host, "file")); got != "from the node" {
 		t.Errorf("the node's own file: %q", got)
 	}
@@ -192,7 +192,7 @@ func TestNamespaces(t *testing.T) {
 	sharing.Spec.DNSConfig = &corev1.PodDNSConfig{Nameservers: []string{"192.0.2.53"}, Searches: []string{"example.com"}, Options: []corev1.PodDNSConfigOption{{Name: "ndots", Value: &ndots}}}
 	sharing.Spec.Containers = append(sharing.Spec.Containers, box("other", "exec sleep 4242"))
 	sharing = r.awaitReady(r.create(sharing))
-	r.until("its processes are seen by its neighbour", time.Minute, func() bool { return strings.Contains(r.exec(sharing, "main", "ps"), "sleep 4242") })
+	r.until("one container sees the other's processes", time.Minute, func() bool { return strings.Contains(r.exec(sharing, "main", "ps"), "sleep 4242") })
 	if got := r.exec(sharing, "main", "hostname"); got != "alpha.group.default.svc.cluster.local\n" {
 		t.Errorf("host name: %q", got)
 	}
@@ -258,7 +258,7 @@ func TestResources(t *testing.T) {
 	greedy.Spec.Containers[0].Command = []string{"dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"}
 	greedy = r.create(greedy)
 	greedy = r.await(greedy, "ran out of memory", func(p *corev1.Pod) bool {
-		s := containerStatus(p, "main").State.Terminated // the runtime may tell the end before the reason
+		s := containerStatus(p, "main").State.Terminated // the runtime may report the exit before its reason
 		return s != nil && s.Reason == "OOMKilled"
 	})
 	if s := containerStatus(greedy, "main").State.Terminated; s.Reason != "OOMKilled" || s.ExitCode != 137 {
@@ -268,7 +268,7 @@ func TestResources(t *testing.T) {
 	r.awaitGone(p)
 	for _, base := range []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup"} {
 		if _, err := os.Stat(base + group); err == nil {
-			t.Errorf("%s is left", base+group)
+			t.Errorf("%s still exists", base+group)
 		}
 	}
 }

@@ -24,7 +24,7 @@ import (
 	"keelson.dev/services/node/internal/pod"
 )
 
-// Why a container could not be started, as its status says.
+// Waiting reasons of a container that could not be started.
 const (
 	reasonConfig    = "CreateContainerConfigError"
 	reasonCreate    = "CreateContainerError"
@@ -32,7 +32,7 @@ const (
 	reasonPostStart = "PostStartHookError"
 )
 
-// startError is why a container could not be started, and when to try again.
+// startError explains why a container could not be started and when to try again.
 type startError struct {
 	reason, message string
 	retry           time.Time
@@ -40,8 +40,8 @@ type startError struct {
 
 func (e *startError) Error() string { return e.reason + ": " + e.message }
 
-// spanStatus is what a span says of a container that was not started. The
-// runtime's own words stay out of it: they quote the container's command.
+// spanStatus returns what a span records about a container that was not started. The
+// runtime's messages are left out, because they quote the container's command.
 func spanStatus(err error) string {
 	var start *startError
 	if errors.As(err, &start) && start.reason != reasonConfig {
@@ -50,8 +50,8 @@ func spanStatus(err error) string {
 	return err.Error()
 }
 
-// startContainers starts what the plan wants, one after the other, and reports
-// whether the runtime's state has changed.
+// startContainers starts the plan's containers one after the other. changed is true if the
+// runtime's state has changed.
 func (w *worker) startContainers(ctx context.Context, p *corev1.Pod, state *cri.Pod, plan pod.Plan, at *wakeTimes) (changed bool) {
 	for _, s := range plan.Start {
 		name := s.Container.Name
@@ -60,7 +60,7 @@ func (w *worker) startContainers(ctx context.Context, p *corev1.Pod, state *cri.
 			continue
 		}
 		if s.RestartCount > 0 && !w.usable(ctx, plan.SandboxID) {
-			return true // it was lost with the container: the next plan makes another
+			return true // the sandbox was lost together with the container: the next plan creates another
 		}
 		err := w.startContainer(ctx, p, state, plan.SandboxID, s)
 		if ctx.Err() != nil {
@@ -82,7 +82,7 @@ func (w *worker) startContainers(ctx context.Context, p *corev1.Pod, state *cri.
 				h.until = start.retry
 			}
 			if start.reason == reasonRun || start.reason == reasonPostStart {
-				changed = true // the runtime has an instance that ended
+				changed = true // the runtime now has an ended instance
 			}
 		case errors.As(err, &pull):
 			h.state.Reason, h.state.Message = pull.Reason, pull.Message
@@ -90,7 +90,7 @@ func (w *worker) startContainers(ctx context.Context, p *corev1.Pod, state *cri.
 				h.until = pull.Retry
 			}
 			if pull.Reason == image.ReasonPull {
-				// Said once as an error; from then on it is held back.
+				// Shown as ErrImagePull for a second; after that the image is in back-off.
 				at.add(time.Now().Add(time.Second))
 				w.waiting[name] = hold{state: h.state, since: h.since, until: time.Now().Add(time.Second)}
 				w.show(ctx, p, plan)
@@ -104,8 +104,8 @@ func (w *worker) startContainers(ctx context.Context, p *corev1.Pod, state *cri.
 	return changed
 }
 
-// usable asks whether a sandbox is still ready. What cannot be asked is taken to
-// be: starting a container in it will tell.
+// usable reports whether a sandbox is still ready. If the runtime does not answer, the
+// sandbox is assumed to be ready: starting a container in it will show.
 func (w *worker) usable(ctx context.Context, sandbox string) bool {
 	resp, err := w.a.cfg.Runtime.SandboxStatus(ctx, sandbox, false)
 	if err != nil {
@@ -114,7 +114,7 @@ func (w *worker) usable(ctx context.Context, sandbox string) bool {
 	return resp.GetStatus().GetState() == runtimev1.PodSandboxState_SANDBOX_READY
 }
 
-// show publishes the state between two steps.
+// show publishes the pod's status between two steps of a sync.
 func (w *worker) show(ctx context.Context, p *corev1.Pod, plan pod.Plan) {
 	state, err := w.a.cfg.Runtime.Pod(ctx, string(w.uid))
 	if err != nil {
@@ -127,7 +127,8 @@ func (w *worker) show(ctx context.Context, p *corev1.Pod, plan pod.Plan) {
 	w.publish(p, state, w.a.probes.Verdicts(w.uid), w.held(plan), traceparent)
 }
 
-// startContainer starts one container.
+// startContainer pulls the image, creates the container, starts it and runs its postStart
+// hook.
 func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod, sandbox string, s pod.Start) (err error) {
 	c := s.Container
 	ctx, span := tracer.Start(ctx, "start container "+c.Name, trace.WithAttributes(append(podAttributes(p), attribute.String("k8s.container.name", c.Name))...))
@@ -151,8 +152,8 @@ func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, state *cri.P
 		return &startError{reason: reasonConfig, message: err.Error()}
 	}
 	for _, old := range state.Instances(c.Name) {
-		// One whose creator died before it was started, or whose place this one takes:
-		// the runtime keeps names, made of the count, to one instance.
+		// Remove an instance that was created but never started, and one with the same
+		// restart count: the runtime derives the container's unique name from that count.
 		if old.State == cri.StateCreated || old.State == cri.StateExited && old.RestartCount == s.RestartCount {
 			if err := w.a.cfg.Runtime.RemoveContainer(ctx, old.ID); err != nil {
 				return &startError{reason: reasonCreate, message: cri.Message(err)}
@@ -168,14 +169,14 @@ func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, state *cri.P
 	}
 	w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeNormal, event.Created, "Container created")
 	if err := ctx.Err(); err != nil {
-		return err // the next look at the pod finds a container that was not started
+		return err // the next sync finds a container that was created but not started
 	}
 	if err := w.a.cfg.Runtime.StartContainer(call, id); err != nil {
 		w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeWarning, event.Failed, "Error: %s", cri.Message(err))
 		return &startError{reason: reasonRun, message: cri.Message(err), retry: time.Now()}
 	}
 	span.SetAttributes(attribute.String("container.id", id))
-	w.linkLog(p, c.Name, id, filepath.Join(sandboxConfig.LogDirectory, config.LogPath))
+	w.linkLog(ctx, p, c.Name, id, filepath.Join(sandboxConfig.LogDirectory, config.LogPath))
 	w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeNormal, event.Started, "Container started")
 	if c.Lifecycle == nil || c.Lifecycle.PostStart == nil {
 		return nil
@@ -183,19 +184,19 @@ func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, state *cri.P
 	return w.postStart(ctx, p, c, id, podIP(p, state, w.a.cfg.HostIPs()))
 }
 
-// linkLog makes the link by which log collectors find an instance's log.
-func (w *worker) linkLog(p *corev1.Pod, container, id, path string) {
+// linkLog creates the link through which log collectors find an instance's log.
+func (w *worker) linkLog(ctx context.Context, p *corev1.Pod, container, id, path string) {
 	if path == "" || w.linked[id] {
 		return
 	}
 	w.linked[id] = true
 	if err := w.a.logs.Link(p.Name, p.Namespace, container, id, path); err != nil {
-		w.a.log.Warn("log was not linked", "pod", pod.Key(p), "container", container, "error", err)
+		w.a.log.WarnContext(ctx, "container log was not linked", "pod", pod.Key(p), "container", container, "error", err)
 	}
 }
 
-// sandboxConfig is the configuration that the pod's sandbox was made with, as
-// far as the runtime reads it again for containers.
+// sandboxConfig returns the configuration that the pod's sandbox was created with, as far
+// as the runtime reads it again for containers.
 func (w *worker) sandboxConfig(p *corev1.Pod, state *cri.Pod) *runtimev1.PodSandboxConfig {
 	attempt := uint32(0)
 	if box := state.Sandbox(); box != nil {
@@ -208,8 +209,8 @@ func (w *worker) sandboxConfig(p *corev1.Pod, state *cri.Pod) *runtimev1.PodSand
 	return pod.SandboxConfig(p, w.a.cfg.Settings, attempt, parent)
 }
 
-// pullSecrets are the pod's secrets for registries; those that are missing are
-// left out, as the image may not need them.
+// pullSecrets returns the pod's image pull secrets. Missing ones are left out, because the
+// image may not need them.
 func (w *worker) pullSecrets(ctx context.Context, p *corev1.Pod) []*corev1.Secret {
 	var out []*corev1.Secret
 	for _, ref := range p.Spec.ImagePullSecrets {
@@ -224,7 +225,7 @@ func (w *worker) pullSecrets(ctx context.Context, p *corev1.Pod) []*corev1.Secre
 	return out
 }
 
-// containerConfig puts a container's configuration together.
+// containerConfig assembles a container's CRI configuration.
 func (w *worker) containerConfig(ctx context.Context, p *corev1.Pod, state *cri.Pod, s pod.Start, found *runtimev1.Image) (*runtimev1.ContainerConfig, error) {
 	c := s.Container
 	hostIPs := w.a.cfg.HostIPs()
@@ -258,15 +259,15 @@ func (w *worker) containerConfig(ctx context.Context, p *corev1.Pod, state *cri.
 		return nil, err
 	}
 	if err := w.a.logs.Folder(pod.LogFolder(p), c.Name); err != nil {
-		return nil, fmt.Errorf("make the folder of logs: %w", err)
+		return nil, fmt.Errorf("create log directory: %w", err)
 	}
 	return pod.ContainerConfig(p, w.a.cfg.Settings, pod.ContainerInput{
 		Start: s, Env: env, Mounts: append(mounts, own...), ImageRef: found.Id, Image: found,
 	})
 }
 
-// ownMounts are the files that the node gives every container: /etc/hosts, and
-// where it may leave its last words.
+// ownMounts returns the files that the node adds to every container: /etc/hosts and the
+// termination message file.
 func (w *worker) ownMounts(p *corev1.Pod, c *corev1.Container, ips []string, attempt int) ([]*runtimev1.Mount, error) {
 	dir := w.a.volumes.PodDir(p.UID)
 	if err := makeDir(dir, 0o750); err != nil {
@@ -319,8 +320,8 @@ func (w *worker) ownMounts(p *corev1.Pod, c *corev1.Container, ips []string, att
 	return out, nil
 }
 
-// holds reports whether a file holds exactly a text. A container may have written
-// to it, without bound.
+// holds reports whether a regular file holds exactly text. It compares sizes first, because
+// a container may have written any amount to the file.
 func holds(name, text string) bool {
 	if info, err := os.Lstat(name); err != nil || !info.Mode().IsRegular() || info.Size() != int64(len(text)) {
 		return false
@@ -329,7 +330,8 @@ func holds(name, text string) bool {
 	return err == nil && string(have) == text
 }
 
-// awaitServices waits until the Services that environments name are known.
+// awaitServices waits until the Services are known, because their addresses become
+// environment variables.
 func (a *Agent) awaitServices(ctx context.Context) error {
 	if a.cfg.ServicesSynced == nil {
 		return nil
@@ -346,19 +348,20 @@ func (a *Agent) awaitServices(ctx context.Context) error {
 
 func makeDir(dir string, mode os.FileMode) error {
 	if err := os.MkdirAll(dir, mode); err != nil {
-		return fmt.Errorf("make %s: %w", dir, err)
+		return fmt.Errorf("create %s: %w", dir, err)
 	}
 	return nil
 }
 
-// maxTermination bounds what a container may leave as its last words.
+// Bounds on a termination message: bytes of the file, and bytes and lines of the log when
+// it is used instead. They are the kubelet's.
 const (
 	maxTermination      = 4096
 	maxTerminationLog   = 2048
 	maxTerminationLines = 80
 )
 
-// terminationMessage reads what an ended container left behind.
+// terminationMessage reads the message that an ended container left.
 func terminationMessage(c *cri.Container) string {
 	if c.MessageHostPath == "" {
 		return ""
@@ -370,8 +373,8 @@ func terminationMessage(c *cri.Container) string {
 	return text
 }
 
-// readHead reads the beginning of a file that a container may have put there: a
-// link is not followed, and a FIFO or a device is not read.
+// readHead reads at most most bytes from the start of a file that a container may have put
+// there. It follows no symbolic link and reads neither a FIFO nor a device.
 func readHead(name string, most int) string {
 	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {

@@ -16,17 +16,17 @@ import (
 )
 
 const (
-	// minGrace is the least time between a container's stop signal and SIGKILL,
-	// whatever the grace period and whatever a preStop hook or the wait for a
-	// sidecar's turn has used up of it; the kubelet's minimumGracePeriodInSeconds.
+	// minGrace is the minimum time between a container's stop signal and SIGKILL,
+	// regardless of the grace period and of how much of it a preStop hook or a sidecar's
+	// wait has used up. It is the kubelet's minimumGracePeriodInSeconds.
 	minGrace = 2 * time.Second
-	// minPodGrace is a pod's least grace period: preStop hooks run even when a
-	// delete asked for none.
+	// minPodGrace is the minimum grace period of a pod: preStop hooks run even if the pod
+	// was deleted with a grace period of zero.
 	minPodGrace = time.Second
 )
 
-// killing is the ending of all of a pod's containers, which goes on while the
-// worker keeps reporting.
+// killing is the shutdown of all of a pod's containers. It runs in the background while the
+// worker keeps reporting status.
 type killing struct {
 	grace  int64
 	cancel context.CancelFunc
@@ -42,7 +42,8 @@ func (k *killing) over() bool {
 	}
 }
 
-// graceOf is how long a pod's containers have between SIGTERM and SIGKILL.
+// graceOf returns a pod's grace period in seconds: the time its containers have between
+// SIGTERM and SIGKILL.
 func graceOf(p *corev1.Pod) int64 {
 	switch {
 	case p.DeletionGracePeriodSeconds != nil:
@@ -53,8 +54,8 @@ func graceOf(p *corev1.Pod) int64 {
 	return 30
 }
 
-// end brings a pod to its end: containers, network, volumes, cgroup, and, if it
-// is being deleted, the object.
+// end stops a pod's containers, releases its network, volumes and cgroup, and, if the pod
+// is being deleted, removes its object.
 func (w *worker) end(ctx context.Context, p *corev1.Pod, state *cri.Pod, traceparent string) time.Duration {
 	w.a.probes.Sync(w.a.base, p, state, podIP(p, state, w.a.cfg.HostIPs()), true)
 	w.publish(p, state, w.a.probes.Verdicts(w.uid), nil, traceparent)
@@ -72,7 +73,7 @@ func (w *worker) end(ctx context.Context, p *corev1.Pod, state *cri.Pod, tracepa
 	}
 	if err := w.cleanUp(ctx, p, state); err != nil {
 		if ctx.Err() == nil {
-			w.a.log.Warn("pod was not cleared away", "pod", pod.Key(p), "error", cri.Message(err))
+			w.a.log.WarnContext(ctx, "pod was not cleaned up", "pod", pod.Key(p), "error", cri.Message(err))
 			w.clean.fail(200*time.Millisecond, 10*time.Second)
 		}
 		return max(w.clean.delay, time.Millisecond)
@@ -81,7 +82,7 @@ func (w *worker) end(ctx context.Context, p *corev1.Pod, state *cri.Pod, tracepa
 	w.cleaned = true
 	w.finished = true
 	w.a.dismiss(w.uid)
-	// The last status tells how everything ended.
+	// Publish the final status, which shows how every container ended.
 	state, err := w.a.cfg.Runtime.Pod(ctx, string(w.uid))
 	if err != nil {
 		return runtimeRetry
@@ -93,7 +94,8 @@ func (w *worker) end(ctx context.Context, p *corev1.Pod, state *cri.Pod, tracepa
 	return resync
 }
 
-// endContainers ends what runs. running says that something still does.
+// endContainers stops the running containers in the background. running is true while any
+// container still runs; wait is when to look again at the latest.
 func (w *worker) endContainers(ctx context.Context, p *corev1.Pod, state *cri.Pod) (wait time.Duration, running bool) {
 	alive := state.Running()
 	if len(alive) == 0 && (w.kill == nil || w.kill.over()) {
@@ -124,7 +126,8 @@ func (w *worker) endContainers(ctx context.Context, p *corev1.Pod, state *cri.Po
 	return runtimeRetry, true
 }
 
-// stopKilling ends the wait for containers to end; they go on ending.
+// stopKilling stops waiting for containers to end. A stop that the runtime has begun
+// continues.
 func (w *worker) stopKilling() {
 	if w.kill == nil {
 		return
@@ -134,9 +137,9 @@ func (w *worker) stopKilling() {
 	w.kill = nil
 }
 
-// killPod ends all containers of a pod within the grace period. All preStop hooks
-// begin at once; a sidecar's stop signal waits until the containers that it
-// serves have ended (KEP-753).
+// killPod stops all containers of a pod within the grace period. All preStop hooks start at
+// once; a sidecar's stop signal waits until the containers that it serves have ended
+// (KEP-753).
 func (a *Agent) killPod(ctx context.Context, p *corev1.Pod, state *cri.Pod, grace time.Duration) {
 	grace = max(grace, minPodGrace)
 	running := state.Running()
@@ -151,19 +154,19 @@ func (a *Agent) killPod(ctx context.Context, p *corev1.Pod, state *cri.Pod, grac
 	wg.Wait()
 }
 
-// stopOrder lets sidecars wait for the containers that must end before them.
+// stopOrder makes sidecars wait for the containers that must end before them.
 type stopOrder struct {
-	// after are the containers that a sidecar waits for.
+	// after maps a sidecar to the containers that it waits for.
 	after map[string][]string
 
 	mu   sync.Mutex
-	left map[string]int // instances that have not ended
+	left map[string]int // counts instances that have not ended
 	gone map[string]chan struct{}
 }
 
-// newStopOrder is the order in which running containers get their stop signals: a
-// sidecar's comes after the end of all regular containers and of the next sidecar
-// in the spec. p may be nil; then no container waits.
+// newStopOrder returns the order in which running containers get their stop signals: a
+// sidecar's comes after all regular containers and the next sidecar in the spec have ended.
+// p may be nil; then no container waits.
 func newStopOrder(p *corev1.Pod, running []*cri.Container) *stopOrder {
 	o := &stopOrder{after: map[string][]string{}, left: map[string]int{}, gone: map[string]chan struct{}{}}
 	for _, c := range running {
@@ -188,7 +191,7 @@ func newStopOrder(p *corev1.Pod, running []*cri.Container) *stopOrder {
 	return o
 }
 
-// ended says that an instance of a container has ended.
+// ended records that an instance of a container has ended.
 func (o *stopOrder) ended(name string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -197,7 +200,7 @@ func (o *stopOrder) ended(name string) {
 	}
 }
 
-// wait waits for a container's turn, at most until the deadline.
+// wait waits for a container's turn, but not past the deadline.
 func (o *stopOrder) wait(ctx context.Context, name string, deadline time.Time) {
 	if o == nil || len(o.after[name]) == 0 {
 		return
@@ -217,8 +220,9 @@ func (o *stopOrder) wait(ctx context.Context, name string, deadline time.Time) {
 	}
 }
 
-// killContainer ends one container: its preStop hook, then, when order lets it,
-// its stop signal, and SIGKILL when grace is over. order may be nil.
+// killContainer stops one container. It runs the preStop hook, waits for the container's
+// turn in order, sends the stop signal, and lets the runtime send SIGKILL when the grace
+// period is over. order may be nil.
 func (a *Agent) killContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod, c *cri.Container, grace time.Duration, message string, order *stopOrder) {
 	deadline := time.Now().Add(grace)
 	var spec *corev1.Container
@@ -239,7 +243,7 @@ func (a *Agent) killContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod
 			return
 		}
 		if ctx.Err() == nil && !cri.Down(err) {
-			a.log.Warn("container was not stopped", "container", c.ID, "name", c.Name, "error", cri.Message(err))
+			a.log.WarnContext(ctx, "container was not stopped", "container", c.Name, "container_id", c.ID, "error", cri.Message(err))
 		}
 		select {
 		case <-ctx.Done():
@@ -248,7 +252,7 @@ func (a *Agent) killContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod
 	}
 }
 
-// killOne ends one container of a pod that goes on.
+// killOne stops one container of a pod that keeps running.
 func (w *worker) killOne(ctx context.Context, p *corev1.Pod, k pod.Kill) {
 	grace := graceOf(p)
 	spec, _ := pod.Find(p, k.Container.Name)
@@ -268,7 +272,7 @@ func (w *worker) killOne(ctx context.Context, p *corev1.Pod, k pod.Kill) {
 	w.a.killContainer(ctx, p, &cri.Pod{}, k.Container, time.Duration(grace)*time.Second, message, nil)
 }
 
-// replaceSandbox ends everything in a sandbox that can no longer be used.
+// replaceSandbox stops everything in a sandbox that can no longer be used.
 func (w *worker) replaceSandbox(ctx context.Context, p *corev1.Pod, state *cri.Pod) {
 	if len(state.Sandboxes) == 0 {
 		return
@@ -277,7 +281,7 @@ func (w *worker) replaceSandbox(ctx context.Context, p *corev1.Pod, state *cri.P
 	w.a.killPod(ctx, p, state, time.Duration(graceOf(p))*time.Second)
 	for i := range state.Sandboxes {
 		if err := w.a.cfg.Runtime.StopSandbox(ctx, state.Sandboxes[i].ID); err != nil && ctx.Err() == nil {
-			w.a.log.Warn("sandbox was not stopped", "pod", pod.Key(p), "sandbox", state.Sandboxes[i].ID, "error", cri.Message(err))
+			w.a.log.WarnContext(ctx, "sandbox was not stopped", "pod", pod.Key(p), "sandbox", state.Sandboxes[i].ID, "error", cri.Message(err))
 		}
 	}
 }

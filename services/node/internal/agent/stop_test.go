@@ -10,8 +10,8 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// shared gives every container of a pod a folder of the node, which outlives the
-// pod, and returns it.
+// shared mounts a directory of the host, which outlives the pod, into every container of
+// the pod, and returns its path.
 func shared(t *testing.T, p *corev1.Pod) string {
 	dir := t.TempDir()
 	p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "shared", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: dir}}})
@@ -23,8 +23,8 @@ func shared(t *testing.T, p *corev1.Pod) string {
 	return dir
 }
 
-// TestStopOrder: preStop, then SIGTERM; sidecars after the others, the last one
-// first.
+// TestStopOrder checks that preStop hooks run before SIGTERM, and that sidecars stop after
+// the other containers, the last one first.
 func TestStopOrder(t *testing.T) {
 	r := newRig(t)
 	grace := int64(20)
@@ -45,7 +45,7 @@ func TestStopOrder(t *testing.T) {
 	}
 	dir := shared(t, p)
 	p = r.awaitReady(r.create(p))
-	for _, name := range []string{"main", "first", "second"} { // before, a signal is lost on a container's first process
+	for _, name := range []string{"main", "first", "second"} { // until then, PID 1 of the container has no handler and ignores SIGTERM
 		r.awaitFile(p, name, "/tmp/up")
 	}
 	r.delete(p)
@@ -56,8 +56,8 @@ func TestStopOrder(t *testing.T) {
 	r.until("event Killing", time.Minute, func() bool { return r.hasEvent(p, "Killing") })
 }
 
-// TestStubborn: a container that ignores SIGTERM gets its grace period and no
-// more; a second delete may shorten it.
+// TestStubborn checks that a container that ignores SIGTERM gets its grace period and no
+// more, and that a second delete can shorten it.
 func TestStubborn(t *testing.T) {
 	r := newRig(t)
 	stubborn := "trap '' TERM; while true; do sleep 0.1; done"
@@ -84,7 +84,7 @@ func TestStubborn(t *testing.T) {
 	}
 }
 
-// TestForceDelete: an object that is gone at once takes its containers with it.
+// TestForceDelete checks that the containers of a force-deleted pod are removed.
 func TestForceDelete(t *testing.T) {
 	r := newRig(t)
 	p := r.awaitReady(r.create(simple("forced", "trap '' TERM; while true; do sleep 0.1; done")))
@@ -93,13 +93,14 @@ func TestForceDelete(t *testing.T) {
 	r.until("its containers are gone", time.Minute, func() bool { return len(r.state(p).Containers) == 0 })
 }
 
-// TestFinalStatus: the API learns how the containers ended before the object goes.
+// TestFinalStatus checks that the final status is written before the pod's object is
+// removed.
 func TestFinalStatus(t *testing.T) {
 	r := newRig(t)
 	p := simple("leaving", "trap 'exit 5' TERM; touch /tmp/up; while true; do sleep 0.05; done")
 	p.Finalizers = []string{"example.com/hold"}
 	p = r.awaitReady(r.create(p))
-	r.awaitFile(p, "main", "/tmp/up") // before, the signal is lost
+	r.awaitFile(p, "main", "/tmp/up") // until then, the signal is ignored
 	r.delete(p)
 	p = r.await(p, "has ended", func(p *corev1.Pod) bool { return containerStatus(p, "main").State.Terminated != nil })
 	if s := containerStatus(p, "main").State.Terminated; s.ExitCode != 5 {
@@ -110,7 +111,8 @@ func TestFinalStatus(t *testing.T) {
 	r.awaitGone(p)
 }
 
-// TestPostStartFails: the container is ended and tried again.
+// TestPostStartFails checks that a container whose postStart hook fails is stopped and
+// restarted.
 func TestPostStartFails(t *testing.T) {
 	r := newRig(t)
 	p := simple("hooked", forever)
@@ -119,7 +121,7 @@ func TestPostStartFails(t *testing.T) {
 	r.until("event FailedPostStartHook", time.Minute, func() bool { return r.hasEvent(p, "FailedPostStartHook") })
 	p = r.await(p, "is restarted", func(p *corev1.Pod) bool { return containerStatus(p, "main").RestartCount >= 1 })
 	if ready(p) {
-		t.Error("it is ready")
+		t.Error("the pod is ready")
 	}
 }
 
@@ -149,7 +151,7 @@ func TestProbes(t *testing.T) {
 	r.exec(p, "main", "rm", "/tmp/alive")
 	p = r.await(p, "is restarted", func(p *corev1.Pod) bool { return containerStatus(p, "main").RestartCount == 1 })
 	p = r.awaitReady(p)
-	// A grace period of zero leaves two seconds: it ended by itself.
+	// A grace period of zero still leaves two seconds, so the container ended by itself.
 	if last := containerStatus(p, "main").LastTerminationState.Terminated; last == nil || last.ExitCode != 0 {
 		t.Errorf("last state: %+v", last)
 	}
@@ -192,11 +194,11 @@ func TestImageProblems(t *testing.T) {
 	if last := containerStatus(p, "main").LastTerminationState.Terminated; last == nil || last.Reason != "StartError" || last.ExitCode != 128 {
 		t.Errorf("last state: %+v", last)
 	}
-	// What was missing comes: the container starts without waiting for its turn.
+	// The missing ConfigMap is created: the container starts without waiting out its delay.
 	r.createObject(&corev1.ConfigMap{ObjectMeta: meta("absent"), Data: map[string]string{"A": "b"}})
 	began := time.Now()
 	r.awaitReady(missing)
 	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("the container started %v after its ConfigMap came", took)
+		t.Errorf("the container became ready %v after its ConfigMap was created", took)
 	}
 }

@@ -17,13 +17,13 @@ import (
 	"keelson.dev/services/node/internal/cri"
 )
 
-// fakeRuntime is a container runtime in memory that records what it is asked. A
-// container ends when it is released, or at once.
+// fakeRuntime is an in-memory container runtime that records the calls it gets. A held
+// container ends when it is released, any other as soon as it is stopped.
 type fakeRuntime struct {
 	runtimev1.UnimplementedRuntimeServiceServer
 
 	mu      sync.Mutex
-	calls   []string // "hook ID" and "stop ID", as they begin
+	calls   []string // "hook ID", "stop ID" and "end ID", in order
 	timeout map[string]int64
 	holds   map[string]chan struct{}
 	exec    func(req *runtimev1.ExecSyncRequest) (*runtimev1.ExecSyncResponse, error)
@@ -38,15 +38,15 @@ func newFakeRuntime(held ...string) *fakeRuntime {
 	return f
 }
 
-// startFakeRuntime serves a fakeRuntime and returns a client of it. Containers in
-// held do not end before they are released.
+// startFakeRuntime serves a fakeRuntime and returns it with a client. Containers in held do
+// not end before they are released.
 func startFakeRuntime(t *testing.T, held ...string) (*fakeRuntime, *cri.Client) {
 	t.Helper()
 	f := newFakeRuntime(held...)
 	return f, serveRuntime(t, f)
 }
 
-// serveRuntime serves a runtime at a socket and returns a client of it.
+// serveRuntime serves a runtime on a Unix socket and returns a client of it.
 func serveRuntime(t *testing.T, runtime runtimev1.RuntimeServiceServer) *cri.Client {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "cri.sock")
@@ -108,7 +108,7 @@ func (f *fakeRuntime) ExecSync(_ context.Context, req *runtimev1.ExecSyncRequest
 	return &runtimev1.ExecSyncResponse{}, nil
 }
 
-// seen waits until the calls include what, and returns all of them.
+// seen waits until the recorded calls include all of what, and returns the calls.
 func (f *fakeRuntime) seen(t *testing.T, what ...string) []string {
 	t.Helper()
 	deadline := time.After(time.Minute)
@@ -123,13 +123,13 @@ func (f *fakeRuntime) seen(t *testing.T, what ...string) []string {
 		select {
 		case <-f.changed:
 		case <-deadline:
-			t.Fatalf("not in time: %q in %q", what, calls)
+			t.Fatalf("timed out waiting for calls %q; got %q", what, calls)
 		}
 	}
 }
 
-// sidecarPod is a pod with two sidecars and a regular container, all with preStop
-// hooks, and its state with all of them running.
+// sidecarPod returns a pod with two sidecars and a regular container, all with preStop
+// hooks, and a runtime state in which all of them run.
 func sidecarPod() (*corev1.Pod, *cri.Pod) {
 	always := corev1.ContainerRestartPolicyAlways
 	hook := &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"leave"}}}}
@@ -148,8 +148,9 @@ func stopAgent(c *cri.Client) *Agent {
 	return New(Config{Node: "node", Runtime: c, HostIPs: func() []string { return nil }})
 }
 
-// TestSidecarsHooksBeginAtOnce: the preStop hooks of all containers begin with the
-// pod's end; a sidecar's stop signal waits for the containers before it.
+// TestSidecarsHooksBeginAtOnce checks that the preStop hooks of all containers start as
+// soon as the pod is stopped, and that a sidecar's stop signal waits for the containers
+// that must end first.
 func TestSidecarsHooksBeginAtOnce(t *testing.T) {
 	f, c := startFakeRuntime(t, "main", "second")
 	p, state := sidecarPod()
@@ -171,9 +172,9 @@ func TestSidecarsHooksBeginAtOnce(t *testing.T) {
 	<-done
 }
 
-// TestLeastGrace: no container has less than two seconds between its stop signal
-// and SIGKILL: not after a grace period of 0 or 1, and not a sidecar whose turn
-// came when the grace period was over.
+// TestLeastGrace checks that no container gets less than two seconds between its stop
+// signal and SIGKILL: neither after a grace period of 0 or 1 s, nor a sidecar whose turn
+// comes after the grace period.
 func TestLeastGrace(t *testing.T) {
 	for _, grace := range []time.Duration{0, time.Second} {
 		f, c := startFakeRuntime(t)
@@ -182,7 +183,7 @@ func TestLeastGrace(t *testing.T) {
 		for _, name := range []string{"main", "second", "first"} {
 			f.seen(t, "hook "+name)
 			if f.timeout[name] != 2 {
-				t.Errorf("grace period %s: %s had %d s", grace, name, f.timeout[name])
+				t.Errorf("grace period %s: %s got %d s", grace, name, f.timeout[name])
 			}
 		}
 	}
@@ -198,11 +199,11 @@ func TestLeastGrace(t *testing.T) {
 	close(f.holds["main"])
 	<-done
 	if f.timeout["second"] != 2 || f.timeout["first"] != 2 {
-		t.Errorf("graces: %v", f.timeout)
+		t.Errorf("stop timeouts: %v", f.timeout)
 	}
-	// Nor one that is ended by itself.
+	// The minimum also applies to a container that is stopped on its own.
 	stopAgent(c).killContainer(context.Background(), p, state, &state.Containers[0], 0, "", nil)
 	if f.timeout["main"] != 2 {
-		t.Errorf("a single container had %d s", f.timeout["main"])
+		t.Errorf("a container stopped on its own got %d s", f.timeout["main"])
 	}
 }

@@ -22,7 +22,7 @@ import (
 	"keelson.dev/services/node/internal/stream"
 )
 
-// tunnelServer is an apiserver's side of the tunnel, as far as tests need it.
+// tunnelServer is the apiserver's side of the tunnel, as far as these tests need it.
 type tunnelServer struct {
 	nodev1.UnimplementedTunnelServiceServer
 	hello chan string
@@ -73,14 +73,14 @@ func (s *tunnelServer) Session(rpc nodev1.TunnelService_SessionServer) error {
 	c := s.waiting[m.GetSessionId()]
 	s.mu.Unlock()
 	if c == nil {
-		return errors.New("nobody waits for this session")
+		return errors.New("unexpected session")
 	}
 	c <- rpc
 	<-rpc.Context().Done()
 	return nil
 }
 
-// tunnelRig is a rig whose node has a tunnel.
+// tunnelRig is a rig whose node has an open tunnel.
 type tunnelRig struct {
 	*rig
 	server    *tunnelServer
@@ -124,7 +124,7 @@ func newTunnelRig(t *testing.T) *tunnelRig {
 	select {
 	case name := <-r.server.hello:
 		if name != r.node {
-			t.Errorf("the node says it is %q", name)
+			t.Errorf("hello names node %q", name)
 		}
 	case <-time.After(time.Minute):
 		t.Fatal("the node did not connect")
@@ -135,7 +135,7 @@ func newTunnelRig(t *testing.T) *tunnelRig {
 	return r
 }
 
-// result is what a session brought.
+// result is the outcome of a session.
 type result struct {
 	stdout, stderr bytes.Buffer
 	code           int32
@@ -143,7 +143,7 @@ type result struct {
 	refused        bool
 }
 
-// open asks for a session; feed, if any, plays the client.
+// open opens a session. feed, unless nil, sends the client's messages.
 func (r *tunnelRig) open(open *nodev1.Open, feed func(nodev1.TunnelService_SessionServer)) *result {
 	r.t.Helper()
 	s := r.server
@@ -226,7 +226,7 @@ func TestLogs(t *testing.T) {
 	r := newTunnelRig(t)
 	p := r.awaitReady(r.create(simple("talking", "echo one; sleep 0.3; echo two >&2; sleep 0.3; echo three; "+forever)))
 	ref := refTo(p, "main")
-	r.until("all was said", time.Minute, func() bool { return r.logs(&nodev1.Logs{Pod: ref}).stdout.String() == "one\ntwo\nthree\n" })
+	r.until("all lines are in the log", time.Minute, func() bool { return r.logs(&nodev1.Logs{Pod: ref}).stdout.String() == "one\ntwo\nthree\n" })
 	two, six := int64(2), int64(6)
 	for name, c := range map[string]struct {
 		req  *nodev1.Logs
@@ -259,13 +259,14 @@ func TestLogs(t *testing.T) {
 	}
 }
 
-// TestFollow: a followed log ends with its container, over a rotation.
+// TestFollow checks that a followed log crosses a rotation and ends when its container
+// ends.
 func TestFollow(t *testing.T) {
 	r := newTunnelRig(t)
 	p := simple("counting", "for i in $(seq 1 40); do echo line $i of many that fill the file; sleep 0.05; done")
 	p.Spec.RestartPolicy = corev1.RestartPolicyNever
 	p = r.create(p)
-	p = r.await(p, "runs", func(p *corev1.Pod) bool { // or has run: its state while it did need not be written
+	p = r.await(p, "runs", func(p *corev1.Pod) bool { // or has run: the status Running may have been skipped
 		return containerStatus(p, "main").State.Running != nil || containerStatus(p, "main").State.Terminated != nil
 	})
 	out := r.logs(&nodev1.Logs{Pod: refTo(p, "main"), Follow: true})
@@ -310,12 +311,12 @@ func TestExec(t *testing.T) {
 		t.Errorf("terminal: %q", out.stdout.String())
 	}
 	if out := exec(nil, &nodev1.Exec{Command: []string{"/no/such/program"}, Stdout: true, Stderr: true}); out.code == 0 && out.status == nil {
-		t.Errorf("a program that is not there: %+v", out)
+		t.Errorf("a missing program: %+v", out)
 	}
 	if out := exec(nil, &nodev1.Exec{}); !out.refused || out.status.Code != 400 {
 		t.Errorf("no command: %+v", out.status)
 	}
-	// Much at once: more than any buffer on the way.
+	// More output than any buffer on the way holds.
 	out = exec(nil, &nodev1.Exec{Command: []string{"sh", "-c", "yes keelson | head -c 3000000"}, Stdout: true, Stderr: true})
 	if out.stdout.Len() != 3000000 {
 		t.Errorf("%d bytes of 3000000", out.stdout.Len())
@@ -331,8 +332,8 @@ func TestAttach(t *testing.T) {
 	out := r.open(&nodev1.Open{Target: &nodev1.Open_Attach{Attach: &nodev1.Attach{Pod: refTo(p, "main"), Stdin: true, Stdout: true, Stderr: true}}},
 		func(rpc nodev1.TunnelService_SessionServer) {
 			defer close(ended)
-			// The runtime passes input on before it has attached the output: of a
-			// second line it is sure.
+			// The runtime forwards input before it has attached the output, so only the
+			// second line's output is guaranteed to be seen.
 			for _, line := range []string{"that", "this"} {
 				stdin(rpc, line+"\n")
 				for !strings.Contains(r.logs(&nodev1.Logs{Pod: refTo(p, "main")}).stdout.String(), "got "+line) {
@@ -356,7 +357,7 @@ func TestPortForward(t *testing.T) {
 				stdin(rpc, "GET /index.html HTTP/1.0\r\n\r\n")
 			})
 	}
-	r.until("the page comes", time.Minute, func() bool { return strings.HasSuffix(forward(8080).stdout.String(), "page\n") })
+	r.until("the page is served", time.Minute, func() bool { return strings.HasSuffix(forward(8080).stdout.String(), "page\n") })
 	if out := forward(9999); out.status == nil || !strings.Contains(out.status.Message, "failed to connect to localhost:9999 inside namespace") {
 		t.Errorf("a closed port: %+v", out.status)
 	}

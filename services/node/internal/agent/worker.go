@@ -22,49 +22,50 @@ import (
 
 var tracer = otel.Tracer("keelson.dev/node")
 
-// worker brings one pod from what is to what should be. Its fields belong to its
-// goroutine, except those under mu.
+// worker drives one pod from its actual to its desired state. Its fields belong to the
+// worker's goroutine, except those under mu.
 type worker struct {
 	a    *Agent
 	uid  types.UID
 	wake chan struct{}
 
 	mu          sync.Mutex
-	pod         *corev1.Pod // nil for a pod that the API never had
-	gone        bool        // the API has it no more
+	pod         *corev1.Pod // nil for a pod that was never seen in the API
+	gone        bool        // the pod no longer exists in the API
 	traceparent string
-	// asked is since when the runtime has been asked about the pod in vain.
-	asked     time.Time
-	interrupt context.CancelFunc // ends the running sync
-	changedAt time.Time
+	// unanswered is when the runtime was first asked about the pod without an answer.
+	unanswered time.Time
+	interrupt  context.CancelFunc // cancels the running sync
+	changedAt  time.Time
 
 	ended    *pod.Refusal
 	finished bool
 	admitted bool
-	refused  bool // when it was to be admitted
+	refused  bool // ended was set because admission failed
 	waiting  map[string]hold
-	// said is the instance of each container whose being held back was reported.
-	said map[string]string
-	// linked are the instances whose logs have a link for collectors.
-	linked    map[string]bool
-	sandbox   retry
-	volumes   retry
-	mounted   bool
-	referred  bool
-	kill      *killing
-	cleaned   bool
-	readied   bool
-	startedAt time.Time
-	clean     retry
+	// backOffs maps a container to its instance whose back-off has been reported.
+	backOffs map[string]string
+	// linked holds the IDs of the container instances whose logs have a link for
+	// collectors.
+	linked      map[string]bool
+	sandbox     retry
+	volumes     retry
+	mounted     bool
+	referred    bool
+	kill        *killing
+	cleaned     bool
+	readyTraced bool
+	startedAt   time.Time
+	clean       retry
 }
 
-// hold is why a container is not started, and until when.
+// hold is the reason why a container is not started, and the time until which it is held.
 type hold struct {
 	state        corev1.ContainerStateWaiting
 	since, until time.Time
 }
 
-// retry is a growing delay after failures.
+// retry is a delay that doubles with each failure.
 type retry struct {
 	until time.Time
 	delay time.Duration
@@ -78,7 +79,7 @@ func (r *retry) fail(first, most time.Duration) {
 func (r *retry) ok() { *r = retry{} }
 
 func newWorker(a *Agent, uid types.UID) *worker {
-	return &worker{a: a, uid: uid, wake: make(chan struct{}, 1), waiting: map[string]hold{}, said: map[string]string{}, linked: map[string]bool{}}
+	return &worker{a: a, uid: uid, wake: make(chan struct{}, 1), waiting: map[string]hold{}, backOffs: map[string]string{}, linked: map[string]bool{}}
 }
 
 func (w *worker) poke() {
@@ -88,7 +89,7 @@ func (w *worker) poke() {
 	}
 }
 
-// update tells the worker how the pod should be.
+// update gives the worker the pod's new desired state.
 func (w *worker) update(p, old *corev1.Pod, traceparent string) {
 	w.mu.Lock()
 	w.pod, w.gone = p, false
@@ -105,15 +106,15 @@ func (w *worker) update(p, old *corev1.Pod, traceparent string) {
 	w.poke()
 }
 
-// caused says whether an update is more than a status: only then does its trace
-// begin something new here.
+// caused reports whether an update changes more than the status. Only then does its trace
+// start new work here.
 func caused(p, old *corev1.Pod) bool {
 	return p.Generation != old.Generation || (p.DeletionTimestamp == nil) != (old.DeletionTimestamp == nil)
 }
 
 func ending(p *corev1.Pod) bool { return p.DeletionTimestamp != nil || pod.Terminal(p) }
 
-// remove tells the worker that the API has the pod no more.
+// remove records that the pod no longer exists in the API.
 func (w *worker) remove(p *corev1.Pod, traceparent string) {
 	w.mu.Lock()
 	if p != nil {
@@ -130,7 +131,8 @@ func (w *worker) remove(p *corev1.Pod, traceparent string) {
 	w.poke()
 }
 
-// run works until ctx ends or the pod is gone with everything that was its.
+// run syncs the pod until ctx ends, or until the pod and everything that belonged to it are
+// gone.
 func (w *worker) run(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -162,14 +164,14 @@ func (w *worker) forget() {
 }
 
 const (
-	// resync is how often a pod is looked at although nothing happened.
+	// resync is the interval at which a pod is synced even if nothing happened.
 	resync = time.Minute
-	// runtimeRetry is how soon after the runtime did not answer.
+	// runtimeRetry is the delay before the next sync when the runtime did not answer.
 	runtimeRetry = time.Second
 )
 
-// sync looks at the pod once. It returns when to look again at the latest, and
-// whether nothing is left of the pod.
+// sync brings the pod one step closer to its desired state. It returns the longest time to
+// wait before the next sync, and whether nothing is left of the pod.
 func (w *worker) sync(parent context.Context) (next time.Duration, done bool) {
 	ctx, cancel := context.WithCancel(parent)
 	defer cancel()
@@ -184,13 +186,13 @@ func (w *worker) sync(parent context.Context) (next time.Duration, done bool) {
 	}()
 	ctx = telemetry.ContextWithTraceparent(ctx, traceparent)
 
-	if w.asked.IsZero() {
-		w.asked = time.Now()
+	if w.unanswered.IsZero() {
+		w.unanswered = time.Now()
 	}
 	state, err := w.a.cfg.Runtime.Pod(ctx, string(w.uid))
 	if err != nil {
 		if parent.Err() == nil && ctx.Err() == nil {
-			w.a.log.Debug("container runtime did not answer", "pod", w.name(p), "error", err)
+			w.a.log.DebugContext(ctx, "container runtime did not answer", "pod", w.name(p), "error", err)
 		}
 		return runtimeRetry, false
 	}
@@ -209,15 +211,15 @@ func (w *worker) sync(parent context.Context) (next time.Duration, done bool) {
 	return w.advance(ctx, p, state, traceparent), false
 }
 
-// slowRuntime is how long the runtime may take to say what it has of a pod before
-// the wait is worth a span.
+// slowRuntime is how long the runtime may take to answer before the wait gets a span of its
+// own.
 const slowRuntime = 250 * time.Millisecond
 
-// traceWait records how long the pod had to wait for the runtime to answer, its
-// failed attempts included.
+// traceWait records how long the pod waited for the runtime to answer, including failed
+// attempts.
 func (w *worker) traceWait(ctx context.Context, p *corev1.Pod) {
-	asked := w.asked
-	w.asked = time.Time{}
+	asked := w.unanswered
+	w.unanswered = time.Time{}
 	if p == nil || time.Since(asked) < slowRuntime || !trace.SpanContextFromContext(ctx).IsValid() {
 		return
 	}
@@ -232,7 +234,7 @@ func (w *worker) name(p *corev1.Pod) string {
 	return pod.Key(p)
 }
 
-// decide finds out whether the node must end or refuse the pod.
+// decide sets ended if the node must refuse the pod or end it.
 func (w *worker) decide(p *corev1.Pod) {
 	if w.ended != nil || pod.Terminal(p) {
 		return
@@ -253,7 +255,7 @@ func (w *worker) decide(p *corev1.Pod) {
 	}
 }
 
-// wakeTimes gathers times to look again and gives the nearest.
+// wakeTimes collects times for the next sync and returns the earliest.
 type wakeTimes struct{ at time.Time }
 
 func (t *wakeTimes) add(at time.Time) {
@@ -269,15 +271,15 @@ func (t *wakeTimes) wait() time.Duration {
 	return max(5*time.Millisecond, min(resync, time.Until(t.at)))
 }
 
-// publish writes the pod's status as it follows from the runtime's state.
+// publish derives the pod's status from the runtime's state and hands it to the writer.
 func (w *worker) publish(p *corev1.Pod, state *cri.Pod, v probe.Verdicts, waiting map[string]corev1.ContainerStateWaiting, traceparent string) *corev1.PodStatus {
 	base := p
 	if latest := w.a.writer.Latest(p.UID); latest != nil {
-		// What was said last is what transitions are counted from: the watch may
-		// not have brought it back yet.
+		// Compute transitions from the status written last: the watch may not have returned
+		// it yet.
 		shallow := *p
 		shallow.Status = *latest
-		shallow.Status.Conditions = foreign(p, latest)
+		shallow.Status.Conditions = mergeConditions(p, latest)
 		if pod.Terminal(p) {
 			shallow.Status.Phase = p.Status.Phase
 		}
@@ -294,8 +296,8 @@ func (w *worker) publish(p *corev1.Pod, state *cri.Pod, v probe.Verdicts, waitin
 	return &s
 }
 
-// foreign joins our own latest conditions with those that others wrote.
-func foreign(p *corev1.Pod, latest *corev1.PodStatus) []corev1.PodCondition {
+// mergeConditions merges our latest conditions with those that other writers have set.
+func mergeConditions(p *corev1.Pod, latest *corev1.PodStatus) []corev1.PodCondition {
 	out := append([]corev1.PodCondition(nil), latest.Conditions...)
 	for _, c := range p.Status.Conditions {
 		found := false
@@ -314,7 +316,7 @@ func foreign(p *corev1.Pod, latest *corev1.PodStatus) []corev1.PodCondition {
 	return out
 }
 
-// hostPorts tells the pod network which ports of the node lead to the pod.
+// hostPorts passes the pod's host ports to the pod network.
 func (w *worker) hostPorts(p *corev1.Pod, state *cri.Pod) {
 	if w.a.cfg.HostPorts == nil || p.Spec.HostNetwork {
 		return

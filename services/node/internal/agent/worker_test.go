@@ -19,7 +19,8 @@ import (
 	"keelson.dev/services/node/internal/cri"
 )
 
-// unavailable is a runtime that answers nothing. asked gets a value for each call.
+// unavailable returns a runtime that answers every call with Unavailable. asked receives a
+// value for each call.
 func unavailable(t *testing.T) (runtime *cri.Client, asked chan struct{}) {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "cri.sock")
@@ -45,8 +46,9 @@ func unavailable(t *testing.T) (runtime *cri.Client, asked chan struct{}) {
 	return runtime, asked
 }
 
-// What a pod had is free when the API has the pod no more, although its containers
-// may still be ending: the scheduler has given it away by then.
+// TestDeletedPodsTakeNothing checks that a pod's resources are free as soon as the pod no
+// longer exists in the API, although its containers may still be ending: by then the
+// scheduler may have given them to another pod.
 func TestDeletedPodsTakeNothing(t *testing.T) {
 	runtime, _ := unavailable(t)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -61,25 +63,26 @@ func TestDeletedPodsTakeNothing(t *testing.T) {
 	}
 	first, second := withPort("first"), withPort("second")
 	if r := a.admit(first); r != nil {
-		t.Fatalf("the first is refused: %+v", r)
+		t.Fatalf("the first pod is refused: %+v", r)
 	}
 	if r := a.admit(second); r == nil || r.Reason != "NodePorts" {
-		t.Fatalf("the second beside it: %+v", r)
+		t.Fatalf("the second pod, while the first exists: %+v", r)
 	}
 	a.onPod(client.Event[*corev1.Pod]{Type: client.Deleted, Object: first})
 	if r := a.admit(second); r != nil {
-		t.Errorf("the second after it: %+v", r)
+		t.Errorf("the second pod, after the first was deleted: %+v", r)
 	}
 }
 
-// A worker does not look at the runtime before it knows which pod it is for.
-func TestNewsComesBeforeTheFirstLook(t *testing.T) {
+// TestUpdateComesBeforeTheFirstSync checks that a worker does not ask the runtime before it
+// knows its pod.
+func TestUpdateComesBeforeTheFirstSync(t *testing.T) {
 	runtime, asked := unavailable(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	a := New(Config{Node: "n", Runtime: runtime})
 	a.base = ctx
 	t.Cleanup(func() { cancel(); a.wg.Wait(); a.probes.Close() })
-	a.tell("uid", func(w *worker) {
+	a.deliver("uid", func(w *worker) {
 		select {
 		case <-asked:
 			t.Error("the runtime was asked about a pod that the worker does not know")
