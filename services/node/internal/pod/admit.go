@@ -8,10 +8,10 @@ import (
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
 
-// Refusal is why a node does not run a pod that was bound to it, or ends it.
+// Refusal is the reason why a node does not run a pod that was bound to it, or ends it.
 type Refusal struct{ Reason, Message string }
 
-// safeSysctls are those that a pod may set without harm to others on its node.
+// safeSysctls are the sysctls that a pod may set without affecting other pods on its node.
 var safeSysctls = map[string]bool{
 	"kernel.shm_rmid_forced":              true,
 	"net.ipv4.ip_local_port_range":        true,
@@ -27,10 +27,9 @@ var safeSysctls = map[string]bool{
 	"net.ipv4.tcp_wmem":                   true,
 }
 
-// Admit says why a node does not take a pod, or nil. Whoever bound the pod should
-// have known better: the scheduler does, but a pod may be bound past it. others
-// are the pods that the node has taken and that have not ended. node may be nil
-// while it is not known.
+// Admit returns why a node refuses a pod, or nil if it accepts it. The scheduler makes the
+// same checks, but a pod can be bound without the scheduler. others are the pods that the
+// node has admitted and that have not ended. node may be nil while it is unknown.
 func Admit(p *corev1.Pod, node *corev1.Node, others []*corev1.Pod) *Refusal {
 	if r := admitSysctls(p); r != nil {
 		return r
@@ -89,7 +88,7 @@ func tolerates(p *corev1.Pod, t *corev1.Taint) bool {
 	return false
 }
 
-// hostPort is a port of the node that a pod takes.
+// hostPort is a port of the node that a pod uses.
 type hostPort struct {
 	protocol corev1.Protocol
 	ip       string

@@ -6,18 +6,18 @@ import (
 	"keelson.dev/services/node/internal/cri"
 )
 
-// The delays between restarts of a crashing container: none before the first,
-// then backoffBase, doubling up to backoffMax, forgotten after an instance that
-// ran for backoffReset. These are the kubelet's values.
+// The delays between restarts of a crashing container: none before the first restart, then
+// backoffBase, doubling up to backoffMax, and reset after an instance that ran for
+// backoffReset. The values are the kubelet's.
 const (
 	backoffBase  = 10 * time.Second
 	backoffMax   = 5 * time.Minute
 	backoffReset = 2 * backoffMax
 )
 
-// Restart says from when on a container may follow prev, and the delay that its
-// own successor will have to wait. The delay travels in prev's annotations, so
-// that the answer depends on no memory of the agent.
+// Restart returns the time at which a container may follow prev, and the delay that will
+// follow the new instance in turn. The current delay is stored in prev's annotations, so
+// the result depends on no state in the agent.
 func Restart(prev *cri.Container) (at time.Time, next time.Duration) {
 	began := prev.StartedAt
 	if began.IsZero() {

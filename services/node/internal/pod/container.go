@@ -12,19 +12,19 @@ import (
 	"keelson.dev/services/node/internal/cri"
 )
 
-// ContainerInput is what a container's configuration is made from besides its
+// ContainerInput holds what a container's configuration is built from in addition to its
 // spec.
 type ContainerInput struct {
 	Start  Start
 	Env    []EnvVar
 	Mounts []*runtimev1.Mount
-	// ImageRef is the image that the runtime has; Image describes it.
+	// ImageRef is the runtime's reference to the image; Image describes it.
 	ImageRef string
 	Image    *runtimev1.Image
 }
 
-// ContainerConfig is a container in CRI's words. An error is a configuration
-// that cannot be run, and says why.
+// ContainerConfig returns a container's CRI configuration, or an error that explains why
+// the container's configuration is invalid.
 func ContainerConfig(p *corev1.Pod, s Settings, in ContainerInput) (*runtimev1.ContainerConfig, error) {
 	c := in.Start.Container
 	security, err := containerSecurity(p, c, s, in.Image)
@@ -73,9 +73,9 @@ func ContainerConfig(p *corev1.Pod, s Settings, in ContainerInput) (*runtimev1.C
 	return config, nil
 }
 
-// The paths of /proc and /sys that a container does not see, and those that it
-// cannot write, unless it is privileged or asks for an unmasked /proc. They are
-// the ones container runtimes agree on.
+// The paths under /proc and /sys that are masked or read-only in a container, unless it is
+// privileged or asks for an unmasked /proc. They are the defaults that container runtimes
+// share.
 var (
 	maskedPaths = []string{
 		"/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
@@ -84,7 +84,7 @@ var (
 	readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 )
 
-// containerSecurity joins the security contexts of pod and container.
+// containerSecurity merges the security contexts of the pod and the container.
 func containerSecurity(p *corev1.Pod, c *corev1.Container, s Settings, image *runtimev1.Image) (*runtimev1.LinuxContainerSecurityContext, error) {
 	psc, csc := p.Spec.SecurityContext, c.SecurityContext
 	if psc == nil {
@@ -147,8 +147,8 @@ func containerSecurity(p *corev1.Pod, c *corev1.Container, s Settings, image *ru
 	return out, nil
 }
 
-// verifyNonRoot fails when a container that must not run as root would, or
-// might.
+// verifyNonRoot returns an error if a container that must not run as root would run as
+// root, or might.
 func verifyNonRoot(p *corev1.Pod, c *corev1.Container, user *int64, image *runtimev1.Image) error {
 	where := fmt.Sprintf("(pod: \"%s_%s(%s)\", container: %s)", p.Name, p.Namespace, p.UID, c.Name)
 	switch {

@@ -9,7 +9,7 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Resolver is what the node knows about names.
+// Resolver holds the node's DNS settings.
 type Resolver struct {
 	ClusterDNS    []string
 	ClusterDomain string
@@ -17,13 +17,13 @@ type Resolver struct {
 	Host *runtimev1.DNSConfig
 }
 
-// glibc's limits: further entries are left out.
+// glibc's limits. Further entries are dropped.
 const (
 	maxNameservers = 3
 	maxSearches    = 32
 )
 
-// DNS is what a pod's resolv.conf says.
+// DNS returns the content of a pod's resolv.conf.
 func (r Resolver) DNS(p *corev1.Pod) *runtimev1.DNSConfig {
 	out := &runtimev1.DNSConfig{}
 	host := r.Host
@@ -84,7 +84,7 @@ func unique(in []string, most int) []string {
 	return out
 }
 
-// ParseResolvConf reads a resolv.conf.
+// ParseResolvConf parses a resolv.conf.
 func ParseResolvConf(text string) *runtimev1.DNSConfig {
 	out := &runtimev1.DNSConfig{}
 	scanner := bufio.NewScanner(strings.NewReader(text))
@@ -111,7 +111,7 @@ func ParseResolvConf(text string) *runtimev1.DNSConfig {
 	return out
 }
 
-// Hostname is a pod's host name and, if it has one, its domain.
+// Hostname returns a pod's host name and, if it has a subdomain, its domain.
 func Hostname(p *corev1.Pod, clusterDomain string) (host, domain string) {
 	if p.Spec.HostnameOverride != nil && *p.Spec.HostnameOverride != "" {
 		return *p.Spec.HostnameOverride, ""
@@ -129,8 +129,8 @@ func Hostname(p *corev1.Pod, clusterDomain string) (host, domain string) {
 	return host, domain
 }
 
-// Hosts is the content of the /etc/hosts that the node manages for a pod. own
-// is the node's own file, for pods in its network.
+// Hosts returns the content of the /etc/hosts that the node manages for a pod. own is the
+// node's own file, for pods in the host network.
 func Hosts(p *corev1.Pod, ips []string, clusterDomain string, own string) string {
 	var b strings.Builder
 	if p.Spec.HostNetwork {

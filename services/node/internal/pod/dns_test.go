@@ -21,13 +21,13 @@ func TestDNS(t *testing.T) {
 		spec corev1.PodSpec
 		want *runtimev1.DNSConfig
 	}{
-		"default policy":        {corev1.PodSpec{}, &runtimev1.DNSConfig{Servers: []string{"10.96.0.10"}, Searches: cluster, Options: []string{"ndots:5"}}},
-		"host network":          {corev1.PodSpec{HostNetwork: true, DNSPolicy: corev1.DNSClusterFirst}, &runtimev1.DNSConfig{Servers: []string{"192.0.2.1", "192.0.2.2"}, Searches: []string{"corp.example"}, Options: []string{"rotate", "timeout:1"}}},
-		"host network, yet":     {corev1.PodSpec{HostNetwork: true, DNSPolicy: corev1.DNSClusterFirstWithHostNet}, &runtimev1.DNSConfig{Servers: []string{"10.96.0.10"}, Searches: cluster, Options: []string{"ndots:5"}}},
-		"the node's":            {corev1.PodSpec{DNSPolicy: corev1.DNSDefault}, &runtimev1.DNSConfig{Servers: []string{"192.0.2.1", "192.0.2.2"}, Searches: []string{"corp.example"}, Options: []string{"rotate", "timeout:1"}}},
-		"none":                  {corev1.PodSpec{DNSPolicy: corev1.DNSNone, DNSConfig: &corev1.PodDNSConfig{Nameservers: []string{"1.1.1.1"}}}, &runtimev1.DNSConfig{Servers: []string{"1.1.1.1"}}},
-		"more on top":           {corev1.PodSpec{DNSConfig: &corev1.PodDNSConfig{Nameservers: []string{"1.1.1.1", "10.96.0.10"}, Searches: []string{"x", "cluster.local"}, Options: []corev1.PodDNSConfigOption{{Name: "ndots", Value: &value}, {Name: "edns0"}}}}, &runtimev1.DNSConfig{Servers: []string{"10.96.0.10", "1.1.1.1"}, Searches: append(append([]string{}, cluster...), "x"), Options: []string{"ndots:3", "edns0"}}},
-		"at most three servers": {corev1.PodSpec{DNSPolicy: corev1.DNSNone, DNSConfig: &corev1.PodDNSConfig{Nameservers: []string{"1", "2", "3", "4"}}}, &runtimev1.DNSConfig{Servers: []string{"1", "2", "3"}}},
+		"default policy":            {corev1.PodSpec{}, &runtimev1.DNSConfig{Servers: []string{"10.96.0.10"}, Searches: cluster, Options: []string{"ndots:5"}}},
+		"host network":              {corev1.PodSpec{HostNetwork: true, DNSPolicy: corev1.DNSClusterFirst}, &runtimev1.DNSConfig{Servers: []string{"192.0.2.1", "192.0.2.2"}, Searches: []string{"corp.example"}, Options: []string{"rotate", "timeout:1"}}},
+		"host network, cluster DNS": {corev1.PodSpec{HostNetwork: true, DNSPolicy: corev1.DNSClusterFirstWithHostNet}, &runtimev1.DNSConfig{Servers: []string{"10.96.0.10"}, Searches: cluster, Options: []string{"ndots:5"}}},
+		"the node's":                {corev1.PodSpec{DNSPolicy: corev1.DNSDefault}, &runtimev1.DNSConfig{Servers: []string{"192.0.2.1", "192.0.2.2"}, Searches: []string{"corp.example"}, Options: []string{"rotate", "timeout:1"}}},
+		"none":                      {corev1.PodSpec{DNSPolicy: corev1.DNSNone, DNSConfig: &corev1.PodDNSConfig{Nameservers: []string{"1.1.1.1"}}}, &runtimev1.DNSConfig{Servers: []string{"1.1.1.1"}}},
+		"with dnsConfig":            {corev1.PodSpec{DNSConfig: &corev1.PodDNSConfig{Nameservers: []string{"1.1.1.1", "10.96.0.10"}, Searches: []string{"x", "cluster.local"}, Options: []corev1.PodDNSConfigOption{{Name: "ndots", Value: &value}, {Name: "edns0"}}}}, &runtimev1.DNSConfig{Servers: []string{"10.96.0.10", "1.1.1.1"}, Searches: append(append([]string{}, cluster...), "x"), Options: []string{"ndots:3", "edns0"}}},
+		"at most three servers":     {corev1.PodSpec{DNSPolicy: corev1.DNSNone, DNSConfig: &corev1.PodDNSConfig{Nameservers: []string{"1", "2", "3", "4"}}}, &runtimev1.DNSConfig{Servers: []string{"1", "2", "3"}}},
 	} {
 		got := r.DNS(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "n"}, Spec: c.spec})
 		if !reflect.DeepEqual(got.Servers, c.want.Servers) || !reflect.DeepEqual(got.Searches, c.want.Searches) || !reflect.DeepEqual(got.Options, c.want.Options) {

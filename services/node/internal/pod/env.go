@@ -13,22 +13,25 @@ import (
 // EnvVar is one variable of a container's environment.
 type EnvVar struct{ Name, Value string }
 
-// EnvSources is what an environment may refer to.
+// EnvSources are the objects and values that an environment may refer to.
 type EnvSources struct {
-	// ConfigMap and Secret read an object of the pod's namespace; a nil object
-	// means that it does not exist.
+	// ConfigMap and Secret read an object of the pod's namespace. They return nil if it
+	// does not exist.
 	ConfigMap func(name string) (*corev1.ConfigMap, error)
 	Secret    func(name string) (*corev1.Secret, error)
-	// Services are those of the pod's namespace and default/kubernetes.
+	// Services must include those of the pod's namespace and default/kubernetes; others are
+	// ignored.
 	Services []*corev1.Service
-	// Allocatable of the node stands in for limits that are not set.
+	// Allocatable is the node's allocatable resources. It is the default for limits that
+	// are not set.
 	Allocatable corev1.ResourceList
-	// PodIPs and HostIPs, once known.
+	// PodIPs and HostIPs are the addresses of the pod and its node. They are empty until
+	// known.
 	PodIPs, HostIPs []string
 }
 
-// Env is the environment of a container, in order. Names that no process could
-// have are left out and returned as skipped.
+// Env returns the environment of a container, in order. Names that are not valid for an
+// environment variable are left out and returned in skipped.
 func Env(p *corev1.Pod, c *corev1.Container, src EnvSources) (env []EnvVar, skipped []string, err error) {
 	services := serviceEnv(p, src.Services)
 	set := map[string]int{}
@@ -82,7 +85,7 @@ func Env(p *corev1.Pod, c *corev1.Container, src EnvSources) (env []EnvVar, skip
 	return env, skipped, nil
 }
 
-// Lookup finds a variable in an environment.
+// Lookup returns a function that looks up a variable in env.
 func Lookup(env []EnvVar) func(string) (string, bool) {
 	m := make(map[string]string, len(env))
 	for _, e := range env {
@@ -181,11 +184,11 @@ func valueFrom(p *corev1.Pod, c *corev1.Container, from *corev1.EnvVarSource, sr
 		}
 		return "", false, fmt.Errorf("couldn't find key %s in Secret %s/%s", ref.Key, p.Namespace, ref.Name)
 	}
-	return "", false, fmt.Errorf("environment variable has a source that this node does not know")
+	return "", false, fmt.Errorf("the source of the environment variable is not supported")
 }
 
-// serviceEnv is the environment that makes services known to a pod: those of its
-// namespace, where it wants them, and always default/kubernetes.
+// serviceEnv returns the service environment variables of a pod: those of the Services in
+// its namespace, unless it disables service links, and always those of default/kubernetes.
 func serviceEnv(p *corev1.Pod, services []*corev1.Service) map[string]string {
 	links := p.Spec.EnableServiceLinks == nil || *p.Spec.EnableServiceLinks
 	chosen := map[string]*corev1.Service{}
@@ -231,7 +234,7 @@ func serviceEnv(p *corev1.Pod, services []*corev1.Service) map[string]string {
 	return env
 }
 
-// namespaceDefault is the namespace of the service "kubernetes".
+// namespaceDefault is the namespace of the Service "kubernetes".
 const namespaceDefault = "default"
 
 func isTrue(b *bool) bool { return b != nil && *b }

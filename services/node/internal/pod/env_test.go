@@ -25,7 +25,7 @@ func TestExpand(t *testing.T) {
 		}
 	}
 	if ExpandAll(nil, lookup) != nil {
-		t.Error("nothing became something")
+		t.Error("ExpandAll(nil) is not nil")
 	}
 }
 
@@ -36,7 +36,7 @@ func FuzzExpand(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		got := Expand(s, func(string) (string, bool) { return "", false })
 		if !strings.Contains(s, "$$") && got != s {
-			t.Errorf("%q became %q although nothing is known", s, got)
+			t.Errorf("%q became %q although no variable is defined", s, got)
 		}
 	})
 }
@@ -98,12 +98,12 @@ func TestEnv(t *testing.T) {
 				{Name: "5", ValueFrom: key(corev1.EnvVarSource{ResourceFieldRef: &corev1.ResourceFieldSelector{Resource: "requests.memory"}})},
 			},
 		}, []EnvVar{{"1", "1"}, {"2", "250"}, {"3", "4"}, {"4", "1024"}, {"5", "0"}}, ""},
-		"a ConfigMap that is not there": {corev1.Container{EnvFrom: []corev1.EnvFromSource{{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: local("none")}}}}, nil, `configmap "none" not found`},
-		"and need not be":               {corev1.Container{EnvFrom: []corev1.EnvFromSource{{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: local("none"), Optional: &yes}}}}, nil, ""},
-		"an API that does not answer":   {corev1.Container{EnvFrom: []corev1.EnvFromSource{{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: local("broken"), Optional: &yes}}}}, nil, "no answer"},
-		"a key that is not there": {corev1.Container{Env: []corev1.EnvVar{{Name: "A", ValueFrom: key(corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: local("secret"), Key: "x"}})}}},
+		"a missing ConfigMap":          {corev1.Container{EnvFrom: []corev1.EnvFromSource{{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: local("none")}}}}, nil, `configmap "none" not found`},
+		"a missing optional ConfigMap": {corev1.Container{EnvFrom: []corev1.EnvFromSource{{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: local("none"), Optional: &yes}}}}, nil, ""},
+		"an API that returns an error": {corev1.Container{EnvFrom: []corev1.EnvFromSource{{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: local("broken"), Optional: &yes}}}}, nil, "no answer"},
+		"a missing key": {corev1.Container{Env: []corev1.EnvVar{{Name: "A", ValueFrom: key(corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: local("secret"), Key: "x"}})}}},
 			nil, "couldn't find key x in Secret n/secret"},
-		"and need not be, either": {corev1.Container{Env: []corev1.EnvVar{{Name: "A", ValueFrom: key(corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: local("secret"), Key: "x", Optional: &yes}})}}}, nil, ""},
+		"a missing optional key": {corev1.Container{Env: []corev1.EnvVar{{Name: "A", ValueFrom: key(corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: local("secret"), Key: "x", Optional: &yes}})}}}, nil, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, _, err := Env(pod, &c.container, sources())
@@ -144,7 +144,7 @@ func TestServiceEnv(t *testing.T) {
 	}
 	for name := range got {
 		if strings.HasPrefix(name, "HEADLESS") || strings.HasPrefix(name, "AWAY") {
-			t.Errorf("%s is set", name)
+			t.Errorf("%s is set, but should not be", name)
 		}
 	}
 	no := false
@@ -162,6 +162,6 @@ func TestFieldMaps(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 	if _, err := Field(p, "spec.x['y']", nil, nil); err == nil {
-		t.Error("a subscript of anything")
+		t.Error("a subscript of a field that is not a map was accepted")
 	}
 }

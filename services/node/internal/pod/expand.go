@@ -2,8 +2,8 @@ package pod
 
 import "strings"
 
-// Expand replaces $(NAME) by what lookup knows of NAME. $$ stands for one $;
-// a reference that is unknown, or that is not closed, stays as it is.
+// Expand replaces $(NAME) with the value that lookup returns for NAME. $$ stands for a
+// single $. A reference that is unknown or not closed is left as it is.
 func Expand(s string, lookup func(name string) (string, bool)) string {
 	if !strings.Contains(s, "$") {
 		return s
@@ -41,7 +41,7 @@ func Expand(s string, lookup func(name string) (string, bool)) string {
 	return b.String()
 }
 
-// ExpandAll expands each string of a command or of arguments.
+// ExpandAll expands each string of a command or its arguments.
 func ExpandAll(in []string, lookup func(name string) (string, bool)) []string {
 	if in == nil {
 		return nil

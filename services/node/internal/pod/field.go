@@ -10,7 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// Field is the value of a field of a pod that the downward API offers.
+// Field returns the value of a pod field that the downward API exposes.
 func Field(p *corev1.Pod, path string, podIPs, hostIPs []string) (string, error) {
 	if base, key, ok := subscript(path); ok {
 		switch base {
@@ -54,7 +54,7 @@ func Field(p *corev1.Pod, path string, podIPs, hostIPs []string) (string, error)
 	return "", fmt.Errorf("unsupported fieldPath: %s", path)
 }
 
-// subscript splits "metadata.labels['key']".
+// subscript splits a path such as "metadata.labels['key']" into its base and key.
 func subscript(path string) (base, key string, ok bool) {
 	if !strings.HasSuffix(path, "']") {
 		return "", "", false
@@ -64,7 +64,7 @@ func subscript(path string) (base, key string, ok bool) {
 	return base, key, ok && base != ""
 }
 
-// formatMap writes a map as lines of key="escaped value", sorted by key.
+// formatMap formats a map as lines of key="escaped value", sorted by key.
 func formatMap(m map[string]string) string {
 	var lines []string
 	for _, k := range sortedKeys(m) {
@@ -73,8 +73,8 @@ func formatMap(m map[string]string) string {
 	return strings.Join(lines, "\n")
 }
 
-// ResourceField is a container's request or limit in units of its divisor,
-// rounded up. A limit that is not set is the node's allocatable amount.
+// ResourceField returns a container's request or limit in units of the divisor, rounded up.
+// For a limit that is not set it returns the node's allocatable amount.
 func ResourceField(c *corev1.Container, ref *corev1.ResourceFieldSelector, allocatable corev1.ResourceList) (string, error) {
 	kind, name, ok := strings.Cut(ref.Resource, ".")
 	if !ok {

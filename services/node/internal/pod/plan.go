@@ -9,7 +9,8 @@ import (
 	"keelson.dev/services/node/internal/cri"
 )
 
-// Why the agent ends a container, as it stands in the Killing event's message.
+// The reasons why the agent stops a container, as they appear in the message of the Killing
+// event.
 const (
 	KillLiveness = "failed liveness probe"
 	KillStartup  = "failed startup probe"
@@ -17,56 +18,57 @@ const (
 	KillUnknown  = "is in an unknown state"
 )
 
-// View is all that a plan is made from.
+// View is the input of a plan.
 type View struct {
 	Pod     *corev1.Pod
 	Runtime *cri.Pod
 	Now     time.Time
-	// Started says of a running instance that its startup probe has passed, or
-	// that it has none, and that its postStart hook is done.
+	// Started reports whether the startup probe of a running instance has passed, or it has
+	// none, and its postStart hook has finished.
 	Started func(id string) bool
-	// Unhealthy says of a running instance why a probe wants it to end, or "".
+	// Unhealthy returns which probe of a running instance failed, as one of the Kill
+	// reasons, or "".
 	Unhealthy func(id string) string
 }
 
-// Plan is what to do next for a pod. Everything in it may be done at once,
-// except that kills come before starts.
+// Plan is the next step for a pod. All of it may be carried out at once, except that kills
+// come before starts.
 type Plan struct {
-	// KillAll ends all containers and the sandbox first.
+	// KillAll stops all containers and the sandbox first.
 	KillAll bool
-	// CreateSandbox makes a new sandbox with this Attempt.
+	// CreateSandbox creates a new sandbox with the given Attempt.
 	CreateSandbox bool
 	Attempt       uint32
-	// SandboxID is the sandbox to start containers in, unless one is created.
+	// SandboxID is the sandbox to start containers in, if none is created.
 	SandboxID string
 	Kill      []Kill
 	Start     []Start
-	// Waiting explains containers that are held back.
+	// Waiting explains why containers are in back-off.
 	Waiting map[string]corev1.ContainerStateWaiting
-	// Finished says that no container of this pod will be started again.
+	// Finished is true if no container of this pod will be started again.
 	Finished bool
-	// Wake is when the plan may differ although nothing happened; zero is never.
+	// Wake is when the plan may change even if nothing happens. Zero means never.
 	Wake time.Time
 }
 
-// Kill is one container to end.
+// Kill is a container to stop.
 type Kill struct {
 	Container *cri.Container
 	Why       string
 }
 
-// Start is one container to start.
+// Start is a container to start.
 type Start struct {
 	Container *corev1.Container
 	Init      bool
-	// RestartCount of the new instance.
+	// RestartCount is the restart count of the new instance.
 	RestartCount int
-	// Backoff is the delay that will follow the new instance's end.
+	// Backoff is the delay that follows the end of the new instance.
 	Backoff time.Duration
 }
 
-// Make plans the next step of a pod that is meant to run. A pod that is meant
-// to end is not planned: everything of it is ended.
+// Make plans the next step of a pod that should be running. A pod that is being deleted
+// needs no plan: all of it is stopped.
 func Make(v View) Plan {
 	if Terminal(v.Pod) {
 		return Plan{KillAll: true, Finished: true}
@@ -89,7 +91,7 @@ func Make(v View) Plan {
 	return p
 }
 
-// sandboxUnusable says why a pod needs another sandbox, or "".
+// sandboxUnusable returns why a pod needs another sandbox, or "".
 func sandboxUnusable(pod *corev1.Pod, box *cri.Sandbox) string {
 	switch {
 	case box == nil:
@@ -104,7 +106,7 @@ func sandboxUnusable(pod *corev1.Pod, box *cri.Sandbox) string {
 	return ""
 }
 
-// planSandbox plans for a pod without a usable sandbox.
+// planSandbox plans the next step of a pod without a usable sandbox.
 func planSandbox(v View, box *cri.Sandbox) Plan {
 	p := Plan{KillAll: box != nil, CreateSandbox: true}
 	if box == nil {
@@ -114,8 +116,8 @@ func planSandbox(v View, box *cri.Sandbox) Plan {
 	if len(v.Runtime.Containers) == 0 {
 		return p
 	}
-	// A sandbox that ran something before is made again only for a container
-	// that its policy lets start again.
+	// A sandbox in which containers have run is replaced only if the restart policy allows
+	// at least one of them to start again.
 	for i := range v.Pod.Spec.Containers {
 		c := &v.Pod.Spec.Containers[i]
 		last := v.Runtime.Latest(c.Name)
@@ -138,8 +140,8 @@ func planSandbox(v View, box *cri.Sandbox) Plan {
 	return p
 }
 
-// planInit plans init containers and sidecars. It reports whether regular
-// containers may start, and whether initialization has failed for good.
+// planInit plans init containers and sidecars. initialized is true once regular containers
+// may start; failed is true if initialization has failed for good.
 func (p *Plan) planInit(v View, sandbox string) (initialized, failed bool) {
 	inits := v.Pod.Spec.InitContainers
 	reached := -1
@@ -152,7 +154,7 @@ func (p *Plan) planInit(v View, sandbox string) (initialized, failed bool) {
 	if initialized {
 		reached = len(inits)
 	}
-	// Sidecars before the one in turn are kept running, and hold up nobody.
+	// Sidecars before the current init container are kept running and do not block it.
 	for i := 0; i < min(reached, len(inits)); i++ {
 		if IsSidecar(&inits[i]) {
 			p.keepRunning(v, sandbox, &inits[i], true)
@@ -193,7 +195,7 @@ func (p *Plan) planInit(v View, sandbox string) (initialized, failed bool) {
 	return true, false
 }
 
-// planRegular plans regular containers and reports whether all have ended for
+// planRegular plans regular containers. finished is true if all of them have ended for
 // good.
 func (p *Plan) planRegular(v View, sandbox string) (finished bool) {
 	finished = true
@@ -205,8 +207,8 @@ func (p *Plan) planRegular(v View, sandbox string) (finished bool) {
 	return finished
 }
 
-// keepRunning plans one container that should run, and reports whether it has
-// ended for good.
+// keepRunning plans one container that should be running. over is true if it has ended for
+// good.
 func (p *Plan) keepRunning(v View, sandbox string, c *corev1.Container, init bool) (over bool) {
 	inst := instance(v.Runtime, sandbox, c.Name)
 	switch {
@@ -233,7 +235,7 @@ func (p *Plan) keepRunning(v View, sandbox string, c *corev1.Container, init boo
 	return false
 }
 
-// start plans an instance that need not wait.
+// start plans an instance that starts without delay.
 func (p *Plan) start(v View, c *corev1.Container, init bool) {
 	s := Start{Container: c, Init: init}
 	switch last := v.Runtime.Latest(c.Name); {
@@ -250,12 +252,13 @@ func (p *Plan) start(v View, c *corev1.Container, init bool) {
 	p.Start = append(p.Start, s)
 }
 
-// neverRan reports that an instance ended without having started. Of one that was
-// created while its sandbox was being lost, the end of the one before has been
-// counted as a restart already.
+// neverRan reports whether an instance ended without having started. Such an instance was
+// created while its sandbox was being lost, and the end of the instance before it has
+// already been counted as a restart.
 func neverRan(c *cri.Container) bool { return c.State == cri.StateExited && c.StartedAt.IsZero() }
 
-// restart plans the successor of an instance, when its time has come.
+// restart plans the next instance of a container that has ended, or reports the container
+// as waiting while its back-off lasts.
 func (p *Plan) restart(v View, c *corev1.Container, last *cri.Container, init bool) {
 	at, next := Restart(last)
 	if v.Now.Before(at) {
@@ -272,8 +275,8 @@ func (p *Plan) restart(v View, c *corev1.Container, last *cri.Container, init bo
 	p.Start = append(p.Start, Start{Container: c, Init: init, RestartCount: last.RestartCount + 1, Backoff: next})
 }
 
-// begun says that a regular container has been started in this sandbox: then
-// initialization is over, whatever became of its containers since.
+// begun reports whether a regular container has been started in this sandbox. If so,
+// initialization is over, whatever has happened to the containers since.
 func begun(v View, sandbox string) bool {
 	for i := range v.Pod.Spec.Containers {
 		inst := instance(v.Runtime, sandbox, v.Pod.Spec.Containers[i].Name)
@@ -284,7 +287,7 @@ func begun(v View, sandbox string) bool {
 	return false
 }
 
-// instance is the newest instance of a container in one sandbox, or nil.
+// instance returns the newest instance of a container in one sandbox, or nil.
 func instance(r *cri.Pod, sandbox, name string) *cri.Container {
 	for _, c := range r.Instances(name) {
 		if c.SandboxID == sandbox {
@@ -294,7 +297,7 @@ func instance(r *cri.Pod, sandbox, name string) *cri.Container {
 	return nil
 }
 
-// restarts says whether an instance that ended is followed by another one.
+// restarts reports whether an instance that ended is followed by another one.
 func restarts(pod *corev1.Pod, c *corev1.Container, ended *cri.Container) bool {
 	for _, rule := range c.RestartPolicyRules {
 		if rule.ExitCodes == nil {

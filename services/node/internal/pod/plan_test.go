@@ -14,7 +14,7 @@ import (
 
 var now = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 
-// world is a pod and what the runtime has of it, built step by step.
+// world is a pod and its state in the runtime, built step by step.
 type world struct {
 	pod       *corev1.Pod
 	runtime   *cri.Pod
@@ -55,7 +55,7 @@ func (w *world) sandbox(ready bool) *world {
 	return w
 }
 
-// has adds an instance in the newest sandbox; exit codes below zero mean states.
+// has adds an instance in the newest sandbox. Negative exit codes stand for states.
 const (
 	running = -1 - iota
 	created
@@ -93,7 +93,7 @@ func ended(ago time.Duration) func(*cri.Container) {
 	return func(c *cri.Container) { c.FinishedAt = now.Add(-ago) }
 }
 
-// notStarted says that the last added instance's startup probe has not passed.
+// notStarted marks the last added instance's startup probe as not passed.
 func (w *world) notStarted() *world {
 	w.started[w.runtime.Containers[0].ID] = false
 	return w
@@ -104,7 +104,7 @@ func (w *world) sick(why string) *world {
 	return w
 }
 
-// summary is a plan in few words.
+// summary describes a plan in a few words per action.
 func summary(p Plan) []string {
 	var out []string
 	if p.KillAll {
@@ -154,11 +154,11 @@ func TestMake(t *testing.T) {
 		"on failure, all done":         {newWorld(onFailure, "a", "b").sandbox(true).has("a", 0).has("b", 0), []string{"kill all", "finished"}},
 		"never, failed":                {newWorld(never, "a").sandbox(true).has("a", 2), []string{"kill all", "finished"}},
 		"never, one runs":              {newWorld(never, "a", "b").sandbox(true).has("a", 2).has("b", running), nil},
-		"alive but sick":               {newWorld(always, "a").sandbox(true).has("a", running).sick(KillLiveness), []string{"kill a-0: failed liveness probe"}},
+		"running but unhealthy":        {newWorld(always, "a").sandbox(true).has("a", running).sick(KillLiveness), []string{"kill a-0: failed liveness probe"}},
 		"in an unknown state":          {newWorld(always, "a").sandbox(true).has("a", unknown), []string{"kill a-0: is in an unknown state"}},
 		"created, never started":       {newWorld(always, "a").sandbox(true).has("a", created), []string{"start a #0"}},
 		"sandbox died":                 {newWorld(always, "a").sandbox(false).has("a", running), []string{"kill all", "sandbox 1"}},
-		"sandbox made again":           {newWorld(always, "a").sandbox(false).has("a", 137).sandbox(true), []string{"start a #1"}},
+		"sandbox recreated":            {newWorld(always, "a").sandbox(false).has("a", 137).sandbox(true), []string{"start a #1"}},
 		"restarted in vain in a sandbox that was being lost": {
 			newWorld(always, "a").sandbox(false).has("a", 137).has("a", 128, neverStarted).sandbox(true), []string{"start a #1"}},
 		"sandbox died, never":              {newWorld(never, "a").sandbox(false).has("a", 0), []string{"kill all", "finished"}},
@@ -185,8 +185,8 @@ func TestMake(t *testing.T) {
 		"init after sidecar":              {newWorld(always, "a").sidecar("s").init("i").sandbox(true).has("s", running), []string{"start i #0 init"}},
 		"sidecar died while init runs":    {newWorld(always, "a").sidecar("s").init("i").sandbox(true).has("s", 1).has("i", running), []string{"start s #1 init"}},
 		"sidecar died while others run":   {newWorld(always, "a").sidecar("s").sandbox(true).has("s", 0).has("a", running), []string{"start s #1 init"}},
-		"sidecar is sick":                 {newWorld(always, "a").sidecar("s").sandbox(true).has("s", running).sick(KillLiveness).has("a", running), []string{"kill s-0: failed liveness probe"}},
-		"sidecar goes with the others":    {newWorld(never, "a").sidecar("s").sandbox(true).has("s", running).has("a", 0), []string{"kill all", "finished"}},
+		"sidecar is unhealthy":            {newWorld(always, "a").sidecar("s").sandbox(true).has("s", running).sick(KillLiveness).has("a", running), []string{"kill s-0: failed liveness probe"}},
+		"sidecar stops with the others":   {newWorld(never, "a").sidecar("s").sandbox(true).has("s", running).has("a", 0), []string{"kill all", "finished"}},
 		"sidecar restarts though never":   {newWorld(never, "a").sidecar("s").sandbox(true).has("s", 1).has("a", running), []string{"start s #1 init"}},
 		"sidecar at startup failed probe": {newWorld(always, "a").sidecar("s").sandbox(true).has("s", running).notStarted().sick(KillStartup), []string{"kill s-0: failed startup probe"}},
 	} {
@@ -250,7 +250,8 @@ func TestMakeRestartRules(t *testing.T) {
 	}
 }
 
-// TestWake: a plan that holds a container back says until when.
+// TestWake checks that a plan with a container in back-off sets the time at which the
+// back-off ends.
 func TestWake(t *testing.T) {
 	w := newWorld(corev1.RestartPolicyAlways, "a", "b").sandbox(true).
 		has("a", 1, backoff(20*time.Second)).has("b", 1, backoff(10*time.Second))

@@ -6,8 +6,8 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// The kernel's units for CPU time, as cgroup v1 has them; runtimes convert them
-// to v2's.
+// CPU shares and quotas in the units of cgroup v1, which CRI uses. Runtimes convert them
+// for cgroup v2.
 const (
 	sharesPerCPU  = 1024
 	minShares     = 2
@@ -16,11 +16,11 @@ const (
 	minQuota      = 1000   // µs
 	guaranteedAdj = -997
 	bestEffortAdj = 1000
-	// systemNodeCritical is the priority from which a pod is the node's own.
+	// systemNodeCritical is the priority from which a pod is critical to the node.
 	systemNodeCritical = 2000001000
 )
 
-// QOS is the quality-of-service class of a pod.
+// QOS returns a pod's quality-of-service class.
 func QOS(p *corev1.Pod) corev1.PodQOSClass {
 	if p.Status.QOSClass != "" {
 		return p.Status.QOSClass
@@ -56,10 +56,10 @@ func QOS(p *corev1.Pod) corev1.PodQOSClass {
 	return corev1.PodQOSBurstable
 }
 
-// Shares is the cgroup v1 CPU shares for an amount of CPU.
+// Shares returns the cgroup v1 CPU shares for an amount of CPU.
 func Shares(cpu *resource.Quantity) int64 { return SharesOf(cpu.MilliValue()) }
 
-// SharesOf is Shares of an amount in thousandths of a CPU.
+// SharesOf returns the CPU shares for m thousandths of a CPU.
 func SharesOf(m int64) int64 {
 	if m <= 0 {
 		return minShares
@@ -67,7 +67,8 @@ func SharesOf(m int64) int64 {
 	return max(minShares, min(maxShares, m*sharesPerCPU/1000))
 }
 
-// Quota is the CPU time per period for a limit, or 0 for none.
+// Quota returns the CPU time per period for a limit, both in µs, or 0 and 0 without a
+// limit.
 func Quota(cpu *resource.Quantity) (quota, period int64) {
 	m := cpu.MilliValue()
 	if m <= 0 {
@@ -76,9 +77,9 @@ func Quota(cpu *resource.Quantity) (quota, period int64) {
 	return max(minQuota, m*quotaPeriod/1000), quotaPeriod
 }
 
-// OOMScoreAdj is how gladly the kernel should end a container's processes when
-// memory runs out: least for guaranteed pods, and for burstable ones the less
-// the more memory they asked for.
+// OOMScoreAdj returns a container's oom_score_adj, which determines how early the kernel
+// kills its processes when memory runs out: last for guaranteed pods, and for burstable
+// pods later the more memory they request. memoryCapacity is the node's, in bytes.
 func OOMScoreAdj(p *corev1.Pod, c *corev1.Container, memoryCapacity int64) int64 {
 	if p.Spec.Priority != nil && *p.Spec.Priority >= systemNodeCritical {
 		return guaranteedAdj
@@ -97,8 +98,8 @@ func OOMScoreAdj(p *corev1.Pod, c *corev1.Container, memoryCapacity int64) int64
 	return max(1000+guaranteedAdj, min(bestEffortAdj-1, adj))
 }
 
-// ContainerResources are a container's limits in CRI's words. unified says that
-// the node has cgroup v2.
+// ContainerResources returns a container's resources for CRI. unified is true on a node
+// with cgroup v2.
 func ContainerResources(p *corev1.Pod, c *corev1.Container, memoryCapacity int64, unified bool) *runtimev1.LinuxContainerResources {
 	r := &runtimev1.LinuxContainerResources{
 		CpuShares:          Shares(request(c.Resources, corev1.ResourceCPU)),
@@ -113,7 +114,7 @@ func ContainerResources(p *corev1.Pod, c *corev1.Container, memoryCapacity int64
 	return r
 }
 
-// request is a request, or the limit where no request is set.
+// request returns a request, or the limit if no request is set.
 func request(r corev1.ResourceRequirements, name corev1.ResourceName) *resource.Quantity {
 	if q, ok := r.Requests[name]; ok {
 		return &q
@@ -122,14 +123,14 @@ func request(r corev1.ResourceRequirements, name corev1.ResourceName) *resource.
 	return &q
 }
 
-// Total is what a pod as a whole may use: the larger of what its regular
-// containers and sidecars use together and what initialization needs, with
-// overhead. A limit is present only if every container has it.
+// Total is what a whole pod may use: the larger of what its regular containers and sidecars
+// use together and what initialization needs, plus overhead. A limit is present only if
+// every container has one.
 type Total struct {
 	Requests, Limits corev1.ResourceList
 }
 
-// PodTotal sums up a pod's resources for its cgroup.
+// PodTotal computes the resources of a pod's cgroup.
 func PodTotal(p *corev1.Pod) Total {
 	t := Total{Requests: corev1.ResourceList{}, Limits: corev1.ResourceList{}}
 	for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
@@ -156,7 +157,8 @@ func PodTotal(p *corev1.Pod) Total {
 	return t
 }
 
-// total is false when a container has no value at all.
+// total aggregates one resource over a pod's containers. It returns false if a container
+// has no value.
 func total(p *corev1.Pod, name corev1.ResourceName, value func(corev1.ResourceRequirements) (resource.Quantity, bool)) (resource.Quantity, bool) {
 	var sum, sidecars, peak resource.Quantity
 	for i := range p.Spec.Containers {

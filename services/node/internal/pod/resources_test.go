@@ -7,7 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// list reads "cpu memory"; an empty word is left out.
+// list parses CPU and memory amounts. An empty string leaves the resource out.
 func list(cpu, memory string) corev1.ResourceList {
 	out := corev1.ResourceList{}
 	if cpu != "" {
@@ -104,7 +104,7 @@ func TestContainerResources(t *testing.T) {
 			t.Errorf("%s: %+v", name, got)
 		}
 		if got.Unified != nil || got.MemorySwapLimitInBytes != 0 {
-			t.Errorf("%s: v1 got v2's words: %+v", name, got)
+			t.Errorf("%s: cgroup v2 settings on cgroup v1: %+v", name, got)
 		}
 		if got := ContainerResources(p, &p.Spec.Containers[0], 8<<30, true); got.Unified["memory.oom.group"] != "1" || got.MemorySwapLimitInBytes != c.memory {
 			t.Errorf("%s: v2: %+v", name, got)
@@ -120,14 +120,14 @@ func TestOOMScoreAdj(t *testing.T) {
 		priority *int32
 		want     int64
 	}{
-		"best effort":     {corev1.ResourceRequirements{}, nil, 1000},
-		"guaranteed":      {need(list("1", "1Gi"), list("1", "1Gi")), nil, -997},
-		"half":            {need(list("", "4Gi"), nil), nil, 500},
-		"almost all":      {need(list("", "8Gi"), nil), nil, 3},
-		"almost nothing":  {need(list("", "1Mi"), nil), nil, 999},
-		"cpu only":        {need(list("1", ""), nil), nil, 999},
-		"the node's own":  {corev1.ResourceRequirements{}, &critical, -997},
-		"more than there": {need(list("", "100Gi"), nil), nil, 3},
+		"best effort":            {corev1.ResourceRequirements{}, nil, 1000},
+		"guaranteed":             {need(list("1", "1Gi"), list("1", "1Gi")), nil, -997},
+		"half":                   {need(list("", "4Gi"), nil), nil, 500},
+		"almost all":             {need(list("", "8Gi"), nil), nil, 3},
+		"almost nothing":         {need(list("", "1Mi"), nil), nil, 999},
+		"cpu only":               {need(list("1", ""), nil), nil, 999},
+		"node-critical":          {corev1.ResourceRequirements{}, &critical, -997},
+		"more than the node has": {need(list("", "100Gi"), nil), nil, 3},
 	} {
 		p := podOf([]corev1.ResourceRequirements{c.r}, nil, 0)
 		p.Spec.Priority = c.priority

@@ -11,29 +11,29 @@ import (
 	"keelson.dev/services/node/internal/cri"
 )
 
-// Settings are what a pod's configuration takes from the node rather than from
-// its spec.
+// Settings are the node's contribution to a pod's configuration; the rest comes from the
+// pod's spec.
 type Settings struct {
-	// LogDir holds a folder for each pod's logs.
+	// LogDir holds one directory per pod for its logs.
 	LogDir string
-	// SeccompDir holds the profiles that localhostProfile names.
+	// SeccompDir holds the profiles that localhostProfile refers to.
 	SeccompDir string
 	Resolver   Resolver
-	// MemoryCapacity of the node in bytes.
+	// MemoryCapacity is the node's memory in bytes.
 	MemoryCapacity int64
-	// Unified says that the node has cgroup v2.
+	// Unified is true if the node has cgroup v2.
 	Unified bool
 }
 
-// LogDirectory is the folder of a pod's logs.
+// LogDirectory returns the directory of a pod's logs.
 func (s Settings) LogDirectory(p *corev1.Pod) string {
 	return filepath.Join(s.LogDir, LogFolder(p))
 }
 
-// LogFolder is the name of the folder of a pod's logs.
+// LogFolder returns the name of the directory of a pod's logs.
 func LogFolder(p *corev1.Pod) string { return p.Namespace + "_" + p.Name + "_" + string(p.UID) }
 
-// LogName is the path of an instance's log below its pod's folder.
+// LogName returns the path of an instance's log relative to its pod's log directory.
 func LogName(container string, restartCount int) string {
 	return filepath.Join(container, strconv.Itoa(restartCount)+".log")
 }
@@ -49,7 +49,7 @@ func podLabels(p *corev1.Pod) map[string]string {
 	return labels
 }
 
-// SandboxConfig is a pod's sandbox in CRI's words.
+// SandboxConfig returns the CRI configuration of a pod's sandbox.
 func SandboxConfig(p *corev1.Pod, s Settings, attempt uint32, cgroupParent string) *runtimev1.PodSandboxConfig {
 	host, domain := Hostname(p, s.Resolver.ClusterDomain)
 	if p.Spec.SetHostnameAsFQDN != nil && *p.Spec.SetHostnameAsFQDN && domain != "" {

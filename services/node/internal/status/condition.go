@@ -10,8 +10,8 @@ import (
 	"keelson.dev/services/node/internal/pod"
 )
 
-// owned are the conditions that the node writes; all others are left as they
-// are.
+// owned are the types of the conditions that the node writes. All others are left
+// untouched.
 var owned = map[corev1.PodConditionType]bool{
 	corev1.PodReadyToStartContainers: true,
 	corev1.PodInitialized:            true,
@@ -159,5 +159,5 @@ func sortConditions(list []corev1.PodCondition) {
 	sort.SliceStable(list, func(i, j int) bool { return list[i].Type < list[j].Type })
 }
 
-// Owned says that the node writes conditions of this type.
+// Owned reports whether the node writes conditions of this type.
 func Owned(kind corev1.PodConditionType) bool { return owned[kind] }

@@ -10,15 +10,15 @@ import (
 	"keelson.dev/services/node/internal/pod"
 )
 
-// Reasons of a container's state that people know from kubectl.
+// Waiting and termination reasons that kubectl shows.
 const (
 	ReasonContainerCreating = "ContainerCreating"
 	ReasonPodInitializing   = "PodInitializing"
 	reasonUnknown           = "ContainerStatusUnknown"
 )
 
-// container is the status of one container. initialized says that nothing
-// before it is left to wait for.
+// container returns the status of one container. initialized is true if the container waits
+// for no init container.
 func (v View) container(c *corev1.Container, init, initialized bool) corev1.ContainerStatus {
 	old := pod.Status(v.Pod, c.Name)
 	out := corev1.ContainerStatus{Name: c.Name, Image: c.Image}
@@ -74,7 +74,7 @@ func (v View) container(c *corev1.Container, init, initialized bool) corev1.Cont
 		}
 		out.Started = &notStarted
 	}
-	// A container that ended and is held back waits; how it ended is history.
+	// A container in back-off is reported as waiting; how it ended moves to its last state.
 	if w, held := v.Waiting[c.Name]; held && out.State.Terminated != nil && !v.Finished && v.Ended == nil {
 		out.LastTerminationState.Terminated = out.State.Terminated
 		out.State = corev1.ContainerState{Waiting: &w}
@@ -94,7 +94,7 @@ func (v View) container(c *corev1.Container, init, initialized bool) corev1.Cont
 	return out
 }
 
-// waiting is why a container that was never started has not been.
+// waiting explains why a container that was never started has not been started.
 func (v View) waiting(c *corev1.Container, initialized, init bool) *corev1.ContainerStateWaiting {
 	if w, ok := v.Waiting[c.Name]; ok {
 		return &w
@@ -105,8 +105,7 @@ func (v View) waiting(c *corev1.Container, initialized, init bool) *corev1.Conta
 	return &corev1.ContainerStateWaiting{Reason: ReasonContainerCreating}
 }
 
-// lost handles a container that was reported before and that the runtime knows
-// no more.
+// lost handles a container that was reported before but that the runtime no longer has.
 func (v View) lost(out *corev1.ContainerStatus, old *corev1.ContainerStatus) {
 	over := v.Finished || v.Ended != nil || v.Pod.DeletionTimestamp != nil || pod.Terminal(v.Pod)
 	switch {
@@ -152,14 +151,14 @@ func (v View) terminated(c *cri.Container) *corev1.ContainerStateTerminated {
 		}
 	}
 	if t.Message == "" {
-		t.Message = v.said(t.ContainerID)
+		t.Message = v.reportedMessage(t.ContainerID)
 	}
 	return t
 }
 
-// said is what was reported of an ended instance before: the files it came from
-// may be gone.
-func (v View) said(id string) string {
+// reportedMessage returns the message that was already reported for an ended instance: the
+// file that it came from may be gone.
+func (v View) reportedMessage(id string) string {
 	for _, list := range [][]corev1.ContainerStatus{v.Pod.Status.InitContainerStatuses, v.Pod.Status.ContainerStatuses} {
 		for i := range list {
 			for _, t := range []*corev1.ContainerStateTerminated{list[i].State.Terminated, list[i].LastTerminationState.Terminated} {
@@ -174,7 +173,7 @@ func (v View) said(id string) string {
 
 func (v View) id(c *cri.Container) string { return v.RuntimeName + "://" + c.ID }
 
-// resources reports what a started container was given.
+// resources reports the resources of a started container.
 func (v View) resources(out *corev1.ContainerStatus, c *corev1.Container) {
 	if len(c.Resources.Requests) > 0 {
 		out.AllocatedResources = c.Resources.Requests
@@ -196,8 +195,8 @@ func (v View) mounts(out *corev1.ContainerStatus, c *corev1.Container) {
 	}
 }
 
-// imageName is the name of a running image: the runtime's own, unless it knows
-// the image by its digest alone.
+// imageName returns the name of a running image: the runtime's, unless the runtime knows
+// the image only by its digest.
 func imageName(spec, runtime string) string {
 	if len(runtime) > 7 && runtime[:7] == "sha256:" {
 		return spec

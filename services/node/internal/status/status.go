@@ -1,8 +1,8 @@
-// Package status says how a pod is, in the words of Kubernetes' PodStatus, and
-// brings it to the API.
+// Package status derives a pod's PodStatus from the runtime's state and writes it to the
+// API.
 //
-// It must never write a status that does not differ from the last one, write an
-// older status after a newer one, or take a pod back from Succeeded or Failed.
+// It must never write a status that does not differ from the last one, write an older
+// status after a newer one, or move a pod out of the phases Succeeded and Failed.
 package status
 
 import (
@@ -17,30 +17,31 @@ import (
 	"keelson.dev/services/node/internal/pod"
 )
 
-// View is all that a status is made from.
+// View is the input of a status.
 type View struct {
 	Pod     *corev1.Pod
 	Runtime *cri.Pod
 	Now     time.Time
-	// RuntimeName is the first part of a container's id ("containerd").
+	// RuntimeName is the prefix of container IDs in the status, such as "containerd".
 	RuntimeName string
 	HostIPs     []string
-	// Waiting explains containers that do not run although they should.
+	// Waiting explains why containers that should be running are not.
 	Waiting map[string]corev1.ContainerStateWaiting
-	// Started and Ready are the probes' verdicts on running instances.
+	// Started and Ready return the probes' verdicts on running instances.
 	Started, Ready func(id string) bool
-	// TerminationMessage reads what an ended instance left behind.
+	// TerminationMessage returns the termination message of an ended instance.
 	TerminationMessage func(c *cri.Container) string
-	// Ended, if set, is why the node ends the pod (deadline, eviction,
-	// refusal): the phase will be Failed.
+	// Ended, unless nil, is why the node ends the pod: deadline, eviction or refusal. The
+	// phase will be Failed.
 	Ended *pod.Refusal
-	// Refused says that the node never took the pod: it has no containers to report.
+	// Refused is true if the node never admitted the pod. It then has no containers to
+	// report.
 	Refused bool
-	// Finished says that no container will start again.
+	// Finished is true if no container of the pod will start again.
 	Finished bool
 }
 
-// Make is the status of a pod.
+// Make returns the status of a pod.
 func Make(v View) corev1.PodStatus {
 	old := &v.Pod.Status
 	out := corev1.PodStatus{
@@ -66,7 +67,7 @@ func Make(v View) corev1.PodStatus {
 	if v.refused() {
 		out.Phase = corev1.PodFailed
 		v.addresses(&out)
-		out.Conditions = slices.Clone(old.Conditions) // nothing of it begins: others wrote them
+		out.Conditions = slices.Clone(old.Conditions) // conditions of other writers are kept; the node adds none
 		return out
 	}
 	initialized := true
@@ -84,7 +85,7 @@ func Make(v View) corev1.PodStatus {
 	if v.Ended != nil {
 		out.Phase = corev1.PodFailed
 	}
-	// A pod is over only when nothing of it runs any more.
+	// A pod has not ended before all its containers have.
 	if (out.Phase == corev1.PodFailed || out.Phase == corev1.PodSucceeded) && len(v.Runtime.Running()) > 0 {
 		out.Phase = old.Phase
 		if out.Phase == "" {
@@ -96,12 +97,14 @@ func Make(v View) corev1.PodStatus {
 	}
 	v.addresses(&out)
 	out.Conditions = v.conditions(&out)
-	// Until here they are in the order of the spec; init containers stay so.
+	// Conditions name containers in the order of the spec, so sort only now. Init
+	// containers keep the order of the spec.
 	slices.SortFunc(out.ContainerStatuses, func(a, b corev1.ContainerStatus) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 
-// refused reports whether the node, this agent or an earlier one, refused the pod.
+// refused reports whether the node refused the pod, in this run of the agent or an earlier
+// one.
 func (v View) refused() bool {
 	old := &v.Pod.Status
 	return v.Refused || old.Phase == corev1.PodFailed && v.Runtime.Sandbox() == nil && len(old.ContainerStatuses)+len(old.InitContainerStatuses) == 0
@@ -145,7 +148,7 @@ func (v View) addresses(out *corev1.PodStatus) {
 	}
 }
 
-// initDone says that an init container no longer holds up the ones after it.
+// initDone reports whether an init container no longer blocks the ones after it.
 func initDone(c *corev1.Container, s *corev1.ContainerStatus) bool {
 	if pod.IsSidecar(c) {
 		return s.Started != nil && *s.Started || s.State.Running == nil && s.LastTerminationState.Terminated != nil
@@ -153,7 +156,7 @@ func initDone(c *corev1.Container, s *corev1.ContainerStatus) bool {
 	return s.State.Terminated != nil && s.State.Terminated.ExitCode == 0
 }
 
-// phase is Kubernetes' summary of a pod.
+// phase returns the pod's phase, computed as the kubelet does.
 func phase(p *corev1.Pod, s *corev1.PodStatus, finished, initialized bool) corev1.PodPhase {
 	pendingInit, failedInit := 0, 0
 	for i := range p.Spec.InitContainers {
@@ -212,8 +215,8 @@ func phase(p *corev1.Pod, s *corev1.PodStatus, finished, initialized bool) corev
 	return corev1.PodRunning
 }
 
-// Equal compares two statuses as they would be stored: times in seconds, and
-// conditions in any order.
+// Equal reports whether two statuses are equal as stored: times are compared in seconds,
+// and conditions in any order.
 func Equal(a, b *corev1.PodStatus) bool {
 	x, errX := normal(a).Marshal()
 	y, errY := normal(b).Marshal()

@@ -17,14 +17,14 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var now = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 
-// Instances of containers, by what the runtime says of them.
+// States of containers in test cases.
 const (
 	none = iota - 5
 	created
-	waits // ended, and held back
+	waits // ended, in back-off
 	starting
 	runs
-	// 0 and above are exit codes.
+	// Values of 0 and above are exit codes.
 )
 
 func build(policy corev1.RestartPolicy, init, regular map[string]int, sidecars ...string) View {
@@ -97,8 +97,8 @@ func TestPhaseAndConditions(t *testing.T) {
 		"one of two":                   {build(always, nil, m{"a": runs, "b": none}), corev1.PodPending, true, false},
 		"all run":                      {build(always, nil, m{"a": runs, "b": runs}), corev1.PodRunning, true, true},
 		"one starts":                   {build(always, nil, m{"a": runs, "b": starting}), corev1.PodRunning, true, false},
-		"one crashed":                  {build(always, nil, m{"a": runs, "b": waits}), corev1.PodRunning, true, false},
-		"all crashed":                  {build(always, nil, m{"a": waits}), corev1.PodRunning, true, false},
+		"one in back-off":              {build(always, nil, m{"a": runs, "b": waits}), corev1.PodRunning, true, false},
+		"all in back-off":              {build(always, nil, m{"a": waits}), corev1.PodRunning, true, false},
 		"ended, will restart":          {build(always, nil, m{"a": 0}), corev1.PodRunning, true, false},
 		"on failure, one is done":      {build(onFailure, nil, m{"a": 0, "b": runs}), corev1.PodRunning, true, false},
 		"on failure, failed":           {build(onFailure, nil, m{"a": 1}), corev1.PodRunning, true, false},
@@ -109,13 +109,13 @@ func TestPhaseAndConditions(t *testing.T) {
 		"init runs":                    {build(always, m{"i": runs}, m{"a": none}), corev1.PodPending, false, false},
 		"init done":                    {build(always, m{"i": 0}, m{"a": none}), corev1.PodPending, true, false},
 		"init failed":                  {build(always, m{"i": 1}, m{"a": none}), corev1.PodPending, false, false},
-		"init held back":               {build(always, m{"i": waits}, m{"a": none}), corev1.PodPending, false, false},
+		"init in back-off":             {build(always, m{"i": waits}, m{"a": none}), corev1.PodPending, false, false},
 		"init failed, never":           {done(build(never, m{"i": 1}, m{"a": none})), corev1.PodFailed, false, false},
 		"init done, all run":           {build(always, m{"i": 0}, m{"a": runs}), corev1.PodRunning, true, true},
 		"sidecar starts":               {build(always, m{"s": starting}, m{"a": none}, "s"), corev1.PodPending, false, false},
 		"sidecar runs":                 {build(always, m{"s": runs}, m{"a": none}, "s"), corev1.PodPending, true, false},
 		"with its sidecar":             {build(always, m{"s": runs}, m{"a": runs}, "s"), corev1.PodRunning, true, true},
-		"its sidecar crashed":          {build(always, m{"s": waits}, m{"a": runs}, "s"), corev1.PodRunning, true, false},
+		"its sidecar in back-off":      {build(always, m{"s": waits}, m{"a": runs}, "s"), corev1.PodRunning, true, false},
 		"done, its sidecar still runs": {done(build(never, m{"s": runs}, m{"a": 0}, "s")), corev1.PodPending, true, false},
 		"done with its sidecar":        {done(build(never, m{"s": 0}, m{"a": 0}, "s")), corev1.PodSucceeded, true, false},
 	} {
@@ -134,7 +134,7 @@ func TestPhaseAndConditions(t *testing.T) {
 				t.Errorf("status: %+v", s)
 			}
 			if !Equal(&s, &s) {
-				t.Error("it does not equal itself")
+				t.Error("the status does not equal itself")
 			}
 		})
 	}
@@ -144,22 +144,22 @@ func TestContainerStates(t *testing.T) {
 	v := build(corev1.RestartPolicyAlways, map[string]int{"i": runs}, map[string]int{"a": none})
 	s := Make(v)
 	if w := s.ContainerStatuses[0].State.Waiting; w == nil || w.Reason != "PodInitializing" {
-		t.Errorf("before its turn: %+v", s.ContainerStatuses[0].State)
+		t.Errorf("before initialization: %+v", s.ContainerStatuses[0].State)
 	}
 	v = build(corev1.RestartPolicyAlways, nil, map[string]int{"a": none})
 	s = Make(v)
 	st := s.ContainerStatuses[0]
 	if st.State.Waiting == nil || st.State.Waiting.Reason != "ContainerCreating" || st.Started == nil || *st.Started {
-		t.Errorf("in its turn: %+v", st)
+		t.Errorf("after initialization: %+v", st)
 	}
 	v = build(corev1.RestartPolicyAlways, nil, map[string]int{"a": waits})
 	v.TerminationMessage = func(*cri.Container) string { return "why" }
 	s = Make(v)
 	st = s.ContainerStatuses[0]
 	if st.State.Waiting == nil || st.LastTerminationState.Terminated == nil || st.LastTerminationState.Terminated.Message != "why" || st.LastTerminationState.Terminated.ContainerID != "containerd://a" {
-		t.Errorf("held back: %+v", st)
+		t.Errorf("in back-off: %+v", st)
 	}
-	// The message outlives the file that it came from.
+	// The message outlives the file that it was read from.
 	v.Pod.Status = s
 	v.TerminationMessage = func(*cri.Container) string { return "" }
 	if got := Make(v).ContainerStatuses[0].LastTerminationState.Terminated.Message; got != "why" {
@@ -174,20 +174,21 @@ func TestContainerStates(t *testing.T) {
 	}
 }
 
-// TestLost: a container that was reported and that the runtime knows no more.
+// TestLost checks the status of a container that was reported before but that the runtime
+// no longer has.
 func TestLost(t *testing.T) {
 	v := build(corev1.RestartPolicyAlways, nil, map[string]int{"a": none})
 	v.Pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "a", RestartCount: 1, ContainerID: "containerd://gone", State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}}
 	st := Make(v).ContainerStatuses[0]
 	if st.State.Waiting == nil || st.LastTerminationState.Terminated == nil || st.LastTerminationState.Terminated.Reason != "ContainerStatusUnknown" || st.RestartCount != 1 {
-		t.Errorf("goes on: %+v", st)
+		t.Errorf("pod keeps running: %+v", st)
 	}
 	deleted := metav1.NewTime(now)
 	v.Pod.DeletionTimestamp = &deleted
 	v.Runtime.Sandboxes = nil
 	st = Make(v).ContainerStatuses[0]
 	if st.State.Terminated == nil || st.State.Terminated.ExitCode != 137 {
-		t.Errorf("ends: %+v", st)
+		t.Errorf("pod ends: %+v", st)
 	}
 }
 
@@ -196,16 +197,16 @@ func TestEnded(t *testing.T) {
 	v.Ended = &pod.Refusal{Reason: "DeadlineExceeded", Message: "too long"}
 	v.Pod.Status.Phase = corev1.PodRunning
 	if s := Make(v); s.Phase != corev1.PodRunning || s.Reason != "DeadlineExceeded" {
-		t.Errorf("while it runs: %s %s", s.Phase, s.Reason)
+		t.Errorf("while its container runs: %s %s", s.Phase, s.Reason)
 	}
 	v.Runtime.Containers[0].State, v.Runtime.Containers[0].ExitCode = cri.StateExited, 143
 	if s := Make(v); s.Phase != corev1.PodFailed {
-		t.Errorf("after: %s", s.Phase)
+		t.Errorf("after its container ended: %s", s.Phase)
 	}
 }
 
-// A pod that the node refuses has a reason and no containers, also when an agent
-// that did not refuse it itself reports on it.
+// TestRefused checks that a refused pod has a reason and no containers, also when it is
+// reported by an agent that did not refuse it itself.
 func TestRefused(t *testing.T) {
 	v := build(corev1.RestartPolicyAlways, nil, nil)
 	v.Pod.Spec.InitContainers = []corev1.Container{{Name: "i"}}
@@ -222,8 +223,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestOrder: statuses of containers are sorted by name, those of init containers
-// are in the order of the spec, and messages name containers in that order.
+// TestOrder checks that container statuses are sorted by name, that init container statuses
+// are in the order of the spec, and that messages name containers in the order of the spec.
 func TestOrder(t *testing.T) {
 	v := build(corev1.RestartPolicyAlways, nil, nil)
 	for _, name := range []string{"zebra", "middle", "alpha"} {
@@ -263,11 +264,11 @@ func TestReadinessGates(t *testing.T) {
 		t.Errorf("open: %+v", c)
 	}
 	if c := condition(&s, "example.com/lb"); c == nil {
-		t.Error("a condition of somebody else was dropped")
+		t.Error("a condition of another writer was dropped")
 	}
 }
 
-// TestTransitions: times of conditions move only when the condition does.
+// TestTransitions checks that a condition's transition time changes only with its status.
 func TestTransitions(t *testing.T) {
 	v := build(corev1.RestartPolicyAlways, nil, map[string]int{"a": runs})
 	v.Pod.Status = Make(v)
@@ -275,10 +276,10 @@ func TestTransitions(t *testing.T) {
 	v.Now = now.Add(time.Hour)
 	s := Make(v)
 	if !condition(&s, corev1.PodReady).LastTransitionTime.Equal(&before) {
-		t.Error("the time moved")
+		t.Error("the transition time changed")
 	}
 	if !Equal(&s, &v.Pod.Status) {
-		t.Error("nothing happened, but the status differs")
+		t.Error("the status differs although nothing changed")
 	}
 	v.Ready = func(string) bool { return false }
 	s = Make(v)

@@ -14,13 +14,13 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// API is what the writer needs of the cluster.
+// API is the part of the API client that the writer uses.
 type API interface {
 	Commit(ctx context.Context, writes ...client.Write) ([]client.WriteResult, error)
 	GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error)
 }
 
-// maxBatch bounds the writes of one message.
+// maxBatch is the maximum number of writes in one call.
 const maxBatch = 200
 
 const (
@@ -28,12 +28,12 @@ const (
 	retryMost  = 5 * time.Second
 )
 
-// Writer brings statuses to the API: the newest of each pod, at most one batch
-// at a time, so that what changes meanwhile is coalesced. What fails is tried
-// again until it succeeds or the pod is gone.
+// Writer writes statuses to the API. It writes only the newest status of each pod and sends
+// at most one batch at a time, so changes that arrive meanwhile are coalesced. A failed
+// write is retried until it succeeds or the pod is gone.
 type Writer struct {
 	api API
-	// cached is the pod as the node's watch has it.
+	// cached returns the pod from the node's watch cache.
 	cached func(namespace, name string) (*corev1.Pod, bool)
 	wake   chan struct{}
 
@@ -41,29 +41,30 @@ type Writer struct {
 	entries map[types.UID]*entry
 }
 
-// entry is what is wanted for one pod. Its fields belong to the writer's lock.
+// entry is the pending write of one pod. Its fields are guarded by the writer's lock.
 type entry struct {
 	pod *corev1.Pod
-	// status to write; version grows with each, written is the last one that the
-	// API has.
+	// status is the status to write. version increases with each Set; written is the
+	// version that the API has.
 	status           *corev1.PodStatus
 	version, written uint64
-	// remove asks for the end of the object once the status is written.
+	// remove requests deletion of the object once the status is written.
 	remove      bool
 	traceparent string
-	// known is the object after the last write, while it is newer than the watch.
+	// known is the object as of the last write or read, while it is newer than the cache.
+	// stale is true after a conflict, until the object has been read again.
 	known     *corev1.Pod
 	stale     bool
 	notBefore time.Time
 	delay     time.Duration
 }
 
-// NewWriter makes a writer; Run works.
+// NewWriter returns a writer. It writes nothing until Run is called.
 func NewWriter(api API, cached func(namespace, name string) (*corev1.Pod, bool)) *Writer {
 	return &Writer{api: api, cached: cached, wake: make(chan struct{}, 1), entries: map[types.UID]*entry{}}
 }
 
-// Set asks for a pod's status to be written. A later Set replaces it.
+// Set requests a pod's status to be written. A later Set replaces it.
 func (w *Writer) Set(p *corev1.Pod, s *corev1.PodStatus, traceparent string) {
 	w.mu.Lock()
 	e := w.entries[p.UID]
@@ -73,14 +74,14 @@ func (w *Writer) Set(p *corev1.Pod, s *corev1.PodStatus, traceparent string) {
 	}
 	e.pod, e.traceparent = p, traceparent
 	e.status = s
-	// Also one that is like the last is compared with the object anew: somebody
-	// else may have changed it meanwhile.
+	// Compare even an unchanged status with the object again, because another client may
+	// have changed the object.
 	e.version++
 	w.mu.Unlock()
 	w.poke()
 }
 
-// Remove asks for the end of the pod's object, after its last status.
+// Remove requests deletion of the pod's object after its last status has been written.
 func (w *Writer) Remove(p *corev1.Pod, traceparent string) {
 	w.mu.Lock()
 	e := w.entries[p.UID]
@@ -93,14 +94,14 @@ func (w *Writer) Remove(p *corev1.Pod, traceparent string) {
 	w.poke()
 }
 
-// Forget drops what is wanted for a pod that is gone.
+// Forget drops the pending write of a pod that is gone.
 func (w *Writer) Forget(uid types.UID) {
 	w.mu.Lock()
 	delete(w.entries, uid)
 	w.mu.Unlock()
 }
 
-// Latest is the status that was last asked for, if any.
+// Latest returns the status of the last Set, or nil.
 func (w *Writer) Latest(uid types.UID) *corev1.PodStatus {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -117,7 +118,7 @@ func (w *Writer) poke() {
 	}
 }
 
-// job is one write and what it stands for.
+// job is one write of a batch and the version of the entry that it writes.
 type job struct {
 	uid     types.UID
 	version uint64
@@ -125,7 +126,7 @@ type job struct {
 	write   client.Write
 }
 
-// Run writes until ctx ends.
+// Run writes statuses until ctx ends.
 func (w *Writer) Run(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -147,7 +148,7 @@ func (w *Writer) Run(ctx context.Context) error {
 	}
 }
 
-// collect makes the next batch, and says when there may be another one.
+// collect returns the next batch, and how long to wait for another one.
 func (w *Writer) collect(ctx context.Context) (jobs []job, next time.Duration) {
 	now := time.Now()
 	w.mu.Lock()
@@ -182,7 +183,7 @@ func (w *Writer) collect(ctx context.Context) (jobs []job, next time.Duration) {
 	return jobs, next
 }
 
-// job makes the next write for an entry, if one is needed.
+// job returns the next write for an entry, if one is needed.
 func (w *Writer) job(uid types.UID, e *entry) (job, bool) {
 	base := e.known
 	if cached, ok := w.cached(e.pod.Namespace, e.pod.Name); ok && cached.UID == uid && (base == nil || newer(cached, base)) {
@@ -206,7 +207,7 @@ func (w *Writer) job(uid types.UID, e *entry) (job, bool) {
 	return job{}, false
 }
 
-// merge keeps what others wrote into a status since it was made.
+// merge returns want with the fields that other clients write taken from base.
 func merge(base *corev1.Pod, want *corev1.PodStatus) *corev1.PodStatus {
 	out := want.DeepCopy()
 	kept := out.Conditions[:0]
@@ -245,7 +246,7 @@ func (w *Writer) send(ctx context.Context, jobs []job) {
 	defer cancel()
 	results, err := w.api.Commit(ctx, writes...)
 	if err != nil && ctx.Err() == nil {
-		slog.Warn("pod statuses were not written", "pods", len(jobs)-len(results), "error", err)
+		slog.WarnContext(ctx, "pod statuses were not written", "pods", len(jobs)-len(results), "error", err)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -258,12 +259,12 @@ func (w *Writer) send(ctx context.Context, jobs []job) {
 			e.retry()
 			continue
 		}
-		w.settle(e, j, results[i])
+		w.settle(ctx, e, j, results[i])
 	}
 }
 
-// settle takes the verdict on one write.
-func (w *Writer) settle(e *entry, j job, r client.WriteResult) {
+// settle records the result of one write.
+func (w *Writer) settle(ctx context.Context, e *entry, j job, r client.WriteResult) {
 	switch {
 	case r.Err == nil && j.remove:
 		delete(w.entries, j.uid)
@@ -277,7 +278,7 @@ func (w *Writer) settle(e *entry, j job, r client.WriteResult) {
 	case apierrors.IsConflict(r.Err):
 		e.stale = true
 	default:
-		slog.Warn("pod status was not written", "pod", e.pod.Namespace+"/"+e.pod.Name, "remove", j.remove, "error", r.Err)
+		slog.WarnContext(ctx, "pod status was not written", "pod", e.pod.Namespace+"/"+e.pod.Name, "remove", j.remove, "error", r.Err)
 		e.retry()
 	}
 }
@@ -287,7 +288,7 @@ func (e *entry) retry() {
 	e.notBefore = time.Now().Add(e.delay)
 }
 
-// refresh reads a pod whose write met a newer version.
+// refresh reads a pod whose write conflicted with a newer version.
 func (w *Writer) refresh(ctx context.Context, e *entry) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -304,7 +305,7 @@ func (w *Writer) refresh(ctx context.Context, e *entry) {
 	}
 }
 
-// newer compares resourceVersions.
+// newer reports whether a is at least as new as b, by resourceVersion.
 func newer(a, b *corev1.Pod) bool {
 	x, errX := strconv.ParseUint(a.ResourceVersion, 10, 64)
 	y, errY := strconv.ParseUint(b.ResourceVersion, 10, 64)

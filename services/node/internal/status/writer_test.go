@@ -15,7 +15,7 @@ import (
 	"keelson.dev/proto/client/clienttest"
 )
 
-// recorder is the API with what a test needs to know of it.
+// recorder is an API that counts calls and can be blocked or made to fail.
 type recorder struct {
 	*client.Client
 	mu      sync.Mutex
@@ -54,7 +54,7 @@ type writerRig struct {
 	t   *testing.T
 	api *recorder
 	w   *Writer
-	// cache is what the watch has brought; tests change it by hand.
+	// cache stands for the watch cache. Tests change it directly.
 	mu    sync.Mutex
 	cache map[string]*corev1.Pod
 }
@@ -105,7 +105,7 @@ func until(t *testing.T, what string, ok func() bool) {
 	deadline := time.Now().Add(time.Minute)
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatal("not in time: " + what)
+			t.Fatal("timed out waiting until " + what)
 		}
 		<-time.After(5 * time.Millisecond)
 	}
@@ -115,21 +115,21 @@ func reason(text string) *corev1.PodStatus {
 	return &corev1.PodStatus{Phase: corev1.PodRunning, Reason: text}
 }
 
-// TestCoalesce: of many statuses of one pod while a write is under way only the
-// newest is written.
+// TestCoalesce checks that only the newest of several statuses that are set during a write
+// is written afterwards.
 func TestCoalesce(t *testing.T) {
 	r := newWriterRig(t)
 	p := r.create("p")
 	hold := make(chan struct{})
 	r.api.set(func() { r.api.hold = hold })
 	r.w.Set(p, reason("0"), "")
-	until(t, "a write is under way", func() bool { r.api.mu.Lock(); defer r.api.mu.Unlock(); return r.api.commits == 1 })
+	until(t, "a write is in progress", func() bool { r.api.mu.Lock(); defer r.api.mu.Unlock(); return r.api.commits == 1 })
 	for _, text := range []string{"1", "2", "3"} {
 		r.w.Set(p, reason(text), "")
 	}
 	r.api.set(func() { r.api.hold = nil })
 	close(hold)
-	until(t, "the newest is written", func() bool { return r.get("p").Status.Reason == "3" })
+	until(t, "the newest status is written", func() bool { return r.get("p").Status.Reason == "3" })
 	r.api.mu.Lock()
 	defer r.api.mu.Unlock()
 	if r.api.writes != 2 {
@@ -137,31 +137,31 @@ func TestCoalesce(t *testing.T) {
 	}
 }
 
-// TestUnchanged: what does not differ is not written.
+// TestUnchanged checks that an unchanged status is not written.
 func TestUnchanged(t *testing.T) {
 	r := newWriterRig(t)
 	p := r.create("p")
 	r.w.Set(p, reason("x"), "")
-	until(t, "it is written", func() bool { return r.get("p").Status.Reason == "x" })
+	until(t, "the status is written", func() bool { return r.get("p").Status.Reason == "x" })
 	version := r.get("p").ResourceVersion
 	r.w.Set(p, reason("x"), "")
 	other := r.create("other")
 	r.w.Set(other, reason("y"), "")
-	until(t, "the other is written", func() bool { return r.get("other").Status.Reason == "y" })
+	until(t, "the other pod's status is written", func() bool { return r.get("other").Status.Reason == "y" })
 	if got := r.get("p").ResourceVersion; got != version {
 		t.Errorf("version %s became %s", version, got)
 	}
 }
 
-// TestContradicted: what others made of a status is set right by the next Set,
-// although it asks for nothing new.
+// TestContradicted checks that the next Set restores a status that another client changed,
+// even if it sets the same status again.
 func TestContradicted(t *testing.T) {
 	r := newWriterRig(t)
 	p := r.create("p")
 	want := reason("x")
 	want.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
 	r.w.Set(p, want, "")
-	until(t, "it is written", func() bool { return r.get("p").Status.Reason == "x" })
+	until(t, "the status is written", func() bool { return r.get("p").Status.Reason == "x" })
 	p = r.get("p")
 	p.Status.Conditions[0].Status = corev1.ConditionFalse
 	p, err := client.For[*corev1.Pod](r.api.Client).UpdateStatus(context.Background(), p)
@@ -172,11 +172,11 @@ func TestContradicted(t *testing.T) {
 	r.cache["p"] = p
 	r.mu.Unlock()
 	r.w.Set(p, want, "")
-	until(t, "it is set right", func() bool { return r.get("p").Status.Conditions[0].Status == corev1.ConditionTrue })
+	until(t, "the condition is restored", func() bool { return r.get("p").Status.Conditions[0].Status == corev1.ConditionTrue })
 }
 
-// TestConflict: a version that the watch has not brought yet is read, and what
-// others wrote stays.
+// TestConflict checks that after a conflict the pod is read again, and that conditions of
+// other writers are kept.
 func TestConflict(t *testing.T) {
 	r := newWriterRig(t)
 	p := r.create("p")
@@ -188,25 +188,25 @@ func TestConflict(t *testing.T) {
 	want := reason("x")
 	want.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
 	r.w.Set(p, want, "")
-	until(t, "it is written", func() bool { return r.get("p").Status.Reason == "x" })
+	until(t, "the status is written", func() bool { return r.get("p").Status.Reason == "x" })
 	s := r.get("p").Status
 	if condition(&s, "example.com/other") == nil || condition(&s, corev1.PodReady) == nil {
 		t.Errorf("conditions: %+v", s.Conditions)
 	}
 }
 
-// TestRetry: an API that does not answer is asked again.
+// TestRetry checks that a failed write is retried.
 func TestRetry(t *testing.T) {
 	r := newWriterRig(t)
 	p := r.create("p")
-	r.api.set(func() { r.api.fail = errors.New("away") })
+	r.api.set(func() { r.api.fail = errors.New("unavailable") })
 	r.w.Set(p, reason("x"), "")
-	until(t, "it was tried", func() bool { r.api.mu.Lock(); defer r.api.mu.Unlock(); return r.api.commits >= 2 })
+	until(t, "the write was retried", func() bool { r.api.mu.Lock(); defer r.api.mu.Unlock(); return r.api.commits >= 2 })
 	r.api.set(func() { r.api.fail = nil })
-	until(t, "it is written", func() bool { return r.get("p").Status.Reason == "x" })
+	until(t, "the status is written", func() bool { return r.get("p").Status.Reason == "x" })
 }
 
-// TestNeverBack: a phase that is final stays, whatever is asked for.
+// TestNeverBack checks that a final phase is kept, whatever phase is set.
 func TestNeverBack(t *testing.T) {
 	r := newWriterRig(t)
 	p := r.create("p")
@@ -216,14 +216,14 @@ func TestNeverBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.w.Set(p, reason("x"), "")
-	until(t, "it is written", func() bool { return r.get("p").Status.Reason == "x" })
+	until(t, "the status is written", func() bool { return r.get("p").Status.Reason == "x" })
 	if got := r.get("p").Status.Phase; got != corev1.PodFailed {
 		t.Errorf("phase: %s", got)
 	}
 }
 
-// TestRemove: the last status comes before the end; a pod of the same name is
-// left alone.
+// TestRemove checks that the last status is written before the object is deleted, and that
+// another pod of the same name is left alone.
 func TestRemove(t *testing.T) {
 	r := newWriterRig(t)
 	ctx := context.Background()
@@ -243,9 +243,9 @@ func TestRemove(t *testing.T) {
 	}()
 	r.w.Set(p, reason("last"), "")
 	r.w.Remove(p, "")
-	until(t, "it is gone", func() bool { _, err := pods.Get(ctx, "n", "p"); return err != nil })
+	until(t, "the pod is gone", func() bool { _, err := pods.Get(ctx, "n", "p"); return err != nil })
 	if first := <-seen; first != "Modified last" {
-		t.Errorf("first came %q", first)
+		t.Errorf("first event: %q, want the modification with the last status", first)
 	}
 	cancel()
 	<-watched
@@ -256,9 +256,9 @@ func TestRemove(t *testing.T) {
 	r.w.Remove(p, "")
 	marker := r.create("marker")
 	r.w.Set(marker, reason("after"), "")
-	until(t, "the writer has gone on", func() bool { return r.get("marker").Status.Reason == "after" })
-	until(t, "the writer has settled", func() bool { r.w.mu.Lock(); defer r.w.mu.Unlock(); return r.w.entries[p.UID] == nil })
+	until(t, "the writer has written another pod", func() bool { return r.get("marker").Status.Reason == "after" })
+	until(t, "the writer has dropped its entry", func() bool { r.w.mu.Lock(); defer r.w.mu.Unlock(); return r.w.entries[p.UID] == nil })
 	if _, err := pods.Get(ctx, "n", "p"); err != nil {
-		t.Errorf("the other pod: %v", err)
+		t.Errorf("the other pod of the same name: %v", err)
 	}
 }
