@@ -1,6 +1,6 @@
-// Package cgroup keeps the cgroups of pods: below the node's root one for each
-// quality-of-service class, and below that one for each pod, which holds the
-// pod's containers. What differs between cgroup v1 and v2 stays in here.
+// Package cgroup manages the cgroups of pods: one per quality-of-service class under the
+// node's root, and under that one per pod, which holds the pod's containers. Differences
+// between cgroup v1 and v2 are confined to this package.
 //
 // It must never touch a cgroup outside the node's root.
 package cgroup
@@ -25,23 +25,23 @@ import (
 	"keelson.dev/services/node/internal/pod"
 )
 
-// Hierarchy is the machine's cgroups as far as they are the node's.
+// Hierarchy is the part of the machine's cgroups that belongs to the node.
 type Hierarchy struct {
 	root    string
-	unified string            // mount point of v2, where v2 is in charge
+	unified string            // mount point of v2, if v2 is in charge
 	v1      map[string]string // mount point by controller
 }
 
-// controllers are those that pods' cgroups have: limits are set on the first
-// two, the others are made and removed with them.
+// controllers are the controllers of pods' cgroups. Limits are set on the first two; the
+// cgroups of the others are only created and removed.
 var controllers = []string{"cpu", "memory", "cpuset", "cpuacct", "pids", "blkio", "devices", "freezer", "hugetlb", "net_cls", "net_prio", "perf_event", "rdma", "misc", "systemd"}
 
-// Detect finds the machine's cgroups; root is the node's own, for instance
+// Detect finds the machine's cgroups. root is the node's own cgroup, for instance
 // "/keelson".
 func Detect(root string) (*Hierarchy, error) {
 	root = path.Clean("/" + root)
 	if root == "/" {
-		return nil, errors.New("cgroup root: the root of all cgroups cannot be a node's")
+		return nil, errors.New("cgroup root: the node needs a cgroup of its own, not /")
 	}
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -84,10 +84,10 @@ func Detect(root string) (*Hierarchy, error) {
 	return h, nil
 }
 
-// Unified says that cgroup v2 is in charge.
+// Unified reports whether cgroup v2 is in charge.
 func (h *Hierarchy) Unified() bool { return h.unified != "" }
 
-// class is the cgroup of a QoS class.
+// class returns the cgroup of a QoS class.
 func (h *Hierarchy) class(qos corev1.PodQOSClass) string {
 	switch qos {
 	case corev1.PodQOSGuaranteed:
@@ -98,12 +98,13 @@ func (h *Hierarchy) class(qos corev1.PodQOSClass) string {
 	return path.Join(h.root, "besteffort")
 }
 
-// Pod is the path of a pod's cgroup, as CRI's cgroup_parent has it.
+// Pod returns the path of a pod's cgroup, in the form of CRI's cgroup_parent.
 func (h *Hierarchy) Pod(p *corev1.Pod) string {
 	return path.Join(h.class(pod.QOS(p)), "pod"+string(p.UID))
 }
 
-// dirs are the directories of a cgroup, one for each hierarchy.
+// dirs returns the directories of a cgroup by v1 controller, or its only directory under ""
+// with v2.
 func (h *Hierarchy) dirs(group string) map[string]string {
 	if h.Unified() {
 		return map[string]string{"": filepath.Join(h.unified, group)}
@@ -115,7 +116,7 @@ func (h *Hierarchy) dirs(group string) map[string]string {
 	return out
 }
 
-// EnsurePod makes a pod's cgroup and sets its limits.
+// EnsurePod creates a pod's cgroup and sets its limits.
 func (h *Hierarchy) EnsurePod(p *corev1.Pod) error {
 	group := h.Pod(p)
 	if err := h.make(group); err != nil {
@@ -132,8 +133,8 @@ func (h *Hierarchy) EnsurePod(p *corev1.Pod) error {
 	return h.setMemory(group, total.Limits.Memory().Value())
 }
 
-// SetClasses sets the share of CPU time of the classes: best effort gets what
-// others leave, burstable as much as its pods asked for.
+// SetClasses sets the CPU shares of the QoS classes: best effort gets what the others
+// leave, burstable gets the given shares, the sum of its pods' requests.
 func (h *Hierarchy) SetClasses(burstable int64) error {
 	for _, c := range []struct {
 		qos    corev1.PodQOSClass
@@ -150,7 +151,7 @@ func (h *Hierarchy) SetClasses(burstable int64) error {
 	return nil
 }
 
-// make makes a cgroup with its parents.
+// make creates a cgroup and its parents.
 func (h *Hierarchy) make(group string) error {
 	for name, dir := range h.dirs(group) {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -165,7 +166,7 @@ func (h *Hierarchy) make(group string) error {
 	if !h.Unified() {
 		return nil
 	}
-	// v2: a cgroup has the controllers that its parent hands down.
+	// In v2, a cgroup has only the controllers that its parent delegates.
 	dir := h.unified
 	for _, part := range strings.Split(strings.Trim(group, "/"), "/") {
 		if err := delegate(dir); err != nil {
@@ -179,7 +180,7 @@ func (h *Hierarchy) make(group string) error {
 	return nil
 }
 
-// delegate hands all controllers of a v2 cgroup down to its children.
+// delegate enables all controllers of a v2 cgroup for its children.
 func delegate(dir string) error {
 	have, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
 	if err != nil {
@@ -194,7 +195,7 @@ func delegate(dir string) error {
 	return nil
 }
 
-// inheritCPUSet fills in a v1 cpuset, which is born without CPUs.
+// inheritCPUSet fills in a v1 cpuset, which has no CPUs when it is created.
 func inheritCPUSet(mount, group string) error {
 	dir := mount
 	for _, part := range strings.Split(strings.Trim(group, "/"), "/") {
@@ -219,7 +220,7 @@ func inheritCPUSet(mount, group string) error {
 
 func (h *Hierarchy) setCPU(group string, shares, quota, period int64) error {
 	if h.Unified() {
-		// The linear map of v1's shares [2, 262144] to v2's weight [1, 10000].
+		// Map v1's shares [2, 262144] linearly to v2's weight [1, 10000].
 		weight := 1 + ((shares-2)*9999)/262142
 		limit := "max 100000"
 		if quota > 0 {
@@ -256,9 +257,9 @@ func (h *Hierarchy) write(controller, group, file, value string) error {
 	return nil
 }
 
-// RemovePod removes a pod's cgroup, wherever it is. Processes that are left in it
-// are ended: the runtime has ended all that it knows of, but one that was killed
-// while it made a container has forgotten that container's first process.
+// RemovePod removes a pod's cgroup, in whichever class it is. Processes that are left in it
+// are killed: the runtime has stopped all that it knows of, but a runtime that was killed
+// while it created a container does not know the first process of that container.
 func (h *Hierarchy) RemovePod(uid types.UID) error {
 	var all []error
 	for _, qos := range []corev1.PodQOSClass{corev1.PodQOSGuaranteed, corev1.PodQOSBurstable, corev1.PodQOSBestEffort} {
@@ -273,7 +274,7 @@ func (h *Hierarchy) RemovePod(uid types.UID) error {
 	return errors.Join(all...)
 }
 
-// killTree ends the processes in a cgroup and the cgroups in it.
+// killTree kills the processes in a cgroup and its descendants.
 func killTree(dir string) {
 	_ = filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.Name() != "cgroup.procs" {
@@ -292,7 +293,7 @@ func killTree(dir string) {
 	})
 }
 
-// Pods are the pods that have a cgroup.
+// Pods returns the UIDs of the pods that have a cgroup.
 func (h *Hierarchy) Pods() []types.UID {
 	seen := map[types.UID]bool{}
 	for _, qos := range []corev1.PodQOSClass{corev1.PodQOSGuaranteed, corev1.PodQOSBurstable, corev1.PodQOSBestEffort} {
@@ -312,8 +313,8 @@ func (h *Hierarchy) Pods() []types.UID {
 	return out
 }
 
-// removeTree removes a cgroup and the cgroups in it, children first. The kernel
-// may need a moment to let go of one whose last process has just ended.
+// removeTree removes a cgroup and its descendants, children first. The kernel may need a
+// moment to release a cgroup whose last process has just ended.
 func removeTree(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {

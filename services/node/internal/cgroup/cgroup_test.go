@@ -25,7 +25,8 @@ func newPod(cpu, memory string) *corev1.Pod {
 	return p
 }
 
-// unified is a v2 hierarchy in a folder: files in place of the kernel's.
+// unified returns a v2 hierarchy in a temporary directory, with plain files instead of the
+// kernel's.
 func unified(t *testing.T) *Hierarchy {
 	t.Helper()
 	dir := t.TempDir()
@@ -82,7 +83,7 @@ func TestUnified(t *testing.T) {
 	}
 }
 
-// TestMachine uses the machine's own cgroups, below a root of the test's.
+// TestMachine uses the machine's own cgroups, under a root of the test's own.
 func TestMachine(t *testing.T) {
 	h, err := Detect(fmt.Sprintf("/keelson-cgroup-test-%d-%d/node", os.Getpid(), time.Now().UnixNano()))
 	if err != nil {
@@ -107,7 +108,7 @@ func TestMachine(t *testing.T) {
 	if got := h.Pods(); len(got) != 1 || got[0] != p.UID {
 		t.Errorf("pods: %v", got)
 	}
-	// A process that nobody knows of any more goes with the cgroup.
+	// A process that the runtime no longer knows is killed with its cgroup.
 	forgotten := exec.Command("sleep", "1000")
 	if err := forgotten.Start(); err != nil {
 		t.Fatal(err)
@@ -122,11 +123,11 @@ func TestMachine(t *testing.T) {
 	defer func() {
 		_ = forgotten.Process.Kill()
 		if err := <-ended; err == nil {
-			t.Error("the forgotten process was not ended")
+			t.Error("the orphaned process was not killed")
 		}
 	}()
-	// A process that is killed takes a moment to end, and a longer one on a busy
-	// machine: the agent tries again as well.
+	// A killed process takes a moment to end, longer on a busy machine. The agent retries
+	// too.
 	deadline := time.Now().Add(time.Minute)
 	for err := h.RemovePod(p.UID); err != nil; err = h.RemovePod(p.UID) {
 		if time.Now().After(deadline) {
@@ -134,7 +135,7 @@ func TestMachine(t *testing.T) {
 		}
 	}
 	if err := h.RemovePod(p.UID); err != nil {
-		t.Fatalf("again: %v", err)
+		t.Fatalf("removing it again: %v", err)
 	}
 	if got := h.Pods(); len(got) != 0 {
 		t.Errorf("pods: %v", got)
@@ -144,7 +145,7 @@ func TestMachine(t *testing.T) {
 func TestRoot(t *testing.T) {
 	for _, root := range []string{"", "/", "/a/..", "."} {
 		if _, err := Detect(root); err == nil {
-			t.Errorf("%q was taken", root)
+			t.Errorf("root %q was accepted", root)
 		}
 	}
 }

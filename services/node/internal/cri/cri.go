@@ -1,9 +1,8 @@
-// Package cri is the node's view of its container runtime: a client of CRI v1
-// and the state of one pod as the runtime knows it.
+// Package cri is the node's view of its container runtime: a client of CRI v1, and the
+// state of one pod as the runtime knows it.
 //
-// It must never decide anything: it reads, and does what it is told. Calls that
-// create or start something are never repeated here, because the caller reads
-// the state again and knows better.
+// It must never make decisions; it only reads state and executes calls. It never retries
+// calls that create or start something: the caller must read the state again first.
 package cri
 
 import (
@@ -25,24 +24,24 @@ import (
 )
 
 const (
-	// callTimeout bounds every call that has no deadline of its own.
+	// callTimeout bounds every call that does not have a bound of its own.
 	callTimeout = 2 * time.Minute
-	// readTimeout bounds calls that only read the runtime's memory.
+	// readTimeout bounds calls that only read the runtime's state from memory.
 	readTimeout = 15 * time.Second
-	// maxMessage is the largest answer that is accepted.
+	// maxMessage is the maximum size of a message in bytes, in both directions.
 	maxMessage = 16 << 20
 )
 
-// Client speaks CRI v1 to one runtime. It is safe for concurrent use; it
-// connects again by itself when the runtime comes back.
+// Client is a CRI v1 client of one runtime. It is safe for concurrent use and reconnects
+// when the runtime comes back.
 type Client struct {
 	conn    *grpc.ClientConn
 	runtime runtimev1.RuntimeServiceClient
 	image   runtimev1.ImageServiceClient
 }
 
-// Dial makes a client of the runtime at endpoint, "unix:///path". It does not
-// wait for the runtime to be there.
+// Dial returns a client of the runtime at endpoint, for instance "unix:///path". It does
+// not wait for the runtime to answer.
 func Dial(endpoint string) (*Client, error) {
 	conn, err := grpc.NewClient(endpoint,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -59,29 +58,29 @@ func Dial(endpoint string) (*Client, error) {
 	return &Client{conn: conn, runtime: runtimev1.NewRuntimeServiceClient(conn), image: runtimev1.NewImageServiceClient(conn)}, nil
 }
 
-// Close ends the connection.
+// Close closes the connection.
 func (c *Client) Close() error { return c.conn.Close() }
 
 func bounded(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, d)
 }
 
-// Version is the runtime's name and version.
+// Version returns the runtime's name and version.
 func (c *Client) Version(ctx context.Context) (*runtimev1.VersionResponse, error) {
 	ctx, cancel := bounded(ctx, readTimeout)
 	defer cancel()
 	return c.runtime.Version(ctx, &runtimev1.VersionRequest{Version: "v1"})
 }
 
-// Status is the runtime's own conditions (RuntimeReady, NetworkReady).
+// Status returns the runtime's own conditions, RuntimeReady and NetworkReady.
 func (c *Client) Status(ctx context.Context, timeout time.Duration) (*runtimev1.StatusResponse, error) {
 	ctx, cancel := bounded(ctx, timeout)
 	defer cancel()
 	return c.runtime.Status(ctx, &runtimev1.StatusRequest{})
 }
 
-// CgroupDriver asks the runtime which cgroup driver it uses. A runtime too old
-// to tell (containerd before 2.0) is taken to use cgroupfs.
+// CgroupDriver asks the runtime which cgroup driver it uses. A runtime that is too old to
+// answer (containerd before 2.0) is assumed to use cgroupfs.
 func (c *Client) CgroupDriver(ctx context.Context) (runtimev1.CgroupDriver, error) {
 	ctx, cancel := bounded(ctx, readTimeout)
 	defer cancel()
@@ -97,7 +96,7 @@ func (c *Client) CgroupDriver(ctx context.Context) (runtimev1.CgroupDriver, erro
 	return resp.Linux.CgroupDriver, nil
 }
 
-// RunSandbox creates and starts a pod's sandbox, its network included.
+// RunSandbox creates and starts a pod's sandbox, including its network.
 func (c *Client) RunSandbox(ctx context.Context, config *runtimev1.PodSandboxConfig, handler string) (string, error) {
 	ctx, cancel := bounded(ctx, 2*callTimeout)
 	defer cancel()
@@ -108,7 +107,7 @@ func (c *Client) RunSandbox(ctx context.Context, config *runtimev1.PodSandboxCon
 	return resp.PodSandboxId, nil
 }
 
-// StopSandbox ends a sandbox and takes its network down. It is safe to repeat.
+// StopSandbox stops a sandbox and tears down its network. It is safe to repeat.
 func (c *Client) StopSandbox(ctx context.Context, id string) error {
 	ctx, cancel := bounded(ctx, callTimeout)
 	defer cancel()
@@ -124,8 +123,8 @@ func (c *Client) RemoveSandbox(ctx context.Context, id string) error {
 	return ignoreNotFound(err)
 }
 
-// SandboxStatus reads one sandbox. With verbose, info holds the runtime's own
-// words on it, its network namespace among them.
+// SandboxStatus returns the status of one sandbox. With verbose, info holds details
+// specific to the runtime, including the network namespace.
 func (c *Client) SandboxStatus(ctx context.Context, id string, verbose bool) (*runtimev1.PodSandboxStatusResponse, error) {
 	ctx, cancel := bounded(ctx, readTimeout)
 	defer cancel()
@@ -151,8 +150,8 @@ func (c *Client) StartContainer(ctx context.Context, id string) error {
 	return err
 }
 
-// StopContainer sends the container its stop signal and, after grace, SIGKILL.
-// A grace of zero kills at once.
+// StopContainer sends the container its stop signal and, after grace, SIGKILL. A grace of
+// zero kills it at once.
 func (c *Client) StopContainer(ctx context.Context, id string, grace time.Duration) error {
 	ctx, cancel := bounded(ctx, callTimeout+grace)
 	defer cancel()
@@ -169,7 +168,7 @@ func (c *Client) RemoveContainer(ctx context.Context, id string) error {
 	return ignoreNotFound(err)
 }
 
-// ContainerStatus reads one container.
+// ContainerStatus returns the status of one container.
 func (c *Client) ContainerStatus(ctx context.Context, id string) (*runtimev1.ContainerStatus, error) {
 	ctx, cancel := bounded(ctx, readTimeout)
 	defer cancel()
@@ -178,7 +177,7 @@ func (c *Client) ContainerStatus(ctx context.Context, id string) (*runtimev1.Con
 		return nil, err
 	}
 	if resp.Status == nil {
-		return nil, fmt.Errorf("container %s: the runtime sent no status", id)
+		return nil, fmt.Errorf("container %s: the runtime returned no status", id)
 	}
 	return resp.Status, nil
 }
@@ -191,7 +190,7 @@ func (c *Client) UpdateContainerResources(ctx context.Context, id string, r *run
 	return err
 }
 
-// ReopenLog makes the runtime open a container's log file anew.
+// ReopenLog makes the runtime reopen a container's log file.
 func (c *Client) ReopenLog(ctx context.Context, id string) error {
 	ctx, cancel := bounded(ctx, readTimeout)
 	defer cancel()
@@ -199,8 +198,9 @@ func (c *Client) ReopenLog(ctx context.Context, id string) error {
 	return err
 }
 
-// ExecSync runs a command to its end and returns its output and exit code. An
-// error that satisfies [TimedOut] means that timeout passed first.
+// ExecSync runs a command to completion and returns its stdout, stderr and exit code. An
+// error that satisfies [TimedOut] means that timeout passed first. A timeout of zero means
+// no limit.
 func (c *Client) ExecSync(ctx context.Context, id string, command []string, timeout time.Duration) ([]byte, []byte, int32, error) {
 	if timeout > 0 {
 		var cancel context.CancelFunc
@@ -215,7 +215,7 @@ func (c *Client) ExecSync(ctx context.Context, id string, command []string, time
 	return resp.Stdout, resp.Stderr, resp.ExitCode, nil
 }
 
-// ExecURL is where the runtime serves the streams of an exec.
+// ExecURL returns the URL at which the runtime serves the streams of an exec.
 func (c *Client) ExecURL(ctx context.Context, req *runtimev1.ExecRequest) (string, error) {
 	ctx, cancel := bounded(ctx, readTimeout)
 	defer cancel()
@@ -223,7 +223,7 @@ func (c *Client) ExecURL(ctx context.Context, req *runtimev1.ExecRequest) (strin
 	return resp.GetUrl(), err
 }
 
-// AttachURL is where the runtime serves the streams of an attach.
+// AttachURL returns the URL at which the runtime serves the streams of an attach.
 func (c *Client) AttachURL(ctx context.Context, req *runtimev1.AttachRequest) (string, error) {
 	ctx, cancel := bounded(ctx, readTimeout)
 	defer cancel()
@@ -231,9 +231,8 @@ func (c *Client) AttachURL(ctx context.Context, req *runtimev1.AttachRequest) (s
 	return resp.GetUrl(), err
 }
 
-// Events calls f for each event of a container until ctx ends or the stream
-// breaks. A runtime without events answers an error that satisfies
-// [Unimplemented].
+// Events calls f for each container event until ctx ends or the stream breaks. If the
+// runtime does not support events, the error satisfies [Unimplemented].
 func (c *Client) Events(ctx context.Context, f func(*runtimev1.ContainerEventResponse)) error {
 	stream, err := c.runtime.GetContainerEvents(ctx, &runtimev1.GetEventsRequest{})
 	if err != nil {
@@ -251,7 +250,7 @@ func (c *Client) Events(ctx context.Context, f func(*runtimev1.ContainerEventRes
 	}
 }
 
-// Stats reads the usage of all containers.
+// Stats returns the usage of all containers.
 func (c *Client) Stats(ctx context.Context) ([]*runtimev1.ContainerStats, error) {
 	ctx, cancel := bounded(ctx, readTimeout)
 	defer cancel()
@@ -262,18 +261,19 @@ func (c *Client) Stats(ctx context.Context) ([]*runtimev1.ContainerStats, error)
 	return resp.Stats, nil
 }
 
-// Unimplemented says that the runtime does not know the call.
+// Unimplemented reports whether err means that the runtime does not implement the call.
 func Unimplemented(err error) bool { return status.Code(err) == codes.Unimplemented }
 
-// NotFound says that the runtime does not know the object.
+// NotFound reports whether err means that the object does not exist in the runtime.
 func NotFound(err error) bool { return status.Code(err) == codes.NotFound }
 
-// TimedOut says that a deadline passed before the runtime had finished.
+// TimedOut reports whether err means that a deadline passed before the runtime had
+// finished.
 func TimedOut(err error) bool {
 	return status.Code(err) == codes.DeadlineExceeded || errors.Is(err, context.DeadlineExceeded)
 }
 
-// Down says that the runtime could not be reached at all.
+// Down reports whether err means that the runtime could not be reached.
 func Down(err error) bool { return status.Code(err) == codes.Unavailable }
 
 func ignoreNotFound(err error) error {
@@ -283,15 +283,14 @@ func ignoreNotFound(err error) error {
 	return err
 }
 
-// maxErrorText bounds what Message returns.
+// maxErrorText is the maximum length of Message's result in bytes.
 const maxErrorText = 4 << 10
 
-// rpcNoise is how gRPC's errors begin when they are printed.
+// rpcNoise matches the prefix of gRPC errors.
 var rpcNoise = regexp.MustCompile(`rpc error: code = [\w()]+ desc = `)
 
-// Message is an error's text as people read it in a pod's status: without
-// gRPC's codes, wherever in the text they stand, without control characters, and
-// bounded.
+// Message returns an error's text as shown in a pod's status: without gRPC's code prefixes,
+// wherever they occur, without control characters, and bounded in length.
 func Message(err error) string {
 	return plaintext.Clean(rpcNoise.ReplaceAllString(err.Error(), ""), maxErrorText)
 }

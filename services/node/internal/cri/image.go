@@ -6,7 +6,7 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// ImageStatus reads an image; nil means that it is not there.
+// ImageStatus returns an image, or nil if it is not present.
 func (c *Client) ImageStatus(ctx context.Context, image string) (*runtimev1.Image, error) {
 	ctx, cancel := bounded(ctx, readTimeout)
 	defer cancel()
@@ -17,8 +17,8 @@ func (c *Client) ImageStatus(ctx context.Context, image string) (*runtimev1.Imag
 	return resp.Image, nil
 }
 
-// PullImage fetches an image and returns the runtime's reference to it. It has
-// no time limit but ctx's: the runtime ends a pull that makes no progress.
+// PullImage pulls an image and returns the runtime's reference to it. Only ctx bounds it:
+// the runtime aborts a pull that makes no progress.
 func (c *Client) PullImage(ctx context.Context, image string, auth *runtimev1.AuthConfig, sandbox *runtimev1.PodSandboxConfig) (string, error) {
 	resp, err := c.image.PullImage(ctx, &runtimev1.PullImageRequest{
 		Image:         &runtimev1.ImageSpec{Image: image, UserSpecifiedImage: image},
@@ -31,7 +31,7 @@ func (c *Client) PullImage(ctx context.Context, image string, auth *runtimev1.Au
 	return resp.ImageRef, nil
 }
 
-// Images lists what images are there.
+// Images lists the images that are present.
 func (c *Client) Images(ctx context.Context) ([]*runtimev1.Image, error) {
 	ctx, cancel := bounded(ctx, readTimeout)
 	defer cancel()
@@ -50,7 +50,7 @@ func (c *Client) RemoveImage(ctx context.Context, id string) error {
 	return ignoreNotFound(err)
 }
 
-// ImageFilesystem is the mount point of the runtime's image store.
+// ImageFilesystem returns the mount point of the runtime's image store.
 func (c *Client) ImageFilesystem(ctx context.Context) (string, error) {
 	ctx, cancel := bounded(ctx, readTimeout)
 	defer cancel()
@@ -66,7 +66,7 @@ func (c *Client) ImageFilesystem(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-// UsedImages are the references of images that containers have been made from.
+// UsedImages returns the references of the images that containers were created from.
 func (c *Client) UsedImages(ctx context.Context) (map[string]bool, error) {
 	list, err := c.listContainers(ctx, nil)
 	if err != nil {

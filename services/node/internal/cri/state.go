@@ -9,9 +9,9 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Labels and annotations that every sandbox and container of a pod carries, so
-// that a pod can be recognised by nothing but the runtime. The first four are
-// what other tools that read CRI expect.
+// Labels and annotations of every sandbox and container of a pod. With them a pod can be
+// recognised from the runtime's data alone. The labels are the ones that other CRI tools
+// expect.
 const (
 	LabelPodName       = "io.kubernetes.pod.name"
 	LabelPodNamespace  = "io.kubernetes.pod.namespace"
@@ -23,9 +23,8 @@ const (
 	AnnotationGrace        = "io.kubernetes.pod.terminationGracePeriod"
 	AnnotationMessagePath  = "io.kubernetes.container.terminationMessagePath"
 	AnnotationMessageMode  = "io.kubernetes.container.terminationMessagePolicy"
-	// AnnotationBackoff is how long to wait after this instance ends before the
-	// next one starts, in nanoseconds; with it, a crash loop goes on where it was
-	// when the agent starts again.
+	// AnnotationBackoff is how long to wait after this instance ends before the next one
+	// starts, in nanoseconds. It lets a restarted agent continue a crash loop's back-off.
 	AnnotationBackoff = "keelson.dev/restart-backoff"
 )
 
@@ -40,7 +39,7 @@ const (
 	StateExited
 )
 
-// Pod is what the runtime knows of one pod.
+// Pod is the runtime's state of one pod.
 type Pod struct {
 	UID, Namespace, Name string
 	// Sandboxes and Containers are ordered newest first.
@@ -55,7 +54,7 @@ type Sandbox struct {
 	Ready       bool
 	CreatedAt   time.Time
 	HostNetwork bool
-	// IPs are empty for pods in the node's network.
+	// IPs is empty for pods in the host network.
 	IPs []string
 }
 
@@ -80,7 +79,7 @@ type Container struct {
 	Mounts                   []*runtimev1.Mount
 }
 
-// Latest is the newest instance of the container named name, or nil.
+// Latest returns the newest instance of the container with the given name, or nil.
 func (p *Pod) Latest(name string) *Container {
 	for i := range p.Containers {
 		if p.Containers[i].Name == name {
@@ -90,7 +89,7 @@ func (p *Pod) Latest(name string) *Container {
 	return nil
 }
 
-// Instances are all instances of the container named name, newest first.
+// Instances returns all instances of the container with the given name, newest first.
 func (p *Pod) Instances(name string) []*Container {
 	var out []*Container
 	for i := range p.Containers {
@@ -101,7 +100,7 @@ func (p *Pod) Instances(name string) []*Container {
 	return out
 }
 
-// Running are the containers that run, or may run for all one knows.
+// Running returns the containers that run or whose state is unknown.
 func (p *Pod) Running() []*Container {
 	var out []*Container
 	for i := range p.Containers {
@@ -112,7 +111,7 @@ func (p *Pod) Running() []*Container {
 	return out
 }
 
-// Sandbox is the newest sandbox, or nil.
+// Sandbox returns the newest sandbox, or nil.
 func (p *Pod) Sandbox() *Sandbox {
 	if len(p.Sandboxes) == 0 {
 		return nil
@@ -120,8 +119,8 @@ func (p *Pod) Sandbox() *Sandbox {
 	return &p.Sandboxes[0]
 }
 
-// Pod reads the state of the pod with this uid. A pod that the runtime does not
-// know has neither sandboxes nor containers.
+// Pod reads the state of the pod with the given UID. A pod that the runtime does not know
+// has neither sandboxes nor containers.
 func (c *Client) Pod(ctx context.Context, uid string) (*Pod, error) {
 	byUID := map[string]string{LabelPodUID: uid}
 	containers, err := c.listContainers(ctx, byUID)
@@ -140,8 +139,8 @@ func (c *Client) Pod(ctx context.Context, uid string) (*Pod, error) {
 		p.Namespace, p.Name = s.Labels[LabelPodNamespace], s.Labels[LabelPodName]
 		p.Containers = append(p.Containers, FromStatus(s, item.PodSandboxId))
 	}
-	// Sandboxes come second: a container that ended with its sandbox is not seen
-	// together with the sandbox as it was before.
+	// Read sandboxes after containers, so that a container that ended with its sandbox is
+	// never seen in a sandbox that still looks ready.
 	sandboxes, err := c.listSandboxes(ctx, byUID)
 	if err != nil {
 		return nil, err
@@ -178,7 +177,7 @@ func (c *Client) fillSandbox(ctx context.Context, box *Sandbox) error {
 	return nil
 }
 
-// FromStatus reads a container out of CRI's status of it.
+// FromStatus converts the CRI status of a container.
 func FromStatus(s *runtimev1.ContainerStatus, sandbox string) Container {
 	restarts, _ := strconv.Atoi(s.Annotations[AnnotationRestartCount])
 	backoff, _ := strconv.ParseInt(s.Annotations[AnnotationBackoff], 10, 64)
@@ -224,12 +223,12 @@ type Seen struct {
 	PodUID string
 	ID     string
 	State  int32
-	// Sandbox tells a sandbox from a container.
+	// Sandbox is true for a sandbox and false for a container.
 	Sandbox bool
 }
 
-// List returns what a relist compares: every sandbox and container that belongs
-// to a pod, with its state.
+// List returns what a relist compares: every sandbox and container that belongs to a pod,
+// by ID, with its state.
 func (c *Client) List(ctx context.Context) (map[string]Seen, error) {
 	sandboxes, err := c.listSandboxes(ctx, nil)
 	if err != nil {
@@ -267,7 +266,7 @@ func (c *Client) listContainers(ctx context.Context, labels map[string]string) (
 	return resp.GetContainers(), err
 }
 
-// RunningContainers are the ids of the containers of pods that run.
+// RunningContainers returns the IDs of the running containers of pods.
 func (c *Client) RunningContainers(ctx context.Context) ([]string, error) {
 	list, err := c.listContainers(ctx, nil)
 	if err != nil {

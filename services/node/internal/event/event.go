@@ -1,11 +1,10 @@
-// Package event reports what the node does to pods as Kubernetes Events:
-// repeated ones are counted, similar ones combined, and floods cut off by
-// client-go's correlator, so that they look as people know them.
+// Package event records what the node does to pods as Kubernetes Events. client-go's
+// correlator counts repeated events, combines similar ones and limits floods, as for the
+// kubelet's events.
 //
-// It must never hold up or fail the work it reports on: its queue is bounded,
-// and what does not fit is dropped and counted. Messages may quote what a
-// container or a runtime wrote: they are cut off at 1024 bytes, and control
-// characters in them are escaped.
+// It must never delay or fail the work it reports on: its queue is bounded, and events that
+// do not fit are dropped and counted. Messages may quote output of a container or the
+// runtime: they are truncated to 1024 bytes, and control characters in them are escaped.
 package event
 
 import (
@@ -26,7 +25,7 @@ import (
 	"keelson.dev/services/node/internal/plaintext"
 )
 
-// The reasons of events that people know.
+// Event reasons. They are the kubelet's.
 const (
 	Pulling             = "Pulling"
 	Pulled              = "Pulled"
@@ -52,19 +51,19 @@ const (
 )
 
 const (
-	// queue is how many events may wait for the API.
+	// queue is the maximum number of events that wait to be written.
 	queue = 1000
-	// maxMessage bounds an event's message in bytes, as Kubernetes does.
+	// maxMessage is the maximum length of an event's message in bytes, as in Kubernetes.
 	maxMessage = 1024
 )
 
-// Sink writes events.
+// Sink writes events to the API.
 type Sink interface {
 	CreateEvent(ctx context.Context, e *corev1.Event) (*corev1.Event, error)
 	PatchEvent(ctx context.Context, namespace, name string, patch []byte) (*corev1.Event, error)
 }
 
-// Recorder reports events of one source. A nil Recorder reports nothing.
+// Recorder records events of one source. A nil Recorder records nothing.
 type Recorder struct {
 	source  corev1.EventSource
 	sink    Sink
@@ -72,15 +71,16 @@ type Recorder struct {
 	dropped atomic.Int64
 }
 
-// NewRecorder makes a recorder for the component on the node; Run sends.
+// NewRecorder returns a recorder for a component of the node. It writes nothing until Run
+// is called.
 func NewRecorder(sink Sink, component, node string) *Recorder {
 	return &Recorder{source: corev1.EventSource{Component: component, Host: node}, sink: sink, events: make(chan *corev1.Event, queue)}
 }
 
-// Dropped is how many events did not fit into the queue.
+// Dropped returns how many events were dropped because the queue was full.
 func (r *Recorder) Dropped() int64 { return r.dropped.Load() }
 
-// Pod reports an event of a pod; container may be empty.
+// Pod records an event about a pod, or about one of its containers. container may be empty.
 func (r *Recorder) Pod(p *corev1.Pod, container, kind, reason, format string, args ...any) {
 	if r == nil {
 		return
@@ -97,7 +97,7 @@ func (r *Recorder) Pod(p *corev1.Pod, container, kind, reason, format string, ar
 	r.report(ref, kind, reason, fmt.Sprintf(format, args...))
 }
 
-// Node reports an event of the node itself.
+// Node records an event about the node itself.
 func (r *Recorder) Node(name, kind, reason, format string, args ...any) {
 	if r == nil {
 		return
@@ -125,7 +125,7 @@ func (r *Recorder) report(ref corev1.ObjectReference, kind, reason, message stri
 	}
 }
 
-// Run sends events until ctx ends.
+// Run writes events until ctx ends.
 func (r *Recorder) Run(ctx context.Context) error {
 	correlator := record.NewEventCorrelator(clock.RealClock{})
 	for {
@@ -138,8 +138,8 @@ func (r *Recorder) Run(ctx context.Context) error {
 	}
 }
 
-// attempts is how often one event is tried: events matter less than what they
-// report on.
+// attempts is how often writing one event is attempted. Events matter less than the work
+// they report on.
 const attempts = 3
 
 func (r *Recorder) send(ctx context.Context, correlator *record.EventCorrelator, e *corev1.Event) {
@@ -155,7 +155,7 @@ func (r *Recorder) send(ctx context.Context, correlator *record.EventCorrelator,
 			return
 		}
 		if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsAlreadyExists(err) || apierrors.IsNotFound(err) {
-			break // its namespace is going away, or it can never be stored
+			break // its namespace is being deleted, or it can never be stored
 		}
 		select {
 		case <-ctx.Done():
@@ -163,7 +163,7 @@ func (r *Recorder) send(ctx context.Context, correlator *record.EventCorrelator,
 		case <-time.After(time.Second << try):
 		}
 	}
-	slog.Debug("event was not written", "reason", e.Reason, "object", e.InvolvedObject.Name, "error", err)
+	slog.DebugContext(ctx, "event was not written", "reason", e.Reason, "kind", e.InvolvedObject.Kind, "namespace", e.InvolvedObject.Namespace, "name", e.InvolvedObject.Name, "error", err)
 }
 
 func (r *Recorder) write(ctx context.Context, result *record.EventCorrelateResult) (*corev1.Event, error) {
@@ -180,7 +180,7 @@ func (r *Recorder) write(ctx context.Context, result *record.EventCorrelateResul
 	return r.sink.CreateEvent(ctx, e)
 }
 
-// API is a Sink on a client.
+// API is a Sink that uses a client.
 type API struct{ Client *client.Client }
 
 // CreateEvent implements Sink.

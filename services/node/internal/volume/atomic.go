@@ -13,11 +13,11 @@ import (
 	"time"
 )
 
-// file is one file of a volume made of objects.
+// file is one file of a volume made of API objects.
 type file struct {
 	data []byte
 	mode os.FileMode
-	// uid owns the file if it is not nil.
+	// uid is the file's owner, unless nil.
 	uid *int64
 }
 
@@ -26,15 +26,14 @@ const (
 	newDataLink = "..data_tmp"
 )
 
-// maxFileName is what a file name may have at most.
+// maxFileName is the maximum length of a file name in bytes.
 const maxFileName = 255
 
-// writeAtomically makes dir hold exactly these files, all of one moment for
-// whoever reads them through the links: the files lie in a directory named for
-// the time, ..data links to it and is replaced by a rename, and the names that
-// people see link into ..data. This is the layout that Kubernetes has, and that
-// programs which watch their configuration rely on. It reports whether anything
-// changed.
+// writeAtomically makes dir contain exactly the given files, consistently for programs that
+// read them through the links: the files are in a directory with a timestamp in its name,
+// the link ..data points to it and is replaced by a rename, and the visible names are links
+// into ..data. This is Kubernetes' layout, and programs that watch their configuration rely
+// on it. It reports whether anything changed.
 func writeAtomically(dir string, payload map[string]file, group *int64) (bool, error) {
 	for name := range payload {
 		if err := validName(name); err != nil {
@@ -111,14 +110,14 @@ func fill(dir string, payload map[string]file, group *int64) error {
 		if err := chgrp(full, group); err != nil {
 			return err
 		}
-		if err := os.Chmod(full, f.finalMode(group)); err != nil { // WriteFile's mode went through the umask
+		if err := os.Chmod(full, f.finalMode(group)); err != nil { // the umask was applied to WriteFile's mode
 			return err
 		}
 	}
 	return nil
 }
 
-// finalMode is a file's mode: its group may read it, where the pod has one.
+// finalMode returns a file's mode. If the pod has a group, the group may read the file.
 func (f file) finalMode(group *int64) os.FileMode {
 	if group != nil {
 		return f.mode | 0o440
@@ -157,7 +156,7 @@ func chgrp(name string, group *int64) error {
 	return os.Lchown(name, -1, int(*group))
 }
 
-// same says whether a directory holds exactly these files.
+// same reports whether a directory contains exactly the given files.
 func same(dir string, payload map[string]file, group *int64) bool {
 	count := 0
 	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
@@ -191,8 +190,7 @@ func same(dir string, payload map[string]file, group *int64) bool {
 
 var errDiffers = errors.New("differs")
 
-// links makes the names that people see, and removes those of files that are
-// gone.
+// links creates the visible links and removes those of files that are gone.
 func links(dir string, payload map[string]file) error {
 	want := map[string]bool{}
 	for name := range payload {
@@ -223,7 +221,7 @@ func links(dir string, payload map[string]file) error {
 	return nil
 }
 
-// sweep removes directories of earlier times.
+// sweep removes the timestamped directories other than keep.
 func sweep(dir, keep string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

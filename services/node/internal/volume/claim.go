@@ -9,11 +9,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// LocalDataFinalizer is on volumes whose data this node keeps in a folder of its
-// own and removes when they are deleted.
+// LocalDataFinalizer is the finalizer of PersistentVolumes whose data this node keeps in a
+// directory that it creates, and removes when the volume is deleted.
 const LocalDataFinalizer = "keelson.dev/local-data"
 
-// claim is the volume that a claim is bound to.
+// claim sets up the PersistentVolume that a claim is bound to.
 func (m mount) claim(ctx context.Context, name string, readOnly bool) (Mounted, error) {
 	objects := m.set.cfg.Objects
 	pvc, err := objects.Claim(ctx, m.pod.Namespace, name)
@@ -36,7 +36,7 @@ func (m mount) claim(ctx context.Context, name string, readOnly bool) (Mounted, 
 	case pv.Spec.ClaimRef == nil || pv.Spec.ClaimRef.UID != pvc.UID:
 		return Mounted{}, fmt.Errorf("persistentvolume %q is bound to another claim", pv.Name)
 	case pv.Spec.VolumeMode != nil && *pv.Spec.VolumeMode == corev1.PersistentVolumeBlock:
-		return Mounted{}, fmt.Errorf("persistentvolume %q: this node does not support raw block volumes", pv.Name)
+		return Mounted{}, fmt.Errorf("persistentvolume %q: raw block volumes are not supported", pv.Name)
 	}
 	out, err := m.persistent(pv)
 	if err != nil {
@@ -65,7 +65,7 @@ func (m mount) persistent(pv *corev1.PersistentVolume) (Mounted, error) {
 				return Mounted{}, err
 			}
 			if info, err := os.Stat(dir); err == nil && info.Mode().Perm() == 0o755 {
-				// Any user that a container runs as may write to a new volume.
+				// A new volume must be writable for any user that a container runs as.
 				if entries, err := os.ReadDir(dir); err == nil && len(entries) == 0 {
 					if err := os.Chmod(dir, 0o777); err != nil {
 						return Mounted{}, err
@@ -79,7 +79,7 @@ func (m mount) persistent(pv *corev1.PersistentVolume) (Mounted, error) {
 	case pv.Spec.HostPath != nil:
 		return hostPath(pv.Spec.HostPath.Path, pv.Spec.HostPath.Type)
 	}
-	return Mounted{}, fmt.Errorf("this node does not support its kind")
+	return Mounted{}, fmt.Errorf("the volume type is not supported")
 }
 
 func hasFinalizer(pv *corev1.PersistentVolume) bool {

@@ -16,8 +16,8 @@ import (
 	"keelson.dev/services/node/internal/pod"
 )
 
-// Mounts are a container's mounts in CRI's words. Volumes must be ready. lookup
-// expands subPathExpr.
+// Mounts returns a container's CRI mounts. The pod's volumes must be mounted. lookup
+// resolves the variables of subPathExpr.
 func (s *Set) Mounts(p *corev1.Pod, c *corev1.Container, lookup func(string) (string, bool)) ([]*runtimev1.Mount, error) {
 	ready := s.Ready(p.UID)
 	var out []*runtimev1.Mount
@@ -46,7 +46,7 @@ func (s *Set) Mounts(p *corev1.Pod, c *corev1.Container, lookup func(string) (st
 			var err error
 			target := filepath.Join(s.PodDir(p.UID), "volume-subpaths", vm.Name, c.Name, strconv.Itoa(i))
 			if host, err = subPath(v.Path, sub, target); err != nil {
-				// The path itself may be made of secrets; what the spec says is not.
+				// The expanded path may contain secrets; the path in the spec does not.
 				return nil, fmt.Errorf("failed to prepare subPath %q for volumeMount %q of container %q: %w", vm.SubPath+vm.SubPathExpr, vm.Name, c.Name, err)
 			}
 		}
@@ -78,10 +78,10 @@ func propagation(mode *corev1.MountPropagationMode) runtimev1.MountPropagation {
 	return runtimev1.MountPropagation_PROPAGATION_PRIVATE
 }
 
-// subPath makes a path below a volume, which is made if it is not there,
-// available at target, and returns target. Links in the path are followed, but
-// never out of the volume: the kernel sees to that, and what is mounted is the
-// file that was found, whatever becomes of the path meanwhile.
+// subPath binds a path inside a volume, which is created if it does not exist, to target,
+// and returns target. Symbolic links in the path are followed, but never out of the volume:
+// the kernel ensures that. What is mounted is the file that was opened, whatever happens to
+// the path meanwhile.
 func subPath(volume, sub, target string) (string, error) {
 	f, err := openInside(volume, sub)
 	if err != nil {
@@ -94,7 +94,7 @@ func subPath(volume, sub, target string) (string, error) {
 	}
 	if is, err := isMountpoint(target); err != nil {
 		return "", err
-	} else if is { // of an instance that has ended
+	} else if is { // left by an instance that has ended
 		if err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW); err != nil {
 			return "", fmt.Errorf("unmount %s: %w", target, err)
 		}
@@ -108,12 +108,12 @@ func subPath(volume, sub, target string) (string, error) {
 	return target, nil
 }
 
-// mountTarget makes an empty folder or file to mount at.
-func mountTarget(target string, folder bool) error {
+// mountTarget creates an empty directory or file to mount at.
+func mountTarget(target string, directory bool) error {
 	if err := os.RemoveAll(target); err != nil {
 		return err
 	}
-	if folder {
+	if directory {
 		return os.MkdirAll(target, 0o750)
 	}
 	if err := os.MkdirAll(filepath.Dir(target), 0o750); err != nil {
@@ -122,8 +122,8 @@ func mountTarget(target string, folder bool) error {
 	return os.WriteFile(target, nil, 0o640)
 }
 
-// openInside opens a path below a volume, and makes it a folder if it is not
-// there. Errors do not name the path.
+// openInside opens a path inside a volume. If the path does not exist, it is created as a
+// directory. Errors do not contain the path.
 func openInside(volume, sub string) (*os.File, error) {
 	f, err := openBelow(volume, sub)
 	var where *fs.PathError

@@ -6,8 +6,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// emptyDir is a folder, or a file system in memory, that lives as long as the
-// pod.
+// emptyDir sets up a directory, or a tmpfs, that lives as long as the pod.
 func (m mount) emptyDir() (Mounted, error) {
 	dir := m.set.dir(m.pod.UID, "empty-dir", m.v.Name)
 	source := m.v.EmptyDir
@@ -35,7 +34,8 @@ func (m mount) emptyDir() (Mounted, error) {
 	return out, own(dir, m.group, corev1.FSGroupChangeAlways, false)
 }
 
-// memoryLimit is what a pod's containers may use together, if each has a limit.
+// memoryLimit returns the sum of the memory limits of a pod's containers in bytes, or 0 if
+// one has no limit.
 func memoryLimit(p *corev1.Pod) int64 {
 	var sum int64
 	for i := range p.Spec.Containers {

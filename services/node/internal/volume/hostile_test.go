@@ -16,7 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// within fails the test if f takes a minute: it waits for something.
+// within fails the test if f has not returned after a minute.
 func within(t *testing.T, what string, f func() error) error {
 	t.Helper()
 	done := make(chan error, 1)
@@ -39,8 +39,8 @@ func groupOf(t *testing.T, name string) (gid uint32, mode fs.FileMode) {
 	return info.Sys().(*syscall.Stat_t).Gid, info.Mode()
 }
 
-// TestOwnHostile: what a container leaves in its volume does not make the node
-// give away anything else, or wait.
+// TestOwnHostile checks that nothing a container leaves in its volume makes the node change
+// files outside the volume, or block.
 func TestOwnHostile(t *testing.T) {
 	outside := t.TempDir()
 	secret := filepath.Join(outside, "deep", "secret")
@@ -70,13 +70,13 @@ func TestOwnHostile(t *testing.T) {
 	}
 	for _, name := range []string{secret, filepath.Dir(secret)} {
 		if gid, mode := groupOf(t, name); gid == 2000 || mode.Perm()&0o070 != 0 {
-			t.Errorf("%s outside of the volume: group %d, mode %v", name, gid, mode)
+			t.Errorf("%s outside the volume: group %d, mode %v", name, gid, mode)
 		}
 	}
 }
 
-// TestOwnSwap exchanges a folder for a link out of the volume, and back, while the
-// volume is given away.
+// TestOwnSwap keeps exchanging a directory with a symbolic link out of the volume while own
+// runs.
 func TestOwnSwap(t *testing.T) {
 	outside := t.TempDir()
 	secret := filepath.Join(outside, "secret")
@@ -114,11 +114,11 @@ func TestOwnSwap(t *testing.T) {
 		t.Fatal(err)
 	}
 	if gid, mode := groupOf(t, secret); gid >= 3000 || mode.Perm() != 0o600 {
-		t.Errorf("a file outside of the volume: group %d, mode %v", gid, mode)
+		t.Errorf("a file outside the volume: group %d, mode %v", gid, mode)
 	}
 }
 
-// nest makes folders in each other.
+// nest creates directories nested in each other.
 func nest(t *testing.T, dir string, depth int) {
 	t.Helper()
 	at, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -139,8 +139,8 @@ func nest(t *testing.T, dir string, depth int) {
 	_ = unix.Close(at)
 }
 
-// TestOwnDeep: folders nested without end are refused; they would use up the
-// node's descriptors.
+// TestOwnDeep checks that own refuses directories nested too deeply, which would use up the
+// node's file descriptors.
 func TestOwnDeep(t *testing.T) {
 	dir := t.TempDir()
 	nest(t, dir, maxDepth+1)
@@ -151,8 +151,8 @@ func TestOwnDeep(t *testing.T) {
 	}
 }
 
-// TestHostPathHostile: a FIFO and a dangling link where a file should be do not make
-// the node wait or create a file elsewhere.
+// TestHostPathHostile checks that a FIFO or a dangling link in place of a file neither
+// blocks the node nor makes it create a file elsewhere.
 func TestHostPathHostile(t *testing.T) {
 	dir := t.TempDir()
 	fifo, dangling, elsewhere := filepath.Join(dir, "fifo"), filepath.Join(dir, "dangling"), filepath.Join(dir, "elsewhere")
@@ -167,14 +167,15 @@ func TestHostPathHostile(t *testing.T) {
 		t.Error(err)
 	}
 	if check(fifo, file) == nil || check(dangling, create) == nil {
-		t.Error("a FIFO or a dangling link was taken for a file")
+		t.Error("a FIFO or a dangling link was accepted as a file")
 	}
 	if _, err := os.Lstat(elsewhere); err == nil {
 		t.Error("a file was created through a link")
 	}
 }
 
-// TestSubPathSaysNothing: a subPath made of the environment is not quoted.
+// TestSubPathSaysNothing checks that errors do not quote a subPath expanded from the
+// environment.
 func TestSubPathSaysNothing(t *testing.T) {
 	volume := t.TempDir()
 	if err := errors.Join(os.WriteFile(filepath.Join(volume, "file"), nil, 0o600), os.Symlink("/etc", filepath.Join(volume, "canary-link"))); err != nil {
@@ -195,8 +196,8 @@ func TestSubPathSaysNothing(t *testing.T) {
 	}
 }
 
-// TestRemoveHostile: a tree goes whatever a container has put into it, with few
-// descriptors, and nothing outside of it does.
+// TestRemoveHostile checks that a tree is removed whatever a container has put into it,
+// with few descriptors, and that nothing outside it is removed.
 func TestRemoveHostile(t *testing.T) {
 	outside := t.TempDir()
 	if err := os.WriteFile(filepath.Join(outside, "file"), nil, 0o600); err != nil {
@@ -227,7 +228,7 @@ func TestRemoveHostile(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("it is there: %v", err)
+		t.Errorf("the tree still exists: %v", err)
 	}
 	if _, err := os.Lstat(filepath.Join(outside, "file")); err != nil {
 		t.Error(err)

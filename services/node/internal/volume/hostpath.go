@@ -9,7 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// hostPath is a file or folder of the node itself.
+// hostPath returns a file or directory of the host.
 func (m mount) hostPath() (Mounted, error) {
 	return hostPath(m.v.HostPath.Path, m.v.HostPath.Type)
 }
@@ -34,7 +34,8 @@ func hostPath(path string, kind *corev1.HostPathType) (Mounted, error) {
 		}
 	case corev1.HostPathFileOrCreate:
 		if missing {
-			// Not through a link, nor what somebody else puts there meanwhile.
+			// O_EXCL: neither follow a symbolic link nor open what another process creates
+			// meanwhile.
 			f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 			if err != nil {
 				return out, err
@@ -65,7 +66,7 @@ func hostPath(path string, kind *corev1.HostPathType) (Mounted, error) {
 			return out, fmt.Errorf("hostPath type check failed: %s is not a block device", path)
 		}
 	default:
-		return out, fmt.Errorf("hostPath type %q is unknown", *kind)
+		return out, fmt.Errorf("hostPath type %q is not supported", *kind)
 	}
 	return out, nil
 }

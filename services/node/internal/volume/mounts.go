@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountpoints are the mount points at or below dir, the deepest first.
+// mountpoints returns the mount points at or below dir, deepest first.
 func mountpoints(dir string) ([]string, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -35,7 +35,7 @@ func mountpoints(dir string) ([]string, error) {
 	return out, scanner.Err()
 }
 
-// unescape undoes the kernel's octal escapes in mountinfo.
+// unescape decodes the kernel's octal escapes in mountinfo.
 func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
@@ -73,7 +73,8 @@ func unmountBelow(dir string) error {
 	return fmt.Errorf("unmount %s: still mounted", dir)
 }
 
-// tmpfs makes dir a file system in memory, if it is not one yet.
+// tmpfs mounts a tmpfs at dir unless something is mounted there already. A size of 0 means
+// no limit.
 func tmpfs(dir string, size int64, mode string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

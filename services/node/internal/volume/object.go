@@ -11,10 +11,10 @@ import (
 	"keelson.dev/services/node/internal/pod"
 )
 
-// defaultMode of files made of objects.
+// defaultMode is the default mode of files made of API objects.
 const defaultMode = 0o644
 
-// write puts the files of a volume made of objects into its place in memory.
+// write writes the files of a volume to its tmpfs.
 func (m mount) write(plugin string, payload map[string]file) (Mounted, error) {
 	dir := m.set.dir(m.pod.UID, plugin, m.v.Name)
 	out := Mounted{Path: dir, live: true}
@@ -30,7 +30,7 @@ func (m mount) write(plugin string, payload map[string]file) (Mounted, error) {
 	return out, err
 }
 
-// configMap is a folder with a file for each key of a ConfigMap.
+// configMap sets up a directory with one file per key of a ConfigMap.
 func (m mount) configMap(ctx context.Context) (Mounted, error) {
 	s := m.v.ConfigMap
 	payload, err := m.configMapFiles(ctx, s.Name, s.Items, s.DefaultMode, isTrue(s.Optional))
@@ -42,7 +42,7 @@ func (m mount) configMap(ctx context.Context) (Mounted, error) {
 	return out, err
 }
 
-// secret is a folder with a file for each key of a Secret.
+// secret sets up a directory with one file per key of a Secret.
 func (m mount) secret(ctx context.Context) (Mounted, error) {
 	s := m.v.Secret
 	payload, err := m.secretFiles(ctx, s.SecretName, s.Items, s.DefaultMode, isTrue(s.Optional))
@@ -54,7 +54,7 @@ func (m mount) secret(ctx context.Context) (Mounted, error) {
 	return out, err
 }
 
-// downwardAPI is a folder with files that hold fields of the pod.
+// downwardAPI sets up a directory with files that hold fields of the pod.
 func (m mount) downwardAPI() (Mounted, error) {
 	s := m.v.DownwardAPI
 	payload, err := m.downwardFiles(s.Items, s.DefaultMode)
@@ -66,7 +66,7 @@ func (m mount) downwardAPI() (Mounted, error) {
 	return out, err
 }
 
-// projected is a folder that several sources share.
+// projected sets up a directory that combines several sources.
 func (m mount) projected(ctx context.Context) (Mounted, error) {
 	s := m.v.Projected
 	all := map[string]file{}
@@ -108,11 +108,11 @@ func (m mount) projection(ctx context.Context, s *corev1.VolumeProjection, mode 
 		}
 		return map[string]file{s.ServiceAccountToken.Path: f}, nil
 	case s.ClusterTrustBundle != nil:
-		return nil, errors.New("clusterTrustBundle: this cluster does not have them")
+		return nil, errors.New("clusterTrustBundle: not supported")
 	case s.PodCertificate != nil:
-		return nil, errors.New("podCertificate: this cluster does not have them")
+		return nil, errors.New("podCertificate: not supported")
 	}
-	return nil, errors.New("projected volume has a source of an unknown kind")
+	return nil, errors.New("unsupported source of a projected volume")
 }
 
 func (m mount) configMapFiles(ctx context.Context, name string, items []corev1.KeyToPath, mode *int32, optional bool) (map[string]file, error) {
@@ -158,7 +158,7 @@ func (m mount) secretFiles(ctx context.Context, name string, items []corev1.KeyT
 	return out, nil
 }
 
-// pick chooses the keys that become files, all of them by default.
+// pick selects the keys that become files: those in items, or all of them.
 func pick(data map[string][]byte, items []corev1.KeyToPath, mode *int32, optional bool) (map[string]file, error) {
 	out := map[string]file{}
 	if len(items) == 0 {

@@ -11,16 +11,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// maxDepth bounds how deep a volume's folders may be nested: a descriptor is open
-// for each level.
+// maxDepth is the maximum nesting of a volume's directories. One file descriptor is open
+// per level.
 const maxDepth = 1024
 
-// own gives a volume to the pod's group: everything in it becomes the group's,
-// readable and, unless readOnly, writable by it, and new files inherit the group.
+// own assigns a volume to the pod's group: everything in it gets the group, readable and,
+// unless readOnly, writable by it, and new files inherit the group.
 //
-// A container may change the volume meanwhile. Each entry is opened by its own
-// name in a folder that is open already, and changed through its descriptor, so
-// no link is ever followed, whenever it appears.
+// A container may change the volume meanwhile. Each entry is opened by name relative to a
+// directory that is already open, and changed through its descriptor, so a symbolic link is
+// never followed, whenever it appears.
 func own(dir string, group *int64, policy corev1.PodFSGroupChangePolicy, readOnly bool) error {
 	if group == nil {
 		return nil
@@ -38,7 +38,7 @@ func own(dir string, group *int64, policy corev1.PodFSGroupChangePolicy, readOnl
 		return nil
 	}
 	w := ownership{group: int(*group), readOnly: readOnly}
-	// The root comes last, so that an interrupted walk is not taken for a whole one.
+	// Change the root last, so that an interrupted walk is not mistaken for a complete one.
 	if err := w.below(root, 1); err != nil {
 		return fmt.Errorf("change the group of %s: %w", dir, err)
 	}
@@ -48,16 +48,16 @@ func own(dir string, group *int64, policy corev1.PodFSGroupChangePolicy, readOnl
 	return nil
 }
 
-// ownership is a walk over a volume.
+// ownership is a walk that assigns a volume's files to a group.
 type ownership struct {
 	group    int
 	readOnly bool
 }
 
-// below gives away everything in an open folder, depth first.
+// below changes everything in an open directory, depth first.
 func (w ownership) below(dir *os.File, depth int) error {
 	if depth > maxDepth {
-		return fmt.Errorf("folders are nested more than %d deep", maxDepth)
+		return fmt.Errorf("directories are nested more than %d deep", maxDepth)
 	}
 	for {
 		names, err := dir.Readdirnames(1000)
@@ -75,7 +75,7 @@ func (w ownership) below(dir *os.File, depth int) error {
 	}
 }
 
-// entry gives away one entry of an open folder. One that has vanished is left.
+// entry changes one entry of an open directory. It ignores an entry that has vanished.
 func (w ownership) entry(dir *os.File, name string, depth int) error {
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
@@ -90,7 +90,7 @@ func (w ownership) entry(dir *os.File, name string, depth int) error {
 		return err
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		// The same folder, for reading.
+		// Open the same directory for reading.
 		sub, err := unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
@@ -105,19 +105,19 @@ func (w ownership) entry(dir *os.File, name string, depth int) error {
 	return w.give(fd, &st)
 }
 
-// give gives away what a descriptor is of; it may be one of O_PATH.
+// give changes the file behind a descriptor, which may have been opened with O_PATH.
 func (w ownership) give(fd int, st *unix.Stat_t) error {
 	if err := unix.Fchownat(fd, "", -1, w.group, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
-		return nil // a link has no mode of its own
+		return nil // a symbolic link has no mode of its own
 	}
 	mode := st.Mode&0o7777 | mask(st.Mode&unix.S_IFMT == unix.S_IFDIR, w.readOnly)
 	return unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), mode)
 }
 
-// mask is the mode that a volume's files, or folders, have at least.
+// mask returns the mode bits that a volume's files, or its directories if dir, must have.
 func mask(dir, readOnly bool) uint32 {
 	var m uint32 = 0o660
 	if readOnly {

@@ -11,13 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// removeDepth bounds how many folders are open at once.
+// removeDepth bounds how many directories are open at once.
 const removeDepth = 64
 
-// RemoveAll removes a tree that has no mount in it, and waits for nothing. It
-// follows no links, and a container may have nested folders as deep as it likes:
-// those below removeDepth are moved up first, so that no more descriptors than
-// that are needed.
+// RemoveAll removes a tree that contains no mount. It never blocks and follows no symbolic
+// links. A container may have nested directories to any depth: those below removeDepth are
+// first moved up, so that no more file descriptors than that are open at once.
 func RemoveAll(dir string) error {
 	parent, err := os.OpenFile(filepath.Dir(dir), unix.O_DIRECTORY, 0)
 	if errors.Is(err, os.ErrNotExist) {
@@ -34,14 +33,14 @@ func RemoveAll(dir string) error {
 	return nil
 }
 
-// removal is the removing of one tree.
+// removal is the removal of one tree.
 type removal struct {
-	// top is the tree's own folder, where others are moved to; moved is how many were.
+	// top is the root of the tree, which deep directories are moved to. moved counts them.
 	top   *os.File
 	moved int
 }
 
-// remove removes an entry of an open folder.
+// remove removes an entry of an open directory.
 func (r *removal) remove(parent *os.File, name string, depth int) error {
 	err := unix.Unlinkat(int(parent.Fd()), name, 0)
 	if err == nil || errors.Is(err, unix.ENOENT) {
@@ -72,7 +71,7 @@ func (r *removal) remove(parent *os.File, name string, depth int) error {
 	return err
 }
 
-// up moves a folder into the tree's own, under a name that is free.
+// up moves a directory to the root of the tree, under a name that is not in use.
 func (r *removal) up(parent *os.File, name string) error {
 	for {
 		r.moved++
@@ -87,7 +86,7 @@ func (r *removal) up(parent *os.File, name string) error {
 	}
 }
 
-// empty removes all entries of an open folder, those that come meanwhile included.
+// empty removes all entries of an open directory, including those that appear meanwhile.
 func (r *removal) empty(folder *os.File, depth int) error {
 	for {
 		if _, err := folder.Seek(0, io.SeekStart); err != nil {

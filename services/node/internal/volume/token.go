@@ -12,15 +12,14 @@ import (
 )
 
 const (
-	// maxTokenAge is when a token is renewed at the latest.
+	// maxTokenAge is the age at which a token is renewed, however long it is valid.
 	maxTokenAge = 24 * time.Hour
-	// defaultTokenLife is what a token without expirationSeconds gets.
+	// defaultTokenLife is the lifetime, in seconds, of a token without expirationSeconds.
 	defaultTokenLife = int64(3600)
 )
 
-// tokenCache holds the tokens of pods' service accounts. A token is renewed when
-// four fifths of its life are over; while that fails, the old one serves until
-// it expires.
+// tokenCache caches the service account tokens of pods. A token is renewed after four
+// fifths of its lifetime. If the renewal fails, the old token is used until it expires.
 type tokenCache struct {
 	objects Objects
 	now     func() time.Time
@@ -87,7 +86,8 @@ func (c *tokenCache) get(ctx context.Context, p *corev1.Pod, source *corev1.Serv
 	return fresh.value, nil
 }
 
-// next is when the first of a pod's tokens is to be renewed.
+// next returns when the first of a pod's tokens must be renewed. It is zero if the pod has
+// none.
 func (c *tokenCache) next(uid types.UID) time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -1,10 +1,9 @@
-// Package volume gives pods their volumes: it makes them before the first
-// container starts, keeps those made of API objects up to date, and takes them
-// away after the last container has ended.
+// Package volume sets up pods' volumes before the first container starts, keeps volumes
+// made of API objects up to date, and tears volumes down after the last container has
+// ended.
 //
-// Everything lies below <data dir>/pods/<uid>/volumes. It must never remove
-// through a mount: what is mounted is unmounted first, and if that fails nothing
-// is removed.
+// Everything is stored under <data dir>/pods/<uid>/volumes. The package must never delete
+// through a mount: it unmounts first, and deletes nothing if that fails.
 package volume
 
 import (
@@ -22,8 +21,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Objects reads what volumes are made of. A nil object without an error means
-// that there is none.
+// Objects reads the API objects that volumes are made of. A missing object is returned as
+// nil without an error.
 type Objects interface {
 	ConfigMap(ctx context.Context, namespace, name string) (*corev1.ConfigMap, error)
 	Secret(ctx context.Context, namespace, name string) (*corev1.Secret, error)
@@ -32,21 +31,21 @@ type Objects interface {
 	Token(ctx context.Context, namespace, serviceAccount string, spec authenticationv1.TokenRequestSpec) (*authenticationv1.TokenRequest, error)
 }
 
-// Config is what a Set needs.
+// Config configures a Set.
 type Config struct {
-	// Dir holds a folder for each pod.
+	// Dir holds one directory per pod.
 	Dir     string
 	Objects Objects
-	// Node is the node's name; claims are mounted only where their volume is.
+	// Node is the node's name.
 	Node string
-	// Addresses of the node, for the downward API.
+	// HostIPs returns the node's addresses, for the downward API.
 	HostIPs func() []string
-	// Allocatable of the node, for the downward API.
+	// Allocatable returns the node's allocatable resources, for the downward API.
 	Allocatable func() corev1.ResourceList
 }
 
-// Set is the volumes of the node's pods. It is safe for concurrent use, but not
-// for two calls about one pod.
+// Set manages the volumes of the node's pods. It is safe for concurrent use, except for
+// concurrent calls for the same pod.
 type Set struct {
 	cfg    Config
 	tokens tokenCache
@@ -57,39 +56,39 @@ type Set struct {
 
 // Mounted is a volume that is ready for containers.
 type Mounted struct {
-	// Path on the node.
+	// Path is the volume's path on the node.
 	Path string
-	// ReadOnly whatever a container asks.
+	// ReadOnly is true if the volume is read-only whatever the container's mount says.
 	ReadOnly bool
-	// live volumes follow their objects.
+	// live is true if the volume follows its API objects.
 	live bool
 }
 
-// New makes a Set.
+// New returns a Set.
 func New(cfg Config) *Set {
 	return &Set{cfg: cfg, tokens: tokenCache{objects: cfg.Objects, now: time.Now}, ready: map[types.UID]map[string]Mounted{}}
 }
 
-// PodDir is a pod's folder.
+// PodDir returns a pod's directory.
 func (s *Set) PodDir(uid types.UID) string { return filepath.Join(s.cfg.Dir, string(uid)) }
 
-// dir is the folder of one volume, laid out as the kubelet does.
+// dir returns the directory of one volume, in the kubelet's layout.
 func (s *Set) dir(uid types.UID, plugin, name string) string {
 	return filepath.Join(s.PodDir(uid), "volumes", "kubernetes.io~"+plugin, name)
 }
 
-// mount is the making of one volume.
+// mount is the setup of one volume of a pod.
 type mount struct {
 	set   *Set
 	pod   *corev1.Pod
 	v     *corev1.Volume
 	group *int64
-	// user is the one user that all containers run as, if they do.
+	// user is the user that all containers run as, or nil if they differ.
 	user *int64
 }
 
-// Mount makes a pod's volumes; volumes that are there already are brought up to
-// date. It fails when one cannot be made, and is then to be tried again.
+// Mount sets up a pod's volumes and updates those that exist already. If one of them fails,
+// Mount returns an error and may be called again.
 func (s *Set) Mount(ctx context.Context, p *corev1.Pod) error {
 	var all []error
 	mounted := map[string]Mounted{}
@@ -108,8 +107,8 @@ func (s *Set) Mount(ctx context.Context, p *corev1.Pod) error {
 	return errors.Join(all...)
 }
 
-// Refresh brings the volumes that are made of objects up to date. It reports
-// when it should be called again although no object changed.
+// Refresh updates the volumes that are made of API objects. It returns when it should be
+// called again even if no object changes.
 func (s *Set) Refresh(ctx context.Context, p *corev1.Pod) (time.Time, error) {
 	var all []error
 	for i := range p.Spec.Volumes {
@@ -152,10 +151,11 @@ func (s *Set) mountOne(ctx context.Context, p *corev1.Pod, v *corev1.Volume) (Mo
 	case v.Ephemeral != nil:
 		return m.claim(ctx, p.Name+"-"+v.Name, false)
 	}
-	return Mounted{}, errors.New("this node does not support its kind")
+	return Mounted{}, errors.New("the volume type is not supported")
 }
 
-// commonUser is the user that every container of a pod runs as, if there is one.
+// commonUser returns the user that every container of a pod runs as, or nil if there is
+// none.
 func commonUser(p *corev1.Pod) *int64 {
 	var user *int64
 	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
@@ -175,14 +175,14 @@ func commonUser(p *corev1.Pod) *int64 {
 	return user
 }
 
-// Ready are a pod's volumes by name.
+// Ready returns a pod's mounted volumes by name.
 func (s *Set) Ready(uid types.UID) map[string]Mounted {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.ready[uid]
 }
 
-// Pods are the pods that have a folder.
+// Pods returns the UIDs of the pods that have a directory.
 func (s *Set) Pods() []types.UID {
 	entries, _ := os.ReadDir(s.cfg.Dir)
 	var out []types.UID
@@ -194,10 +194,10 @@ func (s *Set) Pods() []types.UID {
 	return out
 }
 
-// Unmount takes a pod's volumes away, and its folder with them.
+// Unmount tears down a pod's volumes and removes the pod's directory.
 func (s *Set) Unmount(uid types.UID) error {
 	if uid == "" || strings.ContainsAny(string(uid), "/\x00") || strings.HasPrefix(string(uid), ".") {
-		return fmt.Errorf("pod uid %q is none", uid)
+		return fmt.Errorf("invalid pod UID %q", uid)
 	}
 	dir := s.PodDir(uid)
 	if err := unmountBelow(dir); err != nil {

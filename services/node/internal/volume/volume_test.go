@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// objects is an API in memory.
+// objects is an in-memory Objects.
 type objects struct {
 	mu         sync.Mutex
 	configMaps map[string]*corev1.ConfigMap
@@ -58,7 +58,7 @@ func (o *objects) Token(_ context.Context, _, _ string, spec authenticationv1.To
 	return o.token(spec)
 }
 
-// tree is a directory as paths with what they hold: "-> target" for links.
+// tree returns a directory as a map from path to content, or to "-> target" for links.
 func tree(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	out := map[string]string{}
@@ -122,7 +122,7 @@ func TestWriteAtomically(t *testing.T) {
 	step(files("a", "1", "c/d/e", "5"), true, "a", "c")
 	step(files(), true)
 	step(files(), false)
-	// What a crash left behind is swept away.
+	// Directories left by a crash are removed.
 	if err := os.Mkdir(filepath.Join(dir, "..2020_01_01_00_00_00.1"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +130,7 @@ func TestWriteAtomically(t *testing.T) {
 		t.Fatal(err)
 	}
 	step(files("z", "9"), true, "z")
-	// A link that is missing is made although nothing changed.
+	// A missing link is created even if the files are unchanged.
 	if err := os.Remove(filepath.Join(dir, "z")); err != nil {
 		t.Fatal(err)
 	}
@@ -161,10 +161,10 @@ func TestWriteAtomicallyModes(t *testing.T) {
 		t.Errorf("%v %d:%d", info.Mode(), st.Uid, st.Gid)
 	}
 	if info, err = os.Stat(filepath.Join(dir, "deep")); err != nil || info.Mode()&os.ModeSetgid == 0 {
-		t.Errorf("folder: %v %v", info.Mode(), err)
+		t.Errorf("directory: %v %v", info.Mode(), err)
 	}
 	if changed, err := writeAtomically(dir, payload, &group); changed || err != nil {
-		t.Errorf("again: %v %v", changed, err)
+		t.Errorf("unchanged: %v %v", changed, err)
 	}
 	payload["deep/secret"] = file{data: []byte("s"), mode: 0o400, uid: &user}
 	if changed, err := writeAtomically(dir, payload, &group); !changed || err != nil {
@@ -172,8 +172,8 @@ func TestWriteAtomicallyModes(t *testing.T) {
 	}
 }
 
-// TestReaders: a reader of two files through the links never sees one from before
-// and one from after a change.
+// TestReaders checks that a reader of two files through the links never sees one from
+// before a change and the other from after it.
 func TestReaders(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := writeAtomically(dir, files("a", "0", "b", "0"), nil); err != nil {
@@ -188,10 +188,10 @@ func TestReaders(t *testing.T) {
 				return
 			default:
 			}
-			// As programs do: resolve ..data once, then read.
+			// Read as programs do: resolve ..data once, then read both files.
 			data, err := filepath.EvalSymlinks(filepath.Join(dir, dataLink))
 			if err != nil {
-				continue // it was replaced and swept between the two steps
+				continue // replaced and removed between the two steps
 			}
 			a, errA := os.ReadFile(filepath.Join(data, "a"))
 			b, errB := os.ReadFile(filepath.Join(data, "b"))
@@ -213,7 +213,7 @@ func TestReaders(t *testing.T) {
 	}
 }
 
-// rig is a Set in a directory of the test.
+// rig returns a Set in a directory of the test.
 func rig(t *testing.T, o *objects) *Set {
 	t.Helper()
 	s := New(Config{Dir: t.TempDir(), Objects: o, Node: "node", HostIPs: func() []string { return []string{"192.0.2.1"} }, Allocatable: func() corev1.ResourceList { return nil }})
@@ -257,21 +257,21 @@ func TestProblems(t *testing.T) {
 		source corev1.VolumeSource
 		err    string
 	}{
-		"no ConfigMap":          {source(corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: named("none")}}), `configmap "none" not found`},
-		"optional ConfigMap":    {source(corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: named("none"), Optional: &yes}}), ""},
-		"no key":                {source(corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: named("there"), Items: []corev1.KeyToPath{{Key: "x", Path: "x"}}}}), "references non-existent config key: x"},
-		"optional key":          {source(corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: named("there"), Items: []corev1.KeyToPath{{Key: "x", Path: "x"}}, Optional: &yes}}), ""},
-		"a path that leads out": {source(corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: named("there"), Items: []corev1.KeyToPath{{Key: "k", Path: "../../k"}}}}), "invalid path"},
-		"no Secret":             {source(corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "none"}}), `secret "none" not found`},
-		"trust bundle":          {source(corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{{ClusterTrustBundle: &corev1.ClusterTrustBundleProjection{}}}}}), "clusterTrustBundle"},
-		"no directory":          {source(corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/no/such", Type: &directory}}), "is not a directory"},
-		"unknown type":          {source(corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/", Type: &unknown}}), "unknown"},
-		"no claim":              {claim("none"), `persistentvolumeclaim "none" not found`},
-		"pending claim":         {claim("pending"), "is not bound"},
-		"another's volume":      {claim("bound"), "is bound to another claim"},
-		"raw volume":            {claim("raw"), "raw block"},
-		"a claim of the name of an ephemeral one": {source(corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}), "was not created for this pod"},
-		"another kind": {source(corev1.VolumeSource{NFS: &corev1.NFSVolumeSource{}}), "does not support"},
+		"no ConfigMap":             {source(corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: named("none")}}), `configmap "none" not found`},
+		"optional ConfigMap":       {source(corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: named("none"), Optional: &yes}}), ""},
+		"no key":                   {source(corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: named("there"), Items: []corev1.KeyToPath{{Key: "x", Path: "x"}}}}), "references non-existent config key: x"},
+		"optional key":             {source(corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: named("there"), Items: []corev1.KeyToPath{{Key: "x", Path: "x"}}, Optional: &yes}}), ""},
+		"a path out of the volume": {source(corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: named("there"), Items: []corev1.KeyToPath{{Key: "k", Path: "../../k"}}}}), "invalid path"},
+		"no Secret":                {source(corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "none"}}), `secret "none" not found`},
+		"trust bundle":             {source(corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{{ClusterTrustBundle: &corev1.ClusterTrustBundleProjection{}}}}}), "clusterTrustBundle"},
+		"no directory":             {source(corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/no/such", Type: &directory}}), "is not a directory"},
+		"unknown type":             {source(corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/", Type: &unknown}}), "not supported"},
+		"no claim":                 {claim("none"), `persistentvolumeclaim "none" not found`},
+		"pending claim":            {claim("pending"), "is not bound"},
+		"another claim's volume":   {claim("bound"), "is bound to another claim"},
+		"raw volume":               {claim("raw"), "raw block"},
+		"a claim with the name of an ephemeral volume's": {source(corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}), "was not created for this pod"},
+		"unsupported type": {source(corev1.VolumeSource{NFS: &corev1.NFSVolumeSource{}}), "not supported"},
 	} {
 		v := corev1.Volume{Name: "v", VolumeSource: c.source}
 		if v.Ephemeral != nil {
@@ -323,14 +323,15 @@ func TestTokens(t *testing.T) {
 	if err != nil || !next.Equal(at.Add(800*time.Second)) || len(o.requests) != 2 {
 		t.Errorf("fresh: next %v, %v, %d requests", next, err, len(o.requests))
 	}
-	// When most of its life is over it is renewed; while that fails, it serves on.
+	// After most of its lifetime the token is renewed. While that fails, the old one is
+	// used.
 	at = at.Add(801 * time.Second)
 	good := o.token
 	o.token = func(authenticationv1.TokenRequestSpec) (*authenticationv1.TokenRequest, error) {
-		return nil, errors.New("away")
+		return nil, errors.New("unavailable")
 	}
 	if _, err := s.Refresh(context.Background(), p); err != nil || read() != "token-1" {
-		t.Errorf("API away: %v, %q", err, read())
+		t.Errorf("API unavailable: %v, %q", err, read())
 	}
 	at = at.Add(11 * time.Second)
 	o.token = good
@@ -339,10 +340,10 @@ func TestTokens(t *testing.T) {
 	}
 	at = at.Add(2000 * time.Second)
 	o.token = func(authenticationv1.TokenRequestSpec) (*authenticationv1.TokenRequest, error) {
-		return nil, errors.New("away")
+		return nil, errors.New("unavailable")
 	}
 	if _, err := s.Refresh(context.Background(), p); err == nil {
-		t.Error("an expired token is served")
+		t.Error("an expired token was returned")
 	}
 }
 
@@ -385,7 +386,7 @@ func TestSubPath(t *testing.T) {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(filepath.Join(volume, "a", "b")); err != nil || !info.IsDir() {
-		t.Errorf("a path that was not there: %v", err)
+		t.Errorf("a path that did not exist: %v", err)
 	}
 	if list, err := mountpoints(target); err != nil || len(list) != 1 {
 		t.Errorf("mounts: %v %v", list, err)
@@ -396,7 +397,7 @@ func TestSubPath(t *testing.T) {
 		}
 	}
 	if entries, err := os.ReadDir(outside); err != nil || len(entries) > 0 {
-		t.Errorf("outside: %v %v", entries, err)
+		t.Errorf("outside the volume: %v %v", entries, err)
 	}
 }
 
@@ -436,9 +437,9 @@ func TestOwn(t *testing.T) {
 		}
 	}
 	if after, err := os.Stat("/etc/passwd"); err != nil || after.Mode() != before.Mode() || after.Sys().(*syscall.Stat_t).Gid != before.Sys().(*syscall.Stat_t).Gid {
-		t.Error("a link led out of the volume")
+		t.Error("a link out of the volume was followed")
 	}
-	// Where the root is right already, nothing is walked.
+	// If the root already has the right owner and mode, the walk is skipped.
 	if err := os.Chown(filepath.Join(dir, "f"), -1, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -464,7 +465,7 @@ func TestUnmount(t *testing.T) {
 		t.Fatal(err)
 	}
 	if list, err := mountpoints(path); err != nil || len(list) != 1 {
-		t.Errorf("mounted again: %v %v", list, err)
+		t.Errorf("mounts after mounting again: %v %v", list, err)
 	}
 	for range 2 {
 		if err := s.Unmount(p.UID); err != nil {
@@ -472,11 +473,11 @@ func TestUnmount(t *testing.T) {
 		}
 	}
 	if _, err := os.Stat(s.PodDir(p.UID)); err == nil {
-		t.Error("the folder is left")
+		t.Error("the pod's directory still exists")
 	}
 	for _, uid := range []string{"", "..", "a/b", "."} {
 		if err := s.Unmount(types.UID(uid)); err == nil {
-			t.Errorf("uid %q was taken", uid)
+			t.Errorf("UID %q was accepted", uid)
 		}
 	}
 }
