@@ -15,21 +15,21 @@ import (
 	"keelson.dev/services/node/internal/cri"
 )
 
-// The kubelet's defaults: above highPercent of the disk unused images are removed
-// until lowPercent is reached, but none that was used within minAge.
+// The kubelet's defaults: above highPercent disk usage, unused images are removed until
+// lowPercent is reached, except those that were used within minAge.
 const (
 	highPercent = 85
 	lowPercent  = 80
 	minAge      = 2 * time.Minute
-	// collectPeriod is how often the disk is looked at.
+	// collectPeriod is the interval at which disk usage is checked.
 	collectPeriod = 5 * time.Minute
-	// listPeriod is how often the list of images is read.
+	// listPeriod is the interval at which the images are listed.
 	listPeriod = time.Minute
-	// maxListed is how many images a Node's status names.
+	// maxListed is the maximum number of images in a Node's status.
 	maxListed = 50
 )
 
-// Store is what the collector needs of the container runtime.
+// Store is the part of the CRI client that the collector uses.
 type Store interface {
 	Images(ctx context.Context) ([]*runtimev1.Image, error)
 	RemoveImage(ctx context.Context, id string) error
@@ -37,11 +37,11 @@ type Store interface {
 	UsedImages(ctx context.Context) (map[string]bool, error)
 }
 
-// Collector removes images that nobody uses when the disk fills up, and knows
-// which images there are.
+// Collector removes unused images when the disk fills up, and lists the images that are
+// present.
 type Collector struct {
 	store Store
-	// usage is the used share of a file system in percent, and its size.
+	// usage returns the used share of a file system in percent, and its size in bytes.
 	usage func(path string) (percent float64, size uint64, err error)
 	now   func() time.Time
 
@@ -50,10 +50,10 @@ type Collector struct {
 	listed []corev1.ContainerImage
 }
 
-// history is what is remembered of an image.
+// history records when an image was first seen and last used.
 type history struct{ first, used time.Time }
 
-// NewCollector makes a collector; Run collects.
+// NewCollector returns a collector. It does nothing until Run is called.
 func NewCollector(store Store) *Collector {
 	return &Collector{store: store, usage: diskUsage, now: time.Now, seen: map[string]*history{}}
 }
@@ -69,14 +69,14 @@ func diskUsage(path string) (float64, uint64, error) {
 	return 100 - 100*float64(fs.Bavail)/float64(fs.Blocks), fs.Blocks * uint64(fs.Bsize), nil
 }
 
-// Listed are the images for the Node's status, the largest first.
+// Listed returns the images for the Node's status, largest first.
 func (c *Collector) Listed() []corev1.ContainerImage {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.listed
 }
 
-// Run looks at the disk from time to time until ctx ends.
+// Run lists images and checks the disk periodically until ctx ends.
 func (c *Collector) Run(ctx context.Context) error {
 	ticker := time.NewTicker(listPeriod)
 	defer ticker.Stop()
@@ -85,7 +85,7 @@ func (c *Collector) Run(ctx context.Context) error {
 		if images, err := c.look(ctx); err == nil && c.now().Sub(collected) >= collectPeriod {
 			collected = c.now()
 			if err := c.collect(ctx, images); err != nil && ctx.Err() == nil {
-				slog.Warn("images were not collected", "error", err)
+				slog.WarnContext(ctx, "unused images were not removed", "error", err)
 			}
 		}
 		select {
@@ -96,7 +96,7 @@ func (c *Collector) Run(ctx context.Context) error {
 	}
 }
 
-// look reads which images there are and which are used.
+// look lists the images that are present and records which of them are used.
 func (c *Collector) look(ctx context.Context) ([]*runtimev1.Image, error) {
 	images, err := c.store.Images(ctx)
 	if err != nil {
@@ -163,7 +163,7 @@ func listing(images []*runtimev1.Image) []corev1.ContainerImage {
 	return out[:min(len(out), maxListed)]
 }
 
-// collect removes the images that were unused longest, if the disk is full.
+// collect removes the images that have been unused longest, if the disk is too full.
 func (c *Collector) collect(ctx context.Context, images []*runtimev1.Image) error {
 	path, err := c.store.ImageFilesystem(ctx)
 	if err != nil {
@@ -177,25 +177,25 @@ func (c *Collector) collect(ctx context.Context, images []*runtimev1.Image) erro
 		return nil
 	}
 	tofree := int64(float64(size) * (percent - lowPercent) / 100)
-	slog.Info("disk is filling up: removing unused images", "path", path, "percent", percent, "bytes", tofree)
+	slog.InfoContext(ctx, "disk is filling up, removing unused images", "path", path, "percent", percent, "bytes", tofree)
 	var freed int64
 	for _, img := range c.removable(images) {
 		if freed >= tofree {
 			return nil
 		}
 		if err := c.store.RemoveImage(ctx, img.Id); err != nil {
-			slog.Warn("image was not removed", "image", img.Id, "error", cri.Message(err))
+			slog.WarnContext(ctx, "image was not removed", "image", img.Id, "error", cri.Message(err))
 			continue
 		}
 		freed += int64(img.Size)
 	}
 	if freed < tofree {
-		return fmt.Errorf("wanted to free %d bytes, but freed %d: nothing else is unused", tofree, freed)
+		return fmt.Errorf("freed %[2]d of %[1]d bytes: no other unused images are left", tofree, freed)
 	}
 	return nil
 }
 
-// removable are the unused images, those that were used longest ago first.
+// removable returns the unused images, least recently used first.
 func (c *Collector) removable(images []*runtimev1.Image) []*runtimev1.Image {
 	c.mu.Lock()
 	defer c.mu.Unlock()

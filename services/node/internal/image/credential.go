@@ -13,7 +13,7 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// registryAuth is one entry of a docker configuration.
+// registryAuth is one entry of a Docker configuration.
 type registryAuth struct {
 	Username      string `json:"username"`
 	Password      string `json:"password"`
@@ -22,9 +22,9 @@ type registryAuth struct {
 	RegistryToken string `json:"registrytoken"`
 }
 
-// Credentials are those that the secrets hold for an image, the most specific
-// first. A secret that cannot be read is skipped and named in the error; the
-// others still count.
+// Credentials returns the credentials that the secrets contain for an image, the most
+// specific first. A secret that cannot be read is skipped; the first such secret is named
+// in the error.
 func Credentials(image string, secrets []*corev1.Secret) ([]*runtimev1.AuthConfig, error) {
 	var out []*runtimev1.AuthConfig
 	var firstErr error
@@ -65,17 +65,17 @@ func entriesOf(s *corev1.Secret) (map[string]registryAuth, error) {
 			Auths map[string]registryAuth `json:"auths"`
 		}
 		if err := json.Unmarshal(s.Data[corev1.DockerConfigJsonKey], &config); err != nil {
-			return nil, fmt.Errorf("%s: not a docker configuration", corev1.DockerConfigJsonKey)
+			return nil, fmt.Errorf("%s: not a Docker configuration", corev1.DockerConfigJsonKey)
 		}
 		return config.Auths, nil
 	case corev1.SecretTypeDockercfg:
 		var entries map[string]registryAuth
 		if err := json.Unmarshal(s.Data[corev1.DockerConfigKey], &entries); err != nil {
-			return nil, fmt.Errorf("%s: not a docker configuration", corev1.DockerConfigKey)
+			return nil, fmt.Errorf("%s: not a Docker configuration", corev1.DockerConfigKey)
 		}
 		return entries, nil
 	}
-	return nil, fmt.Errorf("type %s holds no registry credentials", s.Type)
+	return nil, fmt.Errorf("type %s is not a type for registry credentials", s.Type)
 }
 
 func (a registryAuth) config() (*runtimev1.AuthConfig, error) {
@@ -97,10 +97,10 @@ func (a registryAuth) config() (*runtimev1.AuthConfig, error) {
 	return out, nil
 }
 
-// dockerHub is what names without a registry mean.
+// dockerHub is the registry of names without a registry.
 const dockerHub = "docker.io"
 
-// Repository is an image's registry and repository, without tag and digest.
+// Repository returns an image's registry and repository, without tag and digest.
 func Repository(image string) string {
 	name, _, _ := strings.Cut(image, "@")
 	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
@@ -119,9 +119,9 @@ func Repository(image string) string {
 	return name
 }
 
-// matches says whether credentials under key are meant for an image: the host
-// must be the same, each of its labels as a glob, the port the same where the
-// key has one, and the key's path a prefix of the repository.
+// matches reports whether the credentials under key apply to an image. The hosts must match
+// label by label, with the key's labels as globs, the ports must be equal, and the key's path
+// must be a prefix of the repository.
 func matches(key, image string) bool {
 	if !strings.Contains(key, "://") {
 		key = "https://" + key

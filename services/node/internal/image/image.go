@@ -1,6 +1,6 @@
-// Package image makes sure that a container's image is on the node: by its pull
-// policy, with the pod's secrets, a few at a time, and with a growing delay after
-// failures. It also removes images that nobody uses when the disk fills up.
+// Package image makes sure that a container's image is on the node: according to its pull
+// policy, with the pod's pull secrets, a few images at a time, and with a back-off after
+// failures. It also removes unused images when the disk fills up.
 //
 // It must never log or report a password.
 package image
@@ -22,7 +22,7 @@ import (
 	"keelson.dev/services/node/internal/event"
 )
 
-// Why a container waits for its image, as its status says.
+// Waiting reasons of a container whose image is missing.
 const (
 	ReasonPull    = "ErrImagePull"
 	ReasonBackOff = "ImagePullBackOff"
@@ -31,28 +31,28 @@ const (
 	ReasonInspect = "ImageInspectError"
 )
 
-// The delays between attempts to pull an image that failed; those of Kubernetes.
+// The delays between attempts to pull an image after failures. They are the kubelet's.
 const (
 	backoffFirst = 10 * time.Second
 	backoffMost  = 5 * time.Minute
 )
 
-// Error is why an image is not there.
+// Error explains why an image is not available.
 type Error struct {
 	Reason, Message string
-	// Retry is when it may be tried again.
+	// Retry is when the pull may be attempted again; zero means no particular time.
 	Retry time.Time
 }
 
 func (e *Error) Error() string { return e.Reason + ": " + e.Message }
 
-// Runtime is what the puller needs of the container runtime.
+// Runtime is the part of the CRI client that the puller uses.
 type Runtime interface {
 	ImageStatus(ctx context.Context, image string) (*runtimev1.Image, error)
 	PullImage(ctx context.Context, image string, auth *runtimev1.AuthConfig, sandbox *runtimev1.PodSandboxConfig) (string, error)
 }
 
-// Puller gets images. It is safe for concurrent use.
+// Puller pulls images. It is safe for concurrent use.
 type Puller struct {
 	runtime Runtime
 	events  *event.Recorder
@@ -72,7 +72,7 @@ type failure struct {
 	at      time.Time
 }
 
-// NewPuller makes a puller that fetches at most parallel images at a time.
+// NewPuller returns a puller that pulls at most parallel images at a time.
 func NewPuller(runtime Runtime, events *event.Recorder, parallel int) *Puller {
 	return &Puller{
 		runtime: runtime, events: events, now: time.Now, slots: make(chan struct{}, parallel),
@@ -80,7 +80,8 @@ func NewPuller(runtime Runtime, events *event.Recorder, parallel int) *Puller {
 	}
 }
 
-// WithTag is an image's name with the tag that is meant when none is given.
+// WithTag returns an image's name with the default tag if it has neither tag nor digest. It
+// returns an error if the name is invalid.
 func WithTag(image string) (string, error) {
 	if image == "" || strings.TrimSpace(image) != image || strings.ContainsAny(image, " \t\n") {
 		return "", fmt.Errorf("couldn't parse image name %q: invalid reference format", image)
@@ -113,8 +114,8 @@ func WithTag(image string) (string, error) {
 	return image + ":latest", nil
 }
 
-// Ensure returns the runtime's image for a container, pulling it if its policy
-// says so. A failure is an *Error.
+// Ensure returns the runtime's image for a container, and pulls it if the pull policy
+// requires that. If the image is not available, the error is an *Error.
 func (p *Puller) Ensure(ctx context.Context, pod *corev1.Pod, c *corev1.Container, secrets []*corev1.Secret, sandbox *runtimev1.PodSandboxConfig) (*runtimev1.Image, error) {
 	name, err := WithTag(c.Image)
 	if err != nil {
@@ -123,7 +124,7 @@ func (p *Puller) Ensure(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 		return nil, &Error{Reason: ReasonName, Message: message}
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, err // a free lock must not win over an end that came before
+		return nil, err // a cancelled caller must not take the lock even if it is free
 	}
 	unlock, err := p.lock(ctx, name)
 	if err != nil {
@@ -205,7 +206,7 @@ func (p *Puller) pull(ctx context.Context, pod *corev1.Pod, c *corev1.Container,
 	return pulled, nil
 }
 
-// lock lets one caller at a time deal with an image.
+// lock serializes the callers that deal with the same image.
 func (p *Puller) lock(ctx context.Context, name string) (unlock func(), err error) {
 	p.mu.Lock()
 	turn := p.pulling[name]
@@ -232,7 +233,7 @@ func (p *Puller) lock(ctx context.Context, name string) (unlock func(), err erro
 	}
 }
 
-// failed is the failure that a pull has to wait for, or nil.
+// failed returns the failure that a pull is backing off from, or nil.
 func (p *Puller) failed(key string) *failure {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -99,7 +99,7 @@ func TestCredentials(t *testing.T) {
 	}
 	bad := secret(corev1.SecretTypeDockercfg, corev1.DockerConfigKey, `{"r.example":{"auth":"%%%"}}`)
 	if _, err := Credentials("r.example/a", []*corev1.Secret{bad}); err == nil {
-		t.Error("an auth that is not base64")
+		t.Error("an auth that is not base64 was accepted")
 	}
 }
 
@@ -111,7 +111,7 @@ func FuzzCredentials(f *testing.F) {
 	})
 }
 
-// fakeRuntime has images and a registry.
+// fakeRuntime is a runtime with images and a registry.
 type fakeRuntime struct {
 	mu      sync.Mutex
 	images  map[string]*runtimev1.Image
@@ -192,7 +192,7 @@ func TestPuller(t *testing.T) {
 	if err := ensure(container("r.example/a:1", corev1.PullIfNotPresent), creds("wrong"), creds("right")); err != nil || fmt.Sprint(r.pulls) != "[r.example/a:1 wrong r.example/a:1 right]" {
 		t.Errorf("credentials: %v %q", err, r.pulls)
 	}
-	// Failures are held back longer and longer, and forgotten after a success.
+	// Back-off grows with each failure, and is reset by a success.
 	c := container("r.example/b:1", corev1.PullIfNotPresent)
 	for i, wait := range []time.Duration{10, 20, 40, 80, 160, 300, 300} {
 		if err := ensure(c); why(err) != ReasonPull {
@@ -206,15 +206,15 @@ func TestPuller(t *testing.T) {
 	}
 	r.pull = func(string, *runtimev1.AuthConfig) error { return nil }
 	if err := ensure(c); err != nil || len(p.failures) != 0 {
-		t.Errorf("at last: %v", err)
+		t.Errorf("after the back-off: %v", err)
 	}
 	if len(p.pulling) != 0 {
-		t.Error("locks are left")
+		t.Error("locks were not released")
 	}
 }
 
-// TestPullsShare: many containers with one image pull it once, and at most so
-// many images are pulled at a time.
+// TestPullsShare checks that several containers with the same image pull it once, and that
+// the number of parallel pulls is bounded.
 func TestPullsShare(t *testing.T) {
 	gate := make(chan struct{})
 	r := &fakeRuntime{images: map[string]*runtimev1.Image{}, pull: func(string, *runtimev1.AuthConfig) error { <-gate; return nil }}
@@ -236,7 +236,7 @@ func TestPullsShare(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if _, err := p.Ensure(ctx, &corev1.Pod{}, container("x:1", corev1.PullAlways), nil, nil); !errors.Is(err, context.Canceled) {
-		t.Errorf("given up: %v", err)
+		t.Errorf("cancelled: %v", err)
 	}
 }
 
@@ -280,18 +280,18 @@ func TestCollector(t *testing.T) {
 	at = at.Add(10 * time.Minute)
 	look()
 	if len(r.removed) != 0 {
-		t.Fatalf("an empty disk: %q", r.removed)
+		t.Fatalf("removed on an empty disk: %q", r.removed)
 	}
 	r.images["fresh"] = img("fresh", false)
-	percent = 86 // 60 bytes too many: one image
+	percent = 86 // 60 bytes too many: one image is enough
 	look()
 	if fmt.Sprint(r.removed) != "[older]" {
-		t.Errorf("one is enough: %q", r.removed)
+		t.Errorf("removed: %q, want one image", r.removed)
 	}
 	percent = 99
 	look()
 	if fmt.Sprint(r.removed) != "[older old]" {
-		t.Errorf("all that may go: %q", r.removed)
+		t.Errorf("removed: %q, want all that are removable", r.removed)
 	}
 	look()
 	if listed := c.Listed(); len(listed) != 3 || listed[0].SizeBytes != 100 {

@@ -1,8 +1,8 @@
-// Package join gets a node its certificate: the first one with a bootstrap token,
-// and each later one, before the last expires, with the certificate itself. Both
-// ways are a CertificateSigningRequest that the cluster's signer answers.
+// Package join obtains a node's certificates: the first one with a bootstrap token, and
+// each later one with the current certificate before that expires. Both are requested by a
+// CertificateSigningRequest that the cluster's signer signs.
 //
-// A private key is made here and must never leave its directory.
+// The private key is generated here and must never leave its directory.
 package join
 
 import (
@@ -33,33 +33,33 @@ import (
 	"keelson.dev/services/internal/identity"
 )
 
-// attempt bounds one wait for the signer; then the request is looked at again.
+// attempt bounds one wait for the signer. After that the request is read again.
 const attempt = 5 * time.Minute
 
-// Bootstrap is how a node without a certificate reaches the cluster.
+// Bootstrap is what a node without a certificate needs to join the cluster.
 type Bootstrap struct {
 	Node      string
 	Endpoints []string
-	// Token is "id.secret".
+	// Token is a bootstrap token, "id.secret".
 	Token string
-	// CA is the cluster's, in PEM.
+	// CA is the cluster's CA certificate in PEM.
 	CA []byte
-	// Dir is where the identity goes.
+	// Dir is the directory that the identity is written to.
 	Dir string
 }
 
-// Needed says that a directory holds no certificate yet.
+// Needed reports whether a directory holds no certificate yet.
 func Needed(dir string) bool {
 	_, err := os.Stat(filepath.Join(dir, identity.CertFile))
 	return errors.Is(err, os.ErrNotExist)
 }
 
-// Run gets the first certificate. It tries until it has it, the request is
-// refused, or ctx ends.
+// Run obtains the first certificate. It retries until it has the certificate, the request
+// is denied, or ctx ends.
 func (b Bootstrap) Run(ctx context.Context) error {
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(b.CA) {
-		return errors.New("the cluster's CA holds no certificate in PEM")
+		return errors.New("the cluster CA contains no PEM certificate")
 	}
 	c, err := client.Dial(client.Config{
 		Endpoints: b.Endpoints, UserAgent: "keelson-node",
@@ -73,7 +73,7 @@ func (b Bootstrap) Run(ctx context.Context) error {
 	if err := os.MkdirAll(b.Dir, 0o700); err != nil {
 		return err
 	}
-	slog.Info("joining the cluster", "node", b.Node, "apiservers", b.Endpoints)
+	slog.InfoContext(ctx, "joining the cluster", "node", b.Node, "apiservers", b.Endpoints)
 	issued, err := first(ctx, c, b.Node, b.Dir)
 	if err != nil {
 		return fmt.Errorf("join as %s: %w", b.Node, err)
@@ -84,8 +84,8 @@ func (b Bootstrap) Run(ctx context.Context) error {
 	return errors.Join(issued.store(b.Dir), forgetKey(b.Dir))
 }
 
-// first obtains the first certificate. If it is cut off, it goes on with the same
-// request when it is called again; if the request is refused, with another.
+// first obtains the first certificate. If it is interrupted, the next call continues with
+// the same request; if the request is denied, the next call makes a new one.
 func first(ctx context.Context, c *client.Client, node, dir string) (issued, error) {
 	key, err := pendingKey(dir)
 	if err != nil {
@@ -98,12 +98,12 @@ func first(ctx context.Context, c *client.Client, node, dir string) (issued, err
 	return out, err
 }
 
-// pendingFile is the key of a request that is not answered yet.
+// pendingFile is the key of a request that has not been answered yet.
 const pendingFile = "pending.key"
 
-// pendingKey is the key to join with. It outlives this process until it has its
-// certificate: a token for one use is used up by one key's request, and whoever
-// starts again with the same key finds the same request.
+// pendingKey returns the key to join with. It is kept on disk until its certificate has
+// been issued: the first key that a single-use token is used with consumes the token, and a
+// process that starts again with the same key finds the same request.
 func pendingKey(dir string) (*ecdsa.PrivateKey, error) {
 	path := filepath.Join(dir, pendingFile)
 	data, err := os.ReadFile(path)
@@ -135,23 +135,23 @@ func forgetKey(dir string) error {
 	return err
 }
 
-// Renewal keeps an identity's certificate fresh.
+// Renewal renews an identity's certificate.
 type Renewal struct {
 	Node   string
 	Client *client.Client
-	// Dir is where the identity is.
+	// Dir is the directory of the identity.
 	Dir string
-	// Leaf is the certificate as it is now.
+	// Leaf returns the current certificate.
 	Leaf func() *x509.Certificate
 }
 
-// Run renews until ctx ends.
+// Run renews the certificate until ctx ends.
 func (r Renewal) Run(ctx context.Context) error {
 	for {
 		leaf := r.Leaf()
 		wait := time.Until(due(leaf, mrand.Float64())) //nolint:gosec // jitter needs no secrecy
 		if wait > 0 {
-			// A certificate that somebody else replaces is looked at anew.
+			// Check again regularly, in case another process replaces the certificate.
 			wait = min(wait, time.Hour)
 			select {
 			case <-ctx.Done():
@@ -165,9 +165,9 @@ func (r Renewal) Run(ctx context.Context) error {
 			err = issued.store(r.Dir)
 		}
 		if err == nil {
-			slog.Info("certificate renewed", "node", r.Node)
+			slog.InfoContext(ctx, "certificate renewed", "node", r.Node)
 		} else if ctx.Err() == nil {
-			slog.Warn("certificate was not renewed", "node", r.Node, "expires", leaf.NotAfter, "error", err)
+			slog.WarnContext(ctx, "certificate was not renewed", "node", r.Node, "expires", leaf.NotAfter, "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -177,21 +177,21 @@ func (r Renewal) Run(ctx context.Context) error {
 	}
 }
 
-// due is when a certificate should be renewed: when 70 to 90 percent of its life
-// are over, so that nodes do not all come at once.
+// due returns when to renew a certificate: after 70 to 90 percent of its lifetime, so that
+// nodes do not all renew at once. jitter is in [0, 1).
 func due(leaf *x509.Certificate, jitter float64) time.Time {
 	life := leaf.NotAfter.Sub(leaf.NotBefore)
 	return leaf.NotBefore.Add(time.Duration(float64(life) * (0.7 + 0.2*jitter)))
 }
 
-// issued is a certificate with its key, in PEM.
+// issued is a certificate and its key, in PEM.
 type issued struct{ cert, key []byte }
 
-// store writes the files in an order in which every reader finds a pair that
-// fits, or keeps the one it has.
+// store writes the key before the certificate, so that every reader finds a matching pair
+// or keeps the one that it has.
 func (i issued) store(dir string) error {
 	if _, err := tls.X509KeyPair(i.cert, i.key); err != nil {
-		return fmt.Errorf("the certificate that was issued is not for this key: %w", err)
+		return fmt.Errorf("the issued certificate does not match the key: %w", err)
 	}
 	if err := writeFile(filepath.Join(dir, identity.KeyFile), i.key, 0o600); err != nil {
 		return err
@@ -256,7 +256,7 @@ func obtain(ctx context.Context, c *client.Client, node string, key *ecdsa.Priva
 	return issued{cert: cert, key: pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})}, nil
 }
 
-// lower makes a name that is valid for an object out of base64.
+// lower turns base64 text into a valid object name.
 func lower(s string) string {
 	out := []byte(s)
 	for i, b := range out {
@@ -273,7 +273,7 @@ func lower(s string) string {
 	return string(out)
 }
 
-// sign sends a request and waits for its certificate.
+// sign creates a request and waits for its certificate.
 func sign(ctx context.Context, c *client.Client, csr *certificatesv1.CertificateSigningRequest) ([]byte, error) {
 	requests := client.For[*certificatesv1.CertificateSigningRequest](c)
 	delay := 200 * time.Millisecond
@@ -298,7 +298,7 @@ func sign(ctx context.Context, c *client.Client, csr *certificatesv1.Certificate
 			return nil, err
 		}
 		if err != nil && ctx.Err() == nil {
-			slog.Warn("certificate was not obtained yet", "request", csr.Name, "error", err)
+			slog.WarnContext(ctx, "certificate has not been issued yet", "request", csr.Name, "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -309,7 +309,8 @@ func sign(ctx context.Context, c *client.Client, csr *certificatesv1.Certificate
 	}
 }
 
-// await follows a request until it is answered. final says that it was refused.
+// await watches a request until it is answered. final is true if it was denied, failed or
+// was deleted.
 func await(ctx context.Context, requests client.Resource[*certificatesv1.CertificateSigningRequest], name string) (cert []byte, final bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, attempt)
 	defer cancel()

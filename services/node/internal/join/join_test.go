@@ -27,7 +27,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// signer answers every request that comes, as the cluster's does.
+// signer answers every request, as the cluster's signer does.
 type signer struct {
 	key  *ecdsa.PrivateKey
 	cert *x509.Certificate
@@ -58,7 +58,7 @@ func (s *signer) pem() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.cert.Raw})
 }
 
-// run answers requests until the test ends; with a refusal, by denying them.
+// run answers requests until the test ends. If refuse is true, it denies them.
 func (s *signer) run(t *testing.T, c *client.Client, refuse bool) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -122,7 +122,7 @@ func TestObtainAndStore(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, identity.CAFile), s.pem(), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // the first, and its renewal over it
+	for range 2 { // the first certificate, and its renewal
 		got, err := renew(ctx, c, "node-a")
 		if err != nil {
 			t.Fatal(err)
@@ -158,8 +158,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestFirstGoesOn cuts off a node that waits for its first certificate: it finds the
-// request that it made, so that a token for one use suffices.
+// TestFirstGoesOn interrupts a node that waits for its first certificate. The next attempt
+// finds the same request, so a single-use token suffices.
 func TestFirstGoesOn(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -182,11 +182,11 @@ func TestFirstGoesOn(t *testing.T) {
 	}
 	stop()
 	if err := <-ended; err == nil {
-		t.Fatal("nobody has signed anything")
+		t.Fatal("no request was created")
 	}
 	pending := filepath.Join(dir, pendingFile)
 	if info, err := os.Stat(pending); err != nil || info.Mode().Perm() != 0o600 {
-		t.Fatalf("the key that waits: %v, %v", info, err)
+		t.Fatalf("the pending key: %v, %v", info, err)
 	}
 	newSigner(t).run(t, c, false)
 	got, err := first(ctx, c, "node-a", dir)
@@ -204,14 +204,14 @@ func TestFirstGoesOn(t *testing.T) {
 		count++
 	}
 	if count != 1 {
-		t.Errorf("%d requests, want the first to be found again", count)
+		t.Errorf("%d requests, want the first one to be reused", count)
 	}
 	if _, err := os.Stat(pending); !os.IsNotExist(err) {
-		t.Errorf("the key stays: %v", err)
+		t.Errorf("the pending key was not removed: %v", err)
 	}
 }
 
-// TestFirstIsRefused asks with another key the next time.
+// TestFirstIsRefused checks that a denied request is followed by one with a new key.
 func TestFirstIsRefused(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -222,7 +222,7 @@ func TestFirstIsRefused(t *testing.T) {
 		t.Errorf("error: %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, pendingFile)); !os.IsNotExist(err) {
-		t.Errorf("a refused key stays: %v", err)
+		t.Errorf("the key of a denied request was not removed: %v", err)
 	}
 }
 

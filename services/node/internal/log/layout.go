@@ -15,23 +15,23 @@ import (
 //	<Pods>/<namespace>_<pod>_<uid>/<container>/<restart>.log
 //	<Containers>/<pod>_<namespace>_<container>-<id>.log, a link to it
 //
-// The nodes of one machine share Pods and Containers. What is one node's own
-// stands in its Ledger: a link for each of its folders in Pods, made before the
-// folder and removed after it. With it, folders of pods that went while the node
-// was down are found, and so are a deleted node's. Before there was a ledger, the
-// folders themselves were there.
+// All nodes of one machine share Pods and Containers. A node records its own directories in
+// its Ledger: a link for each of its directories in Pods, created before the directory and
+// removed after it. So the logs of pods that were removed while the node was down are found,
+// and so are all logs of a node that is deleted. Before there was a ledger, its path held
+// the log directories themselves.
 type Layout struct {
 	Pods, Containers, Ledger string
 }
 
-// maxLinkName is what a file's name may have at most; longer links are cut off
-// before their suffix, as the kubelet does.
+// maxLinkName is the maximum length of a file name in bytes. Longer link names are
+// truncated before their suffix, as the kubelet does.
 const maxLinkName = 255
 
 const logSuffix = ".log"
 
-// Folder makes the folder of a pod's logs, and a container's in it unless container
-// is "".
+// Folder creates the directory of a pod's logs and, unless container is "", that
+// container's directory in it.
 func (l Layout) Folder(pod, container string) error {
 	if err := os.MkdirAll(l.Ledger, 0o755); err != nil {
 		return err
@@ -55,7 +55,7 @@ func (l Layout) Folder(pod, container string) error {
 			return err
 		}
 		if info, err := root.Lstat(name); err != nil || !info.IsDir() {
-			return errors.Join(err, fmt.Errorf("%s: not a folder", filepath.Join(l.Pods, name)))
+			return errors.Join(err, fmt.Errorf("%s: not a directory", filepath.Join(l.Pods, name)))
 		}
 	}
 	return nil
@@ -66,7 +66,7 @@ func linkName(pod, namespace, container, id string) string {
 	return name[:min(len(name), maxLinkName-len(logSuffix))] + logSuffix
 }
 
-// Link makes the link to an instance's log.
+// Link creates the link to an instance's log.
 func (l Layout) Link(pod, namespace, container, id, target string) error {
 	if err := os.MkdirAll(l.Containers, 0o755); err != nil {
 		return err
@@ -86,7 +86,7 @@ func (l Layout) Unlink(pod, namespace, container, id string) {
 	_ = os.Remove(filepath.Join(l.Containers, linkName(pod, namespace, container, id)))
 }
 
-// UIDs are the pods whose folders stand in the ledger.
+// UIDs returns the UIDs of the pods in the ledger.
 func (l Layout) UIDs() []string {
 	var out []string
 	entries, _ := os.ReadDir(l.Ledger)
@@ -98,13 +98,13 @@ func (l Layout) UIDs() []string {
 	return out
 }
 
-// Remove removes all logs of a pod, whatever its name was, and the links to them.
-// It follows no links.
+// Remove removes all logs of a pod, whatever the pod was called, and the links to them. It
+// follows no symbolic links.
 func (l Layout) Remove(uid string) error {
 	if uid == "" || strings.ContainsAny(uid, "/\x00") {
 		return fmt.Errorf("remove logs: pod uid %q is not valid", uid)
 	}
-	// The ledger comes last: what it names is found again after an interruption.
+	// Remove the ledger entry last, so that an interrupted removal is found again.
 	dirs := []string{l.Pods, l.Ledger}
 	var folders []string
 	for _, dir := range dirs {
@@ -136,20 +136,21 @@ func (l Layout) Remove(uid string) error {
 	return nil
 }
 
-// Clear removes the logs of all pods of the ledger, and the shared folders if
-// nobody else has anything there.
+// Clear removes the logs of all pods in the ledger, and the shared directories if they are
+// empty after that.
 func (l Layout) Clear() error {
 	var all []error
 	for _, uid := range l.UIDs() {
 		all = append(all, l.Remove(uid))
 	}
 	for _, dir := range []string{l.Pods, l.Containers} {
-		_ = os.Remove(dir) // fails unless it is empty
+		_ = os.Remove(dir) // fails unless the directory is empty
 	}
 	return errors.Join(all...)
 }
 
-// ending are the names in a folder with a suffix; none if there is no folder.
+// ending returns the names in a directory that end with suffix. It returns none if the
+// directory does not exist.
 func ending(dir, suffix string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -164,7 +165,7 @@ func ending(dir, suffix string) ([]string, error) {
 	return out, err
 }
 
-// unlinkBelow removes the links that lead into one of the folders.
+// unlinkBelow removes the links that point into one of the folders.
 func (l Layout) unlinkBelow(folders []string) error {
 	entries, err := os.ReadDir(l.Containers)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

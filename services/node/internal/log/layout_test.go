@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tree lists what is below a directory.
+// tree lists everything below a directory.
 func tree(t *testing.T, dir string) []string {
 	t.Helper()
 	var out []string
@@ -30,8 +30,9 @@ func tree(t *testing.T, dir string) []string {
 	return out[1:]
 }
 
-// TestLayout: two nodes of one machine share the folders of logs, and each removes
-// what is its own, also what a pod left while the node was down.
+// TestLayout checks that two nodes of one machine can share the log directories, and that
+// each removes only its own logs, including those of a pod that was removed while the node
+// was down.
 func TestLayout(t *testing.T) {
 	dir := t.TempDir()
 	at := func(parts ...string) string { return filepath.Join(append([]string{dir}, parts...)...) }
@@ -51,11 +52,11 @@ func TestLayout(t *testing.T) {
 			t.Errorf("through the link: %q %v", text, err)
 		}
 	}
-	// What others have there, links that lead nowhere among it.
+	// Files of other programs, including dangling links.
 	if err := errors.Join(os.Mkdir(at("pods", "other_p_9"), 0o700), os.Symlink("/nowhere", at("containers", "other.log"))); err != nil {
 		t.Fatal(err)
 	}
-	// A folder of the layout before the ledger.
+	// A log directory from before there was a ledger.
 	old := at("node-a", "n_old_4", "main")
 	if err := errors.Join(os.MkdirAll(old, 0o700), os.WriteFile(filepath.Join(old, "0.log"), nil, 0o600), a.Link("old", "n", "main", "c4", filepath.Join(old, "0.log"))); err != nil {
 		t.Fatal(err)
@@ -69,10 +70,10 @@ func TestLayout(t *testing.T) {
 		t.Fatal(err)
 	}
 	if a.Remove("") == nil || a.Remove("../x") == nil {
-		t.Error("a uid that is none was taken")
+		t.Error("an invalid UID was accepted")
 	}
 	if _, err := os.Lstat(at("pods", "n_p_1")); err == nil {
-		t.Error("the folder of 1 is there")
+		t.Error("the directory of pod 1 still exists")
 	}
 	if err := a.Clear(); err != nil {
 		t.Fatal(err)
@@ -80,11 +81,11 @@ func TestLayout(t *testing.T) {
 	want := []string{"containers", "containers/other.log", "containers/p_n_main-c3.log", "node-a", "node-b", "node-b/n_p_3",
 		"pods", "pods/n_p_3", "pods/n_p_3/main", "pods/n_p_3/main/0.log", "pods/other_p_9"}
 	if got := tree(t, dir); !slices.Equal(got, want) {
-		t.Errorf("what is left: %q", got)
+		t.Errorf("files left: %q", got)
 	}
 }
 
-// TestLinkName: names that are too long are cut off as the kubelet does.
+// TestLinkName checks that names that are too long are truncated as the kubelet does.
 func TestLinkName(t *testing.T) {
 	if got := linkName("p", "n", "c", "id"); got != "p_n_c-id.log" {
 		t.Error(got)
@@ -94,8 +95,8 @@ func TestLinkName(t *testing.T) {
 	}
 }
 
-// TestHostileFolders: whoever can write to the folder of logs cannot make the node
-// read, empty, overwrite or remove anything elsewhere, nor wait.
+// TestHostileFolders checks that a container that can write to the log directories cannot
+// make the node read, truncate, overwrite or remove anything elsewhere, or block.
 func TestHostileFolders(t *testing.T) {
 	dir := t.TempDir()
 	at := func(parts ...string) string { return filepath.Join(append([]string{dir}, parts...)...) }
@@ -110,7 +111,7 @@ func TestHostileFolders(t *testing.T) {
 		t.Fatal(err)
 	}
 	if l.Folder("n_p_2", "main") == nil || l.Folder("n_p_3", "main") == nil {
-		t.Error("a link was taken for a folder")
+		t.Error("a symbolic link was accepted as a directory")
 	}
 	within := func(what string, f func()) {
 		t.Helper()
@@ -141,7 +142,7 @@ func TestHostileFolders(t *testing.T) {
 			}
 		})
 	}
-	// Compressing does not write through a link, nor read a FIFO.
+	// Compression neither writes through a link nor reads a FIFO.
 	name := at("pods", "n_p_1", "main", "0.log")
 	aside := name + ".20260501-120000.000"
 	if err := errors.Join(os.WriteFile(name, []byte(secret), 0o600), os.WriteFile(aside, []byte("old"), 0o600), unix.Mkfifo(name+".20260501-120001.000", 0o600),
@@ -160,9 +161,9 @@ func TestHostileFolders(t *testing.T) {
 		}
 	}
 	if text, err := os.ReadFile(filepath.Join(elsewhere, "main", "0.log")); err != nil || string(text) != secret {
-		t.Errorf("elsewhere: %q %v", text, err)
+		t.Errorf("file outside the log directories: %q %v", text, err)
 	}
 	if got := tree(t, at("pods")); len(got) > 0 {
-		t.Errorf("what is left: %q", got)
+		t.Errorf("files left: %q", got)
 	}
 }

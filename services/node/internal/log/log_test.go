@@ -69,10 +69,10 @@ func TestRead(t *testing.T) {
 	if err := Read(context.Background(), "/no/such/log", Options{}, nil, io.Discard); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
-	// The last line may be without its end.
+	// The last line may lack its newline.
 	var out bytes.Buffer
 	if err := Read(context.Background(), write(t, "2026-05-01T12:00:00Z stdout F cut"), Options{}, nil, &out); err != nil || out.String() != "cut\n" {
-		t.Errorf("cut: %q %v", out.String(), err)
+		t.Errorf("last line without newline: %q %v", out.String(), err)
 	}
 }
 
@@ -94,7 +94,7 @@ func TestTailOffset(t *testing.T) {
 	}
 }
 
-// TestTimestamps: times have nine digits whatever the runtime wrote, so that lines
+// TestTimestamps checks that timestamps always have nine fractional digits, so that lines
 // sort as text.
 func TestTimestamps(t *testing.T) {
 	name := write(t, `2026-05-01T12:00:00.49Z stdout F a
@@ -114,8 +114,8 @@ func TestTimestamps(t *testing.T) {
 	}
 }
 
-// TestFollow: a followed log shows what comes, over a rotation, and ends after
-// its container.
+// TestFollow checks that a followed log shows new lines, crosses a rotation, and ends when
+// its container ends.
 func TestFollow(t *testing.T) {
 	name := write(t, "2026-05-01T12:00:00Z stdout F one\n")
 	r, w := io.Pipe()
@@ -160,7 +160,7 @@ func TestFollow(t *testing.T) {
 	alive.Store(false)
 	expect("four\n")
 	if n, err := r.Read(next); err == nil {
-		t.Errorf("more: %q", next[:n])
+		t.Errorf("read after the end: %q", next[:n])
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
@@ -168,11 +168,11 @@ func TestFollow(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if err := Read(ctx, name, Options{Follow: true}, func() (bool, error) { return true, nil }, io.Discard); !errors.Is(err, context.Canceled) {
-		t.Errorf("given up: %v", err)
+		t.Errorf("cancelled: %v", err)
 	}
 }
 
-// atEnd does something when a file is read to its end.
+// atEnd calls a function when a file has been read to its end.
 type atEnd struct {
 	*os.File
 	then func()
@@ -187,8 +187,8 @@ func (a *atEnd) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// TestFollowReadsToTheEnd: what comes between the last look at a file and its
-// rotation is not left out.
+// TestFollowReadsToTheEnd checks that lines written between the last read of a file and its
+// rotation are not lost.
 func TestFollowReadsToTheEnd(t *testing.T) {
 	name := write(t, "")
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_APPEND, 0o600)
@@ -210,14 +210,14 @@ func TestFollowReadsToTheEnd(t *testing.T) {
 	running := func() (bool, error) { return true, nil }
 	next, more, err := follow(t.Context(), name, f, r, running)
 	if next != nil || !more || err != nil {
-		t.Fatalf("before the end of the first file: %v %v %v", next, more, err)
+		t.Fatalf("before the first file was read to its end: %v %v %v", next, more, err)
 	}
 	if text, _ := io.ReadAll(r); string(text) != "late" {
 		t.Errorf("read %q", text)
 	}
 	next, more, err = follow(t.Context(), name, f, r, running)
 	if next == nil || !more || err != nil {
-		t.Fatalf("after it: %v %v %v", next, more, err)
+		t.Fatalf("after it was read to its end: %v %v %v", next, more, err)
 	}
 	next.Close()
 }
@@ -234,8 +234,8 @@ func TestTail(t *testing.T) {
 	}
 }
 
-// FuzzRead: whatever is in a file, reading it ends without an error and never
-// yields more than it holds.
+// FuzzRead checks that reading any file content ends without an error and never yields more
+// than the file holds.
 func FuzzRead(f *testing.F) {
 	f.Add([]byte(sample), int64(2))
 	f.Add([]byte("2026-05-01T12:00:00Z stdout F x"), int64(1))
@@ -258,7 +258,7 @@ func FuzzRead(f *testing.F) {
 		}
 		for _, line := range bytes.Split(data, []byte{'\n'}) {
 			if e, ok := parse(line); ok && e.time.IsZero() && !bytes.HasPrefix(line, []byte("0001-01-01T00:00:00")) {
-				t.Fatalf("%q has no time", line)
+				t.Fatalf("line %q has no timestamp", line)
 			}
 		}
 	})
@@ -317,16 +317,16 @@ func TestRotate(t *testing.T) {
 	if text, err := io.ReadAll(gz); err != nil || string(text) != "long enough 3" {
 		t.Errorf("compressed: %q %v", text, err)
 	}
-	// A runtime that does not reopen keeps its file.
-	fail = errors.New("no")
+	// If the runtime does not reopen its log, the file keeps its name.
+	fail = errors.New("cannot reopen")
 	put("long enough again")
 	if err := rotate(); !errors.Is(err, fail) {
 		t.Errorf("error: %v", err)
 	}
 	if b, err := os.ReadFile(name); err != nil || string(b) != "long enough again" {
-		t.Errorf("the file: %q %v", b, err)
+		t.Errorf("log file: %q %v", b, err)
 	}
-	// A rotation that was interrupted is completed.
+	// An interrupted rotation is completed.
 	fail = nil
 	if err := os.Remove(name); err != nil {
 		t.Fatal(err)

@@ -11,13 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Containers that mount the node's log folder, as collectors do, can put links
-// and FIFOs where logs are. So of a log's path <folder>/<pod>/<container>/<n>.log
-// only the folder is trusted: below it no link is followed, and nothing but
-// regular files is opened.
+// Containers that mount the node's log directory, as log collectors do, can put symbolic
+// links and FIFOs in place of logs. So in the path of a log,
+// <root>/<pod>/<container>/<n>.log, only <root> is trusted: below it no symbolic link is
+// followed, and only regular files are opened.
 
-// resolve opens what lies in the last parts of a path without following links in
-// them.
+// resolve opens name without following symbolic links in its last parts elements.
 func resolve(name string, parts, flags int) (*os.File, error) {
 	root, rel := filepath.Clean(name), ""
 	for range parts {
@@ -39,7 +38,7 @@ func resolve(name string, parts, flags int) (*os.File, error) {
 
 // open opens a log file for reading.
 func open(name string) (*os.File, error) {
-	// Opening a FIFO would wait for a writer.
+	// Without O_NONBLOCK, opening a FIFO would wait for a writer.
 	f, err := resolve(name, 3, unix.O_RDONLY|unix.O_NONBLOCK)
 	if err != nil {
 		return nil, err
@@ -55,7 +54,7 @@ func open(name string) (*os.File, error) {
 	return f, nil
 }
 
-// openFolder opens the folder of a container's logs.
+// openFolder opens the directory of a container's logs.
 func openFolder(name string) (*os.Root, error) {
 	f, err := resolve(name, 2, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
@@ -65,7 +64,7 @@ func openFolder(name string) (*os.Root, error) {
 	return os.OpenRoot("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
 }
 
-// entries are the names in a folder that begin with prefix.
+// entries returns the names in a directory that begin with prefix.
 func entries(root *os.Root, prefix string) ([]string, error) {
 	dir, err := root.Open(".")
 	if err != nil {
@@ -82,7 +81,7 @@ func entries(root *os.Root, prefix string) ([]string, error) {
 	return out, err
 }
 
-// Remove removes an instance's log and what was rotated of it. What stays is
+// Remove removes an instance's log and its rotated files. Whatever cannot be removed now is
 // removed with the pod.
 func Remove(name string) {
 	root, err := openFolder(filepath.Dir(name))

@@ -1,8 +1,8 @@
-// Package log lays out and reads the log files that a container runtime writes in
-// CRI's format, and keeps them from growing without bound.
+// Package log lays out and reads the log files that a container runtime writes in CRI's
+// format, and bounds their size.
 //
-// It must never hold more than one line in memory, fail on a line that it does
-// not understand, or follow a link below the folder of all logs.
+// It must never hold more than one line in memory, fail on a line that it cannot parse, or
+// follow a symbolic link below the root of the log directories.
 package log
 
 import (
@@ -14,11 +14,11 @@ import (
 type entry struct {
 	time   time.Time
 	stream string
-	// text with its newline, unless the line goes on in the next entry.
+	// text includes the newline, unless the line continues in the next entry.
 	text []byte
 }
 
-// parse reads a line without its newline. The entry shares the line's memory.
+// parse parses a line without its newline. The entry shares the line's memory.
 func parse(line []byte) (entry, bool) {
 	var e entry
 	stamp, rest, ok := bytes.Cut(line, []byte{' '})

@@ -13,37 +13,39 @@ import (
 	"time"
 )
 
-// Options choose what Read writes.
+// Options select what Read writes.
 type Options struct {
-	// Follow goes on until the container has ended.
+	// Follow continues until the container has ended.
 	Follow bool
-	// Since leaves out older entries, unless it is zero.
+	// Since leaves out older entries. The zero time leaves out none.
 	Since time.Time
 	// Timestamps writes the time before each line.
 	Timestamps bool
-	// Tail, if set, starts that many entries before the end.
+	// Tail, unless nil, starts that many entries before the end.
 	Tail *int64
-	// Limit, if set, ends after that many bytes.
+	// Limit, unless nil, stops after that many bytes.
 	Limit *int64
 	// Stream is "stdout", "stderr", or "" for both.
 	Stream string
 }
 
-// poll is how often a followed file is looked at.
+// poll is the interval at which a followed file is checked.
 const poll = 100 * time.Millisecond
 
-// stampFormat is how times are written: with nine digits always, whatever the
-// runtime wrote, so that they sort as text and programs can cut at a fixed column.
+// stampFormat is the format of timestamps. It always has nine fractional digits, whatever
+// the runtime wrote, so that timestamps sort as text and programs can cut at a fixed
+// column.
 const stampFormat = "2006-01-02T15:04:05.000000000Z07:00"
 
-// maxLine bounds one line of the file; CRI runtimes cut lines at 16 KiB.
+// maxLine is the maximum length of a line of the file in bytes. CRI runtimes split lines at
+// 16 KiB.
 const maxLine = 1 << 20
 
 // errLimit ends a read that has reached its limit.
 var errLimit = errors.New("limit reached")
 
-// Read writes a log file to w. With Follow it goes on, over rotations, until
-// running says that the container has ended; an error of running ends it too.
+// Read writes a log file to w. With Follow it continues, across rotations, until running
+// reports that the container has ended, or returns an error.
 func Read(ctx context.Context, name string, o Options, running func() (bool, error), w io.Writer) error {
 	f, err := open(name)
 	if err != nil {
@@ -103,8 +105,8 @@ func ended(err error) error {
 	return err
 }
 
-// fill reads up to the end of a line, which may come in several pieces. Of a line
-// that is too long the rest is dropped.
+// fill reads up to the end of a line, which may arrive in several pieces. The part of a
+// line beyond maxLine is dropped.
 func fill(r *bufio.Reader, line []byte) ([]byte, error) {
 	for {
 		part, err := r.ReadSlice('\n')
@@ -122,8 +124,9 @@ func fill(r *bufio.Reader, line []byte) ([]byte, error) {
 	}
 }
 
-// follow waits until there is more to read: in the same file, or in the one that
-// took its place. more is false when the container has ended and all was read.
+// follow waits until there is more to read, in the same file or in the one that replaced
+// it; next is the new file. more is false when the container has ended and everything has
+// been read.
 func follow(ctx context.Context, name string, f *os.File, r *bufio.Reader, running func() (bool, error)) (next *os.File, more bool, err error) {
 	ticker := time.NewTicker(poll)
 	defer ticker.Stop()
@@ -145,8 +148,8 @@ func follow(ctx context.Context, name string, f *os.File, r *bufio.Reader, runni
 		now, err := os.Lstat(name)
 		if err == nil && !os.SameFile(have, now) {
 			if !replaced {
-				// What was written before the other file took its place, or by a
-				// runtime that was about to change over, is read first.
+				// First read what was written before the file was replaced, or by a runtime
+				// that was just about to switch to the new file.
 				replaced = true
 				continue
 			}
@@ -159,7 +162,7 @@ func follow(ctx context.Context, name string, f *os.File, r *bufio.Reader, runni
 			}
 		}
 		if last {
-			return nil, false, nil // nothing came after the container's end
+			return nil, false, nil // nothing was written after the container's end
 		}
 		if time.Since(asked) < time.Second {
 			continue
@@ -173,12 +176,12 @@ func follow(ctx context.Context, name string, f *os.File, r *bufio.Reader, runni
 	}
 }
 
-// writer writes entries as the options want them.
+// writer writes entries according to the options.
 type writer struct {
 	w    io.Writer
 	o    Options
 	left int64
-	// begun says that the next text begins a line.
+	// begun is true if the next text is at the beginning of a line.
 	begun bool
 	buf   []byte
 }
@@ -216,7 +219,7 @@ func (w *writer) write(line []byte) error {
 	return nil
 }
 
-// tailOffset is where the last n lines begin.
+// tailOffset returns the offset at which the last n lines begin.
 func tailOffset(f *os.File, n int64) (int64, error) {
 	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil || n <= 0 {
@@ -244,8 +247,8 @@ func tailOffset(f *os.File, n int64) (int64, error) {
 	return 0, nil
 }
 
-// Tail is the last lines of a log, at most so many lines and bytes; empty if it
-// cannot be read.
+// Tail returns the last lines of a log, at most the given number of lines and bytes. It
+// returns "" if the log cannot be read.
 func Tail(name string, lines, most int64) string {
 	var b strings.Builder
 	if err := Read(context.Background(), name, Options{Tail: &lines}, nil, &b); err != nil {

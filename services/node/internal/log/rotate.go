@@ -16,15 +16,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Rotation bounds a container's log files.
+// Rotation rotates a container's log files.
 type Rotation struct {
-	// Size in bytes at which a file is put aside.
+	// Size is the size in bytes at which a file is rotated.
 	Size int64
-	// Files is how many are kept, the present one included; at least 2.
+	// Files is how many files are kept, including the current one; at least 2.
 	Files int
-	// Reopen makes the runtime open the file anew.
+	// Reopen makes the runtime reopen the log file.
 	Reopen func(ctx context.Context, container string) error
-	// Now may be nil.
+	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
 
@@ -34,9 +34,9 @@ const (
 	stampShape = "20060102-150405.000"
 )
 
-// Rotate puts a container's log file aside if it is too large, and removes the
-// oldest ones. The runtime goes on writing into the file that it has open until
-// it is told, so that nothing is lost.
+// Rotate renames a container's log file if it is too large, and removes the oldest rotated
+// files. The runtime keeps writing to the file that it has open until Reopen, so nothing is
+// lost.
 func (r Rotation) Rotate(ctx context.Context, container, name string) error {
 	root, err := openFolder(filepath.Dir(name))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -49,7 +49,7 @@ func (r Rotation) Rotate(ctx context.Context, container, name string) error {
 	base := filepath.Base(name)
 	info, err := root.Lstat(base)
 	if errors.Is(err, fs.ErrNotExist) {
-		// A rotation was interrupted between its two steps.
+		// A rotation was interrupted between the rename and Reopen.
 		return r.Reopen(ctx, container)
 	}
 	if err != nil {
@@ -73,7 +73,7 @@ func (r Rotation) Rotate(ctx context.Context, container, name string) error {
 		}
 		kept = append(kept, f)
 	}
-	sort.Strings(kept) // their names are times
+	sort.Strings(kept) // their names are timestamps
 	for len(kept) > max(r.Files, 2)-2 {
 		if err := root.RemoveAll(kept[0]); err != nil {
 			return err
@@ -97,14 +97,14 @@ func (r Rotation) Rotate(ctx context.Context, container, name string) error {
 		return err
 	}
 	if err := r.Reopen(ctx, container); err != nil {
-		// The runtime still writes to the old file: give it its name back.
+		// The runtime still writes to the old file: restore its name.
 		return errors.Join(fmt.Errorf("reopen log of %s: %w", container, err), root.Rename(aside, base))
 	}
 	return nil
 }
 
-// compress replaces a file by its compressed form. What is no regular file is
-// removed: no log ever was one.
+// compress replaces a file with its compressed form. It removes anything that is not a
+// regular file, because that was never a log.
 func compress(root *os.Root, name string) error {
 	if info, err := root.Lstat(name); err != nil || !info.Mode().IsRegular() {
 		return errors.Join(err, root.RemoveAll(name))

@@ -1,5 +1,5 @@
-// Package plaintext makes text that containers, registries and container
-// runtimes wrote safe to show in events, statuses and errors.
+// Package plaintext makes text written by containers, registries and container runtimes
+// safe to show in events, statuses and errors.
 //
 // It must never change text that is short and printable.
 package plaintext
@@ -13,10 +13,10 @@ import (
 
 const ellipsis = "..."
 
-// Clean returns s as valid UTF-8 without control characters, at most limit
-// bytes long. Newlines and tabs stay; other control characters and those that
-// reorder text are escaped as Go does (`\x1b`), so that nothing in s reaches a
-// terminal as a command. Text that is cut off ends in "...".
+// Clean returns s as valid UTF-8 without control characters, at most limit bytes long.
+// Newlines and tabs are kept; other control characters and those that reorder text are
+// escaped as in Go (`\x1b`), so that nothing in s can control a terminal. Truncated text
+// ends in "...".
 func Clean(s string, limit int) string {
 	if len(s) <= limit && clean(s) {
 		return s
@@ -38,7 +38,7 @@ func Clean(s string, limit int) string {
 	return Cut(b.String(), limit)
 }
 
-// Cut shortens s to at most limit bytes without splitting a character.
+// Cut truncates s to at most limit bytes without splitting a character.
 func Cut(s string, limit int) string {
 	if len(s) <= limit {
 		return s
@@ -64,7 +64,7 @@ func clean(s string) bool {
 	return true
 }
 
-// unsafe characters are controls (C0, DEL, C1) and the marks that reorder
+// unsafe reports whether r is a control character (C0, DEL, C1) or a mark that reorders
 // bidirectional text.
 func unsafe(r rune) bool {
 	switch {

@@ -16,7 +16,7 @@ func TestClean(t *testing.T) {
 		{"escape sequences", "a\x1b[2J\x07b\r\x7f", 100, `a\x1b[2J\ab\r\x7f`},
 		{"C1 controls", "a\u009b31m", 100, `a\u009b31m`},
 		{"reordering", "a\u202eb\u2066c", 100, `a\u202eb\u2066c`},
-		{"bytes that are no UTF-8", "a\xff\xfeb", 100, "a��b"},
+		{"invalid UTF-8", "a\xff\xfeb", 100, "a��b"},
 		{"cut", "0123456789", 8, "01234..."},
 		{"as long as allowed", "01234567", 8, "01234567"},
 		{"cut between characters", "€€€€", 8, "€..."},

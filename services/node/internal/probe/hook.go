@@ -10,12 +10,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// Hook sends the request of an httpGet lifecycle hook. As in Kubernetes any HTTP
-// answer is a success, whatever its status; only a request that gets none fails.
-// If a hook with scheme HTTPS meets a server that speaks plain HTTP, the request
-// is repeated over HTTP, and fallback is the host and port that it went to.
+// Hook sends the request of an httpGet lifecycle hook. As in Kubernetes, any HTTP response
+// is a success, whatever its status; only a request without a response fails. If a hook
+// with scheme HTTPS reaches a server that speaks plain HTTP, the request is repeated over
+// HTTP, and fallback is the host and port that it was sent to.
 //
-// Errors do not name the URL, whose query may hold secrets.
+// Errors do not contain the URL, whose query may contain secrets.
 func Hook(ctx context.Context, t Target, get *corev1.HTTPGetAction, timeout time.Duration) (fallback string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -30,14 +30,14 @@ func Hook(ctx context.Context, t Target, get *corev1.HTTPGetAction, timeout time
 	}
 	plain := req.Clone(ctx)
 	plain.URL.Scheme = "http"
-	plain.Header.Del("Authorization") // it was meant for an encrypted connection
+	plain.Header.Del("Authorization") // do not send credentials in the clear
 	if answered(client, plain) != nil {
 		return "", err
 	}
 	return req.URL.Host, nil
 }
 
-// answered sends a request and reports why there was no answer.
+// answered sends a request and returns an error if there is no response.
 func answered(client *http.Client, req *http.Request) error {
 	resp, err := client.Do(req)
 	if err == nil {

@@ -20,8 +20,9 @@ import (
 	"keelson.dev/services/node/internal/event"
 )
 
-// TestHook: any answer to a hook's request is a success, also one in plain HTTP to
-// a request by HTTPS; no answer is a failure that does not name the URL.
+// TestHook checks that any response to a hook's request is a success, including a plain
+// HTTP response to an HTTPS request, and that a request without a response fails with an
+// error that does not contain the URL.
 func TestHook(t *testing.T) {
 	type seen struct{ scheme, agent, authorization string }
 	var mu sync.Mutex
@@ -61,7 +62,7 @@ func TestHook(t *testing.T) {
 		{"503", get(plain, "", "/503"), false, seen{"http", hookAgent, "Bearer x"}},
 		{"redirect to another host", get(plain, "", "/302"), false, seen{"http", hookAgent, "Bearer x"}},
 		{"HTTPS", get(secure, corev1.URISchemeHTTPS, "/401"), false, seen{"https", hookAgent, "Bearer x"}},
-		{"HTTPS to a server of plain HTTP", get(plain, corev1.URISchemeHTTPS, "/404"), true, seen{"http", hookAgent, ""}},
+		{"HTTPS to a plain HTTP server", get(plain, corev1.URISchemeHTTPS, "/404"), true, seen{"http", hookAgent, ""}},
 	} {
 		requests = nil
 		fallback, err := Hook(context.Background(), target, c.get, time.Minute)
@@ -74,14 +75,14 @@ func TestHook(t *testing.T) {
 	}
 	refused := &corev1.HTTPGetAction{Path: "/?token=canary", Port: intstr.FromInt32(1)}
 	if _, err := Hook(context.Background(), target, refused, time.Minute); err == nil || !strings.Contains(err.Error(), "connection refused") || strings.Contains(err.Error(), "canary") {
-		t.Errorf("nobody there: %v", err)
+		t.Errorf("nothing listening: %v", err)
 	}
 	if _, err := Hook(context.Background(), Target{Container: &corev1.Container{}}, refused, time.Minute); err == nil {
-		t.Error("a pod without an address was asked")
+		t.Error("a request was sent to a pod without an address")
 	}
 }
 
-// sink keeps the events that are written.
+// sink collects the events that are written.
 type sink chan *corev1.Event
 
 func (s sink) CreateEvent(_ context.Context, e *corev1.Event) (*corev1.Event, error) {
@@ -93,8 +94,8 @@ func (s sink) PatchEvent(_ context.Context, _, _ string, _ []byte) (*corev1.Even
 	return nil, nil
 }
 
-// TestProbeWarning: a probe that is redirected to another host succeeds, with an
-// event.
+// TestProbeWarning checks that a probe that is redirected to another host succeeds and
+// records an event.
 func TestProbeWarning(t *testing.T) {
 	server := httptest.NewServer(http.RedirectHandler("http://elsewhere.invalid/", http.StatusFound))
 	defer server.Close()
@@ -119,10 +120,10 @@ func TestProbeWarning(t *testing.T) {
 	select {
 	case <-ready:
 	case <-time.After(time.Minute):
-		t.Fatal("the probe found out nothing")
+		t.Fatal("the probe reached no verdict")
 	}
 	if !pr.Verdicts("u").Ready("a-0") {
-		t.Error("it is not ready")
+		t.Error("the container is not ready")
 	}
 	select {
 	case e := <-written:
@@ -130,6 +131,6 @@ func TestProbeWarning(t *testing.T) {
 			t.Errorf("event %s %s: %q", e.Type, e.Reason, e.Message)
 		}
 	case <-time.After(time.Minute):
-		t.Error("there is no event")
+		t.Error("no event was recorded")
 	}
 }

@@ -2,7 +2,7 @@ package probe
 
 import corev1 "k8s.io/api/core/v1"
 
-// Kind is what a probe is for.
+// Kind is the purpose of a probe.
 type Kind int
 
 // The kinds of probes.
@@ -16,19 +16,20 @@ func (k Kind) String() string {
 	return [...]string{"Startup", "Liveness", "Readiness"}[k]
 }
 
-// machine turns the outcomes of one probe into a verdict: it changes only after
-// as many equal outcomes in a row as the thresholds want.
+// machine turns the outcomes of one probe into a verdict. The verdict changes only after as
+// many equal outcomes in a row as the probe's thresholds require.
 type machine struct {
 	kind Kind
 	spec *corev1.Probe
-	// verdict: passed, or failed; a startup probe has neither at first.
+	// passed and failed are the verdict. Until the first verdict, both may be false.
 	passed, failed bool
 	last           bool
 	run            int32
 }
 
-// newMachine begins as Kubernetes has it: alive, not ready, not started; or with
-// what is known from before.
+// newMachine returns a machine in Kubernetes' initial state: alive, not ready, not started.
+// For readiness and startup probes, before is the verdict that is known from an earlier
+// agent.
 func newMachine(kind Kind, spec *corev1.Probe, before bool) *machine {
 	m := &machine{kind: kind, spec: spec}
 	switch kind {
@@ -40,7 +41,7 @@ func newMachine(kind Kind, spec *corev1.Probe, before bool) *machine {
 	return m
 }
 
-// observe takes one outcome and reports whether the verdict changed.
+// observe records one outcome and reports whether the verdict changed.
 func (m *machine) observe(ok bool) bool {
 	if m.run == 0 || m.last != ok {
 		m.last, m.run = ok, 1
@@ -59,7 +60,7 @@ func (m *machine) observe(ok bool) bool {
 	return changed
 }
 
-// over says that the probe has nothing left to find out about its instance.
+// over reports whether the probe need not run again for its instance.
 func (m *machine) over() bool {
 	switch m.kind {
 	case Startup:

@@ -1,13 +1,13 @@
-// Package probe finds out whether containers have started, are alive and are
-// ready: one goroutine a probe, each verdict reached by the thresholds that its
-// spec sets.
+// Package probe determines whether containers have started, are alive and are ready. Each
+// probe runs in a goroutine of its own and reaches its verdicts by the thresholds in its
+// spec.
 //
-// It must never act on a verdict: it tells, and the pod's plan decides.
+// It must never act on a verdict: it reports, and package pod's plan decides.
 //
-// As in Kubernetes, what a failing exec probe printed, and the body of a redirect
-// to another host, stand in the pod's events: at most 10 KiB are read, control
-// characters are escaped, and an event holds 1 KiB. The command line of a probe
-// or hook, and a hook's output, never leave the node.
+// As in Kubernetes, the output of a failing exec probe and the body of a redirect to
+// another host appear in the pod's events: at most 10 KiB are read, control characters are
+// escaped, and an event holds 1 KiB. The command line of a probe or hook, and the output of
+// a hook, never leave the node.
 package probe
 
 import (
@@ -27,7 +27,7 @@ import (
 type Prober struct {
 	exec   Execer
 	events *event.Recorder
-	// changed is called, from any goroutine, when a verdict on a pod changes.
+	// changed is called from any goroutine when a verdict on a pod changes.
 	changed func(types.UID)
 
 	mu   sync.Mutex
@@ -35,7 +35,7 @@ type Prober struct {
 	wg   sync.WaitGroup
 }
 
-// podProbes are the probes of one pod's running instances, by container id.
+// podProbes holds the probes of one pod's running instances, by container ID.
 type podProbes struct {
 	instances map[string]*instance
 }
@@ -52,13 +52,13 @@ type worker struct {
 	cancel  context.CancelFunc
 }
 
-// New makes a prober; changed must not block.
+// New returns a prober. changed must not block.
 func New(exec Execer, events *event.Recorder, changed func(types.UID)) *Prober {
 	return &Prober{exec: exec, events: events, changed: changed, pods: map[types.UID]*podProbes{}}
 }
 
-// Sync probes the running instances of a pod and stops probing those that are
-// gone. A pod that is being ended is asked only whether it is ready.
+// Sync starts probing new running instances of a pod and stops probing those that are gone.
+// If the pod is ending, only readiness is still probed.
 func (pr *Prober) Sync(ctx context.Context, p *corev1.Pod, r *cri.Pod, ip string, ending bool) {
 	pr.mu.Lock()
 	defer pr.mu.Unlock()
@@ -129,8 +129,8 @@ func (pr *Prober) Close() {
 func (pr *Prober) begin(ctx context.Context, p *corev1.Pod, c *corev1.Container, inst *cri.Container, ip string) *instance {
 	ctx, cancel := context.WithCancel(ctx)
 	out := &instance{cancel: cancel}
-	// What was reported of this very instance before an agent's restart holds
-	// until a probe says otherwise.
+	// After a restart of the agent, start from what was reported about this very instance,
+	// until a probe finds otherwise.
 	var started, ready bool
 	if st := pod.Status(p, c.Name); st != nil && idOf(st.ContainerID) == inst.ID {
 		started, ready = st.Started != nil && *st.Started, st.Ready
@@ -175,13 +175,13 @@ func idOf(containerID string) string {
 	return containerID
 }
 
-// Verdicts are what is known about a pod's instances at one time.
+// Verdicts is a snapshot of the probes' verdicts on a pod's instances.
 type Verdicts struct {
 	started, ready map[string]bool
 	unhealthy      map[string]string
 }
 
-// Verdicts reads what is known about a pod's instances.
+// Verdicts returns the current verdicts on a pod's instances.
 func (pr *Prober) Verdicts(uid types.UID) Verdicts {
 	pr.mu.Lock()
 	defer pr.mu.Unlock()
@@ -211,13 +211,13 @@ func (pr *Prober) Verdicts(uid types.UID) Verdicts {
 	return v
 }
 
-// Started says that an instance has started, as far as probes are concerned.
+// Started reports whether an instance has started, as far as probes can tell.
 func (v Verdicts) Started(id string) bool { return v.started[id] }
 
-// Ready says that an instance is ready.
+// Ready reports whether an instance is ready.
 func (v Verdicts) Ready(id string) bool { return v.ready[id] }
 
-// Unhealthy is why an instance should be ended, or "".
+// Unhealthy returns why an instance must be stopped, as a pod.Kill reason, or "".
 func (v Verdicts) Unhealthy(id string) string { return v.unhealthy[id] }
 
 func (w *worker) verdict() (passed, failed bool) {
@@ -235,7 +235,7 @@ func (i *instance) started() bool {
 	return passed
 }
 
-// loop is one probe of one instance.
+// loop runs one probe of one instance.
 type loop struct {
 	prober   *Prober
 	worker   *worker
@@ -313,7 +313,7 @@ func (l *loop) once(ctx context.Context) {
 		return
 	}
 	if l.kind == Startup && passed {
-		// The others need not wait for their next turn.
+		// Run the other probes now instead of at their next period.
 		for _, k := range []Kind{Liveness, Readiness} {
 			if w := l.instance.probes[k]; w != nil {
 				select {

@@ -29,8 +29,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// TestMachine drives the thresholds: each step is an outcome ('+' or '-') and the
-// verdict after it ('?' for neither).
+// TestMachine checks the thresholds. Each step is an outcome ('+' or '-') and the verdict
+// after it ('?' for neither).
 func TestMachine(t *testing.T) {
 	for name, c := range map[string]struct {
 		kind             Kind
@@ -38,17 +38,17 @@ func TestMachine(t *testing.T) {
 		before           bool
 		outcomes, want   string
 	}{
-		"ready at once":                 {Readiness, 3, 1, false, "+", "+"},
-		"not ready until it is":         {Readiness, 3, 1, false, "--+", "??+"},
-		"unready after three":           {Readiness, 3, 1, false, "+---+", "+++-+"},
-		"a success in between counts":   {Readiness, 3, 1, false, "+--+--", "++++++"},
-		"two successes wanted":          {Readiness, 1, 2, false, "+++-++", "?++--+"},
-		"known from before":             {Readiness, 2, 1, true, "--", "+-"},
-		"alive from the start":          {Liveness, 3, 1, false, "--", "++"},
-		"dead after three":              {Liveness, 3, 1, false, "---", "++-"},
-		"startup":                       {Startup, 3, 1, false, "--+", "??+"},
-		"startup failed":                {Startup, 2, 1, false, "--", "?-"},
-		"thresholds of zero are of one": {Readiness, 0, 0, false, "+-+", "+-+"},
+		"ready at once":                   {Readiness, 3, 1, false, "+", "+"},
+		"not ready until it is":           {Readiness, 3, 1, false, "--+", "??+"},
+		"unready after three":             {Readiness, 3, 1, false, "+---+", "+++-+"},
+		"a success in between counts":     {Readiness, 3, 1, false, "+--+--", "++++++"},
+		"two successes wanted":            {Readiness, 1, 2, false, "+++-++", "?++--+"},
+		"known from before":               {Readiness, 2, 1, true, "--", "+-"},
+		"alive from the start":            {Liveness, 3, 1, false, "--", "++"},
+		"dead after three":                {Liveness, 3, 1, false, "---", "++-"},
+		"startup":                         {Startup, 3, 1, false, "--+", "??+"},
+		"startup failed":                  {Startup, 2, 1, false, "--", "?-"},
+		"thresholds of zero count as one": {Readiness, 0, 0, false, "+-+", "+-+"},
 	} {
 		m := newMachine(c.kind, &corev1.Probe{FailureThreshold: c.failure, SuccessThreshold: c.success}, c.before)
 		var got strings.Builder
@@ -73,7 +73,7 @@ func TestMachine(t *testing.T) {
 	}
 }
 
-// fakeExec answers commands by their first word.
+// fakeExec runs commands by calling a function with them.
 type fakeExec func(command []string) (string, int32, error)
 
 func (f fakeExec) ExecSync(_ context.Context, _ string, command []string, _ time.Duration) ([]byte, []byte, int32, error) {
@@ -120,7 +120,7 @@ func TestHandlers(t *testing.T) {
 	go func() { _ = server.Serve(l) }()
 	defer server.Stop()
 	grpcPort := int32(l.Addr().(*net.TCPAddr).Port)
-	const closedPort = 1 // one that was free a moment ago may be another test's
+	const closedPort = 1 // a port that was free a moment ago may belong to another test by now
 
 	get := func(path string, s *httptest.Server, scheme corev1.URIScheme, headers ...corev1.HTTPHeader) *corev1.ProbeHandler {
 		return &corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: path, Port: intstr.FromInt32(int32(portOf(s))), Scheme: scheme, HTTPHeaders: headers}}
@@ -154,15 +154,15 @@ func TestHandlers(t *testing.T) {
 		"http error":            {get("/bad", plain, ""), false, "HTTP probe failed with statuscode: 500", ""},
 		"http redirect":         {get("/here", plain, ""), false, "statuscode: 500", ""},
 		"http redirect away":    {get("/away", plain, ""), true, "Probe terminated redirects, Response body: ", ""},
-		"http time-out":         {get("/slow", plain, ""), false, "deadline exceeded", ""},
-		"http, nobody there":    {&corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(closedPort)}}, false, "connection refused", ""},
+		"http timeout":          {get("/slow", plain, ""), false, "deadline exceeded", ""},
+		"http, not listening":   {&corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(closedPort)}}, false, "connection refused", ""},
 		"http, by port name":    {&corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/ok", Port: intstr.FromString("web")}}, true, "", ""},
 		"http, no such name":    {&corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/ok", Port: intstr.FromString("none")}}, false, "", "port none not found"},
 		"tcp":                   {&corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("web")}}, true, "", ""},
-		"tcp, nobody there":     {&corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(closedPort)}}, false, "connection refused", ""},
+		"tcp, not listening":    {&corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(closedPort)}}, false, "connection refused", ""},
 		"grpc":                  {&corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: grpcPort}}, true, "service healthy", ""},
 		"grpc, not serving":     {&corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: grpcPort, Service: &sick}}, false, "service unhealthy", ""},
-		"grpc, nobody there":    {&corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: closedPort}}, false, "failed to connect", ""},
+		"grpc, not listening":   {&corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: closedPort}}, false, "failed to connect", ""},
 		"exec":                  {command("ok"), true, "fine", ""},
 		"exec failed":           {command("fail"), false, "because", ""},
 		"exec timed out":        {command("hang"), false, "command timed out", ""},
@@ -187,7 +187,7 @@ func TestHandlers(t *testing.T) {
 	}
 }
 
-// TestProber: verdicts follow probes, instances come and go.
+// TestProber checks that verdicts follow the probes, across instances.
 func TestProber(t *testing.T) {
 	var mu sync.Mutex
 	answers := map[string]int32{"startup": 1, "ready": 1, "live": 0}
@@ -227,39 +227,40 @@ func TestProber(t *testing.T) {
 			case <-changed:
 			case <-time.After(50 * time.Millisecond):
 			case <-deadline:
-				t.Fatal("not in time: " + what)
+				t.Fatal("timed out waiting until " + what)
 			}
 		}
 	}
 	set("ready", 0)
-	set("live", 1) // nobody asks before it has started
+	set("live", 1) // liveness is not probed before the container has started
 	set("startup", 0)
 	await("started", func(v Verdicts) bool { return v.Started("a-0") })
 	await("ready", func(v Verdicts) bool { return v.Ready("a-0") })
 	await("unhealthy", func(v Verdicts) bool { return v.Unhealthy("a-0") == "failed liveness probe" })
-	// Its successor begins anew.
+	// The next instance starts without a verdict.
 	state.Containers[0].ID = "a-1"
 	set("live", 0)
 	pr.Sync(context.Background(), p, state, "127.0.0.1", false)
 	if v := pr.Verdicts("u"); v.Unhealthy("a-1") != "" || v.Ready("a-0") {
-		t.Errorf("successor: %+v", v)
+		t.Errorf("next instance: %+v", v)
 	}
 	await("ready again", func(v Verdicts) bool { return v.Ready("a-1") })
-	// While the pod ends, only readiness is asked for.
+	// While the pod ends, only readiness is probed.
 	pr.Sync(context.Background(), p, state, "127.0.0.1", true)
 	set("live", 1)
 	set("ready", 1)
-	await("unready while it ends", func(v Verdicts) bool { return !v.Ready("a-1") })
+	await("not ready while the pod ends", func(v Verdicts) bool { return !v.Ready("a-1") })
 	if v := pr.Verdicts("u"); v.Unhealthy("a-1") != "" {
-		t.Error("liveness was asked for while it ends")
+		t.Error("liveness was probed while the pod ends")
 	}
 	pr.Forget("u")
 	if v := pr.Verdicts("u"); v.Started("b-0") {
-		t.Error("a pod that is gone is remembered")
+		t.Error("a forgotten pod still has verdicts")
 	}
 }
 
-// TestProberBefore: what was reported of an instance holds for the next agent.
+// TestProberBefore checks that the reported state of an instance is carried over by the
+// next agent.
 func TestProberBefore(t *testing.T) {
 	pr := New(fakeExec(func([]string) (string, int32, error) { return "", 0, errors.New("not yet") }), nil, func(types.UID) {})
 	defer pr.Close()

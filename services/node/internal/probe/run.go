@@ -23,16 +23,16 @@ import (
 	"keelson.dev/services/node/internal/plaintext"
 )
 
-// What Kubernetes' probes and lifecycle hooks call themselves.
+// The user agents of Kubernetes' probes and lifecycle hooks.
 const (
 	probeAgent = "kube-probe/1.37"
 	hookAgent  = "kube-lifecycle/1.37"
 )
 
 const (
-	// maxOutput is how much of a command's output or of an HTTP answer is kept.
+	// maxOutput is how much of a command's output or an HTTP body is kept, in bytes.
 	maxOutput = 10 << 10
-	// maxHeader is the largest header of an HTTP answer that is read.
+	// maxHeader is the maximum size of an HTTP response header that is read, in bytes.
 	maxHeader = 1 << 20
 )
 
@@ -41,23 +41,23 @@ type Execer interface {
 	ExecSync(ctx context.Context, id string, command []string, timeout time.Duration) (stdout, stderr []byte, code int32, err error)
 }
 
-// Target is what a handler is run against.
+// Target is the container that a handler runs against.
 type Target struct {
 	Container   *corev1.Container
 	ContainerID string
 	PodIP       string
 }
 
-// Outcome is what one run of a probe found out.
+// Outcome is the result of one run of a probe.
 type Outcome struct {
 	OK bool
-	// Warning marks a success that deserves attention.
+	// Warning marks a success that is worth an event.
 	Warning bool
-	// Message is a failure's reason, or what the container answered.
+	// Message is the reason of a failure, or the container's response.
 	Message string
 }
 
-// Run runs a probe's handler once. An error means that nothing was found out.
+// Run runs a probe's handler once. An error means that the result is unknown.
 func Run(ctx context.Context, exec Execer, t Target, h *corev1.ProbeHandler, timeout time.Duration) (Outcome, error) {
 	var o Outcome
 	var err error
@@ -94,8 +94,8 @@ func runExec(ctx context.Context, exec Execer, t Target, command []string, timeo
 
 func head(b []byte, most int) []byte { return b[:min(len(b), most):min(len(b), most)] }
 
-// ExecFailure is why the runtime did not run a command. The runtime's own
-// error quotes the command, which may hold secrets.
+// ExecFailure explains why the runtime did not run a command. It does not contain the
+// runtime's error, which quotes the command and so may contain secrets.
 func ExecFailure(err error) string {
 	text := err.Error()
 	switch {
@@ -108,12 +108,12 @@ func ExecFailure(err error) string {
 	case strings.Contains(text, "not in running state"), strings.Contains(text, "not running"), strings.Contains(text, "stopped container"):
 		return "the container is not running"
 	case cri.Down(err):
-		return "the container runtime does not answer"
+		return "the container runtime is unreachable"
 	}
 	return "the container runtime could not run the command"
 }
 
-// request makes the request that an httpGet action describes.
+// request builds the HTTP request that an httpGet action describes.
 func request(ctx context.Context, t Target, get *corev1.HTTPGetAction, agent string) (*http.Request, error) {
 	port, err := Port(get.Port, t.Container)
 	if err != nil {
@@ -146,8 +146,8 @@ func request(ctx context.Context, t Target, get *corev1.HTTPGetAction, agent str
 	return req, nil
 }
 
-// runHTTP gets a URL; any answer from 200 to 399 is a success. A redirect to
-// another host is not followed and succeeds with a warning.
+// runHTTP sends a GET request; any status from 200 to 399 is a success. A redirect to
+// another host is not followed and counts as a success with a warning.
 func runHTTP(ctx context.Context, t Target, get *corev1.HTTPGetAction, timeout time.Duration) (Outcome, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -189,12 +189,12 @@ func headers(list []corev1.HTTPHeader, agent string) http.Header {
 	return out
 }
 
-// httpClient follows redirects within a host; one that leads elsewhere is the
-// answer itself.
+// httpClient follows redirects within host. A redirect to another host is returned as the
+// response.
 func httpClient(host string) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
-			TLSClientConfig:    &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // probes and hooks ask whether a pod answers, not who it is
+			TLSClientConfig:    &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // probes and hooks check that a pod responds; they do not authenticate it
 			DisableKeepAlives:  true,
 			DisableCompression: true,
 			Proxy:              nil,
@@ -258,7 +258,7 @@ func runGRPC(ctx context.Context, t Target, action *corev1.GRPCAction, timeout t
 	return Outcome{OK: true, Message: "service healthy"}, nil
 }
 
-// Port resolves a port by number or by its name in the container.
+// Port resolves a port number or the name of a container port.
 func Port(p intstr.IntOrString, c *corev1.Container) (int, error) {
 	port := p.IntValue()
 	if p.Type == intstr.String && port == 0 {

@@ -15,39 +15,39 @@ import (
 )
 
 const (
-	// healthPeriod is how often the runtime is asked; more often while it, or its
-	// network, is not there, for somebody may be waiting.
+	// healthPeriod is the interval at which the runtime is asked. hurriedPeriod applies
+	// while the runtime or its network is not ready, because pods may be waiting.
 	healthPeriod  = 2 * time.Second
 	hurriedPeriod = 200 * time.Millisecond
-	// hangPatience is how long a runtime that answers nothing is taken to be
-	// busy; one that refuses connections is down after deadPatience.
+	// hangPatience is how long a runtime that does not answer is assumed to be busy. A
+	// runtime that refuses connections is considered down after deadPatience.
 	hangPatience = 30 * time.Second
 	deadPatience = 2 * time.Second
 	statusWait   = 5 * time.Second
-	// maxProblem bounds what is passed on of the runtime's own words.
+	// maxProblem bounds the runtime's messages in conditions, in bytes.
 	maxProblem = 1024
 )
 
-// Health follows whether the container runtime is there.
+// Health tracks whether the container runtime answers and has a network.
 type Health struct {
 	runtime *cri.Client
-	// recovered is called when the runtime, or its network, becomes usable.
+	// recovered is called when the runtime or its network becomes usable.
 	recovered func()
 
 	mu       sync.Mutex
 	lastOK   time.Time
 	problem  string
-	network  string // why there is no network, or ""
+	network  string // why the network is not ready, or ""
 	info     string // name://version
 	handlers []*runtimev1.RuntimeHandler
 }
 
-// NewHealth makes a Health; Run follows.
+// NewHealth returns a Health. It asks nothing until Run is called.
 func NewHealth(runtime *cri.Client, recovered func()) *Health {
 	return &Health{runtime: runtime, recovered: recovered, problem: "not yet contacted", network: "not yet known"}
 }
 
-// Run asks the runtime from time to time until ctx ends.
+// Run asks the runtime periodically until ctx ends.
 func (h *Health) Run(ctx context.Context) error {
 	for {
 		h.ask(ctx)
@@ -89,16 +89,16 @@ func (h *Health) ask(ctx context.Context) {
 	up, connected := h.Up(), h.NetworkReady()
 	switch {
 	case wasUp && !up:
-		slog.Error("container runtime is down", "error", err)
+		slog.ErrorContext(ctx, "container runtime is down", "error", err)
 	case !wasUp && up:
-		slog.Info("container runtime is up", "runtime", h.Version())
+		slog.InfoContext(ctx, "container runtime is up", "runtime", h.Version())
 	}
 	if up && !wasUp || connected && !wasConnected {
 		h.recovered()
 	}
 }
 
-// take reads the runtime's own conditions.
+// take records the runtime's conditions.
 func (h *Health) take(resp *runtimev1.StatusResponse, now time.Time) {
 	h.lastOK = now
 	h.problem, h.network = "", ""
@@ -127,21 +127,21 @@ func (h *Health) readVersion(ctx context.Context) {
 	h.info = v.RuntimeName + "://" + v.RuntimeVersion
 }
 
-// Up says that the runtime answers.
+// Up reports whether the runtime answers and is ready.
 func (h *Health) Up() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.problem == ""
 }
 
-// NetworkReady says that the runtime can make pod networks.
+// NetworkReady reports whether the runtime can set up pod networks.
 func (h *Health) NetworkReady() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.problem == "" && h.network == ""
 }
 
-// Version is the runtime's name and version, "containerd://1.6.20".
+// Version returns the runtime's name and version, for example "containerd://1.6.20".
 func (h *Health) Version() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -23,23 +23,22 @@ type Heartbeat struct {
 	lease    *coordinationv1.Lease
 }
 
-// NewHeartbeat makes a Heartbeat that renews every interval, until an apiserver
-// asks for another one.
+// NewHeartbeat returns a Heartbeat that renews every interval, until an apiserver asks for
+// a different one.
 func NewHeartbeat(c *client.Client, name string, node func() *corev1.Node, interval time.Duration) *Heartbeat {
 	h := &Heartbeat{client: c, node: node, name: name}
 	h.interval.Store(int64(interval))
 	return h
 }
 
-// SetInterval changes how often the Lease is renewed; out of 1 to 30 s it is
-// ignored.
+// SetInterval changes how often the Lease is renewed. Values outside 1 to 30 s are ignored.
 func (h *Heartbeat) SetInterval(d time.Duration) {
 	if d >= time.Second && d <= 30*time.Second {
 		h.interval.Store(int64(d))
 	}
 }
 
-// Run renews until ctx ends.
+// Run renews the Lease until ctx ends.
 func (h *Heartbeat) Run(ctx context.Context) error {
 	var since time.Time
 	for {
@@ -47,7 +46,7 @@ func (h *Heartbeat) Run(ctx context.Context) error {
 		wait := interval
 		if err := h.renew(ctx, interval); err != nil && ctx.Err() == nil {
 			if time.Since(since) > 10*time.Second {
-				slog.Warn("node lease was not renewed", "node", h.name, "error", err)
+				slog.WarnContext(ctx, "node lease was not renewed", "node", h.name, "error", err)
 				since = time.Now()
 			}
 			wait = min(interval, time.Second)
@@ -82,7 +81,7 @@ func (h *Heartbeat) renew(ctx context.Context, interval time.Duration) error {
 	h.own(next)
 	updated, err := leases.Update(ctx, next)
 	if err != nil {
-		h.lease = nil // read again what it is
+		h.lease = nil // read it again next time
 		return err
 	}
 	h.lease = updated
@@ -98,11 +97,11 @@ func (h *Heartbeat) fresh(interval time.Duration) *coordinationv1.Lease {
 	return l
 }
 
-// leaseSeconds is how long a renewal is good for: four intervals, as the kubelet's,
-// so that the node lifecycle controller is as patient as the heartbeat is slow.
+// leaseSeconds returns the lease duration: four intervals, as the kubelet's, so that the
+// node lifecycle controller's patience grows with the heartbeat interval.
 func leaseSeconds(interval time.Duration) int32 { return max(1, int32(4*interval/time.Second)) }
 
-// own makes the Lease go with its Node.
+// own makes the Node the owner of the Lease.
 func (h *Heartbeat) own(l *coordinationv1.Lease) {
 	if n := h.node(); n != nil && n.UID != "" && len(l.OwnerReferences) == 0 {
 		l.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: n.Name, UID: n.UID}}

@@ -15,53 +15,53 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// KubeletVersion is the version of Kubernetes whose kubelet this node behaves as.
+// KubeletVersion is the Kubernetes version that the node reports: its behaviour follows
+// that version's kubelet.
 const KubeletVersion = "v1.37.2"
 
-// What the node keeps for itself before it reports pressure: the kubelet's
-// defaults.
+// What the node reserves before it reports pressure, in bytes of memory and as a share of
+// the PIDs. These are the kubelet's defaults.
 const (
 	reservedMemory = 100 << 20
 	minPIDsFree    = 0.01
 )
 
-// Reserve is what the node keeps free of the disk that pods use.
+// Reserve is the part of the pods' disk that the node keeps free.
 type Reserve struct {
 	fraction float64
 	bytes    int64
 }
 
-// ParseReserve reads a percentage ("10%", the kubelet's default) or a quantity
-// ("1Gi").
+// ParseReserve parses a percentage ("10%", the kubelet's default) or a quantity ("1Gi").
 func ParseReserve(text string) (Reserve, error) {
 	if percent, ok := strings.CutSuffix(text, "%"); ok {
 		p, err := strconv.ParseFloat(percent, 64)
 		if err != nil || !(p >= 0 && p < 100) {
-			return Reserve{}, fmt.Errorf("%q: want a percentage from 0%% to below 100%%", text)
+			return Reserve{}, fmt.Errorf("%q: expected a percentage of at least 0%% and below 100%%", text)
 		}
 		return Reserve{fraction: p / 100}, nil
 	}
 	q, err := resource.ParseQuantity(text)
 	if err != nil || q.Sign() < 0 {
-		return Reserve{}, fmt.Errorf("%q: want a percentage (10%%) or a quantity (1Gi)", text)
+		return Reserve{}, fmt.Errorf("%q: expected a percentage (10%%) or a quantity (1Gi)", text)
 	}
 	return Reserve{bytes: q.Value()}, nil
 }
 
-// of is the reserve of a disk of so many bytes.
+// of returns the reserve of a disk with the given size, both in bytes.
 func (r Reserve) of(disk float64) float64 { return min(disk, r.fraction*disk+float64(r.bytes)) }
 
-// Machine is what the node finds out about the machine it runs on, once.
+// Machine describes the machine that the node runs on, as read at start.
 type Machine struct {
 	Info     corev1.NodeSystemInfo
 	Capacity corev1.ResourceList
-	// dir is on the disk whose space pods use.
+	// dir is a directory on the disk that pods use.
 	dir     string
 	reserve Reserve
 }
 
-// ReadMachine looks at the machine. dir is on the disk that pods use, of which the
-// reserve is kept free; overrides replace what is found.
+// ReadMachine reads the machine's properties. dir is on the disk that pods use, of which
+// reserve is kept free. overrides replace values of the capacity.
 func ReadMachine(dir string, reserve Reserve, maxPods int64, overrides corev1.ResourceList) (*Machine, error) {
 	memory, err := memoryField("MemTotal:")
 	if err != nil {
@@ -103,7 +103,7 @@ func ReadMachine(dir string, reserve Reserve, maxPods int64, overrides corev1.Re
 	return m, nil
 }
 
-// Allocatable is what pods may use of the capacity.
+// Allocatable returns the part of the capacity that pods may use.
 func (m *Machine) Allocatable() corev1.ResourceList {
 	out := m.Capacity.DeepCopy()
 	memory := out[corev1.ResourceMemory]
@@ -117,7 +117,7 @@ func (m *Machine) Allocatable() corev1.ResourceList {
 // pressure is what the machine is short of.
 type pressure struct{ memory, disk, pids bool }
 
-// pressure looks at what is left. What cannot be read is taken to be there.
+// pressure checks what is left. Anything that cannot be read is assumed to be sufficient.
 func (m *Machine) pressure() pressure {
 	var p pressure
 	if free, err := memoryField("MemAvailable:"); err == nil {
@@ -138,7 +138,7 @@ func (m *Machine) pressure() pressure {
 	return p
 }
 
-// memoryField is a line of /proc/meminfo in bytes.
+// memoryField returns a field of /proc/meminfo in bytes.
 func memoryField(name string) (int64, error) {
 	f, err := os.Open("/proc/meminfo")
 	if err != nil {

@@ -1,8 +1,8 @@
-// Package registration is the node in the cluster's eyes: its Node object with
-// labels, capacity, addresses and conditions, and the Lease that says it lives.
+// Package registration registers the node with the cluster: it maintains the Node object
+// with its labels, capacity, addresses and conditions, and renews the node's Lease.
 //
-// It must never touch what others write into the Node: taints and conditions of
-// controllers, the pod range, the cloud's addresses.
+// It must never change what others write into the Node: taints and conditions of
+// controllers, the pod CIDR, addresses set by the cloud controller.
 package registration
 
 import (
@@ -20,7 +20,7 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// Config is what the node says about itself.
+// Config is what the node reports about itself.
 type Config struct {
 	Name    string
 	Client  *client.Client
@@ -29,21 +29,21 @@ type Config struct {
 	Labels  map[string]string
 	Taints  []corev1.Taint
 	Address string
-	// External says that a cloud controller fills in addresses and more; until
-	// it has, the node bears the taint that keeps pods away.
+	// External is true if a cloud controller sets the addresses. Until it has, the node has
+	// the taint that keeps pods away.
 	External bool
-	// Images lists what images the node has; may be nil.
+	// Images returns the images on the node. The field may be nil.
 	Images func() []corev1.ContainerImage
 }
 
 const (
-	// statusPeriod is how often the status is looked at; it is written when it
-	// has changed, and every reportPeriod.
+	// statusPeriod is the interval at which the status is computed. It is written when it
+	// has changed, and at least every reportPeriod.
 	statusPeriod = time.Second
 	reportPeriod = 5 * time.Minute
 )
 
-// Registration keeps the Node object as it should be.
+// Registration maintains the Node object.
 type Registration struct {
 	cfg      Config
 	nodes    *client.Cache[*corev1.Node]
@@ -52,7 +52,7 @@ type Registration struct {
 	poke     chan struct{}
 }
 
-// New makes a Registration; Run works.
+// New returns a Registration. It does nothing until Run is called.
 func New(cfg Config) *Registration {
 	r := &Registration{cfg: cfg, poke: make(chan struct{}, 1)}
 	r.nodes = client.NewCache(cfg.Client, client.CacheOptions[*corev1.Node]{
@@ -62,7 +62,7 @@ func New(cfg Config) *Registration {
 	return r
 }
 
-// Node is the Node object as last seen, or nil.
+// Node returns the Node object as last seen, or nil.
 func (r *Registration) Node() *corev1.Node {
 	n, ok := r.nodes.Get("", r.cfg.Name)
 	if !ok {
@@ -71,7 +71,7 @@ func (r *Registration) Node() *corev1.Node {
 	return n
 }
 
-// HostIPs are the node's internal addresses.
+// HostIPs returns the node's internal addresses.
 func (r *Registration) HostIPs() []string {
 	if n := r.Node(); n != nil {
 		var out []string
@@ -87,7 +87,7 @@ func (r *Registration) HostIPs() []string {
 	return []string{r.cfg.Address}
 }
 
-// Run registers the node and keeps it up to date until ctx ends.
+// Run registers the node and keeps its object up to date until ctx ends.
 func (r *Registration) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -108,7 +108,7 @@ func (r *Registration) Run(ctx context.Context) error {
 	delay := time.Duration(0)
 	for {
 		if err := r.sync(ctx); err != nil && ctx.Err() == nil {
-			slog.Warn("node was not reported", "node", r.cfg.Name, "error", err)
+			slog.WarnContext(ctx, "node status was not reported", "node", r.cfg.Name, "error", err)
 			delay = min(max(2*delay, 200*time.Millisecond), 10*time.Second)
 			select {
 			case <-ctx.Done():
@@ -127,7 +127,7 @@ func (r *Registration) Run(ctx context.Context) error {
 	}
 }
 
-// sync creates the Node or writes what differs.
+// sync creates the Node, or updates what differs.
 func (r *Registration) sync(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -138,7 +138,7 @@ func (r *Registration) sync(ctx context.Context) error {
 	nodes := client.For[*corev1.Node](r.cfg.Client)
 	if !ok {
 		if r.nodes.Revision() == 0 {
-			// The watch has not begun: nothing is known about an older object.
+			// The watch has not started, so an existing object may not have been seen.
 			found, err := nodes.Get(ctx, "", r.cfg.Name)
 			switch {
 			case err == nil:
@@ -155,7 +155,7 @@ func (r *Registration) sync(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			slog.Info("node registered", "node", r.cfg.Name)
+			slog.InfoContext(ctx, "node registered", "node", r.cfg.Name)
 			current = created
 		}
 		r.node.Store(current)
@@ -183,7 +183,7 @@ func (r *Registration) sync(ctx context.Context) error {
 	return nil
 }
 
-// reread gets the present object after a conflict, for the next attempt.
+// reread reads the current object after a conflict, for the next attempt.
 func (r *Registration) reread(ctx context.Context, cause error) error {
 	if !apierrors.IsConflict(cause) {
 		return cause
@@ -196,7 +196,7 @@ func (r *Registration) reread(ctx context.Context, cause error) error {
 	return nil
 }
 
-// fresh is the object to register.
+// fresh returns the object to register.
 func (r *Registration) fresh() *corev1.Node {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{
 		Name:        r.cfg.Name,
@@ -226,11 +226,13 @@ func (r *Registration) labels() map[string]string {
 	return out
 }
 
-// providedIP records, for the cloud, the address that the node was configured with. It is kept true: a
-// machine that came back with another address is looked at anew.
+// providedIP is the annotation that gives the cloud controller the address that the node
+// was configured with. It is kept up to date, so that the cloud controller notices when a
+// machine has come back with another address.
 const providedIP = "alpha.kubernetes.io/provided-node-ip"
 
-// labelled is the object with the labels and the annotation that it lacks, or nil.
+// labelled returns the object with the labels and the annotation that it lacks, or nil if
+// it lacks none.
 func (r *Registration) labelled(n *corev1.Node) *corev1.Node {
 	var out *corev1.Node
 	for k, v := range r.labels() {
@@ -257,7 +259,7 @@ func (r *Registration) labelled(n *corev1.Node) *corev1.Node {
 	return out
 }
 
-// sameStatus compares all but the times of heartbeats.
+// sameStatus reports whether two statuses are equal except for heartbeat times.
 func sameStatus(a, b *corev1.NodeStatus) bool {
 	x, y := a.DeepCopy(), b.DeepCopy()
 	for _, s := range []*corev1.NodeStatus{x, y} {

@@ -26,7 +26,7 @@ func until(t *testing.T, what string, ok func() bool) {
 	deadline := time.Now().Add(time.Minute)
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatal("not in time: " + what)
+			t.Fatal("timed out waiting until " + what)
 		}
 		<-time.After(10 * time.Millisecond)
 	}
@@ -41,7 +41,7 @@ func machine(t *testing.T) *Machine {
 	return m
 }
 
-// healthy is a Health that says what a test wants.
+// healthy returns a Health in a given state.
 func healthy(problem, network string) *Health {
 	return &Health{problem: problem, network: network, info: "containerd://1.2.3", recovered: func() {}}
 }
@@ -86,7 +86,7 @@ func TestRegistration(t *testing.T) {
 		}
 		return n
 	}
-	until(t, "the node is there and ready", func() bool { return conditionOf(get(), corev1.NodeReady).Status == corev1.ConditionTrue })
+	until(t, "the node is registered and ready", func() bool { return conditionOf(get(), corev1.NodeReady).Status == corev1.ConditionTrue })
 	n := get()
 	if n.Labels["zone"] != "z" || n.Labels[corev1.LabelHostname] != "node-a" || len(n.Spec.Taints) != 2 || n.Spec.Taints[1].Key != "node.cloudprovider.kubernetes.io/uninitialized" {
 		t.Errorf("object: %+v", n.ObjectMeta)
@@ -95,11 +95,11 @@ func TestRegistration(t *testing.T) {
 	if memory.Value()-allocatable.Value() != reservedMemory || n.Status.NodeInfo.ContainerRuntimeVersion != "containerd://1.2.3" || n.Status.Addresses[0].Address != "192.0.2.7" {
 		t.Errorf("status: %+v", n.Status)
 	}
-	// What others write stays: the cloud's addresses, a taint that is gone, a
-	// condition of a controller.
-	write := func(change func(*corev1.Node) error) { // however often the node itself is faster
+	// What others write is kept: addresses of the cloud, a removed taint, a condition of a
+	// controller.
+	write := func(change func(*corev1.Node) error) { // retry: the node itself writes the object too
 		t.Helper()
-		until(t, "the other writer gets through", func() bool {
+		until(t, "the other writer succeeds", func() bool {
 			err := change(get())
 			if err != nil && !apierrors.IsConflict(err) {
 				t.Fatal(err)
@@ -131,7 +131,7 @@ func TestRegistration(t *testing.T) {
 	until(t, "its own label is back", func() bool { return get().Labels["zone"] == "z" })
 	n = get()
 	if len(n.Spec.Taints) != 0 || n.Labels["mine"] != "x" || len(n.Status.Addresses) != 3 || conditionOf(n, "Other").Status != corev1.ConditionTrue {
-		t.Errorf("others' writes: %+v %+v", n.Spec, n.Status.Addresses)
+		t.Errorf("changes of other writers: %+v %+v", n.Spec, n.Status.Addresses)
 	}
 	h.mu.Lock()
 	h.problem = ""
@@ -140,7 +140,7 @@ func TestRegistration(t *testing.T) {
 	if got := r.HostIPs(); len(got) != 1 || got[0] != "192.0.2.7" {
 		t.Errorf("addresses: %v", got)
 	}
-	// A controller gives the node up; the node says at once that it lives.
+	// A controller marks the node as unknown. The node sets Ready again at once.
 	write(func(n *corev1.Node) error {
 		for i := range n.Status.Conditions {
 			if n.Status.Conditions[i].Type == corev1.NodeReady {
@@ -150,23 +150,24 @@ func TestRegistration(t *testing.T) {
 		_, err := nodes.UpdateStatus(ctx, n)
 		return err
 	})
-	until(t, "the node contradicts", func() bool { return conditionOf(get(), corev1.NodeReady).Status == corev1.ConditionTrue })
-	// Nothing changes: nothing is written.
+	until(t, "the node is ready again", func() bool { return conditionOf(get(), corev1.NodeReady).Status == corev1.ConditionTrue })
+	// Nothing changes, so nothing is written.
 	version := get().ResourceVersion
 	deadline := time.Now().Add(1500 * time.Millisecond)
 	until(t, "a while has passed", func() bool { return time.Now().After(deadline) })
 	if got := get().ResourceVersion; got != version {
 		t.Errorf("version %s became %s", version, got)
 	}
-	// Somebody deletes it; it comes back.
+	// The Node is deleted and registered again.
 	if err := nodes.Delete(ctx, "", "node-a"); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the node is there again", func() bool { return conditionOf(get(), corev1.NodeReady).Status == corev1.ConditionTrue })
+	until(t, "the node is registered again", func() bool { return conditionOf(get(), corev1.NodeReady).Status == corev1.ConditionTrue })
 }
 
-// TestForeignResources: what somebody else advertises in a node's capacity stays,
-// and pods may use it; what is gone from the capacity may be used no more.
+// TestForeignResources checks that extended resources in a node's capacity are kept and are
+// allocatable, and that resources that have been removed from the capacity are no longer
+// allocatable.
 func TestForeignResources(t *testing.T) {
 	r := New(Config{Name: "a", Machine: machine(t), Health: healthy("", "")})
 	node := &corev1.Node{Status: *r.status(&corev1.Node{}, time.Now())}
@@ -186,7 +187,7 @@ func TestForeignResources(t *testing.T) {
 		t.Errorf("the node's own resources: %v of %v", got.Allocatable, got.Capacity)
 	}
 	if _, leaked := r.cfg.Machine.Capacity[dongle]; leaked {
-		t.Error("the machine's own list has been changed")
+		t.Error("the machine's capacity was modified")
 	}
 }
 
@@ -217,8 +218,8 @@ func TestConditions(t *testing.T) {
 	}
 }
 
-// TestHealth: a runtime that is not there is down, soon; one that has just
-// stopped answering is given time.
+// TestHealth checks that an unreachable runtime is reported down quickly, and that one that
+// has just stopped answering is given time.
 func TestHealth(t *testing.T) {
 	runtime, err := cri.Dial("unix:///no/such/socket")
 	if err != nil {
@@ -229,24 +230,24 @@ func TestHealth(t *testing.T) {
 	ctx := context.Background()
 	h.ask(ctx)
 	if h.Up() {
-		t.Error("a runtime that is not there is up")
+		t.Error("a runtime that does not exist is reported up")
 	}
 	h.mu.Lock()
-	h.take(&runtimev1.StatusResponse{Status: &runtimev1.RuntimeStatus{Conditions: []*runtimev1.RuntimeCondition{{Type: "RuntimeReady", Status: true}, {Type: "NetworkReady", Reason: "NoCNI", Message: "no configuration"}, {Type: "Deprecations", Status: false}}}}, time.Now().Add(time.Minute)) // so that no time passes since
+	h.take(&runtimev1.StatusResponse{Status: &runtimev1.RuntimeStatus{Conditions: []*runtimev1.RuntimeCondition{{Type: "RuntimeReady", Status: true}, {Type: "NetworkReady", Reason: "NoCNI", Message: "no configuration"}, {Type: "Deprecations", Status: false}}}}, time.Now().Add(time.Minute)) // so that lastOK is recent for the rest of the test
 	h.mu.Unlock()
 	if !h.Up() || h.NetworkReady() {
 		t.Errorf("up %v, network %v", h.Up(), h.NetworkReady())
 	}
 	h.ask(ctx)
 	if !h.Up() {
-		t.Error("one refused connection brings it down")
+		t.Error("a single refused connection is reported as down")
 	}
 	h.mu.Lock()
 	h.lastOK = time.Now().Add(-2 * deadPatience)
 	h.mu.Unlock()
 	h.ask(ctx)
 	if problem, _ := h.state(); h.Up() || problem == "" {
-		t.Errorf("long dead, and up: %q", problem)
+		t.Errorf("unreachable for longer than deadPatience, but up: %q", problem)
 	}
 }
 
@@ -266,23 +267,23 @@ func TestHeartbeat(t *testing.T) {
 		}
 		return l
 	}
-	until(t, "the Lease is there", func() bool { return get().Spec.RenewTime != nil })
+	until(t, "the Lease exists", func() bool { return get().Spec.RenewTime != nil })
 	first := get()
 	if *first.Spec.HolderIdentity != "node-a" || len(first.OwnerReferences) != 1 || first.OwnerReferences[0].UID != "uid" {
 		t.Errorf("lease: %+v", first)
 	}
-	until(t, "it is renewed", func() bool {
+	until(t, "the Lease is renewed", func() bool {
 		l := get()
 		return l.Spec.RenewTime != nil && l.Spec.RenewTime.After(first.Spec.RenewTime.Time)
 	})
 	if err := leases.Delete(context.Background(), corev1.NamespaceNodeLease, "node-a"); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it is made again", func() bool { return get().Spec.RenewTime != nil })
+	until(t, "the Lease is created again", func() bool { return get().Spec.RenewTime != nil })
 	h.SetInterval(0)
 	h.SetInterval(time.Hour)
 	if h.interval.Load() != int64(20*time.Millisecond) {
-		t.Error("an interval out of bounds was taken")
+		t.Error("an interval out of bounds was accepted")
 	}
 	cancel()
 	if err := <-done; err != nil {
@@ -300,22 +301,22 @@ func TestReserve(t *testing.T) {
 	}
 	for _, text := range []string{"", "%", "-1%", "100%", "NaN%", "-1Gi", "much"} {
 		if r, err := ParseReserve(text); err == nil {
-			t.Errorf("%q is %+v", text, r)
+			t.Errorf("%q was parsed as %+v", text, r)
 		}
 	}
 	m := machine(t)
 	if m.pressure().disk {
-		t.Error("pressure without a reserve")
+		t.Error("disk pressure without a reserve")
 	}
 	m.reserve = Reserve{fraction: 1}
 	if free := m.Allocatable()[corev1.ResourceEphemeralStorage]; !m.pressure().disk || free.Sign() != 0 {
-		t.Errorf("all is reserved, and pods may have %s without pressure", free.String())
+		t.Errorf("with the whole disk reserved, %s are allocatable and there is no pressure", free.String())
 	}
 }
 
-// A node that came back with another address tells the cloud, and only where there is
-// one.
-func TestTheCloudIsToldTheAddress(t *testing.T) {
+// TestProvidedIPIsUpdated checks that a node with a changed address updates its annotation,
+// and only with an external cloud.
+func TestProvidedIPIsUpdated(t *testing.T) {
 	for _, external := range []bool{true, false} {
 		r := &Registration{cfg: Config{Name: "node-0", Address: "10.0.0.3", External: external, Machine: &Machine{}}}
 		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-0", Labels: r.labels(), Annotations: map[string]string{providedIP: "10.0.0.2"}}}
@@ -324,7 +325,7 @@ func TestTheCloudIsToldTheAddress(t *testing.T) {
 			t.Errorf("external %t: %v", external, got)
 		}
 		if got != nil && r.labelled(got) != nil {
-			t.Error("it is told again and again")
+			t.Error("the annotation is written although it is up to date")
 		}
 	}
 }

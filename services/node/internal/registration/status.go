@@ -15,7 +15,7 @@ func revision(n *corev1.Node) uint64 {
 
 func newer(a, b *corev1.Node) bool { return revision(a) > revision(b) }
 
-// status is what the node's status should be, given what it is.
+// status returns the status that the node should have.
 func (r *Registration) status(current *corev1.Node, now time.Time) *corev1.NodeStatus {
 	out := current.Status.DeepCopy()
 	m := r.cfg.Machine
@@ -40,8 +40,8 @@ func (r *Registration) status(current *corev1.Node, now time.Time) *corev1.NodeS
 	return out
 }
 
-// resources are a node's capacity and what pods may use of it. Resources that
-// somebody else advertises in the capacity are kept, and pods may use all of them.
+// resources returns a node's capacity and allocatable resources. Extended resources that
+// others have added to the capacity are kept and are fully allocatable.
 func resources(m *Machine, reported corev1.ResourceList) (capacity, allocatable corev1.ResourceList) {
 	capacity, allocatable = m.Capacity.DeepCopy(), m.Allocatable()
 	for name, q := range reported {
@@ -52,7 +52,7 @@ func resources(m *Machine, reported corev1.ResourceList) (capacity, allocatable 
 	return capacity, allocatable
 }
 
-// conditions are the node's own, in the words of the kubelet.
+// conditions returns the node's own conditions, worded as the kubelet's.
 func (r *Registration) conditions() []corev1.NodeCondition {
 	p := r.cfg.Machine.pressure()
 	problem, network := r.cfg.Health.state()
@@ -79,7 +79,7 @@ func (r *Registration) conditions() []corev1.NodeCondition {
 		ready.Status, ready.Reason, ready.Message = corev1.ConditionFalse, "KubeletNotReady", "container runtime network not ready: "+network
 	}
 	if problem != "" {
-		return append(list, ready) // what the network is like is not known
+		return append(list, ready) // the network's state is unknown
 	}
 	return append(list, unreachable, ready)
 }
@@ -91,7 +91,7 @@ func pressureCondition(kind corev1.NodeConditionType, yes bool, badReason, badTe
 	return corev1.NodeCondition{Type: kind, Status: corev1.ConditionFalse, Reason: goodReason, Message: goodText}
 }
 
-// set puts a condition into a status.
+// set sets a condition in a status.
 func set(s *corev1.NodeStatus, c corev1.NodeCondition, now time.Time) {
 	at := metav1.NewTime(now.Truncate(time.Second))
 	c.LastHeartbeatTime, c.LastTransitionTime = at, at

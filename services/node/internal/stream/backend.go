@@ -22,11 +22,11 @@ import (
 // Backend is the Handler of a node with a container runtime.
 type Backend struct {
 	Runtime *cri.Client
-	// Pod finds one of the node's pods.
+	// Pod returns one of the node's pods.
 	Pod func(namespace, name string) (*corev1.Pod, bool)
 }
 
-// dialTimeout bounds how long a connection may take to be made.
+// dialTimeout is the maximum time to establish a connection.
 const dialTimeout = 10 * time.Second
 
 // Check implements Handler.
@@ -50,7 +50,7 @@ func (b *Backend) Check(open *nodev1.Open) error {
 		}
 		return nil
 	default:
-		return apierrors.NewBadRequest("the node does not know what is asked for")
+		return apierrors.NewBadRequest("this node does not support the requested kind of session")
 	}
 	_, err := b.find(ref)
 	return err
@@ -75,10 +75,10 @@ func (b *Backend) Serve(ctx context.Context, open *nodev1.Open, s *Session) erro
 		}
 		return pipe(ctx, conn, s)
 	}
-	return apierrors.NewBadRequest("the node does not know what is asked for")
+	return apierrors.NewBadRequest("this node does not support the requested kind of session")
 }
 
-// find is the pod that a reference names.
+// find returns the pod that a reference names.
 func (b *Backend) find(ref *nodev1.PodRef) (*corev1.Pod, error) {
 	p, ok := b.Pod(ref.GetNamespace(), ref.GetName())
 	if !ok || ref.GetUid() != "" && string(p.UID) != ref.GetUid() {
@@ -87,7 +87,7 @@ func (b *Backend) find(ref *nodev1.PodRef) (*corev1.Pod, error) {
 	return p, nil
 }
 
-// container is the newest instance of a container, running or not.
+// container returns the newest instance of a container, running or not.
 func (b *Backend) container(ctx context.Context, ref *nodev1.PodRef) (*corev1.Pod, *cri.Pod, *cri.Container, error) {
 	p, err := b.find(ref)
 	if err != nil {
@@ -111,8 +111,8 @@ func (b *Backend) logs(ctx context.Context, req *nodev1.Logs, s *Session) error 
 	}
 	name := req.GetPod().GetContainer()
 	if req.GetPrevious() {
-		// The instance before the present one; if the present one has ended and
-		// is about to be replaced, it is that.
+		// The previous instance is the one before the current instance, or the current one
+		// if it has ended and is about to be replaced.
 		instances := state.Instances(name)
 		switch {
 		case len(instances) > 1:
@@ -139,7 +139,7 @@ func (b *Backend) logs(ctx context.Context, req *nodev1.Logs, s *Session) error 
 	case "Stdout", "Stderr":
 		o.Stream = strings.ToLower(req.GetStream())
 	default:
-		return apierrors.NewBadRequest(fmt.Sprintf("stream %q is none", req.GetStream()))
+		return apierrors.NewBadRequest(fmt.Sprintf("stream %q is not supported", req.GetStream()))
 	}
 	if req.SinceSeconds != nil {
 		o.Since = time.Now().Add(-time.Duration(*req.SinceSeconds) * time.Second)
@@ -152,7 +152,7 @@ func (b *Backend) logs(ctx context.Context, req *nodev1.Logs, s *Session) error 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if req.GetFollow() {
-		go func() { // the apiserver gives up by ending the stream
+		go func() { // the apiserver stops following by ending the stream
 			defer cancel()
 			for {
 				if _, err := s.Recv(); err != nil {
@@ -167,13 +167,13 @@ func (b *Backend) logs(ctx context.Context, req *nodev1.Logs, s *Session) error 
 			return false, nil
 		}
 		if err != nil {
-			return true, nil // the runtime is away for a moment; the log is not
+			return true, nil // the runtime is briefly unavailable, but the log is not
 		}
 		return cri.FromStatus(now, "").State == cri.StateRunning, nil
 	}, out)
 }
 
-// trying words why a container does not start as kubectl users know it.
+// trying returns why a container does not start, in the words that kubectl users know.
 func trying(reason, message string) string {
 	switch reason {
 	case "ErrImagePull", "ImagePullBackOff":
@@ -187,8 +187,8 @@ func waits(p *corev1.Pod, container string) bool {
 	return st != nil && st.State.Waiting != nil
 }
 
-// pipe joins a connection with a session until both directions are closed or one
-// breaks.
+// pipe copies between a connection and a session until both directions are closed or one of
+// them fails.
 func pipe(ctx context.Context, conn net.Conn, s *Session) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -204,7 +204,7 @@ func pipe(ctx context.Context, conn net.Conn, s *Session) error {
 					return nil
 				}
 				if err != nil {
-					cancel() // nobody listens any more
+					cancel() // the session has ended
 					return err
 				}
 				switch m := m.GetMessage().(type) {

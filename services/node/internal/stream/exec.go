@@ -19,7 +19,7 @@ import (
 	"keelson.dev/services/node/internal/pod"
 )
 
-// exec runs a command in a container and carries its streams.
+// exec runs a command in a container and relays its streams.
 func (b *Backend) exec(ctx context.Context, req *nodev1.Exec, s *Session) error {
 	_, _, c, err := b.container(ctx, req.GetPod())
 	if err != nil {
@@ -38,7 +38,7 @@ func (b *Backend) exec(ctx context.Context, req *nodev1.Exec, s *Session) error 
 	return run(ctx, address, s, req.GetStdin(), req.GetStdout(), req.GetStderr() && !req.GetTty(), req.GetTty())
 }
 
-// attach connects to a container's own process.
+// attach connects to a container's main process.
 func (b *Backend) attach(ctx context.Context, req *nodev1.Attach, s *Session) error {
 	p, _, c, err := b.container(ctx, req.GetPod())
 	if err != nil {
@@ -63,11 +63,11 @@ func notRunning(ref *nodev1.PodRef) error {
 	return apierrors.NewBadRequest(fmt.Sprintf("container not found (%q): it is not running", ref.GetContainer()))
 }
 
-// run joins a session with the streams that the runtime serves at address.
+// run connects a session with the streams that the runtime serves at address.
 func run(ctx context.Context, address string, s *Session, stdin, stdout, stderr, tty bool) error {
 	u, err := url.Parse(address)
 	if err != nil {
-		return fmt.Errorf("the runtime's streaming address: %w", err)
+		return fmt.Errorf("parse the runtime's streaming address: %w", err)
 	}
 	executor, err := remotecommand.NewSPDYExecutor(&rest.Config{TLSClientConfig: rest.TLSClientConfig{Insecure: u.Scheme == "https"}}, http.MethodPost, u)
 	if err != nil {
@@ -104,8 +104,8 @@ func run(ctx context.Context, address string, s *Session, stdin, stdout, stderr,
 	return err
 }
 
-// receive feeds a command's input and its terminal's size. It ends with nil only
-// when the session is over in order.
+// receive passes on a command's input and its terminal size. It returns nil only if the
+// session ended cleanly.
 func receive(ctx context.Context, s *Session, stdin *io.PipeWriter, sizes *sizeQueue) error {
 	defer stdin.Close()
 	for {
@@ -118,7 +118,7 @@ func receive(ctx context.Context, s *Session, stdin *io.PipeWriter, sizes *sizeQ
 		}
 		switch m := m.GetMessage().(type) {
 		case *nodev1.SessionResponse_Data:
-			// A command that reads no more does not end the session.
+			// A command that has stopped reading does not end the session.
 			_, _ = stdin.Write(m.Data.GetPayload())
 		case *nodev1.SessionResponse_CloseChannel:
 			_ = stdin.Close()
@@ -131,8 +131,7 @@ func receive(ctx context.Context, s *Session, stdin *io.PipeWriter, sizes *sizeQ
 	}
 }
 
-// sizeQueue hands terminal sizes on; of several that wait, the oldest go first
-// and what does not fit is dropped.
+// sizeQueue queues terminal sizes. When it is full, the oldest are dropped.
 type sizeQueue struct {
 	ctx   context.Context
 	sizes chan remotecommand.TerminalSize
@@ -146,7 +145,7 @@ func (q *sizeQueue) put(s remotecommand.TerminalSize) {
 		default:
 		}
 		select {
-		case <-q.sizes: // the newest matters
+		case <-q.sizes: // drop the oldest
 		default:
 		}
 	}

@@ -16,14 +16,14 @@ import (
 	"keelson.dev/services/node/internal/cri"
 )
 
-// portForward connects to a port inside a pod's network.
+// portForward connects to a port on the loopback interface of a pod.
 func (b *Backend) portForward(ctx context.Context, req *nodev1.PortForward, s *Session) error {
 	p, err := b.find(req.GetPod())
 	if err != nil {
 		return err
 	}
 	if req.GetPort() < 1 || req.GetPort() > 65535 {
-		return apierrors.NewBadRequest(fmt.Sprintf("port %d is none", req.GetPort()))
+		return apierrors.NewBadRequest(fmt.Sprintf("invalid port %d", req.GetPort()))
 	}
 	var conn net.Conn
 	if p.Spec.HostNetwork {
@@ -41,7 +41,7 @@ func (b *Backend) portForward(ctx context.Context, req *nodev1.PortForward, s *S
 	return pipe(ctx, conn, s)
 }
 
-// networkOf is the path of the network namespace of a pod's sandbox.
+// networkOf returns the path of the network namespace of a pod's sandbox.
 func (b *Backend) networkOf(ctx context.Context, uid string) (string, error) {
 	state, err := b.Runtime.Pod(ctx, uid)
 	if err != nil {
@@ -64,7 +64,7 @@ func (b *Backend) networkOf(ctx context.Context, uid string) (string, error) {
 		} `json:"runtimeSpec"`
 	}
 	if err := json.Unmarshal([]byte(resp.GetInfo()["info"]), &info); err != nil {
-		return "", fmt.Errorf("container runtime: information on the sandbox: %w", err)
+		return "", fmt.Errorf("container runtime: parse the sandbox information: %w", err)
 	}
 	for _, ns := range info.RuntimeSpec.Linux.Namespaces {
 		if ns.Type == "network" && ns.Path != "" {
@@ -77,9 +77,9 @@ func (b *Backend) networkOf(ctx context.Context, uid string) (string, error) {
 	return "", fmt.Errorf("container runtime: the sandbox has no network namespace")
 }
 
-// dialInside connects to a port on the loopback of a network namespace. The
-// socket keeps the namespace it was made in; the thread that visits it does not
-// outlive the visit unless it came back.
+// dialInside connects to a port on the loopback interface of a network namespace. A socket
+// stays in the namespace in which it was created. The thread that enters the namespace is
+// discarded unless it returned to its own.
 func dialInside(ctx context.Context, path string, port int32) (net.Conn, error) {
 	type result struct {
 		conn net.Conn
@@ -98,7 +98,8 @@ func dialInside(ctx context.Context, path string, port int32) (net.Conn, error) 
 	return r.conn, r.err
 }
 
-// visit enters a namespace, dials and comes back; back is false if it could not.
+// visit enters a namespace, dials, and returns to its own namespace. back is false if it
+// could not return.
 func visit(ctx context.Context, path string, port int32) (conn net.Conn, back bool, err error) {
 	own, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
 	if err != nil {
@@ -120,8 +121,8 @@ func visit(ctx context.Context, path string, port int32) (conn net.Conn, back bo
 	return conn, true, err
 }
 
-// dialLocal connects to a port on loopback, IPv4 first. Each dial is of one
-// literal address, which Go makes on the calling goroutine's thread.
+// dialLocal connects to a port on loopback, IPv4 first. Each dial is to a single literal
+// address, which Go performs on the calling goroutine's thread.
 func dialLocal(ctx context.Context, port int32) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: dialTimeout, FallbackDelay: -1}
 	conn, err := dialer.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))

@@ -1,10 +1,9 @@
-// Package stream is the node's side of the tunnel: it keeps a connection open to
-// every apiserver, and answers what they ask for — logs, exec, attach,
-// port-forward, dials — by streams that it opens itself. A node needs no inbound
-// port.
+// Package stream is the node's side of the tunnel. It keeps a connection open to every
+// apiserver and serves their requests (logs, exec, attach, port-forward and dials) on
+// streams that the node opens, so a node needs no inbound port.
 //
-// It must never serve a pod that is not this node's, and never keep a session
-// alive that its apiserver has given up.
+// It must never serve a pod that is not this node's, and never keep a session alive that
+// its apiserver has abandoned.
 package stream
 
 import (
@@ -30,46 +29,48 @@ import (
 const (
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 5 * time.Second
-	// maxSessions bounds what one apiserver may have open.
+	// maxSessions is how many sessions one apiserver may have open.
 	maxSessions = 256
-	// maxData is the largest payload of a frame.
+	// maxData is the maximum payload of a frame in bytes.
 	maxData = 32 << 10
-	// lookEvery is how often it is looked whether the certificate was renewed.
+	// lookEvery is the interval at which the certificate is checked for renewal.
 	lookEvery = 10 * time.Second
 )
 
-// Config is what Run needs.
+// Config configures Run.
 type Config struct {
 	Node      string
 	Endpoints []string
 	// Dial connects to one apiserver.
 	Dial func(endpoint string) (*grpc.ClientConn, error)
-	// Certificate is the one that Dial shows, as it is now; nil if it never changes.
+	// Certificate returns the certificate that Dial currently presents. The field is nil if
+	// the certificate never changes.
 	Certificate func() *x509.Certificate
 	// Handler serves sessions.
 	Handler Handler
-	// Welcome is told the heartbeat that an apiserver expects; may be nil.
+	// Welcome is called with the heartbeat interval that an apiserver expects. It may be
+	// nil.
 	Welcome func(time.Duration)
 
-	lookEvery time.Duration // in tests
+	lookEvery time.Duration // overridden by tests
 }
 
-// Handler serves one session. Its error becomes the session's end: an *ExitError,
-// an API status, or anything else as an internal error.
+// Handler serves sessions. The error of Serve ends the session: it is an *ExitError, an API
+// status, or any other error, which is reported as an internal error.
 type Handler interface {
-	// Check refuses a session before it is opened, or returns nil.
+	// Check returns an error to refuse a session before it is opened.
 	Check(open *nodev1.Open) error
 	Serve(ctx context.Context, open *nodev1.Open, s *Session) error
 }
 
-// ExitError is a command's exit code other than 0.
+// ExitError is a command's non-zero exit code.
 type ExitError struct{ Code int32 }
 
 func (e *ExitError) Error() string {
 	return fmt.Sprintf("command terminated with exit code %d", e.Code)
 }
 
-// Run serves all apiservers until ctx ends and every session is over.
+// Run serves all apiservers until ctx ends and every session has ended.
 func Run(ctx context.Context, cfg Config) error {
 	if cfg.Certificate == nil {
 		cfg.Certificate = func() *x509.Certificate { return nil }
@@ -85,10 +86,10 @@ func Run(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-// keep holds the control stream to one apiserver open. An apiserver ends it when the
-// certificate of its connection expires, so it is opened anew by a connection of its
-// own whenever there is a new certificate; the old one lasts until the apiserver has
-// the new one, and the sessions that were opened by it until they are over.
+// keep keeps a control stream to one apiserver open. The apiserver ends it when the
+// certificate of its connection expires, so whenever there is a new certificate, keep opens
+// a new control stream on a connection of its own. The old stream lasts until the apiserver
+// has the new one, and sessions on the old connection last until they end.
 func keep(ctx context.Context, cfg Config, endpoint string) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -115,10 +116,10 @@ func keep(ctx context.Context, cfg Config, endpoint string) {
 			return
 		}
 		if err == nil {
-			continue // the certificate is another
+			continue // the certificate has changed
 		}
 		if up || time.Since(began) > retryMost {
-			slog.Warn("tunnel is down", "apiserver", endpoint, "error", err)
+			slog.WarnContext(ctx, "tunnel is down", "apiserver", endpoint, "error", err)
 			up = false
 		}
 		delay = min(max(2*delay, retryFirst), retryMost)
@@ -132,8 +133,8 @@ func keep(ctx context.Context, cfg Config, endpoint string) {
 	}
 }
 
-// connect runs one control stream to its end, which it sends, and then waits for the
-// sessions.
+// connect runs one control stream until it ends, sends its error to ended, and then waits
+// for the stream's sessions.
 func connect(ctx context.Context, cfg Config, endpoint string, slots chan struct{}, ended chan<- error) {
 	conn, err := cfg.Dial(endpoint)
 	if err != nil {
@@ -146,7 +147,7 @@ func connect(ctx context.Context, cfg Config, endpoint string, slots chan struct
 	ended <- control(ctx, cfg, endpoint, nodev1.NewTunnelServiceClient(conn), slots, &sessions)
 }
 
-// control runs one control stream and starts the sessions that are asked for.
+// control runs one control stream and starts the sessions that the apiserver requests.
 func control(ctx context.Context, cfg Config, endpoint string, client nodev1.TunnelServiceClient, slots chan struct{}, sessions *sync.WaitGroup) error {
 	streaming, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -156,7 +157,7 @@ func control(ctx context.Context, cfg Config, endpoint string, client nodev1.Tun
 	}
 	hello := &nodev1.ConnectRequest{Message: &nodev1.ConnectRequest_Hello{Hello: &nodev1.Hello{Node: cfg.Node}}}
 	if err := control.Send(hello); err != nil {
-		_, err = control.Recv() // which says why
+		_, err = control.Recv() // returns the reason
 		return err
 	}
 	var send sync.Mutex
@@ -175,7 +176,7 @@ func control(ctx context.Context, cfg Config, endpoint string, client nodev1.Tun
 		switch m := m.GetMessage().(type) {
 		case *nodev1.ConnectResponse_Welcome:
 			if !up {
-				slog.Info("tunnel is up", "apiserver", endpoint)
+				slog.InfoContext(ctx, "tunnel is up", "apiserver", endpoint)
 				up = true
 			}
 			if cfg.Welcome != nil {
@@ -186,7 +187,7 @@ func control(ctx context.Context, cfg Config, endpoint string, client nodev1.Tun
 			select {
 			case slots <- struct{}{}:
 			default:
-				refuse(open.GetSessionId(), apierrors.NewTooManyRequests("the node has too many sessions open", 1))
+				refuse(open.GetSessionId(), apierrors.NewTooManyRequests("the node has too many open sessions", 1))
 				continue
 			}
 			sessions.Go(func() {
@@ -201,7 +202,7 @@ func control(ctx context.Context, cfg Config, endpoint string, client nodev1.Tun
 	}
 }
 
-// serve opens one session and sees it through.
+// serve opens one session and serves it until it ends.
 func serve(ctx context.Context, client nodev1.TunnelServiceClient, h Handler, open *nodev1.Open) {
 	ctx, cancel := context.WithCancel(telemetry.ContextWithTraceparent(ctx, open.GetTraceparent()))
 	defer cancel()
@@ -228,17 +229,17 @@ func serve(ctx context.Context, client nodev1.TunnelServiceClient, h Handler, op
 	<-pumped
 }
 
-// Session is one open session. Any goroutine may send and receive.
+// Session is one open session. It is safe for concurrent use.
 type Session struct {
 	rpc    nodev1.TunnelService_SessionClient
 	send   sync.Mutex
 	frames chan *nodev1.SessionResponse
-	err    error // why there are no more frames, once frames is closed
+	err    error // why frames was closed
 	over   chan struct{}
 }
 
-// pump receives frames for whoever wants them; what comes after the handler's
-// end is dropped.
+// pump receives frames and hands them to Recv. Frames that arrive after the handler has
+// returned are dropped.
 func (s *Session) pump() {
 	defer close(s.frames)
 	for {
@@ -254,7 +255,7 @@ func (s *Session) pump() {
 	}
 }
 
-// Recv waits for the apiserver's next frame.
+// Recv returns the apiserver's next frame.
 func (s *Session) Recv() (*nodev1.SessionResponse, error) {
 	select {
 	case m, ok := <-s.frames:
@@ -267,7 +268,7 @@ func (s *Session) Recv() (*nodev1.SessionResponse, error) {
 	}
 }
 
-// Writer writes to a channel.
+// Writer returns a writer to a channel.
 func (s *Session) Writer(c nodev1.Channel) *Writer { return &Writer{s: s, channel: c} }
 
 func (s *Session) frame(m *nodev1.SessionRequest) error {
@@ -276,7 +277,7 @@ func (s *Session) frame(m *nodev1.SessionRequest) error {
 	return s.rpc.Send(m)
 }
 
-// exit tells how the session ended.
+// exit sends the result of the session.
 func (s *Session) exit(err error) {
 	exit := &nodev1.Exit{}
 	var code *ExitError
@@ -291,7 +292,7 @@ func (s *Session) exit(err error) {
 	}
 }
 
-// Writer is one channel towards the apiserver.
+// Writer is one channel to the apiserver.
 type Writer struct {
 	s       *Session
 	channel nodev1.Channel
@@ -311,15 +312,15 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// Close says that the channel has no more data.
+// Close signals that the channel has no more data.
 func (w *Writer) Close() error {
 	return w.s.frame(&nodev1.SessionRequest{Message: &nodev1.SessionRequest_CloseChannel{CloseChannel: w.channel}})
 }
 
-// internalPrefix begins the messages of internal errors.
+// internalPrefix is the prefix of the messages of internal errors.
 const internalPrefix = "Internal error occurred: "
 
-// encode makes the bytes of the Status that stands for an error.
+// encode returns the encoded Status for an error.
 func encode(err error) []byte {
 	var api apierrors.APIStatus
 	st := apierrors.NewInternalError(err).Status()
@@ -328,7 +329,7 @@ func encode(err error) []byte {
 	} else if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
 		st.Message = s.Message()
 	}
-	// The runtime's streaming server says so of its errors, too.
+	// The runtime's streaming server adds the prefix too: keep only one.
 	for strings.HasPrefix(st.Message, internalPrefix+internalPrefix) {
 		st.Message = st.Message[len(internalPrefix):]
 	}

@@ -24,7 +24,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// apiserver plays the other side: each control stream and session goes to the test.
+// apiserver is the other side of the tunnel. It passes each control stream and session to
+// the test.
 type apiserver struct {
 	nodev1.UnimplementedTunnelServiceServer
 	controls chan *controlStream
@@ -67,7 +68,7 @@ func (a *apiserver) Session(stream nodev1.TunnelService_SessionServer) error {
 	return nil
 }
 
-// echo serves sessions by sending back what it gets.
+// echo serves a session by sending back what it receives.
 type echo struct{}
 
 func (echo) Check(*nodev1.Open) error { return nil }
@@ -96,7 +97,7 @@ func next[T any](t *testing.T, from <-chan T) T {
 	}
 }
 
-// wantEcho sends to a session and reads the answer.
+// wantEcho sends text to a session and expects it back.
 func wantEcho(t *testing.T, s nodev1.TunnelService_SessionServer, text string) {
 	t.Helper()
 	if err := s.Send(&nodev1.SessionResponse{Message: &nodev1.SessionResponse_Data{Data: &nodev1.Data{Payload: []byte(text)}}}); err != nil {
@@ -107,7 +108,7 @@ func wantEcho(t *testing.T, s nodev1.TunnelService_SessionServer, text string) {
 	}
 }
 
-func TestANewCertificateIsShown(t *testing.T) {
+func TestNewCertificateIsPresented(t *testing.T) {
 	api := &apiserver{controls: make(chan *controlStream), sessions: make(chan nodev1.TunnelService_SessionServer), over: make(chan struct{})}
 	l := bufconn.Listen(1 << 20)
 	server := grpc.NewServer()
@@ -148,27 +149,27 @@ func TestANewCertificateIsShown(t *testing.T) {
 	leaf.Store(&x509.Certificate{})
 	second := next(t, api.controls)
 	if n := dials.Load(); n != 2 {
-		t.Errorf("%d connections, want one a certificate", n)
+		t.Errorf("%d connections, want one per certificate", n)
 	}
 	// The first stream lasts until the apiserver has the second one.
 	if first.Context().Err() != nil {
-		t.Error("the control stream was given up before it was replaced")
+		t.Error("the control stream was closed before it was replaced")
 	}
-	first.end <- status.Error(codes.Aborted, "the node connected anew")
+	first.end <- status.Error(codes.Aborted, "the node has reconnected")
 	ask(second)
 	wantEcho(t, old, "the session goes on")
 
-	// One that expired is opened again; its session goes on.
+	// An expired control stream is opened again; its session continues.
 	second.end <- status.Error(codes.Unauthenticated, "expired")
 	third := next(t, api.controls)
 	ask(third)
 	wantEcho(t, old, "and on")
 }
 
-func TestInternalErrorsAreSaidOnce(t *testing.T) {
+func TestInternalErrorPrefixIsNotRepeated(t *testing.T) {
 	for _, err := range []error{
 		errors.New("cannot exec"),
-		errors.New("Internal error occurred: cannot exec"), // as client-go hands on what the runtime said
+		errors.New("Internal error occurred: cannot exec"), // the runtime's error as client-go returns it
 		apierrors.NewInternalError(errors.New("cannot exec")),
 		apierrors.NewInternalError(apierrors.NewInternalError(errors.New("cannot exec"))),
 	} {
@@ -177,7 +178,7 @@ func TestInternalErrorsAreSaidOnce(t *testing.T) {
 			t.Fatal(uerr)
 		}
 		if st.Message != "Internal error occurred: cannot exec" || st.Reason != metav1.StatusReasonInternalError || st.Status != metav1.StatusFailure {
-			t.Errorf("%q becomes %+v", err, st)
+			t.Errorf("%q: status %+v", err, st)
 		}
 	}
 }
