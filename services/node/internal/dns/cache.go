@@ -12,20 +12,20 @@ import (
 const (
 	cacheShards = 16
 	shardSize   = 512
-	// clientSize is from how many answers in a shard on a client's own make room for
-	// its next ones.
+	// clientSize is the number of answers in a shard above which a client's new answers
+	// evict its own.
 	clientSize = shardSize / 4
-	// cacheMessage is the largest answer that is kept.
+	// cacheMessage is the size in bytes of the largest answer that is cached.
 	cacheMessage = 4 << 10
-	// cacheMost bounds how long an answer is kept, whatever its TTL.
+	// cacheMost bounds how long an answer is cached, whatever its TTL.
 	cacheMost = time.Hour
-	// cacheNegative bounds how long 'no' is kept.
+	// cacheNegative bounds how long a negative answer is cached.
 	cacheNegative = 30 * time.Second
 )
 
-// cache keeps upstream answers for as long as they allow, at most
-// cacheShards × shardSize of them; the least recently used go first, and those
-// of the client that asks if it has many already.
+// cache caches upstream answers for as long as their TTLs allow. It holds at most
+// cacheShards × shardSize answers and evicts the least recently used: the inserting
+// client's own if that client has many, otherwise anyone's.
 type cache struct {
 	seed   maphash.Seed
 	shards [cacheShards]shard
@@ -60,7 +60,7 @@ func (c *cache) shard(q question) *shard {
 	return &c.shards[maphash.Comparable(c.seed, q)%cacheShards]
 }
 
-// get returns a copy of an answer, its TTLs reduced by its age; nil if there is
+// get returns a copy of an answer with its TTLs reduced by its age, or nil if there is
 // none.
 func (c *cache) get(q question, now time.Time) *mdns.Msg {
 	s := c.shard(q)
@@ -78,7 +78,7 @@ func (c *cache) get(q question, now time.Time) *mdns.Msg {
 	}
 	s.order.MoveToFront(el)
 	s.mu.Unlock()
-	m := e.msg.Copy() // entries do not change
+	m := e.msg.Copy() // entries are immutable
 	age := uint32(now.Sub(e.stored) / time.Second)
 	for _, section := range [][]mdns.RR{m.Answer, m.Ns, m.Extra} {
 		for _, rr := range section {
@@ -97,7 +97,8 @@ func (s *shard) drop(el *list.Element) {
 	}
 }
 
-// oldest is the least recently used entry, of one client if it has many.
+// oldest returns the least recently used entry, or the least recently used of the client
+// who if it has many.
 func (s *shard) oldest(who client) *list.Element {
 	el := s.order.Back()
 	if s.owned[who] <= clientSize {
@@ -127,8 +128,9 @@ func (c *cache) put(who client, q question, m *mdns.Msg, now time.Time) {
 	}
 }
 
-// lifetime is how long an answer may be kept: the least TTL of its records; for
-// 'no', what the SOA record says (RFC 2308, section 5), and not at all without.
+// lifetime returns how long an answer may be cached: the least TTL of its records. A
+// negative answer is cached as long as its SOA record says (RFC 2308, section 5), and not
+// at all without one.
 func lifetime(m *mdns.Msg) time.Duration {
 	if m.Truncated || (m.Rcode != mdns.RcodeSuccess && m.Rcode != mdns.RcodeNameError) {
 		return 0

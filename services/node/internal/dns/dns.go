@@ -1,16 +1,16 @@
-// Package dns is cluster DNS on a node: each node answers its own pods on the
-// cluster's DNS address, from caches, and asks upstream servers for the rest.
-// There is no DNS pod to find, to scale or to wait for.
+// Package dns is cluster DNS on a node. Each node answers its own pods' questions on the
+// cluster's DNS address from caches, and forwards other questions to upstream servers.
+// There are no DNS pods to find, scale or wait for.
 //
-// Names follow Kubernetes' DNS specification, version 1.1.0: A and SRV records of
-// Services, of headless Services' endpoints and of pods by their address, CNAME
-// for ExternalName, PTR for ClusterIPs and headless endpoints. IPv4 only: AAAA
-// questions for names that exist are answered with no data.
+// Names follow Kubernetes' DNS specification, version 1.1.0: A and SRV records of Services,
+// of headless Services' endpoints and of pods by their address, CNAME for ExternalName, PTR
+// for ClusterIPs and headless endpoints. IPv4 only: AAAA questions for names that exist are
+// answered with no data.
 //
-// It must never ask an upstream server about the cluster's own domain or ranges,
-// wait for an upstream server without bound, keep more than a bounded number of
-// answers, questions or connections, or let one namespace take all of them: each
-// may have as many as are left for others.
+// It must never ask an upstream server about the cluster's own domain or ranges, wait for
+// an upstream server without a time limit, keep more than a bounded number of answers,
+// questions or connections, or let one namespace use up any of these bounds: a namespace
+// may hold at most as many as are still free (see share).
 package dns
 
 import (
@@ -34,62 +34,62 @@ import (
 // LinkName is the interface that has the cluster's DNS address on each node.
 const LinkName = "keelson-dns"
 
-// Source is where answers come from: netcache.Set, or a table of a test.
+// Source provides the data for answers; netcache.Set implements it.
 type Source interface {
 	Service(namespace, name string) (*corev1.Service, bool)
 	ServiceSlices(namespace, name string) []*discoveryv1.EndpointSlice
-	// ServicesAt returns the Services with a ClusterIP.
+	// ServicesAt returns the Services with this ClusterIP.
 	ServicesAt(netip.Addr) []*corev1.Service
-	// SlicesAt returns the EndpointSlices with an endpoint's address.
+	// SlicesAt returns the EndpointSlices that have an endpoint with this address.
 	SlicesAt(netip.Addr) []*discoveryv1.EndpointSlice
-	// HasNamespace says whether a namespace has a Service.
+	// HasNamespace reports whether a namespace has at least one Service.
 	HasNamespace(string) bool
 	// Synced is closed when the source is complete.
 	Synced() <-chan struct{}
 }
 
-// Config is what Run needs.
+// Config configures Run.
 type Config struct {
-	// Source of Services and EndpointSlices.
+	// Source provides Services and EndpointSlices.
 	Source Source
-	// ListenIP is the cluster's DNS address. Run gives it to the interface
-	// LinkName of this node.
+	// ListenIP is the cluster's DNS address. Run assigns it to the interface LinkName of
+	// this node.
 	ListenIP netip.Addr
-	// Port to listen on; 0 means 53.
+	// Port is the port to listen on; 0 means 53.
 	Port uint16
-	// Domain of the cluster; empty means cluster.local.
+	// Domain is the cluster's domain; empty means cluster.local.
 	Domain string
-	// ResolvConf names the file with the upstream servers; empty means
-	// /etc/resolv.conf. It is read again when it changes.
+	// ResolvConf is the file that lists the upstream servers; empty means /etc/resolv.conf.
+	// It is read again when it changes.
 	ResolvConf string
-	// ClusterCIDR and ServiceCIDR are the ranges whose reverse names are the
-	// cluster's own.
+	// ClusterCIDR and ServiceCIDR are the ranges whose reverse names belong to the cluster.
 	ClusterCIDR, ServiceCIDR netip.Prefix
-	// Namespace of the pod of this node with an address, or "": what is bounded is
-	// shared among namespaces, and among addresses that are no pod's. May be nil.
+	// Namespace returns the namespace of the node's pod with the given address, or "".
+	// Limits are shared among namespaces, and among addresses that belong to no pod. It may
+	// be nil.
 	Namespace func(netip.Addr) string
 	// Metrics and Log may be nil.
 	Metrics *Metrics
 	Log     *slog.Logger
 
-	// listening, for tests, is told the address that was bound.
+	// listening is called by tests with the address that was bound.
 	listening func(netip.AddrPort)
-	// noLink, for tests, leaves the interfaces alone; upstreamPort is the port of
-	// their upstream servers.
+	// noLink, for tests, leaves the network interfaces alone. upstreamPort is the port of
+	// the upstream servers in tests.
 	noLink       bool
 	upstreamPort string
 }
 
 const (
-	// tcpConnections bounds the connections that are open at once.
+	// tcpConnections is the maximum number of open connections.
 	tcpConnections = 256
 	tcpIdle        = 8 * time.Second
 	ioTimeout      = 2 * time.Second
 )
 
-// Run answers until ctx ends. Its sockets are made by the calling goroutine, so a
-// caller may pin it to a network namespace. Questions about the cluster's own
-// names wait until Source is synced.
+// Run answers questions until ctx ends. The calling goroutine creates the sockets, so the
+// caller may lock it to a network namespace. Questions about the cluster's names wait until
+// Source is synced.
 func Run(ctx context.Context, cfg Config) error {
 	if cfg.Source == nil || !cfg.ListenIP.Is4() {
 		return errors.New("dns: source and an IPv4 listen address must be set")
@@ -124,7 +124,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.listening != nil {
 		cfg.listening(udp.LocalAddr().(*net.UDPAddr).AddrPort())
 	}
-	cfg.Log.Info("cluster DNS is up", "address", udp.LocalAddr().String(), "domain", handler.zone.domain)
+	cfg.Log.InfoContext(ctx, "cluster DNS is up", "address", udp.LocalAddr().String(), "domain", handler.zone.domain)
 	failed := make(chan error, len(servers))
 	for _, s := range servers {
 		go func() { failed <- s.ActivateAndServe() }()
@@ -139,8 +139,8 @@ func Run(ctx context.Context, cfg Config) error {
 	stopServing()
 	handler.upstream.stop()
 	for _, s := range servers {
-		// A server that has not started yet refuses to stop: close what it
-		// would serve as well.
+		// A server that has not started yet refuses to shut down, so also close the sockets
+		// that it would serve.
 		_ = s.Shutdown()
 	}
 	udp.Close()
@@ -155,8 +155,8 @@ func Run(ctx context.Context, cfg Config) error {
 	return fmt.Errorf("dns: server ended: %w", result)
 }
 
-// listen opens both sockets on one port. Where the system chooses it, for TCP, it
-// may be taken for UDP: then another is chosen.
+// listen opens both sockets on the same port. If the port is chosen by the system for TCP,
+// it may be in use for UDP; then another one is tried.
 func listen(ctx context.Context, at netip.AddrPort) (net.PacketConn, net.Listener, error) {
 	var lc net.ListenConfig
 	for try := 1; ; try++ {
@@ -179,7 +179,7 @@ func listen(ctx context.Context, at netip.AddrPort) (net.PacketConn, net.Listene
 // Cleanup removes the interface with the DNS address.
 func Cleanup() error { return link.Remove(LinkName) }
 
-// canonical is a name in lower case with a final dot.
+// canonical returns a name in lower case with a final dot.
 func canonical(name string) string {
 	return strings.ToLower(mdns.Fqdn(name))
 }

@@ -12,12 +12,12 @@ import (
 )
 
 const (
-	// maxUDP is the largest datagram that is sent: one that needs no
-	// fragments on any usual path (DNS flag day 2020).
+	// maxUDP is the largest datagram that is sent, in bytes: one that needs no
+	// fragmentation on any usual path (DNS flag day 2020).
 	maxUDP = 1232
-	// maxChase bounds CNAMEs that follow each other inside the cluster.
+	// maxChase bounds the chain of CNAMEs that is followed inside the cluster.
 	maxChase = 8
-	// patience bounds a question that goes upstream; resolvers give up after
+	// patience bounds the time for a question that goes upstream. Resolvers give up after
 	// five seconds.
 	patience = 4500 * time.Millisecond
 	// startSlots bounds the questions that wait for the caches to be complete.
@@ -33,19 +33,19 @@ type handler struct {
 	metrics  *Metrics
 	log      *slog.Logger
 	synced   <-chan struct{}
-	// waiting has a slot for each question that waits for synced, and questions for
-	// each that is being answered.
+	// waiting has a slot for each question that waits for synced, and questions has one for
+	// each question that is being answered.
 	waiting, questions *share
 	namespace          func(netip.Addr) string
 	// ctx ends when the service stops.
 	ctx context.Context
 }
 
-// asker asks servers outside of the cluster.
+// asker sends questions to servers outside the cluster.
 type asker interface {
 	ask(ctx context.Context, q question) (*mdns.Msg, error)
-	// stop ends what is being asked; close, when nobody asks any more, waits
-	// for it.
+	// stop cancels the questions in progress. close waits for them; nothing may be asked
+	// after it.
 	stop()
 	close()
 }
@@ -65,7 +65,7 @@ func newHandler(ctx context.Context, cfg Config) *handler {
 	}
 }
 
-// ServeDNS is called by the servers, each question in a goroutine of its own.
+// ServeDNS is called by the servers, in a goroutine per question.
 func (h *handler) ServeDNS(w mdns.ResponseWriter, req *mdns.Msg) {
 	start := time.Now()
 	who := clientOf(w.RemoteAddr(), h.namespace)
@@ -89,28 +89,28 @@ func (h *handler) ServeDNS(w mdns.ResponseWriter, req *mdns.Msg) {
 	reply.Truncate(size)
 	h.metrics.answered(from, reply.Rcode, time.Since(start))
 	if err := w.WriteMsg(reply); err != nil {
-		h.log.Debug("answer was not sent", "error", err)
+		h.log.DebugContext(h.ctx, "answer was not sent", "error", err)
 	}
 }
 
-// fail answers SERVFAIL to a client that has too many questions in flight.
+// fail answers SERVFAIL to a client that has too many questions in progress.
 func (h *handler) fail(w mdns.ResponseWriter, req *mdns.Msg) {
 	if req.Response {
 		return
 	}
 	if err := w.WriteMsg(new(mdns.Msg).SetRcode(req, mdns.RcodeServerFailure)); err != nil {
-		h.log.Debug("answer was not sent", "error", err)
+		h.log.DebugContext(h.ctx, "answer was not sent", "error", err)
 	}
 }
 
-// Sources of an answer, as the metrics name them.
+// Sources of an answer, as labels of the metrics.
 const (
 	fromCluster  = "cluster"
 	fromUpstream = "upstream"
 	fromNobody   = "refused"
 )
 
-// reply makes the answer to a request; nil for what is no request.
+// reply returns the answer to a request, or nil if req is not a request.
 func (h *handler) reply(ctx context.Context, req *mdns.Msg) (*mdns.Msg, string) {
 	if req.Response {
 		return nil, fromNobody
@@ -146,7 +146,7 @@ func (h *handler) reply(ctx context.Context, req *mdns.Msg) (*mdns.Msg, string) 
 	return m, h.fill(ctx, m, q, opt != nil && opt.Do(), req.CheckingDisabled)
 }
 
-// fill puts the answer to q into m and says where it is from.
+// fill puts the answer to q into m and returns its source.
 func (h *handler) fill(ctx context.Context, m *mdns.Msg, q mdns.Question, do, cd bool) string {
 	name := canonical(q.Name)
 	if h.zone.owns(name) {
@@ -183,8 +183,8 @@ func (h *handler) cluster(ctx context.Context, m *mdns.Msg, q mdns.Question, loo
 	out := lookup(name, q.Qtype)
 	m.Rcode, m.Answer, m.Extra = out.rcode, out.answer, append(out.extra, m.Extra...)
 	if name != q.Name {
-		// Owners are spelt as they were asked for: a resolver may mix cases
-		// to recognize forged answers.
+		// Spell owner names as in the question: a resolver may mix cases to recognize
+		// forged answers.
 		for _, rr := range m.Answer {
 			if rr.Header().Name == name {
 				rr.Header().Name = q.Name
@@ -209,8 +209,9 @@ func (h *handler) cluster(ctx context.Context, m *mdns.Msg, q mdns.Question, loo
 	}
 }
 
-// complete waits until the caches hold the cluster's state: after a restart a
-// caller gets its answer a moment later, and not a failure.
+// complete waits until the caches hold the cluster's state, so that after a restart a
+// client gets its answer a little later rather than an error. It returns false if ctx ends
+// first or too many questions wait.
 func (h *handler) complete(ctx context.Context) bool {
 	select {
 	case <-h.synced:
@@ -230,7 +231,8 @@ func (h *handler) complete(ctx context.Context) bool {
 	}
 }
 
-// forward adds what an upstream server answers.
+// forward adds the answer of an upstream server. whole is true if the question itself was
+// forwarded, and false for the target of a CNAME.
 func (h *handler) forward(ctx context.Context, m *mdns.Msg, q question, whole bool) {
 	answer, err := h.upstream.ask(ctx, q)
 	if err != nil {
@@ -262,7 +264,7 @@ func (h *handler) explain(m *mdns.Msg, err error) {
 	}
 }
 
-// reverseAddr reads an IPv4 address from its name under in-addr.arpa.
+// reverseAddr parses the IPv4 address of a name under in-addr.arpa.
 func reverseAddr(name string) (netip.Addr, bool) {
 	s, ok := strings.CutSuffix(name, ".in-addr.arpa.")
 	if !ok {

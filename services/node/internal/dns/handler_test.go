@@ -12,7 +12,7 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-// spell writes an answer in one line: code, flags, records in order of text.
+// spell formats an answer as one line: code, flags, and records in textual order.
 func spell(m *mdns.Msg) string {
 	parts := []string{mdns.RcodeToString[m.Rcode]}
 	if m.Authoritative {
@@ -52,7 +52,7 @@ func TestAnswers(t *testing.T) {
 		{"nobody.apps.svc.cluster.local.", "A", no},
 		{"web.nowhere.svc.cluster.local.", "A", no},
 		{"x.web.apps.svc.cluster.local.", "A", no},
-		// What a search path makes of 'web.apps' and of an outside name.
+		// Names that a search path makes of 'web.apps' and of an outside name.
 		{"web.apps.apps.svc.cluster.local.", "A", no},
 		{"web.apps.cluster.local.", "A", no},
 		{"example.org.apps.svc.cluster.local.", "A", no},
@@ -71,7 +71,7 @@ func TestAnswers(t *testing.T) {
 		{"_http._udp.web.apps.svc.cluster.local.", "SRV", no},
 		{"_nothing._tcp.web.apps.svc.cluster.local.", "SRV", no},
 		{"web.apps.svc.cluster.local.", "SRV", "NOERROR aa | web.apps.svc.cluster.local. 30 IN SRV 0 100 80 web.apps.svc.cluster.local. | web.apps.svc.cluster.local. 30 IN SRV 0 100 9090 web.apps.svc.cluster.local. | +web.apps.svc.cluster.local. 30 IN A 10.96.0.100"},
-		// Headless: endpoints that are ready, by hostname or address.
+		// Headless Services: ready endpoints, by hostname or address.
 		{"db.apps.svc.cluster.local.", "A", "NOERROR aa | db.apps.svc.cluster.local. 5 IN A 10.244.1.5 | db.apps.svc.cluster.local. 5 IN A 10.244.2.6"},
 		{"db-0.db.apps.svc.cluster.local.", "A", "NOERROR aa | db-0.db.apps.svc.cluster.local. 5 IN A 10.244.1.5"},
 		{"db-0.db.apps.svc.cluster.local.", "AAAA", nodata},
@@ -101,7 +101,7 @@ func TestAnswers(t *testing.T) {
 		{"cluster.local.", "NS", "NOERROR aa | cluster.local. 30 IN NS ns.dns.cluster.local. | +ns.dns.cluster.local. 30 IN A 10.96.0.10"},
 		{"ns.dns.cluster.local.", "A", "NOERROR aa | ns.dns.cluster.local. 30 IN A 10.96.0.10"},
 		{"dns-version.cluster.local.", "TXT", `NOERROR aa | dns-version.cluster.local. 30 IN TXT "1.1.0"`},
-		// The world.
+		// Outside the cluster.
 		{"example.org.", "A", "NOERROR | example.org. 60 IN A 192.0.2.8"},
 		{"ExAmPlE.org.", "A", "NOERROR | ExAmPlE.org. 60 IN A 192.0.2.8"},
 		{"nothing.test.", "A", "NXDOMAIN"},
@@ -199,11 +199,11 @@ func TestBeforeSyncAndWithoutUpstream(t *testing.T) {
 	for tick := time.NewTicker(time.Millisecond); h.waiting.taken() == 0; <-tick.C {
 	}
 	if m, _ := h.reply(context.Background(), req); m.Rcode != mdns.RcodeServerFailure {
-		t.Errorf("one too many: %s", spell(m))
+		t.Errorf("one question too many: %s", spell(m))
 	}
 	close(synced)
 	if m := <-waited; m.Rcode != mdns.RcodeSuccess || len(m.Answer) != 1 {
-		t.Errorf("a question that waited: %s", spell(m))
+		t.Errorf("a question that waited for the caches: %s", spell(m))
 	}
 	o.err = errors.New("unreachable")
 	req = new(mdns.Msg).SetQuestion("example.org.", mdns.TypeA)
@@ -236,7 +236,7 @@ func TestLargeAnswersAreTruncatedOverUDP(t *testing.T) {
 	}
 }
 
-// FuzzReply feeds a stranger's bytes to everything that reads them.
+// FuzzReply sends arbitrary bytes through everything that parses them.
 func FuzzReply(f *testing.F) {
 	for _, name := range []string{"web.apps.svc.cluster.local.", "_http._tcp.web.apps.svc.cluster.local.", "1.0.96.10.in-addr.arpa.", "example.org.", ".", "10-244-1-5.apps.pod.cluster.local.", `a\.b.svc.cluster.local.`} {
 		for _, qtype := range []uint16{mdns.TypeA, mdns.TypeSRV, mdns.TypePTR, mdns.TypeANY} {

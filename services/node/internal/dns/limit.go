@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// limit bounds the open connections of a listener and shares them among clients.
-// One too many is closed at once: a resolver tries again, and those that are
-// served go on.
+// limit bounds the open connections of a listener and shares them among clients. A
+// connection above the limit is closed at once: the resolver will retry, and the
+// connections that are being served continue.
 func limit(l net.Listener, most int, namespace func(netip.Addr) string) net.Listener {
 	return &limited{Listener: l, slots: newShare(most), namespace: namespace}
 }

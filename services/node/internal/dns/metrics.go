@@ -7,7 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics of cluster DNS. A nil *Metrics counts nothing.
+// Metrics are the metrics of cluster DNS. A nil *Metrics records nothing.
 type Metrics struct {
 	answers  *prometheus.CounterVec
 	duration *prometheus.HistogramVec
@@ -16,20 +16,20 @@ type Metrics struct {
 	busy     prometheus.Counter
 }
 
-// NewMetrics registers the metrics.
+// NewMetrics creates and registers the metrics.
 func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		answers: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "keelson_dns_answers_total", Help: "Answers by where they are from and their code."}, []string{"from", "rcode"}),
+			Name: "keelson_dns_answers_total", Help: "Answers by source and response code."}, []string{"from", "rcode"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "keelson_dns_duration_seconds", Help: "From a question received to its answer sent.",
+			Name: "keelson_dns_duration_seconds", Help: "Time from receiving a question until its answer is ready to send.",
 			Buckets: []float64{.0001, .00025, .0005, .001, .005, .01, .05, .1, .5, 1, 5}}, []string{"from"}),
 		hits: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "keelson_dns_cache_hits_total", Help: "Upstream questions answered from the cache."}),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "keelson_dns_upstream_failures_total", Help: "Tries that an upstream server did not answer well."}),
+			Name: "keelson_dns_upstream_failures_total", Help: "Tries that failed or got an error from an upstream server."}),
 		busy: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "keelson_dns_upstream_busy_total", Help: "Questions refused because too many wait for upstream servers."}),
+			Name: "keelson_dns_upstream_busy_total", Help: "Questions refused because too many were in progress."}),
 	}
 	r.MustRegister(m.answers, m.duration, m.hits, m.failures, m.busy)
 	return m

@@ -36,7 +36,7 @@ func start(t *testing.T, edit func(*Config)) (netip.AddrPort, func()) {
 				t.Error(err)
 			}
 		case <-time.After(time.Minute):
-			t.Error("the server does not end")
+			t.Error("the server does not stop")
 		}
 	})
 	t.Cleanup(stop)
@@ -80,7 +80,7 @@ func TestGarbageIsSurvived(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tcp.Close()
-	_, _ = tcp.Write([]byte{0xff, 0xff, 0, 0, 0}) // a length that never comes
+	_, _ = tcp.Write([]byte{0xff, 0xff, 0, 0, 0}) // announces more bytes than are sent
 	c := mdns.Client{Timeout: 30 * time.Second}
 	if _, _, err := c.Exchange(new(mdns.Msg).SetQuestion("web.apps.svc.cluster.local.", mdns.TypeA), addr.String()); err != nil {
 		t.Error(err)
@@ -104,7 +104,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 		open = append(open, c)
 	}
 	served := 0
-	for _, c := range open { // all have been asked before the first answer is waited for
+	for _, c := range open { // ask on all of them before waiting for the first answer
 		_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 		_ = (&mdns.Conn{Conn: c}).WriteMsg(new(mdns.Msg).SetQuestion("web.apps.svc.cluster.local.", mdns.TypeA))
 	}
@@ -125,7 +125,8 @@ func isTimeout(err error) bool {
 	return errors.As(err, &n) && n.Timeout()
 }
 
-// A question that hangs upstream does not hold up the end.
+// TestEndsWhileAQuestionHangs checks that a question that hangs upstream does not delay the
+// shutdown.
 func TestEndsWhileAQuestionHangs(t *testing.T) {
 	t.Parallel()
 	asked := make(chan struct{}, 8)
@@ -138,13 +139,13 @@ func TestEndsWhileAQuestionHangs(t *testing.T) {
 	}()
 	<-asked
 	u.stop()
-	if err := <-done; !errors.Is(err, context.Canceled) { // and not that no answer came
-		t.Errorf("it ended with %v", err)
+	if err := <-done; !errors.Is(err, context.Canceled) { // cancelled, rather than failed for lack of an answer
+		t.Errorf("the question ended with %v", err)
 	}
 }
 
-// The whole of it on a node: the address appears, pods are answered there, and
-// nothing is left after Cleanup.
+// TestOnANode runs the server on a node: the address is assigned, pods get answers there,
+// and Cleanup leaves nothing.
 func TestOnANode(t *testing.T) {
 	t.Parallel()
 	net := nettest.NewNet(t, netip.MustParsePrefix("10.89.0.0/24"))
@@ -187,6 +188,6 @@ func TestOnANode(t *testing.T) {
 	}
 	node.Must(Cleanup)
 	if out := node.Run("ip", "-br", "link"); strings.Contains(out, "keelson") {
-		t.Errorf("left behind:\n%s", out)
+		t.Errorf("interfaces left behind:\n%s", out)
 	}
 }

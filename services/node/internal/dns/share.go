@@ -7,14 +7,14 @@ import (
 	"sync"
 )
 
-// client is whom a question is from: the namespace of a pod, or an address that
-// belongs to no pod.
+// client is the origin of a question: the namespace of a pod, or an address that belongs to
+// no pod.
 type client struct {
 	namespace string
 	addr      netip.Addr
 }
 
-// clientOf finds out whom a question is from. namespace may be nil.
+// clientOf returns the client with a remote address. namespace may be nil.
 func clientOf(remote net.Addr, namespace func(netip.Addr) string) client {
 	var at netip.AddrPort
 	switch a := remote.(type) {
@@ -34,7 +34,7 @@ func clientOf(remote net.Addr, namespace func(netip.Addr) string) client {
 
 type clientKey struct{}
 
-// withClient notes whom a question is from.
+// withClient returns a context that carries the client.
 func withClient(ctx context.Context, who client) context.Context {
 	return context.WithValue(ctx, clientKey{}, who)
 }
@@ -44,10 +44,10 @@ func clientFrom(ctx context.Context) client {
 	return who
 }
 
-// share is a number of slots that clients share: one may take another slot while
-// it holds fewer than are free. So n clients that take all they can hold
-// most/(n+1) each, and as many stay free for those that come (the dynamic
-// thresholds of Choudhury and Hahne, 1998). A nil share has no slots.
+// share is a number of slots that clients share. A client may take another slot while it
+// holds fewer than are free. So n clients that take all they can hold most/(n+1) slots
+// each, and as many stay free for further clients (the dynamic thresholds of Choudhury and
+// Hahne, 1998). A nil share has no slots.
 type share struct {
 	most int
 
@@ -58,7 +58,7 @@ type share struct {
 
 func newShare(most int) *share { return &share{most: most, held: map[client]int{}} }
 
-// take takes a slot for a client, and says whether there was one.
+// take takes a slot for a client. It returns false if there is none for it.
 func (s *share) take(who client) bool {
 	if s == nil {
 		return false
@@ -73,7 +73,7 @@ func (s *share) take(who client) bool {
 	return true
 }
 
-// give gives a slot back.
+// give returns a slot.
 func (s *share) give(who client) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -83,7 +83,7 @@ func (s *share) give(who client) {
 	}
 }
 
-// taken is how many slots are taken.
+// taken returns the number of slots in use.
 func (s *share) taken() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -22,28 +22,28 @@ func TestShare(t *testing.T) {
 		return n
 	}
 	if n := fill(a); n != 6 {
-		t.Errorf("the first took %d", n)
+		t.Errorf("the first client took %d slots", n)
 	}
 	if n := fill(b); n != 3 {
-		t.Errorf("the second took %d", n)
+		t.Errorf("the second client took %d slots", n)
 	}
 	if !s.take(c) {
-		t.Error("the third found nothing")
+		t.Error("the third client got no slot")
 	}
 	for range 6 {
 		s.give(a)
 	}
 	if n := fill(b); n != 3 || s.taken() != 7 {
-		t.Errorf("then the second took %d, taken are %d", n, s.taken())
+		t.Errorf("then the second client took %d slots, %d are taken", n, s.taken())
 	}
 	var none *share
 	if none.take(a) {
-		t.Error("nothing was given")
+		t.Error("a nil share gave a slot")
 	}
 }
 
-// TestCacheIsShared: a client that asks for much makes others' answers go only
-// while it has few.
+// TestCacheIsShared checks that a client with many answers evicts other clients' answers
+// only as long as it has few of its own.
 func TestCacheIsShared(t *testing.T) {
 	t.Parallel()
 	c, now := newCache(), time.Now()
@@ -70,8 +70,8 @@ func TestCacheIsShared(t *testing.T) {
 	}
 }
 
-// TestFlood: while one client floods the server with questions that nobody answers
-// and with connections, another one's questions are answered.
+// TestFlood checks that while one client floods the server with connections and with
+// questions that get no answer, another client's questions are answered.
 func TestFlood(t *testing.T) {
 	t.Parallel()
 	upstream := newServer(t, "127.0.0.5", func(req *mdns.Msg, tcp bool) *mdns.Msg {
@@ -86,7 +86,7 @@ func TestFlood(t *testing.T) {
 	}
 	addr, _ := start(t, func(cfg *Config) {
 		cfg.ResolvConf, cfg.upstreamPort = conf, fmt.Sprint(upstream.addr.Port())
-		cfg.Namespace = func(a netip.Addr) string { // two addresses of one namespace
+		cfg.Namespace = func(a netip.Addr) string { // two addresses in one namespace
 			if a == netip.MustParseAddr("127.0.0.2") || a == netip.MustParseAddr("127.0.0.4") {
 				return "loud"
 			}
@@ -135,7 +135,7 @@ func TestFlood(t *testing.T) {
 	}
 	for _, network := range []string{"udp", "tcp"} {
 		c := &mdns.Client{Net: network, Timeout: time.Second}
-		if network == "tcp" { // nothing is lost, and so nothing is sent again
+		if network == "tcp" { // over TCP nothing is lost, so nothing is sent again
 			c.Timeout = time.Minute
 		}
 		for deadline := time.Now().Add(time.Minute); ; {

@@ -87,7 +87,7 @@ func endpoint(addr, hostname string, ready bool) discoveryv1.Endpoint {
 
 func ptr[T any](v T) *T { return &v }
 
-// cluster is the source of these tests.
+// cluster returns the source of these tests.
 func cluster() *table {
 	t := &table{
 		services: []*corev1.Service{
@@ -121,7 +121,7 @@ func cluster() *table {
 	return t
 }
 
-// outside answers for upstream servers.
+// outside stands in for upstream servers.
 type outside struct {
 	asked   []question
 	answers map[string][]mdns.RR

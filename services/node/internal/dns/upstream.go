@@ -19,28 +19,28 @@ const (
 	upstreamSlots = 512
 	// tryTimeout bounds one question to one server.
 	tryTimeout = 2 * time.Second
-	// upstreamTries bounds the tries for one question.
+	// upstreamTries is the maximum number of tries for one question.
 	upstreamTries = 4
-	// penalty is how long a server that did not answer is asked last.
+	// penalty is how long a server that did not answer is moved to the end of the list.
 	penalty = 10 * time.Second
-	// confCheck is how often resolv.conf is looked at, at most.
+	// confCheck is the minimum interval between checks of resolv.conf.
 	confCheck = 5 * time.Second
 )
 
 var (
-	errBusy       = errors.New("too many questions wait for upstream servers")
+	errBusy       = errors.New("too many questions are waiting for upstream servers")
 	errNoUpstream = errors.New("no upstream server is configured")
 )
 
-// question is what upstream answers are kept under.
+// question is the cache key of upstream answers.
 type question struct {
 	name   string // canonical
 	qtype  uint16
 	do, cd bool
 }
 
-// upstream asks the servers of resolv.conf, remembers what they say, and asks
-// for the same thing only once at a time.
+// upstream asks the servers in resolv.conf and caches their answers. Concurrent callers
+// with the same question share one request.
 type upstream struct {
 	path    string
 	self    netip.Addr
@@ -48,10 +48,10 @@ type upstream struct {
 	cache   *cache
 	slots   *share
 	now     func() time.Time
-	port    string        // of servers; tests have their own
-	try     time.Duration // tryTimeout; tests have their own
+	port    string        // of the servers; set by tests
+	try     time.Duration // timeout of one try; set by tests
 
-	ctx    context.Context // ends what is still being asked when the service stops
+	ctx    context.Context // cancels the questions in progress when the service stops
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
@@ -60,10 +60,10 @@ type upstream struct {
 	servers []string
 	modTime time.Time
 	checked time.Time
-	slow    map[string]time.Time // server → since when it owes an answer
+	slow    map[string]time.Time // when each server last failed
 }
 
-// flight is a question that is being asked.
+// flight is a question in progress.
 type flight struct {
 	done chan struct{}
 	msg  *mdns.Msg
@@ -86,7 +86,7 @@ func (u *upstream) close() {
 	u.wg.Wait()
 }
 
-// ask returns the answer to a question; it belongs to the caller.
+// ask returns the answer to a question. The answer belongs to the caller.
 func (u *upstream) ask(ctx context.Context, q question) (*mdns.Msg, error) {
 	if m := u.cache.get(q, u.now()); m != nil {
 		u.metrics.hit()
@@ -110,7 +110,7 @@ func (u *upstream) ask(ctx context.Context, q question) (*mdns.Msg, error) {
 	}
 }
 
-// join returns the flight of a question, and starts it for the client if there is
+// join returns the flight of a question, and starts it on behalf of the client if there is
 // none.
 func (u *upstream) join(who client, q question) *flight {
 	u.mu.Lock()
@@ -158,8 +158,8 @@ func (u *upstream) fetch(ctx context.Context, q question) (*mdns.Msg, error) {
 	return nil, errors.Join(errs...)
 }
 
-// exchange asks one server, over TCP when the answer does not fit a datagram. A
-// new socket for each question gives it a random source port.
+// exchange asks one server, over TCP if the answer does not fit into a datagram. A new
+// socket for each question provides a random source port.
 func (u *upstream) exchange(ctx context.Context, server string, q question) (*mdns.Msg, error) {
 	req := new(mdns.Msg)
 	req.SetQuestion(q.name, q.qtype)
@@ -180,14 +180,14 @@ func (u *upstream) exchange(ctx context.Context, server string, q question) (*md
 		case mdns.RcodeSuccess, mdns.RcodeNameError:
 			return trimmed(resp), nil
 		default:
-			return nil, fmt.Errorf("answers %s", mdns.RcodeToString[resp.Rcode])
+			return nil, fmt.Errorf("answered %s", mdns.RcodeToString[resp.Rcode])
 		}
 	}
 	return nil, errors.New("the answer is truncated")
 }
 
-// once sends a question and reads the answer. The library's own exchange knows a
-// context's deadline, but not that it was cancelled.
+// once sends a question and reads the answer. The library's own exchange observes the
+// context's deadline, but not its cancellation.
 func once(ctx context.Context, try time.Duration, network, server string, req *mdns.Msg) (*mdns.Msg, error) {
 	dialer := net.Dialer{Timeout: try}
 	conn, err := dialer.DialContext(ctx, network, server)
@@ -204,13 +204,13 @@ func once(ctx context.Context, try time.Duration, network, server string, req *m
 	return resp, err
 }
 
-// trimmed leaves out what belongs to the exchange with the upstream server.
+// trimmed removes the records that belong to the exchange with the upstream server.
 func trimmed(m *mdns.Msg) *mdns.Msg {
 	m.Extra = slices.DeleteFunc(m.Extra, func(rr mdns.RR) bool { return rr.Header().Rrtype == mdns.TypeOPT })
 	return m
 }
 
-// judge remembers whether a server answers.
+// judge records whether a server answered.
 func (u *upstream) judge(server string, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -221,7 +221,7 @@ func (u *upstream) judge(server string, err error) {
 	}
 }
 
-// order lists the servers, those that answer first.
+// order returns the servers, with those that failed recently last.
 func (u *upstream) order() []string {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -241,9 +241,8 @@ func (u *upstream) order() []string {
 	return append(good, bad...)
 }
 
-// reload reads resolv.conf if it changed. A file that cannot be read leaves the
-// servers as they were. The cluster's own DNS address is left out: a question
-// would go round in circles.
+// reload reads resolv.conf if it has changed. If the file cannot be read, the servers are
+// kept. The cluster's own DNS address is left out, because questions would loop.
 func (u *upstream) reload() {
 	info, err := os.Stat(u.path)
 	if err != nil || info.ModTime().Equal(u.modTime) {

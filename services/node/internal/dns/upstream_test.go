@@ -18,7 +18,7 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-// server is an upstream server on loopback, UDP and TCP on one port.
+// server is an upstream server on loopback, with UDP and TCP on the same port.
 type server struct {
 	addr  netip.AddrPort
 	asked atomic.Int64
@@ -77,7 +77,7 @@ func testUpstream(t *testing.T, port uint16, servers ...string) *upstream {
 		t.Fatal(err)
 	}
 	u := newUpstream(path, netip.MustParseAddr("10.96.0.10"), nil)
-	u.port, u.try = fmt.Sprint(port), time.Minute // each question is asked once, however slow the machine
+	u.port, u.try = fmt.Sprint(port), time.Minute // long enough to ask only once, however slow the machine is
 	t.Cleanup(u.close)
 	return u
 }
@@ -169,7 +169,7 @@ func TestTruncatedAnswersAreFetchedOverTCP(t *testing.T) {
 func TestAnotherServerIsAskedWhenOneFails(t *testing.T) {
 	t.Parallel()
 	var good, bad *server
-	for bad == nil { // one port on two addresses, where others listen too
+	for bad == nil { // the port must be free on both addresses
 		udp, tcp, err := listen(t.Context(), netip.MustParseAddrPort("127.0.0.2:0"))
 		if err != nil {
 			t.Fatal(err)
@@ -190,14 +190,14 @@ func TestAnotherServerIsAskedWhenOneFails(t *testing.T) {
 	}
 	u := testUpstream(t, good.addr.Port(), "127.0.0.1", "127.0.0.2")
 	now := time.Now()
-	u.now = func() time.Time { return now } // a server that fails is asked last for a while only
+	u.now = func() time.Time { return now } // a server that fails is asked last only for a while
 	for i := range 5 {
 		if got, err := ask(t, u, fmt.Sprintf("%d.test.", i)); err != nil || !strings.Contains(got, "192.0.2.2") {
 			t.Fatalf("%s, %v", got, err)
 		}
 	}
 	if n := bad.asked.Load(); n != 1 {
-		t.Errorf("the server that fails was asked %d times, want once", n)
+		t.Errorf("the failing server was asked %d times, want once", n)
 	}
 }
 
@@ -205,11 +205,11 @@ func TestUpstreamFailures(t *testing.T) {
 	t.Parallel()
 	u := testUpstream(t, 53)
 	if _, err := ask(t, u, "a.test."); err == nil || !strings.Contains(err.Error(), "no upstream server") {
-		t.Errorf("no server: %v", err)
+		t.Errorf("without servers: %v", err)
 	}
 	u = testUpstream(t, 53, "10.96.0.10")
 	if _, err := ask(t, u, "a.test."); err == nil || !strings.Contains(err.Error(), "no upstream server") {
-		t.Errorf("itself: %v", err)
+		t.Errorf("with itself as the server: %v", err)
 	}
 	liar := newServer(t, "127.0.0.1", func(req *mdns.Msg, tcp bool) *mdns.Msg {
 		m := addressed("192.0.2.1")(req, tcp)
@@ -218,7 +218,7 @@ func TestUpstreamFailures(t *testing.T) {
 	})
 	u = testUpstream(t, liar.addr.Port(), "127.0.0.1")
 	if got, err := ask(t, u, "a.test."); err == nil {
-		t.Errorf("an answer to another question was taken: %s", got)
+		t.Errorf("an answer to another question was accepted: %s", got)
 	}
 }
 
@@ -250,7 +250,7 @@ func TestResolvConfIsReadAgain(t *testing.T) {
 	if got := fmt.Sprint(u.order()); got != "[192.0.2.2:53 192.0.2.3:53]" {
 		t.Error(got)
 	}
-	// A file that is gone for a moment changes nothing.
+	// A file that is briefly missing changes nothing.
 	if err := os.Remove(u.path); err != nil {
 		t.Fatal(err)
 	}
@@ -279,7 +279,7 @@ func TestCacheIsBounded(t *testing.T) {
 		t.Errorf("%d answers kept", kept)
 	}
 	if c.get(question{name: fmt.Sprint(n - 1)}, now) == nil {
-		t.Error("the newest is gone")
+		t.Error("the newest answer is not cached")
 	}
 }
 
@@ -290,14 +290,14 @@ func TestLifetime(t *testing.T) {
 		answer, ns string
 		want       time.Duration
 	}{
-		"the least TTL":            {mdns.RcodeSuccess, "a. 60 IN A 192.0.2.1", "b. 20 IN NS c.", 20 * time.Second},
-		"at most an hour":          {mdns.RcodeSuccess, "a. 86400 IN A 192.0.2.1", "", time.Hour},
-		"not at all":               {mdns.RcodeSuccess, "a. 0 IN A 192.0.2.1", "", 0},
-		"no, as the SOA says":      {mdns.RcodeNameError, "", "a. 15 IN SOA b. c. 1 2 3 4 20", 15 * time.Second},
-		"no, but not for long":     {mdns.RcodeNameError, "", "a. 900 IN SOA b. c. 1 2 3 4 900", cacheNegative},
-		"no, without SOA":          {mdns.RcodeNameError, "", "", 0},
-		"no data, as the SOA says": {mdns.RcodeSuccess, "", "a. 15 IN SOA b. c. 1 2 3 4 7", 7 * time.Second},
-		"a failure":                {mdns.RcodeServerFailure, "", "a. 15 IN SOA b. c. 1 2 3 4 7", 0},
+		"the least TTL":             {mdns.RcodeSuccess, "a. 60 IN A 192.0.2.1", "b. 20 IN NS c.", 20 * time.Second},
+		"at most an hour":           {mdns.RcodeSuccess, "a. 86400 IN A 192.0.2.1", "", time.Hour},
+		"not at all":                {mdns.RcodeSuccess, "a. 0 IN A 192.0.2.1", "", 0},
+		"negative, as the SOA says": {mdns.RcodeNameError, "", "a. 15 IN SOA b. c. 1 2 3 4 20", 15 * time.Second},
+		"negative, capped":          {mdns.RcodeNameError, "", "a. 900 IN SOA b. c. 1 2 3 4 900", cacheNegative},
+		"negative, without SOA":     {mdns.RcodeNameError, "", "", 0},
+		"no data, as the SOA says":  {mdns.RcodeSuccess, "", "a. 15 IN SOA b. c. 1 2 3 4 7", 7 * time.Second},
+		"a failure":                 {mdns.RcodeServerFailure, "", "a. 15 IN SOA b. c. 1 2 3 4 7", 0},
 	} {
 		m := &mdns.Msg{MsgHdr: mdns.MsgHdr{Rcode: row.rcode}}
 		if row.answer != "" {

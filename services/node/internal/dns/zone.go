@@ -11,33 +11,33 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
-// Seconds that answers may be kept. A ClusterIP lives as long as its Service;
-// endpoints and the absence of a name change with every rollout.
+// TTLs of answers, in seconds. A ClusterIP lives as long as its Service; endpoints and the
+// absence of a name may change with every rollout.
 const (
 	ttlService  = 30
 	ttlEndpoint = 5
 	ttlNegative = 5
 	// specVersion is the version of Kubernetes' DNS specification.
 	specVersion = "1.1.0"
-	// maxAnswers bounds the records of one answer.
+	// maxAnswers is the maximum number of records in an answer.
 	maxAnswers = 1000
 )
 
-// zone answers for the cluster's domain and its reverse names.
+// zone answers questions about the cluster's domain and its reverse names.
 type zone struct {
-	domain  string // canonical, "cluster.local."
+	domain  string // canonical, for example "cluster.local."
 	labels  []string
 	source  Source
 	ns      netip.Addr
 	reverse []netip.Prefix
 }
 
-// result is an answer before it becomes a message.
+// result is the content of an answer.
 type result struct {
 	rcode  int
 	answer []mdns.RR
 	extra  []mdns.RR
-	// chase is a name outside of the cluster that a CNAME led to.
+	// chase is the target of a CNAME that must be resolved next.
 	chase string
 }
 
@@ -61,14 +61,14 @@ func newZone(cfg Config) *zone {
 	return z
 }
 
-// owns says whether a name is in the cluster's domain.
+// owns reports whether a name is in the cluster's domain.
 func (z *zone) owns(name string) bool { return mdns.IsSubDomain(z.domain, name) }
 
-// lookup answers a question about a name in the domain (canonical).
+// lookup answers a question about a canonical name in the domain.
 func (z *zone) lookup(name string, qtype uint16) result {
 	labels := mdns.SplitDomainName(name)
 	labels = labels[:len(labels)-len(z.labels)]
-	slices.Reverse(labels) // the most significant first: svc, namespace, service, …
+	slices.Reverse(labels) // most significant label first: svc, namespace, service, …
 	if len(labels) == 0 {
 		return z.apex(qtype)
 	}
@@ -81,7 +81,7 @@ func (z *zone) lookup(name string, qtype uint16) result {
 		if len(labels) == 1 {
 			return only(qtype, &mdns.TXT{Hdr: header(name, mdns.TypeTXT, ttlService), Txt: []string{specVersion}})
 		}
-	case "dns": // ns.dns is the name server of the SOA and NS records
+	case "dns": // ns.dns is the name server in the SOA and NS records
 		switch {
 		case len(labels) == 1:
 			return noData
@@ -106,9 +106,9 @@ func (z *zone) apex(qtype uint16) result {
 	return noData
 }
 
-// soa goes with answers that say 'no'. Its serial is constant: there are no
-// secondaries, and the answer for a name that does not exist can be kept for
-// ttlNegative (RFC 2308).
+// soa is part of negative answers. Its serial is constant, because there are no secondary
+// servers. The answer for a name that does not exist may be cached for ttlNegative (RFC
+// 2308).
 func (z *zone) soa() mdns.RR {
 	return &mdns.SOA{
 		Hdr: header(z.domain, mdns.TypeSOA, ttlNegative), Ns: "ns.dns." + z.domain, Mbox: "hostmaster." + z.domain,
@@ -116,8 +116,8 @@ func (z *zone) soa() mdns.RR {
 	}
 }
 
-// service answers for names under svc: [namespace, service, endpoint or protocol,
-// port].
+// service answers questions about names under svc. labels are the namespace, the Service,
+// the endpoint or protocol, and the port.
 func (z *zone) service(name string, labels []string, qtype uint16) result {
 	switch len(labels) {
 	case 0:
@@ -174,7 +174,7 @@ func (z *zone) clusterIP(name string, svc *corev1.Service, qtype uint16) result 
 	return noData
 }
 
-// headless answers with the addresses of all ready endpoints, in random order.
+// headless returns the addresses of all ready endpoints, in random order.
 func (z *zone) headless(name string, svc *corev1.Service, qtype uint16) result {
 	eps := z.endpoints(svc)
 	switch {
@@ -230,7 +230,8 @@ func (z *zone) portSRV(name string, svc *corev1.Service, headless bool, port, pr
 	return noData
 }
 
-// srvOfService is a record for each port, or for the one of a name and protocol.
+// srvOfService returns a record for each port, or for the one with a given name and
+// protocol.
 func (z *zone) srvOfService(name string, svc *corev1.Service, addr netip.Addr, port, proto string) result {
 	var out result
 	target := svc.Name + "." + svc.Namespace + ".svc." + z.domain
@@ -268,8 +269,7 @@ func (z *zone) srvOfEndpoints(name string, svc *corev1.Service, eps []dnsEndpoin
 	return out
 }
 
-// externalName answers with a CNAME. A name inside of the cluster is followed
-// here, any other by the caller.
+// externalName answers with a CNAME whose target the caller resolves.
 func (z *zone) externalName(name string, svc *corev1.Service, rest []string, qtype uint16) result {
 	if len(rest) > 0 {
 		return nxDomain
@@ -285,8 +285,8 @@ func (z *zone) externalName(name string, svc *corev1.Service, rest []string, qty
 	return out
 }
 
-// pod answers a-b-c-d.namespace.pod with a.b.c.d: the name says the address, and
-// nothing is looked up (CoreDNS' mode 'insecure', the default of Kubernetes).
+// pod answers a-b-c-d.namespace.pod with a.b.c.d. The name contains the address, so no pod
+// is looked up (CoreDNS' mode "insecure", Kubernetes' default).
 func (z *zone) pod(name string, labels []string, qtype uint16) result {
 	switch len(labels) {
 	case 0:
@@ -306,13 +306,13 @@ func (z *zone) pod(name string, labels []string, qtype uint16) result {
 	return nxDomain
 }
 
-// ownsReverse says whether an address is in one of the cluster's ranges.
+// ownsReverse reports whether an address is in one of the cluster's ranges.
 func (z *zone) ownsReverse(addr netip.Addr) bool {
 	return slices.ContainsFunc(z.reverse, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
-// pointer answers the reverse question for an address. found is false when no
-// Service and no headless endpoint has it.
+// pointer answers the reverse question for an address. found is false if no Service and no
+// endpoint of a headless Service has the address.
 func (z *zone) pointer(name string, addr netip.Addr) (out result, found bool) {
 	add := func(target string, ttl uint32) {
 		out.answer = append(out.answer, &mdns.PTR{Hdr: header(name, mdns.TypePTR, ttl), Ptr: target})
@@ -355,8 +355,8 @@ type dnsPort struct {
 	port           uint16
 }
 
-// endpoints are the ready endpoints of a Service, in random order: many clients
-// take the first address.
+// endpoints returns the ready endpoints of a Service, in random order, because many clients
+// use only the first address.
 func (z *zone) endpoints(svc *corev1.Service) []dnsEndpoint {
 	var out []dnsEndpoint
 	for _, slice := range z.source.ServiceSlices(svc.Namespace, svc.Name) {
@@ -417,7 +417,7 @@ func header(name string, rrtype uint16, ttl uint32) mdns.RR_Header {
 	return mdns.RR_Header{Name: name, Rrtype: rrtype, Class: mdns.ClassINET, Ttl: ttl}
 }
 
-// only is a record if it is of the type asked for, else no data.
+// only returns the record if it is of type qtype, otherwise no data.
 func only(qtype uint16, rr mdns.RR) result {
 	if rr.Header().Rrtype == qtype {
 		return result{answer: []mdns.RR{rr}}

@@ -9,16 +9,16 @@ import (
 	"sigs.k8s.io/knftables"
 )
 
-// maxRemembered bounds the clients that are carried over into a new table.
+// maxRemembered bounds the clients that are carried over to a new table.
 const maxRemembered = 50_000
 
-// readClients reads which clients each endpoint served last, by set, from the
-// table that is about to be replaced. It is best effort: without it a client may
-// be given another endpoint once.
+// readClients reads each endpoint's recent clients, by set, from the table that is about to
+// be replaced. It is best effort: without it, a client may be moved to another endpoint
+// once.
 func readClients(ctx context.Context) map[string][]string {
 	out, err := exec.CommandContext(ctx, "nft", "-j", "list", "sets", "table", "ip", TableName).Output()
 	if err != nil {
-		return nil // no table: this is a first start, or somebody removed it
+		return nil // no table: this is the first start, or another program removed it
 	}
 	return parseClients(out)
 }
@@ -57,8 +57,7 @@ func parseClients(listing []byte) map[string][]string {
 	return clients
 }
 
-// carryOver adds remembered clients to the sets of a new table. Their time
-// begins anew.
+// carryOver adds the clients to the sets of a new table. Their timeouts start again.
 func carryOver(tx *knftables.Transaction, sets map[string]*knftables.Set, clients map[string][]string) {
 	for _, name := range sorted(sets) {
 		for _, c := range clients[name] {

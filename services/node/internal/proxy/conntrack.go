@@ -7,11 +7,11 @@ import (
 	"keelson.dev/services/node/internal/conntrack"
 )
 
-// cleanConntrack ends UDP flows that go where no new flow would go: to a former
-// endpoint, or to a Service's own address from a time when it had no endpoint.
-// UDP has no end of its own, so such a flow would last as long as a client
-// keeps sending. TCP connections are left alone. It looks at the flows only when
-// a UDP port's endpoints changed.
+// cleanConntrack ends UDP flows that a new flow would not take: flows to a former endpoint,
+// or to a Service's own address from a time when it had no endpoint. UDP has no end of
+// connection, so such a flow would last as long as the client keeps sending. TCP
+// connections are left alone. It looks at the flows only if a UDP port's endpoints have
+// changed.
 func cleanConntrack(s *syncer) error {
 	if !s.udpChanged {
 		return nil
@@ -29,7 +29,7 @@ func cleanConntrack(s *syncer) error {
 	return nil
 }
 
-// udpFilter matches the flows to end.
+// udpFilter selects the flows to end.
 type udpFilter struct {
 	nodeAddresses []netip.Addr
 	byAddr        map[netip.AddrPort]udpPort
@@ -47,14 +47,14 @@ func newUDPFilter(node Node, st *state, gone []udpPort) *udpFilter {
 			}
 		}
 	}
-	add(gone) // a Service that took such a front over replaces it
+	add(gone) // a Service that has taken over such a front replaces it
 	for _, frag := range st.fragments {
 		add(frag.udp)
 	}
 	return f
 }
 
-// stale reports whether a flow to a front, answered by target, must end.
+// stale reports whether a flow to front that is answered by target must end.
 func (f *udpFilter) stale(front, target netip.AddrPort) bool {
 	u, ok := f.byAddr[front]
 	if !ok {

@@ -7,14 +7,14 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// changes are the Services to look at again, and why.
+// changes are the Services to compute again, and the traces of the writes that caused it.
 type changes struct {
 	services []types.NamespacedName
 	causes   []string
 }
 
-// dirtySet collects changes until the loop takes them. Its size is bounded by
-// the number of Services: a Service that changed twice is looked at once.
+// dirtySet collects changes until the loop takes them. Its size is bounded by the number of
+// Services: a Service that changed twice is recorded once.
 type dirtySet struct {
 	wake chan struct{}
 

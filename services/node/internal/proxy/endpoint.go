@@ -9,7 +9,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
-// endpoint is one address and port behind a Service's port.
+// endpoint is one address and port of a Service's port.
 type endpoint struct {
 	addr        netip.AddrPort
 	local       bool
@@ -20,9 +20,9 @@ type endpoint struct {
 	forNodes    []string
 }
 
-// endpointsFor collects the endpoints of one port of a Service from its slices,
-// sorted by address. An endpoint that stands in two slices (it is being moved)
-// is taken once, from the slice that says more for it.
+// endpointsFor collects the endpoints of one port of a Service from its slices, sorted by
+// address. An endpoint that is in two slices, because it is being moved, is used once, with
+// the better of its conditions.
 func endpointsFor(node Node, port corev1.ServicePort, list []*discoveryv1.EndpointSlice) []endpoint {
 	best := map[netip.AddrPort]endpoint{}
 	for _, slice := range list {
@@ -111,8 +111,9 @@ func (e endpoint) rank() int {
 	}
 }
 
-// usable picks the endpoints for new connections: the ready ones, or when there
-// is none, those that terminate but still serve (KEP-1669).
+// usable returns the endpoints for new connections: the ready ones or, if there are none,
+// those that are terminating but still serving (KEP-1669). keep, unless nil, selects the
+// endpoints to consider.
 func usable(all []endpoint, keep func(endpoint) bool) []endpoint {
 	var ready, draining []endpoint
 	for _, ep := range all {
@@ -130,9 +131,9 @@ func usable(all []endpoint, keep func(endpoint) bool) []endpoint {
 	return draining
 }
 
-// nearby narrows endpoints to those hinted for this node or, failing that, its
-// zone (KEP-2433, KEP-3015). Hints count only when every endpoint has them and
-// one is for here: half-written hints would overload what they name.
+// nearby narrows endpoints to those with hints for this node or, failing that, for its zone
+// (KEP-2433, KEP-3015). Hints are used only if every endpoint has them and at least one is
+// for this node or zone: incomplete hints would overload the endpoints that have them.
 func nearby(node Node, ready []endpoint) []endpoint {
 	if near := hinted(ready, node.Name, func(e endpoint) []string { return e.forNodes }); near != nil {
 		return near

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// healthServer answers load balancers that ask on a Service's
-// healthCheckNodePort whether this node has an endpoint of it.
+// healthServer serves load balancers' health checks on Services' healthCheckNodePorts: it
+// reports whether this node has an endpoint of the Service.
 type healthServer struct {
 	log    *slog.Logger
 	listen func(port uint16) (net.Listener, error)
@@ -36,9 +36,9 @@ func newHealthServer(log *slog.Logger) *healthServer {
 	}
 }
 
-// set opens, changes and closes ports until they are as wanted. A port that
-// cannot be opened is tried again at the next change.
-func (h *healthServer) set(want []localHealth) {
+// set opens, updates and closes ports as needed. A port that cannot be opened is tried
+// again at the next change.
+func (h *healthServer) set(ctx context.Context, want []localHealth) {
 	wanted := map[uint16]bool{}
 	for _, w := range want {
 		wanted[w.port] = true
@@ -46,7 +46,7 @@ func (h *healthServer) set(want []localHealth) {
 		if p == nil {
 			l, err := h.listen(w.port)
 			if err != nil {
-				h.log.Warn("health check port was not opened", "service", w.namespace+"/"+w.name, "error", err)
+				h.log.WarnContext(ctx, "health check port was not opened", "service", w.namespace+"/"+w.name, "error", err)
 				continue
 			}
 			p = &healthPort{}
@@ -55,7 +55,7 @@ func (h *healthServer) set(want []localHealth) {
 			h.open[w.port] = p
 			h.wg.Go(func() {
 				if err := p.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-					h.log.Warn("health check port failed", "error", err)
+					h.log.WarnContext(ctx, "health check port failed", "service", w.namespace+"/"+w.name, "error", err)
 				}
 			})
 			continue
@@ -71,12 +71,12 @@ func (h *healthServer) set(want []localHealth) {
 }
 
 func (h *healthServer) close() {
-	h.set(nil)
+	h.set(context.Background(), nil)
 	h.wg.Wait()
 }
 
-// ServeHTTP answers as kube-proxy does: 200 when there is a local endpoint, else
-// 503, and the number of them as a weight.
+// ServeHTTP responds as kube-proxy does: 200 if there is a local endpoint, otherwise 503,
+// with the number of local endpoints as a weight.
 func (p *healthPort) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	now := p.now.Load()
 	type service struct {

@@ -49,14 +49,14 @@ func TestHealthCheckNodePort(t *testing.T) {
 	svc := service("web", "10.96.0.100", loadBalancer(30080, "10.90.0.5"), externalLocal, func(s *corev1.Service) { s.Spec.HealthCheckNodePort = 31000 })
 	set := func(eps ...string) {
 		f := plan(testNode(), svc, []*discoveryv1.EndpointSlice{slice(svc, 8080, eps...)})
-		h.set([]localHealth{*f.health})
+		h.set(t.Context(), []localHealth{*f.health})
 	}
 	set("10.244.1.2@node-1", "10.244.1.3@node-1", "10.244.2.2@node-2")
 	expect(http.StatusOK, 2)
 	set("10.244.2.2@node-2")
 	expect(http.StatusServiceUnavailable, 0)
-	h.set(nil)
+	h.set(t.Context(), nil)
 	if _, err := client.Get("http://" + addresses[31000]); err == nil {
-		t.Error("the port is still open")
+		t.Error("the port of the removed Service is still open")
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics of the proxy. A nil *Metrics counts nothing.
+// Metrics are the proxy's metrics. A nil *Metrics records nothing.
 type Metrics struct {
 	duration   *prometheus.HistogramVec
 	failures   prometheus.Counter
@@ -16,22 +16,22 @@ type Metrics struct {
 	operations prometheus.Counter
 }
 
-// NewMetrics registers the metrics.
+// NewMetrics creates and registers the metrics.
 func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "keelson_proxy_sync_duration_seconds",
-			Help:    "From the first change noticed to the kernel's commit.",
+			Help:    "Time from the first change that was noticed until the kernel's commit.",
 			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
 		}, []string{"full"}),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "keelson_proxy_sync_failures_total", Help: "Transactions that the kernel refused."}),
 		repairs: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "keelson_proxy_repairs_total", Help: "Times another program changed the table."}),
+			Name: "keelson_proxy_repairs_total", Help: "Number of times that another program changed the table."}),
 		services: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "keelson_proxy_services", Help: "Services that have rules."}),
 		lastSync: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "keelson_proxy_last_sync_timestamp_seconds", Help: "When the table was last known to be right."}),
+			Name: "keelson_proxy_last_sync_timestamp_seconds", Help: "When the table was last known to be up to date."}),
 		operations: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "keelson_proxy_operations_total", Help: "nftables operations in committed transactions."}),
 	}

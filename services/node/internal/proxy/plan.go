@@ -12,7 +12,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
-// Containers of the table: sets and verdict maps whose elements Services own.
+// The table's sets and verdict maps, whose elements belong to Services, and the names of
+// other fixed parts.
 const (
 	mapIPs         = "service-ips"
 	mapNodePorts   = "service-nodeports"
@@ -27,14 +28,14 @@ const (
 	masqueradeMark = "0x00004000"
 )
 
-// element is a member of a set or map: the container and the key as nft spells
-// it, parts joined by " . ".
+// element is a member of a set or map: the name of the container, and the key in nft's
+// syntax, with its parts joined by " . ".
 type element struct {
 	container string
 	key       string
 }
 
-// fragment is the part of the table that one Service asks for.
+// fragment is one Service's part of the table.
 type fragment struct {
 	created  time.Time
 	chains   map[string][]string
@@ -45,8 +46,8 @@ type fragment struct {
 	health   *localHealth
 }
 
-// udpPort names a front of a UDP Service and what may stand behind it, so that
-// flows to former endpoints can be ended.
+// udpPort is a front of a UDP Service and its current targets. It is used to end flows to
+// former endpoints.
 type udpPort struct {
 	// addr is the zero Addr for a NodePort.
 	addr    netip.Addr
@@ -54,15 +55,15 @@ type udpPort struct {
 	targets map[netip.AddrPort]struct{}
 }
 
-// localHealth is the answer for a load balancer's health check of this node.
+// localHealth is the response to a load balancer's health check of this node.
 type localHealth struct {
 	namespace, name string
 	port            uint16
 	localEndpoints  int
 }
 
-// plan computes a Service's fragment. It returns nil for a Service that needs no
-// rules: headless, ExternalName, IPv6 only, or answered for by the node itself.
+// plan computes a Service's fragment. It returns nil for a Service that needs no rules:
+// headless, ExternalName, IPv6 only, or served by the node itself.
 func plan(node Node, svc *corev1.Service, epSlices []*discoveryv1.EndpointSlice) *fragment {
 	clusterIP, ok := clusterIPOf(svc)
 	if !ok || slices.Contains(node.NodeLocal, clusterIP) {
@@ -93,7 +94,7 @@ func plan(node Node, svc *corev1.Service, epSlices []*discoveryv1.EndpointSlice)
 	return f
 }
 
-// portPlan is one port of a Service on its way into a fragment.
+// portPlan is the plan of one port of a Service.
 type portPlan struct {
 	node      Node
 	svc       *corev1.Service
@@ -103,7 +104,7 @@ type portPlan struct {
 	name      string // namespace/name/protocol/port
 	all       []endpoint
 	cluster   []endpoint // for traffic that may go to any node
-	local     []endpoint // for traffic that must stay on this one
+	local     []endpoint // for traffic that must stay on this node
 }
 
 func newPortPlan(node Node, svc *corev1.Service, port corev1.ServicePort, list []*discoveryv1.EndpointSlice) *portPlan {
@@ -148,11 +149,10 @@ func (p *portPlan) into(f *fragment) {
 	p.addHairpin(f)
 }
 
-// refused stands for 'no endpoint at all': the caller is told so at once.
+// refused means that there are no endpoints at all: connections are rejected at once.
 const refused = "refuse"
 
-// addFront makes an address and port (or a NodePort, when addr is zero) lead to
-// a verdict.
+// addFront makes an address and port, or a NodePort if addr is zero, lead to a verdict.
 func (p *portPlan) addFront(f *fragment, addr netip.Addr, port int32, verdict string, targets []endpoint) {
 	key := p.proto + " . " + strconv.Itoa(int(port))
 	container, dead := mapNodePorts, mapDeadPorts
@@ -192,7 +192,7 @@ func (p *portPlan) internalTargets() []endpoint {
 
 func (p *portPlan) externalTargets() []endpoint {
 	if p.externalLocalOnly() {
-		// Pods and this node reach all of them, whatever the policy.
+		// Pods and this node may use all endpoints, whatever the policy.
 		return append(slices.Clone(p.cluster), p.local...)
 	}
 	return p.cluster
@@ -211,11 +211,10 @@ func (p *portPlan) internalVerdict(f *fragment) string {
 	}
 }
 
-// externalVerdict leads traffic that comes in by a NodePort or an external
-// address. With policy Cluster it is masqueraded, so that answers come back
-// through this node. With policy Local the source is kept and only local
-// endpoints serve, except for callers inside the cluster, who could reach the
-// other endpoints anyway.
+// externalVerdict returns the verdict for traffic to a NodePort or an external address.
+// With policy Cluster the traffic is masqueraded, so that replies return through this node.
+// With policy Local the source address is kept and only local endpoints are used, except
+// for clients inside the cluster, which could reach the other endpoints anyway.
 func (p *portPlan) externalVerdict(f *fragment) string {
 	if len(p.cluster) == 0 && len(p.local) == 0 {
 		return refused
@@ -239,7 +238,8 @@ func (p *portPlan) externalVerdict(f *fragment) string {
 	return "goto " + chain
 }
 
-// restrict lets only some sources on to a verdict.
+// restrict applies a verdict only to traffic from the given source ranges, and drops the
+// rest.
 func (p *portPlan) restrict(f *fragment, ranges []netip.Prefix, verdict string) string {
 	chain := "sources-" + p.name
 	rules := make([]string, 0, len(ranges)+1)
@@ -250,12 +250,12 @@ func (p *portPlan) restrict(f *fragment, ranges []netip.Prefix, verdict string) 
 	return "goto " + chain
 }
 
-// balance makes the chain that picks one of the endpoints, and returns its name.
+// balance adds the chain that picks one of the endpoints, and returns its name.
 //
-// A packet that is inside a chain while a transaction replaces it goes on through
-// the old rules, but the elements of their anonymous maps are inactive from that
-// moment: its look-up finds nothing. The last rule, which looks nothing up, is for
-// that packet; without it a caller in a thousand is refused during a roll-out.
+// A packet that is inside a chain while a transaction replaces the chain continues through
+// the old rules, but the elements of their anonymous maps are inactive from that moment, so
+// its lookup finds nothing. The last rule needs no lookup and catches such packets; without
+// it, about one in a thousand connections is refused during a rollout.
 func (p *portPlan) balance(f *fragment, kind string, eps []endpoint) string {
 	chain := kind + "-" + p.name
 	if _, done := f.chains[chain]; done {
@@ -283,8 +283,8 @@ func (p *portPlan) balance(f *fragment, kind string, eps []endpoint) string {
 	return chain
 }
 
-// balanceSticky gives each endpoint a set of the clients it served last, and a
-// chain that renews the client's entry.
+// balanceSticky gives each endpoint a set of its recent clients, and a chain that renews
+// the client's entry.
 func (p *portPlan) balanceSticky(f *fragment, eps []endpoint, timeout time.Duration) []string {
 	rules := make([]string, 0, len(eps)+1)
 	picks := make([]string, 0, len(eps))
@@ -305,9 +305,8 @@ func (p *portPlan) balanceSticky(f *fragment, eps []endpoint, timeout time.Durat
 		strings.TrimPrefix(picks[0], "0 : ")) // see balance
 }
 
-// addHairpin lets a pod on this node reach itself through the Service: the
-// packet must not come back with the pod's own address as its source. See
-// state.hairpins.
+// addHairpin allows a local pod to reach itself through the Service: the packet must not
+// come back with the pod's own address as its source. See state.hairpins.
 func (p *portPlan) addHairpin(f *fragment) {
 	for _, ep := range p.all {
 		if !ep.local || slices.Contains(p.node.Addresses, ep.addr.Addr()) {

@@ -22,7 +22,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the files in testdata")
 
-// The whole table for one Service of each sort, as nft would be told it.
+// TestGoldenTables compares the whole table, in nft's syntax, for one Service of each kind.
 func TestGoldenTables(t *testing.T) {
 	t.Parallel()
 	local, remote, second := "10.244.1.2@node-1", "10.244.2.2@node-2", "10.244.2.3@node-2"
@@ -100,7 +100,7 @@ func skeletonDump(t *testing.T) string {
 	return fake.Dump()
 }
 
-// without leaves out the lines that every table has.
+// without removes the lines that every table has.
 func without(dump, common string) string {
 	known := strings.Split(common, "\n")
 	var out strings.Builder
@@ -116,13 +116,13 @@ func TestUsable(t *testing.T) {
 	t.Parallel()
 	svc := service("web", "10.96.0.100")
 	for _, row := range []struct{ name, eps, want, local string }{
-		{"ready ones", "10.244.1.2@node-1 10.244.2.2@node-2", "10.244.1.2 10.244.2.2", "10.244.1.2"},
-		{"not those that are not", "10.244.1.2@node-1! 10.244.2.2@node-2", "10.244.2.2", ""},
-		{"nor those that terminate", "10.244.1.2@node-1- 10.244.2.2@node-2", "10.244.2.2", "10.244.1.2"},
-		{"unless there is nothing else", "10.244.1.2@node-1- 10.244.2.2@node-2-", "10.244.1.2 10.244.2.2", "10.244.1.2"},
-		{"and they serve", "10.244.1.2@node-1x 10.244.2.2@node-2x", "", ""},
-		{"or nothing at all", "10.244.1.2@node-1!", "", ""},
-		{"of no node", "10.244.1.2", "10.244.1.2", ""},
+		{"ready", "10.244.1.2@node-1 10.244.2.2@node-2", "10.244.1.2 10.244.2.2", "10.244.1.2"},
+		{"not ready", "10.244.1.2@node-1! 10.244.2.2@node-2", "10.244.2.2", ""},
+		{"terminating", "10.244.1.2@node-1- 10.244.2.2@node-2", "10.244.2.2", "10.244.1.2"},
+		{"all terminating", "10.244.1.2@node-1- 10.244.2.2@node-2-", "10.244.1.2 10.244.2.2", "10.244.1.2"},
+		{"terminating and not serving", "10.244.1.2@node-1x 10.244.2.2@node-2x", "", ""},
+		{"none", "10.244.1.2@node-1!", "", ""},
+		{"without a node", "10.244.1.2", "10.244.1.2", ""},
 		{"junk", "nonsense@node-1 10.244.2.2@node-2 2001:db8::1", "10.244.2.2", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -209,8 +209,9 @@ func TestHints(t *testing.T) {
 	}
 }
 
-// Whatever happens one change at a time ends in the same table as all at once, but
-// for hairpins of endpoints that are gone (see state.hairpins).
+// TestIncrementsEqualReplacement checks that applying changes one at a time results in the
+// same table as building it at once, except for hairpins of former endpoints (see
+// state.hairpins).
 func TestIncrementsEqualReplacement(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -251,16 +252,16 @@ func TestIncrementsEqualReplacement(t *testing.T) {
 	}
 }
 
-// canonicalDump sorts the lines: rules of a chain come one after the other in any
-// case, and there is one rule that balances in each.
+// canonicalDump sorts the lines. The order of rules within a chain is fixed in any case,
+// and each chain has one balancing rule.
 func canonicalDump(dump string) string {
 	lines := strings.Split(dump, "\n")
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
 }
 
-// mutate changes, adds or removes a Service at random. External addresses and
-// load-balancer addresses collide on purpose.
+// mutate changes, adds or removes a random Service. External IPs and load balancer
+// addresses collide on purpose.
 func mutate(random *rand.Rand, source *table) types.NamespacedName {
 	i := random.IntN(6)
 	svc := service(fmt.Sprintf("svc-%d", i), fmt.Sprintf("10.96.0.%d", 100+i))
@@ -349,14 +350,14 @@ func TestAFailedChangeIsMadeGood(t *testing.T) {
 	}
 	svc := service("web", "10.96.0.100")
 	source.set(svc, slice(svc, 80, "10.244.1.2"))
-	// The kernel's table is gone: the change fails, the repair succeeds.
+	// The kernel's table is gone: the change fails, and the repair succeeds.
 	tx := fake.NewTransaction()
 	tx.Delete(&knftables.Table{})
 	if err := fake.Run(context.Background(), tx); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.sync(context.Background(), source, []types.NamespacedName{keyOf(svc)}); err == nil {
-		t.Fatal("a change to a table that is gone succeeded")
+		t.Fatal("a change to a missing table succeeded")
 	}
 	s.full = true
 	if _, err := s.sync(context.Background(), source, nil); err != nil {
@@ -383,7 +384,7 @@ func TestUDPFilter(t *testing.T) {
 		{"10.96.0.100:81", "10.244.1.9:53", false},
 		{"10.89.0.11:30053", "10.244.1.2:53", false},
 		{"10.89.0.11:30053", "10.244.1.9:53", true},
-		{"10.89.0.99:30053", "10.244.1.9:53", false}, // not this node's address
+		{"10.89.0.99:30053", "10.244.1.9:53", false}, // not an address of this node
 		{"10.96.0.200:53", "10.244.1.2:53", true},    // its Service is gone
 		{"192.0.2.1:53", "192.0.2.1:53", false},
 	} {
@@ -393,7 +394,8 @@ func TestUDPFilter(t *testing.T) {
 	}
 }
 
-// A pod that was an endpoint may have a packet to itself under way.
+// TestHairpinsOutliveTheirEndpoint: a pod that was an endpoint may have a packet to itself
+// in flight.
 func TestHairpinsOutliveTheirEndpoint(t *testing.T) {
 	t.Parallel()
 	svc := service("web", "10.96.0.100")

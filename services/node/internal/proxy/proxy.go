@@ -1,25 +1,23 @@
-// Package proxy makes Services work on a node: it turns Services and
-// EndpointSlices into one nftables table, `ip keelson-proxy`, that rewrites the
-// destination of new connections (ClusterIP, NodePort, load-balancer addresses,
-// external addresses).
+// Package proxy implements Services on a node: it turns Services and EndpointSlices into
+// one nftables table, `ip keelson-proxy`, that rewrites the destination of new connections
+// to ClusterIPs, NodePorts, load balancer addresses and external IPs.
 //
-// A change of one Service touches only that Service's chains and map elements,
-// in one atomic transaction. A change that somebody else makes to the table is
-// noticed through the kernel's notifications and repaired by replacing the
-// table, again atomically: there is no moment without rules. Established
-// connections live in conntrack and do not notice either.
+// A change to one Service touches only that Service's chains and map elements, in one
+// atomic transaction. The kernel's notifications reveal when another program changes the
+// table; the proxy then repairs it by replacing it, again atomically, so the rules are
+// never absent. Established connections live in conntrack and are not affected.
 //
-// The budget of a rolling update. An endpoint that is no longer ready (its pod
-// is being deleted) gets no new connection on a node from the moment that node
-// has applied the EndpointSlice in which it is not ready: the write of the
-// slice, one watch event, and one transaction, together tens of milliseconds
-// (Config.Applied reports each). Until then a terminating pod still gets new
-// connections, so it must go on accepting for that long after it was told to
-// stop; a preStop sleep of a second is ample. When a Service has no ready
-// endpoint left, those that terminate but still serve are used (KEP-1669).
+// The time budget of a rolling update: an endpoint that is no longer ready, because its pod
+// is being deleted, gets no new connections on a node once that node has applied the
+// EndpointSlice in which it is not ready. That takes the write of the slice, one watch
+// event and one transaction, together tens of milliseconds; Config.Applied reports each.
+// Until then a terminating pod still gets new connections, so it must keep accepting them
+// for that long after it was told to stop; a preStop sleep of a second is ample. When a
+// Service has no ready endpoint left, endpoints that are terminating but still serving are
+// used (KEP-1669).
 //
-// It must never touch a table other than its own, drop a packet that is not
-// addressed to a Service, or end an established TCP connection.
+// It must never touch a table other than its own, drop a packet that is not addressed to a
+// Service, or end an established TCP connection.
 package proxy
 
 import (
@@ -41,25 +39,25 @@ import (
 // TableName is the name of the table, in the family ip.
 const TableName = "keelson-proxy"
 
-// Node is what a rule set depends on besides Services and EndpointSlices.
+// Node describes the node that a rule set is computed for.
 type Node struct {
-	// Name of this node; endpoints with this nodeName are local.
+	// Name is the name of this node. Endpoints with this nodeName are local.
 	Name string
-	// Zone of this node, for endpoints' hints; empty when unknown.
+	// Zone is this node's zone, for endpoint hints. It is empty if unknown.
 	Zone string
-	// Addresses on which NodePorts answer (IPv4).
+	// Addresses are the IPv4 addresses on which NodePorts are served.
 	Addresses []netip.Addr
-	// ClusterCIDR holds all pods' addresses (IPv4).
+	// ClusterCIDR contains all pod addresses (IPv4).
 	ClusterCIDR netip.Prefix
-	// ServiceCIDR holds all ClusterIPs (IPv4). Traffic to one of its
-	// addresses that no Service takes is rejected.
+	// ServiceCIDR contains all ClusterIPs (IPv4). Traffic to one of its addresses that
+	// belongs to no Service is rejected.
 	ServiceCIDR netip.Prefix
-	// NodeLocal are ClusterIPs that this node answers for by a program of its
-	// own (cluster DNS): no rule is made for Services that have one of them.
+	// NodeLocal are ClusterIPs that a program on this node serves itself (cluster DNS).
+	// Services with one of them get no rules.
 	NodeLocal []netip.Addr
 }
 
-// Listing is where the proxy reads from: netcache.Set, or a table of a test.
+// Listing provides the Services and EndpointSlices; netcache.Set implements it.
 type Listing interface {
 	// Service returns a Service, and whether it exists.
 	Service(namespace, name string) (*corev1.Service, bool)
@@ -69,63 +67,64 @@ type Listing interface {
 	ServiceSlices(namespace, name string) []*discoveryv1.EndpointSlice
 }
 
-// Change says which Service may have changed and what caused it.
+// Change is a possible change of one Service.
 type Change struct {
-	// Service that changed, or whose EndpointSlices did.
+	// Service is the Service that changed, or whose EndpointSlices changed.
 	Service types.NamespacedName
-	// Traceparent of the write that caused it; may be empty.
+	// Traceparent is the trace context of the write that caused the change. It may be
+	// empty.
 	Traceparent string
 }
 
-// Source is a Listing that says when it changes.
+// Source is a Listing that reports its changes.
 type Source interface {
 	Listing
-	// Subscribe calls f for every change, from one goroutine. f does not block.
+	// Subscribe calls f for every change, from one goroutine. f must not block.
 	Subscribe(f func(Change))
 	// Synced is closed once the Listing is complete.
 	Synced() <-chan struct{}
 }
 
-// Config is what Run needs.
+// Config configures Run.
 type Config struct {
 	Node Node
-	// Source of Services and EndpointSlices.
+	// Source provides Services and EndpointSlices.
 	Source Source
-	// Zone, if set, is asked for the node's zone before each sync.
+	// Zone returns the node's zone. It is called before each sync, and may be nil.
 	Zone func() string
-	// Applied, if set, is called after each successful transaction.
+	// Applied is called after each successful transaction. It may be nil.
 	Applied func(Applied)
 	// Metrics may be nil.
 	Metrics *Metrics
-	// Log may be nil.
+	// Log may be nil; then the default logger is used.
 	Log *slog.Logger
 }
 
 // Applied describes a transaction.
 type Applied struct {
-	// Services that were looked at.
+	// Services is the number of Services that were computed.
 	Services int
-	// Full is true when the whole table was replaced.
+	// Full is true if the whole table was replaced.
 	Full bool
-	// Operations in the transaction.
+	// Operations is the number of operations in the transaction.
 	Operations int
-	// Took is the time from the first change noticed to the kernel's commit.
+	// Took is the time from the first change that was noticed until the kernel's commit.
 	Took time.Duration
 }
 
 const (
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 10 * time.Second
-	// conntrackRetry is when flows that could not be ended are looked at again.
+	// conntrackRetry is the delay before removing stale UDP flows is tried again.
 	conntrackRetry = 2 * time.Second
-	// maxCauses bounds the span links of one sync.
+	// maxCauses is the maximum number of span links of one sync.
 	maxCauses = 16
 )
 
-// Run keeps the table as Services and EndpointSlices want it until ctx ends. The
-// table stays when Run returns, so that Services go on working while the program
-// restarts; Cleanup removes it. All work on the kernel is done by the calling
-// goroutine, so a caller may pin it to a network namespace.
+// Run keeps the table up to date with Services and EndpointSlices until ctx ends. The table
+// remains when Run returns, so that Services keep working while the program restarts;
+// Cleanup removes it. All kernel calls are made by the calling goroutine, so the caller may
+// lock it to a network namespace.
 func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.Node.validate(); err != nil {
 		return err
@@ -167,7 +166,7 @@ func Run(ctx context.Context, cfg Config) error {
 		case <-dirty.wake:
 		case <-timer.C:
 		case <-watch.Foreign:
-			log.Warn("service rules were changed by another program; repairing", "table", TableName)
+			log.WarnContext(ctx, "service rules were changed by another program, repairing them", "table", TableName)
 			s.full = true
 			cfg.Metrics.repaired()
 		}
@@ -182,19 +181,19 @@ func Run(ctx context.Context, cfg Config) error {
 			}
 			s.full = true
 			cfg.Metrics.failed()
-			log.Error("service rules were not applied; will retry", "error", err, "retry", retry)
+			log.ErrorContext(ctx, "service rules were not applied, will retry", "error", err, "retry", retry)
 			timer.Reset(retry)
 			retry = min(2*retry, retryMost)
 			continue
 		}
 		retry = retryFirst
 		if err := cleanConntrack(s); err != nil {
-			log.Warn("stale UDP flows were not removed; will retry", "error", err)
+			log.WarnContext(ctx, "stale UDP flows were not removed, will retry", "error", err)
 			timer.Reset(conntrackRetry)
 		}
-		health.set(s.health())
+		health.set(ctx, s.health())
 		for _, c := range s.takeConflicts() {
-			log.Warn("two services claim one address and port; the older one has it", "service", c.loser, "holder", c.holder, "key", c.key)
+			log.WarnContext(ctx, "two services claim the same address and port, the older one gets it", "service", c.loser, "holder", c.holder, "key", c.key)
 		}
 		applied.Took = time.Since(since)
 		cfg.Metrics.applied(applied, s)
@@ -204,7 +203,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 }
 
-// syncOnce applies the changes.
+// syncOnce applies the changes in one transaction.
 func syncOnce(ctx context.Context, s *syncer, list Listing, watch *nftwatch.Watch, changes changes) (Applied, error) {
 	begin := time.Now()
 	var applied Applied
@@ -219,7 +218,7 @@ func syncOnce(ctx context.Context, s *syncer, list Listing, watch *nftwatch.Watc
 	return applied, err
 }
 
-// Cleanup removes the table. Removing what is not there is no error.
+// Cleanup removes the table. It is not an error if there is none.
 func Cleanup(ctx context.Context) error {
 	nft, err := knftables.New(knftables.IPv4Family, TableName)
 	if err != nil {

@@ -22,7 +22,7 @@ func newRealSyncer() (*syncer, error) {
 	return s, nil
 }
 
-// many fills a table with Services of five endpoints each.
+// many adds Services with five endpoints each to a table.
 func many(t *table, services int) {
 	for i := range services {
 		svc := service(fmt.Sprintf("svc-%d", i), fmt.Sprintf("10.96.%d.%d", 1+i/250, 1+i%250))
@@ -38,8 +38,8 @@ func fiveEndpoints(i int) []string {
 	return out
 }
 
-// The limits are what is promised; a quiet machine needs a third of them. The
-// best of a few attempts counts: others work on this machine too.
+// TestScale checks documented limits; an idle machine needs a third of them. The best of a
+// few attempts counts, because the machine is shared.
 func TestScale(t *testing.T) {
 	const services, attempts = 1000, 5
 	source := newTable()

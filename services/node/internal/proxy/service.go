@@ -9,7 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// sourceRangesAnnotation is the older spelling of spec.loadBalancerSourceRanges.
+// sourceRangesAnnotation is the older form of spec.loadBalancerSourceRanges.
 const sourceRangesAnnotation = corev1.AnnotationLoadBalancerSourceRangesKey
 
 // clusterIPOf returns the Service's IPv4 ClusterIP, and whether it has one.
@@ -29,8 +29,8 @@ func externalAddresses(svc *corev1.Service) []netip.Addr {
 	return parseAddresses(svc.Spec.ExternalIPs)
 }
 
-// loadBalancerAddresses are the ingress addresses that nodes answer for. One
-// with ipMode Proxy is delivered to a NodePort by the load balancer (KEP-1860).
+// loadBalancerAddresses returns the ingress addresses that nodes serve. Traffic to an
+// address with ipMode Proxy is delivered to a NodePort by the load balancer (KEP-1860).
 func loadBalancerAddresses(svc *corev1.Service) []netip.Addr {
 	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
 		return nil
@@ -55,8 +55,8 @@ func parseAddresses(list []string) []netip.Addr {
 	return out
 }
 
-// sourceRanges returns who may use the load balancer's addresses, and whether
-// that is restricted at all.
+// sourceRanges returns the ranges that may use the load balancer's addresses, and whether
+// there is a restriction.
 func sourceRanges(svc *corev1.Service) ([]netip.Prefix, bool) {
 	list := svc.Spec.LoadBalancerSourceRanges
 	if len(list) == 0 {
@@ -79,7 +79,7 @@ func sourceRanges(svc *corev1.Service) ([]netip.Prefix, bool) {
 	return slices.Compact(out), len(out) > 0
 }
 
-// affinityOf returns how long a client stays with its endpoint, if it does.
+// affinityOf returns how long a client stays with its endpoint, and whether it does.
 func affinityOf(svc *corev1.Service) (time.Duration, bool) {
 	if svc.Spec.SessionAffinity != corev1.ServiceAffinityClientIP {
 		return 0, false

@@ -7,11 +7,11 @@ import (
 	"sigs.k8s.io/knftables"
 )
 
-// affinityClients bounds the clients that one endpoint remembers.
+// affinityClients bounds the clients in the set of one endpoint.
 const affinityClients = 65536
 
-// skeleton adds the fixed part of the table: the hooks, and the containers that
-// Services put their elements into.
+// skeleton adds the fixed part of the table: the hooks, and the sets and maps that hold the
+// Services' elements.
 func skeleton(tx *knftables.Transaction, node Node) {
 	tx.Add(&knftables.Table{Comment: knftables.PtrTo("Services on this node; written by keelson")})
 	const frontType = "ipv4_addr . inet_proto . inet_service : verdict"
@@ -48,8 +48,8 @@ func skeleton(tx *knftables.Transaction, node Node) {
 		}
 	}
 
-	// A TCP caller sees a reset, any other a port unreachable: both are
-	// 'connection refused' to a program.
+	// A TCP client gets a reset, any other a port unreachable. Programs see both as
+	// "connection refused".
 	regular(chainRefuse, "meta l4proto tcp reject with tcp reset", "reject with icmp port-unreachable")
 	regular("no-endpoints",
 		"ip daddr . meta l4proto . th dport vmap @"+mapDeadIPs,
@@ -57,24 +57,24 @@ func skeleton(tx *knftables.Transaction, node Node) {
 	regular("services",
 		"ip daddr . meta l4proto . th dport vmap @"+mapIPs,
 		"ip daddr @"+setNodeIPs+" meta l4proto . th dport vmap @"+mapNodePorts)
-	// What still has a ClusterIP as its destination after translation asked
-	// for a port that no Service has. Addresses this node answers for itself
-	// (cluster DNS) are of type local.
+	// A packet whose destination is still a ClusterIP after translation is for a port that
+	// the Service does not have. Addresses that this node serves itself (cluster DNS) are
+	// of type local.
 	regular("unknown-port",
 		"ip daddr @"+setClusterIPs+" fib daddr type != local goto "+chainRefuse,
 		"ip daddr "+node.ServiceCIDR.String()+" fib daddr type != local goto "+chainRefuse)
 
 	const before, after = knftables.DNATPriority + "-10", knftables.FilterPriority
-	const beforeOut = "-110" // the name dstnat is for prerouting only
+	const beforeOut = "-110" // the name dstnat is valid for prerouting only
 	base("refuse-prerouting", knftables.FilterType, knftables.PreroutingHook, before, "ct state new jump no-endpoints")
 	base("refuse-output", knftables.FilterType, knftables.OutputHook, beforeOut, "ct state new jump no-endpoints")
 	base("nat-prerouting", knftables.NATType, knftables.PreroutingHook, knftables.DNATPriority, "jump services")
 	base("nat-output", knftables.NATType, knftables.OutputHook, "-100", "jump services")
 	base("filter-forward", knftables.FilterType, knftables.ForwardHook, after, "ct state new jump unknown-port")
 	base("filter-output", knftables.FilterType, knftables.OutputHook, after, "ct state new jump unknown-port")
-	// Sources are rewritten for: what came in by a NodePort or an external
-	// address (marked); callers of a ClusterIP that are not pods, whose
-	// answers might else take another way; a pod that reaches itself.
+	// Masquerade three kinds of traffic: to a NodePort or an external address (marked);
+	// from a client of a ClusterIP that is not a pod, because replies might take another
+	// route; and from a pod to itself.
 	base("nat-postrouting", knftables.NATType, knftables.PostroutingHook, knftables.SNATPriority,
 		"meta mark & "+masqueradeMark+" != 0 meta mark set meta mark & 0xffffbfff masquerade fully-random",
 		"ct status dnat ct original ip daddr @"+setClusterIPs+" ip saddr != "+node.ClusterCIDR.String()+" masquerade fully-random",

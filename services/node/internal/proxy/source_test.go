@@ -85,7 +85,7 @@ func (t *table) ServiceSlices(namespace, name string) []*discoveryv1.EndpointSli
 func (t *table) Subscribe(f func(Change)) { t.notify = append(t.notify, f) }
 func (t *table) Synced() <-chan struct{}  { return t.synced }
 
-// testNode is node-1 of a cluster with the usual ranges.
+// testNode returns node-1 of a cluster with the usual ranges.
 func testNode() Node {
 	return Node{
 		Name:        "node-1",
@@ -96,7 +96,7 @@ func testNode() Node {
 	}
 }
 
-// service makes a ClusterIP Service with a port 80, or what edits make of it.
+// service returns a ClusterIP Service with port 80, modified by edits.
 func service(name, clusterIP string, edits ...func(*corev1.Service)) *corev1.Service {
 	s := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, CreationTimestamp: metav1.NewTime(time.Unix(1000, 0))},
@@ -148,9 +148,9 @@ func sticky(seconds int32) func(*corev1.Service) {
 	}
 }
 
-// slice makes the EndpointSlice of a Service. Endpoints are written as
-// "address@node", with a suffix for what is unusual: "!" not ready, "-"
-// terminating but serving, "x" terminating and not serving.
+// slice returns the EndpointSlice of a Service. Endpoints are written as "address@node",
+// with an optional suffix: "!" is not ready, "-" is terminating but serving, "x" is
+// terminating and not serving.
 func slice(svc *corev1.Service, port int32, endpoints ...string) *discoveryv1.EndpointSlice {
 	p := svc.Spec.Ports[0]
 	s := &discoveryv1.EndpointSlice{

@@ -9,32 +9,33 @@ import (
 	"sigs.k8s.io/knftables"
 )
 
-// claim is one Service's wish for an element's value.
+// claim is the value that one Service wants for an element.
 type claim struct {
 	service types.NamespacedName
 	value   string
 }
 
-// conflict says that two Services want different things of one element.
+// conflict records that two Services want different values for the same element.
 type conflict struct {
 	loser, holder types.NamespacedName
 	key           string
 }
 
-// state is the wanted table: the fragments of all Services, and who claims which
-// element. The older Service wins an element that two claim (an externalIP, say).
+// state is the desired table: the fragments of all Services, and the claims on each
+// element. If two Services claim the same element, for example an external IP, the older
+// Service gets it.
 type state struct {
 	fragments map[types.NamespacedName]*fragment
 	claims    map[element][]claim
-	// hairpins are the keys in the set of that name. They only grow: a packet
-	// may be translated before a transaction and have its source rewritten
-	// after it, and would then reach the pod with the pod's own address. What
-	// is there too long does no harm, since a pod that reaches itself by a
-	// translated address always needs the rewriting.
+	// hairpins are the keys of the set of that name. Keys are only added: a packet may have
+	// its destination translated before a transaction and its source rewritten after it,
+	// and would reach the pod with the pod's own address if the key had been removed in
+	// between. A key that is kept too long is harmless, because a pod that reaches itself
+	// through a translated address always needs the rewriting.
 	hairpins map[string]struct{}
 }
 
-// maxHairpins is when the table is built anew to forget old ones.
+// maxHairpins is the number of hairpins above which the table is rebuilt to drop old ones.
 const maxHairpins = 4096
 
 func newState() *state {
@@ -45,7 +46,7 @@ func newState() *state {
 	}
 }
 
-// delta is what a transaction has to change.
+// delta is the content of a transaction.
 type delta struct {
 	newSets, oldSets     map[string]*knftables.Set
 	newChains, oldChains map[string][]string
@@ -64,7 +65,8 @@ func newDelta() *delta {
 	}
 }
 
-// put replaces a Service's fragment (nil removes it) and adds the difference to d.
+// put replaces a Service's fragment and adds the difference to d. A nil fragment removes
+// the Service.
 func (s *state) put(key types.NamespacedName, f *fragment, d *delta) {
 	old := s.fragments[key]
 	if old == nil {
@@ -119,8 +121,8 @@ func (s *state) put(key types.NamespacedName, f *fragment, d *delta) {
 	}
 }
 
-// reclaim changes a Service's claim on an element and notes what that does to
-// the element's value.
+// reclaim replaces a Service's claim on an element and records the resulting change of the
+// element in d.
 func (s *state) reclaim(e element, key types.NamespacedName, value *string, d *delta) {
 	list := s.claims[e]
 	before, had := winner(list)
@@ -143,8 +145,8 @@ func (s *state) reclaim(e element, key types.NamespacedName, value *string, d *d
 	s.note(e, before, had, after, has, d)
 }
 
-// note merges one element's change into d, which may already have one for it
-// (an address that moves from one Service to another in one sync).
+// note merges the change of one element into d, which may already contain a change of it:
+// an address may move from one Service to another in the same sync.
 func (s *state) note(e element, before string, had bool, after string, has bool, d *delta) {
 	if was, ok := d.oldElements[e]; ok {
 		before, had = was, true
@@ -183,14 +185,14 @@ func (s *state) older(a, b claim) int {
 	return cmp.Compare(a.service.String(), b.service.String())
 }
 
-// empty is true when the kernel has nothing to change.
+// empty reports whether there is nothing to change.
 func (d *delta) empty() bool {
 	return len(d.newSets)+len(d.oldSets)+len(d.newChains)+len(d.oldChains)+len(d.changedChains)+
 		len(d.newElements)+len(d.changedElements)+len(d.oldElements) == 0
 }
 
-// into writes the delta as one transaction: first what others refer to, last
-// what nobody refers to any more.
+// into writes the delta as one transaction: first objects that others refer to, last those
+// that are no longer referred to.
 func (d *delta) into(tx *knftables.Transaction) {
 	for _, name := range sorted(d.newSets) {
 		tx.Add(d.newSets[name])

@@ -9,21 +9,21 @@ import (
 	"sigs.k8s.io/knftables"
 )
 
-// syncer owns the table: what is in it, and what should be.
+// syncer applies the desired state to the table.
 type syncer struct {
 	node  Node
 	nft   knftables.Interface
 	state *state
-	// full makes the next sync replace the table.
+	// full makes the next sync replace the whole table.
 	full      bool
 	conflicts []conflict
-	// udpChanged is true when the targets of a UDP port changed since the
-	// last look at conntrack.
+	// udpChanged is true if the targets of a UDP port have changed since stale flows were
+	// last removed.
 	udpChanged bool
-	// clients reads who was served by which endpoint, before the table is
-	// replaced; may be nil.
+	// clients reads each endpoint's recent clients before the table is replaced. It may be
+	// nil.
 	clients func(ctx context.Context) map[string][]string
-	// gone are UDP fronts that no Service has any more.
+	// gone are the UDP fronts that no longer belong to any Service.
 	gone []udpPort
 }
 
@@ -31,7 +31,7 @@ func newSyncer(node Node, nft knftables.Interface) *syncer {
 	return &syncer{node: node, nft: nft, state: newState()}
 }
 
-// setZone notes the node's zone; a new one changes everybody's hints.
+// setZone sets the node's zone. A new zone affects the hints of all Services.
 func (s *syncer) setZone(zone string) {
 	if zone != s.node.Zone {
 		s.node.Zone = zone
@@ -39,9 +39,9 @@ func (s *syncer) setZone(zone string) {
 	}
 }
 
-// sync brings the table to what the listing wants, looking at the given
-// Services only unless a full sync is due. After an error the table is as it
-// was, and the caller must ask for a full sync.
+// sync updates the table from the listing. It looks only at the given Services unless a
+// full sync is due. After an error the table is unchanged, and the caller must request a
+// full sync.
 func (s *syncer) sync(ctx context.Context, list Listing, keys []types.NamespacedName) (Applied, error) {
 	if s.full || len(s.state.hairpins) > maxHairpins {
 		return s.replace(ctx, list)
@@ -67,7 +67,7 @@ func (s *syncer) sync(ctx context.Context, list Listing, keys []types.Namespaced
 	return Applied{Services: len(keys), Operations: tx.NumOperations()}, nil
 }
 
-// replace builds the table anew. Old and new are exchanged in one transaction.
+// replace rebuilds the table. The old and the new table are exchanged in one transaction.
 func (s *syncer) replace(ctx context.Context, list Listing) (Applied, error) {
 	next := newState()
 	d := newDelta()

@@ -12,9 +12,9 @@ import (
 	"keelson.dev/services/internal/telemetry"
 )
 
-// record writes down a sync that changed the table as a span: a child of the
-// first write that caused it, linked to the others. A sync without a cause (the
-// first one, a repair) has none, and neither has one that found nothing to do.
+// record records a sync that changed the table as a span: a child of the first write that
+// caused it, with links to the others. A sync without a cause (the first one, or a repair)
+// gets no span, and neither does one that had nothing to do.
 func record(ctx context.Context, c changes, begin time.Time, a Applied, err error) {
 	if len(c.causes) == 0 || (a.Operations == 0 && err == nil) {
 		return

@@ -12,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Not parallel: the tracer provider is the process' own.
+// Not parallel: it replaces the process's tracer provider.
 func TestSyncsAreRecordedUnderTheirCause(t *testing.T) {
 	spans := tracetest.NewSpanRecorder()
 	before := otel.GetTracerProvider()
@@ -22,9 +22,9 @@ func TestSyncsAreRecordedUnderTheirCause(t *testing.T) {
 	const second = "00-1af7651916cd43dd8448eb211c80319c-c7ad6b7169203331-01"
 	ctx, begin := context.Background(), time.Now().Add(-time.Second)
 	one := []types.NamespacedName{{Namespace: "ns", Name: "web"}}
-	record(ctx, changes{services: one}, begin, Applied{Operations: 3}, nil)                           // nobody caused it
+	record(ctx, changes{services: one}, begin, Applied{Operations: 3}, nil)                           // without a cause
 	record(ctx, changes{services: one, causes: []string{first}}, begin, Applied{Services: 1}, nil)    // nothing to do
-	record(ctx, changes{services: one, causes: []string{"junk"}}, begin, Applied{Operations: 1}, nil) // no trace
+	record(ctx, changes{services: one, causes: []string{"junk"}}, begin, Applied{Operations: 1}, nil) // an invalid trace context
 	record(ctx, changes{services: one, causes: []string{first, second, first}}, begin, Applied{Services: 1, Operations: 3}, nil)
 	record(ctx, changes{services: one, causes: []string{second}}, begin, Applied{}, errors.New("refused"))
 	got := spans.Ended()

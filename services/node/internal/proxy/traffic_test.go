@@ -19,8 +19,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// rig is two nodes with two pods each, a host beside them, and the proxy running
-// on both nodes.
+// rig is two nodes with two pods each, another host, and a proxy on each node.
 type rig struct {
 	t       *testing.T
 	net     *nettest.Net
@@ -51,8 +50,8 @@ func newRig(t *testing.T) *rig {
 			pod.Serve("udp", 8080)
 			r.pods = append(r.pods, pod)
 		}
-		// The pods answer the host, and the host knows no way to pods: what
-		// is not translated gets no answer.
+		// The pods answer the host, but the host has no route to pods: a packet that is not
+		// translated gets no answer.
 		for other := range 2 {
 			if other != i {
 				node.Route(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(other + 1), 0}), 24), nodeAddr(other))
@@ -92,12 +91,12 @@ func (r *rig) wait(i int) Applied {
 	case a := <-r.applied[i]:
 		return a
 	case <-time.After(time.Minute):
-		r.t.Fatal("the proxy applied nothing")
+		r.t.Fatal("the proxy applied no change")
 		return Applied{}
 	}
 }
 
-// set gives both nodes a Service and waits until both have it.
+// set adds a Service on both nodes and waits until both have applied it.
 func (r *rig) set(svc *corev1.Service, eps ...string) {
 	r.t.Helper()
 	for i := range r.sources {
@@ -115,7 +114,7 @@ func (r *rig) ask(from *nettest.NS, network, to string) nettest.Answer {
 	return a
 }
 
-// spread calls until every expected server has answered, and fails on any other.
+// spread connects until every expected server has answered, and fails if any other answers.
 func (r *rig) spread(from *nettest.NS, network, to string, servers ...string) {
 	r.t.Helper()
 	want := map[string]bool{}
@@ -161,7 +160,7 @@ func TestClusterIP(t *testing.T) {
 		svc := service("web", "10.96.0.100", protocol(p))
 		r.set(svc, endpoints...)
 		network := map[corev1.Protocol]string{corev1.ProtocolTCP: "tcp", corev1.ProtocolUDP: "udp"}[p]
-		// From a pod (also to itself, and to its neighbour), and from a node.
+		// From a pod (also to itself and to its neighbour), and from a node.
 		r.spread(r.pods[0], network, "10.96.0.100:80", allPods...)
 		r.spread(r.nodes[0], network, "10.96.0.100:80", allPods...)
 		r.refused(r.pods[0], network, "10.96.0.100:81")
@@ -180,7 +179,7 @@ func TestSourceIsKeptInsideTheCluster(t *testing.T) {
 	if a := r.ask(r.nodes[0], "tcp", "10.96.0.100:80"); a.Caller.Addr() != nodeAddr(0) {
 		t.Errorf("server saw %s, want the calling node", a.Caller)
 	}
-	// A pod that reaches itself must not see its own address as the caller's.
+	// A pod that reaches itself must not see its own address as the client's.
 	r.set(service("web", "10.96.0.100"), endpoints[0])
 	if a := r.ask(r.pods[0], "tcp", "10.96.0.100:80"); a.Server != "pod-a" || a.Caller.Addr().String() == podAddrs[0] {
 		t.Errorf("hairpin: %+v", a)
@@ -209,7 +208,7 @@ func TestNodePort(t *testing.T) {
 	if a := r.ask(r.net.Host, "tcp", "10.89.0.11:30080"); a.Caller.Addr().String() != "10.89.0.1" {
 		t.Errorf("policy Local: server saw %s, want the host", a.Caller)
 	}
-	// The other node has no endpoint: silence from outside, service from inside.
+	// The other node has no endpoint: no answer from outside, service from inside.
 	r.silent(r.net.Host, "tcp", "10.89.0.12:30080")
 	r.spread(r.nodes[1], "tcp", "10.89.0.12:30080", "pod-a", "pod-b")
 	r.spread(r.pods[2], "tcp", "10.89.0.12:30080", "pod-a", "pod-b")
@@ -234,7 +233,7 @@ func TestLoadBalancerAndExternalIPs(t *testing.T) {
 	r.set(svc, endpoints...)
 	r.silent(r.net.Host, "tcp", "10.90.0.5:80")
 	r.spread(r.pods[0], "tcp", "10.90.0.5:80", allPods...)
-	r.spread(r.net.Host, "tcp", "10.90.0.6:80", allPods...) // ranges are the load balancer's alone
+	r.spread(r.net.Host, "tcp", "10.90.0.6:80", allPods...) // source ranges apply only to the load balancer's addresses
 
 	svc = service("web", "10.96.0.100", loadBalancer(30080, "10.90.0.5"), externalLocal)
 	r.set(svc, endpoints[1], endpoints[2])
@@ -254,7 +253,7 @@ func TestNoEndpoints(t *testing.T) {
 	r.refused(r.net.Host, "tcp", "10.89.0.11:30080")
 	r.set(service("udp", "10.96.0.101", protocol(corev1.ProtocolUDP)))
 	r.refused(r.pods[0], "udp", "10.96.0.101:80")
-	// And it comes to life.
+	// The Service works once it has an endpoint.
 	r.set(svc, endpoints[3])
 	r.spread(r.pods[0], "tcp", "10.96.0.100:80", "pod-d")
 }
@@ -277,8 +276,8 @@ func TestSessionAffinity(t *testing.T) {
 			t.Fatalf("a client of %s was served by %s", first, a.Server)
 		}
 	}
-	// The table is replaced, as it is when the program starts again: the client
-	// stays with its endpoint.
+	// The table is replaced, as when the program restarts: the client stays with its
+	// endpoint.
 	for range 5 {
 		r.nodes[0].Run("nft", "add", "chain", "ip", TableName, "foreign")
 		if a := r.wait(0); !a.Full {
@@ -288,7 +287,7 @@ func TestSessionAffinity(t *testing.T) {
 			t.Fatalf("after a replacement a client of %s was served by %s", first, a.Server)
 		}
 	}
-	// The endpoint goes: the client gets another, and stays with that.
+	// The endpoint is removed: the client gets another one and stays with it.
 	var rest []string
 	for i, e := range endpoints {
 		if allPods[i] != first {
@@ -298,7 +297,7 @@ func TestSessionAffinity(t *testing.T) {
 	r.set(service("web", "10.96.0.100", sticky(600)), rest...)
 	second := r.ask(r.pods[0], "tcp", "10.96.0.100:80").Server
 	if second == first {
-		t.Fatalf("still served by %s, which is gone", first)
+		t.Fatalf("still served by %s, which was removed", first)
 	}
 	for range 20 {
 		if a := r.ask(r.pods[0], "tcp", "10.96.0.100:80"); a.Server != second {
@@ -307,7 +306,8 @@ func TestSessionAffinity(t *testing.T) {
 	}
 }
 
-// A UDP client that never stops and keeps its port follows the endpoints.
+// TestUDPFlowsFollowEndpoints: a UDP client that keeps sending from one port follows the
+// endpoints.
 func TestUDPFlowsFollowEndpoints(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -334,16 +334,16 @@ func TestUDPFlowsFollowEndpoints(t *testing.T) {
 	expect("pod-a")
 	r.set(svc, endpoints[2])
 	expect("pod-c")
-	// Nobody for a while, then somebody: the flow to the Service's own address
-	// must not stay.
+	// No endpoint for a while, then one again: the flow to the Service's own address must
+	// not remain.
 	r.set(svc)
 	_, _ = nettest.Ask(c)
 	r.set(svc, endpoints[3])
 	expect("pod-d")
 }
 
-// A rollout: old endpoints terminate, new ones come, callers never fail, and
-// connections that were made go on.
+// TestRollingUpdateLosesNoConnection: while old endpoints terminate and new ones are added,
+// clients never fail and established connections continue.
 func TestRollingUpdateLosesNoConnection(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -393,9 +393,9 @@ func TestRollingUpdateLosesNoConnection(t *testing.T) {
 		t.Errorf("only %d calls were made", calls.Load())
 	}
 	if a, err := nettest.Ask(kept); err != nil || a.Server != old.Server {
-		t.Errorf("the connection made before: %+v %v, want still %s", a, err, old.Server)
+		t.Errorf("the established connection: %+v %v, want it still served by %s", a, err, old.Server)
 	}
-	// Not one new connection to what terminates.
+	// Terminating endpoints get no new connections.
 	r.set(svc, endpoints[0]+"-", endpoints[1])
 	r.spread(r.pods[1], "tcp", "10.96.0.100:80", "pod-b")
 }
@@ -416,8 +416,9 @@ func TestForeignChangesAreRepaired(t *testing.T) {
 		}
 		r.spread(r.pods[0], "tcp", "10.96.0.100:80", allPods...)
 	}
-	// Our own changes are not taken for foreign ones, nor are other tables'.
-	r.nodes[0].Run("nft", "add", "table", "ip", "somebody-else")
+	// The proxy's own changes are not taken for foreign ones, and neither are changes to
+	// other tables.
+	r.nodes[0].Run("nft", "add", "table", "ip", "unrelated")
 	r.set(service("web", "10.96.0.100"), endpoints[0])
 	select {
 	case a := <-r.applied[0]:
@@ -431,7 +432,7 @@ func TestCleanup(t *testing.T) {
 	ns := nettest.New(t, "node")
 	ns.Must(func() error {
 		if err := Cleanup(context.Background()); err != nil {
-			return fmt.Errorf("nothing there: %w", err)
+			return fmt.Errorf("without a table: %w", err)
 		}
 		s, err := newRealSyncer()
 		if err != nil {
@@ -443,6 +444,6 @@ func TestCleanup(t *testing.T) {
 		return Cleanup(context.Background())
 	})
 	if out := ns.Run("nft", "list", "ruleset"); out != "" {
-		t.Errorf("left behind:\n%s", out)
+		t.Errorf("rules left behind:\n%s", out)
 	}
 }
