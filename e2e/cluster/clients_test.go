@@ -1,6 +1,7 @@
 package cluster_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -8,10 +9,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"keelson.dev/e2e/internal/wait"
 )
 
-// TestOutsideProgram builds a Go program outside the workspace, with proto as its
-// only module of ours, and lets it create and watch a pod.
+// TestOutsideProgram builds a Go program outside of the workspace whose only module of
+// Keelson's is proto, and has it create and watch a pod.
 func TestOutsideProgram(t *testing.T) {
 	dir := t.TempDir()
 	source, err := os.ReadFile("testdata/outside/main.go.txt")
@@ -41,58 +44,44 @@ func TestOutsideProgram(t *testing.T) {
 		}
 	}
 	ns := namespace(t)
-	out, err := exec.Command(filepath.Join(dir, "outside"), grpcEndpoint(t), filepath.Join(shared.home, "pki", "admin"), ns).CombinedOutput()
+	out, err := exec.Command(filepath.Join(dir, "outside"), shared.Endpoints(t)[0], filepath.Join(shared.Home, "pki", "admin"), ns).CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "Succeeded") {
 		t.Errorf("the program: %v\n%s", err, out)
 	}
-}
-
-func grpcEndpoint(t *testing.T) string {
-	t.Helper()
-	list, err := status()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range list {
-		if s.GRPC != "" {
-			return s.GRPC
-		}
-	}
-	t.Fatal("no process has a gRPC address")
-	return ""
 }
 
 // TestGrpcurl creates, reads and watches a pod with grpcurl, which knows the API
 // by reflection alone.
 func TestGrpcurl(t *testing.T) {
 	ns := namespace(t)
-	pki := filepath.Join(shared.home, "pki", "admin")
-	call := func(method, data string, extra ...string) (string, error) {
+	endpoint := shared.Endpoints(t)[0]
+	pki := filepath.Join(shared.Home, "pki", "admin")
+	call := func(ctx context.Context, method, data string, extra ...string) (string, error) {
 		args := append([]string{"-cacert", pki + "/ca.crt", "-cert", pki + "/tls.crt", "-key", pki + "/tls.key", "-d", data}, extra...)
-		return try("grpcurl", append(args, grpcEndpoint(t), "keelson.resource.v1.ResourceService/"+method)...)
+		return shared.Run(ctx, "grpcurl", append(args, endpoint, "keelson.resource.v1.ResourceService/"+method)...)
 	}
 	create := fmt.Sprintf(`{"ref": {"version": "v1", "resource": "pods", "namespace": %q}, "object": {
 		"@type": "type.googleapis.com/k8s.io.api.core.v1.Pod",
 		"metadata": {"name": "curled", "namespace": %q},
 		"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "keelson.dev/demo/busybox:1", "command": ["true"]}]}}}`, ns, ns)
-	if out, err := call("Create", create); err != nil || !strings.Contains(out, "curled") {
+	if out, err := call(t.Context(), "Create", create); err != nil || !strings.Contains(out, "curled") {
 		t.Fatalf("Create: %v\n%s", err, out)
 	}
-	eventually(t, time.Minute, "the pod has run", func() error {
-		out, err := call("Get", fmt.Sprintf(`{"ref": {"version": "v1", "resource": "pods", "namespace": %q, "name": "curled"}}`, ns))
+	wait.For(t, time.Minute, "the pod has run", func(ctx context.Context) error {
+		out, err := call(ctx, "Get", fmt.Sprintf(`{"ref": {"version": "v1", "resource": "pods", "namespace": %q, "name": "curled"}}`, ns))
 		if err == nil && !strings.Contains(out, `"Succeeded"`) {
 			err = fmt.Errorf("%s", out)
 		}
 		return err
 	})
 	// A watch from the beginning shows the pod, then runs into its time limit.
-	out, _ := call("Watch", fmt.Sprintf(`{"ref": {"version": "v1", "resource": "pods", "namespace": %q}, "sendInitialEvents": true}`, ns), "-max-time", "5")
+	out, _ := call(t.Context(), "Watch", fmt.Sprintf(`{"ref": {"version": "v1", "resource": "pods", "namespace": %q}, "sendInitialEvents": true}`, ns), "-max-time", "5")
 	if !strings.Contains(out, "TYPE_ADDED") {
 		t.Errorf("Watch: %s", out)
 	}
-	// Without a certificate there is one clear error, and the service stays.
-	out, err := try("grpcurl", "-cacert", pki+"/ca.crt", "-d", "{}", grpcEndpoint(t), "keelson.resource.v1.ResourceService/List")
+	// A client without a certificate is refused.
+	out, err := shared.Run(t.Context(), "grpcurl", "-cacert", pki+"/ca.crt", "-d", "{}", endpoint, "keelson.resource.v1.ResourceService/List")
 	if err == nil {
-		t.Errorf("a client without certificate was served: %s", out)
+		t.Errorf("a client without a certificate was served: %s", out)
 	}
 }

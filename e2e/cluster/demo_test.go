@@ -14,56 +14,57 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"keelson.dev/e2e/internal/cluster"
+	"keelson.dev/e2e/internal/wait"
 )
 
 // TestDemo deploys the demonstration application and uses all of it: names,
 // ClusterIP, NodePort, load balancer, a volume that outlives its pod, a new
-// version under load, a Job.
+// version under load, a Job, and one trace of it all.
 func TestDemo(t *testing.T) {
-	kubectl(t, "apply", "-f", "../../deploy/demo/demo.yaml")
-	t.Cleanup(func() {
-		_, _ = try("kubectl", "delete", "namespace", "demo", "--wait=false")
-	})
+	shared.Kubectl(t, "apply", "-f", "../../deploy/demo/demo.yaml")
+	cleanup(t, "kubectl", "delete", "namespace", "demo", "--wait=false")
 	for _, d := range []string{"postgres", "redis", "shop", "web"} {
-		kubectl(t, "-n", "demo", "rollout", "status", "deployment/"+d, "--timeout=90s")
+		shared.Kubectl(t, "-n", "demo", "rollout", "status", "deployment/"+d, "--timeout=90s")
 	}
-	kubectl(t, "-n", "demo", "wait", "--for=condition=Complete", "job/migrate", "--timeout=60s")
+	shared.Kubectl(t, "-n", "demo", "wait", "--for=condition=Complete", "job/migrate", "--timeout=60s")
 
 	var address string
-	eventually(t, time.Minute, "an address for the load balancer", func() error {
-		address = kubectl(t, "-n", "demo", "get", "service", "web", "-o", "jsonpath={.status.loadBalancer.ingress[0].ip}")
+	wait.For(t, time.Minute, "the load balancer has an address", func(ctx context.Context) error {
+		address = shared.Kubectl(t, "-n", "demo", "get", "service", "web", "-o", "jsonpath={.status.loadBalancer.ingress[0].ip}")
 		if address == "" {
 			return fmt.Errorf("none yet")
 		}
 		return nil
 	})
 	web := "http://" + address
-	eventually(t, time.Minute, "the load balancer answers", func() error { return post(web+"/notes", "kept for ever") })
+	wait.For(t, time.Minute, "the load balancer answers", func(ctx context.Context) error { return post(web+"/notes", "kept for ever") })
 
 	t.Run("ByNameThroughClusterIP", func(t *testing.T) {
-		kubectl(t, "-n", "demo", "run", "client", "--image=keelson.dev/demo/busybox:1", "--restart=Never", "--command", "--",
+		shared.Kubectl(t, "-n", "demo", "run", "client", "--image=keelson.dev/demo/busybox:1", "--restart=Never", "--command", "--",
 			"wget", "-q", "-O", "-", "http://web.demo.svc.cluster.local/")
-		kubectl(t, "-n", "demo", "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/client", "--timeout=60s")
-		if log := kubectl(t, "-n", "demo", "logs", "client"); !strings.Contains(log, "It works") {
+		shared.Kubectl(t, "-n", "demo", "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/client", "--timeout=60s")
+		if log := shared.Kubectl(t, "-n", "demo", "logs", "client"); !strings.Contains(log, "It works") {
 			t.Errorf("the page by name: %s", log)
 		}
 	})
 	t.Run("NodePort", func(t *testing.T) {
-		port := kubectl(t, "-n", "demo", "get", "service", "web", "-o", "jsonpath={.spec.ports[0].nodePort}")
-		for _, ip := range strings.Fields(kubectl(t, "get", "nodes", "-o", `jsonpath={.items[*].status.addresses[?(@.type=="InternalIP")].address}`)) {
-			eventually(t, 30*time.Second, "node port on "+ip, func() error { return get("http://" + ip + ":" + port + "/") })
+		port := shared.Kubectl(t, "-n", "demo", "get", "service", "web", "-o", "jsonpath={.spec.ports[0].nodePort}")
+		for _, ip := range strings.Fields(shared.Kubectl(t, "get", "nodes", "-o", `jsonpath={.items[*].status.addresses[?(@.type=="InternalIP")].address}`)) {
+			wait.For(t, 30*time.Second, "the node port answers on "+ip, func(ctx context.Context) error { return get("http://" + ip + ":" + port + "/") })
 		}
 	})
 	t.Run("VolumeOutlivesPod", func(t *testing.T) {
-		old := kubectl(t, "-n", "demo", "get", "pod", "-l", "app=postgres", "-o", "jsonpath={.items[0].metadata.uid}")
-		kubectl(t, "-n", "demo", "delete", "pod", "-l", "app=postgres")
-		eventually(t, 60*time.Second, "another pod serves the same data", func() error {
+		old := shared.Kubectl(t, "-n", "demo", "get", "pod", "-l", "app=postgres", "-o", "jsonpath={.items[0].metadata.uid}")
+		shared.Kubectl(t, "-n", "demo", "delete", "pod", "-l", "app=postgres")
+		wait.For(t, 60*time.Second, "another pod serves the same data", func(ctx context.Context) error {
 			body, err := fetch(web + "/")
 			if err != nil {
 				return err
 			}
-			if uid := kubectl(t, "-n", "demo", "get", "pod", "-l", "app=postgres", "-o", "jsonpath={.items[0].metadata.uid}"); uid == old {
-				return fmt.Errorf("still pod %s", uid)
+			if uid := shared.Kubectl(t, "-n", "demo", "get", "pod", "-l", "app=postgres", "-o", "jsonpath={.items[0].metadata.uid}"); uid == old {
+				return fmt.Errorf("it is still pod %s", uid)
 			}
 			if !strings.Contains(body, "kept for ever") {
 				return fmt.Errorf("the note is not on the page: %s", body)
@@ -73,10 +74,10 @@ func TestDemo(t *testing.T) {
 	})
 	t.Run("NewVersionUnderLoad", func(t *testing.T) {
 		load := startLoad(web+"/version", 4)
-		kubectl(t, "-n", "demo", "set", "env", "deployment/shop", "SHOP_VERSION=2")
-		kubectl(t, "-n", "demo", "rollout", "status", "deployment/shop", "--timeout=120s")
-		kubectl(t, "-n", "demo", "rollout", "restart", "deployment/web")
-		kubectl(t, "-n", "demo", "rollout", "status", "deployment/web", "--timeout=120s")
+		shared.Kubectl(t, "-n", "demo", "set", "env", "deployment/shop", "SHOP_VERSION=2")
+		shared.Kubectl(t, "-n", "demo", "rollout", "status", "deployment/shop", "--timeout=120s")
+		shared.Kubectl(t, "-n", "demo", "rollout", "restart", "deployment/web")
+		shared.Kubectl(t, "-n", "demo", "rollout", "status", "deployment/web", "--timeout=120s")
 		total, failed, first := load.stop()
 		t.Logf("%d requests during the roll-outs, %d failed", total, failed)
 		if failed > 0 || total < 100 {
@@ -89,8 +90,8 @@ func TestDemo(t *testing.T) {
 	t.Run("Trace", testTrace)
 }
 
-// testTrace: the application's objects of one apply under one client's
-// traceparent make one trace, with every parent present.
+// testTrace: objects that are applied with one traceparent make one trace, in which no
+// span's parent is missing.
 func testTrace(t *testing.T) {
 	const traceID = "4bf92f3577b34da6a3ce929d0e0e4736"
 	manifest := fmt.Sprintf(`
@@ -119,8 +120,8 @@ spec:
   selector: {app: traced}
   ports: [{port: 80}]
 `, traceID)
-	apply(t, manifest)
-	kubectl(t, "-n", "demo", "rollout", "status", "deployment/traced", "--timeout=60s")
+	shared.Apply(t, manifest)
+	shared.Kubectl(t, "-n", "demo", "rollout", "status", "deployment/traced", "--timeout=60s")
 	var trace struct {
 		TraceID string `json:"trace_id"`
 		Spans   []struct {
@@ -131,9 +132,9 @@ spec:
 			RemoteParent bool   `json:"remote_parent"`
 		} `json:"spans"`
 	}
-	eventually(t, time.Minute, "one trace through all five services", func() error {
+	wait.For(t, time.Minute, "one trace through all five services", func(ctx context.Context) error {
 		for _, object := range []string{"deployment/traced", "service/traced"} {
-			out, err := try("keel", "trace", object, "-n", "demo", "-o", "json", "--home", shared.home)
+			out, err := shared.Run(ctx, "keel", "trace", object, "-n", "demo", "-o", "json", "--home", shared.Home)
 			if err != nil {
 				return err
 			}
@@ -195,7 +196,7 @@ func post(url, text string) error {
 	return nil
 }
 
-// load is requests without pause, until it is stopped.
+// load requests a page again and again until it is stopped.
 type load struct {
 	cancel        context.CancelFunc
 	wg            sync.WaitGroup
@@ -208,19 +209,13 @@ func startLoad(url string, callers int) *load {
 	l := &load{cancel: cancel}
 	for range callers {
 		l.wg.Go(func() {
-			tick := time.NewTicker(10 * time.Millisecond)
-			defer tick.Stop()
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case <-tick.C:
-				}
+			for ctx.Err() == nil {
 				l.total.Add(1)
 				if err := get(url); err != nil {
 					l.failed.Add(1)
 					l.first.CompareAndSwap(nil, &err)
 				}
+				wait.Pause(ctx, 10*time.Millisecond)
 			}
 		})
 	}
@@ -236,51 +231,38 @@ func (l *load) stop() (total, failed int64, first error) {
 	return l.total.Load(), l.failed.Load(), first
 }
 
-// TestDeleteLeavesNothing starts a second cluster beside the shared one, runs a
-// pod in it, and finds nothing of it after its end.
+// TestDeleteLeavesNothing starts a second cluster beside the shared one, runs a pod in
+// it, deletes it, and finds none of its traces on the machine.
 func TestDeleteLeavesNothing(t *testing.T) {
-	home := t.TempDir() + "/second"
-	t.Cleanup(func() { // where the test has not come so far
-		if out, err := try("keel", "delete", "--home", home); err != nil {
-			t.Errorf("keel delete: %v\n%s", err, out)
-		}
-	})
-	must(t, "keel", "up", "--home", home, "--nodes", "1")
-	machineWatch.Cluster(home)
-	data, err := os.ReadFile(home + "/cluster.json")
-	if err != nil {
+	second := cluster.Start(t, "--nodes", "1")
+	var file struct{ Subnet int }
+	if data, err := os.ReadFile(second.Home + "/cluster.json"); err != nil || json.Unmarshal(data, &file) != nil {
+		t.Fatalf("read the subnet of the second cluster: %v", err)
+	}
+	if err := second.LoadImages(t.Context(), "busybox"); err != nil {
 		t.Fatal(err)
 	}
-	var second struct {
-		ID     string
-		Subnet int
-	}
-	if err := json.Unmarshal(data, &second); err != nil {
-		t.Fatal(err)
-	}
-	must(t, "keel", "image", "load", "--home", home, shared.images+"/busybox.tar")
-	other := []string{"--kubeconfig", home + "/kubeconfig"}
-	must(t, "kubectl", append(other, "run", "box", "--image=keelson.dev/demo/busybox:1", "--command", "--", "sleep", "1000")...)
-	must(t, "kubectl", append(other, "wait", "--for=condition=Ready", "pod/box", "--timeout=60s")...)
-	healthy(t, time.Minute) // the first one is not disturbed
-	traces := []string{second.ID, home, fmt.Sprintf("10.89.%d.", second.Subnet), fmt.Sprintf("10.90.%d.", second.Subnet)}
+	second.Kubectl(t, "run", "box", "--image=keelson.dev/demo/busybox:1", "--command", "--", "sleep", "1000")
+	second.Kubectl(t, "wait", "--for=condition=Ready", "pod/box", "--timeout=60s")
+	wait.For(t, time.Minute, "the shared cluster is not disturbed", func(ctx context.Context) error { return shared.Healthy(ctx, "") })
+	traces := []string{second.ID(t), second.Home, fmt.Sprintf("10.89.%d.", file.Subnet), fmt.Sprintf("10.90.%d.", file.Subnet)}
 	for place, found := range footprint(t, traces) {
 		if found == "" {
-			t.Errorf("%s: a running cluster leaves no trace there, so the test cannot see one", place)
+			t.Errorf("%s: a running cluster has no trace there, so the test would not see one", place)
 		}
 	}
-	must(t, "keel", "delete", "--home", home)
+	second.Keel(t, "delete")
 	for place, found := range footprint(t, traces) {
 		if found != "" {
-			t.Errorf("%s: what is left:\n%s", place, found)
+			t.Errorf("%s: keel delete left\n%s", place, found)
 		}
 	}
-	if _, err := os.Stat(home); !os.IsNotExist(err) {
-		t.Errorf("%s is still there: %v", home, err)
+	if _, err := os.Stat(second.Home); !os.IsNotExist(err) {
+		t.Errorf("%s is still there: %v", second.Home, err)
 	}
 }
 
-// footprint is what a machine holds of a cluster, by place.
+// footprint is every line about a cluster that the machine's tools print, by place.
 func footprint(t *testing.T, traces []string) map[string]string {
 	t.Helper()
 	out := map[string]string{}
@@ -289,7 +271,7 @@ func footprint(t *testing.T, traces []string) map[string]string {
 		"namespaces": `ip netns`,
 		"routes":     `ip route show table all`,
 		"mounts":     `cat /proc/self/mountinfo`,
-		// Groups of others that go meanwhile make find fail.
+		// find fails if another cluster's group is removed meanwhile.
 		"cgroups":   `find /sys/fs/cgroup -maxdepth 2 -name 'keelson-*' 2>/dev/null || true`,
 		"processes": `ps -eo pid,stat,args | awk '$2 !~ /Z/' | grep -v ' awk \| ps \|keel up'`,
 	} {

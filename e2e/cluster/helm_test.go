@@ -11,12 +11,12 @@ func TestHelm(t *testing.T) {
 	ns := namespace(t)
 	helm := func(args ...string) string {
 		t.Helper()
-		return must(t, "helm", append(args, "--namespace", ns)...)
+		return shared.Must(t, "helm", append(args, "--namespace", ns)...)
 	}
 	page := func() string {
 		t.Helper()
 		helm("test", "page")
-		return kubectl(t, "-n", ns, "get", "configmap", "page", "-o", `jsonpath={.data.index\.html}`)
+		return shared.Kubectl(t, "-n", ns, "get", "configmap", "page", "-o", `jsonpath={.data.index\.html}`)
 	}
 	helm("install", "page", "testdata/chart", "--wait", "--timeout", "60s")
 	if text := page(); text != "first" {
@@ -26,7 +26,7 @@ func TestHelm(t *testing.T) {
 	if text := page(); text != "second" {
 		t.Errorf("upgraded: the page says %q", text)
 	}
-	if n := kubectl(t, "-n", ns, "get", "deployment", "page", "-o", "jsonpath={.status.readyReplicas}"); n != "3" {
+	if n := shared.Kubectl(t, "-n", ns, "get", "deployment", "page", "-o", "jsonpath={.status.readyReplicas}"); n != "3" {
 		t.Errorf("helm upgrade --wait returned with %s ready replicas, want 3", n)
 	}
 	helm("rollback", "page", "1", "--wait", "--timeout", "60s")
@@ -37,7 +37,7 @@ func TestHelm(t *testing.T) {
 		t.Errorf("history: %s", out)
 	}
 	helm("uninstall", "page", "--wait", "--timeout", "60s")
-	if left := kubectl(t, "-n", ns, "get", "deployment/page", "service/page", "configmap/page", "--ignore-not-found", "-o", "name"); left != "" {
+	if left := shared.Kubectl(t, "-n", ns, "get", "deployment/page", "service/page", "configmap/page", "--ignore-not-found", "-o", "name"); left != "" {
 		t.Errorf("helm uninstall --wait left %s", left)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"keelson.dev/e2e/internal/wait"
 )
 
 // kubectls are the clients that every row runs with.
@@ -195,16 +199,16 @@ func runStep(t *testing.T, kubectl, ns string, s step) {
 	for _, a := range strings.Fields(strings.ReplaceAll(s.args, "{ns}", ns)) {
 		args = append(args, strings.ReplaceAll(a, "%", " "))
 	}
-	call := func() (string, error) {
-		out, err := tryWith([]byte(s.stdin), kubectl, args...)
+	call := func(ctx context.Context) (string, error) {
+		out, err := shared.Feed(ctx, s.stdin, kubectl, args...)
 		if err != nil {
 			out = err.Error()
 		}
 		return out, err
 	}
 	if s.soon {
-		eventually(t, time.Minute, kubectl+" "+s.args, func() error {
-			out, err := call()
+		wait.For(t, time.Minute, kubectl+" "+s.args, func(ctx context.Context) error {
+			out, err := call(ctx)
 			for _, w := range s.want {
 				if err == nil && !strings.Contains(out, w) {
 					err = fmt.Errorf("want %q in:\n%s", w, out)
@@ -214,7 +218,7 @@ func runStep(t *testing.T, kubectl, ns string, s step) {
 		})
 		return
 	}
-	out, err := call()
+	out, err := call(t.Context())
 	if (err != nil) != s.fails {
 		t.Fatalf("%s %s: failed %t, want %t:\n%s", kubectl, s.args, err != nil, s.fails, out)
 	}
@@ -263,13 +267,13 @@ func TestKubectlStreams(t *testing.T) {
 			runStep(t, k, ns, step{args: "apply -f -", stdin: webManifest})
 			runStep(t, k, ns, step{args: "wait --for=condition=Ready pod/box --timeout=60s"})
 			runStep(t, k, ns, step{args: "rollout status deployment/web --timeout=60s"})
-			t.Run("LogsFollow", func(t *testing.T) { streamUntil(t, k, ns, nil, "tick", 3, "logs", "-f", "box") })
-			t.Run("Attach", func(t *testing.T) { streamUntil(t, k, ns, nil, "tick", 2, "attach", "box") })
+			t.Run("LogsFollow", func(t *testing.T) { streamUntil(t, k, ns, "tick", 3, "logs", "-f", "box") })
+			t.Run("Attach", func(t *testing.T) { streamUntil(t, k, ns, "tick", 2, "attach", "box") })
 			t.Run("ExecTerminal", func(t *testing.T) {
 				// script(1) gives kubectl a terminal.
-				cmd := shared.command(k)
-				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
+				cmd := shared.Command(ctx, k)
 				inner := fmt.Sprintf("%s -n %s exec -it box -- sh -c 'test -t 0 && echo a-terminal; exit 3'", cmd.Path, ns)
 				run := exec.CommandContext(ctx, "script", "-qec", inner, "/dev/null")
 				run.Env = cmd.Env
@@ -284,13 +288,11 @@ func TestKubectlStreams(t *testing.T) {
 }
 
 // streamUntil runs kubectl until its output has held a word n times.
-func streamUntil(t *testing.T, k, ns string, stdin io.Reader, word string, n int, args ...string) {
+func streamUntil(t *testing.T, k, ns, word string, n int, args ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	base := shared.command(k, append([]string{"-n", ns}, args...)...)
-	cmd := exec.CommandContext(ctx, base.Path, base.Args[1:]...)
-	cmd.Env, cmd.Stdin = base.Env, stdin
+	cmd := shared.Command(ctx, k, append([]string{"-n", ns}, args...)...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -316,11 +318,9 @@ func streamUntil(t *testing.T, k, ns string, stdin io.Reader, word string, n int
 
 func portForward(t *testing.T, k, ns string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	base := shared.command(k, "-n", ns, "port-forward", "deployment/web", ":80")
-	cmd := exec.CommandContext(ctx, base.Path, base.Args[1:]...)
-	cmd.Env = base.Env
+	cmd := shared.Command(ctx, k, "-n", ns, "port-forward", "deployment/web", ":80")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -359,7 +359,7 @@ func TestKubectlNodes(t *testing.T) {
 			ns := namespace(t)
 			runStep(t, k, ns, step{args: "apply -f -", stdin: strings.Replace(webManifest, "replicas: 1", "replicas: 3", 1)})
 			runStep(t, k, ns, step{args: "rollout status deployment/web --timeout=60s"})
-			t.Cleanup(func() { _, _ = try(k, "uncordon", "node-1") })
+			cleanup(t, k, "uncordon", "node-1")
 			runStep(t, k, ns, step{args: "cordon node-1", want: []string{"cordoned"}})
 			runStep(t, k, ns, step{args: "get node node-1", want: []string{"SchedulingDisabled"}})
 			runStep(t, k, ns, step{args: "drain node-1 --ignore-daemonsets --delete-emptydir-data --pod-selector=app=web --timeout=60s", want: []string{"drained"}})
@@ -382,24 +382,25 @@ func TestKubectlCertificate(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { _, _ = try(k, "delete", "csr", name) })
+			cleanup(t, k, "delete", "csr", name)
 			runStep(t, k, "default", step{args: "apply -f -", stdin: fmt.Sprintf("apiVersion: certificates.k8s.io/v1\nkind: CertificateSigningRequest\nmetadata: {name: %s}\nspec: {signerName: kubernetes.io/kube-apiserver-client, usages: [client auth], request: %s}\n", name, csr)})
 			runStep(t, k, "default", step{args: "get csr " + name, want: []string{"Pending"}})
 			runStep(t, k, "default", step{args: "certificate approve " + name, want: []string{"approved"}})
-			eventually(t, time.Minute, "a certificate", func() error {
-				out, err := try(k, "get", "csr", name, "-o", "jsonpath={.status.certificate}")
+			wait.For(t, time.Minute, "the certificate is issued", func(ctx context.Context) error {
+				out, err := shared.Run(ctx, k, "get", "csr", name, "-o", "jsonpath={.status.certificate}")
 				if err == nil && out == "" {
-					err = fmt.Errorf("none yet")
+					err = errors.New("it has none")
 				}
-				return err
+				if err != nil {
+					return err
+				}
+				pem, err := base64.StdEncoding.DecodeString(out)
+				if err != nil {
+					return wait.Stop(err)
+				}
+				return os.WriteFile(filepath.Join(dir, "crt"), pem, 0o600)
 			})
-			check := fmt.Sprintf(`%s get csr %s -o jsonpath='{.status.certificate}' | base64 -d > %s/crt`, shared.command(k).Path, name, dir)
-			cmd := exec.Command("sh", "-c", check)
-			cmd.Env = shared.command(k).Env
-			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Fatalf("%v: %s", err, out)
-			}
-			config, err := os.ReadFile(filepath.Join(shared.home, "kubeconfig"))
+			config, err := os.ReadFile(filepath.Join(shared.Home, "kubeconfig"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -407,11 +408,10 @@ func TestKubectlCertificate(t *testing.T) {
 			if err := os.WriteFile(kubeconfig, config, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			must(t, k, "--kubeconfig", kubeconfig, "config", "set-credentials", "e2e", "--client-certificate="+dir+"/crt", "--client-key="+dir+"/key")
-			must(t, k, "--kubeconfig", kubeconfig, "config", "set-context", "--current", "--user=e2e")
-			out, err := try(k, "--kubeconfig", kubeconfig, "auth", "whoami")
-			if err != nil || !strings.Contains(out, "e2e-user") {
-				t.Errorf("whoami with the certificate: %v: %s", err, out)
+			shared.Must(t, k, "--kubeconfig", kubeconfig, "config", "set-credentials", "e2e", "--client-certificate="+dir+"/crt", "--client-key="+dir+"/key")
+			shared.Must(t, k, "--kubeconfig", kubeconfig, "config", "set-context", "--current", "--user=e2e")
+			if out := shared.Must(t, k, "--kubeconfig", kubeconfig, "auth", "whoami"); !strings.Contains(out, "e2e-user") {
+				t.Errorf("whoami with the certificate: %s", out)
 			}
 		})
 	}

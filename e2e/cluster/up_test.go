@@ -1,37 +1,32 @@
 package cluster_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"keelson.dev/e2e/internal/cluster"
 )
 
-// TestUp: `keel up` to three Ready nodes, in the time the README promises.
+// TestUp: `keel up` leads to three Ready nodes in the time that the README states.
 func TestUp(t *testing.T) {
-	t.Logf("keel up took %s:\n%s", shared.up, shared.upOutput)
-	if shared.up > 10*time.Second {
-		t.Errorf("keel up took %s, want 10 s at most", shared.up)
+	t.Logf("keel up took %s", up)
+	if up > 10*time.Second {
+		t.Errorf("keel up took %s, want 10 s at most", up)
 	}
-	if ready := strings.Count(kubectl(t, "get", "nodes", "--no-headers"), " Ready "); ready != 3 {
-		t.Errorf("%d nodes are Ready, want 3:\n%s", ready, kubectl(t, "get", "nodes", "-o", "wide"))
+	if ready := strings.Count(shared.Kubectl(t, "get", "nodes", "--no-headers"), " Ready "); ready != 3 {
+		t.Errorf("%d nodes are Ready, want 3:\n%s", ready, shared.Kubectl(t, "get", "nodes", "-o", "wide"))
 	}
 }
 
 // TestUpAgain: a second `keel up` changes nothing.
 func TestUpAgain(t *testing.T) {
-	before, err := status()
-	if err != nil {
-		t.Fatal(err)
-	}
-	must(t, "keel", "up", "--home", shared.home)
-	after, err := status()
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := processes(t)
+	shared.Keel(t, "up")
+	after := processes(t)
 	for i := range before {
 		if before[i].PID != after[i].PID {
 			t.Errorf("%s was restarted: pid %d, then %d", before[i].Name, before[i].PID, after[i].PID)
@@ -39,7 +34,7 @@ func TestUpAgain(t *testing.T) {
 	}
 }
 
-// TestWrongCalls: one line, what to do, exit code 2.
+// TestWrongCalls: a wrong call is answered by one line and exit code 2.
 func TestWrongCalls(t *testing.T) {
 	for _, c := range []struct {
 		program string
@@ -54,9 +49,9 @@ func TestWrongCalls(t *testing.T) {
 		{"controller-manager", []string{"--no-such-flag"}, "no-such-flag"},
 		{"cloud-controller", []string{"--no-such-flag"}, "no-such-flag"},
 		{"node", []string{"--no-such-flag"}, "no-such-flag"},
-		{"apiserver", []string{"--identity", shared.home + "/pki/apiserver", "--data-dir", "/proc/nowhere"}, "/proc/nowhere"},
+		{"apiserver", []string{"--identity", shared.Home + "/pki/apiserver", "--data-dir", "/proc/nowhere"}, "/proc/nowhere"},
 	} {
-		cmd := shared.command(c.program, c.args...)
+		cmd := shared.Command(t.Context(), c.program, c.args...)
 		out, err := cmd.CombinedOutput()
 		if code := cmd.ProcessState.ExitCode(); err == nil || code != 2 {
 			t.Errorf("%s %v: exit code %d, want 2: %s", c.program, c.args, code, out)
@@ -67,12 +62,12 @@ func TestWrongCalls(t *testing.T) {
 	}
 }
 
-// TestNodesLeave takes a node away that runs pods: they end, others take their place,
-// and nothing of the node is left on the machine.
+// TestNodesLeave removes a node that runs pods: the pods end, those of a controller are
+// replaced elsewhere, and nothing of the node is left on the machine.
 func TestNodesLeave(t *testing.T) {
-	must(t, "keel", "up", "--home", shared.home, "--nodes", "4")
+	shared.Keel(t, "up", "--nodes", "4")
 	ns := namespace(t)
-	apply(t, fmt.Sprintf(`
+	shared.Apply(t, fmt.Sprintf(`
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: moves, namespace: %[1]s}
@@ -97,39 +92,32 @@ spec:
   terminationGracePeriodSeconds: 600
   containers: [{name: c, image: keelson.dev/demo/busybox:1, command: [sh, -c, "trap '' TERM; while :; do busybox sleep 1; done"]}]
 `, ns))
-	kubectl(t, "-n", ns, "wait", "--for=condition=Ready", "pod/stubborn", "--timeout=60s")
-	kubectl(t, "-n", ns, "rollout", "status", "deployment/moves", "--timeout=60s")
-	if on := kubectl(t, "-n", ns, "get", "pods", "-l", "app=moves", "-o", "jsonpath={.items[*].spec.nodeName}"); on != "node-3" {
+	shared.Kubectl(t, "-n", ns, "wait", "--for=condition=Ready", "pod/stubborn", "--timeout=60s")
+	shared.Kubectl(t, "-n", ns, "rollout", "status", "deployment/moves", "--timeout=60s")
+	if on := shared.Kubectl(t, "-n", ns, "get", "pods", "-l", "app=moves", "-o", "jsonpath={.items[*].spec.nodeName}"); on != "node-3" {
 		t.Fatalf("the pod runs on %s", on)
 	}
-	out := must(t, "keel", "up", "--home", shared.home, "--nodes", "3", "--drain-timeout", "2s")
+	out := shared.Keel(t, "up", "--nodes", "3", "--drain-timeout", "2s")
 	if !strings.Contains(out, "node-3") {
-		t.Errorf("nothing is said of the node that leaves:\n%s", out)
+		t.Errorf("the output does not name the node that leaves:\n%s", out)
 	}
-	if nodes := kubectl(t, "get", "nodes", "-o", "name"); strings.Contains(nodes, "node-3") {
+	if nodes := shared.Kubectl(t, "get", "nodes", "-o", "name"); strings.Contains(nodes, "node-3") {
 		t.Errorf("the nodes are still\n%s", nodes)
 	}
-	kubectl(t, "-n", ns, "rollout", "status", "deployment/moves", "--timeout=60s")
-	if pods := kubectl(t, "-n", ns, "get", "pods", "-o", "jsonpath={.items[*].spec.nodeName}"); strings.Contains(pods, "node-3") {
+	shared.Kubectl(t, "-n", ns, "rollout", "status", "deployment/moves", "--timeout=60s")
+	if pods := shared.Kubectl(t, "-n", ns, "get", "pods", "-o", "jsonpath={.items[*].spec.nodeName}"); strings.Contains(pods, "node-3") {
 		t.Errorf("pods run on %s", pods)
 	}
-	data, err := os.ReadFile(filepath.Join(shared.home, "cluster.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var c struct{ ID string }
-	if err := json.Unmarshal(data, &c); err != nil {
-		t.Fatal(err)
-	}
-	if err := machineWatch.Gone(shared.home+"/nodes/node-3", "keelson-"+c.ID+"-node-3", "kv"+c.ID+"-3"); err != nil {
+	id := shared.ID(t)
+	if err := cluster.Watch.Gone(shared.Home+"/nodes/node-3", "keelson-"+id+"-node-3", "kv"+id+"-3"); err != nil {
 		t.Error(err)
 	}
 	for _, left := range []string{"nodes/node-3", "pki/node-3"} {
-		if _, err := os.Stat(filepath.Join(shared.home, left)); err == nil {
+		if _, err := os.Stat(filepath.Join(shared.Home, left)); err == nil {
 			t.Errorf("%s is still there", left)
 		}
 	}
-	if found, _ := filepath.Glob("/sys/fs/cgroup/*/keelson-" + c.ID + "/node-3"); len(found) > 0 {
+	if found, _ := filepath.Glob("/sys/fs/cgroup/*/keelson-" + id + "/node-3"); len(found) > 0 {
 		t.Errorf("cgroups are left: %v", found)
 	}
 }
