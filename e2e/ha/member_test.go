@@ -138,7 +138,7 @@ func TestMembersComeAndGo(t *testing.T) {
 	l := c.load("come-and-go")
 	l.during("a fourth joins", 3*time.Second, func() { c.keel("member", "add") })
 	log, err := os.ReadFile(filepath.Join(c.home, "log", "apiserver-3.log"))
-	if err != nil || strings.Contains(string(log), "join token is not good") {
+	if err != nil || strings.Contains(string(log), "join token is not valid") {
 		t.Errorf("it did not join with its token: %v", err)
 	}
 	all := c.seats()

@@ -20,11 +20,11 @@ import (
 const (
 	// dialTime bounds the attempt to reach one address.
 	dialTime = time.Second
-	// lookEvery is how often the book looks whether somebody has moved.
+	// lookEvery is the interval at which Run compares open connections with the book.
 	lookEvery = time.Second
 )
 
-// Book says where the services of members are, by name.
+// Book maps the names of members to the addresses of their peer services.
 type Book struct {
 	id *peertls.Identity
 
@@ -34,20 +34,22 @@ type Book struct {
 	conns map[*conn]bool
 }
 
-// NewBook makes a book that believes seeds (host:port by name) until it hears
-// better.
+// NewBook returns a Book that uses seeds (host:port by name) for members whose address it has
+// not learned yet.
 func NewBook(id *peertls.Identity, seeds map[string]string) *Book {
 	return &Book{id: id, seeds: seeds, conns: map[*conn]bool{}}
 }
 
-// Follow lets the book ask a store for what members say themselves.
+// Follow sets the source of the addresses that members announce themselves, usually
+// etcd.Store.Known.
 func (b *Book) Follow(known func() []etcd.Known) {
 	b.mu.Lock()
 	b.known = known
 	b.mu.Unlock()
 }
 
-// Addresses are where a name may be found, the best first.
+// Addresses returns where a member may be reached: the addresses that it announced, then its
+// seed. It is empty for an unknown name.
 func (b *Book) Addresses(name string) (out []string) {
 	b.mu.Lock()
 	known, seed := b.known, b.seeds[name]
@@ -65,18 +67,20 @@ func (b *Book) Addresses(name string) (out []string) {
 	return out
 }
 
-// Dial makes a connection to a name, which finds it again wherever it goes.
+// Dial returns a connection to a member by name. Each time it connects, it looks up the
+// member's current addresses.
 func (b *Book) Dial(name string) (grpc.ClientConnInterface, error) {
-	// The port is never dialled: the book says where to.
+	// The port is never dialled: the context dialer asks the book for the address.
 	return rpc.Dial(nil, []string{net.JoinHostPort(name, "1")}, "keelson-apiserver",
 		grpc.WithTransportCredentials(credentials.NewTLS(b.id.Client())),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return b.dial(ctx, name) }))
 }
 
+// dial connects to the first address of a member that accepts the connection.
 func (b *Book) dial(ctx context.Context, name string) (net.Conn, error) {
 	addresses := b.Addresses(name)
 	if len(addresses) == 0 {
-		return nil, fmt.Errorf("nobody has said where %s is", name)
+		return nil, fmt.Errorf("no address is known for member %s", name)
 	}
 	var errs []error
 	d := net.Dialer{Timeout: dialTime}
@@ -92,17 +96,17 @@ func (b *Book) dial(ctx context.Context, name string) (net.Conn, error) {
 		b.mu.Unlock()
 		return out, nil
 	}
-	return nil, fmt.Errorf("reach %s: %w", name, errors.Join(errs...))
+	return nil, fmt.Errorf("reach member %s: %w", name, errors.Join(errs...))
 }
 
-// conn is a connection that the book can end.
+// conn is a connection that the book can close when the member moves.
 type conn struct {
 	net.Conn
 	book          *Book
 	name, address string
 }
 
-// Close ends the connection.
+// Close closes the connection and removes it from the book.
 func (c *conn) Close() error {
 	c.book.mu.Lock()
 	delete(c.book.conns, c)
@@ -110,8 +114,8 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// Run ends connections to addresses where their members are no longer, until ctx
-// ends: at an old address somebody else may be by now.
+// Run closes connections to addresses that their members have left, because another member may
+// be reachable there by now. It returns nil when ctx ends.
 func (b *Book) Run(ctx context.Context) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()

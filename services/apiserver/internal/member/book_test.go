@@ -22,7 +22,7 @@ import (
 	"keelson.dev/services/internal/rpc"
 )
 
-// peersOf is how an identity knows others where there is no authority of peers.
+// peersOf returns the peer identity of a cluster without a peer authority.
 func peersOf(t *testing.T, id *identity.Source) *peertls.Identity {
 	t.Helper()
 	p, err := peertls.Load(id, "")
@@ -32,7 +32,7 @@ func peersOf(t *testing.T, id *identity.Source) *peertls.Identity {
 	return p
 }
 
-// named answers with a name.
+// named is a PeerService whose Status returns name and members.
 type named struct {
 	memberv1.UnimplementedPeerServiceServer
 	name    string
@@ -43,7 +43,7 @@ func (n *named) Status(context.Context, *memberv1.StatusRequest) (*memberv1.Stat
 	return &memberv1.StatusResponse{Name: n.name, Members: n.members}, nil
 }
 
-// serve runs a member's port under a certificate.
+// serve starts a peer service with the given identity and returns its address.
 func serve(t *testing.T, id *identity.Source, n *named) (address string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -66,7 +66,8 @@ func ask(ctx context.Context, c grpc.ClientConnInterface) (string, error) {
 	return r.GetName(), err
 }
 
-// nowhere is an apiserver's identity that names none of this machine's addresses.
+// nowhere returns an apiserver identity whose certificate names none of this machine's
+// addresses.
 func nowhere(t *testing.T, ca *identitytest.CA) *identity.Source {
 	t.Helper()
 	cert, key := ca.Issue(t, "kube-apiserver", nil, func(c *x509.Certificate) { c.DNSNames, c.IPAddresses = []string{"elsewhere"}, nil })
@@ -83,12 +84,12 @@ func nowhere(t *testing.T, ca *identitytest.CA) *identity.Source {
 	return id
 }
 
-// A member that has moved is found again, though somebody else answers at its old
+// The book finds a member that has moved, although another member now answers at its old
 // address.
 func TestBookFollowsMembers(t *testing.T) {
 	ca := identitytest.NewCA(t)
 	id := ca.Source(t, "kube-apiserver")
-	// Certificates name no host of theirs: members are known wherever they are.
+	// Members are verified by certificate, not by host name: theirs do not name this machine.
 	elsewhere := nowhere(t, ca)
 	old := serve(t, id, &named{name: "another"})
 	moved := serve(t, elsewhere, &named{name: "a"})
@@ -109,7 +110,7 @@ func TestBookFollowsMembers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.(*grpc.ClientConn).Close() }()
-	if name, err := ask(ctx, c); err != nil || name != "another" { // the seed is all that is known
+	if name, err := ask(ctx, c); err != nil || name != "another" { // only the seed is known
 		t.Fatal(name, err)
 	}
 	b.mu.Lock()
@@ -129,12 +130,13 @@ func TestBookFollowsMembers(t *testing.T) {
 		}
 		<-time.After(20 * time.Millisecond)
 	}
-	if a := b.Addresses("nobody"); len(a) != 0 {
-		t.Errorf("nobody is at %v", a)
+	if a := b.Addresses("unknown"); len(a) != 0 {
+		t.Errorf("addresses of an unknown member: %v", a)
 	}
 }
 
-// Only an apiserver of the same authority is believed to be a member.
+// Only a server with an apiserver's certificate from the cluster's authority is accepted as a
+// member.
 func TestBookKnowsMembersByCertificate(t *testing.T) {
 	ca := identitytest.NewCA(t)
 	id := ca.Source(t, "kube-apiserver")
@@ -149,15 +151,15 @@ func TestBookKnowsMembersByCertificate(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		if _, err := memberv1.NewPeerServiceClient(c).Status(ctx, &memberv1.StatusRequest{}); err == nil {
-			t.Errorf("%s was believed", name)
+			t.Errorf("%s was accepted as a member", name)
 		}
 		cancel()
 		_ = c.(*grpc.ClientConn).Close()
 	}
 }
 
-// An apiserver that is no member notes where they are, and starts from its notes when
-// none of those answers whom its flags name.
+// An apiserver without stores saves the members' addresses, and starts from that file when no
+// apiserver named by its flags answers.
 func TestDirectory(t *testing.T) {
 	ca := identitytest.NewCA(t)
 	id := ca.Source(t, "kube-apiserver")
@@ -165,7 +167,7 @@ func TestDirectory(t *testing.T) {
 	n := &named{name: "a"}
 	a := serve(t, id, n)
 	n.members = []*memberv1.Member{{Name: "a", PeerAddress: a}, {Name: "b", PeerAddress: "127.0.0.1:1"}}
-	// The first answer comes from the API of whom the flags name.
+	// The first answer comes from the API of the apiserver that the flags name.
 	api, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -197,7 +199,7 @@ func TestDirectory(t *testing.T) {
 	if err != nil || !slices.Equal(again.Names(), []string{"a", "b"}) {
 		t.Fatal(again, err)
 	}
-	// What tells of nobody is not believed.
+	// A list without addresses does not replace the known members.
 	if err := again.take([]*memberv1.Member{{Name: "x"}}); err != nil || len(again.Names()) != 2 {
 		t.Fatal(again.Names(), err)
 	}
@@ -205,7 +207,7 @@ func TestDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := OpenDirectory(ctx, path, Invitation{}); err == nil {
-		t.Fatal("half a file was read")
+		t.Fatal("a truncated file was accepted")
 	}
 }
 

@@ -21,30 +21,32 @@ import (
 )
 
 const (
-	// refreshEvery is how often an apiserver that is no member asks where they are.
+	// refreshEvery is how often an apiserver without stores asks the members for their
+	// addresses.
 	refreshEvery = 5 * time.Second
-	// inviteTime bounds the attempt to ask those that the flags name.
+	// inviteTime bounds one request to the apiservers that the flags name.
 	inviteTime = 5 * time.Second
 )
 
-// Directory is where the members are, as an apiserver knows it that is none: a file,
-// which is written whole or not at all, and members who are asked now and then.
+// Directory holds the members' addresses for an apiserver that is not a member
+// (--member=false). It is saved in a file, which is replaced atomically, and refreshed from the
+// members.
 type Directory struct {
 	path   string
 	invite Invitation
 
 	mu      sync.Mutex
-	members map[string]string                   // by name, where their services are
-	conns   map[string]grpc.ClientConnInterface // of Run alone
+	members map[string]string                   // service addresses by name
+	conns   map[string]grpc.ClientConnInterface // used by Run only
 }
 
-// directoryFile is what is on disk.
+// directoryFile is the content of the file.
 type directoryFile struct {
 	Members map[string]string `json:"members"`
 }
 
-// OpenDirectory reads the file at path, or else asks those who are named in the
-// invitation, until one answers.
+// OpenDirectory reads the file at path. If it names no member, it asks the apiservers of the
+// invitation until one answers.
 func OpenDirectory(ctx context.Context, path string, v Invitation) (*Directory, error) {
 	d := &Directory{path: path, invite: v, conns: map[string]grpc.ClientConnInterface{}}
 	data, err := os.ReadFile(path)
@@ -67,12 +69,13 @@ func OpenDirectory(ctx context.Context, path string, v Invitation) (*Directory, 
 		return nil, err
 	}
 	if len(found) == 0 {
-		return nil, errors.New("those who were asked to join know no member: are they members themselves?")
+		return nil, errors.New("the apiservers that were asked to join know of no members: check that they are members themselves")
 	}
 	return d, d.take(found)
 }
 
-// take notes where the members are.
+// take replaces the directory by found, in memory and on disk. It keeps the previous one if
+// found contains no address.
 func (d *Directory) take(found []*memberv1.Member) error {
 	next := map[string]string{}
 	for _, m := range found {
@@ -99,20 +102,20 @@ func (d *Directory) take(found []*memberv1.Member) error {
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
-		return fmt.Errorf("note where the members are: %w", err)
+		return fmt.Errorf("save the members' addresses: %w", err)
 	}
 	d.members = next
 	return nil
 }
 
-// Names are those of the members, sorted.
+// Names returns the members' names, sorted.
 func (d *Directory) Names() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Sorted(maps.Keys(d.members))
 }
 
-// Known is what a Book follows.
+// Known returns the members' addresses in the form that Book.Follow takes.
 func (d *Directory) Known() (out []etcd.Known) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -122,15 +125,15 @@ func (d *Directory) Known() (out []etcd.Known) {
 	return out
 }
 
-// Run keeps the directory up to date until ctx ends. dial makes a connection to a
-// member.
+// Run refreshes the directory every refreshEvery until ctx ends, then returns nil. dial
+// connects to a member by name.
 func (d *Directory) Run(ctx context.Context, dial func(name string) (grpc.ClientConnInterface, error)) error {
 	defer closeAll(d.conns)
 	tick := time.NewTicker(refreshEvery)
 	defer tick.Stop()
 	for {
 		if err := d.refresh(ctx, dial); err != nil && ctx.Err() == nil {
-			slog.WarnContext(ctx, "cannot keep up with where the members are", "error", err)
+			slog.WarnContext(ctx, "cannot refresh the members' addresses", "error", err)
 		}
 		select {
 		case <-tick.C:
@@ -140,8 +143,8 @@ func (d *Directory) Run(ctx context.Context, dial func(name string) (grpc.Client
 	}
 }
 
-// refresh asks one member after the other, and those that the flags name if none
-// answers: all may have moved.
+// refresh asks one member after another. If none answers, all may have moved: then it asks the
+// apiservers that the flags name.
 func (d *Directory) refresh(ctx context.Context, dial func(name string) (grpc.ClientConnInterface, error)) error {
 	for _, name := range d.Names() {
 		c, ok := d.conns[name]

@@ -1,43 +1,44 @@
-// Package member is which apiservers carry the stores together, where they are, and
-// how that changes.
+// Package member decides which apiservers are members, that is, carry the stores together,
+// keeps their addresses, and changes the membership.
 //
-// # Who is a member
+// # Membership
 //
-// etcd's membership is the one truth. The raft store follows it: its leader takes
-// in whoever has a place in etcd, and lets go who has none (raft.Membership). So a
-// change is one change of etcd's, and what was interrupted after it is finished by
-// whoever leads the raft store.
+// etcd's membership is the only authoritative one. The raft store follows it: its leader adds
+// every etcd member and removes the others (raft.Membership). A change is therefore a single
+// change in etcd. If it is interrupted after that, the leader of the raft store completes it.
 //
-// # Where they are
+// # Addresses
 //
-// Each member tells the others its addresses, without quorum, in etcd's cards; each
-// keeps what it heard on its disk. The Book reads them, and falls back to what the
-// flags say. A member is known by its certificate and its name, not by its address:
-// one that came back elsewhere tells the others, and connections to its old address
-// are ended.
+// Each member announces its addresses to the others without a quorum, in etcd's cards, and
+// saves those that it receives on its disk. Book reads them and falls back to the addresses
+// given by flags. A member is identified by its certificate and its name, not by its address:
+// one that comes back elsewhere announces its new address, and connections to the old one are
+// closed.
 //
 // # States of a name
 //
-//	stranger  nobody knows it.
-//	admitted  Join wrote it down in etcd, for ten minutes. Who is there under the name
-//	          with an empty disk is let in.
-//	learner   it has a place in etcd without a vote, in the raft store too.
-//	voter     it has caught up: each store's leader gives it its vote by itself.
-//	retiring  Leave has asked it to end: it hands over, finishes what it is asked, and
-//	          its process ends.
-//	gone      Leave took its place away; its process does not start with that disk
-//	          again. The raft store's leader lets it go.
+//	unknown   no member knows the name.
+//	admitted  Join recorded the name in etcd for ten minutes. A process with this name and
+//	          an empty disk may join.
+//	learner   it is a member of etcd and of the raft store, without a vote.
+//	voter     it has caught up, and each store's leader has given it a vote.
+//	retiring  Leave has asked it to stop: it hands over its leaderships and completes the
+//	          requests in flight, then its process ends.
+//	gone      Leave removed it from etcd. Its process does not start with that disk again,
+//	          and the leader of the raft store removes it there.
 //
 // # Failures
 //
-//   - An answer is lost: every call may be repeated and goes on from where things are.
-//   - Who asked to join dies: without a place, the admission is forgotten; with one,
-//     it goes on when it is back, or Leave takes the place away.
-//   - A change would leave fewer healthy voters than the rest needs: it is refused
-//     before anything is done. Two changes that would do so together are made one
-//     after the other: Leave holds a key in etcd, which expires if its holder dies.
-//   - The quorum is lost: no change is made. For good: see etcd.Recover.
+//   - A reply is lost: every call may be repeated, and continues from the current state.
+//   - A joining process dies: if it is not a member of etcd yet, its admission expires;
+//     otherwise it continues when it is back, or Leave removes it.
+//   - A change would leave fewer healthy voters than the remaining members need: it is refused
+//     before anything changes. Two changes that would do so together are serialized: Leave
+//     holds a key in etcd, which expires if its holder dies.
+//   - The quorum is lost: no change is possible. If it is lost permanently, see etcd.Recover.
 //
-// It must never let a name in that nobody admitted, and never take a place away
-// from members who could then not go on.
+// # Invariants
+//
+// No name joins that was not admitted, and no member is removed if the remaining ones could not
+// go on without it.
 package member

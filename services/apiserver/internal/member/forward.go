@@ -12,8 +12,8 @@ import (
 	"keelson.dev/services/apiserver/internal/authz"
 )
 
-// Forward is MemberService at an apiserver that is no member: it looks up the rights
-// of who calls, and has a member answer.
+// Forward implements MemberService on an apiserver that is not a member: it authorizes the
+// caller and forwards the request to a member.
 type Forward struct {
 	memberv1.UnimplementedMemberServiceServer
 	names func() []string
@@ -24,7 +24,8 @@ type Forward struct {
 	conns map[string]grpc.ClientConnInterface
 }
 
-// NewForward makes a Forward to the members of those names.
+// NewForward returns a Forward to the members that names returns. dial connects to a member by
+// name.
 func NewForward(names func() []string, dial func(name string) (grpc.ClientConnInterface, error), rights authz.Authorizer) *Forward {
 	return &Forward{names: names, dial: dial, may: authorized(rights), conns: map[string]grpc.ClientConnInterface{}}
 }
@@ -32,15 +33,15 @@ func NewForward(names func() []string, dial func(name string) (grpc.ClientConnIn
 // Register registers the service.
 func (f *Forward) Register(r grpc.ServiceRegistrar) { memberv1.RegisterMemberServiceServer(r, f) }
 
-// Close ends the connections.
+// Close closes the connections to the members.
 func (f *Forward) Close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	closeAll(f.conns)
 }
 
-// at has a member answer; one that cannot be reached is passed over. All calls may be
-// repeated.
+// at calls the members in turn until one answers with anything but UNAVAILABLE. All calls of
+// MemberService may be repeated.
 func at[R any](ctx context.Context, f *Forward, call func(memberv1.MemberServiceClient) (R, error)) (out R, err error) {
 	err = status.Error(codes.Unavailable, "no member is known")
 	for _, name := range f.names() {

@@ -20,18 +20,20 @@ import (
 	"keelson.dev/services/internal/rpc"
 )
 
-// Invitation is with what an apiserver asks to join.
+// Invitation is what an apiserver needs to ask others whether it may join.
 type Invitation struct {
-	// Endpoints are host:port of apiservers' gRPC API.
+	// Endpoints are the gRPC addresses (host:port) of apiservers.
 	Endpoints []string
-	// TokenFile holds a bootstrap token; empty asks with the certificate alone.
+	// TokenFile holds a bootstrap token. If it is empty, the certificate authenticates the
+	// request.
 	TokenFile string
-	Identity  *identity.Source
+	// Identity authenticates this apiserver, and the servers that it asks.
+	Identity *identity.Source
 }
 
-// Ask asks until one of the apiservers answers, and returns the members. A refusal
-// is an error. With a token that is not good (any more), the certificate counts: a
-// member that lost its disk comes back with it.
+// Ask repeats the request until an apiserver answers, and returns the members. It returns an
+// error if the request is refused or ctx ends. If the token is not valid (any more), it
+// authenticates with the certificate, so that a member that lost its disk can come back.
 func (v *Invitation) Ask(ctx context.Context, r *memberv1.JoinRequest) ([]*memberv1.Member, error) {
 	token := ""
 	if v.TokenFile != "" {
@@ -45,7 +47,7 @@ func (v *Invitation) Ask(ctx context.Context, r *memberv1.JoinRequest) ([]*membe
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		out, err := v.ask(ctx, r, token)
 		if token != "" && status.Code(err) == codes.Unauthenticated {
-			slog.WarnContext(ctx, "the join token is not good; asking with the certificate", "error", err)
+			slog.WarnContext(ctx, "the join token is not valid; authenticating with the certificate", "error", err)
 			out, err = v.ask(ctx, r, "")
 		}
 		switch status.Code(err) {
@@ -53,28 +55,28 @@ func (v *Invitation) Ask(ctx context.Context, r *memberv1.JoinRequest) ([]*membe
 			return out, nil
 		case codes.Unavailable, codes.DeadlineExceeded, codes.Aborted:
 		default:
-			return nil, fmt.Errorf("join the members: %w", err)
+			return nil, fmt.Errorf("join the control plane: %w", err)
 		}
 		if said != err.Error() {
 			said = err.Error()
-			slog.InfoContext(ctx, "waiting for an apiserver that lets this one join", "apiservers", v.Endpoints, "error", err)
+			slog.InfoContext(ctx, "waiting for an apiserver to accept the request to join", "apiservers", v.Endpoints, "error", err)
 		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return nil, fmt.Errorf("join the members: %w", errors.Join(ctx.Err(), err))
+			return nil, fmt.Errorf("join the control plane: %w", errors.Join(ctx.Err(), err))
 		}
 	}
 }
 
-// askedTime bounds one attempt.
+// askedTime bounds one attempt of Ask.
 const askedTime = 10 * time.Second
 
 func (v *Invitation) ask(ctx context.Context, r *memberv1.JoinRequest, token string) ([]*memberv1.Member, error) {
 	var options []grpc.DialOption
 	if token != "" {
 		options = append(options,
-			// Without the certificate: it would count in place of the token.
+			// Do not offer the certificate: the server would prefer it to the token.
 			grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, RootCAs: v.Identity.Current().Roots})),
 			grpc.WithPerRPCCredentials(bearer(token)))
 	}
@@ -92,7 +94,7 @@ func (v *Invitation) ask(ctx context.Context, r *memberv1.JoinRequest, token str
 	return out.Members, nil
 }
 
-// bearer is a token in each call's metadata.
+// bearer is a bearer token that is sent in the metadata of each call.
 type bearer string
 
 // GetRequestMetadata implements gRPC's PerRPCCredentials.

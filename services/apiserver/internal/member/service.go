@@ -27,30 +27,31 @@ import (
 	"keelson.dev/services/apiserver/internal/store/raft"
 )
 
-// Resource stands for the members in authorization.
+// Resource is the resource that authorization rules name to allow operations on members.
 var Resource = schema.GroupVersionResource{Group: "keelson.dev", Version: "v1", Resource: "members"}
 
 const (
-	// admittedPrefix is where admissions lie in etcd, and admittedSeconds how long.
+	// admittedPrefix is the prefix of admissions in etcd. They expire after admittedSeconds.
 	admittedPrefix  = "/keelson/join/"
 	admittedSeconds = 600
-	// changeKey is held by who takes a member's place away.
+	// changeKey is held while a member is being removed. It expires after changeSeconds.
 	changeKey     = "/keelson/change"
 	changeSeconds = 60
-	// askTime bounds the question how a member is.
+	// askTime bounds the request for a member's status.
 	askTime = time.Second
-	// pollTime is the time between two looks at what is waited for.
+	// pollTime is the interval at which a condition that is waited for is checked.
 	pollTime = 100 * time.Millisecond
-	// patience bounds a call whose caller set no deadline.
+	// patience bounds Leave and Replace.
 	patience = 2 * time.Minute
-	// maxVoters is how many members there may be: more only cost.
+	// maxVoters is the largest number of members: each further one slows writes down without
+	// making the cluster safer.
 	maxVoters = 7
 )
 
-// nameForm is what an apiserver may be called (etcd's seats are made of it).
+// nameForm matches the allowed names of apiservers, from which etcd's seats are derived.
 var nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?$`)
 
-// Etcd is this apiserver's member of etcd.
+// Etcd is what the service needs of this apiserver's etcd member.
 type Etcd interface {
 	Members(ctx context.Context) ([]etcd.Member, error)
 	Remove(ctx context.Context, name string) error
@@ -61,40 +62,41 @@ type Etcd interface {
 	Health() error
 }
 
-// Raft is this apiserver's member of the raft store.
+// Raft is what the service needs of this apiserver's raft store.
 type Raft interface {
 	Status() raft.Status
 	Leads() bool
 	Health() error
 }
 
-// Config of a Service.
+// Config configures a Service.
 type Config struct {
-	// Name of this apiserver.
+	// Name is the name of this apiserver.
 	Name string
+	// Etcd is this apiserver's etcd member.
 	Etcd Etcd
-	// Store is etcd's, where admissions lie.
+	// Store is the etcd store, which holds the admissions.
 	Store store.Store
-	// Dial makes a connection to another member.
+	// Dial returns a connection to another member.
 	Dial func(name string) (grpc.ClientConnInterface, error)
 
-	askTime time.Duration // for tests; default askTime
+	askTime time.Duration // shortened by tests; zero means askTime
 }
 
-// Service is MemberService and PeerService of one member.
+// Service implements MemberService and PeerService on a member.
 type Service struct {
 	cfg   Config
 	raft  atomic.Pointer[Raft]
 	mu    sync.Mutex
 	conns map[string]grpc.ClientConnInterface
-	// retired is closed when this apiserver is asked to end, quiet when it serves no
-	// clients any more, and released when its place is gone.
+	// retired is closed when this apiserver is asked to stop, quiet when it serves no clients
+	// any more, and released when it need not keep its votes any longer.
 	retired, quiet, released          chan struct{}
 	retire, closeQuiet, closeReleased func()
 }
 
-// NewService makes a service. Until Serve has been given the raft store, calls that
-// need it are UNAVAILABLE.
+// NewService returns a service. Until Serve is called, calls that need the raft store fail with
+// UNAVAILABLE.
 func NewService(cfg Config) *Service {
 	cfg.askTime = cmp.Or(cfg.askTime, askTime)
 	s := &Service{
@@ -107,26 +109,26 @@ func NewService(cfg Config) *Service {
 	return s
 }
 
-// Retired is closed when this apiserver is asked to end, because its place is about
-// to be taken away.
+// Retired is closed when this apiserver is asked to stop because it is about to be removed.
 func (s *Service) Retired() <-chan struct{} { return s.retired }
 
-// Serve lets the service ask this member of the raft store.
+// Serve provides this apiserver's raft store.
 func (s *Service) Serve(r Raft) { s.raft.Store(&r) }
 
-// Close ends the connections to other members.
+// Close closes the connections to other members.
 func (s *Service) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	closeAll(s.conns)
 }
 
-// RegisterAPI registers MemberService for clients, whose rights are looked up.
+// RegisterAPI registers MemberService for clients. rights authorizes them.
 func (s *Service) RegisterAPI(r grpc.ServiceRegistrar, rights authz.Authorizer) {
 	memberv1.RegisterMemberServiceServer(r, &server{Service: s, may: authorized(rights)})
 }
 
-// authorized looks up whether a caller may do something with a member.
+// authorized returns a function that checks whether the caller may use a verb on a member. Its
+// error is a gRPC status.
 func authorized(rights authz.Authorizer) func(ctx context.Context, verb, name string) error {
 	return func(ctx context.Context, verb, name string) error {
 		a := &request.Attributes{User: request.UserFrom(ctx), Verb: verb, Resource: Resource, Name: name}
@@ -141,14 +143,14 @@ func authorized(rights authz.Authorizer) func(ctx context.Context, verb, name st
 	}
 }
 
-// RegisterPeers registers both services for other members; allow says whether a
-// caller is one (a gRPC status error if not).
+// RegisterPeers registers both services for other members. allow returns a gRPC status error if
+// the caller is not a member.
 func (s *Service) RegisterPeers(r grpc.ServiceRegistrar, allow func(context.Context) error) {
 	memberv1.RegisterMemberServiceServer(r, &server{Service: s, may: func(ctx context.Context, _, _ string) error { return allow(ctx) }})
 	memberv1.RegisterPeerServiceServer(r, &peerServer{Service: s, allow: allow})
 }
 
-// server is MemberService at one of its doors.
+// server implements MemberService; may authorizes its callers.
 type server struct {
 	memberv1.UnimplementedMemberServiceServer
 	*Service
@@ -189,7 +191,7 @@ func (s *server) Leave(ctx context.Context, r *memberv1.LeaveRequest) (*memberv1
 		return nil, err
 	}
 	if !nameForm.MatchString(r.Name) {
-		return nil, status.Errorf(codes.InvalidArgument, "%q is no name of a member", r.Name)
+		return nil, status.Errorf(codes.InvalidArgument, "%q is not a valid member name", r.Name)
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -205,7 +207,7 @@ func (s *server) Replace(ctx context.Context, r *memberv1.ReplaceRequest) (*memb
 		return nil, err
 	}
 	if !nameForm.MatchString(r.Old) || !nameForm.MatchString(r.New) || r.Old == r.New {
-		return nil, status.Errorf(codes.InvalidArgument, "replace %q by %q: want two names", r.Old, r.New)
+		return nil, status.Errorf(codes.InvalidArgument, "replace %q by %q: expected two different member names", r.Old, r.New)
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -219,22 +221,23 @@ func (s *server) Replace(ctx context.Context, r *memberv1.ReplaceRequest) (*memb
 	return &memberv1.ReplaceResponse{}, nil
 }
 
+// valid checks the name and the addresses of a request to join. Its error is a gRPC status.
 func valid(r *memberv1.JoinRequest) error {
 	if !nameForm.MatchString(r.Name) {
-		return status.Errorf(codes.InvalidArgument, "%q is no name for a member: want lower case letters, digits, '-' and '.'", r.Name)
+		return status.Errorf(codes.InvalidArgument, "%q is not a valid member name: use lower case letters, digits, '-' and '.'", r.Name)
 	}
 	for _, address := range []string{r.PeerAddress, r.EtcdAddress} {
 		if host, port, err := net.SplitHostPort(address); err != nil || host == "" || port == "" || port == "0" || len(address) > 300 {
-			return status.Errorf(codes.InvalidArgument, "%q is no address: want host:port", address)
+			return status.Errorf(codes.InvalidArgument, "%q is not a valid address: expected host:port", address)
 		}
 	}
 	return nil
 }
 
-// errRefused is the cause of a refusal: nothing was changed.
+// errRefused is wrapped by errors of requests that were refused before anything changed.
 var errRefused = errors.New("refused")
 
-// admit writes down that a name may be let in.
+// admit records in etcd that a name may join.
 func (s *Service) admit(ctx context.Context, r *memberv1.JoinRequest) error {
 	all, err := s.list(ctx)
 	if err != nil {
@@ -246,24 +249,25 @@ func (s *Service) admit(ctx context.Context, r *memberv1.JoinRequest) error {
 			voters++
 		}
 		if m.Name == r.Name && m.Healthy && m.PeerAddress != r.PeerAddress {
-			return status.Errorf(codes.AlreadyExists, "%s is a member at %s: choose another --name", m.Name, m.PeerAddress)
+			return status.Errorf(codes.AlreadyExists, "%s is already a member, at %s: choose another --name", m.Name, m.PeerAddress)
 		}
 		if m.Name == r.Name {
-			voters-- // it comes back
+			voters-- // it comes back, and does not count twice
 		}
 	}
 	if voters >= maxVoters {
-		return fmt.Errorf("%w: there are %d members, and more only cost; start %s with --member=false", errRefused, voters, r.Name)
+		return fmt.Errorf("%w: there are %d members already, which is the maximum; start %s with --member=false", errRefused, voters, r.Name)
 	}
 	return s.write(ctx, store.Write{Key: admittedPrefix + r.Name, Value: []byte(r.PeerAddress), Expect: store.Any, TTLSeconds: admittedSeconds})
 }
 
-// Admitted tells whether a name may be let in.
+// Admitted reports whether a name may join.
 func (s *Service) Admitted(ctx context.Context, name string) bool {
 	_, _, err := s.cfg.Store.Get(ctx, admittedPrefix+name)
 	return err == nil
 }
 
+// write commits one write to the etcd store.
 func (s *Service) write(ctx context.Context, w store.Write) error {
 	v, err := s.cfg.Store.Commit(ctx, []store.Write{w})
 	if err == nil {
@@ -272,20 +276,20 @@ func (s *Service) write(ctx context.Context, w store.Write) error {
 	return err
 }
 
-// addresses are the names and addresses of the members, as far as is known here,
-// without quorum.
+// addresses returns the names and addresses of the members, as far as this one knows them. It
+// needs no quorum.
 func (s *Service) addresses() (out []*memberv1.Member) {
 	names := s.cfg.Etcd.Names()
 	for _, k := range s.cfg.Etcd.Known() {
 		if !slices.Contains(names, k.Name) {
-			continue // it waits to become one
+			continue // announced, but not a member of etcd (yet)
 		}
 		out = append(out, &memberv1.Member{Name: k.Name, PeerAddress: k.Service, EtcdAddress: k.Address})
 	}
 	return out
 }
 
-// list asks all members how they are.
+// list returns the members of both stores, sorted by name, with the status that each reports.
 func (s *Service) list(ctx context.Context) ([]*memberv1.Member, error) {
 	store := s.raft.Load()
 	if store == nil {
@@ -332,7 +336,7 @@ func (s *Service) list(ctx context.Context) ([]*memberv1.Member, error) {
 	return out, nil
 }
 
-// forget ends the connections to those who are no members any more.
+// forget closes the connections to apiservers that are no longer members.
 func (s *Service) forget(members map[string]*memberv1.Member) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -344,7 +348,7 @@ func (s *Service) forget(members map[string]*memberv1.Member) {
 	}
 }
 
-// askAll fills in what members say of themselves.
+// askAll asks all members for their status, in parallel, and fills it in.
 func (s *Service) askAll(ctx context.Context, members map[string]*memberv1.Member) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.askTime)
 	defer cancel()
@@ -353,14 +357,15 @@ func (s *Service) askAll(ctx context.Context, members map[string]*memberv1.Membe
 	answers := map[string]*memberv1.StatusResponse{}
 	for name, m := range members {
 		wg.Go(func() {
-			// One that is back is not missed because an attempt to reach it failed before.
+			// WaitForReady, so that a member that has just come back is not reported as down
+			// because an earlier attempt to connect failed.
 			st, err := s.ask(ctx, name, grpc.WaitForReady(true))
 			switch {
 			case err != nil:
 				m.Problem = "does not answer: " + status.Convert(err).Message()
 				return
 			case st.Name != name:
-				m.Problem = fmt.Sprintf("at its address answers %q", st.Name)
+				m.Problem = fmt.Sprintf("another member answers at its address: %q", st.Name)
 				return
 			}
 			m.Healthy, m.Problem, m.LeadsEtcd, m.LeadsRaft = st.Problem == "", st.Problem, st.LeadsEtcd, st.LeadsRaft
@@ -379,6 +384,7 @@ func (s *Service) askAll(ctx context.Context, members map[string]*memberv1.Membe
 	}
 }
 
+// ask returns the status of a member, which may be this one.
 func (s *Service) ask(ctx context.Context, name string, options ...grpc.CallOption) (*memberv1.StatusResponse, error) {
 	if name == s.cfg.Name {
 		return s.status(), nil
@@ -390,7 +396,7 @@ func (s *Service) ask(ctx context.Context, name string, options ...grpc.CallOpti
 	return memberv1.NewPeerServiceClient(conn).Status(ctx, &memberv1.StatusRequest{}, options...)
 }
 
-// Others are connections to the other members that are known.
+// Others returns connections to the other known members.
 func (s *Service) Others() []grpc.ClientConnInterface {
 	var out []grpc.ClientConnInterface
 	for _, m := range s.addresses() {
@@ -404,7 +410,7 @@ func (s *Service) Others() []grpc.ClientConnInterface {
 	return out
 }
 
-// conn is the connection to another member.
+// conn returns the connection to another member, and makes it on first use.
 func (s *Service) conn(name string) (grpc.ClientConnInterface, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -418,7 +424,7 @@ func (s *Service) conn(name string) (grpc.ClientConnInterface, error) {
 	return c, err
 }
 
-// status is how this member is.
+// status returns the status of this member.
 func (s *Service) status() *memberv1.StatusResponse {
 	out := &memberv1.StatusResponse{
 		Name: s.cfg.Name, LeadsEtcd: s.cfg.Etcd.Leads(), EtcdApplied: s.cfg.Etcd.Applied(), Members: s.addresses(),
@@ -436,7 +442,7 @@ func (s *Service) status() *memberv1.StatusResponse {
 	return out
 }
 
-// peerServer is PeerService.
+// peerServer implements PeerService; allow admits only other members.
 type peerServer struct {
 	memberv1.UnimplementedPeerServiceServer
 	*Service
@@ -469,7 +475,7 @@ func (s *peerServer) Retire(ctx context.Context, r *memberv1.RetireRequest) (*me
 	}
 }
 
-// wire is an error as gRPC carries it.
+// wire converts an error to a gRPC status error.
 func wire(ctx context.Context, err error) error {
 	if _, ok := status.FromError(err); ok {
 		return err

@@ -26,20 +26,19 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// site is a control plane whose etcd and raft store are only pretended: what the
-// service does is what is tested.
+// site is a control plane of real services with a fake etcd and a fake raft store.
 type site struct {
 	testing.TB
 	store *memory.Store
 
 	mu sync.Mutex
-	// voters and learners are etcd's; the raft store follows at once unless raft is set.
+	// voters and learners are etcd's. The raft store has the same members unless raft is set.
 	voters, learners []string
 	raft             []string
 	leader           string
 	addresses        map[string]string
 	removed          []string
-	// early are those that ended while they had their places.
+	// early lists the members whose process ended while they were still members.
 	early    []string
 	retired  atomic.Int32
 	over     chan struct{}
@@ -49,6 +48,7 @@ type site struct {
 	stopped  map[string]bool
 }
 
+// newSite starts a member for each name.
 func newSite(t testing.TB, names ...string) *site {
 	t.Helper()
 	s := &site{
@@ -72,6 +72,7 @@ func newSite(t testing.TB, names ...string) *site {
 	return s
 }
 
+// start starts a member.
 func (s *site) start(name string) {
 	s.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -110,7 +111,7 @@ func (s *site) start(name string) {
 	})
 }
 
-// elect makes another member the leader.
+// elect makes a member other than instead the leader.
 func (s *site) elect(instead string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -121,7 +122,7 @@ func (s *site) elect(instead string) {
 	}
 }
 
-// stop ends a member's server.
+// stop stops a member's server.
 func (s *site) stop(name string) {
 	s.mu.Lock()
 	s.stopped[name] = true
@@ -129,8 +130,8 @@ func (s *site) stop(name string) {
 	s.servers[name].Stop()
 }
 
-// line is a connection to a member. To one that was stopped it fails at once, so that
-// those who answer may be given time, however busy the machine is.
+// line is a connection to a member. Calls to a stopped member fail at once, so that the timeout
+// for those that answer can be long, however busy the machine is.
 type line struct {
 	*grpc.ClientConn
 	site *site
@@ -147,12 +148,12 @@ func (l *line) Invoke(ctx context.Context, method string, args, reply any, opts 
 	return l.ClientConn.Invoke(ctx, method, args, reply, opts...)
 }
 
-// at is MemberService of one member.
+// at returns MemberService of one member.
 func (s *site) at(name string) *server {
 	return &server{Service: s.services[name], may: func(context.Context, string, string) error { return nil }}
 }
 
-// fakeMember is a member of the pretended etcd.
+// fakeMember is a member of the fake etcd.
 type fakeMember struct {
 	*site
 	name string
@@ -233,26 +234,26 @@ func TestRefuse(t *testing.T) {
 	}
 	learner := &memberv1.Member{Name: "l", Etcd: memberv1.Role_ROLE_LEARNER, Raft: memberv1.Role_ROLE_ABSENT}
 	raftDead := voter("b", true)
-	raftDead.Etcd = memberv1.Role_ROLE_ABSENT // a place in the raft store alone
+	raftDead.Etcd = memberv1.Role_ROLE_ABSENT // a voter of the raft store only
 	raftDead.Healthy = false
 	for _, row := range []struct {
 		name string
 		all  []*memberv1.Member
 		goes string
-		says string // empty: it may go
+		says string // empty: it may be removed
 	}{
 		{"one of three", []*memberv1.Member{voter("a", true), voter("b", true), voter("c", true)}, "a", ""},
 		{"the dead one of three", []*memberv1.Member{voter("a", false), voter("b", true), voter("c", true)}, "a", ""},
-		{"another than the dead one of three", []*memberv1.Member{voter("a", false), voter("b", true), voter("c", true)}, "b", "bring a back"},
+		{"a healthy one of three with a dead one", []*memberv1.Member{voter("a", false), voter("b", true), voter("c", true)}, "b", "bring a back"},
 		{"one of two", []*memberv1.Member{voter("a", true), voter("b", true)}, "a", ""},
-		{"the dead one of two, who must agree", []*memberv1.Member{voter("a", false), voter("b", true)}, "a", "bring a back"},
-		{"the last", []*memberv1.Member{voter("a", true)}, "a", "only one"},
-		{"a learner beside the last", []*memberv1.Member{voter("a", true), learner}, "l", ""},
-		{"the last voter beside a learner", []*memberv1.Member{voter("a", true), learner}, "a", "only one"},
+		{"the dead one of two, whose vote is needed", []*memberv1.Member{voter("a", false), voter("b", true)}, "a", "bring a back"},
+		{"the last member", []*memberv1.Member{voter("a", true)}, "a", "only voter"},
+		{"a learner beside the last member", []*memberv1.Member{voter("a", true), learner}, "l", ""},
+		{"the last voter beside a learner", []*memberv1.Member{voter("a", true), learner}, "a", "only voter"},
 		{"one of four with a dead one", []*memberv1.Member{voter("a", false), voter("b", true), voter("c", true), voter("d", true)}, "b", ""},
 		{"one of five with two dead ones", []*memberv1.Member{voter("a", false), voter("b", false), voter("c", true), voter("d", true), voter("e", true)}, "c", "bring a, b back"},
-		{"one without which the raft store could not go on", []*memberv1.Member{voter("a", true), raftDead, voter("c", true)}, "a", "the raft store"},
-		{"nobody", []*memberv1.Member{voter("a", false), voter("b", false), voter("c", true)}, "x", ""},
+		{"one whose removal costs the raft store its quorum", []*memberv1.Member{voter("a", true), raftDead, voter("c", true)}, "a", "the raft store"},
+		{"an unknown name", []*memberv1.Member{voter("a", false), voter("b", false), voter("c", true)}, "x", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			err := refuse(row.all, row.goes)
@@ -281,39 +282,39 @@ func TestJoin(t *testing.T) {
 		}
 	}
 	if s.services["b"].Admitted(ctx, "d") {
-		t.Fatal("d is admitted before it has asked")
+		t.Fatal("d was admitted before it asked to join")
 	}
-	// A client changes nothing.
+	// A request of an apiserver that is not to be a member changes nothing.
 	r, err := s.at("a").Join(ctx, &memberv1.JoinRequest{Client: true})
 	if err != nil || len(r.Members) != 3 || r.Members[0].PeerAddress == "" {
 		t.Fatal(r, err)
 	}
-	for range 2 { // an answer may be lost
+	for range 2 { // a reply may be lost
 		if r, err = s.at("a").Join(ctx, good); err != nil || len(r.Members) != 3 {
 			t.Fatal(r, err)
 		}
 	}
 	if !s.services["b"].Admitted(ctx, "d") || s.services["b"].Admitted(ctx, "e") {
-		t.Error("not d alone is admitted, at another member")
+		t.Error("another member does not admit d, or also admits e")
 	}
-	// The name of one that is there is taken; its own it may have again.
+	// A name in use is refused to another address, but its owner may join again.
 	taken := &memberv1.JoinRequest{Name: "b", PeerAddress: "10.0.0.4:1", EtcdAddress: "10.0.0.4:2"}
 	if _, err := s.at("a").Join(ctx, taken); status.Code(err) != codes.AlreadyExists {
-		t.Errorf("the name of another: %v", err)
+		t.Errorf("join with the name of a running member: %v", err)
 	}
 	taken.PeerAddress = s.addresses["b"]
 	if _, err := s.at("a").Join(ctx, taken); err != nil {
-		t.Errorf("its own name: %v", err)
+		t.Errorf("join again with its own name: %v", err)
 	}
-	// One that is gone is replaced by who has its name now.
+	// A member that does not answer can be replaced by a new one of the same name.
 	s.stop("c")
 	taken.Name, taken.PeerAddress = "c", "10.0.0.4:1"
 	if _, err := s.at("a").Join(ctx, taken); err != nil {
-		t.Errorf("the name of one that does not answer: %v", err)
+		t.Errorf("join with the name of a member that does not answer: %v", err)
 	}
 }
 
-func TestJoinHasAnEnd(t *testing.T) {
+func TestJoinRefusesAnEighthMember(t *testing.T) {
 	s := newSite(t, "a", "b", "c", "d", "e", "f", "g")
 	r := &memberv1.JoinRequest{Name: "h", PeerAddress: "10.0.0.4:1", EtcdAddress: "10.0.0.4:2"}
 	if _, err := s.at("a").Join(within(t, 10*time.Second), r); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "--member=false") {
@@ -327,40 +328,40 @@ func TestLeave(t *testing.T) {
 	if err := s.services["a"].admit(ctx, &memberv1.JoinRequest{Name: "b", PeerAddress: s.addresses["b"]}); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // an answer may be lost
+	for range 2 { // a reply may be lost
 		if _, err := s.at("c").Leave(ctx, &memberv1.LeaveRequest{Name: "b"}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if s.services["a"].Admitted(ctx, "b") {
-		t.Error("b has left and may be let in again")
+		t.Error("b has left and is still admitted")
 	}
-	// Asked itself, it has another do it, and lives to answer.
+	// A member that is asked to remove itself has another do it, so that it can answer.
 	if _, err := s.at("a").Leave(ctx, &memberv1.LeaveRequest{Name: "a"}); err != nil {
 		t.Fatal(err)
 	}
 	if n := s.retired.Load(); n != 1 {
-		t.Errorf("%d ended before their places were taken away, want b alone", n)
+		t.Errorf("%d members had retired, want only b", n)
 	}
 	s.stop("c")
 	_, err := s.at("d").Leave(ctx, &memberv1.LeaveRequest{Name: "d"})
 	if status.Code(err) != codes.FailedPrecondition {
-		t.Errorf("the last that is there left: %v", err)
+		t.Errorf("the last healthy member left: %v", err)
 	}
 	if !slices.Equal(s.voters, []string{"c", "d"}) {
-		t.Errorf("left are %v", s.voters)
+		t.Errorf("voters are %v, want c and d", s.voters)
 	}
-	// Two have a majority only together.
+	// Of two members, neither can be removed without the vote of the other.
 	if _, err := s.at("d").Leave(ctx, &memberv1.LeaveRequest{Name: "c"}); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "recover") {
-		t.Errorf("the one that is gone: %v", err)
+		t.Errorf("remove the one that is down: %v", err)
 	}
 	if _, err := s.at("d").Leave(ctx, &memberv1.LeaveRequest{Name: "no/name"}); status.Code(err) != codes.InvalidArgument {
 		t.Error(err)
 	}
 }
 
-// Each of two changes alone would do no harm.
-func TestChangesAreMadeOneAfterTheOther(t *testing.T) {
+// Each of two changes is harmless alone; together they would cost the quorum.
+func TestChangesAreSerialized(t *testing.T) {
 	s := newSite(t, "a", "b", "c", "d")
 	s.stop("d")
 	ctx := within(t, 60*time.Second)
@@ -373,15 +374,15 @@ func TestChangesAreMadeOneAfterTheOther(t *testing.T) {
 	}
 	first, second := <-errs, <-errs
 	if (first == nil) == (second == nil) {
-		t.Fatalf("%v and %v; members are %v", first, second, s.voters)
+		t.Fatalf("%v and %v; voters are %v", first, second, s.voters)
 	}
 	if len(s.removed) != 1 {
-		t.Errorf("removed were %v", s.removed)
+		t.Errorf("removed %v", s.removed)
 	}
 }
 
-// Of two, the one that leads leaves: it hands over, and keeps its vote until the other
-// has taken its place away.
+// When the leader of two members leaves, it hands over and keeps its vote until the other has
+// removed it.
 func TestTheLeaderOfTwoLeaves(t *testing.T) {
 	s := newSite(t, "a", "b")
 	ctx := within(t, 60*time.Second)
@@ -391,7 +392,7 @@ func TestTheLeaderOfTwoLeaves(t *testing.T) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.early) > 0 || s.leader != "b" || !slices.Equal(s.voters, []string{"b"}) {
-		t.Errorf("ended early: %v; %s leads %v", s.early, s.leader, s.voters)
+		t.Errorf("ended before their removal: %v; leader %s of voters %v", s.early, s.leader, s.voters)
 	}
 }
 
@@ -400,7 +401,7 @@ func TestLeaveWaitsForTheRaftStore(t *testing.T) {
 	s.raft = []string{"a", "b", "c"}
 	short := within(t, 500*time.Millisecond)
 	if _, err := s.at("a").Leave(short, &memberv1.LeaveRequest{Name: "c"}); status.Code(err) != codes.DeadlineExceeded {
-		t.Fatalf("the raft store has not let c go: %v", err)
+		t.Fatalf("the raft store has not removed c: %v", err)
 	}
 	s.mu.Lock()
 	s.raft = nil
@@ -416,7 +417,7 @@ func TestReplace(t *testing.T) {
 	s.start("d")
 	short := within(t, 500*time.Millisecond)
 	if _, err := s.at("a").Replace(short, &memberv1.ReplaceRequest{Old: "b", New: "d"}); status.Code(err) != codes.DeadlineExceeded || len(s.removed) > 0 {
-		t.Fatalf("replaced by a learner: %v, removed %v", err, s.removed)
+		t.Fatalf("replaced by a learner: error %v, removed %v", err, s.removed)
 	}
 	s.mu.Lock()
 	s.voters, s.learners = append(s.voters, "d"), nil
@@ -428,7 +429,7 @@ func TestReplace(t *testing.T) {
 		}
 	}
 	if !slices.Equal(s.voters, []string{"a", "c", "d"}) {
-		t.Errorf("members are %v", s.voters)
+		t.Errorf("voters are %v", s.voters)
 	}
 	if _, err := s.at("a").Replace(ctx, &memberv1.ReplaceRequest{Old: "a", New: "a"}); status.Code(err) != codes.InvalidArgument {
 		t.Error(err)
@@ -451,7 +452,7 @@ func TestList(t *testing.T) {
 	}
 }
 
-// rights allow one verb to everybody.
+// rights is an authorizer that allows every user one verb.
 type rights string
 
 func (r rights) Authorize(_ context.Context, a *request.Attributes) (bool, string, error) {
@@ -474,7 +475,7 @@ func TestRights(t *testing.T) {
 			}
 		}
 		if allowed == "delete" {
-			continue // it would wait for d
+			continue // it would wait until d is a voter
 		}
 		if _, err := v.Replace(ctx, &memberv1.ReplaceRequest{Old: "a", New: "d"}); status.Code(err) != codes.PermissionDenied {
 			t.Errorf("replace with the right to %s: %v", allowed, err)
@@ -486,7 +487,7 @@ func TestRights(t *testing.T) {
 	} {
 		no := status.Error(codes.PermissionDenied, "no")
 		if err := call(&peerServer{Service: s.services["a"], allow: func(context.Context) error { return no }}); !errors.Is(err, no) {
-			t.Errorf("a stranger was answered: %v", err)
+			t.Errorf("a caller that is not a member got: %v", err)
 		}
 	}
 }
