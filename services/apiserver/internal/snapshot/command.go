@@ -20,34 +20,34 @@ import (
 
 const usage = `usage:
   apiserver snapshot save FILE --identity DIR --apiserver HOST:PORT[,HOST:PORT]
-      saves the state of a running cluster into FILE (all Secrets too: mode 0600)
+      saves the state of a running cluster to FILE (it contains all Secrets: mode 0600)
   apiserver snapshot status FILE [-o json]
-      verifies FILE and shows what is in it
+      verifies FILE and shows what it contains
   apiserver snapshot restore FILE --data-dir DIR [--name NAME]
   apiserver snapshot restore FILE --members NAME,… --data-dir NAME=DIR,…
   apiserver snapshot restore FILE --members NAME,… --name NAME --data-dir DIR --token TOKEN
-      makes the data directories of a new cluster from FILE, a snapshot of Keelson
-      or of the etcd of Kubernetes; the third form, on one machine after the other,
-      with a token that is new and the same for all of them. The apiservers must
-      not run.
+      creates the data directories of a new cluster from FILE, a snapshot of Keelson
+      or of a Kubernetes cluster's etcd. Use the third form to restore on several machines,
+      one after another, with a new token that is the same on all of them. The
+      apiservers must not be running.
 `
 
-// Command carries out "apiserver snapshot …" and returns the exit code: 2 for a
-// wrong call, 1 for anything else that failed.
+// Command runs "apiserver snapshot ARGS…" and returns the exit code: 2 for a usage error, 1 for
+// any other error.
 func Command(ctx context.Context, args []string, table *resource.Table, out, errOut io.Writer) int {
 	c := &command{table: table, out: out, log: slog.New(slog.NewTextHandler(errOut, &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	fs := pflag.NewFlagSet("apiserver snapshot", pflag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.StringVar(&c.identity, "identity", "", "directory with tls.crt, tls.key and ca.crt of a cluster administrator, or of an apiserver")
 	fs.StringSliceVar(&c.apiservers, "apiserver", nil, "host:port of the apiservers' gRPC API")
-	fs.DurationVar(&c.timeout, "timeout", saveTime, "how long a save may take")
-	fs.StringSliceVar(&c.dirs, "data-dir", nil, "data directories to restore into, as DIR or NAME=DIR")
-	fs.StringVar(&c.name, "name", "apiserver-0", "name of the apiserver whose --data-dir is named without one")
-	fs.StringSliceVar(&c.members, "members", nil, "names of all apiservers of the new cluster (NAME or NAME=…, as the apiserver's own flag); default those of --data-dir")
-	fs.StringVar(&c.token, "token", "", "name of the new cluster, new with each restore and the same on all machines; best begun with the seconds of `date +%s`, so that apiservers of before end when they meet it")
-	fs.BoolVar(&c.setAside, "set-aside", false, "move data that is there to before-restore-TIME in its directory")
-	fs.StringVar(&c.work, "work-dir", "", "directory for temporary files of status, as large as the file; default the system's")
-	fs.StringVarP(&c.output, "output", "o", "", "json")
+	fs.DurationVar(&c.timeout, "timeout", saveTime, "maximum duration of a save")
+	fs.StringSliceVar(&c.dirs, "data-dir", nil, "data directories to restore to, as DIR or NAME=DIR")
+	fs.StringVar(&c.name, "name", "apiserver-0", "name of the apiserver for a --data-dir without a name")
+	fs.StringSliceVar(&c.members, "members", nil, "names of all apiservers of the new cluster (NAME or NAME=…, as in the apiserver's flag of the same name); default: those of --data-dir")
+	fs.StringVar(&c.token, "token", "", "identifies the new cluster: new for each restore and the same on all machines. Start it with the output of `date +%s`, so that apiservers of the old cluster stop when they meet the new one")
+	fs.BoolVar(&c.setAside, "set-aside", false, "move existing data to before-restore-TIME in its directory")
+	fs.StringVar(&c.work, "work-dir", "", "directory for the temporary files of status, which are as large as FILE; default: the system's")
+	fs.StringVarP(&c.output, "output", "o", "", "output format: json; default: text")
 	err := fs.Parse(args)
 	if errors.Is(err, pflag.ErrHelp) || err == nil && fs.NArg() == 0 {
 		fmt.Fprintf(errOut, "%s\nflags:\n%s", usage, fs.FlagUsages())
@@ -58,11 +58,11 @@ func Command(ctx context.Context, args []string, table *resource.Table, out, err
 	switch {
 	case err != nil:
 	case verb == nil:
-		err = fmt.Errorf("unknown verb %q: want save, status or restore", fs.Arg(0))
+		err = fmt.Errorf("unknown verb %q: use save, status or restore", fs.Arg(0))
 	case fs.NArg() != 2:
-		err = fmt.Errorf("%s: want one FILE", fs.Arg(0))
+		err = fmt.Errorf("%s: expected one FILE", fs.Arg(0))
 	case c.output != "" && c.output != "json":
-		err = fmt.Errorf("-o %s: want json", c.output)
+		err = fmt.Errorf("-o %s: the only output format is json", c.output)
 	}
 	if err != nil {
 		fmt.Fprintf(errOut, "apiserver snapshot: %v\n", err)
@@ -79,7 +79,7 @@ func Command(ctx context.Context, args []string, table *resource.Table, out, err
 	return 0
 }
 
-// callError is a wrong call.
+// callError is a usage error.
 type callError struct{ error }
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
@@ -142,7 +142,7 @@ func (c *command) restore(ctx context.Context, file string) error {
 			name, dir = c.name, d
 		}
 		if _, twice := cfg.Dirs[name]; twice || name == "" || dir == "" {
-			return &callError{fmt.Errorf("--data-dir %s: want one directory for each member", d)}
+			return &callError{fmt.Errorf("--data-dir %s: specify one directory per member", d)}
 		}
 		cfg.Dirs[name] = dir
 	}
@@ -163,7 +163,7 @@ func (c *command) restore(ctx context.Context, file string) error {
 	return c.show(r, r.Print)
 }
 
-// show prints what was done, for people or as JSON.
+// show prints v as JSON if asked to, and otherwise calls text.
 func (c *command) show(v any, text func(io.Writer) error) error {
 	if c.output == "json" {
 		enc := json.NewEncoder(c.out)

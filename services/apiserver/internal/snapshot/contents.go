@@ -16,52 +16,54 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// What keys begin with.
+// Prefixes of keys in etcd.
 const (
 	objectPrefix = "/registry/"
-	// fencePrefix is that of the epochs of elected writers.
+	// fencePrefix is the prefix of the epochs of elected leaders.
 	fencePrefix = "/keelson/fence/"
-	// joinPrefix is that of admissions of members, changeKey a change of them under
-	// way: a new cluster has admitted nobody.
+	// joinPrefix is the prefix of admissions of members; changeKey is held during a change of
+	// the membership. Neither is restored: the new cluster has admitted no one.
 	joinPrefix = "/keelson/join/"
 	changeKey  = "/keelson/change"
-	// restoredKey says where a restored store comes from.
+	// restoredKey records the plan from which a store was restored.
 	restoredKey = "/keelson/restored"
 )
 
-// encryptedPrefix begins a value that Kubernetes encrypted at rest.
+// encryptedPrefix is the prefix of values that Kubernetes encrypted at rest.
 const encryptedPrefix = "k8s:enc:"
 
-// Count is how much there is of a resource.
+// Count is the number and size of the objects of a resource.
 type Count struct {
-	// Resource is "pods" or "deployments.apps"; of what is not served, what its
-	// keys begin with.
+	// Resource is for example "pods" or "deployments.apps". For resources that are not served,
+	// it is derived from the keys (see group).
 	Resource string `json:"resource"`
 	Objects  int    `json:"objects"`
 	Bytes    int64  `json:"bytes"`
-	// Served says that this version of Keelson serves it, or keeps addresses and ports
-	// in it.
+	// Served reports whether this version of Keelson serves the resource or keeps Services'
+	// addresses and ports in it.
 	Served bool `json:"served"`
-	// Store is etcd or raft: where it is in the snapshot.
+	// Store is the part of the snapshot that holds the objects: etcd or raft.
 	Store string `json:"store"`
 }
 
-// contents is what a snapshot holds.
+// contents is what a snapshot contains.
 type contents struct {
 	etcd *etcd.File
-	// raft is nil where the snapshot has no such part.
+	// raft is nil if the snapshot has no such part.
 	raft   *raft.Saved
 	counts []Count
-	// others counts keys outside of objectPrefix.
+	// others counts keys outside objectPrefix.
 	others int
-	// encrypted are resources of which objects are encrypted, with how.
+	// encrypted maps resources with encrypted objects to the encryption provider.
 	encrypted map[string]string
-	// otherVersions are resources that are stored in another version than is read.
+	// otherVersions maps resources that are stored in another version than the served one to
+	// that version.
 	otherVersions map[string]string
-	unreadable    []error
+	// unreadable holds the errors of objects that cannot be decoded, at most maxUnreadable.
+	unreadable []error
 }
 
-// catalogue finds the kind of a key.
+// catalogue maps key prefixes to kinds.
 type catalogue map[string]*resource.Kind
 
 func newCatalogue(table *resource.Table) catalogue {
@@ -74,8 +76,8 @@ func newCatalogue(table *resource.Table) catalogue {
 	return c
 }
 
-// kind is the row whose objects such keys name; nil if none is served. Of two
-// prefixes the longer counts.
+// kind returns the kind of a key, or nil if it is not served. The longest matching prefix
+// decides.
 func (c catalogue) kind(key string) *resource.Kind {
 	for i := strings.LastIndexByte(key, '/'); i > 0; i = strings.LastIndexByte(key[:i], '/') {
 		if k := c[key[:i+1]]; k != nil {
@@ -85,8 +87,8 @@ func (c catalogue) kind(key string) *resource.Kind {
 	return nil
 }
 
-// group is what a key is counted as that no kind names: Kubernetes puts custom
-// resources under their group's name.
+// group returns the resource name under which a key of no served kind is counted. Kubernetes
+// stores custom resources as /registry/GROUP/RESOURCE/….
 func group(key string) string {
 	first, rest, _ := strings.Cut(strings.TrimPrefix(key, objectPrefix), "/")
 	second, _, _ := strings.Cut(rest, "/")
@@ -103,7 +105,7 @@ func resourceName(k *resource.Kind) string {
 	return k.Resource + "." + k.GVK.Group
 }
 
-// examine opens the parts and reads every object.
+// examine opens the parts and decodes every object of a served kind.
 func examine(s *source, kinds catalogue) (_ *contents, err error) {
 	c := &contents{encrypted: map[string]string{}, otherVersions: map[string]string{}}
 	if s.raft != "" {
@@ -152,7 +154,7 @@ func examine(s *source, kinds catalogue) (_ *contents, err error) {
 
 func (c *contents) close() error { return c.etcd.Close() }
 
-// look counts an entry and reads it, if its kind is served.
+// look counts an entry, and decodes it if its kind is served.
 func (c *contents) look(kinds catalogue, counts map[string]*Count, e store.Entry, from string) {
 	if !strings.HasPrefix(e.Key, objectPrefix) {
 		c.others++
@@ -160,7 +162,7 @@ func (c *contents) look(kinds catalogue, counts map[string]*Count, e store.Entry
 	}
 	k := kinds.kind(e.Key)
 	name := group(e.Key)
-	served := name == "ranges" || name == "ipaddresses" // of the Services' addresses and ports
+	served := name == "ranges" || name == "ipaddresses" // they hold the Services' addresses and ports
 	if k != nil {
 		name, served = resourceName(k), true
 	}
@@ -190,10 +192,10 @@ func (c *contents) look(kinds catalogue, counts map[string]*Count, e store.Entry
 	}
 }
 
-// maxUnreadable bounds how many objects an error names.
+// maxUnreadable bounds the number of objects that an error names.
 const maxUnreadable = 5
 
-// restorable is nil if a cluster can be made of it.
+// restorable returns an error if no cluster can be restored from the contents.
 func (c *contents) restorable(path string) error {
 	if len(c.encrypted) > 0 {
 		var names []string
@@ -201,16 +203,16 @@ func (c *contents) restorable(path string) error {
 			names = append(names, fmt.Sprintf("%s (%s)", name, how))
 		}
 		slices.Sort(names)
-		return unusable(path, "objects are encrypted at rest: %s. Only the cluster that they come from has the key: make `identity` the first provider for these resources in its EncryptionConfiguration, rewrite them (`kubectl get RESOURCE -A -o json | kubectl replace -f -`), and take the snapshot again",
+		return unusable(path, "objects are encrypted at rest: %s. Only the original cluster has the key: make `identity` the first provider for these resources in its EncryptionConfiguration, rewrite them (`kubectl get RESOURCE -A -o json | kubectl replace -f -`), and take the snapshot again",
 			strings.Join(names, ", "))
 	}
 	if len(c.unreadable) > 0 {
-		return fmt.Errorf("%w; nothing was restored", unusable(path, "objects that cannot be read: %v", errors.Join(c.unreadable...)))
+		return fmt.Errorf("%w; nothing was restored", unusable(path, "objects that cannot be decoded: %v", errors.Join(c.unreadable...)))
 	}
 	for _, n := range c.counts {
 		if n.Objects > 0 {
 			return nil
 		}
 	}
-	return unusable(path, "it holds no objects under %s: is it of Kubernetes, and with the usual --etcd-prefix?", objectPrefix)
+	return unusable(path, "it contains no objects under %s: check that it is of a Kubernetes cluster with the default --etcd-prefix", objectPrefix)
 }

@@ -25,7 +25,7 @@ import (
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
-		// started once by a package of etcd's, for the life of the process
+		// started once per process by an etcd package
 		goleak.IgnoreAnyFunction("go.etcd.io/etcd/client/pkg/v3/logutil.(*MergeLogger).outputLoop"),
 	)
 }
@@ -36,7 +36,7 @@ func quiet() *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 }
 
-// stores are both stores of one apiserver.
+// stores are the two stores of an apiserver.
 type stores struct {
 	etcd *etcd.Embedded
 	raft *raft.Store
@@ -99,7 +99,7 @@ func same(t testing.TB, what string, got, want map[string]store.Entry) {
 	}
 }
 
-// configMap is a stored ConfigMap of so many bytes.
+// configMap returns a stored ConfigMap with size bytes of data.
 func configMap(t testing.TB, name string, size int) []byte {
 	t.Helper()
 	data, err := envelope.EncodeObject(envelope.Value{APIVersion: "v1", Kind: "ConfigMap"}, &corev1.ConfigMap{
@@ -120,7 +120,7 @@ func event(t testing.TB, name string) []byte {
 	return data
 }
 
-// filled are stores with some content.
+// filled returns stores with some content.
 func filled(t testing.TB, objects int) *stores {
 	t.Helper()
 	s := openStores(t, "a", t.TempDir())
@@ -134,7 +134,7 @@ func filled(t testing.TB, objects int) *stores {
 	return s
 }
 
-// saveFile writes a snapshot without the wire.
+// saveFile writes a snapshot to a file, without gRPC.
 func saveFile(t testing.TB, s *stores) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "cluster.snapshot")

@@ -17,7 +17,8 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// kubernetes is the etcd of a cluster with an object of each kind, and its values.
+// kubernetes starts the etcd of a cluster with an object of each kind, and returns the stored
+// values by key.
 func kubernetes(t *testing.T) (*snapshottest.Kubernetes, map[string][]byte) {
 	t.Helper()
 	k := snapshottest.New(t)
@@ -44,7 +45,7 @@ func kubernetes(t *testing.T) (*snapshottest.Kubernetes, map[string][]byte) {
 	holder := "scheduler-7"
 	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "kube-scheduler"}, Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder}}
 	add("/registry/leases/kube-system/kube-scheduler", snapshottest.Encode(t, lease, coordinationv1.SchemeGroupVersion), 0)
-	// What Keelson does not serve: a custom resource, its definition, and others.
+	// Objects that Keelson does not serve: a custom resource, its definition, and others.
 	add("/registry/stable.example.com/crontabs/default/mine", []byte(`{"apiVersion":"stable.example.com/v1","kind":"CronTab","metadata":{"name":"mine","namespace":"default"}}`), 0)
 	add("/registry/stable.example.com/crontabs/default/yours", []byte(`{"apiVersion":"stable.example.com/v1","kind":"CronTab","metadata":{"name":"yours","namespace":"default"}}`), 0)
 	add("/registry/apiextensions.k8s.io/customresourcedefinitions/crontabs.stable.example.com", []byte(`{"kind":"CustomResourceDefinition","apiVersion":"apiextensions.k8s.io/v1","metadata":{"name":"crontabs.stable.example.com"}}`), 0)
@@ -64,7 +65,7 @@ func TestKubernetesIsRestored(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k.RequirePassword() // which is of the old etcd, and not of the restored one
+	k.RequirePassword() // which belongs to the old etcd and must not be required by the restored one
 	file := k.Save()
 	st, err := ReadStatus(ctx, file, "", table)
 	if err != nil || st.Problem != "" || st.Kind != "etcd" || st.Objects != len(values) || st.OtherKeys != 1 {
@@ -92,7 +93,7 @@ func TestKubernetesIsRestored(t *testing.T) {
 		}
 		e, ok := from[key]
 		if _, twice := other[key]; !ok || twice || !bytes.Equal(e.Value, value) {
-			t.Errorf("%s is %q (there: %v, also elsewhere: %v), want %q", key, e.Value, ok, twice, value)
+			t.Errorf("%s is %q (found: %v, in both stores: %v), want %q", key, e.Value, ok, twice, value)
 			continue
 		}
 		if row == nil {
@@ -108,12 +109,12 @@ func TestKubernetesIsRestored(t *testing.T) {
 	}
 	for _, kv := range leases.Kvs {
 		if got := inRaft[string(kv.Key)].ModRevision; got != store.Revision(kv.ModRevision) {
-			t.Errorf("%s has revision %d, had %d", kv.Key, got, kv.ModRevision)
+			t.Errorf("%s has revision %d, want %d", kv.Key, got, kv.ModRevision)
 		}
 	}
 	for what, s := range map[string]store.Store{"etcd": n.etcd, "raft": n.raft} {
 		if rev, err := s.Revision(ctx); err != nil || int64(rev) < st.EtcdRevision+revisionSkip {
-			t.Errorf("%s: revision %d, %v; Kubernetes was at %d", what, rev, err, st.EtcdRevision)
+			t.Errorf("%s: revision %d, %v; Kubernetes' was %d", what, rev, err, st.EtcdRevision)
 		}
 	}
 }
@@ -130,7 +131,7 @@ func TestEncryptedAtRestIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
-		t.Errorf("%v was left, %v", left, err)
+		t.Errorf("%v was left behind, %v", left, err)
 	}
 	st, err := ReadStatus(context.Background(), file, "", table)
 	if err != nil || !strings.Contains(st.Problem, "secrets (aescbc)") {
@@ -138,7 +139,7 @@ func TestEncryptedAtRestIsRefused(t *testing.T) {
 	}
 }
 
-func TestWhatHoldsNoObjectsIsRefused(t *testing.T) {
+func TestRestoreRefusesSnapshotWithoutObjects(t *testing.T) {
 	k := snapshottest.New(t)
 	k.Put("/other/configmaps/default/m", configMap(t, "m", 1), 0)
 	if _, err := Restore(context.Background(), config(k.Save(), t.TempDir())); err == nil || !strings.Contains(err.Error(), "no objects under /registry/") {
@@ -166,7 +167,7 @@ func TestKeysAndKinds(t *testing.T) {
 			got = resourceName(k)
 		}
 		if got != want {
-			t.Errorf("%s is of %q, want %q", key, got, want)
+			t.Errorf("kind of %s is %q, want %q", key, got, want)
 		}
 	}
 	if got := group("/registry/stable.example.com/crontabs/ns/name"); got != "crontabs.stable.example.com" {

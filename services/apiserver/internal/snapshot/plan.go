@@ -30,11 +30,11 @@ const (
 	beforePrefix = "before-restore-"
 )
 
-// parts of a data directory that a restore replaces.
+// parts are the subdirectories of a data directory that a restore replaces.
 var parts = []string{etcdDir, raftDir}
 
-// plan is what a restore is about to do. It lies in each directory until that one
-// is done, and stays there as restored.json.
+// plan describes a restore. It is in the restoring subdirectory of each data directory until
+// that directory is done, and stays there as restored.json.
 type plan struct {
 	Token   string    `json:"token"`
 	File    string    `json:"file"`
@@ -42,16 +42,17 @@ type plan struct {
 	Name    string    `json:"name"`
 	Members []string  `json:"members"`
 	Began   time.Time `json:"began"`
-	// Ready says that all directories have their new data beside the old.
+	// Ready is true once all data directories have their new data in the restoring
+	// subdirectory.
 	Ready bool `json:"ready"`
 }
 
-// same tells whether two plans are for the same cluster.
+// same reports whether two plans are for the same cluster.
 func (p *plan) same(other *plan) bool {
 	return p.Token == other.Token && p.Sum == other.Sum && slices.Equal(p.Members, other.Members)
 }
 
-// readPlan reads a plan; nil if there is none.
+// readPlan reads a plan. It returns nil if there is none.
 func readPlan(path string) (*plan, error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -67,7 +68,7 @@ func readPlan(path string) (*plan, error) {
 	return p, nil
 }
 
-// write replaces the file in one step.
+// write replaces the file atomically.
 func (p *plan) write(path string) error {
 	data, err := json.MarshalIndent(p, "", "  ")
 	if err != nil {
@@ -83,8 +84,8 @@ func (p *plan) write(path string) error {
 	return syncDir(filepath.Dir(path))
 }
 
-// Unfinished is an error if a restore of this data directory was interrupted: an
-// apiserver must not start on it.
+// Unfinished returns an error if a restore to this data directory was interrupted: an apiserver
+// must not start on it.
 func Unfinished(dataDir string) error {
 	_, err := os.Lstat(filepath.Join(dataDir, restoringDir))
 	switch {
@@ -93,7 +94,7 @@ func Unfinished(dataDir string) error {
 	case err != nil:
 		return err
 	}
-	return fmt.Errorf("%s: a restore was interrupted: repeat it, with the same file", dataDir)
+	return fmt.Errorf("%s: a restore was interrupted: repeat it with the same file", dataDir)
 }
 
 // target is one member's data directory.
@@ -106,7 +107,7 @@ func (t *target) at(names ...string) string {
 	return filepath.Join(append([]string{t.dir}, names...)...)
 }
 
-// used tells whether there is data.
+// used reports whether the directory contains data of a store.
 func (t *target) used() bool {
 	for _, part := range parts {
 		if entries, err := os.ReadDir(t.at(part)); err == nil && len(entries) > 0 {
@@ -116,8 +117,8 @@ func (t *target) used() bool {
 	return false
 }
 
-// lock keeps others out: another restore, and whoever runs on the data. The locks
-// end with the returned function, or with this process.
+// lock locks the directory against other restores and running apiservers. The locks last until
+// unlock is called or the process ends.
 func (t *target) lock() (unlock func(), err error) {
 	var held []*os.File
 	unlock = func() {
@@ -146,8 +147,7 @@ func (t *target) lock() (unlock func(), err error) {
 	return unlock, nil
 }
 
-// prepare begins anew: what an interrupted restore left goes, and the plan is
-// written.
+// prepare removes what an interrupted restore left, and writes the plan.
 func (t *target) prepare(p plan) error {
 	if err := os.RemoveAll(t.at(restoringDir)); err != nil {
 		return err
@@ -162,7 +162,7 @@ func (t *target) prepare(p plan) error {
 	return syncDir(t.dir)
 }
 
-// sync makes the new data last, names included.
+// sync flushes the new data and its directories to disk.
 func (t *target) sync() error {
 	return filepath.WalkDir(t.at(restoringDir), func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -179,15 +179,14 @@ func (t *target) sync() error {
 	})
 }
 
-// swap puts the new data in the place of the old. It goes on where an earlier one
-// was interrupted, and returns where the old data is, if there was any. stop is
-// called between its steps.
+// swap replaces the old data with the new. It continues an interrupted swap, and returns the
+// directory with the old data, or "" if there was none. stop is called between steps.
 func (t *target) swap(p plan, stop func(step string) error) (before string, err error) {
 	aside := t.at(beforePrefix + p.Began.Format("20060102T150405.000Z"))
 	for _, part := range parts {
 		made := t.at(restoringDir, part)
 		if _, err := os.Lstat(made); errors.Is(err, fs.ErrNotExist) {
-			continue // it is in its place already
+			continue // it was moved already
 		} else if err != nil {
 			return "", err
 		}
@@ -218,10 +217,11 @@ func (t *target) swap(p plan, stop func(step string) error) (before string, err 
 		return "", err
 	}
 	before = aside
-	if err := os.Remove(aside); err == nil || errors.Is(err, fs.ErrNotExist) { // nothing was there
+	if err := os.Remove(aside); err == nil || errors.Is(err, fs.ErrNotExist) { // there was no old data
 		before = ""
 	}
-	// In one step: without its plan it would stand in the way for ever.
+	// Rename it first, so that it disappears at once: partly removed, without its plan, it
+	// would look like an interrupted restore that cannot be repeated.
 	if err := os.RemoveAll(t.at(leftDir)); err != nil {
 		return "", err
 	}
@@ -237,12 +237,14 @@ func (t *target) swap(p plan, stop func(step string) error) (before string, err 
 	return before, syncDir(t.dir)
 }
 
-// newToken makes a token; the time that it begins with is the restored cluster's era.
+// newToken returns a new token. It begins with the current time, which becomes the era of the
+// restored cluster.
 func newToken() string { return fmt.Sprintf("%d-%s", time.Now().Unix(), rand.Text()) }
 
-// after is where the revisions of a restored store go on: beyond all that came after
-// the snapshot, and beyond those of a restore before, from whichever file. A second is
-// 2^30 revisions long: no store makes that many writes in it.
+// after returns the revision from which a restored store continues. It is larger than every
+// revision written after the snapshot was taken, and than those of an earlier restore from any
+// file: the token's time in seconds is multiplied by 2^30, and no store makes that many writes
+// in a second.
 func after(saved store.Revision, token string) store.Revision {
 	second := store.Revision(etcd.EraOf(token) / int64(time.Second))
 	return max(saved+revisionSkip, second<<30)
@@ -250,7 +252,7 @@ func after(saved store.Revision, token string) store.Revision {
 
 func checkToken(token string) error {
 	if len(token) > 128 || strings.ContainsAny(token, " \t\n/") {
-		return fmt.Errorf("token %q: want up to 128 characters without spaces and slashes", token)
+		return fmt.Errorf("token %q: expected at most 128 characters without whitespace or slashes", token)
 	}
 	return nil
 }

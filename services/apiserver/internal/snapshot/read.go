@@ -18,35 +18,36 @@ import (
 	"syscall"
 )
 
-// ErrFile is wrapped by every error that is due to the file.
+// ErrFile is wrapped by every error that is caused by the content of the file.
 var ErrFile = errors.New("not a usable snapshot")
 
+// unusable returns an error that names the file and wraps ErrFile.
 func unusable(path, text string, args ...any) error {
 	return fmt.Errorf("%s: %w: %s", path, ErrFile, fmt.Sprintf(text, args...))
 }
 
-// source is a verified snapshot, taken apart into a working directory.
+// source is a verified snapshot whose parts were extracted to a working directory.
 type source struct {
-	// manifest of our own format; nil of an etcd's snapshot.
+	// manifest is nil for a snapshot that etcd took.
 	manifest *Manifest
-	// sum identifies the content, 64 hexadecimal digits.
+	// sum identifies the content. It has 64 hexadecimal digits.
 	sum string
-	// etcd is the path of etcd's database without hash, raft that of the transient
-	// store's state; empty if there is none.
+	// etcd is the path of etcd's database without its hash, and raft that of the transient
+	// store's state, or "" if the snapshot has none.
 	etcd, raft string
 	size       int64
 }
 
 const (
-	// maxSmall bounds the texts in the archive.
+	// maxSmall bounds the size in bytes of the manifest and of SHA256SUMS.
 	maxSmall = 1 << 20
-	// boltMagic is at this place of the first page of etcd's database.
+	// boltMagic is the magic number of bbolt, at offset boltMagicAt of the first page.
 	boltMagic, boltMagicAt = 0xED0CDAED, 16
-	// sectorSize divides the size of a database.
+	// sectorSize divides the size of an etcd database.
 	sectorSize = 512
 )
 
-// open verifies the file and takes it apart in the directory work.
+// open verifies the file and extracts its parts to the directory work.
 func open(path, work string) (_ *source, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -58,7 +59,7 @@ func open(path, work string) (_ *source, err error) {
 		return nil, err
 	}
 	if !st.Mode().IsRegular() {
-		return nil, unusable(path, "it is no regular file")
+		return nil, unusable(path, "it is not a regular file")
 	}
 	s := &source{size: st.Size()}
 	if err := enough(work, st.Size()); err != nil {
@@ -80,7 +81,7 @@ func open(path, work string) (_ *source, err error) {
 	return s, nil
 }
 
-// enough refuses to begin what the disk has no room for.
+// enough returns an error if the file system of dir has fewer than bytes bytes free.
 func enough(dir string, bytes int64) error {
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(dir, &fs); err != nil {
@@ -92,14 +93,14 @@ func enough(dir string, bytes int64) error {
 	return nil
 }
 
-// takeEtcd takes what `etcdctl snapshot save` wrote.
+// takeEtcd extracts a file that `etcdctl snapshot save` wrote.
 func (s *source) takeEtcd(path string, in io.Reader, size int64, work string) error {
 	switch size % sectorSize {
 	case sha256.Size:
 	case 0:
-		return unusable(path, "a database of etcd without the hash that `etcdctl snapshot save` appends (copied from a data directory?): nothing shows that it is whole")
+		return unusable(path, "it is an etcd database without the hash that `etcdctl snapshot save` appends (copied from a data directory?), so that it cannot be verified")
 	default:
-		return unusable(path, "a snapshot of etcd that was cut off, or changed: take it again")
+		return unusable(path, "it is an etcd snapshot that was cut off or modified: take it again")
 	}
 	s.etcd = filepath.Join(work, etcdFile)
 	sum, err := s.database(in, size)
@@ -110,8 +111,8 @@ func (s *source) takeEtcd(path string, in io.Reader, size int64, work string) er
 	return nil
 }
 
-// database writes etcd's database without the hash at its end, which must be
-// right. It returns the hash in hexadecimal digits.
+// database writes etcd's database to s.etcd, and verifies and removes the SHA-256 hash at its
+// end, which it returns in hexadecimal.
 func (s *source) database(in io.Reader, size int64) (string, error) {
 	hash := sha256.New()
 	err := create(s.etcd, func(out io.Writer) error {
@@ -126,12 +127,12 @@ func (s *source) database(in io.Reader, size int64) (string, error) {
 		return "", err
 	}
 	if got := hash.Sum(nil); !bytes.Equal(got, want[:]) {
-		return "", fmt.Errorf("%w: etcd's part is damaged: its SHA-256 is %x, not %x", ErrFile, got, want)
+		return "", fmt.Errorf("%w: etcd's part is damaged: its SHA-256 is %x, expected %x", ErrFile, got, want)
 	}
 	return hex.EncodeToString(want[:]), nil
 }
 
-// named adds the file's name, and says of an end in the middle what it means.
+// named adds the file's name to an error, and explains an unexpected end and an invalid header.
 func named(path string, err error) error {
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
@@ -142,7 +143,7 @@ func named(path string, err error) error {
 	return fmt.Errorf("%s: %w", path, err)
 }
 
-// create writes a file; it is on disk when it returns nil.
+// create writes a file. It has been flushed to disk when create returns nil.
 func create(path string, write func(io.Writer) error) (err error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -155,7 +156,7 @@ func create(path string, write func(io.Writer) error) (err error) {
 	return f.Sync()
 }
 
-// takeArchive takes our own format.
+// takeArchive extracts a file in Keelson's own format.
 func (s *source) takeArchive(path string, in io.Reader, work string) error {
 	r := tar.NewReader(in)
 	sums := map[string]string{}
@@ -171,10 +172,10 @@ func (s *source) takeArchive(path string, in io.Reader, work string) error {
 			return named(path, err)
 		}
 		if s.manifest == nil && h.Name != manifestFile {
-			return unusable(path, "it is a tar archive, but no snapshot of Keelson")
+			return unusable(path, "it is a tar archive, but not a snapshot of Keelson")
 		}
 		if _, twice := sums[h.Name]; twice {
-			return unusable(path, "it has %s twice", h.Name)
+			return unusable(path, "it contains %s twice", h.Name)
 		}
 		hash := sha256.New()
 		part := io.TeeReader(r, hash)
@@ -187,7 +188,7 @@ func (s *source) takeArchive(path string, in io.Reader, work string) error {
 		case etcdFile:
 			s.etcd = filepath.Join(work, etcdFile)
 			if h.Size < sha256.Size {
-				return unusable(path, "etcd's part has %d bytes", h.Size)
+				return unusable(path, "etcd's part is too short: %d bytes", h.Size)
 			}
 			_, err = s.database(part, h.Size)
 		case sumsFile:
@@ -197,7 +198,7 @@ func (s *source) takeArchive(path string, in io.Reader, work string) error {
 			}
 			return s.check(path, text, sums)
 		default:
-			return unusable(path, "it has a part %q, of a newer version than this program knows", h.Name)
+			return unusable(path, "it contains an unknown part %q: it was probably written by a newer version of Keelson", h.Name)
 		}
 		if err != nil {
 			return named(path, err)
@@ -206,10 +207,11 @@ func (s *source) takeArchive(path string, in io.Reader, work string) error {
 	}
 }
 
+// small reads at most maxSmall bytes.
 func small(r io.Reader) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxSmall+1))
 	if err == nil && len(data) > maxSmall {
-		err = fmt.Errorf("%w: a text in it has more than %d bytes", ErrFile, maxSmall)
+		err = fmt.Errorf("%w: it contains a text of more than %d bytes", ErrFile, maxSmall)
 	}
 	return data, err
 }
@@ -221,16 +223,16 @@ func (s *source) readManifest(path string, r io.Reader) error {
 	}
 	m := &Manifest{}
 	if err := json.Unmarshal(data, m); err != nil || m.Format != format {
-		return unusable(path, "its manifest is damaged, or none of Keelson's")
+		return unusable(path, "its manifest is damaged, or not one of Keelson's")
 	}
 	if m.Version < 1 || m.Version > Version {
-		return unusable(path, "it has version %d of the format, and this program reads up to %d: use the version of Keelson that wrote it (%s) or a newer one", m.Version, Version, m.Program)
+		return unusable(path, "its format has version %d, but this program reads up to %d: use the version of Keelson that wrote it (%s) or a newer one", m.Version, Version, m.Program)
 	}
 	s.manifest = m
 	return nil
 }
 
-// check compares the sums of the parts with the list at the end.
+// check compares the hashes of the parts with SHA256SUMS, the last file of the archive.
 func (s *source) check(path string, text []byte, got map[string]string) error {
 	want := map[string]string{}
 	for line := range strings.Lines(string(text)) {
@@ -243,13 +245,13 @@ func (s *source) check(path string, text []byte, got map[string]string) error {
 	for _, name := range []string{manifestFile, raftFile, etcdFile} {
 		switch {
 		case got[name] == "":
-			return unusable(path, "it has no %s", name)
+			return unusable(path, "it contains no %s", name)
 		case got[name] != want[name]:
-			return unusable(path, "it is damaged: the SHA-256 of %s is %s, not %s", name, got[name], want[name])
+			return unusable(path, "it is damaged: the SHA-256 of %s is %s, expected %s", name, got[name], want[name])
 		}
 	}
 	if len(want) != len(got) {
-		return unusable(path, "its %s names other parts than it has", sumsFile)
+		return unusable(path, "its %s does not list the same parts as it contains", sumsFile)
 	}
 	all := sha256.Sum256(slices.Clone(text))
 	s.sum = hex.EncodeToString(all[:])

@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// refused makes sure that neither status nor restore take a file, that the error
-// says why in one line, and that nothing is left behind.
+// refused checks that neither status nor restore accepts a file, that the error contains why in
+// a single line, and that no file is left behind.
 func refused(t *testing.T, data []byte, why string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "f")
@@ -31,12 +31,12 @@ func refused(t *testing.T, data []byte, why string) {
 	}
 	for _, d := range []string{work, dir} {
 		if left, err := os.ReadDir(d); err != nil || len(left) > 0 {
-			t.Errorf("%v was left, %v", left, err)
+			t.Errorf("%v was left behind, %v", left, err)
 		}
 	}
 }
 
-// savedBytes is a small snapshot.
+// savedBytes returns a small snapshot.
 func savedBytes(t testing.TB) []byte {
 	t.Helper()
 	s := filled(t, 20)
@@ -47,7 +47,8 @@ func savedBytes(t testing.TB) []byte {
 	return data
 }
 
-// repack is an archive with other contents, whose sums are right.
+// repack returns the archive with changed parts and correct hashes. A part for which change
+// returns nil is omitted.
 func repack(t *testing.T, data []byte, change func(name string, content []byte) []byte) []byte {
 	t.Helper()
 	var out bytes.Buffer
@@ -81,7 +82,7 @@ func repack(t *testing.T, data []byte, change func(name string, content []byte) 
 	return out.Bytes()
 }
 
-func TestWhatIsNoSnapshotIsRefused(t *testing.T) {
+func TestUnusableFilesAreRefused(t *testing.T) {
 	good := savedBytes(t)
 	replace := func(old, by string) func(string, []byte) []byte {
 		return func(name string, content []byte) []byte {
@@ -106,12 +107,12 @@ func TestWhatIsNoSnapshotIsRefused(t *testing.T) {
 		"empty":         {nil, "empty"},
 		"text":          {[]byte(strings.Repeat("no snapshot\n", 100)), "neither a snapshot of Keelson nor one of etcd"},
 		"newer":         {repack(t, good, replace(`"version": 1`, `"version": 2`)), "reads up to 1: use the version of Keelson that wrote it"},
-		"other tar":     {repack(t, good, without(manifestFile)), "no snapshot of Keelson"},
-		"no raft":       {repack(t, good, without(raftFile)), "it has no raft.snap"},
-		"no etcd":       {repack(t, good, without(etcdFile)), "it has no etcd.db"},
+		"other tar":     {repack(t, good, without(manifestFile)), "not a snapshot of Keelson"},
+		"no raft":       {repack(t, good, without(raftFile)), "it contains no raft.snap"},
+		"no etcd":       {repack(t, good, without(etcdFile)), "it contains no etcd.db"},
 		"no sums":       {repack(t, good, without(sumsFile)), "cut off"},
-		"other format":  {repack(t, good, replace(format, "other")), "none of Keelson's"},
-		"broken raft":   {repack(t, good, func(n string, b []byte) []byte { return flipped(b, n == raftFile) }), "raft.snap: snapshot"},
+		"other format":  {repack(t, good, replace(format, "other")), "not one of Keelson's"},
+		"broken raft":   {repack(t, good, func(n string, b []byte) []byte { return flipped(b, n == raftFile) }), "raft.snap: the snapshot is damaged"},
 		"broken etcd":   {repack(t, good, func(n string, b []byte) []byte { return flipped(b, n == etcdFile) }), "etcd's part is damaged"},
 		"etcd, no hash": {etcdOf(t, good, 32, nil), "without the hash"},
 		"etcd, cut off": {etcdOf(t, good, 100, nil), "cut off"},
@@ -121,7 +122,7 @@ func TestWhatIsNoSnapshotIsRefused(t *testing.T) {
 	}
 }
 
-// flipped flips a bit in the middle.
+// flipped returns b, with a bit in the middle flipped if really is set.
 func flipped(b []byte, really bool) []byte {
 	if really {
 		b = bytes.Clone(b)
@@ -130,7 +131,7 @@ func flipped(b []byte, really bool) []byte {
 	return b
 }
 
-// etcdOf is etcd's part, without its last bytes.
+// etcdOf returns etcd's part of a snapshot, changed by change and without its last cut bytes.
 func etcdOf(t *testing.T, data []byte, cut int, change func([]byte)) (out []byte) {
 	t.Helper()
 	repack(t, data, func(name string, content []byte) []byte {
@@ -145,8 +146,8 @@ func etcdOf(t *testing.T, data []byte, cut int, change func([]byte)) (out []byte
 	return out
 }
 
-// TestEveryCutIsSeen cuts the file anywhere: what is accepted has all parts (a tar
-// archive ends with zeros).
+// TestEveryCutIsSeen truncates the file at random places. A truncated file is only accepted if
+// all its parts are complete (a tar archive ends with zeros).
 func TestEveryCutIsSeen(t *testing.T) {
 	good := savedBytes(t)
 	path, work := filepath.Join(t.TempDir(), "f"), t.TempDir()
@@ -165,7 +166,8 @@ func TestEveryCutIsSeen(t *testing.T) {
 	}
 }
 
-// TestEveryFlippedBitIsSeen flips one anywhere: what is accepted has the same parts.
+// TestEveryFlippedBitIsSeen flips a bit at random places. The result is only accepted if the
+// parts did not change.
 func TestEveryFlippedBitIsSeen(t *testing.T) {
 	good := savedBytes(t)
 	path, work := filepath.Join(t.TempDir(), "f"), t.TempDir()
@@ -181,15 +183,15 @@ func TestEveryFlippedBitIsSeen(t *testing.T) {
 		got, err := openBytes(path, work, bad)
 		switch {
 		case err == nil && got.sum != want.sum:
-			t.Fatalf("a bit of byte %d of %d was flipped and accepted", n, len(good))
+			t.Fatalf("accepted with a flipped bit in byte %d of %d", n, len(good))
 		case err == nil:
-			accepted++ // between the parts
+			accepted++ // it is padding between the parts
 		case !errors.Is(err, ErrFile):
 			t.Fatalf("byte %d of %d: %v", n, len(good), err)
 		}
 	}
 	if accepted > len(places)/2 {
-		t.Fatalf("%d of %d were accepted: the flips meet nothing", accepted, len(places))
+		t.Fatalf("%d of %d flips were accepted: most flips hit no content", accepted, len(places))
 	}
 }
 
@@ -200,7 +202,7 @@ func openBytes(path, work string, data []byte) (*source, error) {
 	return open(path, work)
 }
 
-// cuts are n random places below size.
+// cuts returns n random offsets below size.
 func cuts(size, n int) (out []int) {
 	for range n {
 		out = append(out, rand.IntN(size))
@@ -208,7 +210,7 @@ func cuts(size, n int) (out []int) {
 	return out
 }
 
-// FuzzOpen meets the reader with strangers' bytes.
+// FuzzOpen calls open with arbitrary bytes.
 func FuzzOpen(f *testing.F) {
 	f.Add(savedBytes(f))
 	f.Add([]byte("no snapshot"))

@@ -18,7 +18,7 @@ import (
 	snapshotv1 "keelson.dev/proto/keelson/snapshot/v1"
 )
 
-// Saved says what was saved.
+// Saved describes a snapshot that was saved.
 type Saved struct {
 	File         string        `json:"file"`
 	Bytes        int64         `json:"bytes"`
@@ -28,14 +28,15 @@ type Saved struct {
 }
 
 const (
-	// saveTries is how often a save is begun whose apiserver goes away.
+	// saveTries is how often a save is attempted while apiservers are unavailable; saveWait is
+	// the pause between attempts.
 	saveTries = 4
 	saveWait  = 500 * time.Millisecond
 )
 
-// Save writes a snapshot of a running cluster into a file: whole, on disk and with
-// mode 0600, or not at all. A file that was there is replaced. (A process that is
-// killed leaves .NAME.partial-…, which no restore takes.)
+// Save writes a snapshot of a running cluster to a file with mode 0600, replacing an existing
+// one. The file is complete and flushed to disk, or not written at all. (A process that is
+// killed leaves .NAME.partial-…, which restore does not accept.)
 func Save(ctx context.Context, conn grpc.ClientConnInterface, path string) (out Saved, err error) {
 	began := time.Now()
 	dir := filepath.Dir(path)
@@ -45,7 +46,7 @@ func Save(ctx context.Context, conn grpc.ClientConnInterface, path string) (out 
 	}
 	defer func() {
 		if err != nil {
-			_ = f.Close() // it may be closed already
+			_ = f.Close() // it may have been closed already
 			err = errors.Join(err, os.Remove(f.Name()))
 		}
 	}()
@@ -78,7 +79,7 @@ func Save(ctx context.Context, conn grpc.ClientConnInterface, path string) (out 
 	return Saved{File: path, Bytes: end.Size, EtcdRevision: end.EtcdRevision, RaftRevision: end.RaftRevision, Took: time.Since(began)}, nil
 }
 
-// receive writes one stream into the file, from its beginning.
+// receive writes one stream to the file, from its start.
 func receive(ctx context.Context, conn grpc.ClientConnInterface, f *os.File) (*snapshotv1.SaveEnd, error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, err
@@ -103,7 +104,7 @@ func receive(ctx context.Context, conn grpc.ClientConnInterface, f *os.File) (*s
 		}
 		if m.End != nil {
 			if m.End.Size != size || !bytes.Equal(m.End.Sha256, hash.Sum(nil)) {
-				return nil, fmt.Errorf("the snapshot was damaged on its way: %d bytes of %d, or other ones", size, m.End.Size)
+				return nil, fmt.Errorf("the snapshot was damaged in transit: received %d bytes of %d, or their hash differs", size, m.End.Size)
 			}
 			return m.End, nil
 		}
@@ -115,7 +116,7 @@ func receive(ctx context.Context, conn grpc.ClientConnInterface, f *os.File) (*s
 	}
 }
 
-// syncDir makes the names in a directory last.
+// syncDir flushes the entries of a directory to disk.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

@@ -20,51 +20,56 @@ import (
 	"keelson.dev/services/apiserver/internal/store/raft"
 )
 
-// RestoreConfig says what to restore where.
+// RestoreConfig describes a restore.
 type RestoreConfig struct {
 	// File is the snapshot.
 	File string
 	// Members are the names of all apiservers of the new cluster.
 	Members []string
-	// Dirs are the data directories to make, by member; those of other machines are
-	// made there, with the same File, Members and Token.
+	// Dirs are the data directories to create, by member. Those on other machines are created
+	// there, with the same File, Members and Token.
 	Dirs map[string]string
-	// Token names the new cluster. It must be new, and the same on all machines; it
-	// may be left out where Dirs are those of all members.
+	// Token identifies the new cluster. It must be new, and the same on all machines. It may be
+	// empty if Dirs has a directory for each member.
 	Token string
-	// SetAside moves data that is there to before-restore-TIME in its directory.
+	// SetAside moves existing data to before-restore-TIME in its directory. Without it,
+	// existing data is an error.
 	SetAside bool
-	Table    *resource.Table
-	Log      *slog.Logger
+	// Table lists the served kinds.
+	Table *resource.Table
+	// Log receives the log of etcd and raft. Default: slog.Default().
+	Log *slog.Logger
 
-	// stop, if set, is called between steps; an error is taken for the end of the
-	// process. For tests.
+	// stop, if set, is called between steps. An error simulates the end of the process. For
+	// tests.
 	stop func(step string) error
 }
 
-// Restored says what was restored.
+// Restored is the result of a restore.
 type Restored struct {
 	Token        string   `json:"token"`
 	Members      []string `json:"members"`
 	Objects      int      `json:"objects"`
 	EtcdRevision int64    `json:"etcdRevision"`
 	RaftRevision int64    `json:"raftRevision"`
-	// Moved are objects of transient kinds that lay in etcd.
+	// Moved counts the objects of transient kinds that were in etcd.
 	Moved []Count `json:"moved,omitempty"`
-	// NotServed are kept as they are.
+	// NotServed counts the objects that were restored although their kind is not served.
 	NotServed []Count `json:"notServed,omitempty"`
-	// Dropped are keys that mean nothing after a restore.
+	// Dropped is the number of keys that were left out because they have no meaning after a
+	// restore.
 	Dropped int `json:"droppedKeys"`
-	// SetAside says where the old data is, by member; Already are members that were
-	// restored with this token before and stay as they are.
+	// SetAside is the directory with the old data, by member. Already lists the members that
+	// had been restored with this token before and were not changed.
 	SetAside map[string]string `json:"setAside,omitempty"`
 	Already  []string          `json:"already,omitempty"`
-	Notes    []string          `json:"notes,omitempty"`
-	Took     time.Duration     `json:"tookNanoseconds"`
+	// Notes are those of Status.
+	Notes []string      `json:"notes,omitempty"`
+	Took  time.Duration `json:"tookNanoseconds"`
 }
 
-// Restore makes the data directories of a new cluster from a snapshot. See the
-// package comment for its steps.
+// Restore creates the data directories of a new cluster from a snapshot. The package comment
+// describes its steps.
 func Restore(ctx context.Context, cfg RestoreConfig) (_ *Restored, err error) {
 	began := time.Now()
 	if cfg.Log == nil {
@@ -97,10 +102,10 @@ func Restore(ctx context.Context, cfg RestoreConfig) (_ *Restored, err error) {
 	return r.out, nil
 }
 
-// errStopped is the end of the process, in tests.
+// errStopped simulates the end of the process in tests.
 var errStopped = errors.New("stopped")
 
-// restore is one restore.
+// restore is the state of one call of Restore.
 type restore struct {
 	RestoreConfig
 	targets []*target
@@ -116,18 +121,18 @@ func (r *restore) unlock() {
 	}
 }
 
-// begin checks what is asked for, and locks the directories.
+// begin checks the configuration, then creates and locks the directories.
 func (r *restore) begin() error {
 	members := slices.Clone(r.Members)
 	slices.Sort(members)
 	if len(members) == 0 || len(slices.Compact(slices.Clone(members))) != len(members) {
-		return fmt.Errorf("members %v: want one or more different names", members)
+		return fmt.Errorf("members %v: expected at least one name, and no name twice", members)
 	}
 	if len(r.Dirs) == 0 {
-		return errors.New("no data directory to restore into")
+		return errors.New("no data directory to restore to")
 	}
 	if r.Token == "" && len(r.Dirs) != len(members) {
-		return errors.New("without all members' directories a token is needed, new and the same for all members")
+		return errors.New("a token is required unless the directories of all members are given: choose a new one, the same for all members")
 	}
 	if err := checkToken(r.Token); err != nil {
 		return err
@@ -153,7 +158,7 @@ func (r *restore) begin() error {
 		r.targets = append(r.targets, t)
 	}
 	if len(r.targets) != len(r.Dirs) {
-		return fmt.Errorf("data directories of %v, but the members are %v", keys(r.Dirs), members)
+		return fmt.Errorf("there are data directories for %v, but the members are %v", keys(r.Dirs), members)
 	}
 	r.plan = plan{Token: r.Token, Members: members, Began: time.Now().UTC()}
 	return nil
@@ -224,9 +229,9 @@ func (r *restore) run(ctx context.Context, work string) error {
 	return nil
 }
 
-// resume finds out what an interrupted restore has left: it takes its token over,
-// if it was of the same file for the same members, and tells whether all new data
-// was made.
+// resume looks for what an interrupted restore left. If that was a restore of the same file for
+// the same members, resume adopts its token. ready reports whether all new data has been
+// prepared.
 func (r *restore) resume() (ready bool, err error) {
 	var left, done []*plan
 	for _, t := range r.targets {
@@ -238,7 +243,7 @@ func (r *restore) resume() (ready bool, err error) {
 			*list = append(*list, p)
 		}
 	}
-	for _, t := range r.targets { // one that was interrupted when it cleaned up
+	for _, t := range r.targets { // interrupted while cleaning up
 		p, err := readPlan(t.at(leftDir, planFile))
 		if err != nil {
 			return false, err
@@ -265,22 +270,22 @@ func (r *restore) resume() (ready bool, err error) {
 		case interrupted && left[i].Ready:
 			r.plan.Began = left[i].Began
 		case done[i] != nil && done[i].Token == r.plan.Token:
-			return false, fmt.Errorf("%s was restored with the token %s, from another file or for other members: use a new token", t.dir, r.plan.Token)
+			return false, fmt.Errorf("%s was restored with the token %s from another file or for other members: use a new token", t.dir, r.plan.Token)
 		default:
 			ready = false
 			if left[i] != nil && left[i].Ready && !interrupted {
-				return false, fmt.Errorf("%s: a restore of %s for %s was interrupted when its data was being put in place: repeat that one first, then this one",
+				return false, fmt.Errorf("%s: a restore of %s for %s was interrupted while it replaced the data: repeat that one first, then this one",
 					t.dir, left[i].File, strings.Join(left[i].Members, ", "))
 			}
 			if t.used() && !r.SetAside {
-				return false, fmt.Errorf("%s has data: restore with --set-aside to move it to %s, or choose another directory", t.dir, t.at(beforePrefix+"TIME"))
+				return false, fmt.Errorf("%s contains data: use --set-aside to move it to %s, or choose another directory", t.dir, t.at(beforePrefix+"TIME"))
 			}
 		}
 	}
 	return ready, nil
 }
 
-// transform makes the new stores' contents: etcd's as a file, the transient
+// transform creates the contents of the new stores: etcd's in the file made, the transient
 // store's in memory.
 func (r *restore) transform(c *contents, made string) (*raft.Saved, error) {
 	kinds := newCatalogue(r.Table)
@@ -308,7 +313,7 @@ func (r *restore) transform(c *contents, made string) (*raft.Saved, error) {
 			return false, nil
 		case k != nil && k.Transient:
 			if c.raft != nil {
-				return false, fmt.Errorf("%s lies in etcd, though the snapshot has a transient store", e.Key)
+				return false, fmt.Errorf("%s is in etcd, although the snapshot has a transient store", e.Key)
 			}
 			n := moved[resourceName(k)]
 			if n == nil {
@@ -326,7 +331,8 @@ func (r *restore) transform(c *contents, made string) (*raft.Saved, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make etcd's data: %w", err)
 	}
-	// Where several keys were written with one revision, each gets one of its own.
+	// In the transient store each revision has one key. If several moved keys share a revision,
+	// give all but one a revision of their own.
 	for _, e := range moves {
 		if taken[e.ModRevision] {
 			spare++
@@ -355,10 +361,10 @@ func (r *restore) transform(c *contents, made string) (*raft.Saved, error) {
 	return quick, nil
 }
 
-// logBytes is about what an empty member's logs take.
+// logBytes is about the size of the logs of a new member.
 const logBytes = 80 << 20
 
-// prepare makes the new data beside the old, in all directories.
+// prepare creates the new data beside the old in all directories, then marks the plans ready.
 func (r *restore) prepare(ctx context.Context, made string, quick *raft.Saved) error {
 	st, err := os.Stat(made)
 	if err != nil {
@@ -416,7 +422,7 @@ func (r *restore) prepare(ctx context.Context, made string, quick *raft.Saved) e
 	return nil
 }
 
-// giveUp leaves the directories as they were.
+// giveUp removes what prepare created, so that the directories are as they were.
 func (r *restore) giveUp() error {
 	var errs []error
 	for _, t := range r.targets {
@@ -427,15 +433,15 @@ func (r *restore) giveUp() error {
 	return errors.Join(errs...)
 }
 
-// Print writes the report for people.
+// Print writes the result as text.
 func (r *Restored) Print(to io.Writer) error {
-	fmt.Fprintf(to, "restored %d objects for %s in %s; revisions go on from %d (etcd) and %d (raft)\n",
+	fmt.Fprintf(to, "restored %d objects for %s in %s; revisions continue from %d (etcd) and %d (raft)\n",
 		r.Objects, strings.Join(r.Members, ", "), r.Took.Round(time.Millisecond), r.EtcdRevision, r.RaftRevision)
 	for _, name := range r.Already {
-		fmt.Fprintf(to, "%s was restored before with this token and stays as it is\n", name)
+		fmt.Fprintf(to, "%s was already restored with this token and is unchanged\n", name)
 	}
 	for _, name := range keys(r.SetAside) {
-		fmt.Fprintf(to, "the data that %s had is in %s\n", name, r.SetAside[name])
+		fmt.Fprintf(to, "the previous data of %s is in %s\n", name, r.SetAside[name])
 	}
 	for _, note := range r.Notes {
 		fmt.Fprintf(to, "note: %s\n", note)
@@ -445,7 +451,7 @@ func (r *Restored) Print(to io.Writer) error {
 		fmt.Fprintf(w, "moved to the raft store:\t%s\t%d\n", n.Resource, n.Objects)
 	}
 	for _, n := range r.NotServed {
-		fmt.Fprintf(w, "kept, but not served:\t%s\t%d\n", n.Resource, n.Objects)
+		fmt.Fprintf(w, "restored, but not served:\t%s\t%d\n", n.Resource, n.Objects)
 	}
 	return w.Flush()
 }

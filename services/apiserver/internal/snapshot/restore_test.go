@@ -11,7 +11,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// config restores into the directory of one member.
+// config returns a restore of a single member.
 func config(file, dir string) RestoreConfig {
 	return RestoreConfig{File: file, Members: []string{"a"}, Dirs: map[string]string{"a": dir}, Table: table, Log: quiet()}
 }
@@ -45,12 +45,12 @@ func TestWhatIsSavedIsRestored(t *testing.T) {
 		}
 	}
 	if rev, err := n.etcd.Revision(ctx); err != nil || rev <= later || int64(rev) < r.EtcdRevision {
-		t.Errorf("etcd's revision %d, %v; %d was acknowledged", rev, err, later)
+		t.Errorf("etcd's revision %d, %v; revision %d was acknowledged", rev, err, later)
 	}
 	if rev, err := n.raft.Revision(ctx); err != nil || int64(rev) < r.RaftRevision {
 		t.Errorf("raft's revision %d, %v; want %d", rev, err, r.RaftRevision)
 	}
-	// What was restored can be saved and restored again.
+	// A restored cluster can be saved and restored again.
 	again := saveFile(t, n)
 	n.close()
 	next := t.TempDir()
@@ -80,7 +80,7 @@ func TestDataIsSetAsideOnlyWhenAsked(t *testing.T) {
 		t.Fatalf("restored over data: %v", err)
 	}
 	if err := Unfinished(dir); err != nil {
-		t.Fatalf("a refused restore left something: %v", err)
+		t.Fatalf("a refused restore was not cleaned up: %v", err)
 	}
 	cfg.SetAside = true
 	r, err := Restore(ctx, cfg)
@@ -89,10 +89,10 @@ func TestDataIsSetAsideOnlyWhenAsked(t *testing.T) {
 	}
 	kept := openStores(t, "a", r.SetAside["a"])
 	if _, ok := entries(t, kept.etcd)["/registry/configmaps/default/old"]; !ok {
-		t.Error("what was set aside is not what was there")
+		t.Error("the data that was set aside is not the old data")
 	}
 	if _, ok := entries(t, openStores(t, "a", dir).etcd)["/registry/configmaps/default/m2"]; !ok {
-		t.Error("what was restored is not there")
+		t.Error("the restored data is missing")
 	}
 }
 
@@ -107,7 +107,7 @@ func TestATokenRestoresADirectoryOnce(t *testing.T) {
 	cfg := config(file, dir)
 	cfg.Members, cfg.SetAside = []string{"a", "b"}, true
 	if _, err := Restore(ctx, cfg); err == nil || !strings.Contains(err.Error(), "token") {
-		t.Fatalf("one of two members without a token: %v", err)
+		t.Fatalf("restored one of two members without a token: %v", err)
 	}
 	cfg.Token = "t1"
 	if _, err := Restore(ctx, cfg); err != nil {
@@ -118,14 +118,14 @@ func TestATokenRestoresADirectoryOnce(t *testing.T) {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	if after := files(t, dir); after != before {
-		t.Errorf("a second time changed\n%s\nto\n%s", before, after)
+		t.Errorf("the second restore changed\n%s\nto\n%s", before, after)
 	}
 	cfg.File = other
 	if _, err := Restore(ctx, cfg); err == nil || !strings.Contains(err.Error(), "use a new token") {
-		t.Fatalf("another file with the same token: %v", err)
+		t.Fatalf("restored another file with the same token: %v", err)
 	}
 	aside := map[string]bool{}
-	for _, cfg.Token = range []string{"t2", "t3", "t4"} { // one right after the other
+	for _, cfg.Token = range []string{"t2", "t3", "t4"} { // several within a second
 		r, err := Restore(ctx, cfg)
 		if err != nil || len(r.Already) != 0 || aside[r.SetAside["a"]] {
 			t.Fatalf("%+v, %v", r, err)
@@ -134,7 +134,7 @@ func TestATokenRestoresADirectoryOnce(t *testing.T) {
 	}
 }
 
-// files are the names of what is in a directory.
+// files returns the names and modification times of the files in a directory.
 func files(t *testing.T, dir string) string {
 	t.Helper()
 	var out []string
@@ -148,9 +148,8 @@ func files(t *testing.T, dir string) string {
 	return strings.Join(out, "\n")
 }
 
-// TestInterruptedAnywhere ends a restore of three members at each of its steps and
-// repeats it: until then nobody takes what is there for whole, and after it all is
-// there.
+// TestInterruptedAnywhere interrupts a restore of two members at each of its steps and repeats
+// it. Until it is repeated, no directory is accepted as complete; after that, all are.
 func TestInterruptedAnywhere(t *testing.T) {
 	ctx := context.Background()
 	s := filled(t, 20)
@@ -192,38 +191,38 @@ func TestInterruptedAnywhere(t *testing.T) {
 				whole++
 			} else if err == nil {
 				if entries, err := os.ReadDir(filepath.Join(dir, etcdDir)); err == nil {
-					t.Fatalf("%s: %v is taken for whole", step, entries)
+					t.Fatalf("%s: %v is accepted as complete", step, entries)
 				}
 			}
 		}
 		cfg.stop = nil
 		r, err := Restore(ctx, cfg)
 		if err != nil {
-			t.Fatalf("repeated after %s: %v", step, err)
+			t.Fatalf("repeat after %s: %v", step, err)
 		}
 		if len(r.Already) != whole {
-			t.Fatalf("repeated after %s: %v were restored already, %d were whole", step, r.Already, whole)
+			t.Fatalf("repeat after %s: %v had been restored already, but %d were complete", step, r.Already, whole)
 		}
 		for name, dir := range cfg.Dirs {
 			if err := Unfinished(dir); err != nil {
-				t.Fatalf("repeated after %s: %v", step, err)
+				t.Fatalf("repeat after %s: %v", step, err)
 			}
 			p, err := readPlan(filepath.Join(dir, doneFile))
 			if err != nil || p == nil || p.Token != r.Token || p.Name != name {
-				t.Fatalf("repeated after %s: %s has %+v, %v; want the token %s", step, name, p, err, r.Token)
+				t.Fatalf("repeat after %s: %s has %+v, %v; want the token %s", step, name, p, err, r.Token)
 			}
 			for _, left := range []string{workDir, leftDir} {
 				if _, err := os.Lstat(filepath.Join(dir, left)); !errors.Is(err, os.ErrNotExist) {
-					t.Fatalf("repeated after %s: %s is left (%v)", step, left, err)
+					t.Fatalf("repeat after %s: %s was left behind (%v)", step, left, err)
 				}
 			}
 			aside, err := filepath.Glob(filepath.Join(dir, beforePrefix+"*"))
 			if err != nil || len(aside) != 0 {
-				t.Fatalf("repeated after %s: %v was set aside of nothing", step, aside)
+				t.Fatalf("repeat after %s: %v was set aside, although there was no old data", step, aside)
 			}
 		}
 	}
-	// With one member the stores can be opened here.
+	// The stores of a single member can be opened in this process.
 	for i := range 9 {
 		cfg := fresh("a")
 		n := 0
@@ -272,22 +271,23 @@ func TestAFailureLeavesAllAsItWas(t *testing.T) {
 	}
 }
 
-// Whatever was written after a restore is before the next one, also of the same file.
+// A restore continues from revisions beyond all that were written after an earlier restore,
+// even of the same file.
 func TestRevisionsOfALaterRestoreAreLater(t *testing.T) {
 	first := after(450, "1700000000-a")
 	if first < 450+revisionSkip {
-		t.Errorf("first at %d", first)
+		t.Errorf("first restore continues from %d", first)
 	}
 	for token, least := range map[string]store.Revision{
 		"1700000001-b": first + 1<<30,
 		"1700086400-c": first + 86400<<30,
-		"t1":           450 + revisionSkip, // no time: only the file counts
+		"t1":           450 + revisionSkip, // without a time, only the file counts
 	} {
 		if got := after(450, token); got < least {
-			t.Errorf("%s: at %d, want %d at the least", token, got, least)
+			t.Errorf("token %s: continues from %d, want at least %d", token, got, least)
 		}
 	}
 	if got := after(first+1000, "1700000001-b"); got < first+1000+revisionSkip {
-		t.Errorf("a later snapshot goes on at %d", got)
+		t.Errorf("a restore of a later snapshot continues from %d", got)
 	}
 }

@@ -22,37 +22,38 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// Path stands for the whole state in authorization: who may get it may read all
-// Secrets.
+// Path is the non-resource path that authorizes a save. Its readers can read all Secrets.
 const Path = "/snapshot"
 
-// Bounds of a save. While it runs, etcd cannot use pages again that it frees.
+// Bounds of a save: its total duration, the longest time without progress, and the bytes per
+// message. While a save runs, etcd cannot reuse the pages that it frees.
 const (
 	saveTime  = 30 * time.Minute
 	stallTime = 30 * time.Second
 	chunkSize = 256 << 10
 )
 
-// ServiceConfig says what to save.
+// ServiceConfig configures a Service.
 type ServiceConfig struct {
-	// Lasting and Transient are the stores; those that cannot be saved (memory, an
-	// etcd elsewhere) make Save fail.
+	// Lasting and Transient are the stores. Save fails if they cannot be saved (in-memory
+	// stores, an external etcd).
 	Lasting, Transient store.Store
-	Authorizer         authz.Authorizer
-	// Apiserver is this one's name, Program its version.
+	// Authorizer decides whether the caller may get Path.
+	Authorizer authz.Authorizer
+	// Apiserver is the name of this apiserver, and Program its version.
 	Apiserver, Program string
 
-	stall time.Duration // for tests; default stallTime
+	stall time.Duration // shortened by tests; zero means stallTime
 }
 
-// Service serves snapshots over gRPC.
+// Service implements SnapshotService.
 type Service struct {
 	snapshotv1.UnimplementedSnapshotServiceServer
 	cfg  ServiceConfig
 	busy atomic.Bool
 }
 
-// NewService makes the service.
+// NewService returns a service.
 func NewService(cfg ServiceConfig) *Service {
 	if cfg.stall <= 0 {
 		cfg.stall = stallTime
@@ -60,7 +61,7 @@ func NewService(cfg ServiceConfig) *Service {
 	return &Service{cfg: cfg}
 }
 
-// Register adds the service to a server.
+// Register registers the service.
 func (s *Service) Register(r grpc.ServiceRegistrar) { snapshotv1.RegisterSnapshotServiceServer(r, s) }
 
 var errStalled = errors.New("the snapshot was not read fast enough")
@@ -75,13 +76,13 @@ func (s *Service) Save(_ *snapshotv1.SaveRequest, stream grpc.ServerStreamingSer
 	transient, also := store.As[Transient](s.cfg.Transient)
 	if !ok || !also {
 		return status.Error(codes.FailedPrecondition,
-			"this apiserver does not keep the state itself: with --etcd-servers, use `etcdctl snapshot save` there (a restore reads that file), and --memory keeps nothing")
+			"this apiserver does not store the state: with --etcd-servers, run `etcdctl snapshot save` there (restore accepts that file); with --memory, nothing is kept")
 	}
 	if !s.busy.CompareAndSwap(false, true) {
-		return status.Error(codes.ResourceExhausted, "a snapshot is being taken from this apiserver already; try again later")
+		return status.Error(codes.ResourceExhausted, "this apiserver is already taking a snapshot; try again later")
 	}
-	// Sending blocks while the reader takes nothing, and only the end of this call
-	// interrupts it; so another goroutine sends.
+	// Send blocks while the client does not read, and only the end of this call interrupts it.
+	// Another goroutine sends, so that this one can end the call.
 	ctx, cancel := context.WithTimeoutCause(ctx, saveTime, errStalled)
 	defer cancel()
 	out := &sender{stream: stream, hash: sha256.New(), sent: make(chan struct{}, 1)}
@@ -124,7 +125,7 @@ func (s *Service) save(ctx context.Context, out *sender, lasting Lasting, transi
 	}})
 }
 
-// may is nil for those who may have the snapshot.
+// may returns a gRPC status error if the caller may not take a snapshot.
 func (s *Service) may(ctx context.Context) error {
 	a := &request.Attributes{User: request.UserFrom(ctx), Verb: "get", Path: Path}
 	allowed, reason, err := s.cfg.Authorizer.Authorize(ctx, a)
@@ -137,7 +138,7 @@ func (s *Service) may(ctx context.Context) error {
 	return nil
 }
 
-// sender sends what is written in chunks of one size.
+// sender sends what is written to it in chunks of chunkSize.
 type sender struct {
 	stream grpc.ServerStreamingServer[snapshotv1.SaveResponse]
 	hash   hash.Hash
@@ -161,7 +162,7 @@ func (s *sender) Write(p []byte) (int, error) {
 	return total, nil
 }
 
-// flush sends what is there.
+// flush sends the current chunk.
 func (s *sender) flush() error {
 	if len(s.chunk) == 0 {
 		return nil
@@ -171,7 +172,7 @@ func (s *sender) flush() error {
 	if err := s.stream.Send(&snapshotv1.SaveResponse{Data: s.chunk}); err != nil {
 		return err
 	}
-	s.chunk = make([]byte, 0, chunkSize) // the transport may still read the other
+	s.chunk = make([]byte, 0, chunkSize) // the transport may still read the previous one
 	select {
 	case s.sent <- struct{}{}:
 	default:
@@ -179,7 +180,7 @@ func (s *sender) flush() error {
 	return nil
 }
 
-// wire is an error as clients see it.
+// wire converts an error to a gRPC status error.
 func wire(ctx context.Context, err error) error {
 	var se *apierrors.StatusError
 	switch {

@@ -23,7 +23,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store/memory"
 )
 
-// serve serves a snapshot service on loopback.
+// serve serves a snapshot service on loopback and returns a connection to it.
 func serve(t *testing.T, s snapshotv1.SnapshotServiceServer) *grpc.ClientConn {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -46,7 +46,7 @@ func serve(t *testing.T, s snapshotv1.SnapshotServiceServer) *grpc.ClientConn {
 	return conn
 }
 
-// rights allow or refuse, and remember what was asked.
+// rights is an authorizer that allows or denies everything, and records the last request.
 type rights struct {
 	allow bool
 	asked atomic.Pointer[request.Attributes]
@@ -57,14 +57,14 @@ func (r *rights) Authorize(_ context.Context, a *request.Attributes) (bool, stri
 	return r.allow, "", nil
 }
 
-// within ends a test's waiting.
+// within returns a context that bounds how long the test waits.
 func within(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-// large are stores whose snapshot does not fit into a connection's buffers.
+// large returns stores whose snapshot does not fit in a connection's buffers.
 func large(t *testing.T) *stores {
 	s := filled(t, 5)
 	for i := range 40 {
@@ -101,7 +101,7 @@ func TestSaveOverTheWire(t *testing.T) {
 	onlyFile(t, path)
 }
 
-// onlyFile makes sure that a directory has this file, or nothing.
+// onlyFile checks that a directory contains no file other than path.
 func onlyFile(t *testing.T, path string) {
 	t.Helper()
 	left, err := os.ReadDir(filepath.Dir(path))
@@ -110,12 +110,12 @@ func onlyFile(t *testing.T, path string) {
 	}
 	for _, f := range left {
 		if f.Name() != filepath.Base(path) {
-			t.Errorf("%s was left", f.Name())
+			t.Errorf("%s was left behind", f.Name())
 		}
 	}
 }
 
-func TestStateElsewhereIsNotSaved(t *testing.T) {
+func TestExternalStateIsNotSaved(t *testing.T) {
 	m := memory.New()
 	defer m.Close()
 	conn := serve(t, NewService(ServiceConfig{Lasting: m, Transient: m, Authorizer: &rights{allow: true}}))
@@ -131,7 +131,7 @@ func TestStateElsewhereIsNotSaved(t *testing.T) {
 
 func TestASlowReaderIsCutOff(t *testing.T) {
 	s := large(t)
-	// Long enough that a busy machine makes the snapshot, and asks for another, meanwhile.
+	// Long enough for a busy machine to take the snapshot and to request another one meanwhile.
 	conn := serve(t, NewService(ServiceConfig{Lasting: s.etcd, Transient: s.raft, Authorizer: &rights{allow: true}, stall: 4 * time.Second}))
 	client := snapshotv1.NewSnapshotServiceClient(conn)
 	stream, err := client.Save(within(t), &snapshotv1.SaveRequest{})
@@ -141,13 +141,13 @@ func TestASlowReaderIsCutOff(t *testing.T) {
 	if _, err := stream.Recv(); err != nil {
 		t.Fatal(err)
 	}
-	// Nothing more is read: another is refused until this one is cut off.
+	// The client stops reading. Other saves are refused until this one is cut off.
 	other, err := client.Save(within(t), &snapshotv1.SaveRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := other.Recv(); status.Code(err) != codes.ResourceExhausted {
-		t.Errorf("a second one: %v", err)
+		t.Errorf("second save: %v", err)
 	}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -171,22 +171,22 @@ func TestASlowReaderIsCutOff(t *testing.T) {
 		if err == nil {
 			return
 		}
-		if status.Code(err) != codes.ResourceExhausted { // it ends just now
-			t.Fatalf("after it: %v", err)
+		if status.Code(err) != codes.ResourceExhausted { // the first one is just ending
+			t.Fatalf("save after the first was cut off: %v", err)
 		}
 		select {
 		case <-tick.C:
 		case <-late:
-			t.Fatalf("after it: %v", err)
+			t.Fatalf("save after the first was cut off: %v", err)
 		}
 	}
 }
 
-// broken is a service that fails in the middle.
+// broken is a service whose saves fail midway.
 type broken struct {
 	snapshotv1.UnimplementedSnapshotServiceServer
 	calls atomic.Int32
-	// good is the first call that succeeds.
+	// good is the number of the first call that succeeds.
 	good int32
 	how  func(stream grpc.ServerStreamingServer[snapshotv1.SaveResponse]) error
 }

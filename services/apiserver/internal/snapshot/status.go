@@ -13,30 +13,30 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Status is what a snapshot file holds; its hashes are right.
+// Status describes the contents of a snapshot file whose hashes are correct.
 type Status struct {
 	File  string `json:"file"`
 	Bytes int64  `json:"bytes"`
-	// Kind is keelson or etcd.
+	// Kind is "keelson" or "etcd".
 	Kind     string    `json:"kind"`
 	Manifest *Manifest `json:"manifest,omitempty"`
-	// AgeSeconds since it was taken; of an etcd's snapshot, which does not say,
-	// since the file was written.
+	// AgeSeconds is the time since the snapshot was taken. For a snapshot that etcd took, which
+	// does not record that, it is the time since the file was modified.
 	AgeSeconds   int64   `json:"ageSeconds"`
 	EtcdRevision int64   `json:"etcdRevision"`
 	RaftRevision int64   `json:"raftRevision,omitempty"`
 	Objects      int     `json:"objects"`
 	Resources    []Count `json:"resources"`
-	// OtherKeys are those that are no objects.
+	// OtherKeys is the number of keys that are not objects.
 	OtherKeys int `json:"otherKeys"`
-	// Problem says why it cannot be restored; empty if it can be.
+	// Problem is why the file cannot be restored, or empty if it can.
 	Problem string `json:"problem,omitempty"`
-	// Notes are worth knowing before a restore.
+	// Notes is what an administrator should know before a restore.
 	Notes []string `json:"notes,omitempty"`
 }
 
-// ReadStatus verifies a file and counts what is in it. work is a directory for
-// temporary files, as large as the file; empty is the system's.
+// ReadStatus verifies a file and counts its contents. work is a directory for temporary files,
+// which are as large as the file; if it is empty, the system's directory is used.
 func ReadStatus(_ context.Context, path, work string, table *resource.Table) (_ *Status, err error) {
 	st, err := os.Stat(path)
 	if err != nil {
@@ -75,24 +75,24 @@ func ReadStatus(_ context.Context, path, work string, table *resource.Table) (_ 
 	return out, nil
 }
 
-// notes are what is worth knowing of the contents.
+// notes returns what an administrator should know about the contents.
 func (c *contents) notes() []string {
 	var out []string
 	for name, version := range c.otherVersions {
-		out = append(out, fmt.Sprintf("%s are stored as %s, which is read as the version that is served", name, version))
+		out = append(out, fmt.Sprintf("%s are stored as %s and are converted to the served version when they are read", name, version))
 	}
 	slices.Sort(out)
 	return out
 }
 
-// Print writes the status for people.
+// Print writes the status as text.
 func (s *Status) Print(to io.Writer) error {
 	w := tabwriter.NewWriter(to, 0, 4, 2, ' ', 0)
 	kind := "of Keelson"
 	if s.Manifest == nil {
 		kind = "of etcd"
 	}
-	fmt.Fprintf(w, "File:\t%s (%s, %d bytes, hashes are right)\n", s.File, kind, s.Bytes)
+	fmt.Fprintf(w, "File:\t%s (%s, %d bytes, hashes are correct)\n", s.File, kind, s.Bytes)
 	if m := s.Manifest; m != nil {
 		fmt.Fprintf(w, "Taken:\t%s by %s of cluster %s, %s ago\n", m.Created.Format(time.RFC3339), m.Apiserver, m.ClusterID, age(s.AgeSeconds))
 	} else {
@@ -125,5 +125,5 @@ func (s *Status) Print(to io.Writer) error {
 	return w.Flush()
 }
 
-// age in the units that people use.
+// age formats seconds as a duration.
 func age(seconds int64) string { return (time.Duration(seconds) * time.Second).String() }

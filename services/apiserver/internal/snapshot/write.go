@@ -15,18 +15,18 @@ import (
 	"keelson.dev/services/apiserver/internal/store/raft"
 )
 
-// Lasting is a store that keeps objects; etcd's in this process is one.
+// Lasting is the store of objects that must last: the embedded etcd implements it.
 type Lasting interface {
 	Snapshot(ctx context.Context) (*etcd.Snapshot, error)
 }
 
-// Transient is a store of what changes every second; the raft store is one.
+// Transient is the store of what changes every second: the raft store implements it.
 type Transient interface {
 	Snapshot(ctx context.Context) (*raft.Snapshot, error)
 }
 
-// write writes a snapshot file. Stores are asked for theirs just before it is
-// written, so that none is held longer than that takes.
+// write writes a snapshot file. Each store's snapshot is taken as late as possible, so that it
+// is held no longer than it takes to write it.
 func write(ctx context.Context, to io.Writer, m Manifest, lasting Lasting, transient Transient) (_ Manifest, err error) {
 	quick, err := transient.Snapshot(ctx)
 	if err != nil {
@@ -36,8 +36,8 @@ func write(ctx context.Context, to io.Writer, m Manifest, lasting Lasting, trans
 	if err != nil {
 		return m, err
 	}
-	// The manifest comes first in the file, so etcd's is taken before anything is
-	// written.
+	// The manifest, which is the first file, contains etcd's revision: take etcd's snapshot
+	// before anything is written.
 	held, err := lasting.Snapshot(ctx)
 	if err != nil {
 		return m, err
@@ -70,7 +70,7 @@ func write(ctx context.Context, to io.Writer, m Manifest, lasting Lasting, trans
 	return m, err
 }
 
-// archive is a tar file and the hashes of what is in it.
+// archive is a tar file and the hashes of its parts.
 type archive struct {
 	w    *tar.Writer
 	at   time.Time

@@ -1,8 +1,7 @@
-// Package snapshottest makes snapshots of the etcd of a Kubernetes cluster: a plain
-// etcd server with objects under Kubernetes' keys and in Kubernetes' own encoding
-// (its protobuf serializer), and the file that `etcdctl snapshot save` writes (the
-// same function). No kube-apiserver has a part in it. It must never be linked into
-// a program.
+// Package snapshottest creates snapshots of a Kubernetes cluster's etcd: a plain etcd server
+// with objects under Kubernetes' keys and in Kubernetes' own encoding (its protobuf
+// serializer), saved by the function that `etcdctl snapshot save` calls. No kube-apiserver
+// takes part. The package must not be linked into a program.
 package snapshottest
 
 import (
@@ -31,7 +30,7 @@ type Kubernetes struct {
 	config clientv3.Config
 }
 
-// New starts an etcd on loopback that ends with the test.
+// New starts an etcd server on loopback, which stops when the test ends.
 func New(t testing.TB) *Kubernetes {
 	t.Helper()
 	cfg := embed.NewConfig()
@@ -61,7 +60,7 @@ func New(t testing.TB) *Kubernetes {
 
 var encoder = protobuf.NewSerializer(scheme.Scheme, scheme.Scheme)
 
-// Encode is an object as Kubernetes stores it.
+// Encode returns an object as Kubernetes stores it.
 func Encode(t testing.TB, obj runtime.Object, version schema.GroupVersion) []byte {
 	t.Helper()
 	var out bytes.Buffer
@@ -71,7 +70,7 @@ func Encode(t testing.TB, obj runtime.Object, version schema.GroupVersion) []byt
 	return out.Bytes()
 }
 
-// Put writes a value; with a ttl in seconds it expires.
+// Put writes a value. If ttl (in seconds) is positive, the value expires.
 func (k *Kubernetes) Put(key string, value []byte, ttl int64) {
 	k.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -89,7 +88,7 @@ func (k *Kubernetes) Put(key string, value []byte, ttl int64) {
 	}
 }
 
-// RequirePassword lets nobody in without a password from now on; Save has it.
+// RequirePassword turns on authentication. Save uses the password.
 func (k *Kubernetes) RequirePassword() {
 	k.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -104,7 +103,7 @@ func (k *Kubernetes) RequirePassword() {
 	}
 }
 
-// Save writes what `etcdctl snapshot save` writes, and returns its path.
+// Save writes the file that `etcdctl snapshot save` writes, and returns its path.
 func (k *Kubernetes) Save() string {
 	k.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
