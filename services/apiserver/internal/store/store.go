@@ -1,21 +1,21 @@
-// Package store keeps bytes under keys, with revisions: the one interface that
-// the apiserver has to state that must last.
+// Package store defines the interface through which the apiserver keeps its state: bytes under
+// keys, with revisions.
 //
-// Invariants, which the suite in storetest holds every implementation to:
+// Invariants, which the suite in storetest checks for every implementation:
 //
-//   - One object, one revision: every successful write gets a revision of its
-//     own, larger than all before it, also inside a batch.
-//   - A Commit's writes are independent: each has its own precondition and
-//     verdict. They may be applied in any order unless they name the same key,
-//     in which case they are applied in the order given.
-//   - An acknowledged write is never lost. A write whose outcome is unknown
-//     fails with ErrUnknownOutcome, never with ErrConflict.
-//   - Watch delivers every event after its start revision once, in revision
-//     order, or ends with ErrCompacted; it never skips.
-//   - Get and List without a revision are linearizable.
+//   - One object, one revision: every successful write has a revision of its own, larger than
+//     all earlier ones, also within a batch.
+//   - The writes of a Commit are independent: each has its own precondition and verdict. They
+//     may be applied in any order, except that writes to the same key are applied in the given
+//     order.
+//   - An acknowledged write is never lost. A write whose outcome is unknown fails with
+//     ErrUnknownOutcome, never with ErrConflict.
+//   - A watch delivers every event after its start revision exactly once, in order of
+//     revisions, or ends with an error. It never skips an event.
+//   - Get, and List without a revision, are linearizable.
 //
-// It must never look inside a value: encoding, resource versions and trace
-// contexts belong to package envelope.
+// A store must not interpret values: encodings, resource versions and trace contexts belong to
+// package envelope.
 package store
 
 import (
@@ -24,103 +24,100 @@ import (
 	"fmt"
 )
 
-// Revision counts the writes to a store.
+// Revision identifies a state of a store: the number of its last write.
 type Revision int64
 
-// Entry is a key, its value and when it was written.
+// Entry is a key, its value and the revisions of its writes.
 type Entry struct {
 	Key   string
 	Value []byte
-	// ModRevision is the revision of the last write, CreateRevision that of the
-	// first since the key was absent.
+	// ModRevision is the revision of the last write, and CreateRevision that of the write that
+	// created the key.
 	ModRevision, CreateRevision Revision
 }
 
-// MustNotExist and Any are special preconditions of a Write.
+// Special preconditions of a Write: the key must not exist, or there is none.
 const (
 	MustNotExist Revision = 0
 	Any          Revision = -1
 )
 
-// Write is one conditional write. The zero Expect creates.
+// Write is one conditional write. With the zero Expect it creates the key.
 type Write struct {
 	Key string
-	// Value is what to store; nil deletes.
+	// Value is the value to store. Nil deletes the key.
 	Value []byte
-	// Expect is the key's ModRevision that the write depends on, MustNotExist or
-	// Any (with Any, deleting an absent key is ErrNotFound).
+	// Expect is the ModRevision that the key must have, or MustNotExist or Any. (With Any,
+	// deleting a missing key fails with ErrNotFound.)
 	Expect Revision
-	// TTLSeconds, if not 0, lets the entry expire that long after the write, or
-	// up to a minute later.
+	// TTLSeconds, if not 0, makes the entry expire that long after the write, or up to a minute
+	// later.
 	TTLSeconds int64
-	// Settled, if set, tells whether a value found in the store was written by
-	// this very write (it carries the write's id): that is how an unknown
-	// outcome is settled by repeating the write.
+	// Settled, if set, reports whether a value found in the store was written by this very
+	// write, whose id it carries. A store resolves an unknown outcome with it, by repeating the
+	// write.
 	Settled func(found []byte) bool
-	// Fence, if set, must hold in the same transaction.
+	// Fence, if set, is a condition that is checked in the same transaction.
 	Fence *Fence
 }
 
-// Fence is an epoch that a write depends on: Key must have ModRevision.
+// Fence is the epoch of an elected leader: Key must have ModRevision.
 type Fence struct {
 	Key         string
 	ModRevision Revision
 }
 
-// Verdict is what became of a Write.
+// Verdict is the outcome of a Write.
 type Verdict struct {
-	// Revision of the write, when Err is nil.
+	// Revision is the revision of the write if Err is nil, and otherwise 0.
 	Revision Revision
-	// Err is nil, ErrConflict, ErrNotFound, ErrExists, ErrFenced,
-	// ErrUnknownOutcome, ErrTooMany, or a failure of the store (nothing was
-	// written).
+	// Err is nil, ErrConflict, ErrNotFound, ErrExists, ErrFenced, ErrUnknownOutcome,
+	// ErrTooMany, or another failure after which nothing was written.
 	Err error
-	// Current is the entry that was found instead, with ErrConflict and
-	// ErrExists, where the implementation knows it.
+	// Current is the entry that made the write fail with ErrConflict or ErrExists. It is nil if
+	// the implementation does not know it.
 	Current *Entry
 }
 
-// Page is part of a List.
+// Page is a page of a List.
 type Page struct {
 	Entries []Entry
-	// More says that there are entries after the last one of this page.
+	// More reports whether there are entries after the last one of this page.
 	More bool
-	// Count is the number of entries in the whole range, this page and before
-	// and after it.
+	// Count is the number of all entries with the prefix, on this page, before and after it.
 	Count int64
-	// Revision is the state that the page shows.
+	// Revision is the revision of the state that was read.
 	Revision Revision
 }
 
-// ListOptions select a page.
+// ListOptions selects a page.
 type ListOptions struct {
-	// After is the key after which to start; empty starts at the beginning.
+	// After is the key after which the page starts. Empty starts with the first key.
 	After string
-	// Limit is the largest number of entries; 0 is all.
+	// Limit is the largest number of entries. 0 means no limit.
 	Limit int64
-	// Revision is the state to read; 0 is the newest.
+	// Revision is the revision to read at. 0 means the newest.
 	Revision Revision
 }
 
-// EventType says what happened to a key.
+// EventType is what happened to a key.
 type EventType uint8
 
-// The types of events.
+// Event types.
 const (
 	Put EventType = iota + 1
 	Deleted
 )
 
-// Event is one write, as a watch sees it.
+// Event is one write.
 type Event struct {
 	Type EventType
-	// Entry is the entry as written; of a deletion, key and ModRevision.
+	// Entry is the entry as written. Of a deletion, it has only Key and ModRevision.
 	Entry Entry
 }
 
-// Batch is what a watch delivers: events in order, all at or before Revision.
-// A batch without events says that the watch has seen everything up to
-// Revision.
+// Batch is a batch of events of a watch, in order, none later than Revision. The watch has
+// delivered all events up to Revision; a batch without events only reports this.
 type Batch struct {
 	Events   []Event
 	Revision Revision
@@ -128,40 +125,41 @@ type Batch struct {
 
 // Watch is a running watch.
 type Watch interface {
-	// Next waits for the next batch. It returns ErrCompacted when the start
-	// revision is no longer known, ctx's error, or another error after which
-	// watching must start anew from the last revision seen.
+	// Next waits for the next batch. It returns ErrCompacted if events after the start revision
+	// are not known any more, ctx's error, or another error after which the caller must start a
+	// new watch from the last revision that it received.
 	Next(ctx context.Context) (Batch, error)
-	// Progress asks for a Batch that shows how far the watch is, soon.
+	// Progress requests a Batch that reports how far the watch has got. It does not wait for
+	// it.
 	Progress(ctx context.Context) error
 	// Close ends the watch.
 	Close()
 }
 
-// Store is where state lies.
+// Store is a store of keys and values. It is safe for concurrent use.
 type Store interface {
-	// Get reads one entry; a missing one is ErrNotFound. The revision is the
-	// store's at the time of reading.
+	// Get returns one entry, or ErrNotFound. The revision is the store's at the time of
+	// reading.
 	Get(ctx context.Context, key string) (Entry, Revision, error)
-	// List reads the entries whose keys have the prefix, in order.
+	// List returns entries whose keys have the prefix, in order of keys.
 	List(ctx context.Context, prefix string, opts ListOptions) (Page, error)
-	// Commit carries out independent writes, sharing the disk's syncs, and
-	// returns one verdict each, in order. The error is for failures of the whole
-	// (a closed store, a context that ended before anything was sent).
+	// Commit applies independent writes, which share the disk's syncs, and returns their
+	// verdicts in the same order. It returns an error only if all of them failed for the same
+	// reason (a closed store, or a context that ended before anything was sent).
 	Commit(ctx context.Context, writes []Write) ([]Verdict, error)
-	// Watch follows the keys with the prefix from the revision after `after`; 0
-	// is from now on.
+	// Watch follows the keys with the prefix, starting with the first event after revision
+	// after. 0 means from now on.
 	Watch(ctx context.Context, prefix string, after Revision) (Watch, error)
-	// Revision is the newest revision, linearizably: every write acknowledged
-	// before the call has a revision at or below it.
+	// Revision returns the newest revision. It is linearizable: every write acknowledged before
+	// the call has at most this revision.
 	Revision(ctx context.Context) (Revision, error)
-	// Compact forgets the history before rev: lists at older revisions and
-	// watches from before it answer ErrCompacted.
+	// Compact drops the history before rev: lists at older revisions and watches from older
+	// revisions fail with ErrCompacted.
 	Compact(ctx context.Context, rev Revision) error
 }
 
-// As finds what a store can do besides, or one that it wraps (and returns from a method
-// Unwrap).
+// As returns s, or the first store that it wraps (as returned by a method Unwrap), that
+// implements T. It returns false if there is none.
 func As[T any](s Store) (T, bool) {
 	for {
 		if t, ok := s.(T); ok {
@@ -176,24 +174,25 @@ func As[T any](s Store) (T, bool) {
 	}
 }
 
-// The errors of a store.
+// Errors of a store.
 var (
 	ErrNotFound       = errors.New("key not found")
 	ErrExists         = errors.New("key exists")
 	ErrConflict       = errors.New("entry changed since it was read")
 	ErrCompacted      = errors.New("revision compacted")
-	ErrFutureRevision = errors.New("revision lies in the future")
-	ErrFenced         = errors.New("writer's epoch is over")
+	ErrFutureRevision = errors.New("revision is in the future")
+	ErrFenced         = errors.New("the writer's epoch has ended")
 	ErrTooMany        = errors.New("too many writes in flight")
 	ErrClosed         = errors.New("store is closed")
-	// ErrUnavailable means that nothing was done because too few members of the
-	// store can be reached, now.
+	// ErrUnavailable means that nothing was done, because too few of the store's members can be
+	// reached at present.
 	ErrUnavailable = errors.New("too few members of the store can be reached")
-	// ErrUnknownOutcome means that the write may or may not have happened.
+	// ErrUnknownOutcome means that the write may or may not have been applied, or may still be
+	// applied.
 	ErrUnknownOutcome = errors.New("outcome of the write is unknown")
 )
 
-// CompactedError is ErrCompacted with the oldest revision that can be read.
+// CompactedError is an ErrCompacted with the oldest revision that can still be read.
 type CompactedError struct{ Oldest Revision }
 
 func (e *CompactedError) Error() string {

@@ -43,8 +43,8 @@ func BenchmarkRevision(b *testing.B) {
 	})
 }
 
-// BenchmarkMembers writes values of 1 KiB through a member of three on this machine
-// that leads, or does not.
+// BenchmarkMembers writes values of 1 KiB through the leader, and through a follower, of three
+// members on this machine.
 func BenchmarkMembers(b *testing.B) {
 	s := newSite(b, "a", "b", "c")
 	s.start("a", "b", "c")
@@ -75,8 +75,8 @@ func BenchmarkMembers(b *testing.B) {
 	}
 }
 
-// BenchmarkCommit writes values of 1 KiB while one watch follows; where they are
-// fenced, each depends on one more key.
+// BenchmarkCommit writes values of 1 KiB while one watch follows. Fenced writes compare one
+// more key.
 func BenchmarkCommit(b *testing.B) {
 	for _, c := range []struct {
 		callers, batch int

@@ -18,7 +18,7 @@ import (
 	"keelson.dev/services/internal/loopbacktest"
 )
 
-// certificates makes an authority and one certificate that serves both sides.
+// certificates creates an authority and a certificate for servers and clients.
 func certificates(t *testing.T) (TLSFiles, *tls.Config) {
 	t.Helper()
 	dir := t.TempDir()
@@ -72,7 +72,7 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 	return k
 }
 
-// sign makes a certificate of the authority whose key lies beside it.
+// sign issues a certificate of the authority, whose key is in the same directory as files.CA.
 func sign(t *testing.T, files TLSFiles, name string) tls.Certificate {
 	t.Helper()
 	authority, err := tls.LoadX509KeyPair(files.CA, filepath.Join(filepath.Dir(files.CA), "ca.key"))

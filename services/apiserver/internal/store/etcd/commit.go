@@ -16,8 +16,8 @@ import (
 	"keelson.dev/services/apiserver/internal/store/failpoint"
 )
 
-// Commit implements store.Store. What was proposed is brought to an end even
-// when ctx ends; what was not yet is given up.
+// Commit implements store.Store. When ctx ends, it still resolves what was proposed, and gives
+// up the rest.
 func (s *Store) Commit(ctx context.Context, writes []store.Write) ([]store.Verdict, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -30,7 +30,7 @@ func (s *Store) Commit(ctx context.Context, writes []store.Write) ([]store.Verdi
 		verdicts[0] = s.commit(ctx, &writes[0])
 		return verdicts, nil
 	}
-	// Writes of one key follow each other: next[i] is the one after write i.
+	// Writes to the same key are applied one after another: next[i] follows write i.
 	next := make([]int, len(writes))
 	last := make(map[string]int, len(writes))
 	var firsts []int
@@ -57,7 +57,7 @@ func (s *Store) Commit(ctx context.Context, writes []store.Write) ([]store.Verdi
 	return verdicts, nil
 }
 
-// commit carries out one write.
+// commit applies one write.
 func (s *Store) commit(ctx context.Context, w *store.Write) store.Verdict {
 	select {
 	case s.slots <- struct{}{}:
@@ -68,7 +68,7 @@ func (s *Store) commit(ctx context.Context, w *store.Write) store.Verdict {
 	if w.Expect != store.Any {
 		return s.conditional(ctx, w, int64(w.Expect))
 	}
-	// A stale read is good enough: the condition of the write corrects it.
+	// A stale read suffices, because the condition of the write detects it.
 	resp, err := s.kv.Range(ctx, &pb.RangeRequest{Key: []byte(w.Key), Serializable: true, KeysOnly: true})
 	if err != nil {
 		return store.Verdict{Err: s.failure(ctx, "write "+w.Key, err)}
@@ -77,7 +77,7 @@ func (s *Store) commit(ctx context.Context, w *store.Write) store.Verdict {
 	if len(resp.Kvs) > 0 {
 		expect = resp.Kvs[0].ModRevision
 	}
-	if expect == 0 && w.Value == nil { // do not believe a stale read alone
+	if expect == 0 && w.Value == nil { // do not rely on a stale read alone
 		if _, _, err := s.Get(ctx, w.Key); err != nil {
 			return store.Verdict{Err: err}
 		}
@@ -100,13 +100,13 @@ func (s *Store) commit(ctx context.Context, w *store.Write) store.Verdict {
 	return v
 }
 
-// conditional carries out one write that depends on the key's revision (0: it
-// does not exist), and repeats it until its outcome is known.
+// conditional applies one write that depends on the key's revision (0: it does not exist), and
+// repeats it until its outcome is known.
 func (s *Store) conditional(ctx context.Context, w *store.Write, expect int64) store.Verdict {
-	ctx = context.WithoutCancel(ctx) // a proposal cannot be taken back
+	ctx = context.WithoutCancel(ctx) // a proposal cannot be cancelled
 	creates := expect == 0 && w.Value != nil
 	deadline := time.Now().Add(s.settleTime)
-	unknown := false // an earlier attempt may have been applied, or may be yet
+	unknown := false // an earlier attempt may have been applied, or may still be
 	wait := 10 * time.Millisecond
 	for attempt := 0; ; attempt++ {
 		leaseID, err := s.leaseOf(ctx, w)
@@ -144,7 +144,7 @@ func (s *Store) conditional(ctx context.Context, w *store.Write, expect int64) s
 			return store.Verdict{Err: fmt.Errorf("write %s: %w: %w", w.Key, store.ErrUnknownOutcome, err)}
 		}
 		<-time.After(wait)
-		if !dropped(err) { // else wait for a leader
+		if !dropped(err) { // otherwise wait for a leader
 			wait = min(2*wait, 200*time.Millisecond)
 		}
 		switch {
@@ -180,8 +180,8 @@ func (s *Store) propose(ctx context.Context, w *store.Write, req *pb.TxnRequest,
 	return send()
 }
 
-// txn is the write as a transaction: if the key has the revision (and the fence
-// holds), write, else say what is there.
+// txn returns the write as a transaction: if the key has the revision (and the fence holds), it
+// writes, otherwise it reads what is stored.
 func txn(w *store.Write, expect int64, lease clientv3.LeaseID) *pb.TxnRequest {
 	key := []byte(w.Key)
 	req := &pb.TxnRequest{
@@ -214,11 +214,11 @@ func read(key []byte) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: key}}}
 }
 
-// judge says what became of a write whose transaction was answered. unknown says
-// that an earlier attempt of the same write may have been applied.
+// judge returns the verdict of a transaction that was answered. unknown reports whether an
+// earlier attempt of the same write may have been applied.
 func judge(w *store.Write, expect int64, resp *pb.TxnResponse, unknown bool) store.Verdict {
 	if resp.Succeeded {
-		if w.Value == nil && expect == 0 { // there was nothing to delete
+		if w.Value == nil && expect == 0 { // nothing to delete
 			return store.Verdict{Err: store.ErrNotFound}
 		}
 		return store.Verdict{Revision: store.Revision(resp.Header.Revision)}
@@ -229,9 +229,10 @@ func judge(w *store.Write, expect int64, resp *pb.TxnResponse, unknown bool) sto
 		case kv != nil && w.Value != nil && w.Settled != nil && w.Settled(kv.Value):
 			return store.Verdict{Revision: store.Revision(kv.ModRevision)}
 		case kv != nil && w.Value == nil && kv.CreateRevision <= expect:
-			// Changed, but never deleted since: no attempt was applied.
+			// The key was changed, but not deleted since: no attempt was applied.
 		case kv != nil && kv.ModRevision == expect, kv == nil && expect == 0:
-			// Unchanged, so no attempt was applied: the fence stopped this one.
+			// The key is unchanged, so no attempt was applied: this one failed because of the
+			// fence.
 		default:
 			return store.Verdict{Err: store.ErrUnknownOutcome}
 		}
@@ -257,6 +258,7 @@ func judge(w *store.Write, expect int64, resp *pb.TxnResponse, unknown bool) sto
 	}
 }
 
+// found returns the entry that the i-th request of a failed transaction read, or nil.
 func found(resp *pb.TxnResponse, i int) *mvccpb.KeyValue {
 	if i >= len(resp.Responses) {
 		return nil

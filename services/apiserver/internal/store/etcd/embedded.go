@@ -27,55 +27,55 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// EmbeddedConfig says how to run etcd in this process.
+// EmbeddedConfig configures an etcd server in this process.
 type EmbeddedConfig struct {
-	// Name of the member; default "default".
+	// Name is the name of the member; default "default".
 	Name string
-	// Peers, if set, makes it one of several members; without, it is alone and
-	// speaks to nobody.
+	// Peers configures one of several members. Nil means a single member, which has no peers.
 	Peers *PeerConfig
-	// Dir holds its data; made with mode 0700.
+	// Dir holds etcd's data. It is created with mode 0700.
 	Dir string
-	// ListenClient, if set, is an address (host:port) where etcd's own clients
-	// may connect. It requires ClientTLS and ClientNames: the common names of the
-	// certificates that are let in, because whoever gets in may do everything.
+	// ListenClient, if set, is the address (host:port) at which etcd's own clients may connect.
+	// It requires ClientTLS and ClientNames, the common names of the certificates that are
+	// accepted: such clients may do everything.
 	ListenClient string
 	ClientTLS    TLSFiles
 	ClientNames  []string
-	// QuotaBytes of the backend; default 8 GiB.
+	// QuotaBytes is the quota of the backend; default 8 GiB.
 	QuotaBytes int64
-	Log        *slog.Logger
+	// Log defaults to slog.Default().
+	Log *slog.Logger
 }
 
-// TLSFiles name a certificate, its key and the authority of the other side.
+// TLSFiles are the paths of a certificate, its key and the CA of the other side.
 type TLSFiles struct{ Cert, Key, CA string }
 
-// Embedded is a store in an etcd of this process.
+// Embedded is a store in an etcd server in this process.
 type Embedded struct {
 	*Store
 	etcd    *embed.Etcd
 	client  *clientv3.Client
 	closing *atomic.Bool
-	peers   *peers // nil when it is alone
+	peers   *peers // nil for a single member
 	release func()
 
-	// file is etcd's own. mapped is held while its mapping must stay where it is, or
-	// is taken away; if others reach etcd over a port, operators or other members,
-	// they can replace it at any time.
+	// file is the backend's file. mapped is held while its mapping must not move or is being
+	// dropped. open is true if others can reach etcd, clients at its port or other members:
+	// they can make it replace the mapping at any time.
 	file   string
 	open   bool
 	mapped sync.Mutex
-	// saving is held for reading while a snapshot is read, and for writing by what
-	// must not meet one.
+	// saving is held for reading while a snapshot is being read, and for writing by what must
+	// not run at the same time.
 	saving sync.RWMutex
 }
 
-// setWAL sets the size of a segment of the write-ahead log: two of them are
-// allocated at all times, and etcd's 64 MB each is much for a small cluster.
+// setWAL sets the size of the segments of the write-ahead log. Two of them are always
+// allocated, and etcd's default of 64 MB each is large for a small cluster.
 var setWAL = sync.OnceFunc(func() { wal.SegmentSizeBytes = 16 << 20 })
 
-// Start runs etcd and waits until it takes writes; of several members, until
-// enough of them are there.
+// Start runs etcd and waits until it accepts writes. If there are several members, that takes a
+// quorum.
 func Start(ctx context.Context, c EmbeddedConfig) (_ *Embedded, err error) {
 	setWAL()
 	if c.Log == nil {
@@ -131,7 +131,7 @@ func Start(ctx context.Context, c EmbeddedConfig) (_ *Embedded, err error) {
 	e, err := startEtcd(ctx, cfg, started)
 	if err != nil && p != nil {
 		select {
-		case <-p.outlived: // told late
+		case <-p.outlived: // reported by a peer only now
 			err = errOutlived
 		default:
 		}
@@ -148,7 +148,7 @@ func Start(ctx context.Context, c EmbeddedConfig) (_ *Embedded, err error) {
 	st := newStore(inProcess(s, client), proposalTime, c.Log)
 	if p != nil {
 		p.run(func() { st.followLeader(run, s) })
-		p.run(func() { // without its place, what it is asked would wait for nothing
+		p.run(func() { // a removed member must fail its calls instead of letting them wait
 			<-s.StopNotify()
 			st.closed.Store(true)
 		})
@@ -169,8 +169,8 @@ func Start(ctx context.Context, c EmbeddedConfig) (_ *Embedded, err error) {
 	}, nil
 }
 
-// startEtcd runs etcd and waits until it is ready. then, if any, is called in
-// between, when it answers its peers.
+// startEtcd runs etcd and waits until it is ready. The functions in then are called once it
+// answers its peers.
 func startEtcd(ctx context.Context, cfg *embed.Config, then ...func(*embed.Etcd) error) (*embed.Etcd, error) {
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
@@ -187,8 +187,8 @@ func startEtcd(ctx context.Context, cfg *embed.Config, then ...func(*embed.Etcd)
 	for {
 		select {
 		case <-tick.C:
-			// A member of several is ready when it can be read. What etcd itself waits for,
-			// that it has told its name, takes 6 s where its first proposal is lost.
+			// A member of several is ready when it can be read. What etcd waits for itself, the
+			// publication of its name, takes 6 s if its first proposal is lost.
 			if e.Server.Leader() == 0 || !readable(ctx, e.Server) {
 				continue
 			}
@@ -196,7 +196,7 @@ func startEtcd(ctx context.Context, cfg *embed.Config, then ...func(*embed.Etcd)
 		case <-e.Server.ReadyNotify():
 			return e, nil
 		case <-e.Server.StopNotify():
-			err = errors.New("it has ended; was this member removed?")
+			err = errors.New("etcd has stopped; was this member removed?")
 		case err = <-e.Err():
 		case <-ctx.Done():
 			err = ctx.Err()
@@ -206,14 +206,14 @@ func startEtcd(ctx context.Context, cfg *embed.Config, then ...func(*embed.Etcd)
 	}
 }
 
-// readable tells whether a linearizable read succeeds now.
+// readable reports whether a linearizable read succeeds now.
 func readable(ctx context.Context, s *etcdserver.EtcdServer) bool {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	return s.LinearizableReadNotify(ctx) == nil
 }
 
-// joinPeers tells etcd who the other members are and opens the ways to them.
+// joinPeers configures etcd with the other members and opens the connections to them.
 func (c *EmbeddedConfig) joinPeers(ctx context.Context, p *peers, cfg *embed.Config) error {
 	cfg.ListenPeerUrls = []url.URL{{Scheme: "unix", Host: p.local}}
 	cfg.AdvertisePeerUrls = []url.URL{{Scheme: "unix", Host: p.seat()}}
@@ -225,8 +225,7 @@ func (c *EmbeddedConfig) joinPeers(ctx context.Context, p *peers, cfg *embed.Con
 	if d := c.Peers.Election; d > 0 {
 		cfg.ElectionMs = uint(d.Milliseconds())
 	}
-	// A member that was away for less than so many entries gets those instead of
-	// the whole store.
+	// A member that missed fewer entries than this receives them instead of the whole store.
 	cfg.SnapshotCatchUpEntries = 5000
 	for _, t := range p.all() {
 		if t.Seat != p.seat() {
@@ -247,18 +246,17 @@ func (c *EmbeddedConfig) embed(closing *atomic.Bool) (*embed.Config, error) {
 	if c.Name != "" {
 		cfg.Name = c.Name
 	}
-	// Nobody but this process speaks to a single member: it listens nowhere, and
-	// its peer URL is only a name.
+	// A single member has no peers: it listens nowhere, and its peer URL is only a name.
 	peer := url.URL{Scheme: "unix", Host: seatOf(cfg.Name, "")}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = nil, []url.URL{peer}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = nil, nil
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	if c.ListenClient != "" {
 		if len(c.ClientNames) == 0 {
-			return nil, errors.New("etcd's client address needs the names of those who may use it")
+			return nil, errors.New("etcd's client address requires the names of the clients that may use it")
 		}
 		if c.ClientTLS.Cert == "" || c.ClientTLS.Key == "" || c.ClientTLS.CA == "" {
-			return nil, errors.New("etcd's client address needs a certificate, a key and an authority")
+			return nil, errors.New("etcd's client address requires a certificate, a key and a CA")
 		}
 		u := url.URL{Scheme: "https", Host: c.ListenClient}
 		cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{u}, []url.URL{u}
@@ -266,20 +264,20 @@ func (c *EmbeddedConfig) embed(closing *atomic.Bool) (*embed.Config, error) {
 			CertFile: c.ClientTLS.Cert, KeyFile: c.ClientTLS.Key, TrustedCAFile: c.ClientTLS.CA, ClientCertAuth: true, AllowedCNs: c.ClientNames,
 		}
 	}
-	// A single member elects itself after one to two election times, in which
-	// nobody else has a say: so they are short, though each tick costs an idle process.
+	// A single member elects itself after one to two election timeouts. They are short, because
+	// no other member depends on them, although each tick costs an idle process CPU time.
 	cfg.TickMs, cfg.ElectionMs = 50, 250
 	cfg.PreVote = true
 	cfg.QuotaBackendBytes = 8 << 30
 	if c.QuotaBytes > 0 {
 		cfg.QuotaBackendBytes = c.QuotaBytes
 	}
-	// Entries of the log are kept in memory for followers that lag; there are none.
+	// Log entries are kept in memory for followers that lag behind; a single member has none.
 	cfg.SnapshotCatchUpEntries = 500
-	// The backend's file is synced that often, or after so many writes; the log,
-	// which is synced at each write, has what it lacks. At rest each renewal of a
-	// Lease would be a sync of the file too, so it waits longer than etcd's 100 ms;
-	// under load there are no more between two syncs than 100 ms bring.
+	// The backend's file is synced at this interval, or after this many writes. The log, which
+	// is synced with each write, has what the file lacks. On an idle cluster, each renewal of a
+	// Lease would also sync the file, so the interval is longer than etcd's 100 ms. Under load,
+	// the limit allows no more writes between two syncs than arrive in 100 ms.
 	cfg.BackendBatchInterval, cfg.BackendBatchLimit = 500*time.Millisecond, 2500
 	cfg.MaxTxnOps = 128
 	cfg.MaxRequestBytes = 4 << 20
@@ -291,7 +289,7 @@ func (c *EmbeddedConfig) embed(closing *atomic.Bool) (*embed.Config, error) {
 	return cfg, nil
 }
 
-// inProcess calls the server's own functions.
+// inProcess returns a transport that calls the server's functions directly.
 func inProcess(s *etcdserver.EtcdServer, client *clientv3.Client) transport {
 	return transport{
 		local: true,
@@ -309,7 +307,7 @@ func inProcess(s *etcdserver.EtcdServer, client *clientv3.Client) transport {
 	}
 }
 
-// Close stops etcd. Calls under way fail.
+// Close stops etcd. Calls in progress fail.
 func (e *Embedded) Close() {
 	if e.closing.Swap(true) {
 		return
@@ -327,11 +325,11 @@ func (e *Embedded) Close() {
 	e.release()
 }
 
-// handOverTime is how long a leader that ends waits for another to take over:
-// they may all be ending.
+// handOverTime bounds how long a stopping leader waits until another member has taken over,
+// because all of them may be stopping.
 const handOverTime = 500 * time.Millisecond
 
-// handOver makes another member the leader, if there is one, and stops the server.
+// handOver transfers leadership to another member, if there is one, and stops the server.
 func (e *Embedded) handOver() {
 	done := make(chan struct{})
 	go func() {
@@ -346,9 +344,9 @@ func (e *Embedded) handOver() {
 	<-done
 }
 
-// giveBack lets go of the mapped pages of etcd's file. A compaction reads all of
-// it, and a start maps it whole; as the kernel counts, it is this process' memory
-// from then on, though it is page cache.
+// giveBack releases the mapped pages of the backend's file. A compaction reads the whole file,
+// and a start maps it completely; the kernel then counts it as memory of this process, although
+// it is page cache.
 func (e *Embedded) giveBack() {
 	e.mapped.Lock()
 	defer e.mapped.Unlock()
@@ -361,9 +359,9 @@ func (e *Embedded) giveBack() {
 		return
 	}
 	if err := giveBack(e.file); err != nil {
-		e.log.Warn("mapped pages of the store's file stay in memory", "error", err)
+		e.log.Warn("cannot release the mapped pages of the store's file", "error", err)
 	}
 }
 
-// Stopped is closed when etcd has ended, by Close or by itself.
+// Stopped is closed when etcd has stopped, by Close or by itself.
 func (e *Embedded) Stopped() <-chan struct{} { return e.etcd.Server.StopNotify() }

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// recoveredSite is a site of three where b and c were given up, and a goes on alone once
-// it is started.
+// recoveredSite returns a site of three members of which b and c were given up as lost. a
+// continues alone once it is started.
 func recoveredSite(t *testing.T) (*site, context.Context) {
 	s := newSite(t, "a", "b", "c")
 	s.start("a", "b", "c")
@@ -24,12 +24,13 @@ func recoveredSite(t *testing.T) (*site, context.Context) {
 	return s, ctx
 }
 
-// A member that was given up and comes back with its disk ends, also when whoever
-// told it so is away by then.
-func TestWhoWasGivenUpDoesNotStart(t *testing.T) {
+// A member that was given up as lost and comes back with its disk stops, even if the member
+// that announced the recovery to it is away by then.
+func TestGivenUpMemberDoesNotStart(t *testing.T) {
 	s, ctx := recoveredSite(t)
 	s.start("a")
-	// It may be told late, when its etcd runs already and waits for the others.
+	// It may learn of the recovery late, when its etcd is already running and waits for the
+	// others.
 	late := s.config("c", s.addresses["c"])
 	late.Peers.askTime = time.Nanosecond
 	if _, err := Start(ctx, late); !errors.Is(err, errOutlived) {
@@ -40,13 +41,13 @@ func TestWhoWasGivenUpDoesNotStart(t *testing.T) {
 	}
 	s.stop("a")
 	if _, err := s.begin(ctx, "b"); !errors.Is(err, errOutlived) {
-		t.Fatalf("b started when a was away: %v", err)
+		t.Fatalf("b started while a was away: %v", err)
 	}
 }
 
-// Two that were given up are a majority of the old cluster: when they run already,
-// the recovered one ends them. With empty disks they are let in.
-func TestWhoWasGivenUpEnds(t *testing.T) {
+// Two members that were given up are a majority of the old cluster. If they are already
+// running, the recovered member stops them. With empty disks they may join.
+func TestGivenUpMembersStop(t *testing.T) {
 	s, ctx := recoveredSite(t)
 	s.start("b", "c")
 	s.put("b", "/k", "of the old cluster")
@@ -55,7 +56,7 @@ func TestWhoWasGivenUpEnds(t *testing.T) {
 		select {
 		case <-s.at(n).Stopped():
 		case <-ctx.Done():
-			t.Fatalf("%s runs on", n)
+			t.Fatalf("%s is still running", n)
 		}
 	}
 	s.get("a", "/k", "old")
@@ -74,7 +75,7 @@ func TestWhoWasGivenUpEnds(t *testing.T) {
 	}
 	s.voters("b", "a", "b", "c")
 	s.get("c", "/k", "old")
-	// They are of the new era now: all stop and start as one cluster.
+	// Now they belong to the new era: all members stop and start as one cluster.
 	s.stop("a", "b", "c")
 	s.start("a", "b", "c")
 	s.get("b", "/k", "old")

@@ -1,63 +1,67 @@
-// Package etcd is store.Store over etcd: embedded in this process and called
-// without its port (Start), or elsewhere (Dial).
+// Package etcd is store.Store over etcd: embedded in this process and called directly (Start),
+// or at another place (Dial).
 //
-// Each write is a transaction of its own that compares the key's revision, so
-// that one object has one revision; the writes of a batch are pipelined and share
-// the disk's syncs. A proposal has a deadline of its own; when it passes, the
-// outcome is unknown and is settled by repeating the same conditional write.
+// Each write is a transaction of its own that compares the key's revision, so that one object
+// has one revision. The writes of a batch are pipelined and share the disk's syncs. A proposal
+// has a deadline. When it passes, the outcome is unknown and is resolved by repeating the same
+// conditional write.
 //
 // # Members
 //
-// One member alone speaks to nobody. Several (EmbeddedConfig.Peers) find each other
-// by seats: a seat is a name and a disk, and etcd's peer URL unix://<seat> is made of
-// it, so that no URL ever changes. etcd dials a socket of that name in the process's
-// working directory; this package carries the bytes over mutual TLS to where the
-// seat's member is now. Both sides must have certificates of the cluster's authority
-// and of a member's common name, and the protocol names the seat, so that whoever has
-// an address by now does not answer for who had it before. Where members are they
-// tell each other, without quorum (cards); each keeps what it heard on its disk, and
-// tries what its configuration says too. So all may stop and start with other
-// addresses, as long as the ways that are known, from either side, connect them all.
+// A single member has no peers. Several members (EmbeddedConfig.Peers) know each other by
+// seats. A seat is a name and a disk; etcd's peer URL unix://<seat> is derived from it, so that
+// URLs never change. etcd dials a socket of that name in the process's working directory, and
+// this package relays the bytes over mutual TLS to the seat's current address. Both sides must
+// have certificates of the cluster's authority with a common name of members, and the protocol
+// name contains the seat, so that a process that has taken over an address does not answer for
+// the member that had it before.
 //
-// A member's states, from an empty disk:
+// Members announce their addresses to each other without a quorum (cards). Each saves those
+// that it receives on its disk, and also tries those in its configuration. All members may
+// therefore stop and start with other addresses, as long as the addresses that are known to
+// either side of each connection connect them all.
 //
-//	fresh    no data. It founds a cluster with exactly the configured members if all of
-//	         them are there and fresh too (or are founding this very cluster); if any
-//	         has a cluster without this seat, it waits to be let in; else it waits.
-//	learner  let in (AddLearner), without a vote, while it catches up.
-//	voter    a founder, or promoted (Promote) once it has started and caught up.
-//	removed  (Remove) its etcd ends when it hears of it, and refuses to start.
+// # States of a member
 //
-// What happens when things fail:
+// The states of a member, from an empty disk:
 //
-//   - The leader dies: followers miss it after Election to twice that, 0.5 to 1 s.
-//     Reads are repeated for readTime, 6 s. A proposal ends with its deadline of 1 s or
-//     0.1 s after there is a new leader; then its outcome is settled by repeating it,
-//     for settleTime, 12 s. A proposal that found no leader was not made and is just
-//     repeated. No call waits longer for members than settleTime and one proposal.
-//   - The quorum is lost: reads fail after readTime, writes with a failure (never
-//     proposed) or with ErrUnknownOutcome after settleTime. Watches stand still; who
-//     needs to know how old they are asks Revision.
-//   - A member comes back with another address: it tells the others.
-//   - A disk is lost: the member is fresh, with another seat, and waits for Replace.
-//     Part of a disk is refused at the start.
-//   - The quorum is lost for good: Recover makes a cluster of one from a survivor, in
-//     a later era. Cards carry the era: a member with data that hears of a later one
-//     was given up, ends, and notes that it must not start with that disk; nobody
-//     takes cards of an era that is not its own, but from fresh members.
+//	fresh    it has no data. It founds a cluster with exactly the configured members if all
+//	         of them are reachable and fresh too (or are founding this very cluster). If any of
+//	         them has a cluster without this seat, it waits to be added; otherwise it waits.
+//	learner  it was added (AddLearner), and has no vote while it catches up.
+//	voter    it is a founder, or was promoted (Promote) after it had started and caught up.
+//	removed  (Remove) its etcd stops when it learns of it, and does not start again.
 //
-// Invariants of members:
+// # Failures
 //
-//   - No seat's member forgets its log or its votes: without them it is another seat.
-//   - A cluster is founded once: a fresh member never founds one while a configured
-//     member is silent or has data.
-//   - Who has a vote has started with its seat: Promote waits for that.
-//   - No member of an era runs on once it has heard of a later one.
-//   - After Recover, no revision means what it did not mean before: it jumps ahead and
-//     all history is compacted.
+//   - The leader dies: followers notice after one to two times Election, 0.5 to 1 s. Reads are
+//     repeated for readTime, 6 s. A proposal ends with its deadline of 1 s, or 0.1 s after
+//     there is a new leader; then its outcome is resolved by repeating it for settleTime, 12 s.
+//     A proposal that found no leader was not made and is simply repeated. No call waits longer
+//     for members than settleTime and one proposal.
+//   - The quorum is lost: reads fail after readTime. Writes fail after settleTime, with
+//     ErrUnknownOutcome if they were proposed. Watches stay open without events; Revision tells
+//     a caller how current they are.
+//   - A member comes back with another address: it announces it to the others.
+//   - A disk is lost: the member is fresh, with another seat, and waits for Replace. If only
+//     part of a disk is lost, the member does not start.
+//   - The quorum is lost permanently: Recover makes a cluster of one member from a survivor, in
+//     a later era. Cards contain the era. A member with data that learns of a later era was
+//     given up as lost: it stops, and records that it must not start with that disk again.
+//     Cards of another era are only accepted from fresh members.
 //
-// It must never send an unconditional write: a proposal may be applied long after
-// its deadline, and only its condition keeps it from overwriting what came later.
+// # Invariants of members
+//
+//   - No member of a seat loses its log or its votes: without them it is another seat.
+//   - A cluster is founded once: a fresh member never founds one while a configured member does
+//     not answer or has data.
+//   - A member that votes has started with its seat: Promote waits for that.
+//   - No member of an era keeps running once it has learned of a later one.
+//   - After Recover, no revision gets a second meaning: the revision jumps ahead, and all
+//     history is compacted.
+//
+// The package must never send an unconditional write of an object: a proposal may be applied
+// long after its deadline, and only its condition keeps it from overwriting a later write.
 package etcd
 
 import (
@@ -81,31 +85,31 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// Limits that are etcd's or follow from measurements.
+// Limits that etcd imposes or that follow from measurements.
 const (
-	// inFlight is the number of proposals under way at once. etcd refuses more
-	// than 5,000; throughput does not grow beyond a few hundred.
+	// inFlight bounds the proposals in flight. etcd refuses more than 5,000, and throughput
+	// does not grow beyond a few hundred.
 	inFlight = 1000
-	// forwardTime is how long one proposal may take before it is repeated, where it
-	// may be forwarded to a leader that dies: it would wait for about 7 s.
+	// forwardTime bounds one proposal, if it may be forwarded to a leader that dies: etcd would
+	// let it wait for about 7 s.
 	forwardTime = time.Second
-	// localTime is the same where nobody else can be the leader: only the disk and
-	// the processor can be slow, and repeating does not help them.
+	// localTime is the same if no other member can be the leader. Then only the disk and the
+	// CPU can be slow, and repeating does not help.
 	localTime = 6 * time.Second
-	// settleTime is how long a write whose outcome is unknown is repeated.
+	// settleTime bounds how long a write with an unknown outcome is repeated.
 	settleTime = 12 * time.Second
-	// anyTries is how often a write with store.Any follows a key that others
-	// change.
+	// anyTries bounds how often a write with store.Any is repeated because other writes change
+	// the key.
 	anyTries = 32
 )
 
-// transport is what differs between an etcd in this process and one elsewhere.
+// transport is what differs between an etcd server in this process and one at another place.
 type transport struct {
-	// local says that no answer comes from another process.
+	// local is true if all calls are answered in this process.
 	local bool
 	kv    pb.KVClient
 	lease clientv3.Lease
-	// revision returns the newest revision, linearizably.
+	// revision returns the newest revision. It is linearizable.
 	revision func(ctx context.Context) (int64, error)
 	watch    func(ctx context.Context, prefix string, from int64) (store.Watch, error)
 }
@@ -116,18 +120,18 @@ type Store struct {
 	log    *slog.Logger
 	slots  chan struct{}
 	leases leases
-	// compacted is the last revision that this store compacted at.
+	// compacted is the last revision at which this store compacted.
 	compacted atomic.Int64
 	closed    atomic.Bool
-	// seen is the newest revision that this store was told of.
+	// seen is the newest revision that this store has received.
 	seen  atomic.Int64
 	guard guard
-	// term ends a moment after another member has become the leader: what was sent
-	// to the one before may be lost.
+	// term is ended shortly after another member has become the leader: what was sent to the
+	// previous leader may be lost.
 	term atomic.Pointer[term]
 
 	proposalTime, settleTime time.Duration
-	// fault, if set, stands between the store and etcd; for tests.
+	// fault, if set, is called instead of etcd. For tests.
 	fault func(w *store.Write, attempt int, send func() (*pb.TxnResponse, error)) (*pb.TxnResponse, error)
 }
 
@@ -147,13 +151,13 @@ func newStore(t transport, proposalTime time.Duration, log *slog.Logger) *Store 
 	return s
 }
 
-// saw notes a revision.
+// saw records a revision.
 func (s *Store) saw(rev int64) {
 	for old := s.seen.Load(); old < rev && !s.seen.CompareAndSwap(old, rev); old = s.seen.Load() {
 	}
 }
 
-// rangeStart is the first key of the range of keys with a prefix.
+// rangeStart returns the first key of the range of keys with a prefix.
 func rangeStart(prefix string) []byte {
 	if prefix == "" {
 		return []byte{0}
@@ -161,7 +165,7 @@ func rangeStart(prefix string) []byte {
 	return []byte(prefix)
 }
 
-// rangeEnd is the end of the range of keys with a prefix.
+// rangeEnd returns the end of the range of keys with a prefix.
 func rangeEnd(prefix string) []byte { return []byte(clientv3.GetPrefixRangeEnd(prefix)) }
 
 // Get implements store.Store.
@@ -204,7 +208,7 @@ func (s *Store) List(ctx context.Context, prefix string, o store.ListOptions) (s
 	var err error
 	if within || o.After == "" || o.After < prefix {
 		resp, err = s.read(ctx, req)
-	} else { // After lies behind the whole range
+	} else { // After is beyond the whole range
 		req.Key, req.Limit, req.CountOnly = rangeStart(prefix), 0, true
 		resp, err = s.read(ctx, req)
 		within = false
@@ -216,7 +220,7 @@ func (s *Store) List(ctx context.Context, prefix string, o store.ListOptions) (s
 	if page.Revision == 0 {
 		page.Revision = store.Revision(resp.Header.Revision)
 	}
-	if within { // Count covers what is left only
+	if within { // Count covers only the rest
 		all, err := s.read(ctx, &pb.RangeRequest{Key: rangeStart(prefix), RangeEnd: rangeEnd(prefix), Revision: int64(page.Revision), CountOnly: true})
 		if err != nil {
 			return store.Page{}, s.failure(ctx, "list "+prefix, err)
@@ -275,7 +279,7 @@ func (s *Store) Compact(ctx context.Context, rev store.Revision) error {
 	return nil
 }
 
-// failure turns etcd's error into the store's.
+// failure converts an error of etcd to one of package store.
 func (s *Store) failure(ctx context.Context, doing string, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -293,7 +297,7 @@ func (s *Store) failure(ctx context.Context, doing string, err error) error {
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
-// refused tells the errors after which nothing was, nor will be, written.
+// refused reports whether err means that nothing was or will be written.
 func refused(err error) bool {
 	if dropped(err) {
 		return true
@@ -314,13 +318,14 @@ func refused(err error) bool {
 	return false
 }
 
-// dropped tells that there was no leader to propose to: nothing was written.
+// dropped reports whether err means that there was no leader to propose to: nothing was
+// written.
 func dropped(err error) bool {
 	return status.Code(err) == codes.Unknown && strings.Contains(err.Error(), "raft proposal dropped") ||
 		errors.Is(rpctypes.Error(err), rpctypes.ErrNoLeader)
 }
 
-// leases are shared by entries that expire at about the same time.
+// leases are the leases of etcd, shared by entries that expire at about the same time.
 type leases struct {
 	mu    sync.Mutex
 	byTTL map[int64]*lease
@@ -330,14 +335,14 @@ type lease struct {
 	once sync.Once
 	id   clientv3.LeaseID
 	err  error
-	// until is when entries of this TTL need a new lease.
+	// until is the time from which entries of this TTL need a new lease.
 	until time.Time
 }
 
-// slack is how much longer than asked an entry may live, in seconds.
+// slack returns how much longer than requested an entry may live, in seconds.
 func slack(ttl int64) int64 { return min(60, max(1, ttl/4)) }
 
-// leaseOf is the lease for a write; 0 if its value does not expire.
+// leaseOf returns the lease for a write, or 0 if its value does not expire.
 func (s *Store) leaseOf(ctx context.Context, w *store.Write) (clientv3.LeaseID, error) {
 	if w.TTLSeconds <= 0 || w.Value == nil {
 		return 0, nil
@@ -372,7 +377,7 @@ func (s *Store) lease(ctx context.Context, ttl int64) (clientv3.LeaseID, error) 
 	return l.id, nil
 }
 
-// dropLease forgets a lease that is gone or was not granted.
+// dropLease forgets a lease that has expired or was not granted.
 func (s *Store) dropLease(ttl int64, id clientv3.LeaseID) {
 	s.leases.mu.Lock()
 	defer s.leases.mu.Unlock()

@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 		os.Exit(child(config))
 	}
 	goleak.VerifyTestMain(m,
-		// started once by a package of etcd's, for the life of the process
+		// started once per process by an etcd package
 		goleak.IgnoreAnyFunction("go.etcd.io/etcd/client/pkg/v3/logutil.(*MergeLogger).outputLoop"),
 	)
 }
@@ -55,7 +55,7 @@ func embedded(t testing.TB, c EmbeddedConfig) *Embedded {
 	return e
 }
 
-// faulty makes attempts fail.
+// faulty is a store whose attempts to write can be made to fail.
 type faulty struct{ *Store }
 
 func (f faulty) Inject(plan func(*store.Write, int) storetest.Fault) {
@@ -87,7 +87,7 @@ func (f faulty) Hurry(hurry bool) {
 }
 
 func (s *Store) forTest() store.Store {
-	// Long enough for a busy machine: faults are injected, not waited for.
+	// Long enough for a busy machine: faults are injected, and no test waits for this.
 	s.proposalTime = 20 * time.Second
 	return faulty{s}
 }
@@ -96,14 +96,14 @@ func TestConformanceInProcess(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) store.Store { return embedded(t, EmbeddedConfig{}).forTest() })
 }
 
-func TestConformanceOverTheWire(t *testing.T) {
+func TestConformanceOfARemoteEtcd(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) store.Store {
 		r, _ := remote(t)
 		return r.forTest()
 	})
 }
 
-// remote is a client of an embedded etcd that listens on loopback.
+// remote returns a client of an embedded etcd that listens on loopback.
 func remote(t *testing.T) (*Remote, *Embedded) {
 	t.Helper()
 	files, client := certificates(t)
@@ -124,7 +124,7 @@ func listening(t *testing.T, files TLSFiles, client *tls.Config) (*Remote, *Embe
 	return r, e
 }
 
-// Endpoints that are dead, or take connections and say nothing, hold nobody up.
+// Endpoints that are dead, or accept connections without answering, delay no call.
 func TestDialPastDeadEndpoints(t *testing.T) {
 	files, tlsConfig := certificates(t)
 	alive, _ := listening(t, files, tlsConfig)
@@ -164,11 +164,11 @@ func TestDialPastDeadEndpoints(t *testing.T) {
 		seen += len(b.Events)
 	}
 	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("it took %v", took)
+		t.Errorf("20 calls took %v", took)
 	}
 }
 
-func TestNobodyGetsInWithoutACertificate(t *testing.T) {
+func TestClientsNeedACertificate(t *testing.T) {
 	known, client := certificates(t)
 	r, _ := listening(t, known, client)
 	other := client.Clone()
@@ -196,7 +196,7 @@ func TestNobodyGetsInWithoutACertificate(t *testing.T) {
 		cancel()
 	}
 	if _, err := Start(context.Background(), EmbeddedConfig{Dir: t.TempDir(), ListenClient: "127.0.0.1:1"}); err == nil {
-		t.Error("etcd listens without TLS")
+		t.Error("etcd listens for clients without TLS")
 	}
 }
 
@@ -208,7 +208,7 @@ func foreign(t *testing.T, f TLSFiles) *tls.Config {
 	return &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{cert}}
 }
 
-func TestStateLastsAndADirectoryIsPrivate(t *testing.T) {
+func TestStateLastsAndItsDirectoryIsPrivate(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "etcd")
 	e := embedded(t, EmbeddedConfig{Dir: dir})
 	ctx := context.Background()
@@ -274,7 +274,7 @@ func TestMaintain(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := e.List(ctx, "/", store.ListOptions{Revision: last - 5}); err != nil {
-		t.Fatalf("kept too little: %v", err)
+		t.Fatalf("a revision within the retention was compacted: %v", err)
 	}
 	if err := e.Defragment(); err != nil {
 		t.Fatal(err)

@@ -17,36 +17,36 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// File is the file of an etcd that does not run: a snapshot's, without the hash at
-// its end. What is read here was verified by that hash before: etcd's database
-// takes no garbage.
+// File is the database file of an etcd that is not running: a snapshot without the hash at its
+// end. Callers must have verified that hash, because etcd's database does not tolerate damage.
 type File struct {
 	db *bbolt.DB
-	// newest are the revisions of the keys that exist, as the file has them.
+	// newest maps the existing keys to the revisions of their last writes, as encoded in the
+	// file.
 	newest map[string]revisionKey
 	rev    store.Revision
 }
 
-// revisionKey is a key of etcd's database: a revision.
+// revisionKey is a key of etcd's database: an encoded revision.
 type revisionKey [revisionSize]byte
 
-// revisionSize is the length of a revision; that of a deletion is one byte longer.
+// revisionSize is the length of an encoded revision. That of a deletion is one byte longer.
 const revisionSize = 17
 
 // FileEntry is an entry of a File.
 type FileEntry struct {
 	store.Entry
-	// Lease is the id of the lease that it expires with, or 0.
+	// Lease is the id of the lease with which the entry expires, or 0.
 	Lease int64
 
 	raw []byte
 }
 
-// OpenFile opens a file and finds the keys in it.
+// OpenFile opens a file and reads its keys.
 func OpenFile(path string) (*File, error) {
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
 	if err != nil {
-		return nil, fmt.Errorf("etcd's file: %w", err)
+		return nil, fmt.Errorf("read etcd's file: %w", err)
 	}
 	f := &File{db: db, newest: map[string]revisionKey{}}
 	err = f.each(func(k []byte, kv *mvccpb.KeyValue, _ []byte) error {
@@ -60,22 +60,22 @@ func OpenFile(path string) (*File, error) {
 	})
 	if err != nil {
 		_ = db.Close()
-		return nil, fmt.Errorf("etcd's file: %w", err)
+		return nil, fmt.Errorf("read etcd's file: %w", err)
 	}
 	return f, nil
 }
 
-// each reads all revisions, oldest first.
+// each calls do for all revisions, oldest first.
 func (f *File) each(do func(k []byte, kv *mvccpb.KeyValue, raw []byte) error) error {
 	return f.db.View(func(tx *bbolt.Tx) error {
 		b := tx.Bucket(schema.Key.Name())
 		if b == nil {
-			return errors.New("it has no keys: it is not of etcd 3")
+			return errors.New("it contains no keys: it is not a database of etcd 3")
 		}
 		kv := &mvccpb.KeyValue{}
 		return b.ForEach(func(k, v []byte) error {
 			if len(k) != revisionSize && !mvcc.IsTombstone(k) {
-				return fmt.Errorf("it has a revision of %d bytes", len(k))
+				return fmt.Errorf("it contains a revision of %d bytes", len(k))
 			}
 			proto.Reset(kv)
 			if err := proto.Unmarshal(v, kv); err != nil {
@@ -86,14 +86,14 @@ func (f *File) each(do func(k []byte, kv *mvccpb.KeyValue, raw []byte) error) er
 	})
 }
 
-// Revision is that of the newest write.
+// Revision returns the revision of the newest write.
 func (f *File) Revision() store.Revision { return f.rev }
 
 // Close closes the file.
 func (f *File) Close() error { return f.db.Close() }
 
-// Each calls do with every entry that exists, in the order of revisions. What it is
-// given is valid until it returns.
+// Each calls do for every existing entry, in order of revisions. The entry is only valid until
+// do returns.
 func (f *File) Each(do func(e FileEntry) error) error {
 	return f.each(func(k []byte, kv *mvccpb.KeyValue, raw []byte) error {
 		if len(k) != revisionSize || len(kv.Key) == 0 || f.newest[string(kv.Key)] != revisionKey(k) {
@@ -103,16 +103,16 @@ func (f *File) Each(do func(e FileEntry) error) error {
 	})
 }
 
-// rewriteBatch is how many entries are written with one transaction.
+// rewriteBatch is how many entries are written in one transaction.
 const rewriteBatch = 10_000
 
-// Rewrite writes the entries that keep wants into a new file, with the revisions
-// that they have, at revision rev: everything before it is compacted. The key mark
-// gets the value at rev. Nothing else of the old file is taken over: no history, no
-// members, alarms, users or versions.
+// Rewrite writes the entries for which keep returns true to a new file at revision rev. They
+// keep their revisions, and everything before rev is marked compacted. The key mark is written
+// with the given value at rev. Nothing else is copied: no history, members, alarms, users or
+// versions.
 func (f *File) Rewrite(path string, rev store.Revision, mark string, value []byte, keep func(e FileEntry) (bool, error)) (err error) {
 	if rev <= f.rev {
-		return fmt.Errorf("revision %d is not after %d", rev, f.rev)
+		return fmt.Errorf("revision %d is not later than that of the file, %d", rev, f.rev)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -162,7 +162,7 @@ func (f *File) Rewrite(path string, rev store.Revision, mark string, value []byt
 	return to.Sync()
 }
 
-// leases calls do with those leases of the file that are wanted.
+// leases calls do for the wanted leases of the file.
 func (f *File) leases(wanted map[int64]bool, do func(k, v []byte) error) error {
 	return f.db.View(func(tx *bbolt.Tx) error {
 		b := tx.Bucket(schema.Lease.Name())
@@ -178,7 +178,7 @@ func (f *File) leases(wanted map[int64]bool, do func(k, v []byte) error) error {
 	})
 }
 
-// rewriter writes into a new database.
+// rewriter writes to a new database.
 type rewriter struct {
 	db *bbolt.DB
 	tx *bbolt.Tx
@@ -201,7 +201,7 @@ func (w *rewriter) put(bucket, k, v []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	b.FillPercent = 0.9 // it grows at its end
+	b.FillPercent = 0.9 // it only grows at its end
 	return b.Put(k, v)
 }
 
@@ -214,7 +214,7 @@ func (w *rewriter) commit() error {
 	return tx.Commit()
 }
 
-// end gives up what was not committed.
+// end rolls back what was not committed.
 func (w *rewriter) end() {
 	if w.tx != nil {
 		_ = w.tx.Rollback()

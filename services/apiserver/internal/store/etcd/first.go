@@ -24,58 +24,57 @@ import (
 	"keelson.dev/services/internal/connlimit"
 )
 
-// Identity makes the TLS of connections between members, both ways, for application
-// protocols. It verifies who the other side is.
+// Identity provides the TLS configurations of connections between members, for application
+// protocols. They verify the other side.
 type Identity interface {
 	Client(protocols ...string) *tls.Config
 	Server(protocols ...string) *tls.Config
 }
 
-// PeerConfig makes a member of several.
+// PeerConfig configures one of several members.
 type PeerConfig struct {
-	// Listen is the host:port where the other members connect; Address, if set, is
-	// where they find it. Both may change from one start to the next.
+	// Listen is the host:port at which the other members connect. Address, if set, is where
+	// they reach it. Both may change between starts.
 	Listen, Address string
-	// Service is where the others find its other services; this package tells them
-	// (Embedded.Known).
+	// Service is the address of the member's other services. This package only announces it to
+	// the others (Embedded.Known).
 	Service string
-	// Identity is what this member shows the others, and whom it accepts.
+	// Identity is presented to the other members and verifies them.
 	Identity Identity
-	// Members are the names of members and where they may be found. A member without
-	// data whose own name is among them founds the cluster with them, if none of them
-	// has data; else it waits until it is let in (Embedded.Add, Embedded.Replace). A
-	// member with data takes no more than addresses from them.
+	// Members are the names and addresses of members. A member without data whose own name is
+	// among them founds the cluster with them, if none of them has data; otherwise it waits
+	// until it is added (Embedded.Add, Embedded.Replace). A member with data uses only the
+	// addresses.
 	Members map[string]string
-	// Sockets is the directory that becomes the process's working directory, because
-	// etcd finds its peers by names of sockets in it; default "peers" in Dir. All
-	// members of a process share one. Paths that are relative must be made absolute
-	// before.
+	// Sockets is the directory that becomes the process's working directory, because etcd finds
+	// its peers by names of sockets in it; default "peers" in Dir. All members in a process
+	// share one directory. Relative paths must be made absolute before.
 	Sockets string
-	// Election is how long a member waits for its leader before it stands for
-	// election, Heartbeat the time between two signs of life of a leader; by default
-	// 500 ms and 50 ms. They must be the same on all members.
+	// Election is how long a member waits without hearing from its leader before it stands for
+	// election, and Heartbeat the interval of a leader's heartbeats; defaults 500 ms and 50 ms.
+	// They must be the same on all members.
 	Election, Heartbeat time.Duration
 
-	askTime time.Duration // for tests, instead of askTime
+	askTime time.Duration // shortened by tests; zero means askTime
 }
 
-// HasData says whether there is a member's data in the directory: it joins no
-// cluster any more.
+// HasData reports whether the directory contains a member's data. Such a member joins no
+// cluster.
 func HasData(dir string) bool { return hasLog(dir) || exists(filepath.Join(dir, recovered)) }
 
-// hasLog says whether there is a member's log in the directory.
+// hasLog reports whether the directory contains a member's log.
 func hasLog(dir string) bool { return wal.Exist(datadir.ToWALDir(dir)) }
 
-// start opens the member's doors to the others.
+// startPeers opens the member's listener for the others.
 func (c *EmbeddedConfig) startPeers() (*peers, error) {
 	pc := c.Peers
 	switch {
 	case !memberName.MatchString(c.Name):
-		return nil, fmt.Errorf("etcd's member: %q is no name for one", c.Name)
+		return nil, fmt.Errorf("etcd's member: %q is not a valid name", c.Name)
 	case pc.Identity == nil:
-		return nil, errors.New("etcd's members need an identity")
+		return nil, errors.New("etcd's members require an identity")
 	case pc.Listen == "":
-		return nil, errors.New("etcd's members need an address to listen on")
+		return nil, errors.New("etcd's members require an address to listen on")
 	}
 	dir := pc.Sockets
 	if dir == "" {
@@ -90,7 +89,7 @@ func (c *EmbeddedConfig) startPeers() (*peers, error) {
 	}}
 	tcp, err := listen.Listen(context.Background(), "tcp", pc.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("etcd's peers: %w", err)
+		return nil, fmt.Errorf("listen for etcd's peers: %w", err)
 	}
 	l := connlimit.Wrap(tcp, peerLimits)
 	address := pc.Address
@@ -108,12 +107,12 @@ func (c *EmbeddedConfig) startPeers() (*peers, error) {
 	return newPeers(cs, c.Log, pc, l), nil
 }
 
-// founders waits until it is clear how this member begins: with whom it founds the
-// cluster, or, if that is none, whom it asks to join it.
+// founders waits until it is clear how this member starts: it returns the seats with which it
+// founds the cluster, or, if it does not, those that it asks to be added.
 //
-// A member without data that found a cluster anew where there is one would forget
-// what it voted for. So all founders must be there, and say of themselves that they
-// have no data, or that they are founding this very cluster.
+// A member without data that founded a cluster although there is one would forget its votes.
+// Therefore all founders must be reachable, and must have announced that they have no data or
+// are founding this very cluster.
 func (p *peers) founders(ctx context.Context, names map[string]string) (found, ask []string, err error) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -152,7 +151,7 @@ func (p *peers) founders(ctx context.Context, names map[string]string) (found, a
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil, nil, fmt.Errorf("of the members %s, %s are there: %w", join(names), strings.Join(found, ", "), ctx.Err())
+			return nil, nil, fmt.Errorf("waiting for the members %s, of which %s are reachable: %w", join(names), strings.Join(found, ", "), ctx.Err())
 		}
 	}
 }
@@ -166,8 +165,8 @@ func join(names map[string]string) string {
 	return strings.Join(out, ", ")
 }
 
-// admitted waits until the cluster counts this member's seat among its own, and
-// returns the seats of all.
+// admitted waits until this member's seat is a member of the cluster, and returns the seats of
+// all members.
 func (p *peers) admitted(ctx context.Context, ask []string) ([]string, error) {
 	rt, err := rafthttp.NewRoundTripper(etcdtls.TLSInfo{}, dialTime)
 	if err != nil {
@@ -180,7 +179,7 @@ func (p *peers) admitted(ctx context.Context, ask []string) ([]string, error) {
 		}
 		urls = append(urls, urlPrefix+seat)
 	}
-	p.log.Info("etcd has an empty disk here and waits until the leader lets it in", "member", p.seat())
+	p.log.InfoContext(ctx, "this member of etcd has an empty disk and waits until the leader adds it", "member", p.seat())
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -196,12 +195,12 @@ func (p *peers) admitted(ctx context.Context, ask []string) ([]string, error) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("member %s was not let in by the others: %w", p.seat(), ctx.Err())
+			return nil, fmt.Errorf("member %s was not added by the others: %w", p.seat(), ctx.Err())
 		}
 	}
 }
 
-// seatOfURLs is the seat in a member's peer URLs.
+// seatOfURLs returns the seat in a member's peer URLs, or "".
 func seatOfURLs(urls []string) string {
 	for _, u := range urls {
 		if seat, ok := strings.CutPrefix(u, urlPrefix); ok {
@@ -211,7 +210,7 @@ func seatOfURLs(urls []string) string {
 	return ""
 }
 
-// begin settles how a member without data begins.
+// begin decides how a member without data starts, and configures etcd accordingly.
 func (p *peers) begin(ctx context.Context, names map[string]string, cfg *embed.Config) error {
 	seats, ask, err := p.founders(ctx, names)
 	if err != nil {
@@ -231,7 +230,8 @@ func (p *peers) begin(ctx context.Context, names map[string]string, cfg *embed.C
 				return err
 			}
 		}
-		// Founders must all say the same; of who joins, the others' names are not used.
+		// All founders must use the same names. For a member that joins, the others' names do
+		// not matter.
 		name := nameOf(seat)
 		if seat != p.seat() && name == cfg.Name {
 			name = seat

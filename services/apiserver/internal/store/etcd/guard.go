@@ -14,35 +14,35 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// guard is a key of this process that every create compares. A create's own
-// condition (the key is absent) can hold a second time, after somebody deleted
-// what the first attempt had written; so before a create is repeated, the guard
-// is moved, and no earlier attempt can be applied any more. (A condition on a
-// revision cannot hold twice, so other writes need none.)
+// guard is a key of this process that every create compares. The condition of a create (the key
+// does not exist) can hold a second time, after another client has deleted what the first
+// attempt wrote. Before a create is repeated, the guard is therefore moved, so that no earlier
+// attempt can be applied any more. (A condition on a revision cannot hold twice, so other
+// writes need no guard.)
 type guard struct {
 	key string
 	mu  sync.Mutex
-	// rev is the guard's revision; 0 while it does not exist, as at the start.
+	// rev is the guard's revision, or 0 while it does not exist, as at the start.
 	rev atomic.Int64
 }
 
-// guardTTL lets the guards of processes that are gone expire.
+// guardTTL is the time to live of guards in seconds, so that those of ended processes expire.
 const guardTTL = 3600
 
-// WriterPrefix is that of the guards' keys.
+// WriterPrefix is the prefix of the guards' keys.
 const WriterPrefix = "/keelson/writer/"
 
 func newGuard() guard { return guard{key: WriterPrefix + rand.Text()} }
 
-// attach makes the write depend on the guard, after all that it depends on already.
+// attach adds the guard as the last condition of a write.
 func (g *guard) attach(req *pb.TxnRequest, rev int64) {
 	key := []byte(g.key)
 	req.Compare = append(req.Compare, modified(key, rev))
 	req.Failure = append(req.Failure, read(key))
 }
 
-// moved tells whether a create failed because of the guard alone or among other
-// reasons, and takes note of where the guard is.
+// moved reports whether a create failed although its key does not exist because the guard has
+// moved, and records the guard's revision.
 func (g *guard) moved(resp *pb.TxnResponse, rev int64) bool {
 	if resp.Succeeded || found(resp, 0) != nil {
 		return false
@@ -60,8 +60,8 @@ func (g *guard) moved(resp *pb.TxnResponse, rev int64) bool {
 	return true
 }
 
-// moveGuard moves the guard on from where an attempt saw it, unless another did,
-// and returns where it is.
+// moveGuard moves the guard from the revision that an attempt compared, unless it has moved
+// already, and returns its revision.
 func (s *Store) moveGuard(ctx context.Context, from int64, deadline time.Time) (int64, error) {
 	g := &s.guard
 	g.mu.Lock()
@@ -90,9 +90,9 @@ func (s *Store) moveGuard(ctx context.Context, from int64, deadline time.Time) (
 	}
 }
 
-// settleCreate finds out what became of an attempt to create whose answer did
-// not come. It was sent after revision before; when it is not known to have been
-// applied, it was not and cannot be any more, and may be repeated.
+// settleCreate resolves the outcome of a create whose reply did not arrive. It was sent after
+// revision before. If known is false, it was not applied, cannot be applied any more, and may
+// be repeated.
 func (s *Store) settleCreate(ctx context.Context, w *store.Write, before, guard int64, deadline time.Time) (v store.Verdict, known bool) {
 	unknown := func(err error) (store.Verdict, bool) {
 		return store.Verdict{Err: fmt.Errorf("write %s: %w: %w", w.Key, store.ErrUnknownOutcome, err)}, true
@@ -107,7 +107,7 @@ func (s *Store) settleCreate(ctx context.Context, w *store.Write, before, guard 
 	if errors.Is(err, store.ErrCompacted) {
 		var e store.Entry
 		if e, _, err = s.Get(ctx, w.Key); err != nil {
-			return unknown(err) // absent: it may have been there in between
+			return unknown(err) // the key does not exist, but may have existed in between
 		}
 		written = []store.Entry{e}
 	} else if err != nil {
@@ -116,7 +116,7 @@ func (s *Store) settleCreate(ctx context.Context, w *store.Write, before, guard 
 	for _, e := range written {
 		switch {
 		case w.Settled == nil:
-			return unknown(errors.New("somebody wrote it"))
+			return unknown(errors.New("another client may have written it"))
 		case w.Settled(e.Value):
 			return store.Verdict{Revision: e.ModRevision}, true
 		}
@@ -124,7 +124,7 @@ func (s *Store) settleCreate(ctx context.Context, w *store.Write, before, guard 
 	return store.Verdict{}, false
 }
 
-// history is what was written to a key between two revisions.
+// history returns what was written to a key after one revision, up to another.
 func (s *Store) history(ctx context.Context, key string, after, upTo int64) ([]store.Entry, error) {
 	w, err := s.watch(ctx, key, after+1)
 	if err != nil {
@@ -133,7 +133,7 @@ func (s *Store) history(ctx context.Context, key string, after, upTo int64) ([]s
 	defer w.Close()
 	var out []store.Entry
 	for {
-		// Progress shows nothing while the watch lags, so ask until it does.
+		// Progress reports nothing while the watch lags behind, so request it repeatedly.
 		if err := w.Progress(ctx); err != nil {
 			return nil, err
 		}

@@ -25,8 +25,8 @@ import (
 	"keelson.dev/services/internal/loopbacktest"
 )
 
-// childEnv makes this test binary a member that is under load and tells what
-// happens, line by line; see child.
+// childEnv makes this test binary run a member under load, which prints what happens line by
+// line; see child.
 const childEnv = "KEELSON_TEST_ETCD_MEMBER"
 
 type childConfig struct {
@@ -35,7 +35,7 @@ type childConfig struct {
 	ListenClient        string
 }
 
-// What a child says: a line each, with the time in nanoseconds since 1970 first.
+// Lines that a child prints. Each starts with the time in nanoseconds since 1970.
 const (
 	saysReady   = "ready"
 	saysLeader  = "leader" // 1 or 0
@@ -47,8 +47,8 @@ const (
 
 const childWriters = 4
 
-// child is a member of the test below: writers, each with its own keys, and one
-// watch, until it is killed or its input ends.
+// child runs a member of the test below: writers, each with its own keys, and one watch, until
+// it is killed or its input ends.
 func child(config string) int {
 	var c childConfig
 	if err := json.Unmarshal([]byte(config), &c); err != nil {
@@ -94,7 +94,7 @@ func child(config string) int {
 	defer e.Close()
 	say(saysReady)
 	var wg sync.WaitGroup
-	wg.Go(func() { // who leads
+	wg.Go(func() { // report whether this member leads
 		was := false
 		for tick := time.NewTicker(5 * time.Millisecond); ctx.Err() == nil; <-tick.C {
 			if is := e.etcd.Server.Leader() == e.etcd.Server.MemberID(); is != was {
@@ -103,7 +103,7 @@ func child(config string) int {
 			}
 		}
 	})
-	wg.Go(func() { // what is seen
+	wg.Go(func() { // report the watch's events
 		w, err := e.Watch(ctx, "/load/", 1)
 		for err == nil {
 			var b store.Batch
@@ -156,7 +156,7 @@ type family struct {
 	leads    string
 	written  map[int64]string // by revision, as acknowledged
 	when     []int64          // times of acknowledgements
-	last     map[string]int64 // by child, time of its last acknowledgement
+	last     map[string]int64 // by child, the time of its last acknowledgement
 	ready    map[string]int64
 	seen     map[string]map[int64]string // by run of a child
 	failed   []string
@@ -244,7 +244,7 @@ func (f *family) heard(name, run, line string) {
 	case saysWritten:
 		rev, value := revAndValue()
 		if before, ok := f.written[rev]; ok {
-			f.failed = append(f.failed, fmt.Sprintf("%s and %s were both written at %d", before, value, rev))
+			f.failed = append(f.failed, fmt.Sprintf("%s and %s were both acknowledged at revision %d", before, value, rev))
 		}
 		f.written[rev] = value
 		f.when = append(f.when, when)
@@ -255,7 +255,7 @@ func (f *family) heard(name, run, line string) {
 			f.seen[run] = map[int64]string{}
 		}
 		if _, twice := f.seen[run][rev]; twice {
-			f.failed = append(f.failed, fmt.Sprintf("%s saw %d twice", run, rev))
+			f.failed = append(f.failed, fmt.Sprintf("the watch of %s saw revision %d twice", run, rev))
 		}
 		f.seen[run][rev] = value
 	default:
@@ -263,7 +263,7 @@ func (f *family) heard(name, run, line string) {
 	}
 }
 
-// until waits for a condition.
+// until waits for a condition for a bounded time.
 func (f *family) until(what string, cond func() bool) {
 	f.Helper()
 	deadline := time.After(60 * time.Second)
@@ -278,13 +278,12 @@ func (f *family) until(what string, cond func() bool) {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			f.Fatalf("waited in vain until %s; %v", what, failed)
+			f.Fatalf("timed out waiting until %s; %v", what, failed)
 		}
 	}
 }
 
-// gap is the longest time without an acknowledged write in the family between two
-// times.
+// gap returns the longest time without an acknowledged write between two times.
 func (f *family) gap(from, to int64) time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -300,8 +299,8 @@ func (f *family) gap(from, to int64) time.Duration {
 	return time.Duration(longest)
 }
 
-// history compares what was acknowledged with what a client of the store finds at
-// the end, and with what each watch saw.
+// history compares what was acknowledged with what a client of the store reads at the end, and
+// with what each watch saw.
 func (f *family) history(final map[int64]string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -310,7 +309,7 @@ func (f *family) history(final map[int64]string) {
 	}
 	for rev, value := range f.written {
 		if final[rev] != value {
-			f.Errorf("acknowledged at %d: %q; there is %q", rev, value, final[rev])
+			f.Errorf("revision %d: %q was acknowledged, but %q is stored", rev, value, final[rev])
 		}
 	}
 	for run, seen := range f.seen {
@@ -320,13 +319,13 @@ func (f *family) history(final map[int64]string) {
 		}
 		for rev, value := range final {
 			if rev <= last && seen[rev] != value {
-				f.Errorf("the watch of %s has a gap at %d", run, rev)
+				f.Errorf("the watch of %s has a gap at revision %d", run, rev)
 			}
 		}
 	}
 }
 
-// kills is how many leaders are killed; more by KEELSON_TEST_KILLS.
+// kills returns how many leaders to kill. KEELSON_TEST_KILLS overrides the default.
 func kills() int {
 	if n, err := strconv.Atoi(os.Getenv("KEELSON_TEST_KILLS")); err == nil {
 		return n
@@ -334,14 +333,13 @@ func kills() int {
 	return 4
 }
 
-// TestLeaderKills kills the leader again and again, under load on all members, and
-// measures how long nobody can write. No acknowledged write is lost, no watch has
-// a gap, and each write's outcome becomes known. A client of the members goes on
-// through all of it.
+// TestLeaderKills repeatedly kills the leader, under load on all members, and measures how long
+// no member can write. No acknowledged write may be lost, no watch may have a gap, and each
+// write's outcome must become known. A client of the members keeps working throughout.
 func TestLeaderKills(t *testing.T) { leaderFaults(t, kills(), syscall.SIGKILL) }
 
-// TestLeaderPauses stops the leader's process instead, and lets it go on when there
-// is another leader: what it did not know then must not come out of it.
+// TestLeaderPauses stops the leader's process instead, and resumes it when there is another
+// leader: it must not return outdated state.
 func TestLeaderPauses(t *testing.T) { leaderFaults(t, max(1, kills()/2), syscall.SIGSTOP) }
 
 func leaderFaults(t *testing.T, n int, fault syscall.Signal) {
@@ -349,7 +347,7 @@ func leaderFaults(t *testing.T, n int, fault syscall.Signal) {
 	for n := range f.members {
 		f.start(n)
 	}
-	f.until("all write", f.writing)
+	f.until("all members write", f.writing)
 	id, err := identity.Load(f.identity)
 	if err != nil {
 		t.Fatal(err)
@@ -369,8 +367,9 @@ func leaderFaults(t *testing.T, n int, fault syscall.Signal) {
 		wrote := outside.count()
 		f.until("the client writes too", func() bool { return outside.writes > wrote })
 		var cmd *exec.Cmd
-		f.until("there is a leader", func() bool {
-			// At once, or who is elected in between would not say so again.
+		f.until("a leader is known", func() bool {
+			// Reset it at once, because a member that is elected in between reports it only
+			// once.
 			leader, cmd, f.leads = f.leads, f.running[f.leads], ""
 			return leader != ""
 		})
@@ -378,7 +377,7 @@ func leaderFaults(t *testing.T, n int, fault syscall.Signal) {
 		if err := cmd.Process.Signal(fault); err != nil {
 			t.Fatal(err)
 		}
-		f.until("the others write again", func() bool {
+		f.until("the other members write again", func() bool {
 			for n := range f.members {
 				if n != leader && f.last[n] < began+int64(50*time.Millisecond) {
 					return false
@@ -386,29 +385,29 @@ func leaderFaults(t *testing.T, n int, fault syscall.Signal) {
 			}
 			return f.leads != ""
 		})
-		f.until("the others write on", func() bool {
+		f.until("the other members keep writing", func() bool {
 			return len(f.when) > 0 && f.when[len(f.when)-1] > began+int64(500*time.Millisecond)
 		})
 		gaps = append(gaps, f.gap(began, time.Now().UnixNano()))
 		if fault == syscall.SIGKILL {
 			f.start(leader)
-			f.until("it is back", f.writing)
+			f.until("the killed member writes again", f.writing)
 			continue
 		}
 		goesOn := time.Now().UnixNano()
 		if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
-		f.until("it goes on", func() bool { return f.last[leader] > goesOn })
+		f.until("the paused member writes again", func() bool { return f.last[leader] > goesOn })
 	}
 	slices.Sort(gaps)
 	worst, median := gaps[len(gaps)-1], gaps[len(gaps)/2]
-	t.Logf("%d leaders met with %v: longest time without a write: median %v, worst %v, all %v", len(gaps), fault, median, worst, gaps)
+	t.Logf("%d leaders hit by %v: longest time without a write: median %v, worst %v, all %v", len(gaps), fault, median, worst, gaps)
 	if worst > 3*time.Second {
-		t.Errorf("nobody could write for %v", worst)
+		t.Errorf("no member could write for %v", worst)
 	}
 	if median > 2*time.Second {
-		t.Errorf("nobody could write for %v, in the median", median)
+		t.Errorf("no member could write for %v in the median", median)
 	}
 	outside.end()
 	f.lost(ctx, client)
@@ -418,7 +417,7 @@ func leaderFaults(t *testing.T, n int, fault syscall.Signal) {
 	t.Logf("a client of the members: %d writes, the longest took %v", outside.writes, outside.longest)
 }
 
-// writing tells whether all have written since they started; f.mu is held.
+// writing reports whether all members have written since they started. The caller holds f.mu.
 func (f *family) writing() bool {
 	for n := range f.members {
 		if f.last[n] <= f.ready[n] || f.ready[n] == 0 {
@@ -428,14 +427,14 @@ func (f *family) writing() bool {
 	return f.leads != ""
 }
 
-// All members are killed at once, under load, and start again elsewhere.
+// All members are killed at once, under load, and start again at other addresses.
 func TestAllAreKilledAndStartElsewhere(t *testing.T) {
 	f := newFamily(t, "a", "b", "c")
 	for n := range f.members {
 		f.start(n)
 	}
 	for range 3 {
-		f.until("all write", f.writing)
+		f.until("all members write", f.writing)
 		f.mu.Lock()
 		running := maps.Clone(f.running)
 		f.leads = ""
@@ -452,11 +451,11 @@ func TestAllAreKilledAndStartElsewhere(t *testing.T) {
 		for n := range f.members {
 			f.start(n)
 		}
-		f.until("all write", f.writing)
+		f.until("all members write", f.writing)
 		if took := time.Since(began); took > 5*time.Second {
-			t.Errorf("all write after %v", took)
+			t.Errorf("all members write again after %v", took)
 		} else {
-			t.Logf("all write after %v", took)
+			t.Logf("all members write again after %v", took)
 		}
 	}
 	id, err := identity.Load(f.identity)
@@ -473,11 +472,11 @@ func TestAllAreKilledAndStartElsewhere(t *testing.T) {
 	f.lost(ctx, client)
 }
 
-// lost looks for writes that were acknowledged and are not there, and for gaps in
-// what the children saw.
+// lost checks that all acknowledged writes are stored, and that the children's watches have no
+// gaps.
 func (f *family) lost(ctx context.Context, client *Remote) {
 	t := f.TB
-	// All that was written, as a watch from the beginning tells it.
+	// Read everything that was written, with a watch from the start.
 	final := map[int64]string{}
 	at, err := client.Revision(ctx)
 	if err != nil {
@@ -517,7 +516,7 @@ func (f *family) lost(ctx context.Context, client *Remote) {
 	f.history(final)
 }
 
-// outsider writes through a client of the members and follows its own writes.
+// outsider writes through a client of the members, and reads what it wrote.
 type outsider struct {
 	f       *family
 	stop    context.CancelFunc

@@ -17,35 +17,35 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// Bounds of a read. Together with settleTime they are the longest that a call
-// waits for members that do not answer.
+// Bounds of reads. Together with settleTime they bound how long a call waits for members that
+// do not answer.
 const (
-	// readTime is how long a read is repeated.
+	// readTime bounds how long a read is repeated.
 	readTime = 6 * time.Second
-	// attemptTime is how long one try of a short read may take, listTime that of a
-	// long one, where the answer comes from another process.
+	// attemptTime bounds one attempt of a short read, and listTime one of a long read that
+	// another process answers.
 	attemptTime = 1500 * time.Millisecond
 	listTime    = 15 * time.Second
-	// graceTime is how long an answer to what was sent to the leader before may take
-	// once the new one has committed, and commitTime how long that is waited for: what
-	// reached the old one's log, and is in the new one's, is answered by then.
+	// graceTime bounds how long requests to the previous leader may still be answered once the
+	// new one has committed an entry, and commitTime how long to wait for that. What reached
+	// the previous leader's log and is in the new leader's is answered by then.
 	graceTime  = 100 * time.Millisecond
 	commitTime = time.Second
 )
 
-// term is the time of one leader.
+// term is the time during which one member leads.
 type term struct {
 	ctx context.Context
 	end context.CancelFunc
 }
 
-// newTerm begins a term and returns the one before, if any.
+// newTerm starts a term and returns the previous one, if any.
 func (s *Store) newTerm() (before *term) {
 	ctx, end := context.WithCancel(context.Background())
 	return s.term.Swap(&term{ctx, end})
 }
 
-// followLeader notes each change of the leader until ctx ends.
+// followLeader starts a new term at each change of the leader until ctx ends.
 func (s *Store) followLeader(ctx context.Context, server *etcdserver.EtcdServer) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -61,8 +61,8 @@ func (s *Store) followLeader(ctx context.Context, server *etcdserver.EtcdServer)
 	}
 }
 
-// endTerm ends what was sent to a leader that is none any more, once it can no
-// longer be answered.
+// endTerm ends the proposals of a previous leader's term, once they cannot be answered any
+// more.
 func (s *Store) endTerm(ctx context.Context, before *term) {
 	defer before.end()
 	committed, cancel := context.WithTimeout(ctx, commitTime)
@@ -76,7 +76,7 @@ func (s *Store) endTerm(ctx context.Context, before *term) {
 	}
 }
 
-// withValues is a context with the values of another too.
+// withValues is a context that also has the values of another one.
 type withValues struct {
 	context.Context
 	values context.Context
@@ -89,13 +89,13 @@ func (v withValues) Value(key any) any {
 	return v.values.Value(key)
 }
 
-// proposal is the context of one proposal: it ends with its time or with the
-// leader that it is sent to.
+// proposal returns the context of one proposal. It ends after proposalTime or with the leader
+// that the proposal is sent to.
 func (s *Store) proposal(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(withValues{s.term.Load().ctx, context.WithoutCancel(ctx)}, s.proposalTime)
 }
 
-// again tells whether a read, or what did not happen, may go better when repeated.
+// again reports whether repeating may succeed, for a read or for a write that did not happen.
 func again(err error) bool {
 	if dropped(err) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		return true
@@ -119,8 +119,8 @@ func again(err error) bool {
 	return false
 }
 
-// repeat repeats a read while the members look for a leader; each try has its
-// time.
+// repeat repeats a read while the members have no leader. Each attempt takes at most the time
+// each.
 func (s *Store) repeat(ctx context.Context, each time.Duration, read func(ctx context.Context) error) error {
 	deadline := time.Now().Add(readTime)
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
@@ -141,11 +141,11 @@ func (s *Store) repeat(ctx context.Context, each time.Duration, read func(ctx co
 	}
 }
 
-// read reads a range, linearizably.
+// read reads a range. It is linearizable.
 func (s *Store) read(ctx context.Context, req *pb.RangeRequest) (resp *pb.RangeResponse, err error) {
 	if s.local {
-		// The same that etcd does, in two steps: asking the leader may have to be
-		// repeated, reading may take its time.
+		// This is what etcd does itself, in two steps: confirming the revision may have to be
+		// repeated, and reading may take long.
 		err := s.repeat(ctx, attemptTime, func(ctx context.Context) error {
 			_, err := s.revision(ctx)
 			return err

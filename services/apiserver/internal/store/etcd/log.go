@@ -14,28 +14,28 @@ import (
 	"keelson.dev/services/apiserver/internal/seldom"
 )
 
-// slogCore passes etcd's warnings and errors on to slog; the rest is chatter.
+// slogCore passes etcd's log messages of level WARN and above to slog.
 type slogCore struct {
 	log   *slog.Logger
 	attrs []any
-	// closing, if set, is true once etcd is on its way down: its listeners then
-	// report as errors that they were closed.
+	// closing, if set, is true once etcd is shutting down. Its listeners then log errors about
+	// having been closed.
 	closing *atomic.Bool
-	// seldom, if set, thins out what is said at every attempt to reach a member.
+	// seldom, if set, limits messages that are repeated with every attempt to reach a member.
 	seldom *seldom.Log
 }
 
-// chatter are warnings and errors of every start that ask for nothing to be done.
+// chatter are warnings and errors of every start that need no action.
 var chatter = map[string]bool{
-	// Of each new backend before its first commit; the next try succeeds.
+	// Logged for each new backend before its first commit; the next attempt succeeds.
 	"failed to update storage version": true,
 	"Failed to detect schema version":  true,
-	// The client port is a local socket, and nobody logs in there by a token.
+	// The client port is a local socket, and no client logs in there with a token.
 	"Running http and grpc server on single port. This is not recommended for production.": true,
 	"simple token is not cryptographically signed":                                         true,
 }
 
-// aboutMember are the names of values that tell one member from another.
+// aboutMember are the names of values that distinguish members.
 var aboutMember = map[string]bool{"to": true, "remote-peer-id": true, "peer-id": true}
 
 func (c slogCore) Enabled(l zapcore.Level) bool {
@@ -60,7 +60,7 @@ func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	case chatter[e.Message]:
 		level = slog.LevelDebug
 	case e.Message == "failed to publish local member to cluster through raft" && busy(fields):
-		// It is tried again at once, a thousand times while a log is replayed.
+		// It is repeated at once, a thousand times while a log is replayed.
 		level = slog.LevelDebug
 	case e.Level >= zapcore.ErrorLevel:
 		level = slog.LevelError
@@ -87,7 +87,7 @@ func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 
 func (c slogCore) Sync() error { return nil }
 
-// busy tells whether etcd refused because it has much to apply yet.
+// busy reports whether etcd refused a request because it has too many entries to apply.
 func busy(fields []zapcore.Field) bool {
 	return slices.ContainsFunc(fields, func(f zapcore.Field) bool {
 		err, ok := f.Interface.(error)

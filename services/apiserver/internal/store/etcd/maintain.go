@@ -8,19 +8,19 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// Retention says how much history is kept: what is younger than Age, but of that
-// no more than Most revisions, unless they are younger than Least.
+// Retention configures how much history is kept: revisions younger than Age, but at most the
+// newest Most of them, except that those younger than Least are always kept.
 type Retention struct {
-	// Age defaults to 5 min, as Kubernetes keeps.
+	// Age defaults to 5 min, which Kubernetes keeps.
 	Age time.Duration
-	// Most defaults to 30,000: thousands of nodes renew hundreds of Leases a second,
-	// and each renewal is a revision.
+	// Most defaults to 30,000: with thousands of nodes, hundreds of Leases are renewed each
+	// second, and each renewal is a revision.
 	Most store.Revision
-	// Least defaults to 1 min; it is also the time between two looks.
+	// Least defaults to 1 min. It is also the interval between checks.
 	Least time.Duration
-	// Worth is how many revisions there must be to forget, for a compaction reads
-	// the whole store; default 10,000. Fewer are forgotten when the last compaction
-	// was Age ago.
+	// Worth is the least number of revisions for which a compaction is made, because it reads
+	// the whole store; default 10,000. Fewer are compacted if the last compaction was at least
+	// Age ago.
 	Worth store.Revision
 }
 
@@ -47,16 +47,16 @@ type moment struct {
 	rev store.Revision
 }
 
-// past is what is known of a store's history.
+// past is what compactions knows of a store's history.
 type past struct {
-	seen      []moment // its newest revision, look by look; the last one that is older than Age is the first here
-	compacted moment   // when, and at what
+	seen      []moment // its newest revision at each check; the first one here is the last that is older than Age
+	compacted moment   // the time and revision of the last compaction
 }
 
-// due is the revision to compact at now; 0 if there is nothing worth it.
+// due returns the revision to compact at now, or 0 if no compaction is due.
 func (r *Retention) due(p *past, now moment) store.Revision {
 	p.seen = append(p.seen, now)
-	var young store.Revision // the newest that is not younger than Least
+	var young store.Revision // the newest revision that is at least Least old
 	first := 0
 	for i, m := range p.seen {
 		if age := now.at.Sub(m.at); age >= r.Age {
@@ -79,8 +79,8 @@ func (r *Retention) due(p *past, now moment) store.Revision {
 	return at
 }
 
-// compactions lets compact do what r says until ctx ends. Several stores over one
-// etcd may do so at once: the later one finds nothing left to do.
+// compactions calls compact as r requires until ctx ends. Several stores of one etcd may do so
+// at the same time: the later one finds nothing left to compact.
 func (s *Store) compactions(ctx context.Context, r Retention, stopped <-chan struct{}, compact func(context.Context, store.Revision) error) error {
 	r = r.orDefault()
 	tick := time.NewTicker(r.Least)
@@ -94,12 +94,12 @@ func (s *Store) compactions(ctx context.Context, r Retention, stopped <-chan str
 			if s.closed.Load() {
 				return nil
 			}
-			return errors.New("etcd ended by itself")
+			return errors.New("etcd stopped by itself")
 		case <-tick.C:
 		}
 		rev, err := s.Revision(ctx)
 		if err != nil {
-			s.log.Warn("cannot compact the store", "error", err)
+			s.log.WarnContext(ctx, "cannot compact the store", "error", err)
 			continue
 		}
 		now := moment{time.Now(), rev}
@@ -109,7 +109,7 @@ func (s *Store) compactions(ctx context.Context, r Retention, stopped <-chan str
 		}
 		if err := compact(ctx, at); err != nil {
 			if ctx.Err() == nil {
-				s.log.Warn("cannot compact the store", "error", err, "revision", int64(at))
+				s.log.WarnContext(ctx, "cannot compact the store", "error", err, "revision", int64(at))
 			}
 			continue
 		}
@@ -122,23 +122,22 @@ func (r *Remote) Maintain(ctx context.Context, keep Retention) error {
 	return r.compactions(ctx, keep, nil, r.Compact)
 }
 
-// Bytes that must be free in the backend's file, and the part of it that they
-// must be, for a defragmentation: writes stand still while it copies the rest.
+// A defragmentation requires at least defragFree free bytes in the backend's file, and that
+// 1/defragPart of it is free, because writes stand still while it copies the rest.
 const (
 	defragFree = 256 << 20
 	defragPart = 2
 )
 
-// How often mapped pages are given back: at all times, and while a compaction
-// reads the whole file.
+// Intervals at which mapped pages are released: normally, and during a compaction, which reads
+// the whole file.
 const (
 	giveBackEvery   = 10 * time.Second
 	compactionEvery = 100 * time.Millisecond
 )
 
-// Maintain compacts the store, defragments its file where that is worthwhile, and
-// keeps the file from counting as memory, until ctx ends. It fails when etcd ends
-// without having been asked to.
+// Maintain compacts the store, defragments its file when it is worthwhile, and keeps the file
+// from counting as memory, until ctx ends. It fails if etcd stops by itself.
 func (e *Embedded) Maintain(ctx context.Context, keep Retention) error {
 	defer e.givingBack(giveBackEvery)()
 	return e.compactions(ctx, keep, e.Stopped(), e.compact)
@@ -155,13 +154,13 @@ func (e *Embedded) compact(ctx context.Context, at store.Revision) error {
 	size, used := e.etcd.Server.Backend().Size(), e.etcd.Server.Backend().SizeInUse()
 	if free := size - used; free >= defragFree && free >= size/defragPart {
 		if err := e.Defragment(); err != nil {
-			e.log.Warn("cannot defragment the store", "error", err)
+			e.log.WarnContext(ctx, "cannot defragment the store", "error", err)
 		}
 	}
 	return nil
 }
 
-// givingBack gives mapped pages back again and again until stop is called.
+// givingBack releases mapped pages at an interval until stop is called.
 func (e *Embedded) givingBack(every time.Duration) (stop func()) {
 	end, done := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -180,8 +179,8 @@ func (e *Embedded) givingBack(every time.Duration) (stop func()) {
 	return func() { close(end); <-done }
 }
 
-// Defragment gives the free pages of the backend's file back. It fails while a
-// snapshot is read: it would wait for its end, and all writes with it.
+// Defragment returns the free pages of the backend's file to the file system. It fails while a
+// snapshot is being read: it would wait until that ends, and block all writes meanwhile.
 func (e *Embedded) Defragment() error {
 	if !e.saving.TryLock() {
 		return errors.New("a snapshot of the store is being read")

@@ -9,10 +9,10 @@ import (
 	"syscall"
 )
 
-// mapping is a range of this process' memory.
+// mapping is a range of this process's memory.
 type mapping struct{ from, to uintptr }
 
-// mappingsOf are the ranges to which a file is mapped.
+// mappingsOf returns the ranges to which a file is mapped.
 func mappingsOf(path string) ([]mapping, error) {
 	st, err := os.Stat(path)
 	if err != nil {
@@ -27,7 +27,7 @@ func mappingsOf(path string) ([]mapping, error) {
 	var out []mapping
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
-		// from-to perms offset device inode path; the same inode of another file
+		// from-to perms offset device inode path. A file with the same inode on another file
 		// system has another name.
 		c := strings.Fields(lines.Text())
 		if len(c) < 6 || c[4] != inode || !strings.HasSuffix(c[5], "/db") || !strings.HasPrefix(c[1], "r--s") {
@@ -42,8 +42,8 @@ func mappingsOf(path string) ([]mapping, error) {
 	return out, lines.Err()
 }
 
-// giveBack tells the kernel that the pages of a file's mappings are not needed
-// now. They stay in the page cache and come back when they are read.
+// giveBack tells the kernel that the pages of a file's mappings are not needed at present. They
+// stay in the page cache, and are mapped again when they are read.
 func giveBack(path string) error {
 	ranges, err := mappingsOf(path)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// resident is how much of a file's mappings counts as this process' memory.
+// resident returns how much of a file's mappings counts as memory of this process.
 func resident(t *testing.T, path string) (kB int) {
 	t.Helper()
 	smaps, err := os.ReadFile("/proc/self/smaps")
@@ -36,8 +36,7 @@ func resident(t *testing.T, path string) (kB int) {
 	return kB
 }
 
-// What was read of the store's file does not stay in memory, and can be read
-// again.
+// What was read from the store's file does not stay in memory, and can be read again.
 func TestMappedPagesAreGivenBack(t *testing.T) {
 	dir := t.TempDir()
 	e := embedded(t, EmbeddedConfig{Dir: dir})
@@ -63,26 +62,26 @@ func TestMappedPagesAreGivenBack(t *testing.T) {
 	file := filepath.Join(dir, "member", "snap", "db")
 	before := resident(t, file)
 	if before < objects*size/1024/2 {
-		t.Fatalf("only %d kB are mapped after everything was read", before)
+		t.Fatalf("only %d kB are resident after everything was read", before)
 	}
 	stop := e.givingBack(10 * time.Millisecond)
 	for after := before; after > before/4; after = resident(t, file) {
 		if ctx.Err() != nil {
-			t.Fatalf("%d kB of %d are still mapped", after, before)
+			t.Fatalf("%d kB of %d are still resident", after, before)
 		}
 	}
 	stop()
 	read()
-	// A compaction reads everything.
+	// A compaction reads the whole file.
 	if err := e.compact(ctx, mustRevision(t, e)); err != nil {
 		t.Fatal(err)
 	}
 	if after := resident(t, file); after > before/4 {
-		t.Errorf("%d kB are mapped after a compaction", after)
+		t.Errorf("%d kB are resident after a compaction", after)
 	}
 	read()
 	e.Close()
-	e.giveBack() // nothing is there any more, and nothing is touched
+	e.giveBack() // the store is closed, so this must not touch anything
 }
 
 func mustRevision(t *testing.T, e *Embedded) store.Revision {

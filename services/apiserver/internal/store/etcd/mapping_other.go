@@ -2,5 +2,5 @@
 
 package etcd
 
-// giveBack does nothing where mappings cannot be listed.
+// giveBack does nothing, because mappings cannot be listed on this system.
 func giveBack(string) error { return nil }

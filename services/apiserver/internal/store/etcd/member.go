@@ -21,26 +21,27 @@ import (
 // Member is a member of etcd.
 type Member struct {
 	ID uint64
-	// Name of the member, and its seat: the name with its disk.
+	// Name is the name of the member, and Seat the name with its disk.
 	Name, Seat string
-	// Address is where the others find it; empty if it is not known.
+	// Address is where the other members reach it, or empty if that is unknown.
 	Address string
-	// Learner has no vote. Started says that it has run with this seat.
+	// Learner reports whether the member has no vote, and Started whether it has run with this
+	// seat.
 	Learner, Started bool
 	Leader, Self     bool
 }
 
-// The errors of changes of members.
+// Errors of changes of the membership.
 var (
-	// ErrMember means that the change cannot be made.
-	ErrMember = errors.New("etcd's members cannot be changed so")
-	errAlone  = fmt.Errorf("%w: this one was started without peers", ErrMember)
+	// ErrMember means that the change is impossible.
+	ErrMember = errors.New("etcd's members cannot be changed this way")
+	errAlone  = fmt.Errorf("%w: this member was started without peers", ErrMember)
 )
 
-// changeWait is the time between two tries of a change.
+// changeWait is the pause between attempts of a change.
 const changeWait = 200 * time.Millisecond
 
-// follow keeps the ways to all members open until ctx ends.
+// follow keeps the connections to all members open until ctx ends.
 func (p *peers) follow(ctx context.Context, s *etcdserver.EtcdServer) {
 	tick := time.NewTicker(changeWait)
 	defer tick.Stop()
@@ -53,12 +54,12 @@ func (p *peers) follow(ctx context.Context, s *etcdserver.EtcdServer) {
 				continue
 			}
 			if err := p.openOutlet(seat); err != nil {
-				p.log.Warn("cannot open the way to a peer of etcd", "peer", seat, "error", err)
+				p.log.WarnContext(ctx, "cannot open the socket to a peer of etcd", "peer", seat, "error", err)
 			}
 		}
 		if len(seats) > 0 {
 			if err := p.onlySeats(seats); err != nil {
-				p.log.Warn("cannot keep the addresses of etcd's peers", "error", err)
+				p.log.WarnContext(ctx, "cannot save the addresses of etcd's peers", "error", err)
 			}
 		}
 		select {
@@ -71,12 +72,12 @@ func (p *peers) follow(ctx context.Context, s *etcdserver.EtcdServer) {
 	}
 }
 
-// askTime is how long a member with data asks the others, before it starts, whether
-// it was given up for lost.
+// askTime bounds how long a member with data asks the others, before it starts, whether it was
+// given up as lost.
 const askTime = time.Second
 
-// stillMember asks whether this member was given up for lost; who does not answer
-// soon is not waited for.
+// stillMember asks the others whether this member was given up as lost, and returns errOutlived
+// if so. Members that do not answer within askTime are ignored.
 func (p *peers) stillMember(ctx context.Context, hasLog bool) error {
 	if !hasLog {
 		return nil
@@ -87,7 +88,7 @@ func (p *peers) stillMember(ctx context.Context, hasLog bool) error {
 	asked := make(chan struct{}, len(addresses))
 	for _, address := range addresses {
 		if !p.run(func() {
-			_ = p.exchange(address) // most are not there yet
+			_ = p.exchange(address) // most have not started yet
 			asked <- struct{}{}
 		}) {
 			return p.ctx.Err()
@@ -110,18 +111,18 @@ func (p *peers) stillMember(ctx context.Context, hasLog bool) error {
 	}
 }
 
-// endOutlived ends etcd when it is heard that this member was given up for lost.
+// endOutlived stops etcd when this member learns that it was given up as lost.
 func (p *peers) endOutlived(ctx context.Context, s *etcdserver.EtcdServer) {
 	select {
 	case <-p.outlived:
-		p.log.Error("etcd ends", "error", errOutlived)
+		p.log.ErrorContext(ctx, "stopping etcd", "error", errOutlived)
 		s.HardStop()
 	case <-s.StopNotify():
 	case <-ctx.Done():
 	}
 }
 
-// Members are the members of etcd, linearizably.
+// Members returns the members of etcd. It is linearizable.
 func (e *Embedded) Members(ctx context.Context) ([]Member, error) {
 	s := e.etcd.Server
 	var found []*membership.Member
@@ -150,9 +151,9 @@ func (e *Embedded) Members(ctx context.Context) ([]Member, error) {
 	return out, nil
 }
 
-// change repeats step until it says that all is done, or fails for good. Each step
-// looks at the members anew, so that a change whose answer was lost, or that
-// somebody else made, counts.
+// change repeats step until it reports that the change is done, or fails for good. Each step
+// reads the members again, so that a change counts whose reply was lost, or that another member
+// made.
 func (e *Embedded) change(ctx context.Context, what string, step func(ctx context.Context, all []Member) (done bool, err error)) error {
 	if e.peers == nil {
 		return errAlone
@@ -186,6 +187,7 @@ func (e *Embedded) change(ctx context.Context, what string, step func(ctx contex
 	}
 }
 
+// byName returns the member with a name, or nil.
 func byName(all []Member, name string) *Member {
 	for i := range all {
 		if all[i].Name == name {
@@ -195,9 +197,9 @@ func byName(all []Member, name string) *Member {
 	return nil
 }
 
-// Add lets the member of that name in, first as a learner, then, when it has
-// caught up, with a vote. It waits until the member is there, and until the others
-// are well enough; ctx bounds it. It may be repeated: what is done stays.
+// Add adds the member with this name, first as a learner, and gives it a vote when it has
+// caught up. It waits until the member is reachable and until the others are healthy enough, or
+// ctx ends. It may be repeated: completed steps are kept.
 func (e *Embedded) Add(ctx context.Context, name string) error {
 	if err := e.AddLearner(ctx, name); err != nil {
 		return err
@@ -205,18 +207,18 @@ func (e *Embedded) Add(ctx context.Context, name string) error {
 	return e.Promote(ctx, name)
 }
 
-// AddLearner lets the member of that name in, without a vote.
+// AddLearner adds the member with this name, without a vote.
 func (e *Embedded) AddLearner(ctx context.Context, name string) error {
 	return e.change(ctx, "add member "+name, func(ctx context.Context, all []Member) (bool, error) {
 		there, known := e.peers.newest(name)
 		if m := byName(all, name); m != nil {
 			if known && there.Seat != m.Seat && there.Fresh {
-				return false, fmt.Errorf("%w: %s is a member with another disk; replace it", ErrMember, name)
+				return false, fmt.Errorf("%w: %s is already a member with another disk; replace it", ErrMember, name)
 			}
 			return true, nil
 		}
 		if !known || !there.Fresh {
-			return false, errors.New("the new member is not there yet")
+			return false, errors.New("the new member is not reachable yet")
 		}
 		now := time.Now()
 		m := membership.NewMemberAsLearner("", types.URLs{url.URL{Scheme: "unix", Host: there.Seat}}, "", &now)
@@ -225,25 +227,25 @@ func (e *Embedded) AddLearner(ctx context.Context, name string) error {
 	})
 }
 
-// Promote gives a learner its vote, when it has started and has caught up.
+// Promote gives a learner its vote, once it has started and caught up.
 func (e *Embedded) Promote(ctx context.Context, name string) error {
 	return e.change(ctx, "promote member "+name, func(ctx context.Context, all []Member) (bool, error) {
 		m := byName(all, name)
 		switch {
 		case m == nil:
-			return false, fmt.Errorf("%w: there is no member %s", ErrMember, name)
+			return false, fmt.Errorf("%w: %s is not a member", ErrMember, name)
 		case !m.Learner:
 			return true, nil
 		}
-		// The leader refuses until the learner has acknowledged nearly all of the log: so
-		// it has started.
+		// The leader refuses until the learner has acknowledged nearly all of the log, and
+		// therefore has started.
 		_, err := e.etcd.Server.PromoteMember(ctx, m.ID)
 		return err == nil, err
 	})
 }
 
-// Remove takes a member's place away; its process ends etcd when it hears of it.
-// Removing who is no member succeeds.
+// Remove removes a member. Its process stops etcd when it learns of it. Removing a name that is
+// not a member's succeeds.
 func (e *Embedded) Remove(ctx context.Context, name string) error {
 	return e.remove(ctx, name, func(Member) bool { return true })
 }
@@ -264,14 +266,16 @@ func (e *Embedded) remove(ctx context.Context, name string, which func(Member) b
 		case target == nil:
 			return true, nil
 		case !target.Learner && voters == 1:
-			return false, fmt.Errorf("%w: %s is the only one with a vote", ErrMember, name)
+			return false, fmt.Errorf("%w: %s is the only voter", ErrMember, name)
 		case target.Leader && !target.Self && !e.etcd.Server.IsLearner():
-			// Lead first: what a leader that goes has committed, the others may not hear of.
+			// Take over the leadership first: the others may not learn what a leader commits
+			// just before it stops.
 			if err := e.etcd.Server.MoveLeader(ctx, target.ID, uint64(e.etcd.Server.MemberID())); err != nil {
 				return false, err
 			}
 		case target.Leader && target.Self:
-			// Hand over first: the others would have to miss it before they elect.
+			// Hand over first: otherwise the others would have to notice its absence before
+			// they elect a leader.
 			if err := e.etcd.Server.TryTransferLeadershipOnShutdown(); err != nil {
 				return false, err
 			}
@@ -284,21 +288,21 @@ func (e *Embedded) remove(ctx context.Context, name string, which func(Member) b
 	})
 }
 
-// Replace lets a member in that has lost its disk: its place with the old disk is
-// taken away, and it gets a new one. It waits until the member is there with its
-// new disk, so that the cluster has no more members missing than before. A member
-// that is there with the disk that it had stays as it is.
+// Replace replaces a member that has lost its disk: it removes the member with the old disk and
+// adds it with the new one. It waits until the member is reachable with its new disk, so that
+// no more members are missing than before. A member that is reachable with its known disk is
+// not changed.
 func (e *Embedded) Replace(ctx context.Context, name string) error {
 	err := e.change(ctx, "replace member "+name, func(_ context.Context, all []Member) (bool, error) {
 		there, known := e.peers.newest(name)
 		if m := byName(all, name); m != nil && (!known || m.Seat == there.Seat) {
 			if e.peers.answers(m.Seat) {
-				return true, nil // it is there with its disk, or was replaced before
+				return true, nil // it is reachable with its disk, or has been replaced already
 			}
-			return false, errors.New("it is not there, neither with its disk nor with a new one")
+			return false, errors.New("it is not reachable, neither with its disk nor with a new one")
 		}
 		if !known || !there.Fresh {
-			return false, errors.New("it is not there with a new disk yet")
+			return false, errors.New("it is not reachable with a new disk yet")
 		}
 		return true, nil
 	})
@@ -312,8 +316,8 @@ func (e *Embedded) Replace(ctx context.Context, name string) error {
 	return e.Add(ctx, name)
 }
 
-// Voting is nil while this member has a vote, as far as it knows: the others can
-// do without one of theirs.
+// Voting returns nil while this member has a vote, as far as it knows. While it fails, the
+// others must not lose one of their votes.
 func (e *Embedded) Voting(context.Context) error {
 	if e.etcd.Server.IsLearner() {
 		return errors.New("this member of etcd has no vote yet")
@@ -322,16 +326,15 @@ func (e *Embedded) Voting(context.Context) error {
 }
 
 const (
-	// lookEvery is how often the leader looks for members with empty disks.
+	// lookEvery is the interval at which the leader looks for members with empty disks.
 	lookEvery = time.Second
-	// takeInTime bounds one attempt to let such a member in.
+	// takeInTime bounds one attempt to add such a member.
 	takeInTime = time.Minute
 )
 
-// TakeIn lets members in, until ctx ends, that are there with an empty disk under
-// the name of a member, or under one that is admitted: each takes the place of the
-// old disk of its name, if there is one, once that one does not answer. The leader
-// does it.
+// TakeIn runs until ctx ends. While this member leads, it adds members that announce themselves
+// with an empty disk under the name of a member, or under a name for which admitted returns
+// true. Each replaces the old disk of its name, if there is one, once that does not answer.
 func (e *Embedded) TakeIn(ctx context.Context, admitted func(ctx context.Context, name string) bool) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
@@ -355,8 +358,8 @@ func (e *Embedded) TakeIn(ctx context.Context, admitted func(ctx context.Context
 	}
 }
 
-// finish promotes learners that have caught up: whoever let them in may have died
-// before.
+// finish promotes learners that have caught up, because the member that added them may have
+// died before it promoted them.
 func (e *Embedded) finish(ctx context.Context) {
 	s := e.etcd.Server
 	if s.Leader() != s.MemberID() {
@@ -368,13 +371,13 @@ func (e *Embedded) finish(ctx context.Context) {
 		}
 		ctx, cancel := context.WithTimeout(ctx, readTime)
 		if _, err := s.PromoteMember(ctx, uint64(m.ID)); err != nil {
-			e.log.Debug("a learner of etcd is not promoted yet", "member", seatOfURLs(m.PeerURLs), "error", err)
+			e.log.DebugContext(ctx, "a learner of etcd cannot be promoted yet", "member", seatOfURLs(m.PeerURLs), "error", err)
 		}
 		cancel()
 	}
 }
 
-// Names are the members' names, sorted, as far as this one knows.
+// Names returns the members' names, sorted, as far as this member knows.
 func (e *Embedded) Names() (out []string) {
 	for _, m := range e.etcd.Server.Cluster().Members() {
 		if name := nameOf(seatOfURLs(m.PeerURLs)); name != "" && !slices.Contains(out, name) {
@@ -385,18 +388,18 @@ func (e *Embedded) Names() (out []string) {
 	return out
 }
 
-// Gone tells whether no member has the name, linearizably.
+// Gone reports whether no member has the name. It is linearizable.
 func (e *Embedded) Gone(ctx context.Context, name string) (bool, error) {
 	all, err := e.Members(ctx)
 	return err == nil && byName(all, name) == nil, err
 }
 
-// Known is where a member or who wants to be one can be reached, as it said itself
-// last.
+// Known is where a member, or a process that wants to become one, can be reached, according to
+// its last announcement.
 type Known struct{ Name, Address, Service string }
 
-// Known are those who have told of themselves, and this one; of a name, the newest.
-// It needs no quorum.
+// Known returns the processes that have announced themselves, including this one, with the
+// newest card of each name. It needs no quorum.
 func (e *Embedded) Known() (out []Known) {
 	if e.peers == nil {
 		return nil
@@ -414,17 +417,17 @@ func (e *Embedded) Known() (out []Known) {
 	return out
 }
 
-// Leads tells whether this member leads.
+// Leads reports whether this member leads.
 func (e *Embedded) Leads() bool { s := e.etcd.Server; return s.Leader() == s.MemberID() }
 
-// HandOver makes another member the leader, if this one leads and there is another. It
-// is bounded by etcd's own time for requests.
+// HandOver transfers leadership to another member, if this one leads and there is another. It
+// takes at most etcd's timeout for requests.
 func (e *Embedded) HandOver() error { return e.etcd.Server.TryTransferLeadershipOnShutdown() }
 
-// Applied is how far this member has applied the log.
+// Applied returns the index of the last log entry that this member has applied.
 func (e *Embedded) Applied() uint64 { return e.etcd.Server.AppliedIndex() }
 
-// Health is nil while this member knows a leader. It says nothing about others.
+// Health returns nil while this member knows a leader. It does not check other members.
 func (e *Embedded) Health() error {
 	switch {
 	case e.closed.Load():
@@ -435,7 +438,7 @@ func (e *Embedded) Health() error {
 	return nil
 }
 
-// takeIn looks at one name.
+// takeIn adds or replaces the member with one name, if it is waiting for that.
 func (e *Embedded) takeIn(ctx context.Context, name string) {
 	there, known := e.peers.newest(name)
 	if !known || !there.Fresh || there.Seat == e.peers.seat() {
@@ -452,16 +455,16 @@ func (e *Embedded) takeIn(ctx context.Context, name string) {
 	case m != nil && m.Seat == there.Seat && !m.Learner:
 		return
 	case !e.peers.answers(there.Seat):
-		return // it has gone again
+		return // it is not reachable any more
 	case m != nil && m.Seat != there.Seat && e.peers.answers(m.Seat):
-		return // two claim the name; the one with the data has it
+		return // two processes claim the name; the one with the data keeps it
 	case m != nil && m.Seat != there.Seat:
-		e.log.Warn("a member of etcd came back with an empty disk and is let in anew", "member", name)
+		e.log.WarnContext(ctx, "replacing a member of etcd that came back with an empty disk", "member", name)
 		err = e.Replace(ctx, name)
 	default:
 		err = e.Add(ctx, name)
 	}
 	if err != nil && ctx.Err() == nil {
-		e.log.Warn("a member of etcd could not be let in", "member", name, "error", err)
+		e.log.WarnContext(ctx, "cannot add a member of etcd", "member", name, "error", err)
 	}
 }

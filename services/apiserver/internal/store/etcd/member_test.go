@@ -25,7 +25,7 @@ import (
 	"keelson.dev/services/internal/loopbacktest"
 )
 
-// site is where members of a test run: in this process, on loopback.
+// site runs the members of a test in this process, on loopback.
 type site struct {
 	testing.TB
 	dir  string
@@ -33,10 +33,10 @@ type site struct {
 	id   *identity.Source
 	peer *peertls.Identity
 	mu   sync.Mutex
-	// addresses is what the configurations say.
+	// addresses are the addresses in the configurations.
 	addresses map[string]string
 	running   map[string]*Embedded
-	// election is the members' election time; 0 is the default.
+	// election is the members' election timeout. 0 means the default.
 	election time.Duration
 }
 
@@ -125,7 +125,7 @@ func (s *site) stop(names ...string) {
 	}
 }
 
-// at is a running member, also while others are starting.
+// at returns a running member. It may be called while others are starting.
 func (s *site) at(name string) *Embedded {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -167,7 +167,7 @@ func (s *site) members(member string) []Member {
 func (s *site) leader() string {
 	s.Helper()
 	late := time.After(30 * time.Second)
-	for tick := time.NewTicker(20 * time.Millisecond); ; { // a busy machine may be electing one
+	for tick := time.NewTicker(20 * time.Millisecond); ; { // a busy machine may be holding an election
 		for n := range s.running {
 			for _, m := range s.members(n) {
 				if m.Leader {
@@ -184,7 +184,7 @@ func (s *site) leader() string {
 	}
 }
 
-// follower is a member other than that one.
+// follower returns a member other than the leader.
 func (s *site) follower(leader string) string {
 	for n := range s.running {
 		if n != leader {
@@ -218,7 +218,8 @@ func TestMembersStartAgainWithNewAddresses(t *testing.T) {
 	}
 }
 
-// Who removes the leader leads before: it knows then that the removal is committed.
+// A member that removes the leader takes over the leadership first, so that it knows that the
+// removal is committed.
 func TestTheLeaderOfTwoIsRemoved(t *testing.T) {
 	s := newSite(t, "a", "b")
 	s.start("a", "b")
@@ -232,14 +233,14 @@ func TestTheLeaderOfTwoIsRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	if s.at(other).etcd.Server.Term() == before || !s.at(other).Leads() {
-		t.Error("the removal was the leader's own to commit")
+		t.Error("the leader committed its own removal")
 	}
 	s.stop(leader)
 	s.voters(other, other)
 	s.put(other, "/k", "w")
 }
 
-// A leader hands over while it goes on, and can again.
+// A leader hands over while it keeps running, and can do so again.
 func TestHandOver(t *testing.T) {
 	s := newSite(t, "a", "b", "c")
 	s.start("a", "b", "c")
@@ -249,7 +250,7 @@ func TestHandOver(t *testing.T) {
 			t.Fatal(err)
 		}
 		if s.at(leader).Leads() {
-			t.Errorf("%s leads still", leader)
+			t.Errorf("%s still leads", leader)
 		}
 		s.put(leader, "/k", "v")
 	}
@@ -258,8 +259,8 @@ func TestHandOver(t *testing.T) {
 func TestConformanceOnAFollower(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) store.Store {
 		s := newSite(t, "a", "b", "c")
-		// A busy machine is to elect nobody while the suite runs: the outcome of a write
-		// that nothing tells from others would be unknown then.
+		// Avoid elections on a busy machine: after one, the outcome of a write without Settled
+		// would be unknown.
 		s.election = 2 * time.Second
 		s.start("a", "b", "c")
 		return s.at(s.follower(s.leader())).forTest()
@@ -285,7 +286,7 @@ func (s *site) voters(member string, want ...string) {
 	}
 }
 
-// arrive starts a member that must be let in, in the background.
+// arrive starts a member that must be added, in the background.
 func (s *site) arrive(ctx context.Context, name string) <-chan error {
 	done := make(chan error, 1)
 	go func() {
@@ -302,7 +303,7 @@ func (s *site) leave(name string) {
 	}
 }
 
-// A member that began alone becomes three, loses a disk, and becomes two.
+// A single member becomes three, loses a disk, and becomes two.
 func TestMembersComeAndGo(t *testing.T) {
 	s := newSite(t, "a")
 	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
@@ -312,7 +313,7 @@ func TestMembersComeAndGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := alone.Add(ctx, "b"); !errors.Is(err, ErrMember) {
-		t.Fatalf("one without peers adds: %v", err)
+		t.Fatalf("a member without peers added another: %v", err)
 	}
 	alone.Close()
 
@@ -323,7 +324,7 @@ func TestMembersComeAndGo(t *testing.T) {
 	for _, n := range []string{"b", "c"} {
 		s.addresses[n] = loopbacktest.Address(t)
 		there := s.arrive(ctx, n)
-		for range 2 { // again is as well
+		for range 2 { // adding it again succeeds
 			if err := s.at("a").Add(ctx, n); err != nil {
 				t.Fatal(err)
 			}
@@ -335,14 +336,14 @@ func TestMembersComeAndGo(t *testing.T) {
 	}
 	s.voters("c", "a", "b", "c")
 
-	// It comes back elsewhere: the others hear of it.
+	// It comes back at another address: the others learn of it.
 	s.stop("b")
 	s.addresses["b"] = loopbacktest.Address(t)
 	s.start("b")
 	s.put("b", "/moved", "b")
 
-	// It comes back with an empty disk, with the same configuration, and asks who is
-	// there; it is a member again when it is replaced.
+	// It comes back with an empty disk and the same configuration, and asks the others. It is a
+	// member again once it is replaced.
 	s.leave("b")
 	s.put("a", "/lost", "disk")
 	there := s.arrive(ctx, "b")
@@ -357,7 +358,7 @@ func TestMembersComeAndGo(t *testing.T) {
 	s.get("b", "/lost", "disk")
 	s.voters("b", "a", "b", "c")
 
-	// The one that leads goes.
+	// The leader is removed.
 	leader := s.leader()
 	other := s.follower(leader)
 	for range 2 {
@@ -366,22 +367,23 @@ func TestMembersComeAndGo(t *testing.T) {
 		}
 	}
 	if voters, _ := names(s.members(other)); len(voters) != 2 || slices.Contains(voters, leader) {
-		t.Fatalf("after %s was removed there are %v", leader, voters)
+		t.Fatalf("after the removal of %s, the voters are %v", leader, voters)
 	}
 	s.put(other, "/after", "removal")
 	select {
 	case <-s.at(leader).Stopped():
 	case <-ctx.Done():
-		t.Fatal("who was removed goes on")
+		t.Fatal("the removed member is still running")
 	}
 	s.stop(leader)
 	if _, err := s.begin(ctx, leader); err == nil {
-		t.Fatal("who was removed came back")
+		t.Fatal("the removed member started again")
 	}
 }
 
-// One right address for each of two is enough: they tell each other the rest.
-func TestMembersTellEachOtherWhereTheyAre(t *testing.T) {
+// It is enough if each of two members knows one correct address: they announce the others to
+// each other.
+func TestMembersAnnounceAddressesToEachOther(t *testing.T) {
 	s := newSite(t, "a", "b", "c")
 	s.start("a", "b", "c")
 	s.put("a", "/k", "1")
@@ -413,7 +415,7 @@ func TestMembersTellEachOtherWhereTheyAre(t *testing.T) {
 	if t.Failed() {
 		return
 	}
-	// a and c only know each other by what b told them; without b they still do.
+	// a and c know each other only through b. Without b they still do.
 	s.put("b", "/k", "2")
 	heard := func(name string) bool {
 		for _, m := range s.members(name) {
@@ -425,7 +427,7 @@ func TestMembersTellEachOtherWhereTheyAre(t *testing.T) {
 	}
 	for tick := time.NewTicker(20 * time.Millisecond); !heard("a") || !heard("c"); <-tick.C {
 		if ctx.Err() != nil {
-			t.Fatalf("a knows %v, c %v, right is %v", s.members("a"), s.members("c"), fresh)
+			t.Fatalf("a knows %v and c knows %v, want %v", s.members("a"), s.members("c"), fresh)
 		}
 	}
 	s.stop("b")
@@ -433,8 +435,7 @@ func TestMembersTellEachOtherWhereTheyAre(t *testing.T) {
 	s.get("c", "/k", "3")
 }
 
-// A voter whose disk was lost must not found a cluster anew with what its
-// configuration says, nor be taken for who it was.
+// A member that has been closed opens no socket.
 func TestAMemberThatEndedOpensNoSocket(t *testing.T) {
 	s := newSite(t, "a", "b")
 	s.start("a", "b")
@@ -449,11 +450,13 @@ func TestAMemberThatEndedOpensNoSocket(t *testing.T) {
 	if o := sockets.outlets[seat]; o != nil {
 		_ = o.listener.Close()
 		delete(sockets.outlets, seat)
-		t.Error("a socket was opened that nobody closes")
+		t.Error("a closed member opened a socket, which is never closed")
 	}
 }
 
-func TestALostDiskIsNotTakenForTheMember(t *testing.T) {
+// A voter that has lost its disk must not found a new cluster from its configuration, nor be
+// accepted as the member that it was.
+func TestEmptiedDiskIsNotAcceptedAsTheMember(t *testing.T) {
 	s := newSite(t, "a", "b", "c")
 	s.start("a", "b", "c")
 	s.put("a", "/k", "1")
@@ -470,7 +473,7 @@ func TestALostDiskIsNotTakenForTheMember(t *testing.T) {
 	if after := s.members("a"); len(after) != len(before) {
 		t.Fatalf("members changed: %v", after)
 	}
-	// Nor does part of a disk do.
+	// A member with only part of its disk does not start either.
 	s.stop("c")
 	if err := os.RemoveAll(filepath.Join(s.dir, "c", "member")); err != nil {
 		t.Fatal(err)
@@ -513,7 +516,7 @@ func TestRecoverFromOneSurvivor(t *testing.T) {
 		t.Fatal(err)
 	}
 	if rev < last+recoverySkip {
-		t.Fatalf("goes on from %d after %d", rev, last)
+		t.Fatalf("recovered at revision %d, but the store was at %d", rev, last)
 	}
 	s.start("a")
 	s.voters("a", "a")
@@ -525,11 +528,11 @@ func TestRecoverFromOneSurvivor(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := w.Next(ctx); !errors.Is(err, store.ErrCompacted) {
-		t.Fatalf("watch from before: %v", err)
+		t.Fatalf("watch from before the recovery: %v", err)
 	}
 	w.Close()
 	if got := s.put("a", "/new", "1"); got <= rev {
-		t.Fatalf("written at %d after %d", got, rev)
+		t.Fatalf("written at revision %d, recovered at %d", got, rev)
 	}
 	for _, n := range []string{"b", "c"} {
 		there := s.arrive(ctx, n)
@@ -544,12 +547,12 @@ func TestRecoverFromOneSurvivor(t *testing.T) {
 	s.stop("a")
 	s.get("c", "/k/49", "49")
 	if at := s.put("b", "/new", "2"); at <= rev {
-		t.Fatalf("written at %d after %d", at, rev)
+		t.Fatalf("written at revision %d, recovered at %d", at, rev)
 	}
 }
 
-// A recovery may be cut off at any point and repeated; what is half done is not
-// started.
+// A recovery may be interrupted at any point and repeated. A half-recovered member does not
+// start.
 func TestRecoverAgain(t *testing.T) {
 	s := newSite(t, "a", "b", "c")
 	s.start("a", "b", "c")
@@ -562,12 +565,12 @@ func TestRecoverAgain(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	if _, err := s.begin(ctx, "a"); err == nil {
-		t.Fatal("started in the middle of a recovery")
+		t.Fatal("started during an interrupted recovery")
 	}
 	if _, err := Recover(ctx, c); err != nil {
 		t.Fatal(err)
 	}
-	// As if it had been cut off before the new data was put in its place.
+	// As if it had been interrupted before the new data was moved into place.
 	made := filepath.Join(c.Dir, recovered)
 	if err := errors.Join(
 		os.MkdirAll(filepath.Join(made, "data"), 0o700),
@@ -583,7 +586,7 @@ func TestRecoverAgain(t *testing.T) {
 	s.get("a", "/k", "1")
 }
 
-// showing is somebody who shows a certificate and believes anybody.
+// showing is an Identity that presents a certificate and accepts any.
 type showing struct{ *identity.Source }
 
 func (s showing) Client(protocols ...string) *tls.Config {
@@ -592,16 +595,16 @@ func (s showing) Client(protocols ...string) *tls.Config {
 
 func (s showing) Server(...string) *tls.Config { return s.ServerTLS(false) }
 
-// Only who has the name of an apiserver is let in by the others, or believed.
-// Whoever connects and says nothing takes few places, and members connect all the same.
-func TestStrangersAtThePeerPortAreBounded(t *testing.T) {
+// Connections that do not authenticate take up few slots, and members can still connect.
+func TestUnauthenticatedPeerConnectionsAreBounded(t *testing.T) {
 	s := newSite(t, "a")
 	s.start("a")
 	a := s.at("a").peers
-	// Not the connections under way: one that has lost its place ends a little later.
+	// Count slots rather than connections being served: a connection that has lost its slot
+	// ends a little later.
 	places, ok := a.listener.(*connlimit.Listener)
 	if !ok {
-		t.Fatalf("the listener is a %T: nothing bounds it", a.listener)
+		t.Fatalf("the listener is a %T and not a *connlimit.Listener", a.listener)
 	}
 	var strangers []net.Conn
 	for range 2 * peerLimits.Unknown {
@@ -612,24 +615,24 @@ func TestStrangersAtThePeerPortAreBounded(t *testing.T) {
 		defer c.Close()
 		strangers = append(strangers, c)
 		if n := places.Unknown(); n > peerLimits.Unknown {
-			t.Fatalf("%d connections at once, want %d at most", n, peerLimits.Unknown)
+			t.Fatalf("%d unauthenticated connections at once, want at most %d", n, peerLimits.Unknown)
 		}
 	}
-	// All are closed in the end, none was answered.
+	// Eventually all are closed, and none was answered.
 	for _, c := range strangers {
 		_ = c.SetDeadline(time.Now().Add(time.Minute))
 		for {
 			if n := places.Unknown(); n > peerLimits.Unknown {
-				t.Fatalf("%d connections at once, want %d at most", n, peerLimits.Unknown)
+				t.Fatalf("%d unauthenticated connections at once, want at most %d", n, peerLimits.Unknown)
 			}
 			if _, err := c.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Fatal("a stranger stays connected")
+				t.Fatal("an unauthenticated connection stays open")
 			} else if err != nil {
 				break
 			}
 		}
 	}
-	for range 2 * peerLimits.Unknown { // those that are known do not count
+	for range 2 * peerLimits.Unknown { // authenticated connections do not count
 		c, err := a.dial(s.addresses["a"], protocolPeer+a.seat())
 		if err != nil {
 			t.Fatal(err)
@@ -638,6 +641,8 @@ func TestStrangersAtThePeerPortAreBounded(t *testing.T) {
 	}
 }
 
+// Members accept, and connect to, only processes with an apiserver's certificate of the
+// cluster's authority.
 func TestPeersAreApiservers(t *testing.T) {
 	s := newSite(t, "a", "b", "c")
 	s.start("a", "b", "c")
@@ -654,11 +659,12 @@ func TestPeersAreApiservers(t *testing.T) {
 			}
 			_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 			if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Errorf("%s was let in for %s: %v", name, protocol, err)
+				t.Errorf("%s was accepted for protocol %s: %v", name, protocol, err)
 			}
 			_ = c.Close()
 		}
-		// And a stranger at a member's address is not taken for it.
+		// A process that answers at a member's address with another certificate is not accepted
+		// as the member.
 		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{id.Current().Certificate}, NextProtos: []string{protocolCards}})
 		if err != nil {
 			t.Fatal(err)
@@ -671,18 +677,18 @@ func TestPeersAreApiservers(t *testing.T) {
 		}()
 		if c, err := a.dial(l.Addr().String(), protocolCards); err == nil {
 			_ = c.Close()
-			t.Errorf("%s was believed to be a member", name)
+			t.Errorf("%s was accepted as a member", name)
 		}
 		_ = l.Close()
 	}
-	// One member is not taken for another either.
+	// Nor is one member accepted as another.
 	if c, err := a.dial(s.addresses["b"], protocolPeer+s.at("c").peers.seat()); err == nil {
 		_ = c.Close()
-		t.Error("b answers for c")
+		t.Error("b was accepted as c")
 	}
 }
 
-// isolate cuts a member off from the others, or mends it.
+// isolate cuts a member off from the others, or reconnects it if mend is set.
 func (s *site) isolate(name string, mend bool) {
 	one := s.at(name).etcd.Server
 	for n, e := range s.running {
@@ -699,7 +705,7 @@ func (s *site) isolate(name string, mend bool) {
 	}
 }
 
-// anywhere sends each call to some member.
+// anywhere sends each call to one of the members.
 type anywhere struct {
 	store.Store
 	all []*Embedded
@@ -713,8 +719,8 @@ func (a anywhere) Commit(ctx context.Context, w []store.Write) ([]store.Verdict,
 	return a.all[rand.IntN(len(a.all))].Commit(ctx, w)
 }
 
-// Calls go to all members, while whoever leads is cut off again and again: no
-// member answers with what is over, and none loses what it acknowledged.
+// Calls go to all members while leaders are repeatedly cut off: no member returns outdated
+// state, and none loses what it has acknowledged.
 func TestHistoryWhileLeadersAreCutOff(t *testing.T) {
 	s := newSite(t, "a", "b", "c")
 	s.start("a", "b", "c")
@@ -748,7 +754,7 @@ func TestHistoryWhileLeadersAreCutOff(t *testing.T) {
 	}
 }
 
-// Without a quorum calls end in bounded time, and say what is known.
+// Without a quorum, calls end in bounded time with an error that does not claim too much.
 func TestWithoutAQuorumCallsEnd(t *testing.T) {
 	s := newSite(t, "a", "b", "c")
 	s.start("a", "b", "c")

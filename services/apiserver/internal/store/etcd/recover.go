@@ -21,29 +21,27 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// recoverySkip is how far the revision jumps in a recovery: further than anything
-// that the lost members may have acknowledged, so that no revision that a client
-// has seen comes to mean something else.
+// recoverySkip is how far a recovery advances the revision: further than the lost members may
+// have acknowledged, so that no revision that a client has seen gets a second meaning.
 const recoverySkip = 1_000_000_000
 
-// recovered is where the new data is made, inside of the member's directory.
+// recovered is the subdirectory of the member's directory in which the new data is created.
 const recovered = "recovered"
 
-// Recover makes a cluster of one from the data of a member whose cluster has lost
-// its quorum for good, and returns the revision that it goes on from. The member
-// must not run; it is started in the usual way afterwards, and the others, with
-// empty disks, are added.
+// Recover makes a cluster of one member from the data of a member whose cluster has permanently
+// lost its quorum, and returns the revision from which it continues. The member must not be
+// running. Afterwards it is started as usual, and the others are added with empty disks.
 //
-// What the lost members acknowledged and this one had not heard of is lost. All
-// history is marked compacted, so that watches and caches start anew.
+// Writes that the lost members acknowledged and this one had not received are lost. All history
+// is marked compacted, so that watches and caches start anew.
 //
-// The members that are thought lost should not run again with their disks: two of
-// three could carry on as the old cluster. As soon as one of them and one of the
-// recovered cluster reach each other, the lost one ends, and refuses to start with
-// that disk; while they cannot, nobody can know.
+// The members that are considered lost should not run again with their disks: two of three
+// could continue as the old cluster. As soon as one of them and one of the recovered cluster
+// reach each other, the lost one stops, and does not start with that disk again. While they
+// cannot reach each other, this cannot be detected.
 //
-// A recovery that was interrupted is repeated from its beginning; Start refuses
-// such a directory. What was there before stays beside it, in member-before-<time>.
+// An interrupted recovery is repeated from its beginning, and Start refuses such a directory.
+// The previous data is kept in member-before-<time> beside the new.
 func Recover(ctx context.Context, c EmbeddedConfig) (store.Revision, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
@@ -96,7 +94,7 @@ func (c *EmbeddedConfig) recover(ctx context.Context) (store.Revision, error) {
 			return 0, err
 		}
 	}
-	// From here on a repetition goes on: the old log is out of the way.
+	// From here on, a repetition continues: the old log has been moved aside.
 	if from := datadir.ToMemberDir(filepath.Join(made, "data")); exists(from) {
 		if err := os.Rename(filepath.Join(made, memoryFile), filepath.Join(c.Dir, memoryFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return 0, err
@@ -106,7 +104,7 @@ func (c *EmbeddedConfig) recover(ctx context.Context) (store.Revision, error) {
 		}
 	}
 	if !hasLog(c.Dir) {
-		return 0, errors.New("there is no data of a member")
+		return 0, errors.New("there is no member's data")
 	}
 	if err := os.RemoveAll(made); err != nil {
 		return 0, err
@@ -119,7 +117,7 @@ func (c *EmbeddedConfig) recover(ctx context.Context) (store.Revision, error) {
 	return e.Revision(ctx)
 }
 
-// remembered are the addresses of the other members, as far as this one knew.
+// remembered returns the addresses of the other members, as far as this one knew them.
 func remembered(dir string, pc *PeerConfig) ([]string, error) {
 	c := cards{}
 	if pc != nil {
@@ -140,8 +138,8 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// alone runs the member without the others, so that all that its log holds gets
-// into its backend.
+// alone runs the member without the others, so that everything in its log is applied to its
+// backend.
 func (c *EmbeddedConfig) alone(ctx context.Context) error {
 	cfg, err := (&EmbeddedConfig{Name: c.Name, Dir: c.Dir, QuotaBytes: c.QuotaBytes, Log: c.Log}).embed(&atomic.Bool{})
 	if err != nil {

@@ -17,16 +17,18 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// RemoteConfig says how to reach an etcd that runs elsewhere.
+// RemoteConfig describes how to reach an etcd at another place.
 type RemoteConfig struct {
-	// Endpoints are its members: calls go to all in turn, and past those that do not
-	// answer.
+	// Endpoints are its members. Calls are balanced over them, and those that do not answer are
+	// skipped.
 	Endpoints []string
-	TLS       *tls.Config
-	Log       *slog.Logger
+	// TLS is the configuration of the connections.
+	TLS *tls.Config
+	// Log defaults to slog.Default().
+	Log *slog.Logger
 }
 
-// Remote is a store in an etcd that runs elsewhere.
+// Remote is a store in an etcd at another place.
 type Remote struct {
 	*Store
 	client *clientv3.Client
@@ -42,7 +44,7 @@ func Dial(ctx context.Context, c RemoteConfig) (*Remote, error) {
 		TLS:                  c.TLS,
 		DialTimeout:          5 * time.Second,
 		DialKeepAliveTime:    10 * time.Second,
-		DialKeepAliveTimeout: 2 * time.Second, // also for what was sent and not acknowledged
+		DialKeepAliveTimeout: 2 * time.Second, // also for data that was sent and not acknowledged
 		Logger:               zap.New(slogCore{log: c.Log, seldom: new(seldom.Log)}),
 	})
 	if err != nil {
@@ -56,8 +58,8 @@ func Dial(ctx context.Context, c RemoteConfig) (*Remote, error) {
 	return r, nil
 }
 
-// overWire speaks gRPC. Reads are retried by the client library; writes are not,
-// but where they cannot have been sent.
+// overWire returns a transport that calls etcd over gRPC. The client library retries reads, but
+// writes only if they cannot have been sent.
 func overWire(client *clientv3.Client) transport {
 	kv := clientv3.RetryKVClient(client)
 	return transport{
@@ -77,8 +79,8 @@ func overWire(client *clientv3.Client) transport {
 	}
 }
 
-// leaderKV asks members that have lost their leader to say so instead of waiting
-// for one: another member may have it.
+// leaderKV makes members without a leader fail instead of waiting for one, because another
+// member may have it.
 type leaderKV struct{ pb.KVClient }
 
 func (k leaderKV) Range(ctx context.Context, r *pb.RangeRequest, o ...grpc.CallOption) (*pb.RangeResponse, error) {
@@ -93,7 +95,7 @@ func (k leaderKV) Put(ctx context.Context, r *pb.PutRequest, o ...grpc.CallOptio
 	return k.KVClient.Put(clientv3.WithRequireLeader(ctx), r, o...)
 }
 
-// Close ends the connection. Calls under way fail.
+// Close closes the connection. Calls in progress fail.
 func (r *Remote) Close() {
 	if !r.closed.Swap(true) {
 		_ = r.client.Close()

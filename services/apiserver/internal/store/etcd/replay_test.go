@@ -11,7 +11,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// told is a log that a test reads.
+// told is the output of a logger, which a test can read.
 type told struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -23,9 +23,10 @@ func (l *told) Write(b []byte) (int, error) {
 	return l.buf.Write(b)
 }
 
-// TestALongLogIsReplayedInSilence starts a member whose log has as many entries as a log
-// has before it is cut: etcd refuses everything while it has more than 5,000 to apply,
-// its own first proposal too, which it repeats at once, and would say so each time.
+// TestALongLogIsReplayedInSilence starts a member whose log has about as many entries as fit
+// before it is truncated. While etcd has more than 5,000 entries to apply, it refuses all
+// proposals, including its own first one, which it repeats at once. It must not log each
+// refusal.
 func TestALongLogIsReplayedInSilence(t *testing.T) {
 	dir := t.TempDir()
 	e := embedded(t, EmbeddedConfig{Dir: dir})
@@ -55,6 +56,6 @@ func TestALongLogIsReplayedInSilence(t *testing.T) {
 	log.mu.Lock()
 	defer log.mu.Unlock()
 	if n := strings.Count(log.buf.String(), "too many requests"); n > 0 {
-		t.Errorf("etcd says %d times that it replays its log", n)
+		t.Errorf("etcd logged %d refusals while it replayed its log", n)
 	}
 }

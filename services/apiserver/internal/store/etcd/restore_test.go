@@ -14,12 +14,12 @@ func TestEraOf(t *testing.T) {
 		}
 	}
 	if now := time.Now().UnixNano(); now < EraOf("1700000789") {
-		t.Errorf("the present, %d, is before an era that was", now)
+		t.Errorf("the current time, %d, is before an era in the past", now)
 	}
 }
 
-// A restored member goes on when it hears of a cluster that was recovered before it
-// was restored, whose members end.
+// A restored member keeps running when it learns of a cluster that was recovered before it was
+// restored. That cluster's members stop.
 func TestARestoredMemberIsOfALaterEra(t *testing.T) {
 	a, b := restoredSeat("a", "x"), restoredSeat("b", "y")
 	restored := &cards{path: t.TempDir() + "/" + memoryFile, outlived: make(chan struct{}),
@@ -36,12 +36,12 @@ func TestARestoredMemberIsOfALaterEra(t *testing.T) {
 	}
 	select {
 	case <-restored.outlived:
-		t.Error("the restored one ends")
+		t.Error("the restored member stops")
 	default:
 	}
 	select {
 	case <-recovered.outlived:
 	default:
-		t.Error("the recovered one goes on")
+		t.Error("the recovered member keeps running")
 	}
 }

@@ -17,24 +17,25 @@ import (
 	"time"
 )
 
-// A seat is a member's place in the cluster: its name and its disk. etcd knows it
-// by the peer URL unix://<seat>, which never changes; where its process can be
-// reached is its card's matter. Another disk is another seat: who lost his disk
-// has forgotten his votes and must not be taken for who he was.
+// A seat is a member's place in the cluster: its name and its disk. etcd knows it by the peer
+// URL unix://<seat>, which never changes; the address of its process is in its card. Another
+// disk is another seat: a member that has lost its disk has forgotten its votes and must not be
+// accepted as the member that it was.
 const (
 	seatPrefix = "keelson-etcd-"
 	urlPrefix  = "unix://"
 	diskMark   = "_"
 )
 
-// memberName is what a member may be called: its seat is the host of a URL and the
-// name of a file.
+// memberName matches valid names of members: a seat is the host of a URL and the name of a
+// file.
 var memberName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?$`)
 
-// diskName is what a disk is called: a random number.
+// diskName matches ids of disks, which are random numbers.
 var diskName = regexp.MustCompile(`^[0-9a-f]{8}$`)
 
-// isSeat tells whether others may claim such a seat: names of files are made of it.
+// isSeat reports whether another member may announce this seat, from which file names are
+// derived.
 func isSeat(seat string) bool {
 	rest, ok := strings.CutPrefix(seat, seatPrefix)
 	name, disk, marked := strings.Cut(rest, diskMark)
@@ -42,76 +43,75 @@ func isSeat(seat string) bool {
 }
 
 func seatOf(name, disk string) string {
-	if disk == "" { // a member that began alone
+	if disk == "" { // a member that started alone
 		return seatPrefix + name
 	}
 	return seatPrefix + name + diskMark + disk
 }
 
-// nameOf is the member's name in a seat.
+// nameOf returns the member's name in a seat.
 func nameOf(seat string) string {
 	name, _, _ := strings.Cut(strings.TrimPrefix(seat, seatPrefix), diskMark)
 	return name
 }
 
-// card is what a member says of itself; the others pass it on. The newest of a
-// seat counts.
+// card is what a member announces about itself. The others pass it on, and the newest card of a
+// seat replaces the older ones.
 type card struct {
 	Seat    string `json:"seat"`
 	Address string `json:"address"`
-	// Service is where its other services to members are; this package only passes
-	// it on.
+	// Service is the address of its other services for members. This package only passes it on.
 	Service string `json:"service,omitempty"`
-	// Number grows with each card of the seat.
+	// Number increases with each card of the seat.
 	Number int64 `json:"number"`
-	// Fresh says that the member has no data yet.
+	// Fresh means that the member has no data yet.
 	Fresh bool `json:"fresh,omitempty"`
-	// Founders are the seats that it was founded with, if it was.
+	// Founders are the seats with which it founded its cluster, if it did.
 	Founders []string `json:"founders,omitempty"`
-	// Era is when its cluster was recovered from a survivor, in nanoseconds since
-	// 1970; 0 if it never was.
+	// Era is when its cluster was recovered from a survivor, in nanoseconds since 1970, or 0 if
+	// it never was.
 	Era int64 `json:"era,omitempty"`
 }
 
-// memory is what a member keeps on its disk beside etcd's data.
+// memory is what a member saves on its disk beside etcd's data.
 type memory struct {
 	Seat string `json:"seat"`
-	// Founders is written before a cluster is founded: a member that is interrupted
-	// founds the same one again.
+	// Founders is written before a cluster is founded: a member that is interrupted founds the
+	// same one again.
 	Founders []string `json:"founders,omitempty"`
-	// Member says that there is, or was, a log on this disk.
+	// Member means that there is, or was, a log on this disk.
 	Member bool            `json:"member,omitempty"`
 	Cards  map[string]card `json:"cards,omitempty"`
-	// Era is its cluster's. Outlived is a later one that others have told of: this
-	// member was given up for lost, and must not run any more.
+	// Era is the era of its cluster. Outlived is a later era that others have announced: this
+	// member was given up as lost, and must not run any more.
 	Era      int64 `json:"era,omitempty"`
 	Outlived int64 `json:"outlived,omitempty"`
-	// Lost is where the members were that a recovery gave up: they are told, if they
-	// come back.
+	// Lost are the addresses of the members that a recovery gave up as lost. If they come back,
+	// they are informed.
 	Lost []string `json:"lost,omitempty"`
 }
 
-// errOutlived is the error of a member that was given up for lost.
-var errOutlived = errors.New("this member was given up for lost when its cluster was recovered from another; empty its directory and let it join anew")
+// errOutlived is the error of a member that was given up as lost.
+var errOutlived = errors.New("this member was given up as lost when its cluster was recovered from another member; empty its directory and let it join again")
 
-// cards are the addresses of all members, as far as this one knows.
+// cards holds the cards of all members, as far as this one knows them.
 type cards struct {
 	path string
 	mu   sync.Mutex
 	mem  memory
-	// configured are the addresses that the configuration gives, by name: tried
-	// after what the members say themselves.
+	// configured are the addresses in the configuration, by name. They are tried after those
+	// that the members announce.
 	configured map[string]string
-	// seats are those of the cluster's members; nil until they are known.
+	// seats are those of the cluster's members, or nil until they are known.
 	seats map[string]bool
-	// outlived is closed when a later era is heard of.
+	// outlived is closed when this member learns of a later era.
 	outlived chan struct{}
 }
 
-// memoryFile lies in the member's directory.
+// memoryFile is the name of the file in the member's directory.
 const memoryFile = "keelson-member.json"
 
-// openCards reads what the member remembers; hasLog says that etcd's data is there.
+// openCards reads the member's memory. hasLog reports whether etcd's data exists.
 func openCards(dir, name, address, service string, configured map[string]string, hasLog bool) (*cards, error) {
 	c := &cards{path: filepath.Join(dir, memoryFile), configured: configured, outlived: make(chan struct{})}
 	b, err := os.ReadFile(c.path)
@@ -120,7 +120,7 @@ func openCards(dir, name, address, service string, configured map[string]string,
 		var disk [4]byte
 		_, _ = rand.Read(disk[:])
 		c.mem.Seat = seatOf(name, hex.EncodeToString(disk[:]))
-		if hasLog { // it began alone, and remembers nothing
+		if hasLog { // it started alone, and has no memory
 			c.mem.Seat = seatOf(name, "")
 		}
 	case err != nil:
@@ -131,13 +131,13 @@ func openCards(dir, name, address, service string, configured map[string]string,
 		}
 	}
 	if got := nameOf(c.mem.Seat); got != name {
-		return nil, fmt.Errorf("%s belongs to member %q, this is %q", dir, got, name)
+		return nil, fmt.Errorf("%s belongs to member %q, but this is member %q", dir, got, name)
 	}
 	if c.mem.Outlived > c.mem.Era && hasLog {
 		return nil, errOutlived
 	}
 	if c.mem.Member && !hasLog {
-		return nil, fmt.Errorf("member %s: its log is gone; empty %s and have the member replaced", name, dir)
+		return nil, fmt.Errorf("member %s has lost its log; empty %s and replace the member", name, dir)
 	}
 	c.mem.Member = hasLog
 	if c.mem.Cards == nil {
@@ -160,7 +160,7 @@ func (c *cards) publish(change func(own *card)) error {
 	return c.save()
 }
 
-// found notes whom the cluster is founded with, before it is.
+// found records the founders of the cluster, before it is founded.
 func (c *cards) found(seats []string) error {
 	c.mu.Lock()
 	c.mem.Founders = seats
@@ -168,12 +168,12 @@ func (c *cards) found(seats []string) error {
 	return c.publish(func(own *card) { own.Founders = seats })
 }
 
-// joined notes that there is a log from now on.
+// joined records that this disk has a log from now on.
 func (c *cards) joined() error {
 	c.mu.Lock()
 	was := c.mem.Member
 	c.mem.Member = true
-	if !was { // of the cluster that let it in
+	if !was { // the era of the cluster that added it
 		c.mem.Era = c.newestEra()
 	}
 	era := c.mem.Era
@@ -184,7 +184,7 @@ func (c *cards) joined() error {
 	return c.publish(func(own *card) { own.Fresh, own.Era = false, era })
 }
 
-// save writes the memory; c.mu is held.
+// save writes the memory to disk. The caller holds c.mu.
 func (c *cards) save() error {
 	b, err := json.MarshalIndent(&c.mem, "", "  ")
 	if err != nil {
@@ -222,21 +222,21 @@ func (c *cards) own() card {
 	return c.mem.Cards[c.mem.Seat]
 }
 
-// all is what there is to tell others.
+// all returns all cards, to be sent to other members.
 func (c *cards) all() []card {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Collect(maps.Values(c.mem.Cards))
 }
 
-// Limits of what is taken from others.
+// Limits of what is accepted from others.
 const (
 	maxCards    = 64
 	maxCardSize = 8192
 	maxAddress  = 300
 )
 
-// merge takes what another member told.
+// merge accepts cards from another member.
 func (c *cards) merge(told []card) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -255,8 +255,8 @@ func (c *cards) merge(told []card) error {
 			}
 			continue // of another cluster
 		}
-		// The clock may have been set back since the name's last disk was written: who
-		// begins anew goes on from the number that the others know.
+		// The clock may have been set back since the name's last disk was written: a fresh
+		// member continues from the number that the others know.
 		if own := c.mem.Cards[c.mem.Seat]; own.Fresh && nameOf(t.Seat) == nameOf(own.Seat) && t.Number >= own.Number && t.Number < math.MaxInt64 {
 			own.Number = t.Number + 1
 			c.mem.Cards[c.mem.Seat] = own
@@ -275,8 +275,8 @@ func (c *cards) merge(told []card) error {
 	return c.save()
 }
 
-// onlySeats tells whose seats there are: what is known of others is dropped and
-// not taken again, except from fresh ones: they wait to be let in.
+// onlySeats sets the seats of the cluster's members. Cards of other seats are dropped and not
+// accepted any more, except from fresh members, which wait to be added.
 func (c *cards) onlySeats(seats map[string]bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -294,12 +294,12 @@ func (c *cards) onlySeats(seats map[string]bool) error {
 	return c.save()
 }
 
-// counts tells whether a card is worth keeping; c.mu is held.
+// counts reports whether a card should be kept. The caller holds c.mu.
 func (c *cards) counts(t card) bool {
 	return c.seats == nil || t.Fresh || t.Seat == c.mem.Seat || c.seats[t.Seat]
 }
 
-// addresses are where a seat may be found, the best first.
+// addresses returns where a seat may be reached, the best address first.
 func (c *cards) addresses(seat string) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -313,7 +313,7 @@ func (c *cards) addresses(seat string) []string {
 	return out
 }
 
-// everywhere is all addresses but the own one: where others may be asked.
+// everywhere returns all known addresses except this member's own.
 func (c *cards) everywhere() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -336,7 +336,8 @@ func (c *cards) everywhere() []string {
 	return out
 }
 
-// newestEra is the newest of which somebody with data has told; c.mu is held.
+// newestEra returns the newest era that a member with data has announced. The caller holds
+// c.mu.
 func (c *cards) newestEra() (era int64) {
 	for _, t := range c.mem.Cards {
 		if !t.Fresh {
@@ -346,15 +347,15 @@ func (c *cards) newestEra() (era int64) {
 	return era
 }
 
-// survives tells whether a card is of nobody who was given up for lost, as far as is
-// known here.
+// survives reports whether the member of a card was not given up as lost, as far as this one
+// knows.
 func (c *cards) survives(t card) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return t.Fresh || t.Era >= c.newestEra()
 }
 
-// newest is the newest card of a name, and whether there is one.
+// newest returns the newest card of a name, and whether there is one.
 func (c *cards) newest(name string) (card, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -367,7 +368,7 @@ func (c *cards) newest(name string) (card, bool) {
 	return best, best.Seat != ""
 }
 
-// fresh are the names of the others under which somebody waits with an empty disk.
+// fresh returns the names under which other members wait with an empty disk, sorted.
 func (c *cards) fresh() (out []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -380,8 +381,8 @@ func (c *cards) fresh() (out []string) {
 	return slices.Compact(out)
 }
 
-// forgetFresh makes room by dropping who has waited longest with an empty disk, if
-// there is somebody: who is still there tells of himself again. c.mu is held.
+// forgetFresh makes room by dropping the fresh card with the lowest number, if there is one. If
+// its member is still there, it announces itself again. The caller holds c.mu.
 func (c *cards) forgetFresh() bool {
 	oldest := ""
 	for seat, t := range c.mem.Cards {

@@ -14,13 +14,13 @@ func TestSeats(t *testing.T) {
 		seatPrefix + "a_": false, seatPrefix + "a_../../x": false, seatPrefix + "a_0123abcd_": false, seatPrefix + "a:80": false,
 	} {
 		if isSeat(seat) != want {
-			t.Errorf("%q is a seat: %v", seat, !want)
+			t.Errorf("isSeat(%q) is %v", seat, !want)
 		}
 	}
 }
 
-// Whatever another member tells, there are no more cards than may be, all with
-// seats that are names of files, and the own one stays.
+// Whatever another member announces, the number of cards is bounded, all have seats that are
+// valid file names, and the own card is kept.
 func FuzzCards(f *testing.F) {
 	own := seatOf("a", "00000001")
 	for _, told := range [][]card{
@@ -57,9 +57,9 @@ func FuzzCards(f *testing.F) {
 	})
 }
 
-// A member whose clock was set back, and whose disk was emptied then, is known by its new
-// disk all the same: else nobody would ever let it in.
-func TestAnEmptiedDiskCountsAlsoWhenTheClockWasSetBack(t *testing.T) {
+// A member whose disk was emptied after its clock was set back is known by its new disk
+// nevertheless: otherwise it would never be added.
+func TestEmptiedDiskIsKnownThoughTheClockWasSetBack(t *testing.T) {
 	open := func(name string) *cards {
 		c, err := openCards(t.TempDir(), name, name+":1", "", nil, false)
 		if err != nil {
@@ -72,7 +72,7 @@ func TestAnEmptiedDiskCountsAlsoWhenTheClockWasSetBack(t *testing.T) {
 	if err := b.merge([]card{before}); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // they tell each other everything
+	for range 2 { // they send each other everything
 		if err := a.merge(b.all()); err != nil {
 			t.Fatal(err)
 		}

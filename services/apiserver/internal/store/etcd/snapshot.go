@@ -11,11 +11,10 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// Snapshot is the whole store as it was at one moment. Until it is closed, etcd
-// keeps the pages that it shows, so its file grows with each write, and it is not
-// defragmented.
+// Snapshot is the whole store at one moment. Until it is closed, etcd keeps its pages, so that
+// the backend's file grows with each write and is not defragmented.
 type Snapshot struct {
-	// Revision is one up to which every write is in it.
+	// Revision is a revision up to which the snapshot contains every write.
 	Revision store.Revision
 	// ClusterID is etcd's id of the cluster.
 	ClusterID uint64
@@ -24,13 +23,13 @@ type Snapshot struct {
 	done func()
 }
 
-// Snapshot takes a snapshot that holds everything acknowledged before the call.
+// Snapshot takes a snapshot that contains everything acknowledged before the call.
 func (e *Embedded) Snapshot(ctx context.Context) (*Snapshot, error) {
 	rev, err := e.Revision(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("snapshot of etcd: %w", err)
 	}
-	// A defragmentation would wait for the snapshot, and all writes for it.
+	// A defragmentation would wait for the snapshot, and block all writes meanwhile.
 	e.saving.RLock()
 	select {
 	case <-e.Stopped():
@@ -44,10 +43,11 @@ func (e *Embedded) Snapshot(ctx context.Context) (*Snapshot, error) {
 	}, nil
 }
 
-// Size is the number of bytes that WriteTo writes.
+// Size returns the number of bytes that WriteTo writes.
 func (s *Snapshot) Size() int64 { return s.of.Size() + sha256.Size }
 
-// WriteTo writes what etcd's own tools call a snapshot: the file, and its SHA-256.
+// WriteTo writes the snapshot in the format of etcd's own tools: the file, followed by its
+// SHA-256.
 func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
 	hash := sha256.New()
 	n, err := s.of.WriteTo(io.MultiWriter(w, hash))
@@ -58,7 +58,7 @@ func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
 	return n + int64(m), err
 }
 
-// Close gives the pages back.
+// Close releases the pages.
 func (s *Snapshot) Close() error {
 	err := s.of.Close()
 	s.done()

@@ -43,7 +43,7 @@ func saveTo(t testing.TB, e *Embedded, dir string) string {
 	}
 	status, err := snapshot.NewV3(zap.NewNop()).Status(path)
 	if err != nil || store.Revision(status.Revision) < s.Revision {
-		t.Fatalf("etcd's own tools read %+v, %v; revision %d is in it", status, err, s.Revision)
+		t.Fatalf("etcd's own tools read %+v, %v; want at least revision %d", status, err, s.Revision)
 	}
 	if err := os.Truncate(path, n-32); err != nil {
 		t.Fatal(err)
@@ -51,7 +51,7 @@ func saveTo(t testing.TB, e *Embedded, dir string) string {
 	return path
 }
 
-// entriesOf are the entries of a file.
+// entriesOf returns the entries of a file.
 func entriesOf(t testing.TB, path string) (map[string]store.Entry, store.Revision) {
 	t.Helper()
 	f, err := OpenFile(path)
@@ -99,12 +99,12 @@ func sameEntries(t testing.TB, what string, got, want map[string]store.Entry) {
 	}
 	for key := range got {
 		if _, ok := want[key]; !ok {
-			t.Fatalf("%s: %s is there and should not be", what, key)
+			t.Fatalf("%s: %s should not exist", what, key)
 		}
 	}
 }
 
-// writing changes keys until stop is closed: it creates, changes and deletes.
+// writing creates, changes and deletes keys until stop is called.
 func writing(t testing.TB, s store.Store, workers int) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -126,7 +126,7 @@ func writing(t testing.TB, s store.Store, workers int) (stop func()) {
 	return func() { cancel(); wg.Wait() }
 }
 
-func TestASnapshotIsTheStateOfOneRevision(t *testing.T) {
+func TestSnapshotShowsOneRevision(t *testing.T) {
 	e := embedded(t, EmbeddedConfig{})
 	stop := writing(t, e, 4)
 	defer stop()
@@ -146,14 +146,14 @@ func TestASnapshotIsTheStateOfOneRevision(t *testing.T) {
 	}
 }
 
-func TestNothingIsDefragmentedUnderASnapshot(t *testing.T) {
+func TestDefragmentFailsWhileASnapshotIsRead(t *testing.T) {
 	e := embedded(t, EmbeddedConfig{})
 	s, err := e.Snapshot(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := e.Defragment(); err == nil {
-		t.Error("defragmented while a snapshot is read")
+		t.Error("defragmented while a snapshot was being read")
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -163,7 +163,7 @@ func TestNothingIsDefragmentedUnderASnapshot(t *testing.T) {
 	}
 }
 
-// rewrite makes what members begin with of a saved file.
+// rewrite creates the file with which members start from a saved file.
 func rewrite(t testing.TB, from string, rev store.Revision, keep func(FileEntry) bool) string {
 	t.Helper()
 	f, err := OpenFile(from)
@@ -202,7 +202,7 @@ func TestMembersBeginWithTheSameState(t *testing.T) {
 			later.Close()
 			saved := saveTo(t, old, t.TempDir())
 			want, rev := entriesOf(t, saved)
-			// What is written after the save was not.
+			// What is written after the save is not in the snapshot.
 			lost, err := old.Commit(ctx, []store.Write{{Key: "/lost", Value: []byte("x")}})
 			if err != nil || lost[0].Err != nil {
 				t.Fatal(err, lost)
@@ -247,13 +247,13 @@ func TestMembersBeginWithTheSameState(t *testing.T) {
 						w.Close()
 					}
 					if !errors.Is(err, store.ErrCompacted) {
-						t.Fatalf("%s: a watch from %d: %v; want it compacted", name, from, err)
+						t.Fatalf("%s: watch from %d: %v, want ErrCompacted", name, from, err)
 					}
 				}
 				if _, err := e.List(ctx, "/", store.ListOptions{Revision: rev}); !errors.Is(err, store.ErrCompacted) {
-					t.Fatalf("%s: a list at %d: %v; want it compacted", name, rev, err)
+					t.Fatalf("%s: list at %d: %v, want ErrCompacted", name, rev, err)
 				}
-				// What was read before the restore may be written on.
+				// A write may depend on a revision that was read before the restore.
 				v, err := e.Commit(ctx, []store.Write{
 					{Key: "/k/3", Value: []byte("next"), Expect: want["/k/3"].ModRevision},
 					{Key: "/lost", Value: []byte("y"), Expect: lost[0].Revision},
@@ -265,7 +265,7 @@ func TestMembersBeginWithTheSameState(t *testing.T) {
 				e3.Value, e3.ModRevision = []byte("next"), v[0].Revision
 				want["/k/3"] = e3
 			}
-			if len(members) > 1 { // the members go on as such
+			if len(members) > 1 { // the members form a cluster
 				s.stop("a")
 				s.put("b", "/new", "x")
 				s.start("a")
@@ -275,7 +275,7 @@ func TestMembersBeginWithTheSameState(t *testing.T) {
 	}
 }
 
-func TestARestoredClusterAndTheOldOneAreStrangers(t *testing.T) {
+func TestMemberWithItsOldDiskCannotJoinTheRestoredCluster(t *testing.T) {
 	s := newSite(t, "a", "b", "c")
 	s.start("a", "b", "c")
 	s.put("a", "/k", "old")
@@ -292,7 +292,7 @@ func TestARestoredClusterAndTheOldOneAreStrangers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// c still has its old disk: it neither gets in nor disturbs.
+	// c still has its old disk: it neither joins nor disturbs the others.
 	late, end := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {

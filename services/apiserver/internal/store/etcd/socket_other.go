@@ -7,5 +7,5 @@ import (
 	"syscall"
 )
 
-// endUnanswered does nothing here: a connection ends when the system gives it up.
+// endUnanswered does nothing on this system: connections end when the system gives them up.
 func endUnanswered(context.Context, string, string, syscall.RawConn) error { return nil }

@@ -10,9 +10,9 @@ import (
 	"keelson.dev/services/internal/loopbacktest"
 )
 
-// TestOnlyWhoIsAdmittedIsLetIn lets a new member wait until its name is admitted, and
-// a learner that nobody promoted get its vote.
-func TestOnlyWhoIsAdmittedIsLetIn(t *testing.T) {
+// TestOnlyAdmittedMembersJoin checks that a new member must wait until its name is admitted,
+// and that a learner gets its vote if the member that added it does not promote it.
+func TestOnlyAdmittedMembersJoin(t *testing.T) {
 	s := newSite(t, "a", "b", "c")
 	s.start("a", "b", "c")
 	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
@@ -41,13 +41,13 @@ func TestOnlyWhoIsAdmittedIsLetIn(t *testing.T) {
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
-				t.Fatalf("waited in vain until %s", what)
+				t.Fatalf("timed out waiting until %s", what)
 			}
 		}
 	}
 	s.addresses["d"] = loopbacktest.Address(t)
 	there := s.arrive(ctx, "d")
-	await("the leader has looked at the stranger twice", func() bool {
+	await("the leader has checked the unadmitted name twice", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
 		return asked > 2
@@ -59,11 +59,11 @@ func TestOnlyWhoIsAdmittedIsLetIn(t *testing.T) {
 	if err := <-there; err != nil {
 		t.Fatal(err)
 	}
-	await("d has its vote", func() bool {
+	await("d votes", func() bool {
 		voters, _ := names(s.members("a"))
 		return slices.Equal(voters, []string{"a", "b", "c", "d"})
 	})
-	// Who let e in has died before it promoted it: the leader does.
+	// The member that added e dies before it promotes it: the leader does.
 	s.addresses["e"] = loopbacktest.Address(t)
 	there = s.arrive(ctx, "e")
 	if err := s.at("b").AddLearner(ctx, "e"); err != nil {
@@ -72,7 +72,7 @@ func TestOnlyWhoIsAdmittedIsLetIn(t *testing.T) {
 	if err := <-there; err != nil {
 		t.Fatal(err)
 	}
-	await("e has its vote", func() bool {
+	await("e votes", func() bool {
 		voters, _ := names(s.members("a"))
 		return len(voters) == 5
 	})

@@ -13,7 +13,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// event is one of etcd's events as the store's.
+// event converts an event of etcd.
 func event(e *mvccpb.Event) store.Event {
 	if e.Type == mvccpb.Event_DELETE {
 		return store.Event{Type: store.Deleted, Entry: store.Entry{Key: string(e.Kv.Key), ModRevision: store.Revision(e.Kv.ModRevision)}}
@@ -21,8 +21,8 @@ func event(e *mvccpb.Event) store.Event {
 	return store.Event{Type: store.Put, Entry: entry(e.Kv)}
 }
 
-// batch makes a batch of events. Its revision is that of the last one: etcd's
-// header may name a later one whose events are still to come.
+// batch converts events to a batch. Its revision is that of the last event: the one in etcd's
+// header may be later, with events that have not been delivered yet.
 func batch[E any](events []E, get func(E) *mvccpb.Event) store.Batch {
 	b := store.Batch{Events: make([]store.Event, len(events))}
 	for i, e := range events {
@@ -32,8 +32,8 @@ func batch[E any](events []E, get func(E) *mvccpb.Event) store.Batch {
 	return b
 }
 
-// localWatch reads the server's own watch stream. etcd holds back what is not
-// taken from it and reads that from the backend later, so that nothing piles up.
+// localWatch reads the server's own watch stream. etcd holds back events that are not read from
+// it, and reads them from the backend later, so that the stream does not grow.
 type localWatch struct {
 	stream mvcc.WatchStream
 	id     mvcc.WatchID
@@ -45,7 +45,7 @@ type localWatch struct {
 func watchInProcess(s *etcdserver.EtcdServer, prefix string, from int64) (store.Watch, error) {
 	end := rangeEnd(prefix)
 	if prefix == "" {
-		end = []byte{} // here that, not "\x00", means all keys
+		end = []byte{} // here, this means all keys, and not "\x00"
 	}
 	stream := s.Watchable().NewWatchStream()
 	id, err := stream.Watch(context.Background(), clientv3.AutoWatchID, rangeStart(prefix), end, from)
@@ -92,7 +92,7 @@ func (w *localWatch) Close() {
 	})
 }
 
-// remoteWatch is a watch over the wire, on a stream of its own.
+// remoteWatch is a watch over gRPC, on its own stream.
 type remoteWatch struct {
 	watcher clientv3.Watcher
 	ctx     context.Context
@@ -101,8 +101,8 @@ type remoteWatch struct {
 }
 
 func watchRemote(client *clientv3.Client, prefix string, from int64) (store.Watch, error) {
-	// The watch outlives the call that began it. A member that has lost its
-	// quorum ends it instead of standing still.
+	// The watch outlives the call that starts it. A member without a quorum ends it instead of
+	// leaving it without events.
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(context.Background()))
 	w := &remoteWatch{watcher: clientv3.NewWatcher(client), ctx: ctx, cancel: cancel}
 	w.ch = w.watcher.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(from))
@@ -134,7 +134,7 @@ func (w *remoteWatch) Next(ctx context.Context) (store.Batch, error) {
 }
 
 func (w *remoteWatch) Progress(ctx context.Context) error {
-	// The watch's own context says which stream is meant.
+	// The watch's own context identifies its stream.
 	if err := w.watcher.RequestProgress(w.ctx); err != nil {
 		return err
 	}

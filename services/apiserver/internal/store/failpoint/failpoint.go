@@ -1,39 +1,39 @@
-// Package failpoint lets tests of the built program make a store's commit points fail:
-// before they do anything, without a trace, or after they are done.
+// Package failpoint lets tests of the built programs inject failures at the points where stores
+// commit: before anything is done, reported or not, or after it is done.
 //
-// Only a program that is built with the tag "failpoints" has them. In all others At is
-// a constant, and the compiler removes what depends on it.
+// Failpoints exist only in programs that are built with the tag "failpoints". In all others, At
+// returns a constant and the compiler removes the code that depends on it.
 //
-// It must never be in a program that people run.
+// A program built with the tag must not be used in production.
 package failpoint
 
-// Action is what a commit point suffers.
+// Action is what happens at a failpoint.
 type Action uint8
 
 // The actions.
 const (
-	// None lets it be.
+	// None injects no failure.
 	None Action = iota
-	// Refuse fails before anything is done, and says so.
+	// Refuse fails with a definite error, before anything is done.
 	Refuse
-	// LoseRequest does nothing and does not say so.
+	// LoseRequest fails before anything is done, but leaves the outcome unknown.
 	LoseRequest
-	// LoseAnswer does all of it and reports a failure.
+	// LoseAnswer does the work, and then fails and leaves the outcome unknown.
 	LoseAnswer
 )
 
-// The points.
+// Names of failpoints.
 const (
 	// Etcd is a proposal to etcd.
 	Etcd = "etcd.propose"
 	// Raft is an attempt to write to the raft store.
 	Raft = "raft.propose"
-	// RaftLog is a member writing entries into its raft log, RaftVote its term or
-	// vote.
+	// RaftLog is writing entries to a member's raft log, and RaftVote writing its term or vote.
 	RaftLog  = "raft.log"
 	RaftVote = "raft.vote"
 )
 
-// Variable names the file that the points are read from, again and again: lines of a
-// point, an action (refuse, lose-request, lose-answer) and a probability.
+// Variable is the environment variable with the path of the configuration file, which is reread
+// continually. Each of its lines has a failpoint, an action (refuse, lose-request or
+// lose-answer) and a probability from 0 to 1.
 const Variable = "KEELSON_FAILPOINTS"

@@ -2,5 +2,5 @@
 
 package failpoint
 
-// At is what the point suffers this time.
+// At returns the action at a failpoint, which is always None.
 func At(string) Action { return None }

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// every is how long what was read of the file holds.
+// every is how long the content of the file is cached.
 const every = 20 * time.Millisecond
 
 type point struct {
@@ -27,7 +27,7 @@ var (
 	points map[string][]point
 )
 
-// At is what the point suffers this time.
+// At returns the action at a failpoint, chosen at random.
 func At(name string) Action {
 	path := os.Getenv(Variable)
 	if path == "" {
@@ -41,7 +41,7 @@ func At(name string) Action {
 		if err == nil && string(data) != text {
 			text = string(data)
 			points = parse(text)
-			slog.Warn("failpoints", "points", text)
+			slog.Warn("failpoints are active", "points", text)
 		}
 	}
 	for _, p := range points[name] {
@@ -59,7 +59,7 @@ func parse(text string) map[string][]point {
 		var name, action string
 		var p point
 		if _, err := fmt.Sscan(line, &name, &action, &p.probability); err != nil || actions[action] == None {
-			slog.Error("failpoints: a line is not understood", "line", line)
+			slog.Error("ignoring an invalid line of the failpoints file", "line", line)
 			continue
 		}
 		p.action = actions[action]

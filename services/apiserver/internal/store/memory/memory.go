@@ -1,8 +1,8 @@
-// Package memory is the plain reference implementation of store.Store: a sorted
-// map, a log and one mutex. Tests of everything above the store use it, and the
-// conformance suite holds the real stores to what it does.
+// Package memory is the reference implementation of store.Store: a sorted map, a log and a
+// mutex. Tests of the layers above the store use it, and the conformance suite holds the other
+// stores to its behaviour.
 //
-// It must never be clever: whoever doubts what a store should do reads it here.
+// It must stay simple: it defines in code what a store does.
 package memory
 
 import (
@@ -28,7 +28,7 @@ type record struct {
 	expiry   *time.Timer
 }
 
-// at is the version that was newest at rev.
+// at returns the version at rev, or false if the key did not exist.
 func (r *record) at(rev store.Revision) (version, bool) {
 	i := sort.Search(len(r.versions), func(i int) bool { return r.versions[i].rev > rev })
 	if i == 0 || r.versions[i-1].value == nil {
@@ -41,14 +41,14 @@ func (r *record) at(rev store.Revision) (version, bool) {
 type Store struct {
 	mu        sync.Mutex
 	records   *btree.BTreeG[*record]
-	log       []store.Event // ascending, those after compacted
+	log       []store.Event // ascending, without the compacted ones
 	rev       store.Revision
 	compacted store.Revision
-	changed   chan struct{} // closed at each change
+	changed   chan struct{} // closed and replaced at each change
 	closed    bool
 }
 
-// New makes an empty store. Like etcd's, its revision starts at 1.
+// New returns an empty store. As in etcd, its revision starts at 1.
 func New() *Store {
 	return &Store{
 		records: btree.NewG(32, func(a, b *record) bool { return a.key < b.key }),
@@ -57,7 +57,7 @@ func New() *Store {
 	}
 }
 
-// Close ends all watches; every later call fails with store.ErrClosed.
+// Close ends all watches. Later calls fail with store.ErrClosed.
 func (s *Store) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -74,6 +74,7 @@ func (s *Store) Close() {
 	close(s.changed)
 }
 
+// signal wakes the watches. The caller holds mu.
 func (s *Store) signal() {
 	close(s.changed)
 	s.changed = make(chan struct{})
@@ -95,6 +96,7 @@ func (s *Store) Get(ctx context.Context, key string) (store.Entry, store.Revisio
 	return store.Entry{}, s.rev, store.ErrNotFound
 }
 
+// current returns the entry of a key. The caller holds mu.
 func (s *Store) current(key string) (store.Entry, bool) {
 	r, ok := s.records.Get(&record{key: key})
 	if !ok {
@@ -166,6 +168,7 @@ func (s *Store) Commit(ctx context.Context, writes []store.Write) ([]store.Verdi
 	return verdicts, nil
 }
 
+// write applies one write. The caller holds mu.
 func (s *Store) write(w *store.Write) store.Verdict {
 	if w.Fence != nil {
 		e, _ := s.current(w.Fence.Key)
@@ -194,7 +197,7 @@ func (s *Store) write(w *store.Write) store.Verdict {
 	return store.Verdict{Revision: s.put(w.Key, w.Value, w.TTLSeconds)}
 }
 
-// put stores a value, or deletes with a nil one.
+// put stores a value, or deletes the key if value is nil. The caller holds mu.
 func (s *Store) put(key string, value []byte, ttl int64) store.Revision {
 	s.rev++
 	r, ok := s.records.Get(&record{key: key})
@@ -305,13 +308,13 @@ func (s *Store) Watch(ctx context.Context, prefix string, after store.Revision) 
 type watch struct {
 	s        *Store
 	prefix   string
-	seen     store.Revision // used by Next alone
+	seen     store.Revision // used by Next only
 	progress chan struct{}
 	once     sync.Once
 	closed   chan struct{}
 }
 
-// batchEvents bounds one batch.
+// batchEvents bounds the events of a batch.
 const batchEvents = 1000
 
 func (w *watch) Next(ctx context.Context) (store.Batch, error) {
@@ -333,7 +336,8 @@ func (w *watch) Next(ctx context.Context) (store.Batch, error) {
 	}
 }
 
-// read returns what happened since, or the channel that tells of a change.
+// read returns the events since the last batch. If there are none, the channel is closed at the
+// next change.
 func (w *watch) read(progress bool) (store.Batch, <-chan struct{}, error) {
 	s := w.s
 	s.mu.Lock()

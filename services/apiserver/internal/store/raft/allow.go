@@ -15,17 +15,17 @@ import (
 )
 
 const (
-	// believed is how long a certificate is not verified again that was found
-	// good: dozens of requests a second come with the same one.
+	// believed is how long a verified certificate is not verified again: dozens of requests a
+	// second come with the same one.
 	believed = 10 * time.Second
-	// maxBelieved bounds how many are remembered.
+	// maxBelieved bounds the number of certificates that are remembered.
 	maxBelieved = 64
 )
 
-// Certificates allows callers whose TLS certificate is of the cluster's CA, good
-// for a client, and has one of these common names. It verifies by itself: a server
-// that takes tokens too leaves client certificates unverified. Whom a caller
-// claims to act for does not count.
+// Certificates returns a check that allows callers whose TLS certificate was issued by the
+// cluster's CA, is valid for clients, and has one of these common names. It verifies the
+// certificate itself, because a server that also accepts tokens does not verify client
+// certificates. The user that a caller acts for is not considered.
 func Certificates(roots func() *x509.CertPool, names ...string) func(context.Context) error {
 	c := &certificates{roots: roots, names: names, until: map[[sha256.Size]byte]time.Time{}}
 	return c.allow
@@ -46,7 +46,7 @@ func (c *certificates) allow(ctx context.Context) error {
 	}
 	info, ok := p.AuthInfo.(credentials.TLSInfo)
 	if !ok || len(info.State.PeerCertificates) == 0 {
-		return status.Error(codes.Unauthenticated, "members of the raft store show a certificate")
+		return status.Error(codes.Unauthenticated, "members of the raft store must present a certificate")
 	}
 	chain := info.State.PeerCertificates
 	hash := sha256.Sum256(chain[0].Raw)
@@ -67,7 +67,7 @@ func (c *certificates) allow(ctx context.Context) error {
 		return status.Errorf(codes.Unauthenticated, "certificate: %v", err)
 	}
 	if name := chain[0].Subject.CommonName; !slices.Contains(c.names, name) {
-		return status.Errorf(codes.PermissionDenied, "%q is no member of the raft store", name)
+		return status.Errorf(codes.PermissionDenied, "%q is not a member of the raft store", name)
 	}
 	until := now.Add(believed)
 	if chain[0].NotAfter.Before(until) {

@@ -25,7 +25,7 @@ func TestOnlyApiserversAreMembers(t *testing.T) {
 	id := ca.Source(t, "kube-apiserver")
 	service := NewService(Certificates(func() *x509.CertPool { return id.Current().Roots }, "kube-apiserver"))
 	single(t, Config{Service: service})
-	server := rpc.NewServer(rpc.ServerConfig{Identity: id}) // as the apiserver's: certificates are not verified there
+	server := rpc.NewServer(rpc.ServerConfig{Identity: id}) // like the apiserver's, this server does not verify certificates
 	service.Register(server)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -55,7 +55,7 @@ func TestOnlyApiserversAreMembers(t *testing.T) {
 		{"a certificate for servers", issued(ca, "kube-apiserver", func(c *x509.Certificate) {
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 		}), codes.Unauthenticated},
-		{"a certificate of yesterday", issued(ca, "kube-apiserver", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) }), codes.Unauthenticated},
+		{"an expired certificate", issued(ca, "kube-apiserver", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) }), codes.Unauthenticated},
 		{"no certificate", credentials.NewTLS(&tls.Config{RootCAs: id.Current().Roots}), codes.Unauthenticated},
 		{"no TLS", insecure.NewCredentials(), codes.Unavailable},
 	} {
@@ -63,7 +63,7 @@ func TestOnlyApiserversAreMembers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for range 2 { // who was let in is remembered
+		for range 2 { // the second time, the certificate is remembered
 			if _, err := raftv1.NewRaftServiceClient(conn).Identify(ctx, &raftv1.IdentifyRequest{}); status.Code(err) != c.want {
 				t.Errorf("%s: %v, want %s", c.name, err, c.want)
 			}

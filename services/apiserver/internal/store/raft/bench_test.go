@@ -15,8 +15,8 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// BenchmarkRenew renews leases of 400 bytes, each caller its own one after the
-// other, on the leader and through a follower.
+// BenchmarkRenew renews leases of 400 bytes, on the leader and through a follower. Each caller
+// renews its own lease repeatedly.
 func BenchmarkRenew(b *testing.B) {
 	for _, members := range []int{1, 3} {
 		for _, callers := range []int{1, 64, 512} {
@@ -77,7 +77,7 @@ func renew(b *testing.B, s *Store, callers int) {
 	b.ReportMetric(float64(b.N)/float64(via.sent.Load()-entries), "renewals/entry")
 }
 
-// BenchmarkRevision reads the revision, as each consistent read does.
+// BenchmarkRevision reads the revision, as every consistent read does.
 func BenchmarkRevision(b *testing.B) {
 	read := func(b *testing.B, s *Store) {
 		b.SetParallelism(32)
@@ -100,8 +100,8 @@ func BenchmarkRevision(b *testing.B) {
 	})
 }
 
-// BenchmarkIdle is the processor time of a second in which nothing happens, with
-// entries that will expire some day.
+// BenchmarkIdle measures the CPU time of a second without writes, while there are entries that
+// will expire.
 func BenchmarkIdle(b *testing.B) {
 	idle := func(b *testing.B, s *Store) {
 		if v, err := s.Commit(context.Background(), []store.Write{{Key: "/a", Value: []byte("x"), Expect: store.Any, TTLSeconds: 3600}}); err != nil || v[0].Err != nil {
@@ -139,8 +139,7 @@ func BenchmarkStart(b *testing.B) {
 	}
 }
 
-// BenchmarkTakeover is the time from the loss of a leader to the next
-// acknowledgement.
+// BenchmarkTakeover measures the time from the loss of a leader to the next acknowledgement.
 func BenchmarkTakeover(b *testing.B) {
 	var took []time.Duration
 	for b.Loop() {
@@ -160,7 +159,7 @@ func BenchmarkTakeover(b *testing.B) {
 	b.ReportMetric(float64(took[len(took)-1].Milliseconds()), "max-ms")
 }
 
-// BenchmarkReadYourWrite writes on one follower and reads on the other.
+// BenchmarkReadYourWrite writes through one follower and reads from the other.
 func BenchmarkReadYourWrite(b *testing.B) {
 	_, followers := newCluster(b, 3, nil).leader()
 	var took []time.Duration

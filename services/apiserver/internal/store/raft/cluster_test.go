@@ -40,9 +40,9 @@ func TestALateMemberGetsASnapshotAndLargeEntries(t *testing.T) {
 		t.Fatal(err)
 	}
 	if first, err := leader.disk.FirstIndex(); err != nil || first < 100 {
-		t.Fatalf("the log still begins at %d, %v", first, err)
+		t.Fatalf("the log still starts at %d, %v", first, err)
 	}
-	// These reach it as entries, more than one message takes.
+	// It receives these as entries, which need more than one message.
 	for i := range 5 {
 		key := fmt.Sprint("/large/", i)
 		want[key] = large + key
@@ -56,11 +56,11 @@ func TestALateMemberGetsASnapshotAndLargeEntries(t *testing.T) {
 	}
 	defer w.Close()
 	if _, err := w.Next(context.Background()); !errors.Is(err, store.ErrCompacted) {
-		t.Fatalf("a watch from before the snapshot: %v", err)
+		t.Fatalf("watch from before the snapshot: %v", err)
 	}
 }
 
-func TestEveryRequestIsRefusedThatIsMeantForAnother(t *testing.T) {
+func TestRequestsForAnotherMemberAreRefused(t *testing.T) {
 	c := newCluster(t, 1, func(cfg *Config) {})
 	m := c.members["a"]
 	id := c.ca.Source(t, "kube-apiserver")
@@ -119,7 +119,7 @@ func TestEveryRequestIsRefusedThatIsMeantForAnother(t *testing.T) {
 		},
 	}
 	if n := len(raftv1.RaftService_ServiceDesc.Methods) + len(raftv1.RaftService_ServiceDesc.Streams); len(requests) != n-1 {
-		t.Fatalf("%d of %d methods are tried, and Identify has no target", len(requests), n)
+		t.Fatalf("%d of %d methods were called, want all but Identify, which has no target", len(requests), n)
 	}
 	for name, f := range requests {
 		if err := f(); status.Code(err) != codes.FailedPrecondition {
@@ -128,9 +128,9 @@ func TestEveryRequestIsRefusedThatIsMeantForAnother(t *testing.T) {
 	}
 	term := m.raft.CurrentTerm()
 	if term >= 99 {
-		t.Fatalf("the term became %d", term)
+		t.Fatalf("the term is %d", term)
 	}
-	// And whoever is no member is refused whatever he asks.
+	// All requests of callers that are not members are refused.
 	m.service.allow = func(context.Context) error { return status.Error(codes.PermissionDenied, "no") }
 	another.Target = string(m.id)
 	requests["Identify"] = func() error {
@@ -152,8 +152,8 @@ func TestEveryRequestIsRefusedThatIsMeantForAnother(t *testing.T) {
 	}
 }
 
-// TestWhatGathersIsBounded lets requests gather while one is on its way.
-func TestWhatGathersIsBounded(t *testing.T) {
+// TestQueueIsBounded queues requests while an entry is in flight.
+func TestQueueIsBounded(t *testing.T) {
 	release := make(chan struct{})
 	var mu sync.Mutex
 	var submitted [][]*raftv1.Operation
@@ -190,7 +190,7 @@ func TestWhatGathersIsBounded(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "all have gathered", func() bool {
+	eventually(t, "all requests are queued", func() bool {
 		p.mu.Lock()
 		n := len(p.queue)
 		p.mu.Unlock()
@@ -215,7 +215,7 @@ func TestWhatGathersIsBounded(t *testing.T) {
 	}
 }
 
-// together is how many requests an entry has.
+// together returns the number of requests in an entry.
 func together(ops []*raftv1.Operation) int {
 	requests := map[uint64]bool{}
 	for _, op := range ops {
@@ -224,7 +224,7 @@ func together(ops []*raftv1.Operation) int {
 	return len(requests)
 }
 
-func TestAFullQueueSaysSo(t *testing.T) {
+func TestFullQueueReturnsErrTooMany(t *testing.T) {
 	s := single(t, Config{})
 	s.proposals.mu.Lock()
 	s.proposals.bytes = queueBytes
@@ -245,7 +245,7 @@ func TestAFullQueueSaysSo(t *testing.T) {
 }
 
 func TestLargeValuesAndLargeBatchesThroughAFollower(t *testing.T) {
-	// It is about sizes: a busy machine is to elect nobody meanwhile.
+	// This is about sizes: avoid elections on a busy machine.
 	c := newCluster(t, 3, func(cfg *Config) { cfg.Timing.Election = 2 * time.Second })
 	_, followers := c.leader()
 	s := followers[0]
@@ -271,7 +271,8 @@ func TestLargeValuesAndLargeBatchesThroughAFollower(t *testing.T) {
 			t.Fatalf("write %d: %v", i, v[i].Err)
 		}
 	}
-	// All of them again: each is found, those with little room are not told.
+	// Write all of them again: all fail, and some verdicts lack Current, because the response
+	// is bounded.
 	if v, err = s.Commit(ctx, writes); err != nil {
 		t.Fatal(err)
 	}
@@ -281,7 +282,7 @@ func TestLargeValuesAndLargeBatchesThroughAFollower(t *testing.T) {
 		}
 	}
 	if cur := v[len(v)-1].Current; cur == nil || len(cur.Value) != maxValue {
-		t.Fatal("what is in the way is not told")
+		t.Fatal("the last verdict has no Current")
 	}
 	v, err = s.Commit(ctx, []store.Write{create("/too-large", maxValue+1), create("/fits", maxValue)})
 	if err != nil || v[0].Err == nil || errors.Is(v[0].Err, store.ErrUnknownOutcome) || v[1].Err != nil {

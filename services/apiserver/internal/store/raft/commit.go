@@ -20,16 +20,16 @@ const (
 	// groupWrites and groupBytes bound the writes of one request to the leader.
 	groupWrites = 1000
 	groupBytes  = 512 << 10
-	// settleTime is how long a write is repeated whose outcome is unknown, or that
-	// finds no leader.
+	// settleTime bounds how long a write is repeated while its outcome is unknown or there is
+	// no leader.
 	settleTime = 12 * time.Second
-	// localTime and forwardTime are how long one attempt may take, here and on
-	// another member, which may have died.
+	// localTime and forwardTime bound one attempt, on this member and on the leader, which may
+	// have died.
 	localTime   = 6 * time.Second
 	forwardTime = 2 * time.Second
 )
 
-// fault is what a test lets an attempt to write suffer.
+// fault is what a test injects into an attempt to write.
 type fault = failpoint.Action
 
 const (
@@ -41,26 +41,27 @@ const (
 
 var errLost = errors.New("lost")
 
-// attempt is a write that has not got its verdict yet.
+// attempt is a write without a verdict.
 type attempt struct {
 	w   *store.Write
 	v   *store.Verdict
 	n   int // attempts so far
 	op  *raftv1.Operation
-	err error // why the last attempt did nothing
-	// doubtful says that Settled has been relied on: if its answers keep being
-	// lost, a write is not said to have failed.
+	err error // why the last attempt had no effect
+	// doubtful is set once the history, or the value through Settled, has shown that an attempt
+	// had no effect. If further replies are lost, the write must still be reported as unknown,
+	// not as failed.
 	doubtful bool
 }
 
-// unknown is the error of a write that may have happened. It is no other error of
-// the store's: of those, some say that nothing was written.
+// unknown returns the error of a write that may have been applied. It wraps no other error of
+// the store, because some of those mean that nothing was written.
 func (a *attempt) unknown(why error) error {
-	return fmt.Errorf("write %s: %w: %s: %s", a.w.Key, store.ErrUnknownOutcome, fmt.Sprint(a.err), fmt.Sprint(why)) // in words alone: it is none of these errors
+	return fmt.Errorf("write %s: %w: %s: %s", a.w.Key, store.ErrUnknownOutcome, fmt.Sprint(a.err), fmt.Sprint(why)) // text only: wrap neither error
 }
 
-// Commit implements store.Store. What was proposed is brought to an end even when
-// ctx ends; what was not yet is given up.
+// Commit implements store.Store. When ctx ends, it still resolves what was proposed, and gives
+// up the rest.
 func (s *Store) Commit(ctx context.Context, writes []store.Write) ([]store.Verdict, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -91,25 +92,26 @@ func (s *Store) Commit(ctx context.Context, writes []store.Write) ([]store.Verdi
 	return verdicts, nil
 }
 
+// valid checks the limits of a write.
 func valid(w *store.Write) error {
 	switch {
 	case w.Key == "" || len(w.Key) > maxKey || !utf8.ValidString(w.Key):
-		return fmt.Errorf("write %q: a key is 1 to %d bytes of UTF-8", w.Key, maxKey)
+		return fmt.Errorf("write %q: a key must be 1 to %d bytes of UTF-8", w.Key, maxKey)
 	case len(w.Value) > maxValue:
-		return fmt.Errorf("write %s: value of %d bytes, at most %d", w.Key, len(w.Value), maxValue)
+		return fmt.Errorf("write %s: the value has %d bytes, but at most %d are allowed", w.Key, len(w.Value), maxValue)
 	case w.TTLSeconds > maxTTL || w.TTLSeconds < 0:
-		return fmt.Errorf("write %s: time to live of %d s", w.Key, w.TTLSeconds)
+		return fmt.Errorf("write %s: invalid time to live of %d s", w.Key, w.TTLSeconds)
 	case w.Expect < store.Any:
-		return fmt.Errorf("write %s: expects revision %d", w.Key, w.Expect)
+		return fmt.Errorf("write %s: invalid expected revision %d", w.Key, w.Expect)
 	case w.Fence != nil && (w.Fence.Key == "" || !utf8.ValidString(w.Fence.Key)):
-		return fmt.Errorf("write %s: fence %q", w.Key, w.Fence.Key)
+		return fmt.Errorf("write %s: invalid fence key %q", w.Key, w.Fence.Key)
 	}
 	return nil
 }
 
-// commit carries out a group of writes, in one entry of the log, and repeats what
-// was not done. An attempt whose outcome is unknown is cancelled first: after
-// that it has been applied, which the history shows, or never will be.
+// commit applies a group of writes in one entry of the log, and repeats those that were not
+// applied. An attempt with an unknown outcome is cancelled first: after that, either it has
+// been applied, which the history shows, or it never will be.
 func (s *Store) commit(ctx context.Context, group []*attempt) {
 	deadline := time.Now().Add(s.settleTime)
 	pause := 5 * time.Millisecond
@@ -147,7 +149,7 @@ func (s *Store) commit(ctx context.Context, group []*attempt) {
 	}
 }
 
-// inOrder is what is left of a group, in its order.
+// inOrder returns the attempts that are left, in the order of the group.
 func inOrder(group, left []*attempt) (out []*attempt) {
 	is := make(map[*attempt]bool, len(left))
 	for _, a := range left {
@@ -161,8 +163,8 @@ func inOrder(group, left []*attempt) (out []*attempt) {
 	return out
 }
 
-// try attempts the writes once. It returns those to which nothing happened and
-// those whose outcome is unknown, with the sequence of the last attempt.
+// try attempts the writes once. It returns those that had no effect, those whose outcome is
+// unknown, and the sequence of the last attempt.
 func (s *Store) try(ctx context.Context, group []*attempt) (again, unknown []*attempt, last uint64) {
 	sent := make([]*attempt, 0, len(group))
 	ops := make([]*raftv1.Operation, 0, len(group))
@@ -254,8 +256,8 @@ func verdict(key string, o outcome) (v store.Verdict) {
 	return v
 }
 
-// propose has operations carried out by the leader, wherever it is. An error that
-// is not refused leaves the outcome unknown.
+// propose sends operations to the leader, which may be this member. After an error for which
+// refused returns false, the outcome is unknown.
 func (s *Store) propose(ctx context.Context, ops []*raftv1.Operation) (result, error) {
 	via, limit := s.proposals, s.localTime
 	if s.raft.State() != hraft.Leader {
@@ -269,7 +271,7 @@ func (s *Store) propose(ctx context.Context, ops []*raftv1.Operation) (result, e
 	return via.do(ctx, ops)
 }
 
-// administer has one operation carried out that may be repeated at will.
+// administer applies one operation that may be repeated.
 func (s *Store) administer(ctx context.Context, op *raftv1.Operation, deadline time.Time) (result, error) {
 	pause := 5 * time.Millisecond
 	for {
@@ -309,15 +311,15 @@ func (s *Store) Compact(ctx context.Context, rev store.Revision) error {
 	return s.machine.wait(ctx, res.index, time.Now().Add(s.settleTime))
 }
 
-// Raise lifts the revision to at least rev, and forgets the history before. A
-// store that takes over from another continues its revisions so.
+// Raise raises the revision to at least rev and drops the history. A store that takes over from
+// another one continues its revisions this way.
 func (s *Store) Raise(ctx context.Context, rev store.Revision) error {
 	_, err := s.administer(ctx, &raftv1.Operation{Kind: &raftv1.Operation_Raise{Raise: &raftv1.Raise{Revision: int64(rev)}}}, time.Now().Add(s.settleTime))
 	return err
 }
 
-// Granted tells the store that another store has granted an epoch: key has this
-// revision there. Writes whose fence is older fail from now on.
+// Granted reports to the store that another store has granted an epoch: key has this revision
+// there. From then on, writes with an older fence fail.
 func (s *Store) Granted(ctx context.Context, key string, rev store.Revision) error {
 	res, err := s.administer(ctx, &raftv1.Operation{Kind: &raftv1.Operation_Epoch{Epoch: &raftv1.Epoch{Key: key, ModRevision: int64(rev)}}}, time.Now().Add(s.settleTime))
 	if err != nil {

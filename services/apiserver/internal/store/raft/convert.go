@@ -8,7 +8,7 @@ import (
 	raftv1 "keelson.dev/proto/keelson/raft/v1"
 )
 
-// What the library's messages are on the wire, and back.
+// Conversions of the library's messages to and from the wire.
 
 func toEntry(l *hraft.Log) *raftv1.Entry {
 	e := &raftv1.Entry{Index: l.Index, Term: l.Term, Type: uint32(l.Type), Data: l.Data, Extensions: l.Extensions}
@@ -71,7 +71,7 @@ func fromAppended(from *raftv1.AppendEntriesResponse, to *hraft.AppendEntriesRes
 	to.Term, to.LastLog, to.Success, to.NoRetryBackoff = from.GetTerm(), from.GetLastLog(), from.GetSuccess(), from.GetNoRetryBackoff()
 }
 
-// heartbeat tells the requests that need not wait for the disk.
+// heartbeat reports whether r is a heartbeat, which need not wait for the disk.
 func heartbeat(r *hraft.AppendEntriesRequest) bool {
 	return r.Term != 0 && len(r.Addr) > 0 && r.PrevLogEntry == 0 && r.PrevLogTerm == 0 && len(r.Entries) == 0 && r.LeaderCommitIndex == 0
 }

@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestADiskThatFailsEndsTheMember lets the log's file fill up under its member. A
-// follower that cut its log and could not append would go on with a length that it
-// does not have, and one whose append is there, though it was reported as failed,
-// would keep entries behind those of a later term, and vote by them after a start.
+// TestADiskThatFailsEndsTheMember makes writes to a member's log file fail. A follower that cut
+// its log and could not append would continue with a log shorter than it believes. One whose
+// append was reported as failed but is on disk would keep entries behind those of a later term,
+// and would vote according to them after a restart.
 func TestADiskThatFailsEndsTheMember(t *testing.T) {
 	dir := t.TempDir()
 	l, err := openLog(dir, bbolt.Options{})
@@ -36,17 +36,17 @@ func TestADiskThatFailsEndsTheMember(t *testing.T) {
 	} {
 		failed = nil
 		if err := write(); !errors.Is(err, unix.ENOSPC) || !errors.Is(failed, unix.ENOSPC) {
-			t.Errorf("%s: %v; the member was told %v", what, err, failed)
+			t.Errorf("%s: %v; reported to the member: %v", what, err, failed)
 		}
 	}
 	_ = l.close()
 	failed = nil
 	if err := l.StoreLogs(entry(3)); err == nil || failed != nil {
-		t.Errorf("a log that is closed: %v; the member was told %v", err, failed)
+		t.Errorf("closed log: %v; reported to the member: %v", err, failed)
 	}
 }
 
-// full lets every write fail through this process's descriptor of a file.
+// full makes every write through this process's file descriptor of path fail with ENOSPC.
 func full(t *testing.T, path string) {
 	t.Helper()
 	device, err := os.OpenFile("/dev/full", os.O_RDWR, 0)

@@ -13,8 +13,8 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// TestNothingExpiresEarly plays leaders whose clocks begin anywhere, who sleep,
-// lose entries and follow each other, against the real time.
+// TestNothingExpiresEarly simulates leaders whose clocks start anywhere, that pause, lose
+// entries and replace each other, against real time.
 func TestNothingExpiresEarly(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := newMachine(1000, 1<<20)
@@ -25,7 +25,7 @@ func TestNothingExpiresEarly(t *testing.T) {
 		gone := map[string]bool{}
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			real += rapid.SampledFrom([]int64{0, 1, 10, 500, 999, 1000, 5000, 40_000}).Draw(t, "pause")
-			if rapid.IntRange(0, 5).Draw(t, "event") == 0 { // another leader, or the same again
+			if rapid.IntRange(0, 5).Draw(t, "event") == 0 { // another leader, or the same one again
 				term++
 				offset = rapid.Int64Range(0, 1<<40).Draw(t, "offset")
 			}
@@ -33,7 +33,7 @@ func TestNothingExpiresEarly(t *testing.T) {
 			if rapid.Bool().Draw(t, "write") {
 				key, ttl := fmt.Sprint("/", len(leases)%5), rapid.Int64Range(1, 60).Draw(t, "ttl")
 				c.Operations = append(c.Operations, write(key, "x", store.Any, func(w *raftv1.Write) { w.TtlSeconds = ttl }))
-				// Its owner hears of it a little later.
+				// The owner receives the acknowledgement a little later.
 				leases[key] = lease{real + rapid.SampledFrom([]int64{0, 7, 999}).Draw(t, "latency"), ttl}
 				delete(gone, key)
 			}
@@ -48,7 +48,7 @@ func TestNothingExpiresEarly(t *testing.T) {
 				}
 			}
 		}
-		// In the end everything goes, under one leader that does not sleep.
+		// Eventually everything expires, under one leader that does not pause.
 		for range 200 {
 			real += 1000
 			index++
@@ -95,7 +95,7 @@ func TestExpiryAcrossLeaders(t *testing.T) {
 		}
 	}
 	if lived := time.Since(acked); lived < ttl*time.Second {
-		t.Fatalf("expired after %s", lived)
+		t.Fatalf("expired already after %s", lived)
 	}
 	for _, s := range followers {
 		if _, _, err := s.Get(ctx, "/t/gone"); !errors.Is(err, store.ErrNotFound) {
@@ -104,7 +104,7 @@ func TestExpiryAcrossLeaders(t *testing.T) {
 	}
 }
 
-func TestBoundsLetTheOldestGo(t *testing.T) {
+func TestBoundsEvictTheOldest(t *testing.T) {
 	const entries, bytes = 50, 4000
 	s := single(t, Config{Bounds: []Bound{{Prefix: "/events/", Entries: entries}, {Prefix: "/large/", Bytes: bytes}}})
 	ctx := context.Background()
@@ -129,7 +129,7 @@ func TestBoundsLetTheOldestGo(t *testing.T) {
 	if err != nil || len(page.Entries) != entries {
 		t.Fatalf("%d entries, %v", len(page.Entries), err)
 	}
-	for _, e := range page.Entries { // the last 50 writes: 70 to 99 and, again, 0 to 19
+	for _, e := range page.Entries { // the last 50 writes: 70 to 99, and 0 to 19 the second time
 		if n := e.Key[len("/events/"):]; n >= "020" && n < "070" {
 			t.Fatalf("%s is still there", e.Key)
 		}
@@ -156,7 +156,7 @@ func TestBoundsLetTheOldestGo(t *testing.T) {
 	if n := len(page.Entries); err != nil || n*110 > bytes || (n+1)*110 < bytes {
 		t.Fatalf("%d entries of 110 bytes, %v", n, err)
 	}
-	// One that is larger than the bound stays, alone.
+	// A single entry that is larger than the bound stays.
 	put(t, s, "/large/x", string(make([]byte, 2*bytes)))
 	if page, err = s.List(ctx, "/large/", store.ListOptions{}); err != nil || len(page.Entries) != 1 {
 		t.Fatalf("%d entries, %v", len(page.Entries), err)

@@ -10,7 +10,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// membership says who shall be a member.
+// membership is a Membership for tests.
 type membership struct {
 	mu    sync.Mutex
 	names []string
@@ -37,8 +37,8 @@ func (m *membership) set(err error, names ...string) {
 	m.names, m.err, m.asked = names, err, 0
 }
 
-// TestTheStoreFollowsAMembership lets members go that another authority names no more,
-// the leader among them, but none of which that is not certain.
+// TestTheStoreFollowsAMembership removes members that the authority does not name any more,
+// including the leader, but none for which that is not certain.
 func TestTheStoreFollowsAMembership(t *testing.T) {
 	m := &membership{names: []string{"a", "b", "c", "d"}}
 	c := newCluster(t, 4, func(cfg *Config) { cfg.Follow = m })
@@ -47,14 +47,14 @@ func TestTheStoreFollowsAMembership(t *testing.T) {
 	c.put(leader, "/k", "v")
 	goes := followers[0].cfg.Name
 	rest := slices.DeleteFunc([]string{"a", "b", "c", "d"}, func(n string) bool { return n == goes })
-	m.set(errors.New("nobody knows"), rest...)
-	eventually(t, "it has been asked for", func() bool {
+	m.set(errors.New("the authority does not answer"), rest...)
+	eventually(t, "the membership has been queried", func() bool {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		return m.asked > 2
 	})
 	if n := len(leader.voters()); n != 4 {
-		t.Fatalf("one was let go of whom nobody knew: %d are left", n)
+		t.Fatalf("a member was removed although the authority did not answer: %d are left", n)
 	}
 	gone := func(name string) func() bool {
 		return func() bool {
@@ -63,12 +63,12 @@ func TestTheStoreFollowsAMembership(t *testing.T) {
 		}
 	}
 	m.set(nil, rest...)
-	eventually(t, goes+" is gone", gone(goes))
+	eventually(t, goes+" is removed", gone(goes))
 	c.stop(goes)
 	leads := leader.cfg.Name
 	rest = slices.DeleteFunc(rest, func(n string) bool { return n == leads })
 	m.set(nil, rest...)
-	eventually(t, leads+", which led, is gone", gone(leads))
+	eventually(t, leads+", which led, is removed", gone(leads))
 	c.stop(leads)
 	holds(t, c.members[rest[0]], want)
 	var s store.Store = c.members[rest[1]]

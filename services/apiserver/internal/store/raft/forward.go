@@ -12,10 +12,10 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// maxAnswer is more than the leader answers.
+// maxAnswer exceeds the size of the leader's largest response.
 const maxAnswer = 2 * (maxValue + currentBytes + entryBytes)
 
-// follow has the leader, which is another member, carry operations out.
+// follow sends operations to the leader, which is another member.
 func (s *Store) follow(ops []*raftv1.Operation) func() (result, error) {
 	type answer struct {
 		res result
@@ -32,6 +32,7 @@ func (s *Store) follow(ops []*raftv1.Operation) func() (result, error) {
 	}
 }
 
+// ask makes one request to the leader.
 func (s *Store) ask(ops []*raftv1.Operation) (result, error) {
 	_, leader := s.raft.LeaderWithID()
 	if leader == "" || leader == s.id {
@@ -51,7 +52,7 @@ func (s *Store) ask(ops []*raftv1.Operation) (result, error) {
 		return result{}, fmt.Errorf("leader %s: %w", leader, err)
 	}
 	if len(r.Outcomes) != len(ops) {
-		return result{}, fmt.Errorf("leader %s answered %d of %d operations", leader, len(r.Outcomes), len(ops))
+		return result{}, fmt.Errorf("leader %s returned %d outcomes for %d operations", leader, len(r.Outcomes), len(ops))
 	}
 	res := result{outcomes: make([]outcome, len(ops)), index: r.Index}
 	for i, o := range r.Outcomes {

@@ -7,7 +7,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// event is one change, with what was there before.
+// event is one change, with the previous state of the key.
 type event struct {
 	rev         store.Revision
 	put, before *record // put is nil for a deletion
@@ -27,7 +27,7 @@ func (e event) event() store.Event {
 	return store.Event{Type: store.Deleted, Entry: store.Entry{Key: e.before.key, ModRevision: e.rev}}
 }
 
-// size is about what an event keeps in memory.
+// size estimates the memory of an event, in bytes.
 func (e event) size() int64 {
 	n := int64(160)
 	if e.put != nil {
@@ -39,16 +39,16 @@ func (e event) size() int64 {
 	return n
 }
 
-// history is the newest changes, as many as its bounds allow. Members differ in
-// how far back theirs reaches.
+// history holds the newest changes, as many as its bounds allow. Its length may differ between
+// members.
 type history struct {
 	maxEvents int
 	maxBytes  int64
-	// ring of events, ascending; length of them from start.
+	// ring holds the events in ascending order: length of them, from start.
 	ring          []event
 	start, length int
 	bytes         int64
-	// compacted is the oldest state that is known: that before the first event.
+	// compacted is the oldest known state: the one before the first event.
 	compacted store.Revision
 }
 
@@ -73,7 +73,7 @@ func (h *history) append(e event) {
 	}
 }
 
-// shift forgets the oldest event.
+// shift drops the oldest event.
 func (h *history) shift() {
 	e := h.at(0)
 	h.compacted = e.rev
@@ -83,7 +83,7 @@ func (h *history) shift() {
 	h.length--
 }
 
-// compact forgets the events up to rev.
+// compact drops the events up to rev.
 func (h *history) compact(rev store.Revision) {
 	for h.length > 0 && h.at(0).rev <= rev {
 		h.shift()
@@ -91,19 +91,19 @@ func (h *history) compact(rev store.Revision) {
 	h.compacted = max(h.compacted, rev)
 }
 
-// reset forgets everything: the state is that of rev.
+// reset drops all events: the oldest known state is that of rev.
 func (h *history) reset(rev store.Revision) {
 	h.ring, h.start, h.length, h.bytes = nil, 0, 0, 0
 	h.compacted = rev
 }
 
-// after is the position of the first event after rev.
+// after returns the position of the first event after rev.
 func (h *history) after(rev store.Revision) int {
 	return sort.Search(h.length, func(i int) bool { return h.at(i).rev > rev })
 }
 
-// changes are the events of a key after one revision and up to another; false
-// says that they are no longer known.
+// changes returns the events of a key after one revision and up to another. It returns false if
+// they are not known any more.
 func (h *history) changes(key string, after, upTo store.Revision) ([]event, bool) {
 	if after < h.compacted {
 		return nil, false
@@ -117,7 +117,7 @@ func (h *history) changes(key string, after, upTo store.Revision) ([]event, bool
 	return out, true
 }
 
-// all are the events, oldest first.
+// all returns the events, oldest first.
 func (h *history) all() []event {
 	out := make([]event, h.length)
 	for i := range out {
@@ -126,8 +126,8 @@ func (h *history) all() []event {
 	return out
 }
 
-// undo is what keys with a prefix were before the first event after rev; nil
-// where they did not exist.
+// undo returns the state of keys with a prefix before their first event after rev: nil for keys
+// that did not exist.
 func (h *history) undo(prefix string, rev store.Revision) map[string]*record {
 	out := map[string]*record{}
 	for i := h.after(rev); i < h.length; i++ {

@@ -12,13 +12,14 @@ import (
 	"keelson.dev/services/apiserver/internal/seldom"
 )
 
-// aboutPeer are the names of values that tell one peer from another.
+// aboutPeer are the names of values that distinguish peers.
 var aboutPeer = map[string]bool{"peer": true, "target": true, "server-id": true}
 
-// hlog passes the library's warnings and errors on to slog; the rest is chatter.
+// hlog passes the library's log messages to slog, at a lower level.
 type hlog struct {
 	log *slog.Logger
-	// seldom thins out what is said at every attempt to reach a peer or to be elected.
+	// seldom limits messages that are repeated with every attempt to reach a peer or to be
+	// elected.
 	seldom seldom.Log
 }
 
@@ -33,7 +34,7 @@ func (h *hlog) Accept(_ string, level hclog.Level, msg string, args ...any) {
 	to := slog.LevelDebug
 	switch {
 	case level >= hclog.Error:
-		// The next attempt tells more than the last: a member that is down is no
+		// The library logs attempts that fail as errors. That another member is down is not an
 		// error of this one.
 		to = slog.LevelWarn
 	case level >= hclog.Warn:

@@ -8,16 +8,16 @@ import (
 	hraft "github.com/hashicorp/raft"
 )
 
-// serverID is a member's name and its disk's id.
+// serverID returns the id of a member: its name and its disk's id.
 func serverID(name, disk string) hraft.ServerID { return hraft.ServerID(name + "/" + disk) }
 
-// nameOf is the name in a server id.
+// nameOf returns the name in a server id.
 func nameOf(id hraft.ServerID) string {
 	name, _, _ := strings.Cut(string(id), "/")
 	return name
 }
 
-// makeDir makes a private directory, and its parents, whose names last.
+// makeDir creates a private directory and its parents, and syncs their names.
 func makeDir(dir string) error {
 	dir = filepath.Clean(dir)
 	var made []string

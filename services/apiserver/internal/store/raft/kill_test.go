@@ -23,12 +23,12 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// children are what this test binary does when it is started as a child.
+// children are the roles that this test binary takes when it is started as a child.
 var children map[string]func()
 
 func init() { children = map[string]func(){"writer": childWriter, "voter": childVoter} }
 
-// child starts this binary as a child; kill ends it with SIGKILL.
+// child starts this binary as a child. kill ends it with SIGKILL.
 func child(t *testing.T, role, dir string, env ...string) (lines <-chan string, kill func()) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
@@ -59,7 +59,7 @@ func child(t *testing.T, role, dir string, env ...string) (lines <-chan string, 
 	return c, kill
 }
 
-// childWriter writes and says what was acknowledged.
+// childWriter writes, and prints what was acknowledged.
 func childWriter() {
 	s, err := Open(context.Background(), Config{Name: "a", Dir: os.Getenv("RAFT_TEST_DIR"), Log: quiet(), SnapshotBytes: 100 << 10})
 	if err != nil {
@@ -106,7 +106,7 @@ func TestAnAcknowledgementOutlivesKill(t *testing.T) {
 		for n := 0; n < 500+1000*round || round == 3 && snapshots() == 0; n++ {
 			line, running := <-lines
 			if !running {
-				t.Fatal("the child has ended")
+				t.Fatal("the child ended too early")
 			}
 			note(line)
 		}
@@ -122,13 +122,13 @@ func TestAnAcknowledgementOutlivesKill(t *testing.T) {
 		found := map[string]store.Revision{}
 		for _, e := range page.Entries {
 			if string(e.Value) != e.Key {
-				t.Fatalf("%s has value %q", e.Key, e.Value)
+				t.Fatalf("the value of %s is %q", e.Key, e.Value)
 			}
 			found[e.Key] = e.ModRevision
 		}
 		for key, rev := range acked {
 			if found[key] != rev {
-				t.Fatalf("round %d: acknowledged %s at %d, found %d", round, key, rev, found[key])
+				t.Fatalf("round %d: %s was acknowledged at %d, but is at %d", round, key, rev, found[key])
 			}
 		}
 		s.Close()
@@ -136,7 +136,7 @@ func TestAnAcknowledgementOutlivesKill(t *testing.T) {
 	t.Logf("%d acknowledged writes", len(acked))
 }
 
-// childVoter is a member of which the test is all the others.
+// childVoter is a member of a cluster of which the test plays the other members.
 func childVoter() {
 	service := NewService(func(context.Context) error { return nil })
 	server := grpc.NewServer()
@@ -151,14 +151,14 @@ func childVoter() {
 	_, err = Open(context.Background(), Config{
 		Name: "b", Members: []string{"a", "b", "c"}, Dir: os.Getenv("RAFT_TEST_DIR"), Service: service, Log: quiet(),
 		Dial: func(member string) (grpc.ClientConnInterface, error) {
-			return nil, fmt.Errorf("%s cannot be reached", member)
+			return nil, fmt.Errorf("member %s cannot be reached", member)
 		},
 	})
 	fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)
 }
 
-// voter starts a child and returns who it is.
+// voter starts a child, and returns a client of it and its identity.
 func voter(t *testing.T, dir string) (raftv1.RaftServiceClient, *raftv1.IdentifyResponse, func()) {
 	t.Helper()
 	lines, kill := child(t, "voter", dir)
@@ -191,7 +191,7 @@ func TestAVoteOutlivesKillAndIsNotInheritedByAnEmptiedDisk(t *testing.T) {
 	}
 	client, who, kill := voter(t, dir)
 	if len(who.Members) > 0 {
-		t.Fatal("an empty disk calls itself a member")
+		t.Fatal("an empty disk reports a membership")
 	}
 	if ok, err := vote(client, who.Id, "a/1", 5); err != nil || !ok {
 		t.Fatalf("first vote: %v %v", ok, err)
@@ -202,10 +202,10 @@ func TestAVoteOutlivesKillAndIsNotInheritedByAnEmptiedDisk(t *testing.T) {
 		t.Fatalf("%s became %s", who.Id, again.Id)
 	}
 	if ok, err := vote(client, who.Id, "c/1", 5); err != nil || ok {
-		t.Fatalf("second vote in one term: %v %v", ok, err)
+		t.Fatalf("second vote in the same term: %v %v", ok, err)
 	}
 	if ok, err := vote(client, who.Id, "a/1", 5); err != nil || !ok {
-		t.Fatalf("the same vote again: %v %v", ok, err)
+		t.Fatalf("repeated vote: %v %v", ok, err)
 	}
 	kill()
 	if err := os.RemoveAll(dir); err != nil {
@@ -216,6 +216,6 @@ func TestAVoteOutlivesKillAndIsNotInheritedByAnEmptiedDisk(t *testing.T) {
 		t.Fatalf("after its disk was emptied: %v", stranger)
 	}
 	if ok, err := vote(client, who.Id, "c/1", 5); status.Code(err) != codes.FailedPrecondition || ok {
-		t.Fatalf("a vote under the old id: %v %v", ok, err)
+		t.Fatalf("vote requested under the old id: %v %v", ok, err)
 	}
 }

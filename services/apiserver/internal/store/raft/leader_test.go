@@ -18,11 +18,11 @@ import (
 	"keelson.dev/services/apiserver/internal/store/storetest"
 )
 
-// running is a client that turns to another member where one ends or finds no
-// leader, after which nothing was written.
+// running is a client that tries another member if one is stopped or has no leader, both of
+// which mean that nothing was written.
 type running struct {
 	*cluster
-	mu   sync.RWMutex // held for writing while a member is exchanged
+	mu   sync.RWMutex // held for writing while a member is replaced
 	next atomic.Int64
 }
 
@@ -72,8 +72,8 @@ func (r *running) Compact(ctx context.Context, rev store.Revision) (err error) {
 	return err
 }
 
-// TestHistoriesAreLinearizableWhileLeadersChange cuts leaders off, ends them and
-// lets them come back, while clients read and write through all members.
+// TestHistoriesAreLinearizableWhileLeadersChange isolates, stops and restarts leaders while
+// clients read and write through all members.
 func TestHistoriesAreLinearizableWhileLeadersChange(t *testing.T) {
 	r := &running{cluster: newCluster(t, 3, func(cfg *Config) { cfg.settleTime = 2 * time.Second })}
 	r.leader()
@@ -93,14 +93,14 @@ func TestHistoriesAreLinearizableWhileLeadersChange(t *testing.T) {
 	})
 }
 
-// TestLeadersChangeUnderLoad cuts leaders off and lets them come back, while
-// writers write through all members and watches follow on all of them.
+// TestLeadersChangeUnderLoad isolates and restarts leaders while writers write through all
+// members and watches follow all of them.
 func TestLeadersChangeUnderLoad(t *testing.T) {
 	c := newCluster(t, 3, func(cfg *Config) { cfg.settleTime = time.Second })
 	c.leader()
 	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
-	var mu sync.RWMutex // held for writing while a member is exchanged
+	var mu sync.RWMutex // held for writing while a member is replaced
 	member := func(i int) *Store {
 		mu.RLock()
 		defer mu.RUnlock()
@@ -139,7 +139,7 @@ func TestLeadersChangeUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	var last atomic.Int64 // what watches must reach in the end
+	var last atomic.Int64 // the revision that all watches must reach
 	seen := make([]map[store.Revision]string, 3)
 	var watchers sync.WaitGroup
 	for i := range seen {
@@ -187,7 +187,7 @@ func TestLeadersChangeUnderLoad(t *testing.T) {
 			c.isolate(name)
 		}
 		if round%2 == 0 {
-			eventually(t, "another one leads", func() bool {
+			eventually(t, "another member leads", func() bool {
 				for _, other := range c.names {
 					if s := c.members[other]; other != name && s.Status().Term > before && s.Status().Leader == string(s.id) {
 						return true
@@ -203,7 +203,7 @@ func TestLeadersChangeUnderLoad(t *testing.T) {
 		acks.Lock()
 		have := len(acked)
 		acks.Unlock()
-		eventually(t, "acknowledgements go on", func() bool {
+		eventually(t, "further writes are acknowledged", func() bool {
 			acks.Lock()
 			defer acks.Unlock()
 			return len(acked) > have+200
@@ -212,7 +212,7 @@ func TestLeadersChangeUnderLoad(t *testing.T) {
 	stopped.Store(true)
 	writers.Wait()
 	var final store.Revision
-	eventually(t, "the revision can be read", func() bool { // a busy machine may elect once more
+	eventually(t, "the revision can be read", func() bool { // a busy machine may hold another election
 		final, err = member(0).Revision(ctx)
 		return err == nil
 	})
@@ -222,7 +222,7 @@ func TestLeadersChangeUnderLoad(t *testing.T) {
 	for i := range seen {
 		for rev, value := range acked {
 			if seen[i][rev] != value {
-				t.Errorf("watch %d saw %q at %d, acknowledged was %q", i, seen[i][rev], rev, value)
+				t.Errorf("watch %d saw %q at revision %d, but %q was acknowledged", i, seen[i][rev], rev, value)
 			}
 		}
 		known := map[string]bool{}
@@ -232,10 +232,10 @@ func TestLeadersChangeUnderLoad(t *testing.T) {
 		times := map[string]int{}
 		for rev, value := range seen[i] {
 			if times[value]++; times[value] > 1 {
-				t.Errorf("watch %d: %q was written twice, once at %d", i, value, rev)
+				t.Errorf("watch %d: %q was written twice, once at revision %d", i, value, rev)
 			}
 			if !known[value] && !unknown[value] {
-				t.Errorf("watch %d: %q at %d was reported as failed", i, value, rev)
+				t.Errorf("watch %d: %q at revision %d was written, but reported as failed", i, value, rev)
 			}
 		}
 	}
@@ -255,10 +255,10 @@ func TestALeaderThatIsCutOffServesNoStaleRead(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 			defer cancel()
 			if e, _, err := old.Get(ctx, "/a"); err == nil {
-				t.Errorf("read %q", e.Value)
+				t.Errorf("the isolated leader returned the stale value %q", e.Value)
 			}
 			if rev, err := old.Revision(ctx); err == nil {
-				t.Errorf("read revision %d", rev)
+				t.Errorf("the isolated leader returned revision %d", rev)
 			}
 		})
 	}
@@ -270,15 +270,15 @@ func TestALeaderThatIsCutOffServesNoStaleRead(t *testing.T) {
 	if e, _, err := followers[1].Get(context.Background(), "/a"); err != nil || string(e.Value) != "2" {
 		t.Fatalf("%+v %v", e, err)
 	}
-	eventually(t, "the others are well", func() bool { return followers[1].Health() == nil })
-	eventually(t, "it says so", func() bool { return errors.Is(old.Health(), errNoLeader) })
+	eventually(t, "the others are healthy", func() bool { return followers[1].Health() == nil })
+	eventually(t, "the isolated leader reports that it is unhealthy", func() bool { return errors.Is(old.Health(), errNoLeader) })
 	old.Close()
 	if err := old.Health(); !errors.Is(err, store.ErrClosed) {
 		t.Fatal(err)
 	}
 }
 
-// filtered is a connection that loses some requests, and the answers to them.
+// filtered is a connection that can lose requests and responses.
 type filtered struct {
 	*grpc.ClientConn
 	lose *atomic.Bool
@@ -330,11 +330,11 @@ func (s *filteredStream) RecvMsg(m any) error {
 	return s.by.loses(s.method)
 }
 
-// A leader that was asleep believes in its leadership until it asks.
-func TestWhoWasElectedSinceIsAskedFor(t *testing.T) {
+// A leader that did not run for a while believes that it still leads, until it asks the others.
+func TestConfirmDetectsALaterLeader(t *testing.T) {
 	lose := map[string]*atomic.Bool{"a": {}, "b": {}, "c": {}}
 	c := newCluster(t, 3, func(cfg *Config) {
-		calm(cfg) // nobody is to be elected before the leader is cut off
+		calm(cfg) // hold no election before the leader is isolated
 		dial, name := cfg.Dial, cfg.Name
 		cfg.Dial = func(member string) (grpc.ClientConnInterface, error) {
 			conn, err := dial(member)
@@ -355,7 +355,7 @@ func TestWhoWasElectedSinceIsAskedFor(t *testing.T) {
 	name := old.cfg.Name
 	lose[name].Store(true)
 	c.members[name].down()
-	eventually(t, "another one leads", func() bool {
+	eventually(t, "another member leads", func() bool {
 		for _, other := range c.names {
 			if s := c.members[other].Store; s != old && s.Status().Leader == string(s.id) {
 				return true
@@ -368,6 +368,6 @@ func TestWhoWasElectedSinceIsAskedFor(t *testing.T) {
 		return err != nil && strings.Count(err.Error(), "is in term") == 2
 	})
 	if now := old.raft.CurrentTerm(); now != term {
-		t.Fatalf("it has heard of term %d: the test proves nothing", now)
+		t.Fatalf("it already knows term %d: the test proves nothing", now)
 	}
 }

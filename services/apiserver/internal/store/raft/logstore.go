@@ -20,17 +20,17 @@ import (
 	"keelson.dev/services/apiserver/internal/store/failpoint"
 )
 
-// logStore keeps the log, the term and the vote in one bbolt file. Each call is
-// one transaction, on disk when it returns.
+// logStore keeps the log, the term and the vote in one bbolt file. Each call is a single
+// transaction, which is on disk when the call returns.
 type logStore struct {
 	db *bbolt.DB
-	// id is the disk's: made with the file and gone with it, and so are the votes.
+	// id is the disk's id. It is created and lost together with the file, and so are the votes.
 	id string
-	// failed, if set, is told of a write that failed, and does not return.
+	// failed, if set, is called when a write fails. It does not return.
 	failed func(error)
 
 	mu sync.Mutex
-	// voteTerm is the term of a vote whose candidate has not been told yet.
+	// voteTerm is the term of a vote whose candidate has not been set yet.
 	voteTerm []byte
 }
 
@@ -40,22 +40,22 @@ var (
 	diskKey      = []byte("KeelsonDisk")
 )
 
-// The library saves a vote in two steps, the term and then the candidate. A crash
-// between them would leave the new term with the candidate of an older vote, who
-// would then be granted the new one without a look at his log.
+// The library saves a vote in two steps: the term, then the candidate. A crash between them
+// would leave the new term with the candidate of an older vote, which would then be granted a
+// new vote without a check of its log.
 const (
 	keyVoteTerm      = "LastVoteTerm"
 	keyVoteCandidate = "LastVoteCand"
 )
 
-// errNotFound is recognized by its text.
+// errNotFound is recognized by the library by its text.
 var errNotFound = errors.New("not found")
 
-// openLog opens the log in dir, and makes it where there is none.
+// openLog opens the log in dir. It creates one if there is none.
 func openLog(dir string, options bbolt.Options) (*logStore, error) {
 	path := filepath.Join(dir, "log.db")
 	options.Timeout = 5 * time.Second
-	options.NoFreelistSync = true // found again when the file is opened
+	options.NoFreelistSync = true // rebuilt when the file is opened
 	options.FreelistType = bbolt.FreelistMapType
 	db, err := bbolt.Open(path, 0o600, &options)
 	if err != nil {
@@ -86,7 +86,7 @@ func openLog(dir string, options bbolt.Options) (*logStore, error) {
 	return l, nil
 }
 
-// syncDir makes the names in a directory last.
+// syncDir syncs the entries of a directory to disk.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -95,9 +95,9 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// update is one transaction, whose point may fail. The member ends with one that fails:
-// the file may hold it all the same, or the library may go on as if it had taken place,
-// and only a start finds out what there is.
+// update runs one transaction, in which the failpoint named point may fail. If it fails, the
+// member ends: the transaction may be on disk nevertheless, or the library may continue as if
+// it had succeeded, and only a restart finds out.
 func (l *logStore) update(point string, f func(*bbolt.Tx) error) error {
 	err := l.transact(point, f)
 	if err != nil && !errors.Is(err, bolterrors.ErrDatabaseNotOpen) && l.failed != nil {
@@ -124,7 +124,7 @@ func (l *logStore) close() error { return l.db.Close() }
 
 func indexKey(index uint64) []byte { return binary.BigEndian.AppendUint64(nil, index) }
 
-// end is the first or last index; 0 of an empty log.
+// end returns the first or last index, or 0 if the log is empty.
 func (l *logStore) end(key func(c *bbolt.Cursor) []byte) (index uint64, err error) {
 	err = l.db.View(func(tx *bbolt.Tx) error {
 		if k := key(tx.Bucket(logBucket).Cursor()); k != nil {
@@ -154,7 +154,7 @@ func (l *logStore) GetLog(index uint64, to *hraft.Log) error {
 		}
 		e := &raftv1.Entry{}
 		if err := proto.Unmarshal(data, e); err != nil {
-			return fmt.Errorf("entry %d of the log: %w", index, err)
+			return fmt.Errorf("log entry %d: %w", index, err)
 		}
 		fromEntry(e, to)
 		return nil
@@ -168,7 +168,7 @@ func (l *logStore) StoreLog(e *hraft.Log) error { return l.StoreLogs([]*hraft.Lo
 func (l *logStore) StoreLogs(logs []*hraft.Log) error {
 	return l.update(failpoint.RaftLog, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(logBucket)
-		b.FillPercent = 0.9 // it grows at its end
+		b.FillPercent = 0.9 // it only grows at its end
 		for _, e := range logs {
 			data, err := proto.Marshal(toEntry(e))
 			if err != nil {
@@ -182,13 +182,11 @@ func (l *logStore) StoreLogs(logs []*hraft.Log) error {
 	})
 }
 
-// deletedAtOnce bounds a transaction that deletes: entries that are to be written
-// wait for it.
+// deletedAtOnce bounds the entries that one transaction deletes, because appends wait for it.
 const deletedAtOnce = 2000
 
-// DeleteRange implements the library's LogStore. What is deleted from the log's end
-// goes in one transaction, so that no crash leaves a gap; from its beginning, in
-// several.
+// DeleteRange implements the library's LogStore. Entries at the end of the log are deleted in
+// one transaction, so that a crash leaves no gap, and those at the start in several.
 func (l *logStore) DeleteRange(from, to uint64) error {
 	first, err := l.FirstIndex()
 	if err != nil {
@@ -211,8 +209,8 @@ func (l *logStore) DeleteRange(from, to uint64) error {
 	return nil
 }
 
-// deleteEach deletes by key: a cursor would walk over all the pages that it has
-// emptied, for each entry again.
+// deleteEach deletes entries by key. A cursor would walk over all the pages that it has
+// emptied, again for each entry.
 func (l *logStore) deleteEach(from, to uint64) error {
 	return l.update(failpoint.RaftLog, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(logBucket)
@@ -259,8 +257,8 @@ func (l *logStore) Get(key []byte) (value []byte, err error) {
 	return value, err
 }
 
-// SetUint64 implements the library's StableStore. The term of a vote waits for
-// its candidate.
+// SetUint64 implements the library's StableStore. The term of a vote is held back until its
+// candidate is set.
 func (l *logStore) SetUint64(key []byte, value uint64) error {
 	if string(key) == keyVoteTerm {
 		l.mu.Lock()
@@ -278,13 +276,13 @@ func (l *logStore) GetUint64(key []byte) (uint64, error) {
 		return 0, err
 	}
 	if len(v) != 8 {
-		return 0, fmt.Errorf("%s has %d bytes", key, len(v))
+		return 0, fmt.Errorf("%s has %d bytes, expected 8", key, len(v))
 	}
 	return binary.BigEndian.Uint64(v), nil
 }
 
-// snapshotStore is the library's, which leaves the names in a snapshot's own
-// directory unsynced.
+// snapshotStore is the library's FileSnapshotStore, which does not sync the entries of a
+// snapshot's own directory.
 type snapshotStore struct {
 	*hraft.FileSnapshotStore
 	dir string
@@ -312,7 +310,7 @@ type snapshotSink struct {
 	dir string
 }
 
-// Close finishes the snapshot: the log that it replaces may be deleted.
+// Close completes the snapshot. After that, the log that it replaces may be deleted.
 func (s *snapshotSink) Close() error {
 	if err := s.SnapshotSink.Close(); err != nil {
 		return err

@@ -38,7 +38,7 @@ func TestDeleteRange(t *testing.T) {
 		{"one", 1, 1, 2, entries},
 		{"the end", 10, entries, 1, 9},
 		{"beyond both ends", 0, entries + 5, 0, 0},
-		{"what is not there", entries + 1, entries + 5, 1, entries},
+		{"missing entries", entries + 1, entries + 5, 1, entries},
 	} {
 		l := newLog(t, entries)
 		if err := l.DeleteRange(c.from, c.to); err != nil {
@@ -47,7 +47,7 @@ func TestDeleteRange(t *testing.T) {
 		first, _ := l.FirstIndex()
 		last, _ := l.LastIndex()
 		if first != c.first || last != c.last {
-			t.Errorf("%s: %d to %d are left, want %d to %d", c.name, first, last, c.first, c.last)
+			t.Errorf("%s: entries %d to %d are left, want %d to %d", c.name, first, last, c.first, c.last)
 		}
 		for i := first; i != 0 && i <= last; i++ {
 			if err := l.GetLog(i, new(hraft.Log)); err != nil {
@@ -57,15 +57,15 @@ func TestDeleteRange(t *testing.T) {
 	}
 	l := newLog(t, 0)
 	if err := l.DeleteRange(1, 5); err != nil {
-		t.Errorf("an empty log: %v", err)
+		t.Errorf("delete from an empty log: %v", err)
 	}
 }
 
-// A snapshot of a busy minute deletes tens of thousands of entries: that must not
-// take longer than to write them, by an order of magnitude, as it did.
+// A snapshot after a busy minute deletes tens of thousands of entries. That must not take an
+// order of magnitude longer than writing them.
 func TestDeletingIsNoSlowerThanWriting(t *testing.T) {
 	const entries = 64_000
-	// The best of a few: a busy machine may stand still in the middle of one.
+	// Take the best of several, because a busy machine may stall during one.
 	var times float64
 	for range 5 {
 		began := time.Now()
@@ -76,7 +76,7 @@ func TestDeletingIsNoSlowerThanWriting(t *testing.T) {
 			t.Fatal(err)
 		}
 		deleted := time.Since(began)
-		t.Logf("%d entries were written in %s and deleted in %s", entries, wrote, deleted)
+		t.Logf("%d entries : written in %s, deleted in %s", entries, wrote, deleted)
 		if times = float64(deleted) / float64(wrote); times <= 5 {
 			return
 		}

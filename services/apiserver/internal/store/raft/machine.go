@@ -14,31 +14,31 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// What an entry of the log does depends on these, so members of different
-// versions must agree on them: whoever changes one changes the format.
+// The effect of a log entry depends on these constants, so members of different versions must
+// agree on them: a change of one is a change of the format.
 const (
-	// format of commands and snapshots.
+	// format is the version of commands and snapshots.
 	format = 1
-	// maxStep is the longest time, in milliseconds, that one command may add to the
-	// log's time: a leader that slept does not make entries expire at once whose
-	// owners could not renew them meanwhile.
+	// maxStep is the longest time, in milliseconds, that one command may add to the log's time.
+	// After a leader did not run for a while, entries do not expire at once whose owners could
+	// not renew them in the meantime.
 	maxStep = 30_000
-	// slack, in milliseconds, is added to each time to live: the log's time starts
-	// to run when the leader takes a write in, its owner's when it is answered.
+	// slack, in milliseconds, is added to each time to live: the log's time starts when the
+	// leader accepts a write, but its owner's when it receives the reply.
 	slack = 1000
-	// expireAtOnce bounds the entries that expire with one command.
+	// expireAtOnce bounds the entries that one command expires.
 	expireAtOnce = 1000
-	// maxCancelled and maxEpochs bound what is remembered of writers.
+	// maxCancelled and maxEpochs bound the cancellations and epochs that are remembered.
 	maxCancelled = 1024
 	maxEpochs    = 4096
 )
 
-// record is an entry of the key space. It is never changed once it is there.
+// record is an entry of the key space. It is immutable.
 type record struct {
 	key          string
 	value        []byte
 	mod, created store.Revision
-	deadline     int64 // in the log's time; 0: it does not expire
+	deadline     int64 // in the log's time, in milliseconds; 0: it does not expire
 }
 
 func (r *record) entry() store.Entry {
@@ -56,41 +56,42 @@ func byDeadline(a, b *record) bool {
 	return a.mod < b.mod
 }
 
-// outcome is what became of an operation.
+// outcome is the result of an operation.
 type outcome struct {
 	code    raftv1.Outcome_Code
 	rev     store.Revision
 	current *record
 }
 
-// result is what became of a command.
+// result is the result of a command: the outcomes of its operations, and its index.
 type result struct {
 	outcomes []outcome
 	index    uint64
 }
 
-// bound limits a prefix.
+// bound is a limit of a prefix, with its current use.
 type bound struct {
 	*raftv1.Bound
 	bytes int64
 	byRev *btree.BTreeG[*record]
 }
 
-// state is what all members have in common: it depends on nothing but the log.
+// state is what all members have in common. It depends only on the log.
 type state struct {
 	keys     *btree.BTreeG[*record]
 	expiring *btree.BTreeG[*record]
 	rev      store.Revision
-	applied  uint64 // index of the last command
-	// now is the log's time in milliseconds. It moves by the differences of one
-	// leader's clock, clock, in one term, term; so never between two leaders.
+	applied  uint64 // index of the last applied command
+	// now is the log's time in milliseconds. It advances by the differences of a leader's clock
+	// within one term, and not between two leaders.
 	now, clock int64
 	term       uint64
-	// cancelled attempts: up to which sequence of each session.
+	// cancelled holds, per session, the sequence up to which attempts are cancelled, oldest
+	// cancellation first.
 	cancelled []*raftv1.Cancel
 	epochs    map[string]store.Revision
 	bounds    []*bound
-	size      int64 // of all records
+	size      int64 // of the keys and values of all records, in bytes
 }
 
 func newState() *state {
@@ -102,15 +103,15 @@ func newState() *state {
 	}
 }
 
-// machine is the state with the newest part of its history, guarded by a lock.
+// machine is the state and the newest part of its history, guarded by a lock.
 type machine struct {
 	mu sync.RWMutex
 	*state
 	history history
-	// changed is closed at each change.
+	// changed is closed and replaced at each change.
 	changed chan struct{}
 	closed  bool
-	// bytes counts what was applied since the last snapshot.
+	// bytes is the size of the commands applied since the last snapshot.
 	bytes int64
 }
 
@@ -127,7 +128,7 @@ func (m *machine) signal() {
 	m.changed = make(chan struct{})
 }
 
-// close ends everybody who waits.
+// close wakes all waiters, which then fail with store.ErrClosed.
 func (m *machine) close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -149,8 +150,8 @@ func (m *machine) ApplyBatch(logs []*hraft.Log) []any {
 		}
 		c, err := decode(l.Data)
 		if err != nil {
-			// Going on would make this member differ from the others.
-			panic(fmt.Sprintf("raft: entry %d of the log: %v", l.Index, err))
+			// Continuing would make this member differ from the others.
+			panic(fmt.Sprintf("raft: log entry %d: %v", l.Index, err))
 		}
 		commands[i] = c
 	}
@@ -169,14 +170,14 @@ func (m *machine) ApplyBatch(logs []*hraft.Log) []any {
 	return out
 }
 
-// decode reads a command and makes sure that all of it is understood.
+// decode decodes a command, and fails if it does not understand all of it.
 func decode(data []byte) (*raftv1.Command, error) {
 	c := &raftv1.Command{}
 	if err := proto.Unmarshal(data, c); err != nil {
 		return nil, err
 	}
 	if c.Format != format {
-		return nil, fmt.Errorf("command of format %d, want %d", c.Format, format)
+		return nil, fmt.Errorf("command of format %d, expected %d", c.Format, format)
 	}
 	if len(c.ProtoReflect().GetUnknown()) > 0 {
 		return nil, errors.New("command of a newer version")
@@ -189,7 +190,7 @@ func decode(data []byte) (*raftv1.Command, error) {
 	return c, nil
 }
 
-// check refuses what no member may apply.
+// check returns an error for an operation that no member may apply.
 func check(op *raftv1.Operation) error {
 	var inner interface {
 		proto.Message
@@ -201,9 +202,9 @@ func check(op *raftv1.Operation) error {
 		case w == nil || w.Key == "":
 			return errors.New("write without a key")
 		case w.Expect < int64(store.Any):
-			return fmt.Errorf("write of %s expects revision %d", w.Key, w.Expect)
+			return fmt.Errorf("write of %s has the invalid expected revision %d", w.Key, w.Expect)
 		case w.TtlSeconds < 0 || w.TtlSeconds > maxTTL:
-			return fmt.Errorf("write of %s lives %d s", w.Key, w.TtlSeconds)
+			return fmt.Errorf("write of %s has the invalid time to live of %d s", w.Key, w.TtlSeconds)
 		}
 		if w.Fence != nil && len(w.Fence.ProtoReflect().GetUnknown()) > 0 {
 			return errors.New("fence of a newer version")
@@ -227,7 +228,7 @@ func check(op *raftv1.Operation) error {
 	case *raftv1.Operation_Epoch:
 		inner = k.Epoch
 	default:
-		return errors.New("operation of no known kind")
+		return errors.New("operation of an unknown kind")
 	}
 	if !inner.ProtoReflect().IsValid() {
 		return errors.New("operation without content")
@@ -238,13 +239,15 @@ func check(op *raftv1.Operation) error {
 	return nil
 }
 
-// maxTTL is a hundred years, in seconds.
+// maxTTL is the longest time to live: a hundred years, in seconds.
 const maxTTL = 100 * 366 * 24 * 3600
 
+// checkBounds checks that limits are not negative and that prefixes are not empty and do not
+// overlap.
 func checkBounds(bounds []*raftv1.Bound) error {
 	for i, b := range bounds {
 		if b.Prefix == "" || b.Entries < 0 || b.Bytes < 0 {
-			return fmt.Errorf("bound of %q to %d entries and %d bytes", b.Prefix, b.Entries, b.Bytes)
+			return fmt.Errorf("invalid bound of prefix %q: %d entries, %d bytes", b.Prefix, b.Entries, b.Bytes)
 		}
 		for _, other := range bounds[:i] {
 			if strings.HasPrefix(b.Prefix, other.Prefix) || strings.HasPrefix(other.Prefix, b.Prefix) {
@@ -258,7 +261,7 @@ func checkBounds(bounds []*raftv1.Bound) error {
 // command applies one entry of the log.
 func (m *machine) command(c *raftv1.Command, index, term uint64) []outcome {
 	if index <= m.applied {
-		return make([]outcome, len(c.Operations)) // nobody waits for it
+		return make([]outcome, len(c.Operations)) // already applied; no caller waits for it
 	}
 	m.applied = index
 	if term == m.term && c.ClockMs > m.clock {
@@ -271,7 +274,7 @@ func (m *machine) command(c *raftv1.Command, index, term uint64) []outcome {
 	for i, op := range c.Operations {
 		out[i] = m.operation(op)
 	}
-	// What a command renews does not expire with it.
+	// Expire after the operations, so that an entry renewed by this command does not expire.
 	for range expireAtOnce {
 		r, ok := m.expiring.Min()
 		if !ok || r.deadline > m.now {
@@ -353,8 +356,8 @@ func (m *machine) write(w *raftv1.Write) outcome {
 	return outcome{code: raftv1.Outcome_CODE_DONE, rev: r.mod}
 }
 
-// add puts a record where it belongs; drop takes it away, except from keys, where
-// another takes its place.
+// add inserts a record in all indexes. drop removes it from all but keys, where another record
+// replaces it.
 func (s *state) add(r *record) {
 	s.keys.ReplaceOrInsert(r)
 	s.size += r.size()
@@ -381,7 +384,7 @@ func (s *state) drop(r *record) {
 	}
 }
 
-// remove deletes a record, which takes a revision.
+// remove deletes a record, which uses a revision.
 func (m *machine) remove(r *record) {
 	m.rev++
 	m.drop(r)
@@ -398,8 +401,8 @@ func (s *state) boundOf(key string) *bound {
 	return nil
 }
 
-// evict removes what was written longest ago until the bound holds. The newest
-// stays, however large it is.
+// evict removes the oldest records until the bound holds. The newest one stays, however large
+// it is.
 func (m *machine) evict(b *bound) {
 	if b == nil {
 		return
@@ -417,7 +420,7 @@ func (m *machine) setBounds(bounds []*raftv1.Bound) {
 	}
 }
 
-// index makes the bounds' indexes from the records.
+// index builds the indexes of bounds from the records.
 func (s *state) index(bounds []*raftv1.Bound) {
 	s.bounds = nil
 	for _, b := range bounds {
@@ -434,7 +437,7 @@ func (s *state) index(bounds []*raftv1.Bound) {
 	}
 }
 
-// fenceHolds tells whether a writer's epoch is not over.
+// fenceHolds reports whether a writer's epoch has not ended.
 func (m *machine) fenceHolds(f *raftv1.Fence) bool {
 	if f == nil {
 		return true
@@ -449,8 +452,8 @@ func (m *machine) fenceHolds(f *raftv1.Fence) bool {
 	return rev == store.Revision(f.ModRevision)
 }
 
-// reached takes note of an epoch that another store granted, and tells whether it
-// is the newest one heard of.
+// reached records an epoch that another store granted, and reports whether it is the newest
+// known one.
 func (s *state) reached(key string, rev store.Revision) bool {
 	newest, known := s.epochs[key]
 	switch {
@@ -474,8 +477,8 @@ func (s *state) isCancelled(session, sequence uint64) bool {
 	return false
 }
 
-// cancel remembers a cancellation, and forgets the oldest where there are too
-// many: nothing of that session can still be on its way.
+// cancel records a cancellation. If there are too many, it drops the oldest, because no attempt
+// of that session can still be in flight.
 func (s *state) cancel(c *raftv1.Cancel) {
 	n := &raftv1.Cancel{Session: c.Session, Sequence: c.Sequence}
 	for i, old := range s.cancelled {

@@ -19,7 +19,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// drawCommand is any command that a leader may write.
+// drawCommand draws any command that a leader may write.
 func drawCommand(t *rapid.T, clock int64) *raftv1.Command {
 	c := &raftv1.Command{Format: format, ClockMs: clock}
 	for range rapid.IntRange(0, 4).Draw(t, "operations") {
@@ -74,7 +74,7 @@ func snapshotOf(t interface{ Fatal(...any) }, m *machine) []byte {
 	return out.Bytes()
 }
 
-// apply gives a command to a machine as the library does.
+// apply passes a command to a machine as the library does.
 func apply(t interface{ Fatal(...any) }, m *machine, c *raftv1.Command, index, term uint64) []outcome {
 	data, err := proto.Marshal(c)
 	if err != nil {
@@ -83,7 +83,7 @@ func apply(t interface{ Fatal(...any) }, m *machine, c *raftv1.Command, index, t
 	return m.Apply(&hraft.Log{Index: index, Term: term, Type: hraft.LogCommand, Data: data}).(result).outcomes
 }
 
-// plain is outcomes without pointers.
+// plain returns outcomes without pointers.
 func plain(in []outcome) (out []string) {
 	for _, o := range in {
 		s := fmt.Sprint(o.code, o.rev)
@@ -95,8 +95,8 @@ func plain(in []outcome) (out []string) {
 	return out
 }
 
-// TestASnapshotIsTheState lets one machine go on from snapshots of another, again
-// and again: they must answer alike and be alike.
+// TestASnapshotIsTheState repeatedly restores one machine from snapshots of another: they must
+// return the same results and have the same state.
 func TestASnapshotIsTheState(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a, b := newMachine(100, 1<<20), newMachine(100, 1<<20)
@@ -113,7 +113,7 @@ func TestASnapshotIsTheState(t *testing.T) {
 					t.Fatal(err)
 				}
 				if b.rev < before {
-					t.Fatalf("the revision went from %d back to %d", before, b.rev)
+					t.Fatalf("the revision decreased from %d to %d", before, b.rev)
 				}
 			}
 			c := drawCommand(t, clock)
@@ -123,7 +123,7 @@ func TestASnapshotIsTheState(t *testing.T) {
 				t.Fatalf("command %d\n got %v\nwant %v", index+1, got, want)
 			}
 			if a.rev < before {
-				t.Fatalf("the revision went from %d back to %d", before, a.rev)
+				t.Fatalf("the revision decreased from %d to %d", before, a.rev)
 			}
 			if !bytes.Equal(snapshotOf(t, a), snapshotOf(t, b)) {
 				t.Fatalf("after command %d the machines differ", index+1)
@@ -134,7 +134,7 @@ func TestASnapshotIsTheState(t *testing.T) {
 	})
 }
 
-// check makes sure that the machine's indexes fit its records.
+// check checks that the machine's indexes match its records.
 func (m *machine) check(t interface{ Fatalf(string, ...any) }) {
 	size, expiring := int64(0), 0
 	m.keys.Ascend(func(r *record) bool {
@@ -142,13 +142,13 @@ func (m *machine) check(t interface{ Fatalf(string, ...any) }) {
 		if r.deadline > 0 {
 			expiring++
 			if _, ok := m.expiring.Get(r); !ok {
-				t.Fatalf("%s does not expire", r.key)
+				t.Fatalf("%s is missing from the expiry index", r.key)
 			}
 		}
 		return true
 	})
 	if size != m.size || expiring != m.expiring.Len() {
-		t.Fatalf("%d bytes and %d that expire, counted %d and %d", size, expiring, m.size, m.expiring.Len())
+		t.Fatalf("counted %d bytes and %d entries that expire, but the machine has %d and %d", size, expiring, m.size, m.expiring.Len())
 	}
 	for _, b := range m.bounds {
 		n, bytes := 0, int64(0)
@@ -160,7 +160,7 @@ func (m *machine) check(t interface{ Fatalf(string, ...any) }) {
 			return true
 		})
 		if n != b.byRev.Len() || bytes != b.bytes || n > 1 && (b.Entries > 0 && int64(n) > b.Entries || b.Bytes > 0 && bytes > b.Bytes) {
-			t.Fatalf("%s has %d entries and %d bytes, counted %d and %d, bounded to %d and %d", b.Prefix, n, bytes, b.byRev.Len(), b.bytes, b.Entries, b.Bytes)
+			t.Fatalf("%s: counted %d entries and %d bytes, but the index has %d and %d; the bounds are %d and %d", b.Prefix, n, bytes, b.byRev.Len(), b.bytes, b.Entries, b.Bytes)
 		}
 	}
 }
@@ -189,7 +189,7 @@ func TestADamagedSnapshotChangesNothing(t *testing.T) {
 		bad[at] ^= 4
 		restore(fmt.Sprint("a snapshot damaged at ", at), bad)
 	}
-	// A whole part is missing: each part is sound by itself.
+	// Remove a whole part: the remaining parts are valid.
 	var parts [][]byte
 	for rest := good; len(rest) > 0; {
 		n := 8 + int(binary.BigEndian.Uint32(rest))
@@ -204,7 +204,7 @@ func TestADamagedSnapshotChangesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(snapshotOf(t, to), good) {
-		t.Fatal("the restored state is another")
+		t.Fatal("the restored state differs")
 	}
 }
 
@@ -253,19 +253,19 @@ func TestFencesOfAnotherStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := commit(7); !errors.Is(err, store.ErrFenced) {
-		t.Fatalf("an epoch that is over: %v", err)
+		t.Fatalf("write with an ended epoch: %v", err)
 	}
 	if err := commit(9); err != nil {
 		t.Fatal(err)
 	}
-	if err := commit(12); err != nil { // heard of for the first time
+	if err := commit(12); err != nil { // a new epoch
 		t.Fatal(err)
 	}
 	if err := commit(9); !errors.Is(err, store.ErrFenced) {
-		t.Fatalf("an epoch that is over: %v", err)
+		t.Fatalf("write with an ended epoch: %v", err)
 	}
 	if err := s.Granted(ctx, "/keelson/fence/l", 9); !errors.Is(err, store.ErrFenced) {
-		t.Fatalf("an epoch that is over: %v", err)
+		t.Fatalf("grant of an ended epoch: %v", err)
 	}
 }
 
@@ -274,7 +274,7 @@ func TestRaiseContinuesTheRevisionsOfAnotherStore(t *testing.T) {
 	s := single(t, Config{Dir: dir})
 	ctx := context.Background()
 	put(t, s, "/a", "x")
-	for range 2 { // again changes nothing
+	for range 2 { // repeating it changes nothing
 		if err := s.Raise(ctx, 1000); err != nil {
 			t.Fatal(err)
 		}
@@ -362,7 +362,7 @@ func TestACancelledAttemptIsNeverApplied(t *testing.T) {
 		t.Helper()
 		before := m.rev
 		if got := attempt(session, sequence); got != want || (m.rev > before) != (got == raftv1.Outcome_CODE_DONE) {
-			t.Fatalf("attempt %d of session %d: %s, want %s; revision %d after %d", sequence, session, got, want, m.rev, before)
+			t.Fatalf("attempt %d of session %d: %s, want %s; revision %d, before it %d", sequence, session, got, want, m.rev, before)
 		}
 	}
 	const done, cancelled = raftv1.Outcome_CODE_DONE, raftv1.Outcome_CODE_CANCELLED
@@ -372,7 +372,7 @@ func TestACancelledAttemptIsNeverApplied(t *testing.T) {
 	expect(7, 4, cancelled)
 	expect(7, 6, done)
 	expect(8, 1, done)
-	cancel(7, 3) // late itself
+	cancel(7, 3) // arrives late
 	expect(7, 5, cancelled)
 	for session := range uint64(2 * maxCancelled) {
 		cancel(100+session, 9)
@@ -384,7 +384,7 @@ func TestACancelledAttemptIsNeverApplied(t *testing.T) {
 	expect(100+maxCancelled, 9, cancelled)
 }
 
-func TestWhatANewerVersionWroteIsRefused(t *testing.T) {
+func TestCommandsOfNewerVersionsAreRefused(t *testing.T) {
 	newer := protowire.AppendString(protowire.AppendTag(nil, 99, protowire.BytesType), "?")
 	encode := func(m proto.Message) []byte {
 		data, err := proto.Marshal(m)
@@ -402,24 +402,24 @@ func TestWhatANewerVersionWroteIsRefused(t *testing.T) {
 	}
 	head := encode(&raftv1.Command{Format: format})
 	for what, data := range map[string][]byte{
-		"another format":                 encode(&raftv1.Command{Format: format + 1}),
-		"a field of the command":         append(encode(good), newer...),
-		"an operation of another kind":   append(bytes.Clone(head), field(3, newer)...),
-		"an operation of no kind":        append(bytes.Clone(head), field(3, nil)...),
-		"a field of a write":             append(bytes.Clone(head), field(3, field(1, append(encode(good.Operations[0].GetWrite()), newer...)))...),
-		"a write without a key":          encode(&raftv1.Command{Format: format, Operations: []*raftv1.Operation{write("", "x", 0)}}),
-		"a command that is cut off":      encode(good)[:len(encode(good))-1],
-		"overlapping bounds":             encode(&raftv1.Command{Format: format, Operations: []*raftv1.Operation{{Kind: &raftv1.Operation_Bounds{Bounds: &raftv1.Bounds{Bounds: []*raftv1.Bound{{Prefix: "/a/"}, {Prefix: "/a/b"}}}}}}}),
-		"a write that lives for ever on": encode(&raftv1.Command{Format: format, Operations: []*raftv1.Operation{write("/a", "x", 0, func(w *raftv1.Write) { w.TtlSeconds = maxTTL + 1 })}}),
+		"another format version":               encode(&raftv1.Command{Format: format + 1}),
+		"an unknown field of the command":      append(encode(good), newer...),
+		"an operation of an unknown kind":      append(bytes.Clone(head), field(3, newer)...),
+		"an operation without a kind":          append(bytes.Clone(head), field(3, nil)...),
+		"an unknown field of a write":          append(bytes.Clone(head), field(3, field(1, append(encode(good.Operations[0].GetWrite()), newer...)))...),
+		"a write without a key":                encode(&raftv1.Command{Format: format, Operations: []*raftv1.Operation{write("", "x", 0)}}),
+		"a command that is cut off":            encode(good)[:len(encode(good))-1],
+		"overlapping bounds":                   encode(&raftv1.Command{Format: format, Operations: []*raftv1.Operation{{Kind: &raftv1.Operation_Bounds{Bounds: &raftv1.Bounds{Bounds: []*raftv1.Bound{{Prefix: "/a/"}, {Prefix: "/a/b"}}}}}}}),
+		"a write with too long a time to live": encode(&raftv1.Command{Format: format, Operations: []*raftv1.Operation{write("/a", "x", 0, func(w *raftv1.Write) { w.TtlSeconds = maxTTL + 1 })}}),
 	} {
 		if _, err := decode(data); err == nil {
-			t.Errorf("%s is taken", what)
+			t.Errorf("%s was accepted", what)
 		}
 	}
 }
 
-// TestASnapshotTakesTheHistoryAlong watches a machine that started from a snapshot, from
-// every revision that the other one knows.
+// TestASnapshotTakesTheHistoryAlong watches a machine that was restored from a snapshot, from
+// every revision that the original knows.
 func TestASnapshotTakesTheHistoryAlong(t *testing.T) {
 	a := newMachine(20, 1<<20)
 	for i := range uint64(30) {
@@ -444,6 +444,6 @@ func TestASnapshotTakesTheHistoryAlong(t *testing.T) {
 		}
 	}
 	if a.history.length < 15 {
-		t.Errorf("a history of %d events", a.history.length)
+		t.Errorf("the history has only %d events", a.history.length)
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// holds makes sure that a store has these entries.
+// holds checks that a store contains these entries.
 func holds(t testing.TB, s store.Store, want map[string]string) {
 	t.Helper()
 	page, err := s.List(context.Background(), "/", store.ListOptions{})
@@ -29,12 +29,12 @@ func holds(t testing.TB, s store.Store, want map[string]string) {
 	}
 	for key, value := range want {
 		if got[key] != value {
-			t.Fatalf("%s is %q, acknowledged was %q (%d of %d entries)", key, got[key], value, len(got), len(want))
+			t.Fatalf("%s is %q, but %q was acknowledged (%d of %d entries)", key, got[key], value, len(got), len(want))
 		}
 	}
 }
 
-func TestAnEmptiedDiskIsTakenInAsAnother(t *testing.T) {
+func TestEmptiedDiskJoinsUnderANewID(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	want := map[string]string{}
 	write := func(s store.Store, n int) {
@@ -45,7 +45,7 @@ func TestAnEmptiedDiskIsTakenInAsAnother(t *testing.T) {
 		}
 	}
 	write(c.members["b"], 50)
-	// The founder too: it must not found another cluster.
+	// This includes the founder, which must not found another cluster.
 	for _, name := range []string{"b", "a"} {
 		before := c.members[name].id
 		c.stop(name)
@@ -54,16 +54,16 @@ func TestAnEmptiedDiskIsTakenInAsAnother(t *testing.T) {
 		write(leader, 50)
 		c.start(name)
 		if c.members[name].id == before {
-			t.Fatalf("%s has the same id on another disk", before)
+			t.Fatalf("%s kept its id with an empty disk", before)
 		}
-		eventually(t, name+" has its vote again", func() bool {
+		eventually(t, name+" votes again", func() bool {
 			leader, _ := c.leader()
 			return slices.Equal(sorted(leader.voters()), sorted(c.ids()))
 		})
 		write(c.members[name], 10)
 		holds(t, c.members[name], want)
 	}
-	// What they hold counts: they alone keep everything.
+	// What they hold counts: together they have everything.
 	c.stop("c")
 	write(c.members["b"], 10)
 	holds(t, c.members["a"], want)
@@ -84,7 +84,7 @@ func sorted[S ~string](in []S) (out []string) {
 	return out
 }
 
-// Snapshots without the log beside them have no votes either.
+// Snapshots without the log have no votes either.
 func TestADiskThatLostItsLogAloneIsAStranger(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	leader, followers := c.leader()
@@ -104,18 +104,18 @@ func TestADiskThatLostItsLogAloneIsAStranger(t *testing.T) {
 	}
 	c.start(name)
 	if c.members[name].id == before {
-		t.Fatalf("%s has forgotten its votes, but not its id", before)
+		t.Fatalf("%s lost its votes, but kept its id", before)
 	}
-	eventually(t, "it has its vote again", func() bool {
+	eventually(t, "it votes again", func() bool {
 		leader, _ := c.leader()
 		return slices.Equal(sorted(leader.voters()), sorted(c.ids()))
 	})
 	holds(t, c.members[name], want)
 }
 
-// Two of three have a write. One of them is emptied, the other is down: the third
-// must not be elected with the vote of the emptied one.
-func TestAnEmptiedDiskElectsNobodyWhoLacksAWrite(t *testing.T) {
+// Two of three members have a write. One of them is emptied, the other is down: the third must
+// not be elected with the vote of the emptied one.
+func TestEmptiedDiskDoesNotElectAMemberThatLacksAWrite(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	leader, followers := c.leader()
 	stale, emptied := followers[0].cfg.Name, followers[1].cfg.Name
@@ -139,9 +139,9 @@ func TestAnEmptiedDiskElectsNobodyWhoLacksAWrite(t *testing.T) {
 		}
 		go func() { opened <- c.join(name, cfg) }()
 	}
-	// The stale one asks for votes, in vain.
+	// The stale member asks for votes in vain.
 	var from *Store
-	eventually(t, "both run", func() bool {
+	eventually(t, "both members are running", func() bool {
 		from = c.members[stale].service.store.Load()
 		return from != nil && c.members[emptied].service.store.Load() != nil
 	})
@@ -149,7 +149,7 @@ func TestAnEmptiedDiskElectsNobodyWhoLacksAWrite(t *testing.T) {
 	for waiting := true; waiting; {
 		select {
 		case err := <-opened:
-			t.Fatalf("without the member that keeps the writes, a store opened: %v", err)
+			t.Fatalf("the store opened without the member that has the writes: %v", err)
 		case <-deadline:
 			waiting = false
 		case <-time.After(10 * time.Millisecond):
@@ -162,13 +162,13 @@ func TestAnEmptiedDiskElectsNobodyWhoLacksAWrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a vote under the old id is refused", func() bool {
+	eventually(t, "a vote requested under the old id is refused", func() bool {
 		_, err := p.RequestVote(context.Background(), &raftv1.RequestVoteRequest{
 			Header: &raftv1.Header{Target: old, ProtocolVersion: 3, Id: []byte(from.id), Address: []byte(from.id)},
 			Term:   1 << 20, LastLogIndex: 1 << 20, LastLogTerm: 1 << 20,
 		})
 		if code := status.Code(err); code != codes.FailedPrecondition && code != codes.Unavailable {
-			t.Fatalf("a vote under the old id: %v", err)
+			t.Fatalf("vote requested under the old id: %v", err)
 		}
 		return status.Code(err) == codes.FailedPrecondition
 	})
@@ -183,32 +183,32 @@ func TestAnEmptiedDiskElectsNobodyWhoLacksAWrite(t *testing.T) {
 	}
 }
 
-// A member may know a membership that the leader does not: one that was never
-// committed, or that was changed since.
-func TestAMemberThatWasLetGoIsTakenInAgain(t *testing.T) {
+// A member may know a membership that the leader does not know: one that was never committed,
+// or that has changed since.
+func TestRemovedMemberJoinsAgain(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	leader, followers := c.leader()
 	want := map[string]string{"/a": "x"}
 	c.put(leader, "/a", "x")
 	gone := followers[0]
-	eventually(t, "it is let go", func() bool {
+	eventually(t, "it is removed", func() bool {
 		leader, _ := c.leader()
 		return leader.raft.RemoveServer(gone.id, 0, time.Second).Error() == nil
 	})
-	eventually(t, "it has its vote again", func() bool {
+	eventually(t, "it votes again", func() bool {
 		leader, _ := c.leader()
 		return slices.Equal(sorted(leader.voters()), sorted(c.ids()))
 	})
 	holds(t, gone, want)
 }
 
-// A leader hands over while it goes on; one that is alone has nobody to.
+// A leader hands over while it keeps running. A single member cannot hand over.
 func TestHandOver(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	leader, _ := c.leader()
-	eventually(t, "another leads", func() bool {
+	eventually(t, "another member leads", func() bool {
 		if err := leader.HandOver(); err != nil {
-			t.Logf("%v", err) // the others were not elected in time
+			t.Logf("%v", err) // the others held no election in time
 			return false
 		}
 		now, _ := c.leader()
@@ -218,11 +218,11 @@ func TestHandOver(t *testing.T) {
 	alone := newCluster(t, 1, nil)
 	only, _ := alone.leader()
 	if err := only.HandOver(); err != nil || !only.Leads() {
-		t.Errorf("%v; it leads: %t", err, only.Leads())
+		t.Errorf("error %v; still leads: %t", err, only.Leads())
 	}
 }
 
-func TestAMemberThatIsLateFoundsNothing(t *testing.T) {
+func TestLateMemberFoundsNoCluster(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	// A single member grows to three, the first of which is new.
 	grown := &cluster{TB: t, ca: c.ca, names: []string{"b"}, members: map[string]*clusterMember{}}

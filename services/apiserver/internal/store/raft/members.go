@@ -12,17 +12,17 @@ import (
 )
 
 const (
-	// lookEvery is how often members that are missing are looked for.
+	// lookEvery is the interval at which missing members are looked for.
 	lookEvery = 300 * time.Millisecond
-	// identifyTime bounds the question who somebody is.
+	// identifyTime bounds one Identify request.
 	identifyTime = time.Second
-	// changeTime bounds how long a change of the membership may queue.
+	// changeTime bounds how long a change of the membership may be queued.
 	changeTime = 2 * time.Second
-	// nearlyAll is how many entries a new member may lack when it becomes a voter.
+	// nearlyAll is how many log entries a new member may lack when it becomes a voter.
 	nearlyAll = 64
 )
 
-// identify asks a member who it is.
+// identify asks a member for its id and the membership that it knows.
 func (s *Store) identify(name string) (*raftv1.IdentifyResponse, error) {
 	p, err := s.transport.member(name)
 	if err != nil {
@@ -32,14 +32,14 @@ func (s *Store) identify(name string) (*raftv1.IdentifyResponse, error) {
 	defer cancel()
 	r, err := p.Identify(ctx, &raftv1.IdentifyRequest{})
 	if err == nil && nameOf(hraft.ServerID(r.Id)) != name {
-		return nil, fmt.Errorf("at the address of %s answers %q", name, r.Id)
+		return nil, fmt.Errorf("another member answers at the address of %s: %q", name, r.Id)
 	}
 	return r, err
 }
 
-// bootstrap makes the cluster, once, from the first of the members, and only when
-// it has heard from all of them that their disks are empty too. Any other member
-// waits to be taken in. It tells whether this member made it.
+// bootstrap founds the cluster, once, on the first of the members, after all others have
+// answered that their disks are empty too. On any other member it waits until a leader adds it.
+// It reports whether this member founded the cluster.
 func (s *Store) bootstrap() bool {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
@@ -47,10 +47,10 @@ func (s *Store) bootstrap() bool {
 		if servers, ok := s.founders(); ok {
 			err := s.raft.BootstrapCluster(hraft.Configuration{Servers: servers}).Error()
 			if err == nil {
-				s.log.Info("raft store founded", "members", len(servers))
+				s.log.InfoContext(s.ctx, "founded the raft store", "members", len(servers))
 				return true
 			}
-			s.log.Warn("raft store cannot be founded", "error", err)
+			s.log.WarnContext(s.ctx, "cannot found the raft store", "error", err)
 		}
 		select {
 		case <-tick.C:
@@ -61,7 +61,7 @@ func (s *Store) bootstrap() bool {
 	return false
 }
 
-// founders are all members, if it is this one's turn to found the cluster.
+// founders returns all members, if it is this member's turn to found the cluster.
 func (s *Store) founders() (out []hraft.Server, ok bool) {
 	if s.cfg.Members[0] != s.cfg.Name || s.cfg.Join {
 		return nil, false
@@ -71,7 +71,7 @@ func (s *Store) founders() (out []hraft.Server, ok bool) {
 		if name != s.cfg.Name {
 			r, err := s.identify(name)
 			if err != nil || len(r.Members) > 0 {
-				s.log.Debug("raft store is not founded yet", "member", name, "knows", r.GetMembers(), "error", err)
+				s.log.DebugContext(s.ctx, "the raft store is not founded yet", "member", name, "knows", r.GetMembers(), "error", err)
 				return nil, false
 			}
 			id = hraft.ServerID(r.Id)
@@ -81,11 +81,11 @@ func (s *Store) founders() (out []hraft.Server, ok bool) {
 	return out, true
 }
 
-// takeIn lets the leader take in members that are new, and those whose disk was
-// emptied: under their new id, and only once they have caught up with the log, in
-// place of the old one.
+// takeIn runs on every member. While it leads, it removes members that are not wanted any more,
+// and adds new members and those whose disk was emptied. The latter get a new id, which
+// replaces the old one once it has caught up with the log.
 func (s *Store) takeIn() {
-	said := map[string]string{} // why a member could not be taken in, once
+	said := map[string]string{} // why a member could not be added; logged once
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
@@ -107,14 +107,14 @@ func (s *Store) takeIn() {
 				why = err.Error()
 			}
 			if why != said[name] && why != "" {
-				s.log.Info("raft store: member is missing", "member", name, "error", why)
+				s.log.InfoContext(s.ctx, "a member of the raft store is missing", "member", name, "error", why)
 			}
 			said[name] = why
 		}
 	}
 }
 
-// wanted are the names of those who shall be members.
+// wanted returns the names that should be members.
 func (s *Store) wanted() []string {
 	if s.cfg.Follow == nil {
 		return s.cfg.Members
@@ -122,8 +122,8 @@ func (s *Store) wanted() []string {
 	return s.cfg.Follow.Names()
 }
 
-// letGo lets the leader let members go that shall be none any more. It hands over
-// before it goes itself.
+// letGo removes one member that is not wanted any more. To remove itself, the leader hands over
+// first.
 func (s *Store) letGo() {
 	if s.cfg.Follow == nil {
 		return
@@ -140,26 +140,26 @@ func (s *Store) letGo() {
 		gone, err := s.cfg.Follow.Gone(ctx, name)
 		cancel()
 		if err != nil || !gone {
-			s.log.Debug("raft store does not know yet whether a member is gone", "id", string(server.ID), "error", err)
+			s.log.DebugContext(s.ctx, "the raft store cannot tell yet whether a member was removed", "id", string(server.ID), "error", err)
 			return
 		}
 		if server.ID == s.id {
 			err = s.raft.LeadershipTransfer().Error()
 		} else {
-			s.log.Info("raft store lets a member go", "id", string(server.ID))
+			s.log.InfoContext(s.ctx, "removing a member from the raft store", "id", string(server.ID))
 			err = s.raft.RemoveServer(server.ID, index, changeTime).Error()
 		}
 		if err != nil {
-			s.log.Warn("raft store cannot let a member go yet", "id", string(server.ID), "error", err)
+			s.log.WarnContext(s.ctx, "cannot remove a member from the raft store yet", "id", string(server.ID), "error", err)
 		}
 		return // one change at a time
 	}
 }
 
-// Leads tells whether this member leads, as far as it knows.
+// Leads reports whether this member leads, as far as it knows.
 func (s *Store) Leads() bool { return s.raft.State() == hraft.Leader }
 
-// takeInMember takes the next step for one member, if there is one to take.
+// takeInMember makes the next change of the membership that one member needs, if any.
 func (s *Store) takeInMember(name string) error {
 	p, err := s.transport.member(name)
 	if err != nil {
@@ -173,7 +173,7 @@ func (s *Store) takeInMember(name string) error {
 			continue
 		}
 		if known[server.ID] = server.Suffrage; server.Suffrage == hraft.Voter && p.since(server.ID) < 2*s.cfg.Timing.Election {
-			return nil // as it should be
+			return nil // nothing to do
 		}
 	}
 	r, err := s.identify(name)
@@ -186,21 +186,21 @@ func (s *Store) takeInMember(name string) error {
 	case isKnown && suffrage == hraft.Voter:
 		return nil
 	case !isKnown && len(r.Members) > 0 && !slices.Contains(r.Members, string(s.id)):
-		// Disks' ids are unique, so who knows this one's is of the same cluster. (It
-		// may have been told of a membership that was not committed.)
-		return fmt.Errorf("%s belongs to another cluster: its directory must be emptied", id)
+		// Ids of disks are unique: a member that knows this one's belongs to the same cluster.
+		// (It may know a membership that was not committed.)
+		return fmt.Errorf("%s belongs to another cluster: empty its directory", id)
 	case !isKnown:
-		s.log.Info("raft store takes a member in", "id", string(id))
+		s.log.InfoContext(s.ctx, "adding a member to the raft store", "id", string(id))
 		return s.raft.AddNonvoter(id, hraft.ServerAddress(id), index, changeTime).Error()
 	case r.LastIndex+nearlyAll < s.raft.LastIndex():
-		return nil // it still lacks much
+		return nil // it has not caught up yet
 	}
 	for old := range known {
-		if old != id { // its disk is gone
-			s.log.Info("raft store lets a member's old disk go", "id", string(old))
+		if old != id { // its disk was lost
+			s.log.InfoContext(s.ctx, "removing a member's old disk from the raft store", "id", string(old))
 			return s.raft.RemoveServer(old, index, changeTime).Error()
 		}
 	}
-	s.log.Info("raft store gives a member its vote", "id", string(id))
+	s.log.InfoContext(s.ctx, "giving a member of the raft store its vote", "id", string(id))
 	return s.raft.AddVoter(id, hraft.ServerAddress(id), index, changeTime).Error()
 }

@@ -12,14 +12,14 @@ import (
 	raftv1 "keelson.dev/proto/keelson/raft/v1"
 )
 
-// pipeline sends requests without waiting for the answers of those before.
+// pipeline sends AppendEntries requests without waiting for the responses to earlier ones.
 type pipeline struct {
 	peer   *remote
 	id     hraft.ServerID
 	stream grpc.BidiStreamingClient[raftv1.AppendEntriesPipelineRequest, raftv1.AppendEntriesPipelineResponse]
 	ctx    context.Context
 	cancel context.CancelFunc
-	sent   chan *appended // waiting for their answers, oldest first
+	sent   chan *appended // waiting for their responses, oldest first
 	done   chan hraft.AppendFuture
 	wg     sync.WaitGroup
 }
@@ -81,7 +81,7 @@ func (l *pipeline) AppendEntries(args *hraft.AppendEntriesRequest, resp *hraft.A
 	}
 }
 
-// receive matches answers with requests.
+// receive matches responses to requests.
 func (l *pipeline) receive() {
 	defer l.cancel()
 	for {
@@ -93,8 +93,8 @@ func (l *pipeline) receive() {
 		}
 		r, err := l.stream.Recv()
 		if err != nil {
-			// The library takes whatever comes out of here as a sign of life, so
-			// this does not; it notices with its next request.
+			// The library takes everything that arrives on done as a sign of life, so do not
+			// report the failure there. It notices it with its next request.
 			a.err = err
 			close(a.ready)
 			return

@@ -19,7 +19,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// unsynced is the number of pages of a file that a power loss would take.
+// unsynced returns the number of pages of a file that a power loss would lose.
 func unsynced(t *testing.T, path string) uint64 {
 	t.Helper()
 	f, err := os.Open(path)
@@ -48,27 +48,28 @@ func TestWhatIsAcknowledgedIsSynced(t *testing.T) {
 				found++
 			}
 			if sync && n > 0 {
-				t.Fatalf("%d pages are not on disk", n)
+				t.Fatalf("%d pages are not synced", n)
 			}
 		}
-		// Without syncs the same look must find something, or it is blind. (Not each
-		// time: the kernel writes when it likes, or when another process asks.)
+		// Without syncs, the check must find unsynced pages at least once, or it detects
+		// nothing. (It need not find them every time, because the kernel may write pages at any
+		// time.)
 		if !sync && found == 0 {
-			t.Fatal("without syncs everything is on disk: the test proves nothing")
+			t.Fatal("without syncs, everything is on disk: the test proves nothing")
 		}
 	}
 }
 
-// volatile is a disk that can be held back: what is written meanwhile waits, as if
-// it were not synced, and power can be cut.
+// volatile is a disk that can be held: writes then block, as if they were not synced, and a
+// power cut can be simulated.
 type volatile struct {
 	durable
 	mu   sync.Mutex
 	held chan struct{} // nil: not held
 	cut  bool
-	// logs says that votes and terms pass meanwhile.
+	// logs is set if only logs are held, not votes and terms.
 	logs bool
-	// waiting counts what waits.
+	// waiting is the number of blocked writes.
 	waiting int
 }
 
@@ -94,7 +95,7 @@ func (d *volatile) waits() int {
 	return d.waiting
 }
 
-var errPower = errors.New("power was cut")
+var errPower = errors.New("simulated power cut")
 
 func (d *volatile) reach() error {
 	d.mu.Lock()
@@ -132,12 +133,12 @@ func (d *volatile) Set(key, value []byte) error {
 	return d.durable.Set(key, value)
 }
 
-// unanswered makes sure that an answer does not come for a while.
+// unanswered checks that no answer arrives for a while.
 func unanswered[T any](t *testing.T, what string, answers <-chan T) {
 	t.Helper()
 	select {
 	case v := <-answers:
-		t.Fatalf("%s was answered too early: %+v", what, v)
+		t.Fatalf("%s was answered before it was on disk: %+v", what, v)
 	case <-time.After(300 * time.Millisecond):
 	}
 }
@@ -161,28 +162,28 @@ func TestAWriteIsAcknowledgedOnlyOnceItIsOnDisk(t *testing.T) {
 	put(t, s, "/before", "x")
 	disk.hold()
 	answers := commitLater(s, "/slow")
-	eventually(t, "the disk is asked", func() bool { return disk.waits() > 0 })
-	unanswered(t, "a write", answers)
+	eventually(t, "the write reaches the disk", func() bool { return disk.waits() > 0 })
+	unanswered(t, "the write", answers)
 	disk.release(false)
 	if v := <-answers; v.Err != nil {
 		t.Fatal(v.Err)
 	}
 	disk.hold()
 	answers = commitLater(s, "/lost")
-	eventually(t, "the disk is asked", func() bool { return disk.waits() > 0 })
+	eventually(t, "the write reaches the disk", func() bool { return disk.waits() > 0 })
 	disk.release(true)
 	if v := <-answers; v.Err == nil {
-		t.Fatal("a write was acknowledged that the power cut took")
+		t.Fatal("a write that the power cut lost was acknowledged")
 	}
 	s.Close()
 	s = single(t, Config{Dir: dir})
 	page, err := s.List(context.Background(), "/", store.ListOptions{})
 	if err != nil || len(page.Entries) != 2 || page.Entries[0].Key != "/before" || page.Entries[1].Key != "/slow" {
-		t.Fatalf("after the power cut: %+v %v", page.Entries, err)
+		t.Fatalf("entries after the power cut: %+v, %v", page.Entries, err)
 	}
 }
 
-// volatileCluster is a cluster on disks that can be held back.
+// volatileCluster starts a cluster on disks that can be held.
 func volatileCluster(t *testing.T, change func(*Config, *volatile)) (*cluster, map[string]*volatile) {
 	disks := map[string]*volatile{}
 	var mu sync.Mutex
@@ -197,7 +198,7 @@ func volatileCluster(t *testing.T, change func(*Config, *volatile)) (*cluster, m
 		disks[cfg.Name] = d
 		mu.Unlock()
 	})
-	t.Cleanup(func() { // or members would wait for it as they end
+	t.Cleanup(func() { // otherwise members would wait for the disk when they stop
 		for _, d := range disks {
 			d.release(false)
 		}
@@ -206,8 +207,8 @@ func volatileCluster(t *testing.T, change func(*Config, *volatile)) (*cluster, m
 }
 
 func TestAWriteNeedsAMajorityOfDisks(t *testing.T) {
-	// The write says not how to tell it from others: if another one led meanwhile, its
-	// outcome would be unknown.
+	// The write has no Settled: if another member led in the meantime, its outcome would be
+	// unknown.
 	c, disks := volatileCluster(t, func(cfg *Config, _ *volatile) { cfg.Timing.Election = 10 * time.Second })
 	leader, followers := c.leader()
 	c.put(leader, "/before", "x")
@@ -215,8 +216,8 @@ func TestAWriteNeedsAMajorityOfDisks(t *testing.T) {
 	first.hold()
 	second.hold()
 	answers := commitLater(leader, "/slow")
-	eventually(t, "both disks are asked", func() bool { return first.waits() > 0 && second.waits() > 0 })
-	unanswered(t, "a write", answers)
+	eventually(t, "the write reaches both disks", func() bool { return first.waits() > 0 && second.waits() > 0 })
+	unanswered(t, "the write", answers)
 	first.release(false)
 	if v := <-answers; v.Err != nil {
 		t.Fatal(v.Err)
@@ -224,20 +225,20 @@ func TestAWriteNeedsAMajorityOfDisks(t *testing.T) {
 	second.release(false)
 }
 
-// A new leader has what was acknowledged before it, but may not know yet that it
-// was: it must not answer reads until it does.
-func TestANewLeaderAnswersNoReadBeforeItKnowsWhatWasCommitted(t *testing.T) {
+// A new leader has what was acknowledged before it was elected, but may not know yet that it
+// was committed. Until it does, it must not answer reads.
+func TestNewLeaderAnswersReadsOnlyOnceItKnowsTheCommitIndex(t *testing.T) {
 	c, disks := volatileCluster(t, func(cfg *Config, d *volatile) {
 		d.logs = true
-		calm(cfg)                     // the first entry of another leader would tell of the commit
-		cfg.Timing.Commit = time.Hour // followers hear of a commit with the next entry only
+		calm(cfg)                     // the first entry of another leader would reveal the commit
+		cfg.Timing.Commit = time.Hour // followers learn of a commit only with the next entry
 	})
 	old, followers := c.leader()
-	eventually(t, "all have a vote", func() bool { return len(old.voters()) == 3 })
+	eventually(t, "all members vote", func() bool { return len(old.voters()) == 3 })
 	c.put(old, "/a", "x")
 	for _, f := range followers {
-		// A disk that is held back while it writes could not vote.
-		eventually(t, "both have the entry", func() bool {
+		// A disk that is held during a write could not vote.
+		eventually(t, "both followers have the entry", func() bool {
 			last, err := f.disk.LastIndex()
 			return err == nil && last == old.raft.LastIndex() && f.raft.LastIndex() == last
 		})
@@ -245,13 +246,13 @@ func TestANewLeaderAnswersNoReadBeforeItKnowsWhatWasCommitted(t *testing.T) {
 		known := f.machine.get("/a") != nil
 		f.machine.mu.RUnlock()
 		if known {
-			t.Fatal("a follower has heard of the commit: the test proves nothing")
+			t.Fatal("a follower knows of the commit: the test proves nothing")
 		}
 		disks[f.cfg.Name].hold()
 	}
 	c.isolate(old.cfg.Name)
 	var next *Store
-	eventually(t, "another one leads", func() bool {
+	eventually(t, "another member leads", func() bool {
 		for _, f := range followers {
 			if f.raft.State() == hraft.Leader {
 				next = f
@@ -268,7 +269,7 @@ func TestANewLeaderAnswersNoReadBeforeItKnowsWhatWasCommitted(t *testing.T) {
 		e, _, err := next.Get(context.Background(), "/a")
 		answers <- answer{string(e.Value), err}
 	}()
-	unanswered(t, "a read", answers)
+	unanswered(t, "the read", answers)
 	for _, f := range followers {
 		disks[f.cfg.Name].release(false)
 	}
@@ -277,13 +278,13 @@ func TestANewLeaderAnswersNoReadBeforeItKnowsWhatWasCommitted(t *testing.T) {
 	}
 }
 
-func TestAVoteIsGivenOnlyOnceItIsOnDisk(t *testing.T) {
+func TestVoteIsGrantedOnlyOnceItIsOnDisk(t *testing.T) {
 	dir := t.TempDir()
 	disk := &volatile{}
 	service := NewService(func(context.Context) error { return nil })
 	s := single(t, Config{
 		Dir: dir, Service: service, wrapLog: func(l *logStore) durable { disk.durable = l; return disk },
-		Timing: Timing{Election: time.Minute}, // or it would vote for itself by and by, in a later term
+		Timing: Timing{Election: time.Minute}, // otherwise it would eventually vote for itself in a later term
 	})
 	term := s.raft.CurrentTerm() + 7
 	disk.hold()
@@ -298,19 +299,19 @@ func TestAVoteIsGivenOnlyOnceItIsOnDisk(t *testing.T) {
 		}
 		answers <- r
 	}()
-	eventually(t, "the disk is asked", func() bool { return disk.waits() > 0 })
-	unanswered(t, "a vote", answers)
+	eventually(t, "the vote reaches the disk", func() bool { return disk.waits() > 0 })
+	unanswered(t, "the vote", answers)
 	disk.release(false)
 	if r := <-answers; !r.GetGranted() {
 		t.Fatalf("vote: %v", r)
 	}
 	if voted, err := s.disk.GetUint64([]byte(keyVoteTerm)); err != nil || voted != term {
-		t.Fatalf("on disk is a vote of term %d, %v", voted, err)
+		t.Fatalf("term of the vote on disk: %d, %v", voted, err)
 	}
 }
 
 // The library saves the term of a vote first, then its candidate.
-func TestHalfAVoteIsNone(t *testing.T) {
+func TestVoteIsSavedAtomically(t *testing.T) {
 	dir := t.TempDir()
 	l, err := openLog(dir, bbolt.Options{})
 	if err != nil {
@@ -346,7 +347,7 @@ func TestHalfAVoteIsNone(t *testing.T) {
 		}
 	}
 	if _, err := l.GetUint64([]byte(keyVoteTerm)); err == nil || err.Error() != "not found" {
-		t.Fatalf("an empty log: %v", err)
+		t.Fatalf("vote term of an empty log: %v", err)
 	}
 	vote(4, "x/1")
 	check(4, "x/1")

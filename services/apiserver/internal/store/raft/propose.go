@@ -16,40 +16,40 @@ import (
 )
 
 const (
-	// entryBytes and entryOperations bound what shares one entry of the log. One
-	// request is never split over two.
+	// entryBytes and entryOperations bound what shares one log entry. A request is never split
+	// over two entries.
 	entryBytes      = 1 << 20
 	entryOperations = 4096
-	// entriesInFlight is how many entries are on their way at once. While they
-	// are, what comes in gathers for the next: that is the group commit.
+	// entriesInFlight is how many entries may be in flight. While they are, requests are queued
+	// for the next entry: this is the group commit.
 	entriesInFlight = 2
-	// forwardsInFlight is the same for requests to the leader.
+	// forwardsInFlight is how many requests to the leader may be in flight.
 	forwardsInFlight = 4
-	// queueBytes and queueRequests bound what gathers.
+	// queueBytes and queueRequests bound the queue.
 	queueBytes    = 64 << 20
 	queueRequests = 32 << 10
-	// raftQueueTime is how long an entry may wait to get into the library's queue.
+	// raftQueueTime bounds how long an entry may wait for the library's queue.
 	raftQueueTime = 2 * time.Second
 )
 
-// errNotLeader says that nothing was done because another member leads.
+// errNotLeader means that nothing was done because another member leads.
 var errNotLeader = errors.New("not the leader")
 
-// proposals gathers requests: on the leader into entries of its log, elsewhere
-// into requests to the leader.
+// proposals batches requests: on the leader into log entries, on a follower into requests to
+// the leader.
 type proposals struct {
-	// submit sends operations off and returns what waits for their outcome.
+	// submit starts a batch of operations and returns a function that waits for its result.
 	submit func([]*raftv1.Operation) func() (result, error)
 
 	mu      sync.Mutex
 	queue   []*proposal
 	bytes   int64
 	closed  bool
-	wake    chan struct{} // buffered: the queue is not empty, or closed
+	wake    chan struct{} // buffered; signals that the queue is not empty, or closed
 	flights chan flight
 	slots   chan struct{}
 	wg      sync.WaitGroup
-	sent    atomic.Int64 // so far
+	sent    atomic.Int64 // batches submitted so far
 }
 
 // proposal is one request.
@@ -62,13 +62,13 @@ type proposal struct {
 	err  error
 }
 
-// flight is what was submitted together.
+// flight is a submitted batch.
 type flight struct {
 	wait      func() (result, error)
 	proposals []*proposal
 }
 
-// newProposals gathers while so many flights are on their way.
+// newProposals returns proposals that queue requests while this number of batches is in flight.
 func newProposals(flights int, submit func([]*raftv1.Operation) func() (result, error)) *proposals {
 	p := &proposals{
 		submit: submit, wake: make(chan struct{}, 1),
@@ -79,7 +79,7 @@ func newProposals(flights int, submit func([]*raftv1.Operation) func() (result, 
 	return p
 }
 
-// close fails what has not been sent and waits for the rest.
+// close fails the queued requests and waits for the submitted ones.
 func (p *proposals) close() {
 	p.mu.Lock()
 	p.closed = true
@@ -88,6 +88,7 @@ func (p *proposals) close() {
 	p.wg.Wait()
 }
 
+// poke wakes send.
 func (p *proposals) poke() {
 	select {
 	case p.wake <- struct{}{}:
@@ -95,8 +96,7 @@ func (p *proposals) poke() {
 	}
 }
 
-// do carries operations out, all in one entry. When ctx ends first, the outcome
-// is unknown.
+// do applies operations, all in one entry. If ctx ends first, the outcome is unknown.
 func (p *proposals) do(ctx context.Context, ops []*raftv1.Operation) (result, error) {
 	q := &proposal{ctx: ctx, ops: ops, done: make(chan struct{})}
 	for _, op := range ops {
@@ -123,7 +123,7 @@ func (p *proposals) do(ctx context.Context, ops []*raftv1.Operation) (result, er
 	}
 }
 
-// next takes the requests of the next entry out of the queue.
+// next takes the requests of the next batch out of the queue.
 func (p *proposals) next() (out []*proposal, ops int, closed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -136,7 +136,7 @@ func (p *proposals) next() (out []*proposal, ops int, closed bool) {
 		n++
 		p.bytes -= q.size
 		if p.closed || q.ctx.Err() != nil {
-			q.end(result{}, errNotLeader) // whoever gave up does not hear it
+			q.end(result{}, errNotLeader) // a caller that gave up does not receive it
 			continue
 		}
 		size += q.size
@@ -155,7 +155,7 @@ func (q *proposal) end(res result, err error) {
 	close(q.done)
 }
 
-// send makes entries of the queue.
+// send submits batches of queued requests.
 func (p *proposals) send() {
 	defer close(p.flights)
 	for {
@@ -178,7 +178,7 @@ func (p *proposals) send() {
 	}
 }
 
-// land tells the requests of each flight what became of them.
+// land distributes the result of each batch to its requests.
 func (p *proposals) land() {
 	for f := range p.flights {
 		res, err := f.wait()
@@ -190,7 +190,7 @@ func (p *proposals) land() {
 				continue
 			}
 			if at+len(q.ops) > len(res.outcomes) {
-				q.end(result{}, fmt.Errorf("%d outcomes are too few", len(res.outcomes)))
+				q.end(result{}, fmt.Errorf("expected more than %d outcomes", len(res.outcomes)))
 				continue
 			}
 			q.end(result{res.outcomes[at : at+len(q.ops)], res.index}, nil)
@@ -199,10 +199,10 @@ func (p *proposals) land() {
 	}
 }
 
-// lead has this member write operations into its log.
+// lead writes operations to this member's log.
 func (s *Store) lead(ops []*raftv1.Operation) func() (result, error) {
 	data, err := proto.Marshal(&raftv1.Command{Format: format, ClockMs: s.clock(), Operations: ops})
-	if err != nil { // a key that is not UTF-8 among them
+	if err != nil { // for example a key that is not UTF-8
 		err = fmt.Errorf("%w: %w", errNotLeader, err)
 		return func() (result, error) { return result{}, err }
 	}
@@ -210,7 +210,7 @@ func (s *Store) lead(ops []*raftv1.Operation) func() (result, error) {
 	return func() (result, error) {
 		err := future.Error()
 		if errors.Is(err, hraft.ErrNotLeader) || errors.Is(err, hraft.ErrEnqueueTimeout) || errors.Is(err, hraft.ErrLeadershipTransferInProgress) {
-			err = fmt.Errorf("%w: %w", errNotLeader, err) // it was not written
+			err = fmt.Errorf("%w: %w", errNotLeader, err) // nothing was written
 		}
 		if err != nil {
 			return result{}, err

@@ -37,7 +37,7 @@ func quiet() *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 }
 
-// single opens a store of one member.
+// single opens a store with one member.
 func single(t testing.TB, c Config) *Store {
 	t.Helper()
 	if c.Dir == "" {
@@ -57,7 +57,7 @@ func single(t testing.TB, c Config) *Store {
 	return s
 }
 
-// cluster is members over mutual TLS on loopback.
+// cluster is a cluster whose members talk over mutual TLS on loopback.
 type cluster struct {
 	testing.TB
 	ca      *identitytest.CA
@@ -108,7 +108,7 @@ func (c *cluster) open(name string) error {
 	return c.join(name, cfg)
 }
 
-// serve lets a member be called.
+// serve starts a member's server.
 func (c *cluster) serve(name string) (Config, error) {
 	m := c.members[name]
 	id := c.ca.Source(c, "kube-apiserver")
@@ -139,7 +139,7 @@ func (c *cluster) serve(name string) (Config, error) {
 	return cfg, nil
 }
 
-// join opens a member that can be called.
+// join opens a member whose server is running.
 func (c *cluster) join(name string, cfg Config) error {
 	m := c.members[name]
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
@@ -154,20 +154,20 @@ func (c *cluster) join(name string, cfg Config) error {
 	return nil
 }
 
-// stop stops a member; its directory stays.
+// stop stops a member. Its directory stays.
 func (c *cluster) stop(name string) {
 	m := c.members[name]
 	m.Store.Close()
 	m.down()
 }
 
-// isolate cuts a member off: nobody reaches it, and it reaches nobody.
+// isolate cuts a member off: neither it nor the others reach each other.
 func (c *cluster) isolate(name string) {
 	c.members[name].transport.stop()
 	c.members[name].down()
 }
 
-// empty removes what a stopped member had on disk.
+// empty removes the data of a stopped member.
 func (c *cluster) empty(name string) {
 	c.Helper()
 	if err := os.RemoveAll(c.members[name].dir); err != nil {
@@ -192,10 +192,10 @@ func put(t testing.TB, s store.Store, key, value string) store.Revision {
 	return v[0].Revision
 }
 
-// leader waits until there is one that all running members agree on.
+// leader waits until all running members agree on a leader.
 func (c *cluster) leader() (leader *Store, followers []*Store) {
 	c.Helper()
-	eventually(c, "there is a leader", func() bool {
+	eventually(c, "all members agree on a leader", func() bool {
 		leader, followers = nil, nil
 		for _, name := range c.names {
 			m := c.members[name]
@@ -212,7 +212,7 @@ func (c *cluster) leader() (leader *Store, followers []*Store) {
 	return leader, followers
 }
 
-// eventually polls a condition.
+// eventually polls a condition for a bounded time.
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -222,12 +222,12 @@ func eventually(t testing.TB, what string, f func() bool) {
 		select {
 		case <-tick.C:
 		case <-late:
-			t.Fatal("waited in vain until " + what)
+			t.Fatal("timed out waiting until " + what)
 		}
 	}
 }
 
-// faulty makes attempts fail.
+// faulty is a store whose attempts to write can be made to fail.
 type faulty struct{ *Store }
 
 func (f faulty) Inject(plan func(*store.Write, int) storetest.Fault) {
@@ -249,9 +249,8 @@ func (f faulty) Hurry(hurry bool) {
 	}
 }
 
-// calm is for what is not about elections, or has one of its own: a busy machine is to
-// hold none besides. The outcome of a write that nothing tells from others would be
-// unknown then.
+// calm avoids elections on a busy machine, for tests that are not about them or hold their own:
+// after an election, the outcome of a write without Settled would be unknown.
 func calm(cfg *Config) { cfg.Timing.Election = 2 * time.Second }
 
 func (s *Store) forTest() store.Store { return faulty{s} }
@@ -260,14 +259,14 @@ func TestConformanceOfOneMember(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) store.Store { return single(t, Config{}).forTest() })
 }
 
-func TestConformanceOfAFollowerOverTheWire(t *testing.T) {
+func TestConformanceOfAFollower(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) store.Store {
 		_, followers := newCluster(t, 3, calm).leader()
 		return followers[0].forTest()
 	})
 }
 
-// anyOf is a client that turns to another member with each call.
+// anyOf is a client that uses another member for each call.
 type anyOf struct {
 	members []store.Store
 	next    chan int

@@ -16,16 +16,15 @@ import (
 )
 
 const (
-	// roundTime bounds one question to the other members.
+	// roundTime bounds one request to other members.
 	roundTime = 2 * time.Second
-	// barrierTime is how long a barrier may wait to get into the library's queue.
+	// barrierTime bounds how long a barrier may wait for the library's queue.
 	barrierTime = 2 * time.Second
 )
 
 var errNoLeader = fmt.Errorf("the raft store has no leader: %w", store.ErrUnavailable)
 
-// linearize waits until this member shows everything that was acknowledged before
-// the call.
+// linearize waits until this member contains everything that was acknowledged before the call.
 func (s *Store) linearize(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -59,6 +58,7 @@ func (s *Store) linearize(ctx context.Context) error {
 	}
 }
 
+// sleep waits for d, or returns ctx's error if ctx ends first.
 func sleep(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -70,7 +70,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// readIndex asks the leader how far a linearizable read has to wait.
+// readIndex returns the index that this member must have applied before a linearizable read.
 func (s *Store) readIndex(ctx context.Context) (uint64, error) {
 	if s.raft.State() == hraft.Leader {
 		return s.leaderIndex(ctx)
@@ -81,7 +81,7 @@ func (s *Store) readIndex(ctx context.Context) (uint64, error) {
 			return 0, errNoLeader
 		}
 		if leader == s.id {
-			return 0, errNotLeader // of yesterday
+			return 0, errNotLeader // outdated
 		}
 		p, err := s.transport.peer(leader)
 		if err != nil {
@@ -94,11 +94,11 @@ func (s *Store) readIndex(ctx context.Context) (uint64, error) {
 	})
 }
 
-// leaderIndex is the index of the last command that this member had applied at a
-// time after the call at which it surely led.
+// leaderIndex returns the index of the last command that this member had applied at a time,
+// after the call began, at which it certainly led.
 //
-// The library's VerifyLeader would count answers to heartbeats that were sent
-// before the call: a leader that was stopped for a while could take itself for
+// The library's VerifyLeader would count responses to heartbeats that were sent before the
+// call: a leader that did not run for a while could believe that it still leads.
 // one still.
 func (s *Store) leaderIndex(ctx context.Context) (uint64, error) {
 	if term := s.ready.Load(); term != 0 && s.alone() {
@@ -117,14 +117,14 @@ func (s *Store) leaderIndex(ctx context.Context) (uint64, error) {
 	})
 }
 
-// alone tells whether this member is the only voter.
+// alone reports whether this member is the only voter.
 func (s *Store) alone() bool {
 	v := s.voters()
 	return len(v) == 1 && v[0] == s.id
 }
 
-// leadership is the term in which this member leads, once it has applied all that
-// was committed in earlier ones.
+// leadership returns the term in which this member leads, once it has applied everything that
+// was committed in earlier terms.
 func (s *Store) leadership() (uint64, error) {
 	term := s.raft.CurrentTerm()
 	if s.raft.State() != hraft.Leader {
@@ -133,8 +133,8 @@ func (s *Store) leadership() (uint64, error) {
 	if s.ready.Load() == term {
 		return term, nil
 	}
-	// A barrier that succeeds while the term stays the same is one of this
-	// member's leadership in that term.
+	// If the term does not change meanwhile, a successful barrier belongs to this member's
+	// leadership in that term.
 	if err := s.raft.Barrier(barrierTime).Error(); err != nil {
 		return 0, fmt.Errorf("%w: %w", errNotLeader, err)
 	}
@@ -145,9 +145,8 @@ func (s *Store) leadership() (uint64, error) {
 	return term, nil
 }
 
-// confirm asks the other voters whether they are still in the term. Where a
-// majority is, nobody has been elected since: its voters would have moved on
-// before they voted.
+// confirm asks the other voters whether they are still in the term. If a majority is, no other
+// leader has been elected: its voters would have moved to a later term before they voted.
 func (s *Store) confirm(term uint64) error {
 	voters := s.voters()
 	need := len(voters)/2 + 1
@@ -193,7 +192,7 @@ func (s *Store) confirmedBy(ctx context.Context, id hraft.ServerID, term uint64)
 		return err
 	}
 	if r.Term != term {
-		return fmt.Errorf("%s is in term %d, not %d", id, r.Term, term)
+		return fmt.Errorf("member %s is in term %d, not %d", id, r.Term, term)
 	}
 	return nil
 }
@@ -225,7 +224,7 @@ func (m *machine) wait(ctx context.Context, index uint64, deadline time.Time) er
 		select {
 		case <-changed:
 		case <-late:
-			return fmt.Errorf("this member has applied %d, the leader %d", applied, index)
+			return fmt.Errorf("this member has applied index %d, the leader %d", applied, index)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -280,8 +279,8 @@ func (s *Store) List(ctx context.Context, prefix string, o store.ListOptions) (s
 	return page, nil
 }
 
-// at is the state at a revision (0: now) under a prefix: that of now, and what to
-// undo of it.
+// at returns the state at a revision (0: the newest) under a prefix, as the current keys and
+// what to undo in them.
 func (m *machine) at(prefix string, rev store.Revision) (*btree.BTreeG[*record], map[string]*record, store.Revision, error) {
 	m.mu.Lock() // Clone changes the tree
 	defer m.mu.Unlock()
@@ -300,10 +299,9 @@ func (m *machine) at(prefix string, rev store.Revision) (*btree.BTreeG[*record],
 	return m.keys.Clone(), undo, rev, nil
 }
 
-// ascend visits the records with a prefix in order, as they were before what is to
-// be undone.
+// ascend visits the records with a prefix in order, with undo applied.
 func ascend(keys *btree.BTreeG[*record], undo map[string]*record, prefix string, visit func(*record)) {
-	var gone []*record // what is to be put back, in order
+	var gone []*record // records to put back, in order
 	for _, r := range undo {
 		if r != nil {
 			gone = append(gone, r)

@@ -12,19 +12,19 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// recoverySkip is how far the revision jumps in a recovery: further than anything
-// that the lost members may have acknowledged.
+// recoverySkip is how far a recovery advances the revision: further than the lost members may
+// have acknowledged.
 const recoverySkip = 1_000_000_000
 
-// Recover makes a store of one member from the disk of one whose store has lost its
-// quorum for good, and returns the revision that it goes on from. The member must
-// not run; it is opened in the usual way afterwards. Without a disk there is nothing
-// to do: 0.
+// Recover makes a store of one member from the disk of a member whose store has permanently
+// lost its quorum, and returns the revision from which it continues. The member must not be
+// running; afterwards it is opened as usual. If there is no data, Recover does nothing and
+// returns 0.
 //
-// What the lost members acknowledged and this one had not heard of is lost; what it
-// had heard of and nobody had acknowledged is there. The disk gets another id, so
-// that the lost members and this one are strangers. A recovery that was interrupted
-// is repeated.
+// Writes that the lost members acknowledged and this one had not received are lost; writes that
+// it had received are kept, even if they were not acknowledged. The disk gets a new id, so that
+// the lost members and this one do not recognize each other. An interrupted recovery can be
+// repeated.
 func Recover(cfg Config) (store.Revision, error) {
 	if err := cfg.defaults(); err != nil {
 		return 0, fmt.Errorf("recover raft store: %w", err)
@@ -55,7 +55,7 @@ func recoverAlone(cfg Config) (store.Revision, error) {
 	if err != nil {
 		return 0, err
 	}
-	if !known { // it never was a member
+	if !known { // it has never been a member
 		return 0, nil
 	}
 	id := rand.Text()
@@ -71,7 +71,7 @@ func recoverAlone(cfg Config) (store.Revision, error) {
 	return m.revision(), disk.rename(id)
 }
 
-// recovering is a machine whose snapshot has jumped ahead.
+// recovering is a machine whose snapshot has an advanced revision.
 type recovering struct{ *machine }
 
 // Snapshot implements the library's FSM.
@@ -83,7 +83,7 @@ func (m *recovering) Snapshot() (hraft.FSMSnapshot, error) {
 	return m.machine.Snapshot()
 }
 
-// rename gives the disk another id.
+// rename gives the disk a new id.
 func (l *logStore) rename(id string) error {
 	return l.db.Update(func(tx *bbolt.Tx) error {
 		l.id = id

@@ -9,8 +9,8 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// TestRecoverFromOneSurvivor loses two of three for good: the third goes on alone
-// with all that it had, further revisions, and as a stranger to the lost ones.
+// TestRecoverFromOneSurvivor loses two of three members permanently. The third one continues
+// alone with all that it had, at later revisions, and is a stranger to the lost ones.
 func TestRecoverFromOneSurvivor(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	want := map[string]string{}
@@ -20,7 +20,7 @@ func TestRecoverFromOneSurvivor(t *testing.T) {
 		leader, _ := c.leader()
 		c.put(leader, key, key)
 		if i == 50 {
-			if err := c.members["c"].linearize(context.Background()); err != nil { // or there may be nothing yet
+			if err := c.members["c"].linearize(context.Background()); err != nil { // otherwise it may not have anything yet
 				t.Fatal(err)
 			}
 			if err := c.members["c"].raft.Snapshot().Error(); err != nil {
@@ -29,7 +29,7 @@ func TestRecoverFromOneSurvivor(t *testing.T) {
 		}
 	}
 	survivor := c.members["c"]
-	before, err := survivor.Revision(context.Background()) // it shows all
+	before, err := survivor.Revision(context.Background()) // a linearizable read: it has everything
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,13 +39,13 @@ func TestRecoverFromOneSurvivor(t *testing.T) {
 	}
 	cfg := survivor.cfg
 	cfg.Members, cfg.Service = []string{"c"}, nil
-	for range 2 { // repeated, as after an interruption
+	for range 2 { // the second time, as after an interruption
 		rev, err := Recover(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if rev < before+recoverySkip {
-			t.Fatalf("goes on from revision %d, the store was at %d", rev, before)
+			t.Fatalf("recovered at revision %d, but the store was at %d", rev, before)
 		}
 	}
 	alone, err := Open(context.Background(), cfg)
@@ -55,7 +55,7 @@ func TestRecoverFromOneSurvivor(t *testing.T) {
 	defer alone.Close()
 	holds(t, alone, want)
 	if alone.id == oldID {
-		t.Errorf("it is still %s", oldID)
+		t.Errorf("the member still has the id %s", oldID)
 	}
 	if v := alone.voters(); len(v) != 1 || v[0] != alone.id {
 		t.Errorf("voters are %v", v)
@@ -66,12 +66,12 @@ func TestRecoverFromOneSurvivor(t *testing.T) {
 	}
 	defer w.Close()
 	if _, err := w.Next(context.Background()); !errors.Is(err, store.ErrCompacted) {
-		t.Errorf("a watch from before the recovery: %v", err)
+		t.Errorf("watch from before the recovery: %v", err)
 	}
 	c.put(alone, "/after", "x")
 }
 
-// A directory that was never a member's is no mistake: the store begins anew.
+// A directory without a member's data is not an error: the store starts empty.
 func TestRecoverWithoutData(t *testing.T) {
 	if rev, err := Recover(Config{Name: "a", Dir: t.TempDir()}); rev != 0 || err != nil {
 		t.Fatal(rev, err)

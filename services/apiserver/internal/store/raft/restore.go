@@ -15,29 +15,29 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// Saved is a state that is kept elsewhere: what Snapshot.WriteTo wrote.
+// Saved is a state that was written by Snapshot.WriteTo.
 type Saved struct{ state *state }
 
-// ReadSaved reads a state; bytes that are not one are an error.
+// ReadSaved reads a state. It returns an error if the data is damaged.
 func ReadSaved(from io.Reader) (*Saved, error) {
-	s, _, _, err := readSnapshot(from) // the changes are of revisions that nobody resumes from
+	s, _, _, err := readSnapshot(from) // drop the changes: no watch resumes from their revisions
 	if err != nil {
 		return nil, err
 	}
 	return &Saved{s}, nil
 }
 
-// NewSaved is a state without entries.
+// NewSaved returns a state without entries at a revision.
 func NewSaved(rev store.Revision) *Saved {
 	s := newState()
 	s.rev = max(s.rev, rev)
 	return &Saved{s}
 }
 
-// Revision of the state.
+// Revision returns the revision of the state.
 func (s *Saved) Revision() store.Revision { return s.state.rev }
 
-// Each calls do with every entry, in the order of keys.
+// Each calls do for every entry in order of keys, until do returns an error.
 func (s *Saved) Each(do func(e store.Entry) error) (err error) {
 	s.state.keys.Ascend(func(r *record) bool {
 		err = do(r.entry())
@@ -46,33 +46,31 @@ func (s *Saved) Each(do func(e store.Entry) error) (err error) {
 	return err
 }
 
-// Add adds an entry that another store kept. Its revisions stay; the state's must
-// not be lower. With ttl, it expires so many seconds after the restored store's
-// start.
+// Add adds an entry of another store. It keeps its revisions, which must not exceed the
+// state's. If ttl is positive, it expires that many seconds after the restored store's start.
 func (s *Saved) Add(e store.Entry, ttl int64) error {
 	if e.ModRevision > s.state.rev || e.CreateRevision > e.ModRevision || e.CreateRevision < 1 {
-		return fmt.Errorf("%s of revision %d, created at %d, at revision %d", e.Key, e.ModRevision, e.CreateRevision, s.state.rev)
+		return fmt.Errorf("%s has the invalid revision %d, created at %d, in a state at revision %d", e.Key, e.ModRevision, e.CreateRevision, s.state.rev)
 	}
 	if len(e.Key) > maxKey || len(e.Value) > maxValue || e.Value == nil {
-		return fmt.Errorf("%s: %d bytes of key and %d of value cannot be stored", e.Key, len(e.Key), len(e.Value))
+		return fmt.Errorf("%s: cannot store a key of %d and a value of %d bytes", e.Key, len(e.Key), len(e.Value))
 	}
 	r := &record{key: e.Key, value: slices.Clone(e.Value), mod: e.ModRevision, created: e.CreateRevision}
 	if ttl > 0 {
 		r.deadline = s.state.now + ttl*1000 + slack
 	}
 	if s.state.keys.Has(r) {
-		return fmt.Errorf("%s is there twice", e.Key)
+		return fmt.Errorf("%s was added twice", e.Key)
 	}
 	s.state.add(r)
 	return nil
 }
 
-// Jump makes the revision grow.
+// Jump increases the revision.
 func (s *Saved) Jump(by store.Revision) { s.state.rev += by }
 
-// EndEpochs makes writers of all epochs that are known here, and of the keys
-// given, be refused: their epochs count from the revision rev of the store that
-// grants them.
+// EndEpochs makes the store refuse the leaders of all epochs that it knows, and of the given
+// keys: their epochs must be at least the revision rev of the store that grants them.
 func (s *Saved) EndEpochs(rev store.Revision, keys ...string) {
 	for key := range s.state.epochs {
 		s.state.epochs[key] = max(rev, s.state.epochs[key])
@@ -84,29 +82,30 @@ func (s *Saved) EndEpochs(rev store.Revision, keys ...string) {
 	}
 }
 
-// RestoreConfig says which member's data to make.
+// RestoreConfig describes the member whose data to create.
 type RestoreConfig struct {
-	// Name of the member, and those of all, this one among them.
+	// Name is the name of the member, and Members those of all members, including this one.
 	Name    string
 	Members []string
-	// Token is new for each cluster: the members' ids come from it.
+	// Token is new for each cluster. The ids of the members' disks are derived from it.
 	Token string
-	// Dir is the member's new directory; it must not exist or be empty.
+	// Dir is the member's new directory. It must be empty or not exist.
 	Dir string
+	// Log defaults to slog.Default().
 	Log *slog.Logger
 }
 
-// The restored log begins after this entry, which all members have.
+// The restored log starts after this entry, which all members have.
 const restoredIndex, restoredTerm = 1, 1
 
-// Restore makes the data of a member of a new cluster that begins with the state:
-// a snapshot that all members have, and no log.
+// Restore creates the data of one member of a new cluster with this state: a snapshot that all
+// members have, and an empty log.
 func (s *Saved) Restore(c RestoreConfig) (err error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
 	if c.Token == "" || !slices.Contains(c.Members, c.Name) {
-		return fmt.Errorf("restore member %q of %v of the raft store: a token and the member's own name are needed", c.Name, c.Members)
+		return fmt.Errorf("restore member %q of %v of the raft store: a token is required, and the members must include the member itself", c.Name, c.Members)
 	}
 	if err := s.restore(c); err != nil {
 		return fmt.Errorf("restore member %s of the raft store: %w", c.Name, err)
@@ -153,13 +152,13 @@ func (s *Saved) restore(c RestoreConfig) (err error) {
 		return err
 	}
 	head := s.state.head()
-	// The log, its terms' clocks and the sessions of writers are new ones.
+	// The log, the clocks of its terms and the sessions of writers are new.
 	head.Applied, head.ClockTerm, head.ClockMs, head.Cancelled = restoredIndex, 0, 0, nil
 	out := &snapshot{head: head, keys: s.state.keys, done: func() {}}
 	return out.Persist(sink)
 }
 
-// restoredDisk is the id of the disk of a member of a restored cluster.
+// restoredDisk returns the id of a member's disk in a restored cluster.
 func restoredDisk(name, token string) string {
 	sum := sha256.Sum256([]byte("keelson raft disk\x00" + token + "\x00" + name))
 	return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:16])

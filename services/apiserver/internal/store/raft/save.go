@@ -8,15 +8,15 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// Snapshot is the state of one moment, for keeping elsewhere. It costs the memory
-// of what is changed while it is held.
+// Snapshot is the state at one moment, to be kept elsewhere. While it is held, it costs the
+// memory of what has changed since.
 type Snapshot struct {
-	// Revision that it shows.
+	// Revision is the revision of the state.
 	Revision store.Revision
 	state    *snapshot
 }
 
-// Snapshot takes a snapshot that holds everything acknowledged before the call.
+// Snapshot takes a snapshot that contains everything acknowledged before the call.
 func (s *Store) Snapshot(ctx context.Context) (*Snapshot, error) {
 	if err := s.linearize(ctx); err != nil {
 		return nil, fmt.Errorf("snapshot of the raft store: %w", err)
@@ -27,7 +27,7 @@ func (s *Store) Snapshot(ctx context.Context) (*Snapshot, error) {
 	return &Snapshot{Revision: m.rev, state: &snapshot{head: m.head(), keys: m.keys.Clone()}}, nil
 }
 
-// WriteTo writes it; it may be called more than once and writes the same.
+// WriteTo writes the snapshot. Each call writes the same bytes.
 func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
 	c := &counted{w: w}
 	err := s.state.write(c)

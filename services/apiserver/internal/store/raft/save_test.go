@@ -14,7 +14,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// saved reads a store's snapshot.
+// saved returns a store's snapshot, as read back.
 func saved(t testing.TB, s *Store) *Saved {
 	t.Helper()
 	snap, err := s.Snapshot(context.Background())
@@ -24,7 +24,7 @@ func saved(t testing.TB, s *Store) *Saved {
 	var first, second bytes.Buffer
 	n, err := snap.WriteTo(&first)
 	if _, again := snap.WriteTo(&second); err != nil || again != nil || n != int64(first.Len()) || !bytes.Equal(first.Bytes(), second.Bytes()) {
-		t.Fatalf("%d of %d bytes, %v, %v: a snapshot is the same each time", n, first.Len(), err, again)
+		t.Fatalf("%d of %d bytes, %v, %v: both writes must be the same", n, first.Len(), err, again)
 	}
 	out, err := ReadSaved(&first)
 	if err != nil || out.Revision() != snap.Revision {
@@ -42,7 +42,7 @@ func entriesOf(t testing.TB, s *Saved) map[string]store.Entry {
 	return out
 }
 
-// hasEntries makes sure that a store has these entries, and no others.
+// hasEntries checks that a store contains these entries and no others.
 func hasEntries(t testing.TB, s store.Store, rev store.Revision, want map[string]store.Entry) {
 	t.Helper()
 	page, err := s.List(context.Background(), "", store.ListOptions{Revision: rev})
@@ -59,7 +59,7 @@ func hasEntries(t testing.TB, s store.Store, rev store.Revision, want map[string
 	}
 }
 
-func TestASavedStateIsThatOfOneRevision(t *testing.T) {
+func TestSnapshotShowsOneRevision(t *testing.T) {
 	s := single(t, Config{})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -82,13 +82,13 @@ func TestASavedStateIsThatOfOneRevision(t *testing.T) {
 		acknowledged := put(t, s, "/acknowledged", "x")
 		state := saved(t, s)
 		if state.Revision() < acknowledged {
-			t.Fatalf("revision %d, acknowledged was %d", state.Revision(), acknowledged)
+			t.Fatalf("revision %d, but %d was acknowledged", state.Revision(), acknowledged)
 		}
 		hasEntries(t, s, state.Revision(), entriesOf(t, state))
 	}
 }
 
-func TestARestoredClusterGoesOn(t *testing.T) {
+func TestRestoredClusterContinues(t *testing.T) {
 	for _, n := range []int{1, 3} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -108,7 +108,7 @@ func TestARestoredClusterGoesOn(t *testing.T) {
 			want := entriesOf(t, state)
 			state.Jump(jump)
 
-			// The same names and addresses, and other disks.
+			// The new cluster has the same names and addresses, but other disks.
 			fresh := newStopped(t, old)
 			for _, name := range old.names {
 				if err := state.Restore(RestoreConfig{Name: name, Members: old.names, Token: "t1", Dir: fresh.members[name].dir, Log: quiet()}); err != nil {
@@ -131,12 +131,12 @@ func TestARestoredClusterGoesOn(t *testing.T) {
 						w.Close()
 					}
 					if !errors.Is(err, store.ErrCompacted) {
-						t.Fatalf("%s: a watch from %d: %v; want it compacted", name, from, err)
+						t.Fatalf("%s: watch from %d: %v, want ErrCompacted", name, from, err)
 					}
 				}
 			}
 			leader, _ = fresh.leader()
-			// What was about to expire does so in the restored cluster.
+			// An entry that was about to expire does so in the restored cluster.
 			eventually(t, "/short expires", func() bool {
 				_, _, err := leader.Get(ctx, "/short")
 				return errors.Is(err, store.ErrNotFound)
@@ -147,7 +147,7 @@ func TestARestoredClusterGoesOn(t *testing.T) {
 			if err != nil || v[0].Err != nil || v[0].Revision <= rev+jump {
 				t.Fatal(err, v)
 			}
-			for _, name := range fresh.names { // and it lasts
+			for _, name := range fresh.names { // the data survives a restart
 				fresh.stop(name)
 			}
 			fresh.start(fresh.names...)
@@ -159,7 +159,7 @@ func TestARestoredClusterGoesOn(t *testing.T) {
 
 const jump = 1 << 40
 
-// newStopped is a cluster of the same names with empty disks, not started.
+// newStopped returns a stopped cluster with the same names and empty disks.
 func newStopped(t testing.TB, of *cluster) *cluster {
 	t.Helper()
 	c := &cluster{TB: t, ca: of.ca, names: of.names, members: map[string]*clusterMember{}, change: of.change}
@@ -170,7 +170,7 @@ func newStopped(t testing.TB, of *cluster) *cluster {
 	return c
 }
 
-func TestAMemberThatWasNotRestoredIsAStranger(t *testing.T) {
+func TestMemberThatWasNotRestoredCannotJoin(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	leader, _ := c.leader()
 	put(t, leader, "/k", "old")
@@ -203,12 +203,12 @@ func TestAMemberThatWasNotRestoredIsAStranger(t *testing.T) {
 	holds(t, c.members["b"].Store, map[string]string{"/k": "new"})
 	select {
 	case err := <-done:
-		t.Fatalf("the one with its old disk: %v", err)
+		t.Fatalf("the member with its old disk: %v", err)
 	default:
 	}
 	cancel()
 	if err := <-done; err == nil {
-		t.Fatal("the one with its old disk got in")
+		t.Fatal("the member with its old disk joined")
 	}
 	c.members["c"].down()
 }
@@ -242,7 +242,7 @@ func TestEpochsEndWithARestore(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeAddedIsRefused(t *testing.T) {
+func TestAddRefusesInvalidEntries(t *testing.T) {
 	s := NewSaved(10)
 	for _, e := range []store.Entry{
 		{Key: "/a", Value: []byte("x"), ModRevision: 11, CreateRevision: 1},
@@ -252,7 +252,7 @@ func TestWhatCannotBeAddedIsRefused(t *testing.T) {
 		{Key: "/a", ModRevision: 5, CreateRevision: 5},
 	} {
 		if err := s.Add(e, 0); err == nil {
-			t.Errorf("added %s of %d, created at %d, %d bytes", e.Key, e.ModRevision, e.CreateRevision, len(e.Value))
+			t.Errorf("added %s with revision %d, created at %d, value of %d bytes", e.Key, e.ModRevision, e.CreateRevision, len(e.Value))
 		}
 	}
 	e := store.Entry{Key: "/a", Value: []byte("x"), ModRevision: 5, CreateRevision: 5}
@@ -260,6 +260,6 @@ func TestWhatCannotBeAddedIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := s.Add(e, 0); err == nil {
-		t.Error("added twice")
+		t.Error("the same key was added twice")
 	}
 }

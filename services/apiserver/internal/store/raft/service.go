@@ -15,23 +15,22 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// maxRequestBytes bounds what is put together from the frames of one request.
+// maxRequestBytes bounds a request that is assembled from frames.
 const maxRequestBytes = maxAppend * (maxValue + entryBytes)
 
-// currentBytes bounds what an answer tells of entries that were found instead;
-// callers can do without.
+// currentBytes bounds the conflicting entries in a response. They are optional.
 const currentBytes = 2 << 20
 
-// Service is what a member serves to the others. It is registered before the
-// server serves; until Open has been given it, all calls are UNAVAILABLE.
+// Service serves a member to the others. It must be registered before its server starts. Until
+// Open is called with it, all calls fail with UNAVAILABLE.
 type Service struct {
 	raftv1.UnimplementedRaftServiceServer
 	allow func(context.Context) error
 	store atomic.Pointer[Store]
 }
 
-// NewService makes a service. allow says whether a caller is an apiserver (a gRPC
-// status error if not): whoever gets in may vote and write.
+// NewService returns a service. allow returns a gRPC status error if the caller is not an
+// apiserver: callers that it admits may vote and write.
 func NewService(allow func(context.Context) error) *Service {
 	return &Service{allow: allow}
 }
@@ -39,31 +38,31 @@ func NewService(allow func(context.Context) error) *Service {
 // Register registers the service.
 func (v *Service) Register(r grpc.ServiceRegistrar) { raftv1.RegisterRaftServiceServer(r, v) }
 
-// member is the store, for callers who may call it.
+// member authorizes the caller and returns the store.
 func (v *Service) member(ctx context.Context) (*Store, error) {
 	if err := v.allow(ctx); err != nil {
 		return nil, err
 	}
 	s := v.store.Load()
 	if s == nil || s.closed.Load() {
-		return nil, status.Error(codes.Unavailable, "the raft store does not run")
+		return nil, status.Error(codes.Unavailable, "the raft store is not running")
 	}
 	return s, nil
 }
 
-// meant is the store, if it is the one that the caller means.
+// meant is like member. It also checks that the request is meant for this member's id.
 func (v *Service) meant(ctx context.Context, target string) (*Store, error) {
 	s, err := v.member(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if target != string(s.id) {
-		return nil, status.Errorf(codes.FailedPrecondition, "request is meant for %q, this is %q", target, s.id)
+		return nil, status.Errorf(codes.FailedPrecondition, "the request is for %q, but this is %q", target, s.id)
 	}
 	return s, nil
 }
 
-// failed turns an error of the library into one on the wire.
+// failed converts an error of the library to a gRPC status error.
 func failed(err error) error {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
@@ -74,7 +73,7 @@ func failed(err error) error {
 	return status.Error(codes.Internal, err.Error())
 }
 
-// library hands a request to the library.
+// library passes a request to the library and returns its response.
 func library[R any](ctx context.Context, v *Service, target string, command any, data io.Reader) (R, error) {
 	var none R
 	s, err := v.meant(ctx, target)
@@ -110,7 +109,7 @@ func (v *Service) AppendEntriesPipeline(stream grpc.BidiStreamingServer[raftv1.A
 		if frame.Request == nil {
 			return status.Error(codes.InvalidArgument, "empty request")
 		}
-		// Before more is taken in.
+		// Check before receiving more frames.
 		if _, err := v.meant(stream.Context(), frame.Request.Header.GetTarget()); err != nil {
 			return err
 		}
@@ -247,7 +246,7 @@ func (v *Service) Propose(ctx context.Context, r *raftv1.ProposeRequest) (*raftv
 		return nil, err
 	}
 	if len(r.Operations) == 0 {
-		return nil, status.Error(codes.InvalidArgument, "nothing proposed")
+		return nil, status.Error(codes.InvalidArgument, "no operations proposed")
 	}
 	for _, op := range r.Operations {
 		if err := check(op); err != nil {
@@ -273,21 +272,20 @@ func (v *Service) Propose(ctx context.Context, r *raftv1.ProposeRequest) (*raftv
 	return out, nil
 }
 
-// refusal is an error of the leader on the wire: those that say that nothing was
-// done keep saying so.
+// refusal converts an error of the leader to a gRPC status error. Errors after which nothing
+// was done remain recognizable by refused.
 func refusal(err error) error {
 	switch {
 	case errors.Is(err, errNotLeader):
 		return status.Error(codes.FailedPrecondition, err.Error())
 	case errors.Is(err, store.ErrTooMany):
-		// Not RESOURCE_EXHAUSTED, which gRPC itself says of an answer that is too
-		// large.
+		// Not RESOURCE_EXHAUSTED: gRPC itself returns that for a response that is too large.
 		return status.Error(codes.Aborted, err.Error())
 	}
 	return failed(err)
 }
 
-// refused tells an error after which nothing was done, nor will be.
+// refused reports whether err means that nothing was done or will be.
 func refused(err error) bool {
 	if errors.Is(err, errNotLeader) || errors.Is(err, store.ErrTooMany) {
 		return true

@@ -10,8 +10,8 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// settle finds out what became of attempts whose answer did not come. They were
-// sent after revision before. It returns those that had no effect, nor will.
+// settle resolves the outcome of attempts whose reply did not arrive. They were sent after the
+// store was at revision before. It returns those that had no effect and never will.
 func (s *Store) settle(unknown []*attempt, before store.Revision, last uint64, deadline time.Time) (again []*attempt) {
 	upTo, err := s.cancelUpTo(last, deadline)
 	for _, a := range unknown {
@@ -33,8 +33,8 @@ func (s *Store) settle(unknown []*attempt, before store.Revision, last uint64, d
 	return again
 }
 
-// cancelUpTo cancels the attempts up to a sequence and returns the revision at
-// which that was done, once this member shows it.
+// cancelUpTo cancels the attempts up to a sequence. It returns the revision at which they were
+// cancelled, once this member has applied it.
 func (s *Store) cancelUpTo(last uint64, deadline time.Time) (store.Revision, error) {
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
@@ -46,9 +46,9 @@ func (s *Store) cancelUpTo(last uint64, deadline time.Time) (store.Revision, err
 	return res.outcomes[0].rev, s.machine.wait(ctx, res.index, deadline)
 }
 
-// judge tells from the history whether a write was applied between two revisions:
-// the verdict if it was (known), an error if that cannot be told, neither if it
-// was not.
+// judge finds out from the history whether a write was applied between two revisions. It
+// returns the verdict and true if it was, a verdict with an error and false if that is unknown,
+// and an empty verdict and false if it was not.
 func (m *machine) judge(w *store.Write, before, upTo store.Revision) (v store.Verdict, known bool) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -60,17 +60,17 @@ func (m *machine) judge(w *store.Write, before, upTo store.Revision) (v store.Ve
 		switch {
 		case (e.put == nil) != (w.Value == nil) || !expected(w, e.before):
 		case w.Value == nil:
-			return store.Verdict{Err: errors.New("somebody deleted it")}, false
+			return store.Verdict{Err: errors.New("another write may have deleted it")}, false
 		case w.Settled != nil && w.Settled(e.put.value):
 			return store.Verdict{Revision: e.rev}, true
 		case w.Settled == nil && bytes.Equal(w.Value, e.put.value):
-			return store.Verdict{Err: errors.New("somebody wrote the same")}, false
+			return store.Verdict{Err: errors.New("another write may have stored the same value")}, false
 		}
 	}
 	return store.Verdict{}, false
 }
 
-// expected tells whether a write could have come upon this.
+// expected reports whether a write's precondition holds for this record.
 func expected(w *store.Write, before *record) bool {
 	switch {
 	case w.Expect == store.Any:
@@ -81,7 +81,7 @@ func expected(w *store.Write, before *record) bool {
 	return before.mod == w.Expect
 }
 
-// judgeByState does so when the history is gone.
+// judgeByState is judge without a history.
 func (m *machine) judgeByState(w *store.Write) (v store.Verdict, known bool) {
 	r := m.get(w.Key)
 	switch {
@@ -92,5 +92,5 @@ func (m *machine) judgeByState(w *store.Write) (v store.Verdict, known bool) {
 	case r != nil && w.Value == nil && w.Expect > 0 && r.created <= w.Expect: // never deleted
 		return store.Verdict{}, false
 	}
-	return store.Verdict{Err: errors.New("its history is forgotten")}, false
+	return store.Verdict{Err: errors.New("the history of the key is not known any more")}, false
 }

@@ -7,8 +7,8 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// shared lets callers share one call of a function. Each joins a call that
-// begins after it came, never one that runs already.
+// shared lets concurrent callers share calls of a function. Each waits for a call that starts
+// after its own do began, never for one that was already running.
 type shared[T any] struct {
 	mu      sync.Mutex
 	next    *sharedCall[T]
@@ -23,6 +23,7 @@ type sharedCall[T any] struct {
 	err   error
 }
 
+// do calls f, or shares a call of it, and returns its result.
 func (s *shared[T]) do(ctx context.Context, f func() (T, error)) (T, error) {
 	s.mu.Lock()
 	if s.ended {
@@ -65,7 +66,7 @@ func (s *shared[T]) run(f func() (T, error)) {
 	}
 }
 
-// end lets nobody begin any more, and waits until no call runs.
+// end makes later calls of do fail with ErrClosed, and waits until no call is running.
 func (s *shared[T]) end() {
 	s.mu.Lock()
 	s.ended = true

@@ -18,21 +18,22 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// A snapshot is a row of parts: four bytes of length, four of CRC-32C over what
-// follows, and a raftv1.Snapshot. The last one counts the records and changes, so that
-// a cut at the end of a part is seen too.
+// A snapshot is a sequence of parts. Each has a length of four bytes, a CRC-32C of four bytes
+// over what follows, and a raftv1.Snapshot. The last part has the numbers of records and
+// changes, so that a snapshot that was cut off between parts is detected too.
 
 const (
-	// partBytes is about how large a part is.
+	// partBytes is the approximate size of a part.
 	partBytes = 256 << 10
-	// maxPart is the largest that is read: one record may be large.
+	// maxPart is the size of the largest part that is read. A part with one large record is
+	// larger than partBytes.
 	maxPart = 32 << 20
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// snapshot is the state of one moment. The trees are shared with the machine,
-// which copies what it changes.
+// snapshot is the state at one moment. The trees are shared with the machine, which copies
+// nodes before it changes them.
 type snapshot struct {
 	head    *raftv1.Snapshot_State
 	keys    *btree.BTreeG[*record]
@@ -153,22 +154,22 @@ func writePart(w io.Writer, p *raftv1.Snapshot) error {
 func readPart(r io.Reader) (*raftv1.Snapshot, error) {
 	var head [8]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return nil, fmt.Errorf("snapshot is cut off: %w", err)
+		return nil, fmt.Errorf("the snapshot was cut off: %w", err)
 	}
 	n := binary.BigEndian.Uint32(head[:4])
 	if n > maxPart {
-		return nil, fmt.Errorf("snapshot has a part of %d bytes", n)
+		return nil, fmt.Errorf("the snapshot has a part of %d bytes, but at most %d are allowed", n, maxPart)
 	}
-	// Grow with what comes: the length may be a lie.
+	// Let the buffer grow with the data: the length may be wrong.
 	data, err := io.ReadAll(io.LimitReader(r, int64(n)))
 	if err != nil {
 		return nil, err
 	}
 	if uint32(len(data)) != n {
-		return nil, errors.New("snapshot is cut off")
+		return nil, errors.New("the snapshot was cut off")
 	}
 	if crc32.Checksum(data, castagnoli) != binary.BigEndian.Uint32(head[4:]) {
-		return nil, errors.New("snapshot is damaged")
+		return nil, errors.New("the snapshot is damaged")
 	}
 	p := &raftv1.Snapshot{}
 	if err := proto.Unmarshal(data, p); err != nil {
@@ -177,7 +178,7 @@ func readPart(r io.Reader) (*raftv1.Snapshot, error) {
 	return p, nil
 }
 
-// Restore implements the library's FSM. What was there stays if it fails.
+// Restore implements the library's FSM. If it fails, the state does not change.
 func (m *machine) Restore(from io.ReadCloser) error {
 	defer func() { _ = from.Close() }()
 	s, changes, after, err := readSnapshot(from)
@@ -198,8 +199,8 @@ func (m *machine) Restore(from io.ReadCloser) error {
 	return nil
 }
 
-// readSnapshot reads the state, the changes that led to it, and the revision that they
-// came after.
+// readSnapshot reads a state, the changes that led to it, and the revision before the first of
+// them.
 func readSnapshot(from io.Reader) (s *state, changes []event, after store.Revision, err error) {
 	r := bufio.NewReaderSize(from, 64<<10)
 	first, err := readPart(r)
@@ -208,7 +209,7 @@ func readSnapshot(from io.Reader) (s *state, changes []event, after store.Revisi
 	}
 	h := first.State
 	if h == nil || h.Format != format {
-		return nil, nil, 0, fmt.Errorf("snapshot of format %d, want %d", h.GetFormat(), format)
+		return nil, nil, 0, fmt.Errorf("snapshot of format %d, expected %d", h.GetFormat(), format)
 	}
 	if h.Revision < 1 {
 		return nil, nil, 0, fmt.Errorf("snapshot of revision %d", h.Revision)
@@ -252,16 +253,16 @@ func readSnapshot(from io.Reader) (s *state, changes []event, after store.Revisi
 		}
 		if p.End != nil {
 			if p.End.Records != n {
-				return nil, nil, 0, fmt.Errorf("snapshot has %d records of %d", n, p.End.Records)
+				return nil, nil, 0, fmt.Errorf("the snapshot has %d of %d records", n, p.End.Records)
 			}
 			if p.End.Changes != int64(len(changes)) {
-				return nil, nil, 0, fmt.Errorf("snapshot has %d changes of %d", len(changes), p.End.Changes)
+				return nil, nil, 0, fmt.Errorf("the snapshot has %d of %d changes", len(changes), p.End.Changes)
 			}
 			break
 		}
 	}
 	s.index(h.Bounds.GetBounds())
-	if after == 0 { // a snapshot without a history
+	if after == 0 { // written without a history
 		after = s.rev
 	}
 	return s, changes, after, nil

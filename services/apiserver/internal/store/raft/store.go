@@ -20,71 +20,71 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// Limits that callers can see.
+// Limits of keys and values.
 const (
-	// maxValue is the largest value that can be stored.
+	// maxValue is the size of the largest value, in bytes.
 	maxValue = 4 << 20
-	// maxKey is the longest key.
+	// maxKey is the length of the longest key, in bytes.
 	maxKey = 4 << 10
 )
 
-// Bound limits what is stored under a prefix. The entries that were written
-// longest ago go first, as deletions that a watch sees.
+// Bound limits what is stored under a prefix. When it is exceeded, the entries that were
+// written the longest ago are deleted. Watches see these deletions.
 type Bound struct {
 	Prefix string
-	// Entries and Bytes (of keys and values); 0 is any number.
+	// Entries and Bytes (of keys and values) are the limits. 0 means no limit.
 	Entries, Bytes int64
 }
 
-// Membership says who shall be a member.
+// Membership decides who is a member.
 type Membership interface {
-	// Names are those of the members, as far as is known here; they cost nothing.
+	// Names returns the names of the members, as far as they are known here. It must be cheap.
 	Names() []string
-	// Gone tells for certain that a name is no member's any more.
+	// Gone reports whether it is certain that a name is not a member's any more.
 	Gone(ctx context.Context, name string) (bool, error)
 }
 
-// Timing of elections. Zero means the defaults.
+// Timing configures elections. A zero field means the default.
 type Timing struct {
-	// Election is how long a member hears nothing from the leader before it stands
-	// for election; default 300 ms. A member that is alone does so at once.
+	// Election is how long a member waits without hearing from the leader before it stands for
+	// election; default 300 ms. A single member does so at once.
 	Election time.Duration
-	// Commit is how long an idle follower may not know what was committed last;
-	// default 20 ms.
+	// Commit bounds how long an idle follower may not know the last commit; default 20 ms.
 	Commit time.Duration
 }
 
-// Config of a member.
+// Config configures a member.
 type Config struct {
-	// Name of this member: not empty, without a slash, the same after a restart.
+	// Name is the name of this member: not empty, without a slash, and the same after a
+	// restart.
 	Name string
-	// Members are the names of all members, this one among them. A member that is
-	// new here is taken in; one that is gone from here stays a member.
+	// Members are the names of all members, including this one. Members that are new here are
+	// added; members that are missing here are not removed.
 	Members []string
-	// Follow, if set, says who shall be a member once the store is founded, in place
-	// of Members: who is new there is taken in, who is gone from there is let go.
+	// Follow, if set, decides the membership in place of Members once the store is founded:
+	// members that are new there are added, and those that are missing there are removed.
 	Follow Membership
-	// Join says that the store was founded by others: this member never does.
+	// Join means that the store was founded by others, so this member must not found one.
 	Join bool
-	// Dir holds the member's log and snapshots; made with mode 0700.
+	// Dir holds the member's log and snapshots. It is created with mode 0700.
 	Dir string
-	// Dial makes the connection to another member. Connections that can be closed
-	// are, with the store.
+	// Dial returns a connection to another member. The store closes it if it has a Close
+	// method.
 	Dial func(member string) (grpc.ClientConnInterface, error)
-	// Service is what the others call; it must be served before Open, where there
-	// are others.
+	// Service is what the other members call. If there are others, it must be served before
+	// Open is called.
 	Service *Service
-	// Bounds of prefixes. The leader's count.
+	// Bounds are the bounds of prefixes. Those of the leader apply.
 	Bounds []Bound
 	// FencesElsewhere is a prefix of fence keys that another store keeps, such as
-	// "/keelson/fence/". Their revisions are taken from the writes that carry them.
+	// "/keelson/fence/". This store learns their revisions from the writes that carry them.
 	FencesElsewhere string
-	// HistoryEvents and HistoryBytes bound how far back watches and lists reach;
-	// defaults 50,000 and 16 MiB.
+	// HistoryEvents and HistoryBytes bound how far back watches and lists can go; defaults
+	// 50,000 and 16 MiB.
 	HistoryEvents int
 	HistoryBytes  int64
-	// SnapshotBytes of log make a snapshot; default 64 MiB, or as much as there is
-	// state.
+	// SnapshotBytes is the size of the log after which a snapshot is taken, or the size of the
+	// state if that is larger; default 64 MiB.
 	SnapshotBytes int64
 	Timing        Timing
 	Log           *slog.Logger
@@ -93,10 +93,10 @@ type Config struct {
 	wrapLog    func(*logStore) durable
 	bolt       bbolt.Options
 	settleTime time.Duration
-	failed     func(error) // instead of the end of the process
+	failed     func(error) // called instead of ending the process
 }
 
-// durable is what has to last.
+// durable is the part of the library's storage that must survive crashes.
 type durable interface {
 	hraft.LogStore
 	hraft.StableStore
@@ -104,7 +104,7 @@ type durable interface {
 
 func (c *Config) defaults() error {
 	if c.Name == "" || nameOf(hraft.ServerID(c.Name)) != c.Name {
-		return fmt.Errorf("name of a member: %q", c.Name)
+		return fmt.Errorf("%q is not a valid name of a member", c.Name)
 	}
 	if len(c.Members) == 0 {
 		c.Members = []string{c.Name}
@@ -115,17 +115,17 @@ func (c *Config) defaults() error {
 		return fmt.Errorf("%s is not among the members %v", c.Name, c.Members)
 	}
 	if len(slices.Compact(slices.Clone(c.Members))) != len(c.Members) {
-		return fmt.Errorf("a member twice among %v", c.Members)
+		return fmt.Errorf("a name occurs twice among the members %v", c.Members)
 	}
 	if len(c.Members) > 1 && (c.Dial == nil || c.Service == nil) {
-		return errors.New("several members need a service and connections")
+		return errors.New("Service and Dial are required if there are several members")
 	}
 	if c.Service == nil {
 		c.Service = NewService(func(context.Context) error { return nil })
 	}
 	if c.Dial == nil {
 		c.Dial = func(member string) (grpc.ClientConnInterface, error) {
-			return nil, fmt.Errorf("no way to reach member %s", member)
+			return nil, fmt.Errorf("cannot reach member %s: no Dial function", member)
 		}
 	}
 	if c.Timing.Election <= 0 {
@@ -165,20 +165,20 @@ type Store struct {
 	transport *transport
 	raft      *hraft.Raft
 	machine   *machine
-	proposals *proposals // into this member's log
+	proposals *proposals // to this member's log
 	forwards  *proposals // to the leader
 	began     time.Time
 
-	// session and sequence name each attempt to write.
+	// session and sequence identify each attempt to write.
 	session  uint64
 	sequence atomic.Uint64
 
-	// ready is the last term in which this member led and had applied all that
-	// was committed before.
+	// ready is the last term in which this member led and had applied everything that was
+	// committed before.
 	ready    atomic.Uint64
 	confirms shared[uint64]
 	asks     shared[uint64]
-	calls    sync.WaitGroup // of confirms
+	calls    sync.WaitGroup // requests of confirm
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -187,12 +187,11 @@ type Store struct {
 	once   sync.Once
 
 	settleTime, localTime, forwardTime time.Duration
-	// fault, if set, says what happens to an attempt to write; for tests.
+	// fault, if set, returns what happens to an attempt to write. For tests.
 	fault func(w *store.Write, attempt int) fault
 }
 
-// Open opens the member in cfg.Dir, makes it where there is none, and waits until
-// the store can be read.
+// Open opens the member in cfg.Dir, or creates it, and waits until the store can be read.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err := cfg.defaults(); err != nil {
 		return nil, fmt.Errorf("raft store: %w", err)
@@ -232,7 +231,7 @@ func (s *Store) start() (err error) {
 	s.disk.failed = s.cfg.failed
 	if s.disk.failed == nil {
 		s.disk.failed = func(err error) {
-			s.log.Error("raft store ends this process: its disk failed, and what is on it has to be read anew", "error", err, "directory", s.cfg.Dir)
+			s.log.ErrorContext(s.ctx, "ending this process: a write to the disk of the raft store failed, and its data must be read again", "error", err, "directory", s.cfg.Dir)
 			os.Exit(1)
 		}
 	}
@@ -280,19 +279,19 @@ func (s *Store) start() (err error) {
 	return nil
 }
 
-// hurry lets a member that has founded the cluster, or is alone, stand for
-// election without waiting to hear from others.
+// hurry makes a member that founded the cluster, or is its only voter, stand for election at
+// once.
 func (s *Store) hurry() {
 	now := &hraft.TimeoutNowRequest{RPCHeader: hraft.RPCHeader{ProtocolVersion: hraft.ProtocolVersionMax}}
 	if _, err := s.transport.handle(s.ctx, now, nil); err != nil {
-		s.log.Debug("raft store waits for its election", "error", err)
+		s.log.DebugContext(s.ctx, "the raft store waits for an election", "error", err)
 	}
 }
 
-// maxAppend bounds the entries of one request; each may have entryBytes.
+// maxAppend bounds the entries of one request. Each of them may have entryBytes.
 const maxAppend = 64
 
-// library is the configuration of the library.
+// library returns the configuration of the library.
 func (s *Store) library(log *hlog) *hraft.Config {
 	c := hraft.DefaultConfig()
 	c.LocalID = s.id
@@ -310,11 +309,11 @@ func (s *Store) library(log *hlog) *hraft.Config {
 	return c
 }
 
-// clock counts milliseconds; it never goes back.
+// clock returns a monotonic time in milliseconds.
 func (s *Store) clock() int64 { return time.Since(s.began).Milliseconds() }
 
-// HandOver makes another member the leader, if this one leads and there is another. It
-// is bounded by the time of an election.
+// HandOver transfers leadership to another member, if this one leads and there is another. It
+// takes at most the time of an election.
 func (s *Store) HandOver() error {
 	if s.raft.State() != hraft.Leader || len(s.voters()) < 2 {
 		return nil
@@ -322,14 +321,14 @@ func (s *Store) HandOver() error {
 	return s.raft.LeadershipTransfer().Error()
 }
 
-// Close ends the member. A leader hands over first, if it can.
+// Close stops the member. A leader first tries to hand over.
 func (s *Store) Close() {
 	s.once.Do(func() {
 		_ = s.HandOver()
 		s.closed.Store(true)
 		s.cancel()
-		// The library answers while it runs only, so everybody who waits for it
-		// ends before it does.
+		// The library answers only while it runs, so everything that waits for it must end
+		// first.
 		s.forwards.close()
 		s.proposals.close()
 		s.wg.Wait()
@@ -338,28 +337,28 @@ func (s *Store) Close() {
 		s.calls.Wait()
 		s.transport.stop()
 		if err := s.raft.Shutdown().Error(); err != nil {
-			s.log.Warn("raft store did not end cleanly", "error", err)
+			s.log.Warn("the raft store did not shut down cleanly", "error", err)
 		}
 		s.machine.close()
 		s.cfg.Service.store.CompareAndSwap(s, nil)
 		if err := s.disk.close(); err != nil {
-			s.log.Warn("raft store did not end cleanly", "error", err)
+			s.log.Warn("the raft store did not shut down cleanly", "error", err)
 		}
 	})
 }
 
-// Member is one of the store's members.
+// Member is a member of the store.
 type Member struct {
 	Name, ID string
 	Voter    bool
 }
 
-// Status is how a member is.
+// Status is the status of a member.
 type Status struct {
-	ID, Leader string // ids; no leader is known where it is empty
+	ID, Leader string // ids; Leader is empty if no leader is known
 	Term       uint64
-	// Applied is the log index that reads of this member show, Last that of its
-	// log.
+	// Applied is the index of the last applied log entry, and Last that of the last entry in
+	// the log.
 	Applied, Last uint64
 	Revision      store.Revision
 	Members       []Member
@@ -367,7 +366,7 @@ type Status struct {
 	Bytes         int64
 }
 
-// Status says how this member is.
+// Status returns the status of this member.
 func (s *Store) Status() Status {
 	_, leader := s.raft.LeaderWithID()
 	st := Status{ID: string(s.id), Leader: string(leader), Term: s.raft.CurrentTerm(), Last: s.raft.LastIndex()}
@@ -380,8 +379,8 @@ func (s *Store) Status() Status {
 	return st
 }
 
-// Health is nil while this member can be read: it knows a leader. It says nothing
-// about others.
+// Health returns nil while this member can be read, that is, while it knows a leader. It does
+// not check other members.
 func (s *Store) Health() error {
 	if s.closed.Load() {
 		return store.ErrClosed
@@ -392,8 +391,8 @@ func (s *Store) Health() error {
 	return nil
 }
 
-// Voting is nil while this member has a vote, as far as it knows: the others can do
-// without one of theirs.
+// Voting returns nil while this member is healthy and votes, as far as it knows. While it
+// fails, the others must not lose one of their votes.
 func (s *Store) Voting(context.Context) error {
 	if !slices.Contains(s.voters(), s.id) {
 		return errors.New("this member of the raft store has no vote yet")
@@ -401,7 +400,7 @@ func (s *Store) Voting(context.Context) error {
 	return s.Health()
 }
 
-// servers is the membership, the newest that this member knows.
+// servers returns the newest membership that this member knows.
 func (s *Store) servers() []hraft.Server {
 	return s.raft.GetConfiguration().Configuration().Servers
 }

@@ -18,16 +18,16 @@ const (
 	// voteTime and appendTime bound one request to a peer.
 	voteTime   = time.Second
 	appendTime = 5 * time.Second
-	// frameBytes is about how much of a request goes into one message.
+	// frameBytes is the approximate size of one message of a request.
 	frameBytes = 1 << 20
-	// chunkBytes is a part of a snapshot on the wire.
+	// chunkBytes is the size of a chunk of a snapshot on the wire.
 	chunkBytes = 256 << 10
-	// inFlight bounds the requests of a pipeline without an answer.
+	// inFlight bounds the requests of a pipeline that have no response yet.
 	inFlight = 32
 )
 
-// transport is the library's Transport over the service. Addresses are ids: which
-// connection leads to a member follows from its name.
+// transport implements the library's Transport over the gRPC service. Addresses are ids: the
+// name in an id determines the connection.
 type transport struct {
 	self    hraft.ServerID
 	dial    func(member string) (grpc.ClientConnInterface, error)
@@ -47,7 +47,7 @@ type remote struct {
 	conn grpc.ClientConnInterface
 
 	mu sync.Mutex
-	// contact is when each id of it last answered.
+	// contact is when each of the member's ids last answered.
 	contact map[hraft.ServerID]time.Time
 }
 
@@ -57,7 +57,7 @@ func newTransport(self hraft.ServerID, dial func(member string) (grpc.ClientConn
 	return t
 }
 
-// peer is the member with an id.
+// peer returns the member with an id.
 func (t *transport) peer(id hraft.ServerID) (*remote, error) { return t.member(nameOf(id)) }
 
 func (t *transport) member(name string) (*remote, error) {
@@ -78,7 +78,7 @@ func (t *transport) member(name string) (*remote, error) {
 	return p, nil
 }
 
-// stop ends the requests of this member, close the connections too.
+// stop ends the requests of this member. Close also closes the connections.
 func (t *transport) stop() { t.cancel() }
 
 // Close implements the library's WithClose.
@@ -96,14 +96,14 @@ func (t *transport) Close() error {
 	return errors.Join(errs...)
 }
 
-// answered notes that a member answered under this id.
+// answered records that a member answered under this id.
 func (p *remote) answered(id hraft.ServerID) {
 	p.mu.Lock()
 	p.contact[id] = time.Now()
 	p.mu.Unlock()
 }
 
-// since is how long a member has not answered under an id.
+// since returns how long ago a member last answered under an id, or an hour if it never did.
 func (p *remote) since(id hraft.ServerID) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -114,7 +114,7 @@ func (p *remote) since(id hraft.ServerID) time.Duration {
 	return time.Since(at)
 }
 
-// call makes one request of a peer.
+// call makes one request to a peer.
 func call[R any](t *transport, id hraft.ServerID, limit time.Duration, f func(context.Context, *remote) (R, error)) (r R, err error) {
 	p, err := t.peer(id)
 	if err != nil {
@@ -164,8 +164,8 @@ func (t *transport) RequestVote(id hraft.ServerID, _ hraft.ServerAddress, args *
 	return err
 }
 
-// RequestPreVote implements the library's WithPreVote, without which it does
-// without.
+// RequestPreVote implements the library's WithPreVote. Without it, the library would not use
+// pre-votes.
 func (t *transport) RequestPreVote(id hraft.ServerID, _ hraft.ServerAddress, args *hraft.RequestPreVoteRequest, resp *hraft.RequestPreVoteResponse) error {
 	r, err := call(t, id, voteTime, func(ctx context.Context, p *remote) (*raftv1.RequestPreVoteResponse, error) {
 		return p.RequestPreVote(ctx, &raftv1.RequestPreVoteRequest{
@@ -258,7 +258,7 @@ func (t *transport) InstallSnapshot(id hraft.ServerID, _ hraft.ServerAddress, ar
 		Configuration: args.Configuration, ConfigurationIndex: args.ConfigurationIndex, Size: args.Size,
 	}
 	for {
-		buf := make([]byte, chunkBytes) // gRPC may still hold the one before
+		buf := make([]byte, chunkBytes) // gRPC may still use the previous one
 		n, err := io.ReadFull(data, buf)
 		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 			return err
@@ -266,7 +266,7 @@ func (t *transport) InstallSnapshot(id hraft.ServerID, _ hraft.ServerAddress, ar
 		if n > 0 || req.Header != nil {
 			req.Data = buf[:n]
 			if err := stream.Send(req); err != nil {
-				break // CloseAndRecv says why
+				break // CloseAndRecv returns the reason
 			}
 			req = &raftv1.InstallSnapshotRequest{}
 		}
@@ -284,7 +284,7 @@ func (t *transport) InstallSnapshot(id hraft.ServerID, _ hraft.ServerAddress, ar
 	return nil
 }
 
-// handle gives a request to the library and waits for its answer.
+// handle passes a request to the library and waits for its response.
 func (t *transport) handle(ctx context.Context, command any, data io.Reader) (any, error) {
 	answer := make(chan hraft.RPCResponse, 1)
 	rpc := hraft.RPC{Command: command, Reader: data, RespChan: answer}

@@ -12,15 +12,15 @@ import (
 )
 
 const (
-	// upkeepEvery is how often a member looks whether something expires, or the
-	// log wants a snapshot.
+	// upkeepEvery is the interval at which a member checks whether entries expire or a snapshot
+	// is due.
 	upkeepEvery = 500 * time.Millisecond
-	// tickEvery is how often an idle leader writes its clock, in milliseconds,
-	// while anything expires at all; less than maxStep, so that no time is lost.
+	// tickEvery is how often, in milliseconds, an idle leader writes its clock while there are
+	// entries that expire. It is less than maxStep, so that no time is lost.
 	tickEvery = 10_000
 )
 
-// upkeep moves the log's time, takes snapshots and sets the bounds.
+// upkeep advances the log's time, takes snapshots and sets the bounds.
 func (s *Store) upkeep() {
 	tick := time.NewTicker(upkeepEvery)
 	defer tick.Stop()
@@ -32,7 +32,7 @@ func (s *Store) upkeep() {
 		}
 		if s.snapshotDue() {
 			if err := s.raft.Snapshot().Error(); err != nil {
-				s.log.Warn("raft store cannot make a snapshot of itself", "error", err)
+				s.log.WarnContext(s.ctx, "the raft store cannot take a snapshot", "error", err)
 			}
 		}
 		for s.raft.State() == hraft.Leader && s.ctx.Err() == nil {
@@ -50,6 +50,8 @@ func (s *Store) upkeep() {
 	}
 }
 
+// snapshotDue reports whether more was applied since the last snapshot than SnapshotBytes and
+// the size of the state.
 func (s *Store) snapshotDue() bool {
 	m := s.machine
 	m.mu.RLock()
@@ -57,7 +59,7 @@ func (s *Store) snapshotDue() bool {
 	return m.bytes > max(s.cfg.SnapshotBytes, m.size)
 }
 
-// due is what the leader has to write into the log now.
+// due returns the operation that the leader must write to the log now, or nil.
 func (s *Store) due() *raftv1.Operation {
 	m := s.machine
 	m.mu.RLock()
@@ -73,7 +75,7 @@ func (s *Store) due() *raftv1.Operation {
 	if !ok {
 		return nil
 	}
-	// The log's time since its last command, which the next one adds.
+	// The time since the last command, which the next one adds to the log's time.
 	passed := s.clock() - m.clock
 	if m.term != s.raft.CurrentTerm() || passed >= tickEvery || first.deadline <= m.now+max(passed, 0) {
 		return &raftv1.Operation{Kind: &raftv1.Operation_Tick{Tick: &raftv1.Tick{}}}

@@ -8,15 +8,15 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// batchEvents and batchBytes bound one batch; scanEvents what is looked at with
-// the lock held.
+// batchEvents and batchBytes bound one batch, and scanEvents the events that are examined while
+// the lock is held.
 const (
 	batchEvents = 1000
 	batchBytes  = 4 << 20
 	scanEvents  = 10000
 )
 
-// Watch implements store.Store. It shows what this member has applied.
+// Watch implements store.Store. It delivers what this member has applied.
 func (s *Store) Watch(ctx context.Context, prefix string, after store.Revision) (store.Watch, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -36,7 +36,7 @@ func (s *Store) Watch(ctx context.Context, prefix string, after store.Revision) 
 type watch struct {
 	m        *machine
 	prefix   string
-	seen     store.Revision // used by Next alone
+	seen     store.Revision // used by Next only
 	progress chan struct{}
 	once     sync.Once
 	closed   chan struct{}
@@ -62,7 +62,8 @@ func (w *watch) Next(ctx context.Context) (store.Batch, error) {
 	}
 }
 
-// read returns what happened since, or the channel that tells of a change.
+// read returns the events since the last batch. If there are none, changed is closed at the
+// next change.
 func (w *watch) read(progress bool) (b store.Batch, changed <-chan struct{}, err error) {
 	m := w.m
 	m.mu.RLock()
@@ -96,7 +97,7 @@ func (w *watch) read(progress bool) (b store.Batch, changed <-chan struct{}, err
 	return b, m.changed, nil
 }
 
-// again is a change that has happened already.
+// again is a closed channel: there are more events to examine.
 var again = func() chan struct{} {
 	c := make(chan struct{})
 	close(c)

@@ -1,24 +1,24 @@
-// Package reach refuses at once what a store cannot do while too few of its members
-// answer.
+// Package reach makes a store fail at once while too few of its members answer.
 //
-// An apiserver whose member is cut off from the others does not notice by itself: its
-// reads wait until they are given up, its writes end with an unknown outcome, and its
-// watches stand still and look well, for as long as the cut lasts. Others may be able
-// to do better, if only the clients knew.
+// An apiserver whose member is cut off from the others does not notice that by itself: its
+// reads wait until they time out, its writes end with an unknown outcome, and its watches stay
+// open without events, as long as the cut lasts. Another apiserver may be able to serve the
+// clients, if they are told to try it.
 //
 // # States
 //
-//	reachable  everything goes to the store.
-//	cut off    a look (a linearizable read of the revision, every half second, given
-//	           two) has failed. What comes is refused with store.ErrUnavailable: nothing
-//	           was done, another apiserver may do it. Reads under way and watches end
-//	           with the same. Writes under way are left to the store, which alone can
-//	           find out what became of them.
+//	reachable    every call goes to the store.
+//	unreachable  a probe (a linearizable read of the revision, every half second, with a
+//	             timeout of two seconds) has failed. New calls fail with
+//	             store.ErrUnavailable: nothing was done, and another apiserver may do it.
+//	             Reads in progress and watches end with the same error. Writes in progress
+//	             are left to the store, which alone can resolve their outcome.
 //
-// A look that succeeds makes it reachable again. An election takes less than a look, so
-// nothing is refused because of one.
+// A probe that succeeds makes the store reachable again. An election takes less time than a
+// probe, so that it does not make calls fail.
 //
-// It must never refuse what may have been done, and never touch a value.
+// The package must never return ErrUnavailable for a write that may have been applied, and
+// never change a value.
 package reach
 
 import (
@@ -32,7 +32,7 @@ import (
 	"keelson.dev/services/internal/ops"
 )
 
-// Store is a store that knows whether it can be reached.
+// Store wraps a store and knows whether it can be reached.
 type Store struct {
 	inner store.Store
 	name  string
@@ -40,17 +40,18 @@ type Store struct {
 	state atomic.Pointer[state]
 }
 
-// state is one of the two, for as long as it lasts.
+// state is one period in which the store is reachable or unreachable.
 type state struct {
-	// refusal is nil while the store is reachable.
+	// refusal is the error of calls, or nil while the store is reachable.
 	refusal error
-	// over ends, with a refusal as its cause, when a reachable store is cut off.
+	// over is cancelled, with a refusal as its cause, when a reachable store becomes
+	// unreachable.
 	over context.Context
 	end  context.CancelCauseFunc
 }
 
-// New makes a store of another one, which has a name for messages. It is taken for
-// reachable until Run has looked.
+// New wraps a store. name identifies it in messages. The store counts as reachable until Run
+// has probed it.
 func New(name string, inner store.Store) *Store {
 	s := &Store{inner: inner, name: name}
 	s.probe = ops.NewProbe(s.look)
@@ -63,15 +64,16 @@ func reachable() *state {
 	return &state{over: over, end: end}
 }
 
-// Run looks again and again until ctx ends.
+// Run probes the store until ctx ends.
 func (s *Store) Run(ctx context.Context) error { return s.probe.Run(ctx) }
 
-// Check is what the last look found.
+// Check returns the result of the last probe.
 func (s *Store) Check(ctx context.Context) error { return s.probe.Check(ctx) }
 
-// Unwrap is the store behind.
+// Unwrap returns the wrapped store.
 func (s *Store) Unwrap() store.Store { return s.inner }
 
+// look probes the store. A probe that was cancelled changes nothing.
 func (s *Store) look(ctx context.Context) error {
 	_, err := s.inner.Revision(ctx)
 	if err == nil || !errors.Is(ctx.Err(), context.Canceled) {
@@ -80,22 +82,22 @@ func (s *Store) look(ctx context.Context) error {
 	return err
 }
 
-// saw takes over what a look found. Only the one who looks calls it.
+// saw applies the result of a probe. It is only called by look.
 func (s *Store) saw(err error) {
 	was := s.state.Load()
 	switch {
 	case err != nil && was.refusal == nil:
-		slog.Warn("store is out of reach: requests are refused until it answers", "store", s.name, "error", err)
+		slog.Warn("the store cannot be reached: refusing requests until it answers", "store", s.name, "error", err)
 		refusal := fmt.Errorf("%s: %w", s.name, store.ErrUnavailable)
 		s.state.Store(&state{refusal: refusal})
 		was.end(refusal)
 	case err == nil && was.refusal != nil:
-		slog.Info("store is in reach again", "store", s.name)
+		slog.Info("the store can be reached again", "store", s.name)
 		s.state.Store(reachable())
 	}
 }
 
-// read calls f, with a context that ends when the store is cut off.
+// read calls f with a context that is cancelled when the store becomes unreachable.
 func (s *Store) read(ctx context.Context, f func(context.Context) error) error {
 	now := s.state.Load()
 	if now.refusal != nil {
@@ -158,7 +160,7 @@ func (s *Store) Compact(ctx context.Context, rev store.Revision) error {
 // Watch implements store.Store.
 func (s *Store) Watch(ctx context.Context, prefix string, after store.Revision) (w store.Watch, err error) {
 	now := s.state.Load()
-	// What the watch needs for longer than this call has ctx.
+	// ctx must stay valid for the whole watch, so it cannot be one of read's.
 	if now.refusal != nil {
 		return nil, now.refusal
 	}
@@ -168,7 +170,7 @@ func (s *Store) Watch(ctx context.Context, prefix string, after store.Revision) 
 	return &watch{Watch: w, since: now}, nil
 }
 
-// watch ends when the store is cut off.
+// watch ends when the store becomes unreachable.
 type watch struct {
 	store.Watch
 	since *state

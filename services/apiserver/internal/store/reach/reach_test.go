@@ -24,8 +24,7 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// isolated is a store whose members cannot be reached while it is cut: nothing is
-// answered.
+// isolated is a store that, while cut is set, does not answer.
 type isolated struct {
 	*memory.Store
 	cut     atomic.Bool
@@ -89,7 +88,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	for !ok() {
 		select {
 		case <-deadline:
-			t.Fatal("never: " + what)
+			t.Fatal("timed out waiting until " + what)
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
@@ -110,8 +109,8 @@ func TestCutOff(t *testing.T) {
 	}
 	defer w.Close()
 
-	// What is under way when the store is cut off ends with it: before, it would wait
-	// for as long as its caller does.
+	// Calls in progress end when the store becomes unreachable. Without this package, they
+	// would wait as long as their callers do.
 	inner.cut.Store(true)
 	calls := map[string]func() error{
 		"get":      func() error { _, _, err := s.Get(t.Context(), "/a"); return err },
@@ -131,15 +130,15 @@ func TestCutOff(t *testing.T) {
 		select {
 		case e := <-ends:
 			if !errors.Is(e.err, store.ErrUnavailable) {
-				t.Errorf("%s ends with %v", e.name, e.err)
+				t.Errorf("%s ended with %v", e.name, e.err)
 			}
 		case <-time.After(30 * time.Second):
-			t.Fatal("something waits still")
+			t.Fatal("a call in progress did not end")
 		}
 	}
-	eventually(t, "not ready", func() bool { return s.Check(t.Context()) != nil })
+	eventually(t, "the store is unreachable", func() bool { return s.Check(t.Context()) != nil })
 
-	// What comes is refused at once, and a write does not get to the store.
+	// New calls fail at once, and a write does not reach the store.
 	commits := inner.commits.Load()
 	calls["commit"] = func() error { _, err := s.Commit(t.Context(), put("/b")); return err }
 	calls["compact"] = func() error { return s.Compact(t.Context(), 1) }
@@ -150,11 +149,11 @@ func TestCutOff(t *testing.T) {
 		}
 	}
 	if inner.commits.Load() != commits {
-		t.Error("a refused write came to the store")
+		t.Error("a refused write reached the store")
 	}
 
 	inner.cut.Store(false)
-	eventually(t, "in reach again", func() bool { return s.Check(t.Context()) == nil })
+	eventually(t, "the store is reachable again", func() bool { return s.Check(t.Context()) == nil })
 	if _, err := s.Commit(t.Context(), put("/b")); err != nil {
 		t.Error(err)
 	}
@@ -163,7 +162,7 @@ func TestCutOff(t *testing.T) {
 	}
 }
 
-// A caller's own end is the caller's, and so are the store's own answers.
+// The error of a caller's context, and errors of the store, are returned unchanged.
 func TestErrorsAreTheStores(t *testing.T) {
 	inner := &isolated{Store: memory.New()}
 	defer inner.Close()
@@ -179,8 +178,8 @@ func TestErrorsAreTheStores(t *testing.T) {
 	}
 }
 
-// The end of the look is not the end of the reach.
-func TestTheEndOfTheLookRefusesNothing(t *testing.T) {
+// A cancelled probe does not make the store unreachable.
+func TestCancelledProbeChangesNothing(t *testing.T) {
 	inner := &isolated{Store: memory.New()}
 	defer inner.Close()
 	s := New("test", inner)
@@ -198,17 +197,17 @@ func TestTheEndOfTheLookRefusesNothing(t *testing.T) {
 	}
 }
 
-func TestAsFindsWhatIsBehind(t *testing.T) {
+func TestAsFindsWrappedStores(t *testing.T) {
 	inner := &isolated{Store: memory.New()}
 	defer inner.Close()
 	s := New("test", inner)
 	if got, ok := store.As[*isolated](s); !ok || got != inner {
-		t.Error("not found")
+		t.Error("the wrapped store was not found")
 	}
 	if got, ok := store.As[*Store](s); !ok || got != s {
-		t.Error("not itself")
+		t.Error("the store itself was not found")
 	}
 	if _, ok := store.As[interface{ Leads() bool }](s); ok {
-		t.Error("found what is not there")
+		t.Error("found a method that no store has")
 	}
 }

@@ -8,8 +8,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// faults makes writes fail in every way. A store that is not Faulty has nothing
-// to show here.
+// faults makes attempts to write fail in every way. It does nothing if the store is not Faulty.
 func faults(k *kit) {
 	f, ok := k.Store.(Faulty)
 	if !ok {
@@ -43,14 +42,14 @@ func faults(k *kit) {
 	if rev != before+1 || k.revision() != rev {
 		k.Fatalf("one write took revisions %d to %d", before, k.revision())
 	}
-	// Without a way to tell, it stays unknown.
+	// Without Settled, the outcome stays unknown.
 	k.refuse(store.Write{Key: "/a", Value: []byte("3"), Expect: rev}, store.ErrUnknownOutcome)
 	e, _, err := k.Get(k.ctx, "/a")
 	if err != nil || string(e.Value) != "3" {
 		k.Fatalf("%+v %v", e, err)
 	}
-	// A conflict after an unknown outcome is no conflict: somebody may have
-	// overwritten what this write had written.
+	// A conflict after an unknown outcome must not be reported as a conflict: another write may
+	// have replaced what this one had written.
 	f.Inject(func(w *store.Write, attempt int) Fault {
 		if string(w.Value) != "4" || attempt > 0 {
 			return None
@@ -70,17 +69,17 @@ func faults(k *kit) {
 	if v.Err != nil && !errors.Is(v.Err, store.ErrUnknownOutcome) {
 		k.Fatalf("overwritten: %+v", v)
 	}
-	// A conflict that has nothing to do with it is one.
+	// A conflict of the first attempt is reported as one.
 	f.Inject(first(None))
 	k.refuse(store.Write{Key: "/a", Value: []byte("6"), Expect: e.ModRevision, Settled: mine("6")}, store.ErrConflict)
 	f.Inject(first(LoseRequest))
-	v = k.refuse(store.Write{Key: "/a", Expect: e.ModRevision}, store.ErrConflict) // never deleted since, so known
+	v = k.refuse(store.Write{Key: "/a", Expect: e.ModRevision}, store.ErrConflict) // the key was not deleted in between, so the outcome is known
 	f.Inject(first(LoseAnswer))
 	k.refuse(store.Write{Key: "/a", Expect: v.Current.ModRevision}, store.ErrUnknownOutcome)
 	if _, _, err := k.Get(k.ctx, "/a"); !errors.Is(err, store.ErrNotFound) {
 		k.Fatal(err)
 	}
-	// store.Any writes once.
+	// A write with store.Any is applied once.
 	before = k.revision()
 	created := k.must(store.Write{Key: "/b", Value: []byte("1"), Expect: store.Any, Settled: mine("1")})
 	updated := k.must(store.Write{Key: "/b", Value: []byte("2"), Expect: store.Any, Settled: mine("2")})
@@ -91,7 +90,7 @@ func faults(k *kit) {
 		at = append(at, e.Entry.ModRevision)
 	}
 	k.equal("events", at, []store.Revision{created, updated, deleted})
-	// It gives up in the end.
+	// A write that keeps failing is given up eventually.
 	f.Hurry(true)
 	for _, fault := range []Fault{LoseRequest, LoseAnswer} {
 		f.Inject(always(fault))
@@ -107,5 +106,5 @@ func faults(k *kit) {
 		}
 		return None
 	})
-	history(k, func(done int) bool { return done < 20 }) // few: each unknown outcome doubles what is possible
+	history(k, func(done int) bool { return done < 20 }) // few, because each unknown outcome doubles the number of possible states
 }

@@ -15,32 +15,33 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// operation on one key.
+// operation is a read or write of one key.
 type operation struct {
 	key    string
 	read   bool
-	value  string // what is written; empty deletes
+	value  string // to write; empty deletes
 	expect store.Revision
 }
 
-// outcome of an operation: the entry that was read, or the revision of the
-// write, or the error.
+// outcome is the result of an operation: the entry that was read, the revision of the write, or
+// the error.
 type outcome struct {
 	value string
 	rev   store.Revision
 	err   error
 }
 
-// register is the state of one key; without a value it is absent.
+// register is the state of one key. It has no value while the key does not exist.
 type register struct {
 	value string
-	rev   store.Revision // unsure after a write whose outcome was unknown
+	rev   store.Revision // unsure after a write with an unknown outcome
 	last  store.Revision // of all known writes
 }
 
 const unsure store.Revision = -1
 
-// step returns the states that an operation with that outcome may lead to.
+// step returns the states that an operation with this outcome may lead to. It returns none if
+// the outcome is impossible in state s.
 func step(s register, op operation, out outcome) []register {
 	exists := s.value != ""
 	written := func(rev store.Revision) register {
@@ -50,7 +51,7 @@ func step(s register, op operation, out outcome) []register {
 		}
 		return n
 	}
-	// The states in which the precondition holds, and in which it does not.
+	// Whether the precondition may hold, and whether it may fail.
 	holds := op.expect == store.Any || s.rev == op.expect || (exists && s.rev == unsure && op.expect > 0)
 	fails := op.expect != store.Any && (s.rev != op.expect || s.rev == unsure)
 	if op.value == "" && !exists {
@@ -58,7 +59,7 @@ func step(s register, op operation, out outcome) []register {
 	}
 	switch {
 	case errors.Is(out.err, store.ErrUnavailable), errors.Is(out.err, store.ErrTooMany):
-		return []register{s} // nothing was done, on a busy machine
+		return []register{s} // nothing was done, because the machine was busy
 	case op.read && errors.Is(out.err, store.ErrNotFound):
 		if !exists {
 			return []register{s}
@@ -115,10 +116,10 @@ var model = porcupine.NondeterministicModel{
 	},
 }
 
-// Linearizable runs clients against a store while faults lets its members come and
-// go, and checks the clients' history: they go on until faults returns, however
-// fast the machine is. The store may answer with the errors of package store alone;
-// a failure after which nothing was written has to be repeated below it.
+// Linearizable runs clients against a store until faults returns, which may stop and start its
+// members meanwhile, and checks that their history is linearizable. The store may only return
+// errors of package store; failures after which nothing was written must be retried by the
+// store itself.
 func Linearizable(t *testing.T, s store.Store, faults func()) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -127,7 +128,7 @@ func Linearizable(t *testing.T, s store.Store, faults func()) {
 		defer close(over)
 		faults()
 	}()
-	// A pace, so that the history stays short enough to be checked.
+	// Limit the pace, so that the history stays short enough to be checked.
 	history(&kit{T: t, Store: s, ctx: ctx}, func(int) bool {
 		select {
 		case <-over:
@@ -138,10 +139,11 @@ func Linearizable(t *testing.T, s store.Store, faults func()) {
 	})
 }
 
-// linearizable runs clients against a few keys and checks their history.
+// linearizable runs clients against a few keys and checks that their history is linearizable.
 func linearizable(k *kit) { history(k, func(done int) bool { return done < 60 }) }
 
-// history lets each client go on while more says so of the operations it has done.
+// history runs clients, each as long as more returns true for the number of its operations, and
+// checks that their history is linearizable.
 func history(k *kit, more func(done int) bool) {
 	const clients = 6
 	var mu sync.Mutex
@@ -173,7 +175,7 @@ func history(k *kit, more func(done int) bool) {
 					known[op.key] = 0
 				}
 				if errors.Is(out.err, store.ErrUnknownOutcome) {
-					end = math.MaxInt64 // it may yet happen
+					end = math.MaxInt64 // it may still be applied
 				}
 				mu.Lock()
 				history = append(history, porcupine.Operation{ClientId: client, Input: op, Output: out, Call: call, Return: end})

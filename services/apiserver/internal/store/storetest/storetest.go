@@ -1,6 +1,5 @@
-// Package storetest is the conformance suite of store.Store: what every
-// implementation must do, over the wire too. It must know nothing of any
-// implementation.
+// Package storetest is the conformance suite of store.Store, also for stores over gRPC. It must
+// not depend on any implementation.
 package storetest
 
 import (
@@ -14,33 +13,32 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// Fault is what goes wrong with one attempt of a write.
+// Fault is a failure of one attempt of a write.
 type Fault int
 
-// The faults.
+// Faults.
 const (
-	// None lets the attempt through.
+	// None lets the attempt succeed.
 	None Fault = iota
-	// Refuse fails the attempt before anything is written, and says so.
+	// Refuse fails the attempt with a definite error, before anything is written.
 	Refuse
-	// LoseRequest fails the attempt before anything is written, and does not say so.
+	// LoseRequest fails the attempt before anything is written, and leaves its outcome unknown.
 	LoseRequest
-	// LoseAnswer fails the attempt after it was carried out.
+	// LoseAnswer fails the attempt after the write was applied, and leaves its outcome unknown.
 	LoseAnswer
 )
 
-// Faulty is a Store whose attempts to write can be made to fail. A store that
-// cannot fail in such ways need not be one.
+// Faulty is a Store whose attempts to write can be made to fail. It is optional.
 type Faulty interface {
-	// Inject asks plan about each attempt, counted from 0 for each write; nil ends
-	// it.
+	// Inject calls plan for each attempt. Attempts of each write are counted from 0. A nil plan
+	// ends the injection.
 	Inject(plan func(w *store.Write, attempt int) Fault)
-	// Hurry lets it give up within a few seconds a write that keeps failing. Else it
-	// is to be as patient as any, however busy the machine is.
+	// Hurry makes the store give up a write that keeps failing within a few seconds. Otherwise
+	// it must be as patient as in production, however busy the machine is.
 	Hurry(bool)
 }
 
-// Run runs the suite. start makes an empty store and cleans it up by itself.
+// Run runs the suite. start returns an empty store, which it closes when the test ends.
 func Run(t *testing.T, start func(t *testing.T) store.Store) {
 	for _, c := range []struct {
 		name string
@@ -87,7 +85,7 @@ func (k *kit) commit(writes ...store.Write) []store.Verdict {
 	return v
 }
 
-// must commits one write that has to succeed.
+// must commits one write, which must succeed.
 func (k *kit) must(w store.Write) store.Revision {
 	k.Helper()
 	v := k.commit(w)[0]
@@ -107,7 +105,7 @@ func (k *kit) del(key string) store.Revision {
 	return k.must(store.Write{Key: key, Expect: store.Any})
 }
 
-// refuse commits one write that has to fail in this way.
+// refuse commits one write, which must fail with want.
 func (k *kit) refuse(w store.Write, want error) store.Verdict {
 	k.Helper()
 	v := k.commit(w)[0]
@@ -145,7 +143,7 @@ func (k *kit) watch(prefix string, after store.Revision) store.Watch {
 	return w
 }
 
-// events reads n events and checks what holds for any watch.
+// events reads n events, and checks that their revisions increase.
 func (k *kit) events(w store.Watch, n int) []store.Event {
 	k.Helper()
 	var out []store.Event
@@ -166,6 +164,7 @@ func (k *kit) events(w store.Watch, n int) []store.Event {
 	return out
 }
 
+// keys formats the entries of a page as key=value.
 func keys(p store.Page) []string {
 	out := []string{}
 	for _, e := range p.Entries {
@@ -181,7 +180,7 @@ func (k *kit) equal(what string, got, want any) {
 	}
 }
 
-// until polls a condition.
+// until polls a condition until the test's context ends.
 func (k *kit) until(what string, f func() bool) {
 	k.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -190,7 +189,7 @@ func (k *kit) until(what string, f func() bool) {
 		select {
 		case <-tick.C:
 		case <-k.ctx.Done():
-			k.Fatal("waited in vain until " + what)
+			k.Fatal("timed out waiting until " + what)
 		}
 	}
 }
@@ -261,7 +260,7 @@ func revisions(k *kit) {
 		k.Fatalf("revision %d, want %d", rev, before+n)
 	}
 	if len(k.commit()) != 0 {
-		k.Fatal("verdicts on nothing")
+		k.Fatal("verdicts without writes")
 	}
 }
 
@@ -286,7 +285,7 @@ func sameKeyInOrder(k *kit) {
 func values(k *kit) {
 	value := []byte{0, 1, 0xff, 0}
 	k.must(store.Write{Key: "/v", Value: value})
-	value[0] = 9 // the store keeps none of its caller's memory
+	value[0] = 9 // the store must have copied it
 	if e, _, err := k.Get(k.ctx, "/v"); err != nil || string(e.Value) != "\x00\x01\xff\x00" {
 		k.Fatalf("%q, %v", e.Value, err)
 	}
@@ -312,7 +311,7 @@ func listPages(k *kit) {
 	if len(all.Entries) != 10 || all.Count != 10 || all.More || all.Revision != k.revision() {
 		k.Fatalf("%d entries, count %d, more %v, revision %d", len(all.Entries), all.Count, all.More, all.Revision)
 	}
-	// Pages are of one revision, whatever is written between.
+	// All pages show one revision, whatever is written in between.
 	var got []store.Entry
 	o := store.ListOptions{Limit: 3}
 	for range 10 {
@@ -370,7 +369,7 @@ func listAtRevision(k *kit) {
 		}
 	}
 	if _, err := k.List(k.ctx, "/", store.ListOptions{Revision: k.revision() + 5}); !errors.Is(err, store.ErrFutureRevision) {
-		k.Fatalf("list of the future: %v", err)
+		k.Fatalf("list at a future revision: %v", err)
 	}
 }
 
@@ -396,7 +395,7 @@ func expiry(k *kit) {
 	w := k.watch("/t/", k.revision())
 	k.put("/t/stays", "x")
 	var renewed store.Revision
-	k.until("an entry is renewed in time", func() bool {
+	k.until("an entry was renewed before it expired", func() bool {
 		rev := k.must(store.Write{Key: "/t/renewed", Value: []byte("1"), Expect: store.Any, TTLSeconds: 1})
 		v := k.commit(store.Write{Key: "/t/renewed", Value: []byte("forever"), Expect: rev})[0]
 		if v.Err != nil && !errors.Is(v.Err, store.ErrNotFound) {
@@ -411,7 +410,7 @@ func expiry(k *kit) {
 		return errors.Is(err, store.ErrNotFound)
 	})
 	k.equal("entries", keys(k.list("/t/", store.ListOptions{})), []string{"/t/renewed=forever", "/t/stays=x"})
-	var seen []store.Event // since the renewal: what was not renewed in time expired before
+	var seen []store.Event // since the renewal; entries not renewed in time expired earlier
 	for len(seen) < 3 {
 		for _, e := range k.events(w, 1) {
 			if e.Entry.ModRevision >= renewed {
@@ -420,7 +419,7 @@ func expiry(k *kit) {
 		}
 	}
 	if seen[0].Entry.ModRevision != renewed || seen[1].Entry.ModRevision != gone || seen[2].Type != store.Deleted || seen[2].Entry.Key != "/t/gone" {
-		k.Fatalf("events since %d, with another at %d: %+v", renewed, gone, seen)
+		k.Fatalf("events since the renewal at %d, with a write at %d: %+v", renewed, gone, seen)
 	}
 }
 
@@ -437,6 +436,6 @@ func contexts(k *kit) {
 		k.Fatalf("commit: %v", err)
 	}
 	if _, _, err := k.Get(k.ctx, "/a"); !errors.Is(err, store.ErrNotFound) {
-		k.Fatalf("a write whose context had ended happened: %v", err)
+		k.Fatalf("a write with an ended context was applied: %v", err)
 	}
 }

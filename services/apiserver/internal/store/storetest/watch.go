@@ -41,7 +41,7 @@ func watchResumes(k *kit) {
 		k.put("/elsewhere", "x")
 	}
 	n := 0
-	for after := k.revision(); after > start; after-- { // count what there is
+	for after := k.revision(); after > start; after-- { // count the revisions
 		if p := k.list("", store.ListOptions{Revision: after}); p.Revision == after {
 			n++
 		}
@@ -64,12 +64,12 @@ func watchProgress(k *kit) {
 		rev := k.put("/elsewhere", "x")
 		var at store.Revision
 		for at < rev {
-			// Progress shows nothing while the watch lags, so ask again and again.
+			// Progress reports nothing while the watch lags behind, so request it repeatedly.
 			ctx, cancel := context.WithCancel(k.ctx)
 			asked := make(chan struct{})
 			go func() {
 				defer close(asked)
-				k.until("progress shows", func() bool {
+				k.until("progress is reported", func() bool {
 					if ctx.Err() == nil {
 						_ = w.Progress(k.ctx)
 					}
@@ -105,7 +105,7 @@ func watchEnds(k *kit) {
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		k.Fatal(err)
 	}
-	// The watch itself goes on.
+	// The end of Next's context does not end the watch.
 	k.put("/w/a", "x")
 	k.events(w, 1)
 	go func() {
@@ -114,7 +114,7 @@ func watchEnds(k *kit) {
 	}()
 	w.Close()
 	if err := <-ended; err == nil || k.ctx.Err() != nil {
-		k.Fatalf("next of a closed watch: %v", err)
+		k.Fatalf("Next of a closed watch: %v", err)
 	}
 	w.Close()
 }
@@ -128,19 +128,19 @@ func compaction(k *kit) {
 	k.put("/a", "3")
 	last := k.put("/b", "2")
 	if err := k.Compact(k.ctx, last+10); !errors.Is(err, store.ErrFutureRevision) {
-		k.Fatalf("compact the future: %v", err)
+		k.Fatalf("compact at a future revision: %v", err)
 	}
 	lagging := k.watch("/", at)
 	if err := k.Compact(k.ctx, at); err != nil {
 		k.Fatal(err)
 	}
 	if err := k.Compact(k.ctx, first); err != nil {
-		k.Fatalf("compact what is compacted: %v", err)
+		k.Fatalf("compact again at an older revision: %v", err)
 	}
 	k.equal("state at the compacted revision", keys(k.list("/", store.ListOptions{Revision: at})), []string{"/a=2", "/b=1"})
 	k.equal("state now", keys(k.list("/", store.ListOptions{})), []string{"/a=3", "/b=2"})
 	if _, err := k.List(k.ctx, "/", store.ListOptions{Revision: at - 1}); !errors.Is(err, store.ErrCompacted) {
-		k.Fatalf("list before: %v", err)
+		k.Fatalf("list before the compacted revision: %v", err)
 	}
 	if got := k.events(lagging, 2); got[0].Entry.ModRevision != at+1 {
 		k.Fatalf("events %+v", got)
@@ -153,12 +153,12 @@ func compaction(k *kit) {
 	}
 	var compacted *store.CompactedError
 	if !errors.Is(err, store.ErrCompacted) || !errors.As(err, &compacted) || compacted.Oldest > at {
-		k.Fatalf("watch from before: %v", err)
+		k.Fatalf("watch from before the compacted revision: %v", err)
 	}
 }
 
-// watchIsHistory runs writers against watchers that come and go and checks that
-// each sees exactly the acknowledged writes.
+// watchIsHistory runs writers, and watchers that are closed and resumed, and checks that each
+// watcher sees exactly the acknowledged writes.
 func watchIsHistory(k *kit) {
 	const writers, each, watchers = 4, 100, 3
 	start := k.revision()
@@ -191,7 +191,7 @@ func watchIsHistory(k *kit) {
 					k.Error(err)
 					return
 				}
-				for range 1 + i*7 { // cut it off again and again
+				for range 1 + i*7 { // close and resume it repeatedly
 					if len(seen[i]) == writers*each {
 						break
 					}
@@ -215,6 +215,6 @@ func watchIsHistory(k *kit) {
 	}
 	wg.Wait()
 	for i := range watchers {
-		k.equal(fmt.Sprintf("what watcher %d saw", i), seen[i], acked)
+		k.equal(fmt.Sprintf("events of watcher %d", i), seen[i], acked)
 	}
 }

@@ -19,27 +19,27 @@ import (
 )
 
 const (
-	// settleTime is how long a call is made again that did nothing, and a write whose
-	// outcome is unknown.
+	// settleTime bounds how long Client repeats a call that did nothing, or tries to resolve
+	// the outcome of a write.
 	settleTime = 15 * time.Second
-	// callTime bounds one attempt: the member itself tries for about that long.
+	// callTime bounds one attempt. Members try about that long themselves.
 	callTime = 14 * time.Second
 )
 
 // Members are the members whose stores a Client uses.
 type Members struct {
-	// Names of those who may be asked now.
+	// Names returns the names of the current members.
 	Names func() []string
-	// Dial makes a connection to a member.
+	// Dial returns a connection to a member.
 	Dial func(name string) (grpc.ClientConnInterface, error)
 
 	mu    sync.Mutex
 	conns map[string]grpc.ClientConnInterface
-	// current is the one that is asked first.
+	// current is the member that is tried first.
 	current string
 }
 
-// Close ends the connections.
+// Close closes the connections.
 func (m *Members) Close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -51,8 +51,8 @@ func (m *Members) Close() {
 	m.conns = nil
 }
 
-// pick is the member to ask: another than the one that could not help, if there is
-// one.
+// pick returns the member to call: the current one, or the next one if the current one is not,
+// the member whose call just failed.
 func (m *Members) pick(not string) (string, storev1.StoreServiceClient, error) {
 	names := m.Names()
 	m.mu.Lock()
@@ -70,7 +70,7 @@ func (m *Members) pick(not string) (string, storev1.StoreServiceClient, error) {
 	return m.current, storev1.NewStoreServiceClient(c), nil
 }
 
-// conn is the connection to a member; m.mu is held.
+// conn returns the connection to a member. The caller holds m.mu.
 func (m *Members) conn(name string) (grpc.ClientConnInterface, error) {
 	if c, ok := m.conns[name]; ok {
 		return c, nil
@@ -86,7 +86,7 @@ func (m *Members) conn(name string) (grpc.ClientConnInterface, error) {
 	return c, nil
 }
 
-// Conns are connections to all of them.
+// Conns returns connections to all members.
 func (m *Members) Conns() []grpc.ClientConnInterface {
 	names := m.Names()
 	m.mu.Lock()
@@ -100,7 +100,7 @@ func (m *Members) Conns() []grpc.ClientConnInterface {
 	return out
 }
 
-// Client is a store at the members.
+// Client is a store.Store that calls the members' stores.
 type Client struct {
 	place      storev1.Place
 	members    *Members
@@ -113,14 +113,14 @@ type Client struct {
 	wg     sync.WaitGroup
 }
 
-// NewClient makes a client of one of the members' stores.
+// NewClient returns a client of one of the members' stores.
 func NewClient(m *Members, place storev1.Place) *Client {
 	c := &Client{place: place, members: m, settleTime: settleTime}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c
 }
 
-// Close ends the watches; calls after it fail.
+// Close ends the watches. Later calls fail with store.ErrClosed.
 func (c *Client) Close() {
 	c.mu.Lock()
 	c.closed = true
@@ -135,8 +135,8 @@ func (c *Client) isClosed() bool {
 	return c.closed
 }
 
-// elsewhere tells errors with which nothing was done, and with which another member
-// may do better.
+// elsewhere reports whether err means that nothing was done and that another member may
+// succeed.
 func elsewhere(err error) bool {
 	if _, said := from(err); said {
 		return status.Code(err) == codes.Unavailable
@@ -148,7 +148,7 @@ func elsewhere(err error) bool {
 	return false
 }
 
-// read makes a call that may be repeated, at one member after the other.
+// read makes a call that may be repeated, at one member after another.
 func read[R any](ctx context.Context, c *Client, call func(context.Context, storev1.StoreServiceClient) (R, error)) (out R, err error) {
 	deadline := time.Now().Add(c.settleTime)
 	not := ""
@@ -183,6 +183,7 @@ func read[R any](ctx context.Context, c *Client, call func(context.Context, stor
 	}
 }
 
+// sleep waits for d, or returns ctx's error if ctx ends first.
 func sleep(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -222,14 +223,14 @@ func (c *Client) List(ctx context.Context, prefix string, o store.ListOptions) (
 			}
 			if part.Last {
 				page.More, page.Count, page.Revision = part.More, part.Count, store.Revision(part.Revision)
-				_, err = stream.Recv() // its end
+				_, err = stream.Recv() // the end of the stream
 				break
 			}
 		}
 		if errors.Is(err, io.EOF) {
 			err = nil
 			if page.Revision == 0 {
-				err = status.Error(codes.Unavailable, "the page was cut off")
+				err = status.Error(codes.Unavailable, "the list ended before its last part")
 			}
 		}
 		return page, err
@@ -244,8 +245,8 @@ func (c *Client) Revision(ctx context.Context) (store.Revision, error) {
 	return store.Revision(r.GetRevision()), err
 }
 
-// Voting is nil while a member answers that has a vote to go on with: the readiness of
-// an apiserver whose store this is.
+// Voting returns nil if a member answers that belongs to a quorum. It is the readiness check of
+// an apiserver without stores.
 func (c *Client) Voting(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTime)
 	defer cancel()
@@ -253,7 +254,7 @@ func (c *Client) Voting(ctx context.Context) error {
 	return err
 }
 
-// readyTime bounds the question whether a member answers.
+// readyTime bounds Voting.
 const readyTime = 2 * time.Second
 
 // Compact implements store.Store.
@@ -264,8 +265,8 @@ func (c *Client) Compact(ctx context.Context, rev store.Revision) error {
 	return err
 }
 
-// Commit implements store.Store. What was sent is brought to an end even when ctx
-// ends; what was not yet is given up.
+// Commit implements store.Store. When ctx ends, it still completes the writes that it has sent,
+// and gives up those that it has not.
 func (c *Client) Commit(ctx context.Context, writes []store.Write) ([]store.Verdict, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -292,7 +293,7 @@ func (c *Client) Commit(ctx context.Context, writes []store.Write) ([]store.Verd
 	return verdicts, nil
 }
 
-// commit sends writes together, and settles those in doubt.
+// commit sends writes in one request, and resolves unknown outcomes.
 func (c *Client) commit(ctx context.Context, writes []store.Write, verdicts []store.Verdict) {
 	deadline := time.Now().Add(c.settleTime)
 	not := ""
@@ -325,8 +326,8 @@ func (c *Client) commit(ctx context.Context, writes []store.Write, verdicts []st
 	}
 }
 
-// refused tells an error after which nothing was done, nor will be: a store said so,
-// before it began, or who guards it.
+// refused reports whether err means that nothing was done or will be: the store, or the check
+// of the caller's rights, refused the request before it began.
 func refused(err error) bool {
 	if e, said := from(err); said {
 		return !errors.Is(e, store.ErrUnknownOutcome)
@@ -338,7 +339,7 @@ func refused(err error) bool {
 	return false
 }
 
-// send makes one attempt at a member; sent tells that it may have got there.
+// send makes one attempt at a member. sent reports whether the request may have reached it.
 func (c *Client) send(ctx context.Context, not string, writes []store.Write, verdicts []store.Verdict) (name string, sent bool, err error) {
 	name, client, err := c.members.pick(not)
 	if err != nil {
@@ -355,16 +356,16 @@ func (c *Client) send(ctx context.Context, not string, writes []store.Write, ver
 		}
 		r.Writes[i] = out
 	}
-	// The caller's end does not leave a write in doubt.
+	// When ctx ends, the attempt continues, so that the outcome is known.
 	try, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
 	defer cancel()
-	var at peer.Peer // is set once the call has a connection
+	var at peer.Peer // set once the call has a connection
 	out, err := client.Commit(try, r, grpc.Peer(&at))
 	if err != nil {
 		return name, at.Addr != nil, err
 	}
 	if len(out.Verdicts) != len(writes) {
-		return name, true, status.Errorf(codes.Internal, "%s answered %d of %d writes", name, len(out.Verdicts), len(writes))
+		return name, true, status.Errorf(codes.Internal, "member %s returned %d verdicts for %d writes", name, len(out.Verdicts), len(writes))
 	}
 	for i, v := range out.Verdicts {
 		verdicts[i] = store.Verdict{Revision: store.Revision(v.Revision)}
@@ -379,14 +380,15 @@ func (c *Client) send(ctx context.Context, not string, writes []store.Write, ver
 	return name, true, nil
 }
 
-// settle finds out what became of a write whose answer did not come.
+// settle resolves the outcome of a write whose reply was lost.
 func (c *Client) settle(ctx context.Context, w *store.Write, why error, deadline time.Time) store.Verdict {
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
 	defer cancel()
 	unknown := store.Verdict{Err: fmt.Errorf("write %s: %w: %s", w.Key, store.ErrUnknownOutcome, why.Error())}
 	name := ""
 	for w.Expect > 0 && ctx.Err() == nil && !c.isClosed() {
-		// The first attempt made the condition untrue, or this one does.
+		// Either the first attempt was applied, and the condition cannot hold any more, or this
+		// attempt is.
 		again := make([]store.Verdict, 1)
 		at, _, err := c.send(ctx, name, []store.Write{*w}, again)
 		if err != nil {

@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// aliveEvery is how often a watch makes sure that its member is not cut off, and
-	// aliveTime how long that may take.
+	// aliveEvery is how often a watch checks that its member is not cut off, and aliveTime
+	// bounds one check.
 	aliveEvery = 2 * time.Second
 	aliveTime  = 3 * time.Second
 )
@@ -28,15 +28,15 @@ type Service struct {
 	lasting, transient atomic.Pointer[store.Store]
 }
 
-// NewService makes a service. allow says whether a caller is an apiserver (a gRPC
-// status error if not): whoever gets in may write anything. Until Serve has been
-// given a store, calls for it are UNAVAILABLE.
+// NewService returns a service. allow returns a gRPC status error if the caller is not an
+// apiserver: callers that it admits may write anything. Until Serve has provided a store, calls
+// for it fail with UNAVAILABLE.
 func NewService(allow func(context.Context) error) *Service { return &Service{allow: allow} }
 
 // Register registers the service.
 func (v *Service) Register(r grpc.ServiceRegistrar) { storev1.RegisterStoreServiceServer(r, v) }
 
-// Serve serves a store in its place.
+// Serve provides the store of a place.
 func (v *Service) Serve(place storev1.Place, s store.Store) {
 	switch place {
 	case storev1.Place_PLACE_LASTING:
@@ -46,7 +46,7 @@ func (v *Service) Serve(place storev1.Place, s store.Store) {
 	}
 }
 
-// store is what is meant, for callers who may use it.
+// store authorizes the caller and returns the store of a place. Its error is a gRPC status.
 func (v *Service) store(ctx context.Context, place storev1.Place) (store.Store, error) {
 	if err := v.allow(ctx); err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func (v *Service) store(ctx context.Context, place storev1.Place) (store.Store, 
 	case storev1.Place_PLACE_TRANSIENT:
 		s = v.transient.Load()
 	default:
-		return nil, status.Errorf(codes.InvalidArgument, "there is no store %s", place)
+		return nil, status.Errorf(codes.InvalidArgument, "unknown store %s", place)
 	}
 	if s == nil {
 		return nil, failed(ctx, store.ErrUnavailable)
@@ -135,7 +135,7 @@ func (v *Service) Commit(ctx context.Context, r *storev1.CommitRequest) (*storev
 		return nil, failed(ctx, err)
 	}
 	out := &storev1.CommitResponse{Verdicts: make([]*storev1.Verdict, len(verdicts))}
-	room := 4 * partBytes // a caller can do without what was found
+	room := 4 * partBytes // Current is optional, so it is bounded
 	for i, verdict := range verdicts {
 		o := &storev1.Verdict{Revision: int64(verdict.Revision)}
 		if verdict.Err != nil {
@@ -201,7 +201,7 @@ func (v *Service) Watch(stream grpc.BidiStreamingServer[storev1.WatchRequest, st
 	if err := stream.Send(&storev1.WatchResponse{Revision: int64(after)}); err != nil {
 		return err
 	}
-	go func() { // ends with the stream, which ends with this handler
+	go func() { // ends with the stream, which ends when this handler returns
 		for {
 			if _, err := stream.Recv(); err != nil {
 				cancel(err)
@@ -226,8 +226,8 @@ func (v *Service) Watch(stream grpc.BidiStreamingServer[storev1.WatchRequest, st
 	return err
 }
 
-// alive returns when the member is cut off from the others, or ctx ends: what it
-// shows then is old, and nobody would notice.
+// alive returns an error when the member is cut off from the others, because watches would then
+// silently miss events. It returns nil when ctx ends.
 func alive(ctx context.Context, s store.Store) error {
 	tick := time.NewTicker(aliveEvery)
 	defer tick.Stop()
@@ -246,7 +246,7 @@ func alive(ctx context.Context, s store.Store) error {
 	}
 }
 
-// pass passes batches on, large ones in parts.
+// pass sends the batches of a watch, large ones in several messages.
 func pass(ctx context.Context, w store.Watch, stream grpc.BidiStreamingServer[storev1.WatchRequest, storev1.WatchResponse]) error {
 	for {
 		b, err := w.Next(ctx)
@@ -259,7 +259,7 @@ func pass(ctx context.Context, w store.Watch, stream grpc.BidiStreamingServer[st
 		part, size := &storev1.WatchResponse{}, 0
 		for _, e := range b.Events {
 			if size += len(e.Entry.Key) + len(e.Entry.Value); size > partBytes && len(part.Events) > 0 {
-				// Each write has a revision of its own: all up to it has been seen.
+				// Each write has its own revision, so everything up to it has been sent.
 				part.Revision = part.Events[len(part.Events)-1].Entry.ModRevision
 				if err := stream.Send(part); err != nil {
 					return err

@@ -10,7 +10,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// batches is how many are received ahead of whoever reads them.
+// batches is how many batches are received ahead of Next.
 const batches = 4
 
 // Watch implements store.Store.
@@ -20,7 +20,7 @@ func (c *Client) Watch(ctx context.Context, prefix string, after store.Revision)
 		c.mu.Unlock()
 		return nil, store.ErrClosed
 	}
-	c.wg.Add(1) // also while it is begun
+	c.wg.Add(1) // also while the watch is being opened
 	c.mu.Unlock()
 	w, err := read(ctx, c, func(call context.Context, s storev1.StoreServiceClient) (*watch, error) {
 		return c.begin(call, s, prefix, after)
@@ -36,9 +36,9 @@ func (c *Client) Watch(ctx context.Context, prefix string, after store.Revision)
 	return w, nil
 }
 
-// begin opens a watch at one member, and waits until the member has begun it.
+// begin opens a watch at one member, and waits until the member has confirmed it.
 func (c *Client) begin(call context.Context, s storev1.StoreServiceClient, prefix string, after store.Revision) (*watch, error) {
-	// It outlives the call that begins it.
+	// The watch outlives the call that opens it.
 	ctx, cancel := context.WithCancel(c.ctx)
 	stop := context.AfterFunc(call, cancel)
 	stream, err := s.Watch(ctx)
@@ -46,7 +46,7 @@ func (c *Client) begin(call context.Context, s storev1.StoreServiceClient, prefi
 		err = stream.Send(&storev1.WatchRequest{Place: c.place, Prefix: prefix, After: int64(after)})
 	}
 	if err == nil || stream != nil {
-		_, err = stream.Recv() // says why Send failed, too
+		_, err = stream.Recv() // also returns why Send failed
 	}
 	if !stop() && err == nil {
 		err = call.Err()
@@ -63,14 +63,14 @@ type watch struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	got    chan store.Batch
-	// ended is closed when nothing more comes; err says why.
+	// ended is closed when the stream has ended, after err was set.
 	ended chan struct{}
 	err   error
 
 	mu sync.Mutex // guards Send
 }
 
-// receive takes in what comes until the stream ends.
+// receive receives batches until the stream ends.
 func (w *watch) receive() {
 	defer close(w.ended)
 	for {
@@ -114,7 +114,7 @@ func (w *watch) Next(ctx context.Context) (store.Batch, error) {
 	case <-w.ended:
 	}
 	select {
-	case b := <-w.got: // it came before the end
+	case b := <-w.got: // received before the end
 		return b, nil
 	default:
 		return store.Batch{}, w.err
@@ -128,7 +128,7 @@ func (w *watch) Progress(ctx context.Context) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	// A stream that has ended says so in Next.
+	// If the stream has ended, Next returns the error.
 	_ = w.stream.Send(&storev1.WatchRequest{})
 	return nil
 }

@@ -1,24 +1,28 @@
-// Package wire is store.Store over gRPC: members serve their stores with it to
-// apiservers that are no members (Service), which use them as their own (Client).
-// One implementation serves both stores.
+// Package wire is store.Store over gRPC. Members serve their stores (Service) to apiservers
+// without stores, which use them like their own (Client). The implementation is the same for
+// both stores.
 //
-// A member does the work: what its store says counts, and it settles what becomes
-// of a write between it and the others. What is left is the way between the client
-// and the member:
+// The member does the work: its store's answers are final, and it resolves the outcome of
+// writes among the members. What remains is the connection between the client and the member.
 //
-//	idle       the client speaks to one member at a time, the last one that helped.
-//	failing    a call that surely did nothing is made again at the next member, for
-//	           as long as settleTime.
-//	in doubt   the way broke while a write was under way. A write that depends on a
-//	           revision is repeated: its condition cannot hold twice. What is found
-//	           of any other decides, if it can be told by Write.Settled. Otherwise the
-//	           outcome is unknown, and is said to be.
-//	watching   a watch is a stream from one member. When the way breaks, or the member
-//	           is cut off from the others, it ends with an error, and its user begins
-//	           anew from the last revision seen, at the next member.
+// # States of a client
 //
-// It must never report a conflict where the write may have happened, and never
-// repeat a write whose condition could hold a second time.
+//	idle         it calls one member at a time, the last one that succeeded.
+//	failing      a call that certainly did nothing is repeated at the next member, for up
+//	             to settleTime.
+//	in doubt     the connection broke during a write. A write that depends on a revision
+//	             is repeated: its condition cannot hold twice. The outcome of any other
+//	             write is resolved by reading the key, if Write.Settled can recognize the
+//	             value. Otherwise the outcome is unknown, and is reported as unknown.
+//	watching     a watch is a stream from one member. If the connection breaks, or the
+//	             member is cut off from the others, the watch ends with an error, and its
+//	             user starts a new one, from the last revision received, at the next
+//	             member.
+//
+// # Invariants
+//
+// A conflict is never reported if the write may have been applied, and a write whose condition
+// could hold a second time is never repeated.
 package wire
 
 import (
@@ -33,14 +37,14 @@ import (
 )
 
 const (
-	// partBytes is about how much of a page, a batch or a commit goes into one
-	// message.
+	// partBytes is the approximate size of the entries in one message of a page, a batch or a
+	// commit.
 	partBytes = 1 << 20
 	// maxWrites bounds the writes of one request.
 	maxWrites = 1000
 )
 
-// codesOf are the store's errors on the wire.
+// codesOf maps the store's errors to their codes on the wire.
 var codesOf = []struct {
 	err  error
 	code storev1.Code
@@ -54,11 +58,11 @@ var codesOf = []struct {
 	{store.ErrFenced, storev1.Code_CODE_FENCED},
 	{store.ErrTooMany, storev1.Code_CODE_TOO_MANY},
 	{store.ErrUnavailable, storev1.Code_CODE_UNAVAILABLE},
-	// The member's store is closed; the client's is not.
+	// The member's store is closed, but the client's is not.
 	{store.ErrClosed, storev1.Code_CODE_UNAVAILABLE},
 }
 
-// encode is an error of the store on the wire.
+// encode converts an error of the store to its wire form.
 func encode(err error) *storev1.Error {
 	out := &storev1.Error{Message: err.Error()}
 	for _, c := range codesOf {
@@ -74,7 +78,8 @@ func encode(err error) *storev1.Error {
 	return out
 }
 
-// decoded is an error that a member's store gave: its words, and what it is.
+// decoded is an error of a member's store: its message, and the error of package store that it
+// is.
 type decoded struct {
 	message string
 	is      error
@@ -83,6 +88,7 @@ type decoded struct {
 func (d *decoded) Error() string { return d.message }
 func (d *decoded) Unwrap() error { return d.is }
 
+// decode converts an error from its wire form.
 func decode(e *storev1.Error) error {
 	if e.Code == storev1.Code_CODE_COMPACTED {
 		return &store.CompactedError{Oldest: store.Revision(e.Oldest)}
@@ -95,7 +101,7 @@ func decode(e *storev1.Error) error {
 	return errors.New(e.Message)
 }
 
-// failed is an error as a status.
+// failed converts an error to a gRPC status error, with its wire form in the details.
 func failed(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return status.FromContextError(ctx.Err()).Err()
@@ -112,8 +118,8 @@ func failed(ctx context.Context, err error) error {
 	return s.Err()
 }
 
-// from is the error in a status: the store's, if it is one. said tells that a store
-// said it.
+// from returns the store's error in a status error. said reports whether there is one;
+// otherwise out is err.
 func from(err error) (out error, said bool) {
 	s, ok := status.FromError(err)
 	if !ok {

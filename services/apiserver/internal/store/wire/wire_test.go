@@ -26,7 +26,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// site is members who share one store, as if they were one cluster.
+// site is a cluster whose members share one store.
 type site struct {
 	testing.TB
 	store   store.Store
@@ -34,8 +34,7 @@ type site struct {
 	mu      sync.Mutex
 	servers map[string]*grpc.Server
 	where   map[string]string
-	// lose says what becomes of a commit: whether it is done, and whether its answer
-	// arrives.
+	// lose decides about a commit: whether it is done, and whether its reply arrives.
 	lose func() (request, answer bool)
 }
 
@@ -96,7 +95,7 @@ func (v *site) client() *Client {
 	return c
 }
 
-// losing lets the next commits suffer this, and those after them nothing.
+// losing makes the next n commits lose their request or reply, and no later ones.
 func (v *site) losing(n int, request, answer bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -122,7 +121,7 @@ func TestHistoryWithLostAnswers(t *testing.T) {
 	m := memory.New()
 	defer m.Close()
 	v := newSite(t, m, "a", "b")
-	// Few: each unknown outcome doubles what is possible.
+	// Few, because each unknown outcome doubles the number of possible states.
 	lost, enough := atomic.Int32{}, make(chan struct{})
 	v.lose = func() (request, answer bool) {
 		n := rand.IntN(20)
@@ -149,7 +148,7 @@ func one(t *testing.T, s store.Store, w store.Write) store.Verdict {
 	return v[0]
 }
 
-// TestDoubt loses requests and answers of each kind of write.
+// TestDoubt loses the requests and replies of each kind of write.
 func TestDoubt(t *testing.T) {
 	mine := func(b []byte) bool { return string(b) == "mine" }
 	for _, row := range []struct {
@@ -158,7 +157,7 @@ func TestDoubt(t *testing.T) {
 		write           func(at store.Revision) store.Write
 		request, answer bool
 		want            error
-		value           string // afterwards; empty is absent
+		value           string // afterwards; empty if the key does not exist
 	}{
 		{"update, answer lost", true, func(at store.Revision) store.Write {
 			return store.Write{Value: []byte("mine"), Expect: at, Settled: mine}
@@ -166,7 +165,7 @@ func TestDoubt(t *testing.T) {
 		{"update, request lost", true, func(at store.Revision) store.Write {
 			return store.Write{Value: []byte("mine"), Expect: at, Settled: mine}
 		}, true, false, nil, "mine"},
-		{"update that nobody can tell, answer lost", true, func(at store.Revision) store.Write {
+		{"update without Settled, answer lost", true, func(at store.Revision) store.Write {
 			return store.Write{Value: []byte("mine"), Expect: at}
 		}, false, true, store.ErrUnknownOutcome, "mine"},
 		{"create, answer lost", false, func(store.Revision) store.Write {
@@ -175,7 +174,7 @@ func TestDoubt(t *testing.T) {
 		{"create, request lost", false, func(store.Revision) store.Write {
 			return store.Write{Value: []byte("mine"), Settled: mine}
 		}, true, false, store.ErrUnknownOutcome, ""},
-		{"create of what is there, answer lost", true, func(store.Revision) store.Write {
+		{"create of an existing key, answer lost", true, func(store.Revision) store.Write {
 			return store.Write{Value: []byte("mine"), Settled: mine}
 		}, false, true, store.ErrUnknownOutcome, "before"},
 		{"delete, answer lost", true, func(at store.Revision) store.Write {
@@ -206,16 +205,16 @@ func TestDoubt(t *testing.T) {
 			}
 			e, _, err := c.Get(context.Background(), "/k")
 			if row.value == "" && !errors.Is(err, store.ErrNotFound) || row.value != "" && string(e.Value) != row.value {
-				t.Errorf("afterwards %q, %v", e.Value, err)
+				t.Errorf("value afterwards: %q, %v", e.Value, err)
 			}
 			if rev, _ := c.Revision(context.Background()); got.Err == nil && rev != got.Revision {
-				t.Errorf("one write took revisions up to %d, and says %d", rev, got.Revision)
+				t.Errorf("the store is at revision %d, but the verdict says %d", rev, got.Revision)
 			}
 		})
 	}
 }
 
-func TestGoesOnAtAnotherMember(t *testing.T) {
+func TestClientContinuesAtAnotherMember(t *testing.T) {
 	m := memory.New()
 	defer m.Close()
 	v := newSite(t, m, "a", "b")
@@ -234,12 +233,12 @@ func TestGoesOnAtAnotherMember(t *testing.T) {
 	}
 	v.servers[v.members.current].Stop()
 	if _, err := w.Next(ctx); err == nil || errors.Is(err, store.ErrClosed) || ctx.Err() != nil {
-		t.Fatalf("the watch of a member that is gone: %v", err)
+		t.Fatalf("watch of a stopped member: %v", err)
 	}
-	if _, err := c.Revision(ctx); err != nil { // finds the other
+	if _, err := c.Revision(ctx); err != nil { // finds the other member
 		t.Fatal(err)
 	}
-	// Nothing is in doubt: also a create, of which nobody could tell.
+	// Nothing is in doubt, not even a create without Settled.
 	second := one(t, c, store.Write{Key: "/l", Value: []byte("2")})
 	if second.Err != nil {
 		t.Fatal(second.Err)
@@ -257,19 +256,19 @@ func TestGoesOnAtAnotherMember(t *testing.T) {
 	}
 	c.settleTime = 200 * time.Millisecond
 	if _, err := c.Revision(ctx); !errors.Is(err, store.ErrUnavailable) {
-		t.Errorf("read at nobody: %v", err)
+		t.Errorf("read without members: %v", err)
 	}
 	if got := one(t, c, store.Write{Key: "/m", Value: []byte("3")}); !errors.Is(got.Err, store.ErrUnavailable) {
-		t.Errorf("written at nobody: %+v", got)
+		t.Errorf("write without members: %+v", got)
 	}
 }
 
-// cutOff is a member's store that has lost the others.
+// cutOff is the store of a member that cannot reach the others.
 type cutOff struct{ store.Store }
 
 func (cutOff) Revision(context.Context) (store.Revision, error) { return 0, store.ErrUnavailable }
 
-func TestAWatchOfAMemberThatIsCutOffEnds(t *testing.T) {
+func TestWatchEndsWhenItsMemberIsCutOff(t *testing.T) {
 	m := memory.New()
 	defer m.Close()
 	c := newSite(t, cutOff{m}, "a").client()
@@ -293,7 +292,7 @@ func TestLargePagesAndBatches(t *testing.T) {
 	value := make([]byte, 300<<10)
 	var writes []store.Write
 	var want []string
-	for i := range 40 { // 12 MB: more than one message may have
+	for i := range 40 { // 12 MB: more than fits in one message
 		key := fmt.Sprintf("/%02d", i)
 		want = append(want, key)
 		writes = append(writes, store.Write{Key: key, Value: value})
