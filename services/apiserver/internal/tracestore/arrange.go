@@ -7,9 +7,9 @@ import (
 	tracev1 "keelson.dev/proto/keelson/trace/v1"
 )
 
-// arrange puts spans in the order of their start, but parents before children
-// even where clocks differ, and words them for the wire. A parent that is not here
-// lies outside of the cluster, unless spans were dropped: then nobody knows.
+// arrange returns spans in the order of their start times, but parents before children even if
+// clocks differ. A parent that is not among the spans is outside the cluster (RemoteParent),
+// unless spans were dropped: then its location is unknown.
 func arrange(spans []*span, dropped bool) []*tracev1.Span {
 	known := make(map[SpanID]bool, len(spans))
 	for _, sp := range spans {
@@ -41,7 +41,7 @@ func arrange(spans []*span, dropped bool) []*tracev1.Span {
 		}
 	}
 	emit()
-	for _, sp := range spans { // spans that are each other's parents, which is nonsense
+	for _, sp := range spans { // spans that are each other's ancestors, which is malformed
 		if !done[sp.id] {
 			heap.Push(&ready, sp)
 			emit()

@@ -14,12 +14,13 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// Exporter takes in the apiserver's own spans, without a connection to itself.
-// forward may be nil.
+// Exporter returns an exporter of the apiserver's own spans, which adds them to s without a
+// connection. forward may be nil.
 func Exporter(s *Store, forward *Forward) sdktrace.SpanExporter {
 	return otlptrace.NewUnstarted(door{s, forward})
 }
 
+// door is an otlptrace.Client without a connection.
 type door struct {
 	store   *Store
 	forward *Forward
@@ -35,8 +36,8 @@ func (d door) UploadTraces(_ context.Context, spans []*tracepb.ResourceSpans) er
 	return nil
 }
 
-// Objects looks objects up through the pipeline. Who may see what has been decided
-// before.
+// Objects is a Lookup that reads objects through the pipeline. Its caller has already been
+// authorized.
 type Objects struct{ API pipeline.API }
 
 // Traceparent implements Lookup.

@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	// forwardQueue is how many exports wait for a slow collector, forwardBytes how
-	// large they are together as sent, the one that is being sent included; what comes
-	// on top is dropped and counted.
+	// forwardQueue is how many exports may wait for a slow collector, and forwardBytes how
+	// large they may be together on the wire, including the one being sent. Exports beyond that
+	// are dropped and counted.
 	forwardQueue   = 256
 	forwardBytes   = 16 << 20
 	forwardTimeout = 10 * time.Second
@@ -31,18 +31,18 @@ const (
 type Forward struct {
 	conn    *grpc.ClientConn
 	queue   chan export
-	bytes   atomic.Int64 // of what waits
+	bytes   atomic.Int64 // size of the exports that wait or are being sent
 	dropped atomic.Int64
 }
 
-// export is what came in one call.
+// export is the spans of one call of Send.
 type export struct {
 	spans []*tracepb.ResourceSpans
 	size  int64
 }
 
-// NewForward sends to the collector at endpoint (host:port, without TLS, as a
-// collector on the same host or in the same network listens); empty is nil.
+// NewForward returns a Forward to the collector at endpoint (host:port, without TLS, as a
+// collector on the same host or network usually listens), or nil if endpoint is empty.
 func NewForward(endpoint string, options ...grpc.DialOption) (*Forward, error) {
 	if endpoint == "" {
 		return nil, nil
@@ -54,7 +54,7 @@ func NewForward(endpoint string, options ...grpc.DialOption) (*Forward, error) {
 	return &Forward{conn: conn, queue: make(chan export, forwardQueue)}, nil
 }
 
-// Send queues spans; it never waits.
+// Send queues spans. It does not block.
 func (f *Forward) Send(spans []*tracepb.ResourceSpans) {
 	if f == nil || len(spans) == 0 {
 		return
@@ -68,12 +68,12 @@ func (f *Forward) Send(spans []*tracepb.ResourceSpans) {
 		}
 	}
 	f.bytes.Add(-e.size)
-	if n := f.dropped.Add(1); n&(n-1) == 0 { // at 1, 2, 4, 8…
-		slog.Warn("spans are not forwarded: the collector is too slow", "exports_dropped", n, "bytes_waiting", f.bytes.Load())
+	if n := f.dropped.Add(1); n&(n-1) == 0 { // log the 1st, 2nd, 4th, 8th…
+		slog.Warn("dropping spans: the collector is too slow", "exports_dropped", n, "bytes_waiting", f.bytes.Load())
 	}
 }
 
-// size is what spans take on the wire.
+// size returns the size of spans on the wire, in bytes.
 func size(spans []*tracepb.ResourceSpans) (n int64) {
 	for _, r := range spans {
 		n += int64(proto.Size(r))
@@ -81,11 +81,11 @@ func size(spans []*tracepb.ResourceSpans) (n int64) {
 	return n
 }
 
-// Dropped is how many exports did not fit into the queue's bounds.
+// Dropped returns how many exports were dropped because the queue was full.
 func (f *Forward) Dropped() int64 { return f.dropped.Load() }
 
-// Run sends what is queued until ctx ends, then what is left if that goes quickly,
-// and closes the connection.
+// Run sends queued spans until ctx ends, then what is left for at most drainTimeout, and closes
+// the connection. It returns nil.
 func (f *Forward) Run(ctx context.Context) error {
 	if f == nil {
 		return nil
@@ -98,7 +98,7 @@ func (f *Forward) Run(ctx context.Context) error {
 			err := send(ctx, collector, e.spans)
 			f.bytes.Add(-e.size)
 			if err != nil && ctx.Err() == nil {
-				slog.Warn("spans were not forwarded", "error", err)
+				slog.WarnContext(ctx, "cannot forward spans to the collector", "error", err)
 			}
 		case <-ctx.Done():
 			f.drain(context.WithoutCancel(ctx), collector)
@@ -107,7 +107,7 @@ func (f *Forward) Run(ctx context.Context) error {
 	}
 }
 
-// drain sends what is left, as long as the collector takes it.
+// drain sends the exports that are still queued, until one fails or drainTimeout has passed.
 func (f *Forward) drain(ctx context.Context, collector collectorpb.TraceServiceClient) {
 	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
@@ -124,7 +124,7 @@ func (f *Forward) drain(ctx context.Context, collector collectorpb.TraceServiceC
 	}
 }
 
-// send tries a few times where trying again can help.
+// send sends an export, up to forwardRetries times as long as the error is temporary.
 func send(ctx context.Context, c collectorpb.TraceServiceClient, spans []*tracepb.ResourceSpans) (err error) {
 	wait := 200 * time.Millisecond
 	for range forwardRetries {
@@ -148,7 +148,7 @@ func sendOnce(ctx context.Context, c collectorpb.TraceServiceClient, spans []*tr
 	return err
 }
 
-// passing are the codes that the OTLP specification wants repeated.
+// passing reports whether the OTLP specification makes c retryable.
 func passing(c codes.Code) bool {
 	switch c {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Aborted, codes.Canceled:

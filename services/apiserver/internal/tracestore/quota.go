@@ -7,23 +7,24 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 )
 
-// What a user may export: so many spans a second and bytes a second, and those of so
-// many seconds at once. A service records up to 200 traces a second of its own.
+// What a user may export: quotaSpans and quotaBytes per second, in bursts of up to quotaSeconds
+// times as much. A service records up to 200 traces a second of its own.
 const (
 	quotaSpans   = 5_000
 	quotaBytes   = 2 << 20
 	quotaSeconds = 8
-	// quotaUsers bounds the users that are remembered; a forgotten one begins anew.
+	// quotaUsers bounds the number of users that are remembered. When it is reached, all are
+	// forgotten and start with a full quota.
 	quotaUsers = 4096
 )
 
-// quota bounds what each user exports, so that none crowds out the others' traces.
+// quota limits what each user exports, so that no user displaces the traces of others.
 type quota struct {
 	mu    sync.Mutex
 	users map[string]*spent
 }
 
-// spent is what a user has exported lately.
+// spent is what a user has exported recently. It decreases with time.
 type spent struct {
 	spans, bytes float64
 	last         time.Time
@@ -53,7 +54,7 @@ func (q *quota) take(user string, spans int, bytes int64, now time.Time) bool {
 	return true
 }
 
-// count is how many spans there are.
+// count returns the number of spans.
 func count(resources []*tracepb.ResourceSpans) (n int) {
 	for _, r := range resources {
 		for _, scope := range r.GetScopeSpans() {

@@ -24,25 +24,25 @@ func TestExportsOfAUserAreBounded(t *testing.T) {
 	taken := 0
 	for export("ann") == 0 {
 		if taken++; taken > quotaSeconds {
-			t.Fatal("there is no bound")
+			t.Fatal("the exports of a user are not bounded")
 		}
 	}
 	if taken == 0 || export("bob") != 0 {
-		t.Errorf("%d exports of ann, none of bob", taken)
+		t.Errorf("ann exported %d times; bob's export was refused", taken)
 	}
 	now = now.Add(2 * time.Second)
 	if export("ann") != 0 {
-		t.Error("no export two seconds later")
+		t.Error("an export was refused two seconds later")
 	}
 	var q quota
 	if q.take("ann", quotaSpans*quotaSeconds+1, 0, now) {
-		t.Error("the number of spans has no bound")
+		t.Error("the number of spans is not bounded")
 	}
 	for i := range 3 * quotaUsers {
 		q.take(string(rune('a'+i%26))+time.Duration(i).String(), 1, 1, now)
 	}
 	if len(q.users) > quotaUsers {
-		t.Errorf("%d users are remembered", len(q.users))
+		t.Errorf("the quotas of %d users are remembered", len(q.users))
 	}
 }
 
@@ -53,13 +53,13 @@ func TestForwardIsBoundedByBytes(t *testing.T) {
 	}
 	defer forward.conn.Close()
 	large := of("x", step(1, 1, 0, 0, str("text", strings.Repeat("x", forwardBytes/4))))
-	for range 10 { // nobody runs it
+	for range 10 { // Run has not been called
 		forward.Send(large)
 	}
 	if n := forward.Dropped(); n != 7 {
-		t.Errorf("%d of 10 exports of a quarter of the bound are dropped, want 7", n)
+		t.Errorf("dropped %d of 10 exports of a quarter of the bound, want 7", n)
 	}
 	if n := forward.bytes.Load(); n > forwardBytes {
-		t.Errorf("%d bytes wait", n)
+		t.Errorf("%d bytes are queued", n)
 	}
 }

@@ -20,21 +20,21 @@ import (
 	"keelson.dev/services/internal/telemetry"
 )
 
-// Path stands for the store in authorization: who may post to it may export, who
-// may get it may read any trace.
+// Path is the non-resource path that authorizes access to the store: "post" permits to export,
+// "get" to read every trace.
 const Path = "/debug/traces"
 
-// Lookup finds the trace context of the last write of an object.
+// Lookup finds the trace context of an object's last write.
 type Lookup interface {
-	// Traceparent is a W3C traceparent, or empty where the write had none. A
-	// missing object is NotFound.
+	// Traceparent returns the W3C traceparent of the object's last write, or "" if the write
+	// was not traced. If the object does not exist, it returns a NotFound error.
 	Traceparent(ctx context.Context, o Object) (string, error)
-	// Groups are the API groups that have a resource of the name.
+	// Groups returns the API groups that have a resource of this name.
 	Groups(resource string) []string
 }
 
-// Service serves a Store over gRPC: it takes in spans from every service, and
-// answers what happened to an object.
+// Service serves a Store over gRPC: it receives spans from all services, and returns the trace
+// of an object.
 type Service struct {
 	tracev1.UnimplementedTraceServiceServer
 	store     *Store
@@ -44,24 +44,24 @@ type Service struct {
 	quota     quota
 }
 
-// NewService serves the store. forward may be nil.
+// NewService returns a service. forward may be nil.
 func NewService(s *Store, l Lookup, z authz.Authorizer, forward *Forward) *Service {
 	return &Service{store: s, lookup: l, authorize: z, forward: forward}
 }
 
-// Register adds both services to a server.
+// Register registers TraceService and OTLP's collector service.
 func (s *Service) Register(r grpc.ServiceRegistrar) {
 	tracev1.RegisterTraceServiceServer(r, s)
 	collectorpb.RegisterTraceServiceServer(r, collector{Service: s})
 }
 
-// collector is the door of OTLP.
+// collector implements OTLP's TraceService.
 type collector struct {
 	collectorpb.UnimplementedTraceServiceServer
 	*Service
 }
 
-// Export takes in spans.
+// Export stores spans and forwards them.
 func (c collector) Export(ctx context.Context, r *collectorpb.ExportTraceServiceRequest) (*collectorpb.ExportTraceServiceResponse, error) {
 	if err := c.may(ctx, &request.Attributes{Verb: "post", Path: Path}); err != nil {
 		return nil, wire(ctx, err)
@@ -69,13 +69,13 @@ func (c collector) Export(ctx context.Context, r *collectorpb.ExportTraceService
 	res := &collectorpb.ExportTraceServiceResponse{}
 	if n := count(r.GetResourceSpans()); !c.quota.take(request.UserFrom(ctx).Name, n, size(r.GetResourceSpans()), c.store.cfg.Now()) {
 		res.PartialSuccess = &collectorpb.ExportTracePartialSuccess{
-			RejectedSpans: int64(n), ErrorMessage: fmt.Sprintf("this user exports more than %d spans or %d bytes a second", quotaSpans, quotaBytes),
+			RejectedSpans: int64(n), ErrorMessage: fmt.Sprintf("the quota of %d spans and %d bytes per second and user is exceeded", quotaSpans, quotaBytes),
 		}
 		return res, nil
 	}
 	if rejected := c.store.Add(r.GetResourceSpans()); rejected > 0 {
 		res.PartialSuccess = &collectorpb.ExportTracePartialSuccess{
-			RejectedSpans: int64(rejected), ErrorMessage: "spans without a trace id of 16 or a span id of 8 bytes",
+			RejectedSpans: int64(rejected), ErrorMessage: "spans need a trace id of 16 bytes and a span id of 8 bytes",
 		}
 	}
 	c.forward.Send(r.GetResourceSpans())
@@ -92,7 +92,7 @@ func (s *Service) GetTrace(ctx context.Context, r *tracev1.GetTraceRequest) (*tr
 	spans := s.visible(ctx, all, own)
 	if !ok || len(spans) == 0 {
 		err := apierrors.NewNotFound(traceResource, hex.EncodeToString(id[:]))
-		err.ErrStatus.Message = fmt.Sprintf("trace %x is not in memory: apiservers keep recent traces, and none from before they were started", id[:])
+		err.ErrStatus.Message = fmt.Sprintf("trace %x is not in memory: apiservers keep recent traces, and lose them when they restart", id[:])
 		return nil, wire(ctx, err)
 	}
 	dropped = dropped || len(spans) < len(all)
@@ -101,11 +101,11 @@ func (s *Service) GetTrace(ctx context.Context, r *tracev1.GetTraceRequest) (*tr
 
 var traceResource = schema.GroupResource{Group: "trace.keelson.dev", Resource: "traces"}
 
-// find returns the trace that a request means, if the caller may look for it, and where it
-// was found by an object's last write, the span of that.
+// find returns the id of the requested trace, if the caller may see it. If it was found through
+// an object's last write, own is that write's span.
 func (s *Service) find(ctx context.Context, r *tracev1.GetTraceRequest) (id TraceID, own SpanID, err error) {
 	if n := r.GetEarlier(); n < 0 || n > maxEarlier || n > 0 && r.GetTraceId() != "" {
-		return id, own, apierrors.NewBadRequest(fmt.Sprintf("earlier %d: want 0 to %d, and 0 with a trace id", n, maxEarlier))
+		return id, own, apierrors.NewBadRequest(fmt.Sprintf("earlier %d: expected 0 to %d, and 0 with a trace id", n, maxEarlier))
 	}
 	if r.GetTraceId() != "" {
 		if err := s.may(ctx, &request.Attributes{Verb: "get", Path: Path}); err != nil {
@@ -113,20 +113,20 @@ func (s *Service) find(ctx context.Context, r *tracev1.GetTraceRequest) (id Trac
 		}
 		b, err := hex.DecodeString(r.GetTraceId())
 		if err != nil || len(b) != len(id) {
-			return id, own, apierrors.NewBadRequest(fmt.Sprintf("trace id %q: want 32 hexadecimal digits", r.GetTraceId()))
+			return id, own, apierrors.NewBadRequest(fmt.Sprintf("trace id %q: expected 32 hexadecimal digits", r.GetTraceId()))
 		}
 		copy(id[:], b)
 		return id, own, nil
 	}
 	o := Object{Group: r.GetGroup(), Resource: r.GetResource(), Namespace: r.GetNamespace(), Name: r.GetName()}
 	if o.Resource == "" || o.Name == "" {
-		return id, own, apierrors.NewBadRequest("name a trace id, or the resource and name of an object")
+		return id, own, apierrors.NewBadRequest("specify a trace id, or the resource and name of an object")
 	}
 	if err := s.may(ctx, o.get()); err != nil {
 		return id, own, err
 	}
 	if !slices.Contains(s.lookup.Groups(o.Resource), o.Group) {
-		// Spans do not tell groups: those of another group's object must not be found.
+		// Spans do not contain the API group: do not find those of another group's object.
 		return id, own, apierrors.NewNotFound(schema.GroupResource{Group: o.Group, Resource: o.Resource}, o.Name)
 	}
 	id, own, err = s.current(ctx, o)
@@ -142,12 +142,12 @@ func (s *Service) find(ctx context.Context, r *tracev1.GetTraceRequest) (id Trac
 	return id, SpanID{}, nil
 }
 
-// maxEarlier is how far back earlier writes may be asked for.
+// maxEarlier bounds how many writes a request may go back.
 const maxEarlier = 1000
 
-// current is the trace of an object: that of its last write, if spans of it are
-// here; otherwise the newest whose spans name it (an object whose last write was
-// not recorded, or that is gone).
+// current returns the trace of an object: that of its last write if the store has spans of it,
+// otherwise the newest one with a span that names the object (the last write was not recorded,
+// or the object was deleted).
 func (s *Service) current(ctx context.Context, o Object) (id TraceID, own SpanID, err error) {
 	tp, err := s.lookup.Traceparent(ctx, o)
 	if err != nil && !apierrors.IsNotFound(err) {
@@ -166,7 +166,7 @@ func (s *Service) current(ctx context.Context, o Object) (id TraceID, own SpanID
 	case err != nil:
 		return id, own, err
 	case recorded:
-		return TraceID(written.TraceID()), SpanID(written.SpanID()), nil // not found, by its id
+		return TraceID(written.TraceID()), SpanID(written.SpanID()), nil // the caller gets NotFound with this id
 	}
 	return id, own, notTraced(o)
 }
@@ -177,6 +177,7 @@ func notTraced(o Object) error {
 	return err
 }
 
+// may returns a Forbidden error if the caller is not authorized for a.
 func (s *Service) may(ctx context.Context, a *request.Attributes) error {
 	a.User = request.UserFrom(ctx)
 	allowed, reason, err := s.authorize.Authorize(ctx, a)
@@ -189,7 +190,7 @@ func (s *Service) may(ctx context.Context, a *request.Attributes) error {
 	return nil
 }
 
-// wire is an error as gRPC carries it, with Kubernetes' Status.
+// wire converts an error to a gRPC status error with Kubernetes' Status in its details.
 func wire(ctx context.Context, err error) error {
 	var se *apierrors.StatusError
 	switch {

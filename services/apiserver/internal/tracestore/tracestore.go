@@ -1,8 +1,8 @@
-// Package tracestore keeps the recent spans of all services in memory, so that a
-// cluster can say what happened to an object without any other software.
+// Package tracestore keeps the recent spans of all services in memory, so that a cluster can
+// explain what happened to an object without other software.
 //
-// Memory is bounded in spans, bytes and age; the trace that was quiet longest goes
-// first. It must never hold up the one who exports, nor keep a span that it cannot
+// The number, size and age of spans are bounded; the trace that has been idle longest is
+// dropped first. The store must never block an exporter, nor keep a span that it does not
 // account for.
 package tracestore
 
@@ -19,26 +19,27 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 )
 
-// Config bounds a Store. Zero numbers mean the defaults.
+// Config bounds a Store. A zero field means the default.
 type Config struct {
 	// Spans is the largest number of spans; default 50,000.
 	Spans int
-	// Bytes is what they may take; default 32 MiB.
+	// Bytes bounds the approximate memory of all spans; default 32 MiB.
 	Bytes int64
 	// TraceSpans is the largest number of spans of one trace; default 5,000.
 	TraceSpans int
 	// Age is how long a trace is kept after its last span; default 1 h.
 	Age time.Duration
+	// Now is the clock; default time.Now.
 	Now func() time.Time
 }
 
-// TraceID and SpanID are those of W3C Trace Context.
+// TraceID and SpanID are the ids of W3C Trace Context.
 type (
 	TraceID [16]byte
 	SpanID  [8]byte
 )
 
-// Object names an object by its resource (the plural), namespace and name.
+// Object identifies an object by its group, resource (the plural), namespace and name.
 type Object struct{ Group, Resource, Namespace, Name string }
 
 // Store keeps spans. It is safe for concurrent use.
@@ -46,14 +47,15 @@ type Store struct {
 	cfg    Config
 	mu     sync.Mutex
 	traces map[TraceID]*list.Element // of *traceOf
-	quiet  *list.List                // the trace that was quiet longest first
-	// objects is the newest trace that names an object, without its group: spans
-	// do not tell it.
+	quiet  *list.List                // in order of last arrival, the longest idle first
+	// objects maps an object to the newest trace that names it. The key has no group, because
+	// spans do not contain it.
 	objects map[Object]TraceID
 	spans   int
 	bytes   int64
 }
 
+// traceOf is a trace.
 type traceOf struct {
 	id      TraceID
 	spans   []*span
@@ -64,10 +66,10 @@ type traceOf struct {
 	dropped bool
 }
 
-// span is one step.
+// span is a stored span.
 type span struct {
 	id, parent SpanID
-	// remote says that the parent is another process'.
+	// remote reports whether the parent is a span of another process.
 	remote     bool
 	service    string
 	name       string
@@ -79,7 +81,7 @@ type span struct {
 
 type attribute struct{ key, value string }
 
-// New makes an empty store.
+// New returns an empty store.
 func New(cfg Config) *Store {
 	def(&cfg.Spans, 50_000)
 	def(&cfg.Bytes, 32<<20)
@@ -98,7 +100,7 @@ func def[T comparable](v *T, d T) {
 	}
 }
 
-// Add takes in exported spans. Malformed ones are left out; it returns how many.
+// Add stores exported spans and returns the number of malformed ones, which are left out.
 func (s *Store) Add(resources []*tracepb.ResourceSpans) (rejected int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -134,7 +136,7 @@ func (s *Store) add(service string, p *tracepb.Span, now time.Time) bool {
 	t := element.Value.(*traceOf)
 	t.last = now
 	if _, again := t.known[sp.id]; again {
-		return true // an export that was repeated
+		return true // a repeated export
 	}
 	if len(t.spans) >= s.cfg.TraceSpans {
 		t.dropped = true
@@ -153,7 +155,7 @@ func (s *Store) add(service string, p *tracepb.Span, now time.Time) bool {
 	return true
 }
 
-// shrink lets the quietest traces go until the bounds hold.
+// shrink drops the longest idle traces until the bounds hold.
 func (s *Store) shrink(now time.Time) {
 	for {
 		front := s.quiet.Front()
@@ -176,7 +178,8 @@ func (s *Store) shrink(now time.Time) {
 	}
 }
 
-// trace copies what is known of a trace.
+// trace returns the spans of a trace. dropped reports whether some are missing, and ok whether
+// the trace is known.
 func (s *Store) trace(id TraceID) (spans []*span, dropped, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -189,7 +192,7 @@ func (s *Store) trace(id TraceID) (spans []*span, dropped, ok bool) {
 	return append([]*span(nil), t.spans...), t.dropped, true
 }
 
-// newest is the newest trace of which a span names the object.
+// newest returns the newest trace with a span that names the object.
 func (s *Store) newest(o Object) (TraceID, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -198,8 +201,8 @@ func (s *Store) newest(o Object) (TraceID, bool) {
 	return id, ok
 }
 
-// earlier is the n-th newest trace of which a span names the object, by when it began,
-// before another one.
+// earlier returns the n-th newest trace (counted from 1, by start time) that names the object
+// and started no later than another trace.
 func (s *Store) earlier(o Object, than TraceID, n int) (TraceID, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -237,29 +240,29 @@ func (s *Store) earlier(o Object, than TraceID, n int) (TraceID, bool) {
 	return found[n-1].id, true
 }
 
-// Len is the number of spans, Bytes what they take.
+// Len returns the number of spans.
 func (s *Store) Len() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.spans
 }
 
-// Bytes is about what the spans take.
+// Bytes returns the approximate memory of the spans.
 func (s *Store) Bytes() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.bytes
 }
 
-// The bounds of one span: more of anything is left out.
+// Bounds of one span: bytes of a text, attributes, links. What exceeds them is cut off.
 const (
 	maxText       = 1024
 	maxAttributes = 32
 	maxLinks      = 32
 )
 
-// remoteFlag is set where the parent is another process' (OTLP's SpanFlags, 0x200,
-// known when 0x100 is set).
+// remoteFlag is set if the parent is a span of another process (OTLP's SpanFlags: 0x200, which
+// is valid if 0x100 is set).
 const remoteFlag = uint32(tracepb.SpanFlags_SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK | tracepb.SpanFlags_SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK)
 
 func newSpan(service string, p *tracepb.Span) *span {
@@ -291,8 +294,8 @@ func newSpan(service string, p *tracepb.Span) *span {
 	return sp
 }
 
-// spanOverhead is what a span takes beside its texts: the struct, its place in the
-// trace and in the set of known ids.
+// spanOverhead is the approximate memory of a span without its texts: the struct, and its
+// entries in the trace and in the set of known ids.
 const spanOverhead = 256
 
 func (sp *span) size() int64 {
@@ -303,7 +306,7 @@ func (sp *span) size() int64 {
 	return int64(n)
 }
 
-// The attributes by which spans name objects.
+// Attributes in which spans name objects.
 const (
 	keyNamespace = "k8s.namespace.name"
 	keyResource  = "k8s.resource"
@@ -311,7 +314,7 @@ const (
 	keyPod       = "k8s.pod.name"
 )
 
-// object is the object that a span names.
+// object returns the object that a span names, without its group.
 func (sp *span) object() (o Object, ok bool) {
 	pod := ""
 	for _, a := range sp.attributes {
@@ -341,7 +344,8 @@ func serviceOf(attributes []*commonpb.KeyValue) string {
 	return ""
 }
 
-// cut shortens a text, and then lets go of the long one.
+// cut returns s if it is short enough, or a copy of its start, so that the long text is not
+// retained.
 func cut(s string) string {
 	if len(s) <= maxText {
 		return s

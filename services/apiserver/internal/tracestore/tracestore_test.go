@@ -38,7 +38,7 @@ func str(key, value string) *commonpb.KeyValue {
 	return &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: value}}}
 }
 
-// step is a span of trace t; a parent of 0 is none.
+// step returns a span of trace t. A parent of 0 means none.
 func step(t, id, parent byte, start uint64, attributes ...*commonpb.KeyValue) *tracepb.Span {
 	s := &tracepb.Span{TraceId: traceID(t), SpanId: spanID(id), Name: fmt.Sprintf("step-%d", id), StartTimeUnixNano: start, EndTimeUnixNano: start + 10, Attributes: attributes}
 	if parent != 0 {
@@ -54,7 +54,8 @@ func of(service string, spans ...*tracepb.Span) []*tracepb.ResourceSpans {
 	}}
 }
 
-// names are the ids of the spans of trace t in the order in which they are shown.
+// names returns the ids of the spans of trace t, in the order in which they are returned to
+// clients.
 func names(s *Store, t byte) string {
 	spans, dropped, _ := s.trace(TraceID(traceID(t)))
 	var list []string
@@ -110,10 +111,10 @@ func TestSpanOnTheWire(t *testing.T) {
 		t.Fatalf("%v", got)
 	}
 	if long := got.GetAttributes()["long"]; len(long) > maxText || !utf8.ValidString(long) {
-		t.Errorf("a long text: %d bytes, valid %v", len(long), utf8.ValidString(long))
+		t.Errorf("long text: %d bytes, valid UTF-8: %v", len(long), utf8.ValidString(long))
 	}
 	if arrange(spans, true)[0].GetRemoteParent() {
-		t.Error("where spans were dropped, nobody knows whether a parent is remote")
+		t.Error("a parent is reported as remote although spans were dropped")
 	}
 }
 
@@ -129,13 +130,13 @@ func TestBounds(t *testing.T) {
 			t.Fatalf("%d spans", s.Len())
 		}
 	})
-	t.Run("the quietest trace goes first", func(t *testing.T) {
+	t.Run("the longest idle trace is dropped first", func(t *testing.T) {
 		s := New(Config{Spans: 4, Now: clock})
 		s.Add(of("x", step(1, 1, 0, 0)))
 		s.Add(of("x", step(2, 1, 0, 0)))
 		s.Add(of("x", step(1, 2, 1, 0), step(3, 1, 0, 0), step(3, 2, 0, 0)))
 		if names(s, 1) != "1 2" || names(s, 2) != "" {
-			t.Fatal("the wrong trace went")
+			t.Fatal("the wrong trace was dropped")
 		}
 	})
 	t.Run("bytes", func(t *testing.T) {
@@ -162,7 +163,7 @@ func TestBounds(t *testing.T) {
 		s.Add(of("x", step(1, 1, 0, 0, str(keyPod, "p"), str(keyNamespace, "n"))))
 		now = now.Add(time.Minute)
 		if names(s, 1) != "" || s.Len() != 0 || s.Bytes() != 0 || len(s.objects) != 0 || s.quiet.Len() != 0 {
-			t.Fatal("an old trace is still there")
+			t.Fatal("an expired trace was kept")
 		}
 	})
 }
@@ -181,7 +182,7 @@ func TestRejectsMalformedSpans(t *testing.T) {
 	}
 }
 
-// written is a Lookup of objects by name.
+// written is a Lookup that maps namespaced object names to traceparents.
 type written map[string]string
 
 func (w written) Traceparent(_ context.Context, o Object) (string, error) {
@@ -207,7 +208,7 @@ func (w written) Groups(resource string) []string {
 	return nil
 }
 
-// allow lets the users named do what is listed.
+// allow is an authorizer that lists what each user may do.
 type allow map[string]string
 
 func (a allow) Authorize(_ context.Context, r *request.Attributes) (bool, string, error) {
@@ -253,11 +254,11 @@ func TestGetTrace(t *testing.T) {
 		name, user string
 		r          *tracev1.GetTraceRequest
 		code       codes.Code
-		want       string // trace id, or text of the refusal
+		want       string // trace id, or part of the error
 	}{
-		{"of the last write", "ann", object("deployments", "web"), codes.OK, id(1)},
-		{"whose write's spans are gone: the newest that names it", "ann", object("pods", "p"), codes.OK, id(3)},
-		{"of an object that is gone", "ann", object("deployments", "gone"), codes.OK, id(4)},
+		{"by the object's last write", "ann", object("deployments", "web"), codes.OK, id(1)},
+		{"last write's spans dropped: the newest that names the object", "ann", object("pods", "p"), codes.OK, id(3)},
+		{"of a deleted object", "ann", object("deployments", "gone"), codes.OK, id(4)},
 		{"by id", "root", &tracev1.GetTraceRequest{TraceId: id(2)}, codes.OK, id(2)},
 		{"by id, not allowed", "ann", &tracev1.GetTraceRequest{TraceId: id(2)}, codes.PermissionDenied, `User "ann" cannot get path "/debug/traces"`},
 		{"of an object, not allowed", "bob", object("deployments", "web"), codes.PermissionDenied, `cannot get resource "deployments"`},
@@ -266,13 +267,13 @@ func TestGetTrace(t *testing.T) {
 		{"no such object", "ann", object("deployments", "never"), codes.NotFound, "never"},
 		{"unknown id", "root", &tracev1.GetTraceRequest{TraceId: id(77)}, codes.NotFound, id(77)},
 		{"no id", "root", &tracev1.GetTraceRequest{TraceId: "xyz"}, codes.InvalidArgument, "32 hexadecimal digits"},
-		{"nothing", "root", &tracev1.GetTraceRequest{}, codes.InvalidArgument, "name a trace id"},
-		{"of the write before", "ann", before(object("pods", "p"), 1), codes.OK, id(2)},
-		{"of a write that is not there", "ann", before(object("pods", "p"), 2), codes.NotFound, "no trace of an earlier write"},
+		{"nothing", "root", &tracev1.GetTraceRequest{}, codes.InvalidArgument, "specify a trace id"},
+		{"of the previous write", "ann", before(object("pods", "p"), 1), codes.OK, id(2)},
+		{"of an unknown earlier write", "ann", before(object("pods", "p"), 2), codes.NotFound, "no trace of an earlier write"},
 		{"of an earlier write, not allowed", "bob", before(object("pods", "p"), 1), codes.PermissionDenied, `cannot get resource "pods"`},
 		{"too far back", "ann", before(object("pods", "p"), maxEarlier+1), codes.InvalidArgument, "earlier 1001"},
 		{"of a later write", "ann", before(object("pods", "p"), -1), codes.InvalidArgument, "earlier -1"},
-		{"before an id", "root", before(&tracev1.GetTraceRequest{TraceId: id(2)}, 1), codes.InvalidArgument, "earlier 1"},
+		{"earlier than an id", "root", before(&tracev1.GetTraceRequest{TraceId: id(2)}, 1), codes.InvalidArgument, "earlier 1"},
 		{"failing store", "ann", object("deployments", "broken"), codes.Internal, ""},
 	}
 	for _, tt := range tests {
@@ -288,7 +289,7 @@ func TestGetTrace(t *testing.T) {
 	}
 }
 
-// serve runs a gRPC server until the test ends.
+// serve runs a gRPC server until the test ends, and returns its address.
 func serve(t *testing.T, register func(*grpc.Server), options ...grpc.ServerOption) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -306,7 +307,7 @@ func serve(t *testing.T, register func(*grpc.Server), options ...grpc.ServerOpti
 	return l.Addr().String()
 }
 
-// sink is a collector.
+// sink is an OTLP collector.
 type sink struct {
 	collectorpb.UnimplementedTraceServiceServer
 	spans   atomic.Int64
@@ -327,7 +328,7 @@ func (s *sink) Export(_ context.Context, r *collectorpb.ExportTraceServiceReques
 
 func TestExportKeepsAndForwards(t *testing.T) {
 	s, out := New(Config{}), &sink{}
-	out.unhappy.Store(1) // the first attempt is refused, and repeated
+	out.unhappy.Store(1) // the first attempt fails and is retried
 	address := serve(t, func(g *grpc.Server) { collectorpb.RegisterTraceServiceServer(g, out) })
 	forward, err := NewForward(address)
 	if err != nil {
@@ -342,7 +343,7 @@ func TestExportKeepsAndForwards(t *testing.T) {
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 			return next(request.WithUser(ctx, request.User{Name: "node"}), req)
 		}))
-	// A service's own telemetry, over OTLP.
+	// Telemetry of a service arrives over OTLP.
 	conn, err := grpc.NewClient(server, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -373,7 +374,7 @@ func TestExportKeepsAndForwards(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := (collector{Service: service}).Export(as("stranger"), &collectorpb.ExportTraceServiceRequest{}); status.Code(err) != codes.PermissionDenied {
-		t.Fatalf("a stranger's export: %v", err)
+		t.Fatalf("unauthorized export: %v", err)
 	}
 }
 
@@ -382,7 +383,7 @@ func TestForwardNeverWaits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range forwardQueue + 10 { // nobody runs it
+	for range forwardQueue + 10 { // Run has not been called
 		forward.Send(of("x", step(1, 1, 0, 0)))
 	}
 	if forward.Dropped() != 10 {

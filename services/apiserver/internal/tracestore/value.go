@@ -8,10 +8,10 @@ import (
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 )
 
-// maxNesting bounds how deep a value is looked into.
+// maxNesting bounds the depth to which a value is formatted.
 const maxNesting = 4
 
-// text is an attribute's value as people read it.
+// text formats an attribute's value as text.
 func text(v *commonpb.AnyValue) string { return nested(v, maxNesting) }
 
 func nested(v *commonpb.AnyValue, depth int) string {

@@ -8,10 +8,10 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// visible are the spans of a trace that the caller may see: those that name an object,
-// or objects of a kind, that it may get, and those that name nothing below one of them.
-// own is the span of the write by which the trace was found, whose object it may get.
-// Who may read traces as such sees all of them.
+// visible returns the spans of a trace that the caller may see: those that name an object (or
+// all objects of a kind) that the caller may get, and those that name nothing and descend from
+// such a span. own is the span of the write through which the trace was found; the caller may
+// get its object. A caller that may get Path sees all spans.
 func (s *Service) visible(ctx context.Context, spans []*span, own SpanID) []*span {
 	if s.may(ctx, &request.Attributes{Verb: "get", Path: Path}) == nil {
 		return spans
@@ -30,7 +30,7 @@ func (s *Service) visible(ctx context.Context, spans []*span, own SpanID) []*spa
 	return out
 }
 
-// viewer remembers what was decided of one trace.
+// viewer caches the decisions about one trace.
 type viewer struct {
 	s       *Service
 	ctx     context.Context
@@ -39,13 +39,14 @@ type viewer struct {
 	decided map[SpanID]bool
 }
 
+// sees reports whether the caller may see a span.
 func (v *viewer) sees(sp *span) bool {
-	var path []*span // of spans that name nothing, up to one that is decided
+	var path []*span // spans that name nothing, up to the first decided ancestor
 	seen := false
 	for sp != nil {
 		decided, ok := v.decided[sp.id]
 		if !ok {
-			v.decided[sp.id] = false // also for spans that are each other's parents
+			v.decided[sp.id] = false // ends the loop if spans are each other's ancestors
 			path = append(path, sp)
 			o, names := sp.names()
 			if !names {
@@ -63,8 +64,8 @@ func (v *viewer) sees(sp *span) bool {
 	return seen
 }
 
-// may reports whether the caller may get an object, whichever of the groups that have
-// such a resource it is of: spans do not tell.
+// may reports whether the caller may get an object in every API group that has such a resource,
+// because spans do not contain the group.
 func (v *viewer) may(o Object) bool {
 	if allowed, ok := v.objects[o]; ok {
 		return allowed
@@ -80,19 +81,19 @@ func (v *viewer) may(o Object) bool {
 	return allowed
 }
 
-// get asks for the right to read the object.
+// get returns the attributes of a request to get the object.
 func (o Object) get() *request.Attributes {
 	a := &request.Attributes{
 		Verb: "get", Resource: schema.GroupVersionResource{Group: o.Group, Resource: o.Resource}, Namespace: o.Namespace, Name: o.Name,
 	}
 	if o.Group == "" && o.Resource == "namespaces" {
-		a.Namespace = o.Name // as a request for it is authorized
+		a.Namespace = o.Name // as for a request to get the namespace
 	}
 	return a
 }
 
-// names is what a span names: an object, or without a name the objects of a kind. The
-// resource is empty where the span leaves open what kind it names: then it is shown to no one.
+// names returns what a span names: an object, or, without a name, all objects of a kind. The
+// resource is empty if the span does not name the kind; such a span is shown to no one.
 func (sp *span) names() (o Object, ok bool) {
 	if o, ok = sp.object(); ok {
 		return o, true

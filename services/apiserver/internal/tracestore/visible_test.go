@@ -12,7 +12,8 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// byObject lets users do "verb group/resource namespace/name", or everything with *.
+// byObject is an authorizer that lists the "verb group/resource namespace/name" that each user
+// may do. A trailing * matches everything.
 type byObject map[string][]string
 
 func (b byObject) Authorize(_ context.Context, r *request.Attributes) (bool, string, error) {
@@ -28,7 +29,7 @@ func (b byObject) Authorize(_ context.Context, r *request.Attributes) (bool, str
 	return false, "", nil
 }
 
-func TestSpansOfForeignObjectsAreNotShown(t *testing.T) {
+func TestSpansOfUnreadableObjectsAreHidden(t *testing.T) {
 	s := New(Config{})
 	service := NewService(s, written{"pods/n/p": parent(1, 2), "secrets/n/s": parent(1, 4)}, byObject{
 		"ann":    {"get /pods n/p"},
@@ -41,15 +42,15 @@ func TestSpansOfForeignObjectsAreNotShown(t *testing.T) {
 	named := func(id, up byte, resource, namespace, name string) {
 		s.Add(of("s", step(1, id, up, uint64(id), str(keyResource, resource), str(keyNamespace, namespace), str(keyName, name))))
 	}
-	s.Add(of("s", step(1, 1, 0, 1))) // a client's, that names nothing
-	named(2, 1, "pods", "n", "")     // the create, before it had a name
-	s.Add(of("s", step(1, 3, 2, 3))) // below it
+	s.Add(of("s", step(1, 1, 0, 1))) // a client's span, which names nothing
+	named(2, 1, "pods", "n", "")     // the create, before the pod had a name
+	s.Add(of("s", step(1, 3, 2, 3))) // its child
 	named(4, 3, "secrets", "n", "s") // another object
-	s.Add(of("s", step(1, 5, 4, 5))) // below that
+	s.Add(of("s", step(1, 5, 4, 5))) // the child of that
 	s.Add(of("s", step(1, 6, 3, 6, str(keyPod, "p"), str(keyNamespace, "n"))))
 	s.Add(of("s", step(1, 7, 6, 7, str(keyPod, "other"), str(keyNamespace, "n"))))
-	s.Add(of("s", step(1, 8, 6, 8, str(keyName, "p"), str(keyNamespace, "n")))) // of an unknown kind
-	named(9, 6, "events", "n", "e")                                             // in two groups
+	s.Add(of("s", step(1, 8, 6, 8, str(keyName, "p"), str(keyNamespace, "n")))) // names no kind
+	named(9, 6, "events", "n", "e")                                             // in two API groups
 	named(10, 6, "pods", "m", "p")
 	named(11, 6, "namespaces", "", "n")
 	named(12, 6, "unheardof", "n", "p")
@@ -77,17 +78,17 @@ func TestSpansOfForeignObjectsAreNotShown(t *testing.T) {
 			t.Errorf("%s sees %s; want %s", user, got, want)
 		}
 		if res.GetDropped() == (user == "reader") {
-			t.Errorf("%s is told that the trace is complete: %t", user, !res.GetDropped())
+			t.Errorf("%s: trace reported as complete: %t", user, !res.GetDropped())
 		}
 	}
-	// The right to another group's resource of the name finds nothing.
+	// The right to a resource of the same name in another group finds nothing.
 	if res, err := get("foe", "foreign.io", "pods", "p"); status.Code(err) != codes.NotFound {
-		t.Errorf("by a foreign group: %v %v", res, err)
+		t.Errorf("through another group: %v %v", res, err)
 	}
 	if res, err := get("foe", "", "pods", "p"); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("without the right: %v %v", res, err)
 	}
-	// The trace of an object that one may not read is not found by naming its id.
+	// The trace of an object that the caller may not read is not found by its id.
 	if res, err := service.GetTrace(as("ann"), &tracev1.GetTraceRequest{TraceId: "00000000000000000000000000000001"}); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("by id: %v %v", res, err)
 	}

@@ -10,8 +10,8 @@ import (
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 )
 
-// Dial connects to host:port as the node sees it. The connection ends with ctx. A
-// node that cannot connect says why in the first Read.
+// Dial connects to host:port from the node. The connection is closed when ctx ends. If the node
+// cannot connect, the first Read returns the reason.
 func (s *Server) Dial(ctx context.Context, node, address string) (net.Conn, error) {
 	session, err := s.Open(ctx, node, &nodev1.Open{Target: &nodev1.Open_Dial{
 		Dial: &nodev1.Dial{Network: "tcp", Address: address},
@@ -19,7 +19,7 @@ func (s *Server) Dial(ctx context.Context, node, address string) (net.Conn, erro
 	if err != nil {
 		return nil, err
 	}
-	// A pipe gives the connection its deadlines.
+	// The pipe implements the connection's deadlines.
 	near, far := net.Pipe()
 	c := &dialed{Conn: near, session: session}
 	go func() {
@@ -44,18 +44,19 @@ func (c *dialed) end(err error) {
 	c.err = err
 }
 
-// Read says why the session ended instead of io.EOF, if it did not end well.
+// Read returns the session's error instead of io.EOF if the session failed.
 func (c *dialed) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	return n, c.because(err)
 }
 
-// Write says why the session ended.
+// Write returns the session's error instead of io.ErrClosedPipe if the session failed.
 func (c *dialed) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	return n, c.because(err)
 }
 
+// because replaces the error of a closed connection by the reason why the session ended.
 func (c *dialed) because(err error) error {
 	if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrClosedPipe) {
 		return err

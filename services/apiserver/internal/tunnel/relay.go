@@ -14,12 +14,12 @@ import (
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 )
 
-// findTime bounds the question which apiserver a node is connected to: one that
-// does not answer is not waited for.
+// findTime bounds the search for the apiserver that a node is connected to. Apiservers that do
+// not answer within it are ignored.
 const findTime = 2 * time.Second
 
-// find asks all other apiservers at once and returns the first that has the node;
-// nil if none says so.
+// find asks all other apiservers in parallel and returns the first one that the node is
+// connected to, or nil if there is none.
 func (s *Server) find(ctx context.Context, node string) nodev1.RelayServiceClient {
 	if s.cfg.Peers == nil {
 		return nil
@@ -45,7 +45,7 @@ func (s *Server) find(ctx context.Context, node string) nodev1.RelayServiceClien
 	return nil
 }
 
-// reasons are the refusals that are not the node's own.
+// reasons maps the refusals that do not come from the node to the errors of Open.
 var reasons = map[nodev1.RelayRefused_Reason]error{
 	nodev1.RelayRefused_REASON_NOT_CONNECTED: ErrNotConnected,
 	nodev1.RelayRefused_REASON_TOO_MANY:      ErrTooMany,
@@ -53,11 +53,11 @@ var reasons = map[nodev1.RelayRefused_Reason]error{
 	nodev1.RelayRefused_REASON_GONE:          ErrGone,
 }
 
-// openThere opens a session with a node that another apiserver is connected to.
+// openThere opens a session with a node that is connected to another apiserver.
 func (s *Server) openThere(ctx context.Context, peer nodev1.RelayServiceClient, node string, open *nodev1.Open) (*Session, error) {
 	open = proto.CloneOf(open)
 	open.Traceparent = traceparent(ctx)
-	// The stream ends after the session, so that the session's end has its cause.
+	// The stream must outlive ctx, so that the session is ended with its cause first.
 	streaming, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	opened := context.AfterFunc(ctx, cancel)
 	session, err := s.relayed(streaming, peer, &nodev1.RelayBegin{Node: node, Open: open})
@@ -74,6 +74,7 @@ func (s *Server) openThere(ctx context.Context, peer nodev1.RelayServiceClient, 
 	return session, nil
 }
 
+// relayed opens a session through a peer. The session's stream ends with ctx.
 func (s *Server) relayed(ctx context.Context, peer nodev1.RelayServiceClient, begin *nodev1.RelayBegin) (*Session, error) {
 	stream, err := peer.Relay(ctx)
 	if err != nil {
@@ -82,7 +83,8 @@ func (s *Server) relayed(ctx context.Context, peer nodev1.RelayServiceClient, be
 	if err := stream.Send(&nodev1.RelayRequest{Message: &nodev1.RelayRequest_Begin{Begin: begin}}); err != nil {
 		return nil, fmt.Errorf("node %s: %w: %w", begin.GetNode(), ErrGone, err)
 	}
-	// The other one has as long as we would have, and the way there and back.
+	// The peer may take as long as this apiserver would, and the messages between them take
+	// time.
 	timer := time.NewTimer(s.cfg.OpenTimeout + findTime)
 	defer timer.Stop()
 	select {
@@ -104,7 +106,7 @@ func (s *Server) relayed(ctx context.Context, peer nodev1.RelayServiceClient, be
 	return session, nil
 }
 
-// far is a session's stream that passes through another apiserver.
+// far is a session's stream that is relayed by another apiserver.
 type far struct {
 	stream nodev1.RelayService_RelayClient
 }
@@ -121,7 +123,7 @@ func (f far) Recv() (*nodev1.SessionRequest, error) {
 	return m.GetFrame(), nil
 }
 
-// Relay is the RelayService: what other apiservers may ask for.
+// Relay implements RelayService, which other apiservers call.
 type Relay struct {
 	nodev1.UnimplementedRelayServiceServer
 
@@ -129,13 +131,13 @@ type Relay struct {
 	allow  func(context.Context) error
 }
 
-// Relay makes the RelayService of a Server; allow refuses callers that are no
-// apiservers.
+// Relay returns the RelayService of a Server. allow returns a gRPC status error if the caller
+// is not an apiserver.
 func (s *Server) Relay(allow func(context.Context) error) *Relay {
 	return &Relay{server: s, allow: allow}
 }
 
-// Find tells whether a node is connected here.
+// Find reports whether a node is connected to this apiserver.
 func (r *Relay) Find(ctx context.Context, in *nodev1.FindRequest) (*nodev1.FindResponse, error) {
 	if err := r.allow(ctx); err != nil {
 		return nil, err
@@ -143,7 +145,7 @@ func (r *Relay) Find(ctx context.Context, in *nodev1.FindRequest) (*nodev1.FindR
 	return &nodev1.FindResponse{Connected: r.server.Connected(in.GetNode())}, nil
 }
 
-// Relay carries a session of a node that is connected here.
+// Relay relays a session with a node that is connected to this apiserver.
 func (r *Relay) Relay(stream nodev1.RelayService_RelayServer) error {
 	if err := r.allow(stream.Context()); err != nil {
 		return err
@@ -156,10 +158,10 @@ func (r *Relay) Relay(stream nodev1.RelayService_RelayServer) error {
 	select {
 	case first := <-receive(stream.Recv):
 		if begin = first.value.GetBegin(); first.err != nil || begin.GetOpen() == nil {
-			return grpcstatus.Error(codes.InvalidArgument, "the first frame says which session is wanted")
+			return grpcstatus.Error(codes.InvalidArgument, "the first frame must be a begin with an open")
 		}
 	case <-timer.C:
-		return grpcstatus.Error(codes.DeadlineExceeded, "the first frame did not come in time")
+		return grpcstatus.Error(codes.DeadlineExceeded, "no first frame arrived in time")
 	}
 	session, err := r.server.openHere(ctx, begin.GetNode(), begin.GetOpen())
 	if err != nil {
@@ -169,7 +171,7 @@ func (r *Relay) Relay(stream nodev1.RelayService_RelayServer) error {
 	if err := stream.Send(&nodev1.RelayResponse{Message: &nodev1.RelayResponse_Opened{Opened: &nodev1.RelayOpened{}}}); err != nil {
 		return err
 	}
-	go func() { // until this call has ended
+	go func() { // ends with this call
 		defer session.Close()
 		for {
 			m, err := stream.Recv()
@@ -181,7 +183,7 @@ func (r *Relay) Relay(stream nodev1.RelayService_RelayServer) error {
 	for {
 		m, err := session.Recv()
 		if err != nil {
-			return nil // the node's end; what it had to say has been passed on
+			return nil // the node ended the session; all its frames have been relayed
 		}
 		if err := stream.Send(&nodev1.RelayResponse{Message: &nodev1.RelayResponse_Frame{Frame: m}}); err != nil {
 			return err
@@ -189,7 +191,7 @@ func (r *Relay) Relay(stream nodev1.RelayService_RelayServer) error {
 	}
 }
 
-// refused puts an error of openHere into words that the asker turns back.
+// refused encodes an error of openHere, so that relayed can restore it.
 func refused(err error) *nodev1.RelayRefused {
 	for reason, known := range reasons {
 		if errors.Is(err, known) {
@@ -202,7 +204,7 @@ func refused(err error) *nodev1.RelayRefused {
 	}
 	raw, err := status.ErrStatus.Marshal()
 	if err != nil {
-		raw = nil // the asker says that there was no reason
+		raw = nil // the peer reports a refusal without a reason
 	}
 	return &nodev1.RelayRefused{Status: raw}
 }

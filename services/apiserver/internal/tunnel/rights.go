@@ -16,18 +16,19 @@ var (
 	errWithdrawn = grpcstatus.Error(codes.Unauthenticated, "the node's certificate is not accepted any more")
 )
 
-// rights are what a stream of a node depends on while it lasts. They belong to one
-// goroutine.
+// rights is what a node's stream must keep satisfying while it is open: a valid credential, and
+// the same registered Node. It is not safe for concurrent use.
 type rights struct {
 	server *Server
 	node   string
 	uid    types.UID
 	user   request.User
-	tick   *time.Ticker // says when to check
-	expiry *time.Timer  // nil if the credential never expires
+	tick   *time.Ticker // when to call check
+	expiry *time.Timer  // when the credential expires; nil if it never does
 }
 
-// hold checks the rights of a node's stream; release must be called after success.
+// hold checks that a node is registered and returns the rights of its stream. If it succeeds,
+// the caller must call release.
 func (s *Server) hold(ctx context.Context, node string) (*rights, error) {
 	r := &rights{server: s, node: node, user: request.UserFrom(ctx)}
 	var registered bool
@@ -48,7 +49,7 @@ func (r *rights) release() {
 	}
 }
 
-// expired has a value once the credential has expired.
+// expired returns a channel that receives when the credential expires, or nil if it never does.
 func (r *rights) expired() <-chan time.Time {
 	if r.expiry == nil {
 		return nil
@@ -61,7 +62,7 @@ func (r *rights) over() bool {
 	return !r.user.Expires.IsZero() && !r.server.cfg.Now().Before(r.user.Expires)
 }
 
-// check returns why the stream must end; nil while it may go on.
+// check returns why the stream must end, as a gRPC status error, or nil while it may stay open.
 func (r *rights) check(ctx context.Context) error {
 	if r.over() {
 		return errExpired

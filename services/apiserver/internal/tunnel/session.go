@@ -16,26 +16,27 @@ import (
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 )
 
-// MaxData is the largest payload of a frame.
+// MaxData is the largest payload of a frame, in bytes.
 const MaxData = 32 << 10
 
-// Session is one open session. One goroutine may call Recv, any may call the rest.
+// Session is an open session. Recv may be called by one goroutine at a time, the other methods
+// by any number.
 type Session struct {
 	stream frames
 	sendMu sync.Mutex
 
 	once  sync.Once
 	done  chan struct{}
-	cause error // why done is closed
+	cause error // why done was closed
 }
 
-// frames are what a session is made of.
+// frames is the stream that carries a session.
 type frames interface {
 	Send(*nodev1.SessionResponse) error
 	Recv() (*nodev1.SessionRequest, error)
 }
 
-// Session is called by a node that opens a session it was asked for.
+// Session is called by a node to open a session that it was asked for.
 func (s *Server) Session(stream nodev1.TunnelService_SessionServer) error {
 	ctx := stream.Context()
 	node, err := nodeName(ctx)
@@ -51,10 +52,10 @@ func (s *Server) Session(stream nodev1.TunnelService_SessionServer) error {
 			return first.err
 		}
 		if o = s.take(first.value.GetSessionId(), node); o == nil {
-			return grpcstatus.Error(codes.NotFound, "no such session waits to be opened")
+			return grpcstatus.Error(codes.NotFound, "no session with this id is waiting to be opened")
 		}
 	case <-timer.C:
-		return grpcstatus.Error(codes.DeadlineExceeded, "no session id came in time")
+		return grpcstatus.Error(codes.DeadlineExceeded, "no session id arrived in time")
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -73,8 +74,8 @@ func (s *Server) Session(stream nodev1.TunnelService_SessionServer) error {
 		case <-session.done:
 			return nil
 		case <-rights.tick.C:
-			// Past the certificate's expiry, the control stream of a newer one vouches
-			// for the node.
+			// After the certificate has expired, a control stream with a newer one keeps the
+			// sessions open.
 			if rights.over() && s.Connected(node) {
 				continue
 			}
@@ -90,6 +91,7 @@ func (s *Server) Session(stream nodev1.TunnelService_SessionServer) error {
 // Close ends the session on both sides. It may be called more than once.
 func (s *Session) Close() { s.end(context.Canceled) }
 
+// end closes done. Only the first cause counts.
 func (s *Session) end(cause error) {
 	s.once.Do(func() {
 		s.cause = cause
@@ -97,11 +99,11 @@ func (s *Session) end(cause error) {
 	})
 }
 
-// Recv waits for the node's next frame. After Close or the node's end it fails;
-// io.EOF means that the node ended the session without an Exit.
+// Recv waits for the node's next frame. It fails after Close or when the node has ended the
+// session; io.EOF means that the node ended it without an Exit.
 func (s *Session) Recv() (*nodev1.SessionRequest, error) { return s.stream.Recv() }
 
-// Send sends bytes of a channel, in frames of at most MaxData.
+// Send sends p on a channel, in frames of at most MaxData bytes.
 func (s *Session) Send(channel nodev1.Channel, p []byte) error {
 	for len(p) > 0 {
 		n := min(len(p), MaxData)
@@ -114,12 +116,12 @@ func (s *Session) Send(channel nodev1.Channel, p []byte) error {
 	return nil
 }
 
-// CloseChannel says that a channel has no more data.
+// CloseChannel announces that a channel has no more data.
 func (s *Session) CloseChannel(channel nodev1.Channel) error {
 	return s.send(&nodev1.SessionResponse{Message: &nodev1.SessionResponse_CloseChannel{CloseChannel: channel}})
 }
 
-// Resize changes the terminal's size.
+// Resize announces a new size of the terminal, in characters.
 func (s *Session) Resize(width, height uint16) error {
 	size := &nodev1.Resize{Width: uint32(width), Height: uint32(height)}
 	return s.send(&nodev1.SessionResponse{Message: &nodev1.SessionResponse_Resize{Resize: size}})
@@ -136,19 +138,19 @@ func (s *Session) send(m *nodev1.SessionResponse) error {
 	}
 }
 
-// ExitError is a session's end with an exit code other than 0.
+// ExitError is the error of a command whose exit code is not 0.
 type ExitError struct{ Code int32 }
 
 func (e *ExitError) Error() string {
 	return fmt.Sprintf("command terminated with exit code %d", e.Code)
 }
 
-// exitError is what an Exit says: nil, an *ExitError or a *apierrors.StatusError.
+// exitError converts an Exit to nil, an *ExitError or an *apierrors.StatusError.
 func exitError(exit *nodev1.Exit) error {
 	if raw := exit.GetStatus(); len(raw) > 0 {
 		var st metav1.Status
 		if err := unmarshal(&st, raw); err != nil {
-			return apierrors.NewInternalError(fmt.Errorf("the node's status cannot be read: %w", err))
+			return apierrors.NewInternalError(fmt.Errorf("cannot decode the node's status: %w", err))
 		}
 		if st.Status != metav1.StatusSuccess {
 			return &apierrors.StatusError{ErrStatus: st}
@@ -160,12 +162,12 @@ func exitError(exit *nodev1.Exit) error {
 	return nil
 }
 
-// ErrEnded means that the node's side ended before the session was over.
+// ErrEnded means that the node ended the session without an Exit.
 var ErrEnded = errors.New("the node ended the session")
 
-// Output copies what the node sends until its Exit, and returns that: nil, an
-// *ExitError or a *apierrors.StatusError. A nil writer drops its channel; after a
-// failed write the session is of no use any more.
+// Output copies what the node sends to the writers until its Exit arrives, and returns what
+// that says: nil, an *ExitError or an *apierrors.StatusError. Data for a nil writer is
+// discarded. After a write has failed, the session cannot be used any more.
 func (s *Session) Output(stdout, stderr io.Writer) error {
 	for {
 		m, err := s.Recv()
@@ -190,7 +192,7 @@ func (s *Session) Output(stdout, stderr io.Writer) error {
 				continue
 			}
 			if _, err := w.Write(m.Data.GetPayload()); err != nil {
-				return fmt.Errorf("writing to the client: %w", err)
+				return fmt.Errorf("write to the client: %w", err)
 			}
 		case *nodev1.SessionRequest_CloseChannel:
 			w := stdout
@@ -206,13 +208,13 @@ func (s *Session) Output(stdout, stderr io.Writer) error {
 	}
 }
 
-// Input copies a reader into a channel and closes it at the end.
+// Input copies r to a channel, and closes the channel at r's end.
 func (s *Session) Input(channel nodev1.Channel, r io.Reader) error {
 	buf := make([]byte, MaxData)
 	for {
 		n, err := r.Read(buf)
 		if n > 0 {
-			// The transport may keep the bytes until they are sent.
+			// The transport may use the bytes after Send has returned: copy them.
 			if err := s.Send(channel, append([]byte(nil), buf[:n]...)); err != nil {
 				return err
 			}

@@ -1,22 +1,21 @@
-// Package tunnel is the apiserver's side of keelson.node.v1.TunnelService: how it
-// reaches nodes, which accept no connections of their own, and of RelayService: how
-// it reaches those that are connected to another apiserver.
+// Package tunnel is the apiserver's side of keelson.node.v1.TunnelService, through which it
+// reaches nodes, which accept no connections, and of RelayService, through which it reaches
+// nodes that are connected to another apiserver.
 //
-// A node keeps a control stream open; a session that the apiserver wants is asked
-// for there and opened by the node as a stream of its own. Invariants:
+// A node keeps a control stream open. The apiserver asks for a session there, and the node
+// opens it as a stream of its own. Invariants:
 //
-//   - A node speaks for itself alone: the name in its Hello and that of the caller
-//     of each Session are those of its certificate.
-//   - A session's id is unguessable and opens once.
-//   - The number of a node's sessions is bounded, and so is the time that opening
-//     one takes.
-//   - Whichever side goes away, the other's calls return.
-//   - A node is connected no longer than it may be: until its certificate expires or
-//     is withdrawn, or its Node is deleted. Its sessions end with that, except that a
-//     certificate's expiry ends none while the node is connected by a newer one.
+//   - A node acts only for itself: the name in its Hello and the caller of each of its Sessions
+//     are the name in its certificate.
+//   - A session id cannot be guessed and opens one session, once.
+//   - The number of a node's sessions is bounded, and so is the time to open one.
+//   - When either side goes away, the other side's calls return.
+//   - A node's control stream ends when its certificate expires or is withdrawn, or when its
+//     Node is deleted. Its sessions end for the same reasons, except that the expiry of a
+//     certificate does not end them while the node is connected with a newer one.
 //
-// It must never know what a session carries or who may ask for one; the front
-// authorizes before it opens.
+// The package must not depend on what a session carries or on who may open one: the front
+// authorizes the client before it opens a session.
 package tunnel
 
 import (
@@ -44,45 +43,44 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// Config of a Server. Zero values mean the defaults.
+// Config configures a Server. A zero field means the default.
 type Config struct {
-	// HeartbeatSeconds is what nodes are told until SetHeartbeat says otherwise;
+	// HeartbeatSeconds is how often nodes renew their Leases until SetHeartbeat changes it;
 	// default 2.
 	HeartbeatSeconds int32
-	// MaxSessions bounds the sessions of a node, open and being opened; default
-	// 256.
+	// MaxSessions bounds the sessions of a node, including those being opened; default 256.
 	MaxSessions int
-	// OpenTimeout bounds the opening of a session, and how long a node may take to
-	// introduce itself; default 10 s.
+	// OpenTimeout bounds how long opening a session may take, and how long a node may take to
+	// send its Hello; default 10 s.
 	OpenTimeout time.Duration
-	// Peers are the other apiservers, to reach nodes that are connected to them
-	// alone; nil where there are none.
+	// Peers returns the other apiservers, to reach the nodes that are connected only to them.
+	// Nil means that there are none.
 	Peers func() []nodev1.RelayServiceClient
-	// Registered returns the UID of a node's Node; false if there is none. Nil takes
-	// every node as registered.
+	// Registered returns the UID of a node's Node, or false if it does not exist. Nil accepts
+	// every node.
 	Registered func(node string) (types.UID, bool)
-	// RecheckEvery is how often it is checked that those connected still may be;
-	// default 5 s.
+	// RecheckEvery is how often the rights of open streams are checked; default 5 s.
 	RecheckEvery time.Duration
-	// Now is the clock; nil is time.Now.
+	// Now is the clock; default time.Now.
 	Now func() time.Time
+	// Log defaults to slog.Default().
 	Log *slog.Logger
 }
 
-// Server is the TunnelService.
+// Server implements TunnelService.
 type Server struct {
 	nodev1.UnimplementedTunnelServiceServer
 	cfg Config
 
 	mu        sync.Mutex
 	nodes     map[string]*link
-	sessions  map[string]int // of each node, open and being opened
+	sessions  map[string]int // by node, including those being opened
 	pending   map[string]*opening
 	heartbeat int32         // seconds
-	changed   chan struct{} // closed when heartbeat is another
+	changed   chan struct{} // closed when heartbeat changes
 }
 
-// New makes a Server without nodes.
+// New returns a Server.
 func New(cfg Config) *Server {
 	if cfg.HeartbeatSeconds == 0 {
 		cfg.HeartbeatSeconds = 2
@@ -111,8 +109,8 @@ func New(cfg Config) *Server {
 	}
 }
 
-// SetHeartbeat tells all nodes, those that are connected and those to come, how
-// often to renew their Leases.
+// SetHeartbeat changes how often nodes renew their Leases. It is sent to all connected nodes,
+// and to others when they connect.
 func (s *Server) SetHeartbeat(seconds int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -123,7 +121,7 @@ func (s *Server) SetHeartbeat(seconds int32) {
 	}
 }
 
-// welcome is what a node is told, and a channel that is closed when that is over.
+// welcome returns the Welcome to send, and a channel that is closed when it changes.
 func (s *Server) welcome() (*nodev1.ConnectResponse, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -134,14 +132,13 @@ func (s *Server) welcome() (*nodev1.ConnectResponse, <-chan struct{}) {
 
 // Errors of Open.
 var (
-	// ErrNotConnected means that the node has no control stream, neither here nor
-	// with a peer.
+	// ErrNotConnected means that the node has no control stream to this apiserver or a peer.
 	ErrNotConnected = errors.New("node is not connected")
-	// ErrTooMany means that the node has as many sessions as it may.
+	// ErrTooMany means that the node has MaxSessions sessions.
 	ErrTooMany = errors.New("node has too many sessions")
 	// ErrTimeout means that the node did not open the session in time.
 	ErrTimeout = errors.New("node did not open the session in time")
-	// ErrGone means that the control stream ended meanwhile.
+	// ErrGone means that the control stream ended before the session was open.
 	ErrGone = errors.New("node's connection ended")
 )
 
@@ -149,19 +146,20 @@ var (
 type link struct {
 	node string
 	send chan *nodev1.ConnectResponse
-	done chan struct{} // closed when the stream is over
-	// replaced is closed when the node came anew.
+	done chan struct{} // closed when the stream has ended
+	// replaced is closed when the node has opened a newer control stream.
 	replaced chan struct{}
 }
 
-// opening is a session that the node was asked to open.
+// opening is a session that the node has been asked to open.
 type opening struct {
 	link   *link
 	opened chan *Session // buffered
 	failed chan error    // buffered
 }
 
-// nodeName is the caller's name by its certificate.
+// nodeName returns the caller's node name, as in its certificate, or a gRPC status error if the
+// caller is not a node.
 func nodeName(ctx context.Context) (string, error) {
 	user := request.UserFrom(ctx)
 	name, ok := strings.CutPrefix(user.Name, "system:node:")
@@ -171,7 +169,8 @@ func nodeName(ctx context.Context) (string, error) {
 	return name, nil
 }
 
-// receive runs a Recv that may not return, as long as the stream lives.
+// receive calls recv in a goroutine, which ends no later than the stream. The caller need not
+// wait for the result.
 func receive[T any](recv func() (T, error)) <-chan result[T] {
 	c := make(chan result[T], 1)
 	go func() {
@@ -186,7 +185,7 @@ type result[T any] struct {
 	err   error
 }
 
-// Connect registers a node for as long as its stream lives.
+// Connect registers a node as long as its stream is open.
 func (s *Server) Connect(stream nodev1.TunnelService_ConnectServer) error {
 	ctx := stream.Context()
 	name, err := nodeName(ctx)
@@ -208,7 +207,7 @@ func (s *Server) Connect(stream nodev1.TunnelService_ConnectServer) error {
 			return grpcstatus.Errorf(codes.PermissionDenied, "hello names node %q, but the certificate is that of %q", hello.GetNode(), name)
 		}
 	case <-timer.C:
-		return grpcstatus.Error(codes.DeadlineExceeded, "no hello came in time")
+		return grpcstatus.Error(codes.DeadlineExceeded, "no hello arrived in time")
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -223,8 +222,8 @@ func (s *Server) Connect(stream nodev1.TunnelService_ConnectServer) error {
 	}
 	l := s.register(name)
 	defer s.unregister(l)
-	s.cfg.Log.Info("node connected", "node", name)
-	defer s.cfg.Log.Info("node disconnected", "node", name)
+	s.cfg.Log.InfoContext(ctx, "node connected", "node", name)
+	defer s.cfg.Log.InfoContext(ctx, "node disconnected", "node", name)
 
 	ended := make(chan error, 1)
 	go func() { ended <- s.listen(l, stream) }()
@@ -240,7 +239,7 @@ func (s *Server) Connect(stream nodev1.TunnelService_ConnectServer) error {
 				return err
 			}
 		case <-l.replaced:
-			return grpcstatus.Error(codes.Aborted, "the node connected anew")
+			return grpcstatus.Error(codes.Aborted, "the node opened a newer connection")
 		case <-rights.expired():
 			return errExpired
 		case <-rights.tick.C:
@@ -255,7 +254,7 @@ func (s *Server) Connect(stream nodev1.TunnelService_ConnectServer) error {
 	}
 }
 
-// listen reads what a node says after its hello.
+// listen handles the node's messages after its Hello, which are refusals of sessions.
 func (s *Server) listen(l *link, stream nodev1.TunnelService_ConnectServer) error {
 	for {
 		m, err := stream.Recv()
@@ -273,16 +272,16 @@ func (s *Server) listen(l *link, stream nodev1.TunnelService_ConnectServer) erro
 	}
 }
 
-// refusal is the error of a node that refused a session.
+// refusal returns the error of a node that refused a session. raw is its encoded Status.
 func refusal(node string, raw []byte) error {
 	var st metav1.Status
 	if err := unmarshal(&st, raw); err != nil || len(raw) == 0 {
-		return apierrors.NewInternalError(fmt.Errorf("node %s refused without a reason", node))
+		return apierrors.NewInternalError(fmt.Errorf("node %s refused the session without a reason", node))
 	}
 	return &apierrors.StatusError{ErrStatus: st}
 }
 
-// unmarshal shields from generated decoders that panic on hostile input.
+// unmarshal recovers from generated decoders that panic on malformed input.
 func unmarshal(into interface{ Unmarshal([]byte) error }, raw []byte) (err error) {
 	defer func() {
 		if recover() != nil {
@@ -317,14 +316,15 @@ func (s *Server) unregister(l *link) {
 	close(l.done)
 }
 
-// Connected tells whether a node has a control stream here.
+// Connected reports whether a node has a control stream to this apiserver.
 func (s *Server) Connected(node string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.nodes[node] != nil
 }
 
-// take removes what waits for a session id, if it was meant for that node.
+// take removes and returns the opening with a session id. It returns nil if there is none, or
+// if it is for another node.
 func (s *Server) take(id, node string) *opening {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -336,10 +336,10 @@ func (s *Server) take(id, node string) *opening {
 	return o
 }
 
-// Open asks a node for a session and waits until it has opened it, by way of
-// another apiserver where the node is not connected to this one. The session ends
-// with ctx, or with Close. open's session_id and traceparent are filled in. Errors
-// are those above or, where the node refused, a *apierrors.StatusError.
+// Open asks a node for a session and waits until the node has opened it. If the node is not
+// connected to this apiserver, a peer relays the session. The session ends with ctx or Close.
+// Open fills in open's session_id and traceparent. Its errors wrap one of those above or, if
+// the node refused, are an *apierrors.StatusError.
 func (s *Server) Open(ctx context.Context, node string, open *nodev1.Open) (*Session, error) {
 	session, err := s.openHere(ctx, node, open)
 	if errors.Is(err, ErrNotConnected) {
@@ -388,7 +388,7 @@ func (s *Server) openHere(ctx context.Context, node string, open *nodev1.Open) (
 	return nil, fmt.Errorf("node %s: %w", node, err)
 }
 
-// reserve makes room for a session of a node.
+// reserve counts a new session of a node and registers its id.
 func (s *Server) reserve(node, id string) (*opening, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -417,8 +417,8 @@ func (s *Server) releaseLocked(node string) {
 	}
 }
 
-// abandon gives up on an opening. One that the node has taken up meanwhile is
-// closed; the goroutine that took it up answers at once.
+// abandon gives up an opening. If the node has taken it in the meantime, the session is closed:
+// the goroutine that took it answers at once.
 func (s *Server) abandon(o *opening, id string) {
 	s.mu.Lock()
 	waiting := s.pending[id] == o
@@ -437,13 +437,14 @@ func (s *Server) abandon(o *opening, id string) {
 	}
 }
 
-// newID is 128 random bits.
+// newID returns 128 random bits in base64.
 func newID() string {
 	var raw [16]byte
 	_, _ = rand.Read(raw[:]) // never fails
 	return base64.RawURLEncoding.EncodeToString(raw[:])
 }
 
+// traceparent returns the W3C traceparent of ctx, or "".
 func traceparent(ctx context.Context) string {
 	carrier := propagation.MapCarrier{}
 	propagation.TraceContext{}.Inject(ctx, carrier)

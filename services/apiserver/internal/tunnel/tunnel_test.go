@@ -35,7 +35,7 @@ func start(t *testing.T, cfg tunnel.Config) (*tunnel.Server, nodev1.TunnelServic
 	return s, tunneltest.Serve(t, s)
 }
 
-// eventually polls for a condition for a bounded time.
+// eventually polls a condition for a bounded time.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	deadline := time.NewTimer(60 * time.Second)
@@ -53,7 +53,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 
 func connected(t *testing.T, s *tunnel.Server, node string) {
 	t.Helper()
-	eventually(t, node+" connects", func() bool { return s.Connected(node) })
+	eventually(t, node+" is connected", func() bool { return s.Connected(node) })
 }
 
 func exec(command ...string) *nodev1.Open {
@@ -78,8 +78,8 @@ func echo(open *nodev1.Open, s tunneltest.Session) {
 	}
 }
 
-// ways are how a node is reached: the apiserver that opens sessions, the one that
-// the node is connected to, and the node's client of that.
+// ways are the ways to reach a node. asked is the apiserver that opens sessions, holder the one
+// that the node is connected to, and c the node's client of holder.
 var ways = map[string]func(*testing.T, tunnel.Config) (asked, holder *tunnel.Server, c nodev1.TunnelServiceClient){
 	"directly": func(t *testing.T, cfg tunnel.Config) (asked, holder *tunnel.Server, c nodev1.TunnelServiceClient) {
 		s, c := start(t, cfg)
@@ -87,7 +87,7 @@ var ways = map[string]func(*testing.T, tunnel.Config) (asked, holder *tunnel.Ser
 	},
 	"through a peer": func(t *testing.T, cfg tunnel.Config) (asked, holder *tunnel.Server, c nodev1.TunnelServiceClient) {
 		holder, c = start(t, cfg)
-		other, _ := start(t, cfg) // which has no node
+		other, _ := start(t, cfg) // without a node
 		anybody := func(context.Context) error { return nil }
 		peers := []nodev1.RelayServiceClient{tunneltest.ServeRelay(t, other.Relay(anybody)), tunneltest.ServeRelay(t, holder.Relay(anybody))}
 		cfg.Peers = func() []nodev1.RelayServiceClient { return peers }
@@ -138,7 +138,7 @@ func TestANodeThatDoesNotAnswer(t *testing.T) {
 	each(t, tunnel.Config{OpenTimeout: 500 * time.Millisecond, MaxSessions: 1}, func(t *testing.T, s, holder *tunnel.Server, c nodev1.TunnelServiceClient) {
 		silent(t, c, "silent")
 		connected(t, holder, "silent")
-		for range 2 { // nor does it keep the place
+		for range 2 { // also: a timeout releases the session
 			if _, err := s.Open(context.Background(), "silent", exec()); !errors.Is(err, tunnel.ErrTimeout) {
 				t.Errorf("node that does not answer: %v", err)
 			}
@@ -156,7 +156,7 @@ func testOpenFailures(t *testing.T, s, holder *tunnel.Server, c nodev1.TunnelSer
 		return &st
 	}, nil)
 	connected(t, holder, "refusing")
-	for range 3 { // a refusal gives the place back
+	for range 3 { // a refusal releases the session
 		if _, err := s.Open(ctx, "refusing", exec()); !apierrors.IsBadRequest(err) || err.Error() != "container is waiting" {
 			t.Errorf("refused: %v", err)
 		}
@@ -171,7 +171,7 @@ func testOpenFailures(t *testing.T, s, holder *tunnel.Server, c nodev1.TunnelSer
 		t.Errorf("second session: %v", err)
 	}
 	session.Close()
-	eventually(t, "the place is free again", func() bool {
+	eventually(t, "the session is released", func() bool {
 		session, err := s.Open(ctx, "busy", exec())
 		if err == nil {
 			session.Close()
@@ -180,7 +180,7 @@ func testOpenFailures(t *testing.T, s, holder *tunnel.Server, c nodev1.TunnelSer
 	})
 }
 
-// silent connects a node that never opens anything.
+// silent connects a node that never opens a session.
 func silent(t *testing.T, c nodev1.TunnelServiceClient, name string) (end context.CancelFunc, control nodev1.TunnelService_ConnectClient) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(tunneltest.As(context.Background(), "system:node:"+name))
@@ -212,7 +212,7 @@ func TestOnlyNodesForThemselves(t *testing.T) {
 			t.Errorf("user %q as node %q: %v", user, hello, err)
 		}
 	}
-	// Another node cannot take up a session, nor can anybody guess one.
+	// Another node cannot open a session, and its id cannot be guessed.
 	_, control := silent(t, c, "n1")
 	if m, err := control.Recv(); err != nil || m.GetWelcome().GetHeartbeatSeconds() < 1 {
 		t.Fatalf("welcome: %v, %v", m, err)
@@ -263,9 +263,9 @@ func testEndsOnBothSides(t *testing.T, s, holder *tunnel.Server, c nodev1.Tunnel
 	if err != nil {
 		t.Fatal(err)
 	}
-	cancel() // the client goes
+	cancel() // the client leaves
 	if err := session.Output(nil, nil); !errors.Is(err, context.Canceled) {
-		t.Errorf("output after the client went: %v", err)
+		t.Errorf("output after the client left: %v", err)
 	}
 	if err := <-ended; err == nil {
 		t.Error("the node's side did not end")
@@ -279,11 +279,11 @@ func testEndsOnBothSides(t *testing.T, s, holder *tunnel.Server, c nodev1.Tunnel
 		t.Fatal(err)
 	}
 	defer session.Close()
-	node.Stop() // the node goes
+	node.Stop() // the node leaves
 	if err := session.Output(nil, nil); !errors.Is(err, tunnel.ErrEnded) {
-		t.Errorf("output after the node went: %v", err)
+		t.Errorf("output after the node left: %v", err)
 	}
-	eventually(t, "the node is gone", func() bool { return !holder.Connected("n1") })
+	eventually(t, "the node is disconnected", func() bool { return !holder.Connected("n1") })
 }
 
 func TestReconnectReplaces(t *testing.T) {
@@ -308,7 +308,7 @@ func TestReconnectReplaces(t *testing.T) {
 	session.Close()
 }
 
-// withdrawn is a credential that is valid until its channel is closed.
+// withdrawn is a credential that is valid until the channel is closed.
 type withdrawn chan struct{}
 
 func (w withdrawn) Valid(context.Context) bool {
@@ -327,7 +327,7 @@ func TestEndsWithTheRights(t *testing.T) {
 	}{
 		"the credential is withdrawn": {func(w withdrawn, _ *atomic.Pointer[types.UID]) { close(w) }, codes.Unauthenticated},
 		"the Node is deleted":         {func(_ withdrawn, uid *atomic.Pointer[types.UID]) { uid.Store(nil) }, codes.FailedPrecondition},
-		"the Node is another":         {func(_ withdrawn, uid *atomic.Pointer[types.UID]) { uid.Store(new(types.UID("b"))) }, codes.FailedPrecondition},
+		"the Node is replaced":        {func(_ withdrawn, uid *atomic.Pointer[types.UID]) { uid.Store(new(types.UID("b"))) }, codes.FailedPrecondition},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := make(withdrawn)
@@ -350,7 +350,7 @@ func TestEndsWithTheRights(t *testing.T) {
 				t.Errorf("the session: %v", err)
 			}
 			wantEnd(t, own, tt.code)
-			eventually(t, "the node is gone", func() bool { return !s.Connected("n1") })
+			eventually(t, "the node is disconnected", func() bool { return !s.Connected("n1") })
 		})
 	}
 }
@@ -362,7 +362,7 @@ func TestUnregisteredNodesAreRefused(t *testing.T) {
 }
 
 func TestEndsWithTheCertificate(t *testing.T) {
-	for name, renewed := range map[string]bool{"alone": false, "renewed": true} {
+	for name, renewed := range map[string]bool{"without a renewed one": false, "renewed": true} {
 		t.Run(name, func(t *testing.T) {
 			var now atomic.Int64
 			began := time.Now()
@@ -378,7 +378,7 @@ func TestEndsWithTheCertificate(t *testing.T) {
 				_, later := silent(t, next, "n1")
 				wantEnd(t, control, codes.Aborted)
 				now.Store(int64(life))
-				// A new session works at once, and the old one goes on.
+				// A new session works at once, and the old one stays open.
 				fresh, _ := open(t, s, next, later)
 				fresh.Close()
 				if err := session.Send(nodev1.Channel_CHANNEL_STDIN, []byte("x")); err != nil {
@@ -396,7 +396,7 @@ func TestEndsWithTheCertificate(t *testing.T) {
 	}
 }
 
-// open opens a session over a control stream, and returns both its sides.
+// open opens a session over a control stream, and returns both of its sides.
 func open(t *testing.T, s *tunnel.Server, c nodev1.TunnelServiceClient, control nodev1.TunnelService_ConnectClient) (*tunnel.Session, nodev1.TunnelService_SessionClient) {
 	t.Helper()
 	type result struct {
@@ -433,7 +433,7 @@ func open(t *testing.T, s *tunnel.Server, c nodev1.TunnelServiceClient, control 
 	}
 }
 
-// wantEnd reads a stream to its end.
+// wantEnd reads a stream to its end and checks its status code.
 func wantEnd[T any](t *testing.T, stream interface{ Recv() (T, error) }, want codes.Code) {
 	t.Helper()
 	for {
@@ -528,7 +528,7 @@ func testDial(t *testing.T, s, holder *tunnel.Server, c nodev1.TunnelServiceClie
 	}
 }
 
-func TestNodesAreToldAnotherHeartbeat(t *testing.T) {
+func TestHeartbeatChangesReachNodes(t *testing.T) {
 	s, c := start(t, tunnel.Config{})
 	told := func(control nodev1.TunnelService_ConnectClient) int32 {
 		t.Helper()
@@ -540,21 +540,21 @@ func TestNodesAreToldAnotherHeartbeat(t *testing.T) {
 	}
 	_, early := silent(t, c, "n1")
 	if got := told(early); got != 2 {
-		t.Errorf("at first %d seconds", got)
+		t.Errorf("initial heartbeat: %d seconds", got)
 	}
 	connected(t, s, "n1")
-	s.SetHeartbeat(2) // as it is: nobody is told
+	s.SetHeartbeat(2) // unchanged: nothing is sent
 	s.SetHeartbeat(7)
 	if got := told(early); got != 7 {
-		t.Errorf("then %d seconds", got)
+		t.Errorf("changed heartbeat: %d seconds", got)
 	}
 	_, late := silent(t, c, "n2")
 	if got := told(late); got != 7 {
-		t.Errorf("who comes late: %d seconds", got)
+		t.Errorf("node that connects later: %d seconds", got)
 	}
 }
 
-// Only apiservers may ask for sessions, and only for those that begin well.
+// Only apiservers may relay sessions, and a relay must begin with a valid first frame.
 func TestRelayRefuses(t *testing.T) {
 	s, _ := start(t, tunnel.Config{OpenTimeout: 200 * time.Millisecond})
 	never := func(context.Context) error { return grpcstatus.Error(codes.PermissionDenied, "not you") }
@@ -562,14 +562,14 @@ func TestRelayRefuses(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	if _, err := c.Find(ctx, &nodev1.FindRequest{Node: "n1"}); grpcstatus.Code(err) != codes.PermissionDenied {
-		t.Errorf("a stranger finds: %v", err)
+		t.Errorf("Find of an unauthorized caller: %v", err)
 	}
 	stream, err := c.Relay(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := stream.Recv(); grpcstatus.Code(err) != codes.PermissionDenied {
-		t.Errorf("a stranger relays: %v", err)
+		t.Errorf("Relay of an unauthorized caller: %v", err)
 	}
 	c = tunneltest.ServeRelay(t, s.Relay(func(context.Context) error { return nil }))
 	if stream, err = c.Relay(ctx); err != nil {

@@ -15,7 +15,7 @@ import (
 	. "keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// realPod is about the size of a running pod.
+// realPod returns a pod about as large as a typical running pod.
 func realPod(name, node string) *corev1.Pod {
 	p := pod("default", name, node, "app", "web", "pod-template-hash", "6d4b75cb6d")
 	p.UID = "0b5b7a5e-9e4e-4c52-9f4b-1f3f6d1c6f2a"
@@ -50,12 +50,12 @@ func fill(b *testing.B, f *fixture, n, nodes int) {
 	f.fresh()
 }
 
-// BenchmarkEvents measures events through the cache, with watchers of each sort.
+// BenchmarkEvents measures events passing through the cache to different kinds of watchers.
 func BenchmarkEvents(b *testing.B) {
 	for _, c := range []struct {
 		name         string
 		nodes, whole int
-	}{{"nobody", 0, 0}, {"1000 nodes", 1000, 0}, {"200 watchers of all", 0, 200}} {
+	}{{"no watchers", 0, 0}, {"1000 nodes", 1000, 0}, {"200 watchers of all", 0, 200}} {
 		b.Run(c.name, func(b *testing.B) {
 			f := start(b, nil, Config{})
 			fill(b, f, 1000, 1000)

@@ -15,51 +15,52 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// The errors of a watch.
+// Errors that end a watch.
 var (
-	// ErrSlow ends a watcher that fell behind. It may resume after the last event
-	// it got.
+	// ErrSlow ends a watcher that fell too far behind. It may resume after the last event that
+	// it received.
 	ErrSlow = errors.New("watcher fell too far behind")
-	// ErrStopped ends a watcher that was closed, or whose cache has stopped.
+	// ErrStopped ends a watcher that was closed or whose cache has stopped.
 	ErrStopped = errors.New("watch cache stopped")
-	// ErrReloaded ends a watcher whose cache had to load its state anew. Watch
-	// again.
-	ErrReloaded = errors.New("watch cache loaded its state anew")
+	// ErrReloaded ends a watcher whose cache had to reload its state. Watch again.
+	ErrReloaded = errors.New("watch cache reloaded its state")
 )
 
-// ExpiredError says that the events after a revision are no longer known: list
-// again (410 Expired).
+// ExpiredError means that the events after the revision Asked are not known any more; those
+// after Oldest are. List again (410 Expired).
 type ExpiredError struct{ Asked, Oldest store.Revision }
 
 func (e *ExpiredError) Error() string {
 	return fmt.Sprintf("too old resource version: %d (%d)", e.Asked, e.Oldest)
 }
 
-// Config of a Cache. Zero numbers mean the defaults.
+// Config configures a Cache. A zero number means the default.
 type Config struct {
 	Store store.Store
-	// Kinds to hold. Rows that share a StorePrefix share the cache of the first.
+	// Kinds are the kinds to hold. Kinds with the same StorePrefix share the cache of the
+	// first.
 	Kinds []*resource.Kind
 	// Prefix is the part of the store to watch; default "/registry/".
 	Prefix string
-	// HistoryEvents and HistoryBytes bound what each kind keeps for resuming
-	// watches; defaults 20,000 and 16 MiB. What is older than HistoryAge is not
-	// kept either; default 75 s, as in Kubernetes' watch cache. HistoryMin events
-	// are kept whatever their bytes and age; default 100.
+	// HistoryEvents and HistoryBytes bound the events that each kind keeps for watches that
+	// resume; defaults 20,000 and 16 MiB. Events older than HistoryAge are dropped too; default
+	// 75 s, as in Kubernetes' watch cache. The last HistoryMin events are kept whatever their
+	// size and age; default 100.
 	HistoryEvents, HistoryMin int
 	HistoryBytes              int64
 	HistoryAge                time.Duration
-	// Buffer is the number of events that a watcher may fall behind; default
-	// 10,000.
+	// Buffer is the number of events that a watcher may fall behind; default 10,000.
 	Buffer int
-	// BookmarkEvery is the time between bookmarks; default 45 s.
+	// BookmarkEvery is the interval between bookmarks; default 45 s.
 	BookmarkEvery time.Duration
-	// PageSize of the first load; default 2,000.
+	// PageSize is the page size of lists of the store; default 2,000.
 	PageSize int64
-	Log      *slog.Logger
+	// Log defaults to slog.Default().
+	Log *slog.Logger
 }
 
-// Cache holds all kinds. Make it with New, let Run feed it, and wait for Ready.
+// Cache holds the objects of all kinds. Create it with New, call Run to feed it, and wait for
+// Ready.
 type Cache struct {
 	cfg   Config
 	kinds []*KindCache // by prefix
@@ -69,25 +70,26 @@ type Cache struct {
 	mu       sync.Mutex
 	rev      store.Revision
 	waiters  map[*waiter]struct{}
-	wake     chan struct{} // buffered: somebody waits, ask the store how far it is
+	wake     chan struct{} // buffered; asks for the store's progress, because a reader waits
 	stopped  bool
 	stopping chan struct{}
 
-	// behind is why the cache cannot keep up with its store at present.
+	// behind is why the cache currently cannot follow its store, or nil if it can.
 	behind atomic.Pointer[error]
 
 	expected expected
 
-	// newest is the store's revision when the state was loaded; Run alone uses it.
+	// newest is the store's revision when the state was loaded. It is used by Run only.
 	newest store.Revision
 }
 
+// waiter waits for a revision.
 type waiter struct {
 	rev  store.Revision
 	done chan struct{}
 }
 
-// New makes an empty cache.
+// New returns an empty cache.
 func New(cfg Config) *Cache {
 	def(&cfg.Prefix, "/registry/")
 	def(&cfg.HistoryEvents, 20000)
@@ -125,7 +127,7 @@ func def[T comparable](v *T, d T) {
 	}
 }
 
-// Kind is the cache of one kind; nil if it is not held.
+// Kind returns the cache of one kind, or nil if the kind is not held.
 func (c *Cache) Kind(k *resource.Kind) *KindCache {
 	kc := c.byKey(k.StorePrefix)
 	if kc == nil || kc.kind.StorePrefix != k.StorePrefix {
@@ -134,7 +136,7 @@ func (c *Cache) Kind(k *resource.Kind) *KindCache {
 	return kc
 }
 
-// byKey finds the kind whose prefix a key has.
+// byKey returns the kind whose prefix a key has, or nil.
 func (c *Cache) byKey(key string) *KindCache {
 	i := sort.Search(len(c.kinds), func(i int) bool { return c.kinds[i].kind.StorePrefix > key })
 	if i == 0 || !strings.HasPrefix(key, c.kinds[i-1].kind.StorePrefix) {
@@ -143,21 +145,20 @@ func (c *Cache) byKey(key string) *KindCache {
 	return c.kinds[i-1]
 }
 
-// Ready is closed when the cache has reached what was the store's newest revision at
-// the first load.
+// Ready is closed when the cache has reached the revision that was the store's newest when the
+// state was first loaded.
 func (c *Cache) Ready() <-chan struct{} { return c.ready }
 
-// Revision is the state that the cache shows: of every kind, all writes up to
-// it and none after.
+// Revision returns the revision that the cache has reached: every kind contains all writes up
+// to it.
 func (c *Cache) Revision() store.Revision {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.rev
 }
 
-// Fresh waits until the cache shows everything that was acknowledged before the
-// call, and returns the store's revision at the call. A read after it is
-// linearizable.
+// Fresh waits until the cache contains every write that was acknowledged before the call, and
+// returns the store's revision at the call. A read after it is linearizable.
 func (c *Cache) Fresh(ctx context.Context) (store.Revision, error) {
 	rev, err := c.cfg.Store.Revision(ctx)
 	if err != nil {
@@ -166,8 +167,7 @@ func (c *Cache) Fresh(ctx context.Context) (store.Revision, error) {
 	return rev, c.WaitFor(ctx, rev)
 }
 
-// WaitFor waits until the cache has reached rev. It fails with ctx's error or
-// ErrStopped.
+// WaitFor waits until the cache has reached rev. It fails with ctx's error or ErrStopped.
 func (c *Cache) WaitFor(ctx context.Context, rev store.Revision) error {
 	c.mu.Lock()
 	if c.rev >= rev && !c.stopped {
@@ -197,7 +197,7 @@ func (c *Cache) WaitFor(ctx context.Context, rev store.Revision) error {
 	return err
 }
 
-// poke wakes the one who asks the store for progress.
+// poke wakes the goroutine that asks the store for progress.
 func (c *Cache) poke() {
 	select {
 	case c.wake <- struct{}{}:
@@ -205,8 +205,8 @@ func (c *Cache) poke() {
 	}
 }
 
-// reached tells all who wait for rev or less. Every kind must have applied all
-// events up to it.
+// reached releases the waiters for rev and earlier revisions. Every kind must have applied all
+// events up to rev.
 func (c *Cache) reached(rev store.Revision) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -221,6 +221,7 @@ func (c *Cache) reached(rev store.Revision) {
 	}
 }
 
+// waiting reports whether there are waiters.
 func (c *Cache) waiting() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

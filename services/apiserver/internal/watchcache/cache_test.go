@@ -27,7 +27,7 @@ import (
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
-		// started once by a package of etcd's, for the life of the process
+		// started once per process by an etcd package
 		goleak.IgnoreAnyFunction("go.etcd.io/etcd/client/pkg/v3/logutil.(*MergeLogger).outputLoop"),
 	)
 }
@@ -144,7 +144,7 @@ func (f *fixture) watch(o WatchOptions) *Watcher {
 	return w
 }
 
-// want reads events until they are as many as expected and compares them.
+// want reads as many events as expected and compares them.
 func (f *fixture) want(w *Watcher, want ...string) {
 	f.Helper()
 	var got []string
@@ -224,7 +224,7 @@ func consistentReads(t *testing.T, s1 store.Store) {
 	if got := names(s, "/registry/pods/", ""); got != "one two" {
 		t.Fatalf("old snapshot changed: %q", got)
 	}
-	// A revision of another kind, or of a key outside, moves the snapshot too.
+	// A write of another kind, or of a key outside the prefix, advances the snapshot too.
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
 	f.put(n)
 	rev := f.write(store.Write{Key: "/other", Value: []byte("x")})
@@ -272,13 +272,13 @@ func TestWatchTransitions(t *testing.T) {
 	f.want(n1, "added old", "bookmark-end", "deleted old", "added other", "modified other", "deleted other")
 	f.want(n2, "added old", "deleted old")
 	f.want(x, "deleted old", "added other", "modified other", "deleted other")
-	// The same from history.
+	// The history yields the same events.
 	f.fresh()
 	f.want(f.watch(WatchOptions{Field: "spec.nodeName", Value: "n1", After: after}), "deleted old", "added other", "modified other", "deleted other")
 	f.want(f.watch(WatchOptions{Prefix: "/registry/pods/c/", After: after}), "added new")
 }
 
-func TestAWatchFromTheFutureSkipsWhatIsBeforeIt(t *testing.T) {
+func TestWatchFromAFutureRevisionSkipsEarlierEvents(t *testing.T) {
 	f := start(t, nil, Config{})
 	rev := f.fresh()
 	w := f.watch(WatchOptions{After: rev + 2})
@@ -304,16 +304,16 @@ func TestHistoryIsBoundedAndOlderStartsExpire(t *testing.T) {
 	f.want(f.watch(WatchOptions{After: revs[27]}), "added 28", "added 29")
 	f.want(f.watch(WatchOptions{After: revs[19]}), "added 20", "added 21", "added 22", "added 23", "added 24", "added 25", "added 26", "added 27", "added 28", "added 29")
 	if _, ok := f.Kind(pods).SnapshotAt(first); ok {
-		t.Fatal("a snapshot beyond the history")
+		t.Fatal("got a snapshot from before the history")
 	}
 	if s, ok := f.Kind(pods).SnapshotAt(revs[19]); !ok || s.Len() != 20 {
 		t.Fatalf("snapshot: %v, %d", ok, s.Len())
 	}
 }
 
-// What is too old goes, also of a kind in which nothing happens any more, but for
+// Old events are dropped, also those of a kind in which nothing changes any more, except for
 // the last few.
-func TestOldHistoryGoes(t *testing.T) {
+func TestOldHistoryIsDropped(t *testing.T) {
 	f := start(t, nil, Config{HistoryAge: 50 * time.Millisecond, HistoryMin: 3})
 	first := f.put(pod("a", "0", ""))
 	var revs []store.Revision
@@ -326,14 +326,14 @@ func TestOldHistoryGoes(t *testing.T) {
 		select {
 		case <-time.After(5 * time.Millisecond):
 		case <-f.ctx.Done():
-			t.Fatalf("the history is kept: %v", expired)
+			t.Fatalf("old history was kept: %v", expired)
 		}
 	}
 	<-time.After(100 * time.Millisecond)
 	f.want(f.watch(WatchOptions{After: revs[6]}), "added 7", "added 8", "added 9")
 }
 
-// tryWatch is the error of a watch.
+// tryWatch returns the error of Watch.
 func tryWatch(f *fixture, after store.Revision) error {
 	w, err := f.Kind(pods).Watch(WatchOptions{After: after})
 	if err == nil {
@@ -408,7 +408,7 @@ func TestFramesAreEncodedOnceForAll(t *testing.T) {
 	}
 }
 
-func TestUnreadableObjectsAreLeftOutAndNothingStandsStill(t *testing.T) {
+func TestUndecodableObjectsAreSkipped(t *testing.T) {
 	f := start(t, nil, Config{})
 	f.write(store.Write{Key: "/registry/pods/a/bad", Value: []byte("garbage")})
 	f.write(store.Write{Key: "/registry/pods/a/json", Value: []byte(`{"metadata":{"name":"json","namespace":"a"},"spec":{"nodeName":"n"}}`)})

@@ -18,7 +18,7 @@ import (
 	. "keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// flaky is a store whose watches can be cut and whose reads can fail.
+// flaky is a store whose watches can be cut off and whose calls can be made to fail.
 type flaky struct {
 	*memory.Store
 	mu      sync.Mutex
@@ -26,7 +26,7 @@ type flaky struct {
 	ctx     context.Context
 	down    atomic.Bool
 	watches atomic.Int32 // begun, or refused while down
-	why     error        // why it fails
+	why     error        // the error while down
 }
 
 var errDown = errors.New("the store is down")
@@ -39,7 +39,7 @@ func newFlaky(t testing.TB) *flaky {
 	return f
 }
 
-// fail cuts all watches.
+// fail ends all watches with an error.
 func (f *flaky) fail() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -48,7 +48,7 @@ func (f *flaky) fail() {
 }
 
 func (f *flaky) Watch(ctx context.Context, prefix string, after store.Revision) (store.Watch, error) {
-	f.mu.Lock() // a watch that is counted is cut by whoever cuts then
+	f.mu.Lock() // cut off every watch that has been counted
 	f.watches.Add(1)
 	life := f.ctx
 	f.mu.Unlock()
@@ -90,12 +90,12 @@ func (f *fixture) until(what string, cond func() bool) {
 		select {
 		case <-tick.C:
 		case <-f.ctx.Done():
-			f.Fatal("waited in vain until " + what)
+			f.Fatal("timed out waiting until " + what)
 		}
 	}
 }
 
-func TestAfterACutTheWatchGoesOnWithNothingLostOrRepeated(t *testing.T) {
+func TestWatchResumesAfterACutWithoutGapsOrRepeats(t *testing.T) {
 	s := newFlaky(t)
 	f := start(t, s, Config{})
 	w := f.watch(WatchOptions{After: f.fresh()})
@@ -112,7 +112,7 @@ func TestAfterACutTheWatchGoesOnWithNothingLostOrRepeated(t *testing.T) {
 	f.want(w, want...)
 }
 
-func TestWhileTheStoreIsDownReadersKeepTheLastState(t *testing.T) {
+func TestReadersKeepTheLastStateWhileTheStoreIsDown(t *testing.T) {
 	s := newFlaky(t)
 	f := start(t, s, Config{})
 	f.put(pod("a", "one", ""))
@@ -131,9 +131,9 @@ func TestWhileTheStoreIsDownReadersKeepTheLastState(t *testing.T) {
 	ctx, cancel := context.WithTimeout(f.ctx, 20*time.Millisecond)
 	defer cancel()
 	if _, err := f.Fresh(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("a consistent read of a cache that lags: %v", err)
+		t.Fatalf("consistent read from a cache that lags: %v", err)
 	}
-	// What it missed is gone from the history: it must load anew.
+	// The missed events have been compacted: the cache must reload its state.
 	if err := s.Compact(f.ctx, rev+1); err != nil {
 		t.Fatal(err)
 	}
@@ -143,19 +143,19 @@ func TestWhileTheStoreIsDownReadersKeepTheLastState(t *testing.T) {
 		t.Fatalf("got %q", got)
 	}
 	if _, err := w.Next(f.ctx); !errors.Is(err, ErrReloaded) {
-		t.Fatalf("a watcher that missed events: %v", err)
+		t.Fatalf("watcher that missed events: %v", err)
 	}
 	var expired *ExpiredError
 	if _, err := f.Kind(pods).Watch(WatchOptions{After: rev - 1}); !errors.As(err, &expired) {
-		t.Fatalf("a watch from before: %v", err)
+		t.Fatalf("watch from before the reload: %v", err)
 	}
 	f.put(pod("a", "three", ""))
 	f.want(f.watch(WatchOptions{After: rev + 1}), "added three")
 }
 
-// A member that is cut off from the others would let its watchers wait, and they would
-// not know.
-func TestWhileTheStoreIsOutOfReachWatchersAreSentElsewhere(t *testing.T) {
+// A member that is cut off from the others would keep its watchers waiting without their
+// noticing.
+func TestCurrentWatchersEndWhileTheStoreIsUnavailable(t *testing.T) {
 	s := newFlaky(t)
 	s.why = store.ErrUnavailable
 	f := start(t, s, Config{})
@@ -166,12 +166,12 @@ func TestWhileTheStoreIsOutOfReachWatchersAreSentElsewhere(t *testing.T) {
 	f.fresh()
 	s.down.Store(true)
 	s.fail()
-	f.want(current, "added two") // what came before the cut is delivered
+	f.want(current, "added two") // events from before the cut are delivered
 	if _, err := current.Next(f.ctx); !errors.Is(err, store.ErrUnavailable) {
-		t.Fatalf("a watch that is to be current: %v", err)
+		t.Fatalf("watch with Current: %v", err)
 	}
 	if _, err := f.Kind(pods).Watch(WatchOptions{After: after, Current: true}); !errors.Is(err, store.ErrUnavailable) {
-		t.Fatalf("a new one: %v", err)
+		t.Fatalf("new watch with Current: %v", err)
 	}
 	f.put(pod("a", "three", ""))
 	f.want(patient, "added two")
@@ -180,7 +180,7 @@ func TestWhileTheStoreIsOutOfReachWatchersAreSentElsewhere(t *testing.T) {
 	f.want(f.watch(WatchOptions{After: after, Current: true}), "added two", "added three")
 }
 
-func TestACacheOfAClosedStoreEndsWithAnError(t *testing.T) {
+func TestRunFailsWhenTheStoreIsClosed(t *testing.T) {
 	s := memory.New()
 	c := New(Config{Store: s})
 	ended := make(chan error, 1)
@@ -195,9 +195,8 @@ func TestACacheOfAClosedStoreEndsWithAnError(t *testing.T) {
 	}
 }
 
-// TestWatchersSeeTheTruth runs random writes against random watchers that are
-// cut off and resume, and checks that what each pieces together from its events
-// is what a list shows.
+// TestWatchersSeeTheTruth runs random writes and random watchers that are cut off and resume,
+// and checks that the state that each derives from its events is the same as a list returns.
 func TestWatchersSeeTheTruth(t *testing.T) {
 	s := newFlaky(t)
 	f := start(t, s, Config{HistoryEvents: 1 << 20, BookmarkEvery: 5 * time.Millisecond})
@@ -263,22 +262,23 @@ func TestWatchersSeeTheTruth(t *testing.T) {
 			return true
 		})
 		if !maps.Equal(states[i], want) {
-			t.Errorf("watcher %d pieced together\n%v\nwant\n%v", i, states[i], want)
+			t.Errorf("watcher %d derived\n%v\nwant\n%v", i, states[i], want)
 		}
 	}
 }
 
-// follow pieces a state together from the events of watches that it cuts.
+// follow derives the state of a watch from the events of watches that it keeps closing and
+// resuming.
 func follow(f *fixture, o WatchOptions, after store.Revision, end *atomic.Int64, seed int) (map[string]store.Revision, error) {
 	state := map[string]store.Revision{}
 	rng := rand.New(rand.NewPCG(9, uint64(seed)))
 	for {
 		if last := store.Revision(end.Load()); last > 0 {
-			// One more watch from where it is shows what is missing.
+			// A last watch from the current revision returns what is missing.
 			o.Bookmarks = true
 			for seen := store.Revision(0); seen < last; {
 				if f.ctx.Err() != nil {
-					return nil, fmt.Errorf("a watch has got to %d of %d", seen, last)
+					return nil, fmt.Errorf("the watch reached revision %d of %d", seen, last)
 				}
 				var err error
 				if seen, err = collect(f.ctx, f, o, &after, state, last, 1<<30); err != nil {
@@ -296,8 +296,8 @@ func follow(f *fixture, o WatchOptions, after store.Revision, end *atomic.Int64,
 	}
 }
 
-// collect takes so many events, or all until a bookmark says that there are no more up to
-// a revision.
+// collect applies events to state: limit of them, or all until a bookmark confirms that there
+// are no more up to revision upTo.
 func collect(ctx context.Context, f *fixture, o WatchOptions, after *store.Revision, state map[string]store.Revision, upTo store.Revision, limit int) (seen store.Revision, err error) {
 	o.After = *after
 	w, err := f.Kind(pods).Watch(o)

@@ -12,14 +12,14 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// Run feeds the cache until ctx ends; it then returns nil, after all watchers
-// have been ended. While the store fails, readers keep the last state and Run
-// tries again.
+// Run feeds the cache until ctx ends, then ends all watchers and returns nil. While the store
+// fails, readers keep the last state and Run retries. It returns an error if the store is
+// closed.
 func (c *Cache) Run(ctx context.Context) error {
 	defer c.stop()
 	const least, most = 20 * time.Millisecond, 2 * time.Second
 	wait := least
-	var at store.Revision // 0: load
+	var at store.Revision // 0: load the state
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := c.feed(ctx, &at)
@@ -31,16 +31,16 @@ func (c *Cache) Run(ctx context.Context) error {
 		}
 		switch {
 		case errors.Is(err, store.ErrCompacted):
-			c.cfg.Log.Warn("watch cache must load its state anew", "error", err, "revision", int64(at))
+			c.cfg.Log.WarnContext(ctx, "the watch cache must reload its state", "error", err, "revision", int64(at))
 			at = 0
 		case errors.Is(err, store.ErrUnavailable):
 			if c.behind.Load() == nil {
-				c.cfg.Log.Warn("watch cache is cut off from its store", "error", err, "revision", int64(at))
+				c.cfg.Log.WarnContext(ctx, "the watch cache cannot reach its store", "error", err, "revision", int64(at))
 			}
 			c.fallBehind(err)
 			wait = min(wait, refusedWait)
 		default:
-			c.cfg.Log.Warn("watch cache lost its watch of the store", "error", err, "revision", int64(at))
+			c.cfg.Log.WarnContext(ctx, "the watch cache lost its watch of the store", "error", err, "revision", int64(at))
 		}
 		if time.Since(began) > 10*time.Second {
 			wait = least
@@ -54,12 +54,11 @@ func (c *Cache) Run(ctx context.Context) error {
 	return nil
 }
 
-// refusedWait is the longest time between two tries while the store refuses, which
-// costs nothing.
+// refusedWait is the longest pause between attempts while the store is unavailable. Such
+// attempts fail at once and cost nothing.
 const refusedWait = 200 * time.Millisecond
 
-// fallBehind ends the watchers that want to be kept up: what they would be told comes
-// from nobody now, here.
+// fallBehind ends the watchers with WatchOptions.Current: no events arrive here at present.
 func (c *Cache) fallBehind(err error) {
 	c.behind.Store(&err)
 	for _, kc := range c.kinds {
@@ -77,7 +76,7 @@ func (c *Cache) stop() {
 	}
 }
 
-// feed loads a state if at is 0, and follows the store from there.
+// feed loads the state if at is 0, and follows the store from there.
 func (c *Cache) feed(ctx context.Context, at *store.Revision) error {
 	if *at == 0 {
 		rev, newest, err := c.load(ctx)
@@ -115,7 +114,7 @@ func (c *Cache) feed(ctx context.Context, at *store.Revision) error {
 			return err
 		}
 		for i := range b.Events {
-			c.event(&b.Events[i])
+			c.event(ctx, &b.Events[i])
 		}
 		if b.Revision > *at {
 			*at = b.Revision
@@ -128,16 +127,16 @@ func (c *Cache) feed(ctx context.Context, at *store.Revision) error {
 	}
 }
 
-// ask requests the watch's progress while somebody waits for a revision, one
-// request for all who wait, and whenever bookmarks are due. It also lets what has
-// grown old of the kinds go in which nothing happens any more.
+// ask requests the watch's progress while readers wait for a revision (one request for all of
+// them) and whenever bookmarks are due. It also drops old history of kinds in which nothing
+// changes any more.
 func (c *Cache) ask(ctx context.Context, w store.Watch) {
 	const again = 20 * time.Millisecond
 	bookmarks := time.NewTicker(c.cfg.BookmarkEvery)
 	defer bookmarks.Stop()
 	aging := time.NewTicker(c.cfg.HistoryAge/8 + 1)
 	defer aging.Stop()
-	if c.waiting() { // since before this watch
+	if c.waiting() { // they have been waiting since before this watch
 		c.poke()
 	}
 	for {
@@ -145,7 +144,7 @@ func (c *Cache) ask(ctx context.Context, w store.Watch) {
 		case <-ctx.Done():
 			return
 		case <-bookmarks.C:
-			_ = w.Progress(ctx) // Next returns what ails the watch
+			_ = w.Progress(ctx) // Next returns the watch's error
 		case now := <-aging.C:
 			for _, kc := range c.kinds {
 				kc.age(now)
@@ -166,7 +165,8 @@ func (c *Cache) ask(ctx context.Context, w store.Watch) {
 	}
 }
 
-func (c *Cache) event(e *store.Event) {
+// event applies one event of the store.
+func (c *Cache) event(ctx context.Context, e *store.Event) {
 	kc := c.byKey(e.Entry.Key)
 	if kc == nil {
 		return
@@ -175,15 +175,15 @@ func (c *Cache) event(e *store.Event) {
 	if e.Type == store.Put {
 		var err error
 		if item, err = c.decode(kc.kind, e.Entry); err != nil {
-			// What cannot be read is not there; better than a state that stands still.
-			c.cfg.Log.Error("stored object cannot be read", "error", err, "key", e.Entry.Key)
+			// Leave an undecodable object out rather than stop following the store.
+			c.cfg.Log.ErrorContext(ctx, "cannot decode a stored object", "error", err, "key", e.Entry.Key)
 		}
 	}
 	kc.apply(e.Entry.ModRevision, e.Entry.Key, item)
 }
 
-// decode makes an item of an event's entry; what this process wrote itself is there
-// already.
+// decode returns the item of an event's entry. Objects that this process wrote are not decoded
+// again.
 func (c *Cache) decode(kind *resource.Kind, e store.Entry) (*Item, error) {
 	v, err := envelope.Decode(e.Value)
 	if err != nil {
@@ -195,7 +195,7 @@ func (c *Cache) decode(kind *resource.Kind, e store.Entry) (*Item, error) {
 	return decode(kind, e, v)
 }
 
-// age lets the changes go that are too old to be kept.
+// age drops changes that are older than HistoryAge.
 func (kc *KindCache) age(now time.Time) {
 	kc.mu.Lock()
 	defer kc.mu.Unlock()
@@ -208,21 +208,21 @@ func (c *Cache) bookmark(rev store.Revision) {
 	}
 }
 
-// resumable is how many of the store's last revisions a cache that starts goes back,
-// so that watches can be resumed here that another apiserver served, or this one before
-// it was started anew.
+// resumable is how many of the store's last revisions a starting cache goes back, so that
+// watches can resume here that were served by another apiserver, or by this one before it was
+// restarted.
 const resumable = 5000
 
-// load reads all kinds as they were a while ago, as far back as the store knows and
-// resuming needs it, and says from when they are and which revision was the newest then.
-// What has happened since comes as events.
+// load loads all kinds as they were at an earlier revision, as far back as the store allows and
+// resuming needs it. It returns that revision, and the one that was the store's newest. The
+// events since then arrive through the watch.
 func (c *Cache) load(ctx context.Context) (rev, newest store.Revision, err error) {
 	if newest, err = c.cfg.Store.Revision(ctx); err != nil {
 		return 0, 0, err
 	}
 	back := store.Revision(min(resumable, c.cfg.HistoryEvents))
 	for {
-		// Never before what readers have seen already.
+		// Never go back behind what readers have already seen.
 		from := max(newest-back, c.Revision(), 1)
 		if back == 0 || from >= newest {
 			from = 0
@@ -240,8 +240,8 @@ func (c *Cache) load(ctx context.Context) (rev, newest store.Revision, err error
 	}
 }
 
-// loadAt reads all kinds at one revision (0: the newest) and puts them in the place of
-// what was there; until then readers see the old state.
+// loadAt loads all kinds at one revision (0: the newest) and replaces the current state. Until
+// it returns, readers see the old state.
 func (c *Cache) loadAt(ctx context.Context, rev store.Revision) (store.Revision, error) {
 	loaded := make([]*tree, len(c.kinds))
 	for i, kc := range c.kinds {
@@ -256,7 +256,7 @@ func (c *Cache) loadAt(ctx context.Context, rev store.Revision) (store.Revision,
 			for _, e := range page.Entries {
 				it, err := Decode(kc.kind, e)
 				if err != nil {
-					c.cfg.Log.Error("stored object cannot be read", "error", err, "key", e.Key)
+					c.cfg.Log.ErrorContext(ctx, "cannot decode a stored object", "error", err, "key", e.Key)
 					continue
 				}
 				items.ReplaceOrInsert(it)
@@ -274,8 +274,8 @@ func (c *Cache) loadAt(ctx context.Context, rev store.Revision) (store.Revision,
 	return rev, nil
 }
 
-// replace puts a loaded state in the place of the present one. Watchers cannot
-// be told what happened between, so those there are end and resume or list again.
+// replace replaces the state by a loaded one. The events between the two are unknown, so all
+// watchers are ended, and must resume or list again.
 func (kc *KindCache) replace(items *tree, rev store.Revision) {
 	kc.mu.Lock()
 	kc.items, kc.shared, kc.rev = items, nil, rev

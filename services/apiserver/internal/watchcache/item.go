@@ -15,7 +15,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// Decode makes an Item of an entry of the store.
+// Decode returns the Item of an entry of the store.
 func Decode(kind *resource.Kind, e store.Entry) (*Item, error) {
 	v, err := envelope.Decode(e.Value)
 	if err != nil {
@@ -43,7 +43,7 @@ func decode(kind *resource.Kind, e store.Entry, v envelope.Value) (it *Item, err
 		}
 		it.Object = kind.New()
 	} else if v.Kind != kind.GVK.Kind {
-		return nil, fmt.Errorf("%s: %w: holds a %s, not a %s", e.Key, envelope.ErrMalformed, v.Kind, kind.GVK.Kind)
+		return nil, fmt.Errorf("%s: %w: is a %s, expected a %s", e.Key, envelope.ErrMalformed, v.Kind, kind.GVK.Kind)
 	}
 	if it.Raw, err = envelope.WithResourceVersion(raw, int64(e.ModRevision)); err != nil {
 		return nil, fmt.Errorf("%s: %w", e.Key, err)
@@ -59,12 +59,12 @@ func decode(kind *resource.Kind, e store.Entry, v envelope.Value) (it *Item, err
 	return it, nil
 }
 
-// complete gives an item that nobody has seen yet its kind's defaults.
+// complete applies the kind's defaults. No one else may have seen the item yet.
 func (it *Item) complete() (err error) {
 	if it.Kind.Rules.Default == nil {
 		return nil
 	}
-	// The defaults meet what somebody else stored.
+	// The object may be invalid, and the defaults are written for valid ones.
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("%w: defaults: %v", envelope.ErrMalformed, r)
@@ -81,15 +81,15 @@ func (it *Item) complete() (err error) {
 	return nil
 }
 
-// At is the item with another resourceVersion: that of its deletion. The object
-// is a shallow copy.
+// At returns the item with another resourceVersion, that of its deletion. Its object is a
+// shallow copy.
 func (it *Item) At(rev store.Revision) *Item {
 	raw, err := envelope.WithResourceVersion(it.Raw, int64(rev))
-	if err != nil { // Raw was made by WithResourceVersion, so it can be read
+	if err != nil { // cannot happen: WithResourceVersion made Raw
 		raw = it.Raw
 	}
-	// Objects of k8s.io/api are plain structs: copying one shares what it points
-	// to, which nobody may change, and has its own ObjectMeta.
+	// Objects of k8s.io/api are plain structs: a copy has its own ObjectMeta and shares what
+	// the original points to, which must not be changed.
 	dup := reflect.New(reflect.TypeOf(it.Object).Elem())
 	dup.Elem().Set(reflect.ValueOf(it.Object).Elem())
 	obj := dup.Interface().(resource.Object)
@@ -99,8 +99,8 @@ func (it *Item) At(rev store.Revision) *Item {
 	return &out
 }
 
-// Frames are encodings of one event, each made once, by the first who needs it,
-// and shared by all. They live as long as the event.
+// Frames holds encodings of one event. Each is made once, when it is first needed, and is
+// shared by all watchers. They live as long as the event.
 type Frames struct {
 	head atomic.Pointer[frame]
 }
@@ -113,8 +113,8 @@ type frame struct {
 	err    error
 }
 
-// Get returns the encoding named format, which encode makes. Others who ask for
-// the same one meanwhile wait for it. Nobody may change the result.
+// Get returns the encoding called format, which encode creates on the first call. Concurrent
+// calls wait for it. The result must not be changed.
 func (f *Frames) Get(format string, encode func() ([]byte, error)) ([]byte, error) {
 	fr := f.frame(format)
 	fr.once.Do(func() { fr.data, fr.err = encode() })

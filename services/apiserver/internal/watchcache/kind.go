@@ -26,8 +26,8 @@ type KindCache struct {
 
 	mu       sync.RWMutex
 	items    *tree
-	shared   *tree          // a clone of items that snapshots hold; nil after a change
-	rev      store.Revision // of the last change or load, or of the last progress
+	shared   *tree          // a clone of items for snapshots; nil after a change
+	rev      store.Revision // of the last change or load
 	history  history
 	watchers watchers
 }
@@ -41,27 +41,26 @@ func newKindCache(c *Cache, k *resource.Kind) *KindCache {
 	}
 }
 
-// Kind is the row.
+// Kind returns the kind.
 func (kc *KindCache) Kind() *resource.Kind { return kc.kind }
 
-// Get reads one object as the cache has it now; for a consistent read call
-// Cache.Fresh before.
+// Get returns an object from the current state. For a consistent read, call Cache.Fresh first.
 func (kc *KindCache) Get(key string) (*Item, bool) {
 	kc.mu.RLock()
 	defer kc.mu.RUnlock()
 	return kc.items.Get(&Item{Key: key})
 }
 
-// Len is the number of objects.
+// Len returns the number of objects.
 func (kc *KindCache) Len() int {
 	kc.mu.RLock()
 	defer kc.mu.RUnlock()
 	return kc.items.Len()
 }
 
-// Snapshot is the present state.
+// Snapshot returns the current state.
 func (kc *KindCache) Snapshot() Snapshot {
-	rev := kc.cache.Revision() // before the lock: the state is at least that new
+	rev := kc.cache.Revision() // read before locking: the state is at least as new
 	kc.mu.RLock()
 	if kc.shared != nil {
 		s := Snapshot{items: kc.shared, rev: max(rev, kc.rev)}
@@ -74,6 +73,7 @@ func (kc *KindCache) Snapshot() Snapshot {
 	return Snapshot{items: kc.share(), rev: max(rev, kc.rev)}
 }
 
+// share returns an immutable clone of items. The caller holds the lock.
 func (kc *KindCache) share() *tree {
 	if kc.shared == nil {
 		kc.shared = kc.items.Clone()
@@ -81,8 +81,8 @@ func (kc *KindCache) share() *tree {
 	return kc.shared
 }
 
-// SnapshotAt is the state at rev, for a list that continues; false when it is
-// not known any more (then the store may still know it), or not yet.
+// SnapshotAt returns the state at rev, for a list that continues. It returns false if the state
+// is not known any more (the store may still know it) or not yet.
 func (kc *KindCache) SnapshotAt(rev store.Revision) (Snapshot, bool) {
 	now := kc.Snapshot()
 	if rev == now.rev {
@@ -108,23 +108,23 @@ func (kc *KindCache) SnapshotAt(rev store.Revision) (Snapshot, bool) {
 	return Snapshot{items: items, rev: rev}, true
 }
 
-// Snapshot is a kind's state at one revision; it does not change.
+// Snapshot is a kind's state at one revision. It is immutable.
 type Snapshot struct {
 	items *tree
 	rev   store.Revision
 }
 
-// Revision is the state's.
+// Revision returns the revision of the state.
 func (s Snapshot) Revision() store.Revision { return s.rev }
 
-// Len is the number of objects.
+// Len returns the number of objects.
 func (s Snapshot) Len() int { return s.items.Len() }
 
-// Get reads one object.
+// Get returns one object.
 func (s Snapshot) Get(key string) (*Item, bool) { return s.items.Get(&Item{Key: key}) }
 
-// Ascend calls f for the objects whose key has the prefix and comes after
-// `after` (empty: from the first), in order, until f returns false.
+// Ascend calls f for each object whose key has the prefix and is greater than after, in order
+// of keys, until f returns false. If after is empty, it starts with the first.
 func (s Snapshot) Ascend(prefix, after string, f func(*Item) bool) {
 	from := prefix
 	if after > from {
@@ -141,29 +141,28 @@ func (s Snapshot) Ascend(prefix, after string, f func(*Item) bool) {
 	})
 }
 
-// Count is the number of objects whose key has the prefix and comes after
-// `after`.
+// Count returns the number of objects whose key has the prefix and is greater than after.
 func (s Snapshot) Count(prefix, after string) int {
 	n := 0
 	s.Ascend(prefix, after, func(*Item) bool { n++; return true })
 	return n
 }
 
-// change is one write as the cache saw it.
+// change is one write, as applied to the cache.
 type change struct {
 	rev store.Revision
 	at  time.Time
-	// item is the new state, or, of a deletion, nil. old is the state before, nil
-	// if there was none.
+	// item is the new state, or nil if the object was deleted. old is the previous state, or
+	// nil if there was none.
 	item, old *Item
-	// modified, added and deleted are the event as watchers with different
-	// filters see it; each is made when the first one needs it.
+	// modified, added and deleted are the event as watchers with different filters see it. Each
+	// is created when it is first needed.
 	modified, added, deleted *Event
 	once                     [Deleted + 1]sync.Once
 }
 
-// event is the change as a watcher sees it whose filter says so of the old and
-// the new state; nil if it does not concern it.
+// event returns the change as a watcher with this filter sees it, or nil if neither the old nor
+// the new state passes the filter.
 func (c *change) event(filter func(*Item) bool) *Event {
 	was := c.old != nil && (filter == nil || filter(c.old))
 	is := c.item != nil && (filter == nil || filter(c.item))
@@ -190,6 +189,7 @@ func (c *change) event(filter func(*Item) bool) *Event {
 	return nil
 }
 
+// bytes estimates the memory of the change.
 func (c *change) bytes() int64 {
 	const fixed = 300
 	n := int64(fixed)
@@ -199,7 +199,7 @@ func (c *change) bytes() int64 {
 	return n
 }
 
-// apply carries out one change. The feeding goroutine alone calls it.
+// apply applies one change. It is called only by the goroutine that feeds the cache.
 func (kc *KindCache) apply(rev store.Revision, key string, item *Item) {
 	if c := kc.change(rev, key, item); c != nil {
 		kc.watchers.dispatch(kc, c)
@@ -209,7 +209,7 @@ func (kc *KindCache) apply(rev store.Revision, key string, item *Item) {
 func (kc *KindCache) change(rev store.Revision, key string, item *Item) *change {
 	kc.mu.Lock()
 	defer kc.mu.Unlock()
-	if rev <= kc.rev { // seen already: the watch of the store was resumed
+	if rev <= kc.rev { // already applied: the watch of the store was resumed
 		return nil
 	}
 	kc.rev = rev
@@ -227,12 +227,12 @@ func (kc *KindCache) change(rev store.Revision, key string, item *Item) *change 
 	return c
 }
 
-// history is the ring of the last changes.
+// history holds the last changes.
 type history struct {
-	changes              []*change // ascending; the first `start` are gone
+	changes              []*change // ascending; the first `start` were dropped
 	start                int
 	bytes                int64
-	oldest               store.Revision // everything after it is known
+	oldest               store.Revision // all changes after it are known
 	maxEvents, minEvents int
 	maxBytes             int64
 	maxAge               time.Duration
@@ -244,7 +244,7 @@ func (h *history) add(c *change) {
 	h.trim(c.at)
 }
 
-// trim forgets what is too much or too old.
+// trim drops changes that exceed the bounds.
 func (h *history) trim(now time.Time) {
 	for n := len(h.changes) - h.start; n > 0; n-- {
 		first := h.changes[h.start]
@@ -263,7 +263,7 @@ func (h *history) trim(now time.Time) {
 	}
 }
 
-// after is what came after rev, oldest first.
+// after returns the changes after rev, oldest first.
 func (h *history) after(rev store.Revision) []*change {
 	live := h.changes[h.start:]
 	i, j := 0, len(live)

@@ -10,9 +10,9 @@ import (
 	. "keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// TestACacheThatStartsServesWhatWatchesOfBeforeResumeFrom resumes a watch, after each
-// event, at a cache that was started after all of them.
-func TestACacheThatStartsServesWhatWatchesOfBeforeResumeFrom(t *testing.T) {
+// TestStartingCacheResumesEarlierWatches resumes a watch after each event, at a cache that was
+// started after all of them.
+func TestStartingCacheResumesEarlierWatches(t *testing.T) {
 	s, err := etcd.Start(t.Context(), etcd.EmbeddedConfig{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -44,13 +44,13 @@ func resume(t *testing.T, s store.Store) {
 		second.want(w, want[i:]...)
 		w.Close()
 	}
-	// What is known no longer says so, and does not keep a cache from starting.
+	// A cache starts although its history was compacted, and refuses to resume from before.
 	if err := s.Compact(t.Context(), revs[4]); err != nil {
 		t.Fatal(err)
 	}
 	third := start(t, s, Config{})
 	if err := tryWatch(third, revs[3]); err == nil {
-		t.Error("a compacted revision was resumed from")
+		t.Error("a watch resumed from a compacted revision")
 	}
 	if got := names(third.Kind(pods).Snapshot(), "", ""); got != "a" {
 		t.Errorf("state %q", got)

@@ -1,30 +1,28 @@
-// Package watchcache holds the present state of every kind in memory, fed by one
-// watch of the store, and serves reads, lists and watches from it.
+// Package watchcache holds the current state of every kind in memory, fed by one watch of the
+// store, and serves reads, lists and watches from it.
 //
 // Invariants:
 //
-//   - A kind's cache moves from revision to revision in order; a Snapshot is
-//     immutable and shows exactly one revision.
-//   - Consistent reads ask the store for its newest revision and wait until the
-//     cache has reached it; they never answer from an older state.
-//   - An event is decoded once and encoded once for each format; the same bytes
-//     go to every watcher.
-//   - A watcher that falls further behind than its buffer is cut off with
-//     ErrSlow, after the events it was sent; it can resume from the last of them.
-//     It never holds up another, nor the cache.
-//   - Objects are shown with all of their defaults, as Kubernetes shows them, also
-//     those that were stored before a default existed, or by somebody else. They
-//     are completed where they are decoded, once, before anybody sees them, so
-//     reads and watches cost nothing for it. Each stored object names the version
-//     of the defaults that it was stored with (resource.DefaultsVersion, in the
-//     envelope's extension); what this program stored itself is not looked at
-//     again, so that completing costs something only after an upgrade, and only
-//     for what was not written since. Nothing is written for it: the next write of
-//     the object stores its defaults, also one that changes nothing else.
-//   - Memory is bounded: events kept for resuming are bounded in number, bytes and
-//     age for each kind; older start revisions answer *Expired.
+//   - A kind's cache advances from revision to revision in order. A Snapshot is immutable and
+//     shows exactly one revision.
+//   - Consistent reads ask the store for its newest revision and wait until the cache has
+//     reached it. They never return an older state.
+//   - An event is decoded once, and encoded once per format. All watchers get the same bytes.
+//   - A watcher that falls further behind than its buffer is ended with ErrSlow, after the
+//     events that were queued for it, and can resume after the last of them. It never delays
+//     other watchers or the cache.
+//   - Objects have all of their defaults, as Kubernetes returns them, also if they were stored
+//     before a default existed or by another program. Defaults are applied once, when an object
+//     is decoded, so that reads and watches do not pay for them. Each stored object records the
+//     version of the defaults that it was stored with (resource.DefaultsVersion, in the
+//     envelope's extension), and objects of the current version are not examined again:
+//     applying defaults costs something only after an upgrade, for objects that have not been
+//     written since. Nothing is written for it: the next write of the object stores its
+//     defaults, even if it changes nothing else.
+//   - Memory is bounded: the events that each kind keeps for watches that resume are bounded in
+//     number, bytes and age. Watches from older revisions fail with *ExpiredError.
 //
-// It must never change an object that it has handed out.
+// The package must never change an object that it has returned.
 package watchcache
 
 import (
@@ -32,31 +30,30 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// Item is one object at one revision. It is shared: nobody may change it.
+// Item is one object at one revision. It is shared and must not be changed.
 type Item struct {
 	Kind *resource.Kind
-	// Object is the decoded object, with its resourceVersion and apiVersion/kind
-	// left empty as client-go leaves them.
+	// Object is the decoded object with its resourceVersion. Its apiVersion and kind are empty,
+	// as client-go leaves them.
 	Object resource.Object
-	// Raw is the object's protobuf message (without envelope), resourceVersion
-	// included.
+	// Raw is the object's protobuf message with resourceVersion, without the envelope.
 	Raw []byte
-	// Key is its store key, Revision its ModRevision.
+	// Key is the object's key in the store, and Revision its ModRevision.
 	Key      string
 	Revision store.Revision
 	// Traceparent is the W3C trace context of the write, or empty.
 	Traceparent string
 	// WriteID is the id of the write, from the envelope.
 	WriteID string
-	// Completed says that the stored object lacked defaults, which Object and Raw
-	// have: a write that changes nothing else stores them.
+	// Completed is true if the stored object lacked defaults that Object and Raw have. A write
+	// that changes nothing else stores them.
 	Completed bool
 }
 
-// EventType says what happened, as a watcher with a filter sees it.
+// EventType is what happened, as a watcher with a filter sees it.
 type EventType uint8
 
-// The types of events.
+// Event types.
 const (
 	Added EventType = iota + 1
 	Modified
@@ -64,17 +61,17 @@ const (
 	Bookmark
 )
 
-// Event is one change. Of a deletion, Item is the last state with the deletion's
-// revision as resourceVersion; of a bookmark, Item is nil.
+// Event is one change. For a deletion, Item is the last state, with the revision of the
+// deletion as its resourceVersion. For a bookmark, Item is nil.
 type Event struct {
 	Type     EventType
 	Item     *Item
 	Revision store.Revision
-	// Old is the state before, whatever the watcher's filter says of it; nil if
-	// there was none or it is not known (initial state).
+	// Old is the previous state, whether or not it passes the watcher's filter. It is nil if
+	// there was none or it is unknown (initial state).
 	Old *Item
 	// InitialEnd marks the bookmark that ends the initial state.
 	InitialEnd bool
-	// Frames caches encodings of the event; it is nil for bookmarks.
+	// Frames caches encodings of the event. It is nil for bookmarks.
 	Frames *Frames
 }

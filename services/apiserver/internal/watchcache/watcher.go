@@ -8,50 +8,49 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// WatchOptions say what a watcher wants.
+// WatchOptions configures a watch.
 type WatchOptions struct {
-	// Prefix limits the watch to keys that have it: Kind.Prefix(namespace). Empty
-	// is the whole kind.
+	// Prefix restricts the watch to keys with this prefix: Kind.Prefix(namespace). Empty means
+	// the whole kind.
 	Prefix string
-	// Key limits it to one object: Kind.Key(namespace, name).
+	// Key restricts the watch to one object: Kind.Key(namespace, name).
 	Key string
-	// Field and Value limit it to objects whose field (one of Kind.Fields) has the
-	// value. Among any number of such watchers, only those concerned pay for an
-	// event, so name here the most selective requirement of a field selector.
+	// Field and Value restrict the watch to objects whose field (one of Kind.Fields) has this
+	// value. Watchers are indexed by it, so that only those concerned pay for an event: put the
+	// most selective requirement of a field selector here.
 	Field, Value string
-	// Filter, if set, limits it to the objects of which it says true. It is asked
-	// about each state once, must be pure, and holds up others while it runs.
+	// Filter, if set, restricts the watch to objects for which it returns true. It must be pure
+	// and fast: it is called for each state, and delays others while it runs.
 	Filter func(*Item) bool
-	// After is the revision after which to start; the events since are delivered
-	// first. With Initial it is ignored.
+	// After is the revision after which the watch starts: later events are delivered first. It
+	// is ignored if Initial is set.
 	After store.Revision
-	// Initial delivers the present state first, as Added events.
+	// Initial delivers the current state first, as Added events.
 	Initial bool
 	// InitialEnd delivers a bookmark after the initial state.
 	InitialEnd bool
-	// Bookmarks delivers a bookmark now and then.
+	// Bookmarks delivers bookmarks every Config.BookmarkEvery.
 	Bookmarks bool
-	// Current ends the watch, or refuses it, with store.ErrUnavailable while the
-	// store says that too few of its members can be reached: others may be able to
-	// tell what happens.
+	// Current ends or refuses the watch with store.ErrUnavailable while the store cannot reach
+	// enough of its members, because another apiserver may still receive events.
 	Current bool
-	// Buffer overrides Config.Buffer.
+	// Buffer overrides Config.Buffer if it is positive.
 	Buffer int
 }
 
-// Watcher delivers the events of one watch. One goroutine may use it at a time;
-// Close may be called by any.
+// Watcher delivers the events of one watch. It may be used by one goroutine at a time, except
+// that Close may be called by any.
 type Watcher struct {
 	kc     *KindCache
 	opts   WatchOptions
 	buffer int
-	filter func(*Item) bool // Filter and the other limits
+	filter func(*Item) bool // Filter and the other restrictions
 
-	// What was before it was registered, worked off by Next.
+	// backlog and initial are from before the watch was registered. Next delivers them first.
 	backlog    []*change
 	initial    []*Item
 	initialEnd bool
-	// start is the revision up to which that goes: later changes come by dispatch.
+	// start is the revision up to which they go. Later changes arrive through dispatch.
 	start store.Revision
 
 	mu     sync.Mutex
@@ -60,10 +59,9 @@ type Watcher struct {
 	signal chan struct{} // buffered
 }
 
-// Watch starts a watch. It fails with *ExpiredError when the events after
-// WatchOptions.After are no longer known. A revision that the cache has not
-// reached yet delivers what comes after it; wait with Cache.WaitFor first to
-// refuse those from the future.
+// Watch starts a watch. It fails with *ExpiredError if the events after WatchOptions.After are
+// not known any more. If After is a revision that the cache has not reached, the watch delivers
+// what comes after it; to refuse future revisions, call Cache.WaitFor first.
 func (kc *KindCache) Watch(o WatchOptions) (*Watcher, error) {
 	w := &Watcher{kc: kc, opts: o, buffer: o.Buffer, signal: make(chan struct{}, 1)}
 	if w.buffer <= 0 {
@@ -86,10 +84,10 @@ func (kc *KindCache) Watch(o WatchOptions) (*Watcher, error) {
 	return w, nil
 }
 
-// begin takes over what was before the watch.
+// begin takes the initial state or the backlog.
 func (w *Watcher) begin() error {
 	kc, o := w.kc, w.opts
-	rev := kc.cache.Revision() // before the lock: the state is at least that new
+	rev := kc.cache.Revision() // read before locking: the state is at least as new
 	kc.mu.RLock()
 	defer kc.mu.RUnlock()
 	w.start = max(rev, kc.rev)
@@ -106,8 +104,8 @@ func (w *Watcher) begin() error {
 	return nil
 }
 
-// collect is the present state within the prefix or key of a watch; the filter
-// is applied later, outside the lock.
+// collect returns the current objects within the prefix or key of a watch. The filter is
+// applied later, outside the lock.
 func (kc *KindCache) collect(o WatchOptions) []*Item {
 	if o.Key != "" {
 		if it, ok := kc.items.Get(&Item{Key: o.Key}); ok {
@@ -126,7 +124,7 @@ func (kc *KindCache) collect(o WatchOptions) []*Item {
 	return items
 }
 
-// filter joins the limits of a watch.
+// filter combines the restrictions of a watch. It returns nil if there are none.
 func (kc *KindCache) filter(o WatchOptions) func(*Item) bool {
 	field := kc.kind.Fields[o.Field]
 	if o.Key == "" && (o.Prefix == "" || o.Prefix == kc.kind.StorePrefix) && field == nil {
@@ -140,9 +138,8 @@ func (kc *KindCache) filter(o WatchOptions) func(*Item) bool {
 	}
 }
 
-// Next waits for events and returns at least one. Its errors are ErrSlow,
-// ErrStopped, ErrReloaded and store.ErrUnavailable (after the events that came before)
-// and ctx's.
+// Next waits for events and returns at least one. It fails with ErrSlow, ErrStopped,
+// ErrReloaded or store.ErrUnavailable (after the events queued before), or with ctx's error.
 func (w *Watcher) Next(ctx context.Context) ([]*Event, error) {
 	if events := w.first(); len(events) > 0 {
 		return events, nil
@@ -166,10 +163,10 @@ func (w *Watcher) Next(ctx context.Context) ([]*Event, error) {
 	}
 }
 
-// chunk bounds what one Next returns of the initial state and the backlog.
+// chunk bounds how many events of the initial state and the backlog one Next returns.
 const chunk = 500
 
-// first returns a part of what was before the watch began.
+// first returns the next events of the initial state and the backlog.
 func (w *Watcher) first() []*Event {
 	var events []*Event
 	for len(w.initial) > 0 && len(events) < chunk {
@@ -193,7 +190,7 @@ func (w *Watcher) first() []*Event {
 	return events
 }
 
-// Close ends the watch; a waiting Next returns ErrStopped.
+// Close ends the watch. A waiting Next returns ErrStopped.
 func (w *Watcher) Close() {
 	ws := &w.kc.watchers
 	ws.mu.Lock()
@@ -202,7 +199,8 @@ func (w *Watcher) Close() {
 	w.end(ErrStopped)
 }
 
-// push queues an event, or cuts the watcher off.
+// push queues an event. It returns false if the watcher has ended, or ends with ErrSlow because
+// its queue is full.
 func (w *Watcher) push(ev *Event) (alive bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -221,6 +219,7 @@ func (w *Watcher) push(ev *Event) (alive bool) {
 	return true
 }
 
+// end ends the watch with err after the queued events. Only the first error counts.
 func (w *Watcher) end(err error) {
 	w.mu.Lock()
 	if w.err == nil {
@@ -233,20 +232,20 @@ func (w *Watcher) end(err error) {
 	}
 }
 
-// bucket is what a watcher is found by: its one most selective limit.
+// bucket is the index key of a watcher: its single most selective restriction.
 type bucket struct {
-	by    byte   // 'a'll, 'p'refix, 'k'ey, 'f'ield
-	field string // with 'f'
+	by    byte   // 'a': all, 'p': prefix, 'k': key, 'f': field
+	field string // for 'f'
 	value string
 }
 
-// watchers of a kind, by what they are found by. Its mutex is taken before the
-// kind's, never after it, so that readers do not wait for filters.
+// watchers indexes a kind's watchers by bucket. Its mutex must be taken before the kind's,
+// never after it, so that readers do not wait for filters.
 type watchers struct {
 	mu      sync.Mutex
 	buckets map[bucket]map[*Watcher]struct{}
-	fields  map[string]int // fields that watchers are found by, and how many
-	slow    []*Watcher
+	fields  map[string]int // indexed fields, and how many watchers use each
+	slow    []*Watcher     // cut off by the current send
 	stopped bool
 }
 
@@ -262,7 +261,7 @@ func (o *WatchOptions) bucket(kc *KindCache) bucket {
 	return bucket{by: 'a'}
 }
 
-// namespacePrefix is the part of a key up to the slash after the namespace.
+// namespacePrefix returns the part of a key up to the slash after the namespace.
 func namespacePrefix(storePrefix, key string) string {
 	if i := strings.IndexByte(key[len(storePrefix):], '/'); i >= 0 {
 		return key[:len(storePrefix)+i+1]
@@ -301,7 +300,7 @@ func (ws *watchers) remove(w *Watcher) {
 	}
 }
 
-// dispatch queues a change at the watchers that it may concern.
+// dispatch queues a change for the watchers that it may concern.
 func (ws *watchers) dispatch(kc *KindCache, c *change) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
@@ -351,7 +350,7 @@ func (ws *watchers) send(b bucket, c *change) {
 	}
 }
 
-// bookmark tells those who want it that they have seen everything up to rev.
+// bookmark sends a bookmark at rev to the watchers that asked for bookmarks.
 func (ws *watchers) bookmark(rev store.Revision) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
@@ -366,7 +365,7 @@ func (ws *watchers) bookmark(rev store.Revision) {
 	ws.removeSlow()
 }
 
-// endCurrent ends those who want to be kept up.
+// endCurrent ends the watchers with WatchOptions.Current.
 func (ws *watchers) endCurrent(err error) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
@@ -380,7 +379,7 @@ func (ws *watchers) endCurrent(err error) {
 	}
 }
 
-// endAll cuts everybody off; with stop, no one may come any more.
+// endAll ends all watchers. If stop is set, no new ones are accepted.
 func (ws *watchers) endAll(err error, stop bool) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()

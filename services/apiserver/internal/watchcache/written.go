@@ -9,15 +9,15 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// Written is an object that this process is about to store. The cache finds it by
-// the write's id when the event comes back from the store, and need not decode it
-// again: writer and cache share one Item.
+// Written is an object that this process is about to store. When the event returns from the
+// store, the cache recognizes it by the write's id and does not decode it again: writer and
+// cache share one Item.
 type Written struct {
 	Kind *resource.Kind
-	// Object is the object; nobody may change it any more, nor what it points to.
-	// Its resourceVersion is set when the revision is known.
+	// Object and what it points to must not be changed any more. Its resourceVersion is set
+	// when the revision is known.
 	Object resource.Object
-	// Raw is its protobuf message without resourceVersion.
+	// Raw is the object's protobuf message without resourceVersion.
 	Raw                       []byte
 	Key, Traceparent, WriteID string
 
@@ -26,8 +26,8 @@ type Written struct {
 	err  error
 }
 
-// At is the item that the object became at a revision. The first caller's
-// revision is the one: there is only one for a write.
+// At returns the item that the object became at rev. Only the first call uses its rev: a write
+// has only one revision.
 func (w *Written) At(rev store.Revision) (*Item, error) {
 	w.once.Do(func() {
 		raw, err := envelope.WithResourceVersion(w.Raw, int64(rev))
@@ -44,11 +44,11 @@ func (w *Written) At(rev store.Revision) (*Item, error) {
 	return w.item, w.err
 }
 
-// maxExpected bounds what was announced and has not come back. What falls out is
-// decoded, as others' writes are.
+// maxExpected bounds the announced writes that have not returned from the store. Beyond it, the
+// oldest is forgotten and decoded like a write of another process.
 const maxExpected = 4096
 
-// expected holds what was announced, by write id.
+// expected holds the announced writes by id.
 type expected struct {
 	mu    sync.Mutex
 	byID  map[string]*Written
@@ -56,7 +56,7 @@ type expected struct {
 	next  int
 }
 
-// Announce says that w is about to be stored. Withdraw takes it back.
+// Announce registers w, which is about to be stored.
 func (c *Cache) Announce(w *Written) {
 	e := &c.expected
 	e.mu.Lock()
@@ -70,10 +70,10 @@ func (c *Cache) Announce(w *Written) {
 	e.byID[w.WriteID] = w
 }
 
-// Withdraw says that w was not stored.
+// Withdraw removes w, which was not stored.
 func (c *Cache) Withdraw(w *Written) { c.expected.take(w.WriteID) }
 
-// take returns what was announced under an id, once; nil if nothing was.
+// take removes and returns the write announced under an id, or nil if there is none.
 func (e *expected) take(id string) *Written {
 	if id == "" {
 		return nil

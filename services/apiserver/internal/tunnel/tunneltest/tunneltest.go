@@ -1,6 +1,6 @@
-// Package tunneltest plays nodes for tests of the tunnel and of what uses it.
+// Package tunneltest provides fake nodes for tests of the tunnel and its users.
 //
-// It must never be linked into a program.
+// It must not be linked into a program.
 package tunneltest
 
 import (
@@ -21,17 +21,17 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// userKey is the metadata that stands in for a client certificate.
+// userKey is the metadata key that replaces a client certificate.
 const userKey = "test-user"
 
-// Serve runs a TunnelService in memory and returns a client of it. The caller of
-// each RPC is the user named by As.
+// Serve runs a TunnelService in memory and returns a client of it. The caller of each RPC is
+// the user that As set.
 func Serve(t testing.TB, s nodev1.TunnelServiceServer) nodev1.TunnelServiceClient {
 	t.Helper()
 	return ServeAs(t, s, func(*request.User) {})
 }
 
-// ServeAs is Serve; amend changes what is known of a caller.
+// ServeAs is like Serve. amend may change the caller's attributes.
 func ServeAs(t testing.TB, s nodev1.TunnelServiceServer, amend func(*request.User)) nodev1.TunnelServiceClient {
 	t.Helper()
 	return nodev1.NewTunnelServiceClient(serve(t, amend, func(server *grpc.Server) { nodev1.RegisterTunnelServiceServer(server, s) }))
@@ -79,7 +79,7 @@ type withUser struct {
 
 func (s withUser) Context() context.Context { return s.ctx }
 
-// As makes the context of a caller.
+// As returns a context whose RPCs are made by user.
 func As(ctx context.Context, user string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, userKey, user)
 }
@@ -89,14 +89,14 @@ type Session struct {
 	nodev1.TunnelService_SessionClient
 }
 
-// Say sends bytes of a channel.
+// Say sends text on a channel.
 func (s Session) Say(channel nodev1.Channel, text string) error {
 	return s.Send(&nodev1.SessionRequest{Message: &nodev1.SessionRequest_Data{
 		Data: &nodev1.Data{Channel: channel, Payload: []byte(text)},
 	}})
 }
 
-// Exit ends the session; st may be nil.
+// Exit ends the session. st may be nil.
 func (s Session) Exit(code int32, st *metav1.Status) error {
 	exit := &nodev1.Exit{Code: code}
 	if st != nil {
@@ -121,8 +121,8 @@ func (n *Node) Stop() {
 	<-n.done
 }
 
-// Connect connects a node that serves each session by serve, or refuses it with
-// the Status that refuse returns (nil serves).
+// Connect connects a node that handles each session with serve, unless refuse returns a Status,
+// with which it refuses the session. refuse may be nil.
 func Connect(t testing.TB, c nodev1.TunnelServiceClient, name string, refuse func(*nodev1.Open) *metav1.Status, serve func(*nodev1.Open, Session)) *Node {
 	t.Helper()
 	ctx, cancel := context.WithCancel(As(context.Background(), "system:node:"+name))
@@ -167,7 +167,7 @@ func Connect(t testing.TB, c nodev1.TunnelServiceClient, name string, refuse fun
 				}
 				serve(open, Session{stream})
 				_ = stream.CloseSend()
-				for { // until the server has ended it
+				for { // until the server has ended the session
 					if _, err := stream.Recv(); err != nil {
 						return
 					}
