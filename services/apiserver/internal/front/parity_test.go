@@ -1,5 +1,4 @@
-// Package front_test holds the fronts to one rule: whatever door a request comes
-// through, the verdict is the same.
+// Package front_test checks that all fronts give the same verdict on the same request.
 package front_test
 
 import (
@@ -54,13 +53,13 @@ import (
 )
 
 var (
-	seed  = flag.Uint64("parity.seed", 1, "which of the writes are drawn")
-	share = flag.Int("parity.share", 12, "one of how many writes is drawn; 1 is all")
+	seed  = flag.Uint64("parity.seed", 1, "random seed of the selected writes")
+	share = flag.Int("parity.share", 12, "test one in this many writes; 1 tests all")
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// place is a resource or subresource of the product, and what is written there.
+// place is a resource or subresource, and what is written there.
 type place struct {
 	group, version, resource, subresource string
 	kind                                  string // of the body
@@ -97,8 +96,8 @@ var places = []place{
 	{"authentication.k8s.io", "v1", "tokenreviews", "", "TokenReview", true, ``, "own"},
 }
 
-// caller is a user, the role it has and what that should let it do: this is said
-// here once more, without package authz.
+// caller is a user, its role, and what that role should allow, defined here independently of
+// package authz.
 type caller struct {
 	name string
 	may  func(p *place, namespace, name string) bool
@@ -109,7 +108,7 @@ var anything = []rbacv1.PolicyRule{{APIGroups: []string{"*"}, Resources: []strin
 var ownByName = []rbacv1.PolicyRule{{APIGroups: []string{"*"}, Resources: []string{"*"}, ResourceNames: []string{"own", "mine"}, Verbs: []string{"*"}}}
 
 var callers = []caller{
-	{"nobody", func(*place, string, string) bool { return false }},
+	{"nothing", func(*place, string, string) bool { return false }},
 	{"namespace", func(_ *place, namespace, _ string) bool { return namespace == "mine" }},
 	{"name-in-namespace", func(_ *place, namespace, name string) bool {
 		return namespace == "mine" && (name == "own" || name == "mine")
@@ -147,7 +146,7 @@ func (q *tuple) writes() bool {
 	return slices.Contains([]string{"create", "update", "patch", "apply"}, q.verb)
 }
 
-// asked is whether RBAC lets the caller make the request, from its reference alone.
+// asked reports whether RBAC allows the request, judging from its reference only.
 func (q *tuple) asked() bool {
 	namespace := q.namespace
 	if q.place.resource == "namespaces" && q.name != "" {
@@ -156,7 +155,7 @@ func (q *tuple) asked() bool {
 	return q.caller.may(q.place, namespace, q.name)
 }
 
-// body is the JSON of the object.
+// body returns the JSON of the object.
 func (q *tuple) body() []byte {
 	apiVersion := strings.TrimPrefix(q.place.group+"/"+q.place.version, "/")
 	switch q.place.kind {
@@ -181,15 +180,15 @@ func (q *tuple) body() []byte {
 	return []byte(text + "}")
 }
 
-// answer is a verdict and the bytes that came with it.
+// answer is a verdict and the bytes of the response.
 type answer struct {
 	verdict string
 	data    []byte
 	detail  string
 }
 
-// verdict classifies a Status. What is wrong with a request as such is one class: HTTP
-// has no route for it where gRPC has a reference that makes no sense.
+// verdict classifies a Status. All malformed requests are one class: HTTP has no route where gRPC
+// has an invalid reference.
 func verdict(s *metav1.Status) string {
 	switch {
 	case s == nil || s.Code < 300:
@@ -208,7 +207,7 @@ func verdict(s *metav1.Status) string {
 	return fmt.Sprint(s.Code)
 }
 
-// names authenticates by a token that is the name.
+// names authenticates by a token that is the user's name.
 type names struct{}
 
 func (names) Authenticate(_ context.Context, _ []*x509.Certificate, token string) (request.User, error) {
@@ -226,7 +225,7 @@ type world struct {
 	rest     *rest.Handler
 	grpc     resourcev1.ResourceServiceClient
 	baseline map[string][]byte
-	acted    []string // namespace/name of what actions were done on
+	acted    []string // namespace/name of the objects that actions ran on
 }
 
 func newWorld(t *testing.T) *world {
@@ -285,7 +284,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// fill puts an object of each place where it can be found, and marks it.
+// fill creates a marked object in each place.
 func (w *world) fill() {
 	ctx := request.WithUser(context.Background(), request.User{Name: "everything", Groups: []string{"system:masters"}})
 	post := func(p *place, namespace, name string) {
@@ -334,7 +333,7 @@ func (w *world) dump() map[string][]byte {
 	return state
 }
 
-// changed are the keys that differ from the baseline; they are put back.
+// changed returns the keys that differ from the baseline, and restores them.
 func (w *world) changed() []string {
 	now := w.dump()
 	var keys []string
@@ -372,8 +371,8 @@ func (w *world) changed() []string {
 	return keys
 }
 
-// viaREST makes the request over HTTP; false where HTTP cannot express it: with no name
-// a get is a list and a delete one of a collection, and a list has no name.
+// viaREST sends the request over HTTP. It returns false if HTTP cannot express it: without a
+// name, a get becomes a list and a delete a deletecollection, and a list cannot have a name.
 func (w *world) viaREST(q *tuple) (answer, bool) {
 	method := map[string]string{
 		"get": "GET", "list": "GET", "watch": "GET", "create": "POST", "update": "PUT", "patch": "PATCH", "apply": "PATCH",
@@ -453,7 +452,7 @@ func (q *tuple) ref() *resourcev1.Ref {
 	}
 }
 
-// message is the body in protobuf.
+// message returns the body in protobuf.
 func (w *world) message(q *tuple) *anypb.Any {
 	var obj resource.Object
 	switch q.place.kind {
@@ -485,7 +484,7 @@ func (w *world) message(q *tuple) *anypb.Any {
 	return &anypb.Any{TypeUrl: "type.googleapis.com/k8s.io.api." + pkg + ".v1." + q.place.kind, Value: data}
 }
 
-// write is the request as one of a batch; nil for a verb that a batch does not have.
+// write returns the request as a write of a batch, or nil if batches do not have the verb.
 func (w *world) write(q *tuple) *resourcev1.Write {
 	switch q.verb {
 	case "create":
@@ -504,7 +503,7 @@ func (w *world) write(q *tuple) *resourcev1.Write {
 	return nil
 }
 
-// decode reads a Status out of an Any.
+// decode decodes a Status from an Any.
 func (w *world) decode(a *anypb.Any) *metav1.Status {
 	s := &metav1.Status{}
 	if err := s.Unmarshal(a.GetValue()); err != nil {
@@ -521,7 +520,7 @@ func (w *world) answerOf(q *tuple, data []byte, err error) answer {
 		s := w.decode(d)
 		return answer{verdict: verdict(s), data: append(data, s.Message...), detail: s.Message}
 	}
-	w.t.Fatalf("%s: an error without a Status: %v", q, err)
+	w.t.Fatalf("%s: got an error without a Status: %v", q, err)
 	return answer{}
 }
 
@@ -588,7 +587,7 @@ func (w *world) viaGRPC(q *tuple) answer {
 	return answer{}
 }
 
-// viaCommit makes the request as a part of a batch, between two that are refused.
+// viaCommit sends the request as part of a batch, between two writes that are refused.
 func (w *world) viaCommit(q *tuple) (answer, bool) {
 	one := w.write(q)
 	if one == nil {
@@ -605,7 +604,7 @@ func (w *world) viaCommit(q *tuple) (answer, bool) {
 	}
 	for _, i := range []int{0, 2} {
 		if resp.GetResults()[i].GetStatus() == nil {
-			w.t.Errorf("%s: a delete of nothing succeeded in the same batch", q)
+			w.t.Errorf("%s: a delete of a missing object succeeded in the same batch", q)
 		}
 	}
 	r := resp.GetResults()[1]
@@ -618,8 +617,8 @@ func (w *world) viaCommit(q *tuple) (answer, bool) {
 
 var mark = regexp.MustCompile(`mark\.([a-z]+)\.([a-z]*)\.([a-z]+)\.`)
 
-// outside are the objects beyond the caller's rights that an answer shows, that were
-// written or acted upon.
+// outside lists the objects beyond the caller's rights that the response contains, that were
+// written, or that an action ran on.
 func (w *world) outside(q *tuple, a answer, written []string) []string {
 	var found []string
 	check := func(what, resource, namespace, name string) {
@@ -647,13 +646,13 @@ func (w *world) outside(q *tuple, a answer, written []string) []string {
 		check("acts on", q.place.resource, namespace, name)
 	}
 	if a.verdict != "allowed" && (len(written) > 0 || len(w.acted) > 0) {
-		found = append(found, fmt.Sprintf("%s, but it was done: %v %v", a.verdict, written, w.acted))
+		found = append(found, fmt.Sprintf("%s, but it was executed: %v %v", a.verdict, written, w.acted))
 	}
 	w.acted = nil
 	return found
 }
 
-// product draws the requests: every read, and one in so many of the writes.
+// product returns the requests: every read, and a random selection of the writes.
 func product() []*tuple {
 	draw := rand.New(rand.NewPCG(*seed, 1))
 	var list []*tuple
@@ -689,10 +688,10 @@ func product() []*tuple {
 	return list
 }
 
-// The same request gets the same verdict over HTTP, over gRPC and in a batch; what RBAC
-// does not allow from the reference is refused; and nothing outside of the caller's
-// rights is read or written, whatever the body says.
-func TestVerdictsAreTheSameThroughEveryDoor(t *testing.T) {
+// TestFrontsAgree checks that a request gets the same verdict over HTTP, over gRPC and in a
+// batch, that what RBAC does not allow for the reference is refused, and that nothing outside the
+// caller's rights is read or written, whatever the body contains.
+func TestFrontsAgree(t *testing.T) {
 	w := newWorld(t)
 	failed, verdicts := 0, map[string]int{}
 	fail := func(q *tuple, format string, args ...any) {
@@ -735,7 +734,7 @@ func TestVerdictsAreTheSameThroughEveryDoor(t *testing.T) {
 	t.Log(verdicts)
 	for _, v := range []string{"allowed", "forbidden", "malformed", "not found", "conflict", "invalid"} {
 		if verdicts[v] == 0 {
-			t.Errorf("no request was %s: the product is too small", v)
+			t.Errorf("no request was %s: the selection is too small", v)
 		}
 	}
 }

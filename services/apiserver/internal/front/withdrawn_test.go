@@ -31,9 +31,9 @@ func (b *begun) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// A watch ends cleanly on every front when its user loses the right to it, and is
-// refused when it is made again.
-func TestWatchesEndWithTheRight(t *testing.T) {
+// TestWatchesEndWhenRightsAreLost checks that a watch ends normally on every front when its user
+// loses the right to it, and that a new watch is refused.
+func TestWatchesEndWhenRightsAreLost(t *testing.T) {
 	w := newWorld(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
@@ -73,21 +73,22 @@ func TestWatchesEndWithTheRight(t *testing.T) {
 		t.Errorf("REST: %s", out.Body)
 	}
 	if _, err := watch().Recv(); status.Code(err) != codes.PermissionDenied {
-		t.Errorf("gRPC, made again: %v", err)
+		t.Errorf("gRPC, new watch: %v", err)
 	}
 	out, done = get()
 	if <-done; out.Code != 403 {
-		t.Errorf("REST, made again: %d", out.Code)
+		t.Errorf("REST, new watch: %d", out.Code)
 	}
 }
 
-// A call with an empty bearer token is refused, not served as anonymous.
+// TestEmptyTokens checks that a call with an empty bearer token is refused rather than served as
+// anonymous.
 func TestEmptyTokens(t *testing.T) {
 	w := newWorld(t)
 	for _, value := range []string{"Bearer ", "Bearer", "", "secret-without-scheme"} {
 		ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", value)
 		_, err := w.grpc.Get(ctx, &resourcev1.GetRequest{Ref: &resourcev1.Ref{Version: "v1", Resource: "secrets", Namespace: "mine", Name: "own"}})
-		if s := status.Convert(err); s.Code() != codes.Unauthenticated || !strings.Contains(s.Message(), "holds no token") || strings.Contains(s.Message(), "secret-without") {
+		if s := status.Convert(err); s.Code() != codes.Unauthenticated || !strings.Contains(s.Message(), "contains no token") || strings.Contains(s.Message(), "secret-without") {
 			t.Errorf("%q: %v", value, err)
 		}
 	}

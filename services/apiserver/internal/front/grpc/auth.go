@@ -18,24 +18,23 @@ import (
 	"keelson.dev/services/internal/rpc"
 )
 
-// Authenticator tells who a request comes from.
+// Authenticator authenticates callers.
 type Authenticator interface {
-	// Authenticate names the caller from the certificates that its connection
-	// showed (not verified yet) or its bearer token; both may be empty. An error
-	// becomes 401.
+	// Authenticate returns the user of a connection's certificates, which are not verified yet,
+	// or of a bearer token. Both may be empty. An error results in Unauthenticated.
 	Authenticate(ctx context.Context, certs []*x509.Certificate, token string) (request.User, error)
 }
 
 const (
-	// openService is the service that anybody may call who can connect.
+	// openService is a service that any client may call, without authentication.
 	openService = "/grpc.health.v1.Health/"
-	// knownServices are for those who say who they are, whoever that is.
+	// knownServices is a prefix of services that every authenticated user may call.
 	knownServices = "/grpc.reflection."
 )
 
-// Authentication puts the caller into the context, and the epoch that its writes
-// depend on. Callers may act as others by the metadata keys impersonate-…, as far as
-// rights allows; what they may have under way depends on who they are themselves.
+// Authentication returns a function that adds the user, and the epoch that its writes depend on,
+// to the context. Callers may act as other users with the metadata keys impersonate-…, if rights
+// allows it. How many calls they may have in progress depends on their own identity.
 func Authentication(a Authenticator, rights authz.Authorizer) rpc.Authenticate {
 	return func(ctx context.Context, method string) (context.Context, rpc.Caller, error) {
 		if strings.HasPrefix(method, openService) {
@@ -59,8 +58,8 @@ func Authentication(a Authenticator, rights authz.Authorizer) rpc.Authenticate {
 	}
 }
 
-// class is how much a user may have under way. Nodes and the control plane are known
-// by names and groups that no account in the cluster can have.
+// class returns the class that bounds how many calls a user may have in progress. Nodes and the
+// control plane are recognized by names and groups that no account in the cluster can have.
 func class(u request.User) rpc.Class {
 	switch {
 	case !slices.Contains(u.Groups, authn.AuthenticatedGroup):
@@ -73,7 +72,7 @@ func class(u request.User) rpc.Class {
 	return rpc.User
 }
 
-// authenticate determines the caller.
+// authenticate returns the caller's user.
 func authenticate(ctx context.Context, a Authenticator) (request.User, error) {
 	var certs []*x509.Certificate
 	if p, ok := peer.FromContext(ctx); ok {
@@ -83,8 +82,8 @@ func authenticate(ctx context.Context, a Authenticator) (request.User, error) {
 	}
 	token, given := bearer(ctx)
 	if given && token == "" && len(certs) == 0 {
-		// A caller that meant to authenticate must not be served as anonymous.
-		return request.User{}, authn.Unauthorized(errors.New(`the metadata "authorization" holds no token: want "Bearer TOKEN"`))
+		// A caller that tried to authenticate must not be served as anonymous.
+		return request.User{}, authn.Unauthorized(errors.New(`the metadata "authorization" contains no token: want "Bearer TOKEN"`))
 	}
 	user, err := a.Authenticate(ctx, certs, token)
 	if err != nil && ctx.Err() == nil {
@@ -96,8 +95,8 @@ func authenticate(ctx context.Context, a Authenticator) (request.User, error) {
 	return user, err
 }
 
-// bearer is the token of the metadata key authorization; given reports whether the key is
-// there at all.
+// bearer returns the token in the metadata key authorization. given reports whether the key
+// exists.
 func bearer(ctx context.Context) (token string, given bool) {
 	values := metadata.ValueFromIncomingContext(ctx, "authorization")
 	for _, v := range values {

@@ -15,14 +15,14 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// Codec is protobuf as usual, but for messages that are encoded already: they are
-// sent as they are, without a copy.
+// Codec is the standard protobuf codec, except that it sends messages that are already encoded as
+// they are, without a copy.
 type Codec struct{ encoding.CodecV2 }
 
-// NewCodec makes the codec of a server.
+// NewCodec returns the codec of a server.
 func NewCodec() Codec { return Codec{encoding.GetCodecV2(grpcproto.Name)} }
 
-// encoded is a message's bytes. They are shared: nobody may change them.
+// encoded is an encoded message. Its bytes are shared and must not be modified.
 type encoded mem.BufferSlice
 
 // Marshal implements encoding.CodecV2.
@@ -43,11 +43,11 @@ func (c Codec) Unmarshal(data mem.BufferSlice, v any) error {
 	return c.CodecV2.Unmarshal(data, v)
 }
 
-// commitWrites is the number of the field CommitRequest.writes.
+// commitWrites is the field number of CommitRequest.writes.
 const commitWrites protowire.Number = 1
 
-// countWrites refuses a commit of too many writes before they are decoded: an empty
-// one takes two bytes. What is malformed is left to the decoder.
+// countWrites refuses a commit with too many writes before they are decoded, because an empty
+// write takes two bytes. It leaves malformed messages to the decoder.
 func countWrites(b []byte) error {
 	n := 0
 	for len(b) > 0 {
@@ -66,13 +66,13 @@ func countWrites(b []byte) error {
 	return nil
 }
 
-// tooManyWrites is 413.
+// tooManyWrites returns a RequestEntityTooLarge error (413).
 func tooManyWrites(n int) error {
-	return client.ToStatus(&apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("a commit holds %d writes; at most %d are allowed", n, maxWrites)).ErrStatus)
+	return client.ToStatus(&apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("a commit contains %d writes; at most %d are allowed", n, maxWrites)).ErrStatus)
 }
 
-// Fields of the messages that are written here without their generated code, and
-// of google.protobuf.Any.
+// Fields of the messages that are encoded here without their generated code, and of
+// google.protobuf.Any.
 const (
 	anyURL   protowire.Number = 1
 	anyValue protowire.Number = 2
@@ -95,7 +95,7 @@ func appendString(b []byte, n protowire.Number, s string) []byte {
 	return protowire.AppendString(protowire.AppendTag(b, n, protowire.BytesType), s)
 }
 
-// appendAnyHead writes field n, an Any, up to the bytes of its value.
+// appendAnyHead appends field n, an Any, up to the bytes of its value.
 func appendAnyHead(b []byte, n protowire.Number, url string, value int) []byte {
 	b = protowire.AppendTag(b, n, protowire.BytesType)
 	b = protowire.AppendVarint(b, uint64(stringSize(url)+1+protowire.SizeBytes(value)))
@@ -104,7 +104,7 @@ func appendAnyHead(b []byte, n protowire.Number, url string, value int) []byte {
 	return protowire.AppendVarint(b, uint64(value))
 }
 
-// page is a ListResponse whose items are the items' own bytes.
+// page returns a ListResponse whose items are the items' own bytes.
 func (s *Service) page(items []*watchcache.Item, version, cont string, remaining *int64) encoded {
 	const head = 16 // more than the tags and lengths of an item's Any
 	size := 64 + len(cont)
@@ -129,7 +129,7 @@ func (s *Service) page(items []*watchcache.Item, version, cont string, remaining
 	return append(out, mem.SliceBuffer(heads[start:]))
 }
 
-// eventTypes are the types of events by their numbers on the wire.
+// eventTypes maps types of events to their values in the API.
 var eventTypes = [...]resourcev1.WatchResponse_Type{
 	watchcache.Added:    resourcev1.WatchResponse_TYPE_ADDED,
 	watchcache.Modified: resourcev1.WatchResponse_TYPE_MODIFIED,
@@ -137,10 +137,10 @@ var eventTypes = [...]resourcev1.WatchResponse_Type{
 	watchcache.Bookmark: resourcev1.WatchResponse_TYPE_BOOKMARK,
 }
 
-// frameFormat names the encoding among an event's Frames.
+// frameFormat is the key of this encoding in an event's Frames.
 const frameFormat = "keelson.resource.v1.WatchResponse"
 
-// frame is the WatchResponse of an event. All watchers share its bytes.
+// frame returns the WatchResponse of an event. All watchers share its bytes.
 func (s *Service) frame(ev *watchcache.Event) (encoded, error) {
 	if ev.Frames == nil {
 		return encoded{mem.SliceBuffer(s.appendEvent(nil, ev))}, nil

@@ -17,7 +17,7 @@ type FenceService struct {
 	fences *fence.Fences
 }
 
-// NewFenceService makes the service.
+// NewFenceService returns the service.
 func NewFenceService(f *fence.Fences) *FenceService { return &FenceService{fences: f} }
 
 // Take implements coordinationv1.FenceServiceServer.
@@ -32,7 +32,7 @@ func (s *FenceService) Take(ctx context.Context, r *coordinationv1.TakeRequest) 
 	return &coordinationv1.TakeResponse{Token: token}, nil
 }
 
-// withFence puts the epoch that the caller's writes depend on into the context.
+// withFence adds the epoch that the caller's writes depend on to the context.
 func withFence(ctx context.Context) (context.Context, error) {
 	tokens := metadata.ValueFromIncomingContext(ctx, client.FenceKey)
 	if len(tokens) == 0 {

@@ -8,8 +8,8 @@ import (
 	"keelson.dev/services/apiserver/internal/front/grpc/descriptor"
 )
 
-// RegisterReflection lets authenticated clients ask what the server's services
-// and Kubernetes' types are. Call it after all services are registered.
+// RegisterReflection lets authenticated clients query the server's services and Kubernetes'
+// types. It must be called after all services are registered.
 func RegisterReflection(s reflection.GRPCServer) {
 	o := reflection.ServerOptions{Services: s, DescriptorResolver: descriptor.Resolver{}}
 	reflectionv1.RegisterServerReflectionServer(s, reflection.NewServerV1(o))

@@ -16,10 +16,10 @@ import (
 	front "keelson.dev/services/apiserver/internal/front/grpc"
 )
 
-// A server that ends watches again and again costs a client's cache no change, and
-// shows it none twice.
+// TestEndedWatchesResumeWithoutLoss checks that a client's cache misses no change, and sees none
+// twice, if the server ends watches repeatedly.
 func TestEndedWatchesResumeWithoutLoss(t *testing.T) {
-	const objects = 40 // whose changes the server remembers, all of them
+	const objects = 40 // all of whose changes are in the server's history
 	c := dial(t, serve(t, func(s *front.Service) { s.MinWatch = time.Millisecond }))
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
@@ -67,7 +67,7 @@ func TestEndedWatchesResumeWithoutLoss(t *testing.T) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			t.Fatalf("the cache is at %d of %d: %v", cache.Revision(), revision, cache.Err())
+			t.Fatalf("the cache is at revision %d of %d: %v", cache.Revision(), revision, cache.Err())
 		}
 	}
 	stop()
@@ -82,6 +82,6 @@ func TestEndedWatchesResumeWithoutLoss(t *testing.T) {
 		}
 	}
 	if got := len(seen["last"]); got != objects {
-		t.Errorf("%d changes of one object were seen; want %d", got, objects)
+		t.Errorf("got %d changes of one object, want %d", got, objects)
 	}
 }

@@ -6,8 +6,8 @@ import (
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
-// Writes tells the methods that begin a trace of their own when the caller
-// brought none: those that change state.
+// Writes reports whether a method changes state. Such methods begin a trace of their own if the
+// caller sent none.
 func Writes(method string) bool {
 	switch method {
 	case resourcev1.ResourceService_Create_FullMethodName, resourcev1.ResourceService_Update_FullMethodName,
@@ -19,14 +19,13 @@ func Writes(method string) bool {
 	return false
 }
 
-// Endless tells the streams that live until their client ends them: they end when
-// the server stops.
+// Endless reports whether a method is a stream that lasts until its client ends it. Such streams
+// end when the server stops.
 func Endless(method string) bool {
 	return Streams(method) || strings.HasPrefix(method, "/keelson.node.v1.TunnelService/")
 }
 
-// Streams tells the methods that get no span: streams that live as long as their
-// client.
+// Streams reports whether a method gets no span, because it lasts as long as its client.
 func Streams(method string) bool {
 	return strings.HasSuffix(method, "/Watch")
 }

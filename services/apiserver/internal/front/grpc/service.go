@@ -1,8 +1,6 @@
-// Package grpc is the gRPC front: keelson.resource.v1.ResourceService over the
-// pipeline.
+// Package grpc is the gRPC front: keelson.resource.v1.ResourceService over the pipeline.
 //
-// It translates and nothing more: it must never decide what a request may do,
-// nor decode an object.
+// It only translates: it must never decide what a request may do, nor decode an object.
 package grpc
 
 import (
@@ -34,12 +32,12 @@ type Service struct {
 	resourcev1.UnimplementedResourceServiceServer
 	api   pipeline.API
 	types *typeNames
-	// MinWatch is the shortest time after which a watch ends, to be resumed; the
-	// longest is twice that. 0 is half an hour.
+	// MinWatch is the minimum time after which a watch ends, to be resumed. The maximum is twice
+	// as long. 0 means half an hour.
 	MinWatch time.Duration
 }
 
-// New makes the service.
+// New returns the service.
 func New(api pipeline.API) *Service {
 	return &Service{api: api, types: newTypeNames(api.Table())}
 }
@@ -77,7 +75,7 @@ func (s *Service) Update(ctx context.Context, r *resourcev1.UpdateRequest) (*res
 	return &resourcev1.UpdateResponse{Object: obj}, wire(ctx, err)
 }
 
-// patchKinds are the kinds of patch by their numbers on the wire.
+// patchKinds maps kinds of patches in the API to their media types.
 var patchKinds = map[resourcev1.PatchRequest_Kind]types.PatchType{
 	resourcev1.PatchRequest_KIND_JSON:            types.JSONPatchType,
 	resourcev1.PatchRequest_KIND_MERGE:           types.MergePatchType,
@@ -132,13 +130,13 @@ func (s *Service) DeleteCollection(ctx context.Context, r *resourcev1.DeleteColl
 	return &resourcev1.DeleteCollectionResponse{Count: int64(len(list.Items))}, nil
 }
 
-// maxWrites bounds a Commit.
+// maxWrites bounds the writes of a Commit.
 const maxWrites = 1000
 
 // Commit implements ResourceService.
 func (s *Service) Commit(ctx context.Context, r *resourcev1.CommitRequest) (*resourcev1.CommitResponse, error) {
 	if n := len(r.GetWrites()); n > maxWrites {
-		return nil, wire(ctx, apierrors.NewRequestEntityTooLargeError("a commit holds "+strconv.Itoa(n)+" writes; at most "+strconv.Itoa(maxWrites)+" are allowed"))
+		return nil, wire(ctx, apierrors.NewRequestEntityTooLargeError("a commit contains "+strconv.Itoa(n)+" writes; at most "+strconv.Itoa(maxWrites)+" are allowed"))
 	}
 	describeCommit(ctx, len(r.GetWrites()))
 	writes := make([]pipeline.Write, len(r.GetWrites()))
@@ -159,8 +157,8 @@ func (s *Service) Commit(ctx context.Context, r *resourcev1.CommitRequest) (*res
 	return out, nil
 }
 
-// refused is the error with which every write was refused because the store is out of
-// reach. Nothing was done at all: another apiserver may do it.
+// refused returns the error with which every write was refused because the store cannot be
+// reached, or nil. Nothing was done, so the client may retry with another apiserver.
 func refused(results []pipeline.Result) (err error) {
 	for i := range results {
 		if err = results[i].Err; !pipeline.NothingDone(err) {
@@ -213,7 +211,7 @@ func (s *Service) result(r *pipeline.Result, omit bool) *resourcev1.WriteResult 
 	return out
 }
 
-// target reads a Ref.
+// target returns the target that a Ref names.
 func target(r *resourcev1.Ref) pipeline.Target {
 	return pipeline.Target{
 		Resource:    schema.GroupVersionResource{Group: r.GetGroup(), Version: r.GetVersion(), Resource: r.GetResource()},
@@ -227,7 +225,7 @@ func (s *Service) body(a *anypb.Any) pipeline.Body {
 	return pipeline.Body{Data: a.GetValue(), Type: pipeline.Message, GVK: s.types.kind(a.GetTypeUrl())}
 }
 
-// object is the answer of an outcome.
+// object returns the response for an outcome.
 func (s *Service) object(out *pipeline.Outcome) (*anypb.Any, error) {
 	switch {
 	case out.Item != nil:
@@ -246,7 +244,7 @@ func writeOptions(ctx context.Context, o *resourcev1.WriteOptions) pipeline.Writ
 	return pipeline.WriteOptions{DryRun: o.GetDryRun(), FieldManager: o.GetFieldManager(), UserAgent: userAgent(ctx)}
 }
 
-// userAgent is the client's own name: gRPC's appends its version after it.
+// userAgent returns the client's user agent, to which gRPC has appended its own name and version.
 func userAgent(ctx context.Context) string {
 	md, _ := metadata.FromIncomingContext(ctx)
 	if v := md.Get("user-agent"); len(v) > 0 {
@@ -255,7 +253,7 @@ func userAgent(ctx context.Context) string {
 	return ""
 }
 
-// deletion is what both delete requests have.
+// deletion is implemented by both delete requests.
 type deletion interface {
 	GetPropagationPolicy() string
 	GetOptions() *resourcev1.WriteOptions
@@ -284,7 +282,7 @@ func deleteOptions(ctx context.Context, r deletion) pipeline.DeleteOptions {
 	return o
 }
 
-// wire turns an error of the pipeline into a gRPC status with its Status in the
+// wire converts an error of the pipeline to a gRPC status with the Kubernetes Status in its
 // details.
 func wire(ctx context.Context, err error) error {
 	if err == nil {
@@ -300,7 +298,7 @@ func wire(ctx context.Context, err error) error {
 	return client.ToStatus(&apierrors.NewInternalError(err).ErrStatus)
 }
 
-// statusAny is a failure as an Any.
+// statusAny returns the Status of an error as an Any.
 func statusAny(err error) *anypb.Any {
 	var se *apierrors.StatusError
 	if !errors.As(err, &se) {

@@ -37,7 +37,7 @@ func (admin) Authenticate(context.Context, []*x509.Certificate, string) (request
 	return request.User{Name: "admin", Groups: []string{"system:masters", "system:authenticated"}}, nil
 }
 
-// historyEvents is how far back watches can resume.
+// historyEvents is how many events watches can resume from.
 const historyEvents = 200
 
 // serve starts a server on loopback and returns its address.
@@ -97,7 +97,7 @@ func TestConformance(t *testing.T) {
 	clientconformance.Run(t, clientconformance.Config{
 		Client: c, Namespace: "default", Endpoint: address,
 		Dial: func(t *testing.T, a string) *client.Client { return dial(t, a) },
-		Compact: func() { // as many changes as push everything else out of the history
+		Compact: func() { // enough changes to push everything else out of the history
 			maps := client.For[*corev1.ConfigMap](c)
 			for i := range historyEvents + 1 {
 				obj := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "filler" + strconv.Itoa(i), Namespace: "elsewhere"}}

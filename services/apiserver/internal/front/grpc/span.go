@@ -9,8 +9,8 @@ import (
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
-// describe names the RPC's span for what is done: "create pods/binding". Values
-// are cut to a bounded length by the recorder.
+// describe names the call's span after what it does, such as "create pods/binding". The recorder
+// truncates long values.
 func describe(ctx context.Context, verb string, r *resourcev1.Ref) {
 	span := trace.SpanFromContext(ctx)
 	if !span.IsRecording() {

@@ -13,11 +13,10 @@ import (
 const (
 	defaultPage = 500
 	maxPage     = 5000
-	// pageBytes ends a page before its size, so that it stays far below the
-	// largest message.
+	// pageBytes ends a page early, so that it remains far below the maximum message size.
 	pageBytes = 4 << 20
-	// minWatch is the shortest time after which the server ends a watch; the longest
-	// is twice that. Kubernetes' value.
+	// minWatch is the minimum time after which the server ends a watch; the maximum is twice as
+	// long. It is Kubernetes' value.
 	minWatch = 30 * time.Minute
 )
 
@@ -81,7 +80,7 @@ func (s *Service) Watch(r *resourcev1.WatchRequest, stream resourcev1.ResourceSe
 	for {
 		events, err := w.Next(limited)
 		if pipeline.IsWatchOver(err) || err != nil && limited.Err() != nil && ctx.Err() == nil {
-			return nil // in order: the client resumes after the last event
+			return nil // a normal end: the client resumes after the last event
 		}
 		if err != nil {
 			return wire(ctx, err)

@@ -14,13 +14,13 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// typeNames maps the type URLs of Any to kinds and back.
+// typeNames maps the type URLs of Any to kinds, and kinds to type URLs.
 type typeNames struct {
 	kinds map[string]schema.GroupVersionKind
 	urls  map[*resource.Kind]string
 }
 
-// others are the kinds that have no row: what subresources read and write.
+// others are the kinds without a row, which subresources read and write.
 var others = map[schema.GroupVersionKind]any{
 	corev1.SchemeGroupVersion.WithKind("Binding"):                &corev1.Binding{},
 	policyv1.SchemeGroupVersion.WithKind("Eviction"):             &policyv1.Eviction{},
@@ -40,8 +40,8 @@ func newTypeNames(t *resource.Table) *typeNames {
 	return n
 }
 
-// kind is the kind that a type URL names; an unknown one gets a kind of that
-// name in no group, which nothing accepts.
+// kind returns the kind that a type URL names. For an unknown URL it returns a kind of that name
+// without a group, which nothing accepts.
 func (n *typeNames) kind(url string) schema.GroupVersionKind {
 	if gvk, ok := n.kinds[url]; ok {
 		return gvk
@@ -51,7 +51,7 @@ func (n *typeNames) kind(url string) schema.GroupVersionKind {
 
 func (n *typeNames) url(k *resource.Kind) string { return n.urls[k] }
 
-// protoName is the protobuf message of a Go type of k8s.io/api.
+// protoName returns the protobuf message name of a Go type of k8s.io/api.
 func protoName(obj any) string {
 	t := reflect.TypeOf(obj).Elem()
 	return strings.ReplaceAll(t.PkgPath(), "/", ".") + "." + t.Name()

@@ -19,10 +19,10 @@ import (
 	"keelson.dev/services/apiserver/internal/pipeline"
 )
 
-// gzipFrom is the size from which an answer is compressed, as in Kubernetes.
+// gzipFrom is the size in bytes from which a response is compressed, as in Kubernetes.
 const gzipFrom = 128 << 10
 
-// outcome answers with the result of a read or write of one object.
+// outcome sends the result of a read or write of one object.
 func (x *exchange) outcome(code int, out *pipeline.Outcome) {
 	if len(out.Warnings) > 0 {
 		x.warn(out.Warnings)
@@ -39,11 +39,11 @@ func (x *exchange) outcome(code int, out *pipeline.Outcome) {
 	case out.Item != nil:
 		x.writeObject(code, subjectOf(out.Item))
 	default:
-		x.fail(apierrors.NewInternalError(errors.New("the answer is empty")))
+		x.fail(apierrors.NewInternalError(errors.New("the response is empty")))
 	}
 }
 
-// otherGVK is the kind of an answer that is not of the row's kind.
+// otherGVK returns the kind of a response that is not of the row's kind.
 func (x *exchange) otherGVK(out *pipeline.Outcome) schema.GroupVersionKind {
 	if gvk := out.Other.GetObjectKind().GroupVersionKind(); gvk.Kind != "" {
 		return gvk
@@ -67,7 +67,7 @@ func (x *exchange) writeObject(code int, s subject) {
 	x.write(code, x.format.Encoding, buf)
 }
 
-// write sends a complete answer; JSON is indented and ended here.
+// write sends a complete response. JSON is indented if necessary, and terminated.
 func (x *exchange) write(code int, encoding negotiate.Encoding, buf *[]byte) {
 	if encoding == negotiate.JSON {
 		if x.pretty() {
@@ -92,15 +92,14 @@ func (x *exchange) write(code int, encoding negotiate.Encoding, buf *[]byte) {
 	_, _ = x.Write(*buf)
 }
 
-// contentTypes are header values that are shared by all answers.
+// contentTypes are header values that all responses share.
 var contentTypes = [...][]string{
 	negotiate.JSON:     {negotiate.MediaJSON},
 	negotiate.YAML:     {negotiate.MediaYAML},
 	negotiate.Protobuf: {negotiate.MediaProtobuf},
 }
 
-// writeStatus answers with an error. One that the client would not accept in any form
-// is indented JSON.
+// writeStatus sends an error. If the client accepts no form of it, it is indented JSON.
 func (x *exchange) writeStatus(s *metav1.Status) {
 	format, ok := negotiate.Accept(x.r.Header.Get("Accept"), negotiate.Object)
 	x.format = format
@@ -112,7 +111,7 @@ func (x *exchange) writeStatus(s *metav1.Status) {
 	x.answerStatus(int(s.Code), s)
 }
 
-// answerStatus answers with a Status in the encoding that was agreed on.
+// answerStatus sends a Status in the negotiated encoding.
 func (x *exchange) answerStatus(code int, s *metav1.Status) {
 	buf := getBuffer()
 	defer putBuffer(buf)
@@ -126,7 +125,7 @@ func (x *exchange) answerStatus(code int, s *metav1.Status) {
 
 var statusGVK = schema.GroupVersionKind{Version: "v1", Kind: "Status"}
 
-// appendStatus appends a Status.
+// appendStatus appends the encoding of a Status.
 func appendStatus(dst []byte, encoding negotiate.Encoding, s *metav1.Status) ([]byte, error) {
 	if encoding == negotiate.Protobuf {
 		message, err := s.Marshal()
@@ -147,14 +146,13 @@ func appendStatus(dst []byte, encoding negotiate.Encoding, s *metav1.Status) ([]
 	return appendText(dst, &typed)
 }
 
-// compress tells whether a large answer is to be compressed: where the client
-// admits it and does not run on this very machine, where compressing costs both
-// sides many times what it saves.
+// compress reports whether a large response is compressed: if the client accepts it and is not on
+// this machine, where compression costs both sides much more than it saves.
 func (x *exchange) compress() bool {
 	return negotiate.Gzip(x.r.Header.Get("Accept-Encoding")) && !local(x.r)
 }
 
-// local tells whether a request comes from this machine.
+// local reports whether a request comes from this machine.
 func local(r *http.Request) bool {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {

@@ -27,7 +27,7 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// TestErrorsBecomeStatus holds what the client gets of the pipeline's failures.
+// TestErrorsBecomeStatus checks how errors of the pipeline are returned to the client.
 func TestErrorsBecomeStatus(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
@@ -68,7 +68,8 @@ func TestErrorsBecomeStatus(t *testing.T) {
 	}
 }
 
-// TestForbiddenComesFirst: who may not make a request learns nothing of it.
+// TestForbiddenComesFirst checks that a user without the right to a request learns nothing else
+// about it.
 func TestForbiddenComesFirst(t *testing.T) {
 	f := newFake(smallTable()...)
 	f.deny = func(verb string, target pipeline.Target, _ request.User) error {
@@ -139,7 +140,7 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-// TestWarningsOfRefusals: what a write earned before it was refused is not lost.
+// TestWarningsOfRefusals checks that the warnings which precede an error are sent with it.
 func TestWarningsOfRefusals(t *testing.T) {
 	f := newFake(smallTable()...)
 	f.outcome = &pipeline.Outcome{Warnings: []string{`unknown field "spec.x"`}}
@@ -160,7 +161,7 @@ func TestWarningsOfRefusals(t *testing.T) {
 	}
 }
 
-// TestDeprecationWarnings: every answer of a deprecated version says so.
+// TestDeprecationWarnings checks that every response of a deprecated version has the warning.
 func TestDeprecationWarnings(t *testing.T) {
 	f := newFake(kind.All()...)
 	h := New(Config{API: f, Authn: fakeAuthn{}})
@@ -177,8 +178,7 @@ func TestDeprecationWarnings(t *testing.T) {
 	}
 }
 
-// TestDefaultClass: in the table of a list, the class that is the default is
-// marked, and no other.
+// TestDefaultClass checks that the table of a list marks the default class, and no other.
 func TestDefaultClass(t *testing.T) {
 	f := newFake(kind.All()...)
 	h := New(Config{API: f, Authn: fakeAuthn{}})
@@ -211,11 +211,12 @@ func TestDefaultClass(t *testing.T) {
 		t.Errorf("%q, want %q", got, want)
 	}
 	if got := names(path + "/c"); !slices.Equal(got, []string{"c"}) {
-		t.Errorf("alone: %q", got)
+		t.Errorf("a single object: %q", got)
 	}
 }
 
-// TestListsDecode: what is put together of bytes is what the library reads.
+// TestListsDecode checks that client libraries can decode the lists, which are assembled from
+// bytes.
 func TestListsDecode(t *testing.T) {
 	f := newFake(smallTable()...)
 	row := f.table.ByKind(corev1.SchemeGroupVersion.WithKind("Pod"))
@@ -242,7 +243,7 @@ func TestListsDecode(t *testing.T) {
 	}
 }
 
-// unwrap takes Kubernetes' envelope off.
+// unwrap removes Kubernetes' envelope.
 func unwrap(t *testing.T, body []byte, kind string) []byte {
 	t.Helper()
 	var unknown runtime.Unknown
@@ -297,12 +298,12 @@ func TestGzip(t *testing.T) {
 		}
 	}
 	if resp, _ := do(t, h, http.MethodGet, "/api/v1/namespaces/default/pods/pod-0", "", map[string]string{"Accept-Encoding": "gzip"}); resp.Header.Get("Content-Encoding") != "" {
-		t.Error("a small answer was compressed")
+		t.Error("a small response was compressed")
 	}
 	r := httptest.NewRequest(http.MethodGet, "/", nil)
 	r.RemoteAddr = "127.0.0.1:5"
 	if !local(r) {
-		t.Error("loopback is not local")
+		t.Error("a loopback address is not local")
 	}
 }
 
@@ -352,7 +353,7 @@ func TestImpersonation(t *testing.T) {
 				}
 				asked[what+" "+name] = true
 				if user.Name != "admin" {
-					t.Errorf("asked for %s as %s", what, user.Name)
+					t.Errorf("authorized %s as %s", what, user.Name)
 				}
 				return nil
 			}
@@ -368,15 +369,15 @@ func TestImpersonation(t *testing.T) {
 			}
 			for _, a := range tc.asked {
 				if !asked[a] {
-					t.Errorf("did not ask for %q: %v", a, asked)
+					t.Errorf("did not authorize %q: %v", a, asked)
 				}
 			}
 			if final.Impersonation == nil {
-				t.Error("nothing to recheck")
+				t.Error("the user has no Impersonation to recheck")
 			}
 			final.Impersonation = nil
 			if len(asked) != len(tc.asked) || fmt.Sprint(final) != fmt.Sprint(tc.user) {
-				t.Errorf("asked %v, acts as %+v", asked, final)
+				t.Errorf("authorized %v, acts as %+v", asked, final)
 			}
 		})
 	}

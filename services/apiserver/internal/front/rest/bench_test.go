@@ -12,7 +12,7 @@ import (
 	"keelson.dev/services/apiserver/internal/kind"
 )
 
-// sink is a ResponseWriter that keeps nothing.
+// sink is a ResponseWriter that discards everything.
 type sink struct {
 	header http.Header
 	n      int
@@ -77,7 +77,7 @@ func BenchmarkListTable(b *testing.B) {
 	benchmarkGet(b, "/api/v1/pods", "application/json;as=Table;v=v1;g=meta.k8s.io", 5000)
 }
 
-// BenchmarkNew is what the front adds to the start.
+// BenchmarkNew measures the start of the front.
 func BenchmarkNew(b *testing.B) {
 	f := newFake(kind.All()...)
 	b.ReportAllocs()

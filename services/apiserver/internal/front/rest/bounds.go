@@ -6,21 +6,21 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
-// The bounds of what is under way at once. A request above them is told to come
-// back; nobody waits in a queue.
+// Bounds on what is in progress at once. A request above them is told to try again later;
+// requests are never queued.
 const (
 	maxRequests  = 4096      // neither watches nor streams
 	maxLong      = 65536     // watches and streams
-	maxBodyBytes = 512 << 20 // of bodies larger than preauthorize
+	maxBodyBytes = 512 << 20 // total size of bodies larger than preauthorize
 )
 
-// gauge counts what is under way, up to a bound.
+// gauge counts what is in progress, up to a bound.
 type gauge struct {
 	n   atomic.Int64
 	max int64
 }
 
-// enter adds to the gauge unless that would exceed its bound.
+// enter adds n to the gauge and returns true, unless that would exceed the bound.
 func (g *gauge) enter(n int64) bool {
 	if g.n.Add(n) > g.max {
 		g.n.Add(-n)
@@ -31,7 +31,7 @@ func (g *gauge) enter(n int64) bool {
 
 func (g *gauge) leave(n int64) { g.n.Add(-n) }
 
-// bounds of a Handler.
+// bounds are the gauges of a Handler.
 type bounds struct{ requests, long, bodies gauge }
 
 func newBounds() *bounds {
@@ -40,7 +40,7 @@ func newBounds() *bounds {
 	return b
 }
 
-// errBusy is 429 with a time to come back.
+// errBusy returns a TooManyRequests error (429) with Retry-After.
 func errBusy(what string) error {
-	return apierrors.NewTooManyRequests("too many "+what+" are under way, please try again later", 1)
+	return apierrors.NewTooManyRequests("too many "+what+" in progress, please try again later", 1)
 }

@@ -23,7 +23,7 @@ func TestBounds(t *testing.T) {
 		}
 	}
 	large := strings.Repeat(" ", preauthorize) + `{"kind":"Pod","apiVersion":"v1","metadata":{"name":"p"}}`
-	for range 3 { // what was taken is given back
+	for range 3 { // what was taken is released
 		h.bounds.requests.max, h.bounds.long.max, h.bounds.bodies.max = 1, 1, maxBody
 		check("within", "GET", "/api/v1/pods", "", 200)
 		check("large within", "POST", "/api/v1/namespaces/ns/pods", large, 201)
@@ -31,14 +31,14 @@ func TestBounds(t *testing.T) {
 		h.bounds.requests.max, h.bounds.long.max, h.bounds.bodies.max = 0, 0, preauthorize
 		check("too many", "GET", "/api/v1/pods", "", 429)
 		check("too many watches", "GET", "/api/v1/pods?watch=1", "", 429)
-		check("health is always told", "GET", "/livez", "", 200)
+		check("health checks are not limited", "GET", "/livez", "", 200)
 		h.bounds.requests.max = 1
 		check("too large bodies", "POST", "/api/v1/namespaces/ns/pods", large, 429)
 		check("small bodies", "POST", "/api/v1/namespaces/ns/pods", strings.TrimSpace(large), 201)
 	}
 }
 
-// TestSlowBody: a client that stops in the middle of a body is let go.
+// TestSlowBody checks that the request of a client which stops sending its body fails.
 func TestSlowBody(t *testing.T) {
 	server := httptest.NewUnstartedServer(New(Config{API: newFake(smallTable()...), Authn: fakeAuthn{}, BodyTimeout: 50 * time.Millisecond}))
 	server.EnableHTTP2 = true

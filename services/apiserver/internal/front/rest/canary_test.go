@@ -16,7 +16,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 )
 
-// heard is a log that several goroutines write.
+// heard is a log that several goroutines write to.
 type heard struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -45,8 +45,8 @@ func recorded(t *testing.T) *tracetest.InMemoryExporter {
 	return exporter
 }
 
-// TestNoArgumentsNorTokensInTelemetry asks for what carries secrets in its query and
-// headers, and looks for them in everything that the front reports about its requests.
+// TestNoArgumentsNorTokensInTelemetry sends requests with secrets in their query and headers, and
+// searches for them in all telemetry of the front.
 func TestNoArgumentsNorTokensInTelemetry(t *testing.T) {
 	const canary = "canary-7f3a"
 	log, registry, exporter := &heard{}, prometheus.NewRegistry(), recorded(t)
@@ -75,7 +75,7 @@ func TestNoArgumentsNorTokensInTelemetry(t *testing.T) {
 		do(t, h, r.method, r.target, "", r.header)
 	}
 	if !strings.Contains(log.String(), "msg=request") || len(exporter.GetSpans()) == 0 {
-		t.Fatalf("nothing is logged or recorded:\n%s", log)
+		t.Fatalf("nothing was logged or recorded:\n%s", log)
 	}
 	metrics, err := registry.Gather()
 	if err != nil {
@@ -86,14 +86,13 @@ func TestNoArgumentsNorTokensInTelemetry(t *testing.T) {
 	} {
 		for _, secret := range []string{canary, token} {
 			if i := strings.Index(text, secret); i >= 0 {
-				t.Errorf("%s tell it: …%s…", what, text[max(0, i-200):min(len(text), i+40)])
+				t.Errorf("%s contain the secret: …%s…", what, text[max(0, i-200):min(len(text), i+40)])
 			}
 		}
 	}
 }
 
-// TestTracesAreForAuthenticatedClients sends a traceparent with and without
-// credentials.
+// TestTracesAreForAuthenticatedClients sends a traceparent with and without credentials.
 func TestTracesAreForAuthenticatedClients(t *testing.T) {
 	exporter := recorded(t)
 	h := New(Config{API: newFake(smallTable()...), Authn: fakeAuthn{}})
@@ -109,7 +108,7 @@ func TestTracesAreForAuthenticatedClients(t *testing.T) {
 	}
 }
 
-// TestCompressedBodiesAreRefused: nothing is inflated for a client.
+// TestCompressedBodiesAreRefused checks that the front never decompresses a body.
 func TestCompressedBodiesAreRefused(t *testing.T) {
 	h := New(Config{API: newFake(smallTable()...), Authn: fakeAuthn{}})
 	pod := `{"kind":"Pod","apiVersion":"v1","metadata":{"name":"p"}}`

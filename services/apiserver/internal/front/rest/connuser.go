@@ -10,15 +10,15 @@ import (
 	"keelson.dev/services/internal/connlimit"
 )
 
-// connFresh is how long a connection's user is taken as known. It bounds how late
-// the end of a certificate is noticed.
+// connFresh is how long the user of a connection is cached. It bounds how late the expiry of a
+// certificate is noticed.
 const connFresh = time.Second
 
-// connUser remembers whose client certificate a connection has: finding out costs
-// more than answering a small read.
+// connUser caches the user of a connection's client certificate, because authenticating costs
+// more than a small read.
 type connUser struct {
 	known atomic.Pointer[knownSince]
-	// conn is counted by the listener; nil where none counts.
+	// conn is counted by the listener. It is nil if the listener does not count connections.
 	conn *connlimit.Conn
 }
 
@@ -29,8 +29,8 @@ type knownSince struct {
 
 type connKey struct{}
 
-// knownUser is what is remembered of the request's connection; nil where the
-// request is not authenticated by the connection alone.
+// knownUser returns the cache of the request's connection. It returns nil if the request is not
+// authenticated by its connection only.
 func knownUser(ctx context.Context, certs []*x509.Certificate, token string) *connUser {
 	if token != "" || len(certs) == 0 {
 		return nil
@@ -56,7 +56,7 @@ func (c *connUser) put(user request.User, now time.Time) {
 	}
 }
 
-// limited is the request's connection, as its listener counts it; nil where none does.
+// limited returns the request's connection as its listener counts it, or nil.
 func limited(ctx context.Context) *connlimit.Conn {
 	if c, ok := ctx.Value(connKey{}).(*connUser); ok {
 		return c.conn

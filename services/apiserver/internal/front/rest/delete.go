@@ -18,8 +18,8 @@ import (
 	"keelson.dev/services/apiserver/internal/pipeline"
 )
 
-// deleteOptions reads the options of a delete from the body or, without one, from
-// the query.
+// deleteOptions returns the options of a delete from the body or, if there is none, from the
+// query.
 func (x *exchange) deleteOptions() (*metav1.DeleteOptions, bool) {
 	data, ok := x.data()
 	if !ok {
@@ -57,8 +57,8 @@ func (x *exchange) deleteOptions() (*metav1.DeleteOptions, bool) {
 
 var deleteOptionsKind = schema.GroupKind{Group: metav1.GroupName, Kind: "DeleteOptions"}
 
-// queryDeleteOptions fills in the options from the query. uid and resourceVersion are
-// preconditions there, for a collection as well: of each of its objects.
+// queryDeleteOptions sets the options from the query. There, uid and resourceVersion are
+// preconditions, in the case of a collection for each of its objects.
 func (x *exchange) queryDeleteOptions(options *metav1.DeleteOptions) {
 	q := &x.query
 	options.GracePeriodSeconds = q.GracePeriodSeconds
@@ -81,8 +81,8 @@ func (x *exchange) queryDeleteOptions(options *metav1.DeleteOptions) {
 	}
 }
 
-// decodeDeleteOptions accepts DeleteOptions of any group and version, as Kubernetes
-// registers them everywhere.
+// decodeDeleteOptions accepts DeleteOptions of any group and version, because Kubernetes
+// registers them in all of them.
 func decodeDeleteOptions(data []byte, encoding negotiate.Encoding, into *metav1.DeleteOptions) error {
 	var kind string
 	switch encoding {
@@ -117,7 +117,7 @@ func decodeDeleteOptions(data []byte, encoding negotiate.Encoding, into *metav1.
 	return nil
 }
 
-// unmarshal shields from generated decoders that panic on hostile input.
+// unmarshal recovers from generated decoders that panic on malicious input.
 func unmarshal(raw []byte, into interface{ Unmarshal([]byte) error }) (err error) {
 	defer func() {
 		if recover() != nil {
@@ -127,7 +127,7 @@ func unmarshal(raw []byte, into interface{ Unmarshal([]byte) error }) (err error
 	return into.Unmarshal(raw)
 }
 
-// pipelineDelete turns Kubernetes' options into the pipeline's.
+// pipelineDelete converts Kubernetes' options to the pipeline's.
 func (x *exchange) pipelineDelete(o *metav1.DeleteOptions) pipeline.DeleteOptions {
 	return pipeline.DeleteOptions{
 		WriteOptions:       pipeline.WriteOptions{DryRun: len(o.DryRun) > 0, UserAgent: x.r.UserAgent()},
@@ -156,7 +156,7 @@ func (x *exchange) delete() {
 	}
 	if out.Status != nil {
 		x.warn(out.Warnings)
-		x.answerStatus(code, out.Status) // which does not repeat the code
+		x.answerStatus(code, out.Status) // without the code in the Status
 		return
 	}
 	x.outcome(code, out)

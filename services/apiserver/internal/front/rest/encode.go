@@ -18,14 +18,14 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// subject is one object to be written: an item of the cache, or an object that is
-// not stored (Scale, TokenRequest, the object of a bookmark).
+// subject is an object to be written: an item of the cache, or an object that is not stored, such
+// as a Scale, a TokenRequest or the object of a bookmark.
 type subject struct {
 	gvk  schema.GroupVersionKind
 	kind *resource.Kind // for the table's columns; may be nil
 	obj  resource.Object
-	raw  []byte // the object's protobuf message, if at hand
-	// marked is the default of its kind, for the table of a list.
+	raw  []byte // the object's protobuf message, if available
+	// marked is true for the default object of its kind, in the table of a list.
 	marked bool
 }
 
@@ -33,7 +33,8 @@ func subjectOf(item *watchcache.Item) subject {
 	return subject{gvk: item.Kind.GVK, kind: item.Kind, obj: item.Object, raw: item.Raw}
 }
 
-// buffers are reused between requests; large ones are left to the collector.
+// buffers are reused between requests. Those larger than keptBuffer are left to the garbage
+// collector.
 var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
 const keptBuffer = 512 << 10
@@ -47,7 +48,7 @@ func putBuffer(b *[]byte) {
 	}
 }
 
-// appendText appends v as JSON without the newline that encoders end with.
+// appendText appends v as JSON, without the newline that encoders add.
 func appendText(dst []byte, v any) ([]byte, error) {
 	buf := bytes.NewBuffer(dst)
 	if err := json.NewEncoder(buf).Encode(v); err != nil {
@@ -56,7 +57,7 @@ func appendText(dst []byte, v any) ([]byte, error) {
 	return buf.Bytes()[:buf.Len()-1], nil
 }
 
-// appendTypeMeta begins a JSON object: `{"kind":"Pod","apiVersion":"v1"`.
+// appendTypeMeta appends the beginning of a JSON object: `{"kind":"Pod","apiVersion":"v1"`.
 func appendTypeMeta(dst []byte, gvk schema.GroupVersionKind) []byte {
 	dst = append(dst, `{"kind":"`...)
 	dst = append(dst, gvk.Kind...)
@@ -69,8 +70,8 @@ func appendTypeMeta(dst []byte, gvk schema.GroupVersionKind) []byte {
 	return append(dst, '"')
 }
 
-// appendJSON appends a whole object as JSON. Objects of the cache have no TypeMeta
-// of their own; it is written in front of what the encoder makes of them.
+// appendJSON appends the object as JSON. Objects of the cache have no TypeMeta of their own; it
+// is written before the fields that the encoder writes.
 func (s *subject) appendJSON(dst []byte, withType bool) ([]byte, error) {
 	var start int
 	if withType && s.obj.GetObjectKind().GroupVersionKind().Kind == "" {
@@ -83,13 +84,13 @@ func (s *subject) appendJSON(dst []byte, withType bool) ([]byte, error) {
 		if dst[start+1] == '}' {
 			return append(dst[:start], '}'), nil
 		}
-		dst[start] = ',' // the object's own brace
+		dst[start] = ',' // in place of the object's opening brace
 		return dst, nil
 	}
 	return appendText(dst, s.obj)
 }
 
-// message is the object's protobuf message.
+// message returns the object's protobuf message.
 func (s *subject) message() ([]byte, error) {
 	if s.raw != nil {
 		return s.raw, nil
@@ -119,8 +120,8 @@ func (s *subject) appendPartial(dst []byte, beta bool) ([]byte, error) {
 
 var errNoMetadata = errors.New("the object's message has no metadata")
 
-// metadataField is the first field of an object's message, with its tag: it is the
-// message of a PartialObjectMetadata as well.
+// metadataField returns the first field of an object's message, with its tag. It is the message
+// of a PartialObjectMetadata as well.
 func metadataField(raw []byte) ([]byte, error) {
 	for at := 0; at < len(raw); {
 		num, typ, n := protowire.ConsumeTag(raw[at:])
@@ -146,7 +147,7 @@ func appendEnveloped(dst []byte, gvk schema.GroupVersionKind, message []byte) []
 	return append(dst, codec.EnvelopeTail...)
 }
 
-// appendTableHead begins a Table, up to its rows.
+// appendTableHead appends the beginning of a Table, up to its rows.
 func appendTableHead(dst []byte, meta *metav1.ListMeta, kind *resource.Kind, beta, columns bool) ([]byte, error) {
 	dst = appendTypeMeta(dst, metaGVK("Table", beta))
 	dst = append(dst, `,"metadata":`...)
@@ -183,8 +184,8 @@ func (s *subject) appendRow(dst []byte, include table.Include, beta bool) ([]byt
 	return table.AppendRow(dst, s.kind, s.obj, included, s.marked)
 }
 
-// append appends the object in any format, without a newline at the end of JSON.
-// columns is for tables.
+// append appends the object in any format, without a newline at the end of JSON. columns applies
+// to tables.
 func (s *subject) append(dst []byte, f negotiate.Format, include table.Include, columns bool) ([]byte, error) {
 	if f.Encoding == negotiate.YAML {
 		f.Encoding = negotiate.JSON

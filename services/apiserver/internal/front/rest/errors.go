@@ -12,12 +12,12 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// errNotFound is the answer for a path that names nothing.
+// errNotFound is returned for a path that does not exist.
 func errNotFound() error {
 	return apierrors.NewGenericServerResponse(http.StatusNotFound, "", schema.GroupResource{}, "", "", 0, false)
 }
 
-// errMethod is the answer for a method that a path does not have.
+// errMethod is returned for a method that a path does not serve.
 func errMethod() error {
 	return apierrors.NewGenericServerResponse(http.StatusMethodNotAllowed, "", schema.GroupResource{}, "", "", 0, false)
 }
@@ -28,7 +28,7 @@ func errStatus(code int, reason metav1.StatusReason, message string) error {
 	}}
 }
 
-// errNothingNamed is 406 for an Accept header that names no media type there is.
+// errNothingNamed is 406 for an Accept header without any supported media type.
 func errNothingNamed(types []string) error {
 	return apierrors.NewGenericServerResponse(http.StatusNotAcceptable, "", schema.GroupResource{}, "",
 		"406: Not Acceptable\n\nAvailable representations: "+join(types), 0, false)
@@ -73,7 +73,7 @@ func join(s []string) string {
 	return out
 }
 
-// status turns any error into the Status that the client gets.
+// status converts any error to the Status that the client gets.
 func status(err error) *metav1.Status {
 	var with apierrors.APIStatus
 	if errors.As(err, &with) {
@@ -98,11 +98,11 @@ func status(err error) *metav1.Status {
 	return &s
 }
 
-// fail answers with an error.
+// fail sends an error.
 func (x *exchange) fail(err error) {
 	s := status(err)
 	if x.wroteHeader {
-		// Too late for another answer: end the stream as broken.
+		// Too late for another response: end the stream as incomplete.
 		x.broken = true
 		return
 	}
@@ -111,7 +111,7 @@ func (x *exchange) fail(err error) {
 		if d := s.Details; d != nil && d.RetryAfterSeconds > 0 && repeat {
 			x.Header().Set("Retry-After", strconv.Itoa(int(d.RetryAfterSeconds)))
 			if s.Code == http.StatusServiceUnavailable {
-				// A connection of its own may lead to another apiserver.
+				// A new connection may reach another apiserver.
 				x.Header().Set("Connection", "close")
 			}
 		}
@@ -119,8 +119,8 @@ func (x *exchange) fail(err error) {
 	x.writeStatus(s)
 }
 
-// refuse answers with an error that the front found itself, but only to those who
-// may make the request: others learn no more than that they may not.
+// refuse sends an error that the front has found, but only to users who may make the request.
+// Others learn no more than that the request is forbidden.
 func (x *exchange) refuse(verb string, err error) {
 	if denied := x.h.api.Authorize(x.ctx, verb, x.target()); denied != nil {
 		err = denied

@@ -21,8 +21,8 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// exchange is one request and its answer. It is the ResponseWriter that everything
-// below the front sees, so that status and size are known for the log.
+// exchange is a request and its response. It is the ResponseWriter for everything below the
+// front, so that the status and the size are known for logs and metrics.
 type exchange struct {
 	http.ResponseWriter
 	h    *Handler
@@ -33,7 +33,7 @@ type exchange struct {
 	verb string
 
 	format  negotiate.Format
-	include table.Include // of a table
+	include table.Include // for tables
 	query   route.Query
 
 	code        int
@@ -44,7 +44,7 @@ type exchange struct {
 	broken      bool
 }
 
-// WriteHeader notes the status.
+// WriteHeader records the status.
 func (x *exchange) WriteHeader(code int) {
 	if !x.wroteHeader && code >= 200 || code == http.StatusSwitchingProtocols {
 		x.code, x.wroteHeader = code, true
@@ -52,7 +52,7 @@ func (x *exchange) WriteHeader(code int) {
 	x.ResponseWriter.WriteHeader(code)
 }
 
-// Write notes the size.
+// Write records the size.
 func (x *exchange) Write(p []byte) (int, error) {
 	if !x.wroteHeader {
 		x.code, x.wroteHeader = http.StatusOK, true
@@ -62,10 +62,10 @@ func (x *exchange) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Unwrap is for http.ResponseController.
+// Unwrap is used by http.ResponseController.
 func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 
-// Flush is http.Flusher.
+// Flush implements http.Flusher.
 func (x *exchange) Flush() {
 	if !x.wroteHeader {
 		x.code, x.wroteHeader = http.StatusOK, true
@@ -75,7 +75,7 @@ func (x *exchange) Flush() {
 	}
 }
 
-// Hijack is http.Hijacker: the connection becomes a stream's.
+// Hijack implements http.Hijacker, for connections that become streams.
 func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(x.ResponseWriter).Hijack()
 	if err == nil {
@@ -87,7 +87,7 @@ func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return conn, rw, err
 }
 
-// target is what the path names, as the pipeline wants it.
+// target returns the target that the path names.
 func (x *exchange) target() pipeline.Target {
 	return pipeline.Target{
 		Resource:    schema.GroupVersionResource{Group: x.path.Group, Version: x.path.Version, Resource: x.path.Resource},
@@ -97,8 +97,8 @@ func (x *exchange) target() pipeline.Target {
 	}
 }
 
-// pretty tells whether JSON is to be indented: where asked for, and for people's
-// browsers and command lines.
+// pretty reports whether JSON is indented: if the client asks for it, or is a browser or a
+// command-line tool.
 func (x *exchange) pretty() bool {
 	if x.format.Pretty {
 		return true
@@ -110,7 +110,7 @@ func (x *exchange) pretty() bool {
 	return strings.HasPrefix(agent, "curl") || strings.HasPrefix(agent, "Wget") || strings.HasPrefix(agent, "Mozilla/5.0")
 }
 
-// readBody reads a body of bounded size within bounded time.
+// readBody reads a body of bounded size within a bounded time.
 func (x *exchange) readBody() ([]byte, error) {
 	r := x.r
 	if r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0 {
@@ -149,11 +149,11 @@ func (x *exchange) readBody() ([]byte, error) {
 
 var errTooLarge = errors.New("body too large")
 
-// firstRead is the most that an announced length alone makes the server allocate.
+// firstRead is how many bytes are allocated at most before any of the body has arrived.
 const firstRead = 16 << 10
 
-// readAll reads a body whose length the client announced (-1: it did not). Memory
-// grows with what arrives.
+// readAll reads a body with the given Content-Length (-1 if there is none). Memory use grows with
+// what arrives.
 func readAll(body io.Reader, announced int64) ([]byte, error) {
 	if announced < 0 {
 		data, err := io.ReadAll(io.LimitReader(body, maxBody+1))
@@ -177,7 +177,7 @@ func readAll(body io.Reader, announced int64) ([]byte, error) {
 	}
 }
 
-// timeout bounds the request's context, unless it is a watch or a stream.
+// timeout bounds the request's context, unless the request is a watch or a stream.
 func (x *exchange) timeout() (context.CancelFunc, error) {
 	limit := x.h.cfg.RequestTimeout
 	if asked := x.query.Timeout; asked != "" {

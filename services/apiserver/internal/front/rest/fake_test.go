@@ -25,8 +25,8 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// fake is a pipeline without rules: it keeps what it is given. It records its
-// calls, so that tests see what a request became.
+// fake is a pipeline without rules that stores what it is given. It records its calls, so that
+// tests can check them.
 type fake struct {
 	table *resource.Table
 
@@ -36,19 +36,18 @@ type fake struct {
 	watchers map[*fakeWatch]bool
 	calls    []call
 
-	// held ends what is held.
+	// held contains the functions that end held contexts.
 	held []context.CancelFunc
 
-	// deny, if set, is asked by every Authorize and every call.
+	// deny, if set, is called by Authorize and by every other method.
 	deny func(verb string, t pipeline.Target, user request.User) error
-	// fail, if set, is the answer to every call.
+	// fail, if set, is returned by every call.
 	fail error
-	// outcome, if set, is the answer to every write and get, also of a write beside
-	// fail.
+	// outcome, if set, is returned by every write and get, and by a write in addition to fail.
 	outcome *pipeline.Outcome
 }
 
-// call is what a request became.
+// call is a recorded call.
 type call struct {
 	Verb    string
 	Target  pipeline.Target
@@ -64,7 +63,7 @@ func newFake(kinds ...*resource.Kind) *fake {
 
 func (f *fake) Table() *resource.Table { return f.table }
 
-// enter records a call and answers what stands in its way.
+// enter records a call and returns the error that it should fail with.
 func (f *fake) enter(ctx context.Context, c call) error {
 	c.User = request.UserFrom(ctx).Name
 	f.mu.Lock()
@@ -94,7 +93,7 @@ func (f *fake) key(t pipeline.Target) string {
 	return f.kind(t).GVR().String() + " " + f.kind(t).Key(t.Namespace, t.Name)
 }
 
-// put stores an object, as event.
+// put stores an object and sends the event.
 func (f *fake) put(kind *resource.Kind, obj resource.Object) *watchcache.Item {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -337,7 +336,7 @@ func (f *fake) AuthorizePath(ctx context.Context, verb, path string) error {
 	return f.deny(verb+" "+path, pipeline.Target{}, request.UserFrom(ctx))
 }
 
-// fakeAuthn knows the token "admin", or a certificate; others are anonymous.
+// fakeAuthn accepts the token "admin" or a certificate. Other clients are anonymous.
 type fakeAuthn struct{}
 
 func (fakeAuthn) Authenticate(_ context.Context, certs []*x509.Certificate, token string) (request.User, error) {

@@ -17,7 +17,7 @@ import (
 
 var rewrite = flag.Bool("rewrite", false, "rewrite the golden files")
 
-// golden compares text with a file of testdata.
+// golden compares got with a file of testdata.
 func golden(t *testing.T, name string, got []byte) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
@@ -35,11 +35,11 @@ func golden(t *testing.T, name string, got []byte) {
 		t.Fatalf("%v (run with -rewrite)", err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Errorf("%s differs from what is served now (run with -rewrite and look at the difference):\n%s", path, got)
+		t.Errorf("%s differs from the response (run with -rewrite and check the difference):\n%s", path, got)
 	}
 }
 
-// do sends a request to the handler itself.
+// do sends a request to the handler directly.
 func do(t *testing.T, h http.Handler, method, target, body string, header map[string]string) (*http.Response, []byte) {
 	t.Helper()
 	var reader io.Reader
@@ -95,7 +95,7 @@ func TestDiscoveryGolden(t *testing.T) {
 	resp, _ := do(t, h, http.MethodGet, "/apis", "", map[string]string{"Accept": aggregated})
 	again, body := do(t, h, http.MethodGet, "/apis", "", map[string]string{"Accept": aggregated, "If-None-Match": resp.Header.Get("ETag")})
 	if again.StatusCode != http.StatusNotModified || len(body) > 0 {
-		t.Errorf("with its ETag: %d, %d bytes", again.StatusCode, len(body))
+		t.Errorf("request with If-None-Match: %d, %d bytes", again.StatusCode, len(body))
 	}
 	if got := resp.Header.Get("Content-Type"); got != aggregated {
 		t.Errorf("content type %q", got)

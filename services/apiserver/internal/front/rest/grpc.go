@@ -17,9 +17,9 @@ import (
 	"keelson.dev/services/apiserver/internal/front/sniff"
 )
 
-// withGRPC has serve take the connections of gRPC clients. Those offer HTTP/2 and
-// nothing else when TLS begins; only on such connections the first request is waited
-// for. What kubectl and browsers do costs nothing.
+// withGRPC passes the connections of gRPC clients to serve. These offer only HTTP/2 in the TLS
+// handshake; on other connections, such as those of kubectl and browsers, nothing is parsed and
+// there is no cost.
 func withGRPC(server *http.Server, l net.Listener, serve func(*sniff.Conn)) net.Listener {
 	configure(server)
 	ordinary := server.TLSNextProto["h2"]
@@ -34,7 +34,7 @@ func withGRPC(server *http.Server, l net.Listener, serve func(*sniff.Conn)) net.
 		case grpc:
 			serve(conn)
 		default:
-			// net/http serves no connection whose first bytes were read already.
+			// net/http cannot serve a connection of which bytes have been read.
 			o := &http2.ServeConnOpts{BaseConfig: hs, Handler: h, SawClientPreface: false} //nolint:staticcheck // see above
 			if b, ok := h.(interface{ BaseContext() context.Context }); ok {
 				o.Context = b.BaseContext()
@@ -55,17 +55,17 @@ func withGRPC(server *http.Server, l net.Listener, serve func(*sniff.Conn)) net.
 	return helloListener{l}
 }
 
-// configure has net/http set its HTTP/2 up, which it does when it begins to serve.
+// configure makes net/http set up HTTP/2, which it otherwise does when it starts to serve.
 func configure(server *http.Server) { _ = server.ServeTLS(nobody{}, "", "") }
 
-// nobody is a listener that nobody connects to.
+// nobody is a listener without connections.
 type nobody struct{}
 
 func (nobody) Accept() (net.Conn, error) { return nil, errors.New("nobody connects") }
 func (nobody) Close() error              { return nil }
 func (nobody) Addr() net.Addr            { return &net.TCPAddr{} }
 
-// helloListener makes connections that remember what the client offered.
+// helloListener returns connections that record which protocols the client offered.
 type helloListener struct{ net.Listener }
 
 func (l helloListener) Accept() (net.Conn, error) {
@@ -81,16 +81,16 @@ type helloConn struct {
 	onlyHTTP2 atomic.Bool
 }
 
-// misdirected is a call of gRPC on a connection that was taken for HTTP's.
+// misdirected reports whether r is a gRPC call on a connection that is served as HTTP.
 func misdirected(r *http.Request) bool {
 	return r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
 }
 
-// refuseGRPC answers such a call as gRPC does.
+// refuseGRPC responds to such a call as a gRPC server does.
 func refuseGRPC(w http.ResponseWriter) {
 	h := w.Header()
 	h.Set("Content-Type", "application/grpc")
 	h.Set("Grpc-Status", strconv.Itoa(int(codes.Unimplemented)))
-	h.Set("Grpc-Message", "this connection is HTTP's: offer h2 alone as the protocol (ALPN) for gRPC on this port, or use the gRPC port")
+	h.Set("Grpc-Message", "this connection serves HTTP: for gRPC on this port, offer h2 as the only protocol (ALPN), or use the gRPC port")
 	w.WriteHeader(http.StatusOK)
 }

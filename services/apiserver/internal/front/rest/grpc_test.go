@@ -33,7 +33,7 @@ import (
 	"keelson.dev/services/internal/rpc"
 )
 
-// peers answers who calls.
+// peers returns the name of its caller.
 type peers struct {
 	resourcev1.UnimplementedResourceServiceServer
 }
@@ -55,7 +55,7 @@ func (peers) Watch(_ *resourcev1.WatchRequest, stream resourcev1.ResourceService
 	return stream.Context().Err()
 }
 
-// onePort serves both on one port until the test ends.
+// onePort serves both APIs on one port until the test ends.
 func onePort(t *testing.T) (address string, ca *identitytest.CA, stop func()) {
 	t.Helper()
 	ca = identitytest.NewCA(t)
@@ -106,7 +106,7 @@ func TestOnePortServesBoth(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	// A connection is good before the first call.
+	// Wait until the connection is ready, before the first call.
 	conn.Connect()
 	for s := conn.GetState(); s != connectivity.Ready; s = conn.GetState() {
 		if !conn.WaitForStateChange(ctx, s) {
@@ -136,9 +136,9 @@ func TestOnePortServesBoth(t *testing.T) {
 	var onlyHTTP2 http.Protocols
 	onlyHTTP2.SetHTTP2(true)
 	for name, transport := range map[string]http.RoundTripper{
-		"http/1.1":       &http.Transport{TLSClientConfig: conf("http/1.1"), TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}},
-		"h2 and more":    &http.Transport{TLSClientConfig: conf("h2", "http/1.1"), ForceAttemptHTTP2: true},
-		"h2 and no more": &http.Transport{TLSClientConfig: conf("h2"), Protocols: &onlyHTTP2},
+		"http/1.1":        &http.Transport{TLSClientConfig: conf("http/1.1"), TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}},
+		"h2 and http/1.1": &http.Transport{TLSClientConfig: conf("h2", "http/1.1"), ForceAttemptHTTP2: true},
+		"h2 only":         &http.Transport{TLSClientConfig: conf("h2"), Protocols: &onlyHTTP2},
 	} {
 		c := &http.Client{Transport: transport}
 		for range 3 {
@@ -157,13 +157,13 @@ func TestOnePortServesBoth(t *testing.T) {
 				t.Errorf("%s: %d %s %v", name, resp.StatusCode, body, err)
 			}
 			if wantTwo := strings.HasPrefix(name, "h2"); (resp.ProtoMajor == 2) != wantTwo {
-				t.Errorf("%s: answered with %s", name, resp.Proto)
+				t.Errorf("%s: got a response over %s", name, resp.Proto)
 			}
 		}
 		c.CloseIdleConnections()
 	}
 
-	// A gRPC client that offers HTTP/1.1, too, is told.
+	// A gRPC client that offers HTTP/1.1 as well gets an explanation.
 	other := &http.Client{Transport: &http.Transport{TLSClientConfig: conf("h2", "http/1.1"), ForceAttemptHTTP2: true}}
 	r, err := http.NewRequestWithContext(ctx, "POST", "https://"+address+resourcev1.ResourceService_Get_FullMethodName, strings.NewReader("\x00\x00\x00\x00\x00"))
 	if err != nil {
@@ -180,21 +180,22 @@ func TestOnePortServesBoth(t *testing.T) {
 	}
 	other.CloseIdleConnections()
 
-	// A watch ends in order when the server stops, which waits for nothing.
+	// A watch ends normally when the server stops, which waits for nothing.
 	stop()
 	if _, err := watch.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("the watch ended with %v", err)
 	}
 }
 
-// What is no HTTP/2, or too much of it before a request, costs its connection.
+// TestOnePortRefusesNonsense checks that connections are closed which do not start with HTTP/2,
+// or send too much before a request.
 func TestOnePortRefusesNonsense(t *testing.T) {
 	address, ca, _ := onePort(t)
 	settings := "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 	unknown := "\x00\x40\x00\xee\x00\x00\x00\x00\x00" + strings.Repeat("x", 16<<10)
 	ping := "\x00\x00\x08\x06\x00\x00\x00\x00\x00" + "12345678"
 	headers := "\x00\x00\x00\x01\x00\x00\x00\x00\x01"      // without END_HEADERS
-	continuation := "\x00\x00\x00\x09\x00\x00\x00\x00\x01" // as well
+	continuation := "\x00\x00\x00\x09\x00\x00\x00\x00\x01" // also without END_HEADERS
 	for name, sent := range map[string]string{
 		"HTTP/1.1":         "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
 		"no preface":       strings.Repeat("x", 100),
@@ -212,7 +213,7 @@ func TestOnePortRefusesNonsense(t *testing.T) {
 		if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
-		_, _ = io.WriteString(conn, sent) // the server may be gone before the end
+		_, _ = io.WriteString(conn, sent) // the server may close the connection before the end
 		if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%s: the connection was kept", name)
 		}
@@ -220,7 +221,8 @@ func TestOnePortRefusesNonsense(t *testing.T) {
 	}
 }
 
-// Strangers' calls of gRPC on a connection of HTTP are counted like other refusals.
+// TestMisdirectedCallsEndAConnection checks that unauthenticated gRPC calls on an HTTP connection
+// count like other refusals.
 func TestMisdirectedCallsEndAConnection(t *testing.T) {
 	address, ca, _ := onePort(t)
 	conf := &tls.Config{NextProtos: []string{"h2", "http/1.1"}, RootCAs: x509.NewCertPool(), ServerName: "localhost"}
@@ -242,5 +244,5 @@ func TestMisdirectedCallsEndAConnection(t *testing.T) {
 		}
 		resp.Body.Close()
 	}
-	t.Error("the connection is kept")
+	t.Error("the connection was not closed")
 }

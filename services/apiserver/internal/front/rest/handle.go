@@ -32,7 +32,7 @@ import (
 
 var noCache = []string{"no-cache, private"}
 
-// ServeHTTP answers one request.
+// ServeHTTP serves a request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	if misdirected(r) {
@@ -50,9 +50,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var span trace.Span
 	defer func() {
 		p := recover()
-		aborted := p == any(http.ErrAbortHandler) // net/http's own way to say so: a value, not an error
+		aborted := p == any(http.ErrAbortHandler) // net/http compares with the value, which is not a wrapped error
 		if p != nil && !aborted {
-			h.log.Error("a request handler panicked", "method", r.Method, "path", r.URL.Path, "audit", audit, "panic", p, "stack", string(debug.Stack()))
+			h.log.ErrorContext(x.ctx, "panic in a request", "method", r.Method, "path", r.URL.Path, "audit", audit, "panic", p, "stack", string(debug.Stack()))
 			h.metrics.panics.Inc()
 			x.fail(apierrors.NewInternalError(fmt.Errorf("this request caused apiserver to panic. Look in the logs for details (audit id %s)", audit)))
 		}
@@ -78,7 +78,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// finish notes what became of the request.
+// finish records the result of the request.
 func (x *exchange) finish(start time.Time, audit string, span trace.Span) {
 	took := time.Since(start)
 	x.h.metrics.observe(x, took)
@@ -97,13 +97,13 @@ func (x *exchange) finish(start time.Time, audit string, span trace.Span) {
 		traceID = sc.TraceID().String()
 	}
 	x.h.log.LogAttrs(x.ctx, slog.LevelDebug, "request",
-		slog.String("method", x.r.Method), slog.String("path", x.r.URL.Path), // without the query: it holds what exec runs
+		slog.String("method", x.r.Method), slog.String("path", x.r.URL.Path), // without the query, which contains the commands of exec
 		slog.Int("code", x.code), slog.Int64("bytes", x.size), slog.Duration("took", took),
 		slog.String("user", request.UserFrom(x.ctx).Name), slog.String("agent", x.r.UserAgent()),
 		slog.String("audit", audit), slog.String("trace_id", traceID))
 }
 
-// auditID is the client's, if it sent one, or a new UUID.
+// auditID returns the audit ID that the client sent, or a new UUID.
 func auditID(r *http.Request) string {
 	if v := r.Header["Audit-Id"]; len(v) > 0 && v[0] != "" && len(v[0]) <= 64 {
 		return v[0]
@@ -124,12 +124,12 @@ func auditID(r *http.Request) string {
 
 var tracer = otel.Tracer("keelson.dev/apiserver/rest")
 
-// startSpan begins the request's span, as a child of the client's traceparent or
-// as a root. Reads have one only where the client asks for it: polling clients
-// would crowd out what matters.
+// startSpan starts the request's span, as a child of the client's traceparent or as a root. Reads
+// only get one if the client asks for it, because polling clients would crowd out everything
+// else.
 func (x *exchange) startSpan() trace.Span {
 	if anonymous(x.ctx) {
-		return nil // nobody else may open a trace or add to one
+		return nil // an unauthenticated client may not start or extend a trace
 	}
 	parent := len(x.r.Header["Traceparent"]) > 0
 	if parent {
@@ -159,7 +159,7 @@ func (x *exchange) startSpan() trace.Span {
 	return span
 }
 
-// authenticate finds out who asks.
+// authenticate determines the user of the request.
 func (x *exchange) authenticate(start time.Time) bool {
 	var certs []*x509.Certificate
 	if x.r.TLS != nil {
@@ -174,7 +174,7 @@ func (x *exchange) authenticate(start time.Time) bool {
 	user, err := x.h.cfg.Authn.Authenticate(x.ctx, certs, token)
 	if err != nil {
 		if x.h.log.Enabled(x.ctx, slog.LevelDebug) {
-			x.h.log.LogAttrs(x.ctx, slog.LevelDebug, "authentication failed", slog.Any("err", err))
+			x.h.log.LogAttrs(x.ctx, slog.LevelDebug, "authentication failed", slog.Any("error", err))
 		}
 		if conn := limited(x.ctx); conn != nil {
 			conn.Refused()
@@ -197,13 +197,13 @@ func (x *exchange) authenticate(start time.Time) bool {
 	return true
 }
 
-// anonymous reports whether the request carries no credential.
+// anonymous reports whether the request has no credentials.
 func anonymous(ctx context.Context) bool {
 	return slices.Contains(request.UserFrom(ctx).Groups, authn.UnauthenticatedGroup)
 }
 
-// bearerToken is the token of the Authorization header or, from browsers, of the
-// WebSocket subprotocol that stands in for it.
+// bearerToken returns the token of the Authorization header or, for browsers, of the WebSocket
+// subprotocol that replaces it.
 func bearerToken(r *http.Request) string {
 	if v := r.Header["Authorization"]; len(v) > 0 {
 		scheme, token, ok := strings.Cut(strings.TrimSpace(v[0]), " ")
@@ -236,8 +236,8 @@ func bearerToken(r *http.Request) string {
 	return token
 }
 
-// serveDiscovery answers /api, /apis and what is directly below. Methods are ignored
-// where Kubernetes' aggregator answers.
+// serveDiscovery serves /api, /apis and the paths directly below them. Methods are ignored where
+// Kubernetes' aggregator responds.
 func (x *exchange) serveDiscovery() {
 	if !x.authorizePath() {
 		return
@@ -250,7 +250,7 @@ func (x *exchange) serveDiscovery() {
 		x.fail(errMethod())
 		return
 	}
-	x.query = route.ParseQuery(x.r.URL.RawQuery) // for the indentation alone
+	x.query = route.ParseQuery(x.r.URL.RawQuery) // only for the indentation
 	if err := x.h.discovery.Serve(x, x.r, &x.path, x.pretty()); errors.Is(err, discovery.ErrNotAcceptable) {
 		x.fail(x.unacceptable(negotiate.BodyTypes))
 	} else if err != nil {
@@ -258,7 +258,7 @@ func (x *exchange) serveDiscovery() {
 	}
 }
 
-// unacceptable is the error for an Accept header that cannot be satisfied.
+// unacceptable returns the error for an Accept header that cannot be satisfied.
 func (x *exchange) unacceptable(available []string) error {
 	if negotiate.Named(x.r.Header.Get("Accept")) {
 		return errNotAcceptable(negotiate.BodyTypes)
@@ -266,8 +266,7 @@ func (x *exchange) unacceptable(available []string) error {
 	return errNothingNamed(available)
 }
 
-// notFound answers for a path that names nothing: as text outside of the API and of its
-// groups.
+// notFound responds to a path that does not exist: as text outside the API and its groups.
 func (x *exchange) notFound() {
 	p := x.r.URL.Path
 	group, below := strings.CutPrefix(p, "/apis/")
@@ -279,7 +278,7 @@ func (x *exchange) notFound() {
 	http.NotFound(x, x.r)
 }
 
-// servePath answers any other path. As in Kubernetes, all methods are GET for most.
+// servePath serves any other path. As in Kubernetes, most treat all methods as GET.
 func (x *exchange) servePath() {
 	if !x.authorizePath() {
 		return

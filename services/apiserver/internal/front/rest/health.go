@@ -14,10 +14,10 @@ import (
 	"keelson.dev/services/apiserver/internal/front/rest/route"
 )
 
-// checkTimeout bounds one health check.
+// checkTimeout bounds a health check.
 const checkTimeout = 10 * time.Second
 
-// healthPaths adds /healthz, /livez and /readyz and a path for each check.
+// healthPaths adds /healthz, /livez and /readyz, and a path for each of their checks.
 func (h *Handler) healthPaths(paths map[string]http.Handler) {
 	all := h.cfg.Checks
 	if !slices.ContainsFunc(all, func(c Check) bool { return c.Name == "ping" }) {
@@ -33,22 +33,22 @@ func (h *Handler) healthPaths(paths map[string]http.Handler) {
 	}
 }
 
-// healthHandler answers as Kubernetes does: "ok", or one line for each check. A check
-// with a path of its own is no summary: it has no lines while it passes.
+// healthHandler responds as Kubernetes does: "ok", or a line for each check. The path of a single
+// check is not a summary: it returns no lines while the check passes.
 func (h *Handler) healthHandler(name string, checks []Check, summary bool) http.Handler {
-	// A balancer probes several times a second: log changes only.
+	// Load balancers probe several times a second, so only changes are logged.
 	var mu sync.Mutex
 	failing := map[string]bool{}
-	note := func(check string, err error) {
+	note := func(ctx context.Context, check string, err error) {
 		mu.Lock()
 		was := failing[check]
 		failing[check] = err != nil
 		mu.Unlock()
 		switch {
 		case err != nil && !was:
-			h.log.Warn("health check failed", "path", "/"+name, "check", check, "err", err)
+			h.log.WarnContext(ctx, "health check failed", "path", "/"+name, "check", check, "error", err)
 		case err == nil && was:
-			h.log.Info("health check passes again", "path", "/"+name, "check", check)
+			h.log.InfoContext(ctx, "health check passes again", "path", "/"+name, "check", check)
 		}
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -74,8 +74,8 @@ func (h *Handler) healthHandler(name string, checks []Check, summary bool) http.
 			ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
 			err := c.Run(ctx)
 			cancel()
-			if err == nil || r.Context().Err() == nil { // a client that left is not a failure
-				note(c.Name, err)
+			if err == nil || r.Context().Err() == nil { // a client that disconnected is not a failure
+				note(r.Context(), c.Name, err)
 			}
 			if err != nil {
 				failed = true
@@ -104,7 +104,7 @@ func (h *Handler) healthHandler(name string, checks []Check, summary bool) http.
 	})
 }
 
-// debugPaths adds the profiler; it is authorized like any path.
+// debugPaths adds the profiler, which is authorized like any other path.
 func (h *Handler) debugPaths(paths map[string]http.Handler) {
 	index := http.HandlerFunc(pprof.Index)
 	paths["/debug/pprof"] = http.RedirectHandler("/debug/pprof/", http.StatusFound)

@@ -22,7 +22,7 @@ func (x *exchange) impersonate() bool {
 	return true
 }
 
-// rights asks the pipeline as an authz.Authorizer.
+// rights implements authz.Authorizer with the pipeline.
 type rights struct{ api pipeline.API }
 
 func (r rights) Authorize(ctx context.Context, a *request.Attributes) (bool, string, error) {

@@ -10,8 +10,8 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// smallTable is a table of few kinds that does not grow with the catalogue: one of
-// each sort that the front tells apart.
+// smallTable is a table with one kind of each sort that the front distinguishes. It does not grow
+// with the catalogue.
 func smallTable() []*resource.Kind {
 	pod := row.Namespaced[corev1.Pod, corev1.PodList](corev1.SchemeGroupVersion, "pods", "pods")
 	pod.ShortNames, pod.Categories = []string{"po"}, []string{"all"}

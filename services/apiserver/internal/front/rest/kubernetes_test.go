@@ -14,7 +14,7 @@ const (
 	threeTypes    = "application/json, application/yaml, application/vnd.kubernetes.protobuf"
 )
 
-// indented is a Status as Kubernetes writes it where the client accepts none.
+// indented returns a Status as Kubernetes sends it to a client that accepts none.
 func indented(reason, code, message, details string) string {
 	return `{
   "kind": "Status",
@@ -27,14 +27,14 @@ func indented(reason, code, message, details string) string {
 }`
 }
 
-// TestAnswersOfKubernetes holds answers of the front alone to those of a kube-apiserver
-// 1.37, to the letter.
+// TestAnswersOfKubernetes compares responses of the front itself with those of kube-apiserver
+// 1.37, byte by byte.
 func TestAnswersOfKubernetes(t *testing.T) {
 	const noDetails = "\n  \"details\": {},"
 	for _, tc := range []struct {
 		name, method, path, accept, body string
 		code                             int
-		want                             string // all of the answer
+		want                             string // the entire response
 	}{
 		{"nothing named", "GET", "/api/v1/namespaces/ns/pods/p", "text/html", "", 406,
 			indented("NotAcceptable", "406", `406: Not Acceptable\n\nAvailable representations: `+threeTypes, noDetails)},
@@ -42,13 +42,13 @@ func TestAnswersOfKubernetes(t *testing.T) {
 			indented("NotAcceptable", "406", `406: Not Acceptable\n\nAvailable representations: `+threeTypes+", application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch", noDetails)},
 		{"nothing named of discovery", "GET", "/api", "text/html", "", 406,
 			indented("NotAcceptable", "406", `406: Not Acceptable\n\nAvailable representations: `+threeTypes, noDetails)},
-		{"nothing that fits", "GET", "/api/v1/namespaces/ns/pods/p", "application/json;as=Poem;g=meta.k8s.io;v=v1", "", 406,
+		{"unknown transformation", "GET", "/api/v1/namespaces/ns/pods/p", "application/json;as=Poem;g=meta.k8s.io;v=v1", "", 406,
 			indented("NotAcceptable", "406", "only the following media types are accepted: "+threeTypes, "")},
-		{"group and version of nothing", "GET", "/api/v1/pods", "application/json;g=meta.k8s.io;v=v1", "", 406,
+		{"group and version without a transformation", "GET", "/api/v1/pods", "application/json;g=meta.k8s.io;v=v1", "", 406,
 			indented("NotAcceptable", "406", "only the following media types are accepted: "+threeTypes, "")},
 		{"a watch in YAML", "GET", "/api/v1/pods?watch=1", "application/yaml", "",
 			406, "apiVersion: v1\ncode: 406\nkind: Status\nmessage: 'only the following media types are accepted: application/json;stream=watch,\n  application/vnd.kubernetes.protobuf;stream=watch'\nmetadata: {}\nreason: NotAcceptable\nstatus: Failure\n"},
-		{"an error to who asks for a table", "GET", "/api/v1/namespaces/ns/pods/none", "application/yaml;as=Table;g=meta.k8s.io;v=v1", "", 404,
+		{"an error for a table", "GET", "/api/v1/namespaces/ns/pods/none", "application/yaml;as=Table;g=meta.k8s.io;v=v1", "", 404,
 			indented("NotFound", "404", `pods \"none\" not found`, `
   "details": {
     "name": "none",
@@ -65,18 +65,18 @@ func TestAnswersOfKubernetes(t *testing.T) {
 		{"metadata of a list of an object", "GET", "/api/v1/namespaces/ns/pods/p", acceptsList, "", 406,
 			indented("NotAcceptable", "406", "you requested PartialObjectMetadataList, but the requested object is not a list (Pod)", "")},
 		{"a watch of lists", "GET", "/api/v1/pods?watch=1", acceptsList, "", 200, ""},
-		{"a patch of no kind", "PATCH", "/api/v1/namespaces/ns/pods/p", "", "{}", 415,
+		{"a patch without a type", "PATCH", "/api/v1/namespaces/ns/pods/p", "", "{}", 415,
 			`{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"415: Unsupported Media Type","reason":"UnsupportedMediaType","details":{},"code":415}` + "\n"},
-		{"a patch of no kind for nobody", "PATCH", "/api/v1/namespaces/ns/pods/p", "text/html", "{}", 415,
+		{"a patch without a type, not acceptable", "PATCH", "/api/v1/namespaces/ns/pods/p", "text/html", "{}", 415,
 			indented("UnsupportedMediaType", "415", "415: Unsupported Media Type", noDetails)},
 		{"a version as HTML", "GET", "/version", "text/html", "", 406,
 			indented("NotAcceptable", "406", `406: Not Acceptable\n\nAvailable representations: application/json`, noDetails)},
 		{"OpenAPI as HTML", "GET", "/openapi/v2", "text/html", "", 406, ""},
-		{"OpenAPI of no group", "GET", "/openapi/v3/apis/none", "", "", 404, ""},
+		{"OpenAPI of an unknown group", "GET", "/openapi/v3/apis/none", "", "", 404, ""},
 		{"an empty segment", "GET", "/api/v1//pods", "", "", 404,
 			`{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"the server could not find the requested resource","reason":"NotFound","details":{},"code":404}` + "\n"},
-		{"a method of a group that is not there", "POST", "/apis/none", "", "{}", 404, "404 page not found\n"},
-		{"a method of a version that is not there", "POST", "/apis/apps/v9", "", "{}", 404,
+		{"a method of an unknown group", "POST", "/apis/none", "", "{}", 404, "404 page not found\n"},
+		{"a method of an unknown version", "POST", "/apis/apps/v9", "", "{}", 404,
 			`{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"the server could not find the requested resource","reason":"NotFound","details":{},"code":404}` + "\n"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -97,8 +97,8 @@ func TestAnswersOfKubernetes(t *testing.T) {
 	}
 }
 
-// TestDiscoveryMethods: the lists of groups are answered whatever the method, and only
-// the aggregated documents depend on the Accept header.
+// TestDiscoveryMethods checks that the lists of groups are returned for every method, and that
+// only the aggregated documents depend on the Accept header.
 func TestDiscoveryMethods(t *testing.T) {
 	h := New(Config{API: newFake(smallTable()...), Authn: fakeAuthn{}})
 	for _, tc := range []struct {
@@ -120,6 +120,6 @@ func TestDiscoveryMethods(t *testing.T) {
 		}
 	}
 	if _, body := do(t, h, "GET", "/apis/apps/v1", "", map[string]string{"Accept": "application/json;pretty=1"}); !strings.HasPrefix(string(body), "{\n  ") {
-		t.Errorf("not indented: %s", body)
+		t.Errorf("the response is not indented: %s", body)
 	}
 }

@@ -15,21 +15,20 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// flushAt is how much of a list is gathered before it is sent.
+// flushAt is how many bytes of a list are buffered before they are sent.
 const flushAt = 256 << 10
 
-// listWriter sends a list piece by piece, so that its memory does not grow with
-// the list.
+// listWriter sends a list in pieces, so that memory use does not grow with the list.
 type listWriter struct {
 	x     *exchange
 	buf   *[]byte
 	zip   *gzip.Writer
-	whole bool // keep everything: it is to be converted at the end
+	whole bool // buffer everything, to be converted at the end
 	begun bool
 	err   error
 }
 
-// flush sends what is gathered, if it is enough or the last.
+// flush sends the buffer if it is large enough, or the last.
 func (w *listWriter) flush(last bool) {
 	if w.err != nil || !last && (w.whole || len(*w.buf) < flushAt) {
 		return
@@ -98,7 +97,7 @@ func (x *exchange) writeList(list *pipeline.List) {
 	}
 }
 
-// protobufList writes the items' messages one after another, as they are.
+// protobufList writes the items' messages one after another, unmodified.
 func (x *exchange) protobufList(w *listWriter, meta *metav1.ListMeta, list *pipeline.List) error {
 	gvk := list.Kind.GVK
 	gvk.Kind += "List"
@@ -135,7 +134,7 @@ func (x *exchange) protobufList(w *listWriter, meta *metav1.ListMeta, list *pipe
 		if len(buf) >= flushAt {
 			*w.buf = buf
 			if w.flush(false); w.err != nil {
-				return nil // the client is gone
+				return nil // the client has disconnected
 			}
 			buf = *w.buf
 		}
@@ -144,7 +143,7 @@ func (x *exchange) protobufList(w *listWriter, meta *metav1.ListMeta, list *pipe
 	return nil
 }
 
-// textList writes JSON.
+// textList writes a list as JSON.
 func (x *exchange) textList(w *listWriter, meta *metav1.ListMeta, list *pipeline.List, item func(*subject, []byte) ([]byte, error)) error {
 	buf := *w.buf
 	var err error
@@ -187,7 +186,7 @@ func (x *exchange) textList(w *listWriter, meta *metav1.ListMeta, list *pipeline
 		if len(buf) >= flushAt && !w.whole {
 			*w.buf = buf
 			if w.flush(false); w.err != nil {
-				return nil // the client is gone
+				return nil // the client has disconnected
 			}
 			buf = *w.buf
 		}

@@ -7,7 +7,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// client-go and the HTTP client keep a few goroutines of their own.
+	// client-go and the HTTP client keep a few goroutines running.
 	goleak.VerifyTestMain(m,
 		goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"),
 		goleak.IgnoreAnyFunction("net/http.(*http2clientConnReadLoop).run"),

@@ -9,7 +9,7 @@ import (
 	"keelson.dev/services/apiserver/internal/front/rest/route"
 )
 
-// metrics of the front, under Kubernetes' names where it has them.
+// metrics of the front, with Kubernetes' names where it has them.
 type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
@@ -24,15 +24,15 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "apiserver_request_total", Help: "Requests by verb, resource and status code.",
 		}, []string{"verb", "group", "version", "resource", "subresource", "code"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "apiserver_request_duration_seconds", Help: "Time to the end of the answer, watches and streams excluded.",
+			Name: "apiserver_request_duration_seconds", Help: "Time to the end of the response, without watches and streams.",
 			Buckets: []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60},
 		}, []string{"verb", "group", "resource", "subresource"}),
 		sizes: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "apiserver_response_sizes", Help: "Bytes of answers of lists.",
+			Name: "apiserver_response_sizes", Help: "Sizes of list responses in bytes.",
 			Buckets: prometheus.ExponentialBuckets(1000, 10, 7),
 		}, []string{"verb", "group", "resource"}),
 		long: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "apiserver_longrunning_requests", Help: "Watches and streams under way.",
+			Name: "apiserver_longrunning_requests", Help: "Watches and streams in progress.",
 		}, []string{"verb", "group", "resource", "subresource"}),
 		panics: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "apiserver_request_panics_total", Help: "Requests whose handler panicked.",
@@ -44,8 +44,8 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	return m
 }
 
-// labels of a request. What the table does not have is not named, so that
-// strangers' paths make no series.
+// labels returns the labels of a request. Names that are not in the table are omitted, so that
+// arbitrary paths create no series.
 func (x *exchange) labels() (verb, group, version, resource, subresource string) {
 	if x.kind == nil {
 		if x.path.Form == route.Resource {
@@ -62,7 +62,7 @@ func (x *exchange) labels() (verb, group, version, resource, subresource string)
 	return verb, x.kind.GVK.Group, x.kind.GVK.Version, x.kind.Resource, subresource
 }
 
-// observe counts a request that has ended.
+// observe records a request that has ended.
 func (m *metrics) observe(x *exchange, took time.Duration) {
 	verb, group, version, resource, subresource := x.labels()
 	code := x.code

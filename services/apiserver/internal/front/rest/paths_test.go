@@ -68,6 +68,6 @@ func TestPaths(t *testing.T) {
 	}
 	do(t, h, http.MethodGet, "/api/v1/namespaces/ns/nopes/"+strings.Repeat("x", 50), "", nil)
 	if _, body := do(t, h, http.MethodGet, "/metrics", "", nil); strings.Contains(string(body), "nopes") {
-		t.Error("a stranger's path made a series")
+		t.Error("an unknown resource created a series")
 	}
 }

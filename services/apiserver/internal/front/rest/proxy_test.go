@@ -23,8 +23,8 @@ import (
 	"keelson.dev/services/apiserver/internal/tunnel/tunneltest"
 )
 
-// The verb that a proxied method needs is that of Kubernetes' request info: that of
-// OPTIONS is empty, so that only a rule for all verbs allows it.
+// TestProxyVerbs checks that the verb of a proxied method is that of Kubernetes' request info.
+// The verb of OPTIONS is empty, so that only a rule for all verbs allows it.
 func TestProxyVerbs(t *testing.T) {
 	for method, want := range map[string]string{
 		"GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete", "OPTIONS": "",
@@ -46,14 +46,13 @@ func TestProxyVerbs(t *testing.T) {
 			}
 			resp.Body.Close()
 			if resp.StatusCode != http.StatusForbidden || asked != want+" proxy" {
-				t.Errorf("%s %s: %d, asked for %q", method, path, resp.StatusCode, asked)
+				t.Errorf("%s %s: %d, authorized %q", method, path, resp.StatusCode, asked)
 			}
 		}
 	}
 }
 
-// dialer is a node that connects every address to one server and remembers which
-// were asked for.
+// dialer is a node that connects every address to the same server and records the addresses.
 type dialer struct {
 	to    string
 	mu    sync.Mutex
@@ -76,7 +75,7 @@ func (d *dialer) serve(open *nodev1.Open, s tunneltest.Session) {
 	received := make(chan struct{})
 	defer func() {
 		conn.Close()
-		<-received // one reader of the session at a time
+		<-received // only one goroutine may read from the session
 	}()
 	go func() {
 		defer close(received)
@@ -200,7 +199,7 @@ func TestProxy(t *testing.T) {
 			t.Errorf("%s %s: %d %s", tc.method, tc.path, code, text)
 		}
 		if tc.dialled != "" && node.last() != tc.dialled {
-			t.Errorf("%s %s: dialled %s", tc.method, tc.path, node.last())
+			t.Errorf("%s %s: the node dialed %s", tc.method, tc.path, node.last())
 		}
 	}
 	for path, location := range map[string]string{

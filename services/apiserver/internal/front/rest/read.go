@@ -31,8 +31,8 @@ func (x *exchange) listOptions() pipeline.ListOptions {
 	}
 }
 
-// checkListOptions checks the options of a list or watch that say more than the
-// pipeline's do: whether sendInitialEvents was there at all. The rest is its.
+// checkListOptions checks the options of a list or watch that the pipeline's options cannot
+// represent: whether sendInitialEvents was given at all. The pipeline checks the others.
 func (x *exchange) checkListOptions() bool {
 	q := &x.query
 	if q.SendInitialEvents == nil && (x.verb != "watch" || q.ResourceVersionMatch == "") {

@@ -8,24 +8,24 @@ import (
 	"time"
 )
 
-// A client of Kubernetes obeys Retry-After ten times (client-go's rest.Request). Where
-// another apiserver may do better, a few attempts find it; where none can, a person
-// would wait for ten seconds to hear the same. So a request that was refused twice
-// within some seconds is refused without a time to try again after.
+// Kubernetes' clients obey Retry-After up to ten times (client-go's rest.Request). If another
+// apiserver can serve the request, a few attempts reach it; if none can, the user would wait ten
+// seconds for the same error. A request that was already refused twice within a few seconds is
+// therefore refused without Retry-After.
 const (
 	maxRefused = 2
 	refusedFor = 5 * time.Second
-	// maxRefusals bounds how many requests are remembered.
+	// maxRefusals bounds the number of requests that are remembered.
 	maxRefusals = 4096
 )
 
-// refusals are the requests that were refused lately.
+// refusals remembers the requests that were refused recently.
 type refusals struct {
 	mu   sync.Mutex
 	seen map[refusedRequest]refused
 }
 
-// refusedRequest identifies a request without its body.
+// refusedRequest identifies a request, without its body.
 type refusedRequest struct{ host, agent, method, uri string }
 
 type refused struct {
@@ -33,7 +33,7 @@ type refused struct {
 	since time.Time
 }
 
-// mayRepeat records a refusal and reports whether the client should try again.
+// mayRepeat records a refusal and reports whether the client should retry.
 func (s *refusals) mayRepeat(r *http.Request, now time.Time) bool {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
@@ -48,12 +48,12 @@ func (s *refusals) mayRepeat(r *http.Request, now time.Time) bool {
 	}
 	was.times++
 	if s.seen == nil || len(s.seen) >= maxRefusals {
-		s.seen = map[refusedRequest]refused{} // forgotten clients try twice more
+		s.seen = map[refusedRequest]refused{} // forgotten clients retry twice more
 	}
 	s.seen[key] = was
 	return was.times <= maxRefused
 }
 
-// cut bounds what is remembered of a text. It copies: a part of a string keeps all of it
-// in memory, here up to maxHeaderBytes.
+// cut returns a copy of the beginning of s. A substring would keep all of s in memory, which may
+// have up to maxHeaderBytes.
 func cut(s string) string { return strings.Clone(s[:min(len(s), 256)]) }

@@ -16,8 +16,8 @@ import (
 	restclient "k8s.io/client-go/rest"
 )
 
-// Where no apiserver can do what is asked, a client of Kubernetes hears so soon: it tries
-// again ten times else, a second after each refusal.
+// TestARefusalEndsSoon checks that a Kubernetes client soon fails if no apiserver can serve its
+// request. Otherwise it would retry ten times, a second after each refusal.
 func TestARefusalEndsSoon(t *testing.T) {
 	outOfReach := apierrors.NewServiceUnavailable("out of reach")
 	outOfReach.ErrStatus.Details = &metav1.StatusDetails{RetryAfterSeconds: 1}
@@ -46,24 +46,24 @@ func TestRefusalsAreForgotten(t *testing.T) {
 	r := httptest.NewRequest(http.MethodGet, "/api/v1/pods", nil)
 	for n := range maxRefused + 1 {
 		if got := s.mayRepeat(r, now); got != (n < maxRefused) {
-			t.Errorf("refusal %d may be repeated: %t", n, got)
+			t.Errorf("refusal %d: mayRepeat is %t", n, got)
 		}
 	}
 	if other := httptest.NewRequest(http.MethodPost, "/api/v1/pods", nil); !s.mayRepeat(other, now) {
-		t.Error("another request may not be repeated")
+		t.Error("another request must be repeatable")
 	}
 	if !s.mayRepeat(r, now.Add(refusedFor+time.Second)) {
-		t.Error("it is not forgotten")
+		t.Error("the refusals were not forgotten")
 	}
 	for i := range 3 * maxRefusals {
 		s.mayRepeat(httptest.NewRequest(http.MethodGet, fmt.Sprintf("/api/v1/pods/%d", i), nil), now)
 	}
 	if len(s.seen) > maxRefusals {
-		t.Errorf("%d are remembered", len(s.seen))
+		t.Errorf("%d requests are remembered", len(s.seen))
 	}
 }
 
-// What is remembered keeps no long header in memory.
+// TestRefusalsKeepNoHeaders checks that the remembered requests keep no long header in memory.
 func TestRefusalsKeepNoHeaders(t *testing.T) {
 	var s refusals
 	r := httptest.NewRequest(http.MethodGet, "/api/v1/pods", nil)
@@ -72,7 +72,7 @@ func TestRefusalsKeepNoHeaders(t *testing.T) {
 	s.mayRepeat(r, time.Now())
 	for key := range s.seen {
 		if unsafe.StringData(key.agent) == unsafe.StringData(agent) {
-			t.Errorf("%d bytes of %d are remembered, and the rest with them", len(key.agent), len(agent))
+			t.Errorf("the first %d bytes share the memory of the %d byte header", len(key.agent), len(agent))
 		}
 	}
 }

@@ -22,7 +22,7 @@ var (
 	deploymentsGVR = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}
 )
 
-// TestRequestBecomesCall holds what each request asks of the pipeline.
+// TestRequestBecomesCall checks which call of the pipeline each request results in.
 func TestRequestBecomesCall(t *testing.T) {
 	pod := pipeline.Target{Resource: podsGVR, Namespace: "ns", Name: "p"}
 	pods := pipeline.Target{Resource: podsGVR, Namespace: "ns"}
@@ -37,7 +37,7 @@ func TestRequestBecomesCall(t *testing.T) {
 			call{Verb: "get", Target: pod, Options: pipeline.GetOptions{ResourceVersion: "0"}}},
 		{"get with watch is a get", "GET", "/api/v1/namespaces/ns/pods/p?watch=1", "", nil,
 			call{Verb: "get", Target: pod, Options: pipeline.GetOptions{}}},
-		{"get of a cluster-scoped one", "GET", "/api/v1/nodes/n", "", nil,
+		{"get of a cluster-scoped object", "GET", "/api/v1/nodes/n", "", nil,
 			call{Verb: "get", Target: pipeline.Target{Resource: schema.GroupVersionResource{Version: "v1", Resource: "nodes"}, Name: "n"}, Options: pipeline.GetOptions{}}},
 		{"status", "GET", "/apis/apps/v1/namespaces/ns/deployments/d/status", "", nil,
 			call{Verb: "get", Target: pipeline.Target{Resource: deploymentsGVR, Namespace: "ns", Name: "d", Subresource: "status"}, Options: pipeline.GetOptions{}}},
@@ -53,9 +53,9 @@ func TestRequestBecomesCall(t *testing.T) {
 			call{Verb: "watch", Target: pipeline.Target{Resource: podsGVR}, Options: pipeline.WatchOptions{NoInitialEvents: true}}},
 		{"watch of everything with bookmarks", "GET", "/api/v1/pods?watch=true&allowWatchBookmarks=true&resourceVersion=0&timeoutSeconds=1", "", nil,
 			call{Verb: "watch", Target: pipeline.Target{Resource: podsGVR}, Options: pipeline.WatchOptions{ResourceVersion: "0", SendInitialEvents: true, AllowBookmarks: true}}},
-		{"watch by the old path", "GET", "/api/v1/watch/namespaces/ns/pods?timeoutSeconds=1", "", nil,
+		{"watch by the deprecated path", "GET", "/api/v1/watch/namespaces/ns/pods?timeoutSeconds=1", "", nil,
 			call{Verb: "watch", Target: pods, Options: pipeline.WatchOptions{}}},
-		{"watch of one by the old path", "GET", "/api/v1/watch/namespaces/ns/pods/p?timeoutSeconds=1&fieldSelector=a%3Db", "", nil,
+		{"watch of one object by the deprecated path", "GET", "/api/v1/watch/namespaces/ns/pods/p?timeoutSeconds=1&fieldSelector=a%3Db", "", nil,
 			call{Verb: "watch", Target: pod, Options: pipeline.WatchOptions{FieldSelector: "a=b"}}},
 		{"create", "POST", "/api/v1/namespaces/ns/pods?dryRun=All&fieldManager=m&fieldValidation=Strict", jsonBody, nil,
 			call{Verb: "create", Target: pods, Type: codec.JSON, Options: pipeline.WriteOptions{UserAgent: "kubectl/v1.37", DryRun: true, FieldManager: "m", FieldValidation: "Strict"}}},
@@ -138,7 +138,7 @@ func deleteOptionsProtobuf(t *testing.T) string {
 	return string(appendEnveloped(nil, schema.GroupVersionKind{Version: "v1", Kind: "DeleteOptions"}, raw))
 }
 
-// TestUnknownPath: outside of the API, what is not there is answered as text.
+// TestUnknownPath checks that unknown paths outside the API are answered as text.
 func TestUnknownPath(t *testing.T) {
 	h := New(Config{API: newFake(smallTable()...), Authn: fakeAuthn{}})
 	for _, path := range []string{"/nope", "/apis/none", "/apis/none/v1", "/apis/none/v1/things/x", "//api/v1/pods"} {
@@ -151,7 +151,7 @@ func TestUnknownPath(t *testing.T) {
 	}
 }
 
-// TestRefusals holds the requests that the front itself answers.
+// TestRefusals checks the requests that the front itself refuses.
 func TestRefusals(t *testing.T) {
 	deep := `{"a":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + "}"
 	for _, tc := range []struct {
@@ -172,7 +172,7 @@ func TestRefusals(t *testing.T) {
 		{"unknown version", "GET", "/apis/apps/v9", "", nil, 404, "NotFound", ""},
 		{"unknown resource", "GET", "/api/v1/nopes", "", nil, 404, "NotFound", "the server could not find the requested resource"},
 		{"unknown subresource", "GET", "/api/v1/namespaces/ns/pods/p/nope", "", nil, 404, "NotFound", ""},
-		{"below a subresource", "GET", "/api/v1/namespaces/ns/pods/p/status/x", "", nil, 404, "NotFound", ""},
+		{"path below a subresource", "GET", "/api/v1/namespaces/ns/pods/p/status/x", "", nil, 404, "NotFound", ""},
 		{"namespaced without namespace", "GET", "/api/v1/pods/p", "", nil, 404, "NotFound", ""},
 		{"cluster-scoped in a namespace", "GET", "/api/v1/namespaces/ns/nodes", "", nil, 404, "NotFound", ""},
 		{"create over all namespaces", "POST", "/api/v1/pods", "{}", nil, 405, "MethodNotAllowed", "the server does not allow this method on the requested resource"},
@@ -204,8 +204,8 @@ func TestRefusals(t *testing.T) {
 		{"broken protobuf delete options", "DELETE", "/api/v1/namespaces/ns/pods/p", "k8s\x00\xff\xff", map[string]string{"Content-Type": "application/vnd.kubernetes.protobuf"}, 400, "BadRequest", ""},
 		{"both propagations", "DELETE", "/api/v1/namespaces/ns/pods/p?propagationPolicy=Orphan&orphanDependents=true", "", nil, 422, "Invalid", "orphanDependents and deletionPropagation cannot be both set"},
 		{"propagation", "DELETE", "/api/v1/namespaces/ns/pods/p?propagationPolicy=Sideways", "", nil, 422, "Invalid", "propagationPolicy: Unsupported value"},
-		{"delete of what cannot be read", "DELETE", "/api/v1/namespaces/ns/pods/p?ignoreStoreReadErrorWithClusterBreakingPotential=true", "", nil, 422, "Invalid", "ignoreStoreReadErrorWithClusterBreakingPotential: Forbidden: not supported by Keelson"},
-		{"delete of what cannot be read, by body", "DELETE", "/api/v1/namespaces/ns/pods/p", `{"ignoreStoreReadErrorWithClusterBreakingPotential":true}`, nil, 422, "Invalid", "ignoreStoreReadErrorWithClusterBreakingPotential: Forbidden"},
+		{"delete of an unreadable object", "DELETE", "/api/v1/namespaces/ns/pods/p?ignoreStoreReadErrorWithClusterBreakingPotential=true", "", nil, 422, "Invalid", "ignoreStoreReadErrorWithClusterBreakingPotential: Forbidden: not supported by Keelson"},
+		{"delete of an unreadable object, by body", "DELETE", "/api/v1/namespaces/ns/pods/p", `{"ignoreStoreReadErrorWithClusterBreakingPotential":true}`, nil, 422, "Invalid", "ignoreStoreReadErrorWithClusterBreakingPotential: Forbidden"},
 		{"include object", "GET", "/api/v1/pods?includeObject=Half", "", map[string]string{"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}, 400, "BadRequest", "must be 'Metadata', 'Object', 'None', or empty"},
 		{"bad token", "GET", "/api/v1/pods", "", map[string]string{"Authorization": "Bearer bad"}, 401, "Unauthorized", "Unauthorized"},
 		{"impersonated groups alone", "GET", "/api/v1/pods", "", map[string]string{"Impersonate-Group": "g"}, 400, "BadRequest", "without impersonating a user"},

@@ -14,7 +14,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// serveResource answers a request for a collection, an object or a subresource.
+// serveResource serves a request for a collection, an object or a subresource.
 func (x *exchange) serveResource() {
 	x.verb = verbOf(x.r.Method, &x.path)
 	query := route.ParseQuery(x.r.URL.RawQuery)
@@ -46,7 +46,7 @@ func (x *exchange) serveResource() {
 	case x.verb == "watch":
 		purpose = negotiate.Watch
 	case x.kind.Virtual != "" || x.kind.Subresources[x.path.Subresource].Post != "":
-		purpose = negotiate.Object // there is nothing to make rows of
+		purpose = negotiate.Object // there is nothing to show in a table
 	}
 	accept := x.r.Header.Get("Accept")
 	format, ok := negotiate.Accept(accept, purpose)
@@ -104,11 +104,11 @@ func (x *exchange) serveResource() {
 
 var (
 	streamTypes = []string{negotiate.MediaJSON + ";stream=watch", negotiate.MediaProtobuf + ";stream=watch"}
-	// listTypes are named where lists and watches are.
+	// listTypes are the media types in errors of lists and watches.
 	listTypes = append(slices.Clip(negotiate.BodyTypes), streamTypes...)
 )
 
-// errAccept is the error for an Accept header that cannot be satisfied for an object.
+// errAccept returns the error for an Accept header that cannot be satisfied for an object.
 func (x *exchange) errAccept(accept string) error {
 	if x.verb == "patch" {
 		if _, ok := negotiate.Patch(x.r.Header.Get("Content-Type")); !ok {
@@ -126,7 +126,7 @@ func (x *exchange) errAccept(accept string) error {
 	return x.unacceptable(negotiate.BodyTypes)
 }
 
-// errQuery is what is wrong with the numbers that the verb reads from the query.
+// errQuery returns the error of a number in the query that the verb reads, or nil.
 func (x *exchange) errQuery() error {
 	switch x.verb {
 	case "list", "watch", "deletecollection":
@@ -135,8 +135,8 @@ func (x *exchange) errQuery() error {
 	return nil
 }
 
-// errPartial refuses the metadata of a list that is asked for as that of an object, and
-// the other way round. Kubernetes notices only when a write is done.
+// errPartial refuses PartialObjectMetadata for a list and PartialObjectMetadataList for an
+// object. Kubernetes notices this only after a write is done.
 func (x *exchange) errPartial() error {
 	if x.format.Transform != negotiate.PartialMetadata {
 		return nil
@@ -156,7 +156,7 @@ func (x *exchange) errPartial() error {
 	return nil
 }
 
-// verbOf is the verb of a method on a path.
+// verbOf returns the verb of a method on a path.
 func verbOf(method string, p *route.Path) string {
 	switch method {
 	case http.MethodGet, http.MethodHead:
@@ -179,7 +179,7 @@ func verbOf(method string, p *route.Path) string {
 	return ""
 }
 
-// named and collective verbs are those of an object and of a collection.
+// namedVerbs are the verbs of an object, and collectiveVerbs those of a collection.
 var (
 	namedVerbs      = []string{"get", "update", "patch", "delete"}
 	collectiveVerbs = []string{"create", "list", "watch", "deletecollection"}
@@ -188,9 +188,8 @@ var (
 	proxyVerbs      = []string{"create", "delete", "get", "patch", "update"}
 )
 
-// resolve finds the row that the path names and the verbs that are served there;
-// no verbs means that the path names nothing. connect is the stream of a
-// subresource that is one.
+// resolve finds the row of the path and returns the verbs that are served there; nil means that
+// the path does not exist. connect is the stream of a subresource that is one.
 func (x *exchange) resolve() (verbs []string, connect string) {
 	p := &x.path
 	kind := x.h.api.Table().ByResource(x.target().Resource)
@@ -207,7 +206,7 @@ func (x *exchange) resolve() (verbs []string, connect string) {
 	if p.Subresource != "" {
 		sub, ok := kind.Subresources[p.Subresource]
 		if !ok && p.Subresource == "proxy" && !p.Watch {
-			return proxyVerbs, "proxy" // to be refused with a reason
+			return proxyVerbs, "proxy" // refused later, with a reason
 		}
 		if !ok || p.Watch || p.Rest != "" && sub.Connect != "proxy" {
 			return nil, ""
@@ -234,7 +233,7 @@ func (x *exchange) resolve() (verbs []string, connect string) {
 	return verbs, ""
 }
 
-// intersect keeps the verbs that are served; it is never nil.
+// intersect returns the verbs that are served. It never returns nil.
 func intersect(verbs, served []string) []string {
 	out := make([]string, 0, len(verbs))
 	for _, v := range verbs {

@@ -1,10 +1,8 @@
-// Package rest is the Kubernetes HTTP API: the door for kubectl, helm and
-// client-go. It turns requests into calls of the pipeline and answers into bytes,
-// and does nothing else.
+// Package rest is the Kubernetes HTTP API, for kubectl, helm and client-go. It converts requests
+// to calls of the pipeline and results to bytes, and does nothing else.
 //
-// It must never decide: what exists, who may do what, what is valid and what is
-// stored is the pipeline's. It must never touch the store or change an object that
-// it was given.
+// It must never decide: what exists, who may do what, what is valid and what is stored is up to
+// the pipeline. It must never access the store, or modify an object that it was given.
 package rest
 
 import (
@@ -27,54 +25,51 @@ import (
 	"keelson.dev/services/apiserver/internal/tunnel"
 )
 
-// Authenticator tells who a request comes from.
+// Authenticator authenticates requests.
 type Authenticator interface {
-	// Authenticate names the caller from the certificates of its connection, which
-	// TLS has verified, or its bearer token; both may be empty, and the anonymous
-	// user is an answer too. An error becomes 401.
+	// Authenticate returns the user of a connection's certificates, or of a bearer token. Both
+	// may be empty; the user may be the anonymous one. An error results in 401.
 	Authenticate(ctx context.Context, certs []*x509.Certificate, token string) (request.User, error)
 }
 
-// Check is one health check.
+// Check is a health check.
 type Check struct {
 	Name string
-	// Run says what is wrong; it is called at each request.
+	// Run returns what is wrong, or nil. It is called for every request.
 	Run func(ctx context.Context) error
-	// Live makes it part of /livez as well; every check is part of /readyz and
-	// /healthz.
+	// Live adds the check to /livez. Every check is part of /readyz and /healthz.
 	Live bool
 }
 
-// Config is what the front needs.
+// Config configures a Handler.
 type Config struct {
 	API   pipeline.API
 	Authn Authenticator
-	// Tunnel leads to the nodes; without one, logs, exec, attach and port-forward
-	// answer 503.
+	// Tunnel connects to the nodes. Without it, logs, exec, attach and port-forward return 503.
 	Tunnel *tunnel.Server
-	// Version is what /version says; by default DefaultVersion.
+	// Version is returned by /version. The default is DefaultVersion().
 	Version version.Info
 	Checks  []Check
-	// Metrics, OpenIDConfiguration and JWKS serve /metrics,
-	// /.well-known/openid-configuration and /openid/v1/jwks; each may be nil.
+	// Metrics, OpenIDConfiguration and JWKS serve /metrics, /.well-known/openid-configuration and
+	// /openid/v1/jwks. Each may be nil.
 	Metrics, OpenIDConfiguration, JWKS http.Handler
-	// Registerer is where the front's own metrics go; nil is nowhere.
+	// Registerer is where the front registers its metrics. It may be nil.
 	Registerer prometheus.Registerer
-	// Log is where requests are logged, at debug level; nil is slog's default.
+	// Log receives requests at debug level. nil means slog.Default().
 	Log *slog.Logger
-	// RequestTimeout ends requests that are neither watches nor streams; 0 is a
-	// minute, as in Kubernetes.
+	// RequestTimeout bounds requests other than watches and streams. 0 means one minute, as in
+	// Kubernetes.
 	RequestTimeout time.Duration
-	// BodyTimeout is how long a client may take to send a body; 0 is 30 seconds.
+	// BodyTimeout bounds how long a client may take to send a body. 0 means 30 seconds.
 	BodyTimeout time.Duration
-	// ServerAddresses are the addresses that /api names ("10.89.1.1:6443").
+	// ServerAddresses are the addresses that /api lists ("10.89.1.1:6443").
 	ServerAddresses []string
 }
 
-// maxBody is the largest body of a request, as in Kubernetes.
+// maxBody is the maximum size of a request body in bytes, as in Kubernetes.
 const maxBody = 3 << 20
 
-// Handler is the front.
+// Handler is the REST front.
 type Handler struct {
 	cfg       Config
 	api       pipeline.API
@@ -88,7 +83,7 @@ type Handler struct {
 	paths     map[string]http.Handler
 }
 
-// New makes the front.
+// New returns the front.
 func New(cfg Config) *Handler {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
@@ -116,7 +111,7 @@ func New(cfg Config) *Handler {
 	return h
 }
 
-// fixedPaths are the paths outside /api/ and /apis/ that are exact.
+// fixedPaths returns the handlers of the exact paths outside /api/ and /apis/.
 func (h *Handler) fixedPaths() map[string]http.Handler {
 	paths := map[string]http.Handler{
 		"/version":    http.HandlerFunc(h.serveVersion),
@@ -137,7 +132,7 @@ func (h *Handler) fixedPaths() map[string]http.Handler {
 	return paths
 }
 
-// fixed finds the handler of a path that is not a resource.
+// fixed returns the handler of a path that is not a resource, or nil.
 func (h *Handler) fixed(path string) http.Handler {
 	if handler := h.paths[path]; handler != nil {
 		return handler

@@ -13,8 +13,8 @@ import (
 	"keelson.dev/services/internal/connlimit"
 )
 
-// The bounds of connections. Watches and streams are long, so nothing bounds a
-// whole request here; bodies and stalled readers have their own bounds.
+// Bounds of connections. Watches and streams last long, so nothing bounds an entire request here;
+// bodies and stalled readers have bounds of their own.
 const (
 	headerTimeout   = 10 * time.Second
 	idleTimeout     = 3 * time.Minute
@@ -23,10 +23,10 @@ const (
 	shutdownTimeout = 8 * time.Second
 )
 
-// Serve answers requests on a listener until ctx ends. Then watches end, clients
-// are told to go elsewhere (GOAWAY, or Connection: close), and the other requests
-// that run are given a few seconds. It closes the listener. grpc serves the connections
-// of gRPC clients, each until it is over; nil serves none.
+// Serve serves requests on a listener until ctx ends. Watches then end, clients are told to use
+// another connection (GOAWAY, or Connection: close), and the other requests in progress get
+// shutdownTimeout to finish. Serve closes the listener. grpc serves a gRPC client's connection
+// until it is closed; if it is nil, there is no gRPC.
 func Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Config, h http.Handler, log *slog.Logger, grpc func(*sniff.Conn)) error {
 	conf := tlsConfig.Clone()
 	conf.NextProtos = []string{"h2", "http/1.1"}
@@ -40,9 +40,8 @@ func Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Config, h http.Ha
 		Handler:           h,
 		TLSConfig:         conf,
 		ReadHeaderTimeout: headerTimeout,
-		// Not IdleTimeout: net/http sets that timer once more when a connection of HTTP/2
-		// ends with open streams, and so keeps it and the bodies that nobody read for as
-		// long.
+		// Not IdleTimeout: net/http sets that timer again when an HTTP/2 connection ends with
+		// open streams, which keeps the connection and unread bodies in memory for that long.
 		ConnState:      watchIdle,
 		MaxHeaderBytes: maxHeaderBytes,
 		BaseContext:    func(net.Listener) context.Context { return base },
@@ -52,8 +51,8 @@ func Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Config, h http.Ha
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: maxStreams,
-			// What a client may send before a handler reads it, and so before it is
-			// authenticated.
+			// What a client may send before a handler reads it, and therefore before the client
+			// is authenticated.
 			MaxReadFrameSize:              1 << 16,
 			MaxReceiveBufferPerConnection: 1 << 20,
 			MaxReceiveBufferPerStream:     1 << 18,
@@ -83,7 +82,7 @@ func Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Config, h http.Ha
 	return nil
 }
 
-// watchIdle ends connections without requests.
+// watchIdle closes idle connections.
 func watchIdle(c net.Conn, state http.ConnState) {
 	conn := connlimit.Of(c.LocalAddr())
 	switch {
@@ -95,11 +94,11 @@ func watchIdle(c net.Conn, state http.ConnState) {
 	}
 }
 
-// drainKey finds the context that ends when the server stops taking requests.
+// drainKey is the context key of the context that ends when the server stops accepting requests.
 type drainKey struct{}
 
-// untilDrain is a context that ends with the request, when cancelled, or when the
-// server stops.
+// untilDrain returns a context that ends with the request, when cancelled, or when the server
+// stops.
 func untilDrain(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	drain, ok := ctx.Value(drainKey{}).(context.Context)

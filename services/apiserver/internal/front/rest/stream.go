@@ -8,8 +8,8 @@ import (
 	"keelson.dev/services/apiserver/internal/front/rest/stream"
 )
 
-// serveStream answers a request for a stream of the tunnel. It has no time-out,
-// but ends when the server does.
+// serveStream serves a stream through the tunnel. It has no timeout, but ends when the server
+// stops.
 func (x *exchange) serveStream(connect string, verbs []string) {
 	if !streamable(x.r.Method, connect, x.verb, verbs) {
 		x.refuse(x.verb, errMethod())
@@ -30,13 +30,13 @@ func (x *exchange) serveStream(connect string, verbs []string) {
 	}
 }
 
-// proxyMethods are passed on by a proxy, as in Kubernetes. The verb of OPTIONS is
-// empty: only those who may do everything there may ask it.
+// proxyMethods are the methods that a proxy forwards, as in Kubernetes. The verb of OPTIONS is
+// empty, so that only users who may use all verbs there may send it.
 var proxyMethods = []string{
 	http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions,
 }
 
-// streamable tells whether a stream is served by a method.
+// streamable reports whether a stream supports a method.
 func streamable(method, connect, verb string, verbs []string) bool {
 	if connect == "proxy" {
 		return slices.Contains(proxyMethods, method)
@@ -44,8 +44,8 @@ func streamable(method, connect, verb string, verbs []string) bool {
 	return slices.Contains(verbs, verb)
 }
 
-// guardWrites makes a timer that, once it runs out, fails what is being written: a
-// client that stopped reading does not hold a goroutine forever.
+// guardWrites returns a timer that fails the current write when it expires, so that a client that
+// has stopped reading does not block a goroutine.
 func (x *exchange) guardWrites() *time.Timer {
 	t := time.AfterFunc(stall, func() {
 		_ = http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Unix(1, 0))

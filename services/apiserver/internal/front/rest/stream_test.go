@@ -41,7 +41,7 @@ import (
 	"keelson.dev/services/apiserver/internal/tunnel/tunneltest"
 )
 
-// withStreams adds the streams to the row of pods, if the catalogue lacks them.
+// withStreams adds the stream subresources to the row of pods, if the table lacks them.
 func withStreams(kinds []*resource.Kind) []*resource.Kind {
 	for _, k := range kinds {
 		if k.GVK.Kind != "Pod" {
@@ -189,7 +189,7 @@ func (f *front) streamURL(subresource string, q url.Values) *url.URL {
 	return u
 }
 
-// executors are kubectl's two ways.
+// executors returns kubectl's two ways of streaming.
 func (f *front) executors(t *testing.T, subresource string, q url.Values) map[string]remotecommand.Executor {
 	t.Helper()
 	u := f.streamURL(subresource, q)
@@ -291,7 +291,7 @@ func TestExecEndsWithClient(t *testing.T) {
 	}
 }
 
-func TestExecEndsWithTheRight(t *testing.T) {
+func TestExecEndsWhenRightsAreLost(t *testing.T) {
 	f := newFront(t)
 	f.pod("n1", "c")
 	ended := make(chan struct{}, 2)
@@ -336,7 +336,8 @@ func TestAttach(t *testing.T) {
 	}
 }
 
-// The protocol of the conformance suite's own client: v4's predecessor.
+// TestExecOldWebSocket uses the protocol of the conformance suite's client, the predecessor of
+// v4.
 func TestExecOldWebSocket(t *testing.T) {
 	f := newFront(t)
 	f.pod("n1", "c")
@@ -365,7 +366,8 @@ func TestExecOldWebSocket(t *testing.T) {
 	}
 }
 
-// A frame that says it is 1 GiB long ends the connection; nothing is allocated for it.
+// TestHugeFrames checks that a frame with a length of 1 GiB ends the connection without being
+// allocated.
 func TestHugeFrames(t *testing.T) {
 	f := newFront(t)
 	f.pod("n1", "c")
@@ -400,17 +402,17 @@ func TestHugeFrames(t *testing.T) {
 			_ = resp.Body.Close()
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			// A binary frame with a mask and a length of 64 bits.
+			// A masked binary frame with a 64-bit length.
 			frame := append(binary.BigEndian.AppendUint64([]byte{0x82, 0xff}, 1<<30), 0, 0, 0, 0, 0)
 			if _, err := conn.Write(frame); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := io.Copy(io.Discard, r); errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Fatal("the connection goes on")
+				t.Fatal("the connection was not closed")
 			}
 			runtime.ReadMemStats(&after)
 			if n := after.TotalAlloc - before.TotalAlloc; n > 16<<20 {
-				t.Errorf("%d bytes were allocated", n)
+				t.Errorf("allocated %d bytes", n)
 			}
 		})
 	}
@@ -470,14 +472,14 @@ func TestLog(t *testing.T) {
 		code    int32
 		text    string
 	}{
-		"which container": {corev1.PodLogOptions{}, 400, "a container name must be specified for pod p, choose one of: [c waiting]"},
-		"wrong container": {corev1.PodLogOptions{Container: "x"}, 400, "container x is not valid for pod p"},
-		"waiting":         {corev1.PodLogOptions{Container: "waiting"}, 400, `container "waiting" in pod "p" is waiting to start: ContainerCreating`},
-		"tail":            {corev1.PodLogOptions{Container: "c", TailLines: &minus}, 422, `PodLogOptions "p" is invalid: tailLines: Invalid value: -1: must be greater than or equal to 0`},
-		"limit":           {corev1.PodLogOptions{Container: "c", LimitBytes: &minus}, 422, "limitBytes: Invalid value: -1: must be greater than 0"},
-		"since twice":     {corev1.PodLogOptions{Container: "c", SinceSeconds: &five, SinceTime: &now}, 422, "at most one of `sinceTime` or `sinceSeconds` may be specified"},
-		"stream":          {corev1.PodLogOptions{Container: "c", Stream: &odd}, 422, `stream: Unsupported value: "Both"`},
-		"stream and tail": {corev1.PodLogOptions{Container: "c", Stream: &stderr, TailLines: &five}, 422, "mutually exclusive"},
+		"no container name": {corev1.PodLogOptions{}, 400, "a container name must be specified for pod p, choose one of: [c waiting]"},
+		"unknown container": {corev1.PodLogOptions{Container: "x"}, 400, "container x is not valid for pod p"},
+		"waiting":           {corev1.PodLogOptions{Container: "waiting"}, 400, `container "waiting" in pod "p" is waiting to start: ContainerCreating`},
+		"tail":              {corev1.PodLogOptions{Container: "c", TailLines: &minus}, 422, `PodLogOptions "p" is invalid: tailLines: Invalid value: -1: must be greater than or equal to 0`},
+		"limit":             {corev1.PodLogOptions{Container: "c", LimitBytes: &minus}, 422, "limitBytes: Invalid value: -1: must be greater than 0"},
+		"two since options": {corev1.PodLogOptions{Container: "c", SinceSeconds: &five, SinceTime: &now}, 422, "at most one of `sinceTime` or `sinceSeconds` may be specified"},
+		"stream":            {corev1.PodLogOptions{Container: "c", Stream: &odd}, 422, `stream: Unsupported value: "Both"`},
+		"stream and tail":   {corev1.PodLogOptions{Container: "c", Stream: &stderr, TailLines: &five}, 422, "mutually exclusive"},
 	} {
 		_, err := get(&tc.options)
 		var status apierrors.APIStatus
@@ -487,7 +489,7 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// TestStreamRefusals are requests that never become streams.
+// TestStreamRefusals checks requests that never become streams.
 func TestStreamRefusals(t *testing.T) {
 	f := newFront(t)
 	f.pod("", "c")
@@ -525,12 +527,12 @@ func TestStreamRefusals(t *testing.T) {
 	}{
 		{"no upgrade", "admin", "POST", "exec", "command=a", "", 400, "Upgrade request required"},
 		{"not scheduled", "admin", "POST", "exec", "command=a", "SPDY/3.1", 400, "pod p does not have a host assigned"},
-		{"log of what is not scheduled", "admin", "GET", "log", "", "", 204, ""},
+		{"log of an unscheduled pod", "admin", "GET", "log", "", "", 204, ""},
 		{"forbidden", "nobody", "POST", "exec", "command=a", "SPDY/3.1", 403, "create is not allowed"},
 		{"a websocket needs create", "reader", "GET", "exec", "command=a", "websocket", 403, "create is not allowed"},
-		{"a log does not", "reader", "GET", "log", "", "", 204, ""},
+		{"a log does not need create", "reader", "GET", "log", "", "", 204, ""},
 		{"method", "admin", "PUT", "exec", "", "", 405, "does not allow this method"},
-		{"proxy for others", "nobody", "DELETE", "proxy/a/b", "", "", 403, "delete is not allowed"},
+		{"proxy without the right", "nobody", "DELETE", "proxy/a/b", "", "", 403, "delete is not allowed"},
 	} {
 		code, body := do(tc.user, tc.method, tc.subresource, tc.query, tc.upgrade)
 		if code != tc.code || !strings.Contains(body, tc.text) {
@@ -543,7 +545,7 @@ func TestStreamRefusals(t *testing.T) {
 	}
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusForbidden {
-		t.Errorf("a node's proxy for others: %d", resp.StatusCode)
+		t.Errorf("a node's proxy without the right: %d", resp.StatusCode)
 	}
 	f.fake.deny = nil
 	if resp, err = http.Get(f.url + "/api/v1/nodes/n1/proxy/logs"); err != nil {
@@ -560,7 +562,7 @@ func TestStreamRefusals(t *testing.T) {
 		code        int
 		text        string
 	}{
-		{"node away", "command=a", 503, "node n1: node is not connected"},
+		{"node not connected", "command=a", 503, "node n1: node is not connected"},
 		{"no command", "", 400, "you must specify at least one command for the container"},
 		{"no streams", "command=a&stdout=0&stderr=false", 400, "you must specify at least 1 of stdin, stdout, stderr"},
 		{"container", "command=a&container=x", 400, "container x is not valid for pod p"},
@@ -607,7 +609,7 @@ func TestPortForward(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for range 3 { // several connections, one after another and at once
+			for range 3 { // several connections, sequential and concurrent
 				conns := make([]net.Conn, 4)
 				for i := range conns {
 					if conns[i], err = net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", ports[0].Local)); err != nil {
@@ -632,14 +634,14 @@ func TestPortForward(t *testing.T) {
 			}
 			defer c.Close()
 			_, _ = io.ReadAll(c)
-			// The client gives the whole connection up at the first refusal.
+			// The client gives up the entire connection at the first refusal.
 			select {
 			case err := <-done:
 				if !errors.Is(err, portforward.ErrLostConnectionToPod) {
 					t.Error(err)
 				}
 			case <-time.After(60 * time.Second):
-				t.Error("the client was not told of the refusal")
+				t.Error("the client did not notice the refusal")
 			}
 		})
 	}

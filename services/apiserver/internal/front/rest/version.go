@@ -11,7 +11,7 @@ import (
 // apiVersion is the Kubernetes version whose API is served.
 const apiVersion = "v1.37.2"
 
-// DefaultVersion is what /version says of this binary.
+// DefaultVersion returns what /version returns for this binary.
 func DefaultVersion() version.Info {
 	info := version.Info{
 		Major: "1", Minor: "37",

@@ -19,12 +19,12 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// minWatch is the shortest time after which a watch without timeoutSeconds ends;
-// the longest is twice that. Kubernetes' value.
+// minWatch is the minimum time after which a watch without timeoutSeconds ends; the maximum is
+// twice as long. It is Kubernetes' value.
 const minWatch = 30 * time.Minute
 
-// stall is how long a watcher may leave bytes unread before it is cut off. It can
-// resume from what it has read.
+// stall is how long a watcher may leave bytes unread before it is disconnected. It can resume
+// after what it has read.
 const stall = 30 * time.Second
 
 func (x *exchange) watch() {
@@ -37,14 +37,14 @@ func (x *exchange) watch() {
 		return
 	}
 	defer x.h.bounds.long.leave(1)
-	target := x.target() // with a name in the deprecated /watch/ form
+	target := x.target() // with a name, in the deprecated /watch/ form
 	initial := q.SendInitialEvents != nil && *q.SendInitialEvents
 	match := q.ResourceVersionMatch
 	if !initial {
-		match = "" // it says something about the initial state alone
+		match = "" // it only affects the initial state
 	}
 	if q.SendInitialEvents == nil && q.AllowWatchBookmarks && (q.ResourceVersion == "" || q.ResourceVersion == "0") {
-		initial = true // as it always was; Kubernetes now also says where it ends
+		initial = true // as always; Kubernetes now also marks its end
 	}
 	duration := minWatch + rand.N(minWatch)
 	if q.TimeoutSeconds != nil && *q.TimeoutSeconds > 0 {
@@ -54,7 +54,7 @@ func (x *exchange) watch() {
 	defer cancel()
 	ctx, stop := context.WithTimeout(ctx, duration)
 	defer stop()
-	// One that begins while the server stops is answered, and ends at once.
+	// A watch that starts while the server stops is accepted, and ends at once.
 	w, err := x.h.api.Watch(x.ctx, target, pipeline.WatchOptions{
 		LabelSelector:        q.LabelSelector,
 		FieldSelector:        q.FieldSelector,
@@ -96,8 +96,8 @@ func (x *exchange) watch() {
 	for {
 		events, err := w.Next(ctx)
 		if err != nil {
-			// Where it is not this apiserver that can go on, the watch ends in order:
-			// clients resume it.
+			// If this apiserver cannot continue the watch, it ends normally, so that clients
+			// resume it.
 			if ctx.Err() == nil && !apierrors.IsServiceUnavailable(err) && !pipeline.IsWatchOver(err) {
 				s.error(err)
 			}
@@ -114,13 +114,13 @@ type eventStream struct {
 	x       *exchange
 	format  negotiate.Format
 	include table.Include
-	columns bool // the next table has its columns
-	// bookmarks are wanted, also the one that ends the initial state.
+	columns bool // the next table includes its columns
+	// bookmarks is true if the client wants bookmarks, including the one after the initial state.
 	bookmarks bool
 	buf       *[]byte
 	guard     *time.Timer
-	socket    *watchSocket // nil where the events are a stream
-	names     [4]string    // of the format, for Frames, by type of event
+	socket    *watchSocket // nil if the events are sent as a stream
+	names     [4]string    // keys of the format in Frames, by type of event
 }
 
 var typeNames = [...]string{
@@ -130,7 +130,7 @@ var typeNames = [...]string{
 	watchcache.Bookmark: "BOOKMARK",
 }
 
-// name makes the names under which encodings are shared.
+// name sets the keys under which encodings are shared.
 func (s *eventStream) name() {
 	for t := watchcache.Added; t <= watchcache.Deleted; t++ {
 		s.names[t] = "rest/" + string([]byte{
@@ -146,10 +146,10 @@ func truth(b bool) byte {
 	return '0'
 }
 
-// send writes events together and flushes them; false ends the watch.
+// send writes events and flushes them. If it returns false, the watch ends.
 func (s *eventStream) send(events []*watchcache.Event) bool {
 	if s.format.List && len(events) > 0 {
-		return false // an event is no list: the watch ends, as in Kubernetes
+		return false // an event is not a list: the watch ends, as in Kubernetes
 	}
 	buf := *s.buf
 	for _, ev := range events {
@@ -170,7 +170,7 @@ func (s *eventStream) send(events []*watchcache.Event) bool {
 			})
 		}
 		if err != nil {
-			s.x.h.log.Error("encoding a watch event failed", "err", err)
+			s.x.h.log.ErrorContext(s.x.ctx, "cannot encode a watch event", "error", err)
 			s.error(err)
 			return false
 		}
@@ -224,8 +224,8 @@ func appendEventHead(dst []byte, name string) []byte {
 	return append(dst, `","object":`...)
 }
 
-// protobufFrame is a length and a bare WatchEvent: type (1) and object (2), which
-// is a RawExtension with the object's envelope (1).
+// protobufFrame encodes a length and a bare WatchEvent: type (1) and object (2), a RawExtension
+// that contains the object's envelope (1).
 func protobufFrame(name string, object []byte) []byte {
 	extension := 1 + protowire.SizeBytes(len(object))
 	size := 1 + protowire.SizeBytes(len(name)) + 1 + protowire.SizeBytes(extension)
@@ -239,7 +239,7 @@ func protobufFrame(name string, object []byte) []byte {
 	return protowire.AppendBytes(dst, object)
 }
 
-// bookmark is the object of a bookmark: an empty one with a resourceVersion.
+// bookmark returns the object of a bookmark: an empty one with a resourceVersion.
 func (s *eventStream) bookmark(ev *watchcache.Event) subject {
 	kind := s.x.kind
 	obj := kind.New()

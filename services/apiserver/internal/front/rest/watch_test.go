@@ -34,7 +34,7 @@ type served struct {
 	fake *fake
 	ca   *identitytest.CA
 	url  string
-	stop func() // returns once Serve has
+	stop func() // returns after Serve has returned
 }
 
 func serve(t *testing.T) *served {
@@ -95,7 +95,7 @@ func next(t *testing.T, w watch.Interface) watch.Event {
 	panic("unreachable")
 }
 
-// TestWatchWithClientGo holds the streams to the library, in both encodings.
+// TestWatchWithClientGo checks watches with client-go, in both encodings.
 func TestWatchWithClientGo(t *testing.T) {
 	s := serve(t)
 	for _, protobuf := range []bool{false, true} {
@@ -159,7 +159,7 @@ func TestMetadataWatch(t *testing.T) {
 	}
 }
 
-// client is an HTTP client of the server, over HTTP/2 or HTTP/1.1.
+// client returns an HTTP client of the server, for HTTP/2 or HTTP/1.1.
 func (s *served) client(t *testing.T, two bool) *http.Client {
 	t.Helper()
 	conf := &tls.Config{RootCAs: s.pool()}
@@ -168,7 +168,8 @@ func (s *served) client(t *testing.T, two bool) *http.Client {
 	return &http.Client{Transport: transport}
 }
 
-// The bookmark at the end of the initial state is for those who take bookmarks.
+// TestInitialStateWithoutBookmarks checks that the bookmark after the initial state is only sent
+// to clients that accept bookmarks.
 func TestInitialStateWithoutBookmarks(t *testing.T) {
 	f := newFake(smallTable()...)
 	f.put(f.table.ByKind(corev1.SchemeGroupVersion.WithKind("Pod")), samplePod(0))
@@ -176,9 +177,9 @@ func TestInitialStateWithoutBookmarks(t *testing.T) {
 	const path = "/api/v1/pods?watch=1&timeoutSeconds=60&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"
 	for query, want := range map[string]bool{"": false, "&allowWatchBookmarks=true": true} {
 		ended := make(chan struct{})
-		go func() { // ends the watch when it has taken all
+		go func() { // ends the watch when all events have been taken
 			defer close(ended)
-			eventually(t, "all is taken", func() bool {
+			eventually(t, "all events have been taken", func() bool {
 				f.mu.Lock()
 				defer f.mu.Unlock()
 				for w := range f.watchers {
@@ -233,14 +234,14 @@ func TestWatchTimesOut(t *testing.T) {
 	if body, err := io.ReadAll(resp.Body); err != nil || len(body) > 0 {
 		t.Errorf("%q, %v", body, err)
 	}
-	eventually(t, "the watcher is gone", func() bool {
+	eventually(t, "the watcher did not end", func() bool {
 		s.fake.mu.Lock()
 		defer s.fake.mu.Unlock()
 		return len(s.fake.watchers) == 0
 	})
 }
 
-// TestWatchersShareFrames: thousands of events in order, whoever asks.
+// TestManyWatchers checks that all watchers get thousands of events in order.
 func TestManyWatchers(t *testing.T) {
 	s := serve(t)
 	const watchers, events = 50, 300
@@ -305,7 +306,7 @@ func TestCertificatesAndTokens(t *testing.T) {
 	if got := s.fake.last().User; got != "alice" {
 		t.Errorf("user %q", got)
 	}
-	// A token on a connection that has a certificate counts for that request alone.
+	// A token on a connection with a certificate only applies to its own request.
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
 		t.Fatal(err)
@@ -333,8 +334,8 @@ func TestCertificatesAndTokens(t *testing.T) {
 	}
 }
 
-// TestHostileConnections: what is not HTTP, or stops in the middle, costs its
-// sender a connection and nobody else anything.
+// TestHostileConnections checks that connections which are not HTTP, or stop in the middle, are
+// closed and affect no other connection.
 func TestHostileConnections(t *testing.T) {
 	s := serve(t)
 	host := strings.TrimPrefix(s.url, "https://")
@@ -388,7 +389,7 @@ func TestHostileConnections(t *testing.T) {
 	}
 	resp, err := s.client(t, true).Get(s.url + "/readyz")
 	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("afterwards: %v, %v", resp, err)
+		t.Fatalf("a valid request afterwards: %v, %v", resp, err)
 	}
 	resp.Body.Close()
 }
@@ -402,9 +403,10 @@ func newRequest(t *testing.T, url string) *http.Request {
 	return r
 }
 
-// A watch that this apiserver can no longer keep up ends in order, without an error:
-// clients resume it, elsewhere. And what it refuses because its store is out of reach
-// closes the connection, which may lead to another apiserver then.
+// TestClientsAreSentElsewhere checks that a watch which this apiserver cannot continue ends
+// normally, without an error, so that clients resume it elsewhere, and that a request refused
+// because the store cannot be reached closes the connection, so that the next one may reach
+// another apiserver.
 func TestClientsAreSentElsewhere(t *testing.T) {
 	s := serve(t)
 	outOfReach := apierrors.NewServiceUnavailable("out of reach")
@@ -423,10 +425,10 @@ func TestClientsAreSentElsewhere(t *testing.T) {
 	select {
 	case ev, more := <-w.ResultChan():
 		if more {
-			t.Errorf("the watch ends with %+v", ev)
+			t.Errorf("the watch ended with %+v", ev)
 		}
 	case <-time.After(30 * time.Second):
-		t.Error("the watch goes on")
+		t.Error("the watch did not end")
 	}
 
 	for _, two := range []bool{true, false} {
@@ -457,13 +459,13 @@ func TestClientsAreSentElsewhere(t *testing.T) {
 		fail(outOfReach)
 		get()
 		fail(nil)
-		// The client hears of the end on its own time.
+		// The client notices the end with a delay.
 		deadline := time.Now().Add(30 * time.Second)
 		for get(); reused[len(reused)-1] && time.Now().Before(deadline); get() {
 			<-time.After(time.Millisecond)
 		}
 		if !reused[1] || reused[len(reused)-1] {
-			t.Errorf("HTTP/2 %v: connections used again: %v", two, reused)
+			t.Errorf("HTTP/2 %v: reused connections: %v", two, reused)
 		}
 	}
 }

@@ -10,24 +10,23 @@ import (
 	"keelson.dev/services/apiserver/internal/front/rest/negotiate"
 )
 
-// maxWatcherMessage bounds what a watcher may send in one message: it has nothing to
-// say.
+// maxWatcherMessage bounds a message from a watcher, which has no reason to send any, in bytes.
 const maxWatcherMessage = 4 << 10
 
-// watchSocket is a watch over WebSocket, for browsers: an event a message. The request
-// was authenticated and authorized before it is made.
+// watchSocket is a watch over WebSocket, for browsers, with a message for each event. The request
+// has been authenticated and authorized before.
 type watchSocket struct {
 	*websocket.Conn
-	kind int // of message
+	kind int // of messages
 }
 
-// openSocket upgrades the connection. cancel is called when the client is gone; what
-// it sends is read, so that pings are answered, and thrown away. The error was
-// answered.
+// openSocket upgrades the connection. cancel is called when the client disconnects. What the
+// client sends is read, so that pings are answered, and discarded. An error has already been sent
+// to the client.
 func (x *exchange) openSocket(cancel context.CancelFunc) (*watchSocket, error) {
 	upgrader := websocket.Upgrader{
-		CheckOrigin:  func(*http.Request) bool { return true }, // consoles are served from elsewhere; there are no cookies
-		Subprotocols: websocket.Subprotocols(x.r),              // whichever is offered first, without the token
+		CheckOrigin:  func(*http.Request) bool { return true }, // consoles are served from other origins; there are no cookies
+		Subprotocols: websocket.Subprotocols(x.r),              // the first one offered, without the token
 	}
 	conn, err := upgrader.Upgrade(x, x.r, nil)
 	if err != nil {
@@ -59,7 +58,7 @@ func (s *watchSocket) send(frame []byte) bool {
 	return s.SetWriteDeadline(time.Now().Add(stall)) == nil && s.WriteMessage(s.kind, frame) == nil
 }
 
-// end says that the watch is over, and closes the connection.
+// end sends a close message and closes the connection.
 func (s *watchSocket) end() {
 	bye := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
 	_ = s.WriteControl(websocket.CloseMessage, bye, time.Now().Add(time.Second))

@@ -19,8 +19,8 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// TestWatchOverWebSocket: a browser watches with its token in the subprotocol; each
-// event is a message, pings are answered, and the watch ends when the client goes.
+// TestWatchOverWebSocket checks that a browser can watch with its token in the subprotocol: each
+// event is a message, pings are answered, and the watch ends when the client disconnects.
 func TestWatchOverWebSocket(t *testing.T) {
 	s := serve(t)
 	s.fake.deny = func(verb string, _ pipeline.Target, user request.User) error {
@@ -33,7 +33,7 @@ func TestWatchOverWebSocket(t *testing.T) {
 		d := websocket.Dialer{
 			TLSClientConfig:  &tls.Config{RootCAs: s.pool(), NextProtos: []string{"http/1.1"}},
 			HandshakeTimeout: 10 * time.Second,
-			WriteBufferSize:  4 * maxWatcherMessage, // a message is one frame
+			WriteBufferSize:  4 * maxWatcherMessage, // a message is sent as one frame
 			Subprotocols:     []string{"base64url.bearer.authorization.k8s.io." + base64.RawURLEncoding.EncodeToString([]byte(token)), "base64.binary.k8s.io"},
 		}
 		return d.Dial(strings.Replace(s.url, "https", "wss", 1)+"/api/v1/namespaces/ns/pods?watch=1"+query, http.Header{"Origin": {"https://console.example"}})
@@ -87,9 +87,9 @@ func TestWatchOverWebSocket(t *testing.T) {
 			t.Errorf("pong %q", got)
 		}
 	case <-time.After(20 * time.Second):
-		t.Error("a ping was not answered")
+		t.Error("the ping was not answered")
 	}
-	// A message that is too long ends the watch, as going does.
+	// A message that is too long ends the watch, like a disconnect.
 	if err := conn.WriteMessage(websocket.TextMessage, make([]byte, maxWatcherMessage+1)); err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestWatchOverWebSocket(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("the watch goes on without its client")
+			t.Fatal("the watch did not end with its client")
 		}
 		runtime.Gosched()
 	}

@@ -16,11 +16,11 @@ import (
 	"keelson.dev/services/apiserver/internal/pipeline"
 )
 
-// preauthorize is the size from which a body is only read for those who may make
-// the request.
+// preauthorize is the size in bytes from which a body is only read after the request is
+// authorized.
 const preauthorize = 64 << 10
 
-// body reads the body of a write and what it is written in.
+// body reads the body of a write and determines its encoding.
 func (x *exchange) body() (pipeline.Body, bool) {
 	encoding, ok := negotiate.Body(x.r.Header.Get("Content-Type"))
 	if !ok {
@@ -57,7 +57,7 @@ func mediaType(e negotiate.Encoding) pipeline.MediaType {
 	return pipeline.JSON
 }
 
-// checkOptions answers options that Kubernetes' validation refuses.
+// checkOptions refuses options that Kubernetes' validation refuses.
 func (x *exchange) checkOptions(kind string, errs field.ErrorList) bool {
 	if len(errs) == 0 {
 		return true
@@ -66,7 +66,7 @@ func (x *exchange) checkOptions(kind string, errs field.ErrorList) bool {
 	return false
 }
 
-// writeOptions are those that all writes share.
+// writeOptions returns the options that all writes have.
 func (x *exchange) writeOptions() pipeline.WriteOptions {
 	q := &x.query
 	return pipeline.WriteOptions{
@@ -77,7 +77,7 @@ func (x *exchange) writeOptions() pipeline.WriteOptions {
 	}
 }
 
-// plainOptions tells that a write has no options that could be wrong.
+// plainOptions reports whether a write has no options to be checked.
 func (x *exchange) plainOptions() bool {
 	q := &x.query
 	return len(q.DryRun) == 0 && q.FieldManager == "" && q.FieldValidation == "" && q.Force == nil
@@ -158,7 +158,7 @@ func createdOr200(out *pipeline.Outcome) int {
 	return http.StatusOK
 }
 
-// refused answers a write that failed, with the warnings that it earned before.
+// refused sends the error of a write, with the warnings that preceded it.
 func (x *exchange) refused(out *pipeline.Outcome, err error) {
 	if out != nil {
 		x.warn(out.Warnings)

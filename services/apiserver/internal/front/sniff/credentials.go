@@ -10,15 +10,15 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// The answers to those who do not speak gRPC over TLS. An insecure gRPC client shows the
-// beginning of the first in its error.
+// Responses to clients that do not speak gRPC over TLS. An insecure gRPC client includes the
+// beginning of answerPlain in its error.
 const (
 	answerPlain = "HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\nclient sent an HTTP request to an HTTPS server\n"
 	answerHTTP1 = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n" +
 		"this port serves gRPC; Kubernetes' API over HTTP is on the HTTPS port (--listen-https, 6443)\n"
 )
 
-// answerTime bounds how long an answer takes.
+// answerTime bounds the time to write a response.
 const answerTime = time.Second
 
 var (
@@ -26,8 +26,9 @@ var (
 	errHTTP1 = errors.New("the client speaks HTTP/1.1")
 )
 
-// Credentials take a sniffed connection as it is: its handshake is done. Others are the
-// wrapped ones'. A client that speaks HTTP without TLS, or HTTP/1.1, is told so.
+// Credentials accept a sniffed connection as it is, because its handshake is complete. For other
+// connections they use the wrapped credentials, and respond to clients that speak HTTP without
+// TLS, or HTTP/1.1.
 type Credentials struct {
 	credentials.TransportCredentials
 }
@@ -50,7 +51,7 @@ func (c Credentials) handshake(raw net.Conn) (net.Conn, credentials.AuthInfo, er
 		return nil, nil, err
 	}
 	if info, ok := auth.(credentials.TLSInfo); ok && info.State.NegotiatedProtocol == "http/1.1" {
-		// With its request unread, the connection would be reset and the answer lost.
+		// If the request remained unread, the connection would be reset and the response lost.
 		_ = conn.SetDeadline(time.Now().Add(answerTime))
 		_, _ = conn.Read(make([]byte, 4<<10))
 		_, _ = io.WriteString(conn, answerHTTP1)
@@ -65,13 +66,13 @@ func (c Credentials) Clone() credentials.TransportCredentials {
 	return Credentials{c.TransportCredentials.Clone()}
 }
 
-// firstRead answers a client whose first bytes are those of HTTP instead of TLS.
+// firstRead responds to a client whose first bytes are HTTP instead of TLS.
 type firstRead struct {
 	net.Conn
-	done bool // only the handshake's goroutine reads before it is set
+	done bool // set after the handshake, whose goroutine is the only reader before
 }
 
-// beginnings are what TLS reads of HTTP as the head of its first record.
+// beginnings are the first bytes of HTTP requests that TLS reads as the head of its first record.
 var beginnings = []string{"GET /", "HEAD ", "POST ", "PUT /", "PATCH", "DELET", "OPTIO", "CONNE", "PRI *"}
 
 func (c *firstRead) Read(p []byte) (int, error) {

@@ -12,8 +12,8 @@ import (
 	"keelson.dev/services/internal/identity/identitytest"
 )
 
-// Clients that do not speak gRPC over TLS are told so.
-func TestClientsOfOtherProtocolsAreAnswered(t *testing.T) {
+// TestOtherProtocols checks the responses to clients that do not speak gRPC over TLS.
+func TestOtherProtocols(t *testing.T) {
 	ca := identitytest.NewCA(t)
 	creds := sniff.Credentials{TransportCredentials: ca.Source(t, "kube-apiserver").ServerCredentials(false)}
 	pool := ca.Source(t, "client").ClientTLS("localhost").RootCAs
@@ -61,10 +61,10 @@ func TestClientsOfOtherProtocolsAreAnswered(t *testing.T) {
 				t.Errorf("%q, %v", answer, err)
 			}
 			if tc.want != "" && !strings.HasPrefix(string(answer), "HTTP/1.") {
-				t.Errorf("%q is no answer of HTTP", answer)
+				t.Errorf("%q is not an HTTP response", answer)
 			}
 			if err := <-done; err == nil {
-				t.Error("the connection was taken")
+				t.Error("the connection was accepted")
 			}
 		})
 	}

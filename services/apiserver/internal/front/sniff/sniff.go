@@ -1,12 +1,12 @@
-// Package sniff distinguishes gRPC from HTTP on a connection of HTTP/2, by the first request's
-// content type, so that both are served on one port.
+// Package sniff distinguishes gRPC from HTTP on an HTTP/2 connection by the content type of its
+// first request, so that one port can serve both.
 //
-// A gRPC client sends no request before it has the server's SETTINGS, so these are sent
-// here; whoever then serves the connection sends its own as well, which HTTP/2 allows,
-// and does not see the client's acknowledgement of the first.
+// A gRPC client sends no request before it has the server's SETTINGS, so this package sends them.
+// The server that then handles the connection sends its own as well, which HTTP/2 allows, and
+// does not see the client's acknowledgement of the first ones.
 //
-// It must never decide who may connect, and never keep more of what a stranger sends
-// than the head of one request.
+// The package must never decide who may connect, and never keep more of an unauthenticated
+// client's data than the head of one request.
 package sniff
 
 import (
@@ -25,24 +25,24 @@ import (
 )
 
 const (
-	// patience is how long a client may take until its first request, like an idle
-	// connection of HTTP.
+	// patience is how long a client may take until its first request, like an idle HTTP
+	// connection.
 	patience = 3 * time.Minute
-	// maxFrame and maxHead bound one frame and all that comes before the first request.
+	// maxFrame and maxHead bound, in bytes, a frame and everything before the first request.
 	maxFrame = 16 << 10
 	maxHead  = 64 << 10
-	// maxPings is how often a client may ask whether the server is there meanwhile.
+	// maxPings bounds the pings before the first request.
 	maxPings = 64
 
 	frameHead = 9 // bytes before a frame's payload
 )
 
-// Conn is a connection from its very start, after TLS.
+// Conn is a connection from its first byte after the TLS handshake.
 type Conn struct {
 	*tls.Conn
-	head []byte // was read already
-	// The acknowledgement of the SETTINGS sent here is still to come: frames are looked
-	// at until then. payload is what is left of the one that is passed on.
+	head []byte // already read
+	// skip is true until the acknowledgement of the SETTINGS sent here has been read and dropped;
+	// frames are parsed until then. payload is what is left to read of the current frame.
 	skip    bool
 	payload int
 
@@ -93,11 +93,11 @@ func (c *Conn) Close() error {
 	return err
 }
 
-// Done is closed when the connection is.
+// Done returns a channel that is closed when the connection is closed.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
-// Next reads up to the first request and reports whether it is a gRPC call. The connection is
-// not closed after an error.
+// Next reads up to the first request and reports whether it is a gRPC call. It does not close the
+// connection on error.
 func Next(t *tls.Conn) (c *Conn, grpc bool, err error) {
 	if err := t.SetDeadline(time.Now().Add(patience)); err != nil {
 		return nil, false, err
@@ -116,7 +116,7 @@ func Next(t *tls.Conn) (c *Conn, grpc bool, err error) {
 		return nil, false, err
 	}
 	if string(preface) != http2.ClientPreface {
-		return nil, false, errors.New("no preface of HTTP/2")
+		return nil, false, errors.New("not an HTTP/2 preface")
 	}
 	for pings := 0; ; {
 		before := read.got.Len()
@@ -151,8 +151,8 @@ func Next(t *tls.Conn) (c *Conn, grpc bool, err error) {
 	}
 }
 
-// recording keeps what is read, up to maxHead. The framer does not bound that: a header
-// block may go on in any number of empty CONTINUATION frames.
+// recording keeps what is read, up to maxHead. The framer does not bound this, because a header
+// block may continue in any number of empty CONTINUATION frames.
 type recording struct {
 	r   io.Reader
 	got bytes.Buffer
@@ -168,7 +168,7 @@ func (r *recording) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Listener hands sniffed connections to a server.
+// Listener passes sniffed connections to a server.
 type Listener struct {
 	addr  net.Addr
 	conns chan net.Conn
@@ -176,12 +176,12 @@ type Listener struct {
 	done  chan struct{}
 }
 
-// NewListener makes a listener that says it has the address.
+// NewListener returns a listener that reports the given address.
 func NewListener(addr net.Addr) *Listener {
 	return &Listener{addr: addr, conns: make(chan net.Conn), done: make(chan struct{})}
 }
 
-// Serve has a connection served, and returns when it is over.
+// Serve passes a connection to the server, and returns when the connection is closed.
 func (l *Listener) Serve(c *Conn) {
 	select {
 	case l.conns <- c:

@@ -1,8 +1,8 @@
-// Package descriptor holds the protobuf descriptors of Kubernetes' types, for
-// server reflection: with them, grpcurl and its kin show a Pod as JSON.
+// Package descriptor contains the protobuf descriptors of Kubernetes' types, for server
+// reflection: with them, tools such as grpcurl show a Pod as JSON.
 //
-// It must never register them globally: other programs' descriptors of the same
-// names would clash.
+// It must never register them globally, because they would conflict with descriptors of the same
+// names in other programs.
 package descriptor
 
 import (
@@ -26,7 +26,7 @@ import (
 //go:embed kubernetes.binpb.gz
 var compressed []byte
 
-// kubernetes is read when it is first asked for.
+// kubernetes is decoded when it is first needed.
 var kubernetes = sync.OnceValues(func() (*protoregistry.Files, error) {
 	r, err := gzip.NewReader(bytes.NewReader(compressed))
 	if err != nil {
@@ -43,7 +43,7 @@ var kubernetes = sync.OnceValues(func() (*protoregistry.Files, error) {
 	return protodesc.NewFiles(&set)
 })
 
-// Resolver finds Kubernetes' types, and everything that the process registered.
+// Resolver resolves Kubernetes' types and everything that is registered in the process.
 type Resolver struct{}
 
 var _ protodesc.Resolver = Resolver{}

@@ -13,7 +13,7 @@ import (
 	"keelson.dev/services/apiserver/internal/kind"
 )
 
-func TestEveryKindHasADescriptor(t *testing.T) {
+func TestKindsHaveDescriptors(t *testing.T) {
 	for _, k := range kind.All() {
 		if _, err := (Resolver{}).FindDescriptorByName(protoreflect.FullName(k.ProtoName)); err != nil {
 			t.Errorf("%s: %v", k.ProtoName, err)
@@ -21,7 +21,7 @@ func TestEveryKindHasADescriptor(t *testing.T) {
 	}
 }
 
-func TestAPodIsShownAsJSON(t *testing.T) {
+func TestPodAsJSON(t *testing.T) {
 	d, err := Resolver{}.FindDescriptorByName("k8s.io.api.core.v1.Pod")
 	if err != nil {
 		t.Fatal(err)

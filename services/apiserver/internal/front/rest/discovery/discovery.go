@@ -1,9 +1,8 @@
-// Package discovery tells clients which groups, versions and resources there are,
-// in the old form (a document for each group and version) and the aggregated one
-// (everything at once).
+// Package discovery serves the documents that list the groups, versions and resources, in the
+// unaggregated form (a document for each group and version) and in the aggregated one.
 //
-// The documents are made once, when first asked for, from the table of kinds, and
-// served as bytes. It must never list what the table does not have.
+// The documents are built from the table of kinds when they are first requested, and then served
+// as bytes. They must never list anything that is not in the table.
 package discovery
 
 import (
@@ -28,20 +27,20 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Documents are all discovery documents.
+// Documents holds all discovery documents.
 type Documents struct {
 	byPath map[string]*document
 	paths  []string
 }
 
-// document is one path's. Its forms are made when they are first asked for.
+// document is the document of a path. Its forms are built when they are first requested.
 type document struct {
-	sources map[string]source // by version of the aggregated form; "" is the old one
+	sources map[string]source // by version of the aggregated form; "" is the unaggregated form
 	mu      sync.Mutex
 	forms   map[negotiate.DiscoveryFormat]*form
 }
 
-// source makes one version of a document.
+// source builds one version of a document.
 type source struct {
 	gvk  schema.GroupVersionKind
 	make func() message
@@ -53,12 +52,12 @@ type form struct {
 	body        []byte
 }
 
-// message is what the documents' types are.
+// message is implemented by the documents' types.
 type message interface {
 	Marshal() ([]byte, error)
 }
 
-// New makes the documents. addresses are the servers that /api names.
+// New returns the documents. addresses are the server addresses that /api lists.
 func New(t *resource.Table, addresses []string) *Documents {
 	d := &Documents{byPath: map[string]*document{}}
 	groups := collect(t)
@@ -94,10 +93,10 @@ func New(t *resource.Table, addresses []string) *Documents {
 	return d
 }
 
-// Paths are the paths of all documents.
+// Paths returns the paths of all documents.
 func (d *Documents) Paths() []string { return d.paths }
 
-// add adds a document; with groups it also has the aggregated forms.
+// add adds a document. If groups is not nil, it also has the aggregated forms.
 func (d *Documents) add(path, kind string, old message, groups []*group) {
 	doc := &document{
 		sources: map[string]source{"": {schema.GroupVersionKind{Version: "v1", Kind: kind}, func() message { return old }}},
@@ -118,7 +117,7 @@ func (d *Documents) add(path, kind string, old message, groups []*group) {
 	}
 }
 
-// beta is the older version, which has the same fields.
+// beta converts to the older version, which has the same fields.
 func beta(v2 *apidiscoveryv2.APIGroupDiscoveryList) message {
 	out := &apidiscoveryv2beta1.APIGroupDiscoveryList{}
 	text, err := json.Marshal(v2)
@@ -132,7 +131,7 @@ func beta(v2 *apidiscoveryv2.APIGroupDiscoveryList) message {
 	return out
 }
 
-// form is one form of the document.
+// form returns one form of the document.
 func (doc *document) form(f negotiate.DiscoveryFormat) (*form, error) {
 	doc.mu.Lock()
 	defer doc.mu.Unlock()
@@ -173,13 +172,13 @@ func encode(m message, gvk schema.GroupVersionKind, f negotiate.DiscoveryFormat)
 	return yaml.JSONToYAML(text)
 }
 
-// ErrNotAcceptable is the refusal of Serve, which has then written nothing.
+// ErrNotAcceptable is returned by Serve if no form is acceptable. It has then written nothing.
 var ErrNotAcceptable = errors.New("no acceptable form")
 
 // Has reports whether a path has a document.
 func (d *Documents) Has(p *route.Path) bool { return d.document(p) != nil }
 
-// document is a path's; nil if it has none.
+// document returns the document of a path, or nil.
 func (d *Documents) document(p *route.Path) *document {
 	path := "/apis"
 	switch p.Form {
@@ -195,8 +194,7 @@ func (d *Documents) document(p *route.Path) *document {
 	return d.byPath[path]
 }
 
-// Serve answers with the document of a path that has one; JSON is indented if it is to
-// be pretty.
+// Serve writes the document of a path that has one. JSON is indented if pretty is true.
 func (d *Documents) Serve(w http.ResponseWriter, r *http.Request, p *route.Path, pretty bool) error {
 	doc := d.document(p)
 	format, ok := negotiate.AcceptDiscovery(r.Header.Get("Accept"), len(doc.sources) > 1)

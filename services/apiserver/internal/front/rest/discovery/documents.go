@@ -15,7 +15,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// group and version gather the rows of the table, in its order.
+// group and version collect the rows of the table, in its order.
 type group struct {
 	name     string
 	versions []*version
@@ -59,7 +59,7 @@ func apiGroup(g *group) metav1.APIGroup {
 	return out
 }
 
-// resourceList is the old form's list of one group and version.
+// resourceList returns the unaggregated list of a group and version.
 func resourceList(g *group, v *version) *metav1.APIResourceList {
 	gv := schema.GroupVersion{Group: g.name, Version: v.name}
 	out := &metav1.APIResourceList{
@@ -108,8 +108,8 @@ func subresourceKind(k *resource.Kind, s *resource.Subresource) schema.GroupVers
 
 func sorted(verbs []string) []string { return slices.Sorted(slices.Values(verbs)) }
 
-// storageVersionHash tells clients when the stored version changes. Kubernetes'
-// form: base64 of the first 8 bytes of a hash of group/version/kind.
+// storageVersionHash returns a hash that changes with the stored version, in Kubernetes' form:
+// base64 of the first 8 bytes of a hash of group/version/kind.
 func storageVersionHash(k *resource.Kind) string {
 	gvk := k.GVK
 	if k.StoredAs != nil {
@@ -119,7 +119,7 @@ func storageVersionHash(k *resource.Kind) string {
 	return base64.StdEncoding.EncodeToString(sum[:8])
 }
 
-// aggregate is the aggregated form.
+// aggregate returns the aggregated form.
 func aggregate(groups []*group) *apidiscoveryv2.APIGroupDiscoveryList {
 	out := &apidiscoveryv2.APIGroupDiscoveryList{
 		TypeMeta: metav1.TypeMeta{Kind: "APIGroupDiscoveryList", APIVersion: apidiscoveryv2.SchemeGroupVersion.String()},

@@ -1,9 +1,9 @@
-// Package negotiate decides in which form an answer is written, from the Accept
-// header, and in which form a body came, from the Content-Type.
+// Package negotiate determines the form of a response from the Accept header, and the encoding of
+// a body from the Content-Type.
 //
-// Kubernetes' rules: clauses are taken by their quality, then in the client's
-// order; a clause that asks for an unknown transformation is passed over; a
-// wildcard is JSON; no header is JSON. It must never look at a body.
+// It follows Kubernetes' rules: clauses are considered by quality, then in the client's order; a
+// clause with an unknown transformation is skipped; a wildcard means JSON, and so does a missing
+// header. The package must never look at a body.
 package negotiate
 
 import (
@@ -14,24 +14,24 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Encoding is how objects are written.
+// Encoding is how objects are encoded.
 type Encoding uint8
 
-// The encodings.
+// Encodings.
 const (
 	JSON Encoding = iota
 	YAML
 	Protobuf
 )
 
-// The media types of the encodings.
+// Media types of the encodings.
 const (
 	MediaJSON     = "application/json"
 	MediaYAML     = "application/yaml"
 	MediaProtobuf = "application/vnd.kubernetes.protobuf"
 )
 
-// MediaType is the encoding's media type.
+// MediaType returns the encoding's media type.
 func (e Encoding) MediaType() string {
 	switch e {
 	case YAML:
@@ -42,51 +42,51 @@ func (e Encoding) MediaType() string {
 	return MediaJSON
 }
 
-// Transform is what is made of the objects before they are written.
+// Transform is how objects are transformed before they are encoded.
 type Transform uint8
 
-// The transformations.
+// Transformations.
 const (
-	// Whole leaves objects as they are.
+	// Whole does not transform objects.
 	Whole Transform = iota
-	// Table makes rows for people to read.
+	// Table converts objects to rows for people to read.
 	Table
-	// PartialMetadata keeps the metadata alone; of a list that of each item.
+	// PartialMetadata keeps only the metadata, in a list that of each item.
 	PartialMetadata
 )
 
-// Format is an encoding of a transformation.
+// Format is an encoding and a transformation.
 type Format struct {
 	Encoding  Encoding
 	Transform Transform
-	// Beta asks for meta.k8s.io/v1beta1 as the transformation's version.
+	// Beta is true if the transformation's version is meta.k8s.io/v1beta1.
 	Beta bool
-	// List is set where PartialMetadata was asked for as PartialObjectMetadataList.
+	// List is true if PartialMetadata was requested as PartialObjectMetadataList.
 	List bool
-	// Pretty asks for indented JSON.
+	// Pretty is true if indented JSON was requested.
 	Pretty bool
 }
 
-// Purpose limits what can be answered.
+// Purpose limits the possible forms of a response.
 type Purpose uint8
 
-// The purposes.
+// Purposes.
 const (
-	// Object is an answer of one kind that is not transformed (an error, a write).
+	// Object is a response that is not transformed, such as an error.
 	Object Purpose = iota
 	// Read is a get, list or write of a kind with a table.
 	Read
-	// Watch is a stream of events: no YAML.
+	// Watch is a stream of events, which cannot be YAML.
 	Watch
 )
 
-// clause is one of an Accept header.
+// clause is a clause of an Accept header.
 type clause struct {
 	media          string
 	as, group, ver string
 	q              float64
-	// pretty asks for indented JSON; other is a stream or a server version that
-	// nothing has.
+	// pretty is true if the clause requests indented JSON. other is true if it requests a stream
+	// or server version that does not exist.
 	pretty, other bool
 }
 
@@ -122,7 +122,7 @@ func nextClause(header string) (c clause, rest string) {
 	return c, rest
 }
 
-// format is what a clause asks for; wild tells that it named no encoding.
+// format returns the format that a clause requests. wild is true if it names no encoding.
 func (c *clause) format(purpose Purpose) (f Format, wild, ok bool) {
 	switch c.media {
 	case MediaJSON:
@@ -170,8 +170,7 @@ func (c *clause) format(purpose Purpose) (f Format, wild, ok bool) {
 	return f, wild, true
 }
 
-// Accept reads an Accept header; ok is false where nothing it asks for can be
-// answered.
+// Accept parses an Accept header. ok is false if nothing that it requests is available.
 func Accept(header string, purpose Purpose) (best Format, ok bool) {
 	switch header {
 	case "", MediaJSON, "*/*":
@@ -197,12 +196,12 @@ func Accept(header string, purpose Purpose) (best Format, ok bool) {
 	return best, ok
 }
 
-// Named reports whether an Accept header has a clause for everything or for one of
-// the encodings, whatever its parameters.
+// Named reports whether an Accept header has a clause for everything or for one of the encodings,
+// whatever its parameters.
 func Named(header string) bool { return Names(header, MediaJSON, MediaYAML, MediaProtobuf) }
 
-// Names reports whether an Accept header, if there is one, has a clause for everything
-// or for one of some media types, whatever its parameters.
+// Names reports whether an Accept header is empty, or has a clause for everything or for one of
+// the media types, whatever its parameters.
 func Names(header string, types ...string) bool {
 	named := header == ""
 	for header != "" && !named {
@@ -213,7 +212,7 @@ func Names(header string, types ...string) bool {
 	return named
 }
 
-// Gzip tells whether an Accept-Encoding header admits gzip.
+// Gzip reports whether an Accept-Encoding header allows gzip.
 func Gzip(header string) bool {
 	for header != "" {
 		var part string
@@ -233,7 +232,7 @@ func Gzip(header string) bool {
 	return false
 }
 
-// media is a Content-Type without its parameters, in lower case.
+// media returns a Content-Type without its parameters, in lower case.
 func media(contentType string) string {
 	m, _, _ := strings.Cut(contentType, ";")
 	m = strings.TrimSpace(m)
@@ -245,7 +244,7 @@ func media(contentType string) string {
 	return m
 }
 
-// Body reads the Content-Type of an object; none is JSON.
+// Body parses the Content-Type of an object. If it is empty, the encoding is JSON.
 func Body(contentType string) (Encoding, bool) {
 	if contentType == "" {
 		return JSON, true
@@ -261,10 +260,10 @@ func Body(contentType string) (Encoding, bool) {
 	return JSON, false
 }
 
-// BodyTypes are what Body understands, for the error's text.
+// BodyTypes are the media types that Body supports, for the text of errors.
 var BodyTypes = []string{MediaJSON, MediaYAML, MediaProtobuf}
 
-// Patch reads the Content-Type of a patch.
+// Patch parses the Content-Type of a patch.
 func Patch(contentType string) (types.PatchType, bool) {
 	switch t := types.PatchType(media(contentType)); t {
 	case types.JSONPatchType, types.MergePatchType, types.StrategicMergePatchType, types.ApplyYAMLPatchType:
@@ -273,18 +272,18 @@ func Patch(contentType string) (types.PatchType, bool) {
 	return "", false
 }
 
-// DiscoveryFormat is how a discovery document is written.
+// DiscoveryFormat is the form of a discovery document.
 type DiscoveryFormat struct {
 	Encoding Encoding
-	// Version of apidiscovery.k8s.io for the aggregated form; empty is the old
-	// form.
+	// Version is the apidiscovery.k8s.io version of the aggregated form. Empty means the
+	// unaggregated form.
 	Version string
-	// Pretty asks for indented JSON.
+	// Pretty is true if indented JSON was requested.
 	Pretty bool
 }
 
-// AcceptDiscovery reads an Accept header for a discovery document. aggregated
-// tells whether there is an aggregated form.
+// AcceptDiscovery parses the Accept header of a request for a discovery document. aggregated is
+// true if the document has an aggregated form.
 func AcceptDiscovery(header string, aggregated bool) (best DiscoveryFormat, ok bool) {
 	if header == "" {
 		return DiscoveryFormat{}, true
@@ -314,8 +313,8 @@ func AcceptDiscovery(header string, aggregated bool) (best DiscoveryFormat, ok b
 	return best, ok
 }
 
-// Media chooses among media types: the index of the offer that an Accept header
-// likes best, the first one where it says nothing.
+// Media chooses from media types. It returns the index of the offer that the Accept header
+// prefers, and 0 if the header is empty.
 func Media(header string, offers ...string) (index int, ok bool) {
 	if header == "" {
 		return 0, true

@@ -38,7 +38,7 @@ func TestAccept(t *testing.T) {
 		{header: "application/json;as=Table;v=v7;g=meta.k8s.io", purpose: Read, refused: true},
 		{header: "application/yaml", purpose: Watch, refused: true},
 		{header: "text/html", purpose: Read, refused: true},
-		{header: "application/json;q=0", purpose: Read}, // Kubernetes does not read 0 as a refusal
+		{header: "application/json;q=0", purpose: Read}, // Kubernetes does not treat 0 as a refusal
 		{header: "application/json;q=0,application/yaml", purpose: Read, want: Format{Encoding: YAML}},
 		{header: "application/json;pretty=1", purpose: Object, want: Format{Pretty: true}},
 		{header: "application/json;stream=x", purpose: Read, refused: true},
@@ -74,7 +74,7 @@ func TestBodyAndPatch(t *testing.T) {
 	}
 	for _, header := range []string{";", "text/plain", "application/x-www-form-urlencoded", "application/merge-patch+json"} {
 		if _, ok := Body(header); ok {
-			t.Errorf("%q is a body", header)
+			t.Errorf("%q was accepted for a body", header)
 		}
 	}
 	for _, header := range []string{
@@ -85,7 +85,7 @@ func TestBodyAndPatch(t *testing.T) {
 		}
 	}
 	if _, ok := Patch("application/json"); ok {
-		t.Error("plain JSON is a patch")
+		t.Error("plain JSON was accepted for a patch")
 	}
 }
 

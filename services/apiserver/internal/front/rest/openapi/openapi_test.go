@@ -14,7 +14,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// TestUpToDate fails when the table has changed since `make gen`.
+// TestUpToDate fails if the table has changed since `make gen`.
 func TestUpToDate(t *testing.T) {
 	want, err := os.ReadFile("documents/table.json")
 	if err != nil {
@@ -66,10 +66,10 @@ func TestServe(t *testing.T) {
 	}
 	same := get(t, d.ServeV2, "/openapi/v2", map[string]string{"If-None-Match": plain.Header.Get("ETag")})
 	if same.StatusCode != http.StatusNotModified {
-		t.Errorf("with its ETag: %d", same.StatusCode)
+		t.Errorf("request with If-None-Match: %d", same.StatusCode)
 	}
 	if none := get(t, d.ServeV2, "/openapi/v2", map[string]string{"Accept": "text/html"}); none.StatusCode != http.StatusNotAcceptable {
-		t.Errorf("html: %d", none.StatusCode)
+		t.Errorf("request for HTML: %d", none.StatusCode)
 	}
 
 	var index struct {

@@ -7,7 +7,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Resource is what the generator of the documents needs to know of a row.
+// Resource is what the generator of the documents needs to know about a row.
 type Resource struct {
 	Group      string   `json:"group"`
 	Version    string   `json:"version"`
@@ -15,23 +15,23 @@ type Resource struct {
 	Resource   string   `json:"resource"`
 	Namespaced bool     `json:"namespaced"`
 	Verbs      []string `json:"verbs"`
-	// ReturnsDeleted tells that a delete answers with the object.
+	// ReturnsDeleted is true if a delete returns the object.
 	ReturnsDeleted bool          `json:"returnsDeleted,omitempty"`
 	Subresources   []Subresource `json:"subresources,omitempty"`
 }
 
-// Subresource is one of a Resource.
+// Subresource is a subresource of a Resource.
 type Subresource struct {
 	Name    string   `json:"name"`
 	Group   string   `json:"group"`
 	Version string   `json:"version"`
 	Kind    string   `json:"kind"`
 	Verbs   []string `json:"verbs"`
-	// Connect is the stream that it is, if it is one.
+	// Connect is the name of the stream, if the subresource is one.
 	Connect string `json:"connect,omitempty"`
 }
 
-// Resources describe a table to the generator.
+// Resources describes a table to the generator.
 func Resources(t *resource.Table) []Resource {
 	var out []Resource
 	for _, k := range t.Kinds() {

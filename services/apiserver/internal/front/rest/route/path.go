@@ -1,16 +1,16 @@
-// Package route takes URLs apart: which group, version, resource, object and
-// subresource a path names, and what a query asks for. It works on strings alone,
-// does not allocate on the usual paths, and accepts what Kubernetes accepts.
+// Package route parses URLs: which group, version, resource, object and subresource a path names,
+// and which parameters a query has. It works only on strings, does not allocate for common paths,
+// and accepts what Kubernetes accepts.
 //
-// It must never know which kinds exist; that is the table's.
+// It must never know which kinds exist; only the table does.
 package route
 
 import "strings"
 
-// Form says what a path is.
+// Form is the form of a path.
 type Form uint8
 
-// The forms of paths.
+// Forms of paths.
 const (
 	// NonResource is any path outside /api/ and /apis/.
 	NonResource Form = iota
@@ -26,23 +26,22 @@ const (
 	Resource
 )
 
-// Path is a path taken apart. Its strings are parts of the path.
+// Path is a parsed path. Its strings are parts of the path.
 type Path struct {
 	Form           Form
 	Group, Version string
-	// Namespace is empty for cluster-scoped objects and collections over all
-	// namespaces.
+	// Namespace is empty for cluster-scoped objects and for collections across all namespaces.
 	Namespace   string
 	Resource    string
 	Name        string
 	Subresource string
-	// Rest is what follows the subresource (of a proxy), without a leading slash.
+	// Rest is what follows the subresource (of a proxy), without the first slash.
 	Rest string
-	// Watch is set by the deprecated form /api/v1/watch/...
+	// Watch is true for the deprecated form /api/v1/watch/...
 	Watch bool
 }
 
-// next cuts the first segment off.
+// next splits off the first segment.
 func next(s string) (segment, rest string) {
 	for len(s) > 0 && s[0] == '/' {
 		s = s[1:]
@@ -53,8 +52,8 @@ func next(s string) (segment, rest string) {
 	return s, ""
 }
 
-// Parse takes a decoded URL path apart. One with an empty segment, other than at its
-// end and in what follows a subresource, names nothing.
+// Parse parses a decoded URL path. A path with an empty segment, other than at its end and after
+// a subresource, is invalid.
 func Parse(path string) Path {
 	p := parse(path)
 	head := path[:len(path)-len(p.Rest)]
@@ -106,8 +105,8 @@ func parse(path string) Path {
 	if segment == "namespaces" {
 		namespace, after := next(rest)
 		resource, further := next(after)
-		// namespaces/NAME/status and namespaces/NAME/finalize are the Namespace's
-		// own subresources.
+		// namespaces/NAME/status and namespaces/NAME/finalize are the Namespace's own
+		// subresources.
 		if namespace != "" && resource != "" && resource != "status" && resource != "finalize" {
 			p.Namespace, segment, rest = namespace, resource, further
 		}

@@ -6,8 +6,7 @@ import (
 	"strings"
 )
 
-// Query is what a query string asks for. Unknown parameters are ignored, as are
-// malformed pairs.
+// Query is a parsed query string. Unknown parameters and malformed pairs are ignored.
 type Query struct {
 	LabelSelector, FieldSelector string
 	ResourceVersion              string
@@ -18,7 +17,7 @@ type Query struct {
 	AllowWatchBookmarks          bool
 	SendInitialEvents            *bool
 	TimeoutSeconds               *int64
-	// Timeout is the request's own time-out ("30s").
+	// Timeout is the timeout of the request ("30s").
 	Timeout string
 
 	DryRun          []string
@@ -29,22 +28,22 @@ type Query struct {
 	GracePeriodSeconds *int64
 	PropagationPolicy  *string
 	OrphanDependents   *bool
-	// UID is a precondition of a delete, as is ResourceVersion there.
+	// UID is a precondition of a delete, as ResourceVersion is there.
 	UID string
 	// IgnoreReadErrors is ignoreStoreReadErrorWithClusterBreakingPotential.
 	IgnoreReadErrors *bool
 
-	// Pretty is nil where the client does not say.
+	// Pretty is nil if the parameter is missing.
 	Pretty *bool
-	// IncludeObject is for tables.
+	// IncludeObject applies to tables.
 	IncludeObject string
 
-	// BadTimeoutSeconds, BadLimit and BadGracePeriodSeconds say what is wrong with a
-	// number; each matters only to the verbs that read it.
+	// BadTimeoutSeconds, BadLimit and BadGracePeriodSeconds are the errors of invalid numbers.
+	// Each matters only to the verbs that read the number.
 	BadTimeoutSeconds, BadLimit, BadGracePeriodSeconds error
 }
 
-// Each calls f with each pair of a raw query, decoded, until it returns false.
+// Each calls f for each decoded pair of a raw query until f returns false.
 func Each(raw string, f func(key, value string) bool) {
 	for raw != "" {
 		var pair string
@@ -74,11 +73,11 @@ func unescape(s string) (string, bool) {
 	return s, err == nil
 }
 
-// truth is Kubernetes' reading of a boolean parameter: everything but "false" and
-// "0" is true, also the bare name.
+// truth parses a boolean parameter as Kubernetes does: everything but "false" and "0" is true,
+// including a name without a value.
 func truth(s string) bool { return s != "0" && !strings.EqualFold(s, "false") }
 
-// seen remembers which parameters were there: the first of several counts.
+// seen records which parameters have occurred. The first of several counts.
 type seen uint32
 
 func (s *seen) first(bit uint) bool {
@@ -89,7 +88,7 @@ func (s *seen) first(bit uint) bool {
 	return true
 }
 
-// number reads a number of a query, and says what is wrong with it.
+// number parses a number of a query, or sets bad.
 func number(value string, bad *error) int64 {
 	n, err := strconv.ParseInt(value, 10, 64)
 	if err != nil {
@@ -98,7 +97,7 @@ func number(value string, bad *error) int64 {
 	return n
 }
 
-// ParseQuery reads a raw query.
+// ParseQuery parses a raw query.
 func ParseQuery(raw string) Query {
 	var (
 		q Query
@@ -174,7 +173,7 @@ func ParseQuery(raw string) Query {
 			}
 		case "propagationPolicy":
 			if s.first(15) {
-				v := value // not &value: that would put every value on the heap
+				v := value // not &value, which would move every value to the heap
 				q.PropagationPolicy = &v
 			}
 		case "orphanDependents":
@@ -184,7 +183,7 @@ func ParseQuery(raw string) Query {
 			}
 		case "pretty":
 			if s.first(17) && value != "" {
-				v, _ := strconv.ParseBool(value) // what is neither is no
+				v, _ := strconv.ParseBool(value) // an invalid value means false
 				q.Pretty = &v
 			}
 		case "includeObject":

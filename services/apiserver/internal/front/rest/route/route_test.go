@@ -120,7 +120,7 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%q: %+v", path, p)
 		}
 		q := ParseQuery(query)
-		// The library agrees on what it takes as well.
+		// The standard library agrees on the queries that it accepts as well.
 		values, err := url.ParseQuery(query)
 		if err == nil && !strings.Contains(query, ";") && values.Get("labelSelector") != q.LabelSelector {
 			t.Errorf("%q: %q, want %q", query, q.LabelSelector, values.Get("labelSelector"))

@@ -23,9 +23,8 @@ import (
 	"keelson.dev/services/apiserver/internal/tunnel"
 )
 
-// execOptions reads the query of an exec or attach. Output streams that the client
-// does not mention are wanted, as Kubernetes' defaults have it; a terminal has no
-// stderr of its own.
+// execOptions parses the query of an exec or attach. As in Kubernetes, output streams are on by
+// default, and a terminal has no separate stderr.
 func execOptions(q url.Values) (*remotecommand.Options, error) {
 	o := &remotecommand.Options{
 		Stdin:  flag(q, "stdin"),
@@ -100,10 +99,10 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request, pod *corev1.Pod)
 	return nil
 }
 
-// runner is an Executor and Attacher over one open session.
+// runner implements Executor and Attacher over an open session.
 type runner struct{ session *tunnel.Session }
 
-// ExecInContainer is remotecommand.Executor.
+// ExecInContainer implements remotecommand.Executor.
 func (x *runner) ExecInContainer(ctx context.Context, _, _, _ string, _ []string, in io.Reader, out, err io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
 	failed := x.run(ctx, in, out, err, resize)
 	var exit *tunnel.ExitError
@@ -113,8 +112,8 @@ func (x *runner) ExecInContainer(ctx context.Context, _, _, _ string, _ []string
 	return bare(failed, "error executing command in container: ")
 }
 
-// AttachContainer is remotecommand.Attacher. The exit code of a container that was
-// attached to is not the attachment's.
+// AttachContainer implements remotecommand.Attacher. The exit code of the container is not that
+// of the attach.
 func (x *runner) AttachContainer(ctx context.Context, _, _, _ string, in io.Reader, out, err io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
 	failed := x.run(ctx, in, out, err, resize)
 	var exit *tunnel.ExitError
@@ -124,8 +123,8 @@ func (x *runner) AttachContainer(ctx context.Context, _, _, _ string, in io.Read
 	return bare(failed, "error attaching to container: ")
 }
 
-// bare removes from an error what the streaming library says before every one, if the
-// node has said it already.
+// bare removes the prefix that the streaming library adds to every error, if the node has already
+// added it.
 func bare(err error, prefix string) error {
 	if err == nil {
 		return nil
@@ -133,8 +132,8 @@ func bare(err error, prefix string) error {
 	return errors.New(strings.TrimPrefix(strings.TrimPrefix(err.Error(), "Internal error occurred: "), prefix))
 }
 
-// run copies between the client's streams and the session until the node says that
-// it is over. The goroutines it starts end with the client's streams.
+// run copies between the client's streams and the session until the node ends the session. The
+// goroutines that it starts end with the client's streams.
 func (x *runner) run(ctx context.Context, in io.Reader, stdout, stderr io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -158,10 +157,10 @@ func (x *runner) run(ctx context.Context, in io.Reader, stdout, stderr io.WriteC
 	return x.session.Output(writer(stdout), writer(stderr))
 }
 
-// present tells a reader from the nil ones that the libraries hand over.
+// present reports whether in is a reader. The libraries pass different nil values.
 func present(in io.Reader) bool { return in != nil && in != (io.ReadCloser)(nil) }
 
-// writer hides Close: the libraries close their streams themselves.
+// writer hides Close, because the libraries close their streams themselves.
 func writer(w io.WriteCloser) io.Writer {
 	if w == nil {
 		return nil
@@ -169,7 +168,7 @@ func writer(w io.WriteCloser) io.Writer {
 	return struct{ io.Writer }{w}
 }
 
-// The channels of the WebSocket protocols.
+// Channels of the WebSocket protocols.
 const (
 	channelStdin = iota
 	channelStdout
@@ -183,8 +182,8 @@ func wantsV5(r *http.Request) bool {
 	return wsstream.IsWebSocketRequest(r) && wsstream.IsWebSocketRequestWithStreamCloseProtocol(r)
 }
 
-// serveV5 speaks v5.channel.k8s.io, which kubectl asks for: v4 with a way for the
-// client to say that stdin has ended.
+// serveV5 serves v5.channel.k8s.io, which kubectl requests: v4 with a way for the client to
+// signal the end of stdin.
 func (s *Server) serveV5(w http.ResponseWriter, r *http.Request, x *runner, o *remotecommand.Options) error {
 	types := make([]wsstream.ChannelType, channels)
 	types[channelError] = wsstream.WriteChannel
@@ -204,7 +203,7 @@ func (s *Server) serveV5(w http.ResponseWriter, r *http.Request, x *runner, o *r
 	conn.SetIdleTimeout(idleTimeout)
 	_, streams, err := conn.Open(w, r)
 	if err != nil {
-		s.cfg.Log.Debug("websocket upgrade failed", "err", err)
+		s.cfg.Log.DebugContext(r.Context(), "websocket upgrade failed", "error", err)
 		return nil
 	}
 	defer conn.Close()
@@ -249,7 +248,7 @@ func readSizes(ctx context.Context, r io.Reader, sizes chan<- remotecommand.Term
 	}
 }
 
-// exitStatus is the Status that ends a v4 or v5 stream.
+// exitStatus returns the Status that ends a v4 or v5 stream.
 func exitStatus(err error) *metav1.Status {
 	var exit *tunnel.ExitError
 	var with apierrors.APIStatus

@@ -16,7 +16,7 @@ import (
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 )
 
-// logOptions reads and checks the query of a log request, with Kubernetes' texts.
+// logOptions parses and validates the query of a log request, with Kubernetes' messages.
 func logOptions(pod string, q url.Values) (*nodev1.Logs, string, error) {
 	logs := &nodev1.Logs{
 		Follow:     flag(q, "follow"),
@@ -75,7 +75,7 @@ func logOptions(pod string, q url.Values) (*nodev1.Logs, string, error) {
 	return logs, q.Get("container"), nil
 }
 
-// flag is Kubernetes' reading of a boolean parameter.
+// flag parses a boolean parameter as Kubernetes does.
 func flag(q url.Values, name string) bool {
 	return q.Has(name) && q.Get(name) != "0" && !strings.EqualFold(q.Get(name), "false")
 }
@@ -89,7 +89,7 @@ func (s *Server) log(w http.ResponseWriter, r *http.Request, pod *corev1.Pod) er
 		return err
 	}
 	logs.Pod = ref(pod, name)
-	if pod.Spec.NodeName == "" { // not scheduled yet: nothing was logged
+	if pod.Spec.NodeName == "" { // not scheduled yet: there is no log
 		w.WriteHeader(http.StatusNoContent)
 		return nil
 	}
@@ -104,7 +104,7 @@ func (s *Server) log(w http.ResponseWriter, r *http.Request, pod *corev1.Pod) er
 		err := wsstream.NewReader(reader, true, wsstream.NewDefaultReaderProtocols()).Copy(w, r)
 		_ = reader.CloseWithError(io.ErrClosedPipe)
 		if err != nil {
-			s.cfg.Log.Debug("log stream ended", "pod", pod.Name, "err", err)
+			s.cfg.Log.DebugContext(r.Context(), "log stream ended", "namespace", pod.Namespace, "pod", pod.Name, "error", err)
 		}
 		return nil
 	}
@@ -112,15 +112,15 @@ func (s *Server) log(w http.ResponseWriter, r *http.Request, pod *corev1.Pod) er
 	if err := session.Output(out, nil); err != nil && !out.begun {
 		return err
 	} else if err != nil {
-		s.cfg.Log.Debug("log stream ended", "namespace", pod.Namespace, "pod", pod.Name, "err", err)
+		s.cfg.Log.DebugContext(r.Context(), "log stream ended", "namespace", pod.Namespace, "pod", pod.Name, "error", err)
 		return nil
 	}
 	out.begin()
 	return nil
 }
 
-// logWriter sends the header with the first bytes, so that a node's failure before
-// them can still be a Status.
+// logWriter sends the header with the first bytes, so that an earlier failure of the node can
+// still be returned as a Status.
 type logWriter struct {
 	w      http.ResponseWriter
 	follow bool

@@ -19,16 +19,16 @@ import (
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 )
 
-// maxForwards bounds the connections forwarded at once for one client.
+// maxForwards bounds the concurrently forwarded connections of one client.
 const maxForwards = 256
 
-// maxMessage bounds a WebSocket message of a client, as the library of the other
-// WebSocket protocols does. It is read piece by piece: what a frame's header says is
-// not allocated.
+// maxMessage bounds a WebSocket message of a client in bytes, as the library of the other
+// WebSocket protocols does. Messages are read in pieces, so the length in a frame's header is
+// never allocated.
 const maxMessage = 32 << 20
 
-// portForward speaks SPDY, SPDY in a WebSocket (kubectl since 1.30), and the old
-// WebSocket protocol with ports in the query.
+// portForward serves SPDY, SPDY over WebSocket (kubectl since 1.30), and the old WebSocket
+// protocol with ports in the query.
 func (s *Server) portForward(w http.ResponseWriter, r *http.Request, pod *corev1.Pod) error {
 	f := &forwarder{server: s, pod: pod}
 	switch {
@@ -38,7 +38,7 @@ func (s *Server) portForward(w http.ResponseWriter, r *http.Request, pod *corev1
 			Subprotocols: []string{portforward.WebsocketsSPDYTunnelingPortForwardV1},
 		}
 		ws, err := upgrader.Upgrade(w, r, nil)
-		if err != nil { // the upgrader has answered
+		if err != nil { // the upgrader has responded
 			return nil
 		}
 		ws.SetReadLimit(maxMessage)
@@ -57,12 +57,12 @@ func (s *Server) portForward(w http.ResponseWriter, r *http.Request, pod *corev1
 		portforward.ServePortForward(w, r, f, pod.Name, string(pod.UID), options, idleTimeout, creationTimeout, portforward.SupportedProtocols)
 	default:
 		if _, err := httpstream.Handshake(r, w, portforward.SupportedProtocols); err != nil {
-			return nil // answered
+			return nil // the error has been sent
 		}
 		streams := make(chan httpstream.Stream, 1)
 		conn := spdy.NewResponseUpgrader().UpgradeResponse(w, r, f.accept(r.Context(), streams))
 		if conn == nil {
-			return nil // answered
+			return nil // the error has been sent
 		}
 		f.serve(r.Context(), conn, streams)
 	}
@@ -75,13 +75,13 @@ type forwarder struct {
 	pod    *corev1.Pod
 }
 
-// PortForward is portforward.PortForwarder, for the old WebSocket protocol.
+// PortForward implements portforward.PortForwarder, for the old WebSocket protocol.
 func (f *forwarder) PortForward(ctx context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
 	return f.forward(ctx, port, stream)
 }
 
-// forward joins a client's stream and a port of the pod until both directions are
-// over or the node ends the session.
+// forward connects a client's stream to a port of the pod until both directions have ended or the
+// node ends the session.
 func (f *forwarder) forward(ctx context.Context, port int32, stream io.ReadWriteCloser) error {
 	session, err := f.server.open(ctx, f.pod, &nodev1.Open{Target: &nodev1.Open_PortForward{
 		PortForward: &nodev1.PortForward{Pod: ref(f.pod, ""), Port: port},
@@ -94,7 +94,7 @@ func (f *forwarder) forward(ctx context.Context, port int32, stream io.ReadWrite
 	return session.Output(stream, nil)
 }
 
-// accept checks the streams that the client makes.
+// accept validates the streams that the client opens.
 func (f *forwarder) accept(ctx context.Context, streams chan<- httpstream.Stream) httpstream.NewStreamHandler {
 	return func(stream httpstream.Stream, _ <-chan struct{}) error {
 		header := stream.Headers()
@@ -126,13 +126,13 @@ type pair struct {
 	since       time.Time
 }
 
-// serve gathers pairs of streams and forwards each, until the connection ends.
+// serve collects pairs of streams and forwards each, until the connection ends.
 func (f *forwarder) serve(ctx context.Context, conn httpstream.Connection, streams <-chan httpstream.Stream) {
 	defer conn.Close()
 	conn.SetIdleTimeout(idleTimeout)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	pairs := map[string]*pair{} // incomplete ones
+	pairs := map[string]*pair{} // incomplete pairs
 	finished := make(chan *pair)
 	running := 0
 	defer func() { // forwards end with ctx
@@ -151,7 +151,7 @@ func (f *forwarder) serve(ctx context.Context, conn httpstream.Connection, strea
 				continue
 			}
 			if running >= maxForwards {
-				fmt.Fprintf(p.error, "too many connections: at most %d are forwarded at once", maxForwards)
+				fmt.Fprintf(p.error, "too many connections: at most %d are forwarded concurrently", maxForwards)
 				p.reset(conn)
 				continue
 			}
@@ -178,8 +178,8 @@ func (f *forwarder) serve(ctx context.Context, conn httpstream.Connection, strea
 	}
 }
 
-// add completes a pair and returns it, or remembers its first half. A second
-// stream of one kind is reset.
+// add returns the pair that the stream completes, or nil after keeping the stream as its first
+// half. A second stream of the same type is reset.
 func add(pairs map[string]*pair, stream httpstream.Stream) *pair {
 	id := requestID(stream)
 	p := pairs[id]
@@ -207,8 +207,8 @@ func add(pairs map[string]*pair, stream httpstream.Stream) *pair {
 	return p
 }
 
-// requestID is what joins two streams; old clients make the error stream just
-// before the data stream instead of naming one.
+// requestID returns the id that the two streams of a pair share. Old clients send none, and open
+// the error stream just before the data stream.
 func requestID(stream httpstream.Stream) string {
 	if id := stream.Headers().Get(portforward.PortForwardRequestIDHeader); id != "" {
 		return id
@@ -220,7 +220,7 @@ func requestID(stream httpstream.Stream) string {
 	return strconv.FormatUint(uint64(n), 10)
 }
 
-// reset gives both streams up.
+// reset resets both streams.
 func (p *pair) reset(conn httpstream.Connection) {
 	for _, s := range []httpstream.Stream{p.data, p.error} {
 		if s != nil {
@@ -232,10 +232,10 @@ func (p *pair) reset(conn httpstream.Connection) {
 
 // run forwards one pair.
 func (f *forwarder) run(ctx context.Context, p *pair) {
-	port, _ := strconv.ParseInt(p.data.Headers().Get(portforward.PortHeader), 10, 32) // accept checked it
+	port, _ := strconv.ParseInt(p.data.Headers().Get(portforward.PortHeader), 10, 32) // validated by accept
 	err := f.forward(ctx, int32(port), p.data)
 	if err != nil && ctx.Err() == nil {
-		f.server.cfg.Log.Debug("port-forward failed", "namespace", f.pod.Namespace, "pod", f.pod.Name, "port", port, "err", err)
+		f.server.cfg.Log.DebugContext(ctx, "port-forward failed", "namespace", f.pod.Namespace, "pod", f.pod.Name, "port", port, "error", err)
 		fmt.Fprintf(p.error, "error forwarding port %d to pod %s, uid %s: %v", port, f.pod.Name, f.pod.UID, err)
 	}
 	_ = p.error.Close()

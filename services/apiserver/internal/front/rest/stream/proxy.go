@@ -23,15 +23,15 @@ import (
 	"keelson.dev/services/apiserver/internal/request"
 )
 
-// backend is where a proxied request goes.
+// backend is the destination of a proxied request.
 type backend struct {
-	node string // whose network the address is dialled from
+	node string // from whose network the address is dialed
 	host string // address:port
 }
 
-// proxy passes an HTTP request on to a port of a pod or of one of a service's
-// endpoints, dialled by the node that it runs on. rest is the path there. The
-// name may be NAME, NAME:PORT or SCHEME:NAME:PORT.
+// proxy forwards an HTTP request to a port of a pod, or of one of a service's endpoints. The node
+// that the pod runs on dials it. rest is the path there. The name may be NAME, NAME:PORT or
+// SCHEME:NAME:PORT.
 func (s *Server) proxy(w http.ResponseWriter, r *http.Request, t pipeline.Target, rest string) error {
 	scheme, name, port, ok := utilnet.SplitSchemeNamePort(t.Name)
 	if !ok {
@@ -58,7 +58,7 @@ func (s *Server) proxy(w http.ResponseWriter, r *http.Request, t pipeline.Target
 		location.Path = "/" + rest
 	}
 	r = r.Clone(r.Context())
-	for header := range r.Header { // credentials are for this server alone
+	for header := range r.Header { // credentials are for this server only
 		if header == "Authorization" || strings.HasPrefix(header, "Impersonate-") {
 			delete(r.Header, header)
 		}
@@ -68,7 +68,7 @@ func (s *Server) proxy(w http.ResponseWriter, r *http.Request, t pipeline.Target
 			return s.cfg.Tunnel.Dial(r.Context(), to.node, address)
 		},
 		DisableKeepAlives: true,
-		// As Kubernetes has it: pods' certificates are of no known authority.
+		// As in Kubernetes, because the certificates of pods are not signed by a known authority.
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec
 	}
 	responder := &responder{}
@@ -76,8 +76,8 @@ func (s *Server) proxy(w http.ResponseWriter, r *http.Request, t pipeline.Target
 	return responder.err
 }
 
-// plain tells the node's own reason where a connection fails, without the words of
-// net/http around it: whether a refusal is noticed by a write or a read is chance.
+// plain returns the node's own reason for a failed connection, without the text that net/http
+// adds, which depends on whether a write or a read fails first.
 type plain struct{ *http.Transport }
 
 // RoundTrip implements http.RoundTripper.
@@ -90,16 +90,16 @@ func (p plain) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// WrappedRoundTripper lets an upgrade find the transport's dialler.
+// WrappedRoundTripper lets an upgrade find the transport's dialer.
 func (p plain) WrappedRoundTripper() http.RoundTripper { return p.Transport }
 
-// responder keeps the failure of a proxied request for the front to answer with.
+// responder keeps the error of a proxied request, for the front to send.
 type responder struct{ err error }
 
 func (p *responder) Error(_ http.ResponseWriter, _ *http.Request, err error) { p.err = err }
 
-// podBackend is a pod's address and a port: the one named, or the first that a
-// container declares.
+// podBackend returns a pod's address and a port: the given one, or the first that a container
+// declares.
 func (s *Server) podBackend(ctx context.Context, t pipeline.Target, port string) (backend, error) {
 	pod, err := s.pod(ctx, t)
 	if err != nil {
@@ -116,20 +116,20 @@ func (s *Server) podBackend(ctx context.Context, t pipeline.Target, port string)
 	return address(pod.Spec.NodeName, pod.Status.PodIP, cmp.Or(port, "80"))
 }
 
-// address checks what is to be dialled: a node's loopback and link are its own.
+// address validates the address to dial: loopback and link-local addresses belong to the node.
 func address(node, ip, port string) (backend, error) {
 	parsed := net.ParseIP(ip)
 	if parsed == nil || parsed.IsLoopback() || parsed.IsLinkLocalUnicast() || parsed.IsMulticast() || parsed.IsUnspecified() {
 		return backend{}, apierrors.NewBadRequest(fmt.Sprintf("address %s not allowed", ip))
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return backend{}, apierrors.NewBadRequest(fmt.Sprintf("port %q is none", port))
+		return backend{}, apierrors.NewBadRequest(fmt.Sprintf("port %q is not a port number", port))
 	}
 	return backend{node: node, host: net.JoinHostPort(ip, port)}, nil
 }
 
-// serviceBackend is one of the service's ready endpoints, by chance, and the port
-// that stands for the service's: by name, by number, or the only one.
+// serviceBackend returns one of the service's ready endpoints at random, with the port that
+// belongs to the service's port: by name, by number, or the only one.
 func (s *Server) serviceBackend(ctx context.Context, t pipeline.Target, port string) (backend, error) {
 	ctx = request.WithUser(ctx, self)
 	t.Subresource = ""
@@ -171,7 +171,7 @@ func (s *Server) serviceBackend(ctx context.Context, t pipeline.Target, port str
 	return address(to.node, ip, number)
 }
 
-// servicePort finds the name of a service's port by name or number.
+// servicePort returns the name of a service's port, given its name or number.
 func servicePort(service *corev1.Service, port string) (name string, ok bool) {
 	if port == "" {
 		if len(service.Spec.Ports) == 1 {
@@ -187,7 +187,7 @@ func servicePort(service *corev1.Service, port string) (name string, ok bool) {
 	return "", false
 }
 
-// sliceBackends are the ready endpoints of a slice that run on a node.
+// sliceBackends returns the ready endpoints of a slice that run on a node.
 func sliceBackends(slice *discoveryv1.EndpointSlice, portName string) []backend {
 	var out []backend
 	for _, p := range slice.Ports {

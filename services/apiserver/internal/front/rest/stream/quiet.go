@@ -5,8 +5,8 @@ import (
 	"log/slog"
 )
 
-// quiet turns what the streaming libraries log, mostly ends of connections as
-// errors, into debug messages.
+// quiet logs the messages of the streaming libraries at debug level. They log the ends of
+// connections as errors.
 type quiet struct{ slog.Handler }
 
 func (q quiet) Enabled(ctx context.Context, _ slog.Level) bool {
@@ -14,7 +14,7 @@ func (q quiet) Enabled(ctx context.Context, _ slog.Level) bool {
 }
 
 func (q quiet) Handle(ctx context.Context, r slog.Record) error {
-	if !q.Handler.Enabled(ctx, slog.LevelDebug) { // errors come unasked
+	if !q.Handler.Enabled(ctx, slog.LevelDebug) { // errors are passed without calling Enabled
 		return nil
 	}
 	r.Level = slog.LevelDebug

@@ -1,9 +1,9 @@
-// Package stream serves the subresources that are streams: logs, exec, attach and
-// port-forward of pods, over WebSocket and SPDY as kubectl speaks them, and the HTTP
-// proxy to pods and services, all through the tunnel to the pod's node.
+// Package stream serves the subresources that are streams: logs, exec, attach and port-forward of
+// pods, over WebSocket and SPDY as kubectl uses them, and the HTTP proxy to pods and services,
+// all through the tunnel to the pod's node.
 //
-// It must never open a session before the pipeline has authorized the request, and
-// never outlive the client's connection, the node's, or the server's end.
+// It must never open a session before the pipeline has authorized the request, and no stream may
+// outlive the client's connection, the node's connection, or the server.
 package stream
 
 import (
@@ -30,7 +30,7 @@ import (
 	"keelson.dev/services/apiserver/internal/tunnel"
 )
 
-// Config is what the streams need.
+// Config configures a Server.
 type Config struct {
 	API    pipeline.API
 	Tunnel *tunnel.Server
@@ -40,10 +40,10 @@ type Config struct {
 // Server serves the streams.
 type Server struct{ cfg Config }
 
-// New makes a Server.
+// New returns a Server.
 func New(cfg Config) *Server { return &Server{cfg: cfg} }
 
-// The bounds of an upgraded connection, as in Kubernetes.
+// Bounds of an upgraded connection, as in Kubernetes.
 const (
 	idleTimeout     = 4 * time.Hour
 	creationTimeout = 30 * time.Second
@@ -51,15 +51,14 @@ const (
 
 // Request is a request for a stream.
 type Request struct {
-	// Connect is resource.Subresource.Connect, Verb the request's verb.
+	// Connect is resource.Subresource.Connect, and Verb the request's verb.
 	Connect, Verb string
 	Target        pipeline.Target
-	// Rest is the path behind a proxy.
+	// Rest is the path to proxy to.
 	Rest string
 }
 
-// Serve answers a request for a stream. The error is for the client, unless the
-// connection was upgraded already.
+// Serve serves a stream. The error is for the client, unless the connection has been upgraded.
 func (s *Server) Serve(w http.ResponseWriter, r *http.Request, q Request) error {
 	connect, t := q.Connect, q.Target
 	verbs := verbs(r, q.Verb, connect)
@@ -90,7 +89,7 @@ func (s *Server) Serve(w http.ResponseWriter, r *http.Request, q Request) error 
 	if pod.Spec.NodeName == "" {
 		return apierrors.NewBadRequest(fmt.Sprintf("pod %s does not have a host assigned", pod.Name))
 	}
-	// The client's connection is watched: when it breaks, so does the session.
+	// Watch the client's connection: when it breaks, the session ends.
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	w = &watched{ResponseWriter: w, broken: cancel}
@@ -106,8 +105,8 @@ func (s *Server) Serve(w http.ResponseWriter, r *http.Request, q Request) error 
 	return unavailable(connect)
 }
 
-// verbs are what a stream needs: its own and, for a WebSocket that is as good as a
-// POST, create as well (Kubernetes since 1.35).
+// verbs returns the verbs that a stream requires: its own and, for a WebSocket request that is
+// equivalent to a POST, create as well (Kubernetes since 1.35).
 func verbs(r *http.Request, verb, connect string) []string {
 	if verb == "get" && connect != "log" && connect != "proxy" && wsstream.IsWebSocketRequest(r) {
 		return []string{verb, "create"}
@@ -125,8 +124,8 @@ func unavailable(connect string) error {
 	}}
 }
 
-// self is the apiserver, which reads the pod whose stream the user may open: a
-// user needs no right to read pods for that.
+// self is the apiserver's own user, which reads the pod of an authorized stream: the user of the
+// stream needs no right to read pods.
 var self = request.User{Name: "system:apiserver", Groups: []string{"system:masters", "system:authenticated"}}
 
 func (s *Server) pod(ctx context.Context, t pipeline.Target) (*corev1.Pod, error) {
@@ -142,8 +141,8 @@ func (s *Server) pod(ctx context.Context, t pipeline.Target) (*corev1.Pod, error
 	return pod, nil
 }
 
-// container checks the name of a container, or chooses the only one. The texts are
-// Kubernetes'.
+// container validates the name of a container, or chooses the only one, with Kubernetes'
+// messages.
 func container(pod *corev1.Pod, name string) (string, error) {
 	names := containerNames(pod.Spec.Containers)
 	initial := containerNames(pod.Spec.InitContainers)
@@ -188,7 +187,7 @@ func ref(pod *corev1.Pod, container string) *nodev1.PodRef {
 	return &nodev1.PodRef{Namespace: pod.Namespace, Name: pod.Name, Uid: string(pod.UID), Container: container}
 }
 
-// open opens a session and turns the tunnel's errors into Kubernetes'.
+// open opens a session and converts the tunnel's errors to Kubernetes'.
 func (s *Server) open(ctx context.Context, pod *corev1.Pod, open *nodev1.Open) (*tunnel.Session, error) {
 	session, err := s.cfg.Tunnel.Open(ctx, pod.Spec.NodeName, open)
 	if err == nil {

@@ -10,17 +10,17 @@ import (
 	"time"
 )
 
-// watched is a ResponseWriter whose connection, once taken over, tells when it
-// breaks: an upgraded connection has no context of its own.
+// watched is a ResponseWriter that reports when its hijacked connection breaks, because an
+// upgraded connection has no context of its own.
 type watched struct {
 	http.ResponseWriter
 	broken func()
 }
 
-// Unwrap is for http.ResponseController.
+// Unwrap is used by http.ResponseController.
 func (w *watched) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// Hijack is http.Hijacker.
+// Hijack implements http.Hijacker.
 func (w *watched) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
 	if err != nil {

@@ -10,12 +10,12 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// tunnelConn is a byte stream in the binary messages of a WebSocket, as
-// client-go's SPDY-over-WebSocket dialer has it.
+// tunnelConn is a byte stream in the binary messages of a WebSocket, as in client-go's
+// SPDY-over-WebSocket dialer.
 type tunnelConn struct {
 	*websocket.Conn
 	writeMu sync.Mutex
-	message io.Reader // what is left of the message being read
+	message io.Reader // what is left of the current message
 	once    sync.Once
 }
 
@@ -33,7 +33,7 @@ func (c *tunnelConn) Read(p []byte) (int, error) {
 				return 0, err
 			}
 			if kind != websocket.BinaryMessage {
-				return 0, errors.New("the tunnel takes binary messages only")
+				return 0, errors.New("the tunnel accepts binary messages only")
 			}
 			c.message = r
 		}
@@ -57,7 +57,7 @@ func (c *tunnelConn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close says good-bye and closes, once.
+// Close sends a close message and closes the connection, once.
 func (c *tunnelConn) Close() error {
 	var err error
 	c.once.Do(func() {

@@ -1,8 +1,8 @@
-// Package table writes objects as rows for people to read: the answer to
-// `Accept: application/json;as=Table`, which `kubectl get` asks for.
+// Package table encodes objects as rows for people to read: the response to `Accept:
+// application/json;as=Table`, which `kubectl get` requests.
 //
-// It must never hold the columns of any one kind; those are in the kind's row of
-// the resource table.
+// It must never contain the columns of a specific kind, which are in the kind's row of the
+// resource table.
 package table
 
 import (
@@ -16,10 +16,10 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Include says how much of the object comes with its row.
+// Include is how much of the object is included in its row.
 type Include uint8
 
-// What comes with a row.
+// Contents of a row.
 const (
 	// Metadata is the default: a PartialObjectMetadata.
 	Metadata Include = iota
@@ -27,7 +27,7 @@ const (
 	Object
 )
 
-// ParseInclude reads the query parameter includeObject.
+// ParseInclude parses the query parameter includeObject.
 func ParseInclude(s string) (Include, bool) {
 	switch metav1.IncludeObjectPolicy(s) {
 	case metav1.IncludeMetadata, "":
@@ -51,7 +51,7 @@ var (
 	}
 )
 
-// Columns are the columns of a kind; of nil, the default ones.
+// Columns returns the columns of a kind, or the default columns if k is nil.
 func Columns(k *resource.Kind) []metav1.TableColumnDefinition {
 	if k == nil || k.Columns == nil || k.Cells == nil {
 		return []metav1.TableColumnDefinition{nameColumn, createdColumn}
@@ -62,7 +62,7 @@ func Columns(k *resource.Kind) []metav1.TableColumnDefinition {
 	return append([]metav1.TableColumnDefinition{nameColumn}, k.Columns...)
 }
 
-// encodedColumns keeps Columns as JSON, by kind.
+// encodedColumns caches Columns as JSON, by kind.
 var encodedColumns sync.Map
 
 // AppendColumns appends the column definitions as a JSON array.
@@ -78,7 +78,7 @@ func AppendColumns(dst []byte, k *resource.Kind) []byte {
 	return append(dst, cached.([]byte)...)
 }
 
-// Cells are the cells of an object's row, one for each column.
+// Cells returns the cells of an object's row, one for each column.
 func Cells(k *resource.Kind, obj metav1.Object) []any {
 	if k != nil && k.Columns != nil && k.Cells != nil {
 		if o, ok := obj.(resource.Object); ok {
@@ -92,8 +92,8 @@ func Cells(k *resource.Kind, obj metav1.Object) []any {
 	return []any{obj.GetName(), obj.GetCreationTimestamp().UTC().Format(time.RFC3339)}
 }
 
-// AppendRow appends one row. included is the object to go with it as JSON; nil is
-// none. marked is the kind's default.
+// AppendRow appends a row. included is the object in the row as JSON, or nil. marked is true for
+// the kind's default object.
 func AppendRow(dst []byte, k *resource.Kind, obj metav1.Object, included []byte, marked bool) ([]byte, error) {
 	row := Cells(k, obj)
 	if marked {

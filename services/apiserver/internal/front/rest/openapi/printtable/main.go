@@ -1,5 +1,5 @@
-// Command printtable prints the table of kinds for the generator of the OpenAPI
-// documents. It is part of `make gen` and of no program.
+// Command printtable prints the table of kinds for the generator of the OpenAPI documents. Only
+// `make gen` uses it.
 package main
 
 import (
