@@ -1,16 +1,15 @@
-// Command cloud-controller connects a cluster to its cloud: it tells Nodes what
-// their machines are, removes Nodes whose machine is gone, and gives Services of
-// type LoadBalancer an address. The cloud is the provider in this program, or
-// another program that serves keelson.cloud.v1.
+// Command cloud-controller connects a cluster to its cloud: it writes addresses, zone and
+// provider id of each machine to its Node, deletes Nodes whose machine no longer exists,
+// and gives Services of type LoadBalancer an address. The cloud is the provider in this
+// program, or another program that serves keelson.cloud.v1. One of several processes
+// works; the others keep their caches warm and take over within two seconds.
 package main
 
 import (
 	"context"
 	"net/netip"
-	"os"
 	"strings"
 
-	"github.com/google/uuid"
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -25,10 +24,8 @@ import (
 	"keelson.dev/services/internal/controller"
 	"keelson.dev/services/internal/event"
 	"keelson.dev/services/internal/identity"
-	"keelson.dev/services/internal/leader"
 	"keelson.dev/services/internal/ops"
 	"keelson.dev/services/internal/rpc"
-	"keelson.dev/services/internal/telemetry"
 )
 
 const (
@@ -37,27 +34,22 @@ const (
 )
 
 func main() {
-	boot.Main(name, func(fs *pflag.FlagSet) boot.Run {
-		o := newOptions(fs)
-		return o.run
-	})
+	boot.Main(name, func(fs *pflag.FlagSet) boot.Run { return newOptions(fs).run })
 }
 
 // options are the flags.
 type options struct {
-	service     *boot.Service
-	leaderElect bool
-	cluster     string
-	provider    string
-	inventory   string
-	addresses   string
-	routes      bool
+	service   *boot.Elected
+	cluster   string
+	provider  string
+	inventory string
+	addresses string
+	routes    bool
 }
 
 func newOptions(fs *pflag.FlagSet) *options {
-	o := &options{service: boot.ServiceFlags(fs)}
-	fs.BoolVar(&o.leaderElect, "leader-elect", false, "let one of several cloud-controllers work, by the Lease kube-system/cloud-controller")
-	fs.StringVar(&o.cluster, "cluster-name", "keelson", "name of the cluster towards the provider")
+	o := &options{service: boot.ElectedFlags(fs, name)}
+	fs.StringVar(&o.cluster, "cluster-name", "keelson", "name of the cluster in what the provider creates")
 	fs.StringVar(&o.provider, "provider", "local", "local, or host:port of a program that serves keelson.cloud.v1 with a certificate of the cluster's CA")
 	fs.StringVar(&o.inventory, "local-inventory", "", "directory with a file NAME.json for each machine (provider local)")
 	fs.StringVar(&o.addresses, "load-balancer-cidr", "", "range of the addresses of load balancers (provider local)")
@@ -65,60 +57,32 @@ func newOptions(fs *pflag.FlagSet) *options {
 	return o
 }
 
-// run starts the service, in order; it goes down in the reverse.
+// run starts the service in order; the group stops it in reverse order.
 func (o *options) run(ctx context.Context, g *boot.Group) error {
-	if err := o.service.Check(); err != nil {
-		return err
-	}
-	id, err := identity.Load(o.service.Identity)
-	if err != nil {
-		return boot.Invalid("--identity: %w", err)
-	}
-	conn, err := rpc.Dial(id, o.service.APIServers, userAgent)
-	if err != nil {
-		return boot.Invalid("--apiserver: %w", err)
-	}
-	g.OnStop("connection", func(context.Context) error { return conn.Close() })
-	instance := instanceName()
-	tel, err := telemetry.Start(ctx, telemetry.Config{Service: name, Instance: instance, Conn: conn})
+	svc, err := boot.StartElected(ctx, g, o.service, boot.Program{Name: name, UserAgent: userAgent})
 	if err != nil {
 		return err
 	}
-	g.OnStop("telemetry", tel.Shutdown)
-	status := ops.New()
-	status.Registry().MustRegister(controller.Collectors()...)
-	status.Ready("apiserver", rpc.Connected(conn))
-	g.Go("operations listener", func(ctx context.Context) error { return status.Serve(ctx, o.service.OpsAddress) })
-
-	c := client.New(conn, userAgent)
-	caches := newCaches(c)
-	cloud, err := o.cloud(g, id, caches)
+	svc.Status.Registry().MustRegister(controller.Collectors()...)
+	caches := newCaches(svc.Client)
+	cloud, err := o.cloud(g, svc.Identity, caches)
 	if err != nil {
 		return err
 	}
-	events := event.NewRecorder(c, name, instance)
+	events := event.NewRecorder(svc.Client, name, svc.Instance)
 	g.Go("events", events.Run)
 	g.Go("services", caches.Services.Run)
 	g.Go("nodes", caches.Nodes.Run)
 	g.Go("endpoint slices", caches.Slices.Run)
-	for what, synced := range map[string]<-chan struct{}{"services": caches.Services.Synced(), "nodes": caches.Nodes.Synced(), "endpoint slices": caches.Slices.Synced()} {
-		status.Ready(what, ops.ReadyWhen(synced))
-	}
-
-	work := func(ctx context.Context) error { return o.work(ctx, c, caches, cloud, events) }
-	if !o.leaderElect {
-		g.Go("controllers", work)
-		return nil
-	}
-	state := &leader.State{}
-	status.Note("leadership", state.String)
-	g.Go("controllers", func(ctx context.Context) error {
-		return leader.Run(ctx, c, leader.Config{Name: name, Identity: instance, State: state}, work)
-	})
+	svc.Status.Ready("services", ops.ReadyWhen(caches.Services.Synced()))
+	svc.Status.Ready("nodes", ops.ReadyWhen(caches.Nodes.Synced()))
+	svc.Status.Ready("endpoint slices", ops.ReadyWhen(caches.Slices.Synced()))
+	svc.Lead(g, func(ctx context.Context) error { return o.work(ctx, svc.Client, caches, cloud, events) })
 	return nil
 }
 
-// newCaches are what the controllers read, without what none of them does.
+// newCaches returns the caches of the objects that the controllers read, without the
+// fields that none of them reads.
 func newCaches(c *client.Client) service.Caches {
 	return service.Caches{
 		Services: client.NewCache(c, client.CacheOptions[*corev1.Service]{}),
@@ -132,14 +96,15 @@ func newCaches(c *client.Client) service.Caches {
 	}
 }
 
-// background is a provider that has work of its own.
+// background is implemented by a provider that needs a loop of its own.
 type background interface {
-	// Begin forgets what another leader may have changed.
+	// Begin drops state that another leader may have changed since.
 	Begin()
+	// Run works until ctx ends.
 	Run(ctx context.Context) error
 }
 
-// cloud makes the provider.
+// cloud returns the provider that --provider names.
 func (o *options) cloud(g *boot.Group, id *identity.Source, caches service.Caches) (provider.Provider, error) {
 	if o.provider != "local" {
 		conn, err := rpc.Dial(id, []string{strings.TrimPrefix(o.provider, "grpc://")}, userAgent)
@@ -163,7 +128,7 @@ func (o *options) cloud(g *boot.Group, id *identity.Source, caches service.Cache
 	return p, nil
 }
 
-// work is what the leader does.
+// work runs the controllers of one term of leadership, until ctx ends.
 func (o *options) work(ctx context.Context, c *client.Client, caches service.Caches, cloud provider.Provider, events *event.Recorder) error {
 	defer events.Flush()
 	for _, synced := range []<-chan struct{}{caches.Services.Synced(), caches.Nodes.Synced(), caches.Slices.Synced()} {
@@ -195,7 +160,8 @@ func (o *options) work(ctx context.Context, c *client.Client, caches service.Cac
 	return together(ctx, loops)
 }
 
-// together runs loops until ctx ends or one of them does, and waits for all.
+// together runs the loops until ctx or one of them ends, and returns the first error
+// once all have ended.
 func together(ctx context.Context, loops []func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -213,13 +179,4 @@ func together(ctx context.Context, loops []func(context.Context) error) error {
 		}
 	}
 	return first
-}
-
-func instanceName() string {
-	host, err := os.Hostname()
-	if err != nil {
-		host = name
-	}
-	// A process number would be the same again in the next container of that name.
-	return host + "_" + uuid.NewString()[:8]
 }

@@ -79,6 +79,31 @@ func TestWrongCallsEndWithOneLine(t *testing.T) {
 	}
 }
 
+func program(t *testing.T) leadertest.Program {
+	return leadertest.Program{
+		Name: name, UserAgent: userAgent, User: "system:cloud-controller-manager",
+		Build: func(fs *pflag.FlagSet) boot.Run { return newOptions(fs).run },
+		Args:  []string{"--local-inventory", t.TempDir(), "--load-balancer-cidr", "10.90.0.0/24", "--load-balancer-routes=false"},
+	}
+}
+
+func TestTwoWithoutFlagsElectOne(t *testing.T) { leadertest.Elects(t, program(t)) }
+
+func TestWorksWithoutElection(t *testing.T) {
+	s := leadertest.RunUnelected(t, program(t))
+	services := client.For[*corev1.Service](s.Client)
+	if _, err := services.Create(t.Context(), &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"},
+		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 80, NodePort: 30080}}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	s.Eventually("the Service has an address", func() bool {
+		svc, err := services.Get(t.Context(), "default", "web")
+		return err == nil && len(svc.Status.LoadBalancer.Ingress) == 1
+	})
+}
+
 // The whole program, with TLS on every wire and a provider in another program:
 // it leads, initializes a node and gives a Service its address, and writes nothing
 // without its fence.
@@ -116,7 +141,7 @@ func TestTheProgramWithARemoteProvider(t *testing.T) {
 	}
 	done := make(chan result, 1)
 	go func() {
-		code, stderr := execute(ctx, "--identity", dir, "--apiserver", api.Addr().String(), "--leader-elect",
+		code, stderr := execute(ctx, "--identity", dir, "--apiserver", api.Addr().String(),
 			"--provider", cloudListener.Addr().String(), "--cluster-name", "c", "--ops-address", "127.0.0.1:0")
 		done <- result{code, stderr}
 	}()

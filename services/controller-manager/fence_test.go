@@ -21,11 +21,27 @@ func create[T client.Object](s *leadertest.Service, obj T) {
 	}
 }
 
-// Whatever the controllers write carries the leader's fence: creations, batches,
+var program = leadertest.Program{
+	Name: name, User: "system:kube-controller-manager",
+	Build: func(fs *pflag.FlagSet) boot.Run { return newOptions(fs).run },
+	Args:  []string{"--node-startup-grace-period", "100ms"},
+}
+
+func TestTwoWithoutFlagsElectOne(t *testing.T) { leadertest.Elects(t, program) }
+
+func TestWorksWithoutElection(t *testing.T) {
+	s := leadertest.RunUnelected(t, program)
+	create(s, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
+	s.Eventually("the namespace has its service account", func() bool {
+		_, err := client.For[*corev1.ServiceAccount](s.Client).Get(t.Context(), "shop", "default")
+		return err == nil
+	})
+}
+
+// Everything that the controllers write carries the leader's fence: creations, batches,
 // status, deletions of the garbage collector and of namespaces, and events.
 func TestEveryWriteIsFenced(t *testing.T) {
-	s := leadertest.Run(t, name, "system:kube-controller-manager",
-		func(fs *pflag.FlagSet) boot.Run { return newOptions(fs).run }, "--node-startup-grace-period", "100ms")
+	s := leadertest.Run(t, program)
 	create(s, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
 	create(s, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}})
 	labels := map[string]string{"app": "web"}

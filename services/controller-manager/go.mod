@@ -7,7 +7,6 @@ replace keelson.dev/proto => ../../proto
 replace keelson.dev/services/internal => ../internal
 
 require (
-	github.com/google/uuid v1.6.0
 	github.com/spf13/pflag v1.0.10
 	go.uber.org/goleak v1.3.0
 	k8s.io/api v0.37.2
@@ -16,7 +15,10 @@ require (
 	keelson.dev/services/internal v0.0.0
 )
 
-require golang.org/x/time v0.15.0 // indirect
+require (
+	github.com/google/uuid v1.6.0 // indirect
+	golang.org/x/time v0.15.0 // indirect
+)
 
 require (
 	github.com/beorn7/perks v1.0.1 // indirect

@@ -15,9 +15,8 @@ import (
 )
 
 type options struct {
-	service *boot.Service
+	service *boot.Elected
 
-	leaderElect       bool
 	clusterCA         string
 	serviceAccountKey string
 	clusterCIDR       string
@@ -32,8 +31,7 @@ type options struct {
 }
 
 func newOptions(fs *pflag.FlagSet) *options {
-	o := &options{service: boot.ServiceFlags(fs)}
-	fs.BoolVar(&o.leaderElect, "leader-elect", true, "work only while this process holds the lease kube-system/controller-manager")
+	o := &options{service: boot.ElectedFlags(fs, name)}
 	fs.StringVar(&o.clusterCA, "cluster-ca", "", "directory with ca.crt and ca.key, to sign certificates with; empty signs none")
 	fs.StringVar(&o.serviceAccountKey, "service-account-key", "", "private key in PEM that signs the tokens of kubernetes.io/service-account-token secrets; empty signs none")
 	fs.StringVar(&o.clusterCIDR, "cluster-cidr", "10.244.0.0/16", "range of pod addresses")

@@ -18,12 +18,9 @@ import (
 	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
 
-	"keelson.dev/proto/client"
 	"keelson.dev/services/internal/boot"
-	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/ops"
 	"keelson.dev/services/internal/rpc"
-	"keelson.dev/services/internal/telemetry"
 	"keelson.dev/services/node/internal/agent"
 	"keelson.dev/services/node/internal/cgroup"
 	"keelson.dev/services/node/internal/cni"
@@ -72,28 +69,14 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err := o.join(ctx, s); err != nil {
 		return err
 	}
-	id, err := identity.Load(o.service.Identity)
-	if err != nil {
-		return boot.Invalid("--identity: %w", err)
-	}
-	conn, err := rpc.Dial(id, o.service.APIServers, userAgent)
-	if err != nil {
-		return boot.Invalid("--apiserver: %w", err)
-	}
-	g.OnStop("connection", func(context.Context) error { return conn.Close() })
-	tel, err := telemetry.Start(ctx, telemetry.Config{Service: "node", Instance: o.name, Conn: conn})
+	svc, err := boot.StartService(ctx, g, o.service, boot.Program{Name: "node", UserAgent: userAgent, Instance: o.name})
 	if err != nil {
 		return err
 	}
-	g.OnStop("telemetry", tel.Shutdown)
-	status := ops.New()
-	status.Ready("apiserver", rpc.Connected(conn))
-	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, o.service.OpsAddress) })
-	c := client.New(conn, userAgent)
 	if o.simulated > 0 {
-		return o.simulate(g, s, c, status)
+		return o.simulate(g, s, svc)
 	}
-	return o.node(ctx, g, s, id, c, status)
+	return o.node(g, s, svc)
 }
 
 // clean removes what a node leaves in a network when it stops, so that traffic goes
@@ -119,21 +102,22 @@ func (o *options) join(ctx context.Context, s *settings) error {
 }
 
 // simulate starts simulated nodes.
-func (o *options) simulate(g *boot.Group, s *settings, c *client.Client, status *ops.Server) error {
+func (o *options) simulate(g *boot.Group, s *settings, svc *boot.Running) error {
 	prefix := "simulated"
 	if o.named() {
 		prefix = o.name
 	}
 	sim := simulated.New(simulated.Config{
-		Client: c, Nodes: o.simulated, Prefix: prefix, Labels: s.labels, Taints: s.taints, Capacity: s.capacity, Heartbeat: simulatedHeartbeat,
+		Client: svc.Client, Nodes: o.simulated, Prefix: prefix, Labels: s.labels, Taints: s.taints, Capacity: s.capacity, Heartbeat: simulatedHeartbeat,
 	})
 	g.Go("simulated nodes", sim.Run)
-	status.Ready("simulated nodes", ops.ReadyWhen(sim.Ready()))
+	svc.Status.Ready("simulated nodes", ops.ReadyWhen(sim.Ready()))
 	return nil
 }
 
 // node starts a node with a container runtime.
-func (o *options) node(_ context.Context, g *boot.Group, s *settings, id *identity.Source, c *client.Client, status *ops.Server) error {
+func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
+	id, c, status := svc.Identity, svc.Client, svc.Status
 	runtime, err := cri.Dial(o.containerd)
 	if err != nil {
 		return boot.Invalid("--containerd: %w", err)

@@ -16,9 +16,23 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// Bindings, refusals in pods' status and events carry the leader's fence.
+var program = leadertest.Program{
+	Name: name, User: "system:kube-scheduler",
+	Build: func(fs *pflag.FlagSet) boot.Run { return newOptions(fs).run },
+}
+
+func TestTwoWithoutFlagsElectOne(t *testing.T) { leadertest.Elects(t, program) }
+
+// Bindings, unschedulable conditions and events carry the leader's fence.
 func TestEveryWriteIsFenced(t *testing.T) {
-	s := leadertest.Run(t, name, "system:kube-scheduler", func(fs *pflag.FlagSet) boot.Run { return newOptions(fs).run })
+	schedules(t, leadertest.Run(t, program)).Fenced("pods", "events")
+}
+
+func TestWorksWithoutElection(t *testing.T) { schedules(t, leadertest.RunUnelected(t, program)) }
+
+// schedules waits until s has bound a pod that fits and refused one that does not.
+func schedules(t *testing.T, s *leadertest.Service) *leadertest.Service {
+	t.Helper()
 	amount := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1"), corev1.ResourceMemory: resource.MustParse("1Gi"), corev1.ResourcePods: resource.MustParse("10")}
 	if _, err := client.For[*corev1.Node](s.Client).Create(t.Context(), &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: "n"}, Status: corev1.NodeStatus{Capacity: amount, Allocatable: amount},
@@ -36,7 +50,6 @@ func TestEveryWriteIsFenced(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.Fenced("pods", "events")
 	pods := client.For[*corev1.Pod](s.Client)
 	done := func() bool {
 		fits, err := pods.Get(t.Context(), "default", "fits")
@@ -50,4 +63,5 @@ func TestEveryWriteIsFenced(t *testing.T) {
 		return fits.Spec.NodeName == "n" && len(not.Status.Conditions) == 1
 	}
 	s.Eventually("one pod is bound and the other refused", done)
+	return s
 }

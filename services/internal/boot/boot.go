@@ -1,12 +1,13 @@
-// Package boot is how every service starts and ends: flags, logging, signals, and
-// a group of goroutines that end in the reverse of the order in which they were
-// started.
+// Package boot starts and stops every service: flags, logging, signals, and a group of
+// goroutines that is stopped in the reverse of the order in which it was started. For
+// clients of the apiservers it also makes what they share ([StartService]), and elects
+// one of several processes ([StartElected]).
 //
-// A program ends with code 0 after SIGTERM or SIGINT, with 2 and one line on
-// standard error when it was called wrongly (see [Invalid]), and otherwise with 1
-// and a last log line that says why. Called with "healthcheck" it asks a running
-// one whether it is ready. It must never leave a goroutine behind, and
-// never end without saying why.
+// A program exits with code 0 after SIGTERM or SIGINT, with 2 and one line on standard
+// error after a usage error (see [Invalid]), and with 1 and a last log line that gives the
+// cause otherwise. With the argument "healthcheck" it asks a running process of the same
+// service whether it is ready. Package boot must never leave a goroutine behind, and never
+// end a program without the cause.
 package boot
 
 import (
@@ -18,6 +19,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -27,16 +29,17 @@ import (
 	"keelson.dev/services/internal/telemetry"
 )
 
-// Run starts a service: it builds its parts, hands their loops to the group, and
-// returns. Its context ends with the first signal; those of the group's
-// goroutines end one after the other.
+// Run starts a service: it builds the service's parts, gives their loops to the group, and
+// returns. Its context ends with the first signal; the contexts of the group's goroutines
+// end one after the other.
 type Run func(ctx context.Context, g *Group) error
 
-// stopPatience is how long the whole way down may take.
+// stopPatience bounds the time that stopping all parts takes together.
 const stopPatience = 25 * time.Second
 
-// Main runs the service called name and ends the process. build adds the flags
-// of the service and returns what to run once they are parsed.
+// Main runs the service called name and exits the process. build adds the service's flags
+// and returns the Run to call once they are parsed. A second signal exits at once, with
+// code 1.
 func Main(name string, build func(fs *pflag.FlagSet) Run) {
 	paceHeap()
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -55,8 +58,8 @@ type signalled struct{ signal os.Signal }
 
 func (s *signalled) Error() string { return "signal " + s.signal.String() }
 
-// Execute is Main without the process: it returns the exit code. The end of ctx
-// takes the place of a signal.
+// Execute is Main for tests: it takes args and stderr from its caller, stops when ctx ends
+// instead of on a signal, and returns the exit code.
 func Execute(ctx context.Context, name string, args []string, stderr io.Writer, build func(fs *pflag.FlagSet) Run) int {
 	if len(args) > 0 && args[0] == healthcheck {
 		return probe(ctx, name, args[1:], stderr)
@@ -82,12 +85,13 @@ func Execute(ctx context.Context, name string, args []string, stderr io.Writer, 
 		return refuse(stderr, name, err)
 	}
 	slog.SetDefault(logger)
-	klog.SetSlogLogger(logger) // Kubernetes' libraries log through klog
+	klogToSlog()
 
 	begun := time.Now()
 	g := newGroup(ctx)
 	err = start(ctx, g, run)
 	if err == nil {
+		close(g.started)
 		slog.Info("started", "service", name, "pid", os.Getpid(), "took", time.Since(begun))
 		err = g.wait(ctx)
 	}
@@ -113,13 +117,36 @@ func Execute(ctx context.Context, name string, args []string, stderr io.Writer, 
 	return 0
 }
 
-// start runs run, and turns a panic of it into an error.
+// klogToSlog makes Kubernetes' libraries, which log through klog, log to the default logger.
+// It sets klog's logger once, as klog does not synchronize that with its use.
+var klogToSlog = sync.OnceFunc(func() { klog.SetSlogLogger(slog.New(defaultHandler{})) })
+
+// defaultHandler hands each record to the handler of slog's present default logger.
+type defaultHandler struct{}
+
+func (defaultHandler) Enabled(ctx context.Context, l slog.Level) bool {
+	return slog.Default().Enabled(ctx, l)
+}
+
+func (defaultHandler) Handle(ctx context.Context, r slog.Record) error {
+	return slog.Default().Handler().Handle(ctx, r)
+}
+
+func (defaultHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return slog.Default().Handler().WithAttrs(attrs)
+}
+
+func (defaultHandler) WithGroup(name string) slog.Handler {
+	return slog.Default().Handler().WithGroup(name)
+}
+
+// start calls run and turns a panic into an error.
 func start(ctx context.Context, g *Group, run Run) (err error) {
 	defer recovered("start", &err)
 	return run(ctx, g)
 }
 
-// refuse prints one line and returns the exit code of a wrong call.
+// refuse prints err on one line and returns the exit code of a usage error.
 func refuse(stderr io.Writer, name string, err error) int {
 	line := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
 	fmt.Fprintf(stderr, "%s: %s\n", name, line)

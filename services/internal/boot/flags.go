@@ -18,15 +18,16 @@ const (
 type Service struct {
 	// Identity is the directory with tls.crt, tls.key and ca.crt.
 	Identity string
-	// APIServers are the host:port of the apiservers' gRPC ports.
+	// APIServers lists the apiservers' gRPC ports, each as host:port.
 	APIServers []string
-	// OpsAddress is where metrics, health and profiles are served.
+	// OpsAddress is where metrics, health and profiles are served: host:port, or
+	// unix:///path.
 	OpsAddress string
-	// OTLPEndpoint is a collector's host:port; empty is none.
+	// OTLPEndpoint is the host:port of an OTLP/gRPC collector; empty means none.
 	OTLPEndpoint string
 }
 
-// ServiceFlags adds the flags that every service has.
+// ServiceFlags adds the flags of Service to fs.
 func ServiceFlags(fs *pflag.FlagSet) *Service {
 	s := &Service{}
 	fs.StringVar(&s.Identity, "identity", "", "directory with tls.crt, tls.key and ca.crt")
@@ -40,7 +41,7 @@ func opsAddress(fs *pflag.FlagSet, into *string) {
 	fs.StringVar(into, "ops-address", cmp.Or(os.Getenv(opsAddressVariable), "127.0.0.1:0"), "host:port (or unix:///path) for metrics, health and profiles")
 }
 
-// Check refuses flags that a service cannot do without.
+// Check returns an [Invalid] error if a required flag is missing.
 func (s *Service) Check() error {
 	if s.Identity == "" {
 		return Invalid("--identity is required")

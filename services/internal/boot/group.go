@@ -9,17 +9,18 @@ import (
 	"time"
 )
 
-// Group is the goroutines of a service. The first one that fails ends all; they
-// end in the reverse of the order in which they were started, each waited for
-// before the one before it is told.
+// Group holds the goroutines of a service. The first that fails stops all. They are
+// stopped in the reverse of the order in which they were started, one at a time: each has
+// ended before the context of the next is cancelled.
 type Group struct {
-	base   context.Context // values of the program's context, never ended
-	failed chan error      // the first failure
-	mu     sync.Mutex
-	steps  []*step
+	base    context.Context // the values of the program's context; never cancelled
+	started chan struct{}   // closed once the program's Run has returned without an error
+	failed  chan error      // the first failure
+	mu      sync.Mutex
+	steps   []*step
 }
 
-// step is one goroutine, or (without done) something to do on the way down.
+// step is one goroutine or, if done is nil, a function to call when the group stops.
 type step struct {
 	name   string
 	cancel context.CancelFunc
@@ -28,11 +29,11 @@ type step struct {
 }
 
 func newGroup(ctx context.Context) *Group {
-	return &Group{base: context.WithoutCancel(ctx), failed: make(chan error, 1)}
+	return &Group{base: context.WithoutCancel(ctx), started: make(chan struct{}), failed: make(chan error, 1)}
 }
 
-// Go runs f in a goroutine. An error that is not the end of its own context ends
-// the program; nil only ends the goroutine. A panic is an error.
+// Go runs f in a goroutine. An error stops the group, unless f's context has been
+// cancelled by then; nil ends the goroutine only. A panic counts as an error.
 func (g *Group) Go(name string, f func(ctx context.Context) error) {
 	ctx, cancel := context.WithCancel(g.base)
 	s := &step{name: name, cancel: cancel, done: make(chan struct{})}
@@ -50,8 +51,8 @@ func (g *Group) Go(name string, f func(ctx context.Context) error) {
 	}()
 }
 
-// OnStop runs f on the way down, when everything started after this call has
-// ended.
+// OnStop has f called when the group stops, after everything that was started after this
+// call has ended.
 func (g *Group) OnStop(name string, f func(ctx context.Context) error) {
 	g.add(&step{name: name, close: f})
 }
@@ -69,8 +70,7 @@ func (g *Group) fail(err error) {
 	}
 }
 
-// wait returns at the first failure, at the end of ctx, or when every goroutine
-// has ended by itself.
+// wait returns at the first failure, when ctx ends, or when every goroutine has returned.
 func (g *Group) wait(ctx context.Context) error {
 	idle := make(chan struct{})
 	stop := make(chan struct{})
@@ -110,8 +110,8 @@ func (g *Group) wait(ctx context.Context) error {
 	}
 }
 
-// stop goes down the list from its end. What does not end within the patience is
-// named in the error and left.
+// stop stops the steps from the last to the first. The error names the first goroutine
+// that has not ended within patience; such goroutines are abandoned.
 func (g *Group) stop(patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(g.base, patience)
 	defer cancel()
@@ -155,7 +155,7 @@ func (s *step) stop(ctx context.Context) (err error) {
 	}
 }
 
-// recovered turns a panic into an error and logs its stack.
+// recovered is deferred: it turns a panic into an error and logs its stack.
 func recovered(name string, err *error) {
 	if p := recover(); p != nil {
 		slog.Error("panic", "in", name, "value", fmt.Sprint(p), "stack", string(debug.Stack()))

@@ -14,16 +14,17 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// healthcheck is the first argument that makes a program ask a running one of its
-// kind whether it is ready: images with nothing but the program in them have no
-// other way to be probed.
+// healthcheck is the first argument that makes a program ask a running process of the same
+// service whether it is ready. Images that contain nothing but the program have no other
+// way to be probed.
 const healthcheck = "healthcheck"
 
-// probePatience is how long the whole question may take.
+// probePatience bounds a whole health check.
 const probePatience = 5 * time.Second
 
-// probe asks the operations listener of the same flags or environment for its
-// /readyz; the exit code is 0 when it is ready.
+// probe requests /readyz from the operations listener that the flags or the environment
+// name. It returns the exit code: 0 if the service is ready, 1 if it is not or does not
+// answer, 2 after a usage error.
 func probe(ctx context.Context, name string, args []string, stderr io.Writer) int {
 	fs := pflag.NewFlagSet(name+" "+healthcheck, pflag.ContinueOnError)
 	fs.SetOutput(io.Discard)
@@ -45,7 +46,8 @@ func probe(ctx context.Context, name string, args []string, stderr io.Writer) in
 	return 0
 }
 
-// ready asks one operations listener.
+// ready requests /readyz from the operations listener at address. The error contains the
+// checks that failed.
 func ready(ctx context.Context, address string) error {
 	network, target := "tcp", address
 	if path, ok := strings.CutPrefix(address, "unix://"); ok {

@@ -8,26 +8,26 @@ import (
 	"time"
 )
 
-// How far Go's heap may grow over what lives before it is collected, in percent.
-// A process at rest collects seldom, so that it can afford to collect twice as
-// often and takes a quarter less; a busy one gets Go's own default.
+// By how many percent the heap may grow beyond the live objects before it is collected. An
+// idle process collects seldom, so it can afford to collect twice as often and uses a
+// quarter less memory; a busy one keeps Go's own default.
 const (
 	restPercent = 50
 	busyPercent = 100
-	// A process that has not collected for restAfter is at rest, until two
-	// collections are less than busyBelow apart.
+	// A process that has not collected for restAfter is idle, until two collections are
+	// less than busyBelow apart.
 	restAfter = 10 * time.Second
 	busyBelow = 3 * time.Second
 )
 
-// paceHeap sets the garbage collector's pace, unless the environment does (GOGC).
+// paceHeap starts to adapt the garbage collector's target, unless GOGC sets it.
 func paceHeap() {
 	if os.Getenv("GOGC") == "" {
 		newPacer(restAfter, busyBelow, func(percent int) { debug.SetGCPercent(percent) })
 	}
 }
 
-// pacer sets the pace by the time between collections.
+// pacer sets the collector's target from the time between collections.
 type pacer struct {
 	restAfter, busyBelow time.Duration
 	set                  func(percent int)
@@ -35,23 +35,23 @@ type pacer struct {
 	mu      sync.Mutex
 	percent int
 	last    time.Time
-	rest    *time.Timer // restAfter since the last collection
+	rest    *time.Timer // fires restAfter after the last collection
 	stopped bool
 }
 
 func newPacer(restAfter, busyBelow time.Duration, set func(percent int)) *pacer {
 	p := &pacer{restAfter: restAfter, busyBelow: busyBelow, set: set, percent: busyPercent, last: time.Now()}
-	// What a burst left behind would stay until the heap had grown to twice the
-	// burst's, or for the two minutes after which Go collects in any case: a lower
+	// After a burst, its garbage would stay until the heap had grown to twice the burst's
+	// size, or for the two minutes after which Go collects in any case: lowering the
 	// percentage collects it at once.
 	p.rest = time.AfterFunc(restAfter, func() { p.to(restPercent) })
 	p.watch()
 	return p
 }
 
-// watch makes an object that nothing holds, so that the next collection finds it.
+// watch allocates an unreachable object whose finalizer reports the next collection.
 func (p *pacer) watch() {
-	sentinel := new([32]byte) // too large for the allocator to join it with others
+	sentinel := new([32]byte) // too large for the tiny allocator, which would batch it with others
 	runtime.SetFinalizer(sentinel, func(*[32]byte) {
 		if p.collected(time.Now()) {
 			p.watch()
@@ -59,7 +59,7 @@ func (p *pacer) watch() {
 	})
 }
 
-// collected notes a collection; it returns false when the pacer has been stopped.
+// collected records a collection. It returns false if the pacer has been stopped.
 func (p *pacer) collected(now time.Time) bool {
 	p.mu.Lock()
 	since := now.Sub(p.last)
@@ -85,7 +85,7 @@ func (p *pacer) to(percent int) {
 	p.set(percent)
 }
 
-// stop leaves the pace as it is.
+// stop ends the adaptation and leaves the target as it is.
 func (p *pacer) stop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

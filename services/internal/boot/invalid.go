@@ -5,20 +5,20 @@ import (
 	"os"
 )
 
-// invalidError marks an error as the caller's: a wrong flag, a directory that
-// cannot be written.
+// invalidError marks a usage error: a wrong flag, or a directory that cannot be written.
 type invalidError struct{ error }
 
 func (e *invalidError) Unwrap() error { return e.error }
 
-// Invalid says that the program was called wrongly: returned from a Run, it ends
-// the program with code 2 and one line on standard error.
+// Invalid returns a usage error. A program whose Run returns one exits with code 2 and one
+// line on standard error.
 func Invalid(format string, args ...any) error {
 	return &invalidError{fmt.Errorf(format, args...)}
 }
 
-// WritableDir makes the directory that a flag names and makes sure that files can
-// be written there.
+// WritableDir creates the directory dir with mode, unless it exists, and checks that files
+// can be created in it. flag, without dashes, is the name of the flag that dir comes from;
+// the error is an [Invalid] one that names it.
 func WritableDir(flag, dir string, mode os.FileMode) error {
 	if dir == "" {
 		return Invalid("--%s is required", flag)

@@ -1,19 +1,23 @@
-// Package leadertest runs a whole elected service against an in-memory cluster and
-// holds it to this: it writes nothing without a fence but the Lease itself. It must
-// never be linked into a program.
+// Package leadertest runs whole elected services against an in-memory cluster and checks
+// what they have in common: every write but those of the Lease is fenced, and of two
+// processes one works. It must never be linked into a program.
 package leadertest
 
 import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"io"
 	"net"
+	"net/http"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/spf13/pflag"
+	coordinationv1 "k8s.io/api/coordination/v1"
 
 	"keelson.dev/proto/client"
 	"keelson.dev/proto/client/clienttest"
@@ -22,49 +26,189 @@ import (
 	"keelson.dev/services/internal/identity/identitytest"
 )
 
+// Program is an elected service under test.
+type Program struct {
+	// Name is that of the service and of its Lease.
+	Name string
+	// UserAgent is how it names itself to the apiserver; empty means Name.
+	UserAgent string
+	// User is the common name of its certificate.
+	User string
+	// Build is what its main passes to boot.Main.
+	Build func(*pflag.FlagSet) boot.Run
+	// Args are the flags that it needs beside those of every elected service.
+	Args []string
+}
+
 // Service is a running program.
 type Service struct {
 	testing.TB
-	// Client speaks to the cluster as somebody else.
+	// Client calls the cluster as another user.
 	Client *client.Client
 
 	mu     sync.Mutex
 	fenced map[string]int // by the plural of the kind
 }
 
-// Run starts a program, which names itself agent towards the apiserver and takes
-// user's certificate. It ends it with the test.
-func Run(t testing.TB, agent, user string, build func(*pflag.FlagSet) boot.Run, args ...string) *Service {
+// Run starts p, which ends with the test, and fails the test if it writes anything but
+// its Lease without a fence.
+func Run(t testing.TB, p Program) *Service {
 	t.Helper()
-	ca := identitytest.NewCA(t)
-	dir := t.TempDir()
-	ca.Write(t, dir, user)
-	server, c := clienttest.StartServer(t)
-	s := Attach(t, server, agent)
-	s.Client = c
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := ca.Source(t, "kube-apiserver").ServerTLS(true).Clone()
-	config.NextProtos = []string{"h2"}
-	t.Cleanup(server.Serve(tls.NewListener(l, config)))
+	c := newCluster(t, p)
+	s := Attach(t, c.server, c.agent())
+	s.Client = c.client
+	c.start()
+	return s
+}
 
-	var out bytes.Buffer
-	ctx, cancel := context.WithCancel(context.Background())
-	code := make(chan int, 1)
-	all := append([]string{"--identity", dir, "--apiserver", l.Addr().String(), "--leader-elect", "--ops-address", "127.0.0.1:0"}, args...)
-	go func() { code <- boot.Execute(ctx, agent, all, &out, build) }()
+// RunUnelected starts p with --leader-elect=false. At the end of the test no Lease of
+// its name may exist.
+func RunUnelected(t testing.TB, p Program) *Service {
+	t.Helper()
+	c := newCluster(t, p)
+	s := &Service{TB: t, Client: c.client, fenced: map[string]int{}}
+	process := c.start("--leader-elect=false")
+	s.Eventually("it is ready", func() bool { return strings.Contains(process.status(), "readyz check passed") })
 	t.Cleanup(func() {
-		cancel()
-		if got := <-code; got != 0 || t.Failed() {
-			t.Errorf("%s ended with %d:\n%s", agent, got, out.String())
+		if c.holder() != "" || strings.Contains(process.status(), "leadership") {
+			t.Errorf("%s takes part in an election with --leader-elect=false:\n%s", p.Name, process.status())
 		}
 	})
 	return s
 }
 
-// Attach holds whatever calls itself agent to its fence.
+// Elects starts two processes of p without a flag about elections: one must lead while
+// the other stands by, and the other must lead once the first has ended.
+func Elects(t testing.TB, p Program) {
+	t.Helper()
+	c := newCluster(t, p)
+	processes := []*process{c.start(), c.start()}
+	s := &Service{TB: t, Client: c.client}
+	leads := func(i int) bool { return strings.Contains(processes[i].status(), "leadership ok: leading") }
+	stands := func(i int) bool { return strings.Contains(processes[i].status(), "leadership ok: standby") }
+	first := 0
+	s.Eventually("one leads and the other stands by", func() bool {
+		if leads(1) {
+			first = 1
+		} else {
+			first = 0
+		}
+		return leads(first) && stands(1-first)
+	})
+	before := c.holder()
+	processes[first].stop()
+	s.Eventually("the other leads", func() bool { return leads(1-first) && c.holder() != before })
+}
+
+// cluster is an in-memory apiserver and the identity of a program.
+type cluster struct {
+	testing.TB
+	program  Program
+	server   *clienttest.Server
+	client   *client.Client
+	address  string
+	identity string
+}
+
+func newCluster(t testing.TB, p Program) *cluster {
+	t.Helper()
+	ca := identitytest.NewCA(t)
+	c := &cluster{TB: t, program: p, identity: t.TempDir()}
+	ca.Write(t, c.identity, p.User)
+	c.server, c.client = clienttest.StartServer(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.address = l.Addr().String()
+	config := ca.Source(t, "kube-apiserver").ServerTLS(true).Clone()
+	config.NextProtos = []string{"h2"}
+	t.Cleanup(c.server.Serve(tls.NewListener(l, config)))
+	return c
+}
+
+func (c *cluster) agent() string {
+	if c.program.UserAgent != "" {
+		return c.program.UserAgent
+	}
+	return c.program.Name
+}
+
+// holder is the identity that the Lease names, "" without a Lease.
+func (c *cluster) holder() string {
+	l, err := client.For[*coordinationv1.Lease](c.client).Get(context.Background(), "kube-system", c.program.Name)
+	if err != nil || l.Spec.HolderIdentity == nil {
+		return ""
+	}
+	return *l.Spec.HolderIdentity
+}
+
+// process is one process of a program. It ends with the test at the latest.
+type process struct {
+	stop func() // and waits
+	ops  http.Client
+}
+
+func (c *cluster) start(args ...string) *process {
+	socket := filepath.Join(c.TempDir(), "ops")
+	all := append([]string{"--identity", c.identity, "--apiserver", c.address, "--ops-address", "unix://" + socket}, c.program.Args...)
+	ctx, cancel := context.WithCancel(context.Background())
+	var out buffer
+	code := make(chan int, 1)
+	go func() { code <- boot.Execute(ctx, c.program.Name, append(all, args...), &out, c.program.Build) }()
+	p := &process{
+		ops: http.Client{Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "unix", socket)
+			},
+		}},
+		stop: sync.OnceFunc(func() {
+			cancel()
+			if got := <-code; got != 0 || c.Failed() {
+				c.Errorf("%s ended with %d:\n%s", c.program.Name, got, out.String())
+			}
+		}),
+	}
+	c.Cleanup(p.stop)
+	return p
+}
+
+// status is what /readyz?verbose answers, "" if it does not answer.
+func (p *process) status() string {
+	response, err := p.ops.Get("http://ops/readyz?verbose")
+	if err != nil {
+		return ""
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		return ""
+	}
+	return string(body)
+}
+
+// buffer is a bytes.Buffer for concurrent use: the processes of one test share the
+// default logger.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// Attach fails the test if a client with the user agent agent writes anything but a Lease
+// to server without a fence.
 func Attach(t testing.TB, server *clienttest.Server, agent string) *Service {
 	s := &Service{TB: t, fenced: map[string]int{}}
 	server.Wrote(func(w clienttest.Written) {
@@ -75,7 +219,8 @@ func Attach(t testing.TB, server *clienttest.Server, agent string) *Service {
 	return s
 }
 
-// wrote counts the fenced writes, and refuses others than of a Lease.
+// wrote counts a fenced write, and fails the test for an unfenced one of anything but a
+// Lease.
 func (s *Service) wrote(w clienttest.Written) {
 	kinds := []string{resource(w.Request)}
 	if batch, ok := w.Request.(*resourcev1.CommitRequest); ok {
@@ -96,7 +241,7 @@ func (s *Service) wrote(w clienttest.Written) {
 	}
 }
 
-// resource is the plural of what a request writes.
+// resource returns the plural of the kind that a request writes.
 func resource(req any) string {
 	switch r := req.(type) {
 	case *resourcev1.Write:
@@ -115,7 +260,7 @@ func resource(req any) string {
 	case interface{ GetRef() *resourcev1.Ref }:
 		return r.GetRef().GetResource()
 	}
-	return "nothing known"
+	return "an unknown kind"
 }
 
 // Fenced waits until the service has written objects of all these kinds.
@@ -130,7 +275,7 @@ func (s *Service) Fenced(resources ...string) {
 	}
 }
 
-// Eventually waits for a condition.
+// Eventually waits until condition is true, and fails the test after 30 seconds.
 func (s *Service) Eventually(what string, condition func() bool) {
 	s.Helper()
 	deadline := time.NewTimer(30 * time.Second)

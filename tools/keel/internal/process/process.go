@@ -106,7 +106,7 @@ func controlPlane(c *cluster.Cluster, bin string) []supervise.Spec {
 		specs = append(specs, balancers(c, bin)...)
 	}
 	elected := func(program string, args ...string) {
-		args = append([]string{"--apiserver", c.GRPC(), "--leader-elect"}, args...)
+		args = append([]string{"--apiserver", c.GRPC()}, args...)
 		if len(c.Members) == 0 {
 			specs = append(specs, service(c, bin, program, program, program, stopController, args...))
 			return
