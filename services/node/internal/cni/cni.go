@@ -1,17 +1,15 @@
-// Package cni is the pod network of a node: the CNI configuration that the
-// container runtime reads, and all around it that the plugins do not do — routes
-// to the pods of other nodes, forwarding, masquerading of what leaves the
-// cluster, host ports, and getting along with a firewall that drops forwarded
-// packets by default (docker's).
+// Package cni is the pod network of a node. It writes the CNI configuration that the
+// container runtime reads, and does everything that the plugins do not: routes to other
+// nodes' pods, forwarding, masquerading of traffic that leaves the cluster, host ports, and
+// coexistence with a firewall that drops forwarded packets by default, such as Docker's.
 //
-// Pods hang on point-to-point links (the ptp plugin), not on a bridge: each
-// packet of a pod passes the node's IP layer, so that connection tracking sees
-// both directions of a connection between two pods of one node. On a bridge the
-// answers would take the short way and the caller of a Service would get them
-// from an address that it never called, unless br_netfilter is loaded for the
-// whole machine.
+// Pods are attached by point-to-point links (the ptp plugin) rather than to a bridge. Every
+// packet of a pod passes through the node's IP layer, so connection tracking sees both
+// directions of a connection between two pods of the same node. On a bridge, replies would
+// bypass the IP layer, and the client of a Service would get them from an address that it
+// never connected to, unless br_netfilter were loaded for the whole machine.
 //
-// It must never change routes, rules or tables that it did not make.
+// It must never change routes, rules or tables that it did not create.
 package cni
 
 import (
@@ -26,27 +24,27 @@ import (
 )
 
 const (
-	// NetworkName is the network's name in the configuration and in host-local's
-	// directory.
+	// NetworkName is the name of the network in the CNI configuration and of its directory
+	// in host-local's data directory.
 	NetworkName = "keelson"
-	// fileName sorts before what distributions ship.
+	// fileName sorts before the configurations that distributions ship.
 	fileName = "10-keelson.conflist"
 )
 
-// Config says what the container runtime's CNI configuration is to be.
+// Config describes the CNI configuration.
 type Config struct {
-	// Dir is where the runtime looks for configurations.
+	// Dir is the directory that the runtime reads configurations from.
 	Dir string
-	// DataDir is where host-local keeps the addresses it gave out: one
-	// directory per node, also where several nodes share a file system.
+	// DataDir is the directory in which host-local records assigned addresses. Each node
+	// needs its own, even if several nodes share a file system.
 	DataDir string
 	// PodCIDR is this node's range of pod addresses.
 	PodCIDR netip.Prefix
-	// MTU of pods' interfaces; 0 leaves the kernel's.
+	// MTU is the MTU of pods' interfaces; 0 keeps the kernel's default.
 	MTU int
 }
 
-// Configure writes the configuration, in one step, if it is not there already.
+// Configure writes the configuration atomically, unless it is unchanged.
 func Configure(cfg Config) error {
 	if !cfg.PodCIDR.IsValid() || !cfg.PodCIDR.Addr().Is4() {
 		return fmt.Errorf("cni: pod range must be an IPv4 prefix, got %q", cfg.PodCIDR)
@@ -100,9 +98,9 @@ func confList(cfg Config) object {
 	}
 }
 
-// Reclaim frees the addresses that host-local still holds for sandboxes that no
-// longer exist (the machine lost power, say), and returns how many. live names
-// the sandboxes of the runtime; ask it before the call, with no pod starting.
+// Reclaim releases the addresses that host-local still holds for sandboxes that no longer
+// exist, for example after a power failure, and returns how many. live contains the IDs of
+// the runtime's sandboxes, listed before the call while no pod was starting.
 func Reclaim(dataDir string, live map[string]bool) (int, error) {
 	dir := filepath.Join(dataDir, NetworkName)
 	entries, err := os.ReadDir(dir)

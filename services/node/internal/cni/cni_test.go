@@ -50,7 +50,7 @@ func TestConfigure(t *testing.T) {
 		t.Errorf("plugin: %+v", p)
 	}
 
-	// A second time nothing is written: the runtime would load it anew.
+	// An unchanged configuration is not written again: the runtime would reload it.
 	before, _ := os.Stat(path)
 	if err := Configure(cfg); err != nil {
 		t.Fatal(err)
@@ -64,7 +64,7 @@ func TestConfigure(t *testing.T) {
 	}
 	entries, _ := os.ReadDir(cfg.Dir)
 	if len(entries) != 1 {
-		t.Errorf("left behind: %v", entries)
+		t.Errorf("files left behind: %v", entries)
 	}
 	if changed, _ := os.ReadFile(path); string(changed) == string(b) {
 		t.Error("the change was not written")
@@ -91,7 +91,7 @@ func TestReclaim(t *testing.T) {
 	t.Parallel()
 	data := t.TempDir()
 	if n, err := Reclaim(data, nil); n != 0 || err != nil {
-		t.Fatalf("nothing there: %d, %v", n, err)
+		t.Fatalf("without a directory: %d, %v", n, err)
 	}
 	dir := filepath.Join(data, NetworkName)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -110,7 +110,7 @@ func TestReclaim(t *testing.T) {
 	}
 	for file, want := range map[string]bool{"10.244.3.2": true, "10.244.3.3": false, "10.244.3.4": false, "last_reserved_ip.0": true, "lock": true} {
 		if _, err := os.Stat(filepath.Join(dir, file)); (err == nil) != want {
-			t.Errorf("%s: there is %v, want %v", file, err == nil, want)
+			t.Errorf("%s: exists %v, want %v", file, err == nil, want)
 		}
 	}
 }

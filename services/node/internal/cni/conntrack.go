@@ -13,10 +13,10 @@ import (
 	"keelson.dev/services/node/internal/conntrack"
 )
 
-// endFlows ends UDP flows to host ports that go where no new flow would go: to a
-// pod that had the port before, or to the node itself from a time when no pod had
-// it. A client that goes on sending from one port would renew such a flow for
-// ever. It looks only at the ports in changed.
+// endFlows ends UDP flows to host ports that a new flow would not take: flows to a pod that
+// had the port before, or to the node itself from a time when no pod had it. A client that
+// keeps sending from the same port would renew such a flow forever. Only the ports in
+// changed are considered.
 func endFlows(changed map[uint16]bool, current []HostPort) error {
 	if len(changed) == 0 {
 		return nil
@@ -37,14 +37,14 @@ func endFlows(changed map[uint16]bool, current []HostPort) error {
 	return nil
 }
 
-// flowFilter matches the flows to end.
+// flowFilter selects the flows to end.
 type flowFilter struct {
 	changed map[uint16]bool
 	current []HostPort
 	local   map[netip.Addr]bool
 }
 
-// stale reports whether a flow to a front, answered by target, must end.
+// stale reports whether a flow to front that is answered by target must end.
 func (f *flowFilter) stale(front, target netip.AddrPort) bool {
 	if !f.changed[front.Port()] || !f.local[front.Addr()] && !front.Addr().IsLoopback() {
 		return false
@@ -56,7 +56,7 @@ func (f *flowFilter) stale(front, target netip.AddrPort) bool {
 			continue
 		}
 		if best == nil || p.HostIP.IsValid() {
-			best = p // a port at one address goes before one at all
+			best = p // a port bound to one address takes precedence over one for all addresses
 		}
 	}
 	if best == nil {
@@ -65,7 +65,7 @@ func (f *flowFilter) stale(front, target netip.AddrPort) bool {
 	return target != best.Target
 }
 
-// udpChanges are the UDP host ports that lead elsewhere than before.
+// udpChanges returns the UDP host ports whose targets differ.
 func udpChanges(before, after []HostPort) map[uint16]bool {
 	udp := func(list []HostPort) map[uint16][]HostPort {
 		out := map[uint16][]HostPort{}

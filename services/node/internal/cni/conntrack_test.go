@@ -12,8 +12,8 @@ import (
 	"keelson.dev/services/node/internal/conntrack"
 )
 
-// TestStaleFlows: flows to a UDP host port that changed end unless they go where a
-// new one would go.
+// TestStaleFlows checks that flows to a changed UDP host port end unless they go where a
+// new flow would go.
 func TestStaleFlows(t *testing.T) {
 	at := netip.MustParseAddrPort
 	f := &flowFilter{
@@ -35,12 +35,12 @@ func TestStaleFlows(t *testing.T) {
 		{"192.0.2.1:53", "10.0.0.5:53", unix.IPPROTO_UDP, true},
 		{"192.0.2.1:53", "192.0.2.1:53", unix.IPPROTO_UDP, true}, // from before the pod
 		{"127.0.0.1:53", "10.0.0.4:5353", unix.IPPROTO_UDP, true},
-		{"192.0.2.2:53", "10.0.0.6:5353", unix.IPPROTO_UDP, false}, // an address of its own
+		{"192.0.2.2:53", "10.0.0.6:5353", unix.IPPROTO_UDP, false}, // a port bound to this address
 		{"192.0.2.2:53", "10.0.0.5:5353", unix.IPPROTO_UDP, true},
-		{"192.0.2.1:54", "10.0.0.7:54", unix.IPPROTO_UDP, true},   // given up: what has it is TCP
+		{"192.0.2.1:54", "10.0.0.7:54", unix.IPPROTO_UDP, true},   // released: the remaining host port is TCP
 		{"192.0.2.1:55", "192.0.2.1:55", unix.IPPROTO_UDP, false}, // the node's own program
 		{"198.51.100.1:53", "198.51.100.1:53", unix.IPPROTO_UDP, false},
-		{"192.0.2.1:56", "10.0.0.4:5353", unix.IPPROTO_UDP, false}, // has not changed
+		{"192.0.2.1:56", "10.0.0.4:5353", unix.IPPROTO_UDP, false}, // unchanged
 		{"192.0.2.1:53", "10.0.0.4:5353", unix.IPPROTO_TCP, false},
 	} {
 		front, target := at(c.front), at(c.target)

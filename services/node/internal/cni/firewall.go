@@ -11,16 +11,16 @@ import (
 	"strings"
 )
 
-// firewall keeps forwarded packets of the cluster from being dropped by an
-// iptables filter table whose FORWARD chain drops by default, as docker sets it
-// up. To accept them in a table of our own does not help: every table has its
-// say, and a drop is final. So the accepting rules go where the drop is: into
-// DOCKER-USER, which docker leaves to others, or else to the head of FORWARD.
+// firewall keeps the cluster's forwarded packets from being dropped by an iptables filter
+// table whose FORWARD chain drops by default, as Docker sets it up. Accepting them in a
+// table of our own does not help, because a packet must be accepted by every table and a
+// drop is final. So the accepting rules are added where packets are dropped: in
+// DOCKER-USER, which Docker leaves to users, or else at the head of FORWARD.
 type firewall struct {
 	rules [][]string
 	run   func(ctx context.Context, program string, args ...string) ([]byte, error)
-	// legacyTables tells which tables of the older kernel interface are in use
-	// in this network namespace.
+	// legacyTables lists the tables of the legacy iptables interface that are in use in
+	// this network namespace.
 	legacyTables func() []byte
 }
 
@@ -34,7 +34,7 @@ func newFirewall(clusterCIDR netip.Prefix) *firewall {
 		rules: [][]string{
 			rule("-s", cidr),
 			rule("-d", cidr),
-			// A Service whose endpoint is a node's own address: there and back.
+			// Both directions to a Service whose endpoint is a node's own address.
 			rule("-m", "conntrack", "--ctstate", "DNAT"),
 		},
 		run: func(ctx context.Context, program string, args ...string) ([]byte, error) {
@@ -54,8 +54,8 @@ func newFirewall(clusterCIDR netip.Prefix) *firewall {
 	}
 }
 
-// apply adds what is missing. Where no iptables program or no filter table is,
-// there is nothing to do.
+// apply adds the missing rules. It does nothing if there is no iptables program or no
+// filter table.
 func (f *firewall) apply(ctx context.Context) error {
 	var errs []error
 	for _, program := range f.programs() {
@@ -64,8 +64,8 @@ func (f *firewall) apply(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// programs are the iptables programs whose kernel interface is in use. Asking the
-// legacy one would bring its tables into being.
+// programs returns the iptables programs whose kernel interface is in use. Running the
+// legacy program would create its tables.
 func (f *firewall) programs() []string {
 	list := []string{"iptables-nft"}
 	if bytes.Contains(f.legacyTables(), []byte("filter")) {
@@ -89,14 +89,14 @@ func (f *firewall) applyWith(ctx context.Context, program string) error {
 	missing := f.missing(string(out), chain)
 	for _, rule := range missing {
 		if _, err := f.run(ctx, program, append([]string{"-w", "5", "-I", chain}, rule...)...); err != nil {
-			return fmt.Errorf("%s: accept pods' traffic in %s: %w", program, chain, err)
+			return fmt.Errorf("%s: accept pod traffic in %s: %w", program, chain, err)
 		}
 	}
 	return nil
 }
 
-// forwardChain picks the chain for our rules from a listing; empty when nothing
-// is dropped. A chain that only some packets reach is no place for them.
+// forwardChain returns the chain for our rules, or "" if nothing is dropped. It must be a
+// chain that all forwarded packets reach.
 func forwardChain(listing string) string {
 	lines := strings.Split(listing, "\n")
 	drops := false
@@ -114,9 +114,9 @@ func forwardChain(listing string) string {
 	return ""
 }
 
-// missing returns the rules that do not stand in a chain. Listings spell a rule
-// as it was given, but for quotes and the order of matches; the comment and the
-// rest are compared apart.
+// missing returns the rules that a chain lacks. Listings repeat a rule as it was given,
+// except for quotes and the order of matches, so the comment and the rest are compared
+// separately.
 func (f *firewall) missing(listing, chain string) [][]string {
 	var out [][]string
 	for _, rule := range f.rules {
@@ -132,7 +132,7 @@ func (f *firewall) missing(listing, chain string) [][]string {
 	return out
 }
 
-// remove deletes our rules wherever they stand.
+// remove deletes our rules from both chains.
 func (f *firewall) remove(ctx context.Context) error {
 	var errs []error
 	for _, program := range f.programs() {

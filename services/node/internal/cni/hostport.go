@@ -11,35 +11,35 @@ import (
 	"sigs.k8s.io/knftables"
 )
 
-// HostPort is a port of the node that leads to a pod.
+// HostPort is a port of the node that forwards to a pod.
 type HostPort struct {
-	// HostIP is the one address that answers; the zero Addr is every address
-	// of the node.
+	// HostIP is the only address that forwards. The zero Addr means every address of the
+	// node.
 	HostIP netip.Addr
-	// Protocol is TCP, UDP or SCTP, in any case.
+	// Protocol is TCP, UDP or SCTP, in upper or lower case.
 	Protocol string
-	// HostPort of the node, and the pod's address and port behind it.
+	// HostPort is the port of the node, and Target is the pod's address and port.
 	HostPort uint16
 	Target   netip.AddrPort
 }
 
-// HostPorts is what pods of this node ask for. The zero value is ready; a nil
-// *HostPorts has none, ever. The portmap plugin is not used: it would write
-// iptables rules beside the nftables of everything else here, and leave them
-// behind when a node dies in the middle of a deletion.
+// HostPorts holds the host ports of this node's pods. A nil *HostPorts holds none. The
+// portmap plugin is not used, because it would write iptables rules in addition to the
+// nftables rules used everywhere else, and would leave them behind if a node died during a
+// deletion.
 type HostPorts struct {
 	mu   sync.Mutex
 	pods map[string][]HostPort
 	wake chan struct{}
 }
 
-// NewHostPorts makes an empty set.
+// NewHostPorts returns an empty set.
 func NewHostPorts() *HostPorts {
 	return &HostPorts{pods: map[string][]HostPort{}, wake: make(chan struct{}, 1)}
 }
 
-// Set replaces a pod's host ports; an empty list removes them. key is any name
-// for the pod, for instance its uid.
+// Set replaces a pod's host ports. An empty list removes them. key identifies the pod, for
+// example by its UID.
 func (h *HostPorts) Set(key string, ports []HostPort) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -58,8 +58,8 @@ func (h *HostPorts) Set(key string, ports []HostPort) {
 	nudge(h.wake)
 }
 
-// Replace sets all pods at once: call it first after a start, so that no port of
-// a running pod is closed until its turn comes.
+// Replace sets the host ports of all pods at once. Call it first after a start, so that no
+// running pod's port is closed temporarily.
 func (h *HostPorts) Replace(pods map[string][]HostPort) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -77,8 +77,8 @@ func (h *HostPorts) changed() <-chan struct{} {
 	return h.wake
 }
 
-// take lists the host ports in order, one for each address, protocol and port:
-// of two pods the one whose key sorts first has it.
+// take returns the host ports in order, one per address, protocol and port. If two pods
+// claim the same one, the pod whose key sorts first gets it.
 func (h *HostPorts) take() []HostPort {
 	if h == nil {
 		return nil
@@ -136,7 +136,7 @@ func (r ruleset) hostPortRules(tx *knftables.Transaction) {
 		}
 	}
 	tx.Add(&knftables.Chain{Name: "hostport"})
-	// Without host ports there is nothing to look up: connections do not pay.
+	// Without host ports there are no lookup rules, so connections pay nothing.
 	if len(r.hostPorts) > 0 {
 		for _, rule := range []string{
 			"meta l4proto { tcp, udp, sctp } dnat ip to ip daddr . meta l4proto . th dport map @hostports-at",
@@ -145,9 +145,9 @@ func (r ruleset) hostPortRules(tx *knftables.Transaction) {
 			tx.Add(&knftables.Rule{Chain: "hostport", Rule: rule})
 		}
 	}
-	// The node reaches its own host ports at loopback too, which takes the
-	// sysctl route_localnet. What comes from outside with a loopback address is
-	// dropped before anything else: the sysctl would let it in.
+	// The node also reaches its own host ports on loopback, which requires the sysctl
+	// route_localnet. The sysctl would also admit packets with loopback addresses from
+	// outside, so these are dropped before anything else.
 	raw, filter, hook := knftables.RawPriority, knftables.FilterType, knftables.PreroutingHook
 	tx.Add(&knftables.Chain{Name: "martian", Type: &filter, Hook: &hook, Priority: &raw})
 	if len(r.hostPorts) > 0 {

@@ -25,10 +25,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// pluginDir is where Debian's containernetworking-plugins are.
+// pluginDir is the directory of Debian's containernetworking-plugins.
 const pluginDir = "/usr/lib/cni"
 
-// node is a machine on which the pod network runs.
+// node is a machine that runs the pod network.
 type node struct {
 	t         *testing.T
 	name      string
@@ -40,7 +40,7 @@ type node struct {
 	applied   chan error
 }
 
-// cluster is the Nodes, and machines that know of them.
+// cluster holds the Nodes, and creates machines that watch them.
 type cluster struct {
 	t *testing.T
 	c *client.Client
@@ -71,7 +71,7 @@ func (c *cluster) node(name string, net *nettest.Net, addr string, index byte) *
 	return n
 }
 
-// run starts the pod network on a machine; stop ends it early.
+// run starts the pod network on a machine. stop stops it early.
 func (c *cluster) run(n *node) (stop func()) {
 	c.t.Helper()
 	nodes := client.NewCache(c.c, client.CacheOptions[*corev1.Node]{})
@@ -113,7 +113,7 @@ func (n *node) wait() {
 	}
 }
 
-// pod makes a pod with the real plugins, as a container runtime does.
+// pod creates a pod with the real plugins, as a container runtime does.
 func (n *node) pod(name string) (*nettest.NS, netip.Addr) {
 	n.t.Helper()
 	pod := nettest.New(n.t, name)
@@ -175,8 +175,7 @@ func expect(t *testing.T, from *nettest.NS, addr netip.Addr, port uint16, server
 	}
 }
 
-// moment is how long an attempt may take that is repeated, or that fails if all is
-// well.
+// moment bounds an attempt that is repeated, or that is expected to fail.
 const moment = 2 * time.Second
 
 // eventually polls for at most a minute.
@@ -214,33 +213,33 @@ func TestPodNetwork(t *testing.T) {
 	two.ns.Serve("tcp", 9000)
 	two.ns.Serve("udp", 9000)
 
-	// Pods see each other as they are, on one node and across.
+	// Pods see each other's own addresses, on the same node and across nodes.
 	expect(t, a, addrB, 8080, "pod-b", addrA)
 	expect(t, a, addrD, 8080, "pod-d", addrA)
 	expect(t, d, addrA, 8080, "pod-a", addrD)
-	// A node reaches pods, and pods reach nodes as themselves.
+	// A node reaches pods, and pods reach nodes with their own addresses.
 	expect(t, one.ns, addrA, 8080, "pod-a", netip.AddrFrom4([4]byte{10, 244, 1, 1}))
 	expect(t, one.ns, addrD, 8080, "pod-d", one.addr)
 	expect(t, b, two.addr, 9000, "node-2", addrB)
-	// Outside of the cluster a pod goes by its node's address.
+	// Outside the cluster, a pod appears with its node's address.
 	host := netip.MustParseAddr("10.89.0.1")
 	expect(t, a, host, 9000, "host", one.addr)
-	// An address that no pod has is unreachable at once.
-	// The best of a few attempts counts: the machine may stand still in one of them.
+	// An unused pod address is unreachable at once. The best of a few attempts counts,
+	// because the machine may stall during one of them.
 	soonest := time.Hour
 	for attempts := 0; attempts < 5 && soonest > time.Second; attempts++ {
 		start := time.Now()
 		_, err := a.Call("tcp", netip.MustParseAddrPort("10.244.77.7:80"))
 		if err == nil {
-			t.Fatal("an address of nobody answers")
+			t.Fatal("an unused address answers")
 		}
 		soonest = min(soonest, time.Since(start))
 	}
 	if soonest > time.Second {
-		t.Errorf("an address of nobody: an error after %v", soonest)
+		t.Errorf("an unused address: error only after %v", soonest)
 	}
 
-	// A node that leaves takes its route along.
+	// The route to a removed Node is removed.
 	if err := client.For[*corev1.Node](c.c).Delete(t.Context(), "", "node-2"); err != nil {
 		t.Fatal(err)
 	}
@@ -264,7 +263,7 @@ func TestOverlayBetweenNetworks(t *testing.T) {
 	stop()
 	one.ns.Must(func() error { return Cleanup(context.Background(), netip.MustParsePrefix("10.244.0.0/16")) })
 	if out := one.ns.Run("ip", "-br", "link"); strings.Contains(out, "keelson") {
-		t.Errorf("left behind:\n%s", out)
+		t.Errorf("interfaces left behind:\n%s", out)
 	}
 }
 
@@ -281,7 +280,7 @@ func TestHostPorts(t *testing.T) {
 	})
 	one.hostPorts.Set("uid-b", []HostPort{
 		{Protocol: "tcp", HostIP: one.addr, HostPort: 7001, Target: netip.AddrPortFrom(addrB, 8080)},
-		{HostPort: 7000, Target: netip.AddrPortFrom(addrB, 8080)}, // taken by pod-a
+		{HostPort: 7000, Target: netip.AddrPortFrom(addrB, 8080)}, // already taken by pod-a
 	})
 	eventually(t, "host ports open", func() bool {
 		_, err1 := net.Host.CallWithin(moment, "udp", netip.AddrPortFrom(one.addr, 7000))
@@ -299,7 +298,7 @@ func TestHostPorts(t *testing.T) {
 	if got := call(t, one.ns, "tcp", one.addr, 7001); got.Server != "pod-b" {
 		t.Errorf("node → host port: %+v", got)
 	}
-	// The node's loopback leads there as well, but for nobody else.
+	// The node's loopback address forwards as well, but only for the node itself.
 	for _, network := range []string{"tcp", "udp"} {
 		if got := call(t, one.ns, network, netip.MustParseAddr("127.0.0.1"), 7000); got.Server != "pod-a" {
 			t.Errorf("loopback → host port: %+v", got)
@@ -331,10 +330,10 @@ func TestHostPorts(t *testing.T) {
 	})
 }
 
-// wait lets iptables wait for its lock, which all network namespaces share.
+// wait makes iptables wait for its lock, which all network namespaces share.
 var wait = [...]string{"-w", "60"}
 
-// dockerRules is what docker leaves in the filter table.
+// dockerRules is what Docker puts into the filter table.
 var dockerRules = [][]string{
 	{"-P", "FORWARD", "DROP"},
 	{"-N", "DOCKER-USER"},
@@ -365,7 +364,7 @@ func TestBesideDocker(t *testing.T) {
 				t.Errorf("rules in DOCKER-USER:\n%s", listing)
 			}
 			if program == "iptables-nft" {
-				// Somebody empties the chain: noticed at once.
+				// Another program empties the chain: the rules are restored at once.
 				one.ns.Run(program, "-F", "DOCKER-USER")
 				eventually(t, "the rules are back", func() bool {
 					return strings.Count(one.ns.Run(program, "-S", "DOCKER-USER"), firewallComment) == 3
@@ -375,13 +374,14 @@ func TestBesideDocker(t *testing.T) {
 			stop()
 			one.ns.Must(func() error { return Cleanup(context.Background(), netip.MustParsePrefix("10.244.0.0/16")) })
 			if out := one.ns.Run(program, append(wait[:], "-S")...); strings.Contains(out, "keelson") {
-				t.Errorf("left behind:\n%s", out)
+				t.Errorf("rules left behind:\n%s", out)
 			}
 		})
 	}
 }
 
-// A firewall without docker: the rules go to the head of FORWARD.
+// TestBesideAFirewall: with a firewall other than Docker's, the rules go to the head of
+// FORWARD.
 func TestBesideAFirewall(t *testing.T) {
 	t.Parallel()
 	net, c := bridged(t), newCluster(t)

@@ -12,16 +12,16 @@ import (
 	"keelson.dev/services/node/internal/link"
 )
 
-// The overlay is a VXLAN for nodes that are not on one network. Nothing about it
-// has to be exchanged: the hardware address of a node's end follows from its IP
-// address, and its address on the overlay is the first one of its pod range,
-// which host-local never gives out.
+// The overlay is a VXLAN for nodes that are not on the same network. It needs no exchange
+// of information: the hardware address of a node's end is derived from the node's IP
+// address, and its address on the overlay is the first address of the node's pod range,
+// which host-local never assigns.
 const (
 	overlayName = "keelson-vx"
 	overlayVNI  = 75
 	overlayPort = 8472
-	// overlayCost is what VXLAN adds to a packet: outer IP, UDP, VXLAN and
-	// inner Ethernet headers (RFC 7348, section 5).
+	// overlayCost is the number of bytes that VXLAN adds to a packet: the outer IP, UDP,
+	// VXLAN and inner Ethernet headers (RFC 7348, section 5).
 	overlayCost = 20 + 8 + 8 + 14
 )
 
@@ -62,7 +62,7 @@ func addOverlay(cfg RunConfig) (netlink.Link, error) {
 	return netlink.LinkByName(overlayName)
 }
 
-// reach teaches the kernel the other end and completes the route to it.
+// reach adds the neighbour entries for the other end, and completes the route to it.
 func (o *overlay) reach(w wantedRoute, r *netlink.Route) error {
 	index, mac, end := o.link.Attrs().Index, overlayMAC(w.via), w.dst.Addr()
 	for _, n := range []netlink.Neigh{
@@ -79,13 +79,14 @@ func (o *overlay) reach(w wantedRoute, r *netlink.Route) error {
 	return nil
 }
 
-// overlayMAC is a locally administered address that contains the node's IP.
+// overlayMAC returns a locally administered hardware address that contains the node's IP.
 func overlayMAC(ip netip.Addr) net.HardwareAddr {
 	b := ip.As4()
 	return net.HardwareAddr{0x02, 0x4b, b[0], b[1], b[2], b[3]}
 }
 
-// underlayMTU is the MTU of the interface that has an address; 0 if none has.
+// underlayMTU returns the MTU of the interface with the given address, or 0 if there is
+// none.
 func underlayMTU(ip netip.Addr) int {
 	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
 	if err != nil {

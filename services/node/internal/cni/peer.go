@@ -11,23 +11,23 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// simulatedLabel marks Nodes that have no machine and no pods of flesh.
+// simulatedLabel marks Nodes that have neither a machine nor real pods.
 const simulatedLabel = "keelson.dev/simulated"
 
-// peer is another node: where it is and which pods it has.
+// peer is another node with its address and pod ranges.
 type peer struct {
 	name     string
 	address  netip.Addr
 	podCIDRs []netip.Prefix
 }
 
-// peersOf lists the other nodes that have an address, by name, each with the ranges
-// that are its own to receive: inside the cluster's range, and free of what this
-// node and older nodes have. So a Node that claims what is another's, whoever wrote
-// it, changes no route but its own. The same holds for addresses, which nodes write
-// themselves: an address stays with the node that held it before, as long as that
-// claims it, or is the oldest node's. held is updated. What was refused is returned
-// too.
+// peersOf returns the other nodes that have an address, sorted by name, each with the pod
+// ranges that it may receive: ranges inside the cluster's range that do not overlap those
+// of this node or of older nodes. So a Node that claims another node's range, whoever wrote
+// that, affects no route but its own. The same applies to addresses, which nodes set
+// themselves: an address stays with the node that already held it as long as that node
+// claims it; otherwise the oldest node that claims it gets it. held is updated. refused
+// describes the ignored claims.
 func peersOf(cfg *RunConfig, nodes []*corev1.Node, held map[netip.Addr]string) (peers []peer, refused []string) {
 	type holding struct {
 		node  string
@@ -50,7 +50,7 @@ func peersOf(cfg *RunConfig, nodes []*corev1.Node, held map[netip.Addr]string) (
 		p := peer{name: n.Name}
 		for _, addr := range claims[n.Name] {
 			if holder, ok := held[addr]; ok && holder != n.Name {
-				refused = append(refused, fmt.Sprintf("address %s of node %s is that of node %s", addr, n.Name, holder))
+				refused = append(refused, fmt.Sprintf("address %s of node %s belongs to node %s", addr, n.Name, holder))
 				continue
 			}
 			held[addr], p.address = n.Name, addr
@@ -60,7 +60,7 @@ func peersOf(cfg *RunConfig, nodes []*corev1.Node, held map[netip.Addr]string) (
 			owner := slices.IndexFunc(taken, func(t holding) bool { return t.node != n.Name && t.cidrs.Overlaps(r) })
 			switch {
 			case r.Bits() < cfg.ClusterCIDR.Bits() || !cfg.ClusterCIDR.Contains(r.Addr()):
-				refused = append(refused, fmt.Sprintf("%s of node %s is outside of the cluster's range %s", r, n.Name, cfg.ClusterCIDR))
+				refused = append(refused, fmt.Sprintf("%s of node %s is outside the cluster's range %s", r, n.Name, cfg.ClusterCIDR))
 			case owner >= 0:
 				refused = append(refused, fmt.Sprintf("%s of node %s overlaps %s of node %s", r, n.Name, taken[owner].cidrs, taken[owner].node))
 			default:
@@ -76,7 +76,8 @@ func peersOf(cfg *RunConfig, nodes []*corev1.Node, held map[netip.Addr]string) (
 	return peers, refused
 }
 
-// peerAddresses are a Node's internal IPv4 addresses that can be another machine's.
+// peerAddresses returns a Node's internal IPv4 addresses, without those that cannot be
+// another machine's.
 func peerAddresses(cfg *RunConfig, n *corev1.Node) (out []netip.Addr) {
 	for _, a := range n.Status.Addresses {
 		addr, err := netip.ParseAddr(a.Address)
@@ -91,7 +92,7 @@ func peerAddresses(cfg *RunConfig, n *corev1.Node) (out []netip.Addr) {
 	return out
 }
 
-// podRanges are the IPv4 ranges that a Node's spec names.
+// podRanges returns the IPv4 pod ranges in a Node's spec.
 func podRanges(n *corev1.Node) (out []netip.Prefix) {
 	for _, s := range append([]string{n.Spec.PodCIDR}, n.Spec.PodCIDRs...) {
 		if r, err := netip.ParsePrefix(s); err == nil && r.Addr().Is4() && !slices.Contains(out, r.Masked()) {
@@ -101,8 +102,8 @@ func podRanges(n *corev1.Node) (out []netip.Prefix) {
 	return out
 }
 
-// sameNetwork says that two states of a Node differ in nothing that matters here,
-// as almost all do: they are heartbeats.
+// sameNetwork reports whether two states of a Node are equal in everything that matters to
+// the network. Almost all updates are: they are heartbeats.
 func sameNetwork(a, b *corev1.Node) bool {
 	return a.UID == b.UID && a.Spec.PodCIDR == b.Spec.PodCIDR && slices.Equal(a.Spec.PodCIDRs, b.Spec.PodCIDRs) &&
 		slices.Equal(a.Status.Addresses, b.Status.Addresses) && a.Labels[simulatedLabel] == b.Labels[simulatedLabel]

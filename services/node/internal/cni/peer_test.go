@@ -15,7 +15,7 @@ import (
 )
 
 // TestHostileNodes gives a node two honest peers, a (10.244.1.0/24, old) and b
-// (10.244.2.0/24, newer), and one more Node: the routes to a and b stay.
+// (10.244.2.0/24, newer), and one further Node. The routes to a and b must not change.
 func TestHostileNodes(t *testing.T) {
 	cfg := &RunConfig{
 		NodeName: "self", NodeIP: netip.MustParseAddr("192.168.0.1"), PodCIDR: netip.MustParsePrefix("10.244.0.0/24"),
@@ -33,10 +33,10 @@ func TestHostileNodes(t *testing.T) {
 	honest := []string{"10.244.1.0/24 via 192.168.0.2", "10.244.2.0/24 via 192.168.0.3"}
 	for name, test := range map[string]struct {
 		hostile *corev1.Node
-		routes  []string // beside the honest ones
+		routes  []string // in addition to the honest ones
 		refused string
 	}{
-		"a good one":                     {node("x", 0, "192.168.0.9", "10.244.3.0/24"), []string{"10.244.3.0/24 via 192.168.0.9"}, ""},
+		"an honest node":                 {node("x", 0, "192.168.0.9", "10.244.3.0/24"), []string{"10.244.3.0/24 via 192.168.0.9"}, ""},
 		"another's range":                {node("x", 0, "192.168.0.9", "10.244.1.0/24"), nil, "10.244.1.0/24 of node x overlaps 10.244.1.0/24 of node a"},
 		"another's, sorted before":       {node("Aa", 0, "192.168.0.9", "10.244.1.0/24"), nil, "overlaps 10.244.1.0/24 of node a"},
 		"part of another's":              {node("x", 0, "192.168.0.9", "10.244.2.128/25"), nil, "overlaps 10.244.2.0/24 of node b"},
@@ -44,14 +44,14 @@ func TestHostileNodes(t *testing.T) {
 		"the whole cluster":              {node("x", 0, "192.168.0.9", "10.244.0.0/16"), nil, "overlaps"},
 		"this node's":                    {node("x", 0, "192.168.0.9", "10.244.0.0/24"), nil, "overlaps 10.244.0.0/24 of node self"},
 		"this node's, although older":    {node("x", time.Hour, "192.168.0.9", "10.244.0.7/32"), nil, "of node self"},
-		"everything":                     {node("x", time.Hour, "192.168.0.9", "0.0.0.0/0"), nil, "outside of the cluster's range"},
-		"around the cluster's":           {node("x", time.Hour, "192.168.0.9", "10.0.0.0/8"), nil, "outside of the cluster's range"},
-		"an address of the internet":     {node("x", time.Hour, "192.168.0.9", "8.8.8.8/32"), nil, "outside of the cluster's range"},
-		"the services":                   {node("x", time.Hour, "192.168.0.9", "10.96.0.0/24"), nil, "outside of the cluster's range"},
-		"the nodes":                      {node("x", time.Hour, "192.168.0.9", "192.168.0.0/24"), nil, "outside of the cluster's range"},
+		"everything":                     {node("x", time.Hour, "192.168.0.9", "0.0.0.0/0"), nil, "outside the cluster's range"},
+		"around the cluster's":           {node("x", time.Hour, "192.168.0.9", "10.0.0.0/8"), nil, "outside the cluster's range"},
+		"an address of the internet":     {node("x", time.Hour, "192.168.0.9", "8.8.8.8/32"), nil, "outside the cluster's range"},
+		"the services":                   {node("x", time.Hour, "192.168.0.9", "10.96.0.0/24"), nil, "outside the cluster's range"},
+		"the nodes":                      {node("x", time.Hour, "192.168.0.9", "192.168.0.0/24"), nil, "outside the cluster's range"},
 		"a second range":                 {node("x", 0, "192.168.0.9", "10.244.3.0/24", "10.244.1.0/24"), []string{"10.244.3.0/24 via 192.168.0.9"}, "of node a"},
 		"IPv6 and nonsense":              {node("x", 0, "192.168.0.9", "fd00::/64", "x"), nil, ""},
-		"another's address":              {node("x", 0, "192.168.0.2", "10.244.3.0/24"), nil, "address 192.168.0.2 of node x is that of node a"},
+		"another's address":              {node("x", 0, "192.168.0.2", "10.244.3.0/24"), nil, "address 192.168.0.2 of node x belongs to node a"},
 		"the services' address":          {node("x", 0, "10.96.0.1", "10.244.3.0/24"), nil, ""},
 		"this node's address":            {node("x", 0, "192.168.0.1", "10.244.3.0/24"), nil, ""},
 		"a loopback address":             {node("x", 0, "127.0.0.1", "10.244.3.0/24"), nil, ""},
@@ -79,8 +79,9 @@ func TestHostileNodes(t *testing.T) {
 	}
 }
 
-// An address stays with the node that has it, whatever the ages of those that claim it,
-// and so does what is not masqueraded.
+// TestAddressesStayWithTheirNodes checks that an address stays with the node that holds it,
+// whatever the ages of the nodes that claim it, and that the addresses exempt from
+// masquerading follow.
 func TestAddressesStayWithTheirNodes(t *testing.T) {
 	cfg := &RunConfig{
 		NodeName: "self", NodeIP: netip.MustParseAddr("192.168.0.1"), PodCIDR: netip.MustParsePrefix("10.244.0.0/24"),
@@ -97,8 +98,8 @@ func TestAddressesStayWithTheirNodes(t *testing.T) {
 	for _, step := range []struct {
 		name  string
 		nodes []*corev1.Node
-		want  string // who has what
-		open  string // what is not masqueraded
+		want  string // holders and their addresses
+		open  string // addresses exempt from masquerading
 	}{
 		{"at first", []*corev1.Node{node("old", time.Hour, "192.168.0.2"), node("new", 0, "192.168.0.3")}, "new 192.168.0.3, old 192.168.0.2", "[192.168.0.1 192.168.0.2 192.168.0.3]"},
 		{"the old one claims the new one's", []*corev1.Node{node("old", time.Hour, "192.168.0.3"), node("new", 0, "192.168.0.3")}, "new 192.168.0.3", "[192.168.0.1 192.168.0.3]"},
@@ -126,7 +127,7 @@ func TestOwnRangeIsTheClusters(t *testing.T) {
 		ClusterCIDR: netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
 		Nodes: new(client.Cache[*corev1.Node]),
 	}
-	if err := c.validate(); err == nil || !strings.Contains(err.Error(), "outside of the cluster's range") {
+	if err := c.validate(); err == nil || !strings.Contains(err.Error(), "outside the cluster's range") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,25 +14,23 @@ import (
 	"keelson.dev/services/node/internal/link"
 )
 
-// routeProtocol marks the routes that are ours (`ip route show proto 75`), so
-// that stale ones can be told from an operator's.
+// routeProtocol marks our routes (`ip route show proto 75`), to distinguish stale ones from
+// an operator's.
 const routeProtocol = 75
 
-// Metrics of the unreachable routes: any real route wins.
+// lastResort is the metric of unreachable routes: any other route takes precedence.
 const lastResort = 1 << 20
 
-// wantedRoute is a route as it should be. The zero gateway and link mean
-// 'unreachable'.
+// wantedRoute is a desired route. Without via it is an unreachable route.
 type wantedRoute struct {
 	dst     netip.Prefix
 	via     netip.Addr
 	overlay bool
 }
 
-// planRoutes decides how each peer's pods are reached: by way of the peer itself
-// when it is on a network of this node's (onLink), else through the overlay. Pod
-// addresses that nobody has are unreachable, so that they do not leave by a
-// default route.
+// planRoutes decides how each peer's pods are reached: through the peer itself if it is on
+// one of this node's networks (onLink), otherwise through the overlay. Unused pod addresses
+// are unreachable, so that packets to them do not leave by a default route.
 func planRoutes(clusterCIDR netip.Prefix, peers []peer, onLink func(netip.Addr) bool) []wantedRoute {
 	out := []wantedRoute{{dst: clusterCIDR.Masked()}}
 	for _, p := range peers {
@@ -46,8 +45,8 @@ func planRoutes(clusterCIDR netip.Prefix, peers []peer, onLink func(netip.Addr) 
 	return out
 }
 
-// routes brings the kernel's routes to what the peers want.
-func routes(cfg RunConfig, peers []peer, log *slog.Logger) error {
+// routes updates the kernel's routes to match the peers.
+func routes(ctx context.Context, cfg RunConfig, peers []peer, log *slog.Logger) error {
 	want := planRoutes(cfg.ClusterCIDR, peers, onLink)
 	var errs []error
 	var o *overlay
@@ -83,7 +82,7 @@ func routes(cfg RunConfig, peers []peer, log *slog.Logger) error {
 		if !ok || seen[dst] || r.Dst.String() == cfg.ServiceCIDR.Masked().String() {
 			continue
 		}
-		log.Info("route to a node that is gone is removed", "destination", dst.String())
+		log.InfoContext(ctx, "removing the route to a node that is gone", "destination", dst.String())
 		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
 			errs = append(errs, fmt.Errorf("remove route %s: %w", dst, err))
 		}
@@ -91,8 +90,8 @@ func routes(cfg RunConfig, peers []peer, log *slog.Logger) error {
 	return errors.Join(errs...)
 }
 
-// serviceRoute sends Services' addresses to an interface of this node, with the
-// node's address as the source.
+// serviceRoute routes the Services' range to an interface of this node, with the node's
+// address as the source.
 func serviceRoute(cfg RunConfig) error {
 	l, err := link.Ensure(LinkName)
 	if err != nil {
@@ -108,7 +107,7 @@ func serviceRoute(cfg RunConfig) error {
 	return nil
 }
 
-// onLink says whether an address is on a network that this node is connected to.
+// onLink reports whether an address is on a network that this node is attached to.
 func onLink(addr netip.Addr) bool {
 	list, err := netlink.RouteGet(addr.AsSlice())
 	return err == nil && len(list) > 0 && list[0].Gw == nil

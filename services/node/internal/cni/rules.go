@@ -9,10 +9,10 @@ import (
 	"sigs.k8s.io/knftables"
 )
 
-// TableName is the table of this package, in the family ip.
+// TableName is the name of this package's table, in the family ip.
 const TableName = "keelson-cni"
 
-// ruleset is everything that the table depends on.
+// ruleset contains everything that the table depends on.
 type ruleset struct {
 	podCIDR, clusterCIDR netip.Prefix
 	masquerade           bool
@@ -25,8 +25,8 @@ func (r ruleset) equal(o ruleset) bool {
 		slices.Equal(r.nodes, o.nodes) && slices.Equal(r.hostPorts, o.hostPorts)
 }
 
-// replace exchanges the table in one transaction. It is small: an element a node
-// and a host port.
+// replace replaces the table in one transaction. The table is small: one element per node
+// and host port.
 func (r ruleset) replace(ctx context.Context, nft knftables.Interface) error {
 	tx := nft.NewTransaction()
 	tx.Add(&knftables.Table{})
@@ -54,8 +54,8 @@ func (r ruleset) into(tx *knftables.Transaction) {
 		rule("ct status dnat ip saddr 127.0.0.0/8 ip daddr != 127.0.0.0/8 masquerade")
 	}
 	if r.masquerade {
-		// Multicast and what stays in the cluster keep their source. A pod
-		// range may lie in a node's own network: nodes are named one by one.
+		// Multicast and traffic within the cluster keep their source address. Nodes are
+		// listed individually, because a pod range may be part of the nodes' own network.
 		rule("ip saddr", r.podCIDR.Masked(), "ip daddr !=", r.clusterCIDR.Masked(),
 			"ip daddr != 224.0.0.0/4 ip daddr != @nodes masquerade fully-random")
 	}

@@ -20,45 +20,44 @@ import (
 	"keelson.dev/services/node/internal/nftwatch"
 )
 
-// LinkName is the interface that the route of the Services' range leads to. No
-// packet leaves by it: either the proxy gives a packet another destination, or
-// refuses it. Without the route a program of the node that has no default route
-// could not call a Service.
+// LinkName is the interface that the Services' range is routed to. No packet leaves through
+// it: the proxy either gives a packet another destination or rejects it. Without the route,
+// a program on a node without a default route could not reach Services.
 const LinkName = "keelson-svc"
 
-// RunConfig is what Run needs.
+// RunConfig configures Run.
 type RunConfig struct {
-	// NodeName and NodeIP of this node (IPv4).
+	// NodeName and NodeIP are this node's name and IPv4 address.
 	NodeName string
 	NodeIP   netip.Addr
-	// PodCIDR of this node, ClusterCIDR of all, ServiceCIDR of ClusterIPs.
+	// PodCIDR is this node's pod range, ClusterCIDR contains all pod ranges, and
+	// ServiceCIDR contains all ClusterIPs.
 	PodCIDR     netip.Prefix
 	ClusterCIDR netip.Prefix
 	ServiceCIDR netip.Prefix
-	// Masquerade gives packets of pods that leave the cluster the node's
-	// address, except towards nodes.
+	// Masquerade replaces the source address of pods' packets that leave the cluster by the
+	// node's address, except towards nodes.
 	Masquerade bool
 	// Nodes is the cache of all Nodes.
 	Nodes *client.Cache[*corev1.Node]
-	// HostPorts of this node's pods; may be nil.
+	// HostPorts are the host ports of this node's pods. It may be nil.
 	HostPorts *HostPorts
-	// Log may be nil.
+	// Log may be nil; then the default logger is used.
 	Log *slog.Logger
-	// applied, for tests, is called after each pass.
+	// applied is called by tests after each pass.
 	applied func(error)
 }
 
 const (
-	// resync repairs what no notification tells about: routes, sysctls, and
-	// iptables in its legacy form.
+	// resync is the interval at which everything is checked that is not covered by
+	// notifications: routes, sysctls and legacy iptables.
 	resync     = 20 * time.Second
 	retryFirst = 200 * time.Millisecond
 )
 
-// Run keeps the node's routes and rules as the cluster's Nodes want them until
-// ctx ends. They stay when Run returns; Cleanup removes them. All work on the
-// kernel is done by the calling goroutine, so a caller may pin it to a network
-// namespace.
+// Run keeps the node's routes and rules up to date with the cluster's Nodes until ctx ends.
+// They remain when Run returns; Cleanup removes them. All kernel calls are made by the
+// calling goroutine, so the caller may lock it to a network namespace.
 func Run(ctx context.Context, cfg RunConfig) error {
 	if err := cfg.validate(); err != nil {
 		return err
@@ -115,34 +114,34 @@ func Run(ctx context.Context, cfg RunConfig) error {
 			cfg.applied(err)
 		}
 		if err != nil && ctx.Err() == nil {
-			log.Error("pod network is not as it should be; will retry", "error", err)
+			log.ErrorContext(ctx, "pod network was not fully applied, will retry", "error", err)
 			retry.Reset(retryFirst * 5)
 		}
 	}
 }
 
-// network is the pod network's state in the kernel, as far as it is remembered.
+// network is the last known state of the pod network in the kernel.
 type network struct {
 	cfg      RunConfig
 	nft      knftables.Interface
 	log      *slog.Logger
 	firewall *firewall
-	rules    ruleset  // as last applied; zero when not known
-	refused  []string // ranges and addresses of peers that are ignored, as last logged
-	// held are the peers that have an address.
+	rules    ruleset  // as last applied; zero if unknown
+	refused  []string // ignored claims of peers, as last logged
+	// held maps addresses to the peers that hold them.
 	held map[netip.Addr]string
-	// ported are the host ports as last applied, and flows the UDP ones whose
-	// former flows have not been ended yet.
+	// ported are the host ports as last applied. flows are the UDP host ports whose stale
+	// flows have not been ended yet.
 	ported []HostPort
 	flows  map[uint16]bool
 }
 
-// apply does everything it can and returns what it could not.
+// apply does as much as it can and returns the errors.
 func (n *network) apply(ctx context.Context, own, filter *nftwatch.Watch) error {
 	peers, refused := peersOf(&n.cfg, n.cfg.Nodes.List(), n.held)
 	if !slices.Equal(refused, n.refused) {
 		for _, r := range refused {
-			n.log.Warn("pod range or address of a node is ignored", "cause", r)
+			n.log.WarnContext(ctx, "pod range or address of a node is ignored", "reason", r)
 		}
 		n.refused = refused
 	}
@@ -151,7 +150,7 @@ func (n *network) apply(ctx context.Context, own, filter *nftwatch.Watch) error 
 		nodes: nodeAddresses(n.cfg.NodeIP, peers), hostPorts: n.cfg.HostPorts.take(),
 	}
 	var errs []error
-	errs = append(errs, set(sysctls), serviceRoute(n.cfg), routes(n.cfg, peers, n.log))
+	errs = append(errs, set(sysctls), serviceRoute(n.cfg), routes(ctx, n.cfg, peers, n.log))
 	if !want.equal(n.rules) {
 		own.Own(func() {
 			err := want.replace(ctx, n.nft)
@@ -161,12 +160,12 @@ func (n *network) apply(ctx context.Context, own, filter *nftwatch.Watch) error 
 				n.ported = want.hostPorts
 			}
 			if err == nil && len(want.hostPorts) > 0 {
-				err = set(loopbackPorts) // once the rules guard it
+				err = set(loopbackPorts) // only once the rules protect it
 			}
 			errs = append(errs, err)
 		})
 	}
-	// With the new rules in place no new flow takes the old way.
+	// With the new rules in place, no new flow takes the old path.
 	if err := endFlows(n.flows, n.ported); err != nil {
 		errs = append(errs, err)
 	} else {
@@ -176,20 +175,20 @@ func (n *network) apply(ctx context.Context, own, filter *nftwatch.Watch) error 
 	return errors.Join(errs...)
 }
 
-// sysctls of the pod network. A packet between a pod and itself, or between two
-// of one interface, goes out where it came in; the redirects that the kernel
-// would then send teach pods ways that do not exist, and use up the allowance
-// for the errors that they should get.
+// sysctls are the settings of the pod network. A packet between a pod and itself, or
+// between two pods on the same interface, leaves through the interface that it arrived on.
+// The redirects that the kernel would then send teach pods routes that do not exist, and
+// use up the rate limit for the ICMP errors that pods need.
 var sysctls = map[string]string{
 	"ip_forward":                  "1",
 	"conf/all/send_redirects":     "0",
 	"conf/default/send_redirects": "0",
 }
 
-// loopbackPorts lets the node reach host ports at its loopback address.
+// loopbackPorts allows the node to reach host ports at its loopback address.
 var loopbackPorts = map[string]string{"conf/all/route_localnet": "1"}
 
-// set writes the sysctls that are not as they should be.
+// set writes the sysctls that differ.
 func set(values map[string]string) error {
 	for name, value := range values {
 		path := "/proc/sys/net/ipv4/" + name
@@ -203,8 +202,8 @@ func set(values map[string]string) error {
 	return nil
 }
 
-// Cleanup removes what Run made: routes, interfaces, the table, the rules in
-// docker's chains. What is not there is no error.
+// Cleanup removes everything that Run created: routes, interfaces, the table, and the rules
+// in Docker's chains. It is not an error if something does not exist.
 func Cleanup(ctx context.Context, clusterCIDR netip.Prefix) error {
 	var errs []error
 	errs = append(errs, removeRoutes(), link.Remove(LinkName), link.Remove(overlayName), newFirewall(clusterCIDR).remove(ctx))
@@ -220,7 +219,7 @@ func Cleanup(ctx context.Context, clusterCIDR netip.Prefix) error {
 
 func (c RunConfig) validate() error {
 	if c.NodeName == "" || c.Nodes == nil {
-		return errors.New("cni: node name and cache of nodes must be set")
+		return errors.New("cni: node name and node cache must be set")
 	}
 	if !c.NodeIP.Is4() {
 		return fmt.Errorf("cni: node address must be IPv4, got %q", c.NodeIP)
@@ -231,7 +230,7 @@ func (c RunConfig) validate() error {
 		}
 	}
 	if c.PodCIDR.Bits() < c.ClusterCIDR.Bits() || !c.ClusterCIDR.Contains(c.PodCIDR.Addr()) {
-		return fmt.Errorf("cni: pod range %s of node %s is outside of the cluster's range %s", c.PodCIDR, c.NodeName, c.ClusterCIDR)
+		return fmt.Errorf("cni: pod range %s of node %s is outside the cluster's range %s", c.PodCIDR, c.NodeName, c.ClusterCIDR)
 	}
 	return nil
 }

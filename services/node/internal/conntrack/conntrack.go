@@ -1,5 +1,5 @@
-// Package conntrack ends UDP flows that the kernel would otherwise keep sending to
-// where they once went: UDP has no end of its own, and each datagram renews its flow.
+// Package conntrack ends UDP flows that the kernel would otherwise keep sending to a former
+// target: UDP has no end of connection, and each datagram renews its flow.
 //
 // It must never end a flow of another protocol.
 package conntrack
@@ -13,15 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stale reports whether a UDP flow must end: front is what its client sends to, target
-// is what answers.
+// Stale reports whether a UDP flow must end. front is the address that the client sends to,
+// and target is the address that answers.
 type Stale func(front, target netip.AddrPort) bool
 
-// attempts is how often a dump is repeated that changes interrupted: it may have missed
-// a flow.
+// attempts is how often a dump is tried if concurrent changes interrupt it: an interrupted
+// dump may have missed a flow.
 const attempts = 3
 
-// EndUDP ends the IPv4 UDP flows that are stale.
+// EndUDP ends the IPv4 UDP flows for which stale returns true.
 func EndUDP(stale Stale) error {
 	var err error
 	for range attempts {

@@ -1,7 +1,7 @@
-// Package link makes the local network interfaces that hold a node's own
-// addresses and routes.
+// Package link manages the local network interfaces that hold a node's own addresses and
+// routes.
 //
-// It must never change an interface that it did not make.
+// It must never change an interface that it did not create.
 package link
 
 import (
@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Ensure returns the interface with this name, up, and makes it when it is not
-// there: a dummy, or a bridge without ports where the kernel has no dummies.
+// Ensure returns the interface with the given name, set up. If it does not exist, Ensure
+// creates it: a dummy, or a bridge without ports if the kernel does not support dummies.
 func Ensure(name string) (netlink.Link, error) {
 	l, err := netlink.LinkByName(name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
@@ -43,7 +43,7 @@ func add(name string) (netlink.Link, error) {
 	return netlink.LinkByName(name)
 }
 
-// EnsureAddress gives an interface an address of its own (a /32).
+// EnsureAddress assigns an interface an address as a /32.
 func EnsureAddress(l netlink.Link, addr netip.Addr) error {
 	err := netlink.AddrReplace(l, &netlink.Addr{IPNet: Network(netip.PrefixFrom(addr, addr.BitLen()))})
 	if err != nil {
@@ -52,7 +52,7 @@ func EnsureAddress(l netlink.Link, addr netip.Addr) error {
 	return nil
 }
 
-// Remove removes an interface; one that is not there is no error.
+// Remove removes an interface. It is not an error if the interface does not exist.
 func Remove(name string) error {
 	l, err := netlink.LinkByName(name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
@@ -67,8 +67,7 @@ func Remove(name string) error {
 	return nil
 }
 
-// Network converts a prefix to the form that netlink takes. The address keeps
-// its host bits.
+// Network converts a prefix to netlink's form. The address keeps its host bits.
 func Network(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

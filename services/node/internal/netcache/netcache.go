@@ -1,6 +1,6 @@
-// Package netcache is what a node's network reads of the cluster: one cache each
-// of Services, EndpointSlices and Nodes, shared by the pod network, the service
-// proxy and cluster DNS, with the fields that none of them reads left out.
+// Package netcache holds what a node's network components read from the cluster: one cache
+// each of Services, EndpointSlices and Nodes, shared by the pod network, the service proxy
+// and cluster DNS. Large fields that none of them reads are dropped.
 //
 // It must never write to the cluster.
 package netcache
@@ -26,7 +26,7 @@ const (
 	byNamespace = "namespace" // Services by namespace
 )
 
-// Set is the caches. Make one a process with New, Run it, and give it to
+// Set is the set of caches. Create one per process with New, call Run, and pass the Set to
 // proxy.Config, dns.Config and cni.RunConfig.
 type Set struct {
 	services *client.Cache[*corev1.Service]
@@ -35,7 +35,7 @@ type Set struct {
 	synced   chan struct{}
 }
 
-// New makes the caches; Run fills them.
+// New returns an empty Set. Run fills the caches.
 func New(c *client.Client) *Set {
 	return &Set{
 		services: client.NewCache(c, client.CacheOptions[*corev1.Service]{
@@ -67,7 +67,7 @@ func (s *Set) Run(ctx context.Context) error {
 	for _, run := range []func(context.Context) error{s.services.Run, s.slices.Run, s.nodes.Run} {
 		wg.Go(func() {
 			defer cancel()
-			_ = run(ctx) // a Cache runs until ctx ends and retries by itself
+			_ = run(ctx) // a Cache runs until ctx ends and retries on its own
 		})
 	}
 	wg.Go(func() {
@@ -84,10 +84,10 @@ func (s *Set) Run(ctx context.Context) error {
 	return nil
 }
 
-// Synced is closed once all caches hold the cluster's state.
+// Synced returns a channel that is closed once all caches hold the cluster's state.
 func (s *Set) Synced() <-chan struct{} { return s.synced }
 
-// Nodes is the cache of Nodes: names, labels, spec, addresses and conditions.
+// Nodes returns the cache of Nodes, with names, labels, spec, addresses and conditions.
 func (s *Set) Nodes() *client.Cache[*corev1.Node] { return s.nodes }
 
 // Service returns a Service, and whether it exists.
@@ -103,17 +103,17 @@ func (s *Set) ServiceSlices(namespace, name string) []*discoveryv1.EndpointSlice
 	return s.slices.ByIndex(byService, namespace+"/"+name)
 }
 
-// ServicesAt returns the Services that have an address as their ClusterIP.
+// ServicesAt returns the Services with the given ClusterIP.
 func (s *Set) ServicesAt(addr netip.Addr) []*corev1.Service {
 	return s.services.ByIndex(byAddress, addr.String())
 }
 
-// SlicesAt returns the EndpointSlices with an endpoint at an address.
+// SlicesAt returns the EndpointSlices with an endpoint at the given address.
 func (s *Set) SlicesAt(addr netip.Addr) []*discoveryv1.EndpointSlice {
 	return s.slices.ByIndex(byAddress, addr.String())
 }
 
-// HasNamespace says whether a namespace has a Service.
+// HasNamespace reports whether a namespace has at least one Service.
 func (s *Set) HasNamespace(namespace string) bool {
 	return len(s.services.ByIndex(byNamespace, namespace)) > 0
 }
@@ -126,7 +126,7 @@ func (s *Set) Zone(node string) string {
 	return ""
 }
 
-// Subscribe calls f for every change of a Service or its EndpointSlices.
+// Subscribe calls f for every change of a Service or of its EndpointSlices.
 func (s *Set) Subscribe(f func(proxy.Change)) {
 	s.services.Subscribe(func(e client.Event[*corev1.Service]) {
 		f(proxy.Change{Service: types.NamespacedName{Namespace: e.Object.Namespace, Name: e.Object.Name}, Traceparent: e.Traceparent})
@@ -144,7 +144,7 @@ func (s *Set) Subscribe(f func(proxy.Change)) {
 	})
 }
 
-// trim drops what is large and nobody here reads.
+// trim drops large fields that no reader of the caches uses.
 func trim(o metav1.Object) {
 	o.SetManagedFields(nil)
 	if a := o.GetAnnotations(); a != nil {

@@ -33,8 +33,8 @@ var (
 	dnsIP    = netip.MustParseAddr("10.96.0.10")
 )
 
-// startNode runs everything that a node's network is made of, as the node
-// program does: one set of caches, the pod network, the proxy and DNS.
+// startNode runs all network components of a node, as the node program does: one set of
+// caches, the pod network, the proxy and DNS.
 func startNode(t *testing.T, c *client.Client, ns *nettest.NS, addr netip.Addr, podCIDR netip.Prefix) {
 	t.Helper()
 	set := netcache.New(c)
@@ -76,7 +76,7 @@ func create[T client.Object](t *testing.T, c *client.Client, obj T) T {
 	return out
 }
 
-// resolve asks cluster DNS for a name's addresses.
+// resolve queries cluster DNS for a name's addresses.
 func resolve(from *nettest.NS, name string) ([]string, error) {
 	conn, err := from.Dial("udp", netip.AddrPortFrom(dnsIP, 53))
 	if err != nil {
@@ -115,14 +115,15 @@ func eventually(t *testing.T, what string, ok func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("not within a minute: %s: %v", what, err)
+			t.Fatalf("timed out waiting until %s: %v", what, err)
 		}
 		<-tick.C
 	}
 }
 
-// Two nodes, one behind a firewall that drops by default, as docker leaves it:
-// a pod finds a Service by name and reaches the pods behind it on both nodes.
+// TestAPodReachesAServiceByName runs two nodes, one with a firewall that drops by default,
+// as Docker's does. A pod resolves a Service's name and reaches the pods behind it on both
+// nodes.
 func TestAPodReachesAServiceByName(t *testing.T) {
 	t.Parallel()
 	c := clienttest.Start(t)
@@ -178,14 +179,14 @@ func TestAPodReachesAServiceByName(t *testing.T) {
 	}
 	servers(t, net.Host, "10.89.0.11:30080", "pod-1", "pod-2")
 
-	// An endpoint goes: nobody is sent there any more.
+	// A removed endpoint gets no more connections.
 	slice = slice.DeepCopy()
 	slice.Endpoints = slice.Endpoints[1:]
 	if _, err := client.For[*discoveryv1.EndpointSlice](c).Update(t.Context(), slice); err != nil {
 		t.Fatal(err)
 	}
 	servers(t, pod, "10.96.0.100:80", "pod-2")
-	// And the Service itself.
+	// The Service itself is removed.
 	if err := client.For[*corev1.Service](c).Delete(t.Context(), "default", "web"); err != nil {
 		t.Fatal(err)
 	}
@@ -201,8 +202,8 @@ func TestAPodReachesAServiceByName(t *testing.T) {
 	})
 }
 
-// servers waits until calls are answered by all of these and, twenty times in a
-// row, by nobody else.
+// servers waits until all servers in want have answered and, twenty times in a row, no
+// other server has.
 func servers(t *testing.T, from *nettest.NS, to string, want ...string) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("%s → %s is answered by %v", from.Name, to, want), func() error {
@@ -241,8 +242,8 @@ func testSlice(service string, endpoints ...string) *discoveryv1.EndpointSlice {
 	return s
 }
 
-// What the proxy is told: each change, with its cause, and both Services when a
-// slice changes hands.
+// TestSubscribe checks that each change is reported with its cause, and that both Services
+// are reported when a slice changes owners.
 func TestSubscribe(t *testing.T) {
 	t.Parallel()
 	c := clienttest.Start(t)
@@ -266,7 +267,7 @@ func TestSubscribe(t *testing.T) {
 			defer mu.Unlock()
 			for _, w := range want {
 				if !slices.Contains(got, w) {
-					return fmt.Errorf("told of %v", got)
+					return fmt.Errorf("reported: %v", got)
 				}
 			}
 			got = nil
@@ -283,11 +284,11 @@ func TestSubscribe(t *testing.T) {
 	if _, err := client.For[*discoveryv1.EndpointSlice](c).Update(t.Context(), slice); err != nil {
 		t.Fatal(err)
 	}
-	expect("a slice that changes hands", "one", "two")
+	expect("a slice that changes owners", "one", "two")
 
 	svc, ok := set.Service("default", "one")
 	if !ok || len(svc.Annotations) != 1 || svc.ManagedFields != nil {
-		t.Errorf("kept: %+v", svc)
+		t.Errorf("cached: %+v", svc)
 	}
 	if !set.HasNamespace("default") || set.HasNamespace("other") {
 		t.Error("namespaces")

@@ -1,8 +1,8 @@
-// Package nettest makes network namespaces for tests: machines on a bridge, pods
-// behind them, and programs that call and answer inside. A namespace has no name
-// and ends with the test, however the test ends; it has no default route.
+// Package nettest creates network namespaces for tests: machines on a bridge, pods behind
+// them, and clients and servers inside. A namespace has no name and disappears with the
+// test, however the test ends. It has no default route.
 //
-// It must never touch the namespace that the test was started in.
+// It must never touch the namespace in which the test was started.
 package nettest
 
 import (
@@ -30,7 +30,7 @@ type NS struct {
 	handle netns.NsHandle
 }
 
-// New makes a namespace with its loopback up.
+// New creates a namespace with its loopback interface up.
 func New(t testing.TB, name string) *NS {
 	t.Helper()
 	ns := &NS{t: t, Name: name}
@@ -50,12 +50,13 @@ func New(t testing.TB, name string) *NS {
 	return ns
 }
 
-// onOwnThread runs f on a thread that is thrown away, whatever namespace it ends in.
+// onOwnThread runs f on a thread that is discarded afterwards, whatever namespace it ends
+// in.
 func onOwnThread(t testing.TB, f func() error) {
 	t.Helper()
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		done <- f()
 	}()
 	if err := <-done; err != nil {
@@ -63,8 +64,8 @@ func onOwnThread(t testing.TB, f func() error) {
 	}
 }
 
-// Do runs f inside the namespace. Only what f's own goroutine does is inside;
-// sockets that it makes stay there.
+// Do runs f inside the namespace. Only f's own goroutine is inside; sockets that it creates
+// stay there.
 func (n *NS) Do(f func() error) error {
 	done := make(chan error, 1)
 	n.Go(func() { done <- f() })
@@ -87,7 +88,7 @@ func (n *NS) Go(f func()) {
 	}
 }
 
-// Must is Do for what cannot fail.
+// Must is Do for functions that must not fail.
 func (n *NS) Must(f func() error) {
 	n.t.Helper()
 	if err := n.Do(f); err != nil {
@@ -95,7 +96,7 @@ func (n *NS) Must(f func() error) {
 	}
 }
 
-// Run runs a program inside the namespace and returns what it prints.
+// Run runs a program inside the namespace and returns its output.
 func (n *NS) Run(program string, args ...string) string {
 	n.t.Helper()
 	out, err := n.Try(program, args...)
@@ -105,7 +106,7 @@ func (n *NS) Run(program string, args ...string) string {
 	return out
 }
 
-// Try is Run that may fail.
+// Try is Run, but returns the error.
 func (n *NS) Try(program string, args ...string) (string, error) {
 	var out []byte
 	err := n.Do(func() (err error) {
@@ -115,15 +116,15 @@ func (n *NS) Try(program string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// Path is a file that stands for the namespace, for programs that want one (CNI
+// Path returns a file that refers to the namespace, for programs that need one (CNI
 // plugins).
 func (n *NS) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(n.handle)) }
 
-// linkNumber makes names of interfaces unique.
+// linkNumber makes interface names unique.
 var linkNumber atomic.Uint32
 
-// connect makes a veth pair with one end in each namespace and returns its name
-// in a.
+// connect creates a veth pair with one end in each namespace, and returns the name of the
+// end in a.
 func connect(a *NS, b *NS, nameInB string) string {
 	a.t.Helper()
 	name := fmt.Sprintf("v%d", linkNumber.Add(1))
@@ -148,15 +149,14 @@ func setAddress(name string, p netip.Prefix) error {
 	return netlink.LinkSetUp(l)
 }
 
-// Net is a bridged network of machines, and a host on it.
+// Net is a bridged network of machines and its host.
 type Net struct {
 	t    testing.TB
 	Host *NS
 	cidr netip.Prefix
 }
 
-// NewNet makes the host and its bridge: the first address of the range is the
-// host's.
+// NewNet creates the host and its bridge. The host has the first address of the range.
 func NewNet(t testing.TB, cidr netip.Prefix) *Net {
 	t.Helper()
 	n := &Net{t: t, Host: New(t, "host"), cidr: cidr}
@@ -171,7 +171,7 @@ func NewNet(t testing.TB, cidr netip.Prefix) *Net {
 	return n
 }
 
-// Machine makes a machine on the network.
+// Machine creates a machine on the network.
 func (n *Net) Machine(name string, addr netip.Addr) *NS {
 	n.t.Helper()
 	m := New(n.t, name)
@@ -204,7 +204,7 @@ func (n *Net) Machine(name string, addr netip.Addr) *NS {
 	return m
 }
 
-// Pod makes a namespace behind a machine, wired as the ptp plugin does it.
+// Pod creates a namespace behind a machine, connected as the ptp plugin does it.
 func (n *NS) Pod(name string, addr, gateway netip.Addr) *NS {
 	n.t.Helper()
 	pod := New(n.t, name)
@@ -242,14 +242,14 @@ func (n *NS) Route(dst netip.Prefix, via netip.Addr) {
 	})
 }
 
-// Refused says whether an error is an active refusal, and not silence. A machine
-// that refuses a datagram of its own reports EPERM.
+// Refused reports whether err is an active refusal rather than a timeout. A machine that
+// rejects its own datagram reports EPERM.
 func Refused(err error) bool {
 	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EPERM)
 }
 
-// Join connects two networks by their hosts, which forward between them, and
-// teaches each machine given the way to the other network.
+// Join connects two networks through their hosts, which forward between them, and adds a
+// route to the other network on each of the given machines.
 func (n *Net) Join(other *Net, machines, others []*NS) {
 	n.t.Helper()
 	for i, side := range []struct {

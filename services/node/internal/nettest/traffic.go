@@ -17,23 +17,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Patience is how long a call waits for an answer: longer than a busy machine
-// stands still. A test that expects silence has CallWithin.
+// Patience is how long a call waits for an answer: longer than a busy machine stalls. Tests
+// that expect no answer use CallWithin.
 const Patience = 8 * time.Second
 
-// Answer is what a Server says: who it is, and as whom it saw the caller.
+// Answer is a Server's answer: its name, and the client's address as it saw it.
 type Answer struct {
 	Server string
 	Caller netip.AddrPort
 }
 
-// Server answers TCP and UDP on a port of a namespace with an Answer.
+// Server answers TCP or UDP requests on a port of a namespace with an Answer.
 type Server struct {
-	// Calls counts the TCP connections accepted.
+	// Calls counts the accepted TCP connections and the received datagrams.
 	Calls atomic.Int64
 }
 
-// Serve starts a Server; it ends with the test. network is tcp or udp.
+// Serve starts a Server that ends with the test. network is tcp or udp.
 func (n *NS) Serve(network string, port uint16) *Server {
 	n.t.Helper()
 	s := &Server{}
@@ -69,14 +69,14 @@ func (s *Server) answerPackets(c net.PacketConn, name string) {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			continue // an ICMP error of an earlier answer
+			continue // an ICMP error for an earlier answer
 		}
 		s.Calls.Add(1)
 		_, _ = c.WriteTo([]byte(name+" "+from.String()), from)
 	}
 }
 
-// answerConnections serves each connection until its client or ctx ends it.
+// answerConnections serves each connection until its client closes it or ctx ends.
 func (s *Server) answerConnections(ctx context.Context, l net.Listener, name string, wg *sync.WaitGroup) {
 	for {
 		c, err := l.Accept()
@@ -87,7 +87,7 @@ func (s *Server) answerConnections(ctx context.Context, l net.Listener, name str
 		wg.Go(func() {
 			defer c.Close()
 			defer context.AfterFunc(ctx, func() { c.Close() })()
-			// An answer for each line, so that a connection can be kept.
+			// Answer each line, so that a connection can be reused.
 			buf := make([]byte, 64)
 			for {
 				if _, err := c.Read(buf); err != nil {
@@ -101,13 +101,13 @@ func (s *Server) answerConnections(ctx context.Context, l net.Listener, name str
 	}
 }
 
-// Call asks a Server once over a new connection.
+// Call sends one request over a new connection.
 func (n *NS) Call(network string, to netip.AddrPort) (Answer, error) {
 	return n.CallWithin(Patience, network, to)
 }
 
-// CallWithin is Call that waits for as long as it is told, for the connection and
-// for the answer each.
+// CallWithin is Call with a timeout, which applies to the connection and to the answer
+// separately.
 func (n *NS) CallWithin(patience time.Duration, network string, to netip.AddrPort) (Answer, error) {
 	c, err := n.dial(patience, network, netip.AddrPort{}, to)
 	if err != nil {
@@ -122,7 +122,7 @@ func (n *NS) Dial(network string, to netip.AddrPort) (net.Conn, error) {
 	return n.dial(Patience, network, netip.AddrPort{}, to)
 }
 
-// DialFrom is Dial with a chosen source and patience.
+// DialFrom is Dial with a given source address and timeout.
 func (n *NS) DialFrom(patience time.Duration, network string, from, to netip.AddrPort) (net.Conn, error) {
 	return n.dial(patience, network, from, to)
 }
@@ -145,7 +145,7 @@ func (n *NS) dial(patience time.Duration, network string, from, to netip.AddrPor
 	return c, err
 }
 
-// Ask asks once over a connection that stays open.
+// Ask sends one request over a connection, which stays open.
 func Ask(c net.Conn) (Answer, error) { return askWithin(Patience, c) }
 
 func askWithin(patience time.Duration, c net.Conn) (Answer, error) {
@@ -160,7 +160,7 @@ func askWithin(patience time.Duration, c net.Conn) (Answer, error) {
 	}
 	name, caller, ok := strings.Cut(strings.TrimSpace(string(buf[:k])), " ")
 	if !ok {
-		return Answer{}, fmt.Errorf("strange answer %q", buf[:k])
+		return Answer{}, fmt.Errorf("malformed answer %q", buf[:k])
 	}
 	a := Answer{Server: name}
 	if caller != "" {

@@ -1,5 +1,5 @@
-// Package nftwatch notices that another program changed an nftables table, through
-// the kernel's notifications.
+// Package nftwatch detects, through the kernel's notifications, when another program
+// changes an nftables table.
 //
 // It must never change a table.
 package nftwatch
@@ -15,33 +15,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// receiveBuffer holds the notifications of a large transaction of our own.
+// receiveBuffer is large enough for the notifications of a large transaction of our own, in
+// bytes.
 const receiveBuffer = 4 << 20
 
-// datagram is more than the kernel puts into one notification datagram.
+// datagram is larger than any notification datagram of the kernel, in bytes.
 const datagram = 1 << 16
 
-// Watch notices transactions of other programs on one table.
+// Watch detects transactions of other programs on one table.
 //
-// A notification is queued on the socket before the nft program that caused it
-// ends. So what is queued when a transaction of ours has ended is ours, and
-// whatever comes at another time is not. (A foreign transaction that falls into
-// the milliseconds of one of ours is taken for ours and repaired at the next.)
+// A notification is queued on the socket before the nft program that caused it exits. So
+// everything that is queued when one of our transactions has finished is ours, and
+// everything that arrives at another time is foreign. (A foreign transaction within the
+// milliseconds of one of ours is mistaken for ours, and repaired at the next foreign
+// change.)
 type Watch struct {
-	// Foreign receives after one or more transactions that were not ours.
+	// Foreign receives a value after one or more foreign transactions.
 	Foreign <-chan struct{}
 	foreign chan struct{}
 	socket  *os.File
 	conn    syscall.RawConn
 	table   string
 	wg      sync.WaitGroup
-	// mu is held by the reader while it receives, judges and tells, and by Own and
-	// Repair while a transaction of ours runs and its notifications are drained.
+	// mu is held by the reader while it receives and evaluates notifications, and by Own
+	// and Repair while a transaction of ours runs and its notifications are drained.
 	mu sync.Mutex
 }
 
-// Table watches a table of the family ip in the network namespace of the calling
-// thread.
+// Table watches a table of the family ip in the network namespace of the calling thread.
 func Table(table string) (*Watch, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -65,7 +66,7 @@ func Table(table string) (*Watch, error) {
 	return w, nil
 }
 
-// Own runs a transaction of ours and forgets what it caused.
+// Own runs a transaction of ours and discards its notifications.
 func (w *Watch) Own(transaction func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -73,9 +74,10 @@ func (w *Watch) Own(transaction func()) {
 	w.forget()
 }
 
-// Repair is Own for a transaction that makes the table anew: what others did to it
-// before is undone by it, and is not told any more. One foreign transaction may
-// come in several datagrams, and would be repaired as often.
+// Repair is Own for a transaction that rebuilds the table. The transaction undoes earlier
+// foreign changes, so pending reports of them are discarded as well. A single foreign
+// transaction may arrive in several datagrams and would otherwise be repaired several
+// times.
 func (w *Watch) Repair(transaction func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -88,13 +90,13 @@ func (w *Watch) Repair(transaction func()) {
 	w.forget()
 }
 
-// forget receives what is queued. mu is held.
+// forget discards the queued notifications. The caller holds mu.
 func (w *Watch) forget() {
 	buf := make([]byte, datagram)
 	_ = w.conn.Control(func(fd uintptr) { w.drain(int(fd), buf) })
 }
 
-// read waits for notifications until the socket is closed.
+// read receives notifications until the socket is closed.
 func (w *Watch) read() {
 	buf := make([]byte, datagram)
 	for {
@@ -116,7 +118,8 @@ func (w *Watch) read() {
 	}
 }
 
-// drain receives what is queued and says whether any of it touches the table.
+// drain receives the queued notifications and reports whether any of them concerns the
+// table.
 func (w *Watch) drain(fd int, buf []byte) bool {
 	touched := false
 	for {
@@ -125,7 +128,7 @@ func (w *Watch) drain(fd int, buf []byte) bool {
 		case err == nil:
 			touched = touched || w.touches(buf[:n])
 		case errors.Is(err, unix.ENOBUFS):
-			touched = true // something was lost: assume the worst
+			touched = true // notifications were lost: assume that the table was changed
 		case errors.Is(err, unix.EINTR):
 		default:
 			return touched
@@ -133,7 +136,7 @@ func (w *Watch) drain(fd int, buf []byte) bool {
 	}
 }
 
-// touches says whether a datagram speaks of a change in the table.
+// touches reports whether a datagram contains a change of the table.
 func (w *Watch) touches(b []byte) bool {
 	for len(b) >= unix.NLMSG_HDRLEN {
 		size := int(binary.NativeEndian.Uint32(b))
@@ -149,9 +152,9 @@ func (w *Watch) touches(b []byte) bool {
 	return false
 }
 
-// tableOf reads the table's name, which is attribute 1 of every kind of object,
-// from a message that starts with a struct nfgenmsg (4 bytes: family, version,
-// resource id). Other families' tables of the same name are not ours.
+// tableOf returns the table's name, which is attribute 1 of every kind of object, from a
+// message that starts with a struct nfgenmsg (4 bytes: family, version, resource ID).
+// Tables of other families with the same name are not ours.
 func tableOf(b []byte) string {
 	const genmsg, attrHeader, tableAttr = 4, 4, 1
 	if len(b) < genmsg || b[0] != unix.NFPROTO_IPV4 {
@@ -172,7 +175,7 @@ func tableOf(b []byte) string {
 	return ""
 }
 
-// Close ends the watch.
+// Close stops the watch.
 func (w *Watch) Close() {
 	w.socket.Close()
 	w.wg.Wait()

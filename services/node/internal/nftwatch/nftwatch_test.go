@@ -11,7 +11,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// told says whether a foreign change is reported within a moment.
+// told reports whether a foreign change is reported within moment.
 func told(w *Watch, moment time.Duration) bool {
 	select {
 	case <-w.Foreign:
@@ -21,7 +21,7 @@ func told(w *Watch, moment time.Duration) bool {
 	}
 }
 
-func TestForeignChangesAreToldApart(t *testing.T) {
+func TestForeignChangesAreDetected(t *testing.T) {
 	t.Parallel()
 	ns := nettest.New(t, "node")
 	ns.Run("nft", "add", "table", "ip", "mine")
@@ -51,11 +51,11 @@ func TestForeignChangesAreToldApart(t *testing.T) {
 			moment = time.Minute
 		}
 		if got := told(w, moment); got != row.want {
-			t.Errorf("%s: told %v, want %v", row.what, got, row.want)
+			t.Errorf("%s: reported %v, want %v", row.what, got, row.want)
 		}
-		w.Repair(func() {}) // one change may be told twice
+		w.Repair(func() {}) // one change may be reported twice
 	}
-	// What is done within Own is ours, however much it is.
+	// Everything that is done within Own is ours, however much it is.
 	ns.Run("nft", "add", "table", "ip", "mine")
 	w.Repair(func() {})
 	w.Own(func() {
@@ -65,20 +65,20 @@ func TestForeignChangesAreToldApart(t *testing.T) {
 		}
 	})
 	if told(w, 300*time.Millisecond) {
-		t.Error("a change of our own was told")
+		t.Error("a change of our own was reported")
 	}
 	ns.Run("nft", "add", "chain", "ip", "mine", "d")
 	if !told(w, time.Minute) {
-		t.Error("the watch is deaf after a change of our own")
+		t.Error("no foreign change was reported after a change of our own")
 	}
-	// What was done before the table is made anew needs no other repair, whether the
-	// reader has come to it or not.
+	// A change before the table is rebuilt needs no further repair, whether the reader has
+	// seen it or not.
 	for range 20 {
 		ns.Run("nft", "add", "table", "ip", "mine")
 		ns.Run("nft", "add", "chain", "ip", "mine", "e")
 		w.Repair(func() { ns.Run("nft", "flush", "table", "ip", "mine") })
 		if told(w, 20*time.Millisecond) {
-			t.Fatal("a change that was repaired was told")
+			t.Fatal("a repaired change was reported")
 		}
 	}
 }

@@ -15,16 +15,16 @@ import (
 	"time"
 )
 
-// applets of busybox that the test image offers by name.
+// applets are the busybox applets that the test image provides by name.
 var applets = []string{
 	"sh", "sleep", "cat", "echo", "ls", "env", "id", "true", "false", "test", "httpd", "nc", "touch", "rm", "mkdir", "mount", "hostname",
 	"ps", "kill", "date", "head", "tail", "grep", "stat", "wget", "dd", "printenv", "chmod", "readlink", "seq", "trap", "tty", "stty", "yes", "wc",
 }
 
-// zeroTime keeps archives and answers the same each time.
+// zeroTime makes archives and responses reproducible.
 var zeroTime time.Time
 
-// archive collects files of a tar archive.
+// archive is a tar archive under construction.
 type archive struct {
 	t   testing.TB
 	buf bytes.Buffer
@@ -56,8 +56,7 @@ func (a *archive) bytes() []byte {
 	return a.buf.Bytes()
 }
 
-// imageLayer is a root file system: busybox, and what is in files; diff is its
-// digest.
+// imageLayer returns a root file system with busybox and the given files, and its digest.
 func imageLayer(t testing.TB, files map[string]string) (layer []byte, diff string) {
 	t.Helper()
 	path, err := exec.LookPath("busybox")
@@ -102,7 +101,7 @@ func imageConfig(t testing.TB, diff string, entrypoint, cmd []string, user strin
 	return config
 }
 
-// imageArchive is a docker archive with one image.
+// imageArchive returns a Docker archive with one image.
 func imageArchive(t testing.TB, name string, entrypoint, cmd []string, user string) []byte {
 	t.Helper()
 	layer, diff := imageLayer(t, nil)

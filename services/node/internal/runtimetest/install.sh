@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs what tests on a real container runtime need, once: containerd, runc,
-# the CNI plugins and busybox, from Debian's packages. It needs root and changes
-# nothing where all of it is there already.
+# Installs the Debian packages that tests with a real container runtime need: containerd,
+# runc, the CNI plugins and busybox. It needs root and does nothing if everything is
+# installed already.
 set -eu
 missing=
 command -v containerd >/dev/null || missing="$missing containerd"

@@ -16,27 +16,27 @@ import (
 	"testing"
 )
 
-// Registry is an image registry with TLS and a password that holds one image,
-// the test image, under any name.
+// Registry is an image registry with TLS and a password. It serves one image, the test
+// image, under any name.
 type Registry struct {
-	// Host is host:port.
+	// Host is the registry's host:port.
 	Host string
-	// User and Password are what it wants.
+	// User and Password are the required credentials.
 	User, Password string
 
 	mu        sync.Mutex
 	manifests int
 }
 
-// Manifests is how often a manifest was asked for with the right password.
+// Manifests returns how often a manifest was requested with valid credentials.
 func (r *Registry) Manifests() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.manifests
 }
 
-// StartRegistry serves a registry until the test ends and makes the runtime trust
-// it. mirrors are names of registries whose images come from it too.
+// StartRegistry runs a registry until the test ends and makes the runtime trust it. Images
+// of the registries in mirrors are pulled from it too.
 func (rt *Runtime) StartRegistry(t testing.TB, mirrors ...string) *Registry {
 	t.Helper()
 	reg := &Registry{User: "alice", Password: "s3cret"}

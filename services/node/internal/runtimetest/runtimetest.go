@@ -1,9 +1,9 @@
-// Package runtimetest runs a real containerd for tests: in a network namespace
-// that ends with the test, with its state below a directory of its own.
+// Package runtimetest runs a real containerd for tests, in a network namespace that ends
+// with the tests, with its state in a directory of its own.
 //
-// A package that uses it calls Main from its TestMain, which runs the tests
-// again in the new namespace, and Start for the runtime, which all tests of the
-// package share. It needs root, and installs what else it needs; it never skips.
+// A package that uses it calls Main from its TestMain, which runs the tests again in the
+// new namespace, and Start to get the runtime, which all tests of the package share. It
+// needs root, and installs whatever else it needs; it never skips.
 package runtimetest
 
 import (
@@ -32,15 +32,15 @@ const (
 	goarch = runtime.GOARCH
 	marker = "KEELSON_TEST_NAMESPACE"
 
-	// Image is the test image: busybox.
+	// Image is the test image, which contains busybox.
 	Image = "keelson.test/box:1"
-	// UserImage is the same, with a user that is not root.
+	// UserImage is the same image with a non-root user.
 	UserImage = "keelson.test/user:1"
 	pause     = "keelson.test/pause:1"
 )
 
-// Main runs the tests of a package in a network namespace of their own and
-// returns their exit code; what it started is gone when it returns.
+// Main runs the tests of a package in a network namespace of their own and returns their
+// exit code. When it returns, everything it started has ended.
 func Main(m *testing.M) int {
 	if os.Getenv(marker) != "" {
 		code := m.Run()
@@ -53,18 +53,17 @@ func Main(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "runtimetest: these tests start containers and need root")
 		return 1
 	}
-	// A directory with another containerd, ctr and runc takes the place of
-	// Debian's.
+	// A directory with another containerd, ctr and runc takes precedence over Debian's.
 	if dir := os.Getenv("KEELSON_TEST_RUNTIME"); dir != "" {
 		if err := os.Setenv("PATH", dir+":"+os.Getenv("PATH")); err != nil {
 			fmt.Fprintln(os.Stderr, "runtimetest:", err)
 			return 1
 		}
 	}
-	// Packages come over the machine's network, so before it is left.
+	// Install packages before leaving the machine's network namespace.
 	_, file, _, _ := runtime.Caller(0)
 	if out, err := exec.Command(filepath.Join(filepath.Dir(file), "install.sh")).CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "runtimetest: install what tests need: %v: %s\n", err, out)
+		fmt.Fprintf(os.Stderr, "runtimetest: install test dependencies: %v: %s\n", err, out)
 		return 1
 	}
 	dir, err := os.MkdirTemp("/tmp", "keelson-node-test-")
@@ -77,7 +76,7 @@ func Main(m *testing.M) int {
 	cmd.Env = append(os.Environ(), marker+"="+dir)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGTERM}
-	runtime.LockOSThread() // the thread that Pdeathsig watches
+	runtime.LockOSThread() // Pdeathsig refers to this thread
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	if err := cmd.Start(); err != nil {
@@ -101,15 +100,15 @@ func Main(m *testing.M) int {
 	return 1
 }
 
-// Runtime is a containerd of a test.
+// Runtime is a containerd for tests.
 type Runtime struct {
-	// Dir holds everything of it.
+	// Dir contains all its files.
 	Dir string
-	// Client speaks CRI to it.
+	// Client is a CRI client of the runtime.
 	Client *cri.Client
-	// CgroupRoot is for pods.
+	// CgroupRoot is the root cgroup for pods.
 	CgroupRoot string
-	// CNIDir is where it reads its network configuration.
+	// CNIDir is the directory of its network configuration.
 	CNIDir string
 
 	mu   sync.Mutex
@@ -122,7 +121,7 @@ var (
 	once   sync.Once
 )
 
-// Start is the package's runtime.
+// Start returns the package's runtime, and starts it at the first call.
 func Start(t testing.TB) *Runtime {
 	t.Helper()
 	if os.Getenv(marker) == "" {
@@ -160,10 +159,10 @@ func begin(t testing.TB) *Runtime {
 
 func (r *Runtime) socket() string { return filepath.Join(r.Dir, "containerd.sock") }
 
-// Socket is the runtime's endpoint.
+// Socket returns the runtime's endpoint.
 func (r *Runtime) Socket() string { return "unix://" + r.socket() }
 
-// Version is containerd's version, "1.6.20".
+// Version returns containerd's version, for example "1.6.20".
 func Version(t testing.TB) string {
 	out, err := exec.Command("containerd", "--version").Output()
 	if err != nil {
@@ -229,14 +228,14 @@ state = "%[1]s/state"
 `, r.Dir, pause, restrict)
 }
 
-// mayLowerOOMScore tells whether this process has CAP_SYS_RESOURCE.
+// mayLowerOOMScore reports whether this process has CAP_SYS_RESOURCE.
 func mayLowerOOMScore() bool {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	return unix.Capget(&hdr, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
 }
 
-// Run starts containerd, again after Kill, and waits until it answers.
+// Run starts containerd, also after Kill, and waits until it answers.
 func (r *Runtime) Run(t testing.TB) {
 	t.Helper()
 	log, err := os.OpenFile(filepath.Join(r.Dir, "containerd.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -277,7 +276,7 @@ func (r *Runtime) Run(t testing.TB) {
 	}
 }
 
-// Kill ends containerd with SIGKILL; containers go on.
+// Kill kills containerd with SIGKILL. Containers keep running.
 func (r *Runtime) Kill(t testing.TB) {
 	t.Helper()
 	r.mu.Lock()
@@ -308,7 +307,7 @@ func tail(name string) string {
 	return string(bytes.Join(lines[max(0, len(lines)-20):], []byte("\n")))
 }
 
-// stop ends everything that the runtime started and removes its files.
+// stop removes all sandboxes and stops containerd.
 func (r *Runtime) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -333,11 +332,10 @@ func (r *Runtime) stop() {
 	}
 }
 
-// clearAway removes what is left of a test's runtime, also after a test that
-// ended in the middle: processes that name its directory, mounts below it, its
-// cgroups, its files.
+// clearAway removes what a test's runtime has left, even if the test was aborted: processes
+// whose command line contains its directory, mounts below it, its cgroups, and its files.
 func clearAway(dir string) {
-	for range 2 { // a shim that is ended may take a moment
+	for range 2 { // a killed shim may take a moment to end
 		procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 		for _, name := range procs {
 			b, err := os.ReadFile(name)
@@ -355,7 +353,7 @@ func clearAway(dir string) {
 	}
 }
 
-// killCgroups ends the processes of containers whose shim is gone.
+// killCgroups kills the processes of containers whose shim is gone.
 func killCgroups(root string) {
 	for _, dir := range cgroupDirs(root) {
 		b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
@@ -370,7 +368,7 @@ func killCgroups(root string) {
 	}
 }
 
-// unmountAll unmounts what is left below dir.
+// unmountAll unmounts everything that is mounted below dir.
 func unmountAll(dir string) {
 	for range 3 {
 		b, err := os.ReadFile("/proc/self/mountinfo")
@@ -393,8 +391,8 @@ func removeCgroups(root string) {
 	}
 }
 
-// cgroupDirs are the directories of a cgroup and those below it, in every
-// hierarchy, parents first.
+// cgroupDirs returns the directories of a cgroup and its descendants in every hierarchy,
+// parents first.
 func cgroupDirs(root string) []string {
 	var dirs []string
 	mounts, _ := filepath.Glob("/sys/fs/cgroup/*")

@@ -14,17 +14,17 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// leaseSeconds is what a Lease says it is good for.
+// leaseSeconds is the lease duration.
 const leaseSeconds = int32(40)
 
-// renewers is how many renewals are under way at a time.
+// renewers is the number of concurrent renewals.
 const renewers = 32
 
-// heartbeats renews all Leases until ctx ends: each in a call of its own, as so
-// many nodes would, and spread evenly over the interval.
+// heartbeats renews all Leases until ctx ends. Each renewal is a call of its own, as it
+// would be with real nodes, and the renewals are spread evenly over the interval.
 func (s *Simulation) heartbeats(ctx context.Context) error {
 	versions := make([]string, s.cfg.Nodes)
-	// The first round is at once: a node without a Lease is soon taken for dead.
+	// The first round is sent at once: a node without a Lease is soon considered dead.
 	s.createLeases(ctx, versions)
 
 	due := make(chan int)
@@ -36,7 +36,7 @@ func (s *Simulation) heartbeats(ctx context.Context) error {
 	for range min(renewers, s.cfg.Nodes) {
 		workers.Go(func() {
 			for i := range due {
-				if busy[i].TryLock() { // else the last renewal has not ended yet
+				if busy[i].TryLock() { // otherwise the previous renewal is still running
 					s.renew(ctx, i, &versions[i], complaint)
 					busy[i].Unlock()
 				}
@@ -71,8 +71,8 @@ func (s *Simulation) lease(i int, version string) *coordinationv1.Lease {
 	}
 }
 
-// createLeases makes those that are not there; versions are their
-// resourceVersions, empty where they are not known.
+// createLeases creates the missing Leases. It sets versions to their resourceVersions, or
+// leaves them empty if unknown.
 func (s *Simulation) createLeases(ctx context.Context, versions []string) {
 	for from := 0; from < s.cfg.Nodes; from += batch {
 		var writes []client.Write
@@ -83,7 +83,7 @@ func (s *Simulation) createLeases(ctx context.Context, versions []string) {
 		results, err := s.cfg.Client.CommitQuietly(call, writes...)
 		cancel()
 		if err != nil && ctx.Err() == nil {
-			slog.Warn("simulated leases were not created", "error", err)
+			slog.WarnContext(ctx, "simulated leases were not created", "error", err)
 		}
 		for k, r := range results {
 			if r.Err == nil {
@@ -93,7 +93,7 @@ func (s *Simulation) createLeases(ctx context.Context, versions []string) {
 	}
 }
 
-// renew renews one Lease, whatever became of it meanwhile.
+// renew renews one Lease, whatever has happened to it meanwhile.
 func (s *Simulation) renew(ctx context.Context, i int, version *string, complaint *complaint) {
 	call, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -121,7 +121,7 @@ func (s *Simulation) renew(ctx context.Context, i int, version *string, complain
 	*version = written.ResourceVersion
 }
 
-// complaint logs one of many errors.
+// complaint logs at most one error per 10 s.
 type complaint struct {
 	mu   sync.Mutex
 	last time.Time
@@ -132,6 +132,6 @@ func (c *complaint) about(ctx context.Context, err error) {
 	defer c.mu.Unlock()
 	if ctx.Err() == nil && time.Since(c.last) > 10*time.Second {
 		c.last = time.Now()
-		slog.Warn("a simulated lease was not renewed", "error", err)
+		slog.WarnContext(ctx, "simulated leases are not being renewed", "error", err)
 	}
 }

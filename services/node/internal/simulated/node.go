@@ -11,8 +11,8 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// revive says that a node is ready when others have given it up: because the
-// simulation was away, or slow.
+// revive sets nodes ready again that a controller has marked as not ready, because the
+// simulation was stopped or slow.
 func (s *Simulation) revive(ctx context.Context) error {
 	lost := newQueue()
 	nodes := client.NewCache(s.cfg.Client, client.CacheOptions[*corev1.Node]{
@@ -66,7 +66,7 @@ func (s *Simulation) revive(ctx context.Context) error {
 		results, err := s.cfg.Client.CommitQuietly(call, writes...)
 		cancel()
 		if err != nil && ctx.Err() == nil {
-			slog.Warn("simulated nodes were not revived", "error", err)
+			slog.WarnContext(ctx, "simulated nodes were not set ready again", "error", err)
 		}
 		for i, it := range sent {
 			if i >= len(results) || results[i].Err != nil && !apierrors.IsNotFound(results[i].Err) {

@@ -16,7 +16,7 @@ import (
 	"keelson.dev/services/node/internal/status"
 )
 
-// due says whether a pod needs a write, and when.
+// due reports whether a pod needs a write, and when.
 func due(p *corev1.Pod) (at time.Time, needed bool) {
 	switch {
 	case p.DeletionTimestamp != nil:
@@ -32,7 +32,7 @@ func due(p *corev1.Pod) (at time.Time, needed bool) {
 	return time.Time{}, false
 }
 
-// write is the next write for a pod, or false.
+// write returns the next write for a pod, or false if none is due.
 func (s *Simulation) write(p *corev1.Pod, now time.Time) (client.Write, bool) {
 	at, needed := due(p)
 	if !needed || now.Before(at) {
@@ -47,7 +47,7 @@ func (s *Simulation) write(p *corev1.Pod, now time.Time) (client.Write, bool) {
 	return client.StatusWrite(out), true
 }
 
-// status is what a real node would say of such a pod.
+// status returns the status that a real node would report for the pod.
 func (s *Simulation) status(p *corev1.Pod, now time.Time, ended bool) corev1.PodStatus {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(p.UID))
@@ -86,8 +86,7 @@ func (s *Simulation) status(p *corev1.Pod, now time.Time, ended bool) corev1.Pod
 	return out
 }
 
-// work writes for the pods in the queue, as many at a time as there are, until
-// ctx ends.
+// work writes for the pods in the queue, in batches, until ctx ends.
 func (s *Simulation) work(ctx context.Context) error {
 	for {
 		items, err := s.queue.take(ctx, batch)
@@ -114,13 +113,13 @@ func (s *Simulation) work(ctx context.Context) error {
 	}
 }
 
-// commit sends a batch and queues again what is to be tried again.
+// commit sends a batch and queues the writes that must be retried.
 func (s *Simulation) commit(ctx context.Context, sent []item, writes []client.Write) {
 	call, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	results, err := s.cfg.Client.CommitQuietly(call, writes...)
 	if err != nil && ctx.Err() == nil {
-		slog.Warn("simulated pods were not written", "pods", len(writes)-len(results), "error", err)
+		slog.WarnContext(ctx, "simulated pods were not written", "pods", len(writes)-len(results), "error", err)
 	}
 	again := time.Now().Add(time.Second)
 	for i, it := range sent {
@@ -129,10 +128,10 @@ func (s *Simulation) commit(ctx context.Context, sent []item, writes []client.Wr
 			s.queue.add(it.key, again, it.traceparent)
 		case results[i].Err == nil || apierrors.IsNotFound(results[i].Err):
 		case apierrors.IsConflict(results[i].Err):
-			// The event that brings the newer version may have come already.
+			// The event with the newer version may already have arrived.
 			s.queue.add(it.key, time.Now().Add(100*time.Millisecond), it.traceparent)
 		default:
-			slog.Warn("simulated pod was not written", "pod", it.key.String(), "error", results[i].Err)
+			slog.WarnContext(ctx, "simulated pod was not written", "pod", it.key.String(), "error", results[i].Err)
 			s.queue.add(it.key, again.Add(9*time.Second), it.traceparent)
 		}
 	}

@@ -17,8 +17,8 @@ type item struct {
 	index       int
 }
 
-// queue holds each pod once, ordered by when it is due. Its size is bounded by
-// the number of pods.
+// queue holds each pod at most once, ordered by due time. Its size is bounded by the number
+// of pods.
 type queue struct {
 	mu    sync.Mutex
 	heap  items
@@ -30,7 +30,7 @@ func newQueue() *queue {
 	return &queue{byKey: map[client.Key]*item{}, wake: make(chan struct{}, 1)}
 }
 
-// add queues a pod; of two times the earlier counts.
+// add queues a pod. If it is already queued, the earlier time counts.
 func (q *queue) add(key client.Key, at time.Time, traceparent string) {
 	q.mu.Lock()
 	if it := q.byKey[key]; it != nil {
@@ -97,7 +97,7 @@ func (q *queue) due(now time.Time, most int) (out []item, wait time.Duration) {
 	if len(q.heap) > 0 {
 		wait = max(0, q.heap[0].at.Sub(now))
 		if wait == 0 {
-			q.poke() // another worker may go on with the rest
+			q.poke() // let another worker take the rest
 		}
 	}
 	return out, wait

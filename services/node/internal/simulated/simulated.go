@@ -1,9 +1,9 @@
-// Package simulated is many nodes in one process, for tests of scale: their Node
-// objects and Leases are real, their pods are said to run and do not.
+// Package simulated runs many nodes in one process, for scale tests. Their Node objects and
+// Leases are real; their pods are reported as running but do not run.
 //
-// Every object it makes says so: nodes carry the label
-// keelson.dev/simulated=true, and containers' ids begin with "simulated://". It
-// must never touch a pod of a node that is not its own.
+// Every object shows that it is simulated: nodes have the label keelson.dev/simulated=true,
+// and container IDs begin with "simulated://". It must never touch a pod of a node that is
+// not its own.
 package simulated
 
 import (
@@ -27,26 +27,26 @@ import (
 // Label marks simulated nodes.
 const Label = "keelson.dev/simulated"
 
-// DurationAnnotation on a pod says how long it is to run before it succeeds; it
-// counts for pods that do not restart always.
+// DurationAnnotation on a pod is how long the pod runs before it succeeds. It is ignored
+// for pods with restart policy Always.
 const DurationAnnotation = "keelson.dev/simulated-duration"
 
-// Config of a simulation.
+// Config configures a simulation.
 type Config struct {
 	Client *client.Client
-	// Nodes is how many; they are called Prefix-0, Prefix-1 and so on.
+	// Nodes is the number of nodes. They are called Prefix-0, Prefix-1 and so on.
 	Nodes  int
 	Prefix string
-	// Labels and taints of each node.
+	// Labels and Taints are added to each node.
 	Labels map[string]string
 	Taints []corev1.Taint
-	// Capacity of each node; what is missing is a default.
+	// Capacity is each node's capacity. Missing resources have defaults.
 	Capacity corev1.ResourceList
-	// Heartbeat is how often each Lease is renewed.
+	// Heartbeat is the interval at which each Lease is renewed.
 	Heartbeat time.Duration
 }
 
-// Simulation is the nodes of a process.
+// Simulation is the simulated nodes of a process.
 type Simulation struct {
 	cfg   Config
 	own   map[string]int
@@ -55,14 +55,13 @@ type Simulation struct {
 	ready chan struct{}
 }
 
-// batch is how many writes go into one message; inFlight how many messages are
-// under way at a time.
+// batch is the number of writes per call, and inFlight the number of concurrent calls.
 const (
 	batch    = 250
 	inFlight = 4
 )
 
-// New makes a simulation; Run runs it.
+// New returns a simulation. It does nothing until Run is called.
 func New(cfg Config) *Simulation {
 	s := &Simulation{cfg: cfg, own: make(map[string]int, cfg.Nodes), queue: newQueue(), ready: make(chan struct{})}
 	for i := range cfg.Nodes {
@@ -78,10 +77,10 @@ func New(cfg Config) *Simulation {
 
 func (s *Simulation) name(i int) string { return fmt.Sprintf("%s-%d", s.cfg.Prefix, i) }
 
-// Ready is closed when all nodes are registered and their pods known.
+// Ready is closed when all nodes are registered and their pods are known.
 func (s *Simulation) Ready() <-chan struct{} { return s.ready }
 
-// slim drops what a simulated pod does not need: most of it.
+// slim drops everything that a simulated pod does not need, which is most of it.
 func slim(p *corev1.Pod) *corev1.Pod {
 	p.ManagedFields = nil
 	spec := corev1.PodSpec{
@@ -102,7 +101,7 @@ func slim(p *corev1.Pod) *corev1.Pod {
 	return p
 }
 
-// onPod queues pods of our nodes for which there is something to write.
+// onPod queues pods of our nodes that need a write.
 func (s *Simulation) onPod(ev client.Event[*corev1.Pod]) {
 	p := ev.Object
 	if _, ours := s.own[p.Spec.NodeName]; !ours {
@@ -128,12 +127,12 @@ func (s *Simulation) Run(ctx context.Context) error {
 		}
 		return err
 	}
-	slog.Info("simulated nodes registered", "nodes", s.cfg.Nodes)
+	slog.InfoContext(ctx, "simulated nodes registered", "nodes", s.cfg.Nodes)
 	var wg sync.WaitGroup
 	start := func(f func(context.Context) error) {
 		wg.Go(func() {
 			defer cancel()
-			_ = f(ctx) // each runs until ctx ends and retries by itself
+			_ = f(ctx) // each runs until ctx ends and retries on its own
 		})
 	}
 	start(s.pods.Run)
@@ -153,7 +152,7 @@ func (s *Simulation) Run(ctx context.Context) error {
 	return nil
 }
 
-// register creates the Nodes that are not there.
+// register creates the missing Nodes.
 func (s *Simulation) register(ctx context.Context) error {
 	for from := 0; from < s.cfg.Nodes; from += batch {
 		var writes []client.Write
@@ -176,8 +175,8 @@ func (s *Simulation) register(ctx context.Context) error {
 	return nil
 }
 
-// retry repeats f with a growing delay until it succeeds or ctx ends; what will
-// never succeed is given up.
+// retry repeats f with a growing delay until it succeeds or ctx ends. It returns errors
+// that retrying cannot fix.
 func retry(ctx context.Context, f func() error) error {
 	delay := 100 * time.Millisecond
 	for {
@@ -185,7 +184,7 @@ func retry(ctx context.Context, f func() error) error {
 		if err == nil || apierrors.IsForbidden(err) || apierrors.IsInvalid(err) {
 			return err
 		}
-		slog.Warn("simulated nodes: will retry", "error", err)
+		slog.WarnContext(ctx, "simulated nodes were not registered, will retry", "error", err)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -241,22 +240,21 @@ func (s *Simulation) nodeStatus(i int, now time.Time) corev1.NodeStatus {
 	return st
 }
 
-// hostIP is a made-up address of a node, of the range for benchmarks (RFC 2544).
+// hostIP returns a made-up node address in the range for benchmarks (RFC 2544).
 func hostIP(i int) string { return fmt.Sprintf("198.18.%d.%d", (i/250)%256, i%250+1) }
 
-// podIP is a made-up address of a pod, of the range for carriers' own use (RFC
-// 6598).
+// podIP returns a made-up pod address in the shared address space of carriers (RFC 6598).
 func podIP(n uint32) string {
 	n %= 1 << 22
 	return fmt.Sprintf("100.%d.%d.%d", 64+n>>16, n>>8&255, n&255)
 }
 
-// done says that a pod has reached its last phase.
+// done reports whether a pod has reached a final phase.
 func done(p *corev1.Pod) bool {
 	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 }
 
-// lifetime is how long a pod runs; 0 is for ever.
+// lifetime returns how long a pod runs. 0 means forever.
 func lifetime(p *corev1.Pod) time.Duration {
 	if p.Spec.RestartPolicy == corev1.RestartPolicyAlways {
 		return 0

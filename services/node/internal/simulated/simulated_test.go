@@ -45,7 +45,7 @@ func until(t *testing.T, what string, ok func() bool) {
 	deadline := time.Now().Add(time.Minute)
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatal("not in time: " + what)
+			t.Fatal("timed out waiting until " + what)
 		}
 		<-time.After(10 * time.Millisecond)
 	}
@@ -94,7 +94,7 @@ func TestPods(t *testing.T) {
 		}
 	}
 	if got := get("foreign").Status.Phase; got != corev1.PodPending {
-		t.Errorf("a pod of another node was made %s", got)
+		t.Errorf("a pod of another node got phase %s", got)
 	}
 	if err := pods.Delete(ctx, "default", "web"); err != nil {
 		t.Fatal(err)
@@ -140,7 +140,7 @@ func TestNodes(t *testing.T) {
 		}
 		return true
 	})
-	// A controller takes a node for dead; the node says that it is not.
+	// A controller marks a node as unknown, and the node is set ready again.
 	n, err := nodes.Get(ctx, "", "sim-4")
 	if err != nil {
 		t.Fatal(err)
@@ -157,7 +157,7 @@ func TestNodes(t *testing.T) {
 	})
 }
 
-// TestMemory bounds what a simulated pod costs this process.
+// TestMemory bounds the memory that a simulated pod uses in this process.
 func TestMemory(t *testing.T) {
 	ctx := context.Background()
 	c := clienttest.Start(t)
