@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Vulnerabilities, licences, modes and capabilities of what is built and shipped. The
-# database of vulnerabilities is a Go module, pinned in versions.env beside the
-# scanner; `scripts/audit.sh --renew` pins the newest.
+# Checks what is built and shipped for known vulnerabilities, licences, file modes and
+# capabilities. The vulnerability database is a Go module, pinned in versions.env next to
+# the scanner; `scripts/audit.sh --renew` pins the newest version.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/scripts/versions.env"
@@ -24,7 +24,7 @@ if db=$(GOWORK=off go mod download -json "golang.org/x/vulndb@$VULNDB_VERSION" 2
 	advisories=(-advisories "$dir/data/osv" -modified "${stamp:0:4}-${stamp:4:2}-${stamp:6:2}T${stamp:8:2}:${stamp:10:2}:${stamp:12:2}Z")
 	install_tool govulncheck "$GOVULNCHECK_VERSION" golang.org/x/vuln/cmd/govulncheck
 else
-	echo "golang.org/x/vulndb@$VULNDB_VERSION cannot be had: vulnerabilities are not checked" >&2
+	echo "golang.org/x/vulndb@$VULNDB_VERSION could not be downloaded: skipping the vulnerability check" >&2
 fi
 cd "$root/tools"
 go build -buildvcs=false -o "$scratch/audit" ./audit

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measures this machine's figures (docs/figures.md). ONLY=name,… selects some. AGAINST=DIR compares the
-# servers' CPU time of requests with the programs of another build.
+# Measures the figures in docs/figures.md on this machine. ONLY=name,… selects some of them.
+# AGAINST=DIR compares the servers' CPU time per request with the programs of another build.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root/tools" && go build -buildvcs=false -o "$root/.tools/bin/bench" ./bench

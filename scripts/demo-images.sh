@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the demonstration's images into DIR, those whose sources changed.
+# Builds into DIR those images of the demonstration whose sources have changed.
 set -euo pipefail
 dir=$(realpath -m "$1")
 root=$(cd "$(dirname "$0")/.." && pwd)

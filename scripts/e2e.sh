@@ -19,8 +19,8 @@ WITH_TEST_CLIENTS=1 scripts/install-runtime.sh "$root/bin/runtime"
 scripts/demo-images.sh "$root/.cache/images"
 scripts/install-docker.sh
 scripts/images.sh "$root/bin/images"
-# One package after the other: several measure how long something takes. None of
-# them is to wait for what has been built before to reach the disk.
+# Run one package at a time, because several measure durations. Flush the build output to
+# disk first, so that none of them waits for it.
 sync
 KEELSON_BIN=$root/bin KEELSON_IMAGES=$root/.cache/images scripts/gotest.sh -vet=off -p=1 -count=1 -timeout=40m \
 	./e2e/internal/... ./e2e/{host,sequence,cluster,ha,fault,compose}

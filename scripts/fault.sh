@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Faults under load: SEED chooses them; SECONDS_OF_FAULTS or FAULTS says how many; with
-# neither, each kind comes once. Arguments go to the tests: -kinds kill,pause;
-# -logs DIR.
+# Injects faults under load. SEED chooses them; FAULTS limits their number, or
+# SECONDS_OF_FAULTS their duration; with neither, each kind is injected once. Arguments are
+# passed to the tests: -kinds kill,pause; -logs DIR.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"

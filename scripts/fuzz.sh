@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs every fuzz target of every module for some seconds each (default 10), one
-# after the other; what a target finds lies in its package's testdata/fuzz.
-#   scripts/fuzz.sh [SECONDS] [PATTERN]    PATTERN limits it to files that match
+# Runs every fuzz target of every module, one after the other, for SECONDS each (default
+# 10). Failing inputs are stored in the package's testdata/fuzz.
+#   scripts/fuzz.sh [SECONDS] [PATTERN]    only targets in files that match PATTERN
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 seconds=${1:-10} pattern=${2:-.}
@@ -23,4 +23,4 @@ if [ ${#failed[@]} -gt 0 ]; then
 	printf 'failed: %s\n' "${failed[@]}" >&2
 	exit 1
 fi
-echo "$ran targets, ${seconds} s each: nothing found"
+echo "$ran targets, ${seconds} s each: no failures"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Generates code with pinned tools: protobuf first, then what each module asks
-# for with go:generate.
+# Generates code with pinned tools: first protobuf, then each module's go:generate
+# directives.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/scripts/versions.env"

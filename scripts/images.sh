@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds the images of the six programs into DIR (default bin/images), as archives
-# that `docker load` and `ctr images import` read. Nothing is pulled and no
-# container engine is needed: programs come from bin/, what a node needs besides
-# from Debian's packages. An image is built anew when what goes into it has changed.
-# With an engine at hand: scripts/images.sh --load.
+# Builds the images of the six programs into DIR (default bin/images), as archives for
+# `docker load` and `ctr images import`. Nothing is pulled and no container engine is
+# needed: the programs come from bin/, and what else a node needs from Debian packages. An
+# image is rebuilt when its contents have changed. With a container engine,
+# `scripts/images.sh --load` also loads the images into it.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 load=
@@ -12,7 +12,7 @@ dir=$(realpath -m "${1:-$root/bin/images}")
 tag=${KEELSON_TAG:-local}
 images=(apiserver scheduler controller-manager cloud-controller node keel)
 mkdir -p "$dir"
-# stamp IMAGE says what goes into it: the tag, and its files with times and sizes.
+# stamp IMAGE prints the image's inputs: the tag, and its files with times and sizes.
 stamp() {
 	local spec=$root/deploy/images/$1.yaml
 	echo "$tag"
@@ -22,7 +22,7 @@ stamp() {
 }
 specs=()
 for image in "${images[@]}"; do
-	now=$(stamp "$image") || { echo "images are made of what \`make build runtime\` builds: run it first" >&2; exit 1; }
+	now=$(stamp "$image") || { echo "run \`make build runtime\` first: it builds what goes into the images" >&2; exit 1; }
 	if [ ! -e "$dir/$image.tar" ] || [ "$now" != "$(cat "$dir/.$image.stamp" 2>/dev/null)" ]; then
 		rm -f "$dir/.$image.stamp"
 		specs+=("$root/deploy/images/$image.yaml")
@@ -39,4 +39,4 @@ for image in "${images[@]}"; do
 	printf '%-34s %4d MB\n' "keelson.dev/$image:$tag" "$(($(stat -c %s "$dir/$image.tar") / 1000000))"
 	[ -z "$load" ] || docker load -q -i "$dir/$image.tar" >/dev/null
 done
-[ -n "$load" ] || echo "in $dir; into your engine: scripts/images.sh --load, or docker load -i each"
+[ -n "$load" ] || echo "images are in $dir; load them with scripts/images.sh --load or docker load -i FILE"

@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# Installs an engine and docker-compose from Debian's packages, where there is
-# none. It starts no daemon: tests start one of their own, with directories of its
-# own.
+# Installs Docker and docker-compose from Debian packages unless they are installed. It
+# starts no daemon: tests start one of their own, with its own directories.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 packages=(iproute2 iptables)
 command -v dockerd >/dev/null || packages+=(docker.io)
 command -v docker-compose >/dev/null || packages+=(docker-compose)
-# Debian asks this program whether a package may start its service.
+# Debian runs this program to ask whether a package may start its service.
 if [ ! -e /usr/sbin/policy-rc.d ]; then
 	trap 'rm -f /usr/sbin/policy-rc.d' EXIT
 	printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the Debian packages named, those that are missing only.
+# Installs those of the given Debian packages that are missing.
 set -euo pipefail
 missing=()
 for p in "$@"; do

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# Installs what a node runs on: Debian's packages (CNI plugins, nftables, …) and
-# the pinned containerd, runc, ctr and kubectl, built from their Go modules into
-# DIR (default bin/runtime). Idempotent: what is there at the pinned version
-# stays.
+# Installs what a node needs: Debian packages (CNI plugins, nftables, …) and the pinned
+# containerd, runc, ctr and kubectl, built from their Go modules into DIR (default
+# bin/runtime). Programs that are present in the pinned version are kept.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
@@ -14,7 +13,7 @@ mkdir -p "$dir"
 "$here/install-packages.sh" iproute2 nftables iptables conntrack containernetworking-plugins libseccomp-dev pkg-config gcc libc6-dev
 
 stamp() { cat "$dir/.$1" 2>/dev/null || true; }
-# build NAME VERSION PACKAGE [go flags…] installs one program unless it is there.
+# build NAME VERSION PACKAGE [GO FLAGS…] builds one program unless it is present.
 build() {
 	local name=$1 version=$2 package=$3
 	shift 3
@@ -31,7 +30,7 @@ LDFLAGS=$containerd_ld build containerd-shim-runc-v2 "$CONTAINERD_VERSION" githu
 LDFLAGS=$containerd_ld build ctr "$CONTAINERD_VERSION" github.com/containerd/containerd/v2/cmd/ctr -tags=no_btrfs
 CGO_ENABLED=1 build runc "$RUNC_VERSION" github.com/opencontainers/runc -tags=seccomp
 
-# kubectl VERSION DIR NAME builds Kubernetes' own client.
+# kubectl VERSION DIR NAME builds a version of Kubernetes' kubectl.
 kubectl() {
 	local version=$1 source=$2 name=$3
 	if [ -x "$dir/$name" ] && [ "$(stamp "$name")" = "$version" ]; then return; fi
@@ -42,7 +41,7 @@ kubectl() {
 	echo "$version" >"$dir/.$name"
 }
 kubectl "$KUBECTL_VERSION" v1.37 kubectl
-# The oldest kubectl that the tests run with.
+# The oldest kubectl that is tested.
 if [ "${WITH_TEST_CLIENTS:-}" = 1 ]; then
 	kubectl "$KUBECTL_OLD_VERSION" v1.32 kubectl-1.32
 fi

@@ -1,5 +1,5 @@
-# Sourced: install_tool NAME VERSION PACKAGE puts a Go tool at a pinned version into
-# .tools/bin, once.
+# To be sourced. install_tool NAME VERSION PACKAGE installs a pinned version of a Go tool
+# into .tools/bin unless it is there.
 install_tool() {
 	local tools=$root/.tools/bin
 	mkdir -p "$tools"

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Builds the programs of an earlier commit into a cache and prints where they are,
-# for tests that run two versions side by side. The commit is $1, or the one before
-# the last that changed the services; where they have changed since HEAD, HEAD.
-# Each program differs from the present one, in its build id at least: a commit
-# that changed a comment, or a clone without history, leaves nothing to upgrade else.
+# for tests that run two versions side by side. The commit is $1. By default it is the
+# parent of the last commit that changed the services, or HEAD if there are uncommitted
+# changes to them. Each program differs from the current one at least in its build ID,
+# because a commit that changed only comments, or a clone without history, would otherwise
+# leave nothing to upgrade.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
@@ -30,7 +31,7 @@ if [ ! -x "$out/keel" ]; then
 			-ldflags="-s -w -buildid=previous" -o "$out.new/$program" .)
 	done
 	(cd "$tree/tools" && CGO_ENABLED=0 go build -buildvcs=false -trimpath -o "$out.new/keel" ./keel)
-	# One earlier commit is enough.
+	# Keep the programs of one commit only.
 	find "$root/.cache/previous" -mindepth 1 -maxdepth 1 ! -name "$(basename "$out").new" -exec rm -rf {} +
 	mv "$out.new" "$out"
 fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Unit tests with the race detector, of the packages where goroutines meet.
+# Runs the unit tests of the packages with the most concurrency under the race detector.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What CI runs. Unit tests of every module (with the race detector where
-# goroutines meet), the modules each alone, then black-box tests on the built
-# programs.
+# Runs everything that CI runs: lint, audit, each module's build on its own, the unit
+# tests (the most concurrent packages also under the race detector), black-box tests of the
+# built programs, and a sample of the official conformance suite.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
@@ -14,7 +14,7 @@ for m in proto services/internal services/apiserver services/scheduler services/
 	(cd "$m" && GOWORK=off go build ./...)
 done
 echo "== unit tests"
-# The longest come first. What vet finds, lint has found.
+# The longest tests come first. Vet is off because lint has run it.
 scripts/gotest.sh -vet=off -timeout=10m ./services/apiserver/internal/store/{etcd,raft} ./services/node/internal/agent \
 	./proto/... ./services/... ./tools/...
 echo "== race"

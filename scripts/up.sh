@@ -25,7 +25,7 @@ for _ in $(seq 100); do
 	[ -n "$address" ] && break
 	sleep 0.1
 done
-[ -n "$address" ] || { echo "the Service web got no address: kubectl -n demo describe service web" >&2; exit 1; }
+[ -n "$address" ] || { echo "Service web got no address; try: kubectl -n demo describe service web" >&2; exit 1; }
 echo
 echo "http://$address/ answers:"
 curl -sS --fail --noproxy '*' --retry 20 --retry-delay 1 --retry-all-errors -d 'the first note' "http://$address/notes" >/dev/null
