@@ -152,11 +152,11 @@ func (c *Cache[T]) Run(ctx context.Context) error {
 		case apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || apierrors.HasStatusCause(err, metav1.CauseTypeResourceVersionTooLarge):
 			// The server has forgotten that point, or never had it: it was restored
 			// from a backup, say.
-			slog.Debug("watch expired", "resource", c.r.kind.Resource, "revision", c.resume)
+			slog.DebugContext(ctx, "watch expired", "resource", c.r.kind.Resource, "revision", c.resume)
 			c.resume = ""
 		default:
 			c.lastErr.Store(&err)
-			slog.Debug("watch broke", "resource", c.r.kind.Resource, "error", err)
+			slog.DebugContext(ctx, "watch broke", "resource", c.r.kind.Resource, "error", err)
 		}
 		if progress {
 			delay = 0

@@ -78,7 +78,7 @@ func (c *config) peerTLS(id *identity.Source) (*peertls.Identity, error) {
 		return nil, boot.Invalid("--peer-identity: %w", err)
 	}
 	if !peertls.Present(dir) {
-		slog.Warn("apiservers know each other by the cluster's authority, as there are no certificates for peers in --identity; `keel up` and `keel pki` write them", "identity", c.Identity)
+		slog.WarnContext(context.Background(), "apiservers know each other by the cluster's authority, as there are no certificates for peers in --identity; `keel up` and `keel pki` write them", "identity", c.Identity)
 	}
 	return p, nil
 }

@@ -47,7 +47,7 @@ func handOver(ctx context.Context, cfg *config, m *members, places ...pipeline.P
 	select {
 	case <-done:
 	case <-ctx.Done():
-		slog.Warn("leaderships were not handed over in time")
+		slog.WarnContext(ctx, "leaderships were not handed over in time")
 	}
 	<-seen
 }
@@ -104,6 +104,6 @@ func giveUp(s store.Store) {
 		return
 	}
 	if err := leader.HandOver(); err != nil {
-		slog.Warn("leadership was not handed over", "error", err)
+		slog.WarnContext(context.Background(), "leadership was not handed over", "error", err)
 	}
 }

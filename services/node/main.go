@@ -230,7 +230,7 @@ func (o *options) podNetwork(ctx context.Context, s *settings, node *registratio
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-	slog.Info("pod range assigned", "node", o.name, "range", podCIDR.String())
+	slog.InfoContext(ctx, "pod range assigned", "node", o.name, "range", podCIDR.String())
 	if err := cni.Configure(cni.Config{Dir: o.cniConfDir, DataDir: o.networkDir(), PodCIDR: podCIDR, MTU: o.mtu}); err != nil {
 		return err
 	}
@@ -250,8 +250,8 @@ func (o *options) networkDir() string { return filepath.Join(o.dataDir, "network
 // reclaim frees addresses of sandboxes that are gone.
 func (o *options) reclaim(sandboxes map[string]bool) {
 	if n, err := cni.Reclaim(o.networkDir(), sandboxes); err != nil {
-		slog.Warn("addresses were not reclaimed", "error", err)
+		slog.WarnContext(context.Background(), "addresses were not reclaimed", "error", err)
 	} else if n > 0 {
-		slog.Info("addresses reclaimed", "count", n)
+		slog.InfoContext(context.Background(), "addresses reclaimed", "count", n)
 	}
 }

@@ -31,7 +31,7 @@ func main() {
 		os.Exit(2)
 	}
 	if err := run(ctx, os.Args[1]); err != nil {
-		slog.Error("shop ended", "error", err)
+		slog.ErrorContext(ctx, "shop ended", "error", err)
 		os.Exit(1)
 	}
 }
@@ -57,10 +57,10 @@ func migrate(ctx context.Context, db *pgxpool.Pool) error {
 	for {
 		_, err := db.Exec(ctx, `create table if not exists notes (id serial primary key, text text not null, at timestamptz not null default now())`)
 		if err == nil {
-			slog.Info("tables are there")
+			slog.InfoContext(ctx, "tables are there")
 			return nil
 		}
-		slog.Info("waiting for the database", "error", err)
+		slog.InfoContext(ctx, "waiting for the database", "error", err)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -87,7 +87,7 @@ func serve(ctx context.Context, s *shop) error {
 	server := &http.Server{Addr: ":8080", Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	failed := make(chan error, 1)
 	go func() { failed <- server.ListenAndServe() }()
-	slog.Info("serving", "version", s.version)
+	slog.InfoContext(ctx, "serving", "version", s.version)
 	select {
 	case err := <-failed:
 		return err

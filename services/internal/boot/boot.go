@@ -47,7 +47,7 @@ func Main(name string, build func(fs *pflag.FlagSet) Run) {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	go func() {
 		cancel(&signalled{<-signals})
-		slog.Error("second signal: stopped at once", "service", name, "signal", (<-signals).String())
+		slog.ErrorContext(ctx, "second signal: stopped at once", "service", name, "signal", (<-signals).String())
 		os.Exit(1)
 	}()
 	os.Exit(Execute(ctx, name, os.Args[1:], os.Stderr, build))
@@ -92,7 +92,7 @@ func Execute(ctx context.Context, name string, args []string, stderr io.Writer, 
 	err = start(ctx, g, run)
 	if err == nil {
 		close(g.started)
-		slog.Info("started", "service", name, "pid", os.Getpid(), "took", time.Since(begun))
+		slog.InfoContext(ctx, "started", "service", name, "pid", os.Getpid(), "took", time.Since(begun))
 		err = g.wait(ctx)
 	}
 	if stopErr := g.stop(stopPatience); err == nil {
@@ -106,14 +106,14 @@ func Execute(ctx context.Context, name string, args []string, stderr io.Writer, 
 		err = nil // start-up was interrupted by the signal
 	}
 	if err != nil {
-		slog.Error("stopped", "service", name, "cause", err.Error())
+		slog.ErrorContext(ctx, "stopped", "service", name, "cause", err.Error())
 		return 1
 	}
 	cause := "all work is done"
 	if c := context.Cause(ctx); c != nil {
 		cause = c.Error()
 	}
-	slog.Info("stopped", "service", name, "cause", cause)
+	slog.InfoContext(ctx, "stopped", "service", name, "cause", cause)
 	return 0
 }
 

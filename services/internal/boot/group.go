@@ -158,7 +158,7 @@ func (s *step) stop(ctx context.Context) (err error) {
 // recovered is deferred: it turns a panic into an error and logs its stack.
 func recovered(name string, err *error) {
 	if p := recover(); p != nil {
-		slog.Error("panic", "in", name, "value", fmt.Sprint(p), "stack", string(debug.Stack()))
+		slog.ErrorContext(context.Background(), "panic", "in", name, "value", fmt.Sprint(p), "stack", string(debug.Stack()))
 		*err = fmt.Errorf("panic: %v", p)
 	}
 }

@@ -13,6 +13,7 @@ package connlimit
 
 import (
 	"container/list"
+	"context"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -336,7 +337,7 @@ func (l *Listener) refuse(why string, from net.Addr) {
 		return
 	}
 	l.refusals.Add(-n)
-	slog.Warn("connections refused", "listener", l.limits.Name, "count", n, "last_cause", why, "last_address", from.String())
+	slog.WarnContext(context.Background(), "connections refused", "listener", l.limits.Name, "count", n, "last_cause", why, "last_address", from.String())
 }
 
 // clientAddress is what a client is counted by.

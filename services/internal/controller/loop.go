@@ -112,7 +112,7 @@ func (l *loop) full() {
 	queueFull.WithLabelValues(l.Name).Inc()
 	if now := time.Now(); now.Sub(l.warned) > 10*time.Second {
 		l.warned = now
-		slog.Warn("the queue is full: events wait", "controller", l.Name, "keys", l.MaxQueue)
+		slog.WarnContext(context.Background(), "the queue is full: events wait", "controller", l.Name, "keys", l.MaxQueue)
 	}
 }
 

@@ -229,7 +229,7 @@ func (r *writer) commit(ctx context.Context, batch []*pending) {
 			delete(r.recent, p.series)
 		}
 		r.dropped.Add(int64(len(batch)))
-		slog.Debug("events were not written", "count", len(batch), "error", err)
+		slog.DebugContext(ctx, "events were not written", "count", len(batch), "error", err)
 		return
 	}
 	for i, res := range results {
@@ -241,7 +241,7 @@ func (r *writer) commit(ctx context.Context, batch []*pending) {
 		default:
 			delete(r.recent, batch[i].series)
 			r.dropped.Add(1)
-			slog.Debug("event was not written", "reason", batch[i].series.reason, "error", res.Err)
+			slog.DebugContext(ctx, "event was not written", "reason", batch[i].series.reason, "error", res.Err)
 		}
 	}
 }

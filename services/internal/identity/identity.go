@@ -8,6 +8,7 @@
 package identity
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -83,11 +84,11 @@ func (s *Source) Current() *Material {
 	next, err := read(s.dir, st)
 	if err != nil {
 		s.refused = st
-		slog.Warn("identity changed on disk but cannot be used; keeping the last good one", "dir", s.dir, "error", err)
+		slog.WarnContext(context.Background(), "identity changed on disk but cannot be used; keeping the last good one", "dir", s.dir, "error", err)
 		return m
 	}
 	s.current.Store(next)
-	slog.Info("identity reread", "dir", s.dir, "subject", next.Certificate.Leaf.Subject.String(), "notAfter", next.Certificate.Leaf.NotAfter)
+	slog.InfoContext(context.Background(), "identity reread", "dir", s.dir, "subject", next.Certificate.Leaf.Subject.String(), "not_after", next.Certificate.Leaf.NotAfter)
 	return next
 }
 

@@ -103,7 +103,7 @@ func Run(ctx context.Context, c *client.Client, cfg Config, lead func(ctx contex
 		if ended || ctx.Err() != nil {
 			return err
 		}
-		slog.Warn("leadership lost", "lease", cfg.Name, "identity", cfg.Identity)
+		slog.WarnContext(ctx, "leadership lost", "lease", cfg.Name, "identity", cfg.Identity)
 	}
 }
 
@@ -153,7 +153,7 @@ func (e *election) campaign(ctx context.Context) (lease *coordinationv1.Lease, b
 		if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
 			failed = 0
 		} else if failed++; ctx.Err() == nil && (failed == warnAt || failed%warnEvery == 0) {
-			slog.Warn("lease was not taken", "lease", e.Name, "attempts", failed, "error", err)
+			slog.WarnContext(ctx, "lease was not taken", "lease", e.Name, "attempts", failed, "error", err)
 		}
 		expiry.Reset(e.renewEvery() + rand.N(e.renewEvery())) //nolint:gosec // jitter needs no secrecy.
 	}
@@ -262,7 +262,7 @@ func (e *election) term(ctx context.Context, lease *coordinationv1.Lease, began 
 			done <- err
 			return
 		}
-		slog.Info("leading", "lease", e.Name, "identity", e.Identity)
+		slog.InfoContext(ctx, "leading", "lease", e.Name, "identity", e.Identity)
 		e.State.set(true)
 		err := lead(work)
 		e.State.set(false)
@@ -290,7 +290,7 @@ func (e *election) term(ctx context.Context, lease *coordinationv1.Lease, began 
 			_ = down()
 			e.release(ctx, lease)
 			if errors.Is(err, errNoFence) {
-				slog.Warn("no fence could be taken: the lease is given up", "lease", e.Name, "error", err)
+				slog.WarnContext(ctx, "no fence could be taken: the lease is given up", "lease", e.Name, "error", err)
 				pause(ctx, e.renewEvery()+rand.N(e.renewEvery())) //nolint:gosec // jitter needs no secrecy.
 				return nil, false
 			}
@@ -303,15 +303,15 @@ func (e *election) term(ctx context.Context, lease *coordinationv1.Lease, began 
 			}
 			return err, true
 		case <-refused:
-			slog.Warn("a write was refused: another leader has begun", "lease", e.Name)
+			slog.WarnContext(ctx, "a write was refused: another leader has begun", "lease", e.Name)
 			return down(), false
 		case <-deadline.C:
 			if g != nil {
-				slog.Warn("the lease was not renewed in time: paused", "lease", e.Name)
+				slog.WarnContext(ctx, "the lease was not renewed in time: paused", "lease", e.Name)
 				g.shut()
 				continue
 			}
-			slog.Warn("the lease was not renewed in time", "lease", e.Name)
+			slog.WarnContext(ctx, "the lease was not renewed in time", "lease", e.Name)
 			return down(), false
 		case <-tick.C:
 			if !renewing {
@@ -330,7 +330,7 @@ func (e *election) term(ctx context.Context, lease *coordinationv1.Lease, began 
 			case r.lost:
 				return down(), false
 			case whole.Err() == nil:
-				slog.Warn("the lease was not renewed", "lease", e.Name, "error", r.err)
+				slog.WarnContext(ctx, "the lease was not renewed", "lease", e.Name, "error", r.err)
 			}
 		}
 	}
@@ -351,7 +351,7 @@ func (e *election) take(ctx context.Context, acquired *coordinationv1.Lease, fen
 		if ctx.Err() != nil || client.IsFenced(err) {
 			return fmt.Errorf("%w: %w", errNoFence, err)
 		}
-		slog.Debug("the fence was not taken", "lease", e.Name, "error", err)
+		slog.DebugContext(ctx, "the fence was not taken", "lease", e.Name, "error", err)
 		pause(ctx, min(e.renewEvery(), 50*time.Millisecond))
 	}
 }
@@ -416,11 +416,11 @@ func (e *election) release(ctx context.Context, lease *coordinationv1.Lease) {
 		l.Spec.HolderIdentity, l.Spec.LeaseDurationSeconds, l.Spec.RenewTime = &nobody, &second, &now
 		_, err := e.leases.Update(ctx, l)
 		if err == nil {
-			slog.Info("lease released", "lease", e.Name)
+			slog.InfoContext(ctx, "lease released", "lease", e.Name)
 			return
 		}
 		if !apierrors.IsConflict(err) {
-			slog.Warn("the lease was not released", "lease", e.Name, "error", err)
+			slog.WarnContext(ctx, "the lease was not released", "lease", e.Name, "error", err)
 			return
 		}
 		if lease, err = e.leases.Get(ctx, e.Namespace, e.Name); err != nil || holder(lease) != e.Identity {

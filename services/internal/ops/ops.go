@@ -205,7 +205,7 @@ func (s *Server) Serve(ctx context.Context, address string) error {
 	if err != nil {
 		return fmt.Errorf("operations listener: %w", err)
 	}
-	slog.Info("operations listener is up", "address", l.Addr().String())
+	slog.InfoContext(ctx, "operations listener is up", "address", l.Addr().String())
 	return s.ServeListener(ctx, l)
 }
 

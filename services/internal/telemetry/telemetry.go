@@ -129,5 +129,5 @@ func (l *errorLog) Handle(err error) {
 	if now-last < int64(30*time.Second) || !l.last.CompareAndSwap(last, now) {
 		return
 	}
-	slog.Warn("spans were not exported", "error", err)
+	slog.WarnContext(context.Background(), "spans were not exported", "error", err)
 }

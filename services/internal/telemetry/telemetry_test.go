@@ -143,7 +143,7 @@ func TestLogHandlerAddsTrace(t *testing.T) {
 	log := slog.New(NewLogHandler(slog.NewTextHandler(&out, nil)))
 	log = log.With("a", 1)
 	log.InfoContext(ContextWithTraceparent(context.Background(), sampled), "with")
-	log.Info("without")
+	log.InfoContext(t.Context(), "without")
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 	if !strings.Contains(lines[0], "trace_id=0af7651916cd43dd8448eb211c80319c span_id=b7ad6b7169203331") {
 		t.Error(lines[0])

@@ -115,10 +115,10 @@ func (p *Identity) peer() *identity.Source {
 	s, err := load(p.dir)
 	if err != nil {
 		p.refused.Store(st.ModTime().UnixNano())
-		slog.Warn("cannot load the new peer certificate", "dir", p.dir, "error", err)
+		slog.WarnContext(context.Background(), "cannot load the new peer certificate", "dir", p.dir, "error", err)
 		return nil
 	}
-	slog.Info("now using the peer certificate", "dir", p.dir)
+	slog.InfoContext(context.Background(), "now using the peer certificate", "dir", p.dir)
 	p.found.Store(s)
 	return s
 }

@@ -69,7 +69,7 @@ func (f *Forward) Send(spans []*tracepb.ResourceSpans) {
 	}
 	f.bytes.Add(-e.size)
 	if n := f.dropped.Add(1); n&(n-1) == 0 { // log the 1st, 2nd, 4th, 8th…
-		slog.Warn("dropping spans: the collector is too slow", "exports_dropped", n, "bytes_waiting", f.bytes.Load())
+		slog.WarnContext(context.Background(), "dropping spans: the collector is too slow", "exports_dropped", n, "bytes_waiting", f.bytes.Load())
 	}
 }
 

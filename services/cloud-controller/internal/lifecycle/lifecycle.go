@@ -90,7 +90,7 @@ func (c *Controller) reconcile(ctx context.Context, key controller.Key) (control
 
 // remove deletes a Node, unless another of its name has taken its place.
 func (c *Controller) remove(ctx context.Context, n *corev1.Node) error {
-	slog.Info("node is deleted: its machine does not exist", "node", n.Name, "provider_id", n.Spec.ProviderID)
+	slog.InfoContext(ctx, "node is deleted: its machine does not exist", "node", n.Name, "provider_id", n.Spec.ProviderID)
 	c.events.Normal(ctx, n, "DeletingNode", "Deleting node %s because it does not exist in the cloud provider", n.Name)
 	err := client.For[*corev1.Node](c.client).Delete(ctx, "", n.Name, client.UID(n.UID))
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {

@@ -240,7 +240,7 @@ func TestUnrouted(t *testing.T) {
 	if addrs, err := p.EnsureLoadBalancer(t.Context(), lb); err != nil || addrs[0].String() != "10.90.0.1" {
 		t.Fatalf("%v, %v", addrs, err)
 	}
-	if err := p.repair(); err != nil {
+	if err := p.repair(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.DeleteLoadBalancer(t.Context(), providertest.Cluster, "a"); err != nil {

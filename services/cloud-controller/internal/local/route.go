@@ -45,8 +45,8 @@ func (p *Provider) Run(ctx context.Context) error {
 	tick := time.NewTicker(repairEvery)
 	defer tick.Stop()
 	for {
-		if err := p.repair(); err != nil {
-			p.log.Error("load balancer routes were not repaired", "error", err)
+		if err := p.repair(ctx); err != nil {
+			p.log.ErrorContext(ctx, "load balancer routes were not repaired", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -58,7 +58,7 @@ func (p *Provider) Run(ctx context.Context) error {
 }
 
 // repair is one pass of Run.
-func (p *Provider) repair() error {
+func (p *Provider) repair(ctx context.Context) error {
 	if p.cfg.Unrouted {
 		return nil
 	}
@@ -78,12 +78,12 @@ func (p *Provider) repair() error {
 		if r, ok := present[b.address]; ok && sameRoute(r, wantedRoute(b.address, b.targets)) {
 			continue
 		}
-		p.log.Info("load balancer route is restored", "address", b.address.String())
+		p.log.InfoContext(ctx, "load balancer route is restored", "address", b.address.String())
 		errs = append(errs, p.ensureRoute(b.address, b.targets))
 	}
 	for addr := range present {
 		if !keep[addr] {
-			p.log.Info("route of a load balancer that is gone is removed", "address", addr.String())
+			p.log.InfoContext(ctx, "route of a load balancer that is gone is removed", "address", addr.String())
 			errs = append(errs, p.removeRoute(addr))
 		}
 	}

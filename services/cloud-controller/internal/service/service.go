@@ -249,7 +249,7 @@ func (c *Controller) RunOrphans(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		if err := c.removeOrphans(ctx); err != nil && ctx.Err() == nil {
-			slog.Warn("load balancers without a service were not removed", "error", err)
+			slog.WarnContext(ctx, "load balancers without a service were not removed", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -277,7 +277,7 @@ func (c *Controller) removeOrphans(ctx context.Context) error {
 	}
 	var errs []error
 	for _, id := range c.without(unknown, services) {
-		slog.Info("load balancer without a service is removed", "id", id)
+		slog.InfoContext(ctx, "load balancer without a service is removed", "id", id)
 		errs = append(errs, c.provider.DeleteLoadBalancer(ctx, c.cluster, id))
 	}
 	return errors.Join(errs...)

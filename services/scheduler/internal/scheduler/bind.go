@@ -70,7 +70,7 @@ func (s *Scheduler) take(f *flight, err error) {
 	}
 	s.metrics.failed()
 	if !errors.Is(err, context.Canceled) && !apierrors.IsNotFound(err) {
-		slog.Warn("pod was not bound", "pod", key.Namespace+"/"+key.Name, "node", f.node, "error", err)
+		slog.WarnContext(context.Background(), "pod was not bound", "pod", key.Namespace+"/"+key.Name, "node", f.node, "error", err)
 	}
 	if s.requeue(f) && !errors.Is(err, context.Canceled) {
 		last := f.item.Message

@@ -80,7 +80,7 @@ func (s *Scheduler) writeReports(ctx context.Context) {
 		for _, r := range batch {
 			patch, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []corev1.PodCondition{r.condition}}})
 			if err != nil {
-				slog.Error("pod's condition cannot be encoded", "error", err)
+				slog.ErrorContext(ctx, "pod's condition cannot be encoded", "error", err)
 				continue
 			}
 			writes = append(writes, client.PatchWrite[*corev1.Pod](r.pod.Namespace, r.pod.Name, types.StrategicMergePatchType, patch,
@@ -93,7 +93,7 @@ func (s *Scheduler) writeReports(ctx context.Context) {
 			}
 		}
 		if err != nil && ctx.Err() == nil {
-			slog.Warn("refusals were not written to pods' status", "error", err, "pods", len(batch))
+			slog.WarnContext(ctx, "refusals were not written to pods' status", "error", err, "pods", len(batch))
 		}
 	}
 }
@@ -111,7 +111,7 @@ func (s *Scheduler) takeReports() []report {
 	return batch
 }
 
-// Keys of what is under way, for tests and metrics.
+// underWay returns the keys of the pods that are being bound, for tests and metrics.
 func (s *Scheduler) underWay() []state.Key {
 	s.mu.Lock()
 	defer s.mu.Unlock()

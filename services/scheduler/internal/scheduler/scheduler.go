@@ -182,7 +182,7 @@ func (s *Scheduler) caughtUp(ctx context.Context) bool {
 		if err == nil || ctx.Err() != nil {
 			return err == nil
 		}
-		slog.Warn("caches have not caught up", "error", err)
+		slog.WarnContext(ctx, "caches have not caught up", "error", err)
 		select {
 		case <-time.After(again):
 		case <-ctx.Done():

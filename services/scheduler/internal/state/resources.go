@@ -75,8 +75,8 @@ func resourcesOf(list corev1.ResourceList) Resources {
 	return r
 }
 
-// What a container that requests no CPU or memory counts for in scores, so that
-// such pods spread: the figures of Kubernetes' scheduler.
+// assumedRequests is what a container without requests for CPU or memory counts for in
+// scores, so that such pods spread: the figures of Kubernetes' scheduler.
 var assumedRequests = corev1.ResourceList{
 	corev1.ResourceCPU:    *resource.NewMilliQuantity(100, resource.DecimalSI),
 	corev1.ResourceMemory: *resource.NewQuantity(200<<20, resource.BinarySI),

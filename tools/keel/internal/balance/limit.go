@@ -1,6 +1,7 @@
 package balance
 
 import (
+	"context"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -123,7 +124,7 @@ func (l *limiter) refuse(ip netip.Addr, now time.Time) {
 	if now.Sub(l.logged) < logEvery {
 		return
 	}
-	slog.Warn("connections refused: too many from one address", "count", l.refusals, "last_address", ip.String())
+	slog.WarnContext(context.Background(), "connections refused: too many from one address", "count", l.refusals, "last_address", ip.String())
 	l.refusals, l.logged = 0, now
 }
 

@@ -107,7 +107,7 @@ func Share(ctx context.Context, l net.Listener, path string) (wait func(), err e
 			}
 			_ = conn.SetDeadline(time.Now().Add(time.Second))
 			if err := give(conn.(*net.UnixConn), file); err != nil {
-				slog.Debug("listener was not handed out", "error", err)
+				slog.DebugContext(ctx, "listener was not handed out", "error", err)
 			}
 			conn.Close()
 		}

@@ -63,7 +63,7 @@ func (i *Images) look(ctx context.Context, settled bool) {
 			continue
 		}
 		seen[file] = stamp
-		if i.done(file) == stamp || i.failed[file] == stamp || !settled && i.seen[file] != stamp {
+		if i.done(ctx, file) == stamp || i.failed[file] == stamp || !settled && i.seen[file] != stamp {
 			continue
 		}
 		began := time.Now()
@@ -76,14 +76,14 @@ func (i *Images) look(ctx context.Context, settled bool) {
 				return
 			}
 			// It may have been half written: another stamp is another try.
-			slog.Warn("image archive was not imported", "file", file, "error", err)
+			slog.WarnContext(ctx, "image archive was not imported", "file", file, "error", err)
 			if i.failed == nil {
 				i.failed = map[string]string{}
 			}
 			i.failed[file] = stamp
 			continue
 		}
-		slog.Info("image archive imported", "file", file, "images", names, "took", time.Since(began))
+		slog.InfoContext(ctx, "image archive imported", "file", file, "images", names, "took", time.Since(began))
 	}
 	i.seen = seen
 }
@@ -92,10 +92,10 @@ func (i *Images) mark(file string) string {
 	return filepath.Join(i.Marks, "imported-"+filepath.Base(file))
 }
 
-func (i *Images) done(file string) string {
+func (i *Images) done(ctx context.Context, file string) string {
 	data, err := os.ReadFile(i.mark(file))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		slog.Warn("what was imported is not known", "file", file, "error", err)
+		slog.WarnContext(ctx, "what was imported is not known", "file", file, "error", err)
 	}
 	return string(data)
 }

@@ -359,7 +359,7 @@ func (e *Embedded) giveBack() {
 		return
 	}
 	if err := giveBack(e.file); err != nil {
-		e.log.Warn("cannot release the mapped pages of the store's file", "error", err)
+		e.log.WarnContext(context.Background(), "cannot release the mapped pages of the store's file", "error", err)
 	}
 }
 

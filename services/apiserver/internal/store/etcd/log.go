@@ -81,7 +81,7 @@ func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 			all = append(all, slog.Int("withheld", withheld))
 		}
 	}
-	c.log.Log(context.Background(), level, "etcd: "+e.Message, all...)
+	c.log.Log(context.Background(), level, "etcd: "+e.Message, all...) //nolint:sloglint // the message is etcd's
 	return nil
 }
 

@@ -193,6 +193,6 @@ func (e *Embedded) Defragment() error {
 	if err := e.etcd.Server.Defragment(); err != nil {
 		return err
 	}
-	e.log.Info("defragmented the store", "bytesBefore", before, "bytesAfter", e.etcd.Server.Backend().Size(), "took", time.Since(began))
+	e.log.InfoContext(context.Background(), "defragmented the store", "bytes_before", before, "bytes_after", e.etcd.Server.Backend().Size(), "took", time.Since(began))
 	return nil
 }

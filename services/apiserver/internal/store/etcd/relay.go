@@ -245,7 +245,7 @@ func (p *peers) out(seat string, c net.Conn) {
 	for _, address := range p.addresses(seat) {
 		remote, err := p.dial(address, protocolPeer+seat)
 		if err != nil {
-			p.log.Debug("cannot reach peer", "peer", seat, "address", address, "error", err)
+			p.log.DebugContext(p.ctx, "cannot reach peer", "peer", seat, "address", address, "error", err)
 			continue
 		}
 		p.pipe(c, remote)
@@ -316,7 +316,7 @@ func (p *peers) accept() {
 			if p.ctx.Err() != nil {
 				return
 			}
-			p.log.Warn("cannot accept a connection of etcd's peers", "error", err)
+			p.log.WarnContext(p.ctx, "cannot accept a connection of etcd's peers", "error", err)
 			select {
 			case <-time.After(100 * time.Millisecond):
 			case <-p.ctx.Done():
@@ -341,7 +341,7 @@ func (p *peers) in(raw net.Conn) {
 	err := c.HandshakeContext(ctx)
 	cancel()
 	if err != nil {
-		p.log.Debug("refused a connection of etcd's peers", "from", raw.RemoteAddr().String(), "error", err)
+		p.log.DebugContext(ctx, "refused a connection of etcd's peers", "from", raw.RemoteAddr().String(), "error", err)
 		return
 	}
 	if limited, ok := raw.(*connlimit.Conn); ok {
@@ -359,7 +359,7 @@ func (p *peers) in(raw net.Conn) {
 		}
 		local, err := net.Dial("unix", p.local)
 		if err != nil {
-			p.log.Warn("etcd does not take its peers' connections", "error", err)
+			p.log.WarnContext(ctx, "etcd does not take its peers' connections", "error", err)
 			return
 		}
 		p.pipe(c, local)
@@ -404,7 +404,7 @@ func (p *peers) exchanges() {
 		for _, address := range p.everywhere() {
 			wg.Go(func() {
 				if err := p.exchange(address); err != nil {
-					p.log.Debug("cannot exchange addresses with a peer", "address", address, "error", err)
+					p.log.DebugContext(p.ctx, "cannot exchange addresses with a peer", "address", address, "error", err)
 				}
 			})
 		}

@@ -3,6 +3,7 @@
 package failpoint
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -41,7 +42,7 @@ func At(name string) Action {
 		if err == nil && string(data) != text {
 			text = string(data)
 			points = parse(text)
-			slog.Warn("failpoints are active", "points", text)
+			slog.WarnContext(context.Background(), "failpoints are active", "points", text)
 		}
 	}
 	for _, p := range points[name] {
@@ -59,7 +60,7 @@ func parse(text string) map[string][]point {
 		var name, action string
 		var p point
 		if _, err := fmt.Sscan(line, &name, &action, &p.probability); err != nil || actions[action] == None {
-			slog.Error("ignoring an invalid line of the failpoints file", "line", line)
+			slog.ErrorContext(context.Background(), "ignoring an invalid line of the failpoints file", "line", line)
 			continue
 		}
 		p.action = actions[action]

@@ -56,5 +56,5 @@ func (h *hlog) Accept(_ string, level hclog.Level, msg string, args ...any) {
 	if withheld > 0 {
 		args = append(args[:len(args):len(args)], "withheld", withheld)
 	}
-	h.log.Log(context.Background(), to, "raft: "+msg, args...)
+	h.log.Log(context.Background(), to, "raft: "+msg, args...) //nolint:sloglint // the message is the library's
 }

@@ -337,12 +337,12 @@ func (s *Store) Close() {
 		s.calls.Wait()
 		s.transport.stop()
 		if err := s.raft.Shutdown().Error(); err != nil {
-			s.log.Warn("the raft store did not shut down cleanly", "error", err)
+			s.log.WarnContext(s.ctx, "the raft store did not shut down cleanly", "error", err)
 		}
 		s.machine.close()
 		s.cfg.Service.store.CompareAndSwap(s, nil)
 		if err := s.disk.close(); err != nil {
-			s.log.Warn("the raft store did not shut down cleanly", "error", err)
+			s.log.WarnContext(s.ctx, "the raft store did not shut down cleanly", "error", err)
 		}
 	})
 }

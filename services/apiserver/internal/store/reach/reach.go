@@ -77,22 +77,22 @@ func (s *Store) Unwrap() store.Store { return s.inner }
 func (s *Store) look(ctx context.Context) error {
 	_, err := s.inner.Revision(ctx)
 	if err == nil || !errors.Is(ctx.Err(), context.Canceled) {
-		s.saw(err)
+		s.saw(ctx, err)
 	}
 	return err
 }
 
 // saw applies the result of a probe. It is only called by look.
-func (s *Store) saw(err error) {
+func (s *Store) saw(ctx context.Context, err error) {
 	was := s.state.Load()
 	switch {
 	case err != nil && was.refusal == nil:
-		slog.Warn("the store cannot be reached: refusing requests until it answers", "store", s.name, "error", err)
+		slog.WarnContext(ctx, "the store cannot be reached: refusing requests until it answers", "store", s.name, "error", err)
 		refusal := fmt.Errorf("%s: %w", s.name, store.ErrUnavailable)
 		s.state.Store(&state{refusal: refusal})
 		was.end(refusal)
 	case err == nil && was.refusal != nil:
-		slog.Info("the store can be reached again", "store", s.name)
+		slog.InfoContext(ctx, "the store can be reached again", "store", s.name)
 		s.state.Store(reachable())
 	}
 }
