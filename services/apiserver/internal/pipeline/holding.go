@@ -15,8 +15,9 @@ import (
 // Watches and streams, which outlive a request, are authorized again after every change of rules,
 // and every recheck in addition, because rights also end with what they depend on: a pod of a
 // node, a service account, a bootstrap token. At least recheckPause, and recheckShare times the
-// duration of the last round, passes between two rounds, so that they take a twentieth of the
-// time at most.
+// duration of the shorter of the last two rounds, passes between two rounds, so that they take
+// about a twentieth of the time at most. The longer does not count: if the process was stalled
+// for seconds in one round, the next must not wait for a minute.
 const (
 	recheck      = 30 * time.Second
 	recheckPause = 100 * time.Millisecond
@@ -99,6 +100,7 @@ func (p *Pipeline) Recheck(ctx context.Context) error {
 	defer every.Stop()
 	pause := time.NewTimer(0)
 	defer pause.Stop()
+	var last time.Duration
 	for {
 		select {
 		case <-pause.C: // bounds the rate of rounds
@@ -111,7 +113,9 @@ func (p *Pipeline) Recheck(ctx context.Context) error {
 		}
 		began := time.Now()
 		p.recheckAll(ctx)
-		pause.Reset(max(recheckPause, recheckShare*time.Since(began)))
+		took := time.Since(began)
+		pause.Reset(max(recheckPause, recheckShare*min(took, last)))
+		last = took
 		select {
 		case <-changed:
 		case <-every.C:

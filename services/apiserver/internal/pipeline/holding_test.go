@@ -2,7 +2,9 @@ package pipeline_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -124,6 +126,51 @@ func TestWatchEndsWhenCredentialsExpire(t *testing.T) {
 	w = f.watchAs(request.User{Name: "ann", Credential: c, Expires: f.now.Add(time.Hour)})
 	close(c.withdrawn)
 	wantOver(t, w, f.ctx)
+}
+
+// stalling is a credential whose first check takes a while, as if the process had been
+// stopped.
+type stalling struct {
+	credential
+	checks *atomic.Int64
+	took   time.Duration
+}
+
+func (c stalling) Valid(ctx context.Context) bool {
+	if c.checks.Add(1) == 1 {
+		<-time.After(c.took)
+	}
+	return c.credential.Valid(ctx)
+}
+
+// A stall in one round does not delay the next by recheckShare times as much.
+func TestStallDoesNotDelayRechecks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, func(c *pipeline.Config) { c.RecheckEvery = time.Second })
+		ctx, cancel := context.WithCancel(f.ctx)
+		done := make(chan error, 1)
+		c := stalling{credential{make(chan struct{})}, new(atomic.Int64), 3 * time.Second}
+		held, release := f.Hold(request.WithUser(f.ctx, request.User{Name: "ann", Groups: admin.Groups, Credential: c}),
+			pipeline.Target{Resource: podGVR, Namespace: "ns", Name: "p", Subresource: "exec"}, "create")
+		defer release()
+		go func() { done <- f.Recheck(ctx) }()
+		<-time.After(c.took)
+		synctest.Wait()
+		began := time.Now()
+		close(c.withdrawn)
+		select {
+		case <-held.Done():
+			if took := time.Since(began); took > 2*time.Second {
+				t.Errorf("the stream ended %s after its credential was withdrawn", took)
+			}
+		case <-f.ctx.Done():
+			t.Error("the stream did not end")
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestWatchEndsWhenImpersonationIsRevoked(t *testing.T) {

@@ -13,8 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// processes returns the PIDs of a sandbox's shim and of the init processes of its
-// containers.
+// processes returns the PIDs of a sandbox's shim and of its children, the sandbox's own
+// process first and then that of its container.
 func processes(t *testing.T, sandbox string) (shim int, children []int) {
 	t.Helper()
 	dirs, err := filepath.Glob("/proc/[0-9]*")
@@ -32,7 +32,12 @@ func processes(t *testing.T, sandbox string) (shim int, children []int) {
 		status, _ := os.ReadFile(filepath.Join(d, "status"))
 		if strings.Contains(string(status), fmt.Sprintf("\nPPid:\t%d\n", shim)) {
 			pid, _ := strconv.Atoi(filepath.Base(d))
-			children = append(children, pid)
+			line, _ := os.ReadFile(filepath.Join(d, "cmdline"))
+			if strings.HasPrefix(string(line), "/pause\x00") {
+				children = append([]int{pid}, children...)
+			} else {
+				children = append(children, pid)
+			}
 		}
 	}
 	if shim == 0 || len(children) != 2 {
@@ -53,14 +58,22 @@ func TestSandboxLost(t *testing.T) {
 		r.awaitReady(p)
 		old[name] = r.state(p).Sandbox().ID
 		shim, pids := processes(t, old[name])
-		if name == "shim" {
-			pids = []int{shim}
-		}
-		for _, pid := range pids {
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		signal := func(pid int, s syscall.Signal) {
+			if err := syscall.Kill(pid, s); err != nil {
 				t.Fatal(err)
 			}
 		}
+		if name == "shim" {
+			signal(shim, syscall.SIGKILL)
+			continue
+		}
+		// The shim reports both exits at once. Otherwise the agent could restart the container
+		// in its old sandbox between them, and once more after the second.
+		signal(shim, syscall.SIGSTOP)
+		for _, pid := range pids {
+			signal(pid, syscall.SIGKILL)
+		}
+		signal(shim, syscall.SIGCONT)
 	}
 	for name, p := range pods {
 		p = r.await(p, "is ready in another sandbox", func(p *corev1.Pod) bool {
