@@ -16,7 +16,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 seed=${SEED:-$((RANDOM + 1))} rounds=${ROUNDS:-1} logs=$root/.cache/shake
-[ $# -gt 0 ] || set -- ./proto/... ./services/... ./tools/...
+[ $# -gt 0 ] || set -- ./proto/... ./services/{internal,apiserver,scheduler,controller-manager,cloud-controller,node}/... ./tools/...
 core=$(taskset -cp $$ | sed 's/.*[^0-9]//')
 scratch=$(mktemp -d)
 mkdir -p "$logs"
@@ -49,7 +49,7 @@ disturb() { # LEADER SEED
 }
 
 # busy uses the core for at most half an hour.
-busy() { taskset -cp "$core" "$BASHPID" >/dev/null && while [ $SECONDS -lt 1800 ]; do :; done; }
+busy() { taskset -cp "$core" "$BASHPID" >/dev/null 2>&1 && while [ $SECONDS -lt 1800 ]; do :; done; }
 
 failed=()
 while read -r package dir; do

@@ -16,7 +16,7 @@ done
 echo "== unit tests"
 # The longest tests come first. Vet is off because lint has run it.
 scripts/gotest.sh -vet=off -timeout=10m ./services/apiserver/internal/store/{etcd,raft} ./services/node/internal/agent \
-	./proto/... ./services/... ./tools/...
+	./proto/... ./services/{internal,apiserver,scheduler,controller-manager,cloud-controller,node}/... ./tools/...
 echo "== race"
 scripts/race.sh
 echo "== end to end"

@@ -106,7 +106,7 @@ func Execute(ctx context.Context, name string, args []string, stderr io.Writer, 
 		err = nil // start-up was interrupted by the signal
 	}
 	if err != nil {
-		slog.ErrorContext(ctx, "stopped", "service", name, "cause", err.Error())
+		slog.ErrorContext(ctx, "stopped", "service", name, "error", err)
 		return 1
 	}
 	cause := "all work is done"
