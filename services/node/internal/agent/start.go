@@ -373,9 +373,9 @@ func terminationMessage(c *cri.Container) string {
 	return text
 }
 
-// readHead reads at most most bytes from the start of a file that a container may have put
+// readHead reads at most limit bytes from the start of a file that a container may have put
 // there. It follows no symbolic link and reads neither a FIFO nor a device.
-func readHead(name string, most int) string {
+func readHead(name string, limit int) string {
 	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return ""
@@ -384,7 +384,7 @@ func readHead(name string, most int) string {
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
 		return ""
 	}
-	buf := make([]byte, most)
+	buf := make([]byte, limit)
 	n, _ := io.ReadFull(f, buf)
 	return strings.ToValidUTF8(string(buf[:n]), "�")
 }

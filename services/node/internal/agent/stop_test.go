@@ -45,7 +45,7 @@ func TestStopOrder(t *testing.T) {
 	}
 	dir := shared(t, p)
 	p = r.awaitReady(r.create(p))
-	for _, name := range []string{"main", "first", "second"} { // until then, PID 1 of the container has no handler and ignores SIGTERM
+	for _, name := range []string{"main", "first", "second"} { // before that, the container's PID 1 has no handler and ignores SIGTERM
 		r.awaitFile(p, name, "/tmp/up")
 	}
 	r.delete(p)
@@ -100,7 +100,7 @@ func TestFinalStatus(t *testing.T) {
 	p := simple("leaving", "trap 'exit 5' TERM; touch /tmp/up; while true; do sleep 0.05; done")
 	p.Finalizers = []string{"example.com/hold"}
 	p = r.awaitReady(r.create(p))
-	r.awaitFile(p, "main", "/tmp/up") // until then, the signal is ignored
+	r.awaitFile(p, "main", "/tmp/up") // before that, the signal is ignored
 	r.delete(p)
 	p = r.await(p, "has ended", func(p *corev1.Pod) bool { return containerStatus(p, "main").State.Terminated != nil })
 	if s := containerStatus(p, "main").State.Terminated; s.ExitCode != 5 {

@@ -380,8 +380,8 @@ func TestBesideDocker(t *testing.T) {
 	}
 }
 
-// TestBesideAFirewall: with a firewall other than Docker's, the rules go to the head of
-// FORWARD.
+// TestBesideAFirewall checks that with a firewall other than Docker's the rules are added at
+// the head of FORWARD.
 func TestBesideAFirewall(t *testing.T) {
 	t.Parallel()
 	net, c := bridged(t), newCluster(t)

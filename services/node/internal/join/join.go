@@ -102,8 +102,8 @@ func first(ctx context.Context, c *client.Client, node, dir string) (issued, err
 const pendingFile = "pending.key"
 
 // pendingKey returns the key to join with. It is kept on disk until its certificate has
-// been issued: the first key that a single-use token is used with consumes the token, and a
-// process that starts again with the same key finds the same request.
+// been issued: the request for one key uses up a single-use token, but a process that starts
+// again with the same key finds that request.
 func pendingKey(dir string) (*ecdsa.PrivateKey, error) {
 	path := filepath.Join(dir, pendingFile)
 	data, err := os.ReadFile(path)

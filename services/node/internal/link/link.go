@@ -43,7 +43,7 @@ func add(name string) (netlink.Link, error) {
 	return netlink.LinkByName(name)
 }
 
-// EnsureAddress assigns an interface an address as a /32.
+// EnsureAddress assigns an address to an interface, as a /32.
 func EnsureAddress(l netlink.Link, addr netip.Addr) error {
 	err := netlink.AddrReplace(l, &netlink.Addr{IPNet: Network(netip.PrefixFrom(addr, addr.BitLen()))})
 	if err != nil {

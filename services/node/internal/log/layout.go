@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// Layout is where the logs of a node's pods lie, as log collectors expect them:
+// Layout defines where the logs of a node's pods are, as log collectors expect them:
 //
 //	<Pods>/<namespace>_<pod>_<uid>/<container>/<restart>.log
 //	<Containers>/<pod>_<namespace>_<container>-<id>.log, a link to it

@@ -16,7 +16,8 @@ import (
 // <root>/<pod>/<container>/<n>.log, only <root> is trusted: below it no symbolic link is
 // followed, and only regular files are opened.
 
-// resolve opens name without following symbolic links in its last parts elements.
+// resolve opens a path without following symbolic links in its last elements, of which parts
+// is the number.
 func resolve(name string, parts, flags int) (*os.File, error) {
 	root, rel := filepath.Clean(name), ""
 	for range parts {

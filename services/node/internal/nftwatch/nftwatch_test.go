@@ -11,8 +11,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// told reports whether a foreign change is reported within moment.
-func told(w *Watch, moment time.Duration) bool {
+// reported returns whether a foreign change is reported within moment.
+func reported(w *Watch, moment time.Duration) bool {
 	select {
 	case <-w.Foreign:
 		return true
@@ -50,7 +50,7 @@ func TestForeignChangesAreDetected(t *testing.T) {
 		if row.want {
 			moment = time.Minute
 		}
-		if got := told(w, moment); got != row.want {
+		if got := reported(w, moment); got != row.want {
 			t.Errorf("%s: reported %v, want %v", row.what, got, row.want)
 		}
 		w.Repair(func() {}) // one change may be reported twice
@@ -64,11 +64,11 @@ func TestForeignChangesAreDetected(t *testing.T) {
 			ns.Run("nft", "add", "chain", "ip", "mine", "c")
 		}
 	})
-	if told(w, 300*time.Millisecond) {
+	if reported(w, 300*time.Millisecond) {
 		t.Error("a change of our own was reported")
 	}
 	ns.Run("nft", "add", "chain", "ip", "mine", "d")
-	if !told(w, time.Minute) {
+	if !reported(w, time.Minute) {
 		t.Error("no foreign change was reported after a change of our own")
 	}
 	// A change before the table is rebuilt needs no further repair, whether the reader has
@@ -77,7 +77,7 @@ func TestForeignChangesAreDetected(t *testing.T) {
 		ns.Run("nft", "add", "table", "ip", "mine")
 		ns.Run("nft", "add", "chain", "ip", "mine", "e")
 		w.Repair(func() { ns.Run("nft", "flush", "table", "ip", "mine") })
-		if told(w, 20*time.Millisecond) {
+		if reported(w, 20*time.Millisecond) {
 			t.Fatal("a repaired change was reported")
 		}
 	}

@@ -23,11 +23,10 @@ type View struct {
 	Pod     *corev1.Pod
 	Runtime *cri.Pod
 	Now     time.Time
-	// Started reports whether the startup probe of a running instance has passed, or it has
-	// none, and its postStart hook has finished.
+	// Started reports whether a running instance has passed its startup probe, or has none.
 	Started func(id string) bool
-	// Unhealthy returns which probe of a running instance failed, as one of the Kill
-	// reasons, or "".
+	// Unhealthy returns why a running instance must be stopped, KillLiveness or
+	// KillStartup, or "".
 	Unhealthy func(id string) string
 }
 

@@ -394,8 +394,8 @@ func TestUDPFilter(t *testing.T) {
 	}
 }
 
-// TestHairpinsOutliveTheirEndpoint: a pod that was an endpoint may have a packet to itself
-// in flight.
+// TestHairpinsOutliveTheirEndpoint checks that the hairpin rule of a former endpoint is kept,
+// because the pod may have a packet to itself in flight.
 func TestHairpinsOutliveTheirEndpoint(t *testing.T) {
 	t.Parallel()
 	svc := service("web", "10.96.0.100")

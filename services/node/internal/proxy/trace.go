@@ -12,7 +12,7 @@ import (
 	"keelson.dev/services/internal/telemetry"
 )
 
-// record records a sync that changed the table as a span: a child of the first write that
+// record emits a span for a sync that changed the table: a child of the first write that
 // caused it, with links to the others. A sync without a cause (the first one, or a repair)
 // gets no span, and neither does one that had nothing to do.
 func record(ctx context.Context, c changes, begin time.Time, a Applied, err error) {

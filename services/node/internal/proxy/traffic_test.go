@@ -306,8 +306,8 @@ func TestSessionAffinity(t *testing.T) {
 	}
 }
 
-// TestUDPFlowsFollowEndpoints: a UDP client that keeps sending from one port follows the
-// endpoints.
+// TestUDPFlowsFollowEndpoints checks that a UDP client that keeps sending from one port
+// follows the endpoints.
 func TestUDPFlowsFollowEndpoints(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -342,8 +342,8 @@ func TestUDPFlowsFollowEndpoints(t *testing.T) {
 	expect("pod-d")
 }
 
-// TestRollingUpdateLosesNoConnection: while old endpoints terminate and new ones are added,
-// clients never fail and established connections continue.
+// TestRollingUpdateLosesNoConnection checks that clients never fail and established
+// connections continue while old endpoints terminate and new ones are added.
 func TestRollingUpdateLosesNoConnection(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -66,10 +66,10 @@ func (q *queue) poke() {
 	}
 }
 
-// take waits until pods are due and takes up to most of them.
-func (q *queue) take(ctx context.Context, most int) ([]item, error) {
+// take waits until pods are due and takes them, at most limit at a time.
+func (q *queue) take(ctx context.Context, limit int) ([]item, error) {
 	for {
-		out, wait := q.due(time.Now(), most)
+		out, wait := q.due(time.Now(), limit)
 		if len(out) > 0 {
 			return out, nil
 		}
@@ -85,10 +85,10 @@ func (q *queue) take(ctx context.Context, most int) ([]item, error) {
 	}
 }
 
-func (q *queue) due(now time.Time, most int) (out []item, wait time.Duration) {
+func (q *queue) due(now time.Time, limit int) (out []item, wait time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for len(q.heap) > 0 && len(out) < most && !q.heap[0].at.After(now) {
+	for len(q.heap) > 0 && len(out) < limit && !q.heap[0].at.After(now) {
 		it := heap.Pop(&q.heap).(*item)
 		delete(q.byKey, it.key)
 		out = append(out, *it)

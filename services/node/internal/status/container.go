@@ -17,8 +17,8 @@ const (
 	reasonUnknown           = "ContainerStatusUnknown"
 )
 
-// container returns the status of one container. initialized is true if the container waits
-// for no init container.
+// container returns the status of one container. initialized is true if the
+// init containers that the container must wait for are done.
 func (v View) container(c *corev1.Container, init, initialized bool) corev1.ContainerStatus {
 	old := pod.Status(v.Pod, c.Name)
 	out := corev1.ContainerStatus{Name: c.Name, Image: c.Image}

@@ -19,7 +19,8 @@ const (
 )
 
 // tokenCache caches the service account tokens of pods. A token is renewed after four
-// fifths of its lifetime. If the renewal fails, the old token is used until it expires.
+// fifths of its lifetime, and after maxTokenAge at the latest. If the renewal fails, the old
+// token is used until it expires.
 type tokenCache struct {
 	objects Objects
 	now     func() time.Time
