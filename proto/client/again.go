@@ -11,16 +11,16 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
-// A call that an apiserver has refused is made again for this long, at first at once,
-// then with growing pauses: its store is out of reach, and another apiserver's may not
-// be, or this one's will be again in a moment.
+// A call that an apiserver refused because its store is out of reach is repeated for this
+// long, first at once and then with growing pauses: another apiserver may reach its store,
+// or this one may again in a moment.
 const (
 	againTime                       = 2 * time.Second
 	leastAgainPause, mostAgainPause = 20 * time.Millisecond, 250 * time.Millisecond
 )
 
-// again is a connection whose unary calls are made again when a server has refused them
-// without doing anything. Nothing else is repeated.
+// again is a connection whose unary calls are repeated if a server refused them without
+// doing anything. Nothing else is repeated.
 type again struct{ grpc.ClientConnInterface }
 
 // Invoke implements grpc.ClientConnInterface.
@@ -49,8 +49,8 @@ func (a again) Invoke(ctx context.Context, method string, args, reply any, opts 
 	}
 }
 
-// nothingDone tells the refusal of a server that did nothing: it is unavailable, and
-// says when to try again. One that leaves open what became of a write does not.
+// nothingDone reports whether err is the refusal of a server that did nothing: a 503 that
+// says when to retry. An unknown outcome of a write carries no such time.
 func nothingDone(err error) bool {
 	if status.Code(err) != codes.Unavailable {
 		return false

@@ -16,9 +16,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Key names an object within its kind.
+// Key names an object within its kind. Namespace is empty for cluster-scoped kinds.
 type Key struct{ Namespace, Name string }
 
+// String returns "namespace/name", or the name of a cluster-scoped object.
 func (k Key) String() string {
 	if k.Namespace == "" {
 		return k.Name
@@ -26,30 +27,35 @@ func (k Key) String() string {
 	return k.Namespace + "/" + k.Name
 }
 
-// KeyOf is an object's key.
+// KeyOf returns the key of obj.
 func KeyOf(obj Object) Key { return Key{obj.GetNamespace(), obj.GetName()} }
 
-// CacheOptions choose what a Cache holds.
+// CacheOptions select what a [Cache] holds. The zero value selects all objects of the kind.
 type CacheOptions[T Object] struct {
-	Namespace     string
+	// Namespace restricts the cache to a namespace; empty means all namespaces.
+	Namespace string
+	// LabelSelector restricts the cache by labels, as in [ListOptions].
 	LabelSelector string
+	// FieldSelector restricts the cache by fields, as in [ListOptions].
 	FieldSelector string
-	// Indexes by name; each maps an object to the values under which ByIndex
-	// finds it.
+	// Indexes maps the name of an index to the function that returns the values under
+	// which ByIndex finds an object. The function must be pure.
 	Indexes map[string]func(T) []string
-	// Transform may change an object before it is stored, for instance drop what
-	// nobody reads. It must keep the name, namespace, uid and resourceVersion.
+	// Transform, if set, may change an object before it is stored, for instance drop
+	// fields that are never read. It must keep the name, namespace, uid and
+	// resourceVersion.
 	Transform func(T) T
 }
 
-// Cache holds the present state of a collection: it lists and watches, resumes
-// where a broken watch ended, and lists again, computing the difference, when
-// the server no longer knows that point. Subscribers see each change once and in
-// order.
+// Cache holds the present state of a collection. It lists and watches, resumes where a
+// broken watch ended, and when the server no longer has that state, lists again and
+// computes the difference. Subscribers see each change once and in order.
 //
-// Its objects are shared: DeepCopy before changing one. Its memory is that of
-// the collection; events are not queued, a subscriber that blocks holds up the
-// cache, and the server then cuts the watch off, to be resumed.
+// Its objects are shared: DeepCopy one before changing it. Its memory is that of the
+// collection. Events are not queued: a subscriber that blocks holds up the cache, and the
+// server then ends the watch, which the cache resumes.
+//
+// All methods are safe for concurrent use; Run is called once.
 type Cache[T Object] struct {
 	r    Resource[T]
 	opts CacheOptions[T]
@@ -58,8 +64,8 @@ type Cache[T Object] struct {
 	items   map[Key]T
 	indexes map[string]*index[T]
 
-	// deliver is held while an event changes the state and is handed out, so
-	// that a late subscriber joins between two events.
+	// deliver is held while an event changes the state and is delivered, so that a late
+	// subscriber joins between two events.
 	deliver     sync.Mutex
 	subscribers []*func(Event[T])
 
@@ -68,18 +74,19 @@ type Cache[T Object] struct {
 	revision atomic.Uint64
 	lastErr  atomic.Pointer[error]
 
-	// Of Run's goroutine only: where to resume, and the keys seen since the start
-	// of the initial state that is being received (nil outside of it).
+	// Used by Run's goroutine only: where to resume, and the keys received since the
+	// start of the initial state (nil outside of it).
 	resume string
 	seen   map[Key]struct{}
 }
 
-// NewCache makes a cache; Run fills it.
+// NewCache returns an empty cache of T's kind, which [Cache.Run] fills. Like [For], it
+// panics if T is not a built-in kind with a collection.
 func NewCache[T Object](c *Client, opts CacheOptions[T]) *Cache[T] {
 	return NewCacheOf(For[T](c), opts)
 }
 
-// NewCacheOf makes a cache of a resource, for instance of Metadata.
+// NewCacheOf returns an empty cache of a resource, for instance of [Metadata].
 func NewCacheOf[T Object](r Resource[T], opts CacheOptions[T]) *Cache[T] {
 	cache := &Cache[T]{
 		r: r, opts: opts,
@@ -93,18 +100,18 @@ func NewCacheOf[T Object](r Resource[T], opts CacheOptions[T]) *Cache[T] {
 	return cache
 }
 
-// Kind is the kind that the cache holds.
+// Kind returns the kind that the cache holds.
 func (c *Cache[T]) Kind() *Kind { return c.r.kind }
 
-// Synced is closed when the initial state is complete and was handed to the
-// subscribers.
+// Synced returns a channel that is closed when the initial state is complete and has been
+// delivered to the subscribers. It stays closed.
 func (c *Cache[T]) Synced() <-chan struct{} { return c.synced }
 
-// Revision is the revision that the state has reached: 0 before the first sync.
-// A write whose resourceVersion is not greater is visible.
+// Revision returns the revision that the state has reached, or 0 before the first sync. A
+// write whose resourceVersion is not greater is visible in the cache.
 func (c *Cache[T]) Revision() uint64 { return c.revision.Load() }
 
-// Err is why the last watch ended, if none has succeeded since.
+// Err returns the reason why the last watch failed, or nil if one has succeeded since.
 func (c *Cache[T]) Err() error {
 	if p := c.lastErr.Load(); p != nil {
 		return *p
@@ -112,10 +119,10 @@ func (c *Cache[T]) Err() error {
 	return nil
 }
 
-// Subscribe calls f for each change from now on, after the state has changed;
-// what the cache already holds comes first, as Added. Calls come one at a time,
-// in order. f must be quick and must not call Subscribe. After the returned
-// function has returned, f is not called any more; f must not call it.
+// Subscribe calls f for each change from now on, after the state has changed. The objects
+// that the cache already holds come first, as Added. Calls are made one at a time, in
+// order, on the goroutines of Subscribe and Run. f must be quick and must not call
+// Subscribe or unsubscribe. f is not called after unsubscribe has returned.
 func (c *Cache[T]) Subscribe(f func(Event[T])) (unsubscribe func()) {
 	c.deliver.Lock()
 	defer c.deliver.Unlock()
@@ -136,8 +143,8 @@ const (
 	maxBackoff = 5 * time.Second
 )
 
-// Run keeps the cache up to date until ctx ends, and then returns nil. Whatever
-// fails is tried again, with a growing delay of up to 5 s; Err tells.
+// Run keeps the cache up to date until ctx ends, and then returns nil. It repeats whatever
+// fails, with a delay that grows up to 5 s; [Cache.Err] returns the last failure.
 func (c *Cache[T]) Run(ctx context.Context) error {
 	delay := time.Duration(0)
 	for {
@@ -147,8 +154,8 @@ func (c *Cache[T]) Run(ctx context.Context) error {
 		}
 		switch {
 		case err == nil:
-			// The server closed the stream in order: go on at once, but not in a
-			// busy loop.
+			// The server closed the stream in an orderly way: continue at once, but not
+			// in a busy loop.
 		case apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || apierrors.HasStatusCause(err, metav1.CauseTypeResourceVersionTooLarge):
 			// The server has forgotten that point, or never had it: it was restored
 			// from a backup, say.
@@ -173,7 +180,7 @@ func (c *Cache[T]) Run(ctx context.Context) error {
 	}
 }
 
-// watch runs one watch to its end. progress says that it brought something.
+// watch runs one watch to its end. progress is true if it delivered anything.
 func (c *Cache[T]) watch(ctx context.Context) (progress bool, err error) {
 	o := WatchOptions{
 		Namespace:       c.opts.Namespace,
@@ -205,13 +212,13 @@ func (c *Cache[T]) watch(ctx context.Context) (progress bool, err error) {
 	return progress, nil
 }
 
-// streamingListRefused tells a server that does not send initial state in a
-// watch.
+// streamingListRefused reports whether err is the answer of a server that does not send the
+// initial state in a watch.
 func streamingListRefused(err error) bool {
 	return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err)
 }
 
-// list is the way to the initial state where a watch does not bring it.
+// list fetches the initial state from a server whose watches do not send it.
 func (c *Cache[T]) list(ctx context.Context) (progress bool, err error) {
 	items, meta, err := c.r.List(ctx, ListOptions{
 		Namespace: c.opts.Namespace, LabelSelector: c.opts.LabelSelector, FieldSelector: c.opts.FieldSelector,
@@ -227,7 +234,7 @@ func (c *Cache[T]) list(ctx context.Context) (progress bool, err error) {
 	return true, c.receive(Event[T]{Type: Bookmark, ResourceVersion: meta.ResourceVersion, InitialEnd: true})
 }
 
-// receive takes the next event of the stream.
+// receive processes the next event of the stream.
 func (c *Cache[T]) receive(ev Event[T]) error {
 	c.deliver.Lock()
 	defer c.deliver.Unlock()
@@ -253,8 +260,8 @@ func (c *Cache[T]) receive(ev Event[T]) error {
 	return nil
 }
 
-// receiveInitial takes an event of the initial state, which may differ from
-// what the cache holds by any number of changes.
+// receiveInitial processes an event of the initial state, which may differ from what the
+// cache holds by any number of changes.
 func (c *Cache[T]) receiveInitial(ev Event[T]) error {
 	switch ev.Type {
 	case Added, Modified:
@@ -297,7 +304,7 @@ func (c *Cache[T]) advance(resume string, rv uint64) {
 	c.revision.Store(rv)
 }
 
-// put stores an object and hands out the event.
+// put stores an object and delivers the event.
 func (c *Cache[T]) put(ev Event[T]) {
 	if c.opts.Transform != nil {
 		ev.Object = c.opts.Transform(ev.Object)
@@ -317,8 +324,8 @@ func (c *Cache[T]) put(ev Event[T]) {
 	c.publish(ev)
 }
 
-// remove drops an object, if the cache has it, and hands out the event; without
-// an object in ev, the one that the cache had.
+// remove drops an object, if the cache has it, and delivers the event. If ev has no object,
+// the event carries the one that the cache had.
 func (c *Cache[T]) remove(key Key, ev Event[T]) {
 	var none T
 	c.mu.Lock()

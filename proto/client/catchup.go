@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// catchUpPoll is how often CatchUp looks whether the cache has moved.
+// catchUpPoll is how often CatchUp checks whether the cache has advanced.
 const catchUpPoll = 2 * time.Millisecond
 
-// CatchUp waits until the cache shows every write that was acknowledged before
-// the call, and returns ctx's error if it ends first. A process that takes over
-// from another calls it before it decides on a cache that was filled while the
-// other was still writing. It reads the collection's metadata once.
+// CatchUp waits until the cache shows every write that was acknowledged before the call, and
+// returns ctx's error if ctx ends first. A process that takes over from another calls it
+// before it makes decisions on a cache that was filled while the other was still writing.
+// It reads the metadata of the collection once, and fails if that read fails.
 func (c *Cache[T]) CatchUp(ctx context.Context) error {
 	select {
 	case <-c.synced:
@@ -44,7 +44,7 @@ func (c *Cache[T]) CatchUp(ctx context.Context) error {
 	return nil
 }
 
-// awaited is what the store has of an object that the cache does not show: its
+// awaited is the state of an object in the store that the cache does not show yet: its
 // revision, or that it is gone.
 type awaited struct {
 	revision uint64
@@ -89,7 +89,7 @@ func (c *Cache[T]) behind(ctx context.Context) (map[Key]awaited, uint64, error) 
 	return out, revision, nil
 }
 
-// shows tells whether the cache has come as far as awaited of an object.
+// shows reports whether the cache shows at least the awaited state of an object.
 func (c *Cache[T]) shows(key Key, a awaited) bool {
 	obj, ok := c.Get(key.Namespace, key.Name)
 	if !ok {

@@ -1,14 +1,3 @@
-// Package client is the typed Go client of a Keelson cluster: Kubernetes'
-// objects over ResourceService, with generics, and a list-and-watch [Cache] with
-// indexes.
-//
-// Errors are *k8s.io/apimachinery/pkg/api/errors.StatusError wherever the server
-// sent a Status, so that apierrors.IsNotFound and its kin work.
-//
-// It must never retry a write whose repetition could do something else than the
-// first attempt: an unknown outcome is returned as the error it was. What a server
-// has refused without doing anything, because its store is out of reach, is asked
-// again for two seconds, of another one if there is one.
 package client
 
 import (
@@ -34,8 +23,8 @@ import (
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
-// Object is any object of Kubernetes' API in its Go type, for instance
-// *corev1.Pod.
+// Object is an object of Kubernetes' API in its Go type, for instance *corev1.Pod. The
+// types of k8s.io/api implement it.
 type Object interface {
 	metav1.Object
 	runtime.Object
@@ -43,24 +32,26 @@ type Object interface {
 	Unmarshal([]byte) error
 }
 
-// Config says how to reach a cluster.
+// Config describes how to reach a cluster.
 type Config struct {
-	// Endpoints are the host:port of the apiservers' gRPC or HTTPS ports. Calls are
-	// balanced over those that answer.
+	// Endpoints are the addresses (host:port) of the apiservers' gRPC or HTTPS ports, at
+	// least one. Calls are balanced over those that answer; host names are looked up
+	// again at each connection attempt.
 	Endpoints []string
-	// TLS holds the client certificate, if any, and the cluster's CA. Without it
-	// the connection is in clear text, which only tests want.
+	// TLS holds the cluster's CA and, optionally, a client certificate. If it is nil, the
+	// connection is in clear text, which is for tests only.
 	TLS *tls.Config
-	// Token, if set, is called for each RPC and sent as a bearer token. It needs
-	// TLS.
+	// Token, if set, is called for each RPC, and its result is sent as a bearer token. It
+	// needs TLS. Its error fails the call.
 	Token func() (string, error)
-	// UserAgent names the program; its first part is the default field manager.
+	// UserAgent names the program, for instance "shop/1.2". The part before the first
+	// slash is the default field manager of writes.
 	UserAgent string
-	// DialOptions are added to the connection's own (tracing, for instance).
+	// DialOptions are added to those of the client, for instance for tracing.
 	DialOptions []grpc.DialOption
 }
 
-// Client speaks to a cluster. It is safe for concurrent use.
+// Client is a connection to a cluster. It is safe for concurrent use.
 type Client struct {
 	rpc     resourcev1.ResourceServiceClient
 	conn    grpc.ClientConnInterface
@@ -71,9 +62,8 @@ type Client struct {
 // maxMessage bounds a received message: a page of a list is the largest.
 const maxMessage = 64 << 20
 
-// serviceConfig balances over all endpoints and repeats reads that did not reach
-// a server. Writes are never repeated, but for those that gRPC knows to have
-// never left.
+// serviceConfig balances over all endpoints and repeats reads that did not reach a server.
+// Writes are repeated only by gRPC itself, and only if they never left the client.
 const serviceConfig = `{
   "loadBalancingConfig": [{"round_robin": {}}],
   "methodConfig": [{
@@ -88,8 +78,10 @@ const serviceConfig = `{
   }]
 }`
 
-// Dial makes a client. It does not wait for a connection; calls fail with
-// Unavailable while no endpoint answers.
+// Dial returns a client for the cluster of cfg. It does not wait for a connection: while no
+// endpoint answers, calls fail with the gRPC code UNAVAILABLE. It fails if cfg has no
+// endpoints, an endpoint that is not host:port, or a token without TLS. The caller closes
+// the client.
 func Dial(cfg Config) (*Client, error) {
 	if len(cfg.Endpoints) == 0 {
 		return nil, errors.New("client: no endpoints")
@@ -102,8 +94,7 @@ func Dial(cfg Config) (*Client, error) {
 		}
 		addrs = append(addrs, resolver.Address{Addr: e, ServerName: host})
 	}
-	// The endpoints are handed over as they are: names among them are looked up
-	// anew by each dial.
+	// The endpoints are passed on unresolved, so that each dial looks names up again.
 	list := manual.NewBuilderWithScheme("keelson")
 	list.InitialState(resolver.State{Addresses: addrs})
 
@@ -138,7 +129,8 @@ func Dial(cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// New makes a client on a connection that somebody else owns and closes.
+// New returns a client that uses conn, which the caller owns and closes. userAgent is as
+// in [Config]; it only names the default field manager.
 func New(conn grpc.ClientConnInterface, userAgent string) *Client {
 	manager, _, _ := strings.Cut(userAgent, "/")
 	return &Client{
@@ -149,10 +141,12 @@ func New(conn grpc.ClientConnInterface, userAgent string) *Client {
 	}
 }
 
-// Conn is the connection, for the other services of the same port.
+// Conn returns the connection, for the generated clients of other services on the same
+// port. Calls on it carry no fence and are not repeated.
 func (c *Client) Conn() grpc.ClientConnInterface { return c.conn }
 
-// Close ends the connection that Dial made; running calls fail.
+// Close closes the connection that Dial made; calls in progress fail. It does nothing for a
+// client of [New].
 func (c *Client) Close() error { return c.close() }
 
 // bearer sends a token with each RPC.

@@ -9,7 +9,8 @@ import (
 // typePrefix precedes the message name in an Any's type URL.
 const typePrefix = "type.googleapis.com/"
 
-// Encode puts an object of a built-in kind into an Any.
+// Encode returns obj in the form in which it travels: Kubernetes' protobuf encoding in an
+// Any. It fails if obj is not of a built-in kind ([Kinds]).
 func Encode(obj Object) (*anypb.Any, error) {
 	k := KindOf(obj)
 	if k == nil {
@@ -26,13 +27,13 @@ func encode(k *Kind, obj Object) (*anypb.Any, error) {
 	return &anypb.Any{TypeUrl: typePrefix + k.ProtoName, Value: data}, nil
 }
 
-// decode fills obj from an Any that must hold the kind's message.
+// decode fills obj from an Any, which must hold the kind's message.
 func decode(k *Kind, a *anypb.Any, obj Object) error {
 	if a == nil {
 		return fmt.Errorf("client: the server sent no %s", k.GVK.Kind)
 	}
 	if a.GetTypeUrl() != typePrefix+k.ProtoName {
-		return fmt.Errorf("client: the server sent a %q where a %s was due", a.GetTypeUrl(), k.ProtoName)
+		return fmt.Errorf("client: the server sent a %q where a %s was expected", a.GetTypeUrl(), k.ProtoName)
 	}
 	if err := obj.Unmarshal(a.GetValue()); err != nil {
 		return fmt.Errorf("client: decode %s: %w", k.GVK.Kind, err)

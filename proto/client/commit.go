@@ -12,11 +12,13 @@ import (
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
-// MaxBatch is the largest number of writes in one message; Commit cuts longer
-// batches into several, one after the other.
+// MaxBatch is the largest number of writes in one message. Commit splits longer batches and
+// sends the messages one after the other.
 const MaxBatch = 1000
 
-// Write is one write of a batch. The functions of this file make them.
+// Write is one write of a batch, made by [CreateWrite], [UpdateWrite], [StatusWrite],
+// [PatchWrite], [ApplyWrite], [DeleteWrite] or [BindWrite]. An object that cannot be encoded
+// makes [Client.Commit] fail.
 type Write struct {
 	pb *resourcev1.Write
 	// kind is what the answer holds; nil where it holds no object.
@@ -24,8 +26,8 @@ type Write struct {
 	err  error
 }
 
-// WithTraceparent gives the write a trace of its own; without, it belongs to the
-// batch's.
+// WithTraceparent sets the W3C trace context of the write; by default, it belongs to the
+// trace of the batch.
 func (w Write) WithTraceparent(traceparent string) Write {
 	if w.pb != nil {
 		w.pb.Traceparent = traceparent
@@ -33,17 +35,19 @@ func (w Write) WithTraceparent(traceparent string) Write {
 	return w
 }
 
-// WriteResult is the verdict on one write.
+// WriteResult is the result of one write of a batch.
 type WriteResult struct {
-	// Object as it is now, if the write succeeded and objects were asked for.
+	// Object is the object as stored, if the write succeeded, returns an object, and
+	// [Client.Commit] was called.
 	Object Object
-	// ResourceVersion after the write.
+	// ResourceVersion is the object's resource version after the write.
 	ResourceVersion string
-	// Err is set if the write failed.
+	// Err is the reason why the write failed, usually a *apierrors.StatusError; nil if it
+	// succeeded.
 	Err error
 }
 
-// CreateWrite creates an object.
+// CreateWrite returns the write that creates obj.
 func CreateWrite(obj Object, opts ...WriteOption) Write {
 	k, o := KindOf(obj), (*Client)(nil).writeOptions(opts)
 	a, err := Encode(obj)
@@ -55,7 +59,8 @@ func CreateWrite(obj Object, opts ...WriteOption) Write {
 	}}}}
 }
 
-// UpdateWrite replaces an object or one of its subresources.
+// UpdateWrite returns the write that replaces obj, or one of its subresources (see
+// [Subresource]). It is conditional on the resourceVersion of obj, if that is set.
 func UpdateWrite(obj Object, opts ...WriteOption) Write {
 	k, o := KindOf(obj), (*Client)(nil).writeOptions(opts)
 	a, err := Encode(obj)
@@ -67,12 +72,12 @@ func UpdateWrite(obj Object, opts ...WriteOption) Write {
 	}}}}
 }
 
-// StatusWrite replaces an object's status.
+// StatusWrite returns the write that replaces the status of obj.
 func StatusWrite(obj Object, opts ...WriteOption) Write {
 	return UpdateWrite(obj, append([]WriteOption{Subresource("status")}, opts...)...)
 }
 
-// PatchWrite patches an object of T's kind.
+// PatchWrite returns the write that patches an object of T's kind, as [Resource.Patch] does.
 func PatchWrite[T Object](namespace, name string, kind types.PatchType, data []byte, opts ...WriteOption) Write {
 	k, o := mustKind(reflect.TypeFor[T]()), (*Client)(nil).writeOptions(opts)
 	pk, err := patchKind(kind)
@@ -84,7 +89,8 @@ func PatchWrite[T Object](namespace, name string, kind types.PatchType, data []b
 	}}}}
 }
 
-// ApplyWrite applies the fields that obj sets.
+// ApplyWrite returns the write that applies the fields that obj sets, as [Resource.Apply]
+// does.
 func ApplyWrite(obj Object, manager string, opts ...WriteOption) Write {
 	k, o := KindOf(obj), (*Client)(nil).writeOptions(opts)
 	if k == nil {
@@ -100,7 +106,7 @@ func ApplyWrite(obj Object, manager string, opts ...WriteOption) Write {
 	}}}}
 }
 
-// DeleteWrite deletes an object of T's kind.
+// DeleteWrite returns the write that deletes an object of T's kind.
 func DeleteWrite[T Object](namespace, name string, opts ...DeleteOption) Write {
 	k := mustKind(reflect.TypeFor[T]())
 	return Write{kind: k, pb: &resourcev1.Write{Write: &resourcev1.Write_Delete{
@@ -108,7 +114,8 @@ func DeleteWrite[T Object](namespace, name string, opts ...DeleteOption) Write {
 	}}}
 }
 
-// BindWrite assigns a pod to a node, if it is still the pod of that uid.
+// BindWrite returns the write that assigns pod to a node, provided that the pod still has
+// the same uid.
 func BindWrite(pod *corev1.Pod, node string) Write {
 	k := KindOf(pod)
 	a, err := Encode(binding(pod, node))
@@ -120,15 +127,18 @@ func BindWrite(pod *corev1.Pod, node string) Write {
 	}}}}
 }
 
-// Commit carries out independent writes and returns one result for each, in
-// their order. Its error is that of the batch as a whole: some of its writes may
-// then have happened, and results are those of the messages before the failed
-// one.
+// Commit performs writes that do not depend on each other and returns one result for each,
+// in their order.
+//
+// A write that fails does not stop the others: look at [WriteResult.Err]. The error of
+// Commit itself is about a whole message, of up to [MaxBatch] writes: its writes may or may
+// not have happened, those after it were not sent, and the results are those of the
+// messages before it.
 func (c *Client) Commit(ctx context.Context, writes ...Write) ([]WriteResult, error) {
 	return c.commit(ctx, writes, false)
 }
 
-// CommitQuietly is Commit without the objects in the results.
+// CommitQuietly is [Client.Commit] without objects in the results, which costs less.
 func (c *Client) CommitQuietly(ctx context.Context, writes ...Write) ([]WriteResult, error) {
 	return c.commit(ctx, writes, true)
 }
@@ -160,7 +170,7 @@ func (c *Client) commit(ctx context.Context, writes []Write, quiet bool) ([]Writ
 	return results, nil
 }
 
-// own fills in the client's field manager where the write names none.
+// own sets the client's field manager in a write that has none.
 func (c *Client) own(w *resourcev1.Write) {
 	var o *resourcev1.WriteOptions
 	switch v := w.GetWrite().(type) {
@@ -184,7 +194,7 @@ func result(w Write, r *resourcev1.WriteResult, quiet bool) WriteResult {
 		if s := decodeStatus(r.GetStatus()); s != nil {
 			out.Err = s
 		} else {
-			out.Err = errors.New("client: a write failed with a status that is none")
+			out.Err = errors.New("client: the server refused a write without a readable Status")
 		}
 		return out
 	}

@@ -7,8 +7,9 @@ import (
 	"strings"
 )
 
-// Configuration is the JSON document of the fields that an object sets: those
-// that are not zero. apiVersion and kind come from k.
+// Configuration returns the JSON document for server-side apply of the fields that obj sets:
+// those that are not zero. A pointer to a zero value is set. apiVersion and kind are those
+// of k.
 func Configuration(k *Kind, obj Object) ([]byte, error) {
 	doc := settings(reflect.ValueOf(obj).Elem())
 	fields, ok := doc.(map[string]any)
@@ -25,9 +26,9 @@ func Configuration(k *Kind, obj Object) ([]byte, error) {
 
 var marshaler = reflect.TypeFor[json.Marshaler]()
 
-// settings turns a value into what json.Marshal writes, without the fields that
-// are zero. The k8s.io types mark optional structs as required in their tags, so
-// json.Marshal alone would own empty ones ("strategy": {}).
+// settings converts a value into what json.Marshal would write, without the fields that are
+// zero. The tags of k8s.io types mark optional structs as required, so json.Marshal alone
+// would claim empty ones ("strategy": {}).
 func settings(v reflect.Value) any {
 	if v.Type().Implements(marshaler) || v.CanAddr() && v.Addr().Type().Implements(marshaler) {
 		if v.CanAddr() {

@@ -15,9 +15,9 @@ import (
 
 const statusURL = typePrefix + "k8s.io.apimachinery.pkg.apis.meta.v1.Status"
 
-// fromRPC turns the error of an RPC into what callers see: the Kubernetes Status
-// of its details; otherwise the context's own error, if it ended; otherwise the
-// gRPC error, wrapped, so that status.Code still answers.
+// fromRPC converts the error of an RPC into the one that callers see: the Kubernetes Status
+// in its details; otherwise the context's own error, if the context ended; otherwise the
+// gRPC error, wrapped, so that status.Code still works.
 func fromRPC(ctx context.Context, what string, err error) error {
 	if err == nil {
 		return nil
@@ -40,7 +40,7 @@ func fromRPC(ctx context.Context, what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// decodeStatus reads a Kubernetes Status out of an Any; nil if it holds none.
+// decodeStatus returns the Kubernetes Status in an Any, or nil if it holds none.
 func decodeStatus(a *anypb.Any) *apierrors.StatusError {
 	if a.GetTypeUrl() != statusURL {
 		return nil
@@ -52,8 +52,9 @@ func decodeStatus(a *anypb.Any) *apierrors.StatusError {
 	return &apierrors.StatusError{ErrStatus: s}
 }
 
-// IsUnavailable tells an error that came from no server's verdict: nobody
-// answered, or the connection broke. A write that failed so may have happened.
+// IsUnavailable reports whether err is not a server's verdict on the request: no server
+// answered, the connection broke, or the server answered 503. A write that failed like this
+// may have happened.
 func IsUnavailable(err error) bool {
 	var se *apierrors.StatusError
 	if err == nil || errors.As(err, &se) {
@@ -62,8 +63,8 @@ func IsUnavailable(err error) bool {
 	return status.Code(err) == codes.Unavailable || status.Code(err) == codes.Unknown && errors.Is(err, io.EOF)
 }
 
-// ToStatus makes the gRPC status that carries a Kubernetes Status, for servers
-// of ResourceService. The code is the nearest to the HTTP one.
+// ToStatus returns the gRPC status error that carries s in its details, for servers of
+// ResourceService. Its code is the one nearest to the HTTP code of s.
 func ToStatus(s *metav1.Status) error {
 	data, err := s.Marshal()
 	if err != nil {

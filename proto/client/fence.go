@@ -17,38 +17,42 @@ import (
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
-// FenceKey is the metadata key that carries a leader's token.
+// FenceKey is the gRPC metadata key that carries a leader's token.
 const FenceKey = "keelson-fence"
 
-// CauseFenced is the cause, in the details of a Conflict, of a write that was
-// refused because its writer's epoch is over.
+// CauseFenced is the cause in the details of a 409 Conflict that refuses a write because
+// its writer's epoch has ended. [IsFenced] looks for it.
 const CauseFenced metav1.CauseType = "Fenced"
 
-// Fence is a leader's epoch. Every write that is made with a context of
-// [WithFence] is refused once another leader has begun its own.
+// Fence is a leader's epoch. Writes made with a context of [WithFence] are refused once
+// another leader has begun an epoch of its own.
 type Fence struct {
-	// Token is what [TakeFence] returned; writes fail while it is empty.
+	// Token is what [TakeFence] returned. Writes fail with FAILED_PRECONDITION, without
+	// being sent, while it is empty.
 	Token string
-	// Lost, if set, is called with each write that was refused because the epoch
-	// is over. It must be quick.
+	// Lost, if set, is called after each write that was refused because the epoch has
+	// ended. It must return quickly.
 	Lost func()
 }
 
 type fenceKey struct{}
 
-// WithFence makes the writes of a context depend on an epoch.
+// WithFence returns a context whose writes depend on the epoch f. Reads do not.
 func WithFence(ctx context.Context, f *Fence) context.Context {
 	return context.WithValue(ctx, fenceKey{}, f)
 }
 
-// FenceFrom is the epoch that the writes of a context depend on; nil is none.
+// FenceFrom returns the epoch that the writes of a context depend on, or nil.
 func FenceFrom(ctx context.Context) *Fence {
 	f, _ := ctx.Value(fenceKey{}).(*Fence)
 	return f
 }
 
-// TakeFence begins an epoch for the holder of a Lease, which is given as it was
-// acquired. [IsFenced] tells the error that the Lease is another's meanwhile.
+// TakeFence begins an epoch for the holder of lease, which must be the Lease as the caller
+// acquired it (its uid, spec.holderIdentity and spec.leaseTransitions), and returns the
+// token for [Fence]. It ends the epoch before it. The caller needs the permission to update
+// the Lease. If the Lease has since gone to another holder, the error is one for which
+// [IsFenced] is true. Calling it again is safe: a token that was lost has no effect.
 func TakeFence(ctx context.Context, c *Client, lease *coordinationv1.Lease) (token string, err error) {
 	req := &coordinationrpc.TakeRequest{Namespace: lease.Namespace, Name: lease.Name, Uid: string(lease.UID)}
 	if lease.Spec.HolderIdentity != nil {
@@ -64,8 +68,8 @@ func TakeFence(ctx context.Context, c *Client, lease *coordinationv1.Lease) (tok
 	return resp.GetToken(), nil
 }
 
-// IsFenced tells the error of a write that was refused because its writer's epoch
-// is over.
+// IsFenced reports whether err refuses a write, or [TakeFence], because another leader's
+// epoch or acquisition of the Lease has followed.
 func IsFenced(err error) bool {
 	if !apierrors.IsConflict(err) {
 		return false
@@ -104,7 +108,7 @@ func isFencedCall(err error) bool {
 	return errors.As(fromRPC(context.Background(), "", err), &se) && IsFenced(se)
 }
 
-// anyFenced looks into the results of a Commit.
+// anyFenced reports whether a result of a Commit was refused because of its fence.
 func anyFenced(reply any) bool {
 	commit, ok := reply.(*resourcev1.CommitResponse)
 	if !ok {

@@ -1,12 +1,12 @@
 package client
 
-// index finds objects by the values that a function gives them.
+// index finds objects by the values that a function returns for them.
 type index[T Object] struct {
 	values func(T) []string
 	sets   map[string]map[Key]T
 }
 
-// replace moves a key from its old object's values to its new one's.
+// replace moves a key from the values of its old object to those of its new one.
 func (ix *index[T]) replace(key Key, old T, hasOld bool, obj T, hasNew bool) {
 	if hasOld {
 		for _, v := range ix.values(old) {
@@ -30,7 +30,8 @@ func (ix *index[T]) replace(key Key, old T, hasOld bool, obj T, hasNew bool) {
 	}
 }
 
-// Get finds an object.
+// Get returns an object, and whether the cache holds it. namespace is empty for
+// cluster-scoped kinds.
 func (c *Cache[T]) Get(namespace, name string) (T, bool) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -38,7 +39,8 @@ func (c *Cache[T]) Get(namespace, name string) (T, bool) {
 	return obj, ok
 }
 
-// List is all objects, in no order.
+// List returns all objects, in no particular order. The slice is the caller's, the objects
+// are shared.
 func (c *Cache[T]) List() []T {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -49,15 +51,15 @@ func (c *Cache[T]) List() []T {
 	return out
 }
 
-// Len is the number of objects.
+// Len returns the number of objects.
 func (c *Cache[T]) Len() int {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	return len(c.items)
 }
 
-// ByIndex is the objects under a value of an index, in no order. An index that
-// does not exist is a programmer's error and panics.
+// ByIndex returns the objects that the index of the given name lists under value, in no
+// particular order. It panics if [CacheOptions.Indexes] has no such index.
 func (c *Cache[T]) ByIndex(name, value string) []T {
 	ix := c.indexes[name]
 	if ix == nil {

@@ -25,44 +25,48 @@ import (
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
-// Kind is what a client knows of a kind.
+// Kind describes a built-in kind.
 type Kind struct {
+	// GVK is the group, version and kind. The core group is empty.
 	GVK schema.GroupVersionKind
-	// Resource is the plural. It is empty for kinds that only travel as the body
-	// of a subresource (Scale, Eviction, TokenRequest).
-	Resource   string
+	// Resource is the plural, for instance "pods". It is empty for kinds that only travel
+	// as the body of a subresource (Scale, Eviction, TokenRequest).
+	Resource string
+	// Namespaced is true if objects belong to a namespace.
 	Namespaced bool
-	// ProtoName is the protobuf message, "k8s.io.api.core.v1.Pod".
+	// ProtoName is the full name of the protobuf message, for instance
+	// "k8s.io.api.core.v1.Pod".
 	ProtoName string
-	// New makes an empty object.
+	// New returns an empty object.
 	New func() Object
 
 	goType reflect.Type
-	// unstored is set for kinds that an apiserver does not serve yet, and for those
-	// whose objects are another kind's or none's.
+	// unstored is true for kinds that the apiserver does not serve yet, kinds that are
+	// never stored, and kinds that show the stored objects of another.
 	unstored bool
 }
 
 // Stored reports whether the apiserver stores objects of the kind, so that they can be
-// listed, watched and deleted. Kinds that are posted are not, and of two kinds that
-// show the same objects one is.
+// listed, watched and deleted. It is false for kinds that are only posted, and true for one
+// of two kinds that show the same objects.
 func (k *Kind) Stored() bool { return k.Resource != "" && !k.unstored }
 
-// unstored makes a row of a kind that is not stored.
+// unstored marks the row of a kind that is not stored.
 func unstored(k *Kind) *Kind {
 	k.unstored = true
 	return k
 }
 
-// GVR is the kind's group, version and resource.
+// GVR returns the kind's group, version and resource.
 func (k *Kind) GVR() schema.GroupVersionResource {
 	return k.GVK.GroupVersion().WithResource(k.Resource)
 }
 
-// APIVersion is group and version as objects name them ("apps/v1").
+// APIVersion returns group and version as objects name them, for instance "apps/v1".
 func (k *Kind) APIVersion() string { return k.GVK.GroupVersion().String() }
 
-// Ref names a collection, an object or a subresource of the kind.
+// Ref returns the reference to a collection (empty name), an object or a subresource of the
+// kind.
 func (k *Kind) Ref(namespace, name, subresource string) *resourcev1.Ref {
 	return &resourcev1.Ref{
 		Group: k.GVK.Group, Version: k.GVK.Version, Resource: k.Resource,
@@ -70,14 +74,14 @@ func (k *Kind) Ref(namespace, name, subresource string) *resourcev1.Ref {
 	}
 }
 
-// object is implemented by the pointer to a Go struct of Kubernetes' API.
+// object is implemented by pointers to the Go structs of Kubernetes' API.
 type object[E any] interface {
 	*E
 	Object
 }
 
-// kind makes a row. The protobuf message follows from the Go package, as
-// Kubernetes names them.
+// kind returns a row of the table. The name of the protobuf message follows from the Go
+// package, as in Kubernetes.
 func kind[E any, P object[E]](group, resource string, namespaced bool) *Kind {
 	t := reflect.TypeFor[P]()
 	pkg := t.Elem().PkgPath()
@@ -174,13 +178,14 @@ var byType = func() map[reflect.Type]*Kind {
 	return m
 }()
 
-// Kinds are the built-in kinds. The slice and the kinds are shared: read only.
+// Kinds returns the built-in kinds. The slice and the kinds are shared and must not be
+// changed.
 func Kinds() []*Kind { return kinds }
 
-// KindOf is the kind of an object, by its Go type; nil if it is not built in.
+// KindOf returns the kind of obj, by its Go type, or nil if it is not built in.
 func KindOf(obj Object) *Kind { return byType[reflect.TypeOf(obj)] }
 
-// KindFor finds a kind that has a collection; nil if it is not built in.
+// KindFor returns the kind with a collection that gvk names, or nil if it is not built in.
 func KindFor(gvk schema.GroupVersionKind) *Kind {
 	for _, k := range kinds {
 		if k.GVK == gvk && k.Resource != "" {
@@ -190,7 +195,7 @@ func KindFor(gvk schema.GroupVersionKind) *Kind {
 	return nil
 }
 
-// KindForResource finds a kind by its collection; nil if it is not built in.
+// KindForResource returns the kind whose collection gvr names, or nil if it is not built in.
 func KindForResource(gvr schema.GroupVersionResource) *Kind {
 	for _, k := range kinds {
 		if k.Resource == gvr.Resource && k.GVK.Group == gvr.Group && k.GVK.Version == gvr.Version && k.Resource != "" {
@@ -200,7 +205,8 @@ func KindForResource(gvr schema.GroupVersionResource) *Kind {
 	return nil
 }
 
-// mustKind is the kind of a Go type; not to have one is a programmer's error.
+// mustKind returns the kind of a Go type. It panics if there is none: the type parameter is
+// wrong.
 func mustKind(t reflect.Type) *Kind {
 	k := byType[t]
 	if k == nil {

@@ -7,48 +7,65 @@ import (
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
-// ListOptions choose what a list returns.
+// ListOptions select what a list returns. The zero value selects all objects of the kind,
+// in their newest state.
 type ListOptions struct {
-	// Namespace is empty for all.
-	Namespace     string
+	// Namespace restricts the list to a namespace; empty means all namespaces.
+	Namespace string
+	// LabelSelector restricts the list by labels, for instance "app=web,tier!=test".
 	LabelSelector string
+	// FieldSelector restricts the list by fields that the kind supports, for instance
+	// "spec.nodeName=node-0"; metadata.name and metadata.namespace always work.
 	FieldSelector string
-	// ResourceVersion: empty is the newest state, "0" any, another one at least
-	// as new.
+	// ResourceVersion selects the state to read: empty means the newest, "0" any, and a
+	// resource version one that is at least as new.
 	ResourceVersion string
-	// ResourceVersionMatch is empty, "Exact" or "NotOlderThan".
+	// ResourceVersionMatch is empty, "Exact" (the state of ResourceVersion itself) or
+	// "NotOlderThan".
 	ResourceVersionMatch string
-	// Limit bounds the number of objects; Continue goes on from ListMeta.Continue.
-	Limit    int64
+	// Limit is the largest number of objects to return; 0 returns all.
+	Limit int64
+	// Continue resumes a list that Limit ended: the ListMeta.Continue of that list. The
+	// state is the same one. If the server no longer has it, the error is a 410
+	// (apierrors.IsResourceExpired).
 	Continue string
-	// PageSize is the largest number of objects in one message; 0 means the
-	// server's choice. It does not change what is returned.
+	// PageSize is the largest number of objects in one message; 0 lets the server choose
+	// (500), and it sends at most 5,000. It does not change what is returned.
 	PageSize int32
 }
 
-// ListMeta is what a list says beside its items.
+// ListMeta is the metadata of a list.
 type ListMeta struct {
+	// ResourceVersion is the state that was read, from which a watch can start.
 	ResourceVersion string
-	Continue        string
-	// RemainingItemCount is 0 where it is not known.
+	// Continue is set if Limit ended the list before its end.
+	Continue string
+	// RemainingItemCount is the number of objects after those returned; 0 if it is not
+	// known.
 	RemainingItemCount int64
 }
 
-// WatchOptions choose what a watch reports.
+// WatchOptions select what a watch reports. The zero value reports the present state of
+// all objects of the kind as Added events, and then all changes.
 type WatchOptions struct {
-	// Namespace is empty for all.
+	// Namespace restricts the watch to a namespace; empty means all namespaces.
 	Namespace string
 	// Name restricts the watch to one object.
-	Name          string
+	Name string
+	// LabelSelector restricts the watch by labels. An object that no longer matches is
+	// reported as Deleted.
 	LabelSelector string
+	// FieldSelector restricts the watch by fields, in the same way.
 	FieldSelector string
-	// ResourceVersion is where to start after; empty starts with the present
+	// ResourceVersion is the state after which to start; empty starts with the present
 	// state as Added events.
 	ResourceVersion string
-	// SendInitialEvents sends the present state first, and then a bookmark with
+	// SendInitialEvents sends the present state first, ended by a Bookmark with
 	// InitialEnd.
 	SendInitialEvents bool
-	AllowBookmarks    bool
+	// AllowBookmarks requests a Bookmark at least once a minute, so that a quiet watch
+	// can be resumed from a recent state.
+	AllowBookmarks bool
 }
 
 type writeOptions struct {
@@ -57,21 +74,25 @@ type writeOptions struct {
 	force       bool
 }
 
-// WriteOption changes a write.
+// WriteOption changes how a write is performed.
 type WriteOption func(*writeOptions)
 
-// DryRun does everything but store.
+// DryRun makes the server validate and admit the write and return its result without
+// storing it.
 func DryRun() WriteOption { return func(o *writeOptions) { o.rpc.DryRun = true } }
 
-// FieldManager names the writer in managedFields.
+// FieldManager sets the name under which the written fields are recorded in
+// metadata.managedFields; by default the first part of [Config.UserAgent].
 func FieldManager(name string) WriteOption {
 	return func(o *writeOptions) { o.rpc.FieldManager = name }
 }
 
-// Subresource writes to a subresource, for instance "status".
+// Subresource makes the write go to a subresource of the object, for instance "status" or
+// "approval".
 func Subresource(name string) WriteOption { return func(o *writeOptions) { o.subresource = name } }
 
-// Force lets Apply take over fields that other managers own.
+// Force lets Apply take over fields that other managers own; without it, such fields are a
+// conflict (409).
 func Force() WriteOption { return func(o *writeOptions) { o.force = true } }
 
 func (c *Client) writeOptions(opts []WriteOption) *writeOptions {
@@ -83,8 +104,8 @@ func (c *Client) writeOptions(opts []WriteOption) *writeOptions {
 	return o
 }
 
-// fieldManager is the default one; a nil client (a Write made before its client
-// is known) leaves it to Commit.
+// fieldManager returns the default field manager. A nil client, of a Write that is built
+// before its client is known, leaves it to Commit.
 func (c *Client) fieldManager() string {
 	if c == nil {
 		return ""
@@ -99,28 +120,31 @@ type deleteOptions struct {
 	dryRun        bool
 }
 
-// DeleteOption changes a delete.
+// DeleteOption changes how an object is deleted.
 type DeleteOption func(*deleteOptions)
 
-// Grace overrides the object's grace period; 0 deletes at once.
+// Grace overrides the object's grace period, in seconds. 0 deletes it at once, and for a
+// pod without waiting for the node.
 func Grace(seconds int64) DeleteOption { return func(o *deleteOptions) { o.grace = &seconds } }
 
-// UID deletes only the object with this uid.
+// UID makes the delete fail with a conflict (409) unless the object has this uid.
 func UID(uid types.UID) DeleteOption {
 	return func(o *deleteOptions) { o.precondition().Uid = string(uid) }
 }
 
-// ResourceVersion deletes only the object in this version.
+// ResourceVersion makes the delete fail with a conflict (409) unless the object has this
+// resource version.
 func ResourceVersion(rv string) DeleteOption {
 	return func(o *deleteOptions) { o.precondition().ResourceVersion = rv }
 }
 
-// Propagation says what becomes of the object's dependents.
+// Propagation selects what happens to the object's dependents: metav1.DeletePropagationOrphan,
+// Background or Foreground. The default depends on the kind, and is Background for most.
 func Propagation(p metav1.DeletionPropagation) DeleteOption {
 	return func(o *deleteOptions) { o.propagation = string(p) }
 }
 
-// DryRunDelete does everything but delete.
+// DryRunDelete makes the server check the delete without performing it.
 func DryRunDelete() DeleteOption { return func(o *deleteOptions) { o.dryRun = true } }
 
 func (o *deleteOptions) precondition() *resourcev1.Preconditions {

@@ -13,10 +13,12 @@ import (
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
-// Post posts body to a subresource of an object of T's kind and returns the
-// answer, for instance
+// Post creates a subresource of an object of T's kind, one that is an action, with body as
+// its argument, and returns the server's answer, for instance:
 //
 //	token, err := client.Post[*corev1.ServiceAccount, *authenticationv1.TokenRequest](ctx, c, ns, name, "token", request)
+//
+// It panics if T or R is not a built-in kind.
 func Post[T, R Object](ctx context.Context, c *Client, namespace, name, subresource string, body Object, opts ...WriteOption) (R, error) {
 	var none R
 	answer, err := post(ctx, c, mustKind(reflect.TypeFor[T]()), namespace, name, subresource, body, opts)
@@ -45,8 +47,8 @@ func post(ctx context.Context, c *Client, k *Kind, namespace, name, subresource 
 	return resp.GetObject(), nil
 }
 
-// Bind assigns a pod to a node. The pod's uid and resourceVersion, where set,
-// must be the present ones.
+// Bind assigns pod to a node. If the pod's uid is set, it must be the present one. The error
+// is a conflict (409) if the pod has another uid or is assigned already.
 func Bind(ctx context.Context, c *Client, pod *corev1.Pod, node string) error {
 	_, err := post(ctx, c, mustKind(reflect.TypeFor[*corev1.Pod]()), pod.Namespace, pod.Name, "binding", binding(pod, node), nil)
 	return err
@@ -58,14 +60,15 @@ func binding(pod *corev1.Pod, node string) *corev1.Binding {
 	return b
 }
 
-// Evict asks for a pod's eviction, which a PodDisruptionBudget may refuse with
-// 429 TooManyRequests.
+// Evict requests the eviction of the pod that eviction names. The server may refuse it with
+// 429 (apierrors.IsTooManyRequests), as a PodDisruptionBudget demands.
 func Evict(ctx context.Context, c *Client, eviction *policyv1.Eviction) error {
 	_, err := post(ctx, c, mustKind(reflect.TypeFor[*corev1.Pod]()), eviction.Namespace, eviction.Name, "eviction", eviction, nil)
 	return err
 }
 
-// GetScale reads the scale of an object.
+// GetScale returns the scale subresource of an object of a kind that has one (Deployment,
+// ReplicaSet).
 func (r Resource[T]) GetScale(ctx context.Context, namespace, name string) (*autoscalingv1.Scale, error) {
 	resp, err := r.c.rpc.Get(ctx, &resourcev1.GetRequest{Ref: r.kind.Ref(namespace, name, "scale")})
 	if err != nil {
@@ -75,7 +78,8 @@ func (r Resource[T]) GetScale(ctx context.Context, namespace, name string) (*aut
 	return scale, decode(mustKind(reflect.TypeFor[*autoscalingv1.Scale]()), resp.GetObject(), scale)
 }
 
-// UpdateScale changes the number of replicas of an object.
+// UpdateScale sets the number of replicas of the object that scale names, and returns the
+// new scale. It is conditional on the resourceVersion of scale, if that is set.
 func (r Resource[T]) UpdateScale(ctx context.Context, scale *autoscalingv1.Scale, opts ...WriteOption) (*autoscalingv1.Scale, error) {
 	a, err := Encode(scale)
 	if err != nil {

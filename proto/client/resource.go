@@ -15,15 +15,16 @@ import (
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
-// Resource is typed access to one kind.
+// Resource is typed access to one kind. It is a small value, safe for concurrent use; [For]
+// and [Metadata] return it.
 type Resource[T Object] struct {
 	c    *Client
 	kind *Kind
-	// make makes an empty T.
+	// make returns an empty T.
 	make func() T
 }
 
-// For is access to the kind of T, for instance For[*corev1.Pod](c). It panics if
+// For returns typed access to the kind of T, for instance For[*corev1.Pod](c). It panics if
 // T is not a built-in kind with a collection.
 func For[T Object](c *Client) Resource[T] {
 	k := mustKind(reflect.TypeFor[T]())
@@ -33,16 +34,16 @@ func For[T Object](c *Client) Resource[T] {
 	return Resource[T]{c: c, kind: k, make: func() T { return k.New().(T) }}
 }
 
-// Metadata is access to the metadata of any kind: reads decode nothing else, and
-// deletes and patches work. Creates and updates are refused, because they would
-// lose the rest of the object.
+// Metadata returns access to the metadata of a kind: reads decode nothing else, and deletes
+// and patches work. Creates and updates fail, because they would lose the rest of the
+// object.
 func Metadata(c *Client, k *Kind) Resource[*metav1.PartialObjectMetadata] {
 	return Resource[*metav1.PartialObjectMetadata]{c: c, kind: k, make: func() *metav1.PartialObjectMetadata {
 		return &metav1.PartialObjectMetadata{}
 	}}
 }
 
-// Kind is the kind.
+// Kind returns the kind of the resource.
 func (r Resource[T]) Kind() *Kind { return r.kind }
 
 func (r Resource[T]) what(verb, namespace, name string) string {
@@ -68,7 +69,9 @@ func (r Resource[T]) encode(obj T) (*anypb.Any, error) {
 	return encode(r.kind, obj)
 }
 
-// Get reads an object, as new as any write that was acknowledged before.
+// Get returns an object, in a state at least as new as every write that was acknowledged
+// before the call. namespace is empty for cluster-scoped kinds. A missing object is a 404
+// (apierrors.IsNotFound).
 func (r Resource[T]) Get(ctx context.Context, namespace, name string) (T, error) {
 	var none T
 	resp, err := r.c.rpc.Get(ctx, &resourcev1.GetRequest{Ref: r.kind.Ref(namespace, name, "")})
@@ -78,7 +81,8 @@ func (r Resource[T]) Get(ctx context.Context, namespace, name string) (T, error)
 	return r.decode(resp.GetObject())
 }
 
-// List reads a collection.
+// List returns the objects of a collection, ordered by namespace and name, all of one
+// revision. See [Resource.All] for collections that should not be held in memory.
 func (r Resource[T]) List(ctx context.Context, o ListOptions) ([]T, ListMeta, error) {
 	var (
 		items []T
@@ -104,8 +108,8 @@ func (r Resource[T]) List(ctx context.Context, o ListOptions) ([]T, ListMeta, er
 	return items, meta, nil
 }
 
-// All goes through a collection page by page, without holding all of it. An
-// error is the last element.
+// All returns an iterator over the objects of a collection, which holds one page at a time.
+// An error is the last element.
 func (r Resource[T]) All(ctx context.Context, o ListOptions) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		var none T
@@ -159,7 +163,9 @@ func (r Resource[T]) pages(ctx context.Context, o ListOptions) iter.Seq2[*resour
 	}
 }
 
-// Create stores a new object and returns it as stored.
+// Create stores a new object and returns it as stored. If an object of that name exists, the
+// error is a 409 (apierrors.IsAlreadyExists). With metadata.generateName in the place of a
+// name, the server chooses one. After an error that is no Status, the object may exist.
 func (r Resource[T]) Create(ctx context.Context, obj T, opts ...WriteOption) (T, error) {
 	var none T
 	a, err := r.encode(obj)
@@ -181,8 +187,9 @@ func (r Resource[T]) Create(ctx context.Context, obj T, opts ...WriteOption) (T,
 	return r.decode(resp.GetObject())
 }
 
-// Update replaces an object. With a resourceVersion in obj it fails with a
-// conflict if the object has changed since.
+// Update replaces an object and returns it as stored. If obj has a resourceVersion and the
+// object has changed since, the error is a 409 (apierrors.IsConflict). The status of kinds
+// that have a status subresource is not changed: see [Resource.UpdateStatus].
 func (r Resource[T]) Update(ctx context.Context, obj T, opts ...WriteOption) (T, error) {
 	var none T
 	a, err := r.encode(obj)
@@ -199,12 +206,15 @@ func (r Resource[T]) Update(ctx context.Context, obj T, opts ...WriteOption) (T,
 	return r.decode(resp.GetObject())
 }
 
-// UpdateStatus replaces an object's status.
+// UpdateStatus replaces the status of an object and returns the object as stored. Everything
+// else in obj is ignored, except its resourceVersion, which is a condition as in Update.
 func (r Resource[T]) UpdateStatus(ctx context.Context, obj T, opts ...WriteOption) (T, error) {
 	return r.Update(ctx, obj, append([]WriteOption{Subresource("status")}, opts...)...)
 }
 
-// Patch changes part of an object.
+// Patch changes part of an object and returns it as stored. kind is types.JSONPatchType (RFC
+// 6902), MergePatchType (RFC 7386) or StrategicMergePatchType; for apply patches, use
+// [Resource.Apply].
 func (r Resource[T]) Patch(ctx context.Context, namespace, name string, kind types.PatchType, data []byte, opts ...WriteOption) (T, error) {
 	var none T
 	k, err := patchKind(kind)
@@ -233,8 +243,11 @@ func patchKind(kind types.PatchType) (resourcev1.PatchRequest_Kind, error) {
 	return 0, fmt.Errorf("client: patch type %q: use Apply for apply patches", kind)
 }
 
-// Apply is server-side apply of the fields that obj sets: those that are not
-// zero (a pointer to zero is set).
+// Apply performs server-side apply of the fields that obj sets, which are those that are not
+// zero (a pointer to a zero value is set), as manager, and returns the object as stored. It
+// creates the object if it does not exist. Fields that manager applied before and obj does
+// not set are removed. Fields that other managers own with another value are a 409
+// (apierrors.IsConflict), unless [Force] is given.
 func (r Resource[T]) Apply(ctx context.Context, obj T, manager string, opts ...WriteOption) (T, error) {
 	data, err := Configuration(r.kind, obj)
 	if err != nil {
@@ -244,7 +257,8 @@ func (r Resource[T]) Apply(ctx context.Context, obj T, manager string, opts ...W
 	return r.ApplyConfiguration(ctx, obj.GetNamespace(), obj.GetName(), data, manager, opts...)
 }
 
-// ApplyConfiguration is server-side apply of a JSON or YAML document.
+// ApplyConfiguration performs server-side apply of a JSON or YAML document, as
+// [Resource.Apply] does. The document must have apiVersion and kind.
 func (r Resource[T]) ApplyConfiguration(ctx context.Context, namespace, name string, document []byte, manager string, opts ...WriteOption) (T, error) {
 	var none T
 	o := r.c.writeOptions(opts)
@@ -258,14 +272,15 @@ func (r Resource[T]) ApplyConfiguration(ctx context.Context, namespace, name str
 	return r.decode(resp.GetObject())
 }
 
-// Delete removes an object, or starts its graceful end.
+// Delete removes an object, or begins its graceful termination: a pod that runs, or an object
+// with finalizers, is gone later. A missing object is a 404 (apierrors.IsNotFound).
 func (r Resource[T]) Delete(ctx context.Context, namespace, name string, opts ...DeleteOption) error {
 	_, _, err := r.DeleteObject(ctx, namespace, name, opts...)
 	return err
 }
 
-// DeleteObject is Delete that also returns the object, and whether nothing is
-// left of it.
+// DeleteObject is [Resource.Delete] that also returns the object. gone is true if nothing is
+// left of it; obj is then its last state, or nil.
 func (r Resource[T]) DeleteObject(ctx context.Context, namespace, name string, opts ...DeleteOption) (obj T, gone bool, err error) {
 	resp, err := r.c.rpc.Delete(ctx, deleteRequest(r.c, r.kind, namespace, name, opts))
 	if err != nil {
@@ -289,8 +304,8 @@ func deleteRequest(c *Client, k *Kind, namespace, name string, opts []DeleteOpti
 	}
 }
 
-// DeleteCollection removes what a list with the same options would return, and
-// says how many that were.
+// DeleteCollection deletes the objects that a list with the same namespace and selectors
+// would return, and returns their number.
 func (r Resource[T]) DeleteCollection(ctx context.Context, l ListOptions, opts ...DeleteOption) (int64, error) {
 	o := newDeleteOptions(opts)
 	resp, err := r.c.rpc.DeleteCollection(ctx, &resourcev1.DeleteCollectionRequest{

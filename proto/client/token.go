@@ -8,13 +8,14 @@ import (
 	"time"
 )
 
-// tokenAge is how long a token read from a file is used: a pod's is renewed long before
-// it expires.
+// tokenAge is how long a token that was read from a file is used. The kubelet renews a pod's
+// token long before it expires.
 const tokenAge = time.Minute
 
-// TokenFile is a source for Config.Token that reads a file, and reads it again once a
-// minute: the token of a pod's service account lies in
-// /var/run/secrets/kubernetes.io/serviceaccount/token and is renewed there.
+// TokenFile returns a source for [Config.Token] that reads a token from a file, and reads it
+// again once a minute. The token of a pod's service account is in
+// /var/run/secrets/kubernetes.io/serviceaccount/token and is renewed there. Calls fail while
+// the file is missing or empty.
 func TokenFile(path string) func() (string, error) { return tokenFile(path, time.Now) }
 
 func tokenFile(path string, now func() time.Time) func() (string, error) {

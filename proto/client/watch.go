@@ -10,17 +10,23 @@ import (
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
-// EventType says what happened.
+// EventType is the type of an [Event].
 type EventType int
 
 // The types of events.
 const (
+	// Added means that the object is new to the watch: it was created, it began to match,
+	// or it is part of the initial state.
 	Added EventType = iota + 1
+	// Modified means that the object changed.
 	Modified
+	// Deleted means that the object is gone or no longer matches.
 	Deleted
+	// Bookmark means that nothing else happened up to the event's ResourceVersion.
 	Bookmark
 )
 
+// String returns the name of the type.
 func (t EventType) String() string {
 	switch t {
 	case Added:
@@ -35,28 +41,32 @@ func (t EventType) String() string {
 	return fmt.Sprintf("EventType(%d)", int(t))
 }
 
-// Event is one change of an object.
+// Event is a change of one object, or a bookmark.
 type Event[T Object] struct {
+	// Type is the type of the event.
 	Type EventType
-	// Object is the object as it is now; of a deletion, its last state. It is nil
-	// in a bookmark.
+	// Object is the object as it is now, or its last state if it was deleted. It is nil
+	// in a Bookmark.
 	Object T
-	// Old is the object as it was before, in Modified and Deleted events of a
-	// Cache. A plain watch leaves it nil.
+	// Old is the object before the change, in Modified and Deleted events of a [Cache].
+	// In events of a plain watch it is nil.
 	Old T
-	// ResourceVersion is where to resume a watch after this event.
+	// ResourceVersion is the revision of the event: a watch that starts there continues
+	// after it.
 	ResourceVersion string
-	// Traceparent is the W3C trace context of the write that caused the event,
-	// or empty: initial state has none.
+	// Traceparent is the W3C trace context of the write that caused the event, or empty
+	// if it had none, as in the initial state.
 	Traceparent string
-	// InitialEnd marks the bookmark that ends the initial state.
+	// InitialEnd is true in the Bookmark that ends the initial state.
 	InitialEnd bool
 }
 
-// Watch reports changes in order, each once, until ctx ends, the caller stops,
-// or the server ends it. An error is the last element; a server that merely
-// closes the stream yields none. Resume from the last event's ResourceVersion;
-// apierrors.IsResourceExpired says that this is no longer possible.
+// Watch returns an iterator over changes, in order and each once, that ends when ctx ends,
+// the caller stops, or the server ends the watch, which it does after 30 to 60 minutes at
+// the latest. An error is the last element; a server that closes the stream in an orderly
+// way yields none. Resume with the ResourceVersion of the last event. If that state is no
+// longer known, the error is a 410 (apierrors.IsResourceExpired): list again. A [Cache]
+// does all of this.
 func (r Resource[T]) Watch(ctx context.Context, o WatchOptions) iter.Seq2[Event[T], error] {
 	return func(yield func(Event[T], error) bool) {
 		ctx, cancel := context.WithCancel(ctx)

@@ -14,8 +14,8 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// recorder writes down what a cache tells its subscribers, and checks that each
-// event fits what came before.
+// recorder records what a cache delivers to its subscribers, and checks that each event
+// follows from those before it.
 type recorder struct {
 	t      *testing.T
 	prefix string
@@ -100,8 +100,8 @@ func testCache(t *testing.T, s *suite) {
 	equal(t, "events of one who has left", len(late.events()), 3)
 }
 
-// testCacheCut writes while the cache's connection is cut again and again: every
-// event arrives once and in order.
+// testCacheCut writes while the cache's connection is cut repeatedly: every event arrives
+// once and in order.
 func testCacheCut(t *testing.T, s *suite) {
 	p := startProxy(t, s.Endpoint)
 	cache, rec := s.cache(t, s.Dial(t, p.address()))
@@ -137,8 +137,7 @@ func testCacheCut(t *testing.T, s *suite) {
 	}
 }
 
-// testCacheExpired lets the history of a cut end: the cache reports the
-// difference.
+// testCacheExpired compacts the history during a cut: the cache reports the difference.
 func testCacheExpired(t *testing.T, s *suite) {
 	if s.Compact == nil {
 		return // this server's history is not ours to end.

@@ -1,9 +1,9 @@
-// Package clientconformance is what every ResourceService must do for its
-// clients, as tests that run against any *client.Client: the in-memory server of
-// clienttest here, a real cluster from elsewhere.
+// Package clientconformance is the suite of what every ResourceService must do for its
+// clients. It runs against any *client.Client: against the in-memory server of clienttest
+// here, and against a real apiserver elsewhere.
 //
-// It writes into one namespace only, a Lease there among it, and must never depend on a controller being
-// there or not being there.
+// It writes into one namespace only, a Lease among other things, and must never depend on
+// whether a controller runs.
 package clientconformance
 
 import (
@@ -22,22 +22,22 @@ import (
 
 // Config is what the suite runs against.
 type Config struct {
-	// Client speaks to the server.
+	// Client is a client of the server.
 	Client *client.Client
-	// Namespace exists; the suite creates and deletes ConfigMaps, Services and a
-	// Lease in it.
+	// Namespace is an existing namespace, in which the suite creates and deletes
+	// ConfigMaps, Services and a Lease.
 	Namespace string
-	// Endpoint is the server's host:port, and Dial makes a client that connects
-	// to another address as if it were the endpoint: the suite puts a proxy
-	// between, and cuts it.
+	// Endpoint is the server's address, host:port.
 	Endpoint string
-	Dial     func(t *testing.T, address string) *client.Client
+	// Dial returns a client that connects to address as if it were Endpoint: the suite
+	// puts a proxy between them, and cuts it.
+	Dial func(t *testing.T, address string) *client.Client
 	// Compact, if set, makes the server forget the changes so far, so that
 	// watches expire.
 	Compact func()
 }
 
-// Run runs the suite.
+// Run runs the suite, as subtests of t.
 func Run(t *testing.T, cfg Config) {
 	for _, test := range []struct {
 		name string
@@ -89,7 +89,7 @@ func Run(t *testing.T, cfg Config) {
 	}
 }
 
-// suite is one test's view: every object carries a label of its own.
+// suite is the view of one test, whose objects carry a label of their own.
 type suite struct {
 	Config
 
@@ -144,7 +144,7 @@ func (s *suite) setAs(t *testing.T, ctx context.Context, cm *corev1.ConfigMap, k
 	return must(s.maps.Update(ctx, cm))(t)
 }
 
-// must returns the value of a call that may not fail.
+// must returns the value of a call that must not fail.
 func must[V any](v V, err error) func(testing.TB) V {
 	return func(t testing.TB) V {
 		t.Helper()

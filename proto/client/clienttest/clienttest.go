@@ -1,13 +1,12 @@
-// Package clienttest is an in-memory ResourceService for tests of what speaks to
-// a cluster: every built-in kind, optimistic concurrency, finalizers, graceful
-// pod deletion, propagation policies as finalizers, status and scale
-// subresources, binding, selectors, pagination, watches that can be cut, leaders'
-// fences, and failures on demand. It passes the client's conformance suite, as the apiserver
-// does.
+// Package clienttest serves an empty cluster in memory, for tests of programs that use package
+// client. It has every built-in kind, optimistic concurrency, finalizers, graceful deletion
+// of pods, propagation policies as finalizers, status and scale subresources, binding,
+// selectors, pagination, watches that can be cut, leaders' fences, and failures on demand.
+// It passes the client's conformance suite, as the apiserver does.
 //
-// It has no defaults, no validation, no admission and no authorization, and
-// Apply merges without owning fields: a test that needs those starts a cluster.
-// It must never be linked into a program.
+// It has no defaults, no validation, no admission and no authorization, and Apply merges
+// without owning fields: a test that needs those starts a cluster. It must never be linked
+// into a program.
 package clienttest
 
 import (
@@ -24,14 +23,14 @@ import (
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
-// Start serves an empty cluster until the test ends.
+// Start serves an empty cluster until the test ends, and returns a client of it.
 func Start(t testing.TB) *client.Client {
 	t.Helper()
 	_, c := StartServer(t)
 	return c
 }
 
-// StartServer is Start for tests that steer the server.
+// StartServer is [Start] for tests that also control the server.
 func StartServer(t testing.TB) (*Server, *client.Client) {
 	t.Helper()
 	s := NewServer()
@@ -52,7 +51,8 @@ func StartServer(t testing.TB) (*Server, *client.Client) {
 	return s, client.New(conn, "clienttest")
 }
 
-// Serve answers on a listener until stop is called, which waits for the end.
+// Serve serves connections of l in clear text until stop is called. stop closes l and returns
+// when everything has ended.
 func (s *Server) Serve(l net.Listener) (stop func()) {
 	srv := grpc.NewServer(grpc.MaxRecvMsgSize(64<<20), grpc.MaxSendMsgSize(64<<20), grpc.UnaryInterceptor(s.intercept))
 	resourcev1.RegisterResourceServiceServer(srv, s)

@@ -18,7 +18,8 @@ import (
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
-// Server is the in-memory ResourceService.
+// Server is the in-memory cluster. [StartServer] or [NewServer] makes it. Its methods are safe
+// for concurrent use.
 type Server struct {
 	resourcev1.UnimplementedResourceServiceServer
 
@@ -34,11 +35,11 @@ type Server struct {
 	wrote  func(Written)
 }
 
-// collection is all objects of a kind and what happened to them.
+// collection holds all objects of a kind and their history.
 type collection struct {
 	kind    *client.Kind
 	objects map[client.Key]client.Object
-	// log holds the changes in order; those up to compacted are gone.
+	// log holds the changes in order; those up to compacted are forgotten.
 	log       []change
 	compacted uint64
 	// grown is closed when the log grows, and then replaced.
@@ -52,7 +53,7 @@ type change struct {
 	traceparent string
 }
 
-// NewServer makes an empty cluster.
+// NewServer returns an empty cluster, which [Server.Serve] serves.
 func NewServer() *Server {
 	return &Server{
 		revision: 1, kinds: map[schema.GroupVersionResource]*collection{}, cut: make(chan struct{}),
@@ -60,7 +61,7 @@ func NewServer() *Server {
 	}
 }
 
-// Cut breaks every running watch off, in the middle of its stream.
+// Cut breaks every running watch, in the middle of its stream.
 func (s *Server) Cut() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -68,7 +69,8 @@ func (s *Server) Cut() {
 	s.cut = make(chan struct{})
 }
 
-// Compact forgets every change so far: a watch that resumes before now expires.
+// Compact forgets every change so far: a watch that resumes from an earlier revision fails
+// with 410 Expired.
 func (s *Server) Compact() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -77,7 +79,7 @@ func (s *Server) Compact() {
 	}
 }
 
-// RefuseStreamingLists answers BadRequest to send_initial_events, as an old
+// RefuseStreamingLists makes the server answer send_initial_events with BadRequest, as an old
 // server would.
 func (s *Server) RefuseStreamingLists() {
 	s.mu.Lock()
@@ -85,43 +87,43 @@ func (s *Server) RefuseStreamingLists() {
 	s.noStream = true
 }
 
-// Fail sets a function that is asked before each RPC and each write of a
-// Commit; an error is its answer. A *apierrors.StatusError travels as such. nil
-// ends it. method is the RPC's name, for instance "Create".
+// Fail sets a function that is called before each RPC and before each write of a Commit; an
+// error that it returns is the answer. A *apierrors.StatusError arrives as such at the
+// client. method is the RPC's name, for instance "Create". A nil f ends it.
 func (s *Server) Fail(f func(method string, ref *resourcev1.Ref) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fail = f
 }
 
-// Admit sets a function that may change or refuse an object before it is stored
-// (verb is "create", "update", "delete" or "update/status" and the like). It
-// must not call the server.
+// Admit sets a function that may change or refuse an object before it is stored. verb is
+// "create", "update" or "delete", or the verb and a subresource, for instance
+// "update/status". f must not call the server.
 func (s *Server) Admit(f func(verb string, obj client.Object) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.admit = f
 }
 
-// Written is an RPC that writes.
+// Written describes an RPC that writes.
 type Written struct {
 	// Method is its name, for instance "Commit".
 	Method string
-	// UserAgent and Fence are what it carries, or empty.
+	// UserAgent and Fence are the client's user agent and fence token, or empty.
 	UserAgent, Fence string
-	// Request is the message.
+	// Request is the message, for instance a *resourcev1.CommitRequest.
 	Request any
 }
 
-// Wrote sets a function that is called with each RPC that writes, before it does.
-// nil ends it.
+// Wrote sets a function that is called with each RPC that writes, before it is performed. A
+// nil f ends it.
 func (s *Server) Wrote(f func(Written)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.wrote = f
 }
 
-// Revision is the revision of the last write.
+// Revision returns the revision of the last write.
 func (s *Server) Revision() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -199,13 +201,13 @@ func (s *Server) get(c *collection, ref *resourcev1.Ref) (client.Object, error) 
 
 func clone(obj client.Object) client.Object { return obj.DeepCopyObject().(client.Object) }
 
-// encode makes the Any of an object that is not changed any more.
+// encode returns the Any of an object that is no longer changed.
 func encode(obj client.Object) (*anypb.Any, error) { return client.Encode(obj) }
 
-// decode reads an Any that must hold the kind.
+// decode returns the object in an Any, which must hold the kind.
 func decode(k *client.Kind, a *anypb.Any) (client.Object, error) {
 	if want := "type.googleapis.com/" + k.ProtoName; a.GetTypeUrl() != want {
-		return nil, apierrors.NewBadRequest(fmt.Sprintf("the body is a %q where a %q is due", a.GetTypeUrl(), want))
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("the body is a %q, want a %q", a.GetTypeUrl(), want))
 	}
 	obj := k.New()
 	if err := obj.Unmarshal(a.GetValue()); err != nil {
@@ -214,13 +216,13 @@ func decode(k *client.Kind, a *anypb.Any) (client.Object, error) {
 	return obj, nil
 }
 
-// part is a field of an object's Go struct, for instance "Status"; not valid
-// where the kind has none.
+// part returns a field of an object's Go struct, for instance "Status"; the zero Value if the
+// kind has none.
 func part(obj client.Object, name string) reflect.Value {
 	return reflect.ValueOf(obj).Elem().FieldByName(name)
 }
 
-// rpcError turns any error into what travels.
+// rpcError converts an error into the one that is sent.
 func rpcError(err error) error {
 	if se, ok := err.(apierrors.APIStatus); ok { //nolint:errorlint // statuses are made here and never wrapped.
 		s := se.Status()

@@ -201,7 +201,7 @@ func (s *Server) create(ctx context.Context, req *resourcev1.CreateRequest) (*an
 	return a, s.revision, err
 }
 
-// post carries out the subresources that are actions.
+// post performs the subresources that are actions.
 func (s *Server) post(ctx context.Context, c *collection, ref *resourcev1.Ref, sub string, req *resourcev1.CreateRequest) (*anypb.Any, uint64, error) {
 	old, err := s.get(c, ref)
 	if err != nil {
@@ -278,7 +278,7 @@ func (s *Server) updateScale(ctx context.Context, c *collection, old client.Obje
 	return a, s.revision, err
 }
 
-// replace stores obj in the place of old as the door allows; s.mu is held.
+// replace stores obj in the place of old, as far as the subresource allows; s.mu is held.
 func (s *Server) replace(ctx context.Context, c *collection, sub string, old, obj client.Object, o *resourcev1.WriteOptions) (*anypb.Any, uint64, error) {
 	if rv := obj.GetResourceVersion(); rv != "" && rv != old.GetResourceVersion() {
 		return nil, 0, conflict(c, old, "the object has been modified; please apply your changes to the latest version and try again")
@@ -336,10 +336,10 @@ func (s *Server) replace(ctx context.Context, c *collection, sub string, old, ob
 	return a, s.revision, err
 }
 
-// hasStatusDoor tells kinds whose status only the subresource writes.
+// hasStatusDoor reports whether only the subresource writes the kind's status.
 func hasStatusDoor(k *client.Kind) bool { return k.Resource != "events" }
 
-// ended tells an object that nothing holds any more.
+// ended reports whether nothing holds obj any more.
 func ended(obj client.Object) bool {
 	if len(obj.GetFinalizers()) > 0 {
 		return false
@@ -384,7 +384,7 @@ func (s *Server) delete(ctx context.Context, req *resourcev1.DeleteRequest) (*re
 	return &resourcev1.DeleteResponse{Object: a, Gone: gone}, s.revision, err
 }
 
-// remove deletes an object or starts its end; s.mu is held.
+// remove deletes an object or begins its termination; s.mu is held.
 func (s *Server) remove(ctx context.Context, c *collection, old client.Object, req *resourcev1.DeleteRequest) (client.Object, bool) {
 	obj := clone(old)
 	finalizers := obj.GetFinalizers()

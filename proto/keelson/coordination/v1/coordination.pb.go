@@ -23,7 +23,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// TakeRequest names a Lease and the acquisition that its holder counts on.
+// TakeRequest names a Lease and the caller's acquisition of it.
 type TakeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// namespace of the Lease.
@@ -106,7 +106,7 @@ func (x *TakeRequest) GetLeaseTransitions() int32 {
 	return 0
 }
 
-// TakeResponse is the begun epoch.
+// TakeResponse is the epoch that has begun.
 type TakeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// token is opaque, at most 1 KiB of printable ASCII.

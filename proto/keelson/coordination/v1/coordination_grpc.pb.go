@@ -28,16 +28,14 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// FenceService makes the writes of one leader depend on no other one having
-// begun after it.
+// FenceService makes the writes of a leader fail once another leader has begun.
 type FenceServiceClient interface {
-	// Take begins the epoch of the holder of a Lease and ends the one before: the
-	// token goes into the metadata key "keelson-fence" of each write, and from now
-	// on a write with an older token of this Lease is refused with 409 Conflict and
-	// the cause "Fenced". The same answer here says that the Lease has gone to
-	// another holder, or that its holder acquired it anew.
-	// Permission: update on the Lease. Safe to retry: a token that was lost is worth
-	// nothing.
+	// Take begins the epoch of the holder of a Lease and ends the previous one. The token
+	// goes into the metadata key "keelson-fence" of each write; from now on, a write with an
+	// older token of this Lease is refused with ABORTED (409 Conflict, cause "Fenced"). Take
+	// itself is refused in the same way if the Lease has gone to another holder, or its
+	// holder has acquired it anew. RESOURCE_EXHAUSTED: 4,096 Leases are fenced already.
+	// Permission: update on the Lease. Safe to retry: a token that was lost has no effect.
 	Take(ctx context.Context, in *TakeRequest, opts ...grpc.CallOption) (*TakeResponse, error)
 }
 
@@ -63,16 +61,14 @@ func (c *fenceServiceClient) Take(ctx context.Context, in *TakeRequest, opts ...
 // All implementations must embed UnimplementedFenceServiceServer
 // for forward compatibility.
 //
-// FenceService makes the writes of one leader depend on no other one having
-// begun after it.
+// FenceService makes the writes of a leader fail once another leader has begun.
 type FenceServiceServer interface {
-	// Take begins the epoch of the holder of a Lease and ends the one before: the
-	// token goes into the metadata key "keelson-fence" of each write, and from now
-	// on a write with an older token of this Lease is refused with 409 Conflict and
-	// the cause "Fenced". The same answer here says that the Lease has gone to
-	// another holder, or that its holder acquired it anew.
-	// Permission: update on the Lease. Safe to retry: a token that was lost is worth
-	// nothing.
+	// Take begins the epoch of the holder of a Lease and ends the previous one. The token
+	// goes into the metadata key "keelson-fence" of each write; from now on, a write with an
+	// older token of this Lease is refused with ABORTED (409 Conflict, cause "Fenced"). Take
+	// itself is refused in the same way if the Lease has gone to another holder, or its
+	// holder has acquired it anew. RESOURCE_EXHAUSTED: 4,096 Leases are fenced already.
+	// Permission: update on the Lease. Safe to retry: a token that was lost has no effect.
 	Take(context.Context, *TakeRequest) (*TakeResponse, error)
 	mustEmbedUnimplementedFenceServiceServer()
 }

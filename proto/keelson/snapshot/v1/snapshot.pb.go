@@ -121,16 +121,16 @@ func (x *SaveResponse) GetEnd() *SaveEnd {
 	return nil
 }
 
-// SaveEnd says what the reader must have received.
+// SaveEnd describes what the reader must have received.
 type SaveEnd struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// size of the file in bytes.
+	// size of the file, in bytes.
 	Size int64 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
-	// sha256 of the file.
+	// sha256 is the digest of the file, 32 bytes.
 	Sha256 []byte `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
-	// etcd_revision is a revision up to which etcd's part holds every write.
+	// etcd_revision is a revision up to which the etcd part holds every write.
 	EtcdRevision int64 `protobuf:"varint,3,opt,name=etcd_revision,json=etcdRevision,proto3" json:"etcd_revision,omitempty"`
-	// raft_revision is the revision that the raft store's part shows.
+	// raft_revision is the revision that the part of the raft store shows.
 	RaftRevision  int64 `protobuf:"varint,4,opt,name=raft_revision,json=raftRevision,proto3" json:"raft_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -36,18 +36,17 @@ const (
 //
 // SnapshotService saves the cluster's state.
 type SnapshotServiceClient interface {
-	// Save streams a snapshot file of both stores. Everything that was acknowledged
-	// before the call is in it; each store is shown as it was at one moment, the
-	// transient one's not after the lasting one's.
-	// Permission: get on the nonResourceURL /snapshot. The file holds all Secrets, so
-	// who may do this may do everything; of the roles that every cluster has,
-	// cluster-admin alone allows it.
-	// Safe to retry: each call takes a new snapshot. One runs at a time in each
-	// apiserver, others are refused as RESOURCE_EXHAUSTED. A reader that takes
-	// nothing for 30 seconds, or is not done after 30 minutes, is cut off as
-	// DEADLINE_EXCEEDED: while a snapshot is read, etcd cannot use the space again
-	// that it frees. FAILED_PRECONDITION says that the state lies elsewhere (an
-	// etcd of its own, memory) and cannot be saved from here.
+	// Save streams a snapshot file of both stores. It holds everything that was
+	// acknowledged before the call. Each store is shown as it was at one moment, the
+	// transient store not later than the lasting one.
+	// Permission: get on the nonResourceURL /snapshot. The file holds all Secrets, so this
+	// permission gives all others; of the default roles, only cluster-admin includes it.
+	// Safe to retry: each call takes a new snapshot.
+	// RESOURCE_EXHAUSTED: this apiserver is taking another snapshot; it takes one at a time.
+	// DEADLINE_EXCEEDED: the reader took nothing for 30 seconds, or was not finished after 30
+	// minutes. The bound exists because etcd cannot reuse the space that it frees while a
+	// snapshot is read. FAILED_PRECONDITION: the state is kept elsewhere (in an external
+	// etcd, or in memory) and cannot be saved from here.
 	Save(ctx context.Context, in *SaveRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveResponse], error)
 }
 
@@ -84,18 +83,17 @@ type SnapshotService_SaveClient = grpc.ServerStreamingClient[SaveResponse]
 //
 // SnapshotService saves the cluster's state.
 type SnapshotServiceServer interface {
-	// Save streams a snapshot file of both stores. Everything that was acknowledged
-	// before the call is in it; each store is shown as it was at one moment, the
-	// transient one's not after the lasting one's.
-	// Permission: get on the nonResourceURL /snapshot. The file holds all Secrets, so
-	// who may do this may do everything; of the roles that every cluster has,
-	// cluster-admin alone allows it.
-	// Safe to retry: each call takes a new snapshot. One runs at a time in each
-	// apiserver, others are refused as RESOURCE_EXHAUSTED. A reader that takes
-	// nothing for 30 seconds, or is not done after 30 minutes, is cut off as
-	// DEADLINE_EXCEEDED: while a snapshot is read, etcd cannot use the space again
-	// that it frees. FAILED_PRECONDITION says that the state lies elsewhere (an
-	// etcd of its own, memory) and cannot be saved from here.
+	// Save streams a snapshot file of both stores. It holds everything that was
+	// acknowledged before the call. Each store is shown as it was at one moment, the
+	// transient store not later than the lasting one.
+	// Permission: get on the nonResourceURL /snapshot. The file holds all Secrets, so this
+	// permission gives all others; of the default roles, only cluster-admin includes it.
+	// Safe to retry: each call takes a new snapshot.
+	// RESOURCE_EXHAUSTED: this apiserver is taking another snapshot; it takes one at a time.
+	// DEADLINE_EXCEEDED: the reader took nothing for 30 seconds, or was not finished after 30
+	// minutes. The bound exists because etcd cannot reuse the space that it frees while a
+	// snapshot is read. FAILED_PRECONDITION: the state is kept elsewhere (in an external
+	// etcd, or in memory) and cannot be saved from here.
 	Save(*SaveRequest, grpc.ServerStreamingServer[SaveResponse]) error
 	mustEmbedUnimplementedSnapshotServiceServer()
 }

@@ -31,7 +31,7 @@ const (
 // GetTraceRequest names a trace.
 type GetTraceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// trace_id is 32 hexadecimal digits; it wins over the object.
+	// trace_id is 32 hexadecimal digits. If it is set, the fields of the object are ignored.
 	TraceId string `protobuf:"bytes,1,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
 	// group of the object.
 	Group string `protobuf:"bytes,2,opt,name=group,proto3" json:"group,omitempty"`
@@ -41,8 +41,8 @@ type GetTraceRequest struct {
 	Namespace string `protobuf:"bytes,4,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	// name of the object.
 	Name string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
-	// earlier asks for the trace of an earlier write of the object: 0 is the last, 1
-	// the one before it, at most 1000. With trace_id it must be 0.
+	// earlier selects the trace of an earlier write of the object: 0 is the last write, 1
+	// the one before it, at most 1,000. With trace_id, it must be 0.
 	Earlier       int32 `protobuf:"varint,6,opt,name=earlier,proto3" json:"earlier,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -127,7 +127,7 @@ type GetTraceResponse struct {
 	TraceId string `protobuf:"bytes,1,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
 	// spans, parents before children, by start.
 	Spans []*Span `protobuf:"bytes,2,rep,name=spans,proto3" json:"spans,omitempty"`
-	// dropped says that older spans of this trace were no longer in memory.
+	// dropped is true if older spans of this trace are no longer in memory.
 	Dropped       bool `protobuf:"varint,3,opt,name=dropped,proto3" json:"dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -195,18 +195,17 @@ type Span struct {
 	Service string `protobuf:"bytes,3,opt,name=service,proto3" json:"service,omitempty"`
 	// name of the step.
 	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
-	// start_unix_nano is when it began.
+	// start_unix_nano is when it began, in nanoseconds since 1970.
 	StartUnixNano int64 `protobuf:"varint,5,opt,name=start_unix_nano,json=startUnixNano,proto3" json:"start_unix_nano,omitempty"`
-	// end_unix_nano is when it ended.
+	// end_unix_nano is when it ended, in nanoseconds since 1970.
 	EndUnixNano int64 `protobuf:"varint,6,opt,name=end_unix_nano,json=endUnixNano,proto3" json:"end_unix_nano,omitempty"`
 	// attributes as text.
 	Attributes map[string]string `protobuf:"bytes,7,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// error is the status message of a failed step.
+	// error is the status message of a step that failed; empty if it succeeded.
 	Error string `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"`
-	// links are span ids of other writes that this step also answers.
+	// links are the span ids of other writes that this step also answers.
 	Links []string `protobuf:"bytes,9,rep,name=links,proto3" json:"links,omitempty"`
-	// remote_parent says that the parent lies outside the cluster (a client's
-	// own span).
+	// remote_parent is true if the parent is outside of the cluster: a client's own span.
 	RemoteParent  bool `protobuf:"varint,10,opt,name=remote_parent,json=remoteParent,proto3" json:"remote_parent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -35,9 +35,10 @@ const (
 //
 // TraceService finds traces.
 type TraceServiceClient interface {
-	// GetTrace returns the spans of a trace, named by its id or by an object.
-	// Permission: get on the object; by id: the nonResourceURL /debug/traces.
-	// Safe to retry.
+	// GetTrace returns the spans of a trace, named by its id or by an object. NOT_FOUND: no
+	// spans of it are in memory. Permission: get on the object, and the spans of objects
+	// that the caller may get are returned; by id, get on the nonResourceURL /debug/traces,
+	// and all spans are returned. Safe to retry.
 	GetTrace(ctx context.Context, in *GetTraceRequest, opts ...grpc.CallOption) (*GetTraceResponse, error)
 }
 
@@ -65,9 +66,10 @@ func (c *traceServiceClient) GetTrace(ctx context.Context, in *GetTraceRequest, 
 //
 // TraceService finds traces.
 type TraceServiceServer interface {
-	// GetTrace returns the spans of a trace, named by its id or by an object.
-	// Permission: get on the object; by id: the nonResourceURL /debug/traces.
-	// Safe to retry.
+	// GetTrace returns the spans of a trace, named by its id or by an object. NOT_FOUND: no
+	// spans of it are in memory. Permission: get on the object, and the spans of objects
+	// that the caller may get are returned; by id, get on the nonResourceURL /debug/traces,
+	// and all spans are returned. Safe to retry.
 	GetTrace(context.Context, *GetTraceRequest) (*GetTraceResponse, error)
 	mustEmbedUnimplementedTraceServiceServer()
 }
