@@ -7,14 +7,14 @@ import (
 	"keelson.dev/services/apiserver/internal/kind"
 )
 
-// TestClientKnowsWhatIsStored: controllers that go over all kinds, the garbage
-// collector and the namespace controller, go by the client's table.
+// TestClientKnowsWhatIsStored checks the client's table, which controllers that handle all kinds
+// use: the garbage collector and the namespace controller.
 func TestClientKnowsWhatIsStored(t *testing.T) {
 	stored := map[string]bool{}
 	for _, k := range kind.All() {
 		stored[k.GVR().String()] = k.Virtual == "" && k.StoredAs == nil
 		if c := client.KindForResource(k.GVR()); c == nil {
-			t.Errorf("the client does not know %s", k.GVR())
+			t.Errorf("the client's table lacks %s", k.GVR())
 		} else if c.Namespaced != k.Namespaced {
 			t.Errorf("%s: the client has namespaced=%t", k.GVR(), c.Namespaced)
 		}

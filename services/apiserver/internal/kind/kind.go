@@ -1,7 +1,7 @@
-// Package kind is the catalogue of kinds that Keelson serves. Each API group is
-// a package beside it, each kind a file.
+// Package kind is the catalogue of the kinds that Keelson serves. Each API group has a package
+// below it, and each kind a file.
 //
-// It must never hold rules itself.
+// It must never contain rules itself.
 package kind
 
 import (
@@ -22,7 +22,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// All are the rows of all kinds, new at each call.
+// All returns the rows of all kinds, as new values in each call.
 func All() []*resource.Kind {
 	return slices.Concat(
 		core.Kinds(),

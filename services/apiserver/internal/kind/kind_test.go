@@ -16,8 +16,8 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// fill sets every field, with one element in each slice and map, so that a round
-// trip has everything to lose.
+// fill sets every field, with one element in each slice and map, so that a round trip shows every
+// loss.
 func fill(v reflect.Value, depth int) {
 	if depth > 9 {
 		return
@@ -147,7 +147,7 @@ func TestRoundTrip(t *testing.T) {
 				}
 			}
 			for path, get := range k.Fields {
-				get(k.New()) // must bear an empty object
+				get(k.New()) // must accept an empty object
 				if path == "" {
 					t.Error("field without path")
 				}

@@ -19,15 +19,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// TestMutations asks a Kubernetes 1.37 API server of one's own what it makes of
-// every field with every kind of wrong value, and holds the kinds to it:
-//
-//	go test -tags observe ./internal/kind -run Mutations -v -observe https://HOST:PORT -token TOKEN
-//
-// It prints what differs and where; what Keelson says it does not support does
-// not count. ONLY=pods asks about one kind.
-//
-// skipPath are fields that Keelson refuses as a whole.
+// skipPath matches fields that Keelson refuses entirely.
 var skipPath = regexp.MustCompile(`^(metadata|status|kind|apiVersion)|ephemeralContainers|gcePersistentDisk|awsElasticBlockStore|gitRepo|nfs|iscsi|glusterfs|rbd|flexVolume|cinder|cephfs|flocker|\.fc|azure|vsphere|quobyte|photon|portworx|scaleIO|storageos|\.csi|\.ephemeral\.|volumes\[0\]\.image|windowsOptions|fileKeyRef|podCertificate|clusterTrustBundle|resourceClaims|volumeDevices|hostUsers|runtimeClassName|overhead|\.claims|spec\.resources|template\.spec\.resources|evictionResponders|schedulingGroup|dataSource|initContainers`)
 
 func leaves(t reflect.Type, path string, depth int, out *[]string, kinds map[string]reflect.Type) {
@@ -107,6 +99,13 @@ func values(t reflect.Type) []any {
 	return nil
 }
 
+// TestMutations sends every field with every kind of invalid value to a Kubernetes 1.37 API
+// server, and compares the responses with the kinds':
+//
+//	go test -tags observe ./internal/kind -run Mutations -v -observe https://HOST:PORT -token TOKEN
+//
+// It prints each difference, except for what Keelson does not support. ONLY=pods selects a single
+// kind.
 func TestMutations(t *testing.T) {
 	only := os.Getenv("ONLY")
 	seenDiff := map[string]bool{}
@@ -195,6 +194,6 @@ func TestMutations(t *testing.T) {
 				}
 			}
 		}
-		t.Logf("%s: %d asked, %d differ", name, asked, bad)
+		t.Logf("%s: %d tried, %d differ", name, asked, bad)
 	}
 }

@@ -24,23 +24,23 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// These tests hold the kinds to what a Kubernetes 1.37 API server answered when
-// it was asked the same. A file testdata/KIND.yaml has objects and changes to
-// them; testdata/KIND.answers.json has the answers, recorded from the outside by
+// These tests compare the kinds with the responses of a Kubernetes 1.37 API server to the same
+// requests. A file testdata/KIND.yaml contains objects and changes to them;
+// testdata/KIND.answers.json contains the responses, recorded with
 //
 //	go test ./internal/kind -run Observed -observe https://HOST:PORT -token TOKEN
 //
-// against a server of one's own. Where Keelson means to answer otherwise, the
-// case says how, under `keelson`.
+// from a server that is used for nothing else. Where Keelson differs on purpose, the case says
+// how, under `keelson`.
 var (
-	observe = flag.String("observe", "", "API server to record the answers of")
+	observe = flag.String("observe", "", "API server to record responses from")
 	token   = flag.String("token", "", "bearer token for -observe")
 )
 
-// cases is a file of questions about one kind.
+// cases is a file of requests for one kind.
 type cases struct {
 	Group, Version, Resource string
-	// Volatile are fields that differ between any two answers.
+	// Volatile are fields that differ between any two responses.
 	Volatile []string
 	Bases    map[string]any
 	Cases    []question
@@ -48,40 +48,40 @@ type cases struct {
 
 type question struct {
 	Base string
-	// Set changes fields of the base before it is created; null deletes.
+	// Set changes fields of the base before it is created. null deletes a field.
 	Set map[string]any
-	// Update, if not nil, changes the created object and updates it, through a
-	// subresource if one is named.
+	// Update, if not nil, changes the created object and updates it, through a subresource if one
+	// is named.
 	Update      map[string]any
 	Subresource string
 	// Status is set in the created object before it is updated or shown.
 	Status map[string]any
-	// Table asks for the object's row of `kubectl get` instead, after it was
-	// deleted if Deleted is set (it then needs a finalizer).
+	// Table requests the object's row of `kubectl get` instead, after a delete if Deleted is true
+	// (the object then needs a finalizer).
 	Table   bool
 	Deleted bool
-	// Refused says that Keelson refuses what Kubernetes may take, because it does
-	// not do it.
+	// Refused is true if Keelson refuses what Kubernetes may accept, because Keelson does not
+	// support it.
 	Refused bool
-	// Keelson, if not nil, are the errors where Keelson differs on purpose; an
-	// empty list says that Keelson accepts.
+	// Keelson, if not nil, lists the errors where Keelson differs on purpose. If it is empty,
+	// Keelson accepts the object.
 	Keelson *[]string
-	// KeelsonSet says what differs in the object that Keelson accepts.
+	// KeelsonSet lists the differences in an object that Keelson accepts.
 	KeelsonSet map[string]any
 }
 
-// answer is either an object or what is wrong with it.
+// answer is either an object or a list of errors.
 type answer struct {
 	Object map[string]any `json:"object,omitempty"`
 	Errors []string       `json:"errors,omitempty"`
-	// Warnings come with an accepted object.
+	// Warnings of an accepted object.
 	Warnings []string `json:"warnings,omitempty"`
-	// Columns are name, type, format and priority of each.
+	// Columns are the name, type, format and priority of each column.
 	Columns []string `json:"columns,omitempty"`
 	Cells   []any    `json:"cells,omitempty"`
 }
 
-// madeUpUID stands for any uid that a server makes up.
+// madeUpUID replaces any uid that a server generates.
 const madeUpUID = "00000000-0000-4000-8000-000000000000"
 
 var madeUp = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
@@ -148,7 +148,7 @@ func TestObserved(t *testing.T) {
 func caseFiles(t *testing.T) []string {
 	files, err := filepath.Glob("testdata/*.yaml")
 	if err != nil || len(files) == 0 {
-		t.Fatalf("no files of cases (%v)", err)
+		t.Fatalf("found no files of cases (%v)", err)
 	}
 	return files
 }
@@ -157,12 +157,12 @@ func compare(t *testing.T, k *resource.Kind, c *cases, q question, answers map[s
 	t.Run(q.name(), func(t *testing.T) {
 		want, ok := answers[q.name()]
 		if !ok {
-			t.Fatal("no answer is recorded; see the comment at the top")
+			t.Fatal("no response is recorded; see the comment at the top of the file")
 		}
 		got := ask(t, k, c, q)
 		if q.Refused {
 			if !slices.ContainsFunc(got.Errors, func(e string) bool { return strings.HasSuffix(e, "not supported by Keelson") }) {
-				t.Errorf("Keelson should say that it does not support this, not %q", got.Errors)
+				t.Errorf("want an error that Keelson does not support this, got %q", got.Errors)
 			}
 			return
 		}
@@ -194,7 +194,7 @@ func compare(t *testing.T, k *resource.Kind, c *cases, q question, answers map[s
 			t.Errorf("warnings\n  want %q\n  got  %q", want.Warnings, got.Warnings)
 		}
 		if k.Virtual != "" {
-			return // what it answers is its action's
+			return // the action determines the response
 		}
 		if len(want.Errors) > 0 || len(got.Errors) > 0 || want.Object == nil {
 			return
@@ -211,7 +211,7 @@ func compare(t *testing.T, k *resource.Kind, c *cases, q question, answers map[s
 	})
 }
 
-// ask puts a question to the kind's rules, as the pipeline does.
+// ask applies a request to the kind's rules, in the way that the pipeline does.
 func ask(t *testing.T, k *resource.Kind, c *cases, q question) answer {
 	object := change(t, c.Bases[q.Base], q.Set)
 	if k.Namespaced {
@@ -266,7 +266,7 @@ func ask(t *testing.T, k *resource.Kind, c *cases, q question) answer {
 		return answer{Errors: texts(errs)}
 	}
 	if !reflect.DeepEqual(before, obj) {
-		t.Error("the update changed the old object, which others read")
+		t.Error("the update modified the old object, which is shared")
 	}
 	out := answer{Object: tree(t, next)}
 	if r.Warnings != nil {
@@ -275,7 +275,7 @@ func ask(t *testing.T, k *resource.Kind, c *cases, q question) answer {
 	return out
 }
 
-// row asks for an object's row.
+// row returns the row of an object.
 func row(t *testing.T, k *resource.Kind, q question, obj resource.Object) answer {
 	obj = decode(t, k, change(t, tree(t, obj), q.Status))
 	obj.SetCreationTimestamp(metav1.Now())
@@ -309,7 +309,7 @@ func table(t *testing.T, columns []metav1.TableColumnDefinition, cells []any) an
 		if text, ok := out.Cells[i].(string); ok && seconds.MatchString(text) {
 			out.Cells[i] = "0s"
 		}
-		if c.Format == "name" { // the recorder makes names up
+		if c.Format == "name" { // the recorder generates names
 			out.Cells[i] = observedName.ReplaceAllString(out.Cells[i].(string), "observed")
 		}
 	}
@@ -321,15 +321,13 @@ var (
 	observedName = regexp.MustCompile(`^observed-[0-9-]+`)
 )
 
-// structured are values that Kubernetes prints by the names of its internal
-// types.
+// structured matches values that Kubernetes formats with its internal type names.
 var structured = regexp.MustCompile(`((?:Invalid|Unsupported|Duplicate) value: )[\[{].*[\]}](: |$)`)
 
-// allocated are addresses that a server makes up.
+// allocated matches addresses that a server allocates.
 var allocated = regexp.MustCompile(`10\.96\.\d+\.\d+`)
 
-// plain leaves out of the messages what differs for no good: structured values
-// and printed differences.
+// plain removes irrelevant differences from messages: structured values and printed differences.
 func plain(errs []string) []string {
 	var out []string
 	for _, e := range errs {
@@ -341,7 +339,7 @@ func plain(errs []string) []string {
 	return slices.Compact(out)
 }
 
-// claim does what admission and allocators do.
+// claim does what admission and allocation do.
 func claim(o resource.Object) {
 	if c, ok := o.(*certificatesv1.CertificateSigningRequest); ok {
 		c.Spec.Username = "admin"

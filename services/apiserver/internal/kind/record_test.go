@@ -17,7 +17,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// record asks the server.
+// record sends the requests to the server and stores the responses.
 func record(t *testing.T, k *resource.Kind, c *cases, answers map[string]answer) {
 	call(t, "POST", "/api/v1/namespaces", map[string]any{"metadata": map[string]any{"name": "observed"}})
 	base := "/apis/" + c.Group + "/" + c.Version
@@ -75,17 +75,17 @@ func statusPath(k *resource.Kind, path string) string {
 	return path
 }
 
-// unique makes a name that no earlier run has left behind.
+// unique returns a name that no earlier run has used.
 func unique(i int) string { return fmt.Sprintf("observed-%d-%d", time.Now().Unix(), i) }
 
-// put1 writes, as a dry run, and notes the warnings.
+// put1 writes with a dry run, and records the warnings.
 func put1(t *testing.T, method, path string, object map[string]any, c *cases) answer {
 	body, warnings := exchange(t, method, path+"?dryRun=All&fieldValidation=Ignore", object)
 	out := parse(t, body, c.Volatile)
 	for _, w := range warnings {
 		w = strings.TrimSuffix(strings.TrimPrefix(w, `299 - "`), `"`)
 		w = strings.ReplaceAll(w, `\"`, `"`)
-		// The deprecation of a whole version is a front's to tell.
+		// The front adds the warning about a deprecated version.
 		if out.Errors == nil && !strings.Contains(w, "is deprecated in v1.") {
 			out.Warnings = append(out.Warnings, w)
 		}
@@ -154,7 +154,7 @@ func exchange(t *testing.T, method, path string, body any) (answer []byte, warni
 	request.Header.Set("Content-Type", contentType)
 	request.Header.Set("Accept", accept)
 	client := http.Client{Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // a server of one's own, on loopback
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // a dedicated server on loopback
 	}}
 	defer client.CloseIdleConnections()
 	response, err := client.Do(request)

@@ -13,9 +13,8 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// TestDefaultsAreSettled holds the defaults to what makes them fit for completing
-// objects that are read from the store: what Kubernetes answered has them all, so
-// they change nothing in it.
+// TestDefaultsAreSettled checks that the defaults can complete objects that are read from the
+// store: Kubernetes' responses have all defaults, so the defaults must not change them.
 func TestDefaultsAreSettled(t *testing.T) {
 	table := resource.NewTable(kind.All()...)
 	for file, c := range readCases(t) {
@@ -47,7 +46,7 @@ func TestDefaultsAreSettled(t *testing.T) {
 			k.Rules.Default(obj)
 			if !equality.Semantic.DeepEqual(before, obj) {
 				after, _ := json.Marshal(obj)
-				t.Errorf("%s: %s: defaults change\n%s\nto\n%s", k.Resource, name, text, after)
+				t.Errorf("%s: %s: the defaults changed\n%s\nto\n%s", k.Resource, name, text, after)
 			}
 		}
 	}

@@ -22,8 +22,7 @@ func strip(object map[string]any, volatile []string) {
 	}
 }
 
-// differences lists what differs between two trees, leaving out what is empty in
-// both.
+// differences lists the differences between two trees. Values that are empty in both are equal.
 func differences(path string, want, got any) []string {
 	if w, ok := want.(map[string]any); ok {
 		g, _ := got.(map[string]any)
@@ -95,15 +94,15 @@ func change(t *testing.T, base any, set map[string]any) map[string]any {
 		paths = append(paths, path)
 	}
 	slices.Sort(paths)
-	now := time.Now() // one for all: what lies between two of them is no second less
+	now := time.Now() // a single time for all values, so that differences between them are exact
 	for _, path := range paths {
 		put(object, path, expand(set[path], now))
 	}
 	return object
 }
 
-// expand turns "@repeat a 300" into 300 times a, and "@ago 90m" into a time,
-// anywhere in a value.
+// expand replaces "@repeat a 300" by 300 times "a", and "@ago 90m" by a time, anywhere in a
+// value.
 func expand(v any, now time.Time) any {
 	switch x := v.(type) {
 	case string:
@@ -131,8 +130,8 @@ func expand(v any, now time.Time) any {
 	return v
 }
 
-// put sets the field at a path such as spec.containers[0].image or
-// metadata.labels['a.b']; nil deletes.
+// put sets the field at a path such as spec.containers[0].image or metadata.labels['a.b']. nil
+// deletes it.
 func put(object map[string]any, path string, value any) {
 	var steps []any
 	for path != "" {

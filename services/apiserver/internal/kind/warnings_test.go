@@ -14,7 +14,8 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Addresses in an unusual form earn a warning, but not those of the controllers.
+// TestAddressWarnings checks the warnings about addresses in an unusual form, which objects of
+// the controllers do not get.
 func TestAddressWarnings(t *testing.T) {
 	table := resource.NewTable(kind.All()...)
 	const odd = "::ffff:10.0.0.1"
@@ -37,13 +38,13 @@ func TestAddressWarnings(t *testing.T) {
 		}
 		c.obj.SetLabels(map[string]string{c.label: c.value})
 		if got := k.Rules.Warnings(c.obj, c.obj); len(got) != 0 {
-			t.Errorf("%s of the controller: %q", k.Resource, got)
+			t.Errorf("%s managed by a controller: %q", k.Resource, got)
 		}
 	}
 }
 
-// Labels of nodes that others have replaced, and what else a volume or a class may
-// still say. The texts are Kubernetes'.
+// TestVolumeWarnings checks the warnings about deprecated labels of nodes and other deprecated
+// settings of volumes and classes. The texts are Kubernetes'.
 func TestVolumeWarnings(t *testing.T) {
 	table := resource.NewTable(kind.All()...)
 	const zone = "failure-domain.beta.kubernetes.io/zone"

@@ -16,7 +16,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Deployment is the row of deployments.
+// Deployment returns the row of deployments.
 func Deployment() *resource.Kind {
 	k := row.Namespaced[appsv1.Deployment, appsv1.DeploymentList](appsv1.SchemeGroupVersion, "deployments", "deployments")
 	k.ShortNames = []string{"deploy"}
@@ -32,7 +32,7 @@ func Deployment() *resource.Kind {
 			d.Status = old.Status
 			podspec.Drop(&d.Spec.Template.Spec)
 		},
-		// A changed annotation counts too: controllers act on some of them.
+		// A changed annotation counts as well, because controllers act on some of them.
 		SpecChanged: func(d, old *appsv1.Deployment) bool {
 			return !maps.Equal(d.Annotations, old.Annotations) || !check.Same(&d.Spec, &old.Spec)
 		},
@@ -83,7 +83,7 @@ func selector(s *metav1.LabelSelector) string {
 	return parsed.String()
 }
 
-// The defaults of a deployment.
+// Defaults of a deployment.
 const (
 	deploymentHistory  = 10
 	deploymentDeadline = 600

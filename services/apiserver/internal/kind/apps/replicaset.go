@@ -14,7 +14,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// ReplicaSet is the row of replicasets.
+// ReplicaSet returns the row of replicasets.
 func ReplicaSet() *resource.Kind {
 	k := row.Namespaced[appsv1.ReplicaSet, appsv1.ReplicaSetList](appsv1.SchemeGroupVersion, "replicasets", "replicasets")
 	k.ShortNames = []string{"rs"}

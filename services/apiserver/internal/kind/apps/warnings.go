@@ -10,8 +10,8 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/podspec"
 )
 
-// warnings of an object whose name and template make pods. The template is
-// looked at when it is new or changed.
+// warnings returns warnings for an object that creates pods with its name and template. The
+// template is only checked if it is new or has changed.
 func warnings(name string, created bool, t, old *corev1.PodTemplateSpec) []string {
 	var list []string
 	if created {

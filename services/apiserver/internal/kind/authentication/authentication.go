@@ -1,7 +1,7 @@
-// Package authentication holds the kinds of the group authentication.k8s.io.
-// They are posted and answered, never stored.
+// Package authentication contains the kinds of the group authentication.k8s.io. They are posted
+// and answered, never stored.
 //
-// Its rules must never look at anything but the objects that they are given.
+// Its rules must only use the objects that they are given.
 package authentication
 
 import (
@@ -11,18 +11,18 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Kinds are the rows of the group.
+// Kinds returns the rows of the group.
 func Kinds() []*resource.Kind {
 	return []*resource.Kind{TokenReview(), SelfSubjectReview()}
 }
 
-// TokenReview is the row of tokenreviews.
+// TokenReview returns the row of tokenreviews.
 func TokenReview() *resource.Kind {
 	return row.Virtual[authenticationv1.TokenReview](
 		authenticationv1.SchemeGroupVersion, "tokenreviews", resource.VirtualTokenReview, false)
 }
 
-// SelfSubjectReview is the row of selfsubjectreviews.
+// SelfSubjectReview returns the row of selfsubjectreviews.
 func SelfSubjectReview() *resource.Kind {
 	return row.Virtual[authenticationv1.SelfSubjectReview](
 		authenticationv1.SchemeGroupVersion, "selfsubjectreviews", resource.VirtualSelfSubjectReview, false)

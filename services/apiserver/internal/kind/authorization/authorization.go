@@ -1,7 +1,7 @@
-// Package authorization holds the kinds of the group authorization.k8s.io. They
-// are posted and answered, never stored.
+// Package authorization contains the kinds of the group authorization.k8s.io. They are posted and
+// answered, never stored.
 //
-// Its rules must never look at anything but the objects that they are given.
+// Its rules must only use the objects that they are given.
 package authorization
 
 import (
@@ -11,7 +11,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Kinds are the rows of the group.
+// Kinds returns the rows of the group.
 func Kinds() []*resource.Kind {
 	return []*resource.Kind{
 		SubjectAccessReview(),
@@ -21,7 +21,7 @@ func Kinds() []*resource.Kind {
 	}
 }
 
-// SubjectAccessReview is the row of subjectaccessreviews.
+// SubjectAccessReview returns the row of subjectaccessreviews.
 func SubjectAccessReview() *resource.Kind {
 	k := row.Virtual[authorizationv1.SubjectAccessReview](
 		authorizationv1.SchemeGroupVersion, "subjectaccessreviews", resource.VirtualSubjectAccessReview, false)
@@ -29,7 +29,7 @@ func SubjectAccessReview() *resource.Kind {
 	return k
 }
 
-// SelfSubjectAccessReview is the row of selfsubjectaccessreviews.
+// SelfSubjectAccessReview returns the row of selfsubjectaccessreviews.
 func SelfSubjectAccessReview() *resource.Kind {
 	k := row.Virtual[authorizationv1.SelfSubjectAccessReview](
 		authorizationv1.SchemeGroupVersion, "selfsubjectaccessreviews", resource.VirtualSelfSubjectAccessReview, false)
@@ -37,13 +37,13 @@ func SelfSubjectAccessReview() *resource.Kind {
 	return k
 }
 
-// SelfSubjectRulesReview is the row of selfsubjectrulesreviews.
+// SelfSubjectRulesReview returns the row of selfsubjectrulesreviews.
 func SelfSubjectRulesReview() *resource.Kind {
 	return row.Virtual[authorizationv1.SelfSubjectRulesReview](
 		authorizationv1.SchemeGroupVersion, "selfsubjectrulesreviews", resource.VirtualSelfSubjectRulesReview, false)
 }
 
-// LocalSubjectAccessReview is the row of localsubjectaccessreviews.
+// LocalSubjectAccessReview returns the row of localsubjectaccessreviews.
 func LocalSubjectAccessReview() *resource.Kind {
 	k := row.Virtual[authorizationv1.LocalSubjectAccessReview](
 		authorizationv1.SchemeGroupVersion, "localsubjectaccessreviews", resource.VirtualLocalSubjectAccessReview, true)

@@ -41,7 +41,7 @@ func validateLocal(r *authorizationv1.LocalSubjectAccessReview) field.ErrorList 
 	return e.List
 }
 
-// noMetadata refuses metadata on what is never stored.
+// noMetadata refuses metadata on an object that is never stored.
 func noMetadata(e *check.Errors, m *metav1.ObjectMeta) {
 	plain := m.DeepCopy()
 	plain.ManagedFields = nil

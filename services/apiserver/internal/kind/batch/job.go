@@ -14,12 +14,12 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Job is the row of jobs.
+// Job returns the row of jobs.
 func Job() *resource.Kind {
 	k := row.Namespaced[batchv1.Job, batchv1.JobList](batchv1.SchemeGroupVersion, "jobs", "jobs")
 	k.Categories = []string{"all"}
 	k.Columns, k.Cells = jobColumns(), jobCells
-	// Old clients that know nothing of propagation leave a job's pods behind.
+	// Clients that send no propagation policy leave a job's pods behind.
 	k.DefaultPropagation = metav1.DeletePropagationOrphan
 	k.UnsaidPropagation = "child pods are preserved by default when jobs are deleted; " +
 		"set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"
@@ -33,7 +33,7 @@ func Job() *resource.Kind {
 		PrepareCreate: func(j *batchv1.Job) {
 			j.Status = batchv1.JobStatus{}
 			selectOwnPods(j)
-			j.Spec.Scheduling = nil // a feature that is off in Kubernetes, too
+			j.Spec.Scheduling = nil // behind a feature gate that is off in Kubernetes as well
 			podspec.Drop(&j.Spec.Template.Spec)
 		},
 		PrepareUpdate: func(j, old *batchv1.Job) {
@@ -55,8 +55,8 @@ func Job() *resource.Kind {
 	return k
 }
 
-// selectOwnPods gives a job that does not bring its own a selector that no other
-// job can share, and its pods the labels for it.
+// selectOwnPods gives a job without a selector of its own one that no other job can share, and
+// its pods the matching labels.
 func selectOwnPods(j *batchv1.Job) {
 	if j.Spec.ManualSelector != nil && *j.Spec.ManualSelector {
 		return
@@ -103,7 +103,7 @@ func jobWarnings(j, old *batchv1.Job) []string {
 	return append(list, podspec.Warnings(&j.Spec.Template.Spec, j.Spec.Template.Annotations, field.NewPath("spec", "template"))...)
 }
 
-// The labels' names of old, which are still set.
+// The old names of the labels, which are still set.
 const (
 	legacyJobName       = "job-name"
 	legacyControllerUID = "controller-uid"
@@ -143,8 +143,8 @@ func defaultJob(j *batchv1.Job) {
 		}
 	}
 	if len(j.Labels) == 0 {
-		// A job without labels shares those of its template: the very map, so that
-		// selectOwnPods labels both.
+		// A job without labels shares those of its template. It is the same map, so that
+		// selectOwnPods adds labels to both.
 		j.Labels = s.Template.Labels
 	}
 	podspec.DefaultTemplate(&s.Template)

@@ -141,8 +141,8 @@ func value(n *int32) int32 {
 	return *n
 }
 
-// countIndexes counts the indexes of a list such as "1,3-5", which must rise and
-// lie below completions.
+// countIndexes returns the number of indexes in a list such as "1,3-5", which must be increasing
+// and less than completions.
 func countIndexes(text string, completions int32) (int32, error) {
 	if text == "" {
 		return 0, nil

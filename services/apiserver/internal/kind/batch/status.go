@@ -9,8 +9,8 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/check"
 )
 
-// validateJobStatus checks a status that a controller writes: a job that is over
-// stays so, and nothing in its status contradicts the rest.
+// validateJobStatus checks a status that a controller writes: a finished job remains finished,
+// and the fields of the status are consistent.
 func validateJobStatus(j, old *batchv1.Job) field.ErrorList {
 	var e check.Errors
 	p := field.NewPath("status")

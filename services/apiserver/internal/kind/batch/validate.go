@@ -15,7 +15,7 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/podspec"
 )
 
-// Kubernetes' limits on jobs whose pods have numbers.
+// Kubernetes' limits on indexed jobs.
 const (
 	maxIndexedParallelism  = 100_000
 	manyCompletions        = 100_000
@@ -82,13 +82,13 @@ func validateJobSelector(e *check.Errors, j *batchv1.Job, p *field.Path) {
 	} else {
 		e.Selector(p, "selector", s)
 	}
-	// The selector of nil matches nothing.
+	// The selector nil matches nothing.
 	if selector, err := metav1.LabelSelectorAsSelector(s); err == nil && !selector.Matches(labels.Set(j.Spec.Template.Labels)) {
 		e.Invalid(p.Child("template", "metadata", "labels"), j.Spec.Template.Labels, "`selector` does not match template `labels`")
 	}
 }
 
-// validateGenerated checks the selector and the labels that selectOwnPods makes.
+// validateGenerated checks the selector and the labels that selectOwnPods sets.
 func validateGenerated(e *check.Errors, j *batchv1.Job, p *field.Path) {
 	if j.UID == "" {
 		return
@@ -132,7 +132,7 @@ func indexed(s *batchv1.JobSpec) bool {
 	return s.CompletionMode != nil && *s.CompletionMode == batchv1.IndexedCompletion
 }
 
-// validateIndexed checks what only jobs whose pods have numbers may have.
+// validateIndexed checks the fields that only indexed jobs may have.
 func validateIndexed(e *check.Errors, j *batchv1.Job, p *field.Path) {
 	s := &j.Spec
 	if s.MaxFailedIndexes != nil && s.BackoffLimitPerIndex == nil {
@@ -222,7 +222,7 @@ func validateJobUpdate(j, old *batchv1.Job) field.ErrorList {
 	at := p.Child("template")
 	if suspended(was) && old.Status.StartTime == nil {
 		at = at.Child("spec")
-		// Before it starts, a queue may decide where its pods are to run.
+		// Before the job starts, a queue may decide where its pods run.
 		template = *s.Template.DeepCopy()
 		template.Labels, template.Annotations = was.Template.Labels, was.Template.Annotations
 		template.Spec.NodeSelector = was.Template.Spec.NodeSelector
@@ -249,8 +249,8 @@ func maskResources(list, old []corev1.Container) {
 
 func suspended(s *batchv1.JobSpec) bool { return s.Suspend != nil && *s.Suspend }
 
-// validateCompletionsUpdate lets an indexed job grow and shrink where its
-// parallelism becomes the same, whatever both were before.
+// validateCompletionsUpdate allows an indexed job to change its completions if its parallelism
+// becomes the same number, whatever both were before.
 func validateCompletionsUpdate(e *check.Errors, s, old *batchv1.JobSpec, p *field.Path) {
 	if equality.Semantic.DeepEqual(s.Completions, old.Completions) {
 		return
@@ -258,7 +258,7 @@ func validateCompletionsUpdate(e *check.Errors, s, old *batchv1.JobSpec, p *fiel
 	switch {
 	case !indexed(s):
 		e.Invalid(p.Child("completions"), s.Completions, check.Immutable)
-	case s.Completions == nil: // which is refused as it is
+	case s.Completions == nil: // refused elsewhere
 	case s.Parallelism == nil || *s.Completions != *s.Parallelism:
 		e.Invalid(p.Child("completions"), s.Completions, fmt.Sprintf("can only be modified in tandem with %s", p.Child("parallelism").String()))
 	}

@@ -22,9 +22,9 @@ import (
 
 type csr = certificatesv1.CertificateSigningRequest
 
-// CertificateSigningRequest is the row of certificatesigningrequests. Its spec
-// never changes; its certificate is written at status, its approval at approval.
-// Who asks is recorded by admission.
+// CertificateSigningRequest returns the row of certificatesigningrequests. The spec never
+// changes, the certificate is written to the status subresource and the approval to the approval
+// subresource. Admission records the requester.
 func CertificateSigningRequest() *resource.Kind {
 	k := row.Cluster[certificatesv1.CertificateSigningRequest, certificatesv1.CertificateSigningRequestList](
 		certificatesv1.SchemeGroupVersion, "certificatesigningrequests", "certificatesigningrequests")
@@ -40,7 +40,7 @@ func CertificateSigningRequest() *resource.Kind {
 			c.Spec = old.Spec
 			c.Status = old.Status
 		},
-		// Any segment of a path: "user:alice" is usual.
+		// Any path segment is valid, because names such as "user:alice" are common.
 		ValidateName: func(string, bool) []string { return nil },
 		Validate:     validate,
 	}.Rules()
@@ -65,7 +65,7 @@ func CertificateSigningRequest() *resource.Kind {
 	return k
 }
 
-// keepDecision lets the status door leave approvals and denials as they are.
+// keepDecision keeps approvals and denials in an update of the status subresource.
 func keepDecision(c, old *csr) {
 	isDecision := func(x certificatesv1.CertificateSigningRequestCondition) bool {
 		return x.Type == certificatesv1.CertificateApproved || x.Type == certificatesv1.CertificateDenied
@@ -79,7 +79,7 @@ func keepDecision(c, old *csr) {
 	}
 }
 
-// stamp fills in when a condition changed.
+// stamp sets the missing times of conditions.
 func stamp(conditions []certificatesv1.CertificateSigningRequestCondition) {
 	now := metav1.Now()
 	for i := range conditions {
@@ -92,10 +92,10 @@ func stamp(conditions []certificatesv1.CertificateSigningRequestCondition) {
 	}
 }
 
-// legacySigner was who signed before signers had names.
+// legacySigner was the signer before signers had names.
 const legacySigner = "kubernetes.io/legacy-unknown"
 
-// minSeconds is the shortest lifetime that may be asked for: ten minutes.
+// minSeconds is the shortest lifetime that may be requested: ten minutes.
 const minSeconds = 600
 
 var usages = []certificatesv1.KeyUsage{
@@ -151,8 +151,8 @@ func validateUsages(e *check.Errors, list []certificatesv1.KeyUsage, p *field.Pa
 	}
 }
 
-// validateSigner checks a name such as "example.com/signer": a domain of at
-// least two labels, and a path.
+// validateSigner checks a signer name such as "example.com/signer": a domain of at least two
+// labels, and a path.
 func validateSigner(e *check.Errors, name string, p *field.Path) {
 	if name == "" {
 		e.Required(p, "")
@@ -173,7 +173,7 @@ func validateSigner(e *check.Errors, name string, p *field.Path) {
 	}
 }
 
-// validateLabels checks the parts of a name between its dots.
+// validateLabels checks the dot-separated parts of a name.
 func validateLabels(e *check.Errors, name string, p *field.Path, valid func(string) []string) {
 	for label := range strings.SplitSeq(name, ".") {
 		for _, m := range valid(label) {
@@ -226,7 +226,7 @@ func validateStatus(c, old *csr) field.ErrorList {
 	return e.List
 }
 
-// parseCertificates checks a chain in PEM.
+// parseCertificates checks a certificate chain in PEM.
 func parseCertificates(data []byte) error {
 	count := 0
 	for len(data) > 0 {
@@ -253,8 +253,8 @@ func parseCertificates(data []byte) error {
 	return nil
 }
 
-// decision checks that approvals and denials are not taken back, nor made at the
-// wrong door.
+// decision checks that approvals and denials are not removed, nor added through the wrong
+// subresource.
 func decision(e *check.Errors, c, old *csr, atStatus bool) {
 	p := field.NewPath("status", "conditions")
 	for _, t := range []certificatesv1.RequestConditionType{

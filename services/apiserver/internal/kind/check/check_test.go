@@ -14,8 +14,8 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/check"
 )
 
-// TestFastNamesAgree holds the checks that look at bytes to apimachinery's
-// regular expressions.
+// TestFastNamesAgree compares the checks that work on bytes with apimachinery's regular
+// expressions.
 func TestFastNamesAgree(t *testing.T) {
 	for name, pair := range map[string][2]func(string) []string{
 		"Label":      {check.Label, validation.IsDNS1123Label},
@@ -43,14 +43,14 @@ func TestSeen(t *testing.T) {
 	for i := range 100 {
 		v := strings.Repeat("x", i)
 		if s.Has(v) || s.Add(v) {
-			t.Fatalf("%d was not there yet", i)
+			t.Fatalf("%d was seen before it was added", i)
 		}
 		if !s.Has(v) || !s.Add(v) {
-			t.Fatalf("%d was forgotten", i)
+			t.Fatalf("%d was not seen after it was added", i)
 		}
 	}
 	if !s.Has("") || !s.Has("xxx") {
-		t.Fatal("the first ones were forgotten when there came to be many")
+		t.Fatal("the first strings were forgotten after many were added")
 	}
 }
 
@@ -77,13 +77,13 @@ func TestSame(t *testing.T) {
 		a, b *corev1.PodSpec
 		want bool
 	}{
-		"nothing":              {nil, nil, true},
-		"one nothing":          {&corev1.PodSpec{}, nil, false},
-		"empty and missing":    {&corev1.PodSpec{Containers: []corev1.Container{}}, &corev1.PodSpec{NodeSelector: map[string]string{}}, true},
-		"zero and missing":     {&corev1.PodSpec{ActiveDeadlineSeconds: &seconds}, &corev1.PodSpec{}, false},
-		"another name":         {&corev1.PodSpec{NodeName: "a"}, &corev1.PodSpec{NodeName: "b"}, false},
-		"a quantity rewritten": {&corev1.PodSpec{Overhead: cpu("1")}, &corev1.PodSpec{Overhead: cpu("1000m")}, true},
-		"another quantity":     {&corev1.PodSpec{Overhead: cpu("1")}, &corev1.PodSpec{Overhead: cpu("2")}, false},
+		"nothing":                           {nil, nil, true},
+		"one is nil":                        {&corev1.PodSpec{}, nil, false},
+		"empty and missing":                 {&corev1.PodSpec{Containers: []corev1.Container{}}, &corev1.PodSpec{NodeSelector: map[string]string{}}, true},
+		"zero and missing":                  {&corev1.PodSpec{ActiveDeadlineSeconds: &seconds}, &corev1.PodSpec{}, false},
+		"another name":                      {&corev1.PodSpec{NodeName: "a"}, &corev1.PodSpec{NodeName: "b"}, false},
+		"the same quantity in another form": {&corev1.PodSpec{Overhead: cpu("1")}, &corev1.PodSpec{Overhead: cpu("1000m")}, true},
+		"another quantity":                  {&corev1.PodSpec{Overhead: cpu("1")}, &corev1.PodSpec{Overhead: cpu("2")}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := check.Same(c.a, c.b); got != c.want {

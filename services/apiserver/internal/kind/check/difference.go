@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Differences tells people in which fields two values differ, one field a line.
-// It is for messages: it goes through JSON and is slow.
+// Differences describes in which fields two values differ, with a line for each field. It is
+// meant for messages: it goes through JSON and is slow.
 func Differences(before, after any) string {
 	var lines []string
 	walk("", tree(before), tree(after), &lines)
@@ -20,7 +20,7 @@ func tree(v any) (out any) {
 	if err != nil {
 		return nil
 	}
-	_ = json.Unmarshal(data, &out) // what was marshalled can be unmarshalled
+	_ = json.Unmarshal(data, &out) // marshalled data can be unmarshalled
 	return out
 }
 

@@ -1,8 +1,8 @@
-// Package check has what the validation of all kinds is made of: a collector of
-// field errors, and checks of names, numbers and quantities that cost nothing
-// when the value is right. Messages are apimachinery's where it has one.
+// Package check contains the building blocks of validation: a collector of field errors, and
+// checks of names, numbers and quantities that cost nothing if the value is valid. Messages are
+// apimachinery's where it has one.
 //
-// It must never know a kind.
+// It must never know about a kind.
 package check
 
 import (
@@ -11,44 +11,44 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// Errors collects field errors. The zero value is ready; a valid object costs no
-// allocation. Paths are built by the caller, so callers build them only when
-// something is wrong or where a list element needs one.
+// Errors collects field errors. The zero value is ready to use, and a valid object causes no
+// allocation. Callers build paths, so they should do so only for errors or where a list element
+// needs one.
 type Errors struct{ List field.ErrorList }
 
-// Required says that a field is missing.
+// Required adds the error of a missing field.
 func (e *Errors) Required(p *field.Path, detail string) {
 	e.List = append(e.List, field.Required(p, detail))
 }
 
-// Invalid says that a field's value is wrong.
+// Invalid adds the error of a field with an invalid value.
 func (e *Errors) Invalid(p *field.Path, value any, detail string) {
 	e.List = append(e.List, field.Invalid(p, value, detail))
 }
 
-// Forbidden says that a field must not be set.
+// Forbidden adds the error of a field that must not be set.
 func (e *Errors) Forbidden(p *field.Path, detail string) {
 	e.List = append(e.List, field.Forbidden(p, detail))
 }
 
-// Unsupported says that Keelson does not do what the field asks for, although
+// Unsupported adds the error of a field that requests what Keelson does not support, although
 // Kubernetes may.
 func (e *Errors) Unsupported(p *field.Path, what string) {
 	e.List = append(e.List, field.Forbidden(p, what+" not supported by Keelson"))
 }
 
-// Duplicate says that a value occurs twice.
+// Duplicate adds the error of a value that occurs twice.
 func (e *Errors) Duplicate(p *field.Path, value any) {
 	e.List = append(e.List, field.Duplicate(p, value))
 }
 
-// Append adds errors found by others.
+// Append adds errors from other checks.
 func (e *Errors) Append(list field.ErrorList) {
 	e.List = append(e.List, list...)
 }
 
-// Messages reports each of a name check's messages about parent's field child;
-// an empty child is parent itself.
+// Messages adds each message of a name check as an error of parent's field child, or of parent
+// itself if child is empty.
 func (e *Errors) Messages(parent *field.Path, child, value string, messages []string) {
 	if len(messages) > 0 {
 		e.messages(parent, child, value, messages)
@@ -64,7 +64,7 @@ func (e *Errors) messages(parent *field.Path, child, value string, messages []st
 	}
 }
 
-// OneOf checks an enumeration whose empty value is missing.
+// OneOf checks an enumeration that must not be empty.
 func OneOf[T ~string](e *Errors, parent *field.Path, child string, value T, allowed ...T) {
 	if value == "" {
 		e.Required(parent.Child(child), "")
@@ -88,14 +88,14 @@ func (e *Errors) AtLeastZero(parent *field.Path, child string, value int64) {
 	}
 }
 
-// NotNegative is the message for a number below zero.
+// NotNegative is the message for a negative number.
 const NotNegative = "must be greater than or equal to 0"
 
-// Immutable is the message for a field that cannot change.
+// Immutable is the message for a field that cannot be changed.
 const Immutable = "field is immutable"
 
-// Seen remembers strings: few in a slice, many in a map. The zero value is
-// empty.
+// Seen is a set of strings: a slice if there are few, and a map if there are many. The zero value
+// is empty.
 type Seen struct {
 	few  []string
 	many map[string]struct{}
@@ -103,7 +103,7 @@ type Seen struct {
 
 const fewAtMost = 16
 
-// Add adds a string and tells whether it was there before.
+// Add adds a string and reports whether it was in the set before.
 func (s *Seen) Add(v string) (twice bool) {
 	if s.Has(v) {
 		return true
@@ -123,7 +123,7 @@ func (s *Seen) Add(v string) (twice bool) {
 	return false
 }
 
-// Has tells whether a string was added.
+// Has reports whether a string was added.
 func (s *Seen) Has(v string) bool {
 	if s.many != nil {
 		_, ok := s.many[v]

@@ -10,14 +10,14 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// The checks below look at the bytes first and ask apimachinery, with its
-// regular expressions, only for the message of a name that is wrong.
+// The checks below work on bytes, and only use apimachinery, with its regular expressions, for
+// the message about an invalid name.
 
 func lowerAlnum(c byte) bool { return 'a' <= c && c <= 'z' || '0' <= c && c <= '9' }
 
 func alnum(c byte) bool { return lowerAlnum(c) || 'A' <= c && c <= 'Z' }
 
-// plainLabel tells whether s is a DNS-1123 label of any length.
+// plainLabel reports whether s is a DNS-1123 label of any length.
 func plainLabel(s string) bool {
 	if s == "" || !lowerAlnum(s[0]) || !lowerAlnum(s[len(s)-1]) {
 		return false
@@ -59,7 +59,7 @@ func Subdomain(s string) []string {
 	return validationutil.IsDNS1123Subdomain(s)
 }
 
-// word is the common form of label values and of the name part of label keys.
+// word reports whether s has the form of label values and of the name part of label keys.
 func word(s string) bool {
 	if s == "" || !alnum(s[0]) || !alnum(s[len(s)-1]) {
 		return false
@@ -72,7 +72,7 @@ func word(s string) bool {
 	return true
 }
 
-// LabelKey checks a qualified name: a label's key, a condition type, a resource.
+// LabelKey checks a qualified name: a label's key, a condition type or a resource name.
 func LabelKey(s string) []string {
 	prefix, name, found := strings.Cut(s, "/")
 	if !found {
@@ -84,7 +84,7 @@ func LabelKey(s string) []string {
 	return content.IsLabelKey(s)
 }
 
-// LabelValue checks a label's value.
+// LabelValue checks the value of a label.
 func LabelValue(s string) []string {
 	if s == "" || len(s) <= 63 && word(s) {
 		return nil
@@ -132,7 +132,7 @@ func (e *Errors) Labels(parent *field.Path, child string, labels map[string]stri
 	}
 }
 
-// Selector checks a label selector; nil is valid.
+// Selector checks a label selector. nil is valid.
 func (e *Errors) Selector(parent *field.Path, child string, s *metav1.LabelSelector) {
 	if s == nil {
 		return

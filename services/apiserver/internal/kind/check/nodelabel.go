@@ -1,6 +1,6 @@
 package check
 
-// deprecatedLabels of nodes, and what replaced them.
+// deprecatedLabels are deprecated labels of nodes, with their replacements.
 var deprecatedLabels = map[string]string{
 	"beta.kubernetes.io/os":                    `deprecated since v1.14; use "kubernetes.io/os" instead`,
 	"beta.kubernetes.io/arch":                  `deprecated since v1.14; use "kubernetes.io/arch" instead`,
@@ -9,6 +9,6 @@ var deprecatedLabels = map[string]string{
 	"failure-domain.beta.kubernetes.io/zone":   `deprecated since v1.17; use "topology.kubernetes.io/zone" instead`,
 }
 
-// DeprecatedNodeLabel is what to say of a node's label that others have replaced;
-// empty of any other.
+// DeprecatedNodeLabel returns the warning for a deprecated label of nodes, or "" for any other
+// key.
 func DeprecatedNodeLabel(key string) string { return deprecatedLabels[key] }

@@ -9,7 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// NumberOrPercent checks a number of at least 0 or a percentage such as "25%".
+// NumberOrPercent checks that v is a number of at least 0 or a percentage such as "25%".
 func (e *Errors) NumberOrPercent(parent *field.Path, child string, v *intstr.IntOrString) {
 	switch {
 	case v == nil:
@@ -22,7 +22,7 @@ func (e *Errors) NumberOrPercent(parent *field.Path, child string, v *intstr.Int
 	}
 }
 
-// Percent is the number of a percentage, and whether v is one.
+// Percent returns the number of a percentage. It returns false if v is not one.
 func Percent(v *intstr.IntOrString) (int, bool) {
 	if v == nil || v.Type != intstr.String {
 		return 0, false

@@ -7,7 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 )
 
-// encoded is what every type of k8s.io/api can do.
+// encoded is implemented by every type of k8s.io/api.
 type encoded interface {
 	Size() int
 	MarshalToSizedBuffer([]byte) (int, error)
@@ -15,10 +15,9 @@ type encoded interface {
 
 var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
-// Same tells whether two values are semantically equal: empty and missing lists
-// and maps are, and so are quantities that are written differently. Most values
-// that are compared are the same; that is found by their encodings, many times
-// faster than by reflection.
+// Same reports whether two values are semantically equal: empty and missing lists and maps are
+// equal, and so are quantities in different forms. Most compared values are identical, which
+// comparing their encodings shows many times faster than reflection.
 func Same[T any, P interface {
 	*T
 	encoded

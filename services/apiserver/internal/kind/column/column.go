@@ -1,8 +1,7 @@
-// Package column has what the tables of `kubectl get` are made of: column
-// definitions, documented by the API's own documentation, and the texts of
-// cells.
+// Package column contains the building blocks of the tables of `kubectl get`: column definitions,
+// with the API's own documentation, and the texts of cells.
 //
-// It must never know a kind.
+// It must never know about a kind.
 package column
 
 import (
@@ -16,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/duration"
 )
 
-// None and Unknown stand for what is not there and what is not known.
+// Texts for values that are missing, not known or not set.
 const (
 	None    = "<none>"
 	Unknown = "<unknown>"
@@ -26,30 +25,30 @@ const (
 // Documented is a type of k8s.io/api or apimachinery.
 type Documented interface{ SwaggerDoc() map[string]string }
 
-// Doc is the documentation of a field.
+// Doc returns the documentation of a field.
 func Doc(of Documented, field string) string { return of.SwaggerDoc()[field] }
 
-// New defines a column of the ordinary table.
+// New returns a column of the ordinary table.
 func New(name, kind, description string) metav1.TableColumnDefinition {
 	return metav1.TableColumnDefinition{Name: name, Type: kind, Description: description}
 }
 
-// Text is a column of texts.
+// Text returns a column of strings.
 func Text(name, description string) metav1.TableColumnDefinition {
 	return New(name, "string", description)
 }
 
-// Wide is a column of texts that `-o wide` adds.
+// Wide returns a column of strings that `-o wide` adds.
 func Wide(name, description string) metav1.TableColumnDefinition {
 	return metav1.TableColumnDefinition{Name: name, Type: "string", Description: description, Priority: 1}
 }
 
-// AgeColumn defines the column that Age fills.
+// AgeColumn returns the column that Age fills.
 func AgeColumn() metav1.TableColumnDefinition {
 	return Text("Age", Doc(metav1.ObjectMeta{}, "creationTimestamp"))
 }
 
-// Age is how long ago something was.
+// Age formats the time since t.
 func Age(t metav1.Time) string {
 	if t.IsZero() {
 		return Unknown
@@ -57,7 +56,7 @@ func Age(t metav1.Time) string {
 	return duration.HumanDuration(time.Since(t.Time))
 }
 
-// Or is s, or other if s is empty.
+// Or returns s, or other if s is empty.
 func Or(s, other string) string {
 	if s == "" {
 		return other
@@ -65,12 +64,12 @@ func Or(s, other string) string {
 	return s
 }
 
-// List joins strings; none are None.
+// List joins strings. If there are none, it returns None.
 func List(items []string) string {
 	return Or(strings.Join(items, ","), None)
 }
 
-// Some joins the first n strings and says how many more there are.
+// Some joins the first n strings and adds how many more there are.
 func Some(items []string, n int) string {
 	if len(items) <= n {
 		return List(items)
@@ -78,7 +77,7 @@ func Some(items []string, n int) string {
 	return strings.Join(items[:n], ",") + more(len(items)-n)
 }
 
-// Pairs writes a map of labels in order; none are None.
+// Pairs formats a map of labels in order. If it is empty, Pairs returns None.
 func Pairs(m map[string]string) string {
 	pairs := make([]string, 0, len(m))
 	for k, v := range m {
@@ -88,10 +87,10 @@ func Pairs(m map[string]string) string {
 	return List(pairs)
 }
 
-// Selector writes a label selector.
+// Selector formats a label selector.
 func Selector(s *metav1.LabelSelector) string { return metav1.FormatLabelSelector(s) }
 
-// Containers are the names and the images of containers.
+// Containers returns the names and the images of containers.
 func Containers(list []corev1.Container) (names, images string) {
 	n, i := make([]string, len(list)), make([]string, len(list))
 	for c := range list {
@@ -100,7 +99,7 @@ func Containers(list []corev1.Container) (names, images string) {
 	return strings.Join(n, ","), strings.Join(i, ",")
 }
 
-// AccessModes are the short names of volumes' access modes.
+// AccessModes returns the short names of volumes' access modes.
 func AccessModes(modes []corev1.PersistentVolumeAccessMode) string {
 	var short []string
 	for _, m := range []struct {

@@ -11,7 +11,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Lease is the row of leases.
+// Lease returns the row of leases.
 func Lease() *resource.Kind {
 	k := row.Namespaced[coordinationv1.Lease, coordinationv1.LeaseList](coordinationv1.SchemeGroupVersion, "leases", "leases")
 	k.NoGeneration, k.Transient = true, true
@@ -38,8 +38,8 @@ func Lease() *resource.Kind {
 	return k
 }
 
-// dropElection clears the fields of coordinated leader election, which is off in
-// Kubernetes unless its administrator turns it on.
+// dropElection clears the fields of coordinated leader election, which is off in Kubernetes by
+// default.
 func dropElection(l *coordinationv1.Lease) {
 	l.Spec.Strategy = nil
 	l.Spec.PreferredHolder = nil

@@ -7,7 +7,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Binding is the row of bindings: the old door to pods/binding.
+// Binding returns the row of bindings, the legacy form of pods/binding.
 func Binding() *resource.Kind {
 	return row.Virtual[corev1.Binding](corev1.SchemeGroupVersion, "bindings", resource.VirtualBinding, true)
 }

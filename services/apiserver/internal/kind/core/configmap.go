@@ -14,7 +14,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// ConfigMap is the row of configmaps.
+// ConfigMap returns the row of configmaps.
 func ConfigMap() *resource.Kind {
 	k := row.Namespaced[corev1.ConfigMap, corev1.ConfigMapList](corev1.SchemeGroupVersion, "configmaps", "configmaps")
 	k.ShortNames = []string{"cm"}

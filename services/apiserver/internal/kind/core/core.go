@@ -1,11 +1,11 @@
-// Package core holds the kinds of the core group, v1: one file a kind.
+// Package core contains the kinds of the core group, v1, with a file for each kind.
 //
-// Its rules must never look at anything but the objects that they are given.
+// Its rules must only use the objects that they are given.
 package core
 
 import "keelson.dev/services/apiserver/internal/resource"
 
-// Kinds are the rows of the group.
+// Kinds returns the rows of the group.
 func Kinds() []*resource.Kind {
 	return []*resource.Kind{
 		Namespace(),

@@ -21,13 +21,13 @@ func TestGracefulPod(t *testing.T) {
 		requested *int64
 		want      int64
 	}{
-		"as its spec says":  {func(*corev1.Pod) {}, nil, 30},
-		"as asked":          {func(*corev1.Pod) {}, seconds(5), 5},
-		"at once":           {func(*corev1.Pod) {}, seconds(0), 0},
-		"a negative period": {func(*corev1.Pod) {}, seconds(-3), 1},
-		"never scheduled":   {func(p *corev1.Pod) { p.Spec.NodeName = "" }, nil, 0},
-		"succeeded":         {func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }, nil, 0},
-		"failed, as asked":  {func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }, seconds(9), 0},
+		"from its spec":        {func(*corev1.Pod) {}, nil, 30},
+		"as requested":         {func(*corev1.Pod) {}, seconds(5), 5},
+		"immediately":          {func(*corev1.Pod) {}, seconds(0), 0},
+		"a negative period":    {func(*corev1.Pod) {}, seconds(-3), 1},
+		"never scheduled":      {func(p *corev1.Pod) { p.Spec.NodeName = "" }, nil, 0},
+		"succeeded":            {func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }, nil, 0},
+		"failed, as requested": {func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }, seconds(9), 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := running.DeepCopy()
@@ -54,7 +54,7 @@ func TestNamespaceIsHeld(t *testing.T) {
 	}
 	n.Spec.Finalizers = nil
 	if k.Held(n) {
-		t.Error("nothing holds it any more")
+		t.Error("Held is true without finalizers")
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Endpoints is the row of endpoints.
+// Endpoints returns the row of endpoints.
 func Endpoints() *resource.Kind {
 	k := row.Namespaced[corev1.Endpoints, corev1.EndpointsList](corev1.SchemeGroupVersion, "endpoints", "services/endpoints")
 	k.ShortNames = []string{"ep"}
@@ -46,8 +46,8 @@ func Endpoints() *resource.Kind {
 	return k
 }
 
-// endpointsWarnings warns of addresses in an unusual form; those of the controller
-// are in the usual one.
+// endpointsWarnings returns warnings about addresses in an unusual form, unless the controller
+// manages the object.
 func endpointsWarnings(o *corev1.Endpoints) []string {
 	if o.Labels["endpoints.kubernetes.io/managed-by"] == "endpoint-controller" {
 		return nil
@@ -114,7 +114,7 @@ func validateEndpointPort(e *check.Errors, port *corev1.EndpointPort, named bool
 	}
 }
 
-// shownEndpoints is how many endpoints a cell names.
+// shownEndpoints is how many endpoints a cell contains.
 const shownEndpoints = 3
 
 func endpointsText(e *corev1.Endpoints) string {

@@ -14,11 +14,10 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// EventTTLSeconds is how long an event is kept after its last write.
+// EventTTLSeconds is how long an event is kept after its last write, in seconds.
 const EventTTLSeconds = 3600
 
-// Event is the row of events. The group events.k8s.io shows the same objects in
-// a newer form.
+// Event returns the row of events. The group events.k8s.io has the same objects in a newer form.
 func Event() *resource.Kind {
 	k := row.Namespaced[corev1.Event, corev1.EventList](corev1.SchemeGroupVersion, "events", "events")
 	k.ShortNames = []string{"ev"}
@@ -40,7 +39,7 @@ func Event() *resource.Kind {
 		"type":                           eventField(func(e *corev1.Event) string { return e.Type }),
 	}
 	k.Rules = resource.Typed[*corev1.Event]{
-		// Any segment of a path, as clients make names of their own; only the group
+		// Any path segment is valid, because clients choose the names. Only the group
 		// events.k8s.io is stricter.
 		ValidateName:   func(string, bool) []string { return nil },
 		Validate:       validateEvent,
@@ -61,7 +60,7 @@ func eventSource(e *corev1.Event) string {
 	return e.ReportingController
 }
 
-// clusterKinds are kinds of no namespace, whose events lie in `default`.
+// clusterKinds are cluster-scoped kinds, whose events are in the namespace default.
 var clusterKinds = map[string]bool{
 	"Node": true, "Namespace": true, "PersistentVolume": true, "StorageClass": true, "PriorityClass": true,
 	"ClusterRole": true, "ClusterRoleBinding": true, "CertificateSigningRequest": true, "ComponentStatus": true,
@@ -73,8 +72,8 @@ func validateEvent(o *corev1.Event) field.ErrorList {
 		ValidateNewEvent(&e, o, "reportingComponent")
 		return e.List
 	}
-	// An event about an object of no namespace lies in `default`, every other one
-	// beside its object.
+	// An event about a cluster-scoped object is in the namespace default, and every other event
+	// in the namespace of its object.
 	switch about := o.InvolvedObject.Namespace; {
 	case about == "" && clusterKinds[o.InvolvedObject.Kind]:
 		if o.Namespace != metav1.NamespaceDefault && o.Namespace != metav1.NamespaceSystem {
@@ -91,14 +90,14 @@ func validateEvent(o *corev1.Event) field.ErrorList {
 	return e.List
 }
 
-// The newer form's limits on texts.
+// Limits of the newer form on texts.
 const (
 	maxEventText = 128
 	maxEventNote = 1024
 )
 
-// ValidateNewEvent checks an event of the newer form, which says who saw what;
-// controller is how the field reportingController is called.
+// ValidateNewEvent checks an event of the newer form. controller is the name of the field
+// reportingController in errors.
 func ValidateNewEvent(e *check.Errors, o *corev1.Event, controller string) {
 	text := func(child, value string) {
 		if value == "" {
@@ -123,7 +122,7 @@ func ValidateNewEvent(e *check.Errors, o *corev1.Event, controller string) {
 	}
 }
 
-// EventColumns and EventCells are shared with events.k8s.io.
+// EventColumns returns the columns of events, which events.k8s.io uses as well.
 func EventColumns() []metav1.TableColumnDefinition {
 	event, object := corev1.Event{}, corev1.ObjectReference{}
 	name := column.Wide("Name", column.Doc(metav1.ObjectMeta{}, "name"))
@@ -142,7 +141,7 @@ func EventColumns() []metav1.TableColumnDefinition {
 	}
 }
 
-// EventCells fills EventColumns in.
+// EventCells returns the cells for EventColumns.
 func EventCells(e *corev1.Event) []any {
 	first, last, count := e.FirstTimestamp, e.LastTimestamp, e.Count
 	if first.IsZero() {
@@ -155,7 +154,7 @@ func EventCells(e *corev1.Event) []any {
 		last = first
 	}
 	if count == 0 {
-		count = 1 // an event that was not counted happened once
+		count = 1 // an event without a count happened once
 	}
 	source := e.Source.Component
 	if source == "" {

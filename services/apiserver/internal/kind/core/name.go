@@ -2,5 +2,5 @@ package core
 
 import "strings"
 
-// qualified tells a name that belongs to a domain: "example.com/name".
+// qualified reports whether a name has a domain, as in "example.com/name".
 func qualified(name string) bool { return strings.Contains(name, "/") }

@@ -14,9 +14,9 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Namespace is the row of namespaces. A namespace that is deleted goes to phase
-// Terminating and stays until its content is gone and the controller has taken
-// `kubernetes` from spec.finalizers through the finalize subresource.
+// Namespace returns the row of namespaces. A deleted namespace gets the phase Terminating and
+// remains until its content is gone and the controller has removed `kubernetes` from
+// spec.finalizers through the finalize subresource.
 func Namespace() *resource.Kind {
 	k := row.Cluster[corev1.Namespace, corev1.NamespaceList](corev1.SchemeGroupVersion, "namespaces", "namespaces")
 	k.ReturnsDeleted = true
@@ -65,7 +65,7 @@ func Namespace() *resource.Kind {
 	return k
 }
 
-// defaultNamespace keeps the label that selectors find a namespace by.
+// defaultNamespace sets the label that selectors find a namespace by.
 func defaultNamespace(n *corev1.Namespace) {
 	if n.Name == "" {
 		return // generateName: the label is set once the name is known
@@ -76,8 +76,8 @@ func defaultNamespace(n *corev1.Namespace) {
 	n.Labels[corev1.LabelMetadataName] = n.Name
 }
 
-// validateFinalizers checks spec.finalizers; Kubernetes names the list on create,
-// its elements at finalize (indexed).
+// validateFinalizers checks spec.finalizers. In Kubernetes' errors, the path is the list on
+// create and the element in the finalize subresource (indexed).
 func validateFinalizers(n *corev1.Namespace, indexed bool) field.ErrorList {
 	var e check.Errors
 	for i, f := range n.Spec.Finalizers {

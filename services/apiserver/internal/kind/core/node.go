@@ -18,8 +18,8 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Node is the row of nodes. An agent registers itself with its status, so status
-// may be given on create.
+// Node returns the row of nodes. A node's agent registers the node together with its status, so a
+// create may contain a status.
 func Node() *resource.Kind {
 	k := row.Cluster[corev1.Node, corev1.NodeList](corev1.SchemeGroupVersion, "nodes", "minions")
 	k.ShortNames = []string{"no"}
@@ -56,8 +56,8 @@ func Node() *resource.Kind {
 	return k
 }
 
-// defaultNode lets pods have all that a node has unless it says otherwise, and
-// keeps podCIDR the first of podCIDRs.
+// defaultNode sets allocatable to capacity if it is not set, and keeps podCIDR equal to the first
+// of podCIDRs.
 func defaultNode(n *corev1.Node) {
 	if n.Status.Allocatable == nil && len(n.Status.Capacity) > 0 {
 		n.Status.Allocatable = n.Status.Capacity.DeepCopy()
@@ -72,8 +72,8 @@ func defaultNode(n *corev1.Node) {
 	}
 }
 
-// dropUnused clears what asked for dynamic configuration, which is gone, and for
-// a feature that is off in Kubernetes, too.
+// dropUnused clears the fields of dynamic configuration, which no longer exists, and of a feature
+// that is off in Kubernetes as well.
 func dropUnused(n *corev1.Node) {
 	n.Spec.ConfigSource = nil
 	n.Spec.PodPreemptionPolicy = nil
@@ -88,7 +88,7 @@ func validateNode(n *corev1.Node) field.ErrorList {
 	return e.List
 }
 
-// taintsPath is where Kubernetes says that taints are.
+// taintsPath is the path of taints in Kubernetes' errors.
 var taintsPath = field.NewPath("metadata", "taints")
 
 func validateTaints(e *check.Errors, taints []corev1.Taint, p *field.Path) {
@@ -217,7 +217,7 @@ func nodeState(n *corev1.Node) string {
 	return state
 }
 
-// The labels that give a node its roles.
+// Labels that determine the roles of a node.
 const (
 	roleLabelPrefix = "node-role.kubernetes.io/"
 	roleLabelOld    = "kubernetes.io/role"

@@ -17,7 +17,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// PersistentVolume is the row of persistentvolumes.
+// PersistentVolume returns the row of persistentvolumes.
 func PersistentVolume() *resource.Kind {
 	k := row.Cluster[corev1.PersistentVolume, corev1.PersistentVolumeList](corev1.SchemeGroupVersion, "persistentvolumes", "persistentvolumes")
 	k.ReturnsDeleted = true
@@ -47,7 +47,7 @@ func PersistentVolume() *resource.Kind {
 	return k
 }
 
-// keepTransition records when the phase changed, unless the client says when.
+// keepTransition records when the phase changed, unless the client has set the time.
 func keepTransition(v, old *corev1.PersistentVolume) {
 	was, now := old.Status.LastPhaseTransitionTime, v.Status.LastPhaseTransitionTime
 	switch {
@@ -84,9 +84,7 @@ var accessModes = []corev1.PersistentVolumeAccessMode{
 	corev1.ReadOnlyMany, corev1.ReadWriteMany, corev1.ReadWriteOnce, corev1.ReadWriteOncePod,
 }
 
-// classAnnotationWarning tells of the annotation that named a class before there
-// was a field.
-// volumeWarnings are those of a volume.
+// volumeWarnings returns the warnings of a volume.
 func volumeWarnings(v *corev1.PersistentVolume) []string {
 	list := classAnnotationWarning(v.Annotations)
 	const mountOptions = "volume.beta.kubernetes.io/mount-options"
@@ -110,6 +108,7 @@ func volumeWarnings(v *corev1.PersistentVolume) []string {
 	return list
 }
 
+// classAnnotationWarning warns about the annotation for a class that predates the field.
 func classAnnotationWarning(annotations map[string]string) []string {
 	if _, set := annotations[storageClassAnnotation]; !set {
 		return nil
@@ -251,7 +250,7 @@ func validateLocal(e *check.Errors, v *corev1.PersistentVolume, p *field.Path) {
 	}
 }
 
-// unsupportedVolumeSources names the sources that nodes cannot mount.
+// unsupportedVolumeSources returns the names of sources that nodes cannot mount.
 func unsupportedVolumeSources(s *corev1.PersistentVolumeSource) []string {
 	var names []string
 	add := func(set bool, name string) {
@@ -314,7 +313,7 @@ func volumeColumns() []metav1.TableColumnDefinition {
 	}
 }
 
-// The annotation that named a class before there was a field.
+// storageClassAnnotation is the annotation for a class that predates the field.
 const storageClassAnnotation = "volume.beta.kubernetes.io/storage-class"
 
 func volumeCells(o resource.Object) []any {

@@ -15,7 +15,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// PersistentVolumeClaim is the row of persistentvolumeclaims.
+// PersistentVolumeClaim returns the row of persistentvolumeclaims.
 func PersistentVolumeClaim() *resource.Kind {
 	k := row.Namespaced[corev1.PersistentVolumeClaim, corev1.PersistentVolumeClaimList](
 		corev1.SchemeGroupVersion, "persistentvolumeclaims", "persistentvolumeclaims")
@@ -57,8 +57,7 @@ func defaultClaim(c *corev1.PersistentVolumeClaim) {
 	podspec.DefaultResources(c.Status.Capacity)
 }
 
-// pairDataSources keeps dataSource and dataSourceRef equal where only one of
-// them is set.
+// pairDataSources sets dataSource and dataSourceRef to the same value if only one of them is set.
 func pairDataSources(s *corev1.PersistentVolumeClaimSpec) {
 	switch {
 	case s.DataSource != nil && s.DataSourceRef == nil:
@@ -114,7 +113,7 @@ func validateClaimUpdate(c, old *corev1.PersistentVolumeClaim) field.ErrorList {
 	masked := c.DeepCopy()
 	masked.Spec.VolumeName = orOld(c.Spec.VolumeName, old.Spec.VolumeName)
 	if old.Spec.StorageClassName == nil && c.Spec.StorageClassName != nil {
-		// A claim without a class may get the one that became the default.
+		// A claim without a class may get the class that became the default.
 		masked.Spec.StorageClassName = nil
 	}
 	grown := corev1.ResourceStorage
@@ -143,7 +142,8 @@ func validateClaimUpdate(c, old *corev1.PersistentVolumeClaim) field.ErrorList {
 	return e.List
 }
 
-// orOld lets a binder name the volume of a claim that has none.
+// orOld returns old if it is empty, and name otherwise, so that a binder may set the volume of a
+// claim that has none.
 func orOld(name, old string) string {
 	if old == "" {
 		return ""
@@ -172,7 +172,7 @@ func validateClaimStatus(c, _ *corev1.PersistentVolumeClaim) field.ErrorList {
 			e.List = append(e.List, field.NotSupported(at, name, []corev1.ResourceName{corev1.ResourceStorage}))
 		}
 		if !slices.Contains(resizeStates, state) {
-			// Kubernetes shows the resource's name here.
+			// Kubernetes' error contains the resource's name here.
 			e.List = append(e.List, field.NotSupported(at, name, resizeStates))
 		}
 	}

@@ -15,7 +15,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Pod is the row of pods.
+// Pod returns the row of pods.
 func Pod() *resource.Kind {
 	k := row.Namespaced[corev1.Pod, corev1.PodList](corev1.SchemeGroupVersion, "pods", "pods")
 	k.ReturnsDeleted = true
@@ -99,7 +99,7 @@ func podIPs(p *corev1.Pod) string {
 	return strings.Join(ips, ",")
 }
 
-// preparePod gives a new pod its first status.
+// preparePod sets the initial status of a pod.
 func preparePod(p *corev1.Pod) {
 	p.Status = corev1.PodStatus{Phase: corev1.PodPending, QOSClass: podspec.QOS(&p.Spec)}
 	if len(p.Spec.SchedulingGates) > 0 {
@@ -112,9 +112,8 @@ func preparePod(p *corev1.Pod) {
 	podspec.MergeLabelKeys(&p.Spec, p.Labels)
 }
 
-// gracefulPod decides how long a pod that is deleted may take to end: what the
-// client asked for, else what its spec says; no time at all if it never reached
-// a node or has ended already.
+// gracefulPod returns how long a deleted pod may take to end: the requested time, or that in its
+// spec. It is zero if the pod was never scheduled or has ended.
 func gracefulPod(o resource.Object, requested *int64) (int64, bool) {
 	p := o.(*corev1.Pod)
 	if p.Spec.NodeName == "" || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {

@@ -39,7 +39,7 @@ func podCells(o resource.Object) []any {
 	}
 }
 
-// summary is a pod's state in one line.
+// summary is the state of a pod for its row.
 type summary struct {
 	reason       string
 	ready, total int
@@ -47,7 +47,7 @@ type summary struct {
 	lastRestart  metav1.Time
 }
 
-// podReasonLost is set by the node lifecycle controller of old.
+// podReasonLost was set by older node lifecycle controllers.
 const podReasonLost = "NodeLost"
 
 func summarize(p *corev1.Pod) summary {
@@ -82,8 +82,8 @@ func condition(p *corev1.Pod, t corev1.PodConditionType) *corev1.PodCondition {
 	return nil
 }
 
-// addInit counts the init containers and tells whether one of them still holds
-// the pod up. Those that stay count like ordinary containers.
+// addInit counts the init containers and reports whether one of them still keeps the pod from
+// starting. Sidecars count like ordinary containers.
 func (s *summary) addInit(p *corev1.Pod) (initializing bool) {
 	stays := map[string]bool{}
 	for i := range p.Spec.InitContainers {
@@ -148,8 +148,8 @@ func endReason(t *corev1.ContainerStateTerminated) string {
 	return fmt.Sprintf("ExitCode:%d", t.ExitCode)
 }
 
-// addContainers counts the containers; the first that is not as it should be
-// gives the reason.
+// addContainers counts the containers. The first one that is waiting or terminated determines the
+// reason.
 func (s *summary) addContainers(p *corev1.Pod) {
 	running := false
 	for i := len(p.Status.ContainerStatuses) - 1; i >= 0; i-- {

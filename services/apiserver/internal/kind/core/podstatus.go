@@ -38,8 +38,8 @@ func validatePodStatus(p, old *corev1.Pod) field.ErrorList {
 	return e.List
 }
 
-// pairPodIPs keeps podIP the first of podIPs. Where both are given and differ, podIP
-// counts: clients that do not know podIPs send the old list along.
+// pairPodIPs keeps podIP equal to the first of podIPs. If both are given and differ, podIP takes
+// precedence, because clients that do not know podIPs send the old list unchanged.
 func pairPodIPs(s *corev1.PodStatus) {
 	switch {
 	case s.PodIP != "" && (len(s.PodIPs) == 0 || s.PodIPs[0].IP != s.PodIP):
@@ -88,8 +88,8 @@ func atMostOneOfFamily(n int, ip func(int) string) bool {
 	return a.Is4() != b.Is4()
 }
 
-// validateStates checks that a container that ended for good does not come to
-// life again.
+// validateStates checks that a container which will not be restarted does not leave the state
+// terminated.
 func validateStates(e *check.Errors, statuses, old []corev1.ContainerStatus, containers []corev1.Container,
 	policy corev1.RestartPolicy, p *field.Path,
 ) {
@@ -102,7 +102,7 @@ func validateStates(e *check.Errors, statuses, old []corev1.ContainerStatus, con
 			continue
 		}
 		if slices.ContainsFunc(containers, func(c corev1.Container) bool { return c.Name == was.Name && c.RestartPolicy != nil }) {
-			continue // it restarts by rules of its own
+			continue // it has restart rules of its own
 		}
 		for j := range statuses {
 			if statuses[j].Name == was.Name && statuses[j].State.Terminated == nil {

@@ -16,7 +16,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Secret is the row of secrets.
+// Secret returns the row of secrets.
 func Secret() *resource.Kind {
 	k := row.Namespaced[corev1.Secret, corev1.SecretList](corev1.SchemeGroupVersion, "secrets", "secrets")
 	k.NoGeneration = true
@@ -45,7 +45,7 @@ func Secret() *resource.Kind {
 	return k
 }
 
-// defaultSecret merges stringData, which is written and never read.
+// defaultSecret merges stringData, which is write-only, into data.
 func defaultSecret(s *corev1.Secret) {
 	if len(s.StringData) > 0 {
 		if s.Data == nil {
@@ -104,7 +104,7 @@ func validateSecret(s *corev1.Secret) field.ErrorList {
 	return e.List
 }
 
-// secretWarnings tells of a certificate and key that no server could use.
+// secretWarnings returns a warning if a TLS certificate and key are unusable.
 func secretWarnings(s *corev1.Secret) []string {
 	if s.Type != corev1.SecretTypeTLS {
 		return nil

@@ -9,8 +9,8 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Service is the row of services. Addresses and node ports are claimed between
-// preparation and validation; the predicates below say which a service needs.
+// Service returns the row of services. Addresses and node ports are allocated between preparation
+// and validation; the functions below report which of them a service needs.
 func Service() *resource.Kind {
 	k := row.Namespaced[corev1.Service, corev1.ServiceList](corev1.SchemeGroupVersion, "services", "services/specs")
 	k.ReturnsDeleted = true
@@ -43,13 +43,13 @@ func Service() *resource.Kind {
 	return k
 }
 
-// NeedsClusterIP tells a service that has an address of its own, or none by its
-// own wish ("None").
+// NeedsClusterIP reports whether a service has a cluster IP: it is neither of type ExternalName
+// nor headless.
 func NeedsClusterIP(s *corev1.Service) bool {
 	return s.Spec.Type != corev1.ServiceTypeExternalName && s.Spec.ClusterIP != corev1.ClusterIPNone
 }
 
-// NeedsNodePorts tells a service whose every port is opened on all nodes.
+// NeedsNodePorts reports whether every port of a service gets a node port.
 func NeedsNodePorts(s *corev1.Service) bool {
 	switch s.Spec.Type {
 	case corev1.ServiceTypeNodePort:
@@ -61,20 +61,18 @@ func NeedsNodePorts(s *corev1.Service) bool {
 	return false
 }
 
-// NeedsHealthCheckNodePort tells a service whose load balancer asks nodes
-// whether they have endpoints.
+// NeedsHealthCheckNodePort reports whether a service's load balancer checks nodes for endpoints.
 func NeedsHealthCheckNodePort(s *corev1.Service) bool {
 	return s.Spec.Type == corev1.ServiceTypeLoadBalancer && s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 }
 
-// reachedFromOutside tells a service for which externalTrafficPolicy means
-// something.
+// reachedFromOutside reports whether externalTrafficPolicy has an effect on a service.
 func reachedFromOutside(s *corev1.Service) bool {
 	return s.Spec.Type == corev1.ServiceTypeNodePort || s.Spec.Type == corev1.ServiceTypeLoadBalancer ||
 		s.Spec.Type == corev1.ServiceTypeClusterIP && len(s.Spec.ExternalIPs) > 0
 }
 
-// clientIPSeconds is how long a client stays with its endpoint: three hours.
+// clientIPSeconds is the default of ClientIP session affinity: three hours.
 const clientIPSeconds = corev1.DefaultClientIPServiceAffinitySeconds
 
 func defaultService(s *corev1.Service) {
@@ -129,7 +127,7 @@ func prepareService(s *corev1.Service) {
 	defaultFamilies(s)
 }
 
-// defaultFamilies chooses IPv4, the only family that Keelson's network has.
+// defaultFamilies sets the family to IPv4, the only one of Keelson's network.
 func defaultFamilies(s *corev1.Service) {
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
 		switch p := s.Spec.InternalTrafficPolicy; {
@@ -141,7 +139,7 @@ func defaultFamilies(s *corev1.Service) {
 	}
 	policy := corev1.IPFamilyPolicySingleStack
 	if placeless(&s.Spec) && len(s.Spec.IPFamilies) == 0 && s.Spec.IPFamilyPolicy == nil {
-		// Whoever fills in the endpoints chooses their families.
+		// The client that creates the endpoints chooses their families.
 		policy = corev1.IPFamilyPolicyRequireDualStack
 		s.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
 	}
@@ -153,13 +151,13 @@ func defaultFamilies(s *corev1.Service) {
 	}
 }
 
-// placeless tells a headless service whose endpoints nobody selects.
+// placeless reports whether a service is headless and has no selector.
 func placeless(s *corev1.ServiceSpec) bool {
 	return s.ClusterIP == corev1.ClusterIPNone && len(s.Selector) == 0
 }
 
-// pairClusterIPs keeps clusterIP the first of clusterIPs. Clients that know only
-// one of the fields change that one.
+// pairClusterIPs keeps clusterIP equal to the first of clusterIPs. Clients that know only one of
+// the fields change only that one.
 func pairClusterIPs(s, old *corev1.Service) {
 	spec := &s.Spec
 	if old == nil {
@@ -198,16 +196,15 @@ func prepareServiceUpdate(s, old *corev1.Service) {
 	defaultFamilies(s)
 }
 
-// keepAllocated lets a client leave out what was allocated for it: whoever
-// applies the manifest that created the service again does not mean to give its
-// addresses back.
+// keepAllocated keeps allocated fields that an update omits: a client that applies the service's
+// original manifest again does not mean to release its addresses.
 func keepAllocated(s, old *corev1.Service) {
 	spec, was := &s.Spec, &old.Spec
 	if was.Type == corev1.ServiceTypeExternalName || spec.Type == corev1.ServiceTypeExternalName {
 		return
 	}
-	// Each for itself: a patch may empty one of them, and who knows only clusterIP
-	// sends it without clusterIPs.
+	// Independently of each other: a patch may clear one of them, and clients that know only
+	// clusterIP send it without clusterIPs.
 	if spec.ClusterIP == "" {
 		spec.ClusterIP = was.ClusterIP
 	}
@@ -228,7 +225,7 @@ func keepAllocated(s, old *corev1.Service) {
 	}
 }
 
-// keepNodePorts fills in the node ports of ports by their names.
+// keepNodePorts sets missing node ports from the old ports of the same names.
 func keepNodePorts(ports, old []corev1.ServicePort) {
 	were, taken := map[string]int32{}, map[int32]bool{}
 	for _, p := range old {
@@ -244,8 +241,7 @@ func keepNodePorts(ports, old []corev1.ServicePort) {
 	}
 }
 
-// dropForType clears what the old type had and the new one has not, where the
-// client did not change it.
+// dropForType clears fields that only the old type has, unless the client has changed them.
 func dropForType(s, old *corev1.Service) {
 	spec, was := &s.Spec, &old.Spec
 	if spec.Type == corev1.ServiceTypeExternalName && was.Type != corev1.ServiceTypeExternalName {

@@ -10,7 +10,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// keepSecretNames drops from the references to secrets all but their names.
+// keepSecretNames drops everything but the names from references to secrets.
 func keepSecretNames(a *corev1.ServiceAccount) {
 	for i := range a.Secrets {
 		a.Secrets[i] = corev1.ObjectReference{Name: a.Secrets[i].Name}
@@ -19,7 +19,7 @@ func keepSecretNames(a *corev1.ServiceAccount) {
 
 const enforceSecrets = "kubernetes.io/enforce-mountable-secrets"
 
-// accountWarnings warns whoever sets an annotation that is deprecated.
+// accountWarnings returns a warning when a deprecated annotation is set.
 func accountWarnings(a, old *corev1.ServiceAccount) []string {
 	if _, set := a.Annotations[enforceSecrets]; !set {
 		return nil
@@ -32,7 +32,7 @@ func accountWarnings(a, old *corev1.ServiceAccount) []string {
 	return []string{"metadata.annotations[" + enforceSecrets + "]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets"}
 }
 
-// ServiceAccount is the row of serviceaccounts.
+// ServiceAccount returns the row of serviceaccounts.
 func ServiceAccount() *resource.Kind {
 	k := row.Namespaced[corev1.ServiceAccount, corev1.ServiceAccountList](corev1.SchemeGroupVersion, "serviceaccounts", "serviceaccounts")
 	k.ReturnsDeleted = true

@@ -15,7 +15,7 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/check"
 )
 
-// maxAffinitySeconds is one day.
+// maxAffinitySeconds is the maximum of ClientIP session affinity: one day.
 const maxAffinitySeconds = 86400
 
 func validateService(s *corev1.Service) field.ErrorList {
@@ -121,8 +121,8 @@ func validateAffinity(e *check.Errors, s *corev1.ServiceSpec, p *field.Path) {
 	}
 }
 
-// ValidateClusterIPs checks what addresses a Service asks for, and of which families,
-// before any is claimed.
+// ValidateClusterIPs checks the requested addresses and families of a Service before any address
+// is allocated.
 func ValidateClusterIPs(s *corev1.Service) field.ErrorList {
 	var e check.Errors
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
@@ -210,7 +210,7 @@ func validateFamilies(e *check.Errors, s *corev1.ServiceSpec, p *field.Path) {
 	}
 }
 
-// validateFamilyNames checks that the families exist, each once, and their policy.
+// validateFamilyNames checks the names of families, that there are no duplicates, and the policy.
 func validateFamilyNames(e *check.Errors, s *corev1.ServiceSpec, p *field.Path) {
 	if s.IPFamilyPolicy != nil {
 		check.Supported(e, p, "ipFamilyPolicy", *s.IPFamilyPolicy,
@@ -266,8 +266,7 @@ func validateExternal(e *check.Errors, s *corev1.Service, p *field.Path) {
 	}
 }
 
-// validateRangesAnnotation checks the annotation that did what
-// loadBalancerSourceRanges does.
+// validateRangesAnnotation checks the annotation that preceded loadBalancerSourceRanges.
 func validateRangesAnnotation(e *check.Errors, s *corev1.Service) {
 	text, set := s.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey]
 	if !set || strings.TrimSpace(text) == "" {
@@ -279,7 +278,7 @@ func validateRangesAnnotation(e *check.Errors, s *corev1.Service) {
 	}
 }
 
-// notLocal refuses addresses that cannot be another host's.
+// notLocal refuses addresses that cannot belong to another host.
 func notLocal(e *check.Errors, text string, p *field.Path) {
 	ip, err := netip.ParseAddr(text)
 	if err != nil {
@@ -376,7 +375,7 @@ func validateServiceStatus(s, old *corev1.Service) field.ErrorList {
 	return e.List
 }
 
-// serviceWarnings tells what is accepted and does nothing, or soon will not.
+// serviceWarnings returns warnings about fields that have no effect or are deprecated.
 func serviceWarnings(s *corev1.Service) []string {
 	var list []string
 	warn := func(text string) { list = append(list, text) }

@@ -1,11 +1,11 @@
-// Package discovery holds the kinds of the group discovery.k8s.io: one file a kind.
+// Package discovery contains the kinds of the group discovery.k8s.io, with a file for each kind.
 //
-// Its rules must never look at anything but the objects that they are given.
+// Its rules must only use the objects that they are given.
 package discovery
 
 import "keelson.dev/services/apiserver/internal/resource"
 
-// Kinds are the rows of the group.
+// Kinds returns the rows of the group.
 func Kinds() []*resource.Kind {
 	return []*resource.Kind{
 		EndpointSlice(),

@@ -18,8 +18,8 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// warnings are those of a slice: of its type when it is made, and of addresses in
-// an unusual form, unless a controller made them.
+// warnings returns the warnings of a slice: about its type on create, and about addresses in an
+// unusual form, unless a controller manages it.
 func warnings(s, old *discoveryv1.EndpointSlice) []string {
 	var list []string
 	if s.AddressType == discoveryv1.AddressTypeFQDN && old == nil {
@@ -40,7 +40,7 @@ func warnings(s, old *discoveryv1.EndpointSlice) []string {
 	return list
 }
 
-// EndpointSlice is the row of endpointslices.
+// EndpointSlice returns the row of endpointslices.
 func EndpointSlice() *resource.Kind {
 	k := row.Namespaced[discoveryv1.EndpointSlice, discoveryv1.EndpointSliceList](discoveryv1.SchemeGroupVersion, "endpointslices", "endpointslices")
 	k.Columns, k.Cells = columns(), cells
@@ -80,7 +80,7 @@ func defaultSlice(s *discoveryv1.EndpointSlice) {
 	}
 }
 
-// prepare clears the topology of old, for which endpoints have fields now.
+// prepare clears the deprecated topology, which endpoints now have fields for.
 func prepare(s *discoveryv1.EndpointSlice) {
 	for i := range s.Endpoints {
 		s.Endpoints[i].DeprecatedTopology = nil
@@ -230,7 +230,7 @@ func columns() []metav1.TableColumnDefinition {
 	}
 }
 
-// shown is how many ports and endpoints a cell names.
+// shown is how many ports and endpoints a cell contains.
 const shown = 3
 
 func cells(o resource.Object) []any {

@@ -9,8 +9,8 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Event is the row of events.k8s.io's events: the core group's events in their
-// newer form, stored as those.
+// Event returns the row of events.k8s.io's events: the core group's events in their newer form,
+// stored in the core group's form.
 func Event() *resource.Kind {
 	k := row.Namespaced[eventsv1.Event, eventsv1.EventList](eventsv1.SchemeGroupVersion, "events", "events")
 	k.ShortNames = []string{"ev"}
@@ -47,8 +47,8 @@ func selectable(f func(*eventsv1.Event) string) func(resource.Object) string {
 	return func(o resource.Object) string { return f(o.(*eventsv1.Event)) }
 }
 
-// toCore and fromCore pair the two forms field by field. What the newer form
-// calls deprecated is what the older one fills in.
+// toCore and fromCore convert between the two forms, field by field. Fields that the newer form
+// calls deprecated are those that the older form uses.
 func toCore(e *eventsv1.Event) *corev1.Event {
 	out := &corev1.Event{
 		ObjectMeta:          e.ObjectMeta,

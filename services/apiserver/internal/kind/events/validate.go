@@ -10,9 +10,9 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/core"
 )
 
-// validate checks what the newer form demands: the fields that tell who saw what
-// and when, and none of those that only the older form fills in. Errors name the
-// fields as the older form does, as Kubernetes' do.
+// validate checks what the newer form requires: the fields for what was observed, by whom and
+// when, and none of those that only the older form uses. As in Kubernetes, errors use the older
+// form's field names.
 func validate(o *eventsv1.Event) field.ErrorList {
 	var e check.Errors
 	if o.EventTime.IsZero() {
@@ -46,7 +46,7 @@ func validateSeries(e *check.Errors, s *eventsv1.EventSeries) {
 	}
 }
 
-// validateUpdate lets nothing change but the series and the metadata.
+// validateUpdate only allows changes of the series and the metadata.
 func validateUpdate(o, old *eventsv1.Event) field.ErrorList {
 	e := check.Errors{List: validate(o)}
 	same := func(name string, now, before any) {

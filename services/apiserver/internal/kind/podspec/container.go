@@ -30,7 +30,7 @@ func (v *validator) validateContainers(p *field.Path) {
 	list = p.Child("initContainers")
 	for i := range s.InitContainers {
 		c, at := &s.InitContainers[i], list.Index(i)
-		// Init containers run one after another, so they may share host ports.
+		// Init containers run sequentially, so they may share host ports.
 		v.validateContainer(c, at, &names, &check.Seen{})
 		if sidecar(c) {
 			v.validateLifecycle(c.Lifecycle, at)
@@ -41,7 +41,7 @@ func (v *validator) validateContainers(p *field.Path) {
 	}
 }
 
-// sidecar tells an init container that keeps running beside the others.
+// sidecar reports whether an init container keeps running next to the containers.
 func sidecar(c *corev1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }

@@ -1,9 +1,8 @@
-// Package podspec has the rules of PodSpec and PodTemplateSpec, which Pod and
-// every kind with a pod template share: defaults, validation, quality of
-// service.
+// Package podspec contains the rules of PodSpec and PodTemplateSpec, which Pod and all kinds with
+// a pod template share: defaults, validation and quality of service.
 //
-// It must never look at another object, and never refuse what Kubernetes takes
-// unless DIFFERENCES.md names it.
+// It must never read another object, and never refuse what Kubernetes accepts unless
+// DIFFERENCES.md lists it.
 package podspec
 
 import (
@@ -13,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// The defaults that a spec gets.
+// Defaults of a spec. GracePeriodSeconds and TokenExpirationSeconds are in seconds.
 const (
 	GracePeriodSeconds     = 30
 	FileMode               = 0o644
@@ -33,7 +32,7 @@ func setZero[T comparable](field *T, value T) {
 	}
 }
 
-// Default fills in the defaults of a spec, in a pod or in a template.
+// Default sets the defaults of a spec, in a pod or in a template.
 func Default(s *corev1.PodSpec) {
 	setZero(&s.RestartPolicy, corev1.RestartPolicyAlways)
 	setZero(&s.DNSPolicy, corev1.DNSClusterFirst)
@@ -42,7 +41,7 @@ func Default(s *corev1.PodSpec) {
 	if s.SecurityContext == nil {
 		s.SecurityContext = &corev1.PodSecurityContext{}
 	}
-	// Both spellings of the service account are kept equal; the newer one wins.
+	// Both names of the service account are kept equal. The newer field takes precedence.
 	setZero(&s.ServiceAccountName, s.DeprecatedServiceAccount)
 	s.DeprecatedServiceAccount = s.ServiceAccountName
 	for i := range s.Volumes {
@@ -56,13 +55,12 @@ func Default(s *corev1.PodSpec) {
 	}
 }
 
-// DefaultPod fills in what only a pod itself gets, not a template: a limit
-// without a request is the request, and ports of the host's network are ports of
-// the host.
+// DefaultPod sets defaults that only pods get, not templates: a missing request is set to the
+// limit, and ports of a pod in the host's network are host ports.
 func DefaultPod(s *corev1.PodSpec) {
 	set(&s.EnableServiceLinks, corev1.DefaultEnableServiceLinks)
 	if g := s.TerminationGracePeriodSeconds; g != nil && *g < 0 {
-		one := int64(1) // also of pods that were stored before, so that they can be updated
+		one := int64(1) // also for pods that are already stored, so that they can be updated
 		s.TerminationGracePeriodSeconds = &one
 	}
 	for _, list := range [][]corev1.Container{s.InitContainers, s.Containers} {
@@ -114,8 +112,8 @@ func defaultContainer(c *corev1.Container) {
 	}
 }
 
-// pullPolicy is Always for the moving tag latest, which is also the tag of an
-// image that names neither tag nor digest. What is no image's name has no tag.
+// pullPolicy returns Always for the tag latest, which an image with neither tag nor digest has
+// implicitly. An invalid image name has no tag.
 func pullPolicy(image string) corev1.PullPolicy {
 	name, _, digest := strings.Cut(image, "@")
 	tag := ""
@@ -131,8 +129,8 @@ func pullPolicy(image string) corev1.PullPolicy {
 	return corev1.PullIfNotPresent
 }
 
-// imageName tells a name with its tag by the characters that the parts of one may
-// have: capitals only in the registry's host and in the tag.
+// imageName reports whether name consists of characters that are valid in an image name with a
+// tag: upper case is only valid in the registry's host and in the tag.
 func imageName(name string) bool {
 	rest, tag := name, ""
 	if colon := strings.LastIndexByte(name, ':'); colon > strings.LastIndexByte(name, '/') {
@@ -171,7 +169,7 @@ func defaultHTTPGet(a *corev1.HTTPGetAction) {
 	}
 }
 
-// DefaultResources rounds quantities up to thousandths, the finest that is kept.
+// DefaultResources rounds quantities up to thousandths, the highest precision that is kept.
 func DefaultResources(list corev1.ResourceList) {
 	for name, q := range list {
 		before := q
@@ -181,8 +179,7 @@ func DefaultResources(list corev1.ResourceList) {
 	}
 }
 
-// DefaultVolume fills in the defaults of a volume; one without a source is an
-// empty directory.
+// DefaultVolume sets the defaults of a volume. A volume without a source is an empty directory.
 func DefaultVolume(v *corev1.Volume) {
 	switch s := &v.VolumeSource; {
 	case s.Secret != nil:

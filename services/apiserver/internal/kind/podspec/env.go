@@ -9,8 +9,8 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/check"
 )
 
-// What a pod may learn of itself: through the environment, and through a volume,
-// which can also hold whole maps and follows changes.
+// Fields of a pod that are available as environment variables, as files of a volume (which may
+// also contain whole maps and follow changes), and as resource fields.
 var (
 	fieldsOfEnv = []string{
 		"metadata.name", "metadata.namespace", "metadata.uid",
@@ -120,7 +120,7 @@ func (v *validator) validateEnvFromName(name string, p *field.Path) {
 	v.Messages(p, "name", name, check.Subdomain(name))
 }
 
-// splitSubscript takes "metadata.labels['x']" apart.
+// splitSubscript splits a path such as "metadata.labels['x']".
 func splitSubscript(path string) (base, key string, ok bool) {
 	base, rest, found := strings.Cut(path, "['")
 	if !found || !strings.HasSuffix(rest, "']") {
@@ -161,7 +161,7 @@ func (v *validator) validateFieldRef(s *corev1.ObjectFieldSelector, allowed []st
 	check.Supported(&v.Errors, p, "fieldPath", s.FieldPath, allowed...)
 }
 
-// knownPodField tells the paths that name anything in a pod.
+// knownPodField reports whether a path is a known field of a pod.
 func knownPodField(path string) bool {
 	switch path {
 	case "metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid",

@@ -5,8 +5,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Drop clears the fields of features that are off in Kubernetes unless its
-// administrator turns them on: what a client sets there is dropped silently.
+// Drop clears the fields of features that are off in Kubernetes by default: values that a client
+// sets are silently dropped, as in Kubernetes.
 func Drop(s *corev1.PodSpec) {
 	s.SchedulingGroup = nil
 	s.EvictionResponders = nil
@@ -99,9 +99,8 @@ func dropHTTPGet(a *corev1.HTTPGetAction) {
 	}
 }
 
-// MergeLabelKeys adds the pod's own labels to the selectors that name their keys
-// in matchLabelKeys and mismatchLabelKeys, so that schedulers see plain
-// selectors.
+// MergeLabelKeys adds the pod's own labels to the selectors that name their keys in
+// matchLabelKeys and mismatchLabelKeys, so that schedulers see plain selectors.
 func MergeLabelKeys(s *corev1.PodSpec, labels map[string]string) {
 	if a := s.Affinity; a != nil {
 		if a.PodAffinity != nil {

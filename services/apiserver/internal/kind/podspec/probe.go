@@ -64,7 +64,7 @@ func (v *validator) validateLifecycle(l *corev1.Lifecycle, p *field.Path) {
 	}
 }
 
-// validateHandlers checks that exactly one handler is set, and that one.
+// validateHandlers checks that exactly one handler is set, and validates it.
 func (v *validator) validateHandlers(p *field.Path, exec *corev1.ExecAction, httpGet *corev1.HTTPGetAction,
 	tcp *corev1.TCPSocketAction, grpc *corev1.GRPCAction, sleep *corev1.SleepAction,
 ) {

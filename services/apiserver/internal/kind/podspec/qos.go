@@ -5,9 +5,9 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// QOS is the quality of service that a pod's requests and limits of CPU and
-// memory earn it: Guaranteed if every container limits both and requests just
-// that, BestEffort if none asks for anything, Burstable otherwise.
+// QOS returns a pod's quality of service, which follows from its requests and limits of CPU and
+// memory: Guaranteed if every container has limits for both and equal requests, BestEffort if no
+// container has any, and Burstable otherwise.
 func QOS(s *corev1.PodSpec) corev1.PodQOSClass {
 	guaranteed, asked := true, false
 	for _, list := range [][]corev1.Container{s.InitContainers, s.Containers} {

@@ -11,14 +11,14 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/check"
 )
 
-// native tells a resource of Kubernetes' own, which has no domain or
-// kubernetes.io's.
+// native reports whether a resource is Kubernetes' own: it has no domain, or that of
+// kubernetes.io.
 func native(name corev1.ResourceName) bool {
 	return !strings.Contains(string(name), "/") || strings.Contains(string(name), corev1.ResourceDefaultNamespacePrefix)
 }
 
-// Extended tells a resource that nodes advertise by a name of their own; it is
-// counted in whole units.
+// Extended reports whether a resource is an extended resource, which nodes advertise under a name
+// of their own. It is counted in whole units.
 func Extended(name corev1.ResourceName) bool {
 	return !native(name) && !strings.HasPrefix(string(name), corev1.DefaultResourceRequestsPrefix) &&
 		check.LabelKey(corev1.DefaultResourceRequestsPrefix+string(name)) == nil
@@ -28,7 +28,7 @@ func hugePages(name corev1.ResourceName) bool {
 	return strings.HasPrefix(string(name), corev1.ResourceHugePagesPrefix)
 }
 
-// overcommitted tells a resource whose limit may be above its request.
+// overcommitted reports whether a resource's limit may exceed its request.
 func overcommitted(name corev1.ResourceName) bool { return native(name) && !hugePages(name) }
 
 func standardForContainers(name corev1.ResourceName) bool {
@@ -39,8 +39,7 @@ func standardForContainers(name corev1.ResourceName) bool {
 	return hugePages(name)
 }
 
-// standard tells a resource that something in Kubernetes counts under a name
-// without a domain.
+// standard reports whether a name is a standard resource of Kubernetes, which has no domain.
 func standard(name corev1.ResourceName) bool {
 	switch name {
 	case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage, corev1.ResourceStorage,
@@ -114,8 +113,8 @@ func validateContainerResourceName(e *check.Errors, name corev1.ResourceName, p 
 	}
 }
 
-// QuantityProblem says what is wrong with an amount of a resource, which is not
-// negative, and whole where the resource comes in units; "" if nothing is.
+// QuantityProblem returns what is wrong with a quantity of a resource, or "". It must not be
+// negative, and must be an integer if the resource is counted in units.
 func QuantityProblem(name corev1.ResourceName, q *resource.Quantity) string {
 	switch {
 	case q.Sign() < 0:

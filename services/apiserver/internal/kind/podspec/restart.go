@@ -13,7 +13,7 @@ const (
 	maxRestartCodes = 255
 )
 
-// validateRestart checks a container's own restart policy and its rules.
+// validateRestart checks a container's own restart policy and restart rules.
 func (v *validator) validateRestart(c *corev1.Container, p *field.Path) {
 	if c.RestartPolicy != nil {
 		check.Supported(&v.Errors, p, "restartPolicy", *c.RestartPolicy,

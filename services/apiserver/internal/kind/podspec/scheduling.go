@@ -55,7 +55,7 @@ func (v *validator) validateToleration(t *corev1.Toleration, p *field.Path) {
 		if t.Value != "" {
 			v.Invalid(p.Child("operator"), t.Value, "value must be empty when `operator` is 'Exists'")
 		}
-	case corev1.TolerationOpLt, corev1.TolerationOpGt: // a feature that is off
+	case corev1.TolerationOpLt, corev1.TolerationOpGt: // behind a feature gate that is off
 		v.List = append(v.List, field.NotSupported(p.Child("operator"), t.Operator, []corev1.TolerationOperator{
 			corev1.TolerationOpEqual, corev1.TolerationOpExists, corev1.TolerationOpLt, corev1.TolerationOpGt,
 		}))
@@ -87,8 +87,7 @@ func (v *validator) validateWeight(weight int32, p *field.Path) {
 	}
 }
 
-// ValidateNodeSelector checks the terms that select nodes, of which one must
-// match.
+// ValidateNodeSelector checks the terms of a node selector, at least one of which must match.
 func ValidateNodeSelector(e *check.Errors, s *corev1.NodeSelector, p *field.Path) {
 	if len(s.NodeSelectorTerms) == 0 {
 		e.Required(p.Child("nodeSelectorTerms"), "must have at least one node selector term")
@@ -98,8 +97,8 @@ func ValidateNodeSelector(e *check.Errors, s *corev1.NodeSelector, p *field.Path
 	}
 }
 
-// validateNodeTerm checks a term; values are checked to be values of labels only
-// where the term must match, a preference for what cannot be does no harm.
+// validateNodeTerm checks a term. values is true if the values must be valid label values, as in
+// required terms; a preference for an impossible value does no harm.
 func validateNodeTerm(e *check.Errors, t *corev1.NodeSelectorTerm, p *field.Path, values bool) {
 	for i := range t.MatchExpressions {
 		validateNodeRequirement(e, &t.MatchExpressions[i], p.Child("matchExpressions").Index(i), values)
@@ -190,8 +189,8 @@ func (v *validator) validateTopologyKey(key string, p *field.Path) {
 	v.Messages(p, "topologyKey", key, check.LabelKey(key))
 }
 
-// validateLabelKeys checks keys whose values are taken from the pod's own labels
-// and added to the selector.
+// validateLabelKeys checks keys whose values are taken from the pod's own labels and added to the
+// selector.
 func (v *validator) validateLabelKeys(keys []string, s *metav1.LabelSelector, p *field.Path, child string) {
 	if len(keys) == 0 {
 		return

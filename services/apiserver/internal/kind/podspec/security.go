@@ -118,7 +118,7 @@ func (v *validator) validateSeccomp(s *corev1.SeccompProfile, p *field.Path) {
 	}
 }
 
-const appArmorNameAtMost = 4095 // PATH_MAX without its NUL
+const appArmorNameAtMost = 4095 // PATH_MAX without the terminating NUL
 
 func (v *validator) validateAppArmor(s *corev1.AppArmorProfile, p *field.Path) {
 	switch s.Type {
@@ -149,8 +149,8 @@ func (v *validator) validateAppArmor(s *corev1.AppArmorProfile, p *field.Path) {
 
 const sysctlNameAtMost = 253
 
-// A sysctl's name: parts of lower-case letters, digits and dashes, between dots
-// or slashes.
+// sysctlName matches the name of a sysctl: parts of lower-case letters, digits, dashes and
+// underscores, separated by dots or slashes.
 var sysctlName = regexp.MustCompile(`^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$`)
 
 func (v *validator) validateSysctls(sysctls []corev1.Sysctl, p *field.Path) {

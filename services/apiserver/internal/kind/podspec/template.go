@@ -10,10 +10,10 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/check"
 )
 
-// DefaultTemplate fills in the defaults of a template's spec.
+// DefaultTemplate sets the defaults of a template's spec.
 func DefaultTemplate(t *corev1.PodTemplateSpec) { Default(&t.Spec) }
 
-// ValidateTemplate checks a pod template that has its defaults.
+// ValidateTemplate checks a pod template whose defaults are set.
 func ValidateTemplate(t *corev1.PodTemplateSpec, p *field.Path) field.ErrorList {
 	var e check.Errors
 	e.Labels(p, "labels", t.Labels)
@@ -25,8 +25,8 @@ func ValidateTemplate(t *corev1.PodTemplateSpec, p *field.Path) field.ErrorList 
 	return e.List
 }
 
-// ValidateLongRunning checks a template whose pods are replaced whenever they
-// end; s selects them.
+// ValidateLongRunning checks a template whose pods are replaced whenever they end. s is the
+// selector of the pods.
 func ValidateLongRunning(t *corev1.PodTemplateSpec, s *metav1.LabelSelector, p *field.Path, kind string) field.ErrorList {
 	var e check.Errors
 	if selector, err := metav1.LabelSelectorAsSelector(s); err == nil && !selector.Empty() &&

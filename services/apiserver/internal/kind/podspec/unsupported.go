@@ -5,9 +5,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// unsupported refuses what Kubernetes does and Keelson does not do yet, wherever
-// ignoring it would run something else than what was asked for. DIFFERENCES.md
-// lists it for people.
+// unsupported refuses what Kubernetes supports and Keelson does not support yet, if ignoring it
+// would run something other than what was requested. DIFFERENCES.md lists these fields for users.
 func (v *validator) unsupported(p *field.Path) {
 	s := v.spec
 	refuse := func(set bool, name, what string) {
@@ -69,7 +68,7 @@ func (v *validator) unsupportedContainer(c *corev1.Container, p *field.Path, lis
 	}
 }
 
-// unsupportedSources names the sources of a volume that nodes cannot mount.
+// unsupportedSources returns the names of volume sources that nodes cannot mount.
 func unsupportedSources(s *corev1.VolumeSource) []string {
 	var names []string
 	add := func(set bool, name string) {

@@ -13,10 +13,9 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/check"
 )
 
-// ValidateUpdate checks the change of a pod's spec. A pod's spec stays as it was,
-// but for the images of its containers, a deadline that comes nearer, new
-// tolerations, gates that open (and, while there are any, narrower placement),
-// and a negative grace period that is replaced by 1.
+// ValidateUpdate checks a change of a pod's spec. The spec is immutable except for container
+// images, an earlier deadline, additional tolerations, removed scheduling gates (and, while there
+// are any, stricter placement), and a negative grace period that is replaced by 1.
 func ValidateUpdate(s, old *corev1.PodSpec, p *field.Path) field.ErrorList {
 	if check.Same(s, old) {
 		return nil
@@ -34,7 +33,7 @@ func ValidateUpdate(s, old *corev1.PodSpec, p *field.Path) field.ErrorList {
 	if len(e.List) > 0 {
 		return e.List
 	}
-	// All that may differ is put back; what still differs may not.
+	// Everything that may differ is reset, so any remaining difference is an error.
 	masked := s.DeepCopy()
 	for i := range masked.Containers {
 		masked.Containers[i].Image = old.Containers[i].Image
@@ -103,7 +102,7 @@ func updateTolerations(e *check.Errors, s, old *corev1.PodSpec, p *field.Path) {
 		found := false
 		for j := range s.Tolerations {
 			was, now := old.Tolerations[i], s.Tolerations[j]
-			// How long a taint is tolerated may change.
+			// tolerationSeconds may change.
 			was.TolerationSeconds, now.TolerationSeconds = nil, nil
 			found = found || was == now
 		}
@@ -127,8 +126,8 @@ func updateGates(e *check.Errors, s, old *corev1.PodSpec, p *field.Path) {
 	}
 }
 
-// maskPlacement allows a gated pod's node selector and required node affinity to
-// become stricter, and its preferences to change.
+// maskPlacement allows the node selector and required node affinity of a gated pod to become
+// stricter, and its preferences to change.
 func maskPlacement(e *check.Errors, s, old *corev1.PodSpec, p *field.Path) {
 	for key, value := range old.NodeSelector {
 		if now, ok := s.NodeSelector[key]; !ok || now != value {
@@ -162,8 +161,8 @@ func required(s *corev1.PodSpec) []corev1.NodeSelectorTerm {
 	return s.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms
 }
 
-// narrower checks that each old term is still there with nothing taken away.
-// Where there was none, anything may be added.
+// narrower checks that each old term still exists with nothing removed. If there were no terms,
+// any may be added.
 func narrower(e *check.Errors, terms, old []corev1.NodeSelectorTerm, p *field.Path) {
 	if len(old) == 0 {
 		return

@@ -11,24 +11,24 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/check"
 )
 
-// Kubernetes' limits on DNS configuration; resolvers do not read more.
+// Kubernetes' limits on DNS configuration, which are those of resolvers.
 const (
 	maxNameservers  = 3
 	maxSearches     = 32
 	maxSearchLength = 2048
 )
 
-// validator checks one spec.
+// validator checks a single spec.
 type validator struct {
 	check.Errors
 	spec *corev1.PodSpec
-	// volumes by name, to find those that containers mount.
+	// volumes by name, for the mounts of containers.
 	volumes map[string]*corev1.VolumeSource
-	// inPod is set for the spec of a pod, not of a template.
+	// inPod is true for the spec of a pod, and false for that of a template.
 	inPod bool
 }
 
-// Validate checks a pod's spec that has its defaults.
+// Validate checks the spec of a pod whose defaults are set.
 func Validate(s *corev1.PodSpec, p *field.Path) field.ErrorList {
 	v := &validator{spec: s, inPod: true}
 	return v.validate(p)
@@ -94,7 +94,7 @@ func (v *validator) validateNames(p *field.Path) {
 	}
 }
 
-// A host name is at most this long (HOST_NAME_MAX of Linux).
+// maxHostname is the maximum length of a host name (Linux's HOST_NAME_MAX).
 const maxHostname = 64
 
 func (v *validator) validateHostnameOverride(p *field.Path) {
@@ -144,7 +144,7 @@ func (v *validator) validateDNS(p *field.Path) {
 	if len(c.Searches) > maxSearches {
 		v.Invalid(p.Child("searches"), c.Searches, fmt.Sprintf("must not have more than %v search paths", maxSearches))
 	}
-	length := max(len(c.Searches)-1, 0) // the blanks between them
+	length := max(len(c.Searches)-1, 0) // the spaces between them
 	for i, search := range c.Searches {
 		length += len(search)
 		if search == "." {

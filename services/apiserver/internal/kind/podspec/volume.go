@@ -26,7 +26,7 @@ func (v *validator) validateVolumes(p *field.Path) {
 		if _, twice := v.volumes[volume.Name]; twice {
 			v.Duplicate(at.Child("name"), volume.Name)
 		}
-		// A volume that is wrong is none that could be mounted.
+		// An invalid volume is not available for mounts.
 		if v.validateSource(&volume.VolumeSource, at); len(v.List) == before {
 			v.volumes[volume.Name] = &volume.VolumeSource
 		}
@@ -116,7 +116,7 @@ func (v *validator) noBacksteps(path string, p *field.Path, child string) {
 	}
 }
 
-// descending checks a path that stays below where it starts.
+// descending checks that a path is relative and contains no "..".
 func (v *validator) descending(path string, p *field.Path, child string) {
 	if strings.HasPrefix(path, "/") {
 		v.Invalid(p.Child(child), path, "must be a relative path")
@@ -124,8 +124,7 @@ func (v *validator) descending(path string, p *field.Path, child string) {
 	v.noBacksteps(path, p, child)
 }
 
-// fileName checks the path of a file that is written into a volume, whose
-// bookkeeping begins with two dots.
+// fileName checks the path of a file in a volume, where names that begin with ".." are reserved.
 func (v *validator) fileName(path string, p *field.Path, child string) {
 	v.descending(path, p, child)
 	if strings.HasPrefix(path, "..") && !strings.HasPrefix(path, "../") {
@@ -155,7 +154,7 @@ func (v *validator) validateItems(items []corev1.KeyToPath, p *field.Path) {
 
 func (v *validator) validateDownward(items []corev1.DownwardAPIVolumeFile, p *field.Path) {
 	for i := range items {
-		file, at := &items[i], p // Kubernetes names the list's parent
+		file, at := &items[i], p // the list's parent, as in Kubernetes' errors
 		if file.Path == "" {
 			v.Required(at.Child("path"), "")
 		}
@@ -183,8 +182,8 @@ func (v *validator) validateProjected(s *corev1.ProjectedVolumeSource, p *field.
 	}
 }
 
-// validateProjection checks one source at p of the projected volume at parent;
-// paths are the files of all sources.
+// validateProjection checks one source, at p, of the projected volume at parent. paths collects
+// the files of all sources.
 func (v *validator) validateProjection(s *corev1.VolumeProjection, parent, p *field.Path, paths *check.Seen) {
 	count := 0
 	one := func(set bool) bool {

@@ -11,22 +11,21 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/check"
 )
 
-// warner collects what is accepted and will surprise.
+// warner collects warnings about what is accepted but may be surprising.
 type warner struct{ list []string }
 
 func (w *warner) add(p *field.Path, format string, args ...any) {
 	w.list = append(w.list, p.String()+": "+fmt.Sprintf(format, args...))
 }
 
-// deadAnnotations were read once.
+// deadAnnotations no longer have any effect.
 var deadAnnotations = []struct{ key, warning string }{
 	{"seccomp.security.alpha.kubernetes.io/pod", `non-functional in v1.27+; use the "seccompProfile" field instead`},
 	{"scheduler.alpha.kubernetes.io/critical-pod", `non-functional in v1.16+; use the "priorityClassName" field instead`},
 }
 
-// Warnings tells what in a spec and the annotations beside it is accepted and
-// will surprise. p is the path of the object that has metadata and spec; nil is
-// the root.
+// Warnings returns warnings about what is accepted in a spec and its annotations but may be
+// surprising. p is the path of the object that contains metadata and spec; nil is the root.
 func Warnings(s *corev1.PodSpec, annotations map[string]string, p *field.Path) []string {
 	w := &warner{}
 	for _, a := range deadAnnotations {
@@ -163,7 +162,7 @@ func (w *warner) containers(list []corev1.Container, p *field.Path, name string)
 	}
 }
 
-// manyVariables is where looking for doubles by comparing all would be slow.
+// manyVariables is the number above which comparing all pairs would be slow.
 const manyVariables = 32
 
 func (w *warner) env(env []corev1.EnvVar, p func() *field.Path) {
@@ -193,7 +192,7 @@ func (w *warner) fractions(list corev1.ResourceList, p func() *field.Path) {
 	}
 }
 
-// ports tells of ports that are declared twice.
+// ports warns about ports that are declared twice.
 func (w *warner) ports(s *corev1.PodSpec, p *field.Path) {
 	type key struct {
 		number, host int32
@@ -241,7 +240,7 @@ func (w *warner) volume(v *corev1.Volume, p *field.Path) {
 	}
 }
 
-// placed is a file in a volume and, in a projected volume, where it comes from.
+// placed is a file in a volume and, in a projected volume, its source.
 type placed struct{ path, from string }
 
 func (f placed) String() string {
@@ -291,7 +290,7 @@ func (w *warner) projected(v *corev1.Volume) {
 	w.overlaps(v.Name, "Projected", files)
 }
 
-// overlaps tells of files of which one hides another, or lies below it.
+// overlaps warns about files that hide each other, or of which one is below the other.
 func (w *warner) overlaps(volume, what string, files []placed) {
 	if len(files) < 2 || len(files) > manyVariables {
 		return

@@ -11,7 +11,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// ClusterRole is the row of clusterroles.
+// ClusterRole returns the row of clusterroles.
 func ClusterRole() *resource.Kind {
 	k := row.Cluster[rbacv1.ClusterRole, rbacv1.ClusterRoleList](rbacv1.SchemeGroupVersion, "clusterroles", "clusterroles")
 	k.NoGeneration = true

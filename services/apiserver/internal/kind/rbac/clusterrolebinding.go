@@ -9,8 +9,8 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// ClusterRoleBinding is the row of clusterrolebindings. What it grants never
-// changes; to whom, may.
+// ClusterRoleBinding returns the row of clusterrolebindings. The role is immutable, the subjects
+// are not.
 func ClusterRoleBinding() *resource.Kind {
 	k := row.Cluster[rbacv1.ClusterRoleBinding, rbacv1.ClusterRoleBindingList](rbacv1.SchemeGroupVersion, "clusterrolebindings", "clusterrolebindings")
 	k.NoGeneration = true

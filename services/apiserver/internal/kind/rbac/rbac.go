@@ -1,6 +1,7 @@
-// Package rbac holds the kinds of the group rbac.authorization.k8s.io: one file a kind.
+// Package rbac contains the kinds of the group rbac.authorization.k8s.io, with a file for each
+// kind.
 //
-// Its rules must never look at anything but the objects that they are given.
+// Its rules must only use the objects that they are given.
 package rbac
 
 import (
@@ -9,8 +10,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Kinds are the rows of the group. Their names may be any segment of a path:
-// "system:node".
+// Kinds returns the rows of the group. Names may be any path segment, such as "system:node".
 func Kinds() []*resource.Kind {
 	rows := []*resource.Kind{
 		ClusterRole(),

@@ -9,7 +9,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Role is the row of roles.
+// Role returns the row of roles.
 func Role() *resource.Kind {
 	k := row.Namespaced[rbacv1.Role, rbacv1.RoleList](rbacv1.SchemeGroupVersion, "roles", "roles")
 	k.NoGeneration = true

@@ -9,8 +9,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// RoleBinding is the row of rolebindings. What it grants never changes; to whom,
-// may.
+// RoleBinding returns the row of rolebindings. The role is immutable, the subjects are not.
 func RoleBinding() *resource.Kind {
 	k := row.Namespaced[rbacv1.RoleBinding, rbacv1.RoleBindingList](rbacv1.SchemeGroupVersion, "rolebindings", "rolebindings")
 	k.NoGeneration = true

@@ -13,12 +13,12 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// validateName allows what may stand in a URL: names of roles have colons.
+// validateName allows any URL path segment, because names of roles contain colons.
 func validateName(name string, prefix bool) []string {
 	return pathvalidation.ValidatePathSegmentName(name, prefix)
 }
 
-// setCreatedAt gives roles their two plain columns.
+// setCreatedAt sets the only column of roles besides the name.
 func setCreatedAt(k *resource.Kind) {
 	k.Columns = []metav1.TableColumnDefinition{
 		column.New("Created At", "date", column.Doc(metav1.ObjectMeta{}, "creationTimestamp")),

@@ -1,7 +1,7 @@
-// Package row makes rows of the table of kinds: what can be derived from the Go
-// type is derived, so that a kind's file holds only what is its own.
+// Package row creates rows of the table of kinds. It derives what it can from the Go type, so
+// that the file of a kind only contains what is specific to the kind.
 //
-// It must never hold a rule of any one kind.
+// It must never contain a rule of a specific kind.
 package row
 
 import (
@@ -15,7 +15,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// object and list are what *T and *L must be.
+// object and list are the constraints of *T and *L.
 type object[T any] interface {
 	*T
 	resource.Object
@@ -26,15 +26,15 @@ type list[L any] interface {
 	runtime.Object
 }
 
-// Namespaced makes the row of a namespaced kind; prefix is its etcd prefix below
-// /registry, "pods". The kind's name and protobuf message are those of T.
+// Namespaced returns the row of a namespaced kind. prefix is its etcd prefix below /registry,
+// such as "pods". The kind's name and protobuf message are those of T.
 func Namespaced[T, L any, PT object[T], PL list[L]](gv schema.GroupVersion, plural, prefix string) *resource.Kind {
 	k := Cluster[T, L, PT, PL](gv, plural, prefix)
 	k.Namespaced = true
 	return k
 }
 
-// Cluster makes the row of a kind that lies in no namespace.
+// Cluster returns the row of a cluster-scoped kind.
 func Cluster[T, L any, PT object[T], PL list[L]](gv schema.GroupVersion, plural, prefix string) *resource.Kind {
 	t := reflect.TypeFor[T]()
 	k := &resource.Kind{
@@ -52,8 +52,8 @@ func Cluster[T, L any, PT object[T], PL list[L]](gv schema.GroupVersion, plural,
 	return k
 }
 
-// deprecation is the warning of a type that k8s.io/api says is deprecated, as
-// Kubernetes words it.
+// deprecation returns the warning for a type that k8s.io/api marks as deprecated, in Kubernetes'
+// words.
 func deprecation(gvk schema.GroupVersionKind, obj any) string {
 	d, ok := obj.(interface{ APILifecycleDeprecated() (major, minor int) })
 	if !ok {
@@ -70,7 +70,7 @@ func deprecation(gvk schema.GroupVersionKind, obj any) string {
 	return text
 }
 
-// Virtual makes the row of a kind that is posted and answered; it has no list.
+// Virtual returns the row of a kind that is posted and answered. It has no list.
 func Virtual[T any, PT object[T]](gv schema.GroupVersion, plural, action string, namespaced bool) *resource.Kind {
 	t := reflect.TypeFor[T]()
 	return &resource.Kind{
@@ -84,12 +84,12 @@ func Virtual[T any, PT object[T]](gv schema.GroupVersion, plural, action string,
 	}
 }
 
-// View is a subresource that reads and writes the parent under other rules.
+// View returns a subresource that reads and writes the parent object with other rules.
 func View(r resource.Rules) resource.Subresource {
 	return resource.Subresource{Verbs: []string{"get", "patch", "update"}, View: &r}
 }
 
-// Scale is the scale subresource.
+// Scale returns the scale subresource.
 func Scale(s resource.Scale) resource.Subresource {
 	return resource.Subresource{
 		GVK:   schema.GroupVersionKind{Group: "autoscaling", Version: "v1", Kind: "Scale"},
@@ -98,12 +98,12 @@ func Scale(s resource.Scale) resource.Subresource {
 	}
 }
 
-// Post is a subresource that is created only; action is what the pipeline does.
+// Post returns a subresource that can only be created. action is what the pipeline executes.
 func Post(gvk schema.GroupVersionKind, action string) resource.Subresource {
 	return resource.Subresource{GVK: gvk, Verbs: []string{"create"}, Post: action}
 }
 
-// Connect is a stream.
+// Connect returns a subresource that is a stream.
 func Connect(gvk schema.GroupVersionKind, stream string, verbs ...string) resource.Subresource {
 	return resource.Subresource{GVK: gvk, Verbs: verbs, Connect: stream}
 }

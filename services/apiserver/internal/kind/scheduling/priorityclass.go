@@ -15,7 +15,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// The system's own classes, above everything that users may ask for.
+// The system's own classes, whose values are above those that users may choose.
 const (
 	SystemPrefix                = "system-"
 	HighestUserPriority   int32 = 1_000_000_000
@@ -23,7 +23,7 @@ const (
 	SystemNodeCritical          = SystemPrefix + "node-critical"
 )
 
-// SystemClasses are the classes that every cluster has.
+// SystemClasses returns the classes that every cluster has.
 func SystemClasses() []*schedulingv1.PriorityClass {
 	return []*schedulingv1.PriorityClass{
 		{
@@ -37,7 +37,7 @@ func SystemClasses() []*schedulingv1.PriorityClass {
 	}
 }
 
-// PriorityClass is the row of priorityclasses.
+// PriorityClass returns the row of priorityclasses.
 func PriorityClass() *resource.Kind {
 	k := row.Cluster[schedulingv1.PriorityClass, schedulingv1.PriorityClassList](schedulingv1.SchemeGroupVersion, "priorityclasses", "priorityclasses")
 	k.ShortNames = []string{"pc"}
@@ -64,7 +64,7 @@ func PriorityClass() *resource.Kind {
 		},
 		Validate:       validate,
 		ValidateUpdate: validateUpdate,
-		// A class has a generation, but no spec that would count it up.
+		// A class has a generation, but no spec whose changes would increment it.
 		SpecChanged: func(_, _ *schedulingv1.PriorityClass) bool { return false },
 	}.Rules()
 	return k
@@ -92,7 +92,7 @@ func validate(c *schedulingv1.PriorityClass) field.ErrorList {
 	return e.List
 }
 
-// notSystem says why a class is not one of the system's own.
+// notSystem returns why a class is not one of the system's classes, or "" if it is.
 func notSystem(c *schedulingv1.PriorityClass) string {
 	for _, known := range SystemClasses() {
 		if known.Name != c.Name {

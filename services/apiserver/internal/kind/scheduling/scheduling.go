@@ -1,11 +1,12 @@
-// Package scheduling holds the kinds of the group scheduling.k8s.io: one file a kind.
+// Package scheduling contains the kinds of the group scheduling.k8s.io, with a file for each
+// kind.
 //
-// Its rules must never look at anything but the objects that they are given.
+// Its rules must only use the objects that they are given.
 package scheduling
 
 import "keelson.dev/services/apiserver/internal/resource"
 
-// Kinds are the rows of the group.
+// Kinds returns the rows of the group.
 func Kinds() []*resource.Kind {
 	return []*resource.Kind{
 		PriorityClass(),

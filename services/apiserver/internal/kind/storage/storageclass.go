@@ -17,14 +17,14 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// The annotations that make a class the default.
+// Annotations that make a class the default.
 const (
 	defaultAnnotation     = "storageclass.kubernetes.io/is-default-class"
 	betaDefaultAnnotation = "storageclass.beta.kubernetes.io/is-default-class"
 )
 
-// PickDefault finds the class that claims get which name none: the newest of those
-// that are marked, of the same age the first by name. nil if none is marked.
+// PickDefault returns the class for claims that name none: the newest of those marked as default,
+// and of several with the same age the first by name. It returns nil if none is marked.
 func PickDefault(objs iter.Seq[resource.Object]) resource.Object {
 	var found *storagev1.StorageClass
 	for o := range objs {
@@ -43,7 +43,7 @@ func PickDefault(objs iter.Seq[resource.Object]) resource.Object {
 	return found
 }
 
-// StorageClass is the row of storageclasses.
+// StorageClass returns the row of storageclasses.
 func StorageClass() *resource.Kind {
 	k := row.Cluster[storagev1.StorageClass, storagev1.StorageClassList](storagev1.SchemeGroupVersion, "storageclasses", "storageclasses")
 	k.ReturnsDeleted = true
@@ -75,7 +75,7 @@ const (
 	maxParameterBytes = 256 << 10
 )
 
-// warnings tells of labels of nodes that others have replaced.
+// warnings returns warnings about deprecated labels of nodes.
 func warnings(c *storagev1.StorageClass) []string {
 	var list []string
 	for i := range c.AllowedTopologies {
@@ -115,7 +115,7 @@ func validate(c *storagev1.StorageClass) field.ErrorList {
 			}
 		}
 		if len(t.MatchLabelExpressions) == 0 {
-			e.Duplicate(at.Child("matchLabelExpressions"), "") // Kubernetes takes an empty term for a repeated one
+			e.Duplicate(at.Child("matchLabelExpressions"), "") // Kubernetes treats an empty term as a duplicate
 		}
 	}
 	return e.List
