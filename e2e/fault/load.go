@@ -225,7 +225,7 @@ func outcomeOf(err error) Outcome {
 	return Unknown
 }
 
-// Object is a kind in Go, with its value.
+// object is the Go type of a kind.
 type object interface {
 	client.Object
 	*corev1.ConfigMap | *coordinationv1.Lease

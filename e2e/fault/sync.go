@@ -62,7 +62,7 @@ type syncs struct {
 	delay, fail *atomic.Int64
 }
 
-// The two structures of seccomp_unotify(2).
+// seccompNotif and seccompResp are the structures of seccomp_unotify(2).
 type seccompNotif struct {
 	id    uint64
 	pid   uint32

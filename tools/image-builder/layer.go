@@ -21,7 +21,7 @@ import (
 // epoch is the time stamp of every file, so that images repeat byte for byte.
 var epoch = time.Unix(0, 0)
 
-// left out of images: documentation and translations.
+// unwanted is left out of images: documentation and translations.
 var unwanted = []string{"usr/share/doc/", "usr/share/man/", "usr/share/locale/", "usr/share/info/", "usr/share/lintian/", "usr/share/bug/"}
 
 // merged are the directories that Debian has merged into /usr.

@@ -18,6 +18,7 @@ import (
 	"keelson.dev/proto/client/clienttest"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/internal/leader"
+	"keelson.dev/services/internal/pacetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -76,8 +77,10 @@ func (g *group) start(identity string, duration time.Duration) *candidate {
 	return cd
 }
 
+// eventually waits for cond and returns how much time that took of what the process was given.
 func eventually(t *testing.T, what string, cond func() bool) time.Duration {
 	t.Helper()
+	pace := pacetest.Start(t)
 	start := time.Now()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
@@ -87,7 +90,7 @@ func eventually(t *testing.T, what string, cond func() bool) time.Duration {
 			t.Fatalf("never: %s", what)
 		}
 	}
-	return time.Since(start)
+	return pace.Since(start)
 }
 
 func TestOneLeadsAndHandsOver(t *testing.T) {
@@ -147,6 +150,7 @@ func TestTakeOverFromTheSilent(t *testing.T) {
 			defer func() { lastAnswer.Store(time.Now().UnixNano()) }()
 			return invoke(ctx, method, req, reply, cc, opts...)
 		}))}
+	pace := pacetest.Start(t)
 	a := g.start("a", duration)
 	eventually(t, "a leads", a.leading.Load)
 	g.c = dial()
@@ -154,7 +158,7 @@ func TestTakeOverFromTheSilent(t *testing.T) {
 	cut.Store(true)
 	eventually(t, "a stops", func() bool { return !a.leading.Load() })
 	eventually(t, "b leads", b.leading.Load)
-	if took := time.Since(time.Unix(0, lastAnswer.Load())); took > 2*duration {
+	if took := pace.Since(time.Unix(0, lastAnswer.Load())); took > 2*duration {
 		t.Errorf("the take-over took %v", took)
 	}
 	cut.Store(false)

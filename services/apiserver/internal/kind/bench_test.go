@@ -35,8 +35,8 @@ const plainPod = `{"metadata":{"name":"web-0","namespace":"default","labels":{"a
 	{"downwardAPI":{"items":[{"path":"namespace","fieldRef":{"fieldPath":"metadata.namespace"}}]}}]}}],
 	"tolerations":[{"key":"node.kubernetes.io/not-ready","operator":"Exists","effect":"NoExecute","tolerationSeconds":300}]}}`
 
-// BenchmarkPlainPod measures a pod of a deployment. Defaults and validation together should take
-// less than 10 µs.
+// BenchmarkPlainPod is what a pod of a deployment costs: defaults and validation
+// together are to stay under 10 µs.
 func BenchmarkPlainPod(b *testing.B) {
 	k := podKind(b)
 	pods := make([]*corev1.Pod, 256)
@@ -65,29 +65,32 @@ func BenchmarkPlainPod(b *testing.B) {
 	}
 }
 
-// TestPlainPodIsCheap checks the cost against a bound that holds on a loaded machine.
+// TestPlainPodIsCheap compares the cost with that of decoding the same pod on this machine.
 func TestPlainPodIsCheap(t *testing.T) {
 	k := podKind(t)
-	best := time.Hour
+	decoding, best := time.Hour, time.Hour
 	for range 200 {
+		start := time.Now()
 		p := &corev1.Pod{}
 		if err := json.Unmarshal([]byte(plainPod), p); err != nil {
 			t.Fatal(err)
 		}
-		start := time.Now()
+		decoding = min(decoding, time.Since(start))
+		start = time.Now()
 		k.Rules.Default(p)
 		if errs := k.Rules.Validate(p); len(errs) > 0 {
 			t.Fatal(errs)
 		}
 		best = min(best, time.Since(start))
 	}
-	t.Logf("best of 200: %v", best)
-	if best > 10*time.Microsecond {
-		t.Errorf("defaults and validation of a plain pod took %v", best)
+	t.Logf("best of 200: %v, decoding %v", best, decoding)
+	if best > decoding/2 {
+		t.Errorf("defaults and validation of a plain pod took %v, decoding it %v", best, decoding)
 	}
 }
 
-// TestDefaultsAreIdempotent applies the defaults twice to every object in every file of cases.
+// TestDefaultsAreIdempotent applies the defaults twice to every object of every
+// file of cases.
 func TestDefaultsAreIdempotent(t *testing.T) {
 	table := resource.NewTable(kind.All()...)
 	count := 0
@@ -103,7 +106,7 @@ func TestDefaultsAreIdempotent(t *testing.T) {
 			k.Rules.Default(obj)
 			count++
 			if !reflect.DeepEqual(once, obj) {
-				t.Errorf("%s: %s: applying the defaults again changed the object", file, q.name())
+				t.Errorf("%s: %s: the second time changes more", file, q.name())
 			}
 		}
 	}
@@ -112,8 +115,9 @@ func TestDefaultsAreIdempotent(t *testing.T) {
 	}
 }
 
-// TestRulesAcceptEmptyObjects runs every rule on an empty object, which any client can send.
-func TestRulesAcceptEmptyObjects(t *testing.T) {
+// TestRulesBearEmptyObjects runs every rule on an object with nothing in it, which
+// any client can send.
+func TestRulesBearEmptyObjects(t *testing.T) {
 	for _, k := range kind.All() {
 		obj, old := k.New(), k.New()
 		rules := []resource.Rules{k.Rules}
@@ -172,7 +176,7 @@ func readCases(t *testing.T) map[string]cases {
 	return all
 }
 
-// BenchmarkPlainPodUpdate measures an update of a pod's labels.
+// BenchmarkPlainPodUpdate is what an update of a pod's labels costs.
 func BenchmarkPlainPodUpdate(b *testing.B) {
 	k := podKind(b)
 	pod := func() *corev1.Pod {

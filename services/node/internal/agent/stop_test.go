@@ -8,6 +8,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"keelson.dev/proto/client"
+
+	"keelson.dev/services/internal/pacetest"
 )
 
 // shared mounts a directory of the host, which outlives the pod, into every container of
@@ -67,10 +69,11 @@ func TestStubborn(t *testing.T) {
 	long.Spec.TerminationGracePeriodSeconds = &hour
 	short, long = r.create(short), r.create(long)
 	short, long = r.awaitReady(short), r.awaitReady(long)
+	pace := pacetest.Start(t)
 	began := time.Now()
 	r.delete(short)
 	r.awaitGone(short)
-	if took := time.Since(began); took < 1500*time.Millisecond || took > 15*time.Second {
+	if took, given := time.Since(began), pace.Since(began); took < 1500*time.Millisecond || given > 15*time.Second {
 		t.Errorf("a grace period of 2 s took %v", took)
 	}
 	r.delete(long)
@@ -79,7 +82,7 @@ func TestStubborn(t *testing.T) {
 	began = time.Now()
 	r.delete(long, client.Grace(1))
 	r.awaitGone(long)
-	if took := time.Since(began); took > 15*time.Second {
+	if took := pace.Since(began); took > 15*time.Second {
 		t.Errorf("the shortened grace period took %v", took)
 	}
 }
@@ -196,9 +199,10 @@ func TestImageProblems(t *testing.T) {
 	}
 	// The missing ConfigMap is created: the container starts without waiting out its delay.
 	r.createObject(&corev1.ConfigMap{ObjectMeta: meta("absent"), Data: map[string]string{"A": "b"}})
+	pace := pacetest.Start(t)
 	began := time.Now()
 	r.awaitReady(missing)
-	if took := time.Since(began); took > 5*time.Second {
+	if took := pace.Since(began); took > 5*time.Second {
 		t.Errorf("the container became ready %v after its ConfigMap was created", took)
 	}
 }

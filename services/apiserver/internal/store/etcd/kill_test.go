@@ -23,6 +23,7 @@ import (
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/identity/identitytest"
 	"keelson.dev/services/internal/loopbacktest"
+	"keelson.dev/services/internal/pacetest"
 )
 
 // childEnv makes this test binary run a member under load, which prints what happens line by
@@ -161,11 +162,12 @@ type family struct {
 	seen     map[string]map[int64]string // by run of a child
 	failed   []string
 	wg       sync.WaitGroup
+	pace     *pacetest.Clock
 }
 
 func newFamily(t testing.TB, names ...string) *family {
 	f := &family{
-		TB: t, dir: t.TempDir(), identity: t.TempDir(), members: map[string]string{}, clients: map[string]string{}, running: map[string]*exec.Cmd{},
+		TB: t, pace: pacetest.Start(t), dir: t.TempDir(), identity: t.TempDir(), members: map[string]string{}, clients: map[string]string{}, running: map[string]*exec.Cmd{},
 		written: map[int64]string{}, last: map[string]int64{}, ready: map[string]int64{}, seen: map[string]map[int64]string{},
 	}
 	identitytest.NewCA(t).Write(t, f.identity, "kube-apiserver")
@@ -289,14 +291,14 @@ func (f *family) gap(from, to int64) time.Duration {
 	defer f.mu.Unlock()
 	when := slices.Clone(f.when)
 	slices.Sort(when)
-	last, longest := from, int64(0)
+	last, longest := from, time.Duration(0)
 	for _, w := range append(when, to) {
 		if w > from && w <= to {
-			longest = max(longest, w-last)
+			longest = max(longest, f.pace.Given(time.Unix(0, last), time.Unix(0, w)))
 			last = w
 		}
 	}
-	return time.Duration(longest)
+	return longest
 }
 
 // history compares what was acknowledged with what a client of the store reads at the end, and
@@ -452,7 +454,7 @@ func TestAllAreKilledAndStartElsewhere(t *testing.T) {
 			f.start(n)
 		}
 		f.until("all members write", f.writing)
-		if took := time.Since(began); took > 5*time.Second {
+		if took := f.pace.Since(began); took > 5*time.Second {
 			t.Errorf("all members write again after %v", took)
 		} else {
 			t.Logf("all members write again after %v", took)
@@ -548,7 +550,7 @@ func newOutsider(ctx context.Context, f *family, client *Remote) *outsider {
 			if ctx.Err() != nil {
 				return
 			}
-			took := time.Since(began)
+			took := f.pace.Since(began)
 			if took > time.Second {
 				f.Logf("a client of the members waited for %v to write %s", took, value)
 			}
@@ -563,7 +565,7 @@ func newOutsider(ctx context.Context, f *family, client *Remote) *outsider {
 			f.mu.Unlock()
 			began = time.Now()
 			e, _, err := client.Get(ctx, "/load/outside")
-			took = time.Since(began)
+			took = f.pace.Since(began)
 			if took > time.Second {
 				f.Logf("a client of the members waited for %v to read", took)
 			}

@@ -23,6 +23,7 @@ import (
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/identity/identitytest"
 	"keelson.dev/services/internal/loopbacktest"
+	"keelson.dev/services/internal/pacetest"
 )
 
 // site runs the members of a test in this process, on loopback.
@@ -195,6 +196,7 @@ func (s *site) follower(leader string) string {
 }
 
 func TestMembersStartAgainWithNewAddresses(t *testing.T) {
+	pace := pacetest.Start(t)
 	s := newSite(t, "a", "b", "c")
 	s.start("a", "b", "c")
 	s.put("a", "/k", "0")
@@ -210,7 +212,7 @@ func TestMembersStartAgainWithNewAddresses(t *testing.T) {
 			s.get(n, "/k", fmt.Sprint(round))
 		}
 		s.put("b", "/k", value)
-		if took := time.Since(began); took > 5*time.Second {
+		if took := pace.Since(began); took > 5*time.Second {
 			t.Errorf("serving after %v", took)
 		} else {
 			t.Logf("serving after %v", took)
@@ -761,13 +763,14 @@ func TestWithoutAQuorumCallsEnd(t *testing.T) {
 	rev := s.put("a", "/k", "1")
 	s.stop("b", "c")
 	ctx := context.Background()
+	pace := pacetest.Start(t)
 	began := time.Now()
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if _, _, err := s.at("a").Get(ctx, "/k"); err == nil {
 			t.Error("read without a quorum")
 		}
-		if took := time.Since(began); took > readTime+2*attemptTime {
+		if took := pace.Since(began); took > readTime+2*attemptTime {
 			t.Errorf("reading took %v", took)
 		}
 	})
@@ -776,7 +779,7 @@ func TestWithoutAQuorumCallsEnd(t *testing.T) {
 		if err != nil || v[0].Err == nil || errors.Is(v[0].Err, store.ErrConflict) {
 			t.Errorf("wrote without a quorum: %v %+v", err, v)
 		}
-		if took := time.Since(began); took > settleTime+2*forwardTime {
+		if took := pace.Since(began); took > settleTime+2*forwardTime {
 			t.Errorf("writing took %v", took)
 		}
 	})
