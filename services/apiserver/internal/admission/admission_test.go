@@ -375,7 +375,7 @@ func TestCertificates(t *testing.T) {
 		return p.Validate(t.Context(), a)
 	}
 	refused(t, "approver", door("approver", "approval", c, c), "")
-	refused(t, "nobody", door("nobody", "approval", c, c), `user not permitted to approve requests with signerName "example.com/one"`)
+	refused(t, "without the right", door("nobody", "approval", c, c), `user not permitted to approve requests with signerName "example.com/one"`)
 	signed := c.DeepCopy()
 	signed.Status.Certificate = []byte("x")
 	refused(t, "signer", door("signer", "status", signed, c), "")

@@ -79,7 +79,7 @@ func handshake(t *testing.T, server, client *tls.Config) (string, error) {
 		if p := c.ConnectionState().PeerCertificates; len(p) > 0 {
 			return p[0].Issuer.CommonName + "/" + p[0].Subject.CommonName
 		}
-		return "nobody"
+		return "no certificate"
 	}
 	done := make(chan result, 1)
 	go func() {
@@ -127,7 +127,7 @@ func TestHandshakes(t *testing.T) {
 		"after: server in a peer's name": {disguised.Server(), strict.Client(), ""},
 		"after: unknown authority":       {strict.Server(), stranger.Client(), ""},
 		"after: another name":            {strict.Server(), other.Client(), ""},
-		"after: nobody":                  {strict.Server(), &tls.Config{InsecureSkipVerify: true}, ""},
+		"after: no certificate":          {strict.Server(), &tls.Config{InsecureSkipVerify: true}, ""},
 		"during: peers":                  {mixed.Server(), mixed.Client(), peer + " to " + peer},
 		"during: old client":             {mixed.Server(), old.Client(), cluster + " to " + cluster},
 		"during: old server":             {old.Server(), mixed.Client(), cluster + " to " + cluster},

@@ -130,7 +130,7 @@ func TestAccessReviews(t *testing.T) {
 		})
 		t.Run("other "+tt.name, func(t *testing.T) {
 			o := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
-				User: "somebody", Groups: []string{"readers"}, ResourceAttributes: tt.resource, NonResourceAttributes: tt.path,
+				User: "jane", Groups: []string{"readers"}, ResourceAttributes: tt.resource, NonResourceAttributes: tt.path,
 			}}
 			_, err := actions[resource.VirtualSubjectAccessReview](as("boss"), pipeline.Target{}, o, pipeline.WriteOptions{})
 			check(t, o.Status, err)

@@ -61,7 +61,7 @@ func configure(server *http.Server) { _ = server.ServeTLS(nobody{}, "", "") }
 // nobody is a listener without connections.
 type nobody struct{}
 
-func (nobody) Accept() (net.Conn, error) { return nil, errors.New("nobody connects") }
+func (nobody) Accept() (net.Conn, error) { return nil, errors.New("listener without connections") }
 func (nobody) Close() error              { return nil }
 func (nobody) Addr() net.Addr            { return &net.TCPAddr{} }
 
