@@ -35,8 +35,8 @@ const plainPod = `{"metadata":{"name":"web-0","namespace":"default","labels":{"a
 	{"downwardAPI":{"items":[{"path":"namespace","fieldRef":{"fieldPath":"metadata.namespace"}}]}}]}}],
 	"tolerations":[{"key":"node.kubernetes.io/not-ready","operator":"Exists","effect":"NoExecute","tolerationSeconds":300}]}}`
 
-// BenchmarkPlainPod is what a pod of a deployment costs: defaults and validation
-// together are to stay under 10 µs.
+// BenchmarkPlainPod measures a pod of a deployment. Defaults and validation together should take
+// less than 10 µs.
 func BenchmarkPlainPod(b *testing.B) {
 	k := podKind(b)
 	pods := make([]*corev1.Pod, 256)
@@ -89,8 +89,7 @@ func TestPlainPodIsCheap(t *testing.T) {
 	}
 }
 
-// TestDefaultsAreIdempotent applies the defaults twice to every object of every
-// file of cases.
+// TestDefaultsAreIdempotent applies the defaults twice to every object in every file of cases.
 func TestDefaultsAreIdempotent(t *testing.T) {
 	table := resource.NewTable(kind.All()...)
 	count := 0
@@ -106,7 +105,7 @@ func TestDefaultsAreIdempotent(t *testing.T) {
 			k.Rules.Default(obj)
 			count++
 			if !reflect.DeepEqual(once, obj) {
-				t.Errorf("%s: %s: the second time changes more", file, q.name())
+				t.Errorf("%s: %s: applying the defaults again changed the object", file, q.name())
 			}
 		}
 	}
@@ -115,9 +114,8 @@ func TestDefaultsAreIdempotent(t *testing.T) {
 	}
 }
 
-// TestRulesBearEmptyObjects runs every rule on an object with nothing in it, which
-// any client can send.
-func TestRulesBearEmptyObjects(t *testing.T) {
+// TestRulesAcceptEmptyObjects runs every rule on an empty object, which any client can send.
+func TestRulesAcceptEmptyObjects(t *testing.T) {
 	for _, k := range kind.All() {
 		obj, old := k.New(), k.New()
 		rules := []resource.Rules{k.Rules}
@@ -176,7 +174,7 @@ func readCases(t *testing.T) map[string]cases {
 	return all
 }
 
-// BenchmarkPlainPodUpdate is what an update of a pod's labels costs.
+// BenchmarkPlainPodUpdate measures an update of a pod's labels.
 func BenchmarkPlainPodUpdate(b *testing.B) {
 	k := podKind(b)
 	pod := func() *corev1.Pod {
