@@ -162,8 +162,8 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		HostIPs: node.HostIPs, Self: node.Node, Allocatable: machine.Allocatable,
 		Services: cache.Services, ServicesSynced: cache.Synced(),
 		RuntimeUp: health.Up, NetworkReady: health.NetworkReady,
-		HostPorts: hostPorts.Set,
-		Begin:     func(sandboxes map[string]bool) { o.reclaim(sandboxes) },
+		HostPorts: hostPorts.Set, KnownHostPorts: hostPorts.Replace,
+		Begin: func(sandboxes map[string]bool) { o.reclaim(sandboxes) },
 	})
 	g.Go("certificate", join.Renewal{
 		Node: o.name, Client: c, Dir: o.service.Identity,

@@ -65,6 +65,9 @@ type Config struct {
 	// HostPorts sets the host ports that lead to a pod: its ports once the pod has an
 	// address, and nil when it has ended. key is the pod's UID. The field may be nil.
 	HostPorts func(key string, ports []cni.HostPort)
+	// KnownHostPorts sets the host ports of all running pods. It is called once, before any
+	// pod is started, when the runtime and the API have been read. The field may be nil.
+	KnownHostPorts func(pods map[string][]cni.HostPort)
 	// Begin is called once, before any pod is started, with the IDs of the sandboxes that
 	// the runtime has. The field may be nil.
 	Begin func(sandboxes map[string]bool)
@@ -185,6 +188,9 @@ func (a *Agent) dispatch(ctx context.Context) error {
 		}
 	}
 	a.mu.Unlock()
+	if a.cfg.KnownHostPorts != nil {
+		a.cfg.KnownHostPorts(runningHostPorts(a.pods.List(), known))
+	}
 	a.pods.Subscribe(a.onPod)
 	a.adopt(known)
 	a.began.Store(true)

@@ -14,8 +14,8 @@ import (
 const (
 	// housekeeping is the interval at which log sizes are checked.
 	housekeeping = 10 * time.Second
-	// The kubelet's default limits on a container's logs: bytes per file, and number of
-	// files.
+	// logSize is the size of a log file in bytes at which it is rotated by default, and
+	// logFiles the number of files kept per container. They are the kubelet's defaults.
 	logSize  = 10 << 20
 	logFiles = 5
 )

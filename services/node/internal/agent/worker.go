@@ -10,6 +10,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"keelson.dev/services/internal/telemetry"
 	"keelson.dev/services/node/internal/cni"
@@ -327,6 +328,27 @@ func (w *worker) hostPorts(p *corev1.Pod, state *cri.Pod) {
 		return
 	}
 	w.a.cfg.HostPorts(string(w.uid), hostPortsOf(p, box.IPs[0]))
+}
+
+// runningHostPorts returns the host ports of the pods that have a ready sandbox, by pod UID,
+// with the addresses that their statuses report.
+func runningHostPorts(pods []*corev1.Pod, seen map[string]cri.Seen) map[string][]cni.HostPort {
+	ready := map[types.UID]bool{}
+	for _, s := range seen {
+		if s.Sandbox && s.State == int32(runtimev1.PodSandboxState_SANDBOX_READY) {
+			ready[types.UID(s.PodUID)] = true
+		}
+	}
+	out := map[string][]cni.HostPort{}
+	for _, p := range pods {
+		if !ready[p.UID] || p.Spec.HostNetwork || pod.Terminal(p) {
+			continue
+		}
+		if ports := hostPortsOf(p, p.Status.PodIP); len(ports) > 0 {
+			out[string(p.UID)] = ports
+		}
+	}
+	return out
 }
 
 func hostPortsOf(p *corev1.Pod, ip string) []cni.HostPort {

@@ -74,6 +74,27 @@ func TestDeletedPodsTakeNothing(t *testing.T) {
 	}
 }
 
+// TestRunningHostPorts checks that only pods with a ready sandbox and an address have host
+// ports when the agent starts.
+func TestRunningHostPorts(t *testing.T) {
+	var pods []*corev1.Pod
+	for uid, ip := range map[types.UID]string{"running": "10.244.1.2", "stopped": "10.244.1.3", "lost": "10.244.1.4", "new": "", "failed": "10.244.1.5"} {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: uid}, Status: corev1.PodStatus{PodIP: ip}}
+		p.Spec.Containers = []corev1.Container{{Name: "main", Ports: []corev1.ContainerPort{{HostPort: 8080, ContainerPort: 80, Protocol: corev1.ProtocolTCP}}}}
+		pods = append(pods, p)
+		if uid == "failed" {
+			p.Status.Phase = corev1.PodFailed
+		}
+	}
+	got := runningHostPorts(pods, map[string]cri.Seen{
+		"1": {PodUID: "running", Sandbox: true}, "2": {PodUID: "stopped", Sandbox: true, State: 1}, "3": {PodUID: "lost", State: 1},
+		"4": {PodUID: "new", Sandbox: true}, "5": {PodUID: "failed", Sandbox: true},
+	})
+	if len(got) != 1 || len(got["running"]) != 1 || got["running"][0].Target.String() != "10.244.1.2:80" {
+		t.Errorf("host ports: %v", got)
+	}
+}
+
 // TestUpdateComesBeforeTheFirstSync checks that a worker does not ask the runtime before it
 // knows its pod.
 func TestUpdateComesBeforeTheFirstSync(t *testing.T) {

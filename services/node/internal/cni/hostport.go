@@ -28,12 +28,13 @@ type HostPort struct {
 // nftables rules used everywhere else, and would leave them behind if a node died during a
 // deletion.
 type HostPorts struct {
-	mu   sync.Mutex
-	pods map[string][]HostPort
-	wake chan struct{}
+	mu    sync.Mutex
+	pods  map[string][]HostPort
+	known bool // Replace has been called
+	wake  chan struct{}
 }
 
-// NewHostPorts returns an empty set.
+// NewHostPorts returns an empty set. It counts as unknown until Replace is called.
 func NewHostPorts() *HostPorts {
 	return &HostPorts{pods: map[string][]HostPort{}, wake: make(chan struct{}, 1)}
 }
@@ -58,11 +59,13 @@ func (h *HostPorts) Set(key string, ports []HostPort) {
 	nudge(h.wake)
 }
 
-// Replace sets the host ports of all pods at once. Call it first after a start, so that no
-// running pod's port is closed temporarily.
+// Replace sets the host ports of all pods at once. It must be called after a start: until
+// then Run leaves the table as the previous process left it, so that running pods keep their
+// host ports.
 func (h *HostPorts) Replace(pods map[string][]HostPort) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.known = true
 	h.pods = make(map[string][]HostPort, len(pods))
 	for k, v := range pods {
 		h.pods[k] = slices.Clone(v)
@@ -78,10 +81,11 @@ func (h *HostPorts) changed() <-chan struct{} {
 }
 
 // take returns the host ports in order, one per address, protocol and port. If two pods
-// claim the same one, the pod whose key sorts first gets it.
-func (h *HostPorts) take() []HostPort {
+// claim the same one, the pod whose key sorts first gets it. known is false before the first
+// Replace.
+func (h *HostPorts) take() (list []HostPort, known bool) {
 	if h == nil {
-		return nil
+		return nil, true
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -114,7 +118,7 @@ func (h *HostPorts) take() []HostPort {
 	slices.SortFunc(out, func(a, b HostPort) int {
 		return cmp.Or(a.HostIP.Compare(b.HostIP), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.HostPort, b.HostPort))
 	})
-	return out
+	return out, h.known
 }
 
 func (r ruleset) hostPortRules(tx *knftables.Transaction) {

@@ -62,6 +62,7 @@ func (c *cluster) node(name string, net *nettest.Net, addr string, index byte) *
 	if err := Configure(n.conf); err != nil {
 		c.t.Fatal(err)
 	}
+	n.hostPorts.Replace(nil)
 	_, err := client.For[*corev1.Node](c.c).Create(c.t.Context(), &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec:       corev1.NodeSpec{PodCIDR: n.cidr.String()},
@@ -331,6 +332,35 @@ func TestHostPorts(t *testing.T) {
 		_, err := net.Host.CallWithin(moment, "tcp", netip.AddrPortFrom(one.addr, 7001))
 		return nettest.Refused(err)
 	})
+}
+
+// TestHostPortsOutliveARestart checks that the host ports of running pods stay open while a
+// restarted node does not know its pods yet.
+func TestHostPortsOutliveARestart(t *testing.T) {
+	t.Parallel()
+	net, c := bridged(t), newCluster(t)
+	one := c.node("node-1", net, "10.89.0.11", 1)
+	stop := c.run(one)
+	_, addr := one.pod("pod-a")
+	ports := map[string][]HostPort{"uid-a": {{Protocol: "TCP", HostPort: 7000, Target: netip.AddrPortFrom(addr, 8080)}}}
+	one.hostPorts.Replace(ports)
+	open := func() bool {
+		got, err := net.Host.CallWithin(moment, "tcp", netip.AddrPortFrom(one.addr, 7000))
+		return err == nil && got.Server == "pod-a"
+	}
+	eventually(t, "the host port is open", open)
+	stop()
+	one.hostPorts, one.applied = NewHostPorts(), make(chan error, 1000)
+	c.run(one)
+	if rules := one.ns.Run("nft", "list", "map", "ip", TableName, "hostports"); !strings.Contains(rules, ": "+addr.String()+" . 8080") {
+		t.Errorf("the restarted node closed the host port:\n%s", rules)
+	}
+	one.hostPorts.Set("uid-b", nil)
+	one.hostPorts.Replace(ports)
+	one.wait()
+	eventually(t, "the host port is open after the restart", open)
+	one.hostPorts.Replace(nil)
+	eventually(t, "the host port is closed", func() bool { return !open() })
 }
 
 // wait makes iptables wait for its lock, which all network namespaces share.

@@ -145,13 +145,14 @@ func (n *network) apply(ctx context.Context, own, filter *nftwatch.Watch) error 
 		}
 		n.refused = refused
 	}
+	hostPorts, known := n.cfg.HostPorts.take()
 	want := ruleset{
 		podCIDR: n.cfg.PodCIDR, clusterCIDR: n.cfg.ClusterCIDR, masquerade: n.cfg.Masquerade,
-		nodes: nodeAddresses(n.cfg.NodeIP, peers), hostPorts: n.cfg.HostPorts.take(),
+		nodes: nodeAddresses(n.cfg.NodeIP, peers), hostPorts: hostPorts,
 	}
 	var errs []error
 	errs = append(errs, set(sysctls), serviceRoute(n.cfg), routes(ctx, n.cfg, peers, n.log))
-	if !want.equal(n.rules) {
+	if known && !want.equal(n.rules) {
 		own.Own(func() {
 			err := want.replace(ctx, n.nft)
 			if err == nil {
