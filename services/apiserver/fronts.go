@@ -14,47 +14,69 @@ import (
 	coordinationv1 "keelson.dev/proto/keelson/coordination/v1"
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
-	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/fence"
 	grpcfront "keelson.dev/services/apiserver/internal/front/grpc"
 	"keelson.dev/services/apiserver/internal/front/rest"
 	"keelson.dev/services/apiserver/internal/front/sniff"
-	"keelson.dev/services/apiserver/internal/pipeline"
-	"keelson.dev/services/apiserver/internal/snapshot"
 	"keelson.dev/services/apiserver/internal/token"
-	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/ops"
 	"keelson.dev/services/internal/rpc"
 )
 
+// ports are the listeners of the two APIs.
+type ports struct{ grpc, https net.Listener }
+
+// openPorts listens, and does not accept connections yet.
+func openPorts(g *boot.Group, cfg *config) (ports, error) {
+	g.Go("addresses of balancers", cfg.Balancers.follow)
+	grpc, err := cfg.listen("grpc", cfg.ListenGRPC)
+	if err != nil {
+		return ports{}, boot.Invalid("--listen-grpc: %w", err)
+	}
+	https, err := cfg.listen("https", cfg.ListenREST)
+	if err != nil {
+		return ports{}, boot.Invalid("--listen-https: %w", err)
+	}
+	return ports{grpc: grpc, https: https}, nil
+}
+
 // fronts is what the two fronts are made of.
 type fronts struct {
-	cfg         *config
-	id          *identity.Source
-	api         pipeline.API
-	users       *users
-	rights      *authz.Authorizers
-	fences      *fence.Fences
-	spans       *spans
-	status      *ops.Server
-	ready       <-chan struct{}
-	stopping    context.Context // ended by the signal
-	checks      []rest.Check    // of the stores
-	nodes       func() int      // how many there are
-	grpc, https net.Listener
-	members     *members
-	tunnels     *tunnel.Server
-	snapshots   *snapshot.Service
+	cfg    *config
+	id     *identity.Source
+	state  *state
+	api    *api
+	spans  *spans
+	ports  ports
+	health *health
 }
 
 // startFronts serves both fronts once the apiserver is ready.
-func startFronts(g *boot.Group, f fronts) {
-	g.Go("heartbeat interval", func(ctx context.Context) error { return setHeartbeats(ctx, f.nodes, f.tunnels) })
+func startFronts(g *boot.Group, f *fronts) {
+	g.Go("heartbeat interval", func(ctx context.Context) error {
+		return setHeartbeats(ctx, f.state.nodes.Len, f.state.tunnels)
+	})
+	server := f.newGRPC(g)
+	web := f.newREST()
+	g.Go("health", func(ctx context.Context) error {
+		return updateHealth(ctx, f.health.stopping, server, f.health.status.CheckReady)
+	})
+	// Both fronts stop together: the process ends with its last client.
+	g.Go("fronts", func(ctx context.Context) error {
+		if !closed(ctx, f.health.ready) {
+			return errors.Join(f.ports.grpc.Close(), f.ports.https.Close())
+		}
+		return f.serve(ctx, server, web)
+	})
+}
+
+// newGRPC returns the gRPC front with all services.
+func (f *fronts) newGRPC(g *boot.Group) *rpc.Server {
 	server := rpc.NewServer(rpc.ServerConfig{
 		Identity:     f.id,
-		Authenticate: grpcfront.Authentication(f.users, f.rights),
+		Authenticate: grpcfront.Authentication(f.api.users, f.api.rights),
 		Codec:        grpcfront.NewCodec(),
 		Root:         grpcfront.Writes,
 		Untraced:     grpcfront.Streams,
@@ -63,68 +85,64 @@ func startFronts(g *boot.Group, f fronts) {
 			grpc.Creds(sniff.Credentials{TransportCredentials: f.id.ServerCredentials(false)}),
 		},
 	})
-	resourcev1.RegisterResourceServiceServer(server, grpcfront.New(f.api))
-	coordinationv1.RegisterFenceServiceServer(server, grpcfront.NewFenceService(f.fences))
-	nodev1.RegisterTunnelServiceServer(server, f.tunnels)
+	st, api, rights := f.state, f.api.pipeline, f.api.rights
+	resourcev1.RegisterResourceServiceServer(server, grpcfront.New(api))
+	fences := fence.New(api, st.table, st.lasting.Store, st.transient.Store)
+	coordinationv1.RegisterFenceServiceServer(server, grpcfront.NewFenceService(fences))
+	nodev1.RegisterTunnelServiceServer(server, st.tunnels)
 	grpcfront.RegisterReflection(server)
-	f.spans.serve(server, f.api, f.rights)
-	f.members.serveAPI(g, server, f.rights)
-	f.snapshots.Register(server)
-	web := rest.New(rest.Config{
-		API: f.api, Authn: f.users, Tunnel: f.tunnels,
-		Registerer: f.status.Registry(),
-		Metrics:    promhttp.HandlerFor(f.status.Registry(), promhttp.HandlerOpts{}),
+	f.spans.serve(server, api, rights)
+	st.members.serveAPI(g, server, rights)
+	newSnapshots(f.cfg, st, rights).Register(server)
+	return server
+}
+
+// newREST returns the HTTP front.
+func (f *fronts) newREST() http.Handler {
+	registry := f.health.status.Registry()
+	return rest.New(rest.Config{
+		API: f.api.pipeline, Authn: f.api.users, Tunnel: f.state.tunnels,
+		Registerer: registry,
+		Metrics:    promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
 		Checks: append([]rest.Check{
 			{Name: "ping", Live: true, Run: func(context.Context) error { return nil }},
-			{Name: "start", Run: ops.ReadyWhen(f.ready)},
-			{Name: "shutdown", Run: notStopping(f.stopping)},
-		}, f.checks...),
+			{Name: "start", Run: ops.ReadyWhen(f.health.ready)},
+			{Name: "shutdown", Run: notStopping(f.health.stopping)},
+		}, f.health.checks...),
 		OpenIDConfiguration: document(token.ConfigurationType, f.openIDConfiguration),
-		JWKS:                document(token.KeySetType, f.users.issuer.KeySet),
-	})
-	g.Go("health", func(ctx context.Context) error { return tellHealth(ctx, f.stopping, server, f.status.CheckReady) })
-	// Both stop together: a process is gone when its last client is.
-	g.Go("fronts", func(ctx context.Context) error {
-		if !closed(ctx, f.ready) {
-			return errors.Join(f.grpc.Close(), f.https.Close())
-		}
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		// gRPC is served on the HTTPS port, too.
-		shared := sniff.NewListener(f.https.Addr())
-		results := make(chan error, 3)
-		go func() { results <- server.Serve(ctx, f.grpc) }()
-		go func() { results <- server.Also(ctx, shared) }()
-		go func() {
-			results <- rest.Serve(ctx, f.https, f.id.ServerTLS(false), web, slog.Default(), shared.Serve)
-		}()
-		first := <-results
-		cancel()
-		return errors.Join(first, <-results, <-results)
+		JWKS:                document(token.KeySetType, f.api.users.issuer.KeySet),
 	})
 }
 
-// notStopping fails from the signal on: nothing new should be sent here.
-func notStopping(stopping context.Context) ops.Check {
-	return func(context.Context) error {
-		if stopping.Err() != nil {
-			return errors.New("it is stopping")
-		}
-		return nil
-	}
+// serve serves both fronts until ctx or one of them ends. gRPC is served on the HTTPS port
+// too.
+func (f *fronts) serve(ctx context.Context, server *rpc.Server, web http.Handler) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	shared := sniff.NewListener(f.ports.https.Addr())
+	results := make(chan error, 3)
+	go func() { results <- server.Serve(ctx, f.ports.grpc) }()
+	go func() { results <- server.Also(ctx, shared) }()
+	go func() {
+		results <- rest.Serve(ctx, f.ports.https, f.id.ServerTLS(false), web, slog.Default(), shared.Serve)
+	}()
+	first := <-results
+	cancel()
+	return errors.Join(first, <-results, <-results)
 }
 
-// openIDConfiguration names the advertised address, as Kubernetes does: what a client
-// puts into its Host header is only that client's word, and the document may be cached.
+// openIDConfiguration returns the discovery document. It names the advertised address, as
+// Kubernetes does, not the request's Host header: the client chooses that, and the document
+// may be cached.
 func (f *fronts) openIDConfiguration() ([]byte, error) {
-	address, err := f.cfg.address(f.https.Addr())
+	address, err := f.cfg.address(f.ports.https.Addr())
 	if err != nil {
 		return nil, err
 	}
-	return f.users.issuer.Configuration("https://" + address.String())
+	return f.api.users.issuer.Configuration("https://" + address.String())
 }
 
-// document serves a small JSON document.
+// document serves a small JSON document, which clients may cache for an hour.
 func document(contentType string, make func() ([]byte, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		data, err := make()
@@ -134,6 +152,6 @@ func document(contentType string, make func() ([]byte, error)) http.Handler {
 		}
 		w.Header().Set("Content-Type", contentType)
 		w.Header().Set("Cache-Control", "public, max-age=3600")
-		_, _ = w.Write(data) // a client that went away
+		_, _ = w.Write(data) // fails only if the client is gone
 	})
 }

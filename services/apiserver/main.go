@@ -1,5 +1,5 @@
-// Command apiserver is the only door to a cluster's state: Kubernetes' API over
-// gRPC and HTTPS, on a store that is etcd in this process or elsewhere.
+// Command apiserver is the only process that reads and writes a cluster's state. It serves
+// Kubernetes' API over gRPC and HTTPS, from an etcd in this process or elsewhere.
 package main
 
 import (
@@ -9,20 +9,10 @@ import (
 	"os"
 
 	"github.com/spf13/pflag"
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 
-	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/bootstrap"
-	"keelson.dev/services/apiserver/internal/fence"
-	"keelson.dev/services/apiserver/internal/kind"
-	"keelson.dev/services/apiserver/internal/pipeline"
-	"keelson.dev/services/apiserver/internal/resource"
-	"keelson.dev/services/apiserver/internal/tunnel"
-	"keelson.dev/services/apiserver/internal/watchcache"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
-	"keelson.dev/services/internal/ops"
 )
 
 func main() {
@@ -32,9 +22,9 @@ func main() {
 	boot.Main("apiserver", func(fs *pflag.FlagSet) boot.Run { return newOptions(fs).run })
 }
 
-// run starts the apiserver: configuration, identity, store, watch cache, rights,
-// pipeline, fronts; what every cluster has; then it serves. The way down is the
-// same list backwards.
+// run starts the apiserver in order: configuration, identity, telemetry, stores and watch
+// caches, the API, listeners, readiness, fronts. The fronts serve once bootstrap has written
+// what every cluster has. The group stops all of it in reverse order: see stop.go.
 func (o *options) run(ctx context.Context, g *boot.Group) error {
 	cfg, err := o.config()
 	if err != nil {
@@ -51,114 +41,58 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err != nil {
 		return err
 	}
-	members, err := newMembers(ctx, g, cfg, id)
+	st, err := startState(ctx, g, cfg, id)
 	if err != nil {
 		return err
 	}
-	st, err := startStore(ctx, g, cfg, id, members)
+	api, err := startAPI(g, cfg, id, st)
 	if err != nil {
 		return err
 	}
-	if !cfg.memory {
-		st = startReach(g, "etcd", st)
-	}
-	table := resource.NewTable(kind.All()...)
-	var nodes *watchcache.KindCache // from the caches' start on; the fronts serve after it
-	tunnels := tunnel.New(tunnel.Config{Peers: members.relays, Registered: func(node string) (types.UID, bool) {
-		item, ok := nodes.Get(nodes.Kind().Key("", node))
-		if !ok {
-			return "", false
-		}
-		return item.Object.GetUID(), true
-	}})
-	lasting, transient, err := startPlaces(ctx, g, cfg, id, st, members, tunnels, table)
+	ports, err := openPorts(g, cfg)
 	if err != nil {
 		return err
 	}
-	cache := lasting.Cache
-	nodes = cache.Kind(table.ByKind(corev1.SchemeGroupVersion.WithKind("Node")))
-
-	rights := authz.New()
-	synced := make(chan struct{})
-	g.Go("authorization", func(ctx context.Context) error {
-		if !closed(ctx, cache.Ready()) {
-			return nil
-		}
-		return rights.Follow(ctx, table, cache, func() { close(synced) })
-	})
-	users, err := newUsers(cfg, id, pipeline.NewState(table, cache, st))
-	if err != nil {
-		return err
-	}
-	addresses, repaired, err := startAddresses(g, cfg, st)
-	if err != nil {
-		return err
-	}
-	api := newPipeline(cfg, id, table, lasting, transient, rights, users, addresses)
-	g.Go("rights of watches", api.Recheck)
-
-	g.Go("addresses of balancers", cfg.Balancers.follow)
-	listenGRPC, err := cfg.listen("grpc", cfg.ListenGRPC)
-	if err != nil {
-		return boot.Invalid("--listen-grpc: %w", err)
-	}
-	listenREST, err := cfg.listen("https", cfg.ListenREST)
-	if err != nil {
-		return boot.Invalid("--listen-https: %w", err)
-	}
-	status := ops.New()
-	ready := make(chan struct{})
-	status.Ready("start", ops.ReadyWhen(ready))
-	for name, place := range map[string]pipeline.Place{"lasting": lasting, "transient": transient} {
-		registerLeading(status.Registry(), name, place.Store)
-	}
-	checks := startChecks(g, cfg, lasting, transient)
-	for _, c := range checks {
-		status.Ready(c.Name, c.Run)
-	}
+	health := startHealth(ctx, g, cfg, st)
 	g.OnStop("place among the members", func(ctx context.Context) error {
-		depart(ctx, members, lasting, transient)
+		st.members.depart(ctx, st.lasting, st.transient)
 		return nil
 	})
-	stopping, stop := context.WithCancel(ctx)
-	status.Ready("shutdown", notStopping(stopping))
-	g.Go("ops", func(ctx context.Context) error { return status.Serve(ctx, cfg.OpsAddress) })
-	startFronts(g, fronts{
-		cfg: cfg, id: id, api: api, users: users, rights: rights, spans: spans, status: status,
-		fences: fence.New(api, table, lasting.Store, transient.Store),
-		nodes:  nodes.Len,
-		ready:  ready, stopping: stopping, checks: checks, grpc: listenGRPC, https: listenREST, members: members, tunnels: tunnels,
-		snapshots: newSnapshots(cfg, lasting, transient, rights),
-	})
+	g.Go("ops", func(ctx context.Context) error { return health.status.Serve(ctx, cfg.OpsAddress) })
+	startFronts(g, &fronts{cfg: cfg, id: id, state: st, api: api, spans: spans, ports: ports, health: health})
 	g.OnStop("handover", func(ctx context.Context) error {
-		stop()
-		handOver(ctx, cfg, members, lasting, transient)
+		health.stop()
+		handOver(ctx, cfg, st)
 		return nil
 	})
-	g.Go("start", func(ctx context.Context) error {
-		for _, step := range []<-chan struct{}{lasting.Cache.Ready(), transient.Cache.Ready(), synced, repaired} {
-			if !closed(ctx, step) {
-				return nil
-			}
-		}
-		if err := bootstrap.Run(ctx, bootstrap.Config{API: api, ClientCA: cfg.CA}); err != nil {
-			return fmt.Errorf("bootstrap: %w", err)
-		}
-		if err := bootstrap.Await(ctx, rights); err != nil {
-			return err
-		}
-		close(ready)
-		slog.InfoContext(ctx, "ready", "grpc", listenGRPC.Addr().String(), "https", listenREST.Addr().String())
-		presence, err := newPresence(cfg, api, listenREST.Addr())
-		if err != nil {
-			return err
-		}
-		return presence.Run(ctx)
-	})
+	g.Go("start", func(ctx context.Context) error { return finishStart(ctx, cfg, st, api, ports, health) })
 	return nil
 }
 
-// closed waits for a channel; false if ctx ended before.
+// finishStart lets the fronts serve once the caches have loaded and bootstrap has run. It
+// then keeps this apiserver's address in the Service kubernetes until ctx ends.
+func finishStart(ctx context.Context, cfg *config, st *state, api *api, ports ports, health *health) error {
+	for _, step := range []<-chan struct{}{st.lasting.Cache.Ready(), st.transient.Cache.Ready(), api.synced, api.repaired} {
+		if !closed(ctx, step) {
+			return nil
+		}
+	}
+	if err := bootstrap.Run(ctx, bootstrap.Config{API: api.pipeline, ClientCA: cfg.CA}); err != nil {
+		return fmt.Errorf("bootstrap: %w", err)
+	}
+	if err := bootstrap.Await(ctx, api.rights); err != nil {
+		return err
+	}
+	close(health.ready)
+	slog.InfoContext(ctx, "ready", "grpc", ports.grpc.Addr().String(), "https", ports.https.Addr().String())
+	presence, err := newPresence(cfg, api.pipeline, ports.https.Addr())
+	if err != nil {
+		return err
+	}
+	return presence.Run(ctx)
+}
+
+// closed waits until done is closed. It returns false if ctx ends first.
 func closed(ctx context.Context, done <-chan struct{}) bool {
 	select {
 	case <-done:

@@ -2,13 +2,14 @@ package main
 
 import (
 	"context"
-	"path/filepath"
 
-	storev1 "keelson.dev/proto/keelson/store/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"keelson.dev/services/apiserver/internal/kind"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/store"
-	"keelson.dev/services/apiserver/internal/store/raft"
 	"keelson.dev/services/apiserver/internal/store/reach"
 	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/apiserver/internal/watchcache"
@@ -16,68 +17,68 @@ import (
 	"keelson.dev/services/internal/identity"
 )
 
-// Events are bounded: the oldest go first.
-const (
-	maxEvents     = 50_000
-	maxEventBytes = 64 << 20
-)
-
-// startPlaces feeds the watch caches. Beside an etcd of our own, transient kinds
-// lie in a raft store; in an etcd elsewhere, which other apiservers share, and in
-// memory, everything lies together.
-func startPlaces(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source, st store.Store, m *members, tunnels *tunnel.Server, table *resource.Table) (lasting, transient pipeline.Place, err error) {
-	if cfg.memory || len(cfg.etcdServers) > 0 {
-		lasting = startCache(g, "watch cache", st, stored(table, func(*resource.Kind) bool { return true }))
-		return lasting, lasting, nil
-	}
-	if m != nil && m.remote != nil {
-		lasting, transient = startCaches(g, table, st, startReach(g, "raft", m.store(g, storev1.Place_PLACE_TRANSIENT)))
-		return lasting, transient, nil
-	}
-	rc := m.raft(cfg)
-	if rc.Service, err = m.servePeers(g, cfg, tunnels, st); err != nil {
-		return lasting, transient, err
-	}
-	rc.Dir = filepath.Join(cfg.dataDir, "raft")
-	rc.Bounds = []raft.Bound{{Prefix: "/registry/events/", Entries: maxEvents, Bytes: maxEventBytes}}
-	// Watches resume from the watch cache's history.
-	rc.HistoryEvents, rc.HistoryBytes = 5_000, 4<<20
-	opened, err := raft.Open(ctx, rc)
-	if err != nil {
-		return lasting, transient, err
-	}
-	quick := startReach(g, "raft", opened)
-	if m != nil {
-		m.service.Serve(opened)
-		m.stores.Serve(storev1.Place_PLACE_TRANSIENT, quick)
-	}
-	g.OnStop("raft store", func(context.Context) error { opened.Close(); return nil })
-	lasting, transient = startCaches(g, table, st, quick)
-	return lasting, transient, nil
+// state is everything that the API is served from.
+type state struct {
+	members membership
+	table   *resource.Table
+	// lasting and transient are equal where one store holds everything.
+	lasting, transient pipeline.Place
+	nodes              *watchcache.KindCache
+	tunnels            *tunnel.Server
 }
 
-// startReach looks whether a store can be reached, and refuses what it is asked while
-// it cannot.
+// startState opens the stores and starts their watch caches.
+func startState(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source) (*state, error) {
+	members, err := newMembership(ctx, g, cfg, id)
+	if err != nil {
+		return nil, err
+	}
+	s := &state{members: members, table: resource.NewTable(kind.All()...)}
+	lasting, err := members.openLasting(ctx, g)
+	if err != nil {
+		return nil, err
+	}
+	one := cfg.oneStore()
+	s.lasting = newPlace(lasting, stored(s.table, func(k *resource.Kind) bool { return one || !k.Transient }))
+	s.nodes = s.lasting.Cache.Kind(s.table.ByKind(corev1.SchemeGroupVersion.WithKind("Node")))
+	s.tunnels = tunnel.New(tunnel.Config{Peers: members.relays, Registered: s.node})
+	if one {
+		s.transient = s.lasting
+		g.Go("watch cache", s.lasting.Cache.Run)
+		return s, nil
+	}
+	transient, err := members.openTransient(ctx, g, lasting, s.tunnels)
+	if err != nil {
+		return nil, err
+	}
+	s.transient = newPlace(transient, stored(s.table, func(k *resource.Kind) bool { return k.Transient }))
+	g.Go("watch cache", s.lasting.Cache.Run)
+	g.Go("watch cache of transient kinds", s.transient.Cache.Run)
+	return s, nil
+}
+
+// node returns the UID of the Node called name, and false if there is none.
+func (s *state) node(name string) (types.UID, bool) {
+	item, ok := s.nodes.Get(s.nodes.Kind().Key("", name))
+	if !ok {
+		return "", false
+	}
+	return item.Object.GetUID(), true
+}
+
+// startReach wraps a store so that it refuses requests while it cannot be reached.
 func startReach(g *boot.Group, name string, st store.Store) store.Store {
 	s := reach.New(name, st)
 	g.Go("reach of "+name, s.Run)
 	return s
 }
 
-// startCaches feeds a watch cache for each of the two stores.
-func startCaches(g *boot.Group, table *resource.Table, st, quick store.Store) (lasting, transient pipeline.Place) {
-	return startCache(g, "watch cache", st, stored(table, func(k *resource.Kind) bool { return !k.Transient })),
-		startCache(g, "watch cache of transient kinds", quick, stored(table, func(k *resource.Kind) bool { return k.Transient }))
+// newPlace returns a store with a watch cache of kinds, which has yet to run.
+func newPlace(st store.Store, kinds []*resource.Kind) pipeline.Place {
+	return pipeline.Place{Store: st, Cache: watchcache.New(watchcache.Config{Store: st, Kinds: kinds})}
 }
 
-func startCache(g *boot.Group, name string, st store.Store, kinds []*resource.Kind) pipeline.Place {
-	cache := watchcache.New(watchcache.Config{Store: st, Kinds: kinds})
-	g.Go(name, cache.Run)
-	return pipeline.Place{Store: st, Cache: cache}
-}
-
-// stored are the rows whose objects lie in a store under their own name, of those
-// that are wanted.
+// stored returns the wanted kinds whose objects are stored under their own name.
 func stored(table *resource.Table, wanted func(*resource.Kind) bool) []*resource.Kind {
 	var out []*resource.Kind
 	for _, k := range table.Kinds() {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -17,24 +18,64 @@ import (
 	"keelson.dev/services/internal/rpc"
 )
 
-// startChecks looks after what this apiserver depends on: for each store, whether
-// enough members answer for a linearizable read, whether this one has its vote, and
-// whether the watch cache keeps up. Who leads does not matter.
+// health is what this apiserver reports about itself.
+type health struct {
+	// status serves the operations listener.
+	status *ops.Server
+	// checks are those of the stores.
+	checks []rest.Check
+	// ready is closed when the fronts begin to serve.
+	ready chan struct{}
+	// stopping ends with the signal to stop, or by stop if there was none.
+	stopping context.Context
+	stop     context.CancelFunc
+}
+
+// startHealth starts the checks. The caller serves status and closes ready.
+func startHealth(ctx context.Context, g *boot.Group, cfg *config, st *state) *health {
+	h := &health{status: ops.New(), ready: make(chan struct{})}
+	h.status.Ready("start", ops.ReadyWhen(h.ready))
+	for name, place := range map[string]pipeline.Place{"lasting": st.lasting, "transient": st.transient} {
+		registerLeading(h.status.Registry(), name, place.Store)
+	}
+	h.checks = startChecks(g, cfg, st.lasting, st.transient)
+	for _, c := range h.checks {
+		h.status.Ready(c.Name, c.Run)
+	}
+	h.stopping, h.stop = context.WithCancel(ctx)
+	h.status.Ready("shutdown", notStopping(h.stopping))
+	return h
+}
+
+// notStopping fails once the apiserver is stopping, so that it is sent nothing new.
+func notStopping(stopping context.Context) ops.Check {
+	return func(context.Context) error {
+		if stopping.Err() != nil {
+			return errors.New("it is stopping")
+		}
+		return nil
+	}
+}
+
+// startChecks returns the checks of what this apiserver depends on: for each store, that
+// enough members answer for a linearizable read, that this one has a vote, and that the
+// watch cache keeps up. Which member leads does not matter.
 func startChecks(g *boot.Group, cfg *config, lasting, transient pipeline.Place) []rest.Check {
 	if cfg.memory {
-		return place(g, "store", lasting)
+		return storeChecks(g, "store", lasting)
 	}
-	checks := place(g, "etcd", lasting)
+	checks := storeChecks(g, "etcd", lasting)
 	if transient.Store != lasting.Store {
-		checks = append(checks, place(g, "raft", transient)...)
+		checks = append(checks, storeChecks(g, "raft", transient)...)
 	}
 	return checks
 }
 
-// place makes the checks of one store.
-func place(g *boot.Group, name string, p pipeline.Place) []rest.Check {
+// storeChecks returns the checks of one store.
+func storeChecks(g *boot.Group, name string, p pipeline.Place) []rest.Check {
 	cache := ops.NewProbe(func(ctx context.Context) error {
-		// What the store has by now, or where it does not answer, what was seen of it.
+		// The store's present revision, or, if it does not answer, the cache's own: while
+		// the store cannot be reached, its own check fails, not this one.
 		rev, err := p.Store.Revision(ctx)
 		if err != nil {
 			rev = p.Cache.Revision()
@@ -52,25 +93,24 @@ func place(g *boot.Group, name string, p pipeline.Place) []rest.Check {
 	return checks
 }
 
-// healthEvery is how often the gRPC health service is brought up to date.
+// healthEvery is the interval at which the gRPC health service is updated.
 const healthEvery = 250 * time.Millisecond
 
-// tellHealth keeps the gRPC health service true, for the whole and for each service
-// by its name, until ctx ends. What needs no store is well as long as the process
-// is not stopping.
-func tellHealth(ctx, stopping context.Context, server *rpc.Server, ready ops.Check) error {
+// updateHealth updates the gRPC health service, for the server and for each service by name,
+// until ctx or stopping ends. Services that need no store are healthy until then.
+func updateHealth(ctx, stopping context.Context, server *rpc.Server, ready ops.Check) error {
 	tick := time.NewTicker(healthEvery)
 	defer tick.Stop()
 	for {
-		whole := healthv1.HealthCheckResponse_SERVING
+		overall := healthv1.HealthCheckResponse_SERVING
 		if ready(ctx) != nil {
-			whole = healthv1.HealthCheckResponse_NOT_SERVING
+			overall = healthv1.HealthCheckResponse_NOT_SERVING
 		}
-		server.Health.SetServingStatus("", whole)
+		server.Health.SetServingStatus("", overall)
 		for name := range server.GetServiceInfo() {
 			state := healthv1.HealthCheckResponse_SERVING
 			if strings.HasPrefix(name, "keelson.") && !storeless[name] {
-				state = whole
+				state = overall
 			}
 			server.Health.SetServingStatus(name, state)
 		}
@@ -85,5 +125,5 @@ func tellHealth(ctx, stopping context.Context, server *rpc.Server, ready ops.Che
 	}
 }
 
-// storeless are our own services that answer from this process alone.
+// storeless lists those of our own services that need no store.
 var storeless = map[string]bool{"keelson.trace.v1.TraceService": true, "keelson.node.v1.TunnelService": true}

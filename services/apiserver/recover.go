@@ -23,7 +23,7 @@ func recoverStores(ctx context.Context, cfg *config, id *identity.Source) error 
 	}
 	config := etcd.EmbeddedConfig{Name: cfg.name, Dir: etcdDir(cfg)}
 	if len(cfg.EtcdPeers) > 0 {
-		peer, err := cfg.peerTLS(id)
+		peer, err := cfg.peerTLS(ctx, id)
 		if err != nil {
 			return err
 		}

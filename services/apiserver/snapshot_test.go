@@ -157,7 +157,7 @@ func TestAKubernetesClusterMovesIn(t *testing.T) {
 	c := newCluster(t)
 	dir := filepath.Join(c.dir, "data")
 	code, out, said := snapshots(t, "restore", k.Save(), "--data-dir", dir)
-	if code != 0 || !strings.Contains(out, "crontabs.stable.example.com") || !strings.Contains(out, "moved to the raft store:  events") {
+	if code != 0 || !strings.Contains(out, "crontabs.stable.example.com") || !strings.Contains(strings.Join(strings.Fields(out), " "), "moved to the raft store: events") {
 		t.Fatalf("%d, %s%s", code, out, said)
 	}
 	admin := c.client(t, c.start(t, "--data-dir", dir), "admin", "system:masters")

@@ -13,24 +13,24 @@ import (
 	"keelson.dev/services/apiserver/internal/store/raft"
 )
 
-// The way down, from the signal on:
+// After a signal to stop, in this order:
 //
-//  1. Readiness fails: /readyz, the gRPC health service. Everything is served.
-//  2. The address goes from the Service default/kubernetes.
-//  3. The stores' leaderships go to others, and balancers have --shutdown-delay to
-//     look.
-//  4. The fronts take no new connection, tell clients to go elsewhere, end watches
-//     and tunnels, and answer what they have begun.
-//  5. A member whose place is being taken away keeps its votes until it is gone.
-//  6. The stores, and then what the members say to each other, end.
+//  1. Readiness fails, in /readyz and the gRPC health service. Requests are still served.
+//  2. The address is removed from the Service default/kubernetes.
+//  3. Other members take over the leadership of the stores, and balancers have
+//     --shutdown-delay to notice that readiness fails.
+//  4. The fronts accept no new connection, send GOAWAY, end watches and tunnels, and finish
+//     the requests that they have begun.
+//  5. A member that is being removed keeps its votes until it has been removed.
+//  6. The stores stop, and then the port for peers.
 
-// handOverTime bounds the handover: the others may all be ending.
+// handOverTime bounds step 3, as all other members may be stopping too.
 const handOverTime = 2 * time.Second
 
-// handOver is step 3. What is asked meanwhile is answered as always.
-func handOver(ctx context.Context, cfg *config, m *members, places ...pipeline.Place) {
-	if m == nil && len(cfg.etcdServers) == 0 {
-		return // there is nobody else
+// handOver is step 3.
+func handOver(ctx context.Context, cfg *config, st *state) {
+	if !st.members.shared() {
+		return
 	}
 	seen := time.After(cfg.shutdownDelay)
 	ctx, cancel := context.WithTimeout(ctx, handOverTime)
@@ -39,7 +39,7 @@ func handOver(ctx context.Context, cfg *config, m *members, places ...pipeline.P
 	go func() {
 		defer close(done)
 		var wg sync.WaitGroup
-		for _, p := range places {
+		for _, p := range []pipeline.Place{st.lasting, st.transient} {
 			wg.Go(func() { giveUp(p.Store) })
 		}
 		wg.Wait()
@@ -52,15 +52,12 @@ func handOver(ctx context.Context, cfg *config, m *members, places ...pipeline.P
 	<-seen
 }
 
-// departTime bounds step 5. Who is not told in time is started again, and is a member
-// then.
+// departTime bounds step 5. A member whose removal is not confirmed in time stops all the
+// same; started again, it is still a member.
 const departTime = 15 * time.Second
 
 // depart is step 5.
-func depart(ctx context.Context, m *members, places ...pipeline.Place) {
-	if m == nil || m.service == nil {
-		return
-	}
+func (m *storeMember) depart(ctx context.Context, places ...pipeline.Place) {
 	ctx, cancel := context.WithTimeout(ctx, departTime)
 	defer cancel()
 	m.service.Depart(ctx, func() bool { return slices.ContainsFunc(places, leadsPlace) }, func(ctx context.Context) {
@@ -80,16 +77,17 @@ func depart(ctx context.Context, m *members, places ...pipeline.Place) {
 	})
 }
 
+// leadsPlace reports whether this member leads the place's store, as far as it knows.
 func leadsPlace(p pipeline.Place) bool {
 	s, ok := store.As[leader](p.Store)
 	return ok && s.Leads()
 }
 
-// leader is a store whose members elect one of them.
+// leader is implemented by a store whose members elect a leader.
 type leader interface {
 	// Leads reports whether this member leads, as far as it knows.
 	Leads() bool
-	// HandOver makes another the leader, if this one leads and there is another.
+	// HandOver makes another member the leader, if this one leads and there is another.
 	HandOver() error
 }
 
@@ -98,6 +96,7 @@ var (
 	_ leader = (*raft.Store)(nil)
 )
 
+// giveUp hands the leadership of s over, if it has one.
 func giveUp(s store.Store) {
 	leader, ok := store.As[leader](s)
 	if !ok {

@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	storev1 "keelson.dev/proto/keelson/store/v1"
 	"keelson.dev/services/apiserver/internal/admission"
 	"keelson.dev/services/apiserver/internal/authn"
 	"keelson.dev/services/apiserver/internal/authz"
@@ -24,74 +23,50 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/review"
 	"keelson.dev/services/apiserver/internal/store"
-	"keelson.dev/services/apiserver/internal/store/etcd"
-	"keelson.dev/services/apiserver/internal/store/memory"
 	"keelson.dev/services/apiserver/internal/token"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
-
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// operator is the common name of the certificate that cluster operators use; with
-// it, etcd's own tools may connect where --etcd-listen-client opens the door.
-const operator = "kubernetes-admin"
+// api is what both fronts serve: who the caller is, what it may do, and the pipeline.
+type api struct {
+	rights   *authz.Authorizers
+	users    *users
+	pipeline *pipeline.Pipeline
+	// synced is closed once rights follow the cluster's rules.
+	synced <-chan struct{}
+	// repaired is closed once the ranges of Services match the stored Services.
+	repaired <-chan struct{}
+}
 
-// startStore opens the store that the flags ask for.
-func startStore(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source, m *members) (store.Store, error) {
-	switch {
-	case m != nil && m.remote != nil:
-		return m.store(g, storev1.Place_PLACE_LASTING), nil
-	case cfg.memory:
-		s := memory.New()
-		g.OnStop("store", func(context.Context) error { s.Close(); return nil })
-		return s, nil
-	case len(cfg.etcdServers) > 0:
-		remote := etcd.RemoteConfig{Endpoints: cfg.etcdServers}
-		if strings.HasPrefix(cfg.etcdServers[0], "https://") {
-			remote.TLS = id.ClientTLS()
+// startAPI makes the pipeline over the stores and caches.
+func startAPI(g *boot.Group, cfg *config, id *identity.Source, st *state) (*api, error) {
+	rights := authz.New()
+	synced := make(chan struct{})
+	g.Go("authorization", func(ctx context.Context) error {
+		if !closed(ctx, st.lasting.Cache.Ready()) {
+			return nil
 		}
-		s, err := etcd.Dial(ctx, remote)
-		if err != nil {
-			return nil, fmt.Errorf("--etcd-servers: %w", err)
-		}
-		g.OnStop("store", func(context.Context) error { s.Close(); return nil })
-		g.Go("store upkeep", func(ctx context.Context) error { return s.Maintain(ctx, etcd.Retention{}) })
-		return s, nil
-	}
-	files := etcd.TLSFiles{
-		Cert: filepath.Join(cfg.Identity, identity.CertFile),
-		Key:  filepath.Join(cfg.Identity, identity.KeyFile),
-		CA:   filepath.Join(cfg.Identity, identity.CAFile),
-	}
-	embedded := etcd.EmbeddedConfig{
-		Name: cfg.name, Dir: etcdDir(cfg), ListenClient: cfg.etcdListenClient, ClientTLS: files,
-		ClientNames: []string{id.Name(), operator}, Peers: m.peerConfig(cfg),
-	}
-	s, err := etcd.Start(ctx, embedded)
+		return rights.Follow(ctx, st.table, st.lasting.Cache, func() { close(synced) })
+	})
+	users := newUsers(cfg, id, pipeline.NewState(st.table, st.lasting.Cache, st.lasting.Store))
+	addresses, repaired, err := startAddresses(g, cfg, st.lasting.Store)
 	if err != nil {
 		return nil, err
 	}
-	g.OnStop("store", func(context.Context) error { s.Close(); return nil })
-	g.Go("store upkeep", func(ctx context.Context) error { return s.Maintain(ctx, etcd.Retention{}) })
-	if m != nil {
-		m.start(g, cfg, s)
-	}
-	return s, nil
+	p := newPipeline(cfg, id, st, rights, users, addresses)
+	g.Go("rights of watches", p.Recheck)
+	return &api{rights: rights, users: users, pipeline: p, synced: synced, repaired: repaired}, nil
 }
 
-// etcdDir is where the embedded etcd keeps its data.
-func etcdDir(cfg *config) string { return filepath.Join(cfg.dataDir, "etcd") }
-
-// users is how the apiserver knows who asks.
+// users authenticates callers and issues service account tokens.
 type users struct {
 	*authn.Authenticator
 	issuer *token.Issuer
 	lookup admission.State
 }
 
-func newUsers(cfg *config, id *identity.Source, lookup admission.State) (*users, error) {
+func newUsers(cfg *config, id *identity.Source, lookup admission.State) *users {
 	issuer := token.NewIssuer(cfg.serviceAccountIssuer, nil, cfg.Keys)
 	return &users{
 		Authenticator: authn.New(authn.Config{
@@ -99,11 +74,11 @@ func newUsers(cfg *config, id *identity.Source, lookup admission.State) (*users,
 			Tokens: issuer, Lookup: lookup,
 		}),
 		issuer: issuer, lookup: lookup,
-	}, nil
+	}
 }
 
-// recent remembers what get returned for a while: asked for at each request, it
-// would look at files each time.
+// recent caches the result of get for age, because get reads files and is called for every
+// request.
 func recent[T any](age time.Duration, get func() *T) func() *T {
 	type seen struct {
 		value *T
@@ -121,8 +96,8 @@ func recent[T any](age time.Duration, get func() *T) func() *T {
 	}
 }
 
-// startAddresses keeps the ranges of Services; repaired is closed once they are
-// as the Services in the store want them.
+// startAddresses allocates the addresses and node ports of Services. repaired is closed once
+// the allocations match the stored Services.
 func startAddresses(g *boot.Group, cfg *config, st store.Store) (*serviceaddress.Allocator, <-chan struct{}, error) {
 	a, err := serviceaddress.New(serviceaddress.Config{
 		Store: st, Addresses: cfg.Services, FirstPort: cfg.FirstPort, LastPort: cfg.LastPort,
@@ -137,12 +112,13 @@ func startAddresses(g *boot.Group, cfg *config, st store.Store) (*serviceaddress
 	return a, repaired, nil
 }
 
-func newPipeline(cfg *config, id *identity.Source, table *resource.Table, lasting, transient pipeline.Place, rights *authz.Authorizers, u *users, addresses *serviceaddress.Allocator) *pipeline.Pipeline {
+// newPipeline assembles the pipeline.
+func newPipeline(cfg *config, id *identity.Source, st *state, rights *authz.Authorizers, u *users, addresses *serviceaddress.Allocator) *pipeline.Pipeline {
 	tokens := &token.Requests{Issuer: u.issuer, Lookup: u.lookup}
 	return pipeline.New(pipeline.Config{
-		Table: table, Lasting: lasting, Transient: transient, Authorizer: rights,
+		Table: st.table, Lasting: st.lasting, Transient: st.transient, Authorizer: rights,
 		RulesChanged: rights.RBAC.Changed,
-		Fields:       fieldmanager.New(table),
+		Fields:       fieldmanager.New(st.table),
 		Admission: admission.Default(admission.Config{
 			State: u.lookup, Authorizer: rights, Escalation: rights, NodeOf: authz.NodeName, ReservedNames: []string{id.Name()},
 			NotReadySeconds: cfg.notReadySeconds, UnreachableSeconds: cfg.unreachableSeconds,
@@ -154,12 +130,12 @@ func newPipeline(cfg *config, id *identity.Source, table *resource.Table, lastin
 	})
 }
 
-// issue answers what is posted to serviceaccounts/token.
+// issue handles creations of serviceaccounts/token.
 func issue(tokens *token.Requests) pipeline.Action {
 	return func(ctx context.Context, t pipeline.Target, obj resource.Object, o pipeline.WriteOptions) (*pipeline.Outcome, error) {
 		in, ok := obj.(*authenticationv1.TokenRequest)
 		if !ok {
-			return nil, fmt.Errorf("serviceaccounts/token was posted a %T", obj)
+			return nil, fmt.Errorf("serviceaccounts/token: expected a TokenRequest, got %T", obj)
 		}
 		out, warnings, err := tokens.Create(ctx, t.Namespace, t.Name, in, o.DryRun)
 		if err != nil {
@@ -169,6 +145,8 @@ func issue(tokens *token.Requests) pipeline.Action {
 	}
 }
 
+// newPresence keeps this apiserver among the endpoints of the Service kubernetes; https is
+// the address of its HTTPS listener.
 func newPresence(cfg *config, api pipeline.API, https net.Addr) (*bootstrap.Presence, error) {
 	address, err := cfg.address(https)
 	if err != nil {
@@ -180,8 +158,8 @@ func newPresence(cfg *config, api pipeline.API, https net.Addr) (*bootstrap.Pres
 	}, nil
 }
 
-// tenth is a range's tenth address, which clusters keep for their DNS (kubeadm's
-// convention); zero where the range is smaller.
+// tenth returns the tenth address of r, which clusters reserve for their DNS (kubeadm's
+// convention), or the zero Addr if r is smaller.
 func tenth(r netip.Prefix) netip.Addr {
 	addr := r.Masked().Addr()
 	for range 10 {
