@@ -40,7 +40,7 @@ func NewBook(id *peertls.Identity, seeds map[string]string) *Book {
 	return &Book{id: id, seeds: seeds, conns: map[*conn]bool{}}
 }
 
-// Follow sets the source of the addresses that members announce themselves, usually
+// Follow sets the source of the addresses that members have announced, usually
 // etcd.Store.Known.
 func (b *Book) Follow(known func() []etcd.Known) {
 	b.mu.Lock()
@@ -114,8 +114,8 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// Run closes connections to addresses that their members have left, because another member may
-// be reachable there by now. It returns nil when ctx ends.
+// Run closes connections to addresses that their members no longer use, because another member
+// may be reachable there by now. It returns nil when ctx ends.
 func (b *Book) Run(ctx context.Context) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
@@ -129,6 +129,7 @@ func (b *Book) Run(ctx context.Context) error {
 	}
 }
 
+// endMoved closes the connections to members whose addresses no longer include the one in use.
 func (b *Book) endMoved() {
 	b.mu.Lock()
 	conns := make([]*conn, 0, len(b.conns))

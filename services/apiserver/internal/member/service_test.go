@@ -148,7 +148,7 @@ func (l *line) Invoke(ctx context.Context, method string, args, reply any, opts 
 	return l.ClientConn.Invoke(ctx, method, args, reply, opts...)
 }
 
-// at returns MemberService of one member.
+// at returns the MemberService of one member.
 func (s *site) at(name string) *server {
 	return &server{Service: s.services[name], may: func(context.Context, string, string) error { return nil }}
 }
@@ -401,7 +401,7 @@ func TestLeaveWaitsForTheRaftStore(t *testing.T) {
 	s.raft = []string{"a", "b", "c"}
 	short := within(t, 500*time.Millisecond)
 	if _, err := s.at("a").Leave(short, &memberv1.LeaveRequest{Name: "c"}); status.Code(err) != codes.DeadlineExceeded {
-		t.Fatalf("the raft store has not removed c: %v", err)
+		t.Fatalf("Leave returned before the raft store removed c: %v", err)
 	}
 	s.mu.Lock()
 	s.raft = nil

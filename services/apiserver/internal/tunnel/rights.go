@@ -16,8 +16,9 @@ var (
 	errWithdrawn = grpcstatus.Error(codes.Unauthenticated, "the node's certificate is not accepted any more")
 )
 
-// rights is what a node's stream must keep satisfying while it is open: a valid credential, and
-// the same registered Node. It is not safe for concurrent use.
+// rights are the conditions under which a node's stream may stay open: the credential is valid,
+// and the node has the same Node object as when the stream began. It is not safe for concurrent
+// use.
 type rights struct {
 	server *Server
 	node   string

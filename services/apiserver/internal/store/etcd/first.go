@@ -58,8 +58,8 @@ type PeerConfig struct {
 	askTime time.Duration // shortened by tests; zero means askTime
 }
 
-// HasData reports whether the directory contains a member's data. Such a member joins no
-// cluster.
+// HasData reports whether the directory contains a member's data. A member with data does not
+// join another cluster.
 func HasData(dir string) bool { return hasLog(dir) || exists(filepath.Join(dir, recovered)) }
 
 // hasLog reports whether the directory contains a member's log.

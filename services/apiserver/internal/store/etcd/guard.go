@@ -124,7 +124,7 @@ func (s *Store) settleCreate(ctx context.Context, w *store.Write, before, guard 
 	return store.Verdict{}, false
 }
 
-// history returns what was written to a key after one revision, up to another.
+// history returns what was written to a key after revision after, up to revision upTo.
 func (s *Store) history(ctx context.Context, key string, after, upTo int64) ([]store.Entry, error) {
 	w, err := s.watch(ctx, key, after+1)
 	if err != nil {

@@ -1,5 +1,6 @@
 // Package failpoint lets tests of the built programs inject failures at the points where stores
-// commit: before anything is done, reported or not, or after it is done.
+// commit: failures before anything is done, with a definite or an unknown outcome, and failures
+// after the work is done.
 //
 // Failpoints exist only in programs that are built with the tag "failpoints". In all others, At
 // returns a constant and the compiler removes the code that depends on it.

@@ -2,8 +2,8 @@
 //
 // An apiserver whose member is cut off from the others does not notice that by itself: its
 // reads wait until they time out, its writes end with an unknown outcome, and its watches stay
-// open without events, as long as the cut lasts. Another apiserver may be able to serve the
-// clients, if they are told to try it.
+// open without events, as long as the cut lasts. If it fails their calls at once instead, clients
+// can use another apiserver.
 //
 // # States
 //

@@ -51,8 +51,8 @@ func (m *Members) Close() {
 	m.conns = nil
 }
 
-// pick returns the member to call: the current one, or the next one if the current one is not,
-// the member whose call just failed.
+// pick returns the member to call. It is the current one, unless the last call to it failed
+// (not) or it is no longer a member; then it is the next one.
 func (m *Members) pick(not string) (string, storev1.StoreServiceClient, error) {
 	names := m.Names()
 	m.mu.Lock()
