@@ -31,7 +31,7 @@ func write(t *testing.T, mode os.FileMode, content string, names ...string) stri
 	return path
 }
 
-// one fails unless there is exactly one fault, with these words in it.
+// one checks that there is exactly one fault, and that it contains words.
 func one(t *testing.T, faults []string, words ...string) {
 	t.Helper()
 	if len(faults) != 1 {
@@ -39,7 +39,7 @@ func one(t *testing.T, faults []string, words ...string) {
 	}
 	for _, w := range words {
 		if !strings.Contains(faults[0], w) {
-			t.Errorf("%q does not say %q", faults[0], w)
+			t.Errorf("%q does not contain %q", faults[0], w)
 		}
 	}
 }
@@ -66,11 +66,12 @@ func TestDatabaseIsIndexedByModule(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := writeDatabase(t.TempDir(), t.TempDir(), time.Now()); err == nil {
-		t.Error("an empty directory makes a database")
+		t.Error("an empty directory was accepted as a database")
 	}
 }
 
-// govulncheck is a stand-in that finds the same at each level.
+// govulncheck writes a program that prints the same output for each scan level, and returns its
+// path.
 func govulncheck(t *testing.T, levels map[string]string) string {
 	t.Helper()
 	var script strings.Builder
@@ -82,7 +83,8 @@ func govulncheck(t *testing.T, levels map[string]string) string {
 	return write(t, 0o755, script.String(), t.TempDir(), "govulncheck")
 }
 
-// module is a module of a package that links nothing but the standard library.
+// aModule creates a module of one package that links only the standard library, and returns the
+// root of its repository.
 func aModule(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -107,13 +109,13 @@ func TestVulnerabilities(t *testing.T) {
 		accepted map[string]string
 		faults   int
 	}{
-		"nothing":                       {levels: map[string]string{}},
-		"called":                        {levels: map[string]string{"module": found("GO-1-1", other, ""), "symbol": found("GO-1-1", other, "F")}, faults: 1},
-		"linked and not called":         {levels: map[string]string{"module": found("GO-1-1", other, ""), "symbol": found("GO-1-1", other, "")}},
-		"not linked":                    {levels: map[string]string{"module": found("GO-1-2", other, ""), "symbol": found("GO-1-2", other, "F")}},
-		"of the standard library":       {levels: map[string]string{"module": found("GO-1-1", "stdlib", "")}, faults: 1},
-		"accepted":                      {levels: map[string]string{"module": found("GO-1-1", "stdlib", "")}, accepted: map[string]string{"GO-1-1": "why"}},
-		"another one than the accepted": {levels: map[string]string{"module": found("GO-1-1", "stdlib", "")}, accepted: map[string]string{"GO-1-9": "why"}, faults: 1},
+		"nothing":                 {levels: map[string]string{}},
+		"called":                  {levels: map[string]string{"module": found("GO-1-1", other, ""), "symbol": found("GO-1-1", other, "F")}, faults: 1},
+		"linked, but not called":  {levels: map[string]string{"module": found("GO-1-1", other, ""), "symbol": found("GO-1-1", other, "")}},
+		"not linked":              {levels: map[string]string{"module": found("GO-1-2", other, ""), "symbol": found("GO-1-2", other, "F")}},
+		"in the standard library": {levels: map[string]string{"module": found("GO-1-1", "stdlib", "")}, faults: 1},
+		"accepted":                {levels: map[string]string{"module": found("GO-1-1", "stdlib", "")}, accepted: map[string]string{"GO-1-1": "why"}},
+		"another one is accepted": {levels: map[string]string{"module": found("GO-1-1", "stdlib", "")}, accepted: map[string]string{"GO-1-9": "why"}, faults: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &scanner{options: &options{root: aModule(t), govulncheck: govulncheck(t, c.levels)}, database: database, accepted: c.accepted, used: map[string]bool{}}
@@ -128,7 +130,7 @@ func TestVulnerabilities(t *testing.T) {
 	t.Run("no govulncheck", func(t *testing.T) {
 		s := &scanner{options: &options{root: aModule(t), govulncheck: "/bin/true"}, database: database, used: map[string]bool{}}
 		if err := s.module(t.Context(), "proto"); err == nil {
-			t.Error("a program that says nothing was believed")
+			t.Error("a program without output was accepted as govulncheck")
 		}
 	})
 }
@@ -157,12 +159,12 @@ func TestLicences(t *testing.T) {
 		"":             "All rights reserved.",
 	} {
 		if got := licenceOf(text); got != name {
-			t.Errorf("%q is recognised as %q", text, got)
+			t.Errorf("%q is recognized as %q", text, got)
 		}
 	}
 	good, foreign, none := t.TempDir(), t.TempDir(), t.TempDir()
 	write(t, 0o644, "Apache License, Version 2.0", good, "LICENSE")
-	write(t, 0o644, "GNU Affero General Public License", good, "NOTICE.md") // names another's
+	write(t, 0o644, "GNU Affero General Public License", good, "NOTICE.md") // names another project's licence
 	write(t, 0o644, "Apache License, Version 2.0", foreign, "LICENSE")
 	write(t, 0o644, "GNU Affero General Public License", foreign, "COPYING.lib")
 	write(t, 0o644, "Apache License, Version 2.0", none, "README.md")
@@ -289,7 +291,7 @@ func TestProgramsAndImagesWithPrivileges(t *testing.T) {
 		one(t, faults, "/bin/a", words)
 	}
 	if _, err := imageModes(write(t, 0o644, "", t.TempDir(), "no.tar")); err == nil {
-		t.Error("what is no image has no faults")
+		t.Error("a file that is not an image was accepted")
 	}
 }
 
@@ -344,12 +346,12 @@ func TestDoorsHaveTests(t *testing.T) {
 		one(t, faults, words)
 	}
 	if _, _, err := doorFaults("# Security\n", root); err == nil {
-		t.Error("a page without doors passes")
+		t.Error("a page without a table of doors was accepted")
 	}
 }
 
-// What ends by itself in a compose file is waited for by others: `up --wait` takes it
-// for a failure otherwise.
+// Other services must wait for the services of a compose file that end by themselves. Otherwise
+// `up --wait` fails when they end.
 func TestComposeWaitsForWhatEnds(t *testing.T) {
 	data, err := os.ReadFile("../../deploy/compose/docker-compose.yaml")
 	if err != nil {
@@ -377,7 +379,7 @@ func TestComposeWaitsForWhatEnds(t *testing.T) {
 			waited = waited || other.DependsOn[name].Condition == "service_completed_successfully"
 		}
 		if !waited {
-			t.Errorf("nobody waits for %s", name)
+			t.Errorf("no service waits for %s", name)
 		}
 	}
 	if ends != 2 {
@@ -385,7 +387,7 @@ func TestComposeWaitsForWhatEnds(t *testing.T) {
 	}
 }
 
-// One fault of any check fails all.
+// One fault of any check makes the audit fail.
 func TestOneFaultFails(t *testing.T) {
 	defer func(all []check) { checks = all }(checks)
 	for code, faults := range [][]string{nil, {"a fault"}} {

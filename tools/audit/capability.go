@@ -13,21 +13,22 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// grant is what a service of a compose file may have beyond an unprivileged container.
+// grant lists the rights that a service of a compose file may have beyond those of an
+// unprivileged container.
 type grant struct {
 	add []string
-	// unconfined: without the engine's seccomp and AppArmor profiles.
+	// unconfined means without the engine's seccomp and AppArmor profiles.
 	unconfined bool
 }
 
-// grants are all exceptions; containers not named get none. SECURITY.md says what each
-// is for.
+// grants are all exceptions except for nodes. Services that are not listed get none.
+// SECURITY.md explains each.
 var grants = map[string]grant{
 	"setup": {add: []string{"CHOWN", "DAC_OVERRIDE", "FOWNER"}},
 }
 
-// nodeGrant is a node's: what running containers takes, and what Kubernetes gives to
-// every container, which pods could not have otherwise.
+// nodeGrant is the grant of a node: what it needs to run containers, and what Kubernetes gives
+// to every container, because pods could not have it otherwise.
 var nodeGrant = grant{
 	add: []string{
 		"SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE",
@@ -39,7 +40,7 @@ var nodeGrant = grant{
 
 var nodeName = regexp.MustCompile(`^node-[0-9]+$`)
 
-// composeService is the part of a service that gives rights.
+// composeService is the part of a service's configuration that grants rights.
 type composeService struct {
 	Image       string   `json:"image"`
 	Privileged  bool     `json:"privileged"`
@@ -55,7 +56,7 @@ type composeService struct {
 	Volumes     []any    `json:"volumes"`
 }
 
-// capabilities checks what compose files give to containers.
+// capabilities checks the rights that compose files grant to containers.
 func capabilities(_ context.Context, o *options) (string, []string, error) {
 	files, err := filepath.Glob(o.at("deploy", "compose", "*.yaml"))
 	if err != nil {
@@ -83,8 +84,8 @@ func capabilities(_ context.Context, o *options) (string, []string, error) {
 	return fmt.Sprintf("%d services of %d compose files", count, len(files)), faults, nil
 }
 
-// composeFaults judges the services of a compose file. One without an image adds to a
-// service of another file, and may only take rights away.
+// composeFaults checks the services of a compose file. A service without an image overrides one
+// of another file, and may only remove rights.
 func composeFaults(data []byte) (count int, faults []string, err error) {
 	var file struct {
 		Services map[string]composeService `json:"services"`
@@ -132,7 +133,8 @@ func composeFaults(data []byte) (count int, faults []string, err error) {
 			if m, ok := volume.(map[string]any); ok {
 				source = fmt.Sprint(m["source"])
 			}
-			// The images' directory lies beside the file; everything else is a named volume.
+			// The directory of the images is below that of the file. All other sources are
+			// named volumes.
 			if strings.HasPrefix(source, "/") || strings.HasPrefix(source, "..") || strings.HasPrefix(source, "~") {
 				fault("mounts %s of the host", source)
 			}

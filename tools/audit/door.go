@@ -9,11 +9,11 @@ import (
 	"strings"
 )
 
-// namedTest is a test in SECURITY.md: a package's directory and the test's name.
+// namedTest matches a test in SECURITY.md: the directory of a package and the name of the test.
 var namedTest = regexp.MustCompile("`([a-z][a-zA-Z0-9/_-]*) (Test\\w+)`")
 
-// doors checks the table of doors in SECURITY.md: each row has all columns and a test
-// that is there.
+// doors checks the table of doors in SECURITY.md: each row must have all columns and name tests
+// that exist.
 func doors(_ context.Context, o *options) (string, []string, error) {
 	text, err := os.ReadFile(o.at("SECURITY.md"))
 	if err != nil {
@@ -43,7 +43,7 @@ func doorFaults(text, root string) (count int, faults []string, err error) {
 		count++
 		for _, what := range []int{1, 2} {
 			if strings.TrimSpace(cells[what]) == "" {
-				faults = append(faults, door+": who may, and what is checked first?")
+				faults = append(faults, door+": the columns for who may use it and for what is checked first must not be empty")
 			}
 		}
 		tests := namedTest.FindAllStringSubmatch(cells[4], -1)
@@ -63,7 +63,7 @@ func doorFaults(text, root string) (count int, faults []string, err error) {
 	return count, faults, nil
 }
 
-// hasTest looks for a test in a directory.
+// hasTest reports whether a directory contains a test.
 func hasTest(dir, name string) (bool, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
 	if err != nil {

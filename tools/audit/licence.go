@@ -11,12 +11,12 @@ import (
 	"strings"
 )
 
-// allowed are the licences that a linked module may have: those that let a program be
-// given away under Apache-2.0, with notices at most. MPL-2.0 binds its own files only.
+// allowed are the licences that a linked module may have. They permit a program to be
+// distributed under Apache-2.0, at most with notices. MPL-2.0 applies only to its own files.
 var allowed = map[string]bool{"Apache-2.0": true, "MIT": true, "BSD-2-Clause": true, "BSD-3-Clause": true, "ISC": true, "MPL-2.0": true}
 
-// licenceTexts recognise a licence by words that only its text has, in order: the
-// text of MPL-2.0 names the GNU licences, which are not allowed.
+// licenceTexts recognize licences by phrases that only their texts contain. The order matters:
+// the text of MPL-2.0 mentions the GNU licences, which are not allowed.
 var licenceTexts = []struct {
 	name  string
 	words *regexp.Regexp
@@ -35,9 +35,9 @@ var licenceTexts = []struct {
 
 var licenceFile = regexp.MustCompile(`(?i)^(licen[sc]es?|copying|copyright|unlicense)([-._].*)?$`)
 
-// licenceOf names the licence of a text, "" if it is none that is known.
+// licenceOf returns the name of the licence in a text, or "" if it is unknown.
 func licenceOf(text string) string {
-	// Some quote theirs, line by line.
+	// Some projects quote their licence line by line.
 	words := strings.Join(strings.Fields(strings.ReplaceAll(strings.ToLower(text), "\n>", "\n")), " ")
 	for _, l := range licenceTexts {
 		if l.words.MatchString(words) {
@@ -47,7 +47,7 @@ func licenceOf(text string) string {
 	return ""
 }
 
-// licencesIn names the licences in a module's directory, of every file that holds one.
+// licencesIn returns the names of the licences in a module's directory.
 func licencesIn(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -69,7 +69,7 @@ func licencesIn(dir string) ([]string, error) {
 	return slices.Sorted(maps.Keys(found)), nil
 }
 
-// licences checks every module that a shipped program is linked from.
+// licences checks all modules that are linked into programs that are shipped.
 func licences(ctx context.Context, o *options) (string, []string, error) {
 	dirs := map[string]string{}
 	add := func(m module) {
@@ -109,7 +109,8 @@ func licences(ctx context.Context, o *options) (string, []string, error) {
 	return fmt.Sprintf("%d modules: %s", len(dirs), strings.Join(words, ", ")), faults, err
 }
 
-// judgeLicences names the modules whose licences are unknown or not allowed.
+// judgeLicences returns the modules whose licences are unknown or not allowed. It counts each
+// licence in counts.
 func judgeLicences(dirs map[string]string, counts map[string]int) (faults []string, err error) {
 	for _, name := range slices.Sorted(maps.Keys(dirs)) {
 		found, err := licencesIn(dirs[name])
@@ -117,7 +118,7 @@ func judgeLicences(dirs map[string]string, counts map[string]int) (faults []stri
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 		if len(found) == 0 {
-			faults = append(faults, name+": no licence that is known")
+			faults = append(faults, name+": no known licence")
 		}
 		for _, l := range found {
 			counts[l]++

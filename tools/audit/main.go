@@ -1,11 +1,10 @@
-// Command audit checks what the project ships before it is shipped: known
-// vulnerabilities of the modules and the Go release, their licences, modes of files,
-// the capabilities that images and compose files give away, and that the tests which
-// SECURITY.md names are there. It prints a line per
-// check and a line per fault, and exits with 1 if there is one.
+// Command audit checks what the project is about to ship: known vulnerabilities and licences of
+// its modules and of the Go release, file modes, the capabilities granted by images and compose
+// files, and that the tests named in SECURITY.md exist. It prints one line per check and per
+// fault. The exit code is 1 if there is a fault.
 //
-// It must never ask the network: the vulnerability database is a directory, and
-// modules are those in the module cache.
+// It must not use the network: the vulnerability database is a directory, and modules are read
+// from the module cache.
 package main
 
 import (
@@ -18,17 +17,17 @@ import (
 	"time"
 )
 
-// options are where everything lies.
+// options are the paths of the inputs.
 type options struct {
-	root        string // of the repository
-	bin         string // the built programs
-	advisories  string // OSV entries of the vulnerability database, a file each
-	modified    string // when the database was changed last
+	root        string // root of the repository
+	bin         string // directory of the built programs
+	advisories  string // directory of the vulnerability database's OSV entries, one file each
+	modified    string // when the database was last changed
 	govulncheck string
-	accepted    string // advisories that do not apply, with the reason
+	accepted    string // file of advisories that do not apply, with reasons
 }
 
-// check looks at one thing. It returns what it looked at, in words, and its faults.
+// check is one check. run returns a description of what it checked, and its faults.
 type check struct {
 	name string
 	run  func(context.Context, *options) (looked string, faults []string, err error)
@@ -43,7 +42,7 @@ var checks = []check{
 	{"doors", doors},
 }
 
-// notChecked is what a check says that had nothing to go by.
+// notChecked is returned by a check without input.
 const notChecked = "not checked: there is no vulnerability database"
 
 func main() {
@@ -52,10 +51,10 @@ func main() {
 	o := &options{}
 	flag.StringVar(&o.root, "root", "..", "root of the repository")
 	flag.StringVar(&o.bin, "bin", "../bin", "directory of the built programs")
-	flag.StringVar(&o.advisories, "advisories", "", "directory of the vulnerability database's OSV entries; empty checks no vulnerabilities")
-	flag.StringVar(&o.modified, "modified", "", "when the database was changed last (RFC 3339)")
+	flag.StringVar(&o.advisories, "advisories", "", "directory of the vulnerability database's OSV entries; empty: do not check vulnerabilities")
+	flag.StringVar(&o.modified, "modified", "", "time of the last change of the database (RFC 3339)")
 	flag.StringVar(&o.govulncheck, "govulncheck", "govulncheck", "path of govulncheck")
-	flag.StringVar(&o.accepted, "accepted", "", "file of accepted advisories, a line each: ID reason")
+	flag.StringVar(&o.accepted, "accepted", "", "file of accepted advisories, one per line: ID reason")
 	flag.Parse()
 	os.Exit(run(ctx, o, os.Stdout))
 }

@@ -21,15 +21,15 @@ import (
 )
 
 var (
-	// secretText is what nobody but its owner may read: private keys, bootstrap tokens,
-	// and the key in a kubeconfig.
+	// secretText matches what only its owner may read: private keys, bootstrap tokens, and the
+	// key in a kubeconfig.
 	secretText = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----|client-key-data:|(?m)^\s*(?:token: )?[a-z0-9]{6}\.[a-z0-9]{16}\s*$`)
-	// maxSecret bounds what is read of a file in search of a secret.
+	// maxSecret is the size in bytes beyond which a file is not searched for secrets.
 	maxSecret int64 = 1 << 20
 )
 
-// secrets runs `keel pki` as carelessly as it can be run, without a umask, and looks at
-// what others on the machine could read.
+// secrets runs `keel pki` with a umask of 0, and checks what other users of the machine could
+// read.
 func secrets(ctx context.Context, o *options) (string, []string, error) {
 	dir, err := os.MkdirTemp("", "audit-pki-*")
 	if err != nil {
@@ -46,13 +46,13 @@ func secrets(ctx context.Context, o *options) (string, []string, error) {
 	}
 	found, faults, err := readableSecrets(filepath.Join(dir, "pki"))
 	if err == nil && found == 0 {
-		err = errors.New("keel pki wrote no secret: this check sees nothing")
+		err = errors.New("keel pki wrote no secrets, so there is nothing to check")
 	}
-	return fmt.Sprintf("%d files with secrets of `keel pki`", found), faults, err
+	return fmt.Sprintf("%d files with secrets from `keel pki`", found), faults, err
 }
 
-// readableSecrets counts the files below a directory that hold a secret, and names
-// those that others may read, and directories that others may write to.
+// readableSecrets counts the files with secrets below a directory. It reports those that other
+// users may read, and directories that other users may write to.
 func readableSecrets(dir string) (found int, faults []string, err error) {
 	err = filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -75,7 +75,7 @@ func readableSecrets(dir string) (found int, faults []string, err error) {
 			}
 			found++
 			if info.Mode().Perm()&0o077 != 0 {
-				faults = append(faults, fmt.Sprintf("%s holds a secret and has mode %04o", file, info.Mode().Perm()))
+				faults = append(faults, fmt.Sprintf("%s contains a secret and has mode %04o", file, info.Mode().Perm()))
 			}
 		}
 		return nil
@@ -83,8 +83,8 @@ func readableSecrets(dir string) (found int, faults []string, err error) {
 	return found, faults, err
 }
 
-// modes checks the modes of the repository's files, the built programs, and the files
-// in the images, where they have been built.
+// modes checks the modes of the repository's files, of the built programs, and of the files in
+// the images that have been built.
 func modes(ctx context.Context, o *options) (string, []string, error) {
 	tracked, faults, err := trackedModes(ctx, o.root)
 	if err != nil {
@@ -124,7 +124,7 @@ func modes(ctx context.Context, o *options) (string, []string, error) {
 	return fmt.Sprintf("%d tracked files, %d programs, %d images", tracked, count, len(archives)), faults, nil
 }
 
-// privileged names what gives a program more rights than its caller has.
+// privileged reports what gives a program more rights than its caller has.
 func privileged(file string, mode fs.FileMode) (faults []string) {
 	if mode&(fs.ModeSetuid|fs.ModeSetgid) != 0 {
 		faults = append(faults, fmt.Sprintf("%s is setuid or setgid (%s)", file, mode))
@@ -135,8 +135,7 @@ func privileged(file string, mode fs.FileMode) (faults []string) {
 	return faults
 }
 
-// trackedModes: of the files that git tracks, scripts are executable and nothing else
-// is.
+// trackedModes checks that, of the files that git tracks, exactly the scripts are executable.
 func trackedModes(ctx context.Context, root string) (count int, faults []string, err error) {
 	cmd := exec.CommandContext(ctx, "git", "ls-files", "-s", "-z")
 	cmd.Dir = root
@@ -147,29 +146,29 @@ func trackedModes(ctx context.Context, root string) (count int, faults []string,
 	for entry := range strings.SplitSeq(strings.TrimRight(string(out), "\x00"), "\x00") {
 		about, name, ok := strings.Cut(entry, "\t")
 		if !ok {
-			return 0, nil, fmt.Errorf("git ls-files said %q", entry)
+			return 0, nil, fmt.Errorf("git ls-files: unexpected entry %q", entry)
 		}
 		mode := strings.Fields(about)[0]
 		count++
 		if mode != "100644" && mode != "100755" {
-			faults = append(faults, fmt.Sprintf("%s is no plain file (git mode %s)", name, mode))
+			faults = append(faults, fmt.Sprintf("%s is not a regular file (git mode %s)", name, mode))
 			continue
 		}
 		data, err := os.ReadFile(filepath.Join(root, name))
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed and not committed yet
+			continue // removed, but not committed yet
 		}
 		if err != nil {
 			return 0, nil, err
 		}
 		if script := bytes.HasPrefix(data, []byte("#!")); script != (mode == "100755") {
-			faults = append(faults, fmt.Sprintf("%s has git mode %s, and script is %t", name, mode, script))
+			faults = append(faults, fmt.Sprintf("%s has git mode %s, but is a script: %t", name, mode, script))
 		}
 	}
 	return count, faults, nil
 }
 
-// imageModes looks at every file in an image archive of docker's form.
+// imageModes checks every file in an image archive in docker's format.
 func imageModes(archive string) (faults []string, err error) {
 	f, err := os.Open(archive)
 	if err != nil {
@@ -191,7 +190,7 @@ func imageModes(archive string) (faults []string, err error) {
 		return nil
 	})
 	if err == nil && len(layers) == 0 {
-		err = errors.New("no image")
+		err = errors.New("the archive contains no image")
 	}
 	if err != nil {
 		return nil, err
@@ -222,7 +221,7 @@ func imageModes(archive string) (faults []string, err error) {
 	})
 }
 
-// entryFaults judges a file of an image.
+// entryFaults checks a file of an image.
 func entryFaults(image string, h *tar.Header) (faults []string) {
 	name := image + ": /" + path.Clean(h.Name)
 	if h.Mode&0o6000 != 0 && h.Typeflag == tar.TypeReg {
@@ -237,6 +236,7 @@ func entryFaults(image string, h *tar.Header) (faults []string) {
 	return faults
 }
 
+// entries calls f for each entry of a tar archive.
 func entries(r io.Reader, f func(*tar.Header, io.Reader) error) error {
 	for t := tar.NewReader(r); ; {
 		h, err := t.Next()

@@ -21,20 +21,20 @@ var goModules = []string{
 	"services/cloud-controller", "services/node", "tools", "e2e", "deploy/demo/shop",
 }
 
-// mains are the packages that become programs of images, by module.
+// mains are the packages of the programs in images, by module.
 var mains = map[string]string{
 	"services/apiserver": ".", "services/scheduler": ".", "services/controller-manager": ".", "services/cloud-controller": ".",
 	"services/node": ".", "tools": "./keel", "deploy/demo/shop": ".",
 }
 
-// runtimePrograms are built from other projects' modules and shipped in the image of a
-// node, or beside keel.
+// runtimePrograms are built from other projects' modules and shipped in the image of a node or
+// next to keel.
 var runtimePrograms = []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "kubectl"}
 
-// tags are those that the Makefile builds with.
+// tags are the build tags that the Makefile uses.
 const tags = "grpcnotrace,fieldsv1string"
 
-// listed is what `go list` says of a package.
+// listed is a package in the output of `go list`.
 type listed struct {
 	ImportPath string
 	Standard   bool
@@ -47,7 +47,8 @@ type module struct {
 	Replace            *module
 }
 
-// linked lists the packages that a pattern of a module of ours is linked from.
+// linked lists the packages that are linked into the packages of a pattern in one of the
+// repository's modules.
 func linked(ctx context.Context, dir, pattern string) ([]listed, error) {
 	out, err := goCommand(ctx, dir, "list", "-deps", "-tags", tags, "-json=ImportPath,Standard,Module", pattern)
 	if err != nil {
@@ -65,7 +66,7 @@ func linked(ctx context.Context, dir, pattern string) ([]listed, error) {
 	}
 }
 
-// goCommand runs the go command in a module, alone.
+// goCommand runs the go command in a module, without the workspace.
 func goCommand(ctx context.Context, dir string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = dir
@@ -79,8 +80,8 @@ func goCommand(ctx context.Context, dir string, args ...string) ([]byte, error) 
 	return out, nil
 }
 
-// built lists the modules that a program was built from, as it says itself, with
-// their directories in the module cache.
+// built lists the modules that a program was built from, according to its build information,
+// with their directories in the module cache.
 func built(ctx context.Context, program string) ([]module, error) {
 	info, err := buildinfo.ReadFile(program)
 	if err != nil {
@@ -91,14 +92,14 @@ func built(ctx context.Context, program string) ([]module, error) {
 		if m.Replace != nil {
 			m = m.Replace
 		}
-		// A main module that was built from its directory is ours, and requires what it
-		// was built from.
+		// A main module that was built from its directory is one of the repository's. Its
+		// dependencies are in the build information.
 		if m.Version != "" && m.Version != "(devel)" && !strings.HasPrefix(m.Path, "keelson.dev/") {
 			args = append(args, m.Path+"@"+m.Version)
 		}
 	}
 	if len(args) == 3 {
-		return nil, fmt.Errorf("%s names no module", program)
+		return nil, fmt.Errorf("%s contains no build information about modules", program)
 	}
 	out, err := goCommand(ctx, os.TempDir(), args...)
 	if err != nil {
@@ -116,6 +117,7 @@ func built(ctx context.Context, program string) ([]module, error) {
 	}
 }
 
+// at returns a path below the root of the repository.
 func (o *options) at(names ...string) string {
 	return filepath.Join(append([]string{o.root}, names...)...)
 }

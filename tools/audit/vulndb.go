@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// advisory is what the index needs of an OSV entry (https://go.dev/doc/security/vuln/database).
+// advisory is the part of an OSV entry that the index needs
+// (https://go.dev/doc/security/vuln/database).
 type advisory struct {
 	ID        string     `json:"id"`
 	Modified  time.Time  `json:"modified"`
@@ -30,8 +31,7 @@ type advisory struct {
 	} `json:"affected"`
 }
 
-// The index that govulncheck reads: a line per module, with the advisories that
-// name it.
+// The index that govulncheck reads: for each module, the advisories that name it.
 type (
 	moduleIndex struct {
 		Path  string           `json:"path"`
@@ -49,9 +49,9 @@ type (
 	}
 )
 
-// writeDatabase lays out OSV entries as a vulnerability database that `govulncheck
-// -db file://OUT` reads: index/{db,modules,vulns}.json and ID/*.json. Entries in the
-// database's own repository carry no times; they get the repository's.
+// writeDatabase writes OSV entries as a vulnerability database that `govulncheck -db
+// file://OUT` reads: index/{db,modules,vulns}.json and ID/*.json. Entries in the database's
+// repository have no times, so they get the repository's.
 func writeDatabase(osv, out string, modified time.Time) (entries int, err error) {
 	files, err := filepath.Glob(filepath.Join(osv, "*.json"))
 	if err != nil {
@@ -75,7 +75,7 @@ func writeDatabase(osv, out string, modified time.Time) (entries int, err error)
 			return 0, fmt.Errorf("%s: %w", file, err)
 		}
 		if a.ID != strings.TrimSuffix(filepath.Base(file), ".json") {
-			return 0, fmt.Errorf("%s holds the advisory %q", file, a.ID)
+			return 0, fmt.Errorf("%s contains the advisory %q", file, a.ID)
 		}
 		if a.Withdrawn != nil {
 			continue

@@ -32,7 +32,7 @@ import (
 	"keelson.dev/tools/internal/pki"
 )
 
-// bench owns one apiserver, started when a figure first needs it.
+// bench runs one apiserver, which is started when a figure first needs it.
 type bench struct {
 	bin, dir string
 	cmd      *exec.Cmd
@@ -40,8 +40,8 @@ type bench struct {
 	https    string
 	grpc     string
 	seq      atomic.Int64
-	// cost is the server's CPU time for each request of the last figure; 0 if the
-	// figure has none.
+	// cost is the server's CPU time per request of the last figure, or 0 if the figure has
+	// none.
 	cost time.Duration
 }
 
@@ -147,18 +147,18 @@ func (b *bench) start(ctx context.Context) (time.Duration, error) {
 		case err := <-b.exited:
 			b.exited <- err
 			data, _ := os.ReadFile(log.Name())
-			return 0, fmt.Errorf("apiserver ended: %w\n%s", err, data)
+			return 0, fmt.Errorf("the apiserver ended: %w\n%s", err, data)
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		case <-time.After(5 * time.Millisecond):
 		}
 		if time.Since(began) > 30*time.Second {
-			return 0, errors.New("apiserver is not ready after 30 s")
+			return 0, errors.New("the apiserver is not ready after 30 s")
 		}
 	}
 }
 
-// need starts the apiserver unless it runs.
+// need starts the apiserver unless it is running.
 func (b *bench) need(ctx context.Context) error {
 	if b.cmd != nil {
 		return nil
@@ -167,6 +167,8 @@ func (b *bench) need(ctx context.Context) error {
 	return err
 }
 
+// measureStart measures the time from the start of the apiserver, without data, until it is
+// ready.
 func measureStart(ctx context.Context, b *bench) (float64, string, error) {
 	var times []time.Duration
 	for range 5 {
@@ -199,8 +201,8 @@ func (b *bench) tls() (*tls.Config, error) {
 	return &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool}, nil
 }
 
-// clientset is client-go as programs use it: protobuf, one connection, no limit
-// of its own.
+// clientset returns a client-go client with typical settings: protobuf, one connection, and no
+// rate limit.
 func (b *bench) clientset() (*kubernetes.Clientset, error) {
 	dir := filepath.Join(b.dir, "pki", "admin")
 	return kubernetes.NewForConfig(&rest.Config{
@@ -223,19 +225,19 @@ func (b *bench) dial() (*grpc.ClientConn, error) {
 	return grpc.NewClient(b.grpc, grpc.WithTransportCredentials(credentials.NewTLS(config)), grpc.WithUserAgent("bench"))
 }
 
-// namespace makes a namespace that no other figure uses.
+// namespace creates a namespace for one figure.
 func (b *bench) namespace(ctx context.Context, c *kubernetes.Clientset) (string, error) {
 	name := fmt.Sprintf("bench-%d", b.seq.Add(1))
 	_, err := c.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 	if err != nil {
 		return "", err
 	}
-	// No controller runs: the default service account is ours to make.
+	// No controller is running that would create the default service account.
 	_, err = c.CoreV1().ServiceAccounts(name).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
 	return name, err
 }
 
-// pod is a plain pod of about 1 KiB stored.
+// pod returns a simple pod, which takes about 1 KiB in the store.
 func pod(namespace, name string) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{"app": "bench", "tier": "load"}},
@@ -252,11 +254,11 @@ func pod(namespace, name string) *corev1.Pod {
 	}
 }
 
-// clockTick is the unit of a process's times in /proc: the kernel fixes USER_HZ at
-// 100 for programs on every architecture that Go runs on.
+// clockTick is the unit of CPU times in /proc: the kernel fixes USER_HZ at 100 on every
+// architecture that Go supports.
 const clockTick = 10 * time.Millisecond
 
-// cpu is how much processor time the apiserver has used; 0 if it does not run.
+// cpu returns the CPU time that the apiserver has used, or 0 if it is not running.
 func (b *bench) cpu() time.Duration {
 	if b.cmd == nil {
 		return 0
@@ -265,8 +267,8 @@ func (b *bench) cpu() time.Duration {
 	if err != nil {
 		return 0
 	}
-	// The program's name stands in parentheses and may hold anything; utime and
-	// stime are fields 14 and 15, the 12th and 13th after it.
+	// The program's name is in parentheses and may contain anything. utime and stime are fields
+	// 14 and 15, that is, the 12th and 13th after it.
 	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
 	if len(fields) < 13 {
 		return 0
@@ -282,7 +284,7 @@ func (b *bench) cpu() time.Duration {
 	return total
 }
 
-// rate is rate, and keeps what each call costs the server.
+// rate is like the function rate. It also sets cost.
 func (b *bench) rate(ctx context.Context, callers, n int, call func(ctx context.Context, i int) error) (float64, error) {
 	before := b.cpu()
 	r, err := rate(ctx, callers, n, call)
@@ -290,7 +292,7 @@ func (b *bench) rate(ctx context.Context, callers, n int, call func(ctx context.
 	return r, err
 }
 
-// rate runs n calls from `callers` goroutines and returns calls a second.
+// rate makes n calls from the given number of goroutines and returns calls per second.
 func rate(ctx context.Context, callers, n int, call func(ctx context.Context, i int) error) (float64, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -34,7 +34,7 @@ func (b *bench) connections(n int) ([]*grpc.ClientConn, func(), error) {
 	}, nil
 }
 
-// prepare returns a namespace and four clients.
+// prepare returns a new namespace and four clients.
 func (b *bench) prepare(ctx context.Context) (string, []*client.Client, func(), error) {
 	c, err := b.rest(ctx)
 	if err != nil {
@@ -117,7 +117,7 @@ func grpcGet(ctx context.Context, b *bench) (float64, string, error) {
 	return r, "40,000 gets, 64 callers", err
 }
 
-// grpcWatch counts the frames that 1,000 streams on 10 connections receive.
+// grpcWatch counts the frames that 1,000 streams on 10 connections receive per second.
 func grpcWatch(ctx context.Context, b *bench) (float64, string, error) {
 	const streams, connections, writes = 1000, 10, 400
 	ns, clients, done, err := b.prepare(ctx)
@@ -167,7 +167,7 @@ func grpcWatch(ctx context.Context, b *bench) (float64, string, error) {
 		})
 	}
 	began := time.Now()
-	// One writer: the order of the events is the order of the writes.
+	// There is only one writer, so that events arrive in the order of the writes.
 	for i := range writes {
 		mu.Lock()
 		sent[i] = time.Now()

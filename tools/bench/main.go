@@ -1,16 +1,16 @@
-// Command bench measures a Keelson apiserver, and a whole control plane with
-// simulated nodes, from outside, and prints each figure beside Kubernetes 1.37's
-// on a machine with two cores (see docs/figures.md).
+// Command bench measures a Keelson apiserver, and a whole control plane with simulated nodes,
+// from outside. It prints each figure next to that of Kubernetes 1.37 on a machine with two
+// cores (see docs/figures.md).
 //
 //	bench --bin DIR [--against DIR] [--only NAME,…]
 //
-// Beside each figure stands the CPU time that the apiserver spent on a request, which
-// neither the clients on the same machine nor its pace changes much. With --against,
-// the programs of another directory run in turn with those of --bin, three times each,
-// and the least CPU time of either is compared.
+// Next to each figure is the CPU time that the apiserver spent per request, on which the
+// clients on the same machine and its speed have little influence. With --against, the programs
+// of another directory and those of --bin run alternately, three times each, and the lowest CPU
+// times of both are compared.
 //
-// Everything runs on this machine, the clients included. Figures vary between
-// machines: compare ratios measured in one run.
+// Everything runs on this machine, including the clients. Figures vary between machines:
+// compare only ratios that were measured in one run.
 package main
 
 import (
@@ -26,12 +26,12 @@ import (
 	"time"
 )
 
-// figure is one line of the table.
+// figure is one row of the table.
 type figure struct {
 	name string
-	// kubernetes is the reference; 0 where there is none.
+	// kubernetes is the figure of Kubernetes, or 0 if there is none.
 	kubernetes float64
-	// floor and target are Keelson's own; less says that smaller is better.
+	// floor and target are Keelson's own limits. less means that smaller is better.
 	floor, target float64
 	unit          string
 	less          bool
@@ -57,8 +57,8 @@ var figures = []figure{
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	bin := flag.String("bin", "bin", "directory of the programs")
-	against := flag.String("against", "", "directory of other programs to compare the CPU time of requests with")
+	bin := flag.String("bin", "bin", "directory of the programs to measure")
+	against := flag.String("against", "", "directory of other programs whose CPU time per request to compare")
 	only := flag.String("only", "", "names of figures, comma-separated (default: all)")
 	flag.Parse()
 	var err error
@@ -97,20 +97,20 @@ func run(ctx context.Context, bin, only string) error {
 	return w.Flush()
 }
 
-// compare runs every figure that has a cost with the programs of two directories in
-// turn, each with a data directory of its own.
+// compare measures every figure that has a cost with the programs of two directories
+// alternately, each with a data directory of its own.
 func compare(ctx context.Context, bin, against, only string) error {
 	const rounds = 3
 	dirs := [2]string{bin, against}
 	w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "SERVER CPU OF A REQUEST\tBIN\tAGAINST\tRATIO\t")
+	fmt.Fprintln(w, "SERVER CPU PER REQUEST\tBIN\tAGAINST\tRATIO\t")
 	for _, f := range figures {
 		if only != "" && !slices.Contains(strings.Split(only, ","), f.name) {
 			continue
 		}
 		var least [2]time.Duration
 		for round := range 2 * rounds {
-			// a b b a a b: neither is always the second.
+			// The order is a b b a a b, so that neither is always second.
 			which := (round + 1) / 2 % 2
 			cost, err := costOf(ctx, dirs[which], f)
 			if err != nil {
@@ -128,7 +128,7 @@ func compare(ctx context.Context, bin, against, only string) error {
 	return w.Flush()
 }
 
-// costOf measures one figure on a new apiserver.
+// costOf measures one figure with a new apiserver.
 func costOf(ctx context.Context, bin string, f figure) (time.Duration, error) {
 	b, err := newBench(bin)
 	if err != nil {
@@ -140,7 +140,7 @@ func costOf(ctx context.Context, bin string, f figure) (time.Duration, error) {
 	return b.cost, err
 }
 
-// micros prints a time in microseconds.
+// micros formats a duration in microseconds.
 func micros(d time.Duration) string {
 	if d == 0 {
 		return "–"
@@ -155,7 +155,7 @@ func optional(v float64) string {
 	return fmt.Sprintf("%.0f", v)
 }
 
-// ratio is how many times better than Kubernetes.
+// ratio formats how many times better than Kubernetes a value is.
 func ratio(f figure, v float64) string {
 	if f.kubernetes == 0 || v == 0 {
 		return "–"

@@ -13,9 +13,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
+// callers is the number of concurrent callers of most figures.
 const callers = 64
 
-// fill makes n pods and returns their namespace.
+// fill creates n pods, and returns their namespace and the rate.
 func (b *bench) fill(ctx context.Context, c *kubernetes.Clientset, n int) (string, float64, error) {
 	ns, err := b.namespace(ctx, c)
 	if err != nil {
@@ -95,7 +96,7 @@ func restList(ctx context.Context, b *bench) (float64, string, error) {
 			return err
 		}
 		if len(list.Items) != 5000 {
-			return fmt.Errorf("%d pods in the list, want 5000", len(list.Items))
+			return fmt.Errorf("the list has %d pods, expected 5000", len(list.Items))
 		}
 		mu.Lock()
 		times = append(times, time.Since(began))
@@ -129,7 +130,7 @@ func restLease(ctx context.Context, b *bench) (float64, string, error) {
 			return 0, "", err
 		}
 	}
-	// Each caller renews leases of its own, as nodes do.
+	// Each caller renews its own leases, as nodes do.
 	var wg sync.WaitGroup
 	errs := make([]error, callers)
 	const each = 150
@@ -176,8 +177,8 @@ func restDelete(ctx context.Context, b *bench) (float64, string, error) {
 	return r, "10,000 deletes, 64 callers", err
 }
 
-// restWatch counts the events that 200 client-go watchers on one connection
-// decode while 64 callers write.
+// restWatch counts the events per second that 200 client-go watchers on one connection decode
+// while 64 callers write.
 func restWatch(ctx context.Context, b *bench) (float64, string, error) {
 	const watchers, writes = 200, 2000
 	c, err := b.rest(ctx)

@@ -18,17 +18,16 @@ import (
 	"time"
 )
 
-// epoch is the time stamp of every file, so that images repeat byte for byte.
+// epoch is the time stamp of every file, so that images are reproducible byte for byte.
 var epoch = time.Unix(0, 0)
 
-// unwanted is left out of images: documentation and translations.
+// unwanted are the directories left out of images: documentation and translations.
 var unwanted = []string{"usr/share/doc/", "usr/share/man/", "usr/share/locale/", "usr/share/info/", "usr/share/lintian/", "usr/share/bug/"}
 
 // merged are the directories that Debian has merged into /usr.
 var merged = []string{"bin", "sbin", "lib", "lib64"}
 
-// layer writes one layer's tar; a later file of the same path wins, so entries
-// are collected first.
+// layer writes the tar file of one layer. The first entry with a path wins.
 type layer struct {
 	w       *tar.Writer
 	exclude []string
@@ -43,7 +42,7 @@ func writeLayer(ctx context.Context, file, specDir, tmp string, spec Spec, debs 
 	}
 	defer f.Close()
 	l := &layer{w: tar.NewWriter(f), exclude: spec.Exclude, dirs: map[string]bool{}, seen: map[string]bool{}}
-	// The spec's own files come first and win over the packages'.
+	// The spec's own files come first, so that they win over those of packages.
 	if err := l.addSpec(ctx, specDir, tmp, spec, debs); err != nil {
 		return err
 	}
@@ -76,7 +75,7 @@ func (l *layer) header(h *tar.Header) error {
 	return l.w.WriteHeader(h)
 }
 
-// parents writes the directories above a path that are not there yet.
+// parents writes the missing parent directories of a path.
 func (l *layer) parents(p string) error {
 	if d := path.Dir(p); d != "." && d != "/" {
 		return l.dir(d, 0o755, 0)
@@ -110,7 +109,7 @@ func (l *layer) link(p, target string) error {
 func (l *layer) file(p string, mode int64, owner int, data []byte) error {
 	p = strings.Trim(p, "/")
 	if l.seen[p] {
-		return fmt.Errorf("%s is named twice", p)
+		return fmt.Errorf("%s occurs twice", p)
 	}
 	if err := l.parents(p); err != nil {
 		return err
@@ -123,12 +122,12 @@ func (l *layer) file(p string, mode int64, owner int, data []byte) error {
 	return err
 }
 
-// addPackage unpacks a Debian package, with /bin and its kin moved into /usr.
+// addPackage unpacks a Debian package. /bin, /sbin, /lib and /lib64 are moved into /usr.
 func (l *layer) addPackage(ctx context.Context, deb string) error {
 	return readPackage(ctx, deb, l.addEntry)
 }
 
-// readPackage calls f for each file of a Debian package.
+// readPackage calls f for each entry of a Debian package.
 func readPackage(ctx context.Context, deb string, f func(*tar.Header, io.Reader) error) error {
 	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", deb)
 	out, err := cmd.StdoutPipe()
@@ -180,7 +179,7 @@ func (l *layer) addEntry(h *tar.Header, r io.Reader) error {
 	return err
 }
 
-// excluded tells whether the spec does not want a path of a package.
+// excluded reports whether the spec excludes a path of the packages.
 func (l *layer) excluded(p string) bool {
 	return slices.ContainsFunc(l.exclude, func(x string) bool {
 		x = strings.TrimPrefix(x, "/")
@@ -188,7 +187,7 @@ func (l *layer) excluded(p string) bool {
 	})
 }
 
-// bundle joins the certificates below a directory of the packages.
+// bundle concatenates the certificates below a directory of the packages.
 func bundle(ctx context.Context, debs []string, dir string) ([]byte, error) {
 	found := map[string][]byte{}
 	for _, deb := range debs {
@@ -206,7 +205,7 @@ func bundle(ctx context.Context, debs []string, dir string) ([]byte, error) {
 		}
 	}
 	if len(found) == 0 {
-		return nil, fmt.Errorf("no package has certificates below %s", dir)
+		return nil, fmt.Errorf("no package contains certificates below %s", dir)
 	}
 	var out []byte
 	for _, p := range slices.Sorted(maps.Keys(found)) {
@@ -215,6 +214,7 @@ func bundle(ctx context.Context, debs []string, dir string) ([]byte, error) {
 	return out, nil
 }
 
+// usr moves a path of a merged directory into /usr.
 func usr(p string) string {
 	for _, d := range merged {
 		if p == d || strings.HasPrefix(p, d+"/") {

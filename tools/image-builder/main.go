@@ -1,13 +1,12 @@
-// Command image-builder makes container images from Debian packages and local
-// files, without a registry, a daemon or root: one YAML spec an image, one
-// archive in docker's form out.
+// Command image-builder builds container images from Debian packages and local files, without a
+// registry, a daemon or root. Each YAML spec describes one image and results in one archive in
+// docker's format.
 //
 //	image-builder --out DIR [--tag TAG] SPEC.yaml…
 //
-// Packages are resolved by apt with all that they depend on and unpacked in
-// order; their maintainer scripts are not run, so a spec states users, links and
-// directories itself. The same packages and files give the same image, byte for
-// byte.
+// apt resolves the packages and their dependencies. Their maintainer scripts are not run, so a
+// spec lists users, links and directories itself. The same packages and files result in the
+// same image, byte for byte.
 package main
 
 import (
@@ -29,22 +28,22 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Spec is an image.
+// Spec describes an image.
 type Spec struct {
-	// Name is the image's reference, with its tag.
+	// Name is the image's reference, including its tag.
 	Name string `json:"name"`
-	// Packages are Debian's, with all they depend on; those named in Without are
-	// left out, dependencies or not.
+	// Packages are Debian packages, which are installed with their dependencies. Those in
+	// Without are left out, even if they are dependencies.
 	Packages []string `json:"packages,omitempty"`
 	Without  []string `json:"without,omitempty"`
-	// Exclude are paths of the packages' files that are left out; one that ends with
-	// a slash is a directory with all in it.
+	// Exclude are paths in the packages to leave out. A path that ends with a slash is a
+	// directory with all its content.
 	Exclude []string `json:"exclude,omitempty"`
 	// Files are added after the packages.
 	Files []File `json:"files,omitempty"`
 	// Users are added to /etc/passwd and /etc/group.
 	Users []User `json:"users,omitempty"`
-	// The rest is the image's configuration.
+	// The remaining fields are the image's configuration.
 	Entrypoint []string          `json:"entrypoint,omitempty"`
 	Cmd        []string          `json:"cmd,omitempty"`
 	Env        map[string]string `json:"env,omitempty"`
@@ -54,22 +53,21 @@ type Spec struct {
 	Ports      []string          `json:"ports,omitempty"`
 }
 
-// File is a file, link or directory; a path that ends with a slash is a
-// directory.
+// File is a file, link or directory. A path that ends with a slash is a directory.
 type File struct {
 	Path string `json:"path"`
-	// Content is the text; Source a file beside the spec; Link a symbolic link's
-	// target; Go a main package to build statically, as `go build` names it,
-	// relative to the spec; Bundle a directory of the packages whose *.crt files are
-	// joined into this one, as Debian's update-ca-certificates would.
+	// At most one of these is set. Content is the text of the file. Source is a file, relative
+	// to the spec. Link is the target of a symbolic link. Go is a main package to build
+	// statically, as `go build` names it, relative to the spec. Bundle is a directory of the
+	// packages whose *.crt files are concatenated, as Debian's update-ca-certificates does.
 	Content string `json:"content,omitempty"`
 	Source  string `json:"source,omitempty"`
 	Link    string `json:"link,omitempty"`
 	Go      string `json:"go,omitempty"`
 	Bundle  string `json:"bundle,omitempty"`
-	// Mode in octal; 0644, and 0755 for directories and programs.
+	// Mode is octal; default 0644, or 0755 for directories and programs.
 	Mode string `json:"mode,omitempty"`
-	// Owner is a numeric user and group.
+	// Owner is the numeric id of both the user and the group.
 	Owner int `json:"owner,omitempty"`
 }
 
@@ -83,12 +81,12 @@ type User struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	out := flag.String("out", ".", "directory for the archives")
-	tag := flag.String("tag", "", "tag in place of the one in the specs")
+	out := flag.String("out", ".", "directory to write the archives to")
+	tag := flag.String("tag", "", "tag that replaces the ones in the specs")
 	cache := flag.String("cache", filepath.Join(os.TempDir(), "keelson-debs"), "directory for downloaded packages")
 	flag.Parse()
 	if flag.NArg() == 0 {
-		fmt.Fprintln(os.Stderr, "image-builder: name at least one spec")
+		fmt.Fprintln(os.Stderr, "image-builder: specify at least one spec")
 		os.Exit(2)
 	}
 	for _, path := range flag.Args() {

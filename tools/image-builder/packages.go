@@ -13,8 +13,8 @@ import (
 	"strings"
 )
 
-// download fetches packages and all that they depend on, as if nothing were
-// installed, and returns their files by name.
+// download downloads packages and their dependencies, as if no package were installed, and
+// returns the paths of their files, sorted.
 func download(ctx context.Context, cache string, packages []string) ([]string, error) {
 	if len(packages) == 0 {
 		return nil, nil
@@ -36,7 +36,7 @@ func download(ctx context.Context, cache string, packages []string) ([]string, e
 		return exec.CommandContext(ctx, "apt-get", args...).CombinedOutput()
 	}
 	if _, err := fetch(); err != nil {
-		// An old index names files that the mirror no longer has.
+		// An outdated index lists files that the mirror does not have any more.
 		if upd, err := exec.CommandContext(ctx, "apt-get", "update").CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("apt-get update: %w: %s", err, bytes.TrimSpace(upd))
 		}

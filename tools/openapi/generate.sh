@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Writes the OpenAPI documents that the apiserver embeds: its table of kinds is
-# printed, openapi-gen reads the comments of the Go types that it needs, and the
-# documents are made of both.
+# Writes the OpenAPI documents that the apiserver embeds. They are generated from the
+# apiserver's table of kinds, and from the comments of the Go types that it needs, which
+# openapi-gen reads.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)

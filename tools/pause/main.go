@@ -1,5 +1,5 @@
-// Command pause is the first process of a pod's sandbox: it holds the pod's
-// namespaces and reaps the orphans that end up with it.
+// Command pause is the first process of a pod's sandbox. It keeps the pod's namespaces open,
+// and reaps processes whose parents have ended.
 package main
 
 import (

@@ -8,20 +8,20 @@ import (
 	"time"
 )
 
-// Names of what apiservers know each other by. They are written as the apiserver
-// reads them (--peer-identity).
+// File names and the common name of the certificates that apiservers present to each other, as
+// the apiserver's flag --peer-identity expects them.
 const (
 	peerDir        = "peer"
 	peerTransition = "accept-cluster-authority"
 	peerName       = "keelson-peer"
 )
 
-// EnsurePeers makes the authority of peers in a directory of its own, and the
-// certificate that apiservers know each other by in "peer" below their identity's
-// directory. Nothing but EnsurePeers uses the authority's key.
+// EnsurePeers creates the peer authority in a directory of its own, and the certificate that
+// apiservers present to each other in the directory "peer" below their identity. Only
+// EnsurePeers uses the authority's key.
 //
-// Where the apiservers ran before without (existed), they go on accepting the
-// cluster's authority until FinishPeers.
+// If the apiservers have been running without peer certificates (existed), they also accept the
+// cluster's authority until FinishPeers is called.
 func EnsurePeers(authority, apiserver string, existed bool) error {
 	dir := filepath.Join(apiserver, peerDir)
 	for _, d := range []string{authority, dir} {
@@ -31,7 +31,8 @@ func EnsurePeers(authority, apiserver string, existed bool) error {
 	}
 	_, err := os.Stat(filepath.Join(dir, "tls.crt"))
 	if errors.Is(err, fs.ErrNotExist) && existed {
-		// First: an apiserver that found the certificate alone would refuse the others.
+		// Write this first: an apiserver that found only the certificate would refuse the
+		// others.
 		if err := Keep(filepath.Join(dir, peerTransition), nil, 0o600); err != nil {
 			return err
 		}
@@ -43,8 +44,8 @@ func EnsurePeers(authority, apiserver string, existed bool) error {
 	return a.ensure(dir, Identity{CommonName: peerName, Hosts: []string{peerName}})
 }
 
-// TransitionSince returns since when the apiservers of an identity accept others by
-// the cluster's authority too; ok is false where they do not.
+// TransitionSince returns since when the apiservers of an identity also accept certificates of
+// the cluster's authority. ok is false if they do not.
 func TransitionSince(apiserver string) (since time.Time, ok bool) {
 	st, err := os.Stat(filepath.Join(apiserver, peerDir, peerTransition))
 	if err != nil {
@@ -53,8 +54,8 @@ func TransitionSince(apiserver string) (since time.Time, ok bool) {
 	return st.ModTime(), true
 }
 
-// FinishPeers ends that: every apiserver must have been started with its peer
-// certificate. It takes effect at once.
+// FinishPeers makes the apiservers of an identity accept only peer certificates, at once. All
+// of them must have been started with theirs.
 func FinishPeers(apiserver string) error {
 	err := os.Remove(filepath.Join(apiserver, peerDir, peerTransition))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -25,8 +25,8 @@ func certificate(t *testing.T, path string) *x509.Certificate {
 	return cert
 }
 
-// TestPeers: the peers' authority is none of the cluster's, of a name of its own, and
-// signs for clients and servers.
+// The peer authority differs from the cluster's authority in key and name, and its certificates
+// are valid for clients and servers.
 func TestPeers(t *testing.T) {
 	dir := t.TempDir()
 	cluster, err := Open(dir)
@@ -46,17 +46,17 @@ func TestPeers(t *testing.T) {
 		}
 	}
 	if leaf.CheckSignatureFrom(cluster.cert) == nil || ca.Subject.String() == cluster.cert.Subject.String() || leaf.Subject.CommonName != peerName {
-		t.Errorf("%s of %s", leaf.Subject, ca.Subject)
+		t.Errorf("unexpected certificate %s issued by %s", leaf.Subject, ca.Subject)
 	}
 	if _, ok := TransitionSince(apiserver); ok {
-		t.Error("a new cluster accepts the cluster's authority")
+		t.Error("the peers of a new cluster accept the cluster's authority")
 	}
 	before := string(leaf.Raw)
 	if err := EnsurePeers(filepath.Join(dir, "peer-authority"), apiserver, true); err != nil {
 		t.Fatal(err)
 	}
 	if _, ok := TransitionSince(apiserver); ok || string(certificate(t, filepath.Join(apiserver, "peer", "tls.crt")).Raw) != before {
-		t.Error("a second call changes something")
+		t.Error("a second call changed something")
 	}
 	if _, err := os.Stat(filepath.Join(apiserver, "peer", "ca.key")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the apiservers have the authority's key: %v", err)
@@ -66,12 +66,12 @@ func TestPeers(t *testing.T) {
 func TestPeersOfAClusterThatHadNone(t *testing.T) {
 	dir := t.TempDir()
 	apiserver := filepath.Join(dir, "apiserver")
-	for range 2 { // it stays until it is finished
+	for range 2 { // it stays until FinishPeers
 		if err := EnsurePeers(filepath.Join(dir, "peer-authority"), apiserver, true); err != nil {
 			t.Fatal(err)
 		}
 		if _, ok := TransitionSince(apiserver); !ok {
-			t.Fatal("the apiservers that are not upgraded yet would be refused")
+			t.Fatal("apiservers that are not upgraded yet would be refused")
 		}
 	}
 	for range 2 {
@@ -80,12 +80,11 @@ func TestPeersOfAClusterThatHadNone(t *testing.T) {
 		}
 	}
 	if _, ok := TransitionSince(apiserver); ok {
-		t.Error("it is not finished")
+		t.Error("the cluster's authority is still accepted")
 	}
 }
 
-// TestModes: keys are their owner's to read, and directories of identities, also
-// where somebody opened them.
+// Keys and directories of identities are private, even if another user opened their modes.
 func TestModes(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "pki")
 	fill := func() {
@@ -148,6 +147,6 @@ func TestModes(t *testing.T) {
 	fill()
 	check()
 	if keys != 6 {
-		t.Errorf("%d keys, want those of two authorities, three identities and the accounts", keys)
+		t.Errorf("%d keys, want 6: of two authorities, three identities and the service accounts", keys)
 	}
 }

@@ -1,6 +1,7 @@
-// Package pki makes a cluster's certificates: an authority, and one for the peer
-// ports of apiservers, short chains, one directory an identity. It never overwrites a key that is there and still good,
-// and never prints one.
+// Package pki creates a cluster's certificates: an authority, identities issued by it, and a
+// separate authority for the peer ports of apiservers. Each identity has a directory of its
+// own. The package never overwrites a key whose certificate is still good, and never prints a
+// key.
 package pki
 
 import (
@@ -26,14 +27,13 @@ import (
 	"time"
 )
 
-// Lifetimes of what is made here; leaves are renewed by `keel up` when less than
-// a third of theirs is left.
+// Lifetimes of certificates. `keel up` renews leaves with less than a third of theirs left.
 const (
 	authorityLifetime = 10 * 365 * 24 * time.Hour
 	leafLifetime      = 365 * 24 * time.Hour
 )
 
-// Authority signs a cluster's certificates.
+// Authority issues a cluster's certificates.
 type Authority struct {
 	dir  string
 	cert *x509.Certificate
@@ -41,17 +41,17 @@ type Authority struct {
 	key  crypto.Signer
 }
 
-// Identity says whom a certificate is for.
+// Identity describes a certificate.
 type Identity struct {
-	// Name is the directory's.
+	// Name is the name of the directory.
 	Name         string
 	CommonName   string
 	Organization []string
-	// Hosts are the names and addresses of a server; empty for a client alone.
+	// Hosts are the DNS names and IP addresses of a server. Empty means a client certificate.
 	Hosts []string
 }
 
-// Open loads the authority of a directory, or makes it.
+// Open loads the authority in a directory, or creates it.
 func Open(dir string) (*Authority, error) { return open(dir, "keelson-ca") }
 
 func open(dir, name string) (*Authority, error) {
@@ -76,14 +76,14 @@ func open(dir, name string) (*Authority, error) {
 	return a, closed(filepath.Join(dir, "ca.key"), 0o600)
 }
 
-// CA is the authority's certificate, PEM.
+// CA returns the authority's certificate in PEM form.
 func (a *Authority) CA() []byte { return a.pem }
 
-// Hash identifies the authority: "sha256:" and the digest of its public key, as
-// kubeadm writes it.
+// Hash identifies the authority. See the function Hash.
 func (a *Authority) Hash() string { return Hash(a.cert) }
 
-// Hash identifies a certificate's public key.
+// Hash identifies a certificate by its public key: "sha256:" and the hexadecimal digest, as
+// kubeadm writes it.
 func Hash(cert *x509.Certificate) string {
 	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
 	return "sha256:" + hex.EncodeToString(sum[:])
@@ -111,14 +111,14 @@ func (a *Authority) create(name string) error {
 		return err
 	}
 	a.key, a.pem = key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	// The key first: a certificate without its key could not be mended.
+	// Write the key first: a certificate without its key could not be repaired.
 	if err := writeKey(filepath.Join(a.dir, "ca.key"), key); err != nil {
 		return err
 	}
 	return replace(filepath.Join(a.dir, "ca.crt"), a.pem, 0o644)
 }
 
-// Ensure makes the certificate of an identity unless there is a good one.
+// Ensure creates the certificate of an identity, unless there is a good one.
 func (a *Authority) Ensure(id Identity) error {
 	return a.ensure(filepath.Join(a.dir, id.Name), id)
 }
@@ -162,14 +162,14 @@ func (a *Authority) ensure(dir string, id Identity) error {
 	if err := writeKey(filepath.Join(dir, "tls.key"), key); err != nil {
 		return err
 	}
-	// The authority follows the leaf, so that a joining node can check it
-	// against the hash in its token.
+	// The chain includes the authority, so that a joining node can compare it with the hash in
+	// its token.
 	chain := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), a.pem...)
 	return replace(filepath.Join(dir, "tls.crt"), chain, 0o644)
 }
 
-// good tells whether the certificate in dir is this authority's, lasts, and has
-// the hosts asked for.
+// good reports whether dir contains a certificate with this authority, common name and hosts
+// that is valid for more than a third of leafLifetime.
 func (a *Authority) good(dir string, id Identity) bool {
 	data, err := os.ReadFile(filepath.Join(dir, "tls.crt"))
 	if err != nil {
@@ -194,7 +194,7 @@ func (a *Authority) good(dir string, id Identity) bool {
 	return time.Until(cert.NotAfter) > leafLifetime/3 && cert.Subject.CommonName == id.CommonName
 }
 
-// EnsureKey makes a signing key (the service accounts') unless it is there.
+// EnsureKey creates a signing key (for service account tokens), unless it exists.
 func EnsureKey(path string) error {
 	if _, err := os.Stat(path); err == nil {
 		return closed(path, 0o600)
@@ -217,7 +217,7 @@ func serial() *big.Int {
 func parseCert(data []byte) (*x509.Certificate, error) {
 	block, _ := pem.Decode(data)
 	if block == nil || block.Type != "CERTIFICATE" {
-		return nil, errors.New("no certificate in PEM form")
+		return nil, errors.New("not a certificate in PEM form")
 	}
 	return x509.ParseCertificate(block.Bytes)
 }
@@ -229,18 +229,18 @@ func readKey(path string) (crypto.Signer, error) {
 	}
 	block, _ := pem.Decode(data)
 	if block == nil {
-		return nil, fmt.Errorf("%s: no key in PEM form", path)
+		return nil, fmt.Errorf("%s: not a key in PEM form", path)
 	}
 	if k, err := x509.ParseECPrivateKey(block.Bytes); err == nil {
 		return k, nil
 	}
 	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("%s: not a key that can sign", path)
+		return nil, fmt.Errorf("%s: not a signing key", path)
 	}
 	s, ok := k.(crypto.Signer)
 	if !ok {
-		return nil, fmt.Errorf("%s: not a key that can sign", path)
+		return nil, fmt.Errorf("%s: not a signing key", path)
 	}
 	return s, nil
 }
@@ -253,7 +253,7 @@ func writeKey(path string, key *ecdsa.PrivateKey) error {
 	return replace(path, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600)
 }
 
-// private makes a directory that only its owner may use.
+// private creates a directory that only its owner may use.
 func private(dir string, mode os.FileMode) error {
 	if err := os.MkdirAll(dir, mode); err != nil {
 		return err
@@ -261,7 +261,7 @@ func private(dir string, mode os.FileMode) error {
 	return closed(dir, mode)
 }
 
-// closed takes away the rights that a mode does not have.
+// closed removes permissions that a mode does not include.
 func closed(path string, mode os.FileMode) error {
 	st, err := os.Stat(path)
 	if err != nil || st.Mode().Perm()&^mode == 0 {
@@ -270,7 +270,7 @@ func closed(path string, mode os.FileMode) error {
 	return os.Chmod(path, st.Mode().Perm()&mode)
 }
 
-// Keep gives a file its content and mode; one that has both is not touched.
+// Keep writes a file, unless it has this content and mode already.
 func Keep(path string, data []byte, mode os.FileMode) error {
 	have, err := os.ReadFile(path)
 	if st, statErr := os.Stat(path); err == nil && statErr == nil && st.Mode().Perm() == mode && bytes.Equal(have, data) {
@@ -279,9 +279,8 @@ func Keep(path string, data []byte, mode os.FileMode) error {
 	return replace(path, data, mode)
 }
 
-// replace writes a file whole or not at all: what is cut off in the middle leaves
-// the old one. It belongs to whom its directory belongs: who reads it again while
-// it changes meets no file that is not his.
+// replace replaces a file atomically. The new file belongs to the owner of its directory, so
+// that a service that reads it while it changes never meets a file of another user.
 func replace(path string, data []byte, mode os.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
 	if err != nil {

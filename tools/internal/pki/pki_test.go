@@ -41,7 +41,7 @@ func TestEnsureKeepsWhatIsGood(t *testing.T) {
 		t.Fatal(err)
 	}
 	if read() == first {
-		t.Error("a certificate without a host that is asked for was kept")
+		t.Error("a certificate that lacks a required host was kept")
 	}
 
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "server", "tls.crt"), filepath.Join(dir, "server", "tls.key"))
@@ -55,14 +55,14 @@ func TestEnsureKeepsWhatIsGood(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: pool, DNSName: "localhost"}); err != nil {
-		t.Errorf("the chain does not verify: %v", err)
+		t.Errorf("cannot verify the chain: %v", err)
 	}
 	if len(pair.Certificate) != 2 {
 		t.Errorf("%d certificates in the chain, want leaf and authority", len(pair.Certificate))
 	}
 }
 
-func TestKeysAreTheOwnersAlone(t *testing.T) {
+func TestKeysArePrivate(t *testing.T) {
 	dir := t.TempDir()
 	a, err := Open(dir)
 	if err != nil {
