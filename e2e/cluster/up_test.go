@@ -43,7 +43,7 @@ func TestWrongCalls(t *testing.T) {
 	}{
 		{"keel", []string{"up", "--nodes", "many"}, "invalid argument"},
 		{"keel", []string{"fly"}, "unknown command"},
-		{"keel", []string{"trace", "teapot/x"}, "no traces are kept"},
+		{"keel", []string{"trace", "teapot/x"}, "cannot find traces by the kind"},
 		{"apiserver", []string{"--no-such-flag"}, "no-such-flag"},
 		{"scheduler", []string{"--no-such-flag"}, "no-such-flag"},
 		{"controller-manager", []string{"--no-such-flag"}, "no-such-flag"},

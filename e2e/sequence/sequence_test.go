@@ -133,7 +133,7 @@ func (q *sequence) write(path string) {
 }
 
 // recovery is how up says that one was interrupted.
-var recovery = regexp.MustCompile("was interrupted: `keel member recover --from ([a-z0-9-]+) ")
+var recovery = regexp.MustCompile("was interrupted: complete it with `keel member recover --from ([a-z0-9-]+) ")
 
 // commandTime bounds one command.
 const commandTime = 3 * time.Minute

@@ -1,4 +1,4 @@
-// Command keel starts, inspects and ends Keelson clusters on this machine.
+// Command keel starts, inspects and stops Keelson clusters on this machine.
 package main
 
 import (

@@ -10,27 +10,28 @@ import (
 )
 
 const (
-	// dialTime is how long the backends may take to accept.
+	// dialTime bounds how long the backends may take to accept a connection.
 	dialTime = 2 * time.Second
-	// stagger is how long one is waited for before the next is tried beside it.
+	// stagger is how long to wait for one backend before the next is tried in parallel.
 	stagger = 150 * time.Millisecond
-	// suspicion is for how long a backend comes late that did not accept.
+	// suspicion is how long a backend that did not accept a connection ranks behind the others.
 	suspicion = 3 * time.Second
 )
 
 // backend is a server behind the balancer.
 type backend struct {
 	address string
-	// unready is what the probe says.
+	// unready is the result of the last probe.
 	unready atomic.Bool
-	// suspect is until when it comes late, in nanoseconds since 1970.
+	// suspect is the time until which it ranks behind the others, in nanoseconds since 1970.
 	suspect atomic.Int64
 }
 
+// doubt makes the backend rank behind the others for the time suspicion.
 func (b *backend) doubt() { b.suspect.Store(time.Now().Add(suspicion).UnixNano()) }
 
-// late is how far back a backend stands whose turn it is: behind the others if it
-// did not accept lately, behind all if it is not ready.
+// late returns the rank of a backend: 0 first, 1 if it did not accept a connection recently, 2
+// if it is not ready.
 func (b *backend) late(now time.Time) int {
 	switch {
 	case b.unready.Load():
@@ -41,7 +42,8 @@ func (b *backend) late(now time.Time) int {
 	return 0
 }
 
-// order is the backends that were not tried, in turn.
+// order returns the backends that have not been tried, in the order in which to try them: round
+// robin, and by rank.
 func (b *balancer) order(tried map[*backend]bool) []*backend {
 	first, now := b.turn.Add(1), time.Now()
 	var out []*backend
@@ -56,8 +58,8 @@ func (b *balancer) order(tried map[*backend]bool) []*backend {
 	return out
 }
 
-// dial connects to the backend whose turn it is, or to another one that accepts
-// before it, of those that were not tried; nil if there is none.
+// dial connects to the next backend that has not been tried, or to another one that accepts
+// before it. It returns nil if none does.
 func (b *balancer) dial(ctx context.Context, tried map[*backend]bool) net.Conn {
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	type result struct {
@@ -66,7 +68,7 @@ func (b *balancer) dial(ctx context.Context, tried map[*backend]bool) net.Conn {
 		err  error
 	}
 	waiting := b.order(tried)
-	results := make(chan result, len(waiting)) // room for all: nobody is held up
+	results := make(chan result, len(waiting)) // room for all, so that no sender blocks
 	pending := map[*backend]bool{}
 	next := func() {
 		if len(waiting) == 0 {
@@ -94,7 +96,7 @@ func (b *balancer) dial(ctx context.Context, tried map[*backend]bool) net.Conn {
 				break
 			}
 			r.at.doubt()
-			slog.DebugContext(ctx, "backend does not accept", "address", r.at.address, "error", r.err)
+			slog.DebugContext(ctx, "a backend did not accept a connection", "address", r.at.address, "error", r.err)
 			next()
 		case <-timer.C:
 			for at := range pending {
@@ -106,11 +108,11 @@ func (b *balancer) dial(ctx context.Context, tried map[*backend]bool) net.Conn {
 	cancel()
 	for range pending {
 		if r := <-results; r.conn != nil {
-			r.conn.Close() // it accepted a moment too late
+			r.conn.Close() // it accepted too late
 		}
 	}
 	if taken == nil {
-		slog.WarnContext(ctx, "no backend takes a connection", "backends", len(b.backends))
+		slog.WarnContext(ctx, "no backend accepted a connection", "backends", len(b.backends))
 	}
 	return taken
 }

@@ -1,17 +1,19 @@
-// Package balance passes TCP connections on to whichever of several backends takes
-// them, so that one address reaches a control plane of several apiservers.
+// Package balance forwards TCP connections to one of several backends, so that a control plane
+// of several apiservers has one address.
 //
-// It knows nothing of what is said: TLS goes through from end to end. A connection
-// goes to a backend that is ready, in turn, or where none says so, to one that
-// accepts. One that has died together with its address does not refuse, it is
-// silent: so the next is tried beside it after a moment, and who was silent or
-// refused comes late for a while. If a backend ends before it has sent the first byte, another is asked
-// the same: so far the client has said hello, which no TLS server acts on. On the
-// way down it takes no new connection and lets the present ones end for a while:
-// several processes may share a listener, and the others take the new ones.
+// It does not interpret the data: TLS is end to end. Connections go to the backends that are
+// ready, round robin, or, if none reports to be ready, to one that accepts. A backend that has
+// died together with its address does not refuse connections, but does not answer. Therefore
+// the next backend is tried in parallel after a short time, and a backend that did not answer
+// or refused ranks behind the others for a while. If a backend closes a connection before it
+// has sent a byte, the balancer repeats the same data to another one: until then the client has
+// only sent its TLS hello, on which no server acts.
 //
-// It must never hold a connection whose backend is gone, nor keep anything of what
-// it passes on but that hello.
+// When it stops, it accepts no new connections and gives the open ones some time to end.
+// Several processes may share a listener; the others accept the new connections.
+//
+// The package must never keep a connection whose backend is gone, and never store forwarded
+// data other than that hello.
 package balance
 
 import (
@@ -26,22 +28,21 @@ import (
 )
 
 const (
-	// maxConnections bounds what is passed on at once.
+	// maxConnections bounds the connections that are forwarded at the same time.
 	maxConnections = 4096
-	// maxHello bounds what is said again to another backend.
+	// maxHello bounds the bytes that can be repeated to another backend.
 	maxHello = 16 << 10
-	// drainTime is how long connections may go on when it ends.
+	// drainTime is how long open connections may continue after a stop.
 	drainTime = 5 * time.Second
 )
 
-// Run accepts on l until ctx ends and passes each connection on. A backend that
-// does not accept is passed over for the next.
+// Run accepts connections on l until ctx ends, and forwards each of them to a backend. Backends
+// that do not accept are skipped.
 func Run(ctx context.Context, l net.Listener, backends []string) error {
 	return RunProbed(ctx, l, backends, nil)
 }
 
-// RunProbed is Run with a probe that tells whether a backend is ready; it is asked
-// again and again.
+// RunProbed is like Run, and calls probe repeatedly to find out whether each backend is ready.
 func RunProbed(ctx context.Context, l net.Listener, backends []string, probe Probe) error {
 	cut, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
@@ -102,7 +103,8 @@ type balancer struct {
 	wg       sync.WaitGroup
 }
 
-// pass connects a client with a backend until one of them ends.
+// pass forwards the data between a client and a backend until one of them closes its
+// connection.
 func (b *balancer) pass(ctx context.Context, client net.Conn, from netip.Addr) {
 	defer client.Close()
 	c := &connection{client: client}
@@ -128,21 +130,22 @@ func (b *balancer) pass(ctx context.Context, client net.Conn, from netip.Addr) {
 	}
 }
 
-// connection is a client and its backend of the moment.
+// connection is a client's connection and that to its current backend.
 type connection struct {
 	client   net.Conn
 	onAnswer func() // called once
 
 	mu       sync.Mutex
 	backend  net.Conn
-	hello    []byte // what the client has said
-	answered bool   // the backend has said something
-	overlong bool   // hello is not all
-	done     bool   // the client has said all
+	hello    []byte // what the client has sent so far
+	answered bool   // the backend has sent something
+	overlong bool   // the client has sent more than fits in hello
+	done     bool   // the client has closed its sending side
 	closed   bool
 }
 
-// connect takes a backend, which may be nil, and repeats the hello to it.
+// connect makes to, which may be nil, the backend and repeats the hello to it. It returns false
+// if there is no backend or the connection is closed.
 func (c *connection) connect(to net.Conn) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -157,7 +160,7 @@ func (c *connection) connect(to net.Conn) bool {
 	}
 	c.backend = to
 	if len(c.hello) > 0 {
-		_, _ = to.Write(c.hello) // reading says what became of it
+		_, _ = to.Write(c.hello) // an error is noticed by reading
 	}
 	if c.done {
 		closeWrite(to)
@@ -165,7 +168,7 @@ func (c *connection) connect(to net.Conn) bool {
 	return true
 }
 
-// close ends both sides.
+// close closes both sides.
 func (c *connection) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -176,7 +179,7 @@ func (c *connection) close() {
 	}
 }
 
-// closeUnanswered ends both sides unless the backend has said something.
+// closeUnanswered closes both sides unless the backend has sent something.
 func (c *connection) closeUnanswered() {
 	if !c.isAnswered() {
 		c.close()
@@ -189,14 +192,14 @@ func (c *connection) isAnswered() bool {
 	return c.answered
 }
 
-// mayRepeat tells whether another backend may be asked the same.
+// mayRepeat reports whether the hello may be repeated to another backend.
 func (c *connection) mayRepeat() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return !c.answered && !c.overlong && !c.closed
 }
 
-// up passes on what the client says.
+// up forwards what the client sends.
 func (c *connection) up() {
 	buf := make([]byte, 4<<10)
 	for {
@@ -212,7 +215,7 @@ func (c *connection) up() {
 			}
 			c.done = errors.Is(err, io.EOF)
 			if n > 0 {
-				_, _ = to.Write(buf[:n]) // as above
+				_, _ = to.Write(buf[:n]) // see connect
 			}
 			if c.done {
 				closeWrite(to)
@@ -244,7 +247,8 @@ func (c *connection) up() {
 	}
 }
 
-// answer passes on what the backend says; false if it ended without a word.
+// answer forwards what the backend sends. It returns false if the backend closed the connection
+// without sending anything.
 func (c *connection) answer() bool {
 	c.mu.Lock()
 	from := c.backend
@@ -266,8 +270,8 @@ func (c *connection) answer() bool {
 	return true
 }
 
-// flow copies one direction, and passes its end on. An end that is no end of the
-// stream ends both directions.
+// flow copies one direction, and closes it at the end of the stream. If the copy fails, it
+// closes both directions.
 func flow(to, from net.Conn) {
 	if _, err := io.Copy(to, from); err == nil && closeWrite(to) {
 		return

@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// listen serves one line to every caller and echoes what it says.
+// listen serves connections: it sends line, and echoes what it receives.
 func listen(t *testing.T, line string) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -63,7 +63,7 @@ func start(t *testing.T, backends ...string) string {
 	return l.Addr().String()
 }
 
-// talk says hello through the balancer and returns all that came back.
+// talk sends a hello through the balancer and returns all that it receives.
 func talk(t *testing.T, address string) string {
 	t.Helper()
 	c, err := net.Dial("tcp", address)
@@ -83,8 +83,8 @@ func talk(t *testing.T, address string) string {
 	return string(b)
 }
 
-// promptly is what the first of several talks brings that takes less than stagger:
-// after that, another backend is tried beside the one whose turn it is.
+// promptly returns the first result of talk that takes less than stagger. After that, another
+// backend would be tried in parallel.
 func promptly(t *testing.T, address string) string {
 	t.Helper()
 	for range 100 {
@@ -93,7 +93,7 @@ func promptly(t *testing.T, address string) string {
 			return got
 		}
 	}
-	t.Fatalf("no backend answers within %s", stagger)
+	t.Fatalf("no backend answered within %s", stagger)
 	return ""
 }
 
@@ -113,7 +113,7 @@ func TestTakesTurns(t *testing.T) {
 		}
 	}
 	if seen["a hello"] != 5 || seen["b hello"] != 5 {
-		t.Errorf("%v, want five of each, whole", seen)
+		t.Errorf("got %v, want five complete answers of each backend", seen)
 	}
 }
 
@@ -126,7 +126,7 @@ func TestPassesOverTheDead(t *testing.T) {
 	}
 }
 
-// A connection whose backend dies ends; it does not hang.
+// When its backend dies, a connection is closed instead of hanging.
 func TestEndsWithItsBackend(t *testing.T) {
 	backend, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -143,17 +143,17 @@ func TestEndsWithItsBackend(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = served.(*net.TCPConn).SetLinger(0) // a reset, as of a killed process
+	_ = served.(*net.TCPConn).SetLinger(0) // a reset, as after the process was killed
 	served.Close()
 	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if _, err := c.Read(make([]byte, 1)); err == nil {
 		t.Error("read something")
 	} else if late, ok := errors.AsType[net.Error](err); ok && late.Timeout() {
-		t.Error("the connection hangs although its backend is gone")
+		t.Error("the connection stays open although its backend is gone")
 	}
 }
 
-func TestNobodyAccepts(t *testing.T) {
+func TestNoBackendAccepts(t *testing.T) {
 	address := start(t, refusing(t))
 	c, err := net.Dial("tcp", address)
 	if err != nil {
@@ -166,8 +166,8 @@ func TestNobodyAccepts(t *testing.T) {
 	}
 }
 
-// TestCheck: a check passes where a backend answers with TLS through the balancer,
-// and fails where none does, however the balancer's address is written.
+// A check succeeds if a backend answers with TLS through the balancer, and fails otherwise,
+// however the balancer's address is written.
 func TestCheck(t *testing.T) {
 	backend := httptest.NewTLSServer(http.NotFoundHandler())
 	defer backend.Close()
@@ -185,12 +185,12 @@ func TestCheck(t *testing.T) {
 	none := refusing(t)
 	for _, address := range []string{start(t, none), none, "nonsense"} {
 		if err := Check(t.Context(), address); err == nil {
-			t.Errorf("%s: an apiserver is said to answer where there is none", address)
+			t.Errorf("%s: the check succeeded without a backend", address)
 		}
 	}
 }
 
-// bound is a socket with an address of its own.
+// bound returns a socket with an address of its own.
 func bound(t *testing.T) (fd int, address string) {
 	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
@@ -208,16 +208,16 @@ func bound(t *testing.T) (fd int, address string) {
 	return fd, net.JoinHostPort("127.0.0.1", strconv.Itoa(name.(*syscall.SockaddrInet4).Port))
 }
 
-// refusing is an address at which nobody listens, nor can until the test ends: one
-// that was free a moment ago may be another's.
+// refusing returns an address at which no process listens, and at which none can listen until
+// the test ends. An address that was merely free a moment ago might be used by another process.
 func refusing(t *testing.T) string {
 	t.Helper()
 	_, address := bound(t)
 	return address
 }
 
-// silent is an address that neither accepts nor refuses, as one whose machine is
-// gone: a listener whose queue is full.
+// silent returns an address that neither accepts nor refuses connections, like one whose
+// machine is down: a listener with a full queue.
 func silent(t *testing.T) string {
 	t.Helper()
 	fd, address := bound(t)
@@ -229,20 +229,19 @@ func silent(t *testing.T) string {
 			t.Cleanup(func() { c.Close() })
 			continue
 		}
-		// It was the queue, and not this machine, if it is so again.
+		// If a second attempt also times out, the reason is the queue and not a busy machine.
 		c, err := net.DialTimeout("tcp", address, time.Second)
 		if err != nil {
 			return address
 		}
 		t.Cleanup(func() { c.Close() })
 	}
-	t.Fatal("the listener's queue does not fill")
+	t.Fatal("the listener's queue did not fill up")
 	return ""
 }
 
-// A backend that is silent holds nobody up for longer than a moment, and the next
-// callers not at all. The best of a few attempts counts: others work on this machine
-// too.
+// A backend that does not answer delays a client only briefly, and the following clients not at
+// all. The best of several attempts counts, because the machine may be busy.
 func TestDoesNotWaitForTheSilent(t *testing.T) {
 	a, b := silent(t), silent(t)
 	attempt := func() error {
@@ -255,16 +254,16 @@ func TestDoesNotWaitForTheSilent(t *testing.T) {
 			}
 			times = append(times, time.Since(began))
 		}
-		// Two of them are tried before the third: 2 × stagger, and not the seconds that
-		// a connection to nobody takes.
+		// Two of them are tried before the third, which takes 2 × stagger, and not the seconds
+		// that a connection attempt without an answer takes.
 		for i, took := range times {
 			if took > time.Second {
-				return fmt.Errorf("caller %d waited for %s", i, took)
+				return fmt.Errorf("client %d waited for %s", i, took)
 			}
 		}
 		slices.Sort(times)
 		if times[len(times)/2] > stagger {
-			return fmt.Errorf("callers wait for who was silent before: %s", times)
+			return fmt.Errorf("clients wait for backends that did not answer before: %s", times)
 		}
 		return nil
 	}

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// A backend that takes a connection and ends before it says anything has done
-// nothing: another is told the same, all of it.
+// A backend that accepts a connection and closes it before it sends anything has done nothing:
+// the complete hello is repeated to another one.
 func TestRepeatsTheHello(t *testing.T) {
 	dying, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -27,7 +27,7 @@ func TestRepeatsTheHello(t *testing.T) {
 			if err != nil {
 				return
 			}
-			if i%2 == 0 { // in order, or reset with the hello unread
+			if i%2 == 0 { // closed in order, or reset with the hello unread
 				_, _ = io.ReadFull(c, make([]byte, 6))
 			}
 			_ = c.(*net.TCPConn).SetLinger(0)
@@ -66,7 +66,7 @@ func TestPassesOverWhatIsNotReady(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- RunProbed(ctx, l, []string{a.Addr().String(), b.Addr().String()}, probe) }()
-	rounds := func() { // every backend has been asked since, and its answer is known: it is asked again
+	rounds := func() { // each backend has been probed, its result applied, and it is being probed again
 		tick := time.NewTicker(time.Millisecond)
 		defer tick.Stop()
 		for untilA, untilB := askedA.Load()+2, askedB.Load()+2; askedA.Load() < untilA || askedB.Load() < untilB; {
@@ -79,7 +79,7 @@ func TestPassesOverWhatIsNotReady(t *testing.T) {
 			t.Errorf("%q", got)
 		}
 	}
-	ready.Store("") // where none is, any that accepts is better than nothing
+	ready.Store("") // if no backend is ready, one that accepts is better than none
 	rounds()
 	if got := talk(t, l.Addr().String()); got != "a hello" && got != "b hello" {
 		t.Errorf("%q", got)
@@ -90,7 +90,8 @@ func TestPassesOverWhatIsNotReady(t *testing.T) {
 	}
 }
 
-// Two balancers share an address; one stops while clients come, and nobody notices.
+// Two balancers share an address. One of them stops while clients connect, without any client
+// noticing.
 func TestOneOfTwoStops(t *testing.T) {
 	backend := listen(t, "x")
 	l, err := Listen(t.Context(), "127.0.0.1:0")
@@ -164,9 +165,9 @@ func TestOneOfTwoStops(t *testing.T) {
 	clients.Wait()
 }
 
-// Who asks whether a balancer is well connects to the socket where it gives its
-// listener away, and takes none.
-func TestWhoTakesNoListenerChangesNothing(t *testing.T) {
+// A health check connects to the socket on which a balancer hands out its listener, without
+// receiving it. This must not change the listener.
+func TestConnectingWithoutReceivingChangesNothing(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -183,7 +184,7 @@ func TestWhoTakesNoListenerChangesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, _ = conn.Read(make([]byte, 1)) // the end: the byte that comes with it may be before
+		_, _ = conn.Read(make([]byte, 1)) // the end of the stream; the byte that comes with the listener may arrive before
 		conn.Close()
 	}
 	cancel()
@@ -195,7 +196,7 @@ func TestWhoTakesNoListenerChangesNothing(t *testing.T) {
 	if err := raw.Control(func(fd uintptr) {
 		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, fd, syscall.F_GETFL, 0)
 		if errno != 0 || flags&syscall.O_NONBLOCK == 0 {
-			t.Errorf("the listener is blocking now: flags %#x, %v", flags, errno)
+			t.Errorf("the listener has become blocking: flags %#x, %v", flags, errno)
 		}
 	}); err != nil {
 		t.Fatal(err)

@@ -11,31 +11,34 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// limits of one client address (IPv6: one /64). The addresses of this machine that
-// stand for all its programs, 127.0.0.1 and ::1, have those of the balancer. Behind a
-// balancer every client has the balancer's address, so the apiservers cannot know them
-// apart.
+// limits are the limits per client address (IPv6: per /64). The usual loopback addresses,
+// 127.0.0.1 and ::1, which all local programs share, are exempt from them; only the balancer's
+// own limits apply. The apiservers cannot apply limits per client, because to them all clients
+// have the balancer's address.
 type limits struct {
-	// connections at once: clients behind one NAT.
+	// connections is the number of open connections. It is large, because several clients may
+	// share an address (NAT).
 	connections int
-	// unanswered are those whose backend has said nothing yet: a TLS handshake that has
-	// not begun.
+	// unanswered is the number of open connections on which the backend has not sent anything
+	// yet, so that no TLS handshake is in progress.
 	unanswered int
-	// rate is how many connections a second an address may open, burst how many at once.
+	// rate is the number of connections per second that an address may open, and burst how many
+	// at once.
 	rate  rate.Limit
 	burst int
-	// hello is how long a connection may stay unanswered.
+	// hello bounds how long a connection may stay unanswered.
 	hello time.Duration
 }
 
 var defaultLimits = limits{connections: 1024, unanswered: 32, rate: 50, burst: 200, hello: 10 * time.Second}
 
 const (
-	// maxClients is from when on addresses without connections are forgotten.
+	// maxClients is the number of addresses from which on those without connections are
+	// forgotten.
 	maxClients = 4096
-	// sweepEvery bounds how often they are.
+	// sweepEvery is the shortest interval between two such sweeps.
 	sweepEvery = time.Second
-	// logEvery is how often refusals are logged.
+	// logEvery is the shortest interval between log messages about refusals.
 	logEvery = 10 * time.Second
 )
 
@@ -60,7 +63,8 @@ func newLimiter(l limits) *limiter {
 	return &limiter{limits: l, now: time.Now, clients: map[netip.Addr]*clientCount{}}
 }
 
-// enter counts a connection that is not answered yet; false refuses it.
+// enter counts a connection that is not answered yet. It returns false if the connection must
+// be refused.
 func (l *limiter) enter(ip netip.Addr) bool {
 	if local(ip) {
 		return true
@@ -86,10 +90,10 @@ func (l *limiter) enter(ip netip.Addr) bool {
 	return true
 }
 
-// answered counts a connection as answered.
+// answered records that a connection has been answered.
 func (l *limiter) answered(ip netip.Addr) { l.change(ip, 0, -1) }
 
-// leave counts a connection no longer.
+// leave records that a connection has been closed.
 func (l *limiter) leave(ip netip.Addr, answered bool) {
 	if answered {
 		l.change(ip, -1, 0)
@@ -109,7 +113,7 @@ func (l *limiter) change(ip netip.Addr, connections, unanswered int) {
 	c.unanswered += unanswered
 }
 
-// forget drops addresses about which nothing is to be remembered.
+// forget drops addresses without connections whose rate limiter is full.
 func (l *limiter) forget(now time.Time) {
 	for ip, c := range l.clients {
 		if c.connections == 0 && c.opens.TokensAt(now) >= float64(l.burst) {
@@ -118,7 +122,7 @@ func (l *limiter) forget(now time.Time) {
 	}
 }
 
-// refuse logs refusals from time to time.
+// refuse counts a refusal, and logs the number of refusals from time to time.
 func (l *limiter) refuse(ip netip.Addr, now time.Time) {
 	l.refusals++
 	if now.Sub(l.logged) < logEvery {
@@ -128,7 +132,7 @@ func (l *limiter) refuse(ip netip.Addr, now time.Time) {
 	l.refusals, l.logged = 0, now
 }
 
-// clientAddress is what a client is counted by.
+// clientAddress returns the address that a client's connections are counted under.
 func clientAddress(a net.Addr) netip.Addr {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {

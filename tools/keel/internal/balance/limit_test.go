@@ -24,7 +24,7 @@ func TestLimiter(t *testing.T) {
 	}
 	enter(a, true)
 	enter(a, true)
-	enter(a, false) // two are not answered
+	enter(a, false) // two are unanswered
 	enter(b, true)
 	l.answered(a)
 	l.answered(a)
@@ -51,11 +51,11 @@ func TestLimiter(t *testing.T) {
 		now = now.Add(10 * time.Millisecond)
 	}
 	if len(l.clients) > maxClients+1 {
-		t.Errorf("%d addresses are remembered", len(l.clients))
+		t.Errorf("%d addresses are remembered, want at most one more than the limit", len(l.clients))
 	}
 }
 
-// TestClientsAreBounded opens connections that say nothing.
+// TestClientsAreBounded opens connections that send nothing.
 func TestClientsAreBounded(t *testing.T) {
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts in the kernel
 	if err != nil {
@@ -79,7 +79,7 @@ func TestClientsAreBounded(t *testing.T) {
 	defer wg.Wait()
 	defer cancel()
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
-	for range 5 { // refused at once, or ended when nothing was answered in time
+	for range 5 { // refused at once, or closed because they were not answered in time
 		c, err := dialer.Dial("tcp", front.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -88,7 +88,7 @@ func TestClientsAreBounded(t *testing.T) {
 		defer func() {
 			_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
 			if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Errorf("a connection that says nothing is kept: %v", err)
+				t.Errorf("an unanswered connection stays open: %v", err)
 			}
 		}()
 	}

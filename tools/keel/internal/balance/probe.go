@@ -12,18 +12,18 @@ import (
 )
 
 const (
-	// probeEvery is how often a backend is asked: at least twice while one that
-	// stops is not ready and still serves.
+	// probeEvery is the interval between probes of a backend. While a stopping backend is not
+	// ready but still serving, it is probed at least twice.
 	probeEvery = 200 * time.Millisecond
-	// probeTime is how long its answer may take.
+	// probeTime bounds one probe.
 	probeTime = time.Second
 )
 
-// Probe is nil when the backend at an address should get connections.
+// Probe returns nil if the backend at an address should get connections.
 type Probe func(ctx context.Context, address string) error
 
-// Ready is the probe that asks for /readyz, of a server with a certificate of the
-// CA. The function closes its connections.
+// Ready returns a probe that requests /readyz from a server with a certificate of the CA. done
+// closes the probe's connections.
 func Ready(roots *x509.CertPool) (probe Probe, done func()) {
 	transport := &http.Transport{
 		TLSClientConfig:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
@@ -44,13 +44,13 @@ func Ready(roots *x509.CertPool) (probe Probe, done func()) {
 		defer resp.Body.Close()
 		_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
 		if resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("/readyz answers %s", resp.Status)
+			return fmt.Errorf("/readyz returned %s", resp.Status)
 		}
 		return nil
 	}, transport.CloseIdleConnections
 }
 
-// watch asks until ctx ends.
+// watch probes the backend until ctx ends.
 func (b *backend) watch(ctx context.Context, probe Probe) {
 	tick := time.NewTicker(probeEvery)
 	defer tick.Stop()
@@ -60,7 +60,7 @@ func (b *backend) watch(ctx context.Context, probe Probe) {
 			return
 		}
 		if was := b.unready.Swap(err != nil); was != (err != nil) {
-			slog.InfoContext(ctx, "backend changed", "address", b.address, "ready", err == nil, "error", err)
+			slog.InfoContext(ctx, "the readiness of a backend changed", "address", b.address, "ready", err == nil, "error", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -12,15 +12,14 @@ import (
 	"time"
 )
 
-// shareTime is how long a balancer waits for an address that another holds and
-// does not share yet.
+// shareTime bounds how long Listen waits for an address that another process holds and does not
+// share yet.
 const shareTime = 10 * time.Second
 
-// Listen listens on an address together with others: it asks those who serve one of
-// the unix sockets `from` for their listener, and binds the address only where none
-// of them answers. All of them then accept from one queue, which is there as long
-// as one of them is, so nobody who connects is lost with the one that ends, however
-// it ends.
+// Listen listens on an address together with other balancers: it requests the listener from
+// those that serve one of the unix sockets from, and binds the address only if none of them
+// answers. All of them then accept from one queue, which exists as long as one of them does, so
+// that no connection is lost when a balancer ends, however it ends.
 func Listen(ctx context.Context, address string, from ...string) (net.Listener, error) {
 	ctx, cancel := context.WithTimeout(ctx, shareTime)
 	defer cancel()
@@ -35,7 +34,7 @@ func Listen(ctx context.Context, address string, from ...string) (net.Listener, 
 				return l, nil
 			}
 			if err == nil {
-				l.Close() // of another address, before this one's was changed
+				l.Close() // it listens on another address, because this one's has changed
 			}
 		}
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
@@ -50,7 +49,7 @@ func Listen(ctx context.Context, address string, from ...string) (net.Listener, 
 	}
 }
 
-// receive gets a listener from whoever serves a unix socket.
+// receive receives a listener from the process that serves a unix socket.
 func receive(ctx context.Context, path string) (net.Listener, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", path)
@@ -68,19 +67,19 @@ func receive(ctx context.Context, path string) (net.Listener, error) {
 	}
 	messages, err := syscall.ParseSocketControlMessage(control[:n])
 	if err != nil || len(messages) != 1 {
-		return nil, fmt.Errorf("%s sent no listener: %w", path, err)
+		return nil, fmt.Errorf("%s did not send a listener: %w", path, err)
 	}
 	fds, err := syscall.ParseUnixRights(&messages[0])
 	if err != nil || len(fds) != 1 {
-		return nil, fmt.Errorf("%s sent no listener: %w", path, err)
+		return nil, fmt.Errorf("%s did not send a listener: %w", path, err)
 	}
 	file := os.NewFile(uintptr(fds[0]), path)
 	defer file.Close()
 	return net.FileListener(file)
 }
 
-// Share gives a listener to whoever connects to a unix socket, until ctx ends. The
-// socket is for this user alone. The function waits for the end.
+// Share sends a listener to every process that connects to a unix socket, until ctx ends. Only
+// this user may connect to the socket. wait waits until sharing has ended.
 func Share(ctx context.Context, l net.Listener, path string) (wait func(), err error) {
 	_ = os.Remove(path)
 	mask := syscall.Umask(0o177)
@@ -89,7 +88,7 @@ func Share(ctx context.Context, l net.Listener, path string) (wait func(), err e
 	if err != nil {
 		return nil, err
 	}
-	// A copy, which takes part in nothing: it ends with the sharing.
+	// Use a copy of the listener, which is closed when sharing ends.
 	file, err := l.(*net.TCPListener).File()
 	if err != nil {
 		socket.Close()
@@ -107,7 +106,7 @@ func Share(ctx context.Context, l net.Listener, path string) (wait func(), err e
 			}
 			_ = conn.SetDeadline(time.Now().Add(time.Second))
 			if err := give(conn.(*net.UnixConn), file); err != nil {
-				slog.DebugContext(ctx, "listener was not handed out", "error", err)
+				slog.DebugContext(ctx, "cannot hand out the listener", "error", err)
 			}
 			conn.Close()
 		}
@@ -115,10 +114,11 @@ func Share(ctx context.Context, l net.Listener, path string) (wait func(), err e
 	return wg.Wait, nil
 }
 
-// give sends a file to whoever has connected. It leaves the file as it is: File.Fd would
-// make it blocking, for all who share the listener, and who does not take it, such as
-// one that asks whether this balancer is well, would leave it so. Those whose Accept the
-// others get ahead of would wait in it then, and not end.
+// give sends a file to the process that has connected. It does not use File.Fd, which would
+// make the file blocking for all processes that share the listener. If the process did not
+// receive the file, for example because it only checks whether this balancer is running, the
+// file would stay blocking. The processes whose Accept loses the race for a connection would
+// then block in it and could not stop.
 func give(to *net.UnixConn, file *os.File) error {
 	raw, err := file.SyscallConn()
 	if err != nil {

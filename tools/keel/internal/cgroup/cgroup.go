@@ -1,8 +1,8 @@
-// Package cgroup starts processes in cgroups of a cluster, finds those that are
-// there, and removes the cgroups. Both versions are served: of version 1, where each
-// controller has a hierarchy of its own, one hierarchy holds keel's processes.
+// Package cgroup starts processes in the cgroups of a cluster, lists the processes in them, and
+// removes the cgroups. It supports both versions: with version 1, in which each controller has
+// its own hierarchy, keel's processes are in one of the hierarchies.
 //
-// It must never touch a cgroup outside those of a cluster's id.
+// The package must never touch a cgroup that does not belong to the cluster's id.
 package cgroup
 
 import (
@@ -19,19 +19,19 @@ import (
 	"syscall"
 )
 
-// FS is where the cgroups are mounted.
+// FS is the directory in which the cgroups are mounted.
 type FS string
 
-// Host is this machine's.
+// Host is the FS of this machine.
 const Host FS = "/sys/fs/cgroup"
 
-// v2 says whether there is one hierarchy for all controllers.
+// v2 reports whether all controllers share one hierarchy.
 func (f FS) v2() bool {
 	_, err := os.Stat(filepath.Join(string(f), "cgroup.controllers"))
 	return err == nil
 }
 
-// tracking is the hierarchy that keel's processes are put into.
+// tracking returns the hierarchy in which keel's processes are.
 func (f FS) tracking() (string, error) {
 	if f.v2() {
 		return string(f), nil
@@ -42,7 +42,7 @@ func (f FS) tracking() (string, error) {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("no cgroup hierarchy in %s", f)
+	return "", fmt.Errorf("there is no cgroup hierarchy in %s", f)
 }
 
 // Enter moves this process into a cgroup.
@@ -63,8 +63,8 @@ func (f FS) make(cgroup string) (string, error) {
 	return dir, os.MkdirAll(dir, 0o755)
 }
 
-// Start runs start, which starts one process with attr, so that the process begins in a
-// cgroup. The calling goroutine is locked to its thread.
+// Start calls start, which must start one process with attr, so that the process begins in a
+// cgroup. The caller must have locked its goroutine to its thread.
 func (f FS) Start(cgroup string, attr *syscall.SysProcAttr, start func() error) error {
 	dir, err := f.make(cgroup)
 	if err != nil {
@@ -79,8 +79,9 @@ func (f FS) Start(cgroup string, attr *syscall.SysProcAttr, start func() error) 
 		attr.UseCgroupFD, attr.CgroupFD = true, int(d.Fd())
 		return start()
 	}
-	// A process begins in the cgroup of the thread that forks it. The thread returns:
-	// the first thread of a program never ends, and would be found there.
+	// A process begins in the cgroup of the thread that forks it. The thread must return to its
+	// own cgroup: the first thread of a program never ends, and would be counted as a process
+	// of the cgroup.
 	root, err := f.tracking()
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNone, err)
@@ -100,10 +101,10 @@ func (f FS) Start(cgroup string, attr *syscall.SysProcAttr, start func() error) 
 	return err
 }
 
-// ErrNone means that the cgroup cannot be made or entered, and that nothing was started.
+// ErrNone means that the cgroup cannot be created or entered, and that no process was started.
 var ErrNone = errors.New("no cgroup")
 
-// ofThread is the directory of the calling thread's cgroup in a hierarchy of version 1.
+// ofThread returns the directory of the calling thread's cgroup in a hierarchy of version 1.
 func (f FS) ofThread(hierarchy string) (string, error) {
 	data, err := os.ReadFile("/proc/thread-self/cgroup")
 	if err != nil {
@@ -116,10 +117,10 @@ func (f FS) ofThread(hierarchy string) (string, error) {
 			return filepath.Join(string(f), hierarchy, parts[2]), nil
 		}
 	}
-	return "", fmt.Errorf("this thread has no cgroup of %s", hierarchy)
+	return "", fmt.Errorf("this thread is in no cgroup of the hierarchy %s", hierarchy)
 }
 
-// Roots are a cluster's topmost cgroups, one of each hierarchy that has any.
+// Roots returns the topmost cgroups of a cluster in all hierarchies that have one.
 func (f FS) Roots(id string) []string {
 	name := "keelson-" + id
 	roots, _ := filepath.Glob(filepath.Join(string(f), "*", name))
@@ -129,7 +130,7 @@ func (f FS) Roots(id string) []string {
 	return roots
 }
 
-// Below are the directories of a cgroup in all hierarchies, such as /keelson-ID/node-0.
+// Below returns the directories of a cgroup, such as /keelson-ID/node-0, in all hierarchies.
 func (f FS) Below(cgroup string) (dirs []string) {
 	dirs, _ = filepath.Glob(filepath.Join(string(f), "*", cgroup))
 	if dir := filepath.Join(string(f), cgroup); isDir(dir) {
@@ -143,14 +144,14 @@ func isDir(path string) bool {
 	return err == nil && st.IsDir()
 }
 
-// Processes are those in cgroups and below them.
+// Processes returns the processes in cgroups and in those below them.
 func Processes(dirs ...string) (pids []int, err error) {
 	var errs []error
 	for _, dir := range dirs {
 		errs = append(errs, walk(dir, func(path string) error {
 			data, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
 			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.EOPNOTSUPP) {
-				return nil // it has gone, or is a threaded one whose parent lists them
+				return nil // it was removed, or is threaded and its parent lists them
 			}
 			if err != nil {
 				return err
@@ -167,7 +168,7 @@ func Processes(dirs ...string) (pids []int, err error) {
 	return slices.Compact(pids), errors.Join(errs...)
 }
 
-// Remove removes cgroups that have no processes, and all below them.
+// Remove removes cgroups without processes, including those below them.
 func Remove(dirs ...string) error {
 	var errs []error
 	for _, dir := range dirs {
@@ -176,14 +177,14 @@ func Remove(dirs ...string) error {
 		for _, path := range slices.Backward(all) {
 			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				errs = append(errs, fmt.Errorf("cgroup %s: %w", path, err))
-				break // those above it cannot go either
+				break // those above it cannot be removed either
 			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// walk visits a cgroup and all below it; those that go meanwhile are passed over.
+// walk visits a cgroup and all cgroups below it. Those that are removed meanwhile are skipped.
 func walk(dir string, visit func(path string) error) error {
 	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		switch {

@@ -1,6 +1,6 @@
-// Package cluster describes one local cluster: what was chosen for it (ports,
-// ranges, names) and where its files lie. It must never start or change
-// anything: others do, from this description.
+// Package cluster describes one local cluster: what was chosen for it (ports, ranges, names)
+// and where its files are. It must not start or change anything: other packages do, according
+// to this description.
 package cluster
 
 import (
@@ -18,71 +18,71 @@ import (
 	"strings"
 )
 
-// Cluster is a cluster.json: everything that has to stay the same from one
-// start to the next.
+// Cluster is the content of cluster.json: everything that must stay the same between starts.
 type Cluster struct {
-	// Home is the directory that holds it; it is not stored.
+	// Home is the directory that contains the file. It is not stored.
 	Home string `json:"-"`
-	// ID tells clusters on one machine apart; it names links and namespaces.
+	// ID distinguishes the clusters of one machine. It is part of the names of links and
+	// namespaces.
 	ID string `json:"id"`
-	// Subnet is N of 10.89.N.0/24, the nodes' network, and of 10.90.N.0/24, the
-	// load balancers' addresses.
+	// Subnet is the N of 10.89.N.0/24, the network of the nodes, and of 10.90.N.0/24, the
+	// addresses of load balancers.
 	Subnet int `json:"subnet"`
-	// HTTPSPort and GRPCPort are the first apiserver's.
+	// HTTPSPort and GRPCPort are the ports of the first apiserver.
 	HTTPSPort int `json:"httpsPort"`
 	GRPCPort  int `json:"grpcPort"`
-	// Members are all apiservers of a control plane that has, or had, more than one.
+	// Members are all apiservers of a control plane that has, or once had, more than one.
 	Members []Member `json:"members,omitempty"`
-	// Founders are those that it began with: their flags never change.
+	// Founders are the apiservers with which it started. Their flags never change.
 	Founders []Member `json:"founders,omitempty"`
-	// Recovering is the member from whose disk a recovery has begun and not ended.
+	// Recovering is the member from whose disk a recovery was begun but not completed.
 	Recovering string `json:"recovering,omitempty"`
-	// Named is how many names were given to members: none is given twice.
+	// Named is how many names have been given to members. No name is given twice.
 	Named int `json:"named,omitempty"`
-	// Nodes are the nodes with a container runtime; Simulated counts the others.
+	// Nodes are the nodes with a container runtime. Simulated is the number of simulated nodes.
 	Nodes     []Node `json:"nodes"`
 	Simulated int    `json:"simulatedNodes,omitempty"`
-	// Leaving are nodes that were asked away and may not have gone yet.
+	// Leaving are nodes whose removal has begun and may not be complete.
 	Leaving []Node `json:"leavingNodes,omitempty"`
 	// Egress gives nodes a route out of the machine.
 	Egress bool `json:"egress,omitempty"`
-	// OTLPEndpoint receives the spans, beside the apiserver.
+	// OTLPEndpoint also receives the spans.
 	OTLPEndpoint string `json:"otlpEndpoint,omitempty"`
-	// ClusterCIDR, ServiceCIDR, ClusterDNS and Domain are those of the pods.
+	// ClusterCIDR and ServiceCIDR are the ranges of pods and Services. ClusterDNS and Domain
+	// are the address and domain of the cluster's DNS.
 	ClusterCIDR string `json:"clusterCIDR"`
 	ServiceCIDR string `json:"serviceCIDR"`
 	ClusterDNS  string `json:"clusterDNS"`
 	Domain      string `json:"domain"`
-	// Joined is set where this home holds a node of another machine's cluster.
+	// Joined is set if this home contains a node of another machine's cluster.
 	Joined *Joined `json:"joined,omitempty"`
 }
 
-// Member is an apiserver that carries the cluster's state together with others.
+// Member is an apiserver of a control plane that has several.
 type Member struct {
 	Name string `json:"name"`
-	// IP is its own address of this machine in the nodes' network: all members use
-	// the same ports.
+	// IP is its own address in the network of the nodes. All members use the same ports.
 	IP string `json:"ip"`
-	// Join is the gRPC addresses, with commas, of those it asked to let it in; empty
-	// for a founder. It stays what it was: it is a flag of a process that must not be
-	// restarted when others come or go.
+	// Join is the comma-separated gRPC addresses of the apiservers that it asked to join, or
+	// empty for a founder. It never changes, because it is a flag of a process that must not be
+	// restarted when other members are added or removed.
 	Join string `json:"join,omitempty"`
-	// Client says that it is no member, and uses the stores of those who are.
+	// Client means that it is not a member, but uses the members' stores.
 	Client bool `json:"client,omitempty"`
-	// Leaving is set while its place is being taken away: whether it has one must be
-	// asked of the others.
+	// Leaving is set while it is being removed. Whether it is still a member must then be asked
+	// of the others.
 	Leaving bool `json:"leaving,omitempty"`
 }
 
-// The ports on which members serve each other, on their own addresses.
+// Ports on which members serve each other, on their own addresses.
 const (
 	PeerPort = 7443
 	EtcdPort = 2380
 )
 
-// Joined says which cluster a joined node belongs to.
+// Joined describes the cluster that a joined node belongs to.
 type Joined struct {
-	// GRPC is host:port of the apiservers, with commas.
+	// GRPC is the comma-separated host:port of the apiservers.
 	GRPC string `json:"grpc"`
 	// NodeIP is this machine's address in that cluster.
 	NodeIP string `json:"nodeIP"`
@@ -91,13 +91,13 @@ type Joined struct {
 // Node is a node on this machine.
 type Node struct {
 	Name string `json:"name"`
-	// IP is its address in the nodes' network.
+	// IP is its address in the network of the nodes.
 	IP string `json:"ip"`
 	// Zone is its failure domain.
 	Zone string `json:"zone"`
 }
 
-// Index is the number in the name of one of the cluster's own nodes, node-N.
+// Index returns N for a node of this cluster called node-N, or -1.
 func (n Node) Index() int {
 	i, err := strconv.Atoi(strings.TrimPrefix(n.Name, "node-"))
 	if err != nil {
@@ -106,26 +106,26 @@ func (n Node) Index() int {
 	return i
 }
 
-// Gateway is the host's address in the nodes' network.
+// Gateway returns the host's address in the network of the nodes.
 func (c *Cluster) Gateway() string { return fmt.Sprintf("10.89.%d.1", c.Subnet) }
 
-// NodeCIDR is the nodes' network, with the host's address.
+// NodeCIDR returns the host's address in the network of the nodes, with the prefix length.
 func (c *Cluster) NodeCIDR() string { return fmt.Sprintf("10.89.%d.1/24", c.Subnet) }
 
-// LoadBalancerCIDR is the range of the load balancers' addresses.
+// LoadBalancerCIDR returns the range of the addresses of load balancers.
 func (c *Cluster) LoadBalancerCIDR() string { return fmt.Sprintf("10.90.%d.0/24", c.Subnet) }
 
-// Bridge is the name of the host's link into the nodes' network.
+// Bridge returns the name of the host's link to the network of the nodes.
 func (c *Cluster) Bridge() string { return "ks" + c.ID }
 
-// Namespace is the name of a node's network namespace.
+// Namespace returns the name of a node's network namespace.
 func (c *Cluster) Namespace(node string) string { return "keelson-" + c.ID + "-" + node }
 
-// CgroupRoot is the cgroup under which a node's pods live.
+// CgroupRoot returns the cgroup of a node's pods.
 func (c *Cluster) CgroupRoot(node string) string { return "/keelson-" + c.ID + "/" + node }
 
-// ProcessCgroup is the cgroup of one of the cluster's own processes, and of what it
-// starts outside of pods.
+// ProcessCgroup returns the cgroup of one of the cluster's own processes, and of what it starts
+// outside of pods.
 func (c *Cluster) ProcessCgroup(name string) string { return "/keelson-" + c.ID + "/keel/" + name }
 
 // Path joins names to the home directory.
@@ -133,20 +133,20 @@ func (c *Cluster) Path(names ...string) string {
 	return filepath.Join(append([]string{c.Home}, names...)...)
 }
 
-// Identity is the directory of a service's certificate.
+// Identity returns the directory of a service's certificate.
 func (c *Cluster) Identity(name string) string { return c.Path("pki", name) }
 
-// Kubeconfig is the administrator's kubeconfig.
+// Kubeconfig returns the path of the administrator's kubeconfig.
 func (c *Cluster) Kubeconfig() string { return c.Path("kubeconfig") }
 
-// GRPC is the apiservers' gRPC addresses, with commas, as services on this machine
-// use them.
+// GRPC returns the comma-separated gRPC addresses of the apiservers, for services on this
+// machine.
 func (c *Cluster) GRPC() string { return c.grpcAt("127.0.0.1") }
 
-// NodeGRPC is the apiservers' gRPC addresses, with commas, as nodes use them.
+// NodeGRPC returns the comma-separated gRPC addresses of the apiservers, for nodes.
 func (c *Cluster) NodeGRPC() string { return c.grpcAt(c.Gateway()) }
 
-// grpcAt is where the apiservers serve gRPC; the only one is reached at host.
+// grpcAt returns the gRPC addresses of the apiservers. A single apiserver is reached at host.
 func (c *Cluster) grpcAt(host string) string {
 	switch {
 	case c.Joined != nil:
@@ -161,14 +161,14 @@ func (c *Cluster) grpcAt(host string) string {
 	return strings.Join(out, ",")
 }
 
-// HTTPS is the REST address for clients: the apiserver's, or the balancer's in
-// front of several.
+// HTTPS returns the REST address for clients: that of the apiserver, or of the balancer if
+// there are several.
 func (c *Cluster) HTTPS() string { return fmt.Sprintf("127.0.0.1:%d", c.HTTPSPort) }
 
-// ErrNone says that a directory holds no cluster.
-var ErrNone = errors.New("no cluster here")
+// ErrNone means that a directory contains no cluster.
+var ErrNone = errors.New("there is no cluster here")
 
-// Load reads a home directory.
+// Load reads the cluster of a home directory.
 func Load(home string) (*Cluster, error) {
 	home, err := filepath.Abs(home)
 	if err != nil {
@@ -179,7 +179,7 @@ func Load(home string) (*Cluster, error) {
 	}
 	data, err := os.ReadFile(filepath.Join(home, file))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w; `keel up --home %s` makes one", home, ErrNone, home)
+		return nil, fmt.Errorf("%s: %w; `keel up --home %s` creates one", home, ErrNone, home)
 	}
 	if err != nil {
 		return nil, err
@@ -200,7 +200,7 @@ func Load(home string) (*Cluster, error) {
 	return c, nil
 }
 
-// Save writes cluster.json, whole or not at all.
+// Save writes cluster.json atomically.
 func (c *Cluster) Save() error {
 	data, err := json.MarshalIndent(c, "", "  ")
 	if err != nil {
@@ -209,11 +209,11 @@ func (c *Cluster) Save() error {
 	return WriteFile(c.Path(file), append(data, '\n'), 0o600)
 }
 
-// unfinished begins the name of a file that WriteFile has not put in its place yet.
+// unfinished is the prefix of files that WriteFile has not moved into place yet.
 const unfinished = ".new-"
 
-// WriteFile replaces a file in one step, so that a crash leaves the old one or
-// the new one.
+// WriteFile replaces a file atomically, so that after a crash either the old or the new one
+// exists.
 func WriteFile(path string, data []byte, mode os.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), newPrefix+"*")
 	if err != nil {
@@ -228,24 +228,26 @@ func WriteFile(path string, data []byte, mode os.FileMode) error {
 	return os.Rename(f.Name(), path)
 }
 
-// Options are what a person may ask for at `keel up`.
+// Options are the options of `keel up`.
 type Options struct {
 	Home      string
 	Nodes     int
 	Simulated int
 	Port      int
-	// APIServers is how many carry the state together; 0 keeps what is there, or 1.
+	// APIServers is the number of apiservers. 0 keeps the existing number, or means 1 for a new
+	// cluster.
 	APIServers int
 	Egress     bool
-	// OTLPEndpoint replaces the stored one unless it is nil; "" sends spans nowhere else.
+	// OTLPEndpoint replaces the stored endpoint unless it is nil. "" removes it.
 	OTLPEndpoint *string
-	// Free, if set, fails where something on this machine has a new cluster's id.
+	// Free, if set, returns an error if something on this machine already uses a new cluster's
+	// id.
 	Free func(id string) error
 }
 
-// Open loads the cluster of a home directory, or chooses a new one. Options that
-// differ from what is stored are taken over where a running cluster can follow
-// (nodes, simulated nodes, egress, OTLP endpoint), and refused for the port.
+// Open loads the cluster of a home directory, or chooses a new one. Options that differ from
+// the stored ones are applied if a running cluster can follow (nodes, simulated nodes, egress,
+// OTLP endpoint). A different port or number of apiservers is an error.
 func Open(o Options) (*Cluster, error) {
 	home, err := filepath.Abs(o.Home)
 	if err != nil {
@@ -260,7 +262,7 @@ func Open(o Options) (*Cluster, error) {
 	c, err := Load(home)
 	switch {
 	case errors.Is(err, ErrNone):
-		// Two at once would choose the same.
+		// Two clusters that are created at the same time would choose the same.
 		unlock, lockErr := lockRegistry()
 		if lockErr != nil {
 			return nil, lockErr
@@ -282,7 +284,7 @@ func Open(o Options) (*Cluster, error) {
 		return nil, fmt.Errorf("the cluster in %s uses port %d; `keel delete --home %s` first to change it", home, c.HTTPSPort, home)
 	}
 	if have := max(len(c.Members), 1); o.APIServers > 0 && o.APIServers != have {
-		return nil, fmt.Errorf("there are %d apiservers in %s; `keel member add` and `keel member remove` change that", have, home)
+		return nil, fmt.Errorf("the cluster has %d apiservers in %s; use `keel member add` and `keel member remove` to change that", have, home)
 	}
 	if o.Nodes >= 0 {
 		c.resize(o.Nodes)
@@ -297,9 +299,10 @@ func Open(o Options) (*Cluster, error) {
 	return c, c.Save()
 }
 
-// MaxNodes is how many nodes fit into a cluster's network on one machine.
+// MaxNodes is how many nodes fit in the network of a cluster on one machine.
 const MaxNodes = 200
 
+// resize changes the number of nodes. Those that are removed are added to Leaving.
 func (c *Cluster) resize(n int) {
 	for len(c.Nodes) > n {
 		last := c.Nodes[len(c.Nodes)-1]
@@ -317,7 +320,7 @@ func (c *Cluster) resize(n int) {
 	}
 }
 
-// choose picks what the machine's other clusters do not use.
+// choose chooses an id, a subnet and ports that no other cluster of the machine uses.
 func choose(home string, port, apiservers int) (*Cluster, error) {
 	h := fnv.New32a()
 	h.Write([]byte(home))
@@ -333,7 +336,8 @@ func choose(home string, port, apiservers int) (*Cluster, error) {
 		ClusterDNS:  "10.96.0.10",
 		Domain:      "cluster.local",
 	}
-	// A cluster that is down holds nothing, and wants its ports and its network back.
+	// A cluster that is down does not hold its ports and its network, but needs them when it is
+	// started again.
 	others, err := registeredClusters(id)
 	if err != nil {
 		return nil, err
@@ -369,10 +373,10 @@ func choose(home string, port, apiservers int) (*Cluster, error) {
 			return c, nil
 		}
 	}
-	return nil, errors.New("no free pair of ports from 6443 on; choose one with --port")
+	return nil, errors.New("no two consecutive ports from 6443 on are free; choose them with --port")
 }
 
-// chooseID makes an id from a home that no other home on this machine has.
+// chooseID derives an id from a home that no other home on this machine has.
 func chooseID(home string) (string, error) {
 	others, err := Registered()
 	if err != nil {
@@ -391,7 +395,7 @@ func chooseID(home string) (string, error) {
 	}
 }
 
-// addMembers gives each of several apiservers an address.
+// addMembers gives an address to each of several apiservers.
 func (c *Cluster) addMembers(n int) {
 	for i := 0; n > 1 && i < n; i++ {
 		c.Members = append(c.Members, Member{Name: fmt.Sprintf("apiserver-%d", i), IP: fmt.Sprintf("10.89.%d.%d", c.Subnet, 1+i)})
@@ -399,12 +403,11 @@ func (c *Cluster) addMembers(n int) {
 	c.Founders, c.Named = slices.Clone(c.Members), len(c.Members)
 }
 
-// maxMembers is how many addresses there are for them: nodes have those from 10 on.
+// maxMembers is the number of addresses for apiservers: those of nodes start at 10.
 const maxMembers = 9
 
-// AddMember gives another apiserver a name and an address. The first one of a
-// control plane that had only one becomes a member too. A client is no member, and
-// uses the stores of those who are.
+// AddMember adds another apiserver with a name and an address. If the control plane had only
+// one, that becomes a member too. A client is not a member, but uses the members' stores.
 func (c *Cluster) AddMember(client bool) (Member, error) {
 	if len(c.Members) == 0 {
 		c.Members = []Member{{Name: "apiserver-0", IP: c.Gateway()}}
@@ -418,20 +421,20 @@ func (c *Cluster) AddMember(client bool) (Member, error) {
 		}
 	}
 	if m.IP == "" {
-		return m, fmt.Errorf("there are %d apiservers, and no address for more", len(c.Members))
+		return m, fmt.Errorf("there are %d apiservers already, and no addresses for more", len(c.Members))
 	}
 	c.Members = append(c.Members, m)
 	c.Named++
 	return m, nil
 }
 
-// Voters are the members that carry the state; clients are none.
+// Voters returns the members that carry the state, without clients.
 func (c *Cluster) Voters() []Member {
 	return slices.DeleteFunc(slices.Clone(c.Members), func(m Member) bool { return m.Client })
 }
 
-// Refound makes founders of all voters, for stores that begin anew: each is told by its
-// flags where the others are.
+// Refound makes all voters founders, for stores that start anew: each learns from its flags
+// where the others are.
 func (c *Cluster) Refound() {
 	for i := range c.Members {
 		if !c.Members[i].Client {
@@ -441,7 +444,7 @@ func (c *Cluster) Refound() {
 	c.Founders, c.Recovering = c.Voters(), ""
 }
 
-// SetLeaving notes, in the cluster's file, too, whether a member is leaving.
+// SetLeaving records whether a member is leaving, also in cluster.json.
 func (c *Cluster) SetLeaving(name string, leaving bool) error {
 	for i := range c.Members {
 		if c.Members[i].Name == name {
@@ -451,12 +454,12 @@ func (c *Cluster) SetLeaving(name string, leaving bool) error {
 	return c.Save()
 }
 
-// RemoveMember forgets an apiserver.
+// RemoveMember removes an apiserver from the description.
 func (c *Cluster) RemoveMember(name string) {
 	c.Members = slices.DeleteFunc(c.Members, func(m Member) bool { return m.Name == name })
 }
 
-// Member is the apiserver of that name, if there is one.
+// Member returns the apiserver with a name, if there is one.
 func (c *Cluster) Member(name string) (Member, bool) {
 	i := slices.IndexFunc(c.Members, func(m Member) bool { return m.Name == name })
 	if i < 0 {
@@ -474,8 +477,8 @@ func free(port int) bool {
 	return true
 }
 
-// freeSubnet finds an N whose 10.89.N.0/24 no link of this machine and none of the other
-// clusters uses.
+// freeSubnet returns an N such that 10.89.N.0/24 is used neither by a link of this machine nor
+// by another cluster.
 func freeSubnet(start int, others []*Cluster) (int, error) {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
@@ -497,5 +500,5 @@ func freeSubnet(start int, others []*Cluster) (int, error) {
 			return n, nil
 		}
 	}
-	return 0, errors.New("no free network 10.89.N.0/24 on this machine: delete a cluster first")
+	return 0, errors.New("no network 10.89.N.0/24 is free on this machine: delete a cluster first")
 }

@@ -12,11 +12,11 @@ import (
 	"syscall"
 )
 
-// Keel runs what a home's files say, as root. So a home is trusted only if nobody
-// but root and the caller can have written there.
+// Keel runs, as root, what the files of a home say. A home is therefore only trusted if no
+// other users than root and the caller can have written to it.
 
-// Trust fails unless a home, or the place where it will be made, can be changed by
-// nobody but root and the caller.
+// Trust returns an error unless only root and the caller can change a home, or the place where
+// it will be created.
 func Trust(home string) error {
 	home, err := filepath.Abs(home)
 	if err != nil {
@@ -35,20 +35,20 @@ func Trust(home string) error {
 	case owner(st) != os.Geteuid():
 		return distrust(home, fmt.Sprintf("it belongs to user %d", owner(st)))
 	case st.Mode()&0o022 != 0:
-		return distrust(home, fmt.Sprintf("others may write to it; `chmod go-w %s` if they have not", home))
+		return distrust(home, fmt.Sprintf("other users may write to it; if they have not, run `chmod go-w %s`", home))
 	}
 	return trustPath(filepath.Dir(home), 0)
 }
 
-// maxLinks bounds how many symbolic links lead to a home, as the kernel does.
+// maxLinks is the number of symbolic links that are followed, the same as the kernel's.
 const maxLinks = 40
 
-// trustPath checks a directory and all that lead to it.
+// trustPath checks a directory and all its parents.
 func trustPath(dir string, links int) error {
 	for _, at := range ancestors(dir) {
 		st, err := os.Lstat(at)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil // it is made below one that was checked
+			return nil // it will be created below a directory that was checked
 		}
 		if err != nil {
 			return err
@@ -72,13 +72,13 @@ func trustPath(dir string, links int) error {
 				return err
 			}
 		case st.Mode()&0o022 != 0 && st.Mode()&fs.ModeSticky == 0:
-			return distrust(dir, fmt.Sprintf("others may write to %s", at))
+			return distrust(dir, fmt.Sprintf("other users may write to %s", at))
 		}
 	}
 	return nil
 }
 
-// ancestors are a directory and all above it, the root first.
+// ancestors returns a directory and all its parents, starting with the root.
 func ancestors(dir string) []string {
 	out := []string{dir}
 	for dir != filepath.Dir(dir) {
@@ -91,12 +91,12 @@ func ancestors(dir string) []string {
 
 func owner(st fs.FileInfo) int { return int(st.Sys().(*syscall.Stat_t).Uid) }
 
-// distrust is a refusal that says the way out.
+// distrust returns an error that explains what to do.
 func distrust(path, why string) error {
-	return fmt.Errorf("%s cannot hold a cluster: %s. keel runs programs as its files say: choose a directory that only you and root can change, such as --home /var/lib/keelson", path, why)
+	return fmt.Errorf("%s cannot be the home of a cluster: %s. keel runs programs according to its files: choose a directory that only you and root can change, such as --home /var/lib/keelson", path, why)
 }
 
-// Vacant fails if a directory holds files of somebody else and no cluster.
+// Vacant returns an error if a directory contains files, but no cluster.
 func Vacant(home string) error {
 	if _, err := os.Lstat(filepath.Join(home, file)); err == nil {
 		return nil
@@ -110,21 +110,21 @@ func Vacant(home string) error {
 	}
 	for _, e := range entries {
 		if e.Name() != lockFile && !strings.HasPrefix(e.Name(), newPrefix) {
-			return fmt.Errorf("%s is not empty (%s) and holds no cluster: choose a new or an empty directory with --home", home, e.Name())
+			return fmt.Errorf("%s is not empty (%s) and contains no cluster: choose a new or empty directory with --home", home, e.Name())
 		}
 	}
 	return nil
 }
 
 const (
-	// file describes the cluster, and lockFile is held while it is changed.
+	// file describes the cluster. lockFile is locked while it is changed.
 	file     = "cluster.json"
 	lockFile = "up.lock"
-	// newPrefix is that of files that WriteFile has begun.
+	// newPrefix is the prefix of files that WriteFile has not moved into place yet.
 	newPrefix = ".new-"
 )
 
-// LockFile is the file that is locked while a home is changed.
+// LockFile returns the path of the file that is locked while a home is changed.
 func LockFile(home string) string { return filepath.Join(home, lockFile) }
 
 var (
@@ -132,18 +132,19 @@ var (
 		"cloud": true, "images": true, "kubeconfig": true, "log": true, "nodes": true,
 		"pki": true, "run": true, "simulator": true, "volumes": true,
 	}
-	// apiserverDir is an apiserver's data, or what a recovery has set aside of it.
+	// apiserverDir matches the data directory of an apiserver, and copies that a recovery has
+	// set aside.
 	apiserverDir = regexp.MustCompile(`^apiserver-[0-9]+(\.lost-[0-9]+)?$`)
 )
 
-// Ours reports whether keel makes an entry of that name in a home.
+// Ours reports whether an entry of a home with this name is keel's.
 func Ours(name string) bool {
 	return made[name] || apiserverDir.MatchString(name) || strings.HasPrefix(name, newPrefix) || name == file || name == lockFile
 }
 
-// Erase removes what keel made in a home, the description last so that an erasure
-// that was interrupted can be repeated, and then the directory if nothing else is
-// there. It returns the names of what it left.
+// Erase removes keel's files from a home: the description last, so that an interrupted erasure
+// can be repeated, and then the directory, if it is empty. It returns the names of the files
+// that it kept.
 func (c *Cluster) Erase() (kept []string, err error) {
 	entries, err := os.ReadDir(c.Home)
 	if errors.Is(err, fs.ErrNotExist) {

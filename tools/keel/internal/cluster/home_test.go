@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// What somebody else can change is not run as root.
+// Files that other users can change are not trusted.
 func TestTrust(t *testing.T) {
 	at := t.TempDir()
 	dir := func(mode os.FileMode, names ...string) string {
@@ -47,19 +47,19 @@ func TestTrust(t *testing.T) {
 	bobs := foreign(dir(0o755, "bobs"))
 	for _, row := range []struct{ name, home, says string }{
 		{"a directory of the caller's", good, ""},
-		{"one to be made", filepath.Join(good, "new", "er"), ""},
+		{"a directory that does not exist", filepath.Join(good, "new", "er"), ""},
 		{"below a sticky directory", dir(0o700, "sticky", "own"), ""},
-		{"a parent that is a link of the caller's", filepath.Join(link(good, "way"), "new"), ""},
+		{"below a link of the caller's", filepath.Join(link(good, "way"), "new"), ""},
 		{"a link", link(good, "link"), "symbolic link"},
 		{"a file", plain, "not a directory"},
-		{"somebody else's", foreign(dir(0o700, "sticky", "bobs")), "belongs to user 12345"},
-		{"writable by others", dir(0o770, "group"), "chmod go-w"},
-		{"below what others may write", dir(0o700, "open", "own"), "others may write to " + open},
-		{"to be made where others may write", filepath.Join(open, "new"), "others may write"},
-		{"to be made below somebody else's directory", filepath.Join(bobs, "new"), "belongs to user 12345"},
-		{"through somebody else's link", filepath.Join(foreign(link(good, "sticky", "link")), "new"), "belongs to user 12345"},
-		{"through a link to where others may write", filepath.Join(link(open, "detour"), "new"), "others may write"},
-		{"through links without end", filepath.Join(link(filepath.Join(at, "round"), "round"), "new"), "too many"},
+		{"another user's directory", foreign(dir(0o700, "sticky", "bobs")), "belongs to user 12345"},
+		{"a directory that its group may write to", dir(0o770, "group"), "chmod go-w"},
+		{"below a directory that other users may write to", dir(0o700, "open", "own"), "other users may write to " + open},
+		{"a new directory below one that others may write to", filepath.Join(open, "new"), "other users may write"},
+		{"a new directory below another user's", filepath.Join(bobs, "new"), "belongs to user 12345"},
+		{"through another user's link", filepath.Join(foreign(link(good, "sticky", "link")), "new"), "belongs to user 12345"},
+		{"through a link to a directory that others may write to", filepath.Join(link(open, "detour"), "new"), "other users may write"},
+		{"through a loop of links", filepath.Join(link(filepath.Join(at, "round"), "round"), "new"), "too many"},
 	} {
 		err := Trust(row.home)
 		if (err == nil) != (row.says == "") || err != nil && (!strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), "--home")) {
@@ -69,19 +69,19 @@ func TestTrust(t *testing.T) {
 			continue
 		}
 		if _, err := Load(row.home); err == nil || !strings.Contains(err.Error(), row.says) {
-			t.Errorf("%s is loaded: %v", row.name, err)
+			t.Errorf("load %s: %v", row.name, err)
 		}
 		if _, err := Open(Options{Home: row.home}); err == nil || !strings.Contains(err.Error(), row.says) {
-			t.Errorf("%s is opened: %v", row.name, err)
+			t.Errorf("open %s: %v", row.name, err)
 		}
 	}
 	_ = sticky
 }
 
-// A directory of somebody's files is not taken for a home.
+// A directory with other files is not accepted as a home.
 func TestFilledDirectoriesAreRefused(t *testing.T) {
 	home := t.TempDir()
-	if err := os.WriteFile(LockFile(home), nil, 0o600); err != nil { // what an interrupted up left
+	if err := os.WriteFile(LockFile(home), nil, 0o600); err != nil { // left by an interrupted up
 		t.Fatal(err)
 	}
 	if err := Vacant(home); err != nil {
@@ -136,11 +136,11 @@ func TestEraseLeavesWhatIsNotKeels(t *testing.T) {
 		}
 	}
 	if _, err := os.Stat(home); err == nil {
-		t.Error("the empty home is still there")
+		t.Error("the empty home still exists")
 	}
 }
 
-// ownRegistry is a registry for one test.
+// ownRegistry gives a test its own registry.
 func ownRegistry(t *testing.T) {
 	t.Helper()
 	before := registry
@@ -148,8 +148,9 @@ func ownRegistry(t *testing.T) {
 	t.Cleanup(func() { registry = before })
 }
 
-// A cluster that is down lost its port to a new one, and did not start again.
-func TestNewClustersTakeNothingOfOthers(t *testing.T) {
+// A new cluster must not take the ports or the subnet of one that is down, which could not be
+// started again otherwise.
+func TestNewClustersAvoidPortsAndSubnetsOfOthers(t *testing.T) {
 	ownRegistry(t)
 	dir := t.TempDir()
 	open := func(name string, port int) (*Cluster, error) {
@@ -177,12 +178,12 @@ func TestNewClustersTakeNothingOfOthers(t *testing.T) {
 	}
 	first := clusters[0]
 	if _, err := open("more", first.GRPCPort); err == nil || !strings.Contains(err.Error(), first.Home) {
-		t.Errorf("the port of another cluster: %v", err)
+		t.Errorf("open with the port of another cluster: %v", err)
 	}
 	if st, err := os.Stat(filepath.Join(registry, registryLock)); err != nil || st.Mode().Perm() != 0o600 {
-		t.Errorf("others may hold the lock: %v, %v", st, err)
+		t.Errorf("other users may hold the lock: %v, %v", st, err)
 	}
-	// Its own it keeps.
+	// A cluster keeps its own ports and subnet.
 	if c, err := open("0", first.HTTPSPort); err != nil || c.Subnet != first.Subnet {
 		t.Error(c, err)
 	}
@@ -209,9 +210,9 @@ func TestRegistry(t *testing.T) {
 		t.Fatal(err)
 	}
 	if again, err := chooseID("/z"); err != nil || again == id {
-		t.Errorf("the id of another cluster is given again: %s, %v", again, err)
+		t.Errorf("the id of another cluster was chosen again: %s, %v", again, err)
 	}
-	// A keel that was killed while it wrote leaves this.
+	// The unfinished file of a keel that was killed while it wrote.
 	if err := os.WriteFile(filepath.Join(registry, unfinished+"1"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -221,9 +222,9 @@ func TestRegistry(t *testing.T) {
 		}
 	}
 	if _, err := os.Stat(registry); err == nil {
-		t.Error("an unfinished file keeps the empty registry")
+		t.Error("the empty registry was kept because of an unfinished file")
 	}
-	// Whoever waits for a lock that goes with the registry has another one then.
+	// A process that waited for a lock which was removed with the registry must take a new one.
 	for range 200 {
 		var wg sync.WaitGroup
 		for _, id := range []string{"abc123", "def456"} {
@@ -239,6 +240,6 @@ func TestRegistry(t *testing.T) {
 		wg.Wait()
 	}
 	if _, err := os.Stat(registry); err == nil {
-		t.Error("an empty registry is still there")
+		t.Error("the empty registry still exists")
 	}
 }

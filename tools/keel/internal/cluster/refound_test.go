@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// A restored member that had joined asked others who did not know it, and its founders
-// were told of one that was gone.
+// After a restore, members that had joined must not ask others that do not know them, and
+// founders must not be told of members that are gone.
 func TestRefound(t *testing.T) {
 	c := &Cluster{
 		Recovering: "apiserver-0",
@@ -22,6 +22,6 @@ func TestRefound(t *testing.T) {
 		t.Errorf("%s is still recovering", c.Recovering)
 	}
 	if m, _ := c.Member("apiserver-3"); m.Join == "" || !m.Client {
-		t.Errorf("the client is %v now", m)
+		t.Errorf("the client has become %v", m)
 	}
 }

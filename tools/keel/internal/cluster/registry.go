@@ -13,11 +13,11 @@ import (
 	"syscall"
 )
 
-// registry holds one file for each cluster of this machine, so that they can be
-// listed, and deleted by their ids when their homes are gone.
+// registry contains one file for each cluster of this machine, so that clusters can be listed,
+// and deleted by id when their homes are gone.
 var registry = "/var/lib/keelson.d"
 
-// Entry is a cluster of this machine.
+// Entry is a registered cluster.
 type Entry struct {
 	ID   string `json:"-"`
 	Home string `json:"home"`
@@ -25,16 +25,16 @@ type Entry struct {
 
 var idForm = regexp.MustCompile(`^[0-9a-f]{6}$`)
 
-// ValidID fails unless an id has the form of those that keel chooses: names of
-// links, cgroups and files are made of it.
+// ValidID returns an error unless id has the form of the ids that keel chooses. Names of links,
+// cgroups and files are derived from it.
 func ValidID(id string) error {
 	if !idForm.MatchString(id) {
-		return fmt.Errorf("%q is not the id of a cluster: want six hexadecimal digits, as `keel list` shows them", id)
+		return fmt.Errorf("%q is not the id of a cluster: expected six hexadecimal digits, as shown by `keel list`", id)
 	}
 	return nil
 }
 
-// Register notes that the cluster is on this machine.
+// Register adds the cluster to the registry.
 func (c *Cluster) Register() error {
 	unlock, err := lockRegistry()
 	if err != nil {
@@ -44,7 +44,7 @@ func (c *Cluster) Register() error {
 	return c.register()
 }
 
-// register does so while the registry is locked.
+// register is Register while the registry is locked.
 func (c *Cluster) register() error {
 	data, err := json.Marshal(Entry{Home: c.Home})
 	if err != nil {
@@ -53,30 +53,30 @@ func (c *Cluster) register() error {
 	return WriteFile(filepath.Join(registry, c.ID+".json"), append(data, '\n'), 0o644)
 }
 
-// registryLock is locked while the registry changes. Only root may open it: others could
-// hold it for ever.
+// registryLock is locked while the registry changes. Only root may open it, because other users
+// could lock it forever.
 const registryLock = ".lock"
 
-// lockRegistry keeps others from changing the registry, and from choosing what a new
-// cluster has, until unlock is called.
+// lockRegistry keeps other processes from changing the registry, and from choosing what a new
+// cluster uses, until unlock is called.
 func lockRegistry() (unlock func(), err error) {
 	path := filepath.Join(registry, registryLock)
 	for {
 		if err := os.MkdirAll(registry, 0o755); err != nil {
 			st, gone := os.Lstat(registry)
 			if errors.Is(err, fs.ErrExist) && (gone != nil || st.IsDir()) {
-				continue // it was removed while MkdirAll looked at it
+				continue // it was removed while MkdirAll ran
 			}
 			return nil, err
 		}
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // the registry was removed with the last cluster
+			continue // the registry was removed with its last cluster
 		}
 		if err != nil {
 			return nil, err
 		}
-		// The holder chooses ports, and waits for nothing meanwhile.
+		// The holder chooses ports, and does not wait for anything else meanwhile.
 		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
 			f.Close()
 			return nil, fmt.Errorf("lock %s: %w", path, err)
@@ -89,12 +89,12 @@ func lockRegistry() (unlock func(), err error) {
 		if now, err := os.Stat(path); err == nil && os.SameFile(locked, now) {
 			return func() { f.Close() }, nil
 		}
-		f.Close() // removed meanwhile: what others lock is another file
+		f.Close() // it was removed meanwhile, and others lock a new file
 	}
 }
 
-// registeredClusters are the clusters of this machine, without the one of the id; those
-// whose homes are gone or cannot be read are left out.
+// registeredClusters returns the clusters of this machine, except the one with the id and those
+// whose homes are gone or cannot be read.
 func registeredClusters(id string) ([]*Cluster, error) {
 	entries, err := Registered()
 	if err != nil {
@@ -109,12 +109,12 @@ func registeredClusters(id string) ([]*Cluster, error) {
 	return out, nil
 }
 
-// Unregister forgets a cluster.
+// Unregister removes a cluster from the registry.
 func Unregister(id string) error {
 	if err := os.Remove(filepath.Join(registry, id+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	// The registry goes with the last of them, and not while a new one is being chosen.
+	// Remove the registry with its last cluster, but not while a new one is being chosen.
 	unlock, err := lockRegistry()
 	if err != nil {
 		return err
@@ -124,7 +124,7 @@ func Unregister(id string) error {
 	if err != nil {
 		return err
 	}
-	// Files are written under the lock: what is unfinished now was interrupted.
+	// Files are written while the registry is locked: an unfinished one was interrupted.
 	left = slices.DeleteFunc(left, func(f fs.DirEntry) bool {
 		return strings.HasPrefix(f.Name(), unfinished) && os.Remove(filepath.Join(registry, f.Name())) == nil
 	})
@@ -134,14 +134,14 @@ func Unregister(id string) error {
 	if err := os.Remove(filepath.Join(registry, registryLock)); err != nil {
 		return err
 	}
-	// Without the lock's file, others may begin anew in the directory, or remove it.
+	// Once the lock file is removed, others may start again in the directory, or remove it.
 	if err := os.Remove(registry); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
 		return err
 	}
 	return nil
 }
 
-// Registered are the clusters of this machine.
+// Registered returns the clusters of this machine.
 func Registered() ([]Entry, error) {
 	files, err := os.ReadDir(registry)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// Nodes that were asked away are remembered until they have gone, however often it is
-// asked.
+// Nodes whose removal has begun are remembered until it is complete, however often it is
+// requested.
 func TestNodesThatLeaveAreRemembered(t *testing.T) {
 	home := t.TempDir()
 	c := &Cluster{Home: home, ID: "abc123", Subnet: 7}
@@ -28,6 +28,6 @@ func TestNodesThatLeaveAreRemembered(t *testing.T) {
 		left = append(left, n.Name)
 	}
 	if !slices.Equal(left, []string{"node-3", "node-2", "node-1"}) {
-		t.Errorf("leaving are %v", left)
+		t.Errorf("leaving nodes are %v", left)
 	}
 }

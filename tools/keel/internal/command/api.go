@@ -28,7 +28,8 @@ func dial(c *cluster.Cluster) (*grpc.ClientConn, error) {
 	return dialAt(c.Path("pki", "admin"), strings.Split(c.GRPC(), ","))
 }
 
-// dialOthers connects to any apiserver but one, which is to go.
+// dialOthers connects to any apiserver other than the one called name, which is about to be
+// removed.
 func dialOthers(c *cluster.Cluster, name string) (*grpc.ClientConn, error) {
 	var endpoints []string
 	for _, m := range c.Members {
@@ -57,14 +58,14 @@ func dialAt(identity string, endpoints []string) (*grpc.ClientConn, error) {
 	return dialEndpoints(endpoints, &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13})
 }
 
-// dialEndpoints makes a connection to whichever of the endpoints answers.
+// dialEndpoints returns a connection to any endpoint that answers.
 func dialEndpoints(endpoints []string, config *tls.Config, options ...grpc.DialOption) (*grpc.ClientConn, error) {
 	list := manual.NewBuilderWithScheme("keelson")
 	var state resolver.State
 	for _, endpoint := range endpoints {
 		host, _, err := net.SplitHostPort(endpoint)
 		if err != nil {
-			return nil, fmt.Errorf("endpoint %q: want host:port: %w", endpoint, err)
+			return nil, fmt.Errorf("endpoint %q: expected host:port: %w", endpoint, err)
 		}
 		state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: endpoint, ServerName: host}}})
 	}
@@ -75,7 +76,7 @@ func dialEndpoints(endpoints []string, config *tls.Config, options ...grpc.DialO
 		grpc.WithUserAgent("keel"))...)
 }
 
-// waitNodes waits until every node of the cluster is Ready.
+// waitNodes waits until all nodes of the cluster are usable, and calls step for each.
 func waitNodes(ctx context.Context, c *cluster.Cluster, step func(string, ...any)) error {
 	conn, err := dial(c)
 	if err != nil {
@@ -112,7 +113,7 @@ func waitNodes(ctx context.Context, c *cluster.Cluster, step func(string, ...any
 	}
 }
 
-// usable: Ready, and no longer waiting for the cloud-controller.
+// usable reports whether a node is Ready and has been initialized by the cloud-controller.
 func usable(n *corev1.Node) bool {
 	for _, t := range n.Spec.Taints {
 		if t.Key == "node.cloudprovider.kubernetes.io/uninitialized" || t.Key == corev1.TaintNodeNotReady {
@@ -127,6 +128,7 @@ func usable(n *corev1.Node) bool {
 	return false
 }
 
+// notReadyReason returns why a node is not usable.
 func notReadyReason(n *corev1.Node) string {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
@@ -136,5 +138,5 @@ func notReadyReason(n *corev1.Node) string {
 	for _, t := range n.Spec.Taints {
 		return "taint " + t.Key
 	}
-	return "it has not reported yet"
+	return "the node has not reported yet"
 }

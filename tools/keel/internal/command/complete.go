@@ -12,22 +12,22 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// Shell completion. It never fails and never blocks: where something cannot be found out
-// at once, nothing is offered.
+// Shell completion. It must neither fail nor block: what cannot be found out quickly is not
+// offered.
 
-// completeTime bounds what is asked of a runtime while a shell waits.
+// completeTime bounds requests to container runtimes while a shell waits.
 const completeTime = 2 * time.Second
 
-// outputFlag is -o of the verbs that print JSON, too.
+// outputFlag adds the flag -o to a verb that can print JSON.
 func outputFlag(cmd *cobra.Command, output *string) {
-	cmd.Flags().StringVarP(output, "output", "o", "", "`format`: json, or a text for people where it is not given")
+	cmd.Flags().StringVarP(output, "output", "o", "", "output `format`: json (default: text)")
 	offer(cmd, "output", cobra.FixedCompletions([]string{"json"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
-// offer completes the values of a flag.
+// offer sets the completion of a flag's values.
 func offer(cmd *cobra.Command, flag string, f cobra.CompletionFunc) {
 	if err := cmd.RegisterFlagCompletionFunc(flag, f); err != nil {
-		panic(err) // no such flag
+		panic(err) // the flag does not exist
 	}
 }
 
@@ -54,13 +54,13 @@ func clusterIDs(*cobra.Command, []string, string) ([]string, cobra.ShellCompDire
 	return ids, cobra.ShellCompDirectiveNoFileComp
 }
 
-// traceKinds completes the kind of KIND/NAME.
+// traceKinds completes KIND in KIND/NAME.
 func traceKinds(_ *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
 	const directive = cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 	if len(args) > 0 || strings.Contains(begun, "/") {
 		return nil, directive
 	}
-	kinds := map[string]string{} // the longest name in the singular, by resource
+	kinds := map[string]string{} // the longest singular name, by resource
 	for name, k := range traceable {
 		if name != k.resource && len(name) > len(kinds[k.resource]) {
 			kinds[k.resource] = name
@@ -73,7 +73,7 @@ func traceKinds(_ *cobra.Command, args []string, begun string) ([]string, cobra.
 	return out, directive
 }
 
-// imageNames completes the names of images that the nodes have.
+// imageNames completes the names of images on the nodes.
 func (e *env) imageNames(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	c, err := cluster.Load(e.home)
 	if err != nil {
@@ -81,7 +81,7 @@ func (e *env) imageNames(cmd *cobra.Command, args []string, _ string) ([]string,
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), completeTime)
 	defer cancel()
-	images, _ := imagesOf(ctx, c) // those of the nodes that answer
+	images, _ := imagesOf(ctx, c) // on error, those of the nodes that answered
 	names := slices.Sorted(maps.Keys(images))
 	return slices.DeleteFunc(names, func(n string) bool { return slices.Contains(args, n) }), cobra.ShellCompDirectiveNoFileComp
 }

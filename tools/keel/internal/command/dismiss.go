@@ -22,20 +22,20 @@ import (
 	"keelson.dev/tools/keel/internal/sweep"
 )
 
-// A node that goes is cordoned and drained while it runs, then stopped with all that its
-// pods started, and at last its Node is removed. cluster.json names it until all of this
-// is done, so that an interrupted change is taken up by the next `keel up`.
+// A leaving node is cordoned and drained while it is running, then stopped together with
+// everything that its pods started, and finally its Node is removed. cluster.json names it
+// until all of this is done, so that the next `keel up` continues an interrupted removal.
 
-// dismiss drains the nodes that leave, for patience at most, stops them, and removes what
-// they had on this machine. Their Nodes are left to forget.
+// dismiss drains the leaving nodes for at most patience, stops them, and removes what they had
+// on this machine. forget removes their Nodes.
 func (e *env) dismiss(ctx context.Context, c *cluster.Cluster, patience time.Duration, step func(string, ...any)) error {
 	if len(c.Leaving) == 0 {
 		return nil
 	}
 	if _, err := dir(c).Status(ctx); err == nil {
-		step("%s: draining, for %s at most", names(c.Leaving), patience)
+		step("%s: draining, for at most %s", names(c.Leaving), patience)
 		if err := drain(ctx, c, patience); err != nil {
-			fmt.Fprintf(e.err, "keel: %v; what still runs there ends now\n", err)
+			fmt.Fprintf(e.err, "keel: %v; stopping what is still running there\n", err)
 		}
 	}
 	have, err := dir(c).ReadSpecs()
@@ -48,7 +48,8 @@ func (e *env) dismiss(ctx context.Context, c *cluster.Cluster, patience time.Dur
 	}
 	rest := slices.DeleteFunc(slices.Clone(have), func(s supervise.Spec) bool { return goes[s.Name] })
 	if len(rest) < len(have) {
-		// A supervisor first, where none runs: it adopts what it then ends.
+		// If no supervisor is running, start one first: it adopts the processes that it then
+		// stops.
 		if dir(c).AnyAlive() {
 			if err := e.supervised(ctx, c, have); err != nil {
 				return err
@@ -62,7 +63,7 @@ func (e *env) dismiss(ctx context.Context, c *cluster.Cluster, patience time.Dur
 	}
 	for _, n := range c.Leaving {
 		if err := clearNode(ctx, c, n); err != nil {
-			return fmt.Errorf("remove what %s had on this machine: %w; `keel up --home %s` goes on", n.Name, err, c.Home)
+			return fmt.Errorf("remove what %s had on this machine: %w; repeat `keel up --home %s` to continue", n.Name, err, c.Home)
 		}
 	}
 	step("%s: stopped and removed from this machine", names(c.Leaving))
@@ -77,7 +78,7 @@ func names(nodes []cluster.Node) string {
 	return strings.Join(out, ", ")
 }
 
-// clearNode removes what a node that has stopped had on this machine.
+// clearNode removes what a stopped node had on this machine.
 func clearNode(ctx context.Context, c *cluster.Cluster, n cluster.Node) error {
 	at := c.Path("nodes", n.Name)
 	sockets := sweep.ShimSockets(at)
@@ -89,7 +90,8 @@ func clearNode(ctx context.Context, c *cluster.Cluster, n cluster.Node) error {
 	return errors.Join(os.RemoveAll(at), os.RemoveAll(c.Identity(n.Name)))
 }
 
-// drain keeps new pods from the leaving nodes and has theirs end, all nodes at a time.
+// drain cordons the leaving nodes and deletes their pods, on all nodes at the same time, until
+// none is left or patience has passed.
 func drain(ctx context.Context, c *cluster.Cluster, patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -112,6 +114,7 @@ func drain(ctx context.Context, c *cluster.Cluster, patience time.Duration) erro
 	return errors.Join(errs...)
 }
 
+// drainNode cordons one node and deletes its pods until none is left.
 func drainNode(ctx context.Context, api *client.Client, name string) error {
 	_, err := client.For[*corev1.Node](api).Patch(ctx, "", name, types.MergePatchType, []byte(`{"spec":{"unschedulable":true}}`))
 	if apierrors.IsNotFound(err) {
@@ -140,12 +143,12 @@ func drainNode(ctx context.Context, api *client.Client, name string) error {
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():
-			return errors.Join(ctx.Err(), err, fmt.Errorf("pods are still there: %s", strings.Join(still, ", ")))
+			return errors.Join(ctx.Err(), err, fmt.Errorf("pods are still running: %s", strings.Join(still, ", ")))
 		}
 	}
 }
 
-// podsOf are the pods bound to a node that have not ended.
+// podsOf returns the pods of a node that have not terminated.
 func podsOf(ctx context.Context, api *client.Client, node string) ([]*corev1.Pod, error) {
 	all, _, err := client.For[*corev1.Pod](api).List(ctx, client.ListOptions{FieldSelector: "spec.nodeName=" + node})
 	return slices.DeleteFunc(all, func(p *corev1.Pod) bool {
@@ -153,8 +156,8 @@ func podsOf(ctx context.Context, api *client.Client, node string) ([]*corev1.Pod
 	}), err
 }
 
-// forget removes the Nodes of those that have left, and the pods that nobody runs any
-// more.
+// forget removes the Nodes of the nodes that have left, and their remaining pods, which no node
+// runs any more.
 func (e *env) forget(ctx context.Context, c *cluster.Cluster, step func(string, ...any)) error {
 	if len(c.Leaving) == 0 {
 		return nil
@@ -169,22 +172,22 @@ func (e *env) forget(ctx context.Context, c *cluster.Cluster, step func(string, 
 		if slices.ContainsFunc(c.Nodes, func(x cluster.Node) bool { return x.Name == n.Name }) {
 			_, err := client.For[*corev1.Node](api).Patch(ctx, "", n.Name, types.MergePatchType, []byte(`{"spec":{"unschedulable":null}}`))
 			if err != nil && !apierrors.IsNotFound(err) {
-				return fmt.Errorf("node %s, which is back: %w", n.Name, err)
+				return fmt.Errorf("node %s, which was added again: %w", n.Name, err)
 			}
 			continue
 		}
 		all, _, err := client.For[*corev1.Pod](api).List(ctx, client.ListOptions{FieldSelector: "spec.nodeName=" + n.Name})
 		if err != nil {
-			return fmt.Errorf("pods of %s: %w", n.Name, err)
+			return fmt.Errorf("list the pods of %s: %w", n.Name, err)
 		}
 		for _, p := range all {
 			err := client.For[*corev1.Pod](api).Delete(ctx, p.Namespace, p.Name, client.Grace(0))
 			if err != nil && !apierrors.IsNotFound(err) {
-				return fmt.Errorf("pod %s/%s, whose node has left: %w", p.Namespace, p.Name, err)
+				return fmt.Errorf("delete pod %s/%s, whose node was removed: %w", p.Namespace, p.Name, err)
 			}
 		}
 		if err := client.For[*corev1.Node](api).Delete(ctx, "", n.Name); err != nil && !apierrors.IsNotFound(err) {
-			return fmt.Errorf("node %s: %w", n.Name, err)
+			return fmt.Errorf("delete node %s: %w", n.Name, err)
 		}
 	}
 	step("removed from the cluster: %s", names(c.Leaving))

@@ -44,8 +44,8 @@ func (e *env) stop(ctx context.Context, c *cluster.Cluster) error {
 	}
 	err := dir(c).Stop(ctx)
 	if errors.Is(err, supervise.ErrDown) {
-		// Its children may have outlived a supervisor that was killed: a new one
-		// adopts and ends them.
+		// A supervisor that was killed may have left its children running: a new one adopts and
+		// stops them.
 		bin, findErr := programs()
 		if findErr != nil {
 			return findErr
@@ -62,7 +62,7 @@ func (e *env) stop(ctx context.Context, c *cluster.Cluster) error {
 	if err != nil {
 		return fmt.Errorf("stop: %w", err)
 	}
-	e.say("stopped; data is kept in %s", c.Home)
+	e.say("stopped; the data is kept in %s", c.Home)
 	return nil
 }
 
@@ -70,23 +70,23 @@ func (e *env) stop(ctx context.Context, c *cluster.Cluster) error {
 type removal struct {
 	*env
 	id   string
-	home string // empty if another cluster is there by now
-	// c is nil where the home is gone.
+	home string // empty if another cluster uses it now
+	// c is nil if the home is gone.
 	c *cluster.Cluster
 }
 
-// delete ends a cluster and leaves nothing behind.
+// delete stops a cluster and removes everything that belongs to it.
 func (e *env) delete() *cobra.Command {
 	var id string
 	cmd := &cobra.Command{
 		Use:   "delete",
 		Short: "Stop the cluster and remove it: processes, links, rules, mounts, cgroups, files",
-		Long: `Stop the cluster and remove all that keel made for it: processes, containers, links,
-firewall rules, mounts, cgroups, and its files. Other files in its directory stay, and
-then the directory does too. It may be repeated, and with --id it needs no directory.`,
+		Long: `Stop the cluster and remove everything that keel created for it: processes, containers,
+links, firewall rules, mounts, cgroups, and its files. If its directory contains other
+files, they are kept. The command may be repeated, and with --id it needs no directory.`,
 		Example: `  keel delete
   keel delete --home /var/lib/ha
-  keel delete --id 4fd1c3      # whose directory is gone; keel list shows the ids`,
+  keel delete --id 4fd1c3      # if its directory is gone; keel list shows the ids`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needRoot(); err != nil {
@@ -99,19 +99,19 @@ then the directory does too. It may be repeated, and with --id it needs no direc
 			return r.run(cmd.Context())
 		},
 	}
-	cmd.Flags().StringVar(&id, "id", "", "`id` of the cluster, as keel list shows it, in place of --home")
+	cmd.Flags().StringVar(&id, "id", "", "`id` of the cluster, as shown by keel list; replaces --home")
 	offer(cmd, "id", clusterIDs)
 	return cmd
 }
 
-// removal finds what to delete; nil where there is nothing.
+// removal finds the cluster to delete. It returns nil if there is none.
 func (e *env) removal(id string, homeGiven bool) (*removal, error) {
 	if id != "" {
 		if err := cluster.ValidID(id); err != nil {
 			return nil, usageError{fmt.Errorf("--id: %w", err)}
 		}
 		if homeGiven {
-			return nil, usageError{errors.New("--id and --home: give one of them")}
+			return nil, usageError{errors.New("use either --id or --home, not both")}
 		}
 		entries, err := cluster.Registered()
 		if err != nil {
@@ -136,14 +136,14 @@ func (e *env) removal(id string, homeGiven bool) (*removal, error) {
 		return &removal{env: e, id: entries[i].ID, home: home}, nil
 	}
 	if errors.Is(err, cluster.ErrNone) {
-		e.say("nothing to delete in %s", e.home)
+		e.say("there is nothing to delete in %s", e.home)
 		return nil, nil
 	}
 	return nil, err
 }
 
-// at is told the home that the cluster was registered with. If another cluster is there
-// by now, nothing in it is touched: it has mounts of its own.
+// at sets the home with which the cluster was registered. If another cluster is there now,
+// nothing in that home is touched, including its mounts.
 func (r *removal) at(home string) {
 	c, err := cluster.Load(home)
 	switch {
@@ -154,11 +154,10 @@ func (r *removal) at(home string) {
 	}
 }
 
-// stopTime bounds the orderly stop; what has not ended then is killed.
+// stopTime bounds the orderly stop. What is still running then is killed.
 const stopTime = 90 * time.Second
 
-// run carries out each step whatever became of the others: what one leaves, a repeated
-// delete takes up.
+// run performs all steps, even if some fail. A repeated delete removes what they left.
 func (r *removal) run(ctx context.Context) error {
 	var errs []error
 	note := func(what string, err error) {
@@ -173,9 +172,9 @@ func (r *removal) run(ctx context.Context) error {
 		}
 		defer unlock()
 		stop, cancel := context.WithTimeout(ctx, stopTime)
-		// What did not stop is killed below: it is no failure.
+		// What did not stop is killed below, so this is not an error.
 		if err := r.stop(stop, r.c); err != nil {
-			fmt.Fprintf(r.err, "keel: %v; what still runs is killed\n", err)
+			fmt.Fprintf(r.err, "keel: %v; killing what is still running\n", err)
 		}
 		cancel()
 		note("network", cleanMachine(ctx, r.c))
@@ -199,23 +198,23 @@ func (r *removal) run(ctx context.Context) error {
 	}
 	note("kubeconfig", unmergeKubeconfig(r.id))
 	left, err := r.left(ctx)
-	note("look", err)
+	note("check", err)
 	if len(left) > 0 || len(errs) > 0 {
 		text := ""
 		for _, l := range left {
 			text += "\n  " + l
 		}
 		if text != "" {
-			text = "; left are:" + text
+			text = "; still existing:" + text
 		}
-		return fmt.Errorf("cluster %s is not deleted whole, its files stay: %w%s\n`keel delete --id %s` goes on; if the same stays, end by hand what holds it", r.id, cmp.Or(errors.Join(errs...), errLeft), text, r.id)
+		return fmt.Errorf("cluster %s was not deleted completely, and its files are kept: %w%s\nRepeat `keel delete --id %s` to continue; if the same remains, stop what uses it by hand", r.id, cmp.Or(errors.Join(errs...), errLeft), text, r.id)
 	}
 	return r.files()
 }
 
-var errLeft = errors.New("something is still there")
+var errLeft = errors.New("something of it still exists")
 
-// left is what there still is once it has had time to go.
+// left returns what still exists of the cluster after up to 5 s.
 func (r *removal) left(ctx context.Context) (left []string, err error) {
 	for deadline := time.Now().Add(5 * time.Second); ; {
 		left, err = sweep.Left(r.id, r.home)
@@ -230,7 +229,7 @@ func (r *removal) left(ctx context.Context) (left []string, err error) {
 	}
 }
 
-// files removes the cluster's files, once nothing runs and nothing is mounted below.
+// files removes the cluster's files, after nothing is running or mounted below them.
 func (r *removal) files() error {
 	if r.c == nil {
 		if err := cluster.Unregister(r.id); err != nil {
@@ -239,28 +238,28 @@ func (r *removal) files() error {
 		r.say("deleted cluster %s", r.id)
 		if r.home != "" {
 			if _, err := os.Lstat(r.home); err == nil {
-				r.say("%s is left as it is: it does not describe this cluster", r.home)
+				r.say("%s was not changed: it does not describe this cluster", r.home)
 			}
 		}
 		return nil
 	}
 	kept, err := r.c.Erase()
 	if err != nil {
-		return fmt.Errorf("remove the files of %s: %w; `keel delete --home %s` goes on", r.c.Home, err, r.c.Home)
+		return fmt.Errorf("remove the files of %s: %w; repeat `keel delete --home %s` to continue", r.c.Home, err, r.c.Home)
 	}
 	if err := cluster.Unregister(r.id); err != nil {
 		return err
 	}
 	if len(kept) > 0 {
-		r.say("deleted the cluster in %s; the directory stays, with what is not keel's: %s", r.c.Home, strings.Join(kept, ", "))
+		r.say("deleted the cluster in %s; the directory is kept, with files that are not keel's: %s", r.c.Home, strings.Join(kept, ", "))
 		return nil
 	}
 	r.say("deleted %s", r.c.Home)
 	return nil
 }
 
-// cleanMachine removes what a joined node left in this machine's own network; the
-// networks of a cluster's own nodes went as a whole.
+// cleanMachine removes what a joined node left in this machine's own network. The networks of a
+// cluster's own nodes are removed as a whole.
 func cleanMachine(ctx context.Context, c *cluster.Cluster) error {
 	if c.Joined == nil {
 		return nil

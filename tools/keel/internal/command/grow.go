@@ -21,16 +21,16 @@ import (
 	"keelson.dev/tools/keel/internal/supervise"
 )
 
-// joinTime is how long the token of one `keel member add` may be used.
+// joinTime is the lifetime of the token of one `keel member add`.
 const joinTime = time.Hour
 
-// grow starts another apiserver and waits until it has its votes, then tells the
-// other processes of it.
+// grow starts another apiserver, waits until it is a voter, and then updates the other
+// processes.
 func (m *members) grow(ctx context.Context, conn grpc.ClientConnInterface, c *cluster.Cluster, client bool) (name string, err error) {
 	began := time.Now()
-	token, err := makeToken(ctx, conn, joinTime, joinGroup, "made by keel member add")
+	token, err := makeToken(ctx, conn, joinTime, joinGroup, "created by keel member add")
 	if err != nil {
-		return "", fmt.Errorf("make a join token: %w", err)
+		return "", fmt.Errorf("create a join token: %w", err)
 	}
 	first := len(c.Members) == 0
 	var added cluster.Member
@@ -46,7 +46,7 @@ func (m *members) grow(ctx context.Context, conn grpc.ClientConnInterface, c *cl
 	if err := cluster.WriteFile(process.JoinToken(c), []byte(token), 0o600); err != nil {
 		return "", err
 	}
-	// The certificate and the address first: nobody misses them if this ends here.
+	// Create the certificate and the address first: they do no harm if this is interrupted.
 	if err := certificates(c); err != nil {
 		return "", fmt.Errorf("certificates: %w", err)
 	}
@@ -57,11 +57,11 @@ func (m *members) grow(ctx context.Context, conn grpc.ClientConnInterface, c *cl
 		return "", err
 	}
 	if first {
-		m.say("%6.1fs  apiserver-0 starts again as a member, behind the balancer", time.Since(began).Seconds())
+		m.say("%6.1fs  restarting apiserver-0 as a member behind the balancer", time.Since(began).Seconds())
 		if err := m.follow(ctx, c, func(s supervise.Spec) bool { return s.Name == "apiserver-0" || strings.HasPrefix(s.Name, "balancer-") }); err != nil {
 			return "", err
 		}
-		// It has another address now.
+		// It has a new address.
 		there, err := dial(c)
 		if err != nil {
 			return "", err
@@ -79,19 +79,19 @@ func (m *members) grow(ctx context.Context, conn grpc.ClientConnInterface, c *cl
 		}
 		m.say("%6.1fs  %s is ready", time.Since(began).Seconds(), added.Name)
 	} else if err := joined(ctx, conn, added.Name); err != nil {
-		return "", fmt.Errorf("%s: %w; its log is %s; `keel member remove %s` gives up", added.Name, err, c.Path("log", added.Name+".log"), added.Name)
+		return "", fmt.Errorf("%s %w; see its log %s, or give up with `keel member remove %s`", added.Name, err, c.Path("log", added.Name+".log"), added.Name)
 	}
 	if !client {
-		m.say("%6.1fs  %s has its votes", time.Since(began).Seconds(), added.Name)
+		m.say("%6.1fs  %s is a voter", time.Since(began).Seconds(), added.Name)
 	}
 	if err := m.spread(ctx, c); err != nil {
 		return "", err
 	}
-	m.say("%6.1fs  all processes know it", time.Since(began).Seconds())
+	m.say("%6.1fs  all processes use it", time.Since(began).Seconds())
 	return added.Name, nil
 }
 
-// unfinished is a member that an earlier call added and that has no place yet, if
+// unfinished returns an apiserver that an earlier call added and that is not a member yet, if
 // there is one.
 func unfinished(ctx context.Context, conn grpc.ClientConnInterface, c *cluster.Cluster) (none cluster.Member, err error) {
 	if len(c.Members) == 0 {
@@ -109,8 +109,8 @@ func unfinished(ctx context.Context, conn grpc.ClientConnInterface, c *cluster.C
 	return none, nil
 }
 
-// shrink ends an apiserver that is no longer a member, and removes its data: no
-// apiserver starts with it again.
+// shrink stops an apiserver that was removed from the members, and deletes its data, with which
+// no apiserver will start again.
 func (m *members) shrink(ctx context.Context, c *cluster.Cluster, name string) error {
 	c.RemoveMember(name)
 	if err := c.Save(); err != nil {
@@ -125,13 +125,13 @@ func (m *members) shrink(ctx context.Context, c *cluster.Cluster, name string) e
 	return os.RemoveAll(c.Path(name))
 }
 
-// joined waits until a member has its votes.
+// joined waits until a member is a healthy voter of both stores.
 func joined(ctx context.Context, conn grpc.ClientConnInterface, name string) error {
 	for {
 		call, cancel := context.WithTimeout(ctx, 5*time.Second)
 		all, err := memberv1.NewMemberServiceClient(conn).List(call, &memberv1.ListRequest{}, grpc.WaitForReady(true))
 		cancel()
-		why := "it is not there"
+		why := "it is not a member yet"
 		if err != nil {
 			why = said(err).Error()
 		}
@@ -147,13 +147,12 @@ func joined(ctx context.Context, conn grpc.ClientConnInterface, name string) err
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("has not got its votes: %s", why)
+			return fmt.Errorf("is not a healthy voter yet: %s", why)
 		}
 	}
 }
 
-// follow brings the processes that are meant to what they should be, and leaves the
-// others alone.
+// follow updates the processes for which meant returns true, and leaves the others unchanged.
 func (m *members) follow(ctx context.Context, c *cluster.Cluster, meant func(supervise.Spec) bool) error {
 	want, err := desired(c)
 	if err != nil {
@@ -179,8 +178,8 @@ func (m *members) follow(ctx context.Context, c *cluster.Cluster, meant func(sup
 	return err
 }
 
-// spread lets the processes beside the apiservers know where the apiservers are: in two
-// waves, so that one of each pair runs at any time.
+// spread updates the other processes with the addresses of the apiservers, in two waves, so
+// that one of each pair is always running.
 func (m *members) spread(ctx context.Context, c *cluster.Cluster) error {
 	want, err := desired(c)
 	if err != nil {
@@ -209,6 +208,7 @@ func (m *members) spread(ctx context.Context, c *cluster.Cluster) error {
 	return nil
 }
 
+// desired returns the processes that the cluster should have.
 func desired(c *cluster.Cluster) ([]supervise.Spec, error) {
 	bin, err := programs()
 	if err != nil {
@@ -223,7 +223,7 @@ func desired(c *cluster.Cluster) ([]supervise.Spec, error) {
 	return process.Specs(c, bin, progs)
 }
 
-// healthy waits until one process is.
+// healthy waits until a process is healthy.
 func healthy(ctx context.Context, c *cluster.Cluster, name string) error {
 	for {
 		list, err := dir(c).Status(ctx)
@@ -237,7 +237,7 @@ func healthy(ctx context.Context, c *cluster.Cluster, name string) error {
 		select {
 		case <-ctx.Done():
 			if i < 0 {
-				return fmt.Errorf("%s does not run: %w", name, ctx.Err())
+				return fmt.Errorf("%s is not running: %w", name, ctx.Err())
 			}
 			return explain(ctx, c, &notReady{list[i]})
 		case <-time.After(20 * time.Millisecond):

@@ -13,7 +13,7 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// visible are the verbs that help shows.
+// visible returns the verbs that help shows, recursively.
 func visible(verb *cobra.Command) (out []*cobra.Command) {
 	for _, v := range verb.Commands() {
 		if !v.Hidden {
@@ -23,8 +23,8 @@ func visible(verb *cobra.Command) (out []*cobra.Command) {
 	return out
 }
 
-// Pflag takes the first word in backquotes for the flag's type: a command quoted there
-// was shown as one.
+// pflag shows the first word in backquotes as the type of a flag. A quoted command would be
+// shown as a type.
 func TestFlagsNameTheirTypes(t *testing.T) {
 	for _, verb := range visible((&env{out: io.Discard, err: io.Discard}).root()) {
 		verb.NonInheritedFlags().VisitAll(func(f *pflag.Flag) {
@@ -36,7 +36,7 @@ func TestFlagsNameTheirTypes(t *testing.T) {
 	}
 }
 
-// Help said "(default 3 for a new cluster) (default -1)".
+// Help must not show two defaults, such as "(default 3 for a new cluster) (default -1)".
 func TestHelpShowsOneDefault(t *testing.T) {
 	for _, verb := range visible((&env{out: io.Discard, err: io.Discard}).root()) {
 		for line := range strings.Lines(verb.LocalFlags().FlagUsages()) {
@@ -107,12 +107,12 @@ func TestTablesWrapTheLastColumn(t *testing.T) {
 	}
 }
 
-// Up counted processes that it had found running.
+// Processes that were running before are not counted as started.
 func TestStartedCounts(t *testing.T) {
 	for want, row := range map[string][2]map[string]int{
-		"2 processes started":                {{}, {"a": 1, "b": 2}},
-		"1 process started, 1 ran already":   {{"a": 1, "b": 9}, {"a": 1, "b": 2}},
-		"0 processes started, 1 ran already": {{"a": 1, "gone": 3}, {"a": 1}},
+		"2 processes started":                    {{}, {"a": 1, "b": 2}},
+		"1 process started, 1 already running":   {{"a": 1, "b": 9}, {"a": 1, "b": 2}},
+		"0 processes started, 1 already running": {{"a": 1, "gone": 3}, {"a": 1}},
 	} {
 		if got := started(row[0], row[1]); got != want {
 			t.Errorf("%q, want %q", got, want)

@@ -22,10 +22,10 @@ import (
 	"keelson.dev/tools/keel/internal/runtime"
 )
 
-// imageTime bounds what is asked of a node's runtime about images.
+// imageTime bounds one request about images to a node's runtime.
 const imageTime = 30 * time.Second
 
-// image loads archives into the nodes, and shows and removes what is there.
+// image loads archives into the nodes, and lists and removes images.
 func (e *env) image() *cobra.Command {
 	cmd := &cobra.Command{Use: "image", Short: "Images of the cluster's nodes: load, list, rm"}
 	cmd.AddCommand(e.imageLoad(), e.imageList(), e.imageRemove())
@@ -42,7 +42,7 @@ func atLeastOne(cmd *cobra.Command, args []string) error {
 func (e *env) imageLoad() *cobra.Command {
 	return &cobra.Command{
 		Use:   "load FILE…",
-		Short: "Load image archives (docker save's or OCI's form, .tar or .tar.gz) into every node, also those to come",
+		Short: "Load image archives (from docker save or in OCI format, .tar or .tar.gz) into all nodes, including later ones",
 		Example: `  keel image load shop.tar
   docker save shop:2 | keel image load -`,
 		Args: atLeastOne,
@@ -83,7 +83,7 @@ func (e *env) imageLoad() *cobra.Command {
 					return errors.Join(fmt.Errorf("load %s: %w", file, err), os.Remove(kept))
 				}
 				if len(c.Nodes) == 0 {
-					e.say("kept %s for nodes to come: there are none", file)
+					e.say("kept %s for later nodes: there are none now", file)
 					continue
 				}
 				e.say("loaded %s into %s", strings.Join(names, ", "), counted(len(c.Nodes), "node"))
@@ -93,8 +93,8 @@ func (e *env) imageLoad() *cobra.Command {
 	}
 }
 
-// onNodes does the same on every node at once. What fails on several for one reason is
-// said once.
+// onNodes calls do for all nodes in parallel. Errors with the same text on several nodes are
+// merged.
 func onNodes(c *cluster.Cluster, do func(node string) error) error {
 	errs := make([]error, len(c.Nodes))
 	var wg sync.WaitGroup
@@ -124,8 +124,8 @@ func onNodes(c *cluster.Cluster, do func(node string) error) error {
 	return errors.Join(out...)
 }
 
-// withoutNoise leaves of what a runtime's client said its reason: the last line, without
-// the names of programs and how they ended.
+// withoutNoise reduces the output of a runtime's client to the reason of a failure: the last
+// line, without the names of programs and their exit codes.
 func withoutNoise(err error) error {
 	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
 	text := lines[len(lines)-1]
@@ -137,7 +137,7 @@ func withoutNoise(err error) error {
 	return errors.New(text)
 }
 
-// withImages calls a node's runtime.
+// withImages calls do with clients of a node's runtime.
 func withImages(ctx context.Context, c *cluster.Cluster, node string, do func(context.Context, cri.ImageServiceClient, cri.RuntimeServiceClient) error) error {
 	ctx, cancel := context.WithTimeout(ctx, imageTime)
 	defer cancel()
@@ -155,7 +155,7 @@ func withImages(ctx context.Context, c *cluster.Cluster, node string, do func(co
 func (e *env) imageList() *cobra.Command {
 	return &cobra.Command{
 		Use:     "list",
-		Short:   "Show the images that the nodes have",
+		Short:   "List the images on the nodes",
 		Example: `  keel image list`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -188,8 +188,8 @@ type nodeImage struct {
 	nodes    []string
 }
 
-// imagesOf are the images of a cluster's nodes by their names; those of the nodes that
-// answered where there is an error.
+// imagesOf returns the images on a cluster's nodes by name. If there is an error, it returns
+// those of the nodes that answered.
 func imagesOf(ctx context.Context, c *cluster.Cluster) (map[string]*nodeImage, error) {
 	var mu sync.Mutex
 	images := map[string]*nodeImage{}
@@ -223,7 +223,7 @@ func imagesOf(ctx context.Context, c *cluster.Cluster) (map[string]*nodeImage, e
 func (e *env) imageRemove() *cobra.Command {
 	return &cobra.Command{
 		Use:               "rm IMAGE…",
-		Short:             "Remove images from every node, and the archives that they were loaded from; one that a container uses stays",
+		Short:             "Remove images from all nodes, and the archives that they were loaded from; images in use are refused",
 		Example:           `  keel image rm shop:2`,
 		Args:              atLeastOne,
 		ValidArgsFunction: e.imageNames,
@@ -235,7 +235,7 @@ func (e *env) imageRemove() *cobra.Command {
 			var names []string
 			for _, a := range args {
 				if reference(a) == runtime.PauseImage {
-					return fmt.Errorf("%s is the image of every pod's sandbox", a)
+					return fmt.Errorf("%s is the image of all pod sandboxes and cannot be removed", a)
 				}
 				names = append(names, reference(a))
 			}
@@ -263,10 +263,11 @@ func (e *env) imageRemove() *cobra.Command {
 			}
 			for i, there := range found {
 				if !there && len(archives) == 0 {
-					return fmt.Errorf("no node has the image %s: `keel image list` shows what is there", args[i])
+					return fmt.Errorf("no node has the image %s: see `keel image list`", args[i])
 				}
 			}
-			// The archives first: a node that starts meanwhile loads them no more.
+			// Remove the archives first, so that a node that starts meanwhile does not load
+			// them.
 			for _, a := range archives {
 				if err := os.Remove(a); err != nil {
 					return err
@@ -295,8 +296,8 @@ func (e *env) imageRemove() *cobra.Command {
 	}
 }
 
-// imageUnused reports whether a node has an image, and refuses one that a container of the
-// node uses.
+// imageUnused reports whether a node has an image. It returns an error if a container of the
+// node uses it.
 func imageUnused(ctx context.Context, s cri.ImageServiceClient, r cri.RuntimeServiceClient, name string) (there bool, err error) {
 	st, err := s.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: name}})
 	if err != nil || st.Image == nil {

@@ -15,7 +15,7 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// archive is a tar of files, gzipped if zip.
+// archive returns a tar archive of files, compressed if zip is set.
 func archive(t *testing.T, zip bool, files map[string]string) []byte {
 	t.Helper()
 	var out bytes.Buffer
@@ -46,7 +46,7 @@ func dockers(tags ...string) map[string]string {
 	return map[string]string{"a.json": "{}", "manifest.json": `[{"Config":"a.json","RepoTags":["` + strings.Join(tags, `","`) + `"],"Layers":["l.tar"]}]`}
 }
 
-// home is a cluster's, with a place for archives.
+// imagesHome returns a cluster with a directory for archives.
 func imagesHome(t *testing.T) *cluster.Cluster {
 	t.Helper()
 	c := &cluster.Cluster{Home: t.TempDir()}
@@ -56,7 +56,8 @@ func imagesHome(t *testing.T) *cluster.Cluster {
 	return c
 }
 
-// Archives are kept as plain tars, however they come; what is no image leaves nothing.
+// Archives are kept as uncompressed tar files, whatever their format. Files that are not images
+// leave nothing behind.
 func TestKeepImages(t *testing.T) {
 	oci := map[string]string{"oci-layout": "{}", "index.json": `{"manifests":[{"digest":"sha256:1","annotations":{"io.containerd.image.name":"example.com/b:1"}}]}`}
 	for name, c := range map[string]struct {
@@ -64,16 +65,16 @@ func TestKeepImages(t *testing.T) {
 		data []byte
 		ok   bool
 	}{
-		"docker's form":       {"a.tar", archive(t, false, dockers("a:1")), true},
-		"compressed":          {"a.tar.gz", archive(t, true, dockers("a:1")), true},
-		"compressed, tgz":     {"a.tgz", archive(t, true, dockers("a:1")), true},
-		"OCI's form":          {"b.tar", archive(t, false, oci), true},
-		"no tar":              {"a.tar", bytes.Repeat([]byte("text\n"), 1000), false},
-		"nothing":             {"a.tar", nil, false},
-		"another tar":         {"a.tar", archive(t, false, map[string]string{"etc/passwd": "root"}), false},
-		"another tar.gz":      {"a.tar.gz", archive(t, true, map[string]string{"etc/passwd": "root"}), false},
-		"manifest of nothing": {"a.tar", archive(t, false, map[string]string{"manifest.json": "[]"}), false},
-		"cut off":             {"a.tar.gz", archive(t, true, dockers("a:1"))[:60], false},
+		"docker's format":       {"a.tar", archive(t, false, dockers("a:1")), true},
+		"compressed":            {"a.tar.gz", archive(t, true, dockers("a:1")), true},
+		"compressed, tgz":       {"a.tgz", archive(t, true, dockers("a:1")), true},
+		"OCI format":            {"b.tar", archive(t, false, oci), true},
+		"not a tar archive":     {"a.tar", bytes.Repeat([]byte("text\n"), 1000), false},
+		"empty":                 {"a.tar", nil, false},
+		"tar without images":    {"a.tar", archive(t, false, map[string]string{"etc/passwd": "root"}), false},
+		"tar.gz without images": {"a.tar.gz", archive(t, true, map[string]string{"etc/passwd": "root"}), false},
+		"empty manifest":        {"a.tar", archive(t, false, map[string]string{"manifest.json": "[]"}), false},
+		"cut off":               {"a.tar.gz", archive(t, true, dockers("a:1"))[:60], false},
 	} {
 		for _, by := range []string{"file", "standard input"} {
 			t.Run(name+" by "+by, func(t *testing.T) {
@@ -92,7 +93,7 @@ func TestKeepImages(t *testing.T) {
 				left, globErr := filepath.Glob(home.Path("images", "*"))
 				hidden, _ := filepath.Glob(home.Path("images", ".*"))
 				if left = append(left, hidden...); globErr != nil || c.ok != slices.Equal(left, []string{kept}) {
-					t.Errorf("%v is left of %q", left, kept)
+					t.Errorf("files are %v, want %q", left, kept)
 				}
 				if !c.ok {
 					return
@@ -103,13 +104,13 @@ func TestKeepImages(t *testing.T) {
 				}
 				defer f.Close()
 				if names, err := imagesIn(f); err != nil || len(names) != 1 || !strings.HasSuffix(kept, ".tar") {
-					t.Errorf("%s holds %v, %v", kept, names, err)
+					t.Errorf("%s contains %v, %v", kept, names, err)
 				}
 			})
 		}
 	}
 	if _, err := keep(imagesHome(t), filepath.Join(t.TempDir(), "none.tar"), nil); err == nil || strings.Count(err.Error(), "none.tar") != 1 {
-		t.Errorf("a file that is not there: %v", err)
+		t.Errorf("keep a missing file: %v", err)
 	}
 }
 
@@ -120,12 +121,12 @@ func TestReferences(t *testing.T) {
 		"example.com/a@sha256:1": "example.com/a@sha256:1",
 	} {
 		if got := reference(name); got != want {
-			t.Errorf("%s is %s, want %s", name, got, want)
+			t.Errorf("reference(%s) is %s, want %s", name, got, want)
 		}
 	}
 }
 
-// An archive goes with its images, and only with all of them.
+// An archive is removed with its images, but only with all of them.
 func TestArchivesOfImages(t *testing.T) {
 	c := imagesHome(t)
 	for name, tags := range map[string][]string{"one": {"one:1"}, "two": {"two:1", "three:1"}} {
@@ -138,19 +139,19 @@ func TestArchivesOfImages(t *testing.T) {
 		t.Errorf("%v, %v", got, err)
 	}
 	if got, err := archivesOf(c, []string{reference("two:1")}); err == nil || !strings.Contains(err.Error(), "three:1") {
-		t.Errorf("half an archive: %v, %v", got, err)
+		t.Errorf("some images of an archive: %v, %v", got, err)
 	}
 	if got, err := archivesOf(c, []string{reference("two:1"), reference("three:1")}); err != nil || len(got) != 1 {
-		t.Errorf("a whole archive: %v, %v", got, err)
+		t.Errorf("all images of an archive: %v, %v", got, err)
 	}
 }
 
-// A reason is said once, and without the runtime's noise.
+// A reason is reported once, and without the runtime's noise.
 func TestErrorsOfNodes(t *testing.T) {
 	c := &cluster.Cluster{Nodes: []cluster.Node{{Name: "node-0"}, {Name: "node-1"}, {Name: "node-2"}}}
 	err := onNodes(c, func(node string) error { return errors.New(node + ": no space") })
 	if err == nil || err.Error() != "no space" {
-		t.Errorf("the same everywhere: %v", err)
+		t.Errorf("same error on all nodes: %v", err)
 	}
 	err = onNodes(c, func(node string) error {
 		if node == "node-1" {
@@ -159,10 +160,10 @@ func TestErrorsOfNodes(t *testing.T) {
 		return errors.New("no space")
 	})
 	if err == nil || err.Error() != "node-0, node-2: no space" {
-		t.Errorf("on some: %v", err)
+		t.Errorf("same error on some nodes: %v", err)
 	}
 	noise := errors.New("node-0: import /x.tar: exit status 1: time=\"2026\" level=warning msg=\"old\"\nctr: unrecognized image format")
 	if got := withoutNoise(noise).Error(); got != "unrecognized image format" {
-		t.Errorf("left: %q", got)
+		t.Errorf("without noise: %q", got)
 	}
 }

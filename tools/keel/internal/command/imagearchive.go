@@ -20,14 +20,14 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// maxManifest bounds what is read of an archive's description of itself.
+// maxManifest bounds how much is read of an archive's manifest or index.
 const maxManifest = 4 << 20
 
-// errNoImage is what an archive is that holds no image in a form that nodes load.
-var errNoImage = errors.New("no image: want what `docker save` writes, or an OCI image layout, as .tar or .tar.gz")
+// errNoImage is the error for an archive without an image in a format that nodes can load.
+var errNoImage = errors.New("not an image: expected the output of `docker save`, or an OCI image layout, as .tar or .tar.gz")
 
-// plain undoes the compression of an archive. What is neither a tar nor compressed by
-// gzip is refused by its first bytes.
+// plain decompresses an archive if necessary. Data that is neither a tar archive nor compressed
+// by gzip is refused after its first bytes.
 func plain(r io.Reader) (io.Reader, error) {
 	b := bufio.NewReaderSize(r, 64<<10)
 	head, _ := b.Peek(512)
@@ -45,8 +45,8 @@ func plain(r io.Reader) (io.Reader, error) {
 	return b, nil
 }
 
-// imagesIn names the images of an archive: docker's manifest.json, or an OCI layout's
-// index.json. One without names counts by its digest alone.
+// imagesIn returns the names of the images in an archive, from docker's manifest.json or the
+// index.json of an OCI layout. An image may have no name.
 func imagesIn(r io.Reader) (names []string, err error) {
 	found := false
 	for t := tar.NewReader(r); ; {
@@ -55,7 +55,7 @@ func imagesIn(r io.Reader) (names []string, err error) {
 			break
 		}
 		if err != nil {
-			return nil, fmt.Errorf("the archive is broken: %w", err)
+			return nil, fmt.Errorf("the archive is damaged: %w", err)
 		}
 		switch path.Clean(h.Name) {
 		case "manifest.json":
@@ -96,8 +96,8 @@ func imagesIn(r io.Reader) (names []string, err error) {
 	return slices.Compact(names), nil
 }
 
-// keep puts an archive into the cluster's home, for nodes that come later, once it is
-// known to hold an image. "-" is the standard input.
+// keep copies an archive into the cluster's home, for nodes that are added later, after
+// checking that it contains an image. "-" means standard input.
 func keep(c *cluster.Cluster, file string, stdin io.Reader) (kept string, err error) {
 	defer func() {
 		if err != nil {
@@ -109,11 +109,11 @@ func keep(c *cluster.Cluster, file string, stdin io.Reader) (kept string, err er
 	if file != "-" {
 		f, err := os.Open(file)
 		if err != nil {
-			return "", errors.Unwrap(err) // the path is said once
+			return "", errors.Unwrap(err) // the caller adds the path
 		}
 		defer f.Close()
 		if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-			return "", errors.New("no file")
+			return "", errors.New("not a regular file")
 		}
 		name = filepath.Base(file)
 		for _, end := range []string{".gz", ".tgz", ".tar"} {
@@ -164,7 +164,7 @@ func keep(c *cluster.Cluster, file string, stdin io.Reader) (kept string, err er
 	return kept, os.Rename(out.Name(), kept)
 }
 
-// reference is an image's name in full, as containerd keeps it.
+// reference returns the full name of an image, as containerd stores it.
 func reference(name string) string {
 	first, rest, ok := strings.Cut(name, "/")
 	switch {
@@ -179,8 +179,8 @@ func reference(name string) string {
 	return name
 }
 
-// archivesOf finds the kept archives of images. One that holds others as well is an
-// error: its images go together.
+// archivesOf returns the kept archives of images. It returns an error if one of them also
+// contains other images, because all images of an archive must be removed together.
 func archivesOf(c *cluster.Cluster, images []string) (archives []string, err error) {
 	files, err := filepath.Glob(c.Path("images", "*.tar"))
 	if err != nil {
@@ -194,7 +194,7 @@ func archivesOf(c *cluster.Cluster, images []string) (archives []string, err err
 		names, err := imagesIn(f)
 		f.Close()
 		if err != nil {
-			continue // nothing that a node could have loaded
+			continue // no node can have loaded it
 		}
 		var meant, others []string
 		for _, n := range names {
@@ -205,7 +205,7 @@ func archivesOf(c *cluster.Cluster, images []string) (archives []string, err err
 			}
 		}
 		if len(meant) > 0 && len(others) > 0 {
-			return nil, fmt.Errorf("%s came in one archive with %s: name those too, or new nodes would load it again", meant[0], strings.Join(others, ", "))
+			return nil, fmt.Errorf("%s was loaded from an archive that also contains %s: name those too, because new nodes would load it again otherwise", meant[0], strings.Join(others, ", "))
 		}
 		if len(meant) > 0 {
 			archives = append(archives, file)

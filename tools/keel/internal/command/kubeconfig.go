@@ -9,7 +9,7 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// kubeconfig shows the administrator's kubeconfig, or merges it into the user's.
+// kubeconfig prints the path of the administrator's kubeconfig, or merges it into the user's.
 func (e *env) kubeconfig() *cobra.Command {
 	var merge bool
 	cmd := &cobra.Command{
@@ -31,7 +31,7 @@ func (e *env) kubeconfig() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			e.say("context keelson-%s is now in %s", c.ID, path)
+			e.say("added the context keelson-%s to %s", c.ID, path)
 			return nil
 		},
 	}
@@ -39,7 +39,7 @@ func (e *env) kubeconfig() *cobra.Command {
 	return cmd
 }
 
-// writeKubeconfig makes DIR/kubeconfig from the administrator's certificate.
+// writeKubeconfig creates HOME/kubeconfig with the administrator's certificate.
 func writeKubeconfig(c *cluster.Cluster) error {
 	data, err := kubeconfigOf(c.Path("pki", "admin"), "keelson-"+c.ID, "https://"+c.HTTPS())
 	if err != nil {
@@ -74,13 +74,12 @@ func mergeKubeconfig(c *cluster.Cluster) (string, error) {
 	return options.GetDefaultFilename(), clientcmd.ModifyConfig(options, *user, true)
 }
 
-// unmergeKubeconfig takes the cluster out of the user's kubeconfig, if it is
-// there.
+// unmergeKubeconfig removes the cluster from the user's kubeconfig, if it is there.
 func unmergeKubeconfig(id string) error {
 	options := clientcmd.NewDefaultPathOptions()
 	user, err := options.GetStartingConfig()
 	if err != nil {
-		return nil // not ours to mend
+		return nil // an unreadable kubeconfig is the user's to repair
 	}
 	name := "keelson-" + id
 	if user.Clusters[name] == nil {

@@ -27,10 +27,10 @@ func TestLeavingIsRemembered(t *testing.T) {
 			t.Fatal(err)
 		}
 		if a, _ := again.Member("apiserver-0"); a.Leaving {
-			t.Error("another one leaves")
+			t.Error("another member is leaving")
 		}
 		if b, _ := again.Member("apiserver-1"); b.Leaving != leaving {
-			t.Errorf("it leaves: %t, want %t", b.Leaving, leaving)
+			t.Errorf("leaving is %t, want %t", b.Leaving, leaving)
 		}
 	}
 }
@@ -41,7 +41,7 @@ func TestInterruptedRemovalsAreFinished(t *testing.T) {
 			{Name: "apiserver-0", Leaving: true}, {Name: "apiserver-1", Leaving: true}, {Name: "apiserver-2"}, {Name: "apiserver-3", Leaving: true},
 		}
 	})
-	down := errors.New("nobody answers")
+	down := errors.New("no answer")
 	_, err := finishLeaving(c, func(string, ...any) {}, func(name string) (bool, error) {
 		if name == "apiserver-3" {
 			return false, down
@@ -49,7 +49,7 @@ func TestInterruptedRemovalsAreFinished(t *testing.T) {
 		return name == "apiserver-1", nil
 	})
 	if !errors.Is(err, down) {
-		t.Errorf("the error is %v", err)
+		t.Errorf("error is %v, want %v", err, down)
 	}
 	again, err := cluster.Load(c.Home)
 	want := []cluster.Member{{Name: "apiserver-1"}, {Name: "apiserver-2"}, {Name: "apiserver-3", Leaving: true}}
@@ -58,12 +58,12 @@ func TestInterruptedRemovalsAreFinished(t *testing.T) {
 	}
 }
 
-// A removal that failed says the way out, whatever the cause.
-func TestFailedRemovalsSayTheWayOut(t *testing.T) {
+// The error of a failed removal explains what to do, whatever the cause.
+func TestFailedRemovalsExplainWhatToDo(t *testing.T) {
 	for code, want := range map[codes.Code]string{
-		codes.FailedPrecondition: "`keel member list` shows who is there",
+		codes.FailedPrecondition: "see `keel member list`",
 		codes.DeadlineExceeded:   "`keel member recover --from NAME`",
-		codes.Unavailable:        "then repeat this",
+		codes.Unavailable:        "then repeat the command",
 	} {
 		if got := wayOut(status.Error(code, "no leader"), "apiserver-1"); !strings.Contains(got, want) {
 			t.Errorf("%s: %q, want %q", code, got, want)
@@ -87,8 +87,8 @@ func TestHints(t *testing.T) {
 	}
 }
 
-// Apiservers were started on the disks of which one was being recovered.
-func TestUpDoesNotServeHalfARecovery(t *testing.T) {
+// No apiserver may start on a disk that is being recovered.
+func TestUpRefusesAnInterruptedRecovery(t *testing.T) {
 	c := home(t, "00000a", func(c *cluster.Cluster) {
 		c.Members = []cluster.Member{{Name: "apiserver-0"}, {Name: "apiserver-1"}}
 		c.Recovering = "apiserver-1"

@@ -17,27 +17,27 @@ import (
 	"keelson.dev/tools/keel/internal/supervise"
 )
 
-// listed is one cluster of this machine as `keel list` shows it.
+// listed is a cluster of this machine in the output of `keel list`.
 type listed struct {
 	ID   string `json:"id"`
 	Home string `json:"home"`
-	// State is one of the states below.
+	// State is one of the constants below.
 	State string `json:"state"`
-	// Reason explains a state in which something is to be done.
+	// Reason explains a state that needs attention.
 	Reason         string `json:"reason,omitempty"`
 	APIServers     int    `json:"apiservers"`
 	Nodes          int    `json:"nodes"`
 	SimulatedNodes int    `json:"simulatedNodes"`
-	// Address is the REST address; for a joined node the apiservers' gRPC addresses.
+	// Address is the REST address, or the apiservers' gRPC addresses for a joined node.
 	Address string `json:"address,omitempty"`
 }
 
 const (
 	running = "running"
-	// unsupervised: processes run, and nothing restarts them.
+	// unsupervised means that processes are running, but nothing restarts them.
 	unsupervised = "unsupervised"
 	stopped      = "down"
-	// leftOver: the home is gone, or describes another cluster by now.
+	// leftOver means that the home is gone, or describes another cluster now.
 	leftOver = "left over"
 	unknown  = "unknown"
 )
@@ -47,14 +47,14 @@ func (e *env) list() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "Show the clusters of this machine, wherever their directories are",
-		Long: `Show the clusters of this machine, wherever their directories are. The states are:
+		Short: "List the clusters of this machine, wherever their directories are",
+		Long: `List the clusters of this machine, wherever their directories are. The states are:
 
-  running       its supervisor runs; keel status shows how its processes are
-  unsupervised  processes run, but their supervisor has ended; keel up starts another
+  running       its supervisor is running; see keel status for its processes
+  unsupervised  processes are running without a supervisor; keel up starts one
   down          stopped; keel up starts it
-  left over     its directory is gone; keel delete --id removes what is left of it
-  unknown       its directory cannot be read; REASON says why`,
+  left over     its directory is gone; keel delete --id removes what remains
+  unknown       its directory cannot be read; see REASON`,
 		Example: `  keel list
   keel list -o json`,
 		Args: noArgs,
@@ -73,7 +73,7 @@ func (e *env) list() *cobra.Command {
 	return cmd
 }
 
-// showClusters prints what is registered.
+// showClusters prints registered clusters.
 func (e *env) showClusters(ctx context.Context, entries []cluster.Entry, output string) error {
 	all := make([]listed, len(entries))
 	var wg sync.WaitGroup
@@ -87,7 +87,7 @@ func (e *env) showClusters(ctx context.Context, entries []cluster.Entry, output 
 		return enc.Encode(map[string]any{"clusters": all})
 	}
 	if len(all) == 0 {
-		fmt.Fprintln(e.err, "no clusters on this machine; `keel up` starts one")
+		fmt.Fprintln(e.err, "there are no clusters on this machine; start one with `keel up`")
 		return nil
 	}
 	rows := [][]string{{"ID", "HOME", "STATE", "APISERVERS", "NODES", "ADDRESS", "REASON"}}
@@ -104,12 +104,12 @@ func (e *env) showClusters(ctx context.Context, entries []cluster.Entry, output 
 // lookTime bounds how long a supervisor may take to answer.
 const lookTime = 5 * time.Second
 
-// look describes a cluster that is registered.
+// look returns the state of a registered cluster.
 func look(ctx context.Context, entry cluster.Entry) listed {
 	x := listed{ID: entry.ID, Home: entry.Home}
 	gone := func(why string) listed {
 		x.State = leftOver
-		x.Reason = fmt.Sprintf("%s; `keel delete --id %s` removes what is left", why, x.ID)
+		x.Reason = fmt.Sprintf("%s; `keel delete --id %s` removes what remains", why, x.ID)
 		return x
 	}
 	c, err := cluster.Load(x.Home)
@@ -118,12 +118,12 @@ func look(ctx context.Context, entry cluster.Entry) listed {
 	}
 	switch {
 	case errors.Is(err, cluster.ErrNone):
-		return gone("its directory holds no cluster any more")
+		return gone("its directory contains no cluster any more")
 	case err != nil:
 		x.State, x.Reason = unknown, err.Error()
 		return x
 	case c.ID != x.ID:
-		return gone("its directory holds another cluster, " + c.ID)
+		return gone("its directory contains another cluster, " + c.ID)
 	}
 	x.Nodes, x.SimulatedNodes = len(c.Nodes), c.Simulated
 	if c.Joined != nil {
@@ -139,7 +139,7 @@ func look(ctx context.Context, entry cluster.Entry) listed {
 	case !errors.Is(err, supervise.ErrDown):
 		x.State, x.Reason = unknown, fmt.Sprintf("its supervisor does not answer: %v", err)
 	case dir(c).AnyAlive():
-		x.State, x.Reason = unsupervised, fmt.Sprintf("its supervisor has ended; `keel up --home %s` starts another", c.Home)
+		x.State, x.Reason = unsupervised, fmt.Sprintf("its supervisor has ended; start one with `keel up --home %s`", c.Home)
 	default:
 		x.State = stopped
 	}

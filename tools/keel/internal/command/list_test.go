@@ -11,7 +11,7 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// home makes the directory of a cluster that does not run.
+// home creates the directory of a cluster that is not running.
 func home(t *testing.T, id string, change func(*cluster.Cluster)) *cluster.Cluster {
 	t.Helper()
 	c := &cluster.Cluster{Home: t.TempDir(), ID: id, HTTPSPort: 6443, GRPCPort: 6444}
@@ -85,7 +85,7 @@ func TestList(t *testing.T) {
 	if err := e.showClusters(t.Context(), nil, ""); err != nil || out.Len() > 0 || !strings.Contains(errs.String(), "no clusters") {
 		t.Errorf("%v: %s%s", err, out.String(), errs.String())
 	}
-	if code := Run(t.Context(), []string{"list", "-o", "yaml"}, &out, &errs); code != 2 || !strings.Contains(errs.String(), "want json") {
+	if code := Run(t.Context(), []string{"list", "-o", "yaml"}, &out, &errs); code != 2 || !strings.Contains(errs.String(), "the only output format is json") {
 		t.Errorf("exit %d, %s", code, errs.String())
 	}
 }

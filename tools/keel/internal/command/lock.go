@@ -12,16 +12,16 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// share has a program that changes the home's data hold the lock as well: it may outlive
-// this process, if that is killed, and others have to wait for it.
+// share makes a program that changes the home's data hold the lock too. It may outlive this
+// process, if that is killed, and other keels must wait for it.
 func (e *env) share(cmd *exec.Cmd) {
 	if e.lock != nil {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, e.lock)
 	}
 }
 
-// alone waits until no other keel changes the cluster in a directory, and keeps others
-// out until unlock is called, or this process ends, however.
+// alone waits until no other keel changes the cluster in a directory, and keeps others out
+// until unlock is called or this process ends.
 func (e *env) alone(ctx context.Context, home string) (unlock func(), err error) {
 	if err := errors.Join(cluster.Trust(home), cluster.Vacant(home)); err != nil {
 		return nil, err
@@ -44,14 +44,14 @@ func (e *env) alone(ctx context.Context, home string) (unlock func(), err error)
 			return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
 		}
 		if !told {
-			fmt.Fprintf(e.err, "waiting for another keel that changes %s\n", home)
+			fmt.Fprintf(e.err, "waiting for another keel that is changing %s\n", home)
 			told = true
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
 			lock.Close()
-			return nil, fmt.Errorf("another keel still changes %s: %w", home, ctx.Err())
+			return nil, fmt.Errorf("another keel is still changing %s: %w", home, ctx.Err())
 		}
 	}
 }

@@ -10,8 +10,9 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// Each of these would write under an up, or an up would start what they are writing.
-func TestChangesOfDataAreMadeAlone(t *testing.T) {
+// Each of these commands would write while an up is running, or an up would start what they are
+// writing.
+func TestChangesOfDataTakeTheLock(t *testing.T) {
 	c := home(t, "00000a", func(c *cluster.Cluster) {
 		c.Members = []cluster.Member{{Name: "apiserver-0"}, {Name: "apiserver-1"}}
 	})
@@ -38,7 +39,7 @@ func TestChangesOfDataAreMadeAlone(t *testing.T) {
 	}
 }
 
-// A program that writes a home's data goes on where keel is killed; the next keel waits.
+// A program that writes a home's data continues when keel is killed; the next keel must wait.
 func TestTheLockOutlivesKeel(t *testing.T) {
 	e := &env{home: t.TempDir(), err: &bytes.Buffer{}}
 	unlock, err := e.alone(t.Context(), e.home)
@@ -54,11 +55,11 @@ func TestTheLockOutlivesKeel(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	unlock() // as the end of a process does
+	unlock() // as when the process ends
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := e.alone(ended, e.home); !errors.Is(err, context.Canceled) {
-		t.Errorf("the lock is free while the program runs: %v", err)
+		t.Errorf("the lock is free although the program is still running: %v", err)
 	}
 	if err := errors.Join(stdin.Close(), cmd.Wait()); err != nil {
 		t.Fatal(err)

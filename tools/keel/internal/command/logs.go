@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 )
 
-// cleanLogs removes the logs of the pods of nodes that will not be back. They lie
-// outside of the cluster's home, where log collectors look for them; which are a
-// node's stands in its data directory. dirs is a pattern of such directories.
+// cleanLogs removes the logs of the pods of nodes that will not come back. They are outside of
+// the cluster's home, where log collectors look for them. The data directory of a node lists
+// its logs; dirs is a glob pattern of data directories.
 func cleanLogs(ctx context.Context, dirs string) error {
 	found, err := filepath.Glob(filepath.Join(dirs, "log"))
 	if err != nil || len(found) == 0 {
@@ -24,7 +24,7 @@ func cleanLogs(ctx context.Context, dirs string) error {
 	for _, dir := range found {
 		out, err := exec.CommandContext(ctx, filepath.Join(bin, "node"), "--cleanup-logs", "--data-dir", filepath.Dir(dir)).CombinedOutput()
 		if err != nil {
-			errs = append(errs, fmt.Errorf("remove logs of pods: %w\n%s", err, out))
+			errs = append(errs, fmt.Errorf("remove the logs of pods: %w\n%s", err, out))
 		}
 	}
 	return errors.Join(errs...)

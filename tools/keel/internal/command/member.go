@@ -18,32 +18,32 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// joinGroup is the group of those who may join the members with a token.
+// joinGroup is the group of apiservers that may join with a token.
 const joinGroup = "system:bootstrappers:keelson:apiserver"
 
-// members is how the verbs of `keel member` reach a control plane: that of --home,
-// or any by --server and --kubeconfig.
+// members holds the flags with which the verbs of `keel member` reach a control plane: the one
+// of --home, or any by --server and --kubeconfig.
 type members struct {
 	remote
 	wait time.Duration
 }
 
-// member shows and changes which apiservers carry the state together.
+// member lists and changes the members.
 func (e *env) member() *cobra.Command {
 	m := &members{remote: remote{env: e}}
 	cmd := &cobra.Command{Use: "member", Short: "Apiservers that carry the state together: list, add, remove, replace, recover"}
 	f := cmd.PersistentFlags()
 	m.flags(f)
-	f.DurationVar(&m.wait, "wait", 2*time.Minute, "how long a change may take")
+	f.DurationVar(&m.wait, "wait", 2*time.Minute, "maximum duration of a change")
 	cmd.AddCommand(m.list(), m.token(), m.add(), m.remove(), m.replace(), m.recover())
 	return cmd
 }
 
-// local is the cluster of --home, whose processes are ours to start; nobody else changes
-// it until end is called.
+// local returns a connection to the cluster of --home, whose processes keel may start, and
+// locks it until end is called.
 func (m *members) local(ctx context.Context) (conn *grpc.ClientConn, c *cluster.Cluster, end func(), err error) {
 	if m.elsewhere() {
-		return nil, nil, nil, usageError{errors.New("--server: only `keel member list`, `token` and `remove` reach a cluster elsewhere; an apiserver there is started with --join and --join-token-file")}
+		return nil, nil, nil, usageError{errors.New("--server: only `keel member list`, `token` and `remove` can be used with a cluster elsewhere; start an apiserver there with --join and --join-token-file")}
 	}
 	if err := needRoot(); err != nil {
 		return nil, nil, nil, err
@@ -52,7 +52,7 @@ func (m *members) local(ctx context.Context) (conn *grpc.ClientConn, c *cluster.
 		return nil, nil, nil, err
 	}
 	if c.Joined != nil {
-		return nil, nil, nil, errors.New("this home holds a node of a cluster elsewhere")
+		return nil, nil, nil, errors.New("this home contains a node of a cluster elsewhere")
 	}
 	ctx, cancel := context.WithTimeout(ctx, m.wait)
 	defer cancel()
@@ -67,20 +67,20 @@ func (m *members) local(ctx context.Context) (conn *grpc.ClientConn, c *cluster.
 	return conn, c, func() { conn.Close(); unlock() }, nil
 }
 
-// warnEven says what an even number of members with votes is worth.
+// warnEven prints a warning if the number of voters is even.
 func (m *members) warnEven(voters int) {
 	if voters > 0 && voters%2 == 0 {
-		fmt.Fprintf(m.err, "warning: %d members tolerate no more failures than %d: add one or remove one (`keel member add`, `keel member remove NAME`)\n", voters, voters-1)
+		fmt.Fprintf(m.err, "warning: %d members do not tolerate more failures than %d: add or remove one (`keel member add`, `keel member remove NAME`)\n", voters, voters-1)
 	}
 }
 
-// warnEvenElsewhere does so for a control plane that was not made here.
+// warnEvenElsewhere is warnEven for a control plane that was not created here.
 func (m *members) warnEvenElsewhere(ctx context.Context, conn grpc.ClientConnInterface) error {
 	ctx, cancel := context.WithTimeout(ctx, remoteTimeout)
 	defer cancel()
 	all, err := memberv1.NewMemberServiceClient(conn).List(ctx, &memberv1.ListRequest{}, grpc.WaitForReady(true))
 	if err != nil {
-		return fmt.Errorf("list the members that are left: %w", said(err))
+		return fmt.Errorf("list the remaining members: %w", said(err))
 	}
 	voters := 0
 	for _, x := range all.Members {
@@ -92,27 +92,28 @@ func (m *members) warnEvenElsewhere(ctx context.Context, conn grpc.ClientConnInt
 	return nil
 }
 
-// repeatable is a verb that can be called again where it ended with an error.
+// repeatable wraps a verb that can be repeated after an error, and adds a hint to the error.
 func (m *members) repeatable(run func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		err := run(cmd, args)
 		if m.elsewhere() || errors.As(err, new(usageError)) {
 			return err
 		}
-		return hinted(err, "`keel up --home %s` makes sure that all processes run; then repeat this", m.home)
+		return hinted(err, "run `keel up --home %s` to make sure that all processes are running, then repeat the command", m.home)
 	}
 }
 
-// wayOut says what to do where a member could not be removed.
+// wayOut returns what to do if a member could not be removed.
 func wayOut(err error, name string) string {
-	if status.Code(err) == codes.FailedPrecondition { // refused, and says why
-		return "`keel member list` shows who is there"
+	if status.Code(err) == codes.FailedPrecondition { // the error explains why
+		return "see `keel member list`"
 	}
-	return fmt.Sprintf("`keel member list` shows whether %s still has its place: then repeat this; if a majority of the members is lost for good, `keel member recover --from NAME` goes on from the disk of one", name)
+	return fmt.Sprintf("check with `keel member list` whether %s is still a member, then repeat the command; if a majority of the members is lost permanently, recover from the disk of one with `keel member recover --from NAME`", name)
 }
 
-// stays forgets that a member is leaving, after a failure, if it has its place. Otherwise
-// the next `keel up` or `keel member remove` finds out.
+// stays clears the mark of a leaving member after a failure, if it is still a member. If that
+// is unknown, the next `keel up` or `keel member remove` finds out. It returns why, joined with
+// its own error.
 func (m *members) stays(ctx context.Context, conn grpc.ClientConnInterface, c *cluster.Cluster, name string, why error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), remoteTimeout)
 	defer cancel()
@@ -122,7 +123,7 @@ func (m *members) stays(ctx context.Context, conn grpc.ClientConnInterface, c *c
 	return why
 }
 
-// hasPlace asks the members whether one is among them.
+// hasPlace asks the members whether name is one of them.
 func hasPlace(ctx context.Context, conn grpc.ClientConnInterface, name string) (bool, error) {
 	all, err := memberv1.NewMemberServiceClient(conn).List(ctx, &memberv1.ListRequest{}, grpc.WaitForReady(true))
 	if err != nil {
@@ -131,8 +132,8 @@ func hasPlace(ctx context.Context, conn grpc.ClientConnInterface, name string) (
 	return slices.ContainsFunc(all.Members, func(x *memberv1.Member) bool { return x.Name == name }), nil
 }
 
-// finishLeaving finds out what became of members whose removal was interrupted: those
-// that have no place any more are forgotten, and changed says so. The others stay.
+// finishLeaving finds out what became of members whose removal was interrupted. Those that are
+// not members any more are removed from the description, and changed is true. The others stay.
 func finishLeaving(c *cluster.Cluster, step func(string, ...any), placed func(name string) (bool, error)) (changed bool, err error) {
 	for _, x := range slices.Clone(c.Members) {
 		if !x.Leaving {
@@ -141,12 +142,12 @@ func finishLeaving(c *cluster.Cluster, step func(string, ...any), placed func(na
 		there, err := placed(x.Name)
 		switch {
 		case err != nil:
-			return changed, fmt.Errorf("the removal of %s was interrupted; ask the others whether it has its place: %w", x.Name, err)
+			return changed, fmt.Errorf("the removal of %s was interrupted, and the others cannot be asked whether it is still a member: %w", x.Name, err)
 		case there:
-			step("%s keeps its place: its removal was interrupted", x.Name)
+			step("%s is still a member: its removal was interrupted", x.Name)
 			err = c.SetLeaving(x.Name, false)
 		default:
-			step("%s is no longer a member: its removal was interrupted, and is finished now", x.Name)
+			step("%s is no longer a member: completing its interrupted removal", x.Name)
 			c.RemoveMember(x.Name)
 			changed, err = true, c.Save()
 		}
@@ -157,11 +158,11 @@ func finishLeaving(c *cluster.Cluster, step func(string, ...any), placed func(na
 	return changed, nil
 }
 
-// list shows the members.
+// list lists the members.
 func (m *members) list() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
-		Short: "Show the members, their roles and how far behind they are",
+		Short: "List the members, their roles and how far they lag behind",
 		Example: `  keel member list
   keel member list --server 10.0.0.1:6444,10.0.0.2:6444 --kubeconfig admin.conf`,
 		Args: noArgs,
@@ -178,7 +179,7 @@ func (m *members) list() *cobra.Command {
 	}
 }
 
-// printMembers shows the members as a table.
+// printMembers prints the members as a table.
 func (e *env) printMembers(ctx context.Context, conn grpc.ClientConnInterface) error {
 	all, err := memberv1.NewMemberServiceClient(conn).List(ctx, &memberv1.ListRequest{}, grpc.WaitForReady(true))
 	if err != nil {
@@ -201,7 +202,7 @@ func role(r memberv1.Role, leads bool) string {
 	return strings.ToLower(strings.TrimPrefix(r.String(), "ROLE_"))
 }
 
-// said is an RPC's error without gRPC's words around it.
+// said returns the error of an RPC without the text that gRPC adds.
 func said(err error) error {
 	if s, ok := status.FromError(err); ok && err != nil {
 		return errors.New(s.Message())
@@ -209,12 +210,12 @@ func said(err error) error {
 	return err
 }
 
-// token makes a token that lets an apiserver join.
+// token creates a token with which an apiserver may join.
 func (m *members) token() *cobra.Command {
 	var ttl time.Duration
 	cmd := &cobra.Command{
 		Use:   "token",
-		Short: "Make a token that lets an apiserver on another machine join, and print its flags",
+		Short: "Create a token with which an apiserver on another machine may join, and print its flags",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conn, c, err := m.reach()
@@ -222,7 +223,7 @@ func (m *members) token() *cobra.Command {
 				return err
 			}
 			defer conn.Close()
-			token, err := makeToken(cmd.Context(), conn, ttl, joinGroup, "made by keel member token")
+			token, err := makeToken(cmd.Context(), conn, ttl, joinGroup, "created by keel member token")
 			if err != nil {
 				return err
 			}
@@ -233,22 +234,22 @@ func (m *members) token() *cobra.Command {
 				server = strings.Join(t.endpoints, ",")
 			}
 			m.say("%s", token)
-			fmt.Fprintf(m.err, "Write it into a file and start the apiserver with --join %s --join-token-file FILE,\nan --identity and --service-account-key of this cluster, and a --name of its own.\n", server)
+			fmt.Fprintf(m.err, "Write it to a file and start the apiserver with --join %s --join-token-file FILE,\nan --identity and --service-account-key of this cluster, and a --name of its own.\n", server)
 			return nil
 		},
 	}
-	cmd.Flags().DurationVar(&ttl, "ttl", time.Hour, "how long the token may be used")
+	cmd.Flags().DurationVar(&ttl, "ttl", time.Hour, "lifetime of the token")
 	return cmd
 }
 
-// add starts another apiserver on this machine and waits until it has its votes.
+// add starts another apiserver on this machine and waits until it is a voter.
 func (m *members) add() *cobra.Command {
 	var client bool
 	cmd := &cobra.Command{
 		Use:   "add",
 		Short: "Start another apiserver on this machine, which joins the members",
 		Example: `  keel member add
-  keel member add --client     # serves requests, has no vote`,
+  keel member add --client     # serves requests without a vote`,
 		Args: noArgs,
 		RunE: m.repeatable(func(cmd *cobra.Command, _ []string) error {
 			conn, c, end, err := m.local(cmd.Context())
@@ -265,15 +266,15 @@ func (m *members) add() *cobra.Command {
 			return nil
 		}),
 	}
-	cmd.Flags().BoolVar(&client, "client", false, "no member: it uses the members' stores; for more apiservers than three or five")
+	cmd.Flags().BoolVar(&client, "client", false, "not a member: it uses the members' stores; for more than three or five apiservers")
 	return cmd
 }
 
-// remove takes an apiserver's place away and ends it.
+// remove removes a member and stops its apiserver.
 func (m *members) remove() *cobra.Command {
 	return &cobra.Command{
 		Use:   "remove NAME",
-		Short: "Take a member's place away; it may be down, as long as the others can do without it",
+		Short: "Remove a member; it may be down, as long as the others have a majority without it",
 		Example: `  keel member remove apiserver-2
   keel member remove apiserver-2 --server 10.0.0.1:6444 --kubeconfig admin.conf`,
 		Args:              exactArgs(1),
@@ -322,11 +323,11 @@ func (m *members) remove() *cobra.Command {
 	}
 }
 
-// replace lets a new apiserver take another's place.
+// replace replaces a member by a new apiserver.
 func (m *members) replace() *cobra.Command {
 	return &cobra.Command{
 		Use:               "replace NAME",
-		Short:             "Start a new apiserver and, once it has its votes, take the place of another away",
+		Short:             "Start a new apiserver and, once it is a voter, remove another one",
 		Example:           `  keel member replace apiserver-1`,
 		Args:              exactArgs(1),
 		ValidArgsFunction: m.memberNames,
@@ -340,7 +341,7 @@ func (m *members) replace() *cobra.Command {
 				return err
 			}
 			if x, _ := c.Member(args[0]); x.Client {
-				return usageError{fmt.Errorf("%s is no member: remove it and add another", args[0])}
+				return usageError{fmt.Errorf("%s is not a member: remove it and add another", args[0])}
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), m.wait)
 			defer cancel()
@@ -358,7 +359,7 @@ func (m *members) replace() *cobra.Command {
 			}
 			_, err = memberv1.NewMemberServiceClient(others).Replace(ctx, &memberv1.ReplaceRequest{Old: args[0], New: added}, grpc.WaitForReady(true))
 			if err != nil {
-				return m.stays(ctx, others, c, args[0], fmt.Errorf("%s has joined, and %s is not removed: %w; `keel member remove %s` tries again", added, args[0], said(err), args[0]))
+				return m.stays(ctx, others, c, args[0], fmt.Errorf("%s has joined, but %s was not removed: %w; try again with `keel member remove %s`", added, args[0], said(err), args[0]))
 			}
 			m.say("%s is no longer a member", args[0])
 			return m.shrink(ctx, c, args[0])
@@ -366,6 +367,7 @@ func (m *members) replace() *cobra.Command {
 	}
 }
 
+// known returns an error unless the cluster has an apiserver called name.
 func known(c *cluster.Cluster, name string) error {
 	if _, ok := c.Member(name); ok {
 		return nil
@@ -375,12 +377,12 @@ func known(c *cluster.Cluster, name string) error {
 		names = append(names, x.Name)
 	}
 	if len(names) == 0 {
-		return errors.New("there is one apiserver; `keel member add` first")
+		return errors.New("there is only one apiserver; run `keel member add` first")
 	}
 	return usageError{fmt.Errorf("there is no member %q, only %s", name, strings.Join(names, ", "))}
 }
 
-// leave asks the members to let one go.
+// leave asks the members to remove one of them.
 func (m *members) leave(ctx context.Context, conn grpc.ClientConnInterface, name string) error {
 	began := time.Now()
 	_, err := memberv1.NewMemberServiceClient(conn).Leave(ctx, &memberv1.LeaveRequest{Name: name}, grpc.WaitForReady(true))

@@ -30,22 +30,22 @@ import (
 	"keelson.dev/tools/keel/internal/runtime"
 )
 
-// node adds machines to a cluster.
+// node adds nodes that are not on this machine's own network to a cluster.
 func (e *env) node() *cobra.Command {
 	cmd := &cobra.Command{Use: "node", Short: "Nodes on other machines and in containers"}
 	cmd.AddCommand(e.nodeToken(), e.nodeJoin(), e.nodeRun(), e.nodeAdmit())
 	return cmd
 }
 
-// nodeToken makes a bootstrap token and prints how to use it.
+// nodeToken creates a bootstrap token and prints how to use it.
 func (e *env) nodeToken() *cobra.Command {
 	var ttl time.Duration
 	var only string
 	cmd := &cobra.Command{
 		Use:   "token",
-		Short: "Make a token that lets machines join, and print the command to run there",
+		Short: "Create a token with which machines may join, and print the command to run there",
 		Example: `  keel node token
-  keel node token --node worker-7 --ttl 1h   # for this node alone, once`,
+  keel node token --node worker-7 --ttl 1h   # only for this node, and once`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if msgs := validation.IsDNS1123Subdomain(only); only != "" && len(msgs) > 0 {
@@ -65,7 +65,7 @@ func (e *env) nodeToken() *cobra.Command {
 			}
 			defer conn.Close()
 			token := newToken()
-			secret := bootstrapSecret(token, time.Now().Add(ttl), nodeJoiners, "made by keel node token")
+			secret := bootstrapSecret(token, time.Now().Add(ttl), nodeJoiners, "created by keel node token")
 			name := ""
 			if only != "" {
 				forNode(secret, only)
@@ -74,26 +74,27 @@ func (e *env) nodeToken() *cobra.Command {
 			if err := putToken(cmd.Context(), conn, secret); err != nil {
 				return err
 			}
-			// By standard input: a command line is for everybody on the machine to read.
+			// The token is passed by standard input, because every user of a machine can read
+			// command lines.
 			e.say("keel node join --server %s --ca-hash %s%s --token-file - <<'END'\n%s\nEND", c.NodeGRPC(), a.Hash(), name, token)
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&only, "node", "", "`name` of the only node that may join with the token, and once")
-	cmd.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long the token may be used")
+	cmd.Flags().StringVar(&only, "node", "", "`name` of the only node that may join with the token; it may do so once")
+	cmd.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "lifetime of the token")
 	return cmd
 }
 
-// nodeJoiners are who may ask for a node's certificate.
+// nodeJoiners is the group of clients that may request a node's certificate.
 const nodeJoiners = "system:bootstrappers:keelson:default-node-token"
 
-// makeToken makes a bootstrap token whose bearers are in a group.
+// makeToken creates a bootstrap token for a group.
 func makeToken(ctx context.Context, conn grpc.ClientConnInterface, ttl time.Duration, group, why string) (string, error) {
 	token := newToken()
 	return token, putToken(ctx, conn, bootstrapSecret(token, time.Now().Add(ttl), group, why))
 }
 
-// newToken is the text of a bootstrap token.
+// newToken returns the text of a new bootstrap token.
 func newToken() string { return random(6) + "." + random(16) }
 
 func putToken(ctx context.Context, conn grpc.ClientConnInterface, secret *corev1.Secret) error {
@@ -101,12 +102,12 @@ func putToken(ctx context.Context, conn grpc.ClientConnInterface, secret *corev1
 	return err
 }
 
-// forNode makes a token good for one node, and for one certificate of it.
+// forNode restricts a token to one node and one certificate.
 func forNode(secret *corev1.Secret, node string) {
 	secret.StringData["node-name"], secret.StringData["single-use"] = node, "true"
 }
 
-// random is n characters of a bootstrap token ([a-z0-9]).
+// random returns n random characters of a bootstrap token ([a-z0-9]).
 func random(n int) string {
 	const alphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
 	out := make([]byte, 0, n)
@@ -115,7 +116,7 @@ func random(n int) string {
 		if _, err := rand.Read(b[:]); err != nil {
 			panic(err) // crypto/rand never fails on Linux
 		}
-		if b[0] < 252 { // 7 × 36: no character is likelier than another
+		if b[0] < 252 { // 7 × 36, so that all characters are equally likely
 			out = append(out, alphabet[b[0]%36])
 		}
 	}
@@ -129,7 +130,7 @@ func (e *env) nodeJoin() *cobra.Command {
 	var server, tokenFile, hash, name, zone string
 	cmd := &cobra.Command{
 		Use:     "join",
-		Short:   "Make this machine a node of a cluster that runs elsewhere",
+		Short:   "Make this machine a node of a cluster elsewhere",
 		Example: `  keel node join --server 10.0.0.1:6444 --ca-hash sha256:… --token-file token`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -161,9 +162,9 @@ func (e *env) nodeJoin() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&server, "server", "", "`host:port,…` of the apiservers' gRPC ports")
-	f.StringVar(&tokenFile, "token-file", "", "`file` with the token that keel node token printed; - is standard input")
-	f.StringVar(&hash, "ca-hash", "", "`sha256:…` of the cluster's authority, which keel node token printed")
-	f.StringVar(&name, "name", "", "the node's `name` (default: the host's)")
+	f.StringVar(&tokenFile, "token-file", "", "`file` with the token printed by keel node token; - means standard input")
+	f.StringVar(&hash, "ca-hash", "", "`sha256:…` of the cluster's authority, as printed by keel node token")
+	f.StringVar(&name, "name", "", "the node's `name` (default: the host name)")
 	f.StringVar(&zone, "zone", "zone-a", "the node's failure `domain`")
 	for _, required := range []string{"server", "token-file", "ca-hash"} {
 		if err := cmd.MarkFlagRequired(required); err != nil {
@@ -173,7 +174,7 @@ func (e *env) nodeJoin() *cobra.Command {
 	return cmd
 }
 
-// readToken reads a token from a file, or from standard input where it is "-".
+// readToken reads a token from a file, or from standard input if path is "-".
 func readToken(path string, stdin io.Reader) (string, error) {
 	if path != "-" {
 		f, err := os.Open(path)
@@ -189,13 +190,13 @@ func readToken(path string, stdin io.Reader) (string, error) {
 	}
 	token := strings.TrimSpace(string(data))
 	if !tokenForm.MatchString(token) {
-		return "", fmt.Errorf("%s does not hold a token of the form abcdef.0123456789abcdef, which `keel node token` prints", path)
+		return "", fmt.Errorf("%s does not contain a token of the form abcdef.0123456789abcdef, as printed by `keel node token`", path)
 	}
 	return token, nil
 }
 
-// fetchCA asks the server for its chain and believes the authority in it that
-// has the hash. It returns this machine's address towards the server, too.
+// fetchCA connects to the server and returns the certificate in its chain that is an authority
+// with the given hash. It also returns this machine's address towards the server.
 func fetchCA(server, hash string) (ca []byte, local string, err error) {
 	var found *x509.Certificate
 	d := tls.Dialer{
@@ -203,7 +204,7 @@ func fetchCA(server, hash string) (ca []byte, local string, err error) {
 		Config: &tls.Config{
 			MinVersion: tls.VersionTLS13,
 			NextProtos: []string{"h2"},
-			// The chain is checked against the hash below, in place of a root that
+			// The chain is verified with the hash below, instead of a root certificate, which
 			// this machine does not have yet.
 			InsecureSkipVerify: true,
 			VerifyConnection: func(s tls.ConnectionState) error {
@@ -213,7 +214,7 @@ func fetchCA(server, hash string) (ca []byte, local string, err error) {
 						return s.PeerCertificates[0].CheckSignatureFrom(cert)
 					}
 				}
-				return fmt.Errorf("%s is not the cluster of --ca-hash: no authority with that hash", server)
+				return fmt.Errorf("%s does not belong to the cluster of --ca-hash: its chain contains no authority with that hash", server)
 			},
 		},
 	}
@@ -226,6 +227,7 @@ func fetchCA(server, hash string) (ca []byte, local string, err error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: found.Raw}), local, err
 }
 
+// join starts the node's processes and waits until it has joined.
 func (e *env) join(cmd *cobra.Command, server, token, name, zone string, ca []byte, local string) error {
 	bin, err := programs()
 	if err != nil {
@@ -282,6 +284,6 @@ func (e *env) join(cmd *cobra.Command, server, token, name, zone string, ca []by
 	if err := waitServices(ctx, c, func(format string, args ...any) { e.say(format, args...) }); err != nil {
 		return explain(ctx, c, err)
 	}
-	e.say("%s has joined; `kubectl get nodes` there shows it", name)
+	e.say("%s has joined; it is shown by `kubectl get nodes` there", name)
 	return nil
 }

@@ -19,15 +19,15 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// nodeAdmit lets the nodes that a cluster does not have yet join, each with the token
-// that lies in a file of its name.
+// nodeAdmit lets nodes join that the cluster does not have yet. The token of each node is in a
+// file with its name.
 func (e *env) nodeAdmit() *cobra.Command {
 	var pki string
 	var apiservers []string
 	var ttl, wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "admit",
-		Short: "Let nodes join with the tokens that `keel pki` made, each once",
+		Short: "Let nodes join with the tokens created by `keel pki`, each once",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			tokens, err := readTokens(filepath.Join(pki, "tokens"))
@@ -47,7 +47,7 @@ func (e *env) nodeAdmit() *cobra.Command {
 				admitted, err := a.admit(ctx, tokens, time.Now().Add(ttl))
 				if err == nil {
 					if len(admitted) > 0 {
-						e.say("may join for %s: %s", ttl, strings.Join(admitted, ", "))
+						e.say("admitted for %s: %s", ttl, strings.Join(admitted, ", "))
 					}
 					return nil
 				}
@@ -60,17 +60,17 @@ func (e *env) nodeAdmit() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&pki, "pki", "/pki", "`directory` with the administrator's identity and the nodes' tokens, as keel pki makes it")
+	f.StringVar(&pki, "pki", "/pki", "`directory` with the administrator's identity and the nodes' tokens, as created by keel pki")
 	f.StringSliceVar(&apiservers, "apiserver", nil, "`host:port` of the apiservers' gRPC ports")
-	f.DurationVar(&ttl, "ttl", 24*time.Hour, "how long nodes may join")
-	f.DurationVar(&wait, "wait", 5*time.Minute, "how long to wait for the apiservers")
+	f.DurationVar(&ttl, "ttl", 24*time.Hour, "time for which nodes may join")
+	f.DurationVar(&wait, "wait", 5*time.Minute, "maximum time to wait for the apiservers")
 	if err := cmd.MarkFlagRequired("apiserver"); err != nil {
 		panic(err)
 	}
 	return cmd
 }
 
-// readTokens reads the tokens in a directory, by the names of their nodes.
+// readTokens reads the tokens in a directory, by name of the node.
 func readTokens(dir string) (map[string]string, error) {
 	files, err := os.ReadDir(dir)
 	if err != nil {
@@ -84,17 +84,17 @@ func readTokens(dir string) (map[string]string, error) {
 		}
 		token := strings.TrimSpace(string(data))
 		if !tokenForm.MatchString(token) {
-			return nil, fmt.Errorf("%s/%s does not hold a token", dir, f.Name())
+			return nil, fmt.Errorf("%s/%s does not contain a token", dir, f.Name())
 		}
 		tokens[f.Name()] = token
 	}
 	if len(tokens) == 0 {
-		return nil, fmt.Errorf("no token in %s: `keel pki --node` makes them", dir)
+		return nil, fmt.Errorf("there are no tokens in %s: create them with `keel pki --node`", dir)
 	}
 	return tokens, nil
 }
 
-// admission is what admit asks for.
+// admission contains the clients that admit uses.
 type admission struct {
 	secrets interface {
 		Create(context.Context, *corev1.Secret, ...client.WriteOption) (*corev1.Secret, error)
@@ -105,8 +105,8 @@ type admission struct {
 	}
 }
 
-// admit makes the tokens of nodes that are not there good for one certificate, and
-// returns whose. A node that is there has a certificate and needs none.
+// admit creates tokens, each for one certificate, for the nodes that do not exist yet, and
+// returns their names. Existing nodes have a certificate and need no token.
 func (a *admission) admit(ctx context.Context, tokens map[string]string, until time.Time) (admitted []string, err error) {
 	for _, node := range slices.Sorted(maps.Keys(tokens)) {
 		_, err := a.nodes.Get(ctx, "", node)
@@ -116,10 +116,10 @@ func (a *admission) admit(ctx context.Context, tokens map[string]string, until t
 		if !apierrors.IsNotFound(err) {
 			return nil, fmt.Errorf("node %s: %w", node, err)
 		}
-		secret := bootstrapSecret(tokens[node], until, nodeJoiners, "made by keel node admit for "+node)
+		secret := bootstrapSecret(tokens[node], until, nodeJoiners, "created by keel node admit for "+node)
 		secret.StringData["node-name"] = node
 		secret.StringData["single-use"] = "true"
-		// A new object: the old one may say that it has been used.
+		// Replace the Secret: the old one may be marked as used.
 		if err := a.secrets.Delete(ctx, secret.Namespace, secret.Name); err != nil && !apierrors.IsNotFound(err) {
 			return nil, fmt.Errorf("token of node %s: %w", node, err)
 		}
@@ -131,8 +131,7 @@ func (a *admission) admit(ctx context.Context, tokens map[string]string, until t
 	return admitted, nil
 }
 
-// bootstrapSecret is how a cluster knows a token ("id.secret"), whose bearers are in
-// a group.
+// bootstrapSecret returns the Secret for a token ("id.secret") whose users are in a group.
 func bootstrapSecret(token string, until time.Time, group, why string) *corev1.Secret {
 	id, secret, _ := strings.Cut(token, ".")
 	return &corev1.Secret{

@@ -37,7 +37,7 @@ func (f fakeTokens) Delete(_ context.Context, _, name string, _ ...client.Delete
 	return nil
 }
 
-// fakeNodes are the names of nodes that are there; a nil map answers nobody.
+// fakeNodes contains the names of existing nodes. A nil map fails all calls.
 type fakeNodes map[string]bool
 
 func (f fakeNodes) Get(_ context.Context, _, name string) (*corev1.Node, error) {
@@ -50,8 +50,8 @@ func (f fakeNodes) Get(_ context.Context, _, name string) (*corev1.Node, error) 
 	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, nil
 }
 
-// Only nodes that are not there get a token, each for its own name and once; one that
-// was used is good again for a node that was forgotten.
+// Only nodes that do not exist get a token, each for its own name and once. A used token is
+// replaced if its node was deleted.
 func TestAdmit(t *testing.T) {
 	tokens := map[string]string{"node-0": "aaaaaa.0123456789abcdef", "node-1": "bbbbbb.0123456789abcdef", "node-2": "cccccc.0123456789abcdef"}
 	used := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "bootstrap-token-cccccc", Annotations: map[string]string{"keelson.dev/used-by": "x"}}}
@@ -72,17 +72,17 @@ func TestAdmit(t *testing.T) {
 		}
 	}
 	if len(secrets) != 2 {
-		t.Errorf("%d tokens, want 2: a node that is there needs none", len(secrets))
+		t.Errorf("%d tokens, want 2: an existing node needs none", len(secrets))
 	}
 	if _, err := (&admission{secrets: secrets, nodes: fakeNodes(nil)}).admit(t.Context(), tokens, until); err == nil || !strings.Contains(err.Error(), "node-0") {
-		t.Errorf("without an answer: %v", err)
+		t.Errorf("without an answer about the node: %v", err)
 	}
 }
 
 func TestReadTokens(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := readTokens(dir); err == nil || !strings.Contains(err.Error(), "keel pki") {
-		t.Errorf("an empty directory: %v", err)
+		t.Errorf("read an empty directory: %v", err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "node-0"), []byte("aaaaaa.0123456789abcdef\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -94,6 +94,6 @@ func TestReadTokens(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := readTokens(dir); err == nil || strings.Contains(err.Error(), "secret") {
-		t.Errorf("what is no token: %v", err)
+		t.Errorf("read an invalid token: %v", err)
 	}
 }

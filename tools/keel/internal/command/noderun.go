@@ -24,7 +24,7 @@ import (
 	"keelson.dev/tools/keel/internal/supervise"
 )
 
-// nodeRunOptions are the flags of a node in a container.
+// nodeRunOptions are the flags of keel node run.
 type nodeRunOptions struct {
 	name             string
 	apiservers       []string
@@ -38,17 +38,18 @@ type nodeRunOptions struct {
 	prepared, region string
 }
 
-// exitCode ends keel with a code and without a word: what ended has spoken.
+// exitCode makes keel exit with a code without printing anything, because the program that
+// ended has done so.
 type exitCode int
 
 func (c exitCode) Error() string { return "exit code " + strconv.Itoa(int(c)) }
 
-// nodeRun makes the container that it is the first process of a node.
+// nodeRun runs a node in the container whose first process it is.
 func (e *env) nodeRun() *cobra.Command {
 	o := nodeRunOptions{}
 	cmd := &cobra.Command{
 		Use:   "run",
-		Short: "Be a node in this container: containerd and the agent side by side",
+		Short: "Run a node in this container: containerd and the agent",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needRoot(); err != nil {
@@ -61,7 +62,7 @@ func (e *env) nodeRun() *cobra.Command {
 			if problems := validation.IsDNS1123Subdomain(o.name); len(problems) > 0 {
 				return usageError{fmt.Errorf("--name %q: %s", o.name, problems[0])}
 			}
-			// Before anything is there that would hang without a word.
+			// Check this before anything else, because a conflict would make later steps hang.
 			if err := machine.CheckRanges(map[string]string{"--cluster-cidr": o.pods, "--service-cluster-ip-range": o.services}); err != nil {
 				return err
 			}
@@ -75,24 +76,24 @@ func (e *env) nodeRun() *cobra.Command {
 	f := cmd.Flags()
 	f.StringSliceVar(&o.apiservers, "apiserver", nil, "`host:port` of the apiservers' gRPC ports")
 	f.StringVar(&o.name, "name", "", "the node's `name`")
-	f.StringVar(&o.nodes, "nodes", "/nodes", "`directory` with the node's own, NAME, which outlives its containers")
-	f.StringVar(&o.pki, "pki", "/pki", "`directory` with ca.crt and bootstrap-token, to join with")
-	f.StringVar(&o.images, "images", "/images", "`directory` of image archives to import, also those that come later")
-	f.StringVar(&o.inventory, "inventory", "", "`directory` where this machine makes itself known to a cloud-controller's local provider; empty is without one")
-	f.StringSliceVar(&o.zones, "zones", []string{"zone-a", "zone-b", "zone-c"}, "failure `domains` that nodes are spread over, by their number")
+	f.StringVar(&o.nodes, "nodes", "/nodes", "`directory` that contains the node's own directory, NAME, which outlives its containers")
+	f.StringVar(&o.pki, "pki", "/pki", "`directory` with ca.crt and bootstrap-token, for joining")
+	f.StringVar(&o.images, "images", "/images", "`directory` of image archives to import, including those that are added later")
+	f.StringVar(&o.inventory, "inventory", "", "`directory` in which this machine registers for a cloud-controller's local provider; empty: do not register")
+	f.StringSliceVar(&o.zones, "zones", []string{"zone-a", "zone-b", "zone-c"}, "failure `domains` over which nodes are spread by their number")
 	f.StringVar(&o.region, "region", "local", "`region` of the node")
-	f.StringVar(&o.pods, "cluster-cidr", "10.244.0.0/16", "`range` of all pods' addresses")
+	f.StringVar(&o.pods, "cluster-cidr", "10.244.0.0/16", "`range` of the pods' addresses")
 	f.StringVar(&o.services, "service-cluster-ip-range", "10.96.0.0/16", "`range` of the Services' addresses")
-	f.StringVar(&o.dns, "cluster-dns", "", "`address` of the cluster's DNS; empty is the tenth of the Services' range")
+	f.StringVar(&o.dns, "cluster-dns", "", "`address` of the cluster's DNS; empty: the tenth of the Services' range")
 	f.StringVar(&o.domain, "cluster-domain", "cluster.local", "`domain` of the cluster")
-	f.StringVar(&o.prepared, "prepared", "", "`name` of the node whose container is prepared")
+	f.StringVar(&o.prepared, "prepared", "", "`name` of the node for which the container is prepared")
 	if err := errors.Join(cmd.MarkFlagRequired("apiserver"), cmd.MarkFlagRequired("name"), f.MarkHidden("prepared")); err != nil {
 		panic(err)
 	}
 	return cmd
 }
 
-// runNode runs a node in a container that is prepared for it, until a signal.
+// runNode runs a node in a prepared container until ctx ends.
 func (e *env) runNode(ctx context.Context, o *nodeRunOptions) error {
 	name := o.prepared
 	if o.dns == "" {
@@ -118,8 +119,8 @@ func (e *env) runNode(ctx context.Context, o *nodeRunOptions) error {
 	if err != nil {
 		return err
 	}
-	// Load balancers' addresses have rules of their own, and are no range of the
-	// nodes'.
+	// The addresses of load balancers have firewall rules of their own and are not among the
+	// node's ranges.
 	if err := hostnet.Block(c.ClusterCIDR, c.ServiceCIDR); err != nil {
 		return err
 	}
@@ -131,15 +132,14 @@ func (e *env) runNode(ctx context.Context, o *nodeRunOptions) error {
 	return o.serve(ctx, c, node, specs)
 }
 
-// specs are the node's two processes: containerd, then the agent.
+// specs returns the specifications of the node's two processes: containerd, then the agent.
 func (o *nodeRunOptions) specs(c *cluster.Cluster, node cluster.Node) ([]supervise.Spec, error) {
 	for _, d := range []string{"run", "log", filepath.Join("pki", node.Name), "volumes"} {
 		if err := os.MkdirAll(c.Path(d), 0o711); err != nil {
 			return nil, err
 		}
 	}
-	// What ran here has ended with its container: whatever says otherwise is left
-	// over.
+	// All processes that ran here ended with their container, so their state is stale.
 	if err := errors.Join(os.RemoveAll(c.Path("nodes", node.Name, "containerd", "state")), os.RemoveAll(c.Path("run"))); err != nil {
 		return nil, err
 	}
@@ -160,7 +160,7 @@ func (o *nodeRunOptions) specs(c *cluster.Cluster, node cluster.Node) ([]supervi
 	}
 	specs, err := process.Specs(c, "/usr/bin", runtime.Programs{
 		Containerd: "/usr/bin/containerd", Ctr: "/usr/bin/ctr", Runc: "/usr/bin/runc", Dir: "/usr/bin", CNI: "/usr/lib/cni",
-		// Its warnings are of every start: what it does not find here is not missed.
+		// It logs the same warnings at each start, about features that nodes do not use.
 		LogLevel: "error",
 	})
 	if err != nil {
@@ -184,7 +184,7 @@ func (o *nodeRunOptions) specs(c *cluster.Cluster, node cluster.Node) ([]supervi
 	return specs, nil
 }
 
-// serve keeps both processes running until ctx ends, and ends the pods with them.
+// serve keeps both processes running until ctx ends, then stops them and the pods.
 func (o *nodeRunOptions) serve(ctx context.Context, c *cluster.Cluster, node cluster.Node, specs []supervise.Spec) error {
 	if err := dir(c).WriteSpecs(specs[:1]); err != nil {
 		return err
@@ -208,8 +208,8 @@ func (o *nodeRunOptions) serve(ctx context.Context, c *cluster.Cluster, node clu
 	return errors.Join(failed, dir(c).Stop(grace), <-ended)
 }
 
-// follow starts the agent once containerd has the sandbox image, then imports what
-// the directory of images gets, until ctx ends.
+// follow starts the agent as soon as containerd has the sandbox image, then imports the
+// archives that appear in the directory of images, until ctx ends.
 func (o *nodeRunOptions) follow(ctx context.Context, c *cluster.Cluster, node cluster.Node, specs []supervise.Spec) error {
 	progs := runtime.Programs{Ctr: "/usr/bin/ctr"}
 	load := func(ctx context.Context, file string) ([]string, error) {
@@ -231,7 +231,8 @@ func (o *nodeRunOptions) follow(ctx context.Context, c *cluster.Cluster, node cl
 	return nil
 }
 
-// tenth is the address of a range of Services where the cluster's DNS answers.
+// tenth returns the tenth address after the first of a Services' range, at which the cluster's
+// DNS answers.
 func tenth(services netip.Prefix) string {
 	a := services.Masked().Addr()
 	for range 10 {
@@ -240,7 +241,7 @@ func tenth(services netip.Prefix) string {
 	return a.String()
 }
 
-// ended is no error where ctx has ended.
+// ended returns err, or nil if ctx has ended.
 func ended(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return nil
@@ -248,7 +249,7 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-// announce writes this machine into the inventory of a cloud of containers.
+// announce writes this machine's entry into the inventory of a cloud of containers.
 func announce(inventory string, n cluster.Node, region string) error {
 	data, err := json.MarshalIndent(instance{
 		Name: n.Name, ProviderID: "local://" + n.Name, Zone: n.Zone, Region: region, InstanceType: "container",
@@ -260,7 +261,7 @@ func announce(inventory string, n cluster.Node, region string) error {
 	return cluster.WriteFile(filepath.Join(inventory, n.Name+".json"), data, 0o644)
 }
 
-// ownAddress is the container's first address that others reach.
+// ownAddress returns the container's first IPv4 address that other machines can reach.
 func ownAddress() (string, error) {
 	links, err := net.Interfaces()
 	if err != nil {
@@ -280,5 +281,5 @@ func ownAddress() (string, error) {
 			}
 		}
 	}
-	return "", errors.New("this container has no IPv4 address besides loopback")
+	return "", errors.New("this container has no IPv4 address other than loopback")
 }

@@ -17,7 +17,7 @@ import (
 	"keelson.dev/tools/keel/internal/process"
 )
 
-// pkiOptions are what a cluster's certificates depend on.
+// pkiOptions are the flags of keel pki.
 type pkiOptions struct {
 	dir      string
 	hosts    []string
@@ -28,36 +28,35 @@ type pkiOptions struct {
 	owner    int
 }
 
-// pki writes what the processes of a cluster need to know each other, one
-// directory a service, for deployments that start them by other means than `keel
-// up`.
+// pki writes the certificates and keys with which the processes of a cluster authenticate, one
+// directory per service, for deployments that do not use `keel up`.
 //
-//	DIR/ca.crt, ca.key            the authority
-//	DIR/peer-authority/           that of the apiservers' peer ports
-//	DIR/apiserver/peer/           what the apiservers know each other by
+//	DIR/ca.crt, ca.key            the cluster's certificate authority
+//	DIR/peer-authority/           the authority of the apiservers' peer ports
+//	DIR/apiserver/peer/           the apiservers' certificate for each other
 //	DIR/NAME/{ca.crt,tls.*}       NAME's identity: apiserver, scheduler,
 //	                              controller-manager, cloud-controller, admin
 //	DIR/{apiserver,controller-manager}/sa.key
-//	DIR/controller-manager/ca.key, with which it signs nodes' certificates
-//	DIR/NODE/{ca.crt,bootstrap-token} for each --node: a token of its own
+//	DIR/controller-manager/ca.key for signing nodes' certificates
+//	DIR/NODE/{ca.crt,bootstrap-token} for each --node, whose token is its own
 //	DIR/balancer/ca.crt
 //	DIR/admin/kubeconfig, DIR/admin/tokens/NODE, for `keel node admit`
 //
-// What is there and good stays: a second call changes nothing. A directory NAME
-// may be a mount of its own, so that each service gets no more than its own.
+// Existing valid files are kept, so a second call changes nothing. DIR/NAME can be a separate
+// mount, so that each service sees only its own files.
 func (e *env) pki() *cobra.Command {
 	o := pkiOptions{}
 	cmd := &cobra.Command{
 		Use:   "pki",
-		Short: "Write certificates, keys, a kubeconfig and nodes' tokens, one directory a service",
+		Short: "Write certificates, keys, a kubeconfig and nodes' tokens, one directory per service",
 		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if o.owner < -1 {
-				return usageError{fmt.Errorf("--owner %d: want a user id, or -1 for none", o.owner)}
+				return usageError{fmt.Errorf("--owner %d: expected a user id, or -1 to leave the owner", o.owner)}
 			}
 			for _, node := range o.nodes {
 				if problems := validation.IsDNS1123Subdomain(node); len(problems) > 0 || reservedDirectories[node] {
-					return usageError{fmt.Errorf("--node %q: want the name of a node", node)}
+					return usageError{fmt.Errorf("--node %q: expected the name of a node", node)}
 				}
 			}
 			if err := o.write(); err != nil {
@@ -73,8 +72,8 @@ func (e *env) pki() *cobra.Command {
 	f.StringVar(&o.server, "server", "https://127.0.0.1:6443", "`URL` of the apiservers in the kubeconfig")
 	f.StringVar(&o.domain, "cluster-domain", "cluster.local", "`domain` of the cluster")
 	f.StringVar(&o.services, "service-cluster-ip-range", "10.96.0.0/16", "`range` of the Services' addresses")
-	f.StringSliceVar(&o.nodes, "node", nil, "`names` of the nodes that may join, each with a token of its own")
-	f.IntVar(&o.owner, "owner", -1, "numeric `user` and group that the control plane's files belong to; -1 leaves them to the caller")
+	f.StringSliceVar(&o.nodes, "node", nil, "`names` of the nodes that may join; each gets its own token")
+	f.IntVar(&o.owner, "owner", -1, "numeric `user` and group that own the control plane's files; -1 leaves them to the caller")
 	if err := cmd.MarkFlagRequired("dir"); err != nil {
 		panic(err)
 	}
@@ -111,7 +110,8 @@ func (o *pkiOptions) write() error {
 			return err
 		}
 	}
-	// Made once, before their copies: a call that was cut off goes on here.
+	// The originals are created once, before their copies, so a call that was interrupted can
+	// be repeated.
 	if err := pki.EnsureKey(at("sa.key")); err != nil {
 		return err
 	}
@@ -146,11 +146,12 @@ func (o *pkiOptions) write() error {
 	return pki.Keep(at("admin", "kubeconfig"), config, 0o600)
 }
 
-// transition is how long after they got peer certificates apiservers accept each
-// other by the cluster's authority, at least: until the next call after it.
+// transition is the minimum time for which apiservers that have just received peer certificates
+// also accept each other's certificates of the cluster's authority. The first call after that
+// time ends it.
 const transition = time.Hour
 
-// peers makes what apiservers know each other by.
+// peers creates the certificates with which apiservers authenticate to each other.
 func (o *pkiOptions) peers(authority, apiserver string, existed bool) error {
 	if err := directory(filepath.Join(apiserver, "peer"), o.owner); err != nil {
 		return err
@@ -164,12 +165,13 @@ func (o *pkiOptions) peers(authority, apiserver string, existed bool) error {
 	return nil
 }
 
-// reservedDirectories are the services' and the administrator's.
+// reservedDirectories are the names of the directories that do not belong to nodes.
 var reservedDirectories = map[string]bool{
 	"apiserver": true, "scheduler": true, "controller-manager": true, "cloud-controller": true, "balancer": true, "admin": true, "tokens": true, "peer-authority": true,
 }
 
-// directory makes one that its owner alone may look into; -1 leaves the owner.
+// directory creates a directory that only its owner can access. An owner of -1 leaves the owner
+// as it is.
 func directory(path string, owner int) error {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return err
@@ -182,7 +184,7 @@ func directory(path string, owner int) error {
 	return os.Chmod(path, 0o700)
 }
 
-// ensureToken makes a bootstrap token unless it is there.
+// ensureToken creates a bootstrap token unless the file exists.
 func ensureToken(path string) error {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -190,7 +192,7 @@ func ensureToken(path string) error {
 	return pki.Keep(path, []byte(random(6)+"."+random(16)), 0o600)
 }
 
-// kubeconfigOf is a kubeconfig with the identity of a directory.
+// kubeconfigOf returns a kubeconfig with the identity that a directory contains.
 func kubeconfigOf(dir, name, server string) ([]byte, error) {
 	read := func(file string) ([]byte, error) { return os.ReadFile(filepath.Join(dir, file)) }
 	ca, err := read("ca.crt")

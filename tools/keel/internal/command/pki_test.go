@@ -17,7 +17,7 @@ import (
 	"keelson.dev/tools/internal/pki"
 )
 
-// files are all regular files below a directory, with what they hold.
+// files returns the contents of all regular files below a directory, by path.
 func files(t *testing.T, dir string) map[string][]byte {
 	t.Helper()
 	out := map[string][]byte{}
@@ -35,8 +35,8 @@ func files(t *testing.T, dir string) map[string][]byte {
 	return out
 }
 
-// TestPKI: every service finds its own and no more, keys are for their owner
-// alone, a second call changes nothing, and one that was cut off is completed.
+// TestPKI checks that every service gets its own files and no others, that only their owner can
+// read keys, that a second call changes nothing, and that an interrupted call can be completed.
 func TestPKI(t *testing.T) {
 	dir := t.TempDir()
 	call := func() {
@@ -71,7 +71,7 @@ func TestPKI(t *testing.T) {
 		have := files(t, filepath.Join(dir, service))
 		for _, file := range want {
 			if len(have[file]) == 0 {
-				t.Errorf("%s: no %s", service, file)
+				t.Errorf("%s: %s is missing", service, file)
 			}
 		}
 		if len(have) != len(want) {
@@ -81,14 +81,14 @@ func TestPKI(t *testing.T) {
 	for _, node := range []string{"node-0", "node-1"} {
 		token := first[node+"/bootstrap-token"]
 		if !regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`).Match(token) {
-			t.Errorf("the token of %s is %d bytes of another form", node, len(token))
+			t.Errorf("the token of %s does not have the form of a token (%d bytes)", node, len(token))
 		}
 		if !bytes.Equal(token, first["admin/tokens/"+node]) {
-			t.Errorf("the administrator has another token for %s", node)
+			t.Errorf("the administrator's token for %s differs from the node's", node)
 		}
 	}
 	if bytes.Equal(first["node-0/bootstrap-token"], first["node-1/bootstrap-token"]) {
-		t.Error("two nodes have one token")
+		t.Error("two nodes have the same token")
 	}
 
 	roots := x509.NewCertPool()
@@ -107,13 +107,13 @@ func TestPKI(t *testing.T) {
 		t.Fatal(err)
 	}
 	if server := config.Clusters[config.Contexts[config.CurrentContext].Cluster].Server; server != "https://127.0.0.1:7000" {
-		t.Errorf("the kubeconfig leads to %s", server)
+		t.Errorf("the kubeconfig's server is %s", server)
 	}
 
 	call()
 	for name, data := range files(t, dir) {
 		if !bytes.Equal(data, first[name]) {
-			t.Errorf("%s changed at the second call", name)
+			t.Errorf("the second call changed %s", name)
 		}
 	}
 	for _, lost := range []string{"scheduler/tls.crt", "node-0/bootstrap-token", "apiserver/sa.key"} {
@@ -125,7 +125,7 @@ func TestPKI(t *testing.T) {
 	again := files(t, dir)
 	for _, copied := range []string{"node-0/bootstrap-token", "apiserver/sa.key", "ca.key"} {
 		if !bytes.Equal(again[copied], first[copied]) {
-			t.Errorf("%s is another one after it was lost", copied)
+			t.Errorf("%s differs after it was lost and restored", copied)
 		}
 	}
 	if _, err := tls.X509KeyPair(again["scheduler/tls.crt"], again["scheduler/tls.key"]); err != nil {
@@ -133,7 +133,7 @@ func TestPKI(t *testing.T) {
 	}
 }
 
-// TestPKIOfAnOlderVersion gives peers their own certificates, and lets the apiservers
+// TestPKIOfAnOlderVersion checks that peers get their own certificates, and that the apiservers
 // accept the cluster's authority until a call an hour later.
 func TestPKIOfAnOlderVersion(t *testing.T) {
 	dir := t.TempDir()
@@ -154,7 +154,7 @@ func TestPKIOfAnOlderVersion(t *testing.T) {
 	for range 2 {
 		call()
 		if _, ok := pki.TransitionSince(apiserver); !ok {
-			t.Fatal("apiservers that are not upgraded yet would be refused")
+			t.Fatal("apiservers that have not been upgraded yet would be rejected")
 		}
 	}
 	old := time.Now().Add(-2 * transition)
@@ -163,11 +163,11 @@ func TestPKIOfAnOlderVersion(t *testing.T) {
 	}
 	call()
 	if _, ok := pki.TransitionSince(apiserver); ok {
-		t.Error("the cluster's authority is accepted for ever")
+		t.Error("the cluster's authority is still accepted after the transition")
 	}
 }
 
-// A node is not called like a service, whose directory it would get.
+// A node must not have the name of a service, whose directory it would get.
 func TestPKIRefusesNamesOfNodes(t *testing.T) {
 	for _, name := range []string{"admin", "apiserver", "../x", "Node"} {
 		var out, errs bytes.Buffer

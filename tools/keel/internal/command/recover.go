@@ -20,27 +20,28 @@ import (
 	"keelson.dev/tools/keel/internal/supervise"
 )
 
-// recover makes a control plane of one from one member's disk.
+// recover creates a control plane of one member from one member's disk.
 func (m *members) recover() *cobra.Command {
 	var from string
 	cmd := &cobra.Command{
 		Use:   "recover --from NAME",
-		Short: "When a majority of the members is lost for good: go on from the disk of one",
-		Long: `When a majority of the members is lost for good, nothing can be written any more.
-This makes a control plane of one from the disk of one that survived:
+		Short: "Continue from one member's disk after the majority was lost permanently",
+		Long: `When a majority of the members is lost permanently, the control plane accepts no
+more writes. This command creates a control plane of one member from the disk of one
+that survived:
 
-  - What the lost members had acknowledged and the survivor had not heard of is lost.
-    Of several survivors take the one that had heard most (keel member list showed
-    the smallest lag; a leader has everything it acknowledged).
-  - All revisions jump ahead and all watches start anew, so that no client takes what
-    it remembers for what is there now.
-  - All apiservers are stopped first. The data of the others is moved aside, to
-    NAME.lost-TIME in the cluster's directory: nothing is deleted.
-  - A lost member that comes back with its disk ends as soon as it reaches the
+  - Writes that the lost members acknowledged and that had not reached the survivor
+    are lost. If there are several survivors, choose the one that had received most
+    (the smallest lag in keel member list; a leader has everything it acknowledged).
+  - All revisions jump ahead and all watches start again, so that no client mistakes
+    what it has cached for the current state.
+  - All apiservers are stopped first. The data of the others is moved to
+    NAME.lost-TIME in the cluster's directory; nothing is deleted.
+  - A lost member that comes back with its disk exits as soon as it reaches the
     recovered one, and does not start with that disk again. Until then it could serve
-    old data, so do not start it: empty its directory, and let it join anew.
+    old data, so do not start it: empty its directory and let it join as a new member.
 
-Afterwards: keel member add, twice.`,
+Afterwards, run keel member add twice.`,
 		Example: `  keel member recover --from apiserver-1`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -48,14 +49,14 @@ Afterwards: keel member add, twice.`,
 				return err
 			}
 			if m.elsewhere() {
-				return usageError{errors.New("--server: run `apiserver --recover` with the survivor's flags on its machine")}
+				return usageError{errors.New("--server: this works only on the survivor's machine; run `apiserver --recover` there with its flags")}
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), m.wait)
 			defer cancel()
 			return m.recoverFrom(ctx, from)
 		},
 	}
-	cmd.Flags().StringVar(&from, "from", "", "`name` of the member whose disk is gone on from")
+	cmd.Flags().StringVar(&from, "from", "", "`name` of the member whose disk to continue from")
 	offer(cmd, "from", m.memberNames)
 	if err := cmd.MarkFlagRequired("from"); err != nil {
 		panic(err)
@@ -81,7 +82,7 @@ func (m *members) recoverFrom(ctx context.Context, name string) error {
 	}
 	survivor, _ := c.Member(name)
 	if survivor.Client {
-		return usageError{fmt.Errorf("%s is no member: it has no data", name)}
+		return usageError{fmt.Errorf("%s is not a member and has no data", name)}
 	}
 	began := time.Now()
 	step := func(format string, args ...any) {
@@ -91,7 +92,7 @@ func (m *members) recoverFrom(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	// Until it has ended the disks disagree, and must not be served.
+	// Until the recovery is complete, the disks disagree and must not be served.
 	c.Recovering = name
 	if err := c.Save(); err != nil {
 		return err
@@ -108,9 +109,9 @@ func (m *members) recoverFrom(ctx context.Context, name string) error {
 	m.share(recovery)
 	out, err := recovery.CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("recover from %s: %w\n%s\nNothing else was changed; repeat `keel member recover --from %s --home %s`", name, err, out, name, c.Home)
+		return fmt.Errorf("recover from %s: %w\n%s\nnothing else was changed; repeat `keel member recover --from %s --home %s`", name, err, out, name, c.Home)
 	}
-	step("the stores go on from %s", name)
+	step("the stores continue from %s", name)
 	now := time.Now().Unix()
 	for _, lost := range c.Members {
 		if lost.Name == name {
@@ -122,7 +123,7 @@ func (m *members) recoverFrom(ctx context.Context, name string) error {
 		}
 	}
 	c.Members = []cluster.Member{survivor}
-	c.Refound() // whom it asked to join may be lost
+	c.Refound() // the member that it asked to join through may be lost
 	if err := c.Save(); err != nil {
 		return err
 	}
@@ -142,20 +143,21 @@ func (m *members) recoverFrom(ctx context.Context, name string) error {
 	}
 	defer conn.Close()
 	if err := joined(ctx, conn, name); err != nil {
-		return fmt.Errorf("%s %w; its log is %s", name, err, c.Path("log", name+".log"))
+		return fmt.Errorf("%s %w; see its log %s", name, err, c.Path("log", name+".log"))
 	}
-	step("%s serves; `keel member add --home %s` adds others", name, c.Home)
+	step("%s is serving; run `keel member add --home %s` to add others", name, c.Home)
 	return nil
 }
 
-// stopApiservers ends all apiservers, also where no supervisor runs any more.
+// stopApiservers stops all apiservers, even if no supervisor is running.
 func (m *members) stopApiservers(ctx context.Context, c *cluster.Cluster, bin string) error {
 	specs, err := dir(c).ReadSpecs()
 	if err != nil {
 		return err
 	}
 	rest := slices.DeleteFunc(slices.Clone(specs), func(s supervise.Spec) bool { return strings.HasPrefix(s.Name, "apiserver-") })
-	// A supervisor adopts what a dead one left, of what the file names: then it ends it.
+	// A supervisor adopts the processes of a dead one that its file lists. Only then can it
+	// stop them.
 	if err := dir(c).Ensure(ctx, c.Path("log", "supervisor.log"), filepath.Join(bin, "keel"), "supervise", "--home", c.Home); err != nil {
 		return err
 	}
@@ -165,7 +167,7 @@ func (m *members) stopApiservers(ctx context.Context, c *cluster.Cluster, bin st
 	return dir(c).Reload(ctx)
 }
 
-// specOf is how one process is started now.
+// specOf returns the specification with which one process is started now.
 func specOf(c *cluster.Cluster, name string) (supervise.Spec, error) {
 	bin, err := programs()
 	if err != nil {
@@ -183,5 +185,5 @@ func specOf(c *cluster.Cluster, name string) (supervise.Spec, error) {
 			return s, nil
 		}
 	}
-	return supervise.Spec{}, fmt.Errorf("there is no process %s", name)
+	return supervise.Spec{}, fmt.Errorf("there is no process named %s", name)
 }

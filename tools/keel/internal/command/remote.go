@@ -23,26 +23,25 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// remoteTimeout bounds what a verb asks of a control plane.
+// remoteTimeout bounds a verb's requests to a control plane.
 const remoteTimeout = 15 * time.Second
 
-// remote is how a verb reaches a control plane: that of --home, or one that
-// `keel up` did not make here, by --server and --kubeconfig.
+// remote describes how a verb reaches a control plane: the one of --home, or with --server and
+// --kubeconfig one that `keel up` did not create here.
 type remote struct {
 	*env
 	server, kubeconfig string
 }
 
 func (r *remote) flags(f *pflag.FlagSet) {
-	f.StringVar(&r.server, "server", "", "`host:port,…` of the apiservers' gRPC ports, for a cluster that keel up did not make here")
-	f.StringVar(&r.kubeconfig, "kubeconfig", "", "`file` with the credentials for --server (default $KUBECONFIG); without --server, its server is asked")
+	f.StringVar(&r.server, "server", "", "`host:port,…` of the apiservers' gRPC ports, for a cluster that keel up did not create here")
+	f.StringVar(&r.kubeconfig, "kubeconfig", "", "`file` with the credentials for --server (default $KUBECONFIG); without --server, keel uses the kubeconfig's server")
 }
 
 // elsewhere reports whether the flags name a cluster other than that of --home.
 func (r *remote) elsewhere() bool { return r.server != "" || r.kubeconfig != "" }
 
-// reach connects to the control plane. The cluster is nil where the flags name one
-// elsewhere.
+// reach connects to the control plane. The cluster is nil if the flags name one elsewhere.
 func (r *remote) reach() (*grpc.ClientConn, *cluster.Cluster, error) {
 	if !r.elsewhere() {
 		c, err := cluster.Load(r.home)
@@ -64,16 +63,17 @@ func (r *remote) reach() (*grpc.ClientConn, *cluster.Cluster, error) {
 	return conn, nil, err
 }
 
-// target is a control plane elsewhere, and the credentials for it.
+// target is a control plane elsewhere with the credentials for it.
 type target struct {
 	endpoints []string
 	tls       *tls.Config
-	// cert, key and ca are the same as PEM, for programs that read them from files.
+	// cert, key and ca are the contents of tls in PEM, for programs that read them from files.
 	cert, key, ca []byte
 	token         string
 }
 
-// target reads the kubeconfig's current context.
+// target reads the control plane's address and credentials from the kubeconfig's current
+// context.
 func (r *remote) target() (*target, error) {
 	path := cmp.Or(r.kubeconfig, os.Getenv(clientcmd.RecommendedConfigPathEnvVar))
 	if path == "" {
@@ -84,7 +84,7 @@ func (r *remote) target() (*target, error) {
 		return nil, fmt.Errorf("kubeconfig %s: %w", path, err)
 	}
 	if config.ExecProvider != nil || config.AuthProvider != nil {
-		return nil, fmt.Errorf("kubeconfig %s: keel runs no credential plugins; use a context with a client certificate or a token", path)
+		return nil, fmt.Errorf("kubeconfig %s: keel does not run credential plugins; use a context with a client certificate or a token", path)
 	}
 	if err := restclient.LoadTLSFiles(config); err != nil {
 		return nil, fmt.Errorf("kubeconfig %s: %w", path, err)
@@ -121,17 +121,17 @@ func (r *remote) target() (*target, error) {
 	}
 	for _, e := range t.endpoints {
 		if _, _, err := net.SplitHostPort(e); err != nil {
-			return nil, usageError{fmt.Errorf("--server %q: want host:port: %w", e, err)}
+			return nil, usageError{fmt.Errorf("--server %q: expected host:port: %w", e, err)}
 		}
 	}
 	return t, nil
 }
 
-// identity writes the caller's certificate into a directory that only the caller
-// may read, for a program that takes --identity. remove ends it.
+// identity writes the caller's certificate into a directory that only the caller can read, for
+// a program that takes --identity. remove deletes it.
 func (t *target) identity() (dir string, remove func(), err error) {
 	if len(t.cert) == 0 {
-		return "", nil, errors.New("this needs a client certificate, and the kubeconfig's user has a token only")
+		return "", nil, errors.New("this needs a client certificate, but the kubeconfig's user has only a token")
 	}
 	dir, err = os.MkdirTemp("", "keel-identity-*")
 	if err != nil {
@@ -147,7 +147,7 @@ func (t *target) identity() (dir string, remove func(), err error) {
 	return dir, remove, nil
 }
 
-// bearer is a token that goes with each call.
+// bearer is a token that is sent with each call.
 type bearer string
 
 // GetRequestMetadata implements credentials.PerRPCCredentials.

@@ -10,7 +10,8 @@ import (
 	"keelson.dev/tools/internal/pki"
 )
 
-// credentials is a kubeconfig of a new authority's administrator.
+// kubeconfigFile writes a kubeconfig for the administrator of a new authority and returns its
+// path.
 func kubeconfigFile(t *testing.T, server string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -64,7 +65,7 @@ func TestTarget(t *testing.T) {
 		{"token", remote{kubeconfig: token}, []string{"control.example:6443"}, "abc", ""},
 		{"no kubeconfig", remote{server: "a:1"}, nil, "", "--server needs --kubeconfig"},
 		{"missing file", remote{kubeconfig: path + ".none"}, nil, "", "no such file"},
-		{"no port", remote{kubeconfig: path, server: "a"}, nil, "", "want host:port"},
+		{"no port", remote{kubeconfig: path, server: "a"}, nil, "", "expected host:port"},
 	} {
 		got, err := row.r.target()
 		if row.err != "" {
@@ -86,7 +87,8 @@ func TestTarget(t *testing.T) {
 	}
 }
 
-// What is written for a program to read is the caller's alone, and goes again.
+// The files that identity writes for a program belong to the caller alone and are removed
+// afterwards.
 func TestIdentityFiles(t *testing.T) {
 	got, err := (&remote{kubeconfig: kubeconfigFile(t, "https://control.example:6443")}).target()
 	if err != nil {
@@ -103,10 +105,10 @@ func TestIdentityFiles(t *testing.T) {
 	}
 	remove()
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
-		t.Errorf("%s is still there: %v", dir, err)
+		t.Errorf("%s still exists: %v", dir, err)
 	}
 	got.cert = nil
 	if _, _, err := got.identity(); err == nil {
-		t.Error("a token became a certificate")
+		t.Error("a kubeconfig with only a token yielded a certificate")
 	}
 }

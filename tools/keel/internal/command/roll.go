@@ -11,21 +11,21 @@ import (
 	"keelson.dev/tools/keel/internal/supervise"
 )
 
-// rollTime is how long one process may take to be ready again before the next is
-// touched.
+// rollTime is how long one process may take to become ready again before follow gives up and
+// leaves the rest as they are.
 const rollTime = time.Minute
 
-// follow brings the supervisor to the specs, and starts it where none runs. What is
-// new starts at once. What runs with other arguments or another program starts anew
-// one after the other, each ready before the next is stopped: apiservers first, and
-// nodes last, so that nobody is served by an apiserver that is older than itself.
+// follow makes the supervisor run the wanted specifications, and starts a supervisor if none is
+// running. New processes start at once. Those whose arguments or program changed restart one
+// after the other, each ready before the next is stopped. Apiservers are first and nodes last,
+// so that no process is served by an apiserver that is older than itself.
 func (e *env) follow(ctx context.Context, c *cluster.Cluster, want []supervise.Spec, step func(string, ...any)) error {
 	have, err := dir(c).ReadSpecs()
 	if err != nil {
 		return err
 	}
 	if !dir(c).AnyAlive() {
-		have = nil // nothing to disturb
+		have = nil // there is nothing to disturb
 	}
 	specs := slices.Clone(want)
 	var changed []int
@@ -36,7 +36,8 @@ func (e *env) follow(ctx context.Context, c *cluster.Cluster, want []supervise.S
 			changed = append(changed, i)
 		}
 	}
-	// What is gone ends after what is new has started: it may take its place.
+	// Processes that are no longer wanted stop after the new ones have started, because those
+	// may replace them.
 	both := slices.Clone(specs)
 	for _, h := range have {
 		if !slices.ContainsFunc(want, func(s supervise.Spec) bool { return s.Name == h.Name }) {
@@ -62,20 +63,21 @@ func (e *env) follow(ctx context.Context, c *cluster.Cluster, want []supervise.S
 		if err := e.supervised(ctx, c, specs); err != nil {
 			return err
 		}
-		step("%s starts anew", name)
+		step("%s is restarting", name)
 		if !well {
-			continue // it was no help before either
+			continue // it was not healthy before either
 		}
 		ready, cancel := context.WithTimeout(ctx, rollTime)
 		err = healthy(ready, c, name)
 		cancel()
 		if err != nil {
-			return fmt.Errorf("%s is not ready again after its change; what comes after it was left as it was: %w", name, err)
+			return fmt.Errorf("%s did not become ready after it was restarted; the processes after it were left unchanged: %w", name, err)
 		}
 	}
 	return nil
 }
 
+// isHealthy reports whether the supervisor considers a process healthy.
 func isHealthy(ctx context.Context, c *cluster.Cluster, name string) (bool, error) {
 	list, err := dir(c).Status(ctx)
 	if err != nil {
@@ -84,7 +86,7 @@ func isHealthy(ctx context.Context, c *cluster.Cluster, name string) (bool, erro
 	return slices.ContainsFunc(list, func(s supervise.Status) bool { return s.Name == name && s.Healthy }), nil
 }
 
-// supervised has the supervisor follow the specs.
+// supervised makes the supervisor run specs.
 func (e *env) supervised(ctx context.Context, c *cluster.Cluster, specs []supervise.Spec) error {
 	if err := dir(c).WriteSpecs(specs); err != nil {
 		return err

@@ -1,6 +1,6 @@
-// Package command is keel's verbs, one file each. A verb reports what it does in
-// words for a person, fails with what to do next, and exits with 2 for a wrong
-// call and 1 for anything else.
+// Package command implements keel's verbs, one file each. A verb reports what it does in
+// sentences for a person, and its errors say what to do next. The exit code is 2 for incorrect
+// usage and 1 for any other failure.
 package command
 
 import (
@@ -18,19 +18,19 @@ import (
 	"keelson.dev/tools/keel/internal/supervise"
 )
 
-// env is what the verbs share.
+// env is the state that the verbs share.
 type env struct {
 	home string
 	out  io.Writer
 	err  io.Writer
-	// lock is the home's, while this process holds it.
+	// lock is the lock of the home while this process holds it.
 	lock *os.File
 }
 
-// usageError is a wrong call.
+// usageError is an error in the command line.
 type usageError struct{ error }
 
-// Run carries out one command line and returns its exit code.
+// Run executes one command line and returns its exit code.
 func Run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	e := &env{out: out, err: errOut}
 	root := e.root()
@@ -46,22 +46,22 @@ func Run(ctx context.Context, args []string, out, errOut io.Writer) int {
 		return int(code)
 	}
 	if errors.Is(err, supervise.ErrDown) {
-		err = hinted(err, "`keel up --home %s` starts it", e.home)
+		err = hinted(err, "run `keel up --home %s` to start it", e.home)
 	}
 	fmt.Fprintf(errOut, "keel: %v\n", err)
 	var usage usageError
-	// The latter two are cobra's, which has no types for them.
+	// The last two are cobra's errors, which have no types of their own.
 	if errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") || strings.HasPrefix(err.Error(), "required flag") {
 		return 2
 	}
 	return 1
 }
 
-// root is keel with all its verbs.
+// root returns the keel command with all its verbs.
 func (e *env) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "keel",
-		Short:         "Starts, inspects and ends Keelson clusters on this machine",
+		Short:         "Start, inspect and stop Keelson clusters on this machine",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -72,8 +72,8 @@ func (e *env) root() *cobra.Command {
 	return root
 }
 
-// refuseUnknown makes every group of verbs refuse what is not one of them. Cobra
-// does so for the root alone, and shows a group's help, as if all were well.
+// refuseUnknown makes every group of verbs reject unknown ones. Cobra does so only for the
+// root; for a group it prints the help and reports success.
 func refuseUnknown(group *cobra.Command) {
 	for _, verb := range group.Commands() {
 		refuseUnknown(verb)
@@ -103,10 +103,10 @@ func defaultHome() string {
 
 func (e *env) say(format string, args ...any) { fmt.Fprintf(e.out, format+"\n", args...) }
 
-// dir is where a cluster's supervisor keeps its files.
+// dir returns the directory of a cluster's supervisor.
 func dir(c *cluster.Cluster) supervise.Dir { return supervise.Dir(c.Path("run")) }
 
-// programs is the directory of our own programs: keel's own.
+// programs returns the directory of Keelson's programs, which is the one that contains keel.
 func programs() (string, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -115,7 +115,7 @@ func programs() (string, error) {
 	bin := filepath.Dir(exe)
 	for _, name := range []string{"apiserver", "scheduler", "controller-manager", "cloud-controller", "node"} {
 		if _, err := os.Stat(filepath.Join(bin, name)); err != nil {
-			return "", fmt.Errorf("%s is not beside keel in %s: run `make build`", name, bin)
+			return "", fmt.Errorf("%s is not in keel's directory %s: run `make build`", name, bin)
 		}
 	}
 	return bin, nil
@@ -123,7 +123,7 @@ func programs() (string, error) {
 
 func needRoot() error {
 	if os.Geteuid() != 0 {
-		return errors.New("this needs root (network namespaces, containers): run it with sudo")
+		return errors.New("this needs root (for network namespaces and containers): run it with sudo")
 	}
 	return nil
 }
@@ -138,7 +138,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 func exactArgs(n int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != n {
-			return usageError{fmt.Errorf("%s: want %d argument, have %d", strings.TrimSuffix(cmd.UseLine(), " [flags]"), n, len(args))}
+			return usageError{fmt.Errorf("%s: expected %d argument, got %d", strings.TrimSuffix(cmd.UseLine(), " [flags]"), n, len(args))}
 		}
 		return nil
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// A word that is no verb is a wrong call wherever it stands, and a near one is suggested.
+// An unknown verb is incorrect usage in every group, and a similar one is suggested.
 func TestUnknownVerbsAreRefused(t *testing.T) {
 	for _, row := range []struct {
 		args []string
@@ -28,7 +28,7 @@ func TestUnknownVerbsAreRefused(t *testing.T) {
 	}
 }
 
-// A group called without a verb shows what it has.
+// A group called without a verb lists its verbs.
 func TestGroupsShowTheirVerbs(t *testing.T) {
 	var out, errs bytes.Buffer
 	if code := Run(t.Context(), []string{"member"}, &out, &errs); code != 0 || !strings.Contains(out.String(), "replace") {
@@ -43,7 +43,7 @@ func TestVersion(t *testing.T) {
 	}
 }
 
-// refuseUnknown must not replace what a verb with verbs below it does by itself.
+// refuseUnknown must not replace the action of a runnable command that has subcommands.
 func TestRunnableGroupsStay(t *testing.T) {
 	ran := false
 	root := &cobra.Command{Use: "root"}
@@ -57,11 +57,11 @@ func TestRunnableGroupsStay(t *testing.T) {
 	}
 }
 
-// A call without what it is about says what to write.
+// A call without a required argument reports the correct usage.
 func TestMissingArgumentsShowTheCall(t *testing.T) {
 	var out, errs bytes.Buffer
 	code := Run(t.Context(), []string{"member", "remove"}, &out, &errs)
-	if want := "keel member remove NAME: want 1 argument, have 0"; code != 2 || !strings.Contains(errs.String(), want) {
+	if want := "keel member remove NAME: expected 1 argument, got 0"; code != 2 || !strings.Contains(errs.String(), want) {
 		t.Errorf("exit %d, %q; want 2 and %q", code, errs.String(), want)
 	}
 }

@@ -17,12 +17,12 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// snapshot saves and restores a cluster's state. The apiserver's own program does
-// the work, so that it can be done where there is no keel.
+// snapshot saves and restores a cluster's state. The apiserver's own program does the work, so
+// that it also works where keel is not installed.
 func (e *env) snapshot() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "snapshot",
-		Short: "Save the cluster's state into a file, look into such a file, start a cluster from one",
+		Short: "Save the cluster's state to a file, verify such a file, restore a cluster from it",
 	}
 	cmd.AddCommand(e.snapshotSave(), e.snapshotStatus(), e.snapshotRestore())
 	return cmd
@@ -34,7 +34,7 @@ func (e *env) snapshotSave() *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "save FILE",
-		Short: "Save the state of the running cluster: both stores, all Secrets too",
+		Short: "Save the state of the running cluster: both stores, including all Secrets",
 		Example: `  keel snapshot save monday.snapshot
   keel snapshot save monday.snapshot --server 10.0.0.1:6444 --kubeconfig admin.conf`,
 		Args: exactArgs(1),
@@ -60,7 +60,7 @@ func (e *env) snapshotSave() *cobra.Command {
 			}
 			err := e.runSnapshot(cmd.Context(), e.out, "save", args[0], output,
 				"--identity", identity, "--apiserver", apiservers, "--timeout", timeout.String())
-			return hinted(err, "`keel status` shows whether the apiservers are well; repeat it then")
+			return hinted(err, "see whether the apiservers are healthy with `keel status`, then repeat the command")
 		},
 	}
 	r.flags(cmd.Flags())
@@ -81,7 +81,7 @@ func (e *env) snapshotStatus() *cobra.Command {
 		},
 	}
 	outputFlag(cmd, &output)
-	cmd.Flags().StringVar(&work, "work-dir", "", "`directory` for temporary files, as large as the file (default: the system's)")
+	cmd.Flags().StringVar(&work, "work-dir", "", "`directory` for temporary files, which need as much space as the file (default: the system's)")
 	return cmd
 }
 
@@ -91,13 +91,13 @@ func (e *env) snapshotRestore() *cobra.Command {
 	var setAside bool
 	cmd := &cobra.Command{
 		Use:   "restore FILE",
-		Short: "Make the data of a stopped, or new, cluster from a snapshot of Keelson or of Kubernetes' etcd",
+		Short: "Restore a stopped or new cluster from a snapshot of Keelson or of Kubernetes' etcd",
 		Example: `  keel snapshot restore monday.snapshot --home /var/lib/other
   keel down && keel snapshot restore monday.snapshot --set-aside && keel up`,
 		Args: exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if apiservers < 0 || apiservers > 5 || apiservers > 0 && apiservers%2 == 0 {
-				return usageError{fmt.Errorf("--apiservers %d: want 1, 3 or 5", apiservers)}
+				return usageError{fmt.Errorf("--apiservers %d: expected 1, 3 or 5", apiservers)}
 			}
 			return e.restore(cmd.Context(), args[0], output, apiservers, setAside)
 		},
@@ -105,13 +105,13 @@ func (e *env) snapshotRestore() *cobra.Command {
 	f := cmd.Flags()
 	outputFlag(cmd, &output)
 	f.IntVar(&apiservers, "apiservers", 0, "`number` of apiservers that a new cluster has: 1, 3 or 5 (default 1)")
-	f.BoolVar(&setAside, "set-aside", false, "move the data that the cluster has to before-restore-TIME beside it")
+	f.BoolVar(&setAside, "set-aside", false, "move the cluster's present data to before-restore-TIME beside it")
 	return cmd
 }
 
 func (e *env) restore(ctx context.Context, file, output string, apiservers int, setAside bool) error {
 	if _, err := cluster.Load(e.home); errors.Is(err, cluster.ErrNone) {
-		// No trace of a cluster where the file is no good.
+		// Create no cluster if the file cannot be used.
 		if err := e.runSnapshot(ctx, io.Discard, "status", file, ""); err != nil {
 			return err
 		}
@@ -128,7 +128,7 @@ func (e *env) restore(ctx context.Context, file, output string, apiservers int, 
 	case errors.Is(err, cluster.ErrNone):
 		c, err = cluster.Open(cluster.Options{Home: e.home, Nodes: 3, Simulated: -1, APIServers: apiservers, Free: unused})
 	case err == nil && c.Joined != nil:
-		return fmt.Errorf("%s is a node of another cluster: restore where its apiservers are", c.Home)
+		return fmt.Errorf("%s is a node of another cluster: restore on the machine of its apiservers", c.Home)
 	case err == nil && apiservers > 0 && apiservers != max(len(c.Voters()), 1):
 		return usageError{fmt.Errorf("--apiservers %d: the cluster in %s has %d", apiservers, c.Home, max(len(c.Voters()), 1))}
 	}
@@ -136,7 +136,7 @@ func (e *env) restore(ctx context.Context, file, output string, apiservers int, 
 		return err
 	}
 	if _, err := dir(c).Status(ctx); err == nil || dir(c).AnyAlive() {
-		return fmt.Errorf("the cluster in %s runs: `keel down --home %s` first", c.Home, c.Home)
+		return fmt.Errorf("the cluster in %s is running: run `keel down --home %s` first", c.Home, c.Home)
 	}
 	names := []string{"apiserver-0"}
 	if voters := c.Voters(); len(voters) > 0 {
@@ -144,8 +144,8 @@ func (e *env) restore(ctx context.Context, file, output string, apiservers int, 
 		for _, m := range voters {
 			names = append(names, m.Name)
 		}
-		// The restored stores do not know where their members are: flags have to say it,
-		// also of those that once joined.
+		// The restored stores do not know the addresses of their members. Flags must name all
+		// of them, including those that joined later.
 		c.Refound()
 		if err := c.Save(); err != nil {
 			return err
@@ -160,7 +160,7 @@ func (e *env) restore(ctx context.Context, file, output string, apiservers int, 
 		args = append(args, "--set-aside")
 	}
 	if err := e.runSnapshot(ctx, e.out, "restore", file, output, args...); err != nil {
-		return hinted(err, "repeat `keel snapshot restore` before the cluster is started")
+		return hinted(err, "repeat `keel snapshot restore` before you start the cluster")
 	}
 	if output == "" {
 		e.say(notInSnapshot, c.Home, c.Path("pki"))
@@ -168,14 +168,13 @@ func (e *env) restore(ctx context.Context, file, output string, apiservers int, 
 	return nil
 }
 
-// notInSnapshot says what a snapshot lacks.
+// notInSnapshot tells the user what a snapshot does not contain.
 const notInSnapshot = `start it with ` + "`keel up --home %s`" + `
-Not in a snapshot, and to be backed up besides: %s (the cluster's CA, which nodes
-and kubeconfigs trust, and the key of service accounts, without which tokens that
-pods hold are worth nothing), volumes, and images that were loaded.`
+A snapshot does not contain: %s (the cluster's CA, which nodes and kubeconfigs
+trust, and the key of service accounts, without which the tokens that pods hold are
+invalid), volumes, and images that were loaded. Back those up as well.`
 
-// runSnapshot runs "apiserver snapshot"; what it says of a failure becomes the
-// error.
+// runSnapshot runs "apiserver snapshot". Its standard error becomes the error if it fails.
 func (e *env) runSnapshot(ctx context.Context, out io.Writer, verb, file, output string, args ...string) error {
 	bin, err := programs()
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"keelson.dev/tools/keel/internal/supervise"
 )
 
-// status shows what runs.
+// status shows the processes of a cluster.
 func (e *env) status() *cobra.Command {
 	r := &remote{env: e}
 	var output string
@@ -22,8 +22,8 @@ func (e *env) status() *cobra.Command {
 		Short: "Show the cluster's processes and whether they are healthy",
 		Long: `Show the cluster's processes and whether they are healthy.
 
-With --server or --kubeconfig, show the members of a control plane elsewhere: keel
-knows the processes of clusters on this machine only.`,
+With --server or --kubeconfig, show the members of a control plane elsewhere, because
+keel knows only the processes of clusters on this machine.`,
 		Example: `  keel status
   keel status -o json
   keel status --server 10.0.0.1:6444 --kubeconfig admin.conf`,
@@ -34,7 +34,7 @@ knows the processes of clusters on this machine only.`,
 			}
 			if r.elsewhere() {
 				if output != "" {
-					return usageError{errors.New("-o: for clusters on this machine only")}
+					return usageError{errors.New("-o: only for clusters on this machine")}
 				}
 				conn, _, err := r.reach()
 				if err != nil {

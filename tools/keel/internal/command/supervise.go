@@ -19,10 +19,10 @@ import (
 	"keelson.dev/tools/keel/internal/sweep"
 )
 
-// logText makes the log of a verb that goes on running look like the services'.
+// logText formats the log of a long-running verb like that of the services.
 func (e *env) logText() { slog.SetDefault(slog.New(slog.NewTextHandler(e.err, nil))) }
 
-// balance is the process that makes several apiservers one address.
+// balance runs the process that makes several apiservers reachable at one address.
 func (e *env) balance() *cobra.Command {
 	var listen string
 	var to []string
@@ -31,7 +31,7 @@ func (e *env) balance() *cobra.Command {
 	var with []string
 	cmd := &cobra.Command{
 		Use:    "balance",
-		Short:  "Pass connections on to several apiservers (started by `keel up`)",
+		Short:  "Forward connections to several apiservers (started by `keel up`)",
 		Hidden: true,
 		Args:   noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -71,21 +71,21 @@ func (e *env) balance() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&listen, "listen", "", "`host:port` to accept on")
-	cmd.Flags().StringVar(&ca, "ca", "", "`file` with the CA of the apiservers, to ask them whether they are ready; empty asks nobody")
-	cmd.Flags().StringVar(&share, "share", "", "`path` of a unix socket where other balancers of the address get the listener; empty shares it with nobody")
-	cmd.Flags().StringSliceVar(&with, "with", nil, "`paths` of the --share of those others")
+	cmd.Flags().StringVar(&ca, "ca", "", "`file` with the CA of the apiservers, for probing whether they are ready; empty: do not probe")
+	cmd.Flags().StringVar(&share, "share", "", "`path` of a unix socket at which other balancers of the address get the listener; empty: do not share it")
+	cmd.Flags().StringSliceVar(&with, "with", nil, "`paths` that the other balancers use for --share")
 	cmd.Flags().StringSliceVar(&to, "to", nil, "`host:port` of the apiservers")
-	cmd.Flags().BoolVar(&check, "check", false, "ask the one that runs whether an apiserver answers through it, and exit")
+	cmd.Flags().BoolVar(&check, "check", false, "check whether an apiserver answers through the running balancer, and exit")
 	if err := cmd.MarkFlagRequired("listen"); err != nil {
 		panic(err)
 	}
 	return cmd
 }
 
-// supervisor is the name of its own cgroup.
+// supervisor is the name of the supervisor's own cgroup.
 const supervisor = "supervisor"
 
-// supervise is the daemon that `keel up` leaves behind.
+// supervise runs the daemon that `keel up` leaves behind.
 func (e *env) supervise() *cobra.Command {
 	return &cobra.Command{
 		Use:    "supervise",
@@ -98,10 +98,10 @@ func (e *env) supervise() *cobra.Command {
 				return err
 			}
 			if err := cgroup.Host.Enter(c.ProcessCgroup(supervisor)); err != nil {
-				fmt.Fprintf(e.err, "the supervisor runs outside of its cgroup: %v\n", err)
+				fmt.Fprintf(e.err, "the supervisor is running outside its cgroup: %v\n", err)
 			}
-			// A supervisor that was killed may have left processes that the specs have
-			// not named since: nothing else would end them.
+			// A supervisor that was killed may have left processes that the specifications no
+			// longer name. Nothing else would stop them.
 			specs, err := dir(c).ReadSpecs()
 			if err != nil {
 				return err
@@ -110,7 +110,7 @@ func (e *env) supervise() *cobra.Command {
 				return name == supervisor || slices.ContainsFunc(specs, func(s supervise.Spec) bool { return s.Name == name })
 			}
 			if err := sweep.KillOthers(cmd.Context(), filepath.Dir(c.ProcessCgroup(supervisor)), wanted); err != nil {
-				fmt.Fprintf(e.err, "processes of an earlier supervisor are left: %v\n", err)
+				fmt.Fprintf(e.err, "cannot stop the processes of an earlier supervisor: %v\n", err)
 			}
 			err = supervise.NewServer(dir(c), runtime.StopSandboxes).Run(cmd.Context())
 			if err != nil {

@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// narrowest is the least width that a wrapped column is given.
+// narrowest is the minimum width of a wrapped column, in characters.
 const narrowest = 24
 
-// table writes rows in columns. The last column is wrapped to the width of the terminal;
-// into a file or a pipe each row is one line.
+// table writes rows in columns. On a terminal the last column is wrapped to the terminal's
+// width; otherwise each row is one line.
 func table(w io.Writer, rows [][]string) error {
 	return writeTable(w, rows, terminalWidth(w))
 }
@@ -49,8 +49,8 @@ func writeTable(w io.Writer, rows [][]string, width int) error {
 	return err
 }
 
-// wrap breaks a text between words into lines of a width; a longer word has a line of
-// its own.
+// wrap breaks a text between words into lines of at most width characters. A longer word gets
+// its own line.
 func wrap(text string, width int) []string {
 	var lines []string
 	line := ""
@@ -68,7 +68,8 @@ func wrap(text string, width int) []string {
 	return append(lines, line)
 }
 
-// terminalWidth is the width of the terminal that w writes to, or 0.
+// terminalWidth returns the width of the terminal that w writes to, or 0 if w is not a
+// terminal.
 func terminalWidth(w io.Writer) int {
 	f, ok := w.(*os.File)
 	if !ok {
@@ -81,10 +82,10 @@ func terminalWidth(w io.Writer) int {
 	return int(size.Col)
 }
 
-// checkOutput refuses what -o does not do.
+// checkOutput returns an error unless output is a format that -o supports.
 func checkOutput(output string) error {
 	if output != "" && output != "json" {
-		return usageError{fmt.Errorf("-o %s: want json", output)}
+		return usageError{fmt.Errorf("-o %s: the only output format is json", output)}
 	}
 	return nil
 }

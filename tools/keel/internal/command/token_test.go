@@ -18,29 +18,30 @@ func TestReadToken(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		path, stdin string
-		want        string // empty is an error
+		want        string // empty if an error is expected
 	}{
-		"a file":                {file, "", good},
-		"standard input":        {"-", good + "\n", good},
-		"nothing":               {"-", "", ""},
-		"something else":        {"-", "secret", ""},
-		"a token and more":      {"-", good + " x", ""},
-		"more than is read":     {"-", strings.Repeat(" ", 2000) + good, ""},
-		"no file":               {file + "x", "", ""},
-		"a file, input unread":  {file, "other", good},
-		"capitals are no token": {"-", strings.ToUpper(good), ""},
+		"a file":                   {file, "", good},
+		"standard input":           {"-", good + "\n", good},
+		"nothing":                  {"-", "", ""},
+		"something else":           {"-", "secret", ""},
+		"a token and more":         {"-", good + " x", ""},
+		"more than is read":        {"-", strings.Repeat(" ", 2000) + good, ""},
+		"no file":                  {file + "x", "", ""},
+		"a file, input unread":     {file, "other", good},
+		"capitals are not a token": {"-", strings.ToUpper(good), ""},
 	} {
 		got, err := readToken(test.path, strings.NewReader(test.stdin))
 		if got != test.want || (err == nil) != (test.want != "") {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
 		if err != nil && test.stdin != "" && strings.Contains(err.Error(), strings.TrimSpace(test.stdin)) {
-			t.Errorf("%s: the error repeats what was read: %v", name, err)
+			t.Errorf("%s: the error contains the input: %v", name, err)
 		}
 	}
 }
 
-// TestNoTokenInArguments: no command takes a token itself, only a file with it.
+// TestNoTokenInArguments checks that no command accepts a token as an argument, only a file
+// that contains it.
 func TestNoTokenInArguments(t *testing.T) {
 	for _, args := range [][]string{
 		{"node", "join", "--server", "x:1", "--ca-hash", "sha256:x", "--token", "xyz123.00112233aabbccdd"},
@@ -51,7 +52,7 @@ func TestNoTokenInArguments(t *testing.T) {
 			t.Errorf("%v: exit code %d: %s", args, code, errs.String())
 		}
 		if strings.Contains(errs.String()+out.String(), "00112233aabbccdd") {
-			t.Errorf("the token is repeated: %s", errs.String())
+			t.Errorf("the output contains the token: %s", errs.String())
 		}
 	}
 }

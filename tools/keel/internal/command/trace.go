@@ -18,7 +18,7 @@ import (
 	"keelson.dev/tools/keel/internal/waterfall"
 )
 
-// traceable are the kinds that people ask for by a short name.
+// traceable maps the kinds and short names that trace accepts to resources.
 var traceable = map[string]struct{ group, resource string }{
 	"pod": {"", "pods"}, "po": {"", "pods"}, "pods": {"", "pods"},
 	"service": {"", "services"}, "svc": {"", "services"}, "services": {"", "services"},
@@ -31,6 +31,7 @@ var traceable = map[string]struct{ group, resource string }{
 	"certificatesigningrequest": {"certificates.k8s.io", "certificatesigningrequests"}, "csr": {"certificates.k8s.io", "certificatesigningrequests"},
 }
 
+// clusterScoped contains the resources that have no namespace.
 var clusterScoped = map[string]bool{"nodes": true, "namespaces": true, "certificatesigningrequests": true}
 
 // trace draws what happened to an object.
@@ -44,8 +45,9 @@ func (e *env) trace() *cobra.Command {
 		Short: "Draw what happened to an object, from the write to the running container",
 		Long: `Draw what happened to an object, from the write to the running container.
 
-Services report their spans with a delay. The trace is waited for until nothing more
-comes; if parts are missing then, it is drawn as it is, keel says so and exits with 3.`,
+Services report their spans with a delay. keel waits until no more of them arrive. If
+parts of the trace are still missing then, it draws what there is, reports what is
+missing, and exits with 3.`,
 		Example: `  keel trace deployment/shop -n prod
   keel trace pod/shop-0 --last 3
   keel trace 4bf92f3577b34da6a3ce929d0e0e4736 -o json`,
@@ -53,7 +55,7 @@ comes; if parts are missing then, it is drawn as it is, keel says so and exits w
 		ValidArgsFunction: traceKinds,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if last < 1 || last > 1000 || last > 1 && !strings.Contains(args[0], "/") {
-				return usageError{fmt.Errorf("--last %d: want 1 to 1000, of an object", last)}
+				return usageError{fmt.Errorf("--last %d: expected 1 to 1000, and KIND/NAME", last)}
 			}
 			if err := checkOutput(output); err != nil {
 				return err
@@ -62,7 +64,7 @@ comes; if parts are missing then, it is drawn as it is, keel says so and exits w
 			if kind, name, ok := strings.Cut(args[0], "/"); ok {
 				k, known := traceable[strings.ToLower(kind)]
 				if !known {
-					return usageError{fmt.Errorf("no traces are kept by the name of %q; try deployment/NAME, service/NAME or pod/NAME", kind)}
+					return usageError{fmt.Errorf("cannot find traces by the kind %q; try deployment/NAME, service/NAME or pod/NAME", kind)}
 				}
 				req.Group, req.Resource, req.Name = k.group, k.resource, name
 				if clusterScoped[k.resource] {
@@ -82,7 +84,8 @@ comes; if parts are missing then, it is drawn as it is, keel says so and exits w
 			if err != nil {
 				return fmt.Errorf("trace of %s: %s", args[0], waterfall.Plain(status.Convert(err).Message()))
 			}
-			// Those of earlier writes first; they are settled long since, or gone.
+			// Draw the traces of earlier writes first. They were complete long ago, or their
+			// spans are no longer in memory.
 			earlier, err := earlierTraces(last-1, func(n int32) (*tracev1.GetTraceResponse, error) {
 				return service.GetTrace(cmd.Context(), &tracev1.GetTraceRequest{
 					Group: req.Group, Resource: req.Resource, Namespace: req.Namespace, Name: req.Name, Earlier: n,
@@ -98,7 +101,7 @@ comes; if parts are missing then, it is drawn as it is, keel says so and exits w
 			}
 			err = e.show(t, output)
 			if err == nil && missing != "" {
-				fmt.Fprintf(e.err, "keel: the trace is not complete: %s\n", missing)
+				fmt.Fprintf(e.err, "keel: the trace is incomplete: %s\n", missing)
 				return exitCode(incomplete)
 			}
 			return err
@@ -122,8 +125,8 @@ func (e *env) show(t *tracev1.GetTraceResponse, output string) error {
 	return waterfall.Draw(e.out, t, waterfall.Width())
 }
 
-// earlierTraces gets the traces of up to n earlier writes, the oldest first; fewer where
-// no more are in memory.
+// earlierTraces returns the traces of up to n earlier writes, the oldest first. It returns
+// fewer if no more are in memory.
 func earlierTraces(n int, get func(earlier int32) (*tracev1.GetTraceResponse, error)) ([]*tracev1.GetTraceResponse, error) {
 	var out []*tracev1.GetTraceResponse
 	for i := range n {
@@ -140,19 +143,19 @@ func earlierTraces(n int, get func(earlier int32) (*tracev1.GetTraceResponse, er
 	return out, nil
 }
 
-// incomplete is the exit code of a trace that was drawn with parts missing.
+// incomplete is the exit code if a trace was drawn with parts missing.
 const incomplete = 3
 
 const (
-	// settleEvery is how often a trace is asked for until it is complete.
+	// settleEvery is the interval at which the trace is requested until it is complete.
 	settleEvery = 200 * time.Millisecond
-	// quiet is how long nothing new comes of a trace that is complete: services report
-	// every half second.
+	// quiet is the time without new spans after which a trace counts as complete. Services
+	// report every half second.
 	quiet = 1200 * time.Millisecond
 )
 
-// settle asks for a trace until nothing more comes and every span has its parent, for
-// as long as wait at most; missing says what was not there then.
+// settle requests a trace until no more spans arrive and the parent of every span is there, or
+// until wait has passed. missing describes what is missing then.
 func settle(ctx context.Context, wait time.Duration, get func(context.Context) (*tracev1.GetTraceResponse, error)) (t *tracev1.GetTraceResponse, missing string, err error) {
 	deadline := time.NewTimer(wait)
 	defer deadline.Stop()
@@ -180,9 +183,9 @@ func settle(ctx context.Context, wait time.Duration, get func(context.Context) (
 		case still && lost == 0:
 			return t, "", nil
 		case !still:
-			missing = "spans are still coming"
+			missing = "spans are still arriving"
 		default:
-			missing = fmt.Sprintf("%d spans name a parent that has not come", lost)
+			missing = fmt.Sprintf("%d spans name a parent that has not arrived", lost)
 		}
 		select {
 		case <-ctx.Done():

@@ -13,14 +13,14 @@ import (
 	tracev1 "keelson.dev/proto/keelson/trace/v1"
 )
 
-// A trace that comes in parts is waited for, and one that stays incomplete says so.
+// settle waits for a trace that arrives in parts, and reports that a trace stays incomplete.
 func TestTracesSettle(t *testing.T) {
 	root := &tracev1.Span{SpanId: "a"}
 	child := &tracev1.Span{SpanId: "b", ParentSpanId: "a"}
 	orphan := &tracev1.Span{SpanId: "c", ParentSpanId: "lost"}
 	none := status.Error(codes.NotFound, "not traced yet")
 	for name, c := range map[string]struct {
-		// at is what is there from when on.
+		// at maps times to the trace that is available from then on.
 		at      map[time.Duration]*tracev1.GetTraceResponse
 		spans   int
 		missing string
@@ -53,7 +53,7 @@ func TestTracesSettle(t *testing.T) {
 					t.Errorf("%d spans, missing %q, %v", len(got.GetSpans()), missing, err)
 				}
 				if took := time.Since(began); took > c.took {
-					t.Errorf("it took %s, want %s at most", took, c.took)
+					t.Errorf("it took %s, want at most %s", took, c.took)
 				}
 			})
 		})
@@ -62,7 +62,7 @@ func TestTracesSettle(t *testing.T) {
 		return nil, status.Error(codes.PermissionDenied, "no")
 	})
 	if status.Code(err) != codes.PermissionDenied {
-		t.Errorf("a refusal is waited for: %v", err)
+		t.Errorf("settle waited after a rejection: %v", err)
 	}
 }
 
@@ -79,6 +79,6 @@ func TestEarlierTraces(t *testing.T) {
 		}
 	}
 	if _, err := earlierTraces(1, func(int32) (*tracev1.GetTraceResponse, error) { return nil, status.Error(codes.PermissionDenied, "no") }); err == nil {
-		t.Error("a refusal was taken for the end")
+		t.Error("a rejection was mistaken for the last trace")
 	}
 }

@@ -30,36 +30,36 @@ import (
 	"keelson.dev/tools/keel/internal/sweep"
 )
 
-// up starts a cluster, or brings a running one to what is asked for.
+// up starts a cluster, or changes a running one to match the flags.
 func (e *env) up() *cobra.Command {
 	o := cluster.Options{}
 	var otlp string
 	var wait, drain time.Duration
 	cmd := &cobra.Command{
 		Use:   "up",
-		Short: "Start a cluster, or bring a running one to what is asked for",
+		Short: "Start a cluster, or change a running one to match the flags",
 		Example: `  keel up                                            # three nodes, one apiserver
-  keel up --nodes 5                                  # two nodes more
+  keel up --nodes 5                                  # two more nodes
   keel up --home /var/lib/ha --apiservers 3 --nodes 1
-  keel up --nodes 0 --simulated-nodes 1000           # nothing that runs containers`,
+  keel up --nodes 0 --simulated-nodes 1000           # no node that runs containers`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needRoot(); err != nil {
 				return err
 			}
 			if o.Nodes < -1 || o.Nodes > cluster.MaxNodes {
-				return usageError{fmt.Errorf("--nodes %d: want 0 to %d", o.Nodes, cluster.MaxNodes)}
+				return usageError{fmt.Errorf("--nodes %d: expected 0 to %d", o.Nodes, cluster.MaxNodes)}
 			}
 			if o.Simulated < -1 || o.Port < 0 || o.Port > 65534 {
-				return usageError{errors.New("--simulated-nodes and --port must not be negative, and the port below 65535")}
+				return usageError{errors.New("--simulated-nodes and --port must not be negative, and --port must be below 65535")}
 			}
 			for _, taken := range []int{cluster.PeerPort, cluster.EtcdPort} {
 				if o.Port == taken || o.Port+1 == taken {
-					return usageError{fmt.Errorf("--port %d: %d is where members serve each other; choose another", o.Port, taken)}
+					return usageError{fmt.Errorf("--port %d: members serve each other at port %d; choose another", o.Port, taken)}
 				}
 			}
 			if o.APIServers < 0 || o.APIServers > 5 || o.APIServers > 0 && o.APIServers%2 == 0 {
-				return usageError{fmt.Errorf("--apiservers %d: want 1, 3 or 5", o.APIServers)}
+				return usageError{fmt.Errorf("--apiservers %d: expected 1, 3 or 5", o.APIServers)}
 			}
 			if cmd.Flags().Changed("otlp-endpoint") {
 				if err := checkEndpoint(otlp); err != nil {
@@ -74,31 +74,31 @@ func (e *env) up() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&o.Nodes, "nodes", -1, "`number` of nodes with a container runtime of their own (default 3 for a new cluster)")
+	f.IntVar(&o.Nodes, "nodes", -1, "`number` of nodes, each with its own container runtime (default 3 for a new cluster)")
 	f.IntVar(&o.Simulated, "simulated-nodes", -1, "`number` of nodes that only pretend to run pods, for tests of scale (default 0)")
 	for _, name := range []string{"nodes", "simulated-nodes"} {
-		f.Lookup(name).DefValue = "0" // help shows no -1: the text names the default
+		f.Lookup(name).DefValue = "0" // help must not show -1; the text names the default
 	}
 	f.IntVar(&o.Port, "port", 0, "the REST `port`; gRPC takes the next one (default: the first free pair from 6443)")
-	f.IntVar(&o.APIServers, "apiservers", 0, "`number` of apiservers that carry the state together: 1, or 3 or 5 to survive the loss of one or two (default 1)")
+	f.IntVar(&o.APIServers, "apiservers", 0, "`number` of apiservers that replicate the state: 1, or 3 or 5 to survive the loss of one or two (default 1)")
 	f.BoolVar(&o.Egress, "egress", false, "give nodes and pods a route out of this machine")
-	f.StringVar(&otlp, "otlp-endpoint", "", "`host:port` of an OpenTelemetry collector (OTLP over gRPC) that also receives the spans; \"\" ends that")
-	f.DurationVar(&drain, "drain-timeout", 45*time.Second, "how long the pods of nodes that leave may take to end by themselves")
+	f.StringVar(&otlp, "otlp-endpoint", "", "`host:port` of an OpenTelemetry collector (OTLP over gRPC) that also receives the spans; \"\" stops that")
+	f.DurationVar(&drain, "drain-timeout", 45*time.Second, "how long the pods of removed nodes may take to terminate")
 	f.DurationVar(&wait, "wait", 2*time.Minute, "how long to wait for everything to be ready")
 	return cmd
 }
 
-// checkEndpoint accepts host:port, and nothing at all.
+// checkEndpoint returns an error unless endpoint is empty or host:port.
 func checkEndpoint(endpoint string) error {
 	if endpoint == "" {
 		return nil
 	}
 	host, port, err := net.SplitHostPort(endpoint)
 	if err != nil || host == "" || strings.ContainsAny(host, "/@ ") {
-		return errors.New("want host:port, such as collector.example:4317")
+		return errors.New("expected host:port, such as collector.example:4317")
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return fmt.Errorf("port %q: want a number from 1 to 65535", port)
+		return fmt.Errorf("port %q: expected a number from 1 to 65535", port)
 	}
 	return nil
 }
@@ -218,15 +218,16 @@ func (e *env) bringUp(ctx context.Context, o cluster.Options, drain time.Duratio
 	return nil
 }
 
-// unfit fails where the cluster's disks disagree.
+// unfit returns an error if the cluster's disks disagree, because a recovery was interrupted.
 func unfit(c *cluster.Cluster) error {
 	if c.Recovering == "" {
 		return nil
 	}
-	return fmt.Errorf("a recovery from %s was interrupted: `keel member recover --from %s --home %s` ends it", c.Recovering, c.Recovering, c.Home)
+	return fmt.Errorf("a recovery from %s was interrupted: complete it with `keel member recover --from %s --home %s`", c.Recovering, c.Recovering, c.Home)
 }
 
-// started says how many processes were started, of those that run now.
+// started returns a text with the number of processes that were started and of those that were
+// running before.
 func started(before, now map[string]int) string {
 	same := 0
 	for name, pid := range now {
@@ -236,12 +237,12 @@ func started(before, now map[string]int) string {
 	}
 	text := fmt.Sprintf("%s started", counted(len(now)-same, "process"))
 	if same > 0 {
-		text += fmt.Sprintf(", %d ran already", same)
+		text += fmt.Sprintf(", %d already running", same)
 	}
 	return text
 }
 
-// counted is a number of things in words.
+// counted returns a number of things in words, such as "2 processes".
 func counted(n int, thing string) string {
 	switch {
 	case n == 1:
@@ -253,16 +254,16 @@ func counted(n int, thing string) string {
 	return fmt.Sprintf("%d %s", n, thing)
 }
 
-// unused fails where an earlier cluster of an id left something behind.
+// unused returns an error if an earlier cluster with the same id left something behind.
 func unused(id string) error {
 	left, err := sweep.Left(id, "")
 	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("a cluster %s whose files are gone is still on this machine (%s): `keel delete --id %s` first", id, left[0], id)
+		err = fmt.Errorf("parts of a cluster %s whose files are gone are still on this machine (%s): run `keel delete --id %s` first", id, left[0], id)
 	}
 	return err
 }
 
-// certificates makes what is missing of the cluster's PKI and the kubeconfig.
+// certificates creates what is missing of the cluster's PKI, and the kubeconfig.
 func certificates(c *cluster.Cluster) error {
 	a, err := pki.Open(c.Path("pki"))
 	if err != nil {
@@ -276,7 +277,7 @@ func certificates(c *cluster.Cluster) error {
 		}
 	}
 	if c.Simulated == 0 {
-		// It may do everything: it is there while it is used.
+		// The simulator's identity is allowed everything, so it exists only while it is used.
 		if err := os.RemoveAll(c.Identity(process.Simulator)); err != nil {
 			return err
 		}
@@ -290,8 +291,8 @@ func certificates(c *cluster.Cluster) error {
 	return writeKubeconfig(c)
 }
 
-// finishPeers ends what an upgrade began: the apiservers accept each other by the
-// authority of peers alone, once all of them have certificates of it.
+// finishPeers completes an upgrade: once all apiservers have certificates of the peer
+// authority, they accept each other only by that.
 func (e *env) finishPeers(ctx context.Context, c *cluster.Cluster) error {
 	if _, ok := pki.TransitionSince(c.Identity("apiserver")); !ok {
 		return nil
@@ -302,7 +303,7 @@ func (e *env) finishPeers(ctx context.Context, c *cluster.Cluster) error {
 			return fmt.Errorf("peers: %w", err)
 		}
 		if len(elsewhere) > 0 {
-			e.say("apiservers elsewhere may have no peer certificate yet, so the cluster's authority is still accepted at the peer ports:\ncopy %s to %s, upgrade and restart them, then remove the file accept-cluster-authority in it everywhere",
+			e.say("apiservers elsewhere may have no peer certificates yet, so the peer ports still accept the cluster's authority:\ncopy %s to %s, upgrade and restart them, then remove the file accept-cluster-authority from every copy of it",
 				filepath.Join(c.Identity("apiserver"), "peer"), strings.Join(elsewhere, ", "))
 			return nil
 		}
@@ -310,7 +311,7 @@ func (e *env) finishPeers(ctx context.Context, c *cluster.Cluster) error {
 	return pki.FinishPeers(c.Identity("apiserver"))
 }
 
-// foreignMembers are the members that no process of this home is.
+// foreignMembers returns the names of the members that are not processes of this home.
 func foreignMembers(ctx context.Context, c *cluster.Cluster) (names []string, err error) {
 	conn, err := dial(c)
 	if err != nil {
@@ -331,7 +332,7 @@ func foreignMembers(ctx context.Context, c *cluster.Cluster) (names []string, er
 	return names, nil
 }
 
-// instance is a machine as the cloud-controller's local provider reads it.
+// instance is a machine in the format that the cloud-controller's local provider reads.
 type instance struct {
 	Name         string    `json:"name"`
 	ProviderID   string    `json:"providerID"`
@@ -347,7 +348,7 @@ type address struct {
 	Address string `json:"address"`
 }
 
-// inventory writes the machines of this cluster, and takes away those that left.
+// inventory writes the entries of this cluster's nodes, and removes those of nodes that left.
 func inventory(c *cluster.Cluster) error {
 	at := c.Path("cloud", "instances")
 	for _, n := range c.Nodes {
@@ -378,7 +379,7 @@ func inventory(c *cluster.Cluster) error {
 	return nil
 }
 
-// importImages loads the sandbox image, and what `keel image load` kept, into
+// importImages imports the sandbox image, and the images that `keel image load` has kept, into
 // nodes that lack them.
 func (e *env) importImages(ctx context.Context, c *cluster.Cluster, progs runtime.Programs, bin string) error {
 	files, err := filepath.Glob(c.Path("images", "*.tar"))
@@ -414,6 +415,7 @@ func importInto(ctx context.Context, c *cluster.Cluster, progs runtime.Programs,
 	return nil
 }
 
+// newer reports whether file a exists and was modified after file b.
 func newer(a, b string) bool {
 	sa, errA := os.Stat(a)
 	sb, errB := os.Stat(b)
@@ -449,14 +451,14 @@ func waitServices(ctx context.Context, c *cluster.Cluster, step func(string, ...
 	}
 }
 
-// notReady is a service that did not become ready in time.
+// notReady reports that a service did not become ready in time.
 type notReady struct{ supervise.Status }
 
 func (n *notReady) Error() string {
 	return fmt.Sprintf("%s is not ready: %s", n.Name, firstLine(n.Reason))
 }
 
-// explain adds a failing service's last log lines and what to do.
+// explain adds the last log lines of a service that is not healthy, and what to do.
 func explain(ctx context.Context, c *cluster.Cluster, err error) error {
 	var n *notReady
 	if !errors.As(err, &n) {
@@ -464,18 +466,18 @@ func explain(ctx context.Context, c *cluster.Cluster, err error) error {
 		defer cancel()
 		list, statusErr := dir(c).Status(status)
 		if statusErr != nil {
-			return hinted(err, "`keel up --home %s` tries again", c.Home)
+			return hinted(err, "try again with `keel up --home %s`", c.Home)
 		}
 		i := slices.IndexFunc(list, func(s supervise.Status) bool { return !s.Healthy })
 		if i < 0 {
-			return hinted(err, "`keel up --home %s` tries again", c.Home)
+			return hinted(err, "try again with `keel up --home %s`", c.Home)
 		}
 		n = &notReady{list[i]}
 	}
-	return fmt.Errorf("%w\n\nlast lines of %s:\n%s\nThe cluster keeps trying: `keel status --home %s` shows how it goes, `keel up` waits again, `keel delete` removes it", err, n.Log, tail(n.Log, 10), c.Home)
+	return fmt.Errorf("%w\n\nlast lines of %s:\n%s\nThe cluster keeps trying: watch it with `keel status --home %s`, wait again with `keel up`, or remove it with `keel delete`", err, n.Log, tail(n.Log, 10), c.Home)
 }
 
-// hinted adds what to do to an error that does not say it.
+// hinted appends advice to an error that does not already contain a keel command.
 func hinted(err error, format string, args ...any) error {
 	if err == nil || strings.Contains(err.Error(), "`keel ") || errors.As(err, new(usageError)) {
 		return err
@@ -483,7 +485,7 @@ func hinted(err error, format string, args ...any) error {
 	return fmt.Errorf("%w; %s", err, fmt.Sprintf(format, args...))
 }
 
-// tail is the last lines of a file.
+// tail returns the last lines of a file, indented.
 func tail(path string, lines int) string {
 	f, err := os.Open(path)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// Ports of the members are refused before anything is made.
+// Ports of the members are rejected before anything is created.
 func TestPortsOfMembersAreRefused(t *testing.T) {
 	for _, port := range []string{"7442", "7443", "2379", "2380"} {
 		var out, errs bytes.Buffer
@@ -20,7 +20,8 @@ func TestPortsOfMembersAreRefused(t *testing.T) {
 	}
 }
 
-// Two at once would both write keys, and one would serve with what the other replaced.
+// Two calls at once would both write keys, and one of them would serve with a key that the
+// other had replaced.
 func TestOneUpAtATime(t *testing.T) {
 	var said bytes.Buffer
 	e := &env{home: t.TempDir(), err: &said}
@@ -31,10 +32,10 @@ func TestOneUpAtATime(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := e.alone(ended, e.home); !errors.Is(err, context.Canceled) {
-		t.Fatalf("a second one: %v", err)
+		t.Fatalf("a second call: %v", err)
 	}
 	if !strings.Contains(said.String(), "waiting for another") {
-		t.Errorf("it says %q", said.String())
+		t.Errorf("the output is %q", said.String())
 	}
 	unlock()
 	again, err := e.alone(t.Context(), e.home)
@@ -58,7 +59,7 @@ func TestOTLPEndpointIsChecked(t *testing.T) {
 	}
 }
 
-// A directory of somebody's files is neither made a home nor deleted as one.
+// keel neither uses a directory with other files as a home nor deletes it.
 func TestFilesOfOthersStay(t *testing.T) {
 	checkout := t.TempDir()
 	canary := filepath.Join(checkout, "main.go")
@@ -74,7 +75,7 @@ func TestFilesOfOthersStay(t *testing.T) {
 	}
 	files, err := os.ReadDir(checkout)
 	if err != nil || len(files) != 1 || files[0].Name() != "main.go" {
-		t.Errorf("there are %v now, %v", files, err)
+		t.Errorf("the directory contains %v, %v", files, err)
 	}
 }
 

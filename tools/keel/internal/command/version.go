@@ -12,7 +12,7 @@ var release = "unknown"
 // kubernetesVersion is the release of Kubernetes whose API the apiserver serves.
 const kubernetesVersion = "v1.37.2"
 
-// version shows what this program is.
+// version shows the version of this program.
 func (e *env) version() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",

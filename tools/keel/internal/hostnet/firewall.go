@@ -11,16 +11,15 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// Where the kernel shows bridged packets to iptables (br_netfilter), a FORWARD
-// chain that drops by default, as docker sets it up, also drops what nodes of a
-// cluster say to each other over its bridge. So the bridge's packets are accepted
-// at the head of that chain, whether docker is there already or comes later: it
-// leaves the chain's rules in place.
+// Where bridged packets pass through iptables (br_netfilter), a FORWARD chain that drops by
+// default, as docker configures it, also drops the packets between a cluster's nodes on their
+// bridge. So rules at the head of that chain accept the bridge's packets. The order does not
+// matter: docker leaves other rules in place if it starts later.
 
 const firewallComment = "keelson-"
 
-// forwardRules accept what stays on a cluster's bridge and, with egress, what
-// nodes call outside and the answers to it.
+// forwardRules returns the rules that accept packets that stay on a cluster's bridge and, with
+// egress, nodes' connections to the outside and the replies to them.
 func forwardRules(c *cluster.Cluster) [][]string {
 	bridge := c.Bridge()
 	rules := [][]string{{"-i", bridge, "-o", bridge}}
@@ -33,8 +32,8 @@ func forwardRules(c *cluster.Cluster) [][]string {
 	return rules
 }
 
-// iptables are the programs whose kernel interface is in use here. Asking the
-// legacy one would bring its tables into being.
+// iptables returns the programs whose kernel interface is in use. It avoids the legacy program
+// unless its tables exist, because calling it would create them.
 func iptables() []string {
 	list := []string{"iptables-nft"}
 	if b, err := os.ReadFile("/proc/thread-self/net/ip_tables_names"); err == nil && bytes.Contains(b, []byte("filter")) {
@@ -63,8 +62,8 @@ func ensureForwarding(c *cluster.Cluster) error {
 	return nil
 }
 
-// removeForwarding takes the rules away, and the table too if it is as empty as
-// the kernel makes it.
+// removeForwarding removes the rules, and the table if nothing but the kernel's empty chains is
+// left in it.
 func removeForwarding(id string) error {
 	var errs []error
 	for _, program := range iptables() {
@@ -78,13 +77,13 @@ func removeForwarding(id string) error {
 		}
 		rest, err := exec.Command(program, "-w", "5", "-S").Output()
 		if err == nil && strings.TrimSpace(string(rest)) == "-P INPUT ACCEPT\n-P FORWARD ACCEPT\n-P OUTPUT ACCEPT" {
-			_ = run("nft", "delete", "table", "ip", "filter") // where there is none, all the better
+			_ = run("nft", "delete", "table", "ip", "filter") // if there is no table, nothing needs to be deleted
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// rulesOf are the cluster's rules of the chain FORWARD, each as the arguments after -A.
+// rulesOf returns the cluster's rules in the chain FORWARD, each as the arguments after -A.
 func rulesOf(program, id string) (rules [][]string, err error) {
 	list, err := exec.Command(program, "-w", "5", "-S", "FORWARD").Output()
 	if err != nil {

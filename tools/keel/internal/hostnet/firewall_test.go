@@ -10,7 +10,7 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// inNamespace runs f in a network namespace of its own, which ends with it.
+// inNamespace runs f in a new network namespace, which is removed when f returns.
 func inNamespace(t *testing.T, f func() error) {
 	t.Helper()
 	done := make(chan error, 1)
@@ -41,7 +41,7 @@ func TestBridgesPassAFirewall(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func() error {
 		c, other := &cluster.Cluster{ID: "abc123"}, &cluster.Cluster{ID: "def456", Egress: true}
-		// Docker came first.
+		// Docker's rules exist already.
 		for _, rule := range [][]string{{"-P", "FORWARD", "DROP"}, {"-N", "DOCKER-USER"}, {"-A", "FORWARD", "-j", "DOCKER-USER"}} {
 			output(t, "iptables-nft", rule...)
 		}
@@ -59,14 +59,14 @@ func TestBridgesPassAFirewall(t *testing.T) {
 			"keelson-def456": 3,
 		} {
 			if strings.Count(list, want) != times {
-				t.Errorf("%q stands %d times, want %d:\n%s", want, strings.Count(list, want), times, list)
+				t.Errorf("%q occurs %d times, want %d:\n%s", want, strings.Count(list, want), times, list)
 			}
 		}
 		if err := removeForwarding(c.ID); err != nil {
 			return err
 		}
 		if list := output(t, "iptables-nft", "-S"); strings.Contains(list, "abc123") || strings.Count(list, "def456") != 7 {
-			t.Errorf("after the first cluster has gone:\n%s", list)
+			t.Errorf("after the first cluster was removed:\n%s", list)
 		}
 		if err := removeForwarding(other.ID); err != nil {
 			return err

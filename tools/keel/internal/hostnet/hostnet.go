@@ -1,13 +1,12 @@
-// Package hostnet gives a cluster's nodes a network on this machine: a bridge of
-// the host's, and a network namespace with one address for each node. Everything
-// it makes carries the cluster's id in its name, and Remove leaves nothing
-// behind.
+// Package hostnet gives a cluster's nodes a network on this machine: a bridge on the host, and
+// a network namespace with one address for each node. The names of everything it creates
+// contain the cluster's id, and Remove removes all of it.
 //
-// Nodes have no route out of the machine unless the cluster asks for egress, and
-// the host answers 'unreachable' for the pods' and Services' ranges, so that a
-// packet no rule catches goes nowhere.
+// Nodes have no route out of the machine unless the cluster has egress. The host answers
+// packets for the ranges of pods and Services with 'unreachable', so that a packet that no rule
+// matches does not leave the machine.
 //
-// It must never change a link, route or rule that it did not make.
+// The package must never change a link, route or rule that it did not create.
 package hostnet
 
 import (
@@ -27,7 +26,7 @@ import (
 	"keelson.dev/tools/keel/internal/supervise"
 )
 
-// Ensure makes what is missing.
+// Ensure creates what is missing of the cluster's network.
 func Ensure(c *cluster.Cluster) error {
 	bridge, err := ensureBridge(c)
 	if err != nil {
@@ -76,7 +75,7 @@ func ensureBridge(c *cluster.Cluster) (netlink.Link, error) {
 	return link, netlink.LinkSetUp(link)
 }
 
-// veth is the host's end of a node's link; 15 characters at most.
+// veth returns the name of the host's end of a node's link, which has at most 15 characters.
 func veth(c *cluster.Cluster, i int) string { return fmt.Sprintf("%s%s-%d", vethPrefix, c.ID, i) }
 
 func ensureNode(c *cluster.Cluster, bridge netlink.Link, i int, n cluster.Node) error {
@@ -141,7 +140,7 @@ func ensureNamespace(name string) (netns.NsHandle, error) {
 	}
 	ch := make(chan result, 1)
 	go func() {
-		// NewNamed moves this thread into the new namespace: it is thrown away.
+		// NewNamed moves this thread into the new namespace, so the thread must not be reused.
 		lockThread()
 		ns, err := netns.NewNamed(name)
 		ch <- result{ns, err}
@@ -153,13 +152,13 @@ func ensureNamespace(name string) (netns.NsHandle, error) {
 	return r.ns, nil
 }
 
-// BlockRanges answers 'unreachable' for the cluster's ranges, which mean nothing
-// outside the nodes' namespaces.
+// BlockRanges makes the host answer 'unreachable' for the cluster's ranges, which have no
+// meaning outside the nodes' namespaces.
 func BlockRanges(c *cluster.Cluster) error {
 	return Block(c.ClusterCIDR, c.ServiceCIDR, c.LoadBalancerCIDR())
 }
 
-// Block answers 'unreachable' for ranges that no other route leads to.
+// Block makes the host answer 'unreachable' for ranges to which it has no route.
 func Block(cidrs ...string) error {
 	for _, cidr := range cidrs {
 		_, dst, err := net.ParseCIDR(cidr)
@@ -181,7 +180,7 @@ func Block(cidrs ...string) error {
 	return nil
 }
 
-// blockPriority marks our unreachable routes, and lets any other route win.
+// blockPriority identifies keel's unreachable routes, and gives any other route precedence.
 const blockPriority = 4_278_198_272
 
 func ensureEgress(c *cluster.Cluster) error {
@@ -206,9 +205,9 @@ table ip %[1]s {
 	return nil
 }
 
-// Remove takes away everything that Ensure made for the cluster of an id, all that it
-// can even if something fails. Other clusters on this machine keep theirs: the shared
-// unreachable routes go with the last of them.
+// Remove removes everything that Ensure created for the cluster with an id, and continues after
+// a failure. Other clusters on this machine keep their networks; the shared unreachable routes
+// are removed with the last cluster.
 func Remove(id string) error {
 	var errs []error
 	for _, ns := range namespaces(id) {
@@ -231,7 +230,7 @@ func Remove(id string) error {
 	return errors.Join(errs...)
 }
 
-// RemoveNode takes the network of one of the cluster's nodes away.
+// RemoveNode removes the network of one of the cluster's nodes.
 func RemoveNode(c *cluster.Cluster, n cluster.Node) error {
 	errs := []error{deleteNamespace(c.Namespace(n.Name))}
 	link, err := netlink.LinkByName(veth(c, n.Index()))
@@ -244,7 +243,7 @@ func RemoveNode(c *cluster.Cluster, n cluster.Node) error {
 	return errors.Join(errs...)
 }
 
-// Left names what there is of the cluster of an id, for people.
+// Left describes what is left of the network of the cluster with an id, for messages.
 func Left(id string) ([]string, error) {
 	var out []string
 	for _, ns := range namespaces(id) {
@@ -271,8 +270,8 @@ func tableName(id string) string { return "keelson-" + id }
 
 func hasTable(name string) bool { return exec.Command("nft", "list", "table", "ip", name).Run() == nil }
 
-// links are the cluster's links, and the third bytes of the addresses of other
-// clusters' bridges.
+// links returns the cluster's links, and the third bytes of the addresses of other clusters'
+// bridges.
 func links(id string) (own []netlink.Link, others map[byte]bool, err error) {
 	all, err := netlink.LinkList()
 	if err != nil {
@@ -299,17 +298,17 @@ func links(id string) (own []netlink.Link, others map[byte]bool, err error) {
 	return own, others, nil
 }
 
-// The beginnings of the names of links.
+// These are the prefixes of links' names.
 const (
 	bridgePrefix = "ks"
 	vethPrefix   = "kv"
 )
 
-// routeProtocol marks the routes that the cloud-controller's local provider makes.
+// routeProtocol identifies the routes that the cloud-controller's local provider creates.
 const routeProtocol = 76
 
-// removeRoutes takes away the routes to load balancers of clusters that have no bridge
-// any more, and the shared unreachable routes with the last cluster.
+// removeRoutes removes the load balancers' routes of clusters whose bridge is gone, and with
+// the last cluster the shared unreachable routes.
 func removeRoutes(others map[byte]bool) error {
 	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
 	errs := []error{err}
@@ -333,7 +332,7 @@ func removeRoutes(others map[byte]bool) error {
 
 func deleteNamespace(name string) error {
 	err := netns.DeleteNamed(name)
-	if errors.Is(err, syscall.EINVAL) { // a file that nothing is mounted on
+	if errors.Is(err, syscall.EINVAL) { // a file on which nothing is mounted
 		err = os.Remove(filepath.Join(netnsDir, name))
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -345,7 +344,7 @@ func deleteNamespace(name string) error {
 // netnsDir is where named network namespaces are mounted (ip-netns(8)).
 const netnsDir = "/run/netns"
 
-// namespaces are the names of the cluster's namespaces that exist.
+// namespaces returns the names of the cluster's existing namespaces.
 func namespaces(id string) []string {
 	c := cluster.Cluster{ID: id}
 	matches, _ := filepath.Glob(filepath.Join(netnsDir, c.Namespace("*")))
@@ -355,7 +354,7 @@ func namespaces(id string) []string {
 	return matches
 }
 
-// Within runs f in the network of a node.
+// Within runs f in a node's network namespace.
 func Within(c *cluster.Cluster, node string, f func() error) error {
 	return supervise.InNamespace(c.Namespace(node), f)
 }

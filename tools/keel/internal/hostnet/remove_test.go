@@ -8,7 +8,7 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// A cluster's network goes by its id alone, and again; another's stays.
+// Remove needs only the id of a cluster, can be repeated, and leaves other clusters' networks.
 func TestRemoveKnowsAClusterByItsID(t *testing.T) {
 	t.Parallel()
 	inNamespace(t, func() error {
@@ -31,7 +31,7 @@ func TestRemoveKnowsAClusterByItsID(t *testing.T) {
 				t.Errorf("%q is not among %q", want, left)
 			}
 		}
-		// The bridge first, as when an earlier removal was interrupted.
+		// Delete the bridge first, as an interrupted removal may have done.
 		output(t, "ip", "link", "del", mine.Bridge())
 		for range 2 {
 			if err := Remove(mine.ID); err != nil {
@@ -39,19 +39,19 @@ func TestRemoveKnowsAClusterByItsID(t *testing.T) {
 			}
 		}
 		if left, err := Left(mine.ID); err != nil || len(left) > 0 {
-			t.Errorf("left are %q, %v", left, err)
+			t.Errorf("still there are %q, %v", left, err)
 		}
 		routes := output(t, "ip", "route")
 		if strings.Contains(routes, "10.90.7.") {
-			t.Errorf("routes to its load balancers are left:\n%s", routes)
+			t.Errorf("routes to its load balancers still exist:\n%s", routes)
 		}
 		for _, want := range []string{"10.90.8.5 dev ks0abc02", "unreachable 10.90.8.0/24", "unreachable 10.244.0.0/16"} {
 			if !strings.Contains(routes, want) {
-				t.Errorf("no %q any more:\n%s", want, routes)
+				t.Errorf("%q is gone:\n%s", want, routes)
 			}
 		}
 		if left, err := Left(other.ID); err != nil || len(left) < 3 {
-			t.Errorf("of the other cluster are left %q, %v", left, err)
+			t.Errorf("the other cluster has only %q, %v", left, err)
 		}
 		if err := Remove(other.ID); err != nil {
 			return err

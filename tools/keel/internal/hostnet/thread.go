@@ -2,6 +2,6 @@ package hostnet
 
 import "runtime"
 
-// lockThread keeps the goroutine on its thread without an unlock, so that the
-// runtime ends the thread with it and never reuses one that changed namespace.
+// lockThread locks the goroutine to its thread and never unlocks it, so that the Go runtime
+// ends the thread with the goroutine instead of reusing one in another namespace.
 func lockThread() { runtime.LockOSThread() }

@@ -13,25 +13,26 @@ import (
 	"time"
 )
 
-// lookEvery is how often the directory of images is looked at.
+// lookEvery is the interval between two reads of the directory of images.
 const lookEvery = time.Second
 
-// Images keeps a node's images up with a directory of archives: whatever is put
-// there, before or after the start, is imported once.
+// Images imports every archive in a directory into a node once, including archives that are
+// added later.
 type Images struct {
-	// Dir holds the archives, NAME.tar.
+	// Dir contains the archives, NAME.tar.
 	Dir string
-	// Marks is where it is remembered what was imported, beside the images.
+	// Marks is the directory that records which archives were imported. It is stored with the
+	// images.
 	Marks string
-	// Import loads one archive and names its images.
+	// Import loads one archive and returns the names of its images.
 	Import func(ctx context.Context, file string) ([]string, error)
 
-	// seen and failed are files as they were at the last look, and when they could
-	// not be imported.
+	// seen contains the stamps of the files at the last pass, failed those of the files that
+	// could not be imported.
 	seen, failed map[string]string
 }
 
-// Run imports until ctx ends.
+// Run imports archives until ctx ends.
 func (i *Images) Run(ctx context.Context) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
@@ -47,14 +48,15 @@ func (i *Images) Run(ctx context.Context) {
 	}
 }
 
-// look is one pass. A file that is still being written is left for later: only
-// what has not changed between two looks is imported, except at the start.
+// look is one pass over the directory. A file may still be being written, so unless settled is
+// true, look imports only files that have not changed since the last pass. At the start all
+// files count as settled.
 func (i *Images) look(ctx context.Context, settled bool) {
 	files, err := filepath.Glob(filepath.Join(i.Dir, "*.tar"))
 	if err != nil {
-		return // a pattern of our own
+		return // cannot happen: the pattern is constant
 	}
-	// What is small is there soon, and need not wait for what is not.
+	// Import small files first, so that they need not wait for large ones.
 	slices.SortStableFunc(files, func(a, b string) int { return cmp.Compare(sizeOf(a), sizeOf(b)) })
 	seen := map[string]string{}
 	for _, file := range files {
@@ -75,8 +77,8 @@ func (i *Images) look(ctx context.Context, settled bool) {
 			if ctx.Err() != nil {
 				return
 			}
-			// It may have been half written: another stamp is another try.
-			slog.WarnContext(ctx, "image archive was not imported", "file", file, "error", err)
+			// The file may have been incomplete. It is tried again when its stamp changes.
+			slog.WarnContext(ctx, "cannot import image archive", "file", file, "error", err)
 			if i.failed == nil {
 				i.failed = map[string]string{}
 			}
@@ -88,14 +90,16 @@ func (i *Images) look(ctx context.Context, settled bool) {
 	i.seen = seen
 }
 
+// mark returns the path of the file that records the stamp of an imported archive.
 func (i *Images) mark(file string) string {
 	return filepath.Join(i.Marks, "imported-"+filepath.Base(file))
 }
 
+// done returns the stamp of the archive when it was imported, or "" if it was not.
 func (i *Images) done(ctx context.Context, file string) string {
 	data, err := os.ReadFile(i.mark(file))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		slog.WarnContext(ctx, "what was imported is not known", "file", file, "error", err)
+		slog.WarnContext(ctx, "cannot read which version of the archive was imported", "file", file, "error", err)
 	}
 	return string(data)
 }
@@ -107,7 +111,7 @@ func sizeOf(file string) int64 {
 	return 0
 }
 
-// stampOf changes with a file's content.
+// stampOf returns a text that changes with a file's size and modification time.
 func stampOf(file string) (string, error) {
 	st, err := os.Stat(file)
 	if err != nil {

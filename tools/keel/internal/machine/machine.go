@@ -1,21 +1,22 @@
-// Package machine makes a container the machine of a node: it runs containerd and
-// the agent side by side, with a directory that outlives the container.
+// Package machine turns a container into the machine of a node: it runs containerd and the
+// agent next to each other, with a directory that outlives the container.
 //
-// A node is its directory, not its container. A container that starts holds the
-// directory of its node's name by a lock of the kernel's that goes with its holder:
-// same certificate, same images, same volumes, whatever container it is this time and
-// whichever address it has. So `down` and `up` bring back the same nodes, and two
-// containers are never one node.
+// A node is its directory, not its container. On its start a container takes a kernel lock on
+// the directory of its node's name, which is released when its holder ends. The certificate,
+// images and volumes stay the same, whichever container runs the node and whichever address it
+// has. So `down` and `up` bring back the same nodes, and two containers are never the same
+// node.
 //
-// States: first process → prepared (cgroups, sysctls, directory) → containerd
-// answers → sandbox image is there → agent runs → on SIGTERM: agent ends, pods end,
-// containerd ends. The first process does nothing after the preparation but pass on
-// signals and reap: nobody else may wait for processes that it did not start. If
-// the container is killed all of it ends with the container, and the next start
-// finds the directory as after a power loss.
+// States: first process started → prepared (cgroups, sysctls, directory) → containerd answers →
+// sandbox image imported → agent running → after SIGTERM: agent stopped, pods stopped,
+// containerd stopped. After the preparation the first process only forwards signals and reaps:
+// no other process may wait for processes that it did not start.
 //
-// It must never write to a cgroup outside the container's own, nor to any sysctl
-// of the host's: of /proc/sys the container's network alone becomes writable.
+// Failures: if the container is killed, all of its processes end with it, and the next start
+// finds the directory as after a power failure.
+//
+// Invariants: it never writes to a cgroup outside the container's own, nor to any of the host's
+// sysctls: of /proc/sys only the part of the container's network becomes writable.
 package machine
 
 import (
@@ -29,11 +30,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Init is the first process: it prepares the container for a node, whose directory is
-// nodes/name, runs the program again with other arguments, and returns its exit code.
+// Init is the container's first process. It prepares the container for a node, whose directory
+// is nodes/name, runs this program again with other arguments, and returns that process's exit
+// code.
 func Init(ctx context.Context, name, nodes, home string, args []string) (int, error) {
-	// Threads share a cgroup namespace only if they were started later than it:
-	// all from here to the start of the program happens on one.
+	// Only threads that are created later share a new cgroup namespace, so everything until the
+	// start of the program must happen on one thread.
 	runtime.LockOSThread()
 	if err := prepare(); err != nil {
 		return 0, err
@@ -51,7 +53,8 @@ func Init(ctx context.Context, name, nodes, home string, args []string) (int, er
 	}
 	child, err := os.StartProcess("/proc/self/exe", append([]string{os.Args[0]}, args...), &os.ProcAttr{
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
-		// A group of its own: what a terminal sends reaches it through here alone.
+		// The child gets its own process group, so that signals from a terminal reach it only
+		// through this process.
 		Sys: &syscall.SysProcAttr{Setpgid: true},
 	})
 	if err != nil {
@@ -62,7 +65,8 @@ func Init(ctx context.Context, name, nodes, home string, args []string) (int, er
 	return reap(child.Pid)
 }
 
-// reap waits for every process that ends up here, until the child has ended.
+// reap waits for every process that becomes a child of this one, until child ends, and returns
+// child's exit code.
 func reap(child int) (int, error) {
 	for {
 		var status syscall.WaitStatus

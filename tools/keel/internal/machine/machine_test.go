@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// TestClaim: a node's directory has one holder at a time, and keeps what is in it.
+// TestClaim checks that a node's directory has one holder at a time and keeps its contents.
 func TestClaim(t *testing.T) {
 	dir := t.TempDir()
 	first, err := Claim(dir, "node-1")
@@ -41,15 +41,15 @@ func TestClaim(t *testing.T) {
 	}
 	defer again.Close()
 	if _, err := os.Stat(filepath.Join(again.dir, "data", "kept")); err != nil {
-		t.Errorf("node-1 is not the one that it was: %v", err)
+		t.Errorf("node-1 lost its contents: %v", err)
 	}
 	if _, err := Claim(filepath.Join(dir, "node-1", "lock"), "node-0"); err == nil {
-		t.Error("a directory was made where there can be none")
+		t.Error("Claim created a directory below a file")
 	}
 }
 
-// A range that overlaps a network of the machine's, or another range, is refused and
-// says which flag to change.
+// A range that overlaps a network of the machine, or another range, is rejected with an error
+// that names the flag to change.
 func TestRanges(t *testing.T) {
 	own := []netip.Prefix{netip.MustParsePrefix("172.18.0.5/16")}
 	for _, c := range []struct{ pods, services, want string }{
@@ -95,7 +95,7 @@ func TestCapacity(t *testing.T) {
 		{"v2 without limits", map[string]string{"cpu.max": "max 100000", "memory.max": "max"}, nil},
 		{"v1", map[string]string{"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000", "memory/memory.limit_in_bytes": "1073741824"}, []string{"cpu=500m", "memory=1073741824"}},
 		{"v1 without limits", map[string]string{"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000", "memory/memory.limit_in_bytes": "9223372036854771712"}, nil},
-		{"nothing there", nil, nil},
+		{"no cgroups", nil, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			root := t.TempDir()
@@ -112,9 +112,9 @@ func TestCapacity(t *testing.T) {
 	}
 }
 
-// TestImages: archives are imported once, the small ones first; what still grows
-// waits; what changed is imported again; what cannot be read is not tried again
-// until it changes; and a restart remembers.
+// TestImages checks that archives are imported once, small ones first; that files that still
+// grow wait; that changed files are imported again; that unreadable files are not tried again
+// until they change; and that a restart does not import anything again.
 func TestImages(t *testing.T) {
 	dir, marks := t.TempDir(), t.TempDir()
 	var imported []string
@@ -158,22 +158,22 @@ func TestImages(t *testing.T) {
 	images.look(t.Context(), false)
 	write("new.tar", "half")
 	images.look(t.Context(), false)
-	expect("while it is written")
+	expect("while it is being written")
 	images.look(t.Context(), false)
-	expect("once it is whole", "new.tar")
+	expect("once it is complete", "new.tar")
 
 	bad = "bad.tar"
 	write("bad.tar", "torn")
 	for range 4 {
 		images.look(t.Context(), false)
 	}
-	expect("what cannot be read", "bad.tar")
+	expect("an unreadable archive", "bad.tar")
 	bad = ""
-	write("bad.tar", "whole now")
+	write("bad.tar", "complete now")
 	for range 2 {
 		images.look(t.Context(), false)
 	}
-	expect("once it can", "bad.tar")
+	expect("once it is readable", "bad.tar")
 
 	open().look(t.Context(), true)
 	expect("after a restart")
@@ -182,14 +182,14 @@ func TestImages(t *testing.T) {
 	expect("a new version", "b.tar")
 }
 
-// TestReap: the code of the child is returned, and orphans that end before it are
-// not taken for it.
+// TestReap checks that reap returns the child's exit code, and does not confuse the child with
+// orphans that end before it.
 func TestReap(t *testing.T) {
-	// Its children are this test's alone: wait4 would take those of other tests.
+	// It runs in its own process, because wait4 would also reap the children of other tests.
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestReapChild$", "-test.v")
 	cmd.Env = append(os.Environ(), "MACHINE_TEST_REAP=1")
 	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "reaped as they should be") {
+	if err != nil || !strings.Contains(string(out), "reap returned the expected codes") {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
@@ -214,5 +214,5 @@ func TestReapChild(t *testing.T) {
 			t.Fatalf("%s: code %d, %v; want %d", c.script, code, err, c.want)
 		}
 	}
-	t.Log("reaped as they should be")
+	t.Log("reap returned the expected codes")
 }

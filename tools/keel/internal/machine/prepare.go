@@ -12,13 +12,13 @@ import (
 
 const (
 	cgroupRoot = "/sys/fs/cgroup"
-	// ownGroup is where this container's own processes live under cgroup v2, which
-	// wants none beside groups that have controllers.
+	// ownGroup is the cgroup of the container's own processes under cgroup v2, which allows no
+	// processes in groups that distribute controllers to groups below them.
 	ownGroup = "keelson-system"
 )
 
-// prepare gives the container what a node needs and an engine withholds from
-// containers without --privileged. It runs on a locked thread.
+// prepare gives the container what a node needs and an engine withholds from containers without
+// --privileged. It must run on a locked thread.
 func prepare() error {
 	for _, step := range []struct {
 		what string
@@ -38,9 +38,8 @@ func prepare() error {
 	return nil
 }
 
-// mountCgroups gives the container a writable view of its own cgroup as if that
-// were the root of all: what pods get is a part of what the container has, and goes
-// with it.
+// mountCgroups mounts the container's own cgroup writable as if it were the root. The pods'
+// cgroups are then part of the container's, and are removed with it.
 func mountCgroups() error {
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 		return err
@@ -49,7 +48,7 @@ func mountCgroups() error {
 	if err != nil {
 		return err
 	}
-	// The engine's own mounts, with those on them.
+	// Unmount the engine's mounts, which may be stacked.
 	for range 16 {
 		if err := unix.Unmount(cgroupRoot, unix.MNT_DETACH); err != nil {
 			break
@@ -70,14 +69,15 @@ func mountCgroups() error {
 	return unix.Mount("", cgroupRoot, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 }
 
-// hierarchy is one of cgroup v1's.
+// hierarchy is a hierarchy of cgroup v1.
 type hierarchy struct {
 	options string
-	// names are the directories below the root: the mount's, and links to it.
+	// names are the names below cgroupRoot: the directory of the mount, then symbolic links to
+	// it.
 	names []string
 }
 
-// hierarchiesOf reads /proc/PID/cgroup; none means that v2 is in charge.
+// hierarchiesOf parses /proc/PID/cgroup. An empty result means that only cgroup v2 is in use.
 func hierarchiesOf(text string) []hierarchy {
 	var out []hierarchy
 	for line := range strings.Lines(text) {
@@ -110,9 +110,9 @@ func (h hierarchy) mount() error {
 	return nil
 }
 
-// unifiedCgroups is mountCgroups for v2. Processes that an engine starts in the
-// container later (exec) follow its first process: groups with controllers take
-// none.
+// unifiedCgroups is mountCgroups for cgroup v2. It moves all processes into ownGroup, because
+// groups that distribute controllers cannot contain processes. Processes that an engine starts
+// in the container later (exec) start in the cgroup of its first process.
 func unifiedCgroups(root string) error {
 	if err := unix.Mount("cgroup2", root, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return err
@@ -124,8 +124,8 @@ func unifiedCgroups(root string) error {
 	return moveProcesses(root, own)
 }
 
-// moveProcesses empties one group into another. A process that ends meanwhile is
-// no error.
+// moveProcesses moves all processes of one group to another. It is not an error if a process
+// ends meanwhile.
 func moveProcesses(from, to string) error {
 	for range 10 {
 		list, err := os.ReadFile(filepath.Join(from, "cgroup.procs"))
@@ -146,8 +146,8 @@ func moveProcesses(from, to string) error {
 	return fmt.Errorf("processes keep appearing in %s", from)
 }
 
-// writableNetwork makes the sysctls of the container's own network writable, and
-// no others: engines mount /proc/sys read-only.
+// writableNetwork makes the sysctls of the container's own network writable, but no others.
+// Engines mount /proc/sys read-only.
 func writableNetwork() error {
 	fresh, err := os.MkdirTemp("/run", "proc-*")
 	if err != nil {

@@ -17,17 +17,17 @@ import (
 
 const unifiedRole = "MACHINE_TEST_UNIFIED"
 
-// TestUnifiedCgroups does under a cgroup v2 of its own what a container's first
-// process does: its group becomes the root that it sees, writable and without
-// processes, and it itself is in a group below. Every kernel can mount v2, also
-// where v1 has the controllers.
+// TestUnifiedCgroups does in a separate cgroup v2 what the first process of a container does:
+// its cgroup becomes the root that it sees, writable and without processes, and the process
+// itself moves into a group below. Every kernel can mount v2, even where v1 has the
+// controllers.
 func TestUnifiedCgroups(t *testing.T) {
 	switch os.Getenv(unifiedRole) {
 	case "":
 		cmd := exec.Command("/proc/self/exe", "-test.run=^TestUnifiedCgroups$")
 		cmd.Env = append(os.Environ(), unifiedRole+"=machine", "MACHINE_TEST_DIR="+t.TempDir())
 		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "the root has no processes") {
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "the root cgroup has no processes") {
 			t.Errorf("%v\n%s", err, out)
 		}
 	case "machine":
@@ -37,7 +37,7 @@ func TestUnifiedCgroups(t *testing.T) {
 	}
 }
 
-// asMachine makes a group for the container and starts it there.
+// asMachine creates a group for the container and starts it there.
 func asMachine(t *testing.T) {
 	all := filepath.Join(os.Getenv("MACHINE_TEST_DIR"), "all")
 	if err := errors.Join(os.Mkdir(all, 0o755), unix.Mount("cgroup2", all, "cgroup2", 0, "")); err != nil {
@@ -80,14 +80,14 @@ func asContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	if inRoot := content(root, "cgroup.procs"); inRoot != "" {
-		t.Fatalf("processes in the root: %q", inRoot)
+		t.Fatalf("the root cgroup contains processes: %q", inRoot)
 	}
 	if own := strings.Fields(content(root, ownGroup+"/cgroup.procs")); len(own) != 1 || own[0] != strconv.Itoa(os.Getpid()) {
 		t.Fatalf("processes of the container: %q, want %d", own, os.Getpid())
 	}
 	pods := filepath.Join(root, "keelson")
 	if err := errors.Join(os.Mkdir(pods, 0o755), os.Remove(pods)); err != nil {
-		t.Fatalf("a group for pods: %v", err)
+		t.Fatalf("cannot create a group for pods: %v", err)
 	}
-	fmt.Println("the root has no processes")
+	fmt.Println("the root cgroup has no processes")
 }

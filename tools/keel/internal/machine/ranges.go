@@ -8,9 +8,9 @@ import (
 	"slices"
 )
 
-// CheckRanges returns an error where a range of the cluster's, by the flag that sets
-// it, overlaps a network that this machine is in: what goes to one would end in the
-// other, without a word.
+// CheckRanges returns an error if one of the cluster's ranges, keyed by the flag that sets it,
+// overlaps a network of this machine or another range. Packets for one would otherwise silently
+// reach the other.
 func CheckRanges(ranges map[string]string) error {
 	addresses, err := net.InterfaceAddrs()
 	if err != nil {

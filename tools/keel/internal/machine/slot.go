@@ -9,15 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Slot is a node's directory, held by a lock until it is closed or its process
-// ends.
+// Slot is a node's directory, locked until Close or until the process ends.
 type Slot struct {
-	// dir is the directory, of which data below is the node's.
+	// dir contains the lock and the directory data, which belongs to the node.
 	dir  string
 	lock *os.File
 }
 
-// Claim holds the directory of a node, unless another process does.
+// Claim locks the directory of a node. It returns an error if another process holds the lock.
 func Claim(nodes, name string) (*Slot, error) {
 	s := &Slot{dir: filepath.Join(nodes, name)}
 	if err := os.MkdirAll(filepath.Join(s.dir, "data"), 0o711); err != nil {
@@ -30,7 +29,7 @@ func Claim(nodes, name string) (*Slot, error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		lock.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("node %s runs in another container already: there is one container per node, with a --name and a volume of its own", name)
+			return nil, fmt.Errorf("node %s is already running in another container: give each container its own --name and volume", name)
 		}
 		return nil, fmt.Errorf("lock %s: %w", s.dir, err)
 	}
@@ -38,8 +37,7 @@ func Claim(nodes, name string) (*Slot, error) {
 	return s, nil
 }
 
-// Mount puts the node's own data to the place where every node has it, and takes
-// those of other nodes out of sight.
+// Mount mounts the node's data at home, and hides the directories of other nodes.
 func (s *Slot) Mount(nodes, home string) error {
 	if err := os.MkdirAll(home, 0o711); err != nil {
 		return err
@@ -53,5 +51,5 @@ func (s *Slot) Mount(nodes, home string) error {
 	return nil
 }
 
-// Close gives the directory free.
+// Close releases the directory.
 func (s *Slot) Close() error { return s.lock.Close() }

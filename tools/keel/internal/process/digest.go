@@ -10,12 +10,12 @@ import (
 	"keelson.dev/tools/keel/internal/supervise"
 )
 
-// digestVariable names what a program's file holds in the environment of its
-// process: a supervisor of any version sees then that it has to start anew.
+// digestVariable is an environment variable with the digest of a process's program. It makes a
+// supervisor of any version restart processes whose program has changed.
 const digestVariable = "KEELSON_PROGRAM_DIGEST"
 
-// digests notes what each program's file holds, so that `keel up` starts anew what
-// was replaced.
+// digests adds the digest of its program to each specification, so that `keel up` restarts
+// processes whose program was replaced.
 func digests(specs []supervise.Spec) error {
 	known := map[string]string{}
 	for i := range specs {
@@ -32,6 +32,7 @@ func digests(specs []supervise.Spec) error {
 	return nil
 }
 
+// digest returns the first 8 bytes of a file's SHA-256 sum in hexadecimal.
 func digest(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {

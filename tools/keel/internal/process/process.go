@@ -1,5 +1,5 @@
-// Package process says which processes a cluster is made of, and how each is
-// started. It is the one place that knows the services' flags.
+// Package process defines the processes of a cluster and how each is started. It is the only
+// place that knows the services' flags.
 package process
 
 import (
@@ -15,7 +15,7 @@ import (
 	"keelson.dev/tools/keel/internal/sweep"
 )
 
-// The order in which processes are stopped: who uses a service goes before it.
+// This is the order in which processes are stopped: the clients of a service stop before it.
 const (
 	stopNode = iota
 	stopContainerd
@@ -23,12 +23,11 @@ const (
 	stopAPI
 )
 
-// Simulator is the identity of the process that simulates nodes; it may do
-// everything, and is made only where there are any.
+// Simulator is the identity of the process that simulates nodes. It is allowed everything, so
+// it is created only if there are simulated nodes.
 const Simulator = "simulator"
 
-// Identities are the certificates of the cluster's processes and its
-// administrator.
+// Identities returns the certificates that the cluster's processes and its administrator need.
 func Identities(c *cluster.Cluster) []pki.Identity {
 	api := []string{"localhost", "127.0.0.1", c.Gateway()}
 	for _, m := range c.Members {
@@ -48,9 +47,8 @@ func Identities(c *cluster.Cluster) []pki.Identity {
 	return ids
 }
 
-// ControlPlane are the certificates of the control plane's services and of the
-// administrator; hosts are where the apiservers are reached, besides the names
-// that pods use.
+// ControlPlane returns the certificates that the control plane's services and the administrator
+// need. hosts are the names and addresses of the apiservers, besides the names that pods use.
 func ControlPlane(hosts []string, serviceCIDR, domain string) []pki.Identity {
 	return []pki.Identity{
 		{Name: "apiserver", CommonName: "kube-apiserver", Organization: []string{"system:masters"}, Hosts: append(slices.Clone(hosts),
@@ -63,13 +61,14 @@ func ControlPlane(hosts []string, serviceCIDR, domain string) []pki.Identity {
 	}
 }
 
-// firstIP is a range's first address after its own.
+// firstIP returns the first host address of a range.
 func firstIP(cidr string) string {
 	base, _, _ := strings.Cut(cidr, "/")
 	return base[:strings.LastIndex(base, ".")] + ".1"
 }
 
-// Specs are the cluster's processes; bin is the directory of the programs.
+// Specs returns the specifications of the cluster's processes. bin is the directory of the
+// programs.
 func Specs(c *cluster.Cluster, bin string, p runtime.Programs) ([]supervise.Spec, error) {
 	var specs []supervise.Spec
 	if c.Joined == nil {
@@ -129,12 +128,13 @@ func controlPlane(c *cluster.Cluster, bin string) []supervise.Spec {
 	return specs
 }
 
-// candidates is how many of each elected service there are beside several
-// apiservers: one leads, the other stands by.
+// candidates is the number of processes of each elected service if there are several
+// apiservers: one leads, the other is on standby.
 const candidates = 2
 
-// apiserver listens on hosts, none of which other networks reach, and says where pods and
-// where people reach it.
+// apiserver returns the specification of an apiserver. It listens on hosts, none of which is
+// reachable from other networks. advertise is its address for pods, shown its address for
+// people.
 func apiserver(c *cluster.Cluster, bin, name string, hosts []string, advertise, shown string, more ...string) supervise.Spec {
 	listen := func(port int) string {
 		var all []string
@@ -159,7 +159,7 @@ func apiserver(c *cluster.Cluster, bin, name string, hosts []string, advertise, 
 	return spec
 }
 
-// members are the flags that tell one of several apiservers of the others.
+// members returns the flags with which one of several apiservers finds the others.
 func members(c *cluster.Cluster, self cluster.Member) []string {
 	if self.Client {
 		return []string{"--member=false", "--join", self.Join, "--join-token-file", JoinToken(c)}
@@ -179,11 +179,11 @@ func members(c *cluster.Cluster, self cluster.Member) []string {
 	return append(own, "--members", strings.Join(all, ","), "--etcd-members", strings.Join(etcd, ","))
 }
 
-// JoinToken is the file with the token that the newest member joined with.
+// JoinToken returns the path of the file with the token with which the newest member joined.
 func JoinToken(c *cluster.Cluster) string { return c.Path("pki", "join-token") }
 
-// balancers make several apiservers one address. There are two, so that there is
-// one while the other starts again.
+// balancers returns the processes that make several apiservers reachable at one address. There
+// are two, so that one is running while the other restarts.
 func balancers(c *cluster.Cluster, bin string) (specs []supervise.Spec) {
 	var backends []string
 	for _, m := range c.Members {
@@ -199,16 +199,16 @@ func balancers(c *cluster.Cluster, bin string) (specs []supervise.Spec) {
 				"--share", share(i), "--with", share(1 - i)},
 			Log:       c.Path("log", name+".log"),
 			StopOrder: stopController,
-			// Not the address: the other one accepts there too, and may be ended as soon
-			// as this one is said to be well.
+			// Probing the address would not do: the other balancer accepts there too, and may
+			// be stopped as soon as this one is reported healthy.
 			Socket: share(i),
 		})
 	}
 	return specs
 }
 
-// service is what all of our own programs have in common. name tells processes of
-// one program apart, which may share an identity.
+// service returns what the specifications of Keelson's own programs have in common. name
+// distinguishes processes of one program, which may share an identity.
 func service(c *cluster.Cluster, bin, program, identity, name string, order int, args ...string) supervise.Spec {
 	health := c.Path("run", name+".ops")
 	all := append([]string{filepath.Join(bin, program),
@@ -233,8 +233,8 @@ func containerd(c *cluster.Cluster, p runtime.Programs, n cluster.Node, config s
 	}
 }
 
-// namespace is where a node's processes run: a joined node has a machine of its
-// own and runs in the host's network.
+// namespace returns the network namespace of a node's processes. A joined node has the whole
+// machine and runs in the host's network.
 func namespace(c *cluster.Cluster, n cluster.Node) string {
 	if c.Joined != nil {
 		return ""
@@ -257,7 +257,7 @@ func node(c *cluster.Cluster, bin string, p runtime.Programs, n cluster.Node) su
 		"--cluster-cidr", c.ClusterCIDR,
 		"--service-cluster-ip-range", c.ServiceCIDR,
 		"--cloud-provider", "external",
-		// The disk is the machine's, and not the nodes' alone.
+		// The disk is shared with the rest of the machine.
 		"--disk-reserve", "1Gi",
 	}
 	if c.Joined != nil {

@@ -8,23 +8,23 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// Each of two balancers is asked by what it alone serves: their address is served
-// by the other one while it starts.
+// The health of each of the two balancers is probed at a socket that only it serves, because
+// the other one serves their common address while it starts.
 func TestEachBalancerIsAskedItself(t *testing.T) {
 	specs := balancers(&cluster.Cluster{Home: t.TempDir(), Members: []cluster.Member{{Name: "apiserver-0", IP: "192.0.2.1"}}}, "/bin")
 	for i, s := range specs {
 		at := slices.Index(s.Args, "--share")
 		if at < 0 || s.Args[at+1] != s.Socket || s.Health != "" {
-			t.Errorf("%s is asked at %q: %v", s.Name, s.Socket, s.Args)
+			t.Errorf("%s is probed at %q: %v", s.Name, s.Socket, s.Args)
 		}
 		if other := specs[1-i].Socket; other == s.Socket {
-			t.Errorf("both are asked at %s", other)
+			t.Errorf("both are probed at %s", other)
 		}
 	}
 }
 
-// One apiserver serves this machine and the cluster's bridge, several each their own
-// address: nothing listens on every address.
+// A single apiserver listens on loopback and the cluster's bridge; each of several apiservers
+// listens on its own address. None listens on all addresses.
 func TestWhereApiserversListen(t *testing.T) {
 	one := &cluster.Cluster{Home: t.TempDir(), Subnet: 7, HTTPSPort: 6443, GRPCPort: 6444}
 	several := &cluster.Cluster{Home: t.TempDir(), Subnet: 7, HTTPSPort: 6443, GRPCPort: 6444, Members: []cluster.Member{{Name: "apiserver-0", IP: "10.89.7.2"}}}
@@ -41,7 +41,8 @@ func TestWhereApiserversListen(t *testing.T) {
 	}
 }
 
-// TestSimulatorOnlyWhereItIsUsed: its certificate may do everything.
+// TestSimulatorOnlyWhereItIsUsed checks that the simulator's certificate, which is allowed
+// everything, exists only if there are simulated nodes.
 func TestSimulatorOnlyWhereItIsUsed(t *testing.T) {
 	for simulated, want := range map[int]bool{0: false, 5: true} {
 		c := &cluster.Cluster{Home: t.TempDir(), Simulated: simulated, ServiceCIDR: "10.96.0.0/16", Domain: "cluster.local"}

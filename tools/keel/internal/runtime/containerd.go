@@ -1,6 +1,6 @@
-// Package runtime sets up a node's containerd: its configuration, the images it
-// starts with, and the end of its pods. It must never touch a containerd that
-// belongs to somebody else: it knows sockets under the cluster's home only.
+// Package runtime sets up a node's containerd: its configuration, its initial images, and the
+// removal of its pods. It must never touch a containerd that is not the cluster's, so it uses
+// only sockets below the cluster's home.
 package runtime
 
 import (
@@ -24,21 +24,21 @@ import (
 	"keelson.dev/tools/keel/internal/cluster"
 )
 
-// PauseImage is the image of a pod's sandbox, imported into every node.
+// PauseImage is the image of pods' sandboxes. It is imported into every node.
 const PauseImage = "keelson.dev/pause:1"
 
-// Programs finds containerd and its kin.
+// Programs are the paths of containerd and the programs that it needs.
 type Programs struct {
 	Containerd, Ctr, Runc string
-	// Dir holds the shim too, and comes first in containerd's PATH.
+	// Dir contains containerd and its shim, and is first in containerd's PATH.
 	Dir string
 	// CNI is the directory of the CNI plugins.
 	CNI string
-	// LogLevel is containerd's; empty is "warn".
+	// LogLevel is containerd's log level. The default is "warn".
 	LogLevel string
 }
 
-// Find looks into the directories given, then the PATH.
+// Find looks for the programs in dirs, then in the PATH.
 func Find(dirs ...string) (Programs, error) {
 	p := Programs{}
 	for _, w := range []struct {
@@ -58,7 +58,7 @@ func Find(dirs ...string) (Programs, error) {
 			return p, nil
 		}
 	}
-	return p, errors.New("no CNI plugins in /usr/lib/cni or /opt/cni/bin: `make runtime` installs them (Debian: containernetworking-plugins)")
+	return p, errors.New("no CNI plugins in /usr/lib/cni or /opt/cni/bin: install them with `make runtime` (or Debian's package containernetworking-plugins)")
 }
 
 func find(name string, dirs []string) (string, error) {
@@ -70,12 +70,12 @@ func find(name string, dirs []string) (string, error) {
 	}
 	path, err := exec.LookPath(name)
 	if err != nil {
-		return "", fmt.Errorf("no %s in %s or the PATH: `make runtime` builds it", name, strings.Join(dirs, ", "))
+		return "", fmt.Errorf("no %s in %s or the PATH: build it with `make runtime`", name, strings.Join(dirs, ", "))
 	}
 	return path, nil
 }
 
-// Socket is where a node's containerd listens.
+// Socket returns the path of the socket of a node's containerd.
 func Socket(c *cluster.Cluster, node string) string {
 	return c.Path("nodes", node, "containerd", "containerd.sock")
 }
@@ -128,7 +128,7 @@ disabled_plugins = [
         SystemdCgroup = false
 `))
 
-// Configure writes a node's configuration and returns the path of its file.
+// Configure writes the configuration of a node's containerd and returns the path of its file.
 func Configure(c *cluster.Cluster, p Programs, node string) (string, error) {
 	dir := c.Path("nodes", node, "containerd")
 	conf := c.Path("nodes", node, "cni")
@@ -150,8 +150,8 @@ func Configure(c *cluster.Cluster, p Programs, node string) (string, error) {
 	return path, cluster.WriteFile(path, out.Bytes(), 0o644)
 }
 
-// mayRaiseOOMScore tells whether this process has CAP_SYS_RESOURCE (bit 24),
-// without which a lower oom_score_adj than one's own is refused.
+// mayRaiseOOMScore reports whether this process has CAP_SYS_RESOURCE (bit 24), without which it
+// cannot give a process a lower oom_score_adj than its own.
 func mayRaiseOOMScore() bool {
 	data, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -173,11 +173,12 @@ func appArmor() bool {
 	return err == nil && strings.HasPrefix(string(data), "Y")
 }
 
-// pinned keeps an image from being removed when the disk is short (cri-api's
-// Image.pinned): what came out of an archive cannot be pulled again.
+// pinned is a label that keeps an image from being removed when disk space is short (cri-api's
+// Image.pinned), because images from archives cannot be pulled again.
 const pinned = "io.cri-containerd.pinned=pinned"
 
-// Import loads an image archive (docker's or OCI's form) into a node.
+// Import loads an image archive, in docker's or OCI's format, into a node and returns the names
+// of its images.
 func Import(ctx context.Context, p Programs, c *cluster.Cluster, node, file string) ([]string, error) {
 	cmd := exec.CommandContext(ctx, p.Ctr, "--address", Socket(c, node), "--namespace", "k8s.io", "images", "import", "--local", "--label", pinned, "--snapshotter", snapshotter(c.Path("nodes", node, "containerd")), file)
 	var problems bytes.Buffer
@@ -196,7 +197,7 @@ func Import(ctx context.Context, p Programs, c *cluster.Cluster, node, file stri
 	return names, nil
 }
 
-// StopSandboxes ends and removes all pods of a containerd.
+// StopSandboxes stops and removes all pods of a containerd.
 func StopSandboxes(ctx context.Context, socket string) error {
 	if _, err := os.Stat(socket); errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -6,8 +6,8 @@ import (
 	"syscall"
 )
 
-// snapshotter is overlayfs where the directory's file system can carry it, and
-// native (plain copies) where it cannot, as on overlay itself.
+// snapshotter returns "overlayfs" if the directory's file system supports it, else "native"
+// (plain copies). A directory on overlayfs, for example, does not support it.
 func snapshotter(dir string) string {
 	probe, err := os.MkdirTemp(dir, ".overlay-*")
 	if err != nil {

@@ -8,12 +8,12 @@ import (
 	"strings"
 )
 
-// oldestContainerd is the major version whose configuration and client keel writes
-// and calls. Nodes started without keel run with 1.6 and newer.
+// oldestContainerd is the oldest major version that supports the configuration and the client
+// that keel uses. Nodes that are started without keel work with 1.6 and newer.
 const oldestContainerd = 2
 
-// Check refuses a containerd that cannot run what Configure writes. Its error names
-// the program, its version, and the command that installs another.
+// Check returns an error if containerd is too old for the configuration that Configure writes.
+// The error contains the program, its version, and the command that installs a newer one.
 func (p Programs) Check(ctx context.Context) error {
 	out, err := exec.CommandContext(ctx, p.Containerd, "--version").Output()
 	if err != nil {
@@ -21,14 +21,14 @@ func (p Programs) Check(ctx context.Context) error {
 	}
 	version, major := parseVersion(string(out))
 	if major < oldestContainerd {
-		return fmt.Errorf("%s is containerd %s, and keel needs %d.0 or newer: run `make runtime`, which builds one beside keel", p.Containerd, version, oldestContainerd)
+		return fmt.Errorf("%s is containerd %s, but keel needs %d.0 or newer: build one next to keel with `make runtime`", p.Containerd, version, oldestContainerd)
 	}
 	return nil
 }
 
-// parseVersion finds the version in what `containerd --version` prints: "containerd
-// PACKAGE VERSION COMMIT", with or without a v. A version that it cannot read counts
-// as new: builds from source print what they like.
+// parseVersion finds the version in the output of `containerd --version`, which is "containerd
+// PACKAGE VERSION COMMIT", with or without a v before the version. An unreadable version counts
+// as new, because builds from source print arbitrary text.
 func parseVersion(text string) (version string, major int) {
 	for _, word := range strings.Fields(text) {
 		number, _, ok := strings.Cut(strings.TrimPrefix(word, "v"), ".")

@@ -13,7 +13,7 @@ import (
 	"keelson.dev/tools/keel/internal/cgroup"
 )
 
-// What a process starts is found by its cgroup, also when the process itself has gone.
+// Processes that a process has started are found by its cgroup, even after it has ended.
 func TestProcessesStartInTheirCgroups(t *testing.T) {
 	dir := Dir(t.TempDir())
 	group := fmt.Sprintf("/keelson-%06x/keel/daemon", rand.IntN(1<<24))
@@ -31,7 +31,7 @@ func TestProcessesStartInTheirCgroups(t *testing.T) {
 		}
 		pids, err := cgroup.Processes(cgroup.Host.Below(group)...)
 		if err == nil && (len(pids) != 2 || !slices.Contains(pids, list[0].PID)) {
-			err = fmt.Errorf("in its cgroup are %v; it is %d", pids, list[0].PID)
+			err = fmt.Errorf("its cgroup contains %v; its pid is %d", pids, list[0].PID)
 		}
 		return err
 	})
@@ -40,7 +40,7 @@ func TestProcessesStartInTheirCgroups(t *testing.T) {
 	}
 	pids, err := cgroup.Processes(cgroup.Host.Below(group)...)
 	if err != nil || len(pids) != 1 {
-		t.Errorf("of what it started is left %v, %v", pids, err)
+		t.Errorf("the processes that it started are %v, %v; want one", pids, err)
 	}
 	poll(t, func() error {
 		for _, pid := range pids {

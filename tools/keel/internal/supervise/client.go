@@ -17,13 +17,14 @@ import (
 	"time"
 )
 
-// ErrDown says that no supervisor runs.
+// ErrDown means that no supervisor is running.
 var ErrDown = errors.New("the cluster is not running")
 
-// down is how a call fails where no supervisor runs, or ends before it has answered.
+// down contains the errors of a request if no supervisor is running or if it ends before it has
+// answered.
 var down = []error{syscall.ECONNREFUSED, os.ErrNotExist, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF}
 
-// errStopping is what a supervisor answers that ends with its processes.
+// errStopping is the answer of a supervisor that ends as soon as its processes have.
 var errStopping = errors.New("the cluster is stopping")
 
 func (d Dir) do(ctx context.Context, method, path string, into any) error {
@@ -59,16 +60,17 @@ func (d Dir) do(ctx context.Context, method, path string, into any) error {
 	return json.NewDecoder(resp.Body).Decode(into)
 }
 
-// Status asks the supervisor; ErrDown if none runs.
+// Status returns the state of all processes, or ErrDown if no supervisor is running.
 func (d Dir) Status(ctx context.Context) ([]Status, error) {
 	var out []Status
 	return out, d.do(ctx, http.MethodGet, "/status", &out)
 }
 
-// Reload lets the supervisor follow the specs.
+// Reload makes the supervisor read and follow the specifications.
 func (d Dir) Reload(ctx context.Context) error { return d.do(ctx, http.MethodPost, "/reload", nil) }
 
-// Stop ends everything, the supervisor included; ErrDown if none runs.
+// Stop stops everything including the supervisor, and returns ErrDown if no supervisor is
+// running.
 func (d Dir) Stop(ctx context.Context) error {
 	if err := d.do(ctx, http.MethodPost, "/stop", nil); err != nil {
 		return err
@@ -88,8 +90,8 @@ func (d Dir) Stop(ctx context.Context) error {
 	}
 }
 
-// Ensure starts the supervisor `args…` in the background unless one runs, and
-// lets it follow the specs. One that is stopping is waited for.
+// Ensure starts the supervisor `args…` in the background unless one is running, and makes it
+// follow the specifications. It waits for one that is stopping.
 func (d Dir) Ensure(ctx context.Context, log string, args ...string) error {
 	err := d.Reload(ctx)
 	for errors.Is(err, errStopping) {
@@ -127,14 +129,14 @@ func (d Dir) Ensure(ctx context.Context, log string, args ...string) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case err := <-exited:
-			return fmt.Errorf("the supervisor ended (%w); its log is %s", err, log)
+			return fmt.Errorf("the supervisor ended (%w); see its log %s", err, log)
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
 }
 
-// Alive are the pids, by name, of the specs' processes that run, also where their
-// supervisor does not run any more.
+// Alive returns the pids by name of those processes in the specifications that are running,
+// even if no supervisor is.
 func (d Dir) Alive() map[string]int {
 	specs, err := d.ReadSpecs()
 	if err != nil {
@@ -150,5 +152,5 @@ func (d Dir) Alive() map[string]int {
 	return pids
 }
 
-// AnyAlive reports whether any process of the specs runs.
+// AnyAlive reports whether any process in the specifications is running.
 func (d Dir) AnyAlive() bool { return len(d.Alive()) > 0 }

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// A node that goes takes its pods along while its runtime still answers; one that only
-// changes keeps them.
+// A node's pods are stopped with it while its runtime still answers. Those of a node that only
+// restarts keep running.
 func TestWhoGoesTakesItsPodsAlong(t *testing.T) {
 	dir := Dir(t.TempDir())
 	all := specs(string(dir), "node-0", "node-1", "containerd-1")
@@ -28,17 +28,17 @@ func TestWhoGoesTakesItsPodsAlong(t *testing.T) {
 		}
 		for name, runs := range map[string]bool{"node-1": false, "containerd-1": true} {
 			if _, err := os.Stat(filepath.Join(string(dir), name+".pid")); (err == nil) != runs {
-				t.Errorf("pods are stopped when %s runs: %t", name, !runs)
+				t.Errorf("pods are stopped while %s is running: %t", name, !runs)
 			}
 		}
-		return errors.New("one of them stays")
+		return errors.New("one of them could not be stopped")
 	})
 	done := make(chan error, 1)
 	go func() { done <- server.Run(ctx) }()
 	poll(t, func() error {
 		list, err := dir.Status(ctx)
 		if err == nil && slices.ContainsFunc(list, func(s Status) bool { return s.PID == 0 }) {
-			err = errors.New("not all run")
+			err = errors.New("not all are running")
 		}
 		return err
 	})
@@ -51,7 +51,7 @@ func TestWhoGoesTakesItsPodsAlong(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !slices.Equal(stopped, []string{"one.sock"}) {
-		t.Errorf("pods were stopped on %v", stopped)
+		t.Errorf("pods were stopped at %v", stopped)
 	}
 	if list, err := dir.Status(ctx); err != nil || len(list) != 1 {
 		t.Errorf("%v, %v", list, err)
@@ -59,7 +59,7 @@ func TestWhoGoesTakesItsPodsAlong(t *testing.T) {
 	poll(t, func() error {
 		list, err := dir.Status(ctx)
 		if err == nil && (len(list) != 1 || list[0].PID == 0) {
-			err = errors.New("the changed one does not run")
+			err = errors.New("the changed process is not running")
 		}
 		return err
 	})

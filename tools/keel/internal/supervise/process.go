@@ -23,15 +23,15 @@ import (
 const (
 	firstBackoff = 100 * time.Millisecond
 	maxBackoff   = 5 * time.Second
-	// steady is how long a process must run for its back-off to start anew.
+	// steady is how long a process must run before its back-off is reset.
 	steady = 10 * time.Second
 	// stopGrace is how long a process may take to end after SIGTERM.
 	stopGrace = 15 * time.Second
-	// maxLog is the size at which a log is moved aside when its process starts.
+	// maxLog is the size in bytes above which a log is renamed when its process starts.
 	maxLog = 32 << 20
 )
 
-// process keeps one spec running.
+// process keeps the process of one specification running.
 type process struct {
 	dir  Dir
 	spec Spec
@@ -45,13 +45,14 @@ type process struct {
 	lastErr  string
 }
 
-// record is what survives the supervisor.
+// record describes a running process for the next supervisor.
 type record struct {
 	PID   int    `json:"pid"`
 	Start uint64 `json:"start"`
 	Spec  string `json:"spec"`
 }
 
+// start starts a goroutine that keeps the process running.
 func start(dir Dir, spec Spec) *process {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &process{dir: dir, spec: spec, cancel: cancel, done: make(chan struct{})}
@@ -59,7 +60,8 @@ func start(dir Dir, spec Spec) *process {
 	return p
 }
 
-// run starts, waits and restarts until ctx ends, and leaves no process behind.
+// run starts the process and restarts it when it ends, until ctx ends. Then it stops the
+// process.
 func (p *process) run(ctx context.Context) {
 	defer close(p.done)
 	backoff := firstBackoff
@@ -93,7 +95,8 @@ func (p *process) set(pid int, err error) {
 	}
 }
 
-// once runs the process until it ends or ctx does.
+// once runs the process until it or ctx ends. With adopt, it takes over a process that an
+// earlier supervisor left running.
 func (p *process) once(ctx context.Context, adopt bool) error {
 	if adopt {
 		if r, ok := p.readRecord(); ok {
@@ -101,7 +104,7 @@ func (p *process) once(ctx context.Context, adopt bool) error {
 				p.set(r.PID, nil)
 				return p.waitAdopted(ctx, r)
 			}
-			// It runs with other arguments: end it, then start it anew.
+			// The process has other arguments: stop it, then start a new one.
 			end(r.PID, func() bool { return alive(r) })
 		}
 	}
@@ -109,7 +112,8 @@ func (p *process) once(ctx context.Context, adopt bool) error {
 	if err != nil {
 		return err
 	}
-	// What is said to run is known to the next supervisor, should this one die now.
+	// Write the record before reporting the process as running, so that the next supervisor
+	// knows it even if this one is killed now.
 	if err := p.writeRecord(cmd.Process.Pid); err != nil {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
@@ -152,7 +156,7 @@ func (p *process) launch() (*exec.Cmd, error) {
 	cmd := exec.Command(p.spec.Args[0], p.spec.Args[1:]...)
 	cmd.Env = append(os.Environ(), p.spec.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
-	// A group of its own: a terminal's ^C is for keel alone.
+	// The process gets its own group, so that a terminal's ^C reaches only keel.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	err = onThread(p.spec.Namespace, func() error {
 		if p.spec.Cgroup == "" {
@@ -162,18 +166,18 @@ func (p *process) launch() (*exec.Cmd, error) {
 		if !errors.Is(err, cgroup.ErrNone) {
 			return err
 		}
-		// It runs all the same where cgroups cannot be made.
-		fmt.Fprintf(os.Stderr, "%s starts outside of its cgroup: %v\n", p.spec.Name, err)
+		// Without cgroups the process starts all the same.
+		fmt.Fprintf(os.Stderr, "%s is starting outside its cgroup: %v\n", p.spec.Name, err)
 		return cmd.Start()
 	})
 	return cmd, err
 }
 
-// InNamespace runs f on a thread that is in a network namespace.
+// InNamespace runs f on a thread in a network namespace.
 func InNamespace(name string, f func() error) error { return onThread(name, f) }
 
-// onThread runs f on a thread that is in a network namespace, if one is named. The
-// thread ends with f: it is never given back to other goroutines.
+// onThread runs f on a thread that is in the network namespace, unless namespace is empty. The
+// thread ends with f and is not reused for other goroutines.
 func onThread(namespace string, f func() error) error {
 	result := make(chan error, 1)
 	go func() {
@@ -194,13 +198,15 @@ func onThread(namespace string, f func() error) error {
 	return <-result
 }
 
+// rotate renames a log that has become too large.
 func rotate(path string) {
 	if st, err := os.Stat(path); err == nil && st.Size() > maxLog {
 		_ = os.Rename(path, path+".1")
 	}
 }
 
-// waitAdopted follows a process that is not our child.
+// waitAdopted waits for a process that is not a child of this one, and stops it if ctx ends
+// first.
 func (p *process) waitAdopted(ctx context.Context, r record) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -219,6 +225,7 @@ func (p *process) waitAdopted(ctx context.Context, r record) error {
 	}
 }
 
+// end stops a process with SIGTERM, then SIGKILL, and waits until it has ended.
 func end(pid int, running func() bool) {
 	_ = syscall.Kill(pid, syscall.SIGTERM)
 	deadline := time.Now().Add(stopGrace)
@@ -231,6 +238,7 @@ func end(pid int, running func() bool) {
 	}
 }
 
+// readRecord returns the record of the process if that process is still running.
 func (p *process) readRecord() (record, bool) {
 	data, err := os.ReadFile(p.dir.record(p.spec.Name))
 	if err != nil {
@@ -246,7 +254,7 @@ func (p *process) readRecord() (record, bool) {
 func (p *process) writeRecord(pid int) error {
 	start, ok := startTime(pid)
 	if !ok {
-		return nil // it has ended already; Wait will say so
+		return nil // it has ended already, and Wait will report that
 	}
 	data, err := json.Marshal(record{PID: pid, Start: start, Spec: p.spec.hash()})
 	if err != nil {
@@ -259,13 +267,15 @@ func (p *process) writeRecord(pid int) error {
 	return os.Rename(tmp, p.dir.record(p.spec.Name))
 }
 
+// alive reports whether the process of a record is running. The start time distinguishes it
+// from another process with the same pid.
 func alive(r record) bool {
 	start, ok := startTime(r.PID)
 	return ok && start == r.Start
 }
 
-// startTime is field 22 of /proc/PID/stat, in clock ticks since boot (proc(5));
-// a zombie counts as ended.
+// startTime returns field 22 of /proc/PID/stat, in clock ticks since boot (proc(5)), and
+// reports whether the process is running. A zombie is not.
 func startTime(pid int) (uint64, bool) {
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {

@@ -18,25 +18,26 @@ import (
 	"time"
 )
 
-// Server is the daemon.
+// Server is the daemon that keeps the processes of a directory's specifications running.
 type Server struct {
 	dir Dir
-	// stopSandboxes ends the pods of a containerd.
+	// stopSandboxes stops and removes the pods of a containerd.
 	stopSandboxes func(ctx context.Context, socket string) error
 
 	mu    sync.Mutex
 	procs map[string]*process
-	// stopping: it ends once its processes have, and starts no others.
+	// stopping is set once a stop was requested. The daemon then starts no more processes, and
+	// ends when all of them have ended.
 	stopping bool
 }
 
-// NewServer makes the daemon of a directory.
+// NewServer returns the daemon of a directory.
 func NewServer(dir Dir, stopSandboxes func(context.Context, string) error) *Server {
 	return &Server{dir: dir, procs: map[string]*process{}, stopSandboxes: stopSandboxes}
 }
 
-// Run keeps the processes running until ctx ends (they then go on, for the next
-// supervisor to adopt) or a Stop is asked for (they are ended).
+// Run keeps the processes running until ctx ends or a stop is requested. If ctx ends, the
+// processes continue for the next supervisor to adopt; a stop ends them.
 func (s *Server) Run(ctx context.Context) error {
 	lock, err := os.OpenFile(s.dir.socket()+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -91,10 +92,10 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// succession is how long a supervisor that is ending may take until another runs.
+// succession is how long a new supervisor waits for one that is ending.
 const succession = 5 * time.Second
 
-// lock makes this one the only supervisor of its directory.
+// lock makes this the only supervisor of its directory.
 func (s *Server) lock(ctx context.Context, file *os.File) error {
 	ctx, cancel := context.WithTimeout(ctx, succession)
 	defer cancel()
@@ -105,16 +106,16 @@ func (s *Server) lock(ctx context.Context, file *os.File) error {
 		}
 		other := s.dir.Reload(ctx)
 		if other == nil || ctx.Err() != nil {
-			return fmt.Errorf("another supervisor runs for %s", s.dir)
+			return fmt.Errorf("another supervisor is running for %s", s.dir)
 		}
-		select { // it is ending
+		select { // the other one is ending
 		case <-time.After(10 * time.Millisecond):
 		case <-ctx.Done():
 		}
 	}
 }
 
-// reload makes what runs equal to what the specs name.
+// reload starts, restarts and stops processes until those running match the specifications.
 func (s *Server) reload() error {
 	specs, err := s.dir.ReadSpecs()
 	if err != nil {
@@ -129,7 +130,8 @@ func (s *Server) reload() error {
 	for _, spec := range specs {
 		want[spec.Name] = spec
 	}
-	// What changes starts again and keeps its pods; what goes takes them along.
+	// Changed processes restart and their pods keep running. Processes that are no longer
+	// wanted stop, and their pods with them.
 	var changing, going []*process
 	for name, p := range s.procs {
 		switch spec, ok := want[name]; {
@@ -142,7 +144,7 @@ func (s *Server) reload() error {
 		}
 	}
 	if err := s.end(context.Background(), going); err != nil {
-		fmt.Fprintln(os.Stderr, "supervisor:", err) // the caller removes the rest
+		fmt.Fprintln(os.Stderr, "supervisor:", err) // the caller removes what is left
 	}
 	for _, p := range changing {
 		<-p.done
@@ -155,7 +157,7 @@ func (s *Server) reload() error {
 	return nil
 }
 
-// stop ends every process, in their order, and the pods of the nodes.
+// stop stops every process in the order of the specifications, and the pods of the nodes.
 func (s *Server) stop(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -163,7 +165,8 @@ func (s *Server) stop(ctx context.Context) error {
 	return s.end(ctx, slices.Collect(maps.Values(s.procs)))
 }
 
-// end ends processes in their order, and the pods of nodes among them; s.mu is held.
+// end stops processes in their StopOrder, and the pods of the nodes among them. The caller
+// holds s.mu.
 func (s *Server) end(ctx context.Context, procs []*process) error {
 	byOrder := map[int][]*process{}
 	for _, p := range procs {
@@ -187,6 +190,7 @@ func (s *Server) end(ctx context.Context, procs []*process) error {
 	return errors.Join(errs...)
 }
 
+// status returns the state of all processes in the reverse of their StopOrder.
 func (s *Server) status(ctx context.Context) []Status {
 	s.mu.Lock()
 	procs := make([]*process, 0, len(s.procs))
@@ -227,6 +231,7 @@ func (p *process) status(ctx context.Context) Status {
 	return st
 }
 
+// healthy returns nil if the process is ready, or the reason why it is not.
 func (p *process) healthy(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -264,7 +269,7 @@ func (p *process) healthy(ctx context.Context) error {
 	return nil
 }
 
-// failedChecks are the checks that a /readyz answer says have failed.
+// failedChecks returns the failed checks of a /readyz response.
 func failedChecks(body string) string {
 	var failed []string
 	for line := range strings.Lines(body) {

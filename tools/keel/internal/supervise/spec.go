@@ -1,14 +1,15 @@
-// Package supervise keeps a cluster's processes running on one machine: a small
-// daemon that starts what a file of specs names, restarts what dies, and adopts
-// what its predecessor left running.
+// Package supervise keeps a cluster's processes running on one machine. A small daemon starts
+// the processes that a file of specifications lists, restarts those that end, and adopts those
+// that its predecessor left running.
 //
-// States of a process: absent → running → (exited: waiting for its back-off) →
-// running …; stopping → absent. What is written to disk before it matters: a
-// process' pid and start time, right after its start, so that a supervisor that
-// was killed finds its children again instead of starting second ones. A pid is
-// believed only together with the kernel's start time of that process.
+// States of a process: absent → running → (exited: waiting for its back-off) → running …;
+// stopping → absent.
 //
-// It must never end a process that it did not start or adopt by that record.
+// Failures: right after the start of a process, the daemon writes its pid and start time to
+// disk, so that after a kill the next daemon finds the process instead of starting a second
+// one. A pid counts only if the kernel reports the same start time for it.
+//
+// Invariant: the daemon never ends a process that it did not start, or adopt by that record.
 package supervise
 
 import (
@@ -21,44 +22,48 @@ import (
 	"path/filepath"
 )
 
-// Spec is a process to keep running.
+// Spec specifies a process to keep running.
 type Spec struct {
 	Name string   `json:"name"`
 	Args []string `json:"args"`
 	Env  []string `json:"env,omitempty"`
-	// Namespace is the network namespace to start in; empty is the host's.
+	// Namespace is the network namespace in which to start the process. If it is empty, the
+	// process starts in the host's.
 	Namespace string `json:"namespace,omitempty"`
-	// Cgroup is where it starts; empty is the supervisor's own.
+	// Cgroup is the cgroup in which to start the process. If it is empty, the process starts in
+	// the supervisor's.
 	Cgroup string `json:"cgroup,omitempty"`
-	// Log is the file that its output is appended to.
+	// Log is the file to which the process's output is appended.
 	Log string `json:"log"`
-	// StopOrder: lower ones are stopped first.
+	// StopOrder is the order in which processes are stopped, lowest first.
 	StopOrder int `json:"stopOrder"`
-	// Health is the unix socket of its operations listener; empty where it has
-	// none (containerd: then Socket, a path or host:port, must accept connections).
+	// Health is the unix socket of the process's operations listener. It is empty if the
+	// process has none, as containerd. Then Socket, a path or host:port, must accept
+	// connections.
 	Health string `json:"health,omitempty"`
 	Socket string `json:"socket,omitempty"`
-	// GRPC and HTTPS are its addresses, for people.
+	// GRPC and HTTPS are the process's addresses, for people.
 	GRPC  string `json:"grpc,omitempty"`
 	HTTPS string `json:"https,omitempty"`
-	// Sandboxes is the containerd socket whose pods are stopped once this process
-	// was stopped (a node agent's, at `keel down`).
+	// Sandboxes is the socket of the containerd whose pods are stopped after this process has
+	// stopped. It is set for node agents.
 	Sandboxes string `json:"sandboxes,omitempty"`
 }
 
+// hash returns a short digest of the specification.
 func (s *Spec) hash() string {
 	data, err := json.Marshal(s)
 	if err != nil {
-		panic(err) // strings and numbers alone
+		panic(err) // cannot happen: Spec contains only strings and numbers
 	}
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:8])
 }
 
-// Equal tells whether two specs start the same process.
+// Equal reports whether two specifications start the same process.
 func (s Spec) Equal(other Spec) bool { return s.hash() == other.hash() }
 
-// Dir is where a supervisor keeps its files.
+// Dir is the directory with a supervisor's files.
 type Dir string
 
 func (d Dir) specs() string  { return filepath.Join(string(d), "processes.json") }
@@ -67,7 +72,8 @@ func (d Dir) record(name string) string {
 	return filepath.Join(string(d), name+".pid")
 }
 
-// WriteSpecs says what to run; a running supervisor follows after a Reload.
+// WriteSpecs writes the specifications of the processes to run. A running supervisor follows
+// them after a Reload.
 func (d Dir) WriteSpecs(specs []Spec) error {
 	data, err := json.MarshalIndent(specs, "", "  ")
 	if err != nil {
@@ -80,7 +86,8 @@ func (d Dir) WriteSpecs(specs []Spec) error {
 	return os.Rename(tmp, d.specs())
 }
 
-// ReadSpecs reads what to run; none is no error.
+// ReadSpecs returns the specifications of the processes to run. It returns none if there is no
+// file.
 func (d Dir) ReadSpecs() ([]Spec, error) {
 	data, err := os.ReadFile(d.specs())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -93,17 +100,17 @@ func (d Dir) ReadSpecs() ([]Spec, error) {
 	return specs, json.Unmarshal(data, &specs)
 }
 
-// Status is one process as `keel status` shows it.
+// Status is the state of one process as `keel status` shows it.
 type Status struct {
 	Name    string `json:"name"`
 	PID     int    `json:"pid"`
 	GRPC    string `json:"grpc,omitempty"`
 	HTTPS   string `json:"https,omitempty"`
 	Healthy bool   `json:"healthy"`
-	// Reason says why it is not healthy.
+	// Reason explains why the process is not healthy.
 	Reason string `json:"reason,omitempty"`
-	// Restarts since the supervisor started.
+	// Restarts is the number of restarts since the supervisor started.
 	Restarts int `json:"restarts"`
-	// Log is its log file.
+	// Log is the path of the process's log file.
 	Log string `json:"log,omitempty"`
 }

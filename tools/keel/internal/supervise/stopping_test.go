@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// An up while a down was under way had its processes started by a supervisor that ended
-// then.
+// Ensure during a stop must not let the supervisor that is ending start the processes. It waits
+// and starts a new supervisor.
 func TestASupervisorThatStopsIsSucceeded(t *testing.T) {
 	dir := Dir(t.TempDir())
 	all := specs(string(dir), "a")
@@ -46,7 +46,7 @@ func TestASupervisorThatStopsIsSucceeded(t *testing.T) {
 		}
 	}
 	if now := running(t, dir, "a"); now["a"] == before["a"] {
-		t.Errorf("process %d was stopped and is still there", now["a"])
+		t.Errorf("process %d was stopped but is still running", now["a"])
 	}
 	if err := dir.Stop(t.Context()); err != nil {
 		t.Error(err)
@@ -66,6 +66,6 @@ func TestNothingStartsAfterAStop(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := s.reload(); !errors.Is(err, errStopping) || len(s.procs) > 0 {
-		t.Errorf("%d processes start after a stop: %v", len(s.procs), err)
+		t.Errorf("%d processes started after a stop: %v", len(s.procs), err)
 	}
 }

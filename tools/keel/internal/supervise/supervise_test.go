@@ -23,7 +23,7 @@ func specs(dir string, names ...string) []Spec {
 	return out
 }
 
-// TestMain is a supervisor where crashing says so.
+// TestMain runs a supervisor instead of the tests if crashing has set supervisorOf.
 func TestMain(m *testing.M) {
 	dir := os.Getenv(supervisorOf)
 	if dir == "" {
@@ -37,8 +37,8 @@ func TestMain(m *testing.M) {
 
 const supervisorOf = "SUPERVISE_TEST_DIR"
 
-// crashing runs a supervisor in a process of its own; crash kills it: its children
-// stay, and nobody looks after them.
+// crashing runs a supervisor in a separate process. crash kills it, which leaves its children
+// running without a supervisor.
 func crashing(t *testing.T, dir Dir) (crash func()) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
@@ -56,7 +56,7 @@ func crashing(t *testing.T, dir Dir) (crash func()) {
 	return crash
 }
 
-// daemon runs a supervisor until it is stopped, or end is called.
+// daemon runs a supervisor until it is stopped or end is called.
 func daemon(t *testing.T, dir Dir) (end func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -110,7 +110,7 @@ func running(t *testing.T, dir Dir, names ...string) map[string]int {
 		got = pids(t, dir)
 		for _, n := range names {
 			if got[n] == 0 {
-				return fmt.Errorf("%s does not run", n)
+				return fmt.Errorf("%s is not running", n)
 			}
 		}
 		return nil
@@ -141,7 +141,7 @@ func TestRestartsWhatDies(t *testing.T) {
 	}
 	end()
 	if dir.AnyAlive() {
-		t.Error("something still runs after stop")
+		t.Error("a process is still running after stop")
 	}
 }
 
@@ -154,9 +154,9 @@ func TestAdoptsWhatAPredecessorLeft(t *testing.T) {
 	before := running(t, dir, "a", "b")
 	crash()
 	if !dir.AnyAlive() {
-		t.Fatal("the processes went with their supervisor")
+		t.Fatal("the processes ended with their supervisor")
 	}
-	// b is to run with other arguments now: it alone is started anew.
+	// b gets other arguments, so only b is restarted.
 	changed := specs(string(dir), "a", "b")
 	changed[1].Args = []string{"/bin/sh", "-c", "exec sleep 301"}
 	if err := dir.WriteSpecs(changed); err != nil {
@@ -178,17 +178,17 @@ func TestAdoptsWhatAPredecessorLeft(t *testing.T) {
 	}
 	end()
 	if dir.AnyAlive() {
-		t.Error("an adopted process still runs after stop")
+		t.Error("an adopted process is still running after stop")
 	}
 }
 
 func TestReusedPIDIsNotAdopted(t *testing.T) {
 	start, ok := startTime(os.Getpid())
 	if !ok {
-		t.Fatal("no start time of this process")
+		t.Fatal("cannot read the start time of this process")
 	}
 	if !alive(record{PID: os.Getpid(), Start: start}) || alive(record{PID: os.Getpid(), Start: start + 1}) {
-		t.Error("a pid must be believed with its start time only")
+		t.Error("a pid must count only with its start time")
 	}
 }
 

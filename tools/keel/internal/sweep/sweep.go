@@ -1,9 +1,10 @@
-// Package sweep ends and removes what a cluster made on this machine, whatever of it
-// is left and whatever the cluster's own files say: things are known by the cluster's
-// id, which is in the names of its cgroups, namespaces, links and rules, and in the
-// environment of its processes. All of it may be repeated.
+// Package sweep ends and removes what a cluster created on this machine, independently of the
+// cluster's own files. It recognizes the cluster by its id, which is part of the names of its
+// cgroups, namespaces, links and rules, and is in the environment of its processes. Every step
+// can be repeated.
 //
-// It must never touch what does not carry that id, or does not lie in the cluster's home.
+// The package must never touch anything that neither carries that id nor is in the cluster's
+// home.
 package sweep
 
 import (
@@ -24,24 +25,24 @@ import (
 	"keelson.dev/tools/keel/internal/hostnet"
 )
 
-// Variable is the environment variable that holds the id of a process' cluster. What
-// the process starts inherits it.
+// Variable is the environment variable with the id of a process's cluster. Child processes
+// inherit it.
 const Variable = "KEELSON_CLUSTER"
 
 const (
-	// patience is how long things may take to end.
+	// patience is how long a step is repeated before it fails.
 	patience = 20 * time.Second
-	// lookEvery is the time between two looks at what is waited for.
+	// lookEvery is the time between two attempts of a step.
 	lookEvery = 50 * time.Millisecond
 )
 
-// Kill ends all processes of a cluster and waits until they are gone.
+// Kill kills all processes of a cluster and waits until they have ended.
 func Kill(ctx context.Context, id string) error {
 	return kill(ctx, func() ([]int, error) { return Processes(id) })
 }
 
-// KillIn ends all processes in cgroups of the name, such as /keelson-ID/node-0, and
-// removes those cgroups.
+// KillIn kills all processes in the cgroups with the given names, such as /keelson-ID/node-0,
+// and removes those cgroups.
 func KillIn(ctx context.Context, names ...string) error {
 	var dirs []string
 	for _, name := range names {
@@ -53,8 +54,8 @@ func KillIn(ctx context.Context, names ...string) error {
 	return wait(ctx, func() error { return cgroup.Remove(dirs...) })
 }
 
-// KillOthers ends all processes in the cgroups directly below a name, such as
-// /keelson-ID/keel, but for those that keep names.
+// KillOthers kills all processes in the cgroups directly below name, such as /keelson-ID/keel,
+// except for children for which keep returns true.
 func KillOthers(ctx context.Context, name string, keep func(child string) bool) error {
 	var others []string
 	for _, dir := range cgroup.Host.Below(name) {
@@ -75,7 +76,8 @@ func kill(ctx context.Context, find func() ([]int, error)) error {
 	return wait(ctx, func() error {
 		pids, err := find()
 		for _, pid := range pids {
-			// A handle of the process: its number may be another's by now.
+			// Open a handle of the process before checking again that it belongs to the
+			// cluster, because its pid may have been reused.
 			p, findErr := os.FindProcess(pid)
 			if findErr != nil {
 				continue
@@ -92,7 +94,7 @@ func kill(ctx context.Context, find func() ([]int, error)) error {
 	})
 }
 
-// wait repeats a step until it succeeds.
+// wait repeats a step until it succeeds, or returns its last error after patience.
 func wait(ctx context.Context, step func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -109,6 +111,7 @@ func wait(ctx context.Context, step func() error) error {
 	}
 }
 
+// describe returns the names and pids of processes, for messages.
 func describe(pids []int) string {
 	var out []string
 	for _, pid := range pids {
@@ -118,8 +121,8 @@ func describe(pids []int) string {
 	return strings.Join(out, ", ")
 }
 
-// Processes are those of a cluster, without the calling one: in its cgroups, or with
-// its id in their environment.
+// Processes returns the pids of a cluster's processes except the calling one: those in its
+// cgroups, and those with its id in their environment.
 func Processes(id string) ([]int, error) {
 	pids, err := cgroup.Processes(cgroup.Host.Roots(id)...)
 	if err != nil {
@@ -145,7 +148,7 @@ func Processes(id string) ([]int, error) {
 	return slices.DeleteFunc(pids, func(pid int) bool { return pid == os.Getpid() || ended(pid) }), nil
 }
 
-// ended reports whether a process has exited, and is at most a zombie.
+// ended reports whether a process has exited. A zombie has.
 func ended(pid int) bool {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -160,7 +163,7 @@ func Cgroups(ctx context.Context, id string) error {
 	return wait(ctx, func() error { return cgroup.Remove(cgroup.Host.Roots(id)...) })
 }
 
-// Unmount takes away every mount below a directory, the innermost first.
+// Unmount unmounts everything below a directory, innermost first.
 func Unmount(dir string) error {
 	points, err := Mounts(dir)
 	if err != nil {
@@ -184,9 +187,9 @@ func Unmount(dir string) error {
 // umountNoFollow is UMOUNT_NOFOLLOW of umount2(2).
 const umountNoFollow = 8
 
-// Mounts are the mount points below a directory, the innermost first.
+// Mounts returns the mount points below a directory, innermost first.
 func Mounts(dir string) ([]string, error) {
-	dir, err := filepath.EvalSymlinks(dir) // as the kernel names it
+	dir, err := filepath.EvalSymlinks(dir) // the kernel lists paths without symbolic links
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -217,8 +220,8 @@ func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// ShimSockets are the sockets of the shims that containerds below a directory of nodes
-// have started. They lie outside of it, under containerd's own directory.
+// ShimSockets returns the sockets of the shims of all containerds below a directory of nodes.
+// The sockets are outside that directory, in containerd's own.
 func ShimSockets(nodes string) (out []string) {
 	for _, name := range []string{"address", "bootstrap.json"} {
 		files, _ := filepath.Glob(filepath.Join(nodes, "*", "containerd", "state", "io.containerd.runtime.v2.task", "*", "*", name))
@@ -238,10 +241,11 @@ func ShimSockets(nodes string) (out []string) {
 	return out
 }
 
-// shimDir is where containerd's shims listen, whatever its state directory is.
+// shimDir is the directory of shims' sockets. It does not depend on containerd's state
+// directory.
 const shimDir = "/run/containerd/s"
 
-// RemoveSockets removes sockets, and their directories if they are empty then.
+// RemoveSockets removes shims' sockets, then shimDir and its parent if they are empty.
 func RemoveSockets(paths []string) error {
 	var errs []error
 	for _, p := range paths {
@@ -256,7 +260,7 @@ func RemoveSockets(paths []string) error {
 	return errors.Join(errs...)
 }
 
-// Left names what there is of a cluster on this machine, for people; home may be empty.
+// Left describes what is left of a cluster on this machine, for messages. home may be empty.
 func Left(id, home string) ([]string, error) {
 	pids, err := Processes(id)
 	errs := []error{err}

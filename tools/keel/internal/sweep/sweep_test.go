@@ -17,11 +17,11 @@ import (
 	"keelson.dev/tools/keel/internal/cgroup"
 )
 
-// newID is the id of a cluster that nobody has.
+// newID returns a random id, which no existing cluster is likely to have.
 func newID() string { return fmt.Sprintf("%06x", rand.IntN(1<<24)) }
 
-// start starts a command on a thread of its own, in a cgroup if one is named, and waits
-// for it when it ends.
+// start starts a command on a separate thread, in a cgroup if group is not empty, and reaps it
+// when it ends.
 func start(t *testing.T, fs cgroup.FS, group string, cmd *exec.Cmd) {
 	t.Helper()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -45,7 +45,7 @@ func start(t *testing.T, fs cgroup.FS, group string, cmd *exec.Cmd) {
 	})
 }
 
-// awaitProcesses waits until a cluster has a number of processes.
+// awaitProcesses waits until find returns the expected number of processes.
 func awaitProcesses(t *testing.T, find func() ([]int, error), want int) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -61,8 +61,8 @@ func awaitProcesses(t *testing.T, find func() ([]int, error), want int) {
 	}
 }
 
-// Daemons that left their parents, their groups and their environment are found by
-// their cgroup, others by their environment; who has another id is left alone.
+// Daemons that have left their parent, process group and environment are found by their cgroup,
+// others by their environment. Processes with another id are left alone.
 func TestKillEndsAllOfACluster(t *testing.T) {
 	id, other := newID(), newID()
 	group := "/keelson-" + id + "/keel/daemon"
@@ -76,7 +76,7 @@ func TestKillEndsAllOfACluster(t *testing.T) {
 	awaitProcesses(t, func() ([]int, error) { return Processes(id) }, 4)
 	left, err := Left(id, "")
 	if err != nil || len(left) < 5 || !slices.ContainsFunc(left, func(l string) bool { return strings.HasSuffix(l, "keelson-"+id) }) {
-		t.Errorf("left are %q, %v", left, err)
+		t.Errorf("Left: %q, %v", left, err)
 	}
 	for range 2 {
 		if err := Kill(t.Context(), id); err != nil {
@@ -87,14 +87,15 @@ func TestKillEndsAllOfACluster(t *testing.T) {
 		}
 	}
 	if left, err := Left(id, ""); err != nil || len(left) > 0 {
-		t.Errorf("left are %q, %v", left, err)
+		t.Errorf("Left: %q, %v", left, err)
 	}
 	if pids, err := Processes(other); err != nil || len(pids) != 1 {
-		t.Errorf("of the other cluster there are %v, %v", pids, err)
+		t.Errorf("the other cluster's processes: %v, %v", pids, err)
 	}
 }
 
-// What is killed here is one node's; the others' processes stay.
+// KillIn with the cgroup of one node leaves the processes of others running, even if their name
+// starts the same.
 func TestKillInOneCgroup(t *testing.T) {
 	id := newID()
 	one, two := "/keelson-"+id+"/node-1", "/keelson-"+id+"/node-10"
@@ -108,7 +109,7 @@ func TestKillInOneCgroup(t *testing.T) {
 		t.Errorf("%v, %v", pids, err)
 	}
 	if dirs := cgroup.Host.Below(one); len(dirs) > 0 {
-		t.Errorf("still there: %v", dirs)
+		t.Errorf("cgroups still exist: %v", dirs)
 	}
 	if err := Kill(t.Context(), id); err != nil {
 		t.Fatal(err)
@@ -118,7 +119,8 @@ func TestKillInOneCgroup(t *testing.T) {
 	}
 }
 
-// What nobody names is killed; what is named goes on, and so does what lies elsewhere.
+// KillOthers kills processes in groups that are not kept, and leaves those in kept groups and
+// elsewhere running.
 func TestKillOthers(t *testing.T) {
 	id := newID()
 	parent := "/keelson-" + id + "/keel"
@@ -132,10 +134,10 @@ func TestKillOthers(t *testing.T) {
 		t.Errorf("%v, %v", pids, err)
 	}
 	if dirs := cgroup.Host.Below(parent + "/forgotten"); len(dirs) > 0 {
-		t.Errorf("still there: %v", dirs)
+		t.Errorf("cgroups still exist: %v", dirs)
 	}
 	if err := KillOthers(t.Context(), "/keelson-"+newID()+"/keel", func(string) bool { return false }); err != nil {
-		t.Errorf("where there is none: %v", err)
+		t.Errorf("without any cgroups: %v", err)
 	}
 	if err := Kill(t.Context(), id); err != nil {
 		t.Fatal(err)
@@ -145,8 +147,8 @@ func TestKillOthers(t *testing.T) {
 	}
 }
 
-// Both versions of cgroups are served; hosts with version 1 mount the other one beside
-// it, without controllers.
+// Both versions of cgroups work. Hosts with version 1 also mount version 2, without
+// controllers.
 func TestBothVersions(t *testing.T) {
 	for _, fs := range []cgroup.FS{cgroup.Host, cgroup.Host + "/unified"} {
 		if _, err := os.Stat(string(fs)); err != nil {
@@ -168,7 +170,7 @@ func TestBothVersions(t *testing.T) {
 	}
 }
 
-// What cannot be ended is named.
+// Processes that cannot be killed are named in the error.
 func TestWhatStaysIsNamed(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -177,7 +179,7 @@ func TestWhatStaysIsNamed(t *testing.T) {
 	if err := Cgroups(ctx, id); err == nil || !strings.Contains(err.Error(), "keelson-"+id) {
 		t.Errorf("%v", err)
 	}
-	// One that is not there any more when it would be killed is not.
+	// A process that is no longer found when it is to be killed is not killed.
 	looks := 0
 	err := kill(ctx, func() ([]int, error) {
 		if looks++; looks == 1 {
@@ -196,7 +198,7 @@ func TestWhatStaysIsNamed(t *testing.T) {
 	}
 }
 
-// Mounts of somebody's files are taken away, and the files stay.
+// Bind mounts of other directories are unmounted, and the files in them are kept.
 func TestUnmount(t *testing.T) {
 	home, foreign := t.TempDir(), t.TempDir()
 	if err := os.WriteFile(filepath.Join(foreign, "file"), nil, 0o600); err != nil {
@@ -207,7 +209,7 @@ func TestUnmount(t *testing.T) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		for range 2 { // one upon the other
+		for range 2 { // two mounts on the same directory
 			if err := syscall.Mount(foreign, dir, "", syscall.MS_BIND, ""); err != nil {
 				t.Fatal(err)
 			}
@@ -227,7 +229,7 @@ func TestUnmount(t *testing.T) {
 		}
 	}
 	if points, err := Mounts(filepath.Dir(twin)); err != nil || len(points) != 2 {
-		t.Errorf("beside it are mounted %q, %v", points, err)
+		t.Errorf("next to it are mounted %q, %v", points, err)
 	}
 	if _, err := os.Stat(filepath.Join(foreign, "file")); err != nil {
 		t.Error(err)

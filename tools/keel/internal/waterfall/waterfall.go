@@ -1,5 +1,5 @@
-// Package waterfall draws a trace as text: a line a span, indented under its
-// parent, with a bar where it lies in time. It must never hide a span.
+// Package waterfall draws a trace as text: one line per span, indented below its parent, with a
+// bar at its position in time. It must never hide a span.
 package waterfall
 
 import (
@@ -17,7 +17,7 @@ import (
 	tracev1 "keelson.dev/proto/keelson/trace/v1"
 )
 
-// Width is the terminal's width as COLUMNS says, or 120.
+// Width returns the width of the terminal from COLUMNS, or 120.
 func Width() int {
 	if n, err := strconv.Atoi(os.Getenv("COLUMNS")); err == nil && n >= 60 {
 		return n
@@ -25,13 +25,13 @@ func Width() int {
 	return 120
 }
 
-// node is a span in its tree.
+// node is a span with its children.
 type node struct {
 	span     *tracev1.Span
 	children []*node
 }
 
-// Draw writes the waterfall.
+// Draw writes a trace to w, in lines of about width characters.
 func Draw(w io.Writer, t *tracev1.GetTraceResponse, width int) error {
 	if len(t.Spans) == 0 {
 		_, err := fmt.Fprintf(w, "trace %s: no spans in memory\n", t.TraceId)
@@ -72,7 +72,7 @@ func Draw(w io.Writer, t *tracev1.GetTraceResponse, width int) error {
 	return nil
 }
 
-// Missing counts the spans whose parent is not in the trace and should be.
+// Missing returns the number of spans whose parent should be in the trace but is not.
 func Missing(t *tracev1.GetTraceResponse) int {
 	have := make(map[string]bool, len(t.GetSpans()))
 	for _, s := range t.GetSpans() {
@@ -87,8 +87,8 @@ func Missing(t *tracev1.GetTraceResponse) int {
 	return n
 }
 
-// Plain is a text without what a terminal would act on: control characters, those that
-// turn the direction of writing, and what is no UTF-8 are shown as escapes.
+// Plain escapes everything in text that affects a terminal: control characters, characters that
+// change the writing direction, and invalid UTF-8.
 func Plain(text string) string {
 	plain := func(r rune) bool { return unicode.IsPrint(r) && r != utf8.RuneError }
 	if !strings.ContainsFunc(text, func(r rune) bool { return !plain(r) }) {
@@ -106,10 +106,11 @@ func Plain(text string) string {
 	return b.String()
 }
 
-// rpcName is an RPC's: package.Service/Method.
+// rpcName matches the full name of an RPC: package.Service/Method.
 var rpcName = regexp.MustCompile(`^/?(?:[a-z][a-z0-9_]*\.)+([A-Z]\w*/\w+)$`)
 
-// method leaves the package of an RPC's name out: the service and the method say it.
+// method removes the package from an RPC's name, because the service and the method identify
+// it.
 func method(name string) string {
 	if m := rpcName.FindStringSubmatch(name); m != nil {
 		return m[1]
@@ -117,14 +118,14 @@ func method(name string) string {
 	return name
 }
 
-// isConflict recognizes the error of a write that was decided on an old state, in
-// Kubernetes' words.
+// isConflict reports whether a write failed because it was based on an old version of the
+// object. The texts are Kubernetes'.
 func isConflict(s *tracev1.Span) bool {
 	return strings.Contains(s.Error, "the object has been modified") || strings.Contains(s.Error, "Operation cannot be fulfilled")
 }
 
-// retried finds the conflicts that were no failure: the same was tried again later, by
-// the same parent or by another reconcile beside it, and succeeded.
+// retried finds the conflicts that are not failures: the same operation was repeated later, by
+// the same parent or in another reconcile, and succeeded.
 func retried(roots []*node) map[*tracev1.Span]bool {
 	out := map[*tracev1.Span]bool{}
 	type same struct{ service, name string }
@@ -137,7 +138,7 @@ func retried(roots []*node) map[*tracev1.Span]bool {
 		}
 	}
 	collect(roots)
-	succeeded := map[same]int64{} // when the last that did began
+	succeeded := map[same]int64{} // latest start of a success, by operation
 	for _, n := range all {
 		if key := (same{n.span.Service, n.span.Name}); n.span.Error == "" {
 			succeeded[key] = max(succeeded[key], n.span.StartUnixNano)
@@ -151,7 +152,7 @@ func retried(roots []*node) map[*tracev1.Span]bool {
 	return out
 }
 
-// tree hangs each span under its parent; a span whose parent is absent is a root.
+// tree arranges spans below their parents. A span whose parent is missing is a root.
 func tree(spans []*tracev1.Span) []*node {
 	byID := make(map[string]*node, len(spans))
 	for _, s := range spans {
@@ -174,6 +175,7 @@ func tree(spans []*tracev1.Span) []*node {
 	return roots
 }
 
+// bar draws a span's bar. A bar has at least one character.
 func bar(s *tracev1.Span, begin, end int64, width int) string {
 	width = max(width, 10)
 	total := max(end-begin, 1)
@@ -184,6 +186,7 @@ func bar(s *tracev1.Span, begin, end int64, width int) string {
 	return strings.Repeat(" ", from) + strings.Repeat("█", to-from) + strings.Repeat(" ", width-to)
 }
 
+// note returns what is written behind a span's bar: its error, or the number of its links.
 func note(s *tracev1.Span, retried bool) string {
 	switch {
 	case s.Error != "" && retried:
@@ -197,6 +200,7 @@ func note(s *tracev1.Span, retried bool) string {
 	return ""
 }
 
+// fit pads or shortens text to width characters.
 func fit(text string, width int) string {
 	n := utf8.RuneCountInString(text)
 	if n <= width {
@@ -205,6 +209,7 @@ func fit(text string, width int) string {
 	return string([]rune(text)[:width-1]) + "…"
 }
 
+// length formats a duration in nanoseconds.
 func length(ns int64) string {
 	d := time.Duration(ns)
 	switch {

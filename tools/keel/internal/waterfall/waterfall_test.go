@@ -14,7 +14,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite testdata")
 
-// Nothing of a span's text reaches the terminal as a command.
+// The text of a span cannot contain control sequences for the terminal.
 func TestSpansDoNotSteerTheTerminal(t *testing.T) {
 	evil := "\x1b]0;title\x07\x1b[2J\r\n\u202eback\u009b1m\xff"
 	trace := &tracev1.GetTraceResponse{TraceId: evil, Spans: []*tracev1.Span{
@@ -50,7 +50,8 @@ func TestMethods(t *testing.T) {
 	}
 }
 
-// A conflict after which the same succeeded is no error; one that stayed is.
+// A conflict is not an error if the same operation succeeded later. A conflict that was the
+// last attempt is.
 func TestRetriedConflicts(t *testing.T) {
 	const conflict = `Operation cannot be fulfilled on pods "a": the object has been modified`
 	trace := &tracev1.GetTraceResponse{TraceId: "t", Spans: []*tracev1.Span{
