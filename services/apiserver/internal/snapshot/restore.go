@@ -364,7 +364,7 @@ func (r *restore) transform(c *contents, made string) (*raft.Saved, error) {
 // logBytes is about the size of the logs of a new member.
 const logBytes = 80 << 20
 
-// prepare creates the new data beside the old in all directories, then marks the plans ready.
+// prepare creates the new data next to the old in all directories, then marks the plans ready.
 func (r *restore) prepare(ctx context.Context, made string, quick *raft.Saved) error {
 	st, err := os.Stat(made)
 	if err != nil {

@@ -25,7 +25,7 @@
 // same state:
 //
 //   - etcd's keys keep their revisions, without their history. The store's own revision jumps
-//     (see after) and everything before is marked compacted: watches and paged lists start anew
+//     (see after) and everything before is marked compacted: watches and paged lists start over
 //     (410), and no revision that a client has seen gets a second meaning.
 //   - The transient store's entries keep their revisions; the store's own revision jumps too.
 //     The remaining lifetime of entries that expire is kept.

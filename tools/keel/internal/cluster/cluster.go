@@ -433,7 +433,7 @@ func (c *Cluster) Voters() []Member {
 	return slices.DeleteFunc(slices.Clone(c.Members), func(m Member) bool { return m.Client })
 }
 
-// Refound makes all voters founders, for stores that start anew: each learns from its flags
+// Refound makes all voters founders, for stores that start over: each learns from its flags
 // where the others are.
 func (c *Cluster) Refound() {
 	for i := range c.Members {

@@ -18,9 +18,8 @@ type Retention struct {
 	Most store.Revision
 	// Least defaults to 1 min. It is also the interval between checks.
 	Least time.Duration
-	// Worth is the least number of revisions for which a compaction is made, because it reads
-	// the whole store; default 10,000. Fewer are compacted if the last compaction was at least
-	// Age ago.
+	// Worth is the least number of revisions that are worth a compaction, which reads the whole
+	// store; default 10,000. Fewer are compacted if the last compaction was at least Age ago.
 	Worth store.Revision
 }
 

@@ -33,7 +33,7 @@ const recovered = "recovered"
 // running. Afterwards it is started as usual, and the others are added with empty disks.
 //
 // Writes that the lost members acknowledged and this one had not received are lost. All history
-// is marked compacted, so that watches and caches start anew.
+// is marked compacted, so that watches and caches start over.
 //
 // The members that are considered lost should not run again with their disks: two of three
 // could continue as the old cluster. As soon as one of them and one of the recovered cluster
@@ -41,7 +41,7 @@ const recovered = "recovered"
 // cannot reach each other, this cannot be detected.
 //
 // An interrupted recovery is repeated from its beginning, and Start refuses such a directory.
-// The previous data is kept in member-before-<time> beside the new.
+// The previous data is kept in member-before-<time> next to the new.
 func Recover(ctx context.Context, c EmbeddedConfig) (store.Revision, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()

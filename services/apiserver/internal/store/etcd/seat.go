@@ -73,7 +73,7 @@ type card struct {
 	Era int64 `json:"era,omitempty"`
 }
 
-// memory is what a member saves on its disk beside etcd's data.
+// memory is what a member saves on its disk next to etcd's data.
 type memory struct {
 	Seat string `json:"seat"`
 	// Founders is written before a cluster is founded: a member that is interrupted founds the

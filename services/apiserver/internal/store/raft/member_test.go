@@ -139,7 +139,7 @@ func TestEmptiedDiskDoesNotElectAMemberThatLacksAWrite(t *testing.T) {
 		}
 		go func() { opened <- c.join(name, cfg) }()
 	}
-	// The stale member asks for votes in vain.
+	// The stale member requests votes without success.
 	var from *Store
 	eventually(t, "both members are running", func() bool {
 		from = c.members[stale].service.store.Load()

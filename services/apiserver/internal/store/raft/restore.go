@@ -146,8 +146,8 @@ func (s *Saved) restore(c RestoreConfig) (err error) {
 	if err != nil {
 		return err
 	}
-	_, nobody := hraft.NewInmemTransport("")
-	sink, err := snapshots.Create(hraft.SnapshotVersionMax, restoredIndex, restoredTerm, all, restoredIndex, nobody)
+	_, unused := hraft.NewInmemTransport("")
+	sink, err := snapshots.Create(hraft.SnapshotVersionMax, restoredIndex, restoredTerm, all, restoredIndex, unused)
 	if err != nil {
 		return err
 	}
