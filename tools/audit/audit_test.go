@@ -176,7 +176,7 @@ func TestLicences(t *testing.T) {
 	if faults, err = judgeLicences(map[string]string{"a": good, "c": none}, map[string]int{}); err != nil {
 		t.Fatal(err)
 	}
-	one(t, faults, "c: no licence")
+	one(t, faults, "c: no known licence")
 }
 
 func TestSecretsThatOthersMayRead(t *testing.T) {

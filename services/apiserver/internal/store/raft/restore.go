@@ -95,7 +95,8 @@ type RestoreConfig struct {
 	Log *slog.Logger
 }
 
-// The restored log starts after this entry, which all members have.
+// restoredIndex and restoredTerm identify an entry that all members have, after which the restored
+// log starts.
 const restoredIndex, restoredTerm = 1, 1
 
 // Restore creates the data of one member of a new cluster with this state: a snapshot that all
