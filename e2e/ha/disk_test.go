@@ -1,38 +1,33 @@
 package ha_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
+
+	"keelson.dev/e2e/internal/wait"
 )
 
-// TestEmptiedDisk takes everything from one apiserver after the other, also what it
-// had voted: each comes back by itself, and nothing is lost.
+// TestEmptiedDisk removes everything that one apiserver after the other has stored, also
+// its votes: each recovers by itself, and nothing is lost.
 func TestEmptiedDisk(t *testing.T) {
 	c := start(t)
-	if out, err := c.try("kubectl", "create", "configmap", "kept", "--from-literal=a=b"); err != nil {
-		t.Fatal(out)
-	}
-	list, err := c.apiservers()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, victim := range list {
+	c.Kubectl(t, "create", "configmap", "kept", "--from-literal=a=b")
+	for _, victim := range c.Apiservers(t) {
 		began := time.Now()
 		for _, store := range []string{"etcd", "raft"} {
-			// The apiserver goes on writing: a file that comes meanwhile keeps its directory.
-			if err := until(time.Minute, func() (bool, error) {
-				err := os.RemoveAll(filepath.Join(c.home, victim.Name, store))
-				return err == nil, err
-			}); err != nil {
-				t.Fatal(err)
-			}
+			// The apiserver keeps writing: a file that it creates meanwhile keeps the directory.
+			wait.For(t, time.Minute, "the store is removed", func(context.Context) error {
+				return os.RemoveAll(filepath.Join(c.Home, victim.Name, store))
+			})
 		}
-		c.kill(victim)
-		t.Logf("%s lost its disk and was whole after %s", victim.Name, time.Since(began).Round(time.Millisecond))
-		if out, err := c.try("kubectl", "get", "configmap", "kept", "-o", "jsonpath={.data.a}"); err != nil || out != "b" {
-			t.Fatalf("after %s lost its disk: %v %q", victim.Name, err, out)
+		kill(t, c, victim, syscall.SIGKILL)
+		t.Logf("%s lost its disk and had recovered after %s", victim.Name, time.Since(began).Round(time.Millisecond))
+		if got := c.Kubectl(t, "get", "configmap", "kept", "-o", "jsonpath={.data.a}"); got != "b" {
+			t.Fatalf("after %s lost its disk the ConfigMap has %q, want b", victim.Name, got)
 		}
 	}
 }

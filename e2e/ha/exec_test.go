@@ -1,49 +1,47 @@
 package ha_test
 
 import (
-	"encoding/json"
+	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"keelson.dev/e2e/internal/cluster"
+	"keelson.dev/e2e/internal/wait"
 )
 
-// TestExecThroughAnyApiserver cuts a node off from one apiserver: what is asked of
-// that one reaches the node by way of the others.
+// TestExecThroughAnyApiserver cuts a node off from one apiserver: requests to that one
+// reach the node through the others.
 func TestExecThroughAnyApiserver(t *testing.T) {
 	c := start(t)
-	c.keel("up", "--nodes", "1")
-	images := os.Getenv("KEELSON_IMAGES")
-	if images == "" {
-		images = "../../.cache/images"
-	}
-	c.keel("image", "load", filepath.Join(images, "busybox.tar"))
-	if out, err := c.try("kubectl", "run", "box", "--image=keelson.dev/demo/busybox:1",
-		`--overrides={"spec":{"nodeName":"node-0"}}`, "--command", "--", "sleep", "3600"); err != nil {
-		t.Fatal(out)
-	}
-	if out, err := c.try("kubectl", "wait", "pod/box", "--for=condition=Ready", "--timeout=60s"); err != nil {
-		t.Fatal(out)
-	}
-	list, err := c.apiservers()
-	if err != nil {
+	c.Keel(t, "up", "--nodes", "1")
+	if err := c.LoadImages(t.Context(), "busybox"); err != nil {
 		t.Fatal(err)
 	}
-	say := func(p process) (string, error) {
-		return c.try("kubectl", "--server", "https://"+strings.TrimPrefix(p.HTTPS, "https://"), "exec", "box", "--", "echo", "hello")
+	c.Kubectl(t, "run", "box", "--image=keelson.dev/demo/busybox:1", `--overrides={"spec":{"nodeName":"node-0"}}`, "--command", "--", "sleep", "3600")
+	c.Kubectl(t, "wait", "pod/box", "--for=condition=Ready", "--timeout=60s")
+	echo := func(ctx context.Context, p cluster.Process) error {
+		out, err := c.Run(ctx, "kubectl", "--server", "https://"+p.HTTPS, "exec", "box", "--", "echo", "hello")
+		if err == nil && strings.TrimSpace(out) != "hello" {
+			err = fmt.Errorf("exec through %s printed %q", p.Name, out)
+		}
+		return err
 	}
+	list := c.Apiservers(t)
 	for _, p := range list {
-		if out, err := say(p); err != nil || strings.TrimSpace(out) != "hello" {
-			t.Fatalf("through %s: %v %s", p.Name, err, out)
+		if err := echo(t.Context(), p); err != nil {
+			t.Fatal(err)
 		}
 	}
 	lost := list[1]
-	host, _, _ := strings.Cut(strings.TrimPrefix(lost.HTTPS, "https://"), ":")
+	host, _, _ := strings.Cut(lost.HTTPS, ":")
 	in := func(args ...string) {
 		t.Helper()
-		args = append([]string{"netns", "exec", "keelson-" + c.id() + "-node-0"}, args...)
+		args = append([]string{"netns", "exec", "keelson-" + c.ID(t) + "-node-0"}, args...)
 		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
 			t.Fatalf("ip %s: %v\n%s", strings.Join(args, " "), err, out)
 		}
@@ -51,37 +49,13 @@ func TestExecThroughAnyApiserver(t *testing.T) {
 	in("ip", "route", "add", "unreachable", host+"/32")
 	in("ss", "--kill", "dst", host)
 	began := time.Now()
-	deadline := began.Add(time.Minute)
-	for {
-		out, err := say(lost)
-		if err == nil && strings.TrimSpace(out) == "hello" {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("through %s, which the node does not reach: %v %s", lost.Name, err, out)
-		}
-	}
+	wait.For(t, time.Minute, "exec through "+lost.Name+", which the node does not reach", func(ctx context.Context) error { return echo(ctx, lost) })
 	t.Logf("%s reached the node through another %s after the cut", lost.Name, time.Since(began).Round(10*time.Millisecond))
-	if err := until(time.Minute, func() (bool, error) {
-		err := exec.Command("grep", "-q", "node disconnected", filepath.Join(c.home, "log", lost.Name+".log")).Run()
-		return err == nil, err
-	}); err != nil {
-		t.Errorf("the node was still connected to %s: %v", lost.Name, err)
-	}
-}
-
-// id is the cluster's, which names its namespaces.
-func (c *controlPlane) id() string {
-	c.t.Helper()
-	data, err := os.ReadFile(filepath.Join(c.home, "cluster.json"))
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	var out struct {
-		ID string `json:"id"`
-	}
-	if err := json.Unmarshal(data, &out); err != nil || out.ID == "" {
-		c.t.Fatalf("cluster.json: %v", err)
-	}
-	return out.ID
+	wait.For(t, time.Minute, lost.Name+" notices that the node has disconnected", func(context.Context) error {
+		log, err := os.ReadFile(filepath.Join(c.Home, "log", lost.Name+".log"))
+		if err == nil && !strings.Contains(string(log), "node disconnected") {
+			err = fmt.Errorf("its log does not say so")
+		}
+		return err
+	})
 }

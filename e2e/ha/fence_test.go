@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -19,12 +18,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"keelson.dev/e2e/internal/wait"
 	"keelson.dev/proto/client"
 )
 
 var (
-	takeovers = flag.Int("takeovers", 50, "how many leaders are taken over from while their packets are held up")
-	pauses    = flag.Int("pauses", 3, "how many leading controller-managers are paused for longer than their lease")
+	takeovers = flag.Int("takeovers", 50, "how many leaders are replaced while what they sent is held up")
+	pauses    = flag.Int("pauses", 3, "how many leading controller-managers are stopped for longer than their lease")
 )
 
 // sent counts the messages that a client has handed to its transport.
@@ -50,14 +50,14 @@ func (s *sent) count() int {
 	return s.n
 }
 
-// candidate is an elected writer of the test's own.
+// candidate is a client that takes part in the test's own election.
 type candidate struct {
 	*client.Client
 	name string
-	ctx  context.Context // with its fence, while it leads
+	ctx  context.Context // carries its fence while it leads
 }
 
-// lead makes a candidate the holder of the Lease, and takes its fence where fenced.
+// lead makes a candidate the holder of the Lease, and takes its fence if fenced.
 func (cd *candidate) lead(fenced bool) error {
 	leases := client.For[*coordinationv1.Lease](cd.Client)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -87,8 +87,8 @@ func (cd *candidate) lead(fenced bool) error {
 	return nil
 }
 
-// writes are one of each kind of write that a leader could have under way, to
-// objects of the round, in both stores.
+// writes are one call of each kind of write that a leader could have sent, to objects of
+// the round, in both stores.
 func (cd *candidate) writes(round string) map[string]func(ctx context.Context) error {
 	maps, events := client.For[*corev1.ConfigMap](cd.Client), client.For[*corev1.Event](cd.Client)
 	object := func(name string) *corev1.ConfigMap {
@@ -121,7 +121,7 @@ func (cd *candidate) writes(round string) map[string]func(ctx context.Context) e
 					err = r.Err
 				}
 				if err != nil && !client.IsFenced(r.Err) {
-					return fmt.Errorf("a part of a batch was not refused as the others: %w", r.Err)
+					return fmt.Errorf("the write of a batch was refused for another reason than its fence: %w", r.Err)
 				}
 			}
 			return err
@@ -132,21 +132,20 @@ func (cd *candidate) writes(round string) map[string]func(ctx context.Context) e
 // existing are the objects that the writes of a round change.
 var existing = []string{"updated", "patched", "applied", "deleted"}
 
-// TestLateWritesOfAnOldLeader takes a leader's place while what it sent is held up,
-// and lets it arrive then: all of it is refused, in both stores, whichever
-// apiserver it reaches. Without a fence all of it is accepted, which shows that
-// nothing else would refuse it.
+// TestLateWritesOfAnOldLeader replaces a leader while what it sent is held up, and then
+// lets it arrive: all of it is refused, in both stores, at each apiserver. Without a fence
+// all of it is accepted, which shows that nothing else would refuse it.
 func TestLateWritesOfAnOldLeader(t *testing.T) {
 	c := start(t)
 	w := newWire(t)
 	var out sent
-	endpoints := c.endpoints()
-	next := &candidate{Client: c.dial(endpoints), name: "new"}
+	endpoints := c.Endpoints(t)
+	next := &candidate{Client: c.Dial(t, endpoints), name: "new"}
 	maps := client.For[*corev1.ConfigMap](next.Client)
 	for i := range *takeovers {
-		fenced := i%5 != 4 // every fifth is the counter-proof
-		// Each round another apiserver is the old leader's.
-		old := &candidate{name: "old", Client: c.dial(endpoints[i%len(endpoints):i%len(endpoints)+1],
+		fenced := i%5 != 4 // every fifth round shows what happens without one
+		// In each round the old leader uses another apiserver.
+		old := &candidate{name: "old", Client: c.Dial(t, endpoints[i%len(endpoints):i%len(endpoints)+1],
 			grpc.WithContextDialer(w.dial), grpc.WithStatsHandler(&out))}
 		round := "round-" + strconv.Itoa(i) + "-"
 		for _, name := range existing {
@@ -176,25 +175,26 @@ func TestLateWritesOfAnOldLeader(t *testing.T) {
 				results[what] = err
 			})
 		}
-		if err := until(time.Minute, func() (bool, error) {
-			return out.count() >= before+len(writes) && w.waiting() > 0, fmt.Errorf("%d of %d are sent", out.count()-before, len(writes))
-		}); err != nil {
-			t.Fatal(err)
-		}
+		wait.For(t, time.Minute, "the old leader's writes are sent and held up", func(context.Context) error {
+			if sent := out.count() - before; sent < len(writes) || w.waiting() == 0 {
+				return fmt.Errorf("%d of %d are sent, %d bytes are held up", sent, len(writes), w.waiting())
+			}
+			return nil
+		})
 		if err := next.lead(fenced); err != nil {
-			t.Fatalf("round %d: the next: %v", i, err)
+			t.Fatalf("round %d: the next leader: %v", i, err)
 		}
 		w.release()
 		wg.Wait()
 		for what, err := range results {
 			if fenced && !client.IsFenced(err) {
-				t.Errorf("round %d: %s of the old leader, which arrived late: %v", i, what, err)
+				t.Errorf("round %d: %s of the old leader arrived late and was not refused for its fence: %v", i, what, err)
 			}
 			if !fenced && err != nil {
 				t.Errorf("round %d: without a fence, %s: %v", i, what, err)
 			}
 		}
-		c.untouched(maps, round, fenced)
+		untouched(t, maps, round, fenced)
 		for what, write := range next.writes(round) {
 			if !fenced {
 				break
@@ -210,29 +210,29 @@ func TestLateWritesOfAnOldLeader(t *testing.T) {
 	}
 }
 
-// untouched looks whether the objects of a round are as before, where they have to
-// be, or not.
-func (c *controlPlane) untouched(maps client.Resource[*corev1.ConfigMap], round string, fenced bool) {
-	c.t.Helper()
+// untouched checks that the objects of a round are as before if the old leader had a
+// fence, and changed if it had none.
+func untouched(t *testing.T, maps client.Resource[*corev1.ConfigMap], round string, fenced bool) {
+	t.Helper()
 	for _, name := range append([]string{"created", "batch"}, existing...) {
 		got, err := maps.Get(context.Background(), "default", round+name)
 		if err != nil && !apierrors.IsNotFound(err) {
-			c.t.Fatal(err)
+			t.Fatal(err)
 		}
 		there := err == nil
 		was := name != "created" && name != "batch"
 		if changed := there != was || there && got.Data["by"] != ""; changed == fenced {
-			c.t.Errorf("%s%s changed: %t; the leader had a fence: %t", round, name, changed, fenced)
+			t.Errorf("%s%s changed: %t; the leader had a fence: %t", round, name, changed, fenced)
 		}
 	}
 }
 
-// TestPausedLeader stops the process of the leading controller-manager under load
-// for longer than its lease. Events name their writer: once the next one's are
-// there, none of the paused one may follow, whatever it does when it goes on.
+// TestPausedLeader stops the leading controller-manager under load for longer than its
+// lease. Events name their writer: after the first event of the next leader there must be
+// none of the stopped one, whatever that one does when it goes on.
 func TestPausedLeader(t *testing.T) {
 	c := start(t)
-	api := c.client()
+	api := c.Client(t)
 	deployments := client.For[*appsv1.Deployment](api)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -264,7 +264,7 @@ func TestPausedLeader(t *testing.T) {
 		return n
 	}
 
-	wg.Go(func() { // load: there is always something to do
+	wg.Go(func() { // load, so that a leader always has work
 		labels := map[string]string{"app": "load"}
 		for i := 0; ctx.Err() == nil; i++ {
 			name := fmt.Sprintf("load-%d", i)
@@ -278,15 +278,15 @@ func TestPausedLeader(t *testing.T) {
 			if i >= 20 {
 				_ = deployments.Delete(ctx, "default", fmt.Sprintf("load-%d", i-20))
 			}
-			pause(ctx, 20*time.Millisecond)
+			wait.Pause(ctx, 20*time.Millisecond)
 		}
 	})
 	for i := range *pauses {
-		c.settled(api, "controller-manager")
+		settled(t, c, api, "controller-manager")
 		mu.Lock()
 		from = len(writers)
 		mu.Unlock()
-		leader, err := c.leading(api, "controller-manager")
+		leader, err := leading(ctx, c, api, "controller-manager")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -295,37 +295,25 @@ func TestPausedLeader(t *testing.T) {
 			t.Fatal(err)
 		}
 		old := *lease.Spec.HolderIdentity
-		if err := until(time.Minute, func() (bool, error) { return count(old) > 20, fmt.Errorf("%d events of %s", count(old), old) }); err != nil {
-			t.Fatal(err)
-		}
-		if err := syscall.Kill(leader.PID, syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
+		wait.For(t, time.Minute, "the leader writes events", reaches(func() int { return count(old) }, 21))
+		resume := c.Stop(t, leader)
 		mu.Lock() // every event of earlier leaders came before those of this one
 		from = len(writers)
 		mu.Unlock()
-		resume := sync.OnceFunc(func() { _ = syscall.Kill(leader.PID, syscall.SIGCONT) })
-		t.Cleanup(resume)
-		// The next one leads and has written; the load goes on, so that the paused
-		// one finds work, and packets.
+		// The load goes on, so that the stopped one finds work and packets.
 		var successor string
-		if err := until(time.Minute, func() (bool, error) {
+		wait.For(t, time.Minute, "the next one leads and writes", func(ctx context.Context) error {
 			l, err := client.For[*coordinationv1.Lease](api).Get(ctx, metav1.NamespaceSystem, "controller-manager")
 			if err != nil {
-				return false, err
+				return err
 			}
-			successor = *l.Spec.HolderIdentity
-			return successor != "" && successor != old && count(successor) > 0, fmt.Errorf("%q leads, with %d events", successor, count(successor))
-		}); err != nil {
-			t.Fatal(err)
-		}
+			if successor = *l.Spec.HolderIdentity; successor == "" || successor == old || count(successor) == 0 {
+				return fmt.Errorf("%q leads, with %d events", successor, count(successor))
+			}
+			return nil
+		})
 		resume()
-		before := count(successor)
-		if err := until(time.Minute, func() (bool, error) {
-			return count(successor) > before+100, fmt.Errorf("%d more events", count(successor)-before)
-		}); err != nil {
-			t.Fatal(err)
-		}
+		wait.For(t, time.Minute, "the next one goes on writing", reaches(func() int { return count(successor) }, count(successor)+101))
 		mu.Lock()
 		late, seen := 0, false
 		for _, w := range writers[from:] {
@@ -337,18 +325,9 @@ func TestPausedLeader(t *testing.T) {
 			}
 		}
 		mu.Unlock()
-		t.Logf("round %d: %s was paused, %s took over; %d late events", i, leader.Name, successor, late)
+		t.Logf("round %d: %s was stopped, %s took over; %d late events", i, leader.Name, successor, late)
 		if late > 0 {
 			t.Errorf("round %d: %d events of %s were accepted after the first of %s", i, late, old, successor)
 		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
 	}
 }

@@ -2,6 +2,7 @@ package ha_test
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -17,47 +18,49 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"keelson.dev/e2e/internal/cluster"
+	"keelson.dev/e2e/internal/wait"
 	"keelson.dev/proto/client"
 )
 
 var rounds = flag.Int("rounds", 4, "how many leaders of each service are killed, and how many stopped")
 
 // leading is the process of a service that holds its Lease.
-func (c *controlPlane) leading(api *client.Client, service string) (process, error) {
-	lease, err := client.For[*coordinationv1.Lease](api).Get(context.Background(), metav1.NamespaceSystem, service)
+func leading(ctx context.Context, c *cluster.Cluster, api *client.Client, service string) (leader cluster.Process, err error) {
+	lease, err := client.For[*coordinationv1.Lease](api).Get(ctx, metav1.NamespaceSystem, service)
 	if err != nil {
-		return process{}, err
+		return leader, err
 	}
 	if lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "" {
-		return process{}, fmt.Errorf("nobody leads %s", service)
+		return leader, fmt.Errorf("no process leads %s", service)
 	}
-	list, err := c.processes()
+	list, err := c.Processes(ctx)
 	if err != nil {
-		return process{}, err
+		return leader, err
 	}
 	for _, p := range list {
 		if !strings.HasPrefix(p.Name, service+"-") {
 			continue
 		}
-		log, err := os.ReadFile(filepath.Join(c.home, "log", p.Name+".log"))
+		log, err := os.ReadFile(filepath.Join(c.Home, "log", p.Name+".log"))
 		if err != nil {
-			return process{}, err
+			return leader, err
 		}
 		if strings.Contains(string(log), "identity="+*lease.Spec.HolderIdentity+"\n") {
 			return p, nil
 		}
 	}
-	return process{}, fmt.Errorf("no process says that it is %s", *lease.Spec.HolderIdentity)
+	return leader, fmt.Errorf("no process logs that it is %s", *lease.Spec.HolderIdentity)
 }
 
-// TestLeadersDie ends the leading scheduler and controller-manager again and again,
-// by SIGKILL and by SIGTERM, and measures when the next does its work.
+// TestLeadersDie ends the leading scheduler and controller-manager repeatedly, by SIGKILL
+// and by SIGTERM, and measures how long it takes until the next one does its work.
 func TestLeadersDie(t *testing.T) {
 	c := start(t)
-	api := c.client()
+	api := c.Client(t)
 	pods, sets := client.For[*corev1.Pod](api), client.For[*appsv1.ReplicaSet](api)
 	deployments := client.For[*appsv1.Deployment](api)
-	ctx := context.Background()
+	ctx := t.Context()
 	const ns = "default"
 	spec := corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "any"}}}
 
@@ -66,9 +69,12 @@ func TestLeadersDie(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return until(30*time.Second, func() (bool, error) {
+		return wait.Until(ctx, 30*time.Second, func(ctx context.Context) error {
 			p, err := pods.Get(ctx, ns, name)
-			return err == nil && p.Spec.NodeName != "", err
+			if err == nil && p.Spec.NodeName == "" {
+				err = errors.New("the pod is not bound")
+			}
+			return err
 		})
 	}
 	acted := func(name string) error {
@@ -83,9 +89,12 @@ func TestLeadersDie(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return until(30*time.Second, func() (bool, error) {
+		return wait.Until(ctx, 30*time.Second, func(ctx context.Context) error {
 			list, _, err := sets.List(ctx, client.ListOptions{Namespace: ns, LabelSelector: "app=" + name})
-			return len(list) > 0, err
+			if err == nil && len(list) == 0 {
+				err = errors.New("the Deployment has no ReplicaSet")
+			}
+			return err
 		})
 	}
 	for _, row := range []struct {
@@ -102,18 +111,16 @@ func TestLeadersDie(t *testing.T) {
 		t.Run(row.service+"/"+row.signal.String(), func(t *testing.T) {
 			var took []time.Duration
 			for i := range *rounds {
-				c.settled(api, row.service)
-				leader, err := c.leading(api, row.service)
+				settled(t, c, api, row.service)
+				leader, err := leading(ctx, c, api, row.service)
 				if err != nil {
 					t.Fatal(err)
 				}
 				began := time.Now()
-				if err := syscall.Kill(leader.PID, row.signal); err != nil {
-					t.Fatal(err)
-				}
+				c.Kill(t, leader, row.signal)
 				name := fmt.Sprintf("%s-%d-%d", row.service, row.signal, i)
 				if err := row.work(name); err != nil {
-					t.Fatalf("round %d, %s had ended: %v", i, leader.Name, err)
+					t.Fatalf("round %d, after %s had ended: %v", i, leader.Name, err)
 				}
 				took = append(took, time.Since(began))
 			}
@@ -126,40 +133,14 @@ func TestLeadersDie(t *testing.T) {
 	}
 }
 
-// settled waits until all candidates of a service run and one leads.
-func (c *controlPlane) settled(api *client.Client, service string) {
-	c.t.Helper()
-	err := until(time.Minute, func() (bool, error) {
-		list, err := c.processes()
-		if err != nil {
-			return false, err
+// settled waits until all candidates of a service are healthy and one leads.
+func settled(t *testing.T, c *cluster.Cluster, api *client.Client, service string) {
+	t.Helper()
+	wait.For(t, time.Minute, service+" has a leader and a standby", func(ctx context.Context) error {
+		if err := c.Healthy(ctx, service); err != nil {
+			return err
 		}
-		for _, p := range list {
-			if strings.HasPrefix(p.Name, service) && !p.Healthy {
-				return false, fmt.Errorf("%s: %s", p.Name, p.Reason)
-			}
-		}
-		_, err = c.leading(api, service)
-		return err == nil, err
+		_, err := leading(ctx, c, api, service)
+		return err
 	})
-	if err != nil {
-		c.t.Fatalf("%s has not settled: %v", service, err)
-	}
-}
-
-// until polls a condition; the last error is what is returned in the end.
-func until(within time.Duration, condition func() (bool, error)) error {
-	deadline := time.Now().Add(within)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		ok, err := condition()
-		if ok {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("not within %s: %w", within, err)
-		}
-		<-tick.C
-	}
 }

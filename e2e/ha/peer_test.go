@@ -8,53 +8,44 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"keelson.dev/e2e/internal/cluster"
 )
 
 // peersRefuseOthers checks that the members' peer ports, the raft store's and etcd's,
-// end connections of everybody but peers: also of an apiserver with its certificate
-// of the cluster's authority. A peer's certificate gets no further than the others
-// at the API.
-func peersRefuseOthers(t *testing.T, c *controlPlane) {
+// accept peers only, not even an apiserver with its certificate of the cluster's authority.
+func peersRefuseOthers(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
-	if _, err := os.Stat(filepath.Join(c.home, "pki", "apiserver", "peer", "accept-cluster-authority")); err == nil {
-		t.Error("the apiservers go on accepting the cluster's authority at their peer ports")
+	if _, err := os.Stat(filepath.Join(c.Home, "pki", "apiserver", "peer", "accept-cluster-authority")); err == nil {
+		t.Error("the apiservers still accept the cluster's authority at their peer ports")
 	}
-	out, err := c.try("keel", "member", "list", "--home", c.home)
-	if err != nil {
-		t.Fatalf("keel member list: %v\n%s", err, out)
+	members, err := c.Members(t.Context())
+	if err != nil || len(members) == 0 {
+		t.Fatalf("the members are %v: %v", members, err)
 	}
-	members := 0
-	for _, line := range strings.Split(out, "\n")[1:] {
-		words := strings.Fields(line)
-		if len(words) < 2 {
-			continue
-		}
-		host, port, err := net.SplitHostPort(words[1])
+	for _, m := range members {
+		host, _, err := net.SplitHostPort(m.Address)
 		if err != nil {
-			t.Fatalf("%q: %v", line, err)
+			t.Fatalf("%s: %v", m.Name, err)
 		}
-		members++
 		for _, name := range []string{"apiserver", "admin", "scheduler"} {
-			dir := filepath.Join(c.home, "pki", name)
-			if err := refusal(t, net.JoinHostPort(host, port), dir, "h2"); err == nil {
-				t.Errorf("%s: the certificate of %s is accepted", words[0], name)
+			dir := filepath.Join(c.Home, "pki", name)
+			if err := refusal(t, m.Address, dir, "h2"); err == nil {
+				t.Errorf("%s: the certificate of %s is accepted", m.Name, name)
 			}
 			if err := refusal(t, net.JoinHostPort(host, "2380"), dir, "keelson-etcd-cards"); err == nil {
-				t.Errorf("etcd of %s: the certificate of %s is accepted", words[0], name)
+				t.Errorf("etcd of %s: the certificate of %s is accepted", m.Name, name)
 			}
 		}
-		if err := refusal(t, net.JoinHostPort(host, port), filepath.Join(c.home, "pki", "apiserver", "peer"), "h2"); err != nil {
-			t.Errorf("%s: the certificate of a peer is refused: %v", words[0], err)
+		if err := refusal(t, m.Address, filepath.Join(c.Home, "pki", "apiserver", "peer"), "h2"); err != nil {
+			t.Errorf("%s: the certificate of a peer is refused: %v", m.Name, err)
 		}
-	}
-	if members == 0 {
-		t.Errorf("keel member list shows no member: %s", out)
 	}
 }
 
-// refusal is the alert that a server answers a certificate with, or nil. In TLS 1.3 it
-// comes after the client's handshake, so a byte is awaited: a server that accepts
-// sends HTTP/2's settings, or waits for the client and closes the connection.
+// refusal returns the alert with which a server refuses a certificate, or nil. In TLS 1.3
+// it comes after the client's handshake, so refusal reads a byte: a server that accepts
+// sends HTTP/2's settings, or waits for the client and then closes the connection.
 func refusal(t *testing.T, address, dir, protocol string) error {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"))

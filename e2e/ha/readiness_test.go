@@ -10,14 +10,16 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+
+	"keelson.dev/e2e/internal/cluster"
+	"keelson.dev/e2e/internal/wait"
 )
 
-// ask gets a page.
+// ask gets a page and returns its status code and text.
 func ask(transport *http.Transport, url string) (int, string, error) {
 	defer transport.CloseIdleConnections()
 	resp, err := (&http.Client{Transport: transport, Timeout: 5 * time.Second}).Get(url)
@@ -29,35 +31,32 @@ func ask(transport *http.Transport, url string) (int, string, error) {
 	return resp.StatusCode, string(body), err
 }
 
-// ops is the /readyz?verbose of a process' operations socket.
-func (c *controlPlane) ops(name string) (int, string, error) {
+// ops asks the operations socket of a process for /readyz?verbose.
+func ops(c *cluster.Cluster, name string) (int, string, error) {
 	return ask(&http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(c.home, "run", name+".ops"))
+		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(c.Home, "run", name+".ops"))
 	}}, "http://ops/readyz?verbose")
 }
 
-// TestReadiness stops two of three apiservers: the third says, everywhere, that the
-// stores do not answer, and nothing else; the other services stay connected to it.
-// When they go on, all of it is well again.
+// TestReadiness stops two of three apiservers: the third one reports at each of its ports
+// that the stores do not answer, and no other failure; the other services stay connected
+// to it. When the two go on, everything is ready again.
 func TestReadiness(t *testing.T) {
 	c := start(t)
-	list, err := c.apiservers()
-	if err != nil {
-		t.Fatal(err)
-	}
+	list := c.Apiservers(t)
 	left := list[0]
-	health := healthv1.NewHealthClient(c.dial([]string{left.GRPC}).Conn())
-	anonymous := &tls.Config{RootCAs: c.tls().RootCAs, MinVersion: tls.VersionTLS13}
+	health := healthv1.NewHealthClient(c.Dial(t, []string{left.GRPC}).Conn())
+	anonymous := &tls.Config{RootCAs: c.TLS(t).RootCAs, MinVersion: tls.VersionTLS13}
 
-	// state is whether each of the places says that the stores answer or not, nil
-	// when all do.
-	state := func(well bool) error {
+	// state is nil if every port of the apiserver reports that the stores answer, or, if
+	// not well, that they do not.
+	state := func(ctx context.Context, well bool) error {
 		mark, code, serving := "[+]%s ok\n", http.StatusOK, healthv1.HealthCheckResponse_SERVING
 		if !well {
 			mark, code, serving = "[-]%s failed", http.StatusInternalServerError, healthv1.HealthCheckResponse_NOT_SERVING
 		}
 		pages := map[string]func() (int, string, error){
-			"operations port": func() (int, string, error) { return c.ops(left.Name) },
+			"operations port": func() (int, string, error) { return ops(c, left.Name) },
 			"REST": func() (int, string, error) {
 				return ask(&http.Transport{TLSClientConfig: anonymous}, "https://"+left.HTTPS+"/readyz?verbose")
 			},
@@ -81,14 +80,14 @@ func TestReadiness(t *testing.T) {
 				}
 			}
 			if where == "REST" && !well && !strings.Contains(page, "[-]etcd failed: reason withheld\n") {
-				return fmt.Errorf("a stranger is told more than what has failed: %s", page)
+				return fmt.Errorf("an anonymous client is told why a check failed: %s", page)
 			}
 		}
 		for service, want := range map[string]healthv1.HealthCheckResponse_ServingStatus{
 			"": serving, "keelson.resource.v1.ResourceService": serving, "keelson.coordination.v1.FenceService": serving,
 			"keelson.node.v1.TunnelService": healthv1.HealthCheckResponse_SERVING,
 		} {
-			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 			resp, err := health.Check(ctx, &healthv1.HealthCheckRequest{Service: service})
 			cancel()
 			if err != nil {
@@ -102,46 +101,32 @@ func TestReadiness(t *testing.T) {
 	}
 	expect := func(what string, well bool) {
 		t.Helper()
-		if err := until(time.Minute, func() (bool, error) { err := state(well); return err == nil, err }); err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
+		wait.For(t, time.Minute, what, func(ctx context.Context) error { return state(ctx, well) })
 	}
-	// Of two of a service one leads.
-	leaders := func() (bool, error) {
+	// leaders is nil if one process of each elected service leads and the other is ready to.
+	leaders := func(context.Context) error {
 		for _, service := range []string{"scheduler", "controller-manager", "cloud-controller"} {
 			pages := ""
 			for i := range 2 {
-				code, page, err := c.ops(fmt.Sprintf("%s-%d", service, i))
+				code, page, err := ops(c, fmt.Sprintf("%s-%d", service, i))
 				if err != nil || code != http.StatusOK || !strings.Contains(page, "[+]apiserver ok\n") {
-					return false, errors.Join(err, fmt.Errorf("%s-%d: %s", service, i, page))
+					return errors.Join(err, fmt.Errorf("%s-%d: %s", service, i, page))
 				}
 				pages += page
 			}
 			if strings.Count(pages, "[+]leadership ok: leading\n") != 1 || strings.Count(pages, "[+]leadership ok: standby\n") != 1 {
-				return false, errors.New(pages)
+				return errors.New(pages)
 			}
 		}
-		return true, nil
+		return nil
 	}
-	expect("at first", true)
-	if err := until(time.Minute, leaders); err != nil {
-		t.Fatal(err)
+	expect("everything is ready at first", true)
+	wait.For(t, time.Minute, "each service has a leader and a standby", leaders)
+	resume := []func(){c.Stop(t, list[1]), c.Stop(t, list[2])}
+	expect("the stores do not answer while two of three are stopped", false)
+	for _, f := range resume {
+		f()
 	}
-	resume := func() {
-		for _, p := range list[1:] {
-			_ = syscall.Kill(p.PID, syscall.SIGCONT)
-		}
-	}
-	t.Cleanup(resume)
-	for _, p := range list[1:] {
-		if err := syscall.Kill(p.PID, syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-	}
-	expect("two of three are stopped", false)
-	resume()
-	expect("all go on", true)
-	if err := until(time.Minute, leaders); err != nil {
-		t.Fatal(err)
-	}
+	expect("everything is ready when the two go on", true)
+	wait.For(t, time.Minute, "each service has a leader and a standby again", leaders)
 }

@@ -1,49 +1,33 @@
 package ha_test
 
 import (
-	"errors"
-	"fmt"
+	"context"
 	"strings"
 	"testing"
 	"time"
+
+	"keelson.dev/e2e/internal/wait"
 )
 
-// TestAllStopAndStart stops every process, and starts them again: what was written
-// is there, and served soon.
+// TestAllStopAndStart stops every process and starts them again: what was written is
+// there, and is served within 5 s.
 func TestAllStopAndStart(t *testing.T) {
 	c := start(t)
-	if out, err := c.try("kubectl", "create", "configmap", "kept", "--from-literal=a=b"); err != nil {
-		t.Fatal(out)
-	}
-	if out, err := c.try("keel", "down", "--home", c.home); err != nil {
-		t.Fatalf("keel down: %v\n%s", err, out)
-	}
+	c.Kubectl(t, "create", "configmap", "kept", "--from-literal=a=b")
+	c.Keel(t, "down")
 	began := time.Now()
-	out, err := c.try("keel", "up", "--home", c.home)
-	if err != nil {
-		t.Fatalf("keel up: %v\n%s", err, out)
-	}
-	out, err = c.try("kubectl", "get", "configmap", "kept", "-o", "jsonpath={.data.a}")
+	c.Keel(t, "up")
+	got := c.Kubectl(t, "get", "configmap", "kept", "-o", "jsonpath={.data.a}")
 	took := time.Since(began)
-	if err != nil || out != "b" {
-		t.Fatalf("after all had stopped: %v, %q", err, out)
+	if got != "b" {
+		t.Fatalf("after all had stopped the ConfigMap has %q, want b", got)
 	}
 	t.Logf("served again after %s", took.Round(time.Millisecond))
 	if took > 5*time.Second {
 		t.Errorf("served again after %s, want 5 s at most", took)
 	}
-	if err := until(time.Minute, func() (bool, error) {
-		list, err := c.processes()
-		for _, p := range list {
-			if !p.Healthy {
-				err = errors.Join(err, fmt.Errorf("%s: %s", p.Name, p.Reason))
-			}
-		}
-		return err == nil, err
-	}); err != nil {
-		t.Error(err)
-	}
-	if out, err := c.try("kubectl", "get", "--raw", "/readyz"); err != nil || !strings.Contains(out, "ok") {
-		t.Errorf("readyz: %v %s", err, out)
+	wait.For(t, time.Minute, "all processes are healthy", func(ctx context.Context) error { return c.Healthy(ctx, "") })
+	if out := c.Kubectl(t, "get", "--raw", "/readyz"); !strings.Contains(out, "ok") {
+		t.Errorf("readyz: %s", out)
 	}
 }

@@ -3,7 +3,6 @@ package ha_test
 import (
 	"bytes"
 	"flag"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,55 +11,33 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"keelson.dev/e2e/internal/cluster"
 )
 
 var rolls = flag.Int("rolls", 2, "how often every process of the control plane is restarted")
 
-// restart ends a process by SIGTERM and waits until everything is healthy again,
-// with another process of its name.
-func (c *controlPlane) restart(p process) {
-	c.t.Helper()
-	if err := syscall.Kill(p.PID, syscall.SIGTERM); err != nil {
-		c.t.Fatalf("SIGTERM of %s: %v", p.Name, err)
-	}
-	err := until(time.Minute, func() (bool, error) {
-		list, err := c.processes()
-		if err != nil {
-			return false, err
-		}
-		for _, q := range list {
-			if !q.Healthy || q.Name == p.Name && q.PID == p.PID {
-				return false, fmt.Errorf("%s, process %d: %s", q.Name, q.PID, q.Reason)
-			}
-		}
-		return true, nil
-	})
-	if err != nil {
-		c.t.Fatalf("after SIGTERM of %s: %v", p.Name, err)
-	}
-}
-
 // TestRollingRestart restarts one process after the other, the balancers among them,
-// under load: no request of the Go client fails, hardly one of kubectl, and a watch
-// sees everything once.
+// under load: no request of the Go client fails, one in 1,000 of kubectl at most, and a
+// watch sees every change once.
 func TestRollingRestart(t *testing.T) {
 	c := start(t)
-	l := startUsage(c)
+	l := startUsage(t, c)
 	for range *rolls {
-		list, err := c.processes()
+		list, err := c.Processes(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, p := range list {
 			began := time.Now()
-			c.restart(p)
+			kill(t, c, p, syscall.SIGTERM)
 			t.Logf("%s was restarted in %s", p.Name, time.Since(began).Round(10*time.Millisecond))
 		}
 	}
 	l.check(t)
 }
 
-// previous is the directory with the programs of the commit before.
+// previous is the directory with the programs of the commit before, which it builds.
 func previous(t *testing.T) string {
 	t.Helper()
 	if dir := os.Getenv("KEELSON_PREVIOUS_BIN"); dir != "" {
@@ -70,13 +47,13 @@ func previous(t *testing.T) string {
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("the programs of the commit before: %v", err)
+		t.Fatalf("build the programs of the commit before: %v", err)
 	}
 	return strings.TrimSpace(string(out))
 }
 
-// install puts programs into a directory, each in one step: what runs keeps its
-// file.
+// install replaces the programs of a directory, each by a rename: a process that runs
+// keeps its file.
 func install(t *testing.T, into, from string) {
 	t.Helper()
 	for _, name := range []string{"apiserver", "scheduler", "controller-manager", "cloud-controller", "node", "keel"} {
@@ -94,7 +71,7 @@ func install(t *testing.T, into, from string) {
 	}
 }
 
-// same tells whether two programs are one.
+// same reports whether two files have the same content.
 func same(t *testing.T, a, b string) bool {
 	t.Helper()
 	x, err := os.ReadFile(a)
@@ -108,31 +85,29 @@ func same(t *testing.T, a, b string) bool {
 	return bytes.Equal(x, y)
 }
 
-// TestUpgrade starts the programs of the commit before, puts the new ones in their
-// place, and has `keel up` roll the cluster, under load: old and new ones work side
-// by side meanwhile.
+// TestUpgrade starts the programs of the commit before, replaces them by the new ones, and
+// has `keel up` restart the cluster's processes one by one, under load: old and new
+// programs work together meanwhile.
 func TestUpgrade(t *testing.T) {
 	old := previous(t)
-	current := binaries(t)
-	bin := t.TempDir()
+	bin := t.TempDir() // outlives the cluster, which is deleted first
+	c := cluster.New(t)
+	current := c.Bin
 	install(t, bin, old)
 	if err := os.Symlink(filepath.Join(current, "runtime"), filepath.Join(bin, "runtime")); err != nil {
 		t.Fatal(err)
 	}
-	c := begin(t, bin, 3)
-	before, err := c.processes()
+	c.Bin = bin
+	begin(t, c, 3)
+	before, err := c.Processes(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := startUsage(c)
-	l.lone = !slices.ContainsFunc(before, func(p process) bool { return p.Name == "balancer-1" })
+	l := startUsage(t, c)
+	l.lone = !slices.ContainsFunc(before, func(p cluster.Process) bool { return p.Name == "balancer-1" })
 	install(t, bin, current)
-	out, err := c.try("keel", "up", "--home", c.home)
-	if err != nil {
-		t.Fatalf("keel up: %v\n%s", err, out)
-	}
-	t.Log(out)
-	after, err := c.processes()
+	c.Keel(t, "up")
+	after, err := c.Processes(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,12 +121,12 @@ func TestUpgrade(t *testing.T) {
 			continue
 		}
 		replaced++
-		if slices.ContainsFunc(before, func(q process) bool { return q.Name == p.Name && q.PID == p.PID }) {
+		if slices.ContainsFunc(before, func(q cluster.Process) bool { return q.Name == p.Name && q.PID == p.PID }) {
 			t.Errorf("%s still runs its old program", p.Name)
 		}
 	}
 	if replaced == 0 {
-		t.Error("no program differs from the one before: there is nothing to upgrade from")
+		t.Error("no program differs from the one before: nothing was upgraded")
 	}
 	l.check(t)
 	peersRefuseOthers(t, c)

@@ -15,35 +15,38 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"keelson.dev/e2e/internal/cluster"
+	"keelson.dev/e2e/internal/wait"
 	"keelson.dev/proto/client"
 )
 
-// usage is what a cluster is used for while its processes start again: all kinds of
-// requests, through the Go client and through kubectl.
+// usage is load of all kinds of requests, through the Go client, through kubectl and on
+// connections of their own, while the cluster's processes are restarted.
 type usage struct {
-	c      *controlPlane
+	c      *cluster.Cluster
 	api    *client.Client
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
 	byClient, byKubectl, byConnection counter
-	// lone says that a balancer without a second one is replaced, which leaves its
+	// lone is true if a balancer without a second one is replaced, which leaves its
 	// address without a listener for some milliseconds.
 	lone bool
-	// created and seen are the objects that were made and that the watch showed, by
-	// name, and how often.
+	// created are the names of the objects that were created; seen and vanished are how
+	// often the watch showed each of them as added and as deleted.
 	mu             sync.Mutex
 	created        map[string]bool
 	seen, vanished map[string]int
 }
 
-// counter counts requests and keeps the first failures.
+// counter counts requests and failures, and keeps the first ten failures.
 type counter struct {
 	all, failed atomic.Int64
 	mu          sync.Mutex
 	first       []string
 }
 
+// count notes a request; it returns whether that succeeded.
 func (n *counter) count(what string, err error) bool {
 	n.all.Add(1)
 	if err == nil {
@@ -58,11 +61,11 @@ func (n *counter) count(what string, err error) bool {
 	return false
 }
 
-// startUsage begins; the test ends it with end.
-func startUsage(c *controlPlane) *usage {
-	c.t.Helper()
+// startUsage begins the load; check ends it.
+func startUsage(t *testing.T, c *cluster.Cluster) *usage {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &usage{c: c, api: c.client(), cancel: cancel, created: map[string]bool{}, seen: map[string]int{}, vanished: map[string]int{}}
+	l := &usage{c: c, api: c.Client(t), cancel: cancel, created: map[string]bool{}, seen: map[string]int{}, vanished: map[string]int{}}
 	cache := client.NewCache(l.api, client.CacheOptions[*corev1.ConfigMap]{Namespace: "default", LabelSelector: "load=true"})
 	cache.Subscribe(func(ev client.Event[*corev1.ConfigMap]) {
 		l.mu.Lock()
@@ -77,7 +80,7 @@ func startUsage(c *controlPlane) *usage {
 	watched, stopWatch := context.WithCancel(context.Background())
 	var watching sync.WaitGroup
 	watching.Go(func() { _ = cache.Run(watched) })
-	c.t.Cleanup(func() { stopWatch(); watching.Wait() })
+	t.Cleanup(func() { stopWatch(); watching.Wait() })
 	<-cache.Synced()
 	for i := range 3 {
 		l.wg.Go(func() { l.client(ctx, i) })
@@ -85,11 +88,12 @@ func startUsage(c *controlPlane) *usage {
 	for i := range 2 {
 		l.wg.Go(func() { l.kubectl(ctx, i) })
 	}
-	server, config := c.address(), c.tls()
+	server := c.Kubectl(t, "config", "view", "-o", "jsonpath={.clusters[0].cluster.server}")
+	config := c.TLS(t)
 	for i := range 2 {
 		l.wg.Go(func() { l.connections(ctx, i, server, config) })
 	}
-	c.t.Cleanup(func() { cancel(); l.wg.Wait() })
+	t.Cleanup(func() { cancel(); l.wg.Wait() })
 	return l
 }
 
@@ -99,7 +103,7 @@ func (l *usage) made(name string) {
 	l.created[name] = true
 }
 
-// client makes, reads, lists, changes and deletes objects until ctx ends.
+// client creates, reads, lists, changes and deletes objects until ctx ends.
 func (l *usage) client(ctx context.Context, worker int) {
 	maps := client.For[*corev1.ConfigMap](l.api)
 	for n := 0; ctx.Err() == nil; n++ {
@@ -127,17 +131,14 @@ func (l *usage) client(ctx context.Context, worker int) {
 			}
 		}
 		cancel()
-		pause(ctx, 20*time.Millisecond)
+		wait.Pause(ctx, 20*time.Millisecond)
 	}
 }
 
-// kubectl does the same by a process each.
+// kubectl does the same with one process for each request.
 func (l *usage) kubectl(ctx context.Context, worker int) {
 	run := func(args ...string) bool {
-		out, err := l.c.try("kubectl", args...)
-		if err != nil {
-			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(out))
-		}
+		_, err := l.c.Run(context.WithoutCancel(ctx), "kubectl", args...)
 		return l.byKubectl.count(strings.Join(args, " "), err)
 	}
 	for n := 0; ctx.Err() == nil; n++ {
@@ -152,8 +153,8 @@ func (l *usage) kubectl(ctx context.Context, worker int) {
 	}
 }
 
-// connections makes each request on a connection of its own, as kubectl does, but
-// without a process, so that there are many.
+// connections makes each request on a connection of its own, as kubectl does, but without
+// a process, so that there are many.
 func (l *usage) connections(ctx context.Context, worker int, server string, config *tls.Config) {
 	for n := 0; ctx.Err() == nil; n++ {
 		name := fmt.Sprintf("https-%d-%d", worker, n)
@@ -170,7 +171,7 @@ func (l *usage) connections(ctx context.Context, worker int, server string, conf
 				l.made(name)
 			}
 		}
-		pause(ctx, 10*time.Millisecond)
+		wait.Pause(ctx, 10*time.Millisecond)
 	}
 }
 
@@ -197,7 +198,7 @@ func once(ctx context.Context, config *tls.Config, method, url, body string) err
 	return err
 }
 
-// check ends the load and says what became of it.
+// check ends the load and checks the share of failed requests and what the watch saw.
 func (l *usage) check(t *testing.T) {
 	t.Helper()
 	l.cancel()
@@ -227,18 +228,16 @@ func (l *usage) check(t *testing.T) {
 	for _, o := range list {
 		left[o.Name] = true
 	}
-	if err := until(time.Minute, func() (bool, error) {
+	wait.For(t, time.Minute, "the watch catches up", func(context.Context) error {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		for name := range l.created {
 			if l.seen[name] == 0 || !left[name] && l.vanished[name] == 0 {
-				return false, fmt.Errorf("the watch has not seen what became of %s", name)
+				return fmt.Errorf("it has not seen what became of %s", name)
 			}
 		}
-		return true, nil
-	}); err != nil {
-		t.Error(err)
-	}
+		return nil
+	})
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for name := range l.created {
@@ -247,7 +246,7 @@ func (l *usage) check(t *testing.T) {
 			gone = 0
 		}
 		if l.seen[name] != 1 || l.vanished[name] != gone {
-			t.Errorf("the watch saw %s come %d times and go %d times, want 1 and %d", name, l.seen[name], l.vanished[name], gone)
+			t.Errorf("the watch saw %s added %d times and deleted %d times, want 1 and %d", name, l.seen[name], l.vanished[name], gone)
 		}
 	}
 }

@@ -8,15 +8,15 @@ import (
 	"testing"
 )
 
-// wire lies between a client and its servers and can hold up what the client
-// sends, as a network or a paused machine would: nothing is lost, all of it
-// arrives later. What servers send passes.
+// wire lies between a client and its servers and can hold up what the client sends, as a
+// network or a stopped machine would: it loses nothing, all of it arrives later. What
+// servers send passes.
 type wire struct {
 	mu      sync.Mutex
 	changed *sync.Cond
 	holding bool
 	ended   bool
-	held    int // bytes that wait
+	held    int // bytes that are held up
 	conns   map[net.Conn]struct{}
 	wg      sync.WaitGroup
 }
@@ -60,7 +60,7 @@ func (w *wire) dial(ctx context.Context, address string) (net.Conn, error) {
 	return outside, nil
 }
 
-// hold lets nothing more of what the client sends arrive; release lets all of it.
+// hold keeps what the client sends from now on; release lets all of it arrive.
 func (w *wire) hold()    { w.set(true) }
 func (w *wire) release() { w.set(false) }
 
@@ -71,14 +71,14 @@ func (w *wire) set(holding bool) {
 	w.changed.Broadcast()
 }
 
-// waiting is how many bytes are held up.
+// waiting is the number of bytes that are held up.
 func (w *wire) waiting() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.held
 }
 
-// queued is what one connection has sent and what has not arrived.
+// queued is what the client has sent on one connection and has not arrived.
 type queued struct {
 	*wire
 
