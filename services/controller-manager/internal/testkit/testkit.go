@@ -1,10 +1,11 @@
-// Package testkit is what the controllers' behaviour tests share: an in-memory
-// cluster with its caches running, controllers on it, and a kubelet of straw.
+// Package testkit is what the controllers' behaviour tests share: an in-memory cluster
+// with its caches running, controllers on it, and a minimal kubelet.
 package testkit
 
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"reflect"
 	"sync"
 	"testing"
@@ -49,7 +50,7 @@ func Start(t *testing.T) *World {
 	return w
 }
 
-// stop ends what Go started, the last first.
+// stop ends what Go started, in reverse order.
 func (w *World) stop() {
 	for {
 		w.mu.Lock()
@@ -97,7 +98,7 @@ func (w *World) CatchUp() {
 	}
 }
 
-// Eventually waits for a condition.
+// Eventually waits up to a minute for a condition.
 func (w *World) Eventually(what string, cond func() bool) {
 	w.Helper()
 	deadline := time.NewTimer(time.Minute)
@@ -113,23 +114,39 @@ func (w *World) Eventually(what string, cond func() bool) {
 	}
 }
 
-// Never checks that a condition stays false for a short while in which the
-// controllers come to rest: it waits for n further writes to be seen by them.
+// rest is how long no write may come until the controllers are taken to be at rest.
+const rest = 150 * time.Millisecond
+
+// Never checks that a condition does not become true before the controllers come to rest.
+// Each write begins the time of rest anew, once all caches show it, because a controller
+// may act on it.
 func (w *World) Never(what string, cond func() bool) {
 	w.Helper()
-	deadline := time.NewTimer(150 * time.Millisecond)
-	defer deadline.Stop()
-	tick := time.NewTicker(5 * time.Millisecond)
+	if err := w.never(cond); err != nil {
+		w.Fatalf("%s: %v", what, err)
+	}
+}
+
+func (w *World) never(cond func() bool) error {
+	began := time.Now()
+	quiet, seen, writes := began, w.Server.Revision(), uint64(0)
+	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		if cond() {
-			w.Fatalf("happened: %s", what)
+			return fmt.Errorf("happened after %d writes", writes)
 		}
-		select {
-		case <-deadline.C:
-			return
-		case <-tick.C:
+		switch now := w.Server.Revision(); {
+		case now != seen:
+			writes, seen = writes+now-seen, now
+			w.CatchUp()
+			quiet = time.Now()
+		case time.Since(quiet) >= rest:
+			return nil
+		case time.Since(began) >= time.Minute:
+			return fmt.Errorf("the controllers do not come to rest: %d writes in a minute", writes)
 		}
+		<-tick.C
 	}
 }
 
@@ -153,7 +170,7 @@ func Get[T client.Object](w *World, namespace, name string) T {
 	return got
 }
 
-// Exists tells whether an object is there.
+// Exists reports whether an object exists.
 func Exists[T client.Object](w *World, namespace, name string) bool {
 	_, err := client.For[T](w.Client).Get(w.Context(), namespace, name)
 	return err == nil
@@ -169,7 +186,7 @@ func List[T client.Object](w *World, namespace string) []T {
 	return got
 }
 
-// Update changes an object, again if somebody was faster.
+// Update changes an object, and tries again after a conflict.
 func Update[T client.Object](w *World, namespace, name string, change func(T), opts ...client.WriteOption) T {
 	w.Helper()
 	var got T
@@ -191,8 +208,8 @@ func Delete[T client.Object](w *World, namespace, name string, opts ...client.De
 	}
 }
 
-// Kubelet binds pods to the node, says that they are ready, and ends those that
-// are deleted. skip, if not nil, leaves pods alone.
+// Kubelet binds pods to the node, reports them as ready, and removes those that are
+// deleted. It ignores pods for which skip, if not nil, returns true.
 func (w *World) Kubelet(node string, skip func(*corev1.Pod) bool) {
 	pods := client.For[*corev1.Pod](w.Client)
 	w.Go(func(ctx context.Context) error {
@@ -215,7 +232,7 @@ func (w *World) Kubelet(node string, skip func(*corev1.Pod) bool) {
 	})
 }
 
-// Ready makes a pod run and be ready.
+// Ready returns the pod as running and ready.
 func Ready(p *corev1.Pod) *corev1.Pod {
 	p = p.DeepCopy()
 	now := metav1.Now()
