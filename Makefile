@@ -10,7 +10,7 @@ HOME_DIR ?= /var/lib/keelson
 NODES    ?= 3
 MODULES  := proto services/internal services/apiserver services/scheduler services/controller-manager services/cloud-controller services/node tools e2e
 PROGRAMS := apiserver scheduler controller-manager cloud-controller node
-VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION  ?= $(shell scripts/version.sh)
 # grpcnotrace leaves out html/template, and with it lets the linker drop what nobody calls: a quarter of each
 # program. fieldsv1string lets objects share the text of their managed fields.
 GOBUILD  := CGO_ENABLED=0 go build -buildvcs=false -trimpath -tags=grpcnotrace,fieldsv1string -ldflags="-s -w"
