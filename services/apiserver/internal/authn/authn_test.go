@@ -337,7 +337,7 @@ func bootstrapSecret(change func(map[string]string)) *corev1.Secret {
 	return s
 }
 
-// TestMadeUpTokensCostTheStoreLittle tries many made-up tokens, and a real one in between.
+// TestMadeUpTokensCostFewReads tries many made-up tokens, and a real one in between.
 func TestMadeUpTokensCostFewReads(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	o := &objects{m: map[string]resource.Object{"secrets/kube-system/bootstrap-token-abcdef": bootstrapSecret(nil)}}

@@ -174,7 +174,7 @@ func (w *forgetfulWatch) Next(ctx context.Context) (store.Batch, error) {
 	return b, err
 }
 
-// TestFollowOutlivesTheLoadOfANewState checks that rules are still followed after the cache has
+// TestFollowSurvivesReload checks that rules are still followed after the cache has
 // reloaded its state because it could not follow its store for too long, which ends its watches.
 func TestFollowSurvivesReload(t *testing.T) {
 	forget, forgotten := context.WithCancel(context.Background())

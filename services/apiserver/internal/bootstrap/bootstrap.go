@@ -147,7 +147,7 @@ func ensure(ctx context.Context, api pipeline.API, desired []resource.Object) er
 		}
 	}
 	if last == nil {
-		last = errors.New("bootstrap: conflicting writes in every attempt")
+		last = errors.New("conflicting writes in every attempt")
 	}
 	return fmt.Errorf("bootstrap: %w", last)
 }

@@ -10,14 +10,15 @@
 //
 // # Taking
 //
-// A leader calls Take after it has acquired the Lease and before it starts its work. Take
+// A leader calls Take after it has acquired the Lease and before it starts its work. Take has
+// three steps:
 //
-//  1. reads the key's revision in both stores, linearizably;
-//  2. then reads the Lease, linearizably, and refuses unless it still shows the caller's
+//  1. Read the key's revision in both stores, linearizably.
+//  2. Then read the Lease, linearizably, and refuse unless it still shows the caller's
 //     acquisition: the same object (uid), the same holder, the same leaseTransitions.
-//     Renewals do not matter;
-//  3. writes the key in both stores, each on the condition of the revision read in step 1.
-//     After a conflict it starts over from step 1.
+//     Renewals do not matter.
+//  3. Write the key in both stores, each on the condition of the revision read in step 1.
+//     After a conflict, start over from step 1.
 //
 // The two new revisions are the token.
 //
@@ -48,7 +49,7 @@
 //     to that store either.
 //   - A store was emptied or restored to an earlier state: revisions are compared for equality,
 //     so current tokens are refused, or the epoch of that time is valid again until the leader
-//     takes anew. An operator who restores a store must raise its revision above all that it
+//     takes again. An operator who restores a store must raise its revision above all that it
 //     has ever issued, which watches need as well; otherwise a token could match a later epoch.
 //
 // Renewing the Lease is not fenced: a renewal is conditional on the Lease's own revision, so a

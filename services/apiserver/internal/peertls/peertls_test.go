@@ -101,7 +101,7 @@ func handshake(t *testing.T, server, client *tls.Config) (string, error) {
 	return r.saw + " to " + saw(c), errors.Join(err, r.err)
 }
 
-// TestWhoConnects checks which connections are accepted before, during and after an upgrade.
+// TestHandshakes checks which connections are accepted before, during and after an upgrade.
 func TestHandshakes(t *testing.T) {
 	s := newSite(t)
 	strict, _ := s.apiserver(false)

@@ -143,7 +143,8 @@ func (c stalling) Valid(ctx context.Context) bool {
 	return c.credential.Valid(ctx)
 }
 
-// A stall in one round does not delay the next by recheckShare times as much.
+// TestStallDoesNotDelayRechecks checks that a stall in one round does not delay the next round by
+// recheckShare times as much.
 func TestStallDoesNotDelayRechecks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, func(c *pipeline.Config) { c.RecheckEvery = time.Second })

@@ -318,7 +318,7 @@ func TestCommit(t *testing.T) {
 	}
 }
 
-// TestTheCacheTakesOver compares the objects that the watch cache took over from writers with
+// TestCacheTakesOverObjects compares the objects that the watch cache took over from writers with
 // what it would have decoded.
 func TestCacheTakesOverObjects(t *testing.T) {
 	f := newFixture(t)

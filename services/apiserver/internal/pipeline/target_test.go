@@ -40,7 +40,7 @@ func TestUnknownResources(t *testing.T) {
 	}
 }
 
-// TestNamesThatAreNoPathSegments checks that names which are not path segments are refused before
+// TestInvalidPathSegments checks that names which are not path segments are refused before
 // they become part of a key.
 func TestInvalidPathSegments(t *testing.T) {
 	f := newFixture(t)

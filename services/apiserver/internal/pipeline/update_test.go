@@ -140,7 +140,7 @@ func TestCreationIsImmutable(t *testing.T) {
 	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "metadata.deletionTimestamp")
 }
 
-// TestPatchesMeet applies many patches to one object concurrently. All must take effect.
+// TestConcurrentPatches applies many patches to one object concurrently. All must take effect.
 func TestConcurrentPatches(t *testing.T) {
 	f := newFixture(t)
 	cm := f.mustCreate(configMap("a"))

@@ -1,5 +1,5 @@
-// Package authentication contains the kinds of the group authentication.k8s.io. They are posted
-// and answered, never stored.
+// Package authentication contains the kinds of the group authentication.k8s.io. They can only be
+// created: the response answers the request, and nothing is stored.
 //
 // Its rules must only use the objects that they are given.
 package authentication

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Differences describes in which fields two values differ, with a line for each field. It is
-// meant for messages: it goes through JSON and is slow.
+// Differences describes the fields in which two values differ, with a line for each. It is meant
+// for messages: it goes through JSON and is slow.
 func Differences(before, after any) string {
 	var lines []string
 	walk("", tree(before), tree(after), &lines)

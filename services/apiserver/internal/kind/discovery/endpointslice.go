@@ -80,7 +80,7 @@ func defaultSlice(s *discoveryv1.EndpointSlice) {
 	}
 }
 
-// prepare clears the deprecated topology, which endpoints now have fields for.
+// prepare clears deprecatedTopology, which other fields of an endpoint have replaced.
 func prepare(s *discoveryv1.EndpointSlice) {
 	for i := range s.Endpoints {
 		s.Endpoints[i].DeprecatedTopology = nil

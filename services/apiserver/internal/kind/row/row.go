@@ -70,7 +70,7 @@ func deprecation(gvk schema.GroupVersionKind, obj any) string {
 	return text
 }
 
-// Virtual returns the row of a kind that is posted and answered. It has no list.
+// Virtual returns the row of a kind that can only be created and is not stored. It has no list.
 func Virtual[T any, PT object[T]](gv schema.GroupVersion, plural, action string, namespaced bool) *resource.Kind {
 	t := reflect.TypeFor[T]()
 	return &resource.Kind{

@@ -1,5 +1,5 @@
-// Package table encodes objects as rows for people to read: the response to `Accept:
-// application/json;as=Table`, which `kubectl get` requests.
+// Package table encodes objects as rows for people to read, for requests with
+// `Accept: application/json;as=Table`, which `kubectl get` sends.
 //
 // It must never contain the columns of a specific kind, which are in the kind's row of the
 // resource table.
