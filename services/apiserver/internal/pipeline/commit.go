@@ -20,7 +20,7 @@ func (p *Pipeline) Commit(ctx context.Context, writes []Write) []Result {
 	for i := range writes {
 		w := &writes[i]
 		wctx := ctx
-		if w.Traceparent != "" {
+		if w.Traceparent != "" && mayTrace(request.UserFrom(ctx)) {
 			wctx = telemetry.ContextWithTraceparent(ctx, w.Traceparent)
 		}
 		c, out, err := p.newWrite(wctx, w)

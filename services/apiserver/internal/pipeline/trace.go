@@ -1,10 +1,14 @@
 package pipeline
 
 import (
+	"slices"
+
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 
+	"keelson.dev/services/apiserver/internal/authn"
+	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/internal/telemetry"
 )
@@ -20,7 +24,7 @@ var tracer = otel.Tracer("keelson.dev/apiserver/pipeline")
 // on an earlier change, the trace context of that change.
 func (p *Pipeline) trace(c *change, s *step) {
 	s.trace = telemetry.Traceparent(c.ctx)
-	if annotated := annotation(c, s.obj); annotated != "" && !hasParent(c) {
+	if annotated := annotation(c, s.obj); annotated != "" && !hasParent(c) && mayTrace(c.user) {
 		ctx := telemetry.ContextWithTraceparent(c.ctx, annotated)
 		ctx, span := tracer.Start(ctx, "store "+c.kind.Resource, trace.WithAttributes(
 			attribute.String("k8s.resource", c.kind.Resource),
@@ -36,6 +40,10 @@ func (p *Pipeline) trace(c *change, s *step) {
 		s.trace = c.cur.Traceparent
 	}
 }
+
+// mayTrace reports whether a user may choose the trace of a write. As in the fronts, an
+// unauthenticated user may not start or extend a trace.
+func mayTrace(u request.User) bool { return !slices.Contains(u.Groups, authn.UnauthenticatedGroup) }
 
 // annotation returns the trace context that this write has added as an annotation, or "".
 func annotation(c *change, obj resource.Object) string {
