@@ -225,8 +225,10 @@ func (o *stopOrder) wait(ctx context.Context, name string, deadline time.Time) {
 // period is over. order may be nil.
 func (a *Agent) killContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod, c *cri.Container, grace time.Duration, message string, order *stopOrder) {
 	deadline := time.Now().Add(grace)
+	log := a.log
 	var spec *corev1.Container
 	if p != nil {
+		log = log.With("pod", pod.Key(p))
 		spec, _ = pod.Find(p, c.Name)
 		a.cfg.Events.Pod(p, c.Name, corev1.EventTypeNormal, event.Killing, "%s", message)
 		var span trace.Span
@@ -243,7 +245,7 @@ func (a *Agent) killContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod
 			return
 		}
 		if ctx.Err() == nil && !cri.Down(err) {
-			a.log.WarnContext(ctx, "container was not stopped", "container", c.Name, "container_id", c.ID, "error", cri.Message(err))
+			log.WarnContext(ctx, "container was not stopped", "container", c.Name, "container_id", c.ID, "error", cri.Message(err))
 		}
 		select {
 		case <-ctx.Done():

@@ -24,8 +24,8 @@ const (
 )
 
 // cache caches upstream answers for as long as their TTLs allow. It holds at most
-// cacheShards × shardSize answers and evicts the least recently used: the inserting
-// client's own if that client has many, otherwise anyone's.
+// cacheShards × shardSize answers. To make room for a new one it evicts the least recently
+// used answer, of the same client if that client has many.
 type cache struct {
 	seed   maphash.Seed
 	shards [cacheShards]shard
@@ -97,8 +97,8 @@ func (s *shard) drop(el *list.Element) {
 	}
 }
 
-// oldest returns the least recently used entry, or the least recently used of the client
-// who if it has many.
+// oldest returns the entry to evict: the least recently used one, or the least recently used
+// one of the client if it owns more than clientSize.
 func (s *shard) oldest(who client) *list.Element {
 	el := s.order.Back()
 	if s.owned[who] <= clientSize {

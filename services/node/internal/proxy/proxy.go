@@ -1,6 +1,6 @@
 // Package proxy implements Services on a node: it turns Services and EndpointSlices into
-// one nftables table, `ip keelson-proxy`, that rewrites the destination of new connections
-// to ClusterIPs, NodePorts, load balancer addresses and external IPs.
+// one nftables table, `ip keelson-proxy`. The table redirects new connections to ClusterIPs,
+// NodePorts, load balancer addresses and external IPs to endpoints.
 //
 // A change to one Service touches only that Service's chains and map elements, in one
 // atomic transaction. The kernel's notifications reveal when another program changes the
