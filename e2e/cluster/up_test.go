@@ -11,7 +11,7 @@ import (
 	"keelson.dev/e2e/internal/cluster"
 )
 
-// TestUp: `keel up` leads to three Ready nodes in the time that the README states.
+// TestUp: `keel up` leads to three Ready nodes in the time that docs/figures.md states.
 func TestUp(t *testing.T) {
 	t.Logf("keel up took %s", up)
 	if up > 10*time.Second {

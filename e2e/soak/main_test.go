@@ -122,7 +122,7 @@ type service struct {
 	Reason  string `json:"reason"`
 }
 
-// controlPlane is the four services whose sum the README promises; what runs pods
+// controlPlane is the four services whose sum docs/figures.md bounds; what runs pods
 // is not of it. It fails unless all processes of the cluster are healthy.
 func (c *cluster) controlPlane(t *testing.T) []service {
 	t.Helper()

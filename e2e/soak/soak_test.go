@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// What the README promises.
+// The bounds that docs/figures.md states.
 const (
 	maxSlope = 1.0   // MB a minute, of the sum, after the first minute
 	maxIdle  = 200.0 // MB, the sum after five minutes
