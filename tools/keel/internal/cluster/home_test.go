@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -238,6 +239,44 @@ func TestRegistry(t *testing.T) {
 			})
 		}
 		wg.Wait()
+	}
+	if _, err := os.Stat(registry); err == nil {
+		t.Error("the empty registry still exists")
+	}
+}
+
+// The ledgers of nodes' logs must survive the loss of the home, and end with the cluster's
+// registration.
+func TestLedgersOutliveTheHome(t *testing.T) {
+	ownRegistry(t)
+	c := &Cluster{ID: "abc123", Home: filepath.Join(t.TempDir(), "home"), Nodes: []Node{{Name: "node-0"}, {Name: "node-1"}}}
+	old := c.Path("nodes", "node-1", "agent", ledger, "default_a_1")
+	if err := errors.Join(c.Register(), os.MkdirAll(old, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := c.KeepLedgers(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(old); err != nil {
+		t.Errorf("the ledger of an older keel: %v", err)
+	}
+	added := filepath.Join(ledger, "default_b_2")
+	if err := os.Symlink("/var/log/pods/default_b_2", filepath.Join(c.Path("nodes", "node-0", "agent"), added)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(c.Home); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(filepath.Join(Records(c.ID, "node-0"), added)); err != nil {
+		t.Errorf("the ledger was lost with the home: %v", err)
+	}
+	if all, err := Registered(); err != nil || !slices.Equal(all, []Entry{{c.ID, c.Home}}) {
+		t.Errorf("registered are %v, %v", all, err)
+	}
+	if err := Unregister(c.ID); err != nil {
+		t.Fatal(err)
 	}
 	if _, err := os.Stat(registry); err == nil {
 		t.Error("the empty registry still exists")

@@ -14,7 +14,8 @@ import (
 )
 
 // registry contains one file for each cluster of this machine, so that clusters can be listed,
-// and deleted by id when their homes are gone.
+// and deleted by id when their homes are gone. A directory beside that file (Records) contains
+// what their deletion needs.
 var registry = "/var/lib/keelson.d"
 
 // Entry is a registered cluster.
@@ -51,6 +52,30 @@ func (c *Cluster) register() error {
 		return err
 	}
 	return WriteFile(filepath.Join(registry, c.ID+".json"), append(data, '\n'), 0o644)
+}
+
+// ledger is the name of the directory, in the data directory of a node's agent, with a link to
+// the logs of each of the node's pods.
+const ledger = "log"
+
+// Records returns the directory of a node in the registry. It has the form of the data directory
+// of the node's agent, but contains only the ledger of its pods' logs.
+func Records(id, node string) string { return filepath.Join(registry, id, node) }
+
+// KeepLedgers creates the ledgers of new nodes in the registry, with links to them in the home.
+// The logs of pods are outside of the home, and can so be removed even when the home is gone.
+// A node that has its ledger in the home keeps it there.
+func (c *Cluster) KeepLedgers() error {
+	for _, n := range c.Nodes {
+		kept, data := filepath.Join(Records(c.ID, n.Name), ledger), c.Path("nodes", n.Name, "agent")
+		if err := errors.Join(os.MkdirAll(kept, 0o700), os.MkdirAll(data, 0o755)); err != nil {
+			return err
+		}
+		if err := os.Symlink(kept, filepath.Join(data, ledger)); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // registryLock is locked while the registry changes. Only root may open it, because other users
@@ -109,8 +134,14 @@ func registeredClusters(id string) ([]*Cluster, error) {
 	return out, nil
 }
 
-// Unregister removes a cluster from the registry.
+// Unregister removes a cluster and its records from the registry.
 func Unregister(id string) error {
+	if err := ValidID(id); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join(registry, id)); err != nil {
+		return err
+	}
 	if err := os.Remove(filepath.Join(registry, id+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

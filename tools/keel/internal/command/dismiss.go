@@ -87,7 +87,7 @@ func clearNode(ctx context.Context, c *cluster.Cluster, n cluster.Node) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(os.RemoveAll(at), os.RemoveAll(c.Identity(n.Name)))
+	return errors.Join(os.RemoveAll(at), os.RemoveAll(c.Identity(n.Name)), os.RemoveAll(cluster.Records(c.ID, n.Name)))
 }
 
 // drain cordons the leaving nodes and deletes their pods, on all nodes at the same time, until

@@ -183,6 +183,10 @@ func (r *removal) run(ctx context.Context) error {
 	if r.c != nil {
 		sockets = sweep.ShimSockets(r.c.Path("nodes"))
 	}
+	// Without the home, only the shims themselves know their sockets.
+	running, err := sweep.ListeningShims(r.id)
+	note("sockets", err)
+	sockets = append(sockets, running...)
 	killed := sweep.Kill(ctx, r.id)
 	note("processes", killed)
 	note("sockets", sweep.RemoveSockets(sockets))
@@ -193,9 +197,11 @@ func (r *removal) run(ctx context.Context) error {
 	}
 	note("network", hostnet.Remove(r.id))
 	note("cgroups", sweep.Cgroups(ctx, r.id))
+	logs := []string{cluster.Records(r.id, "*")}
 	if r.c != nil {
-		note("logs", cleanLogs(ctx, r.c.Path("nodes", "*", "agent")))
+		logs = append(logs, r.c.Path("nodes", "*", "agent"))
 	}
+	note("logs", cleanLogs(ctx, logs...))
 	note("kubeconfig", unmergeKubeconfig(r.id))
 	left, err := r.left(ctx)
 	note("check", err)

@@ -271,7 +271,7 @@ func (e *env) join(cmd *cobra.Command, server, token, name, zone string, ca []by
 	if err != nil {
 		return err
 	}
-	if err := dir(c).WriteSpecs(specs); err != nil {
+	if err := errors.Join(c.KeepLedgers(), dir(c).WriteSpecs(specs)); err != nil {
 		return err
 	}
 	ctx := cmd.Context()

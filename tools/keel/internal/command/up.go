@@ -166,6 +166,9 @@ func (e *env) bringUp(ctx context.Context, o cluster.Options, drain time.Duratio
 	if err != nil {
 		return err
 	}
+	if err := c.KeepLedgers(); err != nil {
+		return fmt.Errorf("ledgers of pods' logs: %w", err)
+	}
 	step("certificates, network and configuration of %s", c.Home)
 	before := dir(c).Alive()
 	if err := e.follow(ctx, c, specs, step); err != nil {

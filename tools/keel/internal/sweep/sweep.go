@@ -241,6 +241,40 @@ func ShimSockets(nodes string) (out []string) {
 	return out
 }
 
+// ListeningShims returns the sockets at which a cluster's running shims listen. Unlike
+// ShimSockets, it needs no files of the cluster.
+func ListeningShims(id string) ([]string, error) {
+	pids, err := Processes(id)
+	return listening(pids, shimDir), err
+}
+
+// listening returns the sockets in a directory that processes have bound.
+func listening(pids []int, dir string) (out []string) {
+	for _, pid := range pids {
+		proc := filepath.Join("/proc", strconv.Itoa(pid))
+		// The sockets of the process's network namespace: Num RefCount Protocol Flags Type St
+		// Inode Path (proc(5)).
+		table, _ := os.ReadFile(filepath.Join(proc, "net", "unix"))
+		bound := map[string]string{}
+		for line := range strings.Lines(string(table)) {
+			if f := strings.Fields(line); len(f) == 8 && filepath.Dir(f[7]) == dir {
+				bound["socket:["+f[6]+"]"] = f[7]
+			}
+		}
+		if len(bound) == 0 {
+			continue
+		}
+		files, _ := os.ReadDir(filepath.Join(proc, "fd")) // the process may have ended
+		for _, f := range files {
+			open, _ := os.Readlink(filepath.Join(proc, "fd", f.Name()))
+			if path, ok := bound[open]; ok && !slices.Contains(out, path) {
+				out = append(out, path)
+			}
+		}
+	}
+	return out
+}
+
 // shimDir is the directory of shims' sockets. It does not depend on containerd's state
 // directory.
 const shimDir = "/run/containerd/s"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -260,5 +261,27 @@ func TestShimSockets(t *testing.T) {
 	slices.Sort(got)
 	if want := []string{"/run/containerd/s/0a", "/run/containerd/s/0b"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// The sockets of running shims are found without the files of their containerd. Those of other
+// processes, and those elsewhere, are not among them.
+func TestListening(t *testing.T) {
+	dir, elsewhere := t.TempDir(), t.TempDir()
+	var listener net.ListenConfig
+	for _, path := range []string{filepath.Join(dir, "own"), filepath.Join(elsewhere, "x")} {
+		l, err := listener.Listen(t.Context(), "unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+	}
+	other := exec.Command("sleep", "300")
+	start(t, cgroup.Host, "", other)
+	if got, want := listening([]int{os.Getpid()}, dir), []string{filepath.Join(dir, "own")}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := listening([]int{other.Process.Pid}, dir); len(got) > 0 {
+		t.Errorf("sockets of another process: %q", got)
 	}
 }
