@@ -179,9 +179,16 @@ func (m *members) list() *cobra.Command {
 	}
 }
 
+// errSingle is the error of printMembers for a single apiserver, which does not serve
+// MemberService.
+var errSingle = errors.New("there is only one apiserver, which has no members to list; `keel member add` adds another")
+
 // printMembers prints the members as a table.
 func (e *env) printMembers(ctx context.Context, conn grpc.ClientConnInterface) error {
 	all, err := memberv1.NewMemberServiceClient(conn).List(ctx, &memberv1.ListRequest{}, grpc.WaitForReady(true))
+	if status.Code(err) == codes.Unimplemented {
+		return errSingle
+	}
 	if err != nil {
 		return said(err)
 	}
