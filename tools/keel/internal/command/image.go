@@ -27,7 +27,7 @@ const imageTime = 30 * time.Second
 
 // image loads archives into the nodes, and lists and removes images.
 func (e *env) image() *cobra.Command {
-	cmd := &cobra.Command{Use: "image", Short: "Images of the cluster's nodes: load, list, rm"}
+	cmd := &cobra.Command{Use: "image", Short: "Load, list and remove the images of the cluster's nodes"}
 	cmd.AddCommand(e.imageLoad(), e.imageList(), e.imageRemove())
 	return cmd
 }

@@ -31,7 +31,7 @@ type members struct {
 // member lists and changes the members.
 func (e *env) member() *cobra.Command {
 	m := &members{remote: remote{env: e}}
-	cmd := &cobra.Command{Use: "member", Short: "Apiservers that carry the state together: list, add, remove, replace, recover"}
+	cmd := &cobra.Command{Use: "member", Short: "List, add, remove, replace and recover the apiservers that replicate the state"}
 	f := cmd.PersistentFlags()
 	m.flags(f)
 	f.DurationVar(&m.wait, "wait", 2*time.Minute, "maximum duration of a change")

@@ -32,7 +32,7 @@ import (
 
 // node adds nodes that are not on this machine's own network to a cluster.
 func (e *env) node() *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "Nodes on other machines and in containers"}
+	cmd := &cobra.Command{Use: "node", Short: "Run nodes on other machines and in containers"}
 	cmd.AddCommand(e.nodeToken(), e.nodeJoin(), e.nodeRun(), e.nodeAdmit())
 	return cmd
 }
