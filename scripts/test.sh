@@ -5,21 +5,22 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
+step() { printf '== %s (after %d:%02d)\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
 scripts/install-packages.sh nftables iptables iproute2 containernetworking-plugins conntrack dnsutils curl procps
 scripts/lint.sh
-echo "== audit"
+step "audit"
 scripts/audit.sh
-echo "== each module alone"
+step "each module alone"
 for m in proto services/internal services/apiserver services/scheduler services/controller-manager services/cloud-controller services/node tools e2e; do
 	(cd "$m" && GOWORK=off go build ./...)
 done
-echo "== unit tests"
+step "unit tests"
 # The longest tests come first. Vet is off because lint has run it.
 scripts/gotest.sh -vet=off -timeout=10m ./services/apiserver/internal/store/{etcd,raft} ./services/node/internal/agent \
 	./proto/... ./services/{internal,apiserver,scheduler,controller-manager,cloud-controller,node}/... ./tools/...
-echo "== race"
+step "race"
 scripts/race.sh
-echo "== end to end"
+step "end to end"
 scripts/e2e.sh
-echo "== a sample of the official suite"
+step "a sample of the official suite"
 make --no-print-directory -C e2e/conformance sample

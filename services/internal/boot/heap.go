@@ -14,8 +14,8 @@ import (
 const (
 	restPercent = 50
 	busyPercent = 100
-	// A process that has not collected for restAfter is idle, until two collections are
-	// less than busyBelow apart.
+	// restAfter is the time without a collection after which a process is idle, until two
+	// collections are less than busyBelow apart.
 	restAfter = 10 * time.Second
 	busyBelow = 3 * time.Second
 )

@@ -38,7 +38,7 @@ type limits struct {
 	patience time.Duration // for a message to arrive; see slowMessage
 }
 
-// The bounds. A stranger's calls are health checks and what RBAC leaves open to
+// classLimits are the bounds of each class. A stranger's calls are health checks and what RBAC leaves open to
 // anonymous users, none of which needs more than a name. A user's streams are the
 // watches and calls of one program (Kubernetes allows 1,000 on a connection, too);
 // those of System are a simulator's whole cluster.

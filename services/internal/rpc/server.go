@@ -43,8 +43,9 @@ const (
 	// turns off the estimation that lets a connection have up to 16 MiB.
 	window     = 64 << 10
 	connWindow = 1 << 20
-	// A silent peer is asked for a sign of life and given up; together they
-	// bound how long a cut cable goes unnoticed.
+	// keepaliveTime is how long a peer may be silent before it is pinged, and
+	// keepaliveTimeout how long it may take to answer: together they bound how long a cut
+	// cable goes unnoticed.
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 5 * time.Second
 	handshakeTimeout = 5 * time.Second

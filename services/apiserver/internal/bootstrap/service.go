@@ -16,8 +16,8 @@ const (
 	serviceName = "kubernetes"
 	portName    = "https"
 	servicePort = 443
-	// The gRPC API is served on the same port of the apiservers. The name and number are for
-	// clients that look it up.
+	// grpcName and grpcPort are for clients that look the gRPC API up. The apiservers serve it
+	// on the same port.
 	grpcName    = "grpc"
 	grpcPort    = 6444
 	defaultPort = 6443

@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	// Generated names are cut to the length of a label (Kubernetes' names.SimpleNameGenerator).
+	// generatedSuffix and longestBase are the lengths of the parts of a generated name, which
+	// is at most as long as a label (Kubernetes' names.SimpleNameGenerator).
 	generatedSuffix = 5
 	longestBase     = 63 - generatedSuffix
 	// nameLetters are the characters of generated names: no vowels, and no digits that look like
