@@ -40,7 +40,7 @@ func (f *fences) Take(_ context.Context, req *coordinationrpc.TakeRequest) (*coo
 	key := client.Key{Namespace: req.GetNamespace(), Name: req.GetName()}
 	l, ok := c.objects[key].(*coordinationv1.Lease)
 	if !ok {
-		return nil, rpcError(fencedOff("the Lease is gone"))
+		return nil, rpcError(fencedOff("the Lease does not exist"))
 	}
 	holder, transitions := "", int32(0)
 	if l.Spec.HolderIdentity != nil {

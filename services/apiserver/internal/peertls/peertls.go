@@ -48,7 +48,8 @@ const (
 	// accepted.
 	TransitionFile = "accept-cluster-authority"
 
-	// serverName tells a server that the client trusts the peer authority.
+	// serverName is the SNI name of clients that trust the peer authority; the server presents
+	// its peer certificate to them.
 	serverName = "peer.keelson.internal"
 )
 

@@ -52,10 +52,10 @@ func (p *Pipeline) deletion(ctx context.Context, k *resource.Kind, t Target, o D
 
 // deleteWarnings returns the warnings that the options cause.
 func deleteWarnings(k *resource.Kind, o DeleteOptions) []string {
-	if k.UnsaidPropagation == "" || o.PropagationPolicy != nil || o.OrphanDependents != nil {
+	if k.NoPropagationWarning == "" || o.PropagationPolicy != nil || o.OrphanDependents != nil {
 		return nil
 	}
-	return []string{k.UnsaidPropagation}
+	return []string{k.NoPropagationWarning}
 }
 
 func checkDeleteOptions(o DeleteOptions) error {

@@ -42,19 +42,19 @@ func (p *Pipeline) newEviction(ctx context.Context, k *resource.Kind, t Target, 
 	if err != nil {
 		return nil, err
 	}
-	said := false // by the write before the one that is planned
+	recorded := false // whether the previous write of this change recorded the reason in the pod
 	c.plan = func(cur *watchcache.Item) (*step, error) {
 		c.warn = slices.Clone(warnings)
-		if said && d.Preconditions != nil && d.Preconditions.ResourceVersion != nil {
+		if recorded && d.Preconditions != nil && d.Preconditions.ResourceVersion != nil {
 			// The requested state existed, and the previous write of this change has replaced it.
 			now := *d.Preconditions
 			now.ResourceVersion = new(cur.Object.GetResourceVersion())
 			d.Preconditions = &now
 		}
-		said = false
+		recorded = false
 		s, err := p.planEviction(c, cur, d)
 		if err == nil && s.more {
-			s.finish = append(s.finish, func(ok bool) { said = ok })
+			s.finish = append(s.finish, func(ok bool) { recorded = ok })
 		}
 		if err != nil || s.more {
 			return s, err

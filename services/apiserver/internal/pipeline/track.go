@@ -97,7 +97,7 @@ func checkConfiguration(k *resource.Kind, sub *resource.Subresource, configurati
 	}
 	apiVersion, kind := gvk.ToAPIVersionAndKind()
 	for _, field := range []struct{ name, want string }{{"apiVersion", apiVersion}, {"kind", kind}} {
-		if said, _ := configuration[field.name].(string); said == "" {
+		if value, _ := configuration[field.name].(string); value == "" {
 			// The beginning of the message is Kubernetes'.
 			return apierrors.NewBadRequest(fmt.Sprintf("invalid object type: the configuration has no %s: want %q", field.name, field.want))
 		}

@@ -79,8 +79,8 @@ type Kind struct {
 	DefaultPropagation metav1.DeletionPropagation
 	// Deprecated is the warning that is added to every response of a deprecated version.
 	Deprecated string
-	// UnsaidPropagation is the warning for deletes that do not name a propagation policy.
-	UnsaidPropagation string
+	// NoPropagationWarning is the warning for deletes that do not name a propagation policy.
+	NoPropagationWarning string
 	// Virtual, if set, marks a kind whose objects are posted and returned but never stored: it
 	// has no StorePrefix, and create is its only verb. It names the action that the pipeline
 	// executes: one of the Virtual… constants. Rules.Default and Rules.Validate apply to the

@@ -18,12 +18,13 @@ const (
 
 // Log remembers the lines that were logged recently. The zero value is ready to use.
 type Log struct {
-	mu   sync.Mutex
-	said map[string]*said
+	mu     sync.Mutex
+	logged map[string]*record
 }
 
-type said struct {
-	at       time.Time
+// record is the state of one line.
+type record struct {
+	at       time.Time // when it was last logged
 	withheld int
 }
 
@@ -32,19 +33,19 @@ type said struct {
 func (l *Log) Allow(line string, now time.Time) (withheld int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s := l.said[line]
+	s := l.logged[line]
 	if s != nil && now.Sub(s.at) < every {
 		s.withheld++
 		return 0, false
 	}
 	if s == nil {
-		if l.said == nil || len(l.said) >= maxKeys {
-			l.said = make(map[string]*said)
+		if l.logged == nil || len(l.logged) >= maxKeys {
+			l.logged = make(map[string]*record)
 		}
-		s = new(said)
-		l.said[line] = s
+		s = new(record)
+		l.logged[line] = s
 	}
 	withheld = s.withheld
-	*s = said{at: now}
+	*s = record{at: now}
 	return withheld, true
 }

@@ -9,16 +9,16 @@ import (
 func TestRepeatedLinesAreWithheld(t *testing.T) {
 	var l Log
 	now := time.Unix(1000, 0)
-	said, withheld := 0, 0
+	logged, withheld := 0, 0
 	for range 300 { // thirty seconds
 		if n, ok := l.Allow("election timeout", now); ok {
-			said++
+			logged++
 			withheld += n
 		}
 		now = now.Add(100 * time.Millisecond)
 	}
-	if said != 3 || withheld != 198 {
-		t.Errorf("logged %d times with %d withheld, want 3 and 198", said, withheld)
+	if logged != 3 || withheld != 198 {
+		t.Errorf("logged %d times with %d withheld, want 3 and 198", logged, withheld)
 	}
 	if _, ok := l.Allow("another", now); !ok {
 		t.Error("a new line was withheld")
@@ -32,7 +32,7 @@ func TestMemoryIsBounded(t *testing.T) {
 			t.Fatalf("line %d was withheld", i)
 		}
 	}
-	if len(l.said) > maxKeys {
-		t.Errorf("%d lines are remembered, want at most %d", len(l.said), maxKeys)
+	if len(l.logged) > maxKeys {
+		t.Errorf("%d lines are remembered, want at most %d", len(l.logged), maxKeys)
 	}
 }

@@ -28,31 +28,31 @@ func errStatus(code int, reason metav1.StatusReason, message string) error {
 	}}
 }
 
-// errNothingNamed is 406 for an Accept header without any supported media type.
+// errNothingNamed returns the 406 error for an Accept header without any supported media type.
 func errNothingNamed(types []string) error {
 	return apierrors.NewGenericServerResponse(http.StatusNotAcceptable, "", schema.GroupResource{}, "",
 		"406: Not Acceptable\n\nAvailable representations: "+join(types), 0, false)
 }
 
-// errNotAcceptable is 406.
+// errNotAcceptable returns the 406 error for media types that this resource does not serve.
 func errNotAcceptable(types []string) error {
 	return errStatus(http.StatusNotAcceptable, metav1.StatusReasonNotAcceptable,
 		"only the following media types are accepted: "+join(types))
 }
 
-// errUnsupported is 415.
+// errUnsupported returns the 415 error for a body in an unknown format.
 func errUnsupported(types []string) error {
 	return errStatus(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType,
 		"the body of the request was in an unknown format - accepted media types include: "+join(types))
 }
 
-// errPatchType is 415 for a patch.
+// errPatchType returns the 415 error for an unknown kind of patch.
 func errPatchType() error {
 	return apierrors.NewGenericServerResponse(http.StatusUnsupportedMediaType, "", schema.GroupResource{}, "",
 		"415: Unsupported Media Type", 0, false)
 }
 
-// errEncoding is 415 for a compressed body.
+// errEncoding returns the 415 error for a compressed body.
 func errEncoding(encoding string) error {
 	return errStatus(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType,
 		"the body of the request has the content encoding "+strconv.Quote(encoding)+"; send it uncompressed")

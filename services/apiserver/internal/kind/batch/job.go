@@ -21,7 +21,7 @@ func Job() *resource.Kind {
 	k.Columns, k.Cells = jobColumns(), jobCells
 	// Clients that send no propagation policy leave a job's pods behind.
 	k.DefaultPropagation = metav1.DeletePropagationOrphan
-	k.UnsaidPropagation = "child pods are preserved by default when jobs are deleted; " +
+	k.NoPropagationWarning = "child pods are preserved by default when jobs are deleted; " +
 		"set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"
 	k.Fields = map[string]func(resource.Object) string{
 		"status.successful": func(o resource.Object) string {
