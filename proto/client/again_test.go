@@ -37,7 +37,7 @@ func TestRefusedCallsAreMadeAgain(t *testing.T) {
 	}
 }
 
-// An answer that leaves open what has happened is the caller's to judge.
+// An answer that leaves the outcome of a write open is returned to the caller.
 func TestOtherRefusalsAreAnswers(t *testing.T) {
 	for name, answer := range map[string]error{
 		"no time to try again": apierrors.NewServiceUnavailable("stopping"),
@@ -59,7 +59,7 @@ func TestOtherRefusalsAreAnswers(t *testing.T) {
 	}
 }
 
-// Nobody waits for ever, nor past the end of the context.
+// A call is not repeated without end, nor past the end of its context.
 func TestRefusedCallsEnd(t *testing.T) {
 	s, c := clienttest.StartServer(t)
 	s.Fail(func(string, *resourcev1.Ref) error { return outOfReach() })

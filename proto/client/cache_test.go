@@ -60,7 +60,7 @@ func within(t *testing.T, what string, cond func() bool) {
 	}
 }
 
-// A server that refuses initial state in a watch is listed instead.
+// If a server refuses to send initial state in a watch, the cache lists instead.
 func TestCacheFallsBackToList(t *testing.T) {
 	s, c := clienttest.StartServer(t)
 	s.RefuseStreamingLists()
@@ -98,7 +98,7 @@ func TestCacheTransforms(t *testing.T) {
 	within(t, "the deletion", func() bool { return deleted.Load() == 1 })
 }
 
-// A server that does not answer is asked again, and Err says why.
+// The cache repeats what a server does not answer, and Err returns the reason.
 func TestCacheKeepsTrying(t *testing.T) {
 	s, c := clienttest.StartServer(t)
 	var asked atomic.Int32
@@ -139,7 +139,7 @@ func TestErrors(t *testing.T) {
 	}
 	defer func() { _ = dead.Close() }()
 	if _, err := client.For[*corev1.ConfigMap](dead).Create(t.Context(), &corev1.ConfigMap{}); !client.IsUnavailable(err) {
-		t.Errorf("nobody there: %v", err)
+		t.Errorf("no server: %v", err)
 	}
 }
 
@@ -163,7 +163,7 @@ func TestKinds(t *testing.T) {
 	}
 }
 
-// What a document of Apply names is what its manager will own.
+// A document for Apply names exactly the fields that its manager will own.
 func TestConfiguration(t *testing.T) {
 	zero := int64(0)
 	pod := &corev1.Pod{
@@ -185,8 +185,8 @@ func TestConfiguration(t *testing.T) {
 	}
 }
 
-// A cache whose watch is held up does not count as caught up before it shows what
-// was written meanwhile: a new object, a change, and a deletion.
+// A cache whose watch is delayed has not caught up before it shows what was written in the
+// meantime: a new object, a change, and a deletion.
 func TestCatchUp(t *testing.T) {
 	s, c := clienttest.StartServer(t)
 	maps := client.For[*corev1.ConfigMap](c)
@@ -231,7 +231,7 @@ func TestCatchUp(t *testing.T) {
 	}
 }
 
-// A server that never had the cache's revision (it was restored) is listed anew.
+// If a server never had the cache's revision (it was restored), the cache lists again.
 func TestCacheOfARestoredServer(t *testing.T) {
 	s, c := clienttest.StartServer(t)
 	create(t, c, "a")

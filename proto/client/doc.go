@@ -36,8 +36,8 @@
 //
 // # Caches and watches
 //
-// A [Cache] holds the present state of a collection in memory and tells its subscribers of
-// each change, once and in order, also across broken connections and restarts of
+// A [Cache] holds the present state of a collection in memory and delivers each change to
+// its subscribers, once and in order, also across broken connections and restarts of
 // apiservers. Use it for every program that follows a kind; [Resource.Watch] is the plain
 // stream beneath it, which the caller resumes.
 //
@@ -54,8 +54,7 @@
 // stream, that a server refused without doing anything, because its store is out of reach (a
 // Status 503 with retryAfterSeconds), is repeated for up to two seconds, at another
 // apiserver if there is one. Nothing else is repeated: the outcome of a write that failed
-// in another way is unknown, and it is the caller who knows whether a repetition is
-// harmless.
+// in another way is unknown, and only the caller can know whether repeating it is harmless.
 //
 // # Fencing
 //

@@ -30,9 +30,9 @@ func (r *recorder) event(ev client.Event[*corev1.ConfigMap]) {
 	old := r.now[ev.Object.Name]
 	switch {
 	case ev.Old != old:
-		r.t.Errorf("%s: the old object is not the one that came before", describe(ev))
+		r.t.Errorf("%s: Old is not the object of the previous event", describe(ev))
 	case ev.Type == client.Added && old != nil, ev.Type != client.Added && old == nil:
-		r.t.Errorf("%s: does not fit", describe(ev))
+		r.t.Errorf("%s: does not follow from the events before it", describe(ev))
 	case ev.Type == client.Modified && ev.Object.ResourceVersion == old.ResourceVersion:
 		r.t.Errorf("%s: repeated", describe(ev))
 	}

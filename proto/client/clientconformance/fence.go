@@ -19,8 +19,8 @@ func held(l *coordinationv1.Lease, holder string, transitions int32) *coordinati
 	return l
 }
 
-// testFence lets a second leader follow a first one: no write of the first, of
-// whatever kind, is accepted from then on.
+// testFence lets a second leader follow the first: from then on, no write of the first is
+// accepted, of any form.
 func testFence(t *testing.T, s *suite) {
 	leases := client.For[*coordinationv1.Lease](s.Client)
 	name := s.prefix + "lease"
@@ -105,7 +105,7 @@ func testFence(t *testing.T, s *suite) {
 		wants(t, what+" of the old leader", client.IsFenced, err)
 		wants(t, what+" of the old leader", apierrors.IsConflict, err)
 		if lost == before {
-			t.Errorf("%s: the loss was not told", what)
+			t.Errorf("%s: Fence.Lost was not called", what)
 		}
 	}
 	_, err = client.TakeFence(s.ctx, s.Client, first)
@@ -122,6 +122,6 @@ func testFence(t *testing.T, s *suite) {
 	s.set(t, obj, "k", "5")
 	_, err = s.maps.Create(client.WithFence(s.ctx, &client.Fence{Token: "nonsense"}), s.configMap("x"))
 	if err == nil {
-		t.Error("a token that is none was accepted")
+		t.Error("a malformed token was accepted")
 	}
 }

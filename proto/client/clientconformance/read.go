@@ -141,8 +141,8 @@ func (s *suite) watch(t *testing.T, c *client.Client, o client.WatchOptions, n i
 	return nil, nil
 }
 
-// history makes changes and returns the version before them and the events that
-// a watch must show.
+// history makes changes and returns the resource version before them and the events that
+// a watch must report.
 func (s *suite) history(t *testing.T) (start string, want []string) {
 	t.Helper()
 	_, meta := s.list(t, client.ListOptions{})

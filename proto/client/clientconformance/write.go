@@ -265,10 +265,10 @@ func testErrors(t *testing.T, s *suite) {
 		break
 	}
 	if !apierrors.IsBadRequest(err) && !apierrors.IsInvalid(err) {
-		t.Errorf("watch from a resourceVersion that is none: %v", err)
+		t.Errorf("watch from a malformed resourceVersion: %v", err)
 	}
 	_, _, err = s.maps.List(s.ctx, client.ListOptions{Namespace: s.Namespace, Limit: 1, Continue: "x"})
 	if !apierrors.IsBadRequest(err) && !apierrors.IsResourceExpired(err) {
-		t.Errorf("a continue token that is none: %v", err)
+		t.Errorf("a malformed continue token: %v", err)
 	}
 }

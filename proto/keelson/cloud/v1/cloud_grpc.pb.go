@@ -149,7 +149,8 @@ type LoadBalancerServiceClient interface {
 	// is the idempotency key. Permission: the cloud-controller's
 	// certificate. Safe to retry.
 	EnsureLoadBalancer(ctx context.Context, in *EnsureLoadBalancerRequest, opts ...grpc.CallOption) (*EnsureLoadBalancerResponse, error)
-	// DeleteLoadBalancer removes a load balancer. It succeeds if there is none. Permission: the cloud-controller's certificate. Safe to retry.
+	// DeleteLoadBalancer removes a load balancer. It succeeds if there is none.
+	// Permission: the cloud-controller's certificate. Safe to retry.
 	DeleteLoadBalancer(ctx context.Context, in *DeleteLoadBalancerRequest, opts ...grpc.CallOption) (*DeleteLoadBalancerResponse, error)
 	// ListLoadBalancers returns the ids of the load balancers of a cluster, so that those
 	// without a Service can be removed. Permission: the cloud-controller's
@@ -205,7 +206,8 @@ type LoadBalancerServiceServer interface {
 	// is the idempotency key. Permission: the cloud-controller's
 	// certificate. Safe to retry.
 	EnsureLoadBalancer(context.Context, *EnsureLoadBalancerRequest) (*EnsureLoadBalancerResponse, error)
-	// DeleteLoadBalancer removes a load balancer. It succeeds if there is none. Permission: the cloud-controller's certificate. Safe to retry.
+	// DeleteLoadBalancer removes a load balancer. It succeeds if there is none.
+	// Permission: the cloud-controller's certificate. Safe to retry.
 	DeleteLoadBalancer(context.Context, *DeleteLoadBalancerRequest) (*DeleteLoadBalancerResponse, error)
 	// ListLoadBalancers returns the ids of the load balancers of a cluster, so that those
 	// without a Service can be removed. Permission: the cloud-controller's
