@@ -23,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// Whoever calls it wrongly gets one line and code 2.
+// A usage error exits with one line and code 2.
 func TestWrongCalls(t *testing.T) {
 	junk := filepath.Join(t.TempDir(), "key")
 	if err := os.WriteFile(junk, []byte("junk"), 0o600); err != nil {

@@ -1,10 +1,10 @@
-// Package controller is the level-based runtime of every control loop: caches'
-// events become keys in a bounded queue that holds each key once; workers call
+// Package controller is the level-based runtime of every control loop: events of
+// caches become keys in a bounded queue that holds each key once; workers call
 // Reconcile, which reads caches and writes the difference.
 //
-// A reconcile that answers a traced write is one span, child of that write and
-// linked to the others that were coalesced with it; what nobody caused (the
-// initial state, a periodic look) has none, nor has one that found nothing to do.
+// A reconcile that a traced write caused is one span: a child of that write, linked to
+// the other writes that were coalesced with it. A reconcile without such a cause (the
+// initial state, a periodic check) has no span, and neither has one that writes nothing.
 //
 // It must never run Reconcile twice at once for one key, lose a key, or retry
 // without a growing delay.
@@ -22,10 +22,10 @@ import (
 // Key names the object to reconcile.
 type Key = client.Key
 
-// Result is what a successful reconcile asks for.
+// Result is what a successful reconcile returns.
 type Result struct {
-	// RequeueAfter, if not 0, reconciles the key again after this time, or
-	// earlier if an event comes.
+	// RequeueAfter, if not 0, is the time after which the key is reconciled again, unless
+	// an event causes that earlier.
 	RequeueAfter time.Duration
 }
 
@@ -35,43 +35,44 @@ type Controller struct {
 	Name string
 	// Workers is the largest number of keys reconciled at once; 0 means 2.
 	Workers int
-	// Reconcile brings one object closer to what it should be. Its context
-	// carries the trace, and ends after Timeout.
+	// Reconcile brings the state of one object closer to the desired one. Its context
+	// carries the trace, and ends after Timeout. After an error the key is retried with
+	// a growing delay.
 	Reconcile func(ctx context.Context, key Key) (Result, error)
-	// Fresh, if set, is asked before each reconcile whether the caches show the
-	// controller's own last writes for the key; while it returns an error, the
-	// key waits, without a span.
+	// Fresh, if set, is called before each reconcile and returns an error while the caches
+	// do not contain the controller's own last writes for the key. The key then waits,
+	// without a span. See Writes.
 	Fresh func(key Key) error
-	// Extend, if set, is asked once the time of a Result.RequeueAfter has passed
-	// and nothing else has happened to the key: the key waits as much longer as it
-	// returns, without a reconcile; 0 reconciles. It is for deadlines that move all
-	// the time. It is called on a timer's goroutine and must be quick.
+	// Extend, if set, is called when the time of a Result.RequeueAfter has passed without
+	// an event for the key. The key waits for the time that Extend returns, without a
+	// reconcile; 0 reconciles it. It is for deadlines that move all the time. It is called
+	// on a timer's goroutine and must return quickly.
 	Extend func(key Key) time.Duration
 	// Sources are where keys come from.
 	Sources []Source
-	// Synced are further caches to wait for, which Reconcile reads but which
-	// enqueue nothing.
+	// Synced are closed when further caches have synced, which Reconcile reads but which
+	// enqueue nothing. Reconciles begin after that.
 	Synced []<-chan struct{}
-	// Started, if set, is called once every source has brought what it had.
+	// Started, if set, is called once every source has enqueued its initial keys.
 	Started func()
 	// Timeout bounds one reconcile; 0 means one minute.
 	Timeout time.Duration
 	// MaxBackoff bounds the delay after failures; 0 means 30 s.
 	MaxBackoff time.Duration
-	// MaxQueue bounds the keys that wait; 0 means 100,000. When it is reached,
-	// the caches that bring more are held up, which their servers answer by
-	// cutting the watch off: nothing is lost.
+	// MaxQueue bounds the keys that wait; 0 means 100,000. When it is reached, caches that
+	// have more events block. Their servers then end the watch, and the caches list anew:
+	// no event is lost.
 	MaxQueue int
 }
 
-// Source brings keys.
+// Source enqueues keys.
 type Source struct {
 	synced    <-chan struct{}
 	subscribe func(enqueue func(key Key, traceparent string)) (unsubscribe func())
 }
 
-// From makes a source of a cache: keys maps an event to the keys to reconcile.
-// It is called on the cache's goroutine and must be quick.
+// From returns the source of a cache's events; keys maps an event to the keys to
+// reconcile. It is called on the cache's goroutine and must return quickly.
 func From[T client.Object](cache *client.Cache[T], keys func(client.Event[T]) []Key) Source {
 	return Source{
 		synced: cache.Synced(),
@@ -85,13 +86,13 @@ func From[T client.Object](cache *client.Cache[T], keys func(client.Event[T]) []
 	}
 }
 
-// Objects is a source whose keys are those of the cache's objects.
+// Objects returns a source that enqueues the key of each object of the cache that changes.
 func Objects[T client.Object](cache *client.Cache[T]) Source {
 	return From(cache, func(ev client.Event[T]) []Key { return []Key{client.KeyOf(ev.Object)} })
 }
 
-// Channel is a source that others feed, for keys that no event brings. The
-// channel is read until the controller ends.
+// Channel returns a source that enqueues the keys sent to a channel, for reconciles that no
+// event causes. The channel is read until the controller ends.
 func Channel(keys <-chan Key) Source {
 	return Source{
 		subscribe: func(enqueue func(Key, string)) func() {
@@ -115,8 +116,8 @@ func Channel(keys <-chan Key) Source {
 	}
 }
 
-// Run runs controllers until ctx ends, then waits for their reconciles, which
-// see ctx end, and returns nil. The caches are run by somebody else: they stay
+// Run runs controllers until ctx ends. It then waits for their reconciles, whose contexts
+// end too, and returns nil. It does not run the caches: the caller does, so that they stay
 // warm while another process leads.
 func Run(ctx context.Context, controllers ...Controller) error {
 	names := map[string]bool{}

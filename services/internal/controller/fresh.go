@@ -7,29 +7,29 @@ import (
 	"sync"
 )
 
-// ErrStale is returned by a reconcile whose cache does not show its own last
-// writes yet; it is tried again shortly.
+// ErrStale is returned by a reconcile whose cache does not contain its own last writes yet.
+// The key is retried shortly.
 var ErrStale = errors.New("the cache does not show the last write yet")
 
-// revisioned is a cache that says how far it is.
+// revisioned is a cache that knows the revision that it has reached.
 type revisioned interface{ Revision() uint64 }
 
-// Writes remembers, by key, the revision of a controller's own last writes, so
-// that a decision is never made on a cache that does not show them: acting twice
-// on one cause (two pods for one replica) is what it prevents. One Writes
-// belongs to the cache of the kind that is written.
+// Writes records, by key, the revision of a controller's own last write, so that no
+// decision is based on a cache that does not contain it: this prevents acting twice on one
+// cause, such as two pods for one replica. Each Writes belongs to the cache of the kind
+// that is written.
 type Writes struct {
 	cache revisioned
 	mu    sync.Mutex
 	last  map[Key]uint64
 }
 
-// NewWrites watches over writes that the cache will show.
+// NewWrites returns a Writes for objects that cache will contain.
 func NewWrites(cache revisioned) *Writes {
 	return &Writes{cache: cache, last: map[Key]uint64{}}
 }
 
-// Wrote remembers a write's resourceVersion on behalf of a key.
+// Wrote records the resourceVersion of a write made for key.
 func (w *Writes) Wrote(key Key, resourceVersion string) {
 	rv, err := strconv.ParseUint(resourceVersion, 10, 64)
 	if err != nil {
@@ -40,7 +40,7 @@ func (w *Writes) Wrote(key Key, resourceVersion string) {
 	w.last[key] = max(w.last[key], rv)
 }
 
-// Fresh is nil when the cache shows all writes of the key, and ErrStale
+// Fresh returns nil if the cache contains all writes recorded for key, and ErrStale
 // otherwise.
 func (w *Writes) Fresh(key Key) error {
 	w.mu.Lock()

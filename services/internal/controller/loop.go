@@ -97,8 +97,8 @@ func wait(ctx context.Context, synced <-chan struct{}) bool {
 	}
 }
 
-// wake starts a worker for a ready key, if there may be one more; workers end
-// when nothing is ready. queue.mu is held.
+// wake starts a worker for a ready key, unless Workers run already. Workers end when no key
+// is ready. queue.mu is held.
 func (l *loop) wake() {
 	queueLength.WithLabelValues(l.Name).Set(float64(l.queue.length()))
 	if l.active < l.Workers {
@@ -107,7 +107,7 @@ func (l *loop) wake() {
 	}
 }
 
-// full says that the queue is full; queue.mu is held.
+// full logs that the queue is full. queue.mu is held.
 func (l *loop) full() {
 	queueFull.WithLabelValues(l.Name).Inc()
 	if now := time.Now(); now.Sub(l.warned) > 10*time.Second {
@@ -165,8 +165,8 @@ func (l *loop) process(j job) {
 		if retry > 0 {
 			span.SetAttributes(attribute.Int64("keelson.requeue_ms", retry.Milliseconds()))
 		}
-		// One that found nothing to do tells nobody anything: a span that is never
-		// ended is never exported.
+		// The span of a reconcile without writes is of no use: it is not ended, and so
+		// never exported.
 		if parent, ok := span.(interface{ ChildSpanCount() int }); !ok || err != nil || parent.ChildSpanCount() > 0 {
 			span.End()
 		}
@@ -174,7 +174,7 @@ func (l *loop) process(j job) {
 	l.queue.done(j, err != nil, retry)
 }
 
-// span begins the span of a reconcile that somebody caused; nil otherwise.
+// span starts the span of a reconcile that a traced write caused, and returns nil for others.
 func (l *loop) span(ctx context.Context, j job) (context.Context, trace.Span) {
 	if len(j.traces) == 0 {
 		return ctx, nil
@@ -220,9 +220,9 @@ func (l *loop) report(ctx context.Context, j job, err error, retry time.Duration
 	level := slog.LevelWarn
 	switch {
 	case errors.Is(err, context.Canceled):
-		level = slog.LevelDebug // it was told to end, or to pause.
+		level = slog.LevelDebug // its context ended: the term is over, or pauses
 	case errors.Is(err, ErrStale), apierrors.IsConflict(err):
-		level = slog.LevelDebug // the caches will tell.
+		level = slog.LevelDebug // expected: the cache catches up
 	}
 	slog.Log(ctx, level, "reconcile failed", "controller", l.Name, "key", j.entry.key.String(),
 		"error", err, "attempt", j.tries+1, "retry", retry)

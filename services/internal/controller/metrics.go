@@ -25,8 +25,8 @@ var (
 	}, []string{"controller"})
 )
 
-// Collectors are the metrics of all controllers of the process, to be registered
-// once.
+// Collectors returns the metrics of all controllers of the process. Register them once per
+// registry.
 func Collectors() []prometheus.Collector {
 	return []prometheus.Collector{queueLength, queueFull, queueWait, reconcileTime, reconciles, panics}
 }

@@ -5,26 +5,26 @@ import (
 	"time"
 )
 
-// maxLinks bounds the coalesced writes that a reconcile remembers.
+// maxLinks bounds the coalesced writes that a reconcile links to.
 const maxLinks = 16
 
-// maxTraceAge is how long a key keeps its trace over retries and requeues; what
-// happens later is no longer the consequence of that write alone.
+// maxTraceAge is how long a key keeps its trace over retries and requeues. Later reconciles
+// are no longer a consequence of that write alone.
 const maxTraceAge = 15 * time.Minute
 
 // entry is a key that waits, runs, or has failed.
 type entry struct {
 	key Key
-	// queued is set while the key is in the FIFO; running while it is
-	// reconciled; again when it came back meanwhile.
+	// queued is true while the key is in the FIFO, running while it is reconciled, and
+	// again if it was enqueued meanwhile.
 	queued, running, again bool
 	failures               int
-	// traces are the causes since the last start, the first one the parent; at
-	// is when the first came.
+	// traces are the causes since the last start, of which the first is the parent; at is
+	// the time of the first.
 	traces []string
 	at     time.Time
 	since  time.Time // of the present wait
-	// timer is set while the key is delayed; delays counts how often it was.
+	// timer is set while the key is delayed; delays counts its delays.
 	timer  *time.Timer
 	delays uint64
 }
@@ -44,8 +44,8 @@ func (e *entry) cause(traceparent string, now time.Time) {
 	e.traces = append(e.traces, traceparent)
 }
 
-// queue holds each key once. A key that comes back while it is reconciled waits
-// until that has ended.
+// queue holds each key once. A key that is added while it is reconciled waits until that
+// has ended.
 type queue struct {
 	mu      sync.Mutex
 	room    *sync.Cond
@@ -57,7 +57,7 @@ type queue struct {
 	// wake is called, with mu held, for each key that becomes ready.
 	wake func()
 	full func()
-	// extend, if set, is asked, without mu, about a key whose requeue is due.
+	// extend, if set, is called, without mu, for a key whose requeue is due.
 	extend func(Key) time.Duration
 }
 
@@ -69,7 +69,7 @@ func newQueue(limit int, wake, full func()) *queue {
 
 func (q *queue) length() int { return len(q.fifo) - q.head }
 
-// add puts a key at the end, and waits for room first.
+// add appends a key, and waits first while the queue is full.
 func (q *queue) add(key Key, traceparent string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -113,7 +113,7 @@ func (q *queue) push(e *entry, now time.Time) {
 	q.wake()
 }
 
-// job is a key to reconcile and why.
+// job is a key to reconcile, with its causes.
 type job struct {
 	entry  *entry
 	traces []string
@@ -122,7 +122,7 @@ type job struct {
 	tries  int
 }
 
-// next takes a key; ok is false if none is ready. mu is held.
+// next removes the first ready key; ok is false if there is none. mu is held.
 func (q *queue) next() (j job, ok bool) {
 	if q.closed || q.length() == 0 {
 		return job{}, false
@@ -131,7 +131,7 @@ func (q *queue) next() (j job, ok bool) {
 	q.fifo[q.head] = nil
 	q.head++
 	if q.head == len(q.fifo) {
-		// A burst's room is given back.
+		// Free the memory that a burst took.
 		if cap(q.fifo) > 1024 {
 			q.fifo = nil
 		}
@@ -144,8 +144,8 @@ func (q *queue) next() (j job, ok bool) {
 	return j, true
 }
 
-// done ends a reconcile. retry, if not 0, brings the key back after that time,
-// with its trace.
+// done ends a reconcile. If retry is not 0, the key is added again after that time, with
+// its trace.
 func (q *queue) done(j job, failed bool, retry time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -174,16 +174,16 @@ func (q *queue) done(j job, failed bool, retry time.Duration) {
 	}
 }
 
-// delay brings a key back after a time; if that may be extended, not before
-// extend says so. mu is held.
+// delay adds a key again after a time, which extend may prolong if the delay is
+// extensible. mu is held.
 func (q *queue) delay(e *entry, after time.Duration, extensible bool) {
 	e.delays++
 	nth := e.delays
 	e.timer = time.AfterFunc(after, func() { q.ripe(e, nth, extensible) })
 }
 
-// ripe makes a key ready whose nth delay has passed, unless it is extended or
-// something has happened to the key since.
+// ripe makes a key ready whose nth delay has passed, unless the delay is extended or the
+// key has been added since.
 func (q *queue) ripe(e *entry, nth uint64, extensible bool) {
 	var longer time.Duration
 	if extensible && q.extend != nil {
@@ -200,7 +200,7 @@ func (q *queue) ripe(e *entry, nth uint64, extensible bool) {
 	}
 }
 
-// close drops everything and lets nobody wait any more.
+// close drops all keys and ends all waits.
 func (q *queue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -1,10 +1,10 @@
-// Package event records Kubernetes Events: what a service did to an object or
-// could not do, as `kubectl describe` and `kubectl events` show it.
+// Package event records Kubernetes Events: what a service did to an object or failed to
+// do, as `kubectl describe` and `kubectl events` show it.
 //
-// Recording never waits and never fails its caller: the queue is bounded, what
-// does not fit is dropped and counted. The same event within ten minutes is
-// counted up instead of being written anew. An event belongs to the epoch of the
-// leader that recorded it, and is refused after it.
+// Recording must never block its caller or return an error: the queue is bounded, and events
+// that do not fit are dropped and counted. An event that is repeated within ten minutes
+// increases the count of the first. An event belongs to the epoch of the leader that
+// recorded it, and is refused once that epoch has ended.
 package event
 
 import (
@@ -31,14 +31,14 @@ type Recorder struct {
 	component string
 }
 
-// writer is what the recorders of a process share.
+// writer writes the events of all recorders of a process.
 type writer struct {
 	c        *client.Client
 	instance string
 	queue    chan *pending
 	dropped  atomic.Int64
 
-	// Of Run's goroutine only.
+	// Used by Run's goroutine only.
 	recent map[series]*written
 	order  []series
 }
@@ -48,14 +48,14 @@ type pending struct {
 	series      series
 	at          time.Time
 	traceparent string
-	// fence is the epoch of whoever recorded it; nil is none.
+	// fence is the epoch in which it was recorded; nil if there was none.
 	fence *client.Fence
-	// flushed is set in the place of all that: it is closed when what came before
-	// was written.
+	// flushed, if set, makes this a marker instead of an event: it is closed once all
+	// earlier events have been written.
 	flushed chan struct{}
 }
 
-// series is what makes two events the same.
+// series identifies an event; equal ones are counted.
 type series struct {
 	about        corev1.ObjectReference
 	component    string
@@ -78,15 +78,16 @@ const (
 	maxMessage = 1024
 )
 
-// NewRecorder makes a recorder; Run writes what it is given.
+// NewRecorder returns a recorder of component, which is the Event's source; instance is
+// unique among its processes. Events are written while Run runs.
 func NewRecorder(c *client.Client, component, instance string) *Recorder {
 	return &Recorder{component: component, writer: &writer{
 		c: c, instance: instance, queue: make(chan *pending, queueSize), recent: map[series]*written{},
 	}}
 }
 
-// As is a recorder of another component, for instance of one control loop among
-// several, that shares the queue; Run of either writes for both.
+// As returns a recorder of another component, for instance of one control loop among
+// several. It shares the queue, and Run of either writes for both.
 func (r *Recorder) As(component string) *Recorder {
 	if r == nil {
 		return nil
@@ -94,13 +95,13 @@ func (r *Recorder) As(component string) *Recorder {
 	return &Recorder{component: component, writer: r.writer}
 }
 
-// Normal records something that went well. obj needs its kind, name, namespace
-// and uid; the event joins the trace in ctx.
+// Normal records an event of type Normal. obj needs a kind, name, namespace and uid. The
+// event joins the trace of ctx and carries its fence.
 func (r *Recorder) Normal(ctx context.Context, obj client.Object, reason, format string, args ...any) {
 	r.record(ctx, obj, corev1.EventTypeNormal, reason, format, args)
 }
 
-// Warning records something that did not.
+// Warning records an event of type Warning; see Normal.
 func (r *Recorder) Warning(ctx context.Context, obj client.Object, reason, format string, args ...any) {
 	r.record(ctx, obj, corev1.EventTypeWarning, reason, format, args)
 }
@@ -120,12 +121,13 @@ func (r *Recorder) record(ctx context.Context, obj client.Object, kind, reason, 
 	}, kind, reason, fmt.Sprintf(format, args...))
 }
 
-// About records an event about a reference, for instance to one container.
+// About records an event about a reference, for instance to one container. kind is Normal or
+// Warning, the type of the event.
 func (r *Recorder) About(ctx context.Context, about corev1.ObjectReference, kind, reason, message string) {
 	if len(message) > maxMessage {
 		message = message[:maxMessage-3] + "..."
 	}
-	about.ResourceVersion = "" // a series goes on over changes of its object.
+	about.ResourceVersion = "" // a series continues when its object changes
 	select {
 	case r.queue <- &pending{
 		series:      series{about: about, component: r.component, kind: kind, reason: reason, message: message},
@@ -138,14 +140,14 @@ func (r *Recorder) About(ctx context.Context, about corev1.ObjectReference, kind
 	}
 }
 
-// Dropped is the number of events that found the queue full.
+// Dropped returns the number of events that were dropped because the queue was full.
 func (r *writer) Dropped() int64 { return r.dropped.Load() }
 
-// flushTime bounds Flush: it is a small part of what a handover may take.
+// flushTime bounds Flush, to a small part of the time that a handover may take.
 const flushTime = 300 * time.Millisecond
 
-// Flush waits a moment until the events so far are written: a leader that gives
-// its lease up calls it before, as they would be refused after.
+// Flush waits, 300 ms at most, until the events recorded so far have been written. A leader
+// calls it before it releases its Lease, as they would be refused afterwards.
 func (r *Recorder) Flush() {
 	if r == nil {
 		return
@@ -164,7 +166,7 @@ func (r *Recorder) Flush() {
 	}
 }
 
-// Run writes events until ctx ends; what waits then is written within a second.
+// Run writes events until ctx ends. It then writes, within a second, those that wait.
 func (r *writer) Run(ctx context.Context) error {
 	for {
 		select {
@@ -183,7 +185,7 @@ func (r *writer) Run(ctx context.Context) error {
 	}
 }
 
-// batch takes what else waits.
+// batch returns first and the events that wait behind it.
 func (r *writer) batch(first *pending) []*pending {
 	batch := []*pending{first}
 	for len(batch) < batchSize {
@@ -197,7 +199,7 @@ func (r *writer) batch(first *pending) []*pending {
 	return batch
 }
 
-// write writes a batch, one message for each epoch in a row.
+// write writes a batch, with one request for each run of events of one epoch.
 func (r *writer) write(ctx context.Context, batch []*pending) {
 	for len(batch) > 0 {
 		if done := batch[0].flushed; done != nil {
@@ -246,7 +248,7 @@ func (r *writer) commit(ctx context.Context, batch []*pending) {
 	}
 }
 
-// one makes the write of an event: a new one, or the count of a recent one.
+// one returns the write for an event: a new one, or a higher count of a recent one.
 func (r *writer) one(p *pending) client.Write {
 	at := metav1.NewTime(p.at)
 	if w := r.recent[p.series]; w != nil && p.at.Sub(w.last) < sameSeries {

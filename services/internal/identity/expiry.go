@@ -8,14 +8,14 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// renewMargin is how long before the end of its certificate a connection is made anew,
-// with the certificate of that time, if there is a later one.
+// renewMargin is how long before its certificate expires a connection is closed, to be
+// replaced by one with the renewed certificate, if there is one by then.
 const renewMargin = time.Minute
 
-// ClientHandshake shows and trusts what the files hold now. The connection ends with
-// the certificate that it has shown: a server answers no call by an expired one, and
-// gRPC would otherwise keep the connection for ever. The next one shows what the files
-// hold then.
+// ClientHandshake uses the certificate and CA that the files contain now. The connection
+// ends before that certificate expires: servers refuse calls by an expired one, and gRPC
+// would otherwise keep the connection forever. The next connection uses the files'
+// contents of that time.
 func (c *clientCredentials) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	shown := c.source.Current()
 	config := clientTLS(shown, c.serverName...)
@@ -25,7 +25,7 @@ func (c *clientCredentials) ClientHandshake(ctx context.Context, authority strin
 	}
 	left := time.Until(shown.Certificate.Leaf.NotAfter)
 	if left <= 0 {
-		return conn, info, nil // there is nothing better to show
+		return conn, info, nil // there is no later certificate
 	}
 	if left > renewMargin {
 		left -= renewMargin

@@ -1,10 +1,9 @@
-// Package identity is who a process is on the wire: its certificate, its key and
-// the cluster's CA, read from a directory and read again when they change, so
-// that certificates are renewed without a restart.
+// Package identity is a process's TLS identity: its certificate, its key and the cluster's
+// CA, read from a directory and read again when they change, so that certificates are
+// renewed without a restart.
 //
-// It must never log or return a private key, and never go on with half of a
-// renewal: if the files in the directory do not fit together, the last good ones
-// stay in use.
+// It must never log a private key, and never use half of a renewal: while the files do not
+// match each other, the last ones that did stay in use.
 package identity
 
 import (
@@ -37,15 +36,15 @@ type Source struct {
 	current atomic.Pointer[Material]
 	mu      sync.Mutex // one reader of the files at a time
 	after   func(time.Duration, func()) *time.Timer
-	refused stamp // files that could not be used, so as not to say it at each handshake
+	refused stamp // the files that could not be used, so that this is logged once
 }
 
-// Material is an identity as it was at one time. It is shared: nobody may change
-// it.
+// Material is the contents of an identity directory at one time. It is shared and must not
+// be modified.
 type Material struct {
 	// Certificate is the chain with its key; Certificate.Leaf is set.
 	Certificate tls.Certificate
-	// Roots are the cluster's CAs, RootsPEM the same in PEM.
+	// Roots are the cluster's CAs; RootsPEM are the same in PEM.
 	Roots    *x509.CertPool
 	RootsPEM []byte
 
@@ -53,7 +52,7 @@ type Material struct {
 	server [2]*tls.Config // by whether client certificates are required
 }
 
-// Load reads the identity in dir.
+// Load reads the identity in dir. It fails if a file is missing or the files do not match.
 func Load(dir string) (*Source, error) {
 	s := &Source{dir: dir, after: time.AfterFunc}
 	st, err := stampOf(dir)
@@ -68,8 +67,8 @@ func Load(dir string) (*Source, error) {
 	return s, nil
 }
 
-// Current is the identity as the files have it now; it costs three stat calls
-// while they do not change.
+// Current returns the identity in the files now, or the last usable one. It costs three
+// stat calls while the files do not change.
 func (s *Source) Current() *Material {
 	m := s.current.Load()
 	st, err := stampOf(s.dir)
@@ -92,13 +91,13 @@ func (s *Source) Current() *Material {
 	return next
 }
 
-// Name is the common name of the certificate: the user that the cluster knows
-// this process as.
+// Name returns the common name of the certificate, which is the process's user name in the
+// cluster.
 func (s *Source) Name() string { return s.current.Load().Certificate.Leaf.Subject.CommonName }
 
-// ClientTLS is for connections that this process opens: it shows the certificate
-// as it is at each handshake. The CA is the one of the time of this call. A
-// server name replaces the dialled host in verification.
+// ClientTLS returns a configuration for outgoing connections. Each handshake uses the
+// certificate of that time; the CA is that of the time of this call. serverName, if given,
+// replaces the dialled host in verification.
 func (s *Source) ClientTLS(serverName ...string) *tls.Config {
 	c := clientTLS(s.Current(), serverName...)
 	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -107,7 +106,7 @@ func (s *Source) ClientTLS(serverName ...string) *tls.Config {
 	return c
 }
 
-// clientTLS shows and trusts m, whatever the files hold later.
+// clientTLS uses m, whatever the files contain later.
 func clientTLS(m *Material, serverName ...string) *tls.Config {
 	c := &tls.Config{
 		MinVersion: tls.VersionTLS12,
@@ -122,10 +121,10 @@ func clientTLS(m *Material, serverName ...string) *tls.Config {
 	return c
 }
 
-// ServerTLS is for a listener. With requireClientCert, a client shows a
-// certificate of the cluster's CA or is cut off. Without, a certificate is asked
-// for and NOT verified: whoever serves must verify what he wants to rely on, and
-// can answer a foreign one with an error that says so.
+// ServerTLS returns a configuration for a listener. With requireClientCert, clients without
+// a certificate of the cluster's CA are disconnected. Without it, a certificate is requested
+// and NOT verified: the server must verify it before relying on it, and can answer a client
+// with a foreign certificate with an error that says so.
 func (s *Source) ServerTLS(requireClientCert bool) *tls.Config {
 	kind := 0
 	if requireClientCert {
@@ -138,8 +137,9 @@ func (s *Source) ServerTLS(requireClientCert bool) *tls.Config {
 	return c
 }
 
-// ClientCredentials are gRPC's, like ClientTLS but with the CA as it is at each
-// handshake too, and each connection ends with the certificate that it has shown.
+// ClientCredentials returns gRPC credentials like ClientTLS, except that the CA, too, is that
+// of the time of each handshake, and that each connection ends before the certificate that
+// it uses expires.
 func (s *Source) ClientCredentials(serverName ...string) credentials.TransportCredentials {
 	return &clientCredentials{
 		TransportCredentials: credentials.NewTLS(s.ClientTLS(serverName...)),
@@ -148,7 +148,7 @@ func (s *Source) ClientCredentials(serverName ...string) credentials.TransportCr
 	}
 }
 
-// ServerCredentials are gRPC's for ServerTLS.
+// ServerCredentials returns gRPC credentials for ServerTLS.
 func (s *Source) ServerCredentials(requireClientCert bool) credentials.TransportCredentials {
 	return credentials.NewTLS(s.ServerTLS(requireClientCert))
 }
@@ -159,7 +159,7 @@ type clientCredentials struct {
 	serverName []string
 }
 
-// Clone is a copy, as gRPC wants.
+// Clone implements credentials.TransportCredentials.
 func (c *clientCredentials) Clone() credentials.TransportCredentials {
 	return c.source.ClientCredentials(c.serverName...)
 }

@@ -7,12 +7,12 @@ import (
 
 type gateKey struct{}
 
-// gate is open while leadership is confirmed.
+// gate is open while leadership is confirmed, that is, the Lease was renewed in time.
 type gate struct {
-	work context.Context // of the whole term
+	work context.Context // that of the whole term
 
 	mu     sync.Mutex
-	period context.Context // of the present confirmation; nil while there is none
+	period context.Context // ends with the present confirmation; nil while the gate is shut
 	cancel context.CancelFunc
 	opened chan struct{} // closed when the gate opens
 }
@@ -44,10 +44,9 @@ func (g *gate) shut() {
 	}
 }
 
-// Await waits until leadership is confirmed and returns a context that ends as
-// soon as it no longer is: each piece of work of a term with Config.Pause begins
-// with it. Outside of such a term it returns ctx itself. The error is that of
-// ctx.
+// Await waits until leadership is confirmed, and returns a context that ends as soon as it
+// no longer is. Each step of work in a term with Config.Pause begins with a call of it.
+// Outside such a term it returns ctx itself. It returns ctx's error if ctx ends first.
 func Await(ctx context.Context) (context.Context, error) {
 	g, ok := ctx.Value(gateKey{}).(*gate)
 	if !ok {

@@ -1,19 +1,18 @@
 // Package leader elects one of several processes by a Lease of Kubernetes' form.
 //
-// A leader renews the lease and stops its work before the lease can be taken
-// over; a candidate takes it when it has not changed for the lease's whole
-// duration by the candidate's own clock (clocks are not compared), or at once
-// when it was given up. The way of client-go's leaderelection, with a watch in
-// the place of polling and two seconds in the place of fifteen.
+// A leader renews the Lease, and stops its work before the Lease can be taken over. A
+// candidate takes the Lease when it has not changed for its whole duration by the
+// candidate's own clock (clocks are not compared), or at once when it was released. This is
+// the algorithm of client-go's leaderelection, with a watch instead of polling and two
+// seconds instead of fifteen.
 //
-// It never lets two well-behaved processes work at once. A process that was paused,
-// or whose packets were, is not well-behaved: so each term takes a fence before its
-// work begins (keelson.coordination.v1), and the context of the work has every
-// write of it depend on that (client.WithFence). The renewals of the lease do not:
-// they are conditional on the lease itself.
+// Two processes never work at once, unless one of them, or its packets, are delayed without
+// its knowledge. For that case each term takes a fence before its work begins
+// (keelson.coordination.v1), and every write made with the context of the work depends on it
+// (client.WithFence). Renewals of the Lease do not: they are conditional on the Lease itself.
 //
-// It must never let work begin without a fence, and never let it go on once a write
-// was refused because another has begun.
+// Package leader must never let work begin without a fence, and never let it continue once a
+// write was refused because another process has begun a term.
 package leader
 
 import (
@@ -33,30 +32,29 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// Config says what to lead.
+// Config configures an election.
 type Config struct {
 	// Name of the Lease; its namespace is kube-system unless Namespace is set.
 	Name, Namespace string
 	// Identity is unique among the candidates.
 	Identity string
-	// Duration is how long a lease that is not renewed is respected; 0 means 2 s.
-	// The leader renews it four times as often, and stops when the last renewal
-	// began three quarters of it ago.
+	// Duration is how long candidates respect a Lease that is not renewed; 0 means 2 s.
+	// The leader renews it every quarter of that time, and stops when its last successful
+	// renewal began three quarters of it ago.
 	Duration time.Duration
-	// Pause says that the work asks Await before each of its steps. A leader that
-	// cannot renew the lease in time then pauses instead of stopping: if it can
-	// renew it later, nobody has led in between (the write is conditional), and it
-	// goes on where it was. On a machine that is short of time, stopping and
-	// starting anew would make it shorter still.
+	// Pause is true if the work calls Await before each of its steps. A leader that cannot
+	// renew the Lease in time then pauses instead of stopping. If it can renew it later, no
+	// other process has led in between, as the write is conditional, and it continues where
+	// it was. On an overloaded machine, stopping and starting anew would add to the load.
 	Pause bool
-	// State, if set, is told whether this process leads.
+	// State, if set, is kept up to date with whether this process leads.
 	State *State
 }
 
-// State tells whether a process leads, for people.
+// State reports whether a process leads, for status pages. The zero value is standby.
 type State struct{ leading atomic.Bool }
 
-// String is "leading" or "standby".
+// String returns "leading" or "standby".
 func (s *State) String() string {
 	if s.leading.Load() {
 		return "leading"
@@ -86,9 +84,9 @@ func (c *Config) defaults() error {
 func (c *Config) renewEvery() time.Duration    { return c.Duration / 4 }
 func (c *Config) renewDeadline() time.Duration { return c.Duration * 3 / 4 }
 
-// Run waits for leadership and calls lead, whose context ends when leadership is
-// lost, and carries the fence; then it waits again. It returns when ctx ends (nil, after giving the
-// lease up) or when lead returns while it leads: with lead's error.
+// Run waits for leadership and calls lead with a context that carries the fence and ends
+// when leadership is lost; then it waits again. It returns nil when ctx has ended, after
+// releasing the Lease, and lead's error if lead returns while it leads.
 func Run(ctx context.Context, c *client.Client, cfg Config, lead func(ctx context.Context) error) error {
 	if err := cfg.defaults(); err != nil {
 		return err
@@ -114,8 +112,8 @@ type election struct {
 	leases client.Resource[*coordinationv1.Lease]
 }
 
-// campaign waits until the lease is ours; nil means that ctx ended. began is
-// when the winning write was sent.
+// campaign waits until this process holds the lease, and returns nil if ctx ends first.
+// began is when the winning write was sent.
 func (e *election) campaign(ctx context.Context) (lease *coordinationv1.Lease, began time.Time) {
 	ctx, cancel := context.WithCancel(ctx)
 	news := make(chan *coordinationv1.Lease, 1)
@@ -159,8 +157,8 @@ func (e *election) campaign(ctx context.Context) (lease *coordinationv1.Lease, b
 	}
 }
 
-// Attempts in a row that fail before the first warning: when everything starts at once,
-// the apiservers are not there yet. Later ones are said now and then.
+// warnAt is the number of failed attempts in a row before the first warning: when a cluster
+// starts, the apiservers do not answer yet. After that every warnEvery-th is logged.
 const (
 	warnAt    = 3
 	warnEvery = 30
@@ -212,8 +210,8 @@ func holder(l *coordinationv1.Lease) string {
 	return *l.Spec.HolderIdentity
 }
 
-// acquire writes our name into the lease as it was last seen; somebody who was
-// faster makes a conflict.
+// acquire writes this process's identity into the lease as it was last seen. If another
+// candidate was faster, that is a conflict.
 func (e *election) acquire(ctx context.Context, last *coordinationv1.Lease) (*coordinationv1.Lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.renewDeadline())
 	defer cancel()
@@ -242,8 +240,8 @@ func (e *election) fill(l *coordinationv1.Lease, now metav1.MicroTime) {
 	l.Spec.HolderIdentity, l.Spec.LeaseDurationSeconds, l.Spec.RenewTime = &e.Identity, &seconds, &now
 }
 
-// term leads until leadership is lost, ctx ends or lead returns; ended tells the
-// last.
+// term leads until leadership is lost, ctx ends or lead returns. ended is false if the
+// election goes on, because leadership was lost.
 func (e *election) term(ctx context.Context, lease *coordinationv1.Lease, began time.Time, lead func(context.Context) error) (err error, ended bool) { //nolint:revive // the error is lead's, not term's.
 	whole, stop := context.WithCancel(ctx)
 	defer stop()
@@ -336,11 +334,11 @@ func (e *election) term(ctx context.Context, lease *coordinationv1.Lease, began 
 	}
 }
 
-// errNoFence ends a term before its work.
+// errNoFence means that a term ended before its work, because no fence could be taken.
 var errNoFence = errors.New("no fence")
 
-// take takes the fence of an acquisition; it tries for as long as a lease lasts,
-// by which time another candidate may do better. The error is errNoFence.
+// take takes the fence of an acquisition. It retries for the duration of a lease, after
+// which another candidate may try. The error is errNoFence.
 func (e *election) take(ctx context.Context, acquired *coordinationv1.Lease, fence *client.Fence) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, e.Duration)
 	defer cancel()
@@ -360,7 +358,7 @@ type renewal struct {
 	lease *coordinationv1.Lease
 	began time.Time
 	err   error
-	// lost says that somebody else holds the lease.
+	// lost is true if another process holds the lease, or it is gone.
 	lost bool
 }
 
@@ -371,8 +369,8 @@ func newer(lease *coordinationv1.Lease, r renewal) *coordinationv1.Lease {
 	return lease
 }
 
-// renew writes the lease anew. A conflict may come from our own write whose
-// answer was lost, or from somebody's annotation: the lease itself decides.
+// renew writes the lease anew. A conflict may be due to an own write whose response was
+// lost, or to an annotation by another client: whether the lease is lost is read from it.
 func (e *election) renew(ctx context.Context, lease *coordinationv1.Lease) renewal {
 	ctx, cancel := context.WithTimeout(ctx, e.renewDeadline())
 	defer cancel()
@@ -406,14 +404,14 @@ func transitions(l *coordinationv1.Lease) int32 {
 	return *l.Spec.LeaseTransitions
 }
 
-// release gives the lease up, so that the next takes over at once.
+// release removes the holder from the lease, so that the next leader takes over at once.
 func (e *election) release(ctx context.Context, lease *coordinationv1.Lease) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.Duration)
 	defer cancel()
 	for range 3 {
 		l := lease.DeepCopy()
-		nobody, second, now := "", int32(1), metav1.NewMicroTime(time.Now())
-		l.Spec.HolderIdentity, l.Spec.LeaseDurationSeconds, l.Spec.RenewTime = &nobody, &second, &now
+		none, second, now := "", int32(1), metav1.NewMicroTime(time.Now())
+		l.Spec.HolderIdentity, l.Spec.LeaseDurationSeconds, l.Spec.RenewTime = &none, &second, &now
 		_, err := e.leases.Update(ctx, l)
 		if err == nil {
 			slog.InfoContext(ctx, "lease released", "lease", e.Name)

@@ -1,10 +1,10 @@
 // Package ops is the operations listener of every service: /metrics, /healthz,
 // /readyz?verbose and /debug/pprof.
 //
-// It must never serve anything that is secret or changes state, and its listener
-// is meant for loopback or an operator's network: it authenticates no one. Profiles
-// are for this machine only, wherever the listener is: they show the program's inside
-// and cost CPU.
+// It must never serve anything that is secret or that changes state: it authenticates no
+// client, and is meant for loopback or an operator's network. Profiles are served to this
+// machine only, whatever the listener's address: they show the program's internals and cost
+// CPU.
 package ops
 
 import (
@@ -30,7 +30,8 @@ import (
 	"keelson.dev/services/internal/connlimit"
 )
 
-// Check is nil when what it looks at is well. It must answer quickly.
+// Check returns nil if what it checks is healthy, and otherwise the reason. All checks of a
+// request together have 3 s.
 type Check func(ctx context.Context) error
 
 // checkPatience bounds all checks of one request together.
@@ -55,39 +56,39 @@ type named struct {
 	check Check
 }
 
-// New is a server without checks, with metrics of the Go runtime and the process.
+// New returns a server without checks, with metrics of the Go runtime and the process.
 func New() *Server {
 	s := &Server{registry: prometheus.NewRegistry()}
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return s
 }
 
-// Registry is where a service registers its metrics.
+// Registry returns the registry whose metrics /metrics serves.
 func (s *Server) Registry() *prometheus.Registry { return s.registry }
 
-// Ready adds a check that must pass before the service is sent work.
+// Ready adds a check to /readyz, which must pass before the service is sent work.
 func (s *Server) Ready(name string, check Check) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ready = append(s.ready, named{name, check})
 }
 
-// Note adds a line to /readyz?verbose that is always well: what the service does at
-// the moment.
+// Note adds a line to /readyz?verbose that never fails: what the service does at the
+// moment, as text returns it.
 func (s *Server) Note(name string, text func() string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.notes = append(s.notes, note{name, text})
 }
 
-// Health adds a check that fails when only a restart can help.
+// Health adds a check to /healthz, which fails only if a restart is the remedy.
 func (s *Server) Health(name string, check Check) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.health = append(s.health, named{name, check})
 }
 
-// ReadyWhen is a Check that passes once done is closed.
+// ReadyWhen returns a Check that passes once done is closed.
 func ReadyWhen(done <-chan struct{}) Check {
 	return func(context.Context) error {
 		select {
@@ -99,7 +100,7 @@ func ReadyWhen(done <-chan struct{}) Check {
 	}
 }
 
-// Handler serves the whole listener.
+// Handler returns the handler of all paths.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}))
@@ -113,7 +114,7 @@ func (s *Server) Handler() http.Handler {
 	return mux
 }
 
-// local serves clients of this machine.
+// local restricts h to clients on this machine.
 func local(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// A unix socket shows no address.
@@ -125,17 +126,18 @@ func local(h http.Handler) http.Handler {
 	})
 }
 
-// HealthHandler serves /healthz (and, for the apiserver, /livez).
+// HealthHandler returns the handler of /healthz (and, in the apiserver, /livez): 200, or 500
+// if a health check fails.
 func (s *Server) HealthHandler() http.Handler {
 	return s.checks("healthz", func() []named { return s.health })
 }
 
-// ReadyHandler serves /readyz.
+// ReadyHandler returns the handler of /readyz: 200, or 500 if a health or ready check fails.
 func (s *Server) ReadyHandler() http.Handler {
 	return s.checks("readyz", func() []named { return slices.Concat(s.health, s.ready) })
 }
 
-// CheckReady runs the ready checks and names the first that fails.
+// CheckReady runs the health and ready checks. The error names the first that fails.
 func (s *Server) CheckReady(ctx context.Context) error {
 	s.mu.Lock()
 	list := slices.Concat(s.health, s.ready)
@@ -193,13 +195,13 @@ func (s *Server) checks(path string, list func() []named) http.Handler {
 	})
 }
 
-// Serve listens on address (host:port, or unix:///path for a socket that only
-// this user may open) and serves until ctx ends.
+// Serve listens on address, host:port or unix:///path, and serves until ctx ends. Only this
+// user may connect to a unix socket.
 func (s *Server) Serve(ctx context.Context, address string) error {
 	network := "tcp"
 	if path, ok := strings.CutPrefix(address, "unix://"); ok {
 		network, address = "unix", path
-		_ = os.Remove(path) // what a predecessor that was killed left behind
+		_ = os.Remove(path) // a process that was killed has left it
 	}
 	l, err := listen(ctx, network, address)
 	if err != nil {
@@ -209,7 +211,7 @@ func (s *Server) Serve(ctx context.Context, address string) error {
 	return s.ServeListener(ctx, l)
 }
 
-// listen opens the listener; a unix socket is for this user alone.
+// listen opens the listener. Only this user may connect to a unix socket.
 func listen(ctx context.Context, network, address string) (net.Listener, error) {
 	if network == "unix" {
 		defer syscall.Umask(syscall.Umask(0o177))
@@ -217,7 +219,7 @@ func listen(ctx context.Context, network, address string) (net.Listener, error) 
 	return new(net.ListenConfig).Listen(ctx, network, address)
 }
 
-// ServeListener serves on l until ctx ends, and closes it.
+// ServeListener serves on l until ctx ends, and closes it. Connections are bounded to 256.
 func (s *Server) ServeListener(ctx context.Context, l net.Listener) error {
 	l = connlimit.Wrap(l, connlimit.Limits{Name: "ops", Total: 256, Unknown: 64, UnknownPerAddress: 16})
 	server := &http.Server{

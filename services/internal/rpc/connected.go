@@ -8,11 +8,11 @@ import (
 	"google.golang.org/grpc/connectivity"
 )
 
-// Connected is nil while a connection reaches one of its endpoints at least.
+// Connected returns a check that passes while conn is connected to at least one endpoint.
 func Connected(conn *grpc.ClientConn) func(context.Context) error {
 	return func(context.Context) error {
 		if state := conn.GetState(); state != connectivity.Ready {
-			return errors.New("none is connected: " + state.String())
+			return errors.New("not connected to any endpoint: " + state.String())
 		}
 		return nil
 	}

@@ -8,9 +8,9 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// drainStreams ends endless streams when drain does. A stream that only the server
-// sends on, such as a watch, then ends in order: its client goes on elsewhere from
-// the last message. One in both directions ends with codes.Unavailable.
+// drainStreams ends endless streams when drain does. A stream on which only the server
+// sends, such as a watch, ends without an error: its client continues elsewhere after the
+// last message. A bidirectional one ends with codes.Unavailable.
 func drainStreams(drain context.Context, endless func(fullMethod string) bool) grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		if !endless(info.FullMethod) {

@@ -5,9 +5,8 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// elements counts the messages nested in an encoded message, in one pass and
-// without decoding it. It stops beyond limit. What is malformed is left to the
-// decoder.
+// elements counts the messages nested in an encoded message, in one pass and without
+// decoding it. It stops counting beyond limit. Malformed messages are left to the decoder.
 func elements(md protoreflect.MessageDescriptor, b []byte, limit int) (n int) {
 	type level struct {
 		md  protoreflect.MessageDescriptor

@@ -15,14 +15,15 @@ import (
 	"keelson.dev/services/internal/connlimit"
 )
 
-// maxUnknown bounds the calls in flight on a connection whose caller is not known
-// yet.
+// maxUnknown bounds the calls in flight on a connection of which no caller has been
+// authenticated yet.
 const maxUnknown = 256
 
-// healthService is open to everyone.
+// healthService needs no authentication.
 const healthService = "/grpc.health.v1.Health/"
 
-// guard admits calls: it authenticates the caller, then reads messages within its limits.
+// guard admits calls: it authenticates the caller, and then reads messages within the
+// caller's limits.
 type guard struct {
 	authenticate  Authenticate
 	codec         encoding.CodecV2
@@ -61,8 +62,8 @@ func (c *call) Context() context.Context { return c.ctx }
 // RecvMsg implements grpc.ServerStream.
 func (c *call) RecvMsg(m any) error { return c.receive(m) }
 
-// tap refuses calls on an unauthenticated connection that has too many.
-// It runs in the connection's reader, and so must not block.
+// tap refuses calls on an unauthenticated connection with too many in flight. It runs in
+// the connection's reader and must not block.
 func (g *guard) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	conn := connection(ctx)
 	if conn == nil || conn.Known() {
@@ -120,7 +121,8 @@ func (g *guard) admit(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 			return status.Error(codes.ResourceExhausted, "too many calls of unauthenticated clients, please try again later")
 		}
 		defer bound.leave()
-		// grpc-encoding alone compresses nothing, but clients send it only to compress.
+		// grpc-encoding alone does not mean that messages are compressed, but clients send it
+		// only if they are.
 		if e := c.transport.RecvCompress(); e != "" && e != encoding.Identity {
 			return errCompressed
 		}
@@ -137,7 +139,7 @@ func (g *guard) admit(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 	return g.tracing.trace(c, srv, info, handler)
 }
 
-// connection is the connection of a call; nil where the listener does not count them.
+// connection returns the connection of a call, or nil if its listener has no limits.
 func connection(ctx context.Context) *connlimit.Conn {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
@@ -146,10 +148,10 @@ func connection(ctx context.Context) *connlimit.Conn {
 	return connlimit.Of(p.LocalAddr)
 }
 
-// RegisterService implements grpc.ServiceRegistrar. Services are registered here and
-// not at the embedded server. Unary methods are served as streams: gRPC reads the
-// message of a unary method before it asks anyone, and that of a stream when its
-// handler does. On the wire they are the same.
+// RegisterService implements grpc.ServiceRegistrar. Services must be registered here, not at
+// the embedded server. Unary methods are served as streams: gRPC reads the message of a
+// unary method before any interceptor runs, and that of a stream when its handler does. On
+// the wire they are the same.
 func (s *Server) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	streams := *desc
 	streams.Methods = nil
@@ -172,12 +174,12 @@ func (s *Server) unaryStream(fullMethod string, m grpc.MethodDesc) grpc.StreamDe
 	admit := func(srv any, ss grpc.ServerStream) error { return s.guard.admit(srv, ss, info, handler) }
 	return grpc.StreamDesc{
 		StreamName: m.MethodName,
-		// gRPC asks no interceptor of streams for a method that has no stream.
+		// gRPC calls no stream interceptor for unary methods.
 		Handler: func(srv any, ss grpc.ServerStream) error { return RecoverStream(srv, ss, info, admit) },
 	}
 }
 
-// chainUnary is all interceptors as one; nil for none.
+// chainUnary combines interceptors into one; nil if there are none.
 func chainUnary(all []grpc.UnaryServerInterceptor) grpc.UnaryServerInterceptor {
 	if len(all) == 0 {
 		return nil

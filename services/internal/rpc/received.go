@@ -15,9 +15,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// transport is a stream below [grpc.ServerStream], which reads with one bound for
-// the whole server. gRPC's own type has these methods without promising them; where
-// it has not, calls are refused (TestTransportStream says so at an upgrade).
+// transport is the stream below a [grpc.ServerStream], which itself reads with one bound for
+// the whole server. gRPC's own type has these methods, but does not promise them: without
+// them, calls are refused, and TestTransportStream fails.
 type transport interface {
 	ReadMessageHeader(header []byte) error
 	Read(n int) (mem.BufferSlice, error)
@@ -25,10 +25,10 @@ type transport interface {
 	WriteStatus(st *status.Status) error
 }
 
-// messageHeader is a flag for compression and the message's length.
+// messageHeader is the size in bytes of a message's compression flag and length.
 const messageHeader = 5
 
-// receive reads a message within the caller's limits.
+// receive reads and decodes a message within the caller's limits.
 func (c *call) receive(m any) error {
 	if c.once && c.received {
 		return io.EOF
@@ -100,14 +100,14 @@ func (c *call) receive(m any) error {
 	return status.Error(codes.Internal, "the call has more than one request message")
 }
 
-// hurry ends the call if what it waits for does not arrive in time.
+// hurry returns a timer that ends the call if the message does not arrive in time.
 func (c *call) hurry() *time.Timer {
 	return time.AfterFunc(c.limits.patience, func() {
 		_ = c.transport.WriteStatus(status.New(codes.DeadlineExceeded, "the message did not arrive in time"))
 	})
 }
 
-// compressor is what a message was compressed with; nil for a plain message.
+// compressor returns the compressor of a message, or nil for an uncompressed one.
 func (c *call) compressor(compressed bool) (encoding.Compressor, error) {
 	if !compressed {
 		return nil, nil
@@ -128,8 +128,8 @@ func (c *call) compressor(compressed bool) (encoding.Compressor, error) {
 
 var errCompressed = status.Error(codes.Unimplemented, "compressed messages are for authenticated users")
 
-// inflate decompresses a message. The budget counts it as large as it may be until
-// it is known.
+// inflate decompresses a message. The budget counts the largest possible size until the
+// size is known.
 func (c *call) inflate(by encoding.Compressor, raw mem.BufferSlice) (mem.BufferSlice, error) {
 	defer raw.Free()
 	if err := c.reserve(int64(c.limits.message)); err != nil {
@@ -151,7 +151,7 @@ func (c *call) inflate(by encoding.Compressor, raw mem.BufferSlice) (mem.BufferS
 	return out, c.reserve(int64(out.Len()))
 }
 
-// weigh reserves what a message will take when it is decoded.
+// weigh reserves the memory that a message takes once it is decoded.
 func (c *call) weigh(raw mem.BufferSlice, m any) (mem.BufferSlice, error) {
 	whole := raw.MaterializeToBuffer(mem.DefaultBufferPool())
 	raw.Free()
@@ -167,7 +167,7 @@ func (c *call) weigh(raw mem.BufferSlice, m any) (mem.BufferSlice, error) {
 	return raw, c.reserve(int64(whole.Len()) + int64(n)*elementBytes)
 }
 
-// reserve replaces what the call has of the budget.
+// reserve sets the call's share of the budget to n bytes.
 func (c *call) reserve(n int64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -182,8 +182,8 @@ func (c *call) reserve(n int64) error {
 	return nil
 }
 
-// end returns what the call has of the budget. Handlers may leave goroutines that still
-// receive: those get no more.
+// end returns the call's share of the budget. Goroutines that a handler has left behind and
+// that still receive get no more.
 func (c *call) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -198,8 +198,7 @@ func (c *call) giveBack() {
 	}
 }
 
-// receiveError is an error of the transport as a status. The end of a stream stays
-// what it is.
+// receiveError converts an error of the transport into a status, except io.EOF.
 func receiveError(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.EOF

@@ -1,9 +1,9 @@
-// Package rpc is gRPC as every service serves and dials it: mutual TLS, tracing,
-// keep-alive, bounded messages, recovery from panics, health, and balancing over
+// Package rpc configures the gRPC servers and connections of all services: mutual TLS,
+// tracing, keep-alive, bounded messages, recovery from panics, health, and balancing over
 // all apiservers.
 //
-// It must never retry an RPC whose repetition could do something else than the
-// first attempt, and never let one call end the process.
+// It must never retry an RPC whose repetition could have another effect than the first
+// attempt, and never let one call end the process.
 package rpc
 
 import (
@@ -26,21 +26,20 @@ import (
 	"keelson.dev/services/internal/identity"
 )
 
-// MaxMessage is the largest message in either direction: a page of a list is cut
-// long before, and one object is at most 3 MiB.
+// MaxMessage is the largest message in either direction, in bytes. Pages of lists are much
+// smaller, and one object has at most 3 MiB.
 const MaxMessage = 16 << 20
 
 const (
-	// maxStreams bounds what one connection may have open: simulated nodes share
-	// a connection and watch half a dozen collections each. Others have less; see
-	// classLimits.
+	// maxStreams bounds the streams of one connection. Simulated nodes share a connection
+	// and watch half a dozen collections each; other callers have less, see classLimits.
 	maxStreams = 16384
 	// maxHeader bounds the metadata of a call: a token and a user to impersonate with
 	// its groups.
 	maxHeader = 32 << 10
-	// window is what a stream may send before its handler reads: the least that gRPC
-	// allows. It grows for a message that a handler waits for. A fixed window also
-	// turns off the estimation that lets a connection have up to 16 MiB.
+	// window is how many bytes a stream may send before its handler reads: the least that
+	// gRPC allows. It grows for a message that a handler waits for. A fixed window also
+	// turns off the estimation that lets a connection buffer up to 16 MiB.
 	window     = 64 << 10
 	connWindow = 1 << 20
 	// keepaliveTime is how long a peer may be silent before it is pinged, and
@@ -49,49 +48,48 @@ const (
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 5 * time.Second
 	handshakeTimeout = 5 * time.Second
-	// stopTimeout is how long the calls that run when the server stops may go on.
+	// stopTimeout is how long calls may still run once the server stops.
 	stopTimeout = 8 * time.Second
 )
 
-// ServerConfig says how to serve.
+// ServerConfig configures a Server.
 type ServerConfig struct {
 	// Identity is the server's certificate; nil serves without TLS (in-memory
 	// connections of tests).
 	Identity *identity.Source
-	// RequireClientCert cuts off clients without a certificate of the cluster's
-	// CA. Where it is false, certificates are shown but not verified: an
-	// interceptor must.
+	// RequireClientCert is true if clients without a certificate of the cluster's CA are
+	// disconnected. If it is false, certificates are requested but not verified:
+	// Authenticate must verify them.
 	RequireClientCert bool
-	// Authenticate determines the caller before a message is read. Nil takes every
-	// caller as one of the cluster's own: for servers that RequireClientCert of peers,
-	// and in-memory connections of tests.
+	// Authenticate determines the caller before a message is read. If it is nil, every
+	// caller counts as one of the cluster's own components: for servers of peers with
+	// RequireClientCert, and for in-memory connections of tests.
 	Authenticate Authenticate
 	// Codec replaces protobuf's.
 	Codec encoding.CodecV2
-	// Unary and Stream interceptors run after authentication, in order. Those of unary
-	// methods run when the message is decoded.
+	// Unary and Stream are interceptors, which run in order after authentication. Those of
+	// unary methods run once the message has been decoded.
 	Unary  []grpc.UnaryServerInterceptor
 	Stream []grpc.StreamServerInterceptor
-	// Root tells the methods that begin a trace when the caller brought none
-	// (writes).
+	// Root reports whether a method (a write) begins a trace if its caller sent none.
 	Root func(fullMethod string) bool
-	// Untraced tells further methods that get no span: streams that live as long
-	// as the connection.
+	// Untraced reports whether a method gets no span, such as streams that live as long as
+	// the connection.
 	Untraced func(fullMethod string) bool
-	// Endless tells the streams that nobody ends but the client: watches, tunnels.
-	// They end at once when the server stops; see drainStreams for how.
+	// Endless reports whether a stream is ended by its client only, such as watches and
+	// tunnels. They end at once when the server stops; see drainStreams for how.
 	Endless func(fullMethod string) bool
-	// Reflection serves what the server's services are, to anyone who may
-	// connect.
+	// Reflection is true if the descriptions of the services are served, to any client
+	// that may connect.
 	Reflection bool
-	// Options are added last, and win.
+	// Options are added last, and take precedence.
 	Options []grpc.ServerOption
 }
 
 // Server is a gRPC server with a health service.
 type Server struct {
 	*grpc.Server
-	// Health is SERVING from the start; Serve sets NOT_SERVING when it ends.
+	// Health reports SERVING from the start; Serve sets NOT_SERVING when it ends.
 	Health *health.Server
 	drain  context.CancelFunc
 	guard  *guard
@@ -99,7 +97,7 @@ type Server struct {
 	unary grpc.UnaryServerInterceptor
 }
 
-// NewServer makes a server.
+// NewServer returns a server; register services with its RegisterService.
 func NewServer(cfg ServerConfig) *Server {
 	creds := insecure.NewCredentials()
 	if cfg.Identity != nil {
@@ -142,8 +140,8 @@ func NewServer(cfg ServerConfig) *Server {
 	return s
 }
 
-// Serve serves on l until ctx ends. Then clients are told to go elsewhere, endless
-// streams end, and the other calls that run are given a few seconds.
+// Serve serves on l until ctx ends. Then it sends GOAWAY, ends endless streams, and gives
+// the other calls that run 8 s.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	done := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -167,8 +165,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// Also serves on another listener until ctx ends; Serve, which must run as well, ends
-// its calls.
+// Also serves on another listener until ctx ends. Serve must run as well: it ends the calls
+// of both listeners.
 func (s *Server) Also(ctx context.Context, l net.Listener) error {
 	err := s.Server.Serve(l)
 	if ctx.Err() != nil {
@@ -177,7 +175,7 @@ func (s *Server) Also(ctx context.Context, l net.Listener) error {
 	return fmt.Errorf("grpc listener: %w", err)
 }
 
-// unknownMethod answers what no service has, once the caller is known.
+// unknownMethod answers calls of unknown methods, once the caller is authenticated.
 func unknownMethod(_ any, ss grpc.ServerStream) error {
 	method, _ := grpc.MethodFromServerStream(ss)
 	return status.Errorf(codes.Unimplemented, "unknown method %s", method)

@@ -15,16 +15,16 @@ import (
 	"keelson.dev/services/internal/telemetry"
 )
 
-// traced tells the calls that get a span. Exporting spans must not make spans,
-// and a probe or a question about the server is nobody's work.
+// traced reports whether calls of a method get a span. Exports of spans must not make
+// spans, and health checks and reflection are of no interest.
 func traced(method string) bool {
 	return method != telemetry.ExportMethod &&
 		!strings.HasPrefix(method, healthService) &&
 		!strings.HasPrefix(method, "/grpc.reflection.")
 }
 
-// serverTracing makes the spans of calls, once the caller is authenticated: nobody
-// else may open a trace or add to one.
+// serverTracing makes the spans of calls after authentication: only authenticated callers
+// may begin a trace or add to one.
 type serverTracing struct {
 	handler stats.Handler
 	root    func(method string) bool
@@ -42,7 +42,7 @@ func newServerTracing(cfg ServerConfig) *serverTracing {
 	}
 }
 
-// trace runs the handler of a call under its span, if it has one.
+// trace runs the handler of a call in its span, if it has one.
 func (t *serverTracing) trace(c *call, srv any, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	if c.caller.Class == Stranger {
 		return handler(srv, c)
@@ -68,7 +68,7 @@ func (t *serverTracing) trace(c *call, srv any, info *grpc.StreamServerInfo, han
 	return err
 }
 
-// spanError is a handler's error as the client gets it.
+// spanError returns a handler's error as the client receives it.
 func spanError(err error) error {
 	if _, ok := status.FromError(err); ok {
 		return err

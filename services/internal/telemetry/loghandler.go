@@ -7,11 +7,10 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// LogHandler adds trace_id and span_id to every record that is logged under a
-// recorded trace.
+// LogHandler adds trace_id and span_id to records whose context has a recorded span.
 type LogHandler struct{ next slog.Handler }
 
-// NewLogHandler wraps a handler.
+// NewLogHandler returns a handler that passes records on to next.
 func NewLogHandler(next slog.Handler) *LogHandler { return &LogHandler{next: next} }
 
 // Enabled implements slog.Handler.

@@ -11,9 +11,8 @@ import (
 
 type rootKey struct{}
 
-// WithRoot lets the next span begin a recorded trace if it has no recorded
-// parent. Fronts use it for writes; reads and resyncs begin no trace of their
-// own.
+// WithRoot returns a context whose next span begins a recorded trace if it has no recorded
+// parent. Servers use it for writes; reads and resyncs do not begin a trace.
 func WithRoot(ctx context.Context) context.Context {
 	if trace.SpanContextFromContext(ctx).IsSampled() {
 		return ctx
@@ -21,11 +20,10 @@ func WithRoot(ctx context.Context) context.Context {
 	return context.WithValue(ctx, rootKey{}, true)
 }
 
-// sampler records spans whose parent is recorded, and explicit roots up to a
-// rate.
+// sampler records spans whose parent is recorded, and explicit roots up to a rate.
 type sampler struct {
 	mu      sync.Mutex
-	rate    float64 // roots a second; a second's worth may come at once
+	rate    float64 // roots per second; also the burst
 	allowed float64
 	last    time.Time
 	now     func() time.Time
@@ -41,8 +39,7 @@ func (s *sampler) ShouldSample(p sdktrace.SamplingParameters) sdktrace.SamplingR
 	result := sdktrace.SamplingResult{Decision: sdktrace.Drop, Tracestate: parent.TraceState()}
 	switch {
 	case parent.IsValid():
-		// An unrecorded parent stays the parent: recording below it would leave a
-		// trace without its root.
+		// A span below an unrecorded one is not recorded: its trace would have no root.
 		if parent.IsSampled() {
 			result.Decision = sdktrace.RecordAndSample
 		}

@@ -1,11 +1,10 @@
-// Package telemetry records one trace for everything that happens to an object:
-// it sets up the SDK, carries W3C trace contexts in and out, and adds trace ids to
-// log lines.
+// Package telemetry records one trace for everything that a write causes: it sets up the
+// OpenTelemetry SDK, converts W3C trace contexts, and adds trace ids to log records.
 //
-// A span is recorded when its parent is, or when it is an explicit root (see
-// [WithRoot]); everything else costs next to nothing. It must never hold up the
-// work that it records: the queue of spans is bounded, and what does not fit is
-// dropped and counted. It must never trace its own exports.
+// A span is recorded if its parent is, or if it is an explicit root (see [WithRoot]); other
+// spans cost next to nothing. Package telemetry must never block the work that it records:
+// the queue of spans is bounded, and spans that do not fit are dropped. It must never trace
+// its own exports.
 package telemetry
 
 import (
@@ -25,35 +24,34 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Config says who records and where to.
+// Config configures the recording of a process.
 type Config struct {
 	// Service and Instance name the process: "scheduler", "scheduler-0".
 	Service, Instance string
-	// Conn is a connection to the apiservers, which spans are exported over. It
-	// is not closed.
+	// Conn is the connection to the apiservers over which spans are exported. Shutdown does
+	// not close it.
 	Conn *grpc.ClientConn
-	// Exporter is used instead of Conn where spans need no connection (the
-	// apiserver itself, tests).
+	// Exporter, if set, is used instead of Conn: in the apiserver and in tests.
 	Exporter sdktrace.SpanExporter
-	// RootsPerSecond bounds how many explicit roots are recorded; 0 means 200.
+	// RootsPerSecond bounds the explicit roots recorded per second; 0 means 200.
 	RootsPerSecond int
-	// Queue is the largest number of finished spans that wait for export; 0
-	// means 8192.
+	// Queue bounds the finished spans that wait for export; 0 means 8192.
 	Queue int
-	// Delay is how long a finished span waits for others; 0 means 500 ms.
+	// Delay is how long a finished span waits for others to be exported with; 0 means
+	// 500 ms.
 	Delay time.Duration
 }
 
-// ExportMethod is the RPC that spans are exported by; it is never traced.
+// ExportMethod is the RPC that exports spans. It is never traced.
 const ExportMethod = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
-// Telemetry is the recording of a process.
+// Telemetry records the spans of a process.
 type Telemetry struct {
 	provider *sdktrace.TracerProvider
 }
 
-// Start sets up the process' tracer provider and propagator. With neither Conn
-// nor Exporter, trace contexts are carried on but nothing is recorded.
+// Start sets the process's tracer provider and propagator. With neither Conn nor Exporter,
+// trace contexts are propagated, and spans are recorded but not exported.
 func Start(ctx context.Context, cfg Config) (*Telemetry, error) {
 	exporter := cfg.Exporter
 	if exporter == nil && cfg.Conn != nil {
@@ -94,18 +92,18 @@ func Start(ctx context.Context, cfg Config) (*Telemetry, error) {
 	return &Telemetry{provider: provider}, nil
 }
 
-// Provider is the tracer provider, for those who do not want the process' global
-// one.
+// Provider returns the tracer provider, for callers that do not use the process's global one.
 func (t *Telemetry) Provider() *sdktrace.TracerProvider { return t.provider }
 
-// Flush exports what has been recorded so far.
+// Flush exports the spans that have ended so far.
 func (t *Telemetry) Flush(ctx context.Context) error { return t.provider.ForceFlush(ctx) }
 
-// Shutdown exports what is left and ends the recording.
+// Shutdown exports the remaining spans, as many as it can before ctx ends, and ends the
+// recording. Spans that were not exported in time are not an error.
 func (t *Telemetry) Shutdown(ctx context.Context) error {
 	err := t.provider.Shutdown(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return nil // what could not be exported in time is lost, as it is with a full queue
+		return nil // these spans are lost, as with a full queue
 	}
 	return err
 }
@@ -118,8 +116,8 @@ func orElse[T comparable](v, other T) T {
 	return v
 }
 
-// errorLog logs failures of the export, at most one every half minute: they come
-// with each batch while no apiserver is up.
+// errorLog logs failed exports, at most one in 30 s: while no apiserver answers, every batch
+// fails.
 type errorLog struct{ last atomic.Int64 }
 
 // Handle implements otel.ErrorHandler.

@@ -16,8 +16,8 @@ const (
 	flagsAt        = 53
 )
 
-// ContextWithTraceparent makes the trace context tp the parent of what comes. A
-// malformed or empty one changes nothing.
+// ContextWithTraceparent returns a context in which tp is the parent of the next span, or ctx
+// itself if tp is malformed or empty.
 func ContextWithTraceparent(ctx context.Context, tp string) context.Context {
 	sc, ok := ParseTraceparent(tp)
 	if !ok {
@@ -26,8 +26,8 @@ func ContextWithTraceparent(ctx context.Context, tp string) context.Context {
 	return trace.ContextWithRemoteSpanContext(ctx, sc)
 }
 
-// ParseTraceparent reads a W3C traceparent. Fields that a later version may have
-// added are ignored, as the specification wants.
+// ParseTraceparent parses a W3C traceparent, and returns false if it is malformed. Fields
+// that a later version may have added are ignored, as the specification requires.
 func ParseTraceparent(tp string) (trace.SpanContext, bool) {
 	if len(tp) < traceparentLen || tp[2] != '-' || tp[spanAt-1] != '-' || tp[flagsAt-1] != '-' {
 		return trace.SpanContext{}, false
@@ -49,8 +49,8 @@ func ParseTraceparent(tp string) (trace.SpanContext, bool) {
 	return sc, sc.IsValid()
 }
 
-// Traceparent is the trace context of ctx as a W3C traceparent; empty when nothing
-// is recorded under it.
+// Traceparent returns the trace context of ctx as a W3C traceparent, or "" if its span is
+// not recorded.
 func Traceparent(ctx context.Context) string {
 	sc := trace.SpanContextFromContext(ctx)
 	if !sc.IsValid() || !sc.IsSampled() {
@@ -66,15 +66,15 @@ func Traceparent(ctx context.Context) string {
 	return string(b[:])
 }
 
-// Link is a span link to the trace context tp, for work that answers several
-// writes at once; ok is false where tp is malformed or was not recorded.
+// Link returns a span link to the trace context tp, for work that several writes caused. ok
+// is false if tp is malformed or not recorded.
 func Link(tp string) (link trace.Link, ok bool) {
 	sc, ok := ParseTraceparent(tp)
 	return trace.Link{SpanContext: sc}, ok && sc.IsSampled()
 }
 
-// unhex decodes lower-case hexadecimal digits; upper-case ones are refused, as
-// the specification wants.
+// unhex decodes lower-case hexadecimal digits. Upper-case ones are refused, as the
+// specification requires.
 func unhex(dst []byte, src string) bool {
 	for i := range dst {
 		high, ok1 := digit(src[2*i])

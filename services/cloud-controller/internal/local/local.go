@@ -4,7 +4,7 @@
 // several of them (ECMP).
 //
 // Nothing is stored. Which address belongs to whom stands in the Services'
-// status, and Config.InUse tells; an address that was allocated and whose status
+// status, which Config.InUse returns; an address that was allocated and whose status
 // is not written yet is remembered until it is.
 //
 // It must never touch a route outside of its range of addresses, or one that
@@ -46,9 +46,9 @@ type Config struct {
 	// Addresses is the range for load balancers (IPv4).
 	Addresses netip.Prefix
 	// Unrouted gives addresses and routes none: the nodes answer at them, and who
-	// is not a node finds his way by other means. It needs no rights.
+	// is not a node uses other routes. It needs no rights.
 	Unrouted bool
-	// InUse tells which Services (by uid) have which addresses of the range,
+	// InUse returns the addresses of the range that Services have, by the uid of the Service,
 	// from their status.
 	InUse func() map[string]netip.Addr
 	// Log may be nil.

@@ -39,7 +39,7 @@ func (p *Provider) Begin() {
 }
 
 // Run repairs routes that disappear or change, and removes those of addresses
-// that nobody has, until ctx ends. The routes stay: traffic goes on while the
+// that no Service has, until ctx ends. The routes stay: traffic goes on while the
 // program restarts. inUse must be complete when Run is called.
 func (p *Provider) Run(ctx context.Context) error {
 	tick := time.NewTicker(repairEvery)
@@ -111,7 +111,7 @@ func (p *Provider) routes() (map[netip.Addr]netlink.Route, error) {
 }
 
 // wantedRoute leads to all targets, by weight. Without one the address is
-// unreachable: callers are told at once, and nothing leaves by a default route.
+// unreachable: callers are refused at once, and nothing leaves by a default route.
 func wantedRoute(addr netip.Addr, targets []provider.Target) netlink.Route {
 	r := netlink.Route{Dst: hostNet(addr), Protocol: routeProtocol}
 	list := slices.Clone(targets)

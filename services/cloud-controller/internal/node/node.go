@@ -1,6 +1,6 @@
-// Package node tells Nodes what their cloud knows of them: provider id,
+// Package node writes to Nodes what their cloud knows of them: provider id,
 // addresses, zone, region and type of the machine; then it takes away the taint
-// that kept pods from them until it was told.
+// that kept pods from them until then.
 //
 // It must never touch a Node of another provider or a simulated one, and never
 // change a provider id that is set.
@@ -89,7 +89,7 @@ func (c *Controller) reconcile(ctx context.Context, key controller.Key) (control
 }
 
 // write brings the Node to what its machine says: addresses first, so that
-// nobody is sent to a node without one.
+// no traffic is sent to a node without one.
 func (c *Controller) write(ctx context.Context, n *corev1.Node, i provider.Instance) error {
 	nodes := client.For[*corev1.Node](c.client)
 	if want := addresses(n, i); len(want) > 0 && !slices.Equal(want, n.Status.Addresses) {

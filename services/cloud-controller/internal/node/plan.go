@@ -13,7 +13,7 @@ const (
 	// uninitialized is the taint of a Node that waits for its cloud
 	// (k8s.io/cloud-provider/api).
 	uninitialized = "node.cloudprovider.kubernetes.io/uninitialized"
-	// providedIP is where an agent says which address it was told to use.
+	// providedIP is the annotation with the address that the agent was configured with.
 	providedIP = "alpha.kubernetes.io/provided-node-ip"
 	// simulatedLabel marks Nodes without a machine.
 	simulatedLabel = "keelson.dev/simulated"
@@ -57,7 +57,7 @@ func labels(i provider.Instance) map[string]string {
 }
 
 // addresses are the Node's addresses as the cloud knows them. A host name that
-// the node gave itself is kept, and the address that its agent was told to use
+// the node gave itself is kept, and the address that its agent was configured with
 // comes first of its kind.
 func addresses(n *corev1.Node, i provider.Instance) []corev1.NodeAddress {
 	var out []corev1.NodeAddress

@@ -23,11 +23,11 @@ var ErrForeign = errors.New("provider id of another provider")
 // ErrExhausted says that there is no address left.
 var ErrExhausted = errors.New("no address left")
 
-// ErrInvalid says that what was asked for can never be: an address outside of
+// ErrInvalid means that a request can never succeed: an address outside of
 // the provider's range, for instance.
 var ErrInvalid = errors.New("invalid request")
 
-// ErrTaken says that the address asked for belongs to another load balancer.
+// ErrTaken means that the requested address belongs to another load balancer.
 var ErrTaken = errors.New("address is in use")
 
 // Provider is a cloud.
@@ -38,7 +38,7 @@ type Provider interface {
 	Instance(ctx context.Context, name, providerID string) (Instance, error)
 	// EnsureLoadBalancer creates or changes a load balancer until it is as
 	// asked, and returns its addresses. The id is the idempotency key. It
-	// keeps the addresses that it has unless others are asked for.
+	// keeps the addresses that it has unless others are requested.
 	EnsureLoadBalancer(ctx context.Context, lb LoadBalancer) ([]netip.Addr, error)
 	// DeleteLoadBalancer removes a load balancer; one that does not exist is
 	// no error.
@@ -71,12 +71,12 @@ type LoadBalancer struct {
 	Service string
 	Ports   []Port
 	Targets []Target
-	// RequestedAddress is asked for by the user; the zero Addr leaves it to
+	// RequestedAddress is the address that the user requested; the zero Addr leaves it to
 	// the provider.
 	RequestedAddress netip.Addr
 	// SourceRanges that may call; empty is everybody.
 	SourceRanges []netip.Prefix
-	// HealthCheckNodePort tells nodes with endpoints from those without; 0
+	// HealthCheckNodePort is the port whose health check passes on nodes with endpoints; 0
 	// when every node may take the traffic.
 	HealthCheckNodePort int32
 }

@@ -25,13 +25,13 @@ const (
 // Class is the spec.loadBalancerClass that this controller serves besides none.
 const Class = "keelson.dev/local"
 
-// wants says whether a Service is to have a load balancer of ours.
+// wants reports whether a Service should have a load balancer of ours.
 func wants(svc *corev1.Service) bool {
 	class := svc.Spec.LoadBalancerClass
 	return svc.Spec.Type == corev1.ServiceTypeLoadBalancer && svc.DeletionTimestamp == nil && (class == nil || *class == Class)
 }
 
-// has says whether a Service has, or may have, a load balancer of ours.
+// has reports whether a Service has, or may have, a load balancer of ours.
 func has(svc *corev1.Service) bool { return slices.Contains(svc.Finalizers, Finalizer) }
 
 // request is what to ask the provider for.

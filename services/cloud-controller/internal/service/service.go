@@ -49,7 +49,7 @@ func SliceIndex(s *discoveryv1.EndpointSlice) []string {
 	return nil
 }
 
-// resync is how often a load balancer is asked for again, though nothing has
+// resync is the interval at which a load balancer is ensured again, though nothing has
 // changed: a provider may have lost it.
 const resync = 5 * time.Minute
 
@@ -69,7 +69,7 @@ type Controller struct {
 	ensured map[types.UID]ensured
 }
 
-// ensured is what the provider was last asked for, and answered.
+// ensured is the last request to the provider, with its response.
 type ensured struct {
 	request provider.LoadBalancer
 	addrs   []netip.Addr
@@ -306,7 +306,8 @@ func (c *Controller) forgetGone() {
 	}
 }
 
-// InUse tells which Services have which addresses, for the local provider.
+// InUse returns a function that returns the addresses of Services, by uid, for the local
+// provider.
 func InUse(services *client.Cache[*corev1.Service]) func() map[string]netip.Addr {
 	return func() map[string]netip.Addr {
 		out := map[string]netip.Addr{}

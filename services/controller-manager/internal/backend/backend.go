@@ -18,7 +18,7 @@ import (
 type Pod struct {
 	*corev1.Pod
 
-	// Address is the pod's address of the family asked for.
+	// Address is the pod's address of the requested family.
 	Address string
 	// Ready is whether it takes new traffic; Serving whether it would, were it
 	// not for Terminating.
@@ -64,7 +64,7 @@ func addressOf(p *corev1.Pod, family corev1.IPFamily) string {
 	return ""
 }
 
-// FamilyOf is the family of an address; empty if it is none.
+// FamilyOf returns the family of an address, or "" if it is not an address.
 func FamilyOf(address string) corev1.IPFamily {
 	a, err := netip.ParseAddr(address)
 	switch {
@@ -88,7 +88,7 @@ func Families(svc *corev1.Service) []corev1.IPFamily {
 	return []corev1.IPFamily{corev1.IPv4Protocol}
 }
 
-// Headless tells a service without an address of its own.
+// Headless reports whether a service has no cluster IP.
 func Headless(svc *corev1.Service) bool { return svc.Spec.ClusterIP == corev1.ClusterIPNone }
 
 // Port is a port of a service as a certain pod has it.

@@ -13,7 +13,7 @@ import (
 	"keelson.dev/services/internal/controller"
 )
 
-// Selects tells whether a service selects pods at all.
+// Selects reports whether a service selects pods at all.
 func Selects(svc *corev1.Service) bool {
 	return len(svc.Spec.Selector) > 0 && svc.Spec.Type != corev1.ServiceTypeExternalName
 }
@@ -39,7 +39,7 @@ func ServicesOf(s *cluster.Cluster) func(client.Event[*corev1.Pod]) []controller
 	}
 }
 
-// concerns tells whether a pod's change shows in endpoints.
+// concerns reports whether a change of a pod affects endpoints.
 func concerns(a, b *corev1.Pod) bool {
 	return podstate.Ready(a) != podstate.Ready(b) ||
 		podstate.Finished(a) != podstate.Finished(b) ||

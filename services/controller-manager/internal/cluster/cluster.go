@@ -113,7 +113,7 @@ func (s *Cluster) CatchUp(ctx context.Context) error {
 	return first
 }
 
-// New makes the caches; somebody runs each of Caches.
+// New makes the caches. The caller runs each of Caches.
 func New(c *client.Client, events *event.Recorder) *Cluster {
 	s := &Cluster{Client: c, Events: events}
 	s.Namespaces = add(s, client.CacheOptions[*corev1.Namespace]{Transform: slim[*corev1.Namespace]})
@@ -212,7 +212,7 @@ func claimsOf(p *corev1.Pod) []string {
 	return out
 }
 
-// ClaimName is the claim behind a volume of a pod; empty if there is none. That
+// ClaimName returns the claim behind a volume of a pod, or "" if there is none. That
 // of a generic ephemeral volume is named after pod and volume.
 func ClaimName(p *corev1.Pod, v *corev1.Volume) string {
 	switch {

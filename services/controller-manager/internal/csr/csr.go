@@ -2,7 +2,7 @@
 // and removes what is old.
 //
 // It approves by itself what Kubernetes' csrapproving controller does: requests for a
-// node's client certificate, if whoever requested it may create
+// node's client certificate, if its requester may create
 // certificatesigningrequests/nodeclient, or, for its own name,
 // certificatesigningrequests/selfnodeclient. Of bootstrap tokens it also refuses one
 // that names another node, that has been used up, or whose node is there already.

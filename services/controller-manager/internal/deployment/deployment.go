@@ -117,7 +117,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, d, plan)
 }
 
-// podsRunning tells whether a set has a pod that has not ended, one that is
+// podsRunning reports whether a set has a pod that has not ended, one that is
 // being deleted included.
 func (r *reconciler) podsRunning(rs *appsv1.ReplicaSet) bool {
 	return slices.ContainsFunc(r.Pods.ByIndex(cluster.ByController, string(rs.UID)), func(p *corev1.Pod) bool {

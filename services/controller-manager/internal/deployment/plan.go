@@ -127,7 +127,7 @@ func total(sets []*appsv1.ReplicaSet) int32 {
 }
 
 // available is how many pods of a set serve and will go on to: one that was
-// told to shrink and has not done so yet counts only what it keeps.
+// scaled down and has not deleted pods yet counts only what it keeps.
 func available(rs *appsv1.ReplicaSet) int32 { return min(rs.Status.AvailableReplicas, replicas(rs)) }
 
 func availableIn(sets []*appsv1.ReplicaSet) int32 {

@@ -84,7 +84,7 @@ func (r *rollout) growNewest(surge int32) {
 	}
 }
 
-// dropUnavailable takes the pods first that serve nobody.
+// dropUnavailable scales down first the pods that are not available.
 func (r *rollout) dropUnavailable(old []*appsv1.ReplicaSet, room int32) (dropped int32) {
 	for _, rs := range old {
 		n := min(replicas(rs)-available(rs), room-dropped)

@@ -31,7 +31,7 @@ func noted(rs *appsv1.ReplicaSet, annotation string) (int32, bool) {
 	return int32(v), err == nil && v >= 0
 }
 
-// scaled tells whether the deployment was resized since its sets were.
+// scaled reports whether the deployment was resized since its sets were.
 func (r *rollout) scaled() bool {
 	for _, rs := range r.sets {
 		if n, ok := noted(rs, desiredAnnotation); replicas(rs) > 0 && ok && n != r.desired() {
@@ -94,7 +94,7 @@ func (r *rollout) misnoted(rs *appsv1.ReplicaSet) bool {
 	return !ok || n != r.desired()
 }
 
-// saturated tells whether the newest set has taken over entirely.
+// saturated reports whether the newest set has taken over entirely.
 func (r *rollout) saturated() bool {
 	return r.newest != nil && replicas(r.newest) == r.desired() && !r.misnoted(r.newest) && r.newest.Status.AvailableReplicas == r.desired()
 }

@@ -124,7 +124,7 @@ func (r *rollout) baseStatus() appsv1.DeploymentStatus {
 	return s
 }
 
-// complete tells whether nothing is left to roll out, by the present status of
+// complete reports whether nothing is left to roll out, by the present status of
 // the sets.
 func (r *rollout) complete() bool {
 	s := r.baseStatus()

@@ -42,7 +42,7 @@ func New(s *cluster.Cluster) controller.Controller {
 	}
 }
 
-// ofSlice brings a service back when somebody else changes its slices.
+// ofSlice enqueues a service when another client changes its slices.
 func ofSlice(ev client.Event[*discoveryv1.EndpointSlice]) []controller.Key {
 	if ev.Object.Labels[discoveryv1.LabelManagedBy] != managedBy {
 		if ev.Old == nil || ev.Old.Labels[discoveryv1.LabelManagedBy] != managedBy {
@@ -71,7 +71,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 		return controller.Result{}, nil // the garbage collector takes its slices.
 	}
 	if len(svc.Spec.Selector) == 0 && svc.Spec.Type != corev1.ServiceTypeExternalName {
-		return controller.Result{}, nil // somebody else writes them.
+		return controller.Result{}, nil // another client writes them
 	}
 	var mine []*discoveryv1.EndpointSlice
 	for _, s := range r.EndpointSlices.ByIndex(cluster.ByService, key.String()) {

@@ -64,7 +64,7 @@ func (r *reconciler) mirror(ctx context.Context, key controller.Key) (controller
 	return controller.Result{}, r.carryOut(ctx, key, plan)
 }
 
-// mirrored tells Endpoints that want slices: not locks of old leader elections,
+// mirrored reports whether Endpoints are mirrored to slices: not locks of old leader elections,
 // nor those of who writes slices himself.
 func mirrored(e *corev1.Endpoints) bool { //nolint:staticcheck // this is what the controller is for.
 	_, lock := e.Annotations[leaderLease]

@@ -305,7 +305,7 @@ func (g *collector) lookUp(ctx context.Context, n *node, ref *metav1.OwnerRefere
 	case err == nil && got.UID == ref.UID:
 		return present, nil
 	}
-	// Of this name there is none, or another: the uid will not come again, unless
+	// No object has this name, or another one has: the uid does not come back, unless
 	// the reference names the wrong object.
 	if g.graph.get(ref.UID) == nil {
 		g.graph.setAbsent(ref.UID)
@@ -336,7 +336,8 @@ func (g *collector) reportNamespace(ctx context.Context, n *node, ref *metav1.Ow
 		ref.APIVersion, ref.Kind, n.namespace, ref.Name, ref.UID, n.namespace))
 }
 
-// unserved tells a NotFound of the kind from one of the object.
+// unserved reports whether a NotFound means that the kind is not served, not that the
+// object does not exist.
 func unserved(err error) bool {
 	status, ok := err.(apierrors.APIStatus) //nolint:errorlint // statuses are returned as they are.
 	if !ok || status.Status().Details == nil {
@@ -351,7 +352,7 @@ func unserved(err error) bool {
 }
 
 // breakCycle lets a dependent that waits for n itself go on: two that block each
-// other would wait for ever.
+// other would wait forever.
 func (g *collector) breakCycle(ctx context.Context, n *node) error {
 	for _, d := range g.graph.dependentsOf(n.uid) {
 		if !d.deleting || !d.foreground || !d.blocks(n.uid) {

@@ -146,7 +146,7 @@ func (g *graph) dependentsOf(uid types.UID) []*node {
 	return out
 }
 
-// isAbsent tells an owner that is known to be gone for good.
+// isAbsent reports whether an owner is known to be deleted.
 func (g *graph) isAbsent(uid types.UID) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -159,14 +159,14 @@ func (g *graph) setAbsent(uid types.UID) {
 	g.absent.add(uid)
 }
 
-// is tells whether a node is what a reference of one of its dependents names.
+// is reports whether a node is what a reference of one of its dependents names.
 func (n *node) is(ref *metav1.OwnerReference, dependentNamespace string) bool {
 	gv, err := schema.ParseGroupVersion(ref.APIVersion)
 	return err == nil && n.kind.GVK.Group == gv.Group && n.kind.GVK.Kind == ref.Kind && n.name == ref.Name &&
 		(n.namespace == "" || n.namespace == dependentNamespace)
 }
 
-// blocks tells whether a dependent keeps an owner from being deleted in the
+// blocks reports whether a dependent keeps an owner from being deleted in the
 // foreground.
 func (n *node) blocks(owner types.UID) bool {
 	i := slices.IndexFunc(n.owners, func(ref metav1.OwnerReference) bool { return ref.UID == owner })

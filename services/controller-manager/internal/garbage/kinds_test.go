@@ -9,7 +9,7 @@ import (
 )
 
 // TestEveryKindIsInTheGraph: what is in no cache of the graph is never collected, and
-// keeps an owner that is deleted in the foreground for ever.
+// keeps an owner that is deleted in the foreground forever.
 func TestEveryKindIsInTheGraph(t *testing.T) {
 	_, c := clienttest.StartServer(t)
 	s := cluster.New(c, nil)

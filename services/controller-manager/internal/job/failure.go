@@ -16,13 +16,13 @@ const (
 	maxDelay   = 10 * time.Minute
 )
 
-// onlyFailed tells a job that replaces pods not before they have ended: where a
+// onlyFailed reports whether a job replaces pods only once they have ended: where a
 // policy judges failures, how a pod ended must be known.
 func onlyFailed(j *batchv1.Job) bool {
 	return j.Spec.PodFailurePolicy != nil || j.Spec.PodReplacementPolicy != nil && *j.Spec.PodReplacementPolicy == batchv1.Failed
 }
 
-// failed tells a pod that counts as failed: one that is being deleted does,
+// failed reports whether a pod counts as failed: one that is being deleted does,
 // unless the job waits for its end.
 func failed(j *batchv1.Job, p *corev1.Pod) bool {
 	if p.Status.Phase == corev1.PodFailed {
@@ -201,7 +201,7 @@ func failuresAfter(j *batchv1.Job, last *corev1.Pod) (counted, ignored int) {
 	return counted, ignored
 }
 
-// indexFailed tells whether a failed pod is the end of its index.
+// indexFailed reports whether a failed pod is the end of its index.
 func indexFailed(j *batchv1.Job, p *corev1.Pod) bool {
 	if !failed(j, p) {
 		return false
@@ -210,7 +210,7 @@ func indexFailed(j *batchv1.Job, p *corev1.Pod) bool {
 	return v.failIndex || v.counts && annotated(p, failuresAnnotation) >= int(*j.Spec.BackoffLimitPerIndex)
 }
 
-// restartsExceeded tells whether the containers of a job whose pods restart them
+// restartsExceeded reports whether the containers of a job whose pods restart them
 // did so too often.
 func restartsExceeded(j *batchv1.Job, pods []*corev1.Pod) bool {
 	if j.Spec.Template.Spec.RestartPolicy != corev1.RestartPolicyOnFailure {

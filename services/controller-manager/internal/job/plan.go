@@ -121,7 +121,7 @@ func (w *work) parallelism() int {
 
 func tracked(p *corev1.Pod) bool { return slices.Contains(p.Finalizers, batchv1.JobTrackingFinalizer) }
 
-// validIndex tells a pod of an indexed job that can count.
+// validIndex reports whether a pod of an indexed job has a valid index.
 func (w *work) validIndex(p *corev1.Pod) (int, bool) {
 	i := indexOf(p)
 	return i, i != noIndex && i < w.completions()
@@ -489,7 +489,7 @@ func sorted(pods []*corev1.Pod) []*corev1.Pod {
 	return out
 }
 
-// releasable tells whether a pod's end may be counted now.
+// releasable reports whether a pod's end may be counted now.
 func (w *work) releasable(p *corev1.Pod, verdict *batchv1.JobCondition) bool {
 	switch {
 	case w.j.DeletionTimestamp != nil || verdict != nil || p.Status.Phase == corev1.PodSucceeded:

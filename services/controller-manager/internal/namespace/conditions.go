@@ -10,7 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// setConditions writes what is left into the conditions, and tells whether one
+// setConditions writes what is left into the conditions, and reports whether one
 // changed.
 func setConditions(s *corev1.NamespaceStatus, left *remains, now metav1.Time) bool {
 	changed := false

@@ -25,7 +25,7 @@ import (
 	"keelson.dev/services/internal/controller"
 )
 
-// Config says what to hand out.
+// Config is the range to allocate from.
 type Config struct {
 	// ClusterCIDR is the pods' range, of IPv4.
 	ClusterCIDR netip.Prefix
@@ -33,7 +33,7 @@ type Config struct {
 	NodeMaskSize int
 }
 
-// Check tells whether the ranges make sense.
+// Check returns an error if the sizes do not fit the range.
 func (c Config) Check() error {
 	if !c.ClusterCIDR.IsValid() || !c.ClusterCIDR.Addr().Is4() {
 		return fmt.Errorf("--cluster-cidr %s: want an IPv4 range", c.ClusterCIDR)
@@ -117,7 +117,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 // node's size.
 type Ranges struct {
 	config Config
-	// holders counts the nodes that hold a part: one that somebody wrote into a
+	// holders counts the nodes that hold a part: one that a client wrote into a
 	// Node may be another's too, and is free when both have gone.
 	holders map[int]int
 	held    map[string]span

@@ -29,7 +29,7 @@ func condition(n *corev1.Node, t corev1.NodeConditionType) *corev1.NodeCondition
 	return nil
 }
 
-// ours tells the taints that this controller puts on nodes and takes away.
+// ours reports whether this controller adds and removes a taint.
 func ours(t *corev1.Taint) bool {
 	switch t.Key {
 	case corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable:
@@ -41,8 +41,8 @@ func ours(t *corev1.Taint) bool {
 	return false
 }
 
-// Taints is what a node's taints should be. evict says whether its pods may be
-// told to leave now; a NoExecute taint that is there already stays while the
+// Taints returns the desired taints of a node. evict is true if its pods may be evicted
+// now; a NoExecute taint that is there already stays while the
 // node is not ready.
 func Taints(n *corev1.Node, evict bool, now time.Time) []corev1.Taint {
 	var want []corev1.Taint
@@ -134,7 +134,7 @@ func Unknown(n *corev1.Node, now time.Time) []corev1.NodeCondition {
 
 // The zone rules of Kubernetes' node lifecycle controller: how many nodes of a
 // zone may be lost before the fault is taken to be the network's, and how fast
-// pods are told to leave.
+// pods are evicted.
 const (
 	unhealthyShare  = 0.55
 	largeZone       = 50
@@ -148,7 +148,7 @@ type Zone uint8
 
 // The states of a zone.
 const (
-	// Normal: nodes that are lost are told so one after the other.
+	// Normal: lost nodes are evicted one after the other.
 	Normal Zone = iota
 	// Partial: so many are lost that pods leave slowly, or not at all in a small
 	// zone.
@@ -162,7 +162,7 @@ func zoneOf(n *corev1.Node) string {
 	return n.Labels[corev1.LabelTopologyRegion] + "/" + n.Labels[corev1.LabelTopologyZone]
 }
 
-// Pace is how long to wait between two nodes of a zone whose pods are told to
+// Pace is how long to wait between two nodes of a zone whose pods are made to
 // leave; 0 is never. It follows Kubernetes: when every zone is lost, nothing is
 // evicted, for it is rather this side that is cut off.
 func Pace(nodes []*corev1.Node) map[string]time.Duration {

@@ -49,7 +49,7 @@ type reconciler struct {
 	pods   client.Resource[*corev1.Pod]
 	config Config
 	heard  *heard
-	// told is when a node of a zone was last told to lose its pods.
+	// told is when the eviction of a node of the zone last began.
 	mu   sync.Mutex
 	told map[string]time.Time
 }
@@ -181,7 +181,7 @@ func (r *reconciler) extend(key controller.Key) time.Duration {
 	return wait
 }
 
-// silence tells whether the node has been silent for too long, or when to look
+// silence reports whether the node has been silent for too long, or when to look
 // again.
 func (r *reconciler) silence(n *corev1.Node, now time.Time) (wait time.Duration, silent bool) {
 	last, any := r.heard.last(n.Name, now)
@@ -190,7 +190,7 @@ func (r *reconciler) silence(n *corev1.Node, now time.Time) (wait time.Duration,
 		grace = r.config.StartGrace
 	}
 	if now.Sub(any) >= grace {
-		grace *= 2 // nobody was heard: it may be us
+		grace *= 2 // no node was heard: this process may be cut off
 	}
 	if left := grace - now.Sub(last); left > 0 {
 		return left, false
@@ -253,7 +253,7 @@ func (r *reconciler) podsNotReady(ctx context.Context, n *corev1.Node) error {
 	return nil
 }
 
-// mayEvict paces the nodes of a zone that are told to lose their pods.
+// mayEvict paces the evictions of nodes in a zone.
 func (r *reconciler) mayEvict(n *corev1.Node, now time.Time) (may bool, later time.Duration) {
 	if c := condition(n, corev1.NodeReady); c == nil || c.Status == corev1.ConditionTrue {
 		return false, 0

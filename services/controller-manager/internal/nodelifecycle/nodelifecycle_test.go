@@ -124,7 +124,7 @@ func TestLeaves(t *testing.T) {
 		ever        bool
 	}{
 		"none":          {nil, 0, true},
-		"for ever":      {[]corev1.Toleration{tol(nil)}, 0, false},
+		"forever":       {[]corev1.Toleration{tol(nil)}, 0, false},
 		"for a time":    {[]corev1.Toleration{tol(seconds(30))}, 20 * time.Second, true},
 		"the shortest":  {[]corev1.Toleration{tol(nil), tol(seconds(30)), tol(seconds(15))}, 5 * time.Second, true},
 		"another taint": {[]corev1.Toleration{{Key: "other", Operator: corev1.TolerationOpExists}}, 0, true},

@@ -1,4 +1,4 @@
-// Package podgc removes pods that nobody else will: those bound to a node that
+// Package podgc deletes pods that no other component deletes: those bound to a node that
 // has gone, those that were deleted before they were bound, and the oldest of
 // the finished ones when there are too many.
 //

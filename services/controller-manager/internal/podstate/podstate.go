@@ -18,13 +18,13 @@ func Condition(p *corev1.Pod, t corev1.PodConditionType) *corev1.PodCondition {
 	return nil
 }
 
-// Ready tells whether the pod serves.
+// Ready reports whether the pod has the condition Ready.
 func Ready(p *corev1.Pod) bool {
 	c := Condition(p, corev1.PodReady)
 	return c != nil && c.Status == corev1.ConditionTrue
 }
 
-// Available tells whether the pod has been ready for a time; if it is ready but
+// Available reports whether the pod has been ready for a time; if it is ready but
 // not for long enough, wait is how long is left.
 func Available(p *corev1.Pod, minReady time.Duration, now time.Time) (ok bool, wait time.Duration) {
 	c := Condition(p, corev1.PodReady)
@@ -41,13 +41,13 @@ func Available(p *corev1.Pod, minReady time.Duration, now time.Time) (ok bool, w
 	return left <= 0, max(left, 0)
 }
 
-// Finished tells a pod whose containers will not run again.
+// Finished reports whether the containers of a pod will not run again.
 func Finished(p *corev1.Pod) bool {
 	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 }
 
-// Active tells a pod that counts: not finished and not being deleted.
+// Active reports whether a pod counts: it is neither finished nor being deleted.
 func Active(p *corev1.Pod) bool { return !Finished(p) && p.DeletionTimestamp == nil }
 
-// Terminating tells a pod that is being deleted and still runs.
+// Terminating reports whether a pod is being deleted and still runs.
 func Terminating(p *corev1.Pod) bool { return !Finished(p) && p.DeletionTimestamp != nil }

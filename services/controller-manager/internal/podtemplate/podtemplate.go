@@ -84,7 +84,7 @@ func Create(ctx context.Context, s *cluster.Cluster, o client.Object, pods []*co
 			}
 		}
 		if err != nil {
-			// A namespace that is ending takes no pods: that is nobody's failure.
+			// A namespace that is ending takes no pods: that is not a failure.
 			if !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
 				s.Events.Warning(ctx, o, "FailedCreate", "Error creating: %v", err)
 			}

@@ -74,7 +74,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	return controller.Result{}, r.fill(ctx, secret, account)
 }
 
-// belongsToAnother tells a secret of an account that had the same name.
+// belongsToAnother reports whether a secret belongs to an earlier account of the same name.
 func belongsToAnother(secret *corev1.Secret, account *corev1.ServiceAccount) bool {
 	uid := secret.Annotations[corev1.ServiceAccountUIDKey]
 	return uid != "" && uid != string(account.UID)

@@ -1,4 +1,4 @@
-// Package victim says which of several pods to delete first, in the order of
+// Package victim orders pods by which to delete first, in the order of
 // Kubernetes' controllers. It must never delete one.
 package victim
 

@@ -252,7 +252,7 @@ func (r *claims) setPhase(ctx context.Context, c *corev1.PersistentVolumeClaim, 
 	return ignorable("status of claim "+c.Name, second(r.claims.UpdateStatus(ctx, next)))
 }
 
-// bindOrProvision finds a volume for a claim, or has one made.
+// bindOrProvision finds a volume for a claim, or has one provisioned.
 func (r *claims) bindOrProvision(ctx context.Context, c *corev1.PersistentVolumeClaim) error {
 	if c.Spec.StorageClassName == nil && class(c) == "" {
 		if def := Default(r.StorageClasses.List()); def != nil {
@@ -298,7 +298,7 @@ func (r *claims) bindOrProvision(ctx context.Context, c *corev1.PersistentVolume
 	return r.setPhase(ctx, c, corev1.ClaimPending, nil)
 }
 
-// reaches tells whether the node chosen for a claim can use a volume.
+// reaches reports whether the node chosen for a claim can use a volume.
 func (r *claims) reaches(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) bool {
 	name := c.Annotations[selectedNode]
 	if name == "" || v.Spec.NodeAffinity == nil {

@@ -37,8 +37,8 @@ func Default(classes []*storagev1.StorageClass) *storagev1.StorageClass {
 	return best
 }
 
-// refersTo tells whether a volume is meant for the claim: by uid, or by name
-// alone where somebody reserved it.
+// refersTo reports whether a volume is meant for the claim: by uid, or by name
+// alone if it was reserved by hand.
 func refersTo(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) bool {
 	ref := v.Spec.ClaimRef
 	return ref != nil && ref.Namespace == c.Namespace && ref.Name == c.Name && (ref.UID == "" || ref.UID == c.UID)
@@ -51,7 +51,7 @@ func mode(m *corev1.PersistentVolumeMode) corev1.PersistentVolumeMode {
 	return *m
 }
 
-// Fits tells whether a volume is what the claim asks for, whoever holds it.
+// Fits reports whether a volume satisfies the claim, whichever claim it is bound to.
 func Fits(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) bool {
 	if v.DeletionTimestamp != nil || v.Spec.StorageClassName != class(c) || mode(v.Spec.VolumeMode) != mode(c.Spec.VolumeMode) {
 		return false
@@ -100,7 +100,7 @@ func smaller(a, b *corev1.PersistentVolume) bool {
 	return a.Name < b.Name
 }
 
-// Waits tells whether a claim of the class waits until a pod uses it.
+// Waits reports whether a claim of the class waits until a pod uses it.
 func Waits(c *corev1.PersistentVolumeClaim, sc *storagev1.StorageClass) bool {
 	return sc != nil && sc.VolumeBindingMode != nil && *sc.VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer &&
 		c.Annotations[selectedNode] == ""

@@ -79,7 +79,7 @@ func (r *volumes) reconcile(ctx context.Context, key controller.Key) (controller
 	return controller.Result{}, r.reclaim(ctx, v)
 }
 
-// held tells whether the claim that a volume refers to exists; an absence is
+// held reports whether the claim that a volume refers to exists; an absence is
 // believed from the server alone.
 func (r *volumes) held(ctx context.Context, v *corev1.PersistentVolume) (bool, error) {
 	ref := v.Spec.ClaimRef

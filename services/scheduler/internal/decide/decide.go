@@ -164,7 +164,7 @@ func (e *Engine) best(c *class) *state.Node {
 	return e.feasible[at]
 }
 
-// before tells which of two equals has its turn first.
+// before reports whether the first of two nodes with equal scores is preferred.
 func (e *Engine) before(a, b int) bool {
 	if (a >= e.turn) != (b >= e.turn) {
 		return a >= e.turn

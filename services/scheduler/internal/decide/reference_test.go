@@ -221,7 +221,7 @@ func (w *world) spreads(p *corev1.Pod, n *corev1.Node) bool {
 	return true
 }
 
-// emptySelector tells the selectors that Kubernetes counts nothing for, though
+// emptySelector reports whether Kubernetes counts nothing for a selector, though
 // they match everything.
 func emptySelector(c corev1.TopologySpreadConstraint, p *corev1.Pod) bool {
 	for _, key := range c.MatchLabelKeys {
@@ -232,7 +232,7 @@ func emptySelector(c corev1.TopologySpreadConstraint, p *corev1.Pod) bool {
 	return c.LabelSelector != nil && len(c.LabelSelector.MatchLabels)+len(c.LabelSelector.MatchExpressions) == 0
 }
 
-// means tells whether a term of owner means other.
+// means reports whether a term of owner means other.
 func (w *world) means(owner *corev1.Pod, t *corev1.PodAffinityTerm, other *corev1.Pod) bool {
 	in := slices.Contains(t.Namespaces, other.Namespace)
 	if t.NamespaceSelector == nil && len(t.Namespaces) == 0 {
@@ -246,7 +246,7 @@ func (w *world) means(owner *corev1.Pod, t *corev1.PodAffinityTerm, other *corev
 	return in && err == nil && sel.Matches(labels.Set(other.Labels))
 }
 
-// near tells whether a node is in the domain of the node of a pod.
+// near reports whether a node is in the domain of the node of a pod.
 func (w *world) near(n *corev1.Node, other *corev1.Pod, key string) bool {
 	m := w.nodes[other.Spec.NodeName]
 	if m == nil {

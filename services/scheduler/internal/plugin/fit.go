@@ -75,7 +75,7 @@ func (f *fit) Code(n *state.Node) uint16 {
 	return code
 }
 
-// fitsEmpty tells whether the pod would fit the node if nothing else was there.
+// fitsEmpty reports whether the pod would fit the node if it were empty.
 func (f *fit) fitsEmpty(n *state.Node) bool {
 	empty := state.Node{Allocatable: n.Allocatable, AllowedPods: n.AllowedPods}
 	return f.Check(&empty)

@@ -22,7 +22,7 @@ type Event struct {
 	Volumes bool
 }
 
-// Helps tells whether an event may change the refusal of one of the plugins. It
+// Helps reports whether an event may change the refusal of one of the plugins. It
 // may say yes in vain, but never no in vain.
 func Helps(env *Env, p *state.Pod, plugins []string, ev *Event) bool {
 	return slices.ContainsFunc(plugins, func(name string) bool {

@@ -172,7 +172,7 @@ func (f *interPod) why(n *state.Node) string {
 	return ""
 }
 
-// affine tells whether the pods that the affinity terms want are there.
+// affine reports whether the pods that the affinity terms require exist.
 func (f *interPod) affine(n *state.Node) bool {
 	there, nowhere := true, true
 	for i := range f.own[:f.joint] {
@@ -200,7 +200,7 @@ func NewAffinity(env *Env, p *state.Pod) *Affinity {
 	return s
 }
 
-// Matters tells whether the scores differ at all.
+// Matters reports whether the scores differ at all.
 func (s *Affinity) Matters() bool {
 	for i := range s.own {
 		if s.own[i].total > 0 {

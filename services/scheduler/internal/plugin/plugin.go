@@ -36,7 +36,7 @@ const MaxScore = 100
 // Filter refuses nodes.
 type Filter interface {
 	Name() string
-	// Check tells whether the node will do.
+	// Check reports whether the node is feasible.
 	Check(n *state.Node) bool
 	// Explain says why a node will not do: one or more reasons.
 	Explain(n *state.Node) []string
@@ -51,7 +51,7 @@ type Follower interface {
 	// Apply takes in a change; false says that it must be made anew. So it must
 	// when nodes came, went or got other labels; it is then not called.
 	Apply(ch *state.Change) bool
-	// Stale tells whether something else changed, so that it must be made anew.
+	// Stale reports whether something else changed, so that it must be made anew.
 	Stale() bool
 	// Refresh is called before the first question after changes.
 	Refresh()
@@ -67,7 +67,7 @@ type Shared interface {
 type Env struct {
 	*state.Cluster
 	// DefaultSelector selects the pods that belong together with a pod: those of
-	// its Services and of its controller. An empty one is none.
+	// its Services and of its controller. An empty one means that there is none.
 	DefaultSelector func(p *state.Pod) labels.Selector
 	// Selectors counts the changes that may change a default selector.
 	Selectors uint64

@@ -19,7 +19,7 @@ var taintsReasons = []string{"node(s) had untolerated taint(s)"}
 
 func (*taints) Explain(*state.Node) []string { return taintsReasons }
 
-// tolerated tells whether no taint of the node keeps the pod away.
+// tolerated reports whether no taint of the node keeps the pod away.
 func tolerated(tolerations []corev1.Toleration, n *state.Node) bool {
 	for i := range n.Object.Spec.Taints {
 		t := &n.Object.Spec.Taints[i]

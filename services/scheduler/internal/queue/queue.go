@@ -65,7 +65,7 @@ type Queue struct {
 	active  prioritized
 	backoff timed
 	// early are those in back-off that were refused, not failed: they are popped
-	// before their time when nobody else waits.
+	// before their time when no other pod waits.
 	early earlier
 	// asides are the pods that were refused, those alike together.
 	asides map[string]*group

@@ -94,14 +94,14 @@ func TestARefusedPodWaitsUntilSomethingHelps(t *testing.T) {
 		t.Fatalf("woke %d", n)
 	}
 	wantLen(t, q, "active 0 backoff 1 aside 0 gated 0")
-	// Nobody else waits, so it need not.
+	// No other pod waits, so it need not.
 	it = wantPop(t, q, "a")[0]
 	if it.Attempts != 2 || it.Message != "why" || it.Traceparent != "tp" {
 		t.Fatalf("%+v", it)
 	}
 	q.Refused(it, "class", "why", []string{"Fit"})
 	q.Wake(always)
-	// Somebody else does wait: it stays back, and later comes after its priority.
+	// Another pod does wait: it stays back, and later comes after its priority.
 	q.Add(pod("b", 0), "", true)
 	wantPop(t, q, "b")
 	c.pass(3 * time.Second)

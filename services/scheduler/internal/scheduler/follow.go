@@ -133,7 +133,7 @@ func (s *Scheduler) placed(key state.Key, o *corev1.Pod) {
 	s.happened(ev)
 }
 
-// sameToOthers tells whether two states of a pod on a node count the same.
+// sameToOthers reports whether two states of a pod on a node count the same.
 func sameToOthers(a, b *state.Pod) bool {
 	return a.UID == b.UID && a.Node == b.Node && a.Terminating == b.Terminating && maps.Equal(a.Labels, b.Labels) &&
 		a.ScoreCPU == b.ScoreCPU && a.ScoreMemory == b.ScoreMemory && equality.Semantic.DeepEqual(a.Requests, b.Requests)
@@ -165,7 +165,7 @@ func (s *Scheduler) pending(key state.Key, ev client.Event[*corev1.Pod]) {
 	s.poke()
 }
 
-// differs tells whether a pending pod changed in what plugins read.
+// differs reports whether a pending pod changed in what plugins read.
 func differs(a, b *corev1.Pod) bool {
 	return !maps.Equal(a.Labels, b.Labels) || !equality.Semantic.DeepEqual(&a.Spec, &b.Spec)
 }

@@ -55,7 +55,7 @@ func (s *Scheduler) report(it *queue.Item, last, reason, message string) {
 	}
 }
 
-// eventContext is that of an event: its trace and the epoch of whoever leads.
+// eventContext returns the context of an event: its trace, and the epoch of the present term.
 func (s *Scheduler) eventContext(traceparent string) context.Context {
 	ctx := context.Background()
 	if f := s.fence.Load(); f != nil {

@@ -197,7 +197,7 @@ const (
 	binders   = 4
 )
 
-// round decides until a batch is full, it has taken a while, or nobody waits. It
+// round decides until a batch is full, it has taken a while, or no pod waits. It
 // returns the pods to be bound, and those whose claims get their volumes first.
 func (s *Scheduler) round() (bind, provide []*flight, idle bool) {
 	const most = 5 * time.Millisecond

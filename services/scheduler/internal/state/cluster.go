@@ -30,7 +30,7 @@ type Change struct {
 
 // Cluster is the picture.
 type Cluster struct {
-	// Nodes by index; nil where there is none.
+	// Nodes by index; nil at indexes without a node.
 	Nodes []*Node
 	count int
 	free  []int
@@ -52,14 +52,14 @@ type Cluster struct {
 	images         map[string]int // nodes that have an image
 	claims         map[Key]int    // pods that use a claim
 
-	// Epoch changes when indexes lose their meaning: whoever kept any starts
+	// Epoch changes when indexes lose their meaning: a reader that kept any starts
 	// anew.
 	Epoch uint64
 	log   []Change
 	base  uint64
 }
 
-// logSize is the number of changes kept; who is behind more starts anew.
+// logSize is the number of changes kept; a reader that is further behind starts anew.
 const logSize = 1 << 15
 
 // New makes an empty picture.
@@ -80,10 +80,10 @@ func New() *Cluster {
 // NodeCount is the number of nodes.
 func (c *Cluster) NodeCount() int { return c.count }
 
-// Node finds a node; nil if there is none.
+// Node returns a node by name, or nil.
 func (c *Cluster) Node(name string) *Node { return c.names[name] }
 
-// Pod finds a pod that is on a node; nil if there is none.
+// Pod returns a pod that is on a node, or nil.
 func (c *Cluster) Pod(key Key) *Pod { return c.pods[key] }
 
 // PodCount is the number of pods on nodes.
@@ -194,7 +194,7 @@ func (c *Cluster) RemoveNode(name string) {
 	}
 }
 
-// renumber drops domains and groups that nobody belongs to any more.
+// renumber drops domains and groups without members.
 func (c *Cluster) renumber() {
 	c.Epoch++
 	c.domains = map[string]*Domains{}
@@ -274,7 +274,7 @@ func (c *Cluster) unsettle(n *Node, p *Pod) {
 	c.note(Change{Node: n, Pod: p, Gone: true})
 }
 
-// SetNamespace takes over a namespace's labels; nil forgets it. It tells whether
+// SetNamespace sets a namespace's labels; nil deletes it. It reports whether
 // they changed.
 func (c *Cluster) SetNamespace(name string, set labels.Set) bool {
 	old, known := c.namespaces[name]

@@ -28,7 +28,7 @@ type Node struct {
 	ports []Port
 }
 
-// PortsFree tells whether nobody on the node has any of the ports.
+// PortsFree reports whether no pod on the node has any of the ports.
 func (n *Node) PortsFree(want []Port) bool {
 	for _, p := range want {
 		if slices.ContainsFunc(n.ports, p.conflicts) {
@@ -38,7 +38,7 @@ func (n *Node) PortsFree(want []Port) bool {
 	return true
 }
 
-// set takes over a node object; what tells whether the difference matters.
+// set replaces the node object; what reports whether the difference matters.
 func (n *Node) set(o *corev1.Node) (what NodeChange) {
 	old := n.Object
 	n.Object = o

@@ -48,7 +48,7 @@ type Port struct {
 	Port     int32
 }
 
-// conflicts tells whether two pods cannot both have their ports.
+// conflicts reports whether two pods cannot both have their ports.
 func (p Port) conflicts(q Port) bool {
 	const all = "0.0.0.0"
 	return p.Port == q.Port && p.Protocol == q.Protocol && (p.IP == q.IP || p.IP == all || q.IP == all)
@@ -66,7 +66,7 @@ type Term struct {
 	NamespaceSelector labels.Selector
 }
 
-// Matches tells whether the term means a pod of these labels, in a namespace of
+// Matches reports whether the term selects a pod with these labels, in a namespace of
 // that name and those labels.
 func (t *Term) Matches(namespace string, namespaceLabels, podLabels labels.Set) bool {
 	if !t.Namespaces.Has(namespace) && (t.NamespaceSelector == nil || !t.NamespaceSelector.Matches(namespaceLabels)) {

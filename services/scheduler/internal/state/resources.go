@@ -23,7 +23,7 @@ type Amount struct {
 	Value int64
 }
 
-// Other is the amount of a resource beyond the three; 0 if there is none.
+// Other returns the amount of a resource other than those three, or 0.
 func (r *Resources) Other(name corev1.ResourceName) int64 {
 	for i := range r.Others {
 		if r.Others[i].Name == name {
@@ -33,7 +33,7 @@ func (r *Resources) Other(name corev1.ResourceName) int64 {
 	return 0
 }
 
-// Zero tells whether nothing is requested.
+// Zero reports whether nothing is requested.
 func (r *Resources) Zero() bool {
 	return r.CPU == 0 && r.Memory == 0 && r.Ephemeral == 0 && len(r.Others) == 0
 }
@@ -94,7 +94,7 @@ func requests(pod *corev1.Pod) (r Resources, scoreCPU, scoreMemory int64) {
 	return r, assumed.CPU, assumed.Memory
 }
 
-// complete tells whether every container requests CPU and memory.
+// complete reports whether every container requests CPU and memory.
 func complete(pod *corev1.Pod) bool {
 	if pod.Spec.Resources != nil {
 		return false

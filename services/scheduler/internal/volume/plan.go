@@ -22,7 +22,7 @@ type Plan struct {
 	steps  []step
 }
 
-// step gives a claim an existing volume or, without one, has one made.
+// step gives a claim an existing volume or, without one, has one provisioned.
 type step struct {
 	claim  *corev1.PersistentVolumeClaim
 	volume *corev1.PersistentVolume
@@ -92,7 +92,7 @@ func smaller(a, b *corev1.PersistentVolume) bool {
 	return a.Name < b.Name
 }
 
-// fits tells whether a volume is free, or meant for the claim, and what it asks
+// fits reports whether a volume is free, or meant for the claim, and what it asks
 // for.
 func fits(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) bool {
 	if ref := v.Spec.ClaimRef; ref != nil && (ref.Namespace != c.Namespace || ref.Name != c.Name || (ref.UID != "" && ref.UID != c.UID)) {
@@ -180,7 +180,7 @@ func (p *Plan) Writes() []client.Write {
 	return out
 }
 
-// chooses tells whether a step writes the node to the claim.
+// chooses reports whether a step writes the node to the claim.
 func (p *Plan) chooses(s *step) bool {
 	return s.volume == nil && s.claim.Annotations[selectedNode] != p.node.Name
 }
@@ -207,7 +207,7 @@ func (p *Plan) Written(results []client.WriteResult) error {
 	return nil
 }
 
-// Progress tells whether all claims are bound. An error says that they will not
+// Progress reports whether all claims are bound. An error means that they will not
 // be: the pod must be decided anew.
 func (p *Plan) Progress() (done bool, err error) {
 	done = true

@@ -66,7 +66,7 @@ func oneLabel(s *corev1.NodeSelector) (key string, values []string, ok bool) {
 	return e.Key, e.Values, e.Operator == corev1.NodeSelectorOpIn
 }
 
-// allowed tells whether a storage class makes volumes for a node.
+// allowed reports whether a storage class makes volumes for a node.
 func allowed(terms []corev1.TopologySelectorTerm, set labels.Set) bool {
 	if len(terms) == 0 {
 		return true

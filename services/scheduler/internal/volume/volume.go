@@ -3,7 +3,7 @@
 // written to the claim (volume.kubernetes.io/selected-node) for a provisioner, or
 // the claim to an existing volume.
 //
-// It must never wait: it says what to write and whether all is bound.
+// It must never wait: it returns what to write, and whether all claims are bound.
 package volume
 
 import (
@@ -27,7 +27,7 @@ const (
 	noProvisioner = "kubernetes.io/no-provisioner"
 )
 
-// Lister finds objects. They are shared: nobody may change them.
+// Lister finds objects. They are shared and must not be modified.
 type Lister interface {
 	Claim(namespace, name string) (*corev1.PersistentVolumeClaim, bool)
 	Volume(name string) (*corev1.PersistentVolume, bool)

@@ -81,7 +81,7 @@ func (f *Fake) Instance(_ context.Context, name, providerID string) (provider.In
 	return provider.Instance{}, provider.ErrNotFound
 }
 
-// EnsureLoadBalancer notes what was asked for.
+// EnsureLoadBalancer records the request.
 func (f *Fake) EnsureLoadBalancer(_ context.Context, lb provider.LoadBalancer) ([]netip.Addr, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
