@@ -2,7 +2,6 @@ package fault
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -13,12 +12,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"keelson.dev/e2e/internal/wait"
 )
 
-// TestFaultsBite shows that those faults have an effect whose absence no other test would
-// notice.
+// TestFaultsBite shows that those faults do something that nobody would miss otherwise.
 func TestFaultsBite(t *testing.T) {
 	c := start(t, withFailpoints(t))
 	hc, err := newHTTP(c.pki)
@@ -51,7 +47,7 @@ func TestFaultsBite(t *testing.T) {
 		_, err := create(&coordinationv1.Lease{}, "/apis/coordination.k8s.io/v1/namespaces/default/leases", nil)
 		return err
 	}
-	// quick is the shortest time of five writes.
+	// quick is the least that a write takes, undisturbed.
 	quick := func() time.Duration {
 		t.Helper()
 		least := time.Minute
@@ -69,7 +65,7 @@ func TestFaultsBite(t *testing.T) {
 		}
 		made, _ := configMap()
 		if off := time.Until(made.CreationTimestamp.Time) - by; off.Abs() > 30*time.Second {
-			t.Errorf("a clock that was moved by %s is off by a further %s", by, off)
+			t.Errorf("a clock that was moved by %s is off by %s more", by, off)
 		}
 	}
 
@@ -95,37 +91,41 @@ func TestFaultsBite(t *testing.T) {
 
 	c.Network.Set(0, c.Network.Clients(), Link{Cut: true})
 	if err := lease(); err == nil {
-		t.Error("an answer arrived through a cut link")
+		t.Error("an answer came through a cut")
 	}
 	c.Network.Heal()
 
 	if err := os.WriteFile(m.points(), []byte("raft.propose refuse 1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	wait.For(t, 30*time.Second, "a write is refused", func(context.Context) error {
+	if err := poll(t.Context(), 30*time.Second, func() error {
 		if err := lease(); !apierrors.IsTooManyRequests(err) {
-			return fmt.Errorf("the write returned %w", err)
+			return fmt.Errorf("a write that was refused: %w", err)
 		}
 		return nil
-	})
+	}); err != nil {
+		t.Error(err)
+	}
 	if err := os.WriteFile(m.points(), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 
 	m.fail.Store(1)
-	wait.For(t, 30*time.Second, "a sync fails", func(context.Context) error {
+	if err := poll(t.Context(), 30*time.Second, func() error {
 		_ = lease()
 		if m.fail.Load() > 0 {
-			return errors.New("none has")
+			return fmt.Errorf("no sync has failed")
 		}
 		return nil
-	})
+	}); err != nil {
+		t.Error(err)
+	}
 
 	if err := m.fillDisk(); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(m.dir+"/more", []byte("x"), 0o600); err == nil {
-		t.Error("a write to a full disk succeeded")
+		t.Error("there is room on a full disk")
 	}
 	if err := m.emptyDisk(); err != nil {
 		t.Fatal(err)

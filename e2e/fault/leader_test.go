@@ -16,7 +16,6 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"keelson.dev/e2e/internal/wait"
 	"keelson.dev/proto/client"
 )
 
@@ -62,7 +61,7 @@ func (k *kubectl) create(ctx context.Context, obj any) error {
 	if err := os.WriteFile(k.file, data, 0o600); err != nil {
 		return err
 	}
-	// It bounds itself by --request-timeout, so that it reports what went wrong.
+	// It bounds itself, so that it says what went wrong.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), k.program, "create", "--validate=false", "--request-timeout=1s", "-f", k.file)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+k.config, "HOME="+root, "NO_PROXY=*", "no_proxy=*")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -71,8 +70,8 @@ func (k *kubectl) create(ctx context.Context, obj any) error {
 	return nil
 }
 
-// TestLeadersOfTheStores kills the leader of etcd repeatedly, and then that of raft, and
-// measures for how long nothing could be written to that store.
+// TestLeadersOfTheStores kills the leader of etcd, and then that of raft, again and
+// again, and measures for how long nothing could be written to that store.
 func TestLeadersOfTheStores(t *testing.T) {
 	c := start(t, programs(t))
 	all, err := c.Dial(c.Members...)
@@ -112,21 +111,25 @@ func killLeaders[T object](t *testing.T, c *Cluster, all *client.Client, store s
 	}
 	gaps := map[string][]time.Duration{}
 	for round := range *rounds {
-		wait.For(t, 30*time.Second, fmt.Sprintf("round %d: both clients write", round), func(context.Context) error {
+		if err := poll(ctx, 30*time.Second, func() error {
 			for _, p := range probes {
 				if !p.since(time.Now().Add(-time.Second)) {
 					return fmt.Errorf("%s does not write: %v", p.Name, p.failures())
 				}
 			}
 			return nil
-		})
+		}); err != nil {
+			t.Fatal(err)
+		}
 		var leader *Member
-		wait.For(t, 30*time.Second, fmt.Sprintf("round %d: a member leads", round), func(ctx context.Context) error {
+		if err := poll(ctx, 30*time.Second, func() error {
 			if leader = c.Leader(ctx, store); leader == nil {
-				return errors.New("none does")
+				return errors.New("nobody leads")
 			}
 			return nil
-		})
+		}); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
 		began := time.Now()
 		leader.Kill()
 		if err := c.Whole(ctx, wholeTime); err != nil {
@@ -134,12 +137,14 @@ func killLeaders[T object](t *testing.T, c *Cluster, all *client.Client, store s
 		}
 		whole := time.Since(began)
 		for _, p := range probes {
-			wait.For(t, time.Minute, fmt.Sprintf("round %d: %s writes again", round, p.Name), func(context.Context) error {
+			if err := poll(ctx, time.Minute, func() error {
 				if !p.since(began.Add(time.Second)) {
-					return fmt.Errorf("the failures are %v", p.failures())
+					return fmt.Errorf("%s does not write: %v", p.Name, p.failures())
 				}
 				return nil
-			})
+			}); err != nil {
+				t.Fatalf("round %d: %v", round, err)
+			}
 			gaps[p.Name] = append(gaps[p.Name], p.Gap(began, time.Now()))
 		}
 		t.Logf("round %d: %s was killed and was back after %.1fs; no write for %.2fs (Go client) and %.2fs (kubectl)",

@@ -8,8 +8,8 @@ import (
 	"sync"
 )
 
-// listenAll returns one listener on all host:port of a comma-separated list. Its address is
-// that of the first.
+// listenAll listens on each host:port of a list with commas, as one listener. Its
+// address is the first's.
 func listenAll(list string) (net.Listener, error) {
 	var all []net.Listener
 	failed := func(err error) error {
@@ -23,7 +23,7 @@ func listenAll(list string) (net.Listener, error) {
 			return nil, failed(err)
 		}
 		if len(all) > 0 && strings.HasSuffix(address, ":0") {
-			return nil, failed(fmt.Errorf("%s: several addresses need a fixed port", address))
+			return nil, failed(fmt.Errorf("%s: several addresses need a port that is named", address))
 		}
 		l, err := net.Listen("tcp", address)
 		if err != nil {
@@ -37,7 +37,7 @@ func listenAll(list string) (net.Listener, error) {
 	return merge(all), nil
 }
 
-// merge combines listeners into one.
+// merge makes one listener of several.
 func merge(all []net.Listener) net.Listener {
 	m := &listeners{all: all, conns: make(chan net.Conn), closed: make(chan struct{})}
 	for _, l := range all {
@@ -46,7 +46,7 @@ func merge(all []net.Listener) net.Listener {
 	return m
 }
 
-// listeners is one listener on several addresses. If one fails, all are closed.
+// listeners are several listeners as one.
 type listeners struct {
 	all       []net.Listener
 	conns     chan net.Conn
@@ -55,10 +55,10 @@ type listeners struct {
 	accepting sync.WaitGroup
 
 	mu  sync.Mutex
-	err error // the first error of any of them
+	err error // that ended one of them
 }
 
-// accept hands over a listener's connections. When it fails, all listeners are closed.
+// accept takes in a listener's connections. When it ends, all do.
 func (m *listeners) accept(l net.Listener) {
 	for {
 		conn, err := l.Accept()
@@ -79,7 +79,7 @@ func (m *listeners) accept(l net.Listener) {
 	}
 }
 
-// end closes all listeners; Accept returns the first err.
+// end ends all listeners because of an error.
 func (m *listeners) end(err error) {
 	m.mu.Lock()
 	if m.err == nil {
@@ -88,7 +88,7 @@ func (m *listeners) end(err error) {
 	m.mu.Unlock()
 	m.once.Do(func() {
 		for _, l := range m.all {
-			_ = l.Close() // no more connections are accepted
+			_ = l.Close() // nobody waits for more
 		}
 		close(m.closed)
 	})

@@ -88,10 +88,7 @@ func (o *pkiOptions) write() error {
 	at := func(names ...string) string { return filepath.Join(append([]string{o.dir}, names...)...) }
 	_, err = os.Stat(at("apiserver", "tls.crt"))
 	existed := err == nil
-	identities, err := process.ControlPlane(append([]string{"localhost", "127.0.0.1"}, o.hosts...), o.services, o.domain)
-	if err != nil {
-		return fmt.Errorf("--service-cluster-ip-range: %w", err)
-	}
+	identities := process.ControlPlane(append([]string{"localhost", "127.0.0.1"}, o.hosts...), o.services, o.domain)
 	for _, id := range identities {
 		if err := directory(at(id.Name), o.owner); err != nil {
 			return err

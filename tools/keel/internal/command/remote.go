@@ -72,10 +72,15 @@ type target struct {
 	token         string
 }
 
+// kubeconfigPath is the kubeconfig that the flag or the environment names.
+func (r *remote) kubeconfigPath() string {
+	return cmp.Or(r.kubeconfig, os.Getenv(clientcmd.RecommendedConfigPathEnvVar))
+}
+
 // target reads the control plane's address and credentials from the kubeconfig's current
 // context.
 func (r *remote) target() (*target, error) {
-	path := cmp.Or(r.kubeconfig, os.Getenv(clientcmd.RecommendedConfigPathEnvVar))
+	path := r.kubeconfigPath()
 	if path == "" {
 		return nil, usageError{errors.New("--server needs --kubeconfig, or KUBECONFIG in the environment")}
 	}

@@ -274,11 +274,7 @@ func certificates(c *cluster.Cluster) error {
 	}
 	_, err = os.Stat(filepath.Join(c.Identity("apiserver"), "tls.crt"))
 	existed := err == nil
-	ids, err := process.Identities(c)
-	if err != nil {
-		return err
-	}
-	for _, id := range ids {
+	for _, id := range process.Identities(c) {
 		if err := a.Ensure(id); err != nil {
 			return fmt.Errorf("%s: %w", id.Name, err)
 		}

@@ -1,0 +1,82 @@
+package why
+
+// The codes of all causes.
+const (
+	Healthy Code = "Healthy"
+	// Progressing is a change under way that nothing holds up.
+	Progressing Code = "Progressing"
+	// ControllerBehind is a spec that its controller has not looked at yet.
+	ControllerBehind Code = "ControllerBehind"
+	// Unknown is an object that is not as it should be for a reason that is not known.
+	Unknown Code = "Unknown"
+
+	PodSucceeded         Code = "PodSucceeded"
+	PodFailed            Code = "PodFailed"
+	PodEvicted           Code = "PodEvicted"
+	PodRefused           Code = "PodRefusedByNode"
+	PodGated             Code = "PodSchedulingGated"
+	PodUnschedulable     Code = "PodUnschedulable"
+	PodNotScheduled      Code = "PodNotYetScheduled"
+	NoScheduler          Code = "NoSchedulerOfThatName"
+	NodeGone             Code = "NodeGone"
+	NodeNotReady         Code = "NodeNotReady"
+	VolumeNotMounted     Code = "VolumeNotMounted"
+	ClaimMissing         Code = "ClaimMissing"
+	ClaimNotBound        Code = "ClaimNotBound"
+	NetworkNotReady      Code = "PodNetworkNotReady"
+	ImageUnavailable     Code = "ImageUnavailable"
+	ConfigMissing        Code = "ContainerConfigMissing"
+	ContainerNotCreated  Code = "ContainerNotCreated"
+	OutOfMemory          Code = "ContainerOutOfMemory"
+	ProbeKills           Code = "LivenessProbeFails"
+	ContainerExits       Code = "ContainerExits"
+	InitRuns             Code = "InitContainerRuns"
+	NotStarted           Code = "StartupProbeFails"
+	NotReady             Code = "ReadinessProbeFails"
+	ReadinessGate        Code = "ReadinessGateNotTrue"
+	TerminatingGrace     Code = "TerminatingGracefully"
+	TerminatingFinalizer Code = "TerminatingHasFinalizers"
+	TerminatingLost      Code = "TerminatingNodeNotReady"
+
+	Paused          Code = "Paused"
+	Suspended       Code = "Suspended"
+	ScaledToZero    Code = "ScaledToZero"
+	CreateRefused   Code = "PodsRefused"
+	RolloutStalled  Code = "RolloutStalled"
+	PodsHoldUp      Code = "PodsNotAvailable"
+	PartitionHolds  Code = "RolloutStopsAtPartition"
+	UpdateOnDelete  Code = "UpdatesOnDeleteOnly"
+	NoNodeFits      Code = "NoNodeFits"
+	JobFailed       Code = "JobFailed"
+	JobDeadline     Code = "JobDeadlineExceeded"
+	JobBackoffLimit Code = "JobBackoffLimitExceeded"
+	BadSchedule     Code = "ScheduleInvalid"
+	StillRuns       Code = "PreviousJobStillRuns"
+	MissedDeadline  Code = "StartingDeadlineMissed"
+	NotDue          Code = "NotDueYet"
+
+	NoClass          Code = "NoStorageClass"
+	ClassMissing     Code = "StorageClassMissing"
+	WaitsForConsumer Code = "WaitsForFirstPod"
+	ProvisionFails   Code = "ProvisioningFails"
+	VolumeLost       Code = "VolumeLost"
+
+	NoSelector       Code = "NoSelector"
+	SelectsNothing   Code = "SelectorMatchesNoPods"
+	NoReadyEndpoints Code = "NoReadyEndpoints"
+	PortMismatch     Code = "TargetPortNotFound"
+	NoLoadBalancer   Code = "LoadBalancerPending"
+
+	NodeSilent   Code = "NodeSilent"
+	NodePressure Code = "NodeUnderPressure"
+	Cordoned     Code = "NodeCordoned"
+)
+
+// severity orders the codes of pods by how much they say about a workload: the last
+// one explains it best.
+var severity = []Code{
+	Unknown, TerminatingGrace, PodNotScheduled, Progressing, InitRuns, NotStarted, NotReady, ReadinessGate, TerminatingLost,
+	TerminatingFinalizer, PodGated, NetworkNotReady, VolumeNotMounted, PodFailed, PodEvicted, NodeNotReady, NodeGone,
+	NoScheduler, ClaimNotBound, ClaimMissing, PodUnschedulable, PodRefused, ContainerExits, ProbeKills, OutOfMemory,
+	ContainerNotCreated, ConfigMissing, ImageUnavailable,
+}
