@@ -1,10 +1,10 @@
-// Command openapi writes the OpenAPI documents that the apiserver embeds. Run it by
-// `make gen`, which first has openapi-gen write package definitions.
+// Command openapi writes the OpenAPI documents that the apiserver embeds. It is run by `make
+// gen`, after openapi-gen has written package definitions.
 //
 //	openapi packages < table.json            prints the Go packages whose types are needed
 //	openapi documents --out DIR < table.json writes the documents (needs the build tag "documents")
 //
-// It must never describe what is not in the table that it is given.
+// The documents must only describe what is in the table.
 package main
 
 import (
@@ -17,7 +17,7 @@ import (
 	"keelson.dev/tools/openapi/internal/document"
 )
 
-// write makes the documents; it is set in builds that have the definitions.
+// write writes the documents. It is set in builds with the definitions.
 var write func(table []document.Resource, dir string) error
 
 func main() {
@@ -27,10 +27,10 @@ func main() {
 	}
 	flags := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
 	out := flags.String("out", "", "directory to write to")
-	_ = flags.Parse(os.Args[2:]) // exits by itself
+	_ = flags.Parse(os.Args[2:]) // exits on errors
 	var table []document.Resource
 	if err := json.NewDecoder(os.Stdin).Decode(&table); err != nil {
-		log.Fatalf("reading the table: %v", err)
+		log.Fatalf("read the table: %v", err)
 	}
 	switch os.Args[1] {
 	case "packages":

@@ -1,5 +1,5 @@
-// Command kubectl is Kubernetes' own, built from its published module, so that
-// a machine with Go alone has one of a known version.
+// Command kubectl is Kubernetes' kubectl of a known version, built from its published module,
+// so that a machine needs only Go for it.
 package main
 
 import (

@@ -1,6 +1,6 @@
-// Package definitions is where openapi-gen writes the Go form of the API's schemas
-// (zz_generated.openapi.go, which is not kept in the repository).
+// Package definitions is the package into which openapi-gen writes the API's schemas as Go code
+// (zz_generated.openapi.go, which is not in the repository).
 //
-// It must never be imported by a service: it is large, and the documents made of
-// it are all that a service needs.
+// It must not be imported by a service: it is large, and a service needs only the documents
+// generated from it.
 package definitions

@@ -10,16 +10,16 @@ import (
 	"k8s.io/kube-openapi/pkg/common"
 )
 
-// maker makes the operations of one resource.
+// maker creates the operations of one resource.
 type maker struct {
 	r      *Resource
-	group  string // "CoreV1", in operations' ids
-	tag    string // "core_v1"
-	prefix string // "/api/v1"
+	group  string // for example "CoreV1", in the ids of operations
+	tag    string // for example "core_v1"
+	prefix string // for example "/api/v1"
 	routes []common.Route
 }
 
-// operations are the routes of one group and version.
+// operations returns the routes of one group and version.
 func operations(table []Resource, gv schema.GroupVersion) *container {
 	c := &container{}
 	for i := range table {
@@ -50,7 +50,7 @@ func prefix(gv schema.GroupVersion) string {
 	return "/apis/" + gv.Group + "/" + gv.Version
 }
 
-// operationGroup is a group and version within an operation's id.
+// operationGroup formats a group and version for the id of an operation.
 func operationGroup(gv schema.GroupVersion) string {
 	name := strings.TrimSuffix(gv.Group, ".k8s.io")
 	if name == "" {
@@ -63,7 +63,7 @@ func operationGroup(gv schema.GroupVersion) string {
 	return out + title(gv.Version)
 }
 
-// tag groups operations for generated clients.
+// tag returns the tag by which generated clients group operations.
 func tag(gv schema.GroupVersion) string {
 	name := operationGroup(schema.GroupVersion{Group: gv.Group})
 	return strings.ToLower(name[:1]) + name[1:] + "_" + gv.Version
@@ -78,7 +78,8 @@ func title(s string) string {
 
 func (m *maker) gvk() schema.GroupVersionKind { return m.r.gv().WithKind(m.r.Kind) }
 
-// paths of the resource: all namespaces, the collection, an object.
+// paths returns the paths of the resource in all namespaces, of the collection, and of an
+// object.
 func (m *maker) paths(infix string) (all, collection, object string) {
 	all = m.prefix + infix + "/" + m.r.Resource
 	collection = all
@@ -88,7 +89,7 @@ func (m *maker) paths(infix string) (all, collection, object string) {
 	return all, collection, collection + "/{name}"
 }
 
-// add adds an operation on a path whose parameters it completes.
+// add adds an operation, and completes the parameters of its path.
 func (m *maker) add(action string, gvk schema.GroupVersionKind, r route) {
 	r.tags = []string{m.tag}
 	r.metadata = map[string]any{"x-kubernetes-group-version-kind": map[string]any{
@@ -120,7 +121,7 @@ func (m *maker) add(action string, gvk schema.GroupVersionKind, r route) {
 
 func (m *maker) has(verb string) bool { return slices.Contains(m.r.Verbs, verb) }
 
-// scope is "Namespaced" within an id, or nothing.
+// scope returns "Namespaced", as in ids of operations, or "".
 func (m *maker) scope() string {
 	if m.r.Namespaced {
 		return "Namespaced"
@@ -190,7 +191,7 @@ func (m *maker) resource() {
 	}
 }
 
-// watches adds the deprecated paths.
+// watches adds the operations of the deprecated watch paths.
 func (m *maker) watches() {
 	kind, gvk := m.r.Kind, m.gvk()
 	all, collection, object := m.paths("/watch")
@@ -265,13 +266,13 @@ func (m *maker) subresource(s *Subresource) {
 	}
 }
 
-// connectMethods are the methods of a stream or proxy, by verb.
+// connectMethods are the methods of a stream or proxy, with their verbs.
 var connectMethods = []struct{ verb, http, id string }{
 	{"get", http.MethodGet, "Get"}, {"create", http.MethodPost, "Post"}, {"update", http.MethodPut, "Put"},
 	{"patch", http.MethodPatch, "Patch"}, {"delete", http.MethodDelete, "Delete"},
 }
 
-// proxyMethods are a proxy's alone: they have no verb of their own.
+// proxyMethods are methods of proxies only. They have no verb.
 var proxyMethods = []struct{ verb, http, id string }{{"", http.MethodHead, "Head"}, {"", http.MethodOptions, "Options"}}
 
 // connect adds the operations of a stream or proxy.

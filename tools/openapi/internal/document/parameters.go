@@ -8,7 +8,7 @@ import (
 	"k8s.io/kube-openapi/pkg/common"
 )
 
-// pretty is on every operation.
+// pretty is a parameter of every operation.
 var pretty = parameter{
 	name: "pretty", dataType: "string", kind: common.QueryParameterKind,
 	description: "If 'true', then the output is pretty printed. Defaults to 'false' unless the user-agent indicates a browser or command-line HTTP tool (curl and wget).",
@@ -18,16 +18,15 @@ func pathParameter(name, description string) common.Parameter {
 	return parameter{name: name, description: description, dataType: "string", kind: common.PathParameterKind, required: true}
 }
 
-// body is the parameter that carries the object.
+// body is the parameter for the object.
 func body(required bool) common.Parameter {
 	return parameter{name: "body", kind: common.BodyParameterKind, dataType: "string", required: required}
 }
 
-// documented is a type of options with its fields' documentation.
+// documented is an options type with documentation of its fields.
 type documented interface{ SwaggerDoc() map[string]string }
 
-// query are the query parameters that a type of options stands for, in the order of
-// its fields.
+// query returns the query parameters for an options type, in the order of its fields.
 func query(options documented, except ...string) []common.Parameter {
 	docs := options.SwaggerDoc()
 	var out []common.Parameter
@@ -51,7 +50,7 @@ func query(options documented, except ...string) []common.Parameter {
 				p.dataType = "integer"
 			case reflect.Struct:
 				if ft != reflect.TypeFor[metav1.Time]() {
-					continue // a body is the only place for it
+					continue // only possible in a body
 				}
 			}
 			out = append(out, p)
@@ -71,12 +70,12 @@ var (
 	updateParameters = query(metav1.UpdateOptions{})
 	patchParameters  = query(metav1.PatchOptions{})
 	deleteParameters = query(metav1.DeleteOptions{}, "preconditions")
-	// collectionParameters are those of a deletecollection: what to choose and how
-	// to delete.
+	// collectionParameters are the parameters of deletecollection: which objects to delete, and
+	// how.
 	collectionParameters = append(without(deleteParameters), without(listParameters, "watch", "allowWatchBookmarks")...)
 )
 
-// The media types.
+// Media types.
 var (
 	objectTypes = []string{"application/json", "application/yaml", "application/vnd.kubernetes.protobuf"}
 	listTypes   = append([]string{"application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"}, objectTypes...)

@@ -67,7 +67,7 @@ func (p parameter) Kind() common.ParameterKind { return p.kind }
 func (p parameter) DataType() string           { return p.dataType }
 func (p parameter) AllowMultiple() bool        { return false }
 
-// container is the routes of a group and version.
+// container contains the routes of a group and version.
 type container struct{ routes []common.Route }
 
 var _ common.RouteContainer = (*container)(nil)
@@ -76,7 +76,7 @@ func (c *container) RootPath() string                   { return "" }
 func (c *container) PathParameters() []common.Parameter { return nil }
 func (c *container) Routes() []common.Route             { return c.routes }
 
-// without leaves parameters out by name.
+// without returns parameters except those with the given names.
 func without(parameters []common.Parameter, names ...string) []common.Parameter {
 	return slices.DeleteFunc(slices.Clone(parameters), func(p common.Parameter) bool {
 		return slices.Contains(names, p.Name())

@@ -1,8 +1,8 @@
-// Package document makes OpenAPI documents, version 2 and 3, of a table of kinds
-// and the schemas of their Go types.
+// Package document generates OpenAPI documents, version 2 and 3, from a table of kinds and the
+// schemas of their Go types.
 //
-// Paths, operations, parameters and extensions are Kubernetes': kubectl and
-// generated clients look for them by name. It must never invent a schema.
+// Paths, operations, parameters and extensions are those of Kubernetes, because kubectl and
+// generated clients look for them by name. The package must not invent schemas.
 package document
 
 import (
@@ -23,12 +23,12 @@ type Resource struct {
 	Resource   string   `json:"resource"`
 	Namespaced bool     `json:"namespaced"`
 	Verbs      []string `json:"verbs"`
-	// ReturnsDeleted tells that a delete answers with the object.
+	// ReturnsDeleted means that a delete returns the deleted object.
 	ReturnsDeleted bool          `json:"returnsDeleted,omitempty"`
 	Subresources   []Subresource `json:"subresources,omitempty"`
 }
 
-// Subresource is one of a Resource.
+// Subresource is a subresource of a Resource.
 type Subresource struct {
 	Name    string   `json:"name"`
 	Group   string   `json:"group"`
@@ -46,7 +46,7 @@ func (s *Subresource) gvk() schema.GroupVersionKind {
 	return schema.GroupVersionKind{Group: s.Group, Version: s.Version, Kind: s.Kind}
 }
 
-// groupVersions are those of the table, in its order.
+// groupVersions returns the groups and versions of the table, in its order.
 func groupVersions(table []Resource) []schema.GroupVersion {
 	var out []schema.GroupVersion
 	for i := range table {
@@ -57,17 +57,17 @@ func groupVersions(table []Resource) []schema.GroupVersion {
 	return out
 }
 
-// sample is a value of a kind's Go type.
+// sample returns a value of a kind's Go type.
 func sample(gvk schema.GroupVersionKind) any {
 	obj, err := scheme.Scheme.New(gvk)
 	if err != nil {
-		panic(err) // a kind in the table that k8s.io/api does not have
+		panic(err) // the table contains a kind that is not in k8s.io/api
 	}
 	return obj
 }
 
-// Packages are the Go packages whose types the documents need: those of the kinds,
-// and of all that their fields lead to.
+// Packages returns the Go packages with the types that the documents need: those of the kinds,
+// and of the types of their fields, recursively.
 func Packages(table []Resource) []string {
 	packages := []string{
 		"k8s.io/apimachinery/pkg/apis/meta/v1", "k8s.io/apimachinery/pkg/api/resource",
@@ -101,7 +101,7 @@ func Packages(table []Resource) []string {
 			gvs = append(gvs, table[i].Subresources[j].gvk().GroupVersion())
 		}
 	}
-	for gvk, t := range scheme.Scheme.AllKnownTypes() { // openapi-gen takes whole packages
+	for gvk, t := range scheme.Scheme.AllKnownTypes() { // openapi-gen processes whole packages
 		if slices.Contains(gvs, gvk.GroupVersion()) {
 			walk(t)
 		}
@@ -110,7 +110,7 @@ func Packages(table []Resource) []string {
 	return packages
 }
 
-// openTypes are the kinds that every group and version has.
+// openTypes are kinds of every group and version.
 var openTypes = map[string]any{
 	"DeleteOptions": &metav1.DeleteOptions{},
 	"WatchEvent":    &metav1.WatchEvent{},

@@ -24,10 +24,10 @@ import (
 	"k8s.io/kube-openapi/pkg/validation/spec"
 )
 
-// version of the API that the documents describe.
+// version is the version of the API that the documents describe.
 const version = "v1.37.2"
 
-// kinds are the groups, versions and kinds of each definition.
+// kinds returns the groups, versions and kinds of each definition.
 func kinds(table []Resource) map[string][]schema.GroupVersionKind {
 	out := map[string][]schema.GroupVersionKind{}
 	gvs := groupVersions(table)
@@ -43,7 +43,7 @@ func kinds(table []Resource) map[string][]schema.GroupVersionKind {
 			add(gvk, obj)
 		}
 	}
-	for i := range table { // subresources' kinds may be of groups that serve nothing else
+	for i := range table { // kinds of subresources may be in groups that serve nothing else
 		for j := range table[i].Subresources {
 			gvk := table[i].Subresources[j].gvk()
 			add(gvk, sample(gvk))
@@ -61,7 +61,7 @@ func kinds(table []Resource) map[string][]schema.GroupVersionKind {
 	return out
 }
 
-// namer gives definitions their names and says which kinds they are.
+// namer returns a function that names definitions and lists their kinds in an extension.
 func namer(table []Resource) func(string) (string, spec.Extensions) {
 	byName := kinds(table)
 	return func(name string) (string, spec.Extensions) {
@@ -85,7 +85,7 @@ func idAndTags(r common.Route) (string, []string, error) {
 	return r.OperationName(), r.(*route).tags, nil
 }
 
-// Write writes all documents into a directory, which it empties first.
+// Write writes all documents to a directory, which it empties first.
 func Write(table []Resource, definitions common.GetOpenAPIDefinitions, dir string) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
@@ -191,7 +191,7 @@ func writeV3(table []Resource, gv schema.GroupVersion, definitions common.GetOpe
 	return fmt.Sprintf("%X", sum[:32]), nil
 }
 
-// compress writes a file, the same bytes for the same data.
+// compress writes a compressed file. The same data results in the same bytes.
 func compress(path string, data []byte) error {
 	var buf bytes.Buffer
 	w, err := gzip.NewWriterLevel(&buf, gzip.BestCompression)
