@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// TestHealthcheck: the exit code says whether the program at the address is ready,
+// TestHealthcheck checks that the exit code reports whether the program at the address is ready,
 // however the address is given, and the service itself is not started.
 func TestHealthcheck(t *testing.T) {
 	well := true
@@ -58,7 +58,7 @@ func TestHealthcheck(t *testing.T) {
 		{"no host", "", ":" + port, true, 0, ""},
 		{"socket", "unix://" + socket, "", true, 0, ""},
 		{"not ready", address, "", false, 1, "[-]start failed"},
-		{"nobody listens", closed, "", true, 1, "refused"},
+		{"not listening", closed, "", true, 1, "refused"},
 		{"unknown port", "", "", true, 1, "--ops-address"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

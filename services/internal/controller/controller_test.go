@@ -186,7 +186,7 @@ func TestCoalesces(t *testing.T) {
 	}
 }
 
-// What nobody caused has no span; a retry stays in its trace.
+// A reconcile that no write caused has no span; a retry stays in its trace.
 func TestSpansOnlyWhereThereIsACause(t *testing.T) {
 	spans := tracetest.NewSpanRecorder()
 	before := otel.GetTracerProvider()

@@ -6,12 +6,12 @@ import (
 	"strings"
 )
 
-// PeerName is the common name of the certificates by which apiservers know each
-// other on their peer ports. They are signed by an authority of their own.
+// PeerName is the common name of the certificates by which apiservers authenticate each other
+// on their peer ports. A CA of their own signs them.
 const PeerName = "keelson-peer"
 
-// BootstrapNode is the extra of a user who authenticated with a bootstrap token that
-// is for one node only: its name.
+// BootstrapNode is the key in a user's extra with the name of the one node that the user's
+// bootstrap token is for.
 const BootstrapNode = "keelson.dev/node-name"
 
 const (
@@ -21,13 +21,12 @@ const (
 )
 
 // controlPlane are the names of the control plane's certificates that do not begin
-// with "system:". Etcd's client port knows its callers by them.
+// with "system:". etcd's client port authorizes its callers by them.
 var controlPlane = []string{"kube-apiserver", "kubernetes-admin", "keelson-ca", "keelson-peer-ca", PeerName}
 
-// Reserved returns an error if a subject's common name or organizations are the
-// control plane's, a node's, a service account's or any other name or group that the
-// cluster itself gives: no certificate request may have them. more are further
-// common names that are reserved.
+// Reserved returns an error if a subject's common name or organizations belong to the control
+// plane, a node or a service account, or are any other name or group that the cluster itself
+// assigns: no certificate request may contain them. more are further reserved common names.
 func Reserved(commonName string, organizations []string, more ...string) error {
 	if strings.HasPrefix(commonName, reservedPrefix) || slices.Contains(controlPlane, commonName) || slices.Contains(more, commonName) {
 		return fmt.Errorf("common name %q is reserved", commonName)
@@ -40,8 +39,8 @@ func Reserved(commonName string, organizations []string, more ...string) error {
 	return nil
 }
 
-// NodeSubject returns the node that a subject names, which must be one as
-// Kubernetes' kubelet signers demand.
+// NodeSubject returns the name of the node that a subject is for, or an error if the subject
+// is not one that Kubernetes' kubelet signers accept.
 func NodeSubject(commonName string, organizations []string) (node string, err error) {
 	node, ok := strings.CutPrefix(commonName, nodePrefix)
 	switch {

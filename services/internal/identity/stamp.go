@@ -6,8 +6,8 @@ import (
 	"syscall"
 )
 
-// stamp tells one state of the files from another: a file that was replaced has
-// another inode, one that was rewritten another time or size.
+// stamp identifies a state of the files: a file that was replaced has another inode, one that
+// was rewritten another time or size.
 type stamp [3]struct {
 	inode       uint64
 	size, mtime int64

@@ -117,7 +117,7 @@ func TestRefusedWriteEndsTheTerm(t *testing.T) {
 	}
 }
 
-// Without a fence nobody leads; the lease goes to whoever can take one.
+// Without a fence no candidate leads; the lease goes to one that can take a fence.
 func TestNoFenceNoWork(t *testing.T) {
 	s, c := clienttest.StartServer(t)
 	s.Fail(func(method string, _ *resourcev1.Ref) error {

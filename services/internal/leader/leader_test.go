@@ -31,7 +31,7 @@ const (
 	long     = 8 * time.Second
 )
 
-// candidate runs an election until stopped; leading tells its present state.
+// candidate runs an election until stopped; leading is true while it leads.
 type candidate struct {
 	leading atomic.Bool
 	terms   atomic.Int32
@@ -123,7 +123,7 @@ func TestOneLeadsAndHandsOver(t *testing.T) {
 	}
 }
 
-// A leader that nobody hears of stops by itself before its lease is taken over.
+// A leader that is cut off stops before its lease is taken over.
 func TestTakeOverFromTheSilent(t *testing.T) {
 	// Between the stop of one and the start of the other lies a quarter of it.
 	const duration = 4 * time.Second
@@ -168,7 +168,7 @@ func TestTakeOverFromTheSilent(t *testing.T) {
 }
 
 // A leader that may pause does so when it is cut off, and goes on in the same
-// term when nobody took its place.
+// term if no other candidate has led meanwhile.
 func TestPausesAndGoesOn(t *testing.T) {
 	s, c := clienttest.StartServer(t)
 	ctx, cancel := context.WithCancel(t.Context())

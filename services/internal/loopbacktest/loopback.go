@@ -1,8 +1,8 @@
-// Package loopbacktest gives out addresses for what a test stops and starts again, or
-// starts in another process. A port that the kernel chose, and that was closed, may be
-// anybody's by then: of another listener, or of a connection. These are nobody
-// else's: each process has an address of loopback of its own, and each port of it is
-// given out once. It must never be linked into a program.
+// Package loopbacktest allocates addresses for servers that a test stops and starts again,
+// or starts in another process. A port that the kernel chose may be taken, once it is closed,
+// by another listener or connection. These are not: each process has a loopback address of
+// its own, and each of its ports is allocated once. Package loopbacktest must never be
+// linked into a program.
 package loopbacktest
 
 import (
@@ -13,19 +13,19 @@ import (
 	"testing"
 )
 
-// The ports that are given out lie below those that the kernel chooses for others.
+// The allocated ports lie below the kernel's ephemeral ports.
 const firstPort, ports = 10_000, 20_000
 
 var given atomic.Uint32
 
-// IP is this process's address of loopback: 127.64.0.0 and its id, which has 22 bits
-// at the most.
+// IP returns this process's loopback address: 127.64.0.0 plus the process id, which has at
+// most 22 bits.
 func IP() net.IP {
 	pid := os.Getpid()
 	return net.IPv4(127, 64|byte(pid>>16&63), byte(pid>>8), byte(pid))
 }
 
-// Address is one (host:port) that nobody listens on, and that no other test is given.
+// Address returns a host:port on which nothing listens and which no other test is given.
 func Address(t testing.TB) string {
 	t.Helper()
 	for range ports {

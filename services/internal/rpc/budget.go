@@ -21,7 +21,7 @@ type budget struct {
 
 func newBudget(limit int64) *budget { return &budget{max: limit, users: map[string]int64{}} }
 
-// take reserves n bytes for a user who may have limit.
+// take reserves n bytes for a user whose limit is limit bytes.
 func (b *budget) take(user string, limit, n int64) error {
 	if b.total.Add(n) > b.max {
 		b.total.Add(-n)
@@ -53,7 +53,7 @@ func (b *budget) give(user string, n int64) {
 	}
 }
 
-// gauge counts what is under way, up to a bound.
+// gauge counts calls in flight, up to a bound.
 type gauge struct {
 	n   atomic.Int64
 	max int64
@@ -69,7 +69,7 @@ func (g *gauge) enter() bool {
 
 func (g *gauge) leave() { g.n.Add(-1) }
 
-// busy is 429 with a time to come back.
+// busy returns a 429 with Retry-After.
 func busy(whose string) error {
 	return client.ToStatus(&apierrors.NewTooManyRequests(whose+" requests in flight are too large together, please try again later", 1).ErrStatus)
 }

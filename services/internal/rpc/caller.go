@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// Class says how much a caller may have under way.
+// Class determines the limits of a caller.
 type Class int
 
 const (
-	// Stranger is a caller that has not said who it is: anyone who can connect.
+	// Stranger is an unauthenticated caller: any client that can connect.
 	Stranger Class = iota
 	// User is a caller whose credentials were verified.
 	User
@@ -18,15 +18,15 @@ const (
 	System
 )
 
-// Caller is the caller of an RPC, as far as it is known before a message is read.
+// Caller is what is known of the caller of an RPC before a message is read.
 type Caller struct {
 	// Name is the user; all calls of a user share a byte budget.
 	Name  string
 	Class Class
 }
 
-// Authenticate determines the caller from the metadata and the connection. It runs
-// before anything of a message is read; an error refuses the call.
+// Authenticate determines the caller from the metadata and the connection, and returns the
+// context of the call. It runs before any message is read; an error refuses the call.
 type Authenticate func(ctx context.Context, fullMethod string) (context.Context, Caller, error)
 
 // limits of a class.
@@ -49,20 +49,20 @@ var classLimits = [...]limits{
 }
 
 const (
-	// maxStrangers bounds the calls of strangers in flight on a server, health
-	// watches not counted: those have as many again.
+	// maxStrangers bounds the calls of strangers in flight on a server, without health
+	// watches, which have the same bound of their own.
 	maxStrangers = 128
 	// maxBytes bounds the messages in flight on a server.
 	maxBytes = 512 << 20
-	// slowMessage is the size from which on a known caller's message has to arrive
-	// within its patience: below, a message is in the receive window already.
+	// slowMessage is the size in bytes from which on an authenticated caller's message must
+	// arrive within the patience of its class: smaller ones fit the receive window.
 	slowMessage = 64 << 10
-	// smallMessage is free of per-user accounting and of the scan of its elements:
-	// it cannot grow much.
+	// smallMessage is the size in bytes up to which neither a message nor its elements are
+	// counted for its user: it cannot grow much.
 	smallMessage = 4 << 10
-	// maxElements bounds the messages nested in one message, elementBytes is what
-	// each of them costs in memory beside its bytes. An empty element takes two bytes
-	// on the wire.
+	// maxElements bounds the messages nested in one message; elementBytes is the memory that
+	// each of them takes in addition to its bytes. An empty element has two bytes on the
+	// wire.
 	maxElements  = 1 << 17
 	elementBytes = 192
 )

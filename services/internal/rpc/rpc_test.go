@@ -35,7 +35,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// backend answers with its name, or as it is told.
+// backend answers with its name, or as the test sets it.
 type backend struct {
 	resourcev1.UnimplementedResourceServiceServer
 	name     string
