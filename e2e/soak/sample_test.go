@@ -15,21 +15,23 @@ import (
 	"testing"
 	"text/tabwriter"
 	"time"
+
+	"keelson.dev/e2e/internal/cluster"
 )
 
-// sample is one look at a process. Memory is in MiB.
+// sample is what a process takes at one moment. Memory is in MiB.
 type sample struct {
 	at time.Duration // since the beginning of the measurement
-	// pss is its proportional set size: what it maps alone, and its share of what
-	// it maps with others; anon is the part of it that no file backs.
+	// pss is the proportional set size: the memory that the process maps alone, and its
+	// share of what it maps with others; anon is the part of it that no file backs.
 	pss, anon float64
-	heap      float64       // live and not yet collected objects of Go's heap
-	peak      float64       // the most that was ever resident
-	cpu       time.Duration // user and system time since it began
+	heap      float64       // Go's heap: live objects and those not yet collected
+	peak      float64       // the highest resident set size so far
+	cpu       time.Duration // user and system time since the process began
 }
 
-// take looks at a process.
-func (c *cluster) take(s service, at time.Duration) (sample, error) {
+// take takes a sample of a process.
+func take(c *cluster.Cluster, s cluster.Process, at time.Duration) (sample, error) {
 	out := sample{at: at}
 	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", s.PID))
 	if err != nil {
@@ -51,11 +53,11 @@ func (c *cluster) take(s service, at time.Duration) (sample, error) {
 	if out.cpu, err = cpuTime(stat); err != nil {
 		return out, err
 	}
-	out.heap, err = c.heap(s)
+	out.heap, err = heap(c, s)
 	return out, err
 }
 
-// kilobytes reads a line of what the kernel says of a process, in MiB.
+// kilobytes returns a field, in kB, of the kernel's report on a process, in MiB.
 func kilobytes(lines []byte, field string) (float64, error) {
 	for line := range strings.Lines(string(lines)) {
 		f := strings.Fields(line)
@@ -64,7 +66,7 @@ func kilobytes(lines []byte, field string) (float64, error) {
 			return float64(n) / 1024, err
 		}
 	}
-	return 0, fmt.Errorf("the kernel says nothing of %s", field)
+	return 0, fmt.Errorf("the kernel's report has no field %s", field)
 }
 
 // userHz is the unit of /proc/PID/stat's times, which Linux fixes for programs.
@@ -88,13 +90,13 @@ func cpuTime(stat []byte) (time.Duration, error) {
 	return time.Duration(ticks) * time.Second / userHz, nil
 }
 
-// ops asks a service's operations listener.
-func (c *cluster) ops(ctx context.Context, s service, path string) (io.ReadCloser, error) {
+// ops asks a service's operations socket.
+func ops(ctx context.Context, c *cluster.Cluster, s cluster.Process, path string) (io.ReadCloser, error) {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives:  true,
 		DisableCompression: true, // it would cost the service a megabyte
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", c.opsSocket(s))
+			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(c.Home, "run", s.Name+".ops"))
 		},
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost"+path, nil)
@@ -112,10 +114,10 @@ func (c *cluster) ops(ctx context.Context, s service, path string) (io.ReadClose
 	return resp.Body, nil
 }
 
-func (c *cluster) heap(s service) (float64, error) {
+func heap(c *cluster.Cluster, s cluster.Process) (float64, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	body, err := c.ops(ctx, s, "/metrics")
+	body, err := ops(ctx, c, s, "/metrics")
 	if err != nil {
 		return 0, err
 	}
@@ -127,14 +129,14 @@ func (c *cluster) heap(s service) (float64, error) {
 			return bytes / (1 << 20), err
 		}
 	}
-	return 0, fmt.Errorf("%s has no metric of its heap: %w", s.Name, lines.Err())
+	return 0, fmt.Errorf("%s has no metric go_memstats_heap_alloc_bytes: %w", s.Name, lines.Err())
 }
 
 // profile writes a profile into -soak.profiles.
-func (c *cluster) profile(t *testing.T, s service, query, name string) {
+func profile(t *testing.T, c *cluster.Cluster, s cluster.Process, query, name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	body, err := c.ops(ctx, s, "/debug/pprof/"+query)
+	body, err := ops(ctx, c, s, "/debug/pprof/"+query)
 	if err == nil {
 		defer body.Close()
 		var data []byte
@@ -143,13 +145,13 @@ func (c *cluster) profile(t *testing.T, s service, query, name string) {
 		}
 	}
 	if err != nil {
-		t.Errorf("profile: %v", err)
+		t.Errorf("profile of %s: %v", s.Name, err)
 	}
 }
 
-// series is what was seen of one service.
+// series are the samples of one service.
 type series struct {
-	service service
+	service cluster.Process
 	samples []sample
 }
 
@@ -170,9 +172,9 @@ func (s *series) points(of func(sample) float64) []point {
 	return out
 }
 
-// total is the services taken together, sample by sample.
+// total is the sum of all services, sample by sample.
 func total(all []*series) *series {
-	sum := &series{service: service{Name: "sum"}, samples: make([]sample, len(all[0].samples))}
+	sum := &series{service: cluster.Process{Name: "sum"}, samples: make([]sample, len(all[0].samples))}
 	for i := range sum.samples {
 		to := &sum.samples[i]
 		for _, s := range all {
@@ -188,11 +190,11 @@ func total(all []*series) *series {
 	return sum
 }
 
-// measure looks at the control plane every few seconds, from the first minute to
-// the last, and checks that no process was restarted meanwhile.
-func (c *cluster) measure(t *testing.T, began time.Time) (each []*series, sum *series) {
+// measure takes samples of the control plane every few seconds, from the end of the first
+// minute to the end of the last, and checks that no process was restarted meanwhile.
+func measure(t *testing.T, c *cluster.Cluster, began time.Time) (each []*series, sum *series) {
 	t.Helper()
-	services := c.controlPlane(t)
+	services := controlPlane(t, c)
 	for _, s := range services {
 		each = append(each, &series{service: s})
 	}
@@ -201,7 +203,7 @@ func (c *cluster) measure(t *testing.T, began time.Time) (each []*series, sum *s
 			t.Fatal(err)
 		}
 		for _, s := range services {
-			defer c.profile(t, s, "heap?gc=1", "heap")
+			defer profile(t, c, s, "heap?gc=1", "heap")
 		}
 	}
 	tick := time.NewTicker(sampleEvery)
@@ -212,12 +214,12 @@ func (c *cluster) measure(t *testing.T, began time.Time) (each []*series, sum *s
 			if *soakProfiles != "" && len(each[0].samples) == 0 {
 				for _, s := range services {
 					done := make(chan struct{})
-					go func() { defer close(done); c.profile(t, s, "profile?seconds=30", "cpu") }()
+					go func() { defer close(done); profile(t, c, s, "profile?seconds=30", "cpu") }()
 					defer func() { <-done }()
 				}
 			}
 			for _, s := range each {
-				p, err := c.take(s.service, at)
+				p, err := take(c, s.service, at)
 				if err != nil {
 					t.Fatalf("%s: %v", s.service.Name, err)
 				}
@@ -226,7 +228,7 @@ func (c *cluster) measure(t *testing.T, began time.Time) (each []*series, sum *s
 		}
 		<-tick.C
 	}
-	for i, s := range c.controlPlane(t) {
+	for i, s := range controlPlane(t, c) {
 		if s.PID != services[i].PID {
 			t.Fatalf("%s was restarted: pid %d, then %d", s.Name, services[i].PID, s.PID)
 		}
@@ -240,7 +242,7 @@ func (c *cluster) measure(t *testing.T, began time.Time) (each []*series, sum *s
 	return each, sum
 }
 
-// samples is everything that was measured, a line a sample.
+// samples is everything that was measured, as CSV, one sample a line.
 func samples(all []*series) []byte {
 	out := []byte("service,seconds,pss,anon,heap,peak,cpu\n")
 	for _, s := range all {

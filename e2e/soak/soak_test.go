@@ -1,63 +1,61 @@
 package soak_test
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"keelson.dev/e2e/internal/cluster"
+	"keelson.dev/e2e/internal/wait"
 )
 
-// The bounds that docs/figures.md states.
+// The bounds that docs/figures.md states for the control plane as a whole.
 const (
-	maxSlope = 1.0   // MB a minute, of the sum, after the first minute
-	maxIdle  = 200.0 // MB, the sum after five minutes
+	maxSlope = 1.0   // MB a minute, after the first minute
+	maxIdle  = 200.0 // MB, after five minutes
 )
 
 // perDeployment is how many pods one Deployment has.
 const perDeployment = 500
 
-// TestSoak: 1,000 nodes and 10,000 pods in a steady state take no more memory from
-// minute to minute.
+// TestSoak: the memory that 1,000 nodes and 10,000 pods take in a steady state does not
+// grow.
 func TestSoak(t *testing.T) {
 	c := start(t, "--nodes", "0", "--simulated-nodes", strconv.Itoa(*soakNodes))
-	eventually(t, 2*time.Minute, "all nodes Ready", func() error {
-		ready, err := c.readyNodes()
-		if err == nil && ready != *soakNodes {
-			err = fmt.Errorf("%d of %d nodes are Ready", ready, *soakNodes)
-		}
-		return err
-	})
+	wait.For(t, 2*time.Minute, "all nodes are Ready", func(ctx context.Context) error { return nodesReady(ctx, c, *soakNodes) })
 	began := time.Now()
-	c.must(t, []byte(deployments(*soakPods)), "kubectl", "apply", "-f", "-")
-	eventually(t, 5*time.Minute, "all pods Running", func() error { return c.running(*soakPods) })
+	c.Apply(t, deployments(*soakPods))
+	wait.For(t, 5*time.Minute, "all pods are ready", func(ctx context.Context) error { return podsReady(ctx, c, *soakPods) })
 	t.Logf("%d pods on %d nodes were Running after %.1fs", *soakPods, *soakNodes, time.Since(began).Seconds())
 
-	each, sum := c.measure(t, time.Now())
+	each, sum := measure(t, c, time.Now())
 	t.Logf("%d nodes, %d pods, at rest:\n%s", *soakNodes, *soakPods, table(each, sum))
 
-	if err := c.running(*soakPods); err != nil {
+	if err := podsReady(t.Context(), c, *soakPods); err != nil {
 		t.Errorf("at the end: %v", err)
 	}
-	if ready, err := c.readyNodes(); err != nil || ready != *soakNodes {
-		t.Errorf("at the end %d of %d nodes are Ready: %v", ready, *soakNodes, err)
+	if err := nodesReady(t.Context(), c, *soakNodes); err != nil {
+		t.Errorf("at the end: %v", err)
 	}
 	if got := slope(sum.points(pss)); got >= maxSlope {
 		t.Errorf("memory grows by %.2f MB a minute, want less than %.0f", got, maxSlope)
 	}
 }
 
-// TestIdle: what a cluster of three nodes takes that nobody uses.
+// TestIdle measures a cluster of three nodes that is not used.
 func TestIdle(t *testing.T) {
 	c := start(t, "--nodes", "3")
-	each, sum := c.measure(t, time.Now())
+	each, sum := measure(t, c, time.Now())
 	t.Logf("3 nodes, nothing to do:\n%s", table(each, sum))
 	if got := sum.last().pss; got >= maxIdle {
 		t.Errorf("the control plane takes %.1f MB, want less than %.0f", got, maxIdle)
 	}
 }
 
-// deployments is a manifest of Deployments with so many pods together.
+// deployments is a manifest of Deployments that have this many pods together.
 func deployments(pods int) string {
 	var out strings.Builder
 	for i := 0; pods > 0; i++ {
@@ -84,9 +82,9 @@ spec:
 	return out.String()
 }
 
-// running is nil when so many pods are ready, as the Deployments count them.
-func (c *cluster) running(pods int) error {
-	out, err := c.run(nil, "kubectl", "get", "deployments", "-o", "jsonpath={.items[*].status.readyReplicas}")
+// podsReady is nil when this many pods are ready, as the Deployments count them.
+func podsReady(ctx context.Context, c *cluster.Cluster, pods int) error {
+	out, err := c.Run(ctx, "kubectl", "get", "deployments", "-o", "jsonpath={.items[*].status.readyReplicas}")
 	if err != nil {
 		return err
 	}
