@@ -166,7 +166,7 @@ func BenchmarkDecodeStored(b *testing.B) {
 		name    string
 		obj     resource.Object
 		version uint64
-	}{{"own", complete, resource.DefaultsVersion()}, {"complete", complete, 1}, {"incomplete", benchPod("p"), 1}} {
+	}{{"own", complete, resource.DefaultsVersion}, {"complete", complete, resource.DefaultsVersion + 1}, {"incomplete", benchPod("p"), 0}} {
 		value, err := envelope.EncodeObject(envelope.Value{APIVersion: "v1", Kind: "Pod", Defaults: c.version}, c.obj)
 		if err != nil {
 			b.Fatal(err)

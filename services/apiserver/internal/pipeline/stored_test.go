@@ -83,7 +83,7 @@ func TestOldStoredObjects(t *testing.T) {
 		t.Fatal(err)
 	}
 	v, err := envelope.Decode(entry.Value)
-	if err != nil || v.Defaults != resource.DefaultsVersion() || back.Unmarshal(v.Raw) != nil || back.Type != corev1.SecretTypeOpaque {
+	if err != nil || v.Defaults != resource.DefaultsVersion || back.Unmarshal(v.Raw) != nil || back.Type != corev1.SecretTypeOpaque {
 		t.Errorf("stored: %+v, %s, %v", v, asJSON(back), err)
 	}
 	if again, err := f.update(out.Item.Object.DeepCopyObject().(*corev1.Secret), ""); err != nil || again.Item.Revision != out.Item.Revision {
@@ -101,7 +101,7 @@ func TestOldStoredObjects(t *testing.T) {
 // TestOwnStoredObjects checks that objects stored by this program are not defaulted again.
 func TestOwnStoredObjects(t *testing.T) {
 	f := newFixture(t)
-	rev := f.stored(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "own", Namespace: "ns"}}, resource.DefaultsVersion())
+	rev := f.stored(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "own", Namespace: "ns"}}, resource.DefaultsVersion)
 	item, err := watchcacheItem(f, rev)
 	if err != nil || item.Completed || item.Object.(*corev1.Secret).Type != "" {
 		t.Errorf("%+v, %v", item, err)

@@ -382,7 +382,7 @@ func (p *Pipeline) encode(c *change, s *step) (same bool, err error) {
 func (p *Pipeline) encodeValue(c *change, s *step) (err error) {
 	s.obj.SetResourceVersion("")
 	obj, kind := s.obj, c.kind
-	defaults := resource.DefaultsVersion()
+	defaults := resource.DefaultsVersion
 	if kind.StoredAs != nil {
 		obj, kind = kind.StoredAs.To(obj), p.stored(kind)
 		defaults = 0 // the object has the defaults of its own row, not those of the stored one

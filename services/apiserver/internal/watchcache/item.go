@@ -51,7 +51,7 @@ func decode(kind *resource.Kind, e store.Entry, v envelope.Value) (it *Item, err
 	if err := it.Object.Unmarshal(it.Raw); err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", e.Key, envelope.ErrMalformed, err)
 	}
-	if v.Defaults == 0 || v.Defaults != resource.DefaultsVersion() {
+	if v.Defaults == 0 || v.Defaults != resource.DefaultsVersion {
 		if err := it.complete(); err != nil {
 			return nil, fmt.Errorf("%s: %w", e.Key, err)
 		}
