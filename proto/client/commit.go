@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"keelson.dev/proto/apistatus"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
 
@@ -191,7 +192,7 @@ func (c *Client) own(w *resourcev1.Write) {
 func result(w Write, r *resourcev1.WriteResult, quiet bool) WriteResult {
 	out := WriteResult{ResourceVersion: r.GetResourceVersion()}
 	if r.GetStatus() != nil {
-		if s := decodeStatus(r.GetStatus()); s != nil {
+		if s := apistatus.FromAny(r.GetStatus()); s != nil {
 			out.Err = s
 		} else {
 			out.Err = errors.New("client: the server refused a write without a readable Status")

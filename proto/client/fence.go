@@ -11,18 +11,11 @@ import (
 	"google.golang.org/grpc/status"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"keelson.dev/proto/apistatus"
 	coordinationrpc "keelson.dev/proto/keelson/coordination/v1"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
-
-// FenceKey is the gRPC metadata key that carries a leader's token.
-const FenceKey = "keelson-fence"
-
-// CauseFenced is the cause in the details of a 409 Conflict that refuses a write because
-// its writer's epoch has ended. [IsFenced] looks for it.
-const CauseFenced metav1.CauseType = "Fenced"
 
 // Fence is a leader's epoch. Writes made with a context of [WithFence] are refused once
 // another leader has begun an epoch of its own.
@@ -74,7 +67,7 @@ func IsFenced(err error) bool {
 	if !apierrors.IsConflict(err) {
 		return false
 	}
-	_, ok := apierrors.StatusCause(err, CauseFenced)
+	_, ok := apierrors.StatusCause(err, apistatus.CauseFenced)
 	return ok
 }
 
@@ -93,7 +86,7 @@ func (f fenced) Invoke(ctx context.Context, method string, args, reply any, opts
 	if fence.Token == "" {
 		return status.Error(codes.FailedPrecondition, "the writer has no epoch yet")
 	}
-	err := f.ClientConnInterface.Invoke(metadata.AppendToOutgoingContext(ctx, FenceKey, fence.Token), method, args, reply, opts...)
+	err := f.ClientConnInterface.Invoke(metadata.AppendToOutgoingContext(ctx, apistatus.FenceKey, fence.Token), method, args, reply, opts...)
 	if fence.Lost != nil && (isFencedCall(err) || err == nil && anyFenced(reply)) {
 		fence.Lost()
 	}
@@ -118,7 +111,7 @@ func anyFenced(reply any) bool {
 		if r.GetStatus() == nil {
 			continue
 		}
-		if s := decodeStatus(r.GetStatus()); s != nil && IsFenced(s) {
+		if s := apistatus.FromAny(r.GetStatus()); s != nil && IsFenced(s) {
 			return true
 		}
 	}

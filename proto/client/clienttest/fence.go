@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"keelson.dev/proto/apistatus"
 	"keelson.dev/proto/client"
 	coordinationrpc "keelson.dev/proto/keelson/coordination/v1"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
@@ -63,7 +64,7 @@ func token(key client.Key, revision uint64) string {
 
 func fencedOff(message string) error {
 	err := apierrors.NewConflict(leaseKind.GVR().GroupResource(), "", errors.New(message))
-	err.ErrStatus.Details.Causes = []metav1.StatusCause{{Type: client.CauseFenced, Message: message}}
+	err.ErrStatus.Details.Causes = []metav1.StatusCause{{Type: apistatus.CauseFenced, Message: message}}
 	return err
 }
 
@@ -79,7 +80,7 @@ func (s *Server) intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 		}
 		return ""
 	}
-	fence := header(client.FenceKey)
+	fence := header(apistatus.FenceKey)
 	s.mu.Lock()
 	wrote := s.wrote
 	lease, _, _ := strings.Cut(fence, " ")

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"keelson.dev/proto/apistatus"
 	"keelson.dev/proto/client"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
@@ -226,7 +227,7 @@ func part(obj client.Object, name string) reflect.Value {
 func rpcError(err error) error {
 	if se, ok := err.(apierrors.APIStatus); ok { //nolint:errorlint // statuses are made here and never wrapped.
 		s := se.Status()
-		return client.ToStatus(&s)
+		return apistatus.ToGRPC(&s)
 	}
 	return err
 }

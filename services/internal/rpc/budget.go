@@ -7,7 +7,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
-	"keelson.dev/proto/client"
+	"keelson.dev/proto/apistatus"
 )
 
 // budget bounds the bytes of messages in flight, of the server and of each user.
@@ -71,5 +71,5 @@ func (g *gauge) leave() { g.n.Add(-1) }
 
 // busy returns a 429 with Retry-After.
 func busy(whose string) error {
-	return client.ToStatus(&apierrors.NewTooManyRequests(whose+" requests in flight are too large together, please try again later", 1).ErrStatus)
+	return apistatus.ToGRPC(&apierrors.NewTooManyRequests(whose+" requests in flight are too large together, please try again later", 1).ErrStatus)
 }

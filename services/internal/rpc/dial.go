@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -19,7 +18,6 @@ import (
 	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/stats"
 
-	"keelson.dev/proto/client"
 	"keelson.dev/services/internal/identity"
 )
 
@@ -45,9 +43,10 @@ const serviceConfig = `{
   "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5}
 }`
 
-// Dial makes a connection that spreads its calls over the endpoints, each
-// "host:port". It does not wait for any of them: a call fails at once with
-// codes.Unavailable while none answers. A nil identity dials without TLS.
+// Dial returns a connection that balances its calls over the endpoints, each host:port. It
+// does not wait for any of them: while none answers, calls fail at once with
+// codes.Unavailable. A nil identity dials without TLS. Without an endpoint, or with a
+// malformed one, it returns an error.
 func Dial(id *identity.Source, endpoints []string, userAgent string, options ...grpc.DialOption) (*grpc.ClientConn, error) {
 	if len(endpoints) == 0 {
 		return nil, errors.New("no endpoint to dial")
@@ -76,16 +75,7 @@ func Dial(id *identity.Source, endpoints []string, userAgent string, options ...
 	return conn, nil
 }
 
-// Client makes a client of the cluster over a connection of its own, like Dial's.
-func Client(_ context.Context, id *identity.Source, endpoints []string, userAgent string, options ...grpc.DialOption) (*client.Client, error) {
-	return client.Dial(client.Config{
-		Endpoints:   endpoints,
-		UserAgent:   userAgent,
-		DialOptions: append(dialOptions(id), options...),
-	})
-}
-
-// dialOptions are what every connection of a service has.
+// dialOptions returns the options of all connections of a service.
 func dialOptions(id *identity.Source) []grpc.DialOption {
 	creds := insecure.NewCredentials()
 	if id != nil {
@@ -95,7 +85,7 @@ func dialOptions(id *identity.Source) []grpc.DialOption {
 		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultServiceConfig(serviceConfig),
 		grpc.WithDisableServiceConfig(),
-		grpc.WithNoProxy(), // a cluster's traffic never leaves it
+		grpc.WithNoProxy(), // traffic within a cluster does not pass through a proxy
 		grpc.WithIdleTimeout(0),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout, PermitWithoutStream: true}),

@@ -23,9 +23,6 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
-	corev1 "k8s.io/api/core/v1"
-
-	"keelson.dev/proto/client"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/identity/identitytest"
@@ -334,24 +331,6 @@ func bare(address string, call func(context.Context, resourcev1.ResourceServiceC
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	return call(ctx, resourcev1.NewResourceServiceClient(conn))
-}
-
-func TestClientIsAConnectionOfItsOwn(t *testing.T) {
-	ca := identitytest.NewCA(t)
-	b := &backend{}
-	address, _ := serve(t, rpc.ServerConfig{Identity: ca.Source(t, "kube-apiserver"), RequireClientCert: true}, b)
-	c, err := rpc.Client(within(t), ca.Source(t, "me"), []string{address}, "test/1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The backend knows no object: that it was asked is enough.
-	client.For[*corev1.Pod](c).Get(within(t), "default", "x")
-	if b.gets.Load() == 0 {
-		t.Fatal("the client did not reach the server")
-	}
-	if err := c.Close(); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func TestDialErrors(t *testing.T) {

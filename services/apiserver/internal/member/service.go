@@ -18,7 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"keelson.dev/proto/client"
+	"keelson.dev/proto/apistatus"
 	memberv1 "keelson.dev/proto/keelson/member/v1"
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/request"
@@ -137,7 +137,7 @@ func authorized(rights authz.Authorizer) func(ctx context.Context, verb, name st
 			return status.FromContextError(ctx.Err()).Err()
 		}
 		if err != nil || !allowed {
-			return client.ToStatus(&authz.Forbidden(a, reason).ErrStatus)
+			return apistatus.ToGRPC(&authz.Forbidden(a, reason).ErrStatus)
 		}
 		return nil
 	}

@@ -10,7 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"keelson.dev/proto/client"
+	"keelson.dev/proto/apistatus"
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
@@ -39,7 +39,7 @@ func errPlain(err error) error {
 func Fenced(gr schema.GroupResource, name, message string) *apierrors.StatusError {
 	err := apierrors.NewConflict(gr, name, errors.New(message))
 	err.ErrStatus.Details.Causes = append(err.ErrStatus.Details.Causes, metav1.StatusCause{
-		Type: client.CauseFenced, Message: message,
+		Type: apistatus.CauseFenced, Message: message,
 	})
 	return err
 }

@@ -15,7 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
-	"keelson.dev/proto/client"
+	"keelson.dev/proto/apistatus"
 	snapshotv1 "keelson.dev/proto/keelson/snapshot/v1"
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/request"
@@ -187,7 +187,7 @@ func wire(ctx context.Context, err error) error {
 	case errors.Is(err, errStalled):
 		return status.Error(codes.DeadlineExceeded, err.Error())
 	case errors.As(err, &se):
-		return client.ToStatus(&se.ErrStatus)
+		return apistatus.ToGRPC(&se.ErrStatus)
 	case ctx.Err() != nil:
 		return status.FromContextError(ctx.Err()).Err()
 	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrClosed):

@@ -13,7 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"keelson.dev/proto/client"
+	"keelson.dev/proto/apistatus"
 	tracev1 "keelson.dev/proto/keelson/trace/v1"
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/request"
@@ -200,5 +200,5 @@ func wire(ctx context.Context, err error) error {
 	default:
 		se = apierrors.NewInternalError(err)
 	}
-	return client.ToStatus(&se.ErrStatus)
+	return apistatus.ToGRPC(&se.ErrStatus)
 }

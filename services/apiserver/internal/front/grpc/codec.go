@@ -10,7 +10,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
-	"keelson.dev/proto/client"
+	"keelson.dev/proto/apistatus"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/watchcache"
 )
@@ -68,7 +68,7 @@ func countWrites(b []byte) error {
 
 // tooManyWrites returns a RequestEntityTooLarge error (413).
 func tooManyWrites(n int) error {
-	return client.ToStatus(&apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("a commit contains %d writes; at most %d are allowed", n, maxWrites)).ErrStatus)
+	return apistatus.ToGRPC(&apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("a commit contains %d writes; at most %d are allowed", n, maxWrites)).ErrStatus)
 }
 
 // Fields of the messages that are encoded here without their generated code, and of

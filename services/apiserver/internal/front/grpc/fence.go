@@ -5,7 +5,7 @@ import (
 
 	"google.golang.org/grpc/metadata"
 
-	"keelson.dev/proto/client"
+	"keelson.dev/proto/apistatus"
 	coordinationv1 "keelson.dev/proto/keelson/coordination/v1"
 	"keelson.dev/services/apiserver/internal/fence"
 	"keelson.dev/services/apiserver/internal/request"
@@ -34,7 +34,7 @@ func (s *FenceService) Take(ctx context.Context, r *coordinationv1.TakeRequest) 
 
 // withFence adds the epoch that the caller's writes depend on to the context.
 func withFence(ctx context.Context) (context.Context, error) {
-	tokens := metadata.ValueFromIncomingContext(ctx, client.FenceKey)
+	tokens := metadata.ValueFromIncomingContext(ctx, apistatus.FenceKey)
 	if len(tokens) == 0 {
 		return ctx, nil
 	}

@@ -17,7 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
-	"keelson.dev/proto/client"
+	"keelson.dev/proto/apistatus"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/pipeline"
 )
@@ -290,12 +290,12 @@ func wire(ctx context.Context, err error) error {
 	}
 	var se *apierrors.StatusError
 	if errors.As(err, &se) {
-		return client.ToStatus(&se.ErrStatus)
+		return apistatus.ToGRPC(&se.ErrStatus)
 	}
 	if ctx.Err() != nil {
 		return status.FromContextError(ctx.Err()).Err()
 	}
-	return client.ToStatus(&apierrors.NewInternalError(err).ErrStatus)
+	return apistatus.ToGRPC(&apierrors.NewInternalError(err).ErrStatus)
 }
 
 // statusAny returns the Status of an error as an Any.
