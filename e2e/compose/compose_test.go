@@ -20,13 +20,15 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"keelson.dev/e2e/internal/wait"
 )
 
 // demoImages are what the demonstration application runs.
 var demoImages = []string{"nginx", "shop", "postgres", "redis"}
 
-// TestCompose is one cluster's life: the parts after Up and Demo use what those two
-// leave.
+// TestCompose is the life of one cluster: the parts after Up and Demo use what those two
+// have started.
 func TestCompose(t *testing.T) {
 	e := &engine{dir: os.Getenv(dirVariable)}
 	e.place(t)
@@ -58,14 +60,15 @@ func TestCompose(t *testing.T) {
 	for _, s := range steps {
 		ended := false
 		t.Run(s.name, func(t *testing.T) { s.run(t, e); ended = true })
-		// A figure that is missed does not end it; what does not work at all does.
+		// A part that fails does not end the test, but one that cannot go on does if others
+		// depend on it.
 		if !ended && (s.name == "Up" || s.name == "Demo") {
 			return
 		}
 	}
 }
 
-// place copies deploy/compose and finds the programs.
+// place copies deploy/compose and checks that the images are built.
 func (e *engine) place(t *testing.T) {
 	t.Helper()
 	if err := errors.Join(os.MkdirAll(e.path("compose", "images"), 0o755), os.MkdirAll(e.path("config"), 0o700)); err != nil {
@@ -126,20 +129,20 @@ func (e *engine) loadImages(t *testing.T) {
 
 func (e *engine) kubectl(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := e.run(6*time.Minute, "kubectl", args...)
+	out, err := e.run(t.Context(), 6*time.Minute, "kubectl", args...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return out
 }
 
-// leasesRenewed waits until every node has renewed its Lease from now on: after the
-// apiservers were paused, nodes are taken for lost until they have.
+// leasesRenewed waits until every node has renewed its Lease from now on: after a pause of
+// the apiservers a node is taken for lost until it has.
 func (e *engine) leasesRenewed(t *testing.T) {
 	t.Helper()
 	began := time.Now()
-	eventually(t, 2*time.Minute, "every node renews its Lease", func() error {
-		out, err := e.run(10*time.Second, "kubectl", "-n", "kube-node-lease", "get", "leases", "-o", `jsonpath={range .items[*]}{.metadata.name}={.spec.renewTime}{"\n"}{end}`)
+	wait.For(t, 2*time.Minute, "every node renews its Lease", func(ctx context.Context) error {
+		out, err := e.run(ctx, 10*time.Second, "kubectl", "-n", "kube-node-lease", "get", "leases", "-o", `jsonpath={range .items[*]}{.metadata.name}={.spec.renewTime}{"\n"}{end}`)
 		if err != nil {
 			return err
 		}
@@ -161,12 +164,11 @@ func (e *engine) leasesRenewed(t *testing.T) {
 	})
 }
 
-// nodesReady waits for as many Ready nodes as there should be, all of them at their
-// containers' addresses.
+// nodesReady waits until count nodes are Ready, each at its container's address.
 func (e *engine) nodesReady(t *testing.T, within time.Duration, count int) {
 	t.Helper()
-	eventually(t, within, fmt.Sprintf("%d nodes are Ready", count), func() error {
-		out, err := e.run(10*time.Second, "kubectl", "get", "nodes", "--request-timeout=2s", "-o",
+	wait.For(t, within, fmt.Sprintf("%d nodes are Ready", count), func(ctx context.Context) error {
+		out, err := e.run(ctx, 10*time.Second, "kubectl", "get", "nodes", "--request-timeout=2s", "-o",
 			`jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Ready")].status} {.status.addresses[?(@.type=="InternalIP")].address} {.spec.taints[*].key}{"\n"}{end}`)
 		if err != nil {
 			return err
@@ -181,13 +183,13 @@ func (e *engine) nodesReady(t *testing.T, within time.Duration, count int) {
 			}
 		}
 		if ready < count {
-			return fmt.Errorf("%d are:\n%s", ready, out)
+			return fmt.Errorf("%d of %d are Ready:\n%s", ready, count, out)
 		}
 		return nil
 	})
 }
 
-// runsAt tells whether a container of a node has an address.
+// runsAt is nil if the running container of a node has this address.
 func (e *engine) runsAt(address string) error {
 	all, err := e.containers()
 	if err != nil {
@@ -200,10 +202,10 @@ func (e *engine) runsAt(address string) error {
 			}
 		}
 	}
-	return fmt.Errorf("no container has its address %s", address)
+	return fmt.Errorf("no container has the address %s", address)
 }
 
-// takeKubeconfig is the README's command.
+// takeKubeconfig copies the kubeconfig by the README's command.
 func (e *engine) takeKubeconfig(t *testing.T) {
 	t.Helper()
 	setup := strings.TrimSpace(e.compose(t, "ps", "-aq", "setup"))
@@ -224,7 +226,7 @@ func testUp(t *testing.T, e *engine) {
 	if took > 30*time.Second {
 		t.Errorf("three Ready nodes after %s, want 30 s at most", took)
 	}
-	// What is there stays: a second up changes no key, and no kubeconfig.
+	// A second up changes no key and no kubeconfig.
 	first, err := os.ReadFile(e.path("kubeconfig"))
 	if err != nil {
 		t.Fatal(err)
@@ -275,7 +277,7 @@ func testDemo(t *testing.T, e *engine) {
 func (e *engine) fromOutside(t *testing.T) {
 	t.Helper()
 	node := strings.TrimSpace(e.must(t, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", e.of(t, "node")[0].ID))
-	if _, err := e.run(10*time.Second, "ip", "route", "replace", "10.90.0.0/24", "via", node); err != nil {
+	if _, err := e.run(t.Context(), 10*time.Second, "ip", "route", "replace", "10.90.0.0/24", "via", node); err != nil {
 		t.Fatal(err)
 	}
 	at := strings.Fields(e.kubectl(t, "-n", "demo", "get", "service", "web", "-o", "jsonpath={.status.loadBalancer.ingress[0].ip} {.spec.ports[0].nodePort}"))
@@ -283,7 +285,7 @@ func (e *engine) fromOutside(t *testing.T) {
 		t.Fatalf("the Service web has %v, want an address and a node port", at)
 	}
 	for _, url := range []string{"http://" + at[0] + "/", "http://" + node + ":" + at[1] + "/"} {
-		eventually(t, time.Minute, url+" from the host", func() error {
+		wait.For(t, time.Minute, url+" from the host", func(ctx context.Context) error {
 			_, err := fetch(os.Getpid(), http.MethodGet, url, nil)
 			return err
 		})
@@ -300,7 +302,7 @@ func (e *engine) fromEveryNode(t *testing.T, method, note string) {
 	}
 	for _, node := range e.of(t, "node") {
 		for _, address := range at {
-			eventually(t, time.Minute, method+" "+address+" from "+node.Name, func() error {
+			wait.For(t, time.Minute, method+" "+address+" from "+node.Name, func(ctx context.Context) error {
 				url, body := "http://"+address+"/", io.Reader(nil)
 				if method == http.MethodPost {
 					url, body = url+"notes", strings.NewReader(note)
@@ -315,7 +317,7 @@ func (e *engine) fromEveryNode(t *testing.T, method, note string) {
 	}
 }
 
-// fetch speaks from the network of a process.
+// fetch makes a request from the network of a process.
 func fetch(pid int, method, url string, body io.Reader) (string, error) {
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 		return dialIn(ctx, pid, network, address)
@@ -336,8 +338,8 @@ func fetch(pid int, method, url string, body io.Reader) (string, error) {
 	return string(page), err
 }
 
-// dialIn makes a connection whose end is in a process' network: a socket belongs to
-// the namespace that its thread was in.
+// dialIn connects from a process' network: a socket belongs to the namespace of the thread
+// that creates it.
 func dialIn(ctx context.Context, pid int, network, address string) (net.Conn, error) {
 	type result struct {
 		conn net.Conn
@@ -368,12 +370,12 @@ func (e *engine) leaders(t *testing.T) []container {
 	t.Helper()
 	var out []container
 	for _, service := range []string{"scheduler", "controller-manager", "cloud-controller"} {
-		eventually(t, time.Minute, "a container leads as "+service, func() error {
+		wait.For(t, time.Minute, "a container leads as "+service, func(ctx context.Context) error {
 			holder, _, _ := strings.Cut(e.kubectl(t, "-n", "kube-system", "get", "lease", service, "-o", "jsonpath={.spec.holderIdentity}"), "_")
 			all := e.of(t, service)
 			i := slices.IndexFunc(all, func(c container) bool { return c.Config.Hostname == holder })
 			if i < 0 {
-				return fmt.Errorf("%q leads, and is no container", holder)
+				return fmt.Errorf("%q leads, which is no container", holder)
 			}
 			out = append(out, all[i])
 			return nil
@@ -385,11 +387,8 @@ func (e *engine) leaders(t *testing.T) []container {
 // testKills ends one container after the other by SIGKILL while both clients write.
 func testKills(t *testing.T, e *engine) {
 	l := e.load(t)
-	eventually(t, time.Minute, "the load writes", func() error {
-		if l.byClient.acknowledged() < 3 || l.byKubectl.acknowledged() < 3 {
-			return errors.Join(errors.New("not yet"), l.byClient.failure(), l.byKubectl.failure())
-		}
-		return nil
+	wait.For(t, time.Minute, "the load writes", func(ctx context.Context) error {
+		return errors.Join(l.byClient.Reaches(3)(ctx), l.byKubectl.Reaches(3)(ctx))
 	})
 	var gaps []time.Duration
 	kill := func(c container) {
@@ -455,12 +454,12 @@ func testScale(t *testing.T, e *engine) {
 	after := e.running(t)
 	for id := range before {
 		if !after[id] {
-			t.Errorf("container %s did not stay", id)
+			t.Errorf("container %s was replaced", id)
 		}
 	}
 	e.compose(t, "up", "-d")
 	if again := e.running(t); !maps.Equal(again, after) {
-		t.Errorf("a plain up changed the containers: %v, and were %v", again, after)
+		t.Errorf("a plain up changed the containers from %v to %v", after, again)
 	}
 }
 
@@ -478,7 +477,7 @@ func (e *engine) running(t *testing.T) map[string]bool {
 	return ids
 }
 
-// testApart: a node has volumes of its own and a token for its own name.
+// testApart: each node has volumes of its own and a token for its own name.
 func testApart(t *testing.T, e *engine) {
 	owner := map[string]string{}
 	for _, node := range e.of(t, "node") {
@@ -508,29 +507,29 @@ func testApart(t *testing.T, e *engine) {
 	}
 }
 
-// testOverlap: a node whose network overlaps the pods' range says so and ends.
+// testOverlap: a node whose network overlaps the pods' range reports it and ends.
 func testOverlap(t *testing.T, e *engine) {
 	node := e.of(t, "node")[0]
 	var overlap string
 	for _, n := range node.NetworkSettings.Networks {
 		overlap = n.IPAddress + "/24"
 	}
-	out, err := e.run(time.Minute, "docker-compose", "run", "--rm", "--no-deps", "-T", "node-4", "--name=node-4", "--cluster-cidr="+overlap)
+	out, err := e.run(t.Context(), time.Minute, "docker-compose", "run", "--rm", "--no-deps", "-T", "node-4", "--name=node-4", "--cluster-cidr="+overlap)
 	if err == nil || !strings.Contains(out+err.Error(), "overlaps the network") {
 		t.Errorf("a node in the pods' range %s: %v\n%s", overlap, err, out)
 	}
 }
 
-// testPaused: an apiserver that hangs costs kubectl's writes nothing, once the balancer
-// has noticed.
+// testPaused: an apiserver that hangs does not delay kubectl's writes once the balancer has
+// noticed.
 func testPaused(t *testing.T, e *engine) {
 	paused := e.of(t, "apiserver-1")[0]
 	e.must(t, "pause", paused.ID)
 	defer e.must(t, "unpause", paused.ID)
-	eventually(t, 2*time.Minute, "ten writes in a row take less than two seconds each", func() error {
+	wait.For(t, 2*time.Minute, "ten writes in a row take less than two seconds each", func(ctx context.Context) error {
 		for range 10 {
 			began := time.Now()
-			if _, err := e.run(10*time.Second, "kubectl", "annotate", "--overwrite", "namespace", "default", "paused="+began.Format("150405.000")); err != nil {
+			if _, err := e.run(ctx, 10*time.Second, "kubectl", "annotate", "--overwrite", "namespace", "default", "paused="+began.Format("150405.000")); err != nil {
 				return err
 			}
 			if took := time.Since(began); took > 2*time.Second {
@@ -541,8 +540,8 @@ func testPaused(t *testing.T, e *engine) {
 	})
 }
 
-// testNoQuorum: two apiservers are gone for a while; whoever waits for them says so
-// seldom.
+// testNoQuorum: while two apiservers are paused, the other containers log at most five
+// lines a second together.
 func testNoQuorum(t *testing.T, e *engine) {
 	for _, name := range []string{"apiserver-1", "apiserver-2"} {
 		id := e.of(t, name)[0].ID
@@ -551,7 +550,7 @@ func testNoQuorum(t *testing.T, e *engine) {
 	}
 	const looked = 15 * time.Second
 	began := time.Now()
-	<-time.After(looked)
+	wait.Pause(t.Context(), looked)
 	all, err := e.containers()
 	if err != nil {
 		t.Fatal(err)
@@ -571,20 +570,21 @@ func testNoQuorum(t *testing.T, e *engine) {
 	}
 	t.Logf("%d lines in %s without quorum", len(said), looked)
 	if len(said) > 5*int(looked/time.Second) {
-		t.Errorf("%d lines in %s without quorum, want five a second of all containers at most:\n%s", len(said), looked, strings.Join(said, "\n"))
+		t.Errorf("%d lines in %s without quorum, want at most five a second from all containers:\n%s", len(said), looked, strings.Join(said, "\n"))
 	}
 }
 
-// logLine is a line of the one format.
+// logLine matches a line in the format of all services.
 var logLine = regexp.MustCompile(`^time=\S+ level=\w+ msg=`)
 
-// chatter is what no start should report: it asks for nothing to be done.
+// chatter are messages of libraries that no start should log, because they ask for nothing
+// to be done.
 var chatter = []string{
 	"fsverity", "failed to load cni during init", "Running http and grpc server on single port",
 	"simple token is not cryptographically signed", "Failed to detect schema version",
 }
 
-// testLogs: every container writes one format, and no start reports what means nothing.
+// testLogs: all containers log in one format, and none logs chatter.
 func testLogs(t *testing.T, e *engine) {
 	all, err := e.containers()
 	if err != nil {
@@ -608,14 +608,13 @@ func testLogs(t *testing.T, e *engine) {
 	}
 }
 
-// testDownAndUp takes everything down but the volumes, and brings it up in another
-// network.
+// testDownAndUp takes everything down except the volumes, and up again in another network.
 func testDownAndUp(t *testing.T, e *engine) {
 	address := func() string {
 		return e.must(t, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", e.of(t, "apiserver-0")[0].ID)
 	}
 	old, names := address(), e.kubectl(t, "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}")
-	// A node that is forgotten joins again by the certificate in its directory.
+	// A node whose object is deleted joins again with the certificate in its volume.
 	e.kubectl(t, "delete", "node", "node-4", "--wait=false")
 	began := time.Now()
 	e.compose(t, "down")
@@ -623,18 +622,18 @@ func testDownAndUp(t *testing.T, e *engine) {
 	if left := strings.TrimSpace(e.must(t, "ps", "-aq")); left != "" {
 		t.Errorf("containers are left: %s", left)
 	}
-	// Its range is the one that the cluster had: the cluster gets the next.
+	// It takes the range that the cluster had, so the cluster gets the next one.
 	e.must(t, "network", "create", "taken")
 	t.Cleanup(func() { _, _ = e.docker("network", "rm", "taken") })
 
 	served := make(chan time.Time, 1)
 	go func() {
-		for {
-			if _, err := e.run(5*time.Second, "kubectl", "annotate", "--overwrite", "namespace", "default", "up=again", "--request-timeout=1s"); err == nil {
+		for t.Context().Err() == nil { // at a constant pace, because the time is measured
+			if _, err := e.run(t.Context(), 5*time.Second, "kubectl", "annotate", "--overwrite", "namespace", "default", "up=again", "--request-timeout=1s"); err == nil {
 				served <- time.Now()
 				return
 			}
-			<-time.After(50 * time.Millisecond)
+			wait.Pause(t.Context(), 50*time.Millisecond)
 		}
 	}()
 	began = time.Now()
@@ -656,19 +655,19 @@ func testDownAndUp(t *testing.T, e *engine) {
 		t.Errorf("served %s after the apiservers' start, want 5 s at most", at.Sub(last))
 	}
 	if now := address(); now == old {
-		t.Errorf("apiserver-0 has its old address %s: this shows nothing", now)
+		t.Errorf("apiserver-0 has its old address %s, so this test shows nothing", now)
 	}
 	e.nodesReady(t, 2*time.Minute, 5)
 	t.Logf("five nodes were Ready again %s after up", time.Since(began).Round(100*time.Millisecond))
 	if now := e.kubectl(t, "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"); now != names {
-		t.Errorf("the nodes were %s, and are %s", names, now)
+		t.Errorf("the nodes were %s and are %s", names, now)
 	}
 	e.fromEveryNode(t, http.MethodGet, "")
 	t.Logf("the application served its data again %s after up", time.Since(began).Round(100*time.Millisecond))
 }
 
-// testEngineRestart stops the engine and starts it again, as a reboot would: it
-// brings the containers back in an order of its own.
+// testEngineRestart stops the engine and starts it again, as a reboot would: the engine
+// starts the containers in an order of its own.
 func testEngineRestart(t *testing.T, e *engine) {
 	e.stop(t)
 	began := time.Now()

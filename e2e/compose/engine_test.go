@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"keelson.dev/e2e/internal/wait"
 )
 
 // engine is a container engine of the test's own.
@@ -44,8 +46,8 @@ func (e *engine) start(t *testing.T) {
 	}
 	e.ended = make(chan error, 1)
 	go func() { e.ended <- e.daemon.Wait() }()
-	eventually(t, time.Minute, "the engine answers", func() error {
-		_, err := e.docker("version")
+	wait.For(t, time.Minute, "the engine answers", func(ctx context.Context) error {
+		_, err := e.run(ctx, time.Minute, "docker", "version")
 		return err
 	})
 }
@@ -65,8 +67,8 @@ func (e *engine) stop(t *testing.T) {
 	}
 }
 
-func (e *engine) run(patience time.Duration, program string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+func (e *engine) run(ctx context.Context, patience time.Duration, program string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = e.path("compose")
@@ -80,11 +82,13 @@ func (e *engine) run(patience time.Duration, program string, args ...string) (st
 	return string(out), err
 }
 
-func (e *engine) docker(args ...string) (string, error) { return e.run(time.Minute, "docker", args...) }
+func (e *engine) docker(args ...string) (string, error) {
+	return e.run(context.Background(), time.Minute, "docker", args...)
+}
 
 func (e *engine) compose(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := e.run(3*time.Minute, "docker-compose", args...)
+	out, err := e.run(t.Context(), 3*time.Minute, "docker-compose", args...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +126,7 @@ type container struct {
 	Mounts []struct{ Type, Name, Destination string }
 }
 
-// service is the container's service; the nodes, a service each, are "node".
+// service is the name of the container's service; it is "node" for each node's.
 func (c container) service() string {
 	name := c.Config.Labels["com.docker.compose.service"]
 	if strings.HasPrefix(name, "node-") {
@@ -131,7 +135,7 @@ func (c container) service() string {
 	return name
 }
 
-// containers are the project's that have not ended for good, by name.
+// containers are those of the project that are meant to run all the time.
 func (e *engine) containers() ([]container, error) {
 	ids, err := e.docker("ps", "-aq", "--filter", "label=com.docker.compose.project=keelson")
 	if err != nil {
@@ -176,8 +180,8 @@ func (e *engine) of(t *testing.T, service string) []container {
 	return out
 }
 
-// again waits until a container that was killed runs as another process and says
-// itself that it is ready; it returns when the engine had started it.
+// again waits until a container that was killed runs as another process and reports that
+// it is ready. It returns the time at which the engine had started it.
 func (e *engine) again(t *testing.T, killed container) (started time.Time) {
 	t.Helper()
 	probe := map[string][]string{
@@ -186,9 +190,7 @@ func (e *engine) again(t *testing.T, killed container) (started time.Time) {
 		"scheduler": {"/scheduler", "healthcheck"}, "controller-manager": {"/controller-manager", "healthcheck"},
 		"cloud-controller": {"/cloud-controller", "healthcheck"}, "node": {"/usr/bin/node", "healthcheck"},
 	}[killed.service()]
-	eventually(t, 60*time.Second, killed.Name+" is back", func() error {
-		// Seldom: each look takes a process or two of the machine that brings it back.
-		<-time.After(250 * time.Millisecond)
+	wait.For(t, 60*time.Second, killed.Name+" is back", func(ctx context.Context) error {
 		out, err := e.docker("inspect", "-f", "{{.State.Running}} {{.State.Pid}} {{.State.StartedAt}}", killed.ID)
 		if err != nil {
 			return err
@@ -204,7 +206,7 @@ func (e *engine) again(t *testing.T, killed container) (started time.Time) {
 	return started
 }
 
-// describe logs what the containers said last.
+// describe logs the state of the containers and the ends of their logs.
 func (e *engine) describe(t *testing.T) {
 	out, err := e.docker("ps", "-a", "--format", "{{.Names}}\t{{.Status}}")
 	t.Logf("containers: %v\n%s", err, out)
@@ -218,21 +220,5 @@ func (e *engine) describe(t *testing.T) {
 	}
 	if log, err := os.ReadFile(e.path("dockerd.log")); err == nil {
 		t.Logf("engine:\n%s", log[max(0, len(log)-4000):])
-	}
-}
-
-// eventually waits until a condition holds.
-func eventually(t *testing.T, within time.Duration, what string, holds func() error) {
-	t.Helper()
-	deadline := time.Now().Add(within)
-	for {
-		err := holds()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %s: %v", within, what, err)
-		}
-		<-time.After(50 * time.Millisecond)
 	}
 }

@@ -1,14 +1,14 @@
-// Package compose_test runs deploy/compose as a person would, in a container engine
-// of its own: up, the demonstration application, kills of every container under
-// load, scaling, down and up on other addresses, a restart of the engine.
+// Package compose_test runs deploy/compose as a user would, in a container engine of its
+// own: up, the demonstration application, kills of every container under load, scaling,
+// down and up on other addresses, a restart of the engine.
 //
-// All of it happens in namespaces that end with the test: processes, links, rules
-// and mounts of the engine go with them, whatever way the test ends. What is left
-// on the machine's side, a directory and a cgroup, is removed by the process that
-// waits outside. Nothing has a route out.
+// All of it happens in namespaces that end with the test: the engine's processes, links,
+// rules and mounts end with them, however the test ends. The process that waits outside
+// removes what remains on the machine, a directory and a cgroup. Nothing has a route out.
 package compose_test
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -25,12 +25,13 @@ import (
 	"time"
 
 	"keelson.dev/e2e/host"
+	"keelson.dev/e2e/internal/wait"
 )
 
 var rounds = flag.Int("rounds", 0, "how often every container is killed; 0 kills each apiserver, the balancer, the leaders and a node once")
 
-// The test starts itself twice: as the first process of new namespaces, and then as
-// the test. The directory of it all is handed on.
+// The test starts itself twice, as the first process of new namespaces and then as the
+// test, and passes its directory on.
 const (
 	roleVariable = "KEELSON_COMPOSE_TEST_ROLE"
 	dirVariable  = "KEELSON_COMPOSE_TEST_DIR"
@@ -47,7 +48,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// outside starts the namespaces, waits for their end and clears away.
+// outside starts the namespaces, waits for their end and removes what remains.
 func outside() int {
 	for _, program := range []string{"dockerd", "docker", "docker-compose", "ip"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -65,11 +66,11 @@ func outside() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	// Beside the engine's socket, of whose path the kernel takes 107 bytes.
+	// The engine's socket is in it; a socket's path has 107 bytes at most.
 	code, err := again("first", &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNET, Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
 	}, dirVariable+"="+dir)
-	// Joined from left to right: the look comes last.
+	// Arguments are evaluated from left to right: the look at the machine comes last.
 	if err := errors.Join(err, removeCgroups(cgroupParent(dir)), removeAll(dir), machine.Gone(filepath.Base(dir))); err != nil {
 		fmt.Fprintln(os.Stderr, "left behind:", err)
 		return 1
@@ -77,12 +78,12 @@ func outside() int {
 	return code
 }
 
-// cgroupParent is above all the engine's containers.
+// cgroupParent is the parent of the cgroups of all the engine's containers.
 func cgroupParent(dir string) string { return "/" + filepath.Base(dir) }
 
-// again runs this program in another role.
+// again runs this program in another role and returns its exit code.
 func again(role string, attributes *syscall.SysProcAttr, env ...string) (int, error) {
-	runtime.LockOSThread() // the thread that Pdeathsig watches
+	runtime.LockOSThread() // because Pdeathsig is sent when this thread ends
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(append(os.Environ(), roleVariable+"="+role), env...)
@@ -106,8 +107,8 @@ func again(role string, attributes *syscall.SysProcAttr, env ...string) (int, er
 	return 0, err
 }
 
-// first is the first process of the namespaces: it mounts what has to be the
-// namespaces' own, starts the test, and reaps.
+// first is the first process of the namespaces: it mounts what the namespaces need of
+// their own, starts the test, and reaps processes until the test ends.
 func first() int {
 	dir := os.Getenv(dirVariable)
 	for _, step := range []func() error{
@@ -146,7 +147,7 @@ func first() int {
 	}
 }
 
-// ownEtc lays a file system of our own over /etc: an engine leaves a key there.
+// ownEtc mounts a file system over /etc, where an engine writes a key.
 func ownEtc(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -161,8 +162,8 @@ func ownEtc(dir string) error {
 	return syscall.Mount("overlay", "/etc", "overlay", 0, "lowerdir=/etc,upperdir="+upper+",workdir="+work)
 }
 
-// disk makes a file system for the engine: nodes report pressure when theirs is
-// short, and this machine's may be for reasons of its own.
+// disk creates a file system for the engine: nodes report pressure when theirs is nearly
+// full, which this machine's may be for other reasons.
 func disk(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -179,15 +180,14 @@ func disk(dir string) error {
 	return nil
 }
 
-// removeCgroups removes a group of every hierarchy with all below it; the kernel
-// may need a moment to let go of processes that have just ended.
+// removeCgroups removes a group and all below it from every hierarchy; it repeats, because
+// a group stays busy for a moment after its processes have ended.
 func removeCgroups(group string) error {
 	roots, _ := filepath.Glob("/sys/fs/cgroup/*" + group)
 	roots = append(roots, "/sys/fs/cgroup"+group)
-	deadline := time.Now().Add(20 * time.Second)
 	var errs []error
 	for _, root := range roots {
-		for {
+		errs = append(errs, wait.Until(context.Background(), 20*time.Second, func(context.Context) error {
 			var dirs []string
 			_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 				if err == nil && d.IsDir() {
@@ -201,28 +201,14 @@ func removeCgroups(group string) error {
 					failed = errors.Join(failed, err)
 				}
 			}
-			if failed == nil {
-				break
-			}
-			if time.Now().After(deadline) {
-				errs = append(errs, failed)
-				break
-			}
-			<-time.After(50 * time.Millisecond)
-		}
+			return failed
+		}))
 	}
 	return errors.Join(errs...)
 }
 
-// removeAll removes a directory; mounts in it went with their namespace, though not
+// removeAll removes a directory; the mounts in it end with their namespace, though not
 // always at once.
 func removeAll(dir string) error {
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		err := os.RemoveAll(dir)
-		if err == nil || time.Now().After(deadline) {
-			return err
-		}
-		<-time.After(50 * time.Millisecond)
-	}
+	return wait.Until(context.Background(), 20*time.Second, func(context.Context) error { return os.RemoveAll(dir) })
 }

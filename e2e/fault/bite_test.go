@@ -2,6 +2,7 @@ package fault
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -12,9 +13,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/e2e/internal/wait"
 )
 
-// TestFaultsBite shows that those faults do something that nobody would miss otherwise.
+// TestFaultsBite shows that those faults have an effect whose absence no other test would
+// notice.
 func TestFaultsBite(t *testing.T) {
 	c := start(t, withFailpoints(t))
 	hc, err := newHTTP(c.pki)
@@ -47,7 +51,7 @@ func TestFaultsBite(t *testing.T) {
 		_, err := create(&coordinationv1.Lease{}, "/apis/coordination.k8s.io/v1/namespaces/default/leases", nil)
 		return err
 	}
-	// quick is the least that a write takes, undisturbed.
+	// quick is the shortest time of five writes.
 	quick := func() time.Duration {
 		t.Helper()
 		least := time.Minute
@@ -65,7 +69,7 @@ func TestFaultsBite(t *testing.T) {
 		}
 		made, _ := configMap()
 		if off := time.Until(made.CreationTimestamp.Time) - by; off.Abs() > 30*time.Second {
-			t.Errorf("a clock that was moved by %s is off by %s more", by, off)
+			t.Errorf("a clock that was moved by %s is off by a further %s", by, off)
 		}
 	}
 
@@ -91,41 +95,37 @@ func TestFaultsBite(t *testing.T) {
 
 	c.Network.Set(0, c.Network.Clients(), Link{Cut: true})
 	if err := lease(); err == nil {
-		t.Error("an answer came through a cut")
+		t.Error("an answer arrived through a cut link")
 	}
 	c.Network.Heal()
 
 	if err := os.WriteFile(m.points(), []byte("raft.propose refuse 1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := poll(t.Context(), 30*time.Second, func() error {
+	wait.For(t, 30*time.Second, "a write is refused", func(context.Context) error {
 		if err := lease(); !apierrors.IsTooManyRequests(err) {
-			return fmt.Errorf("a write that was refused: %w", err)
+			return fmt.Errorf("the write returned %w", err)
 		}
 		return nil
-	}); err != nil {
-		t.Error(err)
-	}
+	})
 	if err := os.WriteFile(m.points(), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 
 	m.fail.Store(1)
-	if err := poll(t.Context(), 30*time.Second, func() error {
+	wait.For(t, 30*time.Second, "a sync fails", func(context.Context) error {
 		_ = lease()
 		if m.fail.Load() > 0 {
-			return fmt.Errorf("no sync has failed")
+			return errors.New("none has")
 		}
 		return nil
-	}); err != nil {
-		t.Error(err)
-	}
+	})
 
 	if err := m.fillDisk(); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(m.dir+"/more", []byte("x"), 0o600); err == nil {
-		t.Error("there is room on a full disk")
+		t.Error("a write to a full disk succeeded")
 	}
 	if err := m.emptyDisk(); err != nil {
 		t.Fatal(err)

@@ -12,9 +12,8 @@ type Watched struct {
 	Name   string
 	Kind   string
 	Events []Event
-	// From is the revision that it began after; Gaps are the ranges of revisions
-	// (first excluded, last included) in which it was told that it could not be
-	// resumed.
+	// From is the revision after which it began; Gaps are the ranges of revisions (first
+	// excluded, last included) across which the server could not resume it.
 	From int64
 	Gaps [][2]int64
 	// Resumed counts how often it was cut and went on.
@@ -66,7 +65,7 @@ func inside(rv int64, gaps [][2]int64) bool {
 	return slices.ContainsFunc(gaps, func(g [2]int64) bool { return rv > g[0] && rv <= g[1] })
 }
 
-// accounted checks what clients were told of their writes against the events of a kind.
+// accounted compares the answers to writes with the events of a kind.
 func accounted(kind string, ops []Op, events []Event) (wrong []string) {
 	type told struct {
 		op   Op

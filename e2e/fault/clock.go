@@ -14,12 +14,12 @@ import (
 	"time"
 )
 
-// A process's wall clock is moved where it reads it: in its own vDSO, the code that the
-// kernel maps into each process and that Go calls for the time. There is no other
-// way to move the clock of one process: a time namespace has no wall clock. What does
-// not move is the monotonic clock, as on a machine whose clock is set.
+// A process's wall clock is moved where the process reads it: in its own vDSO, the code that
+// the kernel maps into each process and that Go calls for the time. There is no other way
+// to move the clock of one process: a time namespace has no wall clock. The monotonic clock
+// does not move, as on a machine whose clock is set.
 
-// clockHook is the place in a process where its offset lies; 0 before it is there.
+// clockHook is the address of the offset in a process; 0 until it is installed.
 type clockHook struct{ at int64 }
 
 // JumpClock moves the member's wall clock away from this machine's. It ends with the
@@ -62,8 +62,8 @@ var clockCode = []byte{
 	0xc3, // ret
 }
 
-// installClock puts clockCode into a process's vDSO while the process stands still, and
-// returns where the offset lies.
+// installClock writes clockCode into a process's vDSO while the process is stopped, and
+// returns the address of the offset.
 func installClock(pid int, mem *os.File) (int64, error) {
 	if runtime.GOARCH != "amd64" {
 		return 0, errors.New("the clock of a process can be moved on amd64 only")

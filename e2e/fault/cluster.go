@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"keelson.dev/e2e/internal/wait"
 	"keelson.dev/proto/client"
 )
 
@@ -97,7 +98,7 @@ func (c *Cluster) Close() error {
 
 // Whole waits until every member is ready and has its votes.
 func (c *Cluster) Whole(ctx context.Context, within time.Duration) error {
-	return poll(ctx, within, func() error {
+	return wait.Until(ctx, within, func(ctx context.Context) error {
 		for _, m := range c.Members {
 			if err := m.Ready(ctx); err != nil {
 				return err
@@ -126,25 +127,4 @@ func (c *Cluster) https() (out []string) {
 		out = append(out, fmt.Sprintf("%s:%d", c.Network.Addr(m.Index), portHTTPS))
 	}
 	return out
-}
-
-// poll tries until that succeeds, time is over, or the error is errStarted.
-func poll(ctx context.Context, within time.Duration, try func() error) error {
-	deadline := time.Now().Add(within)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := try()
-		if err == nil || errors.Is(err, errStarted) {
-			return err
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("not within %s: %w", within, err)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return errors.Join(ctx.Err(), err)
-		}
-	}
 }

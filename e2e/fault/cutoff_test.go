@@ -2,6 +2,7 @@ package fault
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -11,19 +12,20 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"keelson.dev/e2e/internal/wait"
 	"keelson.dev/proto/client"
 )
 
-// At a member that is cut off from the others, and not from its clients, a write may wait
-// for slowest in the seconds before it knows; afterwards, nobody waits.
+// At a member that is cut off from the others, but not from its clients, a write may take
+// as long as slowest until the member has noticed; afterwards none takes longer than prompt.
 const (
 	slowest = 20 * time.Second
 	prompt  = 5 * time.Second
 )
 
-// TestCutOffMember cuts a member off from the others, but not from its clients. It says
-// to all of them that they are to go elsewhere, and they do: calls do not wait for it, and
-// what is watched through it goes on through others, with nothing lost or repeated.
+// TestCutOffMember cuts a member off from the others, but not from its clients. It refuses
+// their requests so that they turn to another member: calls do not wait for it, and
+// watches go on at another member, with nothing lost or repeated.
 func TestCutOffMember(t *testing.T) {
 	c := start(t, programs(t))
 	t.Run("that leads etcd", func(t *testing.T) { cutOff(t, c, c.Leader(t.Context(), "lasting")) })
@@ -32,7 +34,7 @@ func TestCutOffMember(t *testing.T) {
 
 func cutOff(t *testing.T, c *Cluster, m *Member) {
 	if m == nil {
-		t.Fatal("nobody leads")
+		t.Fatal("no member leads")
 	}
 	all, err := c.Dial(c.Members...)
 	if err != nil {
@@ -46,7 +48,7 @@ func cutOff(t *testing.T, c *Cluster, m *Member) {
 		a.write(t, patience)
 		b.write(t, patience)
 	}
-	for range 6 { // of each, so that every member gets some
+	for range 6 { // enough of each kind for every member to receive some
 		write(prompt)
 	}
 	a.seen(t)
@@ -60,7 +62,7 @@ func cutOff(t *testing.T, c *Cluster, m *Member) {
 	}
 	defer c.Network.Heal()
 	began := time.Now()
-	// Somebody asks it all the time, on a connection that stays.
+	// A client sends it requests all the time, on one connection.
 	config, err := c.pki.admin()
 	if err != nil {
 		t.Fatal(err)
@@ -70,21 +72,19 @@ func cutOff(t *testing.T, c *Cluster, m *Member) {
 	get := func(ctx context.Context) error {
 		return request(ctx, hc, c.https()[m.Index], http.MethodGet, "/api/v1/namespaces/kube-system/configmaps", "application/json", nil, nil)
 	}
-	if err := poll(t.Context(), 30*time.Second, func() error {
-		ctx, cancel := context.WithTimeout(t.Context(), prompt)
+	wait.For(t, 30*time.Second, m.Name+" refuses requests and is not ready", func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, prompt)
 		defer cancel()
 		if err := get(ctx); !apierrors.IsServiceUnavailable(err) {
 			return fmt.Errorf("it answers %w", err)
 		}
 		if err := m.Ready(ctx); err == nil {
-			return fmt.Errorf("it is ready")
+			return errors.New("it is ready")
 		}
 		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%s says that it is cut off after %.1fs", m.Name, time.Since(began).Seconds())
-	write(slowest) // the others may still be electing
+	})
+	t.Logf("%s reported after %.1fs that it is cut off", m.Name, time.Since(began).Seconds())
+	write(slowest) // the others may still elect a leader
 	a.seen(t)
 	b.seen(t)
 	worst := time.Duration(0)
@@ -116,8 +116,8 @@ func cutOff(t *testing.T, c *Cluster, m *Member) {
 	b.seen(t)
 }
 
-// followed is a kind that is written, and watched by several caches, which begin at
-// different members.
+// followed is a kind that is written, and watched by six caches, which begin at different
+// members.
 type followed[T object] struct {
 	kindOf[T]
 	client *client.Client
@@ -173,7 +173,7 @@ func (f *followed[T]) write(t *testing.T, patience time.Duration) {
 // seen waits until all caches have all that was written.
 func (f *followed[T]) seen(t *testing.T) {
 	t.Helper()
-	if err := poll(t.Context(), time.Minute, func() error {
+	wait.For(t, time.Minute, "all caches have what was written", func(context.Context) error {
 		for i, cache := range f.caches {
 			for _, name := range f.names {
 				if _, ok := cache.Get(metav1.NamespaceDefault, name); !ok {
@@ -182,9 +182,7 @@ func (f *followed[T]) seen(t *testing.T) {
 			}
 		}
 		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
+	})
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.repeated) > 0 {

@@ -13,12 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var errStarted = errors.New("the member started")
-
 func (m *Member) points() string  { return filepath.Join(m.dir, "failpoints") }
 func (m *Member) ballast() string { return filepath.Join(m.dir, "ballast") }
 
-// fillDisk leaves not a byte.
+// fillDisk fills the file system to the last byte.
 func (m *Member) fillDisk() error {
 	f, err := os.OpenFile(m.ballast(), os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -43,8 +41,8 @@ func (m *Member) emptyDisk() error { return os.Remove(m.ballast()) }
 // forgetAll removes what the member has stored.
 func (m *Member) forgetAll() error { return os.RemoveAll(m.data()) }
 
-// tearTails leaves behind, in both logs, what a write leaves that power loss tore:
-// part of a record behind the last one that was synced.
+// tearTails appends to both logs what a write leaves that was interrupted by a power loss:
+// part of a record after the last one that was synced.
 func (m *Member) tearTails() error {
 	if err := m.onWAL(func(f *os.File, _, end int64) error {
 		// A record of 4,000 bytes of which the first sector was written.
@@ -90,8 +88,8 @@ func (m *Member) breakLog() error {
 	})
 }
 
-// onWAL hands over the last file of etcd's log, with where its last record begins and
-// where the records end.
+// onWAL calls do with the last file of etcd's log, the offset of its last record and the
+// offset at which the records end.
 func (m *Member) onWAL(do func(f *os.File, last, end int64) error) error {
 	var path string
 	err := filepath.WalkDir(filepath.Join(m.data(), "etcd"), func(p string, d fs.DirEntry, err error) error {
@@ -131,8 +129,8 @@ func (m *Member) onWAL(do func(f *os.File, last, end int64) error) error {
 	return do(f, last, end)
 }
 
-// onLog hands over the raft store's log, with where the older and the newer of
-// bbolt's two meta pages begin.
+// onLog calls do with the raft store's log and the offsets of the older and the newer of
+// bbolt's two meta pages.
 func (m *Member) onLog(do func(f *os.File, older, newer int64) error) error {
 	f, err := os.OpenFile(filepath.Join(m.data(), "raft", "log.db"), os.O_RDWR, 0)
 	if err != nil {
@@ -154,7 +152,7 @@ func (m *Member) onLog(do func(f *os.File, older, newer int64) error) error {
 	return do(f, page, 0)
 }
 
-// size is the length of the member's log, and since what was added to it.
+// size is the length of the member's log; since returns what was added to it after a size.
 func (m *Member) size() int64 {
 	s, err := os.Stat(m.log)
 	if err != nil {
@@ -171,8 +169,8 @@ func (m *Member) since(size int64) string {
 	return string(data[size:])
 }
 
-// saysWhy tells whether a program's last line, but for the harness's own, names what
-// it could not read.
+// saysWhy reports whether a program's last line names what it could not read; lines of the
+// harness do not count.
 func saysWhy(said, what string) bool {
 	last := ""
 	for line := range strings.Lines(said) {

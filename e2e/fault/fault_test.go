@@ -15,12 +15,12 @@ import (
 )
 
 var (
-	seed    = flag.Uint64("seed", 7, "of the faults")
-	seconds = flag.Int("seconds", 0, "how long faults are injected; 0: see -faults")
+	seed    = flag.Uint64("seed", 7, "seed of the plan of faults")
+	seconds = flag.Int("seconds", 0, "seconds for which faults are injected; 0: see -faults")
 	faults  = flag.Int("faults", 0, "how many faults are injected; 0 without -seconds: each kind once")
 	kinds   = flag.String("kinds", "", "kinds of faults to choose from with -seconds or -faults, as in kill,pause; empty is all")
 	rounds  = flag.Int("rounds", 3, "how many leaders of each store are killed")
-	logs    = flag.String("logs", "", "directory for the members' logs; empty keeps them nowhere")
+	logs    = flag.String("logs", "", "directory for the members' logs; empty does not keep them")
 )
 
 func TestMain(m *testing.M) {
@@ -82,7 +82,7 @@ func start(t *testing.T, bin string) *Cluster {
 	return c
 }
 
-// withFailpoints builds the apiserver with what nobody else's has.
+// withFailpoints builds the apiserver with failpoints, which no released program has.
 func withFailpoints(t *testing.T) string {
 	t.Helper()
 	if bin := os.Getenv("KEELSON_FAULT_BIN"); bin != "" {

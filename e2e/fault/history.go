@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// The two stores, by the kind that lies in each.
+// The two stores, by the kind of object in each.
 const (
 	ConfigMaps = "configmaps" // etcd
 	Leases     = "leases"     // raft
@@ -26,7 +26,7 @@ const (
 	List   Action = "list"
 )
 
-// Outcome is what a client was told.
+// Outcome is the result of an operation as the client knows it.
 type Outcome string
 
 // The outcomes.
@@ -35,9 +35,9 @@ const (
 	NotFound Outcome = "not-found"
 	Exists   Outcome = "exists"
 	Conflict Outcome = "conflict"
-	// Refused says that nothing has happened, nor will.
+	// Refused: the operation had no effect and will have none.
 	Refused Outcome = "refused"
-	// Unknown says that it may have happened, or may yet.
+	// Unknown: it may have taken effect, or may do so later.
 	Unknown Outcome = "unknown"
 )
 
@@ -49,20 +49,20 @@ type Op struct {
 	Kind   string // ConfigMaps or Leases
 	Name   string
 	Action Action
-	// Value is what it writes, like no other operation of the run.
+	// Value is what it writes; no other operation of the run writes the same.
 	Value string
 	// Expect is the resourceVersion that it depends on; 0 on none.
 	Expect int64
 	// Call and Return are times since the run began.
 	Call, Return time.Duration
 	Outcome      Outcome
-	// RV is the resourceVersion of what was written, read or listed; 0 where none
-	// was told. Read is the value that was read.
+	// RV is the resourceVersion of what was written, read or listed; 0 if the answer had
+	// none. Read is the value that was read.
 	RV   int64
 	Read string
 	// Items are what a list showed.
 	Items map[string]Version
-	// Err is what the client was told in words.
+	// Err is the text of the error that the client received.
 	Err string
 }
 
@@ -82,7 +82,7 @@ type Event struct {
 	Deleted bool
 }
 
-// same tells whether two watches saw the same.
+// same reports whether two watches saw the same event.
 func (e Event) same(o Event) bool {
 	return e.RV == o.RV && e.Type == o.Type && e.Name == o.Name && e.Value == o.Value
 }
@@ -115,7 +115,7 @@ var (
 	count = regexp.MustCompile(`\d+`)
 )
 
-// words is an error without what differs from one operation to the next.
+// words is the text of an error without addresses and names, which differ between operations.
 func words(err string) string {
 	return count.ReplaceAllString(where.ReplaceAllString(err, "…"), "N")
 }

@@ -2,6 +2,7 @@ package fault
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -9,16 +10,18 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"keelson.dev/e2e/internal/wait"
 )
 
 // injection is a fault that has been injected.
 type injection struct {
 	what string
-	// heal takes it back; nil if that has been done.
+	// heal ends it; nil if it has ended already.
 	heal func() error
 }
 
-// target looks up whom a fault is for.
+// target returns the member that a fault is for.
 func (c *Cluster) target(ctx context.Context, f Fault) *Member {
 	if i, err := strconv.Atoi(f.Target); err == nil {
 		return c.Members[i]
@@ -27,11 +30,11 @@ func (c *Cluster) target(ctx context.Context, f Fault) *Member {
 	if m := c.Leader(ctx, store); m != nil {
 		return m
 	}
-	return c.Members[f.Choice%len(c.Members)] // nobody leads now
+	return c.Members[f.Choice%len(c.Members)] // no member leads now
 }
 
-// Leader is the member that leads a store ("lasting" or "transient"); nil if none says
-// so.
+// Leader is the member that leads a store ("lasting" or "transient"); nil if none reports
+// that it does.
 func (c *Cluster) Leader(ctx context.Context, store string) *Member {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -43,7 +46,7 @@ func (c *Cluster) Leader(ctx context.Context, store string) *Member {
 	return nil
 }
 
-// inject does what a fault says.
+// inject injects a fault.
 func (c *Cluster) inject(ctx context.Context, f Fault, m *Member) (injection, error) {
 	i := injection{what: fmt.Sprintf("%s (%s)", f, m.Name)}
 	others := slices.DeleteFunc(slices.Clone(c.Members), func(o *Member) bool { return o == m })
@@ -109,7 +112,7 @@ func (c *Cluster) inject(ctx context.Context, f Fault, m *Member) (injection, er
 	case ClockJump:
 		i.heal = func() error { _ = m.JumpClock(0); return nil } // a process that ended took it along
 		// Another fault may have ended the process, and may end it again.
-		return i, poll(ctx, 30*time.Second, func() error { return m.JumpClock(f.Amount) })
+		return i, wait.Until(ctx, 30*time.Second, func(context.Context) error { return m.JumpClock(f.Amount) })
 	case TornTail:
 		m.Hold()
 		defer m.Release()
@@ -148,8 +151,8 @@ func (c *Cluster) inject(ctx context.Context, f Fault, m *Member) (injection, er
 	return i, nil
 }
 
-// breakTail damages what a member has acknowledged. It must refuse to start then, and
-// say why; it comes back without its disk.
+// breakTail damages what a member has acknowledged. The member must then refuse to start and
+// log why; it comes back with an empty disk.
 func (c *Cluster) breakTail(ctx context.Context, m *Member, etcd bool) error {
 	m.Hold()
 	var err error
@@ -167,7 +170,7 @@ func (c *Cluster) breakTail(ctx context.Context, m *Member, etcd bool) error {
 	starts := m.starts
 	m.mu.Unlock()
 	m.Release()
-	refused := poll(ctx, 30*time.Second, func() error {
+	refused := wait.Until(ctx, 30*time.Second, func(ctx context.Context) error {
 		m.mu.Lock()
 		again := m.starts > starts+1
 		m.mu.Unlock()
@@ -175,7 +178,7 @@ func (c *Cluster) breakTail(ctx context.Context, m *Member, etcd bool) error {
 			return nil
 		}
 		if m.Ready(ctx) == nil {
-			return errStarted
+			return wait.Stop(errors.New("the member started"))
 		}
 		return fmt.Errorf("%s has not ended", m.Name)
 	})
@@ -186,10 +189,10 @@ func (c *Cluster) breakTail(ctx context.Context, m *Member, etcd bool) error {
 		return err
 	}
 	if refused != nil {
-		return fmt.Errorf("a broken log: %w; it said:\n%s", refused, said)
+		return fmt.Errorf("a broken log: %w; the log is:\n%s", refused, said)
 	}
 	if want := map[bool]string{true: "etcd", false: "log.db"}[etcd]; !saysWhy(said, want) {
-		return fmt.Errorf("%s refused its broken log without a word about %s:\n%s", m.Name, want, said)
+		return fmt.Errorf("%s refused its broken log and did not name %s:\n%s", m.Name, want, said)
 	}
 	return nil
 }

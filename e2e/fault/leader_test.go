@@ -16,6 +16,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"keelson.dev/e2e/internal/wait"
 	"keelson.dev/proto/client"
 )
 
@@ -61,7 +62,7 @@ func (k *kubectl) create(ctx context.Context, obj any) error {
 	if err := os.WriteFile(k.file, data, 0o600); err != nil {
 		return err
 	}
-	// It bounds itself, so that it says what went wrong.
+	// It bounds itself by --request-timeout, so that it reports what went wrong.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), k.program, "create", "--validate=false", "--request-timeout=1s", "-f", k.file)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+k.config, "HOME="+root, "NO_PROXY=*", "no_proxy=*")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -70,8 +71,8 @@ func (k *kubectl) create(ctx context.Context, obj any) error {
 	return nil
 }
 
-// TestLeadersOfTheStores kills the leader of etcd, and then that of raft, again and
-// again, and measures for how long nothing could be written to that store.
+// TestLeadersOfTheStores kills the leader of etcd repeatedly, and then that of raft, and
+// measures for how long nothing could be written to that store.
 func TestLeadersOfTheStores(t *testing.T) {
 	c := start(t, programs(t))
 	all, err := c.Dial(c.Members...)
@@ -111,25 +112,21 @@ func killLeaders[T object](t *testing.T, c *Cluster, all *client.Client, store s
 	}
 	gaps := map[string][]time.Duration{}
 	for round := range *rounds {
-		if err := poll(ctx, 30*time.Second, func() error {
+		wait.For(t, 30*time.Second, fmt.Sprintf("round %d: both clients write", round), func(context.Context) error {
 			for _, p := range probes {
 				if !p.since(time.Now().Add(-time.Second)) {
 					return fmt.Errorf("%s does not write: %v", p.Name, p.failures())
 				}
 			}
 			return nil
-		}); err != nil {
-			t.Fatal(err)
-		}
+		})
 		var leader *Member
-		if err := poll(ctx, 30*time.Second, func() error {
+		wait.For(t, 30*time.Second, fmt.Sprintf("round %d: a member leads", round), func(ctx context.Context) error {
 			if leader = c.Leader(ctx, store); leader == nil {
-				return errors.New("nobody leads")
+				return errors.New("none does")
 			}
 			return nil
-		}); err != nil {
-			t.Fatalf("round %d: %v", round, err)
-		}
+		})
 		began := time.Now()
 		leader.Kill()
 		if err := c.Whole(ctx, wholeTime); err != nil {
@@ -137,14 +134,12 @@ func killLeaders[T object](t *testing.T, c *Cluster, all *client.Client, store s
 		}
 		whole := time.Since(began)
 		for _, p := range probes {
-			if err := poll(ctx, time.Minute, func() error {
+			wait.For(t, time.Minute, fmt.Sprintf("round %d: %s writes again", round, p.Name), func(context.Context) error {
 				if !p.since(began.Add(time.Second)) {
-					return fmt.Errorf("%s does not write: %v", p.Name, p.failures())
+					return fmt.Errorf("the failures are %v", p.failures())
 				}
 				return nil
-			}); err != nil {
-				t.Fatalf("round %d: %v", round, err)
-			}
+			})
 			gaps[p.Name] = append(gaps[p.Name], p.Gap(began, time.Now()))
 		}
 		t.Logf("round %d: %s was killed and was back after %.1fs; no write for %.2fs (Go client) and %.2fs (kubectl)",

@@ -175,7 +175,7 @@ func (l *Load) batch(ctx context.Context, a api, op Op, name func() string, know
 	}
 }
 
-// tell records what a client was told.
+// tell records an operation and its answer.
 func (l *Load) tell(op Op, err error, known map[string]int64) {
 	op.Outcome = outcomeOf(err)
 	if err != nil {
@@ -191,7 +191,7 @@ func (l *Load) tell(op Op, err error, known map[string]int64) {
 	case op.Outcome == Done, op.Outcome == NotFound:
 		delete(known, op.Name)
 	case op.Outcome == Exists, op.Outcome == Conflict:
-		known[op.Name] = 1 // there, in a version that is not known
+		known[op.Name] = 1 // it exists, at an unknown version
 	}
 	if op.Outcome == Done || op.Outcome == NotFound || op.Outcome == Exists || op.Outcome == Conflict {
 		op.Err = "" // as it should be
@@ -199,8 +199,8 @@ func (l *Load) tell(op Op, err error, known map[string]int64) {
 	l.add(op)
 }
 
-// outcomeOf says what an error tells of a write. What no Status of the server tells is
-// unknown.
+// outcomeOf is the outcome of a write that returned an error. It is unknown unless the error
+// is a Status of the server, or the request was never sent.
 func outcomeOf(err error) Outcome {
 	if err == nil {
 		return Done
@@ -411,7 +411,7 @@ func (p *Probe) Gap(from, to time.Time) time.Duration {
 	return max(most, to.Sub(last))
 }
 
-// since tells whether there has been a success since then.
+// since reports whether a write has succeeded since then.
 func (p *Probe) since(at time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

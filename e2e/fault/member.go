@@ -25,7 +25,7 @@ import (
 type Member struct {
 	Name  string
 	Index int
-	// dir is its file system; data lies in dir/data.
+	// dir is its file system; its data is in dir/data.
 	dir, log string
 	args     []string
 	env      []string
@@ -37,7 +37,7 @@ type Member struct {
 	wanted bool
 	pid    int           // 0: does not run
 	ended  chan struct{} // closed when the running process has ended
-	change chan struct{} // closed at the next change of what is wanted
+	change chan struct{} // closed when wanted changes
 	starts int
 	hook   clockHook
 	wg     sync.WaitGroup
@@ -190,8 +190,8 @@ func (m *Member) want(yes bool) {
 	m.change = make(chan struct{})
 }
 
-// signal sends a signal to the process, if it runs, and returns what is closed when
-// that process has ended.
+// signal sends a signal to the process, if it runs, and returns a channel that is closed
+// when that process has ended.
 func (m *Member) signal(s syscall.Signal) <-chan struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -40,8 +40,8 @@ func step(s register, op Op) []register {
 	case Exists:
 		return only(s.Exists && op.Action == Create, same)
 	case Conflict:
-		// Who sets no condition may still lose against others too often. A PUT makes a
-		// Lease that is not there, so that one with a condition finds it changed.
+		// A write without a condition may also fail, after too many conflicts. A PUT creates
+		// a Lease that does not exist, so one with a condition conflicts.
 		return only(op.Expect == 0 || s.Exists && s.RV != op.Expect || !s.Exists && op.Kind == Leases && op.Action == Update, same)
 	case Unknown:
 		if op.Action != Delete { // resolve has dealt with all others
@@ -94,9 +94,8 @@ var model = porcupine.NondeterministicModel{
 	},
 }
 
-// linearizable checks the operations on single objects; events, complete and in order,
-// say what became of those whose outcome the client does not know. It returns
-// what is wrong.
+// linearizable checks the operations on single objects and returns what is wrong. The
+// events, complete and in order, show the effect of operations of unknown outcome.
 func linearizable(ops []Op, events map[string][]Event, patience time.Duration) (wrong []string) {
 	byObject := map[string][]porcupine.Operation{}
 	for _, op := range resolve(ops, events) {
@@ -149,11 +148,10 @@ func explain(history []porcupine.Operation, info porcupine.LinearizationInfo) st
 	return text
 }
 
-// resolve leaves out reads without an answer and lists, and turns writes of unknown
-// outcome into what the events say: a value that is among them was written, with
-// that revision, at the latest when it was seen; one that is not never was. Deletions
-// of unknown outcome stay so, but for those of objects all of whose deletions
-// are accounted for.
+// resolve drops reads without an answer and lists, and determines the outcome of writes by
+// the events: a value that is among them was written, at that revision, at the latest when
+// it was seen; any other was not. Deletions of unknown outcome stay so, unless all
+// deletions of the object are accounted for.
 func resolve(ops []Op, events map[string][]Event) []Op {
 	written := map[string]Event{}
 	deletions := map[string]int{}

@@ -21,10 +21,10 @@ const mtu = 9000
 type Link struct {
 	// Cut drops all.
 	Cut bool
-	// Loss is the part that is dropped, 0 to 1.
+	// Loss is the share of packets that is dropped, 0 to 1.
 	Loss float64
-	// Delay holds each packet back; Jitter is added to it at random. Packets
-	// overtake each other then.
+	// Delay holds each packet back; up to Jitter is added at random, so that packets
+	// overtake each other.
 	Delay, Jitter time.Duration
 }
 
@@ -90,7 +90,7 @@ func (w *Network) Close() {
 	w.wg.Wait()
 }
 
-// Set says what happens to the packets from one station to another.
+// Set sets what happens to the packets from one station to another.
 func (w *Network) Set(from, to int, l Link) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

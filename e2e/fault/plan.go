@@ -15,21 +15,21 @@ const (
 	Kill         Kind = "kill"            // SIGKILL; the process is started again at once
 	KillAll      Kind = "kill-all"        // of all members at the same time
 	Pause        Kind = "pause"           // SIGSTOP, SIGCONT
-	Partition    Kind = "partition"       // one member from everybody
+	Partition    Kind = "partition"       // one member from all members and clients
 	Isolate      Kind = "isolate"         // one member from the other members, not from clients
 	OneWay       Kind = "one-way"         // what it sends to members is lost, or what they send to it
 	Bridge       Kind = "bridge"          // two members from each other; the third reaches both
 	SlowNetwork  Kind = "slow-network"    // latency and loss, both ways
-	DiskFull     Kind = "disk-full"       // no byte is left
-	SlowSync     Kind = "slow-sync"       // fsync and fdatasync take their time
-	FailedSync   Kind = "failed-sync"     // they say that they failed
-	ClockJump    Kind = "clock-jump"      // the wall clock, forth or back
-	TornTail     Kind = "torn-tail"       // what a torn write leaves, behind what was acknowledged
-	BrokenTail   Kind = "broken-tail"     // acknowledged bytes are damaged; the disk is emptied then
-	EmptiedDisk  Kind = "emptied-disk"    // both stores' data is gone
+	DiskFull     Kind = "disk-full"       // no space is left
+	SlowSync     Kind = "slow-sync"       // fsync and fdatasync are delayed
+	FailedSync   Kind = "failed-sync"     // fsync and fdatasync report a failure
+	ClockJump    Kind = "clock-jump"      // the wall clock, forward or back
+	TornTail     Kind = "torn-tail"       // part of a torn write follows what was acknowledged
+	BrokenTail   Kind = "broken-tail"     // acknowledged bytes are damaged, and later the disk is emptied
+	EmptiedDisk  Kind = "emptied-disk"    // the data of both stores is removed
 	Rolling      Kind = "rolling-restart" // SIGTERM, one after the other
 	Failpoints   Kind = "failpoints"      // proposals are refused, lost, or done and reported as failed
-	DiskFailures Kind = "log-failpoints"  // the same of what raft writes to its disk
+	DiskFailures Kind = "log-failpoints"  // the same for raft's writes to its disk
 )
 
 // Kinds are all kinds, in the order in which the fixed selection goes through them.
@@ -38,22 +38,21 @@ var Kinds = []Kind{
 	TornTail, BrokenTail, EmptiedDisk, Rolling, Failpoints, DiskFailures, Isolate, KillAll,
 }
 
-// mild faults may come with any other.
+// mild faults may be combined with any other.
 var mild = []Kind{Kill, Pause, Partition, Isolate, OneWay, Bridge, SlowNetwork, SlowSync, ClockJump, Failpoints}
 
-// harmless ones take no member away, so that they may come with a member that lost its
+// harmless ones stop no member, so they may be combined with the loss of a member's
 // disk.
 var harmless = []Kind{SlowNetwork, SlowSync, ClockJump, Failpoints}
 
 // Fault is one fault, chosen.
 type Fault struct {
 	Kind Kind
-	// Target says whom: "0" to "2" a member by its index, "leader of etcd", "leader of
-	// raft".
+	// Target is a member's index, "0" to "2", or "leader of etcd", or "leader of raft".
 	Target string
 	// For is how long it lasts.
 	For time.Duration
-	// Amount and Chance are the kind's own; see inject.
+	// The meaning of Amount and Chance depends on the kind; see inject.
 	Amount time.Duration
 	Chance float64
 	Choice int
@@ -83,7 +82,7 @@ func NewPlan(seed uint64) *Plan {
 	return &Plan{rng: rand.New(rand.NewPCG(seed, 0x6661756c74))}
 }
 
-// NewSelection is a sequence in which each kind comes once and lasts shortly.
+// NewSelection is a sequence in which each kind occurs once and does not last long.
 func NewSelection(seed uint64) *Plan {
 	p := NewPlan(seed)
 	p.short = true
@@ -97,7 +96,7 @@ func NewSeries(seed uint64, kinds ...Kind) *Plan {
 	return p
 }
 
-// Step is what to inject next, together: one fault or two; none at the end of a
+// Step returns what to inject next, together: one fault or two, or none at the end of a
 // selection.
 func (p *Plan) Step() []Fault {
 	if p.short {

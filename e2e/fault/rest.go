@@ -17,9 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// restAPI is a kind over HTTPS, in JSON, each request at a member by chance. It repeats
-// nothing: client-go would repeat what a server asks it to, and hide what the
-// first answer said.
+// restAPI is a kind over HTTPS, in JSON; each request goes to a random member. It does not
+// retry: client-go would when the server asks for it, and hide the first answer.
 type restAPI[T object] struct {
 	kindOf[T]
 	http    *http.Client

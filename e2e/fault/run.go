@@ -16,11 +16,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"keelson.dev/e2e/internal/wait"
 	"keelson.dev/proto/client"
 )
 
-// Limits end a run: after so many faults, or so long, whichever is set; without either
-// when the plan has no more.
+// Limits end a run: after a number of faults or a time, whichever is set; with neither, the
+// run ends with the plan.
 type Limits struct {
 	Faults int
 	Time   time.Duration
@@ -47,7 +48,7 @@ type runner struct {
 	gaps     map[string][]time.Duration
 }
 
-// Run injects what the plan says under load, and returns what is wrong afterwards.
+// Run injects the plan's faults under load, and returns what is wrong afterwards.
 func (c *Cluster) Run(ctx context.Context, plan *Plan, seed uint64, limits Limits, log func(format string, args ...any)) (wrong []string, err error) {
 	r := &runner{c: c, log: log, load: newLoad(), worst: map[string]time.Duration{}, gaps: map[string][]time.Duration{}}
 	all, err := c.Dial(c.Members...)
@@ -60,7 +61,7 @@ func (c *Cluster) Run(ctx context.Context, plan *Plan, seed uint64, limits Limit
 		return nil, err
 	}
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}
-	if err := poll(ctx, time.Minute, func() error {
+	if err := wait.Until(ctx, time.Minute, func(ctx context.Context) error {
 		_, err := client.For[*corev1.Namespace](all).Create(ctx, ns)
 		return err
 	}); err != nil {
@@ -120,7 +121,7 @@ func (c *Cluster) Run(ctx context.Context, plan *Plan, seed uint64, limits Limit
 	return r.wrong, ctx.Err()
 }
 
-// prepare makes the probes and what they write to.
+// prepare creates the probes and the objects that they write.
 func (r *runner) prepare(ctx context.Context, all *client.Client, hc *http.Client) error {
 	meta := metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "probe"}
 	for _, kind := range []string{"go", "rest"} {
@@ -147,7 +148,7 @@ func goProbe[T object](k kindOf[T], all *client.Client) *Probe {
 	}}
 }
 
-// restProbe goes to the next member after a failure, as a client behind a balancer does.
+// restProbe turns to the next member after a failure, as a balancer does for its clients.
 func restProbe[T object](k kindOf[T], hc *http.Client, members []string) *Probe {
 	at := 0
 	return &Probe{Name: "rest " + k.kind, write: func(ctx context.Context, n int) error {
@@ -200,7 +201,7 @@ func (r *runner) fail(format string, args ...any) {
 	r.wrong = append(r.wrong, text)
 }
 
-// inject goes through the plan.
+// inject injects the faults of the plan, step by step.
 func (r *runner) inject(ctx context.Context, plan *Plan, limits Limits) {
 	began := time.Now()
 	for faults := 0; ctx.Err() == nil; {
@@ -255,7 +256,7 @@ func (r *runner) step(ctx context.Context, faults []Fault) {
 	}
 	whole := time.Since(healed)
 	for _, p := range r.probes {
-		if err := poll(ctx, time.Minute, func() error {
+		if err := wait.Until(ctx, time.Minute, func(context.Context) error {
 			if !p.since(healed) {
 				return fmt.Errorf("no write by %s", p.Name)
 			}
@@ -294,7 +295,7 @@ func (r *runner) last(ctx context.Context, a api, kind string) {
 		if w.watched().Kind != kind {
 			continue
 		}
-		if err := poll(ctx, time.Minute, func() error {
+		if err := wait.Until(ctx, time.Minute, func(context.Context) error {
 			if !w.reached(rv) {
 				return fmt.Errorf("it has not seen revision %d", rv)
 			}
@@ -320,7 +321,7 @@ func (r *runner) resume(ctx context.Context, events map[string][]Event) {
 	r.log("watches resumed from revisions of before: %d times, %d of which the revision was too old", total, old)
 }
 
-// check looks for what must not be.
+// check runs all checks on the history and the watches.
 func (r *runner) check(events map[string][]Event, wrong []string) {
 	ops := r.load.All()
 	r.log("%d operations: %s", len(ops), sorted(r.load.Counts()))

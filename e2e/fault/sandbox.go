@@ -16,8 +16,8 @@ const (
 	roleLaunch   = "launch"
 )
 
-// Sandboxed runs main in namespaces of its own and returns its exit code. Whoever
-// calls it first in TestMain has its tests there.
+// Sandboxed runs main in namespaces of its own and returns its exit code. A TestMain that
+// calls it first runs its tests there.
 func Sandboxed(main func() int) int {
 	switch os.Getenv(roleVariable) {
 	case roleLaunch:
@@ -63,7 +63,7 @@ func Sandboxed(main func() int) int {
 
 // furnish makes the namespaces fit to live in.
 func furnish() error {
-	// Nothing that is mounted here shows elsewhere.
+	// Mounts of this namespace are not seen in any other.
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}

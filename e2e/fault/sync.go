@@ -14,14 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A member's fsync and fdatasync are this process's to answer: a filter that is
-// installed before the program is executed hands them over (seccomp_unotify(2)).
-// Nothing else slows the sync of a static program down: there is no dm-delay here,
-// and a preloaded library is not loaded.
+// This process answers a member's fsync and fdatasync: a filter that is installed before
+// the program is executed hands them over (seccomp_unotify(2)). Other ways to delay the
+// syncs of a static program are missing: there is no dm-delay here, and a static program
+// loads no preloaded library.
 
-// launch is what this program does in the role of a launcher: it installs the
-// filter, sends its listener through the socket that is its descriptor 3, and
-// becomes the program that its arguments name.
+// launch is this program's role as a launcher: it installs the filter, sends the filter's
+// listener through the socket at descriptor 3, and executes the program that its arguments
+// name.
 func launch(args []string) error {
 	runtime.LockOSThread()
 	if err := os.Unsetenv(roleVariable); err != nil {
@@ -57,8 +57,8 @@ func syncFilter() []unix.SockFilter {
 // syncs answers one process's syncs.
 type syncs struct {
 	listener int
-	// delay, in nanoseconds, before each; fail is how many of the next ones are
-	// told that they failed.
+	// delay, in nanoseconds, precedes each answer; fail is how many of the next syncs are
+	// reported as failed.
 	delay, fail *atomic.Int64
 }
 
@@ -80,7 +80,7 @@ type seccompResp struct {
 	flags uint32
 }
 
-// receive takes the listener out of the launcher's socket.
+// receive receives the listener from the launcher's socket.
 func (s *syncs) receive(conn *net.UnixConn) error {
 	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		return err
@@ -115,7 +115,7 @@ func (s *syncs) serve() {
 			return
 		}
 		if fds[0].Revents&unix.POLLIN == 0 {
-			return // nobody is left who has the filter
+			return // no process with the filter is left
 		}
 		var n seccompNotif
 		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(s.listener), unix.SECCOMP_IOCTL_NOTIF_RECV, uintptr(unsafe.Pointer(&n))); errno != 0 {

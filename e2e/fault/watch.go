@@ -30,8 +30,8 @@ type watcher[T object] struct {
 
 var errCut = errors.New("cut")
 
-// againWithin is how many of the last events a watch is resumed from at the end: servers
-// keep a history that is bounded.
+// againWithin bounds how many events back a watch is resumed at the end, because servers
+// keep a bounded history.
 const againWithin = 1500
 
 // run watches until ctx ends.
@@ -67,8 +67,8 @@ func (w *watcher[T]) event(e Event) {
 	w.last = e.RV
 }
 
-// relist is what a client does whose watch cannot be resumed: the events in between
-// are lost to it.
+// relist lists again, as a client does if its watch cannot be resumed; it misses the events
+// in between.
 func (w *watcher[T]) relist(ctx context.Context) {
 	list, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -108,7 +108,7 @@ func (w *watcher[T]) stream(ctx context.Context, after int64, events int, tell f
 	return nil
 }
 
-// reached tells whether the watch has seen a revision.
+// reached reports whether the watch has seen a revision.
 func (w *watcher[T]) reached(rv int64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -122,9 +122,9 @@ func (w *watcher[T]) watched() *Watched {
 	return &seen
 }
 
-// again watches once more from revisions that were seen before, and compares what
-// comes with all events, which end at the last one. It returns what is
-// wrong, and how often the server said that a revision was too old.
+// again watches once more from revisions that were seen before, up to the last event, and
+// compares the events with all. It returns what is wrong, and how often the server
+// answered that a revision was too old.
 func (w *watcher[T]) again(ctx context.Context, all []Event, times int) (wrong []string, expired int) {
 	for range times {
 		at := len(all) - 2 - w.rng.IntN(min(len(all)-1, againWithin))
