@@ -1,12 +1,15 @@
-// Package host compares what there is on this machine before and after tests that start
-// clusters: whatever a deleted cluster leaves behind fails the test run.
+// Package host compares the machine before and after tests that start clusters: whatever a
+// deleted cluster leaves behind fails the test run.
 //
-// It looks for itself and asks no program of Keelson's. Other clusters on the machine
-// may come and go meanwhile.
+// It uses the kernel, iproute2, nftables and the file system, and no program of Keelson's.
+// Most of what a cluster creates has the cluster's id or home in its name. What has neither
+// counts if it is new and nothing shows that it belongs to another cluster: other clusters
+// may exist before the run, and start and end meanwhile.
 package host
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,24 +23,26 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"keelson.dev/e2e/internal/wait"
 )
 
-// Watch knows what there was before the tests, and which clusters they started.
+// Watch is the inventory of the machine before the tests, and the clusters that they started.
 type Watch struct {
 	before map[string]bool
 	mu     sync.Mutex
 	marks  []string
-	// patience is how long things may take to go.
+	// patience is how long Check and Gone wait for things to disappear.
 	patience time.Duration
 }
 
-// Look notes what there is now.
+// Look takes the inventory.
 func Look() (*Watch, error) {
 	all, err := everything()
 	return &Watch{before: all, patience: 30 * time.Second}, err
 }
 
-// Run runs a package's tests between two looks, and fails where something is left.
+// Run runs a package's tests and then checks the machine; it returns the exit code.
 func Run(m *testing.M, w *Watch) int {
 	code := m.Run()
 	if err := w.Check(); err != nil {
@@ -47,7 +52,7 @@ func Run(m *testing.M, w *Watch) int {
 	return code
 }
 
-// Mark notes a text that names what the tests make.
+// Mark notes a text that is part of the names of what the tests create.
 func (w *Watch) Mark(text string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -56,8 +61,8 @@ func (w *Watch) Mark(text string) {
 	}
 }
 
-// Cluster notes a cluster that the tests have started in a directory, by the directory
-// and by the id that is said there.
+// Cluster notes a cluster that the tests have started: its home, and the id in the home's
+// cluster.json.
 func (w *Watch) Cluster(home string) {
 	w.Mark(home)
 	var c struct{ ID string }
@@ -67,24 +72,20 @@ func (w *Watch) Cluster(home string) {
 	}
 }
 
-// Check waits until nothing of the clusters is there any more; what stays is the error.
+// Check waits until the machine has nothing of the tests' clusters; its error lists what stays.
 func (w *Watch) Check() error { return w.check(unnamed) }
 
 func (w *Watch) check(unnamed []string) error {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(w.patience); ; <-tick.C {
+	return wait.Until(context.Background(), w.patience, func(context.Context) error {
 		left, err := w.left(unnamed)
-		if err == nil && len(left) == 0 {
-			return nil
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("left on this machine:\n  %s", strings.Join(left, "\n  "))
 		}
-		if time.Now().After(deadline) {
-			return errors.Join(err, fmt.Errorf("left on this machine:\n  %s", strings.Join(left, "\n  ")))
-		}
-	}
+		return err
+	})
 }
 
-// Gone waits until nothing is named with one of the texts any more.
+// Gone waits until no name on the machine contains one of the texts.
 func (w *Watch) Gone(texts ...string) error {
 	return (&Watch{before: map[string]bool{}, marks: texts, patience: w.patience}).check(nil)
 }
@@ -94,10 +95,17 @@ func (w *Watch) left(unnamed []string) ([]string, error) {
 	w.mu.Lock()
 	marks := slices.Clone(w.marks)
 	w.mu.Unlock()
+	ours := func(name string) bool {
+		return slices.ContainsFunc(marks, func(m string) bool { return strings.Contains(name, m) })
+	}
 	var out []string
 	for what := range now {
-		ours := slices.ContainsFunc(marks, func(m string) bool { return strings.Contains(what, m) })
-		if ours || len(marks) > 0 && !w.before[what] && slices.ContainsFunc(unnamed, func(p string) bool { return strings.HasPrefix(what, p) }) {
+		if ours(what) {
+			out = append(out, what)
+			continue
+		}
+		i := slices.IndexFunc(unnamed, func(p string) bool { return strings.HasPrefix(what, p) })
+		if i >= 0 && len(marks) > 0 && !w.before[what] && !foreign(what, ours) {
 			out = append(out, what)
 		}
 	}
@@ -105,10 +113,76 @@ func (w *Watch) left(unnamed []string) ([]string, error) {
 	return out, err
 }
 
-// unnamed are things of which nothing says whose they are.
+// unnamed are the beginnings of lines that name no cluster.
 var unnamed = []string{"network namespace cni-", "file /run/containerd/", "file /var/log/pods/", "file /var/log/containers/"}
 
-// everything is a line for each thing that clusters make.
+// foreign reports whether a thing without a cluster's name belongs to another cluster or
+// program: a socket on which a process listens, a network namespace in which one runs, or
+// a log that another cluster lists as its own. A process of the tests' clusters that is
+// left is reported itself.
+func foreign(what string, ours func(string) bool) bool {
+	if name, ok := strings.CutPrefix(what, "network namespace "); ok {
+		return inhabited(filepath.Join("/run/netns", name))
+	}
+	path := strings.TrimPrefix(what, "file ")
+	if strings.HasPrefix(path, "/run/") {
+		return listens(path)
+	}
+	if target, err := os.Readlink(path); err == nil {
+		path = target // of /var/log/containers
+	}
+	return listed(path, homes(), ours)
+}
+
+// homes are those of all clusters that are registered on this machine.
+func homes() (out []string) {
+	entries, _ := filepath.Glob("/var/lib/keelson.d/*.json")
+	for _, e := range entries {
+		var cluster struct{ Home string }
+		if data, err := os.ReadFile(e); err == nil && json.Unmarshal(data, &cluster) == nil {
+			out = append(out, cluster.Home)
+		}
+	}
+	return out
+}
+
+// listed reports whether a node of a home that is not one of ours lists a log: its agent
+// keeps a link to the log directory of each of its pods.
+func listed(log string, homes []string, ours func(string) bool) bool {
+	for _, home := range homes {
+		links, _ := filepath.Glob(filepath.Join(home, "nodes", "*", "agent", "log", "*"))
+		for _, link := range links {
+			if dir, err := os.Readlink(link); err == nil && !ours(home) && strings.HasPrefix(log, dir+"/") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// listens reports whether a process listens on a socket, in any network namespace.
+func listens(socket string) bool {
+	conn, err := net.DialTimeout("unix", socket, time.Second)
+	if err == nil {
+		conn.Close()
+	}
+	return err == nil
+}
+
+// inhabited reports whether a process runs in a network namespace.
+func inhabited(namespace string) bool {
+	want, err := os.Stat(namespace)
+	if err != nil {
+		return false
+	}
+	processes, _ := filepath.Glob("/proc/[0-9]*/ns/net")
+	return slices.ContainsFunc(processes, func(p string) bool {
+		got, err := os.Stat(p)
+		return err == nil && os.SameFile(want, got)
+	})
+}
+
+// everything is a line for each thing of a kind that clusters create.
 func everything() (map[string]bool, error) {
 	all := map[string]bool{}
 	var errs []error
@@ -156,7 +230,7 @@ func rules() (out []string, err error) {
 
 func routes() ([]string, error) { return lines("route ", "ip", "-4", "route", "show", "table", "all") }
 
-// lines are those that a program prints.
+// lines are the lines that a program prints, with a prefix.
 func lines(prefix, program string, args ...string) (out []string, err error) {
 	data, err := exec.Command(program, args...).Output()
 	if err != nil {
@@ -191,8 +265,7 @@ func cgroups() (out []string, _ error) {
 	return out, nil
 }
 
-// processes are named by their command lines, and by what their environment says of a
-// cluster. Those of this program's own ancestors may name a home too.
+// processes are named by their command lines and by KEELSON_CLUSTER of their environment.
 func processes() (out []string, err error) {
 	entries, err := os.ReadDir("/proc")
 	for _, e := range entries {
@@ -201,7 +274,7 @@ func processes() (out []string, err error) {
 		}
 		command, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
 		if err != nil || len(command) == 0 {
-			continue // it has ended, or is the kernel's
+			continue // it has ended, or is a thread of the kernel
 		}
 		name := string(bytes.ReplaceAll(bytes.TrimRight(command, "\x00"), []byte{0}, []byte(" ")))
 		environment, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
@@ -215,14 +288,14 @@ func processes() (out []string, err error) {
 	return out, err
 }
 
-// files are those where containers' runtimes and keel leave some outside of a home.
+// files are those outside of a home, in the directories of container runtimes and keel.
 func files() (out []string, _ error) {
 	for _, root := range []string{"/run/containerd", "/run/keelson", "/var/log/pods", "/var/log/containers", "/var/lib/keelson.d", "/var/lib/cni"} {
 		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
-			// Directories that hold nothing belong to nobody.
+			// A directory without files may be anyone's.
 			if err == nil && !d.IsDir() {
 				out = append(out, "file "+path)
 			}

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,7 +10,8 @@ import (
 	"time"
 )
 
-// Each kind of thing that a cluster could leave is found, and only its own.
+// TestWhatIsLeftFails: each kind of thing that a cluster could leave is found, and nothing
+// of another cluster.
 func TestWhatIsLeftFails(t *testing.T) {
 	w, err := Look()
 	if err != nil {
@@ -75,5 +77,53 @@ func TestWhatIsLeftFails(t *testing.T) {
 	w.patience = time.Minute
 	if err := w.Check(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestOtherClustersAreIgnored: things without a cluster's name count unless they belong to
+// another cluster, which may create them while the tests run.
+func TestOtherClustersAreIgnored(t *testing.T) {
+	dir := t.TempDir()
+	other, ours := filepath.Join(dir, "other"), filepath.Join(dir, "ours")
+	logs := filepath.Join(dir, "pods", "ns_pod_uid")
+	links := filepath.Join(other, "nodes", "node-0", "agent", "log")
+	socket := filepath.Join(dir, "socket")
+	for _, d := range []string{ours, logs, links} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(logs, filepath.Join(links, "uid")); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	listener.(*net.UnixListener).SetUnlinkOnClose(false)
+	mark := func(name string) bool { return strings.Contains(name, ours) }
+	if !listens(socket) {
+		t.Error("the socket of a running shim counts")
+	}
+	listener.Close()
+	if listens(socket) {
+		t.Error("a socket on which no process listens does not count")
+	}
+	homes := []string{ours, other}
+	if file := filepath.Join(logs, "0.log"); !listed(file, homes, mark) {
+		t.Error("the log of another cluster's pod counts")
+	}
+	if file := filepath.Join(dir, "pods", "ns_pod_else", "0.log"); listed(file, homes, mark) {
+		t.Error("a log that no cluster lists does not count")
+	}
+	if file := filepath.Join(logs, "0.log"); listed(file, []string{other}, func(string) bool { return true }) {
+		t.Error("a log of the tests' cluster does not count")
+	}
+	if !inhabited("/proc/self/ns/net") {
+		t.Error("the network namespace of a running process counts")
+	}
+	if inhabited(socket) {
+		t.Error("a network namespace without processes does not count")
 	}
 }

@@ -1,6 +1,6 @@
-// Command left fails where anything on this machine is still named with one of the
-// words that it reads: what a script's cluster has left behind. They are no arguments,
-// or it would find itself.
+// Command left fails if a name on this machine contains one of the words that it reads from
+// its standard input: then a script's cluster has left something behind. The words are not
+// arguments, or it would find itself.
 package main
 
 import (
@@ -16,7 +16,7 @@ func main() {
 	text, err := io.ReadAll(io.LimitReader(os.Stdin, 64<<10))
 	words := strings.Fields(string(text))
 	if err != nil || len(words) == 0 {
-		fmt.Fprintln(os.Stderr, "left: want words to look for on the standard input:", err)
+		fmt.Fprintln(os.Stderr, "left: the standard input has no words to look for:", err)
 		os.Exit(2)
 	}
 	w, err := host.Look()
