@@ -13,11 +13,12 @@ import (
 	"keelson.dev/e2e/internal/wait"
 )
 
-// TestOutsideProgram builds a Go program outside of the workspace whose only module of
-// Keelson's is proto, and has it create and watch a pod.
-func TestOutsideProgram(t *testing.T) {
+// build builds a Go program outside of the workspace, whose only module of Keelson's is
+// proto, from a file of testdata.
+func build(t *testing.T, source string) (program string) {
+	t.Helper()
 	dir := t.TempDir()
-	source, err := os.ReadFile("testdata/outside/main.go.txt")
+	text, err := os.ReadFile(source)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,24 +31,49 @@ func TestOutsideProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	mod := fmt.Sprintf("module example.org/outside\n\ngo 1.26.0\n\nrequire keelson.dev/proto v0.0.0\n\nreplace keelson.dev/proto => %s\n", proto)
-	for name, data := range map[string][]byte{"main.go": source, "go.mod": []byte(mod), "go.sum": sums} {
+	for name, data := range map[string][]byte{"main.go": text, "go.mod": []byte(mod), "go.sum": sums} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, args := range [][]string{{"mod", "tidy"}, {"build", "-o", "outside", "."}} {
+	for _, args := range [][]string{{"mod", "tidy"}, {"build", "-o", "program", "."}} {
 		cmd := exec.Command("go", args...)
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-buildvcs=false")
+		cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-buildvcs=false", "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("go %v: %v\n%s", args, err, out)
 		}
 	}
-	ns := namespace(t)
-	out, err := exec.Command(filepath.Join(dir, "outside"), shared.Endpoints(t)[0], filepath.Join(shared.Home, "pki", "admin"), ns).CombinedOutput()
+	return filepath.Join(dir, "program")
+}
+
+// TestOutsideProgram has a program outside of the cluster create and watch a pod over gRPC.
+func TestOutsideProgram(t *testing.T) {
+	program, ns := build(t, "testdata/outside/main.go.txt"), namespace(t)
+	out, err := exec.Command(program, shared.Endpoints(t)[0], filepath.Join(shared.Home, "pki", "admin"), ns).CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "Succeeded") {
 		t.Errorf("the program: %v\n%s", err, out)
 	}
+}
+
+// TestInsideProgram has a program in a pod, with the token of the pod's service account,
+// find the port grpc of the Service kubernetes by name and list pods there.
+func TestInsideProgram(t *testing.T) {
+	program, ns := build(t, "testdata/inside/main.go.txt"), namespace(t)
+	shared.Kubectl(t, "-n", ns, "create", "role", "lists-pods", "--verb=list", "--resource=pods")
+	shared.Kubectl(t, "-n", ns, "create", "rolebinding", "lists-pods", "--role=lists-pods", "--serviceaccount="+ns+":default")
+	// All nodes share the files of this machine.
+	shared.Apply(t, fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: inside}
+spec:
+  restartPolicy: Never
+  containers: [{name: c, image: "keelson.dev/demo/busybox:1", command: [/program/program], volumeMounts: [{name: program, mountPath: /program, readOnly: true}]}]
+  volumes: [{name: program, hostPath: {path: %s, type: Directory}}]
+`, filepath.Dir(program)), "-n", ns)
+	shared.Shows(t, time.Minute, "pods: inside\nsecrets: Forbidden\n", "-n", ns, "logs", "inside")
+	shared.Shows(t, time.Minute, "Succeeded", "-n", ns, "get", "pod", "inside", "-o", "jsonpath={.status.phase}")
 }
 
 // TestGrpcurl creates, reads and watches a pod with grpcurl, which knows the API
