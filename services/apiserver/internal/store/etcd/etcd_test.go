@@ -94,10 +94,12 @@ func (s *Store) forTest() store.Store {
 }
 
 func TestConformanceInProcess(t *testing.T) {
+	t.Parallel()
 	storetest.Run(t, func(t *testing.T) store.Store { return embedded(t, EmbeddedConfig{}).forTest() })
 }
 
 func TestConformanceOfARemoteEtcd(t *testing.T) {
+	t.Parallel()
 	storetest.Run(t, func(t *testing.T) store.Store {
 		r, _ := remote(t)
 		return r.forTest()

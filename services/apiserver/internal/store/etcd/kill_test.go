@@ -380,6 +380,9 @@ func leaderFaults(t *testing.T, n int, fault syscall.Signal) {
 			t.Fatal(err)
 		}
 		f.until("the other members write again", func() bool {
+			if fault == syscall.SIGSTOP { // a SIGCONT to the process group of this test would resume it
+				_ = cmd.Process.Signal(fault)
+			}
 			for n := range f.members {
 				if n != leader && f.last[n] < began+int64(50*time.Millisecond) {
 					return false

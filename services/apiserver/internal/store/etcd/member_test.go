@@ -259,6 +259,7 @@ func TestHandOver(t *testing.T) {
 }
 
 func TestConformanceOnAFollower(t *testing.T) {
+	t.Parallel() // no other test with peers may be: a process has one directory of sockets
 	storetest.Run(t, func(t *testing.T) store.Store {
 		s := newSite(t, "a", "b", "c")
 		// Avoid elections on a busy machine: after one, the outcome of a write without Settled

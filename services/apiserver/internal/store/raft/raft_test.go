@@ -249,19 +249,25 @@ func (f faulty) Hurry(hurry bool) {
 	}
 }
 
-// calm avoids elections on a busy machine, for tests that are not about them or hold their own:
-// after an election, the outcome of a write without Settled would be unknown.
+// calm avoids elections on a busy machine, for tests that hold one of their own: after an
+// election, the outcome of a write without Settled would be unknown.
 func calm(cfg *Config) { cfg.Timing.Election = 2 * time.Second }
+
+// steady avoids elections on a machine that stalls for seconds, for tests that hold none: the
+// founder of a cluster is elected at once.
+func steady(cfg *Config) { cfg.Timing.Election = 10 * time.Second }
 
 func (s *Store) forTest() store.Store { return faulty{s} }
 
 func TestConformanceOfOneMember(t *testing.T) {
+	t.Parallel()
 	storetest.Run(t, func(t *testing.T) store.Store { return single(t, Config{}).forTest() })
 }
 
 func TestConformanceOfAFollower(t *testing.T) {
+	t.Parallel()
 	storetest.Run(t, func(t *testing.T) store.Store {
-		_, followers := newCluster(t, 3, calm).leader()
+		_, followers := newCluster(t, 3, steady).leader()
 		return followers[0].forTest()
 	})
 }
@@ -301,8 +307,9 @@ func (a *anyOf) Compact(ctx context.Context, rev store.Revision) error {
 }
 
 func TestConformanceOfAnyMember(t *testing.T) {
+	t.Parallel()
 	storetest.Run(t, func(t *testing.T) store.Store {
-		c := newCluster(t, 3, calm)
+		c := newCluster(t, 3, steady)
 		a := &anyOf{next: make(chan int, 1)}
 		a.next <- 0
 		for _, name := range c.names {

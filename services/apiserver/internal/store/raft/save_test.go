@@ -89,11 +89,12 @@ func TestSnapshotShowsOneRevision(t *testing.T) {
 }
 
 func TestRestoredClusterContinues(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{1, 3} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
-			old := newCluster(t, n, nil)
+			old := newCluster(t, n, calm)
 			leader, _ := old.leader()
 			for i := range 200 {
 				put(t, leader, fmt.Sprintf("/k/%d", i%80), fmt.Sprint(i))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"sync"
 
@@ -50,8 +51,12 @@ func watchResumes(k *kit) {
 	if all[0].Entry.ModRevision != start+1 || all[n-1].Entry.ModRevision != start+store.Revision(n) {
 		k.Fatalf("events from %d to %d, want %d and %d more", all[0].Entry.ModRevision, all[n-1].Entry.ModRevision, start+1, n)
 	}
-	for i := range n {
-		w := k.watch("", start+store.Revision(i))
+	// All are opened first: etcd brings watches of the past up to date ten times a second.
+	watches := make([]store.Watch, n)
+	for i := range watches {
+		watches[i] = k.watch("", start+store.Revision(i))
+	}
+	for i, w := range watches {
 		k.equal(fmt.Sprintf("events after %d", start+store.Revision(i)), k.events(w, n-i), all[i:])
 		w.Close()
 	}
@@ -158,43 +163,49 @@ func compaction(k *kit) {
 }
 
 // watchIsHistory runs writers, and watchers that are closed and resumed, and checks that each
-// watcher sees exactly the acknowledged writes.
+// watcher sees exactly the acknowledged writes, and no other but those whose outcome is unknown.
 func watchIsHistory(k *kit) {
-	const writers, each, watchers = 4, 100, 3
+	const writers, each, watchers, last = 4, 100, 3, "/w/last"
 	start := k.revision()
 	var mu sync.Mutex
-	acked := map[store.Revision]string{}
-	var wg sync.WaitGroup
-	for i := range writers {
-		wg.Go(func() {
-			for j := range each {
-				value := fmt.Sprintf("%d-%d", i, j)
-				v, err := k.Commit(k.ctx, []store.Write{{Key: fmt.Sprintf("/w/%d", j%5), Value: []byte(value), Expect: store.Any}})
-				if err != nil || v[0].Err != nil {
-					k.Errorf("commit: %v %+v", err, v)
-					return
-				}
-				mu.Lock()
+	acked, unknown := map[store.Revision]string{}, map[string]bool{}
+	write := func(key, value string) bool {
+		for {
+			v, err := k.Commit(k.ctx, []store.Write{{Key: key, Value: []byte(value), Expect: store.Any}})
+			mu.Lock()
+			switch {
+			case err == nil && v[0].Err == nil:
 				acked[v[0].Revision] = value
+			case err == nil && errors.Is(v[0].Err, store.ErrUnknownOutcome) && k.ctx.Err() == nil:
+				unknown[value] = true
 				mu.Unlock()
+				continue
+			default:
+				k.Errorf("commit: %v %+v", err, v)
+			}
+			mu.Unlock()
+			return !k.Failed()
+		}
+	}
+	var writing, watching sync.WaitGroup
+	for i := range writers {
+		writing.Go(func() {
+			for j := 0; j < each && write(fmt.Sprintf("/w/%d", j%5), fmt.Sprintf("%d-%d", i, j)); j++ {
 			}
 		})
 	}
 	seen := make([]map[store.Revision]string, watchers)
 	for i := range watchers {
 		seen[i] = map[store.Revision]string{}
-		wg.Go(func() {
-			at := start
-			for len(seen[i]) < writers*each {
+		watching.Go(func() {
+			at, over := start, false
+			for !over {
 				w, err := k.Watch(k.ctx, "/w/", at)
 				if err != nil {
 					k.Error(err)
 					return
 				}
-				for range 1 + i*7 { // close and resume it repeatedly
-					if len(seen[i]) == writers*each {
-						break
-					}
+				for n := 0; n < 1+i*7 && !over; n++ { // close and resume it repeatedly
 					b, err := w.Next(k.ctx)
 					if err != nil {
 						k.Errorf("next: %v", err)
@@ -206,15 +217,25 @@ func watchIsHistory(k *kit) {
 							k.Errorf("event at %d after %d", e.Entry.ModRevision, at)
 						}
 						at = e.Entry.ModRevision
-						seen[i][at] = string(e.Entry.Value)
+						if over = over || e.Entry.Key == last; !over {
+							seen[i][at] = string(e.Entry.Value)
+						}
 					}
 				}
 				w.Close()
 			}
 		})
 	}
-	wg.Wait()
+	writing.Wait()
+	write(last, last)
+	watching.Wait()
+	maps.DeleteFunc(acked, func(_ store.Revision, value string) bool { return value == last })
 	for i := range watchers {
+		for rev, value := range seen[i] {
+			if _, ok := acked[rev]; !ok && unknown[value] {
+				delete(seen[i], rev)
+			}
+		}
 		k.equal(fmt.Sprintf("events of watcher %d", i), seen[i], acked)
 	}
 }
