@@ -88,7 +88,10 @@ func (o *pkiOptions) write() error {
 	at := func(names ...string) string { return filepath.Join(append([]string{o.dir}, names...)...) }
 	_, err = os.Stat(at("apiserver", "tls.crt"))
 	existed := err == nil
-	identities := process.ControlPlane(append([]string{"localhost", "127.0.0.1"}, o.hosts...), o.services, o.domain)
+	identities, err := process.ControlPlane(append([]string{"localhost", "127.0.0.1"}, o.hosts...), o.services, o.domain)
+	if err != nil {
+		return fmt.Errorf("--service-cluster-ip-range: %w", err)
+	}
 	for _, id := range identities {
 		if err := directory(at(id.Name), o.owner); err != nil {
 			return err

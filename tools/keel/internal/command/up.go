@@ -274,7 +274,11 @@ func certificates(c *cluster.Cluster) error {
 	}
 	_, err = os.Stat(filepath.Join(c.Identity("apiserver"), "tls.crt"))
 	existed := err == nil
-	for _, id := range process.Identities(c) {
+	ids, err := process.Identities(c)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
 		if err := a.Ensure(id); err != nil {
 			return fmt.Errorf("%s: %w", id.Name, err)
 		}

@@ -4,6 +4,7 @@ package process
 
 import (
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,14 +29,17 @@ const (
 const Simulator = "simulator"
 
 // Identities returns the certificates that the cluster's processes and its administrator need.
-func Identities(c *cluster.Cluster) []pki.Identity {
+func Identities(c *cluster.Cluster) ([]pki.Identity, error) {
 	api := []string{"localhost", "127.0.0.1", c.Gateway()}
 	for _, m := range c.Members {
 		if m.IP != c.Gateway() {
 			api = append(api, m.IP)
 		}
 	}
-	ids := ControlPlane(api, c.ServiceCIDR, c.Domain)
+	ids, err := ControlPlane(api, c.ServiceCIDR, c.Domain)
+	if err != nil {
+		return nil, err
+	}
 	if c.Simulated > 0 {
 		ids = append(ids, pki.Identity{Name: Simulator, CommonName: "system:keelson:simulator", Organization: []string{"system:masters"}})
 	}
@@ -44,27 +48,26 @@ func Identities(c *cluster.Cluster) []pki.Identity {
 			Name: n.Name, CommonName: "system:node:" + n.Name, Organization: []string{"system:nodes"}, Hosts: []string{n.Name, n.IP},
 		})
 	}
-	return ids
+	return ids, nil
 }
 
 // ControlPlane returns the certificates that the control plane's services and the administrator
-// need. hosts are the names and addresses of the apiservers, besides the names that pods use.
-func ControlPlane(hosts []string, serviceCIDR, domain string) []pki.Identity {
+// need. hosts are the names and addresses of the apiservers, besides the names that pods use and
+// the address of the Service kubernetes, the first of serviceCIDR.
+func ControlPlane(hosts []string, serviceCIDR, domain string) ([]pki.Identity, error) {
+	services, err := netip.ParsePrefix(serviceCIDR)
+	if err != nil {
+		return nil, fmt.Errorf("range of Services: %w", err)
+	}
 	return []pki.Identity{
 		{Name: "apiserver", CommonName: "kube-apiserver", Organization: []string{"system:masters"}, Hosts: append(slices.Clone(hosts),
-			firstIP(serviceCIDR), "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc."+domain,
+			services.Masked().Addr().Next().String(), "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc."+domain,
 		)},
 		{Name: "scheduler", CommonName: "system:kube-scheduler", Hosts: []string{"localhost"}},
 		{Name: "controller-manager", CommonName: "system:kube-controller-manager", Hosts: []string{"localhost"}},
 		{Name: "cloud-controller", CommonName: "system:cloud-controller-manager", Hosts: []string{"localhost"}},
 		{Name: "admin", CommonName: "kubernetes-admin", Organization: []string{"system:masters"}},
-	}
-}
-
-// firstIP returns the first host address of a range.
-func firstIP(cidr string) string {
-	base, _, _ := strings.Cut(cidr, "/")
-	return base[:strings.LastIndex(base, ".")] + ".1"
+	}, nil
 }
 
 // Specs returns the specifications of the cluster's processes. bin is the directory of the

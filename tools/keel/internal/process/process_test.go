@@ -46,9 +46,31 @@ func TestWhereApiserversListen(t *testing.T) {
 func TestSimulatorOnlyWhereItIsUsed(t *testing.T) {
 	for simulated, want := range map[int]bool{0: false, 5: true} {
 		c := &cluster.Cluster{Home: t.TempDir(), Simulated: simulated, ServiceCIDR: "10.96.0.0/16", Domain: "cluster.local"}
-		got := slices.ContainsFunc(Identities(c), func(id pki.Identity) bool { return id.Name == Simulator })
+		ids, err := Identities(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := slices.ContainsFunc(ids, func(id pki.Identity) bool { return id.Name == Simulator })
 		if got != want {
 			t.Errorf("%d simulated nodes: certificate %t, want %t", simulated, got, want)
+		}
+	}
+}
+
+// The apiserver's certificate is valid for the address of the Service kubernetes, which the
+// apiserver takes from the same range.
+func TestServiceAddressIsInTheCertificate(t *testing.T) {
+	for cidr, want := range map[string]string{
+		"10.96.0.0/16": "10.96.0.1", "10.96.7.3/16": "10.96.0.1", "10.96.0.128/25": "10.96.0.129", "fd00:10::/108": "fd00:10::1",
+	} {
+		ids, err := ControlPlane(nil, cidr, "cluster.local")
+		if err != nil || !slices.Contains(ids[0].Hosts, want) {
+			t.Errorf("%s: got %v, %v; want the host %s", cidr, ids, err, want)
+		}
+	}
+	for _, cidr := range []string{"", "nonsense", "10.96.0.0"} {
+		if _, err := ControlPlane(nil, cidr, "cluster.local"); err == nil {
+			t.Errorf("%q: no error", cidr)
 		}
 	}
 }
