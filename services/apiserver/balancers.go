@@ -15,24 +15,25 @@ import (
 )
 
 const (
-	// lookUpEvery is how often the addresses of balancers are looked up that are given
-	// by name, lookUpTime how long that may take.
+	// lookUpEvery is the interval at which the names of balancers are looked up, lookUpTime
+	// the limit of one round.
 	lookUpEvery = 10 * time.Second
 	lookUpTime  = 5 * time.Second
 )
 
-// hostName is a DNS name with a letter in its last label: a mistyped address is none.
+// hostName matches a DNS name whose last label begins with a letter, so that no mistyped
+// address does.
 var hostName = regexp.MustCompile(`\A([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\.)*[a-z]([-a-z0-9]{0,61}[a-z0-9])?\z`)
 
-// balancers are addresses that stand for many clients.
+// balancers are addresses that each stand for many clients.
 type balancers struct {
 	fixed  []netip.Prefix
 	names  []string
-	named  atomic.Pointer[[]netip.Prefix] // of names, as last looked up
+	named  atomic.Pointer[[]netip.Prefix] // the addresses of names, as last looked up
 	lookUp func(ctx context.Context, name string) ([]netip.Addr, error)
 }
 
-// parseBalancers reads addresses, CIDRs and host names.
+// parseBalancers parses addresses, CIDRs and host names.
 func parseBalancers(list []string) (*balancers, error) {
 	b := &balancers{lookUp: func(ctx context.Context, name string) ([]netip.Addr, error) {
 		return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
@@ -55,8 +56,8 @@ func parseBalancers(list []string) (*balancers, error) {
 	return b, nil
 }
 
-// near reports whether a client address is a balancer's. IPv6 clients are counted by
-// their /64.
+// near reports whether ip is the address of a balancer, for IPv6 whether a balancer is in its
+// /64, as clients are counted by that.
 func (b *balancers) near(ip netip.Addr) bool {
 	client := netip.PrefixFrom(ip, ip.BitLen())
 	if ip.Is6() {
@@ -65,8 +66,8 @@ func (b *balancers) near(ip netip.Addr) bool {
 	return slices.ContainsFunc(b.fixed, client.Overlaps) || slices.ContainsFunc(*b.named.Load(), client.Overlaps)
 }
 
-// follow looks up the names until ctx ends: a balancer that is started again may have
-// another address.
+// follow looks up the names every lookUpEvery until ctx ends, as a balancer that is restarted
+// may have another address.
 func (b *balancers) follow(ctx context.Context) error {
 	if len(b.names) == 0 {
 		return nil
@@ -84,8 +85,8 @@ func (b *balancers) follow(ctx context.Context) error {
 	}
 }
 
-// refresh looks up all names once. One that cannot be looked up keeps what it had; one
-// that does not exist has nothing.
+// refresh looks up all names once. A name whose lookup fails keeps its addresses; one that
+// does not exist loses them.
 func (b *balancers) refresh(ctx context.Context, known map[string][]netip.Prefix) {
 	ctx, cancel := context.WithTimeout(ctx, lookUpTime)
 	defer cancel()

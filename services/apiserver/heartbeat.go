@@ -17,14 +17,13 @@ const (
 	recount           = 5 * time.Second
 )
 
-// heartbeatSeconds is how often each of so many nodes is to renew its Lease.
+// heartbeatSeconds returns the interval at which each of so many nodes renews its Lease.
 func heartbeatSeconds(nodes int) int32 {
 	want := (nodes + heartbeatsASecond - 1) / heartbeatsASecond
 	return int32(min(max(want, shortestHeartbeat), longestHeartbeat))
 }
 
-// setHeartbeats tells the nodes how often to renew, as their number changes, until
-// ctx ends.
+// setHeartbeats sends the nodes their interval as their number changes, until ctx ends.
 func setHeartbeats(ctx context.Context, nodes func() int, t *tunnel.Server) error {
 	ticker := time.NewTicker(recount)
 	defer ticker.Stop()

@@ -6,7 +6,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// registerLeading says in the metrics which stores this member leads.
+// registerLeading registers a metric for whether this member leads the store st.
 func registerLeading(r prometheus.Registerer, name string, st store.Store) {
 	member, ok := store.As[interface{ Leads() bool }](st)
 	if !ok {

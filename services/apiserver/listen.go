@@ -8,8 +8,8 @@ import (
 	"sync"
 )
 
-// listenAll listens on each host:port of a list with commas, as one listener. Its
-// address is the first's.
+// listenAll returns one listener on all host:port of a comma-separated list. Its address is
+// that of the first.
 func listenAll(list string) (net.Listener, error) {
 	var all []net.Listener
 	failed := func(err error) error {
@@ -23,7 +23,7 @@ func listenAll(list string) (net.Listener, error) {
 			return nil, failed(err)
 		}
 		if len(all) > 0 && strings.HasSuffix(address, ":0") {
-			return nil, failed(fmt.Errorf("%s: several addresses need a port that is named", address))
+			return nil, failed(fmt.Errorf("%s: several addresses need a fixed port", address))
 		}
 		l, err := net.Listen("tcp", address)
 		if err != nil {
@@ -37,7 +37,7 @@ func listenAll(list string) (net.Listener, error) {
 	return merge(all), nil
 }
 
-// merge makes one listener of several.
+// merge combines listeners into one.
 func merge(all []net.Listener) net.Listener {
 	m := &listeners{all: all, conns: make(chan net.Conn), closed: make(chan struct{})}
 	for _, l := range all {
@@ -46,7 +46,7 @@ func merge(all []net.Listener) net.Listener {
 	return m
 }
 
-// listeners are several listeners as one.
+// listeners is one listener on several addresses. If one fails, all are closed.
 type listeners struct {
 	all       []net.Listener
 	conns     chan net.Conn
@@ -55,10 +55,10 @@ type listeners struct {
 	accepting sync.WaitGroup
 
 	mu  sync.Mutex
-	err error // that ended one of them
+	err error // the first error of any of them
 }
 
-// accept takes in a listener's connections. When it ends, all do.
+// accept hands over a listener's connections. When it fails, all listeners are closed.
 func (m *listeners) accept(l net.Listener) {
 	for {
 		conn, err := l.Accept()
@@ -79,7 +79,7 @@ func (m *listeners) accept(l net.Listener) {
 	}
 }
 
-// end ends all listeners because of an error.
+// end closes all listeners; Accept returns the first err.
 func (m *listeners) end(err error) {
 	m.mu.Lock()
 	if m.err == nil {
@@ -88,7 +88,7 @@ func (m *listeners) end(err error) {
 	m.mu.Unlock()
 	m.once.Do(func() {
 		for _, l := range m.all {
-			_ = l.Close() // nobody waits for more
+			_ = l.Close() // no more connections are accepted
 		}
 		close(m.closed)
 	})

@@ -11,11 +11,11 @@ import (
 	"keelson.dev/services/internal/identity"
 )
 
-// recoverStores makes stores of one member from this one's disk. Interrupted, it is
-// repeated: etcd, without which nothing starts, comes last.
+// recoverStores turns the stores on this member's disk into stores of one member. It can be
+// repeated if it was interrupted: etcd, without which nothing starts, comes last.
 func recoverStores(ctx context.Context, cfg *config, id *identity.Source) error {
 	if !etcd.HasData(etcdDir(cfg)) {
-		return boot.Invalid("--recover: there is no data of a member in --data-dir %s", cfg.dataDir)
+		return boot.Invalid("--recover: --data-dir %s contains no data of a member", cfg.dataDir)
 	}
 	transient, err := raft.Recover(raft.Config{Name: cfg.name, Dir: filepath.Join(cfg.dataDir, "raft")})
 	if err != nil {

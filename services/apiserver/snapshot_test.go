@@ -179,7 +179,7 @@ func TestAKubernetesClusterMovesIn(t *testing.T) {
 	if d, err = deployments.Update(ctx, d); err != nil || *d.Spec.Replicas != 2 {
 		t.Errorf("%+v, %v", d, err)
 	}
-	// Its Service keeps its address, and nobody else gets it.
+	// Its Service keeps its address, and no other Service gets it.
 	services := client.For[*corev1.Service](admin)
 	if s, err := services.Get(ctx, "default", "web"); err != nil || s.Spec.ClusterIP != "10.96.0.77" {
 		t.Errorf("%+v, %v", s, err)

@@ -12,14 +12,14 @@ import (
 	"keelson.dev/services/internal/telemetry"
 )
 
-// spans is where the cluster's spans go: the recent ones into memory, and all on
-// to a collector if there is one.
+// spans takes the cluster's spans: recent ones are kept in memory, and all are forwarded to
+// the collector of --otlp-endpoint, if it is set.
 type spans struct {
 	store   *tracestore.Store
 	forward *tracestore.Forward
 }
 
-// startTelemetry records this process' own spans.
+// startTelemetry starts recording this process's own spans.
 func startTelemetry(ctx context.Context, g *boot.Group, cfg *config) (*spans, error) {
 	forward, err := tracestore.NewForward(cfg.service.OTLPEndpoint)
 	if err != nil {
@@ -37,7 +37,7 @@ func startTelemetry(ctx context.Context, g *boot.Group, cfg *config) (*spans, er
 	return s, nil
 }
 
-// serve adds the doors by which spans come in and traces are looked up.
+// serve registers the services that receive spans and look traces up.
 func (s *spans) serve(server grpc.ServiceRegistrar, api pipeline.API, rights *authz.Authorizers) {
 	tracestore.NewService(s.store, tracestore.Objects{API: api}, rights, s.forward).Register(server)
 }
