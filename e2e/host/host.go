@@ -21,7 +21,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"keelson.dev/e2e/internal/wait"
@@ -40,16 +39,6 @@ type Watch struct {
 func Look() (*Watch, error) {
 	all, err := everything()
 	return &Watch{before: all, patience: 30 * time.Second}, err
-}
-
-// Run runs a package's tests and then checks the machine; it returns the exit code.
-func Run(m *testing.M, w *Watch) int {
-	code := m.Run()
-	if err := w.Check(); err != nil {
-		fmt.Fprintln(os.Stderr, "FAIL:", err)
-		return max(code, 1)
-	}
-	return code
 }
 
 // Mark notes a text that is part of the names of what the tests create.

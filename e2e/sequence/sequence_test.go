@@ -1,13 +1,12 @@
 // Package sequence_test runs random sequences of keel's commands and of kills on one
 // machine, also of kills while a command runs: after each step the cluster serves, or
-// the error names the command to run next; files that keel did not make stay; delete
+// the error names the command to run next; files that keel did not create stay; delete
 // leaves nothing behind.
 package sequence_test
 
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -24,79 +23,69 @@ import (
 	"testing"
 	"time"
 
-	"keelson.dev/e2e/host"
+	"keelson.dev/e2e/internal/cluster"
 )
 
 var (
-	seed  = flag.Uint64("seed", 1, "of the first sequence; the next one has the next")
-	count = flag.Int("count", 2, "how many sequences")
-	steps = flag.Int("steps", 8, "steps of each")
-	nodes = flag.Int("nodes", 0, "how many nodes with a container runtime there are at most")
+	seed  = flag.Uint64("seed", 1, "seed of the first sequence; that of each further one is higher by one")
+	count = flag.Int("count", 2, "number of sequences")
+	steps = flag.Int("steps", 8, "number of steps in each")
+	nodes = flag.Int("nodes", 0, "the most nodes with a container runtime")
 )
 
-var machine *host.Watch
-
-func TestMain(m *testing.M) {
-	flag.Parse()
-	var err error
-	if machine, err = host.Look(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(host.Run(m, machine))
-}
+func TestMain(m *testing.M) { os.Exit(cluster.Main(m.Run)) }
 
 // sequence is one cluster and what is done to it.
 type sequence struct {
 	*testing.T
-	bin, home, snapshot string
-	random              *rand.Rand
+	c        *cluster.Cluster
+	snapshot string
+	random   *rand.Rand
 }
 
 func TestSequences(t *testing.T) {
-	bin, err := filepath.Abs(os.Getenv("KEELSON_BIN"))
-	if err != nil || os.Getenv("KEELSON_BIN") == "" {
-		t.Fatalf("KEELSON_BIN is not the directory of the programs: run `make sequences`: %v", err)
-	}
 	for n := range *count {
 		s := *seed + uint64(n)
 		t.Run(fmt.Sprint("seed-", s), func(t *testing.T) {
-			dir := t.TempDir()
-			q := &sequence{T: t, bin: bin, home: filepath.Join(dir, "home"), random: rand.New(rand.NewPCG(s, s))}
-			q.run(dir)
+			c := cluster.New(t)
+			c.Patience = 3 * time.Minute
+			q := &sequence{T: t, c: c, random: rand.New(rand.NewPCG(s, s))}
+			q.run()
 		})
 	}
 }
 
-func (q *sequence) run(dir string) {
-	beside := filepath.Join(dir, "canary")
+func (q *sequence) run() {
+	beside := q.c.Home + ".canary"
 	q.write(beside)
-	q.Cleanup(func() { _, _ = q.keel("delete") })
 	up := []string{"up", "--nodes", strconv.Itoa(*nodes), "--simulated-nodes", "1", "--apiservers", []string{"1", "3"}[q.random.IntN(2)]}
-	if out, err := q.keel(up...); err != nil {
-		q.Fatalf("keel %v: %v\n%s", up, err, out)
+	if _, err := q.c.Up(q.Context(), up[1:]...); err != nil {
+		q.Fatal(err)
 	}
-	machine.Cluster(q.home)
-	within := filepath.Join(q.home, "canary", "file")
+	within := filepath.Join(q.c.Home, "canary", "file")
 	q.write(within)
-	// Every snapshot has it: whatever is done, it is there afterwards.
+	// Before the cluster is deleted, which expects that nothing remains.
+	q.Cleanup(func() { _ = errors.Join(os.Remove(beside), os.RemoveAll(filepath.Dir(within))) })
+	// Every snapshot has it, so it exists whatever is done.
 	q.kubectl("the start", "create", "configmap", "first")
 	for n := range *steps {
-		what, out, err := q.step()
+		what, err := q.step()
 		q.Logf("step %d: %s: %v", n, what, err)
-		if err != nil && !killed(err) && !strings.Contains(out, "`keel ") {
-			q.Errorf("%s: the error names no command to run next: %s", what, out)
+		if err != nil && !killed(err) && !strings.Contains(err.Error(), "`keel ") {
+			q.Errorf("%s: the error names no command to run next: %v", what, err)
 		}
-		// Whatever was done, up is the way to a cluster that serves, or names it.
-		out, err = q.keel("up")
-		if found := recovery.FindStringSubmatch(out); err != nil && found != nil {
-			q.Logf("%s", found[0])
-			if out, err = q.keel("member", "recover", "--from", found[1]); err == nil {
-				out, err = q.keel("up")
+		// Whatever was done, up leads to a cluster that serves, or names the command that does.
+		_, err = q.keel("up")
+		if err != nil {
+			if found := recovery.FindStringSubmatch(err.Error()); found != nil {
+				q.Logf("%s", found[0])
+				if _, err = q.keel("member", "recover", "--from", found[1]); err == nil {
+					_, err = q.keel("up")
+				}
 			}
 		}
 		if err != nil {
-			q.Fatalf("after %s: keel up: %v\n%s", what, err, out)
+			q.Fatalf("after %s: %v", what, err)
 		}
 		q.serves(what)
 		for _, file := range []string{beside, within} {
@@ -106,18 +95,18 @@ func (q *sequence) run(dir string) {
 		}
 	}
 	if q.random.IntN(2) == 0 {
-		_, _, err := q.hit(nil, "delete")
+		_, err := q.hit(nil, "delete")
 		q.Logf("delete: %v", err)
 	}
-	if out, err := q.keel("delete"); err != nil {
-		q.Fatalf("keel delete: %v\n%s", err, out)
+	if _, err := q.keel("delete"); err != nil {
+		q.Fatal(err)
 	}
 	for _, file := range []string{beside, within} {
 		if _, err := os.Stat(file); err != nil {
 			q.Errorf("after delete: %v", err)
 		}
 	}
-	if err := machine.Check(); err != nil {
+	if err := cluster.Watch.Check(); err != nil {
 		q.Error(err)
 	}
 }
@@ -132,52 +121,41 @@ func (q *sequence) write(path string) {
 	}
 }
 
-// recovery is how up says that one was interrupted.
+// recovery is how up reports that a recovery was interrupted.
 var recovery = regexp.MustCompile("was interrupted: complete it with `keel member recover --from ([a-z0-9-]+) ")
 
-// commandTime bounds one command.
-const commandTime = 3 * time.Minute
-
 func (q *sequence) keel(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), commandTime)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, filepath.Join(q.bin, "keel"), append(args, "--home", q.home)...).CombinedOutput()
-	return string(out), err
+	return q.c.Run(q.Context(), "keel", append(args, "--home", q.c.Home)...)
 }
 
-// hit runs a command and kills while it runs: a process of the cluster, or the command
-// itself where the victim is nil.
-func (q *sequence) hit(victim *process, args ...string) (what, out string, err error) {
+// hit runs a command and kills a process while it runs: one of the cluster, or the command
+// itself if victim is nil.
+func (q *sequence) hit(victim *cluster.Process, args ...string) (what string, err error) {
 	q.Helper()
 	what = strings.Join(args, " ")
-	ctx, cancel := context.WithTimeout(context.Background(), commandTime)
+	ctx, cancel := context.WithCancel(q.Context())
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(q.bin, "keel"), append(args, "--home", q.home)...)
-	var said strings.Builder
-	cmd.Stdout, cmd.Stderr = &said, &said
-	// The supervisor inherits neither: it logs to its own file.
-	if err := cmd.Start(); err != nil {
-		q.Fatal(err)
-	}
 	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	// Commands take from a few milliseconds to some seconds: as many kills fall into
-	// each tenfold.
+	go func() {
+		_, err := q.c.Run(ctx, "keel", append(args, "--home", q.c.Home)...)
+		ended <- err
+	}()
+	// Commands take from a few milliseconds to some seconds: the logarithm of the delay is
+	// distributed evenly.
 	after := time.Duration(float64(time.Millisecond) * math.Pow(10, 1+2.5*q.random.Float64()))
 	select {
 	case err := <-ended:
-		return what, said.String(), err
+		return what, err
 	case <-time.After(after):
 	}
 	if victim == nil {
-		_ = cmd.Process.Kill()
+		cancel() // kills it
 		what += fmt.Sprintf(", killed after %s", after)
 	} else {
 		_ = syscall.Kill(victim.PID, syscall.SIGKILL)
 		what += fmt.Sprintf(", with a kill -9 of %s after %s", victim.Name, after)
 	}
-	err = <-ended
-	return what, said.String(), err
+	return what, <-ended
 }
 
 // killed reports whether a command was ended by a kill of the test.
@@ -186,28 +164,8 @@ func killed(err error) bool {
 	return errors.As(err, &exit) && exit.ExitCode() == -1
 }
 
-// process is one of the cluster.
-type process struct {
-	Name string `json:"name"`
-	PID  int    `json:"pid"`
-}
-
-func (q *sequence) processes() []process {
-	q.Helper()
-	cmd := exec.Command(filepath.Join(q.bin, "keel"), "status", "-o", "json", "--home", q.home)
-	out, err := cmd.Output()
-	var s struct{ Services []process }
-	if err == nil {
-		err = json.Unmarshal(out, &s)
-	}
-	if err != nil {
-		q.Fatalf("keel status: %v", err)
-	}
-	return s.Services
-}
-
 // supervisor is the process that keeps the others running.
-func (q *sequence) supervisor() *process {
+func (q *sequence) supervisor() *cluster.Process {
 	q.Helper()
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -219,24 +177,22 @@ func (q *sequence) supervisor() *process {
 			continue
 		}
 		line, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if strings.HasSuffix(string(line), "supervise\x00--home\x00"+q.home+"\x00") {
-			return &process{Name: "the supervisor", PID: pid}
+		if strings.HasSuffix(string(line), "supervise\x00--home\x00"+q.c.Home+"\x00") {
+			return &cluster.Process{Name: "the supervisor", PID: pid}
 		}
 	}
-	q.Fatal("no supervisor runs")
+	q.Fatal("the cluster has no supervisor")
 	return nil
 }
 
-// leader is the member that leads one of the stores; empty where there is one apiserver.
+// leader is a member that leads one of the stores; empty if none does, or there is one
+// apiserver alone.
 func (q *sequence) leader() string {
-	out, err := q.keel("member", "list")
-	if err != nil {
-		return ""
-	}
+	members, _ := q.c.Members(q.Context())
 	var leaders []string
-	for line := range strings.Lines(out) {
-		if f := strings.Fields(line); slices.Contains(f, "leader") {
-			leaders = append(leaders, f[0])
+	for _, m := range members {
+		if m.Etcd == "leader" || m.Raft == "leader" {
+			leaders = append(leaders, m.Name)
 		}
 	}
 	if len(leaders) == 0 {
@@ -245,13 +201,13 @@ func (q *sequence) leader() string {
 	return leaders[q.random.IntN(len(leaders))]
 }
 
-// victim is whom a kill hits: a leader, the supervisor, or anybody.
-func (q *sequence) victim(list []process) *process {
+// victim chooses the process that a kill ends: a leader, the supervisor, or any of the list.
+func (q *sequence) victim(list []cluster.Process) *cluster.Process {
 	q.Helper()
 	switch q.random.IntN(4) {
 	case 0, 1:
 		name := q.leader()
-		if i := slices.IndexFunc(list, func(p process) bool { return p.Name == name }); i >= 0 {
+		if i := slices.IndexFunc(list, func(p cluster.Process) bool { return p.Name == name }); i >= 0 {
 			return &list[i]
 		}
 	case 2:
@@ -261,8 +217,11 @@ func (q *sequence) victim(list []process) *process {
 }
 
 // step does one thing, chosen at random.
-func (q *sequence) step() (what, out string, err error) {
-	list := q.processes()
+func (q *sequence) step() (what string, err error) {
+	list, err := q.c.Processes(q.Context())
+	if err != nil {
+		q.Fatal(err)
+	}
 	var members []string
 	for _, p := range list {
 		if strings.HasPrefix(p.Name, "apiserver-") {
@@ -294,23 +253,22 @@ func (q *sequence) step() (what, out string, err error) {
 		args = []string{"member", "replace", one}
 	case 5:
 		file := filepath.Join(q.TempDir(), "snapshot")
-		what, out, err = q.disturbed(list, "snapshot", "save", file)
-		if err == nil {
+		if what, err = q.disturbed(list, "snapshot", "save", file); err == nil {
 			q.snapshot = file
 		}
-		return what, out, err
+		return what, err
 	case 6:
 		if q.snapshot == "" {
 			args = []string{"down"}
 			break
 		}
-		if out, err = q.keel("down"); err != nil {
-			return "down", out, err
+		if _, err = q.keel("down"); err != nil {
+			return "down", err
 		}
 		args = []string{"snapshot", "restore", q.snapshot, "--set-aside"}
 		list = nil
 	case 7:
-		// Nothing is lost for good: it goes on from any disk that has heard everything.
+		// Nothing is lost: the cluster goes on from any disk that has everything.
 		args = []string{"member", "recover", "--from", cmp.Or(q.leader(), one)}
 	default:
 		victim := q.victim(list)
@@ -320,27 +278,27 @@ func (q *sequence) step() (what, out string, err error) {
 		if errors.Is(err, syscall.ESRCH) {
 			err = nil // it has ended since it was listed
 		}
-		return "kill -9 of " + victim.Name, "", err
+		return "kill -9 of " + victim.Name, err
 	}
 	return q.disturbed(list, args...)
 }
 
-// disturbed runs a command, every third one while a process of the list or the command
-// itself is killed.
-func (q *sequence) disturbed(list []process, args ...string) (what, out string, err error) {
+// disturbed runs a command; during every third one it kills a process of the list or the
+// command itself.
+func (q *sequence) disturbed(list []cluster.Process, args ...string) (what string, err error) {
 	q.Helper()
 	if q.random.IntN(3) > 0 {
-		out, err = q.keel(args...)
-		return strings.Join(args, " "), out, err
+		_, err = q.keel(args...)
+		return strings.Join(args, " "), err
 	}
-	var victim *process
+	var victim *cluster.Process
 	if len(list) > 0 && q.random.IntN(2) == 0 {
 		victim = q.victim(list)
 	}
 	return q.hit(victim, args...)
 }
 
-// serves makes sure that something can be written, and that what was there is there.
+// serves checks that something can be written, and that the first object still exists.
 func (q *sequence) serves(after string) {
 	q.Helper()
 	q.kubectl(after, "create", "configmap", fmt.Sprintf("c-%d", time.Now().UnixNano()))
@@ -349,10 +307,7 @@ func (q *sequence) serves(after string) {
 
 func (q *sequence) kubectl(after string, args ...string) {
 	q.Helper()
-	args = append([]string{"--kubeconfig", filepath.Join(q.home, "kubeconfig"), "--request-timeout=30s"}, args...)
-	cmd := exec.Command(filepath.Join(q.bin, "runtime", "kubectl"), args...)
-	cmd.Env = append(os.Environ(), "NO_PROXY=*", "no_proxy=*")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		q.Fatalf("after %s: kubectl %s: %v\n%s", after, strings.Join(args[3:], " "), err, out)
+	if _, err := q.c.Run(q.Context(), "kubectl", append(args, "--request-timeout=30s")...); err != nil {
+		q.Fatalf("after %s: %v", after, err)
 	}
 }
