@@ -14,6 +14,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -146,21 +147,44 @@ func unmarshal(obj resource.Object, data []byte) (err error) {
 // checkManagedFields refuses managed fields that are not JSON, which protobuf can carry. If they
 // were stored, neither the object nor a list with it could be returned as JSON.
 func checkManagedFields(obj resource.Object) error {
-	entries := obj.GetManagedFields()
-	var template []metav1.ManagedFieldsEntry
+	if err := checkEntries(obj.GetManagedFields()); err != nil {
+		return err
+	}
 	switch o := obj.(type) {
 	case *appsv1.Deployment:
-		template = o.Spec.Template.ManagedFields
+		return checkEntries(o.Spec.Template.ManagedFields)
 	case *appsv1.ReplicaSet:
-		template = o.Spec.Template.ManagedFields
-	case *batchv1.Job:
-		template = o.Spec.Template.ManagedFields
-	}
-	for _, list := range [...][]metav1.ManagedFieldsEntry{entries, template} {
-		for i := range list {
-			if raw := list[i].FieldsV1.GetRawBytes(); len(raw) > 0 && !json.Valid(raw) {
-				return fmt.Errorf("managedFields[%d].fieldsV1 of manager %q is not JSON", i, list[i].Manager)
+		return checkEntries(o.Spec.Template.ManagedFields)
+	case *appsv1.DaemonSet:
+		return checkEntries(o.Spec.Template.ManagedFields)
+	case *appsv1.StatefulSet:
+		for i := range o.Spec.VolumeClaimTemplates {
+			if err := checkEntries(o.Spec.VolumeClaimTemplates[i].ManagedFields); err != nil {
+				return err
 			}
+		}
+		return checkEntries(o.Spec.Template.ManagedFields)
+	case *batchv1.Job:
+		return checkEntries(o.Spec.Template.ManagedFields)
+	case *batchv1.CronJob:
+		if err := checkEntries(o.Spec.JobTemplate.ManagedFields); err != nil {
+			return err
+		}
+		return checkEntries(o.Spec.JobTemplate.Spec.Template.ManagedFields)
+	case *corev1.PodTemplate:
+		return checkEntries(o.Template.ManagedFields)
+	case *corev1.ReplicationController:
+		if o.Spec.Template != nil {
+			return checkEntries(o.Spec.Template.ManagedFields)
+		}
+	}
+	return nil
+}
+
+func checkEntries(list []metav1.ManagedFieldsEntry) error {
+	for i := range list {
+		if raw := list[i].FieldsV1.GetRawBytes(); len(raw) > 0 && !json.Valid(raw) {
+			return fmt.Errorf("managedFields[%d].fieldsV1 of manager %q is not JSON", i, list[i].Manager)
 		}
 	}
 	return nil

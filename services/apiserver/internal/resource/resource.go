@@ -44,6 +44,9 @@ type Kind struct {
 	NewList func() runtime.Object
 	// Rules are the kind's own rules.
 	Rules Rules
+	// Decoded, if set, completes an object that was read from the store with what
+	// Kubernetes shows and its protobuf encoding does not carry.
+	Decoded func(obj Object)
 	// Fields are the field selectors besides metadata.name and metadata.namespace, by path
 	// ("spec.nodeName"). Each function returns the field's value.
 	Fields map[string]func(Object) string

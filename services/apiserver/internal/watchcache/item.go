@@ -51,6 +51,9 @@ func decode(kind *resource.Kind, e store.Entry, v envelope.Value) (it *Item, err
 	if err := it.Object.Unmarshal(it.Raw); err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", e.Key, envelope.ErrMalformed, err)
 	}
+	if kind.Decoded != nil {
+		kind.Decoded(it.Object)
+	}
 	if v.Defaults == 0 || v.Defaults != resource.DefaultsVersion {
 		if err := it.complete(); err != nil {
 			return nil, fmt.Errorf("%s: %w", e.Key, err)

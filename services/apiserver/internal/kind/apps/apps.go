@@ -10,5 +10,8 @@ func Kinds() []*resource.Kind {
 	return []*resource.Kind{
 		Deployment(),
 		ReplicaSet(),
+		DaemonSet(),
+		StatefulSet(),
+		ControllerRevision(),
 	}
 }

@@ -20,8 +20,13 @@ func warnings(name string, created bool, t, old *corev1.PodTemplateSpec) []strin
 				"which can result in surprising behavior; a DNS label is recommended: %v", m))
 		}
 	}
-	if old == nil || !check.Same(t, old) {
-		list = append(list, podspec.Warnings(&t.Spec, t.Annotations, field.NewPath("spec", "template"))...)
+	return append(list, templateWarnings(t, old)...)
+}
+
+// templateWarnings are those of a template that is new or changed.
+func templateWarnings(t, old *corev1.PodTemplateSpec) []string {
+	if old != nil && check.Same(t, old) {
+		return nil
 	}
-	return list
+	return podspec.Warnings(&t.Spec, t.Annotations, field.NewPath("spec", "template"))
 }
