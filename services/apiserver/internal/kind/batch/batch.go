@@ -9,5 +9,6 @@ import "keelson.dev/services/apiserver/internal/resource"
 func Kinds() []*resource.Kind {
 	return []*resource.Kind{
 		Job(),
+		CronJob(),
 	}
 }

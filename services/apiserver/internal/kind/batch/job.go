@@ -5,6 +5,7 @@ import (
 	"strconv"
 
 	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -96,11 +97,17 @@ func jobWarnings(j, old *batchv1.Job) []string {
 				"which can result in surprising behavior; a DNS label is recommended: %v", m))
 		}
 	}
-	if indexed(&j.Spec) && value(j.Spec.Completions) > manyCompletions && value(j.Spec.Parallelism) > maxParallelismOfMany {
-		list = append(list, "spec: In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, "+
-			"Kubernetes might not be able to track completedIndexes when a big number of indexes fail")
-	}
+	list = append(list, manyWarnings(&j.Spec, "spec")...)
 	return append(list, podspec.Warnings(&j.Spec.Template.Spec, j.Spec.Template.Annotations, field.NewPath("spec", "template"))...)
+}
+
+// manyWarnings are those of jobs that fail at more indexes than their status can hold.
+func manyWarnings(s *batchv1.JobSpec, path string) []string {
+	if !indexed(s) || value(s.Completions) <= manyCompletions || value(s.Parallelism) <= maxParallelismOfMany {
+		return nil
+	}
+	return []string{path + ": In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, " +
+		"Kubernetes might not be able to track completedIndexes when a big number of indexes fail"}
 }
 
 // The old names of the labels, which are still set.
@@ -132,22 +139,26 @@ func defaultJob(j *batchv1.Job) {
 		}
 		s.PodReplacementPolicy = &policy
 	}
-	if s.PodFailurePolicy != nil {
-		for i := range s.PodFailurePolicy.Rules {
-			for j := range s.PodFailurePolicy.Rules[i].OnPodConditions {
-				c := &s.PodFailurePolicy.Rules[i].OnPodConditions[j]
-				if c.Status == "" {
-					c.Status = "True"
-				}
-			}
-		}
-	}
+	defaultFailurePolicy(s.PodFailurePolicy)
 	if len(j.Labels) == 0 {
 		// A job without labels shares those of its template. It is the same map, so that
 		// selectOwnPods adds labels to both.
 		j.Labels = s.Template.Labels
 	}
 	podspec.DefaultTemplate(&s.Template)
+}
+
+func defaultFailurePolicy(p *batchv1.PodFailurePolicy) {
+	if p == nil {
+		return
+	}
+	for i := range p.Rules {
+		for j := range p.Rules[i].OnPodConditions {
+			if c := &p.Rules[i].OnPodConditions[j]; c.Status == "" {
+				c.Status = corev1.ConditionTrue
+			}
+		}
+	}
 }
 
 const maxInt32 = int32(1<<31 - 1)

@@ -32,23 +32,34 @@ func validateNewJob(j *batchv1.Job) field.ErrorList { return validateJob(j, true
 func validateJob(j *batchv1.Job, created bool) field.ErrorList {
 	var e check.Errors
 	p := field.NewPath("spec")
-	validateNumbers(&e, &j.Spec, p)
+	validateJobSpec(&e, &j.Spec, p)
 	validateJobSelector(&e, j, p)
 	if created && (j.Spec.ManualSelector == nil || !*j.Spec.ManualSelector) {
 		validateGenerated(&e, j, p)
 	}
-	validateJobTemplate(&e, &j.Spec, p.Child("template"))
-	validateIndexed(&e, j, p)
-	if policy := j.Spec.PodFailurePolicy; policy != nil {
-		validateFailurePolicy(&e, &j.Spec, p.Child("podFailurePolicy"))
-	}
-	if j.Spec.SuccessPolicy != nil && indexed(&j.Spec) {
-		validateSuccessPolicy(&e, &j.Spec, p.Child("successPolicy"))
-	}
-	if j.Spec.ManagedBy != nil && *j.Spec.ManagedBy != batchv1.JobControllerName {
-		validateManagedBy(&e, *j.Spec.ManagedBy, p)
+	if n := value(j.Spec.Completions); n > 0 && indexed(&j.Spec) {
+		name := fmt.Sprintf("%s-%d", j.Name, n-1)
+		if check.Label(name) != nil {
+			e.Invalid(field.NewPath("metadata", "name"), j.Name, "will not able to create pod with invalid DNS label: "+name)
+		}
 	}
 	return e.List
+}
+
+// validateJobSpec checks what jobs and the templates of jobs have in common.
+func validateJobSpec(e *check.Errors, s *batchv1.JobSpec, p *field.Path) {
+	validateNumbers(e, s, p)
+	validateJobTemplate(e, s, p.Child("template"))
+	validateIndexed(e, s, p)
+	if s.PodFailurePolicy != nil {
+		validateFailurePolicy(e, s, p.Child("podFailurePolicy"))
+	}
+	if s.SuccessPolicy != nil && indexed(s) {
+		validateSuccessPolicy(e, s, p.Child("successPolicy"))
+	}
+	if s.ManagedBy != nil && *s.ManagedBy != batchv1.JobControllerName {
+		validateManagedBy(e, *s.ManagedBy, p)
+	}
 }
 
 func validateNumbers(e *check.Errors, s *batchv1.JobSpec, p *field.Path) {
@@ -133,8 +144,7 @@ func indexed(s *batchv1.JobSpec) bool {
 }
 
 // validateIndexed checks the fields that only indexed jobs may have.
-func validateIndexed(e *check.Errors, j *batchv1.Job, p *field.Path) {
-	s := &j.Spec
+func validateIndexed(e *check.Errors, s *batchv1.JobSpec, p *field.Path) {
 	if s.MaxFailedIndexes != nil && s.BackoffLimitPerIndex == nil {
 		e.Required(p.Child("backoffLimitPerIndex"), "when maxFailedIndexes is specified")
 	}
@@ -161,15 +171,8 @@ func validateIndexed(e *check.Errors, j *batchv1.Job, p *field.Path) {
 		e.Invalid(p.Child("parallelism"), *s.Parallelism,
 			fmt.Sprintf("must be less than or equal to %d when completion mode is %s", maxIndexedParallelism, batchv1.IndexedCompletion))
 	}
-	if s.Completions == nil {
-		return
-	}
-	validateMany(e, s, p)
-	if *s.Completions > 0 {
-		name := fmt.Sprintf("%s-%d", j.Name, *s.Completions-1)
-		if check.Label(name) != nil {
-			e.Invalid(field.NewPath("metadata", "name"), j.Name, "will not able to create pod with invalid DNS label: "+name)
-		}
+	if s.Completions != nil {
+		validateMany(e, s, p)
 	}
 }
 
