@@ -19,6 +19,10 @@ func Kinds() []*resource.Kind {
 		Event(),
 		PersistentVolume(),
 		PersistentVolumeClaim(),
+		PodTemplate(),
+		ReplicationController(),
+		LimitRange(),
+		ResourceQuota(),
 		Binding(),
 	}
 }

@@ -28,8 +28,8 @@ func hugePages(name corev1.ResourceName) bool {
 	return strings.HasPrefix(string(name), corev1.ResourceHugePagesPrefix)
 }
 
-// overcommitted reports whether a resource's limit may exceed its request.
-func overcommitted(name corev1.ResourceName) bool { return native(name) && !hugePages(name) }
+// Overcommitted reports whether a limit of the resource may be above its request.
+func Overcommitted(name corev1.ResourceName) bool { return native(name) && !hugePages(name) }
 
 func standardForContainers(name corev1.ResourceName) bool {
 	switch name {
@@ -61,7 +61,7 @@ func ValidateResources(e *check.Errors, r *corev1.ResourceRequirements, p *field
 	}
 	cpuOrMemory, huge := false, false
 	one := func(name corev1.ResourceName, q resource.Quantity, list string) {
-		validateContainerResourceName(e, name, p, list)
+		ValidateContainerResourceName(e, name, p, list)
 		if problem := QuantityProblem(name, &q); problem != "" {
 			e.Invalid(p.Child(list).Key(string(name)), q.String(), problem)
 		}
@@ -83,11 +83,11 @@ func ValidateResources(e *check.Errors, r *corev1.ResourceRequirements, p *field
 		one(name, q, "requests")
 		limit, ok := r.Limits[name]
 		switch {
-		case ok && !overcommitted(name) && q.Cmp(limit) != 0:
+		case ok && !Overcommitted(name) && q.Cmp(limit) != 0:
 			e.Invalid(p.Child("requests"), q.String(), fmt.Sprintf("must be equal to %s limit of %s", name, limit.String()))
-		case ok && overcommitted(name) && q.Cmp(limit) > 0:
+		case ok && Overcommitted(name) && q.Cmp(limit) > 0:
 			e.Invalid(p.Child("requests"), q.String(), fmt.Sprintf("must be less than or equal to %s limit of %s", name, limit.String()))
-		case !ok && !overcommitted(name):
+		case !ok && !Overcommitted(name):
 			e.Required(p.Child("limits"), "Limit must be set for non overcommitable resources")
 		}
 	}
@@ -96,20 +96,29 @@ func ValidateResources(e *check.Errors, r *corev1.ResourceRequirements, p *field
 	}
 }
 
-func validateContainerResourceName(e *check.Errors, name corev1.ResourceName, p *field.Path, list string) {
-	if m := check.LabelKey(string(name)); m != nil {
-		e.Messages(p.Child(list).Key(string(name)), "", string(name), m)
+// ValidateContainerResourceName checks the name of a resource in one of p's lists, of
+// those that a container can ask for.
+func ValidateContainerResourceName(e *check.Errors, name corev1.ResourceName, p *field.Path, list string) {
+	if !hugePages(name) && standardForContainers(name) || Extended(name) {
+		return // the path is not made for nothing
 	}
+	ValidateContainerResourceNameAt(e, name, p.Child(list).Key(string(name)))
+}
+
+// ValidateContainerResourceNameAt checks the name of a resource that a container can
+// ask for.
+func ValidateContainerResourceNameAt(e *check.Errors, name corev1.ResourceName, p *field.Path) {
+	e.Messages(p, "", string(name), check.LabelKey(string(name)))
 	switch {
 	case !strings.Contains(string(name), "/"):
 		if !standardForContainers(name) {
 			if !standard(name) && check.LabelKey(string(name)) == nil {
-				e.Invalid(p.Child(list).Key(string(name)), name, "must be a standard resource type or fully qualified")
+				e.Invalid(p, name, "must be a standard resource type or fully qualified")
 			}
-			e.Invalid(p.Child(list).Key(string(name)), name, "must be a standard resource for containers")
+			e.Invalid(p, name, "must be a standard resource for containers")
 		}
 	case !native(name) && !Extended(name):
-		e.Invalid(p.Child(list).Key(string(name)), name, "doesn't follow extended resource name standard")
+		e.Invalid(p, name, "doesn't follow extended resource name standard")
 	}
 }
 
@@ -123,6 +132,46 @@ func QuantityProblem(name corev1.ResourceName, q *resource.Quantity) string {
 		return "must be an integer"
 	}
 	return ""
+}
+
+// ValidateResourceName checks the name of a resource that something in Kubernetes counts.
+func ValidateResourceName(e *check.Errors, name corev1.ResourceName, p *field.Path) {
+	if m := check.LabelKey(string(name)); m != nil {
+		e.Messages(p, "", string(name), m)
+	} else if !strings.Contains(string(name), "/") && !standard(name) {
+		e.Invalid(p, name, "must be a standard resource type or fully qualified")
+	}
+}
+
+// ValidateQuotaResource checks the name and the amount of a resource in a quota.
+func ValidateQuotaResource(e *check.Errors, name corev1.ResourceName, q resource.Quantity, p *field.Path) {
+	ValidateResourceName(e, name, p)
+	if !strings.Contains(string(name), "/") && !StandardForQuota(name) {
+		e.Invalid(p, name, "must be a standard resource for quota")
+	}
+	if q.Sign() < 0 {
+		e.Invalid(p, q.String(), check.NotNegative)
+	}
+	if (counted(name) || Extended(name)) && q.MilliValue()%1000 != 0 {
+		e.Invalid(p, q.String(), "must be an integer")
+	}
+}
+
+// StandardForQuota reports whether a quota can limit the resource under a name
+// without a domain.
+func StandardForQuota(name corev1.ResourceName) bool {
+	return standard(name) && name != corev1.ResourceStorage
+}
+
+// counted reports whether amounts of the resource are numbers of objects.
+func counted(name corev1.ResourceName) bool {
+	switch name {
+	case corev1.ResourcePods, corev1.ResourceQuotas, corev1.ResourceServices, corev1.ResourceReplicationControllers,
+		corev1.ResourceSecrets, corev1.ResourceConfigMaps, corev1.ResourcePersistentVolumeClaims,
+		corev1.ResourceServicesNodePorts, corev1.ResourceServicesLoadBalancers:
+		return true
+	}
+	return false
 }
 
 func (v *validator) validateResizePolicy(c *corev1.Container, p *field.Path) {

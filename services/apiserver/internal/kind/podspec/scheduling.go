@@ -14,7 +14,7 @@ func (v *validator) validateScheduling(p *field.Path) {
 	s := v.spec
 	v.Labels(p, "nodeSelector", s.NodeSelector)
 	for i := range s.Tolerations {
-		v.validateToleration(&s.Tolerations[i], p.Child("tolerations").Index(i))
+		ValidateToleration(&v.Errors, &s.Tolerations[i], p.Child("tolerations").Index(i))
 	}
 	if s.PreemptionPolicy != nil {
 		check.OneOf(&v.Errors, p, "preemptionPolicy", *s.PreemptionPolicy, corev1.PreemptLowerPriority, corev1.PreemptNever)
@@ -38,33 +38,34 @@ func (v *validator) validateScheduling(p *field.Path) {
 	}
 }
 
-func (v *validator) validateToleration(t *corev1.Toleration, p *field.Path) {
+// ValidateToleration checks a toleration.
+func ValidateToleration(e *check.Errors, t *corev1.Toleration, p *field.Path) {
 	if t.Key != "" {
-		v.Messages(p, "key", t.Key, check.LabelKey(t.Key))
+		e.Messages(p, "key", t.Key, check.LabelKey(t.Key))
 	}
 	if t.Key == "" && t.Operator != corev1.TolerationOpExists {
-		v.Invalid(p.Child("operator"), t.Operator, "operator must be Exists when `key` is empty, which means \"match all values and all keys\"")
+		e.Invalid(p.Child("operator"), t.Operator, "operator must be Exists when `key` is empty, which means \"match all values and all keys\"")
 	}
 	if t.TolerationSeconds != nil && t.Effect != corev1.TaintEffectNoExecute {
-		v.Invalid(p.Child("effect"), t.Effect, "effect must be 'NoExecute' when `tolerationSeconds` is set")
+		e.Invalid(p.Child("effect"), t.Effect, "effect must be 'NoExecute' when `tolerationSeconds` is set")
 	}
 	switch t.Operator {
 	case corev1.TolerationOpEqual, "":
-		v.Messages(p, "operator", t.Value, check.LabelValue(t.Value))
+		e.Messages(p, "operator", t.Value, check.LabelValue(t.Value))
 	case corev1.TolerationOpExists:
 		if t.Value != "" {
-			v.Invalid(p.Child("operator"), t.Value, "value must be empty when `operator` is 'Exists'")
+			e.Invalid(p.Child("operator"), t.Value, "value must be empty when `operator` is 'Exists'")
 		}
 	case corev1.TolerationOpLt, corev1.TolerationOpGt: // behind a feature gate that is off
-		v.List = append(v.List, field.NotSupported(p.Child("operator"), t.Operator, []corev1.TolerationOperator{
+		e.List = append(e.List, field.NotSupported(p.Child("operator"), t.Operator, []corev1.TolerationOperator{
 			corev1.TolerationOpEqual, corev1.TolerationOpExists, corev1.TolerationOpLt, corev1.TolerationOpGt,
 		}))
 	default:
-		check.Supported(&v.Errors, p, "operator", t.Operator,
+		check.Supported(e, p, "operator", t.Operator,
 			corev1.TolerationOpEqual, corev1.TolerationOpExists)
 	}
 	if t.Effect != "" {
-		check.Supported(&v.Errors, p, "effect", t.Effect,
+		check.Supported(e, p, "effect", t.Effect,
 			corev1.TaintEffectNoSchedule, corev1.TaintEffectPreferNoSchedule, corev1.TaintEffectNoExecute)
 	}
 }

@@ -95,7 +95,7 @@ func updateTolerations(e *check.Errors, s, old *corev1.PodSpec, p *field.Path) {
 	}
 	v := validator{spec: s}
 	for i := range s.Tolerations {
-		v.validateToleration(&s.Tolerations[i], p.Child("tolerations").Index(i))
+		ValidateToleration(&v.Errors, &s.Tolerations[i], p.Child("tolerations").Index(i))
 	}
 	e.Append(v.List)
 	for i := range old.Tolerations {
