@@ -9,6 +9,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	batchv1 "k8s.io/api/batch/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -16,6 +17,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	nodev1 "k8s.io/api/node/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
@@ -104,28 +106,28 @@ var kinds = []*Kind{
 	kind[corev1.Namespace]("", "namespaces", cluster),
 	kind[corev1.Node]("", "nodes", cluster),
 	kind[corev1.Pod]("", "pods", namespaced),
-	unstored(kind[corev1.PodTemplate]("", "podtemplates", namespaced)),
-	unstored(kind[corev1.ReplicationController]("", "replicationcontrollers", namespaced)),
+	kind[corev1.PodTemplate]("", "podtemplates", namespaced),
+	kind[corev1.ReplicationController]("", "replicationcontrollers", namespaced),
 	kind[corev1.Service]("", "services", namespaced),
 	kind[corev1.Endpoints]("", "endpoints", namespaced), //nolint:staticcheck // it is still served and still written.
 	kind[corev1.ConfigMap]("", "configmaps", namespaced),
 	kind[corev1.Secret]("", "secrets", namespaced),
 	kind[corev1.ServiceAccount]("", "serviceaccounts", namespaced),
 	kind[corev1.Event]("", "events", namespaced),
-	unstored(kind[corev1.LimitRange]("", "limitranges", namespaced)),
-	unstored(kind[corev1.ResourceQuota]("", "resourcequotas", namespaced)),
+	kind[corev1.LimitRange]("", "limitranges", namespaced),
+	kind[corev1.ResourceQuota]("", "resourcequotas", namespaced),
 	kind[corev1.PersistentVolume]("", "persistentvolumes", cluster),
 	kind[corev1.PersistentVolumeClaim]("", "persistentvolumeclaims", namespaced),
 	unstored(kind[corev1.ComponentStatus]("", "componentstatuses", cluster)), //nolint:staticcheck // kubectl still asks.
 	unstored(kind[corev1.Binding]("", "bindings", namespaced)),
 
-	unstored(kind[appsv1.ControllerRevision]("apps", "controllerrevisions", namespaced)),
-	unstored(kind[appsv1.DaemonSet]("apps", "daemonsets", namespaced)),
+	kind[appsv1.ControllerRevision]("apps", "controllerrevisions", namespaced),
+	kind[appsv1.DaemonSet]("apps", "daemonsets", namespaced),
 	kind[appsv1.Deployment]("apps", "deployments", namespaced),
 	kind[appsv1.ReplicaSet]("apps", "replicasets", namespaced),
-	unstored(kind[appsv1.StatefulSet]("apps", "statefulsets", namespaced)),
+	kind[appsv1.StatefulSet]("apps", "statefulsets", namespaced),
 
-	unstored(kind[batchv1.CronJob]("batch", "cronjobs", namespaced)),
+	kind[batchv1.CronJob]("batch", "cronjobs", namespaced),
 	kind[batchv1.Job]("batch", "jobs", namespaced),
 
 	kind[rbacv1.ClusterRole]("rbac.authorization.k8s.io", "clusterroles", cluster),
@@ -146,11 +148,14 @@ var kinds = []*Kind{
 	kind[coordinationv1.Lease]("coordination.k8s.io", "leases", namespaced),
 	kind[certificatesv1.CertificateSigningRequest]("certificates.k8s.io", "certificatesigningrequests", cluster),
 
-	unstored(kind[policyv1.PodDisruptionBudget]("policy", "poddisruptionbudgets", namespaced)),
+	kind[nodev1.RuntimeClass]("node.k8s.io", "runtimeclasses", cluster),
+
+	kind[policyv1.PodDisruptionBudget]("policy", "poddisruptionbudgets", namespaced),
 	kind[policyv1.Eviction]("policy", "", namespaced),
 
 	unstored(kind[eventsv1.Event]("events.k8s.io", "events", namespaced)),
 
+	kind[autoscalingv2.HorizontalPodAutoscaler]("autoscaling", "horizontalpodautoscalers", namespaced),
 	unstored(kind[autoscalingv1.HorizontalPodAutoscaler]("autoscaling", "horizontalpodautoscalers", namespaced)),
 	kind[autoscalingv1.Scale]("autoscaling", "", namespaced),
 

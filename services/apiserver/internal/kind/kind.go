@@ -10,12 +10,15 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/apps"
 	"keelson.dev/services/apiserver/internal/kind/authentication"
 	"keelson.dev/services/apiserver/internal/kind/authorization"
+	"keelson.dev/services/apiserver/internal/kind/autoscaling"
 	"keelson.dev/services/apiserver/internal/kind/batch"
 	"keelson.dev/services/apiserver/internal/kind/certificates"
 	"keelson.dev/services/apiserver/internal/kind/coordination"
 	"keelson.dev/services/apiserver/internal/kind/core"
 	"keelson.dev/services/apiserver/internal/kind/discovery"
 	"keelson.dev/services/apiserver/internal/kind/events"
+	"keelson.dev/services/apiserver/internal/kind/node"
+	"keelson.dev/services/apiserver/internal/kind/policy"
 	"keelson.dev/services/apiserver/internal/kind/rbac"
 	"keelson.dev/services/apiserver/internal/kind/scheduling"
 	"keelson.dev/services/apiserver/internal/kind/storage"
@@ -27,7 +30,10 @@ func All() []*resource.Kind {
 	return slices.Concat(
 		core.Kinds(),
 		apps.Kinds(),
+		autoscaling.Kinds(),
 		batch.Kinds(),
+		policy.Kinds(),
+		node.Kinds(),
 		discovery.Kinds(),
 		events.Kinds(),
 		storage.Kinds(),

@@ -1,0 +1,13 @@
+// Package node holds the kinds of the group node.k8s.io: one file a kind.
+//
+// Its rules must never look at anything but the objects that they are given.
+package node
+
+import "keelson.dev/services/apiserver/internal/resource"
+
+// Kinds are the rows of the group.
+func Kinds() []*resource.Kind {
+	return []*resource.Kind{
+		RuntimeClass(),
+	}
+}

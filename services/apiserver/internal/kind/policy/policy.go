@@ -1,0 +1,13 @@
+// Package policy holds the kinds of the group policy: one file a kind.
+//
+// Its rules must never look at anything but the objects that they are given.
+package policy
+
+import "keelson.dev/services/apiserver/internal/resource"
+
+// Kinds are the rows of the group.
+func Kinds() []*resource.Kind {
+	return []*resource.Kind{
+		PodDisruptionBudget(),
+	}
+}
