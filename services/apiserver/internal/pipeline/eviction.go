@@ -43,6 +43,7 @@ func (p *Pipeline) newEviction(ctx context.Context, k *resource.Kind, t Target, 
 		return nil, err
 	}
 	recorded := false // whether the previous write of this change recorded the reason in the pod
+	charged := false  // whether the pod's disruption budget was charged
 	c.plan = func(cur *watchcache.Item) (*step, error) {
 		c.warn = slices.Clone(warnings)
 		if recorded && d.Preconditions != nil && d.Preconditions.ResourceVersion != nil {
@@ -52,6 +53,14 @@ func (p *Pipeline) newEviction(ctx context.Context, k *resource.Kind, t Target, 
 			d.Preconditions = &now
 		}
 		recorded = false
+		if cur != nil {
+			if err := preconditions(c, cur.Object, d.Preconditions); err != nil {
+				return nil, err
+			}
+			if err := p.guard(c, cur.Object, &charged); err != nil {
+				return nil, err
+			}
+		}
 		s, err := p.planEviction(c, cur, d)
 		if err == nil && s.more {
 			s.finish = append(s.finish, func(ok bool) { recorded = ok })
