@@ -152,6 +152,9 @@ func (p *Pipeline) completeCreate(c *change, s *step, a *admission.Attributes, g
 	if err := p.cfg.Admission.Validate(c.ctx, a); err != nil {
 		return c.admissionError(obj, err)
 	}
+	if err := p.chargeQuotas(c, obj, nil); err != nil {
+		return err
+	}
 	if c.rules.Warnings != nil {
 		c.warn = append(c.warn, c.rules.Warnings(obj, nil)...)
 	}

@@ -242,7 +242,8 @@ func TestDeleteAnswer(t *testing.T) {
 		}
 	}
 	slices.Sort(object)
-	if want := []string{"namespaces", "persistentvolumeclaims", "persistentvolumes", "pods", "serviceaccounts", "services", "storageclasses"}; !slices.Equal(object, want) {
+	if want := []string{"namespaces", "persistentvolumeclaims", "persistentvolumes", "pods",
+		"podtemplates", "resourcequotas", "serviceaccounts", "services", "storageclasses"}; !slices.Equal(object, want) {
 		t.Errorf("%v, want %v", object, want)
 	}
 }

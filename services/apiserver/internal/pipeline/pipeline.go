@@ -78,6 +78,7 @@ type Pipeline struct {
 	cfg     Config
 	ids     *writeIDs
 	holding holding
+	turns   *turns
 }
 
 var _ API = (*Pipeline)(nil)
@@ -96,7 +97,7 @@ func New(cfg Config) *Pipeline {
 	if cfg.Transient.Store == nil {
 		cfg.Transient = cfg.Lasting
 	}
-	return &Pipeline{cfg: cfg, ids: newWriteIDs()}
+	return &Pipeline{cfg: cfg, ids: newWriteIDs(), turns: newTurns()}
 }
 
 // place returns where the objects of a kind are stored.

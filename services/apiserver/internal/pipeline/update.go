@@ -222,6 +222,9 @@ func (p *Pipeline) completeUpdate(c *change, s *step, a *admission.Attributes) e
 	if err := p.cfg.Admission.Validate(c.ctx, a); err != nil {
 		return c.admissionError(obj, err)
 	}
+	if err := p.chargeQuotas(c, obj, old); err != nil {
+		return err
+	}
 	if c.rules.Warnings != nil {
 		c.warn = append(c.warn, c.rules.Warnings(obj, old)...)
 	}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -54,6 +55,8 @@ type change struct {
 	tries int
 	names int
 	warn  []string
+	// charged is what this request has taken of quotas, by their names.
+	charged map[string]corev1.ResourceList
 
 	step *step
 	out  *Outcome

@@ -1,0 +1,194 @@
+package pipeline_test
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	k8sresource "k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/services/apiserver/internal/pipeline"
+)
+
+func amounts(pairs ...string) corev1.ResourceList {
+	list := corev1.ResourceList{}
+	for i := 0; i < len(pairs); i += 2 {
+		list[corev1.ResourceName(pairs[i])] = k8sresource.MustParse(pairs[i+1])
+	}
+	return list
+}
+
+// quota makes one that the controller has counted: nothing is used.
+func (f *fixture) quota(name string, spec corev1.ResourceQuotaSpec) {
+	f.Helper()
+	q := f.mustCreate(&corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name}, Spec: spec}).(*corev1.ResourceQuota)
+	q.Status.Hard = spec.Hard
+	q.Status.Used = corev1.ResourceList{}
+	for name := range spec.Hard {
+		q.Status.Used[name] = k8sresource.MustParse("0")
+	}
+	f.mustStatus(q)
+	f.seen(q.Name)
+}
+
+// seen waits until the cache has a quota.
+func (f *fixture) seen(name string) { f.Helper(); f.used(name, "") }
+
+func (f *fixture) used(quota, name string) string {
+	f.Helper()
+	out, err := f.Get(f.ctx, f.target(&corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: quota}}), pipeline.GetOptions{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	q := out.Item.Object.(*corev1.ResourceQuota).Status.Used[corev1.ResourceName(name)]
+	return q.String()
+}
+
+// 64 creators at once, through two apiservers, never pass the quota.
+func TestCreatorsStayWithinQuota(t *testing.T) {
+	const creators, each, hard = 64, 4, 100
+	var other *pipeline.Pipeline
+	f := newFixture(t, withSecond(&other))
+	f.quota("q", corev1.ResourceQuotaSpec{Hard: amounts("count/configmaps", fmt.Sprint(hard))})
+	var created, refused atomic.Int32
+	var wg sync.WaitGroup
+	for i := range creators {
+		wg.Go(func() {
+			p := f.Pipeline
+			if i%2 == 0 {
+				p = other
+			}
+			for j := range each {
+				m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: fmt.Sprintf("m-%d-%d", i, j)}}
+				target := f.target(m)
+				target.Name = ""
+				switch _, err := p.Create(f.ctx, target, f.body(m), pipeline.WriteOptions{}); {
+				case err == nil:
+					created.Add(1)
+				case apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota: q, requested: count/configmaps=1, used: count/configmaps=100, limited: count/configmaps=100"):
+					refused.Add(1)
+				default:
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if created.Load() != hard || refused.Load() != creators*each-hard {
+		t.Errorf("%d were created and %d refused, of %d", created.Load(), refused.Load(), hard)
+	}
+	if got := f.used("q", "count/configmaps"); got != fmt.Sprint(hard) {
+		t.Errorf("used is %s", got)
+	}
+}
+
+func TestQuotaOfPods(t *testing.T) {
+	f := newFixture(t)
+	f.quota("q", corev1.ResourceQuotaSpec{Hard: amounts("pods", "2", "requests.cpu", "1", "limits.memory", "1Gi")})
+	sized := func(name, cpu, memory string) *corev1.Pod {
+		p := pod(name)
+		if cpu != "" {
+			p.Spec.Containers[0].Resources = corev1.ResourceRequirements{Requests: amounts("cpu", cpu), Limits: amounts("memory", memory)}
+		}
+		return p
+	}
+	refused := func(p *corev1.Pod, text string) {
+		t.Helper()
+		if _, err := f.create(p); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), text) {
+			t.Errorf("%s: %v", p.Name, err)
+		}
+	}
+	refused(sized("a", "", ""), "failed quota: q: must specify limits.memory for: ")
+	refused(sized("a", "1500m", "1Mi"), "exceeded quota: q, requested: requests.cpu=1500m, used: requests.cpu=0, limited: requests.cpu=1")
+	f.mustCreate(sized("a", "600m", "1Mi"))
+	if _, err := f.create(sized("a", "100m", "1Mi")); !apierrors.IsAlreadyExists(err) {
+		t.Errorf("a second pod of one name: %v", err)
+	}
+	refused(sized("b", "600m", "1Mi"), "used: requests.cpu=600m")
+	f.mustCreate(sized("dry", "100m", "1Mi"), pipeline.WriteOptions{DryRun: true})
+	if got := f.used("q", "requests.cpu"); got != "600m" {
+		t.Errorf("used is %s", got)
+	}
+	f.mustCreate(sized("b", "400m", "1Mi"))
+	refused(sized("c", "0", "1Mi"), "requested: pods=1, used: pods=2, limited: pods=2")
+	if got := f.used("q", "limits.memory"); got != "2Mi" {
+		t.Errorf("used is %s", got)
+	}
+}
+
+// A service pays for what it grows by; nobody pays for what shrinks.
+func TestQuotaOfUpdates(t *testing.T) {
+	f := newFixture(t)
+	f.quota("q", corev1.ResourceQuotaSpec{Hard: amounts("services", "5", "services.nodeports", "1", "services.loadbalancers", "0")})
+	s := f.mustCreate(&corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "s"},
+		Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "a", Port: 80}}},
+	}).(*corev1.Service)
+	update := func() error {
+		out, err := f.Update(f.ctx, f.target(s), f.body(s), pipeline.WriteOptions{})
+		if err == nil {
+			s = out.Item.Object.DeepCopyObject().(*corev1.Service)
+		}
+		return err
+	}
+	s.Spec.Type = corev1.ServiceTypeNodePort
+	s.Spec.Ports[0].NodePort = 30001
+	if err := update(); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := f.used("q", "services"), f.used("q", "services.nodeports"); a != "1" || b != "1" {
+		t.Errorf("used are %s and %s", a, b)
+	}
+	s.Labels = map[string]string{"a": "b"}
+	if err := update(); err != nil {
+		t.Errorf("a change that costs nothing: %v", err)
+	}
+	s.Spec.Type = corev1.ServiceTypeLoadBalancer
+	if err := update(); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "services.loadbalancers=1") {
+		t.Errorf("a load balancer: %v", err)
+	}
+}
+
+// A quota without a count refuses, and one of other scopes does not ask.
+func TestQuotaWithoutCount(t *testing.T) {
+	f := newFixture(t)
+	q := f.mustCreate(&corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "q"}}).(*corev1.ResourceQuota)
+	q.Status.Hard = amounts("secrets", "5")
+	f.mustStatus(q)
+	f.seen("q")
+	f.quota("terminating", corev1.ResourceQuotaSpec{Hard: amounts("pods", "0"), Scopes: []corev1.ResourceQuotaScope{corev1.ResourceQuotaScopeTerminating}})
+	_, err := f.create(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "s"}})
+	if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "status unknown for quota: q, resources: secrets") {
+		t.Errorf("got %v", err)
+	}
+	f.mustCreate(pod("p"))
+}
+
+// Each write of a batch charges for itself.
+func TestQuotaOfBatch(t *testing.T) {
+	f := newFixture(t)
+	f.quota("q", corev1.ResourceQuotaSpec{Hard: amounts("configmaps", "2")})
+	var writes []pipeline.Write
+	for i := range 4 {
+		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: fmt.Sprint("m", i)}}
+		target := f.target(m)
+		target.Name = ""
+		writes = append(writes, pipeline.Write{Verb: "create", Target: target, Body: f.body(m)})
+	}
+	done := 0
+	for _, r := range f.Commit(f.ctx, writes) {
+		if r.Err == nil {
+			done++
+		} else if !apierrors.IsForbidden(r.Err) {
+			t.Error(r.Err)
+		}
+	}
+	if done != 2 || f.used("q", "configmaps") != "2" {
+		t.Errorf("%d writes were done, %s are used", done, f.used("q", "configmaps"))
+	}
+}

@@ -1,0 +1,109 @@
+package quota
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	resourcehelper "k8s.io/component-helpers/resource"
+)
+
+// podName reports whether pods use what name stands for, besides their number.
+func podName(name corev1.ResourceName) bool {
+	switch name {
+	case corev1.ResourcePods, corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage,
+		corev1.ResourceRequestsCPU, corev1.ResourceRequestsMemory, corev1.ResourceRequestsEphemeralStorage,
+		corev1.ResourceLimitsCPU, corev1.ResourceLimitsMemory, corev1.ResourceLimitsEphemeralStorage:
+		return true
+	}
+	if strings.HasPrefix(string(name), corev1.ResourceHugePagesPrefix) {
+		return true
+	}
+	of, ok := strings.CutPrefix(string(name), corev1.DefaultResourceRequestsPrefix)
+	return ok && (strings.HasPrefix(of, corev1.ResourceHugePagesPrefix) || extended(corev1.ResourceName(of)))
+}
+
+// extended reports whether nodes advertise a resource under a domain of its own.
+func extended(name corev1.ResourceName) bool {
+	return strings.Contains(string(name), "/") && !strings.Contains(string(name), corev1.ResourceDefaultNamespacePrefix) &&
+		!strings.HasPrefix(string(name), corev1.DefaultResourceRequestsPrefix)
+}
+
+// Alive reports whether a pod uses more than its place in the store: it has not ended,
+// and is not overdue to end.
+func Alive(pod *corev1.Pod, now time.Time) bool {
+	if pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded {
+		return false
+	}
+	if pod.DeletionTimestamp == nil || pod.DeletionGracePeriodSeconds == nil {
+		return true
+	}
+	grace := time.Duration(*pod.DeletionGracePeriodSeconds) * time.Second
+	return !now.After(pod.DeletionTimestamp.Add(grace))
+}
+
+func podUsage(pod *corev1.Pod, used corev1.ResourceList, now time.Time) {
+	if !Alive(pod, now) {
+		return
+	}
+	opts := resourcehelper.PodResourcesOptions{UseStatusResources: true}
+	used[corev1.ResourcePods] = one()
+	compute(used, resourcehelper.PodRequests(pod, opts), resourcehelper.PodLimits(pod, opts))
+}
+
+// compute adds requests and limits under the names that quotas have for them.
+func compute(used, requests, limits corev1.ResourceList) {
+	for name, q := range requests {
+		switch {
+		case name == corev1.ResourceCPU, name == corev1.ResourceMemory, name == corev1.ResourceEphemeralStorage,
+			strings.HasPrefix(string(name), corev1.ResourceHugePagesPrefix):
+			used[name] = q
+			used[corev1.DefaultResourceRequestsPrefix+name] = q
+		case extended(name):
+			used[corev1.DefaultResourceRequestsPrefix+name] = q
+		}
+	}
+	for name, q := range limits {
+		switch name {
+		case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage:
+			used["limits."+name] = q
+		}
+	}
+}
+
+// unspecified explains which containers do not say how much they need of CPU or memory
+// that a quota limits.
+func unspecified(pod *corev1.Pod, limited []string) error {
+	if resourcehelper.IsPodLevelResourcesSet(pod) {
+		return nil
+	}
+	var missing []string
+	for _, name := range limited {
+		switch corev1.ResourceName(name) {
+		case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceRequestsCPU, corev1.ResourceRequestsMemory,
+			corev1.ResourceLimitsCPU, corev1.ResourceLimitsMemory:
+		default:
+			continue
+		}
+		var without []string
+		for _, list := range [][]corev1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
+			for i := range list {
+				has := corev1.ResourceList{}
+				compute(has, list[i].Resources.Requests, list[i].Resources.Limits)
+				if _, ok := has[corev1.ResourceName(name)]; !ok {
+					without = append(without, list[i].Name)
+				}
+			}
+		}
+		if len(without) > 0 {
+			slices.Sort(without)
+			missing = append(missing, name+" for: "+strings.Join(slices.Compact(without), ","))
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return fmt.Errorf("must specify %s", strings.Join(missing, "; "))
+}

@@ -1,0 +1,262 @@
+// Package quota counts what objects use of a namespace's ResourceQuotas, for the
+// apiserver, which charges a write before it is stored, and for the controller that
+// counts anew.
+//
+// A charge is a write of the quota's status that depends on the revision that was read,
+// made before the object's own write. Of many writers at once, through any apiservers,
+// each sees what the others have charged, so used never passes hard. A write that fails
+// after its charge gives nothing back: that could be taken back twice, by the writer and
+// by the controller, and then more would fit than may. The controller's next count
+// corrects it.
+//
+// A count that lowers used must not miss objects that are charged and not stored yet, or
+// not in the caches that were counted. The controller therefore lowers used only if the
+// quota has not been charged for longer than a write can take, and its caches are newer
+// than the last charge; it may raise used at any time. Its write depends on the revision
+// of the quota that the count began with.
+//
+// Functions here are pure. Names and texts are Kubernetes'.
+package quota
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+var (
+	pods     = schema.GroupResource{Resource: "pods"}
+	services = schema.GroupResource{Resource: "services"}
+	claims   = schema.GroupResource{Resource: "persistentvolumeclaims"}
+)
+
+// classSuffix follows the name of a storage class in the names of its resources.
+const classSuffix = ".storageclass.storage.k8s.io/"
+
+// aliases are names of old for numbers of objects.
+var aliases = map[schema.GroupResource]corev1.ResourceName{
+	{Resource: "configmaps"}:             corev1.ResourceConfigMaps,
+	{Resource: "resourcequotas"}:         corev1.ResourceQuotas,
+	{Resource: "replicationcontrollers"}: corev1.ResourceReplicationControllers,
+	{Resource: "secrets"}:                corev1.ResourceSecrets,
+	services:                             corev1.ResourceServices,
+	claims:                               corev1.ResourcePersistentVolumeClaims,
+}
+
+// Counted reports whether quotas count objects of a resource. Events are not counted:
+// they expire.
+func Counted(gr schema.GroupResource) bool {
+	return gr.Resource != "events" && gr.Resource != "bindings"
+}
+
+// CountName is the name under which a quota limits the number of objects of any
+// resource: "count/deployments.apps".
+func CountName(gr schema.GroupResource) corev1.ResourceName {
+	return corev1.ResourceName("count/" + gr.String())
+}
+
+// Uses reports whether objects of a resource can use what name stands for.
+func Uses(gr schema.GroupResource, name corev1.ResourceName) bool {
+	if name == CountName(gr) || name == aliases[gr] && name != "" {
+		return true
+	}
+	switch gr {
+	case pods:
+		return podName(name)
+	case services:
+		return name == corev1.ResourceServicesNodePorts || name == corev1.ResourceServicesLoadBalancers
+	case claims:
+		_, of, class := strings.Cut(string(name), classSuffix)
+		return name == corev1.ResourceRequestsStorage || class &&
+			(of == string(corev1.ResourceRequestsStorage) || of == string(corev1.ResourcePersistentVolumeClaims))
+	}
+	return false
+}
+
+// Usage is what an object uses. now decides about pods that should have ended.
+func Usage(gr schema.GroupResource, obj any, now time.Time) corev1.ResourceList {
+	used := corev1.ResourceList{CountName(gr): one()}
+	if alias := aliases[gr]; alias != "" {
+		used[alias] = one()
+	}
+	switch o := obj.(type) {
+	case *corev1.Pod:
+		podUsage(o, used, now)
+	case *corev1.Service:
+		serviceUsage(&o.Spec, used)
+	case *corev1.PersistentVolumeClaim:
+		claimUsage(o, used)
+	}
+	return used
+}
+
+func one() resource.Quantity { return number(1) }
+
+func number(n int) resource.Quantity { return *resource.NewQuantity(int64(n), resource.DecimalSI) }
+
+func serviceUsage(s *corev1.ServiceSpec, used corev1.ResourceList) {
+	ports, balancers := 0, 0
+	switch s.Type {
+	case corev1.ServiceTypeNodePort:
+		ports = len(s.Ports)
+	case corev1.ServiceTypeLoadBalancer:
+		balancers = 1
+		for i := range s.Ports {
+			// The ports are not allocated yet: what is meant counts.
+			if s.AllocateLoadBalancerNodePorts == nil || *s.AllocateLoadBalancerNodePorts || s.Ports[i].NodePort != 0 {
+				ports++
+			}
+		}
+	}
+	used[corev1.ResourceServicesNodePorts] = number(ports)
+	used[corev1.ResourceServicesLoadBalancers] = number(balancers)
+}
+
+func claimUsage(c *corev1.PersistentVolumeClaim, used corev1.ResourceList) {
+	class := c.Annotations[corev1.BetaStorageClassAnnotation]
+	if _, old := c.Annotations[corev1.BetaStorageClassAnnotation]; !old && c.Spec.StorageClassName != nil {
+		class = *c.Spec.StorageClassName
+	}
+	add := func(name corev1.ResourceName, q resource.Quantity) {
+		used[name] = q
+		if class != "" {
+			used[corev1.ResourceName(class+classSuffix)+name] = q
+		}
+	}
+	add(corev1.ResourcePersistentVolumeClaims, one())
+	size, ok := c.Spec.Resources.Requests[corev1.ResourceStorage]
+	if !ok {
+		return
+	}
+	if allocated, ok := c.Status.AllocatedResources[corev1.ResourceStorage]; ok && allocated.Cmp(size) > 0 {
+		size = allocated
+	}
+	size.RoundUp(0)
+	add(corev1.ResourceRequestsStorage, size)
+}
+
+// Covers reports whether a quota counts an object: it limits something that the object
+// can use, and the object is in all its scopes.
+func Covers(q *corev1.ResourceQuota, gr schema.GroupResource, obj any) bool {
+	relevant := false
+	for name := range q.Status.Hard {
+		relevant = relevant || Uses(gr, name)
+	}
+	return relevant && inScopes(&q.Spec, obj)
+}
+
+// Charge is what a write takes of a quota: the new object's usage, less that of the old
+// one (nil for a new object), of what the quota limits. Nothing, if the quota does not
+// count it. An error says why the write must be refused whatever is left.
+func Charge(q *corev1.ResourceQuota, gr schema.GroupResource, obj, old any, now time.Time) (corev1.ResourceList, error) {
+	if !Covers(q, gr, obj) {
+		return nil, nil
+	}
+	var names []string
+	unknown := false
+	for name := range q.Status.Hard {
+		if Uses(gr, name) {
+			names = append(names, string(name))
+			_, ok := q.Status.Used[name]
+			unknown = unknown || !ok
+		}
+	}
+	slices.Sort(names)
+	if pod, ok := obj.(*corev1.Pod); ok {
+		if err := unspecified(pod, names); err != nil {
+			return nil, fmt.Errorf("failed quota: %s: %w", q.Name, err)
+		}
+	}
+	if unknown {
+		return nil, fmt.Errorf("status unknown for quota: %s, resources: %s", q.Name, strings.Join(names, ","))
+	}
+	usage := Usage(gr, obj, now)
+	var before corev1.ResourceList
+	if old != nil && Covers(q, gr, old) {
+		before = Usage(gr, old, now)
+	}
+	charge := corev1.ResourceList{}
+	var negative []string
+	for name, amount := range usage {
+		if amount.Sign() < 0 {
+			negative = append(negative, string(name))
+		}
+		if was, ok := before[name]; ok {
+			amount = amount.DeepCopy()
+			amount.Sub(was)
+		}
+		if _, limited := q.Status.Hard[name]; limited && amount.Sign() > 0 {
+			charge[name] = amount
+		}
+	}
+	if len(negative) > 0 {
+		slices.Sort(negative)
+		return nil, errors.New("quota usage is negative for resource(s): " + strings.Join(negative, ","))
+	}
+	return charge, nil
+}
+
+// Exceeded explains that a quota has less left than charge; nil if it has it.
+func Exceeded(q *corev1.ResourceQuota, charge corev1.ResourceList) error {
+	var requested, used, limited []string
+	for _, name := range sortedNames(charge) {
+		hard := q.Status.Hard[name]
+		was, want := q.Status.Used[name], charge[name]
+		sum := was.DeepCopy()
+		sum.Add(want)
+		if sum.Cmp(hard) <= 0 {
+			continue
+		}
+		text := func(q resource.Quantity) string { return string(name) + "=" + q.String() }
+		requested, used, limited = append(requested, text(want)), append(used, text(was)), append(limited, text(hard))
+	}
+	if len(requested) == 0 {
+		return nil
+	}
+	return fmt.Errorf("exceeded quota: %s, requested: %s, used: %s, limited: %s",
+		q.Name, strings.Join(requested, ","), strings.Join(used, ","), strings.Join(limited, ","))
+}
+
+func sortedNames(list corev1.ResourceList) []corev1.ResourceName {
+	names := make([]corev1.ResourceName, 0, len(list))
+	for name := range list {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Add is the sum of two lists, in a new one.
+func Add(a, b corev1.ResourceList) corev1.ResourceList {
+	sum := make(corev1.ResourceList, len(a)+len(b))
+	for name, q := range a {
+		sum[name] = q.DeepCopy()
+	}
+	for name, q := range b {
+		s := sum[name]
+		s.Add(q)
+		sum[name] = s
+	}
+	return sum
+}
+
+// Less is a without b, of what is in a and stays above zero.
+func Less(a, b corev1.ResourceList) corev1.ResourceList {
+	rest := make(corev1.ResourceList, len(a))
+	for name, q := range a {
+		q = q.DeepCopy()
+		if taken, ok := b[name]; ok {
+			q.Sub(taken)
+		}
+		if q.Sign() > 0 {
+			rest[name] = q
+		}
+	}
+	return rest
+}
