@@ -35,10 +35,13 @@ const accountWait = 1500 * time.Millisecond
 func Default(c Config) *Chain {
 	lifecycle := &NamespaceLifecycle{State: c.State}
 	priority := &Priority{State: c.State}
+	limits := &LimitRanger{State: c.State}
+	classes := &RuntimeClass{State: c.State}
 	certificates := &Certificates{State: c.State, Authorizer: c.Authorizer, Reserved: c.ReservedNames}
 	return &Chain{
 		Mutators: []Mutator{
 			lifecycle,
+			limits,
 			&ServiceAccount{State: c.State, Wait: accountWait},
 			NodeTaint{},
 			priority,
@@ -46,15 +49,18 @@ func Default(c Config) *Chain {
 			StorageProtection{},
 			certificates,
 			&DefaultStorageClass{State: c.State},
+			classes,
 			&PodTopology{State: c.State},
 		},
 		Validators: []Validator{
 			lifecycle,
+			limits,
 			&NodeRestriction{State: c.State, Authorizer: c.Authorizer, NodeOf: c.NodeOf},
 			priority,
 			NewPodSecurity(c.State, c.PodSecurity, c.Log),
 			&ExternalIPs{State: c.State, Services: c.Services, Deny: c.DenyExternalIPs},
 			&ClaimResize{State: c.State},
+			classes,
 			certificates,
 			&RBAC{Escalation: c.Escalation},
 		},

@@ -16,8 +16,6 @@ func (v *validator) unsupported(p *field.Path) {
 	}
 	refuse(s.OS != nil && s.OS.Name == corev1.Windows, "os", "Windows is")
 	refuse(s.HostUsers != nil && !*s.HostUsers, "hostUsers", "user namespaces are")
-	refuse(s.RuntimeClassName != nil, "runtimeClassName", "runtime classes are")
-	refuse(len(s.Overhead) > 0, "overhead", "runtime classes are")
 	refuse(len(s.ResourceClaims) > 0, "resourceClaims", "resource claims are")
 	refuse(s.Resources != nil, "resources", "resources of a whole pod are")
 	if c := s.SecurityContext; c != nil {

@@ -78,6 +78,12 @@ func (v *validator) validateNames(p *field.Path) {
 	if s.PriorityClassName != "" {
 		v.Messages(p, "priorityClassName", s.PriorityClassName, check.Subdomain(s.PriorityClassName))
 	}
+	if s.RuntimeClassName != nil {
+		v.Messages(p, "runtimeClassName", *s.RuntimeClassName, check.Subdomain(*s.RuntimeClassName))
+	}
+	if len(s.Overhead) > 0 {
+		ValidateResources(&v.Errors, &corev1.ResourceRequirements{Limits: s.Overhead}, p.Child("overhead"))
+	}
 	for i, gate := range s.ReadinessGates {
 		v.Messages(p.Child("readinessGates").Index(i), "conditionType", string(gate.ConditionType), check.LabelKey(string(gate.ConditionType)))
 	}
