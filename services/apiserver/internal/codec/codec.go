@@ -144,8 +144,9 @@ func unmarshal(obj resource.Object, data []byte) (err error) {
 	return checkManagedFields(obj)
 }
 
-// checkManagedFields refuses managed fields that are not JSON, which protobuf can carry. If they
-// were stored, neither the object nor a list with it could be returned as JSON.
+// checkManagedFields refuses managed fields, and data of a ControllerRevision, that are not
+// JSON, which protobuf can carry. If they were stored, neither the object nor a list with it
+// could be returned as JSON.
 func checkManagedFields(obj resource.Object) error {
 	if err := checkEntries(obj.GetManagedFields()); err != nil {
 		return err
@@ -164,6 +165,10 @@ func checkManagedFields(obj resource.Object) error {
 			}
 		}
 		return checkEntries(o.Spec.Template.ManagedFields)
+	case *appsv1.ControllerRevision:
+		if raw := o.Data.Raw; len(raw) > 0 && !json.Valid(raw) {
+			return errors.New("data is not JSON")
+		}
 	case *batchv1.Job:
 		return checkEntries(o.Spec.Template.ManagedFields)
 	case *batchv1.CronJob:
