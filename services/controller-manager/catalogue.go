@@ -3,8 +3,11 @@ package main
 import (
 	"keelson.dev/services/controller-manager/internal/aggregation"
 	"keelson.dev/services/controller-manager/internal/cluster"
+	"keelson.dev/services/controller-manager/internal/cronjob"
 	"keelson.dev/services/controller-manager/internal/csr"
+	"keelson.dev/services/controller-manager/internal/daemonset"
 	"keelson.dev/services/controller-manager/internal/deployment"
+	"keelson.dev/services/controller-manager/internal/disruption"
 	"keelson.dev/services/controller-manager/internal/endpoints"
 	"keelson.dev/services/controller-manager/internal/endpointslice"
 	"keelson.dev/services/controller-manager/internal/garbage"
@@ -14,8 +17,11 @@ import (
 	"keelson.dev/services/controller-manager/internal/nodelifecycle"
 	"keelson.dev/services/controller-manager/internal/podgc"
 	"keelson.dev/services/controller-manager/internal/replicaset"
+	"keelson.dev/services/controller-manager/internal/replication"
+	"keelson.dev/services/controller-manager/internal/resourcequota"
 	"keelson.dev/services/controller-manager/internal/rootca"
 	"keelson.dev/services/controller-manager/internal/serviceaccount"
+	"keelson.dev/services/controller-manager/internal/statefulset"
 	"keelson.dev/services/controller-manager/internal/tokencleaner"
 	"keelson.dev/services/controller-manager/internal/tokensecret"
 	"keelson.dev/services/controller-manager/internal/volume"
@@ -29,7 +35,14 @@ func (o *options) catalogue(s *cluster.Cluster, metadata []*garbage.Metadata, id
 	return []controller.Controller{
 		deployment.New(s.As("deployment-controller")),
 		replicaset.New(s.As("replicaset-controller")),
+		replication.New(s.As("replication-controller")),
+		daemonset.New(s.As("daemonset-controller")),
+		statefulset.New(s.As("statefulset-controller")),
 		job.New(s.As("job-controller")),
+		cronjob.New(s.As("cronjob-controller")),
+		disruption.New(s.As("controllermanager")),
+		disruption.NewStale(s),
+		resourcequota.New(s.As("resourcequota-controller"), metadata),
 		endpointslice.New(s.As("endpoint-slice-controller")),
 		endpointslice.NewMirror(s.As("endpoint-slice-mirroring-controller")),
 		endpoints.New(s.As("endpoint-controller")),

@@ -16,6 +16,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -57,25 +58,33 @@ type Cluster struct {
 	Client *client.Client
 	Events *event.Recorder
 
-	Namespaces      *client.Cache[*corev1.Namespace]
-	Nodes           *client.Cache[*corev1.Node]
-	Pods            *client.Cache[*corev1.Pod]
-	Services        *client.Cache[*corev1.Service]
-	Endpoints       *client.Cache[*corev1.Endpoints] //nolint:staticcheck // still served, still written.
-	EndpointSlices  *client.Cache[*discoveryv1.EndpointSlice]
-	Deployments     *client.Cache[*appsv1.Deployment]
-	ReplicaSets     *client.Cache[*appsv1.ReplicaSet]
-	Jobs            *client.Cache[*batchv1.Job]
-	ServiceAccounts *client.Cache[*corev1.ServiceAccount]
-	TokenSecrets    *client.Cache[*corev1.Secret]
-	BootstrapTokens *client.Cache[*corev1.Secret]
-	RootCAs         *client.Cache[*corev1.ConfigMap]
-	Claims          *client.Cache[*corev1.PersistentVolumeClaim]
-	Volumes         *client.Cache[*corev1.PersistentVolume]
-	StorageClasses  *client.Cache[*storagev1.StorageClass]
-	NodeLeases      *client.Cache[*coordinationv1.Lease]
-	SigningRequests *client.Cache[*certificatesv1.CertificateSigningRequest]
-	ClusterRoles    *client.Cache[*rbacv1.ClusterRole]
+	Namespaces     *client.Cache[*corev1.Namespace]
+	Nodes          *client.Cache[*corev1.Node]
+	Pods           *client.Cache[*corev1.Pod]
+	Services       *client.Cache[*corev1.Service]
+	Endpoints      *client.Cache[*corev1.Endpoints] //nolint:staticcheck // still served, still written.
+	EndpointSlices *client.Cache[*discoveryv1.EndpointSlice]
+	Deployments    *client.Cache[*appsv1.Deployment]
+	ReplicaSets    *client.Cache[*appsv1.ReplicaSet]
+	DaemonSets     *client.Cache[*appsv1.DaemonSet]
+	StatefulSets   *client.Cache[*appsv1.StatefulSet]
+	// ControllerRevisions are written by renumbering and deletion only.
+	ControllerRevisions    *client.Cache[*appsv1.ControllerRevision]
+	ReplicationControllers *client.Cache[*corev1.ReplicationController]
+	Jobs                   *client.Cache[*batchv1.Job]
+	CronJobs               *client.Cache[*batchv1.CronJob]
+	ServiceAccounts        *client.Cache[*corev1.ServiceAccount]
+	TokenSecrets           *client.Cache[*corev1.Secret]
+	BootstrapTokens        *client.Cache[*corev1.Secret]
+	RootCAs                *client.Cache[*corev1.ConfigMap]
+	DisruptionBudgets      *client.Cache[*policyv1.PodDisruptionBudget]
+	ResourceQuotas         *client.Cache[*corev1.ResourceQuota]
+	Claims                 *client.Cache[*corev1.PersistentVolumeClaim]
+	Volumes                *client.Cache[*corev1.PersistentVolume]
+	StorageClasses         *client.Cache[*storagev1.StorageClass]
+	NodeLeases             *client.Cache[*coordinationv1.Lease]
+	SigningRequests        *client.Cache[*certificatesv1.CertificateSigningRequest]
+	ClusterRoles           *client.Cache[*rbacv1.ClusterRole]
 
 	// Caches are all of the above.
 	Caches []Cache
@@ -143,8 +152,23 @@ func New(c *client.Client, events *event.Recorder) *Cluster {
 		ByOrphanage:  orphanage[*appsv1.ReplicaSet],
 		ByNamespace:  namespaceOf[*appsv1.ReplicaSet],
 	}})
+	s.DaemonSets = add(s, client.CacheOptions[*appsv1.DaemonSet]{Transform: slim[*appsv1.DaemonSet], Indexes: map[string]func(*appsv1.DaemonSet) []string{
+		ByNamespace: namespaceOf[*appsv1.DaemonSet],
+	}})
+	s.StatefulSets = add(s, client.CacheOptions[*appsv1.StatefulSet]{Transform: slim[*appsv1.StatefulSet], Indexes: map[string]func(*appsv1.StatefulSet) []string{
+		ByNamespace: namespaceOf[*appsv1.StatefulSet],
+	}})
+	s.ControllerRevisions = add(s, client.CacheOptions[*appsv1.ControllerRevision]{Transform: slim[*appsv1.ControllerRevision], Indexes: map[string]func(*appsv1.ControllerRevision) []string{
+		ByController: controllerOf[*appsv1.ControllerRevision],
+		ByOrphanage:  orphanage[*appsv1.ControllerRevision],
+	}})
+	s.ReplicationControllers = add(s, client.CacheOptions[*corev1.ReplicationController]{Transform: slim[*corev1.ReplicationController], Indexes: map[string]func(*corev1.ReplicationController) []string{
+		ByNamespace: namespaceOf[*corev1.ReplicationController],
+	}})
+	s.CronJobs = add(s, client.CacheOptions[*batchv1.CronJob]{Transform: slim[*batchv1.CronJob]})
 	s.Jobs = add(s, client.CacheOptions[*batchv1.Job]{Transform: slim[*batchv1.Job], Indexes: map[string]func(*batchv1.Job) []string{
-		ByNamespace: namespaceOf[*batchv1.Job],
+		ByController: controllerOf[*batchv1.Job],
+		ByNamespace:  namespaceOf[*batchv1.Job],
 	}})
 	s.ServiceAccounts = add(s, client.CacheOptions[*corev1.ServiceAccount]{Transform: slim[*corev1.ServiceAccount]})
 	s.TokenSecrets = add(s, client.CacheOptions[*corev1.Secret]{
@@ -161,6 +185,12 @@ func New(c *client.Client, events *event.Recorder) *Cluster {
 	s.RootCAs = add(s, client.CacheOptions[*corev1.ConfigMap]{
 		FieldSelector: "metadata.name=" + RootCAConfigMap, Transform: slim[*corev1.ConfigMap],
 	})
+	s.ResourceQuotas = add(s, client.CacheOptions[*corev1.ResourceQuota]{Transform: slim[*corev1.ResourceQuota], Indexes: map[string]func(*corev1.ResourceQuota) []string{
+		ByNamespace: namespaceOf[*corev1.ResourceQuota],
+	}})
+	s.DisruptionBudgets = add(s, client.CacheOptions[*policyv1.PodDisruptionBudget]{Transform: slim[*policyv1.PodDisruptionBudget], Indexes: map[string]func(*policyv1.PodDisruptionBudget) []string{
+		ByNamespace: namespaceOf[*policyv1.PodDisruptionBudget],
+	}})
 	s.Claims = add(s, client.CacheOptions[*corev1.PersistentVolumeClaim]{Transform: slim[*corev1.PersistentVolumeClaim], Indexes: map[string]func(*corev1.PersistentVolumeClaim) []string{
 		ByVolume: func(c *corev1.PersistentVolumeClaim) []string { return []string{c.Spec.VolumeName} },
 	}})

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/proto/client"
 )
@@ -33,6 +34,9 @@ func slimPod(p *corev1.Pod) *corev1.Pod {
 		Containers:                    slimContainers(p.Spec.Containers),
 		InitContainers:                slimContainers(p.Spec.InitContainers),
 	}
+	if target := TargetNode(p); target != "" && p.Spec.NodeName == "" {
+		spec.Affinity = onNode(target)
+	}
 	for _, v := range p.Spec.Volumes {
 		if v.PersistentVolumeClaim == nil && v.Ephemeral == nil {
 			continue
@@ -50,6 +54,34 @@ func slimPod(p *corev1.Pod) *corev1.Pod {
 	p.Status.EphemeralContainerStatuses, p.Status.ResourceClaimStatuses = nil, nil
 	p.Status.AllocatedResources, p.Status.Resources = nil, nil
 	return p
+}
+
+// TargetNode is the one node that a pod's required node affinity names, as that of a
+// DaemonSet's pod does; empty if there is none.
+func TargetNode(p *corev1.Pod) string {
+	if p.Spec.Affinity == nil || p.Spec.Affinity.NodeAffinity == nil {
+		return ""
+	}
+	required := p.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution
+	if required == nil {
+		return ""
+	}
+	for _, term := range required.NodeSelectorTerms {
+		for _, f := range term.MatchFields {
+			if f.Key == metav1.ObjectNameField && f.Operator == corev1.NodeSelectorOpIn && len(f.Values) == 1 {
+				return f.Values[0]
+			}
+		}
+	}
+	return ""
+}
+
+func onNode(name string) *corev1.Affinity {
+	return &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{
+		NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchFields: []corev1.NodeSelectorRequirement{
+			{Key: metav1.ObjectNameField, Operator: corev1.NodeSelectorOpIn, Values: []string{name}},
+		}}},
+	}}}
 }
 
 // slimContainers keeps those with ports and those that go on running beside the

@@ -72,7 +72,8 @@ func whole(s *cluster.Cluster) []held {
 	return []held{
 		of(s.Namespaces), of(s.Nodes), of(s.Volumes), of(s.StorageClasses), of(s.ClusterRoles), of(s.SigningRequests),
 		of(s.ServiceAccounts), of(s.Claims), of(s.Services), of(s.Endpoints), of(s.EndpointSlices), of(s.Deployments),
-		of(s.ReplicaSets), of(s.Jobs), of(s.Pods),
+		of(s.ReplicaSets), of(s.DaemonSets), of(s.StatefulSets), of(s.ControllerRevisions), of(s.ReplicationControllers), of(s.CronJobs), of(s.DisruptionBudgets), of(s.ResourceQuotas),
+		of(s.Jobs), of(s.Pods),
 	}
 }
 

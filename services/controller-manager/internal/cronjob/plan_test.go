@@ -1,0 +1,206 @@
+package cronjob_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/cronjob"
+	. "keelson.dev/services/controller-manager/internal/testkit" //nolint:revive // the tests' own words.
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var now = time.Date(2026, 11, 1, 12, 30, 30, 0, time.UTC)
+
+// hourly is a CronJob that started last at 11:00.
+func hourly() *batchv1.CronJob {
+	last, utc := metav1.NewTime(time.Date(2026, 11, 1, 11, 0, 0, 0, time.UTC)), "Etc/UTC"
+	return &batchv1.CronJob{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "report", UID: "cj", CreationTimestamp: metav1.NewTime(now.Add(-24 * time.Hour))},
+		Spec: batchv1.CronJobSpec{
+			Schedule: "0 * * * *", TimeZone: &utc, ConcurrencyPolicy: batchv1.AllowConcurrent,
+			JobTemplate: batchv1.JobTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"a": "b"}}},
+		},
+		Status: batchv1.CronJobStatus{LastScheduleTime: &last},
+	}
+}
+
+func job(name string, age time.Duration, end batchv1.JobConditionType) *batchv1.Job {
+	j := &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: types.UID(name), CreationTimestamp: metav1.NewTime(now.Add(-age))}}
+	if end != "" {
+		at := metav1.NewTime(now.Add(-age + time.Minute))
+		j.Status.Conditions = []batchv1.JobCondition{{Type: end, Status: corev1.ConditionTrue}}
+		j.Status.CompletionTime = &at
+	}
+	return j
+}
+
+func reasons(p cronjob.Plan) []string {
+	var out []string
+	for _, e := range p.Events {
+		out = append(out, e.Reason)
+	}
+	return out
+}
+
+func TestStartsWhatIsDue(t *testing.T) {
+	seconds := func(n int64) func(*batchv1.CronJob) {
+		return func(cj *batchv1.CronJob) { cj.Spec.StartingDeadlineSeconds = &n }
+	}
+	last := func(at time.Time) func(*batchv1.CronJob) {
+		return func(cj *batchv1.CronJob) { v := metav1.NewTime(at); cj.Status.LastScheduleTime = &v }
+	}
+	noon := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+	for name, c := range map[string]struct {
+		change func(*batchv1.CronJob)
+		due    time.Time // zero for none
+		wait   time.Duration
+		events []string
+	}{
+		"due":                        {due: noon, wait: 29*time.Minute + 30*time.Second},
+		"started already":            {change: last(noon), wait: 29*time.Minute + 30*time.Second},
+		"only the latest of several": {change: last(noon.Add(-6 * time.Hour)), due: noon, wait: 29*time.Minute + 30*time.Second},
+		"too late":                   {change: seconds(60), wait: 29*time.Minute + 30*time.Second},
+		"within the deadline":        {change: seconds(3600), due: noon, wait: 29*time.Minute + 30*time.Second},
+		"suspended":                  {change: func(cj *batchv1.CronJob) { yes := true; cj.Spec.Suspend = &yes }},
+		"another zone": {
+			change: func(cj *batchv1.CronJob) { z := "Asia/Kolkata"; cj.Spec.TimeZone = &z }, // 5:30 ahead
+			due:    time.Date(2026, 11, 1, 12, 30, 0, 0, time.UTC), wait: 59*time.Minute + 30*time.Second,
+		},
+		"many missed": {
+			change: func(cj *batchv1.CronJob) { cj.Spec.Schedule = "* * * * *"; last(noon.Add(-24 * time.Hour))(cj) },
+			due:    time.Date(2026, 11, 1, 12, 30, 0, 0, time.UTC), wait: 30 * time.Second, events: []string{"TooManyMissedTimes"},
+		},
+		"years missed": {
+			change: func(cj *batchv1.CronJob) { cj.Spec.Schedule = "@yearly"; last(noon.AddDate(-40, 0, 0))(cj) },
+			due:    time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), wait: time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC).Sub(now),
+		},
+		"bad schedule": {change: func(cj *batchv1.CronJob) { cj.Spec.Schedule = "every day" }, events: []string{"UnparseableSchedule"}},
+		"bad zone": {
+			change: func(cj *batchv1.CronJob) { z := "Mars/Base"; cj.Spec.TimeZone = &z }, events: []string{"UnknownTimeZone"},
+		},
+		"never": {change: func(cj *batchv1.CronJob) { cj.Spec.Schedule = "0 0 30 2 *" }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cj := hourly()
+			if c.change != nil {
+				c.change(cj)
+			}
+			p := cronjob.Make(cj, nil, now)
+			if (p.Create == nil) != c.due.IsZero() {
+				t.Fatalf("creates %v", p.Create)
+			}
+			if p.Create != nil {
+				if want := fmt.Sprintf("report-%d", c.due.Unix()/60); p.Create.Name != want || p.Create.Labels["a"] != "b" {
+					t.Errorf("creates %s, want %s", p.Create.Name, want)
+				}
+				if !p.Status.LastScheduleTime.Time.Equal(c.due) {
+					t.Errorf("last at %v, want %v", p.Status.LastScheduleTime, c.due)
+				}
+			}
+			if p.RequeueAfter != c.wait {
+				t.Errorf("looks again after %v, want %v", p.RequeueAfter, c.wait)
+			}
+			if got := reasons(p); !slices.Equal(got, c.events) {
+				t.Errorf("events %v, want %v", got, c.events)
+			}
+		})
+	}
+}
+
+func TestScheduledTimeIsInItsZone(t *testing.T) {
+	cj := hourly()
+	zone := "Asia/Kolkata"
+	cj.Spec.TimeZone = &zone
+	got := cronjob.Make(cj, nil, now).Create.Annotations[batchv1.CronJobScheduledTimestampAnnotation]
+	if got != "2026-11-01T18:00:00+05:30" {
+		t.Errorf("scheduled at %q", got)
+	}
+}
+
+func TestConcurrency(t *testing.T) {
+	running := job("running", time.Hour, "")
+	for policy, c := range map[batchv1.ConcurrencyPolicy]struct{ create, remove bool }{
+		batchv1.AllowConcurrent:   {create: true},
+		batchv1.ForbidConcurrent:  {},
+		batchv1.ReplaceConcurrent: {create: true, remove: true},
+	} {
+		cj := hourly()
+		cj.Spec.ConcurrencyPolicy = policy
+		p := cronjob.Make(cj, []*batchv1.Job{running}, now)
+		if (p.Create != nil) != c.create || (len(p.Delete) == 1) != c.remove {
+			t.Errorf("%s: creates %v, deletes %v", policy, p.Create, p.Delete)
+		}
+		if want := !c.remove; (len(p.Status.Active) == 1) != want {
+			t.Errorf("%s: active %v", policy, p.Status.Active)
+		}
+	}
+}
+
+func TestAccountsForJobs(t *testing.T) {
+	cj := hourly()
+	one := int32(1)
+	cj.Spec.SuccessfulJobsHistoryLimit, cj.Spec.FailedJobsHistoryLimit = &one, &one
+	cj.Status.Active = []corev1.ObjectReference{{Name: "done", UID: "done"}, {Name: "lost", UID: "lost"}}
+	done := job("done", time.Hour, batchv1.JobComplete)
+	p := cronjob.Make(cj, []*batchv1.Job{
+		done, job("older", 2*time.Hour, batchv1.JobComplete), job("failed", time.Hour, batchv1.JobFailed),
+		job("failed-before", 2*time.Hour, batchv1.JobFailed), job("runs", time.Minute, ""),
+	}, now)
+	var removed []string
+	for _, j := range p.Delete {
+		removed = append(removed, j.Name)
+	}
+	if want := []string{"older", "failed-before"}; !slices.Equal(removed, want) {
+		t.Errorf("deletes %v, want %v", removed, want)
+	}
+	if len(p.Status.Active) != 1 || p.Status.Active[0].Name != "runs" {
+		t.Errorf("active %v", p.Status.Active)
+	}
+	if !p.Status.LastSuccessfulTime.Equal(done.Status.CompletionTime) {
+		t.Errorf("last success %v", p.Status.LastSuccessfulTime)
+	}
+	if got := reasons(p); !slices.Equal(got, []string{"SawCompletedJob", "MissingJob"}) {
+		t.Errorf("events %v", got)
+	}
+}
+
+// TestOneJobForOneTime stops the controller between the write of the job and that of
+// the status.
+func TestOneJobForOneTime(t *testing.T) {
+	w := Start(t)
+	cj := hourly()
+	cj.UID, cj.Spec.Schedule = "", "@yearly"
+	Create(w, cj)
+	cj = Update(w, "default", "report", func(cj *batchv1.CronJob) {
+		before := metav1.NewTime(time.Now().AddDate(-1, 0, 0))
+		cj.Status.LastScheduleTime = &before
+	}, client.Subresource("status"))
+	w.CatchUp()
+	due := cronjob.Make(cj, nil, time.Now()).Create
+	if due == nil {
+		t.Fatal("nothing is due")
+	}
+	if _, err := client.For[*batchv1.Job](w.Client).Create(context.Background(), due); err != nil {
+		t.Fatal(err)
+	}
+	w.CatchUp()
+	w.Run(cronjob.New(w.Cluster.As("cronjob-controller")))
+	w.Eventually("the status has the job", func() bool {
+		s := Get[*batchv1.CronJob](w, "default", "report").Status
+		return len(s.Active) == 1 && s.LastScheduleTime.After(time.Now().AddDate(-1, 0, 0))
+	})
+	if got := List[*batchv1.Job](w, "default"); len(got) != 1 {
+		t.Errorf("%d jobs", len(got))
+	}
+}

@@ -1,0 +1,251 @@
+// Package daemonset runs one pod of a DaemonSet on each node that it selects and
+// tolerates.
+//
+// A pod is created for a node, which its required node affinity names; the
+// scheduler binds it. What to create and delete is a pure function of the set, its
+// pods and the nodes (plan.go, rolling.go). It must never run two pods of one
+// template on a node, nor let more nodes be without an available pod than
+// maxUnavailable allows during a rollout.
+package daemonset
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/util/flowcontrol"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/cluster"
+	"keelson.dev/services/controller-manager/internal/history"
+	"keelson.dev/services/controller-manager/internal/owner"
+	"keelson.dev/services/controller-manager/internal/podtemplate"
+	"keelson.dev/services/internal/controller"
+)
+
+// Pods that fail are replaced after a delay that doubles from the first to the
+// second of these, per set and node.
+const (
+	firstReplacement = time.Second
+	lastReplacement  = 15 * time.Minute
+)
+
+type reconciler struct {
+	*cluster.Cluster
+
+	sets      client.Resource[*appsv1.DaemonSet]
+	pods      owner.Claimer[*appsv1.DaemonSet, *corev1.Pod]
+	revisions owner.Claimer[*appsv1.DaemonSet, *appsv1.ControllerRevision]
+	ownWrites *controller.Writes
+	failures  *flowcontrol.Backoff
+	now       func() time.Time
+}
+
+// New is the controller.
+func New(s *cluster.Cluster) controller.Controller {
+	sets := client.For[*appsv1.DaemonSet](s.Client)
+	r := &reconciler{
+		Cluster: s, sets: sets,
+		pods: owner.Claimer[*appsv1.DaemonSet, *corev1.Pod]{
+			Owners: sets, Objects: client.For[*corev1.Pod](s.Client), Writes: controller.NewWrites(s.Pods),
+		},
+		revisions: owner.Claimer[*appsv1.DaemonSet, *appsv1.ControllerRevision]{
+			Owners: sets, Objects: client.For[*appsv1.ControllerRevision](s.Client), Writes: controller.NewWrites(s.ControllerRevisions),
+		},
+		ownWrites: controller.NewWrites(s.DaemonSets),
+		failures:  flowcontrol.NewBackOff(firstReplacement, lastReplacement),
+		now:       time.Now,
+	}
+	return controller.Controller{
+		Name: "daemonset", Workers: 2, Reconcile: r.reconcile,
+		Fresh: func(key controller.Key) error {
+			return errors.Join(r.pods.Writes.Fresh(key), r.revisions.Writes.Fresh(key), r.ownWrites.Fresh(key))
+		},
+		Sources: []controller.Source{
+			controller.Objects(s.DaemonSets),
+			controller.From(s.Pods, func(ev client.Event[*corev1.Pod]) []controller.Key {
+				return owner.Keys(ev, "DaemonSet", r.inNamespace, selectorOf)
+			}),
+			controller.From(s.ControllerRevisions, func(ev client.Event[*appsv1.ControllerRevision]) []controller.Key {
+				return owner.Keys(ev, "DaemonSet", r.inNamespace, selectorOf)
+			}),
+			controller.From(s.Nodes, r.ofNode),
+		},
+	}
+}
+
+func (r *reconciler) inNamespace(namespace string) []*appsv1.DaemonSet {
+	return r.DaemonSets.ByIndex(cluster.ByNamespace, namespace)
+}
+
+func selectorOf(ds *appsv1.DaemonSet) *metav1.LabelSelector { return ds.Spec.Selector }
+
+// ofNode is the sets whose view of a node changes.
+func (r *reconciler) ofNode(ev client.Event[*corev1.Node]) []controller.Key {
+	if ev.Type == client.Modified && maps.Equal(ev.Old.Labels, ev.Object.Labels) && slices.EqualFunc(ev.Old.Spec.Taints, ev.Object.Spec.Taints, sameTaint) {
+		return nil
+	}
+	var keys []controller.Key
+	for _, ds := range r.DaemonSets.List() {
+		fits := newFitter(ds)
+		if ev.Type == client.Modified && fits.on(ev.Old) == fits.on(ev.Object) {
+			continue
+		}
+		keys = append(keys, client.KeyOf(ds))
+	}
+	return keys
+}
+
+func sameTaint(a, b corev1.Taint) bool {
+	return a.Key == b.Key && a.Value == b.Value && a.Effect == b.Effect
+}
+
+func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {
+	ds, ok := r.DaemonSets.Get(key.Namespace, key.Name)
+	if !ok {
+		r.failures.GC()
+		return controller.Result{}, nil
+	}
+	selector, err := metav1.LabelSelectorAsSelector(ds.Spec.Selector)
+	if err != nil {
+		return controller.Result{}, nil // validation keeps such an object out.
+	}
+	if selector.Empty() {
+		r.Events.Warning(ctx, ds, "SelectingAll", "This daemon set is selecting all pods. A non-empty selector is required.")
+		return controller.Result{}, nil
+	}
+	state, err := r.observe(ctx, ds, selector)
+	if err != nil {
+		return controller.Result{}, err
+	}
+	revision, err := r.revise(ctx, ds, state.Revisions)
+	if err != nil {
+		return controller.Result{}, err
+	}
+	state.Hash = history.Hash(revision)
+	plan := Make(ds, state)
+	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, ds, state, plan)
+}
+
+// observe claims pods and revisions, and gathers what a plan is made of.
+func (r *reconciler) observe(ctx context.Context, ds *appsv1.DaemonSet, selector labels.Selector) (State, error) {
+	uid := string(ds.UID)
+	pods, err := r.pods.Claim(ctx, ds, selector, r.Pods.ByIndex(cluster.ByController, uid), r.Pods.ByIndex(cluster.ByOrphanage, ds.Namespace))
+	if err != nil {
+		return State{}, err
+	}
+	revisions, err := r.revisions.Claim(ctx, ds, selector,
+		r.ControllerRevisions.ByIndex(cluster.ByController, uid), r.ControllerRevisions.ByIndex(cluster.ByOrphanage, ds.Namespace))
+	if err != nil {
+		return State{}, err
+	}
+	now := r.now()
+	return State{
+		Nodes: r.Nodes.List(), Pods: pods, Revisions: revisions, Now: now,
+		Wait: func(node string) time.Duration {
+			id := uid + "/" + node
+			if r.failures.IsInBackOffSinceUpdate(id, now) {
+				return r.failures.Get(id)
+			}
+			return 0
+		},
+	}, nil
+}
+
+// revise makes sure that the template has a revision and returns it.
+func (r *reconciler) revise(ctx context.Context, ds *appsv1.DaemonSet, revisions []*appsv1.ControllerRevision) (*appsv1.ControllerRevision, error) {
+	plan, err := history.Make(ds, &ds.Spec.Template, revisions, appsv1.DefaultDaemonSetUniqueLabelKey, ds.Status.CollisionCount)
+	if err != nil || ds.DeletionTimestamp != nil {
+		return plan.Current, err
+	}
+	got, collided, err := plan.Write(ctx, r.revisions.Objects)
+	switch {
+	case err != nil:
+		return nil, err
+	case collided:
+		next := ds.DeepCopy()
+		next.Status.CollisionCount = history.Collided(ds.Status.CollisionCount)
+		written, err := r.sets.UpdateStatus(ctx, next)
+		if err != nil {
+			return nil, fmt.Errorf("count a collision: %w", err)
+		}
+		r.ownWrites.Wrote(client.KeyOf(ds), written.ResourceVersion)
+		return nil, controller.ErrStale
+	case got != nil:
+		r.revisions.Writes.Wrote(client.KeyOf(ds), got.ResourceVersion)
+		return got, nil
+	}
+	return plan.Current, nil
+}
+
+// carryOut writes a plan: pods first, then the status, which reports them.
+func (r *reconciler) carryOut(ctx context.Context, ds *appsv1.DaemonSet, state State, plan Plan) error {
+	failure := r.changePods(ctx, ds, state, plan)
+	for _, old := range plan.Forget {
+		if err := r.revisions.Objects.Delete(ctx, old.Namespace, old.Name, client.UID(old.UID)); err != nil && !apierrors.IsNotFound(err) {
+			failure = errors.Join(failure, fmt.Errorf("delete revision %s: %w", old.Name, err))
+		}
+	}
+	if reflect.DeepEqual(plan.Status, ds.Status) {
+		return failure
+	}
+	next := ds.DeepCopy()
+	next.Status = plan.Status
+	got, err := r.sets.UpdateStatus(ctx, next)
+	if apierrors.IsNotFound(err) {
+		return failure
+	}
+	if err != nil {
+		return errors.Join(failure, fmt.Errorf("status: %w", err))
+	}
+	r.ownWrites.Wrote(client.KeyOf(ds), got.ResourceVersion)
+	return failure
+}
+
+func (r *reconciler) changePods(ctx context.Context, ds *appsv1.DaemonSet, state State, plan Plan) error {
+	for _, e := range plan.Events {
+		if e.Warning {
+			r.Events.Warning(ctx, ds, e.Reason, "%s", e.Message)
+		} else {
+			r.Events.Normal(ctx, ds, e.Reason, "%s", e.Message)
+		}
+	}
+	for _, node := range plan.Failed {
+		r.failures.Next(string(ds.UID)+"/"+node, state.Now)
+	}
+	key := client.KeyOf(ds)
+	var failure error
+	if len(plan.Delete) > 0 {
+		done, err := podtemplate.Delete(ctx, r.Cluster, ds, plan.Delete)
+		r.wrote(key, done)
+		failure = err
+	}
+	if len(plan.Create) == 0 {
+		return failure
+	}
+	pods := make([]*corev1.Pod, len(plan.Create))
+	for i, node := range plan.Create {
+		pods[i] = newPod(ds, state.Hash, node)
+	}
+	done, err := podtemplate.Create(ctx, r.Cluster, ds, pods)
+	r.wrote(key, done)
+	if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+		err = nil
+	}
+	return errors.Join(failure, err)
+}
+
+func (r *reconciler) wrote(key controller.Key, done podtemplate.Result) {
+	for _, rv := range done.ResourceVersions {
+		r.pods.Writes.Wrote(key, rv)
+	}
+}

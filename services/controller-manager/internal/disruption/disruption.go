@@ -1,0 +1,147 @@
+// Package disruption keeps the status of PodDisruptionBudgets: how many of their pods
+// may be evicted now.
+//
+// The apiserver's eviction takes from status.disruptionsAllowed in the same write
+// that it decides on, and notes the pod in status.disruptedPods; this controller
+// writes a status only over the version that it computed it from. It must never allow
+// an eviction that would leave fewer healthy pods than the budget wants: a pod that
+// was evicted counts as lost until it is gone, or for two minutes.
+package disruption
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/cluster"
+	"keelson.dev/services/internal/controller"
+)
+
+type reconciler struct {
+	*cluster.Cluster
+
+	budgets client.Resource[*policyv1.PodDisruptionBudget]
+	writes  *controller.Writes
+	now     func() time.Time
+}
+
+// New is the controller of the budgets.
+func New(s *cluster.Cluster) controller.Controller {
+	r := &reconciler{
+		Cluster: s, budgets: client.For[*policyv1.PodDisruptionBudget](s.Client),
+		writes: controller.NewWrites(s.DisruptionBudgets), now: time.Now,
+	}
+	return controller.Controller{
+		Name: "disruption", Workers: 2, Reconcile: r.reconcile, Fresh: r.writes.Fresh,
+		Sources: []controller.Source{
+			controller.Objects(s.DisruptionBudgets),
+			controller.From(s.Pods, r.ofPod),
+		},
+		Synced: []<-chan struct{}{
+			s.Deployments.Synced(), s.ReplicaSets.Synced(), s.StatefulSets.Synced(), s.ReplicationControllers.Synced(),
+		},
+	}
+}
+
+// ofPod is the budgets that select a pod, or selected it before.
+func (r *reconciler) ofPod(ev client.Event[*corev1.Pod]) []controller.Key {
+	var keys []controller.Key
+	for _, b := range r.DisruptionBudgets.ByIndex(cluster.ByNamespace, ev.Object.Namespace) {
+		selector, err := metav1.LabelSelectorAsSelector(b.Spec.Selector)
+		if err != nil {
+			continue
+		}
+		if selector.Matches(labels.Set(ev.Object.Labels)) || ev.Type == client.Modified && selector.Matches(labels.Set(ev.Old.Labels)) {
+			keys = append(keys, client.KeyOf(b))
+		}
+	}
+	return keys
+}
+
+func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {
+	b, ok := r.DisruptionBudgets.Get(key.Namespace, key.Name)
+	if !ok || b.DeletionTimestamp != nil {
+		return controller.Result{}, nil
+	}
+	// A nil selector selects nothing, an empty one everything in the namespace.
+	selector, err := metav1.LabelSelectorAsSelector(b.Spec.Selector)
+	if err != nil {
+		return controller.Result{}, nil // validation keeps such an object out.
+	}
+	var pods []*corev1.Pod
+	for _, p := range r.Pods.ByIndex(cluster.ByNamespace, b.Namespace) {
+		if selector.Matches(labels.Set(p.Labels)) {
+			pods = append(pods, p)
+		}
+	}
+	plan := Make(b, pods, r.scales(), r.now())
+	for _, e := range plan.Events {
+		if e.Warning {
+			r.Events.Warning(ctx, b, e.Reason, "%s", e.Message)
+		} else {
+			r.Events.Normal(ctx, b, e.Reason, "%s", e.Message)
+		}
+	}
+	if !reflect.DeepEqual(plan.Status, b.Status) {
+		next := b.DeepCopy()
+		next.Status = plan.Status
+		got, err := r.budgets.UpdateStatus(ctx, next)
+		if apierrors.IsNotFound(err) {
+			return controller.Result{}, nil
+		}
+		if err != nil {
+			return controller.Result{}, fmt.Errorf("status: %w", err)
+		}
+		r.writes.Wrote(key, got.ResourceVersion)
+	}
+	return controller.Result{RequeueAfter: plan.RequeueAfter}, nil
+}
+
+// scales looks up how many pods a pod's controller wants.
+func (r *reconciler) scales() Scales {
+	return func(p *corev1.Pod) (Scale, error) {
+		ref := metav1.GetControllerOfNoCopy(p)
+		if ref == nil {
+			return Scale{}, nil
+		}
+		switch ref.Kind {
+		case "ReplicaSet":
+			rs, ok := r.ReplicaSets.Get(p.Namespace, ref.Name)
+			if !ok || rs.UID != ref.UID {
+				return Scale{}, nil
+			}
+			if up := metav1.GetControllerOfNoCopy(rs); up != nil && up.Kind == "Deployment" {
+				if d, ok := r.Deployments.Get(p.Namespace, up.Name); ok && d.UID == up.UID {
+					return Scale{d.UID, wanted(d.Spec.Replicas)}, nil
+				}
+			}
+			return Scale{rs.UID, wanted(rs.Spec.Replicas)}, nil
+		case "StatefulSet":
+			if s, ok := r.StatefulSets.Get(p.Namespace, ref.Name); ok && s.UID == ref.UID {
+				return Scale{s.UID, wanted(s.Spec.Replicas)}, nil
+			}
+			return Scale{}, nil
+		case "ReplicationController":
+			if rc, ok := r.ReplicationControllers.Get(p.Namespace, ref.Name); ok && rc.UID == ref.UID {
+				return Scale{rc.UID, wanted(rc.Spec.Replicas)}, nil
+			}
+			return Scale{}, nil
+		}
+		return Scale{}, fmt.Errorf("%s %s of pod %s does not implement the scale subresource", ref.Kind, ref.Name, p.Name)
+	}
+}
+
+func wanted(n *int32) int {
+	if n == nil {
+		return 1
+	}
+	return int(*n)
+}

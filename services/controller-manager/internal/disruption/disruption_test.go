@@ -1,0 +1,150 @@
+package disruption_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/deployment"
+	"keelson.dev/services/controller-manager/internal/disruption"
+	"keelson.dev/services/controller-manager/internal/replication"
+	. "keelson.dev/services/controller-manager/internal/testkit" //nolint:revive // the tests' own words.
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var now = time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+
+func budget(least, most string) *policyv1.PodDisruptionBudget {
+	b := &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web", Generation: 3}}
+	b.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}}
+	if least != "" {
+		v := intstr.Parse(least)
+		b.Spec.MinAvailable = &v
+	}
+	if most != "" {
+		v := intstr.Parse(most)
+		b.Spec.MaxUnavailable = &v
+	}
+	return b
+}
+
+func pods(ready ...bool) []*corev1.Pod {
+	var out []*corev1.Pod
+	for i, is := range ready {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprintf("web-%d", i), Labels: map[string]string{"app": "web"}}}
+		if is {
+			p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+func wants(n int) disruption.Scales {
+	return func(*corev1.Pod) (disruption.Scale, error) { return disruption.Scale{UID: "rs", Replicas: n}, nil }
+}
+
+func TestAllows(t *testing.T) {
+	for name, c := range map[string]struct {
+		least, most                string
+		pods                       []*corev1.Pod
+		scale                      int
+		allowed, desired, expected int32
+	}{
+		"one may go":                      {least: "2", pods: pods(true, true, true), scale: 3, allowed: 1, desired: 2, expected: 3},
+		"none may go":                     {least: "3", pods: pods(true, true, true), scale: 3, desired: 3, expected: 3},
+		"one is lost already":             {least: "2", pods: pods(true, true, false), scale: 3, desired: 2, expected: 3},
+		"a share, rounded up":             {least: "50%", pods: pods(true, true, true), scale: 3, allowed: 1, desired: 2, expected: 3},
+		"of what should be there":         {least: "50%", pods: pods(true, true), scale: 4, desired: 2, expected: 4},
+		"at most one":                     {most: "1", pods: pods(true, true, true), scale: 3, allowed: 1, desired: 2, expected: 3},
+		"at most one, and one is missing": {most: "1", pods: pods(true, true), scale: 3, desired: 2, expected: 3},
+		"at most a share, rounded up":     {most: "30%", pods: pods(true, true, true), scale: 3, allowed: 1, desired: 2, expected: 3},
+		"more than there are":             {most: "9", pods: pods(true), scale: 1, allowed: 1, desired: 0, expected: 1},
+		"no pods":                         {least: "0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := disruption.Make(budget(c.least, c.most), c.pods, wants(c.scale), now).Status
+			if s.DisruptionsAllowed != c.allowed || s.DesiredHealthy != c.desired || s.ExpectedPods != c.expected || s.ObservedGeneration != 3 {
+				t.Errorf("status %+v, want %+v", s, c)
+			}
+			if len(s.Conditions) != 1 || (s.Conditions[0].Status == metav1.ConditionTrue) != (c.allowed > 0) {
+				t.Errorf("conditions %+v", s.Conditions)
+			}
+		})
+	}
+}
+
+func TestEvictedPodsCountAsLost(t *testing.T) {
+	b := budget("1", "")
+	all := pods(true, true, true, true)
+	deleted := metav1.NewTime(now)
+	all[2].DeletionTimestamp = &deleted
+	b.Status.DisruptedPods = map[string]metav1.Time{
+		"web-0": metav1.NewTime(now.Add(-time.Minute)), "web-1": metav1.NewTime(now.Add(-time.Hour)),
+		"web-2": metav1.NewTime(now), "gone": metav1.NewTime(now),
+	}
+	p := disruption.Make(b, all, wants(4), now)
+	if s := p.Status; s.CurrentHealthy != 2 || s.DisruptionsAllowed != 1 || len(s.DisruptedPods) != 1 {
+		t.Errorf("status %+v", s)
+	}
+	if p.RequeueAfter != time.Minute {
+		t.Errorf("looks again after %v", p.RequeueAfter)
+	}
+	if len(p.Events) != 1 || p.Events[0].Reason != "NotDeleted" {
+		t.Errorf("events %+v", p.Events)
+	}
+}
+
+func TestWhatCannotBeCountedAllowsNothing(t *testing.T) {
+	b := budget("", "1")
+	b.Status.DisruptionsAllowed = 5
+	p := disruption.Make(b, pods(true), func(*corev1.Pod) (disruption.Scale, error) { return disruption.Scale{}, errors.New("no scale") }, now)
+	if p.Status.DisruptionsAllowed != 0 || p.Status.Conditions[0].Reason != policyv1.SyncFailedReason || p.Events[0].Reason != "CalculateExpectedPodCountFailed" {
+		t.Errorf("plan %+v", p)
+	}
+}
+
+func TestFollowsControllersAndPods(t *testing.T) {
+	w := Start(t)
+	w.Kubelet("n1", nil)
+	labels, two := map[string]string{"app": "web"}, int32(2)
+	b := budget("", "1")
+	b.Generation = 0
+	Create(w, b)
+	Create(w, &corev1.ReplicationController{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"},
+		Spec: corev1.ReplicationControllerSpec{Replicas: &two, Selector: labels, Template: &corev1.PodTemplateSpec{
+			ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "v1"}}},
+		}},
+	})
+	w.CatchUp()
+	w.Run(disruption.New(w.Cluster), disruption.NewStale(w.Cluster), deployment.New(w.Cluster), replication.New(w.Cluster))
+	w.Eventually("one of two may go", func() bool {
+		s := Get[*policyv1.PodDisruptionBudget](w, "default", "web").Status
+		return s.DisruptionsAllowed == 1 && s.CurrentHealthy == 2 && s.ExpectedPods == 2
+	})
+	// A pod says that it is about to go, and nothing deletes it.
+	name := List[*corev1.Pod](w, "default")[0].Name
+	Update(w, "default", name, func(p *corev1.Pod) {
+		p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{
+			Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, LastTransitionTime: metav1.NewTime(time.Now().Add(-time.Hour)),
+		})
+	}, client.Subresource("status"))
+	w.Eventually("the condition is taken back", func() bool {
+		for _, c := range Get[*corev1.Pod](w, "default", name).Status.Conditions {
+			if c.Type == corev1.DisruptionTarget {
+				return c.Status == corev1.ConditionFalse
+			}
+		}
+		return false
+	})
+}

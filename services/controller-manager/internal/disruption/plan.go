@@ -1,0 +1,174 @@
+package disruption
+
+import (
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"keelson.dev/services/controller-manager/internal/podstate"
+)
+
+// deletionTimeout is how long an evicted pod counts as lost while it is still there
+// and is not being deleted: an eviction whose delete did not follow.
+const deletionTimeout = 2 * time.Minute
+
+// Scale is the controller of a pod and how many pods it wants; the zero value is no
+// controller.
+type Scale struct {
+	UID      types.UID
+	Replicas int
+}
+
+// Scales looks a pod's scale up. It fails for a controller that has none.
+type Scales func(*corev1.Pod) (Scale, error)
+
+// Plan is what to write.
+type Plan struct {
+	Status policyv1.PodDisruptionBudgetStatus
+	Events []Event
+	// RequeueAfter is when an evicted pod no longer counts as lost; 0 is never.
+	RequeueAfter time.Duration
+}
+
+// Event is one to record.
+type Event struct {
+	Warning         bool
+	Reason, Message string
+}
+
+type planner struct {
+	b     *policyv1.PodDisruptionBudget
+	pods  []*corev1.Pod
+	scale Scales
+	now   time.Time
+	plan  Plan
+}
+
+// Make computes the status of a budget that selects these pods.
+func Make(b *policyv1.PodDisruptionBudget, pods []*corev1.Pod, scale Scales, now time.Time) Plan {
+	p := &planner{b: b, pods: pods, scale: scale, now: now, plan: Plan{Status: *b.Status.DeepCopy()}}
+	s := &p.plan.Status
+	if len(pods) == 0 {
+		p.event(false, "NoPods", "No matching pods found")
+	}
+	expected, desired, err := p.expected()
+	if err != nil {
+		p.event(true, "CalculateExpectedPodCountFailed", "Failed to calculate the number of expected pods: %v", err)
+		// An old number must not allow what nothing vouches for.
+		s.DisruptionsAllowed, s.ObservedGeneration = 0, b.Generation
+		p.condition(metav1.ConditionFalse, policyv1.SyncFailedReason, err.Error())
+		return p.plan
+	}
+	p.settle()
+	healthy := 0
+	for _, pod := range pods {
+		if _, lost := s.DisruptedPods[pod.Name]; !lost && pod.DeletionTimestamp == nil && podstate.Ready(pod) {
+			healthy++
+		}
+	}
+	allowed := max(healthy-desired, 0)
+	if expected <= 0 {
+		allowed = 0
+	}
+	s.CurrentHealthy, s.DesiredHealthy, s.ExpectedPods = int32(healthy), int32(desired), int32(expected) //nolint:gosec // numbers of pods.
+	s.DisruptionsAllowed, s.ObservedGeneration = int32(allowed), b.Generation                            //nolint:gosec // as above.
+	if allowed > 0 {
+		p.condition(metav1.ConditionTrue, policyv1.SufficientPodsReason, "")
+	} else {
+		p.condition(metav1.ConditionFalse, policyv1.InsufficientPodsReason, "")
+	}
+	return p.plan
+}
+
+func (p *planner) event(warning bool, reason, format string, args ...any) {
+	p.plan.Events = append(p.plan.Events, Event{warning, reason, fmt.Sprintf(format, args...)})
+}
+
+func (p *planner) condition(status metav1.ConditionStatus, reason, message string) {
+	meta.SetStatusCondition(&p.plan.Status.Conditions, metav1.Condition{
+		Type: policyv1.DisruptionAllowedCondition, Status: status, Reason: reason, Message: message,
+		ObservedGeneration: p.b.Generation, LastTransitionTime: metav1.NewTime(p.now),
+	})
+}
+
+// expected is how many pods there should be, and how many of them healthy. An
+// absolute minAvailable counts the pods themselves; maxUnavailable and percentages
+// count what the pods' controllers want.
+func (p *planner) expected() (expected, desired int, err error) {
+	least, most := p.b.Spec.MinAvailable, p.b.Spec.MaxUnavailable
+	if most == nil && (least == nil || least.Type == intstr.Int) {
+		if least != nil {
+			desired = least.IntValue()
+		}
+		return len(p.pods), desired, nil
+	}
+	if expected, err = p.wanted(); err != nil {
+		return 0, 0, err
+	}
+	if most != nil {
+		n, err := intstr.GetScaledValueFromIntOrPercent(most, expected, true)
+		return expected, max(expected-n, 0), err
+	}
+	desired, err = intstr.GetScaledValueFromIntOrPercent(least, expected, true)
+	return expected, desired, err
+}
+
+// wanted is what the pods' controllers want together. Pods without a controller do
+// not count.
+func (p *planner) wanted() (int, error) {
+	controllers := map[types.UID]int{}
+	unmanaged := 0
+	for _, pod := range p.pods {
+		s, err := p.scale(pod)
+		if err != nil {
+			return 0, err
+		}
+		if s.UID == "" {
+			unmanaged++
+			continue
+		}
+		controllers[s.UID] = s.Replicas
+	}
+	if unmanaged > 0 {
+		p.event(true, "UnmanagedPods", "Pods selected by this PodDisruptionBudget (selector: %s) were found to be unmanaged. As a result, "+
+			"the status of the PDB cannot be calculated correctly, which may result in undefined behavior. "+
+			"To account for these pods please set \".spec.minAvailable\" field of the PDB to an integer value.",
+			metav1.FormatLabelSelector(p.b.Spec.Selector))
+	}
+	total := 0
+	for _, n := range controllers {
+		total += n
+	}
+	return total, nil
+}
+
+// settle drops evicted pods that are gone or being deleted, and those that nobody
+// deleted in time.
+func (p *planner) settle() {
+	evicted := p.b.Status.DisruptedPods
+	p.plan.Status.DisruptedPods = nil
+	for _, pod := range p.pods {
+		at, ok := evicted[pod.Name]
+		if !ok || pod.DeletionTimestamp != nil {
+			continue
+		}
+		left := at.Add(deletionTimeout).Sub(p.now)
+		if left <= 0 {
+			p.event(true, "NotDeleted", "Pod was expected by PDB %s/%s to be deleted but it wasn't", p.b.Namespace, p.b.Name)
+			continue
+		}
+		if p.plan.Status.DisruptedPods == nil {
+			p.plan.Status.DisruptedPods = map[string]metav1.Time{}
+		}
+		p.plan.Status.DisruptedPods[pod.Name] = at
+		if p.plan.RequeueAfter == 0 || left < p.plan.RequeueAfter {
+			p.plan.RequeueAfter = left
+		}
+	}
+}

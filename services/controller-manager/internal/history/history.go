@@ -1,0 +1,260 @@
+// Package history keeps the revisions of a workload's pod template as
+// ControllerRevisions, in the form that `kubectl rollout history` and `undo` read.
+//
+// A revision's data is the patch that restores the template:
+//
+//	{"spec":{"template":{…,"$patch":"replace"}}}
+//
+// Revisions are numbered; the one with the highest number is the present one. A
+// template that the workload had before gets its old revision back, with a new
+// number. It must never change the data of a revision.
+package history
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"slices"
+	"strconv"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/rand"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/owner"
+)
+
+const (
+	// HashLabel has the hash of a revision's data, on revisions of StatefulSets; those
+	// of DaemonSets have it in controller-revision-hash, as their pods do.
+	HashLabel = "controller.kubernetes.io/hash"
+	// maxBase bounds the part of a revision's name that is its owner's, so that the
+	// name is a valid one (253 characters) with the hash.
+	maxBase = 223
+)
+
+// Plan says which revision is that of the present template, and what to write so
+// that the server has it.
+type Plan struct {
+	// Current is the revision of the present template. It may be in Create or
+	// Update, and not be on the server yet.
+	Current *appsv1.ControllerRevision
+	// Create is Current where the template is new.
+	Create *appsv1.ControllerRevision
+	// Renumber is Current where the template was an older one.
+	Renumber *appsv1.ControllerRevision
+}
+
+// Make plans for a workload with this template and these revisions. label is the one
+// that has the hash of a new revision. collisions is the workload's
+// status.collisionCount: it gives a new revision another name when one of its name
+// exists with other data.
+func Make(o client.Object, template *corev1.PodTemplateSpec, revisions []*appsv1.ControllerRevision, label string, collisions *int32) (Plan, error) {
+	data, err := Data(template)
+	if err != nil {
+		return Plan{}, err
+	}
+	revisions = Sorted(revisions)
+	var last int64
+	if n := len(revisions); n > 0 {
+		last = revisions[n-1].Revision
+	}
+	// Of two with the same data, which a race of adoptions can leave, the newest.
+	for i := len(revisions) - 1; i >= 0; i-- {
+		r := revisions[i]
+		if !sameData(r.Data.Raw, data) {
+			continue
+		}
+		if i == len(revisions)-1 {
+			return Plan{Current: r}, nil
+		}
+		next := r.DeepCopy()
+		next.Revision = last + 1
+		return Plan{Current: next, Renumber: next}, nil
+	}
+	next := newRevision(o, template.Labels, data, last+1, label, collisions)
+	return Plan{Current: next, Create: next}, nil
+}
+
+// Write creates or renumbers the present revision, where that is planned, and
+// returns it as the server has it; nil if nothing is planned. collided is true where
+// an object of the new revision's name exists with other data or another owner.
+func (p Plan) Write(ctx context.Context, revisions client.Resource[*appsv1.ControllerRevision]) (got *appsv1.ControllerRevision, collided bool, err error) {
+	switch {
+	case p.Renumber != nil:
+		if got, err = revisions.Update(ctx, p.Renumber); err != nil {
+			return nil, false, fmt.Errorf("renumber revision %s: %w", p.Renumber.Name, err)
+		}
+		return got, false, nil
+	case p.Create == nil:
+		return nil, false, nil
+	}
+	got, err = revisions.Create(ctx, p.Create)
+	if !apierrors.IsAlreadyExists(err) {
+		if err != nil {
+			err = fmt.Errorf("create revision %s: %w", p.Create.Name, err)
+		}
+		return got, false, err
+	}
+	if got, err = revisions.Get(ctx, p.Create.Namespace, p.Create.Name); err != nil {
+		return nil, false, fmt.Errorf("revision %s: %w", p.Create.Name, err)
+	}
+	ref, want := metav1.GetControllerOf(got), metav1.GetControllerOf(p.Create)
+	if ref != nil && ref.UID == want.UID && sameData(got.Data.Raw, p.Create.Data.Raw) {
+		return got, false, nil // a write whose answer was lost; the cache will show it
+	}
+	return nil, true, nil
+}
+
+// Collided is a workload's count of collisions after another one.
+func Collided(count *int32) *int32 {
+	n := int32(1)
+	if count != nil {
+		n += *count
+	}
+	return &n
+}
+
+// Data is the patch that restores a template.
+func Data(template *corev1.PodTemplateSpec) ([]byte, error) {
+	fields, err := runtime.DefaultUnstructuredConverter.ToUnstructured(template)
+	if err != nil {
+		return nil, fmt.Errorf("pod template: %w", err)
+	}
+	fields["$patch"] = "replace"
+	return json.Marshal(map[string]any{"spec": map[string]any{"template": fields}})
+}
+
+// Template is the template that a revision restores.
+func Template(r *appsv1.ControllerRevision) (*corev1.PodTemplateSpec, error) {
+	var data struct {
+		Spec struct {
+			Template corev1.PodTemplateSpec `json:"template"`
+		} `json:"spec"`
+	}
+	if err := json.Unmarshal(r.Data.Raw, &data); err != nil {
+		return nil, fmt.Errorf("data of revision %s: %w", r.Name, err)
+	}
+	return &data.Spec.Template, nil
+}
+
+// sameData compares two patches. Those of other writers may have their fields in
+// another order.
+func sameData(a, b []byte) bool {
+	if bytes.Equal(a, b) {
+		return true
+	}
+	canonical := func(data []byte) []byte {
+		var v any
+		if json.Unmarshal(data, &v) != nil {
+			return nil
+		}
+		prune(v)
+		out, err := json.Marshal(v)
+		if err != nil {
+			return nil
+		}
+		return out
+	}
+	x, y := canonical(a), canonical(b)
+	return x != nil && bytes.Equal(x, y)
+}
+
+// prune drops fields that are null, which older writers write for timestamps that
+// are not set.
+func prune(v any) {
+	switch v := v.(type) {
+	case map[string]any:
+		for k, field := range v {
+			if field == nil {
+				delete(v, k)
+				continue
+			}
+			prune(field)
+		}
+	case []any:
+		for _, element := range v {
+			prune(element)
+		}
+	}
+}
+
+// Sorted is revisions by number, the newest last.
+func Sorted(revisions []*appsv1.ControllerRevision) []*appsv1.ControllerRevision {
+	out := slices.Clone(revisions)
+	slices.SortFunc(out, func(a, b *appsv1.ControllerRevision) int {
+		return cmp.Or(cmp.Compare(a.Revision, b.Revision), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
+	})
+	return out
+}
+
+func newRevision(o client.Object, labels map[string]string, data []byte, number int64, label string, collisions *int32) *appsv1.ControllerRevision {
+	hash := hashOf(data, collisions)
+	base := o.GetName()
+	if len(base) > maxBase {
+		base = base[:maxBase]
+	}
+	labels = maps.Clone(labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels[label] = hash
+	return &appsv1.ControllerRevision{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: o.GetNamespace(), Name: base + "-" + hash, Labels: labels,
+			Annotations: annotations(o), OwnerReferences: []metav1.OwnerReference{owner.Reference(o)},
+		},
+		Data:     runtime.RawExtension{Raw: data},
+		Revision: number,
+	}
+}
+
+// annotations are the owner's, among which kubectl looks for the change cause.
+func annotations(o client.Object) map[string]string {
+	out := maps.Clone(o.GetAnnotations())
+	delete(out, corev1.LastAppliedConfigAnnotation)
+	return out
+}
+
+// Hash is a revision's hash.
+func Hash(r *appsv1.ControllerRevision) string {
+	if h := r.Labels[appsv1.DefaultDaemonSetUniqueLabelKey]; h != "" {
+		return h
+	}
+	return r.Labels[HashLabel]
+}
+
+func hashOf(data []byte, collisions *int32) string {
+	h := fnv.New32a()
+	h.Write(data)
+	if collisions != nil {
+		var b [4]byte
+		binary.LittleEndian.PutUint32(b[:], uint32(*collisions)) //nolint:gosec // any bits do.
+		h.Write(b[:])
+	}
+	return rand.SafeEncodeString(strconv.FormatUint(uint64(h.Sum32()), 10))
+}
+
+// Surplus are the oldest revisions beyond limit, not counting those that live
+// reports as in use.
+func Surplus(revisions []*appsv1.ControllerRevision, limit *int32, live func(*appsv1.ControllerRevision) bool) []*appsv1.ControllerRevision {
+	if limit == nil {
+		return nil
+	}
+	dead := slices.DeleteFunc(Sorted(revisions), func(r *appsv1.ControllerRevision) bool {
+		return live(r) || r.DeletionTimestamp != nil
+	})
+	if n := len(dead) - int(*limit); n > 0 {
+		return dead[:n]
+	}
+	return nil
+}

@@ -1,0 +1,4 @@
+package resourcequota
+
+// NewController is New with another window.
+var NewController = newController

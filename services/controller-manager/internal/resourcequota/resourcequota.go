@@ -1,0 +1,344 @@
+// Package resourcequota keeps the status of ResourceQuotas: what is limited, and how
+// much of it is used.
+//
+// The apiserver charges a quota before it stores an object (see package quota of
+// services/internal). This controller counts what is stored, for what the charges do not
+// show: objects that are gone, pods that have ended, writes that failed after their
+// charge, and quotas that are new.
+//
+// States of an object: charged and not stored, charged and stored, gone. A count that
+// begins after a charge can miss only an object of the first state. So that used is never
+// lower than what is stored or about to be, the controller adds to each count what was
+// charged within the last window, whether or not the objects are counted already, and
+// never lowers used in the first window after it has seen a quota, whose charges it has
+// not followed. What was added too much goes with the next count. The write depends on
+// the version of the quota that was there before the count: a charge that comes between
+// makes it fail.
+//
+// Counts are made from consistent lists, not from caches. It must never lower used below
+// what is stored. A write that takes longer than the window between its charge and its
+// commit may exceed the quota by itself.
+package resourcequota
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/cluster"
+	"keelson.dev/services/controller-manager/internal/garbage"
+	"keelson.dev/services/controller-manager/internal/podstate"
+	"keelson.dev/services/internal/controller"
+	"keelson.dev/services/internal/quota"
+)
+
+const (
+	// window is how long a write may take from its charge to its commit.
+	window = 10 * time.Second
+	// every is how often a quota is counted without a cause, as in Kubernetes.
+	every = 5 * time.Minute
+	// pause is the least time between two counts of a quota.
+	pause = 500 * time.Millisecond
+)
+
+type reconciler struct {
+	*cluster.Cluster
+
+	quotas client.Resource[*corev1.ResourceQuota]
+	writes *controller.Writes
+	kinds  map[schema.GroupResource]*client.Kind
+	window time.Duration
+	now    func() time.Time
+
+	mu      sync.Mutex
+	follows map[controller.Key]*charges
+}
+
+// charges are those of a quota that were seen lately.
+type charges struct {
+	since   time.Time // when the quota was seen first
+	counted time.Time // when it was counted last
+	recent  []charge
+}
+
+// charge is what was charged in a second, which ends at at.
+type charge struct {
+	at   time.Time
+	used corev1.ResourceList
+}
+
+// add notes a charge. Charges of a second are one, and those before the window are
+// dropped, so that there are few of them.
+func (f *charges) add(now time.Time, window time.Duration, used corev1.ResourceList) {
+	f.drop(now, window)
+	if n := len(f.recent); n > 0 && now.Before(f.recent[n-1].at) {
+		f.recent[n-1].used = quota.Add(f.recent[n-1].used, used)
+		return
+	}
+	// The last charge of the second may come at its end.
+	f.recent = append(f.recent, charge{now.Add(time.Second), used})
+}
+
+func (f *charges) drop(now time.Time, window time.Duration) {
+	f.recent = slices.DeleteFunc(f.recent, func(c charge) bool { return now.Sub(c.at) > window })
+}
+
+// New is the controller. metadata are the caches of the kinds that the cluster's own
+// caches do not hold.
+func New(s *cluster.Cluster, metadata []*garbage.Metadata) controller.Controller {
+	return newController(s, metadata, window)
+}
+
+func newController(s *cluster.Cluster, metadata []*garbage.Metadata, window time.Duration) controller.Controller {
+	r := &reconciler{
+		window:  window,
+		Cluster: s, quotas: client.For[*corev1.ResourceQuota](s.Client), writes: controller.NewWrites(s.ResourceQuotas),
+		kinds: map[schema.GroupResource]*client.Kind{}, now: time.Now, follows: map[controller.Key]*charges{},
+	}
+	for _, k := range client.Kinds() {
+		if k.Namespaced && k.Stored() && quota.Counted(k.GVR().GroupResource()) {
+			r.kinds[k.GVR().GroupResource()] = k
+		}
+	}
+	sources := []controller.Source{
+		controller.From(s.ResourceQuotas, r.ofQuota),
+		controller.From(s.Pods, r.ofPod),
+		controller.From(s.Services, func(ev client.Event[*corev1.Service]) []controller.Key {
+			return r.inNamespace(ev.Object.Namespace)
+		}),
+		controller.From(s.Claims, func(ev client.Event[*corev1.PersistentVolumeClaim]) []controller.Key {
+			return r.inNamespace(ev.Object.Namespace)
+		}),
+		deletions(r, s.ReplicaSets), deletions(r, s.Deployments), deletions(r, s.StatefulSets), deletions(r, s.DaemonSets),
+		deletions(r, s.ReplicationControllers), deletions(r, s.Jobs), deletions(r, s.CronJobs), deletions(r, s.ServiceAccounts),
+		deletions(r, s.EndpointSlices), deletions(r, s.Endpoints),
+	}
+	for _, m := range metadata {
+		if r.kinds[m.Kind().GVR().GroupResource()] != nil {
+			sources = append(sources, deletions(r, m))
+		}
+	}
+	return controller.Controller{
+		Name: "resourcequota", Workers: 5, Reconcile: r.reconcile, Fresh: r.writes.Fresh, Sources: sources,
+	}
+}
+
+// deletions looks at the quotas of a namespace when an object of it is gone. New objects
+// were charged.
+func deletions[T client.Object](r *reconciler, cache *client.Cache[T]) controller.Source {
+	return controller.From(cache, func(ev client.Event[T]) []controller.Key {
+		if ev.Type != client.Deleted {
+			return nil
+		}
+		return r.inNamespace(ev.Object.GetNamespace())
+	})
+}
+
+func (r *reconciler) inNamespace(namespace string) []controller.Key {
+	var keys []controller.Key
+	for _, q := range r.ResourceQuotas.ByIndex(cluster.ByNamespace, namespace) {
+		keys = append(keys, client.KeyOf(q))
+	}
+	return keys
+}
+
+// ofPod is the quotas of a pod that is gone or has ended, or is about to be overdue.
+func (r *reconciler) ofPod(ev client.Event[*corev1.Pod]) []controller.Key {
+	ended := ev.Type == client.Modified && (podstate.Finished(ev.Object) != podstate.Finished(ev.Old) ||
+		(ev.Object.DeletionTimestamp == nil) != (ev.Old.DeletionTimestamp == nil))
+	if ev.Type != client.Deleted && !ended {
+		return nil
+	}
+	return r.inNamespace(ev.Object.Namespace)
+}
+
+// ofQuota follows the charges of a quota.
+func (r *reconciler) ofQuota(ev client.Event[*corev1.ResourceQuota]) []controller.Key {
+	key, now := client.KeyOf(ev.Object), r.now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f := r.follows[key]
+	switch {
+	case ev.Type == client.Deleted:
+		delete(r.follows, key)
+		return []controller.Key{key}
+	case f == nil:
+		r.follows[key] = &charges{since: now}
+	case ev.Type == client.Modified:
+		if more := quota.Less(ev.Object.Status.Used, ev.Old.Status.Used); len(more) > 0 {
+			f.add(now, r.window, more)
+		}
+		if apiequality.Semantic.DeepEqual(ev.Object.Spec, ev.Old.Spec) {
+			return nil // a charge, or this controller's own write
+		}
+	}
+	return []controller.Key{key}
+}
+
+// pending is what was charged within the window, and whether used may be lowered; next
+// is when that changes.
+func (r *reconciler) pending(key controller.Key, now time.Time) (used corev1.ResourceList, lower bool, next time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f := r.follows[key]
+	if f == nil {
+		return nil, false, r.window
+	}
+	f.counted = now
+	f.drop(now, r.window)
+	for _, c := range f.recent {
+		used = quota.Add(used, c.used)
+		next = r.window - now.Sub(f.recent[0].at)
+	}
+	if young := r.window - now.Sub(f.since); young > 0 {
+		return used, false, young
+	}
+	return used, true, next
+}
+
+// early is how long to wait before a quota may be counted again.
+func (r *reconciler) early(key controller.Key) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f := r.follows[key]; f != nil {
+		return pause - r.now().Sub(f.counted)
+	}
+	return 0
+}
+
+func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {
+	q, ok := r.ResourceQuotas.Get(key.Namespace, key.Name)
+	if !ok || q.DeletionTimestamp != nil {
+		return controller.Result{}, nil
+	}
+	if wait := r.early(key); wait > 0 {
+		return controller.Result{RequeueAfter: wait}, nil
+	}
+	now := r.now()
+	charged, lower, next := r.pending(key, now)
+	counted, err := r.count(ctx, q, now)
+	if err != nil {
+		return controller.Result{}, fmt.Errorf("count: %w", err)
+	}
+	status := Status(q, counted, charged, lower)
+	again := controller.Result{RequeueAfter: every}
+	if next > 0 && !apiequality.Semantic.DeepEqual(status.Used, counted) {
+		again.RequeueAfter = next
+	}
+	if apiequality.Semantic.DeepEqual(status, q.Status) {
+		return again, nil
+	}
+	changed := q.DeepCopy()
+	changed.Status = status
+	got, err := r.quotas.UpdateStatus(ctx, changed)
+	switch {
+	case apierrors.IsNotFound(err):
+		return controller.Result{}, nil
+	case apierrors.IsConflict(err):
+		// It was charged meanwhile: the count is made anew.
+		return controller.Result{RequeueAfter: pause}, nil
+	case err != nil:
+		return controller.Result{}, fmt.Errorf("status: %w", err)
+	}
+	r.writes.Wrote(key, got.ResourceVersion)
+	return again, nil
+}
+
+// count is what is used of everything that the quota limits.
+func (r *reconciler) count(ctx context.Context, q *corev1.ResourceQuota, now time.Time) (corev1.ResourceList, error) {
+	total := corev1.ResourceList{}
+	limits := func(gr schema.GroupResource) bool {
+		for name := range q.Spec.Hard {
+			if quota.Uses(gr, name) {
+				return true
+			}
+		}
+		return false
+	}
+	// Covers goes by what the status limits; that may be yet to be written.
+	of := q.DeepCopy()
+	of.Status.Hard = q.Spec.Hard
+	for gr, k := range r.kinds {
+		if !limits(gr) {
+			continue
+		}
+		var err error
+		switch gr.Resource {
+		case "pods":
+			total, err = sum[*corev1.Pod](ctx, r, of, gr, total, now)
+		case "services":
+			total, err = sum[*corev1.Service](ctx, r, of, gr, total, now)
+		case "persistentvolumeclaims":
+			total, err = sum[*corev1.PersistentVolumeClaim](ctx, r, of, gr, total, now)
+		default:
+			total, err = r.number(ctx, k, of, total)
+		}
+		if apierrors.IsNotFound(err) {
+			err = nil // a kind that the server does not have
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", gr.Resource, err)
+		}
+	}
+	out := corev1.ResourceList{}
+	for name := range q.Spec.Hard {
+		out[name] = total[name]
+	}
+	return out, nil
+}
+
+// sum adds what the objects of a namespace use.
+func sum[T client.Object](ctx context.Context, r *reconciler, q *corev1.ResourceQuota, gr schema.GroupResource, total corev1.ResourceList, now time.Time) (corev1.ResourceList, error) {
+	for obj, err := range client.For[T](r.Client).All(ctx, client.ListOptions{Namespace: q.Namespace}) {
+		if err != nil {
+			return total, err
+		}
+		if quota.Covers(q, gr, obj) {
+			total = quota.Add(total, quota.Usage(gr, obj, now))
+		}
+	}
+	return total, nil
+}
+
+// number counts objects of which their number alone matters.
+func (r *reconciler) number(ctx context.Context, k *client.Kind, q *corev1.ResourceQuota, total corev1.ResourceList) (corev1.ResourceList, error) {
+	gr := k.GVR().GroupResource()
+	for obj, err := range client.Metadata(r.Client, k).All(ctx, client.ListOptions{Namespace: q.Namespace}) {
+		if err != nil {
+			return total, err
+		}
+		if quota.Covers(q, gr, obj) {
+			total = quota.Add(total, quota.Usage(gr, obj, time.Time{}))
+		}
+	}
+	return total, nil
+}
+
+// Status is a quota's status for a count. Where used may be lowered, it is lowered to
+// what is counted and what was charged lately; never above what it is.
+func Status(q *corev1.ResourceQuota, counted, charged corev1.ResourceList, lower bool) corev1.ResourceQuotaStatus {
+	s := corev1.ResourceQuotaStatus{Hard: q.Spec.Hard.DeepCopy(), Used: corev1.ResourceList{}}
+	for name := range q.Spec.Hard {
+		used := counted[name].DeepCopy()
+		if was, ok := q.Status.Used[name]; ok && was.Cmp(used) > 0 {
+			if !lower {
+				used = was.DeepCopy()
+			} else if extra, ok := charged[name]; ok {
+				used.Add(extra)
+				if used.Cmp(was) > 0 {
+					used = was.DeepCopy()
+				}
+			}
+		}
+		s.Used[name] = used
+	}
+	return s
+}

@@ -1,0 +1,100 @@
+package resourcequota_test
+
+import (
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/garbage"
+	"keelson.dev/services/controller-manager/internal/resourcequota"
+	. "keelson.dev/services/controller-manager/internal/testkit" //nolint:revive // the tests' own words.
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func list(pairs ...string) corev1.ResourceList {
+	out := corev1.ResourceList{}
+	for i := 0; i < len(pairs); i += 2 {
+		out[corev1.ResourceName(pairs[i])] = resource.MustParse(pairs[i+1])
+	}
+	return out
+}
+
+func TestStatusIsNeverLowerThanWhatMayBeStored(t *testing.T) {
+	for name, c := range map[string]struct {
+		used, counted, charged corev1.ResourceList
+		lower                  bool
+		want                   string
+	}{
+		"new":                           {counted: list("pods", "3"), want: "3"},
+		"raised at once":                {used: list("pods", "1"), counted: list("pods", "3"), want: "3"},
+		"kept while it is new":          {used: list("pods", "5"), counted: list("pods", "3"), want: "5"},
+		"lowered":                       {used: list("pods", "5"), counted: list("pods", "3"), lower: true, want: "3"},
+		"lowered but for what may come": {used: list("pods", "5"), counted: list("pods", "3"), charged: list("pods", "1"), lower: true, want: "4"},
+		"not raised by what may come":   {used: list("pods", "4"), counted: list("pods", "3"), charged: list("pods", "9"), lower: true, want: "4"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			q := &corev1.ResourceQuota{
+				Spec:   corev1.ResourceQuotaSpec{Hard: list("pods", "10")},
+				Status: corev1.ResourceQuotaStatus{Used: c.used, Hard: list("secrets", "1")},
+			}
+			s := resourcequota.Status(q, c.counted, c.charged, c.lower)
+			if used := s.Used["pods"]; used.String() != c.want {
+				t.Errorf("used %s, want %s", used.String(), c.want)
+			}
+			if hard := s.Hard["pods"]; hard.String() != "10" || len(s.Hard) != 1 {
+				t.Errorf("hard %v", s.Hard)
+			}
+		})
+	}
+}
+
+func TestCountsWhatIsThere(t *testing.T) {
+	w := Start(t)
+	pod := func(name string) *corev1.Pod {
+		return &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Resources: corev1.ResourceRequirements{Requests: list("cpu", "100m")}}}},
+		}
+	}
+	Create(w, pod("a"))
+	Create(w, pod("b"))
+	Create(w, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "c"}})
+	Create(w, &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "s"},
+		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{{Port: 80}, {Port: 81}}},
+	})
+	metadata := garbage.NewMetadata(w.Cluster)
+	for _, m := range metadata {
+		w.Go(m.Run)
+	}
+	w.CatchUp()
+	w.Run(resourcequota.NewController(w.Cluster, metadata, 50*time.Millisecond))
+	Create(w, &corev1.ResourceQuota{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "q"},
+		Spec: corev1.ResourceQuotaSpec{Hard: list("pods", "5", "requests.cpu", "1", "configmaps", "5", "count/configmaps", "5",
+			"services.nodeports", "3", "count/deployments.apps", "1")},
+	})
+	want := map[corev1.ResourceName]string{
+		"pods": "2", "requests.cpu": "200m", "configmaps": "1", "count/configmaps": "1", "services.nodeports": "2", "count/deployments.apps": "0",
+	}
+	shows := func() bool {
+		s := Get[*corev1.ResourceQuota](w, "default", "q").Status
+		for name, value := range want {
+			if q, ok := s.Used[name]; !ok || q.String() != value {
+				return false
+			}
+		}
+		return len(s.Hard) == len(want)
+	}
+	w.Eventually("everything is counted", shows)
+	// Once charges that were not seen cannot be under way.
+	Update(w, "default", "a", func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }, client.Subresource("status"))
+	want["pods"], want["requests.cpu"] = "1", "100m"
+	w.Eventually("the pod that has ended is not counted", shows)
+}

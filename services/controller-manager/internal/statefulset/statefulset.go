@@ -1,0 +1,268 @@
+// Package statefulset runs numbered pods that keep their name, their place in DNS
+// and their volumes.
+//
+// What to do next is a pure function of the set, its pods and claims (plan.go). A
+// pod of a name is never created while one of that name is there, be it ending: the
+// server refuses the name. So two pods of one identity run at once only where a pod
+// is deleted by force while its node still runs it. It must never delete a claim:
+// the retention policy makes a claim depend on the set or its pod, and the garbage
+// collector deletes it.
+package statefulset
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/cluster"
+	"keelson.dev/services/controller-manager/internal/history"
+	"keelson.dev/services/controller-manager/internal/owner"
+	"keelson.dev/services/controller-manager/internal/podtemplate"
+	"keelson.dev/services/internal/controller"
+)
+
+type reconciler struct {
+	*cluster.Cluster
+
+	sets        client.Resource[*appsv1.StatefulSet]
+	claims      client.Resource[*corev1.PersistentVolumeClaim]
+	pods        owner.Claimer[*appsv1.StatefulSet, *corev1.Pod]
+	revisions   owner.Claimer[*appsv1.StatefulSet, *appsv1.ControllerRevision]
+	ownWrites   *controller.Writes
+	claimWrites *controller.Writes
+	now         func() time.Time
+}
+
+// New is the controller.
+func New(s *cluster.Cluster) controller.Controller {
+	sets := client.For[*appsv1.StatefulSet](s.Client)
+	r := &reconciler{
+		Cluster: s, sets: sets, claims: client.For[*corev1.PersistentVolumeClaim](s.Client),
+		pods: owner.Claimer[*appsv1.StatefulSet, *corev1.Pod]{
+			Owners: sets, Objects: client.For[*corev1.Pod](s.Client), Writes: controller.NewWrites(s.Pods),
+		},
+		revisions: owner.Claimer[*appsv1.StatefulSet, *appsv1.ControllerRevision]{
+			Owners: sets, Objects: client.For[*appsv1.ControllerRevision](s.Client), Writes: controller.NewWrites(s.ControllerRevisions),
+		},
+		ownWrites: controller.NewWrites(s.StatefulSets), claimWrites: controller.NewWrites(s.Claims), now: time.Now,
+	}
+	return controller.Controller{
+		Name: "statefulset", Workers: 5, Reconcile: r.reconcile,
+		Fresh: func(key controller.Key) error {
+			return errors.Join(r.pods.Writes.Fresh(key), r.revisions.Writes.Fresh(key), r.ownWrites.Fresh(key), r.claimWrites.Fresh(key))
+		},
+		Sources: []controller.Source{
+			controller.Objects(s.StatefulSets),
+			controller.From(s.Pods, func(ev client.Event[*corev1.Pod]) []controller.Key {
+				return owner.Keys(ev, "StatefulSet", r.inNamespace, selectorOf)
+			}),
+			controller.From(s.ControllerRevisions, func(ev client.Event[*appsv1.ControllerRevision]) []controller.Key {
+				return owner.Keys(ev, "StatefulSet", r.inNamespace, selectorOf)
+			}),
+			controller.From(s.Claims, r.ofClaim),
+		},
+	}
+}
+
+func (r *reconciler) inNamespace(namespace string) []*appsv1.StatefulSet {
+	return r.StatefulSets.ByIndex(cluster.ByNamespace, namespace)
+}
+
+func selectorOf(set *appsv1.StatefulSet) *metav1.LabelSelector { return set.Spec.Selector }
+
+// ofClaim is the set that waits for a claim of an earlier pod to go.
+func (r *reconciler) ofClaim(ev client.Event[*corev1.PersistentVolumeClaim]) []controller.Key {
+	if ev.Type == client.Modified && (ev.Old.DeletionTimestamp == nil) == (ev.Object.DeletionTimestamp == nil) {
+		return nil
+	}
+	var keys []controller.Key
+	for _, set := range r.inNamespace(ev.Object.Namespace) {
+		if len(set.Spec.VolumeClaimTemplates) > 0 && isClaimOf(set, ev.Object.Name) {
+			keys = append(keys, client.KeyOf(set))
+		}
+	}
+	return keys
+}
+
+func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {
+	set, ok := r.StatefulSets.Get(key.Namespace, key.Name)
+	if !ok {
+		return controller.Result{}, nil
+	}
+	selector, err := metav1.LabelSelectorAsSelector(set.Spec.Selector)
+	if err != nil || selector.Empty() {
+		return controller.Result{}, nil // validation keeps such an object out.
+	}
+	state, err := r.observe(ctx, set, selector)
+	if err != nil {
+		return controller.Result{}, err
+	}
+	if state.Update, err = r.revise(ctx, set, state.Revisions); err != nil {
+		return controller.Result{}, err
+	}
+	plan, err := Make(set, state)
+	if err != nil {
+		return controller.Result{}, err
+	}
+	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, set, plan)
+}
+
+// observe claims pods and revisions, and gathers what a plan is made of.
+func (r *reconciler) observe(ctx context.Context, set *appsv1.StatefulSet, selector labels.Selector) (State, error) {
+	uid := string(set.UID)
+	orphans := slices.DeleteFunc(slices.Clone(r.Pods.ByIndex(cluster.ByOrphanage, set.Namespace)), func(p *corev1.Pod) bool { return !isMember(set, p) })
+	pods, err := r.pods.Claim(ctx, set, selector, r.Pods.ByIndex(cluster.ByController, uid), orphans)
+	if err != nil {
+		return State{}, err
+	}
+	revisions, err := r.revisions.Claim(ctx, set, selector,
+		r.ControllerRevisions.ByIndex(cluster.ByController, uid), r.ControllerRevisions.ByIndex(cluster.ByOrphanage, set.Namespace))
+	if err != nil {
+		return State{}, err
+	}
+	return State{
+		Pods: pods, Revisions: revisions, Now: r.now(),
+		Claim: func(name string) *corev1.PersistentVolumeClaim {
+			c, _ := r.Claims.Get(set.Namespace, name)
+			return c
+		},
+	}, nil
+}
+
+// revise makes sure that the template has a revision and returns it.
+func (r *reconciler) revise(ctx context.Context, set *appsv1.StatefulSet, revisions []*appsv1.ControllerRevision) (*appsv1.ControllerRevision, error) {
+	plan, err := history.Make(set, &set.Spec.Template, revisions, history.HashLabel, set.Status.CollisionCount)
+	if err != nil || set.DeletionTimestamp != nil {
+		return plan.Current, err
+	}
+	got, collided, err := plan.Write(ctx, r.revisions.Objects)
+	switch {
+	case err != nil:
+		return nil, err
+	case collided:
+		next := set.DeepCopy()
+		next.Status.CollisionCount = history.Collided(set.Status.CollisionCount)
+		written, err := r.sets.UpdateStatus(ctx, next)
+		if err != nil {
+			return nil, fmt.Errorf("count a collision: %w", err)
+		}
+		r.ownWrites.Wrote(client.KeyOf(set), written.ResourceVersion)
+		return nil, controller.ErrStale
+	case got != nil:
+		r.revisions.Writes.Wrote(client.KeyOf(set), got.ResourceVersion)
+		return got, nil
+	}
+	return plan.Current, nil
+}
+
+// carryOut writes a plan: claims before the pods that mount them, and the status at
+// the end.
+func (r *reconciler) carryOut(ctx context.Context, set *appsv1.StatefulSet, plan Plan) error {
+	failure := r.changeClaims(ctx, set, plan)
+	if failure == nil {
+		failure = r.changePods(ctx, set, plan)
+	}
+	for _, old := range plan.Forget {
+		if err := r.revisions.Objects.Delete(ctx, old.Namespace, old.Name, client.UID(old.UID)); err != nil && !apierrors.IsNotFound(err) {
+			failure = errors.Join(failure, fmt.Errorf("delete revision %s: %w", old.Name, err))
+		}
+	}
+	if reflect.DeepEqual(plan.Status, set.Status) {
+		return failure
+	}
+	next := set.DeepCopy()
+	next.Status = plan.Status
+	got, err := r.sets.UpdateStatus(ctx, next)
+	if apierrors.IsNotFound(err) {
+		return failure
+	}
+	if err != nil {
+		return errors.Join(failure, fmt.Errorf("status: %w", err))
+	}
+	r.ownWrites.Wrote(client.KeyOf(set), got.ResourceVersion)
+	return failure
+}
+
+func (r *reconciler) changeClaims(ctx context.Context, set *appsv1.StatefulSet, plan Plan) error {
+	key := client.KeyOf(set)
+	for _, c := range plan.CreateClaims {
+		got, err := r.claims.Create(ctx, c)
+		switch {
+		case apierrors.IsAlreadyExists(err):
+		case err != nil:
+			r.Events.Warning(ctx, set, "FailedCreate", "create Claim %s for StatefulSet %s failed error: %v", c.Name, set.Name, err)
+			return fmt.Errorf("create claim %s: %w", c.Name, err)
+		default:
+			r.claimWrites.Wrote(key, got.ResourceVersion)
+			r.Events.Normal(ctx, set, "SuccessfulCreate", "create Claim %s in StatefulSet %s success", c.Name, set.Name)
+		}
+	}
+	for _, c := range plan.UpdateClaims {
+		got, err := r.claims.Update(ctx, c)
+		switch {
+		case apierrors.IsNotFound(err):
+		case err != nil:
+			return fmt.Errorf("owners of claim %s: %w", c.Name, err)
+		default:
+			r.claimWrites.Wrote(key, got.ResourceVersion)
+		}
+	}
+	return nil
+}
+
+func (r *reconciler) changePods(ctx context.Context, set *appsv1.StatefulSet, plan Plan) error {
+	key := client.KeyOf(set)
+	for _, e := range plan.Events {
+		r.Events.Warning(ctx, set, e.Reason, "%s", e.Message)
+	}
+	var failure error
+	if len(plan.Label) > 0 {
+		failure = r.label(ctx, key, plan.Label)
+	}
+	if len(plan.Delete) > 0 {
+		done, err := podtemplate.Delete(ctx, r.Cluster, set, plan.Delete)
+		r.wrote(key, done)
+		failure = errors.Join(failure, err)
+	}
+	if len(plan.Create) > 0 {
+		done, err := podtemplate.Create(ctx, r.Cluster, set, plan.Create)
+		r.wrote(key, done)
+		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+			err = nil
+		}
+		failure = errors.Join(failure, err)
+	}
+	return failure
+}
+
+// label gives adopted pods the labels of their identity.
+func (r *reconciler) label(ctx context.Context, key controller.Key, pods []*corev1.Pod) error {
+	var failure error
+	for _, p := range pods {
+		got, err := r.pods.Objects.Patch(ctx, p.Namespace, p.Name, identityPatchType, identityPatch(p))
+		if err != nil && !apierrors.IsNotFound(err) {
+			failure = errors.Join(failure, fmt.Errorf("label pod %s: %w", p.Name, err))
+			continue
+		}
+		if err == nil {
+			r.pods.Writes.Wrote(key, got.ResourceVersion)
+		}
+	}
+	return failure
+}
+
+func (r *reconciler) wrote(key controller.Key, done podtemplate.Result) {
+	for _, rv := range done.ResourceVersions {
+		r.pods.Writes.Wrote(key, rv)
+	}
+}
