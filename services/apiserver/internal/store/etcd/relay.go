@@ -20,33 +20,36 @@ import (
 	"keelson.dev/services/internal/connlimit"
 )
 
-// Peers connect over mutual TLS; the application protocol says what for: cards, or
-// the etcd of one seat. An address that somebody else has by now does not answer
-// for that seat, so nobody can be taken for another.
+// Peers connect over mutual TLS. The application protocol names the purpose: to exchange
+// cards, or to reach the etcd of one seat. An address that another member has taken over does
+// not answer for the seat that had it before, so that no member is mistaken for another.
 const (
 	protocolCards = "keelson-etcd-cards"
 	protocolPeer  = "keelson-etcd-peer/"
 )
 
-// Bounds of one connection's beginnings.
+// Time limits of setting up one connection.
 const (
 	dialTime     = time.Second
 	shakeTime    = 2 * time.Second
 	exchangeTime = 3 * time.Second
 )
 
-// peerLimits bound who connects: before the handshake, few; the others are members, each
-// with a dozen connections.
+// peerLimits bound the incoming connections. Few may be open before their handshake is
+// complete; the others belong to members, each of which has about a dozen.
 var peerLimits = connlimit.Limits{Name: "etcd-peer", Total: 1024, PerAddress: 256, Unknown: 64, UnknownPerAddress: 32}
 
-// keepAlive ends a connection to a host that is gone, while it is idle too.
+// keepAlive ends a connection to a host that is gone, even if the connection is idle.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 3}
 
-// unanswered is how long what was sent may stay without acknowledgement.
+// unanswered is how long sent data may remain unacknowledged.
 const unanswered = 5 * time.Second
 
-// sockets is the process's working directory while members run in it: etcd dials
-// its peers by unix sockets, and a URL's host can only name one without a path.
+// sockets is the directory of the sockets through which etcd dials its peers. It is the working
+// directory of the process while members run in it, for want of another way: etcd passes the
+// host of a peer's URL to net.Dial as the name of a unix socket, and a host cannot contain a
+// slash. Files that the apiserver opens later are therefore named by absolute paths. Loopback
+// ports instead of sockets would be open to every user of the machine.
 var sockets struct {
 	sync.Mutex
 	dir, before string
@@ -90,16 +93,16 @@ func leaveSockets() {
 	}
 }
 
-// outlet is the socket where etcd finds the peer in a seat. Members of one process
-// share it.
+// outlet is the socket at which etcd finds the peer in a seat. The members of a process share
+// it.
 type outlet struct {
 	listener net.Listener
 	users    []*peers
 	done     chan struct{}
 }
 
-// openOutlet makes the seat's socket. A member that ends needs none any more, and
-// nobody would close it.
+// openOutlet creates the seat's socket. A member that is closing opens none, because nothing
+// would close it again.
 func (p *peers) openOutlet(seat string) error {
 	s := &sockets
 	s.Lock()
@@ -127,7 +130,8 @@ func (p *peers) openOutlet(seat string) error {
 	return nil
 }
 
-// closeOutlets ends this member's part in all sockets.
+// closeOutlets gives up this member's share in all sockets, and closes those that no other
+// member uses.
 func (p *peers) closeOutlets() {
 	s := &sockets
 	s.Lock()
@@ -173,15 +177,15 @@ type peers struct {
 	askTime  time.Duration
 	listener net.Listener
 	local    string // the socket where this member's etcd listens
-	// serving says that etcd answers there: until then, who asks whether there is a
-	// cluster already must not be kept waiting.
+	// serving is true once etcd answers there. Until then connections are refused, so that a
+	// member which asks whether a cluster exists gets its answer at once.
 	serving atomic.Bool
 
 	ctx  context.Context
 	stop context.CancelFunc
 	mu   sync.Mutex // guards the wait group against adding after stop
 	wg   sync.WaitGroup
-	// live are the connections under way.
+	// live are the open connections.
 	live map[net.Conn]bool
 }
 
@@ -194,7 +198,8 @@ func newPeers(c *cards, log *slog.Logger, pc *PeerConfig, l net.Listener) *peers
 	return p
 }
 
-// run runs f unless the member is closing; close waits for it.
+// run runs f in a goroutine that close waits for. It returns false, without running f, if the
+// member is closing.
 func (p *peers) run(f func()) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -217,7 +222,7 @@ func (p *peers) close() {
 	p.wg.Wait()
 }
 
-// track notes a connection, so that close ends it.
+// track records a connection so that close ends it. It returns false if the member is closing.
 func (p *peers) track(c net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -235,7 +240,7 @@ func (p *peers) untrack(c net.Conn) {
 	_ = c.Close()
 }
 
-// out carries one connection of this process's etcd to the peer in a seat.
+// out forwards one connection of this process's etcd to the peer in a seat.
 func (p *peers) out(seat string, c net.Conn) {
 	if !p.track(c) {
 		_ = c.Close()
@@ -253,7 +258,7 @@ func (p *peers) out(seat string, c net.Conn) {
 	}
 }
 
-// pipe carries bytes both ways until one side ends.
+// pipe copies in both directions until one side ends.
 func (p *peers) pipe(a, b net.Conn) {
 	if !p.track(b) {
 		_ = b.Close()
@@ -294,7 +299,7 @@ func (p *peers) dial(address, protocol string) (net.Conn, error) {
 	return c, nil
 }
 
-// answers tells whether the member in a seat can be reached.
+// answers reports whether the member in a seat can be reached.
 func (p *peers) answers(seat string) bool {
 	if seat == p.seat() {
 		return true
@@ -378,14 +383,14 @@ func (p *peers) take(r io.Reader) error {
 	return p.merge(told)
 }
 
-// Times between two rounds of exchanges: while somebody is new, and otherwise.
+// Pauses between two rounds of exchanges: while a member is new, and otherwise.
 const (
 	exchangeSoon = 200 * time.Millisecond
 	exchangeRare = 2 * time.Second
 	newFor       = 10 * time.Second
 )
 
-// exchanges tells the others who is where, and hears it from them.
+// exchanges sends the cards that this member has to the others, and receives theirs.
 func (p *peers) exchanges() {
 	wait := time.NewTimer(0)
 	defer wait.Stop()
@@ -434,7 +439,7 @@ func (p *peers) exchange(address string) error {
 	return p.take(c)
 }
 
-// removeSockets cleans up after a member of this directory that was killed.
+// removeSockets removes the sockets that a killed process left in the directory.
 func removeSockets(dir string) {
 	for _, pattern := range []string{seatPrefix + "*:80", seatPrefix + "*.in"} {
 		names, _ := filepath.Glob(filepath.Join(dir, pattern))
