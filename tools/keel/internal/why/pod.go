@@ -214,7 +214,7 @@ var hints = []struct{ part, next string }{
 
 // claimOf explains a pod's volume whose claim is missing or not bound.
 func (w *World) claimOf(p *corev1.Pod, v *corev1.Volume) *Answer {
-	name := ""
+	var name string
 	switch {
 	case v.PersistentVolumeClaim != nil:
 		name = v.PersistentVolumeClaim.ClaimName
