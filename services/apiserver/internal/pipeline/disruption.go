@@ -18,31 +18,31 @@ import (
 )
 
 const (
-	// maxDisrupted bounds the evictions that a budget's controller has not counted
-	// yet, as in Kubernetes.
+	// maxDisrupted bounds the evictions that a budget's controller has not processed yet,
+	// as in Kubernetes.
 	maxDisrupted = 2000
-	// budgetRounds is how often a budget is charged anew after maxTries writers came
-	// first. Each conflict means that another writer got ahead.
+	// budgetRounds is the number of attempts to charge a budget or a quota. Each attempt
+	// ends after maxTries conflicts, and each conflict means that another write succeeded.
 	budgetRounds = 10
-	// budgetRetrySeconds is what clients are told to wait for the budget's controller.
+	// budgetRetrySeconds is the Retry-After of a refusal that ends once the budget's
+	// controller has caught up.
 	budgetRetrySeconds = 10
 )
 
 var budgetGVR = policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets")
 
-// charge takes the eviction of a pod out of its disruption budget. It succeeds at once
-// for pods that no budget guards: those that have ended, have not started or are being
-// deleted, and unready ones where the budget lets them go. It reports whether the budget
-// was written.
+// charge takes one disruption from the budget that guards the pod. It succeeds without a write
+// if no budget does: the pod has ended, has not started or is being deleted, no budget selects
+// it, or it is unready and the budget does not protect unready pods. It reports whether the
+// budget was written.
 //
-// The write depends on the revision of the budget that was read. Of many evictions at
-// once, through any apiservers, each therefore sees what the others have taken, and no
-// more pods go than the budget allows. If the eviction fails after it, the budget's
-// controller gives back what was taken, as in Kubernetes: status.disruptedPods names
-// the pod and the time.
+// The write depends on the revision of the budget that was read. Concurrent evictions, through
+// any apiservers, therefore see each other's charges, and no more pods are evicted than the
+// budget allows. If the eviction fails after the charge, the budget's controller reverts it, as
+// in Kubernetes: status.disruptedPods names the pod and the time.
 //
-// What the decision says of the pod holds when it is deleted: that write depends on the
-// pod's revision, and a change in between starts over.
+// A decision based on the pod's state is still valid when the pod is deleted, because the delete
+// depends on the pod's revision: if the pod has changed, the eviction is planned again.
 func (p *Pipeline) charge(c *change, pod *corev1.Pod) (charged bool, err error) {
 	if unguarded(pod) {
 		return false, nil
@@ -57,7 +57,7 @@ func (p *Pipeline) charge(c *change, pod *corev1.Pod) (charged bool, err error) 
 	for range budgetRounds {
 		if err = p.decrement(c, pod, budget.Name); !outrun(err) {
 			if apierrors.IsNotFound(err) {
-				return false, nil // deleted: it guards nothing any more
+				return false, nil // the budget has been deleted
 			}
 			return err == nil, err
 		}
@@ -65,13 +65,13 @@ func (p *Pipeline) charge(c *change, pod *corev1.Pod) (charged bool, err error) 
 	return false, apierrors.NewTimeoutError(fmt.Sprintf("couldn't update PodDisruptionBudget %q due to conflicts", budget.Name), budgetRetrySeconds)
 }
 
-// outrun reports whether a write failed because other writers of the object came first
-// each time, so that it may be tried again.
+// outrun reports whether a write failed only because of conflicts with other writers, so that
+// it may be tried again.
 func outrun(err error) bool {
 	return apierrors.IsConflict(err) && !apierrors.HasStatusCause(err, apistatus.CauseFenced)
 }
 
-// unguarded reports whether a pod can go without asking its budget.
+// unguarded reports whether a pod may be evicted whatever its budget says.
 func unguarded(pod *corev1.Pod) bool {
 	switch pod.Status.Phase {
 	case corev1.PodSucceeded, corev1.PodFailed, corev1.PodPending:
@@ -80,6 +80,7 @@ func unguarded(pod *corev1.Pod) bool {
 	return pod.DeletionTimestamp != nil
 }
 
+// ready reports whether the pod's Ready condition is true.
 func ready(pod *corev1.Pod) bool {
 	for i := range pod.Status.Conditions {
 		if c := &pod.Status.Conditions[i]; c.Type == corev1.PodReady {
@@ -89,7 +90,7 @@ func ready(pod *corev1.Pod) bool {
 	return false
 }
 
-// unreadyMayGo reports whether a budget lets go pods that it does not count as healthy.
+// unreadyMayGo reports whether the budget allows unready pods to be evicted without a charge.
 func unreadyMayGo(b *policyv1.PodDisruptionBudget) bool {
 	if policy := b.Spec.UnhealthyPodEvictionPolicy; policy != nil && *policy == policyv1.AlwaysAllow {
 		return true
@@ -97,13 +98,14 @@ func unreadyMayGo(b *policyv1.PodDisruptionBudget) bool {
 	return b.Status.CurrentHealthy >= b.Status.DesiredHealthy && b.Status.DesiredHealthy > 0
 }
 
-// budgetOf finds the budget that guards a pod; nil if there is none.
+// budgetOf returns the budget that selects the pod, or nil if there is none. It fails if there
+// are several.
 func (p *Pipeline) budgetOf(c *change, pod *corev1.Pod) (*policyv1.PodDisruptionBudget, error) {
 	k := p.cfg.Table.ByResource(budgetGVR)
 	if k == nil {
 		return nil, nil
 	}
-	// A budget that was created before this request counts.
+	// The cache must contain every budget that was created before this request.
 	if err := p.wait(c.ctx, k, 0); err != nil {
 		return nil, err
 	}
@@ -132,7 +134,7 @@ func (p *Pipeline) budgetOf(c *change, pod *corev1.Pod) (*policyv1.PodDisruption
 	return found, nil
 }
 
-// decrement takes one disruption out of a budget, with a write of its own.
+// decrement takes one disruption from the budget by a write of its status.
 func (p *Pipeline) decrement(c *change, pod *corev1.Pod, name string) error {
 	k := p.cfg.Table.ByResource(budgetGVR)
 	status := k.Subresources["status"]
@@ -148,7 +150,7 @@ func (p *Pipeline) decrement(c *change, pod *corev1.Pod, name string) error {
 		}
 		budget, ok := cur.Object.DeepCopyObject().(*policyv1.PodDisruptionBudget)
 		if !ok {
-			return nil, fmt.Errorf("%T is no disruption budget", cur.Object)
+			return nil, fmt.Errorf("poddisruptionbudgets %q: expected a PodDisruptionBudget, got %T", name, cur.Object)
 		}
 		if err := allows(budget); err != nil {
 			return nil, err
@@ -160,13 +162,13 @@ func (p *Pipeline) decrement(c *change, pod *corev1.Pod, name string) error {
 	return b.err
 }
 
-// itself is the user of writes that a request makes beside its own, and ownManager
-// their field manager, as in Kubernetes.
+// itself is the user of the writes that the apiserver makes on behalf of a request, such as
+// charges, and ownManager their field manager, as in Kubernetes.
 var itself = request.User{Name: "system:apiserver", Groups: []string{"system:masters", "system:authenticated"}}
 
 const ownManager = "kube-apiserver"
 
-// take counts a pod as disrupted.
+// take records the pod's disruption in the budget's status.
 func take(b *policyv1.PodDisruptionBudget, pod string, now metav1.Time) {
 	b.Status.DisruptionsAllowed--
 	if b.Status.DisruptionsAllowed == 0 {
@@ -181,8 +183,8 @@ func take(b *policyv1.PodDisruptionBudget, pod string, now metav1.Time) {
 	b.Status.DisruptedPods[pod] = now
 }
 
-// allows explains, in Kubernetes' words, why a budget has no disruption left; nil if it
-// has.
+// allows returns nil if the budget allows a disruption now, and otherwise Kubernetes' error that
+// explains why it does not.
 func allows(b *policyv1.PodDisruptionBudget) error {
 	cause := func(err *apierrors.StatusError, message string) error {
 		err.ErrStatus.Details.Causes = append(err.ErrStatus.Details.Causes,
@@ -225,7 +227,8 @@ func allows(b *policyv1.PodDisruptionBudget) error {
 	return cause(apierrors.NewTooManyRequests(violates, 0), why)
 }
 
-// guard asks a pod's budget before an eviction goes on; once is enough for a request.
+// guard charges the pod's budget unless the request has charged it already. It sets *charged if
+// the budget was written.
 func (p *Pipeline) guard(c *change, obj resource.Object, charged *bool) error {
 	pod, ok := obj.(*corev1.Pod)
 	if !ok || *charged {

@@ -13,15 +13,16 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// second is another pipeline over the same store, as another apiserver has.
+// withSecond sets *second to another pipeline over the same store, as another apiserver has.
 func withSecond(second **pipeline.Pipeline) func(*pipeline.Config) {
 	return func(c *pipeline.Config) { *second = pipeline.New(*c) }
 }
 
-// running is a ready pod with a label.
+// running creates a pod with the label app=a in phase Running; ready is its Ready condition.
 func (f *fixture) running(name string, ready corev1.ConditionStatus) *corev1.Pod {
 	f.Helper()
 	p := pod(name)
@@ -44,6 +45,7 @@ func (f *fixture) mustStatus(obj resource.Object) resource.Object {
 	return out.Item.Object.DeepCopyObject().(resource.Object)
 }
 
+// budget creates a budget for the pods of running, with this status.
 func (f *fixture) budget(allowed, healthy, desired int32) *policyv1.PodDisruptionBudget {
 	f.Helper()
 	b := f.mustCreate(&policyv1.PodDisruptionBudget{
@@ -76,7 +78,7 @@ func (f *fixture) storedBudget() *policyv1.PodDisruptionBudget {
 	return out.Item.Object.(*policyv1.PodDisruptionBudget)
 }
 
-// Of many evictions at once, through two apiservers, as many succeed as the budget allows.
+// Concurrent evictions through two apiservers succeed exactly as often as the budget allows.
 func TestEvictionsStayWithinBudget(t *testing.T) {
 	const pods, allowed = 32, 5
 	var other *pipeline.Pipeline
@@ -103,18 +105,18 @@ func TestEvictionsStayWithinBudget(t *testing.T) {
 	}
 	wg.Wait()
 	if n := evicted.Load(); n != allowed {
-		t.Errorf("%d pods were evicted, %d may be", n, allowed)
+		t.Errorf("%d pods were evicted, want %d", n, allowed)
 	}
 	b := f.storedBudget()
 	if b.Status.DisruptionsAllowed != 0 || len(b.Status.DisruptedPods) != allowed {
-		t.Errorf("the budget has status %s", asJSON(b.Status))
+		t.Errorf("budget status: %s", asJSON(b.Status))
 	}
 	if len(b.Status.Conditions) != 1 || b.Status.Conditions[0].Reason != policyv1.InsufficientPodsReason {
 		t.Errorf("conditions: %s", asJSON(b.Status.Conditions))
 	}
 }
 
-func TestEvictionAsksBudget(t *testing.T) {
+func TestEvictionChargesBudget(t *testing.T) {
 	always := policyv1.AlwaysAllow
 	for name, c := range map[string]struct {
 		ready            corev1.ConditionStatus
@@ -127,10 +129,10 @@ func TestEvictionAsksBudget(t *testing.T) {
 		message, cause   string
 		left             int32
 	}{
-		"allowed":      {ready: "True", allowed: 2, healthy: 3, desired: 1, left: 1},
-		"dry run":      {ready: "True", allowed: 2, healthy: 3, desired: 1, dryRun: true, left: 2},
-		"refused":      {ready: "True", healthy: 2, desired: 2, code: 429, message: "Cannot evict pod as it would violate the pod's disruption budget.", cause: "The disruption budget budget needs 2 healthy pods and has 2 currently"},
-		"dry, refused": {ready: "True", healthy: 2, desired: 2, dryRun: true, code: 429, message: "Cannot evict pod", cause: "needs 2 healthy"},
+		"allowed":          {ready: "True", allowed: 2, healthy: 3, desired: 1, left: 1},
+		"dry run":          {ready: "True", allowed: 2, healthy: 3, desired: 1, dryRun: true, left: 2},
+		"refused":          {ready: "True", healthy: 2, desired: 2, code: 429, message: "Cannot evict pod as it would violate the pod's disruption budget.", cause: "The disruption budget budget needs 2 healthy pods and has 2 currently"},
+		"dry run, refused": {ready: "True", healthy: 2, desired: 2, dryRun: true, code: 429, message: "Cannot evict pod", cause: "needs 2 healthy"},
 		"not observed": {ready: "True", allowed: 1, healthy: 2, desired: 1, code: 429, message: "Cannot evict pod", cause: "The disruption budget budget is still being processed by the server.", left: 1,
 			change: func(b *policyv1.PodDisruptionBudget) { b.Status.ObservedGeneration = 0 }},
 		"sync failed": {ready: "True", healthy: 3, desired: 1, code: 429, message: "Cannot evict pod", cause: "does not allow evicting pods currently because it failed sync: why",
@@ -178,13 +180,13 @@ func TestEvictionAsksBudget(t *testing.T) {
 				}
 			}
 			if left := f.storedBudget().Status.DisruptionsAllowed; left != c.left {
-				t.Errorf("%d disruptions are left, want %d", left, c.left)
+				t.Errorf("disruptionsAllowed is %d, want %d", left, c.left)
 			}
 		})
 	}
 }
 
-// Two budgets of one pod are more than an eviction can honour.
+// A pod that two budgets select cannot be evicted.
 func TestEvictionTwoBudgets(t *testing.T) {
 	f := newFixture(t)
 	f.running("p", corev1.ConditionTrue)
@@ -195,4 +197,22 @@ func TestEvictionTwoBudgets(t *testing.T) {
 	})
 	err := f.evict(f.Pipeline, "p", pipeline.WriteOptions{})
 	wantStatus(t, err, 500, "", "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.")
+}
+
+// An eviction that admission refuses takes nothing from the budget: a node may evict only pods
+// that are bound to it.
+func TestRefusedEvictionIsNotCharged(t *testing.T) {
+	f := newFixture(t)
+	f.running("p", corev1.ConditionTrue)
+	f.budget(1, 2, 1)
+	node := request.User{Name: "system:node:other", Groups: []string{"system:nodes", "system:authenticated", "system:masters"}}
+	admin := f.ctx
+	f.ctx = request.WithUser(admin, node)
+	if err := f.evict(f.Pipeline, "p", pipeline.WriteOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("eviction by another node: %v", err)
+	}
+	f.ctx = admin
+	if b := f.storedBudget(); b.Status.DisruptionsAllowed != 1 || len(b.Status.DisruptedPods) != 0 {
+		t.Errorf("budget status after a refused eviction: %s", asJSON(b.Status))
+	}
 }

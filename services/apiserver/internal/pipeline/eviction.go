@@ -53,20 +53,17 @@ func (p *Pipeline) newEviction(ctx context.Context, k *resource.Kind, t Target, 
 			d.Preconditions = &now
 		}
 		recorded = false
-		if cur != nil {
-			if err := preconditions(c, cur.Object, d.Preconditions); err != nil {
-				return nil, err
-			}
-			if err := p.guard(c, cur.Object, &charged); err != nil {
-				return nil, err
-			}
-		}
 		s, err := p.planEviction(c, cur, d)
-		if err == nil && s.more {
-			s.finish = append(s.finish, func(ok bool) { recorded = ok })
+		if err == nil {
+			// After all other checks, so that a refused eviction takes nothing from the budget.
+			err = p.guard(c, cur.Object, &charged)
 		}
-		if err != nil || s.more {
-			return s, err
+		if err != nil {
+			return nil, err
+		}
+		if s.more {
+			s.finish = append(s.finish, func(ok bool) { recorded = ok })
+			return s, nil
 		}
 		s.answer = func(out *Outcome) {
 			out.Item = nil

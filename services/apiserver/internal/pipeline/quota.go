@@ -15,21 +15,21 @@ import (
 
 var quotaGVR = corev1.SchemeGroupVersion.WithResource("resourcequotas")
 
-// chargeQuotas charges a write to the quotas of its namespace, which must leave room for
-// it. It is the last check of a write: what follows fails only where another writer came
-// first, or the store. See package quota.
+// chargeQuotas charges a write to the quotas of its namespace, and fails if one of them would be
+// exceeded. It is the last check of a write: after it, the write can fail only because of a
+// conflict, its size or the store. See package quota.
 //
-// A request charges once: when its write is worked out anew, what it has charged counts.
-// Each write of a batch charges on its own.
+// If the write is planned again, what the request has charged before is taken into account. Each
+// write of a batch is charged separately.
 func (p *Pipeline) chargeQuotas(c *change, obj, old resource.Object) error {
 	k := p.cfg.Table.ByResource(quotaGVR)
 	if k == nil || !c.kind.Namespaced || !quota.Counted(c.gr()) || !charges(c, obj, old) {
 		return nil
 	}
-	if any, _ := p.quotasOf(c, k, obj); !any {
+	if exist, _ := p.quotasOf(c, k, obj); !exist {
 		return nil
 	}
-	// What covers the object may have changed before this request.
+	// The cache must contain every change of a quota that preceded this request.
 	if err := p.wait(c.ctx, k, 0); err != nil {
 		return err
 	}
@@ -42,8 +42,8 @@ func (p *Pipeline) chargeQuotas(c *change, obj, old resource.Object) error {
 			return err
 		}
 	}
-	// The writers of this apiserver take turns, so that they do not make each other's
-	// writes fail.
+	// Within this apiserver the charges of a namespace are serialized, so that they do not
+	// conflict with each other.
 	turn := p.turns.take(obj.GetNamespace())
 	select {
 	case turn <- struct{}{}:
@@ -59,20 +59,20 @@ func (p *Pipeline) chargeQuotas(c *change, obj, old resource.Object) error {
 	return nil
 }
 
-// quotasOf lists the quotas that cover an object, as the cache has them, and reports
-// whether its namespace has any.
-func (p *Pipeline) quotasOf(c *change, k *resource.Kind, obj resource.Object) (any bool, names []string) {
+// quotasOf returns the names of the quotas in the cache that cover the object, and reports
+// whether the namespace has any quota.
+func (p *Pipeline) quotasOf(c *change, k *resource.Kind, obj resource.Object) (exist bool, names []string) {
 	p.place(k).Cache.Kind(k).Snapshot().Ascend(k.Prefix(obj.GetNamespace()), "", func(item *watchcache.Item) bool {
-		any = true
+		exist = true
 		if q, ok := item.Object.(*corev1.ResourceQuota); ok && quota.Covers(q, c.gr(), obj) {
 			names = append(names, q.Name)
 		}
 		return true
 	})
-	return any, names
+	return exist, names
 }
 
-// charges reports whether a write can change what its object uses.
+// charges reports whether the write can increase what its object uses.
 func charges(c *change, obj, old resource.Object) bool {
 	if old == nil {
 		return c.target.Subresource == ""
@@ -87,7 +87,8 @@ func charges(c *change, obj, old resource.Object) bool {
 	return false
 }
 
-// alreadyThere refuses to create what is there before it is charged for nothing.
+// alreadyThere returns AlreadyExists if the object exists, so that a create that is bound to fail
+// is not charged.
 func (p *Pipeline) alreadyThere(c *change, obj resource.Object) error {
 	key := c.kind.Key(obj.GetNamespace(), obj.GetName())
 	stored, place := p.stored(c.kind), p.place(c.kind)
@@ -105,7 +106,7 @@ func (p *Pipeline) alreadyThere(c *change, obj resource.Object) error {
 	return p.errExists(c, &entry)
 }
 
-// chargeQuota charges one quota with a write of its own.
+// chargeQuota charges one quota, retrying after conflicts, and notes the charge in c.charged.
 func (p *Pipeline) chargeQuota(c *change, k *resource.Kind, name string, obj, old resource.Object) error {
 	var err error
 	for range budgetRounds {
@@ -123,13 +124,14 @@ func (p *Pipeline) chargeQuota(c *change, k *resource.Kind, name string, obj, ol
 	}
 	switch {
 	case apierrors.IsNotFound(err):
-		return nil // deleted: it limits nothing any more
+		return nil // the quota has been deleted
 	case outrun(err):
 		return apierrors.NewTimeoutError(fmt.Sprintf("couldn't update ResourceQuota %q due to conflicts", name), budgetRetrySeconds)
 	}
 	return err
 }
 
+// tryCharge charges one quota by a write of its status, and returns what it charged.
 func (p *Pipeline) tryCharge(c *change, k *resource.Kind, name string, obj, old resource.Object) (charged corev1.ResourceList, err error) {
 	status := k.Subresources["status"]
 	b := &change{
@@ -138,7 +140,7 @@ func (p *Pipeline) tryCharge(c *change, k *resource.Kind, name string, obj, old 
 		key:    k.Key(obj.GetNamespace(), name),
 		opts:   WriteOptions{DryRun: c.opts.DryRun, FieldManager: ownManager},
 	}
-	var before any // an untyped nil where there is none
+	var before any // stays an untyped nil for a create
 	if old != nil {
 		before = old
 	}
@@ -149,7 +151,7 @@ func (p *Pipeline) tryCharge(c *change, k *resource.Kind, name string, obj, old 
 		}
 		q, ok := cur.Object.DeepCopyObject().(*corev1.ResourceQuota)
 		if !ok {
-			return nil, fmt.Errorf("%T is no quota", cur.Object)
+			return nil, fmt.Errorf("resourcequotas %q: expected a ResourceQuota, got %T", name, cur.Object)
 		}
 		charge, err := quota.Charge(q, c.gr(), obj, before, p.cfg.Now())
 		if err != nil {
@@ -177,5 +179,5 @@ func (p *Pipeline) tryCharge(c *change, k *resource.Kind, name string, obj, old 
 	return nil, b.err
 }
 
-// errNothing ends a charge of nothing: there is nothing to write.
+// errNothing ends a charge that would be empty, so that nothing is written.
 var errNothing error = apierrors.NewGone("nothing to charge")

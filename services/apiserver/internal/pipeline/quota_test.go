@@ -23,7 +23,7 @@ func amounts(pairs ...string) corev1.ResourceList {
 	return list
 }
 
-// quota makes one that the controller has counted: nothing is used.
+// quota creates a quota whose status the controller has set, with nothing used.
 func (f *fixture) quota(name string, spec corev1.ResourceQuotaSpec) {
 	f.Helper()
 	q := f.mustCreate(&corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name}, Spec: spec}).(*corev1.ResourceQuota)
@@ -36,9 +36,10 @@ func (f *fixture) quota(name string, spec corev1.ResourceQuotaSpec) {
 	f.seen(q.Name)
 }
 
-// seen waits until the cache has a quota.
+// seen waits until the cache contains the quota.
 func (f *fixture) seen(name string) { f.Helper(); f.used(name, "") }
 
+// used returns the quota's status.used of a resource.
 func (f *fixture) used(quota, name string) string {
 	f.Helper()
 	out, err := f.Get(f.ctx, f.target(&corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: quota}}), pipeline.GetOptions{})
@@ -49,7 +50,7 @@ func (f *fixture) used(quota, name string) string {
 	return q.String()
 }
 
-// 64 creators at once, through two apiservers, never pass the quota.
+// 64 concurrent creators through two apiservers never exceed the quota.
 func TestCreatorsStayWithinQuota(t *testing.T) {
 	const creators, each, hard = 64, 4, 100
 	var other *pipeline.Pipeline
@@ -80,10 +81,10 @@ func TestCreatorsStayWithinQuota(t *testing.T) {
 	}
 	wg.Wait()
 	if created.Load() != hard || refused.Load() != creators*each-hard {
-		t.Errorf("%d were created and %d refused, of %d", created.Load(), refused.Load(), hard)
+		t.Errorf("%d were created and %d refused, with a limit of %d", created.Load(), refused.Load(), hard)
 	}
 	if got := f.used("q", "count/configmaps"); got != fmt.Sprint(hard) {
-		t.Errorf("used is %s", got)
+		t.Errorf("used: %s", got)
 	}
 }
 
@@ -107,21 +108,21 @@ func TestQuotaOfPods(t *testing.T) {
 	refused(sized("a", "1500m", "1Mi"), "exceeded quota: q, requested: requests.cpu=1500m, used: requests.cpu=0, limited: requests.cpu=1")
 	f.mustCreate(sized("a", "600m", "1Mi"))
 	if _, err := f.create(sized("a", "100m", "1Mi")); !apierrors.IsAlreadyExists(err) {
-		t.Errorf("a second pod of one name: %v", err)
+		t.Errorf("a second pod with the same name: %v", err)
 	}
 	refused(sized("b", "600m", "1Mi"), "used: requests.cpu=600m")
 	f.mustCreate(sized("dry", "100m", "1Mi"), pipeline.WriteOptions{DryRun: true})
 	if got := f.used("q", "requests.cpu"); got != "600m" {
-		t.Errorf("used is %s", got)
+		t.Errorf("used: %s", got)
 	}
 	f.mustCreate(sized("b", "400m", "1Mi"))
 	refused(sized("c", "0", "1Mi"), "requested: pods=1, used: pods=2, limited: pods=2")
 	if got := f.used("q", "limits.memory"); got != "2Mi" {
-		t.Errorf("used is %s", got)
+		t.Errorf("used: %s", got)
 	}
 }
 
-// A service pays for what it grows by; nobody pays for what shrinks.
+// An update of a service is charged for what it adds, and not for what it removes.
 func TestQuotaOfUpdates(t *testing.T) {
 	f := newFixture(t)
 	f.quota("q", corev1.ResourceQuotaSpec{Hard: amounts("services", "5", "services.nodeports", "1", "services.loadbalancers", "0")})
@@ -142,11 +143,11 @@ func TestQuotaOfUpdates(t *testing.T) {
 		t.Fatal(err)
 	}
 	if a, b := f.used("q", "services"), f.used("q", "services.nodeports"); a != "1" || b != "1" {
-		t.Errorf("used are %s and %s", a, b)
+		t.Errorf("used: %s services, %s node ports", a, b)
 	}
 	s.Labels = map[string]string{"a": "b"}
 	if err := update(); err != nil {
-		t.Errorf("a change that costs nothing: %v", err)
+		t.Errorf("an update that adds no usage: %v", err)
 	}
 	s.Spec.Type = corev1.ServiceTypeLoadBalancer
 	if err := update(); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "services.loadbalancers=1") {
@@ -154,8 +155,8 @@ func TestQuotaOfUpdates(t *testing.T) {
 	}
 }
 
-// A quota without a count refuses, and one of other scopes does not ask.
-func TestQuotaWithoutCount(t *testing.T) {
+// A quota whose usage is unknown refuses creates; one whose scopes do not match ignores them.
+func TestQuotaWithoutUsage(t *testing.T) {
 	f := newFixture(t)
 	q := f.mustCreate(&corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "q"}}).(*corev1.ResourceQuota)
 	q.Status.Hard = amounts("secrets", "5")
@@ -169,7 +170,7 @@ func TestQuotaWithoutCount(t *testing.T) {
 	f.mustCreate(pod("p"))
 }
 
-// Each write of a batch charges for itself.
+// Each write of a batch is charged separately.
 func TestQuotaOfBatch(t *testing.T) {
 	f := newFixture(t)
 	f.quota("q", corev1.ResourceQuotaSpec{Hard: amounts("configmaps", "2")})
@@ -189,6 +190,6 @@ func TestQuotaOfBatch(t *testing.T) {
 		}
 	}
 	if done != 2 || f.used("q", "configmaps") != "2" {
-		t.Errorf("%d writes were done, %s are used", done, f.used("q", "configmaps"))
+		t.Errorf("%d writes succeeded, used: %s", done, f.used("q", "configmaps"))
 	}
 }

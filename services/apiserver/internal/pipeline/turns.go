@@ -2,8 +2,8 @@ package pipeline
 
 import "hash/maphash"
 
-// turns lets those go one by one who share a name. It has a fixed number of places, so
-// names that fall on one wait for each other.
+// turns is a set of locks by name, whose waiters can be cancelled. The number of locks is fixed:
+// names with the same hash share one.
 type turns struct {
 	seed   maphash.Seed
 	places [64]chan struct{}
@@ -17,7 +17,8 @@ func newTurns() *turns {
 	return t
 }
 
-// take is the place of a name: who can send on it has the turn, and receives to end it.
+// take returns the lock of a name, a channel of capacity 1: sending acquires the lock, receiving
+// releases it.
 func (t *turns) take(name string) chan struct{} {
 	return t.places[maphash.String(t.seed, name)%uint64(len(t.places))]
 }
