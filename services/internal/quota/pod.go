@@ -10,7 +10,7 @@ import (
 	resourcehelper "k8s.io/component-helpers/resource"
 )
 
-// podName reports whether pods use what name stands for, besides their number.
+// podName reports whether pods use the quota resource name, other than as objects.
 func podName(name corev1.ResourceName) bool {
 	switch name {
 	case corev1.ResourcePods, corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage,
@@ -25,14 +25,14 @@ func podName(name corev1.ResourceName) bool {
 	return ok && (strings.HasPrefix(of, corev1.ResourceHugePagesPrefix) || extended(corev1.ResourceName(of)))
 }
 
-// extended reports whether nodes advertise a resource under a domain of its own.
+// extended reports whether name is an extended resource, that is, one outside of kubernetes.io.
 func extended(name corev1.ResourceName) bool {
 	return strings.Contains(string(name), "/") && !strings.Contains(string(name), corev1.ResourceDefaultNamespacePrefix) &&
 		!strings.HasPrefix(string(name), corev1.DefaultResourceRequestsPrefix)
 }
 
-// Alive reports whether a pod uses more than its place in the store: it has not ended,
-// and is not overdue to end.
+// Alive reports whether a pod uses compute resources: it has not ended, and if it is being
+// deleted, its grace period has not passed.
 func Alive(pod *corev1.Pod, now time.Time) bool {
 	if pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded {
 		return false
@@ -53,7 +53,7 @@ func podUsage(pod *corev1.Pod, used corev1.ResourceList, now time.Time) {
 	compute(used, resourcehelper.PodRequests(pod, opts), resourcehelper.PodLimits(pod, opts))
 }
 
-// compute adds requests and limits under the names that quotas have for them.
+// compute adds requests and limits to used, under the names that quotas use for them.
 func compute(used, requests, limits corev1.ResourceList) {
 	for name, q := range requests {
 		switch {
@@ -73,8 +73,8 @@ func compute(used, requests, limits corev1.ResourceList) {
 	}
 }
 
-// unspecified explains which containers do not say how much they need of CPU or memory
-// that a quota limits.
+// unspecified returns an error that names the containers without a request or limit for CPU or
+// memory that a quota limits; limited are the resource names of the quota.
 func unspecified(pod *corev1.Pod, limited []string) error {
 	if resourcehelper.IsPodLevelResourcesSet(pod) {
 		return nil

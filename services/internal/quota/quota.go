@@ -1,21 +1,20 @@
-// Package quota counts what objects use of a namespace's ResourceQuotas, for the
-// apiserver, which charges a write before it is stored, and for the controller that
-// counts anew.
+// Package quota computes what objects use of a namespace's ResourceQuotas. The apiserver uses it
+// to charge a write before the write is stored, and the quota controller to recount usage.
 //
-// A charge is a write of the quota's status that depends on the revision that was read,
-// made before the object's own write. Of many writers at once, through any apiservers,
-// each sees what the others have charged, so used never passes hard. A write that fails
-// after its charge gives nothing back: that could be taken back twice, by the writer and
-// by the controller, and then more would fit than may. The controller's next count
-// corrects it.
+// A charge is a write of the quota's status that depends on the revision that was read, and
+// precedes the write of the object. Concurrent writers, through any apiservers, therefore see
+// each other's charges, and status.used never exceeds status.hard through them. A write that
+// fails after its charge does not revert it: the writer and the controller could both revert the
+// same charge, and then more objects would fit than the quota allows. The controller's next
+// recount corrects it.
 //
-// A count that lowers used must not miss objects that are charged and not stored yet, or
-// not in the caches that were counted. The controller therefore lowers used only if the
-// quota has not been charged for longer than a write can take, and its caches are newer
-// than the last charge; it may raise used at any time. Its write depends on the revision
-// of the quota that the count began with.
+// A recount that lowers used must not miss objects that have been charged but are not stored yet,
+// or are not in the caches that were counted. The controller therefore lowers used only if the
+// quota has not been charged for longer than a write can take, and its caches are newer than the
+// last charge; it may raise used at any time. Its write depends on the revision of the quota from
+// which the recount started.
 //
-// Functions here are pure. Names and texts are Kubernetes'.
+// The functions of this package are pure. Resource names and error texts are Kubernetes'.
 package quota
 
 import (
@@ -36,10 +35,10 @@ var (
 	claims   = schema.GroupResource{Resource: "persistentvolumeclaims"}
 )
 
-// classSuffix follows the name of a storage class in the names of its resources.
+// classSuffix follows the StorageClass's name in the names of resources that are limited per class.
 const classSuffix = ".storageclass.storage.k8s.io/"
 
-// aliases are names of old for numbers of objects.
+// aliases are the resource names for object counts that predate count/RESOURCE.GROUP.
 var aliases = map[schema.GroupResource]corev1.ResourceName{
 	{Resource: "configmaps"}:             corev1.ResourceConfigMaps,
 	{Resource: "resourcequotas"}:         corev1.ResourceQuotas,
@@ -49,19 +48,19 @@ var aliases = map[schema.GroupResource]corev1.ResourceName{
 	claims:                               corev1.ResourcePersistentVolumeClaims,
 }
 
-// Counted reports whether quotas count objects of a resource. Events are not counted:
-// they expire.
+// Counted reports whether quotas count objects of the resource. Events are not counted, because
+// they expire, and bindings are not stored.
 func Counted(gr schema.GroupResource) bool {
 	return gr.Resource != "events" && gr.Resource != "bindings"
 }
 
-// CountName is the name under which a quota limits the number of objects of any
-// resource: "count/deployments.apps".
+// CountName returns the name under which a quota limits the number of objects of a resource, such
+// as "count/deployments.apps".
 func CountName(gr schema.GroupResource) corev1.ResourceName {
 	return corev1.ResourceName("count/" + gr.String())
 }
 
-// Uses reports whether objects of a resource can use what name stands for.
+// Uses reports whether objects of the resource can use the quota resource name.
 func Uses(gr schema.GroupResource, name corev1.ResourceName) bool {
 	if name == CountName(gr) || name == aliases[gr] && name != "" {
 		return true
@@ -79,7 +78,8 @@ func Uses(gr schema.GroupResource, name corev1.ResourceName) bool {
 	return false
 }
 
-// Usage is what an object uses. now decides about pods that should have ended.
+// Usage returns what an object uses. At now, a pod that is past the end of its grace period only
+// counts as an object; see Alive.
 func Usage(gr schema.GroupResource, obj any, now time.Time) corev1.ResourceList {
 	used := corev1.ResourceList{CountName(gr): one()}
 	if alias := aliases[gr]; alias != "" {
@@ -108,7 +108,7 @@ func serviceUsage(s *corev1.ServiceSpec, used corev1.ResourceList) {
 	case corev1.ServiceTypeLoadBalancer:
 		balancers = 1
 		for i := range s.Ports {
-			// The ports are not allocated yet: what is meant counts.
+			// NodePort may not be allocated yet, so count the ports that will be.
 			if s.AllocateLoadBalancerNodePorts == nil || *s.AllocateLoadBalancerNodePorts || s.Ports[i].NodePort != 0 {
 				ports++
 			}
@@ -141,8 +141,8 @@ func claimUsage(c *corev1.PersistentVolumeClaim, used corev1.ResourceList) {
 	add(corev1.ResourceRequestsStorage, size)
 }
 
-// Covers reports whether a quota counts an object: it limits something that the object
-// can use, and the object is in all its scopes.
+// Covers reports whether the quota applies to the object: it limits something that the object can
+// use, and the object matches all its scopes.
 func Covers(q *corev1.ResourceQuota, gr schema.GroupResource, obj any) bool {
 	relevant := false
 	for name := range q.Status.Hard {
@@ -151,9 +151,10 @@ func Covers(q *corev1.ResourceQuota, gr schema.GroupResource, obj any) bool {
 	return relevant && inScopes(&q.Spec, obj)
 }
 
-// Charge is what a write takes of a quota: the new object's usage, less that of the old
-// one (nil for a new object), of what the quota limits. Nothing, if the quota does not
-// count it. An error says why the write must be refused whatever is left.
+// Charge returns what a write adds to the quota's usage: for each resource that the quota limits,
+// the usage of obj minus that of old (nil for a create), if that is positive. The result is empty
+// if the quota does not apply to obj. An error means that the write must be refused even if the
+// quota has enough left.
 func Charge(q *corev1.ResourceQuota, gr schema.GroupResource, obj, old any, now time.Time) (corev1.ResourceList, error) {
 	if !Covers(q, gr, obj) {
 		return nil, nil
@@ -202,7 +203,7 @@ func Charge(q *corev1.ResourceQuota, gr schema.GroupResource, obj, old any, now 
 	return charge, nil
 }
 
-// Exceeded explains that a quota has less left than charge; nil if it has it.
+// Exceeded returns an error if the charge would exceed the quota, and nil otherwise.
 func Exceeded(q *corev1.ResourceQuota, charge corev1.ResourceList) error {
 	var requested, used, limited []string
 	for _, name := range sortedNames(charge) {
@@ -232,7 +233,7 @@ func sortedNames(list corev1.ResourceList) []corev1.ResourceName {
 	return names
 }
 
-// Add is the sum of two lists, in a new one.
+// Add returns the sum of two lists, in a new one.
 func Add(a, b corev1.ResourceList) corev1.ResourceList {
 	sum := make(corev1.ResourceList, len(a)+len(b))
 	for name, q := range a {
@@ -246,7 +247,7 @@ func Add(a, b corev1.ResourceList) corev1.ResourceList {
 	return sum
 }
 
-// Less is a without b, of what is in a and stays above zero.
+// Less returns a minus b in a new list, which contains only what remains positive.
 func Less(a, b corev1.ResourceList) corev1.ResourceList {
 	rest := make(corev1.ResourceList, len(a))
 	for name, q := range a {

@@ -72,7 +72,7 @@ func TestUsage(t *testing.T) {
 			}
 			for name := range got {
 				if !quota.Uses(gr(c.resource), name) {
-					t.Errorf("%s uses %s, and Uses says no", c.resource, name)
+					t.Errorf("Uses(%s, %s) is false, although Usage contains it", c.resource, name)
 				}
 			}
 		})
@@ -102,8 +102,8 @@ func TestCharge(t *testing.T) {
 	}{
 		"counted":           {hard: list("pods", "1"), used: list("pods", "0"), resource: "pods", obj: high, want: list("pods", "1")},
 		"not limited":       {hard: list("secrets", "1"), used: list("secrets", "0"), resource: "pods", obj: high},
-		"no count yet":      {hard: list("pods", "1"), resource: "pods", obj: high, err: "status unknown for quota: q, resources: pods"},
-		"unsaid":            {hard: list("limits.cpu", "1"), used: list("limits.cpu", "0"), resource: "pods", obj: high, err: "failed quota: q: must specify limits.cpu for: c"},
+		"no usage yet":      {hard: list("pods", "1"), resource: "pods", obj: high, err: "status unknown for quota: q, resources: pods"},
+		"unspecified":       {hard: list("limits.cpu", "1"), used: list("limits.cpu", "0"), resource: "pods", obj: high, err: "failed quota: q: must specify limits.cpu for: c"},
 		"best effort":       {spec: scopes("BestEffort"), hard: list("pods", "1"), used: list("pods", "0"), resource: "pods", obj: besteffort, want: list("pods", "1")},
 		"not best effort":   {spec: scopes("BestEffort"), hard: list("pods", "1"), used: list("pods", "0"), resource: "pods", obj: high},
 		"terminating":       {spec: scopes("Terminating", "NotBestEffort"), hard: list("pods", "1"), used: list("pods", "0"), resource: "pods", obj: high, want: list("pods", "1")},

@@ -6,8 +6,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// inScopes reports whether an object is in all scopes of a quota. Kinds without scopes
-// are in none.
+// inScopes reports whether an object matches all scopes of a quota. Objects other than pods and
+// claims match no scope.
 func inScopes(s *corev1.ResourceQuotaSpec, obj any) bool {
 	for _, scope := range s.Scopes {
 		if !inScope(corev1.ScopedResourceSelectorRequirement{ScopeName: scope, Operator: corev1.ScopeSelectorOpExists}, obj) {
@@ -25,6 +25,7 @@ func inScopes(s *corev1.ResourceQuotaSpec, obj any) bool {
 	return true
 }
 
+// inScope reports whether an object matches one scope.
 func inScope(r corev1.ScopedResourceSelectorRequirement, obj any) bool {
 	switch o := obj.(type) {
 	case *corev1.Pod:
@@ -55,8 +56,8 @@ func inScope(r corev1.ScopedResourceSelectorRequirement, obj any) bool {
 	return false
 }
 
-// selects reports whether a requirement selects the name of a class; an empty one is
-// none.
+// selects reports whether a requirement selects a class by its name, or, if class is empty, an
+// object without a class.
 func selects(r corev1.ScopedResourceSelectorRequirement, class string) bool {
 	switch r.Operator {
 	case corev1.ScopeSelectorOpExists:
@@ -71,13 +72,13 @@ func selects(r corev1.ScopedResourceSelectorRequirement, class string) bool {
 	return false
 }
 
-// Terminating reports whether a pod has a deadline.
+// Terminating reports whether a pod has an activeDeadlineSeconds, as the scope of that name requires.
 func Terminating(pod *corev1.Pod) bool {
 	d := pod.Spec.ActiveDeadlineSeconds
 	return d != nil && *d >= 0
 }
 
-// bestEffort reports whether nothing of a pod asks for CPU or memory.
+// bestEffort reports whether neither the pod nor a container requests or limits CPU or memory.
 func bestEffort(s *corev1.PodSpec) bool {
 	asks := func(list corev1.ResourceList) bool {
 		cpu, memory := list[corev1.ResourceCPU], list[corev1.ResourceMemory]
@@ -96,6 +97,7 @@ func bestEffort(s *corev1.PodSpec) bool {
 	return true
 }
 
+// crossesNamespaces reports whether a term of pod affinity or anti-affinity names other namespaces.
 func crossesNamespaces(a *corev1.Affinity) bool {
 	if a == nil {
 		return false
@@ -112,7 +114,8 @@ func crossesNamespaces(a *corev1.Affinity) bool {
 	return p != nil && any(p.RequiredDuringSchedulingIgnoredDuringExecution, p.PreferredDuringSchedulingIgnoredDuringExecution)
 }
 
-// attributesClasses are the classes that a claim has, wants and had wanted.
+// attributesClasses returns the claim's VolumeAttributesClasses: the requested one, the current one
+// and the target of a modification under way.
 func attributesClasses(c *corev1.PersistentVolumeClaim) []string {
 	var classes []string
 	for _, name := range []*string{c.Spec.VolumeAttributesClassName, c.Status.CurrentVolumeAttributesClassName} {

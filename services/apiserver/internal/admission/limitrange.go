@@ -16,11 +16,11 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// LimitRanger holds new pods and claims to the LimitRanges of their namespace, and gives
-// containers the requests and limits that they lack. Texts are Kubernetes'.
+// LimitRanger enforces the LimitRanges of a namespace on new pods and on claims, and sets the
+// default requests and limits of containers. Error texts are Kubernetes'.
 type LimitRanger struct{ State State }
 
-// limitRangerAnnotation says what the plugin set in a pod.
+// limitRangerAnnotation lists the requests and limits that the plugin has set in a pod.
 const limitRangerAnnotation = "kubernetes.io/limit-ranger"
 
 // Admit implements Mutator.
@@ -39,6 +39,7 @@ func (p *LimitRanger) Admit(_ context.Context, a *Attributes) error {
 	return nil
 }
 
+// each calls f for each LimitRange of the namespace.
 func (p *LimitRanger) each(namespace string, f func(*corev1.LimitRange)) {
 	p.State.Each("", "limitranges", namespace, func(o resource.Object) bool {
 		if l, ok := o.(*corev1.LimitRange); ok {
@@ -48,7 +49,7 @@ func (p *LimitRanger) each(namespace string, f func(*corev1.LimitRange)) {
 	})
 }
 
-// completePod fills in what containers do not say, and notes it in an annotation.
+// completePod sets the requests and limits that containers lack, and lists them in an annotation.
 func completePod(pod *corev1.Pod, item *corev1.LimitRangeItem) {
 	var set []string
 	fill := func(c *corev1.Container, what string) {
@@ -99,7 +100,7 @@ func (p *LimitRanger) Validate(_ context.Context, a *Attributes) error {
 	switch obj := a.Object.(type) {
 	case *corev1.Pod:
 		if a.Operation != Create {
-			return nil // what containers ask for does not change
+			return nil // an update cannot change the resources of containers
 		}
 		check = func(item *corev1.LimitRangeItem) []error { return checkPod(item, obj) }
 	case *corev1.PersistentVolumeClaim:
@@ -120,6 +121,7 @@ func (p *LimitRanger) Validate(_ context.Context, a *Attributes) error {
 	return err
 }
 
+// checkPod checks a pod, or its containers, against one item of a LimitRange.
 func checkPod(item *corev1.LimitRangeItem, pod *corev1.Pod) []error {
 	var errs []error
 	switch item.Type {
@@ -136,6 +138,7 @@ func checkPod(item *corev1.LimitRangeItem, pod *corev1.Pod) []error {
 	return errs
 }
 
+// checkClaim checks a claim against one item of a LimitRange.
 func checkClaim(item *corev1.LimitRangeItem, c *corev1.PersistentVolumeClaim) []error {
 	if item.Type != corev1.LimitTypePersistentVolumeClaim {
 		return nil
@@ -209,7 +212,7 @@ func atMost(t corev1.LimitType, name corev1.ResourceName, most k8sresource.Quant
 	return nil
 }
 
-// ratio checks how many times its request a limit is.
+// ratio checks that the limit divided by the request is at most most.
 func ratio(t corev1.LimitType, name corev1.ResourceName, most k8sresource.Quantity, requests, limits corev1.ResourceList) error {
 	text := fmt.Sprintf("%s max limit to request ratio per %s is %s", name, t, most.String())
 	request, limit := requests[name], limits[name]

@@ -47,17 +47,17 @@ func TestLimitRangeDefaults(t *testing.T) {
 	}
 	for i, c := range pod.Spec.Containers {
 		if !equality.Semantic.DeepEqual(c.Resources, want[i]) {
-			t.Errorf("container %s has %v", c.Name, c.Resources)
+			t.Errorf("container %s: resources %v, want %v", c.Name, c.Resources, want[i])
 		}
 	}
 	const said = "LimitRanger plugin set: cpu limit for container c; cpu request for container d; cpu, memory limit for container d; " +
 		"cpu request for init container i; cpu, memory limit for init container i"
 	if got := pod.Annotations["kubernetes.io/limit-ranger"]; got != said {
-		t.Errorf("the annotation is %q", got)
+		t.Errorf("annotation %q, want %q", got, said)
 	}
 	old := podOf(corev1.Container{Name: "c"})
 	if err := p.Admit(t.Context(), attributes(Update, old, old)); err != nil || old.Spec.Containers[0].Resources.Limits != nil {
-		t.Errorf("an update was completed: %v", err)
+		t.Errorf("an update must not be completed: error %v, limits %v", err, old.Spec.Containers[0].Resources.Limits)
 	}
 }
 
@@ -86,8 +86,8 @@ func TestLimitRangeBounds(t *testing.T) {
 		"no limit":          {container(corev1.LimitRangeItem{Max: quantities("memory", "1")}), podOf(two), "maximum memory usage per Container is 1.  No limit is specified"},
 		"too large":         {container(corev1.LimitRangeItem{Max: quantities("cpu", "1")}), podOf(two), "maximum cpu usage per Container is 1, but limit is 1500m"},
 		"ratio":             {container(corev1.LimitRangeItem{MaxLimitRequestRatio: quantities("cpu", "1")}), podOf(two), "cpu max limit to request ratio per Container is 1, but provided ratio is 1.500000"},
-		"ratio of nothing":  {container(corev1.LimitRangeItem{MaxLimitRequestRatio: quantities("memory", "1")}), podOf(two), "but no request is specified or request is 0"},
-		"two wrongs":        {container(corev1.LimitRangeItem{Max: quantities("cpu", "1", "memory", "1")}), podOf(two), "[maximum cpu usage per Container is 1, but limit is 1500m, maximum memory usage"},
+		"ratio, no request": {container(corev1.LimitRangeItem{MaxLimitRequestRatio: quantities("memory", "1")}), podOf(two), "but no request is specified or request is 0"},
+		"two violations":    {container(corev1.LimitRangeItem{Max: quantities("cpu", "1", "memory", "1")}), podOf(two), "[maximum cpu usage per Container is 1, but limit is 1500m, maximum memory usage"},
 		"one container":     {ofPod, podOf(two), ""},
 		"two containers":    {ofPod, podOf(two, two), "maximum cpu usage per Pod is 2, but limit is 3"},
 		"a claim":           {ofClaim, claim("1Gi"), ""},
@@ -125,7 +125,7 @@ func TestRuntimeClass(t *testing.T) {
 	refused(t, "admit", p.Admit(t.Context(), a), "")
 	refused(t, "validate", p.Validate(t.Context(), a), "")
 	if !equality.Semantic.DeepEqual(pod.Spec.Overhead, class.Overhead.PodFixed) || len(pod.Spec.NodeSelector) != 2 {
-		t.Errorf("the pod has %v and %v", pod.Spec.Overhead, pod.Spec.NodeSelector)
+		t.Errorf("pod: overhead %v, node selector %v", pod.Spec.Overhead, pod.Spec.NodeSelector)
 	}
 	var keys []string
 	for _, toleration := range pod.Spec.Tolerations {

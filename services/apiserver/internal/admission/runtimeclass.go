@@ -11,8 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 )
 
-// RuntimeClass gives a new pod what its runtime class says: the overhead of running it,
-// and which nodes can. Texts are Kubernetes'.
+// RuntimeClass copies from a new pod's runtime class its overhead, and the node selector and
+// tolerations of the nodes that support it. Error texts are Kubernetes'.
 type RuntimeClass struct{ State State }
 
 // Admit implements Mutator.
@@ -55,7 +55,8 @@ func (p *RuntimeClass) Validate(ctx context.Context, a *Attributes) error {
 	return nil
 }
 
-// class is the class of a pod that is created; pod is nil for other writes.
+// class returns the pod that is created and its runtime class, or nil if it names none. pod is nil
+// for other writes.
 func (p *RuntimeClass) class(ctx context.Context, a *Attributes) (pod *corev1.Pod, class *nodev1.RuntimeClass, err error) {
 	pod, ok := a.Object.(*corev1.Pod)
 	if !ok || !a.Is("", "pods") || a.Operation != Create {
@@ -78,6 +79,7 @@ func (p *RuntimeClass) class(ctx context.Context, a *Attributes) (pod *corev1.Po
 	return pod, class, nil
 }
 
+// selectNodes merges a selector into the pod's node selector, and fails if they contradict.
 func selectNodes(pod *corev1.Pod, selector map[string]string) error {
 	for key, value := range selector {
 		if has, ok := pod.Spec.NodeSelector[key]; ok && has != value {
@@ -94,8 +96,8 @@ func selectNodes(pod *corev1.Pod, selector map[string]string) error {
 	return nil
 }
 
-// mergeTolerations joins two lists and leaves out what another toleration includes; of
-// equal ones the first stays.
+// mergeTolerations returns both lists without the tolerations that another one includes. Of equal
+// tolerations the first is kept.
 func mergeTolerations(first, second []corev1.Toleration) []corev1.Toleration {
 	all := append(first[:len(first):len(first)], second...)
 	var merged []corev1.Toleration
@@ -117,7 +119,7 @@ func mergeTolerations(first, second []corev1.Toleration) []corev1.Toleration {
 	return merged
 }
 
-// includes reports whether t tolerates all that other does.
+// includes reports whether t tolerates every taint that other tolerates.
 func includes(t, other *corev1.Toleration) bool {
 	switch {
 	case equality.Semantic.DeepEqual(t, other):

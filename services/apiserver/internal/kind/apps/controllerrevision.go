@@ -16,7 +16,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// ControllerRevision is the row of controllerrevisions.
+// ControllerRevision returns the row of controllerrevisions.
 func ControllerRevision() *resource.Kind {
 	k := row.Namespaced[appsv1.ControllerRevision, appsv1.ControllerRevisionList](
 		appsv1.SchemeGroupVersion, "controllerrevisions", "controllerrevisions")

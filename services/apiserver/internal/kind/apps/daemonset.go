@@ -17,7 +17,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// DaemonSet is the row of daemonsets.
+// DaemonSet returns the row of daemonsets.
 func DaemonSet() *resource.Kind {
 	k := row.Namespaced[appsv1.DaemonSet, appsv1.DaemonSetList](appsv1.SchemeGroupVersion, "daemonsets", "daemonsets")
 	k.ShortNames = []string{"ds"}
@@ -71,8 +71,8 @@ func DaemonSet() *resource.Kind {
 	return k
 }
 
-// templateGeneration is the number of the template. Kubernetes keeps it in a field
-// that apps/v1 does not have, and shows it as an annotation; 0 is none.
+// templateGeneration returns the generation of the template, or 0 if there is none. Kubernetes
+// keeps it in an internal field, which apps/v1 represents as an annotation.
 func templateGeneration(d *appsv1.DaemonSet) (int64, error) {
 	text, ok := d.Annotations[appsv1.DeprecatedTemplateGeneration]
 	if !ok {
@@ -81,8 +81,8 @@ func templateGeneration(d *appsv1.DaemonSet) (int64, error) {
 	return strconv.ParseInt(text, 10, 64)
 }
 
-// setTemplateGeneration replaces the map of annotations, which the object may share
-// with an older one.
+// setTemplateGeneration sets the generation of the template. It replaces the map of annotations,
+// because the object may share it with its previous state.
 func setTemplateGeneration(d *appsv1.DaemonSet, generation int64) {
 	text := strconv.FormatInt(generation, 10)
 	if d.Annotations[appsv1.DeprecatedTemplateGeneration] == text {
@@ -94,7 +94,7 @@ func setTemplateGeneration(d *appsv1.DaemonSet, generation int64) {
 	d.Annotations = annotations
 }
 
-// historyLimit is how many old revisions are kept by default.
+// historyLimit is the default revisionHistoryLimit, as in Kubernetes.
 const historyLimit = 10
 
 func defaultDaemonSet(d *appsv1.DaemonSet) {
@@ -109,7 +109,7 @@ func defaultDaemonSet(d *appsv1.DaemonSet) {
 		set(&s.UpdateStrategy.RollingUpdate.MaxUnavailable, intstr.FromInt32(1))
 		set(&s.UpdateStrategy.RollingUpdate.MaxSurge, intstr.FromInt32(0))
 	}
-	if r := s.UpdateStrategy.RollingUpdate; r != nil { // not used, and shown complete
+	if r := s.UpdateStrategy.RollingUpdate; r != nil { // with OnDelete it has no effect, but its defaults are set, as in Kubernetes
 		set(&r.MaxUnavailable, intstr.FromInt32(0))
 		set(&r.MaxSurge, intstr.FromInt32(0))
 	}
@@ -165,7 +165,7 @@ func validateDaemonSetStrategy(e *check.Errors, s *appsv1.DaemonSetUpdateStrateg
 	}
 }
 
-// atMostAll checks a number, or a percentage of at most 100.
+// atMostAll validates a number or a percentage of at most 100%.
 func atMostAll(e *check.Errors, p *field.Path, child string, v *intstr.IntOrString) {
 	e.NumberOrPercent(p, child, v)
 	if n, percent := check.Percent(v); percent && n > 100 {
@@ -188,7 +188,7 @@ func validateDaemonSetStatus(d, old *appsv1.DaemonSet) field.ErrorList {
 	return e.List
 }
 
-// validateCollisions checks a count that only grows.
+// validateCollisions validates a collisionCount, which must not decrease.
 func validateCollisions(e *check.Errors, now, was *int32, p *field.Path) {
 	if now != nil {
 		e.AtLeastZero(p, "collisionCount", int64(*now))

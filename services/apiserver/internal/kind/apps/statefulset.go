@@ -19,7 +19,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// StatefulSet is the row of statefulsets.
+// StatefulSet returns the row of statefulsets.
 func StatefulSet() *resource.Kind {
 	k := row.Namespaced[appsv1.StatefulSet, appsv1.StatefulSetList](appsv1.SchemeGroupVersion, "statefulsets", "statefulsets")
 	k.ShortNames = []string{"sts"}
@@ -94,8 +94,8 @@ func defaultStatefulSet(o *appsv1.StatefulSet) {
 	typeClaims(o)
 }
 
-// typeClaims sets kind and apiVersion of the claim templates, which Kubernetes shows
-// and its protobuf encoding does not carry.
+// typeClaims sets kind and apiVersion of the claim templates. Kubernetes shows them, but its
+// protobuf encoding does not contain them.
 func typeClaims(s *appsv1.StatefulSet) {
 	for i := range s.Spec.VolumeClaimTemplates {
 		s.Spec.VolumeClaimTemplates[i].TypeMeta = metav1.TypeMeta{Kind: "PersistentVolumeClaim", APIVersion: "v1"}
@@ -113,7 +113,7 @@ func statefulSetWarnings(s, old *appsv1.StatefulSet) []string {
 	for i := range s.Spec.VolumeClaimTemplates {
 		at := p.Index(i)
 		if old != nil {
-			at = at.Child("Spec") // spelt so by Kubernetes
+			at = at.Child("Spec") // Kubernetes capitalizes it here
 		}
 		r := &s.Spec.VolumeClaimTemplates[i].Spec.Resources
 		list = append(list, core.FractionWarnings(r, at.Child("resources"))...)
@@ -124,8 +124,8 @@ func statefulSetWarnings(s, old *appsv1.StatefulSet) []string {
 	return list
 }
 
-// validateStatefulSet checks a set. The service's name and the claims cannot change,
-// so they are checked in new sets only.
+// validateStatefulSet validates a set, except for its template. The service name and the claim
+// templates are immutable, so they are validated only when the set is created.
 func validateStatefulSet(s *appsv1.StatefulSetSpec, created bool) field.ErrorList {
 	var e check.Errors
 	p := field.NewPath("spec")
@@ -199,8 +199,8 @@ func validateStatefulSetStrategy(e *check.Errors, s *appsv1.StatefulSetUpdateStr
 	}
 }
 
-// validateTemplate checks the template as the pods will have it: with the volumes
-// that the claims make, and without the names that the controller sets.
+// validateTemplate validates the template as the controller completes it for a pod: with the
+// volumes of the claim templates, and without hostname and subdomain, which the controller sets.
 func validateTemplate(s *appsv1.StatefulSetSpec) field.ErrorList {
 	if _, err := metav1.LabelSelectorAsSelector(s.Selector); err != nil {
 		return nil
@@ -213,8 +213,8 @@ func validateTemplate(s *appsv1.StatefulSetSpec) field.ErrorList {
 	return podspec.ValidateLongRunning(&t, s.Selector, field.NewPath("spec", "template"), "StatefulSet")
 }
 
-// claimVolumes are the volumes of a pod: one for each claim, and those of the
-// template that no claim replaces.
+// claimVolumes returns the volumes of a pod: one per claim template, and the template's volumes
+// that no claim template replaces.
 func claimVolumes(s *appsv1.StatefulSetSpec) []corev1.Volume {
 	volumes := make([]corev1.Volume, 0, len(s.VolumeClaimTemplates)+len(s.Template.Spec.Volumes))
 	named := func(name string) bool {
@@ -239,8 +239,8 @@ func claimVolumes(s *appsv1.StatefulSetSpec) []corev1.Volume {
 func validateStatefulSetUpdate(s, old *appsv1.StatefulSet) field.ErrorList {
 	e := check.Errors{List: validateStatefulSet(&s.Spec, false)}
 	p := field.NewPath("spec")
-	// A set that was stored before its template would have been refused can still
-	// be changed.
+	// If the stored set is already invalid, for instance because validation became stricter, an
+	// invalid template does not prevent updates.
 	if wrong := validateTemplate(&s.Spec); len(wrong) > 0 && len(validateStatefulSet(&old.Spec, false))+len(validateTemplate(&old.Spec)) == 0 {
 		e.Append(wrong)
 	}

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
-	_ "time/tzdata" // a machine, and above all a container, may have no time zones
+	_ "time/tzdata" // machines, containers above all, may lack the time zone database
 
 	"github.com/robfig/cron/v3"
 	batchv1 "k8s.io/api/batch/v1"
@@ -18,7 +18,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// CronJob is the row of cronjobs.
+// CronJob returns the row of cronjobs.
 func CronJob() *resource.Kind {
 	k := row.Namespaced[batchv1.CronJob, batchv1.CronJobList](batchv1.SchemeGroupVersion, "cronjobs", "cronjobs")
 	k.ShortNames = []string{"cj"}
@@ -47,13 +47,13 @@ func CronJob() *resource.Kind {
 	return k
 }
 
-// dropJobTemplate clears the fields of features that are off in Kubernetes, too.
+// dropJobTemplate clears the fields of features that are disabled in Kubernetes by default.
 func dropJobTemplate(s *batchv1.JobSpec) {
 	s.Scheduling = nil
 	podspec.Drop(&s.Template.Spec)
 }
 
-// How many jobs that are over are kept by default.
+// The default history limits, as in Kubernetes.
 const (
 	keptSuccessful = 3
 	keptFailed     = 1
@@ -67,8 +67,8 @@ func defaultCronJob(c *batchv1.CronJob) {
 	set(&s.Suspend, false)
 	set(&s.SuccessfulJobsHistoryLimit, keptSuccessful)
 	set(&s.FailedJobsHistoryLimit, keptFailed)
-	// Of the defaults of a job its template has only those of its parts: the others
-	// are set in each job.
+	// The template gets only the defaults of its parts; those of the job's own fields are set
+	// in each job.
 	defaultFailurePolicy(s.JobTemplate.Spec.PodFailurePolicy)
 	podspec.DefaultTemplate(&s.JobTemplate.Spec.Template)
 }
@@ -95,8 +95,8 @@ func cronJobWarnings(c, old *batchv1.CronJob) []string {
 	return list
 }
 
-// maxCronJobName leaves room for what the names of jobs have after it: a dash and the
-// minute since 1970.
+// maxCronJobName leaves room for the suffix of job names, a dash and the scheduled time in minutes
+// since 1970.
 const maxCronJobName = 63 - 11
 
 func validateNewCronJob(c *batchv1.CronJob) field.ErrorList {
@@ -136,8 +136,8 @@ func validateCronJob(s, old *batchv1.CronJobSpec) field.ErrorList {
 	return e.List
 }
 
-// namesZone reports whether a schedule has a time zone in it, which the field timeZone
-// replaced.
+// namesZone reports whether a schedule contains a time zone, for which the field timeZone is the
+// replacement.
 func namesZone(schedule string) bool { return strings.Contains(schedule, "TZ") }
 
 func validateSchedule(e *check.Errors, s, old *batchv1.CronJobSpec, p *field.Path) {
@@ -159,7 +159,8 @@ func validateSchedule(e *check.Errors, s, old *batchv1.CronJobSpec, p *field.Pat
 	}
 }
 
-// parseSchedule reports what is wrong with a schedule. The parser panics on some.
+// parseSchedule returns an error if the schedule is invalid. The parser panics on some invalid
+// schedules.
 func parseSchedule(schedule string) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -170,7 +171,7 @@ func parseSchedule(schedule string) (err error) {
 	return err
 }
 
-// maxZonePart is how long a part of a time zone's name may be
+// maxZonePart is the maximum length of a part of a time zone's name, in bytes
 // (https://data.iana.org/time-zones/theory.html#naming).
 const maxZonePart = 14
 
@@ -193,8 +194,8 @@ func validateZone(e *check.Errors, zone string, p *field.Path) {
 	}
 }
 
-// zonePart reports whether part can be one of the parts of a zone's name, which is the
-// name of a file.
+// zonePart reports whether part is valid as one of the parts, separated by slashes, of a zone's
+// name, which is used as the path of a file.
 func zonePart(part string) bool {
 	if part == "" || len(part) > maxZonePart || part == "." || part == ".." || part[0] == '-' {
 		return false

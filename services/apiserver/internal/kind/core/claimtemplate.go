@@ -7,17 +7,17 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// What other kinds that hold templates of claims need of a claim's rules.
+// The rules of claims that kinds with templates of claims use.
 
-// DefaultClaim fills in the defaults of a claim.
+// DefaultClaim sets the defaults of a claim.
 func DefaultClaim(c *corev1.PersistentVolumeClaim) { defaultClaim(c) }
 
-// ValidateClaimSpec checks the spec of a claim that has its defaults.
+// ValidateClaimSpec validates the spec of a claim whose defaults are set.
 func ValidateClaimSpec(s *corev1.PersistentVolumeClaimSpec, p *field.Path) field.ErrorList {
 	return claimSpecErrors(s, p)
 }
 
-// FractionWarnings are the warnings about sizes that are not whole numbers of bytes. p is the
+// FractionWarnings returns the warnings about sizes that are not whole numbers of bytes. p is the
 // path of the claim's resources.
 func FractionWarnings(r *corev1.VolumeResourceRequirements, p *field.Path) []string {
 	var list []string

@@ -14,7 +14,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// LimitRange is the row of limitranges.
+// LimitRange returns the row of limitranges.
 func LimitRange() *resource.Kind {
 	k := row.Namespaced[corev1.LimitRange, corev1.LimitRangeList](corev1.SchemeGroupVersion, "limitranges", "limitranges")
 	k.ShortNames = []string{"limits"}
@@ -28,8 +28,8 @@ func LimitRange() *resource.Kind {
 	return k
 }
 
-// defaultLimitRange completes the limits of containers: by default a container has the
-// most that it may have, and asks for what it has, or for the least.
+// defaultLimitRange completes the items for containers: the default limit is the maximum, and the
+// default request is the default limit or else the minimum.
 func defaultLimitRange(l *corev1.LimitRange) {
 	for i := range l.Spec.Limits {
 		item := &l.Spec.Limits[i]
@@ -43,7 +43,8 @@ func defaultLimitRange(l *corev1.LimitRange) {
 	}
 }
 
-// completed adds to list what it lacks of others, the first of which counts.
+// completed returns list with the names that it lacks from others, of which earlier ones take
+// precedence. It changes list unless that is nil.
 func completed(list corev1.ResourceList, others ...corev1.ResourceList) corev1.ResourceList {
 	if list == nil {
 		list = corev1.ResourceList{}
@@ -129,7 +130,7 @@ func validateLimitNames(e *check.Errors, item *corev1.LimitRangeItem, p *field.P
 func validateLimitAmounts(e *check.Errors, item *corev1.LimitRangeItem, p *field.Path) {
 	def, request := item.Default, item.DefaultRequest
 	if item.Type == corev1.LimitTypePod {
-		def, request = nil, nil // refused as a whole
+		def, request = nil, nil // validateLimitNames refuses them altogether
 	}
 	seen := map[corev1.ResourceName]bool{}
 	for _, list := range []corev1.ResourceList{item.Max, item.Min, def, request, item.MaxLimitRequestRatio} {
@@ -138,7 +139,7 @@ func validateLimitAmounts(e *check.Errors, item *corev1.LimitRangeItem, p *field
 				continue
 			}
 			seen[name] = true
-			// greater refuses a pair of amounts of which a is above b.
+			// greater adds an error if both lists have the resource and a's amount exceeds b's.
 			greater := func(a, b corev1.ResourceList, child, aName, bName string, shown corev1.ResourceList) {
 				x, ok := a[name]
 				y, both := b[name]
@@ -164,7 +165,7 @@ func validateLimitAmounts(e *check.Errors, item *corev1.LimitRangeItem, p *field
 	}
 }
 
-// validateRatio checks how many times its request a limit may be.
+// validateRatio checks the maximum ratio of limit to request, also against min and max.
 func validateRatio(e *check.Errors, item *corev1.LimitRangeItem, name corev1.ResourceName, p *field.Path) {
 	ratio, ok := item.MaxLimitRequestRatio[name]
 	if !ok {

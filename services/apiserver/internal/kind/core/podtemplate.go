@@ -11,7 +11,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// PodTemplate is the row of podtemplates.
+// PodTemplate returns the row of podtemplates.
 func PodTemplate() *resource.Kind {
 	k := row.Namespaced[corev1.PodTemplate, corev1.PodTemplateList](corev1.SchemeGroupVersion, "podtemplates", "podtemplates")
 	k.ReturnsDeleted = true

@@ -16,13 +16,13 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// ReplicationController is the row of replicationcontrollers.
+// ReplicationController returns the row of replicationcontrollers.
 func ReplicationController() *resource.Kind {
 	k := row.Namespaced[corev1.ReplicationController, corev1.ReplicationControllerList](
 		corev1.SchemeGroupVersion, "replicationcontrollers", "controllers")
 	k.ShortNames = []string{"rc"}
 	k.Categories = []string{"all"}
-	// Old clients that know nothing of propagation leave pods behind.
+	// As in Kubernetes: clients that predate propagation policies expect the pods to be kept.
 	k.DefaultPropagation = metav1.DeletePropagationOrphan
 	k.Columns, k.Cells = controllerColumns(), controllerCells
 	k.Fields = map[string]func(resource.Object) string{
@@ -96,8 +96,8 @@ func defaultController(c *corev1.ReplicationController) {
 func controllerWarnings(c, old *corev1.ReplicationController) []string {
 	p := field.NewPath("spec", "template")
 	if old != nil {
-		// Kubernetes compares the two the other way round: what is warned about is
-		// the template that is replaced.
+		// Kubernetes passes the two in reverse order, so the warnings are about the
+		// template that is replaced.
 		if check.Same(&c.Spec, &old.Spec) {
 			return nil
 		}
@@ -111,7 +111,7 @@ func controllerWarnings(c, old *corev1.ReplicationController) []string {
 	return append(list, templateWarnings(c.Spec.Template, nil, p)...)
 }
 
-// templateWarnings are those of a template that is new or changed.
+// templateWarnings returns the warnings about a template that is new or has changed.
 func templateWarnings(t, old *corev1.PodTemplateSpec, p *field.Path) []string {
 	if t == nil || old != nil && check.Same(t, old) {
 		return nil

@@ -16,7 +16,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// ResourceQuota is the row of resourcequotas.
+// ResourceQuota returns the row of resourcequotas.
 func ResourceQuota() *resource.Kind {
 	k := row.Namespaced[corev1.ResourceQuota, corev1.ResourceQuotaList](corev1.SchemeGroupVersion, "resourcequotas", "resourcequotas")
 	k.ShortNames = []string{"quota"}
@@ -52,7 +52,7 @@ func defaultQuota(q *corev1.ResourceQuota) {
 	podspec.DefaultResources(q.Status.Used)
 }
 
-// quotaWarnings are about requests that are limited to more than limits are.
+// quotaWarnings warns if a quota allows a higher total of requests than of limits.
 func quotaWarnings(s *corev1.ResourceQuotaSpec) []string {
 	var list []string
 	for _, name := range []corev1.ResourceName{
@@ -141,14 +141,14 @@ func knownScope(s corev1.ResourceQuotaScope) bool {
 	return false
 }
 
-// contradict reports whether no object can be in all scopes.
+// contradict reports whether no object can match all scopes.
 func contradict(scopes []corev1.ResourceQuotaScope) bool {
 	has := func(s corev1.ResourceQuotaScope) bool { return slices.Contains(scopes, s) }
 	return has(corev1.ResourceQuotaScopeBestEffort) && has(corev1.ResourceQuotaScopeNotBestEffort) ||
 		has(corev1.ResourceQuotaScopeTerminating) && has(corev1.ResourceQuotaScopeNotTerminating)
 }
 
-// scopeFits reports whether each standard resource of a quota has objects in a scope.
+// scopeFits reports whether the scope can be combined with each standard resource of a quota.
 func scopeFits(s corev1.ResourceQuotaScope, hard corev1.ResourceList) bool {
 	for name := range hard {
 		if podspec.StandardForQuota(name) && !scopeHas(s, name) {
@@ -158,6 +158,7 @@ func scopeFits(s corev1.ResourceQuotaScope, hard corev1.ResourceList) bool {
 	return true
 }
 
+// scopeHas reports whether the scope can be combined with a standard resource.
 func scopeHas(s corev1.ResourceQuotaScope, name corev1.ResourceName) bool {
 	switch s {
 	case corev1.ResourceQuotaScopeBestEffort:

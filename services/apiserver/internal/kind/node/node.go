@@ -1,11 +1,11 @@
-// Package node holds the kinds of the group node.k8s.io: one file a kind.
+// Package node holds the kinds of the group node.k8s.io, one file per kind.
 //
 // Its rules must never look at anything but the objects that they are given.
 package node
 
 import "keelson.dev/services/apiserver/internal/resource"
 
-// Kinds are the rows of the group.
+// Kinds returns the rows of the group.
 func Kinds() []*resource.Kind {
 	return []*resource.Kind{
 		RuntimeClass(),

@@ -14,7 +14,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// RuntimeClass is the row of runtimeclasses.
+// RuntimeClass returns the row of runtimeclasses.
 func RuntimeClass() *resource.Kind {
 	k := row.Cluster[nodev1.RuntimeClass, nodev1.RuntimeClassList](nodev1.SchemeGroupVersion, "runtimeclasses", "runtimeclasses")
 	k.NoGeneration = true
@@ -31,7 +31,7 @@ func RuntimeClass() *resource.Kind {
 		ValidateUpdate: func(c, old *nodev1.RuntimeClass) field.ErrorList {
 			e := check.Errors{List: validateRuntimeClass(c)}
 			if c.Handler != old.Handler {
-				e.Invalid(field.NewPath("handler"), nil, check.Immutable) // Kubernetes does not show it
+				e.Invalid(field.NewPath("handler"), nil, check.Immutable) // Kubernetes' error omits the value
 			}
 			return e.List
 		},

@@ -16,7 +16,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// PodDisruptionBudget is the row of poddisruptionbudgets.
+// PodDisruptionBudget returns the row of poddisruptionbudgets.
 func PodDisruptionBudget() *resource.Kind {
 	k := row.Namespaced[policyv1.PodDisruptionBudget, policyv1.PodDisruptionBudgetList](
 		policyv1.SchemeGroupVersion, "poddisruptionbudgets", "poddisruptionbudgets")
@@ -48,11 +48,11 @@ func PodDisruptionBudget() *resource.Kind {
 	return k
 }
 
-// oldLabel is how policy/v1beta1, whose empty selector matched nothing, is told from
-// policy/v1, whose empty selector matches all.
+// oldLabel is the key that Kubernetes puts into the empty selector of a policy/v1beta1 budget.
+// There, an empty selector matched no pods; in policy/v1 it matches all.
 const oldLabel = "pdb.kubernetes.io/deprecated-v1beta1-empty-selector-match"
 
-// dropOldLabel removes oldLabel where it stands beside other requirements.
+// dropOldLabel removes requirements of oldLabel from a selector that has others.
 func dropOldLabel(s *metav1.LabelSelector) {
 	if s == nil || len(s.MatchLabels) == 0 && len(s.MatchExpressions) == 1 &&
 		s.MatchExpressions[0].Operator == metav1.LabelSelectorOpExists && len(s.MatchExpressions[0].Values) == 0 {
