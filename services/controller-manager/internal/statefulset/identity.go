@@ -16,10 +16,10 @@ import (
 	"keelson.dev/services/controller-manager/internal/podtemplate"
 )
 
-// noOrdinal is the ordinal of a pod that is not named as one of the set.
+// noOrdinal is the ordinal of a pod whose name is not one of the set's.
 const noOrdinal = -1
 
-// ordinal is a pod's number in its set, or noOrdinal.
+// ordinal returns the number in a pod's name, or noOrdinal.
 func ordinal(set *appsv1.StatefulSet, name string) int {
 	rest, ok := strings.CutPrefix(name, set.Name+"-")
 	if !ok || rest == "" || rest != "0" && rest[0] == '0' {
@@ -40,7 +40,7 @@ func claimName(set *appsv1.StatefulSet, template string, n int) string {
 	return template + "-" + podName(set, n)
 }
 
-// isClaimOf reports whether a claim is named as one of the set's.
+// isClaimOf reports whether name is that of one of the set's claims.
 func isClaimOf(set *appsv1.StatefulSet, name string) bool {
 	return slices.ContainsFunc(set.Spec.VolumeClaimTemplates, func(t corev1.PersistentVolumeClaim) bool {
 		rest, ok := strings.CutPrefix(name, t.Name+"-")
@@ -48,7 +48,7 @@ func isClaimOf(set *appsv1.StatefulSet, name string) bool {
 	})
 }
 
-// start is the ordinal of the first pod.
+// start returns the ordinal of the set's first pod.
 func start(set *appsv1.StatefulSet) int {
 	if set.Spec.Ordinals == nil {
 		return 0
@@ -63,12 +63,12 @@ func replicas(set *appsv1.StatefulSet) int {
 	return int(*set.Spec.Replicas)
 }
 
-// inRange reports whether the set wants a pod of this ordinal.
+// inRange reports whether the set wants a pod with ordinal n.
 func inRange(set *appsv1.StatefulSet, n int) bool {
 	return n >= start(set) && n < start(set)+replicas(set)
 }
 
-// newPod is the pod of an ordinal, of a revision with this template.
+// newPod returns the pod with ordinal n of a revision and its template.
 func newPod(set *appsv1.StatefulSet, template *corev1.PodTemplateSpec, revision string, n int) *corev1.Pod {
 	p := podtemplate.Pod(template, set)
 	p.GenerateName, p.Name = "", podName(set, n)
@@ -88,7 +88,7 @@ func newPod(set *appsv1.StatefulSet, template *corev1.PodTemplateSpec, revision 
 	return p
 }
 
-// identityLabels name a pod and its ordinal.
+// identityLabels returns the labels that hold a pod's name and ordinal.
 func identityLabels(name string) map[string]string {
 	return map[string]string{
 		appsv1.StatefulSetPodNameLabel: name,
@@ -96,8 +96,8 @@ func identityLabels(name string) map[string]string {
 	}
 }
 
-// lacksIdentity reports whether a pod, which was adopted or whose labels were
-// changed, lacks the labels that name it.
+// lacksIdentity reports whether a pod lacks an identity label, as one that was adopted
+// or whose labels were edited may.
 func lacksIdentity(p *corev1.Pod) bool {
 	for k, v := range identityLabels(p.Name) {
 		if p.Labels[k] != v {
@@ -112,12 +112,12 @@ const identityPatchType = types.StrategicMergePatchType
 func identityPatch(p *corev1.Pod) []byte {
 	data, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.UID, "labels": identityLabels(p.Name)}})
 	if err != nil {
-		panic("statefulset: " + err.Error()) // strings always marshal.
+		panic("statefulset: " + err.Error()) // strings always marshal
 	}
 	return data
 }
 
-// newClaims are the claims of an ordinal.
+// newClaims returns the claims of the pod with ordinal n.
 func newClaims(set *appsv1.StatefulSet, n int) []*corev1.PersistentVolumeClaim {
 	var out []*corev1.PersistentVolumeClaim
 	for i := range set.Spec.VolumeClaimTemplates {
@@ -134,9 +134,10 @@ func newClaims(set *appsv1.StatefulSet, n int) []*corev1.PersistentVolumeClaim {
 	return out
 }
 
-// claimOwners are the owners of a claim that the retention policy asks for: the set,
-// so that the claim goes with it; or the pod beyond the set's size, so that it goes
-// with that. A claim that another controller owns is left to it.
+// claimOwners returns the owner references that the retention policy requires for claim
+// c of the pod with ordinal n: the set, so that the claim is deleted with it, or a pod
+// that is being scaled away, so that the claim is deleted with that. Nothing is added to
+// a claim that another controller owns.
 func claimOwners(set *appsv1.StatefulSet, c *corev1.PersistentVolumeClaim, n int, pod *corev1.Pod) []metav1.OwnerReference {
 	name, foreign := podName(set, n), false
 	refs := slices.DeleteFunc(slices.Clone(c.OwnerReferences), func(ref metav1.OwnerReference) bool {

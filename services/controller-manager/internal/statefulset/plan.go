@@ -15,34 +15,35 @@ import (
 	"keelson.dev/services/controller-manager/internal/podstate"
 )
 
-// State is what a plan is made of.
+// State is the input of Make.
 type State struct {
 	Pods      []*corev1.Pod
 	Revisions []*appsv1.ControllerRevision
-	// Update is the revision of the present template.
+	// Update is the revision of the current template.
 	Update *appsv1.ControllerRevision
-	// Claim finds a claim by name; nil if there is none.
+	// Claim returns the claim of a name, or nil if it does not exist.
 	Claim func(name string) *corev1.PersistentVolumeClaim
 	Now   time.Time
 }
 
-// Plan is what to write.
+// Plan lists the writes of one reconcile.
 type Plan struct {
-	// CreateClaims and UpdateClaims come before the pods.
+	// CreateClaims and UpdateClaims are written before the pods.
 	CreateClaims, UpdateClaims []*corev1.PersistentVolumeClaim
 	Create, Delete             []*corev1.Pod
-	// Label are pods that lack the labels of their identity.
+	// Label lists the pods that lack an identity label.
 	Label []*corev1.Pod
-	// Forget are the revisions beyond the history limit.
+	// Forget lists the revisions to delete because they exceed the history limit.
 	Forget []*appsv1.ControllerRevision
 	Status appsv1.StatefulSetStatus
-	// Events are warnings.
+	// Events are recorded as warnings.
 	Events []Event
-	// RequeueAfter is when time alone may change the plan; 0 is never.
+	// RequeueAfter is how long until the passing of time alone may change the plan;
+	// 0 means never.
 	RequeueAfter time.Duration
 }
 
-// Event is one to record.
+// Event is a warning to record for the set.
 type Event struct{ Reason, Message string }
 
 type planner struct {
@@ -51,19 +52,20 @@ type planner struct {
 	minReady time.Duration
 	ordered  bool
 	current  *appsv1.ControllerRevision
-	// replicas are the pods by ordinal from the first, nil where there is none.
+	// replicas holds the pods in the set's range, in order of ordinal, with nil for those
+	// that do not exist.
 	replicas []*corev1.Pod
-	// condemned are those beyond the set's size, the highest ordinal first.
+	// condemned holds the pods outside the set's range, highest ordinal first.
 	condemned []*corev1.Pod
 	plan      Plan
 }
 
-// Make plans the next step of a set.
+// Make plans the next step for a set.
 //
-// In order: every ordinal gets its pod, from the lowest; pods beyond the set's size
-// go, from the highest; pods of older templates are replaced, from the highest. With
-// podManagementPolicy OrderedReady each step waits until the pods before it are
-// available.
+// Missing pods are created first, from the lowest ordinal up. Then pods outside the
+// set's range are deleted, and then pods of older templates, both from the highest
+// ordinal down. With podManagementPolicy OrderedReady, each step waits until the pods
+// before it are available. For a set that is being deleted only the status is updated.
 func Make(set *appsv1.StatefulSet, state State) (Plan, error) {
 	p := &planner{
 		set: set, state: state, minReady: time.Duration(set.Spec.MinReadySeconds) * time.Second,
@@ -75,14 +77,15 @@ func Make(set *appsv1.StatefulSet, state State) (Plan, error) {
 		if err := p.step(); err != nil {
 			return Plan{}, err
 		}
+		p.retain()
 		p.forget()
 	}
-	p.retain()
 	p.plan.Status = p.status()
 	return p.plan, nil
 }
 
-// currentRevision is the revision that pods below the partition have.
+// currentRevision returns the revision of status.currentRevision, which pods below the
+// partition keep. It is the update revision if that one no longer exists.
 func (p *planner) currentRevision() *appsv1.ControllerRevision {
 	for _, r := range p.state.Revisions {
 		if r.Name == p.set.Status.CurrentRevision {
@@ -92,6 +95,7 @@ func (p *planner) currentRevision() *appsv1.ControllerRevision {
 	return p.state.Update
 }
 
+// arrange sorts the pods into replicas and condemned.
 func (p *planner) arrange() {
 	p.replicas = make([]*corev1.Pod, replicas(p.set))
 	for _, pod := range p.state.Pods {
@@ -121,7 +125,8 @@ func (p *planner) step() error {
 	return nil
 }
 
-// fill gives every ordinal a pod; done is true where the other steps have to wait.
+// fill creates missing pods and deletes finished ones so that they are recreated. done
+// is true if the other steps have to wait.
 func (p *planner) fill() (done bool, err error) {
 	for i, pod := range p.replicas {
 		n := start(p.set) + i
@@ -132,8 +137,8 @@ func (p *planner) fill() (done bool, err error) {
 			}
 			done = done || p.ordered
 		case podstate.Finished(pod):
-			// It is replaced once it is gone, whatever its exit code was: an eviction
-			// or a reboot may have ended it.
+			// The pod is recreated once it is gone, even if it succeeded: after an eviction
+			// or a reboot the phase depends on the exit code alone.
 			if pod.DeletionTimestamp == nil {
 				p.event("RecreatingFailedPod", "StatefulSet %s/%s is recreating failed Pod %s", p.set.Namespace, p.set.Name, pod.Name)
 				p.plan.Delete = append(p.plan.Delete, pod)
@@ -155,8 +160,8 @@ func (p *planner) fill() (done bool, err error) {
 	return false, nil
 }
 
-// create creates the pod of an ordinal with its claims, unless one of them is left
-// from an earlier pod and about to go with it.
+// create creates the pod with ordinal n and its claims, unless one of the claims belongs
+// to an earlier pod and is about to be deleted with it.
 func (p *planner) create(n int) error {
 	for _, want := range newClaims(p.set, n) {
 		if have := p.state.Claim(want.Name); have != nil && p.stale(have, n) {
@@ -176,6 +181,7 @@ func (p *planner) create(n int) error {
 	return nil
 }
 
+// createClaims creates the claims of ordinal n that do not exist.
 func (p *planner) createClaims(n int) {
 	for _, c := range newClaims(p.set, n) {
 		if p.state.Claim(c.Name) == nil {
@@ -184,8 +190,8 @@ func (p *planner) createClaims(n int) {
 	}
 }
 
-// stale reports whether a claim is being deleted, or will be with a pod of the
-// ordinal's name that is gone.
+// stale reports whether a claim is being deleted, or is owned by an earlier pod of
+// ordinal n, with which the garbage collector will delete it.
 func (p *planner) stale(c *corev1.PersistentVolumeClaim, n int) bool {
 	if c.DeletionTimestamp != nil {
 		return true
@@ -198,8 +204,7 @@ func (p *planner) stale(c *corev1.PersistentVolumeClaim, n int) bool {
 	return false
 }
 
-// partition is the number of ordinals, from the first, that keep the current
-// revision.
+// partition returns how many pods, from the lowest ordinal, keep the current revision.
 func (p *planner) partition() int {
 	if u := p.set.Spec.UpdateStrategy.RollingUpdate; u != nil && u.Partition != nil {
 		return int(*u.Partition)
@@ -207,8 +212,8 @@ func (p *planner) partition() int {
 	return 0
 }
 
-// shrink deletes pods beyond the set's size, one at a time where they are ordered;
-// it returns true where the rollout has to wait.
+// shrink deletes the condemned pods, one at a time if the set is ordered. It returns
+// true if the rollout has to wait.
 func (p *planner) shrink() bool {
 	for _, pod := range p.condemned {
 		if pod.DeletionTimestamp != nil {
@@ -217,8 +222,8 @@ func (p *planner) shrink() bool {
 			}
 			continue
 		}
-		// A pod that is not available may be the very one to go, but not while one
-		// below it is not available either.
+		// An unavailable pod is deleted only if every pod with a lower ordinal is
+		// available.
 		if p.ordered && !p.available(pod) && p.firstUnavailable() != pod {
 			return true
 		}
@@ -230,8 +235,8 @@ func (p *planner) shrink() bool {
 	return false
 }
 
-// firstUnavailable is the pod of the lowest ordinal, the set's own before the
-// condemned, that is not available.
+// firstUnavailable returns the unavailable pod with the lowest ordinal, looking at the
+// replicas before the condemned pods, or nil if all are available.
 func (p *planner) firstUnavailable() *corev1.Pod {
 	for _, pod := range p.replicas {
 		if pod != nil && !p.available(pod) {
@@ -246,8 +251,8 @@ func (p *planner) firstUnavailable() *corev1.Pod {
 	return nil
 }
 
-// maxUnavailable is how many pods a rollout may leave unavailable; percentages are
-// rounded down, to at least one.
+// maxUnavailable returns how many pods a rollout may make unavailable. Percentages are
+// rounded down, but the result is at least 1.
 func (p *planner) maxUnavailable() int {
 	u := p.set.Spec.UpdateStrategy.RollingUpdate
 	if u == nil || u.MaxUnavailable == nil {
@@ -255,13 +260,13 @@ func (p *planner) maxUnavailable() int {
 	}
 	n, err := intstr.GetScaledValueFromIntOrPercent(u.MaxUnavailable, replicas(p.set), false)
 	if err != nil {
-		return 1 // validation keeps such a value out.
+		return 1 // validation rejects such a value
 	}
 	return max(n, 1)
 }
 
-// roll deletes pods of older templates, from the highest ordinal down to the
-// partition, as long as no more than maxUnavailable are not available.
+// roll deletes pods of older templates, from the highest ordinal down to the partition,
+// as long as at most maxUnavailable pods are unavailable.
 func (p *planner) roll() {
 	budget := p.maxUnavailable()
 	for _, pod := range p.replicas {
@@ -273,7 +278,7 @@ func (p *planner) roll() {
 		return pod != nil && pod.DeletionTimestamp == nil && revisionOf(pod) != p.state.Update.Name
 	}
 	if !p.ordered {
-		// Those that serve nobody go first and take nothing from the budget.
+		// Unavailable pods are replaced first. They are already counted in the budget.
 		for i := len(p.replicas) - 1; i >= p.partition(); i-- {
 			if pod := p.replicas[i]; outdated(pod) && !p.available(pod) && !podstate.Finished(pod) {
 				p.plan.Delete = append(p.plan.Delete, pod)
@@ -290,8 +295,9 @@ func (p *planner) roll() {
 
 func revisionOf(pod *corev1.Pod) string { return pod.Labels[appsv1.StatefulSetRevisionLabel] }
 
-// available reports whether a pod runs and has been ready for minReadySeconds, and
-// has the set looked at again when it will have been.
+// available reports whether a pod is running and has been ready for minReadySeconds. If
+// it is ready but not for long enough, available also schedules a requeue for when it
+// will be.
 func (p *planner) available(pod *corev1.Pod) bool {
 	if pod.DeletionTimestamp != nil || pod.Status.Phase != corev1.PodRunning {
 		return false
@@ -307,7 +313,7 @@ func (p *planner) event(reason, format string, args ...any) {
 	p.plan.Events = append(p.plan.Events, Event{reason, fmt.Sprintf(format, args...)})
 }
 
-// retain makes the claims of the pods depend on what the retention policy says.
+// retain updates the owners of the existing pods' claims to match the retention policy.
 func (p *planner) retain() {
 	if p.set.Spec.PersistentVolumeClaimRetentionPolicy == nil {
 		return
@@ -331,7 +337,7 @@ func (p *planner) retain() {
 	}
 }
 
-// forget drops revisions that no pod has, beyond the history limit.
+// forget deletes the revisions that no pod uses and that exceed the history limit.
 func (p *planner) forget() {
 	used := map[string]bool{p.state.Update.Name: true, p.current.Name: true}
 	for _, pod := range p.state.Pods {
@@ -341,8 +347,9 @@ func (p *planner) forget() {
 		func(r *appsv1.ControllerRevision) bool { return used[r.Name] })
 }
 
-// status is the set's status for its pods as they are. When all of them are of the
-// present template and ready, that becomes the current revision.
+// status computes the set's status from its pods before the plan is carried out. Once
+// all pods are ready and of the current template, the update revision becomes the
+// current revision, whatever the update strategy and partition are.
 func (p *planner) status() appsv1.StatefulSetStatus {
 	collisions := int32(0)
 	if c := p.set.Status.CollisionCount; c != nil {
@@ -373,9 +380,7 @@ func (p *planner) status() appsv1.StatefulSetStatus {
 			s.UpdatedReplicas++
 		}
 	}
-	if p.set.Spec.UpdateStrategy.Type == appsv1.RollingUpdateStatefulSetStrategyType &&
-		s.CurrentRevision != s.UpdateRevision && p.partition() == 0 &&
-		s.UpdatedReplicas == s.Replicas && s.ReadyReplicas == s.Replicas && int(s.Replicas) == replicas(p.set) {
+	if s.UpdatedReplicas == s.Replicas && s.ReadyReplicas == s.Replicas && int(s.Replicas) == replicas(p.set) {
 		s.CurrentRevision, s.CurrentReplicas = s.UpdateRevision, s.UpdatedReplicas
 	}
 	return s

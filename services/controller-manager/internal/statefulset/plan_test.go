@@ -121,52 +121,52 @@ func TestSteps(t *testing.T) {
 		pods    []*corev1.Pod
 		want    want
 	}{
-		"the first": {size: 3, want: want{create: []string{"db-0"}}},
-		"the next when the first is ready": {
+		"creates the first": {size: 3, want: want{create: []string{"db-0"}}},
+		"creates the next when the first is ready": {
 			size: 3, pods: []*corev1.Pod{pod(0, "new")}, want: want{create: []string{"db-1"}},
 		},
-		"waits for the first":     {size: 3, pods: []*corev1.Pod{pod(0, "new", notReady)}},
-		"waits for one that ends": {size: 3, pods: []*corev1.Pod{pod(0, "new", deleted)}},
+		"waits until the first is ready": {size: 3, pods: []*corev1.Pod{pod(0, "new", notReady)}},
+		"waits for a terminating pod":    {size: 3, pods: []*corev1.Pod{pod(0, "new", deleted)}},
 		"waits until it is available": {
 			size: 3, options: []func(*appsv1.StatefulSet){func(s *appsv1.StatefulSet) { s.Spec.MinReadySeconds = 10 }},
 			pods: []*corev1.Pod{pod(0, "new", justReady)},
 		},
-		"all at once": {
+		"parallel creates all at once": {
 			size: 3, options: []func(*appsv1.StatefulSet){parallel}, want: want{create: []string{"db-0", "db-1", "db-2"}},
 		},
-		"from another ordinal": {
+		"starts at spec.ordinals.start": {
 			size: 1, options: []func(*appsv1.StatefulSet){func(s *appsv1.StatefulSet) { s.Spec.Ordinals = &appsv1.StatefulSetOrdinals{Start: 5} }},
 			want: want{create: []string{"db-5"}},
 		},
-		"a hole":       {size: 3, pods: []*corev1.Pod{pod(0, "new"), pod(2, "new")}, want: want{create: []string{"db-1"}}},
-		"a failed pod": {size: 2, pods: []*corev1.Pod{pod(0, "new", failed), pod(1, "new")}, want: want{remove: []string{"db-0"}}},
-		"fewer, the highest first": {
+		"fills a gap":          {size: 3, pods: []*corev1.Pod{pod(0, "new"), pod(2, "new")}, want: want{create: []string{"db-1"}}},
+		"deletes a failed pod": {size: 2, pods: []*corev1.Pod{pod(0, "new", failed), pod(1, "new")}, want: want{remove: []string{"db-0"}}},
+		"scale-down starts at the highest ordinal": {
 			size: 1, pods: []*corev1.Pod{pod(0, "new"), pod(1, "new"), pod(2, "new")}, want: want{remove: []string{"db-2"}},
 		},
-		"fewer, one after the other": {size: 1, pods: []*corev1.Pod{pod(0, "new"), pod(1, "new"), pod(2, "new", deleted)}},
-		"fewer waits for the set":    {size: 1, pods: []*corev1.Pod{pod(0, "new", notReady), pod(1, "new")}},
-		"fewer, the one that is not ready": {
+		"scale-down waits for a terminating pod":  {size: 1, pods: []*corev1.Pod{pod(0, "new"), pod(1, "new"), pod(2, "new", deleted)}},
+		"scale-down waits for an unready replica": {size: 1, pods: []*corev1.Pod{pod(0, "new", notReady), pod(1, "new")}},
+		"scale-down deletes the only unready pod": {
 			size: 1, pods: []*corev1.Pod{pod(0, "new"), pod(1, "new"), pod(2, "new", notReady)}, want: want{remove: []string{"db-2"}},
 		},
-		"fewer waits for one below that is not ready": {
+		"scale-down waits for an unready pod with a lower ordinal": {
 			size: 1, pods: []*corev1.Pod{pod(0, "new"), pod(1, "new", notReady), pod(2, "new", notReady)},
 		},
-		"fewer at once": {
+		"parallel scales down at once": {
 			size: 1, options: []func(*appsv1.StatefulSet){parallel},
 			pods: []*corev1.Pod{pod(0, "new"), pod(1, "new", notReady), pod(2, "new")}, want: want{remove: []string{"db-2", "db-1"}},
 		},
-		"rollout, the highest first": {
+		"rollout starts at the highest ordinal": {
 			size: 3, pods: []*corev1.Pod{pod(0, "old"), pod(1, "old"), pod(2, "old")}, want: want{remove: []string{"db-2"}},
 		},
-		"rollout goes down": {size: 3, pods: []*corev1.Pod{pod(0, "old"), pod(1, "old"), pod(2, "new")}, want: want{remove: []string{"db-1"}}},
+		"rollout continues with the next lower ordinal": {size: 3, pods: []*corev1.Pod{pod(0, "old"), pod(1, "old"), pod(2, "new")}, want: want{remove: []string{"db-1"}}},
 		"rollout stops at the partition": {
 			size: 3, options: []func(*appsv1.StatefulSet){partition(2)}, pods: []*corev1.Pod{pod(0, "old"), pod(1, "old"), pod(2, "new")},
 		},
-		"rollout of several": {
+		"rollout of maxUnavailable pods": {
 			size: 3, options: []func(*appsv1.StatefulSet){atMost("2")},
 			pods: []*corev1.Pod{pod(0, "old"), pod(1, "old"), pod(2, "old")}, want: want{remove: []string{"db-2", "db-1"}},
 		},
-		"rollout in parallel starts with those that serve nobody": {
+		"parallel rollout starts with unavailable pods": {
 			size: 3, options: []func(*appsv1.StatefulSet){parallel},
 			pods: []*corev1.Pod{pod(0, "old", notReady), pod(1, "old"), pod(2, "old")}, want: want{remove: []string{"db-0"}},
 		},
@@ -187,10 +187,10 @@ func TestSteps(t *testing.T) {
 			}
 			p := plan(t, s, nil, c.pods...)
 			if got := names(p.Create); !slices.Equal(got, c.want.create) {
-				t.Errorf("creates %v, want %v", got, c.want.create)
+				t.Errorf("created pods %v, want %v", got, c.want.create)
 			}
 			if got := names(p.Delete); !slices.Equal(got, c.want.remove) {
-				t.Errorf("deletes %v, want %v", got, c.want.remove)
+				t.Errorf("deleted pods %v, want %v", got, c.want.remove)
 			}
 		})
 	}
@@ -201,11 +201,11 @@ func TestPodsBelowThePartitionKeepTheirRevision(t *testing.T) {
 	partition(1)(s)
 	p := plan(t, s, nil)
 	if got := p.Create[0]; got.Labels[appsv1.StatefulSetRevisionLabel] != "old" || got.Spec.Containers[0].Image != "v1" {
-		t.Errorf("db-0 is of revision %s with image %s", got.Labels[appsv1.StatefulSetRevisionLabel], got.Spec.Containers[0].Image)
+		t.Errorf("db-0 has revision %s and image %s, want old and v1", got.Labels[appsv1.StatefulSetRevisionLabel], got.Spec.Containers[0].Image)
 	}
 	p = plan(t, s, nil, pod(0, "old"))
 	if got := p.Create[0]; got.Labels[appsv1.StatefulSetRevisionLabel] != "new" || got.Spec.Containers[0].Image != "v2" {
-		t.Errorf("db-1 is of revision %s", got.Labels[appsv1.StatefulSetRevisionLabel])
+		t.Errorf("db-1 has revision %s, want new", got.Labels[appsv1.StatefulSetRevisionLabel])
 	}
 }
 
@@ -227,7 +227,7 @@ func TestIdentityAndClaims(t *testing.T) {
 	}
 	p = plan(t, s, nil, pod(0, "new", func(p *corev1.Pod) { delete(p.Labels, appsv1.PodIndexLabel) }))
 	if got := names(p.Label); !slices.Equal(got, []string{"db-0"}) {
-		t.Errorf("labels %v", got)
+		t.Errorf("pods to label: %v, want db-0", got)
 	}
 }
 
@@ -235,12 +235,12 @@ func TestClaimsFollowTheRetentionPolicy(t *testing.T) {
 	const keep, remove = appsv1.RetainPersistentVolumeClaimRetentionPolicyType, appsv1.DeletePersistentVolumeClaimRetentionPolicyType
 	for name, c := range map[string]struct {
 		deleted, scaled appsv1.PersistentVolumeClaimRetentionPolicyType
-		want            [2]string // the owners of data-db-0, in the set, and data-db-1, beyond it
+		want            [2]string // owners of data-db-0, within the set's range, and of data-db-1, outside it
 	}{
-		"keep":         {keep, keep, [2]string{"", ""}},
-		"with the set": {remove, keep, [2]string{"StatefulSet", "StatefulSet"}},
-		"with the pod": {keep, remove, [2]string{"", "Pod"}},
-		"with either":  {remove, remove, [2]string{"StatefulSet", "Pod"}},
+		"retain":                           {keep, keep, [2]string{"", ""}},
+		"delete with the set":              {remove, keep, [2]string{"StatefulSet", "StatefulSet"}},
+		"delete when scaled":               {keep, remove, [2]string{"", "Pod"}},
+		"delete with the set or the scale": {remove, remove, [2]string{"StatefulSet", "Pod"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := set(1)
@@ -261,14 +261,27 @@ func TestClaimsFollowTheRetentionPolicy(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a claim that goes with an earlier pod is waited for", func(t *testing.T) {
+	t.Run("waits until the claim of an earlier pod is deleted", func(t *testing.T) {
 		s := set(1)
 		storage(s)
 		claims := map[string]*corev1.PersistentVolumeClaim{"data-db-0": {ObjectMeta: metav1.ObjectMeta{
 			Name: "data-db-0", OwnerReferences: []metav1.OwnerReference{{Kind: "Pod", Name: "db-0", UID: "earlier"}},
 		}}}
 		if p := plan(t, s, claims); len(p.Create) != 0 {
-			t.Errorf("creates %v", names(p.Create))
+			t.Errorf("created pods %v, want none", names(p.Create))
+		}
+	})
+	// With --cascade=orphan the garbage collector takes the set off the claims' owners. To
+	// put it back would delete the claims with the set.
+	t.Run("a set that is being deleted leaves its claims alone", func(t *testing.T) {
+		s := set(1)
+		storage(s)
+		at := metav1.NewTime(now)
+		s.DeletionTimestamp = &at
+		s.Spec.PersistentVolumeClaimRetentionPolicy = &appsv1.StatefulSetPersistentVolumeClaimRetentionPolicy{WhenDeleted: remove, WhenScaled: keep}
+		claims := map[string]*corev1.PersistentVolumeClaim{"data-db-0": {ObjectMeta: metav1.ObjectMeta{Name: "data-db-0"}}}
+		if p := plan(t, s, claims, pod(0, "new")); len(p.UpdateClaims) != 0 {
+			t.Errorf("updated claims %+v, want none", p.UpdateClaims)
 		}
 	})
 }
@@ -285,11 +298,19 @@ func TestStatus(t *testing.T) {
 	if st.CurrentRevision != "new" || st.CurrentReplicas != 3 {
 		t.Errorf("status after the rollout %+v", st)
 	}
+	partition(1)(s)
+	if st = plan(t, s, nil, pod(0, "new"), pod(1, "new"), pod(2, "new")).Status; st.CurrentRevision != "new" {
+		t.Errorf("all pods are updated: current revision %s with a partition, want new", st.CurrentRevision)
+	}
+	s.Spec.UpdateStrategy = appsv1.StatefulSetUpdateStrategy{Type: appsv1.OnDeleteStatefulSetStrategyType}
+	if st = plan(t, s, nil, pod(0, "new"), pod(1, "new"), pod(2, "new")).Status; st.CurrentRevision != "new" {
+		t.Errorf("all pods are updated: current revision %s with OnDelete, want new", st.CurrentRevision)
+	}
 }
 
-// TestRolloutKeepsItsBounds carries rollouts and changes of size out step by step,
-// with pods that start and end in random order.
-func TestRolloutKeepsItsBounds(t *testing.T) {
+// TestRolloutStaysWithinBounds simulates rollouts step by step, with pods that become
+// ready and terminate in random order.
+func TestRolloutStaysWithinBounds(t *testing.T) {
 	for seed := range uint64(300) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		size, limit := int32(1+rng.IntN(6)), 1+rng.IntN(3)
@@ -305,7 +326,7 @@ func TestRolloutKeepsItsBounds(t *testing.T) {
 		}
 		for step := 0; ; step++ {
 			if step > 1000 {
-				t.Fatalf("seed %d: the rollout does not end", seed)
+				t.Fatalf("seed %d: the rollout does not finish", seed)
 			}
 			p := plan(t, s, nil, pods...)
 			for _, d := range p.Delete {
@@ -313,7 +334,7 @@ func TestRolloutKeepsItsBounds(t *testing.T) {
 			}
 			for _, c := range p.Create {
 				if slices.ContainsFunc(pods, func(p *corev1.Pod) bool { return p.Name == c.Name }) {
-					t.Fatalf("seed %d: a second %s", seed, c.Name)
+					t.Fatalf("seed %d: created a second pod %s", seed, c.Name)
 				}
 				c.Status.Phase = corev1.PodPending
 				pods = append(pods, c)
@@ -325,7 +346,7 @@ func TestRolloutKeepsItsBounds(t *testing.T) {
 				}
 			}
 			if serving < int(size)-limit {
-				t.Fatalf("seed %d: %d of %d serve, at most %d may be missing", seed, serving, size, limit)
+				t.Fatalf("seed %d: %d of %d pods are ready, but at most %d may be unavailable", seed, serving, size, limit)
 			}
 			if p.Status.CurrentRevision == "new" && p.Status.ReadyReplicas == size {
 				break

@@ -1,12 +1,12 @@
-// Package statefulset runs numbered pods that keep their name, their place in DNS
-// and their volumes.
+// Package statefulset runs numbered pods that keep their name, DNS name and volumes
+// when they are replaced.
 //
-// What to do next is a pure function of the set, its pods and claims (plan.go). A
-// pod of a name is never created while one of that name is there, be it ending: the
-// server refuses the name. So two pods of one identity run at once only where a pod
-// is deleted by force while its node still runs it. It must never delete a claim:
-// the retention policy makes a claim depend on the set or its pod, and the garbage
-// collector deletes it.
+// What to do next is a pure function of the set, its pods and its claims (plan.go). A
+// pod is never created while another of its name exists, even one that is terminating,
+// because the server refuses the name. So two pods of the same identity can run at once
+// only if a pod is force-deleted while its node still runs it. The controller must never
+// delete a claim: the retention policy makes the set or a pod the claim's owner, and the
+// garbage collector deletes the claim with its owner.
 package statefulset
 
 import (
@@ -43,7 +43,7 @@ type reconciler struct {
 	now         func() time.Time
 }
 
-// New is the controller.
+// New returns the StatefulSet controller.
 func New(s *cluster.Cluster) controller.Controller {
 	sets := client.For[*appsv1.StatefulSet](s.Client)
 	r := &reconciler{
@@ -80,7 +80,8 @@ func (r *reconciler) inNamespace(namespace string) []*appsv1.StatefulSet {
 
 func selectorOf(set *appsv1.StatefulSet) *metav1.LabelSelector { return set.Spec.Selector }
 
-// ofClaim is the set that waits for a claim of an earlier pod to go.
+// ofClaim maps a claim event to the StatefulSets that name the claim, one of which may
+// be waiting for the claim of an earlier pod to be deleted.
 func (r *reconciler) ofClaim(ev client.Event[*corev1.PersistentVolumeClaim]) []controller.Key {
 	if ev.Type == client.Modified && (ev.Old.DeletionTimestamp == nil) == (ev.Object.DeletionTimestamp == nil) {
 		return nil
@@ -101,7 +102,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	}
 	selector, err := metav1.LabelSelectorAsSelector(set.Spec.Selector)
 	if err != nil || selector.Empty() {
-		return controller.Result{}, nil // validation keeps such an object out.
+		return controller.Result{}, nil // validation rejects such a selector
 	}
 	state, err := r.observe(ctx, set, selector)
 	if err != nil {
@@ -117,7 +118,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, set, plan)
 }
 
-// observe claims pods and revisions, and gathers what a plan is made of.
+// observe claims the set's pods and revisions and returns the input of Make.
 func (r *reconciler) observe(ctx context.Context, set *appsv1.StatefulSet, selector labels.Selector) (State, error) {
 	uid := string(set.UID)
 	orphans := slices.DeleteFunc(slices.Clone(r.Pods.ByIndex(cluster.ByOrphanage, set.Namespace)), func(p *corev1.Pod) bool { return !isMember(set, p) })
@@ -139,7 +140,8 @@ func (r *reconciler) observe(ctx context.Context, set *appsv1.StatefulSet, selec
 	}, nil
 }
 
-// revise makes sure that the template has a revision and returns it.
+// revise returns the revision of the current template, and first writes it to the
+// server if needed. While the set is being deleted nothing is written.
 func (r *reconciler) revise(ctx context.Context, set *appsv1.StatefulSet, revisions []*appsv1.ControllerRevision) (*appsv1.ControllerRevision, error) {
 	plan, err := history.Make(set, &set.Spec.Template, revisions, history.HashLabel, set.Status.CollisionCount)
 	if err != nil || set.DeletionTimestamp != nil {
@@ -154,7 +156,7 @@ func (r *reconciler) revise(ctx context.Context, set *appsv1.StatefulSet, revisi
 		next.Status.CollisionCount = history.Collided(set.Status.CollisionCount)
 		written, err := r.sets.UpdateStatus(ctx, next)
 		if err != nil {
-			return nil, fmt.Errorf("count a collision: %w", err)
+			return nil, fmt.Errorf("update status.collisionCount: %w", err)
 		}
 		r.ownWrites.Wrote(client.KeyOf(set), written.ResourceVersion)
 		return nil, controller.ErrStale
@@ -165,8 +167,8 @@ func (r *reconciler) revise(ctx context.Context, set *appsv1.StatefulSet, revisi
 	return plan.Current, nil
 }
 
-// carryOut writes a plan: claims before the pods that mount them, and the status at
-// the end.
+// carryOut writes the plan: claims before the pods that mount them, and the status
+// last.
 func (r *reconciler) carryOut(ctx context.Context, set *appsv1.StatefulSet, plan Plan) error {
 	failure := r.changeClaims(ctx, set, plan)
 	if failure == nil {
@@ -212,7 +214,7 @@ func (r *reconciler) changeClaims(ctx context.Context, set *appsv1.StatefulSet, 
 		switch {
 		case apierrors.IsNotFound(err):
 		case err != nil:
-			return fmt.Errorf("owners of claim %s: %w", c.Name, err)
+			return fmt.Errorf("update owners of claim %s: %w", c.Name, err)
 		default:
 			r.claimWrites.Wrote(key, got.ResourceVersion)
 		}
@@ -245,7 +247,7 @@ func (r *reconciler) changePods(ctx context.Context, set *appsv1.StatefulSet, pl
 	return failure
 }
 
-// label gives adopted pods the labels of their identity.
+// label adds the identity labels to pods that lack them.
 func (r *reconciler) label(ctx context.Context, key controller.Key, pods []*corev1.Pod) error {
 	var failure error
 	for _, p := range pods {
