@@ -1,11 +1,11 @@
-// Package daemonset runs one pod of a DaemonSet on each node that it selects and
-// tolerates.
+// Package daemonset runs one pod of a DaemonSet on each node that matches its node
+// selector and affinity and whose taints it tolerates.
 //
-// A pod is created for a node, which its required node affinity names; the
-// scheduler binds it. What to create and delete is a pure function of the set, its
-// pods and the nodes (plan.go, rolling.go). It must never run two pods of one
-// template on a node, nor let more nodes be without an available pod than
-// maxUnavailable allows during a rollout.
+// Each pod is created for one node, named in the pod's required node affinity, and is
+// bound by the scheduler. What to create and delete is a pure function of the set, its
+// pods and the nodes (plan.go, rolling.go). The controller must never run two pods of
+// the same template on a node, and during a rollout it must never take down available
+// pods on more nodes than maxUnavailable allows.
 package daemonset
 
 import (
@@ -32,8 +32,8 @@ import (
 	"keelson.dev/services/internal/controller"
 )
 
-// Pods that fail are replaced after a delay that doubles from the first to the
-// second of these, per set and node.
+// A failed pod is replaced after a delay that doubles with each failure, from
+// firstReplacement up to lastReplacement, and is tracked per set and node.
 const (
 	firstReplacement = time.Second
 	lastReplacement  = 15 * time.Minute
@@ -50,7 +50,7 @@ type reconciler struct {
 	now       func() time.Time
 }
 
-// New is the controller.
+// New returns the DaemonSet controller.
 func New(s *cluster.Cluster) controller.Controller {
 	sets := client.For[*appsv1.DaemonSet](s.Client)
 	r := &reconciler{
@@ -89,7 +89,7 @@ func (r *reconciler) inNamespace(namespace string) []*appsv1.DaemonSet {
 
 func selectorOf(ds *appsv1.DaemonSet) *metav1.LabelSelector { return ds.Spec.Selector }
 
-// ofNode is the sets whose view of a node changes.
+// ofNode maps a node event to the DaemonSets whose pods the change lets in or keeps out.
 func (r *reconciler) ofNode(ev client.Event[*corev1.Node]) []controller.Key {
 	if ev.Type == client.Modified && maps.Equal(ev.Old.Labels, ev.Object.Labels) && slices.EqualFunc(ev.Old.Spec.Taints, ev.Object.Spec.Taints, sameTaint) {
 		return nil
@@ -117,7 +117,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	}
 	selector, err := metav1.LabelSelectorAsSelector(ds.Spec.Selector)
 	if err != nil {
-		return controller.Result{}, nil // validation keeps such an object out.
+		return controller.Result{}, nil // validation rejects such a selector
 	}
 	if selector.Empty() {
 		r.Events.Warning(ctx, ds, "SelectingAll", "This daemon set is selecting all pods. A non-empty selector is required.")
@@ -136,7 +136,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, ds, state, plan)
 }
 
-// observe claims pods and revisions, and gathers what a plan is made of.
+// observe claims the set's pods and revisions and returns the input of Make.
 func (r *reconciler) observe(ctx context.Context, ds *appsv1.DaemonSet, selector labels.Selector) (State, error) {
 	uid := string(ds.UID)
 	pods, err := r.pods.Claim(ctx, ds, selector, r.Pods.ByIndex(cluster.ByController, uid), r.Pods.ByIndex(cluster.ByOrphanage, ds.Namespace))
@@ -161,7 +161,8 @@ func (r *reconciler) observe(ctx context.Context, ds *appsv1.DaemonSet, selector
 	}, nil
 }
 
-// revise makes sure that the template has a revision and returns it.
+// revise returns the revision of the current template, and first writes it to the
+// server if needed. While the set is being deleted nothing is written.
 func (r *reconciler) revise(ctx context.Context, ds *appsv1.DaemonSet, revisions []*appsv1.ControllerRevision) (*appsv1.ControllerRevision, error) {
 	plan, err := history.Make(ds, &ds.Spec.Template, revisions, appsv1.DefaultDaemonSetUniqueLabelKey, ds.Status.CollisionCount)
 	if err != nil || ds.DeletionTimestamp != nil {
@@ -176,7 +177,7 @@ func (r *reconciler) revise(ctx context.Context, ds *appsv1.DaemonSet, revisions
 		next.Status.CollisionCount = history.Collided(ds.Status.CollisionCount)
 		written, err := r.sets.UpdateStatus(ctx, next)
 		if err != nil {
-			return nil, fmt.Errorf("count a collision: %w", err)
+			return nil, fmt.Errorf("update status.collisionCount: %w", err)
 		}
 		r.ownWrites.Wrote(client.KeyOf(ds), written.ResourceVersion)
 		return nil, controller.ErrStale
@@ -187,7 +188,7 @@ func (r *reconciler) revise(ctx context.Context, ds *appsv1.DaemonSet, revisions
 	return plan.Current, nil
 }
 
-// carryOut writes a plan: pods first, then the status, which reports them.
+// carryOut writes the plan: pods first, then surplus revisions, then the status.
 func (r *reconciler) carryOut(ctx context.Context, ds *appsv1.DaemonSet, state State, plan Plan) error {
 	failure := r.changePods(ctx, ds, state, plan)
 	for _, old := range plan.Forget {

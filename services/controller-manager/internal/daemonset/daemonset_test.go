@@ -14,8 +14,8 @@ import (
 	. "keelson.dev/services/controller-manager/internal/testkit" //nolint:revive // the tests' own words.
 )
 
-// kubelets bind pods to the nodes that they are for, as the scheduler does, make
-// them ready, and end those that are deleted.
+// kubelets binds pods to the nodes that they were created for, as the scheduler does,
+// makes them ready, and removes those that are being deleted.
 func kubelets(w *World) {
 	pods := client.For[*corev1.Pod](w.Client)
 	w.Go(func(ctx context.Context) error {
@@ -48,20 +48,20 @@ func TestRunsOnEveryNodeAndRollsOut(t *testing.T) {
 	w.Run(daemonset.New(w.Cluster.As("daemonset-controller")))
 	Create(w, set())
 	status := func() appsv1.DaemonSetStatus { return Get[*appsv1.DaemonSet](w, "default", "agent").Status }
-	w.Eventually("three pods", func() bool { s := status(); return s.NumberAvailable == 3 && s.DesiredNumberScheduled == 3 })
+	w.Eventually("three pods are available", func() bool { s := status(); return s.NumberAvailable == 3 && s.DesiredNumberScheduled == 3 })
 	on := map[string]int{}
 	for _, p := range List[*corev1.Pod](w, "default") {
 		on[p.Spec.NodeName]++
 		if ref := metav1.GetControllerOf(p); ref == nil || ref.Kind != "DaemonSet" {
-			t.Errorf("pod %s is controlled by %v", p.Name, ref)
+			t.Errorf("pod %s: controller reference %v, want the DaemonSet", p.Name, ref)
 		}
 	}
 	if len(on) != 3 {
-		t.Errorf("pods by node: %v", on)
+		t.Errorf("pods per node: %v, want one on each of three nodes", on)
 	}
 
 	Create(w, nodes("d")[0])
-	w.Eventually("a pod on the new node", func() bool { return status().NumberAvailable == 4 })
+	w.Eventually("a pod on the new node is available", func() bool { return status().NumberAvailable == 4 })
 
 	Update(w, "default", "agent", func(ds *appsv1.DaemonSet) { ds.Spec.Template.Spec.Containers[0].Image = "v2" })
 	run := func(image string) bool {
@@ -74,14 +74,14 @@ func TestRunsOnEveryNodeAndRollsOut(t *testing.T) {
 		s := status()
 		return len(pods) == 4 && s.UpdatedNumberScheduled == 4 && s.NumberAvailable == 4
 	}
-	w.Eventually("the rollout", func() bool { return run("v2") })
+	w.Eventually("the rollout finishes", func() bool { return run("v2") })
 	if got := List[*appsv1.ControllerRevision](w, "default"); len(got) != 2 {
-		t.Errorf("%d revisions", len(got))
+		t.Errorf("got %d revisions, want 2", len(got))
 	}
 
 	// Back to the first template: its revision gets the highest number.
 	Update(w, "default", "agent", func(ds *appsv1.DaemonSet) { ds.Spec.Template.Spec.Containers[0].Image = "v1" })
-	w.Eventually("the rollback", func() bool { return run("v1") })
+	w.Eventually("the rollback finishes", func() bool { return run("v1") })
 	var numbers []int64
 	for _, r := range List[*appsv1.ControllerRevision](w, "default") {
 		numbers = append(numbers, r.Revision)
@@ -91,5 +91,5 @@ func TestRunsOnEveryNodeAndRollsOut(t *testing.T) {
 	}
 
 	Delete[*corev1.Node](w, "", "d")
-	w.Eventually("the pod goes with its node", func() bool { return len(List[*corev1.Pod](w, "default")) == 3 })
+	w.Eventually("the pod of the deleted node is deleted", func() bool { return len(List[*corev1.Pod](w, "default")) == 3 })
 }

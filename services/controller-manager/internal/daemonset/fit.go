@@ -10,15 +10,16 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// fit is what a set's pods may do on a node.
+// fit describes whether a set's pods belong on a node.
 type fit struct {
-	// run is true where the set wants a pod; keep where a pod that is there stays.
+	// run is true if the set wants a pod on the node. keep is true if a pod that
+	// already runs there may stay.
 	run, keep bool
 }
 
-// fitter decides which nodes a set's pods belong on: those that spec.nodeName,
-// node selector and required node affinity allow, and whose taints they tolerate.
-// A taint with the effect NoSchedule keeps pods away but lets those stay that run.
+// fitter decides which nodes a set's pods belong on: those that match spec.nodeName,
+// the node selector and the required node affinity, and whose taints the pods tolerate.
+// An untolerated NoSchedule taint prevents new pods but lets running pods stay.
 type fitter struct {
 	nodeName    string
 	affinity    nodeaffinity.RequiredNodeAffinity
@@ -38,7 +39,7 @@ func (f fitter) on(n *corev1.Node) fit {
 	if f.nodeName != "" && f.nodeName != n.Name {
 		return fit{}
 	}
-	// An affinity that does not parse matches no node; validation keeps it out.
+	// An affinity that does not parse matches no node. Validation rejects it.
 	if ok, err := f.affinity.Match(n); err != nil || !ok {
 		return fit{}
 	}
@@ -53,8 +54,8 @@ func (f fitter) on(n *corev1.Node) fit {
 	}
 }
 
-// automatic are the taints that every pod of a DaemonSet tolerates, as Kubernetes
-// documents: the node's own daemons run on it whatever its state is.
+// automatic lists the tolerations that every DaemonSet pod gets, as documented by
+// Kubernetes, so that a node's daemons keep running whatever the node's condition is.
 var automatic = []corev1.Toleration{
 	{Key: corev1.TaintNodeNotReady, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute},
 	{Key: corev1.TaintNodeUnreachable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute},
@@ -64,7 +65,7 @@ var automatic = []corev1.Toleration{
 	{Key: corev1.TaintNodeUnschedulable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule},
 }
 
-// tolerations are those of a template with the automatic ones.
+// tolerations returns the template's tolerations plus the automatic ones.
 func tolerations(spec *corev1.PodSpec) []corev1.Toleration {
 	out := slices.Clone(spec.Tolerations)
 	add := func(t corev1.Toleration) {

@@ -13,50 +13,52 @@ import (
 	"keelson.dev/services/controller-manager/internal/podstate"
 )
 
-// burst bounds the pods created, and those deleted, in one reconcile, as in
-// Kubernetes.
+// burst limits the pods created, and the pods deleted, in one reconcile. The value is
+// Kubernetes' BurstReplicas.
 const burst = 250
 
-// State is what a plan is made of.
+// State is the input of Make.
 type State struct {
 	Nodes     []*corev1.Node
 	Pods      []*corev1.Pod
 	Revisions []*appsv1.ControllerRevision
-	// Hash is that of the present template's revision.
+	// Hash is the hash of the current template's revision.
 	Hash string
 	Now  time.Time
-	// Wait is how long to wait before a failed pod of the node is replaced; 0 is not
-	// at all.
+	// Wait returns how long to wait before replacing a failed pod on a node; 0 means
+	// that it is replaced now.
 	Wait func(node string) time.Duration
 }
 
-// Plan is what to write.
+// Plan lists the writes of one reconcile.
 type Plan struct {
-	// Create are the nodes to create a pod for.
+	// Create lists the nodes to create a pod for.
 	Create []string
 	Delete []*corev1.Pod
-	// Failed are the nodes of pods in Delete that failed.
+	// Failed lists the nodes whose failed pods are in Delete and count towards the
+	// backoff.
 	Failed []string
-	// Forget are the revisions beyond the history limit.
+	// Forget lists the revisions to delete because they exceed the history limit.
 	Forget []*appsv1.ControllerRevision
 	Status appsv1.DaemonSetStatus
 	Events []Event
-	// RequeueAfter is when time alone may change the plan; 0 is never.
+	// RequeueAfter is how long until the passing of time alone may change the plan;
+	// 0 means never.
 	RequeueAfter time.Duration
 }
 
-// Event is one to record.
+// Event is an event to record for the set.
 type Event struct {
 	Warning         bool
 	Reason, Message string
 }
 
-// place is a node, or the name of one that is gone, with the set's pods on it.
+// place is a node with the set's pods on it. The node may no longer exist.
 type place struct {
 	name string
 	fit  fit
 	pods []*corev1.Pod // oldest first
-	// create is true where the plan creates a pod.
+	// create is true if the plan creates a pod on the node.
 	create bool
 }
 
@@ -65,11 +67,11 @@ type planner struct {
 	state    State
 	minReady time.Duration
 	places   []*place             // by name
-	deleting map[*corev1.Pod]bool // what the plan deletes
+	deleting map[*corev1.Pod]bool // pods that the plan deletes
 	plan     Plan
 }
 
-// Make plans the next step of a set.
+// Make plans the next step for a set.
 func Make(ds *appsv1.DaemonSet, state State) Plan {
 	p := &planner{
 		ds: ds, state: state, minReady: time.Duration(ds.Spec.MinReadySeconds) * time.Second,
@@ -87,7 +89,8 @@ func Make(ds *appsv1.DaemonSet, state State) Plan {
 	return p.plan
 }
 
-// arrange sorts pods by their nodes.
+// arrange groups the pods by node. A pod that is not bound and was not created for a
+// particular node, such as an adopted one, is left out until it is bound.
 func (p *planner) arrange() {
 	fits := newFitter(p.ds)
 	at := make(map[string]*place, len(p.state.Nodes))
@@ -97,8 +100,11 @@ func (p *planner) arrange() {
 	}
 	for _, pod := range p.state.Pods {
 		name := nodeOf(pod)
+		if name == "" {
+			continue
+		}
 		if at[name] == nil {
-			// Its node is gone: so should the pod be.
+			// The node is gone, so the pod is deleted: the zero fit keeps nothing.
 			at[name] = &place{name: name}
 			p.places = append(p.places, at[name])
 		}
@@ -110,8 +116,8 @@ func (p *planner) arrange() {
 	}
 }
 
-// older orders pods by what is kept of several: bound before unbound, then the
-// older.
+// older orders the pods of a node by which to keep: bound pods before unbound ones,
+// then by age, oldest first.
 func older(a, b *corev1.Pod) int {
 	bound := func(p *corev1.Pod) int {
 		if p.Spec.NodeName == "" {
@@ -122,8 +128,8 @@ func older(a, b *corev1.Pod) int {
 	return cmp.Or(bound(a)-bound(b), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
 }
 
-// manage creates the pods that are missing and deletes those that are finished, in
-// excess, or on nodes that they do not belong on.
+// manage creates missing pods, and deletes pods that are finished, surplus, or on nodes
+// where they do not belong.
 func (p *planner) manage() {
 	for _, l := range p.places {
 		switch {
@@ -139,7 +145,7 @@ func (p *planner) manage() {
 	}
 }
 
-// prune deletes a place's finished pods, and those beyond one, or two during a
+// prune deletes a node's finished pods and all others but one, or but two during a
 // rollout with surge.
 func (p *planner) prune(l *place) {
 	var running []*corev1.Pod
@@ -164,8 +170,8 @@ func (p *planner) prune(l *place) {
 		}
 		return
 	}
-	// One of the present template and one of an older may run side by side while the
-	// old one is available and the new one is not.
+	// A pod of the current template and one of an older template may run side by side
+	// while the old one is ready and the new one is not yet available.
 	fresh, old := p.split(running)
 	for _, pods := range [][]*corev1.Pod{fresh, old} {
 		if len(pods) > 1 {
@@ -181,7 +187,7 @@ func (p *planner) prune(l *place) {
 	case p.available(fresh[0]):
 		p.remove(old[0])
 	case !podstate.Ready(old[0]):
-		// Nothing is served by keeping the old one.
+		// The old pod serves no traffic, so there is no reason to keep it.
 		p.remove(old[0])
 	}
 }
@@ -212,9 +218,10 @@ func (p *planner) requeue(after time.Duration) {
 	}
 }
 
+// fresh reports whether a pod was created from the current template.
 func (p *planner) fresh(pod *corev1.Pod) bool { return pod.Labels[hashLabel] == p.state.Hash }
 
-// split separates pods of the present template from older ones.
+// split separates pods of the current template from older ones.
 func (p *planner) split(pods []*corev1.Pod) (fresh, old []*corev1.Pod) {
 	for _, pod := range pods {
 		if p.fresh(pod) {
@@ -226,8 +233,8 @@ func (p *planner) split(pods []*corev1.Pod) (fresh, old []*corev1.Pod) {
 	return fresh, old
 }
 
-// available reports whether a pod has been ready for minReadySeconds, and has the
-// set looked at again when it will have been.
+// available reports whether a pod has been ready for minReadySeconds. If it is ready but
+// not for long enough, available also schedules a requeue for when it will be.
 func (p *planner) available(pod *corev1.Pod) bool {
 	if pod.DeletionTimestamp != nil {
 		return false
@@ -237,8 +244,8 @@ func (p *planner) available(pod *corev1.Pod) bool {
 	return ok
 }
 
-// collect puts what was decided into the plan, within the burst; the rest follows
-// when these writes are in the cache.
+// collect puts the decisions into the plan, up to burst creations and deletions. The
+// rest follows in the next reconcile, once the cache shows these writes.
 func (p *planner) collect() {
 	for _, l := range p.places {
 		if l.create && len(p.plan.Create) < burst {
@@ -258,7 +265,7 @@ func (p *planner) collect() {
 		func(r *appsv1.ControllerRevision) bool { return used[history.Hash(r)] })
 }
 
-// status is the set's status for its pods as they are.
+// status computes the set's status from its pods before the plan is carried out.
 func (p *planner) status() appsv1.DaemonSetStatus {
 	s := appsv1.DaemonSetStatus{
 		ObservedGeneration: p.ds.Generation, CollisionCount: p.ds.Status.CollisionCount, Conditions: p.ds.Status.Conditions,
@@ -279,7 +286,8 @@ func (p *planner) status() appsv1.DaemonSetStatus {
 	return s
 }
 
-// count adds a node's pods: it is ready, available or up to date if one of them is.
+// count adds a node's pods to s. The node counts as ready, available or updated if any
+// one of its pods is.
 func (p *planner) count(l *place, s *appsv1.DaemonSetStatus) {
 	var ready, available, updated bool
 	for _, pod := range l.pods {

@@ -97,11 +97,11 @@ func names(pods []*corev1.Pod) []string {
 	return out
 }
 
-func TestOnePodForEachNodeThatFits(t *testing.T) {
+func TestOnePodPerMatchingNode(t *testing.T) {
 	n := nodes("a", "b", "c", "d", "e", "f")
 	taint(n[0], corev1.TaintNodeUnschedulable, corev1.TaintEffectNoSchedule) // tolerated by every daemon
 	taint(n[1], "dedicated", corev1.TaintEffectNoSchedule)
-	taint(n[2], "dedicated", corev1.TaintEffectNoSchedule) // its pod may stay
+	taint(n[2], "dedicated", corev1.TaintEffectNoSchedule) // a running pod may stay
 	taint(n[3], "dedicated", corev1.TaintEffectNoExecute)
 	n[4].Labels["skip"] = "yes"
 	ds := set()
@@ -113,10 +113,10 @@ func TestOnePodForEachNodeThatFits(t *testing.T) {
 	plan := daemonset.Make(ds, state(n,
 		pod("c", "c", fresh), pod("d", "d", fresh), pod("e", "e", fresh), pod("gone", "gone", fresh), pod("f", "f", fresh, deleted)))
 	if want := []string{"a"}; !slices.Equal(plan.Create, want) {
-		t.Errorf("creates on %v, want %v", plan.Create, want)
+		t.Errorf("created pods on nodes %v, want %v", plan.Create, want)
 	}
 	if got, want := names(plan.Delete), []string{"d", "e", "gone"}; !slices.Equal(got, want) {
-		t.Errorf("deletes %v, want %v", got, want)
+		t.Errorf("deleted pods %v, want %v", got, want)
 	}
 	s := plan.Status
 	if s.DesiredNumberScheduled != 2 || s.CurrentNumberScheduled != 1 || s.NumberMisscheduled != 4 || s.NumberReady != 0 || s.NumberUnavailable != 2 {
@@ -124,7 +124,7 @@ func TestOnePodForEachNodeThatFits(t *testing.T) {
 	}
 }
 
-func TestFailedPodsAreReplacedWithDelay(t *testing.T) {
+func TestFailedPodsAreReplacedAfterBackoff(t *testing.T) {
 	st := state(nodes("a", "b"), pod("a", "a", fresh, phase(corev1.PodFailed)), pod("b", "b", fresh, phase(corev1.PodFailed)))
 	st.Wait = func(node string) time.Duration {
 		if node == "b" {
@@ -134,24 +134,24 @@ func TestFailedPodsAreReplacedWithDelay(t *testing.T) {
 	}
 	plan := daemonset.Make(set(), st)
 	if got := names(plan.Delete); !slices.Equal(got, []string{"a"}) || !slices.Equal(plan.Failed, []string{"a"}) {
-		t.Errorf("deletes %v, failed %v", got, plan.Failed)
+		t.Errorf("deleted pods %v and counted failures on %v, want only a", got, plan.Failed)
 	}
 	if plan.RequeueAfter != 4*time.Second {
-		t.Errorf("looks again after %v", plan.RequeueAfter)
+		t.Errorf("requeued after %v, want 4s", plan.RequeueAfter)
 	}
 	if len(plan.Create) != 0 {
-		t.Error("a pod is created before the failed one is gone")
+		t.Error("a pod was created before the failed one was gone")
 	}
 }
 
-func TestOfSeveralPodsTheOldestStays(t *testing.T) {
+func TestSurplusPodsAreDeletedNewestFirst(t *testing.T) {
 	plan := daemonset.Make(set(), state(nodes("a"), pod("young", "a", fresh, younger), pod("old", "a", fresh)))
 	if got := names(plan.Delete); !slices.Equal(got, []string{"young"}) {
-		t.Errorf("deletes %v", got)
+		t.Errorf("deleted pods %v, want young", got)
 	}
 }
 
-func TestPodThatWaitsCountsForItsTarget(t *testing.T) {
+func TestUnboundPodCountsForItsTargetNode(t *testing.T) {
 	p := pod("a", "", fresh, notReady, phase(corev1.PodPending))
 	p.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
 		RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
@@ -177,22 +177,22 @@ func TestRollout(t *testing.T) {
 			pods: []*corev1.Pod{pod("a", "a", stale), pod("b", "b", stale), pod("c", "c", stale), pod("d", "d", stale)},
 			want: want{remove: []string{"a"}},
 		},
-		"half of them": {
+		"half at a time": {
 			rolling: appsv1.RollingUpdateDaemonSet{MaxUnavailable: percent("50%")},
 			pods:    []*corev1.Pod{pod("a", "a", stale), pod("b", "b", stale), pod("c", "c", stale), pod("d", "d", stale)},
 			want:    want{remove: []string{"a", "b"}},
 		},
-		"waits for the new one": {
+		"waits until the new pod is ready": {
 			pods: []*corev1.Pod{pod("a", "a", fresh, notReady), pod("b", "b", stale), pod("c", "c", stale), pod("d", "d", stale)},
 		},
-		"waits until the new one is available": {
+		"waits until the new pod is available": {
 			minReady: 30,
 			pods:     []*corev1.Pod{pod("a", "a", fresh, readyFor(time.Second)), pod("b", "b", stale), pod("c", "c", stale), pod("d", "d", stale)},
 		},
-		"waits while one ends": {
+		"waits for a terminating pod": {
 			pods: []*corev1.Pod{pod("a", "a", stale, deleted), pod("b", "b", stale), pod("c", "c", stale), pod("d", "d", stale)},
 		},
-		"those that serve nobody at once": {
+		"replaces all unavailable pods at once": {
 			pods: []*corev1.Pod{pod("a", "a", stale, notReady), pod("b", "b", stale, notReady), pod("c", "c", stale), pod("d", "d", stale)},
 			want: want{remove: []string{"a", "b"}},
 		},
@@ -201,12 +201,12 @@ func TestRollout(t *testing.T) {
 			pods:    []*corev1.Pod{pod("a", "a", stale), pod("b", "b", stale), pod("c", "c", stale), pod("d", "d", stale)},
 			want:    want{create: []string{"a", "b"}},
 		},
-		"surge replaces when the new one is available": {
+		"surge deletes the old pod when the new one is available": {
 			rolling: appsv1.RollingUpdateDaemonSet{MaxSurge: percent("1"), MaxUnavailable: percent("0")},
 			pods:    []*corev1.Pod{pod("a", "a", stale), pod("a2", "a", fresh, younger), pod("b", "b", stale), pod("c", "c", stale), pod("d", "d", stale)},
 			want:    want{remove: []string{"a"}, create: []string{"b"}},
 		},
-		"surge waits for the new one": {
+		"surge waits until the new pod is ready": {
 			rolling: appsv1.RollingUpdateDaemonSet{MaxSurge: percent("1"), MaxUnavailable: percent("0")},
 			pods:    []*corev1.Pod{pod("a", "a", stale), pod("a2", "a", fresh, younger, notReady), pod("b", "b", stale), pod("c", "c", stale), pod("d", "d", stale)},
 		},
@@ -219,10 +219,10 @@ func TestRollout(t *testing.T) {
 			}
 			plan := daemonset.Make(ds, state(nodes("a", "b", "c", "d"), c.pods...))
 			if got := names(plan.Delete); !slices.Equal(got, c.want.remove) {
-				t.Errorf("deletes %v, want %v", got, c.want.remove)
+				t.Errorf("deleted pods %v, want %v", got, c.want.remove)
 			}
 			if !slices.Equal(plan.Create, c.want.create) {
-				t.Errorf("creates %v, want %v", plan.Create, c.want.create)
+				t.Errorf("created pods on nodes %v, want %v", plan.Create, c.want.create)
 			}
 		})
 	}
@@ -233,11 +233,26 @@ func TestRollout(t *testing.T) {
 			t.Errorf("plan %+v", plan)
 		}
 	})
+	t.Run("failed pods of older templates do not wait for the backoff", func(t *testing.T) {
+		st := state(nodes("a"), pod("a", "a", stale, phase(corev1.PodFailed)))
+		st.Wait = func(string) time.Duration { return time.Minute }
+		if plan := daemonset.Make(set(), st); !slices.Equal(names(plan.Delete), []string{"a"}) {
+			t.Errorf("deleted pods %v, want a", names(plan.Delete))
+		}
+	})
 }
 
-// TestRolloutKeepsItsBounds carries rollouts out step by step, with pods that start
-// and end in random order.
-func TestRolloutKeepsItsBounds(t *testing.T) {
+func TestPodWithoutANodeIsKept(t *testing.T) {
+	p := pod("adopted", "", "", notReady, phase(corev1.PodPending))
+	plan := daemonset.Make(set(), state(nodes("a"), p))
+	if len(plan.Delete) != 0 || !slices.Equal(plan.Create, []string{"a"}) {
+		t.Errorf("deleted pods %v and created pods on nodes %v, want none and a", names(plan.Delete), plan.Create)
+	}
+}
+
+// TestRolloutStaysWithinBounds simulates rollouts step by step, with pods that become
+// ready and terminate in random order.
+func TestRolloutStaysWithinBounds(t *testing.T) {
 	for seed := range uint64(300) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		count, limit := 1+rng.IntN(8), int32(1+rng.IntN(3))
@@ -257,7 +272,7 @@ func TestRolloutKeepsItsBounds(t *testing.T) {
 		made := 0
 		for step := 0; ; step++ {
 			if step > 500 {
-				t.Fatalf("seed %d: the rollout does not end: %v", seed, names(pods))
+				t.Fatalf("seed %d: the rollout does not finish; pods: %v", seed, names(pods))
 			}
 			plan := daemonset.Make(ds, state(nodes(all...), pods...))
 			for _, p := range plan.Delete {
@@ -285,19 +300,19 @@ func TestRolloutKeepsItsBounds(t *testing.T) {
 					unserved--
 				}
 				if hashes[fresh] > 1 || hashes[stale] > 1 {
-					t.Fatalf("seed %d: two pods of a template on %s", seed, node)
+					t.Fatalf("seed %d: two pods of the same template on node %s", seed, node)
 				}
 				if hashes[fresh]+hashes[stale] > 1 {
 					extra++
 				}
 			}
 			if most := int(limit); !surge && unserved > most || surge && (unserved > 0 || extra > most) {
-				t.Fatalf("seed %d: %d nodes unserved, %d with two, limit %d, surge %v", seed, unserved, extra, limit, surge)
+				t.Fatalf("seed %d: %d nodes without a ready pod and %d with two pods, limit %d, surge %v", seed, unserved, extra, limit, surge)
 			}
 			if plan.Status.UpdatedNumberScheduled == int32(count) && plan.Status.NumberAvailable == int32(count) && len(pods) == count {
 				break
 			}
-			// One thing happens: a pod ends or becomes ready.
+			// One pod chosen at random makes progress: it terminates or becomes ready.
 			i := rng.IntN(len(pods))
 			if p := pods[i]; p.DeletionTimestamp != nil {
 				pods = slices.Delete(pods, i, i+1)

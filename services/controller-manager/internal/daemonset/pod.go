@@ -11,12 +11,12 @@ import (
 
 const (
 	hashLabel = appsv1.DefaultDaemonSetUniqueLabelKey
-	// generationLabel has the template's generation, where the set has one from a
-	// time before apps/v1.
+	// generationLabel holds the template generation of sets that still have the
+	// annotation for it, which predates apps/v1.
 	generationLabel = "pod-template-generation"
 )
 
-// newPod is a pod of a set for a node.
+// newPod returns a new pod of the set for a node.
 func newPod(ds *appsv1.DaemonSet, hash, node string) *corev1.Pod {
 	p := podtemplate.Pod(&ds.Spec.Template, ds)
 	if p.Labels == nil {
@@ -33,7 +33,8 @@ func newPod(ds *appsv1.DaemonSet, hash, node string) *corev1.Pod {
 	if p.Spec.Affinity.NodeAffinity == nil {
 		p.Spec.Affinity.NodeAffinity = &corev1.NodeAffinity{}
 	}
-	// The node was chosen by the template's own terms, which would only be looked at again.
+	// The template's own required terms are replaced: the node was chosen by them, so
+	// checking them again adds nothing.
 	p.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution = &corev1.NodeSelector{
 		NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchFields: []corev1.NodeSelectorRequirement{
 			{Key: metav1.ObjectNameField, Operator: corev1.NodeSelectorOpIn, Values: []string{node}},
@@ -42,8 +43,8 @@ func newPod(ds *appsv1.DaemonSet, hash, node string) *corev1.Pod {
 	return p
 }
 
-// nodeOf is the node that a pod is bound to or was created for; empty if neither is
-// known.
+// nodeOf returns the node that a pod is bound to, or else the one it was created for.
+// It returns "" if neither is known.
 func nodeOf(p *corev1.Pod) string {
 	if p.Spec.NodeName != "" {
 		return p.Spec.NodeName

@@ -5,8 +5,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// bounds are maxSurge and maxUnavailable as numbers of nodes; percentages are
-// rounded up. At least one of them is positive, and validation allows only one.
+// bounds returns maxSurge and maxUnavailable as numbers of nodes. Percentages are
+// rounded up. At least one of the two is positive; validation rejects sets with both.
 func (p *planner) bounds() (surge, unavailable int) {
 	u := p.ds.Spec.UpdateStrategy.RollingUpdate
 	if u == nil {
@@ -24,7 +24,7 @@ func (p *planner) bounds() (surge, unavailable int) {
 		}
 		n, err := intstr.GetScaledValueFromIntOrPercent(v, desired, true)
 		if err != nil {
-			return otherwise // validation keeps such a value out.
+			return otherwise // validation rejects such a value
 		}
 		return n
 	}
@@ -35,9 +35,14 @@ func (p *planner) bounds() (surge, unavailable int) {
 	return surge, unavailable
 }
 
-// roll replaces pods of older templates: first those that serve nobody, then as
-// many of the others as the bounds allow.
+// roll replaces pods of older templates: unavailable pods first, then as many
+// available ones as the bounds allow.
 func (p *planner) roll() {
+	for _, l := range p.places {
+		if l.fit.run {
+			p.removeOutdatedFailed(l)
+		}
+	}
 	if surge, unavailable := p.bounds(); surge > 0 {
 		p.rollAhead(surge)
 	} else {
@@ -45,18 +50,28 @@ func (p *planner) roll() {
 	}
 }
 
-// rollInPlace deletes old pods; the nodes get new ones when they have ended.
+// removeOutdatedFailed deletes a node's failed pods of older templates. They do not
+// wait for the backoff of failed pods: the current template may fix the failure.
+func (p *planner) removeOutdatedFailed(l *place) {
+	for _, pod := range l.pods {
+		if pod.Status.Phase == corev1.PodFailed && !p.fresh(pod) {
+			p.remove(pod)
+		}
+	}
+}
+
+// rollInPlace deletes old pods. Each node gets a new pod once its old one is gone.
 func (p *planner) rollInPlace(limit int) {
 	var candidates []*corev1.Pod
 	unavailable := 0
 	for _, l := range p.places {
 		if !l.fit.run {
-			continue // what stays there could not be replaced
+			continue // a pod that may only stay there could not be replaced
 		}
 		fresh, old := p.staying(l)
 		switch {
 		case len(fresh)+len(old) == 0:
-			unavailable++ // a pod is on its way, or ends
+			unavailable++ // the pod is yet to be created, or is terminating or failed
 		case len(fresh) > 0:
 			if !p.available(fresh[0]) {
 				unavailable++
@@ -77,8 +92,8 @@ func (p *planner) rollInPlace(limit int) {
 	}
 }
 
-// rollAhead creates new pods beside old ones, which prune deletes once the new ones
-// are available.
+// rollAhead creates new pods next to old ones. prune deletes an old pod once the new
+// one is available.
 func (p *planner) rollAhead(surge int) {
 	var candidates []*place
 	for _, l := range p.places {
@@ -93,7 +108,7 @@ func (p *planner) rollAhead(surge int) {
 		case len(fresh) > 0:
 			surge--
 		case !p.available(old[0]):
-			// It serves nobody, so that another beside it takes nothing from the surge.
+			// The old pod is unavailable, so replacing it does not count against maxSurge.
 			l.create = !p.ending(l)
 		default:
 			candidates = append(candidates, l)
@@ -111,7 +126,8 @@ func (p *planner) rollAhead(surge int) {
 	}
 }
 
-// staying are a place's pods that run and go on running, by template.
+// staying returns the pods of a place that are neither finished nor being deleted nor
+// about to be deleted by the plan: those of the current template, and older ones.
 func (p *planner) staying(l *place) (fresh, old []*corev1.Pod) {
 	for _, pod := range l.pods {
 		if pod.DeletionTimestamp != nil || p.deleting[pod] || pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded {
@@ -126,7 +142,8 @@ func (p *planner) staying(l *place) (fresh, old []*corev1.Pod) {
 	return fresh, old
 }
 
-// ending reports whether a pod of the present template is ending there.
+// ending reports whether a pod of the current template on the place is being deleted,
+// or will be deleted by the plan.
 func (p *planner) ending(l *place) bool {
 	for _, pod := range l.pods {
 		if p.fresh(pod) && (pod.DeletionTimestamp != nil || p.deleting[pod]) {
