@@ -8,11 +8,10 @@
 // same charge, and then more objects would fit than the quota allows. The controller's next
 // recount corrects it.
 //
-// A recount that lowers used must not miss objects that have been charged but are not stored yet,
-// or are not in the caches that were counted. The controller therefore lowers used only if the
-// quota has not been charged for longer than a write can take, and its caches are newer than the
-// last charge; it may raise used at any time. Its write depends on the revision of the quota from
-// which the recount started.
+// A recount must not miss objects that have been charged but are not stored yet. The controller
+// therefore counts from consistent lists and adds what was charged recently, and the apiserver
+// bounds the time between a charge and the write of the object. The controller's write depends on
+// the revision of the quota from which the recount started.
 //
 // The functions of this package are pure. Resource names and error texts are Kubernetes'.
 package quota

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -12,6 +13,10 @@ import (
 	"keelson.dev/services/apiserver/internal/watchcache"
 	"keelson.dev/services/internal/quota"
 )
+
+// maxChargeAge bounds the time from a charge to the write of what was charged. The quota controller
+// reverts charges without an object after 10 s, and then a late write would exceed the quota.
+const maxChargeAge = 5 * time.Second
 
 var quotaGVR = corev1.SchemeGroupVersion.WithResource("resourcequotas")
 
@@ -114,7 +119,7 @@ func (p *Pipeline) chargeQuota(c *change, k *resource.Kind, name string, obj, ol
 		charged, err = p.tryCharge(c, k, name, obj, old)
 		if err == nil && len(charged) > 0 {
 			if c.charged == nil {
-				c.charged = map[string]corev1.ResourceList{}
+				c.charged, c.chargedAt = map[string]corev1.ResourceList{}, p.cfg.Now()
 			}
 			c.charged[name] = quota.Add(c.charged[name], charged)
 		}
@@ -177,6 +182,28 @@ func (p *Pipeline) tryCharge(c *change, k *resource.Kind, name string, obj, old 
 		return nil, nil
 	}
 	return nil, b.err
+}
+
+// chargedBefore reports whether at is set and longer ago than age.
+func (p *Pipeline) chargedBefore(at time.Time, age time.Duration) bool {
+	return !at.IsZero() && p.cfg.Now().Sub(at) > age
+}
+
+// dropExpired removes the writes from the batch whose charges are older than maxChargeAge. They are
+// planned again, with new charges.
+func (p *Pipeline) dropExpired(b *batch) {
+	kept := 0
+	for i, c := range b.owners {
+		if !p.chargedBefore(c.chargedAt, maxChargeAge) {
+			b.writes[kept], b.owners[kept] = b.writes[i], c
+			kept++
+			continue
+		}
+		c.step.settled(false)
+		c.step, c.known, c.warn = nil, false, nil
+		c.charged, c.chargedAt = nil, time.Time{}
+	}
+	b.writes, b.owners = b.writes[:kept], b.owners[:kept]
 }
 
 // errNothing ends a charge that would be empty, so that nothing is written.

@@ -1,11 +1,13 @@
 package pipeline_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -13,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/services/apiserver/internal/pipeline"
+	"keelson.dev/services/apiserver/internal/store"
 )
 
 func amounts(pairs ...string) corev1.ResourceList {
@@ -191,5 +194,80 @@ func TestQuotaOfBatch(t *testing.T) {
 	}
 	if done != 2 || f.used("q", "configmaps") != "2" {
 		t.Errorf("%d writes succeeded, used: %s", done, f.used("q", "configmaps"))
+	}
+}
+
+// slowStore is a store in which each charge of a quota advances the clock by the next of delays.
+type slowStore struct {
+	store.Store
+	f      *fixture
+	delays []time.Duration
+	// batches are the numbers of ConfigMaps per Commit.
+	batches []int
+}
+
+func (s *slowStore) Commit(ctx context.Context, writes []store.Write) ([]store.Verdict, error) {
+	verdicts, err := s.Store.Commit(ctx, writes)
+	maps := 0
+	for _, w := range writes {
+		switch {
+		case strings.Contains(w.Key, "/configmaps/"):
+			maps++
+		case strings.Contains(w.Key, "/resourcequotas/") && len(s.delays) > 0:
+			s.f.now = s.f.now.Add(s.delays[0])
+			s.delays = s.delays[1:]
+		}
+	}
+	if maps > 0 {
+		s.batches = append(s.batches, maps)
+	}
+	return verdicts, err
+}
+
+func withSlowStore(t *testing.T) (*fixture, *slowStore) {
+	slow := &slowStore{}
+	f := newFixture(t, func(c *pipeline.Config) {
+		slow.Store = c.Lasting.Store
+		c.Lasting.Store = slow
+	})
+	slow.f = f
+	return f, slow
+}
+
+// A large batch whose charges take long is written in parts, because the quota controller reverts
+// a charge that no object follows within 10 s.
+func TestChargesOfBatchAreWrittenInTime(t *testing.T) {
+	f, slow := withSlowStore(t)
+	f.quota("q", corev1.ResourceQuotaSpec{Hard: amounts("configmaps", "20")})
+	var writes []pipeline.Write
+	for i := range 8 {
+		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: fmt.Sprint("m", i)}}
+		target := f.target(m)
+		target.Name = ""
+		writes = append(writes, pipeline.Write{Verb: "create", Target: target, Body: f.body(m)})
+		slow.delays = append(slow.delays, time.Second)
+	}
+	for _, r := range f.Commit(f.ctx, writes) {
+		if r.Err != nil {
+			t.Error(r.Err)
+		}
+	}
+	if got := fmt.Sprint(slow.batches); got != "[4 4]" {
+		t.Errorf("writes per commit: %s, want [4 4]", got)
+	}
+	if got := f.used("q", "configmaps"); got != "8" {
+		t.Errorf("used: %s, want 8", got)
+	}
+}
+
+// A write that is late after its charge is charged again.
+func TestExpiredChargeIsRepeated(t *testing.T) {
+	f, slow := withSlowStore(t)
+	f.quota("a", corev1.ResourceQuotaSpec{Hard: amounts("configmaps", "2")})
+	f.quota("b", corev1.ResourceQuotaSpec{Hard: amounts("configmaps", "2")})
+	slow.delays = []time.Duration{0, 6 * time.Second}
+	f.mustCreate(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "m"}})
+	if a, b := f.used("a", "configmaps"), f.used("b", "configmaps"); a != "2" || b != "2" {
+		t.Errorf("used: %s and %s, want 2 and 2: each charged twice", a, b)
 	}
 }

@@ -55,8 +55,10 @@ type change struct {
 	tries int
 	names int
 	warn  []string
-	// charged is what this request has taken of quotas, by their names.
-	charged map[string]corev1.ResourceList
+	// charged is what this change has charged to quotas, by their names, and chargedAt the time of
+	// the first charge. See maxChargeAge.
+	charged   map[string]corev1.ResourceList
+	chargedAt time.Time
 
 	step *step
 	out  *Outcome
@@ -146,9 +148,13 @@ func (p *Pipeline) run(ctx context.Context, changes ...*change) {
 	for {
 		lasting.reset()
 		transient.reset()
+		var charged time.Time // the first charge of a write that is prepared
 		for _, c := range changes {
 			if c.done {
 				continue
+			}
+			if p.chargedBefore(charged, maxChargeAge/2) {
+				break // write these first, and prepare the others in the next round
 			}
 			b := &lasting
 			if c.kind.Transient {
@@ -158,11 +164,16 @@ func (p *Pipeline) run(ctx context.Context, changes ...*change) {
 				w.Fence = b.fence
 				b.writes = append(b.writes, w)
 				b.owners = append(b.owners, c)
+				if charged.IsZero() {
+					charged = c.chargedAt
+				}
 			}
 		}
 		if len(lasting.writes)+len(transient.writes) == 0 {
 			return
 		}
+		p.dropExpired(&transient)
+		p.dropExpired(&lasting)
 		p.commit(ctx, p.cfg.Transient.Store, &transient)
 		p.commit(ctx, p.cfg.Lasting.Store, &lasting)
 	}
