@@ -1,8 +1,8 @@
 // Package cronjob starts Jobs at the times of a schedule.
 //
-// What to do is a pure function of the CronJob, its jobs and the time (plan.go). It
-// must never start two jobs for one time: a job's name is made of its time, and a
-// name is taken once.
+// What to do is a pure function of the CronJob, its jobs and the time (plan.go). The
+// controller must never start two jobs for the same scheduled time. The name of a job is
+// derived from that time, so the server refuses a second one.
 package cronjob
 
 import (
@@ -33,7 +33,7 @@ type reconciler struct {
 	now       func() time.Time
 }
 
-// New is the controller.
+// New returns the CronJob controller.
 func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{
 		Cluster: s, cronJobs: client.For[*batchv1.CronJob](s.Client), jobs: client.For[*batchv1.Job](s.Client),
@@ -108,13 +108,13 @@ func (r *reconciler) carryOut(ctx context.Context, cj *batchv1.CronJob, plan Pla
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("status: %w", err)
+		return fmt.Errorf("update status: %w", err)
 	}
 	r.ownWrites.Wrote(client.KeyOf(cj), got.ResourceVersion)
 	return nil
 }
 
-// create creates a job, or returns the one of its name that an earlier try created.
+// create creates a job, or returns the existing one if an earlier attempt created it.
 func (r *reconciler) create(ctx context.Context, cj *batchv1.CronJob, j *batchv1.Job) (*batchv1.Job, error) {
 	got, err := r.jobs.Create(ctx, j)
 	if err == nil {
@@ -130,7 +130,7 @@ func (r *reconciler) create(ctx context.Context, cj *batchv1.CronJob, j *batchv1
 		return nil, getErr
 	}
 	if ref := metav1.GetControllerOf(got); ref == nil || ref.UID != cj.UID {
-		return nil, fmt.Errorf("a job of that name exists that is not this CronJob's: %w", err)
+		return nil, fmt.Errorf("a job of this name is not controlled by the CronJob: %w", err)
 	}
 	return got, nil
 }

@@ -15,22 +15,24 @@ import (
 	"keelson.dev/services/controller-manager/internal/owner"
 )
 
-// manyMissed is how many missed times make a warning, as in Kubernetes.
+// manyMissed is the number of missed start times above which a warning is recorded. The
+// value is Kubernetes'.
 const manyMissed = 100
 
-// Plan is what to write: deletions, then the new job, then the status.
+// Plan lists the writes of one reconcile: deletions, then the new job, then the status.
 type Plan struct {
-	// Delete are jobs beyond the history limits, and those that a new one replaces.
+	// Delete lists the jobs beyond the history limits and those that the new one replaces.
 	Delete []*batchv1.Job
-	// Create is the job that is due, or nil. When it exists, Status has it.
+	// Create is the job that is due, or nil. Status already has its scheduled time; its
+	// reference is added once it exists.
 	Create *batchv1.Job
 	Status batchv1.CronJobStatus
 	Events []Event
-	// RequeueAfter is the time to the next job; 0 is never.
+	// RequeueAfter is the time until the next job is due; 0 means never.
 	RequeueAfter time.Duration
 }
 
-// Event is one to record.
+// Event is an event to record for the CronJob.
 type Event struct {
 	Warning         bool
 	Reason, Message string
@@ -43,7 +45,7 @@ type planner struct {
 	plan Plan
 }
 
-// Make plans the next step of a CronJob with these jobs.
+// Make plans the next step for a CronJob. jobs are those that it controls.
 func Make(cj *batchv1.CronJob, jobs []*batchv1.Job, now time.Time) Plan {
 	p := &planner{cj: cj, jobs: jobs, now: now, plan: Plan{Status: *cj.Status.DeepCopy()}}
 	p.account()
@@ -88,8 +90,7 @@ func (p *planner) account() {
 		active = append(active, ref)
 	}
 	for _, j := range p.jobs {
-		// A job that was created, and whose place in the status was lost with the
-		// write after it.
+		// The job was created, but the status update that follows it was lost.
 		if finished(j) == nil && !listed[j.UID] {
 			active = append(active, reference(j))
 		}
@@ -97,7 +98,7 @@ func (p *planner) account() {
 	p.plan.Status.Active = active
 }
 
-// finished is the condition that says how a job ended; nil while it runs.
+// finished returns the condition with which a job ended, or nil if it has not.
 func finished(j *batchv1.Job) *batchv1.JobCondition {
 	for i := range j.Status.Conditions {
 		c := &j.Status.Conditions[i]
@@ -144,16 +145,17 @@ func (p *planner) start() {
 		p.event(true, invalid.reason, "%s", invalid.Error())
 		return
 	}
-	if next, ok := s.next(p.now); ok {
-		p.plan.RequeueAfter = next.Sub(p.now)
-	}
 	since := p.cj.CreationTimestamp.Time
 	if last := p.cj.Status.LastScheduleTime; last != nil {
 		since = last.Time
 	}
+	s.countFrom(since)
+	if next, ok := s.next(p.now); ok {
+		p.plan.RequeueAfter = next.Sub(p.now)
+	}
 	deadline := p.cj.Spec.StartingDeadlineSeconds
 	if deadline != nil {
-		// A time that is too late is not started, nor counted as missed.
+		// A time past the deadline is neither started nor counted as missed.
 		if earliest := p.now.Add(-time.Duration(*deadline) * time.Second); earliest.After(since) {
 			since = earliest
 		}
@@ -173,9 +175,9 @@ func (p *planner) start() {
 	p.plan.Status.LastScheduleTime = &at
 }
 
-// makeRoom does what the concurrency policy says about jobs that run; it returns
-// false where they keep a new one from starting. That time is not lost: it starts
-// when they have ended, if the deadline allows and no later time has come.
+// makeRoom applies the concurrency policy to the active jobs. It returns false if they
+// prevent a new job from starting. The scheduled time is not lost then: its job starts
+// once they have ended, unless its deadline or a later scheduled time has passed.
 func (p *planner) makeRoom() bool {
 	if len(p.plan.Status.Active) == 0 {
 		return true
@@ -195,8 +197,9 @@ func (p *planner) makeRoom() bool {
 	return true
 }
 
-// newJob is the job of a time. Its name is the time's, so that two controllers, or
-// one that was killed before it wrote the status, start it once.
+// newJob returns the job for the scheduled time due. Its name is derived from the time,
+// so that it is created only once, even by two controllers or by one that was killed
+// before it wrote the status.
 func (p *planner) newJob(s *schedule, due time.Time) *batchv1.Job {
 	t := &p.cj.Spec.JobTemplate
 	annotations := maps.Clone(t.Annotations)
@@ -212,7 +215,7 @@ func (p *planner) newJob(s *schedule, due time.Time) *batchv1.Job {
 	return j
 }
 
-// reference names a job in a CronJob's status.
+// reference returns the reference to a job in a CronJob's status.
 func reference(j *batchv1.Job) corev1.ObjectReference {
 	return corev1.ObjectReference{
 		APIVersion: "batch/v1", Kind: "Job", Namespace: j.Namespace, Name: j.Name, UID: j.UID, ResourceVersion: j.ResourceVersion,

@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var now = time.Date(2026, 11, 1, 12, 30, 30, 0, time.UTC)
 
-// hourly is a CronJob that started last at 11:00.
+// hourly returns an hourly CronJob whose last job was scheduled for 11:00.
 func hourly() *batchv1.CronJob {
 	last, utc := metav1.NewTime(time.Date(2026, 11, 1, 11, 0, 0, 0, time.UTC)), "Etc/UTC"
 	return &batchv1.CronJob{
@@ -63,7 +63,7 @@ func TestStartsWhatIsDue(t *testing.T) {
 	noon := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
 	for name, c := range map[string]struct {
 		change func(*batchv1.CronJob)
-		due    time.Time // zero for none
+		due    time.Time // zero if none is
 		wait   time.Duration
 		events []string
 	}{
@@ -89,6 +89,14 @@ func TestStartsWhatIsDue(t *testing.T) {
 		"bad zone": {
 			change: func(cj *batchv1.CronJob) { z := "Mars/Base"; cj.Spec.TimeZone = &z }, events: []string{"UnknownTimeZone"},
 		},
+		"@every counts from the last job": {
+			change: func(cj *batchv1.CronJob) { cj.Spec.Schedule = "@every 40m" },
+			due:    time.Date(2026, 11, 1, 12, 20, 0, 0, time.UTC), wait: 29*time.Minute + 30*time.Second,
+		},
+		"@every within a deadline shorter than the interval": {
+			change: func(cj *batchv1.CronJob) { cj.Spec.Schedule = "@every 90m"; seconds(60)(cj) },
+			due:    time.Date(2026, 11, 1, 12, 30, 0, 0, time.UTC), wait: 89*time.Minute + 30*time.Second,
+		},
 		"never": {change: func(cj *batchv1.CronJob) { cj.Spec.Schedule = "0 0 30 2 *" }},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -98,18 +106,18 @@ func TestStartsWhatIsDue(t *testing.T) {
 			}
 			p := cronjob.Make(cj, nil, now)
 			if (p.Create == nil) != c.due.IsZero() {
-				t.Fatalf("creates %v", p.Create)
+				t.Fatalf("created %v, want a job only if one is due (%v)", p.Create, c.due)
 			}
 			if p.Create != nil {
 				if want := fmt.Sprintf("report-%d", c.due.Unix()/60); p.Create.Name != want || p.Create.Labels["a"] != "b" {
-					t.Errorf("creates %s, want %s", p.Create.Name, want)
+					t.Errorf("created job %s with labels %v, want %s", p.Create.Name, p.Create.Labels, want)
 				}
 				if !p.Status.LastScheduleTime.Time.Equal(c.due) {
-					t.Errorf("last at %v, want %v", p.Status.LastScheduleTime, c.due)
+					t.Errorf("lastScheduleTime %v, want %v", p.Status.LastScheduleTime, c.due)
 				}
 			}
 			if p.RequeueAfter != c.wait {
-				t.Errorf("looks again after %v, want %v", p.RequeueAfter, c.wait)
+				t.Errorf("requeued after %v, want %v", p.RequeueAfter, c.wait)
 			}
 			if got := reasons(p); !slices.Equal(got, c.events) {
 				t.Errorf("events %v, want %v", got, c.events)
@@ -118,13 +126,13 @@ func TestStartsWhatIsDue(t *testing.T) {
 	}
 }
 
-func TestScheduledTimeIsInItsZone(t *testing.T) {
+func TestScheduledTimeAnnotationIsInTheTimeZone(t *testing.T) {
 	cj := hourly()
 	zone := "Asia/Kolkata"
 	cj.Spec.TimeZone = &zone
 	got := cronjob.Make(cj, nil, now).Create.Annotations[batchv1.CronJobScheduledTimestampAnnotation]
 	if got != "2026-11-01T18:00:00+05:30" {
-		t.Errorf("scheduled at %q", got)
+		t.Errorf("scheduled time %q, want 18:00 in Asia/Kolkata", got)
 	}
 }
 
@@ -139,7 +147,7 @@ func TestConcurrency(t *testing.T) {
 		cj.Spec.ConcurrencyPolicy = policy
 		p := cronjob.Make(cj, []*batchv1.Job{running}, now)
 		if (p.Create != nil) != c.create || (len(p.Delete) == 1) != c.remove {
-			t.Errorf("%s: creates %v, deletes %v", policy, p.Create, p.Delete)
+			t.Errorf("%s: created %v and deleted %v", policy, p.Create, p.Delete)
 		}
 		if want := !c.remove; (len(p.Status.Active) == 1) != want {
 			t.Errorf("%s: active %v", policy, p.Status.Active)
@@ -147,7 +155,7 @@ func TestConcurrency(t *testing.T) {
 	}
 }
 
-func TestAccountsForJobs(t *testing.T) {
+func TestStatusAndHistoryFollowTheJobs(t *testing.T) {
 	cj := hourly()
 	one := int32(1)
 	cj.Spec.SuccessfulJobsHistoryLimit, cj.Spec.FailedJobsHistoryLimit = &one, &one
@@ -162,22 +170,22 @@ func TestAccountsForJobs(t *testing.T) {
 		removed = append(removed, j.Name)
 	}
 	if want := []string{"older", "failed-before"}; !slices.Equal(removed, want) {
-		t.Errorf("deletes %v, want %v", removed, want)
+		t.Errorf("deleted jobs %v, want %v", removed, want)
 	}
 	if len(p.Status.Active) != 1 || p.Status.Active[0].Name != "runs" {
-		t.Errorf("active %v", p.Status.Active)
+		t.Errorf("active jobs %v, want only runs", p.Status.Active)
 	}
 	if !p.Status.LastSuccessfulTime.Equal(done.Status.CompletionTime) {
-		t.Errorf("last success %v", p.Status.LastSuccessfulTime)
+		t.Errorf("lastSuccessfulTime %v, want that of job done", p.Status.LastSuccessfulTime)
 	}
 	if got := reasons(p); !slices.Equal(got, []string{"SawCompletedJob", "MissingJob"}) {
 		t.Errorf("events %v", got)
 	}
 }
 
-// TestOneJobForOneTime stops the controller between the write of the job and that of
-// the status.
-func TestOneJobForOneTime(t *testing.T) {
+// TestOneJobPerScheduledTime starts a controller after the job was created but before
+// the status was written.
+func TestOneJobPerScheduledTime(t *testing.T) {
 	w := Start(t)
 	cj := hourly()
 	cj.UID, cj.Spec.Schedule = "", "@yearly"
@@ -189,18 +197,18 @@ func TestOneJobForOneTime(t *testing.T) {
 	w.CatchUp()
 	due := cronjob.Make(cj, nil, time.Now()).Create
 	if due == nil {
-		t.Fatal("nothing is due")
+		t.Fatal("no job is due")
 	}
 	if _, err := client.For[*batchv1.Job](w.Client).Create(context.Background(), due); err != nil {
 		t.Fatal(err)
 	}
 	w.CatchUp()
 	w.Run(cronjob.New(w.Cluster.As("cronjob-controller")))
-	w.Eventually("the status has the job", func() bool {
+	w.Eventually("the status lists the job", func() bool {
 		s := Get[*batchv1.CronJob](w, "default", "report").Status
 		return len(s.Active) == 1 && s.LastScheduleTime.After(time.Now().AddDate(-1, 0, 0))
 	})
 	if got := List[*batchv1.Job](w, "default"); len(got) != 1 {
-		t.Errorf("%d jobs", len(got))
+		t.Errorf("got %d jobs, want 1", len(got))
 	}
 }
