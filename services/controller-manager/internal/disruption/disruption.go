@@ -1,11 +1,11 @@
 // Package disruption keeps the status of PodDisruptionBudgets: how many of their pods
 // may be evicted now.
 //
-// The apiserver's eviction takes from status.disruptionsAllowed in the same write
-// that it decides on, and notes the pod in status.disruptedPods; this controller
-// writes a status only over the version that it computed it from. It must never allow
-// an eviction that would leave fewer healthy pods than the budget wants: a pod that
-// was evicted counts as lost until it is gone, or for two minutes.
+// For an eviction the apiserver decrements status.disruptionsAllowed and adds the pod to
+// status.disruptedPods in one conditional write. This controller likewise writes a
+// status only over the version that it was computed from. It must never allow an
+// eviction that would leave fewer healthy pods than the budget requires: an evicted pod
+// counts as lost until it is gone, or for two minutes if nothing deletes it.
 package disruption
 
 import (
@@ -33,7 +33,7 @@ type reconciler struct {
 	now     func() time.Time
 }
 
-// New is the controller of the budgets.
+// New returns the controller of PodDisruptionBudgets.
 func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{
 		Cluster: s, budgets: client.For[*policyv1.PodDisruptionBudget](s.Client),
@@ -51,7 +51,7 @@ func New(s *cluster.Cluster) controller.Controller {
 	}
 }
 
-// ofPod is the budgets that select a pod, or selected it before.
+// ofPod maps a pod event to the budgets that select the pod, or selected it before.
 func (r *reconciler) ofPod(ev client.Event[*corev1.Pod]) []controller.Key {
 	var keys []controller.Key
 	for _, b := range r.DisruptionBudgets.ByIndex(cluster.ByNamespace, ev.Object.Namespace) {
@@ -71,10 +71,10 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	if !ok || b.DeletionTimestamp != nil {
 		return controller.Result{}, nil
 	}
-	// A nil selector selects nothing, an empty one everything in the namespace.
+	// A nil selector selects nothing, and an empty one all pods of the namespace.
 	selector, err := metav1.LabelSelectorAsSelector(b.Spec.Selector)
 	if err != nil {
-		return controller.Result{}, nil // validation keeps such an object out.
+		return controller.Result{}, nil // validation rejects such a selector
 	}
 	var pods []*corev1.Pod
 	for _, p := range r.Pods.ByIndex(cluster.ByNamespace, b.Namespace) {
@@ -84,10 +84,14 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	}
 	plan := Make(b, pods, r.scales(), r.now())
 	for _, e := range plan.Events {
+		var about client.Object = b
+		if e.Pod != nil {
+			about = e.Pod
+		}
 		if e.Warning {
-			r.Events.Warning(ctx, b, e.Reason, "%s", e.Message)
+			r.Events.Warning(ctx, about, e.Reason, "%s", e.Message)
 		} else {
-			r.Events.Normal(ctx, b, e.Reason, "%s", e.Message)
+			r.Events.Normal(ctx, about, e.Reason, "%s", e.Message)
 		}
 	}
 	if !reflect.DeepEqual(plan.Status, b.Status) {
@@ -98,14 +102,14 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 			return controller.Result{}, nil
 		}
 		if err != nil {
-			return controller.Result{}, fmt.Errorf("status: %w", err)
+			return controller.Result{}, fmt.Errorf("update status: %w", err)
 		}
 		r.writes.Wrote(key, got.ResourceVersion)
 	}
 	return controller.Result{RequeueAfter: plan.RequeueAfter}, nil
 }
 
-// scales looks up how many pods a pod's controller wants.
+// scales returns a function that looks up how many pods a pod's controller wants.
 func (r *reconciler) scales() Scales {
 	return func(p *corev1.Pod) (Scale, error) {
 		ref := metav1.GetControllerOfNoCopy(p)

@@ -53,22 +53,22 @@ func wants(n int) disruption.Scales {
 	return func(*corev1.Pod) (disruption.Scale, error) { return disruption.Scale{UID: "rs", Replicas: n}, nil }
 }
 
-func TestAllows(t *testing.T) {
+func TestDisruptionsAllowed(t *testing.T) {
 	for name, c := range map[string]struct {
 		least, most                string
 		pods                       []*corev1.Pod
 		scale                      int
 		allowed, desired, expected int32
 	}{
-		"one may go":                      {least: "2", pods: pods(true, true, true), scale: 3, allowed: 1, desired: 2, expected: 3},
-		"none may go":                     {least: "3", pods: pods(true, true, true), scale: 3, desired: 3, expected: 3},
-		"one is lost already":             {least: "2", pods: pods(true, true, false), scale: 3, desired: 2, expected: 3},
-		"a share, rounded up":             {least: "50%", pods: pods(true, true, true), scale: 3, allowed: 1, desired: 2, expected: 3},
-		"of what should be there":         {least: "50%", pods: pods(true, true), scale: 4, desired: 2, expected: 4},
-		"at most one":                     {most: "1", pods: pods(true, true, true), scale: 3, allowed: 1, desired: 2, expected: 3},
-		"at most one, and one is missing": {most: "1", pods: pods(true, true), scale: 3, desired: 2, expected: 3},
-		"at most a share, rounded up":     {most: "30%", pods: pods(true, true, true), scale: 3, allowed: 1, desired: 2, expected: 3},
-		"more than there are":             {most: "9", pods: pods(true), scale: 1, allowed: 1, desired: 0, expected: 1},
+		"one eviction allowed":            {least: "2", pods: pods(true, true, true), scale: 3, allowed: 1, desired: 2, expected: 3},
+		"no eviction allowed":             {least: "3", pods: pods(true, true, true), scale: 3, desired: 3, expected: 3},
+		"one pod is not ready":            {least: "2", pods: pods(true, true, false), scale: 3, desired: 2, expected: 3},
+		"percentage, rounded up":          {least: "50%", pods: pods(true, true, true), scale: 3, allowed: 1, desired: 2, expected: 3},
+		"percentage of the wanted number": {least: "50%", pods: pods(true, true), scale: 4, desired: 2, expected: 4},
+		"maxUnavailable":                  {most: "1", pods: pods(true, true, true), scale: 3, allowed: 1, desired: 2, expected: 3},
+		"maxUnavailable, one is missing":  {most: "1", pods: pods(true, true), scale: 3, desired: 2, expected: 3},
+		"maxUnavailable, rounded up":      {most: "30%", pods: pods(true, true, true), scale: 3, allowed: 1, desired: 2, expected: 3},
+		"maxUnavailable above the scale":  {most: "9", pods: pods(true), scale: 1, allowed: 1, desired: 0, expected: 1},
 		"no pods":                         {least: "0"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -97,14 +97,14 @@ func TestEvictedPodsCountAsLost(t *testing.T) {
 		t.Errorf("status %+v", s)
 	}
 	if p.RequeueAfter != time.Minute {
-		t.Errorf("looks again after %v", p.RequeueAfter)
+		t.Errorf("requeued after %v, want 1m", p.RequeueAfter)
 	}
-	if len(p.Events) != 1 || p.Events[0].Reason != "NotDeleted" {
-		t.Errorf("events %+v", p.Events)
+	if len(p.Events) != 1 || p.Events[0].Reason != "NotDeleted" || p.Events[0].Pod != all[1] {
+		t.Errorf("events %+v, want NotDeleted for pod web-1", p.Events)
 	}
 }
 
-func TestWhatCannotBeCountedAllowsNothing(t *testing.T) {
+func TestUnknownScaleAllowsNoDisruptions(t *testing.T) {
 	b := budget("", "1")
 	b.Status.DisruptionsAllowed = 5
 	p := disruption.Make(b, pods(true), func(*corev1.Pod) (disruption.Scale, error) { return disruption.Scale{}, errors.New("no scale") }, now)
@@ -113,7 +113,7 @@ func TestWhatCannotBeCountedAllowsNothing(t *testing.T) {
 	}
 }
 
-func TestFollowsControllersAndPods(t *testing.T) {
+func TestControllersKeepStatusAndConditions(t *testing.T) {
 	w := Start(t)
 	w.Kubelet("n1", nil)
 	labels, two := map[string]string{"app": "web"}, int32(2)
@@ -128,18 +128,18 @@ func TestFollowsControllersAndPods(t *testing.T) {
 	})
 	w.CatchUp()
 	w.Run(disruption.New(w.Cluster), disruption.NewStale(w.Cluster), deployment.New(w.Cluster), replication.New(w.Cluster))
-	w.Eventually("one of two may go", func() bool {
+	w.Eventually("one of two pods may be evicted", func() bool {
 		s := Get[*policyv1.PodDisruptionBudget](w, "default", "web").Status
 		return s.DisruptionsAllowed == 1 && s.CurrentHealthy == 2 && s.ExpectedPods == 2
 	})
-	// A pod says that it is about to go, and nothing deletes it.
+	// The pod has the condition DisruptionTarget, but nothing deletes it.
 	name := List[*corev1.Pod](w, "default")[0].Name
 	Update(w, "default", name, func(p *corev1.Pod) {
 		p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{
 			Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, LastTransitionTime: metav1.NewTime(time.Now().Add(-time.Hour)),
 		})
 	}, client.Subresource("status"))
-	w.Eventually("the condition is taken back", func() bool {
+	w.Eventually("the condition is reset", func() bool {
 		for _, c := range Get[*corev1.Pod](w, "default", name).Status.Conditions {
 			if c.Type == corev1.DisruptionTarget {
 				return c.Status == corev1.ConditionFalse

@@ -14,30 +14,34 @@ import (
 	"keelson.dev/services/controller-manager/internal/podstate"
 )
 
-// deletionTimeout is how long an evicted pod counts as lost while it is still there
-// and is not being deleted: an eviction whose delete did not follow.
+// deletionTimeout is how long an evicted pod that is not being deleted counts as lost.
+// After that, the deletion is assumed to have failed. The value is Kubernetes'.
 const deletionTimeout = 2 * time.Minute
 
-// Scale is the controller of a pod and how many pods it wants; the zero value is no
-// controller.
+// Scale is the controller of a pod and the number of pods that it wants. The zero value
+// means that the pod has no controller.
 type Scale struct {
 	UID      types.UID
 	Replicas int
 }
 
-// Scales looks a pod's scale up. It fails for a controller that has none.
+// Scales returns the scale of a pod's controller. It fails if the controller's kind has
+// no scale.
 type Scales func(*corev1.Pod) (Scale, error)
 
-// Plan is what to write.
+// Plan lists the writes of one reconcile.
 type Plan struct {
 	Status policyv1.PodDisruptionBudgetStatus
 	Events []Event
-	// RequeueAfter is when an evicted pod no longer counts as lost; 0 is never.
+	// RequeueAfter is the time until an evicted pod no longer counts as lost; 0 means
+	// never.
 	RequeueAfter time.Duration
 }
 
-// Event is one to record.
+// Event is an event to record.
 type Event struct {
+	// Pod is what the event is about; nil means the budget.
+	Pod             *corev1.Pod
 	Warning         bool
 	Reason, Message string
 }
@@ -60,7 +64,7 @@ func Make(b *policyv1.PodDisruptionBudget, pods []*corev1.Pod, scale Scales, now
 	expected, desired, err := p.expected()
 	if err != nil {
 		p.event(true, "CalculateExpectedPodCountFailed", "Failed to calculate the number of expected pods: %v", err)
-		// An old number must not allow what nothing vouches for.
+		// The last number is out of date, so no eviction is allowed on it.
 		s.DisruptionsAllowed, s.ObservedGeneration = 0, b.Generation
 		p.condition(metav1.ConditionFalse, policyv1.SyncFailedReason, err.Error())
 		return p.plan
@@ -87,7 +91,7 @@ func Make(b *policyv1.PodDisruptionBudget, pods []*corev1.Pod, scale Scales, now
 }
 
 func (p *planner) event(warning bool, reason, format string, args ...any) {
-	p.plan.Events = append(p.plan.Events, Event{warning, reason, fmt.Sprintf(format, args...)})
+	p.plan.Events = append(p.plan.Events, Event{Warning: warning, Reason: reason, Message: fmt.Sprintf(format, args...)})
 }
 
 func (p *planner) condition(status metav1.ConditionStatus, reason, message string) {
@@ -97,9 +101,9 @@ func (p *planner) condition(status metav1.ConditionStatus, reason, message strin
 	})
 }
 
-// expected is how many pods there should be, and how many of them healthy. An
-// absolute minAvailable counts the pods themselves; maxUnavailable and percentages
-// count what the pods' controllers want.
+// expected returns how many pods there should be, and how many of them must be healthy.
+// For a numeric minAvailable the first is the number of selected pods; for
+// maxUnavailable and percentages it is the number that the pods' controllers want.
 func (p *planner) expected() (expected, desired int, err error) {
 	least, most := p.b.Spec.MinAvailable, p.b.Spec.MaxUnavailable
 	if most == nil && (least == nil || least.Type == intstr.Int) {
@@ -119,8 +123,8 @@ func (p *planner) expected() (expected, desired int, err error) {
 	return expected, desired, err
 }
 
-// wanted is what the pods' controllers want together. Pods without a controller do
-// not count.
+// wanted returns the total number of pods that the pods' controllers want. Pods without
+// a controller are not counted.
 func (p *planner) wanted() (int, error) {
 	controllers := map[types.UID]int{}
 	unmanaged := 0
@@ -148,8 +152,8 @@ func (p *planner) wanted() (int, error) {
 	return total, nil
 }
 
-// settle drops evicted pods that are gone or being deleted, and those that nobody
-// deleted in time.
+// settle removes from status.disruptedPods the pods that are gone, are being deleted, or
+// were not deleted within deletionTimeout.
 func (p *planner) settle() {
 	evicted := p.b.Status.DisruptedPods
 	p.plan.Status.DisruptedPods = nil
@@ -161,6 +165,7 @@ func (p *planner) settle() {
 		left := at.Add(deletionTimeout).Sub(p.now)
 		if left <= 0 {
 			p.event(true, "NotDeleted", "Pod was expected by PDB %s/%s to be deleted but it wasn't", p.b.Namespace, p.b.Name)
+			p.plan.Events[len(p.plan.Events)-1].Pod = pod
 			continue
 		}
 		if p.plan.Status.DisruptedPods == nil {

@@ -17,12 +17,12 @@ import (
 	"keelson.dev/services/internal/controller"
 )
 
-// staleAfter is how long a pod may say that it is about to be disrupted while nothing
-// deletes it.
+// staleAfter is how long a pod that is not being deleted keeps the condition
+// DisruptionTarget. The value is Kubernetes'.
 const staleAfter = 2 * time.Minute
 
-// NewStale is the controller that takes the condition DisruptionTarget back from pods
-// that were not deleted after it: whoever was to delete them did not.
+// NewStale returns the controller that sets the condition DisruptionTarget to False on
+// pods that were not deleted within staleAfter of getting it.
 func NewStale(s *cluster.Cluster) controller.Controller {
 	pods, now := client.For[*corev1.Pod](s.Client), time.Now
 	return controller.Controller{
@@ -56,15 +56,15 @@ func NewStale(s *cluster.Cluster) controller.Controller {
 			}
 			_, err = pods.Patch(ctx, p.Namespace, p.Name, types.StrategicMergePatchType, patch, client.Subresource("status"))
 			if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-				return controller.Result{}, fmt.Errorf("pod %s: condition %s: %w", p.Name, corev1.DisruptionTarget, err)
+				return controller.Result{}, fmt.Errorf("pod %s: reset condition %s: %w", p.Name, corev1.DisruptionTarget, err)
 			}
 			return controller.Result{}, nil
 		},
 	}
 }
 
-// target is the condition of a pod that is about to be disrupted and is not being
-// deleted; nil for all others.
+// target returns a pod's condition DisruptionTarget if it is True and the pod is neither
+// finished nor being deleted, and nil otherwise.
 func target(p *corev1.Pod) *corev1.PodCondition {
 	if p.DeletionTimestamp != nil || podstate.Finished(p) {
 		return nil
