@@ -5,9 +5,9 @@
 //
 //	{"spec":{"template":{…,"$patch":"replace"}}}
 //
-// Revisions are numbered; the one with the highest number is the present one. A
-// template that the workload had before gets its old revision back, with a new
-// number. It must never change the data of a revision.
+// Revisions are numbered, and the one with the highest number is the current one. If a
+// workload returns to an earlier template, that template's revision gets a new number.
+// The data of a revision must never change.
 package history
 
 import (
@@ -34,30 +34,31 @@ import (
 )
 
 const (
-	// HashLabel has the hash of a revision's data, on revisions of StatefulSets; those
-	// of DaemonSets have it in controller-revision-hash, as their pods do.
+	// HashLabel is the label with the hash of the data on revisions of StatefulSets.
+	// Those of DaemonSets have it in controller-revision-hash, as their pods do.
 	HashLabel = "controller.kubernetes.io/hash"
-	// maxBase bounds the part of a revision's name that is its owner's, so that the
-	// name is a valid one (253 characters) with the hash.
+	// maxBase limits the part of a revision's name that is taken from its owner, so that
+	// the name with its hash stays within 253 characters.
 	maxBase = 223
 )
 
-// Plan says which revision is that of the present template, and what to write so
-// that the server has it.
+// Plan holds the revision of the current template and what to write so that the server
+// has it.
 type Plan struct {
-	// Current is the revision of the present template. It may be in Create or
-	// Update, and not be on the server yet.
+	// Current is the revision of the current template. If it is also Create or Renumber,
+	// the server does not have it yet.
 	Current *appsv1.ControllerRevision
-	// Create is Current where the template is new.
+	// Create is Current if the template is new, and nil otherwise.
 	Create *appsv1.ControllerRevision
-	// Renumber is Current where the template was an older one.
+	// Renumber is Current if the workload has returned to an earlier template, and nil
+	// otherwise.
 	Renumber *appsv1.ControllerRevision
 }
 
-// Make plans for a workload with this template and these revisions. label is the one
-// that has the hash of a new revision. collisions is the workload's
-// status.collisionCount: it gives a new revision another name when one of its name
-// exists with other data.
+// Make finds or plans the revision of a workload's template. revisions are those that
+// the workload controls. label is the label for the hash of a new revision. collisions
+// is the workload's status.collisionCount, which is part of the hash, so that a new
+// revision gets another name after a collision.
 func Make(o client.Object, template *corev1.PodTemplateSpec, revisions []*appsv1.ControllerRevision, label string, collisions *int32) (Plan, error) {
 	data, err := Data(template)
 	if err != nil {
@@ -68,7 +69,7 @@ func Make(o client.Object, template *corev1.PodTemplateSpec, revisions []*appsv1
 	if n := len(revisions); n > 0 {
 		last = revisions[n-1].Revision
 	}
-	// Of two with the same data, which a race of adoptions can leave, the newest.
+	// If several have the same data, as adoptions can cause, the newest is used.
 	for i := len(revisions) - 1; i >= 0; i-- {
 		r := revisions[i]
 		if !sameData(r.Data.Raw, data) {
@@ -85,9 +86,9 @@ func Make(o client.Object, template *corev1.PodTemplateSpec, revisions []*appsv1
 	return Plan{Current: next, Create: next}, nil
 }
 
-// Write creates or renumbers the present revision, where that is planned, and
-// returns it as the server has it; nil if nothing is planned. collided is true where
-// an object of the new revision's name exists with other data or another owner.
+// Write creates or renumbers the current revision if that is planned, and returns it as
+// stored, or nil if nothing is planned. collided is true if an object of the new
+// revision's name exists with other data or another owner.
 func (p Plan) Write(ctx context.Context, revisions client.Resource[*appsv1.ControllerRevision]) (got *appsv1.ControllerRevision, collided bool, err error) {
 	switch {
 	case p.Renumber != nil:
@@ -106,16 +107,16 @@ func (p Plan) Write(ctx context.Context, revisions client.Resource[*appsv1.Contr
 		return got, false, err
 	}
 	if got, err = revisions.Get(ctx, p.Create.Namespace, p.Create.Name); err != nil {
-		return nil, false, fmt.Errorf("revision %s: %w", p.Create.Name, err)
+		return nil, false, fmt.Errorf("get revision %s: %w", p.Create.Name, err)
 	}
 	ref, want := metav1.GetControllerOf(got), metav1.GetControllerOf(p.Create)
 	if ref != nil && ref.UID == want.UID && sameData(got.Data.Raw, p.Create.Data.Raw) {
-		return got, false, nil // a write whose answer was lost; the cache will show it
+		return got, false, nil // an earlier attempt created it; the cache will show it
 	}
 	return nil, true, nil
 }
 
-// Collided is a workload's count of collisions after another one.
+// Collided returns a workload's collision count plus one. A nil count is 0.
 func Collided(count *int32) *int32 {
 	n := int32(1)
 	if count != nil {
@@ -124,17 +125,17 @@ func Collided(count *int32) *int32 {
 	return &n
 }
 
-// Data is the patch that restores a template.
+// Data returns the patch that restores a template.
 func Data(template *corev1.PodTemplateSpec) ([]byte, error) {
 	fields, err := runtime.DefaultUnstructuredConverter.ToUnstructured(template)
 	if err != nil {
-		return nil, fmt.Errorf("pod template: %w", err)
+		return nil, fmt.Errorf("encode pod template: %w", err)
 	}
 	fields["$patch"] = "replace"
 	return json.Marshal(map[string]any{"spec": map[string]any{"template": fields}})
 }
 
-// Template is the template that a revision restores.
+// Template returns the template that a revision restores.
 func Template(r *appsv1.ControllerRevision) (*corev1.PodTemplateSpec, error) {
 	var data struct {
 		Spec struct {
@@ -142,13 +143,13 @@ func Template(r *appsv1.ControllerRevision) (*corev1.PodTemplateSpec, error) {
 		} `json:"spec"`
 	}
 	if err := json.Unmarshal(r.Data.Raw, &data); err != nil {
-		return nil, fmt.Errorf("data of revision %s: %w", r.Name, err)
+		return nil, fmt.Errorf("decode data of revision %s: %w", r.Name, err)
 	}
 	return &data.Spec.Template, nil
 }
 
-// sameData compares two patches. Those of other writers may have their fields in
-// another order.
+// sameData reports whether two patches are equal, ignoring the order of fields, which
+// differs between writers, and fields that are null.
 func sameData(a, b []byte) bool {
 	if bytes.Equal(a, b) {
 		return true
@@ -169,8 +170,7 @@ func sameData(a, b []byte) bool {
 	return x != nil && bytes.Equal(x, y)
 }
 
-// prune drops fields that are null, which older writers write for timestamps that
-// are not set.
+// prune removes fields that are null, as older writers store for unset timestamps.
 func prune(v any) {
 	switch v := v.(type) {
 	case map[string]any:
@@ -188,7 +188,7 @@ func prune(v any) {
 	}
 }
 
-// Sorted is revisions by number, the newest last.
+// Sorted returns the revisions in order of their numbers, newest last.
 func Sorted(revisions []*appsv1.ControllerRevision) []*appsv1.ControllerRevision {
 	out := slices.Clone(revisions)
 	slices.SortFunc(out, func(a, b *appsv1.ControllerRevision) int {
@@ -218,14 +218,15 @@ func newRevision(o client.Object, labels map[string]string, data []byte, number 
 	}
 }
 
-// annotations are the owner's, among which kubectl looks for the change cause.
+// annotations returns the annotations of a new revision: those of its owner, where
+// kubectl finds the change cause, without the last applied configuration.
 func annotations(o client.Object) map[string]string {
 	out := maps.Clone(o.GetAnnotations())
 	delete(out, corev1.LastAppliedConfigAnnotation)
 	return out
 }
 
-// Hash is a revision's hash.
+// Hash returns the hash in a revision's labels.
 func Hash(r *appsv1.ControllerRevision) string {
 	if h := r.Labels[appsv1.DefaultDaemonSetUniqueLabelKey]; h != "" {
 		return h
@@ -238,14 +239,14 @@ func hashOf(data []byte, collisions *int32) string {
 	h.Write(data)
 	if collisions != nil {
 		var b [4]byte
-		binary.LittleEndian.PutUint32(b[:], uint32(*collisions)) //nolint:gosec // any bits do.
+		binary.LittleEndian.PutUint32(b[:], uint32(*collisions)) //nolint:gosec // only the bits matter
 		h.Write(b[:])
 	}
 	return rand.SafeEncodeString(strconv.FormatUint(uint64(h.Sum32()), 10))
 }
 
-// Surplus are the oldest revisions beyond limit, not counting those that live
-// reports as in use.
+// Surplus returns the oldest revisions beyond limit among those that live does not report
+// as in use. A nil limit is no limit.
 func Surplus(revisions []*appsv1.ControllerRevision, limit *int32, live func(*appsv1.ControllerRevision) bool) []*appsv1.ControllerRevision {
 	if limit == nil {
 		return nil

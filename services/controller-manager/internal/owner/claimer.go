@@ -14,24 +14,23 @@ import (
 	"keelson.dev/services/internal/controller"
 )
 
-// Claimer settles which objects of kind T belong to owners of kind O: it adopts
-// orphans that an owner's selector matches, and releases objects that it matches
-// no longer.
+// Claimer adopts and releases objects of type T for owners of type O. It adopts orphans
+// that match an owner's selector, and releases objects that no longer do.
 type Claimer[O, T client.Object] struct {
 	Owners  client.Resource[O]
 	Objects client.Resource[T]
-	// Writes records adoptions on behalf of the owner's key.
+	// Writes records the adoptions under the owner's key.
 	Writes *controller.Writes
-	// Adoptable limits what is adopted; nil adopts whatever the selector matches.
+	// Adoptable, if not nil, reports whether an orphan that matches may be adopted.
 	Adoptable func(T) bool
 }
 
-// Claim returns the objects that belong to o. owned are those that o controls,
-// orphans those of its namespace that have no controller. An adopted object is
-// returned as it was before the write, which the cache shows later.
+// Claim returns the objects that belong to o. owned are the objects that o controls, and
+// orphans those in its namespace that have no controller. An adopted object is returned
+// as it was before the adoption.
 //
-// An owner that the server no longer has, or is deleting, adopts nothing: the
-// caches may not show that yet.
+// Before it adopts, Claim reads o from the server, because the cache may not show yet
+// that o was deleted or is being deleted. Such an owner adopts nothing.
 func (c *Claimer[O, T]) Claim(ctx context.Context, o O, selector labels.Selector, owned, orphans []T) ([]T, error) {
 	claims := Claim(o, selector, owned, orphans)
 	for _, obj := range claims.Release {
@@ -63,8 +62,8 @@ func (c *Claimer[O, T]) Claim(ctx context.Context, o O, selector labels.Selector
 	return claims.Keep, nil
 }
 
-// ignoreGone drops errors about an object that is gone or was replaced by another
-// of its name.
+// ignoreGone returns nil for errors that mean that the object is gone or was replaced by
+// another of the same name, and err otherwise.
 func ignoreGone(err error) error {
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) || apierrors.IsInvalid(err) {
 		return nil
@@ -72,9 +71,9 @@ func ignoreGone(err error) error {
 	return err
 }
 
-// Keys maps an event to the owners that it concerns: the object's controllers of
-// that kind, before and after; and for an object without a controller, the owners
-// among candidates whose selector matches it.
+// Keys maps an event to the owners that it concerns: the object's controllers of the
+// given kind before and after the event, or, for an object without a controller, the
+// candidates whose selector matches it.
 func Keys[O, T client.Object](ev client.Event[T], kind string, candidates func(namespace string) []O, selector func(O) *metav1.LabelSelector) []controller.Key {
 	keys := controllers(nil, ev.Object, kind)
 	if ev.Type == client.Modified {
@@ -92,6 +91,8 @@ func Keys[O, T client.Object](ev client.Event[T], kind string, candidates func(n
 	return keys
 }
 
+// controllers appends the key of obj's controller to keys if it is of the given kind and
+// not in keys yet.
 func controllers(keys []controller.Key, obj client.Object, kind string) []controller.Key {
 	ref := metav1.GetControllerOfNoCopy(obj)
 	if ref == nil || ref.Kind != kind {

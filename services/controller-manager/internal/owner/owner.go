@@ -15,15 +15,16 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// Claims is what an owner has and should change.
+// Claims sorts objects by what to do with them on behalf of an owner.
 type Claims[T client.Object] struct {
-	// Keep are its objects; Adopt match but have no controller; Release are its
-	// objects that match no more.
+	// Keep lists the owner's objects that match its selector, Adopt the matching objects
+	// without a controller, and Release the owner's objects that no longer match.
 	Keep, Adopt, Release []T
 }
 
-// Claim sorts the objects that owner controls, and orphans of its namespace.
-// Objects that are being deleted are neither adopted nor released.
+// Claim sorts the objects that owner controls (owned) and those in its namespace without
+// a controller (orphans). Objects that are being deleted are neither adopted nor
+// released, and an owner that is being deleted adopts and releases nothing.
 func Claim[T client.Object](owner client.Object, selector labels.Selector, owned, orphans []T) Claims[T] {
 	var c Claims[T]
 	leaving := owner.GetDeletionTimestamp() != nil
@@ -47,7 +48,7 @@ func Claim[T client.Object](owner client.Object, selector labels.Selector, owned
 	return c
 }
 
-// Reference is the controller reference to an owner.
+// Reference returns the controller reference to an owner.
 func Reference(owner client.Object) metav1.OwnerReference {
 	k, yes := client.KindOf(owner), true
 	return metav1.OwnerReference{
@@ -56,8 +57,8 @@ func Reference(owner client.Object) metav1.OwnerReference {
 	}
 }
 
-// AdoptPatch is the strategic merge patch that makes owner the controller of the
-// object with this uid; finalizers are added.
+// AdoptPatch returns the strategic merge patch that makes owner the controller of the
+// object with the given uid and adds finalizers to it.
 func AdoptPatch(owner client.Object, uid types.UID, finalizers ...string) []byte {
 	meta := map[string]any{"uid": uid, "ownerReferences": []any{Reference(owner)}}
 	if len(finalizers) > 0 {
@@ -66,8 +67,8 @@ func AdoptPatch(owner client.Object, uid types.UID, finalizers ...string) []byte
 	return patch(meta)
 }
 
-// ReleasePatch is the strategic merge patch that ends owner's control of the
-// object with this uid; finalizers are removed.
+// ReleasePatch returns the strategic merge patch that removes owner from the owners of
+// the object with the given uid, and removes finalizers from it.
 func ReleasePatch(owner, uid types.UID, finalizers ...string) []byte {
 	meta := map[string]any{
 		"uid":             uid,
@@ -82,7 +83,7 @@ func ReleasePatch(owner, uid types.UID, finalizers ...string) []byte {
 func patch(meta map[string]any) []byte {
 	data, err := json.Marshal(map[string]any{"metadata": meta})
 	if err != nil {
-		panic("owner: " + err.Error()) // strings and references always marshal.
+		panic("owner: " + err.Error()) // strings and references always marshal
 	}
 	return data
 }

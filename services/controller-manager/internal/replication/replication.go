@@ -1,8 +1,9 @@
-// Package replication keeps as many pods as a ReplicationController wants, with the
-// decisions of ReplicaSets: the two differ in the form of their selectors alone.
+// Package replication keeps the number of pods that a ReplicationController wants. It
+// uses package replicaset's decisions: the two kinds differ only in the form of their
+// selectors.
 //
-// It must never decide on a cache that does not show its own last writes: it would
-// create or delete twice for one cause.
+// The controller must never decide on a cache that does not yet show its own last
+// writes, or it would create or delete pods twice.
 package replication
 
 import (
@@ -35,7 +36,7 @@ type reconciler struct {
 	now         func() time.Time
 }
 
-// New is the controller.
+// New returns the ReplicationController controller.
 func New(s *cluster.Cluster) controller.Controller {
 	controllers := client.For[*corev1.ReplicationController](s.Client)
 	r := &reconciler{
@@ -64,7 +65,7 @@ func selectorOf(rc *corev1.ReplicationController) *metav1.LabelSelector {
 func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {
 	rc, ok := r.ReplicationControllers.Get(key.Namespace, key.Name)
 	if !ok || len(rc.Spec.Selector) == 0 || rc.Spec.Template == nil {
-		return controller.Result{}, nil // validation keeps the latter two out.
+		return controller.Result{}, nil // validation rejects objects without a selector or template
 	}
 	owned := r.Pods.ByIndex(cluster.ByController, string(rc.UID))
 	pods, err := r.pods.Claim(ctx, rc, labels.SelectorFromSet(rc.Spec.Selector), owned, r.Pods.ByIndex(cluster.ByOrphanage, rc.Namespace))
@@ -81,13 +82,13 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 		changed := rc.DeepCopy()
 		changed.Status = next
 		if _, err := r.controllers.UpdateStatus(ctx, changed); err != nil && !apierrors.IsNotFound(err) {
-			return controller.Result{}, errors.Join(manageErr, fmt.Errorf("status: %w", err))
+			return controller.Result{}, errors.Join(manageErr, fmt.Errorf("update status: %w", err))
 		}
 	}
 	return controller.Result{RequeueAfter: wait}, manageErr
 }
 
-// manage creates or deletes what was decided.
+// manage creates or deletes the pods that d asks for.
 func (r *reconciler) manage(ctx context.Context, rc *corev1.ReplicationController, d replicaset.Decision) error {
 	var (
 		done podtemplate.Result
@@ -112,7 +113,7 @@ func (r *reconciler) manage(ctx context.Context, rc *corev1.ReplicationControlle
 	return err
 }
 
-// asReplicaSet is the ReplicaSet that wants the same.
+// asReplicaSet returns a ReplicaSet with the ReplicationController's spec and conditions.
 func asReplicaSet(rc *corev1.ReplicationController) *appsv1.ReplicaSet {
 	rs := &appsv1.ReplicaSet{
 		ObjectMeta: rc.ObjectMeta,
@@ -128,6 +129,7 @@ func asReplicaSet(rc *corev1.ReplicationController) *appsv1.ReplicaSet {
 	return rs
 }
 
+// statusOf converts a ReplicaSet's status to that of a ReplicationController.
 func statusOf(s appsv1.ReplicaSetStatus) corev1.ReplicationControllerStatus {
 	out := corev1.ReplicationControllerStatus{
 		ObservedGeneration: s.ObservedGeneration, Replicas: s.Replicas, FullyLabeledReplicas: s.FullyLabeledReplicas,

@@ -13,7 +13,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestKeepsItsNumberOfPods(t *testing.T) {
+func TestKeepsTheWantedNumberOfPods(t *testing.T) {
 	w := Start(t)
 	w.Kubelet("n1", nil)
 	labels := map[string]string{"app": "old"}
@@ -35,10 +35,10 @@ func TestKeepsItsNumberOfPods(t *testing.T) {
 			return s.ReadyReplicas == n && s.Replicas == n && s.FullyLabeledReplicas == n && len(List[*corev1.Pod](w, "default")) == int(n)
 		}
 	}
-	w.Eventually("three pods", ready(3))
+	w.Eventually("three pods are ready", ready(3))
 	if ref := metav1.GetControllerOf(Get[*corev1.Pod](w, "default", "orphan")); ref == nil || ref.Kind != "ReplicationController" {
-		t.Errorf("the orphan is controlled by %v", ref)
+		t.Errorf("orphan: controller reference %v, want the ReplicationController", ref)
 	}
 	Update(w, "default", "old", func(rc *corev1.ReplicationController) { one := int32(1); rc.Spec.Replicas = &one })
-	w.Eventually("one pod", ready(1))
+	w.Eventually("one pod is left", ready(1))
 }

@@ -1,4 +1,4 @@
 package resourcequota
 
-// NewController is New with another window.
+// NewController is New with a window of the test's choice.
 var NewController = newController

@@ -2,22 +2,22 @@
 // much of it is used.
 //
 // The apiserver charges a quota before it stores an object (see package quota of
-// services/internal). This controller counts what is stored, for what the charges do not
-// show: objects that are gone, pods that have ended, writes that failed after their
-// charge, and quotas that are new.
+// services/internal). This controller counts the stored objects to account for what the
+// charges do not show: deleted objects, finished pods, writes that failed after their
+// charge, and new quotas.
 //
-// States of an object: charged and not stored, charged and stored, gone. A count that
-// begins after a charge can miss only an object of the first state. So that used is never
-// lower than what is stored or about to be, the controller adds to each count what was
-// charged within the last window, whether or not the objects are counted already, and
-// never lowers used in the first window after it has seen a quota, whose charges it has
-// not followed. What was added too much goes with the next count. The write depends on
-// the version of the quota that was there before the count: a charge that comes between
-// makes it fail.
+// An object is charged but not stored, then charged and stored, then gone. A count that
+// starts after a charge can only miss an object in the first of these states. To keep
+// used from falling below what is stored or about to be stored, the controller adds the
+// charges of the last window to each count, even those whose objects it has counted
+// already, and it does not lower used within a window of first seeing a quota, because it
+// has not seen the quota's earlier charges. A later count corrects the excess. The status
+// update is conditional on the version of the quota from before the count, so a charge
+// during the count makes it fail.
 //
-// Counts are made from consistent lists, not from caches. It must never lower used below
-// what is stored. A write that takes longer than the window between its charge and its
-// commit may exceed the quota by itself.
+// Counts use consistent lists, not caches. The controller must never lower used below
+// what is stored. The one exception is a write that takes longer than the window from
+// its charge to its commit: used may then be too low by that write's charge.
 package resourcequota
 
 import (
@@ -41,11 +41,13 @@ import (
 )
 
 const (
-	// window is how long a write may take from its charge to its commit.
+	// window is the longest time that a write is assumed to take from its charge to its
+	// commit.
 	window = 10 * time.Second
-	// every is how often a quota is counted without a cause, as in Kubernetes.
+	// every is how often a quota is counted if no event causes it. The value is
+	// Kubernetes' default.
 	every = 5 * time.Minute
-	// pause is the least time between two counts of a quota.
+	// pause is the minimum time between two counts of a quota.
 	pause = 500 * time.Millisecond
 )
 
@@ -62,28 +64,28 @@ type reconciler struct {
 	follows map[controller.Key]*charges
 }
 
-// charges are those of a quota that were seen lately.
+// charges holds the recent charges of a quota.
 type charges struct {
-	since   time.Time // when the quota was seen first
-	counted time.Time // when it was counted last
+	since   time.Time // when the quota was first seen
+	counted time.Time // when it was last counted
 	recent  []charge
 }
 
-// charge is what was charged in a second, which ends at at.
+// charge is the sum of the charges within the second that ends at at.
 type charge struct {
 	at   time.Time
 	used corev1.ResourceList
 }
 
-// add notes a charge. Charges of a second are one, and those before the window are
-// dropped, so that there are few of them.
+// add records a charge. To keep the list short, charges within a second are summed and
+// those older than the window are dropped.
 func (f *charges) add(now time.Time, window time.Duration, used corev1.ResourceList) {
 	f.drop(now, window)
 	if n := len(f.recent); n > 0 && now.Before(f.recent[n-1].at) {
 		f.recent[n-1].used = quota.Add(f.recent[n-1].used, used)
 		return
 	}
-	// The last charge of the second may come at its end.
+	// The entry is dated to the end of its second, when its last charge may come.
 	f.recent = append(f.recent, charge{now.Add(time.Second), used})
 }
 
@@ -91,8 +93,8 @@ func (f *charges) drop(now time.Time, window time.Duration) {
 	f.recent = slices.DeleteFunc(f.recent, func(c charge) bool { return now.Sub(c.at) > window })
 }
 
-// New is the controller. metadata are the caches of the kinds that the cluster's own
-// caches do not hold.
+// New returns the ResourceQuota controller. metadata holds caches for the kinds that s
+// does not cache.
 func New(s *cluster.Cluster, metadata []*garbage.Metadata) controller.Controller {
 	return newController(s, metadata, window)
 }
@@ -131,8 +133,8 @@ func newController(s *cluster.Cluster, metadata []*garbage.Metadata, window time
 	}
 }
 
-// deletions looks at the quotas of a namespace when an object of it is gone. New objects
-// were charged.
+// deletions is a source that reconciles the quotas of a namespace when an object in it is
+// deleted. New objects were charged by the apiserver.
 func deletions[T client.Object](r *reconciler, cache *client.Cache[T]) controller.Source {
 	return controller.From(cache, func(ev client.Event[T]) []controller.Key {
 		if ev.Type != client.Deleted {
@@ -150,7 +152,8 @@ func (r *reconciler) inNamespace(namespace string) []controller.Key {
 	return keys
 }
 
-// ofPod is the quotas of a pod that is gone or has ended, or is about to be overdue.
+// ofPod maps a pod event to the quotas of the namespace if the pod was deleted, has
+// finished, or has started terminating.
 func (r *reconciler) ofPod(ev client.Event[*corev1.Pod]) []controller.Key {
 	ended := ev.Type == client.Modified && (podstate.Finished(ev.Object) != podstate.Finished(ev.Old) ||
 		(ev.Object.DeletionTimestamp == nil) != (ev.Old.DeletionTimestamp == nil))
@@ -160,7 +163,7 @@ func (r *reconciler) ofPod(ev client.Event[*corev1.Pod]) []controller.Key {
 	return r.inNamespace(ev.Object.Namespace)
 }
 
-// ofQuota follows the charges of a quota.
+// ofQuota records a quota's charges, and returns its key if the quota is to be counted.
 func (r *reconciler) ofQuota(ev client.Event[*corev1.ResourceQuota]) []controller.Key {
 	key, now := client.KeyOf(ev.Object), r.now()
 	r.mu.Lock()
@@ -177,14 +180,14 @@ func (r *reconciler) ofQuota(ev client.Event[*corev1.ResourceQuota]) []controlle
 			f.add(now, r.window, more)
 		}
 		if apiequality.Semantic.DeepEqual(ev.Object.Spec, ev.Old.Spec) {
-			return nil // a charge, or this controller's own write
+			return nil // a charge, or this controller's own status update
 		}
 	}
 	return []controller.Key{key}
 }
 
-// pending is what was charged within the window, and whether used may be lowered; next
-// is when that changes.
+// pending returns the charges within the window. lower reports whether status.used may be
+// lowered. next is the time until the result changes.
 func (r *reconciler) pending(key controller.Key, now time.Time) (used corev1.ResourceList, lower bool, next time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -204,7 +207,8 @@ func (r *reconciler) pending(key controller.Key, now time.Time) (used corev1.Res
 	return used, true, next
 }
 
-// early is how long to wait before a quota may be counted again.
+// early returns how long to wait before counting a quota again. It is not positive if the
+// quota may be counted now.
 func (r *reconciler) early(key controller.Key) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -226,7 +230,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	charged, lower, next := r.pending(key, now)
 	counted, err := r.count(ctx, q, now)
 	if err != nil {
-		return controller.Result{}, fmt.Errorf("count: %w", err)
+		return controller.Result{}, fmt.Errorf("count usage: %w", err)
 	}
 	status := Status(q, counted, charged, lower)
 	again := controller.Result{RequeueAfter: every}
@@ -243,16 +247,16 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	case apierrors.IsNotFound(err):
 		return controller.Result{}, nil
 	case apierrors.IsConflict(err):
-		// It was charged meanwhile: the count is made anew.
+		// The quota was charged during the count, so it is counted again.
 		return controller.Result{RequeueAfter: pause}, nil
 	case err != nil:
-		return controller.Result{}, fmt.Errorf("status: %w", err)
+		return controller.Result{}, fmt.Errorf("update status: %w", err)
 	}
 	r.writes.Wrote(key, got.ResourceVersion)
 	return again, nil
 }
 
-// count is what is used of everything that the quota limits.
+// count returns how much of each limited resource is used.
 func (r *reconciler) count(ctx context.Context, q *corev1.ResourceQuota, now time.Time) (corev1.ResourceList, error) {
 	total := corev1.ResourceList{}
 	limits := func(gr schema.GroupResource) bool {
@@ -263,7 +267,7 @@ func (r *reconciler) count(ctx context.Context, q *corev1.ResourceQuota, now tim
 		}
 		return false
 	}
-	// Covers goes by what the status limits; that may be yet to be written.
+	// Covers looks at status.hard, which may not be written yet.
 	of := q.DeepCopy()
 	of.Status.Hard = q.Spec.Hard
 	for gr, k := range r.kinds {
@@ -282,7 +286,7 @@ func (r *reconciler) count(ctx context.Context, q *corev1.ResourceQuota, now tim
 			total, err = r.number(ctx, k, of, total)
 		}
 		if apierrors.IsNotFound(err) {
-			err = nil // a kind that the server does not have
+			err = nil // the server does not serve this kind
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", gr.Resource, err)
@@ -295,7 +299,7 @@ func (r *reconciler) count(ctx context.Context, q *corev1.ResourceQuota, now tim
 	return out, nil
 }
 
-// sum adds what the objects of a namespace use.
+// sum adds the usage of the namespace's objects of type T to total.
 func sum[T client.Object](ctx context.Context, r *reconciler, q *corev1.ResourceQuota, gr schema.GroupResource, total corev1.ResourceList, now time.Time) (corev1.ResourceList, error) {
 	for obj, err := range client.For[T](r.Client).All(ctx, client.ListOptions{Namespace: q.Namespace}) {
 		if err != nil {
@@ -308,7 +312,8 @@ func sum[T client.Object](ctx context.Context, r *reconciler, q *corev1.Resource
 	return total, nil
 }
 
-// number counts objects of which their number alone matters.
+// number adds the usage of the namespace's objects of kind k to total. It lists only
+// metadata, so it is for kinds whose usage is their number.
 func (r *reconciler) number(ctx context.Context, k *client.Kind, q *corev1.ResourceQuota, total corev1.ResourceList) (corev1.ResourceList, error) {
 	gr := k.GVR().GroupResource()
 	for obj, err := range client.Metadata(r.Client, k).All(ctx, client.ListOptions{Namespace: q.Namespace}) {
@@ -322,8 +327,9 @@ func (r *reconciler) number(ctx context.Context, k *client.Kind, q *corev1.Resou
 	return total, nil
 }
 
-// Status is a quota's status for a count. Where used may be lowered, it is lowered to
-// what is counted and what was charged lately; never above what it is.
+// Status computes a quota's status from a count. used is raised to the count at once. If
+// lower is true it may be lowered to the sum of the count and the recent charges;
+// otherwise it stays as it is.
 func Status(q *corev1.ResourceQuota, counted, charged corev1.ResourceList, lower bool) corev1.ResourceQuotaStatus {
 	s := corev1.ResourceQuotaStatus{Hard: q.Spec.Hard.DeepCopy(), Used: corev1.ResourceList{}}
 	for name := range q.Spec.Hard {

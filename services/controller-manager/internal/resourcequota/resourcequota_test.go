@@ -25,18 +25,18 @@ func list(pairs ...string) corev1.ResourceList {
 	return out
 }
 
-func TestStatusIsNeverLowerThanWhatMayBeStored(t *testing.T) {
+func TestStatusIsNotLoweredTooFar(t *testing.T) {
 	for name, c := range map[string]struct {
 		used, counted, charged corev1.ResourceList
 		lower                  bool
 		want                   string
 	}{
-		"new":                           {counted: list("pods", "3"), want: "3"},
-		"raised at once":                {used: list("pods", "1"), counted: list("pods", "3"), want: "3"},
-		"kept while it is new":          {used: list("pods", "5"), counted: list("pods", "3"), want: "5"},
-		"lowered":                       {used: list("pods", "5"), counted: list("pods", "3"), lower: true, want: "3"},
-		"lowered but for what may come": {used: list("pods", "5"), counted: list("pods", "3"), charged: list("pods", "1"), lower: true, want: "4"},
-		"not raised by what may come":   {used: list("pods", "4"), counted: list("pods", "3"), charged: list("pods", "9"), lower: true, want: "4"},
+		"new quota":                           {counted: list("pods", "3"), want: "3"},
+		"raised at once":                      {used: list("pods", "1"), counted: list("pods", "3"), want: "3"},
+		"not lowered before the window":       {used: list("pods", "5"), counted: list("pods", "3"), want: "5"},
+		"lowered":                             {used: list("pods", "5"), counted: list("pods", "3"), lower: true, want: "3"},
+		"lowered to count and recent charges": {used: list("pods", "5"), counted: list("pods", "3"), charged: list("pods", "1"), lower: true, want: "4"},
+		"not raised by recent charges":        {used: list("pods", "4"), counted: list("pods", "3"), charged: list("pods", "9"), lower: true, want: "4"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			q := &corev1.ResourceQuota{
@@ -48,13 +48,13 @@ func TestStatusIsNeverLowerThanWhatMayBeStored(t *testing.T) {
 				t.Errorf("used %s, want %s", used.String(), c.want)
 			}
 			if hard := s.Hard["pods"]; hard.String() != "10" || len(s.Hard) != 1 {
-				t.Errorf("hard %v", s.Hard)
+				t.Errorf("hard %v, want only 10 pods", s.Hard)
 			}
 		})
 	}
 }
 
-func TestCountsWhatIsThere(t *testing.T) {
+func TestCountsStoredObjects(t *testing.T) {
 	w := Start(t)
 	pod := func(name string) *corev1.Pod {
 		return &corev1.Pod{
@@ -92,9 +92,9 @@ func TestCountsWhatIsThere(t *testing.T) {
 		}
 		return len(s.Hard) == len(want)
 	}
-	w.Eventually("everything is counted", shows)
-	// Once charges that were not seen cannot be under way.
+	w.Eventually("all objects are counted", shows)
+	// used is lowered once the window has passed.
 	Update(w, "default", "a", func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }, client.Subresource("status"))
 	want["pods"], want["requests.cpu"] = "1", "100m"
-	w.Eventually("the pod that has ended is not counted", shows)
+	w.Eventually("the finished pod is no longer counted", shows)
 }
