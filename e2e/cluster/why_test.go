@@ -61,7 +61,7 @@ func TestWhy(t *testing.T) {
 	ns := namespace(t)
 	shared.Apply(t, whyManifest, "-n", ns)
 	for _, c := range []struct{ object, codes, evidence string }{
-		{"deployment/noimage", "PodsNotAvailable ImageUnavailable", "status: container c waits: ErrImageNeverPull"},
+		{"deployment/noimage", "PodsNotAvailable ImageUnavailable", "status: container c is waiting: ErrImageNeverPull"},
 		{"deployment/crash", "PodsNotAvailable ContainerExits", "log: c: no database at db:5432"},
 		{"service/crash", "NoReadyEndpoints ContainerExits", "log: c: no database at db:5432"},
 		{"pod/huge", "PodUnschedulable", "Insufficient cpu"},
@@ -93,7 +93,7 @@ func TestWhy(t *testing.T) {
 	if out := shared.Keel(t, "why", "-n", ns, "pod/fine"); !strings.Contains(out, "pod/fine: it runs and is ready  [Healthy]") {
 		t.Errorf("keel why pod/fine prints %q", out)
 	}
-	if _, err := shared.Run(t.Context(), "keel", "why", "--home", shared.Home, "-n", ns, "pod/absent"); err == nil || !strings.Contains(err.Error(), "pod/absent is not there") {
-		t.Errorf("an absent pod: %v", err)
+	if _, err := shared.Run(t.Context(), "keel", "why", "--home", shared.Home, "-n", ns, "pod/absent"); err == nil || !strings.Contains(err.Error(), "pod/absent not found") {
+		t.Errorf("keel why of a pod that does not exist: %v", err)
 	}
 }

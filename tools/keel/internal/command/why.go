@@ -27,10 +27,10 @@ import (
 	"keelson.dev/tools/keel/internal/why"
 )
 
-// unhealthy is the exit code of `keel why` for an object with a problem.
+// unhealthy is the exit code of `keel why` if the object has a problem.
 const unhealthy = 3
 
-// why explains why an object is not as its spec asks.
+// why returns the command that explains why an object is not ready.
 func (e *env) why() *cobra.Command {
 	r := &remote{env: e}
 	var namespace, output string
@@ -39,10 +39,10 @@ func (e *env) why() *cobra.Command {
 		Short: "Explain why an object is not ready, and what to do",
 		Long: `Explain why an object is not ready: the cause, what shows it, and what to do next.
 
-An answer about a workload descends to the pod that holds it up. KIND is a pod,
-deployment, replicaset, statefulset, daemonset, job, cronjob, service, pvc or node. keel
-exits with 0 if nothing is wrong, and with 3 if something is. With -o json the causes have
-stable codes.`,
+The answer about a workload includes the pod that causes its problem. KIND is pod,
+deployment, replicaset, statefulset, daemonset, job, cronjob, service, pvc or node. The
+exit code is 0 if nothing is wrong, and 3 otherwise. The codes of the causes, also in the
+output of -o json, are stable.`,
 		Example: `  keel why deployment/shop -n prod
   keel why pvc/data-db-0
   keel why node/node-1 -o json`,
@@ -95,7 +95,7 @@ stable codes.`,
 	return cmd
 }
 
-// whyRef reads KIND/NAME.
+// whyRef parses KIND/NAME.
 func whyRef(arg, namespace string) (why.Ref, error) {
 	kind, name, ok := strings.Cut(arg, "/")
 	known := why.Kinds[strings.ToLower(kind)]
@@ -109,7 +109,7 @@ func whyRef(arg, namespace string) (why.Ref, error) {
 	return ref, nil
 }
 
-// whyNames are the kinds in the singular.
+// whyNames returns the singular names of the kinds, sorted.
 func whyNames() []string {
 	return slices.Sorted(maps.Keys(maps.Collect(func(yield func(string, bool) bool) {
 		for _, kind := range why.Kinds {
@@ -141,16 +141,16 @@ func (e *env) showAnswer(a *why.Answer, output string, now time.Time) error {
 	return why.Draw(e.out, a, now, waterfall.Plain)
 }
 
-// Of a container's log, the last lines are evidence, within these bounds.
+// whyLines and whyBytes bound how much of the end of a container's log is read.
 const (
 	whyLines = 5
 	whyBytes = 4096
 )
 
-// logReader reads the last lines of a container.
+// logReader reads the last lines of a container's log, or of its previous instance's.
 type logReader func(ctx context.Context, ref why.Ref, container string, previous bool) (string, error)
 
-// logs reads containers' logs over HTTPS, as kubectl does: gRPC has no call for them.
+// logs returns a reader of logs. It uses HTTPS, as kubectl does, because gRPC has no call for logs.
 func (r *remote) logs(c *cluster.Cluster) (logReader, error) {
 	path := r.kubeconfigPath()
 	if c != nil {
@@ -186,8 +186,8 @@ func (r *remote) logs(c *cluster.Cluster) (logReader, error) {
 	}, nil
 }
 
-// addLogs adds the last lines of the containers that may show why a pod is not ready. A
-// log that cannot be read is left out: the rest explains without it.
+// addLogs adds to w the last lines of the logs that may show why a pod is not ready. Logs that cannot
+// be read are skipped, as the explanation does not depend on them.
 func addLogs(ctx context.Context, w *why.World, ref why.Ref, read logReader) {
 	if ref.Kind != "Pod" {
 		return
@@ -199,15 +199,15 @@ func addLogs(ctx context.Context, w *why.World, ref why.Ref, read logReader) {
 	}
 }
 
-// maxSpans bounds the failed steps of a trace that are evidence.
+// maxSpans bounds how many failed spans of a trace are added to the evidence.
 const maxSpans = 3
 
-// lostRace reports whether an error is that of a write which another one preceded.
+// lostRace reports whether text is the error of a write that conflicted with another one.
 func lostRace(text string) bool {
 	return strings.Contains(text, "the object has been modified") || strings.Contains(text, "already exists")
 }
 
-// addSpans adds the failed steps of the trace of the object that holds the others up.
+// addSpans adds the failed spans in the trace of the culprit to its evidence.
 func addSpans(ctx context.Context, conn *grpc.ClientConn, a *why.Answer) {
 	at := a.Culprit()
 	k, ok := traceable[strings.ToLower(at.Object.Kind)]
@@ -218,11 +218,11 @@ func addSpans(ctx context.Context, conn *grpc.ClientConn, a *why.Answer) {
 		Group: k.group, Resource: k.resource, Namespace: at.Object.Namespace, Name: at.Object.Name,
 	})
 	if err != nil {
-		return // it is no longer in memory, or not for this user
+		return // the trace has been forgotten, or the user may not read it
 	}
 	seen := map[string]bool{}
 	for _, s := range slices.Backward(t.GetSpans()) {
-		// A write that lost a race is repeated at once, and explains nothing.
+		// A conflicting write is retried at once, so it is not a cause.
 		if s.GetError() == "" || seen[s.GetError()] || len(seen) == maxSpans || lostRace(s.GetError()) {
 			continue
 		}

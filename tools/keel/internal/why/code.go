@@ -1,13 +1,13 @@
 package why
 
-// The codes of all causes.
+// The codes.
 const (
 	Healthy Code = "Healthy"
-	// Progressing is a change under way that nothing holds up.
+	// Progressing means that a change is under way and nothing blocks it.
 	Progressing Code = "Progressing"
-	// ControllerBehind is a spec that its controller has not looked at yet.
+	// ControllerBehind means that the controller has not processed the current spec yet.
 	ControllerBehind Code = "ControllerBehind"
-	// Unknown is an object that is not as it should be for a reason that is not known.
+	// Unknown means that the object has a problem of unknown cause.
 	Unknown Code = "Unknown"
 
 	PodSucceeded         Code = "PodSucceeded"
@@ -72,8 +72,8 @@ const (
 	Cordoned     Code = "NodeCordoned"
 )
 
-// severity orders the codes of pods by how much they say about a workload: the last
-// one explains it best.
+// severity orders the codes of pods by how well they explain the problem of a workload, the best
+// one last.
 var severity = []Code{
 	Unknown, TerminatingGrace, PodNotScheduled, Progressing, InitRuns, NotStarted, NotReady, ReadinessGate, TerminatingLost,
 	TerminatingFinalizer, PodGated, NetworkNotReady, VolumeNotMounted, PodFailed, PodEvicted, NodeNotReady, NodeGone,

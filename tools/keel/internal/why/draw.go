@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Draw writes an answer for people. clean is applied to every text that comes from the
-// cluster, and keeps control characters from the terminal.
+// Draw writes an answer as text. clean is applied to every text that comes from the cluster; it
+// removes what could control the terminal.
 func Draw(out io.Writer, a *Answer, now time.Time, clean func(string) string) error {
 	var b strings.Builder
 	draw(&b, a, now, clean, 0)

@@ -16,9 +16,9 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// Load reads what an explanation of the object is made of: the objects of its namespace
-// of the kinds that it may depend on, and the nodes and storage classes. Kinds that the
-// caller may not read are noted in Hidden; only the object itself has to be readable.
+// Load reads the World of an object: the objects in its namespace that it may depend on, and the
+// nodes, volumes and storage classes. Kinds that the caller may not read are added to Hidden; it
+// is an error only if the kind of the object itself is one of them.
 func Load(ctx context.Context, c *client.Client, ref Ref) (*World, error) {
 	w := &World{Now: time.Now(), Hidden: map[string]bool{}, Logs: map[string]string{}}
 	l := &loader{ctx: ctx, c: c, w: w, want: ref.Kind}
@@ -62,11 +62,11 @@ type loader struct {
 	ctx  context.Context
 	c    *client.Client
 	w    *World
-	want string // the kind without which there is no explanation
+	want string // the kind of the object to explain, which must be readable
 	err  error
 }
 
-// list reads a collection, page by page.
+// list reads all objects of a kind, page by page.
 func list[T client.Object](l *loader, namespace string) []T {
 	if l.err != nil {
 		return nil
@@ -89,7 +89,7 @@ func list[T client.Object](l *loader, namespace string) []T {
 	return out
 }
 
-// Culprit is the answer at the end of a chain: the one that nothing else explains.
+// Culprit returns the answer at the end of the chain of Because, which names the original cause.
 func (a *Answer) Culprit() *Answer {
 	for a.Because != nil {
 		a = a.Because
@@ -97,12 +97,12 @@ func (a *Answer) Culprit() *Answer {
 	return a
 }
 
-// maxLogs bounds the containers of which logs are read.
+// maxLogs bounds the number of containers whose logs are read.
 const maxLogs = 3
 
-// Containers are those of a pod whose last lines may show why it is not ready, and
-// whether those of the instance before are the ones: a container that waits to be
-// restarted has none of its own.
+// Containers returns the containers of a pod whose logs may show why it is not ready. The value is
+// true if the log of the previous instance is the one to read, because the container waits to be
+// restarted.
 func (w *World) Containers(ref Ref) map[string]bool {
 	p := find(w.Pods, ref)
 	if p == nil {
@@ -122,7 +122,7 @@ func (w *World) Containers(ref Ref) map[string]bool {
 	return out
 }
 
-// AddLog adds the last lines of a container to the World.
+// AddLog adds the last lines of a container's log to the World.
 func (w *World) AddLog(ref Ref, container, text string) {
 	w.Logs[ref.Name+"/"+container] = strings.ToValidUTF8(text, "\uFFFD")
 }

@@ -28,7 +28,7 @@ func (w *World) claim(c *corev1.PersistentVolumeClaim) *Answer {
 	class := c.Spec.StorageClassName
 	switch {
 	case c.Spec.VolumeName != "":
-		a := problem(ClaimNotBound, "the volume %s that it names is not there, or does not fit", c.Spec.VolumeName)
+		a := problem(ClaimNotBound, "the volume %s that it names does not exist or does not match it", c.Spec.VolumeName)
 		w.seen(a, ref, c.UID)
 		return a
 	case class == nil && w.DefaultClass == "" && !w.Hidden["StorageClass"]:
@@ -42,12 +42,12 @@ func (w *World) claim(c *corev1.PersistentVolumeClaim) *Answer {
 		return a
 	}
 	if len(w.events(c.UID, "ProvisioningFailed")) > 0 {
-		a := problem(ProvisionFails, "no volume can be made for it")
+		a := problem(ProvisionFails, "no volume could be provisioned for it")
 		w.seen(a, ref, c.UID, "ProvisioningFailed")
 		return a
 	}
 	if len(w.events(c.UID, "WaitForFirstConsumer", "WaitForPodScheduled")) > 0 {
-		a := problem(WaitsForConsumer, "it gets a volume when a pod that mounts it is placed on a node")
+		a := problem(WaitsForConsumer, "it gets a volume when a pod that mounts it is scheduled")
 		w.seen(a, ref, c.UID, "WaitForFirstConsumer", "WaitForPodScheduled")
 		for _, p := range w.Pods {
 			if p.Namespace != c.Namespace || !slices.ContainsFunc(p.Spec.Volumes, func(v corev1.Volume) bool {
@@ -64,7 +64,7 @@ func (w *World) claim(c *corev1.PersistentVolumeClaim) *Answer {
 		a.next("start a pod that mounts it")
 		return a
 	}
-	a := problem(ClaimNotBound, "no volume fits it, and none has been made for it yet")
+	a := problem(ClaimNotBound, "no volume matches it, and none has been provisioned for it yet")
 	w.seen(a, ref, c.UID)
 	return a
 }
@@ -72,7 +72,7 @@ func (w *World) claim(c *corev1.PersistentVolumeClaim) *Answer {
 func (w *World) service(s *corev1.Service) *Answer {
 	ref := refOf("Service", s)
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
-		return healthy("it is another name of %s", s.Spec.ExternalName)
+		return healthy("it is an alias of %s", s.Spec.ExternalName)
 	}
 	var ready, waiting int
 	for _, slice := range w.Slices {
@@ -89,7 +89,7 @@ func (w *World) service(s *corev1.Service) *Answer {
 	}
 	if ready > 0 {
 		if s.Spec.Type == corev1.ServiceTypeLoadBalancer && len(s.Status.LoadBalancer.Ingress) == 0 {
-			a := problem(NoLoadBalancer, "it has no address of a load balancer yet; inside the cluster it works")
+			a := problem(NoLoadBalancer, "it has no load balancer address yet; it works inside the cluster")
 			w.seen(a, ref, s.UID)
 			a.next("check that a cloud-controller leads: keel status")
 			return a
@@ -97,13 +97,13 @@ func (w *World) service(s *corev1.Service) *Answer {
 		return healthy("%s it", plural(ready, "endpoint serves", "endpoints serve"))
 	}
 	if len(s.Spec.Selector) == 0 {
-		a := problem(NoSelector, "it selects no pods, and nobody has given it endpoints")
+		a := problem(NoSelector, "it has no selector and no endpoints")
 		a.next("set spec.selector, or create an EndpointSlice labelled %s=%s", discoveryv1.LabelServiceName, s.Name)
 		return a
 	}
 	pods := w.selected(s.Namespace, s.Spec.Selector)
 	if len(pods) == 0 {
-		a := problem(SelectsNothing, "no pod of its namespace has the labels that it selects")
+		a := problem(SelectsNothing, "its selector matches no pod in its namespace")
 		a.spec(ref, "selector: %s", selectorText(s.Spec.Selector))
 		for _, p := range w.Pods {
 			if p.Namespace == s.Namespace && shares(p.Labels, s.Spec.Selector) {
@@ -121,9 +121,9 @@ func (w *World) service(s *corev1.Service) *Answer {
 	}
 	for _, port := range s.Spec.Ports {
 		if port.TargetPort.Type == intstr.String && !anyPort(pods, port.TargetPort.StrVal) {
-			a := problem(PortMismatch, "its targetPort %q is the name of no container port of its pods", port.TargetPort.StrVal)
+			a := problem(PortMismatch, "no container port of its pods has the name of its targetPort %q", port.TargetPort.StrVal)
 			a.spec(ref, "port %d: targetPort: %s", port.Port, port.TargetPort.StrVal)
-			a.next("name a containerPort so, or use a number")
+			a.next("give a containerPort this name, or use a port number")
 			return a
 		}
 	}
@@ -141,7 +141,7 @@ func selectorText(m map[string]string) string {
 	return strings.Join(out, ",")
 }
 
-// shares reports whether a label of the selector is among labels, if with another value.
+// shares reports whether labels contains a key of the selector, with any value.
 func shares(labels, selector map[string]string) bool {
 	for k := range selector {
 		if _, ok := labels[k]; ok {
@@ -178,14 +178,14 @@ func (w *World) node(n *corev1.Node) *Answer {
 	c := nodeCondition(n, corev1.NodeReady)
 	switch {
 	case c == nil:
-		a := problem(NodeSilent, "it has never reported")
-		a.next("start its node program, or delete the Node")
+		a := problem(NodeSilent, "it has never reported its status")
+		a.next("start the node's process, or delete the Node")
 		return a
 	case c.Status == corev1.ConditionUnknown:
-		a := problem(NodeSilent, "it has not reported for %s", w.ago(c.LastHeartbeatTime))
+		a := problem(NodeSilent, "it has not reported its status for %s", w.ago(c.LastHeartbeatTime))
 		a.status(ref, "Ready is Unknown since %s: %s", w.ago(c.LastTransitionTime), c.Message)
 		w.seen(a, ref, n.UID, "NodeNotReady")
-		a.next("check the machine, its network, and its node program: keel status")
+		a.next("check the machine, its network and the node's process: keel status")
 		return a
 	case c.Status != corev1.ConditionTrue:
 		a := problem(NodeNotReady, "it reports that it is not ready: %s", c.Message)
@@ -195,14 +195,14 @@ func (w *World) node(n *corev1.Node) *Answer {
 	}
 	for _, t := range []corev1.NodeConditionType{corev1.NodeMemoryPressure, corev1.NodeDiskPressure, corev1.NodePIDPressure} {
 		if p := nodeCondition(n, t); p != nil && p.Status == corev1.ConditionTrue {
-			a := problem(NodePressure, "it is ready, and short of a resource: %s", p.Message)
+			a := problem(NodePressure, "it is ready, but short of a resource: %s", p.Message)
 			a.status(ref, "%s is True since %s: %s", p.Type, w.ago(p.LastTransitionTime), p.Message)
-			a.next("see what uses it: kubectl describe node %s", n.Name)
+			a.next("find out what uses it: kubectl describe node %s", n.Name)
 			return a
 		}
 	}
 	if n.Spec.Unschedulable {
-		a := problem(Cordoned, "it is ready, and takes no new pods: it is cordoned")
+		a := problem(Cordoned, "it is ready, but cordoned: it accepts no new pods")
 		a.spec(ref, "unschedulable: true")
 		a.next("kubectl uncordon %s", n.Name)
 		return a

@@ -10,8 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// pod explains a pod: from its end backwards to its beginning, what is decided first
-// explains the rest.
+// pod explains a pod. It checks the states of a pod's life: ended, not scheduled, node not ready,
+// containers not running, not ready. The first one that applies explains the rest.
 func (w *World) pod(p *corev1.Pod) *Answer {
 	ref := refOf("Pod", p)
 	if p.DeletionTimestamp != nil {
@@ -49,7 +49,7 @@ func condition(p *corev1.Pod, t corev1.PodConditionType) *corev1.PodCondition {
 	return nil
 }
 
-// ready explains a pod that serves, with what it went through.
+// ready explains a pod that is ready, with its restarts as evidence.
 func (w *World) ready(p *corev1.Pod, ref Ref) *Answer {
 	a := healthy("it runs and is ready")
 	for i := range p.Status.ContainerStatuses {
@@ -66,7 +66,7 @@ func (w *World) ready(p *corev1.Pod, ref Ref) *Answer {
 	return a
 }
 
-// ended says how a container ended.
+// ended describes how a container ended.
 func ended(t *corev1.ContainerStateTerminated) string {
 	out := fmt.Sprintf("exit code %d", t.ExitCode)
 	switch {
@@ -90,7 +90,7 @@ func (w *World) terminating(p *corev1.Pod, ref Ref) *Answer {
 	since := w.ago(*at)
 	if at.After(w.Now) {
 		left := at.Sub(w.Now).Round(time.Second)
-		a := problem(TerminatingGrace, "it is being deleted, and its containers have %s left to end", left)
+		a := problem(TerminatingGrace, "it is being deleted, and its containers have %s left to stop", left)
 		w.seen(a, ref, p.UID, "Killing", "FailedPreStopHook")
 		return a
 	}
@@ -148,7 +148,7 @@ func (w *World) failed(p *corev1.Pod, ref Ref) *Answer {
 	return problem(PodFailed, "it failed: %s", p.Status.Message)
 }
 
-// log adds the last lines of a container.
+// log adds the last lines of a container's log to the evidence.
 func (w *World) log(a *Answer, p *corev1.Pod, ref Ref, container string) {
 	text := strings.TrimRight(w.Logs[p.Name+"/"+container], "\n")
 	if text == "" {
@@ -167,7 +167,7 @@ func (w *World) unbound(p *corev1.Pod, ref Ref) *Answer {
 			gates = append(gates, g.Name)
 		}
 		a := problem(PodGated, "scheduling gates hold it back: %s", strings.Join(gates, ", "))
-		a.next("whatever set the gates removes them; see its logs")
+		a.next("find out why the component that set the gates has not removed them")
 		return a
 	}
 	for i := range p.Spec.Volumes {
@@ -180,12 +180,12 @@ func (w *World) unbound(p *corev1.Pod, ref Ref) *Answer {
 		if age := w.Now.Sub(p.CreationTimestamp.Time); age < 5*time.Second {
 			return problem(PodNotScheduled, "the scheduler has not placed it yet")
 		}
-		a := problem(NoScheduler, "no scheduler called %q has looked at it", p.Spec.SchedulerName)
+		a := problem(NoScheduler, "no scheduler named %q has processed it", p.Spec.SchedulerName)
 		a.spec(ref, "schedulerName: %s", p.Spec.SchedulerName)
 		a.next("check that a scheduler of that name runs: keel status")
 		return a
 	}
-	a := problem(PodUnschedulable, "no node takes it: %s", scheduled.Message)
+	a := problem(PodUnschedulable, "no node can run it: %s", scheduled.Message)
 	a.status(ref, "PodScheduled is False: %s", scheduled.Message)
 	w.seen(a, ref, p.UID, "FailedScheduling")
 	for _, h := range hints {
@@ -196,15 +196,15 @@ func (w *World) unbound(p *corev1.Pod, ref Ref) *Answer {
 	return a
 }
 
-// hints say what to do about a part of the scheduler's message.
+// hints maps parts of the scheduler's message to what to do about them.
 var hints = []struct{ part, next string }{
 	{"Insufficient cpu", "lower the pod's CPU requests, or add nodes"},
 	{"Insufficient memory", "lower the pod's memory requests, or add nodes"},
 	{"Insufficient ephemeral-storage", "lower the pod's ephemeral-storage requests, or add nodes"},
-	{"Too many pods", "add nodes; the ones there are full"},
+	{"Too many pods", "add nodes; the existing ones have reached their pod limit"},
 	{"untolerated taint", "add a toleration to the pod, or remove the taint: kubectl taint nodes NODE KEY-"},
 	{"node(s) were unschedulable", "uncordon a node: kubectl uncordon NODE"},
-	{"didn't match Pod's node affinity/selector", "label a node as the pod's nodeSelector and node affinity ask, or change them"},
+	{"didn't match Pod's node affinity/selector", "label a node to match the pod's nodeSelector and node affinity, or change these"},
 	{"didn't match pod anti-affinity rules", "add nodes, or relax the pod's anti-affinity"},
 	{"didn't match pod affinity rules", "start a pod that the affinity selects, or relax it"},
 	{"didn't match pod topology spread constraints", "relax topologySpreadConstraints (whenUnsatisfiable: ScheduleAnyway), or add nodes to the emptiest domain"},
@@ -212,7 +212,8 @@ var hints = []struct{ part, next string }{
 	{"volume node affinity conflict", "the pod's volume is on another node; see kubectl describe pv"},
 }
 
-// claimOf explains a pod's volume whose claim is missing or not bound.
+// claimOf explains a pod whose volume v needs a claim that is missing or not bound, and returns nil
+// otherwise.
 func (w *World) claimOf(p *corev1.Pod, v *corev1.Volume) *Answer {
 	var name string
 	switch {
@@ -239,14 +240,14 @@ func (w *World) claimOf(p *corev1.Pod, v *corev1.Volume) *Answer {
 	b := w.claim(c)
 	b.Object = ref
 	if b.Code == WaitsForConsumer {
-		return nil // it waits for this pod to be placed
+		return nil // the claim waits until this pod is scheduled
 	}
 	a := problem(ClaimNotBound, "its volume %s needs the claim %s, which has no volume", v.Name, name)
 	a.Because = b
 	return a
 }
 
-// nodeOf explains a pod whose node is gone or does not report.
+// nodeOf explains a pod whose node is gone or not ready. It returns nil if the node is ready.
 func (w *World) nodeOf(p *corev1.Pod, ref Ref) *Answer {
 	n := find(w.Nodes, Ref{Name: p.Spec.NodeName})
 	if n == nil && w.Hidden["Node"] {
@@ -254,7 +255,7 @@ func (w *World) nodeOf(p *corev1.Pod, ref Ref) *Answer {
 	}
 	if n == nil {
 		a := problem(NodeGone, "its node %s no longer exists", p.Spec.NodeName)
-		a.next("the pod is deleted by itself; if nothing replaces it, create it anew")
+		a.next("the cluster deletes the pod; if no controller replaces it, create it again")
 		return a
 	}
 	if nodeReady(n) {
@@ -269,7 +270,7 @@ func (w *World) nodeOf(p *corev1.Pod, ref Ref) *Answer {
 	return a
 }
 
-// containers explains the first container that does not run; nil if all do.
+// containers explains the first container that does not run, and returns nil if all run.
 func (w *World) containers(p *corev1.Pod, ref Ref) *Answer {
 	for i := range p.Status.InitContainerStatuses {
 		s := &p.Status.InitContainerStatuses[i]
@@ -281,11 +282,11 @@ func (w *World) containers(p *corev1.Pod, ref Ref) *Answer {
 		}
 		if s.State.Running != nil {
 			a := problem(InitRuns, "its init container %s has not ended yet", s.Name)
-			a.status(ref, "init container %s runs since %s", s.Name, w.ago(s.State.Running.StartedAt))
+			a.status(ref, "init container %s has been running for %s", s.Name, w.ago(s.State.Running.StartedAt))
 			a.next("kubectl logs%s %s -c %s", namespaced(p.Namespace), p.Name, s.Name)
 			return a
 		}
-		break // the others wait for this one
+		break // the following init containers wait for this one
 	}
 	for i := range p.Status.ContainerStatuses {
 		if a := w.container(p, ref, &p.Status.ContainerStatuses[i], "container"); a != nil {
@@ -298,8 +299,8 @@ func (w *World) containers(p *corev1.Pod, ref Ref) *Answer {
 	return nil
 }
 
-// container explains a container that waits or ended; nil if it runs, or waits for its
-// turn.
+// container explains a container that has failed or waits because of an error, and returns nil
+// otherwise.
 func (w *World) container(p *corev1.Pod, ref Ref, s *corev1.ContainerStatus, what string) *Answer {
 	if t := s.State.Terminated; t != nil && t.ExitCode != 0 {
 		return w.exits(p, ref, s, t, what)
@@ -309,18 +310,18 @@ func (w *World) container(p *corev1.Pod, ref Ref, s *corev1.ContainerStatus, wha
 		return nil
 	}
 	said := func(a *Answer) *Answer {
-		a.status(ref, "%s %s waits: %s", what, s.Name, strings.TrimSuffix(wait.Reason+": "+wait.Message, ": "))
+		a.status(ref, "%s %s is waiting: %s", what, s.Name, strings.TrimSuffix(wait.Reason+": "+wait.Message, ": "))
 		return a
 	}
 	switch wait.Reason {
 	case "ImagePullBackOff", "ErrImagePull", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError", "RegistryUnavailable":
-		a := said(problem(ImageUnavailable, "the image of its %s %s cannot be had: %s", what, s.Name, imageOf(p, s.Name)))
+		a := said(problem(ImageUnavailable, "the image of its %s %s cannot be pulled: %s", what, s.Name, imageOf(p, s.Name)))
 		w.seen(a, ref, p.UID, "Failed", "InspectFailed", "ErrImageNeverPull")
-		a.next("check the image's name and tag, and that the node reaches its registry")
-		a.next("where there is no registry: keel image load FILE.tar")
+		a.next("check the image's name and tag, and that the node can reach the registry")
+		a.next("without a registry: keel image load FILE.tar")
 		return a
 	case "CreateContainerConfigError":
-		a := said(problem(ConfigMissing, "its %s %s refers to what does not exist: %s", what, s.Name, wait.Message))
+		a := said(problem(ConfigMissing, "its %s %s refers to an object or key that does not exist: %s", what, s.Name, wait.Message))
 		a.next("create the ConfigMap or Secret, or the key in it, that the container refers to")
 		return a
 	case "CreateContainerError", "RunContainerError", "PreCreateHookError", "PreStartHookError", "PostStartHookError", "StartError":
@@ -331,7 +332,7 @@ func (w *World) container(p *corev1.Pod, ref Ref, s *corev1.ContainerStatus, wha
 		if t := s.LastTerminationState.Terminated; t != nil {
 			return said(w.exits(p, ref, s, t, what))
 		}
-		return said(problem(ContainerExits, "its %s %s ends again and again", what, s.Name))
+		return said(problem(ContainerExits, "its %s %s exits repeatedly", what, s.Name))
 	}
 	return nil
 }
@@ -354,15 +355,15 @@ func (w *World) exits(p *corev1.Pod, ref Ref, s *corev1.ContainerStatus, t *core
 		if limit, ok := limitOf(p, s.Name); ok {
 			a.spec(ref, "%s %s: resources.limits.memory: %s", what, s.Name, limit)
 		}
-		a.next("raise the container's memory limit, or find out what takes the memory")
+		a.next("raise the container's memory limit, or find out what uses the memory")
 	case t.ExitCode == 137 && len(w.events(p.UID, "Unhealthy", "Killing")) > 0 || len(w.livenessFailures(p)) > 0:
 		a = problem(ProbeKills, "its %s %s is restarted because its liveness probe fails", what, s.Name)
 		for _, e := range w.livenessFailures(p) {
 			a.Evidence = append(a.Evidence, Evidence{Source: "event", Object: ref, Text: e.Reason + ": " + e.Message, Time: metav1.NewTime(lastSeen(e)), Count: e.Count})
 		}
-		a.next("give the container time (startupProbe, timeoutSeconds, failureThreshold), or mend what the probe asks")
+		a.next("give the container time (startupProbe, timeoutSeconds, failureThreshold), or fix what the probe checks")
 	default:
-		a = problem(ContainerExits, "its %s %s ends: %s", what, s.Name, ended(t))
+		a = problem(ContainerExits, "its %s %s exits: %s", what, s.Name, ended(t))
 	}
 	a.status(ref, "%s %s ended %s ago, after %s, %s; restarted %s", what, s.Name, w.ago(t.FinishedAt),
 		t.FinishedAt.Sub(t.StartedAt.Time).Round(time.Second), ended(t), plural(int(s.RestartCount), "time", "times"))
@@ -398,15 +399,15 @@ func (w *World) setUp(p *corev1.Pod, ref Ref) *Answer {
 		}
 	}
 	if len(w.events(p.UID, "FailedMount", "FailedAttachVolume")) > 0 {
-		a := problem(VolumeNotMounted, "a volume of it cannot be set up")
+		a := problem(VolumeNotMounted, "one of its volumes cannot be set up")
 		w.seen(a, ref, p.UID, "FailedMount", "FailedAttachVolume")
-		a.next("create what the volume refers to, or mend what the message names")
+		a.next("create what the volume refers to, or fix what the message names")
 		return a
 	}
 	if len(w.events(p.UID, "FailedCreatePodSandBox", "NetworkNotReady")) > 0 {
-		a := problem(NetworkNotReady, "node %s cannot set its network up", p.Spec.NodeName)
+		a := problem(NetworkNotReady, "node %s cannot set up its network", p.Spec.NodeName)
 		w.seen(a, ref, p.UID, "FailedCreatePodSandBox", "NetworkNotReady")
-		a.next("see the node's log: keel status names its file")
+		a.next("read the node's log; keel status shows its path")
 		return a
 	}
 	a := problem(Progressing, "node %s is starting it", p.Spec.NodeName)
@@ -414,7 +415,7 @@ func (w *World) setUp(p *corev1.Pod, ref Ref) *Answer {
 	return a
 }
 
-// notReady explains a pod whose containers run and which is not ready.
+// notReady explains a pod that is not ready although its containers run.
 func (w *World) notReady(p *corev1.Pod, ref Ref) *Answer {
 	for _, gate := range p.Spec.ReadinessGates {
 		if c := condition(p, gate.ConditionType); c == nil || c.Status != corev1.ConditionTrue {
@@ -422,7 +423,7 @@ func (w *World) notReady(p *corev1.Pod, ref Ref) *Answer {
 			if c != nil {
 				a.status(ref, "%s is %s: %s", c.Type, c.Status, c.Message)
 			}
-			a.next("whatever sets this condition reports on it")
+			a.next("find out why the component that sets this condition has not set it to True")
 			return a
 		}
 	}
@@ -433,12 +434,12 @@ func (w *World) notReady(p *corev1.Pod, ref Ref) *Answer {
 		}
 		if s.Started != nil && !*s.Started {
 			a := problem(NotStarted, "the startup probe of its container %s has not succeeded yet", s.Name)
-			a.status(ref, "container %s runs since %s", s.Name, w.ago(s.State.Running.StartedAt))
+			a.status(ref, "container %s has been running for %s", s.Name, w.ago(s.State.Running.StartedAt))
 			w.seen(a, ref, p.UID, "Unhealthy")
 			return a
 		}
 		a := problem(NotReady, "the readiness probe of its container %s fails", s.Name)
-		a.status(ref, "container %s runs since %s and is not ready", s.Name, w.ago(s.State.Running.StartedAt))
+		a.status(ref, "container %s has been running for %s and is not ready", s.Name, w.ago(s.State.Running.StartedAt))
 		if !w.seen(a, ref, p.UID, "Unhealthy") {
 			a.Code, a.Cause = Progressing, fmt.Sprintf("the readiness probe of its container %s has not succeeded yet", s.Name)
 		}

@@ -1,11 +1,11 @@
-// Package why explains why an object of the cluster is not as its user wants it: the
-// cause, what shows it, and what to do next.
+// Package why explains why an object does not have the state that its spec asks for: the cause,
+// the evidence for it, and what to do next.
 //
-// Explain is a pure function of a World, which package-level Load fills from the API. An
-// answer about a workload descends to the pod that holds it up: the answer's Because is
-// that pod's answer. Codes are stable: scripts may depend on them. A cause is named only
-// where something in the World shows it; otherwise the answer says what is known and
-// where to look. It must never change an object.
+// Explain is a pure function of a World, which Load reads from the API. If a pod is the reason for
+// the state of a workload, the workload's answer contains the pod's answer in Because. Codes are
+// stable, so that scripts can depend on them. A cause is named only if something in the World
+// shows it; otherwise the answer says what is known and where to look. The package must never
+// change an object.
 package why
 
 import (
@@ -27,17 +27,17 @@ import (
 // Answer explains one object.
 type Answer struct {
 	Object Ref `json:"object"`
-	// Healthy is true where nothing keeps the object from what its spec asks for.
+	// Healthy is true if nothing prevents the object from reaching the state that its spec asks for.
 	Healthy bool `json:"healthy"`
-	// Code names the cause; see the constants.
+	// Code identifies the cause; see the constants.
 	Code Code `json:"code"`
 	// Cause is a sentence about the object, without its name.
 	Cause string `json:"cause"`
-	// Evidence is what shows the cause, the most telling first.
+	// Evidence lists the observations that show the cause, the most significant first.
 	Evidence []Evidence `json:"evidence,omitempty"`
-	// Next are things to do, in order.
+	// Next lists what to do, in order.
 	Next []string `json:"next,omitempty"`
-	// Because explains the object that holds this one up.
+	// Because explains the object that causes this one's problem, if another object does.
 	Because *Answer `json:"because,omitempty"`
 }
 
@@ -52,20 +52,20 @@ func (r Ref) String() string { return strings.ToLower(r.Kind) + "/" + r.Name }
 
 // Evidence is one observation.
 type Evidence struct {
-	// Source is where it was seen: "status", "spec", "event", "log" or "span".
+	// Source is where it was observed: "status", "spec", "event", "log" or "span".
 	Source string `json:"source"`
 	Object Ref    `json:"object"`
 	Text   string `json:"text"`
-	// Time is when it was last seen, and Count how often; zero where that is not known.
+	// Time is when it was last observed, and Count how often; zero means unknown.
 	Time  metav1.Time `json:"time,omitzero"`
 	Count int32       `json:"count,omitempty"`
 }
 
-// Code names a cause.
+// Code identifies a cause.
 type Code string
 
-// World is what an explanation is made of: the object itself, and the objects around it
-// that exist. What is missing here is taken as not existing.
+// World is the input of an explanation: the object itself and the objects that it may depend on.
+// An object that is not in the World does not exist, unless its kind is Hidden.
 type World struct {
 	Now time.Time
 
@@ -82,17 +82,18 @@ type World struct {
 	Jobs         []*batchv1.Job
 	CronJobs     []*batchv1.CronJob
 	Events       []*corev1.Event
-	// Logs are the last lines of containers, by "pod/container" in the pod's namespace.
+	// Logs are the last lines of containers' logs, by "pod/container".
 	Logs map[string]string
-	// DefaultClass is the name of the default StorageClass, and Classes are all names.
+	// DefaultClass is the name of the default StorageClass, or ""; Classes are the names of all.
 	DefaultClass string
 	Classes      []string
-	// Hidden are the kinds that the caller may not read: that one is not in the World
-	// says nothing then.
+	// Hidden contains the kinds that the caller may not read. The World has no objects of these
+	// kinds, whether or not any exist.
 	Hidden map[string]bool
 }
 
-// Kinds are the kinds that Explain knows, by every name that kubectl has for them.
+// Kinds maps the names that kubectl accepts for the kinds that Explain supports, in lower case, to
+// the kinds.
 var Kinds = map[string]string{
 	"pod": "Pod", "pods": "Pod", "po": "Pod",
 	"deployment": "Deployment", "deployments": "Deployment", "deploy": "Deployment",
@@ -106,7 +107,7 @@ var Kinds = map[string]string{
 	"node": "Node", "nodes": "Node", "no": "Node",
 }
 
-// Explain explains the object that ref names; it fails if the World does not have it.
+// Explain explains the object that ref names. It fails if the World does not contain the object.
 func (w *World) Explain(ref Ref) (*Answer, error) {
 	var a *Answer
 	switch ref.Kind {
@@ -131,10 +132,10 @@ func (w *World) Explain(ref Ref) (*Answer, error) {
 	case "Node":
 		a = answer(find(w.Nodes, ref), w.node)
 	default:
-		return nil, fmt.Errorf("objects of kind %s are not explained", ref.Kind)
+		return nil, fmt.Errorf("%s: kind %s is not supported", ref, ref.Kind)
 	}
 	if a == nil {
-		return nil, fmt.Errorf("%s is not there", ref)
+		return nil, fmt.Errorf("%s not found", ref)
 	}
 	a.Object = ref
 	return a, nil
@@ -163,7 +164,8 @@ func answer[T object](o T, explain func(T) *Answer) *Answer {
 	return explain(o)
 }
 
-// events of an object, the latest first. Older ones of the same reason are left out.
+// events returns the events of an object with one of these reasons, or with any if none is given,
+// the latest first. Of each reason only the latest event is returned.
 func (w *World) events(uid types.UID, reasons ...string) []*corev1.Event {
 	var out []*corev1.Event
 	for _, e := range w.Events {
@@ -192,7 +194,8 @@ func lastSeen(e *corev1.Event) time.Time {
 	return e.CreationTimestamp.Time
 }
 
-// seen adds an object's events of these reasons to the evidence.
+// seen adds the object's events with these reasons to the evidence, and reports whether there are
+// any.
 func (w *World) seen(a *Answer, ref Ref, uid types.UID, reasons ...string) bool {
 	found := w.events(uid, reasons...)
 	for _, e := range found {
@@ -231,7 +234,7 @@ func healthy(format string, args ...any) *Answer {
 	return &Answer{Healthy: true, Code: Healthy, Cause: fmt.Sprintf(format, args...)}
 }
 
-// controlled are the pods that an object controls.
+// controlled returns the pods whose controller has this UID.
 func (w *World) controlled(uid types.UID) []*corev1.Pod {
 	var out []*corev1.Pod
 	for _, p := range w.Pods {
@@ -242,7 +245,7 @@ func (w *World) controlled(uid types.UID) []*corev1.Pod {
 	return out
 }
 
-// selected are the pods of a namespace with these labels.
+// selected returns the pods of the namespace that the selector matches.
 func (w *World) selected(namespace string, selector map[string]string) []*corev1.Pod {
 	var out []*corev1.Pod
 	s := labels.SelectorFromSet(selector)
@@ -254,8 +257,8 @@ func (w *World) selected(namespace string, selector map[string]string) []*corev1
 	return out
 }
 
-// worst explains the pod among these that is furthest from serving; nil if all are
-// healthy or there are none.
+// worst returns the answer for the unhealthy pod whose code has the highest severity, or nil if no
+// pod is unhealthy.
 func (w *World) worst(pods []*corev1.Pod) *Answer {
 	var worst *Answer
 	rank := func(a *Answer) int { return slices.Index(severity, a.Code) }
@@ -269,7 +272,7 @@ func (w *World) worst(pods []*corev1.Pod) *Answer {
 	return worst
 }
 
-// ago is the age of a time in the form of kubectl.
+// ago returns the time since t, rounded to seconds.
 func (w *World) ago(t metav1.Time) string {
 	if t.IsZero() {
 		return "an unknown time"
@@ -291,7 +294,8 @@ func orOne(n *int32) int32 {
 	return *n
 }
 
-// namespaced is the flag that kubectl needs for an object's namespace.
+// namespaced returns the kubectl flag for a namespace, with a leading space; "" for the default
+// namespace.
 func namespaced(namespace string) string {
 	if cmp.Or(namespace, "default") == "default" {
 		return ""

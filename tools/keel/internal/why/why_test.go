@@ -267,7 +267,7 @@ func TestPod(t *testing.T) {
 				t.Errorf("got %s (%s), healthy %v", a.Code, a.Cause, a.Healthy)
 			}
 			if text := draw(t, a); !strings.Contains(text, c.says) {
-				t.Errorf("does not say %q:\n%s", c.says, text)
+				t.Errorf("%q is missing in:\n%s", c.says, text)
 			}
 		})
 	}
@@ -444,10 +444,10 @@ func TestWorkloads(t *testing.T) {
 				got = a.Because.Code
 			}
 			if got != c.because {
-				t.Errorf("because of %q, want %q", got, c.because)
+				t.Errorf("because: %q, want %q", got, c.because)
 			}
 			if text := draw(t, a); !strings.Contains(text, c.says) {
-				t.Errorf("does not say %q:\n%s", c.says, text)
+				t.Errorf("%q is missing in:\n%s", c.says, text)
 			}
 		})
 	}
@@ -469,7 +469,7 @@ func TestContainersOfWhichLogsHelp(t *testing.T) {
 	}
 }
 
-// TestDraw compares what people read with testdata/answer.txt; -rewrite writes it.
+// TestDraw compares the output with testdata/answer.txt. With -rewrite it writes that file.
 func TestDraw(t *testing.T) {
 	w := world(pod("shop-0", owned("StatefulSet", "shop"), crashed("Error", 3)))
 	w.Logs["shop-0/web"] = "connecting to db:5432\npanic: no database\x1b[31m\n"

@@ -11,18 +11,19 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// behind explains an object whose controller has not looked at its spec.
+// behind explains an object whose current spec its controller has not processed yet, and returns nil
+// for others.
 func behind(ref Ref, generation, observed int64, controller string) *Answer {
 	if observed >= generation {
 		return nil
 	}
-	a := problem(ControllerBehind, "the %s controller has not looked at its present spec yet", controller)
+	a := problem(ControllerBehind, "the %s controller has not processed its current spec yet", controller)
 	a.status(ref, "observedGeneration is %d, generation is %d", observed, generation)
 	a.next("check that a controller-manager leads: keel status")
 	return a
 }
 
-// refused explains a workload whose pods the apiserver refuses.
+// refused explains a workload whose pods the apiserver refuses to create.
 func (w *World) refused(ref Ref, o metav1.Object, message string) *Answer {
 	a := problem(CreateRefused, "its pods are refused: %s", message)
 	w.seen(a, ref, o.GetUID(), "FailedCreate")
@@ -30,16 +31,16 @@ func (w *World) refused(ref Ref, o metav1.Object, message string) *Answer {
 	case strings.Contains(message, "exceeded quota"):
 		a.next("raise the namespace's ResourceQuota, or lower the requests: kubectl describe quota%s", namespaced(ref.Namespace))
 	case strings.Contains(message, "PodSecurity"):
-		a.next("mend what the message names, or change the namespace's pod-security.kubernetes.io labels")
+		a.next("fix what the message names, or change the namespace's pod-security.kubernetes.io labels")
 	case strings.Contains(message, "serviceaccount"):
-		a.next("create the service account that the pods name")
+		a.next("create the service account that the pods use")
 	default:
-		a.next("mend the pod template as the message says")
+		a.next("fix the pod template as the message says")
 	}
 	return a
 }
 
-// heldUp explains a workload by its worst pod; nil if no pod is unhealthy.
+// heldUp explains a workload by its worst pod; see worst.
 func (w *World) heldUp(ref Ref, pods []*corev1.Pod, have, want int32) *Answer {
 	b := w.worst(pods)
 	if b == nil {
@@ -93,7 +94,7 @@ func (w *World) deployment(d *appsv1.Deployment) *Answer {
 		a.Code = ScaledToZero
 		return a
 	case complete:
-		return healthy("all %s run its present template and are available", plural(int(want), "pod", "pods"))
+		return healthy("all %s run its current template and are available", plural(int(want), "pod", "pods"))
 	case d.Spec.Paused && s.UpdatedReplicas < want:
 		a := problem(Paused, "its rollout is paused")
 		a.spec(ref, "paused: true; %d of %d pods are of the present template", s.UpdatedReplicas, want)
@@ -102,13 +103,13 @@ func (w *World) deployment(d *appsv1.Deployment) *Answer {
 	}
 	a := w.heldUp(ref, pods, s.AvailableReplicas, want)
 	if a == nil {
-		a = problem(Progressing, "%d of %d pods are of its present template, %d are available", s.UpdatedReplicas, want, s.AvailableReplicas)
+		a = problem(Progressing, "%d of %d pods have its current template, %d are available", s.UpdatedReplicas, want, s.AvailableReplicas)
 	}
 	for _, c := range s.Conditions {
 		if c.Type == appsv1.DeploymentProgressing && c.Status == corev1.ConditionFalse {
 			a.Code, a.Cause = RolloutStalled, fmt.Sprintf("its rollout makes no progress: %d of %d pods are available", s.AvailableReplicas, want)
 			a.status(ref, "%s: %s", c.Reason, c.Message)
-			a.next("go back: kubectl rollout undo%s deployment/%s", namespaced(d.Namespace), d.Name)
+			a.next("roll back: kubectl rollout undo%s deployment/%s", namespaced(d.Namespace), d.Name)
 		}
 	}
 	return a
@@ -166,24 +167,24 @@ func (w *World) statefulSet(s *appsv1.StatefulSet) *Answer {
 			a.Code = ScaledToZero
 			return a
 		}
-		return healthy("all %s run its present template and are available", plural(int(want), "pod", "pods"))
+		return healthy("all %s run its current template and are available", plural(int(want), "pod", "pods"))
 	}
 	u := s.Spec.UpdateStrategy
 	switch {
 	case u.Type == appsv1.OnDeleteStatefulSetStrategyType:
-		a := healthy("%d of %d pods are of its present template; it updates a pod when that is deleted", st.UpdatedReplicas, want)
+		a := healthy("%d of %d pods have its current template; it updates a pod only when the pod is deleted", st.UpdatedReplicas, want)
 		a.Code = UpdateOnDelete
 		a.spec(ref, "updateStrategy: OnDelete")
-		a.next("delete the pods to update, one after the other")
+		a.next("delete the old pods, one after the other")
 		return a
 	case u.RollingUpdate != nil && u.RollingUpdate.Partition != nil && *u.RollingUpdate.Partition > 0:
-		a := healthy("%d of %d pods are of its present template; the partition keeps the first %d as they are",
+		a := healthy("%d of %d pods have its current template; the partition excludes the first %d from updates",
 			st.UpdatedReplicas, want, *u.RollingUpdate.Partition)
 		a.Code = PartitionHolds
 		a.spec(ref, "updateStrategy.rollingUpdate.partition: %d", *u.RollingUpdate.Partition)
 		return a
 	}
-	return problem(Progressing, "%d of %d pods are of its present template", st.UpdatedReplicas, want)
+	return problem(Progressing, "%d of %d pods have its current template", st.UpdatedReplicas, want)
 }
 
 func (w *World) daemonSet(d *appsv1.DaemonSet) *Answer {
@@ -193,9 +194,9 @@ func (w *World) daemonSet(d *appsv1.DaemonSet) *Answer {
 	}
 	s := d.Status
 	if s.DesiredNumberScheduled == 0 {
-		a := problem(NoNodeFits, "no node fits its node selector, affinity and tolerations")
+		a := problem(NoNodeFits, "no node matches its node selector, affinity and tolerations")
 		a.spec(ref, "nodeSelector: %s", metav1.FormatLabelSelector(&metav1.LabelSelector{MatchLabels: d.Spec.Template.Spec.NodeSelector}))
-		a.next("label a node as the set selects, or add tolerations: kubectl describe nodes")
+		a.next("label a node to match the set, or add tolerations: kubectl describe nodes")
 		return a
 	}
 	if s.NumberAvailable == s.DesiredNumberScheduled && s.UpdatedNumberScheduled == s.DesiredNumberScheduled {
@@ -208,12 +209,12 @@ func (w *World) daemonSet(d *appsv1.DaemonSet) *Answer {
 		return w.refused(ref, d, found[0].Message)
 	}
 	if d.Spec.UpdateStrategy.Type == appsv1.OnDeleteDaemonSetStrategyType && s.NumberAvailable == s.DesiredNumberScheduled {
-		a := healthy("%d of %d pods are of its present template; it updates a pod when that is deleted", s.UpdatedNumberScheduled, s.DesiredNumberScheduled)
+		a := healthy("%d of %d pods have its current template; it updates a pod only when the pod is deleted", s.UpdatedNumberScheduled, s.DesiredNumberScheduled)
 		a.Code = UpdateOnDelete
 		a.spec(ref, "updateStrategy: OnDelete")
 		return a
 	}
-	return problem(Progressing, "%d of %d pods are of its present template, %d are available", s.UpdatedNumberScheduled, s.DesiredNumberScheduled, s.NumberAvailable)
+	return problem(Progressing, "%d of %d pods have its current template, %d are available", s.UpdatedNumberScheduled, s.DesiredNumberScheduled, s.NumberAvailable)
 }
 
 func (w *World) job(j *batchv1.Job) *Answer {
@@ -234,7 +235,7 @@ func (w *World) job(j *batchv1.Job) *Answer {
 			a := problem(code, "it failed: %s", c.Message)
 			a.status(ref, "%s: %s; %s", c.Reason, c.Message, plural(int(j.Status.Failed), "pod failed", "pods failed"))
 			a.Because = w.worst(pods)
-			a.next("mend the cause and create the job anew: a job that has failed does not start again")
+			a.next("fix the cause and create the job again: a failed job does not restart")
 			return a
 		case batchv1.JobSuspended:
 			a := problem(Suspended, "it is suspended")
@@ -254,7 +255,7 @@ func (w *World) job(j *batchv1.Job) *Answer {
 	if found := w.events(j.UID, "FailedCreate"); len(found) > 0 && len(pods) == 0 {
 		return w.refused(ref, j, found[0].Message)
 	}
-	a := problem(Progressing, "%s", plural(int(j.Status.Active), "pod of it runs", "pods of it run"))
+	a := problem(Progressing, "%s", plural(int(j.Status.Active), "pod is running", "pods are running"))
 	if n := j.Spec.Completions; n != nil {
 		a.status(ref, "%d of %d completions", j.Status.Succeeded, *n)
 	}
@@ -270,10 +271,10 @@ func (w *World) cronJob(c *batchv1.CronJob) *Answer {
 		return a
 	}
 	if len(w.events(c.UID, "UnknownTimeZone", "UnparseableSchedule")) > 0 {
-		a := problem(BadSchedule, "its schedule cannot be read")
+		a := problem(BadSchedule, "its schedule is invalid")
 		w.seen(a, ref, c.UID, "UnknownTimeZone", "UnparseableSchedule")
 		a.spec(ref, "schedule: %s", c.Spec.Schedule)
-		a.next("mend spec.schedule or spec.timeZone")
+		a.next("fix spec.schedule or spec.timeZone")
 		return a
 	}
 	var jobs []*batchv1.Job
@@ -284,14 +285,14 @@ func (w *World) cronJob(c *batchv1.CronJob) *Answer {
 	}
 	slices.SortFunc(jobs, func(a, b *batchv1.Job) int { return b.CreationTimestamp.Compare(a.CreationTimestamp.Time) })
 	if c.Spec.ConcurrencyPolicy == batchv1.ForbidConcurrent && len(c.Status.Active) > 0 && len(w.events(c.UID, "JobAlreadyActive")) > 0 {
-		a := problem(StillRuns, "the job before still runs, and concurrencyPolicy Forbid keeps the next one from starting")
+		a := problem(StillRuns, "its previous job still runs, and concurrencyPolicy Forbid prevents the next one from starting")
 		w.seen(a, ref, c.UID, "JobAlreadyActive")
 		a.Because = w.latest(jobs)
 		return a
 	}
 	if len(jobs) > 0 {
 		if b := w.latest(jobs); !b.Healthy && b.Code != Progressing {
-			a := problem(b.Code, "its latest job has a problem")
+			a := problem(b.Code, "its last job has a problem")
 			a.Because = b
 			return a
 		}
@@ -300,12 +301,12 @@ func (w *World) cronJob(c *batchv1.CronJob) *Answer {
 		return w.refused(ref, c, w.events(c.UID, "FailedCreate")[0].Message)
 	}
 	if c.Status.LastScheduleTime == nil {
-		a := healthy("it has not been due since it was created")
+		a := healthy("its schedule has not been due since it was created")
 		a.Code = NotDue
 		a.spec(ref, "schedule: %s", c.Spec.Schedule)
 		return a
 	}
-	a := healthy("it started its latest job %s ago", w.ago(*c.Status.LastScheduleTime))
+	a := healthy("it started its last job %s ago", w.ago(*c.Status.LastScheduleTime))
 	if t := c.Status.LastSuccessfulTime; t != nil {
 		a.status(ref, "last success %s ago", w.ago(*t))
 	}
@@ -313,7 +314,7 @@ func (w *World) cronJob(c *batchv1.CronJob) *Answer {
 	return a
 }
 
-// latest explains the first of jobs.
+// latest explains the most recent of the jobs, which are sorted with the latest first.
 func (w *World) latest(jobs []*batchv1.Job) *Answer {
 	if len(jobs) == 0 {
 		return nil
