@@ -37,7 +37,7 @@ type reconciler struct {
 	now         func() time.Time
 }
 
-// New is the controller.
+// New returns the Deployment controller.
 func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{
 		Cluster: s, deployments: client.For[*appsv1.Deployment](s.Client), sets: client.For[*appsv1.ReplicaSet](s.Client),
@@ -54,7 +54,7 @@ func New(s *cluster.Cluster) controller.Controller {
 	}
 }
 
-// ofSet is the deployments that a set's change concerns.
+// ofSet maps a ReplicaSet event to the deployments that it concerns.
 func (r *reconciler) ofSet(ev client.Event[*appsv1.ReplicaSet]) []controller.Key {
 	var keys []controller.Key
 	for _, rs := range []*appsv1.ReplicaSet{ev.Object, ev.Old} {
@@ -78,7 +78,8 @@ func (r *reconciler) ofSet(ev client.Event[*appsv1.ReplicaSet]) []controller.Key
 	return keys
 }
 
-// ofPod is the deployment of strategy Recreate that waits for a pod to end.
+// ofPod maps a pod event to the deployment with strategy Recreate that waits for the
+// pod to end.
 func (r *reconciler) ofPod(ev client.Event[*corev1.Pod]) []controller.Key {
 	ended := ev.Type == client.Deleted || ev.Old != nil && podstate.Finished(ev.Object) && !podstate.Finished(ev.Old)
 	ref := metav1.GetControllerOfNoCopy(ev.Object)
@@ -117,8 +118,8 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, d, plan)
 }
 
-// podsRunning reports whether a set has a pod that has not ended, one that is
-// being deleted included.
+// podsRunning reports whether a set has a pod that has not ended, including one that is
+// being deleted.
 func (r *reconciler) podsRunning(rs *appsv1.ReplicaSet) bool {
 	return slices.ContainsFunc(r.Pods.ByIndex(cluster.ByController, string(rs.UID)), func(p *corev1.Pod) bool {
 		return !podstate.Finished(p)
@@ -157,7 +158,7 @@ func (r *reconciler) claim(ctx context.Context, d *appsv1.Deployment, selector l
 	return claims.Keep, nil
 }
 
-// carryOut writes a plan. Sets come before the status, which reports them.
+// carryOut writes the plan: sets before the status, which reports them.
 func (r *reconciler) carryOut(ctx context.Context, d *appsv1.Deployment, plan Plan) error {
 	key := client.KeyOf(d)
 	var failure error
@@ -192,7 +193,7 @@ func (r *reconciler) changeSets(ctx context.Context, key controller.Key, plan Pl
 	for _, rs := range plan.Update {
 		got, err := r.sets.Update(ctx, rs)
 		if err != nil {
-			// What follows in the plan supposes this write.
+			// The rest of the plan depends on this write.
 			return fmt.Errorf("update replica set %s: %w", rs.Name, err)
 		}
 		r.setWrites.Wrote(key, got.ResourceVersion)
@@ -205,8 +206,8 @@ func (r *reconciler) changeSets(ctx context.Context, key controller.Key, plan Pl
 	return failure
 }
 
-// collided deals with a set of the new one's name that exists: ours, which the
-// cache will show, or another's, which the next try steps aside of.
+// collided handles an existing set of the new set's name: either our own, which the
+// cache will show, or another's, for which the next attempt picks a different name.
 func (r *reconciler) collided(ctx context.Context, d *appsv1.Deployment, want *appsv1.ReplicaSet) error {
 	got, err := r.sets.Get(ctx, want.Namespace, want.Name)
 	if err != nil {

@@ -11,10 +11,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Plan is what to write.
+// Plan lists the writes of one reconcile.
 type Plan struct {
-	// Create is a new set, or nil. Update are sets as they should be, Delete
-	// those beyond the history limit.
+	// Create is the new set, or nil. Update lists the sets to write, and Delete those
+	// beyond the history limit.
 	Create *appsv1.ReplicaSet
 	Update []*appsv1.ReplicaSet
 	Delete []*appsv1.ReplicaSet
@@ -22,14 +22,15 @@ type Plan struct {
 	Revision string
 	Status   appsv1.DeploymentStatus
 	Events   []Event
-	// RequeueAfter is when time alone may change the plan; 0 is never.
+	// RequeueAfter is how long until the passing of time alone may change the plan; 0
+	// means never.
 	RequeueAfter time.Duration
 }
 
-// Event is one to record on success.
+// Event is an event to record on success.
 type Event struct{ Reason, Message string }
 
-// rollout is a plan in the making. Its sets are copies as soon as they change.
+// rollout is a plan being made. Its sets are copied before they are changed.
 type rollout struct {
 	d      *appsv1.Deployment
 	now    time.Time
@@ -40,7 +41,7 @@ type rollout struct {
 	status appsv1.DeploymentStatus // conditions that the making of the plan sets
 }
 
-// Make plans the next step of a deployment with these sets. podsRunning tells
+// Make plans the next step for a deployment with these sets. podsRunning reports
 // whether a set has pods that have not ended.
 func Make(d *appsv1.Deployment, sets []*appsv1.ReplicaSet, podsRunning func(*appsv1.ReplicaSet) bool, now time.Time) Plan {
 	r := &rollout{d: d, now: now, before: map[string]*appsv1.ReplicaSet{}, sets: slices.Clone(sets), status: *d.Status.DeepCopy()}
@@ -82,8 +83,7 @@ func Make(d *appsv1.Deployment, sets []*appsv1.ReplicaSet, podsRunning func(*app
 	return r.plan
 }
 
-// collect puts the sets that changed into the plan; those that shrink come
-// last.
+// collect puts the changed sets into the plan, those that shrink last.
 func (r *rollout) collect() {
 	for _, rs := range r.sets {
 		old := r.before[rs.Name]
@@ -99,7 +99,7 @@ func (r *rollout) collect() {
 	})
 }
 
-// old is all sets but the newest.
+// old returns all sets but the newest.
 func (r *rollout) old() []*appsv1.ReplicaSet {
 	return slices.DeleteFunc(slices.Clone(r.sets), func(rs *appsv1.ReplicaSet) bool { return rs == r.newest })
 }
@@ -126,8 +126,8 @@ func total(sets []*appsv1.ReplicaSet) int32 {
 	return n
 }
 
-// available is how many pods of a set serve and will go on to: one that was
-// scaled down and has not deleted pods yet counts only what it keeps.
+// available returns how many pods of a set are available and will stay: a set that was
+// scaled down but has not deleted pods yet counts only those that it keeps.
 func available(rs *appsv1.ReplicaSet) int32 { return min(rs.Status.AvailableReplicas, replicas(rs)) }
 
 func availableIn(sets []*appsv1.ReplicaSet) int32 {
@@ -138,8 +138,8 @@ func availableIn(sets []*appsv1.ReplicaSet) int32 {
 	return n
 }
 
-// resize gives a set a number of replicas and notes for what size of the
-// deployment that is.
+// resize sets the number of replicas of a set and records the size of the deployment
+// that it is for.
 func (r *rollout) resize(rs *appsv1.ReplicaSet, to int32) {
 	from := replicas(rs)
 	if old := r.before[rs.Name]; old != nil {
@@ -190,7 +190,7 @@ func (r *rollout) cleanUp() {
 	}
 }
 
-// recreate ends all old pods before it starts new ones.
+// recreate deletes all old pods before it starts new ones.
 func (r *rollout) recreate(podsRunning func(*appsv1.ReplicaSet) bool) {
 	r.adoptRevision(false)
 	running := false
@@ -208,7 +208,7 @@ func (r *rollout) recreate(podsRunning func(*appsv1.ReplicaSet) bool) {
 	r.resize(r.newest, r.desired())
 }
 
-// controllerRef is the reference of a deployment's sets.
+// controllerRef returns the controller reference for a deployment's sets.
 func controllerRef(d *appsv1.Deployment) metav1.OwnerReference {
 	return *metav1.NewControllerRef(d, appsv1.SchemeGroupVersion.WithKind("Deployment"))
 }

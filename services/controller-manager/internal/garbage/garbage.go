@@ -1,9 +1,10 @@
 // Package garbage deletes objects whose owners are gone, and carries out the
 // propagation policies of deletes: background, foreground and orphan.
 //
-// It must never delete on the word of a cache: a delete names the version of the
-// object that was judged, and owners that are not in the graph are looked up in
-// the store. An owner of a kind that cannot be looked up keeps its dependents.
+// It must never delete on the evidence of a cache alone: each delete is conditional on
+// the version of the object that was examined, and owners that are not in the graph are
+// looked up on the server. An owner whose kind cannot be looked up keeps its
+// dependents.
 package garbage
 
 import (
@@ -28,15 +29,15 @@ import (
 	"keelson.dev/services/internal/event"
 )
 
-// Metadata is a cache of the metadata of a kind that no controller needs whole.
+// Metadata is a metadata-only cache of a kind that no controller needs in full.
 type Metadata = client.Cache[*metav1.PartialObjectMetadata]
 
-// Collected reports whether objects of a kind are owners and dependents: all that
-// are stored but events, which expire by themselves.
+// Collected reports whether objects of a kind take part in garbage collection, as
+// owners and dependents: all stored kinds except events, which expire.
 func Collected(k *client.Kind) bool { return k.Stored() && k.Resource != "events" }
 
-// NewMetadata makes the caches of the kinds that the cluster's own caches do not
-// hold, or not all of.
+// NewMetadata returns caches of the kinds that the cluster's own caches do not hold
+// completely.
 func NewMetadata(s *cluster.Cluster) []*Metadata {
 	held := map[*client.Kind]bool{}
 	for _, w := range whole(s) {
@@ -49,7 +50,7 @@ func NewMetadata(s *cluster.Cluster) []*Metadata {
 		}
 		o := client.CacheOptions[*metav1.PartialObjectMetadata]{Transform: slim}
 		if k == s.NodeLeases.Kind() {
-			// Those of nodes are in a cache already, and renewed all the time.
+			// Node leases are in a cache already, and are renewed all the time.
 			o.FieldSelector = "metadata.namespace!=" + corev1.NamespaceNodeLease
 		}
 		out = append(out, client.NewCacheOf(client.Metadata(s.Client, k), o))
@@ -89,19 +90,19 @@ type collector struct {
 	c      *client.Client
 	events *event.Recorder
 	graph  *graph
-	// complete is closed when every kind is in the graph; before, an owner that
-	// is not there says nothing.
+	// complete is closed once every kind is in the graph. Before that, an owner that is
+	// missing from the graph may still exist.
 	complete chan struct{}
-	// kinds are those in the graph.
+	// kinds lists the kinds in the graph.
 	kinds []*client.Kind
 
 	mu sync.Mutex
-	// reported are the references that there was an event about; forgetting one costs
-	// another event, which counts up the first.
+	// reported holds the references for which an event was recorded. If one is dropped,
+	// the event is recorded again, which only increases its count.
 	reported *absences
 }
 
-// New is the controller; its keys are uids.
+// New returns the garbage collector. Its keys are uids.
 func New(s *cluster.Cluster, metadata []*Metadata) controller.Controller {
 	g := &collector{
 		c: s.Client, events: s.Events, graph: newGraph(), complete: make(chan struct{}),
@@ -116,13 +117,13 @@ func New(s *cluster.Cluster, metadata []*Metadata) controller.Controller {
 	}
 	return controller.Controller{
 		Name: "garbage", Workers: 20, Reconcile: g.reconcile, Sources: sources,
-		// At the start every owned object comes by at once.
+		// At the start every owned object is queued at once.
 		MaxQueue: 5_000_000,
 		Started:  func() { close(g.complete) },
 	}
 }
 
-// from feeds the graph with a cache.
+// from returns a source that feeds the graph from a cache.
 func from[T client.Object](g *collector, cache *client.Cache[T]) controller.Source {
 	if !slices.Contains(g.kinds, cache.Kind()) { // there are two caches of Leases
 		g.kinds = append(g.kinds, cache.Kind())
@@ -163,16 +164,16 @@ func (g *collector) reconcile(ctx context.Context, key controller.Key) (controll
 	return g.judge(ctx, n)
 }
 
-// standing is how an object's owners are.
+// standing is the state of an object's owners.
 type standing struct {
-	// solid ones keep it; dangling ones are gone; waiting ones are being deleted
-	// in the foreground and want it gone first.
+	// solid owners keep the object. dangling owners are gone. waiting owners are being
+	// deleted in the foreground and wait until the object is gone.
 	solid, dangling, waiting []metav1.OwnerReference
-	// unknown is set where an owner is in the store but not in the graph yet.
+	// unknown is true if an owner is on the server but not in the graph yet.
 	unknown bool
 }
 
-// judge deletes an object that no owner keeps, and takes off references to
+// judge deletes an object that no owner keeps, and otherwise removes references to
 // owners that are gone.
 func (g *collector) judge(ctx context.Context, n *node) (controller.Result, error) {
 	st, err := g.owners(ctx, n, n.owners)
@@ -187,7 +188,8 @@ func (g *collector) judge(ctx context.Context, n *node) (controller.Result, erro
 	}
 	objects := client.Metadata(g.c, n.kind)
 	if len(st.solid)+len(st.waiting) == 0 && !n.orphaning && !n.foreground {
-		// The usual case: if the object is still as the graph knows it, it goes.
+		// The usual case: the object is unchanged since the graph saw it, and is
+		// deleted.
 		err := objects.Delete(ctx, n.namespace, n.name, client.UID(n.uid), client.ResourceVersion(n.resourceVersion), client.Propagation(metav1.DeletePropagationBackground))
 		if err == nil || apierrors.IsNotFound(err) {
 			return controller.Result{}, nil
@@ -196,7 +198,7 @@ func (g *collector) judge(ctx context.Context, n *node) (controller.Result, erro
 			return controller.Result{}, fmt.Errorf("delete %s %s/%s: %w", n.kind.Resource, n.namespace, n.name, err)
 		}
 	}
-	// What the store says now decides.
+	// The object has changed, so the decision is made on its current version.
 	live, err := objects.Get(ctx, n.namespace, n.name)
 	if apierrors.IsNotFound(err) || err == nil && live.UID != n.uid {
 		return controller.Result{}, nil
@@ -233,8 +235,8 @@ func (g *collector) judge(ctx context.Context, n *node) (controller.Result, erro
 	return controller.Result{}, nil
 }
 
-// owners looks at each owner, in the graph and, where that does not decide, in
-// the store.
+// owners looks up each owner, in the graph and, if that is not conclusive, on the
+// server.
 func (g *collector) owners(ctx context.Context, n *node, refs []metav1.OwnerReference) (standing, error) {
 	var st standing
 	for _, ref := range refs {
@@ -265,21 +267,21 @@ func (g *collector) owners(ctx context.Context, n *node, refs []metav1.OwnerRefe
 	return st, nil
 }
 
-// lookAgain is when an owner is looked up again that is in the store but not in
-// the graph: it should come, or go, by itself.
+// lookAgain is the time after which an owner that is on the server but not in the graph
+// is looked up again. Normally the watch shows it, or its deletion, first.
 const lookAgain = 30 * time.Second
 
-// finding is what the store says of an owner.
+// finding is the result of looking up an owner on the server.
 type finding int
 
 const (
 	gone finding = iota
 	present
-	// unjudged is an owner of a kind that cannot be looked up.
+	// unjudged means that owners of this kind cannot be looked up.
 	unjudged
 )
 
-// lookUp asks the store for an owner, where its dependent says that it is.
+// lookUp reads an owner from the server, in the namespace of its dependent.
 func (g *collector) lookUp(ctx context.Context, n *node, ref *metav1.OwnerReference) (finding, error) {
 	gv, err := schema.ParseGroupVersion(ref.APIVersion)
 	if err != nil {
@@ -306,8 +308,8 @@ func (g *collector) lookUp(ctx context.Context, n *node, ref *metav1.OwnerRefere
 	case err == nil && got.UID == ref.UID:
 		return present, nil
 	}
-	// No object has this name, or another one has: the uid does not come back, unless
-	// the reference names the wrong object.
+	// No object has this name, or one with another uid has. The owner's uid cannot come
+	// back, unless the reference names the wrong object.
 	if g.graph.get(ref.UID) == nil {
 		g.graph.setAbsent(ref.UID)
 	} else if k.Namespaced {
@@ -316,8 +318,8 @@ func (g *collector) lookUp(ctx context.Context, n *node, ref *metav1.OwnerRefere
 	return gone, nil
 }
 
-// reportNamespace says that a reference names an owner where it cannot be: owners are
-// looked for in their dependent's own namespace.
+// reportNamespace records that a reference names an owner in another namespace, where
+// it is not looked up.
 func (g *collector) reportNamespace(ctx context.Context, n *node, ref *metav1.OwnerReference) {
 	owner := g.graph.get(ref.UID)
 	if owner != nil && owner.namespace == n.namespace {
@@ -352,8 +354,8 @@ func unserved(err error) bool {
 	return false
 }
 
-// breakCycle lets a dependent that waits for n itself go on: two that block each
-// other would wait forever.
+// breakCycle unblocks dependents that in turn wait for n: two objects that block each
+// other would otherwise wait forever.
 func (g *collector) breakCycle(ctx context.Context, n *node) error {
 	for _, d := range g.graph.dependentsOf(n.uid) {
 		if !d.deleting || !d.foreground || !d.blocks(n.uid) {
@@ -373,8 +375,9 @@ func (g *collector) breakCycle(ctx context.Context, n *node) error {
 	return nil
 }
 
-// foreground lets an object go when nothing blocks it any more: first by the
-// graph, then by the store, because the graph may not know a dependent yet.
+// foreground lets an object be deleted once nothing blocks it, first according to the
+// graph, then according to the server, because the graph may not have seen a dependent
+// yet.
 func (g *collector) foreground(ctx context.Context, n *node) error {
 	for _, d := range g.graph.dependentsOf(n.uid) {
 		if d.blocks(n.uid) {
@@ -392,9 +395,9 @@ func (g *collector) foreground(ctx context.Context, n *node) error {
 	return g.dropFinalizer(ctx, n, metav1.FinalizerDeleteDependents)
 }
 
-// orphan takes an object's dependents off it, then lets it go. It looks for them
-// in the store: one that the graph does not know yet would be collected as soon
-// as its owner has gone, and it was to live.
+// orphan removes an object from the owners of its dependents, and then lets it be
+// deleted. It lists the dependents on the server, because one that the graph does not
+// know yet would be collected once its owner is gone.
 func (g *collector) orphan(ctx context.Context, n *node) error {
 	for d, err := range g.storedDependents(ctx, n) {
 		if err != nil {
@@ -431,8 +434,8 @@ func (g *collector) storedDependents(ctx context.Context, n *node) iter.Seq2[*no
 	}
 }
 
-// unreference takes owners off an object. A resourceVersion, if given, must be
-// the present one.
+// unreference removes owners from an object. If resourceVersion is given, it must be
+// the current one.
 func (g *collector) unreference(ctx context.Context, n *node, resourceVersion string, refs []metav1.OwnerReference) error {
 	meta := map[string]any{"uid": n.uid}
 	if resourceVersion != "" {
@@ -446,7 +449,7 @@ func (g *collector) unreference(ctx context.Context, n *node, resourceVersion st
 	return g.patch(ctx, n, meta, types.StrategicMergePatchType)
 }
 
-// dropFinalizer takes a finalizer off the object as it is in the store.
+// dropFinalizer removes a finalizer from the current version of an object.
 func (g *collector) dropFinalizer(ctx context.Context, n *node, finalizer string) error {
 	live, err := client.Metadata(g.c, n.kind).Get(ctx, n.namespace, n.name)
 	if apierrors.IsNotFound(err) || err == nil && (live.UID != n.uid || !slices.Contains(live.Finalizers, finalizer)) {

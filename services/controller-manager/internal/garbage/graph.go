@@ -20,17 +20,17 @@ type node struct {
 	resourceVersion string
 	owners          []metav1.OwnerReference
 	deleting        bool
-	// orphaning and foreground are the finalizers that a delete's propagation
-	// policy leaves.
+	// orphaning and foreground are true if the object has the finalizer of that
+	// deletion propagation policy.
 	orphaning, foreground bool
 }
 
-// graph is who owns whom.
+// graph holds which objects own which.
 type graph struct {
 	mu    sync.Mutex
 	nodes map[types.UID]*node
-	// dependents are the uids of those that name an owner, whether or not the
-	// owner exists.
+	// dependents holds, by owner uid, the uids of the objects that name the owner,
+	// whether or not it exists.
 	dependents map[types.UID]map[types.UID]struct{}
 	absent     *absences
 }
@@ -57,7 +57,7 @@ func newNode(k *client.Kind, obj metav1.Object) *node {
 	return n
 }
 
-// put stores an object and returns the uids whose lot its change may decide.
+// put stores an object and returns the uids of the objects that the change may affect.
 func (g *graph) put(n *node) []types.UID {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -79,8 +79,8 @@ func (g *graph) put(n *node) []types.UID {
 	if n.deleting && n.foreground && (old == nil || !old.deleting || !old.foreground) {
 		out = g.appendDependents(out, n.uid)
 	}
-	// An owner that deletes in the foreground waits for those that block it: they
-	// may have stopped to.
+	// An owner that is being deleted in the foreground waits for the dependents that
+	// block it, and this one may have ceased to.
 	if old != nil {
 		for _, ref := range old.owners {
 			out = append(out, ref.UID)
@@ -89,7 +89,8 @@ func (g *graph) put(n *node) []types.UID {
 	return out
 }
 
-// remove forgets an object and returns the uids that it leaves behind.
+// remove drops an object and returns the uids of its dependents, and of its owners that
+// are being deleted.
 func (g *graph) remove(uid types.UID) []types.UID {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -133,7 +134,7 @@ func (g *graph) get(uid types.UID) *node {
 	return g.nodes[uid]
 }
 
-// dependentsOf is the objects that name an owner.
+// dependentsOf returns the objects that name an owner.
 func (g *graph) dependentsOf(uid types.UID) []*node {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -173,11 +174,11 @@ func (n *node) blocks(owner types.UID) bool {
 	return i >= 0 && n.owners[i].BlockOwnerDeletion != nil && *n.owners[i].BlockOwnerDeletion
 }
 
-// maxAbsences bounds the memory of what is gone.
+// maxAbsences bounds the memory used for deleted uids.
 const maxAbsences = 10_000
 
-// absences remembers uids that are gone for good, the oldest first to be
-// forgotten: forgetting one costs a look into the store, no more.
+// absences is a set of uids that are gone for good. The oldest are dropped first; that
+// costs another lookup on the server, no more.
 type absences struct {
 	has1, has2 map[types.UID]struct{}
 	limit      int

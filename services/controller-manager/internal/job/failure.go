@@ -16,8 +16,9 @@ const (
 	maxDelay   = 10 * time.Minute
 )
 
-// onlyFailed reports whether a job replaces pods only once they have ended: where a
-// policy judges failures, how a pod ended must be known.
+// onlyFailed reports whether a job replaces pods only once they have ended, as
+// podReplacementPolicy Failed asks and a pod failure policy requires, because it needs
+// to know how a pod ended.
 func onlyFailed(j *batchv1.Job) bool {
 	return j.Spec.PodFailurePolicy != nil || j.Spec.PodReplacementPolicy != nil && *j.Spec.PodReplacementPolicy == batchv1.Failed
 }
@@ -31,7 +32,7 @@ func failed(j *batchv1.Job, p *corev1.Pod) bool {
 	return !onlyFailed(j) && p.DeletionTimestamp != nil && p.Status.Phase != corev1.PodSucceeded
 }
 
-// judgement is what the pod failure policy says of a failed pod.
+// judgement is the pod failure policy's decision on a failed pod.
 type judgement struct {
 	// counts towards the back-off limit; failIndex and failJob end more than the
 	// pod.
@@ -59,7 +60,7 @@ func judge(policy *batchv1.PodFailurePolicy, p *corev1.Pod) judgement {
 		case batchv1.PodFailurePolicyActionCount:
 			return judgement{counts: true}
 		}
-		// A rule of an action that is not known says nothing.
+		// A rule with an unknown action is ignored.
 	}
 	return judgement{counts: true}
 }
@@ -100,8 +101,8 @@ func exitMatches(r *batchv1.PodFailurePolicyOnExitCodesRequirement, s *corev1.Co
 	return false
 }
 
-// finishedAt is when a pod ended: by its containers, else when it ceased to be
-// ready, else when its deletion began, else when it was made.
+// finishedAt returns when a pod ended: the end of its containers, or else when it
+// stopped being ready, when its deletion began, or when it was created.
 func finishedAt(p *corev1.Pod) time.Time {
 	var last time.Time
 	running := len(p.Status.ContainerStatuses) == 0
@@ -137,8 +138,8 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// delayAfter is how long is left of the delay after so many failures in a row,
-// the last of them at a time.
+// delayAfter returns how much of the backoff delay is left after the given number of
+// consecutive failures, the last of them at the given time.
 func delayAfter(failures int, last, now time.Time) time.Duration {
 	if failures == 0 {
 		return 0
@@ -150,8 +151,8 @@ func delayAfter(failures int, last, now time.Time) time.Duration {
 	return max(last.Add(d).Sub(now), 0)
 }
 
-// backoff is how long a job waits before it creates pods again: its pods' ends
-// say how often they failed since one last succeeded.
+// backoff returns how long a job waits before it creates pods again, according to how
+// often its pods have failed since one last succeeded.
 func backoff(j *batchv1.Job, pods []*corev1.Pod, now time.Time) time.Duration {
 	var success, failure time.Time
 	for _, p := range pods {
@@ -171,7 +172,7 @@ func backoff(j *batchv1.Job, pods []*corev1.Pod, now time.Time) time.Duration {
 	return delayAfter(failures, failure, now)
 }
 
-// The annotations by which a pod of an index says how often its predecessors
+// The annotations with which a pod of an index records how often its predecessors
 // failed.
 const (
 	failuresAnnotation = batchv1.JobIndexFailureCountAnnotation
@@ -186,8 +187,9 @@ func annotated(p *corev1.Pod, annotation string) int {
 	return int(n)
 }
 
-// failuresAfter are the annotations of the pod that replaces a failed one; nil
-// is the first of its index.
+// failuresAfter returns the failures that the pod which replaces last records, counted
+// towards the back-off limit and ignored. They are 0 if last is nil, for the first pod
+// of an index.
 func failuresAfter(j *batchv1.Job, last *corev1.Pod) (counted, ignored int) {
 	if last == nil {
 		return 0, 0
@@ -201,7 +203,7 @@ func failuresAfter(j *batchv1.Job, last *corev1.Pod) (counted, ignored int) {
 	return counted, ignored
 }
 
-// indexFailed reports whether a failed pod is the end of its index.
+// indexFailed reports whether a failed pod makes its index fail.
 func indexFailed(j *batchv1.Job, p *corev1.Pod) bool {
 	if !failed(j, p) {
 		return false
@@ -210,8 +212,8 @@ func indexFailed(j *batchv1.Job, p *corev1.Pod) bool {
 	return v.failIndex || v.counts && annotated(p, failuresAnnotation) >= int(*j.Spec.BackoffLimitPerIndex)
 }
 
-// restartsExceeded reports whether the containers of a job whose pods restart them
-// did so too often.
+// restartsExceeded reports whether the containers of a job's pods, which restart in
+// place, have done so more often than the back-off limit.
 func restartsExceeded(j *batchv1.Job, pods []*corev1.Pod) bool {
 	if j.Spec.Template.Spec.RestartPolicy != corev1.RestartPolicyOnFailure {
 		return false
@@ -231,7 +233,7 @@ func restartsExceeded(j *batchv1.Job, pods []*corev1.Pod) bool {
 	return limit == 0 && restarts > 0 || limit > 0 && restarts >= limit
 }
 
-// backoffLimit is Kubernetes' default of 6 where the server set none.
+// backoffLimit returns the job's limit, or Kubernetes' default of 6 if it is unset.
 func backoffLimit(j *batchv1.Job) int32 {
 	if j.Spec.BackoffLimit == nil {
 		return 6

@@ -1,9 +1,9 @@
 // Package job runs pods to completion.
 //
-// Each pod carries the finalizer batch.kubernetes.io/job-tracking until its end
-// is in the job's status: first its uid (or its index) is written, then the
-// finalizer is taken off, then the uid moves into a counter (KEP-2307). It must
-// never count a pod twice or lose one, whatever stops between two of these
+// Each pod carries the finalizer batch.kubernetes.io/job-tracking until its end is
+// recorded in the job's status: first its uid (or index) is written there, then the
+// finalizer is removed, then the uid is replaced by a count (KEP-2307). The controller
+// must never count a pod twice or lose one, even if it stops between two of these
 // writes.
 package job
 
@@ -30,7 +30,7 @@ import (
 	"keelson.dev/services/internal/controller"
 )
 
-// builtIn is the value of spec.managedBy that is this controller.
+// builtIn is the value of spec.managedBy that stands for this controller.
 const builtIn = batchv1.JobControllerName
 
 type reconciler struct {
@@ -43,7 +43,7 @@ type reconciler struct {
 	now       func() time.Time
 }
 
-// New is the controller.
+// New returns the Job controller.
 func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{
 		Cluster: s, jobs: client.For[*batchv1.Job](s.Client), pods: client.For[*corev1.Pod](s.Client),
@@ -102,7 +102,8 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, j, plan)
 }
 
-// releaseOrphans lets pods go whose job is gone, or was another of the name.
+// releaseOrphans removes the finalizer from pods whose job is gone, or was replaced by
+// another of the same name.
 func (r *reconciler) releaseOrphans(ctx context.Context, key controller.Key, j *batchv1.Job) error {
 	var orphans []*corev1.Pod
 	for _, p := range r.Pods.ByIndex(cluster.ByJob, key.String()) {
@@ -155,8 +156,8 @@ func (r *reconciler) claim(ctx context.Context, j *batchv1.Job, selector labels.
 	return claims.Keep, controller.ErrStale // the next look sees them as ours.
 }
 
-// carryOut writes a plan. The status comes before the finalizers: what it does
-// not hold yet must not get lost.
+// carryOut writes a plan. The status is written before finalizers are removed, so that
+// no finished pod is lost.
 func (r *reconciler) carryOut(ctx context.Context, j *batchv1.Job, plan Plan) error {
 	key := client.KeyOf(j)
 	if plan.Expire {
@@ -215,7 +216,7 @@ func (r *reconciler) changePods(ctx context.Context, j *batchv1.Job, plan Plan) 
 	return err
 }
 
-// release takes the tracking finalizer off pods.
+// release removes the tracking finalizer from pods.
 func (r *reconciler) release(ctx context.Context, key controller.Key, pods []*corev1.Pod) error {
 	writes := make([]client.Write, len(pods))
 	for i, p := range pods {
@@ -239,7 +240,7 @@ func (r *reconciler) release(ctx context.Context, key controller.Key, pods []*co
 	return err
 }
 
-// expire deletes a job whose time to live is over, if that is still so.
+// expire deletes a job whose time to live is over, after checking the current version.
 func (r *reconciler) expire(ctx context.Context, j *batchv1.Job) error {
 	live, err := r.jobs.Get(ctx, j.Namespace, j.Name)
 	if apierrors.IsNotFound(err) {

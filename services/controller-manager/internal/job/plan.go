@@ -22,33 +22,33 @@ const (
 	maxUncounted = 500
 )
 
-// Plan is what to do next with a job.
+// Plan lists the writes of one reconcile.
 type Plan struct {
-	// Delete are pods to delete; Create the indexes of pods to create (noIndex
-	// for jobs without), each after the failed pod that Replaces names.
+	// Delete lists the pods to delete. Create lists the indexes of the pods to create
+	// (noIndex for jobs without indexes), each in place of the failed pod in Replaces.
 	Delete []*corev1.Pod
-	// Forget says that the pods to delete lose their finalizer first: the job has
-	// no use for them, and their end says nothing about it.
+	// Forget is true if the pods in Delete lose their finalizer first: the job no
+	// longer needs them and does not count how they end.
 	Forget   bool
 	Create   []int
 	Replaces map[int]*corev1.Pod
-	// Status is what to write, before the tracking finalizer is taken off
-	// Release: what is in neither is lost.
+	// Status is written before the tracking finalizer is removed from the pods in
+	// Release, so that none of them is lost.
 	Status  batchv1.JobStatus
 	Release []*corev1.Pod
-	// Expire deletes the job: its time to live is over.
+	// Expire is true if the job is to be deleted because its time to live is over.
 	Expire       bool
 	RequeueAfter time.Duration
 	Events       []Event
 }
 
-// Event is one to record on success.
+// Event is an event to record on success.
 type Event struct {
 	Warning         bool
 	Reason, Message string
 }
 
-// work is a plan in the making.
+// work is a plan being made.
 type work struct {
 	j    *batchv1.Job
 	pods []*corev1.Pod
@@ -57,15 +57,16 @@ type work struct {
 
 	active      []*corev1.Pod
 	terminating int
-	// succeeded and failed are the totals, counted or not.
+	// succeeded and failed are the totals, including pods that are not in the counters
+	// yet.
 	succeeded, failed int
 	completed, lost   indexes // of an indexed job; lost have failed for good
-	// delayed are the failed pods that keep their finalizer until their index has
-	// a new pod, because they know how often it failed.
+	// delayed holds the failed pods that keep their finalizer until their index has a
+	// new pod, because they record how often it failed.
 	delayed map[int]*corev1.Pod
 }
 
-// Make plans the next step of a job with these pods.
+// Make plans the next step for a job with these pods.
 func Make(j *batchv1.Job, pods []*corev1.Pod, now time.Time) Plan {
 	w := &work{j: j, pods: pods, now: now}
 	w.plan.Status = *j.Status.DeepCopy()
@@ -127,8 +128,8 @@ func (w *work) validIndex(p *corev1.Pod) (int, bool) {
 	return i, i != noIndex && i < w.completions()
 }
 
-// finished deals with a job that has ended: pods that came late are let go, and
-// the job goes when its time has come.
+// finished plans for a job that has ended: late pods are released, and the job is
+// deleted when its time to live is over.
 func (w *work) finished(c *batchv1.JobCondition) {
 	for _, p := range w.pods {
 		if tracked(p) {
@@ -142,7 +143,7 @@ func (w *work) finished(c *batchv1.JobCondition) {
 	w.plan.Expire, w.plan.RequeueAfter = left <= 0, max(left, 0)
 }
 
-// count adds up what the status says and what the pods say beyond it.
+// count adds up what the status holds and what the pods add to it.
 func (w *work) count() {
 	s := &w.j.Status
 	uncounted := uncountedOf(s)
@@ -225,8 +226,8 @@ func uncountedOf(s *batchv1.JobStatus) batchv1.UncountedTerminatedPods {
 	return *s.UncountedTerminatedPods
 }
 
-// verdict is why the job is to end: an interim condition that stands, or a new
-// one. Failures come before successes that are found now.
+// verdict returns why the job is to end: an existing interim condition, or a new one.
+// Failures take precedence over successes found now.
 func (w *work) verdict() *batchv1.JobCondition {
 	for _, t := range []batchv1.JobConditionType{batchv1.JobSuccessCriteriaMet, batchv1.JobFailureTarget} {
 		if c := condition(&w.j.Status, t); c != nil && c.Status == corev1.ConditionTrue {
@@ -267,7 +268,8 @@ func (w *work) failure(reason, message string) *batchv1.JobCondition {
 	return w.newCondition(batchv1.JobFailureTarget, reason, message)
 }
 
-// pastDeadline also plans the next look at the deadline.
+// pastDeadline reports whether the job is past its deadline, and otherwise schedules a
+// requeue for it.
 func (w *work) pastDeadline() bool {
 	if w.j.Spec.ActiveDeadlineSeconds == nil || w.j.Status.StartTime == nil || suspended(w.j) {
 		return false
@@ -277,7 +279,7 @@ func (w *work) pastDeadline() bool {
 	return left <= 0
 }
 
-// again plans the next look, if it is sooner than one planned.
+// again schedules a requeue, unless an earlier one is planned.
 func (w *work) again(d time.Duration) {
 	if d > 0 && (w.plan.RequeueAfter == 0 || d < w.plan.RequeueAfter) {
 		w.plan.RequeueAfter = d
@@ -305,8 +307,8 @@ func (w *work) successPolicy() *batchv1.JobCondition {
 	return nil
 }
 
-// completion is the verdict of a job that has all its successes and nothing left
-// that runs.
+// completion returns the verdict for a job that has all its successes and no running
+// pods.
 func (w *work) completion() *batchv1.JobCondition {
 	enough := w.succeeded > 0
 	if w.j.Spec.Completions != nil {
@@ -318,8 +320,8 @@ func (w *work) completion() *batchv1.JobCondition {
 	return w.newCondition(batchv1.JobSuccessCriteriaMet, batchv1.JobReasonCompletionsReached, "Reached expected number of succeeded pods")
 }
 
-// manage plans which pods to create or delete. Deleting comes first: while one
-// has to go, none is created.
+// manage plans which pods to create or delete. While pods are to be deleted, none is
+// created.
 func (w *work) manage() {
 	if suspended(w.j) {
 		w.plan.Delete, w.plan.Forget = w.active[:min(len(w.active), burst)], true
@@ -383,8 +385,9 @@ func (w *work) createIndexes(n int) {
 	}
 }
 
-// superfluous is the active pods that have no place, and at least so many: pods
-// of indexes that are done or have several, then those that are least missed.
+// superfluous returns the active pods that are not needed, and at least as many as
+// asked for: pods whose index is done or has several, then those that cost least to
+// delete.
 func (w *work) superfluous(atLeast int) []*corev1.Pod {
 	order := victim.Order(w.active, w.active, w.now)
 	var out, rest []*corev1.Pod
@@ -410,9 +413,9 @@ func (w *work) superfluous(atLeast int) []*corev1.Pod {
 	return out
 }
 
-// account moves pods that have ended into the status: first their uids (or
-// indexes), which must be written before their finalizers are taken off; then,
-// when those are gone, into the counters.
+// account moves finished pods into the status: first their uids (or indexes), which
+// must be written before the finalizers are removed; then, once the finalizers are
+// gone, into the counters.
 func (w *work) account(verdict *batchv1.JobCondition) {
 	s := &w.plan.Status
 	held := map[types.UID]bool{}
@@ -473,8 +476,8 @@ func (w *work) settle(uids []types.UID, held map[types.UID]bool, counter *int32)
 	return left
 }
 
-// sorted is the pods in the order of their indexes and ends, so that what is
-// counted first does not depend on the cache.
+// sorted returns the pods ordered by index and end time, so that the order of counting
+// does not depend on the cache.
 func sorted(pods []*corev1.Pod) []*corev1.Pod {
 	out := slices.Clone(pods)
 	slices.SortFunc(out, func(a, b *corev1.Pod) int {

@@ -9,7 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// pressures are the conditions that keep further pods away while they hold.
+// pressures lists the conditions that keep new pods off a node while they are true.
 var pressures = []struct {
 	condition corev1.NodeConditionType
 	taint     string
@@ -99,7 +99,7 @@ func Taints(n *corev1.Node, evict bool, now time.Time) []corev1.Taint {
 	return out
 }
 
-// sameTaints compares without regard to order.
+// sameTaints reports whether two lists hold the same taints in any order.
 func sameTaints(a, b []corev1.Taint) bool {
 	for i := range a {
 		if !slices.ContainsFunc(b, func(t corev1.Taint) bool { return reflect.DeepEqual(t, a[i]) }) {
@@ -109,8 +109,8 @@ func sameTaints(a, b []corev1.Taint) bool {
 	return true
 }
 
-// Unknown is the node's conditions once it has been silent for too long; nil if
-// they say so already.
+// Unknown returns the conditions of a node that has been silent for too long, or nil if
+// they are Unknown already.
 func Unknown(n *corev1.Node, now time.Time) []corev1.NodeCondition {
 	var out []corev1.NodeCondition
 	at := metav1.NewTime(now)
@@ -132,9 +132,8 @@ func Unknown(n *corev1.Node, now time.Time) []corev1.NodeCondition {
 	return out
 }
 
-// The zone rules of Kubernetes' node lifecycle controller: how many nodes of a
-// zone may be lost before the fault is taken to be the network's, and how fast
-// pods are evicted.
+// The zone rules of Kubernetes' node lifecycle controller: how many nodes of a zone may
+// be lost before a network fault is assumed, and how fast pods are evicted.
 const (
 	unhealthyShare  = 0.55
 	largeZone       = 50
@@ -148,23 +147,23 @@ type Zone uint8
 
 // The states of a zone.
 const (
-	// Normal: lost nodes are evicted one after the other.
+	// Normal: lost nodes are evicted one after another.
 	Normal Zone = iota
-	// Partial: so many are lost that pods leave slowly, or not at all in a small
-	// zone.
+	// Partial: so many nodes are lost that pods are evicted slowly, or in a small zone
+	// not at all.
 	Partial
 	// Full: every node is lost.
 	Full
 )
 
-// zoneOf is a node's failure domain.
+// zoneOf returns a node's failure domain.
 func zoneOf(n *corev1.Node) string {
 	return n.Labels[corev1.LabelTopologyRegion] + "/" + n.Labels[corev1.LabelTopologyZone]
 }
 
-// Pace is how long to wait between two nodes of a zone whose pods are made to
-// leave; 0 is never. It follows Kubernetes: when every zone is lost, nothing is
-// evicted, for it is rather this side that is cut off.
+// Pace returns the time between the evictions of two nodes of a zone; 0 means that none
+// is evicted. As in Kubernetes, nothing is evicted while every zone is lost, because
+// then this side is more likely to be cut off.
 func Pace(nodes []*corev1.Node) map[string]time.Duration {
 	type count struct{ all, lost int }
 	zones := map[string]*count{}
@@ -187,7 +186,7 @@ func Pace(nodes []*corev1.Node) map[string]time.Duration {
 	for name, z := range zones {
 		switch s := state(z.all, z.lost); {
 		case everything:
-			// A cluster of one node has nowhere else to go either.
+			// In a cluster of one node, pods have nowhere else to run.
 			out[name] = 0
 		case s == Partial && z.all <= largeZone:
 			out[name] = 0

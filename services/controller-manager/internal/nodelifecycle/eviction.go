@@ -25,14 +25,13 @@ type evicter struct {
 	now  func() time.Time
 
 	mu sync.Mutex
-	// seen is when this controller first saw the NoExecute taints that do not say
-	// since when they are there, by node. kubectl's do not. A new leader begins anew,
-	// as Kubernetes' does.
+	// seen holds, by node, when this controller first saw NoExecute taints without a
+	// timeAdded, as kubectl adds them. A new leader starts over, as in Kubernetes.
 	seen map[string][]corev1.Taint
 }
 
-// NewEviction is the controller that deletes pods whose node has a NoExecute
-// taint that they do not tolerate, or no longer.
+// NewEviction returns the controller that deletes pods from nodes with a NoExecute
+// taint that they do not tolerate, or no longer tolerate.
 func NewEviction(s *cluster.Cluster) controller.Controller {
 	return newEviction(s, time.Now)
 }
@@ -74,8 +73,8 @@ func (e *evicter) ofNode(ev client.Event[*corev1.Node]) []controller.Key {
 	return keys
 }
 
-// since completes a node's NoExecute taints by when they were first seen, and forgets
-// those that are gone.
+// since returns a node's NoExecute taints, completed with the time when they were first
+// seen, and drops the times of taints that are gone.
 func (e *evicter) since(node string, taints []corev1.Taint) []corev1.Taint {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -132,9 +131,10 @@ func (e *evicter) reconcile(ctx context.Context, key controller.Key) (controller
 	return controller.Result{}, e.evict(ctx, p)
 }
 
-// Leaves is when a pod must leave a node with these NoExecute taints. A taint
-// that it does not tolerate is at once; one that it tolerates for a time counts
-// from when the taint was added, or, if the pod came to the node later, from then.
+// Leaves returns when a pod must leave a node with these NoExecute taints. For a taint
+// that it does not tolerate, that is at once. The time for which a taint is tolerated
+// counts from when the taint was added, or from when the pod came to the node if that
+// was later.
 func Leaves(p *corev1.Pod, taints []corev1.Taint, now time.Time) (at time.Time, ever bool) {
 	var came time.Time
 	if c := podstate.Condition(p, corev1.PodScheduled); c != nil && c.Status == corev1.ConditionTrue {

@@ -1,14 +1,15 @@
-// Package nodelifecycle notices nodes that fall silent, keeps the taints that
-// follow from nodes' conditions, and makes pods leave nodes whose taints they do
-// not tolerate.
+// Package nodelifecycle detects nodes that stop sending heartbeats, keeps the taints
+// that follow from node conditions, and evicts pods from nodes whose taints they do not
+// tolerate.
 //
-// A node is heard when its Lease is seen to change, by this process' own clock:
-// clocks of nodes are not compared. A node that is silent for the grace period
-// becomes Unknown. If not one node has been heard for that long, the silence is
-// taken for our own (the apiserver was away) and the time counts anew once.
+// A heartbeat is a change of a node's Lease, timed by this process's own clock, so that
+// the clocks of nodes are never compared. A node without a heartbeat for the grace
+// period becomes Unknown. If no node at all has been heard for that long, this process
+// may be the one that is cut off (the apiserver was unreachable), and the grace period
+// is doubled.
 //
-// It must never tell pods to leave when every zone seems lost, nor change taints
-// and conditions that are not its own.
+// It must never evict pods while every zone seems lost, nor change taints and
+// conditions that are not its own.
 package nodelifecycle
 
 import (
@@ -31,12 +32,12 @@ import (
 	"keelson.dev/services/internal/controller"
 )
 
-// Config says how patient to be.
+// Config holds the grace periods.
 type Config struct {
-	// Grace is how long a node may be silent at the most; one whose Lease states a
-	// shorter duration may be silent for that long.
+	// Grace is the longest time without a heartbeat. If a node's Lease states a shorter
+	// duration, that applies.
 	Grace time.Duration
-	// StartGrace is the same for a node that has never been heard.
+	// StartGrace is the grace period of a node that has never been heard.
 	StartGrace time.Duration
 	// Now is the clock; nil is the system's.
 	Now func() time.Time
@@ -49,12 +50,12 @@ type reconciler struct {
 	pods   client.Resource[*corev1.Pod]
 	config Config
 	heard  *heard
-	// told is when the eviction of a node of the zone last began.
+	// told is when the eviction of a node in the zone last began.
 	mu   sync.Mutex
 	told map[string]time.Time
 }
 
-// New is the controller.
+// New returns the node lifecycle controller.
 func New(s *cluster.Cluster, c Config) controller.Controller {
 	if c.Now == nil {
 		c.Now = time.Now
@@ -73,7 +74,7 @@ func New(s *cluster.Cluster, c Config) controller.Controller {
 	}
 }
 
-// heard remembers when each node was last heard.
+// heard records when each node was last heard.
 type heard struct {
 	mu     sync.Mutex
 	at     map[string]time.Time
@@ -98,8 +99,8 @@ func (h *heard) forget(node string) {
 	delete(h.silent, node)
 }
 
-// last is when the node was heard, or when we began to listen for it; any is
-// when any node was.
+// last returns when the node was last heard, or when this process began to listen for
+// it. any is when any node was last heard.
 func (h *heard) last(node string, now time.Time) (last, any time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -118,7 +119,7 @@ func (h *heard) fell(node string) {
 	h.silent[node] = true
 }
 
-// ofLease notes a heartbeat; only a node that was silent has to be looked at.
+// ofLease records a heartbeat. Only a node that was silent is reconciled.
 func (r *reconciler) ofLease(ev client.Event[*coordinationv1.Lease]) []controller.Key {
 	if ev.Type == client.Deleted {
 		return nil
@@ -163,9 +164,8 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	return controller.Result{RequeueAfter: wait}, nil
 }
 
-// extend is how much longer a node that goes on as it should need not be looked
-// at: each heartbeat moves its deadline, and only one that passes is worth a
-// reconcile.
+// extend returns how much longer a healthy node need not be reconciled. Each heartbeat
+// moves the deadline, and only a deadline that passes is worth a reconcile.
 func (r *reconciler) extend(key controller.Key) time.Duration {
 	node, ok := r.Nodes.Get("", key.Name)
 	if !ok {
@@ -181,8 +181,8 @@ func (r *reconciler) extend(key controller.Key) time.Duration {
 	return wait
 }
 
-// silence reports whether the node has been silent for too long, or when to look
-// again.
+// silence reports whether the node has been silent for too long, and otherwise how long
+// until it will have been.
 func (r *reconciler) silence(n *corev1.Node, now time.Time) (wait time.Duration, silent bool) {
 	last, any := r.heard.last(n.Name, now)
 	grace := r.grace(n.Name)
@@ -199,7 +199,8 @@ func (r *reconciler) silence(n *corev1.Node, now time.Time) (wait time.Duration,
 	return r.config.Grace, true
 }
 
-// grace is how long a renewal of the node's Lease is good for.
+// grace returns how long a node may be silent: the configured period, or the duration
+// that its Lease states if that is shorter.
 func (r *reconciler) grace(node string) time.Duration {
 	l, ok := r.NodeLeases.Get(corev1.NamespaceNodeLease, node)
 	if !ok || l.Spec.LeaseDurationSeconds == nil || *l.Spec.LeaseDurationSeconds <= 0 {
@@ -226,7 +227,8 @@ func (r *reconciler) setUnknown(ctx context.Context, n *corev1.Node, conditions 
 	return nil
 }
 
-// podsNotReady takes a lost node's pods out of their Services.
+// podsNotReady marks the pods of a lost node as not ready, so that Services stop using
+// them.
 func (r *reconciler) podsNotReady(ctx context.Context, n *corev1.Node) error {
 	for _, p := range r.Pods.ByIndex(cluster.ByNode, n.Name) {
 		if !podstate.Ready(p) {
@@ -253,7 +255,7 @@ func (r *reconciler) podsNotReady(ctx context.Context, n *corev1.Node) error {
 	return nil
 }
 
-// mayEvict paces the evictions of nodes in a zone.
+// mayEvict limits the rate at which nodes of a zone are evicted.
 func (r *reconciler) mayEvict(n *corev1.Node, now time.Time) (may bool, later time.Duration) {
 	if c := condition(n, corev1.NodeReady); c == nil || c.Status == corev1.ConditionTrue {
 		return false, 0

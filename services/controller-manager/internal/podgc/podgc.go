@@ -2,8 +2,8 @@
 // has gone, those that were deleted before they were bound, and the oldest of
 // the finished ones when there are too many.
 //
-// It must never remove a pod of a node that the server still has: an absence in
-// the cache is checked there, and only after a quarantine.
+// It must never delete a pod of a node that still exists on the server: a node missing
+// from the cache is looked up there, and only after a quarantine.
 package podgc
 
 import (
@@ -43,12 +43,12 @@ type reconciler struct {
 	terminated int
 	quarantine time.Duration
 	now        func() time.Time
-	// missing is since when a node has been known to be gone; of the one worker.
+	// missing holds since when each node has been missing. Only the one worker uses it.
 	missing map[string]time.Time
 	counted time.Time
 }
 
-// New is the controller; terminated finished pods are kept.
+// New returns the pod garbage collector, which keeps terminated finished pods.
 func New(s *cluster.Cluster, terminated int) controller.Controller {
 	return build(s, terminated, quarantine)
 }
@@ -133,8 +133,8 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	return controller.Result{}, r.remove(ctx, p, "its node "+p.Spec.NodeName+" no longer exists")
 }
 
-// fail says why the pod ends, so that a Job's policy can tell a lost node from a
-// failed program.
+// fail records in the pod's status why it ends, so that a Job's policy can distinguish
+// a lost node from a failed program.
 func (r *reconciler) fail(ctx context.Context, p *corev1.Pod) error {
 	if finished(p) {
 		return nil
@@ -171,7 +171,7 @@ func (r *reconciler) remove(ctx context.Context, p *corev1.Pod, why string) erro
 	return nil
 }
 
-// trim removes the oldest finished pods beyond the bound.
+// trim deletes the oldest finished pods beyond the limit.
 func (r *reconciler) trim(ctx context.Context) (controller.Result, error) {
 	if wait := every - r.now().Sub(r.counted); wait > 0 {
 		return controller.Result{RequeueAfter: wait}, nil
@@ -188,7 +188,7 @@ func (r *reconciler) trim(ctx context.Context) (controller.Result, error) {
 	return controller.Result{}, nil
 }
 
-// Excess is the finished pods beyond the newest `keep`, the oldest first.
+// Excess returns the finished pods beyond the newest keep, oldest first.
 func Excess(pods []*corev1.Pod, keep int) []*corev1.Pod {
 	var done []*corev1.Pod
 	for _, p := range pods {

@@ -12,14 +12,14 @@ import (
 	"keelson.dev/services/controller-manager/internal/victim"
 )
 
-// Decision is how many pods to create, or which to delete.
+// Decision holds how many pods to create, or which ones to delete.
 type Decision struct {
 	Create int
 	Delete []*corev1.Pod
 }
 
-// Decide compares what a set wants with its pods. related are the pods whose
-// number on a node makes one of them the better one to delete.
+// Decide compares the number of pods that a set wants with its pods. related are the
+// pods whose number on a node is considered when choosing the ones to delete.
 func Decide(rs *appsv1.ReplicaSet, pods, related []*corev1.Pod, now time.Time) Decision {
 	var active []*corev1.Pod
 	for _, p := range pods {
@@ -44,8 +44,8 @@ func replicas(rs *appsv1.ReplicaSet) int32 {
 	return *rs.Spec.Replicas
 }
 
-// Status is the set's status for its pods, and after what time it will differ
-// because a ready pod becomes available.
+// Status computes the set's status from its pods, and how long until it changes because
+// a ready pod becomes available.
 func Status(rs *appsv1.ReplicaSet, pods []*corev1.Pod, failure error, now time.Time) (appsv1.ReplicaSetStatus, time.Duration) {
 	var (
 		s           = appsv1.ReplicaSetStatus{ObservedGeneration: rs.Generation}
@@ -81,8 +81,8 @@ func Status(rs *appsv1.ReplicaSet, pods []*corev1.Pod, failure error, now time.T
 	return s, wait
 }
 
-// conditions is those of the set with ReplicaFailure as it is now. A condition
-// that stands is not written anew, whatever its message.
+// conditions returns the set's conditions with ReplicaFailure brought up to date. A
+// condition that already holds is not rewritten for a different message.
 func conditions(rs *appsv1.ReplicaSet, have int32, failure error, now time.Time) []appsv1.ReplicaSetCondition {
 	var (
 		out   []appsv1.ReplicaSetCondition

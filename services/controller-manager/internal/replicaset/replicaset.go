@@ -1,7 +1,7 @@
-// Package replicaset keeps as many pods as a ReplicaSet wants.
+// Package replicaset keeps the number of pods that a ReplicaSet wants.
 //
-// It must never decide on a cache that does not show its own last writes: it
-// would create or delete twice for one cause.
+// It must never decide on a cache that does not yet show its own last writes, or it
+// would create or delete pods twice.
 package replicaset
 
 import (
@@ -26,7 +26,7 @@ import (
 	"keelson.dev/services/internal/controller"
 )
 
-// burst bounds the pods created or deleted in one reconcile, as in Kubernetes.
+// burst limits the pods created or deleted in one reconcile, as in Kubernetes.
 const burst = 500
 
 type reconciler struct {
@@ -38,7 +38,7 @@ type reconciler struct {
 	now    func() time.Time
 }
 
-// New is the controller.
+// New returns the ReplicaSet controller.
 func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{
 		Cluster: s, sets: client.For[*appsv1.ReplicaSet](s.Client), pods: client.For[*corev1.Pod](s.Client),
@@ -53,8 +53,8 @@ func New(s *cluster.Cluster) controller.Controller {
 	}
 }
 
-// ofPod is the sets that a pod's change concerns: its controller's, old and new,
-// and those that could adopt it.
+// ofPod maps a pod event to the pod's controllers before and after, and to the sets
+// that could adopt it.
 func (r *reconciler) ofPod(ev client.Event[*corev1.Pod]) []controller.Key {
 	keys := controllers(nil, ev.Object)
 	if ev.Old != nil {
@@ -147,7 +147,7 @@ func (r *reconciler) claim(ctx context.Context, rs *appsv1.ReplicaSet, selector 
 	return claims.Keep, nil
 }
 
-// ignorable is nil for errors about an object that has gone or was replaced.
+// ignorable returns nil for errors about an object that is gone or was replaced.
 func ignorable(err error) error {
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) || apierrors.IsInvalid(err) {
 		return nil
@@ -155,8 +155,8 @@ func ignorable(err error) error {
 	return err
 }
 
-// related is the pods of all sets under the same controller: a rollout's sets
-// share nodes.
+// related returns the pods of all sets with the same controller, because the sets of a
+// rollout share nodes.
 func (r *reconciler) related(rs *appsv1.ReplicaSet) []*corev1.Pod {
 	ref := metav1.GetControllerOfNoCopy(rs)
 	if ref == nil {
@@ -169,7 +169,7 @@ func (r *reconciler) related(rs *appsv1.ReplicaSet) []*corev1.Pod {
 	return out
 }
 
-// manage creates or deletes what was decided.
+// manage creates or deletes the pods that were decided on.
 func (r *reconciler) manage(ctx context.Context, rs *appsv1.ReplicaSet, d Decision) error {
 	var (
 		done podtemplate.Result

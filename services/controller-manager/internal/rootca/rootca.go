@@ -1,6 +1,6 @@
-// Package rootca publishes the cluster's CA as the ConfigMap kube-root-ca.crt of
-// each namespace, where pods' service account volumes take it from. It must
-// never publish an empty one.
+// Package rootca publishes the cluster's CA as the ConfigMap kube-root-ca.crt of each
+// namespace, from which pods' service account volumes are filled. It must never publish
+// an empty one.
 package rootca
 
 import (
@@ -24,8 +24,8 @@ const (
 		"No other usage is guaranteed across distributions of Kubernetes clusters."
 )
 
-// New is the controller; its keys are namespaces. ca returns the CA in PEM as it
-// is now.
+// New returns the controller. Its keys are namespaces. ca returns the current CA as
+// PEM.
 func New(s *cluster.Cluster, ca func() []byte) controller.Controller {
 	maps := client.For[*corev1.ConfigMap](s.Client)
 	return controller.Controller{
@@ -60,7 +60,7 @@ func New(s *cluster.Cluster, ca func() []byte) controller.Controller {
 	}
 }
 
-// wanted is the ConfigMap to write, or nil where have is right.
+// wanted returns the ConfigMap to write, or nil if have is right.
 func wanted(namespace string, have *corev1.ConfigMap, ca []byte) *corev1.ConfigMap {
 	if len(ca) == 0 {
 		return nil

@@ -17,7 +17,7 @@ import (
 
 const name = "default"
 
-// New is the controller; its keys are namespaces.
+// New returns the controller. Its keys are namespaces.
 func New(s *cluster.Cluster) controller.Controller {
 	accounts := client.For[*corev1.ServiceAccount](s.Client)
 	return controller.Controller{

@@ -19,11 +19,11 @@ import (
 	"keelson.dev/services/internal/controller"
 )
 
-// longest is the longest wait before a token is looked at again: a timer does not run
-// while the machine sleeps, and clocks are set.
+// longest is the longest wait before a token is checked again, because a timer does not
+// run while the machine sleeps, and clocks may be set.
 const longest = time.Hour
 
-// New is the controller; its keys are the Secrets of bootstrap tokens.
+// New returns the controller. Its keys are the Secrets of bootstrap tokens.
 func New(s *cluster.Cluster) controller.Controller { return build(s, time.Now) }
 
 func build(s *cluster.Cluster, now func() time.Time) controller.Controller {
@@ -52,8 +52,8 @@ func build(s *cluster.Cluster, now func() time.Time) controller.Controller {
 	}
 }
 
-// Left is how long a bootstrap token is still valid, 0 or less once it has expired; false
-// if it never expires.
+// Left returns how long a bootstrap token is still valid, 0 or less once it has
+// expired. It returns false if the token never expires.
 func Left(secret *corev1.Secret, now time.Time) (left time.Duration, expires bool) {
 	text := string(secret.Data[cluster.TokenExpiration])
 	if text == "" {

@@ -94,8 +94,8 @@ func newSigner(key crypto.Signer) (*Signer, error) {
 	return &Signer{signer: s}, nil
 }
 
-// claims are those of a token in a Secret, as Kubernetes writes them: it has no
-// end of its own.
+// claims holds the claims of a token in a Secret, as Kubernetes writes them. Such a
+// token does not expire.
 type claims struct {
 	Namespace string `json:"kubernetes.io/serviceaccount/namespace"`
 	Secret    string `json:"kubernetes.io/serviceaccount/secret.name"`

@@ -29,7 +29,7 @@ type reconciler struct {
 	ca       func() []byte
 }
 
-// New is the controller; its keys are secrets. Without a signer it only deletes.
+// New returns the controller. Its keys are secrets. Without a signer it only deletes.
 func New(s *cluster.Cluster, signer *Signer, ca func() []byte) controller.Controller {
 	r := &reconciler{
 		Cluster: s, secrets: client.For[*corev1.Secret](s.Client), accounts: client.For[*corev1.ServiceAccount](s.Client),
@@ -88,8 +88,8 @@ func (r *reconciler) remove(ctx context.Context, secret *corev1.Secret) error {
 	return nil
 }
 
-// fill writes what is missing. The cache knows whether there is a token, but not
-// which.
+// fill writes what is missing. The cache records whether there is a token, but not its
+// value.
 func (r *reconciler) fill(ctx context.Context, secret *corev1.Secret, account *corev1.ServiceAccount) error {
 	data := map[string][]byte{}
 	if len(secret.Data[corev1.ServiceAccountTokenKey]) == 0 {

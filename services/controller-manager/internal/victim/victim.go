@@ -1,5 +1,5 @@
-// Package victim orders pods by which to delete first, in the order of
-// Kubernetes' controllers. It must never delete one.
+// Package victim orders pods by which to delete first, as Kubernetes' controllers do.
+// It must never delete one.
 package victim
 
 import (
@@ -15,7 +15,7 @@ import (
 	"keelson.dev/services/controller-manager/internal/podstate"
 )
 
-// candidate is what the order of deletion looks at.
+// candidate holds what the order of deletion depends on.
 type candidate struct {
 	pod       *corev1.Pod
 	bound     bool
@@ -69,7 +69,7 @@ func Order(active, related []*corev1.Pod, now time.Time) []*corev1.Pod {
 	return out
 }
 
-// compare is negative when a goes before b.
+// compare returns a negative number if a is deleted before b.
 func compare(a, b candidate) int {
 	return first(
 		boolRank(a.bound)-boolRank(b.bound),
@@ -129,7 +129,7 @@ func deletionCost(p *corev1.Pod) int32 {
 	return int32(v)
 }
 
-// magnitude is the order of magnitude of an age, 0 for an unknown one.
+// magnitude returns the order of magnitude of an age, 0 for an unknown one.
 func magnitude(since metav1.Time, now time.Time) int {
 	if since.IsZero() {
 		return 0

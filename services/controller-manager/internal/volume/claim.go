@@ -2,20 +2,19 @@
 // class keelson.dev/local, protects what is in use, and reclaims what is
 // released.
 //
-// A binding is two writes, in this order: the volume's claimRef (with the
-// claim's uid), then the claim's volumeName. A crash between them leaves a
-// volume that refers to the claim, which the next look completes; no volume is
-// ever reachable by two claims, because claimRef is written under the volume's
-// resourceVersion.
+// A binding is two writes, in this order: the volume's claimRef (with the claim's uid),
+// then the claim's volumeName. A crash between them leaves a volume that refers to the
+// claim, and the next reconcile completes the binding. No volume is ever bound to two
+// claims, because claimRef is written conditionally on the volume's resourceVersion.
 //
 // A local volume is a directory on one node: `spec.local.path` under
-// --local-volume-dir, which the node's agent makes when a pod first mounts it.
-// Its object carries the finalizer keelson.dev/local-data, which that agent takes
-// away once it has deleted the directory: a released volume whose policy is
-// Delete really is gone when its object is.
+// --local-volume-dir, which the node's agent creates when a pod first mounts it. Its
+// object carries the finalizer keelson.dev/local-data, which the agent removes once it
+// has deleted the directory. So the data of a released volume with policy Delete is
+// gone once the object is.
 //
-// It must never delete a volume that a claim may still be bound to: the server is
-// asked first.
+// It must never delete a volume that a claim may still be bound to: it checks with the
+// server first.
 package volume
 
 import (
@@ -48,7 +47,7 @@ type claims struct {
 	dir     string
 }
 
-// NewClaims is the controller of claims; dir is the directory of local volumes.
+// NewClaims returns the controller of claims. dir is the directory of local volumes.
 func NewClaims(s *cluster.Cluster, dir string) controller.Controller {
 	r := &claims{
 		Cluster: s, dir: dir,
@@ -70,8 +69,8 @@ func NewClaims(s *cluster.Cluster, dir string) controller.Controller {
 	}
 }
 
-// ofVolume is the claim that a volume refers to; a free volume may be what any
-// pending claim of its class waits for.
+// ofVolume maps a volume event to the claim that the volume refers to, or, for a free
+// volume, to the pending claims of its class.
 func (r *claims) ofVolume(ev client.Event[*corev1.PersistentVolume]) []controller.Key {
 	if ref := ev.Object.Spec.ClaimRef; ref != nil {
 		return []controller.Key{{Namespace: ref.Namespace, Name: ref.Name}}
@@ -99,8 +98,9 @@ func (r *claims) pending(className string) []controller.Key {
 	return keys
 }
 
-// ofNode is the claims without a volume, when a node that may hold one comes: of a
-// class that binds at once, they may have found none.
+// ofNode maps a node that has no taints any more, or is new without any, to the claims
+// without a volume: those of a class that binds immediately may have found no node
+// before.
 func (r *claims) ofNode(ev client.Event[*corev1.Node]) []controller.Key {
 	if ev.Type == client.Deleted || len(ev.Object.Spec.Taints) > 0 || ev.Old != nil && len(ev.Old.Spec.Taints) == 0 {
 		return nil
@@ -112,7 +112,7 @@ func (r *claims) ofNode(ev client.Event[*corev1.Node]) []controller.Key {
 	return keys
 }
 
-// ofPod is the claims that a pod held and may hold no longer.
+// ofPod maps a pod event to the claims that the pod used and may no longer use.
 func (r *claims) ofPod(ev client.Event[*corev1.Pod]) []controller.Key {
 	if ev.Type != client.Deleted && !podstate.Finished(ev.Object) {
 		return nil
@@ -153,7 +153,7 @@ func (r *claims) unprotect(ctx context.Context, c *corev1.PersistentVolumeClaim)
 			return nil
 		}
 	}
-	// The cache may be behind a pod that was just made: the server decides.
+	// The cache may not show a new pod yet, so the server decides.
 	for p, err := range r.pods.All(ctx, client.ListOptions{Namespace: c.Namespace}) {
 		if err != nil {
 			return err
@@ -169,7 +169,7 @@ func (r *claims) unprotect(ctx context.Context, c *corev1.PersistentVolumeClaim)
 	return ignorable("finalizer of claim "+c.Name, second(r.claims.Update(ctx, next)))
 }
 
-// bound completes a claim that names its volume.
+// bound completes the binding of a claim that names its volume.
 func (r *claims) bound(ctx context.Context, c *corev1.PersistentVolumeClaim) error {
 	v, err := r.volumes.Get(ctx, "", c.Spec.VolumeName)
 	switch {
@@ -203,7 +203,7 @@ func (r *claims) bound(ctx context.Context, c *corev1.PersistentVolumeClaim) err
 	return r.setPhase(ctx, c, corev1.ClaimBound, v)
 }
 
-// take writes the claim into the volume.
+// take writes the claim into the volume's claimRef.
 func (r *claims) take(ctx context.Context, c *corev1.PersistentVolumeClaim, v *corev1.PersistentVolume) (*corev1.PersistentVolume, error) {
 	if v.Spec.ClaimRef != nil && v.Spec.ClaimRef.UID == c.UID {
 		return v, nil
@@ -222,7 +222,7 @@ func (r *claims) take(ctx context.Context, c *corev1.PersistentVolumeClaim, v *c
 	return got, nil
 }
 
-// annotate writes the volume into the claim.
+// annotate writes the volume's name into the claim.
 func (r *claims) annotate(ctx context.Context, c *corev1.PersistentVolumeClaim, v *corev1.PersistentVolume) (*corev1.PersistentVolumeClaim, error) {
 	next := c.DeepCopy()
 	if next.Spec.VolumeName == "" {
@@ -256,7 +256,7 @@ func (r *claims) setPhase(ctx context.Context, c *corev1.PersistentVolumeClaim, 
 func (r *claims) bindOrProvision(ctx context.Context, c *corev1.PersistentVolumeClaim) error {
 	if c.Spec.StorageClassName == nil && class(c) == "" {
 		if def := Default(r.StorageClasses.List()); def != nil {
-			// The class came after the claim.
+			// The class was created after the claim.
 			next := c.DeepCopy()
 			next.Spec.StorageClassName = &def.Name
 			return ignorable("storage class of claim "+c.Name, second(r.claims.Update(ctx, next)))
@@ -312,8 +312,8 @@ func (r *claims) reaches(v *corev1.PersistentVolume, c *corev1.PersistentVolumeC
 	return err == nil && matches
 }
 
-// provision makes a local volume on the node that the scheduler chose, or, for a
-// class that does not wait, on any that is ready.
+// provision creates a local volume on the node that the scheduler chose, or, for a
+// class that binds immediately, on any ready node.
 func (r *claims) provision(ctx context.Context, c *corev1.PersistentVolumeClaim, sc *storagev1.StorageClass) error {
 	node, err := r.nodeFor(ctx, c)
 	if err != nil || node == nil {
@@ -344,7 +344,7 @@ func (r *claims) nodeFor(ctx context.Context, c *corev1.PersistentVolumeClaim) (
 		if !apierrors.IsNotFound(err) {
 			return n, err
 		}
-		// The node has gone: let the scheduler choose anew.
+		// The node is gone: the scheduler chooses again.
 		next := c.DeepCopy()
 		delete(next.Annotations, selectedNode)
 		return nil, ignorable("selected node of claim "+c.Name, second(r.claims.Update(ctx, next)))
@@ -364,8 +364,8 @@ func (r *claims) nodeFor(ctx context.Context, c *corev1.PersistentVolumeClaim) (
 
 func second[T any](_ T, err error) error { return err }
 
-// ignorable is nil for an object that has gone; a conflict is tried again with
-// what the cache shows then.
+// ignorable returns nil for errors about an object that is gone. A conflict is retried
+// with what the cache shows then.
 func ignorable(what string, err error) error {
 	if err == nil || apierrors.IsNotFound(err) {
 		return nil

@@ -13,7 +13,7 @@ import (
 // first consumer.
 const selectedNode = "volume.kubernetes.io/selected-node"
 
-// class is the storage class of a claim; "" wants a volume without one.
+// class returns the storage class of a claim; "" asks for a volume without one.
 func class(c *corev1.PersistentVolumeClaim) string {
 	if c.Spec.StorageClassName != nil {
 		return *c.Spec.StorageClassName
@@ -21,8 +21,8 @@ func class(c *corev1.PersistentVolumeClaim) string {
 	return c.Annotations[corev1.BetaStorageClassAnnotation]
 }
 
-// Default is the newest of the classes that are marked as default, as in
-// Kubernetes; nil if none is.
+// Default returns the newest of the classes that are marked as default, as in
+// Kubernetes, or nil if none is.
 func Default(classes []*storagev1.StorageClass) *storagev1.StorageClass {
 	var best *storagev1.StorageClass
 	for _, sc := range classes {
@@ -74,8 +74,8 @@ func Fits(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) bool {
 	return true
 }
 
-// Best is the volume to bind to a claim: one reserved for it, else the smallest
-// free one that fits; nil if there is none.
+// Best returns the volume to bind to a claim: one reserved for it, or else the smallest
+// free one that fits. It returns nil if there is none.
 func Best(c *corev1.PersistentVolumeClaim, volumes []*corev1.PersistentVolume) *corev1.PersistentVolume {
 	var best *corev1.PersistentVolume
 	for _, v := range volumes {

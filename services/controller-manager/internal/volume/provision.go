@@ -10,10 +10,10 @@ import (
 )
 
 const (
-	// Provisioner is the name under which classes ask for local volumes.
+	// Provisioner is the provisioner name of classes that provide local volumes.
 	Provisioner = "keelson.dev/local"
-	// DataFinalizer keeps a local volume's object until the node that holds its
-	// directory has deleted it.
+	// DataFinalizer keeps a local volume's object until the node with its directory has
+	// deleted the directory.
 	DataFinalizer = "keelson.dev/local-data"
 
 	// NodeLabel names the node that keeps a volume's data: it may watch and
@@ -36,7 +36,7 @@ func DefaultClass() *storagev1.StorageClass {
 	}
 }
 
-// Local is the volume for a claim on a node, or why there can be none. dir is
+// Local returns a new volume for a claim on a node, or why there can be none. dir is
 // the directory of all local volumes on every node.
 func Local(c *corev1.PersistentVolumeClaim, sc *storagev1.StorageClass, node *corev1.Node, dir string) (*corev1.PersistentVolume, error) {
 	switch {

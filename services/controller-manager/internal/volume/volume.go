@@ -23,7 +23,7 @@ type volumes struct {
 	volumes client.Resource[*corev1.PersistentVolume]
 }
 
-// NewVolumes is the controller of volumes: their phase, protection and reclaim.
+// NewVolumes returns the controller of volumes: their phase, protection and reclaim.
 func NewVolumes(s *cluster.Cluster) controller.Controller {
 	r := &volumes{
 		Cluster: s,
@@ -79,8 +79,8 @@ func (r *volumes) reconcile(ctx context.Context, key controller.Key) (controller
 	return controller.Result{}, r.reclaim(ctx, v)
 }
 
-// held reports whether the claim that a volume refers to exists; an absence is
-// believed from the server alone.
+// held reports whether the claim that a volume refers to exists. That it does not is
+// only concluded from the server.
 func (r *volumes) held(ctx context.Context, v *corev1.PersistentVolume) (bool, error) {
 	ref := v.Spec.ClaimRef
 	if ref == nil || ref.UID == "" {
@@ -109,7 +109,7 @@ func (r *volumes) unprotect(ctx context.Context, v *corev1.PersistentVolume) err
 	return ignorable("finalizer of volume "+v.Name, second(r.volumes.Update(ctx, next)))
 }
 
-// reclaim does with a released volume what its policy says.
+// reclaim applies the reclaim policy to a released volume.
 func (r *volumes) reclaim(ctx context.Context, v *corev1.PersistentVolume) error {
 	if err := r.setPhase(ctx, v, corev1.VolumeReleased); err != nil {
 		return err
@@ -118,7 +118,7 @@ func (r *volumes) reclaim(ctx context.Context, v *corev1.PersistentVolume) error
 		return nil
 	}
 	if v.Annotations[provisionedBy] != Provisioner {
-		// Its own provisioner deletes it; one made by hand has none.
+		// Its own provisioner deletes it. A volume created by hand has none.
 		if v.Annotations[provisionedBy] == "" {
 			r.Events.Warning(ctx, v, "VolumeFailedDelete", "error getting deleter volume plugin for volume %q: no volume plugin matched", v.Name)
 			return r.setPhase(ctx, v, corev1.VolumeFailed)
@@ -137,8 +137,8 @@ func (r *volumes) setPhase(ctx context.Context, v *corev1.PersistentVolume, phas
 	return ignorable("status of volume "+v.Name, second(r.volumes.UpdateStatus(ctx, next)))
 }
 
-// NewDefaultClass is the controller that makes the default storage class of a new
-// cluster: once a term, and only where there is no class at all.
+// NewDefaultClass returns the controller that creates the default storage class of a
+// new cluster: once per term of leadership, and only if there is no class at all.
 func NewDefaultClass(s *cluster.Cluster) controller.Controller {
 	once := make(chan controller.Key, 1)
 	once <- controller.Key{Name: DefaultClass().Name}
