@@ -11,8 +11,8 @@ import (
 	"keelson.dev/services/scheduler/internal/state"
 )
 
-// The weights of scores, as in Kubernetes' default profile; those of the local
-// ones (resources and images) are 1.
+// The weights of scores, as in Kubernetes' default profile. Those of the local scores
+// (resources and images) are 1.
 const (
 	taintWeight    = 3
 	affinityWeight = 2
@@ -20,7 +20,7 @@ const (
 	podsWeight     = 2
 )
 
-// class is the evaluation that all pods share that are alike.
+// class is the evaluation shared by all pods that are alike to the scheduler.
 type class struct {
 	key     string
 	env     *plugin.Env
@@ -33,9 +33,9 @@ type class struct {
 	spread   *plugin.Spread
 	affinity *plugin.Affinity
 
-	// By node index: which local filter refuses the node, counted from 1; what the
-	// local scores add up to; and raw scores that are normalized later, nil as
-	// long as all are 0.
+	// By node index: the local filter that refuses the node, counted from 1; the sum of
+	// the local scores; and raw scores that are normalized later, nil as long as all
+	// are 0.
 	refused  []refusedBy
 	counts   map[refusedBy]int // nodes refused in each way
 	score    []int32
@@ -48,18 +48,18 @@ type class struct {
 	selectors uint64
 
 	used uint64
-	// message explains that there is no node, as of a moment.
+	// message explains why there is no node, as of a moment.
 	message   *refusal
 	messageAt moment
 }
 
-// moment is what a message depends on.
+// moment holds what a message depends on.
 type moment struct{ position, namespaces uint64 }
 
 func (c *class) now() moment { return moment{c.position, c.env.NamespacesSeen} }
 
-// refusedBy is the filter that refuses a node, counted from 1, and its code; 0
-// is none.
+// refusedBy is the filter that refuses a node, counted from 1, and its code; 0 means
+// that none does.
 type refusedBy uint32
 
 func (r refusedBy) filter() int { return int(r>>16) - 1 }
@@ -99,7 +99,7 @@ func (c *class) buildGlobal() {
 	c.affinity = plugin.NewAffinity(c.env, c.pod)
 }
 
-// evaluate asks the local plugins about a node.
+// evaluate runs the local plugins for a node.
 func (c *class) evaluate(n *state.Node) {
 	for len(c.refused) <= n.Index {
 		c.refused = append(c.refused, 0)
@@ -133,7 +133,7 @@ func (c *class) refuses(n *state.Node) refusedBy {
 	return 0
 }
 
-// count notes how the node of an index is refused.
+// count records which filter refuses the node of an index.
 func (c *class) count(index int, by refusedBy) {
 	old := c.refused[index]
 	if old == by {
@@ -158,7 +158,7 @@ func put(to []int64, i int, v int64) []int64 {
 	return to
 }
 
-// update takes in what happened since the last time.
+// update applies the changes since the last update.
 func (c *class) update() {
 	changes, known := c.env.Since(c.position)
 	if !known || c.epoch != c.env.Epoch || len(changes) > len(c.env.Nodes)+1000 {
@@ -166,8 +166,8 @@ func (c *class) update() {
 		changes = nil
 	}
 	c.position = c.env.Position()
-	// Nodes and domains are numbered as they are now: changes from before others
-	// came or went cannot be taken in one by one.
+	// Nodes and domains have their current numbers, so changes from before a
+	// renumbering cannot be applied one by one.
 	const renumbered = state.NodeAdded | state.NodeRemoved | state.NodeLabels
 	again := slices.ContainsFunc(changes, func(ch state.Change) bool { return ch.What&renumbered != 0 }) ||
 		c.affinity.Stale() || slices.ContainsFunc(c.global, func(g plugin.Shared) bool { return g.Stale() })
@@ -203,8 +203,8 @@ func (c *class) apply(ch *state.Change) bool {
 	return (c.spread == nil || c.spread.Apply(ch)) && c.affinity.Apply(ch)
 }
 
-// keyOf is equal for pods that are alike to the scheduler. Volumes are not part
-// of it.
+// keyOf returns the same key for pods that are alike to the scheduler. Volumes are not
+// part of it.
 func keyOf(p *state.Pod, b []byte) []byte {
 	text := func(s string) {
 		b = strconv.AppendInt(b, int64(len(s)), 36)

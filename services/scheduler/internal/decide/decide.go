@@ -1,8 +1,9 @@
-// Package decide chooses the node for a pod. Pods alike share one evaluation of
-// all nodes, which is kept up to date by what changed since, so that the usual
-// decision asks plugins about one node only and otherwise walks over plain arrays.
+// Package decide chooses the node for a pod. Pods that are alike to the scheduler share
+// one evaluation of all nodes, which is updated incrementally from the log of changes.
+// A typical decision therefore asks plugins about one node only and otherwise walks
+// over plain arrays.
 //
-// It must never change the state; the caller does, with the verdict.
+// It must never change the state; the caller does that, according to the verdict.
 package decide
 
 import (
@@ -20,13 +21,13 @@ import (
 // maxClasses is the number of evaluations that are kept.
 const maxClasses = 256
 
-// Engine decides. It belongs to the goroutine that the state belongs to.
+// Engine makes decisions. It belongs to the goroutine that owns the state.
 type Engine struct {
 	env     *plugin.Env
 	classes map[string]*class
 	clock   uint64
-	// turn is where the search for the best node begins, so that equals take
-	// turns.
+	// turn is where the search for the best node begins, so that nodes with equal
+	// scores take turns.
 	turn int
 
 	key      []byte
@@ -35,26 +36,26 @@ type Engine struct {
 	scores   []int64
 }
 
-// New makes an engine.
+// New returns an engine.
 func New(env *plugin.Env) *Engine {
 	return &Engine{env: env, classes: map[string]*class{}}
 }
 
-// Verdict is a decision.
+// Verdict is the result of a decision.
 type Verdict struct {
-	// Node is the best one; nil if none will do.
+	// Node is the best node, or nil if none is feasible.
 	Node *state.Node
-	// Feasible is the number of nodes that would do, of Nodes.
+	// Feasible is the number of feasible nodes among Nodes.
 	Feasible, Nodes int
-	// Message says in Kubernetes' words why no node will do, and Plugins which
-	// plugins refused at least one.
+	// Message explains in Kubernetes' words why no node is feasible. Plugins lists the
+	// plugins that refused at least one.
 	Message string
 	Plugins []string
-	// Class is the same for pods alike.
+	// Class is the same for pods that are alike to the scheduler.
 	Class string
 }
 
-// Decide chooses a node. extra are filters of this very pod (its volumes); their
+// Decide chooses a node. extra are filters for this particular pod (its volumes); their
 // refusals count after those of the local filters.
 func (e *Engine) Decide(p *state.Pod, extra ...plugin.Filter) *Verdict {
 	if e.env.NodeCount() == 0 {
@@ -94,8 +95,8 @@ nodes:
 	return v
 }
 
-// Refuse is the verdict on a pod that no node can be found for, for a reason that
-// has nothing to do with any node.
+// Refuse returns the verdict on a pod that cannot be scheduled for a reason that does
+// not depend on any node.
 func (e *Engine) Refuse(p *state.Pod, plugin, reason string) *Verdict {
 	n := e.env.NodeCount()
 	return &Verdict{
@@ -104,7 +105,7 @@ func (e *Engine) Refuse(p *state.Pod, plugin, reason string) *Verdict {
 	}
 }
 
-// class finds or makes the evaluation for a pod.
+// class returns the evaluation for a pod, and makes it if there is none.
 func (e *Engine) class(p *state.Pod) *class {
 	e.clock++
 	e.key = keyOf(p, e.key[:0])
@@ -120,7 +121,7 @@ func (e *Engine) class(p *state.Pod) *class {
 	return c
 }
 
-// evict drops the half that was not used for longest.
+// evict drops the least recently used half of the evaluations.
 func (e *Engine) evict() {
 	used := make([]uint64, 0, len(e.classes))
 	for _, c := range e.classes {
@@ -134,7 +135,8 @@ func (e *Engine) evict() {
 	}
 }
 
-// best is the feasible node with the highest score; equals take turns.
+// best returns the feasible node with the highest score. Nodes with equal scores take
+// turns.
 func (e *Engine) best(c *class) *state.Node {
 	if len(e.feasible) == 1 {
 		return e.feasible[0]
@@ -197,7 +199,7 @@ func (e *Engine) plus(weight int64) {
 	}
 }
 
-// among decides for a pod that names the nodes it may run on.
+// among decides for a pod that may run only on the named nodes.
 func (e *Engine) among(p *state.Pod, names sets.Set[string], extra []plugin.Filter) *Verdict {
 	filters := append(plugin.Local(p), extra...)
 	for _, f := range plugin.Global(e.env, p) {
@@ -244,7 +246,7 @@ func refuses(filters []plugin.Filter, n *state.Node) plugin.Filter {
 	return nil
 }
 
-// explain says why there is no node.
+// explain sets the message that explains why there is no node.
 func (e *Engine) explain(c *class, extra []plugin.Filter) *refusal {
 	if len(extra) == 0 && c.message != nil && c.messageAt == c.now() {
 		return c.message
@@ -312,7 +314,7 @@ func (t *tally) by(name string) {
 	t.plugins.Insert(name)
 }
 
-// refusal puts the reasons into Kubernetes' words.
+// refusal formats the reasons in Kubernetes' words.
 func (t *tally) refusal(nodes int) *refusal {
 	parts := make([]string, 0, len(t.reasons))
 	for reason, n := range t.reasons {

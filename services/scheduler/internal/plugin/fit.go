@@ -6,7 +6,7 @@ import (
 	"keelson.dev/services/scheduler/internal/state"
 )
 
-// fit refuses nodes that have not enough of what the pod requests.
+// fit refuses nodes that lack resources that the pod requests.
 type fit struct{ pod *state.Pod }
 
 func (*fit) Name() string { return NodeResourcesFit }
@@ -81,7 +81,7 @@ func (f *fit) fitsEmpty(n *state.Node) bool {
 	return f.Check(&empty)
 }
 
-// LeastAllocated prefers nodes with much left of CPU and memory.
+// LeastAllocated prefers nodes with much unallocated CPU and memory.
 func LeastAllocated(p *state.Pod, n *state.Node) int64 {
 	var sum, parts int64
 	for _, r := range [2][2]int64{
@@ -103,9 +103,9 @@ func LeastAllocated(p *state.Pod, n *state.Node) int64 {
 	return sum / parts
 }
 
-// BalancedAllocation prefers nodes whose use of CPU and of memory the pod brings
-// closer together: 75 is no change, 100 the best and 50 the worst. Pods that
-// request neither get 0 everywhere.
+// BalancedAllocation prefers nodes on which the pod makes the use of CPU and of memory
+// more equal: 75 is no change, 100 the best and 50 the worst. Pods that request neither
+// get 0 on every node.
 func BalancedAllocation(p *state.Pod, n *state.Node) int64 {
 	if p.Requests.CPU == 0 && p.Requests.Memory == 0 {
 		return 0

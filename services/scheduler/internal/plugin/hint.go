@@ -8,22 +8,22 @@ import (
 	"keelson.dev/services/scheduler/internal/state"
 )
 
-// Event is something that happened and may help a pod that was refused.
+// Event is a change in the cluster that may help a pod that was refused.
 type Event struct {
-	// Node changed, in the ways of What.
+	// Node is the node that changed, in the ways of What.
 	Node *state.Node
 	What state.NodeChange
-	// Came and Went are pods that are now on a node and no longer there; both are
-	// set when a pod changed.
+	// Came is a pod that is now on a node, and Went one that no longer is. Both are set
+	// if a pod changed.
 	Came, Went *state.Pod
-	// Namespaces says that labels of a namespace changed.
+	// Namespaces is true if the labels of a namespace changed.
 	Namespaces bool
-	// Volumes says that a claim, a volume or a storage class changed.
+	// Volumes is true if a claim, a volume or a storage class changed.
 	Volumes bool
 }
 
-// Helps reports whether an event may change the refusal of one of the plugins. It
-// may say yes in vain, but never no in vain.
+// Helps reports whether an event may change the refusal of one of the plugins. It may
+// return true needlessly, but must never return false for an event that helps.
 func Helps(env *Env, p *state.Pod, plugins []string, ev *Event) bool {
 	return slices.ContainsFunc(plugins, func(name string) bool {
 		switch name {

@@ -2,16 +2,15 @@ package plugin
 
 import "keelson.dev/services/scheduler/internal/state"
 
-// Sizes of images, in bytes: less than the least makes no difference, more than
-// the most (a container) no greater one.
+// Sizes of images, in bytes. Totals up to leastImages score 0, and totals from
+// mostImages per image score the most.
 const (
 	leastImages = 23 << 20
 	mostImages  = 1000 << 20
 )
 
-// ImageLocality prefers nodes that have the pod's images; nil where it makes no
-// difference on any node. An image that few nodes have counts little, so that
-// these nodes do not get all the pods.
+// ImageLocality prefers nodes that have the pod's images. An image that few nodes have
+// counts little, so that these nodes do not get all the pods.
 func ImageLocality(env *Env, p *state.Pod) func(n *state.Node) int64 {
 	spec := &p.Object.Spec
 	var names []string

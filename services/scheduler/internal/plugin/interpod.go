@@ -6,7 +6,7 @@ import (
 	"keelson.dev/services/scheduler/internal/state"
 )
 
-// counted is one term of the pod itself, with the pods that it matches by
+// counted is one of the pod's own terms, with the number of pods that it matches by
 // domain.
 type counted struct {
 	term    *state.Term
@@ -36,8 +36,8 @@ func (c *counted) in(n *state.Node) int32 {
 	return c.counts[d]
 }
 
-// neighbours is what the filter and the score of inter-pod affinity have in
-// common: the pod's own terms with counts, and the terms of others that match it.
+// neighbours is what the filter and the score of inter-pod affinity share: the pod's
+// own terms with counts, and the terms of other pods that match it.
 type neighbours struct {
 	env        *Env
 	pod        *state.Pod
@@ -46,11 +46,11 @@ type neighbours struct {
 	read       int            // of env.Groups
 	epoch      uint64
 	namespaces uint64
-	// selects says that namespaces' labels matter.
+	// selects is true if the labels of namespaces matter.
 	selects bool
 	own     []counted
-	// joint says that only pods that match all affinity terms count for them: the
-	// first `joint` ones of own.
+	// joint is the number of affinity terms at the start of own for which only pods
+	// that match all of them count.
 	joint int
 }
 
@@ -127,12 +127,12 @@ func (b *neighbours) Refresh() {
 	}
 }
 
-// interPod refuses nodes that required affinity or anti-affinity between pods
-// forbids: the pod's own, and the anti-affinity of those already there.
+// interPod refuses nodes that required affinity or anti-affinity between pods forbids:
+// the pod's own, and the anti-affinity of existing pods.
 type interPod struct {
 	neighbours
-	// selfish says that the pod matches its own affinity terms, so that it may be
-	// the first of its kind.
+	// selfish is true if the pod matches its own affinity terms, so that it may be the
+	// first of its kind.
 	selfish bool
 }
 
@@ -186,11 +186,11 @@ func (f *interPod) affine(n *state.Node) bool {
 	return there || (nowhere && f.selfish)
 }
 
-// Affinity scores nodes by preferred affinity between pods: the pod's own and
-// that of those already there.
+// Affinity scores nodes by preferred affinity between pods: the pod's own and that of
+// existing pods.
 type Affinity struct{ neighbours }
 
-// NewAffinity makes the score.
+// NewAffinity returns the score.
 func NewAffinity(env *Env, p *state.Pod) *Affinity {
 	s := &Affinity{}
 	s.begin(env, p, state.Attracts)
@@ -242,8 +242,8 @@ func (s *Affinity) Scores(feasible []*state.Node, out []int64) {
 	}
 }
 
-// Normalize brings raw scores, of which the largest is most, to 0 to MaxScore;
-// reverse gives the smallest the best.
+// Normalize scales raw scores, the largest of which is most, to the range 0 to
+// MaxScore. With reverse, the smallest gets the best score.
 func Normalize(raw, most int64, reverse bool) int64 {
 	score := int64(0)
 	if most > 0 {

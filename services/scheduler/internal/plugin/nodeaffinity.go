@@ -40,8 +40,8 @@ var nodeAffinityReasons = []string{"node(s) didn't match Pod's node affinity/sel
 
 func (*nodeAffinity) Explain(*state.Node) []string { return nodeAffinityReasons }
 
-// OnlyNodes are the names of the only nodes that the pod's affinity can match,
-// as the pods of a DaemonSet have it; false if it names none.
+// OnlyNodes returns the names of the only nodes that the pod's affinity can match, as
+// for pods of a DaemonSet. It returns false if the affinity names none.
 func OnlyNodes(p *state.Pod) (sets.Set[string], bool) {
 	required := requiredTerms(p)
 	if required == nil || len(required.NodeSelectorTerms) == 0 {
@@ -68,8 +68,8 @@ func OnlyNodes(p *state.Pod) (sets.Set[string], bool) {
 	return names, true
 }
 
-// PreferredNodes scores nodes by the pod's preferred node affinity; nil if it has
-// none.
+// PreferredNodes scores nodes by the pod's preferred node affinity. It is nil if the
+// pod has none.
 func PreferredNodes(p *state.Pod) func(n *state.Node) int64 {
 	a := p.Object.Spec.Affinity
 	if a == nil || a.NodeAffinity == nil || len(a.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution) == 0 {

@@ -1,12 +1,11 @@
-// Package plugin is the rules of scheduling: filters, which refuse nodes and say
-// why in Kubernetes' words, and scores. One file each.
+// Package plugin implements the rules of scheduling: filters, which refuse nodes and
+// explain why in Kubernetes' words, and scores. Each is in a file of its own.
 //
-// A plugin is made for one pod (or for all pods alike) and asked about nodes. A
-// local one depends on the node that it is asked about and on nothing else; a
-// shared one depends on other nodes too, and follows the log of changes.
+// A plugin is created for one pod (or for all pods that are alike) and asked about
+// nodes. A local plugin depends only on the node that it is asked about. A shared one
+// also depends on other nodes, and follows the log of changes.
 //
-// It must never change the state that it reads, and never decide what to do about
-// a refusal.
+// It must never change the state that it reads, nor decide what to do about a refusal.
 package plugin
 
 import (
@@ -30,7 +29,7 @@ const (
 	SchedulingGates    = "SchedulingGates"
 )
 
-// MaxScore is the best score that a plugin gives.
+// MaxScore is the highest score that a plugin gives.
 const MaxScore = 100
 
 // Filter refuses nodes.
@@ -38,7 +37,7 @@ type Filter interface {
 	Name() string
 	// Check reports whether the node is feasible.
 	Check(n *state.Node) bool
-	// Explain says why a node will not do: one or more reasons.
+	// Explain returns one or more reasons why a node is not feasible.
 	Explain(n *state.Node) []string
 }
 
@@ -46,12 +45,14 @@ type Filter interface {
 // code are refused for the same reasons; the code of other filters is 0.
 type Coder interface{ Code(n *state.Node) uint16 }
 
-// Follower is a plugin that depends on more than the node it is asked about.
+// Follower is a plugin that does not depend only on the node it is asked about.
 type Follower interface {
-	// Apply takes in a change; false says that it must be made anew. So it must
-	// when nodes came, went or got other labels; it is then not called.
+	// Apply applies a change. It returns false if the plugin must be created again.
+	// That is also so if nodes were added, removed or relabeled; Apply is not called
+	// then.
 	Apply(ch *state.Change) bool
-	// Stale reports whether something else changed, so that it must be made anew.
+	// Stale reports whether something else changed, so that the plugin must be created
+	// again.
 	Stale() bool
 	// Refresh is called before the first question after changes.
 	Refresh()
@@ -63,18 +64,19 @@ type Shared interface {
 	Follower
 }
 
-// Env is what plugins know beside the pod.
+// Env is what plugins know besides the pod.
 type Env struct {
 	*state.Cluster
-	// DefaultSelector selects the pods that belong together with a pod: those of
-	// its Services and of its controller. An empty one means that there is none.
+	// DefaultSelector returns the selector of the pods that belong together with a pod:
+	// those of its Services and its controller. An empty selector means that there are
+	// none.
 	DefaultSelector func(p *state.Pod) labels.Selector
 	// Selectors counts the changes that may change a default selector.
 	Selectors uint64
 }
 
-// Local makes the filters that depend on one node only, in the order in which
-// their refusals count.
+// Local returns the filters that depend on one node only, in the order in which their
+// refusals count.
 func Local(p *state.Pod) []Filter {
 	out := []Filter{newUnschedulable(p), newTaints(p)}
 	if f := newNodeAffinity(p); f != nil {
@@ -86,7 +88,7 @@ func Local(p *state.Pod) []Filter {
 	return append(out, &fit{p})
 }
 
-// Global makes the filters that depend on other nodes too.
+// Global returns the filters that also depend on other nodes.
 func Global(env *Env, p *state.Pod) []Shared {
 	var out []Shared
 	if f := newSpread(env, p); f != nil {

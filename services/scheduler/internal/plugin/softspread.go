@@ -8,25 +8,25 @@ import (
 	"keelson.dev/services/scheduler/internal/state"
 )
 
-// Spread scores nodes by how little the pod would make its spread over domains
-// uneven: by its own soft constraints or, if it has no constraints at all, by
-// those that every pod has that belongs to a Service or a controller.
+// Spread scores nodes by how even they keep the spread of pods over domains: according
+// to the pod's own soft constraints or, if it has no constraints at all, to the default
+// ones for pods that belong to a Service or a controller.
 type Spread struct {
 	spreading
-	// hosts are the counts by node of constraints over hosts; nil for others.
+	// hosts holds the counts by node of constraints over host names; nil for others.
 	hosts [][]int32
-	// Of one decision.
+	// The rest is for one decision.
 	weights []float64
 	seen    [][]bool
 }
 
-// defaultConstraints are those of Kubernetes' scheduler.
+// defaultConstraints holds the default constraints of Kubernetes' scheduler.
 var defaultConstraints = []corev1.TopologySpreadConstraint{
 	{TopologyKey: corev1.LabelHostname, WhenUnsatisfiable: corev1.ScheduleAnyway, MaxSkew: 3},
 	{TopologyKey: corev1.LabelTopologyZone, WhenUnsatisfiable: corev1.ScheduleAnyway, MaxSkew: 5},
 }
 
-// NewSpread makes the score; nil if it makes no difference.
+// NewSpread returns the score, or nil if it makes no difference.
 func NewSpread(env *Env, p *state.Pod) *Spread {
 	s := &Spread{}
 	if len(p.Object.Spec.TopologySpreadConstraints) > 0 {
@@ -166,7 +166,7 @@ func (s *Spread) weigh(feasible []*state.Node) {
 				if s.ignored(n) {
 					continue
 				}
-				// Nodes without the key count as one domain more.
+				// Nodes without the key count as one more domain.
 				if at := d.Of(n) + 1; !s.seen[j][at] {
 					s.seen[j][at] = true
 					size++

@@ -18,23 +18,23 @@ type constraint struct {
 	selector   labels.Selector
 	self       int32 // 1 if the pod itself counts
 	domains    *state.Domains
-	// affinity and taints say which nodes count.
+	// affinity and taints decide which nodes count.
 	affinity, taints bool
-	// eligible nodes, by index; counts of matching pods and numbers of eligible
-	// nodes, by domain.
+	// eligible holds the eligible nodes by index; the other two hold the counts of
+	// matching pods and the numbers of eligible nodes by domain.
 	eligible []bool
 	counts   []int32
 	nodes    []int32
 	least    int32 // of counts, over domains with nodes
 }
 
-// spreading is what hard and soft constraints have in common.
+// spreading is what hard and soft constraints share.
 type spreading struct {
 	env         *Env
 	pod         *state.Pod
 	required    nodeaffinity.RequiredNodeAffinity
 	constraints []constraint
-	// all says that only nodes with all topology keys count.
+	// all is true if only nodes with all topology keys count.
 	all   bool
 	dirty bool
 }
@@ -61,7 +61,7 @@ func constraintsOf(p *state.Pod, action corev1.UnsatisfiableConstraintAction) []
 	return out
 }
 
-// build reads the constraints and counts; false if there are none.
+// build reads the constraints and counts. It returns false if there are none.
 func (s *spreading) build(env *Env, p *state.Pod, from []corev1.TopologySpreadConstraint, all bool) bool {
 	if len(from) == 0 {
 		return false
@@ -92,7 +92,7 @@ func (s *spreading) build(env *Env, p *state.Pod, from []corev1.TopologySpreadCo
 	return true
 }
 
-// withLabelKeys narrows a selector to the pod's own values of some labels.
+// withLabelKeys narrows a selector to the pod's own values of the given labels.
 func withLabelKeys(sel labels.Selector, keys []string, set labels.Set) labels.Selector {
 	own := labels.Set{}
 	for _, key := range keys {
@@ -146,7 +146,7 @@ func (s *spreading) count() {
 	s.dirty = true
 }
 
-// at makes room for a domain.
+// at grows the counts to hold a domain.
 func (c *constraint) at(d int32) {
 	for int(d) >= len(c.counts) {
 		c.counts = append(c.counts, 0)

@@ -49,8 +49,8 @@ func tolerates(tolerations []corev1.Toleration, taint *corev1.Taint) bool {
 	return false
 }
 
-// AvoidedTaints is the number of taints that the pod would rather not meet:
-// fewer is better.
+// AvoidedTaints returns the number of PreferNoSchedule taints that the pod does not
+// tolerate: fewer is better.
 func AvoidedTaints(p *state.Pod, n *state.Node) int64 {
 	var count int64
 	for i := range n.Object.Spec.Taints {

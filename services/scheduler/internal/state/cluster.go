@@ -1,11 +1,11 @@
-// Package state is the scheduler's picture of the cluster: nodes, what their
-// pods request, and counts by topology domain, all kept up to date by
-// increments, so that a decision never walks over all pods.
+// Package state is the scheduler's view of the cluster: nodes, what their pods request,
+// and counts by topology domain. All are updated incrementally, so that a decision
+// never walks over all pods.
 //
-// Everything is numbered: nodes by a dense index, domains of a topology key as
-// well, so that plugins keep plain arrays.
+// Nodes have a dense index, and so have the domains of each topology key, so that
+// plugins can use plain arrays.
 //
-// It must never be used by two goroutines at once, and never speaks to anybody.
+// It must never be used by two goroutines at once, and does no I/O.
 package state
 
 import (
@@ -18,17 +18,17 @@ import (
 // Key names a pod.
 type Key struct{ Namespace, Name string }
 
-// Change is one entry of the log of what happened to nodes and their pods.
+// Change is an entry in the log of changes to nodes and their pods.
 type Change struct {
 	Node *Node
-	// What is set if the node itself changed.
+	// What is not 0 if the node itself changed.
 	What NodeChange
 	// Pod came, or went if Gone.
 	Pod  *Pod
 	Gone bool
 }
 
-// Cluster is the picture.
+// Cluster is the view of the cluster.
 type Cluster struct {
 	// Nodes by index; nil at indexes without a node.
 	Nodes []*Node
@@ -36,13 +36,13 @@ type Cluster struct {
 	free  []int
 	names map[string]*Node
 	pods  map[Key]*Pod
-	// homeless are pods on nodes that are not known (yet).
+	// homeless holds the pods on nodes that are not known (yet).
 	homeless map[string]map[Key]*Pod
 	byNS     map[string]map[Key]*Pod
 
 	domains map[string]*Domains
 	groups  map[string]*Group
-	// Groups in the order in which they came, none ever removed in an epoch.
+	// Groups is in order of appearance; none is removed within an epoch.
 	Groups []*Group
 	live   int // groups with owners
 
@@ -53,16 +53,16 @@ type Cluster struct {
 	claims         map[Key]int    // pods that use a claim
 
 	// Epoch changes when indexes lose their meaning: a reader that kept any starts
-	// anew.
+	// over.
 	Epoch uint64
 	log   []Change
 	base  uint64
 }
 
-// logSize is the number of changes kept; a reader that is further behind starts anew.
+// logSize is the number of changes kept. A reader that is further behind starts over.
 const logSize = 1 << 15
 
-// New makes an empty picture.
+// New returns an empty view.
 func New() *Cluster {
 	return &Cluster{
 		names:      map[string]*Node{},
@@ -77,7 +77,7 @@ func New() *Cluster {
 	}
 }
 
-// NodeCount is the number of nodes.
+// NodeCount returns the number of nodes.
 func (c *Cluster) NodeCount() int { return c.count }
 
 // Node returns a node by name, or nil.
@@ -86,19 +86,19 @@ func (c *Cluster) Node(name string) *Node { return c.names[name] }
 // Pod returns a pod that is on a node, or nil.
 func (c *Cluster) Pod(key Key) *Pod { return c.pods[key] }
 
-// PodCount is the number of pods on nodes.
+// PodCount returns the number of pods on nodes.
 func (c *Cluster) PodCount() int { return len(c.pods) }
 
-// PodsIn are the pods on nodes of a namespace.
+// PodsIn returns the pods of a namespace that are on nodes.
 func (c *Cluster) PodsIn(namespace string) map[Key]*Pod { return c.byNS[namespace] }
 
-// Pods are all pods on nodes.
+// Pods returns all pods on nodes.
 func (c *Cluster) Pods() map[Key]*Pod { return c.pods }
 
-// Position is the end of the log.
+// Position returns the end of the log.
 func (c *Cluster) Position() uint64 { return c.base + uint64(len(c.log)) }
 
-// Since is the log after a position; false when it is no longer known.
+// Since returns the log after a position. It returns false if that part was dropped.
 func (c *Cluster) Since(pos uint64) ([]Change, bool) {
 	if pos < c.base {
 		return nil, false
@@ -116,7 +116,8 @@ func (c *Cluster) note(ch Change) {
 	c.log = append(c.log, ch)
 }
 
-// SetNode takes over a node and returns what changed; 0 is nothing that matters.
+// SetNode adds or replaces a node and returns what changed; 0 means nothing that
+// matters.
 func (c *Cluster) SetNode(o *corev1.Node) NodeChange {
 	n := c.names[o.Name]
 	if n == nil {
@@ -167,7 +168,7 @@ func (c *Cluster) SetNode(o *corev1.Node) NodeChange {
 	return what
 }
 
-// RemoveNode forgets a node. Its pods stay known, without a home.
+// RemoveNode removes a node. Its pods become homeless.
 func (c *Cluster) RemoveNode(name string) {
 	n := c.names[name]
 	if n == nil {
@@ -217,8 +218,8 @@ func (c *Cluster) shelter(node string, p *Pod) {
 	c.homeless[node][Key{p.Namespace, p.Name}] = p
 }
 
-// SetPod takes over a pod that is bound or assumed to be on a node; it replaces
-// the one of that name. It returns what it replaced.
+// SetPod adds or replaces a pod that is bound or assumed to be on a node. It returns
+// the pod of that name that it replaced.
 func (c *Cluster) SetPod(p *Pod) (old *Pod) {
 	if len(c.Groups) > 2*c.live+1024 {
 		c.renumber()
@@ -239,7 +240,7 @@ func (c *Cluster) SetPod(p *Pod) (old *Pod) {
 	return old
 }
 
-// RemovePod forgets a pod and returns it; nil if it was not known.
+// RemovePod removes a pod and returns it, or nil if it was not known.
 func (c *Cluster) RemovePod(key Key) *Pod {
 	p := c.pods[key]
 	if p == nil {
@@ -274,8 +275,8 @@ func (c *Cluster) unsettle(n *Node, p *Pod) {
 	c.note(Change{Node: n, Pod: p, Gone: true})
 }
 
-// SetNamespace sets a namespace's labels; nil deletes it. It reports whether
-// they changed.
+// SetNamespace sets a namespace's labels; nil deletes it. It reports whether they
+// changed.
 func (c *Cluster) SetNamespace(name string, set labels.Set) bool {
 	old, known := c.namespaces[name]
 	if set == nil {
@@ -290,7 +291,7 @@ func (c *Cluster) SetNamespace(name string, set labels.Set) bool {
 	return true
 }
 
-// NamespaceLabels are a namespace's labels; nil if it is not known.
+// NamespaceLabels returns a namespace's labels, or nil if it is not known.
 func (c *Cluster) NamespaceLabels(name string) labels.Set { return c.namespaces[name] }
 
 func (c *Cluster) countImages(images map[string]int64, sign int) {
@@ -301,7 +302,7 @@ func (c *Cluster) countImages(images map[string]int64, sign int) {
 	}
 }
 
-// NodesWithImage is the number of nodes that have an image.
+// NodesWithImage returns the number of nodes that have an image.
 func (c *Cluster) NodesWithImage(name string) int { return c.images[name] }
 
 func (c *Cluster) countClaims(p *Pod, sign int) {
@@ -313,5 +314,5 @@ func (c *Cluster) countClaims(p *Pod, sign int) {
 	}
 }
 
-// PodsWithClaim is the number of pods on nodes that use a claim.
+// PodsWithClaim returns the number of pods on nodes that use a claim.
 func (c *Cluster) PodsWithClaim(namespace, name string) int { return c.claims[Key{namespace, name}] }
