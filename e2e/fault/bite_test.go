@@ -17,8 +17,8 @@ import (
 	"keelson.dev/e2e/internal/wait"
 )
 
-// TestFaultsBite shows that those faults have an effect whose absence no other test would
-// notice.
+// TestFaultsBite checks the effect of the faults that, if they had none, would go unnoticed by every
+// other test.
 func TestFaultsBite(t *testing.T) {
 	c := start(t, withFailpoints(t))
 	hc, err := newHTTP(c.pki)
@@ -26,7 +26,7 @@ func TestFaultsBite(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := 0
-	// create makes an object at the first member.
+	// create creates an object at the first member.
 	create := func(obj metav1.Object, path string, into any) (time.Duration, error) {
 		t.Helper()
 		n++
@@ -51,7 +51,7 @@ func TestFaultsBite(t *testing.T) {
 		_, err := create(&coordinationv1.Lease{}, "/apis/coordination.k8s.io/v1/namespaces/default/leases", nil)
 		return err
 	}
-	// quick is the shortest time of five writes.
+	// quick returns the shortest duration of five writes.
 	quick := func() time.Duration {
 		t.Helper()
 		least := time.Minute
@@ -69,7 +69,7 @@ func TestFaultsBite(t *testing.T) {
 		}
 		made, _ := configMap()
 		if off := time.Until(made.CreationTimestamp.Time) - by; off.Abs() > 30*time.Second {
-			t.Errorf("a clock that was moved by %s is off by a further %s", by, off)
+			t.Errorf("a clock that was moved by %s differs from that by %s", by, off)
 		}
 	}
 
@@ -90,7 +90,7 @@ func TestFaultsBite(t *testing.T) {
 	}
 	c.Network.Heal()
 	if took := quick(); took >= slow {
-		t.Errorf("after all that a write took %s", took)
+		t.Errorf("after all faults were healed, a write took %s", took)
 	}
 
 	c.Network.Set(0, c.Network.Clients(), Link{Cut: true})

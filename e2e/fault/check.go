@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Watched is what one watch, cut and resumed often, has seen.
+// Watched is what one watch has seen, over all the times that it was cut and resumed.
 type Watched struct {
 	Name   string
 	Kind   string
@@ -16,12 +16,11 @@ type Watched struct {
 	// excluded, last included) across which the server could not resume it.
 	From int64
 	Gaps [][2]int64
-	// Resumed counts how often it was cut and went on.
+	// Resumed counts how often the watch was cut and resumed.
 	Resumed int
 }
 
-// merge checks the watches of one kind against each other and returns all events in
-// order.
+// merge compares the watches of one kind with each other and returns all events in order.
 func merge(watches []*Watched) (all []Event, wrong []string) {
 	byRV := map[int64]Event{}
 	for _, w := range watches {
@@ -65,7 +64,7 @@ func inside(rv int64, gaps [][2]int64) bool {
 	return slices.ContainsFunc(gaps, func(g [2]int64) bool { return rv > g[0] && rv <= g[1] })
 }
 
-// accounted compares the answers to writes with the events of a kind.
+// accounted compares the results of writes with the events of a kind.
 func accounted(kind string, ops []Op, events []Event) (wrong []string) {
 	type told struct {
 		op   Op
@@ -108,7 +107,7 @@ func accounted(kind string, ops []Op, events []Event) (wrong []string) {
 		}
 		w := writes[e.Value]
 		if w == nil {
-			wrong = append(wrong, fmt.Sprintf("%s: event %d wrote %q to %s, which nobody did", kind, e.RV, e.Value, e.Name))
+			wrong = append(wrong, fmt.Sprintf("%s: event %d wrote %q to %s, which no client did", kind, e.RV, e.Value, e.Name))
 			continue
 		}
 		w.seen++
@@ -120,7 +119,7 @@ func accounted(kind string, ops []Op, events []Event) (wrong []string) {
 		case w.op.Outcome == Done && w.op.RV != e.RV:
 			wrong = append(wrong, fmt.Sprintf("%s: %q was acknowledged at %d and written at %d", kind, e.Value, w.op.RV, e.RV))
 		case w.op.Outcome != Done && w.op.Outcome != Unknown:
-			wrong = append(wrong, fmt.Sprintf("%s: a write was refused and is there, at %d: %+v", kind, e.RV, w.op))
+			wrong = append(wrong, fmt.Sprintf("%s: a refused write took effect at %d: %+v", kind, e.RV, w.op))
 		}
 	}
 	for _, w := range writes {
@@ -136,8 +135,8 @@ func accounted(kind string, ops []Op, events []Event) (wrong []string) {
 	return wrong
 }
 
-// listed checks each list of a kind against the state at its revision. Objects
-// are those of the events alone, so a run begins with none.
+// listed compares each list of a kind with the state at its revision. The state is derived from the
+// events alone, so no objects may exist when a run begins.
 func listed(kind string, ops []Op, events []Event) (wrong []string) {
 	var lists []Op
 	for _, op := range ops {
@@ -164,15 +163,15 @@ func listed(kind string, ops []Op, events []Event) (wrong []string) {
 		}
 		for name := range l.Items {
 			if _, ok := state[name]; !ok {
-				wrong = append(wrong, fmt.Sprintf("%s: a list at %d via %s shows %s, which was not there", kind, l.RV, l.Via, name))
+				wrong = append(wrong, fmt.Sprintf("%s: a list at %d via %s shows %s, which did not exist", kind, l.RV, l.Via, name))
 			}
 		}
 	}
 	return wrong
 }
 
-// inTime checks the revisions of a kind against the clock: a list is no older than what
-// anybody knew before it was asked for, and a write gets a revision beyond that.
+// inTime checks the revisions of a kind against real time: a list is at least as new as any revision
+// that a client knew before the call, and a write gets a greater revision.
 func inTime(kind string, ops []Op) (wrong []string) {
 	type known struct {
 		at time.Duration
@@ -198,7 +197,7 @@ func inTime(kind string, ops []Op) (wrong []string) {
 		}
 		before := all[i-1].rv
 		if op.RV < before || op.Action != List && op.RV == before {
-			wrong = append(wrong, fmt.Sprintf("%s: %s of %s via %s got revision %d after somebody had seen %d", kind, op.Action, op.Name, op.Via, op.RV, before))
+			wrong = append(wrong, fmt.Sprintf("%s: %s of %s via %s got revision %d after a client had seen %d", kind, op.Action, op.Name, op.Via, op.RV, before))
 		}
 	}
 	return wrong

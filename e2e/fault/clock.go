@@ -14,22 +14,22 @@ import (
 	"time"
 )
 
-// A process's wall clock is moved where the process reads it: in its own vDSO, the code that
-// the kernel maps into each process and that Go calls for the time. There is no other way
-// to move the clock of one process: a time namespace has no wall clock. The monotonic clock
-// does not move, as on a machine whose clock is set.
+// The wall clock of a process is changed in its vDSO, the code that the kernel maps into each
+// process and that Go calls to read the time. There is no other way to change the clock of a single
+// process: a time namespace has no wall clock of its own. The monotonic clock is not changed, as
+// when a machine's clock is set.
 
 // clockHook is the address of the offset in a process; 0 until it is installed.
 type clockHook struct{ at int64 }
 
-// JumpClock moves the member's wall clock away from this machine's. It ends with the
-// process.
+// JumpClock sets the offset of the member's wall clock from this machine's. A new process of the
+// member starts without an offset.
 func (m *Member) JumpClock(by time.Duration) error {
 	m.mu.Lock()
 	pid, hook := m.pid, m.hook
 	m.mu.Unlock()
 	if pid == 0 {
-		return errors.New("the process does not run")
+		return errors.New("the process is not running")
 	}
 	mem, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", pid), os.O_RDWR, 0)
 	if err != nil {
@@ -50,8 +50,8 @@ func (m *Member) JumpClock(by time.Duration) error {
 	return err
 }
 
-// clockCode is clock_gettime(edi, rsi) as a call of the kernel, with whole seconds
-// added to CLOCK_REALTIME; the eight bytes before it hold how many.
+// clockCode is clock_gettime(edi, rsi) as a system call that adds an offset to CLOCK_REALTIME. The
+// offset, in whole seconds, is in the eight bytes before the code.
 var clockCode = []byte{
 	0xb8, 0xe4, 0x00, 0x00, 0x00, // mov eax, 228
 	0x0f, 0x05, // syscall
@@ -66,7 +66,7 @@ var clockCode = []byte{
 // returns the address of the offset.
 func installClock(pid int, mem *os.File) (int64, error) {
 	if runtime.GOARCH != "amd64" {
-		return 0, errors.New("the clock of a process can be moved on amd64 only")
+		return 0, errors.New("changing the clock of a process is supported on amd64 only")
 	}
 	from, to, err := mapping(pid, "[vdso]")
 	if err != nil {
@@ -86,10 +86,10 @@ func installClock(pid int, mem *os.File) (int64, error) {
 			return from + body, err
 		}
 	}
-	return 0, errors.New("some thread was always in the vDSO")
+	return 0, errors.New("a thread was in the vDSO at every attempt")
 }
 
-// installStopped stops the process and writes, unless a thread is in the vDSO.
+// installStopped stops the process and writes the code, unless a thread is in the vDSO.
 func installStopped(pid int, mem *os.File, from, to, entry, body int64) (inside bool, err error) {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		return false, err
@@ -106,7 +106,7 @@ func installStopped(pid int, mem *os.File, from, to, entry, body int64) (inside 
 			if err != nil {
 				return false, err
 			}
-			if fields := strings.Fields(string(line)); len(fields) > 1 { // else it still runs
+			if fields := strings.Fields(string(line)); len(fields) > 1 { // otherwise the thread has not stopped yet
 				pc, err = strconv.ParseInt(strings.TrimPrefix(fields[len(fields)-1], "0x"), 16, 64)
 				if err != nil {
 					return false, err
@@ -127,8 +127,7 @@ func installStopped(pid int, mem *os.File, from, to, entry, body int64) (inside 
 	return false, err
 }
 
-// clockPlace finds clock_gettime in a vDSO, and room for the code after its last
-// section.
+// clockPlace finds clock_gettime in a vDSO, and space for the code after its last section.
 func clockPlace(image []byte) (entry, body int64, err error) {
 	f, err := elf.NewFile(bytes.NewReader(image))
 	if err != nil {
@@ -149,15 +148,15 @@ func clockPlace(image []byte) (entry, body int64, err error) {
 			last = max(last, int64(s.Addr+s.Size))
 		}
 	}
-	// Aligned, so that a new offset is written whole.
+	// Aligned, so that the offset is written atomically.
 	body = (last + 15) &^ 15
 	if entry == 0 || body+int64(8+len(clockCode)) > int64(len(image)) {
-		return 0, 0, errors.New("the vDSO has no clock_gettime, or no room")
+		return 0, 0, errors.New("the vDSO has no clock_gettime or not enough space")
 	}
 	return entry, body, nil
 }
 
-// mapping is where a process has a mapping of that name.
+// mapping returns the address range of the process's mapping of that name.
 func mapping(pid int, name string) (from, to int64, err error) {
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
@@ -169,5 +168,5 @@ func mapping(pid int, name string) (from, to int64, err error) {
 			return from, to, err
 		}
 	}
-	return 0, 0, fmt.Errorf("process %d has no %s", pid, name)
+	return 0, 0, fmt.Errorf("process %d has no mapping %s", pid, name)
 }

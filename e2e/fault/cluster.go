@@ -15,7 +15,7 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// wholeTime is how long members may take until all are ready again.
+// wholeTime bounds the time until all members are ready after a fault has been healed.
 const wholeTime = 60 * time.Second
 
 // Cluster is three members and the network between them.
@@ -27,7 +27,7 @@ type Cluster struct {
 	cancel  context.CancelFunc
 }
 
-// root is where everything lies: the sandbox's own file system over a directory that
+// root is the directory of all files: a file system of the sandbox, mounted over a directory that
 // every machine has.
 const root = "/mnt"
 
@@ -82,7 +82,7 @@ func NewCluster(ctx context.Context, bin, logs string) (*Cluster, error) {
 	return c, c.Whole(ctx, wholeTime)
 }
 
-// Close ends the members and removes what they have.
+// Close stops the members and removes their files and networks.
 func (c *Cluster) Close() error {
 	c.cancel()
 	var errs []error
@@ -108,7 +108,7 @@ func (c *Cluster) Whole(ctx context.Context, within time.Duration) error {
 	})
 }
 
-// Dial connects to some members, as the administrator.
+// Dial returns a client of these members, with the administrator's identity.
 func (c *Cluster) Dial(members ...*Member) (*client.Client, error) {
 	t, err := c.pki.admin()
 	if err != nil {
@@ -121,7 +121,7 @@ func (c *Cluster) Dial(members ...*Member) (*client.Client, error) {
 	return client.Dial(cfg)
 }
 
-// https are the members' HTTPS listeners.
+// https returns the addresses of the members' HTTPS listeners.
 func (c *Cluster) https() (out []string) {
 	for _, m := range c.Members {
 		out = append(out, fmt.Sprintf("%s:%d", c.Network.Addr(m.Index), portHTTPS))

@@ -16,16 +16,16 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// At a member that is cut off from the others, but not from its clients, a write may take
-// as long as slowest until the member has noticed; afterwards none takes longer than prompt.
+// A write at a member that is cut off from the others, but not from its clients, may take up to
+// slowest before the member has noticed that, and up to prompt afterwards.
 const (
 	slowest = 20 * time.Second
 	prompt  = 5 * time.Second
 )
 
-// TestCutOffMember cuts a member off from the others, but not from its clients. It refuses
-// their requests so that they turn to another member: calls do not wait for it, and
-// watches go on at another member, with nothing lost or repeated.
+// TestCutOffMember cuts a member off from the others, but not from its clients. The member refuses
+// their requests, so that they use another member: calls do not wait for it, and watches continue
+// at another member without losing or repeating an event.
 func TestCutOffMember(t *testing.T) {
 	c := start(t, programs(t))
 	t.Run("that leads etcd", func(t *testing.T) { cutOff(t, c, c.Leader(t.Context(), "lasting")) })
@@ -62,7 +62,7 @@ func cutOff(t *testing.T, c *Cluster, m *Member) {
 	}
 	defer c.Network.Heal()
 	began := time.Now()
-	// A client sends it requests all the time, on one connection.
+	// A client keeps sending requests to it on one connection.
 	config, err := c.pki.admin()
 	if err != nil {
 		t.Fatal(err)
@@ -76,10 +76,10 @@ func cutOff(t *testing.T, c *Cluster, m *Member) {
 		ctx, cancel := context.WithTimeout(ctx, prompt)
 		defer cancel()
 		if err := get(ctx); !apierrors.IsServiceUnavailable(err) {
-			return fmt.Errorf("it answers %w", err)
+			return fmt.Errorf("the response is %w", err)
 		}
 		if err := m.Ready(ctx); err == nil {
-			return errors.New("it is ready")
+			return errors.New("the member is still ready")
 		}
 		return nil
 	})
@@ -100,7 +100,7 @@ func cutOff(t *testing.T, c *Cluster, m *Member) {
 		err := get(ctx)
 		cancel()
 		if seconds, ok := apierrors.SuggestsClientDelay(err); !ok || seconds != 1 || !apierrors.IsServiceUnavailable(err) {
-			t.Errorf("%s answers %v", m.Name, err)
+			t.Errorf("%s: %v", m.Name, err)
 		}
 	}
 	t.Logf("two writes through three members, of which one is cut off, took %.0f ms at most", worst.Seconds()*1000)
@@ -116,7 +116,7 @@ func cutOff(t *testing.T, c *Cluster, m *Member) {
 	b.seen(t)
 }
 
-// followed is a kind that is written, and watched by six caches, which begin at different
+// followed is a kind whose objects are written, and watched by six caches that start at different
 // members.
 type followed[T object] struct {
 	kindOf[T]
@@ -170,7 +170,7 @@ func (f *followed[T]) write(t *testing.T, patience time.Duration) {
 	f.names = append(f.names, name)
 }
 
-// seen waits until all caches have all that was written.
+// seen waits until all caches contain all objects that were written.
 func (f *followed[T]) seen(t *testing.T) {
 	t.Helper()
 	wait.For(t, time.Minute, "all caches have what was written", func(context.Context) error {

@@ -38,11 +38,11 @@ func (m *Member) fillDisk() error {
 
 func (m *Member) emptyDisk() error { return os.Remove(m.ballast()) }
 
-// forgetAll removes what the member has stored.
+// forgetAll removes the data of the member's stores.
 func (m *Member) forgetAll() error { return os.RemoveAll(m.data()) }
 
-// tearTails appends to both logs what a write leaves that was interrupted by a power loss:
-// part of a record after the last one that was synced.
+// tearTails appends to both logs what a write interrupted by a power loss leaves behind: part of a
+// record after the last one that was synced.
 func (m *Member) tearTails() error {
 	if err := m.onWAL(func(f *os.File, _, end int64) error {
 		// A record of 4,000 bytes of which the first sector was written.
@@ -152,7 +152,7 @@ func (m *Member) onLog(do func(f *os.File, older, newer int64) error) error {
 	return do(f, page, 0)
 }
 
-// size is the length of the member's log; since returns what was added to it after a size.
+// size returns the length of the member's log; since returns what was appended after that length.
 func (m *Member) size() int64 {
 	s, err := os.Stat(m.log)
 	if err != nil {
@@ -169,8 +169,8 @@ func (m *Member) since(size int64) string {
 	return string(data[size:])
 }
 
-// saysWhy reports whether a program's last line names what it could not read; lines of the
-// harness do not count.
+// saysWhy reports whether the last line of a program's log, apart from lines of the harness, names
+// what it could not read.
 func saysWhy(said, what string) bool {
 	last := ""
 	for line := range strings.Lines(said) {

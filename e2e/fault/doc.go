@@ -1,5 +1,5 @@
 // Package fault runs three apiservers as built programs, injects faults while clients read,
-// write and watch, and checks afterwards that every answer was true.
+// write and watch, and checks afterwards that every response was correct.
 //
 // # The sandbox
 //
@@ -8,19 +8,19 @@
 // ends, for whatever reason; there is no route out of it. Each member has a network
 // namespace and a tmpfs of its own. All packets between members and clients pass through
 // this process (network.go), which drops and delays them for each ordered pair of stations,
-// so that partitions of every shape, latency and loss need no module of the kernel. A
-// seccomp filter hands a member's fsync and fdatasync to this process (sync.go), which lets
-// them through, delays them, or reports a failure although the data was written. A clock
-// jumps by an offset that is written into the member's own vDSO (clock.go).
+// so that partitions of every shape, latency and loss need no kernel module. A seccomp filter
+// passes a member's fsync and fdatasync calls to this process (sync.go), which lets them continue,
+// delays them, or reports a failure although the data was written. To let a clock jump, this
+// process writes an offset into the member's vDSO (clock.go).
 //
 // # The states of a fault
 //
 //	chosen    by a generator that depends on nothing but its seed (plan.go): one or two at
-//	          a time, of different members if the second would harm what the first left;
-//	          nothing empties or damages a disk until the one before has recovered.
-//	injected  "the leader" is looked up only here.
-//	healed    always, also if the test has failed.
-//	over      when every member is ready and has a vote in both stores. If that takes too
+//	          a time, on different members if the second would harm what the first left. No
+//	          disk is emptied or damaged before the previous fault has been recovered from.
+//	injected  a fault of "the leader" looks the leader up only at this point.
+//	healed    always, even if the test has failed.
+//	over      once every member is ready and has a vote in both stores. If that takes too
 //	          long, the test fails.
 //
 // # The checks

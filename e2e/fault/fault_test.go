@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// programs are where the built programs are.
+// programs is the directory of the built programs.
 func programs(t *testing.T) string {
 	t.Helper()
 	bin := os.Getenv("KEELSON_BIN")
@@ -58,7 +58,7 @@ func programs(t *testing.T) string {
 	return bin
 }
 
-// start starts a cluster of the apiserver in a directory, which ends with the test.
+// start starts a cluster with the apiserver of a directory. It is stopped when the test ends.
 func start(t *testing.T, bin string) *Cluster {
 	t.Helper()
 	began := time.Now()
@@ -91,14 +91,14 @@ func withFailpoints(t *testing.T) string {
 	bin := t.TempDir()
 	cmd := exec.Command("go", "build", "-buildvcs=false", "-tags=grpcnotrace,fieldsv1string,failpoints", "-o", filepath.Join(bin, "apiserver"), ".")
 	cmd.Dir = "../../services/apiserver"
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOPROXY=off") // all that it needs has been used to build the others
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOPROXY=off") // the module cache is complete, because the other programs have been built
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build the apiserver with failpoints: %v\n%s", err, out)
 	}
 	return bin
 }
 
-// TestFaults injects faults under load. Without flags each kind comes once.
+// TestFaults injects faults under load. Without flags it injects each kind once.
 func TestFaults(t *testing.T) {
 	c := start(t, withFailpoints(t))
 	plan := NewPlan(*seed)
@@ -117,6 +117,6 @@ func TestFaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(wrong) > 0 {
-		t.Fatalf("seed %d: %d things are wrong, the first: %s", *seed, len(wrong), wrong[0])
+		t.Fatalf("seed %d: %d problems, the first: %s", *seed, len(wrong), wrong[0])
 	}
 }

@@ -26,7 +26,7 @@ const (
 	List   Action = "list"
 )
 
-// Outcome is the result of an operation as the client knows it.
+// Outcome is the result of an operation from the client's point of view.
 type Outcome string
 
 // The outcomes.
@@ -49,18 +49,18 @@ type Op struct {
 	Kind   string // ConfigMaps or Leases
 	Name   string
 	Action Action
-	// Value is what it writes; no other operation of the run writes the same.
+	// Value is what it writes. It is unique among the operations of a run.
 	Value string
-	// Expect is the resourceVersion that it depends on; 0 on none.
+	// Expect is the resourceVersion that it depends on; 0 means none.
 	Expect int64
 	// Call and Return are times since the run began.
 	Call, Return time.Duration
 	Outcome      Outcome
-	// RV is the resourceVersion of what was written, read or listed; 0 if the answer had
+	// RV is the resourceVersion of what was written, read or listed; 0 if the response had
 	// none. Read is the value that was read.
 	RV   int64
 	Read string
-	// Items are what a list showed.
+	// Items are the objects in the response to a list.
 	Items map[string]Version
 	// Err is the text of the error that the client received.
 	Err string
@@ -115,19 +115,19 @@ var (
 	count = regexp.MustCompile(`\d+`)
 )
 
-// words is the text of an error without addresses and names, which differ between operations.
+// words returns the text of an error without addresses and names, which differ between operations.
 func words(err string) string {
 	return count.ReplaceAllString(where.ReplaceAllString(err, "…"), "N")
 }
 
-// All are the operations so far.
+// All returns the operations so far.
 func (h *History) All() []Op {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return append([]Op(nil), h.ops...)
 }
 
-// Counts are the numbers of operations by action and outcome.
+// Counts returns the number of operations by action and outcome.
 func (h *History) Counts() map[string]int {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -17,7 +17,7 @@ import (
 // injection is a fault that has been injected.
 type injection struct {
 	what string
-	// heal ends it; nil if it has ended already.
+	// heal ends the fault; nil if it has ended already.
 	heal func() error
 }
 
@@ -30,10 +30,10 @@ func (c *Cluster) target(ctx context.Context, f Fault) *Member {
 	if m := c.Leader(ctx, store); m != nil {
 		return m
 	}
-	return c.Members[f.Choice%len(c.Members)] // no member leads now
+	return c.Members[f.Choice%len(c.Members)] // no member leads
 }
 
-// Leader is the member that leads a store ("lasting" or "transient"); nil if none reports
+// Leader returns the member that leads a store ("lasting" or "transient"), or nil if none reports
 // that it does.
 func (c *Cluster) Leader(ctx context.Context, store string) *Member {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -110,7 +110,7 @@ func (c *Cluster) inject(ctx context.Context, f Fault, m *Member) (injection, er
 		m.fail.Store(int64(f.Choice))
 		i.heal = func() error { m.fail.Store(0); return nil }
 	case ClockJump:
-		i.heal = func() error { _ = m.JumpClock(0); return nil } // a process that ended took it along
+		i.heal = func() error { _ = m.JumpClock(0); return nil } // if the process has ended, its offset is gone too
 		// Another fault may have ended the process, and may end it again.
 		return i, wait.Until(ctx, 30*time.Second, func(context.Context) error { return m.JumpClock(f.Amount) })
 	case TornTail:
@@ -146,13 +146,13 @@ func (c *Cluster) inject(ctx context.Context, f Fault, m *Member) (injection, er
 		}
 		return i, os.WriteFile(m.points(), []byte(text), 0o600)
 	default:
-		return i, fmt.Errorf("there is no fault %q", f.Kind)
+		return i, fmt.Errorf("unknown kind of fault %q", f.Kind)
 	}
 	return i, nil
 }
 
-// breakTail damages what a member has acknowledged. The member must then refuse to start and
-// log why; it comes back with an empty disk.
+// breakTail damages data that a member has acknowledged. The member must then refuse to start and
+// log why; it is started again with an empty disk.
 func (c *Cluster) breakTail(ctx context.Context, m *Member, etcd bool) error {
 	m.Hold()
 	var err error
@@ -189,10 +189,10 @@ func (c *Cluster) breakTail(ctx context.Context, m *Member, etcd bool) error {
 		return err
 	}
 	if refused != nil {
-		return fmt.Errorf("a broken log: %w; the log is:\n%s", refused, said)
+		return fmt.Errorf("a damaged log: %w; the log is:\n%s", refused, said)
 	}
 	if want := map[bool]string{true: "etcd", false: "log.db"}[etcd]; !saysWhy(said, want) {
-		return fmt.Errorf("%s refused its broken log and did not name %s:\n%s", m.Name, want, said)
+		return fmt.Errorf("%s refused its damaged log without naming %s:\n%s", m.Name, want, said)
 	}
 	return nil
 }

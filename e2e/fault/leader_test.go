@@ -20,13 +20,13 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// kubectl writes with kubectl through the balancer that `keel up` puts before several
-// apiservers, one kubeconfig for all.
+// kubectl writes with kubectl through the balancer that `keel up` starts in front of several
+// apiservers, with one kubeconfig for all.
 type kubectl struct {
 	program, config, file string
 }
 
-// newKubectl starts the balancer, which ends with ctx.
+// newKubectl starts the balancer, which runs until ctx ends.
 func (c *Cluster) newKubectl(ctx context.Context, t *testing.T, kind string) *kubectl {
 	t.Helper()
 	bin := programs(t)
@@ -53,7 +53,7 @@ func (c *Cluster) newKubectl(ctx context.Context, t *testing.T, kind string) *ku
 	return k
 }
 
-// create makes an object.
+// create creates an object.
 func (k *kubectl) create(ctx context.Context, obj any) error {
 	data, err := json.Marshal(obj)
 	if err != nil {
@@ -62,7 +62,7 @@ func (k *kubectl) create(ctx context.Context, obj any) error {
 	if err := os.WriteFile(k.file, data, 0o600); err != nil {
 		return err
 	}
-	// It bounds itself by --request-timeout, so that it reports what went wrong.
+	// --request-timeout ends it, so that it reports what went wrong.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), k.program, "create", "--validate=false", "--request-timeout=1s", "-f", k.file)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+k.config, "HOME="+root, "NO_PROXY=*", "no_proxy=*")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -123,7 +123,7 @@ func killLeaders[T object](t *testing.T, c *Cluster, all *client.Client, store s
 		var leader *Member
 		wait.For(t, 30*time.Second, fmt.Sprintf("round %d: a member leads", round), func(ctx context.Context) error {
 			if leader = c.Leader(ctx, store); leader == nil {
-				return errors.New("none does")
+				return errors.New("no member leads")
 			}
 			return nil
 		})
@@ -164,6 +164,6 @@ func killLeaders[T object](t *testing.T, c *Cluster, all *client.Client, store s
 		delete(acknowledged, obj.GetName())
 	}
 	for name := range acknowledged {
-		t.Errorf("%s was acknowledged and is lost", name)
+		t.Errorf("%s was acknowledged but is lost", name)
 	}
 }

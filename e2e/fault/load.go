@@ -24,18 +24,17 @@ import (
 
 const (
 	namespace = "fault"
-	// slots is how many objects of each kind are written at a time, and
-	// generation how many operations one gets before another takes its place: so
-	// histories of objects stay short.
+	// slots is the number of objects of each kind that are written at a time. After
+	// generation operations an object is replaced by a new one, which keeps histories short.
 	slots      = 4
 	generation = 150
-	// workers of each kind; half of them speak REST.
+	// workers is the number of workers per kind. Half of them use REST.
 	workers = 6
-	// pace is the pause of a worker between two operations.
+	// pace is a worker's pause between two operations.
 	pace = 20 * time.Millisecond
 )
 
-// api is how a worker reaches one kind of object.
+// api gives a worker access to one kind of object.
 type api interface {
 	via() string
 	get(ctx context.Context, name string) (Version, error)
@@ -44,11 +43,11 @@ type api interface {
 	update(ctx context.Context, name, value string, expect int64) (rv int64, err error)
 	patch(ctx context.Context, name, value string) (rv int64, err error)
 	remove(ctx context.Context, name string, expect int64) error
-	// batch carries out independent writes; nil if there are no batches here.
+	// batch executes independent writes together. It returns nil if the API has no batches.
 	batch(ctx context.Context, ops []Op) (rvs []int64, errs []error)
 }
 
-// Load is the clients at work.
+// Load runs clients and records their history.
 type Load struct {
 	History
 	began  time.Time
@@ -94,7 +93,7 @@ func (l *Load) run(ctx context.Context, id int, kind string, a api, rng *rand.Ra
 	}
 }
 
-// choose makes op a write.
+// choose turns op into a random write.
 func (l *Load) choose(op *Op, known map[string]int64, rng *rand.Rand) {
 	op.Value = fmt.Sprintf("v%d", l.values.Add(1))
 	rv := known[op.Name]
@@ -112,8 +111,8 @@ func (l *Load) choose(op *Op, known map[string]int64, rng *rand.Rand) {
 	}
 }
 
-// patience is how long a client waits: some wait until the server has found out what
-// became of a write, others give up before.
+// patience returns a client's timeout. Some clients wait until the server has determined the
+// outcome of a write; others give up earlier.
 func patience(rng *rand.Rand) time.Duration {
 	if rng.IntN(3) == 0 {
 		return 20 * time.Second
@@ -147,7 +146,7 @@ func (l *Load) one(ctx context.Context, a api, op Op, known map[string]int64, rn
 	l.tell(op, err, known)
 }
 
-// batch makes several writes of different objects at once, starting with op's.
+// batch executes op and writes of other objects as one batch.
 func (l *Load) batch(ctx context.Context, a api, op Op, name func() string, known map[string]int64, rng *rand.Rand) {
 	ops := []Op{op}
 	for range rng.IntN(3) {
@@ -175,7 +174,7 @@ func (l *Load) batch(ctx context.Context, a api, op Op, name func() string, know
 	}
 }
 
-// tell records an operation and its answer.
+// tell records an operation and its result.
 func (l *Load) tell(op Op, err error, known map[string]int64) {
 	op.Outcome = outcomeOf(err)
 	if err != nil {
@@ -194,12 +193,12 @@ func (l *Load) tell(op Op, err error, known map[string]int64) {
 		known[op.Name] = 1 // it exists, at an unknown version
 	}
 	if op.Outcome == Done || op.Outcome == NotFound || op.Outcome == Exists || op.Outcome == Conflict {
-		op.Err = "" // as it should be
+		op.Err = "" // an expected result
 	}
 	l.add(op)
 }
 
-// outcomeOf is the outcome of a write that returned an error. It is unknown unless the error
+// outcomeOf returns the outcome of a write that returned err. It is unknown unless the error
 // is a Status of the server, or the request was never sent.
 func outcomeOf(err error) Outcome {
 	if err == nil {
@@ -225,13 +224,13 @@ func outcomeOf(err error) Outcome {
 	return Unknown
 }
 
-// object is the Go type of a kind.
+// object is the set of the kinds' Go types.
 type object interface {
 	client.Object
 	*corev1.ConfigMap | *coordinationv1.Lease
 }
 
-// kindOf makes and reads objects of one kind.
+// kindOf creates and interprets objects of one kind.
 type kindOf[T object] struct {
 	kind, path, patch string
 	make              func(meta metav1.ObjectMeta, value string) T
@@ -277,7 +276,7 @@ func revision(obj metav1.Object) int64 {
 	return rv
 }
 
-// grpcAPI is a kind over gRPC, balanced over all members.
+// grpcAPI accesses a kind over gRPC, balanced over all members.
 type grpcAPI[T object] struct {
 	kindOf[T]
 	client *client.Client
@@ -365,7 +364,7 @@ func (g grpcAPI[T]) batch(ctx context.Context, ops []Op) ([]int64, []error) {
 	return rvs, errs
 }
 
-// Probe writes one object again and again, and notes when that succeeded.
+// Probe writes one object repeatedly and records when a write succeeded.
 type Probe struct {
 	Name  string
 	write func(ctx context.Context, n int) error
@@ -395,8 +394,8 @@ func (p *Probe) run(ctx context.Context) {
 	}
 }
 
-// Gap is the longest time without a success between two moments; it counts those that
-// begin or end beyond them too.
+// Gap returns the longest time without a successful write that overlaps the time from from to to,
+// including the part of it that lies outside.
 func (p *Probe) Gap(from, to time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -411,14 +410,14 @@ func (p *Probe) Gap(from, to time.Time) time.Duration {
 	return max(most, to.Sub(last))
 }
 
-// since reports whether a write has succeeded since then.
+// since reports whether a write has succeeded after at.
 func (p *Probe) since(at time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.times) > 0 && p.times[len(p.times)-1].After(at)
 }
 
-// failures are the errors so far, by their text.
+// failures returns the number of errors so far, by text.
 func (p *Probe) failures() map[string]int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

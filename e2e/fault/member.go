@@ -20,12 +20,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Member is one apiserver: its process, which is started again whenever it ends, its
-// disk and its place in the network.
+// Member is one apiserver: its process, which is restarted whenever it ends, its disk and its
+// station in the network.
 type Member struct {
 	Name  string
 	Index int
-	// dir is its file system; its data is in dir/data.
+	// dir is where its file system is mounted; its data is in dir/data.
 	dir, log string
 	args     []string
 	env      []string
@@ -35,7 +35,7 @@ type Member struct {
 
 	mu     sync.Mutex
 	wanted bool
-	pid    int           // 0: does not run
+	pid    int           // 0 if the process is not running
 	ended  chan struct{} // closed when the running process has ended
 	change chan struct{} // closed when wanted changes
 	starts int
@@ -44,7 +44,7 @@ type Member struct {
 	ops    *http.Client
 }
 
-// The ports of each member, at its own address.
+// The ports of each member, at the member's address.
 const (
 	portHTTPS = 6443
 	portGRPC  = 6444
@@ -113,7 +113,7 @@ func (m *Member) keep(ctx context.Context) {
 	}
 }
 
-// note writes a line of the harness into the member's log.
+// note writes a line of the harness to the member's log.
 func (m *Member) note(line string) {
 	f, err := os.OpenFile(m.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -228,7 +228,7 @@ func (m *Member) Terminate() error {
 	}
 }
 
-// get asks the operations listener.
+// get sends a GET request to the member's operations listener.
 func (m *Member) get(ctx context.Context, path string) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://ops"+path, nil)
 	if err != nil {
@@ -246,7 +246,7 @@ func (m *Member) get(ctx context.Context, path string) (string, error) {
 	return string(body), err
 }
 
-// Ready is nil when the member is ready and has a vote in both stores.
+// Ready returns nil if the member is ready and has a vote in both stores.
 func (m *Member) Ready(ctx context.Context) error {
 	if _, err := m.get(ctx, "/readyz?verbose"); err != nil {
 		return fmt.Errorf("%s: %w", m.Name, err)
@@ -256,7 +256,7 @@ func (m *Member) Ready(ctx context.Context) error {
 
 var leads = regexp.MustCompile(`(?m)^keelson_store_leader\{store="([a-z]+)"\} 1$`)
 
-// Leads are the stores that the member leads, of "lasting" and "transient".
+// Leads returns the stores that the member leads, of "lasting" and "transient".
 func (m *Member) Leads(ctx context.Context) ([]string, error) {
 	text, err := m.get(ctx, "/metrics")
 	if err != nil {
@@ -269,7 +269,7 @@ func (m *Member) Leads(ctx context.Context) ([]string, error) {
 	return out, nil
 }
 
-// tail is the end of the member's log.
+// tail returns the end of the member's log.
 func (m *Member) tail(lines int) string {
 	out, _ := exec.Command("tail", "-n", fmt.Sprint(lines), m.log).Output()
 	return string(out)

@@ -13,13 +13,13 @@ type register struct {
 	Exists bool
 	Value  string
 	RV     int64
-	// Last is the largest resourceVersion that it had, kept over a deletion:
-	// resourceVersions never go back.
+	// Last is the largest resourceVersion that the object has had, also before a deletion:
+	// resourceVersions never decrease.
 	Last int64
 }
 
-// step returns the states that an operation with its outcome may lead to; none if it
-// could not have had that outcome.
+// step returns the states that an operation with its outcome may lead to, or none if it cannot have
+// had that outcome.
 func step(s register, op Op) []register {
 	write := func() []register {
 		return []register{{Exists: true, Value: op.Value, RV: op.RV, Last: op.RV}}
@@ -44,7 +44,7 @@ func step(s register, op Op) []register {
 		// a Lease that does not exist, so one with a condition conflicts.
 		return only(op.Expect == 0 || s.Exists && s.RV != op.Expect || !s.Exists && op.Kind == Leases && op.Action == Update, same)
 	case Unknown:
-		if op.Action != Delete { // resolve has dealt with all others
+		if op.Action != Delete { // resolve has determined the outcome of all others
 			return nil
 		}
 		if s.Exists && (op.Expect == 0 || op.Expect == s.RV) {
@@ -113,8 +113,8 @@ func linearizable(ops []Op, events map[string][]Event, patience time.Duration) (
 	return wrong
 }
 
-// explain shows the operations around the first one that fits nowhere: those of the
-// longest order that fits, each with its place in it, and those that come next.
+// explain shows the operations around the first one that has no place in a linearization: those of
+// the longest partial linearization, each with its place in it, and those that follow.
 func explain(history []porcupine.Operation, info porcupine.LinearizationInfo) string {
 	var longest []int
 	for _, partition := range info.PartialLinearizations() {
@@ -128,7 +128,7 @@ func explain(history []porcupine.Operation, info porcupine.LinearizationInfo) st
 	for i, op := range longest {
 		place[op] = i + 1
 	}
-	first := int64(math.MaxInt64) // end of the first that does not fit
+	first := int64(math.MaxInt64) // end of the first operation without a place
 	for i, o := range history {
 		if place[i] == 0 {
 			first = min(first, o.Return)
@@ -139,7 +139,7 @@ func explain(history []porcupine.Operation, info porcupine.LinearizationInfo) st
 		if near := place[i] == 0 && o.Call <= first || place[i] > len(longest)-15; !near {
 			continue
 		}
-		at := "fits nowhere"
+		at := "no place"
 		if place[i] > 0 {
 			at = fmt.Sprint(place[i])
 		}
@@ -148,10 +148,10 @@ func explain(history []porcupine.Operation, info porcupine.LinearizationInfo) st
 	return text
 }
 
-// resolve drops reads without an answer and lists, and determines the outcome of writes by
-// the events: a value that is among them was written, at that revision, at the latest when
-// it was seen; any other was not. Deletions of unknown outcome stay so, unless all
-// deletions of the object are accounted for.
+// resolve drops lists and failed reads, and determines the outcome of writes from the events: a
+// value among them was written, at that revision, at the latest when it was seen; any other value
+// was not. Deletions of unknown outcome stay unknown, unless all deletions of the object are
+// accounted for.
 func resolve(ops []Op, events map[string][]Event) []Op {
 	written := map[string]Event{}
 	deletions := map[string]int{}

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// timed gives operations that follow each other their times.
+// timed sets the times of operations that follow each other.
 func timed(ops ...Op) []Op {
 	for i := range ops {
 		if ops[i].Kind == "" {
@@ -29,7 +29,7 @@ func put(rv int64, kind, value string) Event {
 	return Event{RV: rv, Type: kind, Name: "a", Value: value, Deleted: kind == "Deleted", Seen: 500 * time.Second}
 }
 
-// problems are all that the checks find in a history of ConfigMaps.
+// problems returns all problems that the checks find in a history of ConfigMaps.
 func problems(ops []Op, watches ...*Watched) string {
 	events, wrong := merge(watches)
 	wrong = append(wrong, accounted(ConfigMaps, ops, events)...)
@@ -50,7 +50,7 @@ func TestChecks(t *testing.T) {
 	for name, row := range map[string]struct {
 		ops     []Op
 		watches []*Watched
-		want    string // part of what is wrong; empty: nothing
+		want    string // part of the expected problem; "" for none
 	}{
 		"sound": {
 			timed(create, Op{Action: Get, RV: 5, Read: "x"}, update, Op{Action: Get, RV: 7, Read: "y"},
@@ -68,7 +68,7 @@ func TestChecks(t *testing.T) {
 			timed(create, Op{Action: Get, Outcome: NotFound}), []*Watched{seen(both[:1])}, "not linearizable",
 		},
 		"stale list": {
-			timed(create, update, Op{Action: List, RV: 5, Items: map[string]Version{"a": {"x", 5}}}), []*Watched{seen(both)}, "after somebody had seen 7",
+			timed(create, update, Op{Action: List, RV: 5, Items: map[string]Version{"a": {"x", 5}}}), []*Watched{seen(both)}, "after a client had seen 7",
 		},
 		"torn list": {
 			timed(create, update, Op{Action: List, RV: 7, Items: map[string]Version{"a": {"x", 5}}}), []*Watched{seen(both)}, "a list at 7",
@@ -86,7 +86,7 @@ func TestChecks(t *testing.T) {
 			timed(create, Op{Action: Update, Value: "y", Expect: 5, Outcome: Conflict}), []*Watched{seen(both[:1])}, "not linearizable",
 		},
 		"refused and done": {
-			timed(create, Op{Action: Update, Value: "y", Expect: 5, Outcome: Refused}), []*Watched{seen(both)}, "was refused and is there",
+			timed(create, Op{Action: Update, Value: "y", Expect: 5, Outcome: Refused}), []*Watched{seen(both)}, "a refused write took effect",
 		},
 		"conflict and done": {
 			timed(create, Op{Action: Update, Value: "y", Expect: 5, Outcome: Conflict}), []*Watched{seen(both)}, "was refused and is there",
@@ -122,7 +122,7 @@ func TestChecks(t *testing.T) {
 			timed(create, update, Op{Action: Delete, Expect: 5}), []*Watched{seen(deleted)}, "not linearizable",
 		},
 		"revision goes back": {
-			timed(create, Op{Action: Create, Name: "b", Value: "z", RV: 4}), []*Watched{seen(both[:1])}, "after somebody had seen 5",
+			timed(create, Op{Action: Create, Name: "b", Value: "z", RV: 4}), []*Watched{seen(both[:1])}, "after a client had seen 5",
 		},
 		"watch misses an event": {
 			timed(create, update), []*Watched{seen(both), seen(both[1:])}, "missed event 5",
@@ -174,9 +174,9 @@ func TestPlanDependsOnItsSeedAlone(t *testing.T) {
 		}
 	}
 	if same > other {
-		t.Errorf("%d steps of another seed are the same", same)
+		t.Errorf("%d steps are the same with another seed", same)
 	}
 	if len(kinds) != len(Kinds) {
-		t.Errorf("%d of %d kinds", len(kinds), len(Kinds))
+		t.Errorf("%d kinds were chosen, want %d", len(kinds), len(Kinds))
 	}
 }

@@ -14,14 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mtu is large, because each packet costs this process two calls of the kernel.
+// mtu is large, because each packet costs this process two system calls.
 const mtu = 9000
 
-// Link is what happens to the packets from one station to another.
+// Link describes what happens to the packets from one station to another.
 type Link struct {
-	// Cut drops all.
+	// Cut drops all packets.
 	Cut bool
-	// Loss is the share of packets that is dropped, 0 to 1.
+	// Loss is the fraction of packets that are dropped, 0 to 1.
 	Loss float64
 	// Delay holds each packet back; up to Jitter is added at random, so that packets
 	// overtake each other.
@@ -43,12 +43,12 @@ type Network struct {
 // station is an end of the network.
 type station struct {
 	addr netip.Addr
-	// tun is where its packets come out and go in.
+	// tun is the device from which its packets are read and to which they are written.
 	tun *os.File
 	// namespace is /proc/self/fd/… of its network namespace; nil is this process's.
 	namespace *os.File
-	// late are the packets that are held back, bounded: more are lost, as in a
-	// full queue of a router.
+	// late is the bounded queue of delayed packets. When it is full, packets are dropped, as by
+	// a router.
 	late chan struct{}
 }
 
@@ -72,10 +72,10 @@ func NewNetwork(n int) (*Network, error) {
 	return w, nil
 }
 
-// Clients is the station of the clients.
+// Clients returns the station of the clients.
 func (w *Network) Clients() int { return len(w.stations) - 1 }
 
-// Addr is a station's address.
+// Addr returns a station's address.
 func (w *Network) Addr(i int) netip.Addr { return w.stations[i].addr }
 
 // Close ends the network.
@@ -146,11 +146,11 @@ func (s *station) open(isolated bool) error {
 	})
 }
 
-// inThread calls f in a thread that ends with it, whatever f makes of it.
+// inThread calls f in a thread that ends afterwards, so f may change the thread's state.
 func inThread(f func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with its goroutine
+		runtime.LockOSThread() // never unlocked, so that the thread ends with its goroutine
 		done <- f()
 	}()
 	return <-done
@@ -169,7 +169,7 @@ func (w *Network) forward(from int) {
 		if errors.Is(err, os.ErrClosed) {
 			return
 		}
-		if err != nil || n < 20 || buf[0]>>4 != 4 { // IPv4 alone
+		if err != nil || n < 20 || buf[0]>>4 != 4 { // only IPv4 is forwarded
 			select {
 			case <-w.stop:
 				return
@@ -189,7 +189,7 @@ func (w *Network) forward(from int) {
 		case l.Cut, l.Loss > 0 && rand.Float64() < l.Loss:
 			w.dropped.Add(1)
 		case l.Delay == 0 && l.Jitter == 0:
-			_, _ = w.stations[to].tun.Write(buf[:n]) // a full queue loses it, as queues do
+			_, _ = w.stations[to].tun.Write(buf[:n]) // a full queue drops the packet
 		default:
 			w.later(w.stations[to], append([]byte(nil), buf[:n]...), l)
 		}

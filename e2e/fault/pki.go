@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// pki are the certificates of a small cluster, as `keel up` would write them.
+// pki is the directory of a cluster's certificates, in the form that `keel up` writes.
 type pki struct {
 	dir  string
 	cert *x509.Certificate
@@ -25,8 +25,8 @@ type pki struct {
 }
 
 // newPKI makes an authority, an identity "apiserver" for these addresses, one "admin",
-// and the service accounts' key. They are good for days into the past and the future,
-// so that a clock may jump.
+// and the service accounts' key. They are valid for days before and after now, so that
+// clocks may jump.
 func newPKI(dir string, addrs []string) (*pki, error) {
 	p := &pki{dir: dir}
 	var err error
@@ -110,7 +110,7 @@ func writeKey(path string, key *ecdsa.PrivateKey) error {
 	return os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 }
 
-// admin is the administrator's side of a TLS connection.
+// admin returns the TLS configuration of the administrator.
 func (p *pki) admin() (*tls.Config, error) {
 	cert, err := tls.LoadX509KeyPair(p.path("admin", "tls.crt"), p.path("admin", "tls.key"))
 	if err != nil {

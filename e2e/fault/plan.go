@@ -32,20 +32,19 @@ const (
 	DiskFailures Kind = "log-failpoints"  // the same for raft's writes to its disk
 )
 
-// Kinds are all kinds, in the order in which the fixed selection goes through them.
+// Kinds lists all kinds, in the order of the selection; see NewSelection.
 var Kinds = []Kind{
 	Kill, Pause, Partition, OneWay, Bridge, SlowNetwork, DiskFull, SlowSync, FailedSync, ClockJump,
 	TornTail, BrokenTail, EmptiedDisk, Rolling, Failpoints, DiskFailures, Isolate, KillAll,
 }
 
-// mild faults may be combined with any other.
+// mild faults may be combined with any other fault.
 var mild = []Kind{Kill, Pause, Partition, Isolate, OneWay, Bridge, SlowNetwork, SlowSync, ClockJump, Failpoints}
 
-// harmless ones stop no member, so they may be combined with the loss of a member's
-// disk.
+// harmless faults stop no member, so they may be combined with the loss of a member's disk.
 var harmless = []Kind{SlowNetwork, SlowSync, ClockJump, Failpoints}
 
-// Fault is one fault, chosen.
+// Fault is a fault that a plan has chosen.
 type Fault struct {
 	Kind Kind
 	// Target is a member's index, "0" to "2", or "leader of etcd", or "leader of raft".
@@ -77,27 +76,26 @@ type Plan struct {
 	only  []Kind
 }
 
-// NewPlan is a sequence without end.
+// NewPlan returns an endless sequence.
 func NewPlan(seed uint64) *Plan {
 	return &Plan{rng: rand.New(rand.NewPCG(seed, 0x6661756c74))}
 }
 
-// NewSelection is a sequence in which each kind occurs once and does not last long.
+// NewSelection returns a sequence in which each kind occurs once and does not last long.
 func NewSelection(seed uint64) *Plan {
 	p := NewPlan(seed)
 	p.short = true
 	return p
 }
 
-// NewSeries is a sequence without end of these kinds alone, one at a time.
+// NewSeries returns an endless sequence of faults of these kinds, one at a time.
 func NewSeries(seed uint64, kinds ...Kind) *Plan {
 	p := NewPlan(seed)
 	p.only = kinds
 	return p
 }
 
-// Step returns what to inject next, together: one fault or two, or none at the end of a
-// selection.
+// Step returns the faults to inject together next: one or two, or none at the end of a selection.
 func (p *Plan) Step() []Fault {
 	if p.short {
 		if p.next == len(Kinds) {

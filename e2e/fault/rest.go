@@ -17,8 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// restAPI is a kind over HTTPS, in JSON; each request goes to a random member. It does not
-// retry: client-go would when the server asks for it, and hide the first answer.
+// restAPI accesses a kind over HTTPS, in JSON; each request goes to a random member. It does not
+// retry, unlike client-go, which would hide the first response.
 type restAPI[T object] struct {
 	kindOf[T]
 	http    *http.Client
@@ -28,13 +28,13 @@ type restAPI[T object] struct {
 
 func (r restAPI[T]) via() string { return "rest" }
 
-// call sends a request to some member and decodes the answer.
+// call sends a request to a random member and decodes the response.
 func (r restAPI[T]) call(ctx context.Context, method, name, content string, body, out any) error {
 	return request(ctx, r.http, r.members[r.rng.IntN(len(r.members))], method,
 		r.path+"/namespaces/"+namespace+"/"+r.kind+name, content, body, out)
 }
 
-// request is one request to a member. An answer that is a Status is an error like
+// request sends one request to a member. If the response is a Status, it returns an error like
 // client-go's.
 func request(ctx context.Context, hc *http.Client, member, method, path, content string, body, out any) error {
 	var data io.Reader
@@ -131,7 +131,7 @@ func (r restAPI[T]) remove(ctx context.Context, name string, expect int64) error
 
 func (r restAPI[T]) batch(context.Context, []Op) ([]int64, []error) { return nil, nil }
 
-// newHTTP is a client of the members.
+// newHTTP returns an HTTP client for the members.
 func newHTTP(p *pki) (*http.Client, error) {
 	t, err := p.admin()
 	if err != nil {

@@ -20,14 +20,14 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// Limits end a run: after a number of faults or a time, whichever is set; with neither, the
-// run ends with the plan.
+// Limits bound a run by the number of faults or by time; 0 means no bound. Without either, the run
+// ends with the plan.
 type Limits struct {
 	Faults int
 	Time   time.Duration
 }
 
-// follower is a watcher of either kind.
+// follower is a watcher of one of the kinds.
 type follower interface {
 	run(ctx context.Context)
 	reached(rv int64) bool
@@ -36,7 +36,7 @@ type follower interface {
 	reasons() map[string]int
 }
 
-// runner is one run.
+// runner is the state of one run.
 type runner struct {
 	c        *Cluster
 	log      func(format string, args ...any)
@@ -48,7 +48,7 @@ type runner struct {
 	gaps     map[string][]time.Duration
 }
 
-// Run injects the plan's faults under load, and returns what is wrong afterwards.
+// Run injects the plan's faults under load, and returns the problems that the checks find.
 func (c *Cluster) Run(ctx context.Context, plan *Plan, seed uint64, limits Limits, log func(format string, args ...any)) (wrong []string, err error) {
 	r := &runner{c: c, log: log, load: newLoad(), worst: map[string]time.Duration{}, gaps: map[string][]time.Duration{}}
 	all, err := c.Dial(c.Members...)
@@ -148,7 +148,7 @@ func goProbe[T object](k kindOf[T], all *client.Client) *Probe {
 	}}
 }
 
-// restProbe turns to the next member after a failure, as a balancer does for its clients.
+// restProbe uses the next member after a failure, as a balancer does for its clients.
 func restProbe[T object](k kindOf[T], hc *http.Client, members []string) *Probe {
 	at := 0
 	return &Probe{Name: "rest " + k.kind, write: func(ctx context.Context, n int) error {
@@ -161,7 +161,7 @@ func restProbe[T object](k kindOf[T], hc *http.Client, members []string) *Probe 
 	}}
 }
 
-// watch makes the watchers of one member.
+// watch returns the watchers of one member.
 func (r *runner) watch(ctx context.Context, one *client.Client, name string, rng *rand.Rand) error {
 	cms, err := newWatcher(ctx, configMaps, one, name, r.load.now, rng)
 	if err != nil {
@@ -215,12 +215,12 @@ func (r *runner) inject(ctx context.Context, plan *Plan, limits Limits) {
 		faults += len(step)
 		r.step(ctx, step)
 		if len(r.wrong) > 0 {
-			return // the members are left as they are, for their logs
+			return // stop here, so that the members' logs end with the problem
 		}
 	}
 }
 
-// step injects faults together, heals them, and waits until all is well again.
+// step injects faults together, heals them, and waits until the cluster has recovered.
 func (r *runner) step(ctx context.Context, faults []Fault) {
 	began := time.Now()
 	taken := map[*Member]bool{}
@@ -258,7 +258,7 @@ func (r *runner) step(ctx context.Context, faults []Fault) {
 	for _, p := range r.probes {
 		if err := wait.Until(ctx, time.Minute, func(context.Context) error {
 			if !p.since(healed) {
-				return fmt.Errorf("no write by %s", p.Name)
+				return fmt.Errorf("no successful write by %s", p.Name)
 			}
 			return nil
 		}); err != nil {
@@ -272,7 +272,7 @@ func (r *runner) step(ctx context.Context, faults []Fault) {
 		r.gaps[p.Name] = append(r.gaps[p.Name], gap)
 		gaps = append(gaps, fmt.Sprintf("%s %.2fs", p.Name, gap.Seconds()))
 	}
-	r.log("%7.1fs %s: whole %.1fs after it was healed; no write for: %s",
+	r.log("%7.1fs %s: recovered %.1fs after it was healed; longest time without a write: %s",
 		began.Sub(r.load.began).Seconds(), strings.Join(what, " and "), whole.Seconds(), strings.Join(gaps, ", "))
 }
 
@@ -287,7 +287,7 @@ func (r *runner) last(ctx context.Context, a api, kind string) {
 	rv, err := a.create(ctx, op.Name, op.Value)
 	op.RV, op.Return = rv, r.load.now()
 	if err != nil {
-		r.fail("the last write of %s: %v", kind, err)
+		r.fail("the final write of %s: %v", kind, err)
 		return
 	}
 	r.load.tell(op, nil, map[string]int64{})
@@ -306,7 +306,7 @@ func (r *runner) last(ctx context.Context, a api, kind string) {
 	}
 }
 
-// resumes is how many more times each watch is resumed at the end.
+// resumes is how often each watch is resumed once more at the end.
 const resumes = 30
 
 func (r *runner) resume(ctx context.Context, events map[string][]Event) {
@@ -318,14 +318,14 @@ func (r *runner) resume(ctx context.Context, events map[string][]Event) {
 		}
 		total, old = total+resumes, old+expired
 	}
-	r.log("watches resumed from revisions of before: %d times, %d of which the revision was too old", total, old)
+	r.log("watches resumed from earlier revisions: %d times; %d of these revisions were too old", total, old)
 }
 
 // check runs all checks on the history and the watches.
 func (r *runner) check(events map[string][]Event, wrong []string) {
 	ops := r.load.All()
 	r.log("%d operations: %s", len(ops), sorted(r.load.Counts()))
-	r.log("what was told beside:%s", often(r.load.errors))
+	r.log("other errors:%s", often(r.load.errors))
 	for _, kind := range []string{ConfigMaps, Leases} {
 		cut, gaps := 0, 0
 		for _, w := range r.watchesOf(kind) {
@@ -342,8 +342,8 @@ func (r *runner) check(events map[string][]Event, wrong []string) {
 			why[text] += n
 		}
 	}
-	r.log("why watches ended, beside being cut:%s", often(why))
-	r.report("watches, lists and what was acknowledged", wrong)
+	r.log("why watches ended, other than by being cut:%s", often(why))
+	r.report("watches, lists and acknowledged writes", wrong)
 	r.report("linearizability", linearizable(ops, events, 2*time.Minute))
 	for _, p := range r.probes {
 		gaps := r.gaps[p.Name]
@@ -369,7 +369,7 @@ func (r *runner) report(what string, wrong []string) {
 	}
 }
 
-// often are the most frequent texts, a line each.
+// often returns the most frequent texts, one per line.
 func often(counts map[string]int) (out string) {
 	texts := slices.SortedFunc(maps.Keys(counts), func(a, b string) int { return counts[b] - counts[a] })
 	for i, text := range texts {

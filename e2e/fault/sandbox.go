@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// The roles that this program is started again in.
+// The roles in which this program starts itself again.
 const (
 	roleVariable = "KEELSON_FAULT_ROLE"
 	roleInside   = "inside"
@@ -61,9 +61,9 @@ func Sandboxed(main func() int) int {
 	return 0
 }
 
-// furnish makes the namespaces fit to live in.
+// furnish sets up the namespaces: private mounts, /proc and the loopback device.
 func furnish() error {
-	// Mounts of this namespace are not seen in any other.
+	// Mounts in this namespace must not propagate to any other.
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
@@ -73,7 +73,7 @@ func furnish() error {
 	return run("ip", "link", "set", "lo", "up")
 }
 
-// run runs a program of the system.
+// run runs a system program.
 func run(name string, args ...string) error {
 	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s %v: %w: %s", name, args, err, out)

@@ -14,10 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// This process answers a member's fsync and fdatasync: a filter that is installed before
-// the program is executed hands them over (seccomp_unotify(2)). Other ways to delay the
-// syncs of a static program are missing: there is no dm-delay here, and a static program
-// loads no preloaded library.
+// This process answers a member's fsync and fdatasync calls: a filter that is installed before the
+// program is executed passes them on (seccomp_unotify(2)). There is no other way to delay the syncs
+// of a static program here: dm-delay may be missing, and a static program ignores LD_PRELOAD.
 
 // launch is this program's role as a launcher: it installs the filter, sends the filter's
 // listener through the socket at descriptor 3, and executes the program that its arguments
@@ -32,17 +31,17 @@ func launch(args []string) error {
 	listener, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
 		unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&prog)))
 	if errno != 0 {
-		return fmt.Errorf("install the filter of syncs: %w", errno)
+		return fmt.Errorf("install the seccomp filter: %w", errno)
 	}
 	if err := unix.Sendmsg(3, []byte{0}, unix.UnixRights(int(listener)), nil, 0); err != nil {
-		return fmt.Errorf("hand the listener over: %w", err)
+		return fmt.Errorf("send the listener: %w", err)
 	}
 	unix.CloseOnExec(3)
 	unix.CloseOnExec(int(listener))
 	return fmt.Errorf("%s: %w", args[0], syscall.Exec(args[0], args, os.Environ()))
 }
 
-// syncFilter hands fsync and fdatasync over and allows everything else.
+// syncFilter passes fsync and fdatasync to the listener and allows everything else.
 func syncFilter() []unix.SockFilter {
 	const dataNr = 0
 	return []unix.SockFilter{
@@ -54,7 +53,7 @@ func syncFilter() []unix.SockFilter {
 	}
 }
 
-// syncs answers one process's syncs.
+// syncs answers the syncs of one process.
 type syncs struct {
 	listener int
 	// delay, in nanoseconds, precedes each answer; fail is how many of the next syncs are

@@ -67,8 +67,8 @@ func (w *watcher[T]) event(e Event) {
 	w.last = e.RV
 }
 
-// relist lists again, as a client does if its watch cannot be resumed; it misses the events
-// in between.
+// relist lists again, as a client does if its watch cannot be resumed. It does not see the events in
+// between.
 func (w *watcher[T]) relist(ctx context.Context) {
 	list, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -122,9 +122,9 @@ func (w *watcher[T]) watched() *Watched {
 	return &seen
 }
 
-// again watches once more from revisions that were seen before, up to the last event, and
-// compares the events with all. It returns what is wrong, and how often the server
-// answered that a revision was too old.
+// again watches once more from revisions that were seen before, up to the last event, and compares
+// the events with all. It returns the problems, and how often the server replied that a revision
+// was too old.
 func (w *watcher[T]) again(ctx context.Context, all []Event, times int) (wrong []string, expired int) {
 	for range times {
 		at := len(all) - 2 - w.rng.IntN(min(len(all)-1, againWithin))
@@ -138,12 +138,12 @@ func (w *watcher[T]) again(ctx context.Context, all []Event, times int) (wrong [
 			continue
 		}
 		if !errors.Is(err, errCut) {
-			wrong = append(wrong, fmt.Sprintf("%s: watching again after %d brought %d of %d events: %v", w.seen.Name, all[at].RV, len(got), len(rest), err))
+			wrong = append(wrong, fmt.Sprintf("%s: watching again after %d returned %d of %d events: %v", w.seen.Name, all[at].RV, len(got), len(rest), err))
 			continue
 		}
 		for i := range rest {
 			if !rest[i].same(got[i]) {
-				wrong = append(wrong, fmt.Sprintf("%s: watching again after %d brought %+v, want %+v", w.seen.Name, all[at].RV, got[i], rest[i]))
+				wrong = append(wrong, fmt.Sprintf("%s: watching again after %d returned %+v, want %+v", w.seen.Name, all[at].RV, got[i], rest[i]))
 				break
 			}
 		}
@@ -151,7 +151,7 @@ func (w *watcher[T]) again(ctx context.Context, all []Event, times int) (wrong [
 	return wrong, expired
 }
 
-// reasons are the errors of the watch, by their text.
+// reasons returns the number of errors of the watch, by text.
 func (w *watcher[T]) reasons() map[string]int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
