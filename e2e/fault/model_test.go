@@ -89,7 +89,7 @@ func TestChecks(t *testing.T) {
 			timed(create, Op{Action: Update, Value: "y", Expect: 5, Outcome: Refused}), []*Watched{seen(both)}, "a refused write took effect",
 		},
 		"conflict and done": {
-			timed(create, Op{Action: Update, Value: "y", Expect: 5, Outcome: Conflict}), []*Watched{seen(both)}, "was refused and is there",
+			timed(create, Op{Action: Update, Value: "y", Expect: 5, Outcome: Conflict}), []*Watched{seen(both)}, "a refused write took effect",
 		},
 		"another revision": {
 			timed(create, Op{Action: Update, Value: "y", Expect: 5, RV: 6}), []*Watched{seen(both)}, "acknowledged at 6",
