@@ -1,8 +1,8 @@
 // Package lifecycle removes Nodes whose machine no longer exists, and taints
 // those whose machine is shut down.
 //
-// It must never delete a Node that is Ready, that has no provider id, that is of
-// another provider, or whose machine merely could not be looked at.
+// It must never delete a Node that is Ready, that has no provider id, that belongs to
+// another provider, or whose machine could not be looked up.
 package lifecycle
 
 import (
@@ -26,13 +26,13 @@ const (
 	// shutdownTaint keeps pods from a machine that is shut down
 	// (k8s.io/cloud-provider/api).
 	shutdownTaint = "node.cloudprovider.kubernetes.io/shutdown"
-	// lookEvery is how often the machine of a Node that is not Ready is looked
-	// at; Kubernetes' node monitor period.
+	// lookEvery is how often the machine of a Node that is not Ready is looked up. The
+	// value is Kubernetes' node monitor period.
 	lookEvery      = 5 * time.Second
 	simulatedLabel = "keelson.dev/simulated"
 )
 
-// Controller watches over the machines of Nodes that are not Ready.
+// Controller checks the machines of Nodes that are not Ready.
 type Controller struct {
 	client   *client.Client
 	nodes    *client.Cache[*corev1.Node]
@@ -40,12 +40,12 @@ type Controller struct {
 	events   *event.Recorder
 }
 
-// New makes the controller. The cache is run by the program.
+// New returns the controller. The program runs the cache.
 func New(c *client.Client, nodes *client.Cache[*corev1.Node], p provider.Provider, events *event.Recorder) *Controller {
 	return &Controller{client: c, nodes: nodes, provider: p, events: events}
 }
 
-// Controller is the loop to run.
+// Controller returns the control loop.
 func (c *Controller) Controller() controller.Controller {
 	return controller.Controller{
 		Name: "cloud-node-lifecycle", Workers: 4, Reconcile: c.reconcile,
@@ -53,7 +53,7 @@ func (c *Controller) Controller() controller.Controller {
 	}
 }
 
-// onNode leaves out heartbeats.
+// onNode ignores heartbeats.
 func onNode(ev client.Event[*corev1.Node]) []controller.Key {
 	if ev.Type == client.Deleted || ev.Object.Labels[simulatedLabel] == "true" {
 		return nil
@@ -88,7 +88,7 @@ func (c *Controller) reconcile(ctx context.Context, key controller.Key) (control
 	return again, c.taint(ctx, n, i.Shutdown)
 }
 
-// remove deletes a Node, unless another of its name has taken its place.
+// remove deletes a Node, unless another of the same name has replaced it.
 func (c *Controller) remove(ctx context.Context, n *corev1.Node) error {
 	slog.InfoContext(ctx, "node is deleted: its machine does not exist", "node", n.Name, "provider_id", n.Spec.ProviderID)
 	c.events.Normal(ctx, n, "DeletingNode", "Deleting node %s because it does not exist in the cloud provider", n.Name)

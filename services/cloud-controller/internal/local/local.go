@@ -1,15 +1,14 @@
-// Package local is the provider of clusters on one machine, and it does real
-// work: instances come from an inventory that `keel` keeps, and load balancers
-// are addresses that the machine's own kernel routes to the nodes, weighted over
-// several of them (ECMP).
+// Package local is the provider for clusters on one machine. It does real work:
+// instances come from an inventory that `keel` keeps, and load balancers are addresses
+// that the machine's own kernel routes to the nodes, weighted over several of them
+// (ECMP).
 //
-// Nothing is stored. Which address belongs to whom stands in the Services'
-// status, which Config.InUse returns; an address that was allocated and whose status
-// is not written yet is remembered until it is.
+// Nothing is stored. The Services' status, which Config.InUse returns, holds which
+// Service has which address. An address that was allocated but is not in a status yet
+// is remembered in memory.
 //
-// It must never touch a route outside of its range of addresses, or one that
-// another program made, and never say that an instance is gone when it merely
-// could not look.
+// It must never touch a route outside of its address range or one that another program
+// made, nor report that an instance does not exist if it could not be looked up.
 package local
 
 import (
@@ -33,20 +32,21 @@ import (
 	"keelson.dev/services/cloud-controller/internal/provider"
 )
 
-// Scheme begins the provider ids.
+// Scheme is the prefix of provider ids.
 const Scheme = "local://"
 
 // Config of the provider.
 type Config struct {
-	// Inventory is the directory with a file NAME.json for each machine, or NAME/NAME.json
-	// where each machine writes its own and may not speak for another.
+	// Inventory is the directory with a file NAME.json for each machine, or
+	// NAME/NAME.json if each machine writes its own file and must not be able to write
+	// another's.
 	Inventory string
-	// Cluster whose load balancers these are.
+	// Cluster is the cluster of the load balancers.
 	Cluster string
 	// Addresses is the range for load balancers (IPv4).
 	Addresses netip.Prefix
-	// Unrouted gives addresses and routes none: the nodes answer at them, and who
-	// is not a node uses other routes. It needs no rights.
+	// Unrouted allocates addresses without routing them: the nodes answer at the
+	// addresses, and other hosts need routes of their own. It needs no privileges.
 	Unrouted bool
 	// InUse returns the addresses of the range that Services have, by the uid of the Service,
 	// from their status.
@@ -97,7 +97,7 @@ func New(cfg Config) (*Provider, error) {
 	return &Provider{cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), kernel: kernel, balancers: map[string]balancer{}}, nil
 }
 
-// Close ends the connection to the kernel. Routes stay.
+// Close closes the connection to the kernel. Routes stay.
 func (p *Provider) Close() { p.kernel.Close() }
 
 // machine is a file of the inventory.
@@ -133,8 +133,8 @@ func (p *Provider) Instance(_ context.Context, name, providerID string) (provide
 		b, err = readBounded(filepath.Join(p.cfg.Inventory, name, name+".json"))
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		// Only where there is an inventory does a file that is not there say
-		// anything.
+		// A missing file means that the machine does not exist only if the inventory
+		// exists.
 		if _, err := os.Stat(p.cfg.Inventory); err != nil {
 			return provider.Instance{}, fmt.Errorf("inventory: %w", err)
 		}
@@ -154,7 +154,7 @@ func (p *Provider) Instance(_ context.Context, name, providerID string) (provide
 		return provider.Instance{}, fmt.Errorf("machine %s says that it is %q: %w", name, m.ProviderID, provider.ErrForeign)
 	}
 	if providerID != "" && m.ProviderID != providerID {
-		// A machine of the same name that is not the same machine.
+		// Another machine has this name now.
 		return provider.Instance{}, fmt.Errorf("machine %s: %w", providerID, provider.ErrNotFound)
 	}
 	i := provider.Instance{ProviderID: m.ProviderID, Zone: m.Zone, Region: m.Region, InstanceType: m.InstanceType, Shutdown: m.Shutdown}
@@ -164,11 +164,11 @@ func (p *Provider) Instance(_ context.Context, name, providerID string) (provide
 	return i, nil
 }
 
-// maxMachine bounds a machine's file.
+// maxMachine is the size limit of a machine's file.
 const maxMachine = 64 << 10
 
-// readBounded reads a plain file. It follows no link, and does not wait for a process that holds
-// the other end of a pipe: a machine that writes its own file is not trusted.
+// readBounded reads a regular file of limited size. It follows no link, and does not
+// block on a pipe, because a machine that writes its own file is not trusted.
 func readBounded(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -212,8 +212,8 @@ func (p *Provider) EnsureLoadBalancer(_ context.Context, lb provider.LoadBalance
 	return []netip.Addr{addr}, nil
 }
 
-// allocate picks the address of a load balancer: the one asked for, or the one
-// that it has, or the first that is free.
+// allocate returns the address for a load balancer: the requested one, or else the one
+// that it has, or else the first free one.
 func (p *Provider) allocate(id string, requested netip.Addr) (netip.Addr, error) {
 	inUse := p.cfg.InUse()
 	owner := map[netip.Addr]string{}
@@ -246,7 +246,8 @@ func (p *Provider) allocate(id string, requested netip.Addr) (netip.Addr, error)
 	return netip.Addr{}, fmt.Errorf("range %s: %w", p.cfg.Addresses, provider.ErrExhausted)
 }
 
-// usable leaves out the range's own address and its broadcast address.
+// usable reports whether an address is neither the range's network address nor its
+// broadcast address.
 func (p *Provider) usable(addr netip.Addr) bool {
 	return p.cfg.Addresses.Contains(addr) && addr != p.cfg.Addresses.Addr() && p.cfg.Addresses.Contains(addr.Next())
 }
@@ -274,8 +275,8 @@ func (p *Provider) DeleteLoadBalancer(_ context.Context, cluster, id string) err
 	return nil
 }
 
-// ListLoadBalancers lists those that this process ensured. Routes that an
-// earlier one left behind have no id; Run removes them.
+// ListLoadBalancers returns the load balancers that this process ensured. Routes left
+// behind by an earlier process have no id; Run removes them.
 func (p *Provider) ListLoadBalancers(_ context.Context, cluster string) ([]string, error) {
 	if cluster != p.cfg.Cluster {
 		return nil, nil

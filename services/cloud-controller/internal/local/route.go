@@ -16,17 +16,17 @@ import (
 	"keelson.dev/services/cloud-controller/internal/provider"
 )
 
-// routeProtocol marks our routes (`ip route show proto 76`).
+// routeProtocol marks the routes of this provider (`ip route show proto 76`).
 const routeProtocol = 76
 
-// repairEvery is how often routes are compared with what they should be.
+// repairEvery is how often routes are compared with the desired ones.
 const repairEvery = 5 * time.Second
 
-// maxWeight is what the kernel takes for one next hop.
+// maxWeight is the largest weight that the kernel accepts for one next hop.
 const maxWeight = 256
 
-// Begin is called before the work begins or, after another process has led,
-// begins anew: what no Service's status shows is forgotten.
+// Begin is called before the work begins, and again after another process has led. It
+// drops everything that no Service's status shows.
 func (p *Provider) Begin() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -38,9 +38,9 @@ func (p *Provider) Begin() {
 	}
 }
 
-// Run repairs routes that disappear or change, and removes those of addresses
-// that no Service has, until ctx ends. The routes stay: traffic goes on while the
-// program restarts. inUse must be complete when Run is called.
+// Run repairs routes that were removed or changed, and removes those of addresses that
+// no Service has, until ctx ends. The routes stay then, so that traffic is not
+// interrupted while the program restarts. inUse must be complete when Run is called.
 func (p *Provider) Run(ctx context.Context) error {
 	tick := time.NewTicker(repairEvery)
 	defer tick.Stop()
@@ -90,7 +90,7 @@ func (p *Provider) repair(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// routes are ours within the range, by address.
+// routes returns this provider's routes within the range, by address.
 func (p *Provider) routes() (map[netip.Addr]netlink.Route, error) {
 	list, err := p.kernel.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
@@ -110,8 +110,9 @@ func (p *Provider) routes() (map[netip.Addr]netlink.Route, error) {
 	return out, nil
 }
 
-// wantedRoute leads to all targets, by weight. Without one the address is
-// unreachable: callers are refused at once, and nothing leaves by a default route.
+// wantedRoute returns the route to all targets, by weight. Without targets the address
+// is unreachable, so that callers are refused at once and nothing leaves by a default
+// route.
 func wantedRoute(addr netip.Addr, targets []provider.Target) netlink.Route {
 	r := netlink.Route{Dst: hostNet(addr), Protocol: routeProtocol}
 	list := slices.Clone(targets)
@@ -159,7 +160,7 @@ func (p *Provider) removeRoute(addr netip.Addr) error {
 	return nil
 }
 
-// sameRoute compares what matters of a route of the kernel's with a wanted one.
+// sameRoute reports whether a route of the kernel equals a wanted one in what matters.
 func sameRoute(got, want netlink.Route) bool {
 	if (got.Type == unix.RTN_UNREACHABLE) != (want.Type == unix.RTN_UNREACHABLE) || !got.Gw.Equal(want.Gw) || len(got.MultiPath) != len(want.MultiPath) {
 		return false

@@ -1,6 +1,6 @@
-// Package node writes to Nodes what their cloud knows of them: provider id,
-// addresses, zone, region and type of the machine; then it takes away the taint
-// that kept pods from them until then.
+// Package node writes to Nodes what their cloud knows of them: the provider id,
+// addresses, zone, region and type of the machine. Then it removes the taint that kept
+// pods off them until then.
 //
 // It must never touch a Node of another provider or a simulated one, and never
 // change a provider id that is set.
@@ -23,9 +23,9 @@ import (
 )
 
 const (
-	// refresh is how often a machine is looked at again.
+	// refresh is how often a machine is read again.
 	refresh = 5 * time.Minute
-	// missing is how often a machine that a Node waits for is looked for.
+	// missing is how often a machine that does not exist yet is looked up for its Node.
 	missing = 10 * time.Second
 )
 
@@ -37,12 +37,12 @@ type Controller struct {
 	events   *event.Recorder
 }
 
-// New makes the controller. The cache is run by the program.
+// New returns the controller. The program runs the cache.
 func New(c *client.Client, nodes *client.Cache[*corev1.Node], p provider.Provider, events *event.Recorder) *Controller {
 	return &Controller{client: c, nodes: nodes, provider: p, events: events}
 }
 
-// Controller is the loop to run.
+// Controller returns the control loop.
 func (c *Controller) Controller() controller.Controller {
 	return controller.Controller{
 		Name: "cloud-node", Workers: 4, Reconcile: c.reconcile,
@@ -50,8 +50,8 @@ func (c *Controller) Controller() controller.Controller {
 	}
 }
 
-// onNode leaves out heartbeats: what this controller writes concerns it, and a node
-// that says it has another address.
+// onNode ignores heartbeats. It enqueues a Node if a field that this controller writes
+// changes, or if the node reports another address.
 func onNode(ev client.Event[*corev1.Node]) []controller.Key {
 	n, old := ev.Object, ev.Old
 	if ev.Type == client.Deleted || simulated(n) {
@@ -88,8 +88,8 @@ func (c *Controller) reconcile(ctx context.Context, key controller.Key) (control
 	return controller.Result{RequeueAfter: refresh}, nil
 }
 
-// write brings the Node to what its machine says: addresses first, so that
-// no traffic is sent to a node without one.
+// write updates the Node to match its machine: addresses first, so that no traffic is
+// sent to a node without one.
 func (c *Controller) write(ctx context.Context, n *corev1.Node, i provider.Instance) error {
 	nodes := client.For[*corev1.Node](c.client)
 	if want := addresses(n, i); len(want) > 0 && !slices.Equal(want, n.Status.Addresses) {

@@ -19,8 +19,8 @@ const (
 	simulatedLabel = "keelson.dev/simulated"
 )
 
-// initialized is a Node with what its machine says: provider id, labels, and
-// without the taint. It returns nil when there is nothing to change.
+// initialized returns the Node with its machine's provider id and labels, and without
+// the taint. It returns nil if there is nothing to change.
 func initialized(n *corev1.Node, i provider.Instance) *corev1.Node {
 	out := n.DeepCopy()
 	changed := false
@@ -44,7 +44,7 @@ func initialized(n *corev1.Node, i provider.Instance) *corev1.Node {
 	return out
 }
 
-// labels of a machine, in their present and their older spelling.
+// labels returns a machine's labels, under their current and deprecated names.
 func labels(i provider.Instance) map[string]string {
 	return map[string]string{
 		corev1.LabelInstanceTypeStable:      i.InstanceType,
@@ -56,9 +56,9 @@ func labels(i provider.Instance) map[string]string {
 	}
 }
 
-// addresses are the Node's addresses as the cloud knows them. A host name that
-// the node gave itself is kept, and the address that its agent was configured with
-// comes first of its kind.
+// addresses returns the Node's addresses as the cloud knows them. A host name that the
+// node reported itself is kept, and the address that its agent was configured with
+// comes first among those of its type.
 func addresses(n *corev1.Node, i provider.Instance) []corev1.NodeAddress {
 	var out []corev1.NodeAddress
 	hasName := false

@@ -1,10 +1,10 @@
-// Package provider is what a cloud does for a cluster: machines behind nodes, and
-// addresses in front of Services. A provider is in this process (package local)
-// or a program of its own that serves keelson.cloud.v1 (New makes one of a
-// connection, and Register serves one); both pass providertest.
+// Package provider defines what a cloud does for a cluster: it provides machines for
+// nodes and addresses for Services. A provider is either in this process (package
+// local) or a separate program that serves keelson.cloud.v1 (New returns a client for a
+// connection, and Register serves a provider). Both pass providertest.
 //
-// It must never know Kubernetes' objects: what a Service or a Node asks for is
-// decided by the controllers.
+// It must never know Kubernetes' objects: the controllers decide what a Service or a
+// Node needs.
 package provider
 
 import (
@@ -13,14 +13,14 @@ import (
 	"net/netip"
 )
 
-// ErrNotFound says that a machine does not exist, and that its Node may go.
+// ErrNotFound means that a machine does not exist, so that its Node may be deleted.
 var ErrNotFound = errors.New("instance not found")
 
-// ErrForeign says that a provider id is not of this provider: nothing is known
+// ErrForeign means that a provider id belongs to another provider: nothing is known
 // about the machine, and its Node must be left alone.
 var ErrForeign = errors.New("provider id of another provider")
 
-// ErrExhausted says that there is no address left.
+// ErrExhausted means that there is no address left.
 var ErrExhausted = errors.New("no address left")
 
 // ErrInvalid means that a request can never succeed: an address outside of
@@ -32,16 +32,15 @@ var ErrTaken = errors.New("address is in use")
 
 // Provider is a cloud.
 type Provider interface {
-	// Instance describes a node's machine. providerID wins over name if it is
-	// not empty. It returns ErrNotFound only when it is certain that the
+	// Instance returns a node's machine. If providerID is not empty, it takes
+	// precedence over name. Instance returns ErrNotFound only if it is certain that the
 	// machine does not exist.
 	Instance(ctx context.Context, name, providerID string) (Instance, error)
-	// EnsureLoadBalancer creates or changes a load balancer until it is as
-	// asked, and returns its addresses. The id is the idempotency key. It
-	// keeps the addresses that it has unless others are requested.
+	// EnsureLoadBalancer creates a load balancer, or changes it to match the request,
+	// and returns its addresses. The id is the idempotency key. Existing addresses are
+	// kept unless others are requested.
 	EnsureLoadBalancer(ctx context.Context, lb LoadBalancer) ([]netip.Addr, error)
-	// DeleteLoadBalancer removes a load balancer; one that does not exist is
-	// no error.
+	// DeleteLoadBalancer removes a load balancer. It is no error if it does not exist.
 	DeleteLoadBalancer(ctx context.Context, cluster, id string) error
 	// ListLoadBalancers returns the ids of a cluster's load balancers.
 	ListLoadBalancers(ctx context.Context, cluster string) ([]string, error)
@@ -63,26 +62,26 @@ type Address struct {
 	Address string
 }
 
-// LoadBalancer is how a load balancer should be.
+// LoadBalancer is the desired state of a load balancer.
 type LoadBalancer struct {
-	// Cluster and ID (the Service's uid) name it.
+	// Cluster and ID (the Service's uid) identify it.
 	Cluster, ID string
-	// Service is "namespace/name", for people.
+	// Service is "namespace/name", for people to read.
 	Service string
 	Ports   []Port
 	Targets []Target
 	// RequestedAddress is the address that the user requested; the zero Addr leaves it to
 	// the provider.
 	RequestedAddress netip.Addr
-	// SourceRanges that may call; empty is everybody.
+	// SourceRanges are the addresses that may connect; empty means all.
 	SourceRanges []netip.Prefix
-	// HealthCheckNodePort is the port whose health check passes on nodes with endpoints; 0
-	// when every node may take the traffic.
+	// HealthCheckNodePort is the port whose health check passes on nodes with
+	// endpoints; 0 if every node may take the traffic.
 	HealthCheckNodePort int32
 }
 
-// Port is one port of a load balancer. NodePort is 0 where nodes accept the
-// address itself only.
+// Port is one port of a load balancer. NodePort is 0 if nodes accept only traffic to
+// the load balancer's own address.
 type Port struct {
 	Protocol string
 	Port     int32
@@ -93,7 +92,7 @@ type Port struct {
 type Target struct {
 	Name    string
 	Address netip.Addr
-	// Weight is the number of endpoints on it when the traffic stays there; 0
+	// Weight is the number of endpoints on the node if traffic must stay on it; 0
 	// counts as 1.
 	Weight int32
 }

@@ -13,8 +13,7 @@ import (
 	cloudv1 "keelson.dev/proto/keelson/cloud/v1"
 )
 
-// New makes a provider of a connection to a program that serves
-// keelson.cloud.v1.
+// New returns a provider for a connection to a program that serves keelson.cloud.v1.
 func New(conn grpc.ClientConnInterface) Provider {
 	return &remote{cloudv1.NewInstanceServiceClient(conn), cloudv1.NewLoadBalancerServiceClient(conn)}
 }
@@ -86,8 +85,8 @@ func (r *remote) ListLoadBalancers(ctx context.Context, cluster string) ([]strin
 	return resp.GetIds(), nil
 }
 
-// wire pairs the errors of the contract with their codes. UNIMPLEMENTED is not
-// NOT_FOUND: a provider that lacks a method says nothing about machines.
+// wire maps the errors of the contract to codes. UNIMPLEMENTED is not NOT_FOUND: that a
+// provider lacks a method says nothing about machines.
 var wire = []struct {
 	err  error
 	code codes.Code

@@ -10,8 +10,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// Traced records a span for each change that a provider makes. A provider in
-// another process needs none: its RPCs are traced.
+// Traced records a span for each change that a provider makes. A provider in another
+// process does not need it, because its RPCs are traced.
 func Traced(p Provider) Provider { return traced{p} }
 
 type traced struct{ Provider }
@@ -40,7 +40,7 @@ func (t traced) Instance(ctx context.Context, name, providerID string) (Instance
 	return i, err
 }
 
-// start begins a span under one that is recorded; a periodic look has none.
+// start begins a span if its parent is recorded. Periodic checks have no parent.
 func start(ctx context.Context, name string, attrs ...attribute.KeyValue) (context.Context, trace.Span) {
 	if !trace.SpanContextFromContext(ctx).IsSampled() {
 		return ctx, trace.SpanFromContext(ctx)

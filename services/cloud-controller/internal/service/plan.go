@@ -16,25 +16,27 @@ const (
 	Finalizer = "service.kubernetes.io/load-balancer-cleanup"
 	// excludeLabel keeps a node out of load balancers (KEP-1143).
 	excludeLabel = "node.kubernetes.io/exclude-from-external-load-balancers"
-	// toBeDeleted is the cluster autoscaler's taint on a node that will go.
+	// toBeDeleted is the cluster autoscaler's taint on a node that is about to be
+	// deleted.
 	toBeDeleted = "ToBeDeletedByClusterAutoscaler"
 	// simulatedLabel marks Nodes without a machine.
 	simulatedLabel = "keelson.dev/simulated"
 )
 
-// Class is the spec.loadBalancerClass that this controller serves besides none.
+// Class is the spec.loadBalancerClass that this controller serves, besides Services
+// without a class.
 const Class = "keelson.dev/local"
 
-// wants reports whether a Service should have a load balancer of ours.
+// wants reports whether a Service should have a load balancer from this controller.
 func wants(svc *corev1.Service) bool {
 	class := svc.Spec.LoadBalancerClass
 	return svc.Spec.Type == corev1.ServiceTypeLoadBalancer && svc.DeletionTimestamp == nil && (class == nil || *class == Class)
 }
 
-// has reports whether a Service has, or may have, a load balancer of ours.
+// has reports whether a Service has, or may have, a load balancer from this controller.
 func has(svc *corev1.Service) bool { return slices.Contains(svc.Finalizers, Finalizer) }
 
-// request is what to ask the provider for.
+// request returns the load balancer to request from the provider.
 func request(cluster string, svc *corev1.Service, nodes []*corev1.Node, epSlices []*discoveryv1.EndpointSlice) provider.LoadBalancer {
 	lb := provider.LoadBalancer{
 		Cluster: cluster, ID: string(svc.UID), Service: svc.Namespace + "/" + svc.Name,
@@ -61,8 +63,8 @@ func keepsLocal(svc *corev1.Service) bool {
 	return svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 }
 
-// targets are the nodes that take the traffic, by name: those that are Ready,
-// and with policy Local those that have an endpoint, weighted by how many.
+// targets returns the nodes that take the traffic, by name: those that are Ready, and
+// with policy Local those that have an endpoint, weighted by the number of endpoints.
 func targets(svc *corev1.Service, nodes []*corev1.Node, epSlices []*discoveryv1.EndpointSlice) []provider.Target {
 	local := localEndpoints(epSlices)
 	var out []provider.Target
@@ -83,9 +85,8 @@ func targets(svc *corev1.Service, nodes []*corev1.Node, epSlices []*discoveryv1.
 	return out
 }
 
-// localEndpoints counts the endpoints that serve on each node: the ready ones
-// or, where there is none, those that terminate but still serve, as the nodes'
-// proxies do.
+// localEndpoints counts the serving endpoints on each node: the ready ones or, if there
+// are none, those that are terminating but still serve, as kube-proxy does.
 func localEndpoints(epSlices []*discoveryv1.EndpointSlice) map[string]int32 {
 	ready, draining := map[string]map[string]bool{}, map[string]map[string]bool{}
 	for _, s := range epSlices {
@@ -150,7 +151,7 @@ func internalIP(n *corev1.Node) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// ingress is the status for addresses.
+// ingress returns the status for addresses.
 func ingress(addrs []netip.Addr) []corev1.LoadBalancerIngress {
 	mode := corev1.LoadBalancerIPModeVIP
 	var out []corev1.LoadBalancerIngress

@@ -3,9 +3,9 @@
 // the cluster's Ready nodes, writes the address into the Service's status, and
 // has the load balancer removed with the Service.
 //
-// It must never let go of a Service (its finalizer) before the provider has let
-// go of the load balancer, and never delete a load balancer whose Service it
-// merely does not know yet.
+// It must never remove its finalizer from a Service before the provider has removed the
+// load balancer, nor delete a load balancer whose Service the cache merely does not
+// show yet.
 package service
 
 import (
@@ -33,7 +33,7 @@ import (
 // ByService is the index of EndpointSlices by namespace/name of their Service.
 const ByService = "service"
 
-// Caches are what the controller reads. They are run by the program.
+// Caches holds what the controller reads. The program runs the caches.
 type Caches struct {
 	Services *client.Cache[*corev1.Service]
 	Nodes    *client.Cache[*corev1.Node]
@@ -41,7 +41,7 @@ type Caches struct {
 	Slices *client.Cache[*discoveryv1.EndpointSlice]
 }
 
-// SliceIndex is the function of the index ByService.
+// SliceIndex is the index function of ByService.
 func SliceIndex(s *discoveryv1.EndpointSlice) []string {
 	if name := s.Labels[discoveryv1.LabelServiceName]; name != "" {
 		return []string{s.Namespace + "/" + name}
@@ -49,14 +49,14 @@ func SliceIndex(s *discoveryv1.EndpointSlice) []string {
 	return nil
 }
 
-// resync is the interval at which a load balancer is ensured again, though nothing has
-// changed: a provider may have lost it.
+// resync is the interval at which an unchanged load balancer is ensured again, because
+// a provider may have lost it.
 const resync = 5 * time.Minute
 
-// orphanEvery is how often load balancers without a Service are looked for.
+// orphanEvery is how often the controller looks for load balancers without a Service.
 const orphanEvery = 5 * time.Minute
 
-// Controller keeps load balancers as Services want them.
+// Controller keeps the load balancers that Services want.
 type Controller struct {
 	cluster  string
 	client   *client.Client
@@ -76,7 +76,7 @@ type ensured struct {
 	at      time.Time
 }
 
-// New makes the controller of a cluster.
+// New returns the controller of a cluster.
 func New(cluster string, c *client.Client, caches Caches, p provider.Provider, events *event.Recorder) *Controller {
 	return &Controller{
 		cluster: cluster, client: c, caches: caches, provider: p, events: events, now: time.Now,
@@ -84,7 +84,7 @@ func New(cluster string, c *client.Client, caches Caches, p provider.Provider, e
 	}
 }
 
-// Controller is the loop to run.
+// Controller returns the control loop.
 func (c *Controller) Controller() controller.Controller {
 	return controller.Controller{
 		Name: "service", Workers: 4, Reconcile: c.reconcile,
@@ -106,8 +106,8 @@ func concerns(svc *corev1.Service) bool {
 	return svc.Spec.Type == corev1.ServiceTypeLoadBalancer || has(svc)
 }
 
-// onNode enqueues all load balancers when a node comes, goes, or begins or ends
-// to take traffic. Heartbeats change nothing of that.
+// onNode enqueues all load balancers when a node is added or removed, or starts or
+// stops taking traffic. Heartbeats do not matter.
 func (c *Controller) onNode(ev client.Event[*corev1.Node]) []controller.Key {
 	if ev.Type == client.Modified && ev.Old != nil {
 		oldAddr, _ := internalIP(ev.Old)
@@ -157,10 +157,11 @@ func (c *Controller) reconcile(ctx context.Context, key controller.Key) (control
 	return controller.Result{}, nil
 }
 
-// retriable errors are of no interest to the user: the cache was behind.
+// retriable reports whether an error only means that the cache was behind, which is of
+// no interest to the user.
 func retriable(err error) bool { return apierrors.IsConflict(err) }
 
-// quiet drops what has become moot.
+// quiet returns nil for errors that an object no longer exists, and err otherwise.
 func quiet(err error) error {
 	if apierrors.IsNotFound(err) {
 		return nil
@@ -168,8 +169,7 @@ func quiet(err error) error {
 	return err
 }
 
-// ensure gives a Service its load balancer: the finalizer first, then the load
-// balancer, then the status.
+// ensure writes the finalizer, then the load balancer, then the Service's status.
 func (c *Controller) ensure(ctx context.Context, svc *corev1.Service) error {
 	want := request(c.cluster, svc, c.caches.Nodes.List(), c.caches.Slices.ByIndex(ByService, svc.Namespace+"/"+svc.Name))
 	last, known := c.last(svc.UID)
@@ -214,8 +214,8 @@ func (c *Controller) ensure(ctx context.Context, svc *corev1.Service) error {
 	return nil
 }
 
-// release has the load balancer removed, then clears the status, then lets the
-// Service go.
+// release removes the load balancer, then clears the status, then removes the
+// finalizer.
 func (c *Controller) release(ctx context.Context, svc *corev1.Service) error {
 	c.events.Normal(ctx, svc, "DeletingLoadBalancer", "Deleting load balancer")
 	if err := c.provider.DeleteLoadBalancer(ctx, c.cluster, string(svc.UID)); err != nil {
@@ -224,7 +224,7 @@ func (c *Controller) release(ctx context.Context, svc *corev1.Service) error {
 	c.forget(svc.UID)
 	services := client.For[*corev1.Service](c.client)
 	free := svc.DeepCopy()
-	// Another controller's address is left to it.
+	// An address written by another controller is left alone.
 	mine := svc.Spec.LoadBalancerClass == nil || *svc.Spec.LoadBalancerClass == Class
 	if len(free.Status.LoadBalancer.Ingress) > 0 && mine {
 		free.Status.LoadBalancer = corev1.LoadBalancerStatus{}
@@ -242,7 +242,7 @@ func (c *Controller) release(ctx context.Context, svc *corev1.Service) error {
 	return nil
 }
 
-// RunOrphans removes load balancers without a Service, now and then, until ctx
+// RunOrphans removes load balancers without a Service, every orphanEvery until ctx
 // ends. The caches must be synced.
 func (c *Controller) RunOrphans(ctx context.Context) error {
 	tick := time.NewTicker(orphanEvery)
@@ -259,8 +259,8 @@ func (c *Controller) RunOrphans(ctx context.Context) error {
 	}
 }
 
-// removeOrphans asks the apiserver itself about each candidate: a Service that
-// the cache does not show may be newer than the cache.
+// removeOrphans reads each candidate's Service from the apiserver, because a Service
+// that the cache does not show may be newer than the cache.
 func (c *Controller) removeOrphans(ctx context.Context) error {
 	ids, err := c.provider.ListLoadBalancers(ctx, c.cluster)
 	if err != nil {
@@ -291,7 +291,7 @@ func (c *Controller) without(ids []string, services []*corev1.Service) []string 
 	return slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return known[id] })
 }
 
-// forgetGone forgets Services that lost their finalizer by another's hand.
+// forgetGone drops the state of Services whose finalizer was removed by another client.
 func (c *Controller) forgetGone() {
 	known := map[types.UID]bool{}
 	for _, s := range c.caches.Services.List() {

@@ -1,9 +1,9 @@
-// Package queue holds the pods that wait for a node: the active ones by priority
-// and age, those in back-off after an attempt, those that cannot be scheduled
-// until something happens that may help, and those that are gated.
+// Package queue holds the pods that wait for a node: active pods by priority and age,
+// pods in backoff after an attempt, unschedulable pods that wait for an event that may
+// help, and gated pods.
 //
-// It must never lose a pod: every one that was added is in exactly one place
-// until it is popped or deleted. It belongs to one goroutine.
+// It must never lose a pod: every pod that was added is in exactly one place until it
+// is popped or deleted. A queue belongs to one goroutine.
 package queue
 
 import (
@@ -14,11 +14,11 @@ import (
 	"keelson.dev/services/scheduler/internal/state"
 )
 
-// Times of back-off and of the last resort, as in Kubernetes' scheduler.
+// Durations of the backoff and the last resort, as in Kubernetes' scheduler.
 const (
 	firstBackoff = time.Second
 	mostBackoff  = 10 * time.Second
-	// lastResort is how long a pod stays aside when nothing seems to help.
+	// lastResort is how long a pod stays aside if no event helps.
 	lastResort = 5 * time.Minute
 )
 
@@ -33,15 +33,15 @@ const (
 	gated
 )
 
-// Item is a pod that waits.
+// Item is a waiting pod.
 type Item struct {
 	Pod *state.Pod
-	// Traceparent of the write that made the pod.
+	// Traceparent is that of the write that created the pod.
 	Traceparent string
-	// Added is when the pod came; Attempts how often it was tried.
+	// Added is when the pod was added; Attempts is how often it was tried.
 	Added    time.Time
 	Attempts int
-	// Message is what the last attempt said, and Plugins who refused.
+	// Message is the result of the last attempt, and Plugins are those that refused.
 	Message string
 	Plugins []string
 
@@ -64,26 +64,26 @@ type Queue struct {
 	items   map[state.Key]*Item
 	active  prioritized
 	backoff timed
-	// early are those in back-off that were refused, not failed: they are popped
+	// early holds the pods in backoff that were refused, not failed: they are popped
 	// before their time when no other pod waits.
 	early earlier
-	// asides are the pods that were refused, those alike together.
+	// asides holds the refused pods, grouped by those that are alike.
 	asides map[string]*group
 	number uint64
 }
 
-// group is pods alike, refused by the same plugins.
+// group is a set of pods that are alike and were refused by the same plugins.
 type group struct {
 	items map[*Item]struct{}
 	first *Item
 }
 
-// New makes an empty queue; now is the clock.
+// New returns an empty queue; now is the clock.
 func New(now func() time.Time) *Queue {
 	return &Queue{now: now, items: map[state.Key]*Item{}, asides: map[string]*group{}}
 }
 
-// Len is the number of pods that wait in each place.
+// Len returns the number of pods in each place.
 func (q *Queue) Len() (activeN, backoffN, asideN, gatedN int) {
 	for _, it := range q.items {
 		switch it.place {
@@ -100,14 +100,14 @@ func (q *Queue) Len() (activeN, backoffN, asideN, gatedN int) {
 	return
 }
 
-// Get finds a pod that waits.
+// Get returns a waiting pod.
 func (q *Queue) Get(key state.Key) (*Item, bool) {
 	it, ok := q.items[key]
 	return it, ok
 }
 
-// Add takes in a pod, or a pod's new state. changed says that it differs in a way
-// that may matter to plugins; another that was refused then stays aside.
+// Add adds a pod, or updates it. changed is true if it differs in a way that may matter
+// to plugins; a refused pod that has not changed so stays aside.
 func (q *Queue) Add(p *state.Pod, traceparent string, changed bool) {
 	key := state.Key{Namespace: p.Namespace, Name: p.Name}
 	it := q.items[key]
@@ -131,7 +131,7 @@ func (q *Queue) Add(p *state.Pod, traceparent string, changed bool) {
 	q.enqueue(it)
 }
 
-// enqueue puts an item that is nowhere where it belongs.
+// enqueue puts an item that is in no place into the right one.
 func (q *Queue) enqueue(it *Item) {
 	switch now := q.now(); {
 	case len(it.Pod.Object.Spec.SchedulingGates) > 0:
@@ -149,7 +149,7 @@ func (q *Queue) enqueue(it *Item) {
 	}
 }
 
-// leave takes an item out of where it is.
+// leave removes an item from its place.
 func (q *Queue) leave(it *Item) {
 	switch it.place {
 	case active:
@@ -177,7 +177,7 @@ func (q *Queue) leave(it *Item) {
 
 func (it *Item) group() string { return it.class + "\x00" + strings.Join(it.Plugins, ",") }
 
-// Delete forgets a pod, wherever it is.
+// Delete removes a pod from any place.
 func (q *Queue) Delete(key state.Key) {
 	if it := q.items[key]; it != nil {
 		q.leave(it)
@@ -185,8 +185,8 @@ func (q *Queue) Delete(key state.Key) {
 	}
 }
 
-// Pop takes the next pod out; nil if none is due. The queue then does not know it
-// any more: Refused or Retry brings it back.
+// Pop removes and returns the next pod, or nil if none is due. Refused or Retry returns
+// the pod to the queue.
 func (q *Queue) Pop() *Item {
 	now := q.now()
 	for q.backoff.Len() > 0 && !q.backoff.items[0].until.After(now) {
@@ -211,7 +211,8 @@ func (q *Queue) Pop() *Item {
 	return it
 }
 
-// Next is when Pop will have a pod if nothing happens before; false if never.
+// Next returns when Pop will return a pod if nothing happens before. It returns false
+// if it never will.
 func (q *Queue) Next() (time.Time, bool) {
 	if q.active.Len() > 0 {
 		return q.now(), true
@@ -226,8 +227,8 @@ func (it *Item) delay() time.Duration {
 	return min(firstBackoff<<min(it.Attempts-1, 10), mostBackoff)
 }
 
-// Refused brings back a pod that no node will do for, as plugins said. class is
-// the same for pods alike.
+// Refused returns a pod to the queue that plugins refused on every node. class is the
+// same for pods that are alike.
 func (q *Queue) Refused(it *Item, class, message string, plugins []string) {
 	it.class, it.Message, it.Plugins, it.failed = class, message, plugins, false
 	it.until = q.now().Add(it.delay())
@@ -242,7 +243,7 @@ func (q *Queue) Refused(it *Item, class, message string, plugins []string) {
 	g.items[it] = struct{}{}
 }
 
-// Retry brings back a pod whose attempt failed for another reason.
+// Retry returns a pod to the queue whose attempt failed for another reason.
 func (q *Queue) Retry(it *Item) {
 	it.failed = true
 	it.until = q.now().Add(it.delay())
@@ -250,8 +251,8 @@ func (q *Queue) Retry(it *Item) {
 	q.enqueue(it)
 }
 
-// Wake brings back the refused pods for which helps is true; it is asked once
-// for pods alike, with one of them.
+// Wake makes the refused pods active for which helps returns true. It calls helps once
+// for pods that are alike, with one of them.
 func (q *Queue) Wake(helps func(p *state.Pod, plugins []string) bool) int {
 	woken := 0
 	for _, g := range q.asides {
@@ -267,7 +268,8 @@ func (q *Queue) Wake(helps func(p *state.Pod, plugins []string) bool) int {
 	return woken
 }
 
-// Flush brings back what has been aside for long. Call it now and then.
+// Flush makes pods active that have been aside for lastResort. It is to be called
+// periodically.
 func (q *Queue) Flush() {
 	old := q.now().Add(-lastResort)
 	for _, g := range q.asides {
@@ -280,7 +282,7 @@ func (q *Queue) Flush() {
 	}
 }
 
-// prioritized is a heap: the highest priority first, then the oldest.
+// prioritized is a heap, highest priority first, then oldest first.
 type prioritized struct{ items []*Item }
 
 func (h *prioritized) Len() int { return len(h.items) }
@@ -315,12 +317,13 @@ func (h *prioritized) Pop() any {
 	return it
 }
 
-// timed is a heap: the earliest end of back-off first.
+// timed is a heap, earliest end of backoff first.
 type timed struct{ prioritized }
 
 func (h *timed) Less(i, j int) bool { return h.items[i].until.Before(h.items[j].until) }
 
-// earlier is a heap in the order of prioritized, beside the one of back-off.
+// earlier is a heap in the order of prioritized, for items that are also in the backoff
+// heap.
 type earlier struct{ prioritized }
 
 func (h *earlier) Swap(i, j int) {

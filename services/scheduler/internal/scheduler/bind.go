@@ -30,7 +30,7 @@ func (s *Scheduler) bind(ctx context.Context, batch []*flight) {
 	}
 }
 
-// settle ends a flight by what the apiserver said.
+// settle ends a flight according to the apiserver's answer.
 func (s *Scheduler) settle(f *flight, err error) {
 	if err == nil {
 		s.bound(f)
@@ -47,7 +47,7 @@ func (s *Scheduler) bound(f *flight) {
 	s.metrics.scheduled(s.cfg.Now().Sub(f.item.Added), f.item.Attempts)
 }
 
-// undo takes assumptions back and brings the pods back to the queue.
+// undo reverts assumptions and returns the pods to the queue.
 func (s *Scheduler) undo(batch []*flight, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -57,7 +57,7 @@ func (s *Scheduler) undo(batch []*flight, err error) {
 	s.poke()
 }
 
-// take takes one assumption back. The lock is held.
+// take reverts one assumption. The lock must be held.
 func (s *Scheduler) take(f *flight, err error) {
 	key := f.item.Key()
 	if s.flights[key] != f {
@@ -79,7 +79,8 @@ func (s *Scheduler) take(f *flight, err error) {
 	}
 }
 
-// requeue brings a pod back as it is now, if it still waits for a node.
+// requeue returns the current version of a pod to the queue if it still waits for a
+// node.
 func (s *Scheduler) requeue(f *flight) bool {
 	p := f.item.Pod
 	if now, ok := s.cfg.Caches.Pods.Get(p.Namespace, p.Name); ok {
@@ -94,7 +95,7 @@ func (s *Scheduler) requeue(f *flight) bool {
 	return true
 }
 
-// land ends a flight, whatever became of the pod.
+// land ends a flight, whatever its outcome.
 func (s *Scheduler) land(key state.Key, f *flight) {
 	delete(s.flights, key)
 	if f.plan != nil {

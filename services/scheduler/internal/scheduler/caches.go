@@ -12,7 +12,8 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// Caches are what the scheduler follows, without what it never reads.
+// Caches holds the objects that the scheduler follows, without the fields that it never
+// reads.
 type Caches struct {
 	Pods           *client.Cache[*corev1.Pod]
 	Nodes          *client.Cache[*corev1.Node]
@@ -24,7 +25,7 @@ type Caches struct {
 	StorageClasses *client.Cache[*storagev1.StorageClass]
 }
 
-// NewCaches makes them; each must be Run.
+// NewCaches returns the caches. Each must be Run.
 func NewCaches(c *client.Client) *Caches {
 	return &Caches{
 		Pods: client.NewCache(c, client.CacheOptions[*corev1.Pod]{
@@ -65,12 +66,12 @@ type Cache interface {
 	CatchUp(ctx context.Context) error
 }
 
-// All are the caches.
+// All returns all caches.
 func (c *Caches) All() []Cache {
 	return []Cache{c.Nodes, c.Namespaces, c.Services, c.ReplicaSets, c.Claims, c.Volumes, c.StorageClasses, c.Pods}
 }
 
-// Synced waits until all caches have their first state.
+// Synced waits until all caches have synced.
 func (c *Caches) Synced(ctx context.Context) error {
 	for _, cache := range c.All() {
 		select {
@@ -123,8 +124,8 @@ func slimNode(n *corev1.Node) *corev1.Node {
 	}
 }
 
-// slimPod keeps, of a pod on a node, what counts for others; of one that waits,
-// nearly all.
+// slimPod keeps, of a pod on a node, what matters for other pods; of a pending pod,
+// nearly everything.
 func slimPod(p *corev1.Pod) *corev1.Pod {
 	if p.Spec.NodeName == "" {
 		p.ManagedFields, p.Annotations = nil, nil
@@ -149,7 +150,7 @@ func slimPod(p *corev1.Pod) *corev1.Pod {
 			out.Spec.Volumes = append(out.Spec.Volumes, *v)
 		}
 	}
-	// Requests of a pod that is being resized stand in its status.
+	// The status holds the requests of a pod that is being resized.
 	for _, from := range []struct {
 		in  []corev1.ContainerStatus
 		out *[]corev1.ContainerStatus

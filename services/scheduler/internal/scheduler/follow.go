@@ -98,7 +98,7 @@ func (s *Scheduler) onPod(ev client.Event[*corev1.Pod]) {
 	}
 }
 
-// gone forgets a pod that ended or was deleted.
+// gone removes a pod that ended or was deleted.
 func (s *Scheduler) gone(key state.Key) {
 	s.queue.Delete(key)
 	delete(s.reports, key)
@@ -110,7 +110,7 @@ func (s *Scheduler) gone(key state.Key) {
 	}
 }
 
-// placed takes in a pod that is on a node.
+// placed adds or updates a pod that is on a node.
 func (s *Scheduler) placed(key state.Key, o *corev1.Pod) {
 	s.queue.Delete(key)
 	delete(s.reports, key)
@@ -133,13 +133,14 @@ func (s *Scheduler) placed(key state.Key, o *corev1.Pod) {
 	s.happened(ev)
 }
 
-// sameToOthers reports whether two states of a pod on a node count the same.
+// sameToOthers reports whether two states of a pod on a node are equivalent for other
+// pods.
 func sameToOthers(a, b *state.Pod) bool {
 	return a.UID == b.UID && a.Node == b.Node && a.Terminating == b.Terminating && maps.Equal(a.Labels, b.Labels) &&
 		a.ScoreCPU == b.ScoreCPU && a.ScoreMemory == b.ScoreMemory && equality.Semantic.DeepEqual(a.Requests, b.Requests)
 }
 
-// pending takes in a pod without a node.
+// pending adds or updates a pod without a node.
 func (s *Scheduler) pending(key state.Key, ev client.Event[*corev1.Pod]) {
 	o := ev.Object
 	if f := s.flights[key]; f != nil {
@@ -165,7 +166,7 @@ func (s *Scheduler) pending(key state.Key, ev client.Event[*corev1.Pod]) {
 	s.poke()
 }
 
-// differs reports whether a pending pod changed in what plugins read.
+// differs reports whether a pending pod changed in something that plugins read.
 func differs(a, b *corev1.Pod) bool {
 	return !maps.Equal(a.Labels, b.Labels) || !equality.Semantic.DeepEqual(&a.Spec, &b.Spec)
 }

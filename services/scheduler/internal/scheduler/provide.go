@@ -11,12 +11,12 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// provideTime is how long a pod's claims may take to get their volumes; then the
-// pod is decided anew.
+// provideTime is how long a pod's claims may take to get their volumes before the pod
+// is decided again.
 const provideTime = 10 * time.Minute
 
-// provide writes what brings the claims of a batch of pods to their volumes. The
-// watch of the claims then shows when that is done.
+// provide writes what is needed for the claims of a batch of pods to get their volumes.
+// The watch of the claims shows when that is done.
 func (s *Scheduler) provide(ctx context.Context, batch []*flight) {
 	var writes []client.Write
 	counts := make([]int, len(batch))
@@ -77,7 +77,7 @@ func (s *Scheduler) look() {
 	}
 }
 
-// lister finds objects of volumes in the caches.
+// lister reads objects that concern volumes from the caches.
 type lister struct{ c *Caches }
 
 func (l lister) Claim(namespace, name string) (*corev1.PersistentVolumeClaim, bool) {

@@ -17,16 +17,16 @@ import (
 	"keelson.dev/services/scheduler/internal/state"
 )
 
-// report is a refusal to be written to a pod's status. A newer one of the same
-// pod takes its place.
+// report is a refusal to be written to a pod's status. It is replaced by a newer one
+// for the same pod.
 type report struct {
 	pod         *corev1.Pod
 	condition   corev1.PodCondition
 	traceparent string
 }
 
-// report says in an event and in the pod's status why it has no node. last is what
-// was reported before, by this process.
+// report records in an event and in the pod's status why it has no node. last is what
+// this process reported before.
 func (s *Scheduler) report(it *queue.Item, last, reason, message string) {
 	o := it.Pod.Object
 	s.cfg.Events.Warning(s.eventContext(it.Traceparent), o, "FailedScheduling", "%s", message)

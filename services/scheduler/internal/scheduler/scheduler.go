@@ -1,12 +1,12 @@
-// Package scheduler puts pods on nodes: it follows the cluster, decides for one
-// pod after the other, assumes each decision at once, and binds them in batches
-// while it decides on.
+// Package scheduler assigns pods to nodes: it follows the cluster, decides for one pod
+// after another, assumes each decision at once, and binds pods in batches while it goes
+// on deciding.
 //
-// A pod is always in exactly one place: in the queue, under way (decided, not yet
-// confirmed by the watch), or on a node. A binding that fails undoes its
-// assumption and brings the pod back to the queue.
+// A pod is always in exactly one place: in the queue, in flight (decided, not yet
+// confirmed by the watch), or on a node. If a binding fails, its assumption is undone
+// and the pod returns to the queue.
 //
-// It must never bind a pod that it does not hold for pending, and never wait for
+// It must never bind a pod that it does not believe to be pending, and never wait for
 // the network while it holds its lock.
 package scheduler
 
@@ -35,17 +35,17 @@ type Config struct {
 	Client *client.Client
 	Caches *Caches
 	Events *event.Recorder
-	// Name is the spec.schedulerName of the pods that are its own.
+	// Name is the spec.schedulerName of the pods to schedule.
 	Name string
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
 
-// Scheduler schedules.
+// Scheduler assigns pods to nodes.
 type Scheduler struct {
 	cfg     Config
 	metrics *metrics
-	// fence is the epoch of the one who leads.
+	// fence is the epoch of the current leader.
 	fence atomic.Pointer[client.Fence]
 
 	mu      sync.Mutex
@@ -54,18 +54,18 @@ type Scheduler struct {
 	queue   *queue.Queue
 	volumes *volume.Binder
 	flights map[state.Key]*flight
-	// waiting are those whose claims get their volumes first; ready are those
+	// waiting holds the pods whose claims get their volumes first; ready holds those
 	// that have got them and are to be bound.
 	waiting map[state.Key]*flight
 	ready   []*flight
-	// reports are the refusals to be written to pods' status.
+	// reports holds the refusals to be written to pods' status.
 	reports map[state.Key]report
-	// wake has a value when there may be work for the deciding goroutine, and
-	// reporting for the one that writes refusals.
+	// wake has a value when there may be work for the deciding goroutine, and reporting
+	// when there is for the one that writes refusals.
 	wake, reporting chan struct{}
 }
 
-// flight is a pod under way: decided and assumed, not confirmed.
+// flight is a pod that is decided and assumed, but not confirmed.
 type flight struct {
 	item    *queue.Item
 	node    string
@@ -73,13 +73,13 @@ type flight struct {
 	began   time.Time
 	decided time.Time
 	trace   traced
-	// plan is how its claims get their volumes; nil if they have them. written
-	// says that the plan's writes are done.
+	// plan provides the volumes of the pod's claims; nil if they have them. written is
+	// true once the plan's writes are done.
 	plan    *volume.Plan
 	written bool
 }
 
-// New makes a scheduler and lets it follow the caches, which need not run yet.
+// New returns a scheduler that follows the caches, which need not run yet.
 func New(cfg Config) *Scheduler {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -135,8 +135,8 @@ func (s *Scheduler) defaultSelector(p *state.Pod) labels.Selector {
 	return out
 }
 
-// Lead schedules until ctx ends; what is under way then is brought to an end. One
-// process at a time may lead.
+// Lead schedules until ctx ends, and then completes what is in flight. Only one process
+// may lead at a time.
 func (s *Scheduler) Lead(ctx context.Context) error {
 	s.fence.Store(client.FenceFrom(ctx))
 	defer s.cfg.Events.Flush()
@@ -173,8 +173,8 @@ func (s *Scheduler) Lead(ctx context.Context) error {
 	return nil
 }
 
-// caughtUp waits until the caches show what a predecessor bound last; false if
-// ctx ended before.
+// caughtUp waits until the caches show what a previous leader bound last. It returns
+// false if ctx ends first.
 func (s *Scheduler) caughtUp(ctx context.Context) bool {
 	const again = 200 * time.Millisecond
 	for {
@@ -191,13 +191,13 @@ func (s *Scheduler) caughtUp(ctx context.Context) bool {
 	}
 }
 
-// Sizes of what is under way: pods in one message, and messages.
+// Limits on what is in flight: pods in one message, and messages.
 const (
 	batchSize = 256
 	binders   = 4
 )
 
-// round decides until a batch is full, it has taken a while, or no pod waits. It
+// round decides until a batch is full, a time limit has passed, or no pod waits. It
 // returns the pods to be bound, and those whose claims get their volumes first.
 func (s *Scheduler) round() (bind, provide []*flight, idle bool) {
 	const most = 5 * time.Millisecond
@@ -245,8 +245,8 @@ func (s *Scheduler) rest(ctx context.Context) {
 	}
 }
 
-// one decides for the next pod. It returns nil if the pod was refused, and none
-// if no pod waits.
+// one decides for the next pod. It returns nil if the pod was refused, and none if no
+// pod waits.
 func (s *Scheduler) one() (f *flight, none bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -278,7 +278,7 @@ func (s *Scheduler) one() (f *flight, none bool) {
 	return f, false
 }
 
-// refuse puts a pod aside, and reports why if it is news.
+// refuse puts a pod aside, and reports why if the reason is new.
 func (s *Scheduler) refuse(it *queue.Item, v *decide.Verdict, began time.Time) {
 	last := it.Message
 	s.queue.Refused(it, v.Class, v.Message, v.Plugins)

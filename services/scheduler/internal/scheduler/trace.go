@@ -14,14 +14,14 @@ import (
 	"keelson.dev/services/scheduler/internal/queue"
 )
 
-// traced is the span of one attempt, from the decision to the binding. The zero
-// one, of a pod without a trace, does nothing.
+// traced is the span of one attempt, from the decision to the binding. The zero value,
+// for a pod without a trace, does nothing.
 type traced struct{ span trace.Span }
 
 func tracer() trace.Tracer { return otel.Tracer("keelson.dev/services/scheduler") }
 
-// startTrace begins the span of a pod that gets a node, as a child of the write
-// that made the pod.
+// startTrace begins the span of a pod that gets a node, as a child of the write that
+// created the pod.
 func startTrace(it *queue.Item, v *decide.Verdict, began time.Time) traced {
 	if it.Traceparent == "" {
 		return traced{}
@@ -39,7 +39,7 @@ func startTrace(it *queue.Item, v *decide.Verdict, began time.Time) traced {
 	return traced{span}
 }
 
-// traceparent is what the binding carries on.
+// traceparent returns the trace context to pass on with the binding.
 func (t traced) traceparent(it *queue.Item) string {
 	if t.span == nil {
 		return it.Traceparent
@@ -57,7 +57,7 @@ func (t traced) end(err error) {
 	t.span.End()
 }
 
-// traceRefusal records an attempt with a new reason why there is no node.
+// traceRefusal records an attempt that ended with a new reason why there is no node.
 func traceRefusal(it *queue.Item, v *decide.Verdict, began, ended time.Time) {
 	if it.Traceparent == "" {
 		return

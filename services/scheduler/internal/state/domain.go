@@ -2,7 +2,7 @@ package state
 
 import "strconv"
 
-// Domains are the values of one topology key, numbered.
+// Domains holds the values of one topology key, numbered.
 type Domains struct {
 	Key    string
 	values map[string]int32
@@ -10,10 +10,10 @@ type Domains struct {
 	of     []int32 // by node index; -1 where the node lacks the key
 }
 
-// Of is the domain of a node; -1 if it lacks the key.
+// Of returns the domain of a node, or -1 if it lacks the key.
 func (d *Domains) Of(n *Node) int32 { return d.of[n.Index] }
 
-// Len is the number of domains that were ever seen.
+// Len returns the number of domains seen since the last renumbering.
 func (d *Domains) Len() int { return len(d.names) }
 
 func (d *Domains) place(n *Node) {
@@ -34,7 +34,8 @@ func (d *Domains) place(n *Node) {
 	d.of[n.Index] = id
 }
 
-// Domains of a topology key. The numbers stay the same within an Epoch.
+// Domains returns the domains of a topology key. The numbers stay the same within an
+// Epoch.
 func (c *Cluster) Domains(key string) *Domains {
 	d := c.domains[key]
 	if d == nil {
@@ -52,32 +53,31 @@ func (c *Cluster) Domains(key string) *Domains {
 	return d
 }
 
-// GroupKind is what the terms of a Group demand of other pods.
+// GroupKind is what the terms of a Group require of other pods.
 type GroupKind uint8
 
 // The kinds of groups.
 const (
-	// Repels are required anti-affinity terms: no pod they match may come into a
+	// Repels is for required anti-affinity terms: no pod that they match may be in a
 	// domain where one of their owners is.
 	Repels GroupKind = iota + 1
-	// Attracts are terms that only count in scores: preferred ones, of either
-	// sign, and required affinity.
+	// Attracts is for terms that count only in scores: preferred ones, positive and
+	// negative, and required affinity.
 	Attracts
 )
 
-// Group is all terms, of pods on nodes, that mean the same, and where their
-// owners are.
+// Group holds all equivalent terms of pods on nodes, and where their owners are.
 type Group struct {
 	Kind    GroupKind
 	Term    *Term
 	Weight  int64 // of Attracts
 	Domains *Domains
-	// Counts of owners by domain.
+	// Counts holds the number of owners by domain.
 	Counts []int32
 	Total  int
 }
 
-// In is the number of owners in a node's domain.
+// In returns the number of owners in a node's domain.
 func (g *Group) In(n *Node) int32 {
 	d := g.Domains.Of(n)
 	if d < 0 || int(d) >= len(g.Counts) {
@@ -86,8 +86,8 @@ func (g *Group) In(n *Node) int32 {
 	return g.Counts[d]
 }
 
-// requiredWeight is what a required affinity term of a pod on a node counts in
-// the scores of the pods that it matches (Kubernetes' hardPodAffinityWeight).
+// requiredWeight is the weight of a required affinity term of a pod on a node in the
+// scores of the pods that it matches (Kubernetes' hardPodAffinityWeight).
 const requiredWeight = 1
 
 func (c *Cluster) countGroups(n *Node, p *Pod, sign int32) {

@@ -9,7 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 )
 
-// Node is a node and what is on it.
+// Node is a node with its pods.
 type Node struct {
 	// Index is its place in Cluster.Nodes, as long as it exists.
 	Index  int
@@ -38,7 +38,7 @@ func (n *Node) PortsFree(want []Port) bool {
 	return true
 }
 
-// set replaces the node object; what reports whether the difference matters.
+// set replaces the node object. what is not 0 if the difference matters.
 func (n *Node) set(o *corev1.Node) (what NodeChange) {
 	old := n.Object
 	n.Object = o
@@ -106,7 +106,7 @@ func (n *Node) remove(p *Pod) {
 	}
 }
 
-// NodeChange says in what respects a node changed.
+// NodeChange is a set of the ways in which a node changed.
 type NodeChange uint8
 
 // The ways in which a node changes.
@@ -119,7 +119,7 @@ const (
 	NodeImages
 )
 
-// ImageName is an image's name as nodes report it: with a tag.
+// ImageName returns an image's name as nodes report it: with a tag.
 func ImageName(name string) string {
 	if strings.LastIndex(name, ":") <= strings.LastIndex(name, "/") {
 		return name + ":latest"

@@ -11,18 +11,18 @@ import (
 	"k8s.io/apimachinery/pkg/util/sets"
 )
 
-// Pod is what the scheduler knows of a pod. It does not change: a pod that
-// changes becomes another Pod.
+// Pod is what the scheduler knows of a pod. It is immutable: a pod that changes becomes
+// another Pod.
 type Pod struct {
 	Namespace, Name string
 	UID             types.UID
 	Labels          labels.Set
-	// Node is where it is bound or assumed to be; empty while it is pending.
+	// Node is where the pod is bound or assumed to be; empty while it is pending.
 	Node     string
 	Priority int32
 	Requests Resources
-	// ScoreCPU and ScoreMemory are the requests, with what is assumed of
-	// containers that request none.
+	// ScoreCPU and ScoreMemory are the requests, including assumed ones for containers
+	// that request none.
 	ScoreCPU, ScoreMemory int64
 	Ports                 []Port
 	Terminating           bool
@@ -41,14 +41,14 @@ type Pod struct {
 	epoch  uint64
 }
 
-// Port of the host that a pod takes.
+// Port is a host port that a pod uses.
 type Port struct {
 	IP       string // "0.0.0.0" is every address
 	Protocol corev1.Protocol
 	Port     int32
 }
 
-// conflicts reports whether two pods cannot both have their ports.
+// conflicts reports whether two host ports cannot be used on the same node.
 func (p Port) conflicts(q Port) bool {
 	const all = "0.0.0.0"
 	return p.Port == q.Port && p.Protocol == q.Protocol && (p.IP == q.IP || p.IP == all || q.IP == all)
@@ -56,7 +56,7 @@ func (p Port) conflicts(q Port) bool {
 
 // Term is one term of affinity or anti-affinity, ready to be matched.
 type Term struct {
-	// ID is the same for terms that mean the same.
+	// ID is the same for equivalent terms.
 	ID          string
 	TopologyKey string
 	Weight      int32 // of preferred terms
@@ -75,8 +75,8 @@ func (t *Term) Matches(namespace string, namespaceLabels, podLabels labels.Set) 
 	return t.Selector.Matches(podLabels)
 }
 
-// NewPod reads what the scheduler needs of a pod. The whole object is kept only
-// while the pod is pending.
+// NewPod returns what the scheduler needs of a pod. The whole object is kept only while
+// the pod is pending.
 func NewPod(o *corev1.Pod) *Pod {
 	p := &Pod{
 		Namespace:   o.Namespace,
@@ -113,7 +113,7 @@ func NewPod(o *corev1.Pod) *Pod {
 	return p
 }
 
-// On is the pod as bound to a node.
+// On returns the pod as bound to a node.
 func (p *Pod) On(node string) *Pod {
 	q := *p
 	q.Node, q.Object, q.groups = node, nil, nil
@@ -185,7 +185,7 @@ func term(o *corev1.Pod, in *corev1.PodAffinityTerm, weight int32) Term {
 	return t
 }
 
-// Selector reads a label selector; one that cannot be read matches nothing.
+// Selector parses a label selector. An invalid one matches nothing.
 func Selector(in *metav1.LabelSelector) labels.Selector {
 	s, err := metav1.LabelSelectorAsSelector(in)
 	if err != nil {

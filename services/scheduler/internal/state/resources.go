@@ -9,15 +9,15 @@ import (
 	resourcehelper "k8s.io/component-helpers/resource"
 )
 
-// Resources are amounts of what pods request and nodes have: CPU in thousandths
-// of a core, the others in their own units (bytes, pieces).
+// Resources is an amount of what pods request and nodes have: CPU in thousandths of a
+// core, the others in their own units (bytes, pieces).
 type Resources struct {
 	CPU, Memory, Ephemeral int64
 	// Others are sorted by name; nil for nearly every pod.
 	Others []Amount
 }
 
-// Amount of an extended resource, huge pages or attachable volumes.
+// Amount is an amount of an extended resource, huge pages or attachable volumes.
 type Amount struct {
 	Name  corev1.ResourceName
 	Value int64
@@ -53,7 +53,7 @@ func (r *Resources) add(o *Resources, sign int64) {
 	}
 }
 
-// resourcesOf reads a list; pods are left out.
+// resourcesOf converts a list. The resource pods is left out.
 func resourcesOf(list corev1.ResourceList) Resources {
 	var r Resources
 	for name, q := range list {
@@ -75,14 +75,16 @@ func resourcesOf(list corev1.ResourceList) Resources {
 	return r
 }
 
-// assumedRequests is what a container without requests for CPU or memory counts for in
-// scores, so that such pods spread: the figures of Kubernetes' scheduler.
+// assumedRequests is what a container without requests for CPU or memory is assumed to
+// request in scores, so that such pods are spread. The figures are those of Kubernetes'
+// scheduler.
 var assumedRequests = corev1.ResourceList{
 	corev1.ResourceCPU:    *resource.NewMilliQuantity(100, resource.DecimalSI),
 	corev1.ResourceMemory: *resource.NewQuantity(200<<20, resource.BinarySI),
 }
 
-// requests of a pod, as filters count them, and CPU and memory as scores do.
+// requests returns a pod's requests as filters count them, and CPU and memory as scores
+// do.
 func requests(pod *corev1.Pod) (r Resources, scoreCPU, scoreMemory int64) {
 	opts := resourcehelper.PodResourcesOptions{UseStatusResources: pod.Spec.NodeName != ""}
 	r = resourcesOf(resourcehelper.PodRequests(pod, opts))

@@ -15,19 +15,19 @@ import (
 	"keelson.dev/services/scheduler/internal/state"
 )
 
-// Plan is how the claims of a pod that wait get their volumes on its node.
+// Plan is how a pod's waiting claims get their volumes on its node.
 type Plan struct {
 	binder *Binder
 	node   *state.Node
 	steps  []step
 }
 
-// step gives a claim an existing volume or, without one, has one provisioned.
+// step binds a claim to an existing volume or, if volume is nil, has one provisioned.
 type step struct {
 	claim  *corev1.PersistentVolumeClaim
 	volume *corev1.PersistentVolume
-	// written is the resource version of the claim after the choice of the node
-	// was written to it; 0 if it was there already or goes to the volume.
+	// written is the resource version of the claim after the node was written to it; 0
+	// if it was there already, or if the volume is written instead.
 	written uint64
 }
 
@@ -35,7 +35,8 @@ func keyOf(c *corev1.PersistentVolumeClaim) state.Key {
 	return state.Key{Namespace: c.Namespace, Name: c.Name}
 }
 
-// plan finds volumes for the claims that wait; false if the node will not do.
+// plan finds volumes for the waiting claims. It returns false if the node is not
+// suitable.
 func (d *Demand) plan(n *state.Node) ([]step, bool) {
 	var steps []step
 	for _, c := range d.delayed {
@@ -61,7 +62,7 @@ func (d *Demand) plan(n *state.Node) ([]step, bool) {
 	return steps, true
 }
 
-// match is the smallest volume that fits a claim and can be used on a node.
+// match returns the smallest volume that fits a claim and can be used on a node.
 func (b *Binder) match(c *corev1.PersistentVolumeClaim, n *state.Node, taken []step) *corev1.PersistentVolume {
 	var best *corev1.PersistentVolume
 	for _, v := range b.lister.VolumesOfClass(className(c)) {
@@ -92,8 +93,7 @@ func smaller(a, b *corev1.PersistentVolume) bool {
 	return a.Name < b.Name
 }
 
-// fits reports whether a volume is free, or meant for the claim, and what it asks
-// for.
+// fits reports whether a volume satisfies the claim and is free or reserved for it.
 func fits(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) bool {
 	if ref := v.Spec.ClaimRef; ref != nil && (ref.Namespace != c.Namespace || ref.Name != c.Name || (ref.UID != "" && ref.UID != c.UID)) {
 		return false
@@ -123,8 +123,8 @@ func modeOf(m *corev1.PersistentVolumeMode) corev1.PersistentVolumeMode {
 	return *m
 }
 
-// Plan reserves what the pod's claims need on a node; nil if nothing is to be
-// done.
+// Plan reserves what the pod's claims need on a node. It returns nil if nothing is to
+// be done.
 func (d *Demand) Plan(n *state.Node) *Plan {
 	if d == nil || len(d.delayed) == 0 {
 		return nil
@@ -144,7 +144,7 @@ func (d *Demand) Plan(n *state.Node) *Plan {
 	return p
 }
 
-// Release gives back what the plan reserved.
+// Release drops the plan's reservations.
 func (p *Plan) Release() {
 	for _, s := range p.steps {
 		if s.volume != nil {
@@ -155,8 +155,8 @@ func (p *Plan) Release() {
 	}
 }
 
-// Writes are what to write so that the claims get their volumes. The results go
-// to Written.
+// Writes returns the writes with which the claims get their volumes. Their results are
+// to be passed to Written.
 func (p *Plan) Writes() []client.Write {
 	var out []client.Write
 	for i := range p.steps {
@@ -185,7 +185,7 @@ func (p *Plan) chooses(s *step) bool {
 	return s.volume == nil && s.claim.Annotations[selectedNode] != p.node.Name
 }
 
-// Written takes in the results of Writes.
+// Written processes the results of Writes.
 func (p *Plan) Written(results []client.WriteResult) error {
 	for i := range p.steps {
 		s := &p.steps[i]
@@ -207,8 +207,8 @@ func (p *Plan) Written(results []client.WriteResult) error {
 	return nil
 }
 
-// Progress reports whether all claims are bound. An error means that they will not
-// be: the pod must be decided anew.
+// Progress reports whether all claims are bound. An error means that they will not be,
+// and the pod must be decided again.
 func (p *Plan) Progress() (done bool, err error) {
 	done = true
 	for _, s := range p.steps {
@@ -228,7 +228,7 @@ func (p *Plan) Progress() (done bool, err error) {
 			continue
 		}
 		done = false
-		// A provisioner that fails takes the node's name away.
+		// A provisioner that fails removes the node's name.
 		if s.volume == nil && version(c) >= s.written && c.Annotations[selectedNode] != p.node.Name {
 			return false, fmt.Errorf("no volume could be made for claim %s on node %s", c.Name, p.node.Name)
 		}

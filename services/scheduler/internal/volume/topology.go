@@ -10,13 +10,13 @@ import (
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
 
-// stable are the labels that took the place of the older ones.
+// stable maps the deprecated labels to those that replaced them.
 var stable = map[string]string{
 	corev1.LabelFailureDomainBetaZone:   corev1.LabelTopologyZone,
 	corev1.LabelFailureDomainBetaRegion: corev1.LabelTopologyRegion,
 }
 
-// zonesOf reads the zones and regions that a volume's labels name; several are
+// zonesOf returns the zones and regions that a volume's labels name. Several values are
 // joined by "__".
 func zonesOf(v *corev1.PersistentVolume) map[string]map[string]bool {
 	var out map[string]map[string]bool
@@ -39,7 +39,7 @@ func zonesOf(v *corev1.PersistentVolume) map[string]map[string]bool {
 	return out
 }
 
-// affinityOf makes a volume's node affinity ready; nil if it has none.
+// affinityOf parses a volume's node affinity. It returns nil if the volume has none.
 func affinityOf(v *corev1.PersistentVolume) func(set labels.Set, node string) bool {
 	if v.Spec.NodeAffinity == nil || v.Spec.NodeAffinity.Required == nil {
 		return nil
@@ -66,7 +66,7 @@ func oneLabel(s *corev1.NodeSelector) (key string, values []string, ok bool) {
 	return e.Key, e.Values, e.Operator == corev1.NodeSelectorOpIn
 }
 
-// allowed reports whether a storage class makes volumes for a node.
+// allowed reports whether a storage class provisions volumes for a node.
 func allowed(terms []corev1.TopologySelectorTerm, set labels.Set) bool {
 	if len(terms) == 0 {
 		return true

@@ -1,7 +1,7 @@
-// Package volume is what a pod's PersistentVolumeClaims demand of its node, and
-// the binding of claims that wait for their first pod: the choice of the node is
-// written to the claim (volume.kubernetes.io/selected-node) for a provisioner, or
-// the claim to an existing volume.
+// Package volume decides what a pod's PersistentVolumeClaims require of its node, and
+// binds claims that wait for their first pod: it writes either the chosen node to the
+// claim (volume.kubernetes.io/selected-node), for a provisioner, or the claim to an
+// existing volume.
 //
 // It must never wait: it returns what to write, and whether all claims are bound.
 package volume
@@ -19,7 +19,7 @@ import (
 	"keelson.dev/services/scheduler/internal/state"
 )
 
-// Annotations that the scheduler and the controller of claims speak by.
+// Annotations through which the scheduler and the volume controller communicate.
 const (
 	selectedNode  = "volume.kubernetes.io/selected-node"
 	bindCompleted = "pv.kubernetes.io/bind-completed"
@@ -27,7 +27,7 @@ const (
 	noProvisioner = "kubernetes.io/no-provisioner"
 )
 
-// Lister finds objects. They are shared and must not be modified.
+// Lister returns objects from the caches. They are shared and must not be modified.
 type Lister interface {
 	Claim(namespace, name string) (*corev1.PersistentVolumeClaim, bool)
 	Volume(name string) (*corev1.PersistentVolume, bool)
@@ -35,20 +35,20 @@ type Lister interface {
 	Class(name string) (*storagev1.StorageClass, bool)
 }
 
-// Binder knows what is promised to pods under way and not visible yet.
+// Binder holds the reservations for pods in flight that the caches do not show yet.
 type Binder struct {
 	lister Lister
-	// reserved volumes, by name, and the nodes that claims were given.
+	// reserved volumes by name, and the nodes chosen for claims.
 	reserved map[string]state.Key
 	selected map[state.Key]string
 }
 
-// NewBinder makes a binder.
+// NewBinder returns a binder without reservations.
 func NewBinder(l Lister) *Binder {
 	return &Binder{lister: l, reserved: map[string]state.Key{}, selected: map[state.Key]string{}}
 }
 
-// Demand is what the claims of one pod ask of a node.
+// Demand is what the claims of one pod require of a node.
 type Demand struct {
 	binder  *Binder
 	cluster *state.Cluster
@@ -56,17 +56,17 @@ type Demand struct {
 	bound   []bound
 	missing bool // a claim is bound to a volume that does not exist
 	delayed []*corev1.PersistentVolumeClaim
-	// inUse says that another pod has a claim that only one pod may have.
+	// inUse is true if another pod uses a claim that only one pod may use.
 	inUse bool
 }
 
-// bound is a claim's volume, ready to be asked about nodes.
+// bound is a claim's volume, prepared for checks against nodes.
 type bound struct {
 	affinity func(labels.Set, string) bool
 	zones    map[string]map[string]bool
 }
 
-// Read finds a pod's claims. reason is set if they keep it from every node.
+// Read looks up a pod's claims. reason is set if they rule out every node.
 func (b *Binder) Read(c *state.Cluster, p *state.Pod) (d *Demand, reason string) {
 	if len(p.Claims) == 0 {
 		return nil, ""
@@ -101,7 +101,7 @@ func (b *Binder) Read(c *state.Cluster, p *state.Pod) (d *Demand, reason string)
 			return nil, "pod has unbound immediate PersistentVolumeClaims"
 		}
 	}
-	// The smallest first, so that the larger volumes are left for the others.
+	// The smallest come first, so that larger volumes are left for the other claims.
 	slices.SortFunc(d.delayed, func(x, y *corev1.PersistentVolumeClaim) int {
 		a, b := x.Spec.Resources.Requests[corev1.ResourceStorage], y.Spec.Resources.Requests[corev1.ResourceStorage]
 		return cmp.Or(a.Cmp(b), cmp.Compare(x.Name, y.Name))
@@ -134,7 +134,7 @@ func className(c *corev1.PersistentVolumeClaim) string {
 	return ""
 }
 
-// Filters are the demand as filters.
+// Filters returns the demand as filters.
 func (d *Demand) Filters() []plugin.Filter {
 	if d == nil {
 		return nil
@@ -152,7 +152,7 @@ func (d *Demand) Filters() []plugin.Filter {
 	return out
 }
 
-// inUse refuses every node: the claim is another pod's.
+// inUse refuses every node, because another pod uses the claim.
 type inUse struct{}
 
 func (inUse) Name() string { return plugin.VolumeRestrictions }
@@ -163,8 +163,8 @@ func (inUse) Explain(*state.Node) []string {
 	return []string{"node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod"}
 }
 
-// binding refuses nodes that the claims' volumes cannot be used on, or on which
-// none can be found or made for a claim that waits.
+// binding refuses nodes on which the claims' volumes cannot be used, or on which no
+// volume can be found or provisioned for a claim that waits.
 type binding struct{ d *Demand }
 
 func (binding) Name() string { return plugin.VolumeBinding }
@@ -200,7 +200,7 @@ func (d *Demand) reachable(n *state.Node) bool {
 	return true
 }
 
-// zone refuses nodes in another zone than a volume's labels say.
+// zone refuses nodes outside the zones that a volume's labels name.
 type zone struct{ d *Demand }
 
 func (zone) Name() string { return plugin.VolumeZone }

@@ -12,7 +12,7 @@ import (
 	"keelson.dev/services/cloud-controller/internal/provider"
 )
 
-// Fake is a provider in memory for tests of controllers; it passes the suite.
+// Fake is an in-memory provider for tests of controllers. It passes the suite.
 type Fake struct {
 	mu        sync.Mutex
 	machines  map[string]provider.Instance
@@ -22,7 +22,7 @@ type Fake struct {
 	ensures   map[string]int // by the load balancer's id
 }
 
-// NewFake makes an empty cloud with the addresses 10.90.0.1 to 10.90.0.254.
+// NewFake returns an empty cloud with the addresses 10.90.0.1 to 10.90.0.254.
 func NewFake() *Fake {
 	return &Fake{machines: map[string]provider.Instance{}, balancers: map[string]provider.LoadBalancer{}, addrs: map[string]netip.Addr{}, ensures: map[string]int{}}
 }
@@ -34,7 +34,7 @@ func (f *Fake) Machine(name string, i provider.Instance) {
 	f.machines[name] = i
 }
 
-// Remove takes a machine away.
+// Remove removes a machine.
 func (f *Fake) Remove(name string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -48,7 +48,7 @@ func (f *Fake) Fail(err error) {
 	f.failure = err
 }
 
-// Balancer returns what a load balancer was last asked to be.
+// Balancer returns the last request for a load balancer.
 func (f *Fake) Balancer(id string) (provider.LoadBalancer, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -56,14 +56,14 @@ func (f *Fake) Balancer(id string) (provider.LoadBalancer, bool) {
 	return lb, ok
 }
 
-// Ensures counts the calls of EnsureLoadBalancer for one.
+// Ensures returns the number of calls of EnsureLoadBalancer for a load balancer.
 func (f *Fake) Ensures(id string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.ensures[id]
 }
 
-// Instance finds a machine.
+// Instance returns a machine.
 func (f *Fake) Instance(_ context.Context, name, providerID string) (provider.Instance, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -131,7 +131,7 @@ func (f *Fake) allocate(lb provider.LoadBalancer) (netip.Addr, error) {
 	return netip.Addr{}, fmt.Errorf("%s: %w", pool, provider.ErrExhausted)
 }
 
-// DeleteLoadBalancer forgets one.
+// DeleteLoadBalancer removes a load balancer.
 func (f *Fake) DeleteLoadBalancer(_ context.Context, _, id string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -143,7 +143,7 @@ func (f *Fake) DeleteLoadBalancer(_ context.Context, _, id string) error {
 	return nil
 }
 
-// ListLoadBalancers lists those of a cluster.
+// ListLoadBalancers returns the load balancers of a cluster.
 func (f *Fake) ListLoadBalancers(_ context.Context, cluster string) ([]string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

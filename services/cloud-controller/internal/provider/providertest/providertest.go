@@ -1,5 +1,5 @@
-// Package providertest is the conformance suite of providers: in process, and
-// over the wire.
+// Package providertest is the conformance suite of providers, run in process and over
+// the wire.
 package providertest
 
 import (
@@ -20,8 +20,8 @@ import (
 // Cluster is the cluster's name in the suite.
 const Cluster = "test"
 
-// Setup makes an empty provider for one test. Machine adds a machine to it or
-// changes one; Remove takes it away.
+// Setup returns an empty provider for one test. Machine adds or changes a machine of
+// it; Remove removes one.
 type Setup func(t *testing.T) (p provider.Provider, machine func(name string, i provider.Instance), remove func(name string))
 
 // Run runs the suite against a provider that has at least four addresses, in
@@ -36,7 +36,7 @@ func Run(t *testing.T, setup Setup) {
 	})
 }
 
-// OverWire serves a provider in memory and returns a client of it.
+// OverWire serves a provider over an in-memory connection and returns a client for it.
 func OverWire(t *testing.T, p provider.Provider) provider.Provider {
 	t.Helper()
 	l := bufconn.Listen(1 << 16)
@@ -83,7 +83,7 @@ func instances(t *testing.T, setup Setup) {
 			t.Errorf("by id %q: %+v, %v", id, got, err)
 		}
 	}
-	// The id wins over the name.
+	// The id takes precedence over the name.
 	if _, err := p.Instance(ctx, "node-0", "local://c/node-9"); !errors.Is(err, provider.ErrNotFound) {
 		t.Errorf("another id: %v", err)
 	}
@@ -106,7 +106,7 @@ func foreign(t *testing.T, setup Setup) {
 	}
 }
 
-// Balancer is a request that every provider can serve.
+// Balancer returns a request that every provider can serve.
 func Balancer(id string) provider.LoadBalancer {
 	return provider.LoadBalancer{
 		Cluster: Cluster, ID: id, Service: "default/" + id,
