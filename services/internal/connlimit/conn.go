@@ -11,12 +11,12 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Conn is a connection that is counted.
+// Conn is an accepted connection, which counts against the listener's limits.
 type Conn struct {
 	net.Conn
-	// Calls are the calls in flight that began before the client was known.
+	// Calls is the number of calls in flight that began before a request was authenticated.
 	Calls atomic.Int32
-	// Streams are all calls in flight.
+	// Streams is the number of all calls in flight.
 	Streams atomic.Int32
 
 	listener *Listener
@@ -32,19 +32,19 @@ type Conn struct {
 	idle   *time.Timer
 	closed bool
 
-	// Under the listener's lock.
-	slot *list.Element // among the unknown connections
+	// Guarded by the listener's mutex.
+	slot *list.Element // in the list of unknown connections
 	gone bool
 }
 
-// localAddr is a connection's local address, by which the connection is found again
-// where a server shows only that.
+// localAddr is a connection's local address. Through it, a handler that gets only the local address
+// from its server can find the connection; see Of.
 type localAddr struct {
 	net.Addr
 	conn *Conn
 }
 
-// Of is the connection with a local address, if it is one of a limited listener.
+// Of returns the connection with this local address, or nil if it was not accepted by a Listener.
 func Of(local net.Addr) *Conn {
 	a, ok := local.(*localAddr)
 	if !ok {
@@ -74,8 +74,8 @@ func (c *Conn) Refused() {
 	}
 }
 
-// Allow reports whether a request of an anonymous client may be answered now. Always for
-// a connection whose client was authenticated once.
+// Allow reports whether an anonymous request may be served now. It is always true after a request on
+// the connection was authenticated.
 func (c *Conn) Allow() bool {
 	if c.Known() {
 		return true
@@ -96,7 +96,7 @@ func (c *Conn) SetIdle(d time.Duration) {
 	}
 }
 
-// SetActive ends what SetIdle began.
+// SetActive cancels SetIdle.
 func (c *Conn) SetActive() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -119,7 +119,7 @@ func (c *Conn) Close() error {
 	return c.Conn.Close()
 }
 
-// CloseWrite ends what this side sends, where the connection can.
+// CloseWrite closes the sending direction, or the whole connection if it cannot be half closed.
 func (c *Conn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()

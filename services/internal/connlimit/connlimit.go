@@ -1,11 +1,10 @@
-// Package connlimit bounds the connections of a listener: in all, per client
-// address, and those whose client has not authenticated yet.
+// Package connlimit bounds the connections of a listener: in total, per client address, and those
+// without an authenticated request.
 //
-// A connection starts as unknown and stays so until a request on it was
-// authenticated ([Conn.Know]). Unknown connections have few slots: they include the
-// TLS handshakes in progress. When the slots are full, the client address with most of
-// them makes room for the next, or else a connection that has been unknown for a second,
-// so no client can hold them.
+// A connection is unknown until a request on it is authenticated ([Conn.Know]). Unknown connections,
+// which include the TLS handshakes in progress, have few slots. When these are full, a connection of
+// the client address that has most of them is closed to make room for the next one, or else one that
+// has been unknown for a second, so that no client can occupy the slots.
 //
 // It must never wait for a client, and a refusal must cost little: the connection is
 // closed before anything is read.
@@ -26,62 +25,62 @@ import (
 
 // Limits of a listener; zero values mean the defaults.
 type Limits struct {
-	// Name of the listener, for logs.
+	// Name is the listener's name in logs.
 	Name string
 	// Total bounds all connections. Default 16,384.
 	Total int
-	// PerAddress bounds those of one client address (IPv6: one /64). Default 1,024:
-	// clients behind one NAT. Near addresses have Total.
+	// PerAddress bounds the connections of one client address (IPv6: one /64). Default 1,024,
+	// which allows for clients behind one NAT. For near addresses the bound is Total.
 	PerAddress int
-	// Unknown bounds the connections that are not authenticated. Default 128: about
-	// 100 KiB each.
+	// Unknown bounds the unknown connections. Default 128; each needs about 100 KiB.
 	Unknown int
-	// UnknownPerAddress bounds those of one client address. Default 64. Near
-	// addresses have Unknown.
+	// UnknownPerAddress bounds the unknown connections of one client address. Default 64. For
+	// near addresses the bound is Unknown.
 	UnknownPerAddress int
-	// Rate is how many connections a second one client address may open, Burst how
-	// many at once. Defaults 50 and 200: a handshake takes about half a millisecond of
-	// CPU, so one address takes up to 2.5 % of a core. Near addresses have 20 times
-	// as much.
+	// Rate is how many connections per second one client address may open, and Burst how many at
+	// once. Defaults 50 and 200: a handshake takes about half a millisecond of CPU, so one
+	// address uses up to 2.5 % of a core. Near addresses have 20 times as much.
 	Rate  float64
 	Burst int
-	// Near reports whether an address stands for many clients, such as balancers. Loopback
-	// and this machine's own addresses always do.
+	// Near reports whether an address represents many clients, as a balancer's does. Loopback and
+	// this machine's own addresses are always near.
 	Near func(netip.Addr) bool
-	// Now is the clock; nil is time.Now.
+	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
 
 const (
-	// grace is how long an unknown connection keeps its slot when others wait for it.
+	// grace is how long an unknown connection keeps its slot while others wait.
 	grace = time.Second
-	// nearGrace is how long one of a near address does when others of that address wait:
-	// they are other clients. It is short enough for all that may connect in a second.
+	// nearGrace is the same for a connection of a near address while others of that address wait,
+	// which may belong to other clients. It is short enough to serve all connections that may
+	// be opened in a second.
 	nearGrace = 100 * time.Millisecond
-	// maxRefused is how many refused requests an unknown connection may have.
+	// maxRefused is the number of refused requests after which an unknown connection is closed.
 	maxRefused = 16
-	// An unknown connection may have so many requests a second, and so many at once:
-	// health checks and discovery.
+	// requestRate (per second) and requestBurst bound the requests of an unknown connection. They
+	// allow for health checks and discovery.
 	requestRate, requestBurst = 20, 100
-	// nearFactor is how much more often near addresses connect.
+	// nearFactor multiplies Rate and Burst for near addresses.
 	nearFactor = 20
-	// maxAddresses is from when on addresses without connections are forgotten.
+	// maxAddresses is the number of addresses from which on those without connections are
+	// forgotten.
 	maxAddresses = 4096
-	// sweepEvery bounds how often they are: a client with many addresses must not make
-	// every connection look at all of them.
+	// sweepEvery bounds how often that happens, so that a client with many addresses cannot
+	// cause a scan of all addresses for every connection.
 	sweepEvery = time.Second
-	// logEvery is how often refusals are logged.
+	// logEvery is the interval at which refusals are logged.
 	logEvery = 10 * time.Second
 )
 
-// Listener is a listener with limits.
+// Listener is a listener that enforces Limits.
 type Listener struct {
 	net.Listener
 	limits Limits
 
 	mu        sync.Mutex
 	total     int
-	unknown   list.List // of *Conn, the oldest first
+	unknown   list.List // of *Conn, oldest first
 	addresses map[netip.Addr]*address
 	swept     time.Time
 	freed     chan struct{} // has a value when a slot may be free
@@ -93,7 +92,7 @@ type Listener struct {
 	refusals atomic.Int64 // since the last log
 }
 
-// address is a client address.
+// address is the state of a client address.
 type address struct {
 	conns, unknown int
 	near           bool
@@ -139,16 +138,16 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close closes the listener. Its connections stay.
+// Close closes the listener, but not its connections.
 func (l *Listener) Close() error {
 	l.once.Do(func() { close(l.closed) })
 	return l.Listener.Close()
 }
 
-// Refused is how many connections were refused.
+// Refused returns how many connections have been refused.
 func (l *Listener) Refused() int64 { return l.refused.Load() }
 
-// Unknown is how many connections are not authenticated.
+// Unknown returns the number of unknown connections.
 func (l *Listener) Unknown() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -211,7 +210,7 @@ func (l *Listener) admit(raw net.Conn) (c *Conn, why string) {
 	}
 }
 
-// orAll is the bound of an address; all for a near one.
+// orAll returns all for a near address, and bound for others.
 func (l *Listener) orAll(a *address, bound, all int) int {
 	if a.near {
 		return all
@@ -219,8 +218,9 @@ func (l *Listener) orAll(a *address, bound, all int) int {
 	return bound
 }
 
-// address finds or makes the entry of a client address; own says that it is the
-// server's. Whether it is near is asked each time: balancers get other addresses.
+// address returns the entry of a client address, and adds it if necessary; own is true for the
+// server's own address. It determines each time whether the address is near, because the addresses
+// of balancers may change.
 func (l *Listener) address(ip netip.Addr, own bool, now time.Time) *address {
 	near := own || ip == netip.IPv6Loopback() || ip == netip.AddrFrom4([4]byte{127, 0, 0, 1}) ||
 		l.limits.Near != nil && l.limits.Near(ip)
@@ -249,10 +249,10 @@ func (l *Listener) address(ip netip.Addr, own bool, now time.Time) *address {
 	return a
 }
 
-// victim is the unknown connection that makes room for one more of address a, and how
-// long it may still stay. The address with most of them gives up its oldest at once, so
-// that none can make others wait. Near addresses stand for many clients, each of which
-// has a short time; and where no address has two, the oldest of all has a second.
+// victim returns the unknown connection to close for a new one of address a, and how long to wait
+// before that. The address with the most unknown connections loses its oldest at once, so that no
+// address can make others wait. For near addresses, which represent many clients, it is nearGrace;
+// and if no address has two, the oldest of all is closed after grace.
 func (l *Listener) victim(a *address, now time.Time) (evict *Conn, wait time.Duration) {
 	var far, near *Conn // the oldest of the far and of the near address with most
 	mostFar, mostNear := 1, 1
@@ -280,7 +280,7 @@ func (l *Listener) victim(a *address, now time.Time) (evict *Conn, wait time.Dur
 	return evict, grace - now.Sub(evict.since)
 }
 
-// oldest is the oldest unknown connection, of one address or of any.
+// oldest returns the oldest unknown connection of an address, or of all addresses.
 func (l *Listener) oldest(ip netip.Addr) *Conn {
 	for e := l.unknown.Front(); e != nil; e = e.Next() {
 		if c := e.Value.(*Conn); !ip.IsValid() || c.ip == ip {
@@ -290,7 +290,7 @@ func (l *Listener) oldest(ip netip.Addr) *Conn {
 	return nil
 }
 
-// know moves a connection out of the unknown ones.
+// know removes a connection from the unknown ones.
 func (l *Listener) know(c *Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -303,7 +303,7 @@ func (l *Listener) know(c *Conn) {
 	l.free()
 }
 
-// forget counts a connection no longer.
+// forget stops counting a connection.
 func (l *Listener) forget(c *Conn) {
 	if c.gone {
 		return
@@ -327,7 +327,7 @@ func (l *Listener) free() {
 	}
 }
 
-// refuse counts a refusal, and logs from time to time.
+// refuse counts a refusal, and logs the number of refusals every logEvery.
 func (l *Listener) refuse(why string, from net.Addr) {
 	l.refused.Add(1)
 	n := l.refusals.Add(1)
@@ -340,7 +340,7 @@ func (l *Listener) refuse(why string, from net.Addr) {
 	slog.WarnContext(context.Background(), "connections refused", "listener", l.limits.Name, "count", n, "last_cause", why, "last_address", from.String())
 }
 
-// clientAddress is what a client is counted by.
+// clientAddress returns the address by which a client is counted: for IPv6, its /64.
 func clientAddress(a net.Addr) netip.Addr {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {

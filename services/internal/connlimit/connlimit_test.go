@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// clock is set by hand.
+// clock is a clock that a test advances.
 type clock struct {
 	mu  sync.Mutex
 	now time.Time
@@ -37,7 +37,7 @@ func (c *clock) add(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-// door is a listener with limits and what it accepts.
+// door is a Listener and the connections that it has accepted.
 type door struct {
 	*connlimit.Listener
 	accepted chan *connlimit.Conn
@@ -78,7 +78,7 @@ func (d *door) from(t *testing.T, ip string) net.Conn {
 	return c
 }
 
-// in waits until a connection is taken in.
+// in waits until a connection is accepted.
 func (d *door) in(t *testing.T) *connlimit.Conn {
 	t.Helper()
 	select {
@@ -86,17 +86,17 @@ func (d *door) in(t *testing.T) *connlimit.Conn {
 		t.Cleanup(func() { c.Close() })
 		return c
 	case <-time.After(30 * time.Second):
-		t.Fatal("no connection is taken in")
+		t.Fatal("no connection was accepted")
 		return nil
 	}
 }
 
-// ended waits until the server ends a connection.
+// ended waits until the server closes a connection.
 func ended(t *testing.T, c net.Conn) {
 	t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
 	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatalf("the connection is kept: %v", err)
+		t.Fatalf("the connection was not closed: %v", err)
 	}
 }
 
@@ -150,8 +150,8 @@ func TestUnknownConnectionsMakeRoom(t *testing.T) {
 	}
 }
 
-// Addresses that hold all slots do not make others wait: their own connections go,
-// however young, and those of others stay.
+// Addresses that occupy all slots cannot make others wait: their own connections are closed, however
+// young, and those of others are kept.
 func TestManyConnectionsOfOneAddressMakeRoomAtOnce(t *testing.T) {
 	begin := time.Unix(1000, 0)
 	d := open(t, connlimit.Limits{Unknown: 6, UnknownPerAddress: 3, Now: func() time.Time { return begin }})
@@ -165,7 +165,7 @@ func TestManyConnectionsOfOneAddressMakeRoomAtOnce(t *testing.T) {
 	honest := d.from(t, "127.0.0.4")
 	c := d.in(t)
 	ended(t, held[0])
-	for range 4 { // and goes on connecting
+	for range 4 { // and keeps connecting
 		d.from(t, "127.0.0.3")
 		d.in(t)
 	}
@@ -173,7 +173,7 @@ func TestManyConnectionsOfOneAddressMakeRoomAtOnce(t *testing.T) {
 		t.Error(err)
 	}
 	if b, err := io.ReadAll(io.LimitReader(c, 1)); err != nil || len(b) != 1 {
-		t.Errorf("the connection of the other address does not go on: %v", err)
+		t.Errorf("the connection of the other address does not work: %v", err)
 	}
 }
 
@@ -189,7 +189,7 @@ func TestYoungUnknownConnectionsAreWaitedFor(t *testing.T) {
 		t.Error(err)
 	}
 	if b, err := io.ReadAll(io.LimitReader(c, 1)); err != nil || len(b) != 1 {
-		t.Errorf("a known connection does not go on: %v", err)
+		t.Errorf("a known connection does not work: %v", err)
 	}
 }
 
@@ -206,7 +206,7 @@ func TestRate(t *testing.T) {
 	now.add(time.Second)
 	d.from(t, "127.0.0.2")
 	d.in(t)
-	for range 20 { // near addresses have 20 times as much
+	for range 20 { // near addresses have 20 times the burst
 		d.from(t, "127.0.0.1")
 		d.in(t)
 	}
@@ -221,7 +221,7 @@ func TestNear(t *testing.T) {
 	}
 }
 
-// Clients behind a balancer do not end each other's handshakes.
+// Clients behind a balancer do not abort each other's handshakes.
 func TestYoungConnectionsOfNearAddressesAreWaitedFor(t *testing.T) {
 	begin := time.Unix(1000, 0)
 	var asked atomic.Int64
@@ -230,9 +230,9 @@ func TestYoungConnectionsOfNearAddressesAreWaitedFor(t *testing.T) {
 	c := d.in(t)
 	before := asked.Load()
 	d.from(t, "127.0.0.1")
-	for end := time.Now().Add(30 * time.Second); asked.Load() < before+2; { // it was looked at, and again
+	for end := time.Now().Add(30 * time.Second); asked.Load() < before+2; { // Near was called at least twice
 		if time.Now().After(end) {
-			t.Fatal("the connection is not looked at")
+			t.Fatal("the connection was not checked")
 		}
 		runtime.Gosched()
 	}
@@ -242,11 +242,11 @@ func TestYoungConnectionsOfNearAddressesAreWaitedFor(t *testing.T) {
 		t.Error(err)
 	}
 	if b, err := io.ReadAll(io.LimitReader(c, 1)); err != nil || len(b) != 1 {
-		t.Errorf("the first connection does not go on: %v", err)
+		t.Errorf("the first connection does not work: %v", err)
 	}
 }
 
-// A balancer's address may become known after it has connected.
+// An address may become near after it has connected, when a balancer's address becomes known.
 func TestNearChanges(t *testing.T) {
 	var near atomic.Bool
 	d := open(t, connlimit.Limits{PerAddress: 1, Near: func(netip.Addr) bool { return near.Load() }})
@@ -270,7 +270,7 @@ func TestRefusedRequestsEndAConnection(t *testing.T) {
 		allowed++
 	}
 	if allowed == 0 || allowed > 1000 {
-		t.Errorf("%d anonymous requests at once", allowed)
+		t.Errorf("%d anonymous requests were allowed at once", allowed)
 	}
 	now.add(time.Second)
 	if !c.Allow() {
@@ -287,7 +287,7 @@ func TestRefusedRequestsEndAConnection(t *testing.T) {
 	for range 2000 {
 		c.Refused()
 		if !c.Allow() {
-			t.Fatal("a known client is held back")
+			t.Fatal("a request on a known connection was refused")
 		}
 	}
 	if d.Refused() != 0 || d.Unknown() != 0 {
@@ -316,12 +316,12 @@ func TestIdleConnectionsEnd(t *testing.T) {
 		ended(t, ends)
 		err := c.SetReadDeadline(time.Time{})
 		c.Close()
-		c.SetIdle(time.Millisecond) // no timer for what is closed
+		c.SetIdle(time.Millisecond) // starts no timer on a closed connection
 		if err == nil {
 			return
 		}
 		if inTime || idle > 10*time.Second {
-			t.Fatalf("a connection that became active ended: %v", err)
+			t.Fatalf("a connection that became active was closed: %v", err)
 		}
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Addresses without connections are forgotten, in one sweep a second at most.
+// Addresses without connections are forgotten, by at most one sweep per second.
 func TestAddressesAreForgotten(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	l := Wrap(nil, Limits{Rate: 1000, Burst: 1, Now: func() time.Time { return now }})
@@ -18,7 +18,7 @@ func TestAddressesAreForgotten(t *testing.T) {
 		connect(i)
 	}
 	if n := len(l.addresses); n != maxAddresses+10 {
-		t.Fatalf("%d addresses; all of them have connected just now", n)
+		t.Fatalf("%d addresses; none may be forgotten, as all have just connected", n)
 	}
 	now = now.Add(sweepEvery / 2)
 	connect(1 << 20)
@@ -28,6 +28,6 @@ func TestAddressesAreForgotten(t *testing.T) {
 	now = now.Add(sweepEvery / 2)
 	connect(1<<20 + 1)
 	if n := len(l.addresses); n != 1 {
-		t.Errorf("%d addresses are remembered, want the one of this moment", n)
+		t.Errorf("%d addresses are left, want only the latest", n)
 	}
 }

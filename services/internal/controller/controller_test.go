@@ -40,8 +40,7 @@ func start(t *testing.T) *world {
 	return w
 }
 
-// warm waits until the controller follows the cache: what was there before it
-// did has no cause.
+// warm waits until the controller follows the cache. Objects that existed before have no cause.
 func (w *world) warm(reconciled func() bool) {
 	w.t.Helper()
 	w.create(w.t.Context(), "warm-up")
@@ -103,7 +102,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 	for !cond() {
 		select {
 		case <-deadline:
-			t.Fatalf("never: %s", what)
+			t.Fatalf("timed out waiting for: %s", what)
 		case <-tick.C:
 		}
 	}
@@ -123,8 +122,8 @@ func TestReconcilesWhatExistsAndWhatChanges(t *testing.T) {
 	}
 }
 
-// A key is never reconciled twice at once; what comes meanwhile makes one more
-// reconcile, linked to all that caused it.
+// A key is never reconciled concurrently; events that arrive meanwhile cause one more reconcile,
+// linked to all of them.
 func TestCoalesces(t *testing.T) {
 	spans := tracetest.NewSpanRecorder()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans))
@@ -150,7 +149,7 @@ func TestCoalesces(t *testing.T) {
 		return controller.Result{}, nil
 	}})
 	w.warm(warm.Load)
-	// Subscribers are told in turn: what this one has heard, the controller has.
+	// Subscribers are called in order, so the controller has received what this one has.
 	var told atomic.Value
 	unsubscribe := w.cache.Subscribe(func(ev client.Event[*corev1.ConfigMap]) { told.Store(ev.Object.ResourceVersion) })
 	t.Cleanup(unsubscribe)
@@ -175,7 +174,7 @@ func TestCoalesces(t *testing.T) {
 	}
 	eventually(t, "both spans", func() bool { return len(reconciles()) == 2 })
 	if most.Load() != 1 || total.Load() != 2 {
-		t.Errorf("%d reconciles, %d at once", total.Load(), most.Load())
+		t.Errorf("%d reconciles, %d of them concurrent", total.Load(), most.Load())
 	}
 	first, second := reconciles()[0], reconciles()[1]
 	if first.Parent().SpanID().String() != "b7ad6b7169203331" || second.Parent().SpanID().String() != "b7ad6b7169203332" {
@@ -212,7 +211,7 @@ func TestSpansOnlyWhereThereIsACause(t *testing.T) {
 	w.create(metadata.AppendToOutgoingContext(t.Context(), "traceparent",
 		"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), "traced")
 	eventually(t, "all reconciles", func() bool { return untraced.Load() == 3 && traced.Load() == 3 })
-	// The third found nothing to do.
+	// The third one made no write.
 	eventually(t, "all spans", func() bool { return len(spans.Ended()) == 2 })
 	for _, s := range spans.Ended() {
 		if s.SpanContext().TraceID().String() != "0af7651916cd43dd8448eb211c80319c" {
@@ -246,7 +245,7 @@ func TestRetriesWithGrowingDelayAndSurvivesPanics(t *testing.T) {
 	}
 }
 
-// A full queue holds events up and loses none.
+// A full queue delays events and loses none.
 func TestQueueIsBounded(t *testing.T) {
 	w := start(t)
 	for i := range 50 {
@@ -264,8 +263,8 @@ func TestQueueIsBounded(t *testing.T) {
 	eventually(t, "all keys", func() bool { return total.Load() == 50 })
 }
 
-// Run ends although the queue is full and a reconcile hangs until its context
-// ends; it can be started again.
+// Run ends even if the queue is full and a reconcile blocks until its context ends; it can be started
+// again.
 func TestStops(t *testing.T) {
 	w := start(t)
 	for i := range 10 {
@@ -306,12 +305,12 @@ func TestWritesAreSeenBeforeTheNextDecision(t *testing.T) {
 	w.create(t.Context(), "want")
 	eventually(t, "four objects", func() bool { return w.cache.Len() == 4 })
 	if created.Load() != 3 {
-		t.Errorf("made %d", created.Load())
+		t.Errorf("%d objects were created", created.Load())
 	}
 }
 
-// A deadline that moves is looked at when it comes, and reconciles only once it
-// has passed; an event reconciles at once, and what failed is not extended.
+// Extend is called when a deadline is reached, and the key is reconciled only after the extended one.
+// An event causes a reconcile at once, and a retry after a failure is not extended.
 func TestExtend(t *testing.T) {
 	w := start(t)
 	var reconciles, looks atomic.Int32

@@ -70,8 +70,8 @@ func TestNeverWaits(t *testing.T) {
 	}
 }
 
-// Events carry the epoch of the leader that recorded them, also when they are
-// written together with another's; Flush waits for them.
+// Events carry the epoch of the leader that recorded them, even if they are written together with
+// those of another epoch; Flush waits for them.
 func TestEventsAreFenced(t *testing.T) {
 	s, c := clienttest.StartServer(t)
 	var mu sync.Mutex
@@ -102,9 +102,9 @@ func TestEventsAreFenced(t *testing.T) {
 	}
 	began := time.Now()
 	r.Flush()
-	// It gives up after 300 ms: on a machine that stood still for as long it may.
+	// Flush gives up after 300 ms, so it may return early if the machine stalled that long.
 	if took := time.Since(began); !written() && took < 300*time.Millisecond {
-		t.Errorf("flushed after %s, although not all is written", took)
+		t.Errorf("Flush returned after %s with events unwritten", took)
 	}
 	for deadline := time.Now().Add(time.Minute); !written() && time.Now().Before(deadline); {
 		<-time.After(time.Millisecond)
@@ -119,6 +119,6 @@ func TestEventsAreFenced(t *testing.T) {
 		t.Errorf("events by fence: %v, want %v", got, want)
 	}
 	if !lost["ns/a 1"] || !lost["ns/a 2"] {
-		t.Errorf("epochs that nobody took were not lost: %v", lost)
+		t.Errorf("events of epochs that are not current were not refused: %v", lost)
 	}
 }

@@ -81,7 +81,7 @@ func TestWorkIsFencedAndRenewalsAreNot(t *testing.T) {
 	}
 }
 
-// A term ends with the first write that is refused, long before the lease says so.
+// A term ends with the first write that the fence refuses, long before the lease expires.
 func TestRefusedWriteEndsTheTerm(t *testing.T) {
 	c := clienttest.Start(t)
 	leases := client.For[*coordinationv1.Lease](c)
@@ -105,10 +105,10 @@ func TestRefusedWriteEndsTheTerm(t *testing.T) {
 		t.Fatal(err)
 	}
 	if term.Err() != nil {
-		t.Fatal("the term ended by itself")
+		t.Fatal("the term ended before a write was refused")
 	}
 	if _, err := client.For[*corev1.ConfigMap](c).Create(term, configMap("late")); !client.IsFenced(err) {
-		t.Errorf("a late write: %v", err)
+		t.Errorf("a write after the fence was taken: %v", err)
 	}
 	select {
 	case <-term.Done():
@@ -117,7 +117,7 @@ func TestRefusedWriteEndsTheTerm(t *testing.T) {
 	}
 }
 
-// Without a fence no candidate leads; the lease goes to one that can take a fence.
+// A candidate that cannot take a fence does not lead; the lease goes to one that can.
 func TestNoFenceNoWork(t *testing.T) {
 	s, c := clienttest.StartServer(t)
 	s.Fail(func(method string, _ *resourcev1.Ref) error {

@@ -23,9 +23,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// duration is that of leases whose end a test waits for. One that a test must not
-// lose lasts long, so that a machine that stands still for seconds changes nothing:
-// a leader stops by itself when half of it passes after a renewal was due.
+// duration is the duration of leases whose expiry a test waits for. A lease that must not expire
+// during a test has a long duration, so that a stall of the machine for seconds does not matter: a
+// leader stops by itself when half the duration passes after a renewal was due.
 const (
 	duration = 400 * time.Millisecond
 	long     = 8 * time.Second
@@ -40,7 +40,7 @@ type candidate struct {
 	done    chan error
 }
 
-// group counts how many lead at once.
+// group counts how many candidates lead at once.
 type group struct {
 	t    *testing.T
 	c    *client.Client
@@ -71,13 +71,14 @@ func (g *group) start(identity string, duration time.Duration) *candidate {
 				g.t.Errorf("%s: %v", identity, err)
 			}
 		case <-time.After(time.Minute):
-			g.t.Errorf("%s did not end", identity)
+			g.t.Errorf("%s did not stop", identity)
 		}
 	})
 	return cd
 }
 
-// eventually waits for cond and returns how much time that took of what the process was given.
+// eventually waits for cond and returns how long that took, without the time in which the process
+// was not running.
 func eventually(t *testing.T, what string, cond func() bool) time.Duration {
 	t.Helper()
 	pace := pacetest.Start(t)
@@ -87,7 +88,7 @@ func eventually(t *testing.T, what string, cond func() bool) time.Duration {
 	for !cond() {
 		<-tick.C
 		if time.Since(start) > time.Minute {
-			t.Fatalf("never: %s", what)
+			t.Fatalf("timed out waiting for: %s", what)
 		}
 	}
 	return pace.Since(start)
@@ -112,7 +113,7 @@ func TestOneLeadsAndHandsOver(t *testing.T) {
 	}
 	a.stop()
 	if took := eventually(t, "b leads", b.leading.Load); took > long/2 {
-		t.Errorf("a lease that was given up was taken over after %v", took)
+		t.Errorf("a released lease was taken over after %v", took)
 	}
 	lease, err = leases.Get(t.Context(), "kube-system", "test")
 	if err != nil || *lease.Spec.LeaseTransitions != 1 {
@@ -125,7 +126,7 @@ func TestOneLeadsAndHandsOver(t *testing.T) {
 
 // A leader that is cut off stops before its lease is taken over.
 func TestTakeOverFromTheSilent(t *testing.T) {
-	// Between the stop of one and the start of the other lies a quarter of it.
+	// The leader stops a quarter of it before another candidate may start.
 	const duration = 4 * time.Second
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -159,7 +160,7 @@ func TestTakeOverFromTheSilent(t *testing.T) {
 	eventually(t, "a stops", func() bool { return !a.leading.Load() })
 	eventually(t, "b leads", b.leading.Load)
 	if took := pace.Since(time.Unix(0, lastAnswer.Load())); took > 2*duration {
-		t.Errorf("the take-over took %v", took)
+		t.Errorf("the takeover took %v", took)
 	}
 	cut.Store(false)
 	if g.most.Load() != 1 {
@@ -167,8 +168,8 @@ func TestTakeOverFromTheSilent(t *testing.T) {
 	}
 }
 
-// A leader that may pause does so when it is cut off, and goes on in the same
-// term if no other candidate has led meanwhile.
+// A leader with Pause pauses when it is cut off, and continues in the same term if no other candidate
+// has led in the meantime.
 func TestPausesAndGoesOn(t *testing.T) {
 	s, c := clienttest.StartServer(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -183,7 +184,7 @@ func TestPausesAndGoesOn(t *testing.T) {
 					return nil
 				}
 				steps.Add(1)
-				<-step.Done() // work that ends with the confirmation.
+				<-step.Done() // work that runs until leadership is no longer confirmed
 				pauses.Add(1)
 			}
 		})
@@ -196,8 +197,8 @@ func TestPausesAndGoesOn(t *testing.T) {
 		}
 		return nil
 	})
-	// A renewal may have been under way. Four of them later, a whole duration has
-	// passed since the last that succeeded.
+	// A renewal may have been in flight. After four more, a whole duration has passed since the
+	// last successful one.
 	eventually(t, "it pauses", func() bool { return refused.Load() >= 4 && pauses.Load() == steps.Load() })
 	before := steps.Load()
 	eventually(t, "more renewals fail", func() bool { return refused.Load() >= 10 })
@@ -215,7 +216,7 @@ func TestPausesAndGoesOn(t *testing.T) {
 	}
 }
 
-// One that paused has lost when another has led meanwhile.
+// A paused leader loses if another candidate has led in the meantime.
 func TestPausedLosesToAnother(t *testing.T) {
 	s, c := clienttest.StartServer(t)
 	var terms atomic.Int32
@@ -257,7 +258,7 @@ func TestPausedLosesToAnother(t *testing.T) {
 	}
 }
 
-// A conflict on the lease is no loss as long as the lease is ours.
+// A conflict does not end the term as long as this candidate still holds the lease.
 func TestConflictIsNoLoss(t *testing.T) {
 	g := &group{t: t, c: clienttest.Start(t)}
 	a := g.start("a", long)
@@ -316,6 +317,6 @@ func TestWorksEndIsRunsEnd(t *testing.T) {
 	}
 	l, err := client.For[*coordinationv1.Lease](c).Get(t.Context(), "kube-system", "test")
 	if err != nil || *l.Spec.HolderIdentity != "" {
-		t.Errorf("the lease was not given up: %v %v", l, err)
+		t.Errorf("the lease was not released: %v %v", l, err)
 	}
 }
