@@ -23,7 +23,7 @@ func warnings(name string, created bool, t, old *corev1.PodTemplateSpec) []strin
 	return append(list, templateWarnings(t, old)...)
 }
 
-// templateWarnings are those of a template that is new or changed.
+// templateWarnings returns the warnings about a template that is new or has changed.
 func templateWarnings(t, old *corev1.PodTemplateSpec) []string {
 	if old != nil && check.Same(t, old) {
 		return nil

@@ -46,7 +46,7 @@ func validateJob(j *batchv1.Job, created bool) field.ErrorList {
 	return e.List
 }
 
-// validateJobSpec checks what jobs and the templates of jobs have in common.
+// validateJobSpec validates what jobs and job templates have in common.
 func validateJobSpec(e *check.Errors, s *batchv1.JobSpec, p *field.Path) {
 	validateNumbers(e, s, p)
 	validateJobTemplate(e, s, p.Child("template"))
@@ -93,7 +93,7 @@ func validateJobSelector(e *check.Errors, j *batchv1.Job, p *field.Path) {
 	} else {
 		e.Selector(p, "selector", s)
 	}
-	// The selector nil matches nothing.
+	// A nil selector matches nothing.
 	if selector, err := metav1.LabelSelectorAsSelector(s); err == nil && !selector.Matches(labels.Set(j.Spec.Template.Labels)) {
 		e.Invalid(p.Child("template", "metadata", "labels"), j.Spec.Template.Labels, "`selector` does not match template `labels`")
 	}

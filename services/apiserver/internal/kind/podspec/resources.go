@@ -11,7 +11,7 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/check"
 )
 
-// native reports whether a resource is Kubernetes' own: it has no domain, or that of
+// native reports whether a resource is Kubernetes' own: its name has no domain, or the domain
 // kubernetes.io.
 func native(name corev1.ResourceName) bool {
 	return !strings.Contains(string(name), "/") || strings.Contains(string(name), corev1.ResourceDefaultNamespacePrefix)
@@ -96,17 +96,16 @@ func ValidateResources(e *check.Errors, r *corev1.ResourceRequirements, p *field
 	}
 }
 
-// ValidateContainerResourceName checks the name of a resource in one of p's lists, of
-// those that a container can ask for.
+// ValidateContainerResourceName checks that name, in the list child of p, is a resource that a
+// container can request.
 func ValidateContainerResourceName(e *check.Errors, name corev1.ResourceName, p *field.Path, list string) {
 	if !hugePages(name) && standardForContainers(name) || Extended(name) {
-		return // the path is not made for nothing
+		return // without building the path
 	}
 	ValidateContainerResourceNameAt(e, name, p.Child(list).Key(string(name)))
 }
 
-// ValidateContainerResourceNameAt checks the name of a resource that a container can
-// ask for.
+// ValidateContainerResourceNameAt checks that name is a resource that a container can request.
 func ValidateContainerResourceNameAt(e *check.Errors, name corev1.ResourceName, p *field.Path) {
 	e.Messages(p, "", string(name), check.LabelKey(string(name)))
 	switch {
@@ -134,7 +133,7 @@ func QuantityProblem(name corev1.ResourceName, q *resource.Quantity) string {
 	return ""
 }
 
-// ValidateResourceName checks the name of a resource that something in Kubernetes counts.
+// ValidateResourceName checks the name of a resource that Kubernetes accounts for.
 func ValidateResourceName(e *check.Errors, name corev1.ResourceName, p *field.Path) {
 	if m := check.LabelKey(string(name)); m != nil {
 		e.Messages(p, "", string(name), m)
@@ -157,13 +156,12 @@ func ValidateQuotaResource(e *check.Errors, name corev1.ResourceName, q resource
 	}
 }
 
-// StandardForQuota reports whether a quota can limit the resource under a name
-// without a domain.
+// StandardForQuota reports whether name is a resource without a domain that a quota can limit.
 func StandardForQuota(name corev1.ResourceName) bool {
 	return standard(name) && name != corev1.ResourceStorage
 }
 
-// counted reports whether amounts of the resource are numbers of objects.
+// counted reports whether the resource is a number of objects.
 func counted(name corev1.ResourceName) bool {
 	switch name {
 	case corev1.ResourcePods, corev1.ResourceQuotas, corev1.ResourceServices, corev1.ResourceReplicationControllers,
