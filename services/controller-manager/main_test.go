@@ -104,7 +104,7 @@ func TestAllTogether(t *testing.T) {
 		return time.Since(since) > 500*time.Millisecond
 	})
 	Delete[*corev1.Namespace](w, "", "shop")
-	w.Eventually("the namespace goes", func() bool { return !Exists[*corev1.Namespace](w, "", "shop") })
+	w.Eventually("the namespace is deleted", func() bool { return !Exists[*corev1.Namespace](w, "", "shop") })
 	// That nothing is made in a namespace that ends is the apiserver's rule, which
 	// the in-memory server does not have: the end-to-end tests look for that.
 }

@@ -1,6 +1,5 @@
-// Package aggregation keeps the rules of ClusterRoles that aggregate others: a
-// role with an aggregationRule has the union of the rules of those that its
-// selectors match.
+// Package aggregation keeps the rules of aggregated ClusterRoles: a role with an
+// aggregationRule has the union of the rules of the roles that its selectors match.
 //
 // It must never change a role without an aggregationRule.
 package aggregation
@@ -27,7 +26,7 @@ type reconciler struct {
 	roles client.Resource[*rbacv1.ClusterRole]
 }
 
-// New is the controller.
+// New returns the controller.
 func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{Cluster: s, roles: client.For[*rbacv1.ClusterRole](s.Client)}
 	return controller.Controller{
@@ -36,8 +35,8 @@ func New(s *cluster.Cluster) controller.Controller {
 	}
 }
 
-// concerned is the aggregating roles that a change may touch: any role's change
-// may touch any of them.
+// concerned returns all aggregated roles, because a change of any role may affect any
+// of them.
 func (r *reconciler) concerned(ev client.Event[*rbacv1.ClusterRole]) []controller.Key {
 	keys := []controller.Key{client.KeyOf(ev.Object)}
 	for _, role := range r.ClusterRoles.List() {
@@ -68,8 +67,8 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	return controller.Result{}, nil
 }
 
-// Rules is what an aggregating role should hold: the rules of the roles that
-// match, in the order of their names, each once.
+// Rules returns the rules that an aggregated role should have: those of the matching
+// roles, in order of the roles' names, without duplicates.
 func Rules(role *rbacv1.ClusterRole, all []*rbacv1.ClusterRole) ([]rbacv1.PolicyRule, error) {
 	var selectors []labels.Selector
 	for i := range role.AggregationRule.ClusterRoleSelectors {

@@ -1,6 +1,6 @@
-// Package backend is what a Service sends its traffic to: which pods, at which
-// addresses, ports and with which readiness. Both endpoint controllers decide by
-// it. It must never look at anything but the objects it is given.
+// Package backend determines the backends of a Service: the pods, with their addresses,
+// ports and readiness. Both endpoint controllers use it. It must never look at anything
+// but the objects it is given.
 package backend
 
 import (
@@ -20,15 +20,15 @@ type Pod struct {
 
 	// Address is the pod's address of the requested family.
 	Address string
-	// Ready is whether it takes new traffic; Serving whether it would, were it
-	// not for Terminating.
+	// Ready is true if the pod takes new traffic. Serving is true if it would, were it
+	// not Terminating.
 	Ready, Serving, Terminating bool
-	// Hostname is the pod's own, where the service gives it a DNS name.
+	// Hostname is the pod's own host name if the service gives it a DNS name.
 	Hostname string
 }
 
-// Pods are the pods of a service that have an address of the family, in the
-// order of their addresses. Finished ones have none.
+// Pods returns the pods of a service that have an address of the family, in order of
+// their addresses. Finished pods are left out.
 func Pods(svc *corev1.Service, pods []*corev1.Pod, family corev1.IPFamily) []Pod {
 	var out []Pod
 	for _, p := range pods {
@@ -76,8 +76,9 @@ func FamilyOf(address string) corev1.IPFamily {
 	return corev1.IPv6Protocol
 }
 
-// Families are those that a service's endpoints have. Before the server has
-// chosen (an object from elsewhere), the cluster IP decides, then IPv4.
+// Families returns the address families of a service's endpoints. If the server has not
+// set them (an object from elsewhere), the family of the cluster IP is used, or else
+// IPv4.
 func Families(svc *corev1.Service) []corev1.IPFamily {
 	if len(svc.Spec.IPFamilies) > 0 {
 		return svc.Spec.IPFamilies
@@ -91,7 +92,7 @@ func Families(svc *corev1.Service) []corev1.IPFamily {
 // Headless reports whether a service has no cluster IP.
 func Headless(svc *corev1.Service) bool { return svc.Spec.ClusterIP == corev1.ClusterIPNone }
 
-// Port is a port of a service as a certain pod has it.
+// Port is a port of a service with its value for a particular pod.
 type Port struct {
 	Name        string
 	Protocol    corev1.Protocol
@@ -99,8 +100,8 @@ type Port struct {
 	AppProtocol string
 }
 
-// Ports are a pod's ports for a service, sorted; a named target port that the
-// pod does not have is left out.
+// Ports returns a pod's ports for a service, sorted. A named target port that the pod
+// does not have is left out.
 func Ports(svc *corev1.Service, p *corev1.Pod) []Port {
 	out := make([]Port, 0, len(svc.Spec.Ports))
 	for i := range svc.Spec.Ports {
@@ -144,7 +145,7 @@ func target(sp *corev1.ServicePort, p *corev1.Pod) (int32, bool) {
 	return 0, false
 }
 
-// sidecars are the init containers that keep running.
+// sidecars returns the init containers that keep running.
 func sidecars(p *corev1.Pod) []corev1.Container {
 	var out []corev1.Container
 	for _, c := range p.Spec.InitContainers {

@@ -18,8 +18,8 @@ func Selects(svc *corev1.Service) bool {
 	return len(svc.Spec.Selector) > 0 && svc.Spec.Type != corev1.ServiceTypeExternalName
 }
 
-// ServicesOf is the services that a pod's change concerns, as controllers' keys.
-// Most changes of a pod's status concern none.
+// ServicesOf maps a pod event to the services that it concerns. Most changes of a pod's
+// status concern none.
 func ServicesOf(s *cluster.Cluster) func(client.Event[*corev1.Pod]) []controller.Key {
 	return func(ev client.Event[*corev1.Pod]) []controller.Key {
 		if ev.Old != nil && ev.Type == client.Modified && !concerns(ev.Old, ev.Object) {
@@ -49,7 +49,7 @@ func concerns(a, b *corev1.Pod) bool {
 		!apiequality.Semantic.DeepEqual(a.Labels, b.Labels)
 }
 
-// Selected is the pods of a service, out of the cache.
+// Selected returns the pods of a service from the cache.
 func Selected(s *cluster.Cluster, svc *corev1.Service) []*corev1.Pod {
 	selector := labels.SelectorFromSet(svc.Spec.Selector)
 	return slices.DeleteFunc(s.Pods.ByIndex(cluster.ByNamespace, svc.Namespace), func(p *corev1.Pod) bool {

@@ -1,9 +1,9 @@
-// Package cluster is what the controllers know of the cluster: one cache a kind,
-// shared by all of them and kept warm while another process leads.
+// Package cluster holds what the controllers know of the cluster: one cache for each
+// kind, shared by all of them and kept warm while another process leads.
 //
-// Objects lie here without what no controller reads (see each transform), so
-// that they are small. They must never be written back whole unless their
-// transform says so: pods and nodes are written by patch.
+// Objects are cached without the fields that no controller reads (see each transform),
+// to save memory. They must never be written back whole unless their transform allows
+// it: pods and nodes are written by patch.
 package cluster
 
 import (
@@ -33,7 +33,7 @@ const (
 	ByOrphanage = "orphanage"
 	// ByNamespace finds objects by their namespace.
 	ByNamespace = "namespace"
-	// ByNode finds pods by the node they are bound to; "" are those that are not.
+	// ByNode finds pods by the node they are bound to; "" finds unbound pods.
 	ByNode = "node"
 	// ByClaim finds pods by the "namespace/name" of the claims that they mount.
 	ByClaim = "claim"
@@ -50,10 +50,11 @@ const (
 // RootCAConfigMap holds the cluster's CA in each namespace.
 const RootCAConfigMap = "kube-root-ca.crt"
 
-// TokenExpiration is the key of a bootstrap token's Secret that says when it ends.
+// TokenExpiration is the key of a bootstrap token's Secret that holds its expiration
+// time.
 const TokenExpiration = "expiration"
 
-// Cluster is the caches and what writes.
+// Cluster holds the caches and the client and recorder that write.
 type Cluster struct {
 	Client *client.Client
 	Events *event.Recorder
@@ -86,7 +87,7 @@ type Cluster struct {
 	SigningRequests        *client.Cache[*certificatesv1.CertificateSigningRequest]
 	ClusterRoles           *client.Cache[*rbacv1.ClusterRole]
 
-	// Caches are all of the above.
+	// Caches lists all of the above.
 	Caches []Cache
 }
 
@@ -99,15 +100,15 @@ type Cache interface {
 	Err() error
 }
 
-// As is the same cluster to a control loop that records its events under a name
-// of its own.
+// As returns the same cluster for a control loop that records its events under its own
+// name.
 func (s *Cluster) As(component string) *Cluster {
 	out := *s
 	out.Events = s.Events.As(component)
 	return &out
 }
 
-// CatchUp waits until all caches show what a predecessor wrote last.
+// CatchUp waits until all caches show what the previous leader wrote last.
 func (s *Cluster) CatchUp(ctx context.Context) error {
 	errs := make(chan error, len(s.Caches))
 	for _, c := range s.Caches {
@@ -122,7 +123,7 @@ func (s *Cluster) CatchUp(ctx context.Context) error {
 	return first
 }
 
-// New makes the caches. The caller runs each of Caches.
+// New returns a cluster. The caller runs each of Caches.
 func New(c *client.Client, events *event.Recorder) *Cluster {
 	s := &Cluster{Client: c, Events: events}
 	s.Namespaces = add(s, client.CacheOptions[*corev1.Namespace]{Transform: slim[*corev1.Namespace]})
@@ -242,8 +243,8 @@ func claimsOf(p *corev1.Pod) []string {
 	return out
 }
 
-// ClaimName returns the claim behind a volume of a pod, or "" if there is none. That
-// of a generic ephemeral volume is named after pod and volume.
+// ClaimName returns the claim of a pod's volume, or "" if there is none. The claim of a
+// generic ephemeral volume is named after the pod and the volume.
 func ClaimName(p *corev1.Pod, v *corev1.Volume) string {
 	switch {
 	case v.PersistentVolumeClaim != nil:

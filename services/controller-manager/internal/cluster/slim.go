@@ -28,7 +28,7 @@ func slimPod(p *corev1.Pod) *corev1.Pod {
 		HostNetwork:   p.Spec.HostNetwork,
 		RestartPolicy: p.Spec.RestartPolicy,
 		Tolerations:   p.Spec.Tolerations,
-		// Gates and the grace period are small, and say why a pod waits.
+		// Gates and the grace period are small, and show why a pod waits.
 		SchedulingGates:               p.Spec.SchedulingGates,
 		TerminationGracePeriodSeconds: p.Spec.TerminationGracePeriodSeconds,
 		Containers:                    slimContainers(p.Spec.Containers),
@@ -56,8 +56,8 @@ func slimPod(p *corev1.Pod) *corev1.Pod {
 	return p
 }
 
-// TargetNode is the one node that a pod's required node affinity names, as that of a
-// DaemonSet's pod does; empty if there is none.
+// TargetNode returns the one node that a pod's required node affinity names, as that of
+// a DaemonSet's pod does, or "" if it does not name exactly one.
 func TargetNode(p *corev1.Pod) string {
 	if p.Spec.Affinity == nil || p.Spec.Affinity.NodeAffinity == nil {
 		return ""
@@ -84,8 +84,7 @@ func onNode(name string) *corev1.Affinity {
 	}}}
 }
 
-// slimContainers keeps those with ports and those that go on running beside the
-// others.
+// slimContainers keeps the containers with ports and the sidecars.
 func slimContainers(containers []corev1.Container) []corev1.Container {
 	var out []corev1.Container
 	for i := range containers {
@@ -96,7 +95,8 @@ func slimContainers(containers []corev1.Container) []corev1.Container {
 	return slices.Clip(out)
 }
 
-// slimStatuses keeps how containers ended and how often they were started.
+// slimStatuses keeps whether containers are ready, how they ended and how often they
+// were restarted.
 func slimStatuses(statuses []corev1.ContainerStatus) []corev1.ContainerStatus {
 	for i := range statuses {
 		s := &statuses[i]
@@ -116,8 +116,8 @@ func slimNode(n *corev1.Node) *corev1.Node {
 	return n
 }
 
-// slimSecret keeps whether a secret has a token, but not the token: such secrets
-// are written by patch.
+// slimSecret keeps whether a secret has a token, but not the token. Such secrets are
+// written by patch.
 func slimSecret(s *corev1.Secret) *corev1.Secret {
 	s.ManagedFields = nil
 	if len(s.Data[corev1.ServiceAccountTokenKey]) > 0 {
@@ -126,7 +126,7 @@ func slimSecret(s *corev1.Secret) *corev1.Secret {
 	return s
 }
 
-// slimBootstrapToken keeps when a token expires, and nothing of the token.
+// slimBootstrapToken keeps only when a token expires, and nothing of the token itself.
 func slimBootstrapToken(s *corev1.Secret) *corev1.Secret {
 	s.ManagedFields = nil
 	expiration, ok := s.Data[TokenExpiration]

@@ -1,13 +1,13 @@
-// Package csr approves the certificate requests of nodes, signs what is approved,
-// and removes what is old.
+// Package csr approves the certificate requests of nodes, signs approved requests, and
+// deletes old ones.
 //
-// It approves by itself what Kubernetes' csrapproving controller does: requests for a
-// node's client certificate, if its requester may create
-// certificatesigningrequests/nodeclient, or, for its own name,
-// certificatesigningrequests/selfnodeclient. Of bootstrap tokens it also refuses one
-// that names another node, that has been used up, or whose node is there already.
+// Like Kubernetes' csrapproving controller, it approves requests for a node's client
+// certificate if the requester may create certificatesigningrequests/nodeclient or, for
+// the requester's own name, certificatesigningrequests/selfnodeclient. A request made
+// with a bootstrap token is denied if the token names another node or has been used up,
+// or if the node exists already.
 //
-// It must never sign what is not approved, nor for a signer that is not
+// It must never sign a request that is not approved, nor one for a signer that is not
 // Kubernetes' own.
 package csr
 
@@ -38,8 +38,8 @@ const (
 	keepPending = 24 * time.Hour
 )
 
-// askAgain is how often the rights of who requested a node's certificate are
-// reviewed while they do not suffice.
+// askAgain is how often the permissions of a node certificate's requester are reviewed
+// again while they do not suffice.
 const askAgain = time.Minute
 
 type reconciler struct {
@@ -54,11 +54,11 @@ type reconciler struct {
 	now       func() time.Time
 }
 
-// New is the controller. Without an authority it approves and removes, but does
+// New returns the controller. Without an authority it approves and deletes, but does
 // not sign.
 func New(s *cluster.Cluster, a *Authority) controller.Controller { return build(s, a, time.Now, nil) }
 
-// build is New; may replaces the subject access review, in tests.
+// build is New with may in place of the subject access review, for tests.
 func build(s *cluster.Cluster, a *Authority, now func() time.Time, may func(context.Context, *certificatesv1.CertificateSigningRequest, string) (bool, error)) controller.Controller {
 	r := &reconciler{
 		Cluster: s, requests: client.For[*certificatesv1.CertificateSigningRequest](s.Client), authority: a, now: now,
@@ -120,7 +120,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	return wait, r.sign(ctx, csr, req, now)
 }
 
-// Ends is when a request has been kept for long enough.
+// Ends returns when a request has been kept for long enough.
 func Ends(csr *certificatesv1.CertificateSigningRequest) time.Time {
 	settled := csr.CreationTimestamp.Time
 	for _, c := range csr.Status.Conditions {
@@ -140,8 +140,8 @@ func recognized(csr *certificatesv1.CertificateSigningRequest, req *x509.Certifi
 	return csr.Spec.SignerName == certificatesv1.KubeAPIServerClientKubeletSignerName && Permits(csr, req) == nil
 }
 
-// decide approves or denies a request for a node's client certificate; decided is
-// false where that is left to a person.
+// decide approves or denies a request for a node's client certificate. decided is false
+// if the decision is left to a person.
 func (r *reconciler) decide(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, req *x509.CertificateRequest) (decided bool, err error) {
 	if !recognized(csr, req) {
 		return false, nil
@@ -167,8 +167,8 @@ func (r *reconciler) decide(ctx context.Context, csr *certificatesv1.Certificate
 	return true, r.settle(ctx, csr, certificatesv1.CertificateApproved, "AutoApproved", "Auto approving kubelet client certificate after SubjectAccessReview.", nil)
 }
 
-// refuse returns why the bearer of a bootstrap token gets no certificate; an empty
-// reason lets it have one. A token for single use is used up by that.
+// refuse returns why a request made with a bootstrap token is denied; an empty reason
+// means that it is not. A single-use token is used up by that.
 func (r *reconciler) refuse(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, req *x509.CertificateRequest, id string) (reason, message string, err error) {
 	node, err := identity.NodeSubject(req.Subject.CommonName, req.Subject.Organization)
 	if err != nil {
@@ -187,8 +187,8 @@ func (r *reconciler) refuse(ctx context.Context, csr *certificatesv1.Certificate
 	return r.use(ctx, csr, id)
 }
 
-// lives reports whether a Node has ever been reported by its node. It asks the
-// server: a cache may be behind.
+// lives reports whether a Node has ever been reported by its node. It asks the server,
+// because a cache may be behind.
 func (r *reconciler) lives(ctx context.Context, name string) (bool, error) {
 	n, err := r.nodes.Get(ctx, "", name)
 	if apierrors.IsNotFound(err) {
@@ -210,16 +210,16 @@ func (r *reconciler) lives(ctx context.Context, name string) (bool, error) {
 }
 
 const (
-	// singleUse in a token's Secret makes it good for one certificate.
+	// singleUse, in a token's Secret, makes the token valid for one certificate.
 	singleUse = "single-use"
-	// usedBy is the annotation of a used token's Secret: the request's uid.
+	// usedBy is the annotation on a used token's Secret with the request's uid.
 	usedBy = "keelson.dev/used-by"
-	// readOn is how long the bearer of a used token may still read its certificate.
+	// readOn is how long a used token may still be used to read its certificate.
 	readOn = 10 * time.Minute
 )
 
-// use uses up a token, before the request is approved: if anything fails after it,
-// the same request goes on.
+// use marks a token as used before the request is approved. If a later step fails, the
+// same request may still be approved.
 func (r *reconciler) use(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, id string) (reason, message string, err error) {
 	name := "bootstrap-token-" + id
 	secret, err := r.secrets.Get(ctx, metav1.NamespaceSystem, name)
@@ -250,7 +250,8 @@ func (r *reconciler) use(ctx context.Context, csr *certificatesv1.CertificateSig
 	return "", "", nil
 }
 
-// review asks whether who made a request may create the subresource.
+// review reports whether the requester may create the subresource, by a subject access
+// review.
 func (r *reconciler) review(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, subresource string) (bool, error) {
 	extra := make(map[string]authorizationv1.ExtraValue, len(csr.Spec.Extra))
 	for k, v := range csr.Spec.Extra {
@@ -265,7 +266,7 @@ func (r *reconciler) review(ctx context.Context, csr *certificatesv1.Certificate
 		},
 	})
 	if err != nil {
-		return false, fmt.Errorf("review who requested %s: %w", csr.Name, err)
+		return false, fmt.Errorf("review the requester of %s: %w", csr.Name, err)
 	}
 	return got.Status.Allowed, nil
 }
@@ -282,8 +283,8 @@ func (r *reconciler) settle(ctx context.Context, csr *certificatesv1.Certificate
 	return r.write(ctx, next, "approval")
 }
 
-// fail marks an approved request that cannot be signed; one that is not approved
-// waits for a person to look at it.
+// fail marks an approved request that cannot be signed. A request that is not approved
+// waits for a person.
 func (r *reconciler) fail(ctx context.Context, csr *certificatesv1.CertificateSigningRequest, approved bool, reason string, cause error) error {
 	if !approved {
 		return nil

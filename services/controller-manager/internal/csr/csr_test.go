@@ -167,7 +167,7 @@ func TestDecides(t *testing.T) {
 	}
 	denied := testkit.Get[*certificatesv1.CertificateSigningRequest](w, "", "live-node").Status.Conditions[0].Message
 	if want := "kubectl delete node lives"; !strings.Contains(denied, want) {
-		t.Errorf("the denial says %q, want the way out: %q", denied, want)
+		t.Errorf("denial message %q, want the remedy %q in it", denied, want)
 	}
 }
 
@@ -330,7 +330,7 @@ func TestOldRequestsGo(t *testing.T) {
 	denied.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{Type: certificatesv1.CertificateDenied, Status: corev1.ConditionTrue}}
 	testkit.Create(w, denied)
 	w.Run(build(w.Cluster, nil, func() time.Time { return pending.CreationTimestamp.Add(keepSettled + time.Minute) }, nil))
-	w.Eventually("the denied one goes", func() bool { return !testkit.Exists[*certificatesv1.CertificateSigningRequest](w, "", "denied") })
+	w.Eventually("the denied request is deleted", func() bool { return !testkit.Exists[*certificatesv1.CertificateSigningRequest](w, "", "denied") })
 	if !testkit.Exists[*certificatesv1.CertificateSigningRequest](w, "", "pending") {
 		t.Error("a request that still waits was removed")
 	}

@@ -21,9 +21,9 @@ import (
 const (
 	// lifetime is how long a certificate lasts unless the request asks for less.
 	lifetime = 365 * 24 * time.Hour
-	// shortest is the least that a request may ask for, as in Kubernetes.
+	// shortest is the shortest lifetime that a request may ask for, as in Kubernetes.
 	shortest = 10 * time.Minute
-	// backdate allows for clocks that are behind.
+	// backdate allows for clocks that are slow.
 	backdate = 5 * time.Minute
 )
 
@@ -33,7 +33,7 @@ type Authority struct {
 	key  crypto.Signer
 }
 
-// LoadAuthority reads ca.crt and ca.key of a directory.
+// LoadAuthority reads ca.crt and ca.key from a directory.
 func LoadAuthority(dir string) (*Authority, error) {
 	certPEM, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
 	if err != nil {
@@ -107,8 +107,8 @@ var extended = map[certificatesv1.KeyUsage]x509.ExtKeyUsage{
 	certificatesv1.UsageServerAuth: x509.ExtKeyUsageServerAuth,
 }
 
-// Permits checks a request against its signer's rules, as Kubernetes documents
-// them; an error says why it will never be signed.
+// Permits checks a request against its signer's rules, as Kubernetes documents them. An
+// error explains why the request will never be signed.
 func Permits(csr *certificatesv1.CertificateSigningRequest, req *x509.CertificateRequest) error {
 	allow := func(list ...certificatesv1.KeyUsage) error {
 		for _, u := range csr.Spec.Usages {
@@ -155,7 +155,7 @@ func Permits(csr *certificatesv1.CertificateSigningRequest, req *x509.Certificat
 	return fmt.Errorf("signer %s is not ours", csr.Spec.SignerName)
 }
 
-// Sign makes the certificate, PEM.
+// Sign returns the certificate as PEM.
 func (a *Authority) Sign(csr *certificatesv1.CertificateSigningRequest, req *x509.CertificateRequest, now time.Time) ([]byte, error) {
 	length := lifetime
 	if s := csr.Spec.ExpirationSeconds; s != nil {

@@ -164,7 +164,7 @@ func TestRollingKeepsItsBounds(t *testing.T) {
 			done = len(sets) == 3 && *newest.Spec.Replicas == n && spec == n && newest.Status.AvailableReplicas == n
 		}
 		if !done {
-			t.Fatalf("round %d: the rollout of %d (surge %d, unavailable %d) does not end", round, n, surge, unavailable)
+			t.Fatalf("round %d: the rollout of %d (surge %d, unavailable %d) does not finish", round, n, surge, unavailable)
 		}
 	}
 }
@@ -244,7 +244,7 @@ func TestRevisions(t *testing.T) {
 	sets := []*appsv1.ReplicaSet{set(d, "v1", 1, 0, 0), set(d, "v2", 2, 1, 1)}
 	p := Make(d, sets, noPods, now)
 	if p.Create != nil || p.Revision != "3" {
-		t.Fatalf("a template that comes back is revision %q", p.Revision)
+		t.Fatalf("a restored template has revision %q", p.Revision)
 	}
 	for _, rs := range p.Update {
 		if rs.Name != "web-v1" {
@@ -300,7 +300,7 @@ func TestStatus(t *testing.T) {
 		t.Errorf("progressing: %+v", c)
 	}
 	if p.RequeueAfter != 5*time.Minute+time.Second {
-		t.Errorf("looks again after %v", p.RequeueAfter)
+		t.Errorf("requeued after %v", p.RequeueAfter)
 	}
 	later = now.Add(11 * time.Minute)
 	p = Make(d, sets, noPods, later)
@@ -317,7 +317,7 @@ func TestStatus(t *testing.T) {
 	}
 	d.Status = p.Status
 	if again := Make(d, sets, noPods, later.Add(time.Hour)); len(again.Update) > 0 || again.Create != nil || again.RequeueAfter != 0 {
-		t.Errorf("a complete deployment is not at rest: %+v", again)
+		t.Errorf("planned more for a complete deployment: %+v", again)
 	}
 
 	// A set that cannot create pods shows.

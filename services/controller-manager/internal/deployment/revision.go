@@ -16,18 +16,18 @@ import (
 )
 
 const (
-	// RevisionAnnotation numbers the templates of a deployment; kubectl rollout
-	// history and undo go by it.
+	// RevisionAnnotation holds the number of a deployment's template, which kubectl
+	// rollout history and undo use.
 	RevisionAnnotation = "deployment.kubernetes.io/revision"
 	historyAnnotation  = "deployment.kubernetes.io/revision-history"
 	rollbackAnnotation = "deprecated.deployment.rollback.to"
-	// maxHistory bounds the history annotation, in bytes.
+	// maxHistory is the size limit of the history annotation, in bytes.
 	maxHistory = 2000
-	// maxName is the longest name of an object.
+	// maxName is the longest allowed name of an object.
 	maxName = 253
 )
 
-// notCopied are the deployment's annotations that its sets do not get.
+// notCopied lists the deployment's annotations that are not copied to its sets.
 var notCopied = map[string]bool{
 	corev1.LastAppliedConfigAnnotation: true,
 	RevisionAnnotation:                 true,
@@ -45,7 +45,8 @@ func revision(rs *appsv1.ReplicaSet) int64 {
 	return n
 }
 
-// sameTemplate compares two templates but for the label with their hash.
+// sameTemplate reports whether two templates are equal, ignoring the label with their
+// hash.
 func sameTemplate(a, b *corev1.PodTemplateSpec) bool {
 	return apiequality.Semantic.DeepEqual(withoutHash(a), withoutHash(b))
 }
@@ -60,7 +61,7 @@ func withoutHash(t *corev1.PodTemplateSpec) *corev1.PodTemplateSpec {
 	return &out
 }
 
-// templateHash names a template; collisions makes another name of it.
+// templateHash returns the hash of a template, used in names. collisions changes it.
 func templateHash(t *corev1.PodTemplateSpec, collisions *int32) string {
 	h := fnv.New32a()
 	data, err := t.Marshal()
@@ -76,8 +77,8 @@ func templateHash(t *corev1.PodTemplateSpec, collisions *int32) string {
 	return rand.SafeEncodeString(strconv.FormatUint(uint64(h.Sum32()), 10))
 }
 
-// adoptRevision makes the set of the present template the newest revision, with
-// the deployment's annotations; without one, it is created if create says so.
+// adoptRevision makes the set of the current template the newest revision, with the
+// deployment's annotations. If there is no such set, it is created if create is true.
 func (r *rollout) adoptRevision(create bool) {
 	var last int64
 	for _, rs := range r.old() {
@@ -112,7 +113,7 @@ func (r *rollout) adoptRevision(create bool) {
 	}
 }
 
-// newSet is a set of the present template, without replicas.
+// newSet returns a set of the current template without replicas.
 func (r *rollout) newSet() *appsv1.ReplicaSet {
 	hash := templateHash(&r.d.Spec.Template, r.d.Status.CollisionCount)
 	template := r.d.Spec.Template.DeepCopy()
@@ -141,8 +142,8 @@ func (r *rollout) newSet() *appsv1.ReplicaSet {
 	}
 }
 
-// annotate copies the deployment's annotations to its newest set and numbers it;
-// a number that the set had before goes into its history.
+// annotate copies the deployment's annotations to its newest set and sets its revision
+// number. An earlier number is added to the set's history.
 func (r *rollout) annotate(rs *appsv1.ReplicaSet, number int64) {
 	if rs.Annotations == nil {
 		rs.Annotations = map[string]string{}

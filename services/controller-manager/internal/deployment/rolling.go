@@ -7,9 +7,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// bounds are maxSurge and maxUnavailable in pods. Percentages round in the safe
-// direction: surge up, unavailable down; and when both come to nothing, one pod
-// may be unavailable, or the rollout could not move.
+// bounds returns maxSurge and maxUnavailable in pods. Percentages are rounded in the
+// safe direction, surge up and unavailable down. If both are 0, one pod may be
+// unavailable, or the rollout could not progress.
 func (r *rollout) bounds() (surge, unavailable int32) {
 	if r.d.Spec.Strategy.Type == appsv1.RecreateDeploymentStrategyType {
 		return 0, 0
@@ -40,9 +40,9 @@ func resolve(v *intstr.IntOrString, of int32, up bool) int32 {
 	return int32(n)
 }
 
-// roll grows the newest set as far as maxSurge allows and shrinks the old ones
-// as far as maxUnavailable allows. What is added counts as unavailable, so both
-// may be written together.
+// roll scales the newest set up as far as maxSurge allows and the old ones down as far
+// as maxUnavailable allows. New pods count as unavailable, so both may be written
+// together.
 func (r *rollout) roll() {
 	surge, unavailable := r.bounds()
 	r.growNewest(surge)
@@ -51,14 +51,14 @@ func (r *rollout) roll() {
 		return
 	}
 	minAvailable := r.desired() - unavailable
-	// What may go even if every pod that is not available never will be.
+	// The number that may be removed even if no unavailable pod ever becomes available.
 	newUnavailable := replicas(r.newest) - available(r.newest)
 	room := total(r.sets) - minAvailable - newUnavailable
 	if room <= 0 {
 		return
 	}
 	room -= r.dropUnavailable(old, room)
-	// Available pods go only as long as enough others are left.
+	// Available pods are removed only as long as enough others are left.
 	room = min(room, availableIn(r.sets)-minAvailable)
 	for _, rs := range old {
 		if room <= 0 {
@@ -84,7 +84,8 @@ func (r *rollout) growNewest(surge int32) {
 	}
 }
 
-// dropUnavailable scales down first the pods that are not available.
+// dropUnavailable scales the old sets down by their unavailable pods, at most by room
+// in total.
 func (r *rollout) dropUnavailable(old []*appsv1.ReplicaSet, room int32) (dropped int32) {
 	for _, rs := range old {
 		n := min(replicas(rs)-available(rs), room-dropped)

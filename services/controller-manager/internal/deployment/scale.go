@@ -14,8 +14,7 @@ const (
 	maxAnnotation     = "deployment.kubernetes.io/max-replicas"
 )
 
-// annotateSize notes on a set the size of the deployment that its replicas are
-// meant for.
+// annotateSize records on a set the size of the deployment that its replicas are for.
 func (r *rollout) annotateSize(rs *appsv1.ReplicaSet) {
 	surge, _ := r.bounds()
 	if rs.Annotations == nil {
@@ -25,13 +24,13 @@ func (r *rollout) annotateSize(rs *appsv1.ReplicaSet) {
 	rs.Annotations[maxAnnotation] = strconv.Itoa(int(r.desired() + surge))
 }
 
-// noted reads one of those annotations.
+// noted returns the value of an annotation that annotateSize wrote.
 func noted(rs *appsv1.ReplicaSet, annotation string) (int32, bool) {
 	v, err := strconv.ParseInt(rs.Annotations[annotation], 10, 32)
 	return int32(v), err == nil && v >= 0
 }
 
-// scaled reports whether the deployment was resized since its sets were.
+// scaled reports whether the deployment was resized after its sets were.
 func (r *rollout) scaled() bool {
 	for _, rs := range r.sets {
 		if n, ok := noted(rs, desiredAnnotation); replicas(rs) > 0 && ok && n != r.desired() {
@@ -41,9 +40,9 @@ func (r *rollout) scaled() bool {
 	return false
 }
 
-// scale brings the sets to the size of the deployment without rolling on: a
-// single one takes it all; in the middle of a rollout each grows or shrinks in
-// proportion, so that the risk of the new template stays what it was.
+// scale adapts the sets to the deployment's size without advancing a rollout. A single
+// set takes the whole change. During a rollout each set changes in proportion, so that
+// the exposure to the new template stays the same.
 func (r *rollout) scale() {
 	if one := r.activeOrLatest(); one != nil {
 		if replicas(one) != r.desired() || r.misnoted(one) {
@@ -69,8 +68,8 @@ func (r *rollout) scale() {
 	r.scaleInProportion()
 }
 
-// activeOrLatest is the only set with replicas, or the newest (or youngest) when
-// none has; nil when several have.
+// activeOrLatest returns the only set with replicas, or the newest (or youngest) if
+// none has any. It returns nil if several have.
 func (r *rollout) activeOrLatest() *appsv1.ReplicaSet {
 	var active []*appsv1.ReplicaSet
 	for _, rs := range r.sets {
@@ -94,7 +93,7 @@ func (r *rollout) misnoted(rs *appsv1.ReplicaSet) bool {
 	return !ok || n != r.desired()
 }
 
-// saturated reports whether the newest set has taken over entirely.
+// saturated reports whether the newest set has replaced the others completely.
 func (r *rollout) saturated() bool {
 	return r.newest != nil && replicas(r.newest) == r.desired() && !r.misnoted(r.newest) && r.newest.Status.AvailableReplicas == r.desired()
 }
@@ -112,8 +111,8 @@ func (r *rollout) scaleInProportion() {
 		allowed = r.desired() + surge
 	}
 	add := allowed - total(active)
-	// The largest first, and of equals the youngest when growing and the oldest
-	// when shrinking: what rounding leaves over goes to the first.
+	// Largest first; sets of equal size by age, the youngest first when growing and the
+	// oldest first when shrinking. What rounding leaves over goes to the first.
 	slices.SortStableFunc(active, func(a, b *appsv1.ReplicaSet) int {
 		age := a.CreationTimestamp.Compare(b.CreationTimestamp.Time)
 		if add > 0 {
@@ -139,8 +138,7 @@ func (r *rollout) scaleInProportion() {
 	}
 }
 
-// share is what a set gets of what is to be added (or taken away), no more than
-// is left.
+// share returns a set's part of the replicas to add (or remove), at most what is left.
 func (r *rollout) share(rs *appsv1.ReplicaSet, add, added, allowed int32) int32 {
 	left := add - added
 	if replicas(rs) == 0 || left == 0 {

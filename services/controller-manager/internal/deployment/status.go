@@ -11,7 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// The reasons of conditions, which kubectl and others go by.
+// The reasons of conditions, which kubectl and other clients rely on.
 const (
 	newSetCreated    = "NewReplicaSetCreated"
 	foundNewSet      = "FoundNewReplicaSet"
@@ -32,8 +32,8 @@ func condition(s *appsv1.DeploymentStatus, t appsv1.DeploymentConditionType) *ap
 	return nil
 }
 
-// setCondition replaces a condition. One of the same status and reason stands as
-// it is; one of the same status keeps its transition.
+// setCondition sets a condition. If status and reason are unchanged it is left alone;
+// if only the status is unchanged it keeps its transition time.
 func (r *rollout) setCondition(t appsv1.DeploymentConditionType, status corev1.ConditionStatus, reason, message string) {
 	setCondition(&r.status, t, status, reason, message, r.now)
 }
@@ -58,7 +58,7 @@ func without(conditions []appsv1.DeploymentCondition, t appsv1.DeploymentConditi
 	return slices.DeleteFunc(slices.Clone(conditions), func(c appsv1.DeploymentCondition) bool { return c.Type == t })
 }
 
-// creationFailed is the status when the newest set could not be created.
+// creationFailed returns the status after the newest set could not be created.
 func creationFailed(d *appsv1.Deployment, s appsv1.DeploymentStatus, err error, now time.Time) appsv1.DeploymentStatus {
 	s = *s.DeepCopy()
 	if old := condition(&d.Status, appsv1.DeploymentProgressing); old == nil {
@@ -72,8 +72,7 @@ func (r *rollout) hasDeadline() bool {
 	return r.d.Spec.ProgressDeadlineSeconds != nil && *r.d.Spec.ProgressDeadlineSeconds != math.MaxInt32
 }
 
-// pausedCondition says that the clock of the progress deadline stands still, or
-// runs again.
+// pausedCondition records that the progress deadline is suspended, or running again.
 func (r *rollout) pausedCondition() {
 	if !r.hasDeadline() {
 		return
@@ -81,7 +80,7 @@ func (r *rollout) pausedCondition() {
 	c := condition(&r.status, appsv1.DeploymentProgressing)
 	switch {
 	case c != nil && c.Reason == deadlineExceeded:
-		// That no progress was made is not to be covered up.
+		// A failure to progress must not be overwritten.
 	case r.d.Spec.Paused && (c == nil || c.Reason != paused):
 		r.setCondition(appsv1.DeploymentProgressing, corev1.ConditionUnknown, paused, "Deployment is paused")
 	case !r.d.Spec.Paused && c != nil && c.Reason == paused:
@@ -89,8 +88,8 @@ func (r *rollout) pausedCondition() {
 	}
 }
 
-// baseStatus is the numbers, the Available condition and what was set so far.
-// The numbers are what the sets report; a set that was just made reports none.
+// baseStatus returns the replica counts, the Available condition and the other existing
+// conditions. The counts are those that the sets report; a new set reports none.
 func (r *rollout) baseStatus() appsv1.DeploymentStatus {
 	var (
 		s           = appsv1.DeploymentStatus{ObservedGeneration: r.d.Generation, CollisionCount: r.d.Status.CollisionCount}
@@ -124,7 +123,7 @@ func (r *rollout) baseStatus() appsv1.DeploymentStatus {
 	return s
 }
 
-// complete reports whether nothing is left to roll out, by the present status of
+// complete reports whether the rollout is finished according to the current status of
 // the sets.
 func (r *rollout) complete() bool {
 	s := r.baseStatus()
@@ -135,8 +134,8 @@ func (r *rollout) completeWith(s *appsv1.DeploymentStatus) bool {
 	return s.UpdatedReplicas == r.desired() && s.Replicas == r.desired() && s.AvailableReplicas == r.desired()
 }
 
-// rolloutStatus is the status of a deployment that is not paused: it also says
-// how the rollout goes.
+// rolloutStatus returns the status of a deployment that is not paused, including the
+// progress of its rollout.
 func (r *rollout) rolloutStatus() appsv1.DeploymentStatus {
 	s := r.baseStatus()
 	c := condition(&s, appsv1.DeploymentProgressing)
@@ -162,7 +161,7 @@ func (r *rollout) progress(s *appsv1.DeploymentStatus) {
 	case r.completeWith(s):
 		setCondition(s, appsv1.DeploymentProgressing, corev1.ConditionTrue, newSetAvailable, fmt.Sprintf("%s %q has successfully progressed.", what, name), r.now)
 	case r.progressed(s):
-		// Each step counts as news: the clock of the deadline starts again.
+		// Each step is progress, so the deadline starts again.
 		old := condition(s, appsv1.DeploymentProgressing)
 		transition := metav1.NewTime(r.now)
 		if old != nil && old.Status == corev1.ConditionTrue {
@@ -178,7 +177,7 @@ func (r *rollout) progress(s *appsv1.DeploymentStatus) {
 	}
 }
 
-// progressed compares with the status as last written.
+// progressed reports whether there is progress since the status that was last written.
 func (r *rollout) progressed(s *appsv1.DeploymentStatus) bool {
 	old := &r.d.Status
 	return s.UpdatedReplicas > old.UpdatedReplicas ||
@@ -202,7 +201,7 @@ func (r *rollout) deadline(c *appsv1.DeploymentCondition) time.Time {
 	return c.LastUpdateTime.Add(time.Duration(*r.d.Spec.ProgressDeadlineSeconds) * time.Second)
 }
 
-// untilDeadline is how long until the deadline must be looked at; 0 is never.
+// untilDeadline returns how long until the deadline must be checked; 0 means never.
 func (r *rollout) untilDeadline(s *appsv1.DeploymentStatus) time.Duration {
 	c := condition(s, appsv1.DeploymentProgressing)
 	if !r.hasDeadline() || c == nil || r.completeWith(s) || c.Reason == deadlineExceeded || c.Reason == newSetAvailable {
@@ -212,8 +211,8 @@ func (r *rollout) untilDeadline(s *appsv1.DeploymentStatus) time.Duration {
 	return max(r.deadline(c).Sub(r.now), 0) + time.Second
 }
 
-// failure is the condition of a set that cannot create or delete pods; the
-// newest's counts first.
+// failure returns the condition of a set that cannot create or delete pods, that of the
+// newest set first.
 func (r *rollout) failure() *appsv1.ReplicaSetCondition {
 	sets := r.old()
 	if r.newest != nil {

@@ -24,7 +24,8 @@ import (
 const (
 	managedByLabel = "endpoints.kubernetes.io/managed-by"
 	managedBy      = "endpoint-controller"
-	// maxAddresses bounds an object; the annotation says that it was reached.
+	// maxAddresses is the largest number of addresses in an object. The annotation
+	// marks objects that were truncated.
 	maxAddresses      = 1000
 	truncated         = "truncated"
 	triggerAnnotation = "endpoints.kubernetes.io/last-change-trigger-time"
@@ -36,7 +37,7 @@ type reconciler struct {
 	endpoints client.Resource[*corev1.Endpoints] //nolint:staticcheck // this is what the package is for.
 }
 
-// New is the controller; its keys are services.
+// New returns the controller. Its keys are services.
 func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{Cluster: s, endpoints: client.For[*corev1.Endpoints](s.Client)} //nolint:staticcheck // as above.
 	return controller.Controller{
@@ -82,7 +83,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	return controller.Result{}, nil
 }
 
-// wanted is the object to write; nil where have is right.
+// wanted returns the object to write, or nil if have is right.
 func wanted(svc *corev1.Service, pods []*corev1.Pod, have *corev1.Endpoints) *corev1.Endpoints { //nolint:staticcheck // as above.
 	next := &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Namespace: svc.Namespace, Name: svc.Name}} //nolint:staticcheck // as above.
 	if have != nil {
@@ -111,8 +112,8 @@ func wanted(svc *corev1.Service, pods []*corev1.Pod, have *corev1.Endpoints) *co
 	return next
 }
 
-// subsets groups addresses by their ports. Pods that are being deleted have left,
-// unless the service publishes what is not ready.
+// subsets groups addresses by their ports. Pods that are being deleted are left out,
+// unless the service publishes addresses that are not ready.
 func subsets(svc *corev1.Service, pods []*corev1.Pod) (out []corev1.EndpointSubset, over bool) { //nolint:staticcheck // as above.
 	backends := backend.Pods(svc, pods, backend.Families(svc)[0])
 	backends = slices.DeleteFunc(backends, func(p backend.Pod) bool {

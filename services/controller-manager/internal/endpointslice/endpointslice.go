@@ -1,8 +1,8 @@
 // Package endpointslice writes the EndpointSlices of services with a selector, and
 // those that mirror Endpoints written by others.
 //
-// It must never touch slices that it does not manage, and never take an endpoint
-// out of one slice before the slice that takes it over is written.
+// It must never change slices that it does not manage, nor remove an endpoint from one
+// slice before the slice that takes it over is written.
 package endpointslice
 
 import (
@@ -26,7 +26,7 @@ type reconciler struct {
 	writes *controller.Writes
 }
 
-// New is the controller; its keys are services.
+// New returns the controller. Its keys are services.
 func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{
 		Cluster: s, slices: client.For[*discoveryv1.EndpointSlice](s.Client), writes: controller.NewWrites(s.EndpointSlices),
@@ -52,7 +52,7 @@ func ofSlice(ev client.Event[*discoveryv1.EndpointSlice]) []controller.Key {
 	return []controller.Key{{Namespace: ev.Object.Namespace, Name: ev.Object.Labels[discoveryv1.LabelServiceName]}}
 }
 
-// ofNode is the services with pods on a node whose zone changed.
+// ofNode maps a node whose zone changed to the services with pods on it.
 func (r *reconciler) ofNode(ev client.Event[*corev1.Node]) []controller.Key {
 	if ev.Type != client.Modified || ev.Old.Labels[corev1.LabelTopologyZone] == ev.Object.Labels[corev1.LabelTopologyZone] {
 		return nil

@@ -16,15 +16,16 @@ import (
 )
 
 const (
-	// mirroredBy marks the slices made of Endpoints.
+	// mirroredBy marks the slices that mirror Endpoints.
 	mirroredBy = "endpointslicemirroring-controller.k8s.io"
-	// maxMirrored bounds what is taken over of one subset, as in Kubernetes.
+	// maxMirrored is the largest number of addresses taken from one subset, as in
+	// Kubernetes.
 	maxMirrored = 1000
 	leaderLease = "control-plane.alpha.kubernetes.io/leader"
 )
 
-// NewMirror is the controller that makes EndpointSlices of the Endpoints which
-// people and programs write for services without a selector; its keys are
+// NewMirror returns the controller that mirrors to EndpointSlices the Endpoints which
+// users and other programs write for services without a selector. Its keys are
 // Endpoints.
 func NewMirror(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{
@@ -64,8 +65,8 @@ func (r *reconciler) mirror(ctx context.Context, key controller.Key) (controller
 	return controller.Result{}, r.carryOut(ctx, key, plan)
 }
 
-// mirrored reports whether Endpoints are mirrored to slices: not locks of old leader elections,
-// nor those of who writes slices himself.
+// mirrored reports whether Endpoints are mirrored to slices. Locks of old leader
+// elections are not, nor Endpoints whose writer also writes slices.
 func mirrored(e *corev1.Endpoints) bool { //nolint:staticcheck // this is what the controller is for.
 	_, lock := e.Annotations[leaderLease]
 	return !lock && e.Labels[discoveryv1.LabelSkipMirror] != "true"

@@ -17,28 +17,28 @@ import (
 )
 
 const (
-	// managedBy is Kubernetes' own value: the slices are the same, and a cluster
-	// that moves over finds them.
+	// managedBy is Kubernetes' own value. The slices have the same form, so a cluster
+	// that is migrated keeps its slices.
 	managedBy = "endpointslice-controller.k8s.io"
-	// maxEndpoints bounds a slice, as in Kubernetes.
+	// maxEndpoints is the largest number of endpoints in a slice, as in Kubernetes.
 	maxEndpoints = 100
 )
 
-// Plan is what to write, in this order.
+// Plan lists the writes, in this order.
 type Plan struct {
 	Create, Update, Delete []*discoveryv1.EndpointSlice
 }
 
-// group is the endpoints with one set of ports, which share slices.
+// group holds the endpoints with the same set of ports, which share slices.
 type group struct {
 	ports []discoveryv1.EndpointPort
 	want  map[string]discoveryv1.Endpoint // by address and pod
 	order []string
 }
 
-// Make compares what a service's slices should hold with what they do. Endpoints
-// stay in the slice they are in; new ones go where slices are written anyway,
-// then where there is room, then into new slices.
+// Make compares the wanted endpoints of a service with those in its slices. Endpoints
+// stay in the slice they are in. New ones are added to slices that are written anyway,
+// then to slices with room, then to new slices.
 func Make(svc *corev1.Service, pods []*corev1.Pod, have []*discoveryv1.EndpointSlice, node func(string) *corev1.Node) Plan {
 	var plan Plan
 	left := slices.Clone(have)
@@ -59,8 +59,8 @@ func Make(svc *corev1.Service, pods []*corev1.Pod, have []*discoveryv1.EndpointS
 	return plan
 }
 
-// groupsOf sorts endpoints by their ports. Without any endpoint there is one
-// group, whose empty slice says so.
+// groupsOf groups endpoints by their ports. Without any endpoint there is one empty
+// group, for an empty slice.
 func groupsOf(svc *corev1.Service, pods []backend.Pod, node func(string) *corev1.Node) []*group {
 	byPorts := map[string]*group{}
 	var order []*group
@@ -98,7 +98,7 @@ func slicePorts(ports []backend.Port) []discoveryv1.EndpointPort {
 	return out
 }
 
-// endpoint is a pod as a slice shows it.
+// endpoint returns a pod as it appears in a slice.
 func endpoint(svc *corev1.Service, p backend.Pod, node func(string) *corev1.Node) discoveryv1.Endpoint {
 	e := discoveryv1.Endpoint{
 		Addresses:  []string{p.Address},
@@ -124,10 +124,10 @@ func endpoint(svc *corev1.Service, p backend.Pod, node func(string) *corev1.Node
 	return e
 }
 
-// hints say whom an endpoint is for, where the service wants its traffic to stay
-// near (KEP-2433, KEP-3015). They are kept by endpoint: with traffic distribution
-// no zone's share has to be computed, and proxies do without where a zone has no
-// endpoint.
+// hints returns for which zones and nodes an endpoint is meant if the service wants its
+// traffic to stay close (KEP-2433, KEP-3015). Hints are set for each endpoint by
+// itself: with traffic distribution no zone's share has to be computed, and proxies
+// ignore hints in zones without an endpoint.
 func hints(svc *corev1.Service, e *discoveryv1.Endpoint) *discoveryv1.EndpointHints {
 	if svc.Spec.TrafficDistribution == nil || !*e.Conditions.Ready {
 		return nil
@@ -149,7 +149,7 @@ func hints(svc *corev1.Service, e *discoveryv1.Endpoint) *discoveryv1.EndpointHi
 	return h
 }
 
-// identity is what makes an endpoint the same over changes of its state.
+// identity returns a key that an endpoint keeps while its state changes.
 func identity(e *discoveryv1.Endpoint) string {
 	id := strings.Join(e.Addresses, ",")
 	if e.TargetRef != nil {
@@ -158,7 +158,7 @@ func identity(e *discoveryv1.Endpoint) string {
 	return id
 }
 
-// partition takes the slices of a family and set of ports out of a list.
+// partition separates the slices of a family and set of ports from a list.
 func partition(all []*discoveryv1.EndpointSlice, family discoveryv1.AddressType, ports []discoveryv1.EndpointPort) (matching, rest []*discoveryv1.EndpointSlice) {
 	for _, s := range all {
 		if s.AddressType == family && apiequality.Semantic.DeepEqual(s.Ports, ports) {
@@ -170,14 +170,14 @@ func partition(all []*discoveryv1.EndpointSlice, family discoveryv1.AddressType,
 	return matching, rest
 }
 
-// held is a slice and what it is to hold.
+// held is a slice with what it is to hold.
 type held struct {
 	old       *discoveryv1.EndpointSlice
 	endpoints []discoveryv1.Endpoint
 	changed   bool
 }
 
-// parent is what slices are made for.
+// parent is the object that slices are written for.
 type parent struct {
 	namespace, name     string
 	labels, annotations map[string]string
@@ -190,7 +190,7 @@ func (g *group) fill(plan *Plan, p parent, family corev1.IPFamily, have []*disco
 	for _, s := range have {
 		all = append(all, g.keep(s, p))
 	}
-	// Where a write is due anyway first, then the fullest.
+	// Slices that are written anyway come first, then the fullest.
 	slices.SortStableFunc(all, func(a, b *held) int {
 		if a.changed != b.changed {
 			if a.changed {
@@ -218,8 +218,8 @@ func (g *group) fill(plan *Plan, p parent, family corev1.IPFamily, have []*disco
 	g.write(plan, p, family, all)
 }
 
-// keep takes from a slice what is still wanted, as it should be now, and marks
-// it as placed.
+// keep returns a slice with those of its endpoints that are still wanted, in their
+// current state, and marks these as placed.
 func (g *group) keep(s *discoveryv1.EndpointSlice, p parent) *held {
 	h := &held{old: s, changed: !maps.Equal(s.Labels, p.labels) || !owned(s, p) || p.annotations != nil && !maps.Equal(s.Annotations, p.annotations)}
 	for i := range s.Endpoints {
@@ -275,7 +275,7 @@ func (g *group) write(plan *Plan, p parent, family corev1.IPFamily, all []*held)
 	}
 }
 
-// labelsOf is the service's labels and those that say what a slice is.
+// labelsOf returns the service's labels and those that identify its slices.
 func labelsOf(svc *corev1.Service) map[string]string {
 	out := make(map[string]string, len(svc.Labels)+3)
 	for k, v := range svc.Labels {

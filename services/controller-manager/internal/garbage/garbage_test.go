@@ -67,8 +67,8 @@ func TestBackground(t *testing.T) {
 	w := start(t)
 	chain(w)
 	Delete[*appsv1.Deployment](w, "default", "d", client.Propagation(metav1.DeletePropagationBackground))
-	w.Eventually("the set goes", gone[*appsv1.ReplicaSet](w, "rs"))
-	w.Eventually("the pod goes", gone[*corev1.Pod](w, "p"))
+	w.Eventually("the set is deleted", gone[*appsv1.ReplicaSet](w, "rs"))
+	w.Eventually("the pod is deleted", gone[*corev1.Pod](w, "p"))
 }
 
 func TestForeground(t *testing.T) {
@@ -76,21 +76,21 @@ func TestForeground(t *testing.T) {
 	_, _, p := chain(w)
 	Update(w, "default", p.Name, func(p *corev1.Pod) { p.Finalizers = []string{"example.com/hold"} })
 	Delete[*appsv1.Deployment](w, "default", "d", client.Propagation(metav1.DeletePropagationForeground))
-	w.Eventually("the pod is asked to go", func() bool { return Get[*corev1.Pod](w, "default", "p").DeletionTimestamp != nil })
+	w.Eventually("the pod is being deleted", func() bool { return Get[*corev1.Pod](w, "default", "p").DeletionTimestamp != nil })
 	w.Never("the owner goes before its dependents", gone[*appsv1.Deployment](w, "d"))
 	if !Exists[*appsv1.ReplicaSet](w, "default", "rs") {
-		t.Error("the set went before its pod")
+		t.Error("the set was deleted before its pod")
 	}
 	Update(w, "default", "p", func(p *corev1.Pod) { p.Finalizers = nil })
-	w.Eventually("the set goes", gone[*appsv1.ReplicaSet](w, "rs"))
-	w.Eventually("the deployment goes", gone[*appsv1.Deployment](w, "d"))
+	w.Eventually("the set is deleted", gone[*appsv1.ReplicaSet](w, "rs"))
+	w.Eventually("the deployment is deleted", gone[*appsv1.Deployment](w, "d"))
 }
 
 func TestOrphan(t *testing.T) {
 	w := start(t)
 	chain(w)
 	Delete[*appsv1.Deployment](w, "default", "d", client.Propagation(metav1.DeletePropagationOrphan))
-	w.Eventually("the deployment goes", gone[*appsv1.Deployment](w, "d"))
+	w.Eventually("the deployment is deleted", gone[*appsv1.Deployment](w, "d"))
 	w.Eventually("the set has no owner", func() bool {
 		return len(Get[*appsv1.ReplicaSet](w, "default", "rs").OwnerReferences) == 0
 	})
@@ -104,12 +104,12 @@ func TestSeveralOwners(t *testing.T) {
 	a, b := configMap(w, "a"), configMap(w, "b")
 	configMap(w, "c", a, b)
 	Delete[*corev1.ConfigMap](w, "default", "a")
-	w.Eventually("the reference goes", func() bool {
+	w.Eventually("the reference is removed", func() bool {
 		refs := Get[*corev1.ConfigMap](w, "default", "c").OwnerReferences
 		return len(refs) == 1 && refs[0].UID == b.UID
 	})
 	Delete[*corev1.ConfigMap](w, "default", "b")
-	w.Eventually("the object goes", gone[*corev1.ConfigMap](w, "c"))
+	w.Eventually("the object is deleted", gone[*corev1.ConfigMap](w, "c"))
 }
 
 // Owners that never were, or that are others of the same name, keep nothing;
@@ -120,19 +120,19 @@ func TestOwnersThatAreNot(t *testing.T) {
 	ghost := a.DeepCopy()
 	ghost.UID = "ghost"
 	configMap(w, "haunted", ghost)
-	w.Eventually("the object of a ghost goes", gone[*corev1.ConfigMap](w, "haunted"))
+	w.Eventually("the object of an owner that never existed is deleted", gone[*corev1.ConfigMap](w, "haunted"))
 
 	other := a.DeepCopy()
 	other.Name = "elsewhere"
 	configMap(w, "mistaken", other)
-	w.Eventually("the object that names another goes", gone[*corev1.ConfigMap](w, "mistaken"))
+	w.Eventually("the object with the wrong uid is deleted", gone[*corev1.ConfigMap](w, "mistaken"))
 
 	m := meta("foreign")
 	m.OwnerReferences = []metav1.OwnerReference{{APIVersion: "example.com/v1", Kind: "Widget", Name: "w", UID: "w"}}
 	Create(w, &corev1.ConfigMap{ObjectMeta: m})
 	crossed := a.DeepCopy()
 	Create(w, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "elsewhere", Name: "crossed", OwnerReferences: meta("", crossed).OwnerReferences}})
-	w.Eventually("an object whose owner is in another namespace goes", func() bool { return !Exists[*corev1.ConfigMap](w, "elsewhere", "crossed") })
+	w.Eventually("an object whose owner is in another namespace is deleted", func() bool { return !Exists[*corev1.ConfigMap](w, "elsewhere", "crossed") })
 	w.Never("the object of an unknown kind goes", gone[*corev1.ConfigMap](w, "foreign"))
 	cluster := meta("node-like", a)
 	cluster.Namespace = ""
@@ -150,9 +150,9 @@ func TestLeasesAndClasses(t *testing.T) {
 	m.OwnerReferences[0].BlockOwnerDeletion = &yes
 	Create(w, &coordinationv1.Lease{ObjectMeta: m})
 	Delete[*corev1.ConfigMap](w, "default", "owner", client.Propagation(metav1.DeletePropagationForeground))
-	w.Eventually("the owner goes", gone[*corev1.ConfigMap](w, "owner"))
+	w.Eventually("the owner is deleted", gone[*corev1.ConfigMap](w, "owner"))
 	if Exists[*coordinationv1.Lease](w, "default", "held") {
-		t.Error("the owner went before the lease that blocks it")
+		t.Error("the owner was deleted before the lease that blocks it")
 	}
 
 	role := Create(w, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "owner"}})
@@ -160,7 +160,7 @@ func TestLeasesAndClasses(t *testing.T) {
 	m.Namespace = ""
 	Create(w, &schedulingv1.PriorityClass{ObjectMeta: m, Value: 7})
 	Delete[*rbacv1.ClusterRole](w, "", "owner")
-	w.Eventually("the class goes", func() bool { return !Exists[*schedulingv1.PriorityClass](w, "", "owned") })
+	w.Eventually("the class is deleted", func() bool { return !Exists[*schedulingv1.PriorityClass](w, "", "owned") })
 }
 
 // A reference to an owner in another namespace is reported in one event.
@@ -171,7 +171,7 @@ func TestOwnerInOtherNamespace(t *testing.T) {
 	wide.Namespace = ""
 	Create(w, &rbacv1.ClusterRole{ObjectMeta: wide})
 	Create(w, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "elsewhere", Name: "lost", OwnerReferences: meta("", owner).OwnerReferences}})
-	w.Eventually("the dependent goes", func() bool { return !Exists[*corev1.ConfigMap](w, "elsewhere", "lost") })
+	w.Eventually("the dependent is deleted", func() bool { return !Exists[*corev1.ConfigMap](w, "elsewhere", "lost") })
 	for name, namespace := range map[string]string{"lost": "elsewhere", "wide": ""} {
 		want := fmt.Sprintf("ownerRef [v1/ConfigMap, namespace: %s, name: owner, uid: %s] does not exist in namespace %q", namespace, owner.UID, namespace)
 		at := namespace
@@ -206,8 +206,8 @@ func TestCycle(t *testing.T) {
 			Update(w, "default", "a", func(cm *corev1.ConfigMap) { cm.OwnerReferences = meta("", b).OwnerReferences })
 			w.Never("anything goes by itself", func() bool { return gone[*corev1.ConfigMap](w, "a")() || gone[*corev1.ConfigMap](w, "b")() })
 			Delete[*corev1.ConfigMap](w, "default", "a", client.Propagation(policy))
-			w.Eventually("a goes", gone[*corev1.ConfigMap](w, "a"))
-			w.Eventually("b goes", gone[*corev1.ConfigMap](w, "b"))
+			w.Eventually("a is deleted", gone[*corev1.ConfigMap](w, "a"))
+			w.Eventually("b is deleted", gone[*corev1.ConfigMap](w, "b"))
 		})
 	}
 }
@@ -227,7 +227,7 @@ func TestStart(t *testing.T) {
 		w.Go(c.Run)
 	}
 	w.Run(garbage.New(w.Cluster, metadata))
-	w.Eventually("half goes", func() bool { return len(List[*corev1.ConfigMap](w, "default")) == 51 })
+	w.Eventually("the objects without an owner are deleted", func() bool { return len(List[*corev1.ConfigMap](w, "default")) == 51 })
 	w.Never("more goes", func() bool { return len(List[*corev1.ConfigMap](w, "default")) != 51 })
 }
 
@@ -275,7 +275,7 @@ func TestRandomForest(t *testing.T) {
 	w.Never("more goes", func() bool { return len(List[*corev1.ConfigMap](w, "default")) != want })
 	for _, cm := range List[*corev1.ConfigMap](w, "default") {
 		if dead[cm.UID] {
-			t.Errorf("%s is left", cm.Name)
+			t.Errorf("%s was not deleted", cm.Name)
 		}
 	}
 }

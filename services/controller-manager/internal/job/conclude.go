@@ -21,7 +21,7 @@ func condition(s *batchv1.JobStatus, t batchv1.JobConditionType) *batchv1.JobCon
 	return nil
 }
 
-// finishedCondition is Complete or Failed, if one is true.
+// finishedCondition returns the condition Complete or Failed if one is true.
 func finishedCondition(s *batchv1.JobStatus) *batchv1.JobCondition {
 	for _, t := range []batchv1.JobConditionType{batchv1.JobComplete, batchv1.JobFailed} {
 		if c := condition(s, t); c != nil && c.Status == corev1.ConditionTrue {
@@ -31,7 +31,7 @@ func finishedCondition(s *batchv1.JobStatus) *batchv1.JobCondition {
 	return nil
 }
 
-// suspension keeps the Suspended condition and the start time, from which the
+// suspension updates the Suspended condition and the start time, from which the
 // deadline counts.
 func (w *work) suspension() {
 	s := &w.plan.Status
@@ -59,8 +59,8 @@ func (w *work) suspend(status corev1.ConditionStatus, reason, message string) {
 	s.Conditions = append(s.Conditions, *c)
 }
 
-// conclude writes the numbers, the interim condition of a verdict, and the final
-// one when nothing of the job is left that could still count.
+// conclude writes the counts, the interim condition of a verdict, and the final
+// condition once no pod is left that could still count.
 func (w *work) conclude(verdict *batchv1.JobCondition) {
 	s := &w.plan.Status
 	if s.StartTime == nil && !suspended(w.j) {
@@ -98,7 +98,7 @@ func (w *work) conclude(verdict *batchv1.JobCondition) {
 	w.plan.Events = append(w.plan.Events, Event{Reason: "Completed", Message: "Job completed"})
 }
 
-// untilDeadline is the whole time that a job may be active; 0 without a limit.
+// untilDeadline returns the total time that a job may be active; 0 means no limit.
 func untilDeadline(j *batchv1.Job) time.Duration {
 	if j.Spec.ActiveDeadlineSeconds == nil {
 		return 0

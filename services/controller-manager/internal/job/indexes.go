@@ -9,13 +9,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// noIndex is that of a pod without one.
+// noIndex is the index of a pod that has none.
 const noIndex = -1
 
-// interval is the indexes from first to last, both included.
+// interval holds the indexes from first to last, inclusive.
 type interval struct{ first, last int }
 
-// indexes is a set of completion indexes: intervals in order that do not touch.
+// indexes is a set of completion indexes: sorted intervals that do not touch.
 type indexes []interval
 
 // parseIndexes reads "1,3-5". What lies beyond the number of completions, or
@@ -80,7 +80,7 @@ func (s indexes) has(i int) bool {
 	return found
 }
 
-// with is the set with more indexes, in any order.
+// with returns the set with more indexes added, in any order.
 func (s indexes) with(more ...int) indexes {
 	all := slices.Clone(s)
 	for _, i := range more {
@@ -105,7 +105,7 @@ func (s indexes) normal() indexes {
 	return out
 }
 
-// missing is the first n indexes below completions that are not in the set.
+// missing returns the first n indexes below completions that are not in the set.
 func (s indexes) missing(n, completions int) []int {
 	var out []int
 	next := 0
@@ -118,7 +118,7 @@ func (s indexes) missing(n, completions int) []int {
 	return out
 }
 
-// overlap is how many indexes two sets have in common.
+// overlap returns how many indexes two sets have in common.
 func (s indexes) overlap(other indexes) (n int) {
 	for _, a := range s {
 		for _, b := range other {
@@ -128,7 +128,7 @@ func (s indexes) overlap(other indexes) (n int) {
 	return n
 }
 
-// indexOf is a pod's completion index.
+// indexOf returns a pod's completion index.
 func indexOf(p *corev1.Pod) int {
 	i, err := strconv.Atoi(p.Annotations[batchv1.JobCompletionIndexAnnotation])
 	if err != nil || i < 0 {

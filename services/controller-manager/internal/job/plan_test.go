@@ -371,7 +371,7 @@ func simulate(t *testing.T, rng *rand.Rand, name string, j *batchv1.Job) {
 	}
 	f := finishedCondition(&j.Status)
 	if f == nil {
-		t.Fatalf("%s: the job does not end: %+v", name, j.Status)
+		t.Fatalf("%s: the job does not finish: %+v", name, j.Status)
 	}
 	if f.Type == batchv1.JobComplete && j.Status.Succeeded != *j.Spec.Completions {
 		t.Errorf("%s: %d succeeded of %d", name, j.Status.Succeeded, *j.Spec.Completions)

@@ -18,8 +18,8 @@ const (
 	maxPrefix = 58
 )
 
-// newPod is a pod of a job; of an indexed one, for an index, after the failed pod
-// that it replaces.
+// newPod returns a pod of a job; for an indexed job, with the given index and in place
+// of the failed pod.
 func newPod(j *batchv1.Job, index int, replaced *corev1.Pod) *corev1.Pod {
 	p := podtemplate.Pod(&j.Spec.Template, j)
 	if !slices.Contains(p.Finalizers, batchv1.JobTrackingFinalizer) {

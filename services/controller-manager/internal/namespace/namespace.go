@@ -1,9 +1,9 @@
-// Package namespace empties a namespace that is being deleted, and then lets it
-// go.
+// Package namespace deletes the contents of a namespace that is being deleted, and then
+// removes its finalizer.
 //
-// Pods go first (KEP-5080): what guards or serves them stays until they have
-// ended. It must never let a namespace go while anything is left in it, and it
-// looks at the store for that, not at a cache.
+// Pods are deleted first (KEP-5080): the objects that protect or serve them stay until
+// they have ended. It must never remove the finalizer while anything is left in the
+// namespace, and it checks that on the server, not in a cache.
 package namespace
 
 import (
@@ -31,15 +31,15 @@ type reconciler struct {
 	now        func() time.Time
 
 	mu sync.Mutex
-	// unserved are the kinds that the server does not know, and until when it is
-	// not asked again.
+	// unserved holds the kinds that the server does not serve, and until when it is not
+	// asked again.
 	unserved map[*client.Kind]time.Time
 }
 
-// unservedFor is how long a kind that the server does not know is left alone.
+// unservedFor is how long a kind that the server does not serve is skipped.
 const unservedFor = 5 * time.Minute
 
-// New is the controller.
+// New returns the namespace controller.
 func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{
 		Cluster: s, namespaces: client.For[*corev1.Namespace](s.Client), kinds: Kinds(), now: time.Now,
@@ -54,7 +54,7 @@ func New(s *cluster.Cluster) controller.Controller {
 	}
 }
 
-// Kinds are those that a namespace may hold, pods first.
+// Kinds returns the kinds that a namespace may hold, pods first.
 func Kinds() []*client.Kind {
 	var out []*client.Kind
 	for _, k := range client.Kinds() {
@@ -98,15 +98,15 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	return controller.Result{}, r.finalize(ctx, ns.Name)
 }
 
-// patience is how long to wait for what is left to go: longer, the longer it
-// has been waited for already.
+// patience returns how long to wait for the remaining objects: the longer they have
+// been waited for already, the longer.
 func patience(waited time.Duration) time.Duration {
 	return min(max(waited/4, 200*time.Millisecond), 15*time.Second)
 }
 
-// remains is what is left of a namespace.
+// remains describes what is left in a namespace.
 type remains struct {
-	// objects and finalizers count, by resource and by finalizer.
+	// objects and finalizers are counts, by resource and by finalizer.
 	objects, finalizers map[string]int
 	failure             error
 }
@@ -118,7 +118,7 @@ func (l *remains) count() (n int) {
 	return n
 }
 
-// empty deletes what can be deleted now and counts what stays.
+// empty deletes what can be deleted now and counts what is left.
 func (r *reconciler) empty(ctx context.Context, ns *corev1.Namespace) *remains {
 	left := &remains{objects: map[string]int{}, finalizers: map[string]int{}}
 	for i, k := range r.kinds {
@@ -176,7 +176,7 @@ func (r *reconciler) emptyKind(ctx context.Context, k *client.Kind, namespace st
 
 func resourceName(k *client.Kind) string { return k.GVR().GroupResource().String() }
 
-// report writes the conditions that say what is waited for. A namespace that is
+// report writes the conditions that describe what is waited for. A namespace that is
 // empty at once gets none.
 func (r *reconciler) report(ctx context.Context, ns *corev1.Namespace, left *remains) error {
 	if left.failure == nil && left.count() == 0 && len(ns.Status.Conditions) == 0 {
@@ -192,7 +192,7 @@ func (r *reconciler) report(ctx context.Context, ns *corev1.Namespace, left *rem
 	return nil
 }
 
-// finalize takes our finalizer off, as the object is now.
+// finalize removes our finalizer from the current version of the object.
 func (r *reconciler) finalize(ctx context.Context, name string) error {
 	ns, err := r.namespaces.Get(ctx, "", name)
 	if apierrors.IsNotFound(err) {

@@ -53,13 +53,13 @@ func TestEmptiesInOrder(t *testing.T) {
 		t.Error("something went before the pod had ended")
 	}
 	w.Kubelet("n1", nil)
-	w.Eventually("the rest goes", func() bool { return !Exists[*corev1.Secret](w, "one", "a") })
+	w.Eventually("the rest is deleted", func() bool { return !Exists[*corev1.Secret](w, "one", "a") })
 	w.Eventually("the finalizer shows", func() bool {
 		c := condition(Get[*corev1.Namespace](w, "", "one"), corev1.NamespaceFinalizersRemaining)
 		return c.Status == corev1.ConditionTrue && strings.Contains(c.Message, "example.com/hold in 1")
 	})
 	Update(w, "one", "a", func(cm *corev1.ConfigMap) { cm.Finalizers = nil })
-	w.Eventually("the namespace goes", func() bool { return !Exists[*corev1.Namespace](w, "", "one") })
+	w.Eventually("the namespace is deleted", func() bool { return !Exists[*corev1.Namespace](w, "", "one") })
 	if !Exists[*corev1.Secret](w, "other", "a") {
 		t.Error("another namespace was touched")
 	}
@@ -82,5 +82,5 @@ func TestFailureShows(t *testing.T) {
 		return condition(Get[*corev1.Namespace](w, "", "one"), corev1.NamespaceDeletionContentFailure).Status == corev1.ConditionTrue
 	})
 	w.Server.Fail(nil)
-	w.Eventually("the namespace goes", func() bool { return !Exists[*corev1.Namespace](w, "", "one") })
+	w.Eventually("the namespace is deleted", func() bool { return !Exists[*corev1.Namespace](w, "", "one") })
 }

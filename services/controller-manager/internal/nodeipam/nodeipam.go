@@ -1,5 +1,4 @@
-// Package nodeipam gives each node a range of pod addresses out of the
-// cluster's.
+// Package nodeipam assigns each node a range of pod addresses within the cluster's.
 //
 // Invariant: no two nodes ever hold overlapping ranges. One worker allocates;
 // before its first allocation it reads all nodes from the server, not from a
@@ -25,11 +24,11 @@ import (
 	"keelson.dev/services/internal/controller"
 )
 
-// Config is the range to allocate from.
+// Config holds the range to allocate from.
 type Config struct {
-	// ClusterCIDR is the pods' range, of IPv4.
+	// ClusterCIDR is the IPv4 range of all pods.
 	ClusterCIDR netip.Prefix
-	// NodeMaskSize is the prefix length of a node's part.
+	// NodeMaskSize is the prefix length of a node's range.
 	NodeMaskSize int
 }
 
@@ -44,7 +43,7 @@ func (c Config) Check() error {
 	return nil
 }
 
-// simulated is the label of nodes that only pretend to be there.
+// simulated is the label of simulated nodes.
 const simulated = "keelson.dev/simulated"
 
 type reconciler struct {
@@ -55,7 +54,7 @@ type reconciler struct {
 	primed bool
 }
 
-// New is the controller.
+// New returns the controller.
 func New(s *cluster.Cluster, c Config) controller.Controller {
 	r := &reconciler{Cluster: s, nodes: client.For[*corev1.Node](s.Client), ranges: NewRanges(c)}
 	return controller.Controller{
@@ -124,7 +123,7 @@ type Ranges struct {
 	next    int
 }
 
-// span is the parts from first to last.
+// span is the range of parts from first to last.
 type span struct{ first, last int }
 
 // NewRanges returns an empty record.
@@ -174,7 +173,7 @@ func (r *Ranges) Release(node string) {
 	}
 }
 
-// ErrFull says that the cluster's range is used up.
+// ErrFull means that the cluster's range is used up.
 var ErrFull = errors.New("no pod address range is left in --cluster-cidr")
 
 // Allocate gives a node a range, the same each time until it is released. Ranges

@@ -208,7 +208,7 @@ func TestSilentNode(t *testing.T) {
 	if ready(w, "alive") != corev1.ConditionTrue {
 		t.Error("a node that was heard became Unknown")
 	}
-	w.Eventually("an event tells of the pod", func() bool {
+	w.Eventually("an event names the pod", func() bool {
 		return slices.ContainsFunc(testkit.List[*corev1.Event](w, "default"), func(e *corev1.Event) bool {
 			return e.InvolvedObject.Kind == "Pod" && e.InvolvedObject.Name == "p" && e.Reason == "NodeNotReady" && e.Message == "Node is not ready"
 		})

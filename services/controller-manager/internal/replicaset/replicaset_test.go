@@ -85,7 +85,7 @@ func TestStatus(t *testing.T) {
 		Replicas: 3, FullyLabeledReplicas: 1, ReadyReplicas: 2, AvailableReplicas: 1, TerminatingReplicas: &one, ObservedGeneration: 2,
 	})
 	if wait != 40*time.Second {
-		t.Errorf("looks again after %v", wait)
+		t.Errorf("requeued after %v", wait)
 	}
 	s, _ = replicaset.Status(rs, pods, errors.New("quota"), now)
 	if len(s.Conditions) != 1 || s.Conditions[0].Reason != "FailedCreate" || s.Conditions[0].Message != "quota" {
@@ -93,7 +93,7 @@ func TestStatus(t *testing.T) {
 	}
 	rs.Status = s
 	if s, _ = replicaset.Status(rs, pods, errors.New("other"), now); s.Conditions[0].Message != "quota" {
-		t.Error("a condition that stands was written anew")
+		t.Error("an unchanged condition was written again")
 	}
 	if s, _ = replicaset.Status(rs, pods, nil, now); len(s.Conditions) != 0 {
 		t.Error("the condition outlived its cause")

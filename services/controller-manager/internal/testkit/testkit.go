@@ -1,5 +1,5 @@
-// Package testkit is what the controllers' behaviour tests share: an in-memory cluster
-// with its caches running, controllers on it, and a minimal kubelet.
+// Package testkit is shared by the controllers' behavior tests: an in-memory cluster
+// with running caches, controllers on it, and a minimal kubelet.
 package testkit
 
 import (
@@ -33,7 +33,7 @@ type World struct {
 	end []func()
 }
 
-// Start makes a cluster; its caches are synced.
+// Start returns a cluster whose caches are synced.
 func Start(t *testing.T) *World {
 	t.Helper()
 	server, c := clienttest.StartServer(t)
@@ -50,7 +50,7 @@ func Start(t *testing.T) *World {
 	return w
 }
 
-// stop ends what Go started, in reverse order.
+// stop stops what Go started, in reverse order.
 func (w *World) stop() {
 	for {
 		w.mu.Lock()
@@ -114,12 +114,12 @@ func (w *World) Eventually(what string, cond func() bool) {
 	}
 }
 
-// rest is how long no write may come until the controllers are taken to be at rest.
+// rest is how long no write must happen before the controllers are considered idle.
 const rest = 150 * time.Millisecond
 
-// Never checks that a condition does not become true before the controllers come to rest.
-// Each write begins the time of rest anew, once all caches show it, because a controller
-// may act on it.
+// Never checks that a condition does not become true before the controllers are idle.
+// Each write restarts the idle time once all caches show it, because a controller may
+// react to it.
 func (w *World) Never(what string, cond func() bool) {
 	w.Helper()
 	if err := w.never(cond); err != nil {

@@ -78,7 +78,7 @@ func TestFillsAndFollowsItsAccount(t *testing.T) {
 		t.Error("the token was replaced")
 	}
 	Delete[*corev1.ServiceAccount](w, "default", "robot")
-	w.Eventually("the secret goes with its account", func() bool { return !Exists[*corev1.Secret](w, "default", "token") })
+	w.Eventually("the secret is deleted with its account", func() bool { return !Exists[*corev1.Secret](w, "default", "token") })
 }
 
 func TestSecretsWithoutAccountGo(t *testing.T) {
@@ -86,12 +86,12 @@ func TestSecretsWithoutAccountGo(t *testing.T) {
 	_, signer := newKey(t)
 	w.Run(tokensecret.New(w.Cluster, signer, func() []byte { return []byte("pem") }))
 	Create(w, secretOf("nobody"))
-	w.Eventually("it goes", func() bool { return !Exists[*corev1.Secret](w, "default", "token") })
+	w.Eventually("it is deleted", func() bool { return !Exists[*corev1.Secret](w, "default", "token") })
 	Create(w, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "robot"}})
 	other := secretOf("robot")
 	other.Annotations[corev1.ServiceAccountUIDKey] = "an earlier one"
 	Create(w, other)
-	w.Eventually("one of an earlier account goes", func() bool { return !Exists[*corev1.Secret](w, "default", "token") })
+	w.Eventually("the secret of an earlier account is deleted", func() bool { return !Exists[*corev1.Secret](w, "default", "token") })
 }
 
 func TestParseKeyRefuses(t *testing.T) {

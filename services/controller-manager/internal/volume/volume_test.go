@@ -172,13 +172,13 @@ func TestLocalVolumeFromFirstConsumerToItsEnd(t *testing.T) {
 	testkit.Delete[*corev1.PersistentVolumeClaim](w, "default", "c")
 	w.Never("a claim in use goes", func() bool { return !testkit.Exists[*corev1.PersistentVolumeClaim](w, "default", "c") })
 	testkit.Delete[*corev1.Pod](w, "default", p.Name)
-	w.Eventually("the claim goes", func() bool { return !testkit.Exists[*corev1.PersistentVolumeClaim](w, "default", "c") })
+	w.Eventually("the claim is deleted", func() bool { return !testkit.Exists[*corev1.PersistentVolumeClaim](w, "default", "c") })
 	w.Eventually("the node alone holds the volume", func() bool {
 		v := testkit.Get[*corev1.PersistentVolume](w, "", name)
 		return v.DeletionTimestamp != nil && len(v.Finalizers) == 1 && v.Finalizers[0] == DataFinalizer
 	})
 	testkit.Update(w, "", name, func(v *corev1.PersistentVolume) { v.Finalizers = nil })
-	w.Eventually("the volume goes", func() bool { return !testkit.Exists[*corev1.PersistentVolume](w, "", name) })
+	w.Eventually("the volume is deleted", func() bool { return !testkit.Exists[*corev1.PersistentVolume](w, "", name) })
 }
 
 func TestNodeOfTheChoiceHasGone(t *testing.T) {
