@@ -64,8 +64,8 @@ func startAll(t *testing.T) *World {
 	return w
 }
 
-// All controllers together bring an application up, come to rest, and take it
-// down with its namespace; at rest nothing is written.
+// All controllers together bring an application up, become idle, and remove it with its
+// namespace. While they are idle, nothing is written.
 func TestAllTogether(t *testing.T) {
 	w := startAll(t)
 	Create(w, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}})
@@ -95,7 +95,7 @@ func TestAllTogether(t *testing.T) {
 			Exists[*corev1.ServiceAccount](w, "shop", "default") && Exists[*corev1.ConfigMap](w, "shop", "kube-root-ca.crt") &&
 			Get[*corev1.Node](w, "", "n1").Spec.PodCIDR != ""
 	})
-	// At rest: no write for a while.
+	// Idle: no write for a while.
 	last, since := w.Server.Revision(), time.Now()
 	w.Eventually("rest", func() bool {
 		if now := w.Server.Revision(); now != last {
@@ -105,6 +105,6 @@ func TestAllTogether(t *testing.T) {
 	})
 	Delete[*corev1.Namespace](w, "", "shop")
 	w.Eventually("the namespace is deleted", func() bool { return !Exists[*corev1.Namespace](w, "", "shop") })
-	// That nothing is made in a namespace that ends is the apiserver's rule, which
-	// the in-memory server does not have: the end-to-end tests look for that.
+	// That nothing is created in a terminating namespace is enforced by the apiserver,
+	// not by the in-memory server. The end-to-end tests check it.
 }

@@ -228,8 +228,8 @@ func TestTrafficReachesTheNodes(t *testing.T) {
 	}
 }
 
-// TestUnrouted: addresses are given and taken back as ever, and no route is made or
-// touched.
+// TestUnrouted checks that addresses are allocated and freed as usual, and that no
+// route is added or changed.
 func TestUnrouted(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)

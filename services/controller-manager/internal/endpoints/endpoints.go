@@ -54,9 +54,9 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	have, exists := r.Endpoints.Get(key.Namespace, key.Name)
 	svc, ok := r.Services.Get(key.Namespace, key.Name)
 	if !ok || svc.DeletionTimestamp != nil {
-		// A service that has just been created may not be in the cache yet, but
-		// then nobody made its endpoints either, unless by hand: only those that
-		// were written here go.
+		// The cache may not show a new service yet, but then its endpoints cannot have
+		// been written by this controller. So only endpoints that were written here are
+		// deleted.
 		if !ok && exists && have.Labels[managedByLabel] == managedBy {
 			if err := r.endpoints.Delete(ctx, key.Namespace, key.Name, client.UID(have.UID)); err != nil && !apierrors.IsNotFound(err) {
 				return controller.Result{}, fmt.Errorf("delete endpoints: %w", err)

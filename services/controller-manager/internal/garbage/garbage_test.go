@@ -112,8 +112,8 @@ func TestSeveralOwners(t *testing.T) {
 	w.Eventually("the object is deleted", gone[*corev1.ConfigMap](w, "c"))
 }
 
-// Owners that never were, or that are others of the same name, keep nothing;
-// owners of unknown kinds do.
+// Owners that never existed, or whose name another object has now, do not keep their
+// dependents. Owners of unknown kinds do.
 func TestOwnersThatAreNot(t *testing.T) {
 	w := start(t)
 	a := configMap(w, "a")
@@ -196,7 +196,7 @@ func TestOwnerInOtherNamespace(t *testing.T) {
 	})
 }
 
-// Two that own each other go when one is deleted.
+// Two objects that own each other are deleted once one of them is.
 func TestCycle(t *testing.T) {
 	for _, policy := range []metav1.DeletionPropagation{metav1.DeletePropagationBackground, metav1.DeletePropagationForeground} {
 		t.Run(string(policy), func(t *testing.T) {
@@ -212,8 +212,8 @@ func TestCycle(t *testing.T) {
 	}
 }
 
-// What lost its owner while nobody collected is found at the start; what has an
-// owner is not touched.
+// An object that lost its owner while no collector ran is found at the start. One that
+// has an owner is not touched.
 func TestStart(t *testing.T) {
 	w := Start(t)
 	a, b := configMap(w, "a"), configMap(w, "b")
@@ -231,7 +231,7 @@ func TestStart(t *testing.T) {
 	w.Never("more goes", func() bool { return len(List[*corev1.ConfigMap](w, "default")) != 51 })
 }
 
-// Of a random forest, exactly what hangs on the deleted roots goes.
+// In a random forest, exactly the descendants of the deleted roots are deleted.
 func TestRandomForest(t *testing.T) {
 	w := start(t)
 	rng := rand.New(rand.NewPCG(1, 9))

@@ -106,7 +106,7 @@ func TestFails(t *testing.T) {
 	}
 }
 
-// A job that is deleted lets its pods go, also when nobody saw it go.
+// A deleted job releases its pods, even if no controller saw the deletion.
 func TestDeletedJobLetsGo(t *testing.T) {
 	w := Start(t)
 	stop := w.Run(job.New(w.Cluster))
