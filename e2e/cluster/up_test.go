@@ -42,7 +42,7 @@ func TestWrongCalls(t *testing.T) {
 		want    string
 	}{
 		{"keel", []string{"up", "--nodes", "many"}, "invalid argument"},
-		{"keel", []string{"fly"}, "unknown command"},
+		{"keel", []string{"teleport"}, "unknown command"},
 		{"keel", []string{"trace", "teapot/x"}, "cannot find traces by the kind"},
 		{"apiserver", []string{"--no-such-flag"}, "no-such-flag"},
 		{"scheduler", []string{"--no-such-flag"}, "no-such-flag"},
