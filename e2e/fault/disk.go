@@ -169,14 +169,20 @@ func (m *Member) since(size int64) string {
 	return string(data[size:])
 }
 
-// saysWhy reports whether the last line of a program's log, apart from lines of the harness, names
-// what it could not read.
+// saysWhy reports whether the program's log names what it could not read in the last line before
+// the program first ended by itself. A later start, which the harness may have killed before it
+// could log its reason, does not count.
 func saysWhy(said, what string) bool {
 	last := ""
 	for line := range strings.Lines(said) {
-		if !strings.HasPrefix(line, "--- ") {
+		switch {
+		case !strings.HasPrefix(line, "--- "):
 			last = line
+		case strings.Contains(line, "ended: exit status"):
+			return strings.Contains(last, what)
+		default:
+			last = ""
 		}
 	}
-	return strings.Contains(last, what)
+	return false
 }
