@@ -168,7 +168,7 @@ func (e *env) restore(ctx context.Context, file, output string, apiservers int, 
 	return nil
 }
 
-// notInSnapshot tells the user what a snapshot does not contain.
+// notInSnapshot is printed with a snapshot, and lists what it does not contain.
 const notInSnapshot = `start it with ` + "`keel up --home %s`" + `
 A snapshot does not contain: %s (the cluster's CA, which nodes and kubeconfigs
 trust, and the key of service accounts, without which the tokens that pods hold are

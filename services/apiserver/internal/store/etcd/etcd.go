@@ -40,8 +40,8 @@
 //     A proposal that found no leader was not made and is simply repeated. No call waits longer
 //     for members than settleTime and one proposal.
 //   - The quorum is lost: reads fail after readTime. Writes fail after settleTime, with
-//     ErrUnknownOutcome if they were proposed. Watches stay open without events; Revision tells
-//     a caller how current they are.
+//     ErrUnknownOutcome if they were proposed. Watches stay open without events; Revision
+//     returns how current they are.
 //   - A member comes back with another address: it announces it to the others.
 //   - A disk is lost: the member is fresh, with another seat, and waits for Replace. If only
 //     part of a disk is lost, the member does not start.

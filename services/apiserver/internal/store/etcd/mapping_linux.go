@@ -42,7 +42,7 @@ func mappingsOf(path string) ([]mapping, error) {
 	return out, lines.Err()
 }
 
-// giveBack tells the kernel that the pages of a file's mappings are not needed at present. They
+// giveBack advises the kernel that the pages of a file's mappings are not needed at present. They
 // stay in the page cache, and are mapped again when they are read.
 func giveBack(path string) error {
 	ranges, err := mappingsOf(path)

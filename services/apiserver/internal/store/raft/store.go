@@ -36,7 +36,7 @@ type Bound struct {
 	Entries, Bytes int64
 }
 
-// Membership decides who is a member.
+// Membership reports which members the store has.
 type Membership interface {
 	// Names returns the names of the members, as far as they are known here. It must be cheap.
 	Names() []string
