@@ -36,6 +36,7 @@ import (
 	"keelson.dev/services/node/internal/registration"
 	"keelson.dev/services/node/internal/simulated"
 	"keelson.dev/services/node/internal/stream"
+	"keelson.dev/services/node/internal/usage"
 )
 
 const (
@@ -191,6 +192,12 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		})
 	})
 	g.Go("agent", pods.Run)
+	meter := usage.New(usage.Config{
+		Groups: cgroups, Runtime: runtime, Pods: pods.Pods().List, Dir: o.dataDir,
+		LogDir:  func(p *corev1.Pod) string { return filepath.Join(o.podLogs, pod.LogFolder(p)) },
+		Volumes: pods.VolumePaths,
+	})
+	g.Go("usage", meter.Run)
 	g.Go("tunnel", func(ctx context.Context) error {
 		for node.Node() == nil { // apiservers take nobody else's
 			select {

@@ -128,6 +128,19 @@ func New(cfg Config) *Agent {
 // Pods returns the cache of this node's pods.
 func (a *Agent) Pods() *client.Cache[*corev1.Pod] { return a.pods }
 
+// VolumePaths returns the paths of a pod's mounted volumes by name.
+func (a *Agent) VolumePaths(uid types.UID) map[string]string {
+	if !a.began.Load() {
+		return nil
+	}
+	ready := a.volumes.Ready(uid)
+	out := make(map[string]string, len(ready))
+	for name, v := range ready {
+		out[name] = v.Path
+	}
+	return out
+}
+
 // api implements status.API on a client.
 type api struct{ *client.Client }
 
