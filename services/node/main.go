@@ -162,7 +162,7 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		Cgroups:         cgroups, Events: events,
 		HostIPs: node.HostIPs, Self: node.Node, Allocatable: machine.Allocatable,
 		Services: cache.Services, ServicesSynced: cache.Synced(),
-		RuntimeUp: health.Up, NetworkReady: health.NetworkReady,
+		NetworkReady: health.NetworkReady,
 		HostPorts: hostPorts.Set, KnownHostPorts: hostPorts.Replace,
 		Begin: func(sandboxes map[string]bool) { o.reclaim(sandboxes) },
 	})

@@ -3,15 +3,12 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
-	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 	corev1 "k8s.io/api/core/v1"
 
-	"keelson.dev/services/internal/telemetry"
 	"keelson.dev/services/node/internal/cri"
 	"keelson.dev/services/node/internal/event"
 	"keelson.dev/services/node/internal/pod"
@@ -91,33 +88,6 @@ func (w *worker) advance(ctx context.Context, p *corev1.Pod, state *cri.Pod, tra
 	return at.wait()
 }
 
-// held returns why containers are not running: the plan's reasons, and those of failed
-// attempts to start them.
-func (w *worker) held(plan pod.Plan) map[string]corev1.ContainerStateWaiting {
-	out := map[string]corev1.ContainerStateWaiting{}
-	for _, s := range plan.Start {
-		if h, ok := w.waiting[s.Container.Name]; ok {
-			out[s.Container.Name] = h.state
-		}
-	}
-	for name, state := range plan.Waiting {
-		out[name] = state
-	}
-	return out
-}
-
-// reportBackOff records an event for each container in back-off, once per instance.
-func (w *worker) reportBackOff(p *corev1.Pod, state *cri.Pod, plan pod.Plan) {
-	for name := range plan.Waiting {
-		last := state.Latest(name)
-		if last == nil || w.backOffs[name] == last.ID {
-			continue
-		}
-		w.backOffs[name] = last.ID
-		w.a.cfg.Events.Pod(p, name, corev1.EventTypeWarning, event.BackOff, "Back-off restarting failed container %s in pod %s_%s(%s)", name, p.Name, p.Namespace, p.UID)
-	}
-}
-
 // mountVolumes sets up the pod's volumes. If that fails, it returns how long to wait before
 // the next attempt.
 func (w *worker) mountVolumes(ctx context.Context, p *corev1.Pod) time.Duration {
@@ -167,100 +137,4 @@ func (w *worker) refreshVolumes(ctx context.Context, p *corev1.Pod, at *wakeTime
 		next = time.Now().Add(configRetry)
 	}
 	at.add(next)
-}
-
-// createSandbox creates the pod's sandbox. If that fails, it returns how long to wait
-// before the next attempt.
-func (w *worker) createSandbox(ctx context.Context, p *corev1.Pod, attempt uint32) time.Duration {
-	if wait := time.Until(w.sandbox.until); wait > 0 {
-		return wait
-	}
-	if !p.Spec.HostNetwork && !w.a.cfg.NetworkReady() {
-		w.a.cfg.Events.Pod(p, "", corev1.EventTypeWarning, event.NetworkNotReady, "network is not ready: container runtime network not ready")
-		w.sandbox.fail(sandboxRetryFirst, sandboxRetryFirst)
-		return w.sandbox.delay
-	}
-	ctx, span := tracer.Start(ctx, "create sandbox", trace.WithAttributes(podAttributes(p)...))
-	defer span.End()
-	id, err := w.runSandbox(ctx, p, attempt)
-	if err == nil && w.a.base.Err() != nil {
-		w.discard(ctx, p, id)
-		return time.Millisecond
-	}
-	if err != nil {
-		if ctx.Err() != nil {
-			return time.Millisecond
-		}
-		span.SetStatus(codes.Error, cri.Message(err))
-		w.sandbox.fail(sandboxRetryFirst, sandboxRetryMost)
-		w.a.cfg.Events.Pod(p, "", corev1.EventTypeWarning, event.FailedSandbox, "Failed to create pod sandbox: %s", cri.Message(err))
-		w.a.log.WarnContext(ctx, "pod sandbox was not created", "pod", pod.Key(p), "error", err)
-		return w.sandbox.delay
-	}
-	span.SetAttributes(attribute.String("sandbox", id))
-	w.sandbox.ok()
-	return 0
-}
-
-func (w *worker) runSandbox(ctx context.Context, p *corev1.Pod, attempt uint32) (string, error) {
-	parent := ""
-	if w.a.cfg.Cgroups != nil {
-		if err := w.a.cfg.Cgroups.EnsurePod(p); err != nil {
-			return "", fmt.Errorf("failed to ensure that the pod's cgroup exists: %w", err)
-		}
-		parent = w.a.cfg.Cgroups.Pod(p)
-		w.a.shareCPU(ctx)
-	}
-	config := pod.SandboxConfig(p, w.a.cfg.Settings, attempt, parent)
-	if err := w.a.logs.Folder(pod.LogFolder(p), ""); err != nil {
-		return "", fmt.Errorf("create log directory: %w", err)
-	}
-	handler := ""
-	if p.Spec.RuntimeClassName != nil {
-		return "", fmt.Errorf("runtimeClassName %q: runtime classes are not supported", *p.Spec.RuntimeClassName)
-	}
-	call, cancel := settled(ctx)
-	defer cancel()
-	return w.a.cfg.Runtime.RunSandbox(call, config, handler)
-}
-
-func podIP(p *corev1.Pod, state *cri.Pod, hostIPs []string) string {
-	if p.Spec.HostNetwork {
-		if len(hostIPs) > 0 {
-			return hostIPs[0]
-		}
-		return ""
-	}
-	if box := state.Sandbox(); box != nil && len(box.IPs) > 0 {
-		return box.IPs[0]
-	}
-	return ""
-}
-
-func podAttributes(p *corev1.Pod) []attribute.KeyValue {
-	return []attribute.KeyValue{
-		attribute.String("k8s.pod.name", p.Name), attribute.String("k8s.namespace.name", p.Namespace), attribute.String("k8s.pod.uid", string(p.UID)),
-		attribute.String("k8s.node.name", p.Spec.NodeName),
-	}
-}
-
-// traceReady records, once, the time from the last container's start until the pod became
-// ready.
-func (w *worker) traceReady(p *corev1.Pod, s *corev1.PodStatus, traceparent string) {
-	if w.readyTraced || traceparent == "" {
-		return
-	}
-	for _, c := range s.Conditions {
-		if c.Type != corev1.PodReady || c.Status != corev1.ConditionTrue {
-			continue
-		}
-		w.readyTraced = true
-		began := w.startedAt
-		if began.IsZero() {
-			return // the pod was ready before this agent started
-		}
-		_, span := tracer.Start(telemetry.ContextWithTraceparent(context.Background(), traceparent), "become ready",
-			trace.WithTimestamp(began), trace.WithAttributes(podAttributes(p)...))
-		span.End()
-	}
 }

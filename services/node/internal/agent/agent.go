@@ -71,9 +71,8 @@ type Config struct {
 	// Begin is called once, before any pod is started, with the IDs of the sandboxes that
 	// the runtime has. The field may be nil.
 	Begin func(sandboxes map[string]bool)
-	// RuntimeUp reports whether the container runtime answers, and NetworkReady whether it
-	// can set up pod networks.
-	RuntimeUp, NetworkReady func() bool
+	// NetworkReady reports whether the container runtime can set up pod networks.
+	NetworkReady func() bool
 }
 
 // Agent runs the pods of one node.
@@ -156,7 +155,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.base = ctx
 	a.objects = newObjects(ctx, a.cfg.Client, a.wake)
 	a.volumes = volume.New(volume.Config{
-		Dir: a.cfg.DataDir + "/pods", Objects: a.objects, Node: a.cfg.Node, HostIPs: a.cfg.HostIPs, Allocatable: a.cfg.Allocatable,
+		Dir: a.cfg.DataDir + "/pods", Objects: a.objects, HostIPs: a.cfg.HostIPs, Allocatable: a.cfg.Allocatable,
 	})
 	var loops sync.WaitGroup
 	var first error

@@ -59,7 +59,7 @@ func (a *Agent) rotateLogs(ctx context.Context, rotation log.Rotation) {
 // shareCPU sets the CPU shares of the QoS classes from the requests of their pods.
 func (a *Agent) shareCPU(ctx context.Context) {
 	var milli int64
-	for _, p := range a.pods.List() {
+	for _, p := range a.Active() {
 		if pod.QOS(p) == corev1.PodQOSBurstable && !pod.Terminal(p) {
 			total := pod.PodTotal(p)
 			milli += total.Requests.Cpu().MilliValue()

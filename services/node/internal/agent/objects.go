@@ -8,10 +8,12 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/proto/client"
+	"keelson.dev/services/node/internal/pod"
 )
 
 // objects provides the ConfigMaps and Secrets that this node's pods refer to. Each is
@@ -235,6 +237,15 @@ func (o *objects) PersistentVolume(ctx context.Context, name string) (*corev1.Pe
 	return obj, err
 }
 
+// RuntimeClass returns a RuntimeClass, or nil if it does not exist.
+func (o *objects) RuntimeClass(ctx context.Context, name string) (*nodev1.RuntimeClass, error) {
+	obj, err := client.For[*nodev1.RuntimeClass](o.client).Get(ctx, "", name)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	return obj, err
+}
+
 // Token implements volume.Objects.
 func (o *objects) Token(ctx context.Context, namespace, account string, spec authenticationv1.TokenRequestSpec) (*authenticationv1.TokenRequest, error) {
 	request := &authenticationv1.TokenRequest{Spec: spec}
@@ -251,26 +262,24 @@ func (o *objects) Token(ctx context.Context, namespace, account string, spec aut
 // references returns the names of the ConfigMaps and Secrets in a pod's spec.
 func references(p *corev1.Pod) (configMaps, secrets map[string]bool) {
 	configMaps, secrets = map[string]bool{}, map[string]bool{}
-	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
-		for i := range list {
-			for _, from := range list[i].EnvFrom {
-				if from.ConfigMapRef != nil {
-					configMaps[from.ConfigMapRef.Name] = true
-				}
-				if from.SecretRef != nil {
-					secrets[from.SecretRef.Name] = true
-				}
+	for _, c := range pod.Containers(p) {
+		for _, from := range c.EnvFrom {
+			if from.ConfigMapRef != nil {
+				configMaps[from.ConfigMapRef.Name] = true
 			}
-			for _, e := range list[i].Env {
-				if e.ValueFrom == nil {
-					continue
-				}
-				if r := e.ValueFrom.ConfigMapKeyRef; r != nil {
-					configMaps[r.Name] = true
-				}
-				if r := e.ValueFrom.SecretKeyRef; r != nil {
-					secrets[r.Name] = true
-				}
+			if from.SecretRef != nil {
+				secrets[from.SecretRef.Name] = true
+			}
+		}
+		for _, e := range c.Env {
+			if e.ValueFrom == nil {
+				continue
+			}
+			if r := e.ValueFrom.ConfigMapKeyRef; r != nil {
+				configMaps[r.Name] = true
+			}
+			if r := e.ValueFrom.SecretKeyRef; r != nil {
+				secrets[r.Name] = true
 			}
 		}
 	}

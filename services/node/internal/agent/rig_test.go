@@ -97,8 +97,8 @@ func (r *rig) start() {
 		Allocatable: func() corev1.ResourceList {
 			return corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2"), corev1.ResourceMemory: resource.MustParse("8Gi")}
 		},
-		Services:  func() []*corev1.Service { return nil },
-		RuntimeUp: func() bool { return true }, NetworkReady: func() bool { return true },
+		Services:     func() []*corev1.Service { return nil },
+		NetworkReady: func() bool { return true },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)

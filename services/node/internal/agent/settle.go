@@ -3,11 +3,6 @@ package agent
 import (
 	"context"
 	"time"
-
-	"keelson.dev/services/node/internal/cri"
-	"keelson.dev/services/node/internal/pod"
-
-	corev1 "k8s.io/api/core/v1"
 )
 
 // settleTime is how long a call that creates something in the runtime may continue after
@@ -29,18 +24,4 @@ func settled(ctx context.Context) (context.Context, context.CancelFunc) {
 		}
 	})
 	return out, func() { stop(); cancel() }
-}
-
-// discard removes a sandbox that was created while the agent was being stopped: whatever
-// stops the agent may already have listed the sandboxes to remove.
-func (w *worker) discard(ctx context.Context, p *corev1.Pod, id string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
-	defer cancel()
-	err := w.a.cfg.Runtime.StopSandbox(ctx, id)
-	if err == nil {
-		err = w.a.cfg.Runtime.RemoveSandbox(ctx, id)
-	}
-	if err != nil {
-		w.a.log.WarnContext(ctx, "sandbox created during shutdown was not removed", "pod", pod.Key(p), "sandbox", id, "error", cri.Message(err))
-	}
 }

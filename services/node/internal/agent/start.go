@@ -3,24 +3,17 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
-	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
-	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"keelson.dev/services/node/internal/cri"
 	"keelson.dev/services/node/internal/event"
 	"keelson.dev/services/node/internal/image"
-	"keelson.dev/services/node/internal/log"
 	"keelson.dev/services/node/internal/pod"
 )
 
@@ -104,29 +97,6 @@ func (w *worker) startContainers(ctx context.Context, p *corev1.Pod, state *cri.
 	return changed
 }
 
-// usable reports whether a sandbox is still ready. If the runtime does not answer, the
-// sandbox is assumed to be ready: starting a container in it will show.
-func (w *worker) usable(ctx context.Context, sandbox string) bool {
-	resp, err := w.a.cfg.Runtime.SandboxStatus(ctx, sandbox, false)
-	if err != nil {
-		return !cri.NotFound(err)
-	}
-	return resp.GetStatus().GetState() == runtimev1.PodSandboxState_SANDBOX_READY
-}
-
-// show publishes the pod's status between two steps of a sync.
-func (w *worker) show(ctx context.Context, p *corev1.Pod, plan pod.Plan) {
-	state, err := w.a.cfg.Runtime.Pod(ctx, string(w.uid))
-	if err != nil {
-		return
-	}
-	w.a.probes.Sync(w.a.base, p, state, podIP(p, state, w.a.cfg.HostIPs()), false)
-	w.mu.Lock()
-	traceparent := w.traceparent
-	w.mu.Unlock()
-	w.publish(p, state, w.a.probes.Verdicts(w.uid), w.held(plan), traceparent)
-}
-
 // startContainer pulls the image, creates the container, starts it and runs its postStart
 // hook.
 func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod, sandbox string, s pod.Start) (err error) {
@@ -195,141 +165,6 @@ func (w *worker) linkLog(ctx context.Context, p *corev1.Pod, container, id, path
 	}
 }
 
-// sandboxConfig returns the configuration that the pod's sandbox was created with, as far
-// as the runtime reads it again for containers.
-func (w *worker) sandboxConfig(p *corev1.Pod, state *cri.Pod) *runtimev1.PodSandboxConfig {
-	attempt := uint32(0)
-	if box := state.Sandbox(); box != nil {
-		attempt = box.Attempt
-	}
-	parent := ""
-	if w.a.cfg.Cgroups != nil {
-		parent = w.a.cfg.Cgroups.Pod(p)
-	}
-	return pod.SandboxConfig(p, w.a.cfg.Settings, attempt, parent)
-}
-
-// pullSecrets returns the pod's image pull secrets. Missing ones are left out, because the
-// image may not need them.
-func (w *worker) pullSecrets(ctx context.Context, p *corev1.Pod) []*corev1.Secret {
-	var out []*corev1.Secret
-	for _, ref := range p.Spec.ImagePullSecrets {
-		s, err := w.a.objects.Secret(ctx, p.Namespace, ref.Name)
-		if err != nil || s == nil {
-			w.a.cfg.Events.Pod(p, "", corev1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
-				"Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", ref.Name)
-			continue
-		}
-		out = append(out, s)
-	}
-	return out
-}
-
-// containerConfig assembles a container's CRI configuration.
-func (w *worker) containerConfig(ctx context.Context, p *corev1.Pod, state *cri.Pod, s pod.Start, found *runtimev1.Image) (*runtimev1.ContainerConfig, error) {
-	c := s.Container
-	hostIPs := w.a.cfg.HostIPs()
-	ips := hostIPs
-	if !p.Spec.HostNetwork {
-		ips = nil
-		if box := state.Sandbox(); box != nil {
-			ips = box.IPs
-		}
-	}
-	env, skipped, err := pod.Env(p, c, pod.EnvSources{
-		ConfigMap:   func(name string) (*corev1.ConfigMap, error) { return w.a.objects.ConfigMap(ctx, p.Namespace, name) },
-		Secret:      func(name string) (*corev1.Secret, error) { return w.a.objects.Secret(ctx, p.Namespace, name) },
-		Services:    w.a.cfg.Services(),
-		Allocatable: w.a.cfg.Allocatable(),
-		PodIPs:      ips, HostIPs: hostIPs,
-	})
-	if err != nil {
-		return nil, err
-	}
-	if len(skipped) > 0 {
-		w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeWarning, event.InvalidEnvironment,
-			"Keys %v were skipped since they are considered invalid environment variable names.", skipped)
-	}
-	mounts, err := w.a.volumes.Mounts(p, c, pod.Lookup(env))
-	if err != nil {
-		return nil, err
-	}
-	own, err := w.ownMounts(p, c, ips, s.RestartCount)
-	if err != nil {
-		return nil, err
-	}
-	if err := w.a.logs.Folder(pod.LogFolder(p), c.Name); err != nil {
-		return nil, fmt.Errorf("create log directory: %w", err)
-	}
-	return pod.ContainerConfig(p, w.a.cfg.Settings, pod.ContainerInput{
-		Start: s, Env: env, Mounts: append(mounts, own...), ImageRef: found.Id, Image: found,
-	})
-}
-
-// ownMounts returns the files that the node adds to every container: /etc/hosts and the
-// termination message file.
-func (w *worker) ownMounts(p *corev1.Pod, c *corev1.Container, ips []string, attempt int) ([]*runtimev1.Mount, error) {
-	dir := w.a.volumes.PodDir(p.UID)
-	if err := makeDir(dir, 0o750); err != nil {
-		return nil, err
-	}
-	taken := func(path string) bool {
-		for _, m := range c.VolumeMounts {
-			if filepath.Clean("/"+m.MountPath) == path {
-				return true
-			}
-		}
-		return false
-	}
-	var out []*runtimev1.Mount
-	if !taken("/etc/hosts") && (len(ips) > 0 || p.Spec.HostNetwork) {
-		var host []byte
-		if p.Spec.HostNetwork {
-			var err error
-			if host, err = os.ReadFile("/etc/hosts"); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return nil, err
-			}
-		}
-		name := filepath.Join(dir, "etc-hosts")
-		text := pod.Hosts(p, ips, w.a.cfg.Settings.Resolver.ClusterDomain, string(host))
-		if !holds(name, text) {
-			if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
-				return nil, err
-			}
-			if err := os.Chmod(name, 0o644); err != nil {
-				return nil, err
-			}
-		}
-		readOnly := c.SecurityContext != nil && c.SecurityContext.ReadOnlyRootFilesystem != nil && *c.SecurityContext.ReadOnlyRootFilesystem
-		out = append(out, &runtimev1.Mount{ContainerPath: "/etc/hosts", HostPath: name, Readonly: readOnly})
-	}
-	if path := c.TerminationMessagePath; path != "" && !taken(path) {
-		last := filepath.Join(dir, "containers", c.Name)
-		if err := makeDir(last, 0o750); err != nil {
-			return nil, err
-		}
-		name := filepath.Join(last, fmt.Sprintf("termination-%d", attempt))
-		if err := os.WriteFile(name, nil, 0o666); err != nil {
-			return nil, err
-		}
-		if err := os.Chmod(name, 0o666); err != nil {
-			return nil, err
-		}
-		out = append(out, &runtimev1.Mount{ContainerPath: path, HostPath: name})
-	}
-	return out, nil
-}
-
-// holds reports whether a regular file holds exactly text. It compares sizes first, because
-// a container may have written any amount to the file.
-func holds(name, text string) bool {
-	if info, err := os.Lstat(name); err != nil || !info.Mode().IsRegular() || info.Size() != int64(len(text)) {
-		return false
-	}
-	have, err := os.ReadFile(name)
-	return err == nil && string(have) == text
-}
-
 // awaitServices waits until the Services are known, because their addresses become
 // environment variables.
 func (a *Agent) awaitServices(ctx context.Context) error {
@@ -346,45 +181,18 @@ func (a *Agent) awaitServices(ctx context.Context) error {
 	}
 }
 
-func makeDir(dir string, mode os.FileMode) error {
-	if err := os.MkdirAll(dir, mode); err != nil {
-		return fmt.Errorf("create %s: %w", dir, err)
+// pullSecrets returns the pod's image pull secrets. Missing ones are left out, because the
+// image may not need them.
+func (w *worker) pullSecrets(ctx context.Context, p *corev1.Pod) []*corev1.Secret {
+	var out []*corev1.Secret
+	for _, ref := range p.Spec.ImagePullSecrets {
+		s, err := w.a.objects.Secret(ctx, p.Namespace, ref.Name)
+		if err != nil || s == nil {
+			w.a.cfg.Events.Pod(p, "", corev1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
+				"Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", ref.Name)
+			continue
+		}
+		out = append(out, s)
 	}
-	return nil
-}
-
-// Bounds on a termination message: bytes of the file, and bytes and lines of the log when
-// it is used instead. They are the kubelet's.
-const (
-	maxTermination      = 4096
-	maxTerminationLog   = 2048
-	maxTerminationLines = 80
-)
-
-// terminationMessage reads the message that an ended container left.
-func terminationMessage(c *cri.Container) string {
-	if c.MessageHostPath == "" {
-		return ""
-	}
-	text := readHead(c.MessageHostPath, maxTermination)
-	if text == "" && c.MessageMode == string(corev1.TerminationMessageFallbackToLogsOnError) && c.ExitCode != 0 {
-		return log.Tail(c.LogPath, maxTerminationLines, maxTerminationLog)
-	}
-	return text
-}
-
-// readHead reads at most limit bytes from the start of a file that a container may have put
-// there. It follows no symbolic link and reads neither a FIFO nor a device.
-func readHead(name string, limit int) string {
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return ""
-	}
-	buf := make([]byte, limit)
-	n, _ := io.ReadFull(f, buf)
-	return strings.ToValidUTF8(string(buf[:n]), "�")
+	return out
 }

@@ -28,7 +28,7 @@ const (
 // killing is the shutdown of all of a pod's containers. It runs in the background while the
 // worker keeps reporting status.
 type killing struct {
-	grace  int64
+	grace  time.Duration
 	cancel context.CancelFunc
 	done   chan struct{}
 }
@@ -81,6 +81,7 @@ func (w *worker) end(ctx context.Context, p *corev1.Pod, state *cri.Pod, tracepa
 	w.clean.ok()
 	w.cleaned = true
 	w.finished = true
+	w.release()
 	w.a.dismiss(w.uid)
 	// Publish the final status, which shows how every container ended.
 	state, err := w.a.cfg.Runtime.Pod(ctx, string(w.uid))
@@ -102,11 +103,14 @@ func (w *worker) endContainers(ctx context.Context, p *corev1.Pod, state *cri.Po
 		w.kill = nil
 		return 0, false
 	}
-	grace := int64(30)
+	grace := 30 * time.Second
 	if p != nil {
-		grace = graceOf(p)
+		grace = time.Duration(graceOf(p)) * time.Second
 	} else if len(alive) > 0 {
-		grace = alive[0].Grace
+		grace = time.Duration(alive[0].Grace) * time.Second
+	}
+	if w.ended != nil && w.ended.Grace != nil {
+		grace = min(grace, *w.ended.Grace)
 	}
 	if w.kill != nil && !w.kill.over() {
 		if grace >= w.kill.grace {
@@ -117,10 +121,14 @@ func (w *worker) endContainers(ctx context.Context, p *corev1.Pod, state *cri.Po
 	killCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	k := &killing{grace: grace, cancel: cancel, done: make(chan struct{})}
 	w.kill = k
+	record := w.ended != nil
 	go func() {
 		defer close(k.done)
 		defer cancel()
-		w.a.killPod(killCtx, p, state, time.Duration(grace)*time.Second)
+		if record {
+			w.recorded(killCtx)
+		}
+		w.a.killPod(killCtx, p, state, grace)
 		w.poke()
 	}()
 	return runtimeRetry, true
@@ -272,18 +280,4 @@ func (w *worker) killOne(ctx context.Context, p *corev1.Pod, k pod.Kill) {
 	}
 	message := "Container " + k.Container.Name + " " + k.Why + ", will be restarted"
 	w.a.killContainer(ctx, p, &cri.Pod{}, k.Container, time.Duration(grace)*time.Second, message, nil)
-}
-
-// replaceSandbox stops everything in a sandbox that can no longer be used.
-func (w *worker) replaceSandbox(ctx context.Context, p *corev1.Pod, state *cri.Pod) {
-	if len(state.Sandboxes) == 0 {
-		return
-	}
-	w.a.cfg.Events.Pod(p, "", corev1.EventTypeNormal, event.SandboxChanged, "Pod sandbox changed, it will be killed and re-created.")
-	w.a.killPod(ctx, p, state, time.Duration(graceOf(p))*time.Second)
-	for i := range state.Sandboxes {
-		if err := w.a.cfg.Runtime.StopSandbox(ctx, state.Sandboxes[i].ID); err != nil && ctx.Err() == nil {
-			w.a.log.WarnContext(ctx, "sandbox was not stopped", "pod", pod.Key(p), "sandbox", state.Sandboxes[i].ID, "error", cri.Message(err))
-		}
-	}
 }

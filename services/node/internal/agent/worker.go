@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -10,15 +9,10 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
-	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"keelson.dev/services/internal/telemetry"
-	"keelson.dev/services/node/internal/cni"
-	"keelson.dev/services/node/internal/cri"
 	"keelson.dev/services/node/internal/event"
 	"keelson.dev/services/node/internal/pod"
-	"keelson.dev/services/node/internal/probe"
-	"keelson.dev/services/node/internal/status"
 )
 
 var tracer = otel.Tracer("keelson.dev/node")
@@ -38,49 +32,37 @@ type worker struct {
 	unanswered time.Time
 	interrupt  context.CancelFunc // cancels the running sync
 	changedAt  time.Time
+	// evicted is the ending that Evict asked for.
+	evicted *pod.Ending
 
-	ended    *pod.Refusal
+	// ended is why the node ends the pod, and refused why it does not run it.
+	ended    *pod.Ending
+	refused  *pod.Refusal
 	finished bool
 	admitted bool
-	refused  bool // ended was set because admission failed
 	waiting  map[string]hold
 	// backOffs maps a container to its instance whose back-off has been reported.
 	backOffs map[string]string
 	// linked holds the IDs of the container instances whose logs have a link for
 	// collectors.
-	linked      map[string]bool
-	sandbox     retry
-	volumes     retry
-	mounted     bool
-	referred    bool
-	kill        *killing
-	cleaned     bool
+	linked   map[string]bool
+	sandbox  retry
+	volumes  retry
+	mounted  bool
+	referred bool
+	kill     *killing
+	cleaned  bool
+	// over is closed when the pod has no container, volume or cgroup any more; isOver is
+	// true from then on.
+	over        chan struct{}
+	isOver      bool
 	readyTraced bool
 	startedAt   time.Time
 	clean       retry
 }
 
-// hold is the reason why a container is not started, and the time until which it is held.
-type hold struct {
-	state        corev1.ContainerStateWaiting
-	since, until time.Time
-}
-
-// retry is a delay that doubles with each failure.
-type retry struct {
-	until time.Time
-	delay time.Duration
-}
-
-func (r *retry) fail(first, most time.Duration) {
-	r.delay = min(max(2*r.delay, first), most)
-	r.until = time.Now().Add(r.delay)
-}
-
-func (r *retry) ok() { *r = retry{} }
-
 func newWorker(a *Agent, uid types.UID) *worker {
-	return &worker{a: a, uid: uid, wake: make(chan struct{}, 1), waiting: map[string]hold{}, backOffs: map[string]string{}, linked: map[string]bool{}}
+	return &worker{a: a, uid: uid, wake: make(chan struct{}, 1), waiting: map[string]hold{}, backOffs: map[string]string{}, linked: map[string]bool{}, over: make(chan struct{})}
 }
 
 func (w *worker) poke() {
@@ -155,6 +137,7 @@ func (w *worker) run(ctx context.Context) {
 }
 
 func (w *worker) forget() {
+	w.release()
 	if w.a.cfg.HostPorts != nil {
 		w.a.cfg.HostPorts(string(w.uid), nil)
 	}
@@ -206,7 +189,7 @@ func (w *worker) sync(parent context.Context) (next time.Duration, done bool) {
 		w.referred = true
 	}
 	w.decide(p)
-	if p.DeletionTimestamp != nil || w.ended != nil || w.finished || pod.Terminal(p) {
+	if p.DeletionTimestamp != nil || w.refused != nil || w.ended != nil || w.finished || pod.Terminal(p) {
 		return w.end(ctx, p, state, traceparent), false
 	}
 	return w.advance(ctx, p, state, traceparent), false
@@ -235,150 +218,24 @@ func (w *worker) name(p *corev1.Pod) string {
 	return pod.Key(p)
 }
 
-// decide sets ended if the node must refuse the pod or end it.
+// decide sets refused or ended if the node must not run the pod, or no longer.
 func (w *worker) decide(p *corev1.Pod) {
-	if w.ended != nil || pod.Terminal(p) {
+	if w.refused != nil || pod.Terminal(p) {
 		return
 	}
 	if !w.admitted {
 		w.admitted = true
-		if w.ended = w.a.admit(p); w.ended != nil {
-			w.refused = true
-			w.a.cfg.Events.Pod(p, "", corev1.EventTypeWarning, w.ended.Reason, "%s", w.ended.Message)
+		if w.refused = w.a.admit(p); w.refused != nil {
+			w.a.cfg.Events.Pod(p, "", corev1.EventTypeWarning, w.refused.Reason, "%s", w.refused.Message)
 			return
 		}
+		w.ended = pod.Interrupted(p)
 	}
-	if d := p.Spec.ActiveDeadlineSeconds; d != nil && p.Status.StartTime != nil {
+	w.takeEviction()
+	if d := p.Spec.ActiveDeadlineSeconds; w.ended == nil && d != nil && p.Status.StartTime != nil {
 		if !time.Now().Before(p.Status.StartTime.Add(time.Duration(*d) * time.Second)) {
-			w.ended = &pod.Refusal{Reason: "DeadlineExceeded", Message: "Pod was active on the node longer than the specified deadline"}
+			w.ended = &pod.Ending{Reason: "DeadlineExceeded", Message: "Pod was active on the node longer than the specified deadline"}
 			w.a.cfg.Events.Pod(p, "", corev1.EventTypeNormal, event.DeadlineExceeded, "%s", w.ended.Message)
 		}
 	}
-}
-
-// wakeTimes collects times for the next sync and returns the earliest.
-type wakeTimes struct{ at time.Time }
-
-func (t *wakeTimes) add(at time.Time) {
-	if !at.IsZero() && (t.at.IsZero() || at.Before(t.at)) {
-		t.at = at
-	}
-}
-
-func (t *wakeTimes) wait() time.Duration {
-	if t.at.IsZero() {
-		return resync
-	}
-	return max(5*time.Millisecond, min(resync, time.Until(t.at)))
-}
-
-// publish derives the pod's status from the runtime's state and hands it to the writer.
-func (w *worker) publish(p *corev1.Pod, state *cri.Pod, v probe.Verdicts, waiting map[string]corev1.ContainerStateWaiting, traceparent string) *corev1.PodStatus {
-	base := p
-	if latest := w.a.writer.Latest(p.UID); latest != nil {
-		// Compute transitions from the status written last: the watch may not have returned
-		// it yet.
-		shallow := *p
-		shallow.Status = *latest
-		shallow.Status.Conditions = mergeConditions(p, latest)
-		if pod.Terminal(p) {
-			shallow.Status.Phase = p.Status.Phase
-		}
-		base = &shallow
-	}
-	s := status.Make(status.View{
-		Pod: base, Runtime: state, Now: time.Now(), RuntimeName: w.a.runtimeName, HostIPs: w.a.cfg.HostIPs(),
-		Waiting: waiting, Started: v.Started, Ready: v.Ready, TerminationMessage: terminationMessage,
-		Ended: w.ended, Refused: w.refused, Finished: w.finished,
-	})
-	w.a.writer.Set(p, &s, traceparent)
-	w.hostPorts(p, state)
-	w.traceReady(p, &s, traceparent)
-	return &s
-}
-
-// mergeConditions merges our latest conditions with those that other writers have set.
-func mergeConditions(p *corev1.Pod, latest *corev1.PodStatus) []corev1.PodCondition {
-	out := append([]corev1.PodCondition(nil), latest.Conditions...)
-	for _, c := range p.Status.Conditions {
-		found := false
-		for i := range out {
-			if out[i].Type == c.Type {
-				found = true
-				if !status.Owned(c.Type) {
-					out[i] = c
-				}
-			}
-		}
-		if !found {
-			out = append(out, c)
-		}
-	}
-	return out
-}
-
-// hostPorts passes the pod's host ports to the pod network.
-func (w *worker) hostPorts(p *corev1.Pod, state *cri.Pod) {
-	if w.a.cfg.HostPorts == nil || p.Spec.HostNetwork {
-		return
-	}
-	box := state.Sandbox()
-	if box == nil || !box.Ready || len(box.IPs) == 0 {
-		w.a.cfg.HostPorts(string(w.uid), nil)
-		return
-	}
-	w.a.cfg.HostPorts(string(w.uid), hostPortsOf(p, box.IPs[0]))
-}
-
-// runningHostPorts returns the host ports of the pods that have a ready sandbox, by pod UID,
-// with the addresses that their statuses report.
-func runningHostPorts(pods []*corev1.Pod, seen map[string]cri.Seen) map[string][]cni.HostPort {
-	ready := map[types.UID]bool{}
-	for _, s := range seen {
-		if s.Sandbox && s.State == int32(runtimev1.PodSandboxState_SANDBOX_READY) {
-			ready[types.UID(s.PodUID)] = true
-		}
-	}
-	out := map[string][]cni.HostPort{}
-	for _, p := range pods {
-		if !ready[p.UID] || p.Spec.HostNetwork || pod.Terminal(p) {
-			continue
-		}
-		if ports := hostPortsOf(p, p.Status.PodIP); len(ports) > 0 {
-			out[string(p.UID)] = ports
-		}
-	}
-	return out
-}
-
-func hostPortsOf(p *corev1.Pod, ip string) []cni.HostPort {
-	target, err := netip.ParseAddr(ip)
-	if err != nil {
-		return nil
-	}
-	var out []cni.HostPort
-	add := func(c *corev1.Container) {
-		for _, port := range c.Ports {
-			if port.HostPort == 0 {
-				continue
-			}
-			h := cni.HostPort{
-				Protocol: string(port.Protocol), HostPort: uint16(port.HostPort),
-				Target: netip.AddrPortFrom(target, uint16(port.ContainerPort)),
-			}
-			if addr, err := netip.ParseAddr(port.HostIP); err == nil && !addr.IsUnspecified() {
-				h.HostIP = addr
-			}
-			out = append(out, h)
-		}
-	}
-	for i := range p.Spec.InitContainers {
-		if pod.IsSidecar(&p.Spec.InitContainers[i]) {
-			add(&p.Spec.InitContainers[i])
-		}
-	}
-	for i := range p.Spec.Containers {
-		add(&p.Spec.Containers[i])
-	}
-	return out
 }

@@ -3,7 +3,7 @@
 // kubelet's events.
 //
 // It must never delay or fail the work it reports on: its queue is bounded, and events that
-// do not fit are dropped and counted. Messages may quote output of a container or the
+// do not fit are dropped. Messages may quote output of a container or the
 // runtime: they are truncated to 1024 bytes, and control characters in them are escaped.
 package event
 
@@ -11,7 +11,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -23,6 +22,7 @@ import (
 
 	"keelson.dev/proto/client"
 	"keelson.dev/services/node/internal/plaintext"
+	"keelson.dev/services/node/internal/pod"
 )
 
 // Event reasons. They are the kubelet's.
@@ -65,10 +65,9 @@ type Sink interface {
 
 // Recorder records events of one source. A nil Recorder records nothing.
 type Recorder struct {
-	source  corev1.EventSource
-	sink    Sink
-	events  chan *corev1.Event
-	dropped atomic.Int64
+	source corev1.EventSource
+	sink   Sink
+	events chan *corev1.Event
 }
 
 // NewRecorder returns a recorder for a component of the node. It writes nothing until Run
@@ -76,9 +75,6 @@ type Recorder struct {
 func NewRecorder(sink Sink, component, node string) *Recorder {
 	return &Recorder{source: corev1.EventSource{Component: component, Host: node}, sink: sink, events: make(chan *corev1.Event, queue)}
 }
-
-// Dropped returns how many events were dropped because the queue was full.
-func (r *Recorder) Dropped() int64 { return r.dropped.Load() }
 
 // Pod records an event about a pod, or about one of its containers. container may be empty.
 func (r *Recorder) Pod(p *corev1.Pod, container, kind, reason, format string, args ...any) {
@@ -88,10 +84,11 @@ func (r *Recorder) Pod(p *corev1.Pod, container, kind, reason, format string, ar
 	ref := corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion}
 	if container != "" {
 		ref.FieldPath = "spec.containers{" + container + "}"
-		for i := range p.Spec.InitContainers {
-			if p.Spec.InitContainers[i].Name == container {
-				ref.FieldPath = "spec.initContainers{" + container + "}"
-			}
+		switch _, role := pod.Find(p, container); role {
+		case pod.Init, pod.Sidecar:
+			ref.FieldPath = "spec.initContainers{" + container + "}"
+		case pod.Ephemeral:
+			ref.FieldPath = "spec.ephemeralContainers{" + container + "}"
 		}
 	}
 	r.report(ref, kind, reason, fmt.Sprintf(format, args...))
@@ -120,8 +117,7 @@ func (r *Recorder) report(ref corev1.ObjectReference, kind, reason, message stri
 	}
 	select {
 	case r.events <- e:
-	default:
-		r.dropped.Add(1)
+	default: // dropped, because the queue is full
 	}
 }
 

@@ -8,7 +8,8 @@ import (
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
 
-// Refusal is the reason why a node does not run a pod that was bound to it, or ends it.
+// Refusal is why a node does not run a pod that was bound to it. The pod never had a
+// container there.
 type Refusal struct{ Reason, Message string }
 
 // safeSysctls are the sysctls that a pod may set without affecting other pods on its node.
@@ -97,7 +98,10 @@ type hostPort struct {
 
 func hostPorts(p *corev1.Pod) []hostPort {
 	var out []hostPort
-	add := func(c *corev1.Container) {
+	for role, c := range Containers(p) {
+		if role == Init {
+			continue
+		}
 		for _, port := range c.Ports {
 			if port.HostPort == 0 {
 				continue
@@ -110,14 +114,6 @@ func hostPorts(p *corev1.Pod) []hostPort {
 				h.ip = ""
 			}
 			out = append(out, h)
-		}
-	}
-	for i := range p.Spec.Containers {
-		add(&p.Spec.Containers[i])
-	}
-	for i := range p.Spec.InitContainers {
-		if IsSidecar(&p.Spec.InitContainers[i]) {
-			add(&p.Spec.InitContainers[i])
 		}
 	}
 	return out

@@ -316,7 +316,7 @@ func restarts(pod *corev1.Pod, c *corev1.Container, ended *cri.Container) bool {
 	policy := pod.Spec.RestartPolicy
 	if c.RestartPolicy != nil {
 		policy = corev1.RestartPolicy(*c.RestartPolicy)
-	} else if _, init := Find(pod, c.Name); init && policy == corev1.RestartPolicyAlways {
+	} else if _, role := Find(pod, c.Name); role == Init && policy == corev1.RestartPolicyAlways {
 		policy = corev1.RestartPolicyOnFailure
 	}
 	switch policy {

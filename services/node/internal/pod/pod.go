@@ -8,6 +8,7 @@ package pod
 import (
 	"fmt"
 	"hash/fnv"
+	"iter"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -18,25 +19,59 @@ func IsSidecar(c *corev1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
 
-// Find returns the container or init container with the given name, or nil. init is true
-// for an init container.
-func Find(p *corev1.Pod, name string) (c *corev1.Container, init bool) {
-	for i := range p.Spec.Containers {
-		if p.Spec.Containers[i].Name == name {
-			return &p.Spec.Containers[i], false
+// Role is what a container is for in its pod.
+type Role int
+
+// The roles of containers.
+const (
+	Regular Role = iota
+	// Init is an init container that ends before the next container starts.
+	Init
+	// Sidecar is an init container that keeps running alongside the regular containers.
+	Sidecar
+	// Ephemeral is a container that was added to a running pod for debugging.
+	Ephemeral
+)
+
+// Containers iterates over all containers of a pod: init containers and sidecars, then
+// regular containers, then ephemeral containers, each in the order of the spec.
+func Containers(p *corev1.Pod) iter.Seq2[Role, *corev1.Container] {
+	return func(yield func(Role, *corev1.Container) bool) {
+		for i := range p.Spec.InitContainers {
+			role := Init
+			if IsSidecar(&p.Spec.InitContainers[i]) {
+				role = Sidecar
+			}
+			if !yield(role, &p.Spec.InitContainers[i]) {
+				return
+			}
+		}
+		for i := range p.Spec.Containers {
+			if !yield(Regular, &p.Spec.Containers[i]) {
+				return
+			}
+		}
+		for i := range p.Spec.EphemeralContainers {
+			if !yield(Ephemeral, (*corev1.Container)(&p.Spec.EphemeralContainers[i].EphemeralContainerCommon)) {
+				return
+			}
 		}
 	}
-	for i := range p.Spec.InitContainers {
-		if p.Spec.InitContainers[i].Name == name {
-			return &p.Spec.InitContainers[i], true
+}
+
+// Find returns the container with the given name and its role, or nil.
+func Find(p *corev1.Pod, name string) (*corev1.Container, Role) {
+	for role, c := range Containers(p) {
+		if c.Name == name {
+			return c, role
 		}
 	}
-	return nil, false
+	return nil, Regular
 }
 
 // Status returns the reported status of the container with the given name, or nil.
 func Status(p *corev1.Pod, name string) *corev1.ContainerStatus {
-	for _, list := range [][]corev1.ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses} {
+	for _, list := range [][]corev1.ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses, p.Status.EphemeralContainerStatuses} {
 		for i := range list {
 			if list[i].Name == name {
 				return &list[i]

@@ -68,17 +68,17 @@ func (pr *Prober) Sync(ctx context.Context, p *corev1.Pod, r *cri.Pod, ip string
 		pr.pods[p.UID] = state
 	}
 	running := map[string]bool{}
-	for _, list := range [][]corev1.Container{p.Spec.Containers, p.Spec.InitContainers} {
-		for i := range list {
-			c := &list[i]
-			inst := r.Latest(c.Name)
-			if inst == nil || inst.State != cri.StateRunning {
-				continue
-			}
-			running[inst.ID] = true
-			if state.instances[inst.ID] == nil && !ending {
-				state.instances[inst.ID] = pr.begin(ctx, p, c, inst, ip)
-			}
+	for role, c := range pod.Containers(p) {
+		if role == pod.Ephemeral {
+			continue
+		}
+		inst := r.Latest(c.Name)
+		if inst == nil || inst.State != cri.StateRunning {
+			continue
+		}
+		running[inst.ID] = true
+		if state.instances[inst.ID] == nil && !ending {
+			state.instances[inst.ID] = pr.begin(ctx, p, c, inst, ip)
 		}
 	}
 	for id, inst := range state.instances {

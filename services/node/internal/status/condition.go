@@ -2,6 +2,7 @@ package status
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 
 	corev1 "k8s.io/api/core/v1"
@@ -55,10 +56,29 @@ func (v View) conditions(s *corev1.PodStatus) []corev1.PodCondition {
 		}
 		out = append(out, c)
 	}
+	for _, c := range v.ending() {
+		c.ObservedGeneration, c.LastTransitionTime = v.Pod.Generation, now
+		if old := condition(&v.Pod.Status, c.Type); old != nil && old.Status == c.Status {
+			c.LastTransitionTime = old.LastTransitionTime
+		}
+		out = append(out, c)
+	}
 	for _, c := range v.Pod.Status.Conditions {
-		if !owned[c.Type] {
+		if !owned[c.Type] && !slices.ContainsFunc(out, func(own corev1.PodCondition) bool { return own.Type == c.Type }) {
 			out = append(out, c)
 		}
+	}
+	return out
+}
+
+// ending returns the conditions that come with the reason why the node ends the pod.
+func (v View) ending() []corev1.PodCondition {
+	if v.Ended == nil {
+		return nil
+	}
+	var out []corev1.PodCondition
+	for _, c := range v.Ended.Conditions {
+		out = append(out, corev1.PodCondition{Type: c.Type, Status: c.Status, Reason: c.Reason, Message: c.Message})
 	}
 	return out
 }
@@ -159,5 +179,8 @@ func sortConditions(list []corev1.PodCondition) {
 	sort.SliceStable(list, func(i, j int) bool { return list[i].Type < list[j].Type })
 }
 
-// Owned reports whether the node writes conditions of this type.
-func Owned(kind corev1.PodConditionType) bool { return owned[kind] }
+// Owned reports whether a condition is the node's. The condition DisruptionTarget is the
+// node's if the node ends the pod; otherwise it belongs to whoever evicts the pod.
+func Owned(c corev1.PodCondition) bool {
+	return owned[c.Type] || c.Type == corev1.DisruptionTarget && c.Reason == corev1.PodReasonTerminationByKubelet
+}

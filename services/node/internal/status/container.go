@@ -107,7 +107,7 @@ func (v View) waiting(c *corev1.Container, initialized, init bool) *corev1.Conta
 
 // lost handles a container that was reported before but that the runtime no longer has.
 func (v View) lost(out *corev1.ContainerStatus, old *corev1.ContainerStatus) {
-	over := v.Finished || v.Ended != nil || v.Pod.DeletionTimestamp != nil || pod.Terminal(v.Pod)
+	over := v.Finished || v.Ended != nil || v.Refused != nil || v.Pod.DeletionTimestamp != nil || pod.Terminal(v.Pod)
 	switch {
 	case old.State.Terminated != nil:
 		if over {

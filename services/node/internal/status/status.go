@@ -31,12 +31,11 @@ type View struct {
 	Started, Ready func(id string) bool
 	// TerminationMessage returns the termination message of an ended instance.
 	TerminationMessage func(c *cri.Container) string
-	// Ended, unless nil, is why the node ends the pod: deadline, eviction or refusal. The
-	// phase will be Failed.
-	Ended *pod.Refusal
-	// Refused is true if the node never admitted the pod. It then has no containers to
-	// report.
-	Refused bool
+	// Ended, unless nil, is why the node ends the pod. The phase will be Failed.
+	Ended *pod.Ending
+	// Refused, unless nil, is why the node never admitted the pod. It then has no
+	// containers to report.
+	Refused *pod.Refusal
 	// Finished is true if no container of the pod will start again.
 	Finished bool
 }
@@ -61,7 +60,10 @@ func Make(v View) corev1.PodStatus {
 		now := metav1.NewTime(v.Now.Truncate(time.Second))
 		out.StartTime = &now
 	}
-	if v.Ended != nil {
+	switch {
+	case v.Refused != nil:
+		out.Reason, out.Message = v.Refused.Reason, v.Refused.Message
+	case v.Ended != nil:
 		out.Reason, out.Message = v.Ended.Reason, v.Ended.Message
 	}
 	if v.refused() {
@@ -107,7 +109,7 @@ func Make(v View) corev1.PodStatus {
 // one.
 func (v View) refused() bool {
 	old := &v.Pod.Status
-	return v.Refused || old.Phase == corev1.PodFailed && v.Runtime.Sandbox() == nil && len(old.ContainerStatuses)+len(old.InitContainerStatuses) == 0
+	return v.Refused != nil || old.Phase == corev1.PodFailed && v.Runtime.Sandbox() == nil && len(old.ContainerStatuses)+len(old.InitContainerStatuses) == 0
 }
 
 func (v View) begun() bool {
@@ -135,7 +137,7 @@ func (v View) addresses(out *corev1.PodStatus) {
 	case box != nil && box.Ready:
 		ips = box.IPs
 	}
-	if len(ips) == 0 && (pod.Terminal(v.Pod) || v.Finished || v.Ended != nil || v.Pod.DeletionTimestamp != nil) {
+	if len(ips) == 0 && (pod.Terminal(v.Pod) || v.Finished || v.Ended != nil || v.Refused != nil || v.Pod.DeletionTimestamp != nil) {
 		for _, ip := range v.Pod.Status.PodIPs {
 			ips = append(ips, ip.IP)
 		}

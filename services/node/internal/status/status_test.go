@@ -194,7 +194,7 @@ func TestLost(t *testing.T) {
 
 func TestEnded(t *testing.T) {
 	v := build(corev1.RestartPolicyAlways, nil, map[string]int{"a": runs})
-	v.Ended = &pod.Refusal{Reason: "DeadlineExceeded", Message: "too long"}
+	v.Ended = &pod.Ending{Reason: "DeadlineExceeded", Message: "too long"}
 	v.Pod.Status.Phase = corev1.PodRunning
 	if s := Make(v); s.Phase != corev1.PodRunning || s.Reason != "DeadlineExceeded" {
 		t.Errorf("while its container runs: %s %s", s.Phase, s.Reason)
@@ -212,12 +212,12 @@ func TestRefused(t *testing.T) {
 	v.Pod.Spec.InitContainers = []corev1.Container{{Name: "i"}}
 	v.Pod.Spec.Containers = []corev1.Container{{Name: "a"}}
 	v.Runtime = &cri.Pod{}
-	v.Ended, v.Refused = &pod.Refusal{Reason: "NodePorts", Message: "taken"}, true
+	v.Ended, v.Refused = nil, &pod.Refusal{Reason: "NodePorts", Message: "taken"}
 	s := Make(v)
 	if s.Phase != corev1.PodFailed || s.Reason != "NodePorts" || s.Message != "taken" || len(s.ContainerStatuses)+len(s.InitContainerStatuses) != 0 {
 		t.Errorf("%+v", s)
 	}
-	v.Pod.Status, v.Ended, v.Refused = s, nil, false
+	v.Pod.Status, v.Refused = s, nil
 	if again := Make(v); again.Phase != corev1.PodFailed || again.Reason != "NodePorts" || len(again.ContainerStatuses)+len(again.InitContainerStatuses) != 0 {
 		t.Errorf("after a restart of the agent: %+v", again)
 	}

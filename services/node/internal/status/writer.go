@@ -57,6 +57,8 @@ type entry struct {
 	stale     bool
 	notBefore time.Time
 	delay     time.Duration
+	// waiters are closed once the API has the newest status, or the pod is gone.
+	waiters []chan struct{}
 }
 
 // NewWriter returns a writer. It writes nothing until Run is called.
@@ -97,8 +99,38 @@ func (w *Writer) Remove(p *corev1.Pod, traceparent string) {
 // Forget drops the pending write of a pod that is gone.
 func (w *Writer) Forget(uid types.UID) {
 	w.mu.Lock()
+	defer w.mu.Unlock()
+	if e := w.entries[uid]; e != nil {
+		w.drop(uid, e)
+	}
+}
+
+// drop removes an entry. The lock is held.
+func (w *Writer) drop(uid types.UID, e *entry) {
+	e.release()
 	delete(w.entries, uid)
-	w.mu.Unlock()
+}
+
+// release wakes those who wait for the entry's status to be written.
+func (e *entry) release() {
+	for _, c := range e.waiters {
+		close(c)
+	}
+	e.waiters = nil
+}
+
+// Written returns a channel that is closed once the API has the status of the last Set, or
+// the pod is gone.
+func (w *Writer) Written(uid types.UID) <-chan struct{} {
+	done := make(chan struct{})
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if e := w.entries[uid]; e != nil && e.version != e.written {
+		e.waiters = append(e.waiters, done)
+	} else {
+		close(done)
+	}
+	return done
 }
 
 // Latest returns the status of the last Set, or nil.
@@ -199,6 +231,7 @@ func (w *Writer) job(uid types.UID, e *entry) (job, bool) {
 			return job{uid: uid, version: e.version, write: client.StatusWrite(obj).WithTraceparent(e.traceparent)}, true
 		}
 		e.written = e.version
+		e.release()
 	}
 	if e.remove {
 		write := client.DeleteWrite[*corev1.Pod](e.pod.Namespace, e.pod.Name, client.Grace(0), client.UID(uid))
@@ -212,12 +245,12 @@ func merge(base *corev1.Pod, want *corev1.PodStatus) *corev1.PodStatus {
 	out := want.DeepCopy()
 	kept := out.Conditions[:0]
 	for _, c := range out.Conditions {
-		if owned[c.Type] {
+		if Owned(c) {
 			kept = append(kept, c)
 		}
 	}
 	for _, c := range base.Status.Conditions {
-		if !owned[c.Type] {
+		if !owned[c.Type] && condition(&corev1.PodStatus{Conditions: kept}, c.Type) == nil {
 			kept = append(kept, c)
 		}
 	}
@@ -267,14 +300,17 @@ func (w *Writer) send(ctx context.Context, jobs []job) {
 func (w *Writer) settle(ctx context.Context, e *entry, j job, r client.WriteResult) {
 	switch {
 	case r.Err == nil && j.remove:
-		delete(w.entries, j.uid)
+		w.drop(j.uid, e)
 	case r.Err == nil:
 		e.written, e.delay = j.version, 0
+		if e.version == e.written {
+			e.release()
+		}
 		if p, ok := r.Object.(*corev1.Pod); ok && p != nil {
 			e.known = p
 		}
 	case apierrors.IsNotFound(r.Err):
-		delete(w.entries, j.uid)
+		w.drop(j.uid, e)
 	case apierrors.IsConflict(r.Err):
 		e.stale = true
 	default:
@@ -297,7 +333,7 @@ func (w *Writer) refresh(ctx context.Context, e *entry) {
 	defer w.mu.Unlock()
 	switch {
 	case apierrors.IsNotFound(err), err == nil && p.UID != e.pod.UID:
-		delete(w.entries, e.pod.UID)
+		w.drop(e.pod.UID, e)
 	case err != nil:
 		e.retry()
 	default:

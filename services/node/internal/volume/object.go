@@ -17,7 +17,7 @@ const defaultMode = 0o644
 // write writes the files of a volume to its tmpfs.
 func (m mount) write(plugin string, payload map[string]file) (Mounted, error) {
 	dir := m.set.dir(m.pod.UID, plugin, m.v.Name)
-	out := Mounted{Path: dir, live: true}
+	out := Mounted{Path: dir}
 	if err := tmpfs(dir, 0, "0755"); err != nil {
 		return out, err
 	}

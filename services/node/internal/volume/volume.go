@@ -19,6 +19,8 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"keelson.dev/services/node/internal/pod"
 )
 
 // Objects reads the API objects that volumes are made of. A missing object is returned as
@@ -36,8 +38,6 @@ type Config struct {
 	// Dir holds one directory per pod.
 	Dir     string
 	Objects Objects
-	// Node is the node's name.
-	Node string
 	// HostIPs returns the node's addresses, for the downward API.
 	HostIPs func() []string
 	// Allocatable returns the node's allocatable resources, for the downward API.
@@ -60,8 +60,6 @@ type Mounted struct {
 	Path string
 	// ReadOnly is true if the volume is read-only whatever the container's mount says.
 	ReadOnly bool
-	// live is true if the volume follows its API objects.
-	live bool
 }
 
 // New returns a Set.
@@ -158,19 +156,20 @@ func (s *Set) mountOne(ctx context.Context, p *corev1.Pod, v *corev1.Volume) (Mo
 // none.
 func commonUser(p *corev1.Pod) *int64 {
 	var user *int64
-	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
-		for i := range list {
-			var u *int64
-			if sc := list[i].SecurityContext; sc != nil && sc.RunAsUser != nil {
-				u = sc.RunAsUser
-			} else if p.Spec.SecurityContext != nil {
-				u = p.Spec.SecurityContext.RunAsUser
-			}
-			if u == nil || (user != nil && *user != *u) {
-				return nil
-			}
-			user = u
+	for role, c := range pod.Containers(p) {
+		if role == pod.Ephemeral {
+			continue // the volumes are mounted before it is added
 		}
+		var u *int64
+		if sc := c.SecurityContext; sc != nil && sc.RunAsUser != nil {
+			u = sc.RunAsUser
+		} else if p.Spec.SecurityContext != nil {
+			u = p.Spec.SecurityContext.RunAsUser
+		}
+		if u == nil || (user != nil && *user != *u) {
+			return nil
+		}
+		user = u
 	}
 	return user
 }

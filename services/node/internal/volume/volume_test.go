@@ -216,7 +216,7 @@ func TestReaders(t *testing.T) {
 // rig returns a Set in a directory of the test.
 func rig(t *testing.T, o *objects) *Set {
 	t.Helper()
-	s := New(Config{Dir: t.TempDir(), Objects: o, Node: "node", HostIPs: func() []string { return []string{"192.0.2.1"} }, Allocatable: func() corev1.ResourceList { return nil }})
+	s := New(Config{Dir: t.TempDir(), Objects: o, HostIPs: func() []string { return []string{"192.0.2.1"} }, Allocatable: func() corev1.ResourceList { return nil }})
 	t.Cleanup(func() {
 		for _, uid := range s.Pods() {
 			if err := s.Unmount(uid); err != nil {
