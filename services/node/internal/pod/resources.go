@@ -40,11 +40,10 @@ func QOS(p *corev1.Pod) corev1.PodQOSClass {
 	if p.Spec.Resources != nil && len(p.Spec.Resources.Requests)+len(p.Spec.Resources.Limits) > 0 {
 		check(*p.Spec.Resources)
 	} else {
-		for i := range p.Spec.InitContainers {
-			check(p.Spec.InitContainers[i].Resources)
-		}
-		for i := range p.Spec.Containers {
-			check(p.Spec.Containers[i].Resources)
+		for role, c := range Containers(p) {
+			if role != Ephemeral {
+				check(c.Resources)
+			}
 		}
 	}
 	switch {
@@ -65,6 +64,13 @@ func SharesOf(m int64) int64 {
 		return minShares
 	}
 	return max(minShares, min(maxShares, m*sharesPerCPU/1000))
+}
+
+// cgroupResources converts resources for CRI's sandboxes.
+func cgroupResources(t Total) *runtimev1.LinuxContainerResources {
+	r := &runtimev1.LinuxContainerResources{CpuShares: Shares(t.Requests.Cpu()), MemoryLimitInBytes: t.Limits.Memory().Value()}
+	r.CpuQuota, r.CpuPeriod = Quota(t.Limits.Cpu())
+	return r
 }
 
 // Quota returns the CPU time per period for a limit, both in µs, or 0 and 0 without a
@@ -93,9 +99,36 @@ func OOMScoreAdj(p *corev1.Pod, c *corev1.Container, memoryCapacity int64) int64
 	if memoryCapacity <= 0 {
 		return bestEffortAdj - 1
 	}
-	request := c.Resources.Requests.Memory().Value()
+	request := memoryRequest(p, c)
+	if IsSidecar(c) {
+		// A sidecar is not killed before the containers that it serves.
+		least := int64(-1)
+		for i := range p.Spec.Containers {
+			if r := memoryRequest(p, &p.Spec.Containers[i]); least < 0 || r < least {
+				least = r
+			}
+		}
+		request = max(request, least)
+	}
 	adj := 1000 - 1000*request/memoryCapacity
 	return max(1000+guaranteedAdj, min(bestEffortAdj-1, adj))
+}
+
+// memoryRequest returns a container's request in bytes, including its share of what the pod
+// requests as a whole beyond its containers (KEP-2837).
+func memoryRequest(p *corev1.Pod, c *corev1.Container) int64 {
+	own := c.Resources.Requests.Memory().Value()
+	if p.Spec.Resources == nil || p.Spec.Resources.Requests.Memory().IsZero() {
+		return own
+	}
+	var sum, n int64
+	for role, o := range Containers(p) {
+		if role == Regular || role == Sidecar {
+			sum += o.Resources.Requests.Memory().Value()
+			n++
+		}
+	}
+	return own + max(0, p.Spec.Resources.Requests.Memory().Value()-sum)/max(n, 1)
 }
 
 // ContainerResources returns a container's resources for CRI. unified is true on a node
@@ -132,21 +165,40 @@ type Total struct {
 
 // PodTotal computes the resources of a pod's cgroup.
 func PodTotal(p *corev1.Pod) Total {
+	t := containersTotal(p)
+	for name, q := range p.Spec.Overhead {
+		add(t.Requests, name, q)
+		if _, limited := t.Limits[name]; limited {
+			add(t.Limits, name, q)
+		}
+	}
+	return t
+}
+
+func add(list corev1.ResourceList, name corev1.ResourceName, q resource.Quantity) {
+	sum := list[name].DeepCopy()
+	sum.Add(q)
+	list[name] = sum
+}
+
+// containersTotal is PodTotal without the pod's overhead. Resources that the pod sets as a
+// whole replace those of its containers.
+func containersTotal(p *corev1.Pod) Total {
 	t := Total{Requests: corev1.ResourceList{}, Limits: corev1.ResourceList{}}
 	for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
-		if q, ok := total(p, name, func(r corev1.ResourceRequirements) (resource.Quantity, bool) {
+		if q, ok := total(p, func(r corev1.ResourceRequirements) (resource.Quantity, bool) {
 			return *request(r, name), true
 		}); ok {
 			t.Requests[name] = q
 		}
-		if q, ok := total(p, name, func(r corev1.ResourceRequirements) (resource.Quantity, bool) {
+		if q, ok := total(p, func(r corev1.ResourceRequirements) (resource.Quantity, bool) {
 			q, ok := r.Limits[name]
 			return q, ok
 		}); ok && !q.IsZero() {
 			t.Limits[name] = q
 		}
 		if pr := p.Spec.Resources; pr != nil {
-			if q, ok := pr.Requests[name]; ok {
+			if q := *request(*pr, name); !q.IsZero() {
 				t.Requests[name] = q
 			}
 			if q, ok := pr.Limits[name]; ok {
@@ -159,7 +211,7 @@ func PodTotal(p *corev1.Pod) Total {
 
 // total aggregates one resource over a pod's containers. It returns false if a container
 // has no value.
-func total(p *corev1.Pod, name corev1.ResourceName, value func(corev1.ResourceRequirements) (resource.Quantity, bool)) (resource.Quantity, bool) {
+func total(p *corev1.Pod, value func(corev1.ResourceRequirements) (resource.Quantity, bool)) (resource.Quantity, bool) {
 	var sum, sidecars, peak resource.Quantity
 	for i := range p.Spec.Containers {
 		q, ok := value(p.Spec.Containers[i].Resources)
@@ -186,9 +238,6 @@ func total(p *corev1.Pod, name corev1.ResourceName, value func(corev1.ResourceRe
 	sum.Add(sidecars)
 	if peak.Cmp(sum) > 0 {
 		sum = peak
-	}
-	if q, ok := p.Spec.Overhead[name]; ok {
-		sum.Add(q)
 	}
 	return sum, true
 }

@@ -84,6 +84,32 @@ func TestPodTotal(t *testing.T) {
 	}
 }
 
+// TestPodTotalWhole checks resources of the pod as a whole, and its overhead, which comes on
+// top of both.
+func TestPodTotalWhole(t *testing.T) {
+	p := podOf([]corev1.ResourceRequirements{need(list("1", "1Gi"), nil)}, nil, 0)
+	p.Spec.Overhead = list("100m", "64Mi")
+	got := PodTotal(p)
+	if got.Requests.Cpu().String() != "1100m" || got.Requests.Memory().String() != "1088Mi" || len(got.Limits) != 0 {
+		t.Errorf("overhead without limits: %+v", got)
+	}
+	whole := need(list("2", ""), list("3", "2Gi"))
+	p.Spec.Resources = &whole
+	got = PodTotal(p)
+	for what, pair := range map[string][2]string{
+		"cpu": {got.Requests.Cpu().String(), "2100m"}, "memory": {got.Requests.Memory().String(), "2112Mi"},
+		"cpu limit": {got.Limits.Cpu().String(), "3100m"}, "memory limit": {got.Limits.Memory().String(), "2112Mi"},
+	} {
+		if pair[0] != pair[1] {
+			t.Errorf("%s is %s, want %s", what, pair[0], pair[1])
+		}
+	}
+	box := SandboxConfig(p, Settings{}, 0, "").Linux
+	if box.Resources.MemoryLimitInBytes != 2<<30 || box.Overhead.MemoryLimitInBytes != 64<<20 || box.Overhead.CpuQuota != 10000 {
+		t.Errorf("sandbox: %+v, overhead %+v", box.Resources, box.Overhead)
+	}
+}
+
 func TestContainerResources(t *testing.T) {
 	for name, c := range map[string]struct {
 		r             corev1.ResourceRequirements
@@ -134,5 +160,15 @@ func TestOOMScoreAdj(t *testing.T) {
 		if got := OOMScoreAdj(p, &p.Spec.Containers[0], capacity); got != c.want {
 			t.Errorf("%s: %d, want %d", name, got, c.want)
 		}
+	}
+	p := podOf([]corev1.ResourceRequirements{need(list("", "1Gi"), nil), need(list("", "2Gi"), nil)}, []corev1.ResourceRequirements{{}}, 1)
+	if got := OOMScoreAdj(p, &p.Spec.InitContainers[0], capacity); got != 875 {
+		t.Errorf("a sidecar without a request: %d, want that of the smallest container, 875", got)
+	}
+	p.Spec.InitContainers = nil
+	whole := need(list("", "5Gi"), nil)
+	p.Spec.Resources = &whole
+	if got := OOMScoreAdj(p, &p.Spec.Containers[0], capacity); got != 750 {
+		t.Errorf("with half of the 2 GiB that the pod requests beyond its containers: %d, want 750", got)
 	}
 }

@@ -87,19 +87,14 @@ func SandboxConfig(p *corev1.Pod, s Settings, attempt uint32, cgroupParent strin
 		sc.SupplementalGroups = append(sc.SupplementalGroups, psc.SupplementalGroups...)
 	}
 	config.Linux.SecurityContext = sc
-	total := PodTotal(p)
-	config.Linux.Resources = &runtimev1.LinuxContainerResources{
-		CpuShares:          Shares(total.Requests.Cpu()),
-		MemoryLimitInBytes: total.Limits.Memory().Value(),
-	}
-	config.Linux.Resources.CpuQuota, config.Linux.Resources.CpuPeriod = Quota(total.Limits.Cpu())
+	config.Linux.Resources = cgroupResources(containersTotal(p))
 	config.Linux.Overhead = &runtimev1.LinuxContainerResources{}
-	for i := range p.Spec.Containers {
-		config.PortMappings = append(config.PortMappings, portMappings(p, &p.Spec.Containers[i])...)
+	if o := p.Spec.Overhead; len(o) > 0 {
+		config.Linux.Overhead = cgroupResources(Total{Requests: o, Limits: o})
 	}
-	for i := range p.Spec.InitContainers {
-		if IsSidecar(&p.Spec.InitContainers[i]) {
-			config.PortMappings = append(config.PortMappings, portMappings(p, &p.Spec.InitContainers[i])...)
+	for role, c := range Containers(p) {
+		if role != Init {
+			config.PortMappings = append(config.PortMappings, portMappings(p, c)...)
 		}
 	}
 	return config
@@ -144,11 +139,9 @@ func namespaces(p *corev1.Pod) *runtimev1.NamespaceOption {
 }
 
 func privileged(p *corev1.Pod) bool {
-	for _, list := range [][]corev1.Container{p.Spec.Containers, p.Spec.InitContainers} {
-		for i := range list {
-			if sc := list[i].SecurityContext; sc != nil && isTrue(sc.Privileged) {
-				return true
-			}
+	for _, c := range Containers(p) {
+		if sc := c.SecurityContext; sc != nil && isTrue(sc.Privileged) {
+			return true
 		}
 	}
 	return false

@@ -3,11 +3,14 @@ package registration
 import (
 	"context"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	corev1 "k8s.io/api/core/v1"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"keelson.dev/services/node/internal/cri"
@@ -39,7 +42,8 @@ type Health struct {
 	problem  string
 	network  string // why the network is not ready, or ""
 	info     string // name://version
-	handlers []*runtimev1.RuntimeHandler
+	handlers []corev1.NodeRuntimeHandler
+	features *corev1.NodeFeatures
 }
 
 // NewHealth returns a Health. It asks nothing until Run is called.
@@ -102,7 +106,11 @@ func (h *Health) ask(ctx context.Context) {
 func (h *Health) take(resp *runtimev1.StatusResponse, now time.Time) {
 	h.lastOK = now
 	h.problem, h.network = "", ""
-	h.handlers = resp.RuntimeHandlers
+	h.handlers = handlers(resp.GetRuntimeHandlers())
+	h.features = nil
+	if f := resp.GetFeatures(); f != nil {
+		h.features = &corev1.NodeFeatures{SupplementalGroupsPolicy: &f.SupplementalGroupsPolicy}
+	}
 	for _, c := range resp.GetStatus().GetConditions() {
 		if c.Status {
 			continue
@@ -115,6 +123,41 @@ func (h *Health) take(resp *runtimev1.StatusResponse, now time.Time) {
 			h.network = text
 		}
 	}
+}
+
+// handlers converts the runtime's handlers, sorted by name.
+func handlers(list []*runtimev1.RuntimeHandler) []corev1.NodeRuntimeHandler {
+	var out []corev1.NodeRuntimeHandler
+	for _, r := range list {
+		h := corev1.NodeRuntimeHandler{Name: r.GetName()}
+		if f := r.GetFeatures(); f != nil {
+			h.Features = &corev1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: &f.RecursiveReadOnlyMounts, UserNamespaces: &f.UserNamespaces}
+		}
+		out = append(out, h)
+	}
+	slices.SortFunc(out, func(a, b corev1.NodeRuntimeHandler) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// Features returns what the runtime's handler with this name supports. A runtime that does
+// not report its handlers (containerd before 2.0) supports none of the features.
+func (h *Health) Features(handler string) corev1.NodeRuntimeHandlerFeatures {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, r := range h.handlers {
+		if r.Name == handler && r.Features != nil {
+			return *r.Features
+		}
+	}
+	return corev1.NodeRuntimeHandlerFeatures{}
+}
+
+// runtimeFeatures returns the runtime's handlers and features. The results must not be
+// changed.
+func (h *Health) runtimeFeatures() ([]corev1.NodeRuntimeHandler, *corev1.NodeFeatures) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.handlers, h.features
 }
 
 func (h *Health) readVersion(ctx context.Context) {

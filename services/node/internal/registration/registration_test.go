@@ -218,6 +218,30 @@ func TestConditions(t *testing.T) {
 	}
 }
 
+// TestRuntimeHandlers checks that the node reports the runtime's handlers, sorted, and what
+// they support.
+func TestRuntimeHandlers(t *testing.T) {
+	h := healthy("", "")
+	h.take(&runtimev1.StatusResponse{
+		RuntimeHandlers: []*runtimev1.RuntimeHandler{{Name: "runc"}, {Name: "", Features: &runtimev1.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}}},
+		Features:        &runtimev1.RuntimeFeatures{SupplementalGroupsPolicy: true},
+	}, time.Now())
+	r := New(Config{Name: "n", Client: clienttest.Start(t), Machine: machine(t), Health: h})
+	s := r.status(&corev1.Node{}, time.Now())
+	if len(s.RuntimeHandlers) != 2 || s.RuntimeHandlers[0].Name != "" || !*s.RuntimeHandlers[0].Features.RecursiveReadOnlyMounts || *s.RuntimeHandlers[0].Features.UserNamespaces || s.RuntimeHandlers[1].Features != nil {
+		t.Errorf("handlers: %+v", s.RuntimeHandlers)
+	}
+	if s.Features == nil || !*s.Features.SupplementalGroupsPolicy {
+		t.Errorf("features: %+v", s.Features)
+	}
+	if f := h.Features(""); f.RecursiveReadOnlyMounts == nil || !*f.RecursiveReadOnlyMounts {
+		t.Errorf("features of the default handler: %+v", f)
+	}
+	if f := h.Features("other"); f.RecursiveReadOnlyMounts != nil {
+		t.Errorf("features of an unknown handler: %+v", f)
+	}
+}
+
 // TestHealth checks that an unreachable runtime is reported down quickly, and that one that
 // has just stopped answering is given time.
 func TestHealth(t *testing.T) {

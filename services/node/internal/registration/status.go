@@ -31,6 +31,9 @@ func (r *Registration) status(current *corev1.Node, now time.Time) *corev1.NodeS
 			{Type: corev1.NodeHostName, Address: r.cfg.Name},
 		}
 	}
+	if r.cfg.Health.Up() {
+		out.RuntimeHandlers, out.Features = r.cfg.Health.runtimeFeatures()
+	}
 	if r.cfg.Images != nil {
 		out.Images = r.cfg.Images()
 	}

@@ -36,7 +36,9 @@ const (
 	Image = "keelson.test/box:1"
 	// UserImage is the same image with a non-root user.
 	UserImage = "keelson.test/user:1"
-	pause     = "keelson.test/pause:1"
+	// Handler is a runtime handler of the runtime besides the default one.
+	Handler = "other"
+	pause   = "keelson.test/pause:1"
 )
 
 // Main runs the tests of a package in a network namespace of their own and returns their
@@ -198,6 +200,8 @@ state = "%[1]s/state"
   netns_mounts_under_state_dir = true
   enable_unprivileged_ports = true
   enable_unprivileged_icmp = true
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.other]
+    runtime_type = "io.containerd.runc.v2"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "%[1]s/cni"
@@ -222,6 +226,8 @@ state = "%[1]s/state"
   netns_mounts_under_state_dir = true
   enable_unprivileged_ports = true
   enable_unprivileged_icmp = true
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.other]
+    runtime_type = "io.containerd.runc.v2"
   [plugins."io.containerd.cri.v1.runtime".cni]
     bin_dirs = ["/usr/lib/cni"]
     conf_dir = "%[1]s/cni"
