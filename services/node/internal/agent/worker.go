@@ -45,11 +45,13 @@ type worker struct {
 	backOffs map[string]string
 	// linked holds the IDs of the container instances whose logs have a link for
 	// collectors.
-	linked   map[string]bool
-	sandbox  retry
-	volumes  retry
-	mounted  bool
-	referred bool
+	linked  map[string]bool
+	sandbox retry
+	volumes retry
+	mounted bool
+	// referred is one more than the number of ephemeral containers of the pod whose objects
+	// are watched. No other containers are added to a pod.
+	referred int
 	kill     *killing
 	cleaned  bool
 	// over is closed when the pod has no container, volume or cgroup any more; isOver is
@@ -184,9 +186,9 @@ func (w *worker) sync(parent context.Context) (next time.Duration, done bool) {
 	if gone {
 		return w.clear(ctx, p, state)
 	}
-	if !w.referred {
+	if n := 1 + len(p.Spec.EphemeralContainers); w.referred != n {
 		w.a.objects.refer(p)
-		w.referred = true
+		w.referred = n
 	}
 	w.decide(p)
 	if p.DeletionTimestamp != nil || w.refused != nil || w.ended != nil || w.finished || pod.Terminal(p) {

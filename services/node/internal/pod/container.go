@@ -70,6 +70,9 @@ func ContainerConfig(p *corev1.Pod, s Settings, in ContainerInput) (*runtimev1.C
 	for _, e := range in.Env {
 		config.Envs = append(config.Envs, &runtimev1.KeyValue{Key: e.Name, Value: []byte(e.Value)})
 	}
+	if ns := security.NamespaceOptions; in.Start.Target != "" && ns.Pid == runtimev1.NamespaceMode_CONTAINER {
+		ns.Pid, ns.TargetId = runtimev1.NamespaceMode_TARGET, in.Start.Target
+	}
 	if c.Lifecycle != nil && c.Lifecycle.StopSignal != nil {
 		config.StopSignal = runtimev1.Signal(runtimev1.Signal_value["SIGNAL_"+strings.ReplaceAll(strings.ReplaceAll(string(*c.Lifecycle.StopSignal), "+", "PLUS"), "-", "MINUS")])
 	}

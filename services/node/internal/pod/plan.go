@@ -59,7 +59,10 @@ type Kill struct {
 // Start is a container to start.
 type Start struct {
 	Container *corev1.Container
-	Init      bool
+	Role      Role
+	// Target is the ID of the instance whose process namespace an ephemeral container
+	// joins, or "".
+	Target string
 	// RestartCount is the restart count of the new instance.
 	RestartCount int
 	// Backoff is the delay that follows the end of the new instance.
@@ -77,6 +80,7 @@ func Make(v View) Plan {
 		return planSandbox(v, box)
 	}
 	p := Plan{SandboxID: box.ID, Waiting: map[string]corev1.ContainerStateWaiting{}}
+	p.planEphemeral(v)
 	initialized, failed := p.planInit(v, box.ID)
 	if failed {
 		return Plan{KillAll: true, Finished: true, SandboxID: box.ID}
@@ -156,7 +160,7 @@ func (p *Plan) planInit(v View, sandbox string) (initialized, failed bool) {
 	// Sidecars before the current init container are kept running and do not block it.
 	for i := 0; i < min(reached, len(inits)); i++ {
 		if IsSidecar(&inits[i]) {
-			p.keepRunning(v, sandbox, &inits[i], true)
+			p.keepRunning(v, sandbox, &inits[i], Sidecar)
 		}
 	}
 	if initialized {
@@ -167,10 +171,10 @@ func (p *Plan) planInit(v View, sandbox string) (initialized, failed bool) {
 		inst := instance(v.Runtime, sandbox, c.Name)
 		switch {
 		case inst == nil || inst.State == cri.StateCreated:
-			p.start(v, c, true)
+			p.start(v, c, roleOf(c))
 			return false, false
 		case IsSidecar(c):
-			p.keepRunning(v, sandbox, c, true)
+			p.keepRunning(v, sandbox, c, Sidecar)
 			if inst.State != cri.StateRunning || !v.Started(inst.ID) {
 				return false, false
 			}
@@ -179,7 +183,7 @@ func (p *Plan) planInit(v View, sandbox string) (initialized, failed bool) {
 			if !restarts(v.Pod, c, inst) {
 				return false, true
 			}
-			p.restart(v, c, inst, true)
+			p.restart(v, c, inst, Init)
 			return false, false
 		case inst.State == cri.StateUnknown:
 			p.Kill = append(p.Kill, Kill{inst, KillUnknown})
@@ -194,12 +198,37 @@ func (p *Plan) planInit(v View, sandbox string) (initialized, failed bool) {
 	return true, false
 }
 
+// planEphemeral plans ephemeral containers, which start at any time and never again.
+func (p *Plan) planEphemeral(v View) {
+	for i := range v.Pod.Spec.EphemeralContainers {
+		e := &v.Pod.Spec.EphemeralContainers[i]
+		c := (*corev1.Container)(&e.EphemeralContainerCommon)
+		last := v.Runtime.Latest(c.Name)
+		st := Status(v.Pod, c.Name)
+		if last != nil && last.State != cri.StateCreated || last == nil && st != nil && (st.State.Running != nil || st.State.Terminated != nil) {
+			continue
+		}
+		s := Start{Container: c, Role: Ephemeral}
+		if e.TargetContainerName != "" {
+			if target := v.Runtime.Latest(e.TargetContainerName); target != nil {
+				s.Target = target.ID
+			} else {
+				p.Waiting[c.Name] = corev1.ContainerStateWaiting{
+					Reason: "CreateContainerConfigError", Message: fmt.Sprintf("unable to find target container %s", e.TargetContainerName),
+				}
+				continue
+			}
+		}
+		p.Start = append(p.Start, s)
+	}
+}
+
 // planRegular plans regular containers. finished is true if all of them have ended for
 // good.
 func (p *Plan) planRegular(v View, sandbox string) (finished bool) {
 	finished = true
 	for i := range v.Pod.Spec.Containers {
-		if !p.keepRunning(v, sandbox, &v.Pod.Spec.Containers[i], false) {
+		if !p.keepRunning(v, sandbox, &v.Pod.Spec.Containers[i], Regular) {
 			finished = false
 		}
 	}
@@ -208,14 +237,14 @@ func (p *Plan) planRegular(v View, sandbox string) (finished bool) {
 
 // keepRunning plans one container that should be running. over is true if it has ended for
 // good.
-func (p *Plan) keepRunning(v View, sandbox string, c *corev1.Container, init bool) (over bool) {
+func (p *Plan) keepRunning(v View, sandbox string, c *corev1.Container, role Role) (over bool) {
 	inst := instance(v.Runtime, sandbox, c.Name)
 	switch {
 	case inst == nil || inst.State == cri.StateCreated:
 		if last := v.Runtime.Latest(c.Name); last != nil && last.SandboxID != sandbox && last.State == cri.StateExited && !restarts(v.Pod, c, last) {
 			return true
 		}
-		p.start(v, c, init)
+		p.start(v, c, role)
 	case inst.State == cri.StateUnknown:
 		p.Kill = append(p.Kill, Kill{inst, KillUnknown})
 	case inst.State == cri.StateRunning:
@@ -225,18 +254,18 @@ func (p *Plan) keepRunning(v View, sandbox string, c *corev1.Container, init boo
 			p.Kill = append(p.Kill, Kill{inst, why})
 		}
 	case inst.Hash != "" && inst.Hash != Hash(c):
-		p.start(v, c, init)
+		p.start(v, c, role)
 	case !restarts(v.Pod, c, inst):
 		return true
 	default:
-		p.restart(v, c, inst, init)
+		p.restart(v, c, inst, role)
 	}
 	return false
 }
 
 // start plans an instance that starts without delay.
-func (p *Plan) start(v View, c *corev1.Container, init bool) {
-	s := Start{Container: c, Init: init}
+func (p *Plan) start(v View, c *corev1.Container, role Role) {
+	s := Start{Container: c, Role: role}
 	switch last := v.Runtime.Latest(c.Name); {
 	case last == nil:
 	case last.State == cri.StateCreated, neverRan(last):
@@ -258,7 +287,7 @@ func neverRan(c *cri.Container) bool { return c.State == cri.StateExited && c.St
 
 // restart plans the next instance of a container that has ended, or reports the container
 // as waiting while its back-off lasts.
-func (p *Plan) restart(v View, c *corev1.Container, last *cri.Container, init bool) {
+func (p *Plan) restart(v View, c *corev1.Container, last *cri.Container, role Role) {
 	at, next := Restart(last)
 	if v.Now.Before(at) {
 		p.Waiting[c.Name] = corev1.ContainerStateWaiting{
@@ -271,7 +300,7 @@ func (p *Plan) restart(v View, c *corev1.Container, last *cri.Container, init bo
 		}
 		return
 	}
-	p.Start = append(p.Start, Start{Container: c, Init: init, RestartCount: last.RestartCount + 1, Backoff: next})
+	p.Start = append(p.Start, Start{Container: c, Role: role, RestartCount: last.RestartCount + 1, Backoff: next})
 }
 
 // begun reports whether a regular container has been started in this sandbox. If so,

@@ -48,6 +48,21 @@ func (w *world) sidecar(names ...string) *world {
 	return w
 }
 
+func (w *world) debug(name, target string) *world {
+	w.pod.Spec.EphemeralContainers = append(w.pod.Spec.EphemeralContainers, corev1.EphemeralContainer{
+		EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: name, Image: "image"}, TargetContainerName: target,
+	})
+	return w
+}
+
+// reported gives an ephemeral container a status that says that it ran.
+func (w *world) reported(name string) *world {
+	w.pod.Status.EphemeralContainerStatuses = append(w.pod.Status.EphemeralContainerStatuses, corev1.ContainerStatus{
+		Name: name, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}},
+	})
+	return w
+}
+
 func (w *world) sandbox(ready bool) *world {
 	n := len(w.runtime.Sandboxes)
 	box := cri.Sandbox{ID: fmt.Sprintf("box-%d", n), Attempt: uint32(n), Ready: ready, IPs: []string{"10.0.0.1"}}
@@ -118,8 +133,14 @@ func summary(p Plan) []string {
 	}
 	for _, s := range p.Start {
 		text := fmt.Sprintf("start %s #%d", s.Container.Name, s.RestartCount)
-		if s.Init {
+		if s.Role == Init || s.Role == Sidecar {
 			text += " init"
+		}
+		if s.Role == Ephemeral {
+			text += " ephemeral"
+		}
+		if s.Target != "" {
+			text += " at " + s.Target
 		}
 		out = append(out, text)
 	}
@@ -167,6 +188,15 @@ func TestMake(t *testing.T) {
 		"sandbox died, on failure, one of two is done": {
 			newWorld(onFailure, "a", "b").sandbox(false).has("a", 0).has("b", running).sandbox(true), []string{"start b #1"}},
 		"sandbox died before anything ran": {newWorld(never, "a").sandbox(false), []string{"kill all", "sandbox 1"}},
+
+		"ephemeral":                        {newWorld(always, "a").debug("d", "").sandbox(true).has("a", running), []string{"start d #0 ephemeral"}},
+		"ephemeral with a target":          {newWorld(always, "a").debug("d", "a").sandbox(true).has("a", 1).has("a", running), []string{"start d #0 ephemeral at a-1"}},
+		"ephemeral before its target":      {newWorld(always, "a").debug("d", "a").sandbox(true), []string{"start a #0", "d waits: CreateContainerConfigError"}},
+		"ephemeral during initialization":  {newWorld(always, "a").init("i").debug("d", "").sandbox(true).has("i", running), []string{"start d #0 ephemeral"}},
+		"ephemeral does not restart":       {newWorld(always, "a").debug("d", "").sandbox(true).has("a", running).has("d", 1), nil},
+		"ephemeral created, never started": {newWorld(always, "a").debug("d", "").sandbox(true).has("a", running).has("d", created), []string{"start d #0 ephemeral"}},
+		"ephemeral lost":                   {newWorld(always, "a").debug("d", "").sandbox(true).has("a", running).reported("d"), nil},
+		"ephemeral holds nothing up":       {newWorld(never, "a").debug("d", "").sandbox(true).has("a", 0).has("d", running), []string{"kill all", "finished"}},
 
 		"first init":                        {newWorld(always, "a").init("i", "j").sandbox(true), []string{"start i #0 init"}},
 		"init runs":                         {newWorld(always, "a").init("i", "j").sandbox(true).has("i", running), nil},

@@ -38,11 +38,7 @@ const (
 func Containers(p *corev1.Pod) iter.Seq2[Role, *corev1.Container] {
 	return func(yield func(Role, *corev1.Container) bool) {
 		for i := range p.Spec.InitContainers {
-			role := Init
-			if IsSidecar(&p.Spec.InitContainers[i]) {
-				role = Sidecar
-			}
-			if !yield(role, &p.Spec.InitContainers[i]) {
+			if !yield(roleOf(&p.Spec.InitContainers[i]), &p.Spec.InitContainers[i]) {
 				return
 			}
 		}
@@ -57,6 +53,14 @@ func Containers(p *corev1.Pod) iter.Seq2[Role, *corev1.Container] {
 			}
 		}
 	}
+}
+
+// roleOf returns the role of an init container.
+func roleOf(c *corev1.Container) Role {
+	if IsSidecar(c) {
+		return Sidecar
+	}
+	return Init
 }
 
 // Find returns the container with the given name and its role, or nil.

@@ -19,7 +19,8 @@ const (
 
 // container returns the status of one container. initialized is true if the
 // init containers that the container must wait for are done.
-func (v View) container(c *corev1.Container, init, initialized bool) corev1.ContainerStatus {
+func (v View) container(c *corev1.Container, role pod.Role, initialized bool) corev1.ContainerStatus {
+	init := role == pod.Init // or a sidecar
 	old := pod.Status(v.Pod, c.Name)
 	out := corev1.ContainerStatus{Name: c.Name, Image: c.Image}
 	instances := v.Runtime.Instances(c.Name)
@@ -29,7 +30,7 @@ func (v View) container(c *corev1.Container, init, initialized bool) corev1.Cont
 		if old != nil {
 			out.RestartCount, out.LastTerminationState = old.RestartCount, old.LastTerminationState
 			out.ImageID, out.ContainerID = old.ImageID, old.ContainerID
-			v.lost(&out, old)
+			v.lost(&out, old, role)
 		}
 		if out.State.Waiting != nil {
 			out.Started = &notStarted
@@ -106,8 +107,8 @@ func (v View) waiting(c *corev1.Container, initialized, init bool) *corev1.Conta
 }
 
 // lost handles a container that was reported before but that the runtime no longer has.
-func (v View) lost(out *corev1.ContainerStatus, old *corev1.ContainerStatus) {
-	over := v.Finished || v.Ended != nil || v.Refused != nil || v.Pod.DeletionTimestamp != nil || pod.Terminal(v.Pod)
+func (v View) lost(out, old *corev1.ContainerStatus, role pod.Role) {
+	over := role == pod.Ephemeral || v.Finished || v.Ended != nil || v.Refused != nil || v.Pod.DeletionTimestamp != nil || pod.Terminal(v.Pod)
 	switch {
 	case old.State.Terminated != nil:
 		if over {
@@ -159,7 +160,7 @@ func (v View) terminated(c *cri.Container) *corev1.ContainerStateTerminated {
 // reportedMessage returns the message that was already reported for an ended instance: the
 // file that it came from may be gone.
 func (v View) reportedMessage(id string) string {
-	for _, list := range [][]corev1.ContainerStatus{v.Pod.Status.InitContainerStatuses, v.Pod.Status.ContainerStatuses} {
+	for _, list := range [][]corev1.ContainerStatus{v.Pod.Status.InitContainerStatuses, v.Pod.Status.ContainerStatuses, v.Pod.Status.EphemeralContainerStatuses} {
 		for i := range list {
 			for _, t := range []*corev1.ContainerStateTerminated{list[i].State.Terminated, list[i].LastTerminationState.Terminated} {
 				if t != nil && t.ContainerID == id {

@@ -52,7 +52,6 @@ func Make(v View) corev1.PodStatus {
 		StartTime:          old.StartTime,
 		Resize:             old.Resize,
 
-		EphemeralContainerStatuses:  old.EphemeralContainerStatuses,
 		ResourceClaimStatuses:       old.ResourceClaimStatuses,
 		ExtendedResourceClaimStatus: old.ExtendedResourceClaimStatus,
 	}
@@ -75,13 +74,19 @@ func Make(v View) corev1.PodStatus {
 	initialized := true
 	for i := range v.Pod.Spec.InitContainers {
 		c := &v.Pod.Spec.InitContainers[i]
-		s := v.container(c, true, initialized)
+		s := v.container(c, pod.Init, initialized)
 		out.InitContainerStatuses = append(out.InitContainerStatuses, s)
 		initialized = initialized && initDone(c, &s)
 	}
 	begun := v.begun()
 	for i := range v.Pod.Spec.Containers {
-		out.ContainerStatuses = append(out.ContainerStatuses, v.container(&v.Pod.Spec.Containers[i], false, initialized || begun))
+		out.ContainerStatuses = append(out.ContainerStatuses, v.container(&v.Pod.Spec.Containers[i], pod.Regular, initialized || begun))
+	}
+	for i := range v.Pod.Spec.EphemeralContainers {
+		c := (*corev1.Container)(&v.Pod.Spec.EphemeralContainers[i].EphemeralContainerCommon)
+		s := v.container(c, pod.Ephemeral, true)
+		s.Started, s.Ready = nil, false // an ephemeral container has no probes and counts for nothing
+		out.EphemeralContainerStatuses = append(out.EphemeralContainerStatuses, s)
 	}
 	out.Phase = phase(v.Pod, &out, v.Finished, initialized || begun)
 	if v.Ended != nil {
@@ -101,7 +106,9 @@ func Make(v View) corev1.PodStatus {
 	out.Conditions = v.conditions(&out)
 	// Conditions name containers in the order of the spec, so sort only now. Init
 	// containers keep the order of the spec.
-	slices.SortFunc(out.ContainerStatuses, func(a, b corev1.ContainerStatus) int { return strings.Compare(a.Name, b.Name) })
+	for _, list := range [][]corev1.ContainerStatus{out.ContainerStatuses, out.EphemeralContainerStatuses} {
+		slices.SortFunc(list, func(a, b corev1.ContainerStatus) int { return strings.Compare(a.Name, b.Name) })
+	}
 	return out
 }
 

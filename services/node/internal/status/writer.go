@@ -265,7 +265,6 @@ func merge(base *corev1.Pod, want *corev1.PodStatus) *corev1.PodStatus {
 	if out.QOSClass == "" {
 		out.QOSClass = want.QOSClass
 	}
-	out.EphemeralContainerStatuses = base.Status.EphemeralContainerStatuses
 	out.ResourceClaimStatuses, out.ExtendedResourceClaimStatus = base.Status.ResourceClaimStatuses, base.Status.ExtendedResourceClaimStatus
 	return out
 }
