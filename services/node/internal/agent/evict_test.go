@@ -48,7 +48,7 @@ func TestEvict(t *testing.T) {
 	if _, err := r.agent.Evict(p.UID, e); err != nil {
 		t.Fatal(err)
 	}
-	r.until("the container is asked to stop", time.Minute, func() bool { _, err := os.Stat(filepath.Join(dir, "asked")); return err == nil })
+	r.awaitHostFile(filepath.Join(dir, "asked"))
 	p = r.get(p)
 	if p.Status.Reason != "Evicted" || disruption(p) != corev1.PodReasonTerminationByKubelet || p.Status.Phase != corev1.PodRunning {
 		t.Errorf("while the container ends: %s %s %q", p.Status.Phase, p.Status.Reason, disruption(p))

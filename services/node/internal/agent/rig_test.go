@@ -271,6 +271,12 @@ func (r *rig) awaitFile(p *corev1.Pod, container, name string) {
 	r.exec(p, container, "sh", "-c", "until test -e "+name+"; do sleep 0.02; done")
 }
 
+// awaitHostFile waits until a file of the host exists.
+func (r *rig) awaitHostFile(name string) {
+	r.t.Helper()
+	r.until(name+" exists", 2*time.Minute, func() bool { _, err := os.Stat(name); return err == nil })
+}
+
 // hasEvent reports whether a pod has an event with this reason.
 func (r *rig) hasEvent(p *corev1.Pod, reason string) bool {
 	events, _, err := client.For[*corev1.Event](r.client).List(context.Background(), client.ListOptions{Namespace: p.Namespace})
