@@ -39,7 +39,7 @@ type CacheOptions[T Object] struct {
 	// FieldSelector restricts the cache by fields, as in [ListOptions].
 	FieldSelector string
 	// Indexes maps the name of an index to the function that returns the values under
-	// which ByIndex finds an object. The function must be pure.
+	// which ByIndex finds an object. The function must be pure. [Cache.AddIndex] adds more.
 	Indexes map[string]func(T) []string
 	// Transform, if set, may change an object before it is stored, for instance drop
 	// fields that are never read. It must keep the name, namespace, uid and

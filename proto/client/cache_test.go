@@ -99,6 +99,27 @@ func TestCacheTransforms(t *testing.T) {
 }
 
 // The cache repeats what a server does not answer, and Err returns the reason.
+// An index finds what the cache held before it was added, and what comes later.
+func TestCacheAddsIndexes(t *testing.T) {
+	c := clienttest.Start(t)
+	cache := client.NewCache(c, client.CacheOptions[*corev1.ConfigMap]{})
+	run(t, cache)
+	create(t, c, "before")
+	within(t, "the first object", func() bool { return cache.Len() == 1 })
+	byName := func(cm *corev1.ConfigMap) []string { return []string{cm.Name} }
+	cache.AddIndex("name", byName)
+	cache.AddIndex("name", func(*corev1.ConfigMap) []string { return nil }) // the first one stays
+	if got := cache.ByIndex("name", "before"); len(got) != 1 {
+		t.Errorf("%d objects of before the index was added, want 1", len(got))
+	}
+	create(t, c, "after")
+	within(t, "the second object", func() bool { return len(cache.ByIndex("name", "after")) == 1 })
+	if err := client.For[*corev1.ConfigMap](c).Delete(t.Context(), "default", "before"); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "the deletion", func() bool { return len(cache.ByIndex("name", "before")) == 0 })
+}
+
 func TestCacheKeepsTrying(t *testing.T) {
 	s, c := clienttest.StartServer(t)
 	var asked atomic.Int32

@@ -58,15 +58,32 @@ func (c *Cache[T]) Len() int {
 	return len(c.items)
 }
 
+// AddIndex adds an index to the cache, which may hold objects already. values returns the
+// values under which ByIndex finds an object, and must be pure. AddIndex does nothing if the
+// cache has an index of that name.
+func (c *Cache[T]) AddIndex(name string, values func(T) []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.indexes[name] != nil {
+		return
+	}
+	ix := &index[T]{values: values, sets: map[string]map[Key]T{}}
+	for key, obj := range c.items {
+		var none T
+		ix.replace(key, none, false, obj, true)
+	}
+	c.indexes[name] = ix
+}
+
 // ByIndex returns the objects that the index of the given name lists under value, in no
-// particular order. It panics if [CacheOptions.Indexes] has no such index.
+// particular order. It panics if the cache has no such index.
 func (c *Cache[T]) ByIndex(name, value string) []T {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
 	ix := c.indexes[name]
 	if ix == nil {
 		panic("client: no index " + name)
 	}
-	c.mu.RLock()
-	defer c.mu.RUnlock()
 	set := ix.sets[value]
 	out := make([]T, 0, len(set))
 	for _, obj := range set {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"github.com/spf13/pflag"
+
 	"keelson.dev/services/controller-manager/internal/aggregation"
 	"keelson.dev/services/controller-manager/internal/cluster"
 	"keelson.dev/services/controller-manager/internal/cronjob"
@@ -26,40 +28,61 @@ import (
 	"keelson.dev/services/controller-manager/internal/tokensecret"
 	"keelson.dev/services/controller-manager/internal/volume"
 	"keelson.dev/services/internal/controller"
-	"keelson.dev/services/internal/identity"
 )
 
-// catalogue lists the controllers, new for each term of leadership.
-func (o *options) catalogue(s *cluster.Cluster, metadata []*garbage.Metadata, id *identity.Source) []controller.Controller {
-	ca := func() []byte { return id.Current().RootsPEM }
-	return []controller.Controller{
-		deployment.New(s.As("deployment-controller")),
-		replicaset.New(s.As("replicaset-controller")),
-		replication.New(s.As("replication-controller")),
-		daemonset.New(s.As("daemonset-controller")),
-		statefulset.New(s.As("statefulset-controller")),
-		job.New(s.As("job-controller")),
-		cronjob.New(s.As("cronjob-controller")),
-		disruption.New(s.As("controllermanager")),
-		disruption.NewStale(s),
-		resourcequota.New(s.As("resourcequota-controller"), metadata),
-		endpointslice.New(s.As("endpoint-slice-controller")),
-		endpointslice.NewMirror(s.As("endpoint-slice-mirroring-controller")),
-		endpoints.New(s.As("endpoint-controller")),
-		namespace.New(s),
-		garbage.New(s.As("garbage-collector-controller"), metadata),
-		serviceaccount.New(s),
-		tokensecret.New(s, o.signer, ca),
-		tokencleaner.New(s),
-		rootca.New(s, ca),
-		aggregation.New(s),
-		nodeipam.New(s.As("cidrAllocator"), o.nodeRanges),
-		nodelifecycle.New(s.As("node-controller"), nodelifecycle.Config{Grace: o.nodeGrace, StartGrace: o.nodeStartup}),
-		nodelifecycle.NewEviction(s.As("taint-eviction-controller")),
-		podgc.New(s.As("pod-garbage-collector"), o.terminatedPods),
-		volume.NewClaims(s.As("persistentvolume-controller"), o.localVolumeDir),
-		volume.NewVolumes(s.As("persistentvolume-controller")),
-		volume.NewDefaultClass(s),
-		csr.New(s, o.authority),
+// entry is a row of the catalogue.
+type entry struct {
+	// name is the name for --controllers: Kubernetes' name of the controller, if it has
+	// one. Rows of the same name are switched together.
+	name string
+	// component is the source of the controller's events; empty if it records none.
+	component string
+	// build makes the controller. It is called once to learn which caches the controller
+	// reads, and then for each term of leadership.
+	build func(*cluster.Cluster) controller.Controller
+}
+
+// newCatalogue returns all controllers. It adds their flags to fs.
+func newCatalogue(fs *pflag.FlagSet) *catalogue {
+	var (
+		c       = &catalogue{}
+		ranges  = optionsOf(c, nodeipam.Flags(fs))
+		nodes   = optionsOf(c, nodelifecycle.Flags(fs))
+		pods    = optionsOf(c, podgc.Flags(fs))
+		volumes = optionsOf(c, volume.Flags(fs))
+		signing = optionsOf(c, csr.Flags(fs))
+		tokens  = optionsOf(c, tokensecret.Flags(fs))
+	)
+	c.entries = []entry{
+		{"deployment-controller", "deployment-controller", deployment.New},
+		{"replicaset-controller", "replicaset-controller", replicaset.New},
+		{"replicationcontroller-controller", "replication-controller", replication.New},
+		{"daemonset-controller", "daemonset-controller", daemonset.New},
+		{"statefulset-controller", "statefulset-controller", statefulset.New},
+		{"job-controller", "job-controller", job.New},
+		{"cronjob-controller", "cronjob-controller", cronjob.New},
+		{"disruption-controller", "controllermanager", disruption.New},
+		{"disruption-controller", "", disruption.NewStale},
+		{"resourcequota-controller", "resourcequota-controller", resourcequota.New},
+		{"endpointslice-controller", "endpoint-slice-controller", endpointslice.New},
+		{"endpointslice-mirroring-controller", "endpoint-slice-mirroring-controller", endpointslice.NewMirror},
+		{"endpoints-controller", "endpoint-controller", endpoints.New},
+		{"namespace-controller", "", namespace.New},
+		{"garbage-collector-controller", "garbage-collector-controller", garbage.New},
+		{"serviceaccount-controller", "", serviceaccount.New},
+		{"serviceaccount-token-controller", "", func(s *cluster.Cluster) controller.Controller { return tokensecret.New(s, tokens.Signer, c.ca) }},
+		{"token-cleaner-controller", "", tokencleaner.New},
+		{"root-ca-certificate-publisher-controller", "", func(s *cluster.Cluster) controller.Controller { return rootca.New(s, c.ca) }},
+		{"clusterrole-aggregation-controller", "", aggregation.New},
+		{"node-ipam-controller", "cidrAllocator", with(nodeipam.New, ranges)},
+		{"node-lifecycle-controller", "node-controller", with(nodelifecycle.New, nodes)},
+		{"taint-eviction-controller", "taint-eviction-controller", nodelifecycle.NewEviction},
+		{"pod-garbage-collector-controller", "pod-garbage-collector", with(podgc.New, pods)},
+		{"persistentvolume-binder-controller", "persistentvolume-controller", with(volume.NewClaims, volumes)},
+		{"persistentvolume-binder-controller", "persistentvolume-controller", volume.NewVolumes},
+		{"default-storageclass-controller", "", volume.NewDefaultClass},
+		{"certificatesigningrequest-signing-controller", "", with(csr.New, signing)},
 	}
+	fs.StringSliceVar(&c.selected, "controllers", []string{"*"}, c.usage())
+	return c
 }

@@ -1,5 +1,5 @@
 // Command controller-manager runs the controllers, which make the cluster's state match
-// its objects: catalogue.go lists them.
+// its objects: catalogue.go lists them, and --controllers selects which of them run.
 //
 // It is a client of the apiservers and of nothing else. One of its processes works; the
 // others keep their caches warm and take over within two seconds.
@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"keelson.dev/services/controller-manager/internal/cluster"
-	"keelson.dev/services/controller-manager/internal/garbage"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/controller"
 	"keelson.dev/services/internal/event"
@@ -38,23 +37,22 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	}
 	events := event.NewRecorder(svc.Client, name, svc.Instance)
 	g.Go("events", events.Run)
-	state := cluster.New(svc.Client, events)
-	metadata := garbage.NewMetadata(state)
+	o.catalogue.identity = svc.Identity
+	state := cluster.New(svc.Client, events, nil)
 	svc.Status.Registry().MustRegister(controller.Collectors()...)
-	for _, cache := range state.Caches {
+	// Controllers are made for each term of leadership. These are not run: they only ask
+	// for the caches, which stay warm between the terms.
+	o.catalogue.build(state)
+	for _, cache := range state.Seal() {
 		g.Go("cache of "+cache.Kind().Resource, cache.Run)
 		svc.Status.Ready("cache of "+cache.Kind().Resource, cacheReady(cache))
-	}
-	for _, cache := range metadata {
-		g.Go("metadata of "+cache.Kind().Resource, cache.Run)
-		svc.Status.Ready("metadata of "+cache.Kind().Resource, cacheReady(cache))
 	}
 	svc.LeadSteps(g, func(ctx context.Context) error {
 		defer events.Flush()
 		if !catchUp(ctx, state) {
 			return nil
 		}
-		return controller.Run(ctx, o.catalogue(state, metadata, svc.Identity)...)
+		return controller.Run(ctx, o.catalogue.build(state)...)
 	})
 	return nil
 }

@@ -15,7 +15,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"keelson.dev/services/controller-manager/internal/garbage"
 	. "keelson.dev/services/controller-manager/internal/testkit" //nolint:revive // the tests' own words.
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity/identitytest"
@@ -38,6 +37,7 @@ func TestWrongCalls(t *testing.T) {
 		"--cluster-ca":                  append(base, "--cluster-ca", t.TempDir()),
 		"--service-account-key":         append(base, "--service-account-key", junk),
 		"--terminated-pod-gc-threshold": append(base, "--terminated-pod-gc-threshold", "-1"),
+		"--controllers":                 append(base, "--controllers", "*,-deployment"),
 		"--identity":                    base,
 	} {
 		var out bytes.Buffer
@@ -56,11 +56,8 @@ func startAll(t *testing.T) *World {
 	if err := o.check(); err != nil {
 		t.Fatal(err)
 	}
-	metadata := garbage.NewMetadata(w.Cluster)
-	for _, c := range metadata {
-		w.Go(c.Run)
-	}
-	w.Run(o.catalogue(w.Cluster, metadata, identitytest.NewCA(t).Source(t, "system:kube-controller-manager"))...)
+	o.catalogue.identity = identitytest.NewCA(t).Source(t, "system:kube-controller-manager")
+	w.Run(o.catalogue.build(w.Cluster)...)
 	return w
 }
 

@@ -23,15 +23,17 @@ import (
 type reconciler struct {
 	*cluster.Cluster
 
+	ClusterRoles *client.Cache[*rbacv1.ClusterRole]
+
 	roles client.Resource[*rbacv1.ClusterRole]
 }
 
 // New returns the controller.
 func New(s *cluster.Cluster) controller.Controller {
-	r := &reconciler{Cluster: s, roles: client.For[*rbacv1.ClusterRole](s.Client)}
+	r := &reconciler{Cluster: s, ClusterRoles: cluster.Of[*rbacv1.ClusterRole](s), roles: client.For[*rbacv1.ClusterRole](s.Client)}
 	return controller.Controller{
 		Name: "clusterrole-aggregation", Workers: 1, Reconcile: r.reconcile,
-		Sources: []controller.Source{controller.From(s.ClusterRoles, r.concerned)},
+		Sources: []controller.Source{controller.From(r.ClusterRoles, r.concerned)},
 	}
 }
 

@@ -19,14 +19,14 @@ func Selects(svc *corev1.Service) bool {
 }
 
 // ServicesOf maps a pod event to the services that it concerns. Most changes of a pod's
-// status concern none.
-func ServicesOf(s *cluster.Cluster) func(client.Event[*corev1.Pod]) []controller.Key {
+// status concern none. services has the index cluster.ByNamespace.
+func ServicesOf(services *client.Cache[*corev1.Service]) func(client.Event[*corev1.Pod]) []controller.Key {
 	return func(ev client.Event[*corev1.Pod]) []controller.Key {
 		if ev.Old != nil && ev.Type == client.Modified && !concerns(ev.Old, ev.Object) {
 			return nil
 		}
 		var keys []controller.Key
-		for _, svc := range s.Services.ByIndex(cluster.ByNamespace, ev.Object.Namespace) {
+		for _, svc := range services.ByIndex(cluster.ByNamespace, ev.Object.Namespace) {
 			if !Selects(svc) {
 				continue
 			}
@@ -49,10 +49,10 @@ func concerns(a, b *corev1.Pod) bool {
 		!apiequality.Semantic.DeepEqual(a.Labels, b.Labels)
 }
 
-// Selected returns the pods of a service from the cache.
-func Selected(s *cluster.Cluster, svc *corev1.Service) []*corev1.Pod {
+// Selected returns the pods of a service. pods has the index cluster.ByNamespace.
+func Selected(pods *client.Cache[*corev1.Pod], svc *corev1.Service) []*corev1.Pod {
 	selector := labels.SelectorFromSet(svc.Spec.Selector)
-	return slices.DeleteFunc(s.Pods.ByIndex(cluster.ByNamespace, svc.Namespace), func(p *corev1.Pod) bool {
+	return slices.DeleteFunc(pods.ByIndex(cluster.ByNamespace, svc.Namespace), func(p *corev1.Pod) bool {
 		return !selector.Matches(labels.Set(p.Labels))
 	})
 }

@@ -1,6 +1,10 @@
 // Package cluster holds what the controllers know of the cluster: one cache for each
 // kind, shared by all of them and kept warm while another process leads.
 //
+// A controller asks for the caches that it reads when it is made, and names the indexes
+// that it looks objects up by. What no controller asks for is not cached. All caches must
+// be asked for before they are started; see [Cluster.Seal].
+//
 // Objects are cached without the fields that no controller reads (see each transform),
 // to save memory. They must never be written back whole unless their transform allows
 // it: pods and nodes are written by patch.
@@ -8,24 +12,18 @@ package cluster
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"sync"
 
-	appsv1 "k8s.io/api/apps/v1"
-	batchv1 "k8s.io/api/batch/v1"
-	certificatesv1 "k8s.io/api/certificates/v1"
-	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-	policyv1 "k8s.io/api/policy/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
-	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/proto/client"
 	"keelson.dev/services/internal/event"
 )
 
-// Indexes of the caches.
+// Indexes that [Of] knows. A controller adds one that only it needs with AddIndex.
 const (
 	// ByController finds objects by the uid of their controller.
 	ByController = "controller"
@@ -35,60 +33,14 @@ const (
 	ByNamespace = "namespace"
 	// ByNode finds pods by the node they are bound to; "" finds unbound pods.
 	ByNode = "node"
-	// ByClaim finds pods by the "namespace/name" of the claims that they mount.
-	ByClaim = "claim"
-	// ByJob finds pods that a job tracks by the "namespace/name" of the job.
-	ByJob = "job"
-	// ByService finds endpoint slices by the "namespace/name" of their service.
-	ByService = "service"
-	// ByVolume finds claims by the volume they are bound to.
-	ByVolume = "volume"
-	// ByAccount finds token secrets by the "namespace/name" of their account.
-	ByAccount = "account"
 )
-
-// RootCAConfigMap holds the cluster's CA in each namespace.
-const RootCAConfigMap = "kube-root-ca.crt"
-
-// TokenExpiration is the key of a bootstrap token's Secret that holds its expiration
-// time.
-const TokenExpiration = "expiration"
 
 // Cluster holds the caches and the client and recorder that write.
 type Cluster struct {
 	Client *client.Client
 	Events *event.Recorder
 
-	Namespaces     *client.Cache[*corev1.Namespace]
-	Nodes          *client.Cache[*corev1.Node]
-	Pods           *client.Cache[*corev1.Pod]
-	Services       *client.Cache[*corev1.Service]
-	Endpoints      *client.Cache[*corev1.Endpoints] //nolint:staticcheck // still served, still written.
-	EndpointSlices *client.Cache[*discoveryv1.EndpointSlice]
-	Deployments    *client.Cache[*appsv1.Deployment]
-	ReplicaSets    *client.Cache[*appsv1.ReplicaSet]
-	DaemonSets     *client.Cache[*appsv1.DaemonSet]
-	StatefulSets   *client.Cache[*appsv1.StatefulSet]
-	// ControllerRevisions are written by renumbering and deletion only.
-	ControllerRevisions    *client.Cache[*appsv1.ControllerRevision]
-	ReplicationControllers *client.Cache[*corev1.ReplicationController]
-	Jobs                   *client.Cache[*batchv1.Job]
-	CronJobs               *client.Cache[*batchv1.CronJob]
-	ServiceAccounts        *client.Cache[*corev1.ServiceAccount]
-	TokenSecrets           *client.Cache[*corev1.Secret]
-	BootstrapTokens        *client.Cache[*corev1.Secret]
-	RootCAs                *client.Cache[*corev1.ConfigMap]
-	DisruptionBudgets      *client.Cache[*policyv1.PodDisruptionBudget]
-	ResourceQuotas         *client.Cache[*corev1.ResourceQuota]
-	Claims                 *client.Cache[*corev1.PersistentVolumeClaim]
-	Volumes                *client.Cache[*corev1.PersistentVolume]
-	StorageClasses         *client.Cache[*storagev1.StorageClass]
-	NodeLeases             *client.Cache[*coordinationv1.Lease]
-	SigningRequests        *client.Cache[*certificatesv1.CertificateSigningRequest]
-	ClusterRoles           *client.Cache[*rbacv1.ClusterRole]
-
-	// Caches lists all of the above.
-	Caches []Cache
+	caches *caches
 }
 
 // Cache is any cache.
@@ -100,6 +52,33 @@ type Cache interface {
 	Err() error
 }
 
+// caches is shared by the copies of a cluster.
+type caches struct {
+	made func(Cache)
+
+	mu      sync.Mutex
+	entries []*entry
+	sealed  bool
+}
+
+// entry is a cache and what it holds.
+type entry struct {
+	Any
+
+	kind              *client.Kind
+	namespace, fields string
+	// metadata is true for a cache that holds metadata alone.
+	metadata bool
+	// typed is the *client.Cache[T].
+	typed any
+}
+
+// New returns a cluster without caches. made, if not nil, is called with each cache that
+// is made; without it, the caller runs the caches that Seal returns.
+func New(c *client.Client, events *event.Recorder, made func(Cache)) *Cluster {
+	return &Cluster{Client: c, Events: events, caches: &caches{made: made}}
+}
+
 // As returns the same cluster for a control loop that records its events under its own
 // name.
 func (s *Cluster) As(component string) *Cluster {
@@ -108,14 +87,121 @@ func (s *Cluster) As(component string) *Cluster {
 	return &out
 }
 
-// CatchUp waits until all caches show what the previous leader wrote last.
+// Selection is a part of a kind's objects, for a cache of its own.
+type Selection[T client.Object] struct {
+	// Namespace and FieldSelector restrict the objects, as in [client.CacheOptions].
+	Namespace, FieldSelector string
+	// Transform drops the fields that are not read; nil drops managedFields alone.
+	Transform func(T) T
+}
+
+// Of returns the cache of all objects of a kind, and makes it if there is none yet.
+// indexes names those of this package's indexes that the caller looks objects up by.
+func Of[T client.Object](s *Cluster, indexes ...string) *client.Cache[T] {
+	return Select(s, Selection[T]{Transform: transform[T]()}, indexes...)
+}
+
+// Select returns the cache of a selection, and makes it if there is none yet. All callers
+// must give a selection the same transform.
+func Select[T client.Object](s *Cluster, sel Selection[T], indexes ...string) *client.Cache[T] {
+	kind := client.For[T](s.Client).Kind()
+	cache, isNew := find(s.caches, kind, sel.Namespace, sel.FieldSelector, false, func() *client.Cache[T] {
+		if sel.Transform == nil {
+			sel.Transform = slim[T]
+		}
+		return client.NewCache(s.Client, client.CacheOptions[T]{Namespace: sel.Namespace, FieldSelector: sel.FieldSelector, Transform: sel.Transform})
+	})
+	for _, name := range indexes {
+		values := common[T](name)
+		if values == nil {
+			panic(fmt.Sprintf("cluster: no index %q of %s", name, kind.Resource))
+		}
+		cache.AddIndex(name, values)
+	}
+	if isNew && s.caches.made != nil {
+		s.caches.made(cache)
+	}
+	return cache
+}
+
+// find returns the cache of a selection, which newCache makes if there is none.
+func find[T client.Object](c *caches, kind *client.Kind, namespace, fields string, metadata bool, newCache func() *client.Cache[T]) (cache *client.Cache[T], isNew bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.lookUp(kind, namespace, fields, metadata); e != nil {
+		return e.typed.(*client.Cache[T]), false
+	}
+	if c.sealed {
+		panic("cluster: a cache of " + kind.Resource + " is asked for after the caches were started")
+	}
+	cache = newCache()
+	c.entries = append(c.entries, &entry{Any: anyOf(cache), kind: kind, namespace: namespace, fields: fields, metadata: metadata, typed: cache})
+	return cache, true
+}
+
+// lookUp finds an entry; c.mu is held.
+func (c *caches) lookUp(kind *client.Kind, namespace, fields string, metadata bool) *entry {
+	i := slices.IndexFunc(c.entries, func(e *entry) bool {
+		return e.kind == kind && e.namespace == namespace && e.fields == fields && e.metadata == metadata
+	})
+	if i < 0 {
+		return nil
+	}
+	return c.entries[i]
+}
+
+// Seal returns the caches, for the caller to run. After it no other cache can be made. A
+// cache of metadata is left out if its kind has since been asked for in full.
+func (s *Cluster) Seal() []Cache {
+	c := s.caches
+	c.mu.Lock()
+	var whole []*client.Kind
+	for _, e := range c.entries {
+		if e.metadata && !slices.Contains(whole, e.kind) {
+			whole = append(whole, e.kind)
+		}
+	}
+	c.entries = slices.DeleteFunc(c.entries, func(e *entry) bool { return e.metadata })
+	c.mu.Unlock()
+	for _, k := range whole {
+		All(s, k)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sealed = true
+	out := make([]Cache, len(c.entries))
+	for i, e := range c.entries {
+		out[i] = e.Any
+	}
+	return out
+}
+
+// CatchUp waits until all caches but those of metadata show what the previous leader
+// wrote last.
 func (s *Cluster) CatchUp(ctx context.Context) error {
-	errs := make(chan error, len(s.Caches))
-	for _, c := range s.Caches {
-		go func() { errs <- c.CatchUp(ctx) }()
+	return s.catchUp(ctx, func(e *entry) bool { return !e.metadata })
+}
+
+// CatchUpAll is CatchUp for all caches.
+func (s *Cluster) CatchUpAll(ctx context.Context) error {
+	return s.catchUp(ctx, func(*entry) bool { return true })
+}
+
+func (s *Cluster) catchUp(ctx context.Context, which func(*entry) bool) error {
+	s.caches.mu.Lock()
+	var entries []*entry
+	for _, e := range s.caches.entries {
+		if which(e) {
+			entries = append(entries, e)
+		}
+	}
+	s.caches.mu.Unlock()
+	errs := make(chan error, len(entries))
+	for _, e := range entries {
+		go func() { errs <- e.CatchUp(ctx) }()
 	}
 	var first error
-	for range s.Caches {
+	for range entries {
 		if err := <-errs; err != nil && first == nil {
 			first = err
 		}
@@ -123,90 +209,21 @@ func (s *Cluster) CatchUp(ctx context.Context) error {
 	return first
 }
 
-// New returns a cluster. The caller runs each of Caches.
-func New(c *client.Client, events *event.Recorder) *Cluster {
-	s := &Cluster{Client: c, Events: events}
-	s.Namespaces = add(s, client.CacheOptions[*corev1.Namespace]{Transform: slim[*corev1.Namespace]})
-	s.Nodes = add(s, client.CacheOptions[*corev1.Node]{Transform: slimNode})
-	s.Pods = add(s, client.CacheOptions[*corev1.Pod]{Transform: slimPod, Indexes: map[string]func(*corev1.Pod) []string{
-		ByController: controllerOf[*corev1.Pod],
-		ByOrphanage:  orphanage[*corev1.Pod],
-		ByNamespace:  namespaceOf[*corev1.Pod],
-		ByNode:       func(p *corev1.Pod) []string { return []string{p.Spec.NodeName} },
-		ByClaim:      claimsOf,
-		ByJob:        jobOf,
-	}})
-	s.Services = add(s, client.CacheOptions[*corev1.Service]{Transform: slim[*corev1.Service], Indexes: map[string]func(*corev1.Service) []string{
-		ByNamespace: namespaceOf[*corev1.Service],
-	}})
-	s.Endpoints = add(s, client.CacheOptions[*corev1.Endpoints]{Transform: slim[*corev1.Endpoints]}) //nolint:staticcheck // as above.
-	s.EndpointSlices = add(s, client.CacheOptions[*discoveryv1.EndpointSlice]{Transform: slim[*discoveryv1.EndpointSlice], Indexes: map[string]func(*discoveryv1.EndpointSlice) []string{
-		ByService: func(e *discoveryv1.EndpointSlice) []string {
-			return []string{e.Namespace + "/" + e.Labels[discoveryv1.LabelServiceName]}
-		},
-	}})
-	s.Deployments = add(s, client.CacheOptions[*appsv1.Deployment]{Transform: slim[*appsv1.Deployment], Indexes: map[string]func(*appsv1.Deployment) []string{
-		ByNamespace: namespaceOf[*appsv1.Deployment],
-	}})
-	s.ReplicaSets = add(s, client.CacheOptions[*appsv1.ReplicaSet]{Transform: slim[*appsv1.ReplicaSet], Indexes: map[string]func(*appsv1.ReplicaSet) []string{
-		ByController: controllerOf[*appsv1.ReplicaSet],
-		ByOrphanage:  orphanage[*appsv1.ReplicaSet],
-		ByNamespace:  namespaceOf[*appsv1.ReplicaSet],
-	}})
-	s.DaemonSets = add(s, client.CacheOptions[*appsv1.DaemonSet]{Transform: slim[*appsv1.DaemonSet], Indexes: map[string]func(*appsv1.DaemonSet) []string{
-		ByNamespace: namespaceOf[*appsv1.DaemonSet],
-	}})
-	s.StatefulSets = add(s, client.CacheOptions[*appsv1.StatefulSet]{Transform: slim[*appsv1.StatefulSet], Indexes: map[string]func(*appsv1.StatefulSet) []string{
-		ByNamespace: namespaceOf[*appsv1.StatefulSet],
-	}})
-	s.ControllerRevisions = add(s, client.CacheOptions[*appsv1.ControllerRevision]{Transform: slim[*appsv1.ControllerRevision], Indexes: map[string]func(*appsv1.ControllerRevision) []string{
-		ByController: controllerOf[*appsv1.ControllerRevision],
-		ByOrphanage:  orphanage[*appsv1.ControllerRevision],
-	}})
-	s.ReplicationControllers = add(s, client.CacheOptions[*corev1.ReplicationController]{Transform: slim[*corev1.ReplicationController], Indexes: map[string]func(*corev1.ReplicationController) []string{
-		ByNamespace: namespaceOf[*corev1.ReplicationController],
-	}})
-	s.CronJobs = add(s, client.CacheOptions[*batchv1.CronJob]{Transform: slim[*batchv1.CronJob]})
-	s.Jobs = add(s, client.CacheOptions[*batchv1.Job]{Transform: slim[*batchv1.Job], Indexes: map[string]func(*batchv1.Job) []string{
-		ByController: controllerOf[*batchv1.Job],
-		ByNamespace:  namespaceOf[*batchv1.Job],
-	}})
-	s.ServiceAccounts = add(s, client.CacheOptions[*corev1.ServiceAccount]{Transform: slim[*corev1.ServiceAccount]})
-	s.TokenSecrets = add(s, client.CacheOptions[*corev1.Secret]{
-		FieldSelector: "type=" + string(corev1.SecretTypeServiceAccountToken), Transform: slimSecret,
-		Indexes: map[string]func(*corev1.Secret) []string{
-			ByAccount: func(s *corev1.Secret) []string {
-				return []string{s.Namespace + "/" + s.Annotations[corev1.ServiceAccountNameKey]}
-			},
-		},
-	})
-	s.BootstrapTokens = add(s, client.CacheOptions[*corev1.Secret]{
-		Namespace: metav1.NamespaceSystem, FieldSelector: "type=" + string(corev1.SecretTypeBootstrapToken), Transform: slimBootstrapToken,
-	})
-	s.RootCAs = add(s, client.CacheOptions[*corev1.ConfigMap]{
-		FieldSelector: "metadata.name=" + RootCAConfigMap, Transform: slim[*corev1.ConfigMap],
-	})
-	s.ResourceQuotas = add(s, client.CacheOptions[*corev1.ResourceQuota]{Transform: slim[*corev1.ResourceQuota], Indexes: map[string]func(*corev1.ResourceQuota) []string{
-		ByNamespace: namespaceOf[*corev1.ResourceQuota],
-	}})
-	s.DisruptionBudgets = add(s, client.CacheOptions[*policyv1.PodDisruptionBudget]{Transform: slim[*policyv1.PodDisruptionBudget], Indexes: map[string]func(*policyv1.PodDisruptionBudget) []string{
-		ByNamespace: namespaceOf[*policyv1.PodDisruptionBudget],
-	}})
-	s.Claims = add(s, client.CacheOptions[*corev1.PersistentVolumeClaim]{Transform: slim[*corev1.PersistentVolumeClaim], Indexes: map[string]func(*corev1.PersistentVolumeClaim) []string{
-		ByVolume: func(c *corev1.PersistentVolumeClaim) []string { return []string{c.Spec.VolumeName} },
-	}})
-	s.Volumes = add(s, client.CacheOptions[*corev1.PersistentVolume]{Transform: slim[*corev1.PersistentVolume]})
-	s.StorageClasses = add(s, client.CacheOptions[*storagev1.StorageClass]{Transform: slim[*storagev1.StorageClass]})
-	s.NodeLeases = add(s, client.CacheOptions[*coordinationv1.Lease]{Namespace: corev1.NamespaceNodeLease, Transform: slim[*coordinationv1.Lease]})
-	s.SigningRequests = add(s, client.CacheOptions[*certificatesv1.CertificateSigningRequest]{Transform: slim[*certificatesv1.CertificateSigningRequest]})
-	s.ClusterRoles = add(s, client.CacheOptions[*rbacv1.ClusterRole]{Transform: slim[*rbacv1.ClusterRole]})
-	return s
-}
-
-func add[T client.Object](s *Cluster, o client.CacheOptions[T]) *client.Cache[T] {
-	c := client.NewCache(s.Client, o)
-	s.Caches = append(s.Caches, c)
-	return c
+// common returns the function of one of this package's indexes, or nil.
+func common[T client.Object](name string) func(T) []string {
+	var none T
+	_, pods := any(none).(*corev1.Pod)
+	switch {
+	case name == ByController:
+		return controllerOf[T]
+	case name == ByOrphanage:
+		return orphanage[T]
+	case name == ByNamespace:
+		return namespaceOf[T]
+	case name == ByNode && pods:
+		return func(obj T) []string { return []string{any(obj).(*corev1.Pod).Spec.NodeName} }
+	}
+	return nil
 }
 
 func controllerOf[T client.Object](obj T) []string {
@@ -224,24 +241,6 @@ func orphanage[T client.Object](obj T) []string {
 }
 
 func namespaceOf[T client.Object](obj T) []string { return []string{obj.GetNamespace()} }
-
-func jobOf(p *corev1.Pod) []string {
-	ref := metav1.GetControllerOfNoCopy(p)
-	if ref == nil || ref.Kind != "Job" || !slices.Contains(p.Finalizers, batchv1.JobTrackingFinalizer) {
-		return nil
-	}
-	return []string{p.Namespace + "/" + ref.Name}
-}
-
-func claimsOf(p *corev1.Pod) []string {
-	var out []string
-	for i := range p.Spec.Volumes {
-		if name := ClaimName(p, &p.Spec.Volumes[i]); name != "" {
-			out = append(out, p.Namespace+"/"+name)
-		}
-	}
-	return out
-}
 
 // ClaimName returns the claim of a pod's volume, or "" if there is none. The claim of a
 // generic ephemeral volume is named after the pod and the volume.

@@ -9,6 +9,24 @@ import (
 	"keelson.dev/proto/client"
 )
 
+// transform returns what the cache of a whole kind drops from its objects.
+func transform[T client.Object]() func(T) T {
+	for _, f := range []any{slimPod, slimNode} {
+		if f, ok := f.(func(T) T); ok {
+			return f
+		}
+	}
+	return slim[T]
+}
+
+// slimMetadata keeps what the garbage collector's graph needs.
+func slimMetadata(m *metav1.PartialObjectMetadata) *metav1.PartialObjectMetadata {
+	return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
+		Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion,
+		OwnerReferences: m.OwnerReferences, Finalizers: m.Finalizers, DeletionTimestamp: m.DeletionTimestamp,
+	}}
+}
+
 // slim drops managedFields, which the server keeps when an update has none. The
 // object may be written back.
 func slim[T client.Object](obj T) T {
@@ -114,25 +132,4 @@ func slimNode(n *corev1.Node) *corev1.Node {
 	n.ManagedFields = nil
 	n.Status.Images = nil
 	return n
-}
-
-// slimSecret keeps whether a secret has a token, but not the token. Such secrets are
-// written by patch.
-func slimSecret(s *corev1.Secret) *corev1.Secret {
-	s.ManagedFields = nil
-	if len(s.Data[corev1.ServiceAccountTokenKey]) > 0 {
-		s.Data[corev1.ServiceAccountTokenKey] = []byte("set")
-	}
-	return s
-}
-
-// slimBootstrapToken keeps only when a token expires, and nothing of the token itself.
-func slimBootstrapToken(s *corev1.Secret) *corev1.Secret {
-	s.ManagedFields = nil
-	expiration, ok := s.Data[TokenExpiration]
-	s.Data = nil
-	if ok {
-		s.Data = map[string][]byte{TokenExpiration: expiration}
-	}
-	return s
 }

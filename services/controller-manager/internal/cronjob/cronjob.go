@@ -26,6 +26,9 @@ import (
 type reconciler struct {
 	*cluster.Cluster
 
+	CronJobs *client.Cache[*batchv1.CronJob]
+	Jobs     *client.Cache[*batchv1.Job]
+
 	cronJobs  client.Resource[*batchv1.CronJob]
 	jobs      client.Resource[*batchv1.Job]
 	ownWrites *controller.Writes
@@ -36,15 +39,17 @@ type reconciler struct {
 // New returns the CronJob controller.
 func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{
-		Cluster: s, cronJobs: client.For[*batchv1.CronJob](s.Client), jobs: client.For[*batchv1.Job](s.Client),
-		ownWrites: controller.NewWrites(s.CronJobs), jobWrites: controller.NewWrites(s.Jobs), now: time.Now,
+		Cluster: s, CronJobs: cluster.Of[*batchv1.CronJob](s), Jobs: cluster.Of[*batchv1.Job](s, cluster.ByController),
+		cronJobs: client.For[*batchv1.CronJob](s.Client), jobs: client.For[*batchv1.Job](s.Client),
+		now: time.Now,
 	}
+	r.ownWrites, r.jobWrites = controller.NewWrites(r.CronJobs), controller.NewWrites(r.Jobs)
 	return controller.Controller{
 		Name: "cronjob", Workers: 5, Reconcile: r.reconcile,
 		Fresh: func(key controller.Key) error { return errors.Join(r.ownWrites.Fresh(key), r.jobWrites.Fresh(key)) },
 		Sources: []controller.Source{
-			controller.Objects(s.CronJobs),
-			controller.From(s.Jobs, ofJob),
+			controller.Objects(r.CronJobs),
+			controller.From(r.Jobs, ofJob),
 		},
 	}
 }
@@ -62,11 +67,11 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	if !ok {
 		return controller.Result{}, nil
 	}
-	plan := Make(cj, r.Jobs.ByIndex(cluster.ByController, string(cj.UID)), r.now())
+	plan := Plan(cj, r.Jobs.ByIndex(cluster.ByController, string(cj.UID)), r.now())
 	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, cj, plan)
 }
 
-func (r *reconciler) carryOut(ctx context.Context, cj *batchv1.CronJob, plan Plan) error {
+func (r *reconciler) carryOut(ctx context.Context, cj *batchv1.CronJob, plan Actions) error {
 	for _, e := range plan.Events {
 		if e.Warning {
 			r.Events.Warning(ctx, cj, e.Reason, "%s", e.Message)

@@ -19,8 +19,8 @@ import (
 // value is Kubernetes'.
 const manyMissed = 100
 
-// Plan lists the writes of one reconcile: deletions, then the new job, then the status.
-type Plan struct {
+// Actions lists the writes of one reconcile: deletions, then the new job, then the status.
+type Actions struct {
 	// Delete lists the jobs beyond the history limits and those that the new one replaces.
 	Delete []*batchv1.Job
 	// Create is the job that is due, or nil. Status already has its scheduled time; its
@@ -42,12 +42,12 @@ type planner struct {
 	cj   *batchv1.CronJob
 	jobs []*batchv1.Job
 	now  time.Time
-	plan Plan
+	plan Actions
 }
 
-// Make plans the next step for a CronJob. jobs are those that it controls.
-func Make(cj *batchv1.CronJob, jobs []*batchv1.Job, now time.Time) Plan {
-	p := &planner{cj: cj, jobs: jobs, now: now, plan: Plan{Status: *cj.Status.DeepCopy()}}
+// Plan returns the next step for a CronJob. jobs are those that it controls.
+func Plan(cj *batchv1.CronJob, jobs []*batchv1.Job, now time.Time) Actions {
+	p := &planner{cj: cj, jobs: jobs, now: now, plan: Actions{Status: *cj.Status.DeepCopy()}}
 	p.account()
 	if cj.DeletionTimestamp != nil {
 		return p.plan

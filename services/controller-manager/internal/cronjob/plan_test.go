@@ -45,7 +45,7 @@ func job(name string, age time.Duration, end batchv1.JobConditionType) *batchv1.
 	return j
 }
 
-func reasons(p cronjob.Plan) []string {
+func reasons(p cronjob.Actions) []string {
 	var out []string
 	for _, e := range p.Events {
 		out = append(out, e.Reason)
@@ -104,7 +104,7 @@ func TestStartsWhatIsDue(t *testing.T) {
 			if c.change != nil {
 				c.change(cj)
 			}
-			p := cronjob.Make(cj, nil, now)
+			p := cronjob.Plan(cj, nil, now)
 			if (p.Create == nil) != c.due.IsZero() {
 				t.Fatalf("created %v, want a job only if one is due (%v)", p.Create, c.due)
 			}
@@ -130,7 +130,7 @@ func TestScheduledTimeAnnotationIsInTheTimeZone(t *testing.T) {
 	cj := hourly()
 	zone := "Asia/Kolkata"
 	cj.Spec.TimeZone = &zone
-	got := cronjob.Make(cj, nil, now).Create.Annotations[batchv1.CronJobScheduledTimestampAnnotation]
+	got := cronjob.Plan(cj, nil, now).Create.Annotations[batchv1.CronJobScheduledTimestampAnnotation]
 	if got != "2026-11-01T18:00:00+05:30" {
 		t.Errorf("scheduled time %q, want 18:00 in Asia/Kolkata", got)
 	}
@@ -145,7 +145,7 @@ func TestConcurrency(t *testing.T) {
 	} {
 		cj := hourly()
 		cj.Spec.ConcurrencyPolicy = policy
-		p := cronjob.Make(cj, []*batchv1.Job{running}, now)
+		p := cronjob.Plan(cj, []*batchv1.Job{running}, now)
 		if (p.Create != nil) != c.create || (len(p.Delete) == 1) != c.remove {
 			t.Errorf("%s: created %v and deleted %v", policy, p.Create, p.Delete)
 		}
@@ -161,7 +161,7 @@ func TestStatusAndHistoryFollowTheJobs(t *testing.T) {
 	cj.Spec.SuccessfulJobsHistoryLimit, cj.Spec.FailedJobsHistoryLimit = &one, &one
 	cj.Status.Active = []corev1.ObjectReference{{Name: "done", UID: "done"}, {Name: "lost", UID: "lost"}}
 	done := job("done", time.Hour, batchv1.JobComplete)
-	p := cronjob.Make(cj, []*batchv1.Job{
+	p := cronjob.Plan(cj, []*batchv1.Job{
 		done, job("older", 2*time.Hour, batchv1.JobComplete), job("failed", time.Hour, batchv1.JobFailed),
 		job("failed-before", 2*time.Hour, batchv1.JobFailed), job("runs", time.Minute, ""),
 	}, now)
@@ -195,7 +195,7 @@ func TestOneJobPerScheduledTime(t *testing.T) {
 		cj.Status.LastScheduleTime = &before
 	}, client.Subresource("status"))
 	w.CatchUp()
-	due := cronjob.Make(cj, nil, time.Now()).Create
+	due := cronjob.Plan(cj, nil, time.Now()).Create
 	if due == nil {
 		t.Fatal("no job is due")
 	}

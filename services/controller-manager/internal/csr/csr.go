@@ -45,6 +45,8 @@ const askAgain = time.Minute
 type reconciler struct {
 	*cluster.Cluster
 
+	SigningRequests *client.Cache[*certificatesv1.CertificateSigningRequest]
+
 	requests  client.Resource[*certificatesv1.CertificateSigningRequest]
 	nodes     client.Resource[*corev1.Node]
 	leases    client.Resource[*coordinationv1.Lease]
@@ -56,12 +58,15 @@ type reconciler struct {
 
 // New returns the controller. Without an authority it approves and deletes, but does
 // not sign.
-func New(s *cluster.Cluster, a *Authority) controller.Controller { return build(s, a, time.Now, nil) }
+func New(s *cluster.Cluster, o Options) controller.Controller {
+	return build(s, o.Authority, time.Now, nil)
+}
 
 // build is New with may in place of the subject access review, for tests.
 func build(s *cluster.Cluster, a *Authority, now func() time.Time, may func(context.Context, *certificatesv1.CertificateSigningRequest, string) (bool, error)) controller.Controller {
 	r := &reconciler{
-		Cluster: s, requests: client.For[*certificatesv1.CertificateSigningRequest](s.Client), authority: a, now: now,
+		Cluster: s, SigningRequests: cluster.Of[*certificatesv1.CertificateSigningRequest](s),
+		requests: client.For[*certificatesv1.CertificateSigningRequest](s.Client), authority: a, now: now,
 		nodes: client.For[*corev1.Node](s.Client), leases: client.For[*coordinationv1.Lease](s.Client), secrets: client.For[*corev1.Secret](s.Client),
 	}
 	if r.may = may; may == nil {
@@ -69,7 +74,7 @@ func build(s *cluster.Cluster, a *Authority, now func() time.Time, may func(cont
 	}
 	return controller.Controller{
 		Name: "certificate-signing", Workers: 2, Reconcile: r.reconcile,
-		Sources: []controller.Source{controller.Objects(s.SigningRequests)},
+		Sources: []controller.Source{controller.Objects(r.SigningRequests)},
 	}
 }
 

@@ -313,7 +313,7 @@ func TestFromRequestToCertificate(t *testing.T) {
 func TestApprovedButNotPermitted(t *testing.T) {
 	a, _ := authority(t)
 	w := testkit.Start(t)
-	w.Run(New(w.Cluster, a))
+	w.Run(New(w.Cluster, Options{Authority: a}))
 	bad := object("bad", certificatesv1.KubeAPIServerClientSignerName, "jane", nil, request(t, "jane"), certificatesv1.UsageServerAuth)
 	bad.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, LastUpdateTime: metav1.Now()}}
 	testkit.Create(w, bad)

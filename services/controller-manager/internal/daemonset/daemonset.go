@@ -42,9 +42,12 @@ const (
 type reconciler struct {
 	*cluster.Cluster
 
+	DaemonSets *client.Cache[*appsv1.DaemonSet]
+	Nodes      *client.Cache[*corev1.Node]
+
 	sets      client.Resource[*appsv1.DaemonSet]
-	pods      owner.Claimer[*appsv1.DaemonSet, *corev1.Pod]
-	revisions owner.Claimer[*appsv1.DaemonSet, *appsv1.ControllerRevision]
+	pods      *owner.Claimer[*appsv1.DaemonSet, *corev1.Pod]
+	revisions *owner.Claimer[*appsv1.DaemonSet, *appsv1.ControllerRevision]
 	ownWrites *controller.Writes
 	failures  *flowcontrol.Backoff
 	now       func() time.Time
@@ -52,16 +55,12 @@ type reconciler struct {
 
 // New returns the DaemonSet controller.
 func New(s *cluster.Cluster) controller.Controller {
-	sets := client.For[*appsv1.DaemonSet](s.Client)
 	r := &reconciler{
-		Cluster: s, sets: sets,
-		pods: owner.Claimer[*appsv1.DaemonSet, *corev1.Pod]{
-			Owners: sets, Objects: client.For[*corev1.Pod](s.Client), Writes: controller.NewWrites(s.Pods),
-		},
-		revisions: owner.Claimer[*appsv1.DaemonSet, *appsv1.ControllerRevision]{
-			Owners: sets, Objects: client.For[*appsv1.ControllerRevision](s.Client), Writes: controller.NewWrites(s.ControllerRevisions),
-		},
-		ownWrites: controller.NewWrites(s.DaemonSets),
+		Cluster: s, DaemonSets: cluster.Of[*appsv1.DaemonSet](s), Nodes: cluster.Of[*corev1.Node](s),
+		sets:      client.For[*appsv1.DaemonSet](s.Client),
+		pods:      owner.NewClaimer[*appsv1.DaemonSet, *corev1.Pod](s, selectorOf),
+		revisions: owner.NewClaimer[*appsv1.DaemonSet, *appsv1.ControllerRevision](s, selectorOf),
+		ownWrites: controller.NewWrites(cluster.Of[*appsv1.DaemonSet](s)),
 		failures:  flowcontrol.NewBackOff(firstReplacement, lastReplacement),
 		now:       time.Now,
 	}
@@ -71,20 +70,12 @@ func New(s *cluster.Cluster) controller.Controller {
 			return errors.Join(r.pods.Writes.Fresh(key), r.revisions.Writes.Fresh(key), r.ownWrites.Fresh(key))
 		},
 		Sources: []controller.Source{
-			controller.Objects(s.DaemonSets),
-			controller.From(s.Pods, func(ev client.Event[*corev1.Pod]) []controller.Key {
-				return owner.Keys(ev, "DaemonSet", r.inNamespace, selectorOf)
-			}),
-			controller.From(s.ControllerRevisions, func(ev client.Event[*appsv1.ControllerRevision]) []controller.Key {
-				return owner.Keys(ev, "DaemonSet", r.inNamespace, selectorOf)
-			}),
-			controller.From(s.Nodes, r.ofNode),
+			controller.Objects(r.DaemonSets),
+			r.pods.Source(),
+			r.revisions.Source(),
+			controller.From(r.Nodes, r.ofNode),
 		},
 	}
-}
-
-func (r *reconciler) inNamespace(namespace string) []*appsv1.DaemonSet {
-	return r.DaemonSets.ByIndex(cluster.ByNamespace, namespace)
 }
 
 func selectorOf(ds *appsv1.DaemonSet) *metav1.LabelSelector { return ds.Spec.Selector }
@@ -132,19 +123,18 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 		return controller.Result{}, err
 	}
 	state.Hash = history.Hash(revision)
-	plan := Make(ds, state)
+	plan := Plan(ds, state)
 	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, ds, state, plan)
 }
 
-// observe claims the set's pods and revisions and returns the input of Make.
+// observe claims the set's pods and revisions and returns the input of Plan.
 func (r *reconciler) observe(ctx context.Context, ds *appsv1.DaemonSet, selector labels.Selector) (State, error) {
 	uid := string(ds.UID)
-	pods, err := r.pods.Claim(ctx, ds, selector, r.Pods.ByIndex(cluster.ByController, uid), r.Pods.ByIndex(cluster.ByOrphanage, ds.Namespace))
+	pods, err := r.pods.Claim(ctx, ds, selector)
 	if err != nil {
 		return State{}, err
 	}
-	revisions, err := r.revisions.Claim(ctx, ds, selector,
-		r.ControllerRevisions.ByIndex(cluster.ByController, uid), r.ControllerRevisions.ByIndex(cluster.ByOrphanage, ds.Namespace))
+	revisions, err := r.revisions.Claim(ctx, ds, selector)
 	if err != nil {
 		return State{}, err
 	}
@@ -164,7 +154,7 @@ func (r *reconciler) observe(ctx context.Context, ds *appsv1.DaemonSet, selector
 // revise returns the revision of the current template, and first writes it to the
 // server if needed. While the set is being deleted nothing is written.
 func (r *reconciler) revise(ctx context.Context, ds *appsv1.DaemonSet, revisions []*appsv1.ControllerRevision) (*appsv1.ControllerRevision, error) {
-	plan, err := history.Make(ds, &ds.Spec.Template, revisions, appsv1.DefaultDaemonSetUniqueLabelKey, ds.Status.CollisionCount)
+	plan, err := history.Plan(ds, &ds.Spec.Template, revisions, appsv1.DefaultDaemonSetUniqueLabelKey, ds.Status.CollisionCount)
 	if err != nil || ds.DeletionTimestamp != nil {
 		return plan.Current, err
 	}
@@ -189,7 +179,7 @@ func (r *reconciler) revise(ctx context.Context, ds *appsv1.DaemonSet, revisions
 }
 
 // carryOut writes the plan: pods first, then surplus revisions, then the status.
-func (r *reconciler) carryOut(ctx context.Context, ds *appsv1.DaemonSet, state State, plan Plan) error {
+func (r *reconciler) carryOut(ctx context.Context, ds *appsv1.DaemonSet, state State, plan Actions) error {
 	failure := r.changePods(ctx, ds, state, plan)
 	for _, old := range plan.Forget {
 		if err := r.revisions.Objects.Delete(ctx, old.Namespace, old.Name, client.UID(old.UID)); err != nil && !apierrors.IsNotFound(err) {
@@ -212,7 +202,7 @@ func (r *reconciler) carryOut(ctx context.Context, ds *appsv1.DaemonSet, state S
 	return failure
 }
 
-func (r *reconciler) changePods(ctx context.Context, ds *appsv1.DaemonSet, state State, plan Plan) error {
+func (r *reconciler) changePods(ctx context.Context, ds *appsv1.DaemonSet, state State, plan Actions) error {
 	for _, e := range plan.Events {
 		if e.Warning {
 			r.Events.Warning(ctx, ds, e.Reason, "%s", e.Message)

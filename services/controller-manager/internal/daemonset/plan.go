@@ -17,7 +17,7 @@ import (
 // Kubernetes' BurstReplicas.
 const burst = 250
 
-// State is the input of Make.
+// State is the input of Plan.
 type State struct {
 	Nodes     []*corev1.Node
 	Pods      []*corev1.Pod
@@ -30,8 +30,8 @@ type State struct {
 	Wait func(node string) time.Duration
 }
 
-// Plan lists the writes of one reconcile.
-type Plan struct {
+// Actions lists the writes of one reconcile.
+type Actions struct {
 	// Create lists the nodes to create a pod for.
 	Create []string
 	Delete []*corev1.Pod
@@ -68,11 +68,11 @@ type planner struct {
 	minReady time.Duration
 	places   []*place             // by name
 	deleting map[*corev1.Pod]bool // pods that the plan deletes
-	plan     Plan
+	plan     Actions
 }
 
-// Make plans the next step for a set.
-func Make(ds *appsv1.DaemonSet, state State) Plan {
+// Plan returns the next step for a set.
+func Plan(ds *appsv1.DaemonSet, state State) Actions {
 	p := &planner{
 		ds: ds, state: state, minReady: time.Duration(ds.Spec.MinReadySeconds) * time.Second,
 		deleting: map[*corev1.Pod]bool{},

@@ -110,7 +110,7 @@ func TestOnePodPerMatchingNode(t *testing.T) {
 			MatchExpressions: []corev1.NodeSelectorRequirement{{Key: "skip", Operator: corev1.NodeSelectorOpDoesNotExist}},
 		}}},
 	}}
-	plan := daemonset.Make(ds, state(n,
+	plan := daemonset.Plan(ds, state(n,
 		pod("c", "c", fresh), pod("d", "d", fresh), pod("e", "e", fresh), pod("gone", "gone", fresh), pod("f", "f", fresh, deleted)))
 	if want := []string{"a"}; !slices.Equal(plan.Create, want) {
 		t.Errorf("created pods on nodes %v, want %v", plan.Create, want)
@@ -132,7 +132,7 @@ func TestFailedPodsAreReplacedAfterBackoff(t *testing.T) {
 		}
 		return 0
 	}
-	plan := daemonset.Make(set(), st)
+	plan := daemonset.Plan(set(), st)
 	if got := names(plan.Delete); !slices.Equal(got, []string{"a"}) || !slices.Equal(plan.Failed, []string{"a"}) {
 		t.Errorf("deleted pods %v and counted failures on %v, want only a", got, plan.Failed)
 	}
@@ -145,7 +145,7 @@ func TestFailedPodsAreReplacedAfterBackoff(t *testing.T) {
 }
 
 func TestSurplusPodsAreDeletedNewestFirst(t *testing.T) {
-	plan := daemonset.Make(set(), state(nodes("a"), pod("young", "a", fresh, younger), pod("old", "a", fresh)))
+	plan := daemonset.Plan(set(), state(nodes("a"), pod("young", "a", fresh, younger), pod("old", "a", fresh)))
 	if got := names(plan.Delete); !slices.Equal(got, []string{"young"}) {
 		t.Errorf("deleted pods %v, want young", got)
 	}
@@ -158,7 +158,7 @@ func TestUnboundPodCountsForItsTargetNode(t *testing.T) {
 			MatchFields: []corev1.NodeSelectorRequirement{{Key: "metadata.name", Operator: corev1.NodeSelectorOpIn, Values: []string{"a"}}},
 		}}},
 	}}
-	plan := daemonset.Make(set(), state(nodes("a"), p))
+	plan := daemonset.Plan(set(), state(nodes("a"), p))
 	if len(plan.Create)+len(plan.Delete) != 0 || plan.Status.CurrentNumberScheduled != 1 {
 		t.Errorf("plan %+v", plan)
 	}
@@ -217,7 +217,7 @@ func TestRollout(t *testing.T) {
 			if c.rolling != (appsv1.RollingUpdateDaemonSet{}) {
 				ds.Spec.UpdateStrategy.RollingUpdate = &c.rolling
 			}
-			plan := daemonset.Make(ds, state(nodes("a", "b", "c", "d"), c.pods...))
+			plan := daemonset.Plan(ds, state(nodes("a", "b", "c", "d"), c.pods...))
 			if got := names(plan.Delete); !slices.Equal(got, c.want.remove) {
 				t.Errorf("deleted pods %v, want %v", got, c.want.remove)
 			}
@@ -229,14 +229,14 @@ func TestRollout(t *testing.T) {
 	t.Run("OnDelete", func(t *testing.T) {
 		ds := set()
 		ds.Spec.UpdateStrategy = appsv1.DaemonSetUpdateStrategy{Type: appsv1.OnDeleteDaemonSetStrategyType}
-		if plan := daemonset.Make(ds, state(nodes("a"), pod("a", "a", stale))); len(plan.Delete)+len(plan.Create) != 0 {
+		if plan := daemonset.Plan(ds, state(nodes("a"), pod("a", "a", stale))); len(plan.Delete)+len(plan.Create) != 0 {
 			t.Errorf("plan %+v", plan)
 		}
 	})
 	t.Run("failed pods of older templates do not wait for the backoff", func(t *testing.T) {
 		st := state(nodes("a"), pod("a", "a", stale, phase(corev1.PodFailed)))
 		st.Wait = func(string) time.Duration { return time.Minute }
-		if plan := daemonset.Make(set(), st); !slices.Equal(names(plan.Delete), []string{"a"}) {
+		if plan := daemonset.Plan(set(), st); !slices.Equal(names(plan.Delete), []string{"a"}) {
 			t.Errorf("deleted pods %v, want a", names(plan.Delete))
 		}
 	})
@@ -244,7 +244,7 @@ func TestRollout(t *testing.T) {
 
 func TestPodWithoutANodeIsKept(t *testing.T) {
 	p := pod("adopted", "", "", notReady, phase(corev1.PodPending))
-	plan := daemonset.Make(set(), state(nodes("a"), p))
+	plan := daemonset.Plan(set(), state(nodes("a"), p))
 	if len(plan.Delete) != 0 || !slices.Equal(plan.Create, []string{"a"}) {
 		t.Errorf("deleted pods %v and created pods on nodes %v, want none and a", names(plan.Delete), plan.Create)
 	}
@@ -274,7 +274,7 @@ func TestRolloutStaysWithinBounds(t *testing.T) {
 			if step > 500 {
 				t.Fatalf("seed %d: the rollout does not finish; pods: %v", seed, names(pods))
 			}
-			plan := daemonset.Make(ds, state(nodes(all...), pods...))
+			plan := daemonset.Plan(ds, state(nodes(all...), pods...))
 			for _, p := range plan.Delete {
 				deleted(p)
 			}

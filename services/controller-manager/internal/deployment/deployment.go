@@ -17,8 +17,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/proto/client"
 	"keelson.dev/services/controller-manager/internal/cluster"
@@ -30,9 +28,11 @@ import (
 type reconciler struct {
 	*cluster.Cluster
 
+	Deployments *client.Cache[*appsv1.Deployment]
+	Pods        *client.Cache[*corev1.Pod]
+
 	deployments client.Resource[*appsv1.Deployment]
-	sets        client.Resource[*appsv1.ReplicaSet]
-	setWrites   *controller.Writes
+	sets        *owner.Claimer[*appsv1.Deployment, *appsv1.ReplicaSet]
 	ownWrites   *controller.Writes
 	now         func() time.Time
 }
@@ -40,42 +40,21 @@ type reconciler struct {
 // New returns the Deployment controller.
 func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{
-		Cluster: s, deployments: client.For[*appsv1.Deployment](s.Client), sets: client.For[*appsv1.ReplicaSet](s.Client),
-		setWrites: controller.NewWrites(s.ReplicaSets), ownWrites: controller.NewWrites(s.Deployments), now: time.Now,
+		Cluster: s, Deployments: cluster.Of[*appsv1.Deployment](s), Pods: cluster.Of[*corev1.Pod](s, cluster.ByController),
+		deployments: client.For[*appsv1.Deployment](s.Client),
+		sets:        owner.NewClaimer[*appsv1.Deployment, *appsv1.ReplicaSet](s, func(d *appsv1.Deployment) *metav1.LabelSelector { return d.Spec.Selector }),
+		now:         time.Now,
 	}
+	r.ownWrites = controller.NewWrites(r.Deployments)
 	return controller.Controller{
 		Name: "deployment", Workers: 5, Reconcile: r.reconcile,
-		Fresh: func(key controller.Key) error { return errors.Join(r.setWrites.Fresh(key), r.ownWrites.Fresh(key)) },
+		Fresh: func(key controller.Key) error { return errors.Join(r.sets.Writes.Fresh(key), r.ownWrites.Fresh(key)) },
 		Sources: []controller.Source{
-			controller.Objects(s.Deployments),
-			controller.From(s.ReplicaSets, r.ofSet),
-			controller.From(s.Pods, r.ofPod),
+			controller.Objects(r.Deployments),
+			r.sets.Source(),
+			controller.From(r.Pods, r.ofPod),
 		},
 	}
-}
-
-// ofSet maps a ReplicaSet event to the deployments that it concerns.
-func (r *reconciler) ofSet(ev client.Event[*appsv1.ReplicaSet]) []controller.Key {
-	var keys []controller.Key
-	for _, rs := range []*appsv1.ReplicaSet{ev.Object, ev.Old} {
-		if rs == nil {
-			continue
-		}
-		if ref := metav1.GetControllerOfNoCopy(rs); ref != nil && ref.Kind == "Deployment" {
-			if key := (controller.Key{Namespace: rs.Namespace, Name: ref.Name}); !slices.Contains(keys, key) {
-				keys = append(keys, key)
-			}
-		}
-	}
-	if len(keys) > 0 || ev.Type == client.Deleted || metav1.GetControllerOfNoCopy(ev.Object) != nil {
-		return keys
-	}
-	for _, d := range r.Deployments.ByIndex(cluster.ByNamespace, ev.Object.Namespace) {
-		if s, err := metav1.LabelSelectorAsSelector(d.Spec.Selector); err == nil && !s.Empty() && s.Matches(labels.Set(ev.Object.Labels)) {
-			keys = append(keys, client.KeyOf(d))
-		}
-	}
-	return keys
 }
 
 // ofPod maps a pod event to the deployment with strategy Recreate that waits for the
@@ -86,7 +65,7 @@ func (r *reconciler) ofPod(ev client.Event[*corev1.Pod]) []controller.Key {
 	if !ended || ref == nil || ref.Kind != "ReplicaSet" {
 		return nil
 	}
-	rs, ok := r.ReplicaSets.Get(ev.Object.Namespace, ref.Name)
+	rs, ok := r.sets.Cache.Get(ev.Object.Namespace, ref.Name)
 	if !ok {
 		return nil
 	}
@@ -110,11 +89,11 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	if err != nil || selector.Empty() {
 		return controller.Result{}, nil // validation keeps such an object out.
 	}
-	sets, err := r.claim(ctx, d, selector)
+	sets, err := r.sets.Claim(ctx, d, selector)
 	if err != nil {
 		return controller.Result{}, err
 	}
-	plan := Make(d, sets, r.podsRunning, r.now())
+	plan := Plan(d, sets, r.podsRunning, r.now())
 	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, d, plan)
 }
 
@@ -126,44 +105,12 @@ func (r *reconciler) podsRunning(rs *appsv1.ReplicaSet) bool {
 	})
 }
 
-// claim adopts and releases sets and returns those that belong to the
-// deployment.
-func (r *reconciler) claim(ctx context.Context, d *appsv1.Deployment, selector labels.Selector) ([]*appsv1.ReplicaSet, error) {
-	claims := owner.Claim(d, selector, r.ReplicaSets.ByIndex(cluster.ByController, string(d.UID)), r.ReplicaSets.ByIndex(cluster.ByOrphanage, d.Namespace))
-	for _, rs := range claims.Release {
-		_, err := r.sets.Patch(ctx, rs.Namespace, rs.Name, types.StrategicMergePatchType, owner.ReleasePatch(d.UID, rs.UID))
-		if err != nil && !apierrors.IsNotFound(err) {
-			return nil, fmt.Errorf("release replica set %s: %w", rs.Name, err)
-		}
-	}
-	if len(claims.Adopt) == 0 {
-		return claims.Keep, nil
-	}
-	live, err := r.deployments.Get(ctx, d.Namespace, d.Name)
-	if err != nil || live.UID != d.UID || live.DeletionTimestamp != nil {
-		if apierrors.IsNotFound(err) {
-			err = nil
-		}
-		return claims.Keep, err
-	}
-	for _, rs := range claims.Adopt {
-		got, err := r.sets.Patch(ctx, rs.Namespace, rs.Name, types.StrategicMergePatchType, owner.AdoptPatch(d, rs.UID))
-		if err != nil {
-			return nil, fmt.Errorf("adopt replica set %s: %w", rs.Name, err)
-		}
-		got.ManagedFields = nil
-		r.setWrites.Wrote(client.KeyOf(d), got.ResourceVersion)
-		claims.Keep = append(claims.Keep, got)
-	}
-	return claims.Keep, nil
-}
-
 // carryOut writes the plan: sets before the status, which reports them.
-func (r *reconciler) carryOut(ctx context.Context, d *appsv1.Deployment, plan Plan) error {
+func (r *reconciler) carryOut(ctx context.Context, d *appsv1.Deployment, plan Actions) error {
 	key := client.KeyOf(d)
 	var failure error
 	if plan.Create != nil {
-		created, err := r.sets.Create(ctx, plan.Create)
+		created, err := r.sets.Objects.Create(ctx, plan.Create)
 		switch {
 		case apierrors.IsAlreadyExists(err):
 			return r.collided(ctx, d, plan.Create)
@@ -174,7 +121,7 @@ func (r *reconciler) carryOut(ctx context.Context, d *appsv1.Deployment, plan Pl
 			plan.Status = creationFailed(d, plan.Status, err, r.now())
 			r.Events.Warning(ctx, d, "ReplicaSetCreateError", "Failed to create new replica set %q: %v", plan.Create.Name, err)
 		default:
-			r.setWrites.Wrote(key, created.ResourceVersion)
+			r.sets.Writes.Wrote(key, created.ResourceVersion)
 		}
 	}
 	if failure == nil {
@@ -188,18 +135,18 @@ func (r *reconciler) carryOut(ctx context.Context, d *appsv1.Deployment, plan Pl
 	return errors.Join(failure, r.writeOwn(ctx, d, plan))
 }
 
-func (r *reconciler) changeSets(ctx context.Context, key controller.Key, plan Plan) error {
+func (r *reconciler) changeSets(ctx context.Context, key controller.Key, plan Actions) error {
 	var failure error
 	for _, rs := range plan.Update {
-		got, err := r.sets.Update(ctx, rs)
+		got, err := r.sets.Objects.Update(ctx, rs)
 		if err != nil {
 			// The rest of the plan depends on this write.
 			return fmt.Errorf("update replica set %s: %w", rs.Name, err)
 		}
-		r.setWrites.Wrote(key, got.ResourceVersion)
+		r.sets.Writes.Wrote(key, got.ResourceVersion)
 	}
 	for _, rs := range plan.Delete {
-		if err := r.sets.Delete(ctx, rs.Namespace, rs.Name, client.UID(rs.UID)); err != nil && !apierrors.IsNotFound(err) && failure == nil {
+		if err := r.sets.Objects.Delete(ctx, rs.Namespace, rs.Name, client.UID(rs.UID)); err != nil && !apierrors.IsNotFound(err) && failure == nil {
 			failure = fmt.Errorf("delete replica set %s: %w", rs.Name, err)
 		}
 	}
@@ -209,12 +156,12 @@ func (r *reconciler) changeSets(ctx context.Context, key controller.Key, plan Pl
 // collided handles an existing set of the new set's name: either our own, which the
 // cache will show, or another's, for which the next attempt picks a different name.
 func (r *reconciler) collided(ctx context.Context, d *appsv1.Deployment, want *appsv1.ReplicaSet) error {
-	got, err := r.sets.Get(ctx, want.Namespace, want.Name)
+	got, err := r.sets.Objects.Get(ctx, want.Namespace, want.Name)
 	if err != nil {
 		return fmt.Errorf("replica set %s: %w", want.Name, err)
 	}
 	if ref := metav1.GetControllerOf(got); ref != nil && ref.UID == d.UID && sameTemplate(&got.Spec.Template, &d.Spec.Template) {
-		r.setWrites.Wrote(client.KeyOf(d), got.ResourceVersion)
+		r.sets.Writes.Wrote(client.KeyOf(d), got.ResourceVersion)
 		return controller.ErrStale
 	}
 	next := d.DeepCopy()
@@ -224,14 +171,14 @@ func (r *reconciler) collided(ctx context.Context, d *appsv1.Deployment, want *a
 	}
 	next.Status.CollisionCount = &collisions
 	if next, err = r.deployments.UpdateStatus(ctx, next); err != nil {
-		return fmt.Errorf("count a collision: %w", err)
+		return fmt.Errorf("update status.collisionCount: %w", err)
 	}
 	r.ownWrites.Wrote(client.KeyOf(d), next.ResourceVersion)
 	return controller.ErrStale
 }
 
 // writeOwn writes the deployment's revision and status, where they differ.
-func (r *reconciler) writeOwn(ctx context.Context, d *appsv1.Deployment, plan Plan) error {
+func (r *reconciler) writeOwn(ctx context.Context, d *appsv1.Deployment, plan Actions) error {
 	key := client.KeyOf(d)
 	if plan.Revision != "" && d.Annotations[RevisionAnnotation] != plan.Revision {
 		next := d.DeepCopy()

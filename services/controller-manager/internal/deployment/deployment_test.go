@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/cluster"
 	"keelson.dev/services/controller-manager/internal/deployment"
 	"keelson.dev/services/controller-manager/internal/podstate"
 	"keelson.dev/services/controller-manager/internal/replicaset"
@@ -72,9 +73,9 @@ func TestRollsOutAndBack(t *testing.T) {
 
 	var least atomic.Int32
 	least.Store(3)
-	w.Cluster.Pods.Subscribe(func(client.Event[*corev1.Pod]) {
+	cluster.Of[*corev1.Pod](w.Cluster).Subscribe(func(client.Event[*corev1.Pod]) {
 		n := int32(0)
-		for _, p := range w.Cluster.Pods.List() {
+		for _, p := range cluster.Of[*corev1.Pod](w.Cluster).List() {
 			if podstate.Active(p) && podstate.Ready(p) {
 				n++
 			}
@@ -100,7 +101,7 @@ func TestGoesOnAfterARestart(t *testing.T) {
 	w.Kubelet("node-1", nil)
 	stop := w.Run(deployment.New(w.Cluster), replicaset.New(w.Cluster))
 	Create(w, web(5))
-	w.Eventually("some pods", func() bool { return w.Cluster.Pods.Len() > 1 })
+	w.Eventually("some pods", func() bool { return cluster.Of[*corev1.Pod](w.Cluster).Len() > 1 })
 	stop()
 	Update(w, "default", "web", func(d *appsv1.Deployment) { d.Spec.Template.Spec.Containers[0].Image = "v2" })
 	w.Run(deployment.New(w.Cluster), replicaset.New(w.Cluster))

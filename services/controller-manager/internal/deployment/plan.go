@@ -11,8 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Plan lists the writes of one reconcile.
-type Plan struct {
+// Actions lists the writes of one reconcile.
+type Actions struct {
 	// Create is the new set, or nil. Update lists the sets to write, and Delete those
 	// beyond the history limit.
 	Create *appsv1.ReplicaSet
@@ -37,13 +37,13 @@ type rollout struct {
 	before map[string]*appsv1.ReplicaSet // as they are, by name
 	sets   []*appsv1.ReplicaSet          // oldest first
 	newest *appsv1.ReplicaSet            // that of the present template, or nil
-	plan   Plan
+	plan   Actions
 	status appsv1.DeploymentStatus // conditions that the making of the plan sets
 }
 
-// Make plans the next step for a deployment with these sets. podsRunning reports
+// Plan returns the next step for a deployment with these sets. podsRunning reports
 // whether a set has pods that have not ended.
-func Make(d *appsv1.Deployment, sets []*appsv1.ReplicaSet, podsRunning func(*appsv1.ReplicaSet) bool, now time.Time) Plan {
+func Plan(d *appsv1.Deployment, sets []*appsv1.ReplicaSet, podsRunning func(*appsv1.ReplicaSet) bool, now time.Time) Actions {
 	r := &rollout{d: d, now: now, before: map[string]*appsv1.ReplicaSet{}, sets: slices.Clone(sets), status: *d.Status.DeepCopy()}
 	slices.SortFunc(r.sets, func(a, b *appsv1.ReplicaSet) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))

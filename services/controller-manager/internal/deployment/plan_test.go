@@ -61,7 +61,7 @@ func set(d *appsv1.Deployment, image string, rev int, replicas, available int32)
 func noPods(*appsv1.ReplicaSet) bool { return false }
 
 // sizes is the replicas that a plan gives each set.
-func sizes(p Plan, sets ...*appsv1.ReplicaSet) map[string]int32 {
+func sizes(p Actions, sets ...*appsv1.ReplicaSet) map[string]int32 {
 	out := map[string]int32{}
 	for _, rs := range sets {
 		out[rs.Name] = *rs.Spec.Replicas
@@ -107,7 +107,7 @@ func TestRolling(t *testing.T) {
 				sets = append(sets, set(d, "v2", 2, tt.new[0], tt.new[1]))
 				name = "web-v2"
 			}
-			got := sizes(Make(d, sets, noPods, now), sets...)
+			got := sizes(Plan(d, sets, noPods, now), sets...)
 			if got["web-v1"] != tt.wantOld || got[name] != tt.wantNew {
 				t.Errorf("old %d, new %d; want %d, %d", got["web-v1"], got[name], tt.wantOld, tt.wantNew)
 			}
@@ -129,7 +129,7 @@ func TestRollingKeepsItsBounds(t *testing.T) {
 		up := map[string]int32{"web-v1": first, "web-v2": n - first}
 		done := false
 		for step := 0; step < 2000 && !done; step++ {
-			p := Make(d, sets, noPods, now)
+			p := Plan(d, sets, noPods, now)
 			if p.Create != nil {
 				p.Create.CreationTimestamp = metav1.NewTime(now.Add(time.Hour))
 				sets = append(sets, p.Create)
@@ -173,16 +173,16 @@ func TestRecreate(t *testing.T) {
 	d := deployment(3, "v2", "1", "0")
 	d.Spec.Strategy = appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType}
 	old := set(d, "v1", 1, 3, 3)
-	p := Make(d, []*appsv1.ReplicaSet{old}, noPods, now)
+	p := Plan(d, []*appsv1.ReplicaSet{old}, noPods, now)
 	if p.Create != nil || sizes(p, old)["web-v1"] != 0 {
 		t.Errorf("first the old ones end: %v", sizes(p, old))
 	}
 	old = set(d, "v1", 1, 0, 0)
-	p = Make(d, []*appsv1.ReplicaSet{old}, func(*appsv1.ReplicaSet) bool { return true }, now)
+	p = Plan(d, []*appsv1.ReplicaSet{old}, func(*appsv1.ReplicaSet) bool { return true }, now)
 	if p.Create != nil {
 		t.Error("a new set while an old pod is ending")
 	}
-	p = Make(d, []*appsv1.ReplicaSet{old}, noPods, now)
+	p = Plan(d, []*appsv1.ReplicaSet{old}, noPods, now)
 	if p.Create == nil || *p.Create.Spec.Replicas != 3 {
 		t.Errorf("then the new ones start: %v", sizes(p, old))
 	}
@@ -206,7 +206,7 @@ func TestScale(t *testing.T) {
 			before := deployment(tt.from, "v2", "30%", "30%")
 			sets := []*appsv1.ReplicaSet{set(before, "v1", 1, tt.old, tt.old), set(before, "v2", 2, tt.new, tt.new-1)}
 			d := deployment(tt.to, "v2", "30%", "30%")
-			p := Make(d, sets, noPods, now)
+			p := Plan(d, sets, noPods, now)
 			got := sizes(p, sets...)
 			if got["web-v1"] != tt.wantOld || got["web-v2"] != tt.wantNew {
 				t.Errorf("old %d, new %d; want %d, %d", got["web-v1"], got["web-v2"], tt.wantOld, tt.wantNew)
@@ -224,7 +224,7 @@ func TestPaused(t *testing.T) {
 	d := deployment(3, "v2", "1", "0")
 	d.Spec.Paused = true
 	old := set(d, "v1", 1, 3, 3)
-	p := Make(d, []*appsv1.ReplicaSet{old}, noPods, now)
+	p := Plan(d, []*appsv1.ReplicaSet{old}, noPods, now)
 	if p.Create != nil || len(p.Update) > 0 {
 		t.Error("a paused deployment rolled on")
 	}
@@ -233,7 +233,7 @@ func TestPaused(t *testing.T) {
 	}
 	bigger := int32(5)
 	d.Spec.Replicas = &bigger
-	if got := sizes(Make(d, []*appsv1.ReplicaSet{old}, noPods, now), old)["web-v1"]; got != 5 {
+	if got := sizes(Plan(d, []*appsv1.ReplicaSet{old}, noPods, now), old)["web-v1"]; got != 5 {
 		t.Errorf("a paused deployment scales: %d", got)
 	}
 }
@@ -242,7 +242,7 @@ func TestRevisions(t *testing.T) {
 	d := deployment(1, "v1", "1", "0")
 	d.Annotations = map[string]string{"note": "x", corev1.LastAppliedConfigAnnotation: "big", RevisionAnnotation: "2"}
 	sets := []*appsv1.ReplicaSet{set(d, "v1", 1, 0, 0), set(d, "v2", 2, 1, 1)}
-	p := Make(d, sets, noPods, now)
+	p := Plan(d, sets, noPods, now)
 	if p.Create != nil || p.Revision != "3" {
 		t.Fatalf("a restored template has revision %q", p.Revision)
 	}
@@ -257,7 +257,7 @@ func TestRevisions(t *testing.T) {
 			t.Error("kubectl's annotation was copied")
 		}
 	}
-	again := Make(d, p.Update, noPods, now)
+	again := Plan(d, p.Update, noPods, now)
 	if again.Revision != "3" {
 		t.Errorf("the revision moved on by itself to %q", again.Revision)
 	}
@@ -268,7 +268,7 @@ func TestHistoryLimit(t *testing.T) {
 	sets := []*appsv1.ReplicaSet{
 		set(d, "v1", 1, 0, 0), set(d, "v2", 2, 0, 0), set(d, "v3", 3, 0, 0), set(d, "v4", 4, 0, 0), set(d, "v5", 5, 1, 1),
 	}
-	p := Make(d, sets, noPods, now)
+	p := Plan(d, sets, noPods, now)
 	if len(p.Delete) != 2 || p.Delete[0].Name != "web-v1" || p.Delete[1].Name != "web-v2" {
 		t.Errorf("deletes %v", p.Delete)
 	}
@@ -280,7 +280,7 @@ func TestHistoryLimit(t *testing.T) {
 func TestStatus(t *testing.T) {
 	d := deployment(4, "v2", "1", "1")
 	sets := []*appsv1.ReplicaSet{set(d, "v1", 1, 2, 2), set(d, "v2", 2, 3, 1)}
-	p := Make(d, sets, noPods, now)
+	p := Plan(d, sets, noPods, now)
 	s := p.Status
 	if s.Replicas != 5 || s.UpdatedReplicas != 3 || s.AvailableReplicas != 3 || s.UnavailableReplicas != 2 || s.ObservedGeneration != 3 {
 		t.Errorf("numbers %+v", s)
@@ -295,7 +295,7 @@ func TestStatus(t *testing.T) {
 
 	// Nothing moves: the deadline is waited for, then passes.
 	later := now.Add(5 * time.Minute)
-	p = Make(d, sets, noPods, later)
+	p = Plan(d, sets, noPods, later)
 	if c := condition(&p.Status, appsv1.DeploymentProgressing); c.Reason != setUpdated || c.LastUpdateTime != condition(&s, appsv1.DeploymentProgressing).LastUpdateTime {
 		t.Errorf("progressing: %+v", c)
 	}
@@ -303,7 +303,7 @@ func TestStatus(t *testing.T) {
 		t.Errorf("requeued after %v", p.RequeueAfter)
 	}
 	later = now.Add(11 * time.Minute)
-	p = Make(d, sets, noPods, later)
+	p = Plan(d, sets, noPods, later)
 	if c := condition(&p.Status, appsv1.DeploymentProgressing); c.Reason != deadlineExceeded || c.Status != corev1.ConditionFalse {
 		t.Errorf("progressing: %+v", c)
 	}
@@ -311,18 +311,18 @@ func TestStatus(t *testing.T) {
 
 	// It completes after all.
 	sets = []*appsv1.ReplicaSet{set(d, "v1", 1, 0, 0), set(d, "v2", 2, 4, 4)}
-	p = Make(d, sets, noPods, later)
+	p = Plan(d, sets, noPods, later)
 	if c := condition(&p.Status, appsv1.DeploymentProgressing); c.Reason != newSetAvailable || c.Status != corev1.ConditionTrue {
 		t.Errorf("progressing: %+v", c)
 	}
 	d.Status = p.Status
-	if again := Make(d, sets, noPods, later.Add(time.Hour)); len(again.Update) > 0 || again.Create != nil || again.RequeueAfter != 0 {
+	if again := Plan(d, sets, noPods, later.Add(time.Hour)); len(again.Update) > 0 || again.Create != nil || again.RequeueAfter != 0 {
 		t.Errorf("planned more for a complete deployment: %+v", again)
 	}
 
 	// A set that cannot create pods shows.
 	sets[1].Status.Conditions = []appsv1.ReplicaSetCondition{{Type: appsv1.ReplicaSetReplicaFailure, Status: corev1.ConditionTrue, Reason: "FailedCreate", Message: "quota"}}
-	p = Make(d, sets, noPods, later)
+	p = Plan(d, sets, noPods, later)
 	if c := condition(&p.Status, appsv1.DeploymentReplicaFailure); c == nil || c.Message != "quota" {
 		t.Errorf("failure: %+v", c)
 	}

@@ -14,6 +14,7 @@ import (
 	"reflect"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -28,6 +29,13 @@ import (
 type reconciler struct {
 	*cluster.Cluster
 
+	DisruptionBudgets      *client.Cache[*policyv1.PodDisruptionBudget]
+	Pods                   *client.Cache[*corev1.Pod]
+	Deployments            *client.Cache[*appsv1.Deployment]
+	ReplicaSets            *client.Cache[*appsv1.ReplicaSet]
+	StatefulSets           *client.Cache[*appsv1.StatefulSet]
+	ReplicationControllers *client.Cache[*corev1.ReplicationController]
+
 	budgets client.Resource[*policyv1.PodDisruptionBudget]
 	writes  *controller.Writes
 	now     func() time.Time
@@ -36,17 +44,20 @@ type reconciler struct {
 // New returns the controller of PodDisruptionBudgets.
 func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{
-		Cluster: s, budgets: client.For[*policyv1.PodDisruptionBudget](s.Client),
-		writes: controller.NewWrites(s.DisruptionBudgets), now: time.Now,
+		Cluster: s, DisruptionBudgets: cluster.Of[*policyv1.PodDisruptionBudget](s, cluster.ByNamespace),
+		Pods: cluster.Of[*corev1.Pod](s, cluster.ByNamespace), Deployments: cluster.Of[*appsv1.Deployment](s), ReplicaSets: cluster.Of[*appsv1.ReplicaSet](s),
+		StatefulSets: cluster.Of[*appsv1.StatefulSet](s), ReplicationControllers: cluster.Of[*corev1.ReplicationController](s),
+		budgets: client.For[*policyv1.PodDisruptionBudget](s.Client), now: time.Now,
 	}
+	r.writes = controller.NewWrites(r.DisruptionBudgets)
 	return controller.Controller{
 		Name: "disruption", Workers: 2, Reconcile: r.reconcile, Fresh: r.writes.Fresh,
 		Sources: []controller.Source{
-			controller.Objects(s.DisruptionBudgets),
-			controller.From(s.Pods, r.ofPod),
+			controller.Objects(r.DisruptionBudgets),
+			controller.From(r.Pods, r.ofPod),
 		},
 		Synced: []<-chan struct{}{
-			s.Deployments.Synced(), s.ReplicaSets.Synced(), s.StatefulSets.Synced(), s.ReplicationControllers.Synced(),
+			r.Deployments.Synced(), r.ReplicaSets.Synced(), r.StatefulSets.Synced(), r.ReplicationControllers.Synced(),
 		},
 	}
 }
@@ -82,7 +93,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 			pods = append(pods, p)
 		}
 	}
-	plan := Make(b, pods, r.scales(), r.now())
+	plan := Plan(b, pods, r.scales(), r.now())
 	for _, e := range plan.Events {
 		var about client.Object = b
 		if e.Pod != nil {

@@ -72,7 +72,7 @@ func TestDisruptionsAllowed(t *testing.T) {
 		"no pods":                         {least: "0"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := disruption.Make(budget(c.least, c.most), c.pods, wants(c.scale), now).Status
+			s := disruption.Plan(budget(c.least, c.most), c.pods, wants(c.scale), now).Status
 			if s.DisruptionsAllowed != c.allowed || s.DesiredHealthy != c.desired || s.ExpectedPods != c.expected || s.ObservedGeneration != 3 {
 				t.Errorf("status %+v, want %+v", s, c)
 			}
@@ -92,7 +92,7 @@ func TestEvictedPodsCountAsLost(t *testing.T) {
 		"web-0": metav1.NewTime(now.Add(-time.Minute)), "web-1": metav1.NewTime(now.Add(-time.Hour)),
 		"web-2": metav1.NewTime(now), "gone": metav1.NewTime(now),
 	}
-	p := disruption.Make(b, all, wants(4), now)
+	p := disruption.Plan(b, all, wants(4), now)
 	if s := p.Status; s.CurrentHealthy != 2 || s.DisruptionsAllowed != 1 || len(s.DisruptedPods) != 1 {
 		t.Errorf("status %+v", s)
 	}
@@ -107,7 +107,7 @@ func TestEvictedPodsCountAsLost(t *testing.T) {
 func TestUnknownScaleAllowsNoDisruptions(t *testing.T) {
 	b := budget("", "1")
 	b.Status.DisruptionsAllowed = 5
-	p := disruption.Make(b, pods(true), func(*corev1.Pod) (disruption.Scale, error) { return disruption.Scale{}, errors.New("no scale") }, now)
+	p := disruption.Plan(b, pods(true), func(*corev1.Pod) (disruption.Scale, error) { return disruption.Scale{}, errors.New("no scale") }, now)
 	if p.Status.DisruptionsAllowed != 0 || p.Status.Conditions[0].Reason != policyv1.SyncFailedReason || p.Events[0].Reason != "CalculateExpectedPodCountFailed" {
 		t.Errorf("plan %+v", p)
 	}

@@ -29,8 +29,8 @@ type Scale struct {
 // no scale.
 type Scales func(*corev1.Pod) (Scale, error)
 
-// Plan lists the writes of one reconcile.
-type Plan struct {
+// Actions lists the writes of one reconcile.
+type Actions struct {
 	Status policyv1.PodDisruptionBudgetStatus
 	Events []Event
 	// RequeueAfter is the time until an evicted pod no longer counts as lost; 0 means
@@ -51,12 +51,12 @@ type planner struct {
 	pods  []*corev1.Pod
 	scale Scales
 	now   time.Time
-	plan  Plan
+	plan  Actions
 }
 
-// Make computes the status of a budget that selects these pods.
-func Make(b *policyv1.PodDisruptionBudget, pods []*corev1.Pod, scale Scales, now time.Time) Plan {
-	p := &planner{b: b, pods: pods, scale: scale, now: now, plan: Plan{Status: *b.Status.DeepCopy()}}
+// Plan computes the status of a budget that selects these pods.
+func Plan(b *policyv1.PodDisruptionBudget, pods []*corev1.Pod, scale Scales, now time.Time) Actions {
+	p := &planner{b: b, pods: pods, scale: scale, now: now, plan: Actions{Status: *b.Status.DeepCopy()}}
 	s := &p.plan.Status
 	if len(pods) == 0 {
 		p.event(false, "NoPods", "No matching pods found")

@@ -24,17 +24,17 @@ const staleAfter = 2 * time.Minute
 // NewStale returns the controller that sets the condition DisruptionTarget to False on
 // pods that were not deleted within staleAfter of getting it.
 func NewStale(s *cluster.Cluster) controller.Controller {
-	pods, now := client.For[*corev1.Pod](s.Client), time.Now
+	pods, cached, now := client.For[*corev1.Pod](s.Client), cluster.Of[*corev1.Pod](s), time.Now
 	return controller.Controller{
 		Name: "stale-disruption", Workers: 1,
-		Sources: []controller.Source{controller.From(s.Pods, func(ev client.Event[*corev1.Pod]) []controller.Key {
+		Sources: []controller.Source{controller.From(cached, func(ev client.Event[*corev1.Pod]) []controller.Key {
 			if ev.Type == client.Deleted || target(ev.Object) == nil {
 				return nil
 			}
 			return []controller.Key{client.KeyOf(ev.Object)}
 		})},
 		Reconcile: func(ctx context.Context, key controller.Key) (controller.Result, error) {
-			p, ok := s.Pods.Get(key.Namespace, key.Name)
+			p, ok := cached.Get(key.Namespace, key.Name)
 			if !ok {
 				return controller.Result{}, nil
 			}

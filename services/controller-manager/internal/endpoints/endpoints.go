@@ -34,18 +34,26 @@ const (
 type reconciler struct {
 	*cluster.Cluster
 
+	Services  *client.Cache[*corev1.Service]
+	Pods      *client.Cache[*corev1.Pod]
+	Endpoints *client.Cache[*corev1.Endpoints] //nolint:staticcheck // as below.
+
 	endpoints client.Resource[*corev1.Endpoints] //nolint:staticcheck // this is what the package is for.
 }
 
 // New returns the controller. Its keys are services.
 func New(s *cluster.Cluster) controller.Controller {
-	r := &reconciler{Cluster: s, endpoints: client.For[*corev1.Endpoints](s.Client)} //nolint:staticcheck // as above.
+	r := &reconciler{
+		Cluster: s, Services: cluster.Of[*corev1.Service](s, cluster.ByNamespace), Pods: cluster.Of[*corev1.Pod](s, cluster.ByNamespace),
+		Endpoints: cluster.Of[*corev1.Endpoints](s),        //nolint:staticcheck // as above.
+		endpoints: client.For[*corev1.Endpoints](s.Client), //nolint:staticcheck // as above.
+	}
 	return controller.Controller{
 		Name: "endpoints", Workers: 5, Reconcile: r.reconcile,
 		Sources: []controller.Source{
-			controller.Objects(s.Services),
-			controller.From(s.Pods, backend.ServicesOf(s)),
-			controller.Objects(s.Endpoints),
+			controller.Objects(r.Services),
+			controller.From(r.Pods, backend.ServicesOf(r.Services)),
+			controller.Objects(r.Endpoints),
 		},
 	}
 }
@@ -67,7 +75,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	if !backend.Selects(svc) {
 		return controller.Result{}, nil
 	}
-	want := wanted(svc, backend.Selected(r.Cluster, svc), have)
+	want := wanted(svc, backend.Selected(r.Pods, svc), have)
 	if want == nil {
 		return controller.Result{}, nil
 	}

@@ -22,22 +22,43 @@ import (
 type reconciler struct {
 	*cluster.Cluster
 
+	Services       *client.Cache[*corev1.Service]
+	EndpointSlices *client.Cache[*discoveryv1.EndpointSlice]
+	// Pods and Nodes are those of New, Endpoints those of NewMirror.
+	Pods      *client.Cache[*corev1.Pod]
+	Nodes     *client.Cache[*corev1.Node]
+	Endpoints *client.Cache[*corev1.Endpoints] //nolint:staticcheck // still served, and mirrored.
+
 	slices client.Resource[*discoveryv1.EndpointSlice]
 	writes *controller.Writes
 }
 
+// byService finds endpoint slices by the "namespace/name" of their service.
+const byService = "service"
+
+func newReconciler(s *cluster.Cluster) *reconciler {
+	r := &reconciler{
+		Cluster: s, Services: cluster.Of[*corev1.Service](s, cluster.ByNamespace), EndpointSlices: cluster.Of[*discoveryv1.EndpointSlice](s),
+		slices: client.For[*discoveryv1.EndpointSlice](s.Client),
+	}
+	r.writes = controller.NewWrites(r.EndpointSlices)
+	r.EndpointSlices.AddIndex(byService, func(e *discoveryv1.EndpointSlice) []string {
+		return []string{e.Namespace + "/" + e.Labels[discoveryv1.LabelServiceName]}
+	})
+	return r
+}
+
 // New returns the controller. Its keys are services.
 func New(s *cluster.Cluster) controller.Controller {
-	r := &reconciler{
-		Cluster: s, slices: client.For[*discoveryv1.EndpointSlice](s.Client), writes: controller.NewWrites(s.EndpointSlices),
-	}
+	r := newReconciler(s)
+	r.Pods, r.Nodes = cluster.Of[*corev1.Pod](s, cluster.ByNamespace, cluster.ByNode), cluster.Of[*corev1.Node](s)
 	return controller.Controller{
 		Name: "endpointslice", Workers: 5, Reconcile: r.reconcile, Fresh: r.writes.Fresh,
 		Sources: []controller.Source{
-			controller.Objects(s.Services),
-			controller.From(s.Pods, backend.ServicesOf(s)),
-			controller.From(s.EndpointSlices, ofSlice),
-			controller.From(s.Nodes, r.ofNode),
+			controller.Objects(r.Services),
+			controller.From(r.Pods, backend.ServicesOf(r.Services)),
+			controller.From(r.EndpointSlices, ofSlice),
+			controller.From(r.Nodes, r.ofNode),
 		},
 	}
 }
@@ -58,7 +79,7 @@ func (r *reconciler) ofNode(ev client.Event[*corev1.Node]) []controller.Key {
 		return nil
 	}
 	var keys []controller.Key
-	services := backend.ServicesOf(r.Cluster)
+	services := backend.ServicesOf(r.Services)
 	for _, p := range r.Pods.ByIndex(cluster.ByNode, ev.Object.Name) {
 		keys = append(keys, services(client.Event[*corev1.Pod]{Type: client.Added, Object: p})...)
 	}
@@ -74,23 +95,23 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 		return controller.Result{}, nil // another client writes them
 	}
 	var mine []*discoveryv1.EndpointSlice
-	for _, s := range r.EndpointSlices.ByIndex(cluster.ByService, key.String()) {
+	for _, s := range r.EndpointSlices.ByIndex(byService, key.String()) {
 		if s.Labels[discoveryv1.LabelManagedBy] == managedBy && s.DeletionTimestamp == nil {
 			mine = append(mine, s)
 		}
 	}
 	var pods []*corev1.Pod
 	if backend.Selects(svc) {
-		pods = backend.Selected(r.Cluster, svc)
+		pods = backend.Selected(r.Pods, svc)
 	}
-	plan := Make(svc, pods, mine, func(name string) *corev1.Node {
+	plan := Plan(svc, pods, mine, func(name string) *corev1.Node {
 		n, _ := r.Nodes.Get("", name)
 		return n
 	})
 	return controller.Result{}, r.carryOut(ctx, key, plan)
 }
 
-func (r *reconciler) carryOut(ctx context.Context, key controller.Key, plan Plan) error {
+func (r *reconciler) carryOut(ctx context.Context, key controller.Key, plan Actions) error {
 	for _, s := range plan.Create {
 		got, err := r.slices.Create(ctx, s)
 		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {

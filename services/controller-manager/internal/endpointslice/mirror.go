@@ -28,15 +28,14 @@ const (
 // users and other programs write for services without a selector. Its keys are
 // Endpoints.
 func NewMirror(s *cluster.Cluster) controller.Controller {
-	r := &reconciler{
-		Cluster: s, slices: client.For[*discoveryv1.EndpointSlice](s.Client), writes: controller.NewWrites(s.EndpointSlices),
-	}
+	r := newReconciler(s)
+	r.Endpoints = cluster.Of[*corev1.Endpoints](s) //nolint:staticcheck // as above.
 	return controller.Controller{
 		Name: "endpointslice-mirror", Reconcile: r.mirror, Fresh: r.writes.Fresh,
 		Sources: []controller.Source{
-			controller.Objects(s.Endpoints),
-			controller.Objects(s.Services),
-			controller.From(s.EndpointSlices, func(ev client.Event[*discoveryv1.EndpointSlice]) []controller.Key {
+			controller.Objects(r.Endpoints),
+			controller.Objects(r.Services),
+			controller.From(r.EndpointSlices, func(ev client.Event[*discoveryv1.EndpointSlice]) []controller.Key {
 				if ev.Object.Labels[discoveryv1.LabelManagedBy] != mirroredBy {
 					return nil
 				}
@@ -48,14 +47,14 @@ func NewMirror(s *cluster.Cluster) controller.Controller {
 
 func (r *reconciler) mirror(ctx context.Context, key controller.Key) (controller.Result, error) {
 	var mine []*discoveryv1.EndpointSlice
-	for _, s := range r.EndpointSlices.ByIndex(cluster.ByService, key.String()) {
+	for _, s := range r.EndpointSlices.ByIndex(byService, key.String()) {
 		if s.Labels[discoveryv1.LabelManagedBy] == mirroredBy && s.DeletionTimestamp == nil {
 			mine = append(mine, s)
 		}
 	}
 	e, ok := r.Endpoints.Get(key.Namespace, key.Name)
 	svc, has := r.Services.Get(key.Namespace, key.Name)
-	var plan Plan
+	var plan Actions
 	switch {
 	case ok && has && mirrored(e) && len(svc.Spec.Selector) == 0 && e.DeletionTimestamp == nil:
 		plan = mirrorOf(e, mine)
@@ -73,7 +72,7 @@ func mirrored(e *corev1.Endpoints) bool { //nolint:staticcheck // this is what t
 }
 
 // mirrorOf compares Endpoints with their slices.
-func mirrorOf(e *corev1.Endpoints, have []*discoveryv1.EndpointSlice) Plan { //nolint:staticcheck // as above.
+func mirrorOf(e *corev1.Endpoints, have []*discoveryv1.EndpointSlice) Actions { //nolint:staticcheck // as above.
 	p := parent{namespace: e.Namespace, name: e.Name, labels: maps.Clone(e.Labels), annotations: map[string]string{}, owner: owner.Reference(e)}
 	if p.labels == nil {
 		p.labels = map[string]string{}
@@ -85,7 +84,7 @@ func mirrorOf(e *corev1.Endpoints, have []*discoveryv1.EndpointSlice) Plan { //n
 			p.annotations[k] = v
 		}
 	}
-	var plan Plan
+	var plan Actions
 	left := slices.Clone(have)
 	for i := range e.Subsets {
 		for _, family := range []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol} {

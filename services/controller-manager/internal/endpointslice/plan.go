@@ -24,8 +24,8 @@ const (
 	maxEndpoints = 100
 )
 
-// Plan lists the writes, in this order.
-type Plan struct {
+// Actions lists the writes, in this order.
+type Actions struct {
 	Create, Update, Delete []*discoveryv1.EndpointSlice
 }
 
@@ -36,15 +36,15 @@ type group struct {
 	order []string
 }
 
-// Make compares the wanted endpoints of a service with those in its slices. Endpoints
+// Plan compares the wanted endpoints of a service with those in its slices. Endpoints
 // stay in the slice they are in. New ones are added to slices that are written anyway,
 // then to slices with room, then to new slices.
-func Make(svc *corev1.Service, pods []*corev1.Pod, have []*discoveryv1.EndpointSlice, node func(string) *corev1.Node) Plan {
-	var plan Plan
+func Plan(svc *corev1.Service, pods []*corev1.Pod, have []*discoveryv1.EndpointSlice, node func(string) *corev1.Node) Actions {
+	var plan Actions
 	left := slices.Clone(have)
 	slices.SortFunc(left, func(a, b *discoveryv1.EndpointSlice) int { return cmp.Compare(a.Name, b.Name) })
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
-		return Plan{Delete: left}
+		return Actions{Delete: left}
 	}
 	p := parent{namespace: svc.Namespace, name: svc.Name, labels: labelsOf(svc), owner: owner.Reference(svc)}
 	for _, family := range backend.Families(svc) {
@@ -185,7 +185,7 @@ type parent struct {
 }
 
 // fill distributes a group's endpoints over its slices.
-func (g *group) fill(plan *Plan, p parent, family corev1.IPFamily, have []*discoveryv1.EndpointSlice) {
+func (g *group) fill(plan *Actions, p parent, family corev1.IPFamily, have []*discoveryv1.EndpointSlice) {
 	var all []*held
 	for _, s := range have {
 		all = append(all, g.keep(s, p))
@@ -245,7 +245,7 @@ func owned(s *discoveryv1.EndpointSlice, p parent) bool {
 
 // write puts the slices into the plan. An empty one is deleted unless it is the
 // group's last.
-func (g *group) write(plan *Plan, p parent, family corev1.IPFamily, all []*held) {
+func (g *group) write(plan *Actions, p parent, family corev1.IPFamily, all []*held) {
 	full := slices.ContainsFunc(all, func(h *held) bool { return len(h.endpoints) > 0 })
 	for i, h := range all {
 		if len(h.endpoints) == 0 && (full || i > 0) {

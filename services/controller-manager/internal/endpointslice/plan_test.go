@@ -71,7 +71,7 @@ func TestEndpointConditions(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			plan := Make(tt.svc, []*corev1.Pod{tt.pod}, nil, nodes)
+			plan := Plan(tt.svc, []*corev1.Pod{tt.pod}, nil, nodes)
 			if len(plan.Create) != 1 {
 				t.Fatalf("plan %+v", plan)
 			}
@@ -103,7 +103,7 @@ func TestSliceContents(t *testing.T) {
 			p.Spec.Hostname, p.Spec.Subdomain = p.Name, "web"
 		}
 	}
-	plan := Make(headless, []*corev1.Pod{pod(1, named(8080)), pod(2, named(9090)), pod(3)}, nil, nodes)
+	plan := Plan(headless, []*corev1.Pod{pod(1, named(8080)), pod(2, named(9090)), pod(3)}, nil, nodes)
 	// Of each family: two ports, and one pod that has neither.
 	if len(plan.Create) != 6 {
 		t.Fatalf("%d slices", len(plan.Create))
@@ -127,7 +127,7 @@ func TestSliceContents(t *testing.T) {
 }
 
 // apply carries a plan out on a set of slices.
-func apply(have map[string]*discoveryv1.EndpointSlice, p Plan, serial *int) {
+func apply(have map[string]*discoveryv1.EndpointSlice, p Actions, serial *int) {
 	for _, s := range p.Create {
 		*serial++
 		s.Name = fmt.Sprintf("web-%04d", *serial)
@@ -176,7 +176,7 @@ func TestSlicesHoldEachEndpointOnce(t *testing.T) {
 		for _, p := range live {
 			pods = append(pods, p)
 		}
-		plan := Make(svc, pods, list(have), nodes)
+		plan := Plan(svc, pods, list(have), nodes)
 		written += len(plan.Create) + len(plan.Update)
 		apply(have, plan, &serial)
 		seen := map[string]bool{}
@@ -194,7 +194,7 @@ func TestSlicesHoldEachEndpointOnce(t *testing.T) {
 		if len(seen) != len(live) || len(have) == 0 {
 			t.Fatalf("%d endpoints of %d pods in %d slices", len(seen), len(live), len(have))
 		}
-		if again := Make(svc, pods, list(have), nodes); len(again.Create)+len(again.Update)+len(again.Delete) > 0 {
+		if again := Plan(svc, pods, list(have), nodes); len(again.Create)+len(again.Update)+len(again.Delete) > 0 {
 			t.Fatalf("step %d: nothing changed, but %+v", step, again)
 		}
 	}
@@ -208,15 +208,15 @@ func TestOneNewPodIsOneWrite(t *testing.T) {
 	for i := range 250 {
 		pods = append(pods, pod(i))
 	}
-	apply(have, Make(svc, pods, nil, nodes), &serial)
+	apply(have, Plan(svc, pods, nil, nodes), &serial)
 	if len(have) != 3 {
 		t.Fatalf("%d slices for 250", len(have))
 	}
-	plan := Make(svc, append(pods, pod(300)), list(have), nodes)
+	plan := Plan(svc, append(pods, pod(300)), list(have), nodes)
 	if len(plan.Create) != 0 || len(plan.Update) != 1 || len(plan.Delete) != 0 {
 		t.Errorf("plan: %d created, %d updated, %d deleted", len(plan.Create), len(plan.Update), len(plan.Delete))
 	}
-	plan = Make(service(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeExternalName }), pods, list(have), nodes)
+	plan = Plan(service(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeExternalName }), pods, list(have), nodes)
 	if len(plan.Delete) != 3 || len(plan.Create) != 0 {
 		t.Errorf("of an external name: %+v", plan)
 	}

@@ -29,62 +29,9 @@ import (
 	"keelson.dev/services/internal/event"
 )
 
-// Metadata is a metadata-only cache of a kind that no controller needs in full.
-type Metadata = client.Cache[*metav1.PartialObjectMetadata]
-
 // Collected reports whether objects of a kind take part in garbage collection, as
 // owners and dependents: all stored kinds except events, which expire.
 func Collected(k *client.Kind) bool { return k.Stored() && k.Resource != "events" }
-
-// NewMetadata returns caches of the kinds that the cluster's own caches do not hold
-// completely.
-func NewMetadata(s *cluster.Cluster) []*Metadata {
-	held := map[*client.Kind]bool{}
-	for _, w := range whole(s) {
-		held[w.kind] = true
-	}
-	var out []*Metadata
-	for _, k := range client.Kinds() {
-		if !Collected(k) || held[k] {
-			continue
-		}
-		o := client.CacheOptions[*metav1.PartialObjectMetadata]{Transform: slim}
-		if k == s.NodeLeases.Kind() {
-			// Node leases are in a cache already, and are renewed all the time.
-			o.FieldSelector = "metadata.namespace!=" + corev1.NamespaceNodeLease
-		}
-		out = append(out, client.NewCacheOf(client.Metadata(s.Client, k), o))
-	}
-	return out
-}
-
-// held is a cache of the cluster that holds all objects of its kind.
-type held struct {
-	kind   *client.Kind
-	source func(g *collector) controller.Source
-}
-
-func of[T client.Object](cache *client.Cache[T]) held {
-	return held{cache.Kind(), func(g *collector) controller.Source { return from(g, cache) }}
-}
-
-// whole are the caches of the cluster that hold all objects of their kinds.
-func whole(s *cluster.Cluster) []held {
-	return []held{
-		of(s.Namespaces), of(s.Nodes), of(s.Volumes), of(s.StorageClasses), of(s.ClusterRoles), of(s.SigningRequests),
-		of(s.ServiceAccounts), of(s.Claims), of(s.Services), of(s.Endpoints), of(s.EndpointSlices), of(s.Deployments),
-		of(s.ReplicaSets), of(s.DaemonSets), of(s.StatefulSets), of(s.ControllerRevisions), of(s.ReplicationControllers), of(s.CronJobs), of(s.DisruptionBudgets), of(s.ResourceQuotas),
-		of(s.Jobs), of(s.Pods),
-	}
-}
-
-// slim keeps what the graph needs.
-func slim(m *metav1.PartialObjectMetadata) *metav1.PartialObjectMetadata {
-	return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
-		Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion,
-		OwnerReferences: m.OwnerReferences, Finalizers: m.Finalizers, DeletionTimestamp: m.DeletionTimestamp,
-	}}
-}
 
 type collector struct {
 	c      *client.Client
@@ -102,18 +49,22 @@ type collector struct {
 	reported *absences
 }
 
-// New returns the garbage collector. Its keys are uids.
-func New(s *cluster.Cluster, metadata []*Metadata) controller.Controller {
+// New returns the garbage collector. Its keys are uids. It reads a cache of every kind:
+// the one that another controller has, or one of metadata.
+func New(s *cluster.Cluster) controller.Controller {
 	g := &collector{
 		c: s.Client, events: s.Events, graph: newGraph(), complete: make(chan struct{}),
 		reported: newAbsences(maxAbsences),
 	}
-	sources := []controller.Source{from(g, s.NodeLeases)}
-	for _, w := range whole(s) {
-		sources = append(sources, w.source(g))
-	}
-	for _, m := range metadata {
-		sources = append(sources, from(g, m))
+	var sources []controller.Source
+	for _, k := range client.Kinds() {
+		if !Collected(k) {
+			continue
+		}
+		g.kinds = append(g.kinds, k)
+		for _, c := range cluster.All(s, k) {
+			sources = append(sources, c.Source(func(ev client.Event[client.Object]) []controller.Key { return g.keys(k, ev) }))
+		}
 	}
 	return controller.Controller{
 		Name: "garbage", Workers: 20, Reconcile: g.reconcile, Sources: sources,
@@ -123,24 +74,20 @@ func New(s *cluster.Cluster, metadata []*Metadata) controller.Controller {
 	}
 }
 
-// from returns a source that feeds the graph from a cache.
-func from[T client.Object](g *collector, cache *client.Cache[T]) controller.Source {
-	if !slices.Contains(g.kinds, cache.Kind()) { // there are two caches of Leases
-		g.kinds = append(g.kinds, cache.Kind())
+// keys brings the graph up to date with an event and returns the objects that the event
+// may affect.
+func (g *collector) keys(k *client.Kind, ev client.Event[client.Object]) []controller.Key {
+	var uids []types.UID
+	if ev.Type == client.Deleted {
+		uids = g.graph.remove(ev.Object.GetUID())
+	} else {
+		uids = g.graph.put(newNode(k, ev.Object))
 	}
-	return controller.From(cache, func(ev client.Event[T]) []controller.Key {
-		var uids []types.UID
-		if ev.Type == client.Deleted {
-			uids = g.graph.remove(ev.Object.GetUID())
-		} else {
-			uids = g.graph.put(newNode(cache.Kind(), ev.Object))
-		}
-		keys := make([]controller.Key, len(uids))
-		for i, uid := range uids {
-			keys[i] = controller.Key{Name: string(uid)}
-		}
-		return keys
-	})
+	keys := make([]controller.Key, len(uids))
+	for i, uid := range uids {
+		keys[i] = controller.Key{Name: string(uid)}
+	}
+	return keys
 }
 
 func (g *collector) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {

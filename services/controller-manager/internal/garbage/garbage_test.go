@@ -26,11 +26,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // start runs the collector.
 func start(t *testing.T) *World {
 	w := Start(t)
-	metadata := garbage.NewMetadata(w.Cluster)
-	for _, c := range metadata {
-		w.Go(c.Run)
-	}
-	w.Run(garbage.New(w.Cluster, metadata))
+	w.Run(garbage.New(w.Cluster))
 	return w
 }
 
@@ -59,7 +55,7 @@ func chain(w *World) (*appsv1.Deployment, *appsv1.ReplicaSet, *corev1.Pod) {
 	d := Create(w, &appsv1.Deployment{ObjectMeta: meta("d")})
 	rs := Create(w, &appsv1.ReplicaSet{ObjectMeta: meta("rs", d)})
 	p := Create(w, &corev1.Pod{ObjectMeta: meta("p", rs)})
-	w.Eventually("the graph knows them", func() bool { _, ok := w.Cluster.Pods.Get("default", "p"); return ok })
+	w.Eventually("the graph knows them", func() bool { w.CatchUp(); return true })
 	return d, rs, p
 }
 
@@ -222,11 +218,7 @@ func TestStart(t *testing.T) {
 		configMap(w, fmt.Sprintf("of-b-%d", i), b)
 	}
 	Delete[*corev1.ConfigMap](w, "default", "a")
-	metadata := garbage.NewMetadata(w.Cluster)
-	for _, c := range metadata {
-		w.Go(c.Run)
-	}
-	w.Run(garbage.New(w.Cluster, metadata))
+	w.Run(garbage.New(w.Cluster))
 	w.Eventually("the objects without an owner are deleted", func() bool { return len(List[*corev1.ConfigMap](w, "default")) == 51 })
 	w.Never("more goes", func() bool { return len(List[*corev1.ConfigMap](w, "default")) != 51 })
 }

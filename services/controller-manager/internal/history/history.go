@@ -42,9 +42,9 @@ const (
 	maxBase = 223
 )
 
-// Plan holds the revision of the current template and what to write so that the server
+// Actions holds the revision of the current template and what to write so that the server
 // has it.
-type Plan struct {
+type Actions struct {
 	// Current is the revision of the current template. If it is also Create or Renumber,
 	// the server does not have it yet.
 	Current *appsv1.ControllerRevision
@@ -55,14 +55,14 @@ type Plan struct {
 	Renumber *appsv1.ControllerRevision
 }
 
-// Make finds or plans the revision of a workload's template. revisions are those that
+// Plan finds or plans the revision of a workload's template. revisions are those that
 // the workload controls. label is the label for the hash of a new revision. collisions
 // is the workload's status.collisionCount, which is part of the hash, so that a new
 // revision gets another name after a collision.
-func Make(o client.Object, template *corev1.PodTemplateSpec, revisions []*appsv1.ControllerRevision, label string, collisions *int32) (Plan, error) {
+func Plan(o client.Object, template *corev1.PodTemplateSpec, revisions []*appsv1.ControllerRevision, label string, collisions *int32) (Actions, error) {
 	data, err := Data(template)
 	if err != nil {
-		return Plan{}, err
+		return Actions{}, err
 	}
 	revisions = Sorted(revisions)
 	var last int64
@@ -76,20 +76,20 @@ func Make(o client.Object, template *corev1.PodTemplateSpec, revisions []*appsv1
 			continue
 		}
 		if i == len(revisions)-1 {
-			return Plan{Current: r}, nil
+			return Actions{Current: r}, nil
 		}
 		next := r.DeepCopy()
 		next.Revision = last + 1
-		return Plan{Current: next, Renumber: next}, nil
+		return Actions{Current: next, Renumber: next}, nil
 	}
 	next := newRevision(o, template.Labels, data, last+1, label, collisions)
-	return Plan{Current: next, Create: next}, nil
+	return Actions{Current: next, Create: next}, nil
 }
 
 // Write creates or renumbers the current revision if that is planned, and returns it as
 // stored, or nil if nothing is planned. collided is true if an object of the new
 // revision's name exists with other data or another owner.
-func (p Plan) Write(ctx context.Context, revisions client.Resource[*appsv1.ControllerRevision]) (got *appsv1.ControllerRevision, collided bool, err error) {
+func (p Actions) Write(ctx context.Context, revisions client.Resource[*appsv1.ControllerRevision]) (got *appsv1.ControllerRevision, collided bool, err error) {
 	switch {
 	case p.Renumber != nil:
 		if got, err = revisions.Update(ctx, p.Renumber); err != nil {

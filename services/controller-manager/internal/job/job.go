@@ -19,7 +19,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/proto/client"
@@ -36,9 +35,10 @@ const builtIn = batchv1.JobControllerName
 type reconciler struct {
 	*cluster.Cluster
 
+	Jobs *client.Cache[*batchv1.Job]
+
 	jobs      client.Resource[*batchv1.Job]
-	pods      client.Resource[*corev1.Pod]
-	podWrites *controller.Writes
+	pods      *owner.Claimer[*batchv1.Job, *corev1.Pod]
 	jobWrites *controller.Writes
 	now       func() time.Time
 }
@@ -46,40 +46,35 @@ type reconciler struct {
 // New returns the Job controller.
 func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{
-		Cluster: s, jobs: client.For[*batchv1.Job](s.Client), pods: client.For[*corev1.Pod](s.Client),
-		podWrites: controller.NewWrites(s.Pods), jobWrites: controller.NewWrites(s.Jobs), now: time.Now,
+		Cluster: s, Jobs: cluster.Of[*batchv1.Job](s), jobs: client.For[*batchv1.Job](s.Client),
+		pods: owner.NewClaimer[*batchv1.Job, *corev1.Pod](s, func(j *batchv1.Job) *metav1.LabelSelector { return j.Spec.Selector }),
+		now:  time.Now,
 	}
+	r.jobWrites = controller.NewWrites(r.Jobs)
+	r.pods.Adoptable = func(j *batchv1.Job, p *corev1.Pod) bool {
+		return podstate.Active(p) && finishedCondition(&j.Status) == nil
+	}
+	r.pods.Finalizers = []string{batchv1.JobTrackingFinalizer}
+	r.pods.Cache.AddIndex(byJob, jobOf)
 	return controller.Controller{
 		Name: "job", Workers: 5, Reconcile: r.reconcile,
-		Fresh: func(key controller.Key) error { return errors.Join(r.podWrites.Fresh(key), r.jobWrites.Fresh(key)) },
+		Fresh: func(key controller.Key) error { return errors.Join(r.pods.Writes.Fresh(key), r.jobWrites.Fresh(key)) },
 		Sources: []controller.Source{
-			controller.Objects(s.Jobs),
-			controller.From(s.Pods, r.ofPod),
+			controller.Objects(r.Jobs),
+			r.pods.Source(),
 		},
 	}
 }
 
-func (r *reconciler) ofPod(ev client.Event[*corev1.Pod]) []controller.Key {
-	var keys []controller.Key
-	for _, p := range []*corev1.Pod{ev.Object, ev.Old} {
-		if p == nil {
-			continue
-		}
-		if ref := metav1.GetControllerOfNoCopy(p); ref != nil && ref.Kind == "Job" {
-			if key := (controller.Key{Namespace: p.Namespace, Name: ref.Name}); !slices.Contains(keys, key) {
-				keys = append(keys, key)
-			}
-		}
+// byJob finds pods that a job tracks by the "namespace/name" of the job.
+const byJob = "job"
+
+func jobOf(p *corev1.Pod) []string {
+	ref := metav1.GetControllerOfNoCopy(p)
+	if ref == nil || ref.Kind != "Job" || !tracked(p) {
+		return nil
 	}
-	if len(keys) > 0 || ev.Type == client.Deleted || metav1.GetControllerOfNoCopy(ev.Object) != nil {
-		return keys
-	}
-	for _, j := range r.Jobs.ByIndex(cluster.ByNamespace, ev.Object.Namespace) {
-		if s, err := metav1.LabelSelectorAsSelector(j.Spec.Selector); err == nil && !s.Empty() && s.Matches(labels.Set(ev.Object.Labels)) {
-			keys = append(keys, client.KeyOf(j))
-		}
-	}
-	return keys
+	return []string{p.Namespace + "/" + ref.Name}
 }
 
 func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {
@@ -94,11 +89,11 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	if err != nil || selector.Empty() {
 		return controller.Result{}, nil // validation keeps such an object out.
 	}
-	pods, err := r.claim(ctx, j, selector)
+	pods, err := r.pods.Claim(ctx, j, selector)
 	if err != nil {
 		return controller.Result{}, err
 	}
-	plan := Make(j, pods, r.now())
+	plan := Plan(j, pods, r.now())
 	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, j, plan)
 }
 
@@ -106,7 +101,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 // another of the same name.
 func (r *reconciler) releaseOrphans(ctx context.Context, key controller.Key, j *batchv1.Job) error {
 	var orphans []*corev1.Pod
-	for _, p := range r.Pods.ByIndex(cluster.ByJob, key.String()) {
+	for _, p := range r.pods.Cache.ByIndex(byJob, key.String()) {
 		if ref := metav1.GetControllerOfNoCopy(p); j == nil || j.UID != ref.UID {
 			orphans = append(orphans, p)
 		}
@@ -125,40 +120,9 @@ func (r *reconciler) releaseOrphans(ctx context.Context, key controller.Key, j *
 	return r.release(ctx, key, orphans)
 }
 
-// claim adopts and releases pods and returns those that belong to the job.
-func (r *reconciler) claim(ctx context.Context, j *batchv1.Job, selector labels.Selector) ([]*corev1.Pod, error) {
-	key := client.KeyOf(j)
-	claims := owner.Claim(j, selector, r.Pods.ByIndex(cluster.ByController, string(j.UID)), r.Pods.ByIndex(cluster.ByOrphanage, j.Namespace))
-	for _, p := range claims.Release {
-		_, err := r.pods.Patch(ctx, p.Namespace, p.Name, types.StrategicMergePatchType, owner.ReleasePatch(j.UID, p.UID, batchv1.JobTrackingFinalizer))
-		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-			return nil, fmt.Errorf("release pod %s: %w", p.Name, err)
-		}
-	}
-	adopt := slices.DeleteFunc(claims.Adopt, func(p *corev1.Pod) bool { return !podstate.Active(p) })
-	if len(adopt) == 0 || finishedCondition(&j.Status) != nil {
-		return claims.Keep, nil
-	}
-	live, err := r.jobs.Get(ctx, j.Namespace, j.Name)
-	if err != nil || live.UID != j.UID || live.DeletionTimestamp != nil {
-		if apierrors.IsNotFound(err) {
-			err = nil
-		}
-		return claims.Keep, err
-	}
-	for _, p := range adopt {
-		got, err := r.pods.Patch(ctx, p.Namespace, p.Name, types.StrategicMergePatchType, owner.AdoptPatch(j, p.UID, batchv1.JobTrackingFinalizer))
-		if err != nil {
-			return nil, fmt.Errorf("adopt pod %s: %w", p.Name, err)
-		}
-		r.podWrites.Wrote(key, got.ResourceVersion)
-	}
-	return claims.Keep, controller.ErrStale // the next look sees them as ours.
-}
-
 // carryOut writes a plan. The status is written before finalizers are removed, so that
 // no finished pod is lost.
-func (r *reconciler) carryOut(ctx context.Context, j *batchv1.Job, plan Plan) error {
+func (r *reconciler) carryOut(ctx context.Context, j *batchv1.Job, plan Actions) error {
 	key := client.KeyOf(j)
 	if plan.Expire {
 		return r.expire(ctx, j)
@@ -186,7 +150,7 @@ func (r *reconciler) carryOut(ctx context.Context, j *batchv1.Job, plan Plan) er
 	return errors.Join(err, r.release(ctx, key, plan.Release))
 }
 
-func (r *reconciler) changePods(ctx context.Context, j *batchv1.Job, plan Plan) error {
+func (r *reconciler) changePods(ctx context.Context, j *batchv1.Job, plan Actions) error {
 	var (
 		done podtemplate.Result
 		err  error
@@ -211,7 +175,7 @@ func (r *reconciler) changePods(ctx context.Context, j *batchv1.Job, plan Plan) 
 		}
 	}
 	for _, rv := range done.ResourceVersions {
-		r.podWrites.Wrote(client.KeyOf(j), rv)
+		r.pods.Writes.Wrote(client.KeyOf(j), rv)
 	}
 	return err
 }
@@ -230,7 +194,7 @@ func (r *reconciler) release(ctx context.Context, key controller.Key, pods []*co
 	for i, res := range results {
 		switch {
 		case res.Err == nil:
-			r.podWrites.Wrote(key, res.ResourceVersion)
+			r.pods.Writes.Wrote(key, res.ResourceVersion)
 		case apierrors.IsNotFound(res.Err), apierrors.IsConflict(res.Err):
 			// It is gone; the cache will show it.
 		case err == nil:
@@ -249,7 +213,7 @@ func (r *reconciler) expire(ctx context.Context, j *batchv1.Job) error {
 	if err != nil {
 		return err
 	}
-	if live.UID != j.UID || !Make(live, nil, r.now()).Expire {
+	if live.UID != j.UID || !Plan(live, nil, r.now()).Expire {
 		return nil
 	}
 	err = r.jobs.Delete(ctx, j.Namespace, j.Name, client.UID(j.UID), client.ResourceVersion(live.ResourceVersion), client.Propagation(metav1.DeletePropagationForeground))

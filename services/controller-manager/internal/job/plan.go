@@ -22,8 +22,8 @@ const (
 	maxUncounted = 500
 )
 
-// Plan lists the writes of one reconcile.
-type Plan struct {
+// Actions lists the writes of one reconcile.
+type Actions struct {
 	// Delete lists the pods to delete. Create lists the indexes of the pods to create
 	// (noIndex for jobs without indexes), each in place of the failed pod in Replaces.
 	Delete []*corev1.Pod
@@ -53,7 +53,7 @@ type work struct {
 	j    *batchv1.Job
 	pods []*corev1.Pod
 	now  time.Time
-	plan Plan
+	plan Actions
 
 	active      []*corev1.Pod
 	terminating int
@@ -66,8 +66,8 @@ type work struct {
 	delayed map[int]*corev1.Pod
 }
 
-// Make plans the next step for a job with these pods.
-func Make(j *batchv1.Job, pods []*corev1.Pod, now time.Time) Plan {
+// Plan returns the next step for a job with these pods.
+func Plan(j *batchv1.Job, pods []*corev1.Pod, now time.Time) Actions {
 	w := &work{j: j, pods: pods, now: now}
 	w.plan.Status = *j.Status.DeepCopy()
 	if c := finishedCondition(&j.Status); c != nil {

@@ -124,7 +124,7 @@ func TestManage(t *testing.T) {
 			if tt.now.IsZero() {
 				tt.now = start
 			}
-			p := Make(tt.job, tt.pods, tt.now)
+			p := Plan(tt.job, tt.pods, tt.now)
 			if !slices.Equal(p.Create, tt.create) || len(p.Delete) != tt.deletes || p.RequeueAfter != tt.wait {
 				t.Errorf("creates %v, deletes %d, waits %v; want %v, %d, %v", p.Create, len(p.Delete), p.RequeueAfter, tt.create, tt.deletes, tt.wait)
 			}
@@ -195,7 +195,7 @@ func TestVerdicts(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			p := Make(tt.job, tt.pods, start)
+			p := Plan(tt.job, tt.pods, start)
 			if got := reason(&p.Status, batchv1.JobFailureTarget); got != tt.target {
 				t.Errorf("failure target %q, want %q", got, tt.target)
 			}
@@ -216,14 +216,14 @@ func TestVerdicts(t *testing.T) {
 func TestPerIndexReplacementKnowsItsPast(t *testing.T) {
 	j := newJob(2, 2, isIndexed, func(j *batchv1.Job) { j.Spec.BackoffLimitPerIndex = ptr(int32(3)) })
 	old, last := pod(at(0), failedPod, after(0)), pod(at(0), ended(corev1.PodFailed, 1, start.Add(time.Minute)), after(1))
-	p := Make(j, []*corev1.Pod{old, last, pod(at(1))}, start.Add(time.Minute))
+	p := Plan(j, []*corev1.Pod{old, last, pod(at(1))}, start.Add(time.Minute))
 	if len(p.Create) != 0 || p.RequeueAfter != 20*time.Second {
 		t.Fatalf("after two failures: creates %v, waits %v", p.Create, p.RequeueAfter)
 	}
 	if slices.Contains(p.Release, last) || !slices.Contains(p.Release, old) {
 		t.Error("the last failed pod must stay, the others may go")
 	}
-	p = Make(j, []*corev1.Pod{last, pod(at(1))}, start.Add(time.Hour))
+	p = Plan(j, []*corev1.Pod{last, pod(at(1))}, start.Add(time.Hour))
 	if !slices.Equal(p.Create, []int{0}) || p.Replaces[0] != last {
 		t.Fatalf("creates %v", p.Create)
 	}
@@ -233,7 +233,7 @@ func TestPerIndexReplacementKnowsItsPast(t *testing.T) {
 		t.Errorf("pod %+v", next)
 	}
 	next.UID, next.Finalizers = "next", []string{batchv1.JobTrackingFinalizer}
-	if p = Make(j, []*corev1.Pod{last, next, pod(at(1))}, start.Add(time.Hour)); !slices.Contains(p.Release, last) {
+	if p = Plan(j, []*corev1.Pod{last, next, pod(at(1))}, start.Add(time.Hour)); !slices.Contains(p.Release, last) {
 		t.Error("with a new pod, the failed one may go")
 	}
 }
@@ -242,12 +242,12 @@ func TestSuspendAndResume(t *testing.T) {
 	j := newJob(1, 1, func(j *batchv1.Job) {
 		j.Spec.Suspend, j.Spec.ActiveDeadlineSeconds, j.Status.StartTime = ptr(true), ptr(int64(60)), ptr(metav1.NewTime(start.Add(-time.Hour)))
 	})
-	p := Make(j, nil, start)
+	p := Plan(j, nil, start)
 	if reason(&p.Status, batchv1.JobSuspended) != "JobSuspended" || p.Status.StartTime != nil || len(p.Create) != 0 || p.RequeueAfter != 0 {
 		t.Fatalf("suspended: %+v", p)
 	}
 	j.Status, j.Spec.Suspend = p.Status, ptr(false)
-	p = Make(j, nil, start)
+	p = Plan(j, nil, start)
 	if c := condition(&p.Status, batchv1.JobSuspended); c.Status != corev1.ConditionFalse || p.Status.StartTime == nil || !p.Status.StartTime.Time.Equal(start) || len(p.Create) != 1 || p.RequeueAfter != time.Minute {
 		t.Fatalf("resumed: %+v", p)
 	}
@@ -259,10 +259,10 @@ func TestTimeToLive(t *testing.T) {
 		j.Status.Conditions = []batchv1.JobCondition{{Type: batchv1.JobComplete, Status: corev1.ConditionTrue, LastTransitionTime: metav1.NewTime(start)}}
 	})
 	late := pod(succeededPod)
-	if p := Make(j, []*corev1.Pod{late}, start.Add(20*time.Second)); p.Expire || p.RequeueAfter != 40*time.Second || !slices.Contains(p.Release, late) {
+	if p := Plan(j, []*corev1.Pod{late}, start.Add(20*time.Second)); p.Expire || p.RequeueAfter != 40*time.Second || !slices.Contains(p.Release, late) {
 		t.Errorf("before its time: %+v", p)
 	}
-	if p := Make(j, nil, start.Add(time.Minute)); !p.Expire {
+	if p := Plan(j, nil, start.Add(time.Minute)); !p.Expire {
 		t.Error("it lives on")
 	}
 }
@@ -316,7 +316,7 @@ func simulate(t *testing.T, rng *rand.Rand, name string, j *batchv1.Job) {
 	now, ok, bad := start, 0, 0
 	for range 5000 {
 		now = now.Add(time.Minute)
-		plan := Make(j, pods, now)
+		plan := Plan(j, pods, now)
 		if finishedCondition(&j.Status) != nil {
 			break
 		}

@@ -26,6 +26,8 @@ import (
 type reconciler struct {
 	*cluster.Cluster
 
+	Namespaces *client.Cache[*corev1.Namespace]
+
 	namespaces client.Resource[*corev1.Namespace]
 	kinds      []*client.Kind
 	now        func() time.Time
@@ -42,14 +44,14 @@ const unservedFor = 5 * time.Minute
 // New returns the namespace controller.
 func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{
-		Cluster: s, namespaces: client.For[*corev1.Namespace](s.Client), kinds: Kinds(), now: time.Now,
+		Cluster: s, Namespaces: cluster.Of[*corev1.Namespace](s), namespaces: client.For[*corev1.Namespace](s.Client), kinds: Kinds(), now: time.Now,
 		unserved: map[*client.Kind]time.Time{},
 	}
 	return controller.Controller{
 		Name: "namespace", Workers: 5, Reconcile: r.reconcile, Timeout: 5 * time.Minute,
 		Sources: []controller.Source{
-			controller.Objects(s.Namespaces),
-			controller.From(s.Pods, r.ofPod),
+			controller.Objects(r.Namespaces),
+			controller.From(cluster.Of[*corev1.Pod](s), r.ofPod),
 		},
 	}
 }

@@ -49,6 +49,8 @@ const simulated = "keelson.dev/simulated"
 type reconciler struct {
 	*cluster.Cluster
 
+	Nodes *client.Cache[*corev1.Node]
+
 	nodes  client.Resource[*corev1.Node]
 	ranges *Ranges
 	primed bool
@@ -56,10 +58,10 @@ type reconciler struct {
 
 // New returns the controller.
 func New(s *cluster.Cluster, c Config) controller.Controller {
-	r := &reconciler{Cluster: s, nodes: client.For[*corev1.Node](s.Client), ranges: NewRanges(c)}
+	r := &reconciler{Cluster: s, Nodes: cluster.Of[*corev1.Node](s), nodes: client.For[*corev1.Node](s.Client), ranges: NewRanges(c)}
 	return controller.Controller{
 		Name: "node-ipam", Workers: 1, Reconcile: r.reconcile,
-		Sources: []controller.Source{controller.Objects(s.Nodes)},
+		Sources: []controller.Source{controller.Objects(r.Nodes)},
 	}
 }
 

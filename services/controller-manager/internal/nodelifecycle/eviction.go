@@ -21,6 +21,9 @@ import (
 type evicter struct {
 	*cluster.Cluster
 
+	Pods  *client.Cache[*corev1.Pod]
+	Nodes *client.Cache[*corev1.Node]
+
 	pods client.Resource[*corev1.Pod]
 	now  func() time.Time
 
@@ -37,12 +40,15 @@ func NewEviction(s *cluster.Cluster) controller.Controller {
 }
 
 func newEviction(s *cluster.Cluster, now func() time.Time) controller.Controller {
-	e := &evicter{Cluster: s, pods: client.For[*corev1.Pod](s.Client), now: now, seen: map[string][]corev1.Taint{}}
+	e := &evicter{
+		Cluster: s, Pods: cluster.Of[*corev1.Pod](s, cluster.ByNode), Nodes: cluster.Of[*corev1.Node](s),
+		pods: client.For[*corev1.Pod](s.Client), now: now, seen: map[string][]corev1.Taint{},
+	}
 	return controller.Controller{
 		Name: "taint-eviction", Workers: 4, Reconcile: e.reconcile,
 		Sources: []controller.Source{
-			controller.From(s.Pods, e.ofPod),
-			controller.From(s.Nodes, e.ofNode),
+			controller.From(e.Pods, e.ofPod),
+			controller.From(e.Nodes, e.ofNode),
 		},
 	}
 }

@@ -46,6 +46,10 @@ type Config struct {
 type reconciler struct {
 	*cluster.Cluster
 
+	Nodes      *client.Cache[*corev1.Node]
+	Pods       *client.Cache[*corev1.Pod]
+	NodeLeases *client.Cache[*coordinationv1.Lease]
+
 	nodes  client.Resource[*corev1.Node]
 	pods   client.Resource[*corev1.Pod]
 	config Config
@@ -61,16 +65,17 @@ func New(s *cluster.Cluster, c Config) controller.Controller {
 		c.Now = time.Now
 	}
 	r := &reconciler{
-		Cluster: s, nodes: client.For[*corev1.Node](s.Client), pods: client.For[*corev1.Pod](s.Client),
+		Cluster: s, Nodes: cluster.Of[*corev1.Node](s), Pods: cluster.Of[*corev1.Pod](s, cluster.ByNode), NodeLeases: cluster.NodeLeases(s),
+		nodes: client.For[*corev1.Node](s.Client), pods: client.For[*corev1.Pod](s.Client),
 		config: c, heard: &heard{at: map[string]time.Time{}}, told: map[string]time.Time{},
 	}
 	return controller.Controller{
 		Name: "node-lifecycle", Workers: 4, Reconcile: r.reconcile, Extend: r.extend,
 		Sources: []controller.Source{
-			controller.Objects(s.Nodes),
-			controller.From(s.NodeLeases, r.ofLease),
+			controller.Objects(r.Nodes),
+			controller.From(r.NodeLeases, r.ofLease),
 		},
-		Synced: []<-chan struct{}{s.Pods.Synced()},
+		Synced: []<-chan struct{}{r.Pods.Synced()},
 	}
 }
 

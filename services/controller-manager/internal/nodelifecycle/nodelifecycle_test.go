@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/cluster"
 	"keelson.dev/services/controller-manager/internal/podstate"
 	"keelson.dev/services/controller-manager/internal/testkit"
 	"keelson.dev/services/internal/controller"
@@ -172,7 +173,7 @@ func lease(w *testkit.World, name string, at time.Time) {
 			Spec:       coordinationv1.LeaseSpec{RenewTime: &renew},
 		})
 	}
-	if err := w.Cluster.NodeLeases.CatchUp(w.Context()); err != nil {
+	if err := cluster.NodeLeases(w.Cluster).CatchUp(w.Context()); err != nil {
 		w.Fatal(err)
 	}
 }
@@ -311,8 +312,8 @@ func TestLeaseStatesThePatience(t *testing.T) {
 			ObjectMeta: metav1.ObjectMeta{Namespace: corev1.NamespaceNodeLease, Name: name}, Spec: coordinationv1.LeaseSpec{LeaseDurationSeconds: seconds},
 		})
 	}
-	w.Eventually("the cache", func() bool { return w.Cluster.NodeLeases.Len() == 3 })
-	r := &reconciler{Cluster: w.Cluster, config: Config{Grace: 40 * time.Second}}
+	w.Eventually("the cache", func() bool { return cluster.NodeLeases(w.Cluster).Len() == 3 })
+	r := &reconciler{Cluster: w.Cluster, NodeLeases: cluster.NodeLeases(w.Cluster), config: Config{Grace: 40 * time.Second}}
 	for name, want := range map[string]time.Duration{"short": 8 * time.Second, "long": 40 * time.Second, "silent": 40 * time.Second, "none": 40 * time.Second} {
 		if got := r.grace(name); got != want {
 			t.Errorf("%s: %s, want %s", name, got, want)

@@ -11,55 +11,117 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/cluster"
 	"keelson.dev/services/internal/controller"
 )
 
 // Claimer adopts and releases objects of type T for owners of type O. It adopts orphans
 // that match an owner's selector, and releases objects that no longer do.
 type Claimer[O, T client.Object] struct {
-	Owners  client.Resource[O]
+	// Cache holds the objects, with the index cluster.ByController.
+	Cache *client.Cache[T]
+	// Objects writes the objects.
 	Objects client.Resource[T]
-	// Writes records the adoptions under the owner's key.
+	// Writes holds the last write of an object for each owner: the adoptions, and what
+	// the owner's controller records.
 	Writes *controller.Writes
-	// Adoptable, if not nil, reports whether an orphan that matches may be adopted.
-	Adoptable func(T) bool
+	// Adoptable, if not nil, reports whether an owner may adopt an orphan that matches its
+	// selector.
+	Adoptable func(O, T) bool
+	// Finalizers are added to an adopted object and removed from a released one.
+	Finalizers []string
+
+	owners     client.Resource[O]
+	candidates *client.Cache[O]
+	selector   func(O) *metav1.LabelSelector
 }
 
-// Claim returns the objects that belong to o. owned are the objects that o controls, and
-// orphans those in its namespace that have no controller. An adopted object is returned
-// as it was before the adoption.
+// NewClaimer returns a Claimer. selector returns the selector of an owner.
+func NewClaimer[O, T client.Object](s *cluster.Cluster, selector func(O) *metav1.LabelSelector) *Claimer[O, T] {
+	objects := cluster.Of[T](s, cluster.ByController, cluster.ByOrphanage)
+	return &Claimer[O, T]{
+		Cache: objects, Objects: client.For[T](s.Client), Writes: controller.NewWrites(objects),
+		owners: client.For[O](s.Client), candidates: cluster.Of[O](s, cluster.ByNamespace), selector: selector,
+	}
+}
+
+// Claim returns the objects that belong to o. selector is o's. An adopted object is
+// returned as the server stored it.
 //
 // Before it adopts, Claim reads o from the server, because the cache may not show yet
 // that o was deleted or is being deleted. Such an owner adopts nothing.
-func (c *Claimer[O, T]) Claim(ctx context.Context, o O, selector labels.Selector, owned, orphans []T) ([]T, error) {
-	claims := Claim(o, selector, owned, orphans)
+func (c *Claimer[O, T]) Claim(ctx context.Context, o O, selector labels.Selector) ([]T, error) {
+	claims := Claim(o, selector, c.Owned(o), c.Cache.ByIndex(cluster.ByOrphanage, o.GetNamespace()))
 	for _, obj := range claims.Release {
-		_, err := c.Objects.Patch(ctx, obj.GetNamespace(), obj.GetName(), types.StrategicMergePatchType, ReleasePatch(o.GetUID(), obj.GetUID()))
+		_, err := c.Objects.Patch(ctx, obj.GetNamespace(), obj.GetName(), types.StrategicMergePatchType, ReleasePatch(o.GetUID(), obj.GetUID(), c.Finalizers...))
 		if ignoreGone(err) != nil {
 			return nil, fmt.Errorf("release %s %s: %w", c.Objects.Kind().Resource, obj.GetName(), err)
 		}
 	}
 	if c.Adoptable != nil {
-		claims.Adopt = slices.DeleteFunc(claims.Adopt, func(obj T) bool { return !c.Adoptable(obj) })
+		claims.Adopt = slices.DeleteFunc(claims.Adopt, func(obj T) bool { return !c.Adoptable(o, obj) })
 	}
 	if len(claims.Adopt) == 0 {
 		return claims.Keep, nil
 	}
-	live, err := c.Owners.Get(ctx, o.GetNamespace(), o.GetName())
+	live, err := c.owners.Get(ctx, o.GetNamespace(), o.GetName())
 	if err != nil || live.GetUID() != o.GetUID() || live.GetDeletionTimestamp() != nil {
 		return claims.Keep, ignoreGone(err)
 	}
 	for _, obj := range claims.Adopt {
-		got, err := c.Objects.Patch(ctx, obj.GetNamespace(), obj.GetName(), types.StrategicMergePatchType, AdoptPatch(o, obj.GetUID()))
+		got, err := c.Objects.Patch(ctx, obj.GetNamespace(), obj.GetName(), types.StrategicMergePatchType, AdoptPatch(o, obj.GetUID(), c.Finalizers...))
 		if ignoreGone(err) != nil {
 			return nil, fmt.Errorf("adopt %s %s: %w", c.Objects.Kind().Resource, obj.GetName(), err)
 		}
 		if err == nil {
 			c.Writes.Wrote(client.KeyOf(o), got.GetResourceVersion())
-			claims.Keep = append(claims.Keep, obj)
+			got.SetManagedFields(nil)
+			claims.Keep = append(claims.Keep, got)
 		}
 	}
 	return claims.Keep, nil
+}
+
+// Owned returns the objects that o controls according to the cache.
+func (c *Claimer[O, T]) Owned(o O) []T {
+	return c.Cache.ByIndex(cluster.ByController, string(o.GetUID()))
+}
+
+// Source returns the source that maps an event of an object to the owners that it
+// concerns: its controllers before and after the event, or, for an object without a
+// controller, the owners whose selector matches it.
+func (c *Claimer[O, T]) Source() controller.Source { return controller.From(c.Cache, c.Keys) }
+
+// Keys maps an event to the owners that it concerns, as Source does.
+func (c *Claimer[O, T]) Keys(ev client.Event[T]) []controller.Key {
+	keys := c.controllers(nil, ev.Object)
+	if ev.Type != client.Added {
+		keys = c.controllers(keys, ev.Old)
+	}
+	if len(keys) > 0 || ev.Type == client.Deleted || metav1.GetControllerOfNoCopy(ev.Object) != nil {
+		return keys
+	}
+	for _, o := range c.candidates.ByIndex(cluster.ByNamespace, ev.Object.GetNamespace()) {
+		s, err := metav1.LabelSelectorAsSelector(c.selector(o))
+		if err == nil && !s.Empty() && s.Matches(labels.Set(ev.Object.GetLabels())) {
+			keys = append(keys, client.KeyOf(o))
+		}
+	}
+	return keys
+}
+
+// controllers appends the key of obj's controller to keys if it is of the owners' kind
+// and not in keys yet.
+func (c *Claimer[O, T]) controllers(keys []controller.Key, obj T) []controller.Key {
+	ref := metav1.GetControllerOfNoCopy(obj)
+	if ref == nil || ref.Kind != c.owners.Kind().GVK.Kind {
+		return keys
+	}
+	key := controller.Key{Namespace: obj.GetNamespace(), Name: ref.Name}
+	if slices.Contains(keys, key) {
+		return keys
+	}
+	return append(keys, key)
 }
 
 // ignoreGone returns nil for errors that mean that the object is gone or was replaced by
@@ -69,38 +131,4 @@ func ignoreGone(err error) error {
 		return nil
 	}
 	return err
-}
-
-// Keys maps an event to the owners that it concerns: the object's controllers of the
-// given kind before and after the event, or, for an object without a controller, the
-// candidates whose selector matches it.
-func Keys[O, T client.Object](ev client.Event[T], kind string, candidates func(namespace string) []O, selector func(O) *metav1.LabelSelector) []controller.Key {
-	keys := controllers(nil, ev.Object, kind)
-	if ev.Type == client.Modified {
-		keys = controllers(keys, ev.Old, kind)
-	}
-	if len(keys) > 0 || ev.Type == client.Deleted || metav1.GetControllerOfNoCopy(ev.Object) != nil {
-		return keys
-	}
-	for _, o := range candidates(ev.Object.GetNamespace()) {
-		s, err := metav1.LabelSelectorAsSelector(selector(o))
-		if err == nil && !s.Empty() && s.Matches(labels.Set(ev.Object.GetLabels())) {
-			keys = append(keys, client.KeyOf(o))
-		}
-	}
-	return keys
-}
-
-// controllers appends the key of obj's controller to keys if it is of the given kind and
-// not in keys yet.
-func controllers(keys []controller.Key, obj client.Object, kind string) []controller.Key {
-	ref := metav1.GetControllerOfNoCopy(obj)
-	if ref == nil || ref.Kind != kind {
-		return keys
-	}
-	key := controller.Key{Namespace: obj.GetNamespace(), Name: ref.Name}
-	if slices.Contains(keys, key) {
-		return keys
-	}
-	return append(keys, key)
 }

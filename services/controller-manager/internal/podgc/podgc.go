@@ -38,6 +38,9 @@ var overflow = controller.Key{Name: "finished"}
 type reconciler struct {
 	*cluster.Cluster
 
+	Pods  *client.Cache[*corev1.Pod]
+	Nodes *client.Cache[*corev1.Node]
+
 	pods       client.Resource[*corev1.Pod]
 	nodes      client.Resource[*corev1.Node]
 	terminated int
@@ -48,21 +51,22 @@ type reconciler struct {
 	counted time.Time
 }
 
-// New returns the pod garbage collector, which keeps terminated finished pods.
-func New(s *cluster.Cluster, terminated int) controller.Controller {
-	return build(s, terminated, quarantine)
+// New returns the pod garbage collector.
+func New(s *cluster.Cluster, o Options) controller.Controller {
+	return build(s, o.Terminated, quarantine)
 }
 
 func build(s *cluster.Cluster, terminated int, wait time.Duration) controller.Controller {
 	r := &reconciler{
-		Cluster: s, pods: client.For[*corev1.Pod](s.Client), nodes: client.For[*corev1.Node](s.Client),
+		Cluster: s, Pods: cluster.Of[*corev1.Pod](s, cluster.ByNode), Nodes: cluster.Of[*corev1.Node](s),
+		pods: client.For[*corev1.Pod](s.Client), nodes: client.For[*corev1.Node](s.Client),
 		terminated: terminated, quarantine: wait, now: time.Now, missing: map[string]time.Time{},
 	}
 	return controller.Controller{
 		Name: "pod-gc", Workers: 1, Reconcile: r.reconcile,
 		Sources: []controller.Source{
-			controller.From(s.Pods, r.ofPod),
-			controller.From(s.Nodes, r.ofNode),
+			controller.From(r.Pods, r.ofPod),
+			controller.From(r.Nodes, r.ofNode),
 		},
 	}
 }

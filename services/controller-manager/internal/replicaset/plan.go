@@ -12,15 +12,15 @@ import (
 	"keelson.dev/services/controller-manager/internal/victim"
 )
 
-// Decision holds how many pods to create, or which ones to delete.
-type Decision struct {
+// Actions holds how many pods to create, or which ones to delete.
+type Actions struct {
 	Create int
 	Delete []*corev1.Pod
 }
 
-// Decide compares the number of pods that a set wants with its pods. related are the
+// Plan compares the number of pods that a set wants with its pods. related are the
 // pods whose number on a node is considered when choosing the ones to delete.
-func Decide(rs *appsv1.ReplicaSet, pods, related []*corev1.Pod, now time.Time) Decision {
+func Plan(rs *appsv1.ReplicaSet, pods, related []*corev1.Pod, now time.Time) Actions {
 	var active []*corev1.Pod
 	for _, p := range pods {
 		if podstate.Active(p) {
@@ -30,11 +30,11 @@ func Decide(rs *appsv1.ReplicaSet, pods, related []*corev1.Pod, now time.Time) D
 	diff := len(active) - int(replicas(rs))
 	switch {
 	case diff < 0:
-		return Decision{Create: min(-diff, burst)}
+		return Actions{Create: min(-diff, burst)}
 	case diff > 0:
-		return Decision{Delete: victim.Order(active, related, now)[:min(diff, burst)]}
+		return Actions{Delete: victim.Order(active, related, now)[:min(diff, burst)]}
 	}
-	return Decision{}
+	return Actions{}
 }
 
 func replicas(rs *appsv1.ReplicaSet) int32 {

@@ -15,8 +15,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/proto/client"
 	"keelson.dev/services/controller-manager/internal/cluster"
@@ -32,57 +30,28 @@ const burst = 500
 type reconciler struct {
 	*cluster.Cluster
 
-	sets   client.Resource[*appsv1.ReplicaSet]
-	pods   client.Resource[*corev1.Pod]
-	writes *controller.Writes
-	now    func() time.Time
+	ReplicaSets *client.Cache[*appsv1.ReplicaSet]
+
+	sets client.Resource[*appsv1.ReplicaSet]
+	pods *owner.Claimer[*appsv1.ReplicaSet, *corev1.Pod]
+	now  func() time.Time
 }
 
 // New returns the ReplicaSet controller.
 func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{
-		Cluster: s, sets: client.For[*appsv1.ReplicaSet](s.Client), pods: client.For[*corev1.Pod](s.Client),
-		writes: controller.NewWrites(s.Pods), now: time.Now,
+		Cluster: s, ReplicaSets: cluster.Of[*appsv1.ReplicaSet](s, cluster.ByController), sets: client.For[*appsv1.ReplicaSet](s.Client),
+		pods: owner.NewClaimer[*appsv1.ReplicaSet, *corev1.Pod](s, func(rs *appsv1.ReplicaSet) *metav1.LabelSelector { return rs.Spec.Selector }),
+		now:  time.Now,
 	}
+	r.pods.Adoptable = func(_ *appsv1.ReplicaSet, p *corev1.Pod) bool { return podstate.Active(p) }
 	return controller.Controller{
-		Name: "replicaset", Workers: 5, Reconcile: r.reconcile, Fresh: r.writes.Fresh,
+		Name: "replicaset", Workers: 5, Reconcile: r.reconcile, Fresh: r.pods.Writes.Fresh,
 		Sources: []controller.Source{
-			controller.Objects(s.ReplicaSets),
-			controller.From(s.Pods, r.ofPod),
+			controller.Objects(r.ReplicaSets),
+			r.pods.Source(),
 		},
 	}
-}
-
-// ofPod maps a pod event to the pod's controllers before and after, and to the sets
-// that could adopt it.
-func (r *reconciler) ofPod(ev client.Event[*corev1.Pod]) []controller.Key {
-	keys := controllers(nil, ev.Object)
-	if ev.Old != nil {
-		keys = controllers(keys, ev.Old)
-	}
-	if len(keys) > 0 || ev.Type == client.Deleted || metav1.GetControllerOfNoCopy(ev.Object) != nil {
-		return keys
-	}
-	for _, rs := range r.ReplicaSets.ByIndex(cluster.ByNamespace, ev.Object.Namespace) {
-		if s, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector); err == nil && !s.Empty() && s.Matches(labels.Set(ev.Object.Labels)) {
-			keys = append(keys, client.KeyOf(rs))
-		}
-	}
-	return keys
-}
-
-func controllers(keys []controller.Key, p *corev1.Pod) []controller.Key {
-	ref := metav1.GetControllerOfNoCopy(p)
-	if ref == nil || ref.Kind != "ReplicaSet" {
-		return keys
-	}
-	key := controller.Key{Namespace: p.Namespace, Name: ref.Name}
-	for _, k := range keys {
-		if k == key {
-			return keys
-		}
-	}
-	return append(keys, key)
 }
 
 func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {
@@ -94,14 +63,14 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	if err != nil {
 		return controller.Result{}, nil // validation keeps such an object out.
 	}
-	pods, err := r.claim(ctx, rs, selector)
+	pods, err := r.pods.Claim(ctx, rs, selector)
 	if err != nil {
 		return controller.Result{}, err
 	}
 	var manageErr error
 	now := r.now()
 	if rs.DeletionTimestamp == nil {
-		manageErr = r.manage(ctx, rs, Decide(rs, pods, r.related(rs), now))
+		manageErr = r.manage(ctx, rs, Plan(rs, pods, r.related(rs), now))
 	}
 	status, wait := Status(rs, pods, manageErr, now)
 	if !reflect.DeepEqual(status, rs.Status) {
@@ -114,63 +83,22 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	return controller.Result{RequeueAfter: wait}, manageErr
 }
 
-// claim adopts and releases pods and returns those that belong to the set.
-func (r *reconciler) claim(ctx context.Context, rs *appsv1.ReplicaSet, selector labels.Selector) ([]*corev1.Pod, error) {
-	claims := owner.Claim(rs, selector, r.Pods.ByIndex(cluster.ByController, string(rs.UID)), r.Pods.ByIndex(cluster.ByOrphanage, rs.Namespace))
-	for _, p := range claims.Release {
-		if _, err := r.pods.Patch(ctx, p.Namespace, p.Name, types.StrategicMergePatchType, owner.ReleasePatch(rs.UID, p.UID)); ignorable(err) != nil {
-			return nil, fmt.Errorf("release pod %s: %w", p.Name, err)
-		}
-	}
-	adopted := false
-	for _, p := range claims.Adopt {
-		if !podstate.Active(p) {
-			continue
-		}
-		if !adopted {
-			// The cache may not know yet that the set is being deleted.
-			live, err := r.sets.Get(ctx, rs.Namespace, rs.Name)
-			if err != nil || live.UID != rs.UID || live.DeletionTimestamp != nil {
-				return claims.Keep, ignorable(err)
-			}
-		}
-		adopted = true
-		got, err := r.pods.Patch(ctx, p.Namespace, p.Name, types.StrategicMergePatchType, owner.AdoptPatch(rs, p.UID))
-		if ignorable(err) != nil {
-			return nil, fmt.Errorf("adopt pod %s: %w", p.Name, err)
-		}
-		if err == nil {
-			r.writes.Wrote(client.KeyOf(rs), got.ResourceVersion)
-			claims.Keep = append(claims.Keep, p)
-		}
-	}
-	return claims.Keep, nil
-}
-
-// ignorable returns nil for errors about an object that is gone or was replaced.
-func ignorable(err error) error {
-	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) || apierrors.IsInvalid(err) {
-		return nil
-	}
-	return err
-}
-
 // related returns the pods of all sets with the same controller, because the sets of a
 // rollout share nodes.
 func (r *reconciler) related(rs *appsv1.ReplicaSet) []*corev1.Pod {
 	ref := metav1.GetControllerOfNoCopy(rs)
 	if ref == nil {
-		return r.Pods.ByIndex(cluster.ByController, string(rs.UID))
+		return r.pods.Owned(rs)
 	}
 	var out []*corev1.Pod
 	for _, sibling := range r.ReplicaSets.ByIndex(cluster.ByController, string(ref.UID)) {
-		out = append(out, r.Pods.ByIndex(cluster.ByController, string(sibling.UID))...)
+		out = append(out, r.pods.Owned(sibling)...)
 	}
 	return out
 }
 
 // manage creates or deletes the pods that were decided on.
-func (r *reconciler) manage(ctx context.Context, rs *appsv1.ReplicaSet, d Decision) error {
+func (r *reconciler) manage(ctx context.Context, rs *appsv1.ReplicaSet, d Actions) error {
 	var (
 		done podtemplate.Result
 		err  error
@@ -189,7 +117,7 @@ func (r *reconciler) manage(ctx context.Context, rs *appsv1.ReplicaSet, d Decisi
 		done, err = podtemplate.Delete(ctx, r.Cluster, rs, d.Delete)
 	}
 	for _, rv := range done.ResourceVersions {
-		r.writes.Wrote(client.KeyOf(rs), rv)
+		r.pods.Writes.Wrote(client.KeyOf(rs), rv)
 	}
 	return err
 }

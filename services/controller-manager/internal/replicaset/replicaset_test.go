@@ -59,15 +59,15 @@ func unbound(p *corev1.Pod)          { p.Spec.NodeName = "" }
 func phase(v corev1.PodPhase) option { return func(p *corev1.Pod) { p.Status.Phase = v } }
 func deleted(p *corev1.Pod)          { t := metav1.NewTime(now); p.DeletionTimestamp = &t }
 
-func TestDecide(t *testing.T) {
+func TestPlan(t *testing.T) {
 	pods := []*corev1.Pod{pod("a"), pod("b"), pod("gone", deleted), pod("failed", phase(corev1.PodFailed))}
 	for want, create := range map[int32]int{4: 2, 2: 0, 1000: 500} {
-		d := replicaset.Decide(set(want), pods, nil, now)
+		d := replicaset.Plan(set(want), pods, nil, now)
 		if d.Create != create || len(d.Delete) != 0 {
 			t.Errorf("for %d: %+v", want, d)
 		}
 	}
-	if d := replicaset.Decide(set(0), pods, nil, now); len(d.Delete) != 2 || d.Create != 0 {
+	if d := replicaset.Plan(set(0), pods, nil, now); len(d.Delete) != 2 || d.Create != 0 {
 		t.Errorf("for 0: %+v", d)
 	}
 }

@@ -31,29 +31,26 @@ import (
 type reconciler struct {
 	*cluster.Cluster
 
+	ReplicationControllers *client.Cache[*corev1.ReplicationController]
+
 	controllers client.Resource[*corev1.ReplicationController]
-	pods        owner.Claimer[*corev1.ReplicationController, *corev1.Pod]
+	pods        *owner.Claimer[*corev1.ReplicationController, *corev1.Pod]
 	now         func() time.Time
 }
 
 // New returns the ReplicationController controller.
 func New(s *cluster.Cluster) controller.Controller {
-	controllers := client.For[*corev1.ReplicationController](s.Client)
 	r := &reconciler{
-		Cluster: s, controllers: controllers, now: time.Now,
-		pods: owner.Claimer[*corev1.ReplicationController, *corev1.Pod]{
-			Owners: controllers, Objects: client.For[*corev1.Pod](s.Client), Writes: controller.NewWrites(s.Pods), Adoptable: podstate.Active,
-		},
+		Cluster: s, ReplicationControllers: cluster.Of[*corev1.ReplicationController](s),
+		controllers: client.For[*corev1.ReplicationController](s.Client), now: time.Now,
+		pods: owner.NewClaimer[*corev1.ReplicationController, *corev1.Pod](s, selectorOf),
 	}
+	r.pods.Adoptable = func(_ *corev1.ReplicationController, p *corev1.Pod) bool { return podstate.Active(p) }
 	return controller.Controller{
 		Name: "replication", Workers: 5, Reconcile: r.reconcile, Fresh: r.pods.Writes.Fresh,
 		Sources: []controller.Source{
-			controller.Objects(s.ReplicationControllers),
-			controller.From(s.Pods, func(ev client.Event[*corev1.Pod]) []controller.Key {
-				return owner.Keys(ev, "ReplicationController", func(namespace string) []*corev1.ReplicationController {
-					return s.ReplicationControllers.ByIndex(cluster.ByNamespace, namespace)
-				}, selectorOf)
-			}),
+			controller.Objects(r.ReplicationControllers),
+			r.pods.Source(),
 		},
 	}
 }
@@ -67,15 +64,14 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	if !ok || len(rc.Spec.Selector) == 0 || rc.Spec.Template == nil {
 		return controller.Result{}, nil // validation rejects objects without a selector or template
 	}
-	owned := r.Pods.ByIndex(cluster.ByController, string(rc.UID))
-	pods, err := r.pods.Claim(ctx, rc, labels.SelectorFromSet(rc.Spec.Selector), owned, r.Pods.ByIndex(cluster.ByOrphanage, rc.Namespace))
+	pods, err := r.pods.Claim(ctx, rc, labels.SelectorFromSet(rc.Spec.Selector))
 	if err != nil {
 		return controller.Result{}, err
 	}
 	now, rs := r.now(), asReplicaSet(rc)
 	var manageErr error
 	if rc.DeletionTimestamp == nil {
-		manageErr = r.manage(ctx, rc, replicaset.Decide(rs, pods, pods, now))
+		manageErr = r.manage(ctx, rc, replicaset.Plan(rs, pods, pods, now))
 	}
 	status, wait := replicaset.Status(rs, pods, manageErr, now)
 	if next := statusOf(status); !reflect.DeepEqual(next, rc.Status) {
@@ -89,7 +85,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 }
 
 // manage creates or deletes the pods that d asks for.
-func (r *reconciler) manage(ctx context.Context, rc *corev1.ReplicationController, d replicaset.Decision) error {
+func (r *reconciler) manage(ctx context.Context, rc *corev1.ReplicationController, d replicaset.Actions) error {
 	var (
 		done podtemplate.Result
 		err  error

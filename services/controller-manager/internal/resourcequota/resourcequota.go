@@ -34,7 +34,6 @@ import (
 
 	"keelson.dev/proto/client"
 	"keelson.dev/services/controller-manager/internal/cluster"
-	"keelson.dev/services/controller-manager/internal/garbage"
 	"keelson.dev/services/controller-manager/internal/podstate"
 	"keelson.dev/services/internal/controller"
 	"keelson.dev/services/internal/quota"
@@ -53,6 +52,8 @@ const (
 
 type reconciler struct {
 	*cluster.Cluster
+
+	ResourceQuotas *client.Cache[*corev1.ResourceQuota]
 
 	quotas client.Resource[*corev1.ResourceQuota]
 	writes *controller.Writes
@@ -93,39 +94,38 @@ func (f *charges) drop(now time.Time, window time.Duration) {
 	f.recent = slices.DeleteFunc(f.recent, func(c charge) bool { return now.Sub(c.at) > window })
 }
 
-// New returns the ResourceQuota controller. metadata holds caches for the kinds that s
-// does not cache.
-func New(s *cluster.Cluster, metadata []*garbage.Metadata) controller.Controller {
-	return newController(s, metadata, window)
-}
+// New returns the ResourceQuota controller.
+func New(s *cluster.Cluster) controller.Controller { return newController(s, window) }
 
-func newController(s *cluster.Cluster, metadata []*garbage.Metadata, window time.Duration) controller.Controller {
+func newController(s *cluster.Cluster, window time.Duration) controller.Controller {
 	r := &reconciler{
 		window:  window,
-		Cluster: s, quotas: client.For[*corev1.ResourceQuota](s.Client), writes: controller.NewWrites(s.ResourceQuotas),
+		Cluster: s, ResourceQuotas: cluster.Of[*corev1.ResourceQuota](s, cluster.ByNamespace), quotas: client.For[*corev1.ResourceQuota](s.Client),
 		kinds: map[schema.GroupResource]*client.Kind{}, now: time.Now, follows: map[controller.Key]*charges{},
 	}
+	r.writes = controller.NewWrites(r.ResourceQuotas)
 	for _, k := range client.Kinds() {
 		if k.Namespaced && k.Stored() && quota.Counted(k.GVR().GroupResource()) {
 			r.kinds[k.GVR().GroupResource()] = k
 		}
 	}
+	pods, services, claims := cluster.Of[*corev1.Pod](s), cluster.Of[*corev1.Service](s), cluster.Of[*corev1.PersistentVolumeClaim](s)
 	sources := []controller.Source{
-		controller.From(s.ResourceQuotas, r.ofQuota),
-		controller.From(s.Pods, r.ofPod),
-		controller.From(s.Services, func(ev client.Event[*corev1.Service]) []controller.Key {
+		controller.From(r.ResourceQuotas, r.ofQuota),
+		controller.From(pods, r.ofPod),
+		controller.From(services, func(ev client.Event[*corev1.Service]) []controller.Key {
 			return r.inNamespace(ev.Object.Namespace)
 		}),
-		controller.From(s.Claims, func(ev client.Event[*corev1.PersistentVolumeClaim]) []controller.Key {
+		controller.From(claims, func(ev client.Event[*corev1.PersistentVolumeClaim]) []controller.Key {
 			return r.inNamespace(ev.Object.Namespace)
 		}),
-		deletions(r, s.ReplicaSets), deletions(r, s.Deployments), deletions(r, s.StatefulSets), deletions(r, s.DaemonSets),
-		deletions(r, s.ReplicationControllers), deletions(r, s.Jobs), deletions(r, s.CronJobs), deletions(r, s.ServiceAccounts),
-		deletions(r, s.EndpointSlices), deletions(r, s.Endpoints),
 	}
-	for _, m := range metadata {
-		if r.kinds[m.Kind().GVR().GroupResource()] != nil {
-			sources = append(sources, deletions(r, m))
+	for _, k := range r.kinds {
+		if k == pods.Kind() || k == services.Kind() || k == claims.Kind() || k == r.ResourceQuotas.Kind() {
+			continue
+		}
+		for _, c := range cluster.All(s, k) {
+			sources = append(sources, c.Source(r.deletions))
 		}
 	}
 	return controller.Controller{
@@ -133,15 +133,13 @@ func newController(s *cluster.Cluster, metadata []*garbage.Metadata, window time
 	}
 }
 
-// deletions is a source that reconciles the quotas of a namespace when an object in it is
-// deleted. New objects were charged by the apiserver.
-func deletions[T client.Object](r *reconciler, cache *client.Cache[T]) controller.Source {
-	return controller.From(cache, func(ev client.Event[T]) []controller.Key {
-		if ev.Type != client.Deleted {
-			return nil
-		}
-		return r.inNamespace(ev.Object.GetNamespace())
-	})
+// deletions maps the deletion of an object to the quotas of its namespace. New objects were
+// charged by the apiserver.
+func (r *reconciler) deletions(ev client.Event[client.Object]) []controller.Key {
+	if ev.Type != client.Deleted {
+		return nil
+	}
+	return r.inNamespace(ev.Object.GetNamespace())
 }
 
 func (r *reconciler) inNamespace(namespace string) []controller.Key {

@@ -10,7 +10,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/proto/client"
-	"keelson.dev/services/controller-manager/internal/garbage"
 	"keelson.dev/services/controller-manager/internal/resourcequota"
 	. "keelson.dev/services/controller-manager/internal/testkit" //nolint:revive // the tests' own words.
 )
@@ -69,12 +68,7 @@ func TestCountsStoredObjects(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "s"},
 		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{{Port: 80}, {Port: 81}}},
 	})
-	metadata := garbage.NewMetadata(w.Cluster)
-	for _, m := range metadata {
-		w.Go(m.Run)
-	}
-	w.CatchUp()
-	w.Run(resourcequota.NewController(w.Cluster, metadata, 50*time.Millisecond))
+	w.Run(resourcequota.NewController(w.Cluster, 50*time.Millisecond))
 	Create(w, &corev1.ResourceQuota{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "q"},
 		Spec: corev1.ResourceQuotaSpec{Hard: list("pods", "5", "requests.cpu", "1", "configmaps", "5", "count/configmaps", "5",

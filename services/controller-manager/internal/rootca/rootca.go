@@ -18,6 +18,8 @@ import (
 )
 
 const (
+	// configMap holds the CA in each namespace.
+	configMap          = "kube-root-ca.crt"
 	dataKey            = "ca.crt"
 	descriptionKey     = "kubernetes.io/description"
 	descriptionMessage = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. " +
@@ -27,21 +29,22 @@ const (
 // New returns the controller. Its keys are namespaces. ca returns the current CA as
 // PEM.
 func New(s *cluster.Cluster, ca func() []byte) controller.Controller {
-	maps := client.For[*corev1.ConfigMap](s.Client)
+	maps, namespaces := client.For[*corev1.ConfigMap](s.Client), cluster.Of[*corev1.Namespace](s)
+	published := cluster.Select(s, cluster.Selection[*corev1.ConfigMap]{FieldSelector: "metadata.name=" + configMap})
 	return controller.Controller{
 		Name: "rootca",
 		Sources: []controller.Source{
-			controller.Objects(s.Namespaces),
-			controller.From(s.RootCAs, func(ev client.Event[*corev1.ConfigMap]) []controller.Key {
+			controller.Objects(namespaces),
+			controller.From(published, func(ev client.Event[*corev1.ConfigMap]) []controller.Key {
 				return []controller.Key{{Name: ev.Object.Namespace}}
 			}),
 		},
 		Reconcile: func(ctx context.Context, key controller.Key) (controller.Result, error) {
-			ns, ok := s.Namespaces.Get("", key.Name)
+			ns, ok := namespaces.Get("", key.Name)
 			if !ok || ns.DeletionTimestamp != nil {
 				return controller.Result{}, nil
 			}
-			have, _ := s.RootCAs.Get(ns.Name, cluster.RootCAConfigMap)
+			have, _ := published.Get(ns.Name, configMap)
 			want := wanted(ns.Name, have, ca())
 			var err error
 			switch {
@@ -69,7 +72,7 @@ func wanted(namespace string, have *corev1.ConfigMap, ca []byte) *corev1.ConfigM
 	if have == nil {
 		return &corev1.ConfigMap{
 			ObjectMeta: metav1.ObjectMeta{
-				Namespace: namespace, Name: cluster.RootCAConfigMap,
+				Namespace: namespace, Name: configMap,
 				Annotations: map[string]string{descriptionKey: descriptionMessage},
 			},
 			Data: data,

@@ -20,11 +20,12 @@ const name = "default"
 // New returns the controller. Its keys are namespaces.
 func New(s *cluster.Cluster) controller.Controller {
 	accounts := client.For[*corev1.ServiceAccount](s.Client)
+	namespaces, existing := cluster.Of[*corev1.Namespace](s), cluster.Of[*corev1.ServiceAccount](s)
 	return controller.Controller{
 		Name: "serviceaccount",
 		Sources: []controller.Source{
-			controller.Objects(s.Namespaces),
-			controller.From(s.ServiceAccounts, func(ev client.Event[*corev1.ServiceAccount]) []controller.Key {
+			controller.Objects(namespaces),
+			controller.From(existing, func(ev client.Event[*corev1.ServiceAccount]) []controller.Key {
 				if ev.Object.Name != name || ev.Type != client.Deleted {
 					return nil
 				}
@@ -32,11 +33,11 @@ func New(s *cluster.Cluster) controller.Controller {
 			}),
 		},
 		Reconcile: func(ctx context.Context, key controller.Key) (controller.Result, error) {
-			ns, ok := s.Namespaces.Get("", key.Name)
+			ns, ok := namespaces.Get("", key.Name)
 			if !ok || ns.DeletionTimestamp != nil {
 				return controller.Result{}, nil
 			}
-			if _, ok := s.ServiceAccounts.Get(ns.Name, name); ok {
+			if _, ok := existing.Get(ns.Name, name); ok {
 				return controller.Result{}, nil
 			}
 			_, err := accounts.Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: ns.Name, Name: name}})

@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"keelson.dev/services/controller-manager/internal/cluster"
 	"keelson.dev/services/controller-manager/internal/serviceaccount"
 	. "keelson.dev/services/controller-manager/internal/testkit" //nolint:revive // the tests' own words.
 )
@@ -27,7 +28,7 @@ func TestEachNamespaceHasOne(t *testing.T) {
 	w.Eventually("a new account", has("one"))
 	Delete[*corev1.Namespace](w, "", "two")
 	w.Eventually("the end to show", func() bool {
-		ns, ok := w.Cluster.Namespaces.Get("", "two")
+		ns, ok := cluster.Of[*corev1.Namespace](w.Cluster).Get("", "two")
 		return ok && ns.DeletionTimestamp != nil
 	})
 	Delete[*corev1.ServiceAccount](w, "two", "default")

@@ -15,7 +15,7 @@ import (
 	"keelson.dev/services/controller-manager/internal/podstate"
 )
 
-// State is the input of Make.
+// State is the input of Plan.
 type State struct {
 	Pods      []*corev1.Pod
 	Revisions []*appsv1.ControllerRevision
@@ -26,8 +26,8 @@ type State struct {
 	Now   time.Time
 }
 
-// Plan lists the writes of one reconcile.
-type Plan struct {
+// Actions lists the writes of one reconcile.
+type Actions struct {
 	// CreateClaims and UpdateClaims are written before the pods.
 	CreateClaims, UpdateClaims []*corev1.PersistentVolumeClaim
 	Create, Delete             []*corev1.Pod
@@ -57,16 +57,16 @@ type planner struct {
 	replicas []*corev1.Pod
 	// condemned holds the pods outside the set's range, highest ordinal first.
 	condemned []*corev1.Pod
-	plan      Plan
+	plan      Actions
 }
 
-// Make plans the next step for a set.
+// Plan returns the next step for a set.
 //
 // Missing pods are created first, from the lowest ordinal up. Then pods outside the
 // set's range are deleted, and then pods of older templates, both from the highest
 // ordinal down. With podManagementPolicy OrderedReady, each step waits until the pods
 // before it are available. For a set that is being deleted only the status is updated.
-func Make(set *appsv1.StatefulSet, state State) (Plan, error) {
+func Plan(set *appsv1.StatefulSet, state State) (Actions, error) {
 	p := &planner{
 		set: set, state: state, minReady: time.Duration(set.Spec.MinReadySeconds) * time.Second,
 		ordered: set.Spec.PodManagementPolicy != appsv1.ParallelPodManagement,
@@ -75,7 +75,7 @@ func Make(set *appsv1.StatefulSet, state State) (Plan, error) {
 	p.arrange()
 	if set.DeletionTimestamp == nil {
 		if err := p.step(); err != nil {
-			return Plan{}, err
+			return Actions{}, err
 		}
 		p.retain()
 		p.forget()

@@ -92,10 +92,10 @@ func revision(t *testing.T, name, image string, number int64) *appsv1.Controller
 	return &appsv1.ControllerRevision{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: runtime.RawExtension{Raw: data}, Revision: number}
 }
 
-func plan(t *testing.T, s *appsv1.StatefulSet, claims map[string]*corev1.PersistentVolumeClaim, pods ...*corev1.Pod) statefulset.Plan {
+func plan(t *testing.T, s *appsv1.StatefulSet, claims map[string]*corev1.PersistentVolumeClaim, pods ...*corev1.Pod) statefulset.Actions {
 	t.Helper()
 	revisions := []*appsv1.ControllerRevision{revision(t, "old", "v1", 1), revision(t, "new", "v2", 2)}
-	p, err := statefulset.Make(s, statefulset.State{
+	p, err := statefulset.Plan(s, statefulset.State{
 		Pods: pods, Revisions: revisions, Update: revisions[1], Now: now,
 		Claim: func(name string) *corev1.PersistentVolumeClaim { return claims[name] },
 	})

@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"slices"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -34,10 +33,13 @@ import (
 type reconciler struct {
 	*cluster.Cluster
 
+	StatefulSets *client.Cache[*appsv1.StatefulSet]
+	Claims       *client.Cache[*corev1.PersistentVolumeClaim]
+
 	sets        client.Resource[*appsv1.StatefulSet]
 	claims      client.Resource[*corev1.PersistentVolumeClaim]
-	pods        owner.Claimer[*appsv1.StatefulSet, *corev1.Pod]
-	revisions   owner.Claimer[*appsv1.StatefulSet, *appsv1.ControllerRevision]
+	pods        *owner.Claimer[*appsv1.StatefulSet, *corev1.Pod]
+	revisions   *owner.Claimer[*appsv1.StatefulSet, *appsv1.ControllerRevision]
 	ownWrites   *controller.Writes
 	claimWrites *controller.Writes
 	now         func() time.Time
@@ -45,31 +47,26 @@ type reconciler struct {
 
 // New returns the StatefulSet controller.
 func New(s *cluster.Cluster) controller.Controller {
-	sets := client.For[*appsv1.StatefulSet](s.Client)
 	r := &reconciler{
-		Cluster: s, sets: sets, claims: client.For[*corev1.PersistentVolumeClaim](s.Client),
-		pods: owner.Claimer[*appsv1.StatefulSet, *corev1.Pod]{
-			Owners: sets, Objects: client.For[*corev1.Pod](s.Client), Writes: controller.NewWrites(s.Pods),
-		},
-		revisions: owner.Claimer[*appsv1.StatefulSet, *appsv1.ControllerRevision]{
-			Owners: sets, Objects: client.For[*appsv1.ControllerRevision](s.Client), Writes: controller.NewWrites(s.ControllerRevisions),
-		},
-		ownWrites: controller.NewWrites(s.StatefulSets), claimWrites: controller.NewWrites(s.Claims), now: time.Now,
+		Cluster: s, StatefulSets: cluster.Of[*appsv1.StatefulSet](s, cluster.ByNamespace), Claims: cluster.Of[*corev1.PersistentVolumeClaim](s),
+		sets:      client.For[*appsv1.StatefulSet](s.Client),
+		claims:    client.For[*corev1.PersistentVolumeClaim](s.Client),
+		pods:      owner.NewClaimer[*appsv1.StatefulSet, *corev1.Pod](s, selectorOf),
+		revisions: owner.NewClaimer[*appsv1.StatefulSet, *appsv1.ControllerRevision](s, selectorOf),
+		now:       time.Now,
 	}
+	r.pods.Adoptable = isMember
+	r.ownWrites, r.claimWrites = controller.NewWrites(r.StatefulSets), controller.NewWrites(r.Claims)
 	return controller.Controller{
 		Name: "statefulset", Workers: 5, Reconcile: r.reconcile,
 		Fresh: func(key controller.Key) error {
 			return errors.Join(r.pods.Writes.Fresh(key), r.revisions.Writes.Fresh(key), r.ownWrites.Fresh(key), r.claimWrites.Fresh(key))
 		},
 		Sources: []controller.Source{
-			controller.Objects(s.StatefulSets),
-			controller.From(s.Pods, func(ev client.Event[*corev1.Pod]) []controller.Key {
-				return owner.Keys(ev, "StatefulSet", r.inNamespace, selectorOf)
-			}),
-			controller.From(s.ControllerRevisions, func(ev client.Event[*appsv1.ControllerRevision]) []controller.Key {
-				return owner.Keys(ev, "StatefulSet", r.inNamespace, selectorOf)
-			}),
-			controller.From(s.Claims, r.ofClaim),
+			controller.Objects(r.StatefulSets),
+			r.pods.Source(),
+			r.revisions.Source(),
+			controller.From(r.Claims, r.ofClaim),
 		},
 	}
 }
@@ -111,23 +108,20 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	if state.Update, err = r.revise(ctx, set, state.Revisions); err != nil {
 		return controller.Result{}, err
 	}
-	plan, err := Make(set, state)
+	plan, err := Plan(set, state)
 	if err != nil {
 		return controller.Result{}, err
 	}
 	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, set, plan)
 }
 
-// observe claims the set's pods and revisions and returns the input of Make.
+// observe claims the set's pods and revisions and returns the input of Plan.
 func (r *reconciler) observe(ctx context.Context, set *appsv1.StatefulSet, selector labels.Selector) (State, error) {
-	uid := string(set.UID)
-	orphans := slices.DeleteFunc(slices.Clone(r.Pods.ByIndex(cluster.ByOrphanage, set.Namespace)), func(p *corev1.Pod) bool { return !isMember(set, p) })
-	pods, err := r.pods.Claim(ctx, set, selector, r.Pods.ByIndex(cluster.ByController, uid), orphans)
+	pods, err := r.pods.Claim(ctx, set, selector)
 	if err != nil {
 		return State{}, err
 	}
-	revisions, err := r.revisions.Claim(ctx, set, selector,
-		r.ControllerRevisions.ByIndex(cluster.ByController, uid), r.ControllerRevisions.ByIndex(cluster.ByOrphanage, set.Namespace))
+	revisions, err := r.revisions.Claim(ctx, set, selector)
 	if err != nil {
 		return State{}, err
 	}
@@ -143,7 +137,7 @@ func (r *reconciler) observe(ctx context.Context, set *appsv1.StatefulSet, selec
 // revise returns the revision of the current template, and first writes it to the
 // server if needed. While the set is being deleted nothing is written.
 func (r *reconciler) revise(ctx context.Context, set *appsv1.StatefulSet, revisions []*appsv1.ControllerRevision) (*appsv1.ControllerRevision, error) {
-	plan, err := history.Make(set, &set.Spec.Template, revisions, history.HashLabel, set.Status.CollisionCount)
+	plan, err := history.Plan(set, &set.Spec.Template, revisions, history.HashLabel, set.Status.CollisionCount)
 	if err != nil || set.DeletionTimestamp != nil {
 		return plan.Current, err
 	}
@@ -169,7 +163,7 @@ func (r *reconciler) revise(ctx context.Context, set *appsv1.StatefulSet, revisi
 
 // carryOut writes the plan: claims before the pods that mount them, and the status
 // last.
-func (r *reconciler) carryOut(ctx context.Context, set *appsv1.StatefulSet, plan Plan) error {
+func (r *reconciler) carryOut(ctx context.Context, set *appsv1.StatefulSet, plan Actions) error {
 	failure := r.changeClaims(ctx, set, plan)
 	if failure == nil {
 		failure = r.changePods(ctx, set, plan)
@@ -195,7 +189,7 @@ func (r *reconciler) carryOut(ctx context.Context, set *appsv1.StatefulSet, plan
 	return failure
 }
 
-func (r *reconciler) changeClaims(ctx context.Context, set *appsv1.StatefulSet, plan Plan) error {
+func (r *reconciler) changeClaims(ctx context.Context, set *appsv1.StatefulSet, plan Actions) error {
 	key := client.KeyOf(set)
 	for _, c := range plan.CreateClaims {
 		got, err := r.claims.Create(ctx, c)
@@ -222,7 +216,7 @@ func (r *reconciler) changeClaims(ctx context.Context, set *appsv1.StatefulSet, 
 	return nil
 }
 
-func (r *reconciler) changePods(ctx context.Context, set *appsv1.StatefulSet, plan Plan) error {
+func (r *reconciler) changePods(ctx context.Context, set *appsv1.StatefulSet, plan Actions) error {
 	key := client.KeyOf(set)
 	for _, e := range plan.Events {
 		r.Events.Warning(ctx, set, e.Reason, "%s", e.Message)

@@ -33,20 +33,18 @@ type World struct {
 	end []func()
 }
 
-// Start returns a cluster whose caches are synced.
+// Start returns a cluster whose caches run, and are synced, from when they are made.
 func Start(t *testing.T) *World {
 	t.Helper()
 	server, c := clienttest.StartServer(t)
 	events := event.NewRecorder(c, "test", "test-0")
-	w := &World{T: t, Server: server, Client: c, Cluster: cluster.New(c, events)}
+	w := &World{T: t, Server: server, Client: c}
+	w.Cluster = cluster.New(c, events, func(cache cluster.Cache) {
+		w.Go(cache.Run)
+		<-cache.Synced()
+	})
 	t.Cleanup(w.stop)
 	w.Go(events.Run)
-	for _, cache := range w.Cluster.Caches {
-		w.Go(cache.Run)
-	}
-	for _, cache := range w.Cluster.Caches {
-		<-cache.Synced()
-	}
 	return w
 }
 
@@ -93,7 +91,7 @@ func (w *World) Run(controllers ...controller.Controller) (stop func()) {
 // object of one kind before an earlier one of another.
 func (w *World) CatchUp() {
 	w.Helper()
-	if err := w.Cluster.CatchUp(w.Context()); err != nil {
+	if err := w.Cluster.CatchUpAll(w.Context()); err != nil {
 		w.Fatalf("caches do not catch up: %v", err)
 	}
 }

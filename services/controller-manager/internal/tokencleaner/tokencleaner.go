@@ -13,6 +13,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/proto/client"
 	"keelson.dev/services/controller-manager/internal/cluster"
@@ -23,16 +24,36 @@ import (
 // run while the machine sleeps, and clocks may be set.
 const longest = time.Hour
 
+// expirationKey is the key of a bootstrap token's Secret that holds its expiration time.
+const expirationKey = "expiration"
+
+// selection selects the Secrets of bootstrap tokens. Of their data only the expiration is
+// cached, and nothing of the token itself.
+var selection = cluster.Selection[*corev1.Secret]{
+	Namespace: metav1.NamespaceSystem, FieldSelector: "type=" + string(corev1.SecretTypeBootstrapToken), Transform: slim,
+}
+
+func slim(s *corev1.Secret) *corev1.Secret {
+	s.ManagedFields = nil
+	expiration, ok := s.Data[expirationKey]
+	s.Data = nil
+	if ok {
+		s.Data = map[string][]byte{expirationKey: expiration}
+	}
+	return s
+}
+
 // New returns the controller. Its keys are the Secrets of bootstrap tokens.
 func New(s *cluster.Cluster) controller.Controller { return build(s, time.Now) }
 
 func build(s *cluster.Cluster, now func() time.Time) controller.Controller {
 	secrets := client.For[*corev1.Secret](s.Client)
+	tokens := cluster.Select(s, selection)
 	return controller.Controller{
 		Name: "token-cleaner", Workers: 1,
-		Sources: []controller.Source{controller.Objects(s.BootstrapTokens)},
+		Sources: []controller.Source{controller.Objects(tokens)},
 		Reconcile: func(ctx context.Context, key controller.Key) (controller.Result, error) {
-			secret, ok := s.BootstrapTokens.Get(key.Namespace, key.Name)
+			secret, ok := tokens.Get(key.Namespace, key.Name)
 			if !ok || secret.DeletionTimestamp != nil {
 				return controller.Result{}, nil
 			}
@@ -55,7 +76,7 @@ func build(s *cluster.Cluster, now func() time.Time) controller.Controller {
 // Left returns how long a bootstrap token is still valid, 0 or less once it has
 // expired. It returns false if the token never expires.
 func Left(secret *corev1.Secret, now time.Time) (left time.Duration, expires bool) {
-	text := string(secret.Data[cluster.TokenExpiration])
+	text := string(secret.Data[expirationKey])
 	if text == "" {
 		return 0, false
 	}

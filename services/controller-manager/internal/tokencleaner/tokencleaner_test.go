@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"keelson.dev/services/controller-manager/internal/cluster"
 	"keelson.dev/services/controller-manager/internal/testkit"
 )
 
@@ -86,7 +87,7 @@ func TestCacheHoldsNoToken(t *testing.T) {
 	w := testkit.Start(t)
 	testkit.Create(w, token("valid", ""))
 	w.CatchUp()
-	s, ok := w.Cluster.BootstrapTokens.Get(metav1.NamespaceSystem, "valid")
+	s, ok := cluster.Select(w.Cluster, selection).Get(metav1.NamespaceSystem, "valid")
 	if !ok || len(s.Data) != 0 {
 		t.Errorf("%v, %+v", ok, s)
 	}

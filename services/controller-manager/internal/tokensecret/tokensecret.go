@@ -23,25 +23,46 @@ import (
 type reconciler struct {
 	*cluster.Cluster
 
+	TokenSecrets    *client.Cache[*corev1.Secret]
+	ServiceAccounts *client.Cache[*corev1.ServiceAccount]
+
 	secrets  client.Resource[*corev1.Secret]
 	accounts client.Resource[*corev1.ServiceAccount]
 	signer   *Signer
 	ca       func() []byte
 }
 
+// byAccount finds secrets by the "namespace/name" of their account.
+const byAccount = "account"
+
+// slim keeps whether a secret has a token, but not the token. Such secrets are written by
+// patch.
+func slim(s *corev1.Secret) *corev1.Secret {
+	s.ManagedFields = nil
+	if len(s.Data[corev1.ServiceAccountTokenKey]) > 0 {
+		s.Data[corev1.ServiceAccountTokenKey] = []byte("set")
+	}
+	return s
+}
+
 // New returns the controller. Its keys are secrets. Without a signer it only deletes.
 func New(s *cluster.Cluster, signer *Signer, ca func() []byte) controller.Controller {
 	r := &reconciler{
-		Cluster: s, secrets: client.For[*corev1.Secret](s.Client), accounts: client.For[*corev1.ServiceAccount](s.Client),
+		Cluster: s, ServiceAccounts: cluster.Of[*corev1.ServiceAccount](s),
+		TokenSecrets: cluster.Select(s, cluster.Selection[*corev1.Secret]{FieldSelector: "type=" + string(corev1.SecretTypeServiceAccountToken), Transform: slim}),
+		secrets:      client.For[*corev1.Secret](s.Client), accounts: client.For[*corev1.ServiceAccount](s.Client),
 		signer: signer, ca: ca,
 	}
+	r.TokenSecrets.AddIndex(byAccount, func(s *corev1.Secret) []string {
+		return []string{s.Namespace + "/" + s.Annotations[corev1.ServiceAccountNameKey]}
+	})
 	return controller.Controller{
 		Name: "tokensecret", Reconcile: r.reconcile,
 		Sources: []controller.Source{
-			controller.Objects(s.TokenSecrets),
-			controller.From(s.ServiceAccounts, func(ev client.Event[*corev1.ServiceAccount]) []controller.Key {
+			controller.Objects(r.TokenSecrets),
+			controller.From(r.ServiceAccounts, func(ev client.Event[*corev1.ServiceAccount]) []controller.Key {
 				var keys []controller.Key
-				for _, secret := range s.TokenSecrets.ByIndex(cluster.ByAccount, client.KeyOf(ev.Object).String()) {
+				for _, secret := range r.TokenSecrets.ByIndex(byAccount, client.KeyOf(ev.Object).String()) {
 					keys = append(keys, client.KeyOf(secret))
 				}
 				return keys

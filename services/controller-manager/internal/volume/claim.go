@@ -39,6 +39,12 @@ const claimProtection = "kubernetes.io/pvc-protection"
 type claims struct {
 	*cluster.Cluster
 
+	Claims         *client.Cache[*corev1.PersistentVolumeClaim]
+	Volumes        *client.Cache[*corev1.PersistentVolume]
+	StorageClasses *client.Cache[*storagev1.StorageClass]
+	Pods           *client.Cache[*corev1.Pod]
+	Nodes          *client.Cache[*corev1.Node]
+
 	claims  client.Resource[*corev1.PersistentVolumeClaim]
 	volumes client.Resource[*corev1.PersistentVolume]
 	classes client.Resource[*storagev1.StorageClass]
@@ -47,24 +53,45 @@ type claims struct {
 	dir     string
 }
 
-// NewClaims returns the controller of claims. dir is the directory of local volumes.
-func NewClaims(s *cluster.Cluster, dir string) controller.Controller {
+const (
+	// byVolume finds claims by the volume they are bound to; "" finds unbound claims.
+	byVolume = "volume"
+	// byClaim finds pods by the "namespace/name" of the claims that they mount.
+	byClaim = "claim"
+)
+
+func claimsOf(p *corev1.Pod) []string {
+	var out []string
+	for i := range p.Spec.Volumes {
+		if name := cluster.ClaimName(p, &p.Spec.Volumes[i]); name != "" {
+			out = append(out, p.Namespace+"/"+name)
+		}
+	}
+	return out
+}
+
+// NewClaims returns the controller of claims.
+func NewClaims(s *cluster.Cluster, o Options) controller.Controller {
 	r := &claims{
-		Cluster: s, dir: dir,
+		Cluster: s, dir: o.Dir,
+		Claims: cluster.Of[*corev1.PersistentVolumeClaim](s), Volumes: cluster.Of[*corev1.PersistentVolume](s), StorageClasses: cluster.Of[*storagev1.StorageClass](s),
+		Pods: cluster.Of[*corev1.Pod](s), Nodes: cluster.Of[*corev1.Node](s),
 		claims:  client.For[*corev1.PersistentVolumeClaim](s.Client),
 		volumes: client.For[*corev1.PersistentVolume](s.Client),
 		classes: client.For[*storagev1.StorageClass](s.Client),
 		nodes:   client.For[*corev1.Node](s.Client),
 		pods:    client.For[*corev1.Pod](s.Client),
 	}
+	r.Claims.AddIndex(byVolume, func(c *corev1.PersistentVolumeClaim) []string { return []string{c.Spec.VolumeName} })
+	r.Pods.AddIndex(byClaim, claimsOf)
 	return controller.Controller{
 		Name: "persistentvolumeclaim", Workers: 4, Reconcile: r.reconcile,
 		Sources: []controller.Source{
-			controller.Objects(s.Claims),
-			controller.From(s.Volumes, r.ofVolume),
-			controller.From(s.StorageClasses, r.ofClass),
-			controller.From(s.Pods, r.ofPod),
-			controller.From(s.Nodes, r.ofNode),
+			controller.Objects(r.Claims),
+			controller.From(r.Volumes, r.ofVolume),
+			controller.From(r.StorageClasses, r.ofClass),
+			controller.From(r.Pods, r.ofPod),
+			controller.From(r.Nodes, r.ofNode),
 		},
 	}
 }
@@ -90,7 +117,7 @@ func (r *claims) ofClass(ev client.Event[*storagev1.StorageClass]) []controller.
 
 func (r *claims) pending(className string) []controller.Key {
 	var keys []controller.Key
-	for _, c := range r.Claims.ByIndex(cluster.ByVolume, "") {
+	for _, c := range r.Claims.ByIndex(byVolume, "") {
 		if class(c) == className {
 			keys = append(keys, client.KeyOf(c))
 		}
@@ -106,7 +133,7 @@ func (r *claims) ofNode(ev client.Event[*corev1.Node]) []controller.Key {
 		return nil
 	}
 	var keys []controller.Key
-	for _, c := range r.Claims.ByIndex(cluster.ByVolume, "") {
+	for _, c := range r.Claims.ByIndex(byVolume, "") {
 		keys = append(keys, client.KeyOf(c))
 	}
 	return keys
@@ -148,7 +175,7 @@ func (r *claims) unprotect(ctx context.Context, c *corev1.PersistentVolumeClaim)
 	if i < 0 {
 		return nil
 	}
-	for _, p := range r.Pods.ByIndex(cluster.ByClaim, c.Namespace+"/"+c.Name) {
+	for _, p := range r.Pods.ByIndex(byClaim, c.Namespace+"/"+c.Name) {
 		if !podstate.Finished(p) {
 			return nil
 		}

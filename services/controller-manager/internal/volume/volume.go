@@ -19,6 +19,9 @@ const volumeProtection = "kubernetes.io/pv-protection"
 type volumes struct {
 	*cluster.Cluster
 
+	Claims  *client.Cache[*corev1.PersistentVolumeClaim]
+	Volumes *client.Cache[*corev1.PersistentVolume]
+
 	claims  client.Resource[*corev1.PersistentVolumeClaim]
 	volumes client.Resource[*corev1.PersistentVolume]
 }
@@ -26,15 +29,15 @@ type volumes struct {
 // NewVolumes returns the controller of volumes: their phase, protection and reclaim.
 func NewVolumes(s *cluster.Cluster) controller.Controller {
 	r := &volumes{
-		Cluster: s,
+		Cluster: s, Claims: cluster.Of[*corev1.PersistentVolumeClaim](s), Volumes: cluster.Of[*corev1.PersistentVolume](s),
 		claims:  client.For[*corev1.PersistentVolumeClaim](s.Client),
 		volumes: client.For[*corev1.PersistentVolume](s.Client),
 	}
 	return controller.Controller{
 		Name: "persistentvolume", Workers: 4, Reconcile: r.reconcile,
 		Sources: []controller.Source{
-			controller.Objects(s.Volumes),
-			controller.From(s.Claims, r.ofClaim),
+			controller.Objects(r.Volumes),
+			controller.From(r.Claims, r.ofClaim),
 		},
 	}
 }

@@ -100,7 +100,7 @@ func TestLocalRefuses(t *testing.T) {
 
 func run(t *testing.T) *testkit.World {
 	w := testkit.Start(t)
-	w.Run(NewClaims(w.Cluster, "/var/volumes"), NewVolumes(w.Cluster))
+	w.Run(NewClaims(w.Cluster, Options{Dir: "/var/volumes"}), NewVolumes(w.Cluster))
 	return w
 }
 
