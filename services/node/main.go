@@ -14,10 +14,12 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
 
+	nodev1 "keelson.dev/proto/keelson/node/v1"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/ops"
 	"keelson.dev/services/internal/rpc"
@@ -29,6 +31,7 @@ import (
 	"keelson.dev/services/node/internal/event"
 	"keelson.dev/services/node/internal/image"
 	"keelson.dev/services/node/internal/join"
+	"keelson.dev/services/node/internal/kubeletapi"
 	"keelson.dev/services/node/internal/log"
 	"keelson.dev/services/node/internal/netcache"
 	"keelson.dev/services/node/internal/pod"
@@ -198,6 +201,8 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		Volumes: pods.VolumePaths,
 	})
 	g.Go("usage", meter.Run)
+	reads := kubeletapi.New(o.readAPI(meter, pods, answers.Check, status.Registry()))
+	g.Go("read API", reads.Run)
 	g.Go("tunnel", func(ctx context.Context) error {
 		for node.Node() == nil { // apiservers take nobody else's
 			select {
@@ -212,11 +217,35 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 				return rpc.Dial(id, []string{endpoint}, userAgent)
 			},
 			Certificate: func() *x509.Certificate { return id.Current().Certificate.Leaf },
-			Handler:     &stream.Backend{Runtime: runtime, Pod: pods.Pods().Get},
+			Handler: &stream.Backend{
+				Runtime: runtime, Pod: pods.Pods().Get, API: reads.Dial,
+				Usage: func(ctx context.Context, maxAge time.Duration) (*nodev1.Usage, error) {
+					report, err := meter.Read(ctx, usage.Want{MaxAge: maxAge})
+					if err != nil {
+						return nil, err
+					}
+					return report.Message(), nil
+				},
+			},
 		})
 	})
 	status.Ready("pods", ops.ReadyWhen(pods.Pods().Synced()))
 	return nil
+}
+
+// readAPI returns what the read API of the node shows.
+func (o *options) readAPI(meter *usage.Meter, pods *agent.Agent, healthy ops.Check, metrics prometheus.Gatherer) kubeletapi.Config {
+	logs := o.logs()
+	return kubeletapi.Config{
+		Node: o.name, Meter: meter, Pods: pods.Pods().List, Healthy: healthy, Metrics: metrics,
+		LogDir: logs.Pods, LogFolders: logs.Folders,
+		Configuration: map[string]any{
+			"kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
+			"cgroupRoot": o.cgroupRoot, "clusterDNS": o.clusterDNS, "clusterDomain": o.clusterDomain,
+			"containerRuntimeEndpoint": o.containerd, "maxPods": o.maxPods, "podLogsDir": o.podLogs, "resolvConf": o.resolvConf,
+			"evictionHard": map[string]string{"nodefs.available": o.diskReserve},
+		},
+	}
 }
 
 // podNetwork configures the pod network once the node has its range, and keeps

@@ -425,6 +425,8 @@ type Open struct {
 	//	*Open_Attach
 	//	*Open_PortForward
 	//	*Open_Dial
+	//	*Open_Measure
+	//	*Open_Api
 	Target        isOpen_Target `protobuf_oneof:"target"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -526,6 +528,24 @@ func (x *Open) GetDial() *Dial {
 	return nil
 }
 
+func (x *Open) GetMeasure() *Measure {
+	if x != nil {
+		if x, ok := x.Target.(*Open_Measure); ok {
+			return x.Measure
+		}
+	}
+	return nil
+}
+
+func (x *Open) GetApi() *Api {
+	if x != nil {
+		if x, ok := x.Target.(*Open_Api); ok {
+			return x.Api
+		}
+	}
+	return nil
+}
+
 type isOpen_Target interface {
 	isOpen_Target()
 }
@@ -555,6 +575,18 @@ type Open_Dial struct {
 	Dial *Dial `protobuf:"bytes,7,opt,name=dial,proto3,oneof"`
 }
 
+type Open_Measure struct {
+	// measure the node and its pods. The node sends one Usage on CHANNEL_STDOUT and ends
+	// the session.
+	Measure *Measure `protobuf:"bytes,8,opt,name=measure,proto3,oneof"`
+}
+
+type Open_Api struct {
+	// api is one HTTP/1.1 connection with the kubelet's read API (stats, metrics, pods,
+	// logs, health), in the way of dial.
+	Api *Api `protobuf:"bytes,9,opt,name=api,proto3,oneof"`
+}
+
 func (*Open_Logs) isOpen_Target() {}
 
 func (*Open_Exec) isOpen_Target() {}
@@ -564,6 +596,10 @@ func (*Open_Attach) isOpen_Target() {}
 func (*Open_PortForward) isOpen_Target() {}
 
 func (*Open_Dial) isOpen_Target() {}
+
+func (*Open_Measure) isOpen_Target() {}
+
+func (*Open_Api) isOpen_Target() {}
 
 // PodRef names a container of a pod.
 type PodRef struct {
@@ -1040,6 +1076,346 @@ func (x *Dial) GetAddress() string {
 	return ""
 }
 
+// Measure asks for a Usage.
+type Measure struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// max_age_seconds is how old the measurement may be, from 1 to 60; 0 means 5.
+	MaxAgeSeconds int32 `protobuf:"varint,1,opt,name=max_age_seconds,json=maxAgeSeconds,proto3" json:"max_age_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Measure) Reset() {
+	*x = Measure{}
+	mi := &file_keelson_node_v1_node_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Measure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Measure) ProtoMessage() {}
+
+func (x *Measure) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_node_v1_node_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Measure.ProtoReflect.Descriptor instead.
+func (*Measure) Descriptor() ([]byte, []int) {
+	return file_keelson_node_v1_node_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Measure) GetMaxAgeSeconds() int32 {
+	if x != nil {
+		return x.MaxAgeSeconds
+	}
+	return 0
+}
+
+// Usage is the CPU and memory that a node and its pods use.
+type Usage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node is the whole machine.
+	Node *Measurement `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// pods are those with a running container.
+	Pods          []*PodUsage `protobuf:"bytes,2,rep,name=pods,proto3" json:"pods,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Usage) Reset() {
+	*x = Usage{}
+	mi := &file_keelson_node_v1_node_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage) ProtoMessage() {}
+
+func (x *Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_node_v1_node_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
+func (*Usage) Descriptor() ([]byte, []int) {
+	return file_keelson_node_v1_node_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Usage) GetNode() *Measurement {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *Usage) GetPods() []*PodUsage {
+	if x != nil {
+		return x.Pods
+	}
+	return nil
+}
+
+// PodUsage is the usage of a pod.
+type PodUsage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// namespace of the pod.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// name of the pod.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// uid of the pod.
+	Uid string `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	// containers are the running ones.
+	Containers    []*ContainerUsage `protobuf:"bytes,4,rep,name=containers,proto3" json:"containers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PodUsage) Reset() {
+	*x = PodUsage{}
+	mi := &file_keelson_node_v1_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PodUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PodUsage) ProtoMessage() {}
+
+func (x *PodUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_node_v1_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PodUsage.ProtoReflect.Descriptor instead.
+func (*PodUsage) Descriptor() ([]byte, []int) {
+	return file_keelson_node_v1_node_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *PodUsage) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *PodUsage) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PodUsage) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *PodUsage) GetContainers() []*ContainerUsage {
+	if x != nil {
+		return x.Containers
+	}
+	return nil
+}
+
+// ContainerUsage is the usage of a container.
+type ContainerUsage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name of the container.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// usage of the container.
+	Usage         *Measurement `protobuf:"bytes,2,opt,name=usage,proto3" json:"usage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContainerUsage) Reset() {
+	*x = ContainerUsage{}
+	mi := &file_keelson_node_v1_node_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContainerUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContainerUsage) ProtoMessage() {}
+
+func (x *ContainerUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_node_v1_node_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContainerUsage.ProtoReflect.Descriptor instead.
+func (*ContainerUsage) Descriptor() ([]byte, []int) {
+	return file_keelson_node_v1_node_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ContainerUsage) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ContainerUsage) GetUsage() *Measurement {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+// Measurement is a usage at a moment.
+type Measurement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// time_unix_nano is when it was measured, in nanoseconds since 1970.
+	TimeUnixNano int64 `protobuf:"varint,1,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"`
+	// window_nano is the time over which the CPU rate was measured, in nanoseconds, at least
+	// 10 s. It is 0 if the rate is not known yet.
+	WindowNano int64 `protobuf:"varint,2,opt,name=window_nano,json=windowNano,proto3" json:"window_nano,omitempty"`
+	// cpu_nano_cores is the CPU rate, in 1e-9 cores.
+	CpuNanoCores uint64 `protobuf:"varint,3,opt,name=cpu_nano_cores,json=cpuNanoCores,proto3" json:"cpu_nano_cores,omitempty"`
+	// memory_bytes is the working set.
+	MemoryBytes   uint64 `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Measurement) Reset() {
+	*x = Measurement{}
+	mi := &file_keelson_node_v1_node_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Measurement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Measurement) ProtoMessage() {}
+
+func (x *Measurement) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_node_v1_node_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Measurement.ProtoReflect.Descriptor instead.
+func (*Measurement) Descriptor() ([]byte, []int) {
+	return file_keelson_node_v1_node_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Measurement) GetTimeUnixNano() int64 {
+	if x != nil {
+		return x.TimeUnixNano
+	}
+	return 0
+}
+
+func (x *Measurement) GetWindowNano() int64 {
+	if x != nil {
+		return x.WindowNano
+	}
+	return 0
+}
+
+func (x *Measurement) GetCpuNanoCores() uint64 {
+	if x != nil {
+		return x.CpuNanoCores
+	}
+	return 0
+}
+
+func (x *Measurement) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+// Api asks for a connection with the node's read API.
+type Api struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Api) Reset() {
+	*x = Api{}
+	mi := &file_keelson_node_v1_node_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Api) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Api) ProtoMessage() {}
+
+func (x *Api) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_node_v1_node_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Api.ProtoReflect.Descriptor instead.
+func (*Api) Descriptor() ([]byte, []int) {
+	return file_keelson_node_v1_node_proto_rawDescGZIP(), []int{17}
+}
+
 // SessionRequest flows from node to apiserver.
 type SessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1058,7 +1434,7 @@ type SessionRequest struct {
 
 func (x *SessionRequest) Reset() {
 	*x = SessionRequest{}
-	mi := &file_keelson_node_v1_node_proto_msgTypes[12]
+	mi := &file_keelson_node_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1446,7 @@ func (x *SessionRequest) String() string {
 func (*SessionRequest) ProtoMessage() {}
 
 func (x *SessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_node_v1_node_proto_msgTypes[12]
+	mi := &file_keelson_node_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1459,7 @@ func (x *SessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRequest.ProtoReflect.Descriptor instead.
 func (*SessionRequest) Descriptor() ([]byte, []int) {
-	return file_keelson_node_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_keelson_node_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SessionRequest) GetMessage() isSessionRequest_Message {
@@ -1178,7 +1554,7 @@ type SessionResponse struct {
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_keelson_node_v1_node_proto_msgTypes[13]
+	mi := &file_keelson_node_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1566,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_node_v1_node_proto_msgTypes[13]
+	mi := &file_keelson_node_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1579,7 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_keelson_node_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_keelson_node_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SessionResponse) GetMessage() isSessionResponse_Message {
@@ -1278,7 +1654,7 @@ type Data struct {
 
 func (x *Data) Reset() {
 	*x = Data{}
-	mi := &file_keelson_node_v1_node_proto_msgTypes[14]
+	mi := &file_keelson_node_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +1666,7 @@ func (x *Data) String() string {
 func (*Data) ProtoMessage() {}
 
 func (x *Data) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_node_v1_node_proto_msgTypes[14]
+	mi := &file_keelson_node_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1679,7 @@ func (x *Data) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Data.ProtoReflect.Descriptor instead.
 func (*Data) Descriptor() ([]byte, []int) {
-	return file_keelson_node_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_keelson_node_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Data) GetChannel() Channel {
@@ -1333,7 +1709,7 @@ type Resize struct {
 
 func (x *Resize) Reset() {
 	*x = Resize{}
-	mi := &file_keelson_node_v1_node_proto_msgTypes[15]
+	mi := &file_keelson_node_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1721,7 @@ func (x *Resize) String() string {
 func (*Resize) ProtoMessage() {}
 
 func (x *Resize) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_node_v1_node_proto_msgTypes[15]
+	mi := &file_keelson_node_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1734,7 @@ func (x *Resize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resize.ProtoReflect.Descriptor instead.
 func (*Resize) Descriptor() ([]byte, []int) {
-	return file_keelson_node_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_keelson_node_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Resize) GetWidth() uint32 {
@@ -1389,7 +1765,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_keelson_node_v1_node_proto_msgTypes[16]
+	mi := &file_keelson_node_v1_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1777,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_node_v1_node_proto_msgTypes[16]
+	mi := &file_keelson_node_v1_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1790,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_keelson_node_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_keelson_node_v1_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Exit) GetCode() int32 {
@@ -1451,7 +1827,7 @@ const file_keelson_node_v1_node_proto_rawDesc = "" +
 	"\awelcome\x18\x02 \x01(\v2\x18.keelson.node.v1.WelcomeH\x00R\awelcomeB\t\n" +
 	"\amessage\"6\n" +
 	"\aWelcome\x12+\n" +
-	"\x11heartbeat_seconds\x18\x01 \x01(\x05R\x10heartbeatSeconds\"\xce\x02\n" +
+	"\x11heartbeat_seconds\x18\x01 \x01(\x05R\x10heartbeatSeconds\"\xae\x03\n" +
 	"\x04Open\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12 \n" +
@@ -1460,7 +1836,9 @@ const file_keelson_node_v1_node_proto_rawDesc = "" +
 	"\x04exec\x18\x04 \x01(\v2\x15.keelson.node.v1.ExecH\x00R\x04exec\x121\n" +
 	"\x06attach\x18\x05 \x01(\v2\x17.keelson.node.v1.AttachH\x00R\x06attach\x12A\n" +
 	"\fport_forward\x18\x06 \x01(\v2\x1c.keelson.node.v1.PortForwardH\x00R\vportForward\x12+\n" +
-	"\x04dial\x18\a \x01(\v2\x15.keelson.node.v1.DialH\x00R\x04dialB\b\n" +
+	"\x04dial\x18\a \x01(\v2\x15.keelson.node.v1.DialH\x00R\x04dial\x124\n" +
+	"\ameasure\x18\b \x01(\v2\x18.keelson.node.v1.MeasureH\x00R\ameasure\x12(\n" +
+	"\x03api\x18\t \x01(\v2\x14.keelson.node.v1.ApiH\x00R\x03apiB\b\n" +
 	"\x06target\"j\n" +
 	"\x06PodRef\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
@@ -1503,7 +1881,29 @@ const file_keelson_node_v1_node_proto_rawDesc = "" +
 	"\x04port\x18\x02 \x01(\x05R\x04port\":\n" +
 	"\x04Dial\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\"\xd7\x01\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"1\n" +
+	"\aMeasure\x12&\n" +
+	"\x0fmax_age_seconds\x18\x01 \x01(\x05R\rmaxAgeSeconds\"h\n" +
+	"\x05Usage\x120\n" +
+	"\x04node\x18\x01 \x01(\v2\x1c.keelson.node.v1.MeasurementR\x04node\x12-\n" +
+	"\x04pods\x18\x02 \x03(\v2\x19.keelson.node.v1.PodUsageR\x04pods\"\x8f\x01\n" +
+	"\bPodUsage\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\tR\x03uid\x12?\n" +
+	"\n" +
+	"containers\x18\x04 \x03(\v2\x1f.keelson.node.v1.ContainerUsageR\n" +
+	"containers\"X\n" +
+	"\x0eContainerUsage\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
+	"\x05usage\x18\x02 \x01(\v2\x1c.keelson.node.v1.MeasurementR\x05usage\"\x9d\x01\n" +
+	"\vMeasurement\x12$\n" +
+	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\x12\x1f\n" +
+	"\vwindow_nano\x18\x02 \x01(\x03R\n" +
+	"windowNano\x12$\n" +
+	"\x0ecpu_nano_cores\x18\x03 \x01(\x04R\fcpuNanoCores\x12!\n" +
+	"\fmemory_bytes\x18\x04 \x01(\x04R\vmemoryBytes\"\x05\n" +
+	"\x03Api\"\xd7\x01\n" +
 	"\x0eSessionRequest\x12\x1f\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tH\x00R\tsessionId\x12+\n" +
@@ -1547,7 +1947,7 @@ func file_keelson_node_v1_node_proto_rawDescGZIP() []byte {
 }
 
 var file_keelson_node_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_keelson_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_keelson_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_keelson_node_v1_node_proto_goTypes = []any{
 	(Channel)(0),            // 0: keelson.node.v1.Channel
 	(*ConnectRequest)(nil),  // 1: keelson.node.v1.ConnectRequest
@@ -1562,11 +1962,17 @@ var file_keelson_node_v1_node_proto_goTypes = []any{
 	(*Attach)(nil),          // 10: keelson.node.v1.Attach
 	(*PortForward)(nil),     // 11: keelson.node.v1.PortForward
 	(*Dial)(nil),            // 12: keelson.node.v1.Dial
-	(*SessionRequest)(nil),  // 13: keelson.node.v1.SessionRequest
-	(*SessionResponse)(nil), // 14: keelson.node.v1.SessionResponse
-	(*Data)(nil),            // 15: keelson.node.v1.Data
-	(*Resize)(nil),          // 16: keelson.node.v1.Resize
-	(*Exit)(nil),            // 17: keelson.node.v1.Exit
+	(*Measure)(nil),         // 13: keelson.node.v1.Measure
+	(*Usage)(nil),           // 14: keelson.node.v1.Usage
+	(*PodUsage)(nil),        // 15: keelson.node.v1.PodUsage
+	(*ContainerUsage)(nil),  // 16: keelson.node.v1.ContainerUsage
+	(*Measurement)(nil),     // 17: keelson.node.v1.Measurement
+	(*Api)(nil),             // 18: keelson.node.v1.Api
+	(*SessionRequest)(nil),  // 19: keelson.node.v1.SessionRequest
+	(*SessionResponse)(nil), // 20: keelson.node.v1.SessionResponse
+	(*Data)(nil),            // 21: keelson.node.v1.Data
+	(*Resize)(nil),          // 22: keelson.node.v1.Resize
+	(*Exit)(nil),            // 23: keelson.node.v1.Exit
 }
 var file_keelson_node_v1_node_proto_depIdxs = []int32{
 	2,  // 0: keelson.node.v1.ConnectRequest.hello:type_name -> keelson.node.v1.Hello
@@ -1578,26 +1984,32 @@ var file_keelson_node_v1_node_proto_depIdxs = []int32{
 	10, // 6: keelson.node.v1.Open.attach:type_name -> keelson.node.v1.Attach
 	11, // 7: keelson.node.v1.Open.port_forward:type_name -> keelson.node.v1.PortForward
 	12, // 8: keelson.node.v1.Open.dial:type_name -> keelson.node.v1.Dial
-	7,  // 9: keelson.node.v1.Logs.pod:type_name -> keelson.node.v1.PodRef
-	7,  // 10: keelson.node.v1.Exec.pod:type_name -> keelson.node.v1.PodRef
-	7,  // 11: keelson.node.v1.Attach.pod:type_name -> keelson.node.v1.PodRef
-	7,  // 12: keelson.node.v1.PortForward.pod:type_name -> keelson.node.v1.PodRef
-	15, // 13: keelson.node.v1.SessionRequest.data:type_name -> keelson.node.v1.Data
-	0,  // 14: keelson.node.v1.SessionRequest.close_channel:type_name -> keelson.node.v1.Channel
-	17, // 15: keelson.node.v1.SessionRequest.exit:type_name -> keelson.node.v1.Exit
-	15, // 16: keelson.node.v1.SessionResponse.data:type_name -> keelson.node.v1.Data
-	0,  // 17: keelson.node.v1.SessionResponse.close_channel:type_name -> keelson.node.v1.Channel
-	16, // 18: keelson.node.v1.SessionResponse.resize:type_name -> keelson.node.v1.Resize
-	0,  // 19: keelson.node.v1.Data.channel:type_name -> keelson.node.v1.Channel
-	1,  // 20: keelson.node.v1.TunnelService.Connect:input_type -> keelson.node.v1.ConnectRequest
-	13, // 21: keelson.node.v1.TunnelService.Session:input_type -> keelson.node.v1.SessionRequest
-	4,  // 22: keelson.node.v1.TunnelService.Connect:output_type -> keelson.node.v1.ConnectResponse
-	14, // 23: keelson.node.v1.TunnelService.Session:output_type -> keelson.node.v1.SessionResponse
-	22, // [22:24] is the sub-list for method output_type
-	20, // [20:22] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	13, // 9: keelson.node.v1.Open.measure:type_name -> keelson.node.v1.Measure
+	18, // 10: keelson.node.v1.Open.api:type_name -> keelson.node.v1.Api
+	7,  // 11: keelson.node.v1.Logs.pod:type_name -> keelson.node.v1.PodRef
+	7,  // 12: keelson.node.v1.Exec.pod:type_name -> keelson.node.v1.PodRef
+	7,  // 13: keelson.node.v1.Attach.pod:type_name -> keelson.node.v1.PodRef
+	7,  // 14: keelson.node.v1.PortForward.pod:type_name -> keelson.node.v1.PodRef
+	17, // 15: keelson.node.v1.Usage.node:type_name -> keelson.node.v1.Measurement
+	15, // 16: keelson.node.v1.Usage.pods:type_name -> keelson.node.v1.PodUsage
+	16, // 17: keelson.node.v1.PodUsage.containers:type_name -> keelson.node.v1.ContainerUsage
+	17, // 18: keelson.node.v1.ContainerUsage.usage:type_name -> keelson.node.v1.Measurement
+	21, // 19: keelson.node.v1.SessionRequest.data:type_name -> keelson.node.v1.Data
+	0,  // 20: keelson.node.v1.SessionRequest.close_channel:type_name -> keelson.node.v1.Channel
+	23, // 21: keelson.node.v1.SessionRequest.exit:type_name -> keelson.node.v1.Exit
+	21, // 22: keelson.node.v1.SessionResponse.data:type_name -> keelson.node.v1.Data
+	0,  // 23: keelson.node.v1.SessionResponse.close_channel:type_name -> keelson.node.v1.Channel
+	22, // 24: keelson.node.v1.SessionResponse.resize:type_name -> keelson.node.v1.Resize
+	0,  // 25: keelson.node.v1.Data.channel:type_name -> keelson.node.v1.Channel
+	1,  // 26: keelson.node.v1.TunnelService.Connect:input_type -> keelson.node.v1.ConnectRequest
+	19, // 27: keelson.node.v1.TunnelService.Session:input_type -> keelson.node.v1.SessionRequest
+	4,  // 28: keelson.node.v1.TunnelService.Connect:output_type -> keelson.node.v1.ConnectResponse
+	20, // 29: keelson.node.v1.TunnelService.Session:output_type -> keelson.node.v1.SessionResponse
+	28, // [28:30] is the sub-list for method output_type
+	26, // [26:28] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_keelson_node_v1_node_proto_init() }
@@ -1619,15 +2031,17 @@ func file_keelson_node_v1_node_proto_init() {
 		(*Open_Attach)(nil),
 		(*Open_PortForward)(nil),
 		(*Open_Dial)(nil),
+		(*Open_Measure)(nil),
+		(*Open_Api)(nil),
 	}
 	file_keelson_node_v1_node_proto_msgTypes[7].OneofWrappers = []any{}
-	file_keelson_node_v1_node_proto_msgTypes[12].OneofWrappers = []any{
+	file_keelson_node_v1_node_proto_msgTypes[18].OneofWrappers = []any{
 		(*SessionRequest_SessionId)(nil),
 		(*SessionRequest_Data)(nil),
 		(*SessionRequest_CloseChannel)(nil),
 		(*SessionRequest_Exit)(nil),
 	}
-	file_keelson_node_v1_node_proto_msgTypes[13].OneofWrappers = []any{
+	file_keelson_node_v1_node_proto_msgTypes[19].OneofWrappers = []any{
 		(*SessionResponse_Data)(nil),
 		(*SessionResponse_CloseChannel)(nil),
 		(*SessionResponse_Resize)(nil),
@@ -1638,7 +2052,7 @@ func file_keelson_node_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keelson_node_v1_node_proto_rawDesc), len(file_keelson_node_v1_node_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

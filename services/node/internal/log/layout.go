@@ -86,6 +86,16 @@ func (l Layout) Unlink(pod, namespace, container, id string) {
 	_ = os.Remove(filepath.Join(l.Containers, linkName(pod, namespace, container, id)))
 }
 
+// Folders returns the names of the directories in Pods that are this node's.
+func (l Layout) Folders() []string {
+	var out []string
+	entries, _ := os.ReadDir(l.Ledger)
+	for _, e := range entries {
+		out = append(out, e.Name())
+	}
+	return out
+}
+
 // UIDs returns the UIDs of the pods in the ledger.
 func (l Layout) UIDs() []string {
 	var out []string

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -24,7 +25,14 @@ type Backend struct {
 	Runtime *cri.Client
 	// Pod returns one of the node's pods.
 	Pod func(namespace, name string) (*corev1.Pod, bool)
+	// Usage measures the node and its pods.
+	Usage func(ctx context.Context, maxAge time.Duration) (*nodev1.Usage, error)
+	// API connects to the node's read API.
+	API func(context.Context) (net.Conn, error)
 }
+
+// maxUsageAge is the largest age of a measurement that a session may accept.
+const maxUsageAge = time.Minute
 
 // dialTimeout is the maximum time to establish a connection.
 const dialTimeout = 10 * time.Second
@@ -48,6 +56,13 @@ func (b *Backend) Check(open *nodev1.Open) error {
 		if t.Dial.GetNetwork() != "tcp" {
 			return apierrors.NewBadRequest(fmt.Sprintf("network %q is not supported", t.Dial.GetNetwork()))
 		}
+		return nil
+	case *nodev1.Open_Measure:
+		if age := time.Duration(t.Measure.GetMaxAgeSeconds()) * time.Second; age < 0 || age > maxUsageAge {
+			return apierrors.NewBadRequest(fmt.Sprintf("max_age_seconds: %d is not between 0 and 60", t.Measure.GetMaxAgeSeconds()))
+		}
+		return nil
+	case *nodev1.Open_Api:
 		return nil
 	default:
 		return apierrors.NewBadRequest("this node does not support the requested kind of session")
@@ -74,8 +89,30 @@ func (b *Backend) Serve(ctx context.Context, open *nodev1.Open, s *Session) erro
 			return apierrors.NewServiceUnavailable(err.Error())
 		}
 		return pipe(ctx, conn, s)
+	case *nodev1.Open_Measure:
+		return b.measure(ctx, t.Measure, s)
+	case *nodev1.Open_Api:
+		conn, err := b.API(ctx)
+		if err != nil {
+			return apierrors.NewServiceUnavailable(err.Error())
+		}
+		return pipe(ctx, conn, s)
 	}
 	return apierrors.NewBadRequest("this node does not support the requested kind of session")
+}
+
+// measure sends the usage of the node and its pods.
+func (b *Backend) measure(ctx context.Context, req *nodev1.Measure, s *Session) error {
+	u, err := b.Usage(ctx, time.Duration(req.GetMaxAgeSeconds())*time.Second)
+	if err != nil {
+		return apierrors.NewServiceUnavailable(err.Error())
+	}
+	raw, err := proto.Marshal(u)
+	if err != nil {
+		return err
+	}
+	_, err = s.Writer(nodev1.Channel_CHANNEL_STDOUT).Write(raw)
+	return err
 }
 
 // find returns the pod that a reference names.

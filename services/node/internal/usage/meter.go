@@ -232,7 +232,11 @@ func (m *Meter) pod(p *corev1.Pod, running map[string]*runtimev1.Container) (out
 	if process > 0 {
 		out.Network = network(fmt.Sprintf("/proc/%d/net", process))
 	}
-	slices.SortFunc(out.Containers, func(a, b Container) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(out.Containers, func(a, b Container) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), b.Start.Compare(a.Start))
+	})
+	// While a container is replaced, both may run for a moment.
+	out.Containers = slices.CompactFunc(out.Containers, func(a, b Container) bool { return a.Name == b.Name })
 	return out, true
 }
 
