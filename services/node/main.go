@@ -165,8 +165,8 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		Cgroups:         cgroups, Events: events,
 		HostIPs: node.HostIPs, Self: node.Node, Allocatable: machine.Allocatable,
 		Services: cache.Services, ServicesSynced: cache.Synced(),
-		NetworkReady: health.NetworkReady,
-		HostPorts:    hostPorts.Set, KnownHostPorts: hostPorts.Replace,
+		NetworkReady: health.NetworkReady, Features: health.Features,
+		HostPorts: hostPorts.Set, KnownHostPorts: hostPorts.Replace,
 		Begin: func(sandboxes map[string]bool) { o.reclaim(sandboxes) },
 	})
 	g.Go("certificate", join.Renewal{

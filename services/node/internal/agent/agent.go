@@ -71,6 +71,9 @@ type Config struct {
 	// Begin is called once, before any pod is started, with the IDs of the sandboxes that
 	// the runtime has. The field may be nil.
 	Begin func(sandboxes map[string]bool)
+	// Features returns what a handler of the runtime supports; "" is the default handler.
+	// The field may be nil.
+	Features func(handler string) corev1.NodeRuntimeHandlerFeatures
 	// NetworkReady reports whether the container runtime can set up pod networks.
 	NetworkReady func() bool
 }

@@ -13,10 +13,11 @@ import (
 	"keelson.dev/services/node/internal/cri"
 	"keelson.dev/services/node/internal/event"
 	"keelson.dev/services/node/internal/pod"
+	"keelson.dev/services/node/internal/volume"
 )
 
 // containerConfig assembles a container's CRI configuration.
-func (w *worker) containerConfig(ctx context.Context, p *corev1.Pod, state *cri.Pod, s pod.Start, found *runtimev1.Image) (*runtimev1.ContainerConfig, error) {
+func (w *worker) containerConfig(ctx context.Context, p *corev1.Pod, state *cri.Pod, s pod.Start, found *runtimev1.Image, sandbox *runtimev1.PodSandboxConfig) (*runtimev1.ContainerConfig, error) {
 	c := s.Container
 	hostIPs := w.a.cfg.HostIPs()
 	ips := hostIPs
@@ -40,7 +41,19 @@ func (w *worker) containerConfig(ctx context.Context, p *corev1.Pod, state *cri.
 		w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeWarning, event.InvalidEnvironment,
 			"Keys %v were skipped since they are considered invalid environment variable names.", skipped)
 	}
-	mounts, err := w.a.volumes.Mounts(p, c, pod.Lookup(env))
+	recursive := false
+	if w.a.cfg.Features != nil {
+		handler, err := w.runtimeHandler(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		f := w.a.cfg.Features(handler)
+		recursive = f.RecursiveReadOnlyMounts != nil && *f.RecursiveReadOnlyMounts
+	}
+	mounts, err := w.a.volumes.Mounts(p, c, volume.Needs{
+		Lookup: pod.Lookup(env), Recursive: recursive,
+		Image: func(v *corev1.Volume) (*runtimev1.ImageSpec, error) { return w.volumeImage(ctx, p, c, v, sandbox) },
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -54,6 +67,17 @@ func (w *worker) containerConfig(ctx context.Context, p *corev1.Pod, state *cri.
 	return pod.ContainerConfig(p, w.a.cfg.Settings, pod.ContainerInput{
 		Start: s, Env: env, Mounts: append(mounts, own...), ImageRef: found.Id, Image: found,
 	})
+}
+
+// volumeImage pulls the image that is mounted as a volume, if the volume's pull policy
+// requires that.
+func (w *worker) volumeImage(ctx context.Context, p *corev1.Pod, c *corev1.Container, v *corev1.Volume, sandbox *runtimev1.PodSandboxConfig) (*runtimev1.ImageSpec, error) {
+	as := corev1.Container{Name: c.Name, Image: v.Image.Reference, ImagePullPolicy: v.Image.PullPolicy}
+	found, err := w.a.images.Ensure(ctx, p, &as, w.pullSecrets(ctx, p), sandbox)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimev1.ImageSpec{Image: found.Id, UserSpecifiedImage: v.Image.Reference}, nil
 }
 
 // ownMounts returns the files that the node adds to every container: /etc/hosts and the

@@ -98,7 +98,7 @@ func (r *rig) start() {
 			return corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2"), corev1.ResourceMemory: resource.MustParse("8Gi")}
 		},
 		Services:     func() []*corev1.Service { return nil },
-		NetworkReady: func() bool { return true },
+		NetworkReady: func() bool { return true }, Features: r.features,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)
@@ -118,6 +118,20 @@ func (r *rig) start() {
 			}
 		}
 	}
+}
+
+// features returns what a handler of the runtime supports.
+func (r *rig) features(handler string) corev1.NodeRuntimeHandlerFeatures {
+	resp, err := r.runtime.Client.Status(context.Background(), time.Minute)
+	if err != nil {
+		r.t.Error(err)
+	}
+	for _, h := range resp.GetRuntimeHandlers() {
+		if f := h.GetFeatures(); h.GetName() == handler && f != nil {
+			return corev1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: &f.RecursiveReadOnlyMounts, UserNamespaces: &f.UserNamespaces}
+		}
+	}
+	return corev1.NodeRuntimeHandlerFeatures{}
 }
 
 // deleteAll deletes all pods and waits until nothing is left of them.

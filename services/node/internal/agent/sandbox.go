@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -61,6 +62,9 @@ func (w *worker) runSandbox(ctx context.Context, p *corev1.Pod, attempt uint32) 
 	config := pod.SandboxConfig(p, w.a.cfg.Settings, attempt, parent)
 	if err := w.a.logs.Folder(pod.LogFolder(p), ""); err != nil {
 		return "", fmt.Errorf("create log directory: %w", err)
+	}
+	if p.Spec.HostUsers != nil && !*p.Spec.HostUsers {
+		return "", errors.New("hostUsers: false: this node does not support user namespaces")
 	}
 	handler, err := w.runtimeHandler(ctx, p)
 	if err != nil {

@@ -116,7 +116,11 @@ func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, state *cri.P
 	if err != nil {
 		return err
 	}
-	config, err := w.containerConfig(ctx, p, state, s, found)
+	config, err := w.containerConfig(ctx, p, state, s, found, sandboxConfig)
+	var pull *image.Error
+	if errors.As(err, &pull) {
+		return err // of an image that is mounted as a volume
+	}
 	if err != nil {
 		w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeWarning, event.Failed, "Error: %v", err)
 		return &startError{reason: reasonConfig, message: err.Error()}

@@ -182,13 +182,20 @@ func (v View) resources(out *corev1.ContainerStatus, c *corev1.Container) {
 	out.Resources = &corev1.ResourceRequirements{Requests: c.Resources.Requests, Limits: c.Resources.Limits}
 }
 
+// mounts reports a container's volume mounts: recursive read-only as the runtime made them.
 func (v View) mounts(out *corev1.ContainerStatus, c *corev1.Container) {
+	recursive := map[string]bool{}
+	if inst := v.Runtime.Latest(c.Name); inst != nil {
+		for _, m := range inst.Mounts {
+			recursive[m.ContainerPath] = m.RecursiveReadOnly
+		}
+	}
 	for _, m := range c.VolumeMounts {
 		st := corev1.VolumeMountStatus{Name: m.Name, MountPath: m.MountPath, ReadOnly: m.ReadOnly}
 		if m.ReadOnly {
 			mode := corev1.RecursiveReadOnlyDisabled
-			if m.RecursiveReadOnly != nil && *m.RecursiveReadOnly != corev1.RecursiveReadOnlyIfPossible {
-				mode = *m.RecursiveReadOnly
+			if recursive[m.MountPath] {
+				mode = corev1.RecursiveReadOnlyEnabled
 			}
 			st.RecursiveReadOnly = &mode
 		}

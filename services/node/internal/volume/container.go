@@ -16,9 +16,20 @@ import (
 	"keelson.dev/services/node/internal/pod"
 )
 
-// Mounts returns a container's CRI mounts. The pod's volumes must be mounted. lookup
-// resolves the variables of subPathExpr.
-func (s *Set) Mounts(p *corev1.Pod, c *corev1.Container, lookup func(string) (string, bool)) ([]*runtimev1.Mount, error) {
+// Needs is what a container's mounts depend on besides the pod's volumes.
+type Needs struct {
+	// Lookup resolves the variables of subPathExpr.
+	Lookup func(string) (string, bool)
+	// Image returns the runtime's image for a volume that is one. The result's error is
+	// returned as it is.
+	Image func(*corev1.Volume) (*runtimev1.ImageSpec, error)
+	// Recursive is true if the runtime can make mounts read-only with all that is mounted
+	// below them.
+	Recursive bool
+}
+
+// Mounts returns a container's CRI mounts. The pod's volumes must be mounted.
+func (s *Set) Mounts(p *corev1.Pod, c *corev1.Container, needs Needs) ([]*runtimev1.Mount, error) {
 	ready := s.Ready(p.UID)
 	var out []*runtimev1.Mount
 	for i := range c.VolumeMounts {
@@ -27,12 +38,16 @@ func (s *Set) Mounts(p *corev1.Pod, c *corev1.Container, lookup func(string) (st
 		if !ok {
 			return nil, fmt.Errorf("volume %q is not mounted", vm.Name)
 		}
+		recursive, err := recursiveReadOnly(vm, needs.Recursive)
+		if err != nil {
+			return nil, err
+		}
 		host := v.Path
 		sub := vm.SubPath
 		if vm.SubPathExpr != "" {
 			var missing string
 			sub = pod.Expand(vm.SubPathExpr, func(name string) (string, bool) {
-				value, ok := lookup(name)
+				value, ok := needs.Lookup(name)
 				if !ok {
 					missing = name
 				}
@@ -42,8 +57,15 @@ func (s *Set) Mounts(p *corev1.Pod, c *corev1.Container, lookup func(string) (st
 				return nil, fmt.Errorf("subPathExpr %q: variable %s is not set", vm.SubPathExpr, missing)
 			}
 		}
+		if v.image != nil {
+			image, err := needs.Image(v.image)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, &runtimev1.Mount{ContainerPath: absolute(vm.MountPath), Image: image, ImageSubPath: sub, Readonly: true})
+			continue
+		}
 		if sub != "" {
-			var err error
 			target := filepath.Join(s.PodDir(p.UID), "volume-subpaths", vm.Name, c.Name, strconv.Itoa(i))
 			if host, err = subPath(v.Path, sub, target); err != nil {
 				// The expanded path may contain secrets; the path in the spec does not.
@@ -51,18 +73,43 @@ func (s *Set) Mounts(p *corev1.Pod, c *corev1.Container, lookup func(string) (st
 			}
 		}
 		m := &runtimev1.Mount{
-			ContainerPath: vm.MountPath, HostPath: host, Readonly: vm.ReadOnly || v.ReadOnly,
-			Propagation: propagation(vm.MountPropagation), SelinuxRelabel: false,
-		}
-		if !strings.HasPrefix(m.ContainerPath, "/") {
-			m.ContainerPath = "/" + m.ContainerPath
-		}
-		if vm.RecursiveReadOnly != nil && *vm.RecursiveReadOnly == corev1.RecursiveReadOnlyEnabled {
-			m.RecursiveReadOnly = true
+			ContainerPath: absolute(vm.MountPath), HostPath: host, Readonly: vm.ReadOnly || v.ReadOnly,
+			Propagation: propagation(vm.MountPropagation), SelinuxRelabel: false, RecursiveReadOnly: recursive,
 		}
 		out = append(out, m)
 	}
 	return out, nil
+}
+
+func absolute(path string) string {
+	if strings.HasPrefix(path, "/") {
+		return path
+	}
+	return "/" + path
+}
+
+// recursiveReadOnly reports whether a mount is made read-only with all that is mounted below
+// it. supported is true if the runtime can do that.
+func recursiveReadOnly(vm *corev1.VolumeMount, supported bool) (bool, error) {
+	mode := corev1.RecursiveReadOnlyDisabled
+	if vm.RecursiveReadOnly != nil {
+		mode = *vm.RecursiveReadOnly
+	}
+	switch {
+	case mode == corev1.RecursiveReadOnlyDisabled:
+		return false, nil
+	case !vm.ReadOnly:
+		return false, fmt.Errorf("volume %q requested recursive read-only mode, but it is not read-only", vm.Name)
+	case vm.MountPropagation != nil && *vm.MountPropagation != corev1.MountPropagationNone:
+		return false, fmt.Errorf("volume %q requested recursive read-only mode, but it is not compatible with propagation %q", vm.Name, *vm.MountPropagation)
+	case mode == corev1.RecursiveReadOnlyIfPossible:
+		return supported, nil
+	case mode == corev1.RecursiveReadOnlyEnabled && !supported:
+		return false, fmt.Errorf("volume %q requested recursive read-only mode, but it is not supported by the runtime", vm.Name)
+	case mode == corev1.RecursiveReadOnlyEnabled:
+		return true, nil
+	}
+	return false, fmt.Errorf("volume %q: recursive read-only mode %q is not known", vm.Name, mode)
 }
 
 func propagation(mode *corev1.MountPropagationMode) runtimev1.MountPropagation {

@@ -186,7 +186,7 @@ func TestSubPathSaysNothing(t *testing.T) {
 	for _, path := range []string{"../canary", "/canary", "file/canary", "canary-link", strings.Repeat("canary", 100)} {
 		c := &corev1.Container{Name: "c", VolumeMounts: []corev1.VolumeMount{{Name: "v", MountPath: "/v", SubPathExpr: "$(SUB)"}}}
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "u"}}
-		_, err := s.Mounts(p, c, func(string) (string, bool) { return path, true })
+		_, err := s.Mounts(p, c, Needs{Lookup: func(string) (string, bool) { return path, true }})
 		if err == nil || strings.Contains(err.Error(), "canary") || !strings.Contains(err.Error(), "$(SUB)") {
 			t.Errorf("%s: %v", path, err)
 		}

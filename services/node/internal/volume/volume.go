@@ -60,6 +60,8 @@ type Mounted struct {
 	Path string
 	// ReadOnly is true if the volume is read-only whatever the container's mount says.
 	ReadOnly bool
+	// image is the volume if the runtime mounts it from an image; it then has no Path.
+	image *corev1.Volume
 }
 
 // New returns a Set.
@@ -144,6 +146,8 @@ func (s *Set) mountOne(ctx context.Context, p *corev1.Pod, v *corev1.Volume) (Mo
 		return m.downwardAPI()
 	case v.Projected != nil:
 		return m.projected(ctx)
+	case v.Image != nil:
+		return Mounted{ReadOnly: true, image: v}, nil
 	case v.PersistentVolumeClaim != nil:
 		return m.claim(ctx, v.PersistentVolumeClaim.ClaimName, v.PersistentVolumeClaim.ReadOnly)
 	case v.Ephemeral != nil:

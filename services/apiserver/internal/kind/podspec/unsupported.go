@@ -60,10 +60,6 @@ func (v *validator) unsupportedContainer(c *corev1.Container, p *field.Path, lis
 			refuse(from.FileKeyRef != nil, "env", "variables from files are")
 		}
 	}
-	for j := range c.VolumeMounts {
-		mode := c.VolumeMounts[j].RecursiveReadOnly
-		refuse(mode != nil && *mode == corev1.RecursiveReadOnlyEnabled, "volumeMounts", "recursiveReadOnly Enabled is")
-	}
 }
 
 // unsupportedSources returns the names of volume sources that nodes cannot mount.
