@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -29,6 +30,7 @@ import (
 	"keelson.dev/services/node/internal/cri"
 	"keelson.dev/services/node/internal/dns"
 	"keelson.dev/services/node/internal/event"
+	"keelson.dev/services/node/internal/eviction"
 	"keelson.dev/services/node/internal/image"
 	"keelson.dev/services/node/internal/join"
 	"keelson.dev/services/node/internal/kubeletapi"
@@ -130,13 +132,16 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 	answers := ops.NewProbe(func(ctx context.Context) error { _, err := runtime.Version(ctx); return err })
 	g.Go("readiness of the container runtime", answers.Run)
 	status.Ready("containerd", answers.Check)
-	machine, err := registration.ReadMachine(o.dataDir, s.reserve, o.maxPods, s.capacity)
+	machine, err := registration.ReadMachine(o.dataDir, s.policy.Reserved, o.maxPods, s.capacity)
 	if err != nil {
 		return fmt.Errorf("machine: %w", err)
 	}
 	cgroups, err := cgroup.Detect(o.cgroupRoot)
 	if err != nil {
 		return err
+	}
+	if err := cgroups.LimitPodPIDs(o.podMaxPIDs); err != nil {
+		return boot.Invalid("--pod-max-pids: %w", err)
 	}
 	resolver, err := o.resolver()
 	if err != nil {
@@ -146,11 +151,13 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 	g.Go("events", events.Run)
 
 	var pods *agent.Agent
+	var pressure *eviction.Loop
 	health := registration.NewHealth(runtime, func() { pods.WakeAll() })
 	images := image.NewCollector(runtime)
 	node := registration.New(registration.Config{
 		Name: o.name, Client: c, Machine: machine, Health: health, Labels: s.labels, Taints: s.taints,
 		Address: s.address.String(), External: o.cloudProvider == "external", Images: images.Listed,
+		Pressure: func() []corev1.NodeConditionType { return pressure.Pressure() },
 	})
 	cache := netcache.New(c)
 	hostPorts := cni.NewHostPorts()
@@ -164,10 +171,24 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		ContainerLogDir: o.containerLogs,
 		Cgroups:         cgroups, Events: events,
 		HostIPs: node.HostIPs, Self: node.Node, Allocatable: machine.Allocatable,
+		Admit:    func(p *corev1.Pod) *pod.Refusal { return pressure.Admit(p) },
 		Services: cache.Services, ServicesSynced: cache.Synced(),
 		NetworkReady: health.NetworkReady, Features: health.Features,
 		HostPorts: hostPorts.Set, KnownHostPorts: hostPorts.Replace,
 		Begin: func(sandboxes map[string]bool) { o.reclaim(sandboxes) },
+	})
+	meter := usage.New(usage.Config{
+		Groups: cgroups, Runtime: runtime, Pods: pods.Pods().List, Dir: o.dataDir,
+		LogDir:  func(p *corev1.Pod) string { return filepath.Join(o.podLogs, pod.LogFolder(p)) },
+		Volumes: pods.VolumePaths,
+	})
+	pressure = eviction.New(eviction.Config{
+		Node: o.name, Policy: s.policy, Agent: pods, Memory: cgroups, Limit: o.podsMemory(machine),
+		Disk: eviction.DiskMeter{Machine: meter.Machine, Read: meter.Read, Data: o.dataDir, Images: meter.Images},
+		Reclaim: func(ctx context.Context) error {
+			return errors.Join(pods.RemoveEnded(ctx), images.RemoveUnused(ctx))
+		},
+		Events: events, Metrics: eviction.NewMetrics(status.Registry()),
 	})
 	g.Go("certificate", join.Renewal{
 		Node: o.name, Client: c, Dir: o.service.Identity,
@@ -195,13 +216,9 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		})
 	})
 	g.Go("agent", pods.Run)
-	meter := usage.New(usage.Config{
-		Groups: cgroups, Runtime: runtime, Pods: pods.Pods().List, Dir: o.dataDir,
-		LogDir:  func(p *corev1.Pod) string { return filepath.Join(o.podLogs, pod.LogFolder(p)) },
-		Volumes: pods.VolumePaths,
-	})
 	g.Go("usage", meter.Run)
-	reads := kubeletapi.New(o.readAPI(meter, pods, answers.Check, status.Registry()))
+	g.Go("eviction", pressure.Run)
+	reads := kubeletapi.New(o.readAPI(s, meter, pods, answers.Check, status.Registry()))
 	g.Go("read API", reads.Run)
 	g.Go("tunnel", func(ctx context.Context) error {
 		for node.Node() == nil { // apiservers take nobody else's
@@ -234,18 +251,29 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 }
 
 // readAPI returns what the read API of the node shows.
-func (o *options) readAPI(meter *usage.Meter, pods *agent.Agent, healthy ops.Check, metrics prometheus.Gatherer) kubeletapi.Config {
+func (o *options) readAPI(s *settings, meter *usage.Meter, pods *agent.Agent, healthy ops.Check, metrics prometheus.Gatherer) kubeletapi.Config {
 	logs := o.logs()
+	configuration := map[string]any{
+		"kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
+		"cgroupRoot": o.cgroupRoot, "clusterDNS": o.clusterDNS, "clusterDomain": o.clusterDomain,
+		"containerRuntimeEndpoint": o.containerd, "maxPods": o.maxPods, "podLogsDir": o.podLogs, "resolvConf": o.resolvConf,
+		"enforceNodeAllocatable": o.enforce, "podPidsLimit": o.podMaxPIDs,
+	}
+	maps.Copy(configuration, s.policy.Configuration())
 	return kubeletapi.Config{
 		Node: o.name, Meter: meter, Pods: pods.Pods().List, Healthy: healthy, Metrics: metrics,
 		LogDir: logs.Pods, LogFolders: logs.Folders,
-		Configuration: map[string]any{
-			"kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
-			"cgroupRoot": o.cgroupRoot, "clusterDNS": o.clusterDNS, "clusterDomain": o.clusterDomain,
-			"containerRuntimeEndpoint": o.containerd, "maxPods": o.maxPods, "podLogsDir": o.podLogs, "resolvConf": o.resolvConf,
-			"evictionHard": map[string]string{"nodefs.available": o.diskReserve},
-		},
+		Configuration: configuration,
 	}
+}
+
+// podsMemory returns how much memory all pods together may use, in bytes; 0 means any.
+func (o *options) podsMemory(m *registration.Machine) int64 {
+	if o.enforce[0] == "none" {
+		return 0
+	}
+	memory := m.Capacity[corev1.ResourceMemory]
+	return memory.Value()
 }
 
 // podNetwork configures the pod network once the node has its range, and keeps

@@ -12,8 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"keelson.dev/services/internal/boot"
+	"keelson.dev/services/node/internal/eviction"
 	"keelson.dev/services/node/internal/pod"
-	"keelson.dev/services/node/internal/registration"
 )
 
 // options are the flags of the node service.
@@ -36,7 +36,9 @@ type options struct {
 	cloudProvider          string
 	heartbeat              time.Duration
 	maxPods                int64
-	diskReserve            string
+	eviction               *eviction.Flags
+	podMaxPIDs             int64
+	enforce                []string
 	mtu                    int
 	podLogs, containerLogs string
 	cleanup, cleanupLogs   bool
@@ -66,7 +68,9 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.region, "region", "", "region of the node")
 	fs.StringToStringVar(&o.capacity, "capacity", nil, "capacity to report instead of the machine's (cpu=2,memory=4Gi)")
 	fs.Int64Var(&o.maxPods, "max-pods", 110, "how many pods the node takes")
-	fs.StringVar(&o.diskReserve, "disk-reserve", "10%", "what is kept free of the disk that pods use, of the whole (10%) or as a size (1Gi); with less left, the node reports disk pressure")
+	fs.Int64Var(&o.podMaxPIDs, "pod-max-pids", -1, "how many processes and threads a pod may have; -1 for any number")
+	fs.StringSliceVar(&o.enforce, "enforce-node-allocatable", []string{"pods"}, "\"pods\" to limit the memory of all pods together to the node's capacity, \"none\" not to")
+	o.eviction = eviction.AddFlags(fs)
 	fs.StringVar(&o.serviceRange, "service-cluster-ip-range", "10.96.0.0/16", "range of the Services' addresses")
 	fs.StringVar(&o.podRange, "cluster-cidr", "10.244.0.0/16", "range of all pods' addresses")
 	fs.IntVar(&o.mtu, "mtu", 0, "MTU of pods' interfaces; 0 is the kernel's choice")
@@ -87,7 +91,7 @@ type settings struct {
 	services  netip.Prefix
 	dns       netip.Addr
 	capacity  corev1.ResourceList
-	reserve   registration.Reserve
+	policy    *eviction.Policy
 	taints    []corev1.Taint
 	labels    map[string]string
 	bootstrap string
@@ -109,8 +113,14 @@ func (o *options) check() (*settings, error) {
 		return nil, err
 	}
 	var err error
-	if s.reserve, err = registration.ParseReserve(o.diskReserve); err != nil {
-		return nil, boot.Invalid("--disk-reserve %w", err)
+	if s.policy, err = o.eviction.Parse(); err != nil {
+		return nil, boot.Invalid("%w", err)
+	}
+	if len(o.enforce) != 1 || o.enforce[0] != "pods" && o.enforce[0] != "none" {
+		return nil, boot.Invalid("--enforce-node-allocatable %s: want pods or none", strings.Join(o.enforce, ","))
+	}
+	if o.podMaxPIDs == 0 || o.podMaxPIDs < -1 {
+		return nil, boot.Invalid("--pod-max-pids %d: want a positive number, or -1", o.podMaxPIDs)
 	}
 	for k, v := range o.labels {
 		s.labels[k] = v

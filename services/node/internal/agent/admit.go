@@ -10,9 +10,15 @@ import (
 // admit admits a pod, or returns why the node refuses it. A pod that already has a start
 // time was admitted by an earlier agent.
 func (a *Agent) admit(p *corev1.Pod) *pod.Refusal {
+	fresh := p.Status.StartTime == nil && p.DeletionTimestamp == nil
+	if fresh && a.cfg.Admit != nil {
+		if r := a.cfg.Admit(p); r != nil {
+			return r
+		}
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if p.Status.StartTime == nil && p.DeletionTimestamp == nil {
+	if fresh {
 		others := make([]*corev1.Pod, 0, len(a.admitted))
 		for uid, o := range a.admitted {
 			if uid != p.UID {

@@ -56,6 +56,9 @@ type Config struct {
 	HostIPs func() []string
 	// Self returns the node's own object, or nil while it is unknown. The field may be nil.
 	Self func() *corev1.Node
+	// Admit returns why the node takes no such pod now, or nil. It is asked before the pod is
+	// compared with the node and its other pods. The field may be nil.
+	Admit func(*corev1.Pod) *pod.Refusal
 	// Allocatable returns the node's allocatable resources.
 	Allocatable func() corev1.ResourceList
 	// Services returns the cluster's Services. ServicesSynced is closed when they have been

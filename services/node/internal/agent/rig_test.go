@@ -39,6 +39,7 @@ type rig struct {
 	agent   *Agent
 	stop    func()
 	events  *event.Recorder
+	admit   func(*corev1.Pod) *pod.Refusal
 }
 
 var rigs atomic.Int32
@@ -99,6 +100,7 @@ func (r *rig) start() {
 		},
 		Services:     func() []*corev1.Service { return nil },
 		NetworkReady: func() bool { return true }, Features: r.features,
+		Admit: r.admit,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)

@@ -30,11 +30,12 @@ type Hierarchy struct {
 	root    string
 	unified string            // mount point of v2, if v2 is in charge
 	v1      map[string]string // mount point by controller
+	podPIDs int64             // limit of each pod's processes; 0 means none
 }
 
-// controllers are the controllers of pods' cgroups. Limits are set on the first two; the
+// controllers are the controllers of pods' cgroups. Limits are set on the first three; the
 // cgroups of the others are only created and removed.
-var controllers = []string{"cpu", "memory", "cpuset", "cpuacct", "pids", "blkio", "devices", "freezer", "hugetlb", "net_cls", "net_prio", "perf_event", "rdma", "misc", "systemd"}
+var controllers = []string{"cpu", "memory", "pids", "cpuset", "cpuacct", "blkio", "devices", "freezer", "hugetlb", "net_cls", "net_prio", "perf_event", "rdma", "misc", "systemd"}
 
 // Detect finds the machine's cgroups. root is the node's own cgroup, for instance
 // "/keelson".
@@ -120,6 +121,9 @@ func (h *Hierarchy) dirs(group string) map[string]string {
 func (h *Hierarchy) EnsurePod(p *corev1.Pod) error {
 	group := h.Pod(p)
 	if err := h.make(group); err != nil {
+		return err
+	}
+	if err := h.setPIDs(group); err != nil {
 		return err
 	}
 	total := pod.PodTotal(p)

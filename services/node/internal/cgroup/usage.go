@@ -80,7 +80,7 @@ func (h *Hierarchy) Usage(group string) (Usage, error) {
 	if h.v1 != nil {
 		h.throttling("cpu", group, &u.CPU)
 	}
-	if u.Memory, err = h.memory(group); err != nil {
+	if u.Memory, err = h.Memory(group); err != nil {
 		return u, err
 	}
 	u.PIDs, _ = h.number("pids", group, "pids.current") // the root counts none
@@ -117,7 +117,9 @@ func (h *Hierarchy) throttling(controller, group string, c *CPU) error {
 	})
 }
 
-func (h *Hierarchy) memory(group string) (Memory, error) {
+// Memory reads the memory of a cgroup. The error satisfies errors.Is(err, fs.ErrNotExist) if
+// there is no such cgroup.
+func (h *Hierarchy) Memory(group string) (Memory, error) {
 	var m Memory
 	var inactive uint64
 	usage, limit, prefix, rss, cache := "memory.usage_in_bytes", "memory.limit_in_bytes", "total_", "total_rss", "total_cache"

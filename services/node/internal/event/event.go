@@ -27,27 +27,29 @@ import (
 
 // Event reasons. They are the kubelet's.
 const (
-	Pulling             = "Pulling"
-	Pulled              = "Pulled"
-	Created             = "Created"
-	Started             = "Started"
-	Killing             = "Killing"
-	Failed              = "Failed"
-	BackOff             = "BackOff"
-	Unhealthy           = "Unhealthy"
-	ProbeWarning        = "ProbeWarning"
-	FailedMount         = "FailedMount"
-	SandboxChanged      = "SandboxChanged"
-	FailedSandbox       = "FailedCreatePodSandBox"
-	FailedPostStart     = "FailedPostStartHook"
-	FailedPreStop       = "FailedPreStopHook"
-	HookFallback        = "LifecycleHTTPFallback"
-	DeadlineExceeded    = "DeadlineExceeded"
-	NetworkNotReady     = "NetworkNotReady"
-	InvalidEnvironment  = "InvalidEnvironmentVariableNames"
-	Evicted             = "Evicted"
-	ErrImageNeverPull   = "ErrImageNeverPull"
-	FreeDiskSpaceFailed = "FreeDiskSpaceFailed"
+	Pulling            = "Pulling"
+	Pulled             = "Pulled"
+	Created            = "Created"
+	Started            = "Started"
+	Killing            = "Killing"
+	Failed             = "Failed"
+	BackOff            = "BackOff"
+	Unhealthy          = "Unhealthy"
+	ProbeWarning       = "ProbeWarning"
+	FailedMount        = "FailedMount"
+	SandboxChanged     = "SandboxChanged"
+	FailedSandbox      = "FailedCreatePodSandBox"
+	FailedPostStart    = "FailedPostStartHook"
+	FailedPreStop      = "FailedPreStopHook"
+	HookFallback       = "LifecycleHTTPFallback"
+	DeadlineExceeded   = "DeadlineExceeded"
+	NetworkNotReady    = "NetworkNotReady"
+	InvalidEnvironment = "InvalidEnvironmentVariableNames"
+	Evicted            = "Evicted"
+
+	EvictionThresholdMet = "EvictionThresholdMet"
+	ErrImageNeverPull    = "ErrImageNeverPull"
+	FreeDiskSpaceFailed  = "FreeDiskSpaceFailed"
 )
 
 const (
@@ -81,7 +83,7 @@ func (r *Recorder) Pod(p *corev1.Pod, container, kind, reason, format string, ar
 	if r == nil {
 		return
 	}
-	ref := corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion}
+	ref := podRef(p)
 	if container != "" {
 		ref.FieldPath = "spec.containers{" + container + "}"
 		switch _, role := pod.Find(p, container); role {
@@ -91,7 +93,18 @@ func (r *Recorder) Pod(p *corev1.Pod, container, kind, reason, format string, ar
 			ref.FieldPath = "spec.ephemeralContainers{" + container + "}"
 		}
 	}
-	r.report(ref, kind, reason, fmt.Sprintf(format, args...))
+	r.report(ref, nil, kind, reason, fmt.Sprintf(format, args...))
+}
+
+// Annotated records an event about a pod, with annotations.
+func (r *Recorder) Annotated(p *corev1.Pod, annotations map[string]string, kind, reason, format string, args ...any) {
+	if r != nil {
+		r.report(podRef(p), annotations, kind, reason, fmt.Sprintf(format, args...))
+	}
+}
+
+func podRef(p *corev1.Pod) corev1.ObjectReference {
+	return corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion}
 }
 
 // Node records an event about the node itself.
@@ -99,10 +112,10 @@ func (r *Recorder) Node(name, kind, reason, format string, args ...any) {
 	if r == nil {
 		return
 	}
-	r.report(corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: name, UID: types.UID(name)}, kind, reason, fmt.Sprintf(format, args...))
+	r.report(corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: name, UID: types.UID(name)}, nil, kind, reason, fmt.Sprintf(format, args...))
 }
 
-func (r *Recorder) report(ref corev1.ObjectReference, kind, reason, message string) {
+func (r *Recorder) report(ref corev1.ObjectReference, annotations map[string]string, kind, reason, message string) {
 	now := metav1.Now()
 	namespace := ref.Namespace
 	if namespace == "" {
@@ -110,7 +123,7 @@ func (r *Recorder) report(ref corev1.ObjectReference, kind, reason, message stri
 	}
 	message = plaintext.Clean(message, maxMessage)
 	e := &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Name: fmt.Sprintf("%s.%x", ref.Name, now.UnixNano()), Namespace: namespace},
+		ObjectMeta:     metav1.ObjectMeta{Name: fmt.Sprintf("%s.%x", ref.Name, now.UnixNano()), Namespace: namespace, Annotations: annotations},
 		InvolvedObject: ref, Reason: reason, Message: message, Type: kind, Count: 1,
 		FirstTimestamp: now, LastTimestamp: now, Source: r.source,
 		ReportingController: r.source.Component, ReportingInstance: r.source.Host,

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sort"
@@ -193,6 +194,22 @@ func (c *Collector) collect(ctx context.Context, images []*runtimev1.Image) erro
 		return fmt.Errorf("freed %[2]d of %[1]d bytes: no other unused images are left", tofree, freed)
 	}
 	return nil
+}
+
+// RemoveUnused removes all images that no container uses, however full the disk is, except
+// those that were pulled or used within minAge.
+func (c *Collector) RemoveUnused(ctx context.Context) error {
+	images, err := c.look(ctx)
+	if err != nil {
+		return fmt.Errorf("list images: %s", cri.Message(err))
+	}
+	var all []error
+	for _, img := range c.removable(images) {
+		if err := c.store.RemoveImage(ctx, img.Id); err != nil {
+			all = append(all, fmt.Errorf("remove image %s: %s", img.Id, cri.Message(err)))
+		}
+	}
+	return errors.Join(all...)
 }
 
 // removable returns the unused images, least recently used first.

@@ -42,7 +42,7 @@ func Admit(p *corev1.Pod, node *corev1.Node, others []*corev1.Pod) *Refusal {
 		return &Refusal{"NodeAffinity", "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"}
 	}
 	for i := range node.Spec.Taints {
-		if t := &node.Spec.Taints[i]; t.Effect == corev1.TaintEffectNoExecute && !tolerates(p, t) {
+		if t := &node.Spec.Taints[i]; t.Effect == corev1.TaintEffectNoExecute && !Tolerates(p, t) {
 			return &Refusal{"TaintToleration", fmt.Sprintf("Pod was rejected: Predicate TaintToleration failed: node(s) had untolerated taint {%s: %s}", t.Key, t.Value)}
 		}
 	}
@@ -76,7 +76,8 @@ func admitSysctls(p *corev1.Pod) *Refusal {
 	return nil
 }
 
-func tolerates(p *corev1.Pod, t *corev1.Taint) bool {
+// Tolerates reports whether a pod tolerates a taint.
+func Tolerates(p *corev1.Pod, t *corev1.Taint) bool {
 	for i := range p.Spec.Tolerations {
 		o := &p.Spec.Tolerations[i]
 		if o.Effect != "" && o.Effect != t.Effect || o.Key != "" && o.Key != t.Key {

@@ -32,6 +32,8 @@ type Config struct {
 	// External is true if a cloud controller sets the addresses. Until it has, the node has
 	// the taint that keeps pods away.
 	External bool
+	// Pressure returns the pressure conditions that are true. The field may be nil.
+	Pressure func() []corev1.NodeConditionType
 	// Images returns the images on the node. The field may be nil.
 	Images func() []corev1.ContainerImage
 }

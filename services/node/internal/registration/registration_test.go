@@ -34,7 +34,10 @@ func until(t *testing.T, what string, ok func() bool) {
 
 func machine(t *testing.T) *Machine {
 	t.Helper()
-	m, err := ReadMachine(t.TempDir(), Reserve{}, 110, nil)
+	reserve := func(corev1.ResourceList) corev1.ResourceList {
+		return corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("100Mi")}
+	}
+	m, err := ReadMachine(t.TempDir(), reserve, 110, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +95,7 @@ func TestRegistration(t *testing.T) {
 		t.Errorf("object: %+v", n.ObjectMeta)
 	}
 	memory, allocatable := n.Status.Capacity[corev1.ResourceMemory], n.Status.Allocatable[corev1.ResourceMemory]
-	if memory.Value()-allocatable.Value() != reservedMemory || n.Status.NodeInfo.ContainerRuntimeVersion != "containerd://1.2.3" || n.Status.Addresses[0].Address != "192.0.2.7" {
+	if memory.Value()-allocatable.Value() != 100<<20 || n.Status.NodeInfo.ContainerRuntimeVersion != "containerd://1.2.3" || n.Status.Addresses[0].Address != "192.0.2.7" {
 		t.Errorf("status: %+v", n.Status)
 	}
 	// What others write is kept: addresses of the cloud, a removed taint, a condition of a
@@ -210,10 +213,19 @@ func TestConditions(t *testing.T) {
 		if got := conditionOf(n, corev1.NodeNetworkUnavailable); got.Status != c.unavailable {
 			t.Errorf("%s: %+v", name, got)
 		}
-		for _, kind := range []corev1.NodeConditionType{corev1.NodeMemoryPressure, corev1.NodeDiskPressure, corev1.NodePIDPressure} {
-			if got := conditionOf(n, kind); got.Status == "" || !strings.HasPrefix(got.Reason, "KubeletHas") {
+		kinds := []corev1.NodeConditionType{corev1.NodeMemoryPressure, corev1.NodeDiskPressure, corev1.NodePIDPressure}
+		for _, kind := range kinds {
+			if got := conditionOf(n, kind); got.Status != corev1.ConditionFalse || !strings.HasPrefix(got.Reason, "KubeletHas") {
 				t.Errorf("%s: %+v", name, got)
 			}
+			r.cfg.Pressure = func() []corev1.NodeConditionType { return []corev1.NodeConditionType{kind} }
+			under := &corev1.Node{Status: *r.status(&corev1.Node{}, time.Now())}
+			for _, other := range kinds {
+				if got := conditionOf(under, other).Status; (got == corev1.ConditionTrue) != (other == kind) {
+					t.Errorf("%s: with %s, %s is %s", name, kind, other, got)
+				}
+			}
+			r.cfg.Pressure = nil
 		}
 	}
 }
@@ -312,29 +324,6 @@ func TestHeartbeat(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
-	}
-}
-
-func TestReserve(t *testing.T) {
-	const gi = 1 << 30
-	for text, want := range map[string]float64{"10%": 10 * gi, "0%": 0, "1Gi": gi, "0": 0, "200Gi": 100 * gi, "12.5%": 12.5 * gi} {
-		r, err := ParseReserve(text)
-		if got := r.of(100 * gi); err != nil || got != want {
-			t.Errorf("%s of 100 GiB: %g, %v; want %g", text, got, err, want)
-		}
-	}
-	for _, text := range []string{"", "%", "-1%", "100%", "NaN%", "-1Gi", "much"} {
-		if r, err := ParseReserve(text); err == nil {
-			t.Errorf("%q was parsed as %+v", text, r)
-		}
-	}
-	m := machine(t)
-	if m.pressure().disk {
-		t.Error("disk pressure without a reserve")
-	}
-	m.reserve = Reserve{fraction: 1}
-	if free := m.Allocatable()[corev1.ResourceEphemeralStorage]; !m.pressure().disk || free.Sign() != 0 {
-		t.Errorf("with the whole disk reserved, %s are allocatable and there is no pressure", free.String())
 	}
 }
 

@@ -1,6 +1,7 @@
 package registration
 
 import (
+	"slices"
 	"strconv"
 	"time"
 
@@ -57,16 +58,19 @@ func resources(m *Machine, reported corev1.ResourceList) (capacity, allocatable 
 
 // conditions returns the node's own conditions, worded as the kubelet's.
 func (r *Registration) conditions() []corev1.NodeCondition {
-	p := r.cfg.Machine.pressure()
+	var pressure []corev1.NodeConditionType
+	if r.cfg.Pressure != nil {
+		pressure = r.cfg.Pressure()
+	}
 	problem, network := r.cfg.Health.state()
 	list := []corev1.NodeCondition{
-		pressureCondition(corev1.NodeMemoryPressure, p.memory,
+		pressureCondition(corev1.NodeMemoryPressure, pressure,
 			"KubeletHasInsufficientMemory", "kubelet has insufficient memory available",
 			"KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-		pressureCondition(corev1.NodeDiskPressure, p.disk,
+		pressureCondition(corev1.NodeDiskPressure, pressure,
 			"KubeletHasDiskPressure", "kubelet has disk pressure",
 			"KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-		pressureCondition(corev1.NodePIDPressure, p.pids,
+		pressureCondition(corev1.NodePIDPressure, pressure,
 			"KubeletHasInsufficientPID", "kubelet has insufficient PID available",
 			"KubeletHasSufficientPID", "kubelet has sufficient PID available"),
 	}
@@ -87,8 +91,8 @@ func (r *Registration) conditions() []corev1.NodeCondition {
 	return append(list, unreachable, ready)
 }
 
-func pressureCondition(kind corev1.NodeConditionType, yes bool, badReason, badText, goodReason, goodText string) corev1.NodeCondition {
-	if yes {
+func pressureCondition(kind corev1.NodeConditionType, pressure []corev1.NodeConditionType, badReason, badText, goodReason, goodText string) corev1.NodeCondition {
+	if slices.Contains(pressure, kind) {
 		return corev1.NodeCondition{Type: kind, Status: corev1.ConditionTrue, Reason: badReason, Message: badText}
 	}
 	return corev1.NodeCondition{Type: kind, Status: corev1.ConditionFalse, Reason: goodReason, Message: goodText}

@@ -20,7 +20,10 @@ func (m *Meter) machine(now time.Time) (Node, error) {
 		return n, fmt.Errorf("usage of the machine: %w", err)
 	}
 	n.CPU = cpu(group.CPU)
-	if n.Memory, err = machineMemory(); err != nil {
+	if n.Memory, err = MachineMemory(); err != nil {
+		return n, fmt.Errorf("usage of the machine: %w", err)
+	}
+	if err := n.Memory.readFaults(); err != nil {
 		return n, fmt.Errorf("usage of the machine: %w", err)
 	}
 	if bounded {
@@ -34,12 +37,13 @@ func (m *Meter) machine(now time.Time) (Node, error) {
 	if n.FS, err = statfs(m.cfg.Dir); err != nil {
 		return n, fmt.Errorf("usage of the machine: %w", err)
 	}
-	n.PIDs, n.MaxPIDs = processes()
+	n.PIDs, n.MaxPIDs = Processes()
 	return n, nil
 }
 
-// machineMemory reads the memory of the whole machine.
-func machineMemory() (Memory, error) {
+// MachineMemory reads the memory of the whole machine. Available is its capacity without the
+// working set, as the kubelet computes it. Faults are not read.
+func MachineMemory() (Memory, error) {
 	var m Memory
 	var total, free, inactive uint64
 	if err := fields("/proc/meminfo", func(key string, n uint64) {
@@ -61,7 +65,12 @@ func machineMemory() (Memory, error) {
 	m.Usage = total - min(free, total)
 	m.WorkingSet = m.Usage - min(inactive, m.Usage)
 	m.Limit, m.Available = total, total-m.WorkingSet
-	return m, fields("/proc/vmstat", func(key string, n uint64) {
+	return m, nil
+}
+
+// readFaults reads the page faults of the whole machine.
+func (m *Memory) readFaults() error {
+	return fields("/proc/vmstat", func(key string, n uint64) {
 		switch key {
 		case "pgfault":
 			m.PageFaults = n
@@ -89,8 +98,9 @@ func fields(file string, f func(key string, n uint64)) error {
 	return nil
 }
 
-// processes returns the number of the machine's processes and threads, and the limit.
-func processes() (now, most uint64) {
+// Processes returns the number of the machine's processes and threads, and the limit; 0 if
+// they cannot be read.
+func Processes() (now, most uint64) {
 	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
 		if words := strings.Fields(string(b)); len(words) > 3 {
 			_, all, _ := strings.Cut(words[3], "/")

@@ -100,7 +100,7 @@ func (m *Meter) Machine(ctx context.Context) (Node, error) {
 		return n, err
 	}
 	n.ImageFS = n.FS
-	if dir := m.images(ctx); dir != "" {
+	if dir := m.Images(ctx); dir != "" {
 		if fs, err := statfs(dir); err == nil {
 			n.ImageFS = fs
 		}
@@ -108,9 +108,9 @@ func (m *Meter) Machine(ctx context.Context) (Node, error) {
 	return n, nil
 }
 
-// images returns a directory on the file system of the images. The runtime is asked until it
+// Images returns a directory on the file system of the images, or "" while it is not known. The runtime is asked until it
 // has answered once.
-func (m *Meter) images(ctx context.Context) string {
+func (m *Meter) Images(ctx context.Context) string {
 	if dir := m.imageDir.Load(); dir != nil {
 		return *dir
 	}

@@ -1,0 +1,25 @@
+package eviction
+
+import (
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"keelson.dev/services/node/internal/pod"
+)
+
+// Admit returns why a node under pressure refuses a pod, or nil if it takes it. Under memory
+// pressure alone, only best-effort pods are refused that do not tolerate it; under any other
+// pressure, all pods but critical ones.
+func Admit(p *corev1.Pod, pressure []corev1.NodeConditionType) *pod.Refusal {
+	if len(pressure) == 0 || Critical(p) {
+		return nil
+	}
+	if slices.Equal(pressure, []corev1.NodeConditionType{corev1.NodeMemoryPressure}) {
+		if pod.QOS(p) != corev1.PodQOSBestEffort || pod.Tolerates(p, &corev1.Taint{Key: corev1.TaintNodeMemoryPressure, Effect: corev1.TaintEffectNoSchedule}) {
+			return nil
+		}
+	}
+	return &pod.Refusal{Reason: Reason, Message: fmt.Sprintf("Pod was rejected: The node had condition: %v. ", pressure)}
+}
