@@ -155,7 +155,7 @@ var kinds = []*Kind{
 
 	unstored(kind[eventsv1.Event]("events.k8s.io", "events", namespaced)),
 
-	unstored(kind[autoscalingv2.HorizontalPodAutoscaler]("autoscaling", "horizontalpodautoscalers", namespaced)),
+	kind[autoscalingv2.HorizontalPodAutoscaler]("autoscaling", "horizontalpodautoscalers", namespaced),
 	unstored(kind[autoscalingv1.HorizontalPodAutoscaler]("autoscaling", "horizontalpodautoscalers", namespaced)),
 	kind[autoscalingv1.Scale]("autoscaling", "", namespaced),
 

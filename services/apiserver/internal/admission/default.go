@@ -60,6 +60,7 @@ func Default(c Config) *Chain {
 			NewPodSecurity(c.State, c.PodSecurity, c.Log),
 			&ExternalIPs{State: c.State, Services: c.Services, Deny: c.DenyExternalIPs},
 			&ClaimResize{State: c.State},
+			&PodResize{State: c.State},
 			classes,
 			certificates,
 			&RBAC{Escalation: c.Escalation},

@@ -16,8 +16,8 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// LimitRanger enforces the LimitRanges of a namespace on new pods and on claims, and sets the
-// default requests and limits of containers. Error texts are Kubernetes'.
+// LimitRanger enforces the LimitRanges of a namespace on new pods, on resizes of pods and on
+// claims, and sets the default requests and limits of containers. Error texts are Kubernetes'.
 type LimitRanger struct{ State State }
 
 // limitRangerAnnotation lists the requests and limits that the plugin has set in a pod.
@@ -26,7 +26,7 @@ const limitRangerAnnotation = "kubernetes.io/limit-ranger"
 // Admit implements Mutator.
 func (p *LimitRanger) Admit(_ context.Context, a *Attributes) error {
 	pod, ok := a.Object.(*corev1.Pod)
-	if !ok || !a.Is("", "pods") || a.Operation != Create {
+	if !ok || !sizesPod(a) {
 		return nil
 	}
 	p.each(a.Namespace, func(l *corev1.LimitRange) {
@@ -37,6 +37,15 @@ func (p *LimitRanger) Admit(_ context.Context, a *Attributes) error {
 		}
 	})
 	return nil
+}
+
+// sizesPod reports whether a write determines the resources of a pod: it creates or resizes one
+// that is not being deleted.
+func sizesPod(a *Attributes) bool {
+	if a.Operation == Create {
+		return a.Is("", "pods")
+	}
+	return a.Operation == Update && a.Is("", "pods", "resize") && a.Old.GetDeletionTimestamp() == nil
 }
 
 // each calls f for each LimitRange of the namespace.
@@ -93,17 +102,17 @@ func completePod(pod *corev1.Pod, item *corev1.LimitRangeItem) {
 
 // Validate implements Validator.
 func (p *LimitRanger) Validate(_ context.Context, a *Attributes) error {
-	if a.Object == nil || a.Subresource != "" || a.Old != nil && a.Old.GetDeletionTimestamp() != nil {
-		return nil
-	}
 	var check func(item *corev1.LimitRangeItem) []error
 	switch obj := a.Object.(type) {
 	case *corev1.Pod:
-		if a.Operation != Create {
-			return nil // an update cannot change the resources of containers
+		if !sizesPod(a) {
+			return nil
 		}
 		check = func(item *corev1.LimitRangeItem) []error { return checkPod(item, obj) }
 	case *corev1.PersistentVolumeClaim:
+		if a.Subresource != "" || a.Old != nil && a.Old.GetDeletionTimestamp() != nil {
+			return nil
+		}
 		check = func(item *corev1.LimitRangeItem) []error { return checkClaim(item, obj) }
 	default:
 		return nil

@@ -109,6 +109,22 @@ func (m *machinery) manager(k *resource.Kind, subresource string) (*managedfield
 
 // filters returns the fields to reset in the form that the machinery takes.
 func filters(k *resource.Kind, subresource string) map[fieldpath.APIVersion]fieldpath.Filter {
+	version := fieldpath.APIVersion(k.GVK.GroupVersion().String())
+	if owned := ownedOnly(k, subresource); owned != nil {
+		matchers := make([]*fieldpath.SetMatcher, len(owned))
+		for i, path := range owned {
+			var parts []any
+			for part := range strings.SplitSeq(path, ".") {
+				if part == anyItem {
+					parts = append(parts, fieldpath.MatchAnyPathElement())
+				} else {
+					parts = append(parts, part)
+				}
+			}
+			matchers[i] = fieldpath.MakePrefixMatcherOrDie(parts...)
+		}
+		return map[fieldpath.APIVersion]fieldpath.Filter{version: fieldpath.NewIncludeMatcherFilter(matchers...)}
+	}
 	set := fieldpath.NewSet()
 	for _, path := range resetFields(k, subresource) {
 		var parts []any
@@ -118,7 +134,7 @@ func filters(k *resource.Kind, subresource string) map[fieldpath.APIVersion]fiel
 		set.Insert(fieldpath.MakePathOrDie(parts...))
 	}
 	return map[fieldpath.APIVersion]fieldpath.Filter{
-		fieldpath.APIVersion(k.GVK.GroupVersion().String()): fieldpath.NewExcludeSetFilter(set),
+		version: fieldpath.NewExcludeSetFilter(set),
 	}
 }
 

@@ -113,6 +113,9 @@ func track(w Write, entries []metav1.ManagedFieldsEntry) []metav1.ManagedFieldsE
 		old = reflect.ValueOf(w.Old).Elem()
 	}
 	v.root(p, old, reflect.ValueOf(w.Object).Elem())
+	if owned := ownedOnly(w.Kind, w.Subresource); owned != nil {
+		diff.keep(owned)
+	}
 	if diff.nodes[0].first == 0 {
 		return sorted(entries)
 	}

@@ -1,6 +1,8 @@
 package fieldmanager
 
 import (
+	"strings"
+
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"keelson.dev/services/apiserver/internal/resource"
@@ -12,30 +14,64 @@ type door struct {
 	subresource string
 }
 
-// resets lists the doors whose reset fields differ from the rule below (GetResetFields of
-// Kubernetes' strategies).
-var resets = map[door][]string{
-	{schema.GroupResource{Resource: "pods"}, "status"}:                                                       {"spec", "metadata.deletionTimestamp", "metadata.ownerReferences"},
-	{schema.GroupResource{Group: "apps", Resource: "deployments"}, "status"}:                                 {"spec", "metadata.labels"},
-	{schema.GroupResource{Group: "certificates.k8s.io", Resource: "certificatesigningrequests"}, "approval"}: {"spec"},
-	{schema.GroupResource{Resource: "namespaces"}, "finalize"}:                                               {"status"},
-}
-
 // resetFields returns the paths that a door ignores, whatever the client sends, and that its
 // writers therefore do not own.
 func resetFields(k *resource.Kind, subresource string) []string {
-	if r, ok := resets[door{k.GVK.GroupVersion().WithResource(k.Resource).GroupResource(), subresource}]; ok {
-		return r
-	}
-	switch subresource {
-	case "":
+	if subresource == "" {
 		if _, ok := k.Subresources["status"]; ok {
 			return statusOnly
 		}
-	case "status":
-		return specOnly
+		return nil
 	}
-	return nil
+	if r := k.Subresources[subresource].Resets; r != nil || subresource != "status" {
+		return r
+	}
+	return specOnly
 }
 
 var statusOnly, specOnly = []string{"status"}, []string{"spec"}
+
+// ownedOnly returns the only paths that the writers of a door can own, or nil if there is no such
+// restriction.
+func ownedOnly(k *resource.Kind, subresource string) []string {
+	return k.Subresources[subresource].Owns
+}
+
+// anyItem stands in a path for each item of a list.
+const anyItem = "*"
+
+// keep removes from the tree what none of the paths contains. Like the machinery's filter, it keeps
+// the nodes that lead to a path.
+func (t *tree) keep(paths []string) {
+	split := make([][]string, len(paths))
+	for i, path := range paths {
+		split[i] = strings.Split(path, ".")
+	}
+	t.keepBelow(0, split)
+}
+
+// keepBelow removes the nodes below i that are neither on one of the paths nor beyond its end.
+func (t *tree) keepBelow(i int32, paths [][]string) {
+	var before int32
+	for c := t.nodes[i].first; c != 0; c = t.nodes[c].next {
+		var rest [][]string
+		whole := false
+		for _, path := range paths {
+			if path[0] != anyItem && t.nodes[c].elem != "f:"+path[0] {
+				continue
+			}
+			whole = whole || len(path) == 1
+			rest = append(rest, path[1:])
+		}
+		if !whole {
+			if len(rest) > 0 {
+				t.keepBelow(c, rest)
+			}
+			if len(rest) == 0 || t.nodes[c].first == 0 && t.nodes[c].flags == 0 {
+				t.unlink(i, before, c)
+				continue
+			}
+		}
+		before = c
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/apps"
 	"keelson.dev/services/apiserver/internal/kind/authentication"
 	"keelson.dev/services/apiserver/internal/kind/authorization"
+	"keelson.dev/services/apiserver/internal/kind/autoscaling"
 	"keelson.dev/services/apiserver/internal/kind/batch"
 	"keelson.dev/services/apiserver/internal/kind/certificates"
 	"keelson.dev/services/apiserver/internal/kind/coordination"
@@ -29,6 +30,7 @@ func All() []*resource.Kind {
 	return slices.Concat(
 		core.Kinds(),
 		apps.Kinds(),
+		autoscaling.Kinds(),
 		batch.Kinds(),
 		policy.Kinds(),
 		node.Kinds(),

@@ -1,6 +1,7 @@
 package kind_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -54,8 +55,10 @@ type question struct {
 	// is named.
 	Update      map[string]any
 	Subresource string
-	// Status is set in the created object before it is updated or shown.
-	Status map[string]any
+	// Status is set in the created object before it is updated or shown, through the subresource
+	// Through, which is status if it is empty.
+	Status  map[string]any
+	Through string
 	// Table requests the object's row of `kubectl get` instead, after a delete if Deleted is true
 	// (the object then needs a finalizer).
 	Table   bool
@@ -102,7 +105,7 @@ func (q question) name() string {
 		parts = append(parts, "table")
 	}
 	if q.Status != nil {
-		parts = append(parts, "status", text(q.Status))
+		parts = append(parts, cmp.Or(q.Through, "status"), text(q.Status))
 	}
 	if q.Deleted {
 		parts = append(parts, "deleted")
@@ -247,6 +250,9 @@ func ask(t *testing.T, k *resource.Kind, c *cases, q question) answer {
 		return out
 	}
 	obj = decode(t, k, change(t, tree(t, obj), q.Status))
+	if q.Through != "" {
+		call1(r.Default, obj)
+	}
 	before := obj.DeepCopyObject().(resource.Object)
 	next := decode(t, k, change(t, tree(t, obj), q.Update))
 	if q.Subresource != "" {

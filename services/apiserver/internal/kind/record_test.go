@@ -52,7 +52,7 @@ func record(t *testing.T, k *resource.Kind, c *cases, answers map[string]answer)
 		name := created["metadata"].(map[string]any)["name"].(string)
 		path := base + "/" + name
 		if q.Status != nil {
-			if err := json.Unmarshal(call(t, "PUT", statusPath(k, path), change(t, created, q.Status)), &created); err != nil {
+			if err := json.Unmarshal(call(t, "PUT", statusPath(k, q, path), change(t, created, q.Status)), &created); err != nil {
 				t.Fatal(err)
 			}
 			if created["kind"] == "Status" {
@@ -68,7 +68,10 @@ func record(t *testing.T, k *resource.Kind, c *cases, answers map[string]answer)
 	}
 }
 
-func statusPath(k *resource.Kind, path string) string {
+func statusPath(k *resource.Kind, q question, path string) string {
+	if q.Through != "" {
+		return path + "/" + q.Through
+	}
 	if _, ok := k.Subresources["status"]; ok {
 		return path + "/status"
 	}
@@ -109,7 +112,7 @@ func recordTable(t *testing.T, k *resource.Kind, base string, i int, q question,
 	}
 	created := write("POST", base, object)
 	if len(q.Status) > 0 {
-		write("PUT", statusPath(k, path), change(t, created, q.Status))
+		write("PUT", statusPath(k, q, path), change(t, created, q.Status))
 	}
 	if q.Deleted {
 		write("DELETE", path+"?gracePeriodSeconds=0", nil)

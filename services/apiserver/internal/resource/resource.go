@@ -204,6 +204,13 @@ type Subresource struct {
 	// View reads and writes the parent object with other rules: status, approval, finalize,
 	// resize.
 	View *Rules
+	// Resets are the paths ("metadata.labels") that writes through a View ignore, so that their
+	// managers do not own them: GetResetFields of Kubernetes' strategies. If both Resets and Owns
+	// are nil, a view named status resets spec, and other views reset nothing.
+	Resets []string
+	// Owns, if not nil, are the only paths whose fields the managers of a View can own. "*" stands
+	// for any item of a list: "spec.containers.*.resources".
+	Owns []string
 	// Scale converts to and from an autoscaling/v1 Scale.
 	Scale *Scale
 	// Post names an action that the pipeline executes: "binding", "eviction" or "token".

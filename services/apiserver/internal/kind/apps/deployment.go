@@ -53,7 +53,7 @@ func Deployment() *resource.Kind {
 				d.Labels = old.Labels
 			},
 			ValidateUpdate: validateDeploymentStatus,
-		}.Rules()),
+		}.Rules(), "spec", "metadata.labels"),
 		"scale": row.Scale(resource.Scale{
 			Get: func(o resource.Object) (int32, int32, string) {
 				d := o.(*appsv1.Deployment)

@@ -60,7 +60,7 @@ func CertificateSigningRequest() *resource.Kind {
 				stamp(c.Status.Conditions)
 			},
 			ValidateUpdate: validateApproval,
-		}.Rules()),
+		}.Rules(), "spec"),
 	}
 	return k
 }

@@ -50,7 +50,7 @@ func Namespace() *resource.Kind {
 		Default:        defaultNamespace,
 		PrepareUpdate:  func(n, old *corev1.Namespace) { n.Status = old.Status },
 		ValidateUpdate: func(n, _ *corev1.Namespace) field.ErrorList { return validateFinalizers(n, true) },
-	}.Rules())
+	}.Rules(), "status")
 	finalize.Verbs = []string{"update"}
 	k.Subresources = map[string]resource.Subresource{
 		"status": row.View(resource.Typed[*corev1.Namespace]{

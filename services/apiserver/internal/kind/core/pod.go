@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"keelson.dev/services/apiserver/internal/kind/podspec"
 	"keelson.dev/services/apiserver/internal/kind/row"
@@ -35,21 +34,14 @@ func Pod() *resource.Kind {
 		}),
 	}
 	k.Rules = resource.Typed[*corev1.Pod]{
-		Default: func(p *corev1.Pod) {
-			podspec.Default(&p.Spec)
-			podspec.DefaultPod(&p.Spec)
-			pairPodIPs(&p.Status)
-		},
-		Validate: func(p *corev1.Pod) field.ErrorList {
-			return podspec.Validate(&p.Spec, field.NewPath("spec"))
-		},
-		Warnings: func(p, _ *corev1.Pod) []string { return podspec.Warnings(&p.Spec, p.Annotations, nil) },
-		ValidateUpdate: func(p, old *corev1.Pod) field.ErrorList {
-			return podspec.ValidateUpdate(&p.Spec, &old.Spec, field.NewPath("spec"))
-		},
-		PrepareCreate: preparePod,
+		Default:        defaultPod,
+		Validate:       podspec.ValidateCreate,
+		Warnings:       func(p, _ *corev1.Pod) []string { return podspec.Warnings(&p.Spec, p.Annotations, nil) },
+		ValidateUpdate: podspec.ValidateUpdate,
+		PrepareCreate:  preparePod,
 		PrepareUpdate: func(p, old *corev1.Pod) {
 			p.Status = old.Status
+			podspec.KeepPodResources(&p.Spec, &old.Spec)
 			podspec.Drop(&p.Spec)
 		},
 	}.Rules()
@@ -65,7 +57,24 @@ func Pod() *resource.Kind {
 				p.Status.QOSClass = cmp.Or(p.Status.QOSClass, old.Status.QOSClass)
 			},
 			ValidateUpdate: validatePodStatus,
-		}.Rules()),
+		}.Rules(), "spec", "metadata.deletionTimestamp", "metadata.ownerReferences"),
+		"ephemeralcontainers": row.Part(resource.Typed[*corev1.Pod]{
+			Default: defaultPod,
+			PrepareUpdate: func(p, old *corev1.Pod) {
+				podspec.PrepareEphemeral(&p.Spec, &old.Spec)
+				keepRest(p, old)
+			},
+			ValidateUpdate: podspec.ValidateEphemeralUpdate,
+		}.Rules(), "spec.ephemeralContainers"),
+		"resize": row.Part(resource.Typed[*corev1.Pod]{
+			Default: defaultPod,
+			PrepareUpdate: func(p, old *corev1.Pod) {
+				podspec.PrepareResize(&p.Spec, &old.Spec)
+				keepRest(p, old)
+			},
+			ValidateUpdate: podspec.ValidateResize,
+		}.Rules(), "spec.containers.*.resources", "spec.containers.*.resizePolicy",
+			"spec.initContainers.*.resources", "spec.initContainers.*.resizePolicy"),
 		"binding":     row.Post(group("Binding"), "binding"),
 		"eviction":    row.Post(schema.GroupVersionKind{Group: "policy", Version: "v1", Kind: "Eviction"}, "eviction"),
 		"log":         row.Connect(schema.GroupVersionKind{}, "log", "get"),
@@ -75,6 +84,18 @@ func Pod() *resource.Kind {
 		"proxy":       row.Connect(group("PodProxyOptions"), "proxy", "create", "delete", "get", "patch", "update"),
 	}
 	return k
+}
+
+func defaultPod(p *corev1.Pod) {
+	podspec.Default(&p.Spec)
+	podspec.DefaultPod(&p.Spec)
+	pairPodIPs(&p.Status)
+}
+
+// keepRest restores everything but the spec and the managed fields from old.
+func keepRest(p, old *corev1.Pod) {
+	metav1.ResetObjectMetaForStatus(p, old)
+	p.Status = old.Status
 }
 
 func podField(f func(*corev1.Pod) string) func(resource.Object) string {
@@ -101,6 +122,7 @@ func podIPs(p *corev1.Pod) string {
 
 // preparePod sets the initial status of a pod.
 func preparePod(p *corev1.Pod) {
+	podspec.DefaultPodResources(&p.Spec)
 	p.Status = corev1.PodStatus{Phase: corev1.PodPending, QOSClass: podspec.QOS(&p.Spec)}
 	if len(p.Spec.SchedulingGates) > 0 {
 		p.Status.Conditions = []corev1.PodCondition{{

@@ -9,11 +9,12 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"keelson.dev/services/apiserver/internal/kind/check"
+	"keelson.dev/services/apiserver/internal/kind/podspec"
 )
 
 // validatePodStatus checks a status that a node or controller writes.
 func validatePodStatus(p, old *corev1.Pod) field.ErrorList {
-	var e check.Errors
+	e := check.Errors{List: podspec.ValidateAnnotationUpdate(p, old)}
 	path := field.NewPath("status")
 	s, was := &p.Status, &old.Status
 	if s.NominatedNodeName != "" {
@@ -35,6 +36,14 @@ func validatePodStatus(p, old *corev1.Pod) field.ErrorList {
 	validateHostIPs(&e, s, was, path.Child("hostIPs"))
 	validateStates(&e, s.ContainerStatuses, was.ContainerStatuses, p.Spec.Containers, p.Spec.RestartPolicy, path.Child("containerStatuses"))
 	validateStates(&e, s.InitContainerStatuses, was.InitContainerStatuses, p.Spec.InitContainers, p.Spec.RestartPolicy, path.Child("initContainerStatuses"))
+	// Ephemeral containers are never restarted, and have no resources.
+	ephemeral := path.Child("ephemeralContainerStatuses")
+	validateStates(&e, s.EphemeralContainerStatuses, was.EphemeralContainerStatuses, nil, corev1.RestartPolicyNever, ephemeral)
+	for i := range s.EphemeralContainerStatuses {
+		if len(s.EphemeralContainerStatuses[i].AllocatedResourcesStatus) > 0 {
+			e.Forbidden(ephemeral.Index(i).Child("allocatedResourcesStatus"), "must not be specified in container status")
+		}
+	}
 	return e.List
 }
 

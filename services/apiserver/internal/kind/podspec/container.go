@@ -60,9 +60,21 @@ func (v *validator) validateInitOnly(c *corev1.Container, p *field.Path) {
 	if c.StartupProbe != nil {
 		v.Forbidden(p.Child("startupProbe"), detail)
 	}
+	for i, r := range c.ResizePolicy {
+		if r.RestartPolicy == corev1.RestartContainer {
+			v.Invalid(p.Child("resizePolicy").Index(i).Child("restartPolicy"), r.RestartPolicy,
+				"must not be set to 'RestartContainer' for non-sidecar initContainers")
+		}
+	}
 }
 
 func (v *validator) validateContainer(c *corev1.Container, p *field.Path, names, hostPorts *check.Seen) {
+	v.validateCommon(c, p, names, hostPorts)
+	v.validateRestart(c, p)
+}
+
+// validateCommon checks what containers of all kinds have.
+func (v *validator) validateCommon(c *corev1.Container, p *field.Path, names, hostPorts *check.Seen) {
 	if c.Name == "" {
 		v.Required(p.Child("name"), "")
 	} else {
@@ -87,7 +99,6 @@ func (v *validator) validateContainer(c *corev1.Container, p *field.Path, names,
 	v.validateMounts(c, p)
 	ValidateResources(&v.Errors, &c.Resources, p.Child("resources"))
 	v.validateResizePolicy(c, p)
-	v.validateRestart(c, p)
 	v.validateContainerSecurity(c.SecurityContext, p)
 }
 

@@ -53,6 +53,13 @@ func Default(s *corev1.PodSpec) {
 	for i := range s.Containers {
 		defaultContainer(&s.Containers[i])
 	}
+	for i := range s.EphemeralContainers {
+		defaultContainer(plain(&s.EphemeralContainers[i]))
+	}
+	if r := s.Resources; r != nil {
+		DefaultResources(r.Limits)
+		DefaultResources(r.Requests)
+	}
 }
 
 // DefaultPod sets defaults that only pods get, not templates: a missing request is set to the

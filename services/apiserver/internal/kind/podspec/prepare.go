@@ -19,6 +19,9 @@ func Drop(s *corev1.PodSpec) {
 	for i := range s.Containers {
 		dropContainer(&s.Containers[i])
 	}
+	for i := range s.EphemeralContainers {
+		dropContainer(plain(&s.EphemeralContainers[i]))
+	}
 }
 
 func dropVolume(s *corev1.VolumeSource) {

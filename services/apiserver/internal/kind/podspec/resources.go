@@ -56,12 +56,20 @@ func standard(name corev1.ResourceName) bool {
 
 // ValidateResources checks the limits and requests of a container.
 func ValidateResources(e *check.Errors, r *corev1.ResourceRequirements, p *field.Path) {
+	validateRequirements(e, r, p, ValidateContainerResourceName)
+}
+
+// validateRequirements checks limits and requests. validateName checks the name of a resource in
+// the list child of p.
+func validateRequirements(e *check.Errors, r *corev1.ResourceRequirements, p *field.Path,
+	validateName func(e *check.Errors, name corev1.ResourceName, p *field.Path, list string),
+) {
 	if len(r.Limits) == 0 && len(r.Requests) == 0 {
 		return
 	}
 	cpuOrMemory, huge := false, false
 	one := func(name corev1.ResourceName, q resource.Quantity, list string) {
-		ValidateContainerResourceName(e, name, p, list)
+		validateName(e, name, p, list)
 		if problem := QuantityProblem(name, &q); problem != "" {
 			e.Invalid(p.Child(list).Key(string(name)), q.String(), problem)
 		}

@@ -17,7 +17,6 @@ func (v *validator) unsupported(p *field.Path) {
 	refuse(s.OS != nil && s.OS.Name == corev1.Windows, "os", "Windows is")
 	refuse(s.HostUsers != nil && !*s.HostUsers, "hostUsers", "user namespaces are")
 	refuse(len(s.ResourceClaims) > 0, "resourceClaims", "resource claims are")
-	refuse(s.Resources != nil, "resources", "resources of a whole pod are")
 	if c := s.SecurityContext; c != nil {
 		refuse(c.WindowsOptions != nil, "securityContext", "Windows options are")
 	}
@@ -26,16 +25,14 @@ func (v *validator) unsupported(p *field.Path) {
 	} else if s.OS != nil && s.OS.Name != corev1.Windows && s.OS.Name != corev1.Linux {
 		v.List = append(v.List, field.NotSupported(p.Child("os"), s.OS.Name, []corev1.OSName{corev1.Linux, corev1.Windows}))
 	}
-	if v.inPod && len(s.EphemeralContainers) > 0 {
-		v.Forbidden(p.Child("ephemeralContainers"), "cannot be set on create")
-	} else if len(s.EphemeralContainers) > 0 {
-		v.Forbidden(p.Child("ephemeralContainers"), "ephemeral containers not allowed in pod template")
-	}
 	for i := range s.InitContainers {
 		v.unsupportedContainer(&s.InitContainers[i], p, "initContainers", i)
 	}
 	for i := range s.Containers {
 		v.unsupportedContainer(&s.Containers[i], p, "containers", i)
+	}
+	for i := range s.EphemeralContainers {
+		v.unsupportedContainer(plain(&s.EphemeralContainers[i]), p, "ephemeralContainers", i)
 	}
 }
 

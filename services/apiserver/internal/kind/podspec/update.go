@@ -13,10 +13,16 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/check"
 )
 
-// ValidateUpdate checks a change of a pod's spec. The spec is immutable except for container
-// images, an earlier deadline, additional tolerations, removed scheduling gates (and, while there
-// are any, stricter placement), and a negative grace period that is replaced by 1.
-func ValidateUpdate(s, old *corev1.PodSpec, p *field.Path) field.ErrorList {
+// ValidateUpdate checks a change of a pod. The spec is immutable except for container images, an
+// earlier deadline, additional tolerations, removed scheduling gates (and, while there are any,
+// stricter placement), and a negative grace period that is replaced by 1.
+func ValidateUpdate(pod, old *corev1.Pod) field.ErrorList {
+	e := check.Errors{List: ValidateAnnotationUpdate(pod, old)}
+	e.Append(updateSpec(&pod.Spec, &old.Spec, field.NewPath("spec")))
+	return e.List
+}
+
+func updateSpec(s, old *corev1.PodSpec, p *field.Path) field.ErrorList {
 	if check.Same(s, old) {
 		return nil
 	}

@@ -28,16 +28,31 @@ type validator struct {
 	inPod bool
 }
 
-// Validate checks the spec of a pod whose defaults are set.
-func Validate(s *corev1.PodSpec, p *field.Path) field.ErrorList {
-	v := &validator{spec: s, inPod: true}
-	return v.validate(p)
+// ValidateCreate checks a new pod whose defaults are set.
+func ValidateCreate(p *corev1.Pod) field.ErrorList {
+	e := check.Errors{List: validatePod(p)}
+	if len(p.Spec.EphemeralContainers) > 0 {
+		e.Forbidden(field.NewPath("spec", "ephemeralContainers"), "cannot be set on create")
+	}
+	annotationsMatch(&e, p.Annotations, &p.Spec, field.NewPath("spec"))
+	return e.List
+}
+
+// validatePod checks a pod's spec, and what its annotations say about it.
+func validatePod(p *corev1.Pod) field.ErrorList {
+	var e check.Errors
+	validateAnnotations(&e, p.Annotations, &p.Spec, field.NewPath("metadata", "annotations"))
+	v := &validator{spec: &p.Spec, inPod: true}
+	e.Append(v.validate(field.NewPath("spec")))
+	return e.List
 }
 
 func (v *validator) validate(p *field.Path) field.ErrorList {
 	v.unsupported(p)
 	v.validateVolumes(p.Child("volumes"))
 	v.validateContainers(p)
+	v.validateEphemeral(p.Child("ephemeralContainers"))
+	v.validatePodResources(p.Child("resources"))
 	v.validateLifetime(p)
 	v.validateNames(p)
 	v.validateNetwork(p)

@@ -84,9 +84,16 @@ func Virtual[T any, PT object[T]](gv schema.GroupVersion, plural, action string,
 	}
 }
 
-// View returns a subresource that reads and writes the parent object with other rules.
-func View(r resource.Rules) resource.Subresource {
-	return resource.Subresource{Verbs: []string{"get", "patch", "update"}, View: &r}
+// View returns a subresource that reads and writes the parent object with other rules. See
+// resource.Subresource for resets.
+func View(r resource.Rules, resets ...string) resource.Subresource {
+	return resource.Subresource{Verbs: []string{"get", "patch", "update"}, View: &r, Resets: resets}
+}
+
+// Part returns a subresource that reads the parent object and writes a part of it; owns are the
+// paths of the part.
+func Part(r resource.Rules, owns ...string) resource.Subresource {
+	return resource.Subresource{Verbs: []string{"get", "patch", "update"}, View: &r, Owns: owns}
 }
 
 // Scale returns the scale subresource.
