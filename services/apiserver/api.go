@@ -11,7 +11,6 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"keelson.dev/services/apiserver/internal/admission"
 	"keelson.dev/services/apiserver/internal/authn"
@@ -114,7 +113,9 @@ func startAddresses(g *boot.Group, cfg *config, st store.Store) (*serviceaddress
 
 // newPipeline assembles the pipeline.
 func newPipeline(cfg *config, id *identity.Source, st *state, rights *authz.Authorizers, u *users, addresses *serviceaddress.Allocator) *pipeline.Pipeline {
-	tokens := &token.Requests{Issuer: u.issuer, Lookup: u.lookup}
+	actions := review.Actions(u.Authenticator, rights)
+	actions[resource.IssueToken] = issue(&token.Requests{Issuer: u.issuer, Lookup: u.lookup})
+	st.table.ByResource(corev1.SchemeGroupVersion.WithResource("services")).Claimer = addresses
 	return pipeline.New(pipeline.Config{
 		Table: st.table, Lasting: st.lasting, Transient: st.transient, Authorizer: rights,
 		RulesChanged: rights.RBAC.Changed,
@@ -124,9 +125,7 @@ func newPipeline(cfg *config, id *identity.Source, st *state, rights *authz.Auth
 			NotReadySeconds: cfg.notReadySeconds, UnreachableSeconds: cfg.unreachableSeconds,
 			PodSecurity: cfg.podSecurity, Services: cfg.Services, DenyExternalIPs: cfg.denyExternalIPs,
 		}),
-		Hooks:   map[schema.GroupResource]pipeline.Hook{corev1.Resource("services"): addresses},
-		Virtual: review.Actions(u.Authenticator, rights),
-		Posts:   map[string]pipeline.Action{"token": issue(tokens)},
+		Actions: actions,
 	})
 }
 

@@ -82,7 +82,7 @@ func newPlace(st store.Store, kinds []*resource.Kind) pipeline.Place {
 func stored(table *resource.Table, wanted func(*resource.Kind) bool) []*resource.Kind {
 	var out []*resource.Kind
 	for _, k := range table.Kinds() {
-		if k.Virtual == "" && k.StoredAs == nil && wanted(k) {
+		if !k.Virtual() && k.StoredAs == nil && wanted(k) {
 			out = append(out, k)
 		}
 	}

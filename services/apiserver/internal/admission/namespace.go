@@ -21,7 +21,7 @@ var immortal = map[string]bool{
 
 // Admit implements Mutator. It comes before every plugin that reads the namespace.
 func (p *NamespaceLifecycle) Admit(ctx context.Context, a *Attributes) error {
-	if a.Operation != Create || !a.Kind.Namespaced || a.Subresource != "" || a.Kind.Virtual != "" {
+	if a.Operation != Create || !a.Kind.Namespaced || a.Subresource != "" || a.Kind.Virtual() {
 		return nil
 	}
 	obj, ok := p.State.Get("", "namespaces", "", a.Namespace)

@@ -23,10 +23,14 @@ func resetFields(k *resource.Kind, subresource string) []string {
 		}
 		return nil
 	}
-	if r := k.Subresources[subresource].Resets; r != nil || subresource != "status" {
-		return r
+	s := k.Subresources[subresource]
+	switch {
+	case s != nil && s.Resets != nil:
+		return s.Resets
+	case subresource == "status":
+		return specOnly
 	}
-	return specOnly
+	return nil
 }
 
 var statusOnly, specOnly = []string{"status"}, []string{"spec"}
@@ -34,7 +38,10 @@ var statusOnly, specOnly = []string{"status"}, []string{"spec"}
 // ownedOnly returns the only paths that the writers of a door can own, or nil if there is no such
 // restriction.
 func ownedOnly(k *resource.Kind, subresource string) []string {
-	return k.Subresources[subresource].Owns
+	if s := k.Subresources[subresource]; s != nil {
+		return s.Owns
+	}
+	return nil
 }
 
 // anyItem stands in a path for each item of a list.

@@ -232,7 +232,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, store: memory.New(), table: resource.NewTable(kind.All()...)}
 	var stored []*resource.Kind
 	for _, k := range w.table.Kinds() {
-		if k.Virtual == "" && k.StoredAs == nil {
+		if !k.Virtual() && k.StoredAs == nil {
 			stored = append(stored, k)
 		}
 	}
@@ -254,9 +254,9 @@ func newWorld(t *testing.T) *world {
 			State: pipeline.NewState(w.table, w.cache, w.store), Authorizer: rights, Escalation: rights, NodeOf: authz.NodeName,
 			NotReadySeconds: 300, UnreachableSeconds: 300,
 		}),
-		Posts: map[string]pipeline.Action{"token": act},
-		Virtual: map[string]pipeline.Action{
-			resource.VirtualLocalSubjectAccessReview: act, resource.VirtualSubjectAccessReview: act, resource.VirtualTokenReview: act,
+		Actions: map[resource.Action]pipeline.Action{
+			resource.IssueToken:        act,
+			resource.ReviewLocalAccess: act, resource.ReviewAccess: act, resource.ReviewToken: act,
 		},
 	})
 	go func() { _ = w.api.Recheck(ctx); done <- struct{}{} }()
@@ -307,7 +307,7 @@ func (w *world) fill() {
 	}
 	for i := range places {
 		p := &places[i]
-		if p.subresource != "" && p.subresource != "scale" || p.resource == "namespaces" || w.table.ByResource(p.gvr()).Virtual != "" {
+		if p.subresource != "" && p.subresource != "scale" || p.resource == "namespaces" || w.table.ByResource(p.gvr()).Virtual() {
 			continue
 		}
 		for _, name := range []string{"own", "else"} {

@@ -71,7 +71,7 @@ func defaultCases(t *testing.T) (objects, names map[string]string) {
 	for _, file := range slices.Sorted(maps.Keys(all)) {
 		c := all[file]
 		k := table.ByResource(schema.GroupVersionResource{Group: c.Group, Version: c.Version, Resource: c.Resource})
-		if k.Virtual != "" || k.Rules.Default == nil {
+		if k.Virtual() || k.Rules.Default == nil {
 			continue
 		}
 		for _, q := range c.Cases {

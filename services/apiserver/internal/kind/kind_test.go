@@ -87,8 +87,8 @@ func TestRows(t *testing.T) {
 			if want := "." + k.GVK.Version + "." + k.GVK.Kind; !strings.HasSuffix(k.ProtoName, want) || !strings.HasPrefix(k.ProtoName, "k8s.io.api.") {
 				t.Errorf("ProtoName %q", k.ProtoName)
 			}
-			if (k.Virtual == "") == (k.StorePrefix == "") {
-				t.Errorf("Virtual %q, StorePrefix %q: exactly one must be set", k.Virtual, k.StorePrefix)
+			if k.Virtual() != (k.Action != resource.NoAction || k.Forward != nil) {
+				t.Errorf("StorePrefix %q, Action %d, Forward %v: exactly one must be set", k.StorePrefix, k.Action, k.Forward)
 			}
 			if (k.Columns == nil) != (k.Cells == nil) {
 				t.Error("Columns without Cells or Cells without Columns")
@@ -105,13 +105,19 @@ func TestRows(t *testing.T) {
 			}
 			for name, s := range k.Subresources {
 				forms := 0
-				for _, set := range []bool{s.View != nil, s.Scale != nil, s.Post != "", s.Connect != ""} {
+				for _, set := range []bool{s.View != nil, s.Scale != nil, s.Change != nil, s.Removal != nil, s.Action != resource.NoAction, s.Connect != ""} {
 					if set {
 						forms++
 					}
 				}
 				if forms != 1 || len(s.Verbs) == 0 {
 					t.Errorf("subresource %s has %d forms and verbs %v", name, forms, s.Verbs)
+				}
+				if (s.New != nil) != (s.Posted() || s.Scale != nil) {
+					t.Errorf("subresource %s: New must be set exactly if objects of another kind are read or written", name)
+				}
+				if s.New != nil && s.GVK.Kind != reflect.TypeOf(s.New()).Elem().Name() {
+					t.Errorf("subresource %s is said to be %v, and New returns %T", name, s.GVK, s.New())
 				}
 			}
 		})

@@ -196,7 +196,7 @@ func compare(t *testing.T, k *resource.Kind, c *cases, q question, answers map[s
 		if len(want.Errors) == 0 && len(got.Errors) == 0 && !slices.Equal(want.Warnings, got.Warnings) {
 			t.Errorf("warnings\n  want %q\n  got  %q", want.Warnings, got.Warnings)
 		}
-		if k.Virtual != "" {
+		if k.Virtual() {
 			return // the action determines the response
 		}
 		if len(want.Errors) > 0 || len(got.Errors) > 0 || want.Object == nil {
@@ -223,13 +223,13 @@ func ask(t *testing.T, k *resource.Kind, c *cases, q question) answer {
 	obj := decode(t, k, object)
 	r := k.Rules
 	call1(r.Default, obj)
-	if k.Virtual == "" {
+	if !k.Virtual() {
 		obj.SetUID(madeUpUID)
 	}
 	call1(r.PrepareCreate, obj)
 	claim(obj)
 	var errs field.ErrorList
-	if k.Virtual == "" {
+	if !k.Virtual() {
 		errs = metaErrors(k, obj)
 	}
 	if r.Validate != nil {

@@ -42,11 +42,10 @@ func (p *Pipeline) newCreate(ctx context.Context, t Target, b Body, o WriteOptio
 		return nil, nil, err
 	}
 	switch {
-	case k.Virtual == resource.VirtualBinding:
-		c, err := p.bindVirtual(ctx, t, b, o)
-		return c, nil, err
-	case k.Virtual != "":
-		out, err := p.act(ctx, p.cfg.Virtual[k.Virtual], k.New, k, t, b, o)
+	case k.Forward != nil:
+		return p.forward(ctx, k.Forward, k, t, b, o)
+	case k.Virtual():
+		out, err := p.act(ctx, k.Action, k, t, b, o)
 		return nil, out, err
 	case sub != nil:
 		return p.post(ctx, k, sub, t, b, o)
@@ -137,8 +136,8 @@ func (p *Pipeline) planCreate(c *change, obj resource.Object, track bool) (*step
 // completeCreate claims what the object needs, validates the object and sets its key.
 func (p *Pipeline) completeCreate(c *change, s *step, a *admission.Attributes, generated bool) error {
 	obj := s.obj
-	if hook := p.cfg.Hooks[c.gr()]; hook != nil {
-		finish, err := hook.Claim(c.ctx, obj, nil, c.opts.DryRun)
+	if claimer := c.kind.Claimer; claimer != nil {
+		finish, err := claimer.Claim(c.ctx, obj, nil, c.opts.DryRun)
 		if finish != nil {
 			s.finish = append(s.finish, finish)
 		}

@@ -44,7 +44,7 @@ func newFixture(tb testing.TB, change ...func(*pipeline.Config)) *fixture {
 	table := resource.NewTable(kind.All()...)
 	var stored []*resource.Kind
 	for _, k := range table.Kinds() {
-		if k.Virtual == "" && k.StoredAs == nil {
+		if !k.Virtual() && k.StoredAs == nil {
 			stored = append(stored, k)
 		}
 	}

@@ -16,7 +16,6 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/services/apiserver/internal/kind/podspec"
@@ -34,7 +33,7 @@ func withAddresses(t *testing.T) func(*pipeline.Config) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.Hooks = map[schema.GroupResource]pipeline.Hook{{Resource: "services"}: a}
+		c.Table.ByResource(corev1.SchemeGroupVersion.WithResource("services")).Claimer = a
 	}
 }
 
@@ -171,8 +170,9 @@ func TestPodIPs(t *testing.T) {
 func TestReviewNamespace(t *testing.T) {
 	var asked resource.Object
 	f := newFixture(t, func(c *pipeline.Config) {
-		c.Virtual = map[string]pipeline.Action{resource.VirtualLocalSubjectAccessReview: answer(&asked)}
-		c.Posts = map[string]pipeline.Action{"token": answer(&asked)}
+		c.Actions = map[resource.Action]pipeline.Action{
+			resource.ReviewLocalAccess: answer(&asked), resource.IssueToken: answer(&asked),
+		}
 	})
 	target := pipeline.Target{Resource: authorizationv1.SchemeGroupVersion.WithResource("localsubjectaccessreviews"), Namespace: "ns"}
 	post := func(body string) error {

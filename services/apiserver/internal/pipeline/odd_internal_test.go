@@ -98,7 +98,7 @@ func TestOddPatches(t *testing.T) {
 	seen := map[reflect.Type]bool{}
 	panics, patches := 0, 0
 	for _, k := range table.Kinds() {
-		if k.Virtual != "" {
+		if k.Virtual() {
 			continue
 		}
 		var cur resource.Object

@@ -96,7 +96,7 @@ func TestOddBodies(t *testing.T) {
 				return nil
 			}
 			decoded++
-			if k.Virtual == "" {
+			if !k.Virtual() {
 				handled(k, obj, obj.DeepCopyObject().(resource.Object), fields)
 			}
 			return obj
@@ -134,7 +134,7 @@ func TestOddBodies(t *testing.T) {
 				}
 			})
 		}
-		if k.Virtual != "" {
+		if k.Virtual() {
 			continue
 		}
 		apiVersion := k.GVK.GroupVersion().String()

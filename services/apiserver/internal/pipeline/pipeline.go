@@ -11,8 +11,6 @@ import (
 	"log/slog"
 	"time"
 
-	"k8s.io/apimachinery/pkg/runtime/schema"
-
 	"keelson.dev/services/apiserver/internal/admission"
 	"keelson.dev/services/apiserver/internal/fieldmanager"
 	"keelson.dev/services/apiserver/internal/request"
@@ -45,11 +43,8 @@ type Config struct {
 	Admission          *admission.Chain
 	// Fields maintains metadata.managedFields. If it is nil, there are none and apply is refused.
 	Fields *fieldmanager.Fields
-	Hooks  map[schema.GroupResource]Hook
-	// Virtual contains the actions of virtual kinds, and Posts those of subresources that are
-	// posted to, by name.
-	Virtual map[string]Action
-	Posts   map[string]Action
+	// Actions are what is done with posted objects. A post for which there is none is refused.
+	Actions map[resource.Action]Action
 	// RulesChanged returns a channel that is closed at the next change of the authorizer's rules;
 	// it may be nil. RecheckEvery is how often Recheck checks everything in addition; 0 means 30
 	// s.
@@ -57,16 +52,6 @@ type Config struct {
 	RecheckEvery time.Duration
 	Now          func() time.Time
 	Log          *slog.Logger
-}
-
-// Hook takes part in the writes of one resource. It claims what an object needs besides itself,
-// such as the addresses of a Service.
-type Hook interface {
-	// Claim may complete obj before it is validated; old is nil for a create. finish, which may
-	// be nil, is called once and told whether the write succeeded.
-	Claim(ctx context.Context, obj, old resource.Object, dryRun bool) (finish func(ok bool), err error)
-	// Released is called after an object was deleted.
-	Released(ctx context.Context, old resource.Object)
 }
 
 // Action processes what was posted to a subresource (t names the parent object) or to a virtual
@@ -124,7 +109,7 @@ func (p *Pipeline) kind(t Target) (*resource.Kind, *resource.Subresource, error)
 	if !ok {
 		return nil, nil, errNoSubresource(k, t)
 	}
-	return k, &s, nil
+	return k, s, nil
 }
 
 // stored returns the row that objects of k are stored as.

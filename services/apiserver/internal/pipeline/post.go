@@ -2,10 +2,8 @@ package pipeline
 
 import (
 	"context"
+	"time"
 
-	authenticationv1 "k8s.io/api/authentication/v1"
-	corev1 "k8s.io/api/core/v1"
-	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -13,56 +11,91 @@ import (
 	"keelson.dev/services/apiserver/internal/codec"
 	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/resource"
+	"keelson.dev/services/apiserver/internal/watchcache"
 )
 
-// posted contains the constructors of the objects that are posted to subresources.
-var posted = map[schema.GroupVersionKind]func() resource.Object{
-	corev1.SchemeGroupVersion.WithKind("Binding"):                func() resource.Object { return &corev1.Binding{} },
-	policyv1.SchemeGroupVersion.WithKind("Eviction"):             func() resource.Object { return &policyv1.Eviction{} },
-	authenticationv1.SchemeGroupVersion.WithKind("TokenRequest"): func() resource.Object { return &authenticationv1.TokenRequest{} },
-}
-
-// post processes a post to a subresource. Bindings and evictions are changes of the parent,
-// everything else is an action.
+// post processes a post to a subresource. It returns either the change that it makes or, for an
+// action, the outcome.
 func (p *Pipeline) post(ctx context.Context, k *resource.Kind, sub *resource.Subresource, t Target, b Body, o WriteOptions) (*change, *Outcome, error) {
-	body := &resource.Kind{GVK: sub.GVK}
-	switch sub.Post {
-	case "binding":
-		c, err := p.newBinding(ctx, k, t, b, o)
+	switch {
+	case sub.Change != nil:
+		c, err := p.newPostedChange(ctx, k, sub, t, b, o)
 		return c, nil, err
-	case "eviction":
-		c, err := p.newEviction(ctx, k, t, b, o)
+	case sub.Removal != nil:
+		c, err := p.newRemoval(ctx, k, sub, t, b, o)
 		return c, nil, err
 	}
-	out, err := p.act(ctx, p.cfg.Posts[sub.Post], posted[sub.GVK], body, t, b, o)
+	out, err := p.act(ctx, sub.Action, &resource.Kind{GVK: sub.GVK, New: sub.New}, t, b, o)
 	return nil, out, err
 }
 
-// bindVirtual processes a post to the resource bindings, where the Binding's name is the pod's.
-func (p *Pipeline) bindVirtual(ctx context.Context, t Target, b Body, o WriteOptions) (*change, error) {
-	obj, _, err := p.decodePosted(bindingGVK, func() resource.Object { return &corev1.Binding{} }, b, o)
+// forward processes a post to a virtual kind that stands for a subresource of the object with the
+// name of the posted one.
+func (p *Pipeline) forward(ctx context.Context, to *resource.Forward, virtual *resource.Kind, t Target, b Body, o WriteOptions) (*change, *Outcome, error) {
+	obj, _, err := p.decodePosted(virtual.GVK, virtual.New, b, o)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	// The right to create bindings is the right to bind any pod of the namespace.
-	t.Resource = corev1.SchemeGroupVersion.WithResource("pods")
-	t.Name, t.Subresource = obj.GetName(), "binding"
+	// The right to post to the virtual kind is the right to post to any object of the namespace.
+	t.Resource, t.Name, t.Subresource = to.Resource, obj.GetName(), to.Subresource
 	k, sub, err := p.kind(t)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := checkTarget("create", k, sub, t); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return p.newBinding(ctx, k, t, b, o)
+	return p.post(ctx, k, sub, t, b, o)
 }
 
+// newPostedChange returns the change of the parent that a posted object asks for: no defaults, no
+// validation of the parent, no managed fields.
+func (p *Pipeline) newPostedChange(ctx context.Context, k *resource.Kind, sub *resource.Subresource, t Target, b Body, o WriteOptions) (*change, error) {
+	obj, warnings, err := p.decodePosted(sub.GVK, sub.New, b, o)
+	if err != nil {
+		return nil, err
+	}
+	c := &change{
+		ctx: ctx, target: t, kind: k, rules: &k.Rules, opts: o, warn: warnings,
+		user: request.UserFrom(ctx), key: k.Key(t.Namespace, t.Name), shares: true,
+	}
+	if err := sub.Change.Check(obj, t.Namespace, t.Name); err != nil {
+		p.fail(c, err)
+		return c, nil
+	}
+	c.plan = func(cur *watchcache.Item) (*step, error) { return p.planPosted(c, sub.Change, cur, obj) }
+	return c, nil
+}
+
+func (p *Pipeline) planPosted(c *change, rules *resource.Change, cur *watchcache.Item, obj resource.Object) (*step, error) {
+	if cur == nil {
+		return nil, apierrors.NewNotFound(c.gr(), c.target.Name)
+	}
+	if err := rules.Allowed(cur.Object, obj); err != nil {
+		return nil, err
+	}
+	a := c.attributes(admission.Create, obj, nil)
+	if err := p.cfg.Admission.Admit(c.ctx, a); err != nil {
+		return nil, c.admissionError(obj, err)
+	}
+	if err := p.cfg.Admission.Validate(c.ctx, a); err != nil {
+		return nil, c.admissionError(obj, err)
+	}
+	return &step{
+		obj: rules.Apply(cur.Object, obj, p.second()), expect: cur.Revision, keepTrace: true, answer: postedAnswer,
+	}, nil
+}
+
+// second returns the time in the precision of metav1.Time.
+func (p *Pipeline) second() time.Time { return p.cfg.Now().Truncate(time.Second) }
+
 // act decodes a body and passes it to an action.
-func (p *Pipeline) act(ctx context.Context, action Action, fresh func() resource.Object, k *resource.Kind, t Target, b Body, o WriteOptions) (*Outcome, error) {
-	if action == nil || fresh == nil {
+func (p *Pipeline) act(ctx context.Context, name resource.Action, k *resource.Kind, t Target, b Body, o WriteOptions) (*Outcome, error) {
+	action := p.cfg.Actions[name]
+	if action == nil {
 		return nil, errMethod(t, "create")
 	}
-	obj, warnings, err := p.decodePosted(k.GVK, fresh, b, o)
+	obj, warnings, err := p.decodePosted(k.GVK, k.New, b, o)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +103,7 @@ func (p *Pipeline) act(ctx context.Context, action Action, fresh func() resource
 	if err := checkPlace(parent, t, obj); err != nil {
 		return warned(warnings), err
 	}
-	if k.Virtual == "" {
+	if t.Subresource != "" {
 		a := &admission.Attributes{
 			Operation: admission.Create, User: request.UserFrom(ctx), Kind: parent, Subresource: t.Subresource,
 			Namespace: t.Namespace, Name: t.Name, Object: obj, DryRun: o.DryRun,
@@ -86,7 +119,7 @@ func (p *Pipeline) act(ctx context.Context, action Action, fresh func() resource
 	if k.Rules.Validate != nil {
 		if errs := k.Rules.Validate(obj); len(errs) > 0 {
 			gk := k.GVK.GroupKind()
-			if k.Virtual != "" {
+			if t.Subresource == "" {
 				gk.Kind = "" // as in Kubernetes' errors about reviews
 			}
 			return warned(warnings), apierrors.NewInvalid(gk, obj.GetName(), errs)
@@ -103,7 +136,7 @@ func (p *Pipeline) act(ctx context.Context, action Action, fresh func() resource
 func (p *Pipeline) decodePosted(gvk schema.GroupVersionKind, fresh func() resource.Object, b Body, o WriteOptions) (resource.Object, []string, error) {
 	return codec.Decode(codec.Input{
 		Data: b.Data, Type: b.Type, Declared: b.GVK, Want: gvk, New: fresh,
-		Known:      func(g schema.GroupVersionKind) bool { return posted[g] != nil || p.knows(g) },
+		Known:      func(g schema.GroupVersionKind) bool { return p.cfg.Table.Posted(g) || p.knows(g) },
 		Validation: codec.Validation(o.FieldValidation),
 	})
 }

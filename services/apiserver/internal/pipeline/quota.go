@@ -138,13 +138,7 @@ func (p *Pipeline) chargeQuota(c *change, k *resource.Kind, name string, obj, ol
 
 // tryCharge charges one quota by a write of its status, and returns what it charged.
 func (p *Pipeline) tryCharge(c *change, k *resource.Kind, name string, obj, old resource.Object) (charged corev1.ResourceList, err error) {
-	status := k.Subresources["status"]
-	b := &change{
-		ctx: c.ctx, kind: k, rules: status.View, user: itself,
-		target: Target{Resource: quotaGVR, Namespace: obj.GetNamespace(), Name: name, Subresource: "status"},
-		key:    k.Key(obj.GetNamespace(), name),
-		opts:   WriteOptions{DryRun: c.opts.DryRun, FieldManager: ownManager},
-	}
+	b := p.ownStatusChange(c, k, obj.GetNamespace(), name)
 	var before any // stays an untyped nil for a create
 	if old != nil {
 		before = old

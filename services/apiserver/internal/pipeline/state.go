@@ -27,7 +27,7 @@ type held struct {
 func NewState(table *resource.Table, cache *watchcache.Cache, st store.Store) admission.State {
 	s := &state{kinds: map[schema.GroupResource]held{}, store: st}
 	for _, k := range table.Kinds() {
-		if k.Virtual != "" || k.StoredAs != nil {
+		if k.Virtual() || k.StoredAs != nil {
 			continue
 		}
 		if kc := cache.Kind(k); kc != nil {

@@ -206,8 +206,8 @@ func (p *Pipeline) carryOver(c *change, obj, old resource.Object) {
 // being deleted, it becomes a delete.
 func (p *Pipeline) completeUpdate(c *change, s *step, a *admission.Attributes) error {
 	obj, old := s.obj, a.Old
-	if hook := p.cfg.Hooks[c.gr()]; hook != nil && c.target.Subresource == "" {
-		finish, err := hook.Claim(c.ctx, obj, old, c.opts.DryRun)
+	if claimer := c.kind.Claimer; claimer != nil && c.target.Subresource == "" {
+		finish, err := claimer.Claim(c.ctx, obj, old, c.opts.DryRun)
 		if finish != nil {
 			s.finish = append(s.finish, finish)
 		}

@@ -510,8 +510,8 @@ func (p *Pipeline) finish(c *change, s *step, item *watchcache.Item) {
 	if s.answer != nil {
 		s.answer(out)
 	}
-	if hook := p.cfg.Hooks[c.gr()]; hook != nil && s.gone && !c.opts.DryRun {
-		hook.Released(c.ctx, c.cur.Object)
+	if claimer := c.kind.Claimer; claimer != nil && s.gone && !c.opts.DryRun {
+		claimer.Released(c.ctx, c.cur.Object)
 	}
 	c.end(out, nil)
 }

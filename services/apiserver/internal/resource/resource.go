@@ -60,7 +60,7 @@ type Kind struct {
 	// NoNameColumn is true if the table has no leading Name column (Event).
 	NoNameColumn bool
 	// Subresources are the kind's subresources, by name.
-	Subresources map[string]Subresource
+	Subresources map[string]*Subresource
 	// Transient is true for kinds whose objects change frequently and only matter now. They are
 	// in the transient store (package store/raft), which has revisions of its own.
 	Transient bool
@@ -84,11 +84,15 @@ type Kind struct {
 	Deprecated string
 	// NoPropagationWarning is the warning for deletes that do not name a propagation policy.
 	NoPropagationWarning string
-	// Virtual, if set, marks a kind whose objects are posted and returned but never stored: it
-	// has no StorePrefix, and create is its only verb. It names the action that the pipeline
-	// executes: one of the Virtual… constants. Rules.Default and Rules.Validate apply to the
-	// posted object.
-	Virtual string
+	// Action, if set, says what is done with the objects of a virtual kind, which are posted and
+	// returned but never stored: it has no StorePrefix, and create is its only verb. Rules.Default
+	// and Rules.Validate apply to the posted object.
+	Action Action
+	// Forward, if not nil, makes a virtual kind another way to post to a subresource.
+	Forward *Forward
+	// Claimer, if not nil, takes part in the writes of the kind. The row does not set it; the
+	// apiserver does when it starts.
+	Claimer Claimer
 	// StoredAs, if set, marks a row whose objects are those of another row in another version:
 	// the StorePrefix is the same and the encoding is the other row's. Rules and Fields take this
 	// row's type.
@@ -102,19 +106,6 @@ type Kind struct {
 	// false deletes the object.
 	Held func(obj Object) bool
 }
-
-// Actions of virtual kinds.
-const (
-	VirtualTokenReview              = "tokenreview"
-	VirtualSelfSubjectReview        = "selfsubjectreview"
-	VirtualSubjectAccessReview      = "subjectaccessreview"
-	VirtualSelfSubjectAccessReview  = "selfsubjectaccessreview"
-	VirtualSelfSubjectRulesReview   = "selfsubjectrulesreview"
-	VirtualLocalSubjectAccessReview = "localsubjectaccessreview"
-	// VirtualBinding is the legacy resource v1 bindings, where the Binding's name is the pod's.
-	// It does the same as pods/binding.
-	VirtualBinding = "binding"
-)
 
 // Conversion refers a row to the row that its objects are stored as.
 type Conversion struct {
@@ -130,11 +121,14 @@ func (k *Kind) GVR() schema.GroupVersionResource {
 	return k.GVK.GroupVersion().WithResource(k.Resource)
 }
 
+// Virtual reports whether the kind's objects are only posted, and never stored.
+func (k *Kind) Virtual() bool { return k.StorePrefix == "" }
+
 // Verbs returns the verbs of the kind itself, without those of its subresources. Virtual kinds
 // have create only.
 func (k *Kind) Verbs() []string {
 	switch {
-	case k.Virtual != "":
+	case k.Virtual():
 		return virtualVerbs
 	case k.NoDeleteCollection:
 		return singleVerbs
@@ -195,12 +189,16 @@ type Rules struct {
 	NoUnconditionalUpdate bool
 }
 
-// Subresource is a subresource of a kind. Exactly one of View, Scale, Post and Connect is set.
+// Subresource is a subresource of a kind. Exactly one of View, Scale, Change, Removal, Action and
+// Connect is set.
 type Subresource struct {
 	// GVK is the kind that discovery shows. Empty means the parent's.
 	GVK schema.GroupVersionKind
 	// Verbs are the verbs that discovery shows.
 	Verbs []string
+	// New returns an empty object of the kind GVK, if that is not the parent's and objects of it are
+	// read or written.
+	New func() Object
 	// View reads and writes the parent object with other rules: status, approval, finalize,
 	// resize.
 	View *Rules
@@ -213,12 +211,31 @@ type Subresource struct {
 	Owns []string
 	// Scale converts to and from an autoscaling/v1 Scale.
 	Scale *Scale
-	// Post names an action that the pipeline executes: "binding", "eviction" or "token".
-	Post string
-	// Connect names a stream that a front serves over the tunnel: "log", "exec", "attach",
-	// "portforward" or "proxy".
-	Connect string
+	// Change changes the parent by what is posted, and Removal deletes it.
+	Change  *Change
+	Removal *Removal
+	// Action says what else is done with a posted object.
+	Action Action
+	// Connect is a stream that a front serves over the tunnel.
+	Connect Stream
 }
+
+// Posted reports whether objects are posted to the subresource.
+func (s *Subresource) Posted() bool {
+	return s.Change != nil || s.Removal != nil || s.Action != NoAction
+}
+
+// Stream names a stream.
+type Stream string
+
+// The streams.
+const (
+	Log         Stream = "log"
+	Exec        Stream = "exec"
+	Attach      Stream = "attach"
+	PortForward Stream = "portforward"
+	Proxy       Stream = "proxy"
+)
 
 // Scale converts a kind to and from its scale.
 type Scale struct {
@@ -290,13 +307,18 @@ type Table struct {
 	kinds []*Kind
 	byGVR map[schema.GroupVersionResource]*Kind
 	byGVK map[schema.GroupVersionKind]*Kind
+	// bodies are the constructors of the kinds without a row that subresources read or write.
+	bodies map[schema.GroupVersionKind]func() Object
+	posted map[schema.GroupVersionKind]bool
 }
 
 // NewTable returns a table. It panics if two rows have the same resource.
 func NewTable(kinds ...*Kind) *Table {
 	t := &Table{
-		byGVR: make(map[schema.GroupVersionResource]*Kind, len(kinds)),
-		byGVK: make(map[schema.GroupVersionKind]*Kind, len(kinds)),
+		byGVR:  make(map[schema.GroupVersionResource]*Kind, len(kinds)),
+		byGVK:  make(map[schema.GroupVersionKind]*Kind, len(kinds)),
+		bodies: map[schema.GroupVersionKind]func() Object{},
+		posted: map[schema.GroupVersionKind]bool{},
 	}
 	for _, k := range kinds {
 		if t.byGVR[k.GVR()] != nil {
@@ -305,6 +327,15 @@ func NewTable(kinds ...*Kind) *Table {
 		t.kinds = append(t.kinds, k)
 		t.byGVR[k.GVR()] = k
 		t.byGVK[k.GVK] = k
+		for _, s := range k.Subresources {
+			if s.New == nil {
+				continue
+			}
+			t.bodies[s.GVK] = s.New
+			if s.Posted() {
+				t.posted[s.GVK] = true
+			}
+		}
 	}
 	return t
 }
@@ -317,3 +348,10 @@ func (t *Table) ByResource(gvr schema.GroupVersionResource) *Kind { return t.byG
 
 // ByKind returns the row of a kind, or nil.
 func (t *Table) ByKind(gvk schema.GroupVersionKind) *Kind { return t.byGVK[gvk] }
+
+// Bodies returns the constructors of the kinds without a row of their own that subresources read or
+// write, such as Scale. The map must not be changed.
+func (t *Table) Bodies() map[schema.GroupVersionKind]func() Object { return t.bodies }
+
+// Posted reports whether objects of a kind are posted to subresources.
+func (t *Table) Posted(gvk schema.GroupVersionKind) bool { return t.posted[gvk] }

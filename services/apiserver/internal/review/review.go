@@ -28,16 +28,16 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
-// Actions returns the actions of the virtual kinds, by their names in package resource.
-func Actions(n *authn.Authenticator, z *authz.Authorizers) map[string]pipeline.Action {
+// Actions returns the actions of the kinds that are posted for a review.
+func Actions(n *authn.Authenticator, z *authz.Authorizers) map[resource.Action]pipeline.Action {
 	r := &reviews{authn: n, authz: z}
-	return map[string]pipeline.Action{
-		resource.VirtualTokenReview:              typed(r.token),
-		resource.VirtualSelfSubjectReview:        typed(r.selfSubject),
-		resource.VirtualSubjectAccessReview:      typed(r.access),
-		resource.VirtualSelfSubjectAccessReview:  typed(r.selfAccess),
-		resource.VirtualLocalSubjectAccessReview: typed(r.localAccess),
-		resource.VirtualSelfSubjectRulesReview:   typed(r.selfRules),
+	return map[resource.Action]pipeline.Action{
+		resource.ReviewToken:       typed(r.token),
+		resource.ReviewSelf:        typed(r.selfSubject),
+		resource.ReviewAccess:      typed(r.access),
+		resource.ReviewSelfAccess:  typed(r.selfAccess),
+		resource.ReviewLocalAccess: typed(r.localAccess),
+		resource.ReviewSelfRules:   typed(r.selfRules),
 	}
 }
 

@@ -39,7 +39,7 @@ func (oneAccount) GetFresh(_ context.Context, _, plural, namespace, name string)
 
 func (oneAccount) Get(string, string, string, string) (resource.Object, bool) { return nil, false }
 
-func setUp(t *testing.T) (map[string]pipeline.Action, *token.Issuer) {
+func setUp(t *testing.T) (map[resource.Action]pipeline.Action, *token.Issuer) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -74,7 +74,7 @@ func TestActions(t *testing.T) {
 	if len(actions) != 6 {
 		t.Fatalf("got %d actions, want 6", len(actions))
 	}
-	if _, err := actions[resource.VirtualTokenReview](as("x"), pipeline.Target{}, &corev1.Pod{}, pipeline.WriteOptions{}); !apierrors.IsInternalError(err) {
+	if _, err := actions[resource.ReviewToken](as("x"), pipeline.Target{}, &corev1.Pod{}, pipeline.WriteOptions{}); !apierrors.IsInternalError(err) {
 		t.Fatal(err)
 	}
 }
@@ -125,14 +125,14 @@ func TestAccessReviews(t *testing.T) {
 		}
 		t.Run("self "+tt.name, func(t *testing.T) {
 			o := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: tt.resource, NonResourceAttributes: tt.path}}
-			_, err := actions[resource.VirtualSelfSubjectAccessReview](as("ann"), pipeline.Target{}, o, pipeline.WriteOptions{})
+			_, err := actions[resource.ReviewSelfAccess](as("ann"), pipeline.Target{}, o, pipeline.WriteOptions{})
 			check(t, o.Status, err)
 		})
 		t.Run("other "+tt.name, func(t *testing.T) {
 			o := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 				User: "jane", Groups: []string{"readers"}, ResourceAttributes: tt.resource, NonResourceAttributes: tt.path,
 			}}
-			_, err := actions[resource.VirtualSubjectAccessReview](as("boss"), pipeline.Target{}, o, pipeline.WriteOptions{})
+			_, err := actions[resource.ReviewAccess](as("boss"), pipeline.Target{}, o, pipeline.WriteOptions{})
 			check(t, o.Status, err)
 		})
 	}
@@ -141,7 +141,7 @@ func TestAccessReviews(t *testing.T) {
 			ObjectMeta: metav1.ObjectMeta{Namespace: "n"},
 			Spec:       authorizationv1.SubjectAccessReviewSpec{User: "ann", ResourceAttributes: on("get", "pods", namespace)},
 		}
-		_, err := actions[resource.VirtualLocalSubjectAccessReview](as("boss"), pipeline.Target{Namespace: "n"}, o, pipeline.WriteOptions{})
+		_, err := actions[resource.ReviewLocalAccess](as("boss"), pipeline.Target{Namespace: "n"}, o, pipeline.WriteOptions{})
 		if err == nil && !o.Status.Allowed {
 			t.Error("the local review was not allowed")
 		}
@@ -154,7 +154,7 @@ func TestAccessReviews(t *testing.T) {
 		t.Errorf("another namespace: %v", err)
 	}
 	nobody := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{ResourceAttributes: on("get", "pods", "")}}
-	if _, err := actions[resource.VirtualSubjectAccessReview](as("boss"), pipeline.Target{}, nobody, pipeline.WriteOptions{}); !apierrors.IsInvalid(err) {
+	if _, err := actions[resource.ReviewAccess](as("boss"), pipeline.Target{}, nobody, pipeline.WriteOptions{}); !apierrors.IsInvalid(err) {
 		t.Errorf("no user or group: %v", err)
 	}
 }
@@ -163,7 +163,7 @@ func TestRulesReview(t *testing.T) {
 	actions, _ := setUp(t)
 	ask := func(ctx context.Context, namespace string) (*authorizationv1.SelfSubjectRulesReview, error) {
 		o := &authorizationv1.SelfSubjectRulesReview{Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: namespace}}
-		_, err := actions[resource.VirtualSelfSubjectRulesReview](ctx, pipeline.Target{}, o, pipeline.WriteOptions{})
+		_, err := actions[resource.ReviewSelfRules](ctx, pipeline.Target{}, o, pipeline.WriteOptions{})
 		return o, err
 	}
 	o, err := ask(as("ann"), "n")
@@ -201,7 +201,7 @@ func TestTokenAndSelfReview(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			o := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: tt.token, Audiences: tt.audiences}}
-			if _, err := actions[resource.VirtualTokenReview](as("vault"), pipeline.Target{}, o, pipeline.WriteOptions{}); err != nil {
+			if _, err := actions[resource.ReviewToken](as("vault"), pipeline.Target{}, o, pipeline.WriteOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			if o.Status.Authenticated != tt.ok || (o.Status.Error == "") != tt.ok || !slices.Equal(o.Status.Audiences, tt.want) {
@@ -212,11 +212,11 @@ func TestTokenAndSelfReview(t *testing.T) {
 			}
 		})
 	}
-	if _, err := actions[resource.VirtualTokenReview](as("x"), pipeline.Target{}, &authenticationv1.TokenReview{}, pipeline.WriteOptions{}); !apierrors.IsBadRequest(err) {
+	if _, err := actions[resource.ReviewToken](as("x"), pipeline.Target{}, &authenticationv1.TokenReview{}, pipeline.WriteOptions{}); !apierrors.IsBadRequest(err) {
 		t.Errorf("no token: %v", err)
 	}
 	o := &authenticationv1.SelfSubjectReview{}
-	if _, err := actions[resource.VirtualSelfSubjectReview](as("me", "g"), pipeline.Target{}, o, pipeline.WriteOptions{}); err != nil ||
+	if _, err := actions[resource.ReviewSelf](as("me", "g"), pipeline.Target{}, o, pipeline.WriteOptions{}); err != nil ||
 		o.Status.UserInfo.Username != "me" || !slices.Equal(o.Status.UserInfo.Groups, []string{"g"}) {
 		t.Errorf("%+v %v", o.Status, err)
 	}

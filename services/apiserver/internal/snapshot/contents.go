@@ -69,7 +69,7 @@ type catalogue map[string]*resource.Kind
 func newCatalogue(table *resource.Table) catalogue {
 	c := catalogue{}
 	for _, k := range table.Kinds() {
-		if k.Virtual == "" && k.StoredAs == nil {
+		if !k.Virtual() && k.StoredAs == nil {
 			c[k.StorePrefix] = k
 		}
 	}

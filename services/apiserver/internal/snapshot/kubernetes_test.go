@@ -28,7 +28,7 @@ func kubernetes(t *testing.T) (*snapshottest.Kubernetes, map[string][]byte) {
 		values[key] = value
 	}
 	for _, row := range table.Kinds() {
-		if row.Virtual != "" || row.StoredAs != nil {
+		if row.Virtual() || row.StoredAs != nil {
 			continue
 		}
 		obj := row.New()

@@ -45,7 +45,7 @@ func (l Objects) Traceparent(ctx context.Context, o Object) (string, error) {
 	ctx = request.WithUser(ctx, request.User{Name: "system:apiserver", Groups: []string{authz.MastersGroup}})
 	gvr := schema.GroupVersionResource{Group: o.Group, Resource: o.Resource}
 	for _, k := range l.API.Table().Kinds() {
-		if k.GVK.Group == o.Group && k.Resource == o.Resource && k.Virtual == "" {
+		if k.GVK.Group == o.Group && k.Resource == o.Resource && !k.Virtual() {
 			gvr.Version = k.GVK.Version
 			break
 		}
@@ -60,7 +60,7 @@ func (l Objects) Traceparent(ctx context.Context, o Object) (string, error) {
 // Groups implements Lookup.
 func (l Objects) Groups(resource string) (groups []string) {
 	for _, k := range l.API.Table().Kinds() {
-		if k.Resource == resource && k.Virtual == "" && !slices.Contains(groups, k.GVK.Group) {
+		if k.Resource == resource && !k.Virtual() && !slices.Contains(groups, k.GVK.Group) {
 			groups = append(groups, k.GVK.Group)
 		}
 	}

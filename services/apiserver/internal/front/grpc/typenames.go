@@ -6,11 +6,6 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	authenticationv1 "k8s.io/api/authentication/v1"
-	autoscalingv1 "k8s.io/api/autoscaling/v1"
-	corev1 "k8s.io/api/core/v1"
-	policyv1 "k8s.io/api/policy/v1"
-
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
@@ -20,18 +15,10 @@ type typeNames struct {
 	urls  map[*resource.Kind]string
 }
 
-// others are the kinds without a row, which subresources read and write.
-var others = map[schema.GroupVersionKind]any{
-	corev1.SchemeGroupVersion.WithKind("Binding"):                &corev1.Binding{},
-	policyv1.SchemeGroupVersion.WithKind("Eviction"):             &policyv1.Eviction{},
-	authenticationv1.SchemeGroupVersion.WithKind("TokenRequest"): &authenticationv1.TokenRequest{},
-	autoscalingv1.SchemeGroupVersion.WithKind("Scale"):           &autoscalingv1.Scale{},
-}
-
 func newTypeNames(t *resource.Table) *typeNames {
 	n := &typeNames{kinds: map[string]schema.GroupVersionKind{}, urls: map[*resource.Kind]string{}}
-	for gvk, obj := range others {
-		n.kinds[typePrefix+protoName(obj)] = gvk
+	for gvk, fresh := range t.Bodies() {
+		n.kinds[typePrefix+protoName(fresh())] = gvk
 	}
 	for _, k := range t.Kinds() {
 		n.kinds[typePrefix+k.ProtoName] = k.GVK

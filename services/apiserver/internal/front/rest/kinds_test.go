@@ -24,9 +24,9 @@ func smallTable() []*resource.Kind {
 		p := o.(*corev1.Pod)
 		return []any{string(p.Status.Phase), 0, p.Spec.NodeName}
 	}
-	pod.Subresources = map[string]resource.Subresource{
+	pod.Subresources = map[string]*resource.Subresource{
 		"status":      row.View(resource.Rules{}),
-		"binding":     row.Post(corev1.SchemeGroupVersion.WithKind("Binding"), "binding"),
+		"binding":     row.Change[corev1.Binding](corev1.SchemeGroupVersion, resource.Change{}),
 		"log":         row.Connect(corev1.SchemeGroupVersion.WithKind("Pod"), "log", "get"),
 		"exec":        row.Connect(corev1.SchemeGroupVersion.WithKind("PodExecOptions"), "exec", "create", "get"),
 		"attach":      row.Connect(corev1.SchemeGroupVersion.WithKind("PodAttachOptions"), "attach", "create", "get"),
@@ -37,20 +37,20 @@ func smallTable() []*resource.Kind {
 	namespace := row.Cluster[corev1.Namespace, corev1.NamespaceList](corev1.SchemeGroupVersion, "namespaces", "namespaces")
 	namespace.Terminate = func(resource.Object) {}
 	namespace.NoDeleteCollection = true
-	namespace.Subresources = map[string]resource.Subresource{
+	namespace.Subresources = map[string]*resource.Subresource{
 		"status":   row.View(resource.Rules{}),
 		"finalize": {Verbs: []string{"update"}, View: &resource.Rules{}},
 	}
 	node := row.Cluster[corev1.Node, corev1.NodeList](corev1.SchemeGroupVersion, "nodes", "minions")
 	account := row.Namespaced[corev1.ServiceAccount, corev1.ServiceAccountList](corev1.SchemeGroupVersion, "serviceaccounts", "serviceaccounts")
-	account.Subresources = map[string]resource.Subresource{
-		"token": row.Post(authenticationv1.SchemeGroupVersion.WithKind("TokenRequest"), "token"),
+	account.Subresources = map[string]*resource.Subresource{
+		"token": row.Action[authenticationv1.TokenRequest](authenticationv1.SchemeGroupVersion, resource.IssueToken),
 	}
 	deployment := row.Namespaced[appsv1.Deployment, appsv1.DeploymentList](appsv1.SchemeGroupVersion, "deployments", "deployments")
 	deployment.ShortNames = []string{"deploy"}
-	deployment.Subresources = map[string]resource.Subresource{
+	deployment.Subresources = map[string]*resource.Subresource{
 		"scale": row.Scale(resource.Scale{}), "status": row.View(resource.Rules{}),
 	}
-	review := row.Virtual[authenticationv1.TokenReview](authenticationv1.SchemeGroupVersion, "tokenreviews", resource.VirtualTokenReview, false)
+	review := row.Virtual[authenticationv1.TokenReview](authenticationv1.SchemeGroupVersion, "tokenreviews", resource.ReviewToken, false)
 	return []*resource.Kind{pod, configMap, namespace, node, account, deployment, review}
 }

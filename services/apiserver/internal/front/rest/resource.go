@@ -45,7 +45,7 @@ func (x *exchange) serveResource() {
 	switch {
 	case x.verb == "watch":
 		purpose = negotiate.Watch
-	case x.kind.Virtual != "" || x.kind.Subresources[x.path.Subresource].Post != "":
+	case x.kind.Virtual() || x.posted():
 		purpose = negotiate.Object // there is nothing to show in a table
 	}
 	accept := x.r.Header.Get("Accept")
@@ -190,7 +190,7 @@ var (
 
 // resolve finds the row of the path and returns the verbs that are served there; nil means that
 // the path does not exist. connect is the stream of a subresource that is one.
-func (x *exchange) resolve() (verbs []string, connect string) {
+func (x *exchange) resolve() (verbs []string, connect resource.Stream) {
 	p := &x.path
 	kind := x.h.api.Table().ByResource(x.target().Resource)
 	if kind == nil {
@@ -206,9 +206,9 @@ func (x *exchange) resolve() (verbs []string, connect string) {
 	if p.Subresource != "" {
 		sub, ok := kind.Subresources[p.Subresource]
 		if !ok && p.Subresource == "proxy" && !p.Watch {
-			return proxyVerbs, "proxy" // refused later, with a reason
+			return proxyVerbs, resource.Proxy // refused later, with a reason
 		}
-		if !ok || p.Watch || p.Rest != "" && sub.Connect != "proxy" {
+		if !ok || p.Watch || p.Rest != "" && sub.Connect != resource.Proxy {
 			return nil, ""
 		}
 		if sub.Connect != "" {
@@ -231,6 +231,12 @@ func (x *exchange) resolve() (verbs []string, connect string) {
 		verbs = intersect(verbs, served)
 	}
 	return verbs, ""
+}
+
+// posted reports whether the request is for a subresource that objects are posted to.
+func (x *exchange) posted() bool {
+	s := x.kind.Subresources[x.path.Subresource]
+	return s != nil && s.Posted()
 }
 
 // intersect returns the verbs that are served. It never returns nil.

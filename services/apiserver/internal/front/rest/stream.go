@@ -6,11 +6,12 @@ import (
 	"time"
 
 	"keelson.dev/services/apiserver/internal/front/rest/stream"
+	"keelson.dev/services/apiserver/internal/resource"
 )
 
 // serveStream serves a stream through the tunnel. It has no timeout, but ends when the server
 // stops.
-func (x *exchange) serveStream(connect string, verbs []string) {
+func (x *exchange) serveStream(connect resource.Stream, verbs []string) {
 	if !streamable(x.r.Method, connect, x.verb, verbs) {
 		x.refuse(x.verb, errMethod())
 		return
@@ -37,8 +38,8 @@ var proxyMethods = []string{
 }
 
 // streamable reports whether a stream supports a method.
-func streamable(method, connect, verb string, verbs []string) bool {
-	if connect == "proxy" {
+func streamable(method string, connect resource.Stream, verb string, verbs []string) bool {
+	if connect == resource.Proxy {
 		return slices.Contains(proxyMethods, method)
 	}
 	return slices.Contains(verbs, verb)

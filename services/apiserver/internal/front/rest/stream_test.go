@@ -48,12 +48,12 @@ func withStreams(kinds []*resource.Kind) []*resource.Kind {
 			continue
 		}
 		if k.Subresources == nil {
-			k.Subresources = map[string]resource.Subresource{}
+			k.Subresources = map[string]*resource.Subresource{}
 		}
 		for name, verbs := range map[string][]string{
 			"log": {"get"}, "exec": {"create", "get"}, "attach": {"create", "get"}, "portforward": {"create", "get"},
 		} {
-			k.Subresources[name] = resource.Subresource{Verbs: verbs, Connect: name}
+			k.Subresources[name] = &resource.Subresource{Verbs: verbs, Connect: resource.Stream(name)}
 		}
 	}
 	return kinds

@@ -57,7 +57,7 @@ func DaemonSet() *resource.Kind {
 			return e.List
 		},
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*appsv1.DaemonSet]{
 			Default: defaultDaemonSet,
 			PrepareUpdate: func(d, old *appsv1.DaemonSet) {

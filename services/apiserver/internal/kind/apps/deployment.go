@@ -45,7 +45,7 @@ func Deployment() *resource.Kind {
 		Validate:       validateDeployment,
 		ValidateUpdate: validateDeploymentUpdate,
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*appsv1.Deployment]{
 			Default: defaultDeployment,
 			PrepareUpdate: func(d, old *appsv1.Deployment) {

@@ -50,7 +50,7 @@ func ReplicaSet() *resource.Kind {
 			return e.List
 		},
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*appsv1.ReplicaSet]{
 			Default:        defaultReplicaSet,
 			PrepareUpdate:  func(r, old *appsv1.ReplicaSet) { r.Spec = old.Spec },

@@ -43,7 +43,7 @@ func StatefulSet() *resource.Kind {
 		},
 		ValidateUpdate: validateStatefulSetUpdate,
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*appsv1.StatefulSet]{
 			Default:        defaultStatefulSet,
 			PrepareUpdate:  func(s, old *appsv1.StatefulSet) { s.Spec = old.Spec },

@@ -19,11 +19,11 @@ func Kinds() []*resource.Kind {
 // TokenReview returns the row of tokenreviews.
 func TokenReview() *resource.Kind {
 	return row.Virtual[authenticationv1.TokenReview](
-		authenticationv1.SchemeGroupVersion, "tokenreviews", resource.VirtualTokenReview, false)
+		authenticationv1.SchemeGroupVersion, "tokenreviews", resource.ReviewToken, false)
 }
 
 // SelfSubjectReview returns the row of selfsubjectreviews.
 func SelfSubjectReview() *resource.Kind {
 	return row.Virtual[authenticationv1.SelfSubjectReview](
-		authenticationv1.SchemeGroupVersion, "selfsubjectreviews", resource.VirtualSelfSubjectReview, false)
+		authenticationv1.SchemeGroupVersion, "selfsubjectreviews", resource.ReviewSelf, false)
 }

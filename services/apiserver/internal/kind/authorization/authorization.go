@@ -24,7 +24,7 @@ func Kinds() []*resource.Kind {
 // SubjectAccessReview returns the row of subjectaccessreviews.
 func SubjectAccessReview() *resource.Kind {
 	k := row.Virtual[authorizationv1.SubjectAccessReview](
-		authorizationv1.SchemeGroupVersion, "subjectaccessreviews", resource.VirtualSubjectAccessReview, false)
+		authorizationv1.SchemeGroupVersion, "subjectaccessreviews", resource.ReviewAccess, false)
 	k.Rules = resource.Typed[*authorizationv1.SubjectAccessReview]{Validate: validateSubject}.Rules()
 	return k
 }
@@ -32,7 +32,7 @@ func SubjectAccessReview() *resource.Kind {
 // SelfSubjectAccessReview returns the row of selfsubjectaccessreviews.
 func SelfSubjectAccessReview() *resource.Kind {
 	k := row.Virtual[authorizationv1.SelfSubjectAccessReview](
-		authorizationv1.SchemeGroupVersion, "selfsubjectaccessreviews", resource.VirtualSelfSubjectAccessReview, false)
+		authorizationv1.SchemeGroupVersion, "selfsubjectaccessreviews", resource.ReviewSelfAccess, false)
 	k.Rules = resource.Typed[*authorizationv1.SelfSubjectAccessReview]{Validate: validateSelf}.Rules()
 	return k
 }
@@ -40,13 +40,13 @@ func SelfSubjectAccessReview() *resource.Kind {
 // SelfSubjectRulesReview returns the row of selfsubjectrulesreviews.
 func SelfSubjectRulesReview() *resource.Kind {
 	return row.Virtual[authorizationv1.SelfSubjectRulesReview](
-		authorizationv1.SchemeGroupVersion, "selfsubjectrulesreviews", resource.VirtualSelfSubjectRulesReview, false)
+		authorizationv1.SchemeGroupVersion, "selfsubjectrulesreviews", resource.ReviewSelfRules, false)
 }
 
 // LocalSubjectAccessReview returns the row of localsubjectaccessreviews.
 func LocalSubjectAccessReview() *resource.Kind {
 	k := row.Virtual[authorizationv1.LocalSubjectAccessReview](
-		authorizationv1.SchemeGroupVersion, "localsubjectaccessreviews", resource.VirtualLocalSubjectAccessReview, true)
+		authorizationv1.SchemeGroupVersion, "localsubjectaccessreviews", resource.ReviewLocalAccess, true)
 	k.Rules = resource.Typed[*authorizationv1.LocalSubjectAccessReview]{Validate: validateLocal}.Rules()
 	return k
 }

@@ -29,7 +29,7 @@ func HorizontalPodAutoscaler() *resource.Kind {
 		Validate:       func(h *autoscalingv2.HorizontalPodAutoscaler) field.ErrorList { return validate(h, nil) },
 		ValidateUpdate: validate,
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*autoscalingv2.HorizontalPodAutoscaler]{
 			Default:        defaultAutoscaler,
 			PrepareUpdate:  func(h, old *autoscalingv2.HorizontalPodAutoscaler) { h.Spec = old.Spec },

@@ -48,7 +48,7 @@ func HorizontalPodAutoscalerV1() *resource.Kind {
 		Validate:       func(h *v1) field.ErrorList { return validate(toV2(h), nil) },
 		ValidateUpdate: func(h, old *v1) field.ErrorList { return validate(toV2(h), toV2(old)) },
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*v1]{
 			Default:        defaultV1,
 			PrepareUpdate:  bothAsV2(func(h, old *v2) { h.Spec = old.Spec }),

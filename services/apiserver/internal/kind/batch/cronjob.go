@@ -38,7 +38,7 @@ func CronJob() *resource.Kind {
 		Validate:       validateNewCronJob,
 		ValidateUpdate: func(c, old *batchv1.CronJob) field.ErrorList { return validateCronJob(&c.Spec, &old.Spec) },
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*batchv1.CronJob]{
 			Default:       defaultCronJob,
 			PrepareUpdate: func(c, old *batchv1.CronJob) { c.Spec = old.Spec },

@@ -46,7 +46,7 @@ func Job() *resource.Kind {
 		Validate:       validateNewJob,
 		ValidateUpdate: validateJobUpdate,
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*batchv1.Job]{
 			Default:        defaultJob,
 			PrepareUpdate:  func(j, old *batchv1.Job) { j.Spec = old.Spec },

@@ -44,7 +44,7 @@ func CertificateSigningRequest() *resource.Kind {
 		ValidateName: func(string, bool) []string { return nil },
 		Validate:     validate,
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*csr]{
 			PrepareUpdate: func(c, old *csr) {
 				c.Spec = old.Spec

@@ -52,7 +52,7 @@ func Namespace() *resource.Kind {
 		ValidateUpdate: func(n, _ *corev1.Namespace) field.ErrorList { return validateFinalizers(n, true) },
 	}.Rules(), "status")
 	finalize.Verbs = []string{"update"}
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*corev1.Namespace]{
 			Default:        defaultNamespace,
 			PrepareUpdate:  func(n, old *corev1.Namespace) { n.Spec = old.Spec },

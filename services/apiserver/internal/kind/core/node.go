@@ -46,7 +46,7 @@ func Node() *resource.Kind {
 		Validate:       validateNode,
 		ValidateUpdate: validateNodeUpdate,
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*corev1.Node]{
 			Default:        defaultNode,
 			PrepareUpdate:  func(n, old *corev1.Node) { n.Spec = old.Spec },

@@ -35,7 +35,7 @@ func PersistentVolume() *resource.Kind {
 		Validate:       validateVolume,
 		ValidateUpdate: validateVolumeUpdate,
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*corev1.PersistentVolume]{
 			Default: defaultVolume,
 			PrepareUpdate: func(v, old *corev1.PersistentVolume) {

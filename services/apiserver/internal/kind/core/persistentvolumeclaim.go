@@ -34,7 +34,7 @@ func PersistentVolumeClaim() *resource.Kind {
 		Validate:       validateClaim,
 		ValidateUpdate: validateClaimUpdate,
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*corev1.PersistentVolumeClaim]{
 			Default:        defaultClaim,
 			PrepareUpdate:  func(c, old *corev1.PersistentVolumeClaim) { c.Spec = old.Spec },

@@ -48,7 +48,7 @@ func Pod() *resource.Kind {
 	k.Graceful = gracefulPod
 	k.Columns, k.Cells = podColumns(), podCells
 	group := func(kind string) schema.GroupVersionKind { return corev1.SchemeGroupVersion.WithKind(kind) }
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*corev1.Pod]{
 			Default: func(p *corev1.Pod) { pairPodIPs(&p.Status) },
 			PrepareUpdate: func(p, old *corev1.Pod) {
@@ -73,15 +73,14 @@ func Pod() *resource.Kind {
 				keepRest(p, old)
 			},
 			ValidateUpdate: podspec.ValidateResize,
-		}.Rules(), "spec.containers.*.resources", "spec.containers.*.resizePolicy",
-			"spec.initContainers.*.resources", "spec.initContainers.*.resizePolicy"),
-		"binding":     row.Post(group("Binding"), "binding"),
-		"eviction":    row.Post(schema.GroupVersionKind{Group: "policy", Version: "v1", Kind: "Eviction"}, "eviction"),
-		"log":         row.Connect(schema.GroupVersionKind{}, "log", "get"),
-		"exec":        row.Connect(group("PodExecOptions"), "exec", "create", "get"),
-		"attach":      row.Connect(group("PodAttachOptions"), "attach", "create", "get"),
-		"portforward": row.Connect(group("PodPortForwardOptions"), "portforward", "create", "get"),
-		"proxy":       row.Connect(group("PodProxyOptions"), "proxy", "create", "delete", "get", "patch", "update"),
+		}.Rules(), "spec.containers.*.resources", "spec.initContainers.*.resources"),
+		"binding":     podBinding(),
+		"eviction":    podEviction(),
+		"log":         row.Connect(schema.GroupVersionKind{}, resource.Log, "get"),
+		"exec":        row.Connect(group("PodExecOptions"), resource.Exec, "create", "get"),
+		"attach":      row.Connect(group("PodAttachOptions"), resource.Attach, "create", "get"),
+		"portforward": row.Connect(group("PodPortForwardOptions"), resource.PortForward, "create", "get"),
+		"proxy":       row.Connect(group("PodProxyOptions"), resource.Proxy, "create", "delete", "get", "patch", "update"),
 	}
 	return k
 }

@@ -46,7 +46,7 @@ func ReplicationController() *resource.Kind {
 			return validateController(c)
 		},
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*corev1.ReplicationController]{
 			Default:        defaultController,
 			PrepareUpdate:  func(c, old *corev1.ReplicationController) { c.Spec = old.Spec },

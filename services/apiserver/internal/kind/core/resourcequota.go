@@ -36,7 +36,7 @@ func ResourceQuota() *resource.Kind {
 		Validate:       func(q *corev1.ResourceQuota) field.ErrorList { return validateQuota(&q.Spec) },
 		ValidateUpdate: validateQuotaUpdate,
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*corev1.ResourceQuota]{
 			Default:        defaultQuota,
 			PrepareUpdate:  func(q, old *corev1.ResourceQuota) { q.Spec = old.Spec },

@@ -32,13 +32,13 @@ func Service() *resource.Kind {
 		ValidateUpdate: validateServiceUpdate,
 		CreateOnUpdate: true,
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*corev1.Service]{
 			Default:        defaultService,
 			PrepareUpdate:  func(s, old *corev1.Service) { s.Spec = old.Spec },
 			ValidateUpdate: validateServiceStatus,
 		}.Rules()),
-		"proxy": row.Connect(corev1.SchemeGroupVersion.WithKind("ServiceProxyOptions"), "proxy", "create", "delete", "get", "patch", "update"),
+		"proxy": row.Connect(corev1.SchemeGroupVersion.WithKind("ServiceProxyOptions"), resource.Proxy, "create", "delete", "get", "patch", "update"),
 	}
 	return k
 }

@@ -47,8 +47,8 @@ func ServiceAccount() *resource.Kind {
 		PrepareUpdate: func(a, _ *corev1.ServiceAccount) { keepSecretNames(a) },
 		Warnings:      accountWarnings,
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
-		"token": row.Post(authenticationv1.SchemeGroupVersion.WithKind("TokenRequest"), "token"),
+	k.Subresources = map[string]*resource.Subresource{
+		"token": row.Action[authenticationv1.TokenRequest](authenticationv1.SchemeGroupVersion, resource.IssueToken),
 	}
 	return k
 }

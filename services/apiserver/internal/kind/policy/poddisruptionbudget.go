@@ -38,7 +38,7 @@ func PodDisruptionBudget() *resource.Kind {
 		ValidateUpdate:        func(b, _ *policyv1.PodDisruptionBudget) field.ErrorList { return validateBudget(b) },
 		NoUnconditionalUpdate: true,
 	}.Rules()
-	k.Subresources = map[string]resource.Subresource{
+	k.Subresources = map[string]*resource.Subresource{
 		"status": row.View(resource.Typed[*policyv1.PodDisruptionBudget]{
 			PrepareUpdate:         func(b, old *policyv1.PodDisruptionBudget) { b.Spec = old.Spec },
 			ValidateUpdate:        validateBudgetStatus,

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -71,7 +72,7 @@ func deprecation(gvk schema.GroupVersionKind, obj any) string {
 }
 
 // Virtual returns the row of a kind that can only be created and is not stored. It has no list.
-func Virtual[T any, PT object[T]](gv schema.GroupVersion, plural, action string, namespaced bool) *resource.Kind {
+func Virtual[T any, PT object[T]](gv schema.GroupVersion, plural string, action resource.Action, namespaced bool) *resource.Kind {
 	t := reflect.TypeFor[T]()
 	return &resource.Kind{
 		GVK:        gv.WithKind(t.Name()),
@@ -80,37 +81,63 @@ func Virtual[T any, PT object[T]](gv schema.GroupVersion, plural, action string,
 		ProtoName:  strings.ReplaceAll(t.PkgPath(), "/", ".") + "." + t.Name(),
 		New:        func() resource.Object { return PT(new(T)) },
 		Namespaced: namespaced,
-		Virtual:    action,
+		Action:     action,
 	}
 }
 
 // View returns a subresource that reads and writes the parent object with other rules. See
 // resource.Subresource for resets.
-func View(r resource.Rules, resets ...string) resource.Subresource {
-	return resource.Subresource{Verbs: []string{"get", "patch", "update"}, View: &r, Resets: resets}
+func View(r resource.Rules, resets ...string) *resource.Subresource {
+	return &resource.Subresource{Verbs: []string{"get", "patch", "update"}, View: &r, Resets: resets}
 }
 
 // Part returns a subresource that reads the parent object and writes a part of it; owns are the
 // paths of the part.
-func Part(r resource.Rules, owns ...string) resource.Subresource {
-	return resource.Subresource{Verbs: []string{"get", "patch", "update"}, View: &r, Owns: owns}
+func Part(r resource.Rules, owns ...string) *resource.Subresource {
+	return &resource.Subresource{Verbs: []string{"get", "patch", "update"}, View: &r, Owns: owns}
 }
 
 // Scale returns the scale subresource.
-func Scale(s resource.Scale) resource.Subresource {
-	return resource.Subresource{
-		GVK:   schema.GroupVersionKind{Group: "autoscaling", Version: "v1", Kind: "Scale"},
+func Scale(s resource.Scale) *resource.Subresource {
+	return &resource.Subresource{
+		GVK:   autoscalingv1.SchemeGroupVersion.WithKind("Scale"),
 		Verbs: []string{"get", "patch", "update"},
+		New:   func() resource.Object { return &autoscalingv1.Scale{} },
 		Scale: &s,
 	}
 }
 
-// Post returns a subresource that can only be created. action is what the pipeline executes.
-func Post(gvk schema.GroupVersionKind, action string) resource.Subresource {
-	return resource.Subresource{GVK: gvk, Verbs: []string{"create"}, Post: action}
+// post returns a subresource to which objects of type T are posted.
+func post[T any, PT object[T]](gv schema.GroupVersion) *resource.Subresource {
+	return &resource.Subresource{
+		GVK:   gv.WithKind(reflect.TypeFor[T]().Name()),
+		Verbs: []string{"create"},
+		New:   func() resource.Object { return PT(new(T)) },
+	}
+}
+
+// Change returns a subresource to which objects of type T are posted that change the parent.
+func Change[T any, PT object[T]](gv schema.GroupVersion, c resource.Change) *resource.Subresource {
+	s := post[T, PT](gv)
+	s.Change = &c
+	return s
+}
+
+// Removal returns a subresource to which objects of type T are posted that delete the parent.
+func Removal[T any, PT object[T]](gv schema.GroupVersion, r resource.Removal) *resource.Subresource {
+	s := post[T, PT](gv)
+	s.Removal = &r
+	return s
+}
+
+// Action returns a subresource to which objects of type T are posted for an action.
+func Action[T any, PT object[T]](gv schema.GroupVersion, a resource.Action) *resource.Subresource {
+	s := post[T, PT](gv)
+	s.Action = a
+	return s
 }
 
 // Connect returns a subresource that is a stream.
-func Connect(gvk schema.GroupVersionKind, stream string, verbs ...string) resource.Subresource {
-	return resource.Subresource{GVK: gvk, Verbs: verbs, Connect: stream}
+func Connect(gvk schema.GroupVersionKind, stream resource.Stream, verbs ...string) *resource.Subresource {
+	return &resource.Subresource{GVK: gvk, Verbs: verbs, Connect: stream}
 }

@@ -77,13 +77,13 @@ func resourceList(g *group, v *version) *metav1.APIResourceList {
 			ShortNames:   k.ShortNames,
 			Categories:   k.Categories,
 		}
-		if k.Virtual == "" {
+		if !k.Virtual() {
 			r.StorageVersionHash = storageVersionHash(k)
 		}
 		out.APIResources = append(out.APIResources, r)
 		for _, name := range slices.Sorted(maps.Keys(k.Subresources)) {
 			s := k.Subresources[name]
-			gvk := subresourceKind(k, &s)
+			gvk := subresourceKind(k, s)
 			sub := metav1.APIResource{
 				Name:       k.Resource + "/" + name,
 				Namespaced: k.Namespaced,
@@ -157,7 +157,7 @@ func resourceDiscovery(k *resource.Kind) apidiscoveryv2.APIResourceDiscovery {
 		s := k.Subresources[name]
 		out.Subresources = append(out.Subresources, apidiscoveryv2.APISubresourceDiscovery{
 			Subresource:  name,
-			ResponseKind: responseKind(subresourceKind(k, &s)),
+			ResponseKind: responseKind(subresourceKind(k, s)),
 			Verbs:        sorted(s.Verbs),
 		})
 	}

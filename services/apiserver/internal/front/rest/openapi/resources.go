@@ -48,7 +48,7 @@ func Resources(t *resource.Table) []Resource {
 			}
 			r.Subresources = append(r.Subresources, Subresource{
 				Name: name, Group: gvk.Group, Version: gvk.Version, Kind: gvk.Kind,
-				Verbs: slices.Sorted(slices.Values(s.Verbs)), Connect: s.Connect,
+				Verbs: slices.Sorted(slices.Values(s.Verbs)), Connect: string(s.Connect),
 			})
 		}
 		out = append(out, r)

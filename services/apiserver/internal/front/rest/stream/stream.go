@@ -27,6 +27,7 @@ import (
 
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/request"
+	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/tunnel"
 )
 
@@ -51,9 +52,10 @@ const (
 
 // Request is a request for a stream.
 type Request struct {
-	// Connect is resource.Subresource.Connect, and Verb the request's verb.
-	Connect, Verb string
-	Target        pipeline.Target
+	Connect resource.Stream
+	// Verb is the request's verb.
+	Verb   string
+	Target pipeline.Target
 	// Rest is the path to proxy to.
 	Rest string
 }
@@ -73,14 +75,14 @@ func (s *Server) Serve(w http.ResponseWriter, r *http.Request, q Request) error 
 	if s.cfg.Tunnel == nil {
 		return unavailable(connect)
 	}
-	if connect == "proxy" {
+	if connect == resource.Proxy {
 		return s.proxy(w, r, t, q.Rest)
 	}
 	pod, err := s.pod(r.Context(), t)
 	if err != nil {
 		return err
 	}
-	if connect == "log" {
+	if connect == resource.Log {
 		return s.log(w, r, pod)
 	}
 	if !httpstream.IsUpgradeRequest(r) {
@@ -95,11 +97,11 @@ func (s *Server) Serve(w http.ResponseWriter, r *http.Request, q Request) error 
 	w = &watched{ResponseWriter: w, broken: cancel}
 	r = r.WithContext(klog.NewContext(ctx, logr.FromSlogHandler(quiet{s.cfg.Log.Handler()})))
 	switch connect {
-	case "exec":
+	case resource.Exec:
 		return s.exec(w, r, pod)
-	case "attach":
+	case resource.Attach:
 		return s.attach(w, r, pod)
-	case "portforward":
+	case resource.PortForward:
 		return s.portForward(w, r, pod)
 	}
 	return unavailable(connect)
@@ -107,16 +109,16 @@ func (s *Server) Serve(w http.ResponseWriter, r *http.Request, q Request) error 
 
 // verbs returns the verbs that a stream requires: its own and, for a WebSocket request that is
 // equivalent to a POST, create as well (Kubernetes since 1.35).
-func verbs(r *http.Request, verb, connect string) []string {
-	if verb == "get" && connect != "log" && connect != "proxy" && wsstream.IsWebSocketRequest(r) {
+func verbs(r *http.Request, verb string, connect resource.Stream) []string {
+	if verb == "get" && connect != resource.Log && connect != resource.Proxy && wsstream.IsWebSocketRequest(r) {
 		return []string{verb, "create"}
 	}
 	return []string{verb}
 }
 
-func unavailable(connect string) error {
+func unavailable(connect resource.Stream) error {
 	message := "this apiserver has no connections to nodes"
-	if connect == "proxy" {
+	if connect == resource.Proxy {
 		message = "the proxy subresource is not offered here: nodes accept no connections; use that of a pod or a service, or a pod's log, exec, attach or portforward"
 	}
 	return &apierrors.StatusError{ErrStatus: metav1.Status{
