@@ -35,6 +35,7 @@ import (
 	"keelson.dev/services/node/internal/join"
 	"keelson.dev/services/node/internal/kubeletapi"
 	"keelson.dev/services/node/internal/log"
+	"keelson.dev/services/node/internal/manifest"
 	"keelson.dev/services/node/internal/netcache"
 	"keelson.dev/services/node/internal/pod"
 	"keelson.dev/services/node/internal/proxy"
@@ -175,10 +176,11 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		Services: cache.Services, ServicesSynced: cache.Synced(),
 		NetworkReady: health.NetworkReady, Features: health.Features,
 		HostPorts: hostPorts.Set, KnownHostPorts: hostPorts.Replace,
-		Begin: func(sandboxes map[string]bool) { o.reclaim(sandboxes) },
+		Begin:  func(sandboxes map[string]bool) { o.reclaim(sandboxes) },
+		Static: o.staticPods(),
 	})
 	meter := usage.New(usage.Config{
-		Groups: cgroups, Runtime: runtime, Pods: pods.Pods().List, Dir: o.dataDir,
+		Groups: cgroups, Runtime: runtime, Pods: pods.Active, Dir: o.dataDir,
 		LogDir:  func(p *corev1.Pod) string { return filepath.Join(o.podLogs, pod.LogFolder(p)) },
 		Volumes: pods.VolumePaths,
 	})
@@ -235,7 +237,7 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 			},
 			Certificate: func() *x509.Certificate { return id.Current().Certificate.Leaf },
 			Handler: &stream.Backend{
-				Runtime: runtime, Pod: pods.Pods().Get, API: reads.Dial,
+				Runtime: runtime, Pod: pods.Find, API: reads.Dial,
 				Usage: func(ctx context.Context, maxAge time.Duration) (*nodev1.Usage, error) {
 					report, err := meter.Read(ctx, usage.Want{MaxAge: maxAge})
 					if err != nil {
@@ -310,6 +312,14 @@ func (o *options) logs() log.Layout {
 }
 
 func (o *options) networkDir() string { return filepath.Join(o.dataDir, "network") }
+
+// staticPods is the source of static pods, or nil.
+func (o *options) staticPods() agent.Source {
+	if o.manifests == "" {
+		return nil
+	}
+	return manifest.Dir{Path: o.manifests, Node: o.name}
+}
 
 // reclaim frees addresses of sandboxes that are gone.
 func (o *options) reclaim(sandboxes map[string]bool) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -41,6 +42,7 @@ type options struct {
 	enforce                []string
 	mtu                    int
 	podLogs, containerLogs string
+	manifests              string
 	cleanup, cleanupLogs   bool
 	// named says whether the node's name was given.
 	named func() bool
@@ -54,6 +56,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.dataDir, "data-dir", "", "directory for pods' volumes and what the node must remember")
 	fs.StringVar(&o.podLogs, "pod-logs-dir", "/var/log/pods", "directory for pods' logs; nodes of one machine may share it")
 	fs.StringVar(&o.containerLogs, "container-logs-dir", "/var/log/containers", "directory for a link to each container's log; nodes of one machine may share it")
+	fs.StringVar(&o.manifests, "pod-manifest-path", "", "directory with manifests of static pods, which only root may write; none if empty")
 	fs.StringVar(&o.containerd, "containerd", "unix:///run/containerd/containerd.sock", "socket of the container runtime (CRI v1)")
 	fs.StringSliceVar(&o.clusterDNS, "cluster-dns", []string{"10.96.0.10"}, "addresses of the cluster's DNS")
 	fs.StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "domain of the cluster")
@@ -177,6 +180,9 @@ func (o *options) checkNode(s *settings) error {
 		if s.dns, err = netip.ParseAddr(o.clusterDNS[0]); err != nil {
 			return boot.Invalid("--cluster-dns %q: want an address", o.clusterDNS[0])
 		}
+	}
+	if o.manifests != "" && !filepath.IsAbs(o.manifests) {
+		return boot.Invalid("--pod-manifest-path %q: want an absolute path", o.manifests)
 	}
 	if !strings.HasPrefix(o.containerd, "unix:///") {
 		return boot.Invalid("--containerd %q: want unix:///path", o.containerd)

@@ -77,6 +77,8 @@ type Config struct {
 	// Features returns what a handler of the runtime supports; "" is the default handler.
 	// The field may be nil.
 	Features func(handler string) corev1.NodeRuntimeHandlerFeatures
+	// Static is the source of static pods, or nil.
+	Static Source
 	// NetworkReady reports whether the container runtime can set up pod networks.
 	NetworkReady func() bool
 }
@@ -106,6 +108,7 @@ type Agent struct {
 	workers map[types.UID]*worker
 	// admitted holds the pods that the node has admitted and that have not ended.
 	admitted map[types.UID]*corev1.Pod
+	static   statics
 	base     context.Context
 	wg       sync.WaitGroup
 }
@@ -115,11 +118,14 @@ const parallelPulls = 3
 
 // New returns an agent. It does nothing until Run is called.
 func New(cfg Config) *Agent {
-	a := &Agent{cfg: cfg, workers: map[types.UID]*worker{}, admitted: map[types.UID]*corev1.Pod{}, rotate: make(chan struct{}), log: slog.With("node", cfg.Node)}
+	a := &Agent{cfg: cfg, workers: map[types.UID]*worker{}, admitted: map[types.UID]*corev1.Pod{}, rotate: make(chan struct{}), static: newStatics(), log: slog.With("node", cfg.Node)}
 	a.pods = client.NewCache(cfg.Client, client.CacheOptions[*corev1.Pod]{
 		FieldSelector: "spec.nodeName=" + cfg.Node,
 		Transform: func(p *corev1.Pod) *corev1.Pod {
 			p.ManagedFields = nil
+			if !pod.IsMirror(p) {
+				delete(p.Annotations, pod.AnnotationSource) // only the node says that a pod is static
+			}
 			return p
 		},
 	})
@@ -180,6 +186,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	start("pod dispatch", a.dispatch)
 	start("housekeeping", a.housekeep)
 	start("volume release", a.releaseVolumes)
+	start("mirror pods", a.keepMirrors)
 	loops.Wait()
 	a.wg.Wait()
 	a.probes.Close()
@@ -187,20 +194,39 @@ func (a *Agent) Run(ctx context.Context) error {
 	return first
 }
 
-// dispatch hands pods to their workers once the pod cache has synced and the runtime has
-// answered.
+// dispatch hands pods to their workers: static pods once the runtime has answered, and the
+// others once the pod cache has synced, too. Pods of neither source are removed only then.
 func (a *Agent) dispatch(ctx context.Context) error {
+	known, err := a.survey(ctx)
+	if err != nil {
+		return nil // ctx has ended
+	}
+	if a.cfg.Static != nil {
+		var loops sync.WaitGroup
+		defer loops.Wait()
+		loops.Go(func() { _ = a.runStatic(ctx) })
+		loops.Go(func() { _ = a.cfg.Static.Run(ctx, a.setStatic) })
+		select {
+		case <-a.static.first:
+		case <-ctx.Done():
+			return nil
+		}
+	}
 	select {
 	case <-a.pods.Synced():
 	case <-ctx.Done():
 		return nil
 	}
-	known, err := a.survey(ctx)
-	if err != nil {
-		return nil // ctx has ended
+	if known, err = a.cfg.Runtime.List(ctx); err != nil {
+		if known, err = a.survey(ctx); err != nil {
+			return nil
+		}
 	}
 	a.mu.Lock()
 	for _, p := range a.pods.List() {
+		if pod.IsMirror(p) {
+			continue // its static pod is admitted
+		}
 		if p.Status.StartTime != nil && !pod.Terminal(p) {
 			a.admitted[p.UID] = p
 		}
@@ -208,6 +234,7 @@ func (a *Agent) dispatch(ctx context.Context) error {
 	a.mu.Unlock()
 	if a.cfg.KnownHostPorts != nil {
 		a.cfg.KnownHostPorts(runningHostPorts(a.pods.List(), known))
+		a.WakeAll() // static pods report theirs
 	}
 	a.pods.Subscribe(a.onPod)
 	a.adopt(known)
@@ -219,6 +246,10 @@ func (a *Agent) dispatch(ctx context.Context) error {
 // onPod handles one event of the pod watch.
 func (a *Agent) onPod(ev client.Event[*corev1.Pod]) {
 	a.addresses.update(ev.Object, ev.Old, ev.Type == client.Deleted)
+	if pod.IsMirror(ev.Object) {
+		a.onMirror(ev)
+		return
+	}
 	switch ev.Type {
 	case client.Added, client.Modified:
 		a.deliver(ev.Object.UID, func(w *worker) { w.update(ev.Object, ev.Old, ev.Traceparent) })
@@ -260,6 +291,9 @@ func (a *Agent) retire(w *worker) bool {
 		return false
 	}
 	delete(a.workers, w.uid)
+	if a.static.running[w.uid] != nil {
+		nudge(a.static.changed)
+	}
 	return true
 }
 

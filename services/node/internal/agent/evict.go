@@ -101,10 +101,21 @@ func shorter(a, b *time.Duration) *time.Duration {
 
 // recorded waits until the API has the reason why the node ends the pod.
 func (w *worker) recorded(ctx context.Context) {
+	uid := w.uid
+	w.mu.Lock()
+	p := w.pod
+	w.mu.Unlock()
+	if p != nil && pod.IsStatic(p) {
+		m := w.a.mirrorOf(p)
+		if m == nil {
+			return
+		}
+		uid = m.UID
+	}
 	timer := time.NewTimer(recordPatience)
 	defer timer.Stop()
 	select {
-	case <-w.a.writer.Written(w.uid):
+	case <-w.a.writer.Written(uid):
 	case <-timer.C:
 	case <-ctx.Done():
 	}

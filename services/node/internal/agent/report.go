@@ -18,8 +18,14 @@ import (
 
 // publish derives the pod's status from the runtime's state and hands it to the writer.
 func (w *worker) publish(p *corev1.Pod, state *cri.Pod, v probe.Verdicts, waiting map[string]corev1.ContainerStateWaiting, traceparent string) *corev1.PodStatus {
-	base := p
-	if latest := w.a.writer.Latest(p.UID); latest != nil {
+	base, shown := p, p
+	latest := w.latest
+	if pod.IsStatic(p) {
+		if shown = w.a.mirrorOf(p); latest == nil && shown != nil && !pod.Terminal(shown) {
+			latest = &shown.Status // of an earlier agent
+		}
+	}
+	if latest != nil {
 		// Compute transitions from the status written last: the watch may not have returned
 		// it yet.
 		shallow := *p
@@ -35,7 +41,16 @@ func (w *worker) publish(p *corev1.Pod, state *cri.Pod, v probe.Verdicts, waitin
 		Waiting: waiting, Started: v.Started, Ready: v.Ready, TerminationMessage: terminationMessage,
 		Ended: w.ended, Refused: w.refused, Finished: w.finished,
 	})
-	w.a.writer.Set(p, &s, traceparent)
+	w.mu.Lock()
+	w.latest = &s
+	w.mu.Unlock()
+	switch {
+	case shown == nil:
+	case shown != p && w.a.outlived(shown):
+		nudge(w.a.static.mirrors)
+	default:
+		w.a.writer.Set(shown, &s, traceparent)
+	}
 	w.hostPorts(p, state)
 	w.traceReady(p, &s, traceparent)
 	return &s

@@ -15,6 +15,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/uuid"
 
@@ -40,6 +41,7 @@ type rig struct {
 	stop    func()
 	events  *event.Recorder
 	admit   func(*corev1.Pod) *pod.Refusal
+	static  Source
 }
 
 var rigs atomic.Int32
@@ -99,7 +101,10 @@ func (r *rig) start() {
 			return corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2"), corev1.ResourceMemory: resource.MustParse("8Gi")}
 		},
 		Services:     func() []*corev1.Service { return nil },
-		NetworkReady: func() bool { return true }, Features: r.features,
+		NetworkReady: func() bool { return true }, Features: r.features, Static: r.static,
+		Self: func() *corev1.Node {
+			return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: r.node, UID: types.UID("uid-" + r.node)}}
+		},
 		Admit: r.admit,
 	})
 	ctx, cancel := context.WithCancel(context.Background())

@@ -108,7 +108,7 @@ func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, state *cri.P
 		}
 		span.End()
 	}()
-	if err := w.a.awaitServices(ctx); err != nil {
+	if err := w.a.awaitServices(ctx, p); err != nil {
 		return err
 	}
 	sandboxConfig := w.sandboxConfig(p, state)
@@ -170,9 +170,9 @@ func (w *worker) linkLog(ctx context.Context, p *corev1.Pod, container, id, path
 }
 
 // awaitServices waits until the Services are known, because their addresses become
-// environment variables.
-func (a *Agent) awaitServices(ctx context.Context) error {
-	if a.cfg.ServicesSynced == nil {
+// environment variables. A static pod may be what the API needs, and does not wait.
+func (a *Agent) awaitServices(ctx context.Context, p *corev1.Pod) error {
+	if a.cfg.ServicesSynced == nil || pod.IsStatic(p) {
 		return nil
 	}
 	select {

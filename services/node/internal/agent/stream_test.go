@@ -109,7 +109,7 @@ func newTunnelRig(t *testing.T) *tunnelRig {
 				return grpc.NewClient("passthrough:///bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
 					grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
 			},
-			Handler: &stream.Backend{Runtime: r.runtime.Client, Pod: r.agent.Pods().Get},
+			Handler: &stream.Backend{Runtime: r.runtime.Client, Pod: r.agent.Find},
 			Welcome: func(d time.Duration) { r.heartbeat <- d },
 		})
 	}()

@@ -24,7 +24,9 @@ type worker struct {
 	uid  types.UID
 	wake chan struct{}
 
-	mu          sync.Mutex
+	mu sync.Mutex
+	// latest is the status that was published last. It is written by the worker only.
+	latest      *corev1.PodStatus
 	pod         *corev1.Pod // nil for a pod that was never seen in the API
 	gone        bool        // the pod no longer exists in the API
 	traceparent string

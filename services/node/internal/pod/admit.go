@@ -51,6 +51,9 @@ func Admit(p *corev1.Pod, node *corev1.Node, others []*corev1.Pod) *Refusal {
 			return &Refusal{"NodePorts", "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"}
 		}
 	}
+	if IsStatic(p) {
+		return nil // it runs even if the node is full
+	}
 	return admitResources(p, node.Status.Allocatable, others)
 }
 

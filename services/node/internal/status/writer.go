@@ -133,16 +133,6 @@ func (w *Writer) Written(uid types.UID) <-chan struct{} {
 	return done
 }
 
-// Latest returns the status of the last Set, or nil.
-func (w *Writer) Latest(uid types.UID) *corev1.PodStatus {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if e := w.entries[uid]; e != nil {
-		return e.status
-	}
-	return nil
-}
-
 func (w *Writer) poke() {
 	select {
 	case w.wake <- struct{}{}:

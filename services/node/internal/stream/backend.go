@@ -23,8 +23,9 @@ import (
 // Backend is the Handler of a node with a container runtime.
 type Backend struct {
 	Runtime *cri.Client
-	// Pod returns one of the node's pods.
-	Pod func(namespace, name string) (*corev1.Pod, bool)
+	// Pod returns one of the node's pods by its name and, unless it is "", its UID in the
+	// API.
+	Pod func(namespace, name, uid string) (*corev1.Pod, bool)
 	// Usage measures the node and its pods.
 	Usage func(ctx context.Context, maxAge time.Duration) (*nodev1.Usage, error)
 	// API connects to the node's read API.
@@ -117,8 +118,8 @@ func (b *Backend) measure(ctx context.Context, req *nodev1.Measure, s *Session) 
 
 // find returns the pod that a reference names.
 func (b *Backend) find(ref *nodev1.PodRef) (*corev1.Pod, error) {
-	p, ok := b.Pod(ref.GetNamespace(), ref.GetName())
-	if !ok || ref.GetUid() != "" && string(p.UID) != ref.GetUid() {
+	p, ok := b.Pod(ref.GetNamespace(), ref.GetName(), ref.GetUid())
+	if !ok {
 		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, ref.GetName())
 	}
 	return p, nil
