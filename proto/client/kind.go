@@ -23,6 +23,7 @@ import (
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
@@ -158,6 +159,9 @@ var kinds = []*Kind{
 	kind[autoscalingv2.HorizontalPodAutoscaler]("autoscaling", "horizontalpodautoscalers", namespaced),
 	unstored(kind[autoscalingv1.HorizontalPodAutoscaler]("autoscaling", "horizontalpodautoscalers", namespaced)),
 	kind[autoscalingv1.Scale]("autoscaling", "", namespaced),
+
+	unstored(kind[metricsv1beta1.NodeMetrics]("metrics.k8s.io", "nodes", cluster)),
+	unstored(kind[metricsv1beta1.PodMetrics]("metrics.k8s.io", "pods", namespaced)),
 
 	kind[authenticationv1.TokenRequest]("authentication.k8s.io", "", namespaced),
 	unstored(kind[authenticationv1.TokenReview]("authentication.k8s.io", "tokenreviews", cluster)),

@@ -11,12 +11,14 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 
 	"keelson.dev/services/apiserver/internal/admission"
 	"keelson.dev/services/apiserver/internal/authn"
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/bootstrap"
 	"keelson.dev/services/apiserver/internal/fieldmanager"
+	"keelson.dev/services/apiserver/internal/nodeusage"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/pipeline/serviceaddress"
 	"keelson.dev/services/apiserver/internal/resource"
@@ -116,6 +118,9 @@ func newPipeline(cfg *config, id *identity.Source, st *state, rights *authz.Auth
 	actions := review.Actions(u.Authenticator, rights)
 	actions[resource.IssueToken] = issue(&token.Requests{Issuer: u.issuer, Lookup: u.lookup})
 	st.table.ByResource(corev1.SchemeGroupVersion.WithResource("services")).Claimer = addresses
+	measured := nodeusage.New(nodeusage.Config{Ask: st.tunnels.Measure, State: u.lookup})
+	st.table.ByResource(metricsv1beta1.SchemeGroupVersion.WithResource("nodes")).Source = nodeusage.Nodes{Cache: measured}
+	st.table.ByResource(metricsv1beta1.SchemeGroupVersion.WithResource("pods")).Source = nodeusage.Pods{Cache: measured}
 	return pipeline.New(pipeline.Config{
 		Table: st.table, Lasting: st.lasting, Transient: st.transient, Authorizer: rights,
 		RulesChanged: rights.RBAC.Changed,

@@ -17,6 +17,7 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/core"
 	"keelson.dev/services/apiserver/internal/kind/discovery"
 	"keelson.dev/services/apiserver/internal/kind/events"
+	"keelson.dev/services/apiserver/internal/kind/metrics"
 	"keelson.dev/services/apiserver/internal/kind/node"
 	"keelson.dev/services/apiserver/internal/kind/policy"
 	"keelson.dev/services/apiserver/internal/kind/rbac"
@@ -40,6 +41,7 @@ func All() []*resource.Kind {
 		coordination.Kinds(),
 		scheduling.Kinds(),
 		rbac.Kinds(),
+		metrics.Kinds(),
 		certificates.Kinds(),
 		authentication.Kinds(),
 		authorization.Kinds(),

@@ -84,11 +84,11 @@ func TestRows(t *testing.T) {
 			if k.GVK.Kind == "" || k.GVK.Version == "" || k.Singular == "" || k.Resource == "" {
 				t.Fatalf("incomplete row: %+v", k)
 			}
-			if want := "." + k.GVK.Version + "." + k.GVK.Kind; !strings.HasSuffix(k.ProtoName, want) || !strings.HasPrefix(k.ProtoName, "k8s.io.api.") {
+			if want := "." + k.GVK.Version + "." + k.GVK.Kind; !strings.HasSuffix(k.ProtoName, want) || !strings.HasPrefix(k.ProtoName, "k8s.io.api.") && !k.Computed {
 				t.Errorf("ProtoName %q", k.ProtoName)
 			}
-			if k.Virtual() != (k.Action != resource.NoAction || k.Forward != nil) {
-				t.Errorf("StorePrefix %q, Action %d, Forward %v: exactly one must be set", k.StorePrefix, k.Action, k.Forward)
+			if k.Virtual() != (k.Action != resource.NoAction || k.Forward != nil || k.Computed) {
+				t.Errorf("StorePrefix %q, Action %d, Forward %v, Computed %t: exactly one must be set", k.StorePrefix, k.Action, k.Forward, k.Computed)
 			}
 			if (k.Columns == nil) != (k.Cells == nil) {
 				t.Error("Columns without Cells or Cells without Columns")

@@ -25,7 +25,12 @@ func (p *Pipeline) Get(ctx context.Context, t Target, o GetOptions) (*Outcome, e
 	if err != nil {
 		return nil, err
 	}
-	item, err := p.read(ctx, k, t, o.ResourceVersion)
+	var item *watchcache.Item
+	if k.Computed {
+		item, err = p.compute(ctx, k, t)
+	} else {
+		item, err = p.read(ctx, k, t, o.ResourceVersion)
+	}
 	if err != nil {
 		return nil, p.statusOf(ctx, t.Resource.GroupResource(), t.Name, err)
 	}
@@ -92,7 +97,12 @@ func (p *Pipeline) List(ctx context.Context, t Target, o ListOptions) (*List, er
 	if err != nil {
 		return nil, err
 	}
-	list, err := p.list(ctx, k, t, o)
+	var list *List
+	if k.Computed {
+		list, err = p.computeList(ctx, k, t, o)
+	} else {
+		list, err = p.list(ctx, k, t, o)
+	}
 	if err != nil {
 		return nil, p.statusOf(ctx, t.Resource.GroupResource(), "", err)
 	}

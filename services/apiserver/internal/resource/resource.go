@@ -90,6 +90,12 @@ type Kind struct {
 	Action Action
 	// Forward, if not nil, makes a virtual kind another way to post to a subresource.
 	Forward *Forward
+	// Computed marks a kind whose objects are computed when they are read, and never stored: it has
+	// no StorePrefix, and get and list are its only verbs.
+	Computed bool
+	// Source computes the objects of a computed kind. The row does not set it; the apiserver does
+	// when it starts.
+	Source Source
 	// Claimer, if not nil, takes part in the writes of the kind. The row does not set it; the
 	// apiserver does when it starts.
 	Claimer Claimer
@@ -121,13 +127,15 @@ func (k *Kind) GVR() schema.GroupVersionResource {
 	return k.GVK.GroupVersion().WithResource(k.Resource)
 }
 
-// Virtual reports whether the kind's objects are only posted, and never stored.
+// Virtual reports whether the kind's objects are only posted or computed, and never stored.
 func (k *Kind) Virtual() bool { return k.StorePrefix == "" }
 
 // Verbs returns the verbs of the kind itself, without those of its subresources. Virtual kinds
-// have create only.
+// have create only, and computed kinds get and list.
 func (k *Kind) Verbs() []string {
 	switch {
+	case k.Computed:
+		return readVerbs
 	case k.Virtual():
 		return virtualVerbs
 	case k.NoDeleteCollection:
@@ -142,6 +150,7 @@ var AllVerbs = []string{"create", "delete", "deletecollection", "get", "list", "
 var (
 	singleVerbs  = []string{"create", "delete", "get", "list", "patch", "update", "watch"}
 	virtualVerbs = []string{"create"}
+	readVerbs    = []string{"get", "list"}
 )
 
 // Key returns the store key of an object.

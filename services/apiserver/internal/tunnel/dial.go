@@ -13,9 +13,19 @@ import (
 // Dial connects to host:port from the node. The connection is closed when ctx ends. If the node
 // cannot connect, the first Read returns the reason.
 func (s *Server) Dial(ctx context.Context, node, address string) (net.Conn, error) {
-	session, err := s.Open(ctx, node, &nodev1.Open{Target: &nodev1.Open_Dial{
+	return s.connect(ctx, node, &nodev1.Open{Target: &nodev1.Open_Dial{
 		Dial: &nodev1.Dial{Network: "tcp", Address: address},
 	}})
+}
+
+// API connects to the read API of a node, which speaks HTTP/1.1.
+func (s *Server) API(ctx context.Context, node string) (net.Conn, error) {
+	return s.connect(ctx, node, &nodev1.Open{Target: &nodev1.Open_Api{Api: &nodev1.Api{}}})
+}
+
+// connect opens a session that carries a connection.
+func (s *Server) connect(ctx context.Context, node string, open *nodev1.Open) (net.Conn, error) {
+	session, err := s.Open(ctx, node, open)
 	if err != nil {
 		return nil, err
 	}

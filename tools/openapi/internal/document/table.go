@@ -9,10 +9,13 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/scheme"
+	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 )
 
 // Resource is a row of the table.
@@ -59,9 +62,9 @@ func groupVersions(table []Resource) []schema.GroupVersion {
 
 // sample returns a value of a kind's Go type.
 func sample(gvk schema.GroupVersionKind) any {
-	obj, err := scheme.Scheme.New(gvk)
+	obj, err := types().New(gvk)
 	if err != nil {
-		panic(err) // the table contains a kind that is not in k8s.io/api
+		panic(err) // the table contains a kind of an unknown group
 	}
 	return obj
 }
@@ -80,7 +83,7 @@ func Packages(table []Resource) []string {
 			return
 		}
 		seen[t] = true
-		if p := t.PkgPath(); strings.HasPrefix(p, "k8s.io/api/") && !slices.Contains(packages, p) {
+		if p := t.PkgPath(); (strings.HasPrefix(p, "k8s.io/api/") || strings.HasPrefix(p, "k8s.io/metrics/")) && !slices.Contains(packages, p) {
 			packages = append(packages, p)
 		}
 		switch t.Kind() {
@@ -101,7 +104,7 @@ func Packages(table []Resource) []string {
 			gvs = append(gvs, table[i].Subresources[j].gvk().GroupVersion())
 		}
 	}
-	for gvk, t := range scheme.Scheme.AllKnownTypes() { // openapi-gen processes whole packages
+	for gvk, t := range types().AllKnownTypes() { // openapi-gen processes whole packages
 		if slices.Contains(gvs, gvk.GroupVersion()) {
 			walk(t)
 		}
@@ -115,3 +118,14 @@ var openTypes = map[string]any{
 	"DeleteOptions": &metav1.DeleteOptions{},
 	"WatchEvent":    &metav1.WatchEvent{},
 }
+
+// types holds the Go types of all groups.
+var types = sync.OnceValue(func() *runtime.Scheme {
+	all := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{scheme.AddToScheme, metricsv1beta1.AddToScheme} {
+		if err := add(all); err != nil {
+			panic(err) // two types of one name
+		}
+	}
+	return all
+})

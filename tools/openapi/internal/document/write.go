@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/kube-openapi/pkg/builder"
 	"k8s.io/kube-openapi/pkg/builder3"
 	"k8s.io/kube-openapi/pkg/common"
@@ -37,7 +36,7 @@ func kinds(table []Resource) map[string][]schema.GroupVersionKind {
 			out[name] = append(out[name], gvk)
 		}
 	}
-	for gvk, t := range scheme.Scheme.AllKnownTypes() {
+	for gvk, t := range types().AllKnownTypes() {
 		obj := reflect.New(t).Interface()
 		if slices.Contains(gvs, gvk.GroupVersion()) && !strings.HasPrefix(t.PkgPath(), "k8s.io/apimachinery") {
 			add(gvk, obj)

@@ -59,9 +59,11 @@ func (w *listWriter) end() {
 
 func (x *exchange) writeList(list *pipeline.List) {
 	meta := &metav1.ListMeta{
-		ResourceVersion:    strconv.FormatInt(int64(list.Revision), 10),
 		Continue:           list.Continue,
 		RemainingItemCount: list.Remaining,
+	}
+	if !list.Kind.Computed {
+		meta.ResourceVersion = strconv.FormatInt(int64(list.Revision), 10)
 	}
 	w := &listWriter{x: x, buf: getBuffer()}
 	defer putBuffer(w.buf)

@@ -45,7 +45,7 @@ func (x *exchange) serveResource() {
 	switch {
 	case x.verb == "watch":
 		purpose = negotiate.Watch
-	case x.kind.Virtual() || x.posted():
+	case x.kind.Virtual() && !x.kind.Computed || x.posted():
 		purpose = negotiate.Object // there is nothing to show in a table
 	}
 	accept := x.r.Header.Get("Accept")
@@ -185,7 +185,6 @@ var (
 	collectiveVerbs = []string{"create", "list", "watch", "deletecollection"}
 	allVerbs        = []string{"list", "watch"}
 	watchVerbs      = []string{"watch"}
-	proxyVerbs      = []string{"create", "delete", "get", "patch", "update"}
 )
 
 // resolve finds the row of the path and returns the verbs that are served there; nil means that
@@ -205,9 +204,6 @@ func (x *exchange) resolve() (verbs []string, connect resource.Stream) {
 	}
 	if p.Subresource != "" {
 		sub, ok := kind.Subresources[p.Subresource]
-		if !ok && p.Subresource == "proxy" && !p.Watch {
-			return proxyVerbs, resource.Proxy // refused later, with a reason
-		}
 		if !ok || p.Watch || p.Rest != "" && sub.Connect != resource.Proxy {
 			return nil, ""
 		}

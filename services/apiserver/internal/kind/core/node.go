@@ -47,6 +47,7 @@ func Node() *resource.Kind {
 		ValidateUpdate: validateNodeUpdate,
 	}.Rules()
 	k.Subresources = map[string]*resource.Subresource{
+		"proxy": row.Connect(corev1.SchemeGroupVersion.WithKind("NodeProxyOptions"), resource.Proxy, "create", "delete", "get", "patch", "update"),
 		"status": row.View(resource.Typed[*corev1.Node]{
 			Default:        defaultNode,
 			PrepareUpdate:  func(n, old *corev1.Node) { n.Spec = old.Spec },

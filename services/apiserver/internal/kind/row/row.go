@@ -85,6 +85,13 @@ func Virtual[T any, PT object[T]](gv schema.GroupVersion, plural string, action 
 	}
 }
 
+// Computed returns the row of a kind whose objects are computed when they are read.
+func Computed[T, L any, PT object[T], PL list[L]](gv schema.GroupVersion, plural string, namespaced bool) *resource.Kind {
+	k := Cluster[T, L, PT, PL](gv, plural, "")
+	k.Namespaced, k.Computed = namespaced, true
+	return k
+}
+
 // View returns a subresource that reads and writes the parent object with other rules. See
 // resource.Subresource for resets.
 func View(r resource.Rules, resets ...string) *resource.Subresource {

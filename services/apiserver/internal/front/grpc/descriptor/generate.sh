@@ -15,6 +15,7 @@ copy() { # MODULE PATH...
 }
 copy k8s.io/api apps/v1 authentication/v1 authorization/v1 autoscaling/v1 autoscaling/v2 batch/v1 certificates/v1 \
 	coordination/v1 core/v1 discovery/v1 events/v1 networking/v1 node/v1 policy/v1 rbac/v1 scheduling/v1 scheduling/v1alpha3 storage/v1
+copy k8s.io/metrics pkg/apis/metrics/v1beta1
 copy k8s.io/apimachinery pkg/api/resource pkg/apis/meta/v1 pkg/runtime pkg/runtime/schema pkg/util/intstr
 echo 'version: v2' >"$work/buf.yaml"
 buf build "$work" --exclude-source-info --as-file-descriptor-set -o "$work/set.binpb"

@@ -27,32 +27,41 @@ import (
 type backend struct {
 	node string // from whose network the address is dialed
 	host string // address:port
+	api  bool   // the read API of the node itself
 }
 
 // proxy forwards an HTTP request to a port of a pod, or of one of a service's endpoints. The node
 // that the pod runs on dials it. rest is the path there. The name may be NAME, NAME:PORT or
 // SCHEME:NAME:PORT.
 func (s *Server) proxy(w http.ResponseWriter, r *http.Request, t pipeline.Target, rest string) error {
-	scheme, name, port, ok := utilnet.SplitSchemeNamePort(t.Name)
-	if !ok {
-		return apierrors.NewBadRequest(fmt.Sprintf("invalid %s request %q", strings.TrimSuffix(t.Resource.Resource, "s"), t.Name))
+	scheme, name, port, err := splitTarget(t)
+	if err != nil {
+		return err
 	}
 	t.Name = name
-	var (
-		to  backend
-		err error
-	)
-	switch t.Resource.Resource {
-	case "pods":
+	var to backend
+	if t.Resource.Resource == "pods" {
 		to, err = s.podBackend(r.Context(), t, port)
-	case "services":
+	} else {
 		to, err = s.serviceBackend(r.Context(), t, port)
-	default:
-		return unavailable("proxy")
 	}
 	if err != nil {
 		return err
 	}
+	return s.forward(w, r, scheme, to, rest)
+}
+
+// splitTarget splits the name of a proxy's target.
+func splitTarget(t pipeline.Target) (scheme, name, port string, err error) {
+	scheme, name, port, ok := utilnet.SplitSchemeNamePort(t.Name)
+	if !ok {
+		return "", "", "", apierrors.NewBadRequest(fmt.Sprintf("invalid %s request %q", strings.TrimSuffix(t.Resource.Resource, "s"), t.Name))
+	}
+	return scheme, name, port, nil
+}
+
+// forward forwards a request to a backend.
+func (s *Server) forward(w http.ResponseWriter, r *http.Request, scheme string, to backend, rest string) error {
 	location := &url.URL{Scheme: cmp.Or(scheme, "http"), Host: to.host}
 	if rest != "" {
 		location.Path = "/" + rest
@@ -65,6 +74,9 @@ func (s *Server) proxy(w http.ResponseWriter, r *http.Request, t pipeline.Target
 	}
 	transport := &http.Transport{
 		DialContext: func(_ context.Context, _, address string) (net.Conn, error) {
+			if to.api {
+				return s.cfg.Tunnel.API(r.Context(), to.node)
+			}
 			return s.cfg.Tunnel.Dial(r.Context(), to.node, address)
 		},
 		DisableKeepAlives: true,

@@ -1,6 +1,6 @@
 // Package stream serves the subresources that are streams: logs, exec, attach and port-forward of
-// pods, over WebSocket and SPDY as kubectl uses them, and the HTTP proxy to pods and services,
-// all through the tunnel to the pod's node.
+// pods, over WebSocket and SPDY as kubectl uses them, and the HTTP proxy to pods, services and
+// nodes, all through the tunnel to the node.
 //
 // It must never open a session before the pipeline has authorized the request, and no stream may
 // outlive the client's connection, the node's connection, or the server.
@@ -64,18 +64,20 @@ type Request struct {
 func (s *Server) Serve(w http.ResponseWriter, r *http.Request, q Request) error {
 	connect, t := q.Connect, q.Target
 	verbs := verbs(r, q.Verb, connect)
-	for _, verb := range verbs {
-		if err := s.cfg.API.Authorize(r.Context(), verb, t); err != nil {
-			return err
-		}
+	right, err := s.authorize(r.Context(), q, verbs)
+	if err != nil {
+		return err
 	}
-	held, release := s.cfg.API.Hold(r.Context(), t, verbs...)
+	held, release := s.cfg.API.Hold(r.Context(), right, verbs...)
 	defer release()
 	r = r.WithContext(held)
 	if s.cfg.Tunnel == nil {
-		return unavailable(connect)
+		return errNoTunnel()
 	}
-	if connect == resource.Proxy {
+	switch {
+	case connect == resource.Proxy && t.Resource.Resource == "nodes":
+		return s.nodeProxy(w, r, t, q.Rest, right.Subresource == t.Subresource)
+	case connect == resource.Proxy:
 		return s.proxy(w, r, t, q.Rest)
 	}
 	pod, err := s.pod(r.Context(), t)
@@ -104,7 +106,23 @@ func (s *Server) Serve(w http.ResponseWriter, r *http.Request, q Request) error 
 	case resource.PortForward:
 		return s.portForward(w, r, pod)
 	}
-	return unavailable(connect)
+	return apierrors.NewInternalError(fmt.Errorf("%s is no stream", connect))
+}
+
+// authorize checks the user's right to a stream, and returns the target that it is a right to:
+// with a proxy to a node, it may be the subresource that stands for the path.
+func (s *Server) authorize(ctx context.Context, q Request, verbs []string) (pipeline.Target, error) {
+	for _, verb := range verbs {
+		err := s.cfg.API.Authorize(ctx, verb, q.Target)
+		if err == nil {
+			continue
+		}
+		if fine := finer(q); fine.Subresource != "" && s.cfg.API.Authorize(ctx, verb, fine) == nil {
+			return fine, nil
+		}
+		return q.Target, err
+	}
+	return q.Target, nil
 }
 
 // verbs returns the verbs that a stream requires: its own and, for a WebSocket request that is
@@ -116,13 +134,9 @@ func verbs(r *http.Request, verb string, connect resource.Stream) []string {
 	return []string{verb}
 }
 
-func unavailable(connect resource.Stream) error {
-	message := "this apiserver has no connections to nodes"
-	if connect == resource.Proxy {
-		message = "the proxy subresource is not offered here: nodes accept no connections; use that of a pod or a service, or a pod's log, exec, attach or portforward"
-	}
+func errNoTunnel() error {
 	return &apierrors.StatusError{ErrStatus: metav1.Status{
-		Status: metav1.StatusFailure, Code: http.StatusNotImplemented, Reason: "NotOffered", Message: message,
+		Status: metav1.StatusFailure, Code: http.StatusNotImplemented, Reason: "NotOffered", Message: "this apiserver has no connections to nodes",
 	}}
 }
 
