@@ -40,13 +40,15 @@ func (d *diskWatch) observe(ctx context.Context) Observed {
 		}
 	}
 	add(n.FS, NodeFSAvailable, NodeFSInodesFree)
-	add(n.ImageFS, ImageFSAvailable, ImageFSInodesFree)
+	if d.meter.Images(ctx) != "" { // the runtime has answered
+		add(n.ImageFS, ImageFSAvailable, ImageFSInodesFree)
+	}
 	return o
 }
 
 // measure measures what pods use of the disks.
 func (d *diskWatch) measure(ctx context.Context, pods []*corev1.Pod) ([]Candidate, bool, error) {
-	r, err := d.meter.Read(ctx, usage.Want{Disk: true})
+	r, err := d.meter.Read(ctx, usage.Want{Disk: true, DiskMaxAge: idlePace / 2})
 	if err != nil {
 		return nil, false, err
 	}

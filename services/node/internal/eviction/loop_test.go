@@ -31,6 +31,7 @@ type machine struct {
 	mu                sync.Mutex
 	memory            map[string]int64 // by cgroup
 	disks             usage.Node
+	images            string // a directory on the disk of images
 	pods              []*corev1.Pod
 	use               map[types.UID]usage.Pod
 	stubborn          map[types.UID]bool
@@ -123,7 +124,7 @@ func (m *machine) loop(args ...string) *Loop {
 				}
 				return r, nil
 			},
-			Data: m.t.TempDir(), Images: func(context.Context) string { return "" },
+			Data: m.t.TempDir(), Images: func(context.Context) string { return m.images },
 		},
 		Reclaim: func(context.Context) error {
 			m.mu.Lock()
@@ -212,6 +213,18 @@ func TestNothingToEvict(t *testing.T) {
 	if got := l.Pressure(); len(got) != 2 {
 		t.Errorf("pressure: %v", got)
 	}
+}
+
+// TestUnknownImages checks that the disk of images is not judged before it is known.
+func TestUnknownImages(t *testing.T) {
+	m := newMachine(t, "a")
+	m.disks.ImageFS.Available = 0
+	l := m.loop("--eviction-hard=imagefs.available<10%,nodefs.available<10%")
+	l.disk.look(t.Context())
+	m.want("")
+	m.images = t.TempDir()
+	l.disk.look(t.Context())
+	m.want("a")
 }
 
 // TestReclaimFirst checks that no pod is evicted if removing images is enough.

@@ -4,6 +4,8 @@ import (
 	"os"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"keelson.dev/services/node/internal/pod"
 )
 
 // emptyDir sets up a directory, or a tmpfs, that lives as long as the pod.
@@ -13,14 +15,7 @@ func (m mount) emptyDir() (Mounted, error) {
 	out := Mounted{Path: dir}
 	switch source.Medium {
 	case corev1.StorageMediumMemory:
-		var size int64
-		if source.SizeLimit != nil {
-			size = source.SizeLimit.Value()
-		}
-		if limit := memoryLimit(m.pod); limit > 0 && (size == 0 || limit < size) {
-			size = limit
-		}
-		if err := tmpfs(dir, size, "0777"); err != nil {
+		if err := tmpfs(dir, m.memorySize(), "0777"); err != nil {
 			return out, err
 		}
 	default:
@@ -34,16 +29,24 @@ func (m mount) emptyDir() (Mounted, error) {
 	return out, own(dir, m.group, corev1.FSGroupChangeAlways, false)
 }
 
-// memoryLimit returns the sum of the memory limits of a pod's containers in bytes, or 0 if
-// one has no limit.
-func memoryLimit(p *corev1.Pod) int64 {
-	var sum int64
-	for i := range p.Spec.Containers {
-		q, ok := p.Spec.Containers[i].Resources.Limits[corev1.ResourceMemory]
-		if !ok {
-			return 0
+// memorySize returns the size of a volume in memory, in bytes: the smallest of its size
+// limit, the pod's memory limit and the node's allocatable memory. 0 means that none of them
+// is known.
+func (m mount) memorySize() int64 {
+	var size int64
+	bound := func(n int64) {
+		if n > 0 && (size == 0 || n < size) {
+			size = n
 		}
-		sum += q.Value()
 	}
-	return sum
+	if m.set.cfg.Allocatable != nil {
+		allocatable := m.set.cfg.Allocatable()
+		bound(allocatable.Memory().Value())
+	}
+	total := pod.PodTotal(m.pod)
+	bound(total.Limits.Memory().Value())
+	if q := m.v.EmptyDir.SizeLimit; q != nil {
+		bound(q.Value())
+	}
+	return size
 }

@@ -16,6 +16,7 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -478,6 +479,41 @@ func TestUnmount(t *testing.T) {
 	for _, uid := range []string{"", "..", "a/b", "."} {
 		if err := s.Unmount(types.UID(uid)); err == nil {
 			t.Errorf("UID %q was accepted", uid)
+		}
+	}
+}
+
+// TestMemorySize checks that a volume in memory is as large as the smallest of what the node
+// can give, the pod's memory limit and its own size limit.
+func TestMemorySize(t *testing.T) {
+	q := resource.MustParse
+	for _, c := range []struct{ name, allocatable, limit, size, want string }{
+		{"nothing is known", "", "", "", "0"},
+		{"the node", "8Gi", "", "", "8Gi"},
+		{"the pod", "8Gi", "1Gi", "2Gi", "1Gi"},
+		{"the volume", "8Gi", "1Gi", "64Mi", "64Mi"},
+		{"the volume is larger than the node", "8Gi", "", "9Gi", "8Gi"},
+		{"no size", "8Gi", "", "0", "8Gi"},
+	} {
+		p := podWith(corev1.Volume{Name: "m", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory}}})
+		if len(p.Spec.Containers) == 0 {
+			p.Spec.Containers = []corev1.Container{{Name: "c"}}
+		}
+		cfg := Config{}
+		if c.allocatable != "" {
+			cfg.Allocatable = func() corev1.ResourceList { return corev1.ResourceList{corev1.ResourceMemory: q(c.allocatable)} }
+		}
+		if c.limit != "" {
+			p.Spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: q(c.limit)}
+		}
+		if c.size != "" {
+			size := q(c.size)
+			p.Spec.Volumes[0].EmptyDir.SizeLimit = &size
+		}
+		m := mount{set: New(cfg), pod: p, v: &p.Spec.Volumes[0]}
+		want := q(c.want)
+		if got := m.memorySize(); got != want.Value() {
+			t.Errorf("%s: %d, want %s", c.name, got, c.want)
 		}
 	}
 }
