@@ -48,6 +48,9 @@ type Cluster struct {
 	Egress bool `json:"egress,omitempty"`
 	// OTLPEndpoint also receives the spans.
 	OTLPEndpoint string `json:"otlpEndpoint,omitempty"`
+	// NodeFlags are flags of the node service in addition to those that keel sets, without
+	// dashes: "name=value".
+	NodeFlags []string `json:"nodeFlags,omitempty"`
 	// ClusterCIDR and ServiceCIDR are the ranges of pods and Services. ClusterDNS and Domain
 	// are the address and domain of the cluster's DNS.
 	ClusterCIDR string `json:"clusterCIDR"`
@@ -240,6 +243,8 @@ type Options struct {
 	Egress     bool
 	// OTLPEndpoint replaces the stored endpoint unless it is nil. "" removes it.
 	OTLPEndpoint *string
+	// NodeFlags replace the stored flags of nodes unless they are nil. "" is no flag.
+	NodeFlags []string
 	// Free, if set, returns an error if something on this machine already uses a new cluster's
 	// id.
 	Free func(id string) error
@@ -247,7 +252,7 @@ type Options struct {
 
 // Open loads the cluster of a home directory, or chooses a new one. Options that differ from
 // the stored ones are applied if a running cluster can follow (nodes, simulated nodes, egress,
-// OTLP endpoint). A different port or number of apiservers is an error.
+// OTLP endpoint, flags of nodes). A different port or number of apiservers is an error.
 func Open(o Options) (*Cluster, error) {
 	home, err := filepath.Abs(o.Home)
 	if err != nil {
@@ -295,6 +300,9 @@ func Open(o Options) (*Cluster, error) {
 	c.Egress = c.Egress || o.Egress
 	if o.OTLPEndpoint != nil {
 		c.OTLPEndpoint = *o.OTLPEndpoint
+	}
+	if o.NodeFlags != nil {
+		c.NodeFlags = slices.DeleteFunc(slices.Clone(o.NodeFlags), func(f string) bool { return f == "" })
 	}
 	return c, c.Save()
 }

@@ -67,6 +67,11 @@ func (e *env) up() *cobra.Command {
 				}
 				o.OTLPEndpoint = &otlp
 			}
+			for _, f := range o.NodeFlags {
+				if err := process.CheckNodeFlag(f); err != nil {
+					return usageError{fmt.Errorf("--node-flag %q: %w", f, err)}
+				}
+			}
 			o.Home = e.home
 			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 			defer cancel()
@@ -82,6 +87,7 @@ func (e *env) up() *cobra.Command {
 	f.IntVar(&o.Port, "port", 0, "the REST `port`; gRPC takes the next one (default: the first free pair from 6443)")
 	f.IntVar(&o.APIServers, "apiservers", 0, "`number` of apiservers that replicate the state: 1, or 3 or 5 to survive the loss of one or two (default 1)")
 	f.BoolVar(&o.Egress, "egress", false, "give nodes and pods a route out of this machine")
+	f.StringArrayVar(&o.NodeFlags, "node-flag", nil, "`name=value` of a flag of the node service, for all nodes (eviction-hard=memory.available<200Mi); may be repeated, and replaces those of the last up; \"\" is none")
 	f.StringVar(&otlp, "otlp-endpoint", "", "`host:port` of an OpenTelemetry collector (OTLP over gRPC) that also receives the spans; \"\" stops that")
 	f.DurationVar(&drain, "drain-timeout", 45*time.Second, "how long the pods of removed nodes may take to terminate")
 	f.DurationVar(&wait, "wait", 2*time.Minute, "how long to wait for everything to be ready")

@@ -3,9 +3,11 @@
 package process
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -210,6 +212,9 @@ func balancers(c *cluster.Cluster, bin string) (specs []supervise.Spec) {
 	return specs
 }
 
+// serviceFlags are the flags that service sets.
+var serviceFlags = []string{"--identity", "--ops-address", "--log-format", "--otlp-endpoint"}
+
 // service returns what the specifications of Keelson's own programs have in common. name
 // distinguishes processes of one program, which may share an identity.
 func service(c *cluster.Cluster, bin, program, identity, name string, order int, args ...string) supervise.Spec {
@@ -245,7 +250,37 @@ func namespace(c *cluster.Cluster, n cluster.Node) string {
 	return c.Namespace(n.Name)
 }
 
+// nodeFlag matches a flag of the node service, without dashes.
+var nodeFlag = regexp.MustCompile(`^([a-z][a-z0-9-]*)(=.*)?$`)
+
+// CheckNodeFlag returns an error if a flag ("name=value") cannot be given to nodes in addition
+// to those that keel sets. "" is no flag.
+func CheckNodeFlag(flag string) error {
+	if flag == "" {
+		return nil
+	}
+	m := nodeFlag.FindStringSubmatch(flag)
+	if m == nil {
+		return errors.New("expected name=value, such as pod-max-pids=1000")
+	}
+	taken := append(nodeArgs(&cluster.Cluster{Joined: &cluster.Joined{}}, runtime.Programs{}, cluster.Node{}), serviceFlags...)
+	// It would be no node, or keel delete would not find the logs of its pods.
+	taken = append(taken, "--simulated", "--cleanup", "--cleanup-logs", "--pod-logs-dir", "--container-logs-dir")
+	if m[1] != "disk-reserve" && slices.Contains(taken, "--"+m[1]) {
+		return fmt.Errorf("keel needs %s itself", m[1])
+	}
+	return nil
+}
+
 func node(c *cluster.Cluster, bin string, p runtime.Programs, n cluster.Node) supervise.Spec {
+	spec := service(c, bin, "node", n.Name, n.Name, stopNode, nodeArgs(c, p, n)...)
+	spec.Namespace = namespace(c, n)
+	spec.Sandboxes = runtime.Socket(c, n.Name)
+	return spec
+}
+
+// nodeArgs returns the flags of a node.
+func nodeArgs(c *cluster.Cluster, p runtime.Programs, n cluster.Node) []string {
 	args := []string{
 		"--apiserver", c.NodeGRPC(),
 		"--node-name", n.Name,
@@ -266,8 +301,8 @@ func node(c *cluster.Cluster, bin string, p runtime.Programs, n cluster.Node) su
 	if c.Joined != nil {
 		args = append(args, "--bootstrap-token-file", c.Path("pki", "bootstrap-token"), "--ca-file", c.Path("pki", "ca.crt"))
 	}
-	spec := service(c, bin, "node", n.Name, n.Name, stopNode, args...)
-	spec.Namespace = namespace(c, n)
-	spec.Sandboxes = runtime.Socket(c, n.Name)
-	return spec
+	for _, f := range c.NodeFlags {
+		args = append(args, "--"+f)
+	}
+	return args
 }

@@ -2,10 +2,12 @@ package process
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"keelson.dev/tools/internal/pki"
 	"keelson.dev/tools/keel/internal/cluster"
+	"keelson.dev/tools/keel/internal/runtime"
 )
 
 // The health of each of the two balancers is probed at a socket that only it serves, because
@@ -71,6 +73,33 @@ func TestServiceAddressIsInTheCertificate(t *testing.T) {
 	for _, cidr := range []string{"", "nonsense", "10.96.0.0"} {
 		if _, err := ControlPlane(nil, cidr, "cluster.local"); err == nil {
 			t.Errorf("%q: no error", cidr)
+		}
+	}
+}
+
+// TestNodeFlags checks that flags of nodes are passed on, and that those that keel sets are
+// refused.
+func TestNodeFlags(t *testing.T) {
+	for flag, want := range map[string]string{
+		"": "", "pod-max-pids=100": "", "disk-reserve=5%": "", "cleanup": "itself",
+		"--pod-max-pids=100": "expected name=value", "=1": "expected name=value", "a b": "expected name=value",
+		"data-dir=/": "keel needs data-dir itself", "pod-logs-dir=/x": "itself", "bootstrap-token-file=/x": "itself", "identity=/x": "itself", "ops-address=:80": "itself",
+	} {
+		err := CheckNodeFlag(flag)
+		if (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", flag, err, want)
+		}
+	}
+	c := &cluster.Cluster{Home: t.TempDir(), NodeFlags: []string{"pod-max-pids=100"}}
+	spec := node(c, "/bin", runtime.Programs{}, cluster.Node{Name: "node-0"})
+	if !slices.Contains(spec.Args, "--pod-max-pids=100") {
+		t.Errorf("arguments: %v", spec.Args)
+	}
+	// Whatever keel sets for every service is refused for nodes.
+	set := service(c, "/bin", "node", "node-0", "node-0", stopNode)
+	for _, a := range set.Args[1:] {
+		if strings.HasPrefix(a, "--") && !slices.Contains(serviceFlags, a) {
+			t.Errorf("%s is not in serviceFlags", a)
 		}
 	}
 }

@@ -13,6 +13,7 @@ const (
 	PodSucceeded         Code = "PodSucceeded"
 	PodFailed            Code = "PodFailed"
 	PodEvicted           Code = "PodEvicted"
+	StorageLimit         Code = "LocalStorageLimitExceeded"
 	PodRefused           Code = "PodRefusedByNode"
 	PodGated             Code = "PodSchedulingGated"
 	PodUnschedulable     Code = "PodUnschedulable"
@@ -28,6 +29,7 @@ const (
 	ConfigMissing        Code = "ContainerConfigMissing"
 	ContainerNotCreated  Code = "ContainerNotCreated"
 	OutOfMemory          Code = "ContainerOutOfMemory"
+	OutOfProcesses       Code = "ContainerOutOfProcesses"
 	ProbeKills           Code = "LivenessProbeFails"
 	ContainerExits       Code = "ContainerExits"
 	InitRuns             Code = "InitContainerRuns"
@@ -76,7 +78,7 @@ const (
 // one last.
 var severity = []Code{
 	Unknown, TerminatingGrace, PodNotScheduled, Progressing, InitRuns, NotStarted, NotReady, ReadinessGate, TerminatingLost,
-	TerminatingFinalizer, PodGated, NetworkNotReady, VolumeNotMounted, PodFailed, PodEvicted, NodeNotReady, NodeGone,
-	NoScheduler, ClaimNotBound, ClaimMissing, PodUnschedulable, PodRefused, ContainerExits, ProbeKills, OutOfMemory,
+	TerminatingFinalizer, PodGated, NetworkNotReady, VolumeNotMounted, PodFailed, PodEvicted, StorageLimit, NodeNotReady, NodeGone,
+	NoScheduler, ClaimNotBound, ClaimMissing, PodUnschedulable, PodRefused, ContainerExits, ProbeKills, OutOfProcesses, OutOfMemory,
 	ContainerNotCreated, ConfigMissing, ImageUnavailable,
 }

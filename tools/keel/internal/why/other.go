@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
@@ -193,10 +194,11 @@ func (w *World) node(n *corev1.Node) *Answer {
 		w.seen(a, ref, n.UID)
 		return a
 	}
-	for _, t := range []corev1.NodeConditionType{corev1.NodeMemoryPressure, corev1.NodeDiskPressure, corev1.NodePIDPressure} {
+	for _, t := range pressures {
 		if p := nodeCondition(n, t); p != nil && p.Status == corev1.ConditionTrue {
 			a := problem(NodePressure, "it is ready, but short of a resource: %s", p.Message)
 			a.status(ref, "%s is True since %s: %s", p.Type, w.ago(p.LastTransitionTime), p.Message)
+			w.seen(a, ref, types.UID(n.Name), "EvictionThresholdMet") // the node's own events have its name as UID
 			a.next("find out what uses it: kubectl describe node %s", n.Name)
 			return a
 		}

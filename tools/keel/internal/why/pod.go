@@ -31,6 +31,9 @@ func (w *World) pod(p *corev1.Pod) *Answer {
 	if a := w.nodeOf(p, ref); a != nil {
 		return a
 	}
+	if p.Status.Reason == "Evicted" { // its containers are being stopped
+		return w.evicted(p, ref)
+	}
 	if a := w.containers(p, ref); a != nil {
 		return a
 	}
@@ -119,10 +122,11 @@ func (w *World) terminating(p *corev1.Pod, ref Ref) *Answer {
 
 func (w *World) failed(p *corev1.Pod, ref Ref) *Answer {
 	switch p.Status.Reason {
-	case "Evicted", "Preempting", "Preempted":
+	case "Evicted":
+		return w.evicted(p, ref)
+	case "Preempting", "Preempted":
 		a := problem(PodEvicted, "it was evicted from node %s: %s", p.Spec.NodeName, p.Status.Message)
-		w.seen(a, ref, p.UID, "Evicted")
-		a.next("set requests that match what the pod uses, so that it is not the first to go")
+		a.next("give it a higher priority, or add nodes")
 		return a
 	case "":
 	default:
@@ -351,10 +355,14 @@ func (w *World) exits(p *corev1.Pod, ref Ref, s *corev1.ContainerStatus, t *core
 	var a *Answer
 	switch {
 	case t.Reason == "OOMKilled":
-		a = problem(OutOfMemory, "its %s %s was killed for exceeding its memory limit", what, s.Name)
-		if limit, ok := limitOf(p, s.Name); ok {
-			a.spec(ref, "%s %s: resources.limits.memory: %s", what, s.Name, limit)
+		limit, ok := limitOf(p, s.Name)
+		if !ok {
+			a = problem(OutOfMemory, "its %s %s, which has no memory limit, was killed because its pod or node ran out of memory", what, s.Name)
+			a.next("find out what uses the memory, and set a request that matches it")
+			break
 		}
+		a = problem(OutOfMemory, "its %s %s was killed for exceeding its memory limit", what, s.Name)
+		a.spec(ref, "%s %s: resources.limits.memory: %s", what, s.Name, limit)
 		a.next("raise the container's memory limit, or find out what uses the memory")
 	case t.ExitCode == 137 && len(w.events(p.UID, "Unhealthy", "Killing")) > 0 || len(w.livenessFailures(p)) > 0:
 		a = problem(ProbeKills, "its %s %s is restarted because its liveness probe fails", what, s.Name)
@@ -362,6 +370,9 @@ func (w *World) exits(p *corev1.Pod, ref Ref, s *corev1.ContainerStatus, t *core
 			a.Evidence = append(a.Evidence, Evidence{Source: "event", Object: ref, Text: e.Reason + ": " + e.Message, Time: metav1.NewTime(lastSeen(e)), Count: e.Count})
 		}
 		a.next("give the container time (startupProbe, timeoutSeconds, failureThreshold), or fix what the probe checks")
+	case t.ExitCode != 0 && w.outOfProcesses(p, s.Name):
+		a = problem(OutOfProcesses, "its %s %s exits because it cannot start more processes or threads: %s", what, s.Name, ended(t))
+		a.next("find out what starts so many, or raise the limit of each pod: node --pod-max-pids")
 	default:
 		a = problem(ContainerExits, "its %s %s exits: %s", what, s.Name, ended(t))
 	}

@@ -52,6 +52,13 @@ func pod(name string, opts ...option) *corev1.Pod {
 	return p
 }
 
+func evicted(message string) option {
+	return func(p *corev1.Pod) {
+		p.Status.Phase, p.Status.Reason, p.Status.Message = corev1.PodFailed, "Evicted", message
+		p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: "TerminationByKubelet"})
+	}
+}
+
 func unready(p *corev1.Pod) {
 	p.Status.Conditions[0].Status = corev1.ConditionFalse
 	p.Status.ContainerStatuses[0].Ready = false
@@ -230,11 +237,31 @@ func TestPod(t *testing.T) {
 			pod: pod("a"), world: func(w *why.World) { w.Nodes, w.Hidden = nil, map[string]bool{"Node": true} }, code: why.Healthy, healthy: true,
 		},
 		"evicted": {
-			pod: pod("a", func(p *corev1.Pod) {
-				p.Status.Phase, p.Status.Reason, p.Status.Message = corev1.PodFailed, "Evicted", "The node was low on resource: memory."
-			}),
-			code: why.PodEvicted, says: "low on resource",
+			pod: pod("a", evicted("The node was low on resource: memory. Threshold quantity: 100Mi, available: 88Mi. ")),
+			world: func(w *why.World) {
+				w.Events = append(w.Events, event("a", "Evicted", "The node was low on resource: memory. "))
+				w.Nodes[0].Status.Conditions = append(w.Nodes[0].Status.Conditions, corev1.NodeCondition{Type: corev1.NodeMemoryPressure, Status: corev1.ConditionTrue, Message: "kubelet has insufficient memory available"})
+			},
+			code: why.PodEvicted, says: "node n1: MemoryPressure is True",
 		},
+		"evicted for processes": {pod: pod("a", evicted("The node was low on resource: pids. ")), code: why.PodEvicted, says: "--pod-max-pids"},
+		"being evicted": {
+			pod:  pod("a", evicted("The node was low on resource: memory. "), func(p *corev1.Pod) { p.Status.Phase = corev1.PodRunning }),
+			code: why.PodEvicted, says: "TerminationByKubelet",
+		},
+		"refused under pressure": {pod: pod("a", evicted("Pod was rejected: The node had condition: [MemoryPressure]. ")), code: why.PodRefused, says: "memory request"},
+		"volume over its limit":  {pod: pod("a", evicted(`Usage of EmptyDir volume "v" exceeds the limit "10Mi". `)), code: why.StorageLimit, says: "sizeLimit"},
+		"container over its limit": {
+			pod: pod("a", evicted(`Container web exceeded its local ephemeral storage limit "10Mi". `)), code: why.StorageLimit, says: "limits.ephemeral-storage",
+		},
+		"pod over its limit": {
+			pod: pod("a", evicted("Pod ephemeral local storage usage exceeds the total limit of containers 10Mi. ")), code: why.StorageLimit, says: "limits.ephemeral-storage",
+		},
+		"fork bomb": {
+			pod: pod("a", crashed("Error", 2)), world: func(w *why.World) { w.Logs["a/web"] = "sh: can't fork: Resource temporarily unavailable\n" },
+			code: why.OutOfProcesses, says: "--pod-max-pids",
+		},
+		"killed without a limit": {pod: pod("a", crashed("OOMKilled", 137)), code: why.OutOfMemory, says: "has no memory limit"},
 		"refused": {
 			pod: pod("a", func(p *corev1.Pod) {
 				p.Status.Phase, p.Status.Reason, p.Status.ContainerStatuses = corev1.PodFailed, "OutOfcpu", nil
