@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"keelson.dev/e2e/internal/cluster"
 	"keelson.dev/e2e/internal/wait"
 )
 
@@ -67,28 +68,7 @@ func TestWhy(t *testing.T) {
 		{"pod/huge", "PodUnschedulable", "Insufficient cpu"},
 		{"pod/fine", "Healthy", ""},
 	} {
-		wait.For(t, time.Minute, "the explanation of "+c.object, func(ctx context.Context) error {
-			// The exit code says whether the object is healthy, so that only the output is looked at.
-			out, _ := shared.Command(ctx, "keel", "why", "--home", shared.Home, "-n", ns, c.object, "-o", "json").Output()
-			var a answer
-			if err := json.Unmarshal(out, &a); err != nil {
-				return fmt.Errorf("%w in %q", err, out)
-			}
-			var codes, evidence []string
-			for at := &a; at != nil; at = at.Because {
-				codes = append(codes, at.Code)
-				for _, e := range at.Evidence {
-					evidence = append(evidence, e.Source+": "+e.Text)
-				}
-			}
-			if got := strings.Join(codes, " "); got != c.codes {
-				return fmt.Errorf("codes %s, want %s", got, c.codes)
-			}
-			if got := strings.Join(evidence, "\n"); !strings.Contains(got, c.evidence) {
-				return fmt.Errorf("no %q in the evidence:\n%s", c.evidence, got)
-			}
-			return nil
-		})
+		explained(t, shared, ns, c.object, c.codes, c.evidence)
 	}
 	if out := shared.Keel(t, "why", "-n", ns, "pod/fine"); !strings.Contains(out, "pod/fine: it runs and is ready  [Healthy]") {
 		t.Errorf("keel why pod/fine prints %q", out)
@@ -96,4 +76,32 @@ func TestWhy(t *testing.T) {
 	if _, err := shared.Run(t.Context(), "keel", "why", "--home", shared.Home, "-n", ns, "pod/absent"); err == nil || !strings.Contains(err.Error(), "pod/absent not found") {
 		t.Errorf("keel why of a pod that does not exist: %v", err)
 	}
+}
+
+// explained waits until keel why of an object answers with these codes, the object's own first,
+// and with evidence that contains a text.
+func explained(t *testing.T, cl *cluster.Cluster, ns, object, codes, evidence string) {
+	t.Helper()
+	wait.For(t, time.Minute, "the explanation of "+object, func(ctx context.Context) error {
+		// The exit code says whether the object is healthy, so that only the output is looked at.
+		out, _ := cl.Command(ctx, "keel", "why", "--home", cl.Home, "-n", ns, object, "-o", "json").Output()
+		var a answer
+		if err := json.Unmarshal(out, &a); err != nil {
+			return fmt.Errorf("%w in %q", err, out)
+		}
+		var gotCodes, gotEvidence []string
+		for at := &a; at != nil; at = at.Because {
+			gotCodes = append(gotCodes, at.Code)
+			for _, e := range at.Evidence {
+				gotEvidence = append(gotEvidence, e.Source+": "+e.Text)
+			}
+		}
+		if got := strings.Join(gotCodes, " "); got != codes {
+			return fmt.Errorf("codes %s, want %s: %s", got, codes, out)
+		}
+		if got := strings.Join(gotEvidence, "\n"); !strings.Contains(got, evidence) {
+			return fmt.Errorf("no %q in the evidence:\n%s", evidence, got)
+		}
+		return nil
+	})
 }
