@@ -38,6 +38,9 @@ func TestCases(t *testing.T) {
 		{"UDP to a host port reaches the next pod", caseHostPort},
 		{"timestamps of log lines have nine digits", caseTimestamps},
 		{"container statuses are sorted by name", caseStatusOrder},
+		{"kubectl debug runs a container in a running pod", caseDebug},
+		{"a running container is resized", caseResize},
+		{"a pod runs with its RuntimeClass's handler", caseRuntimeClass},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -42,4 +42,5 @@ func (a *Agent) dismiss(uid types.UID) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.admitted, uid)
+	a.wakeDeferred()
 }

@@ -39,7 +39,9 @@ func (w *worker) advance(ctx context.Context, p *corev1.Pod, state *cri.Pod, tra
 	}
 	w.a.probes.Sync(w.a.base, p, state, podIP(p, state, w.a.cfg.HostIPs()), false)
 	verdicts := w.a.probes.Verdicts(w.uid)
-	plan := pod.Make(pod.View{Pod: p, Runtime: state, Now: time.Now(), Started: verdicts.Started, Unhealthy: verdicts.Unhealthy})
+	plan := pod.Make(pod.View{Pod: p, Runtime: state, Now: time.Now(), Started: verdicts.Started, Unhealthy: verdicts.Unhealthy,
+		Replaced: func(id string) bool { return w.resize.replaced[id] },
+	})
 	at.add(plan.Wake)
 	if plan.Finished {
 		w.finished = true
@@ -79,8 +81,9 @@ func (w *worker) advance(ctx context.Context, p *corev1.Pod, state *cri.Pod, tra
 		}
 		return at.wait()
 	}
+	resized := len(plan.Kill) == 0 && w.resizeContainers(ctx, p, state, &at)
 	started := w.startContainers(ctx, p, state, plan, &at)
-	if started || len(plan.Kill) > 0 {
+	if started || resized || len(plan.Kill) > 0 {
 		at.add(time.Now())
 	} else {
 		w.prune(ctx, p, state)

@@ -108,6 +108,8 @@ type Agent struct {
 	workers map[types.UID]*worker
 	// admitted holds the pods that the node has admitted and that have not ended.
 	admitted map[types.UID]*corev1.Pod
+	// deferred holds the pods whose resize waits for resources.
+	deferred map[types.UID]bool
 	static   statics
 	base     context.Context
 	wg       sync.WaitGroup
@@ -118,7 +120,7 @@ const parallelPulls = 3
 
 // New returns an agent. It does nothing until Run is called.
 func New(cfg Config) *Agent {
-	a := &Agent{cfg: cfg, workers: map[types.UID]*worker{}, admitted: map[types.UID]*corev1.Pod{}, rotate: make(chan struct{}), static: newStatics(), log: slog.With("node", cfg.Node)}
+	a := &Agent{cfg: cfg, workers: map[types.UID]*worker{}, admitted: map[types.UID]*corev1.Pod{}, rotate: make(chan struct{}), deferred: map[types.UID]bool{}, static: newStatics(), log: slog.With("node", cfg.Node)}
 	a.pods = client.NewCache(cfg.Client, client.CacheOptions[*corev1.Pod]{
 		FieldSelector: "spec.nodeName=" + cfg.Node,
 		Transform: func(p *corev1.Pod) *corev1.Pod {

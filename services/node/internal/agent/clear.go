@@ -126,5 +126,7 @@ func (w *worker) removeLeftovers(p *corev1.Pod, c *cri.Container) {
 	log.Remove(name)
 	w.a.logs.Unlink(p.Name, p.Namespace, c.Name, c.ID)
 	delete(w.linked, c.ID)
+	delete(w.resize.applied, c.ID)
+	delete(w.resize.replaced, c.ID)
 	_ = os.Remove(filepath.Join(w.a.volumes.PodDir(w.uid), "containers", c.Name, fmt.Sprintf("termination-%d", c.RestartCount)))
 }

@@ -39,7 +39,7 @@ func (w *worker) publish(p *corev1.Pod, state *cri.Pod, v probe.Verdicts, waitin
 	s := status.Make(status.View{
 		Pod: base, Runtime: state, Now: time.Now(), RuntimeName: w.a.runtimeName, HostIPs: w.a.cfg.HostIPs(),
 		Waiting: waiting, Started: v.Started, Ready: v.Ready, TerminationMessage: terminationMessage,
-		Ended: w.ended, Refused: w.refused, Finished: w.finished,
+		Ended: w.ended, Refused: w.refused, Finished: w.finished, Resize: w.resize.state,
 	})
 	w.mu.Lock()
 	w.latest = &s

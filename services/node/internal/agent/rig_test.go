@@ -42,6 +42,8 @@ type rig struct {
 	events  *event.Recorder
 	admit   func(*corev1.Pod) *pod.Refusal
 	static  Source
+	// allocatable is what the node reports.
+	allocatable corev1.ResourceList
 }
 
 var rigs atomic.Int32
@@ -103,7 +105,10 @@ func (r *rig) start() {
 		Services:     func() []*corev1.Service { return nil },
 		NetworkReady: func() bool { return true }, Features: r.features, Static: r.static,
 		Self: func() *corev1.Node {
-			return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: r.node, UID: types.UID("uid-" + r.node)}}
+			return &corev1.Node{
+				ObjectMeta: metav1.ObjectMeta{Name: r.node, UID: types.UID("uid-" + r.node)},
+				Status:     corev1.NodeStatus{Allocatable: r.allocatable},
+			}
 		},
 		Admit: r.admit,
 	})

@@ -56,6 +56,8 @@ func (w *worker) runSandbox(ctx context.Context, p *corev1.Pod, attempt uint32) 
 		if err := w.a.cfg.Cgroups.EnsurePod(p); err != nil {
 			return "", fmt.Errorf("failed to ensure that the pod's cgroup exists: %w", err)
 		}
+		total := pod.PodTotal(p)
+		w.resize.cgroup = &total
 		parent = w.a.cfg.Cgroups.Pod(p)
 		w.a.shareCPU(ctx)
 	}

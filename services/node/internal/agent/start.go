@@ -142,6 +142,7 @@ func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, state *cri.P
 		return &startError{reason: reasonCreate, message: cri.Message(err)}
 	}
 	w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeNormal, event.Created, "Container created")
+	w.resize.applied[id] = config.Linux.Resources
 	if err := ctx.Err(); err != nil {
 		return err // the next sync finds a container that was created but not started
 	}

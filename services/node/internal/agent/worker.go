@@ -9,6 +9,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"keelson.dev/services/internal/telemetry"
 	"keelson.dev/services/node/internal/event"
@@ -36,6 +37,8 @@ type worker struct {
 	changedAt  time.Time
 	// evicted is the ending that Evict asked for.
 	evicted *pod.Ending
+
+	resize resizing
 
 	// ended is why the node ends the pod, and refused why it does not run it.
 	ended    *pod.Ending
@@ -66,7 +69,9 @@ type worker struct {
 }
 
 func newWorker(a *Agent, uid types.UID) *worker {
-	return &worker{a: a, uid: uid, wake: make(chan struct{}, 1), waiting: map[string]hold{}, backOffs: map[string]string{}, linked: map[string]bool{}, over: make(chan struct{})}
+	return &worker{a: a, uid: uid, wake: make(chan struct{}, 1), waiting: map[string]hold{}, backOffs: map[string]string{}, linked: map[string]bool{}, over: make(chan struct{}),
+		resize: resizing{applied: map[string]*runtimev1.LinuxContainerResources{}, replaced: map[string]bool{}},
+	}
 }
 
 func (w *worker) poke() {
@@ -142,6 +147,7 @@ func (w *worker) run(ctx context.Context) {
 
 func (w *worker) forget() {
 	w.release()
+	w.a.undefer(w.uid)
 	if w.a.cfg.HostPorts != nil {
 		w.a.cfg.HostPorts(string(w.uid), nil)
 	}
@@ -193,6 +199,7 @@ func (w *worker) sync(parent context.Context) (next time.Duration, done bool) {
 		w.referred = n
 	}
 	w.decide(p)
+	p = w.allot(p)
 	if p.DeletionTimestamp != nil || w.refused != nil || w.ended != nil || w.finished || pod.Terminal(p) {
 		return w.end(ctx, p, state, traceparent), false
 	}

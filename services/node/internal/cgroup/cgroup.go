@@ -126,7 +126,12 @@ func (h *Hierarchy) EnsurePod(p *corev1.Pod) error {
 	if err := h.setPIDs(group); err != nil {
 		return err
 	}
-	total := pod.PodTotal(p)
+	return h.SetPod(p, pod.PodTotal(p))
+}
+
+// SetPod sets the limits of a pod's cgroup, which exists.
+func (h *Hierarchy) SetPod(p *corev1.Pod, total pod.Total) error {
+	group := h.Pod(p)
 	if pod.QOS(p) == corev1.PodQOSBestEffort {
 		return h.setCPU(group, pod.Shares(total.Requests.Cpu()), 0, 0)
 	}

@@ -48,6 +48,11 @@ const (
 	Evicted            = "Evicted"
 
 	EvictionThresholdMet = "EvictionThresholdMet"
+	ResizeStarted        = "ResizeStarted"
+	ResizeCompleted      = "ResizeCompleted"
+	ResizeDeferred       = "ResizeDeferred"
+	ResizeInfeasible     = "ResizeInfeasible"
+	ResizeError          = "ResizeError"
 	ErrImageNeverPull    = "ErrImageNeverPull"
 	FreeDiskSpaceFailed  = "FreeDiskSpaceFailed"
 )

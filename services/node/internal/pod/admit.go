@@ -139,6 +139,26 @@ func portsClash(a, b *corev1.Pod) bool {
 }
 
 func admitResources(p *corev1.Pod, allocatable corev1.ResourceList, others []*corev1.Pod) *Refusal {
+	if s := short(p, allocatable, others); s != nil {
+		return &Refusal{"OutOf" + string(s.name), "Pod was rejected: " + s.String()}
+	}
+	return nil
+}
+
+// shortage is a resource of which a node has less than a pod needs: thousandths of a CPU,
+// bytes, or pods.
+type shortage struct {
+	name                      corev1.ResourceName
+	requested, used, capacity int64
+}
+
+func (s *shortage) String() string {
+	return fmt.Sprintf("Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", s.name, s.requested, s.used, s.capacity)
+}
+
+// short returns the first resource that a node has too little of for a pod besides others,
+// or nil.
+func short(p *corev1.Pod, allocatable corev1.ResourceList, others []*corev1.Pod) *shortage {
 	want := PodTotal(p)
 	used := map[corev1.ResourceName]int64{corev1.ResourcePods: int64(len(others))}
 	for _, o := range others {
@@ -146,18 +166,17 @@ func admitResources(p *corev1.Pod, allocatable corev1.ResourceList, others []*co
 		used[corev1.ResourceCPU] += t.Requests.Cpu().MilliValue()
 		used[corev1.ResourceMemory] += t.Requests.Memory().Value()
 	}
-	for _, c := range []struct {
-		name               corev1.ResourceName
-		requested, allowed int64
-	}{
-		{corev1.ResourcePods, 1, allocatable.Pods().Value()},
-		{corev1.ResourceCPU, want.Requests.Cpu().MilliValue(), allocatable.Cpu().MilliValue()},
-		{corev1.ResourceMemory, want.Requests.Memory().Value(), allocatable.Memory().Value()},
+	for _, s := range []shortage{
+		{name: corev1.ResourcePods, requested: 1, capacity: allocatable.Pods().Value()},
+		{name: corev1.ResourceCPU, requested: want.Requests.Cpu().MilliValue(), capacity: allocatable.Cpu().MilliValue()},
+		{name: corev1.ResourceMemory, requested: want.Requests.Memory().Value(), capacity: allocatable.Memory().Value()},
 	} {
-		if _, known := allocatable[c.name]; !known || c.requested == 0 || used[c.name]+c.requested <= c.allowed {
+		if _, known := allocatable[s.name]; !known || s.requested == 0 {
 			continue
 		}
-		return &Refusal{"OutOf" + string(c.name), fmt.Sprintf("Pod was rejected: Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", c.name, c.requested, used[c.name], c.allowed)}
+		if s.used = used[s.name]; s.used+s.requested > s.capacity {
+			return &s
+		}
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ const (
 	KillStartup  = "failed startup probe"
 	KillChanged  = "definition changed"
 	KillUnknown  = "is in an unknown state"
+	KillResize   = "resize requires restart"
 )
 
 // View is the input of a plan.
@@ -28,6 +29,9 @@ type View struct {
 	// Unhealthy returns why a running instance must be stopped, KillLiveness or
 	// KillStartup, or "".
 	Unhealthy func(id string) string
+	// Replaced reports whether an instance was stopped so that the next one gets other
+	// resources. Nil means that none was.
+	Replaced func(id string) bool
 }
 
 // Plan is the next step for a pod. All of it may be carried out at once, except that kills
@@ -253,7 +257,7 @@ func (p *Plan) keepRunning(v View, sandbox string, c *corev1.Container, role Rol
 		} else if why := v.Unhealthy(inst.ID); why != "" {
 			p.Kill = append(p.Kill, Kill{inst, why})
 		}
-	case inst.Hash != "" && inst.Hash != Hash(c):
+	case inst.Hash != "" && inst.Hash != Hash(c), v.Replaced != nil && v.Replaced(inst.ID):
 		p.start(v, c, role)
 	case !restarts(v.Pod, c, inst):
 		return true

@@ -19,6 +19,8 @@ var owned = map[corev1.PodConditionType]bool{
 	corev1.ContainersReady:           true,
 	corev1.PodReady:                  true,
 	corev1.PodScheduled:              true,
+	corev1.PodResizePending:          true,
+	corev1.PodResizeInProgress:       true,
 }
 
 type verdict struct {
@@ -56,7 +58,7 @@ func (v View) conditions(s *corev1.PodStatus) []corev1.PodCondition {
 		}
 		out = append(out, c)
 	}
-	for _, c := range v.ending() {
+	for _, c := range append(v.ending(), v.Resize.conditions()...) {
 		c.ObservedGeneration, c.LastTransitionTime = v.Pod.Generation, now
 		if old := condition(&v.Pod.Status, c.Type); old != nil && old.Status == c.Status {
 			c.LastTransitionTime = old.LastTransitionTime
@@ -67,6 +69,23 @@ func (v View) conditions(s *corev1.PodStatus) []corev1.PodCondition {
 		if !owned[c.Type] && !slices.ContainsFunc(out, func(own corev1.PodCondition) bool { return own.Type == c.Type }) {
 			out = append(out, c)
 		}
+	}
+	return out
+}
+
+// conditions returns the conditions of a resize. Both are absent when there is nothing to
+// report.
+func (r Resize) conditions() []corev1.PodCondition {
+	var out []corev1.PodCondition
+	if r.Pending != nil {
+		out = append(out, corev1.PodCondition{Type: corev1.PodResizePending, Status: corev1.ConditionTrue, Reason: r.Pending.Reason, Message: r.Pending.Message})
+	}
+	if r.Active {
+		c := corev1.PodCondition{Type: corev1.PodResizeInProgress, Status: corev1.ConditionTrue, Message: r.Error}
+		if r.Error != "" {
+			c.Reason = corev1.PodReasonError
+		}
+		out = append(out, c)
 	}
 	return out
 }

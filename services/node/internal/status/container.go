@@ -86,7 +86,7 @@ func (v View) container(c *corev1.Container, role pod.Role, initialized bool) co
 		out.LastTerminationState = old.LastTerminationState
 	}
 	if out.State.Running != nil || out.State.Terminated != nil {
-		v.resources(&out, c)
+		v.resources(&out, c, now)
 	}
 	if u := now.User; u != nil {
 		out.User = &corev1.ContainerUser{Linux: &corev1.LinuxContainerUser{UID: u.Uid, GID: u.Gid, SupplementalGroups: u.SupplementalGroups}}
@@ -174,12 +174,16 @@ func (v View) reportedMessage(id string) string {
 
 func (v View) id(c *cri.Container) string { return v.RuntimeName + "://" + c.ID }
 
-// resources reports the resources of a started container.
-func (v View) resources(out *corev1.ContainerStatus, c *corev1.Container) {
+// resources reports the allocated resources of a started container, and the actual ones as
+// far as the runtime reports them.
+func (v View) resources(out *corev1.ContainerStatus, c *corev1.Container, inst *cri.Container) {
 	if len(c.Resources.Requests) > 0 {
 		out.AllocatedResources = c.Resources.Requests
 	}
 	out.Resources = &corev1.ResourceRequirements{Requests: c.Resources.Requests, Limits: c.Resources.Limits}
+	if inst.State == cri.StateRunning && inst.Resources != nil {
+		*out.Resources = pod.Actual(c.Resources, inst.Resources)
+	}
 }
 
 // mounts reports a container's volume mounts: recursive read-only as the runtime made them.

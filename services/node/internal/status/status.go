@@ -33,11 +33,23 @@ type View struct {
 	TerminationMessage func(c *cri.Container) string
 	// Ended, unless nil, is why the node ends the pod. The phase will be Failed.
 	Ended *pod.Ending
+	// Resize is the state of a resize of the pod, whose spec holds the allocated resources.
+	Resize Resize
 	// Refused, unless nil, is why the node never admitted the pod. It then has no
 	// containers to report.
 	Refused *pod.Refusal
 	// Finished is true if no container of the pod will start again.
 	Finished bool
+}
+
+// Resize is the state of an in-place resize.
+type Resize struct {
+	// Pending, unless nil, is why the desired resources are not allocated.
+	Pending *pod.Refusal
+	// Active is true while a running container does not have its allocated resources. Error
+	// is why they could not be set, or "".
+	Active bool
+	Error  string
 }
 
 // Make returns the status of a pod.
