@@ -23,9 +23,11 @@ var program = leadertest.Program{
 
 func TestTwoWithoutFlagsElectOne(t *testing.T) { leadertest.Elects(t, program) }
 
-// Bindings, unschedulable conditions and events carry the leader's fence.
+// Bindings, unschedulable conditions, evictions and events carry the leader's fence.
 func TestEveryWriteIsFenced(t *testing.T) {
-	schedules(t, leadertest.Run(t, program)).Fenced("pods", "events")
+	s := schedules(t, leadertest.Run(t, program))
+	preempts(t, s)
+	s.Fenced("pods", "events")
 }
 
 func TestWorksWithoutElection(t *testing.T) { schedules(t, leadertest.RunUnelected(t, program)) }
@@ -39,10 +41,11 @@ func schedules(t *testing.T, s *leadertest.Service) *leadertest.Service {
 	}); err != nil {
 		t.Fatal(err)
 	}
+	grace := int64(30)
 	for name, cpu := range map[string]string{"fits": "500m", "does-not": "50"} {
 		if _, err := client.For[*corev1.Pod](s.Client).Create(t.Context(), &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
-			Spec: corev1.PodSpec{SchedulerName: "default-scheduler", Containers: []corev1.Container{{
+			Spec: corev1.PodSpec{SchedulerName: "default-scheduler", TerminationGracePeriodSeconds: &grace, Containers: []corev1.Container{{
 				Name: "c", Image: "i",
 				Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu)}},
 			}}},
@@ -64,4 +67,27 @@ func schedules(t *testing.T, s *leadertest.Service) *leadertest.Service {
 	}
 	s.Eventually("one pod is bound and the other refused", done)
 	return s
+}
+
+// preempts waits until s has evicted a pod for a more important one.
+func preempts(t *testing.T, s *leadertest.Service) {
+	t.Helper()
+	priority := int32(10)
+	pods := client.For[*corev1.Pod](s.Client)
+	if _, err := pods.Create(t.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "important"},
+		Spec: corev1.PodSpec{SchedulerName: "default-scheduler", Priority: &priority, Containers: []corev1.Container{{
+			Name: "c", Image: "i",
+			Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1")}},
+		}}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	s.Eventually("the other terminates", func() bool {
+		victim, err := pods.Get(t.Context(), "default", "fits")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return victim.DeletionTimestamp != nil
+	})
 }

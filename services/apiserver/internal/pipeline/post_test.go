@@ -36,6 +36,11 @@ func TestBinding(t *testing.T) {
 	f := newFixture(t)
 	get(f, f.mustCreate(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{corev1.LabelTopologyZone: "z"}}}))
 	p := f.mustCreate(pod("a")).(*corev1.Pod)
+	p.Status.NominatedNodeName = "m"
+	if _, err := f.update(p, "status"); err != nil {
+		t.Fatal(err)
+	}
+	p = get(f, p)
 	f.now = f.now.Add(1e10)
 	b := binding("a", "n")
 	b.Annotations = map[string]string{"why": "so"}
@@ -46,6 +51,9 @@ func TestBinding(t *testing.T) {
 	got := get(f, p)
 	if got.Spec.NodeName != "n" || got.Annotations["why"] != "so" || got.Labels[corev1.LabelTopologyZone] != "z" {
 		t.Errorf("%+v", got)
+	}
+	if got.Status.NominatedNodeName != "" {
+		t.Errorf("bound, and still nominated for %s", got.Status.NominatedNodeName)
 	}
 	if c := got.Status.Conditions; len(c) != 1 || c[0].Type != corev1.PodScheduled || c[0].Status != corev1.ConditionTrue || c[0].LastTransitionTime.Unix() != f.now.Unix() {
 		t.Errorf("conditions %+v", c)

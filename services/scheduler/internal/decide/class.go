@@ -38,6 +38,7 @@ type class struct {
 	// are 0.
 	refused  []refusedBy
 	counts   map[refusedBy]int // nodes refused in each way
+	kinds    map[refusedBy]kind
 	score    []int32
 	avoided  []int64
 	liked    []int64
@@ -51,6 +52,16 @@ type class struct {
 	// message explains why there is no node, as of a moment.
 	message   *refusal
 	messageAt moment
+	// outranksNone is the message for a pod that has no higher priority than any other.
+	outranksNone   string
+	outranksNoneAt moment
+	// dry holds results of the search for victims by node index, for pods of one
+	// priority and one state of the budgets. Changed nodes are dropped, but not those of
+	// which only a pod's Started has changed: that decides only between nodes that are
+	// otherwise equal.
+	dry         []dried
+	dryPriority int32
+	dryBudgets  uint64
 }
 
 // moment holds what a message depends on.
@@ -63,6 +74,20 @@ func (c *class) now() moment { return moment{c.position, c.env.NamespacesSeen} }
 type refusedBy uint32
 
 func (r refusedBy) filter() int { return int(r>>16) - 1 }
+
+// kind is what all nodes have in common that are refused in the same way.
+type kind struct {
+	reasons []string
+	// curable is true if the refusal may end when pods leave the node.
+	curable bool
+}
+
+// dried is the result of the search for victims on a node.
+type dried struct {
+	known   bool
+	plan    *Preemption // nil without victims that help
+	reasons []string    // why there are none
+}
 
 type refusal struct {
 	message string
@@ -80,7 +105,8 @@ func (c *class) build() {
 	c.image = plugin.ImageLocality(c.env, c.pod)
 	c.prefer = plugin.PreferredNodes(c.pod)
 	c.refused = make([]refusedBy, len(c.env.Nodes))
-	c.counts = map[refusedBy]int{}
+	c.counts, c.kinds = map[refusedBy]int{}, map[refusedBy]kind{}
+	c.dry = nil
 	c.score = make([]int32, len(c.env.Nodes))
 	c.avoided, c.liked = nil, nil
 	for _, n := range c.env.Nodes {
@@ -105,9 +131,16 @@ func (c *class) evaluate(n *state.Node) {
 		c.refused = append(c.refused, 0)
 		c.score = append(c.score, 0)
 	}
+	if n.Index < len(c.dry) {
+		c.dry[n.Index] = dried{}
+	}
 	by := c.refuses(n)
 	c.count(n.Index, by)
 	if by != 0 {
+		if _, known := c.kinds[by]; !known {
+			f := c.filters[by.filter()]
+			c.kinds[by] = kind{reasons: f.Explain(n), curable: plugin.IsCurable(f, n)}
+		}
 		return
 	}
 	c.score[n.Index] = int32(plugin.LeastAllocated(c.pod, n) + plugin.BalancedAllocation(c.pod, n) + c.image(n))

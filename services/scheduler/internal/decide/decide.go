@@ -8,6 +8,7 @@ package decide
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"sort"
 	"strings"
@@ -29,7 +30,10 @@ type Engine struct {
 	// turn is where the search for the best node begins, so that nodes with equal
 	// scores take turns.
 	turn int
+	// preemptTurn is where the search for victims begins.
+	preemptTurn int
 
+	low      []*state.Pod
 	key      []byte
 	feasible []*state.Node
 	totals   []int64
@@ -66,6 +70,10 @@ func (e *Engine) Decide(p *state.Pod, extra ...plugin.Filter) *Verdict {
 	}
 	c := e.class(p)
 	c.update()
+	var r *rules // where pods are nominated
+	if e.env.Nominations() > 0 {
+		r = c.rules(p, extra)
+	}
 	e.feasible = e.feasible[:0]
 nodes:
 	for i, n := range e.env.Nodes {
@@ -82,17 +90,31 @@ nodes:
 				continue nodes
 			}
 		}
+		if len(n.Nominated) > 0 && !e.fits(r, n, nil) {
+			continue
+		}
 		e.feasible = append(e.feasible, n)
 	}
 	v := &Verdict{Nodes: e.env.NodeCount(), Feasible: len(e.feasible)}
 	if len(e.feasible) == 0 {
-		r := e.explain(c, extra)
-		v.Message, v.Plugins, v.Class = r.message, r.plugins, c.key
+		why := e.explain(c, r, extra)
+		v.Message, v.Plugins, v.Class = why.message, why.plugins, c.key
+		return v
+	}
+	if v.Node = e.nominated(p); v.Node != nil && slices.Contains(e.feasible, v.Node) {
 		return v
 	}
 	v.Node = e.best(c)
 	e.turn = v.Node.Index + 1
 	return v
+}
+
+// nominated returns the node that a pod is nominated for, or nil.
+func (e *Engine) nominated(p *state.Pod) *state.Node {
+	if q := e.env.Nominee(state.Key{Namespace: p.Namespace, Name: p.Name}); q != nil {
+		return e.env.Node(q.Node)
+	}
+	return nil
 }
 
 // Refuse returns the verdict on a pod that cannot be scheduled for a reason that does
@@ -201,11 +223,8 @@ func (e *Engine) plus(weight int64) {
 
 // among decides for a pod that may run only on the named nodes.
 func (e *Engine) among(p *state.Pod, names sets.Set[string], extra []plugin.Filter) *Verdict {
-	filters := append(plugin.Local(p), extra...)
-	for _, f := range plugin.Global(e.env, p) {
-		f.Refresh()
-		filters = append(filters, f)
-	}
+	r := e.newRules(p, extra)
+	nominated := e.nominated(p)
 	v := &Verdict{Nodes: e.env.NodeCount()}
 	reasons := tally{}
 	var best int64 = -1
@@ -216,12 +235,14 @@ func (e *Engine) among(p *state.Pod, names sets.Set[string], extra []plugin.Filt
 			continue
 		}
 		known++
-		if f := refuses(filters, n); f != nil {
-			reasons.add(f, n)
+		if !e.fits(r, n, func(f plugin.Filter) { reasons.add(f, n) }) {
 			continue
 		}
 		v.Feasible++
 		score := plugin.LeastAllocated(p, n) + plugin.BalancedAllocation(p, n)
+		if n == nominated {
+			score = math.MaxInt64
+		}
 		if score > best {
 			best, v.Node = score, n
 		}
@@ -231,8 +252,8 @@ func (e *Engine) among(p *state.Pod, names sets.Set[string], extra []plugin.Filt
 			reasons.count("node(s) didn't satisfy plugin(s) [NodeAffinity]", others)
 			reasons.by(plugin.NodeAffinity)
 		}
-		r := reasons.refusal(v.Nodes)
-		v.Message, v.Plugins, v.Class = r.message, r.plugins, p.Namespace+"/"+p.Name
+		why := reasons.refusal(v.Nodes)
+		v.Message, v.Plugins, v.Class = why.message, why.plugins, p.Namespace+"/"+p.Name
 	}
 	return v
 }
@@ -246,25 +267,26 @@ func refuses(filters []plugin.Filter, n *state.Node) plugin.Filter {
 	return nil
 }
 
-// explain sets the message that explains why there is no node.
-func (e *Engine) explain(c *class, extra []plugin.Filter) *refusal {
-	if len(extra) == 0 && c.message != nil && c.messageAt == c.now() {
+// explain sets the message that explains why there is no node. r is nil if no pod is
+// nominated.
+func (e *Engine) explain(c *class, r *rules, extra []plugin.Filter) *refusal {
+	if r == nil && len(extra) == 0 && c.message != nil && c.messageAt == c.now() {
 		return c.message
 	}
 	reasons := tally{}
-	explained := map[refusedBy]bool{}
-	for i, n := range e.env.Nodes {
-		if n == nil {
-			continue
+	refused := 0
+	for by, n := range c.counts {
+		refused += n
+		for _, reason := range c.kinds[by].reasons {
+			reasons.count(reason, n)
 		}
-		if by := c.refused[i]; by != 0 {
-			if !explained[by] { // for all nodes refused in this way
-				explained[by] = true
-				for _, reason := range c.filters[by.filter()].Explain(n) {
-					reasons.count(reason, c.counts[by])
-				}
-				reasons.by(c.filters[by.filter()].Name())
-			}
+		reasons.by(c.filters[by.filter()].Name())
+	}
+	for i, n := range e.env.Nodes {
+		if refused == e.env.NodeCount() {
+			break
+		}
+		if n == nil || c.refused[i] != 0 {
 			continue
 		}
 		f := refuses(extra, n)
@@ -278,13 +300,15 @@ func (e *Engine) explain(c *class, extra []plugin.Filter) *refusal {
 		}
 		if f != nil {
 			reasons.add(f, n)
+		} else if r != nil {
+			e.fits(r, n, func(f plugin.Filter) { reasons.add(f, n) })
 		}
 	}
-	r := reasons.refusal(e.env.NodeCount())
-	if len(extra) == 0 {
-		c.message, c.messageAt = r, c.now()
+	why := reasons.refusal(e.env.NodeCount())
+	if r == nil && len(extra) == 0 {
+		c.message, c.messageAt = why, c.now()
 	}
-	return r
+	return why
 }
 
 // tally counts reasons.
@@ -301,6 +325,9 @@ func (t *tally) add(f plugin.Filter, n *state.Node) {
 }
 
 func (t *tally) count(reason string, n int) {
+	if n == 0 {
+		return
+	}
 	if t.reasons == nil {
 		t.reasons = map[string]int{}
 	}

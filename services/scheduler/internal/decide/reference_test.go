@@ -24,6 +24,7 @@ type world struct {
 	nodes      map[string]*corev1.Node
 	pods       map[string]*corev1.Pod // on nodes
 	namespaces map[string]labels.Set
+	nominated  []*corev1.Pod // as if on the nodes that they are nominated for
 }
 
 func (w *world) feasible(p *corev1.Pod) []string {

@@ -69,11 +69,15 @@ func (f *fit) Code(n *state.Node) uint16 {
 	set(1, lacks(r.CPU, n.Allocatable.CPU, n.Requested.CPU))
 	set(2, lacks(r.Memory, n.Allocatable.Memory, n.Requested.Memory))
 	set(3, lacks(r.Ephemeral, n.Allocatable.Ephemeral, n.Requested.Ephemeral))
+	set(4, !f.fitsEmpty(n))
 	for i, a := range r.Others {
-		set(4+i, lacks(a.Value, n.Allocatable.Other(a.Name), n.Requested.Other(a.Name)))
+		set(5+i, lacks(a.Value, n.Allocatable.Other(a.Name), n.Requested.Other(a.Name)))
 	}
 	return code
 }
+
+// Curable implements Curable.
+func (f *fit) Curable(n *state.Node) bool { return f.fitsEmpty(n) }
 
 // fitsEmpty reports whether the pod would fit the node if it were empty.
 func (f *fit) fitsEmpty(n *state.Node) bool {

@@ -155,6 +155,10 @@ func (f *interPod) Check(n *state.Node) bool { return f.why(n) == "" }
 
 func (f *interPod) Explain(n *state.Node) []string { return []string{f.why(n)} }
 
+// Curable implements Curable: a pod that affinity requires does not come because others
+// leave.
+func (f *interPod) Curable(n *state.Node) bool { return f.affine(n) }
+
 func (f *interPod) why(n *state.Node) string {
 	if !f.affine(n) {
 		return "node(s) didn't match pod affinity rules"
@@ -170,6 +174,20 @@ func (f *interPod) why(n *state.Node) string {
 		}
 	}
 	return ""
+}
+
+// Idle reports whether the filter refuses no node, whichever pods come and go, as long as
+// Refresh finds no new terms.
+func (f *interPod) Idle() bool {
+	if len(f.own) > 0 {
+		return false
+	}
+	for _, g := range f.groups {
+		if g.Total > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // affine reports whether the pods that the affinity terms require exist.

@@ -41,6 +41,20 @@ type Filter interface {
 	Explain(n *state.Node) []string
 }
 
+// Curable is a filter whose refusals may end when pods leave the node. Refusals of other
+// filters do not depend on the pods there.
+type Curable interface {
+	// Curable reports whether the node, which the filter refuses, might be feasible
+	// without some of its pods. It is the same for nodes with the same code (see Coder).
+	Curable(n *state.Node) bool
+}
+
+// IsCurable reports whether a refusal of the node might end when pods leave it.
+func IsCurable(f Filter, n *state.Node) bool {
+	c, ok := f.(Curable)
+	return ok && c.Curable(n)
+}
+
 // Coder is a filter with several reasons. Nodes that it refuses with the same
 // code are refused for the same reasons; the code of other filters is 0.
 type Coder interface{ Code(n *state.Node) uint16 }

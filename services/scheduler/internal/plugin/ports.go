@@ -12,3 +12,6 @@ func (f *ports) Check(n *state.Node) bool { return n.PortsFree(f.pod.Ports) }
 var portsReasons = []string{"node(s) didn't have free ports for the requested pod ports"}
 
 func (*ports) Explain(*state.Node) []string { return portsReasons }
+
+// Curable implements Curable.
+func (*ports) Curable(*state.Node) bool { return true }

@@ -224,6 +224,16 @@ func (s *spread) Check(n *state.Node) bool {
 	return true
 }
 
+// Curable implements Curable: a node does not get a label because pods leave.
+func (s *spread) Curable(n *state.Node) bool {
+	for i := range s.constraints {
+		if s.constraints[i].domains.Of(n) < 0 {
+			return false
+		}
+	}
+	return true
+}
+
 func (c *constraint) skew(d int32) int64 {
 	var count int32
 	if int(d) < len(c.counts) {

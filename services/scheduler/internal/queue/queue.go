@@ -8,6 +8,7 @@ package queue
 
 import (
 	"container/heap"
+	"strconv"
 	"strings"
 	"time"
 
@@ -45,7 +46,7 @@ type Item struct {
 	Message string
 	Plugins []string
 
-	class  string
+	group  string    // its group in Queue.asides, since it was last refused
 	since  time.Time // in the queue, for order
 	number uint64
 	until  time.Time
@@ -72,7 +73,8 @@ type Queue struct {
 	number uint64
 }
 
-// group is a set of pods that are alike and were refused by the same plugins.
+// group is a set of pods that are alike, have the same priority and were refused by the
+// same plugins.
 type group struct {
 	items map[*Item]struct{}
 	first *Item
@@ -160,11 +162,10 @@ func (q *Queue) leave(it *Item) {
 			heap.Remove(&q.early, it.early)
 		}
 	case aside:
-		name := it.group()
-		g := q.asides[name]
+		g := q.asides[it.group]
 		delete(g.items, it)
 		if len(g.items) == 0 {
-			delete(q.asides, name)
+			delete(q.asides, it.group)
 		} else if g.first == it {
 			for other := range g.items {
 				g.first = other
@@ -174,8 +175,6 @@ func (q *Queue) leave(it *Item) {
 	}
 	it.place = out
 }
-
-func (it *Item) group() string { return it.class + "\x00" + strings.Join(it.Plugins, ",") }
 
 // Delete removes a pod from any place.
 func (q *Queue) Delete(key state.Key) {
@@ -230,15 +229,15 @@ func (it *Item) delay() time.Duration {
 // Refused returns a pod to the queue that plugins refused on every node. class is the
 // same for pods that are alike.
 func (q *Queue) Refused(it *Item, class, message string, plugins []string) {
-	it.class, it.Message, it.Plugins, it.failed = class, message, plugins, false
+	it.Message, it.Plugins, it.failed = message, plugins, false
+	it.group = class + "\x00" + strconv.Itoa(int(it.Pod.Priority)) + "\x00" + strings.Join(plugins, ",")
 	it.until = q.now().Add(it.delay())
 	q.items[it.Key()] = it
 	it.place = aside
-	name := it.group()
-	g := q.asides[name]
+	g := q.asides[it.group]
 	if g == nil {
 		g = &group{items: map[*Item]struct{}{}, first: it}
-		q.asides[name] = g
+		q.asides[it.group] = g
 	}
 	g.items[it] = struct{}{}
 }
@@ -266,6 +265,14 @@ func (q *Queue) Wake(helps func(p *state.Pod, plugins []string) bool) int {
 		}
 	}
 	return woken
+}
+
+// Again makes a refused pod active, though nothing is known to help it.
+func (q *Queue) Again(key state.Key) {
+	if it := q.items[key]; it != nil && it.place == aside {
+		q.leave(it)
+		q.enqueue(it)
+	}
 }
 
 // Flush makes pods active that have been aside for lastResort. It is to be called

@@ -88,6 +88,9 @@ func (s *Scheduler) requeue(f *flight) bool {
 			return false // another event brings it, or has
 		}
 		f.item.Pod = state.NewPod(now)
+		if node := now.Status.NominatedNodeName; node != "" {
+			s.env.Nominate(f.item.Pod, node)
+		}
 	} else {
 		return false
 	}

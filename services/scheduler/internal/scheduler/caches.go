@@ -3,11 +3,15 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	resourcehelper "k8s.io/component-helpers/resource"
 
 	"keelson.dev/proto/client"
 )
@@ -140,7 +144,13 @@ func slimPod(p *corev1.Pod) *corev1.Pod {
 			Overhead: p.Spec.Overhead, Resources: p.Spec.Resources,
 			Containers: slimContainers(p.Spec.Containers), InitContainers: slimContainers(p.Spec.InitContainers),
 		},
-		Status: corev1.PodStatus{Phase: p.Status.Phase},
+		Status: corev1.PodStatus{Phase: p.Status.Phase, StartTime: p.Status.StartTime},
+	}
+	infeasible := resourcehelper.IsPodResizeInfeasible(p)
+	for i := range p.Status.Conditions {
+		if c := &p.Status.Conditions[i]; c.Type == corev1.DisruptionTarget || infeasible && c.Type == corev1.PodResizePending {
+			out.Status.Conditions = append(out.Status.Conditions, corev1.PodCondition{Type: c.Type, Status: c.Status, Reason: c.Reason})
+		}
 	}
 	if a := p.Spec.Affinity; a != nil && (a.PodAffinity != nil || a.PodAntiAffinity != nil) {
 		out.Spec.Affinity = &corev1.Affinity{PodAffinity: a.PodAffinity, PodAntiAffinity: a.PodAntiAffinity}
@@ -150,18 +160,42 @@ func slimPod(p *corev1.Pod) *corev1.Pod {
 			out.Spec.Volumes = append(out.Spec.Volumes, *v)
 		}
 	}
-	// The status holds the requests of a pod that is being resized.
-	for _, from := range []struct {
-		in  []corev1.ContainerStatus
-		out *[]corev1.ContainerStatus
-	}{{p.Status.ContainerStatuses, &out.Status.ContainerStatuses}, {p.Status.InitContainerStatuses, &out.Status.InitContainerStatuses}} {
-		for i := range from.in {
-			if s := &from.in[i]; s.Resources != nil && s.AllocatedResources != nil {
-				*from.out = append(*from.out, corev1.ContainerStatus{Name: s.Name, Resources: s.Resources, AllocatedResources: s.AllocatedResources})
+	slimResources(p, out, infeasible)
+	return out
+}
+
+// slimResources keeps what the node has allocated to a pod and its containers, unless that
+// is what they request: then nothing is being resized.
+func slimResources(p, out *corev1.Pod, infeasible bool) {
+	differs := func(requests, allocated corev1.ResourceList, actual *corev1.ResourceRequirements) bool {
+		return allocated != nil && (infeasible || !sameResources(requests, allocated)) ||
+			actual != nil && actual.Requests != nil && (infeasible || !sameResources(requests, actual.Requests))
+	}
+	actual := func(r *corev1.ResourceRequirements) *corev1.ResourceRequirements {
+		if r == nil {
+			return nil
+		}
+		return &corev1.ResourceRequirements{Requests: r.Requests}
+	}
+	keep := func(specs []corev1.Container, from []corev1.ContainerStatus) (to []corev1.ContainerStatus) {
+		for i := range from {
+			s := &from[i]
+			at := slices.IndexFunc(specs, func(c corev1.Container) bool { return c.Name == s.Name })
+			if at >= 0 && differs(specs[at].Resources.Requests, s.AllocatedResources, s.Resources) {
+				to = append(to, corev1.ContainerStatus{Name: s.Name, Resources: actual(s.Resources), AllocatedResources: s.AllocatedResources})
 			}
 		}
+		return to
 	}
-	return out
+	out.Status.ContainerStatuses = keep(p.Spec.Containers, p.Status.ContainerStatuses)
+	out.Status.InitContainerStatuses = keep(p.Spec.InitContainers, p.Status.InitContainerStatuses)
+	if r := p.Spec.Resources; r != nil && differs(r.Requests, p.Status.AllocatedResources, p.Status.Resources) {
+		out.Status.AllocatedResources, out.Status.Resources = p.Status.AllocatedResources, actual(p.Status.Resources)
+	}
+}
+
+func sameResources(a, b corev1.ResourceList) bool {
+	return maps.EqualFunc(a, b, func(x, y resource.Quantity) bool { return x.Cmp(y) == 0 })
 }
 
 func slimContainers(in []corev1.Container) []corev1.Container {

@@ -102,6 +102,10 @@ func (s *Scheduler) onPod(ev client.Event[*corev1.Pod]) {
 func (s *Scheduler) gone(key state.Key) {
 	s.queue.Delete(key)
 	delete(s.reports, key)
+	delete(s.evicting, key)
+	if q := s.env.Withdraw(key); q != nil {
+		s.happened(&plugin.Event{Went: q})
+	}
 	if f := s.flights[key]; f != nil {
 		s.land(key, f)
 	}
@@ -114,12 +118,19 @@ func (s *Scheduler) gone(key state.Key) {
 func (s *Scheduler) placed(key state.Key, o *corev1.Pod) {
 	s.queue.Delete(key)
 	delete(s.reports, key)
+	if q := s.env.Withdraw(key); q != nil && q.Node != o.Spec.NodeName {
+		s.happened(&plugin.Event{Went: q})
+	}
 	if f := s.flights[key]; f != nil {
 		s.land(key, f)
 	}
 	p := state.NewPod(o)
+	if p.Terminating || s.evicting[key] != p.UID {
+		delete(s.evicting, key)
+	}
 	old := s.env.Pod(key)
 	if old != nil && sameToOthers(old, p) {
+		old.Started = p.Started
 		return
 	}
 	s.env.SetPod(p)
@@ -136,7 +147,7 @@ func (s *Scheduler) placed(key state.Key, o *corev1.Pod) {
 // sameToOthers reports whether two states of a pod on a node are equivalent for other
 // pods.
 func sameToOthers(a, b *state.Pod) bool {
-	return a.UID == b.UID && a.Node == b.Node && a.Terminating == b.Terminating && maps.Equal(a.Labels, b.Labels) &&
+	return a.UID == b.UID && a.Node == b.Node && a.Terminating == b.Terminating && a.Preempted == b.Preempted && maps.Equal(a.Labels, b.Labels) &&
 		a.ScoreCPU == b.ScoreCPU && a.ScoreMemory == b.ScoreMemory && equality.Semantic.DeepEqual(a.Requests, b.Requests)
 }
 
@@ -154,8 +165,12 @@ func (s *Scheduler) pending(key state.Key, ev client.Event[*corev1.Pod]) {
 	}
 	if o.Spec.SchedulerName != s.cfg.Name || o.DeletionTimestamp != nil {
 		s.queue.Delete(key)
+		if q := s.env.Withdraw(key); q != nil {
+			s.happened(&plugin.Event{Went: q})
+		}
 		return
 	}
+	s.followNomination(ev.Old, o)
 	changed := true
 	traceparent := ev.Traceparent
 	if it, ok := s.queue.Get(key); ok && it.Pod.UID == o.UID {

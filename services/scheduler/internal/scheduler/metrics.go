@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"keelson.dev/services/scheduler/internal/decide"
 )
 
 // metrics of the scheduler, named as Kubernetes names them where it has the same.
@@ -13,6 +15,8 @@ type metrics struct {
 	waiting   prometheus.Histogram
 	tries     prometheus.Histogram
 	unbound   prometheus.Counter
+	preempts  prometheus.Counter
+	victims   prometheus.Histogram
 	collected []prometheus.Collector
 }
 
@@ -37,7 +41,14 @@ func newMetrics() *metrics {
 			Name: "scheduler_bind_failures_total", Help: "Decisions that were taken back because the binding failed.",
 		}),
 	}
-	m.collected = []prometheus.Collector{m.attempts, m.deciding, m.waiting, m.tries, m.unbound}
+	m.preempts = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "scheduler_preemption_attempts_total", Help: "Attempts to make room for a pod by evicting pods of lower priority.",
+	})
+	m.victims = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "scheduler_preemption_victims", Help: "Pods evicted by one preemption.",
+		Buckets: prometheus.ExponentialBuckets(1, 2, 7),
+	})
+	m.collected = []prometheus.Collector{m.attempts, m.deciding, m.waiting, m.tries, m.unbound, m.preempts, m.victims}
 	return m
 }
 
@@ -53,6 +64,13 @@ func (m *metrics) attempt(found bool, took time.Duration) {
 func (m *metrics) scheduled(after time.Duration, attempts int) {
 	m.waiting.Observe(after.Seconds())
 	m.tries.Observe(float64(attempts))
+}
+
+func (m *metrics) preempted(p *decide.Preemption) {
+	m.preempts.Inc()
+	if p.Node != nil {
+		m.victims.Observe(float64(len(p.Victims)))
+	}
 }
 
 func (m *metrics) failed() { m.unbound.Inc() }

@@ -17,12 +17,50 @@ import (
 	"keelson.dev/services/scheduler/internal/state"
 )
 
-// report is a refusal to be written to a pod's status. It is replaced by a newer one
-// for the same pod.
+// report is what is to be written to a pod's status. A newer refusal or nomination of the
+// same pod replaces an older one.
 type report struct {
-	pod         *corev1.Pod
-	condition   corev1.PodCondition
+	pod *corev1.Pod
+	// condition is a refusal; nil if there is none.
+	condition *corev1.PodCondition
+	// nominate is the node that the pod is nominated for; empty ends a nomination, nil
+	// leaves it.
+	nominate    *string
 	traceparent string
+}
+
+// patch returns the report as a strategic merge patch.
+func (r *report) patch() ([]byte, error) {
+	status := map[string]any{}
+	if r.condition != nil {
+		status["conditions"] = []corev1.PodCondition{*r.condition}
+	}
+	if r.nominate != nil {
+		status["nominatedNodeName"] = nil
+		if *r.nominate != "" {
+			status["nominatedNodeName"] = *r.nominate
+		}
+	}
+	return json.Marshal(map[string]any{"metadata": map[string]any{"uid": r.pod.UID}, "status": status})
+}
+
+// toReport changes what is to be written to a pod's status. The lock must be held.
+func (s *Scheduler) toReport(o *corev1.Pod, traceparent string, change func(*report)) {
+	key := state.Key{Namespace: o.Namespace, Name: o.Name}
+	r := s.reports[key]
+	if r.pod != nil && r.pod.UID != o.UID {
+		r = report{}
+	}
+	r.pod = o
+	if traceparent != "" {
+		r.traceparent = traceparent
+	}
+	change(&r)
+	s.reports[key] = r
+	select {
+	case s.reporting <- struct{}{}:
+	default:
+	}
 }
 
 // report records in an event and in the pod's status why it has no node. last is what
@@ -48,11 +86,7 @@ func (s *Scheduler) report(it *queue.Item, last, reason, message string) {
 			}
 		}
 	}
-	s.reports[it.Key()] = report{pod: o, condition: c, traceparent: it.Traceparent}
-	select {
-	case s.reporting <- struct{}{}:
-	default:
-	}
+	s.toReport(o, it.Traceparent, func(r *report) { r.condition = &c })
 }
 
 // eventContext returns the context of an event: its trace, and the epoch of the present term.
@@ -78,9 +112,9 @@ func (s *Scheduler) writeReports(ctx context.Context) {
 		}
 		writes := make([]client.Write, 0, len(batch))
 		for _, r := range batch {
-			patch, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []corev1.PodCondition{r.condition}}})
+			patch, err := r.patch()
 			if err != nil {
-				slog.ErrorContext(ctx, "pod's condition cannot be encoded", "error", err)
+				slog.ErrorContext(ctx, "pod's status cannot be encoded", "error", err)
 				continue
 			}
 			writes = append(writes, client.PatchWrite[*corev1.Pod](r.pod.Namespace, r.pod.Name, types.StrategicMergePatchType, patch,
@@ -88,7 +122,8 @@ func (s *Scheduler) writeReports(ctx context.Context) {
 		}
 		results, err := s.cfg.Client.CommitQuietly(ctx, writes...)
 		for _, r := range results {
-			if r.Err != nil && !apierrors.IsNotFound(r.Err) {
+			// A conflict means that another pod has the name now.
+			if r.Err != nil && !apierrors.IsNotFound(r.Err) && !apierrors.IsConflict(r.Err) {
 				err = r.Err
 			}
 		}

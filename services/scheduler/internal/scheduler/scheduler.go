@@ -20,6 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/proto/client"
 	"keelson.dev/services/internal/event"
@@ -58,8 +59,13 @@ type Scheduler struct {
 	// that have got them and are to be bound.
 	waiting map[state.Key]*flight
 	ready   []*flight
-	// reports holds the refusals to be written to pods' status.
+	// reports holds what is to be written to pods' status.
 	reports map[state.Key]report
+	// evicting are the pods that preemption evicts and that do not show it yet, and
+	// evictions those whose writes have not begun.
+	evicting  map[state.Key]types.UID
+	evictions []*eviction
+	budgets   *budgets
 	// wake has a value when there may be work for the deciding goroutine, and reporting
 	// when there is for the one that writes refusals.
 	wake, reporting chan struct{}
@@ -92,6 +98,8 @@ func New(cfg Config) *Scheduler {
 		waiting:   map[state.Key]*flight{},
 		volumes:   volume.NewBinder(lister{cfg.Caches}),
 		reports:   map[state.Key]report{},
+		evicting:  map[state.Key]types.UID{},
+		budgets:   newBudgets(0),
 		wake:      make(chan struct{}, 1),
 		reporting: make(chan struct{}, 1),
 	}
@@ -146,26 +154,31 @@ func (s *Scheduler) Lead(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { s.writeReports(ctx) })
+	wg.Go(func() { s.followBudgets(ctx) })
 	slots := make(chan struct{}, binders)
-	send := func(batch []*flight, write func(context.Context, []*flight)) {
-		if len(batch) == 0 {
-			return
-		}
+	send := func(write, drop func()) {
 		select {
 		case slots <- struct{}{}:
 		case <-ctx.Done():
-			s.undo(batch, ctx.Err())
+			drop()
 			return
 		}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			write(ctx, batch)
+			write()
 		})
 	}
 	for ctx.Err() == nil {
-		bind, provide, idle := s.round()
-		send(provide, s.provide)
-		send(bind, s.bind)
+		w, idle := s.round()
+		if len(w.evict) > 0 {
+			send(func() { s.evict(ctx, w.evict) }, func() { s.abandon(w.evict) })
+		}
+		if len(w.provide) > 0 {
+			send(func() { s.provide(ctx, w.provide) }, func() { s.undo(w.provide, ctx.Err()) })
+		}
+		if len(w.bind) > 0 {
+			send(func() { s.bind(ctx, w.bind) }, func() { s.undo(w.bind, ctx.Err()) })
+		}
 		if idle {
 			s.rest(ctx)
 		}
@@ -197,12 +210,19 @@ const (
 	binders   = 4
 )
 
-// round decides until a batch is full, a time limit has passed, or no pod waits. It
-// returns the pods to be bound, and those whose claims get their volumes first.
-func (s *Scheduler) round() (bind, provide []*flight, idle bool) {
+// work is what a round decided.
+type work struct {
+	bind []*flight
+	// provide are the pods whose claims get their volumes first.
+	provide []*flight
+	evict   []*eviction
+}
+
+// round decides until a batch is full, a time limit has passed, or no pod waits.
+func (s *Scheduler) round() (w work, idle bool) {
 	const most = 5 * time.Millisecond
 	began := s.cfg.Now()
-	for len(bind)+len(provide) < batchSize && s.cfg.Now().Sub(began) < most {
+	for len(w.bind)+len(w.provide) < batchSize && s.cfg.Now().Sub(began) < most {
 		f, none := s.one()
 		if none {
 			idle = true
@@ -211,16 +231,17 @@ func (s *Scheduler) round() (bind, provide []*flight, idle bool) {
 		switch {
 		case f == nil:
 		case f.plan != nil:
-			provide = append(provide, f)
+			w.provide = append(w.provide, f)
 		default:
-			bind = append(bind, f)
+			w.bind = append(w.bind, f)
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	bind = append(bind, s.ready...)
+	w.bind = append(w.bind, s.ready...)
+	w.evict, s.evictions = s.evictions, nil
 	s.ready = nil
-	return bind, provide, idle
+	return w, idle
 }
 
 // rest waits for work.
@@ -264,14 +285,19 @@ func (s *Scheduler) one() (f *flight, none bool) {
 	}
 	s.metrics.attempt(v.Node != nil, s.cfg.Now().Sub(began))
 	if v.Node == nil {
+		s.preempt(it, v, reason != "", demand.Filters())
 		s.refuse(it, v, began)
 		return nil, false
 	}
+	nominee := s.env.Withdraw(it.Key())
 	f = &flight{item: it, node: v.Node.Name, began: began, decided: s.cfg.Now()}
 	f.trace = startTrace(it, v, began)
 	f.assumed = it.Pod.On(f.node)
 	s.env.SetPod(f.assumed)
 	s.flights[it.Key()] = f
+	if nominee != nil && nominee.Node != f.node {
+		s.happened(&plugin.Event{Went: nominee})
+	}
 	if f.plan = demand.Plan(v.Node); f.plan != nil {
 		s.waiting[it.Key()] = f
 	}

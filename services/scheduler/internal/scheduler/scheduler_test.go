@@ -104,7 +104,8 @@ func (f *fixture) bound(name string) string {
 	return f.pod(name).Spec.NodeName
 }
 
-// refused waits for the message in the pod's condition.
+// refused waits for the message in the pod's condition; what it says of preemption counts
+// only if message does too.
 func (f *fixture) refused(name, message string) {
 	f.Helper()
 	var last string
@@ -112,6 +113,9 @@ func (f *fixture) refused(name, message string) {
 		for _, c := range f.pod(name).Status.Conditions {
 			if c.Type == corev1.PodScheduled {
 				last = string(c.Status) + " " + c.Reason + ": " + c.Message
+				if !strings.Contains(message, " preemption: ") {
+					last, _, _ = strings.Cut(last, " preemption: ")
+				}
 				return last == "False Unschedulable: "+message
 			}
 		}
@@ -205,7 +209,7 @@ func TestARefusedPodSaysWhyAndIsWokenByWhatHelps(t *testing.T) {
 	if got := f.bound("p"); got != "tainted" {
 		t.Fatalf("on %s", got)
 	}
-	f.event("FailedScheduling", "0/1 nodes are available: 1 Insufficient cpu.")
+	f.event("FailedScheduling", "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.")
 }
 
 func TestADeletedPodMakesRoom(t *testing.T) {

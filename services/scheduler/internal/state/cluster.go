@@ -18,7 +18,8 @@ import (
 // Key names a pod.
 type Key struct{ Namespace, Name string }
 
-// Change is an entry in the log of changes to nodes and their pods.
+// Change is an entry in the log of changes to nodes and their pods. One with nothing but
+// Node is a change of the pods that are nominated for it.
 type Change struct {
 	Node *Node
 	// What is not 0 if the node itself changed.
@@ -51,6 +52,8 @@ type Cluster struct {
 	NamespacesSeen uint64
 	images         map[string]int // nodes that have an image
 	claims         map[Key]int    // pods that use a claim
+	priorities     map[int32]int  // pods on nodes by priority
+	nominees       map[Key]*Pod
 
 	// Epoch changes when indexes lose their meaning: a reader that kept any starts
 	// over.
@@ -74,6 +77,8 @@ func New() *Cluster {
 		namespaces: map[string]labels.Set{},
 		images:     map[string]int{},
 		claims:     map[Key]int{},
+		priorities: map[int32]int{},
+		nominees:   map[Key]*Pod{},
 	}
 }
 
@@ -164,6 +169,7 @@ func (c *Cluster) SetNode(o *corev1.Node) NodeChange {
 		for _, p := range pods {
 			c.settle(n, p)
 		}
+		c.welcome(n)
 	}
 	return what
 }
@@ -231,6 +237,7 @@ func (c *Cluster) SetPod(p *Pod) (old *Pod) {
 		c.byNS[p.Namespace] = map[Key]*Pod{}
 	}
 	c.byNS[p.Namespace][key] = p
+	c.priorities[p.Priority]++
 	c.countClaims(p, 1)
 	if n := c.names[p.Node]; n != nil {
 		c.settle(n, p)
@@ -247,6 +254,9 @@ func (c *Cluster) RemovePod(key Key) *Pod {
 		return nil
 	}
 	delete(c.pods, key)
+	if c.priorities[p.Priority]--; c.priorities[p.Priority] == 0 {
+		delete(c.priorities, p.Priority)
+	}
 	c.countClaims(p, -1)
 	delete(c.byNS[p.Namespace], key)
 	if len(c.byNS[p.Namespace]) == 0 {

@@ -22,6 +22,9 @@ type Node struct {
 	Requested             Resources
 	ScoreCPU, ScoreMemory int64
 	Pods                  []*Pod
+	// Nominated are pending pods for which pods of the node were preempted. They are not
+	// in Pods, and their requests are not in Requested.
+	Nominated []*Pod
 	// Images on the node and their sizes.
 	Images map[string]int64
 

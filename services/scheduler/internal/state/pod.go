@@ -1,6 +1,8 @@
 package state
 
 import (
+	"math"
+	"slices"
 	"sort"
 	"strings"
 
@@ -11,8 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/sets"
 )
 
-// Pod is what the scheduler knows of a pod. It is immutable: a pod that changes becomes
-// another Pod.
+// Pod is what the scheduler knows of a pod. It is immutable but for Started: a pod that
+// changes becomes another Pod.
 type Pod struct {
 	Namespace, Name string
 	UID             types.UID
@@ -26,6 +28,11 @@ type Pod struct {
 	ScoreCPU, ScoreMemory int64
 	Ports                 []Port
 	Terminating           bool
+	// Preempted is true if the scheduler is the reason why the pod terminates.
+	Preempted bool
+	// Started is when the node took the pod over, in nanoseconds since 1970; the greatest
+	// value if it has not yet. No filter or score reads it.
+	Started int64
 	// Claims are the names of its PersistentVolumeClaims.
 	Claims []string
 
@@ -85,7 +92,14 @@ func NewPod(o *corev1.Pod) *Pod {
 		Labels:      o.Labels,
 		Node:        o.Spec.NodeName,
 		Terminating: o.DeletionTimestamp != nil,
+		Started:     math.MaxInt64,
 	}
+	if o.Status.StartTime != nil {
+		p.Started = o.Status.StartTime.UnixNano()
+	}
+	p.Preempted = p.Terminating && slices.ContainsFunc(o.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.DisruptionTarget && c.Status == corev1.ConditionTrue && c.Reason == corev1.PodReasonPreemptionByScheduler
+	})
 	if o.Spec.Priority != nil {
 		p.Priority = *o.Spec.Priority
 	}

@@ -86,7 +86,9 @@ var assumedRequests = corev1.ResourceList{
 // requests returns a pod's requests as filters count them, and CPU and memory as scores
 // do.
 func requests(pod *corev1.Pod) (r Resources, scoreCPU, scoreMemory int64) {
-	opts := resourcehelper.PodResourcesOptions{UseStatusResources: pod.Spec.NodeName != ""}
+	opts := resourcehelper.PodResourcesOptions{
+		UseStatusResources: pod.Spec.NodeName != "", InPlacePodLevelResourcesVerticalScalingEnabled: true,
+	}
 	r = resourcesOf(resourcehelper.PodRequests(pod, opts))
 	if complete(pod) {
 		return r, r.CPU, r.Memory

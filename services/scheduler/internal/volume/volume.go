@@ -56,8 +56,8 @@ type Demand struct {
 	bound   []bound
 	missing bool // a claim is bound to a volume that does not exist
 	delayed []*corev1.PersistentVolumeClaim
-	// inUse is true if another pod uses a claim that only one pod may use.
-	inUse bool
+	// sole are the claims that only one pod may use.
+	sole []string
 }
 
 // bound is a claim's volume, prepared for checks against nodes.
@@ -84,8 +84,8 @@ func (b *Binder) Read(c *state.Cluster, p *state.Pod) (d *Demand, reason string)
 		case claim.DeletionTimestamp != nil:
 			return nil, fmt.Sprintf("persistentvolumeclaim %q is being deleted", name)
 		}
-		if slices.Contains(claim.Spec.AccessModes, corev1.ReadWriteOncePod) && c.PodsWithClaim(p.Namespace, name) > 0 {
-			d.inUse = true
+		if slices.Contains(claim.Spec.AccessModes, corev1.ReadWriteOncePod) {
+			d.sole = append(d.sole, name)
 		}
 		switch {
 		case complete(claim):
@@ -140,8 +140,8 @@ func (d *Demand) Filters() []plugin.Filter {
 		return nil
 	}
 	var out []plugin.Filter
-	if d.inUse {
-		out = append(out, inUse{})
+	if len(d.sole) > 0 {
+		out = append(out, inUse{d})
 	}
 	if d.missing || len(d.bound)+len(d.delayed) > 0 {
 		out = append(out, binding{d})
@@ -152,12 +152,19 @@ func (d *Demand) Filters() []plugin.Filter {
 	return out
 }
 
-// inUse refuses every node, because another pod uses the claim.
-type inUse struct{}
+// inUse refuses every node while another pod uses a claim that only one pod may use.
+type inUse struct{ d *Demand }
 
 func (inUse) Name() string { return plugin.VolumeRestrictions }
 
-func (inUse) Check(*state.Node) bool { return false }
+func (f inUse) Check(*state.Node) bool {
+	return !slices.ContainsFunc(f.d.sole, func(name string) bool {
+		return f.d.cluster.PodsWithClaim(f.d.pod.Namespace, name) > 0
+	})
+}
+
+// Curable implements plugin.Curable.
+func (inUse) Curable(*state.Node) bool { return true }
 
 func (inUse) Explain(*state.Node) []string {
 	return []string{"node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod"}

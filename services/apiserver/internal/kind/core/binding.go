@@ -78,7 +78,7 @@ func bindable(pod *corev1.Pod, b *corev1.Binding) error {
 // bind returns the pod with its node. Only what changes is copied.
 func bind(old *corev1.Pod, b *corev1.Binding, now metav1.Time) *corev1.Pod {
 	pod := *old
-	pod.Spec.NodeName = b.Target.Name
+	pod.Spec.NodeName, pod.Status.NominatedNodeName = b.Target.Name, ""
 	if len(b.Annotations) > 0 {
 		pod.Annotations = maps.Clone(old.Annotations)
 		if pod.Annotations == nil {
