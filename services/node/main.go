@@ -40,6 +40,7 @@ import (
 	"keelson.dev/services/node/internal/pod"
 	"keelson.dev/services/node/internal/proxy"
 	"keelson.dev/services/node/internal/registration"
+	"keelson.dev/services/node/internal/shutdown"
 	"keelson.dev/services/node/internal/simulated"
 	"keelson.dev/services/node/internal/stream"
 	"keelson.dev/services/node/internal/usage"
@@ -153,12 +154,14 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 
 	var pods *agent.Agent
 	var pressure *eviction.Loop
+	var down *shutdown.Watcher
 	health := registration.NewHealth(runtime, func() { pods.WakeAll() })
 	images := image.NewCollector(runtime)
 	node := registration.New(registration.Config{
 		Name: o.name, Client: c, Machine: machine, Health: health, Labels: s.labels, Taints: s.taints,
 		Address: s.address.String(), External: o.cloudProvider == "external", Images: images.Listed,
-		Pressure: func() []corev1.NodeConditionType { return pressure.Pressure() },
+		Pressure:     func() []corev1.NodeConditionType { return pressure.Pressure() },
+		ShuttingDown: func() bool { return down.Active() },
 	})
 	cache := netcache.New(c)
 	hostPorts := cni.NewHostPorts()
@@ -172,7 +175,12 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		ContainerLogDir: o.containerLogs,
 		Cgroups:         cgroups, Events: events,
 		HostIPs: node.HostIPs, Self: node.Node, Allocatable: machine.Allocatable,
-		Admit:    func(p *corev1.Pod) *pod.Refusal { return pressure.Admit(p) },
+		Admit: func(p *corev1.Pod) *pod.Refusal {
+			if r := down.Admit(p); r != nil {
+				return r
+			}
+			return pressure.Admit(p)
+		},
 		Services: cache.Services, ServicesSynced: cache.Synced(),
 		NetworkReady: health.NetworkReady, Features: health.Features,
 		HostPorts: hostPorts.Set, KnownHostPorts: hostPorts.Replace,
@@ -192,6 +200,12 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		},
 		Events: events, Metrics: eviction.NewMetrics(status.Registry()),
 	})
+	down = shutdown.New(shutdown.Config{
+		Node: o.name, Agent: pods, Grace: o.shutdownGrace, Critical: o.shutdownCritical, Events: events, Changed: node.Poke,
+	})
+	if o.shutdownGrace > 0 {
+		g.Go("shutdown", down.Run)
+	}
 	g.Go("certificate", join.Renewal{
 		Node: o.name, Client: c, Dir: o.service.Identity,
 		Leaf: func() *x509.Certificate { return id.Current().Certificate.Leaf },

@@ -15,6 +15,7 @@ import (
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/node/internal/eviction"
 	"keelson.dev/services/node/internal/pod"
+	"keelson.dev/services/node/internal/shutdown"
 )
 
 // options are the flags of the node service.
@@ -43,6 +44,8 @@ type options struct {
 	mtu                    int
 	podLogs, containerLogs string
 	manifests              string
+	shutdownGrace          time.Duration
+	shutdownCritical       time.Duration
 	cleanup, cleanupLogs   bool
 	// named says whether the node's name was given.
 	named func() bool
@@ -57,6 +60,8 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.podLogs, "pod-logs-dir", "/var/log/pods", "directory for pods' logs; nodes of one machine may share it")
 	fs.StringVar(&o.containerLogs, "container-logs-dir", "/var/log/containers", "directory for a link to each container's log; nodes of one machine may share it")
 	fs.StringVar(&o.manifests, "pod-manifest-path", "", "directory with manifests of static pods, which only root may write; none if empty")
+	fs.DurationVar(&o.shutdownGrace, "shutdown-grace-period", 0, "how long pods have to end when the machine is shut down, with systemd-logind; 0 does not delay a shutdown")
+	fs.DurationVar(&o.shutdownCritical, "shutdown-grace-period-critical-pods", 0, "the last part of --shutdown-grace-period, for critical pods alone")
 	fs.StringVar(&o.containerd, "containerd", "unix:///run/containerd/containerd.sock", "socket of the container runtime (CRI v1)")
 	fs.StringSliceVar(&o.clusterDNS, "cluster-dns", []string{"10.96.0.10"}, "addresses of the cluster's DNS")
 	fs.StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "domain of the cluster")
@@ -180,6 +185,9 @@ func (o *options) checkNode(s *settings) error {
 		if s.dns, err = netip.ParseAddr(o.clusterDNS[0]); err != nil {
 			return boot.Invalid("--cluster-dns %q: want an address", o.clusterDNS[0])
 		}
+	}
+	if err := (shutdown.Config{Grace: o.shutdownGrace, Critical: o.shutdownCritical}).Check(); err != nil {
+		return boot.Invalid("--shutdown-grace-period %s, --shutdown-grace-period-critical-pods %s: %w", o.shutdownGrace, o.shutdownCritical, err)
 	}
 	if o.manifests != "" && !filepath.IsAbs(o.manifests) {
 		return boot.Invalid("--pod-manifest-path %q: want an absolute path", o.manifests)

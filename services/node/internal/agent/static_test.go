@@ -18,6 +18,7 @@ import (
 	"keelson.dev/proto/client"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/node/internal/manifest"
+	"keelson.dev/services/node/internal/pod"
 )
 
 // staticRig is a rig whose node has a directory of manifests.
@@ -124,6 +125,22 @@ func TestStaticPod(t *testing.T) {
 		state, err := r.runtime.Client.Pod(context.Background(), changed.Annotations["kubernetes.io/config.hash"])
 		return err == nil && len(state.Sandboxes) == 0
 	})
+}
+
+// TestStaticPodAfterShutdown checks that a static pod that its node has ended, before the
+// machine was shut down, runs again under the next agent, with another mirror.
+func TestStaticPodAfterShutdown(t *testing.T) {
+	r := newStaticRig(t)
+	r.write(simple("revived", forever))
+	mirror := r.awaitMirror("revived", "is ready", ready)
+	hash := types.UID(mirror.Annotations[corev1.MirrorPodAnnotationKey])
+	if _, err := r.agent.Evict(hash, pod.Ending{Reason: "Terminated", Conditions: []corev1.PodCondition{pod.Disrupted("shutdown")}}); err != nil {
+		t.Fatal(err)
+	}
+	r.awaitMirror("revived", "has failed", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed && p.Status.Reason == "Terminated" })
+	r.stop()
+	r.start()
+	r.awaitMirror("revived", "is another one, and ready", func(p *corev1.Pod) bool { return p.UID != mirror.UID && ready(p) && p.Status.Reason == "" })
 }
 
 // TestStaticPodWithoutAPI checks that a static pod runs before the API has ever answered,

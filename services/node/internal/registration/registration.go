@@ -32,6 +32,9 @@ type Config struct {
 	// External is true if a cloud controller sets the addresses. Until it has, the node has
 	// the taint that keeps pods away.
 	External bool
+	// ShuttingDown reports whether the machine is being shut down; the node is not ready
+	// then. The field may be nil.
+	ShuttingDown func() bool
 	// Pressure returns the pressure conditions that are true. The field may be nil.
 	Pressure func() []corev1.NodeConditionType
 	// Images returns the images on the node. The field may be nil.
@@ -89,6 +92,14 @@ func (r *Registration) HostIPs() []string {
 	return []string{r.cfg.Address}
 }
 
+// Poke makes the status be computed now.
+func (r *Registration) Poke() {
+	select {
+	case r.poke <- struct{}{}:
+	default:
+	}
+}
+
 // Run registers the node and keeps its object up to date until ctx ends.
 func (r *Registration) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -99,12 +110,7 @@ func (r *Registration) Run(ctx context.Context) error {
 		_ = r.nodes.Run(ctx)
 	}()
 	defer func() { cancel(); <-watch }()
-	r.nodes.Subscribe(func(client.Event[*corev1.Node]) {
-		select {
-		case r.poke <- struct{}{}:
-		default:
-		}
-	})
+	r.nodes.Subscribe(func(client.Event[*corev1.Node]) { r.Poke() })
 	ticker := time.NewTicker(statusPeriod)
 	defer ticker.Stop()
 	delay := time.Duration(0)

@@ -254,6 +254,20 @@ func TestRuntimeHandlers(t *testing.T) {
 	}
 }
 
+// TestShuttingDown checks that the node is not ready while its machine is shut down.
+func TestShuttingDown(t *testing.T) {
+	down := true
+	r := New(Config{Name: "n", Client: clienttest.Start(t), Machine: machine(t), Health: healthy("", ""), ShuttingDown: func() bool { return down }})
+	for _, want := range []corev1.ConditionStatus{corev1.ConditionFalse, corev1.ConditionTrue} {
+		for _, c := range r.status(&corev1.Node{}, time.Now()).Conditions {
+			if c.Type == corev1.NodeReady && (c.Status != want || down && c.Message != "node is shutting down") {
+				t.Errorf("shutting down %v: %+v", down, c)
+			}
+		}
+		down = false
+	}
+}
+
 // TestHealth checks that an unreachable runtime is reported down quickly, and that one that
 // has just stopped answering is given time.
 func TestHealth(t *testing.T) {

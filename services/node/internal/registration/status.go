@@ -80,6 +80,8 @@ func (r *Registration) conditions() []corev1.NodeCondition {
 	}
 	ready := corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady", Message: "kubelet is posting ready status"}
 	switch {
+	case r.cfg.ShuttingDown != nil && r.cfg.ShuttingDown():
+		ready.Status, ready.Reason, ready.Message = corev1.ConditionFalse, "KubeletNotReady", "node is shutting down"
 	case problem != "":
 		ready.Status, ready.Reason, ready.Message = corev1.ConditionFalse, "KubeletNotReady", "container runtime is down: "+problem
 	case network != "":
