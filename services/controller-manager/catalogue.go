@@ -17,6 +17,7 @@ import (
 	"keelson.dev/services/controller-manager/internal/namespace"
 	"keelson.dev/services/controller-manager/internal/nodeipam"
 	"keelson.dev/services/controller-manager/internal/nodelifecycle"
+	"keelson.dev/services/controller-manager/internal/podautoscaler"
 	"keelson.dev/services/controller-manager/internal/podgc"
 	"keelson.dev/services/controller-manager/internal/replicaset"
 	"keelson.dev/services/controller-manager/internal/replication"
@@ -52,6 +53,7 @@ func newCatalogue(fs *pflag.FlagSet) *catalogue {
 		volumes = optionsOf(c, volume.Flags(fs))
 		signing = optionsOf(c, csr.Flags(fs))
 		tokens  = optionsOf(c, tokensecret.Flags(fs))
+		scaling = optionsOf(c, podautoscaler.Flags(fs))
 	)
 	c.entries = []entry{
 		{"deployment-controller", "deployment-controller", deployment.New},
@@ -61,6 +63,7 @@ func newCatalogue(fs *pflag.FlagSet) *catalogue {
 		{"statefulset-controller", "statefulset-controller", statefulset.New},
 		{"job-controller", "job-controller", job.New},
 		{"cronjob-controller", "cronjob-controller", cronjob.New},
+		{"horizontal-pod-autoscaler-controller", "horizontal-pod-autoscaler", with(podautoscaler.New, scaling)},
 		{"disruption-controller", "controllermanager", disruption.New},
 		{"disruption-controller", "", disruption.NewStale},
 		{"resourcequota-controller", "resourcequota-controller", resourcequota.New},

@@ -55,6 +55,14 @@ func scaleOf(obj client.Object) *autoscalingv1.Scale {
 	if r := part(obj, "Status").FieldByName("Replicas"); r.IsValid() {
 		scale.Status.Replicas = int32(r.Int()) //nolint:gosec // replicas are int32.
 	}
+	if r := part(obj, "Spec").FieldByName("Selector"); r.IsValid() {
+		switch selector := r.Interface().(type) {
+		case *metav1.LabelSelector:
+			scale.Status.Selector = metav1.FormatLabelSelector(selector)
+		case map[string]string:
+			scale.Status.Selector = labels.FormatLabels(selector)
+		}
+	}
 	return scale
 }
 
