@@ -182,3 +182,21 @@ func BenchmarkDecodeStored(b *testing.B) {
 		})
 	}
 }
+
+func BenchmarkDelete(b *testing.B) {
+	f := newFixture(b)
+	var n int
+	b.ReportAllocs()
+	for b.Loop() {
+		b.StopTimer()
+		n++
+		p := benchPod("p" + strconv.Itoa(n))
+		if _, err := f.Create(f.ctx, pipeline.Target{Resource: podGVR, Namespace: "ns"}, podBody(b, p), pipeline.WriteOptions{}); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		if _, err := f.Delete(f.ctx, pipeline.Target{Resource: podGVR, Namespace: "ns", Name: p.Name}, pipeline.DeleteOptions{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"slices"
 	"time"
 
@@ -96,18 +97,30 @@ func (p *Pipeline) planDelete(c *change, cur *watchcache.Item, o DeleteOptions) 
 	case s.gone && c.kind.Graceful == nil:
 		return s, nil // the response is the object as it was
 	}
+	if s.gone {
+		// It is only returned, so it may share everything below its fields with the old one.
+		s.last = shallowCopy(old)
+		s.last.SetFinalizers(finalizers)
+		p.mark(c.kind, s.last, grace)
+		return s, nil
+	}
 	obj, ok := old.DeepCopyObject().(resource.Object)
 	if !ok {
 		return nil, fmt.Errorf("%T cannot be copied", old)
 	}
 	obj.SetFinalizers(finalizers)
 	p.mark(c.kind, obj, grace)
-	if s.gone {
-		s.last = obj
-	} else {
-		s.obj = obj
-	}
+	s.obj = obj
 	return s, nil
+}
+
+// shallowCopy returns a copy of the object that shares with it what its fields refer to. Its
+// fields may be assigned, but what they refer to must not be changed.
+func shallowCopy(obj resource.Object) resource.Object {
+	from := reflect.ValueOf(obj).Elem()
+	to := reflect.New(from.Type())
+	to.Elem().Set(from)
+	return to.Interface().(resource.Object)
 }
 
 // deleted returns the Status for an object that was removed. Its kind is the resource, as in

@@ -232,8 +232,25 @@ func TestDeleteAnswer(t *testing.T) {
 	if out, err := f.delete(held); err != nil || out.Gone || out.Status != nil || out.Item.Object.GetDeletionTimestamp() == nil {
 		t.Errorf("object with a finalizer: %+v, %v", out, err)
 	}
-	if out, err := f.delete(f.mustCreate(pod("p"))); err != nil || !out.Gone || out.Status != nil {
-		t.Errorf("pod: %+v, %v", out, err)
+	p := f.mustCreate(pod("p"))
+	before := asJSON(p)
+	out, err := f.delete(p)
+	if err != nil || !out.Gone || out.Status != nil {
+		t.Fatalf("pod: %+v, %v", out, err)
+	}
+	last := out.Item.Object
+	if last.GetDeletionTimestamp() == nil || *last.GetDeletionGracePeriodSeconds() != 0 || last.GetGeneration() != p.GetGeneration()+1 {
+		t.Errorf("the answer is not marked as being deleted: %s", asJSON(last))
+	}
+	if rv := last.GetResourceVersion(); rv == "" || rv == p.GetResourceVersion() {
+		t.Errorf("the answer has the resource version %q, the pod had %q", rv, p.GetResourceVersion())
+	}
+	raw := &corev1.Pod{}
+	if err := raw.Unmarshal(out.Item.Raw); err != nil || asJSON(raw) != asJSON(last) {
+		t.Errorf("encoded as %s, %v; want %s", asJSON(raw), err, asJSON(last))
+	}
+	if now := asJSON(p); now != before {
+		t.Errorf("the delete changed the stored object: %s, was %s", now, before)
 	}
 	var object []string
 	for _, k := range f.Table().Kinds() {

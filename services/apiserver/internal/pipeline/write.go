@@ -474,14 +474,12 @@ func (p *Pipeline) item(c *change, s *step, rev store.Revision) (*watchcache.Ite
 	if s.obj == nil && s.last == nil {
 		return c.cur.At(rev), nil
 	}
-	if s.obj == nil {
+	removed := s.obj == nil
+	if removed {
 		s.obj = s.last
-		if err := p.encodeValue(c, s); err != nil {
-			return nil, err
-		}
 	}
 	var raw []byte
-	if c.kind.StoredAs != nil {
+	if removed || c.kind.StoredAs != nil {
 		var err error
 		s.obj.SetResourceVersion(strconv.FormatInt(int64(rev), 10))
 		if raw, err = s.obj.Marshal(); err != nil {
