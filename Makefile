@@ -92,7 +92,7 @@ removals: build ## Members removed down to one, leaders among them, and added ag
 	@cd e2e && KEELSON_BIN=$(BIN) go test -count=1 -timeout 60m -run TestMembersAreRemovedInAnyOrder ./ha -args -removals $(or $(ROUNDS),50) -removal-seed $(or $(SEED),7)
 
 .PHONY: bench
-bench: build runtime ## Measure this machine's figures: make bench ONLY=rest-get AGAINST=DIR-OF-OTHER-PROGRAMS
+bench: build runtime ## Measure this machine's figures: make bench ONLY=rest-get AGAINST=DIR-OF-OTHER-PROGRAMS, or KUBERNETES=1
 	@scripts/bench.sh
 
 .PHONY: gen

@@ -1,23 +1,15 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -32,26 +24,37 @@ import (
 	"keelson.dev/tools/internal/pki"
 )
 
-// bench runs one apiserver, which is started when a figure first needs it.
+// bench measures one system, whose servers are started when a figure first needs them.
 type bench struct {
-	bin, dir string
-	cmd      *exec.Cmd
-	exited   chan error
-	https    string
-	grpc     string
-	seq      atomic.Int64
-	// cost is the server's CPU time per request of the last figure, or 0 if the figure has
-	// none.
-	cost time.Duration
+	sys    system
+	dir    string
+	procs  []*process
+	https  string
+	grpc   string
+	seq    atomic.Int64
+	nodes  int // of figures that need a whole control plane
+	pods   int
+	latest measured
 }
 
-func newBench(bin string) (*bench, error) {
-	bin, err := filepath.Abs(bin)
-	if err != nil {
+// measured is what a figure found. A field is zero if the figure does not measure it.
+type measured struct {
+	// rate is the figure itself, in its unit.
+	rate float64
+	// cost is the CPU time of all servers for each request.
+	cost time.Duration
+	// p50 and p99 are how long callers waited for an answer.
+	p50, p99 time.Duration
+	// memory is the proportional set size of all servers in bytes: its peak under load, or at rest.
+	memory int64
+	// idle is the CPU use of all servers at rest, in cores.
+	idle float64
+	note string
+}
+
+func newBench(sys system, nodes, pods int) (*bench, error) {
+	if err := sys.check(); err != nil {
 		return nil, err
-	}
-	if _, err := os.Stat(filepath.Join(bin, "apiserver")); err != nil {
-		return nil, fmt.Errorf("%w: run `make build`", err)
 	}
 	dir, err := os.MkdirTemp("", "keelson-bench-*")
 	if err != nil {
@@ -69,7 +72,7 @@ func newBench(bin string) (*bench, error) {
 			return nil, err
 		}
 	}
-	return &bench{bin: bin, dir: dir}, pki.EnsureKey(filepath.Join(dir, "pki", "sa.key"))
+	return &bench{sys: sys, dir: dir, nodes: nodes, pods: pods}, pki.EnsureKey(filepath.Join(dir, "pki", "sa.key"))
 }
 
 func (b *bench) close() {
@@ -77,97 +80,32 @@ func (b *bench) close() {
 	_ = os.RemoveAll(b.dir)
 }
 
+// stop ends the servers, the last one first.
 func (b *bench) stop() {
-	if b.cmd == nil {
-		return
+	for i := len(b.procs) - 1; i >= 0; i-- {
+		b.procs[i].stop()
 	}
-	_ = b.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-b.exited:
-	case <-time.After(10 * time.Second):
-		_ = b.cmd.Process.Kill()
-		<-b.exited
-	}
-	b.cmd = nil
+	b.procs = nil
 }
 
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
-}
-
-// start runs the apiserver and returns how long it took to answer /readyz.
+// start runs the servers and returns how long it took until they answered /readyz.
 func (b *bench) start(ctx context.Context) (time.Duration, error) {
-	https, err := freePort()
-	if err != nil {
-		return 0, err
-	}
-	grpcPort, err := freePort()
-	if err != nil {
-		return 0, err
-	}
-	b.https, b.grpc = fmt.Sprintf("127.0.0.1:%d", https), fmt.Sprintf("127.0.0.1:%d", grpcPort)
-	log, err := os.Create(filepath.Join(b.dir, "apiserver.log"))
-	if err != nil {
-		return 0, err
-	}
-	defer log.Close()
-	b.cmd = exec.Command(filepath.Join(b.bin, "apiserver"),
-		"--identity", filepath.Join(b.dir, "pki", "apiserver"),
-		"--data-dir", filepath.Join(b.dir, "data"),
-		"--listen-https", b.https, "--listen-grpc", b.grpc, "--advertise-address", "127.0.0.1",
-		"--service-account-key", filepath.Join(b.dir, "pki", "sa.key"),
-		"--ops-address", "unix://"+filepath.Join(b.dir, "ops.sock"))
-	b.cmd.Stdout, b.cmd.Stderr = log, log
 	began := time.Now()
-	if err := b.cmd.Start(); err != nil {
-		return 0, err
-	}
-	b.exited = make(chan error, 1)
-	cmd := b.cmd
-	go func() { b.exited <- cmd.Wait() }()
-	config, err := b.tls()
-	if err != nil {
-		return 0, err
-	}
-	probe := http.Client{Transport: &http.Transport{TLSClientConfig: config}, Timeout: time.Second}
-	defer probe.CloseIdleConnections()
-	for {
-		if resp, err := probe.Get("https://" + b.https + "/readyz"); err == nil {
-			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				return time.Since(began), nil
-			}
-		}
-		select {
-		case err := <-b.exited:
-			b.exited <- err
-			data, _ := os.ReadFile(log.Name())
-			return 0, fmt.Errorf("the apiserver ended: %w\n%s", err, data)
-		case <-ctx.Done():
-			return 0, ctx.Err()
-		case <-time.After(5 * time.Millisecond):
-		}
-		if time.Since(began) > 30*time.Second {
-			return 0, errors.New("the apiserver is not ready after 30 s")
-		}
-	}
+	var err error
+	b.procs, err = b.sys.serve(ctx, b)
+	return time.Since(began), err
 }
 
-// need starts the apiserver unless it is running.
+// need starts the servers unless they are running.
 func (b *bench) need(ctx context.Context) error {
-	if b.cmd != nil {
+	if b.procs != nil {
 		return nil
 	}
 	_, err := b.start(ctx)
 	return err
 }
 
-// measureStart measures the time from the start of the apiserver, without data, until it is
+// measureStart measures the time from the start of the servers, without data, until they are
 // ready.
 func measureStart(ctx context.Context, b *bench) (float64, string, error) {
 	var times []time.Duration
@@ -254,42 +192,36 @@ func pod(namespace, name string) *corev1.Pod {
 	}
 }
 
-// clockTick is the unit of CPU times in /proc: the kernel fixes USER_HZ at 100 on every
-// architecture that Go supports.
-const clockTick = 10 * time.Millisecond
+// cpu returns the CPU time that the servers have used.
+func (b *bench) cpu() time.Duration { return cpuOf(b.pids()) }
 
-// cpu returns the CPU time that the apiserver has used, or 0 if it is not running.
-func (b *bench) cpu() time.Duration {
-	if b.cmd == nil {
-		return 0
+func (b *bench) pids() []int {
+	pids := make([]int, len(b.procs))
+	for i, p := range b.procs {
+		pids[i] = p.cmd.Process.Pid
 	}
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", b.cmd.Process.Pid))
-	if err != nil {
-		return 0
-	}
-	// The program's name is in parentheses and may contain anything. utime and stime are fields
-	// 14 and 15, that is, the 12th and 13th after it.
-	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-	if len(fields) < 13 {
-		return 0
-	}
-	var total time.Duration
-	for _, f := range fields[11:13] {
-		n, err := strconv.ParseInt(f, 10, 64)
-		if err != nil {
-			return 0
-		}
-		total += time.Duration(n) * clockTick
-	}
-	return total
+	return pids
 }
 
-// rate is like the function rate. It also sets cost.
+// rate is like the function rate. It also records the cost and the latencies.
 func (b *bench) rate(ctx context.Context, callers, n int, call func(ctx context.Context, i int) error) (float64, error) {
+	took := make([]time.Duration, n)
 	before := b.cpu()
-	r, err := rate(ctx, callers, n, call)
-	b.cost = (b.cpu() - before) / time.Duration(n)
+	r, err := rate(ctx, callers, n, func(ctx context.Context, i int) error {
+		began := time.Now()
+		err := call(ctx, i)
+		took[i] = time.Since(began)
+		return err
+	})
+	b.latest.cost = (b.cpu() - before) / time.Duration(n)
+	b.quantiles(took)
 	return r, err
+}
+
+// quantiles records the median and the 99th percentile.
+func (b *bench) quantiles(took []time.Duration) {
+	slices.Sort(took)
+	b.latest.p50, b.latest.p99 = took[len(took)/2], took[len(took)*99/100]
 }
 
 // rate makes n calls from the given number of goroutines and returns calls per second.

@@ -3,11 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
-	"slices"
+	"strconv"
 	"sync"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -78,6 +79,37 @@ func restPatch(ctx context.Context, b *bench) (float64, string, error) {
 	return r, "10,000 merge patches, 64 callers", err
 }
 
+// restUpdate replaces pods with the version that the caller read last.
+func restUpdate(ctx context.Context, b *bench) (float64, string, error) {
+	c, err := b.rest(ctx)
+	if err != nil {
+		return 0, "", err
+	}
+	ns, _, err := b.fill(ctx, c, callers*10)
+	if err != nil {
+		return 0, "", err
+	}
+	list, err := c.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return 0, "", err
+	}
+	// A pod is in one caller's hands at a time.
+	free := make(chan *corev1.Pod, len(list.Items))
+	for i := range list.Items {
+		free <- &list.Items[i]
+	}
+	r, err := b.rate(ctx, callers, 10000, func(ctx context.Context, i int) error {
+		p := <-free
+		p.Annotations = map[string]string{"bench": strconv.Itoa(i)}
+		got, err := c.CoreV1().Pods(ns).Update(ctx, p, metav1.UpdateOptions{})
+		if err == nil {
+			free <- got
+		}
+		return err
+	})
+	return r, "10,000 updates, 64 callers", err
+}
+
 func restList(ctx context.Context, b *bench) (float64, string, error) {
 	c, err := b.rest(ctx)
 	if err != nil {
@@ -87,10 +119,7 @@ func restList(ctx context.Context, b *bench) (float64, string, error) {
 	if err != nil {
 		return 0, "", err
 	}
-	var mu sync.Mutex
-	var times []time.Duration
-	_, err = b.rate(ctx, 4, 60, func(ctx context.Context, i int) error {
-		began := time.Now()
+	_, err = b.rate(ctx, 4, 60, func(ctx context.Context, _ int) error {
 		list, err := c.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{})
 		if err != nil {
 			return err
@@ -98,16 +127,9 @@ func restList(ctx context.Context, b *bench) (float64, string, error) {
 		if len(list.Items) != 5000 {
 			return fmt.Errorf("the list has %d pods, expected 5000", len(list.Items))
 		}
-		mu.Lock()
-		times = append(times, time.Since(began))
-		mu.Unlock()
 		return nil
 	})
-	if err != nil {
-		return 0, "", err
-	}
-	slices.Sort(times)
-	return float64(times[len(times)/2].Milliseconds()), "5,000 pods, 4 callers, decoded", nil
+	return float64(b.latest.p50.Milliseconds()), "5,000 pods, 4 callers, decoded", err
 }
 
 func restLease(ctx context.Context, b *bench) (float64, string, error) {
@@ -134,6 +156,7 @@ func restLease(ctx context.Context, b *bench) (float64, string, error) {
 	var wg sync.WaitGroup
 	errs := make([]error, callers)
 	const each = 150
+	renewals := make([]time.Duration, callers*each)
 	before := b.cpu()
 	began := time.Now()
 	for w := range callers {
@@ -142,7 +165,9 @@ func restLease(ctx context.Context, b *bench) (float64, string, error) {
 				i := w*4 + n%4
 				now := metav1.NowMicro()
 				leases[i].Spec.RenewTime = &now
+				called := time.Now()
 				lease, err := c.CoordinationV1().Leases(ns).Update(ctx, leases[i], metav1.UpdateOptions{})
+				renewals[w*each+n] = time.Since(called)
 				if err != nil {
 					errs[w] = err
 					return
@@ -158,7 +183,8 @@ func restLease(ctx context.Context, b *bench) (float64, string, error) {
 		}
 	}
 	took := time.Since(began)
-	b.cost = (b.cpu() - before) / (callers * each)
+	b.latest.cost = (b.cpu() - before) / (callers * each)
+	b.quantiles(renewals)
 	return callers * each / took.Seconds(), "updates, 64 callers", nil
 }
 
@@ -217,6 +243,7 @@ func restWatch(ctx context.Context, b *bench) (float64, string, error) {
 		})
 	}
 	began := time.Now()
+	before := b.cpu()
 	_, err = b.rate(ctx, callers, writes, func(ctx context.Context, i int) error {
 		patch := fmt.Sprintf(`{"metadata":{"annotations":{"bench":"%d"}}}`, i)
 		_, err := c.CoreV1().Pods(ns).Patch(ctx, fmt.Sprintf("p-%05d", i%100), types.MergePatchType, []byte(patch), metav1.PatchOptions{})
@@ -231,5 +258,6 @@ func restWatch(ctx context.Context, b *bench) (float64, string, error) {
 			return 0, "", err
 		}
 	}
+	b.latest.cost = (b.cpu() - before) / (watchers * writes)
 	return watchers * writes / time.Since(began).Seconds(), "200 client-go watchers, one connection", nil
 }

@@ -2,115 +2,244 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// scheduleREST starts a whole control plane with 1,000 simulated nodes. It measures the time
-// from the first create of 5,000 pods to the last binding. All requests use REST.
-func scheduleREST(ctx context.Context, b *bench) (perSecond float64, note string, err error) {
-	const nodes, pods = 1000, 5000
+// plane starts a whole control plane, waits for its nodes, and calls use with a client.
+func (b *bench) plane(ctx context.Context, nodes int, use func(c *kubernetes.Clientset, pids []int) error) (err error) {
 	b.stop() // the whole machine is for the control plane now
-	home := filepath.Join(b.dir, "cluster")
-	keel := func(args ...string) error {
-		cmd := exec.CommandContext(ctx, filepath.Join(b.bin, "keel"), append(args, "--home", home)...)
-		cmd.Stderr = os.Stderr
-		return cmd.Run()
-	}
+	plane, err := b.sys.cluster(ctx, b, nodes)
 	defer func() {
-		if e := keel("delete"); e != nil && err == nil {
-			err = e
+		if plane != nil {
+			err = errors.Join(err, plane.stop())
 		}
 	}()
-	if err := keel("up", "--nodes", "0", "--simulated-nodes", fmt.Sprint(nodes)); err != nil {
-		return 0, "", err
-	}
-	config, err := clientcmd.BuildConfigFromFlags("", filepath.Join(home, "kubeconfig"))
 	if err != nil {
-		return 0, "", err
+		return err
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", plane.kubeconfig)
+	if err != nil {
+		return err
 	}
 	config.QPS = -1
 	config.ContentType = "application/vnd.kubernetes.protobuf"
 	config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
 	c, err := kubernetes.NewForConfig(config)
 	if err != nil {
-		return 0, "", err
+		return err
 	}
-	for {
+	if !plane.simulated {
+		if err := createNodes(ctx, c, nodes); err != nil {
+			return err
+		}
+	}
+	err = poll(ctx, time.Minute, func() (bool, error) {
 		list, err := c.CoreV1().Nodes().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
 		if err != nil {
-			return 0, "", err
+			return false, err
 		}
 		ready := 0
 		for i := range list.Items {
-			for _, cond := range list.Items[i].Status.Conditions {
-				if cond.Type == corev1.NodeReady && cond.Status == corev1.ConditionTrue && len(list.Items[i].Spec.Taints) == 0 {
-					ready++
-				}
+			if schedulable(&list.Items[i]) {
+				ready++
 			}
 		}
-		if ready == nodes {
-			break
+		if ready < nodes {
+			return false, fmt.Errorf("%d of %d nodes are ready", ready, nodes)
+		}
+		_, err = c.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
+		return err == nil, err
+	})
+	if err != nil {
+		return err
+	}
+	return use(c, plane.pids)
+}
+
+func schedulable(n *corev1.Node) bool {
+	for _, cond := range n.Status.Conditions {
+		if cond.Type == corev1.NodeReady && cond.Status == corev1.ConditionTrue {
+			return len(n.Spec.Taints) == 0
+		}
+	}
+	return false
+}
+
+// poll calls f until it returns true. After the timeout it returns f's last error.
+func poll(ctx context.Context, timeout time.Duration, f func() (bool, error)) error {
+	deadline := time.Now().Add(timeout)
+	for {
+		done, err := f()
+		if done {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("not after %v: %w", timeout, err)
 		}
 		select {
 		case <-ctx.Done():
-			return 0, "", ctx.Err()
+			return ctx.Err()
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+// createNodes creates ready nodes of the size of Keelson's simulated ones.
+func createNodes(ctx context.Context, c *kubernetes.Clientset, n int) error {
+	size := corev1.ResourceList{
+		corev1.ResourceCPU: resource.MustParse("8"), corev1.ResourceMemory: resource.MustParse("32Gi"), corev1.ResourcePods: resource.MustParse("110"),
+	}
+	_, err := rate(ctx, 16, n, func(ctx context.Context, i int) error {
+		name := fmt.Sprintf("node-%05d", i)
+		node, err := c.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: name}}}, metav1.CreateOptions{})
+		if err != nil {
+			return err
+		}
+		node.Spec.Taints = nil
+		if node, err = c.CoreV1().Nodes().Update(ctx, node, metav1.UpdateOptions{}); err != nil {
+			return err
+		}
+		node.Status = corev1.NodeStatus{
+			Capacity: size, Allocatable: size,
+			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady", LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now()}},
+		}
+		_, err = c.CoreV1().Nodes().UpdateStatus(ctx, node, metav1.UpdateOptions{})
+		return err
+	})
+	return err
+}
+
+// scheduleREST measures the time from the first create of a pod to the last binding on
+// simulated nodes. All requests of the benchmark use REST.
+func scheduleREST(ctx context.Context, b *bench) (perSecond float64, note string, err error) {
+	err = b.plane(ctx, b.nodes, func(c *kubernetes.Clientset, pids []int) error {
+		perSecond, note, err = b.schedule(ctx, c, pids)
+		return err
+	})
+	return perSecond, note, err
+}
+
+func (b *bench) schedule(ctx context.Context, c *kubernetes.Clientset, pids []int) (float64, string, error) {
 	const ns = "default"
-	start, err := c.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{Limit: 1})
+	list, err := c.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{Limit: 1})
 	if err != nil {
 		return 0, "", err
 	}
-	w, err := c.CoreV1().Pods(ns).Watch(ctx, metav1.ListOptions{ResourceVersion: start.ResourceVersion})
+	w, err := c.CoreV1().Pods(ns).Watch(ctx, metav1.ListOptions{ResourceVersion: list.ResourceVersion})
 	if err != nil {
 		return 0, "", err
 	}
 	defer w.Stop()
+	var mu sync.Mutex
+	created := make(map[string]time.Time, b.pods)
 	bound := make(chan error, 1)
+	var waits []time.Duration
 	go func() {
 		seen := map[string]bool{}
 		for e := range w.ResultChan() {
-			if p, ok := e.Object.(*corev1.Pod); ok && p.Spec.NodeName != "" {
-				seen[p.Name] = true
+			p, ok := e.Object.(*corev1.Pod)
+			if !ok || p.Spec.NodeName == "" || seen[p.Name] {
+				continue
 			}
-			if len(seen) == pods {
+			seen[p.Name] = true
+			mu.Lock()
+			waits = append(waits, time.Since(created[p.Name]))
+			mu.Unlock()
+			if len(seen) == b.pods {
 				bound <- nil
 				return
 			}
 		}
-		bound <- fmt.Errorf("the watch ended after %d of %d bindings", len(seen), pods)
+		bound <- fmt.Errorf("the watch ended after %d of %d bindings", len(seen), b.pods)
 	}()
-	began := time.Now()
-	if _, err := rateOf(ctx, c, ns, pods); err != nil {
-		return 0, "", err
-	}
-	created := time.Since(began)
-	select {
-	case err := <-bound:
-		if err != nil {
-			return 0, "", err
-		}
-	case <-time.After(2 * time.Minute):
-		return 0, "", fmt.Errorf("%d pods were not bound within two minutes", pods)
-	case <-ctx.Done():
-		return 0, "", ctx.Err()
-	}
-	return pods / time.Since(began).Seconds(), fmt.Sprintf("5,000 pods, 1,000 simulated nodes; all created after %.1fs", created.Seconds()), nil
-}
-
-func rateOf(ctx context.Context, c *kubernetes.Clientset, ns string, n int) (float64, error) {
-	return rate(ctx, callers, n, func(ctx context.Context, i int) error {
-		_, err := c.CoreV1().Pods(ns).Create(ctx, pod(ns, fmt.Sprintf("s-%05d", i)), metav1.CreateOptions{})
+	peak := watchMemory(ctx, pids)
+	before, began := cpuOf(pids), time.Now()
+	_, err = rate(ctx, callers, b.pods, func(ctx context.Context, i int) error {
+		name := fmt.Sprintf("s-%05d", i)
+		mu.Lock()
+		created[name] = time.Now()
+		mu.Unlock()
+		_, err := c.CoreV1().Pods(ns).Create(ctx, pod(ns, name), metav1.CreateOptions{})
 		return err
 	})
+	all := time.Since(began)
+	if err == nil {
+		select {
+		case err = <-bound:
+		case <-time.After(5 * time.Minute):
+			err = fmt.Errorf("%d pods were not bound within five minutes", b.pods)
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	took := time.Since(began)
+	memory, e := peak()
+	if err = errors.Join(err, e); err != nil {
+		return 0, "", err
+	}
+	b.latest.cost, b.latest.memory = (cpuOf(pids)-before)/time.Duration(b.pods), memory
+	b.quantiles(waits)
+	return float64(b.pods) / took.Seconds(), fmt.Sprintf("%d pods, %d simulated nodes; all created after %.1fs; latencies are those of bindings", b.pods, b.nodes, all.Seconds()), nil
+}
+
+// watchMemory samples the memory of processes until the returned function is called, which
+// returns the largest sample.
+func watchMemory(ctx context.Context, pids []int) (peak func() (int64, error)) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	var most int64
+	var failure error
+	go func() {
+		defer close(done)
+		for {
+			n, err := pssOf(pids)
+			most, failure = max(most, n), errors.Join(failure, err)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(250 * time.Millisecond):
+			}
+			if failure != nil {
+				return
+			}
+		}
+	}()
+	return func() (int64, error) { cancel(); <-done; return most, failure }
+}
+
+// measureIdle measures the memory and CPU use of a control plane with three nodes that has
+// nothing to do: CPU time over half a minute, after half a minute of rest.
+func measureIdle(ctx context.Context, b *bench) (mega float64, note string, err error) {
+	const rest = 30 * time.Second
+	err = b.plane(ctx, 3, func(_ *kubernetes.Clientset, pids []int) error {
+		if err := pause(ctx, rest); err != nil {
+			return err
+		}
+		before := cpuOf(pids)
+		if err := pause(ctx, rest); err != nil {
+			return err
+		}
+		b.latest.idle = float64(cpuOf(pids)-before) / float64(rest)
+		b.latest.memory, err = pssOf(pids)
+		return err
+	})
+	return float64(b.latest.memory) / (1 << 20), fmt.Sprintf("whole control plane, 3 nodes, %.0f mCPU", b.latest.idle*1000), err
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
 }
