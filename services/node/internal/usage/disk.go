@@ -18,13 +18,15 @@ const (
 	maxEntries = 1 << 20
 	// maxDepth is how deep a directory is walked; each level holds a file descriptor.
 	maxDepth = 256
-	// restFactor is how many times as long as its walk took a directory rests.
+	// restFactor is how many times as long as the last walks of all directories took a
+	// directory rests.
 	restFactor = 20
 )
 
 // disks holds what directories took when they were last walked.
 type disks struct {
 	walked map[string]walked // by path
+	took   time.Duration     // of all in walked
 	layers map[string]FS     // by container
 	asked  time.Time         // when the runtime was asked for layers
 }
@@ -48,6 +50,7 @@ func (d *disks) keep(pods []*corev1.Pod) {
 	}
 	for dir, w := range d.walked {
 		if !known[w.pod] {
+			d.took -= w.took
 			delete(d.walked, dir)
 		}
 	}
@@ -157,7 +160,7 @@ func claimOf(p *corev1.Pod, v *corev1.Volume) string {
 func (m *Meter) walk(ctx context.Context, p *corev1.Pod, dir string, maxAge time.Duration) (FS, bool) {
 	last, known := m.disks.walked[dir]
 	began := m.now()
-	if known && began.Sub(last.at) < max(maxAge, restFactor*last.took) {
+	if known && began.Sub(last.at) < max(maxAge, restFactor*m.disks.took) {
 		return last.fs, last.partial
 	}
 	fs, partial, err := measureDir(ctx, dir, maxEntries)
@@ -165,6 +168,7 @@ func (m *Meter) walk(ctx context.Context, p *corev1.Pod, dir string, maxAge time
 		return last.fs, known // interrupted
 	}
 	now := m.now()
+	m.disks.took += now.Sub(began) - last.took
 	m.disks.walked[dir] = walked{fs: fs, partial: partial, at: now, took: now.Sub(began), pod: string(p.UID)}
 	return fs, partial
 }

@@ -316,6 +316,7 @@ func TestSlowDirectoriesRest(t *testing.T) {
 	write(t, filepath.Join(dir, "f"), 1)
 	p := r.pods[1]
 	m.disks.walked[dir] = walked{fs: FS{Used: 42}, at: r.now, took: time.Second, pod: "u1"}
+	m.disks.took = time.Second
 	r.spend(19*time.Second, "/", 0)
 	if fs, _ := m.walk(t.Context(), p, dir, 10*time.Second); fs.Used != 42 {
 		t.Error("walked again after 19 s")
