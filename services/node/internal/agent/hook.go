@@ -56,7 +56,7 @@ func (w *worker) postStart(ctx context.Context, p *corev1.Pod, c *corev1.Contain
 		return nil
 	}
 	w.a.cfg.Events.Pod(p, c.Name, corev1.EventTypeWarning, event.FailedPostStart, "PostStartHook failed: %v", err)
-	w.a.killContainer(ctx, p, &cri.Pod{}, &cri.Container{ID: id, Name: c.Name}, time.Duration(graceOf(p))*time.Second, "FailedPostStartHook", nil)
+	w.a.killContainer(ctx, p, &cri.Pod{}, &cri.Container{ID: id, Name: c.Name}, time.Duration(graceOf(p))*time.Second, minGrace, "FailedPostStartHook", nil)
 	return &startError{reason: reasonPostStart, message: err.Error(), retry: time.Now()}
 }
 

@@ -18,7 +18,8 @@ import (
 const (
 	// minGrace is the minimum time between a container's stop signal and SIGKILL,
 	// regardless of the grace period and of how much of it a preStop hook or a sidecar's
-	// wait has used up. It is the kubelet's minimumGracePeriodInSeconds.
+	// wait has used up, unless the node ends the pod with a shorter grace period of its own.
+	// It is the kubelet's minimumGracePeriodInSeconds.
 	minGrace = 2 * time.Second
 	// minPodGrace is the minimum grace period of a pod: preStop hooks run even if the pod
 	// was deleted with a grace period of zero.
@@ -109,8 +110,10 @@ func (w *worker) endContainers(ctx context.Context, p *corev1.Pod, state *cri.Po
 	} else if len(alive) > 0 {
 		grace = time.Duration(alive[0].Grace) * time.Second
 	}
+	least := minGrace
 	if w.ended != nil && w.ended.Grace != nil {
 		grace = min(grace, *w.ended.Grace)
+		least = min(least, max(grace, minPodGrace)) // the node is in a hurry
 	}
 	if w.kill != nil && !w.kill.over() {
 		if grace >= w.kill.grace {
@@ -128,7 +131,7 @@ func (w *worker) endContainers(ctx context.Context, p *corev1.Pod, state *cri.Po
 		if record {
 			w.recorded(killCtx)
 		}
-		w.a.killPod(killCtx, p, state, grace)
+		w.a.killPod(killCtx, p, state, grace, least)
 		w.poke()
 	}()
 	return runtimeRetry, true
@@ -145,10 +148,10 @@ func (w *worker) stopKilling() {
 	w.kill = nil
 }
 
-// killPod stops all containers of a pod within the grace period. All preStop hooks start at
-// once; a sidecar's stop signal waits until the containers that it serves have ended
-// (KEP-753).
-func (a *Agent) killPod(ctx context.Context, p *corev1.Pod, state *cri.Pod, grace time.Duration) {
+// killPod stops all containers of a pod within the grace period, but leaves each at least
+// the time least between its stop signal and SIGKILL. All preStop hooks start at once; a
+// sidecar's stop signal waits until the containers that it serves have ended (KEP-753).
+func (a *Agent) killPod(ctx context.Context, p *corev1.Pod, state *cri.Pod, grace, least time.Duration) {
 	grace = max(grace, minPodGrace)
 	running := state.Running()
 	order := newStopOrder(p, running)
@@ -156,7 +159,7 @@ func (a *Agent) killPod(ctx context.Context, p *corev1.Pod, state *cri.Pod, grac
 	for _, c := range running {
 		wg.Go(func() {
 			defer order.ended(c.Name)
-			a.killContainer(ctx, p, state, c, grace, "Stopping container "+c.Name, order)
+			a.killContainer(ctx, p, state, c, grace, least, "Stopping container "+c.Name, order)
 		})
 	}
 	wg.Wait()
@@ -231,7 +234,7 @@ func (o *stopOrder) wait(ctx context.Context, name string, deadline time.Time) {
 // killContainer stops one container. It runs the preStop hook, waits for the container's
 // turn in order, sends the stop signal, and lets the runtime send SIGKILL when the grace
 // period is over. order may be nil.
-func (a *Agent) killContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod, c *cri.Container, grace time.Duration, message string, order *stopOrder) {
+func (a *Agent) killContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod, c *cri.Container, grace, least time.Duration, message string, order *stopOrder) {
 	deadline := time.Now().Add(grace)
 	log := a.log
 	var spec *corev1.Container
@@ -248,7 +251,7 @@ func (a *Agent) killContainer(ctx context.Context, p *corev1.Pod, state *cri.Pod
 	}
 	order.wait(ctx, c.Name, deadline)
 	for ctx.Err() == nil {
-		err := a.cfg.Runtime.StopContainer(ctx, c.ID, max(minGrace, time.Until(deadline)))
+		err := a.cfg.Runtime.StopContainer(ctx, c.ID, max(least, time.Until(deadline)))
 		if err == nil {
 			return
 		}
@@ -279,5 +282,5 @@ func (w *worker) killOne(ctx context.Context, p *corev1.Pod, k pod.Kill) {
 		}
 	}
 	message := "Container " + k.Container.Name + " " + k.Why + ", will be restarted"
-	w.a.killContainer(ctx, p, &cri.Pod{}, k.Container, time.Duration(grace)*time.Second, message, nil)
+	w.a.killContainer(ctx, p, &cri.Pod{}, k.Container, time.Duration(grace)*time.Second, minGrace, message, nil)
 }

@@ -157,7 +157,7 @@ func TestSidecarsHooksBeginAtOnce(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		stopAgent(c).killPod(context.Background(), p, state, time.Hour)
+		stopAgent(c).killPod(context.Background(), p, state, time.Hour, minGrace)
 	}()
 	calls := f.seen(t, "hook main", "hook first", "hook second", "stop main")
 	if slices.Contains(calls, "stop first") || slices.Contains(calls, "stop second") {
@@ -174,12 +174,12 @@ func TestSidecarsHooksBeginAtOnce(t *testing.T) {
 
 // TestLeastGrace checks that no container gets less than two seconds between its stop
 // signal and SIGKILL: neither after a grace period of 0 or 1 s, nor a sidecar whose turn
-// comes after the grace period.
+// comes after the grace period, unless the node itself ends the pod sooner.
 func TestLeastGrace(t *testing.T) {
 	for _, grace := range []time.Duration{0, time.Second} {
 		f, c := startFakeRuntime(t)
 		p, state := sidecarPod()
-		stopAgent(c).killPod(context.Background(), p, state, grace)
+		stopAgent(c).killPod(context.Background(), p, state, grace, minGrace)
 		for _, name := range []string{"main", "second", "first"} {
 			f.seen(t, "hook "+name)
 			if f.timeout[name] != 2 {
@@ -187,13 +187,21 @@ func TestLeastGrace(t *testing.T) {
 			}
 		}
 	}
-	f, c := startFakeRuntime(t, "main")
+	f, c := startFakeRuntime(t)
 	p, state := sidecarPod()
+	stopAgent(c).killPod(context.Background(), p, state, time.Second, time.Second)
+	for _, name := range []string{"main", "second", "first"} {
+		if f.timeout[name] != 1 {
+			t.Errorf("a pod that the node ends within a second: %s got %d s", name, f.timeout[name])
+		}
+	}
+	f, c = startFakeRuntime(t, "main")
+	p, state = sidecarPod()
 	p.Spec.Containers[0].Lifecycle = nil
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		stopAgent(c).killPod(context.Background(), p, state, time.Second)
+		stopAgent(c).killPod(context.Background(), p, state, time.Second, minGrace)
 	}()
 	f.seen(t, "stop second", "stop first") // although the regular container has not ended
 	close(f.holds["main"])
@@ -202,7 +210,7 @@ func TestLeastGrace(t *testing.T) {
 		t.Errorf("stop timeouts: %v", f.timeout)
 	}
 	// The minimum also applies to a container that is stopped on its own.
-	stopAgent(c).killContainer(context.Background(), p, state, &state.Containers[0], 0, "", nil)
+	stopAgent(c).killContainer(context.Background(), p, state, &state.Containers[0], 0, minGrace, "", nil)
 	if f.timeout["main"] != 2 {
 		t.Errorf("a container stopped on its own got %d s", f.timeout["main"])
 	}

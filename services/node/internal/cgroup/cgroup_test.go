@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -83,6 +84,36 @@ func TestUnified(t *testing.T) {
 	}
 }
 
+// TestLimitsUnified checks the limits of processes and of all pods' memory.
+func TestLimitsUnified(t *testing.T) {
+	h := unified(t)
+	read := func(name string) string {
+		b, _ := os.ReadFile(filepath.Join(h.unified, name))
+		return string(b)
+	}
+	if err := errors.Join(h.EnsurePod(newPod("", "")), h.LimitMemory(h.Root(), 1<<30)); err != nil {
+		t.Fatal(err)
+	}
+	if got := read("keelson/node/besteffort/podu-1/pids.max"); got != "" {
+		t.Errorf("processes without a limit: %q", got)
+	}
+	if got := read("keelson/node/memory.max"); got != "1073741824" {
+		t.Errorf("memory: %q", got)
+	}
+	if err := errors.Join(h.LimitPodPIDs(100), h.EnsurePod(newPod("", "")), h.LimitMemory(h.Root(), 0)); err != nil {
+		t.Fatal(err)
+	}
+	if got := read("keelson/node/besteffort/podu-1/pids.max"); got != "100" {
+		t.Errorf("processes: %q", got)
+	}
+	if got := read("keelson/node/memory.max"); got != "max" {
+		t.Errorf("memory without a limit: %q", got)
+	}
+	if err := (&Hierarchy{v1: map[string]string{"cpu": "/x", "memory": "/y"}}).LimitPodPIDs(1); err == nil {
+		t.Error("processes were limited without a controller")
+	}
+}
+
 // TestMachine uses the machine's own cgroups, under a root of the test's own.
 func TestMachine(t *testing.T) {
 	h, err := Detect(fmt.Sprintf("/keelson-cgroup-test-%d-%d/node", os.Getpid(), time.Now().UnixNano()))
@@ -97,10 +128,19 @@ func TestMachine(t *testing.T) {
 		}
 	}()
 	p := newPod("100m", "64Mi")
+	if err := errors.Join(h.LimitPodPIDs(77), h.LimitMemory(h.Root(), 512<<20)); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 {
 		if err := h.EnsurePod(p); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if m, err := h.Memory(h.Root()); err != nil || m.Limit != 512<<20 {
+		t.Errorf("memory of all pods: %+v, %v", m, err)
+	}
+	if n, err := h.number("pids", h.Pod(p), "pids.max"); err != nil || n != 77 {
+		t.Errorf("processes of the pod: %d, %v", n, err)
 	}
 	if err := h.SetClasses(512); err != nil {
 		t.Fatal(err)

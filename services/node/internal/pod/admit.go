@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	resourcehelper "k8s.io/component-helpers/resource"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
 
@@ -156,6 +157,12 @@ func (s *shortage) String() string {
 	return fmt.Sprintf("Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", s.name, s.requested, s.used, s.capacity)
 }
 
+// diskRequest returns how much of the node's disk a pod requests, in bytes.
+func diskRequest(p *corev1.Pod) int64 {
+	requests := resourcehelper.PodRequests(p, resourcehelper.PodResourcesOptions{})
+	return requests.StorageEphemeral().Value()
+}
+
 // short returns the first resource that a node has too little of for a pod besides others,
 // or nil.
 func short(p *corev1.Pod, allocatable corev1.ResourceList, others []*corev1.Pod) *shortage {
@@ -166,10 +173,17 @@ func short(p *corev1.Pod, allocatable corev1.ResourceList, others []*corev1.Pod)
 		used[corev1.ResourceCPU] += t.Requests.Cpu().MilliValue()
 		used[corev1.ResourceMemory] += t.Requests.Memory().Value()
 	}
+	disk := diskRequest(p)
+	if disk > 0 {
+		for _, o := range others {
+			used[corev1.ResourceEphemeralStorage] += diskRequest(o)
+		}
+	}
 	for _, s := range []shortage{
 		{name: corev1.ResourcePods, requested: 1, capacity: allocatable.Pods().Value()},
 		{name: corev1.ResourceCPU, requested: want.Requests.Cpu().MilliValue(), capacity: allocatable.Cpu().MilliValue()},
 		{name: corev1.ResourceMemory, requested: want.Requests.Memory().Value(), capacity: allocatable.Memory().Value()},
+		{name: corev1.ResourceEphemeralStorage, requested: disk, capacity: allocatable.StorageEphemeral().Value()},
 	} {
 		if _, known := allocatable[s.name]; !known || s.requested == 0 {
 			continue

@@ -11,7 +11,7 @@ import (
 
 func TestAdmit(t *testing.T) {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node", Labels: map[string]string{"disk": "fast"}}}
-	node.Status.Allocatable = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1"), corev1.ResourceMemory: resource.MustParse("1Gi"), corev1.ResourcePods: resource.MustParse("3")}
+	node.Status.Allocatable = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1"), corev1.ResourceMemory: resource.MustParse("1Gi"), corev1.ResourcePods: resource.MustParse("3"), corev1.ResourceEphemeralStorage: resource.MustParse("10Gi")}
 	tainted := node.DeepCopy()
 	tainted.Spec.Taints = []corev1.Taint{{Key: "k", Value: "v", Effect: corev1.TaintEffectNoExecute}, {Key: "soft", Effect: corev1.TaintEffectNoSchedule}}
 	using := func(cpu string) *corev1.Pod {
@@ -20,6 +20,9 @@ func TestAdmit(t *testing.T) {
 	port := func(ip string, n int32, protocol corev1.Protocol) *corev1.Pod {
 		p := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{HostPort: n, HostIP: ip, Protocol: protocol}}}}}}
 		return p
+	}
+	storing := func(size string) *corev1.Pod {
+		return podOf([]corev1.ResourceRequirements{need(corev1.ResourceList{corev1.ResourceEphemeralStorage: resource.MustParse(size)}, nil)}, nil, 0)
 	}
 	with := func(change func(*corev1.PodSpec)) *corev1.Pod {
 		p := using("100m")
@@ -40,6 +43,8 @@ func TestAdmit(t *testing.T) {
 		"fits":             {using("500m"), node, []*corev1.Pod{using("500m")}, ""},
 		"no CPU left":      {using("501m"), node, []*corev1.Pod{using("500m")}, "OutOfcpu"},
 		"no memory":        {podOf([]corev1.ResourceRequirements{need(list("", "2Gi"), nil)}, nil, 0), node, nil, "OutOfmemory"},
+		"disk is left":     {storing("4Gi"), node, []*corev1.Pod{storing("6Gi")}, ""},
+		"no disk left":     {storing("4Gi"), node, []*corev1.Pod{storing("7Gi")}, "OutOfephemeral-storage"},
 		"asks for nothing": {podOf([]corev1.ResourceRequirements{{}}, nil, 0), node, []*corev1.Pod{using("2")}, ""},
 		"too many pods":    {podOf([]corev1.ResourceRequirements{{}}, nil, 0), node, []*corev1.Pod{{}, {}, {}}, "OutOfpods"},
 		"selector":         {with(func(s *corev1.PodSpec) { s.NodeSelector = map[string]string{"disk": "fast"} }), node, nil, ""},
