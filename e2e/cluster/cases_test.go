@@ -40,6 +40,7 @@ func TestCases(t *testing.T) {
 		{"container statuses are sorted by name", caseStatusOrder},
 		{"kubectl debug runs a container in a running pod", caseDebug},
 		{"a running container is resized", caseResize},
+		{"a volume is an image", caseImageVolume},
 		{"a pod runs with its RuntimeClass's handler", caseRuntimeClass},
 	} {
 		t.Run(c.name, func(t *testing.T) {

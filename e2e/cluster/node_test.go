@@ -59,6 +59,14 @@ func caseResize(t *testing.T, ns string) {
 	awaitEvent(t, ns, "resized", "ResizeCompleted", "Pod resize completed")
 }
 
+// caseImageVolume mounts an image.
+func caseImageVolume(t *testing.T, ns string) {
+	shared.Apply(t, boxPod("mounting", "  volumes: [{name: v, image: {reference: \"keelson.dev/demo/busybox:1\"}}]\n",
+		"    volumeMounts: [{name: v, mountPath: /v, subPath: usr/bin}]\n", forever), "-n", ns)
+	awaitReady(t, ns, "mounting")
+	shared.Kubectl(t, "-n", ns, "exec", "mounting", "--", "test", "-e", "/v/busybox")
+}
+
 // caseRuntimeClass runs a pod with the handler of its class. A handler that the runtime does
 // not have is reported.
 func caseRuntimeClass(t *testing.T, ns string) {

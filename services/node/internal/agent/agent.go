@@ -199,8 +199,7 @@ func (a *Agent) Run(ctx context.Context) error {
 // dispatch hands pods to their workers: static pods once the runtime has answered, and the
 // others once the pod cache has synced, too. Pods of neither source are removed only then.
 func (a *Agent) dispatch(ctx context.Context) error {
-	known, err := a.survey(ctx)
-	if err != nil {
+	if err := a.survey(ctx); err != nil {
 		return nil // ctx has ended
 	}
 	if a.cfg.Static != nil {
@@ -219,10 +218,9 @@ func (a *Agent) dispatch(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
-	if known, err = a.cfg.Runtime.List(ctx); err != nil {
-		if known, err = a.survey(ctx); err != nil {
-			return nil
-		}
+	known, err := a.list(ctx)
+	if err != nil {
+		return nil
 	}
 	a.mu.Lock()
 	for _, p := range a.pods.List() {
@@ -230,7 +228,7 @@ func (a *Agent) dispatch(ctx context.Context) error {
 			continue // its static pod is admitted
 		}
 		if p.Status.StartTime != nil && !pod.Terminal(p) {
-			a.admitted[p.UID] = p
+			a.admitted[p.UID] = pod.Recorded(p).Apply(p)
 		}
 	}
 	a.mu.Unlock()
@@ -319,31 +317,51 @@ func (a *Agent) WakeAll() {
 	}
 }
 
-// survey lists what the runtime has before anything is started. It retries until the
-// runtime answers.
-func (a *Agent) survey(ctx context.Context) (map[string]cri.Seen, error) {
+// survey reads what the runtime has before anything is started, and its name.
+func (a *Agent) survey(ctx context.Context) error {
+	seen, err := a.list(ctx)
+	if err != nil {
+		return err
+	}
+	for a.readRuntimeName(ctx) != nil {
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+	if a.cfg.Begin == nil {
+		return nil
+	}
+	sandboxes := map[string]bool{}
+	for id, s := range seen {
+		if s.Sandbox {
+			sandboxes[id] = true
+		}
+	}
+	a.cfg.Begin(sandboxes)
+	return nil
+}
+
+// list lists what the runtime has. It tries again until the runtime answers; the error is
+// that of ctx.
+func (a *Agent) list(ctx context.Context) (map[string]cri.Seen, error) {
 	for {
 		seen, err := a.cfg.Runtime.List(ctx)
 		if err == nil {
-			err = a.readRuntimeName(ctx)
-		}
-		if err == nil {
-			if a.cfg.Begin != nil {
-				sandboxes := map[string]bool{}
-				for id, s := range seen {
-					if s.Sandbox {
-						sandboxes[id] = true
-					}
-				}
-				a.cfg.Begin(sandboxes)
-			}
 			return seen, nil
 		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(500 * time.Millisecond):
+		if err := pause(ctx); err != nil {
+			return nil, err
 		}
+	}
+}
+
+// pause waits before the runtime is asked again.
+func pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(500 * time.Millisecond):
+		return nil
 	}
 }
 

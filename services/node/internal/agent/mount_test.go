@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -85,6 +86,15 @@ func TestImageVolume(t *testing.T) {
 	whole, inside = r.awaitReady(whole), r.awaitReady(inside)
 	r.exec(whole, "main", "test", "-e", "/v/bin/sh")
 	r.exec(inside, "main", "test", "-e", "/v/sh")
+	found, err := r.runtime.Client.ImageStatus(context.Background(), runtimetest.UserImage)
+	if err != nil || found == nil {
+		t.Fatalf("%v, %v", found, err)
+	}
+	user := r.awaitReady(mounting("user", runtimetest.UserImage, ""))
+	if used, err := r.runtime.Client.UsedImages(context.Background()); err != nil || !used[found.Id] {
+		t.Errorf("the mounted image %s counts as unused: %v, %v", found.Id, used, err)
+	}
+	r.delete(user)
 	if got := strings.TrimSpace(r.exec(whole, "main", "sh", "-c", "touch /v/x 2>/dev/null && echo written || echo refused")); got != "refused" {
 		t.Errorf("a write to an image volume was %s", got)
 	}

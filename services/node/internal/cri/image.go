@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"strings"
 
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -66,7 +67,8 @@ func (c *Client) ImageFilesystem(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-// UsedImages returns the references of the images that containers were created from.
+// UsedImages returns the references of the images that containers were created from or that
+// are mounted into them.
 func (c *Client) UsedImages(ctx context.Context) (map[string]bool, error) {
 	list, err := c.listContainers(ctx, nil)
 	if err != nil {
@@ -74,7 +76,8 @@ func (c *Client) UsedImages(ctx context.Context) (map[string]bool, error) {
 	}
 	out := map[string]bool{}
 	for _, item := range list {
-		for _, ref := range []string{item.ImageRef, item.ImageId, item.GetImage().GetImage()} {
+		refs := append(strings.Split(item.Annotations[AnnotationImages], ","), item.ImageRef, item.ImageId, item.GetImage().GetImage())
+		for _, ref := range refs {
 			if ref != "" {
 				out[ref] = true
 			}

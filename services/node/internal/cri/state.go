@@ -26,6 +26,9 @@ const (
 	// AnnotationBackoff is how long to wait after this instance ends before the next one
 	// starts, in nanoseconds. It lets a restarted agent continue a crash loop's back-off.
 	AnnotationBackoff = "keelson.dev/restart-backoff"
+	// AnnotationImages is the IDs of the images that are mounted into the container,
+	// separated by commas. They are not to be removed as unused.
+	AnnotationImages = "keelson.dev/volume-images"
 )
 
 // State is a container's state.

@@ -87,7 +87,7 @@ func validate(p *corev1.Pod) error {
 	return errors.Join(all...)
 }
 
-// Priorities of the classes that Kubernetes defines; a static pod cannot use others, whose
+// priorities are the values of the classes that Kubernetes defines; a static pod cannot use others, whose
 // value only the API knows.
 var priorities = map[string]int32{"system-node-critical": 2000001000, "system-cluster-critical": 2000000000}
 

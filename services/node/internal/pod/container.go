@@ -67,6 +67,15 @@ func ContainerConfig(p *corev1.Pod, s Settings, in ContainerInput) (*runtimev1.C
 			SecurityContext: security,
 		},
 	}
+	var images []string
+	for _, m := range in.Mounts {
+		if id := m.GetImage().GetImage(); id != "" {
+			images = append(images, id)
+		}
+	}
+	if len(images) > 0 {
+		config.Annotations[cri.AnnotationImages] = strings.Join(images, ",")
+	}
 	for _, e := range in.Env {
 		config.Envs = append(config.Envs, &runtimev1.KeyValue{Key: e.Name, Value: []byte(e.Value)})
 	}

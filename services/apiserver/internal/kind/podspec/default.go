@@ -209,6 +209,8 @@ func DefaultVolume(v *corev1.Volume) {
 		}
 	case s.HostPath != nil:
 		set(&s.HostPath.Type, corev1.HostPathUnset)
+	case s.Image != nil:
+		setZero(&s.Image.PullPolicy, pullPolicy(s.Image.Reference))
 	case *s == corev1.VolumeSource{}:
 		s.EmptyDir = &corev1.EmptyDirVolumeSource{}
 	}

@@ -89,6 +89,5 @@ func unsupportedSources(s *corev1.VolumeSource) []string {
 	add(s.StorageOS != nil, "storageos")
 	add(s.CSI != nil, "csi")
 	add(s.Ephemeral != nil, "ephemeral")
-	add(s.Image != nil, "image")
 	return names
 }

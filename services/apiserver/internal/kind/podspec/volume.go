@@ -78,6 +78,13 @@ func (v *validator) validateSource(s *corev1.VolumeSource, p *field.Path) {
 	if one(s.PersistentVolumeClaim != nil, "persistentVolumeClaim") && s.PersistentVolumeClaim.ClaimName == "" {
 		v.Required(p.Child("persistentVolumeClaim", "claimName"), "")
 	}
+	if one(s.Image != nil, "image") {
+		at := p.Child("image")
+		if s.Image.Reference == "" {
+			v.Required(at.Child("reference"), "")
+		}
+		check.OneOf(&v.Errors, at, "pullPolicy", s.Image.PullPolicy, corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever)
+	}
 	for _, other := range unsupportedSources(s) {
 		if one(true, other) {
 			v.Unsupported(p.Child(other), "volumes of this type are")
