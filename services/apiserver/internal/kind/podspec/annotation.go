@@ -22,11 +22,14 @@ const (
 	appArmorContainer     = corev1.DeprecatedAppArmorBetaContainerAnnotationKeyPrefix
 )
 
-// validateAnnotations checks the annotations of a pod or of a template, at path p, that describe
-// its spec.
-func validateAnnotations(e *check.Errors, annotations map[string]string, s *corev1.PodSpec, p *field.Path) {
-	if len(annotations) == 0 {
+// validateAnnotations checks the annotations of a pod or of a template that describe its spec. Their
+// path is p and names below it.
+func validateAnnotations(e *check.Errors, annotations map[string]string, s *corev1.PodSpec, p *field.Path, names ...string) {
+	if !anyAbout(annotations) {
 		return
+	}
+	for _, name := range names {
+		p = child(p, name)
 	}
 	if value, ok := annotations[corev1.MirrorPodAnnotationKey]; ok && s.NodeName == "" {
 		e.Invalid(p.Key(corev1.MirrorPodAnnotationKey), value, "must set spec.nodeName if mirror pod annotation is set")
@@ -37,7 +40,7 @@ func validateAnnotations(e *check.Errors, annotations map[string]string, s *core
 	if cost, ok := annotations[corev1.PodDeletionCost]; ok && !deletionCost(cost) {
 		e.Invalid(p.Key(corev1.PodDeletionCost), cost, "must be a 32bit integer")
 	}
-	for _, key := range slices.Sorted(maps.Keys(annotations)) {
+	for _, key := range profileKeys(annotations) {
 		value := annotations[key]
 		switch {
 		case key == seccompPod, strings.HasPrefix(key, seccompContainer):
@@ -46,6 +49,37 @@ func validateAnnotations(e *check.Errors, annotations map[string]string, s *core
 			validateAppArmorAnnotation(e, key, value, s, p.Key(key))
 		}
 	}
+}
+
+// anyAbout reports whether an annotation describes the spec.
+func anyAbout(annotations map[string]string) bool {
+	for key := range annotations {
+		switch key {
+		case corev1.MirrorPodAnnotationKey, tolerationsAnnotation, corev1.PodDeletionCost:
+			return true
+		}
+		if aboutProfile(key) {
+			return true
+		}
+	}
+	return false
+}
+
+// aboutProfile reports whether an annotation names a seccomp or AppArmor profile.
+func aboutProfile(key string) bool {
+	return key == seccompPod || strings.HasPrefix(key, seccompContainer) || strings.HasPrefix(key, appArmorContainer)
+}
+
+// profileKeys returns the sorted keys of the annotations that name profiles.
+func profileKeys(annotations map[string]string) []string {
+	var keys []string
+	for key := range annotations {
+		if aboutProfile(key) {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	return keys
 }
 
 func validateTolerationsText(e *check.Errors, text string, p *field.Path) {
@@ -112,12 +146,13 @@ func eachContainer(s *corev1.PodSpec, p *field.Path, f func(c *corev1.Container,
 	}
 }
 
-// annotationsMatch checks that annotations about profiles say the same as the fields, where there
-// are both.
+// annotationsMatch checks that annotations about profiles say the same as the fields of the spec
+// below p, where there are both.
 func annotationsMatch(e *check.Errors, annotations map[string]string, s *corev1.PodSpec, p *field.Path) {
-	if len(annotations) == 0 {
+	if !anyAbout(annotations) {
 		return
 	}
+	p = child(p, "spec")
 	var appArmor *corev1.AppArmorProfile
 	if c := s.SecurityContext; c != nil {
 		appArmor = c.AppArmorProfile
@@ -184,7 +219,7 @@ func localMatches(e *check.Errors, value, prefix string, profile *string, what s
 
 // ValidateAnnotationUpdate checks a change of a pod's annotations.
 func ValidateAnnotationUpdate(p, old *corev1.Pod) field.ErrorList {
-	if maps.Equal(p.Annotations, old.Annotations) {
+	if !anyAbout(p.Annotations) && !anyAbout(old.Annotations) || maps.Equal(p.Annotations, old.Annotations) {
 		return nil
 	}
 	var e check.Errors

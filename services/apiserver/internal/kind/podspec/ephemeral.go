@@ -70,6 +70,7 @@ func (v *validator) validateEphemeral(p *field.Path) {
 	if len(s.EphemeralContainers) == 0 {
 		return
 	}
+	p = p.Child("ephemeralContainers")
 	var others, names check.Seen
 	for _, list := range [][]corev1.Container{s.Containers, s.InitContainers} {
 		for i := range list {

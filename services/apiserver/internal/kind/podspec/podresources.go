@@ -89,6 +89,7 @@ func (v *validator) validatePodResources(p *field.Path) {
 	if r == nil {
 		return
 	}
+	p = p.Child("resources")
 	if r.Claims != nil {
 		v.Forbidden(p.Child("claims"), "claims may not be set for Resources at pod-level")
 	}

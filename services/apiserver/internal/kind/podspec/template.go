@@ -20,10 +20,10 @@ func ValidateTemplate(t *corev1.PodTemplateSpec, p *field.Path) field.ErrorList 
 	if len(t.Annotations) > 0 {
 		e.Append(validation.ValidateAnnotations(t.Annotations, p.Child("annotations")))
 	}
-	validateAnnotations(&e, t.Annotations, &t.Spec, p.Child("annotations"))
+	validateAnnotations(&e, t.Annotations, &t.Spec, p, "annotations")
 	v := &validator{spec: &t.Spec}
 	e.Append(v.validate(p.Child("spec")))
-	annotationsMatch(&e, t.Annotations, &t.Spec, p.Child("spec"))
+	annotationsMatch(&e, t.Annotations, &t.Spec, p)
 	if len(t.Spec.EphemeralContainers) > 0 {
 		e.Forbidden(p.Child("spec", "ephemeralContainers"), "ephemeral containers not allowed in pod template")
 	}

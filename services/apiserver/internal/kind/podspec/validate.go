@@ -34,14 +34,14 @@ func ValidateCreate(p *corev1.Pod) field.ErrorList {
 	if len(p.Spec.EphemeralContainers) > 0 {
 		e.Forbidden(field.NewPath("spec", "ephemeralContainers"), "cannot be set on create")
 	}
-	annotationsMatch(&e, p.Annotations, &p.Spec, field.NewPath("spec"))
+	annotationsMatch(&e, p.Annotations, &p.Spec, nil)
 	return e.List
 }
 
 // validatePod checks a pod's spec, and what its annotations say about it.
 func validatePod(p *corev1.Pod) field.ErrorList {
 	var e check.Errors
-	validateAnnotations(&e, p.Annotations, &p.Spec, field.NewPath("metadata", "annotations"))
+	validateAnnotations(&e, p.Annotations, &p.Spec, nil, "metadata", "annotations")
 	v := &validator{spec: &p.Spec, inPod: true}
 	e.Append(v.validate(field.NewPath("spec")))
 	return e.List
@@ -51,8 +51,8 @@ func (v *validator) validate(p *field.Path) field.ErrorList {
 	v.unsupported(p)
 	v.validateVolumes(p.Child("volumes"))
 	v.validateContainers(p)
-	v.validateEphemeral(p.Child("ephemeralContainers"))
-	v.validatePodResources(p.Child("resources"))
+	v.validateEphemeral(p)
+	v.validatePodResources(p)
 	v.validateLifetime(p)
 	v.validateNames(p)
 	v.validateNetwork(p)
