@@ -62,7 +62,7 @@ func TestImpersonate(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			u, err := Impersonate(context.Background(), z, me, tt.headers)
+			u, err := Impersonate(context.Background(), z, me, tt.headers, nil, false)
 			if tt.refused != nil {
 				if !tt.refused(err) || !strings.Contains(err.Error(), tt.text) || u.Name != "" {
 					t.Fatalf("%+v %v", u, err)
@@ -81,7 +81,7 @@ func TestImpersonate(t *testing.T) {
 
 func TestImpersonationRevoked(t *testing.T) {
 	z := permits{"impersonate users bob", "impersonate groups dev"}
-	u, err := Impersonate(context.Background(), &z, request.User{Name: "me"}, map[string][]string{"Impersonate-User": {"bob"}, "Impersonate-Group": {"dev"}})
+	u, err := Impersonate(context.Background(), &z, request.User{Name: "me"}, map[string][]string{"Impersonate-User": {"bob"}, "Impersonate-Group": {"dev"}}, nil, false)
 	if err != nil || !u.Impersonation.Valid(context.Background()) {
 		t.Fatal(u, err)
 	}

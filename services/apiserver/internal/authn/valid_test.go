@@ -89,7 +89,7 @@ func TestCredentialsAreWithdrawn(t *testing.T) {
 func TestImpersonationKeepsTheCredential(t *testing.T) {
 	f := newFixture(t)
 	u := request.User{Name: "me", Groups: []string{"system:masters"}, Expires: f.now, Credential: &bearer{}}
-	as, err := Impersonate(context.Background(), allowAll{}, u, map[string][]string{"impersonate-user": {"you"}})
+	as, err := Impersonate(context.Background(), allowAll{}, u, map[string][]string{"impersonate-user": {"you"}}, nil, false)
 	if err != nil || !as.Expires.Equal(f.now) || as.Credential != u.Credential {
 		t.Fatalf("%+v %v", as, err)
 	}

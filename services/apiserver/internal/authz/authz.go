@@ -42,6 +42,11 @@ func New() *Authorizers {
 
 // Authorize implements Authorizer.
 func (z *Authorizers) Authorize(ctx context.Context, a *request.Attributes) (bool, string, error) {
+	if c := a.User.Constraint; c != nil {
+		if err := c.Permits(ctx, a); err != nil {
+			return false, err.Error(), ctx.Err()
+		}
+	}
 	if Privileged(a.User) {
 		return true, "", nil
 	}

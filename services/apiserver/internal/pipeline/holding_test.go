@@ -179,7 +179,7 @@ func TestWatchEndsWhenImpersonationIsRevoked(t *testing.T) {
 	rbac.SetRole("", "actor", []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"users"}, Verbs: []string{"impersonate"}, ResourceNames: []string{"ann"}}})
 	rbac.SetBinding("", "actor", rbacv1.RoleRef{Kind: "ClusterRole", Name: "actor"}, []rbacv1.Subject{{Kind: "User", Name: "boss"}})
 	bind(rbac, "ann")
-	ann, err := authn.Impersonate(f.ctx, rbac, request.User{Name: "boss"}, map[string][]string{"Impersonate-User": {"ann"}})
+	ann, err := authn.Impersonate(f.ctx, rbac, request.User{Name: "boss"}, map[string][]string{"Impersonate-User": {"ann"}}, nil, false)
 	if err != nil {
 		t.Fatal(err)
 	}

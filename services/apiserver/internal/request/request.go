@@ -22,6 +22,15 @@ type User struct {
 	Credential Credential
 	// Impersonation is the impersonator's permission to act as this user, or nil.
 	Impersonation Credential
+	// Constraint bounds what the impersonator may do as this user. It is nil if there is no such
+	// bound.
+	Constraint Constraint
+}
+
+// Constraint is a permission to act as another user for some requests.
+type Constraint interface {
+	// Permits returns nil if the permission is for the request, and Forbidden otherwise.
+	Permits(ctx context.Context, a *Attributes) error
 }
 
 // Credential is a credential that was accepted.

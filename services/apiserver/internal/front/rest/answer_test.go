@@ -339,6 +339,9 @@ func TestImpersonation(t *testing.T) {
 			asked := map[string]bool{}
 			var final request.User
 			f.deny = func(verb string, target pipeline.Target, user request.User) error {
+				if strings.HasPrefix(verb, "impersonate-on:") { // only the unconstrained permission is there
+					return apierrors.NewForbidden(schema.GroupResource{Resource: "users"}, target.Name, errors.New("no"))
+				}
 				if verb != "impersonate" {
 					final = user
 					return nil
@@ -383,12 +386,23 @@ func TestImpersonation(t *testing.T) {
 	}
 	f := newFake(smallTable()...)
 	f.deny = func(verb string, target pipeline.Target, user request.User) error {
-		if verb == "impersonate" {
+		if strings.HasPrefix(verb, "impersonate") {
 			return apierrors.NewForbidden(schema.GroupResource{Resource: "users"}, target.Name, errors.New("no"))
 		}
 		return nil
 	}
 	if resp, body := do(t, New(Config{API: f, Authn: fakeAuthn{}}), http.MethodGet, "/api/v1/pods", "", map[string]string{"Impersonate-User": "root"}); resp.StatusCode != http.StatusForbidden {
 		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+	var verbs []string
+	f.deny = func(verb string, target pipeline.Target, user request.User) error {
+		if verbs = append(verbs, user.Name+" "+verb); verb == "impersonate" {
+			return apierrors.NewForbidden(schema.GroupResource{Resource: "users"}, target.Name, errors.New("no"))
+		}
+		return nil
+	}
+	resp, body := do(t, New(Config{API: f, Authn: fakeAuthn{}}), http.MethodGet, "/api/v1/pods?watch=0", "", map[string]string{"Impersonate-User": "bob", "Authorization": "Bearer admin"})
+	if got := strings.Join(verbs, ", "); resp.StatusCode != http.StatusOK || got != "admin impersonate-on:user-info:list, admin impersonate:user-info, bob list" {
+		t.Errorf("authorized %s; %d %s", got, resp.StatusCode, body)
 	}
 }

@@ -14,14 +14,21 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 )
 
+// verbOfResource returns the verb of a request for a collection, an object or a subresource. watch is
+// the parameter of the query.
+func (x *exchange) verbOfResource(watch bool) string {
+	verb := verbOf(x.r.Method, &x.path)
+	if x.path.Watch && x.r.Method == http.MethodGet || verb == "list" && watch {
+		return "watch"
+	}
+	return verb
+}
+
 // serveResource serves a request for a collection, an object or a subresource.
 func (x *exchange) serveResource() {
-	x.verb = verbOf(x.r.Method, &x.path)
 	query := route.ParseQuery(x.r.URL.RawQuery)
 	x.query = query
-	if x.verb == "list" && query.Watch || x.path.Watch && x.r.Method == http.MethodGet {
-		x.verb = "watch"
-	}
+	x.verb = x.verbOfResource(query.Watch)
 	verbs, connect := x.resolve()
 	if x.kind != nil && x.kind.Deprecated != "" {
 		x.warn([]string{x.kind.Deprecated})
