@@ -67,8 +67,33 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	if !ok {
 		return controller.Result{}, nil
 	}
-	plan := Plan(cj, r.Jobs.ByIndex(cluster.ByController, string(cj.UID)), r.now())
+	jobs, err := r.complete(ctx, cj, r.Jobs.ByIndex(cluster.ByController, string(cj.UID)))
+	if err != nil {
+		return controller.Result{}, err
+	}
+	plan := Plan(cj, jobs, r.now())
 	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, cj, plan)
+}
+
+// complete adds the jobs of status.active that the cache does not show but the server has.
+// The CronJob and its jobs come by separate watches, so a CronJob can name a job before the
+// cache shows it. If such a job counted as missing, ConcurrencyPolicy Forbid would start
+// another one beside it.
+func (r *reconciler) complete(ctx context.Context, cj *batchv1.CronJob, jobs []*batchv1.Job) ([]*batchv1.Job, error) {
+	for _, ref := range cj.Status.Active {
+		if slices.ContainsFunc(jobs, func(j *batchv1.Job) bool { return j.UID == ref.UID }) {
+			continue
+		}
+		j, err := r.jobs.Get(ctx, cj.Namespace, ref.Name)
+		switch {
+		case apierrors.IsNotFound(err):
+		case err != nil:
+			return nil, fmt.Errorf("get active job %s: %w", ref.Name, err)
+		case j.UID == ref.UID && metav1.IsControlledBy(j, cj):
+			jobs = append(slices.Clip(jobs), j)
+		}
+	}
+	return jobs, nil
 }
 
 func (r *reconciler) carryOut(ctx context.Context, cj *batchv1.CronJob, plan Actions) error {

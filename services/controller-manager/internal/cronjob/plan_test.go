@@ -10,10 +10,12 @@ import (
 	"go.uber.org/goleak"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/proto/client"
+	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/controller-manager/internal/cronjob"
 	. "keelson.dev/services/controller-manager/internal/testkit" //nolint:revive // the tests' own words.
 )
@@ -210,5 +212,53 @@ func TestOneJobPerScheduledTime(t *testing.T) {
 	})
 	if got := List[*batchv1.Job](w, "default"); len(got) != 1 {
 		t.Errorf("got %d jobs, want 1", len(got))
+	}
+}
+
+// TestSchedulesThatPanicTheParser uses schedules on which the parser slices out of range.
+func TestSchedulesThatPanicTheParser(t *testing.T) {
+	for _, schedule := range []string{"TZ=0", "TZ=", "CRON_TZ=UTC", "TZ=TZ=TZ="} {
+		cj := hourly()
+		cj.Spec.Schedule = schedule
+		p := cronjob.Plan(cj, nil, now)
+		if p.Create != nil || p.RequeueAfter != 0 || !slices.Equal(reasons(p), []string{"UnparseableSchedule"}) {
+			t.Errorf("schedule %q: plan %+v, want only the event UnparseableSchedule", schedule, p)
+		}
+	}
+}
+
+// TestActiveJobThatTheCacheDoesNotShow cuts the watch of jobs before a job is created that
+// the CronJob's status then names, as a new leader may see them.
+func TestActiveJobThatTheCacheDoesNotShow(t *testing.T) {
+	w := Start(t)
+	cj := hourly()
+	cj.UID, cj.Spec.Schedule, cj.Spec.ConcurrencyPolicy = "", "@yearly", batchv1.ForbidConcurrent
+	Create(w, cj)
+	w.CatchUp()
+	w.Server.Fail(func(method string, ref *resourcev1.Ref) error {
+		if ref.GetResource() == "jobs" && (method == "Watch" || method == "List") {
+			return apierrors.NewServiceUnavailable("the watch of jobs is cut")
+		}
+		return nil
+	})
+	w.Server.Cut()
+	live := Get[*batchv1.CronJob](w, "default", "report")
+	running := job("report-1", time.Minute, "")
+	running.UID, running.OwnerReferences = "", []metav1.OwnerReference{*metav1.NewControllerRef(live, batchv1.SchemeGroupVersion.WithKind("CronJob"))}
+	running = Create(w, running)
+	gone := corev1.ObjectReference{Name: "report-0", UID: "gone"}
+	Update(w, "default", "report", func(cj *batchv1.CronJob) {
+		before := metav1.NewTime(time.Now().AddDate(-1, 0, 0))
+		cj.Status.LastScheduleTime = &before
+		cj.Status.Active = []corev1.ObjectReference{gone, {Name: running.Name, UID: running.UID}}
+	}, client.Subresource("status"))
+	w.Run(cronjob.New(w.Cluster.As("cronjob-controller")))
+	w.Eventually("the job that does not exist is dropped from the status", func() bool {
+		active := Get[*batchv1.CronJob](w, "default", "report").Status.Active
+		return len(active) == 1 && active[0].UID == running.UID
+	})
+	w.Server.Fail(nil)
+	if got := List[*batchv1.Job](w, "default"); len(got) != 1 {
+		t.Errorf("there are %d jobs, want only the running one", len(got))
 	}
 }

@@ -34,11 +34,23 @@ func parse(cj *batchv1.CronJob) (*schedule, *parseError) {
 			return nil, &parseError{"UnknownTimeZone", fmt.Errorf("invalid timeZone: %q: %w", *name, err)}
 		}
 	}
-	s, err := cron.ParseStandard(cj.Spec.Schedule)
+	s, err := parseCron(cj.Spec.Schedule)
 	if err != nil {
 		return nil, &parseError{"UnparseableSchedule", fmt.Errorf("unparseable schedule: %q : %w", cj.Spec.Schedule, err)}
 	}
 	return &schedule{s, zone}, nil
+}
+
+// parseCron is cron.ParseStandard, which panics on some invalid schedules, for instance on
+// "TZ=0" (https://github.com/robfig/cron/issues/554). The apiserver rejects them, but
+// objects restored from elsewhere may contain them.
+func parseCron(text string) (s cron.Schedule, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s, err = nil, fmt.Errorf("invalid schedule format: %v", p)
+		}
+	}()
+	return cron.ParseStandard(text)
 }
 
 // countFrom sets the time from which the intervals of an @every schedule are counted:
