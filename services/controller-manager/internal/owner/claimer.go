@@ -28,6 +28,9 @@ type Claimer[O, T client.Object] struct {
 	// Adoptable, if not nil, reports whether an owner may adopt an orphan that matches its
 	// selector.
 	Adoptable func(O, T) bool
+	// Member, if not nil, reports whether an object can belong to an owner at all, by
+	// something else than its labels. Others are released and not adopted.
+	Member func(O, T) bool
 	// Finalizers are added to an adopted object and removed from a released one.
 	Finalizers []string
 
@@ -52,6 +55,9 @@ func NewClaimer[O, T client.Object](s *cluster.Cluster, selector func(O) *metav1
 // that o was deleted or is being deleted. Such an owner adopts nothing.
 func (c *Claimer[O, T]) Claim(ctx context.Context, o O, selector labels.Selector) ([]T, error) {
 	claims := Claim(o, selector, c.Owned(o), c.Cache.ByIndex(cluster.ByOrphanage, o.GetNamespace()))
+	if c.Member != nil {
+		claims = c.members(o, claims)
+	}
 	for _, obj := range claims.Release {
 		_, err := c.Objects.Patch(ctx, obj.GetNamespace(), obj.GetName(), types.StrategicMergePatchType, ReleasePatch(o.GetUID(), obj.GetUID(), c.Finalizers...))
 		if ignoreGone(err) != nil {
@@ -122,6 +128,25 @@ func (c *Claimer[O, T]) controllers(keys []controller.Key, obj T) []controller.K
 		return keys
 	}
 	return append(keys, key)
+}
+
+// members moves the objects of claims that are no members of o to those to be released.
+func (c *Claimer[O, T]) members(o O, claims Claims[T]) Claims[T] {
+	out := Claims[T]{Release: claims.Release}
+	for _, obj := range claims.Keep {
+		switch {
+		case c.Member(o, obj):
+			out.Keep = append(out.Keep, obj)
+		case o.GetDeletionTimestamp() == nil && obj.GetDeletionTimestamp() == nil:
+			out.Release = append(out.Release, obj)
+		}
+	}
+	for _, obj := range claims.Adopt {
+		if c.Member(o, obj) {
+			out.Adopt = append(out.Adopt, obj)
+		}
+	}
+	return out
 }
 
 // ignoreGone returns nil for errors that mean that the object is gone or was replaced by

@@ -58,9 +58,31 @@ type Result struct {
 	ResourceVersions []string
 }
 
+// Message is the text of the event of a pod's creation or deletion. verb is "create" or
+// "delete"; err is nil if it succeeded.
+type Message func(verb string, p *corev1.Pod, err error) string
+
+// plain is the Message of all kinds of owners but StatefulSets.
+func plain(verb string, p *corev1.Pod, err error) string {
+	switch {
+	case verb == "create" && err == nil:
+		return "Created pod: " + p.Name
+	case verb == "create":
+		return fmt.Sprintf("Error creating: %v", err)
+	case err == nil:
+		return "Deleted pod: " + p.Name
+	}
+	return fmt.Sprintf("Error deleting: %v", err)
+}
+
 // Create creates pods: one at first, then twice as many each time. The first
 // failure ends it and is returned.
 func Create(ctx context.Context, s *cluster.Cluster, o client.Object, pods []*corev1.Pod) (Result, error) {
+	return CreateWith(ctx, s, o, pods, plain)
+}
+
+// CreateWith is Create with other texts of events.
+func CreateWith(ctx context.Context, s *cluster.Cluster, o client.Object, pods []*corev1.Pod, message Message) (Result, error) {
 	var r Result
 	for size := 1; len(pods) > 0; size *= 2 {
 		n := min(size, len(pods), client.MaxBatch)
@@ -69,10 +91,11 @@ func Create(ctx context.Context, s *cluster.Cluster, o client.Object, pods []*co
 			writes[i] = client.CreateWrite(p)
 		}
 		results, err := s.Client.Commit(ctx, writes...)
-		for _, res := range results {
+		refused := pods[0]
+		for i, res := range results {
 			if res.Err != nil {
 				if err == nil {
-					err = res.Err
+					err, refused = res.Err, pods[i]
 				}
 				continue
 			}
@@ -80,13 +103,13 @@ func Create(ctx context.Context, s *cluster.Cluster, o client.Object, pods []*co
 			r.ResourceVersions = append(r.ResourceVersions, res.ResourceVersion)
 			if p, ok := res.Object.(*corev1.Pod); ok {
 				r.Names = append(r.Names, p.Name)
-				s.Events.Normal(ctx, o, "SuccessfulCreate", "Created pod: %s", p.Name)
+				s.Events.Normal(ctx, o, "SuccessfulCreate", "%s", message("create", p, nil))
 			}
 		}
 		if err != nil {
 			// A namespace that is ending takes no pods: that is not a failure.
 			if !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-				s.Events.Warning(ctx, o, "FailedCreate", "Error creating: %v", err)
+				s.Events.Warning(ctx, o, "FailedCreate", "%s", message("create", refused, err))
 			}
 			return r, fmt.Errorf("create pods: %w", err)
 		}
@@ -97,6 +120,11 @@ func Create(ctx context.Context, s *cluster.Cluster, o client.Object, pods []*co
 
 // Delete deletes pods, all at once. Those that are gone already count as done.
 func Delete(ctx context.Context, s *cluster.Cluster, o client.Object, pods []*corev1.Pod) (Result, error) {
+	return DeleteWith(ctx, s, o, pods, plain)
+}
+
+// DeleteWith is Delete with other texts of events.
+func DeleteWith(ctx context.Context, s *cluster.Cluster, o client.Object, pods []*corev1.Pod, message Message) (Result, error) {
 	var r Result
 	writes := make([]client.Write, len(pods))
 	for i, p := range pods {
@@ -106,13 +134,13 @@ func Delete(ctx context.Context, s *cluster.Cluster, o client.Object, pods []*co
 	for i, res := range results {
 		switch {
 		case res.Err == nil:
-			s.Events.Normal(ctx, o, "SuccessfulDelete", "Deleted pod: %s", pods[i].Name)
+			s.Events.Normal(ctx, o, "SuccessfulDelete", "%s", message("delete", pods[i], nil))
 			r.ResourceVersions = append(r.ResourceVersions, res.ResourceVersion)
 			r.Done++
 		case apierrors.IsNotFound(res.Err) || apierrors.IsConflict(res.Err):
 			r.Done++
 		default:
-			s.Events.Warning(ctx, o, "FailedDelete", "Error deleting: %v", res.Err)
+			s.Events.Warning(ctx, o, "FailedDelete", "%s", message("delete", pods[i], res.Err))
 			if err == nil {
 				err = res.Err
 			}

@@ -40,12 +40,21 @@ func claimName(set *appsv1.StatefulSet, template string, n int) string {
 	return template + "-" + podName(set, n)
 }
 
+// podOfClaim returns the name of the pod that a claim of the set belongs to, or "" if the
+// claim's name is not of the set.
+func podOfClaim(set *appsv1.StatefulSet, claim string) string {
+	for i := range set.Spec.VolumeClaimTemplates {
+		rest, ok := strings.CutPrefix(claim, set.Spec.VolumeClaimTemplates[i].Name+"-")
+		if ok && ordinal(set, rest) != noOrdinal {
+			return rest
+		}
+	}
+	return ""
+}
+
 // isClaimOf reports whether name is that of one of the set's claims.
 func isClaimOf(set *appsv1.StatefulSet, name string) bool {
-	return slices.ContainsFunc(set.Spec.VolumeClaimTemplates, func(t corev1.PersistentVolumeClaim) bool {
-		rest, ok := strings.CutPrefix(name, t.Name+"-")
-		return ok && ordinal(set, rest) != noOrdinal
-	})
+	return podOfClaim(set, name) != ""
 }
 
 // start returns the ordinal of the set's first pod.

@@ -55,7 +55,7 @@ func New(s *cluster.Cluster) controller.Controller {
 		revisions: owner.NewClaimer[*appsv1.StatefulSet, *appsv1.ControllerRevision](s, selectorOf),
 		now:       time.Now,
 	}
-	r.pods.Adoptable = isMember
+	r.pods.Member = isMember
 	r.ownWrites, r.claimWrites = controller.NewWrites(r.StatefulSets), controller.NewWrites(r.Claims)
 	return controller.Controller{
 		Name: "statefulset", Workers: 5, Reconcile: r.reconcile,
@@ -196,11 +196,11 @@ func (r *reconciler) changeClaims(ctx context.Context, set *appsv1.StatefulSet, 
 		switch {
 		case apierrors.IsAlreadyExists(err):
 		case err != nil:
-			r.Events.Warning(ctx, set, "FailedCreate", "create Claim %s for StatefulSet %s failed error: %v", c.Name, set.Name, err)
+			r.Events.Warning(ctx, set, "FailedCreate", "create Claim %s for Pod %s in StatefulSet %s failed error: %s", c.Name, podOfClaim(set, c.Name), set.Name, err)
 			return fmt.Errorf("create claim %s: %w", c.Name, err)
 		default:
 			r.claimWrites.Wrote(key, got.ResourceVersion)
-			r.Events.Normal(ctx, set, "SuccessfulCreate", "create Claim %s in StatefulSet %s success", c.Name, set.Name)
+			r.Events.Normal(ctx, set, "SuccessfulCreate", "create Claim %s Pod %s in StatefulSet %s success", c.Name, podOfClaim(set, c.Name), set.Name)
 		}
 	}
 	for _, c := range plan.UpdateClaims {
@@ -223,15 +223,15 @@ func (r *reconciler) changePods(ctx context.Context, set *appsv1.StatefulSet, pl
 	}
 	var failure error
 	if len(plan.Label) > 0 {
-		failure = r.label(ctx, key, plan.Label)
+		failure = r.label(ctx, set, plan.Label)
 	}
 	if len(plan.Delete) > 0 {
-		done, err := podtemplate.Delete(ctx, r.Cluster, set, plan.Delete)
+		done, err := podtemplate.DeleteWith(ctx, r.Cluster, set, plan.Delete, message(set))
 		r.wrote(key, done)
 		failure = errors.Join(failure, err)
 	}
 	if len(plan.Create) > 0 {
-		done, err := podtemplate.Create(ctx, r.Cluster, set, plan.Create)
+		done, err := podtemplate.CreateWith(ctx, r.Cluster, set, plan.Create, message(set))
 		r.wrote(key, done)
 		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
 			err = nil
@@ -241,17 +241,30 @@ func (r *reconciler) changePods(ctx context.Context, set *appsv1.StatefulSet, pl
 	return failure
 }
 
+// message returns the texts of the events of a set's pods. They are Kubernetes'.
+func message(set *appsv1.StatefulSet) podtemplate.Message {
+	return func(verb string, p *corev1.Pod, err error) string {
+		if err != nil {
+			return fmt.Sprintf("%s Pod %s in StatefulSet %s failed error: %s", verb, p.Name, set.Name, err)
+		}
+		return fmt.Sprintf("%s Pod %s in StatefulSet %s successful", verb, p.Name, set.Name)
+	}
+}
+
 // label adds the identity labels to pods that lack them.
-func (r *reconciler) label(ctx context.Context, key controller.Key, pods []*corev1.Pod) error {
+func (r *reconciler) label(ctx context.Context, set *appsv1.StatefulSet, pods []*corev1.Pod) error {
 	var failure error
+	text := message(set)
 	for _, p := range pods {
 		got, err := r.pods.Objects.Patch(ctx, p.Namespace, p.Name, identityPatchType, identityPatch(p))
-		if err != nil && !apierrors.IsNotFound(err) {
+		switch {
+		case apierrors.IsNotFound(err):
+		case err != nil:
+			r.Events.Warning(ctx, set, "FailedUpdate", "%s", text("update", p, err))
 			failure = errors.Join(failure, fmt.Errorf("label pod %s: %w", p.Name, err))
-			continue
-		}
-		if err == nil {
-			r.pods.Writes.Wrote(key, got.ResourceVersion)
+		default:
+			r.Events.Normal(ctx, set, "SuccessfulUpdate", "%s", text("update", p, nil))
+			r.pods.Writes.Wrote(client.KeyOf(set), got.ResourceVersion)
 		}
 	}
 	return failure

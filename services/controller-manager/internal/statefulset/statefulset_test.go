@@ -1,12 +1,16 @@
 package statefulset_test
 
 import (
+	"errors"
+	"slices"
+	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"keelson.dev/proto/client"
 	"keelson.dev/services/controller-manager/internal/statefulset"
 	. "keelson.dev/services/controller-manager/internal/testkit" //nolint:revive // the tests' own words.
 )
@@ -65,4 +69,54 @@ func TestAdoptsOnlyItsOwnNames(t *testing.T) {
 			t.Errorf("pod %s: controller reference %v, want none", name, ref)
 		}
 	}
+}
+
+// TestReleasesPodsWithOtherNames checks that a pod that the set controls but that has
+// another name than the set's pods is released, and that the set does not count it.
+func TestReleasesPodsWithOtherNames(t *testing.T) {
+	w := Start(t)
+	s := set(1)
+	s.UID = ""
+	s = Create(w, s)
+	ref := *metav1.NewControllerRef(s, appsv1.SchemeGroupVersion.WithKind("StatefulSet"))
+	Create(w, &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "db-x", Labels: map[string]string{"app": "db"}, OwnerReferences: []metav1.OwnerReference{ref}},
+		Spec:       s.Spec.Template.Spec,
+	})
+	w.CatchUp()
+	w.Run(statefulset.New(w.Cluster.As("statefulset-controller")))
+	w.Eventually("db-x is released", func() bool {
+		return metav1.GetControllerOf(Get[*corev1.Pod](w, "default", "db-x")) == nil
+	})
+	w.Eventually("db-0 is created", func() bool { return Exists[*corev1.Pod](w, "default", "db-0") })
+	w.Eventually("the status counts db-0 only", func() bool { return Get[*appsv1.StatefulSet](w, "default", "db").Status.Replicas == 1 })
+}
+
+// TestEventsHaveKubernetesTexts compares the events of a set with those of Kubernetes 1.37.
+func TestEventsHaveKubernetesTexts(t *testing.T) {
+	w := Start(t)
+	w.Kubelet("n1", nil)
+	w.Server.Admit(func(verb string, obj client.Object) error {
+		if p, ok := obj.(*corev1.Pod); ok && verb == "create" && p.Name == "db-1" {
+			return errors.New("no room")
+		}
+		return nil
+	})
+	w.Run(statefulset.New(w.Cluster.As("statefulset-controller")))
+	s := set(2)
+	s.UID = ""
+	storage(s)
+	Create(w, s)
+	has := func(reason, text string) func() bool {
+		return func() bool {
+			return slices.ContainsFunc(List[*corev1.Event](w, "default"), func(e *corev1.Event) bool {
+				return e.InvolvedObject.Name == "db" && e.Reason == reason && strings.HasPrefix(e.Message, text)
+			})
+		}
+	}
+	w.Eventually("event of a created claim", has("SuccessfulCreate", "create Claim data-db-0 Pod db-0 in StatefulSet db success"))
+	w.Eventually("event of a created pod", has("SuccessfulCreate", "create Pod db-0 in StatefulSet db successful"))
+	w.Eventually("event of a refused pod", has("FailedCreate", "create Pod db-1 in StatefulSet db failed error: "))
+	Update(w, "default", "db", func(s *appsv1.StatefulSet) { none := int32(0); s.Spec.Replicas = &none })
+	w.Eventually("event of a deleted pod", has("SuccessfulDelete", "delete Pod db-0 in StatefulSet db successful"))
 }
