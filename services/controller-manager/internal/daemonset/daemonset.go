@@ -22,7 +22,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/client-go/util/flowcontrol"
 
 	"keelson.dev/proto/client"
 	"keelson.dev/services/controller-manager/internal/cluster"
@@ -30,13 +29,6 @@ import (
 	"keelson.dev/services/controller-manager/internal/owner"
 	"keelson.dev/services/controller-manager/internal/podtemplate"
 	"keelson.dev/services/internal/controller"
-)
-
-// A failed pod is replaced after a delay that doubles with each failure, from
-// firstReplacement up to lastReplacement, and is tracked per set and node.
-const (
-	firstReplacement = time.Second
-	lastReplacement  = 15 * time.Minute
 )
 
 type reconciler struct {
@@ -49,7 +41,7 @@ type reconciler struct {
 	pods      *owner.Claimer[*appsv1.DaemonSet, *corev1.Pod]
 	revisions *owner.Claimer[*appsv1.DaemonSet, *appsv1.ControllerRevision]
 	ownWrites *controller.Writes
-	failures  *flowcontrol.Backoff
+	failures  *failures
 	now       func() time.Time
 }
 
@@ -61,7 +53,7 @@ func New(s *cluster.Cluster) controller.Controller {
 		pods:      owner.NewClaimer[*appsv1.DaemonSet, *corev1.Pod](s, selectorOf),
 		revisions: owner.NewClaimer[*appsv1.DaemonSet, *appsv1.ControllerRevision](s, selectorOf),
 		ownWrites: controller.NewWrites(cluster.Of[*appsv1.DaemonSet](s)),
-		failures:  flowcontrol.NewBackOff(firstReplacement, lastReplacement),
+		failures:  newFailures(),
 		now:       time.Now,
 	}
 	return controller.Controller{
@@ -82,6 +74,7 @@ func selectorOf(ds *appsv1.DaemonSet) *metav1.LabelSelector { return ds.Spec.Sel
 
 // ofNode maps a node event to the DaemonSets whose pods the change lets in or keeps out.
 func (r *reconciler) ofNode(ev client.Event[*corev1.Node]) []controller.Key {
+	r.forgetNode(ev)
 	if ev.Type == client.Modified && maps.Equal(ev.Old.Labels, ev.Object.Labels) && slices.EqualFunc(ev.Old.Spec.Taints, ev.Object.Spec.Taints, sameTaint) {
 		return nil
 	}
@@ -96,6 +89,13 @@ func (r *reconciler) ofNode(ev client.Event[*corev1.Node]) []controller.Key {
 	return keys
 }
 
+// forgetNode drops what is remembered of a node that was deleted.
+func (r *reconciler) forgetNode(ev client.Event[*corev1.Node]) {
+	if ev.Type == client.Deleted {
+		r.failures.forgetNode(ev.Object.Name)
+	}
+}
+
 func sameTaint(a, b corev1.Taint) bool {
 	return a.Key == b.Key && a.Value == b.Value && a.Effect == b.Effect
 }
@@ -103,7 +103,7 @@ func sameTaint(a, b corev1.Taint) bool {
 func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {
 	ds, ok := r.DaemonSets.Get(key.Namespace, key.Name)
 	if !ok {
-		r.failures.GC()
+		r.failures.forgetSet(key)
 		return controller.Result{}, nil
 	}
 	selector, err := metav1.LabelSelectorAsSelector(ds.Spec.Selector)
@@ -141,13 +141,7 @@ func (r *reconciler) observe(ctx context.Context, ds *appsv1.DaemonSet, selector
 	now := r.now()
 	return State{
 		Nodes: r.Nodes.List(), Pods: pods, Revisions: revisions, Now: now,
-		Wait: func(node string) time.Duration {
-			id := uid + "/" + node
-			if r.failures.IsInBackOffSinceUpdate(id, now) {
-				return r.failures.Get(id)
-			}
-			return 0
-		},
+		Wait: func(node string) time.Duration { return r.failures.wait(client.KeyOf(ds), ds.UID, node, now) },
 	}, nil
 }
 
@@ -211,7 +205,7 @@ func (r *reconciler) changePods(ctx context.Context, ds *appsv1.DaemonSet, state
 		}
 	}
 	for _, node := range plan.Failed {
-		r.failures.Next(string(ds.UID)+"/"+node, state.Now)
+		r.failures.add(client.KeyOf(ds), ds.UID, node, state.Now)
 	}
 	key := client.KeyOf(ds)
 	var failure error

@@ -242,6 +242,52 @@ func TestRollout(t *testing.T) {
 	})
 }
 
+// TestRolloutOnNodesThatTakeNoNewPods has node b with a NoSchedule taint, on which running
+// pods may stay. The expectations are those of Kubernetes' controller.
+func TestRolloutOnNodesThatTakeNoNewPods(t *testing.T) {
+	one, zero := intstr.FromInt32(1), intstr.FromInt32(0)
+	surge := appsv1.RollingUpdateDaemonSet{MaxSurge: &one, MaxUnavailable: &zero}
+	inPlace := appsv1.RollingUpdateDaemonSet{MaxSurge: &zero, MaxUnavailable: &one}
+	for name, c := range map[string]struct {
+		rolling        appsv1.RollingUpdateDaemonSet
+		pods           []*corev1.Pod
+		remove, create []string
+	}{
+		"surge: an unavailable old pod goes at once": {
+			rolling: surge, pods: []*corev1.Pod{pod("a", "a", fresh, notReady), pod("b", "b", stale, notReady)}, remove: []string{"b"},
+		},
+		"surge: an available old pod stays while another pod is missing": {
+			rolling: surge, pods: []*corev1.Pod{pod("a", "a", fresh, notReady), pod("b", "b", stale)},
+		},
+		"surge: an available old pod goes once enough others are available": {
+			rolling: surge, pods: []*corev1.Pod{pod("a", "a", fresh), pod("b", "b", stale)}, remove: []string{"b"},
+		},
+		"surge: a pod of the current template stays": {
+			rolling: surge, pods: []*corev1.Pod{pod("a", "a", fresh), pod("b", "b", fresh)},
+		},
+		"surge: it takes no surge from other nodes": {
+			rolling: surge, pods: []*corev1.Pod{pod("a", "a", stale), pod("b", "b", stale)}, remove: []string{"b"}, create: []string{"a"},
+		},
+		"in place: an old pod goes within maxUnavailable": {
+			rolling: inPlace, pods: []*corev1.Pod{pod("a", "a", fresh), pod("b", "b", stale)}, remove: []string{"b"},
+		},
+		"in place: an old pod waits for maxUnavailable": {
+			rolling: inPlace, pods: []*corev1.Pod{pod("a", "a", fresh, notReady), pod("b", "b", stale)},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := nodes("a", "b")
+			taint(n[1], "dedicated", corev1.TaintEffectNoSchedule)
+			ds := set()
+			ds.Spec.UpdateStrategy.RollingUpdate = &c.rolling
+			plan := daemonset.Plan(ds, state(n, c.pods...))
+			if got := names(plan.Delete); !slices.Equal(got, c.remove) || !slices.Equal(plan.Create, c.create) {
+				t.Errorf("deleted pods %v and created pods on nodes %v, want %v and %v", got, plan.Create, c.remove, c.create)
+			}
+		})
+	}
+}
+
 func TestPodWithoutANodeIsKept(t *testing.T) {
 	p := pod("adopted", "", "", notReady, phase(corev1.PodPending))
 	plan := daemonset.Plan(set(), state(nodes("a"), p))

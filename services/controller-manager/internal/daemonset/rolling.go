@@ -1,6 +1,8 @@
 package daemonset
 
 import (
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
@@ -60,16 +62,19 @@ func (p *planner) removeOutdatedFailed(l *place) {
 	}
 }
 
-// rollInPlace deletes old pods. Each node gets a new pod once its old one is gone.
+// rollInPlace deletes old pods. Each node gets a new pod once its old one is gone. As in
+// Kubernetes, old pods that may only stay on their node are deleted too, within the same
+// limit, although nothing replaces them there.
 func (p *planner) rollInPlace(limit int) {
 	var candidates []*corev1.Pod
 	unavailable := 0
 	for _, l := range p.places {
-		if !l.fit.run {
-			continue // a pod that may only stay there could not be replaced
+		if !l.fit.keep {
+			continue
 		}
 		fresh, old := p.staying(l)
 		switch {
+		case len(fresh)+len(old) == 0 && !l.fit.run:
 		case len(fresh)+len(old) == 0:
 			unavailable++ // the pod is yet to be created, or is terminating or failed
 		case len(fresh) > 0:
@@ -94,17 +99,35 @@ func (p *planner) rollInPlace(limit int) {
 
 // rollAhead creates new pods next to old ones. prune deletes an old pod once the new
 // one is available.
+//
+// Old pods that may only stay on their node, because it has a NoSchedule taint that they
+// do not tolerate, get no successor there. As in Kubernetes, such a pod is deleted at once
+// if it is unavailable, and otherwise only while more pods are available than the set
+// wants: with maxSurge, the set's owner expects that a move of the pods from some nodes to
+// others does not reduce the available ones.
 func (p *planner) rollAhead(surge int) {
 	var candidates []*place
+	var leaving []*corev1.Pod
+	desired, available := 0, 0
 	for _, l := range p.places {
-		if !l.fit.run {
+		if !l.fit.keep {
 			continue
 		}
+		if l.fit.run {
+			desired++
+		}
 		fresh, old := p.staying(l)
+		if either := append(slices.Clone(old), fresh...); len(either) > 0 && p.available(either[0]) {
+			available++
+		}
 		if len(old) == 0 {
 			continue
 		}
 		switch {
+		case !l.fit.run && len(fresh) == 0 && !p.available(old[0]):
+			p.remove(old[0])
+		case !l.fit.run && len(fresh) == 0:
+			leaving = append(leaving, old[0])
 		case len(fresh) > 0:
 			surge--
 		case !p.available(old[0]):
@@ -113,6 +136,9 @@ func (p *planner) rollAhead(surge int) {
 		default:
 			candidates = append(candidates, l)
 		}
+	}
+	for _, pod := range leaving[:min(max(available-desired, 0), len(leaving))] {
+		p.remove(pod)
 	}
 	for _, l := range candidates {
 		if surge <= 0 {
