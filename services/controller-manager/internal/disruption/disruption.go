@@ -18,8 +18,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/proto/client"
 	"keelson.dev/services/controller-manager/internal/cluster"
@@ -93,7 +96,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 			pods = append(pods, p)
 		}
 	}
-	plan := Plan(b, pods, r.scales(), r.now())
+	plan := Plan(b, pods, r.scales(ctx), r.now())
 	for _, e := range plan.Events {
 		var about client.Object = b
 		if e.Pod != nil {
@@ -120,38 +123,100 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	return controller.Result{RequeueAfter: plan.RequeueAfter}, nil
 }
 
-// scales returns a function that looks up how many pods a pod's controller wants.
-func (r *reconciler) scales() Scales {
+// scales returns a function that looks up how many pods a pod's controller wants. It asks
+// once for each controller.
+func (r *reconciler) scales(ctx context.Context) Scales {
+	type result struct {
+		scale Scale
+		err   error
+	}
+	known := map[types.UID]result{}
 	return func(p *corev1.Pod) (Scale, error) {
 		ref := metav1.GetControllerOfNoCopy(p)
 		if ref == nil {
 			return Scale{}, nil
 		}
-		switch ref.Kind {
-		case "ReplicaSet":
-			rs, ok := r.ReplicaSets.Get(p.Namespace, ref.Name)
-			if !ok || rs.UID != ref.UID {
-				return Scale{}, nil
+		got, ok := known[ref.UID]
+		if !ok {
+			if got.scale = r.cached(p.Namespace, ref); got.scale.UID == "" {
+				got.scale, got.err = r.live(ctx, p.Namespace, ref)
 			}
-			if up := metav1.GetControllerOfNoCopy(rs); up != nil && up.Kind == "Deployment" {
-				if d, ok := r.Deployments.Get(p.Namespace, up.Name); ok && d.UID == up.UID {
-					return Scale{d.UID, wanted(d.Spec.Replicas)}, nil
-				}
-			}
-			return Scale{rs.UID, wanted(rs.Spec.Replicas)}, nil
-		case "StatefulSet":
-			if s, ok := r.StatefulSets.Get(p.Namespace, ref.Name); ok && s.UID == ref.UID {
-				return Scale{s.UID, wanted(s.Spec.Replicas)}, nil
-			}
-			return Scale{}, nil
-		case "ReplicationController":
-			if rc, ok := r.ReplicationControllers.Get(p.Namespace, ref.Name); ok && rc.UID == ref.UID {
-				return Scale{rc.UID, wanted(rc.Spec.Replicas)}, nil
-			}
-			return Scale{}, nil
+			known[ref.UID] = got
 		}
-		return Scale{}, fmt.Errorf("%s %s of pod %s does not implement the scale subresource", ref.Kind, ref.Name, p.Name)
+		if got.err == nil && got.scale.UID == "" {
+			return Scale{}, fmt.Errorf("found no controllers for pod %q", p.Name)
+		}
+		return got.scale, got.err
 	}
+}
+
+// cached looks a controller up in the caches. The result is empty if it is not there or is
+// of another kind. A ReplicaSet of a Deployment counts as the Deployment.
+func (r *reconciler) cached(namespace string, ref *metav1.OwnerReference) Scale {
+	gv, err := schema.ParseGroupVersion(ref.APIVersion)
+	if err != nil {
+		return Scale{} // live reports it
+	}
+	switch (schema.GroupKind{Group: gv.Group, Kind: ref.Kind}) {
+	case schema.GroupKind{Group: appsv1.GroupName, Kind: "ReplicaSet"}:
+		rs, ok := r.ReplicaSets.Get(namespace, ref.Name)
+		if !ok || rs.UID != ref.UID {
+			return Scale{}
+		}
+		up := metav1.GetControllerOfNoCopy(rs)
+		if up == nil || up.Kind != "Deployment" {
+			return Scale{rs.UID, wanted(rs.Spec.Replicas)}
+		}
+		if gv, err := schema.ParseGroupVersion(up.APIVersion); err == nil && gv.Group == appsv1.GroupName {
+			if d, ok := r.Deployments.Get(namespace, up.Name); ok && d.UID == up.UID {
+				return Scale{d.UID, wanted(d.Spec.Replicas)}
+			}
+		}
+	case schema.GroupKind{Group: appsv1.GroupName, Kind: "StatefulSet"}:
+		if s, ok := r.StatefulSets.Get(namespace, ref.Name); ok && s.UID == ref.UID {
+			return Scale{s.UID, wanted(s.Spec.Replicas)}
+		}
+	case schema.GroupKind{Kind: "ReplicationController"}:
+		if rc, ok := r.ReplicationControllers.Get(namespace, ref.Name); ok && rc.UID == ref.UID {
+			return Scale{rc.UID, wanted(rc.Spec.Replicas)}
+		}
+	}
+	return Scale{}
+}
+
+// live reads a controller's scale subresource. The result is empty if the controller does
+// not exist. The errors are Kubernetes'; they end up in the budget's condition.
+func (r *reconciler) live(ctx context.Context, namespace string, ref *metav1.OwnerReference) (Scale, error) {
+	gv, err := schema.ParseGroupVersion(ref.APIVersion)
+	if err != nil {
+		return Scale{}, err
+	}
+	k := client.KindFor(gv.WithKind(ref.Kind))
+	if k == nil {
+		return Scale{}, &meta.NoKindMatchError{GroupKind: schema.GroupKind{Group: gv.Group, Kind: ref.Kind}, SearchedVersions: []string{gv.Version}}
+	}
+	gr := k.GVR().GroupResource()
+	if !scalable[gr] {
+		return Scale{}, fmt.Errorf("%s does not implement the scale subresource", gr)
+	}
+	s, err := client.Metadata(r.Client, k).GetScale(ctx, namespace, ref.Name)
+	switch {
+	case apierrors.IsNotFound(err):
+		return Scale{}, nil
+	case err != nil:
+		return Scale{}, err
+	case s.UID != ref.UID:
+		return Scale{}, nil
+	}
+	return Scale{s.UID, int(s.Spec.Replicas)}, nil
+}
+
+// scalable lists the resources with a scale subresource.
+var scalable = map[schema.GroupResource]bool{
+	{Group: appsv1.GroupName, Resource: "deployments"}:  true,
+	{Group: appsv1.GroupName, Resource: "replicasets"}:  true,
+	{Group: appsv1.GroupName, Resource: "statefulsets"}: true,
+	{Resource: "replicationcontrollers"}:                true,
 }
 
 func wanted(n *int32) int {

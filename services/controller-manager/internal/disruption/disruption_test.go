@@ -7,12 +7,15 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"keelson.dev/proto/client"
+	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/controller-manager/internal/deployment"
 	"keelson.dev/services/controller-manager/internal/disruption"
 	"keelson.dev/services/controller-manager/internal/replication"
@@ -146,5 +149,79 @@ func TestControllersKeepStatusAndConditions(t *testing.T) {
 			}
 		}
 		return false
+	})
+}
+
+// TestExpectedPodsByController has one pod with the given controller, and a budget with
+// maxUnavailable. The ReplicaSet and the StatefulSet "web" want 3 pods.
+func TestExpectedPodsByController(t *testing.T) {
+	w := Start(t)
+	labels, three := map[string]string{"app": "web"}, int32(3)
+	template := corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "v1"}}}}
+	meta := metav1.ObjectMeta{Namespace: "default", Name: "web"}
+	rs := Create(w, &appsv1.ReplicaSet{ObjectMeta: meta, Spec: appsv1.ReplicaSetSpec{Replicas: &three, Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: template}})
+	ds := Create(w, &appsv1.DaemonSet{ObjectMeta: meta, Spec: appsv1.DaemonSetSpec{Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: template}})
+	b := budget("", "1")
+	b.Generation = 0
+	Create(w, b)
+	w.CatchUp()
+	w.Run(disruption.New(w.Cluster))
+	for name, c := range map[string]struct {
+		ref      metav1.OwnerReference
+		expected int32
+		failure  string // the condition's message, or empty
+	}{
+		"replica set":                {metav1.OwnerReference{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "web", UID: rs.UID}, 3, ""},
+		"replica set that is gone":   {metav1.OwnerReference{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "web", UID: "former"}, 0, `found no controllers for pod "web-0"`},
+		"kind without scale":         {metav1.OwnerReference{APIVersion: "apps/v1", Kind: "DaemonSet", Name: "web", UID: ds.UID}, 0, "daemonsets.apps does not implement the scale subresource"},
+		"same kind of another group": {metav1.OwnerReference{APIVersion: "example.com/v1", Kind: "ReplicaSet", Name: "web", UID: rs.UID}, 0, `no matches for kind "ReplicaSet" in version "example.com/v1"`},
+		"kind that does not exist":   {metav1.OwnerReference{APIVersion: "example.com/v1", Kind: "Farm", Name: "web", UID: "farm"}, 0, `no matches for kind "Farm" in version "example.com/v1"`},
+	} {
+		yes := true
+		c.ref.Controller = &yes
+		p := pods(true)[0]
+		p.OwnerReferences, p.Spec = []metav1.OwnerReference{c.ref}, template.Spec
+		Create(w, p)
+		w.Eventually(name, func() bool {
+			s := Get[*policyv1.PodDisruptionBudget](w, "default", "web").Status
+			if len(s.Conditions) != 1 {
+				return false
+			}
+			if c.failure != "" {
+				return s.Conditions[0].Reason == policyv1.SyncFailedReason && s.Conditions[0].Message == c.failure && s.DisruptionsAllowed == 0
+			}
+			return s.Conditions[0].Reason == policyv1.InsufficientPodsReason && s.ExpectedPods == c.expected
+		})
+		Delete[*corev1.Pod](w, "default", p.Name, client.Grace(0))
+		w.Eventually("the pod is gone", func() bool {
+			return len(List[*corev1.Pod](w, "default")) == 0 && Get[*policyv1.PodDisruptionBudget](w, "default", "web").Status.Conditions[0].Reason == policyv1.InsufficientPodsReason
+		})
+	}
+}
+
+// TestScaleThatTheCacheDoesNotShow cuts the watch of ReplicaSets before one is created.
+func TestScaleThatTheCacheDoesNotShow(t *testing.T) {
+	w := Start(t)
+	w.Server.Fail(func(method string, ref *resourcev1.Ref) error {
+		if ref.GetResource() == "replicasets" && (method == "Watch" || method == "List") {
+			return apierrors.NewServiceUnavailable("the watch of replica sets is cut")
+		}
+		return nil
+	})
+	w.Server.Cut()
+	labels, three := map[string]string{"app": "web"}, int32(3)
+	rs := Create(w, &appsv1.ReplicaSet{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"},
+		Spec:       appsv1.ReplicaSetSpec{Replicas: &three, Selector: &metav1.LabelSelector{MatchLabels: labels}},
+	})
+	p := pods(true)[0]
+	p.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(rs, appsv1.SchemeGroupVersion.WithKind("ReplicaSet"))}
+	Create(w, p)
+	b := budget("", "1")
+	b.Generation = 0
+	Create(w, b)
+	w.Run(disruption.New(w.Cluster))
+	w.Eventually("the budget expects three pods", func() bool {
+		return Get[*policyv1.PodDisruptionBudget](w, "default", "web").Status.ExpectedPods == 3
 	})
 }

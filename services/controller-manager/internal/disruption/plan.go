@@ -18,6 +18,9 @@ import (
 // After that, the deletion is assumed to have failed. The value is Kubernetes'.
 const deletionTimeout = 2 * time.Minute
 
+// retryUncounted is the time until a budget whose pods could not be counted is tried again.
+const retryUncounted = 30 * time.Second
+
 // Scale is the controller of a pod and the number of pods that it wants. The zero value
 // means that the pod has no controller.
 type Scale struct {
@@ -25,8 +28,8 @@ type Scale struct {
 	Replicas int
 }
 
-// Scales returns the scale of a pod's controller. It fails if the controller's kind has
-// no scale.
+// Scales returns the scale of a pod's controller. It fails if the pod has a controller that
+// does not exist or whose kind has no scale.
 type Scales func(*corev1.Pod) (Scale, error)
 
 // Actions lists the writes of one reconcile.
@@ -67,6 +70,7 @@ func Plan(b *policyv1.PodDisruptionBudget, pods []*corev1.Pod, scale Scales, now
 		// The last number is out of date, so no eviction is allowed on it.
 		s.DisruptionsAllowed, s.ObservedGeneration = 0, b.Generation
 		p.condition(metav1.ConditionFalse, policyv1.SyncFailedReason, err.Error())
+		p.plan.RequeueAfter = retryUncounted
 		return p.plan
 	}
 	p.settle()
