@@ -276,6 +276,7 @@ func (h *Hierarchy) RemovePod(uid types.UID) error {
 		for _, dir := range h.dirs(group) {
 			killTree(dir)
 		}
+		all = append(all, h.freeze(group, false)) // StopPod may have frozen it
 		for _, dir := range h.dirs(group) {
 			all = append(all, removeTree(dir))
 		}

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/proto/client"
+	"keelson.dev/services/internal/fence"
 )
 
 // Heartbeat renews a node's Lease.
@@ -21,7 +22,20 @@ type Heartbeat struct {
 	name     string
 	interval atomic.Int64
 	lease    *coordinationv1.Lease
+	fence    Fence
 }
+
+// Fence makes the Lease a promise to stop pods when it expires; see package fence of
+// services/internal.
+type Fence interface {
+	// Send is called before each renewal is sent.
+	Send(interval time.Duration) (fence.Renewal, error)
+	// Renewed is called with a renewal that was stored.
+	Renewed(fence.Renewal)
+}
+
+// SetFence sets what the renewals promise. It must be called before Run.
+func (h *Heartbeat) SetFence(f Fence) { h.fence = f }
 
 // NewHeartbeat returns a Heartbeat that renews every interval, until an apiserver asks for
 // a different one.
@@ -66,15 +80,24 @@ func (h *Heartbeat) renew(ctx context.Context, interval time.Duration) error {
 	if h.lease == nil {
 		found, err := leases.Get(ctx, corev1.NamespaceNodeLease, h.name)
 		if apierrors.IsNotFound(err) {
-			h.lease, err = leases.Create(ctx, h.fresh(interval))
-			return err
+			attempt, err := h.send(interval)
+			if err != nil {
+				return err
+			}
+			h.lease, err = leases.Create(ctx, h.fresh(interval, attempt))
+			return h.renewed(attempt, err)
 		}
 		if err != nil {
 			return err
 		}
 		h.lease = found
 	}
+	attempt, err := h.send(interval)
+	if err != nil {
+		return err
+	}
 	next := h.lease.DeepCopy()
+	next.Annotations = attempt.Promise.Put(next.Annotations)
 	now := metav1.NewMicroTime(time.Now())
 	duration := leaseSeconds(interval)
 	next.Spec.RenewTime, next.Spec.HolderIdentity, next.Spec.LeaseDurationSeconds = &now, &h.name, &duration
@@ -85,13 +108,30 @@ func (h *Heartbeat) renew(ctx context.Context, interval time.Duration) error {
 		return err
 	}
 	h.lease = updated
-	return nil
+	return h.renewed(attempt, nil)
 }
 
-func (h *Heartbeat) fresh(interval time.Duration) *coordinationv1.Lease {
+// send begins a renewal.
+func (h *Heartbeat) send(interval time.Duration) (fence.Renewal, error) {
+	if h.fence == nil {
+		return fence.Renewal{}, nil
+	}
+	return h.fence.Send(interval)
+}
+
+// renewed ends a renewal, whose error is err.
+func (h *Heartbeat) renewed(attempt fence.Renewal, err error) error {
+	if err == nil && h.fence != nil {
+		h.fence.Renewed(attempt)
+	}
+	return err
+}
+
+func (h *Heartbeat) fresh(interval time.Duration, attempt fence.Renewal) *coordinationv1.Lease {
 	now := metav1.NewMicroTime(time.Now())
 	duration := leaseSeconds(interval)
 	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: h.name, Namespace: corev1.NamespaceNodeLease}}
+	l.Annotations = attempt.Promise.Put(nil)
 	l.Spec = coordinationv1.LeaseSpec{HolderIdentity: &h.name, LeaseDurationSeconds: &duration, RenewTime: &now}
 	h.own(l)
 	return l
