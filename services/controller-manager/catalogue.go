@@ -12,6 +12,7 @@ import (
 	"keelson.dev/services/controller-manager/internal/disruption"
 	"keelson.dev/services/controller-manager/internal/endpoints"
 	"keelson.dev/services/controller-manager/internal/endpointslice"
+	"keelson.dev/services/controller-manager/internal/fencing"
 	"keelson.dev/services/controller-manager/internal/garbage"
 	"keelson.dev/services/controller-manager/internal/job"
 	"keelson.dev/services/controller-manager/internal/namespace"
@@ -80,6 +81,7 @@ func newCatalogue(fs *pflag.FlagSet) *catalogue {
 		{"node-ipam-controller", "cidrAllocator", with(nodeipam.New, ranges)},
 		{"node-lifecycle-controller", "node-controller", with(nodelifecycle.New, nodes)},
 		{"taint-eviction-controller", "taint-eviction-controller", nodelifecycle.NewEviction},
+		{"fencing-controller", "fencing-controller", fencing.New},
 		{"pod-garbage-collector-controller", "pod-garbage-collector", with(podgc.New, pods)},
 		{"persistentvolume-binder-controller", "persistentvolume-controller", with(volume.NewClaims, volumes)},
 		{"persistentvolume-binder-controller", "persistentvolume-controller", volume.NewVolumes},

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 	"keelson.dev/services/internal/boot"
@@ -31,6 +32,7 @@ import (
 	"keelson.dev/services/node/internal/dns"
 	"keelson.dev/services/node/internal/event"
 	"keelson.dev/services/node/internal/eviction"
+	"keelson.dev/services/node/internal/fencing"
 	"keelson.dev/services/node/internal/image"
 	"keelson.dev/services/node/internal/join"
 	"keelson.dev/services/node/internal/kubeletapi"
@@ -163,6 +165,12 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		Pressure:     func() []corev1.NodeConditionType { return pressure.Pressure() },
 		ShuttingDown: func() bool { return down.Active() },
 	})
+	fencer, err := fencing.New(fencing.Config{
+		Dir: filepath.Join(o.dataDir, "fencing"), Kill: cgroups.StopPod, Wake: func(types.UID) { go pods.WakeAll() },
+	})
+	if err != nil {
+		return err
+	}
 	cache := netcache.New(c)
 	hostPorts := cni.NewHostPorts()
 	capacity := machine.Capacity[corev1.ResourceMemory]
@@ -174,7 +182,7 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		},
 		ContainerLogDir: o.containerLogs,
 		Cgroups:         cgroups, Events: events,
-		HostIPs: node.HostIPs, Self: node.Node, Allocatable: machine.Allocatable,
+		HostIPs: node.HostIPs, Self: node.Node, Allocatable: machine.Allocatable, Fence: fencer,
 		Admit: func(p *corev1.Pod) *pod.Refusal {
 			if r := down.Admit(p); r != nil {
 				return r
@@ -187,6 +195,7 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		Begin:  func(sandboxes map[string]bool) { o.reclaim(sandboxes) },
 		Static: o.staticPods(),
 	})
+	g.Go("fencing", fencer.Run)
 	meter := usage.New(usage.Config{
 		Groups: cgroups, Runtime: runtime, Pods: pods.Active, Dir: o.dataDir,
 		LogDir:  func(p *corev1.Pod) string { return filepath.Join(o.podLogs, pod.LogFolder(p)) },
@@ -214,6 +223,7 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 	g.Go("images", images.Run)
 	g.Go("registration", node.Run)
 	heartbeat := registration.NewHeartbeat(c, o.name, node.Node, o.heartbeat)
+	heartbeat.SetFence(fencer)
 	g.Go("heartbeat", heartbeat.Run)
 	g.Go("network cache", cache.Run)
 	proxyMetrics, dnsMetrics := proxy.NewMetrics(status.Registry()), dns.NewMetrics(status.Registry())

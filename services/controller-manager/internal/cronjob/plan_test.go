@@ -234,6 +234,7 @@ func TestActiveJobThatTheCacheDoesNotShow(t *testing.T) {
 	cj := hourly()
 	cj.UID, cj.Spec.Schedule, cj.Spec.ConcurrencyPolicy = "", "@yearly", batchv1.ForbidConcurrent
 	Create(w, cj)
+	c := cronjob.New(w.Cluster.As("cronjob-controller"))
 	w.CatchUp()
 	w.Server.Fail(func(method string, ref *resourcev1.Ref) error {
 		if ref.GetResource() == "jobs" && (method == "Watch" || method == "List") {
@@ -252,7 +253,7 @@ func TestActiveJobThatTheCacheDoesNotShow(t *testing.T) {
 		cj.Status.LastScheduleTime = &before
 		cj.Status.Active = []corev1.ObjectReference{gone, {Name: running.Name, UID: running.UID}}
 	}, client.Subresource("status"))
-	w.Run(cronjob.New(w.Cluster.As("cronjob-controller")))
+	w.Run(c)
 	w.Eventually("the job that does not exist is dropped from the status", func() bool {
 		active := Get[*batchv1.CronJob](w, "default", "report").Status.Active
 		return len(active) == 1 && active[0].UID == running.UID

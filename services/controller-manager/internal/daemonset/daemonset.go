@@ -129,7 +129,6 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 
 // observe claims the set's pods and revisions and returns the input of Plan.
 func (r *reconciler) observe(ctx context.Context, ds *appsv1.DaemonSet, selector labels.Selector) (State, error) {
-	uid := string(ds.UID)
 	pods, err := r.pods.Claim(ctx, ds, selector)
 	if err != nil {
 		return State{}, err

@@ -202,6 +202,7 @@ func TestExpectedPodsByController(t *testing.T) {
 // TestScaleThatTheCacheDoesNotShow cuts the watch of ReplicaSets before one is created.
 func TestScaleThatTheCacheDoesNotShow(t *testing.T) {
 	w := Start(t)
+	c := disruption.New(w.Cluster)
 	w.Server.Fail(func(method string, ref *resourcev1.Ref) error {
 		if ref.GetResource() == "replicasets" && (method == "Watch" || method == "List") {
 			return apierrors.NewServiceUnavailable("the watch of replica sets is cut")
@@ -220,7 +221,7 @@ func TestScaleThatTheCacheDoesNotShow(t *testing.T) {
 	b := budget("", "1")
 	b.Generation = 0
 	Create(w, b)
-	w.Run(disruption.New(w.Cluster))
+	w.Run(c)
 	w.Eventually("the budget expects three pods", func() bool {
 		return Get[*policyv1.PodDisruptionBudget](w, "default", "web").Status.ExpectedPods == 3
 	})

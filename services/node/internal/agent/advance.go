@@ -50,6 +50,10 @@ func (w *worker) advance(ctx context.Context, p *corev1.Pod, state *cri.Pod, tra
 	waiting := w.held(plan)
 	w.reportBackOff(p, state, plan)
 	w.publish(p, state, verdicts, waiting, traceparent)
+	if !w.enter(p) {
+		at.add(time.Now().Add(fenceRetry))
+		return at.wait()
+	}
 
 	for _, k := range plan.Kill {
 		w.killOne(ctx, p, k)

@@ -56,6 +56,8 @@ type Config struct {
 	HostIPs func() []string
 	// Self returns the node's own object, or nil while it is unknown. The field may be nil.
 	Self func() *corev1.Node
+	// Fence stops opted-in pods when the node is cut off; see fence.go. It may be nil.
+	Fence Fence
 	// Admit returns why the node takes no such pod now, or nil. It is asked before the pod is
 	// compared with the node and its other pods. The field may be nil.
 	Admit func(*corev1.Pod) *pod.Refusal

@@ -44,6 +44,7 @@ type rig struct {
 	static  Source
 	// allocatable is what the node reports.
 	allocatable corev1.ResourceList
+	fence       Fence
 }
 
 var rigs atomic.Int32
@@ -110,7 +111,7 @@ func (r *rig) start() {
 				Status:     corev1.NodeStatus{Allocatable: r.allocatable},
 			}
 		},
-		Admit: r.admit,
+		Admit: r.admit, Fence: r.fence,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)

@@ -155,6 +155,9 @@ func (w *worker) forget() {
 	w.a.probes.Forget(w.uid)
 	w.a.objects.release(w.uid)
 	w.a.writer.Forget(w.uid)
+	if w.a.cfg.Fence != nil {
+		w.a.cfg.Fence.Leave(w.uid)
+	}
 }
 
 const (
@@ -243,6 +246,7 @@ func (w *worker) decide(p *corev1.Pod) {
 		w.ended = pod.Interrupted(p)
 	}
 	w.takeEviction()
+	w.fenced(p)
 	if d := p.Spec.ActiveDeadlineSeconds; w.ended == nil && d != nil && p.Status.StartTime != nil {
 		if !time.Now().Before(p.Status.StartTime.Add(time.Duration(*d) * time.Second)) {
 			w.ended = &pod.Ending{Reason: "DeadlineExceeded", Message: "Pod was active on the node longer than the specified deadline"}

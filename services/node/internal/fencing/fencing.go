@@ -245,7 +245,7 @@ func (f *Fencer) Leave(uid types.UID) {
 	}
 	if err := f.savePods(); err != nil {
 		// The entry goes with the next write. Until then a successor watches a pod too many.
-		slog.Warn("record of fenced pods was not written", "error", err) //nolint:sloglint // no context here.
+		slog.WarnContext(context.Background(), "record of fenced pods was not written", "error", err)
 	}
 }
 
@@ -282,7 +282,7 @@ func (f *Fencer) Renewed(r fence.Renewal) {
 	}
 	if pods > 0 {
 		if err := f.saveLease(); err != nil {
-			slog.Warn("deadline of the node's lease was not written", "error", err) //nolint:sloglint // no context here.
+			slog.WarnContext(context.Background(), "deadline of the node's lease was not written", "error", err)
 		}
 	}
 }
