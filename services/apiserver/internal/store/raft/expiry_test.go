@@ -60,6 +60,49 @@ func TestNothingExpiresEarly(t *testing.T) {
 	})
 }
 
+// TestShortTermsDoNotStopTime has an idle store whose terms are all shorter than the time to
+// live of its only entry. Each leader looks every half second whether to write its clock.
+func TestShortTermsDoNotStopTime(t *testing.T) {
+	const ttl, step = 15, int64(500)
+	for _, length := range []int64{2_000, 5_000, 8_000, 14_000} {
+		m := newMachine(1000, 1<<20)
+		real, index := int64(0), uint64(1)
+		command := func(term uint64, ops ...*raftv1.Operation) {
+			index++
+			m.command(&raftv1.Command{Format: format, ClockMs: real, Operations: ops}, index, term)
+		}
+		command(1, write("/t/a", "x", store.Any, func(w *raftv1.Write) { w.TtlSeconds = ttl }))
+		for term := uint64(2); m.keys.Len() > 0; term++ {
+			if real > 4*ttl*1000 {
+				t.Errorf("terms of %d ms: not expired after %d ms", length, real)
+				break
+			}
+			command(term)
+			for began, last := real, real; real < began+length; {
+				real += step
+				if ticks(real-last, real-began) {
+					last = real
+					command(term)
+				}
+			}
+		}
+	}
+}
+
+// TestStableTermTicksSeldom counts what an idle leader writes in an hour.
+func TestStableTermTicksSeldom(t *testing.T) {
+	n := 0
+	for now, last := int64(0), int64(0); now < 3_600_000; now += 500 {
+		if ticks(now-last, now) && now > last {
+			n++
+			last = now
+		}
+	}
+	if n > 380 {
+		t.Errorf("an idle leader writes its clock %d times an hour", n)
+	}
+}
+
 func write(key, value string, expect store.Revision, more ...func(*raftv1.Write)) *raftv1.Operation {
 	w := &raftv1.Write{Key: key, Value: []byte(value), Expect: int64(expect)}
 	for _, f := range more {
