@@ -1,7 +1,7 @@
 // Package fence is the protocol by which a node that is cut off stops pods before the
 // control plane replaces them elsewhere. Kubernetes waits for ever instead: a pod of a
-// StatefulSet on an unreachable node stays Terminating until the node returns or somebody
-// deletes the pod by force. Pods opt in by the annotation [Annotation].
+// StatefulSet on an unreachable node stays Terminating until the node returns or the pod is
+// deleted by force. Pods opt in by the annotation [Annotation].
 //
 // # States
 //
