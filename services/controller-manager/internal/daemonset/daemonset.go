@@ -40,6 +40,7 @@ type reconciler struct {
 	sets      client.Resource[*appsv1.DaemonSet]
 	pods      *owner.Claimer[*appsv1.DaemonSet, *corev1.Pod]
 	revisions *owner.Claimer[*appsv1.DaemonSet, *appsv1.ControllerRevision]
+	history   history.Reviser[*appsv1.DaemonSet]
 	ownWrites *controller.Writes
 	failures  *failures
 	now       func() time.Time
@@ -55,6 +56,12 @@ func New(s *cluster.Cluster) controller.Controller {
 		ownWrites: controller.NewWrites(cluster.Of[*appsv1.DaemonSet](s)),
 		failures:  newFailures(),
 		now:       time.Now,
+	}
+	r.history = history.Reviser[*appsv1.DaemonSet]{
+		Label: appsv1.DefaultDaemonSetUniqueLabelKey, Revisions: r.revisions, Owners: r.sets, Writes: r.ownWrites,
+		Parts: func(o *appsv1.DaemonSet) (*corev1.PodTemplateSpec, **int32) {
+			return &o.Spec.Template, &o.Status.CollisionCount
+		},
 	}
 	return controller.Controller{
 		Name: "daemonset", Workers: 2, Reconcile: r.reconcile,
@@ -118,7 +125,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	if err != nil {
 		return controller.Result{}, err
 	}
-	revision, err := r.revise(ctx, ds, state.Revisions)
+	revision, err := r.history.Revise(ctx, ds, state.Revisions)
 	if err != nil {
 		return controller.Result{}, err
 	}
@@ -142,33 +149,6 @@ func (r *reconciler) observe(ctx context.Context, ds *appsv1.DaemonSet, selector
 		Nodes: r.Nodes.List(), Pods: pods, Revisions: revisions, Now: now,
 		Wait: func(node string) time.Duration { return r.failures.wait(client.KeyOf(ds), ds.UID, node, now) },
 	}, nil
-}
-
-// revise returns the revision of the current template, and first writes it to the
-// server if needed. While the set is being deleted nothing is written.
-func (r *reconciler) revise(ctx context.Context, ds *appsv1.DaemonSet, revisions []*appsv1.ControllerRevision) (*appsv1.ControllerRevision, error) {
-	plan, err := history.Plan(ds, &ds.Spec.Template, revisions, appsv1.DefaultDaemonSetUniqueLabelKey, ds.Status.CollisionCount)
-	if err != nil || ds.DeletionTimestamp != nil {
-		return plan.Current, err
-	}
-	got, collided, err := plan.Write(ctx, r.revisions.Objects)
-	switch {
-	case err != nil:
-		return nil, err
-	case collided:
-		next := ds.DeepCopy()
-		next.Status.CollisionCount = history.Collided(ds.Status.CollisionCount)
-		written, err := r.sets.UpdateStatus(ctx, next)
-		if err != nil {
-			return nil, fmt.Errorf("update status.collisionCount: %w", err)
-		}
-		r.ownWrites.Wrote(client.KeyOf(ds), written.ResourceVersion)
-		return nil, controller.ErrStale
-	case got != nil:
-		r.revisions.Writes.Wrote(client.KeyOf(ds), got.ResourceVersion)
-		return got, nil
-	}
-	return plan.Current, nil
 }
 
 // carryOut writes the plan: pods first, then surplus revisions, then the status.

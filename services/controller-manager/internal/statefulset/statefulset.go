@@ -40,6 +40,7 @@ type reconciler struct {
 	claims      client.Resource[*corev1.PersistentVolumeClaim]
 	pods        *owner.Claimer[*appsv1.StatefulSet, *corev1.Pod]
 	revisions   *owner.Claimer[*appsv1.StatefulSet, *appsv1.ControllerRevision]
+	history     history.Reviser[*appsv1.StatefulSet]
 	ownWrites   *controller.Writes
 	claimWrites *controller.Writes
 	now         func() time.Time
@@ -57,6 +58,12 @@ func New(s *cluster.Cluster) controller.Controller {
 	}
 	r.pods.Member = isMember
 	r.ownWrites, r.claimWrites = controller.NewWrites(r.StatefulSets), controller.NewWrites(r.Claims)
+	r.history = history.Reviser[*appsv1.StatefulSet]{
+		Label: history.HashLabel, Revisions: r.revisions, Owners: r.sets, Writes: r.ownWrites,
+		Parts: func(o *appsv1.StatefulSet) (*corev1.PodTemplateSpec, **int32) {
+			return &o.Spec.Template, &o.Status.CollisionCount
+		},
+	}
 	return controller.Controller{
 		Name: "statefulset", Workers: 5, Reconcile: r.reconcile,
 		Fresh: func(key controller.Key) error {
@@ -105,7 +112,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	if err != nil {
 		return controller.Result{}, err
 	}
-	if state.Update, err = r.revise(ctx, set, state.Revisions); err != nil {
+	if state.Update, err = r.history.Revise(ctx, set, state.Revisions); err != nil {
 		return controller.Result{}, err
 	}
 	plan, err := Plan(set, state)
@@ -132,33 +139,6 @@ func (r *reconciler) observe(ctx context.Context, set *appsv1.StatefulSet, selec
 			return c
 		},
 	}, nil
-}
-
-// revise returns the revision of the current template, and first writes it to the
-// server if needed. While the set is being deleted nothing is written.
-func (r *reconciler) revise(ctx context.Context, set *appsv1.StatefulSet, revisions []*appsv1.ControllerRevision) (*appsv1.ControllerRevision, error) {
-	plan, err := history.Plan(set, &set.Spec.Template, revisions, history.HashLabel, set.Status.CollisionCount)
-	if err != nil || set.DeletionTimestamp != nil {
-		return plan.Current, err
-	}
-	got, collided, err := plan.Write(ctx, r.revisions.Objects)
-	switch {
-	case err != nil:
-		return nil, err
-	case collided:
-		next := set.DeepCopy()
-		next.Status.CollisionCount = history.Collided(set.Status.CollisionCount)
-		written, err := r.sets.UpdateStatus(ctx, next)
-		if err != nil {
-			return nil, fmt.Errorf("update status.collisionCount: %w", err)
-		}
-		r.ownWrites.Wrote(client.KeyOf(set), written.ResourceVersion)
-		return nil, controller.ErrStale
-	case got != nil:
-		r.revisions.Writes.Wrote(client.KeyOf(set), got.ResourceVersion)
-		return got, nil
-	}
-	return plan.Current, nil
 }
 
 // carryOut writes the plan: claims before the pods that mount them, and the status
