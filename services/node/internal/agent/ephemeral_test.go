@@ -3,6 +3,7 @@ package agent
 import (
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -40,6 +41,15 @@ func TestEphemeralContainer(t *testing.T) {
 	if now := containerStatus(p, "debugger"); now.ContainerID != st.ContainerID || now.State.Terminated == nil {
 		t.Errorf("the first one after a restart of the agent: %+v, was %s", now, st.ContainerID)
 	}
+	c.Name = "lost"
+	r.update(p, func(p *corev1.Pod) {
+		p.Spec.EphemeralContainers = append(p.Spec.EphemeralContainers, corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon(c), TargetContainerName: "absent"})
+	})
+	p = r.await(p, "reports the missing target", func(p *corev1.Pod) bool {
+		w := containerStatus(p, "lost").State.Waiting
+		return w != nil && w.Reason == "CreateContainerConfigError" && w.Message == "unable to find target container absent"
+	})
+	r.until("an event about it", time.Minute, func() bool { return r.eventMessage(p, "Failed") == "Error: unable to find target container absent" })
 	if now := containerStatus(p, "main"); now.ContainerID != main || now.RestartCount != 0 {
 		t.Errorf("the regular container: %+v", now)
 	}

@@ -106,8 +106,12 @@ func (w *worker) held(plan pod.Plan) map[string]corev1.ContainerStateWaiting {
 
 // reportBackOff records an event for each container in back-off, once per instance.
 func (w *worker) reportBackOff(p *corev1.Pod, state *cri.Pod, plan pod.Plan) {
-	for name := range plan.Waiting {
+	for name, waits := range plan.Waiting {
 		last := state.Latest(name)
+		if last == nil && waits.Reason == reasonConfig && w.backOffs[name] == "" {
+			w.backOffs[name] = waits.Reason // an ephemeral container whose target does not exist
+			w.a.cfg.Events.Pod(p, name, corev1.EventTypeWarning, event.Failed, "Error: %s", waits.Message)
+		}
 		if last == nil || w.backOffs[name] == last.ID {
 			continue
 		}
