@@ -165,6 +165,7 @@ func (m *storeMember) openTransient(ctx context.Context, g *boot.Group, lasting 
 	}
 	quick := startReach(g, "raft", s)
 	m.service.Serve(s)
+	m.etcd.Coordinate(s)
 	stores.Serve(storev1.Place_PLACE_TRANSIENT, quick)
 	g.OnStop("raft store", func(context.Context) error { s.Close(); return nil })
 	return quick, nil

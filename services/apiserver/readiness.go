@@ -35,8 +35,10 @@ type health struct {
 func startHealth(ctx context.Context, g *boot.Group, cfg *config, st *state) *health {
 	h := &health{status: ops.New(), ready: make(chan struct{})}
 	h.status.Ready("start", ops.ReadyWhen(h.ready))
+	g.Alive(h.status.CheckHealth)
 	for name, place := range map[string]pipeline.Place{"lasting": st.lasting, "transient": st.transient} {
 		registerLeading(h.status.Registry(), name, place.Store)
+		registerSpace(h.status, name, place.Store)
 	}
 	h.checks = startChecks(g, cfg, st.lasting, st.transient)
 	for _, c := range h.checks {

@@ -88,13 +88,21 @@ func Execute(ctx context.Context, name string, args []string, stderr io.Writer, 
 	klogToSlog()
 
 	begun := time.Now()
+	supervisor := startedBySystemd()
 	g := newGroup(ctx)
 	err = start(ctx, g, run)
 	if err == nil {
 		close(g.started)
 		slog.InfoContext(ctx, "started", "service", name, "pid", os.Getpid(), "took", time.Since(begun))
+		supervisor.tell(ctx, "READY=1")
+		alive, dead := context.WithCancel(g.base)
+		var watched sync.WaitGroup
+		watched.Go(func() { supervisor.watch(alive, g.checkAlive) })
 		err = g.wait(ctx)
+		dead()
+		watched.Wait()
 	}
+	supervisor.tell(ctx, "STOPPING=1")
 	if stopErr := g.stop(stopPatience); err == nil {
 		err = stopErr
 	}

@@ -18,6 +18,7 @@ type Group struct {
 	failed  chan error      // the first failure
 	mu      sync.Mutex
 	steps   []*step
+	alive   []func(context.Context) error
 }
 
 // step is one goroutine or, if done is nil, a function to call when the group stops.

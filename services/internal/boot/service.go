@@ -75,6 +75,7 @@ func StartService(ctx context.Context, g *Group, flags *Service, p Program) (*Ru
 	g.OnStop("telemetry", tel.Shutdown)
 	s.Client = client.New(s.Conn, userAgent)
 	s.Status.Ready("start", ops.ReadyWhen(g.started))
+	g.Alive(s.Status.CheckHealth)
 	s.Status.Ready("apiserver", rpc.Connected(s.Conn))
 	g.Go("operations", func(ctx context.Context) error { return s.Status.Serve(ctx, flags.OpsAddress) })
 	return s, nil

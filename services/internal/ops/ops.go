@@ -142,6 +142,19 @@ func (s *Server) CheckReady(ctx context.Context) error {
 	s.mu.Lock()
 	list := slices.Concat(s.health, s.ready)
 	s.mu.Unlock()
+	return first(ctx, list)
+}
+
+// CheckHealth runs the health checks. The error names the first that fails.
+func (s *Server) CheckHealth(ctx context.Context) error {
+	s.mu.Lock()
+	list := slices.Clone(s.health)
+	s.mu.Unlock()
+	return first(ctx, list)
+}
+
+// first runs checks until one fails.
+func first(ctx context.Context, list []named) error {
 	for _, c := range list {
 		if err := c.check(ctx); err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)

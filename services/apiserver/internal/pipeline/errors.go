@@ -70,6 +70,8 @@ func (p *Pipeline) statusOf(ctx context.Context, gr schema.GroupResource, name s
 		return apierrors.NewTimeoutError(fmt.Sprintf("the outcome of the write to %s %q is unknown: it may or may not have happened", gr, name), 0)
 	case errors.Is(err, store.ErrTooMany):
 		return apierrors.NewTooManyRequests("too many writes in flight, please try again later", 1)
+	case errors.Is(err, store.ErrNoSpace):
+		return apierrors.NewInternalError(store.ErrNoSpace)
 	case errors.Is(err, store.ErrCompacted):
 		return apierrors.NewResourceExpired("The resourceVersion for the provided list is too old.")
 	case errors.As(err, &expired):

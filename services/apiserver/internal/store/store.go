@@ -184,6 +184,9 @@ var (
 	ErrFenced         = errors.New("the writer's epoch has ended")
 	ErrTooMany        = errors.New("too many writes in flight")
 	ErrClosed         = errors.New("store is closed")
+	// ErrNoSpace is the error of a write while the store has reached its quota. Deletions are
+	// accepted.
+	ErrNoSpace = errors.New("the store is full: delete objects that are not needed; deletions are accepted, and their space is returned within a minute")
 	// ErrUnavailable means that nothing was done, because too few of the store's members can be
 	// reached at present.
 	ErrUnavailable = errors.New("too few members of the store can be reached")

@@ -223,16 +223,18 @@ func (p *process) status(ctx context.Context) Status {
 		st.Reason = "not running: " + lastErr
 		return st
 	}
-	if err := p.healthy(ctx); err != nil {
+	warnings, err := p.healthy(ctx)
+	if err != nil {
 		st.Reason = err.Error()
 		return st
 	}
-	st.Healthy = true
+	st.Healthy, st.Reason = true, warnings
 	return st
 }
 
-// healthy returns nil if the process is ready, or the reason why it is not.
-func (p *process) healthy(ctx context.Context) error {
+// healthy returns nil if the process is ready, or the reason why it is not. A process that is
+// ready may have warnings.
+func (p *process) healthy(ctx context.Context) (warnings string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	var d net.Dialer
@@ -243,9 +245,9 @@ func (p *process) healthy(ctx context.Context) error {
 		}
 		conn, err := d.DialContext(ctx, network, p.spec.Socket)
 		if err != nil {
-			return err
+			return "", err
 		}
-		return conn.Close()
+		return "", conn.Close()
 	}
 	c := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -255,18 +257,29 @@ func (p *process) healthy(ctx context.Context) error {
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://service/readyz?verbose", nil)
 	if err != nil {
-		return err
+		return "", err
 	}
 	resp, err := c.Do(req)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer resp.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 8<<10))
 	if resp.StatusCode != http.StatusOK {
-		body, _ := io.ReadAll(io.LimitReader(resp.Body, 8<<10))
-		return errors.New(failedChecks(string(body)))
+		return "", errors.New(failedChecks(string(body)))
 	}
-	return nil
+	return warned(string(body)), nil
+}
+
+// warned returns the warnings of a /readyz response.
+func warned(body string) string {
+	var list []string
+	for line := range strings.Lines(body) {
+		if _, text, ok := strings.Cut(line, " ok: warning: "); ok && strings.HasPrefix(line, "[+]") {
+			list = append(list, strings.TrimSpace(text))
+		}
+	}
+	return strings.Join(list, "; ")
 }
 
 // failedChecks returns the failed checks of a /readyz response.

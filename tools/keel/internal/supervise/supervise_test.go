@@ -201,6 +201,13 @@ func TestOneSupervisorADirectory(t *testing.T) {
 	}
 }
 
+func TestWarnings(t *testing.T) {
+	body := "[+]ping ok\n[+]leadership ok: standby\n[+]lasting-space ok: warning: the store is full\nreadyz check passed\n"
+	if got, want := warned(body), "the store is full"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func TestFailedChecks(t *testing.T) {
 	body := "[+]ping ok\n[-]store failed: no leader\n[-]cache failed: not yet\nreadyz check failed\n"
 	if got, want := failedChecks(body), "store failed: no leader; cache failed: not yet"; got != want {

@@ -68,6 +68,8 @@ type Embedded struct {
 	// saving is held for reading while a snapshot is being read, and for writing by what must
 	// not run at the same time.
 	saving sync.RWMutex
+
+	spaceFields
 }
 
 // setWAL sets the size of the segments of the write-ahead log. Two of them are always
@@ -166,6 +168,7 @@ func Start(ctx context.Context, c EmbeddedConfig) (_ *Embedded, err error) {
 	return &Embedded{
 		Store: st, etcd: e, client: client, closing: closing, peers: p, release: release,
 		file: filepath.Join(c.Dir, "member", "snap", "db"), open: c.ListenClient != "" || p != nil,
+		spaceFields: spaceFields{name: cfg.Name, quota: cfg.QuotaBackendBytes},
 	}, nil
 }
 

@@ -293,6 +293,8 @@ func (s *Store) failure(ctx context.Context, doing string, err error) error {
 		return store.ErrClosed
 	case errors.Is(e, rpctypes.ErrTooManyRequests):
 		return fmt.Errorf("%s: %w", doing, store.ErrTooMany)
+	case errors.Is(e, rpctypes.ErrNoSpace):
+		return fmt.Errorf("%s: %w", doing, store.ErrNoSpace)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }

@@ -21,6 +21,8 @@ type Retention struct {
 	// Worth is the least number of revisions that are worth a compaction, which reads the whole
 	// store; default 10,000. Fewer are compacted if the last compaction was at least Age ago.
 	Worth store.Revision
+	// Check is the interval at which the space is checked; default 5 s.
+	Check time.Duration
 }
 
 func (r Retention) orDefault() Retention {
@@ -31,6 +33,7 @@ func (r Retention) orDefault() Retention {
 	}
 	def(&r.Age, 5*time.Minute)
 	def(&r.Least, time.Minute)
+	def(&r.Check, 5*time.Second)
 	if r.Most <= 0 {
 		r.Most = 30_000
 	}
@@ -121,13 +124,6 @@ func (r *Remote) Maintain(ctx context.Context, keep Retention) error {
 	return r.compactions(ctx, keep, nil, r.Compact)
 }
 
-// A defragmentation requires at least defragFree free bytes in the backend's file, and that
-// 1/defragPart of it is free, because writes stand still while it copies the rest.
-const (
-	defragFree = 256 << 20
-	defragPart = 2
-)
-
 // Intervals at which mapped pages are released: normally, and during a compaction, which reads
 // the whole file.
 const (
@@ -135,10 +131,18 @@ const (
 	compactionEvery = 100 * time.Millisecond
 )
 
-// Maintain compacts the store, defragments its file when it is worthwhile, and keeps the file
-// from counting as memory, until ctx ends. It fails if etcd stops by itself.
+// Maintain compacts the store, defragments its file when it is worthwhile, returns space when
+// the store is full (see Space), and keeps the file from counting as memory, until ctx ends. It fails if etcd stops by itself.
 func (e *Embedded) Maintain(ctx context.Context, keep Retention) error {
 	defer e.givingBack(giveBackEvery)()
+	keep = keep.orDefault()
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		e.reclaim(ctx, keep.Check)
+	}()
+	defer func() { cancel(); <-done }()
 	return e.compactions(ctx, keep, e.Stopped(), e.compact)
 }
 
@@ -150,9 +154,8 @@ func (e *Embedded) compact(ctx context.Context, at store.Revision) error {
 		return err
 	}
 	e.giveBack()
-	size, used := e.etcd.Server.Backend().Size(), e.etcd.Server.Backend().SizeInUse()
-	if free := size - used; free >= defragFree && free >= size/defragPart {
-		if err := e.Defragment(); err != nil {
+	if e.Space().worthwhile() {
+		if err := e.defragment(ctx); err != nil {
 			e.log.WarnContext(ctx, "cannot defragment the store", "error", err)
 		}
 	}
@@ -188,6 +191,10 @@ func (e *Embedded) Defragment() error {
 	began := time.Now()
 	e.mapped.Lock()
 	defer e.mapped.Unlock()
+	if e.defragmenting != nil {
+		e.defragmenting(true)
+		defer e.defragmenting(false)
+	}
 	before := e.etcd.Server.Backend().Size()
 	if err := e.etcd.Server.Defragment(); err != nil {
 		return err

@@ -39,6 +39,7 @@ type site struct {
 	running   map[string]*Embedded
 	// election is the members' election timeout. 0 means the default.
 	election time.Duration
+	quota    int64 // 0 means the default
 }
 
 func newSite(t testing.TB, names ...string) *site {
@@ -70,7 +71,7 @@ func (s *site) config(name, address string) EmbeddedConfig {
 	defer s.mu.Unlock()
 	known := maps.Clone(s.addresses)
 	return EmbeddedConfig{
-		Name: name, Dir: filepath.Join(s.dir, name), Log: s.log(name),
+		Name: name, Dir: filepath.Join(s.dir, name), Log: s.log(name), QuotaBytes: s.quota,
 		Peers: &PeerConfig{Listen: address, Identity: s.peer, Members: known, Sockets: filepath.Join(s.dir, "peers"), Election: s.election},
 	}
 }
