@@ -10,13 +10,16 @@ const (
 	// Unknown means that the object has a problem of unknown cause.
 	Unknown Code = "Unknown"
 
-	PodSucceeded         Code = "PodSucceeded"
-	PodFailed            Code = "PodFailed"
-	PodEvicted           Code = "PodEvicted"
-	StorageLimit         Code = "LocalStorageLimitExceeded"
-	PodRefused           Code = "PodRefusedByNode"
-	PodGated             Code = "PodSchedulingGated"
-	PodUnschedulable     Code = "PodUnschedulable"
+	PodSucceeded     Code = "PodSucceeded"
+	PodFailed        Code = "PodFailed"
+	PodEvicted       Code = "PodEvicted"
+	StorageLimit     Code = "LocalStorageLimitExceeded"
+	PodRefused       Code = "PodRefusedByNode"
+	PodGated         Code = "PodSchedulingGated"
+	PodUnschedulable Code = "PodUnschedulable"
+	// PodPreempts means that it has a node, once pods of lower priority have left that.
+	PodPreempts          Code = "PodAwaitsPreemptedPods"
+	PodPreempted         Code = "PodPreempted"
 	PodNotScheduled      Code = "PodNotYetScheduled"
 	NoScheduler          Code = "NoSchedulerOfThatName"
 	NodeGone             Code = "NodeGone"
@@ -77,7 +80,7 @@ const (
 // severity orders the codes of pods by how well they explain the problem of a workload, the best
 // one last.
 var severity = []Code{
-	Unknown, TerminatingGrace, PodNotScheduled, Progressing, InitRuns, NotStarted, NotReady, ReadinessGate, TerminatingLost,
+	Unknown, TerminatingGrace, PodNotScheduled, Progressing, PodPreempts, PodPreempted, InitRuns, NotStarted, NotReady, ReadinessGate, TerminatingLost,
 	TerminatingFinalizer, PodGated, NetworkNotReady, VolumeNotMounted, PodFailed, PodEvicted, StorageLimit, NodeNotReady, NodeGone,
 	NoScheduler, ClaimNotBound, ClaimMissing, PodUnschedulable, PodRefused, ContainerExits, ProbeKills, OutOfProcesses, OutOfMemory,
 	ContainerNotCreated, ConfigMissing, ImageUnavailable,

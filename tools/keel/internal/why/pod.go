@@ -94,6 +94,12 @@ func (w *World) terminating(p *corev1.Pod, ref Ref) *Answer {
 	if at.After(w.Now) {
 		left := at.Sub(w.Now).Round(time.Second)
 		a := problem(TerminatingGrace, "it is being deleted, and its containers have %s left to stop", left)
+		if preempted(p) {
+			a = problem(PodPreempted, "it makes room for a pod of higher priority, and its containers have %s left to stop", left)
+			a.status(ref, "DisruptionTarget: %s", condition(p, corev1.DisruptionTarget).Message)
+			w.seen(a, ref, p.UID, "Preempted")
+			a.next("if it is as important, give it a priorityClassName of the same value, or add nodes")
+		}
 		w.seen(a, ref, p.UID, "Killing", "FailedPreStopHook")
 		return a
 	}
@@ -189,15 +195,58 @@ func (w *World) unbound(p *corev1.Pod, ref Ref) *Answer {
 		a.next("check that a scheduler of that name runs: keel status")
 		return a
 	}
-	a := problem(PodUnschedulable, "no node can run it: %s", scheduled.Message)
-	a.status(ref, "PodScheduled is False: %s", scheduled.Message)
+	if p.Status.NominatedNodeName != "" {
+		return w.preempts(p, ref)
+	}
+	refusal, preemption, _ := strings.Cut(scheduled.Message, " preemption: ")
+	a := problem(PodUnschedulable, "no node can run it: %s", refusal)
+	a.status(ref, "PodScheduled is False: %s", refusal)
+	if preemption != "" {
+		a.status(ref, "no room can be made by evicting pods of lower priority: %s", preemption)
+	}
 	w.seen(a, ref, p.UID, "FailedScheduling")
 	for _, h := range hints {
-		if strings.Contains(scheduled.Message, h.part) {
+		if strings.Contains(refusal, h.part) {
 			a.next("%s", h.next)
 		}
 	}
+	switch {
+	case strings.Contains(preemption, "preemptionPolicy=Never"):
+		a.next("its priority class does not let it preempt pods: choose one whose preemptionPolicy is PreemptLowerPriority if it may")
+	case strings.Contains(preemption, "No preemption victims found"):
+		a.next("no pod that takes the room has a lower priority than %d: give the pod a priorityClassName of higher value if it is more important", priority(p))
+	}
 	return a
+}
+
+func priority(p *corev1.Pod) int32 {
+	if p.Spec.Priority == nil {
+		return 0
+	}
+	return *p.Spec.Priority
+}
+
+// preempts explains a pod that waits for pods of lower priority to leave its node.
+func (w *World) preempts(p *corev1.Pod, ref Ref) *Answer {
+	node := p.Status.NominatedNodeName
+	a := problem(PodPreempts, "it preempts pods of lower priority on node %s, and starts there once they have ended", node)
+	a.status(ref, "nominatedNodeName: %s", node)
+	for _, q := range w.Pods {
+		if q.Spec.NodeName == node && q.DeletionTimestamp != nil && preempted(q) && priority(q) < priority(p) {
+			a.status(refOf("Pod", q), "pod %s terminates; its grace period ends at %s", q.Name, q.DeletionTimestamp.UTC().Format(time.TimeOnly))
+		}
+	}
+	w.seen(a, ref, p.UID, "FailedScheduling")
+	if n := find(w.Nodes, Ref{Name: node}); n != nil && !nodeReady(n) {
+		a.next("node %s is not ready, so nothing ends there: keel why node/%s", node, node)
+	}
+	return a
+}
+
+// preempted reports whether the scheduler has evicted a pod in favour of another.
+func preempted(p *corev1.Pod) bool {
+	c := condition(p, corev1.DisruptionTarget)
+	return c != nil && c.Status == corev1.ConditionTrue && c.Reason == corev1.PodReasonPreemptionByScheduler
 }
 
 // hints maps parts of the scheduler's message to what to do about them.

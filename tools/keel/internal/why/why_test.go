@@ -206,6 +206,26 @@ func TestPod(t *testing.T) {
 			pod:  pod("a", unbound("Unschedulable", "0/3 nodes are available: 3 Insufficient cpu.")),
 			code: why.PodUnschedulable, says: "lower the pod's CPU requests",
 		},
+		"no victims": {
+			pod:  pod("a", unbound("Unschedulable", "0/3 nodes are available: 3 Insufficient cpu. preemption: 0/3 nodes are available: 3 No preemption victims found for incoming pod.")),
+			code: why.PodUnschedulable, says: "has a lower priority than 0: give the pod a priorityClassName",
+		},
+		"may not preempt": {
+			pod:  pod("a", unbound("Unschedulable", "0/3 nodes are available: 3 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never.")),
+			code: why.PodUnschedulable, says: "its priority class does not let it preempt pods",
+		},
+		"preempts": {
+			pod: pod("a", unbound("Unschedulable", "0/1 nodes are available: 1 Insufficient cpu. preemption: not eligible due to a terminating pod on the nominated node."), func(p *corev1.Pod) {
+				high := int32(10)
+				p.Spec.Priority, p.Status.NominatedNodeName = &high, "n"
+			}),
+			world: func(w *why.World) { w.Pods = append(w.Pods, pod("victim", preempted)) },
+			code:  why.PodPreempts, says: "victim",
+		},
+		"is preempted": {
+			pod:  pod("a", preempted),
+			code: why.PodPreempted, says: "preempting to accommodate a higher priority pod",
+		},
 		"scheduling gate": {
 			pod:  pod("a", unbound("", ""), func(p *corev1.Pod) { p.Spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: "x.io/quota"}} }),
 			code: why.PodGated, says: "x.io/quota",
@@ -534,4 +554,14 @@ func TestNames(t *testing.T) {
 	if len(kinds) != 10 {
 		t.Errorf("kinds %v", kinds)
 	}
+}
+
+// preempted makes a pod terminate on node n in favour of another.
+func preempted(p *corev1.Pod) {
+	at := metav1.NewTime(now.Add(20 * time.Second))
+	p.Spec.NodeName, p.DeletionTimestamp = "n", &at
+	p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{
+		Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: corev1.PodReasonPreemptionByScheduler,
+		Message: "default-scheduler: preempting to accommodate a higher priority pod",
+	})
 }
