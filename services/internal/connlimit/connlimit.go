@@ -157,8 +157,8 @@ func (l *Listener) Unknown() int {
 // admit accepts a connection, or returns why it is refused. While all slots are taken by young
 // unknown connections it waits: the kernel queues further connections.
 func (l *Listener) admit(raw net.Conn) (c *Conn, why string) {
-	ip := clientAddress(raw.RemoteAddr())
-	own := ip == clientAddress(raw.LocalAddr())
+	ip := ClientAddress(raw.RemoteAddr())
+	own := ip == ClientAddress(raw.LocalAddr())
 	for counted := false; ; counted = true {
 		l.mu.Lock()
 		now := l.limits.Now()
@@ -340,8 +340,8 @@ func (l *Listener) refuse(why string, from net.Addr) {
 	slog.WarnContext(context.Background(), "connections refused", "listener", l.limits.Name, "count", n, "last_cause", why, "last_address", from.String())
 }
 
-// clientAddress returns the address by which a client is counted: for IPv6, its /64.
-func clientAddress(a net.Addr) netip.Addr {
+// ClientAddress returns the address by which a client is counted: for IPv6, its /64.
+func ClientAddress(a net.Addr) netip.Addr {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
 		return netip.IPv6Unspecified()

@@ -53,22 +53,6 @@ func (b *budget) give(user string, n int64) {
 	}
 }
 
-// gauge counts calls in flight, up to a bound.
-type gauge struct {
-	n   atomic.Int64
-	max int64
-}
-
-func (g *gauge) enter() bool {
-	if g.n.Add(1) > g.max {
-		g.n.Add(-1)
-		return false
-	}
-	return true
-}
-
-func (g *gauge) leave() { g.n.Add(-1) }
-
 // busy returns a 429 with Retry-After.
 func busy(whose string) error {
 	return apistatus.ToGRPC(&apierrors.NewTooManyRequests(whose+" requests in flight are too large together, please try again later", 1).ErrStatus)

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"net/netip"
 	"strings"
 	"sync"
 
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/tap"
 
 	"keelson.dev/services/internal/connlimit"
+	"keelson.dev/services/internal/inflight"
 )
 
 // maxUnknown bounds the calls in flight on a connection of which no caller has been
@@ -28,15 +30,16 @@ type guard struct {
 	authenticate  Authenticate
 	codec         encoding.CodecV2
 	budget        *budget
-	strangers     gauge
-	healthWatches gauge
+	strangers     *inflight.Gauge
+	healthWatches *inflight.Shares[netip.Addr]
 	tracing       *serverTracing
 }
 
 func newGuard(cfg ServerConfig, codec encoding.CodecV2) *guard {
-	g := &guard{authenticate: cfg.Authenticate, codec: codec, budget: newBudget(maxBytes), tracing: newServerTracing(cfg)}
-	g.strangers.max, g.healthWatches.max = maxStrangers, maxStrangers
-	return g
+	return &guard{
+		authenticate: cfg.Authenticate, codec: codec, budget: newBudget(maxBytes), tracing: newServerTracing(cfg),
+		strangers: inflight.NewGauge(maxStrangers), healthWatches: inflight.NewShares[netip.Addr](maxStrangers),
+	}
 }
 
 // call is a call as its handler sees it.
@@ -109,18 +112,33 @@ func (g *guard) admit(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 	}
 	c.limits = &classLimits[c.caller.Class]
 	if c.caller.Class == Stranger {
-		bound := &g.strangers
-		if strings.HasPrefix(info.FullMethod, healthService) && info.IsServerStream {
-			bound = &g.healthWatches
-		}
 		if conn != nil && !conn.Allow() {
 			conn.Refused()
 			return status.Error(codes.ResourceExhausted, "too many calls of an unauthenticated client, please try again later")
 		}
-		if !bound.enter() {
-			return status.Error(codes.ResourceExhausted, "too many calls of unauthenticated clients, please try again later")
+		if strings.HasPrefix(info.FullMethod, healthService) && info.IsServerStream {
+			// Such a watch may last for ever, so clients share the places.
+			ctx, evict := context.WithCancelCause(c.ctx)
+			defer evict(nil)
+			leave, ok := g.healthWatches.Enter(clientAddress(ctx), func() { evict(errStrangers) })
+			if !ok {
+				return errStrangers
+			}
+			defer leave()
+			c.ctx = ctx
+			inner := handler
+			handler = func(srv any, ss grpc.ServerStream) error {
+				err := inner(srv, ss)
+				if context.Cause(ctx) == errStrangers { //nolint:errorlint // it is the cause itself
+					return errStrangers
+				}
+				return err
+			}
+		} else if !g.strangers.Enter(1) {
+			return errStrangers
+		} else {
+			defer g.strangers.Leave(1)
 		}
-		defer bound.leave()
 		// grpc-encoding alone does not mean that messages are compressed, but clients send it
 		// only if they are.
 		if e := c.transport.RecvCompress(); e != "" && e != encoding.Identity {
@@ -137,6 +155,19 @@ func (g *guard) admit(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 	}
 	defer c.end()
 	return g.tracing.trace(c, srv, info, handler)
+}
+
+// errStrangers refuses a call beyond what the server serves to unauthenticated clients.
+var errStrangers = status.Error(codes.ResourceExhausted, "too many calls of unauthenticated clients, please try again later")
+
+// clientAddress returns the address by which the client of a call is counted. It is zero if the
+// client has none.
+func clientAddress(ctx context.Context) netip.Addr {
+	p, ok := peer.FromContext(ctx)
+	if !ok || p.Addr == nil {
+		return netip.Addr{}
+	}
+	return connlimit.ClientAddress(p.Addr)
 }
 
 // connection returns the connection of a call, or nil if its listener has no limits.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -151,6 +152,55 @@ func TestStrangersInFlightAreBounded(t *testing.T) {
 	}
 	if _, err := resourcev1.NewResourceServiceClient(conn).Get(as(t, "user"), &resourcev1.GetRequest{}); err != nil {
 		t.Errorf("a user beside them: %v", err)
+	}
+}
+
+// TestHealthWatchesAreShared checks that one client address with as many health watches as there
+// are places does not keep another from watching.
+func TestHealthWatchesAreShared(t *testing.T) {
+	const places = 128
+	address, _ := serve(t, rpc.ServerConfig{Authenticate: byName}, &backend{})
+	from := func(ip string) healthv1.HealthClient {
+		dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}
+		conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(func(ctx context.Context, a string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", a) }))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return healthv1.NewHealthClient(conn)
+	}
+	watch := func(c healthv1.HealthClient) (healthv1.Health_WatchClient, error) {
+		w, err := c.Watch(within(t), &healthv1.HealthCheckRequest{})
+		if err == nil {
+			_, err = w.Recv()
+		}
+		return w, err
+	}
+	greedy, other := from("127.0.0.1"), from("127.0.0.2")
+	var oldest healthv1.Health_WatchClient
+	for i := range places {
+		w, err := watch(greedy)
+		if err != nil {
+			t.Fatalf("watch %d: %v", i, err)
+		}
+		if oldest == nil {
+			oldest = w
+		}
+	}
+	if _, err := watch(greedy); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a watch more than there are places: %v", err)
+	}
+	for i := range places / 2 {
+		if _, err := watch(other); err != nil {
+			t.Fatalf("watch %d of another client: %v", i, err)
+		}
+	}
+	if _, err := watch(other); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a watch above the other client's half: %v", err)
+	}
+	if _, err := oldest.Recv(); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("the oldest watch of the first client: %v, want it ended", err)
 	}
 }
 

@@ -1,9 +1,9 @@
 package rest
 
 import (
-	"sync/atomic"
-
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"keelson.dev/services/internal/inflight"
 )
 
 // Bounds on what is in progress at once. A request above them is told to try again later;
@@ -14,30 +14,13 @@ const (
 	maxBodyBytes = 512 << 20 // total size of bodies larger than preauthorize
 )
 
-// gauge counts what is in progress, up to a bound.
-type gauge struct {
-	n   atomic.Int64
-	max int64
-}
-
-// enter adds n to the gauge and returns true, unless that would exceed the bound.
-func (g *gauge) enter(n int64) bool {
-	if g.n.Add(n) > g.max {
-		g.n.Add(-n)
-		return false
-	}
-	return true
-}
-
-func (g *gauge) leave(n int64) { g.n.Add(-n) }
-
 // bounds are the gauges of a Handler.
-type bounds struct{ requests, long, bodies gauge }
+type bounds struct{ requests, long, bodies *inflight.Gauge }
 
 func newBounds() *bounds {
-	b := &bounds{}
-	b.requests.max, b.long.max, b.bodies.max = maxRequests, maxLong, maxBodyBytes
-	return b
+	return &bounds{
+		requests: inflight.NewGauge(maxRequests), long: inflight.NewGauge(maxLong), bodies: inflight.NewGauge(maxBodyBytes),
+	}
 }
 
 // errBusy returns a TooManyRequests error (429) with Retry-After.

@@ -11,7 +11,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/services/apiserver/internal/front/rest/negotiate"
+
+	"keelson.dev/services/internal/inflight"
 )
+
+func boundsOf(requests, long, bodies int64) *bounds {
+	return &bounds{requests: inflight.NewGauge(requests), long: inflight.NewGauge(long), bodies: inflight.NewGauge(bodies)}
+}
 
 func TestBounds(t *testing.T) {
 	h := New(Config{API: newFake(smallTable()...), Authn: fakeAuthn{}})
@@ -23,16 +29,17 @@ func TestBounds(t *testing.T) {
 		}
 	}
 	large := strings.Repeat(" ", preauthorize) + `{"kind":"Pod","apiVersion":"v1","metadata":{"name":"p"}}`
-	for range 3 { // what was taken is released
-		h.bounds.requests.max, h.bounds.long.max, h.bounds.bodies.max = 1, 1, maxBody
+	for range 3 {
+		h.bounds = boundsOf(1, 1, maxBody)
+		check("within", "GET", "/api/v1/pods", "", 200) // and released
 		check("within", "GET", "/api/v1/pods", "", 200)
 		check("large within", "POST", "/api/v1/namespaces/ns/pods", large, 201)
 		check("watch within", "GET", "/api/v1/pods?watch=1&timeoutSeconds=1", "", 200)
-		h.bounds.requests.max, h.bounds.long.max, h.bounds.bodies.max = 0, 0, preauthorize
+		h.bounds = boundsOf(0, 0, preauthorize)
 		check("too many", "GET", "/api/v1/pods", "", 429)
 		check("too many watches", "GET", "/api/v1/pods?watch=1", "", 429)
 		check("health checks are not limited", "GET", "/livez", "", 200)
-		h.bounds.requests.max = 1
+		h.bounds = boundsOf(1, 0, preauthorize)
 		check("too large bodies", "POST", "/api/v1/namespaces/ns/pods", large, 429)
 		check("small bodies", "POST", "/api/v1/namespaces/ns/pods", strings.TrimSpace(large), 201)
 	}

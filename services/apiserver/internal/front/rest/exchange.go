@@ -126,10 +126,10 @@ func (x *exchange) readBody() ([]byte, error) {
 		if n < 0 {
 			n = maxBody
 		}
-		if !x.h.bounds.bodies.enter(n) {
+		if !x.h.bounds.bodies.Enter(n) {
 			return nil, errBusy("large requests")
 		}
-		defer x.h.bounds.bodies.leave(n)
+		defer x.h.bounds.bodies.Leave(n)
 	}
 	timer := time.AfterFunc(x.h.cfg.BodyTimeout, func() {
 		_ = http.NewResponseController(x.ResponseWriter).SetReadDeadline(time.Unix(1, 0))

@@ -80,11 +80,11 @@ func (x *exchange) serveResource() {
 		x.watch()
 		return
 	}
-	if !x.h.bounds.requests.enter(1) {
+	if !x.h.bounds.requests.Enter(1) {
 		x.fail(errBusy("requests"))
 		return
 	}
-	defer x.h.bounds.requests.leave(1)
+	defer x.h.bounds.requests.Leave(1)
 	cancel, err := x.timeout()
 	if err != nil {
 		x.refuse(x.verb, err)

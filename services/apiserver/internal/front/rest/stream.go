@@ -16,11 +16,11 @@ func (x *exchange) serveStream(connect resource.Stream, verbs []string) {
 		x.refuse(x.verb, errMethod())
 		return
 	}
-	if !x.h.bounds.long.enter(1) {
+	if !x.h.bounds.long.Enter(1) {
 		x.fail(errBusy("streams"))
 		return
 	}
-	defer x.h.bounds.long.leave(1)
+	defer x.h.bounds.long.Leave(1)
 	ctx, cancel := untilDrain(x.ctx)
 	defer cancel()
 	defer x.h.metrics.running(x)()

@@ -32,11 +32,11 @@ func (x *exchange) watch() {
 	if !x.checkListOptions() {
 		return
 	}
-	if !x.h.bounds.long.enter(1) {
+	if !x.h.bounds.long.Enter(1) {
 		x.fail(errBusy("watches"))
 		return
 	}
-	defer x.h.bounds.long.leave(1)
+	defer x.h.bounds.long.Leave(1)
 	target := x.target() // with a name, in the deprecated /watch/ form
 	initial := q.SendInitialEvents != nil && *q.SendInitialEvents
 	match := q.ResourceVersionMatch
