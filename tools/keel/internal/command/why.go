@@ -40,7 +40,7 @@ func (e *env) why() *cobra.Command {
 		Long: `Explain why an object is not ready: the cause, what shows it, and what to do next.
 
 The answer about a workload includes the pod that causes its problem. KIND is pod,
-deployment, replicaset, statefulset, daemonset, job, cronjob, service, pvc or node. The
+deployment, replicaset, statefulset, daemonset, job, cronjob, hpa, service, pvc or node. The
 exit code is 0 if nothing is wrong, and 3 otherwise. The codes of the causes, also in the
 output of -o json, are stable.`,
 		Example: `  keel why deployment/shop -n prod

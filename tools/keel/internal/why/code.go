@@ -72,6 +72,15 @@ const (
 	PortMismatch     Code = "TargetPortNotFound"
 	NoLoadBalancer   Code = "LoadBalancerPending"
 
+	TargetMissing     Code = "ScaleTargetNotFound"
+	TargetHoldsUp     Code = "ScaleTargetNotReady"
+	ScaleRefused      Code = "ScaleRefused"
+	SharedTarget      Code = "ScaledByAnother"
+	RequestMissing    Code = "RequestMissing"
+	MetricMissing     Code = "MetricMissing"
+	MetricsAPIMissing Code = "MetricsAPIMissing"
+	AtMaximum         Code = "AtMaxReplicas"
+
 	NodeSilent   Code = "NodeSilent"
 	NodePressure Code = "NodeUnderPressure"
 	Cordoned     Code = "NodeCordoned"

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -52,6 +53,9 @@ func Load(ctx context.Context, c *client.Client, ref Ref) (*World, error) {
 		w.Jobs = list[*batchv1.Job](l, ns)
 	case "CronJob":
 		w.CronJobs, w.Jobs = list[*batchv1.CronJob](l, ns), list[*batchv1.Job](l, ns)
+	case "HorizontalPodAutoscaler":
+		w.Autoscalers = list[*autoscalingv2.HorizontalPodAutoscaler](l, ns)
+		w.Deployments, w.ReplicaSets, w.StatefulSets = list[*appsv1.Deployment](l, ns), list[*appsv1.ReplicaSet](l, ns), list[*appsv1.StatefulSet](l, ns)
 	case "Service":
 		w.Services, w.Slices = list[*corev1.Service](l, ns), list[*discoveryv1.EndpointSlice](l, ns)
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -81,6 +82,7 @@ type World struct {
 	DaemonSets   []*appsv1.DaemonSet
 	Jobs         []*batchv1.Job
 	CronJobs     []*batchv1.CronJob
+	Autoscalers  []*autoscalingv2.HorizontalPodAutoscaler
 	Events       []*corev1.Event
 	// Logs are the last lines of containers' logs, by "pod/container".
 	Logs map[string]string
@@ -103,6 +105,7 @@ var Kinds = map[string]string{
 	"job": "Job", "jobs": "Job",
 	"cronjob": "CronJob", "cronjobs": "CronJob", "cj": "CronJob",
 	"persistentvolumeclaim": "PersistentVolumeClaim", "persistentvolumeclaims": "PersistentVolumeClaim", "pvc": "PersistentVolumeClaim",
+	"horizontalpodautoscaler": "HorizontalPodAutoscaler", "horizontalpodautoscalers": "HorizontalPodAutoscaler", "hpa": "HorizontalPodAutoscaler",
 	"service": "Service", "services": "Service", "svc": "Service",
 	"node": "Node", "nodes": "Node", "no": "Node",
 }
@@ -125,6 +128,8 @@ func (w *World) Explain(ref Ref) (*Answer, error) {
 		a = answer(find(w.Jobs, ref), w.job)
 	case "CronJob":
 		a = answer(find(w.CronJobs, ref), w.cronJob)
+	case "HorizontalPodAutoscaler":
+		a = answer(find(w.Autoscalers, ref), w.autoscaler)
 	case "PersistentVolumeClaim":
 		a = answer(find(w.Claims, ref), w.claim)
 	case "Service":

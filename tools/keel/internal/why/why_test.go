@@ -551,7 +551,7 @@ func TestNames(t *testing.T) {
 		}
 	}
 	slices.Sort(kinds)
-	if len(kinds) != 10 {
+	if len(kinds) != 11 {
 		t.Errorf("kinds %v", kinds)
 	}
 }
