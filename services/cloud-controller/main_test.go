@@ -89,6 +89,8 @@ func program(t *testing.T) leadertest.Program {
 
 func TestTwoWithoutFlagsElectOne(t *testing.T) { leadertest.Elects(t, program(t)) }
 
+func TestItOutlivesItsCertificates(t *testing.T) { leadertest.Rotates(t, program(t)) }
+
 func TestWorksWithoutElection(t *testing.T) {
 	s := leadertest.RunUnelected(t, program(t))
 	services := client.For[*corev1.Service](s.Client)

@@ -29,6 +29,8 @@ var program = leadertest.Program{
 
 func TestTwoWithoutFlagsElectOne(t *testing.T) { leadertest.Elects(t, program) }
 
+func TestItOutlivesItsCertificates(t *testing.T) { leadertest.Rotates(t, program) }
+
 func TestWorksWithoutElection(t *testing.T) {
 	s := leadertest.RunUnelected(t, program)
 	create(s, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})

@@ -23,6 +23,8 @@ var program = leadertest.Program{
 
 func TestTwoWithoutFlagsElectOne(t *testing.T) { leadertest.Elects(t, program) }
 
+func TestItOutlivesItsCertificates(t *testing.T) { leadertest.Rotates(t, program) }
+
 // Bindings, unschedulable conditions, evictions and events carry the leader's fence.
 func TestEveryWriteIsFenced(t *testing.T) {
 	s := schedules(t, leadertest.Run(t, program))

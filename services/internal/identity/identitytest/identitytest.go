@@ -85,6 +85,18 @@ func (ca *CA) Issue(t testing.TB, user string, groups []string, change ...func(*
 func (ca *CA) Write(t testing.TB, dir, user string, groups ...string) {
 	t.Helper()
 	cert, key := ca.Issue(t, user, groups)
+	ca.write(t, dir, cert, key)
+}
+
+// WriteFor issues a certificate into dir that expires after life.
+func (ca *CA) WriteFor(t testing.TB, life time.Duration, dir, user string) {
+	t.Helper()
+	cert, key := ca.Issue(t, user, nil, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(life) })
+	ca.write(t, dir, cert, key)
+}
+
+func (ca *CA) write(t testing.TB, dir string, cert, key []byte) {
+	t.Helper()
 	for name, data := range map[string][]byte{identity.CertFile: cert, identity.KeyFile: key, identity.CAFile: ca.PEM} {
 		tmp := filepath.Join(dir, name+".new")
 		if err := os.WriteFile(tmp, data, 0o600); err != nil {

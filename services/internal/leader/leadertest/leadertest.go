@@ -23,6 +23,7 @@ import (
 	"keelson.dev/proto/client/clienttest"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/internal/boot"
+	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/identity/identitytest"
 )
 
@@ -100,6 +101,38 @@ func Elects(t testing.TB, p Program) {
 	s.Eventually("the other leads", func() bool { return leads(1-first) && c.holder() != before })
 }
 
+// Rotates runs p and its apiserver with certificates that expire after three seconds and
+// are renewed every half second: p must still lead, and renew its Lease, when several have
+// expired.
+func Rotates(t testing.TB, p Program) {
+	t.Helper()
+	const life, every = 3 * time.Second, 500 * time.Millisecond
+	ca, serving := identitytest.NewCA(t), t.TempDir()
+	c := &cluster{TB: t, program: p, identity: t.TempDir()}
+	renew := func() {
+		ca.WriteFor(t, life, serving, "kube-apiserver")
+		ca.WriteFor(t, life, c.identity, p.User)
+	}
+	renew()
+	source, err := identity.Load(serving)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.serve(source)
+	process := c.start()
+	s := &Service{TB: t, Client: c.client}
+	began, last := time.Now(), time.Now()
+	s.Eventually("it leads with later certificates", func() bool {
+		if now := time.Now(); now.Sub(last) >= every {
+			renew()
+			last = now
+		}
+		l, err := client.For[*coordinationv1.Lease](c.client).Get(context.Background(), "kube-system", p.Name)
+		return err == nil && l.Spec.RenewTime != nil && l.Spec.RenewTime.Sub(began) > 2*life+time.Second &&
+			strings.Contains(process.status(), "leadership ok: leading")
+	})
+}
+
 // cluster is an in-memory apiserver and the identity of a program.
 type cluster struct {
 	testing.TB
@@ -115,16 +148,22 @@ func newCluster(t testing.TB, p Program) *cluster {
 	ca := identitytest.NewCA(t)
 	c := &cluster{TB: t, program: p, identity: t.TempDir()}
 	ca.Write(t, c.identity, p.User)
-	c.server, c.client = clienttest.StartServer(t)
+	c.serve(ca.Source(t, "kube-apiserver"))
+	return c
+}
+
+// serve starts the apiserver with an identity.
+func (c *cluster) serve(id *identity.Source) {
+	c.Helper()
+	c.server, c.client = clienttest.StartServer(c)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		c.Fatal(err)
 	}
 	c.address = l.Addr().String()
-	config := ca.Source(t, "kube-apiserver").ServerTLS(true).Clone()
+	config := id.ServerTLS(true).Clone()
 	config.NextProtos = []string{"h2"}
-	t.Cleanup(c.server.Serve(tls.NewListener(l, config)))
-	return c
+	c.Cleanup(c.server.Serve(tls.NewListener(l, config)))
 }
 
 func (c *cluster) agent() string {
