@@ -132,6 +132,7 @@ func (l *loop) work() {
 }
 
 func (l *loop) process(j job) {
+	queueAdds.WithLabelValues(l.Name).Inc()
 	queueWait.WithLabelValues(l.Name).Observe(j.waited.Seconds())
 	base, err := leader.Await(l.ctx)
 	if err != nil {
@@ -141,6 +142,7 @@ func (l *loop) process(j job) {
 	if l.Fresh != nil {
 		if err := l.Fresh(j.entry.key); err != nil {
 			reconciles.WithLabelValues(l.Name, "stale").Inc()
+			queueRetries.WithLabelValues(l.Name).Inc()
 			l.queue.done(j, true, l.backoff(j.tries))
 			return
 		}
@@ -154,6 +156,7 @@ func (l *loop) process(j job) {
 	outcome, retry := "ok", result.RequeueAfter
 	if err != nil {
 		outcome, retry = "error", l.backoff(j.tries)
+		queueRetries.WithLabelValues(l.Name).Inc()
 		l.report(ctx, j, err, retry)
 	}
 	reconciles.WithLabelValues(l.Name, outcome).Inc()
