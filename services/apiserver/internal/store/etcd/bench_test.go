@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -144,4 +145,63 @@ func BenchmarkCommit(b *testing.B) {
 			<-ended
 		})
 	}
+}
+
+// BenchmarkDefragment reports what small writes, one after another, notice of the
+// defragmentation of a file half of which is free: the longest write, and the 99th
+// percentile of those in two seconds around it.
+func BenchmarkDefragment(b *testing.B) {
+	const objects, size = 4000, 16 << 10 // 64 MiB stay, and as much goes
+	var most, p99 time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		e := embedded(b, EmbeddedConfig{})
+		v := value(size)
+		for range 2 {
+			var batch []store.Write
+			for i := range objects {
+				batch = append(batch, store.Write{Key: fmt.Sprintf("/registry/bench/%05d", i), Value: v, Expect: store.Any})
+			}
+			if _, err := e.Commit(b.Context(), batch); err != nil {
+				b.Fatal(err)
+			}
+		}
+		rev, err := e.Revision(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := e.Compact(b.Context(), rev); err != nil {
+			b.Fatal(err)
+		}
+		var took []time.Duration
+		done := make(chan struct{})
+		var end time.Time
+		go func() {
+			defer close(done)
+			for i := 0; end.IsZero() || time.Now().Before(end); i++ {
+				began := time.Now()
+				if err := write(b.Context(), e, fmt.Sprint("/registry/small/", i%100), []byte("x")); err != nil {
+					b.Error(err)
+				}
+				took = append(took, time.Since(began))
+				if i == 1000 {
+					end = time.Now().Add(2 * time.Second)
+					go func() {
+						if err := e.Defragment(); err != nil {
+							b.Error(err)
+						}
+					}()
+				}
+			}
+		}()
+		b.StartTimer()
+		<-done
+		b.StopTimer()
+		e.Close()
+		slices.Sort(took)
+		most, p99 = max(most, took[len(took)-1]), max(p99, took[len(took)*99/100])
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(most.Milliseconds()), "ms-longest")
+	b.ReportMetric(float64(p99.Microseconds()), "µs-p99")
 }

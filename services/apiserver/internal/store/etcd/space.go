@@ -59,12 +59,14 @@ func (e *Embedded) Space() Space {
 	return s
 }
 
-// Limits of what is worth a defragmentation. It copies what is in use, and this member
-// neither reads nor writes meanwhile.
+// Limits of what is worth a defragmentation. It copies what is in use, some 60 MiB a second,
+// and this member neither reads nor writes meanwhile.
 const (
-	// defragFree bytes and 1/defragPart of the file must be free without an alarm.
+	// defragFree bytes and 1/defragPart of the file must be free without an alarm, and no
+	// more than defragMost may be in use, which bounds the pause to some 15 s.
 	defragFree = 256 << 20
 	defragPart = 2
+	defragMost = 1 << 30
 	// tightFree and tightPart count instead near the quota, from 7/8 of it on.
 	tightFree = 4 << 20
 	tightPart = 8
@@ -79,7 +81,7 @@ func (s Space) worthwhile() bool {
 	if s.Full || s.tight() {
 		return free >= tightFree && free >= s.Size/tightPart
 	}
-	return free >= defragFree && free >= s.Size/defragPart
+	return free >= defragFree && free >= s.Size/defragPart && s.Used <= defragMost
 }
 
 // Coordinate makes members defragment one at a time, by an entry in transient. Until it is
@@ -91,9 +93,9 @@ type turns struct{ st store.Store }
 
 const (
 	turnKey = "/keelson/defragment"
-	// turnTime is longer than any defragmentation: 8 GiB take about half a minute. A member
+	// turnTime is longer than any defragmentation: 8 GiB take two to three minutes. A member
 	// that dies in its turn keeps the others waiting that long.
-	turnTime = 3 * time.Minute
+	turnTime = 10 * time.Minute
 )
 
 // take takes the turn if no other member has it.

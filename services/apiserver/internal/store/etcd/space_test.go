@@ -193,6 +193,7 @@ func TestSpace(t *testing.T) {
 		{Space{Size: 100 * mib, Used: 90 * mib, Quota: 8192 * mib}, false, "100 of 8192 MiB, 90 in use"},
 		{Space{Size: 500 * mib, Used: 260 * mib, Quota: 8192 * mib}, false, "500 of 8192 MiB, 260 in use"},
 		{Space{Size: 600 * mib, Used: 260 * mib, Quota: 8192 * mib}, true, "600 of 8192 MiB, 260 in use"},
+		{Space{Size: 3000 * mib, Used: 1100 * mib, Quota: 8192 * mib}, false, "3000 of 8192 MiB, 1100 in use"},
 		{Space{Size: 7300 * mib, Used: 6900 * mib, Quota: 8192 * mib}, false, "7300 of 8192 MiB, 6900 in use"},
 		{Space{Size: 7300 * mib, Used: 6000 * mib, Quota: 8192 * mib}, true, "7300 of 8192 MiB, 6000 in use"},
 		{Space{Size: 64 * mib, Used: 60 * mib, Quota: 64 * mib, Full: true}, false, "warning: the store is full (64 of 64 MiB, 60 in use) and refuses writes: delete objects that are not needed; their space is returned within a minute"},
