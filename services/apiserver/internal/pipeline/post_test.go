@@ -43,13 +43,15 @@ func TestBinding(t *testing.T) {
 	p = get(f, p)
 	f.now = f.now.Add(1e10)
 	b := binding("a", "n")
-	b.Annotations = map[string]string{"why": "so"}
+	b.Annotations, b.Labels = map[string]string{"why": "so"}, map[string]string{"shard": "7"}
+	p.Status.NominatedNodeName = "m"
+	p = f.mustStatus(p).(*corev1.Pod)
 	out, err := f.bind("a", b)
 	if err != nil || out.Status == nil || out.Status.Status != metav1.StatusSuccess {
 		t.Fatalf("%+v, %v", out, err)
 	}
 	got := get(f, p)
-	if got.Spec.NodeName != "n" || got.Annotations["why"] != "so" || got.Labels[corev1.LabelTopologyZone] != "z" {
+	if got.Spec.NodeName != "n" || got.Annotations["why"] != "so" || got.Labels[corev1.LabelTopologyZone] != "z" || got.Labels["shard"] != "7" || got.Status.NominatedNodeName != "" {
 		t.Errorf("%+v", got)
 	}
 	if got.Status.NominatedNodeName != "" {
@@ -86,11 +88,12 @@ func TestBinding(t *testing.T) {
 		code int32
 		text string
 	}{
-		"bound":      {"a", binding("a", "m"), 409, `pod a is already assigned to node "n"`},
+		"bound":      {"a", binding("a", "m"), 409, `Operation cannot be fulfilled on pods/binding "a": pod a is already assigned to node "n"`},
 		"gated":      {"gated", binding("gated", "n"), 409, "pod gated has non-empty .spec.schedulingGates"},
 		"ending":     {"ending", binding("ending", "n"), 409, "pod ending is being deleted, cannot be assigned to a host"},
 		"other uid":  {"free", uid, 409, "Precondition failed: UID in precondition: other"},
 		"no target":  {"free", noTarget, 422, "target.name: Required value"},
+		"no name":    {"free", binding("", "n"), 400, "name in URL does not match name in Binding object"},
 		"other name": {"free", binding("a", "n"), 400, "name in URL does not match name in Binding object"},
 		"none":       {"none", binding("none", "n"), 404, `pods "none" not found`},
 	} {

@@ -56,14 +56,16 @@ func withGRPC(server *http.Server, l net.Listener, serve func(*sniff.Conn)) net.
 }
 
 // configure makes net/http set up HTTP/2, which it otherwise does when it starts to serve.
-func configure(server *http.Server) { _ = server.ServeTLS(nobody{}, "", "") }
+func configure(server *http.Server) { _ = server.ServeTLS(noConnections{}, "", "") }
 
-// nobody is a listener without connections.
-type nobody struct{}
+// noConnections is a listener without connections.
+type noConnections struct{}
 
-func (nobody) Accept() (net.Conn, error) { return nil, errors.New("listener without connections") }
-func (nobody) Close() error              { return nil }
-func (nobody) Addr() net.Addr            { return &net.TCPAddr{} }
+func (noConnections) Accept() (net.Conn, error) {
+	return nil, errors.New("listener without connections")
+}
+func (noConnections) Close() error   { return nil }
+func (noConnections) Addr() net.Addr { return &net.TCPAddr{} }
 
 // helloListener returns connections that record which protocols the client offered.
 type helloListener struct{ net.Listener }

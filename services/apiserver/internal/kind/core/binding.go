@@ -35,7 +35,7 @@ func podBinding() *resource.Subresource {
 }
 
 func checkBinding(b *corev1.Binding, namespace, name string) error {
-	if b.Name != "" && b.Name != name {
+	if b.Name != name {
 		return apierrors.NewBadRequest("name in URL does not match name in Binding object")
 	}
 	if b.Namespace != "" && b.Namespace != namespace {
@@ -58,13 +58,16 @@ func checkBinding(b *corev1.Binding, namespace, name string) error {
 // bindable checks, like Kubernetes' BindingREST, whether the pod may be bound.
 func bindable(pod *corev1.Pod, b *corev1.Binding) error {
 	conflict := func(format string, args ...any) error {
+		return apierrors.NewConflict(corev1.Resource("pods/binding"), pod.Name, fmt.Errorf(format, args...))
+	}
+	precondition := func(format string, args ...any) error {
 		return apierrors.NewConflict(corev1.Resource("pods"), pod.Name, fmt.Errorf(format, args...))
 	}
 	switch {
 	case b.UID != "" && b.UID != pod.UID:
-		return conflict("Precondition failed: UID in precondition: %v, UID in object meta: %v", b.UID, pod.UID)
+		return precondition("Precondition failed: UID in precondition: %v, UID in object meta: %v", b.UID, pod.UID)
 	case b.ResourceVersion != "" && b.ResourceVersion != pod.ResourceVersion:
-		return conflict("Precondition failed: ResourceVersion in precondition: %v, ResourceVersion in object meta: %v", b.ResourceVersion, pod.ResourceVersion)
+		return precondition("Precondition failed: ResourceVersion in precondition: %v, ResourceVersion in object meta: %v", b.ResourceVersion, pod.ResourceVersion)
 	case pod.DeletionTimestamp != nil:
 		return conflict("pod %s is being deleted, cannot be assigned to a host", pod.Name)
 	case pod.Spec.NodeName != "":
@@ -79,35 +82,21 @@ func bindable(pod *corev1.Pod, b *corev1.Binding) error {
 func bind(old *corev1.Pod, b *corev1.Binding, now metav1.Time) *corev1.Pod {
 	pod := *old
 	pod.Spec.NodeName, pod.Status.NominatedNodeName = b.Target.Name, ""
-	if len(b.Annotations) > 0 {
-		pod.Annotations = maps.Clone(old.Annotations)
-		if pod.Annotations == nil {
-			pod.Annotations = make(map[string]string, len(b.Annotations))
-		}
-		maps.Copy(pod.Annotations, b.Annotations)
-	}
-	copyTopology(&pod, b.Labels)
+	pod.Annotations = merged(old.Annotations, b.Annotations)
+	pod.Labels = merged(old.Labels, b.Labels)
 	setScheduled(&pod, now)
 	return &pod
 }
 
-// copyTopology copies the binding's topology labels to the pod (PodTopologyLabelsAdmission).
-func copyTopology(pod *corev1.Pod, labels map[string]string) {
-	cloned := false
-	for _, key := range []string{corev1.LabelTopologyZone, corev1.LabelTopologyRegion} {
-		value, ok := labels[key]
-		if !ok {
-			continue
-		}
-		if !cloned {
-			pod.Labels = maps.Clone(pod.Labels)
-			if pod.Labels == nil {
-				pod.Labels = map[string]string{}
-			}
-			cloned = true
-		}
-		pod.Labels[key] = value
+// merged returns old with the values of more, in a new map if there are any.
+func merged(old, more map[string]string) map[string]string {
+	if len(more) == 0 {
+		return old
 	}
+	out := make(map[string]string, len(old)+len(more))
+	maps.Copy(out, old)
+	maps.Copy(out, more)
+	return out
 }
 
 // setScheduled sets the pod's condition PodScheduled.
