@@ -13,7 +13,7 @@ import (
 // pressure alone, only best-effort pods are refused that do not tolerate it; under any other
 // pressure, all pods but critical ones.
 func Admit(p *corev1.Pod, pressure []corev1.NodeConditionType) *pod.Refusal {
-	if len(pressure) == 0 || Critical(p) {
+	if len(pressure) == 0 || pod.IsCritical(p) {
 		return nil
 	}
 	if slices.Equal(pressure, []corev1.NodeConditionType{corev1.NodeMemoryPressure}) {

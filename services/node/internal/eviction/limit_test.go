@@ -71,7 +71,7 @@ func TestExceeded(t *testing.T) {
 }
 
 func TestAdmit(t *testing.T) {
-	effort, burst, tolerant, critical := newPod("a", 0), newPod("b", 0, "memory=1Mi"), newPod("c", 0), newPod("d", systemPriority)
+	effort, burst, tolerant, critical := newPod("a", 0), newPod("b", 0, "memory=1Mi"), newPod("c", 0), newPod("d", 2_000_000_000)
 	tolerant.Spec.Tolerations = []corev1.Toleration{{Key: corev1.TaintNodeMemoryPressure, Operator: corev1.TolerationOpExists}}
 	memory, disk := []corev1.NodeConditionType{corev1.NodeMemoryPressure}, []corev1.NodeConditionType{corev1.NodeDiskPressure}
 	for _, c := range []struct {

@@ -209,7 +209,7 @@ func (w *watch) act(ctx context.Context, t *Threshold, o Observed) bool {
 		return false
 	}
 	for _, c := range Rank(list, t.Signal, imageDisk) {
-		if Critical(c.Pod) || w.isEnding(c.Pod.UID) {
+		if pod.IsCritical(c.Pod) || w.isEnding(c.Pod.UID) {
 			continue
 		}
 		text, annotations := message(c, t, left)
@@ -249,7 +249,7 @@ func (w *watch) enforce(ctx context.Context) bool {
 	var evicted []ending
 	for _, c := range list {
 		limit, text := Exceeded(c, imageDisk)
-		if limit == "" || Critical(c.Pod) {
+		if limit == "" || pod.IsCritical(c.Pod) {
 			continue
 		}
 		at := hardGrace

@@ -192,7 +192,7 @@ func TestMemoryHog(t *testing.T) {
 // not at every look.
 func TestNothingToEvict(t *testing.T) {
 	m := newMachine(t, "system")
-	m.pods[0].Spec.Priority = ptr(int32(systemPriority))
+	m.pods[0].Spec.Priority = ptr(int32(2_000_000_000))
 	m.takes("system", 950*mi)
 	l := m.loop("--eviction-hard=allocatableMemory.available<100Mi,nodefs.available<600Mi")
 	if wait := l.memory.look(t.Context()); wait != idlePace {

@@ -117,30 +117,11 @@ func Rank(list []Candidate, signal Signal, imageDisk bool) []Candidate {
 	return out
 }
 
-// systemPriority is the lowest priority of pods that the system needs.
-const systemPriority = 2_000_000_000
-
 func priority(p *corev1.Pod) int32 {
 	if p.Spec.Priority == nil {
 		return 0
 	}
 	return *p.Spec.Priority
-}
-
-// Annotations that mark static pods and the API's mirrors of them.
-const (
-	annotationSource = "kubernetes.io/config.source"
-	annotationMirror = "kubernetes.io/config.mirror"
-)
-
-// Critical reports whether a pod is never evicted, and is admitted under pressure: static
-// pods, their mirrors, and pods of a system priority.
-func Critical(p *corev1.Pod) bool {
-	if source, ok := p.Annotations[annotationSource]; ok && source != "api" {
-		return true
-	}
-	_, mirror := p.Annotations[annotationMirror]
-	return mirror || priority(p) >= systemPriority
 }
 
 // grace returns how long a pod that is evicted for a threshold has to end. For a soft

@@ -84,21 +84,6 @@ func TestRank(t *testing.T) {
 	}
 }
 
-func TestCritical(t *testing.T) {
-	static, mirror, plain := newPod("static", 0), newPod("mirror", 0), newPod("plain", 1_999_999_999)
-	static.Annotations = map[string]string{"kubernetes.io/config.source": "file"}
-	mirror.Annotations = map[string]string{"kubernetes.io/config.mirror": "hash"}
-	plain.Annotations = map[string]string{"kubernetes.io/config.source": "api"}
-	for _, p := range []*corev1.Pod{static, mirror, newPod("system", 2_000_000_000), newPod("node", 2_000_001_000)} {
-		if !Critical(p) {
-			t.Errorf("%s is not critical", p.Name)
-		}
-	}
-	if Critical(plain) || Critical(&corev1.Pod{}) {
-		t.Error("a plain pod is critical")
-	}
-}
-
 func TestGrace(t *testing.T) {
 	soft, hard := &Threshold{Grace: time.Minute}, &Threshold{}
 	p := newPod("p", 0)
