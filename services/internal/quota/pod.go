@@ -44,6 +44,22 @@ func Alive(pod *corev1.Pod, now time.Time) bool {
 	return !now.After(pod.DeletionTimestamp.Add(grace))
 }
 
+// MayGrow reports whether a write through a subresource ("" for the object itself) can increase what
+// the object uses. old is nil for a create.
+func MayGrow(subresource string, obj, old any) bool {
+	if old == nil {
+		return subresource == ""
+	}
+	switch o := obj.(type) {
+	case *corev1.Pod:
+		was, ok := old.(*corev1.Pod)
+		return subresource == "resize" || subresource == "" && ok && Terminating(o) != Terminating(was)
+	case *corev1.Service, *corev1.PersistentVolumeClaim:
+		return subresource == ""
+	}
+	return false
+}
+
 func podUsage(pod *corev1.Pod, used corev1.ResourceList, now time.Time) {
 	if !Alive(pod, now) {
 		return

@@ -28,7 +28,7 @@ var quotaGVR = corev1.SchemeGroupVersion.WithResource("resourcequotas")
 // write of a batch is charged separately.
 func (p *Pipeline) chargeQuotas(c *change, obj, old resource.Object) error {
 	k := p.cfg.Table.ByResource(quotaGVR)
-	if k == nil || !c.kind.Namespaced || !quota.Counted(c.gr()) || !charges(c, obj, old) {
+	if k == nil || !c.kind.Namespaced || !quota.Counted(c.gr()) || !quota.MayGrow(c.target.Subresource, obj, before(old)) {
 		return nil
 	}
 	if exist, _ := p.quotasOf(c, k, obj); !exist {
@@ -77,19 +77,12 @@ func (p *Pipeline) quotasOf(c *change, k *resource.Kind, obj resource.Object) (e
 	return exist, names
 }
 
-// charges reports whether the write can increase what its object uses.
-func charges(c *change, obj, old resource.Object) bool {
+// before returns the old state of an object, which is an untyped nil for a create.
+func before(old resource.Object) any {
 	if old == nil {
-		return c.target.Subresource == ""
+		return nil
 	}
-	switch o := obj.(type) {
-	case *corev1.Pod:
-		was, ok := old.(*corev1.Pod)
-		return c.target.Subresource == "resize" || c.target.Subresource == "" && ok && quota.Terminating(o) != quota.Terminating(was)
-	case *corev1.Service, *corev1.PersistentVolumeClaim:
-		return c.target.Subresource == ""
-	}
-	return false
+	return old
 }
 
 // alreadyThere returns AlreadyExists if the object exists, so that a create that is bound to fail
@@ -139,10 +132,6 @@ func (p *Pipeline) chargeQuota(c *change, k *resource.Kind, name string, obj, ol
 // tryCharge charges one quota by a write of its status, and returns what it charged.
 func (p *Pipeline) tryCharge(c *change, k *resource.Kind, name string, obj, old resource.Object) (charged corev1.ResourceList, err error) {
 	b := p.ownStatusChange(c, k, obj.GetNamespace(), name)
-	var before any // stays an untyped nil for a create
-	if old != nil {
-		before = old
-	}
 	b.plan = func(cur *watchcache.Item) (*step, error) {
 		charged = nil
 		if cur == nil {
@@ -152,7 +141,7 @@ func (p *Pipeline) tryCharge(c *change, k *resource.Kind, name string, obj, old 
 		if !ok {
 			return nil, fmt.Errorf("resourcequotas %q: expected a ResourceQuota, got %T", name, cur.Object)
 		}
-		charge, err := quota.Charge(q, c.gr(), obj, before, p.cfg.Now())
+		charge, err := quota.Charge(q, c.gr(), obj, before(old), p.cfg.Now())
 		if err != nil {
 			return nil, c.admissionError(obj, err)
 		}
