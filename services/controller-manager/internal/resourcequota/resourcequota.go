@@ -31,6 +31,7 @@ import (
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/proto/client"
 	"keelson.dev/services/controller-manager/internal/cluster"
@@ -67,9 +68,35 @@ type reconciler struct {
 
 // charges holds the recent charges of a quota.
 type charges struct {
+	uid     types.UID
 	since   time.Time // when the quota was first seen
 	counted time.Time // when it was last counted
 	recent  []charge
+	own     own
+}
+
+// own is this controller's last update of a quota's status: the version that it replaced,
+// and the usage that it wrote, or may have written if its outcome is unknown.
+type own struct {
+	base string
+	used corev1.ResourceList
+}
+
+// before returns the usage to which an event adds charges. That is the old object's, unless
+// the watch was interrupted and the event spans this controller's own update, which
+// lowered the usage: then charges after the update could hide behind the difference.
+func (f *charges) before(old *corev1.ResourceQuota) corev1.ResourceList {
+	if f.own.base == "" || f.own.base != old.ResourceVersion {
+		return old.Status.Used
+	}
+	used := corev1.ResourceList{}
+	for name, q := range old.Status.Used {
+		if mine, ok := f.own.used[name]; ok && mine.Cmp(q) < 0 {
+			q = mine
+		}
+		used[name] = q
+	}
+	return used
 }
 
 // charge is the sum of the charges within the second that ends at at.
@@ -150,15 +177,26 @@ func (r *reconciler) inNamespace(namespace string) []controller.Key {
 	return keys
 }
 
-// ofPod maps a pod event to the quotas of the namespace if the pod was deleted, has
-// finished, or has started terminating.
+// ofPod maps a pod event to the quotas of the namespace if the pod may use less than
+// before: it was deleted, has finished, has started terminating, or its spec or what it
+// was allocated has changed. The apiserver charged what it uses more. The cache holds
+// neither resources nor the deadline, so changes are told by the generation.
 func (r *reconciler) ofPod(ev client.Event[*corev1.Pod]) []controller.Key {
-	ended := ev.Type == client.Modified && (podstate.Finished(ev.Object) != podstate.Finished(ev.Old) ||
-		(ev.Object.DeletionTimestamp == nil) != (ev.Old.DeletionTimestamp == nil))
-	if ev.Type != client.Deleted && !ended {
-		return nil
+	if ev.Type == client.Deleted || ev.Type == client.Modified && lessens(ev.Old, ev.Object) {
+		return r.inNamespace(ev.Object.Namespace)
 	}
-	return r.inNamespace(ev.Object.Namespace)
+	return nil
+}
+
+func lessens(old, p *corev1.Pod) bool {
+	bound := old.Spec.NodeName != p.Spec.NodeName
+	return podstate.Finished(p) != podstate.Finished(old) || (p.DeletionTimestamp == nil) != (old.DeletionTimestamp == nil) ||
+		p.Generation != old.Generation && !bound || resizing(p) != resizing(old)
+}
+
+// resizing reports whether a change of the pod's resources is under way.
+func resizing(p *corev1.Pod) bool {
+	return podstate.Condition(p, corev1.PodResizePending) != nil || podstate.Condition(p, corev1.PodResizeInProgress) != nil
 }
 
 // ofQuota records a quota's charges, and returns its key if the quota is to be counted.
@@ -171,10 +209,10 @@ func (r *reconciler) ofQuota(ev client.Event[*corev1.ResourceQuota]) []controlle
 	case ev.Type == client.Deleted:
 		delete(r.follows, key)
 		return []controller.Key{key}
-	case f == nil:
-		r.follows[key] = &charges{since: now}
+	case f == nil || f.uid != ev.Object.UID:
+		r.follows[key] = &charges{uid: ev.Object.UID, since: now}
 	case ev.Type == client.Modified:
-		if more := quota.Less(ev.Object.Status.Used, ev.Old.Status.Used); len(more) > 0 {
+		if more := quota.Less(ev.Object.Status.Used, f.before(ev.Old)); len(more) > 0 {
 			f.add(now, r.window, more)
 		}
 		if apiequality.Semantic.DeepEqual(ev.Object.Spec, ev.Old.Spec) {
@@ -203,6 +241,15 @@ func (r *reconciler) pending(key controller.Key, now time.Time) (used corev1.Res
 		return used, false, young
 	}
 	return used, true, next
+}
+
+// writing notes that the status of a quota is about to be updated.
+func (r *reconciler) writing(key controller.Key, base string, used corev1.ResourceList) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f := r.follows[key]; f != nil {
+		f.own = own{base, used}
+	}
 }
 
 // early returns how long to wait before counting a quota again. It is not positive if the
@@ -240,6 +287,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	}
 	changed := q.DeepCopy()
 	changed.Status = status
+	r.writing(key, q.ResourceVersion, status.Used)
 	got, err := r.quotas.UpdateStatus(ctx, changed)
 	switch {
 	case apierrors.IsNotFound(err):
@@ -292,9 +340,22 @@ func (r *reconciler) count(ctx context.Context, q *corev1.ResourceQuota, now tim
 	}
 	out := corev1.ResourceList{}
 	for name := range q.Spec.Hard {
-		out[name] = total[name]
+		if r.countable(name) {
+			out[name] = total[name]
+		}
 	}
 	return out, nil
+}
+
+// countable reports whether objects of any kind use a resource. Others have no usage, as in
+// Kubernetes: a usage of 0 would claim that they were counted.
+func (r *reconciler) countable(name corev1.ResourceName) bool {
+	for gr := range r.kinds {
+		if quota.Uses(gr, name) {
+			return true
+		}
+	}
+	return false
 }
 
 // sum adds the usage of the namespace's objects of type T to total.
@@ -331,7 +392,11 @@ func (r *reconciler) number(ctx context.Context, k *client.Kind, q *corev1.Resou
 func Status(q *corev1.ResourceQuota, counted, charged corev1.ResourceList, lower bool) corev1.ResourceQuotaStatus {
 	s := corev1.ResourceQuotaStatus{Hard: q.Spec.Hard.DeepCopy(), Used: corev1.ResourceList{}}
 	for name := range q.Spec.Hard {
-		used := counted[name].DeepCopy()
+		now, ok := counted[name]
+		if !ok {
+			continue
+		}
+		used := now.DeepCopy()
 		if was, ok := q.Status.Used[name]; ok && was.Cmp(used) > 0 {
 			if !lower {
 				used = was.DeepCopy()

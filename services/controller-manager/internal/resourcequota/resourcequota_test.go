@@ -92,3 +92,54 @@ func TestCountsStoredObjects(t *testing.T) {
 	want["pods"], want["requests.cpu"] = "1", "100m"
 	w.Eventually("the finished pod is no longer counted", shows)
 }
+
+// TestChangesOfPodsAreCounted changes a pod so that it uses less, or leaves a scope, which
+// charges nothing.
+func TestChangesOfPodsAreCounted(t *testing.T) {
+	w := Start(t)
+	w.Run(resourcequota.NewController(w.Cluster, 50*time.Millisecond))
+	Create(w, &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "a", Generation: 1},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Resources: corev1.ResourceRequirements{Requests: list("cpu", "500m")}}}},
+	})
+	Create(w, &corev1.ResourceQuota{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "q"},
+		Spec: corev1.ResourceQuotaSpec{
+			Hard: list("pods", "5", "requests.cpu", "1"), Scopes: []corev1.ResourceQuotaScope{corev1.ResourceQuotaScopeNotTerminating},
+		},
+	})
+	shows := func(pods, cpu string) func() bool {
+		return func() bool {
+			used := Get[*corev1.ResourceQuota](w, "default", "q").Status.Used
+			p, c := used["pods"], used["requests.cpu"]
+			return len(used) == 2 && p.String() == pods && c.String() == cpu
+		}
+	}
+	w.Eventually("the pod is counted", shows("1", "500m"))
+	Update(w, "default", "a", func(p *corev1.Pod) {
+		p.Generation++
+		p.Spec.Containers[0].Resources.Requests = list("cpu", "200m")
+	})
+	w.Eventually("the smaller request is counted", shows("1", "200m"))
+	Update(w, "default", "a", func(p *corev1.Pod) {
+		seconds := int64(60)
+		p.Generation++
+		p.Spec.ActiveDeadlineSeconds = &seconds
+	})
+	w.Eventually("the pod is in another scope", shows("0", "0"))
+}
+
+// TestResourcesThatNoKindUses shows no usage for a resource that cannot be counted.
+func TestResourcesThatNoKindUses(t *testing.T) {
+	w := Start(t)
+	w.Run(resourcequota.NewController(w.Cluster, 50*time.Millisecond))
+	Create(w, &corev1.ResourceQuota{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "q"},
+		Spec:       corev1.ResourceQuotaSpec{Hard: list("count/farms.example.com", "5", "count/leases.coordination.k8s.io", "5")},
+	})
+	w.Eventually("what is known is counted", func() bool {
+		s := Get[*corev1.ResourceQuota](w, "default", "q").Status
+		_, leases := s.Used["count/leases.coordination.k8s.io"]
+		return len(s.Hard) == 2 && len(s.Used) == 1 && leases
+	})
+}
