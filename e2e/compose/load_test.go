@@ -10,6 +10,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"keelson.dev/e2e/internal/pace"
 	"keelson.dev/e2e/internal/wait"
 	"keelson.dev/e2e/internal/writer"
 	"keelson.dev/proto/client"
@@ -41,12 +42,13 @@ func (e *engine) dial(t *testing.T) *client.Client {
 type load struct {
 	byClient, byKubectl writer.Writer
 	api                 *client.Client
+	clock               *pace.Clock
 	stop                func()
 }
 
 func (e *engine) load(t *testing.T) *load {
 	t.Helper()
-	l := &load{api: e.dial(t)}
+	l := &load{api: e.dial(t), clock: pace.Start(t)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var writing sync.WaitGroup
 	// Both pause a little, because what they measure runs on the same machine.
@@ -75,13 +77,13 @@ func (e *engine) load(t *testing.T) *load {
 }
 
 // goOn waits until both have written again, so that the gap has an end, and returns the
-// gaps since from.
+// gaps since from, in time that the machine gave.
 func (l *load) goOn(t *testing.T, what string, from time.Time) (byClient, byKubectl time.Duration) {
 	t.Helper()
 	for name, w := range map[string]*writer.Writer{"the Go client": &l.byClient, "kubectl": &l.byKubectl} {
 		wait.For(t, time.Minute, name+" writes after "+what, w.Reaches(w.Count()+2))
 	}
-	return l.byClient.Gap(from), l.byKubectl.Gap(from)
+	return l.byClient.GapBy(from, l.clock.Given), l.byKubectl.GapBy(from, l.clock.Given)
 }
 
 // verify stops the load and checks that no acknowledged write is lost.

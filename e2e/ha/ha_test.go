@@ -18,6 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"keelson.dev/e2e/internal/cluster"
+	"keelson.dev/e2e/internal/pace"
 	"keelson.dev/e2e/internal/wait"
 	"keelson.dev/e2e/internal/writer"
 	"keelson.dev/proto/client"
@@ -89,7 +90,8 @@ func TestApiserversDie(t *testing.T) {
 			return err
 		})
 	})
-	var gaps []time.Duration
+	var gaps []time.Duration // in time that the machine gave
+	clock := pace.Start(t)
 	for i := range *kills {
 		list := c.Apiservers(t)
 		victim := list[i%len(list)]
@@ -97,7 +99,7 @@ func TestApiserversDie(t *testing.T) {
 		kill(t, c, victim, syscall.SIGKILL)
 		// Three more, so that the gap has an end.
 		wait.For(t, 30*time.Second, "kubectl writes again", byKubectl.Reaches(before+3))
-		gap, kubectlGap := byClient.Gap(began), byKubectl.Gap(began)
+		gap, kubectlGap := byClient.GapBy(began, clock.Given), byKubectl.GapBy(began, clock.Given)
 		t.Logf("kill %d: %s, healthy after %s, no write for %s (Go client) and %s (kubectl)",
 			i, victim.Name, time.Since(began).Round(time.Millisecond), gap.Round(time.Millisecond), kubectlGap.Round(time.Millisecond))
 		gaps = append(gaps, gap, kubectlGap)

@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/e2e/internal/cluster"
+	"keelson.dev/e2e/internal/pace"
 	"keelson.dev/e2e/internal/wait"
 	"keelson.dev/e2e/internal/writer"
 	"keelson.dev/proto/client"
@@ -75,12 +76,12 @@ func holds(t *testing.T, c *cluster.Cluster, names []string) {
 func (l *load) during(what string, most time.Duration, step func()) {
 	l.t.Helper()
 	l.api.Store(l.c.Client(l.t)) // of the members that there are now
-	began := time.Now()
+	clock, began := pace.Start(l.t), time.Now()
 	step()
 	// Three more, so that the gap has an end.
 	wait.For(l.t, time.Minute, what+": writes go on", l.Reaches(l.Count()+3))
-	gap := l.Gap(began)
-	l.t.Logf("%s: no write for %s", what, gap.Round(time.Millisecond))
+	gap := l.GapBy(began, clock.Given)
+	l.t.Logf("%s: no write for %s, of which the machine gave %s", what, l.Gap(began).Round(time.Millisecond), gap.Round(time.Millisecond))
 	if gap > most {
 		l.t.Errorf("%s: nothing could be written for %s, want %s at most", what, gap, most)
 	}

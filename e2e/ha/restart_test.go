@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"keelson.dev/e2e/internal/pace"
 	"keelson.dev/e2e/internal/wait"
 )
 
@@ -15,16 +16,16 @@ func TestAllStopAndStart(t *testing.T) {
 	c := start(t)
 	c.Kubectl(t, "create", "configmap", "kept", "--from-literal=a=b")
 	c.Keel(t, "down")
-	began := time.Now()
+	clock, began := pace.Start(t), time.Now()
 	c.Keel(t, "up")
 	got := c.Kubectl(t, "get", "configmap", "kept", "-o", "jsonpath={.data.a}")
-	took := time.Since(began)
+	took, given := time.Since(began), clock.Since(began)
 	if got != "b" {
 		t.Fatalf("after all had stopped the ConfigMap has %q, want b", got)
 	}
 	t.Logf("served again after %s", took.Round(time.Millisecond))
-	if took > 5*time.Second {
-		t.Errorf("served again after %s, want 5 s at most", took)
+	if given > 5*time.Second {
+		t.Errorf("served again after %s, of which the machine gave %s; want 5 s at most", took, given)
 	}
 	wait.For(t, time.Minute, "all processes are healthy", func(ctx context.Context) error { return c.Healthy(ctx, "") })
 	if out := c.Kubectl(t, "get", "--raw", "/readyz"); !strings.Contains(out, "ok") {

@@ -57,12 +57,17 @@ func (w *Writer) Count() int {
 // Gap is the longest time between two consecutive acknowledged writes of which the later
 // one came after from; zero if there are none.
 func (w *Writer) Gap(from time.Time) time.Duration {
+	return w.GapBy(from, func(a, b time.Time) time.Duration { return b.Sub(a) })
+}
+
+// GapBy is Gap with another measure of the time between two moments.
+func (w *Writer) GapBy(from time.Time, between func(a, b time.Time) time.Duration) time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var most time.Duration
 	for i := 1; i < len(w.times); i++ {
 		if w.times[i].After(from) {
-			most = max(most, w.times[i].Sub(w.times[i-1]))
+			most = max(most, between(w.times[i-1], w.times[i]))
 		}
 	}
 	return most
