@@ -2,6 +2,7 @@ package pace
 
 import (
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -35,17 +36,12 @@ func TestGiven(t *testing.T) {
 
 // TestBusyMachineGivesLess keeps all cores busy, several times over.
 func TestBusyMachineGivesLess(t *testing.T) {
-	end := make(chan struct{})
-	defer close(end)
+	var end atomic.Bool
+	defer end.Store(true)
 	for range 4 * runtime.NumCPU() {
 		go func() {
 			runtime.LockOSThread()
-			for {
-				select {
-				case <-end:
-					return
-				default:
-				}
+			for !end.Load() {
 			}
 		}()
 	}
