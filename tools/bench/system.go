@@ -137,7 +137,8 @@ func (k kubernetesDir) servers(ctx context.Context, b *bench, data string) ([]*p
 	keys := filepath.Join(b.dir, "pki", "sa.key")
 	own := filepath.Join(b.dir, "pki", "apiserver")
 	api, err := spawn(b.dir, k.program("kube-apiserver"), "--etcd-servers", store,
-		"--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1", "--secure-port", port,
+		"--bind-address", "127.0.0.1", "--secure-port", port,
+		"--advertise-address", "192.0.2.1", // it must not be a loopback address, and is never used
 		"--client-ca-file", filepath.Join(own, "ca.crt"),
 		"--tls-cert-file", filepath.Join(own, "tls.crt"), "--tls-private-key-file", filepath.Join(own, "tls.key"),
 		"--service-account-issuer", "https://bench", "--service-account-key-file", keys, "--service-account-signing-key-file", keys,
