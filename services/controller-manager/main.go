@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"keelson.dev/services/controller-manager/internal/cluster"
+	"keelson.dev/services/controller-manager/internal/podautoscaler"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/controller"
 	"keelson.dev/services/internal/event"
@@ -40,6 +41,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	o.catalogue.identity = svc.Identity
 	state := cluster.New(svc.Client, events, nil)
 	svc.Status.Registry().MustRegister(controller.Collectors()...)
+	svc.Status.Registry().MustRegister(podautoscaler.Collectors()...)
 	// Controllers are made for each term of leadership. These are not run: they only ask
 	// for the caches, which stay warm between the terms.
 	o.catalogue.build(state)

@@ -110,6 +110,7 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 		r.forget(key)
 		return controller.Result{}, nil
 	}
+	began := time.Now()
 	o := Observation{HPA: hpa, History: r.recall(key), Options: r.options}
 	scales, err := r.scalesOf(&hpa.Spec.ScaleTargetRef)
 	if err == nil {
@@ -125,9 +126,12 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	}
 	o.Now = r.now()
 	d := Plan(o)
+	var refused error
 	if d.Rescale {
-		d.Rescaled(r.rescale(ctx, scales, o.Scale, d.Replicas), r.now())
+		refused = r.rescale(ctx, scales, o.Scale, d.Replicas)
+		d.Rescaled(refused, r.now())
 	}
+	count(&d, refused != nil, time.Since(began))
 	if d.Err != nil {
 		slog.DebugContext(ctx, "autoscaler computed no replicas from some metrics", "namespace", key.Namespace, "name", key.Name, "error", d.Err)
 	}
@@ -260,6 +264,7 @@ func (r *reconciler) forget(key controller.Key) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.memory, key)
+	desired.DeleteLabelValues(key.Namespace, key.Name)
 }
 
 // rivals remembers what an autoscaler selects, and returns two autoscalers that select a common

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/spf13/pflag"
 	"go.uber.org/goleak"
 	appsv1 "k8s.io/api/apps/v1"
@@ -98,6 +99,13 @@ func TestScalesADeployment(t *testing.T) {
 		h.Spec.Behavior = &autoscalingv2.HorizontalPodAutoscalerBehavior{ScaleDown: &autoscalingv2.HPAScalingRules{StabilizationWindowSeconds: ptr(int32(0))}}
 	})
 	w.Eventually("one replica", func() bool { return w.replicas() == 1 })
+	for _, action := range []string{"scale_up", "scale_down"} {
+		if n := testutil.ToFloat64(evaluations.WithLabelValues(action, "none")); n == 0 {
+			t.Errorf("no %s was counted", action)
+		}
+	}
+	Delete[*autoscalingv2.HorizontalPodAutoscaler](w.World, "ns", "h")
+	w.Eventually("its gauge is gone", func() bool { return testutil.CollectAndCount(desired) == 0 })
 }
 
 func TestConditions(t *testing.T) {
