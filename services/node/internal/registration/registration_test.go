@@ -12,11 +12,14 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"keelson.dev/proto/client"
 	"keelson.dev/proto/client/clienttest"
+	"keelson.dev/services/internal/fence"
 	"keelson.dev/services/node/internal/cri"
+	"keelson.dev/services/node/internal/fencing"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -355,4 +358,44 @@ func TestProvidedIPIsUpdated(t *testing.T) {
 			t.Error("the annotation is written although it is up to date")
 		}
 	}
+}
+
+// TestHeartbeatNamesFencedPods runs a heartbeat with a fencer. The Lease names the pods
+// that the fencer admits, and is renewed further on.
+func TestHeartbeatNamesFencedPods(t *testing.T) {
+	c := clienttest.Start(t)
+	f, err := fencing.New(fencing.Config{Dir: t.TempDir(), Kill: func(types.UID) (int, error) { return 0, nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := NewHeartbeat(c, "node-a", func() *corev1.Node { return nil }, 20*time.Millisecond)
+	h.SetFence(f)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = h.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	leases := client.For[*coordinationv1.Lease](c)
+	eventually := func(what string, cond func(*coordinationv1.Lease) bool) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); ; {
+			l, err := leases.Get(t.Context(), corev1.NamespaceNodeLease, "node-a")
+			if err == nil && cond(l) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("never: %s; lease %+v, error %v", what, l, err)
+			}
+			<-time.After(5 * time.Millisecond)
+		}
+	}
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "db", Annotations: map[string]string{fence.Annotation: fence.ByLease}}}
+	eventually("the pod is admitted", func(*coordinationv1.Lease) bool { return f.Enter(p) == nil })
+	var version string
+	eventually("the lease names it", func(l *coordinationv1.Lease) bool {
+		version = l.ResourceVersion
+		return l.Annotations[fence.PodsAnnotation] == "db" && l.Annotations[fence.AfterAnnotation] == "12s"
+	})
+	eventually("the lease is renewed further on", func(l *coordinationv1.Lease) bool { return l.ResourceVersion != version })
+	f.Leave("db")
+	eventually("the lease promises nothing", func(l *coordinationv1.Lease) bool { return len(l.Annotations) == 0 })
 }
