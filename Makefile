@@ -71,6 +71,10 @@ race: ## Unit tests where goroutines meet, with the race detector
 shake: ## Unit tests stopped at random, on one busy core: make shake PKG=./proto/client SEED=7 ROUNDS=5 RUN=TestCache
 	@SEED="$(SEED)" ROUNDS="$(ROUNDS)" RUN="$(RUN)" RACE="$(RACE)" scripts/shake.sh $(PKG)
 
+.PHONY: perturb
+perturb: ## Controllers killed, restarted with old views, and blind to changes, at random: make perturb SEED=1 COUNT=250
+	@cd services/controller-manager && go test -count=1 -timeout 30m -run TestEveryControllerUnderPerturbation . -args -perturb.first $(or $(SEED),1) -perturb.seeds $(or $(COUNT),250)
+
 .PHONY: fuzz
 fuzz: ## Fuzz every decoder: make fuzz SECONDS=60
 	@scripts/fuzz.sh "$(or $(SECONDS),10)"

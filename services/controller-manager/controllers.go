@@ -8,7 +8,6 @@ import (
 
 	"keelson.dev/services/controller-manager/internal/cluster"
 	"keelson.dev/services/internal/controller"
-	"keelson.dev/services/internal/identity"
 )
 
 // catalogue holds the controllers, their options and which of them are to run.
@@ -17,8 +16,8 @@ type catalogue struct {
 	checks  []func() error
 	// selected is the value of --controllers.
 	selected []string
-	// identity has the cluster's CA. It is set before the first build.
-	identity *identity.Source
+	// ca returns the cluster's CA in PEM as it is now. It is set before the first build.
+	ca func() []byte
 }
 
 // optionsOf has the options of a controller checked with the catalogue.
@@ -31,9 +30,6 @@ func optionsOf[O interface{ Check() error }](c *catalogue, o O) O {
 func with[O any](build func(*cluster.Cluster, O) controller.Controller, o *O) func(*cluster.Cluster) controller.Controller {
 	return func(s *cluster.Cluster) controller.Controller { return build(s, *o) }
 }
-
-// ca returns the cluster's CA in PEM as it is now.
-func (c *catalogue) ca() []byte { return c.identity.Current().RootsPEM }
 
 // names returns the names of all controllers, sorted.
 func (c *catalogue) names() []string {

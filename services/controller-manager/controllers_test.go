@@ -11,7 +11,6 @@ import (
 	"keelson.dev/proto/client/clienttest"
 	"keelson.dev/services/controller-manager/internal/cluster"
 	"keelson.dev/services/internal/event"
-	"keelson.dev/services/internal/identity/identitytest"
 )
 
 // selecting returns the catalogue with a value of --controllers.
@@ -22,7 +21,7 @@ func selecting(t *testing.T, value string) *catalogue {
 	if err := fs.Parse([]string{"--controllers", value}); err != nil {
 		t.Fatal(err)
 	}
-	c.identity = identitytest.NewCA(t).Source(t, "system:kube-controller-manager")
+	c.ca = func() []byte { return []byte("pem") }
 	return c
 }
 

@@ -38,7 +38,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	}
 	events := event.NewRecorder(svc.Client, name, svc.Instance)
 	g.Go("events", events.Run)
-	o.catalogue.identity = svc.Identity
+	o.catalogue.ca = func() []byte { return svc.Identity.Current().RootsPEM }
 	state := cluster.New(svc.Client, events, nil)
 	svc.Status.Registry().MustRegister(controller.Collectors()...)
 	svc.Status.Registry().MustRegister(podautoscaler.Collectors()...)

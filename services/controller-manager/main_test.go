@@ -17,7 +17,6 @@ import (
 
 	. "keelson.dev/services/controller-manager/internal/testkit" //nolint:revive // the tests' own words.
 	"keelson.dev/services/internal/boot"
-	"keelson.dev/services/internal/identity/identitytest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -56,7 +55,7 @@ func startAll(t *testing.T) *World {
 	if err := o.check(); err != nil {
 		t.Fatal(err)
 	}
-	o.catalogue.identity = identitytest.NewCA(t).Source(t, "system:kube-controller-manager")
+	o.catalogue.ca = func() []byte { return []byte("pem") }
 	w.Run(o.catalogue.build(w.Cluster)...)
 	return w
 }

@@ -137,9 +137,11 @@ func jsonField(v reflect.Value, name string) reflect.Value {
 }
 
 // selected is the matching objects ordered by namespace and name; s.mu is held.
-func (c *collection) selected(f *filter) []client.Object {
+func (c *collection) selected(f *filter) []client.Object { return selected(c.objects, f) }
+
+func selected(objects map[client.Key]client.Object, f *filter) []client.Object {
 	var out []client.Object
-	for _, obj := range c.objects {
+	for _, obj := range objects {
 		if f.matches(obj) {
 			out = append(out, obj)
 		}
@@ -307,22 +309,66 @@ func (s *Server) startWatch(req *resourcev1.WatchRequest, f *filter) ([]*resourc
 		}
 		return nil, c, at, nil
 	}
-	var first []*resourcev1.WatchResponse
-	for _, obj := range c.selected(f) {
+	first, err := initial(c.objects, f)
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	if req.GetSendInitialEvents() {
+		first = append(first, initialEnd(s.revision))
+	}
+	return first, c, s.revision, nil
+}
+
+// initial returns the events that report the objects which a filter selects.
+func initial(objects map[client.Key]client.Object, f *filter) ([]*resourcev1.WatchResponse, error) {
+	var out []*resourcev1.WatchResponse
+	for _, obj := range selected(objects, f) {
 		a, err := encode(obj)
 		if err != nil {
-			return nil, nil, 0, err
+			return nil, err
 		}
-		first = append(first, &resourcev1.WatchResponse{
+		out = append(out, &resourcev1.WatchResponse{
 			Type: resourcev1.WatchResponse_TYPE_ADDED, Object: a, ResourceVersion: obj.GetResourceVersion(),
 		})
 	}
-	if req.GetSendInitialEvents() {
-		first = append(first, &resourcev1.WatchResponse{
-			Type: resourcev1.WatchResponse_TYPE_BOOKMARK, ResourceVersion: strconv.FormatUint(s.revision, 10), InitialEventsEnd: true,
-		})
+	return out, nil
+}
+
+func initialEnd(revision uint64) *resourcev1.WatchResponse {
+	return &resourcev1.WatchResponse{
+		Type: resourcev1.WatchResponse_TYPE_BOOKMARK, ResourceVersion: strconv.FormatUint(revision, 10), InitialEventsEnd: true,
 	}
-	return first, c, s.revision, nil
+}
+
+// InitialState returns the initial state that a watch would have sent at an earlier revision,
+// as an apiserver that lags behind sends it now. It fails if Compact has forgotten that
+// revision.
+func (s *Server) InitialState(req *resourcev1.WatchRequest, revision uint64) ([]*resourcev1.WatchResponse, error) {
+	f, err := newFilter(req.GetRef(), req.GetLabelSelector(), req.GetFieldSelector())
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, err := s.collection(req.GetRef())
+	if err != nil {
+		return nil, err
+	}
+	if c.compacted > 0 {
+		return nil, expired()
+	}
+	objects := map[client.Key]client.Object{}
+	for _, ch := range c.log {
+		switch {
+		case ch.revision > revision:
+		case ch.obj == nil:
+			delete(objects, client.KeyOf(ch.old))
+		default:
+			objects[client.KeyOf(ch.obj)] = ch.obj
+		}
+	}
+	out, err := initial(objects, f)
+	return append(out, initialEnd(revision)), err
 }
 
 // event is what a watcher with this filter sees of a change; nil if nothing.

@@ -131,6 +131,20 @@ func (s *Server) Revision() uint64 {
 	return s.revision
 }
 
+// Objects returns the stored objects, in no particular order. They are shared and must not be
+// changed.
+func (s *Server) Objects() []client.Object {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []client.Object
+	for _, c := range s.kinds {
+		for _, obj := range c.objects {
+			out = append(out, obj)
+		}
+	}
+	return out
+}
+
 func (s *Server) failure(method string, ref *resourcev1.Ref) error {
 	s.mu.Lock()
 	f := s.fail

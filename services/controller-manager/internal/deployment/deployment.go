@@ -94,6 +94,11 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 		return controller.Result{}, err
 	}
 	plan := Plan(d, sets, r.podsRunning, r.now())
+	if plan.Create != nil || plan.Revision != "" && plan.Revision != d.Annotations[RevisionAnnotation] {
+		if err := r.sets.Current(ctx, d); err != nil {
+			return controller.Result{}, err
+		}
+	}
 	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, d, plan)
 }
 

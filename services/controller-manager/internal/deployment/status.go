@@ -44,7 +44,8 @@ func setCondition(s *appsv1.DeploymentStatus, t appsv1.DeploymentConditionType, 
 		Type: t, Status: status, Reason: reason, Message: message, LastUpdateTime: now, LastTransitionTime: now,
 	}
 	if old := condition(s, t); old != nil {
-		if old.Status == status && old.Reason == reason {
+		// The message of Progressing names the set, which changes with each rollout.
+		if old.Status == status && old.Reason == reason && (t != appsv1.DeploymentProgressing || old.Message == message) {
 			return
 		}
 		if old.Status == status {
@@ -139,7 +140,8 @@ func (r *rollout) completeWith(s *appsv1.DeploymentStatus) bool {
 func (r *rollout) rolloutStatus() appsv1.DeploymentStatus {
 	s := r.baseStatus()
 	c := condition(&s, appsv1.DeploymentProgressing)
-	settled := s.Replicas == s.UpdatedReplicas && c != nil && c.Reason == newSetAvailable
+	what, name := r.progressing()
+	settled := s.Replicas == s.UpdatedReplicas && c != nil && c.Reason == newSetAvailable && c.Message == progressed(what, name)
 	if r.hasDeadline() && !settled {
 		r.progress(&s)
 	}
@@ -152,14 +154,23 @@ func (r *rollout) rolloutStatus() appsv1.DeploymentStatus {
 	return s
 }
 
-func (r *rollout) progress(s *appsv1.DeploymentStatus) {
-	name, what := r.d.Name, "Deployment"
+// progressing returns the kind and name of what a rollout brings up.
+func (r *rollout) progressing() (what, name string) {
 	if r.newest != nil {
-		name, what = r.newest.Name, "ReplicaSet"
+		return "ReplicaSet", r.newest.Name
 	}
+	return "Deployment", r.d.Name
+}
+
+func progressed(what, name string) string {
+	return fmt.Sprintf("%s %q has successfully progressed.", what, name)
+}
+
+func (r *rollout) progress(s *appsv1.DeploymentStatus) {
+	what, name := r.progressing()
 	switch {
 	case r.completeWith(s):
-		setCondition(s, appsv1.DeploymentProgressing, corev1.ConditionTrue, newSetAvailable, fmt.Sprintf("%s %q has successfully progressed.", what, name), r.now)
+		setCondition(s, appsv1.DeploymentProgressing, corev1.ConditionTrue, newSetAvailable, progressed(what, name), r.now)
 	case r.progressed(s):
 		// Each step is progress, so the deadline starts again.
 		old := condition(s, appsv1.DeploymentProgressing)

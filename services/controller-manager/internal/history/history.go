@@ -237,7 +237,8 @@ func Hash(r *appsv1.ControllerRevision) string {
 func hashOf(data []byte, collisions *int32) string {
 	h := fnv.New32a()
 	h.Write(data)
-	if collisions != nil {
+	// Writers differ in whether no collision is 0 or absent: the name must not.
+	if collisions != nil && *collisions != 0 {
 		var b [4]byte
 		binary.LittleEndian.PutUint32(b[:], uint32(*collisions)) //nolint:gosec // only the bits matter
 		h.Write(b[:])

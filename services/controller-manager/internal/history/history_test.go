@@ -187,7 +187,8 @@ func TestReviserOnAServer(t *testing.T) {
 	if err != nil || first.Name == foreign.Name || first.Revision != 1 {
 		t.Fatalf("first revision %+v, error %v", first, err)
 	}
-	// An earlier attempt wrote the revision, and the cache does not show it yet.
+	// An earlier attempt wrote the revision, and the caller has not seen it yet.
+	w.CatchUp()
 	if again, err := r.Revise(w.Context(), s, nil); err != nil || again.UID != first.UID {
 		t.Errorf("second attempt: %+v, error %v", again, err)
 	}

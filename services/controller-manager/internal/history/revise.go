@@ -29,12 +29,24 @@ type Reviser[O client.Object] struct {
 // Revise returns the revision of the current template, and first writes it to the server if
 // needed. While the workload is being deleted nothing is written. revisions are those that
 // it controls. After a collision of names it counts that in the status and fails with
-// controller.ErrStale, so that the next reconcile uses another name.
+// controller.ErrStale, so that the next reconcile uses another name. It does so too if the
+// caches are too old to begin a revision on.
 func (r *Reviser[O]) Revise(ctx context.Context, o O, revisions []*appsv1.ControllerRevision) (*appsv1.ControllerRevision, error) {
 	template, collisions := r.Parts(o)
 	plan, err := Plan(o, template, revisions, r.Label, *collisions)
 	if err != nil || o.GetDeletionTimestamp() != nil {
 		return plan.Current, err
+	}
+	if plan.Create != nil || plan.Renumber != nil {
+		if err := r.Revisions.Current(ctx, o); err != nil {
+			return nil, err
+		}
+	}
+	if plan.Create != nil {
+		// It gets the number after the last one.
+		if err := r.Revisions.Complete(ctx, o); err != nil {
+			return nil, err
+		}
 	}
 	got, collided, err := plan.Write(ctx, r.Revisions.Objects)
 	switch {

@@ -13,12 +13,14 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"sync"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/proto/client"
@@ -41,6 +43,11 @@ type reconciler struct {
 	pods      *owner.Claimer[*batchv1.Job, *corev1.Pod]
 	jobWrites *controller.Writes
 	now       func() time.Time
+
+	mu sync.Mutex
+	// checked holds, by key, the uids of the jobs whose pods were compared with the server
+	// before this process first counted one.
+	checked map[controller.Key]types.UID
 }
 
 // New returns the Job controller.
@@ -48,7 +55,7 @@ func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{
 		Cluster: s, Jobs: cluster.Of[*batchv1.Job](s), jobs: client.For[*batchv1.Job](s.Client),
 		pods: owner.NewClaimer[*batchv1.Job, *corev1.Pod](s, func(j *batchv1.Job) *metav1.LabelSelector { return j.Spec.Selector }),
-		now:  time.Now,
+		now:  time.Now, checked: map[controller.Key]types.UID{},
 	}
 	r.jobWrites = controller.NewWrites(r.Jobs)
 	r.pods.Adoptable = func(j *batchv1.Job, p *corev1.Pod) bool {
@@ -82,6 +89,11 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 	if err := r.releaseOrphans(ctx, key, j); err != nil {
 		return controller.Result{}, err
 	}
+	if !ok {
+		r.mu.Lock()
+		delete(r.checked, key)
+		r.mu.Unlock()
+	}
 	if !ok || j.Spec.ManagedBy != nil && *j.Spec.ManagedBy != builtIn {
 		return controller.Result{}, nil
 	}
@@ -94,6 +106,11 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 		return controller.Result{}, err
 	}
 	plan := Plan(j, pods, r.now())
+	if u := uncountedOf(&j.Status); len(plan.Release)+len(u.Succeeded)+len(u.Failed) > 0 {
+		if err := r.current(ctx, j, selector, pods); err != nil {
+			return controller.Result{}, err
+		}
+	}
 	return controller.Result{RequeueAfter: plan.RequeueAfter}, r.carryOut(ctx, j, plan)
 }
 
@@ -127,7 +144,7 @@ func (r *reconciler) carryOut(ctx context.Context, j *batchv1.Job, plan Actions)
 	if plan.Expire {
 		return r.expire(ctx, j)
 	}
-	err := r.changePods(ctx, j, plan)
+	err := errors.Join(r.deleteLate(ctx, key, plan.Late), r.changePods(ctx, j, plan))
 	if !reflect.DeepEqual(plan.Status, j.Status) && finishedCondition(&j.Status) == nil {
 		next := j.DeepCopy()
 		next.Status = plan.Status
@@ -148,6 +165,63 @@ func (r *reconciler) carryOut(ctx context.Context, j *batchv1.Job, plan Actions)
 		}
 	}
 	return errors.Join(err, r.release(ctx, key, plan.Release))
+}
+
+// current returns [controller.ErrStale] if the server has other tracked pods of a job than
+// pods. An earlier process may have recorded or released pods that the cache does not show
+// as such yet, next to a newer job: counted again, or taken for released, they would be
+// counted twice. It compares once for each job that an earlier process began.
+func (r *reconciler) current(ctx context.Context, j *batchv1.Job, selector labels.Selector, pods []*corev1.Pod) error {
+	key := client.KeyOf(j)
+	r.mu.Lock()
+	known := r.checked[key] == j.UID
+	r.mu.Unlock()
+	if known {
+		return nil
+	}
+	cached := map[types.UID]bool{}
+	for _, p := range pods {
+		if tracked(p) {
+			cached[p.UID] = true
+		}
+	}
+	metadata := client.Metadata(r.Client, r.pods.Objects.Kind())
+	for p, err := range metadata.All(ctx, client.ListOptions{Namespace: j.Namespace, LabelSelector: selector.String()}) {
+		switch {
+		case err != nil:
+			return fmt.Errorf("list pods: %w", err)
+		case !metav1.IsControlledBy(p, j) || !slices.Contains(p.Finalizers, batchv1.JobTrackingFinalizer):
+		case !cached[p.UID]:
+			return fmt.Errorf("%w: pod %s", controller.ErrStale, p.Name)
+		default:
+			delete(cached, p.UID)
+		}
+	}
+	if len(cached) > 0 {
+		return fmt.Errorf("%w: %d pods are gone or released", controller.ErrStale, len(cached))
+	}
+	r.setChecked(j)
+	return nil
+}
+
+// setChecked records that the cache shows everything that earlier processes did to the pods
+// of a job, or will before the next reconcile: that waits for this process's last write,
+// which is later than theirs.
+func (r *reconciler) setChecked(j *batchv1.Job) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.checked[client.KeyOf(j)] = j.UID
+}
+
+// deleteLate deletes pods that have not changed since they were seen.
+func (r *reconciler) deleteLate(ctx context.Context, key controller.Key, pods []*corev1.Pod) error {
+	for _, p := range pods {
+		err := r.pods.Objects.Delete(ctx, p.Namespace, p.Name, client.UID(p.UID), client.ResourceVersion(p.ResourceVersion))
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			return fmt.Errorf("delete pod %s of finished job %s: %w", p.Name, key, err)
+		}
+	}
+	return nil
 }
 
 func (r *reconciler) changePods(ctx context.Context, j *batchv1.Job, plan Actions) error {
@@ -176,6 +250,9 @@ func (r *reconciler) changePods(ctx context.Context, j *batchv1.Job, plan Action
 	}
 	for _, rv := range done.ResourceVersions {
 		r.pods.Writes.Wrote(client.KeyOf(j), rv)
+	}
+	if len(done.ResourceVersions) > 0 {
+		r.setChecked(j)
 	}
 	return err
 }

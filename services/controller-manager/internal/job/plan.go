@@ -36,6 +36,9 @@ type Actions struct {
 	// Release, so that none of them is lost.
 	Status  batchv1.JobStatus
 	Release []*corev1.Pod
+	// Late lists the pods of a finished job that still run. Each is deleted only as it was
+	// seen: it may have ended meanwhile, and is kept then.
+	Late []*corev1.Pod
 	// Expire is true if the job is to be deleted because its time to live is over.
 	Expire       bool
 	RequeueAfter time.Duration
@@ -128,11 +131,14 @@ func (w *work) validIndex(p *corev1.Pod) (int, bool) {
 	return i, i != noIndex && i < w.completions()
 }
 
-// finished plans for a job that has ended: late pods are released, and the job is
-// deleted when its time to live is over.
+// finished plans for a job that has ended: late pods, which an earlier process may have
+// created, are deleted and released, and the job is deleted when its time to live is over.
 func (w *work) finished(c *batchv1.JobCondition) {
 	for _, p := range w.pods {
-		if tracked(p) {
+		switch {
+		case podstate.Active(p) && len(w.plan.Late) < burst:
+			w.plan.Late = append(w.plan.Late, p)
+		case tracked(p):
 			w.plan.Release = append(w.plan.Release, p)
 		}
 	}

@@ -391,3 +391,16 @@ func simulate(t *testing.T, rng *rand.Rand, name string, j *batchv1.Job) {
 		}
 	}
 }
+
+// A stale view may have created a pod for a job that had finished. It is deleted while it
+// runs, and released once it has ended.
+func TestLatePodsOfAFinishedJob(t *testing.T) {
+	j := newJob(1, 1, func(j *batchv1.Job) {
+		j.Status.Conditions = []batchv1.JobCondition{{Type: batchv1.JobComplete, Status: corev1.ConditionTrue}}
+	})
+	running, done, ending := pod(), pod(succeededPod), pod(deletedPod)
+	plan := Plan(j, []*corev1.Pod{running, done, ending}, start)
+	if !slices.Equal(plan.Late, []*corev1.Pod{running}) || !slices.Equal(plan.Release, []*corev1.Pod{done, ending}) {
+		t.Errorf("deletes %d pods and releases %d, want the running one deleted and the two others released", len(plan.Late), len(plan.Release))
+	}
+}

@@ -34,6 +34,7 @@ type Claimer[O, T client.Object] struct {
 	// Finalizers are added to an adopted object and removed from a released one.
 	Finalizers []string
 
+	client     *client.Client
 	owners     client.Resource[O]
 	candidates *client.Cache[O]
 	selector   func(O) *metav1.LabelSelector
@@ -44,7 +45,7 @@ func NewClaimer[O, T client.Object](s *cluster.Cluster, selector func(O) *metav1
 	objects := cluster.Of[T](s, cluster.ByController, cluster.ByOrphanage)
 	return &Claimer[O, T]{
 		Cache: objects, Objects: client.For[T](s.Client), Writes: controller.NewWrites(objects),
-		owners: client.For[O](s.Client), candidates: cluster.Of[O](s, cluster.ByNamespace), selector: selector,
+		client: s.Client, owners: client.For[O](s.Client), candidates: cluster.Of[O](s, cluster.ByNamespace), selector: selector,
 	}
 }
 
@@ -86,6 +87,38 @@ func (c *Claimer[O, T]) Claim(ctx context.Context, o O, selector labels.Selector
 		}
 	}
 	return claims.Keep, nil
+}
+
+// Current returns [controller.ErrStale] if o's spec is not the one that the server has.
+// Caches of different kinds show different points in time: next to newer revisions, an
+// older spec looks like a rollback. So before a workload begins a revision, its controller
+// makes sure that the spec which asks for it is the present one.
+func (c *Claimer[O, T]) Current(ctx context.Context, o O) error {
+	live, err := c.owners.Get(ctx, o.GetNamespace(), o.GetName())
+	switch {
+	case err != nil && !apierrors.IsNotFound(err):
+		return err
+	case err != nil || live.GetUID() != o.GetUID():
+		return fmt.Errorf("%w: %s %s was replaced or deleted", controller.ErrStale, c.owners.Kind().Resource, o.GetName())
+	case live.GetGeneration() != o.GetGeneration():
+		return fmt.Errorf("%w: %s %s is at generation %d, the server at %d", controller.ErrStale, c.owners.Kind().Resource, o.GetName(), o.GetGeneration(), live.GetGeneration())
+	}
+	return nil
+}
+
+// Complete returns [controller.ErrStale] if the server has an object of o that the cache does
+// not show. It lists the objects on the server, and is for decisions that are rare.
+func (c *Claimer[O, T]) Complete(ctx context.Context, o O) error {
+	objects := client.Metadata(c.client, c.Objects.Kind())
+	for obj, err := range objects.All(ctx, client.ListOptions{Namespace: o.GetNamespace(), LabelSelector: metav1.FormatLabelSelector(c.selector(o))}) {
+		if err != nil {
+			return fmt.Errorf("list %s: %w", c.Objects.Kind().Resource, err)
+		}
+		if _, ok := c.Cache.Get(obj.Namespace, obj.Name); !ok && metav1.IsControlledBy(obj, o) {
+			return fmt.Errorf("%w: %s %s", controller.ErrStale, c.Objects.Kind().Resource, obj.Name)
+		}
+	}
+	return nil
 }
 
 // Owned returns the objects that o controls according to the cache.

@@ -68,8 +68,12 @@ func (r *volumes) reconcile(ctx context.Context, key controller.Key) (controller
 		return controller.Result{}, err
 	}
 	if v.DeletionTimestamp != nil {
-		if held {
+		switch {
+		case held:
 			return controller.Result{}, r.setPhase(ctx, v, corev1.VolumeBound)
+		case v.Status.Phase == corev1.VolumeBound:
+			// The event of this write comes back here.
+			return controller.Result{}, r.setPhase(ctx, v, corev1.VolumeReleased)
 		}
 		return controller.Result{}, r.unprotect(ctx, v)
 	}
