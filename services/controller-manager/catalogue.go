@@ -18,6 +18,7 @@ import (
 	"keelson.dev/services/controller-manager/internal/namespace"
 	"keelson.dev/services/controller-manager/internal/nodeipam"
 	"keelson.dev/services/controller-manager/internal/nodelifecycle"
+	"keelson.dev/services/controller-manager/internal/nodettl"
 	"keelson.dev/services/controller-manager/internal/podautoscaler"
 	"keelson.dev/services/controller-manager/internal/podgc"
 	"keelson.dev/services/controller-manager/internal/replicaset"
@@ -79,6 +80,7 @@ func newCatalogue(fs *pflag.FlagSet) *catalogue {
 		{"root-ca-certificate-publisher-controller", "", func(s *cluster.Cluster) controller.Controller { return rootca.New(s, c.ca) }},
 		{"clusterrole-aggregation-controller", "", aggregation.New},
 		{"node-ipam-controller", "cidrAllocator", with(nodeipam.New, ranges)},
+		{"ttl-controller", "", nodettl.New},
 		{"node-lifecycle-controller", "node-controller", with(nodelifecycle.New, nodes)},
 		{"taint-eviction-controller", "taint-eviction-controller", nodelifecycle.NewEviction},
 		{"fencing-controller", "fencing-controller", fencing.New},

@@ -526,6 +526,14 @@ var scenarios = map[string]*perturb.Scenario{
 			return nil
 		},
 	},
+	"ttl-controller": {
+		Steps: []func(*perturb.World){
+			func(w *perturb.World) { newNode(w, "node-1") },
+			func(w *perturb.World) {
+				Update(w, "", "node-1", func(n *corev1.Node) { delete(n.Annotations, corev1.ObjectTTLAnnotationKey) })
+			},
+		},
+	},
 	"node-lifecycle-controller": {
 		Rest: 10 * time.Minute,
 		Steps: []func(*perturb.World){
