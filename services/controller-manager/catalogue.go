@@ -64,6 +64,7 @@ func newCatalogue(fs *pflag.FlagSet) *catalogue {
 		{"daemonset-controller", "daemonset-controller", daemonset.New},
 		{"statefulset-controller", "statefulset-controller", statefulset.New},
 		{"job-controller", "job-controller", job.New},
+		{"ttl-after-finished-controller", "", job.NewTTL},
 		{"cronjob-controller", "cronjob-controller", cronjob.New},
 		{"horizontal-pod-autoscaler-controller", "horizontal-pod-autoscaler", with(podautoscaler.New, scaling)},
 		{"disruption-controller", "controllermanager", disruption.New},

@@ -324,6 +324,27 @@ var scenarios = map[string]*perturb.Scenario{
 			func(w *perturb.World) { Delete[*batchv1.Job](w, "default", "indexed") },
 		},
 	},
+	"ttl-after-finished-controller": {
+		Rest: 3 * time.Minute,
+		Steps: []func(*perturb.World){
+			func(w *perturb.World) {
+				for _, name := range []string{"ours", "managed", "kept"} {
+					j := work(name, 1, 1)
+					j.Spec.TTLSecondsAfterFinished = of(int32(60))
+					switch name {
+					case "managed":
+						j.Spec.ManagedBy = of("example.com/other")
+					case "kept":
+						j.Spec.TTLSecondsAfterFinished = nil
+					}
+					Create(w, j)
+					Update(w, "default", name, func(j *batchv1.Job) {
+						j.Status.Conditions = []batchv1.JobCondition{{Type: batchv1.JobComplete, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now()}}
+					}, client.Subresource("status"))
+				}
+			},
+		},
+	},
 	"cronjob-controller": {
 		Others: []func(*perturb.World) bool{func(w *perturb.World) (changed bool) {
 			for _, j := range stored[*batchv1.Job](w.Server.Objects()) {

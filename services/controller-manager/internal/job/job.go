@@ -141,9 +141,6 @@ func (r *reconciler) releaseOrphans(ctx context.Context, key controller.Key, j *
 // no finished pod is lost.
 func (r *reconciler) carryOut(ctx context.Context, j *batchv1.Job, plan Actions) error {
 	key := client.KeyOf(j)
-	if plan.Expire {
-		return r.expire(ctx, j)
-	}
 	err := errors.Join(r.deleteLate(ctx, key, plan.Late), r.changePods(ctx, j, plan))
 	if !reflect.DeepEqual(plan.Status, j.Status) && finishedCondition(&j.Status) == nil {
 		next := j.DeepCopy()
@@ -279,23 +276,4 @@ func (r *reconciler) release(ctx context.Context, key controller.Key, pods []*co
 		}
 	}
 	return err
-}
-
-// expire deletes a job whose time to live is over, after checking the current version.
-func (r *reconciler) expire(ctx context.Context, j *batchv1.Job) error {
-	live, err := r.jobs.Get(ctx, j.Namespace, j.Name)
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if live.UID != j.UID || !Plan(live, nil, r.now()).Expire {
-		return nil
-	}
-	err = r.jobs.Delete(ctx, j.Namespace, j.Name, client.UID(j.UID), client.ResourceVersion(live.ResourceVersion), client.Propagation(metav1.DeletePropagationForeground))
-	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("delete: %w", err)
-	}
-	return nil
 }

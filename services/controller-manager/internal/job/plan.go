@@ -38,9 +38,7 @@ type Actions struct {
 	Release []*corev1.Pod
 	// Late lists the pods of a finished job that still run. Each is deleted only as it was
 	// seen: it may have ended meanwhile, and is kept then.
-	Late []*corev1.Pod
-	// Expire is true if the job is to be deleted because its time to live is over.
-	Expire       bool
+	Late         []*corev1.Pod
 	RequeueAfter time.Duration
 	Events       []Event
 }
@@ -73,8 +71,8 @@ type work struct {
 func Plan(j *batchv1.Job, pods []*corev1.Pod, now time.Time) Actions {
 	w := &work{j: j, pods: pods, now: now}
 	w.plan.Status = *j.Status.DeepCopy()
-	if c := finishedCondition(&j.Status); c != nil {
-		w.finished(c)
+	if finishedCondition(&j.Status) != nil {
+		w.finished()
 		return w.plan
 	}
 	for _, p := range pods {
@@ -132,8 +130,8 @@ func (w *work) validIndex(p *corev1.Pod) (int, bool) {
 }
 
 // finished plans for a job that has ended: late pods, which an earlier process may have
-// created, are deleted and released, and the job is deleted when its time to live is over.
-func (w *work) finished(c *batchv1.JobCondition) {
+// created, are deleted and released.
+func (w *work) finished() {
 	for _, p := range w.pods {
 		switch {
 		case podstate.Active(p) && len(w.plan.Late) < burst:
@@ -142,11 +140,6 @@ func (w *work) finished(c *batchv1.JobCondition) {
 			w.plan.Release = append(w.plan.Release, p)
 		}
 	}
-	if w.j.Spec.TTLSecondsAfterFinished == nil || w.j.DeletionTimestamp != nil {
-		return
-	}
-	left := c.LastTransitionTime.Add(time.Duration(*w.j.Spec.TTLSecondsAfterFinished) * time.Second).Sub(w.now)
-	w.plan.Expire, w.plan.RequeueAfter = left <= 0, max(left, 0)
 }
 
 // count adds up what the status holds and what the pods add to it.

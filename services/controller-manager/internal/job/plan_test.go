@@ -259,11 +259,14 @@ func TestTimeToLive(t *testing.T) {
 		j.Status.Conditions = []batchv1.JobCondition{{Type: batchv1.JobComplete, Status: corev1.ConditionTrue, LastTransitionTime: metav1.NewTime(start)}}
 	})
 	late := pod(succeededPod)
-	if p := Plan(j, []*corev1.Pod{late}, start.Add(20*time.Second)); p.Expire || p.RequeueAfter != 40*time.Second || !slices.Contains(p.Release, late) {
-		t.Errorf("before its time: %+v", p)
+	if p := Plan(j, []*corev1.Pod{late}, start.Add(20*time.Second)); !slices.Contains(p.Release, late) {
+		t.Errorf("the finished pod is not released: %+v", p)
 	}
-	if p := Plan(j, nil, start.Add(time.Minute)); !p.Expire {
-		t.Error("it lives on")
+	if left, limited := Left(j, start.Add(20*time.Second)); !limited || left != 40*time.Second {
+		t.Errorf("%s left, limited %v, want 40s", left, limited)
+	}
+	if left, limited := Left(j, start.Add(time.Minute)); !limited || left > 0 {
+		t.Errorf("%s left, limited %v, want the end of its time", left, limited)
 	}
 }
 
