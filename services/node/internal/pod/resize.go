@@ -191,7 +191,8 @@ func PlanResize(p *corev1.Pod, state *cri.Pod, s Settings, actual func(*cri.Cont
 
 // Actual returns a container's allocated resources with the CPU and memory that the runtime
 // reports where they differ.
-func Actual(allocated corev1.ResourceRequirements, r *runtimev1.LinuxContainerResources) corev1.ResourceRequirements {
+func Actual(p *corev1.Pod, c *corev1.Container, r *runtimev1.LinuxContainerResources) corev1.ResourceRequirements {
+	allocated := c.Resources
 	out := corev1.ResourceRequirements{Requests: maps.Clone(allocated.Requests), Limits: maps.Clone(allocated.Limits), Claims: allocated.Claims}
 	replace := func(list *corev1.ResourceList, name corev1.ResourceName, q *resource.Quantity) {
 		if q == nil {
@@ -203,17 +204,17 @@ func Actual(allocated corev1.ResourceRequirements, r *runtimev1.LinuxContainerRe
 		}
 		(*list)[name] = *q
 	}
-	if r.CpuShares > 0 && r.CpuShares != Shares(request(allocated, corev1.ResourceCPU)) {
+	if r.CpuShares > 0 && r.CpuShares != containerShares(p, c) {
 		replace(&out.Requests, corev1.ResourceCPU, resource.NewMilliQuantity(r.CpuShares*1000/sharesPerCPU, resource.DecimalSI))
 	}
-	if quota, _ := Quota(allocated.Limits.Cpu()); max(r.CpuQuota, 0) != quota {
+	if quota, _ := Quota(limit(p, c, corev1.ResourceCPU)); max(r.CpuQuota, 0) != quota {
 		var q *resource.Quantity
 		if r.CpuQuota > 0 && r.CpuPeriod > 0 {
 			q = resource.NewMilliQuantity(r.CpuQuota*1000/r.CpuPeriod, resource.DecimalSI)
 		}
 		replace(&out.Limits, corev1.ResourceCPU, q)
 	}
-	if max(r.MemoryLimitInBytes, 0) != allocated.Limits.Memory().Value() {
+	if max(r.MemoryLimitInBytes, 0) != limit(p, c, corev1.ResourceMemory).Value() {
 		var q *resource.Quantity
 		if r.MemoryLimitInBytes > 0 {
 			q = resource.NewQuantity(r.MemoryLimitInBytes, resource.BinarySI)

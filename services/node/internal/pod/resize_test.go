@@ -117,18 +117,26 @@ func TestLarger(t *testing.T) {
 }
 
 func TestActual(t *testing.T) {
-	allocated := need(list("1", "1Gi"), list("2", "2Gi"))
+	p := resizable("p", list("1", "1Gi"), list("2", "2Gi"))
+	c := &p.Spec.Containers[0]
 	r := &runtimev1.LinuxContainerResources{CpuShares: 1024, CpuQuota: 200000, CpuPeriod: 100000, MemoryLimitInBytes: 2 << 30}
-	if got := Actual(allocated, r); got.Requests.Cpu().String() != "1" || got.Limits.Cpu().String() != "2" || got.Limits.Memory().String() != "2Gi" {
+	if got := Actual(p, c, r); got.Requests.Cpu().String() != "1" || got.Limits.Cpu().String() != "2" || got.Limits.Memory().String() != "2Gi" {
 		t.Errorf("equal: %+v", got)
 	}
 	r = &runtimev1.LinuxContainerResources{CpuShares: 512, CpuQuota: 100000, CpuPeriod: 100000, MemoryLimitInBytes: -1}
-	got := Actual(allocated, r)
+	got := Actual(p, c, r)
 	if _, limited := got.Limits[corev1.ResourceMemory]; limited || got.Requests.Cpu().String() != "500m" || got.Limits.Cpu().String() != "1" || got.Requests.Memory().String() != "1Gi" {
 		t.Errorf("different: %+v", got)
 	}
-	if allocated.Requests.Cpu().String() != "1" {
+	if c.Resources.Requests.Cpu().String() != "1" {
 		t.Error("the allocated resources were changed")
+	}
+	// A limit of the whole pod, which the container has because it has none of its own, is
+	// not reported as its own.
+	whole := need(nil, list("1", "1Gi"))
+	p.Spec.Resources, c.Resources = &whole, corev1.ResourceRequirements{}
+	if got := Actual(p, c, ContainerResources(p, c, 8<<30, false)); len(got.Limits)+len(got.Requests) != 0 {
+		t.Errorf("the pod's limits: %+v", got)
 	}
 }
 

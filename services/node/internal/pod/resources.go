@@ -135,16 +135,34 @@ func memoryRequest(p *corev1.Pod, c *corev1.Container) int64 {
 // with cgroup v2.
 func ContainerResources(p *corev1.Pod, c *corev1.Container, memoryCapacity int64, unified bool) *runtimev1.LinuxContainerResources {
 	r := &runtimev1.LinuxContainerResources{
-		CpuShares:          Shares(request(c.Resources, corev1.ResourceCPU)),
-		MemoryLimitInBytes: c.Resources.Limits.Memory().Value(),
+		CpuShares:          containerShares(p, c),
+		MemoryLimitInBytes: limit(p, c, corev1.ResourceMemory).Value(),
 		OomScoreAdj:        OOMScoreAdj(p, c, memoryCapacity),
 	}
-	r.CpuQuota, r.CpuPeriod = Quota(c.Resources.Limits.Cpu())
+	r.CpuQuota, r.CpuPeriod = Quota(limit(p, c, corev1.ResourceCPU))
 	if unified {
 		r.Unified = map[string]string{"memory.oom.group": "1"}
 		r.MemorySwapLimitInBytes = r.MemoryLimitInBytes
 	}
 	return r
+}
+
+// limit returns a container's limit, or that of the whole pod if the container has none.
+func limit(p *corev1.Pod, c *corev1.Container, name corev1.ResourceName) *resource.Quantity {
+	q := c.Resources.Limits[name]
+	if q.IsZero() && p.Spec.Resources != nil {
+		q = p.Spec.Resources.Limits[name]
+	}
+	return &q
+}
+
+// containerShares returns a container's CPU shares, which follow from its request, or from
+// its limit if it has no request.
+func containerShares(p *corev1.Pod, c *corev1.Container) int64 {
+	if q, ok := c.Resources.Requests[corev1.ResourceCPU]; ok {
+		return Shares(&q)
+	}
+	return Shares(limit(p, c, corev1.ResourceCPU))
 }
 
 // request returns a request, or the limit if no request is set.

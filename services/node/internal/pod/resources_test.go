@@ -138,6 +138,19 @@ func TestContainerResources(t *testing.T) {
 	}
 }
 
+// TestWholePodLimits checks that a container without limits is limited like its whole pod.
+func TestWholePodLimits(t *testing.T) {
+	p := podOf([]corev1.ResourceRequirements{{}, need(list("100m", ""), list("", "64Mi"))}, nil, 0)
+	whole := need(list("500m", ""), list("1", "1Gi"))
+	p.Spec.Resources = &whole
+	if got := ContainerResources(p, &p.Spec.Containers[0], 8<<30, false); got.CpuShares != 1024 || got.CpuQuota != 100000 || got.MemoryLimitInBytes != 1<<30 {
+		t.Errorf("without limits: %+v", got)
+	}
+	if got := ContainerResources(p, &p.Spec.Containers[1], 8<<30, false); got.CpuShares != 102 || got.CpuQuota != 100000 || got.MemoryLimitInBytes != 64<<20 {
+		t.Errorf("with a limit on memory: %+v", got)
+	}
+}
+
 func TestOOMScoreAdj(t *testing.T) {
 	const capacity = 8 << 30
 	critical := int32(2000001000)

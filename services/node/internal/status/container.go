@@ -182,7 +182,7 @@ func (v View) resources(out *corev1.ContainerStatus, c *corev1.Container, inst *
 	}
 	out.Resources = &corev1.ResourceRequirements{Requests: c.Resources.Requests, Limits: c.Resources.Limits}
 	if inst.State == cri.StateRunning && inst.Resources != nil {
-		*out.Resources = pod.Actual(c.Resources, inst.Resources)
+		*out.Resources = pod.Actual(v.Pod, c, inst.Resources)
 	}
 }
 
