@@ -81,7 +81,11 @@ fuzz: ## Fuzz every decoder: make fuzz SECONDS=60
 
 .PHONY: soak
 soak: build runtime ## Memory and CPU time under 1,000 nodes and 10,000 pods, at rest, and with 10,000 heartbeats: 19 minutes
-	@scripts/soak.sh
+	@scripts/soak.sh -test.run 'TestSoak|TestIdle|TestHeartbeats'
+
+.PHONY: overnight
+overnight: build ## A cluster left alone: 50 workloads of all kinds roll every minute; make overnight MINUTES=120 (slopes are judged from 90 on)
+	@SOAK_TIMEOUT=$$(( $(or $(MINUTES),120) + 30 ))m scripts/soak.sh -test.run TestRolling -soak.minutes $(or $(MINUTES),120)
 
 .PHONY: fault
 fault: build ## Faults under load: make fault SEED=7 SECONDS=120, or FAULTS=200

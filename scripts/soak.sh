@@ -5,4 +5,4 @@
 # -soak.minutes, -soak.profiles DIR, -test.run NAME.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-cd "$root/e2e" && KEELSON_BIN=$root/bin exec go test -count=1 -timeout 60m -v ./soak "$@"
+cd "$root/e2e" && KEELSON_BIN=$root/bin exec go test -count=1 -timeout "${SOAK_TIMEOUT:-60m}" -v ./soak "$@"
