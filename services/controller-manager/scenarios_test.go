@@ -134,7 +134,8 @@ func newNamespace(w *perturb.World, name string) {
 	Create(w, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
 }
 
-func waits(d time.Duration) func(*perturb.World) { return func(*perturb.World) { time.Sleep(d) } }
+// waits lets time pass on the scenario's virtual clock.
+func waits(d time.Duration) func(*perturb.World) { return func(*perturb.World) { <-time.After(d) } }
 
 // available returns a bound on how few pods of the app may be available once as many were.
 func available(least int) func([]client.Object) error {
