@@ -15,8 +15,9 @@ type bus struct{ conn *dbus.Conn }
 // inhibitor delays the machine's shutdown until it is released.
 type inhibitor struct{ fd int }
 
+// release lets the machine shut down. It may be called again, and on nil.
 func (i *inhibitor) release() {
-	if i.fd >= 0 {
+	if i != nil && i.fd >= 0 {
 		_ = unix.Close(i.fd)
 		i.fd = -1
 	}

@@ -118,6 +118,9 @@ type login struct {
 	props *prop.Properties
 	// obeys is true if logind reads its configuration again when it is told to.
 	obeys bool
+	// fails makes Inhibit fail, and failed counts how often it has.
+	fails  bool
+	failed int
 }
 
 // Inhibit implements org.freedesktop.login1.Manager.
@@ -125,13 +128,17 @@ func (l *login) Inhibit(what, _, _, mode string) (dbus.UnixFD, *dbus.Error) {
 	if what != "shutdown" || mode != "delay" {
 		return 0, dbus.MakeFailedError(fmt.Errorf("%s, %s", what, mode))
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fails {
+		l.failed++
+		return 0, dbus.MakeFailedError(fmt.Errorf("out of inhibitors"))
+	}
 	var ends [2]int
 	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return 0, dbus.MakeFailedError(err)
 	}
-	l.mu.Lock()
 	l.locks = append(l.locks, ends[0])
-	l.mu.Unlock()
 	time.AfterFunc(time.Second, func() { _ = unix.Close(ends[1]) }) // once the reply with a copy has been sent
 	return dbus.UnixFD(ends[1]), nil
 }
@@ -299,6 +306,22 @@ func TestShutdownIsBounded(t *testing.T) {
 	if a.grace["stuck"] != time.Second {
 		t.Errorf("grace period: %s, want the same part of 2 s as of the hour", a.grace["stuck"])
 	}
+}
+
+// TestCancelledWithoutInhibitor checks that a node works on if a shutdown is cancelled and
+// logind grants no other inhibitor.
+func TestCancelledWithoutInhibitor(t *testing.T) {
+	l := startLogin(t, time.Hour)
+	a := &agent{ended: map[types.UID]chan struct{}{}, grace: map[types.UID]time.Duration{}}
+	w := run(t, l, a, time.Minute, 0)
+	l.signal(true)
+	until(t, "the inhibitor is released", func() bool { _, held := l.held(); return held == 0 })
+	l.mu.Lock()
+	l.fails = true
+	l.mu.Unlock()
+	l.signal(false)
+	until(t, "an inhibitor is refused", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return l.failed > 0 })
+	until(t, "the node works again", func() bool { return !w.Active() })
 }
 
 // TestWithoutBus checks that a machine without a message bus is served.
