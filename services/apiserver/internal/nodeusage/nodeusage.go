@@ -271,11 +271,25 @@ func (s Pods) metrics(ctx context.Context, pods []*corev1.Pod) ([]resource.Objec
 		if a == nil {
 			continue
 		}
-		if m := podMetrics(p, a.pods[string(p.UID)], s.cfg.Now()); m != nil {
+		if m := podMetrics(p, a.pod(p), s.cfg.Now()); m != nil {
 			out = append(out, m)
 		}
 	}
 	return out, nil
+}
+
+// pod returns the usage of a pod, or nil. A node measures a static pod under the UID that the
+// pod's mirror names; the name must be the mirror's, so that no pod shows the usage of another by
+// claiming to be its mirror.
+func (a *answer) pod(p *corev1.Pod) *nodev1.PodUsage {
+	uid, mirror := p.Annotations[corev1.MirrorPodAnnotationKey]
+	if !mirror {
+		return a.pods[string(p.UID)]
+	}
+	if u := a.pods[uid]; u.GetNamespace() == p.Namespace && u.GetName() == p.Name {
+		return u
+	}
+	return nil
 }
 
 // podMetrics returns nil if the usage of one of the containers is not known.

@@ -196,6 +196,24 @@ func TestPods(t *testing.T) {
 	}
 }
 
+// TestStaticPods checks that a mirror shows the usage of its static pod, and of no other pod.
+func TestStaticPods(t *testing.T) {
+	w, c := newWorld()
+	mirror, impostor := pod("a", "static-n1", "u7", "n1"), pod("b", "false-n1", "u8", "n1")
+	mirror.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "hash"}
+	impostor.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "u1"}
+	w.objs["pods"] = []resource.Object{pod("a", "one", "u1", "n1"), mirror, impostor}
+	static := used("hash", &nodev1.ContainerUsage{Name: "c", Usage: measured(1, 1, time.Minute)})
+	static.Namespace, static.Name = "a", "static-n1"
+	one := used("u1", &nodev1.ContainerUsage{Name: "c", Usage: measured(1, 1, time.Minute)})
+	one.Namespace, one.Name = "a", "one"
+	w.usage["n1"].Pods = []*nodev1.PodUsage{one, static}
+	list, err := Pods{c}.List(t.Context(), "", labels.Everything())
+	if got := names(t, list, err); !slices.Equal(got, []string{"a/one", "a/static-n1"}) {
+		t.Errorf("%v", got)
+	}
+}
+
 func TestAnswersAreKept(t *testing.T) {
 	w, c := newWorld()
 	ask := func() []string {
