@@ -201,13 +201,14 @@ func (a *Agent) Run(ctx context.Context) error {
 // dispatch hands pods to their workers: static pods once the runtime has answered, and the
 // others once the pod cache has synced, too. Pods of neither source are removed only then.
 func (a *Agent) dispatch(ctx context.Context) error {
-	if err := a.survey(ctx); err != nil {
+	seen, err := a.survey(ctx)
+	if err != nil {
 		return nil // ctx has ended
 	}
 	if a.cfg.Static != nil {
 		var loops sync.WaitGroup
 		defer loops.Wait()
-		loops.Go(func() { _ = a.runStatic(ctx) })
+		loops.Go(func() { _ = a.runStatic(ctx, seen) })
 		loops.Go(func() { _ = a.cfg.Static.Run(ctx, a.setStatic) })
 		select {
 		case <-a.static.first:
@@ -319,19 +320,19 @@ func (a *Agent) WakeAll() {
 	}
 }
 
-// survey reads what the runtime has before anything is started, and its name.
-func (a *Agent) survey(ctx context.Context) error {
+// survey returns what the runtime has before anything is started, and reads its name.
+func (a *Agent) survey(ctx context.Context) (map[string]cri.Seen, error) {
 	seen, err := a.list(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for a.readRuntimeName(ctx) != nil {
 		if err := pause(ctx); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if a.cfg.Begin == nil {
-		return nil
+		return seen, nil
 	}
 	sandboxes := map[string]bool{}
 	for id, s := range seen {
@@ -340,7 +341,7 @@ func (a *Agent) survey(ctx context.Context) error {
 		}
 	}
 	a.cfg.Begin(sandboxes)
-	return nil
+	return seen, nil
 }
 
 // list lists what the runtime has. It tries again until the runtime answers; the error is
@@ -380,30 +381,39 @@ func (a *Agent) readRuntimeName(ctx context.Context) error {
 // adopt starts workers for pods that exist in the runtime or on disk but not in the API.
 // The workers stop these pods and remove what is left of them.
 func (a *Agent) adopt(known map[string]cri.Seen) {
-	for _, s := range known {
-		a.adoptPod(types.UID(s.PodUID))
-	}
-	for _, uid := range a.volumes.Pods() {
+	for _, uid := range a.remains(known) {
 		a.adoptPod(uid)
-	}
-	for _, uid := range a.logs.UIDs() {
-		a.adoptPod(types.UID(uid))
-	}
-	if a.cfg.Cgroups != nil {
-		for _, uid := range a.cfg.Cgroups.Pods() {
-			a.adoptPod(uid)
-		}
 	}
 }
 
-// adoptPod starts a worker that removes a pod, unless the pod already has a worker.
+// remains returns the UIDs of the pods of which something is in the runtime or on disk. A UID
+// may occur more than once.
+func (a *Agent) remains(known map[string]cri.Seen) []types.UID {
+	out := a.volumes.Pods()
+	for _, s := range known {
+		out = append(out, types.UID(s.PodUID))
+	}
+	for _, uid := range a.logs.UIDs() {
+		out = append(out, types.UID(uid))
+	}
+	if a.cfg.Cgroups != nil {
+		out = append(out, a.cfg.Cgroups.Pods()...)
+	}
+	return out
+}
+
+// adoptPod starts a worker that removes a pod, unless the pod already has a worker, or may be
+// a static pod that is wanted.
 func (a *Agent) adoptPod(uid types.UID) {
 	a.mu.Lock()
-	known := a.workers[uid] != nil
+	keep := a.workers[uid] != nil
+	if a.cfg.Static != nil && pod.IsStaticUID(uid) {
+		keep = keep || !a.static.known || a.wantsStatic(uid)
+	}
 	a.mu.Unlock()
-	if known {
+	if keep {
 		return
 	}
-	a.log.InfoContext(a.base, "pod is not in the API and will be removed", "pod_uid", uid)
+	a.log.InfoContext(a.base, "pod is neither in the API nor static and will be removed", "pod_uid", uid)
 	a.deliver(uid, func(w *worker) { w.remove(nil, "") })
 }

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/proto/client"
+	"keelson.dev/services/node/internal/cri"
 	"keelson.dev/services/node/internal/pod"
 )
 
@@ -17,7 +18,8 @@ import (
 // bound to it through the API.
 type Source interface {
 	// Run calls set with all pods of the source: once at first, and then whenever they have
-	// changed, until ctx ends. A pod that has changed has another UID.
+	// changed, until ctx ends. They are nil if they are not known yet. A pod that has changed
+	// has another UID, which satisfies pod.IsStaticUID.
 	Run(ctx context.Context, set func([]*corev1.Pod)) error
 }
 
@@ -29,6 +31,10 @@ type Source interface {
 // or removed manifest is deleted when nothing is left of the pod that it shows, and so is a
 // mirror that somebody is deleting, after which it is created again.
 //
+// A static pod of an earlier agent that is not wanted any more ends as soon as the source has
+// been read, without the API: its successor has its name, ports and files. Until the source
+// has been read, the static pods and mirrors of an earlier agent are left as they are.
+//
 // The fields are guarded by the agent's lock, except the channels.
 type statics struct {
 	// wanted are the pods of the source, by namespace and name, and running those that have
@@ -37,7 +43,9 @@ type statics struct {
 	running map[types.UID]*corev1.Pod
 	// ending are the running ones that are being ended.
 	ending map[types.UID]bool
-	// first is closed when the source has been read once; isFirst is true until then.
+	// known is true once the source has been read.
+	known bool
+	// first is closed when the source has answered once; isFirst is true until then.
 	first   chan struct{}
 	isFirst bool
 	// changed wakes the loop that starts and ends static pods, and mirrors the one that
@@ -59,10 +67,13 @@ func nudge(c chan struct{}) {
 	}
 }
 
-// setStatic replaces the wanted static pods.
+// setStatic replaces the wanted static pods, unless they are nil.
 func (a *Agent) setStatic(pods []*corev1.Pod) {
 	a.mu.Lock()
-	a.static.wanted = map[string]*corev1.Pod{}
+	if pods != nil {
+		a.static.known = true
+		a.static.wanted = map[string]*corev1.Pod{}
+	}
 	for _, p := range pods {
 		a.static.wanted[pod.Key(p)] = p
 	}
@@ -71,13 +82,18 @@ func (a *Agent) setStatic(pods []*corev1.Pod) {
 }
 
 // runStatic starts and ends static pods as the source says. A pod whose manifest has changed
-// is ended before its successor, which has its name and ports, is started.
-func (a *Agent) runStatic(ctx context.Context) error {
+// is ended before its successor, which has its name and ports, is started. seen is what the
+// runtime had when the agent started.
+func (a *Agent) runStatic(ctx context.Context, seen map[string]cri.Seen) error {
+	adopted := false
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.static.changed:
+		}
+		if !adopted {
+			adopted = a.adoptStatic(seen)
 		}
 		start, end := a.planStatic()
 		for _, p := range end {
@@ -93,6 +109,42 @@ func (a *Agent) runStatic(ctx context.Context) error {
 			close(a.static.first)
 		}
 	}
+}
+
+// adoptStatic ends the static pods of an earlier agent that are not wanted, and counts them as
+// running until nothing is left of them. It reports whether the source has been read.
+func (a *Agent) adoptStatic(seen map[string]cri.Seen) bool {
+	a.mu.Lock()
+	if !a.static.known {
+		a.mu.Unlock()
+		return false
+	}
+	for _, s := range seen {
+		uid := types.UID(s.PodUID)
+		if !s.Sandbox || !pod.IsStaticUID(uid) || a.workers[uid] != nil || a.wantsStatic(uid) {
+			continue
+		}
+		p := &corev1.Pod{}
+		p.Namespace, p.Name, p.UID = s.PodNamespace, s.PodName, uid
+		a.static.running[uid], a.static.ending[uid] = p, true
+	}
+	a.mu.Unlock()
+	for _, uid := range a.remains(seen) {
+		if pod.IsStaticUID(uid) {
+			a.adoptPod(uid)
+		}
+	}
+	return true
+}
+
+// wantsStatic reports whether a static pod is wanted. The lock is held.
+func (a *Agent) wantsStatic(uid types.UID) bool {
+	for _, p := range a.static.wanted {
+		if p.UID == uid {
+			return true
+		}
+	}
+	return false
 }
 
 // planStatic returns the static pods to start and to end now, and counts the former as
@@ -190,8 +242,14 @@ func (a *Agent) keepMirrors(ctx context.Context) error {
 	}
 }
 
-// syncMirrors makes the mirrors in the API those of the static pods.
+// syncMirrors makes the mirrors in the API those of the static pods, once these are known.
 func (a *Agent) syncMirrors(ctx context.Context) error {
+	a.mu.Lock()
+	known := a.static.known || a.cfg.Static == nil
+	a.mu.Unlock()
+	if !known {
+		return nil
+	}
 	pods := client.For[*corev1.Pod](a.cfg.Client)
 	for _, m := range a.pods.List() {
 		if !pod.IsMirror(m) || a.staticPod(m) != nil && m.DeletionTimestamp == nil && !a.outlived(m) {

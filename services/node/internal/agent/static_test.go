@@ -182,3 +182,65 @@ func TestStaticPodWithoutAPI(t *testing.T) {
 		t.Error("the mirror of no pod was run")
 	}
 }
+
+// TestStaticPodChangedWhileDown checks that a static pod whose manifest changed while no agent
+// ran ends before its successor starts, even if the API does not answer.
+func TestStaticPodChangedWhileDown(t *testing.T) {
+	r := newStaticRig(t)
+	p := simple("changed", "echo one; "+forever)
+	r.write(p)
+	mirror := r.awaitMirror("changed", "is ready", ready)
+	old := mirror.Annotations[corev1.MirrorPodAnnotationKey]
+	r.stop()
+	p.Spec.Containers[0].Command[2] = "echo two; " + forever
+	r.write(p)
+	r.server.Fail(func(string, *resourcev1.Ref) error { return status.Error(codes.Unavailable, "no API") })
+	r.server.Cut()
+	r.start()
+	r.until("the successor runs", 2*time.Minute, func() bool {
+		for _, p := range r.agent.Active() {
+			if state, err := r.runtime.Client.Pod(context.Background(), string(p.UID)); err == nil && len(state.Running()) == 1 {
+				return string(p.UID) != old
+			}
+		}
+		return false
+	})
+	if state, err := r.runtime.Client.Pod(context.Background(), old); err != nil || len(state.Running()) > 0 {
+		t.Errorf("the old pod still runs: %v", err)
+	}
+	r.server.Fail(nil)
+	r.awaitMirror("changed", "shows the successor", func(p *corev1.Pod) bool {
+		return p.Annotations[corev1.MirrorPodAnnotationKey] != old && ready(p)
+	})
+}
+
+// TestStaticPodsUnknown checks that an agent leaves the static pods of an earlier agent and
+// their mirrors as they are while it cannot read their manifests, and runs other pods.
+func TestStaticPodsUnknown(t *testing.T) {
+	r := newStaticRig(t)
+	r.write(simple("kept", forever))
+	mirror := r.awaitMirror("kept", "is ready", ready)
+	id := containerStatus(mirror, "main").ContainerID
+	r.stop()
+	if err := os.Chmod(r.manifests, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	other := r.awaitReady(r.create(simple("other", forever)))
+	r.until("pods of neither source are removed", time.Minute, r.agent.began.Load)
+	known, err := r.runtime.Client.List(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.agent.adopt(known)
+	if err := os.Chmod(r.manifests, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r.until("the agent has the static pod", time.Minute, func() bool { return len(r.agent.Active()) == 2 })
+	again := r.awaitMirror("kept", "is ready", ready)
+	if now := containerStatus(again, "main"); again.UID != mirror.UID || now.ContainerID != id || now.RestartCount != 0 {
+		t.Errorf("mirror %s became %s; container %s became %s, %d restarts", mirror.UID, again.UID, id, now.ContainerID, now.RestartCount)
+	}
+	r.delete(other)
+	r.awaitGone(other)
+}

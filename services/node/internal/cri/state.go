@@ -224,8 +224,10 @@ func unixNano(n int64) time.Time {
 // Seen is one sandbox or container in a relist.
 type Seen struct {
 	PodUID string
-	ID     string
-	State  int32
+	// PodNamespace and PodName are set for sandboxes only.
+	PodNamespace, PodName string
+	ID                    string
+	State                 int32
 	// Sandbox is true for a sandbox and false for a container.
 	Sandbox bool
 }
@@ -244,7 +246,7 @@ func (c *Client) List(ctx context.Context) (map[string]Seen, error) {
 	out := make(map[string]Seen, len(sandboxes)+len(containers))
 	for _, s := range sandboxes {
 		if uid := s.Labels[LabelPodUID]; uid != "" {
-			out[s.Id] = Seen{PodUID: uid, ID: s.Id, State: int32(s.State), Sandbox: true}
+			out[s.Id] = Seen{PodUID: uid, PodNamespace: s.Labels[LabelPodNamespace], PodName: s.Labels[LabelPodName], ID: s.Id, State: int32(s.State), Sandbox: true}
 		}
 	}
 	for _, s := range containers {

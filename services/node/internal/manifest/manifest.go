@@ -7,6 +7,9 @@
 // or others; otherwise nothing of it is read. Symbolic links are not followed. At most
 // maxFiles files of at most maxSize bytes are read.
 //
+// What cannot be read ends no pod: neither a file that is being written or has a mistake, nor
+// a directory whose mode was changed. Only the removal of a file or of the directory does.
+//
 // The package must never return a pod that refers to an API object, because its mirror in
 // the API would give the node access to that object.
 package manifest
@@ -59,17 +62,18 @@ type Dir struct {
 type file struct {
 	size, sec, nsec int64
 	inode           uint64
-	mode            uint32
+	mode, uid       uint32
 }
 
 // Run calls set with the pods of the directory: once at first, and then whenever they have
-// changed, until ctx ends. A file that cannot be used is logged, and its pod is left out;
-// so are all pods if the directory itself may not be trusted at first. Pods that were read
-// earlier stay until the directory can be read again.
+// changed, until ctx ends. A file that cannot be used is logged; the pod that was last read
+// from it stays. If the directory cannot be read at first, the pods are nil; those that were
+// read earlier stay until it can be read again.
 func (d Dir) Run(ctx context.Context, set func([]*corev1.Pod)) error {
 	ticker := time.NewTicker(period)
 	defer ticker.Stop()
 	var seen map[string]file
+	var pods map[string]*corev1.Pod // by file
 	var failed string
 	for first := true; ; first = false {
 		now, err := d.list()
@@ -81,9 +85,13 @@ func (d Dir) Run(ctx context.Context, set func([]*corev1.Pod)) error {
 		} else {
 			failed = ""
 		}
-		if first || err == nil && !maps.Equal(now, seen) {
+		switch {
+		case err != nil && first:
+			set(nil)
+		case err == nil && (seen == nil || !maps.Equal(now, seen)):
 			seen = now
-			set(d.read(ctx, slices.Sorted(maps.Keys(now))))
+			pods = d.read(ctx, slices.Sorted(maps.Keys(now)), pods)
+			set(slices.AppendSeq([]*corev1.Pod{}, maps.Values(pods)))
 		}
 		select {
 		case <-ctx.Done():
@@ -95,8 +103,9 @@ func (d Dir) Run(ctx context.Context, set func([]*corev1.Pod)) error {
 
 // list returns the files of the directory. A directory that does not exist has none.
 func (d Dir) list() (map[string]file, error) {
+	out := map[string]file{}
 	if err := trusted(d.Path); errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+		return out, nil
 	} else if err != nil {
 		return nil, err
 	}
@@ -110,7 +119,6 @@ func (d Dir) list() (map[string]file, error) {
 		return nil, err
 	}
 	slices.Sort(names)
-	out := map[string]file{}
 	for _, name := range names {
 		if strings.HasPrefix(name, ".") {
 			continue
@@ -125,7 +133,7 @@ func (d Dir) list() (map[string]file, error) {
 		if len(out) == maxFiles {
 			return nil, fmt.Errorf("%s: more than %d files", d.Path, maxFiles)
 		}
-		out[name] = file{size: st.Size, sec: st.Mtim.Sec, nsec: st.Mtim.Nsec, inode: st.Ino, mode: st.Mode}
+		out[name] = file{size: st.Size, sec: st.Mtim.Sec, nsec: st.Mtim.Nsec, inode: st.Ino, mode: st.Mode, uid: st.Uid}
 	}
 	return out, nil
 }
@@ -159,9 +167,9 @@ func trusted(dir string) error {
 
 func owner(uid uint32) bool { return uid == 0 || int(uid) == os.Geteuid() }
 
-// read reads the pods of the given files.
-func (d Dir) read(ctx context.Context, names []string) []*corev1.Pod {
-	out := []*corev1.Pod{}
+// read reads the pods of the given files. last holds what was read from them before.
+func (d Dir) read(ctx context.Context, names []string, last map[string]*corev1.Pod) map[string]*corev1.Pod {
+	out := map[string]*corev1.Pod{}
 	from := map[string]string{}
 	for _, name := range names {
 		text, err := d.open(name)
@@ -173,11 +181,15 @@ func (d Dir) read(ctx context.Context, names []string) []*corev1.Pod {
 			err = fmt.Errorf("%s is also the pod of %s", pod.Key(p), from[pod.Key(p)])
 		}
 		if err != nil {
-			slog.ErrorContext(ctx, "static pod was not read", "path", filepath.Join(d.Path, name), "error", err)
-			continue
+			p = last[name]
+			keeps := p != nil && from[pod.Key(p)] == ""
+			slog.ErrorContext(ctx, "static pod was not read", "path", filepath.Join(d.Path, name), "keeps_last", keeps, "error", err)
+			if !keeps {
+				continue
+			}
 		}
 		from[pod.Key(p)] = name
-		out = append(out, p)
+		out[name] = p
 	}
 	return out
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -168,6 +169,21 @@ func TestWho(t *testing.T) {
 	}
 }
 
+// TestUnknown checks that a directory that cannot be read at first is not taken for an empty
+// one.
+func TestUnknown(t *testing.T) {
+	d := Dir{Path: folder(t), Node: "n"}
+	if pods := once(t, d); pods == nil {
+		t.Error("an empty directory is not known")
+	}
+	if err := os.Chmod(d.Path, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if pods := once(t, d); pods != nil {
+		t.Errorf("%d pods of a directory that is not trusted", len(pods))
+	}
+}
+
 // once returns what the directory holds now.
 func once(t *testing.T, d Dir) []*corev1.Pod {
 	t.Helper()
@@ -222,7 +238,26 @@ func TestRun(t *testing.T) {
 		return len(pods) == 1
 	})
 	write(t, d.Path, "web.yaml", strings.Replace(good, "64Mi", "65Mi", 1))
-	await("the pod changes", func(pods []*corev1.Pod) bool { return len(pods) == 1 && string(pods[0].UID) != uid })
+	await("the pod changes", func(pods []*corev1.Pod) bool {
+		if len(pods) != 1 || string(pods[0].UID) == uid {
+			return false
+		}
+		uid = string(pods[0].UID)
+		return true
+	})
+	// A file that cannot be used, for instance because it is being written, ends no pod.
+	write(t, d.Path, "web.yaml", "apiVersion: v1\nkind: P")
+	write(t, d.Path, "other.yaml", strings.Replace(good, "name: web", "name: other", 1))
+	await("another pod appears", func(pods []*corev1.Pod) bool {
+		if !slices.ContainsFunc(pods, func(p *corev1.Pod) bool { return string(p.UID) == uid }) {
+			t.Fatal("the pod whose manifest cannot be read is gone")
+		}
+		return len(pods) == 2
+	})
+	if err := os.Remove(filepath.Join(d.Path, "other.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	await("the other pod is gone", func(pods []*corev1.Pod) bool { return len(pods) == 1 })
 	if err := os.Chmod(d.Path, 0o777); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,11 @@
 package pod
 
-import corev1 "k8s.io/api/core/v1"
+import (
+	"encoding/hex"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
 
 // Annotations of static pods and their mirrors. They are the kubelet's.
 const (
@@ -23,6 +28,13 @@ func IsMirror(p *corev1.Pod) bool {
 // IsStatic reports whether a pod comes from a manifest on its node. A mirror is not static.
 func IsStatic(p *corev1.Pod) bool {
 	return p.Annotations[AnnotationSource] == SourceFile && !IsMirror(p)
+}
+
+// IsStaticUID reports whether a UID is that of a static pod: the digest of its manifest, in
+// hexadecimal. The UIDs of the API contain dashes.
+func IsStaticUID(uid types.UID) bool {
+	sum, err := hex.DecodeString(string(uid))
+	return err == nil && len(sum) == 16
 }
 
 // systemCritical is the priority from which a pod is critical to the cluster.
