@@ -63,9 +63,9 @@ func identities() map[string][]string {
 	return out
 }
 
-// TestFencedPodsMove cuts nodes off: with everything else well, while the node's containerd
-// does not answer, and while its agent is killed. The node's pods are replaced elsewhere,
-// and no identity ever has two processes at once.
+// TestFencedPodsMove cuts nodes off: while the node's containerd does not answer, and while its
+// agent is killed. The node's pods are replaced elsewhere, and no identity ever has two
+// processes at once.
 func TestFencedPodsMove(t *testing.T) {
 	ns := namespace(t)
 	shared.Apply(t, fencedManifest, "-n", ns)
@@ -108,7 +108,7 @@ func TestFencedPodsMove(t *testing.T) {
 		}
 	})
 	defer func() { stop(); watching.Wait() }()
-	for _, fault := range []string{"none", "containerd paused", "agent killed"} {
+	for _, fault := range []string{"containerd paused", "agent killed"} {
 		all, err := pods(t.Context())
 		if err != nil || len(all) == 0 {
 			t.Fatalf("pods %v, error %v", all, err)
