@@ -121,7 +121,7 @@ func TestAdopts(t *testing.T) {
 	orphan.Spec.Replicas = &one
 	Create(w, orphan)
 	d := Create(w, web(2))
-	w.CatchUp() // a controller that knows the deployment alone makes a set of its own.
+	w.CatchUp() // A controller that sees only the deployment creates another set.
 	w.Run(deployment.New(w.Cluster), replicaset.New(w.Cluster))
 	w.Eventually("v1 is complete", complete(w, "v1", 2))
 	sets := List[*appsv1.ReplicaSet](w, "default")

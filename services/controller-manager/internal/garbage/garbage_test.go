@@ -55,7 +55,7 @@ func chain(w *World) (*appsv1.Deployment, *appsv1.ReplicaSet, *corev1.Pod) {
 	d := Create(w, &appsv1.Deployment{ObjectMeta: meta("d")})
 	rs := Create(w, &appsv1.ReplicaSet{ObjectMeta: meta("rs", d)})
 	p := Create(w, &corev1.Pod{ObjectMeta: meta("p", rs)})
-	w.Eventually("the graph knows them", func() bool { w.CatchUp(); return true })
+	w.CatchUp()
 	return d, rs, p
 }
 

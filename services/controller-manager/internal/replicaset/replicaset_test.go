@@ -135,7 +135,7 @@ func TestAdoptsAndReleases(t *testing.T) {
 	stray := pod("stray", unbound, phase(""), notReady)
 	stray.Namespace, stray.UID, stray.CreationTimestamp = "default", "", metav1.Time{}
 	Create(w, stray)
-	w.CatchUp() // a controller that knows the set alone makes a pod of its own.
+	w.CatchUp() // A controller that sees only the set creates another pod.
 	w.Run(replicaset.New(w.Cluster))
 	rs := Create(w, set(1))
 	w.Eventually("the adoption", func() bool {

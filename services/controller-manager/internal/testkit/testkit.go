@@ -106,7 +106,7 @@ func (w *World) Eventually(what string, cond func() bool) {
 	for !cond() {
 		select {
 		case <-deadline.C:
-			w.Fatalf("never: %s", what)
+			w.Fatalf("still waiting after a minute: %s", what)
 		case <-tick.C:
 		}
 	}
