@@ -84,11 +84,11 @@ soak: build runtime ## Memory and CPU time under 1,000 nodes and 10,000 pods, at
 	@scripts/soak.sh -test.run 'TestSoak|TestIdle|TestHeartbeats'
 
 .PHONY: overnight
-overnight: build ## A cluster left alone: 50 workloads of all kinds roll every minute; make overnight MINUTES=120 (slopes are judged from 90 on)
+overnight: build runtime ## A cluster left alone: 50 workloads of all kinds roll every minute; make overnight MINUTES=120 (slopes are judged from 90 on)
 	@SOAK_TIMEOUT=$$(( $(or $(MINUTES),120) + 30 ))m scripts/soak.sh -test.run TestRolling -soak.minutes $(or $(MINUTES),120)
 
 .PHONY: fault
-fault: build ## Faults under load: make fault SEED=7 SECONDS=120, or FAULTS=200
+fault: build runtime ## Faults under load: make fault SEED=7 SECONDS=120, or FAULTS=200
 	@SEED="$(SEED)" SECONDS_OF_FAULTS="$(SECONDS)" FAULTS="$(FAULTS)" scripts/fault.sh
 
 .PHONY: sequences
@@ -96,7 +96,7 @@ sequences: build runtime ## Random sequences of keel's commands and kills: make 
 	@cd e2e && KEELSON_BIN=$(BIN) go test -count=1 -timeout 90m ./sequence -args -seed $(or $(SEED),1) -count $(or $(COUNT),50) -nodes $(or $(NODES),0)
 
 .PHONY: removals
-removals: build ## Members removed down to one, leaders among them, and added again: make removals ROUNDS=50 SEED=7
+removals: build runtime ## Members removed down to one, leaders among them, and added again: make removals ROUNDS=50 SEED=7
 	@cd e2e && KEELSON_BIN=$(BIN) go test -count=1 -timeout 60m -run TestMembersAreRemovedInAnyOrder ./ha -args -removals $(or $(ROUNDS),50) -removal-seed $(or $(SEED),7)
 
 .PHONY: bench
