@@ -13,6 +13,7 @@ import (
 
 	coordinationv1 "keelson.dev/proto/keelson/coordination/v1"
 	nodev1 "keelson.dev/proto/keelson/node/v1"
+	podv1 "keelson.dev/proto/keelson/pod/v1"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/fence"
 	grpcfront "keelson.dev/services/apiserver/internal/front/grpc"
@@ -81,6 +82,7 @@ func (f *fronts) newGRPC(g *boot.Group) *rpc.Server {
 		Root:         grpcfront.Writes,
 		Untraced:     grpcfront.Streams,
 		Endless:      grpcfront.Endless,
+		MaxMessage:   grpcfront.MaxMessage,
 		Options: []grpc.ServerOption{
 			grpc.Creds(sniff.Credentials{TransportCredentials: f.id.ServerCredentials(false)}),
 		},
@@ -90,6 +92,7 @@ func (f *fronts) newGRPC(g *boot.Group) *rpc.Server {
 	fences := fence.New(api, st.table, st.lasting.Store, st.transient.Store)
 	coordinationv1.RegisterFenceServiceServer(server, grpcfront.NewFenceService(fences))
 	nodev1.RegisterTunnelServiceServer(server, st.tunnels)
+	podv1.RegisterPodServiceServer(server, grpcfront.NewPodService(api, st.tunnels))
 	grpcfront.RegisterReflection(server)
 	f.spans.serve(server, api, rights)
 	st.members.serveAPI(g, server, rights)

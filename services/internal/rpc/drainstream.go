@@ -10,7 +10,8 @@ import (
 
 // drainStreams ends endless streams when drain does. A stream on which only the server
 // sends, such as a watch, ends without an error: its client continues elsewhere after the
-// last message. A bidirectional one ends with codes.Unavailable.
+// last message. A bidirectional one, or one whose handler returns that itself because its end
+// means something, ends with codes.Unavailable.
 func drainStreams(drain context.Context, endless func(fullMethod string) bool) grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		if !endless(info.FullMethod) {
@@ -26,6 +27,9 @@ func drainStreams(drain context.Context, endless func(fullMethod string) bool) g
 		}
 		if info.IsClientStream {
 			return status.Error(codes.Unavailable, "the server is stopping")
+		}
+		if status.Code(err) == codes.Unavailable {
+			return err
 		}
 		return nil
 	}

@@ -29,6 +29,7 @@ const healthService = "/grpc.health.v1.Health/"
 type guard struct {
 	authenticate  Authenticate
 	codec         encoding.CodecV2
+	maxMessage    func(fullMethod string) int // may be nil
 	budget        *budget
 	strangers     *inflight.Gauge
 	healthWatches *inflight.Shares[netip.Addr]
@@ -37,7 +38,7 @@ type guard struct {
 
 func newGuard(cfg ServerConfig, codec encoding.CodecV2) *guard {
 	return &guard{
-		authenticate: cfg.Authenticate, codec: codec, budget: newBudget(maxBytes), tracing: newServerTracing(cfg),
+		authenticate: cfg.Authenticate, codec: codec, maxMessage: cfg.MaxMessage, budget: newBudget(maxBytes), tracing: newServerTracing(cfg),
 		strangers: inflight.NewGauge(maxStrangers), healthWatches: inflight.NewShares[netip.Addr](maxStrangers),
 	}
 }
@@ -49,6 +50,7 @@ type call struct {
 	guard     *guard
 	caller    Caller
 	limits    *limits
+	message   int // bytes of one message, as sent and inflated
 	codec     encoding.CodecV2
 	transport transport
 	once      bool // the client sends one message
@@ -111,6 +113,12 @@ func (g *guard) admit(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 		}
 	}
 	c.limits = &classLimits[c.caller.Class]
+	c.message = c.limits.message
+	if g.maxMessage != nil {
+		if n := g.maxMessage(info.FullMethod); n > 0 {
+			c.message = min(c.message, n)
+		}
+	}
 	if c.caller.Class == Stranger {
 		if conn != nil && !conn.Allow() {
 			conn.Refused()

@@ -46,8 +46,8 @@ func (c *call) receive(m any) error {
 		return receiveError(err)
 	}
 	size := binary.BigEndian.Uint32(header[1:])
-	if int64(size) > int64(c.limits.message) {
-		return status.Errorf(codes.ResourceExhausted, "message of %d bytes: at most %d are allowed", size, c.limits.message)
+	if int64(size) > int64(c.message) {
+		return status.Errorf(codes.ResourceExhausted, "message of %d bytes: at most %d are allowed", size, c.message)
 	}
 	if header[0] > 1 {
 		return status.Errorf(codes.Internal, "unknown payload format %d", header[0])
@@ -132,21 +132,21 @@ var errCompressed = status.Error(codes.Unimplemented, "compressed messages are f
 // size is known.
 func (c *call) inflate(by encoding.Compressor, raw mem.BufferSlice) (mem.BufferSlice, error) {
 	defer raw.Free()
-	if err := c.reserve(int64(c.limits.message)); err != nil {
+	if err := c.reserve(int64(c.message)); err != nil {
 		return nil, err
 	}
 	plain, err := by.Decompress(raw.Reader())
 	if err != nil {
 		return nil, status.Errorf(codes.Internal, "the message cannot be decompressed: %v", err)
 	}
-	out, err := mem.ReadAll(io.LimitReader(plain, int64(c.limits.message)+1), mem.DefaultBufferPool())
+	out, err := mem.ReadAll(io.LimitReader(plain, int64(c.message)+1), mem.DefaultBufferPool())
 	if err != nil {
 		out.Free()
 		return nil, status.Errorf(codes.Internal, "the message cannot be decompressed: %v", err)
 	}
-	if out.Len() > c.limits.message {
+	if out.Len() > c.message {
 		out.Free()
-		return nil, status.Errorf(codes.ResourceExhausted, "decompressed message: at most %d bytes are allowed", c.limits.message)
+		return nil, status.Errorf(codes.ResourceExhausted, "decompressed message: at most %d bytes are allowed", c.message)
 	}
 	return out, c.reserve(int64(out.Len()))
 }

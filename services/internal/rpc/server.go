@@ -79,6 +79,9 @@ type ServerConfig struct {
 	// Endless reports whether a stream is ended by its client only, such as watches and
 	// tunnels. They end at once when the server stops; see drainStreams for how.
 	Endless func(fullMethod string) bool
+	// MaxMessage returns the size in bytes of the largest message of a method, or 0 if only
+	// the caller's class bounds it.
+	MaxMessage func(fullMethod string) int
 	// Reflection is true if the descriptions of the services are served, to any client
 	// that may connect.
 	Reflection bool

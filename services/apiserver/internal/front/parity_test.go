@@ -36,6 +36,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	podv1 "keelson.dev/proto/keelson/pod/v1"
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/admission"
 	"keelson.dev/services/apiserver/internal/authz"
@@ -48,6 +49,7 @@ import (
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/store/memory"
+	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/apiserver/internal/watchcache"
 	"keelson.dev/services/internal/rpc"
 )
@@ -224,6 +226,7 @@ type world struct {
 	rights   *authz.Authorizers
 	rest     *rest.Handler
 	grpc     resourcev1.ResourceServiceClient
+	pods     podv1.PodServiceClient
 	baseline map[string][]byte
 	acted    []string // namespace/name of the objects that actions ran on
 }
@@ -260,9 +263,11 @@ func newWorld(t *testing.T) *world {
 		},
 	})
 	go func() { _ = w.api.Recheck(ctx); done <- struct{}{} }()
-	w.rest = rest.New(rest.Config{API: w.api, Authn: names{}})
+	nodes := tunnel.New(tunnel.Config{})
+	w.rest = rest.New(rest.Config{API: w.api, Authn: names{}, Tunnel: nodes})
 	server := rpc.NewServer(rpc.ServerConfig{Authenticate: grpcfront.Authentication(names{}, rights), Codec: grpcfront.NewCodec()})
 	resourcev1.RegisterResourceServiceServer(server, grpcfront.New(w.api))
+	podv1.RegisterPodServiceServer(server, grpcfront.NewPodService(w.api, nodes))
 	l := bufconn.Listen(1 << 20)
 	go func() { _ = server.Serve(ctx, l); done <- struct{}{} }()
 	conn, err := grpc.NewClient("passthrough:///bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -271,6 +276,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.grpc = resourcev1.NewResourceServiceClient(conn)
+	w.pods = podv1.NewPodServiceClient(conn)
 	t.Cleanup(func() {
 		_ = conn.Close()
 		cancel()

@@ -28,7 +28,7 @@ type Authenticator interface {
 const (
 	// openService is a service that any client may call, without authentication.
 	openService = "/grpc.health.v1.Health/"
-	// objectService is the service whose every use the pipeline authorizes.
+	// objectService is, with podService, the service whose every use the pipeline authorizes.
 	objectService = "/keelson.resource.v1.ResourceService/"
 	// knownServices is a prefix of services that every authenticated user may call.
 	knownServices = "/grpc.reflection."
@@ -52,7 +52,7 @@ func Authentication(a Authenticator, rights authz.Authorizer) rpc.Authenticate {
 		}
 		if md, ok := metadata.FromIncomingContext(ctx); ok {
 			// The other services know users by name, and do not ask the authorizer about each use.
-			constrained := strings.HasPrefix(method, objectService)
+			constrained := strings.HasPrefix(method, objectService) || strings.HasPrefix(method, podService)
 			if user, err = authn.Impersonate(ctx, rights, user, md, nil, constrained); err != nil {
 				return ctx, caller, wire(ctx, err)
 			}

@@ -20,6 +20,7 @@ import (
 
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 
+	"keelson.dev/services/apiserver/internal/front/podsession"
 	"keelson.dev/services/apiserver/internal/tunnel"
 )
 
@@ -47,16 +48,16 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request, pod *corev1.Pod) e
 	if err != nil {
 		return err
 	}
-	name, err := container(pod, q.Get("container"))
+	ref, err := podsession.Container(pod, q.Get("container"))
 	if err != nil {
 		return err
 	}
 	command := q["command"]
-	if len(command) == 0 {
-		return apierrors.NewBadRequest("you must specify at least one command for the container")
+	if err := podsession.Command(command); err != nil {
+		return err
 	}
 	session, err := s.open(r.Context(), pod, &nodev1.Open{Target: &nodev1.Open_Exec{Exec: &nodev1.Exec{
-		Pod: ref(pod, name), Command: command,
+		Pod: ref, Command: command,
 		Stdin: options.Stdin, Stdout: options.Stdout, Stderr: options.Stderr, Tty: options.TTY,
 	}}})
 	if err != nil {
@@ -67,7 +68,7 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request, pod *corev1.Pod) e
 	if wantsV5(r) {
 		return s.serveV5(w, r, runner, options)
 	}
-	remotecommand.ServeExec(w, r, runner, pod.Name, string(pod.UID), name, command, options,
+	remotecommand.ServeExec(w, r, runner, pod.Name, string(pod.UID), ref.GetContainer(), command, options,
 		idleTimeout, creationTimeout, remotecommand.SupportedStreamingProtocols)
 	return nil
 }
@@ -78,12 +79,12 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request, pod *corev1.Pod)
 	if err != nil {
 		return err
 	}
-	name, err := container(pod, q.Get("container"))
+	ref, err := podsession.Container(pod, q.Get("container"))
 	if err != nil {
 		return err
 	}
 	session, err := s.open(r.Context(), pod, &nodev1.Open{Target: &nodev1.Open_Attach{Attach: &nodev1.Attach{
-		Pod:   ref(pod, name),
+		Pod:   ref,
 		Stdin: options.Stdin, Stdout: options.Stdout, Stderr: options.Stderr, Tty: options.TTY,
 	}}})
 	if err != nil {
@@ -94,7 +95,7 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request, pod *corev1.Pod)
 	if wantsV5(r) {
 		return s.serveV5(w, r, runner, options)
 	}
-	remotecommand.ServeAttach(w, r, runner, pod.Name, string(pod.UID), name, options,
+	remotecommand.ServeAttach(w, r, runner, pod.Name, string(pod.UID), ref.GetContainer(), options,
 		idleTimeout, creationTimeout, remotecommand.SupportedStreamingProtocols)
 	return nil
 }

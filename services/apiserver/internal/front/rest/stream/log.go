@@ -10,69 +10,43 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	nodev1 "keelson.dev/proto/keelson/node/v1"
+
+	"keelson.dev/services/apiserver/internal/front/podsession"
 )
 
 // logOptions parses and validates the query of a log request, with Kubernetes' messages.
-func logOptions(pod string, q url.Values) (*nodev1.Logs, string, error) {
+func logOptions(pod string, q url.Values) (*nodev1.Logs, error) {
 	logs := &nodev1.Logs{
 		Follow:     flag(q, "follow"),
 		Previous:   flag(q, "previous"),
 		Timestamps: flag(q, "timestamps"),
+		Stream:     q.Get("stream"),
 	}
-	var errs field.ErrorList
-	number := func(name string, least int64, text string) (*int64, error) {
-		if !q.Has(name) {
-			return nil, nil
+	for _, number := range []struct {
+		name string
+		to   **int64
+	}{{"tailLines", &logs.TailLines}, {"limitBytes", &logs.LimitBytes}, {"sinceSeconds", &logs.SinceSeconds}} {
+		if !q.Has(number.name) {
+			continue
 		}
-		n, err := strconv.ParseInt(q.Get(name), 10, 64)
+		n, err := strconv.ParseInt(q.Get(number.name), 10, 64)
 		if err != nil {
 			return nil, apierrors.NewBadRequest(err.Error())
 		}
-		if n < least {
-			errs = append(errs, field.Invalid(field.NewPath(name), n, text))
-		}
-		return &n, nil
-	}
-	var err error
-	if logs.TailLines, err = number("tailLines", 0, "must be greater than or equal to 0"); err != nil {
-		return nil, "", err
-	}
-	if logs.LimitBytes, err = number("limitBytes", 1, "must be greater than 0"); err != nil {
-		return nil, "", err
-	}
-	if logs.SinceSeconds, err = number("sinceSeconds", 1, "must be greater than 0"); err != nil {
-		return nil, "", err
+		*number.to = &n
 	}
 	if since := q.Get("sinceTime"); since != "" {
 		at, err := time.Parse(time.RFC3339, since)
 		if err != nil {
-			return nil, "", apierrors.NewBadRequest(err.Error())
-		}
-		if logs.SinceSeconds != nil {
-			errs = append(errs, field.Forbidden(field.NewPath(""), "at most one of `sinceTime` or `sinceSeconds` may be specified"))
+			return nil, apierrors.NewBadRequest(err.Error())
 		}
 		nano := at.UnixNano()
 		logs.SinceTimeUnixNano = &nano
 	}
-	switch stream := q.Get("stream"); stream {
-	case "", corev1.LogStreamAll:
-	case corev1.LogStreamStdout, corev1.LogStreamStderr:
-		logs.Stream = stream
-		if logs.TailLines != nil {
-			errs = append(errs, field.Forbidden(field.NewPath(""), "`tailLines` and specific `stream` are mutually exclusive for now"))
-		}
-	default:
-		errs = append(errs, field.NotSupported(field.NewPath("stream"), stream,
-			[]string{corev1.LogStreamAll, corev1.LogStreamStdout, corev1.LogStreamStderr}))
-	}
-	if len(errs) > 0 {
-		return nil, "", apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("PodLogOptions").GroupKind(), pod, errs)
-	}
-	return logs, q.Get("container"), nil
+	return logs, podsession.Logs(pod, logs)
 }
 
 // flag parses a boolean parameter as Kubernetes does.
@@ -81,14 +55,13 @@ func flag(q url.Values, name string) bool {
 }
 
 func (s *Server) log(w http.ResponseWriter, r *http.Request, pod *corev1.Pod) error {
-	logs, name, err := logOptions(pod.Name, r.URL.Query())
+	logs, err := logOptions(pod.Name, r.URL.Query())
 	if err != nil {
 		return err
 	}
-	if name, err = container(pod, name); err != nil {
+	if logs.Pod, err = podsession.Container(pod, r.URL.Query().Get("container")); err != nil {
 		return err
 	}
-	logs.Pod = ref(pod, name)
 	if pod.Spec.NodeName == "" { // not scheduled yet: there is no log
 		w.WriteHeader(http.StatusNoContent)
 		return nil

@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"keelson.dev/services/apiserver/internal/front/podsession"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/resource"
@@ -50,7 +51,7 @@ func (s *Server) nodeProxy(w http.ResponseWriter, r *http.Request, t pipeline.Ta
 		return err
 	}
 	t.Name, t.Subresource = name, ""
-	out, err := s.cfg.API.Get(request.WithUser(r.Context(), self), t, pipeline.GetOptions{})
+	out, err := s.cfg.API.Get(request.WithUser(r.Context(), podsession.Self), t, pipeline.GetOptions{})
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,8 @@ import (
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	nodev1 "keelson.dev/proto/keelson/node/v1"
+
+	"keelson.dev/services/apiserver/internal/front/podsession"
 )
 
 // maxForwards bounds the concurrently forwarded connections of one client.
@@ -84,7 +86,7 @@ func (f *forwarder) PortForward(ctx context.Context, _, _ string, port int32, st
 // node ends the session.
 func (f *forwarder) forward(ctx context.Context, port int32, stream io.ReadWriteCloser) error {
 	session, err := f.server.open(ctx, f.pod, &nodev1.Open{Target: &nodev1.Open_PortForward{
-		PortForward: &nodev1.PortForward{Pod: ref(f.pod, ""), Port: port},
+		PortForward: &nodev1.PortForward{Pod: podsession.Ref(f.pod, ""), Port: port},
 	}})
 	if err != nil {
 		return err

@@ -19,6 +19,7 @@ import (
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/proxy"
 
+	"keelson.dev/services/apiserver/internal/front/podsession"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/request"
 )
@@ -113,7 +114,7 @@ func (p *responder) Error(_ http.ResponseWriter, _ *http.Request, err error) { p
 // podBackend returns a pod's address and a port: the given one, or the first that a container
 // declares.
 func (s *Server) podBackend(ctx context.Context, t pipeline.Target, port string) (backend, error) {
-	pod, err := s.pod(ctx, t)
+	pod, err := podsession.Pod(ctx, s.cfg.API, t)
 	if err != nil {
 		return backend{}, err
 	}
@@ -143,7 +144,7 @@ func address(node, ip, port string) (backend, error) {
 // serviceBackend returns one of the service's ready endpoints at random, with the port that
 // belongs to the service's port: by name, by number, or the only one.
 func (s *Server) serviceBackend(ctx context.Context, t pipeline.Target, port string) (backend, error) {
-	ctx = request.WithUser(ctx, self)
+	ctx = request.WithUser(ctx, podsession.Self)
 	t.Subresource = ""
 	out, err := s.cfg.API.Get(ctx, t, pipeline.GetOptions{})
 	if err != nil {

@@ -8,25 +8,22 @@ package stream
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 
+	"keelson.dev/services/apiserver/internal/front/podsession"
 	"keelson.dev/services/apiserver/internal/pipeline"
-	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/tunnel"
 )
@@ -72,7 +69,7 @@ func (s *Server) Serve(w http.ResponseWriter, r *http.Request, q Request) error 
 	defer release()
 	r = r.WithContext(held)
 	if s.cfg.Tunnel == nil {
-		return errNoTunnel()
+		return podsession.ErrNoTunnel()
 	}
 	switch {
 	case connect == resource.Proxy && t.Resource.Resource == "nodes":
@@ -80,7 +77,7 @@ func (s *Server) Serve(w http.ResponseWriter, r *http.Request, q Request) error 
 	case connect == resource.Proxy:
 		return s.proxy(w, r, t, q.Rest)
 	}
-	pod, err := s.pod(r.Context(), t)
+	pod, err := podsession.Pod(r.Context(), s.cfg.API, t)
 	if err != nil {
 		return err
 	}
@@ -90,8 +87,8 @@ func (s *Server) Serve(w http.ResponseWriter, r *http.Request, q Request) error 
 	if !httpstream.IsUpgradeRequest(r) {
 		return apierrors.NewBadRequest("Upgrade request required")
 	}
-	if pod.Spec.NodeName == "" {
-		return apierrors.NewBadRequest(fmt.Sprintf("pod %s does not have a host assigned", pod.Name))
+	if err := podsession.Assigned(pod); err != nil {
+		return err
 	}
 	// Watch the client's connection: when it breaks, the session ends.
 	ctx, cancel := context.WithCancel(r.Context())
@@ -134,91 +131,7 @@ func verbs(r *http.Request, verb string, connect resource.Stream) []string {
 	return []string{verb}
 }
 
-func errNoTunnel() error {
-	return &apierrors.StatusError{ErrStatus: metav1.Status{
-		Status: metav1.StatusFailure, Code: http.StatusNotImplemented, Reason: "NotOffered", Message: "this apiserver has no connections to nodes",
-	}}
-}
-
-// self is the apiserver's own user, which reads the pod of an authorized stream: the user of the
-// stream needs no right to read pods.
-var self = request.User{Name: "system:apiserver", Groups: []string{"system:masters", "system:authenticated"}}
-
-func (s *Server) pod(ctx context.Context, t pipeline.Target) (*corev1.Pod, error) {
-	t.Subresource = ""
-	out, err := s.cfg.API.Get(request.WithUser(ctx, self), t, pipeline.GetOptions{})
-	if err != nil {
-		return nil, err
-	}
-	pod, ok := out.Item.Object.(*corev1.Pod)
-	if !ok {
-		return nil, apierrors.NewInternalError(fmt.Errorf("%s has no streams", t.Resource.Resource))
-	}
-	return pod, nil
-}
-
-// container validates the name of a container, or chooses the only one, with Kubernetes'
-// messages.
-func container(pod *corev1.Pod, name string) (string, error) {
-	names := containerNames(pod.Spec.Containers)
-	initial := containerNames(pod.Spec.InitContainers)
-	if name == "" {
-		switch {
-		case len(names) == 1:
-			return names[0], nil
-		case len(names) == 0:
-			return "", apierrors.NewBadRequest(fmt.Sprintf("a container name must be specified for pod %s", pod.Name))
-		}
-		text := fmt.Sprintf("a container name must be specified for pod %s, choose one of: [%s]", pod.Name, strings.Join(names, " "))
-		if len(initial) > 0 {
-			text += fmt.Sprintf(" or one of the init containers: [%s]", strings.Join(initial, " "))
-		}
-		return "", apierrors.NewBadRequest(text)
-	}
-	for _, known := range append(append(names, initial...), ephemeralNames(pod)...) {
-		if known == name {
-			return name, nil
-		}
-	}
-	return "", apierrors.NewBadRequest(fmt.Sprintf("container %s is not valid for pod %s", name, pod.Name))
-}
-
-func containerNames(containers []corev1.Container) []string {
-	var names []string
-	for i := range containers {
-		names = append(names, containers[i].Name)
-	}
-	return names
-}
-
-func ephemeralNames(pod *corev1.Pod) []string {
-	var names []string
-	for i := range pod.Spec.EphemeralContainers {
-		names = append(names, pod.Spec.EphemeralContainers[i].Name)
-	}
-	return names
-}
-
-func ref(pod *corev1.Pod, container string) *nodev1.PodRef {
-	return &nodev1.PodRef{Namespace: pod.Namespace, Name: pod.Name, Uid: string(pod.UID), Container: container}
-}
-
-// open opens a session and converts the tunnel's errors to Kubernetes'.
+// open opens a session with the pod's node.
 func (s *Server) open(ctx context.Context, pod *corev1.Pod, open *nodev1.Open) (*tunnel.Session, error) {
-	session, err := s.cfg.Tunnel.Open(ctx, pod.Spec.NodeName, open)
-	if err == nil {
-		return session, nil
-	}
-	var refused apierrors.APIStatus
-	switch {
-	case errors.As(err, &refused):
-		return nil, err
-	case errors.Is(err, tunnel.ErrTooMany):
-		return nil, apierrors.NewTooManyRequests(err.Error(), 1)
-	case errors.Is(err, tunnel.ErrTimeout):
-		return nil, apierrors.NewTimeoutError(err.Error(), 1)
-	case errors.Is(err, tunnel.ErrNotConnected), errors.Is(err, tunnel.ErrGone):
-		return nil, apierrors.NewServiceUnavailable(err.Error())
-	}
-	return nil, err
+	return podsession.Open(ctx, s.cfg.Tunnel, pod, open)
 }
