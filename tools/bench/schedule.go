@@ -204,7 +204,7 @@ func (b *bench) schedule(ctx context.Context, c *kubernetes.Clientset, pids []in
 	cancel()
 	following.Wait()
 	b.quantiles(waits)
-	return float64(b.pods) / took.Seconds(), fmt.Sprintf("%d pods, %d simulated nodes; all created after %.1fs; latencies are those of bindings", b.pods, b.nodes, all.Seconds()), nil
+	return float64(b.pods) / took.Seconds(), fmt.Sprintf("%d pods, %d simulated nodes; all created after %.1fs; at most %d MB; latencies are those of bindings", b.pods, b.nodes, all.Seconds(), memory>>20), nil
 }
 
 // watchMemory samples the memory of processes until the returned function is called, which

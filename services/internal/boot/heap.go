@@ -4,13 +4,14 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"sync"
 	"time"
 )
 
 // By how many percent the heap may grow beyond the live objects before it is collected. An
 // idle process collects seldom, so it can afford to collect twice as often and uses a
-// quarter less memory; a busy one keeps Go's own default.
+// quarter less memory; a busy one keeps Go's own default, unless its heap is large.
 const (
 	restPercent = 50
 	busyPercent = 100
@@ -20,31 +21,65 @@ const (
 	busyBelow = 3 * time.Second
 )
 
+// Percentages of busy processes with large heaps, in bytes of live objects. With 5,000 nodes
+// and 10,000 pods the control plane takes a fifth less memory for 5 % more CPU time.
+const (
+	largeHeap, largePercent = 96 << 20, 75
+	hugeHeap, hugePercent   = 192 << 20, 50
+)
+
+// busy returns the percentage of a busy process.
+func busy(live uint64) int {
+	switch {
+	case live >= hugeHeap:
+		return hugePercent
+	case live >= largeHeap:
+		return largePercent
+	}
+	return busyPercent
+}
+
 // paceHeap starts to adapt the garbage collector's target, unless GOGC sets it.
 func paceHeap() {
 	if os.Getenv("GOGC") == "" {
-		newPacer(restAfter, busyBelow, func(percent int) { debug.SetGCPercent(percent) })
+		newPacer(restAfter, busyBelow, heap{live: liveHeap, set: func(percent int) { debug.SetGCPercent(percent) }, release: debug.FreeOSMemory})
 	}
+}
+
+// liveHeap returns the bytes that the last collection found in use.
+func liveHeap() uint64 {
+	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
+}
+
+// heap is the part of the runtime that a pacer reads and sets.
+type heap struct {
+	live func() uint64
+	set  func(percent int)
+	// release returns unused memory to the operating system.
+	release func()
 }
 
 // pacer sets the collector's target from the time between collections.
 type pacer struct {
 	restAfter, busyBelow time.Duration
-	set                  func(percent int)
+	heap                 heap
 
 	mu      sync.Mutex
 	percent int
+	resting bool
 	last    time.Time
 	rest    *time.Timer // fires restAfter after the last collection
 	stopped bool
 }
 
-func newPacer(restAfter, busyBelow time.Duration, set func(percent int)) *pacer {
-	p := &pacer{restAfter: restAfter, busyBelow: busyBelow, set: set, percent: busyPercent, last: time.Now()}
+func newPacer(restAfter, busyBelow time.Duration, h heap) *pacer {
+	p := &pacer{restAfter: restAfter, busyBelow: busyBelow, heap: h, percent: busyPercent, last: time.Now()}
 	// After a burst, its garbage would stay until the heap had grown to twice the burst's
-	// size, or for the two minutes after which Go collects in any case: lowering the
-	// percentage collects it at once.
-	p.rest = time.AfterFunc(restAfter, func() { p.to(restPercent) })
+	// size, or for the two minutes after which Go collects in any case, and the scavenger
+	// would leave a tenth of it.
+	p.rest = time.AfterFunc(restAfter, p.atRest)
 	p.watch()
 	return p
 }
@@ -70,19 +105,31 @@ func (p *pacer) collected(now time.Time) bool {
 	}
 	p.mu.Unlock()
 	if since < p.busyBelow {
-		p.to(busyPercent)
+		p.to(busy(p.heap.live()), false)
 	}
 	return !stopped
 }
 
-func (p *pacer) to(percent int) {
+// atRest collects the garbage of a burst, returns its memory, and then lowers the percentage:
+// in this order, because two collections in a row would look like a busy process.
+func (p *pacer) atRest() {
+	p.mu.Lock()
+	again := p.resting || p.stopped
+	p.mu.Unlock()
+	if !again {
+		p.heap.release()
+		p.to(restPercent, true)
+	}
+}
+
+func (p *pacer) to(percent int, resting bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.stopped || p.percent == percent {
+	if p.stopped || p.percent == percent && p.resting == resting {
 		return
 	}
-	p.percent = percent
-	p.set(percent)
+	p.percent, p.resting = percent, resting
+	p.heap.set(percent)
 }
 
 // stop ends the adaptation and leaves the target as it is.

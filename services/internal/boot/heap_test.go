@@ -2,6 +2,8 @@ package boot
 
 import (
 	"runtime"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -10,7 +12,10 @@ import (
 // make it a busy one, as often as that happens.
 func TestHeapIsPacedByTheTimeBetweenCollections(t *testing.T) {
 	sets := make(chan int, 8)
-	p := newPacer(50*time.Millisecond, 40*time.Millisecond, func(percent int) { sets <- percent })
+	var released atomic.Int32
+	p := newPacer(50*time.Millisecond, 40*time.Millisecond, heap{
+		live: func() uint64 { return 1 << 20 }, set: func(percent int) { sets <- percent }, release: func() { released.Add(1) },
+	})
 	defer p.stop()
 	next := func(meanwhile func()) int {
 		t.Helper()
@@ -37,14 +42,18 @@ func TestHeapIsPacedByTheTimeBetweenCollections(t *testing.T) {
 			t.Fatalf("collecting all the time: %d percent, want %d", got, busyPercent)
 		}
 	}
+	if released.Load() == 0 {
+		t.Error("no memory was returned at rest")
+	}
 }
 
 // Collections that are neither close to each other nor far apart change nothing.
 func TestHeapPaceIsSteady(t *testing.T) {
 	var sets []int
+	live := uint64(1 << 20)
 	now := time.Now()
 	p := &pacer{restAfter: time.Hour, busyBelow: 3 * time.Second, percent: restPercent, last: now,
-		rest: time.NewTimer(time.Hour), set: func(percent int) { sets = append(sets, percent) }}
+		rest: time.NewTimer(time.Hour), heap: heap{live: func() uint64 { return live }, set: func(percent int) { sets = append(sets, percent) }}}
 	defer p.stop()
 	for range 5 {
 		now = now.Add(5 * time.Second)
@@ -59,5 +68,12 @@ func TestHeapPaceIsSteady(t *testing.T) {
 	}
 	if len(sets) != 1 || sets[0] != busyPercent {
 		t.Errorf("set to %v by a burst, want %d once", sets, busyPercent)
+	}
+	for _, live = range []uint64{largeHeap, hugeHeap, 1 << 20} {
+		now = now.Add(time.Second)
+		p.collected(now)
+	}
+	if want := []int{busyPercent, largePercent, hugePercent, busyPercent}; !slices.Equal(sets, want) {
+		t.Errorf("set to %v as the heap grew and shrank, want %v", sets, want)
 	}
 }
