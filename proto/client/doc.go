@@ -1,6 +1,6 @@
 // Package client is the Go client of a Keelson cluster. It gives typed access to Kubernetes'
-// objects over keelson.resource.v1.ResourceService, with generics, and a list-and-watch
-// [Cache].
+// objects over keelson.resource.v1.ResourceService, with generics, a list-and-watch [Cache],
+// and the streams of pods.
 //
 // # Connecting
 //
@@ -40,6 +40,12 @@
 // its subscribers, once and in order, also across broken connections and restarts of
 // apiservers. Use it for every program that follows a kind; [Resource.Watch] is the plain
 // stream beneath it, which the caller resumes.
+//
+// # Containers
+//
+// [Client.Logs], [Client.Exec], [Client.Attach] and [Client.PortForward] are kubectl's commands of
+// these names, over gRPC. PortForward returns a net.Conn, for instance for an http.Transport;
+// [Client.ForwardPort] serves a local listener.
 //
 // # Errors
 //
