@@ -49,6 +49,10 @@ delete: ## Stop the cluster and remove everything of it
 test: build runtime ## Everything that CI runs: lint, unit tests, tests of the built programs
 	@scripts/test.sh
 
+.PHONY: clients
+clients: ## Generate, check and test the clients in other languages
+	@scripts/clients.sh
+
 .PHONY: e2e
 e2e: build runtime ## Black-box tests against a real cluster
 	@scripts/e2e.sh

@@ -13,3 +13,4 @@ export PATH=$root/.tools/bin:$PATH
 for module in services/apiserver; do
 	(cd "$root/$module" && go generate ./...)
 done
+(cd "$root/tools" && go run ./client-schema >"$root/clients/kubernetes.json.new" && mv "$root/clients/kubernetes.json.new" "$root/clients/kubernetes.json")

@@ -18,6 +18,8 @@ step "unit tests"
 # The longest tests come first. Vet is off because lint has run it.
 scripts/gotest.sh -vet=off -timeout=10m ./services/apiserver/internal/store/{etcd,raft} ./services/node/internal/agent \
 	./proto/... ./services/{internal,apiserver,scheduler,controller-manager,cloud-controller,node}/... ./tools/...
+step "clients"
+scripts/clients.sh
 step "race"
 scripts/race.sh
 step "end to end"
