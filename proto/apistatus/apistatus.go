@@ -21,15 +21,16 @@ const CauseFenced metav1.CauseType = "Fenced"
 // typeURL is the type of a Status in the details of a gRPC status.
 const typeURL = "type.googleapis.com/k8s.io.apimachinery.pkg.apis.meta.v1.Status"
 
-// ToGRPC returns the gRPC status error that carries s in its details. Its code is the one
-// nearest to the HTTP code of s, codes.Internal if there is none.
+// ToGRPC returns the gRPC status error that carries s in its details, and beside it, for
+// clients that do not know Kubernetes, a google.rpc.ErrorInfo (domain [Domain], the reason of s),
+// a BadRequest for causes that name fields, and a RetryInfo if s says when to retry. Its code is
+// the one nearest to the HTTP code of s, codes.Internal if there is none. If all of this takes
+// more than 7 KiB in headers, the BadRequest is left out, then texts are cut, and causes dropped.
 func ToGRPC(s *metav1.Status) error {
-	data, err := s.Marshal()
+	st, err := encode(s)
 	if err != nil {
 		return status.Error(codes.Internal, err.Error())
 	}
-	st := status.New(codeOf(s), s.Message).Proto()
-	st.Details = append(st.Details, &anypb.Any{TypeUrl: typeURL, Value: data})
 	return status.ErrorProto(st)
 }
 
