@@ -11,7 +11,7 @@ import (
 
 // By how many percent the heap may grow beyond the live objects before it is collected. An
 // idle process collects seldom, so it can afford to collect twice as often and uses a
-// quarter less memory; a busy one keeps Go's own default, unless its heap is large.
+// quarter less memory; a busy one keeps Go's own default, unless its heap is small or large.
 const (
 	restPercent = 50
 	busyPercent = 100
@@ -21,9 +21,11 @@ const (
 	busyBelow = 3 * time.Second
 )
 
-// Percentages of busy processes with large heaps, in bytes of live objects. With 5,000 nodes
-// and 10,000 pods the control plane takes a fifth less memory for 5 % more CPU time.
+// Percentages of busy processes with small and large heaps, in bytes of live objects. A small
+// heap is collected half as often for at most 32 MB more. With 5,000 nodes and 10,000 pods the
+// control plane takes a tenth less memory for 5 % more CPU time.
 const (
+	smallHeap, smallPercent = 32 << 20, 200
 	largeHeap, largePercent = 96 << 20, 75
 	hugeHeap, hugePercent   = 192 << 20, 50
 )
@@ -31,12 +33,14 @@ const (
 // busy returns the percentage of a busy process.
 func busy(live uint64) int {
 	switch {
-	case live >= hugeHeap:
-		return hugePercent
-	case live >= largeHeap:
+	case live < smallHeap:
+		return smallPercent
+	case live < largeHeap:
+		return busyPercent
+	case live < hugeHeap:
 		return largePercent
 	}
-	return busyPercent
+	return hugePercent
 }
 
 // paceHeap starts to adapt the garbage collector's target, unless GOGC sets it.

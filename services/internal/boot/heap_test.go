@@ -14,7 +14,7 @@ func TestHeapIsPacedByTheTimeBetweenCollections(t *testing.T) {
 	sets := make(chan int, 8)
 	var released atomic.Int32
 	p := newPacer(50*time.Millisecond, 40*time.Millisecond, heap{
-		live: func() uint64 { return 1 << 20 }, set: func(percent int) { sets <- percent }, release: func() { released.Add(1) },
+		live: func() uint64 { return smallHeap }, set: func(percent int) { sets <- percent }, release: func() { released.Add(1) },
 	})
 	defer p.stop()
 	next := func(meanwhile func()) int {
@@ -50,7 +50,7 @@ func TestHeapIsPacedByTheTimeBetweenCollections(t *testing.T) {
 // Collections that are neither close to each other nor far apart change nothing.
 func TestHeapPaceIsSteady(t *testing.T) {
 	var sets []int
-	live := uint64(1 << 20)
+	live := uint64(smallHeap)
 	now := time.Now()
 	p := &pacer{restAfter: time.Hour, busyBelow: 3 * time.Second, percent: restPercent, last: now,
 		rest: time.NewTimer(time.Hour), heap: heap{live: func() uint64 { return live }, set: func(percent int) { sets = append(sets, percent) }}}
@@ -69,11 +69,11 @@ func TestHeapPaceIsSteady(t *testing.T) {
 	if len(sets) != 1 || sets[0] != busyPercent {
 		t.Errorf("set to %v by a burst, want %d once", sets, busyPercent)
 	}
-	for _, live = range []uint64{largeHeap, hugeHeap, 1 << 20} {
+	for _, live = range []uint64{largeHeap, hugeHeap, smallHeap, smallHeap - 1} {
 		now = now.Add(time.Second)
 		p.collected(now)
 	}
-	if want := []int{busyPercent, largePercent, hugePercent, busyPercent}; !slices.Equal(sets, want) {
+	if want := []int{busyPercent, largePercent, hugePercent, busyPercent, smallPercent}; !slices.Equal(sets, want) {
 		t.Errorf("set to %v as the heap grew and shrank, want %v", sets, want)
 	}
 }
