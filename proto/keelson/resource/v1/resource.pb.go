@@ -46,6 +46,60 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// View is how much of an object is returned.
+type View int32
+
+const (
+	// VIEW_UNSPECIFIED is the whole object.
+	View_VIEW_UNSPECIFIED View = 0
+	// VIEW_WITHOUT_MANAGED_FIELDS is the object without metadata.managedFields.
+	View_VIEW_WITHOUT_MANAGED_FIELDS View = 1
+	// VIEW_METADATA is the object's metadata, as a
+	// k8s.io.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata.
+	View_VIEW_METADATA View = 2
+)
+
+// Enum value maps for View.
+var (
+	View_name = map[int32]string{
+		0: "VIEW_UNSPECIFIED",
+		1: "VIEW_WITHOUT_MANAGED_FIELDS",
+		2: "VIEW_METADATA",
+	}
+	View_value = map[string]int32{
+		"VIEW_UNSPECIFIED":            0,
+		"VIEW_WITHOUT_MANAGED_FIELDS": 1,
+		"VIEW_METADATA":               2,
+	}
+)
+
+func (x View) Enum() *View {
+	p := new(View)
+	*p = x
+	return p
+}
+
+func (x View) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (View) Descriptor() protoreflect.EnumDescriptor {
+	return file_keelson_resource_v1_resource_proto_enumTypes[0].Descriptor()
+}
+
+func (View) Type() protoreflect.EnumType {
+	return &file_keelson_resource_v1_resource_proto_enumTypes[0]
+}
+
+func (x View) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use View.Descriptor instead.
+func (View) EnumDescriptor() ([]byte, []int) {
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{0}
+}
+
 // Type is the type of an event.
 type WatchResponse_Type int32
 
@@ -92,11 +146,11 @@ func (x WatchResponse_Type) String() string {
 }
 
 func (WatchResponse_Type) Descriptor() protoreflect.EnumDescriptor {
-	return file_keelson_resource_v1_resource_proto_enumTypes[0].Descriptor()
+	return file_keelson_resource_v1_resource_proto_enumTypes[1].Descriptor()
 }
 
 func (WatchResponse_Type) Type() protoreflect.EnumType {
-	return &file_keelson_resource_v1_resource_proto_enumTypes[0]
+	return &file_keelson_resource_v1_resource_proto_enumTypes[1]
 }
 
 func (x WatchResponse_Type) Number() protoreflect.EnumNumber {
@@ -149,11 +203,11 @@ func (x PatchRequest_Kind) String() string {
 }
 
 func (PatchRequest_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_keelson_resource_v1_resource_proto_enumTypes[1].Descriptor()
+	return file_keelson_resource_v1_resource_proto_enumTypes[2].Descriptor()
 }
 
 func (PatchRequest_Kind) Type() protoreflect.EnumType {
-	return &file_keelson_resource_v1_resource_proto_enumTypes[1]
+	return &file_keelson_resource_v1_resource_proto_enumTypes[2]
 }
 
 func (x PatchRequest_Kind) Number() protoreflect.EnumNumber {
@@ -162,7 +216,7 @@ func (x PatchRequest_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PatchRequest_Kind.Descriptor instead.
 func (PatchRequest_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{13, 0}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{19, 0}
 }
 
 // Ref names an object, a collection (empty name) or a subresource.
@@ -264,7 +318,27 @@ type WriteOptions struct {
 	DryRun bool `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// field_manager is the name under which written fields are recorded in managedFields,
 	// at most 128 characters; empty means the first part of the client's user agent.
-	FieldManager  string `protobuf:"bytes,2,opt,name=field_manager,json=fieldManager,proto3" json:"field_manager,omitempty"`
+	FieldManager string `protobuf:"bytes,2,opt,name=field_manager,json=fieldManager,proto3" json:"field_manager,omitempty"`
+	// request_id makes a write repeatable: 1 to 64 printable ASCII characters that the client
+	// chooses at random for one write, and sends again if it repeats that write because it got
+	// no answer. The id counts for one user, verb, resource, subresource, namespace and (except
+	// for a generateName) name; the server does not compare the rest of the repetition. It is
+	// stored with the object, so that any apiserver knows it, also after a restart.
+	//
+	// A repeated create answers with the object that the first attempt made, instead of
+	// ALREADY_EXISTS, and a generateName yields the same name again, as long as the object
+	// exists. A repeated update, patch, apply or binding answers with the object, instead of
+	// ABORTED or being performed again, while no other write with a request_id has changed the
+	// object. A repeated delete answers gone once no object with the uid of its preconditions,
+	// which it must have, is left.
+	//
+	// If the object has changed since, a repeated write answers with its present state if the
+	// user has the permission get, and otherwise with its name, namespace, uid and
+	// creationTimestamp alone.
+	//
+	// INVALID_ARGUMENT: the id is too long or not printable, a delete without a uid, a
+	// DeleteCollection, or a create of a subresource other than binding.
+	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -309,6 +383,13 @@ func (x *WriteOptions) GetDryRun() bool {
 func (x *WriteOptions) GetFieldManager() string {
 	if x != nil {
 		return x.FieldManager
+	}
+	return ""
+}
+
+func (x *WriteOptions) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
 	}
 	return ""
 }
@@ -376,8 +457,10 @@ type GetRequest struct {
 	// resource_version selects the state: empty means the newest, "0" any, and a resource
 	// version one that is at least as new.
 	ResourceVersion string `protobuf:"bytes,2,opt,name=resource_version,json=resourceVersion,proto3" json:"resource_version,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// view is how much of the object is returned.
+	View          View `protobuf:"varint,3,opt,name=view,proto3,enum=keelson.resource.v1.View" json:"view,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetRequest) Reset() {
@@ -422,6 +505,13 @@ func (x *GetRequest) GetResourceVersion() string {
 		return x.ResourceVersion
 	}
 	return ""
+}
+
+func (x *GetRequest) GetView() View {
+	if x != nil {
+		return x.View
+	}
+	return View_VIEW_UNSPECIFIED
 }
 
 // GetResponse is the object.
@@ -489,7 +579,9 @@ type ListRequest struct {
 	Continue string `protobuf:"bytes,7,opt,name=continue,proto3" json:"continue,omitempty"`
 	// page_size is the largest number of objects in one message, at most 5,000; 0 means
 	// 500. Large objects make pages smaller.
-	PageSize      int32 `protobuf:"varint,8,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageSize int32 `protobuf:"varint,8,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// view is how much of each object is returned.
+	View          View `protobuf:"varint,9,opt,name=view,proto3,enum=keelson.resource.v1.View" json:"view,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -578,6 +670,13 @@ func (x *ListRequest) GetPageSize() int32 {
 		return x.PageSize
 	}
 	return 0
+}
+
+func (x *ListRequest) GetView() View {
+	if x != nil {
+		return x.View
+	}
+	return View_VIEW_UNSPECIFIED
 }
 
 // ListResponse is one page.
@@ -670,8 +769,10 @@ type WatchRequest struct {
 	SendInitialEvents bool `protobuf:"varint,5,opt,name=send_initial_events,json=sendInitialEvents,proto3" json:"send_initial_events,omitempty"`
 	// allow_bookmarks requests a BOOKMARK at least once a minute.
 	AllowBookmarks bool `protobuf:"varint,6,opt,name=allow_bookmarks,json=allowBookmarks,proto3" json:"allow_bookmarks,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// view is how much of each object is returned.
+	View          View `protobuf:"varint,7,opt,name=view,proto3,enum=keelson.resource.v1.View" json:"view,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchRequest) Reset() {
@@ -744,6 +845,13 @@ func (x *WatchRequest) GetAllowBookmarks() bool {
 		return x.AllowBookmarks
 	}
 	return false
+}
+
+func (x *WatchRequest) GetView() View {
+	if x != nil {
+		return x.View
+	}
+	return View_VIEW_UNSPECIFIED
 }
 
 // WatchResponse is one event. A watch that cannot go on ends with a gRPC status
@@ -830,6 +938,424 @@ func (x *WatchResponse) GetInitialEventsEnd() bool {
 	return false
 }
 
+// WatchManyRequest is one command.
+type WatchManyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// command is what to do.
+	//
+	// Types that are valid to be assigned to Command:
+	//
+	//	*WatchManyRequest_Add
+	//	*WatchManyRequest_Remove
+	//	*WatchManyRequest_Grant
+	Command       isWatchManyRequest_Command `protobuf_oneof:"command"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchManyRequest) Reset() {
+	*x = WatchManyRequest{}
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchManyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchManyRequest) ProtoMessage() {}
+
+func (x *WatchManyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchManyRequest.ProtoReflect.Descriptor instead.
+func (*WatchManyRequest) Descriptor() ([]byte, []int) {
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *WatchManyRequest) GetCommand() isWatchManyRequest_Command {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+func (x *WatchManyRequest) GetAdd() *AddWatch {
+	if x != nil {
+		if x, ok := x.Command.(*WatchManyRequest_Add); ok {
+			return x.Add
+		}
+	}
+	return nil
+}
+
+func (x *WatchManyRequest) GetRemove() *RemoveWatch {
+	if x != nil {
+		if x, ok := x.Command.(*WatchManyRequest_Remove); ok {
+			return x.Remove
+		}
+	}
+	return nil
+}
+
+func (x *WatchManyRequest) GetGrant() *GrantCredits {
+	if x != nil {
+		if x, ok := x.Command.(*WatchManyRequest_Grant); ok {
+			return x.Grant
+		}
+	}
+	return nil
+}
+
+type isWatchManyRequest_Command interface {
+	isWatchManyRequest_Command()
+}
+
+type WatchManyRequest_Add struct {
+	// add begins a watch.
+	Add *AddWatch `protobuf:"bytes,1,opt,name=add,proto3,oneof"`
+}
+
+type WatchManyRequest_Remove struct {
+	// remove ends a watch.
+	Remove *RemoveWatch `protobuf:"bytes,2,opt,name=remove,proto3,oneof"`
+}
+
+type WatchManyRequest_Grant struct {
+	// grant lets a watch send more events.
+	Grant *GrantCredits `protobuf:"bytes,3,opt,name=grant,proto3,oneof"`
+}
+
+func (*WatchManyRequest_Add) isWatchManyRequest_Command() {}
+
+func (*WatchManyRequest_Remove) isWatchManyRequest_Command() {}
+
+func (*WatchManyRequest_Grant) isWatchManyRequest_Command() {}
+
+// AddWatch begins a watch.
+type AddWatch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id names the watch in this stream. It must not be 0, nor that of a watch whose WatchEnd
+	// the client has not received.
+	Id uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// watch is what to watch, and from where.
+	Watch *WatchRequest `protobuf:"bytes,2,opt,name=watch,proto3" json:"watch,omitempty"`
+	// credits are the first credits, as if by GrantCredits. 0 sends nothing yet.
+	Credits       uint32 `protobuf:"varint,3,opt,name=credits,proto3" json:"credits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddWatch) Reset() {
+	*x = AddWatch{}
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddWatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddWatch) ProtoMessage() {}
+
+func (x *AddWatch) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddWatch.ProtoReflect.Descriptor instead.
+func (*AddWatch) Descriptor() ([]byte, []int) {
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AddWatch) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *AddWatch) GetWatch() *WatchRequest {
+	if x != nil {
+		return x.Watch
+	}
+	return nil
+}
+
+func (x *AddWatch) GetCredits() uint32 {
+	if x != nil {
+		return x.Credits
+	}
+	return 0
+}
+
+// RemoveWatch ends a watch. Its last response is a WatchEnd without a status. Nothing happens
+// if there is no such watch: it may have ended.
+type RemoveWatch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id of the watch.
+	Id            uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveWatch) Reset() {
+	*x = RemoveWatch{}
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveWatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveWatch) ProtoMessage() {}
+
+func (x *RemoveWatch) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveWatch.ProtoReflect.Descriptor instead.
+func (*RemoveWatch) Descriptor() ([]byte, []int) {
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RemoveWatch) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+// GrantCredits lets a watch send more events. A watch that waits for credits falls behind as a
+// slow reader does: beyond 10,000 events, it ends with a Status, and can be added again from
+// the last resource_version that was received. Nothing happens if there is no such watch.
+type GrantCredits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id of the watch.
+	Id uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// credits are added to those that are left. Their sum is at most 4,294,967,295, which means
+	// no limit.
+	Credits       uint32 `protobuf:"varint,2,opt,name=credits,proto3" json:"credits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrantCredits) Reset() {
+	*x = GrantCredits{}
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrantCredits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrantCredits) ProtoMessage() {}
+
+func (x *GrantCredits) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrantCredits.ProtoReflect.Descriptor instead.
+func (*GrantCredits) Descriptor() ([]byte, []int) {
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *GrantCredits) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *GrantCredits) GetCredits() uint32 {
+	if x != nil {
+		return x.Credits
+	}
+	return 0
+}
+
+// WatchManyResponse is an event, or the end, of one of the watches.
+type WatchManyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id of the watch.
+	Id uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// response is what happened.
+	//
+	// Types that are valid to be assigned to Response:
+	//
+	//	*WatchManyResponse_Event
+	//	*WatchManyResponse_End
+	Response      isWatchManyResponse_Response `protobuf_oneof:"response"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchManyResponse) Reset() {
+	*x = WatchManyResponse{}
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchManyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchManyResponse) ProtoMessage() {}
+
+func (x *WatchManyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchManyResponse.ProtoReflect.Descriptor instead.
+func (*WatchManyResponse) Descriptor() ([]byte, []int) {
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *WatchManyResponse) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *WatchManyResponse) GetResponse() isWatchManyResponse_Response {
+	if x != nil {
+		return x.Response
+	}
+	return nil
+}
+
+func (x *WatchManyResponse) GetEvent() *WatchResponse {
+	if x != nil {
+		if x, ok := x.Response.(*WatchManyResponse_Event); ok {
+			return x.Event
+		}
+	}
+	return nil
+}
+
+func (x *WatchManyResponse) GetEnd() *WatchEnd {
+	if x != nil {
+		if x, ok := x.Response.(*WatchManyResponse_End); ok {
+			return x.End
+		}
+	}
+	return nil
+}
+
+type isWatchManyResponse_Response interface {
+	isWatchManyResponse_Response()
+}
+
+type WatchManyResponse_Event struct {
+	// event takes one credit.
+	Event *WatchResponse `protobuf:"bytes,2,opt,name=event,proto3,oneof"`
+}
+
+type WatchManyResponse_End struct {
+	// end is the last response with this id, and takes no credit.
+	End *WatchEnd `protobuf:"bytes,3,opt,name=end,proto3,oneof"`
+}
+
+func (*WatchManyResponse_Event) isWatchManyResponse_Response() {}
+
+func (*WatchManyResponse_End) isWatchManyResponse_Response() {}
+
+// WatchEnd is the end of a watch.
+type WatchEnd struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// status is the Kubernetes Status of a watch that could not go on. Without one, the client
+	// removed the watch, or the server ended it in an orderly way: the client may add it again
+	// from the last resource_version that it received, as after a Watch that ended.
+	Status        *anypb.Any `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEnd) Reset() {
+	*x = WatchEnd{}
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEnd) ProtoMessage() {}
+
+func (x *WatchEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEnd.ProtoReflect.Descriptor instead.
+func (*WatchEnd) Descriptor() ([]byte, []int) {
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *WatchEnd) GetStatus() *anypb.Any {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
 // CreateRequest stores a new object.
 type CreateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -845,7 +1371,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[9]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -857,7 +1383,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[9]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -870,7 +1396,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{9}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateRequest) GetRef() *Ref {
@@ -905,7 +1431,7 @@ type CreateResponse struct {
 
 func (x *CreateResponse) Reset() {
 	*x = CreateResponse{}
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[10]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +1443,7 @@ func (x *CreateResponse) String() string {
 func (*CreateResponse) ProtoMessage() {}
 
 func (x *CreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[10]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +1456,7 @@ func (x *CreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateResponse.ProtoReflect.Descriptor instead.
 func (*CreateResponse) Descriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{10}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateResponse) GetObject() *anypb.Any {
@@ -956,7 +1482,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[11]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1494,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[11]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1507,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{11}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UpdateRequest) GetRef() *Ref {
@@ -1016,7 +1542,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[12]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1028,7 +1554,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[12]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1041,7 +1567,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{12}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UpdateResponse) GetObject() *anypb.Any {
@@ -1068,7 +1594,7 @@ type PatchRequest struct {
 
 func (x *PatchRequest) Reset() {
 	*x = PatchRequest{}
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[13]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1080,7 +1606,7 @@ func (x *PatchRequest) String() string {
 func (*PatchRequest) ProtoMessage() {}
 
 func (x *PatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[13]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1093,7 +1619,7 @@ func (x *PatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PatchRequest.ProtoReflect.Descriptor instead.
 func (*PatchRequest) Descriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{13}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PatchRequest) GetRef() *Ref {
@@ -1135,7 +1661,7 @@ type PatchResponse struct {
 
 func (x *PatchResponse) Reset() {
 	*x = PatchResponse{}
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[14]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1673,7 @@ func (x *PatchResponse) String() string {
 func (*PatchResponse) ProtoMessage() {}
 
 func (x *PatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[14]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1686,7 @@ func (x *PatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PatchResponse.ProtoReflect.Descriptor instead.
 func (*PatchResponse) Descriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{14}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PatchResponse) GetObject() *anypb.Any {
@@ -1188,7 +1714,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[15]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1726,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[15]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1739,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{15}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ApplyRequest) GetRef() *Ref {
@@ -1255,7 +1781,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[16]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1793,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[16]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1806,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{16}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ApplyResponse) GetObject() *anypb.Any {
@@ -1310,7 +1836,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[17]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1848,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[17]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1861,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{17}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DeleteRequest) GetRef() *Ref {
@@ -1387,7 +1913,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[18]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1925,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[18]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1938,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{18}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeleteResponse) GetObject() *anypb.Any {
@@ -1450,7 +1976,7 @@ type DeleteCollectionRequest struct {
 
 func (x *DeleteCollectionRequest) Reset() {
 	*x = DeleteCollectionRequest{}
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[19]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1988,7 @@ func (x *DeleteCollectionRequest) String() string {
 func (*DeleteCollectionRequest) ProtoMessage() {}
 
 func (x *DeleteCollectionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[19]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +2001,7 @@ func (x *DeleteCollectionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCollectionRequest.ProtoReflect.Descriptor instead.
 func (*DeleteCollectionRequest) Descriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{19}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeleteCollectionRequest) GetRef() *Ref {
@@ -1531,7 +2057,7 @@ type DeleteCollectionResponse struct {
 
 func (x *DeleteCollectionResponse) Reset() {
 	*x = DeleteCollectionResponse{}
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[20]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1543,7 +2069,7 @@ func (x *DeleteCollectionResponse) String() string {
 func (*DeleteCollectionResponse) ProtoMessage() {}
 
 func (x *DeleteCollectionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[20]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1556,7 +2082,7 @@ func (x *DeleteCollectionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCollectionResponse.ProtoReflect.Descriptor instead.
 func (*DeleteCollectionResponse) Descriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{20}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteCollectionResponse) GetCount() int64 {
@@ -1587,7 +2113,7 @@ type Write struct {
 
 func (x *Write) Reset() {
 	*x = Write{}
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[21]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1599,7 +2125,7 @@ func (x *Write) String() string {
 func (*Write) ProtoMessage() {}
 
 func (x *Write) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[21]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1612,7 +2138,7 @@ func (x *Write) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Write.ProtoReflect.Descriptor instead.
 func (*Write) Descriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{21}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Write) GetWrite() isWrite_Write {
@@ -1726,7 +2252,7 @@ type CommitRequest struct {
 
 func (x *CommitRequest) Reset() {
 	*x = CommitRequest{}
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[22]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1738,7 +2264,7 @@ func (x *CommitRequest) String() string {
 func (*CommitRequest) ProtoMessage() {}
 
 func (x *CommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[22]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1751,7 +2277,7 @@ func (x *CommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitRequest.ProtoReflect.Descriptor instead.
 func (*CommitRequest) Descriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{22}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CommitRequest) GetWrites() []*Write {
@@ -1783,7 +2309,7 @@ type WriteResult struct {
 
 func (x *WriteResult) Reset() {
 	*x = WriteResult{}
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[23]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1795,7 +2321,7 @@ func (x *WriteResult) String() string {
 func (*WriteResult) ProtoMessage() {}
 
 func (x *WriteResult) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[23]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1808,7 +2334,7 @@ func (x *WriteResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteResult.ProtoReflect.Descriptor instead.
 func (*WriteResult) Descriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{23}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WriteResult) GetObject() *anypb.Any {
@@ -1843,7 +2369,7 @@ type CommitResponse struct {
 
 func (x *CommitResponse) Reset() {
 	*x = CommitResponse{}
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[24]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1855,7 +2381,7 @@ func (x *CommitResponse) String() string {
 func (*CommitResponse) ProtoMessage() {}
 
 func (x *CommitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_resource_v1_resource_proto_msgTypes[24]
+	mi := &file_keelson_resource_v1_resource_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1868,7 +2394,7 @@ func (x *CommitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitResponse.ProtoReflect.Descriptor instead.
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{24}
+	return file_keelson_resource_v1_resource_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CommitResponse) GetResults() []*WriteResult {
@@ -1889,19 +2415,22 @@ const file_keelson_resource_v1_resource_proto_rawDesc = "" +
 	"\bresource\x18\x03 \x01(\tR\bresource\x12\x1c\n" +
 	"\tnamespace\x18\x04 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x05 \x01(\tR\x04name\x12 \n" +
-	"\vsubresource\x18\x06 \x01(\tR\vsubresource\"L\n" +
+	"\vsubresource\x18\x06 \x01(\tR\vsubresource\"k\n" +
 	"\fWriteOptions\x12\x17\n" +
 	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12#\n" +
-	"\rfield_manager\x18\x02 \x01(\tR\ffieldManager\"L\n" +
+	"\rfield_manager\x18\x02 \x01(\tR\ffieldManager\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\"L\n" +
 	"\rPreconditions\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12)\n" +
-	"\x10resource_version\x18\x02 \x01(\tR\x0fresourceVersion\"c\n" +
+	"\x10resource_version\x18\x02 \x01(\tR\x0fresourceVersion\"\x92\x01\n" +
 	"\n" +
 	"GetRequest\x12*\n" +
 	"\x03ref\x18\x01 \x01(\v2\x18.keelson.resource.v1.RefR\x03ref\x12)\n" +
-	"\x10resource_version\x18\x02 \x01(\tR\x0fresourceVersion\";\n" +
+	"\x10resource_version\x18\x02 \x01(\tR\x0fresourceVersion\x12-\n" +
+	"\x04view\x18\x03 \x01(\x0e2\x19.keelson.resource.v1.ViewR\x04view\";\n" +
 	"\vGetResponse\x12,\n" +
-	"\x06object\x18\x01 \x01(\v2\x14.google.protobuf.AnyR\x06object\"\xb7\x02\n" +
+	"\x06object\x18\x01 \x01(\v2\x14.google.protobuf.AnyR\x06object\"\xe6\x02\n" +
 	"\vListRequest\x12*\n" +
 	"\x03ref\x18\x01 \x01(\v2\x18.keelson.resource.v1.RefR\x03ref\x12%\n" +
 	"\x0elabel_selector\x18\x02 \x01(\tR\rlabelSelector\x12%\n" +
@@ -1910,19 +2439,21 @@ const file_keelson_resource_v1_resource_proto_rawDesc = "" +
 	"\x16resource_version_match\x18\x05 \x01(\tR\x14resourceVersionMatch\x12\x14\n" +
 	"\x05limit\x18\x06 \x01(\x03R\x05limit\x12\x1a\n" +
 	"\bcontinue\x18\a \x01(\tR\bcontinue\x12\x1b\n" +
-	"\tpage_size\x18\b \x01(\x05R\bpageSize\"\xb3\x01\n" +
+	"\tpage_size\x18\b \x01(\x05R\bpageSize\x12-\n" +
+	"\x04view\x18\t \x01(\x0e2\x19.keelson.resource.v1.ViewR\x04view\"\xb3\x01\n" +
 	"\fListResponse\x12*\n" +
 	"\x05items\x18\x01 \x03(\v2\x14.google.protobuf.AnyR\x05items\x12)\n" +
 	"\x10resource_version\x18\x02 \x01(\tR\x0fresourceVersion\x12\x1a\n" +
 	"\bcontinue\x18\x03 \x01(\tR\bcontinue\x120\n" +
-	"\x14remaining_item_count\x18\x04 \x01(\x03R\x12remainingItemCount\"\x8c\x02\n" +
+	"\x14remaining_item_count\x18\x04 \x01(\x03R\x12remainingItemCount\"\xbb\x02\n" +
 	"\fWatchRequest\x12*\n" +
 	"\x03ref\x18\x01 \x01(\v2\x18.keelson.resource.v1.RefR\x03ref\x12%\n" +
 	"\x0elabel_selector\x18\x02 \x01(\tR\rlabelSelector\x12%\n" +
 	"\x0efield_selector\x18\x03 \x01(\tR\rfieldSelector\x12)\n" +
 	"\x10resource_version\x18\x04 \x01(\tR\x0fresourceVersion\x12.\n" +
 	"\x13send_initial_events\x18\x05 \x01(\bR\x11sendInitialEvents\x12'\n" +
-	"\x0fallow_bookmarks\x18\x06 \x01(\bR\x0eallowBookmarks\"\xdb\x02\n" +
+	"\x0fallow_bookmarks\x18\x06 \x01(\bR\x0eallowBookmarks\x12-\n" +
+	"\x04view\x18\a \x01(\x0e2\x19.keelson.resource.v1.ViewR\x04view\"\xdb\x02\n" +
 	"\rWatchResponse\x12;\n" +
 	"\x04type\x18\x01 \x01(\x0e2'.keelson.resource.v1.WatchResponse.TypeR\x04type\x12,\n" +
 	"\x06object\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x06object\x12)\n" +
@@ -1935,7 +2466,29 @@ const file_keelson_resource_v1_resource_proto_rawDesc = "" +
 	"TYPE_ADDED\x10\x01\x12\x11\n" +
 	"\rTYPE_MODIFIED\x10\x02\x12\x10\n" +
 	"\fTYPE_DELETED\x10\x03\x12\x11\n" +
-	"\rTYPE_BOOKMARK\x10\x04\"\xa6\x01\n" +
+	"\rTYPE_BOOKMARK\x10\x04\"\xc7\x01\n" +
+	"\x10WatchManyRequest\x121\n" +
+	"\x03add\x18\x01 \x01(\v2\x1d.keelson.resource.v1.AddWatchH\x00R\x03add\x12:\n" +
+	"\x06remove\x18\x02 \x01(\v2 .keelson.resource.v1.RemoveWatchH\x00R\x06remove\x129\n" +
+	"\x05grant\x18\x03 \x01(\v2!.keelson.resource.v1.GrantCreditsH\x00R\x05grantB\t\n" +
+	"\acommand\"m\n" +
+	"\bAddWatch\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x127\n" +
+	"\x05watch\x18\x02 \x01(\v2!.keelson.resource.v1.WatchRequestR\x05watch\x12\x18\n" +
+	"\acredits\x18\x03 \x01(\rR\acredits\"\x1d\n" +
+	"\vRemoveWatch\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\"8\n" +
+	"\fGrantCredits\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12\x18\n" +
+	"\acredits\x18\x02 \x01(\rR\acredits\"\x9e\x01\n" +
+	"\x11WatchManyResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12:\n" +
+	"\x05event\x18\x02 \x01(\v2\".keelson.resource.v1.WatchResponseH\x00R\x05event\x121\n" +
+	"\x03end\x18\x03 \x01(\v2\x1d.keelson.resource.v1.WatchEndH\x00R\x03endB\n" +
+	"\n" +
+	"\bresponse\"8\n" +
+	"\bWatchEnd\x12,\n" +
+	"\x06status\x18\x01 \x01(\v2\x14.google.protobuf.AnyR\x06status\"\xa6\x01\n" +
 	"\rCreateRequest\x12*\n" +
 	"\x03ref\x18\x01 \x01(\v2\x18.keelson.resource.v1.RefR\x03ref\x12,\n" +
 	"\x06object\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x06object\x12;\n" +
@@ -2004,11 +2557,16 @@ const file_keelson_resource_v1_resource_proto_rawDesc = "" +
 	"\x06status\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x06status\x12)\n" +
 	"\x10resource_version\x18\x03 \x01(\tR\x0fresourceVersion\"L\n" +
 	"\x0eCommitResponse\x12:\n" +
-	"\aresults\x18\x01 \x03(\v2 .keelson.resource.v1.WriteResultR\aresults2\xd9\x06\n" +
+	"\aresults\x18\x01 \x03(\v2 .keelson.resource.v1.WriteResultR\aresults*P\n" +
+	"\x04View\x12\x14\n" +
+	"\x10VIEW_UNSPECIFIED\x10\x00\x12\x1f\n" +
+	"\x1bVIEW_WITHOUT_MANAGED_FIELDS\x10\x01\x12\x11\n" +
+	"\rVIEW_METADATA\x10\x022\xb9\a\n" +
 	"\x0fResourceService\x12H\n" +
 	"\x03Get\x12\x1f.keelson.resource.v1.GetRequest\x1a .keelson.resource.v1.GetResponse\x12M\n" +
 	"\x04List\x12 .keelson.resource.v1.ListRequest\x1a!.keelson.resource.v1.ListResponse0\x01\x12P\n" +
-	"\x05Watch\x12!.keelson.resource.v1.WatchRequest\x1a\".keelson.resource.v1.WatchResponse0\x01\x12Q\n" +
+	"\x05Watch\x12!.keelson.resource.v1.WatchRequest\x1a\".keelson.resource.v1.WatchResponse0\x01\x12^\n" +
+	"\tWatchMany\x12%.keelson.resource.v1.WatchManyRequest\x1a&.keelson.resource.v1.WatchManyResponse(\x010\x01\x12Q\n" +
 	"\x06Create\x12\".keelson.resource.v1.CreateRequest\x1a#.keelson.resource.v1.CreateResponse\x12Q\n" +
 	"\x06Update\x12\".keelson.resource.v1.UpdateRequest\x1a#.keelson.resource.v1.UpdateResponse\x12N\n" +
 	"\x05Patch\x12!.keelson.resource.v1.PatchRequest\x1a\".keelson.resource.v1.PatchResponse\x12N\n" +
@@ -2029,101 +2587,120 @@ func file_keelson_resource_v1_resource_proto_rawDescGZIP() []byte {
 	return file_keelson_resource_v1_resource_proto_rawDescData
 }
 
-var file_keelson_resource_v1_resource_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_keelson_resource_v1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_keelson_resource_v1_resource_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_keelson_resource_v1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_keelson_resource_v1_resource_proto_goTypes = []any{
-	(WatchResponse_Type)(0),          // 0: keelson.resource.v1.WatchResponse.Type
-	(PatchRequest_Kind)(0),           // 1: keelson.resource.v1.PatchRequest.Kind
-	(*Ref)(nil),                      // 2: keelson.resource.v1.Ref
-	(*WriteOptions)(nil),             // 3: keelson.resource.v1.WriteOptions
-	(*Preconditions)(nil),            // 4: keelson.resource.v1.Preconditions
-	(*GetRequest)(nil),               // 5: keelson.resource.v1.GetRequest
-	(*GetResponse)(nil),              // 6: keelson.resource.v1.GetResponse
-	(*ListRequest)(nil),              // 7: keelson.resource.v1.ListRequest
-	(*ListResponse)(nil),             // 8: keelson.resource.v1.ListResponse
-	(*WatchRequest)(nil),             // 9: keelson.resource.v1.WatchRequest
-	(*WatchResponse)(nil),            // 10: keelson.resource.v1.WatchResponse
-	(*CreateRequest)(nil),            // 11: keelson.resource.v1.CreateRequest
-	(*CreateResponse)(nil),           // 12: keelson.resource.v1.CreateResponse
-	(*UpdateRequest)(nil),            // 13: keelson.resource.v1.UpdateRequest
-	(*UpdateResponse)(nil),           // 14: keelson.resource.v1.UpdateResponse
-	(*PatchRequest)(nil),             // 15: keelson.resource.v1.PatchRequest
-	(*PatchResponse)(nil),            // 16: keelson.resource.v1.PatchResponse
-	(*ApplyRequest)(nil),             // 17: keelson.resource.v1.ApplyRequest
-	(*ApplyResponse)(nil),            // 18: keelson.resource.v1.ApplyResponse
-	(*DeleteRequest)(nil),            // 19: keelson.resource.v1.DeleteRequest
-	(*DeleteResponse)(nil),           // 20: keelson.resource.v1.DeleteResponse
-	(*DeleteCollectionRequest)(nil),  // 21: keelson.resource.v1.DeleteCollectionRequest
-	(*DeleteCollectionResponse)(nil), // 22: keelson.resource.v1.DeleteCollectionResponse
-	(*Write)(nil),                    // 23: keelson.resource.v1.Write
-	(*CommitRequest)(nil),            // 24: keelson.resource.v1.CommitRequest
-	(*WriteResult)(nil),              // 25: keelson.resource.v1.WriteResult
-	(*CommitResponse)(nil),           // 26: keelson.resource.v1.CommitResponse
-	(*anypb.Any)(nil),                // 27: google.protobuf.Any
+	(View)(0),                        // 0: keelson.resource.v1.View
+	(WatchResponse_Type)(0),          // 1: keelson.resource.v1.WatchResponse.Type
+	(PatchRequest_Kind)(0),           // 2: keelson.resource.v1.PatchRequest.Kind
+	(*Ref)(nil),                      // 3: keelson.resource.v1.Ref
+	(*WriteOptions)(nil),             // 4: keelson.resource.v1.WriteOptions
+	(*Preconditions)(nil),            // 5: keelson.resource.v1.Preconditions
+	(*GetRequest)(nil),               // 6: keelson.resource.v1.GetRequest
+	(*GetResponse)(nil),              // 7: keelson.resource.v1.GetResponse
+	(*ListRequest)(nil),              // 8: keelson.resource.v1.ListRequest
+	(*ListResponse)(nil),             // 9: keelson.resource.v1.ListResponse
+	(*WatchRequest)(nil),             // 10: keelson.resource.v1.WatchRequest
+	(*WatchResponse)(nil),            // 11: keelson.resource.v1.WatchResponse
+	(*WatchManyRequest)(nil),         // 12: keelson.resource.v1.WatchManyRequest
+	(*AddWatch)(nil),                 // 13: keelson.resource.v1.AddWatch
+	(*RemoveWatch)(nil),              // 14: keelson.resource.v1.RemoveWatch
+	(*GrantCredits)(nil),             // 15: keelson.resource.v1.GrantCredits
+	(*WatchManyResponse)(nil),        // 16: keelson.resource.v1.WatchManyResponse
+	(*WatchEnd)(nil),                 // 17: keelson.resource.v1.WatchEnd
+	(*CreateRequest)(nil),            // 18: keelson.resource.v1.CreateRequest
+	(*CreateResponse)(nil),           // 19: keelson.resource.v1.CreateResponse
+	(*UpdateRequest)(nil),            // 20: keelson.resource.v1.UpdateRequest
+	(*UpdateResponse)(nil),           // 21: keelson.resource.v1.UpdateResponse
+	(*PatchRequest)(nil),             // 22: keelson.resource.v1.PatchRequest
+	(*PatchResponse)(nil),            // 23: keelson.resource.v1.PatchResponse
+	(*ApplyRequest)(nil),             // 24: keelson.resource.v1.ApplyRequest
+	(*ApplyResponse)(nil),            // 25: keelson.resource.v1.ApplyResponse
+	(*DeleteRequest)(nil),            // 26: keelson.resource.v1.DeleteRequest
+	(*DeleteResponse)(nil),           // 27: keelson.resource.v1.DeleteResponse
+	(*DeleteCollectionRequest)(nil),  // 28: keelson.resource.v1.DeleteCollectionRequest
+	(*DeleteCollectionResponse)(nil), // 29: keelson.resource.v1.DeleteCollectionResponse
+	(*Write)(nil),                    // 30: keelson.resource.v1.Write
+	(*CommitRequest)(nil),            // 31: keelson.resource.v1.CommitRequest
+	(*WriteResult)(nil),              // 32: keelson.resource.v1.WriteResult
+	(*CommitResponse)(nil),           // 33: keelson.resource.v1.CommitResponse
+	(*anypb.Any)(nil),                // 34: google.protobuf.Any
 }
 var file_keelson_resource_v1_resource_proto_depIdxs = []int32{
-	2,  // 0: keelson.resource.v1.GetRequest.ref:type_name -> keelson.resource.v1.Ref
-	27, // 1: keelson.resource.v1.GetResponse.object:type_name -> google.protobuf.Any
-	2,  // 2: keelson.resource.v1.ListRequest.ref:type_name -> keelson.resource.v1.Ref
-	27, // 3: keelson.resource.v1.ListResponse.items:type_name -> google.protobuf.Any
-	2,  // 4: keelson.resource.v1.WatchRequest.ref:type_name -> keelson.resource.v1.Ref
-	0,  // 5: keelson.resource.v1.WatchResponse.type:type_name -> keelson.resource.v1.WatchResponse.Type
-	27, // 6: keelson.resource.v1.WatchResponse.object:type_name -> google.protobuf.Any
-	2,  // 7: keelson.resource.v1.CreateRequest.ref:type_name -> keelson.resource.v1.Ref
-	27, // 8: keelson.resource.v1.CreateRequest.object:type_name -> google.protobuf.Any
-	3,  // 9: keelson.resource.v1.CreateRequest.options:type_name -> keelson.resource.v1.WriteOptions
-	27, // 10: keelson.resource.v1.CreateResponse.object:type_name -> google.protobuf.Any
-	2,  // 11: keelson.resource.v1.UpdateRequest.ref:type_name -> keelson.resource.v1.Ref
-	27, // 12: keelson.resource.v1.UpdateRequest.object:type_name -> google.protobuf.Any
-	3,  // 13: keelson.resource.v1.UpdateRequest.options:type_name -> keelson.resource.v1.WriteOptions
-	27, // 14: keelson.resource.v1.UpdateResponse.object:type_name -> google.protobuf.Any
-	2,  // 15: keelson.resource.v1.PatchRequest.ref:type_name -> keelson.resource.v1.Ref
-	1,  // 16: keelson.resource.v1.PatchRequest.kind:type_name -> keelson.resource.v1.PatchRequest.Kind
-	3,  // 17: keelson.resource.v1.PatchRequest.options:type_name -> keelson.resource.v1.WriteOptions
-	27, // 18: keelson.resource.v1.PatchResponse.object:type_name -> google.protobuf.Any
-	2,  // 19: keelson.resource.v1.ApplyRequest.ref:type_name -> keelson.resource.v1.Ref
-	3,  // 20: keelson.resource.v1.ApplyRequest.options:type_name -> keelson.resource.v1.WriteOptions
-	27, // 21: keelson.resource.v1.ApplyResponse.object:type_name -> google.protobuf.Any
-	2,  // 22: keelson.resource.v1.DeleteRequest.ref:type_name -> keelson.resource.v1.Ref
-	4,  // 23: keelson.resource.v1.DeleteRequest.preconditions:type_name -> keelson.resource.v1.Preconditions
-	3,  // 24: keelson.resource.v1.DeleteRequest.options:type_name -> keelson.resource.v1.WriteOptions
-	27, // 25: keelson.resource.v1.DeleteResponse.object:type_name -> google.protobuf.Any
-	2,  // 26: keelson.resource.v1.DeleteCollectionRequest.ref:type_name -> keelson.resource.v1.Ref
-	3,  // 27: keelson.resource.v1.DeleteCollectionRequest.options:type_name -> keelson.resource.v1.WriteOptions
-	11, // 28: keelson.resource.v1.Write.create:type_name -> keelson.resource.v1.CreateRequest
-	13, // 29: keelson.resource.v1.Write.update:type_name -> keelson.resource.v1.UpdateRequest
-	15, // 30: keelson.resource.v1.Write.patch:type_name -> keelson.resource.v1.PatchRequest
-	17, // 31: keelson.resource.v1.Write.apply:type_name -> keelson.resource.v1.ApplyRequest
-	19, // 32: keelson.resource.v1.Write.delete:type_name -> keelson.resource.v1.DeleteRequest
-	23, // 33: keelson.resource.v1.CommitRequest.writes:type_name -> keelson.resource.v1.Write
-	27, // 34: keelson.resource.v1.WriteResult.object:type_name -> google.protobuf.Any
-	27, // 35: keelson.resource.v1.WriteResult.status:type_name -> google.protobuf.Any
-	25, // 36: keelson.resource.v1.CommitResponse.results:type_name -> keelson.resource.v1.WriteResult
-	5,  // 37: keelson.resource.v1.ResourceService.Get:input_type -> keelson.resource.v1.GetRequest
-	7,  // 38: keelson.resource.v1.ResourceService.List:input_type -> keelson.resource.v1.ListRequest
-	9,  // 39: keelson.resource.v1.ResourceService.Watch:input_type -> keelson.resource.v1.WatchRequest
-	11, // 40: keelson.resource.v1.ResourceService.Create:input_type -> keelson.resource.v1.CreateRequest
-	13, // 41: keelson.resource.v1.ResourceService.Update:input_type -> keelson.resource.v1.UpdateRequest
-	15, // 42: keelson.resource.v1.ResourceService.Patch:input_type -> keelson.resource.v1.PatchRequest
-	17, // 43: keelson.resource.v1.ResourceService.Apply:input_type -> keelson.resource.v1.ApplyRequest
-	19, // 44: keelson.resource.v1.ResourceService.Delete:input_type -> keelson.resource.v1.DeleteRequest
-	21, // 45: keelson.resource.v1.ResourceService.DeleteCollection:input_type -> keelson.resource.v1.DeleteCollectionRequest
-	24, // 46: keelson.resource.v1.ResourceService.Commit:input_type -> keelson.resource.v1.CommitRequest
-	6,  // 47: keelson.resource.v1.ResourceService.Get:output_type -> keelson.resource.v1.GetResponse
-	8,  // 48: keelson.resource.v1.ResourceService.List:output_type -> keelson.resource.v1.ListResponse
-	10, // 49: keelson.resource.v1.ResourceService.Watch:output_type -> keelson.resource.v1.WatchResponse
-	12, // 50: keelson.resource.v1.ResourceService.Create:output_type -> keelson.resource.v1.CreateResponse
-	14, // 51: keelson.resource.v1.ResourceService.Update:output_type -> keelson.resource.v1.UpdateResponse
-	16, // 52: keelson.resource.v1.ResourceService.Patch:output_type -> keelson.resource.v1.PatchResponse
-	18, // 53: keelson.resource.v1.ResourceService.Apply:output_type -> keelson.resource.v1.ApplyResponse
-	20, // 54: keelson.resource.v1.ResourceService.Delete:output_type -> keelson.resource.v1.DeleteResponse
-	22, // 55: keelson.resource.v1.ResourceService.DeleteCollection:output_type -> keelson.resource.v1.DeleteCollectionResponse
-	26, // 56: keelson.resource.v1.ResourceService.Commit:output_type -> keelson.resource.v1.CommitResponse
-	47, // [47:57] is the sub-list for method output_type
-	37, // [37:47] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	3,  // 0: keelson.resource.v1.GetRequest.ref:type_name -> keelson.resource.v1.Ref
+	0,  // 1: keelson.resource.v1.GetRequest.view:type_name -> keelson.resource.v1.View
+	34, // 2: keelson.resource.v1.GetResponse.object:type_name -> google.protobuf.Any
+	3,  // 3: keelson.resource.v1.ListRequest.ref:type_name -> keelson.resource.v1.Ref
+	0,  // 4: keelson.resource.v1.ListRequest.view:type_name -> keelson.resource.v1.View
+	34, // 5: keelson.resource.v1.ListResponse.items:type_name -> google.protobuf.Any
+	3,  // 6: keelson.resource.v1.WatchRequest.ref:type_name -> keelson.resource.v1.Ref
+	0,  // 7: keelson.resource.v1.WatchRequest.view:type_name -> keelson.resource.v1.View
+	1,  // 8: keelson.resource.v1.WatchResponse.type:type_name -> keelson.resource.v1.WatchResponse.Type
+	34, // 9: keelson.resource.v1.WatchResponse.object:type_name -> google.protobuf.Any
+	13, // 10: keelson.resource.v1.WatchManyRequest.add:type_name -> keelson.resource.v1.AddWatch
+	14, // 11: keelson.resource.v1.WatchManyRequest.remove:type_name -> keelson.resource.v1.RemoveWatch
+	15, // 12: keelson.resource.v1.WatchManyRequest.grant:type_name -> keelson.resource.v1.GrantCredits
+	10, // 13: keelson.resource.v1.AddWatch.watch:type_name -> keelson.resource.v1.WatchRequest
+	11, // 14: keelson.resource.v1.WatchManyResponse.event:type_name -> keelson.resource.v1.WatchResponse
+	17, // 15: keelson.resource.v1.WatchManyResponse.end:type_name -> keelson.resource.v1.WatchEnd
+	34, // 16: keelson.resource.v1.WatchEnd.status:type_name -> google.protobuf.Any
+	3,  // 17: keelson.resource.v1.CreateRequest.ref:type_name -> keelson.resource.v1.Ref
+	34, // 18: keelson.resource.v1.CreateRequest.object:type_name -> google.protobuf.Any
+	4,  // 19: keelson.resource.v1.CreateRequest.options:type_name -> keelson.resource.v1.WriteOptions
+	34, // 20: keelson.resource.v1.CreateResponse.object:type_name -> google.protobuf.Any
+	3,  // 21: keelson.resource.v1.UpdateRequest.ref:type_name -> keelson.resource.v1.Ref
+	34, // 22: keelson.resource.v1.UpdateRequest.object:type_name -> google.protobuf.Any
+	4,  // 23: keelson.resource.v1.UpdateRequest.options:type_name -> keelson.resource.v1.WriteOptions
+	34, // 24: keelson.resource.v1.UpdateResponse.object:type_name -> google.protobuf.Any
+	3,  // 25: keelson.resource.v1.PatchRequest.ref:type_name -> keelson.resource.v1.Ref
+	2,  // 26: keelson.resource.v1.PatchRequest.kind:type_name -> keelson.resource.v1.PatchRequest.Kind
+	4,  // 27: keelson.resource.v1.PatchRequest.options:type_name -> keelson.resource.v1.WriteOptions
+	34, // 28: keelson.resource.v1.PatchResponse.object:type_name -> google.protobuf.Any
+	3,  // 29: keelson.resource.v1.ApplyRequest.ref:type_name -> keelson.resource.v1.Ref
+	4,  // 30: keelson.resource.v1.ApplyRequest.options:type_name -> keelson.resource.v1.WriteOptions
+	34, // 31: keelson.resource.v1.ApplyResponse.object:type_name -> google.protobuf.Any
+	3,  // 32: keelson.resource.v1.DeleteRequest.ref:type_name -> keelson.resource.v1.Ref
+	5,  // 33: keelson.resource.v1.DeleteRequest.preconditions:type_name -> keelson.resource.v1.Preconditions
+	4,  // 34: keelson.resource.v1.DeleteRequest.options:type_name -> keelson.resource.v1.WriteOptions
+	34, // 35: keelson.resource.v1.DeleteResponse.object:type_name -> google.protobuf.Any
+	3,  // 36: keelson.resource.v1.DeleteCollectionRequest.ref:type_name -> keelson.resource.v1.Ref
+	4,  // 37: keelson.resource.v1.DeleteCollectionRequest.options:type_name -> keelson.resource.v1.WriteOptions
+	18, // 38: keelson.resource.v1.Write.create:type_name -> keelson.resource.v1.CreateRequest
+	20, // 39: keelson.resource.v1.Write.update:type_name -> keelson.resource.v1.UpdateRequest
+	22, // 40: keelson.resource.v1.Write.patch:type_name -> keelson.resource.v1.PatchRequest
+	24, // 41: keelson.resource.v1.Write.apply:type_name -> keelson.resource.v1.ApplyRequest
+	26, // 42: keelson.resource.v1.Write.delete:type_name -> keelson.resource.v1.DeleteRequest
+	30, // 43: keelson.resource.v1.CommitRequest.writes:type_name -> keelson.resource.v1.Write
+	34, // 44: keelson.resource.v1.WriteResult.object:type_name -> google.protobuf.Any
+	34, // 45: keelson.resource.v1.WriteResult.status:type_name -> google.protobuf.Any
+	32, // 46: keelson.resource.v1.CommitResponse.results:type_name -> keelson.resource.v1.WriteResult
+	6,  // 47: keelson.resource.v1.ResourceService.Get:input_type -> keelson.resource.v1.GetRequest
+	8,  // 48: keelson.resource.v1.ResourceService.List:input_type -> keelson.resource.v1.ListRequest
+	10, // 49: keelson.resource.v1.ResourceService.Watch:input_type -> keelson.resource.v1.WatchRequest
+	12, // 50: keelson.resource.v1.ResourceService.WatchMany:input_type -> keelson.resource.v1.WatchManyRequest
+	18, // 51: keelson.resource.v1.ResourceService.Create:input_type -> keelson.resource.v1.CreateRequest
+	20, // 52: keelson.resource.v1.ResourceService.Update:input_type -> keelson.resource.v1.UpdateRequest
+	22, // 53: keelson.resource.v1.ResourceService.Patch:input_type -> keelson.resource.v1.PatchRequest
+	24, // 54: keelson.resource.v1.ResourceService.Apply:input_type -> keelson.resource.v1.ApplyRequest
+	26, // 55: keelson.resource.v1.ResourceService.Delete:input_type -> keelson.resource.v1.DeleteRequest
+	28, // 56: keelson.resource.v1.ResourceService.DeleteCollection:input_type -> keelson.resource.v1.DeleteCollectionRequest
+	31, // 57: keelson.resource.v1.ResourceService.Commit:input_type -> keelson.resource.v1.CommitRequest
+	7,  // 58: keelson.resource.v1.ResourceService.Get:output_type -> keelson.resource.v1.GetResponse
+	9,  // 59: keelson.resource.v1.ResourceService.List:output_type -> keelson.resource.v1.ListResponse
+	11, // 60: keelson.resource.v1.ResourceService.Watch:output_type -> keelson.resource.v1.WatchResponse
+	16, // 61: keelson.resource.v1.ResourceService.WatchMany:output_type -> keelson.resource.v1.WatchManyResponse
+	19, // 62: keelson.resource.v1.ResourceService.Create:output_type -> keelson.resource.v1.CreateResponse
+	21, // 63: keelson.resource.v1.ResourceService.Update:output_type -> keelson.resource.v1.UpdateResponse
+	23, // 64: keelson.resource.v1.ResourceService.Patch:output_type -> keelson.resource.v1.PatchResponse
+	25, // 65: keelson.resource.v1.ResourceService.Apply:output_type -> keelson.resource.v1.ApplyResponse
+	27, // 66: keelson.resource.v1.ResourceService.Delete:output_type -> keelson.resource.v1.DeleteResponse
+	29, // 67: keelson.resource.v1.ResourceService.DeleteCollection:output_type -> keelson.resource.v1.DeleteCollectionResponse
+	33, // 68: keelson.resource.v1.ResourceService.Commit:output_type -> keelson.resource.v1.CommitResponse
+	58, // [58:69] is the sub-list for method output_type
+	47, // [47:58] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_keelson_resource_v1_resource_proto_init() }
@@ -2131,9 +2708,18 @@ func file_keelson_resource_v1_resource_proto_init() {
 	if File_keelson_resource_v1_resource_proto != nil {
 		return
 	}
-	file_keelson_resource_v1_resource_proto_msgTypes[17].OneofWrappers = []any{}
-	file_keelson_resource_v1_resource_proto_msgTypes[19].OneofWrappers = []any{}
-	file_keelson_resource_v1_resource_proto_msgTypes[21].OneofWrappers = []any{
+	file_keelson_resource_v1_resource_proto_msgTypes[9].OneofWrappers = []any{
+		(*WatchManyRequest_Add)(nil),
+		(*WatchManyRequest_Remove)(nil),
+		(*WatchManyRequest_Grant)(nil),
+	}
+	file_keelson_resource_v1_resource_proto_msgTypes[13].OneofWrappers = []any{
+		(*WatchManyResponse_Event)(nil),
+		(*WatchManyResponse_End)(nil),
+	}
+	file_keelson_resource_v1_resource_proto_msgTypes[23].OneofWrappers = []any{}
+	file_keelson_resource_v1_resource_proto_msgTypes[25].OneofWrappers = []any{}
+	file_keelson_resource_v1_resource_proto_msgTypes[27].OneofWrappers = []any{
 		(*Write_Create)(nil),
 		(*Write_Update)(nil),
 		(*Write_Patch)(nil),
@@ -2145,8 +2731,8 @@ func file_keelson_resource_v1_resource_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keelson_resource_v1_resource_proto_rawDesc), len(file_keelson_resource_v1_resource_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   25,
+			NumEnums:      3,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

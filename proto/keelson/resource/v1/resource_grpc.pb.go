@@ -46,6 +46,7 @@ const (
 	ResourceService_Get_FullMethodName              = "/keelson.resource.v1.ResourceService/Get"
 	ResourceService_List_FullMethodName             = "/keelson.resource.v1.ResourceService/List"
 	ResourceService_Watch_FullMethodName            = "/keelson.resource.v1.ResourceService/Watch"
+	ResourceService_WatchMany_FullMethodName        = "/keelson.resource.v1.ResourceService/WatchMany"
 	ResourceService_Create_FullMethodName           = "/keelson.resource.v1.ResourceService/Create"
 	ResourceService_Update_FullMethodName           = "/keelson.resource.v1.ResourceService/Update"
 	ResourceService_Patch_FullMethodName            = "/keelson.resource.v1.ResourceService/Patch"
@@ -74,18 +75,35 @@ type ResourceServiceClient interface {
 	// known; list again. Permission: watch, which covers the initial state too, as in
 	// Kubernetes. Safe to retry from the last resource_version that was received.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
+	// WatchMany is any number of watches on one stream, which costs the server and the client
+	// much less than a call for each. The client adds and removes watches, each under an id of
+	// its own, and grants each of them credits: one event takes one credit, and a watch without
+	// credits waits and holds up no other. Each watch has its own permission, order and end, as
+	// a Watch has; one that ends does not end the others. The whole stream ends after 30 to 60
+	// minutes at the latest; the client then adds each watch again, from the last
+	// resource_version that it received for it.
+	//
+	// A watch that cannot be had, or cannot go on, ends with a WatchEnd. Among its Statuses are
+	// 403 Forbidden; 410 Expired: list again; 429 TooManyRequests: the stream has 1,000 watches,
+	// or the connection as many watches and calls as its caller may have. INVALID_ARGUMENT ends
+	// the stream: an id that is 0 or in use, or a request without a command.
+	//
+	// Permission: watch, for each. Safe to retry as described.
+	WatchMany(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchManyRequest, WatchManyResponse], error)
 	// Create stores a new object, or performs the action of a subresource (binding,
 	// eviction, token). ALREADY_EXISTS: there is an object of that name. Permission:
 	// create. Safe to retry only if the object has a name (not a generateName): a repeated
-	// create answers ALREADY_EXISTS.
+	// create answers ALREADY_EXISTS. With a request_id, safe to retry in either case.
 	Create(ctx context.Context, in *CreateRequest, opts ...grpc.CallOption) (*CreateResponse, error)
 	// Update replaces an object, or one of its subresources (status, scale, approval,
 	// finalize). ABORTED (409 Conflict): the object has changed since the resourceVersion
 	// that the request carries. Permission: update. Safe to retry if the object carries a
-	// resourceVersion.
+	// resourceVersion, and with a request_id.
 	Update(ctx context.Context, in *UpdateRequest, opts ...grpc.CallOption) (*UpdateResponse, error)
 	// Patch changes part of an object. Permission: patch. Whether a retry is safe depends
-	// on the patch: a merge patch is idempotent, a JSON patch may not be.
+	// on the patch: a merge patch is idempotent, a JSON patch may not be. With a request_id, a patch that was
+	// performed is not performed again while no other write with a request_id has changed the
+	// object.
 	Patch(ctx context.Context, in *PatchRequest, opts ...grpc.CallOption) (*PatchResponse, error)
 	// Apply performs server-side apply, and creates the object if it does not exist.
 	// ABORTED (409 Conflict): other managers own fields with other values, and force is not
@@ -159,6 +177,19 @@ func (c *resourceServiceClient) Watch(ctx context.Context, in *WatchRequest, opt
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ResourceService_WatchClient = grpc.ServerStreamingClient[WatchResponse]
+
+func (c *resourceServiceClient) WatchMany(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchManyRequest, WatchManyResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ResourceService_ServiceDesc.Streams[2], ResourceService_WatchMany_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchManyRequest, WatchManyResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ResourceService_WatchManyClient = grpc.BidiStreamingClient[WatchManyRequest, WatchManyResponse]
 
 func (c *resourceServiceClient) Create(ctx context.Context, in *CreateRequest, opts ...grpc.CallOption) (*CreateResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -249,18 +280,35 @@ type ResourceServiceServer interface {
 	// known; list again. Permission: watch, which covers the initial state too, as in
 	// Kubernetes. Safe to retry from the last resource_version that was received.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
+	// WatchMany is any number of watches on one stream, which costs the server and the client
+	// much less than a call for each. The client adds and removes watches, each under an id of
+	// its own, and grants each of them credits: one event takes one credit, and a watch without
+	// credits waits and holds up no other. Each watch has its own permission, order and end, as
+	// a Watch has; one that ends does not end the others. The whole stream ends after 30 to 60
+	// minutes at the latest; the client then adds each watch again, from the last
+	// resource_version that it received for it.
+	//
+	// A watch that cannot be had, or cannot go on, ends with a WatchEnd. Among its Statuses are
+	// 403 Forbidden; 410 Expired: list again; 429 TooManyRequests: the stream has 1,000 watches,
+	// or the connection as many watches and calls as its caller may have. INVALID_ARGUMENT ends
+	// the stream: an id that is 0 or in use, or a request without a command.
+	//
+	// Permission: watch, for each. Safe to retry as described.
+	WatchMany(grpc.BidiStreamingServer[WatchManyRequest, WatchManyResponse]) error
 	// Create stores a new object, or performs the action of a subresource (binding,
 	// eviction, token). ALREADY_EXISTS: there is an object of that name. Permission:
 	// create. Safe to retry only if the object has a name (not a generateName): a repeated
-	// create answers ALREADY_EXISTS.
+	// create answers ALREADY_EXISTS. With a request_id, safe to retry in either case.
 	Create(context.Context, *CreateRequest) (*CreateResponse, error)
 	// Update replaces an object, or one of its subresources (status, scale, approval,
 	// finalize). ABORTED (409 Conflict): the object has changed since the resourceVersion
 	// that the request carries. Permission: update. Safe to retry if the object carries a
-	// resourceVersion.
+	// resourceVersion, and with a request_id.
 	Update(context.Context, *UpdateRequest) (*UpdateResponse, error)
 	// Patch changes part of an object. Permission: patch. Whether a retry is safe depends
-	// on the patch: a merge patch is idempotent, a JSON patch may not be.
+	// on the patch: a merge patch is idempotent, a JSON patch may not be. With a request_id, a patch that was
+	// performed is not performed again while no other write with a request_id has changed the
+	// object.
 	Patch(context.Context, *PatchRequest) (*PatchResponse, error)
 	// Apply performs server-side apply, and creates the object if it does not exist.
 	// ABORTED (409 Conflict): other managers own fields with other values, and force is not
@@ -295,6 +343,9 @@ func (UnimplementedResourceServiceServer) List(*ListRequest, grpc.ServerStreamin
 }
 func (UnimplementedResourceServiceServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
+}
+func (UnimplementedResourceServiceServer) WatchMany(grpc.BidiStreamingServer[WatchManyRequest, WatchManyResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchMany not implemented")
 }
 func (UnimplementedResourceServiceServer) Create(context.Context, *CreateRequest) (*CreateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
@@ -377,6 +428,13 @@ func _ResourceService_Watch_Handler(srv interface{}, stream grpc.ServerStream) e
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ResourceService_WatchServer = grpc.ServerStreamingServer[WatchResponse]
+
+func _ResourceService_WatchMany_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ResourceServiceServer).WatchMany(&grpc.GenericServerStream[WatchManyRequest, WatchManyResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ResourceService_WatchManyServer = grpc.BidiStreamingServer[WatchManyRequest, WatchManyResponse]
 
 func _ResourceService_Create_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CreateRequest)
@@ -554,6 +612,12 @@ var ResourceService_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "Watch",
 			Handler:       _ResourceService_Watch_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "WatchMany",
+			Handler:       _ResourceService_WatchMany_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "keelson/resource/v1/resource.proto",
