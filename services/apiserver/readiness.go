@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -75,7 +76,11 @@ func startChecks(g *boot.Group, cfg *config, lasting, transient pipeline.Place) 
 
 // storeChecks returns the checks of one store.
 func storeChecks(g *boot.Group, name string, p pipeline.Place) []rest.Check {
+	looked, probed := store.As[*reach.Store](p.Store)
 	cache := ops.NewProbe(func(ctx context.Context) error {
+		if probed && looked.Probed() > 0 {
+			return p.Cache.WaitFor(ctx, looked.Probed())
+		}
 		// The store's present revision, or, if it does not answer, the cache's own: while
 		// the store cannot be reached, its own check fails, not this one.
 		rev, err := p.Store.Revision(ctx)
@@ -86,7 +91,7 @@ func storeChecks(g *boot.Group, name string, p pipeline.Place) []rest.Check {
 	})
 	g.Go("readiness of the watch cache of "+name, cache.Run)
 	checks := []rest.Check{{Name: name + "-watch-cache", Run: cache.Check}}
-	if looked, ok := store.As[*reach.Store](p.Store); ok {
+	if probed {
 		checks = slices.Insert(checks, 0, rest.Check{Name: name, Run: looked.Check})
 	}
 	if member, ok := store.As[interface{ Voting(context.Context) error }](p.Store); ok {
@@ -103,18 +108,23 @@ const healthEvery = 250 * time.Millisecond
 func updateHealth(ctx, stopping context.Context, server *rpc.Server, ready ops.Check) error {
 	tick := time.NewTicker(healthEvery)
 	defer tick.Stop()
+	services := slices.Collect(maps.Keys(server.GetServiceInfo()))
+	last := healthv1.HealthCheckResponse_UNKNOWN
 	for {
 		overall := healthv1.HealthCheckResponse_SERVING
 		if ready(ctx) != nil {
 			overall = healthv1.HealthCheckResponse_NOT_SERVING
 		}
-		server.Health.SetServingStatus("", overall)
-		for name := range server.GetServiceInfo() {
-			state := healthv1.HealthCheckResponse_SERVING
-			if strings.HasPrefix(name, "keelson.") && !storeless[name] {
-				state = overall
+		if overall != last {
+			last = overall
+			server.Health.SetServingStatus("", overall)
+			for _, name := range services {
+				state := healthv1.HealthCheckResponse_SERVING
+				if strings.HasPrefix(name, "keelson.") && !storeless[name] {
+					state = overall
+				}
+				server.Health.SetServingStatus(name, state)
 			}
-			server.Health.SetServingStatus(name, state)
 		}
 		select {
 		case <-stopping.Done():

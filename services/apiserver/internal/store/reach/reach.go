@@ -38,6 +38,7 @@ type Store struct {
 	name  string
 	probe *ops.Probe
 	state atomic.Pointer[state]
+	rev   atomic.Int64
 }
 
 // state is one period in which the store is reachable or unreachable.
@@ -73,9 +74,15 @@ func (s *Store) Check(ctx context.Context) error { return s.probe.Check(ctx) }
 // Unwrap returns the wrapped store.
 func (s *Store) Unwrap() store.Store { return s.inner }
 
+// Probed returns the revision that the last successful probe found, or 0 before the first.
+func (s *Store) Probed() store.Revision { return store.Revision(s.rev.Load()) }
+
 // look probes the store. A probe that was cancelled changes nothing.
 func (s *Store) look(ctx context.Context) error {
-	_, err := s.inner.Revision(ctx)
+	rev, err := s.inner.Revision(ctx)
+	if err == nil {
+		s.rev.Store(int64(rev))
+	}
 	if err == nil || !errors.Is(ctx.Err(), context.Canceled) {
 		s.saw(ctx, err)
 	}

@@ -103,6 +103,7 @@ func TestCutOff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "the write is probed", func() bool { return s.Probed() >= verdicts[0].Revision })
 	w, err := s.Watch(t.Context(), "/", verdicts[0].Revision)
 	if err != nil {
 		t.Fatal(err)
