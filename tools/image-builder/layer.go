@@ -235,6 +235,9 @@ func (l *layer) addSpec(ctx context.Context, specDir, tmp string, spec Spec, deb
 		fmt.Fprintf(&passwd, "%s:x:%d:%d::%s:/bin/sh\n", u.Name, u.ID, u.ID, home)
 		fmt.Fprintf(&group, "%s:x:%d:\n", u.Name, u.ID)
 	}
+	for _, g := range spec.Groups {
+		fmt.Fprintf(&group, "%s:x:%d:%s\n", g.Name, g.ID, strings.Join(g.Members, ","))
+	}
 	if err := l.file("etc/passwd", 0o644, 0, passwd.Bytes()); err != nil {
 		return err
 	}

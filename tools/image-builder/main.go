@@ -43,6 +43,8 @@ type Spec struct {
 	Files []File `json:"files,omitempty"`
 	// Users are added to /etc/passwd and /etc/group.
 	Users []User `json:"users,omitempty"`
+	// Groups are added to /etc/group, besides those of the users.
+	Groups []Group `json:"groups,omitempty"`
 	// The remaining fields are the image's configuration.
 	Entrypoint []string          `json:"entrypoint,omitempty"`
 	Cmd        []string          `json:"cmd,omitempty"`
@@ -76,6 +78,13 @@ type User struct {
 	Name string `json:"name"`
 	ID   int    `json:"id"`
 	Home string `json:"home,omitempty"`
+}
+
+// Group is a line of /etc/group.
+type Group struct {
+	Name    string   `json:"name"`
+	ID      int      `json:"id"`
+	Members []string `json:"members,omitempty"`
 }
 
 func main() {
