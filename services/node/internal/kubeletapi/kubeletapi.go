@@ -1,6 +1,6 @@
 // Package kubeletapi serves the part of the kubelet's HTTP API that only reads: /healthz,
-// /pods, /stats/summary, /metrics, /metrics/resource, /metrics/cadvisor, /metrics/probes,
-// /configz and /logs/.
+// /pods, /runningpods, /stats/summary, /metrics, /metrics/resource, /metrics/cadvisor,
+// /metrics/probes, /configz and /logs/.
 //
 // There is no listener: each connection comes from an apiserver through the tunnel, which
 // only the node itself opens, and the apiserver has authorized the request (nodes/proxy, or
@@ -80,6 +80,8 @@ func New(cfg Config) *Server {
 	mux.HandleFunc("/healthz/{name}", s.healthz)
 	mux.HandleFunc("/pods", s.pods)
 	mux.HandleFunc("/pods/", s.pods)
+	mux.HandleFunc("/runningpods", s.runningPods)
+	mux.HandleFunc("/runningpods/", s.runningPods)
 	mux.HandleFunc("/stats/summary", s.summary)
 	mux.Handle("/metrics", s.gathered(cfg.Metrics, s.volumes))
 	mux.Handle("/metrics/resource", s.gathered(nil, s.resources))
@@ -179,6 +181,25 @@ func (s *Server) pods(w http.ResponseWriter, _ *http.Request) {
 	list := corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}, Items: []corev1.Pod{}}
 	for _, p := range s.cfg.Pods() {
 		list.Items = append(list.Items, *p)
+	}
+	writeJSON(w, &list)
+}
+
+// runningPods serves the pods that the runtime has, as a PodList with the identity of each pod and
+// the names and images of its running containers, as the kubelet does.
+func (s *Server) runningPods(w http.ResponseWriter, r *http.Request) {
+	report, err := s.cfg.Meter.Read(r.Context(), usage.Want{MaxAge: time.Second})
+	if err != nil {
+		unavailable(w, err)
+		return
+	}
+	list := corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}, Items: make([]corev1.Pod, len(report.Pods))}
+	for i, p := range report.Pods {
+		out := &list.Items[i]
+		out.UID, out.Namespace, out.Name = p.UID, p.Namespace, p.Name
+		for _, c := range p.Containers {
+			out.Spec.Containers = append(out.Spec.Containers, corev1.Container{Name: c.Name, Image: c.Image})
+		}
 	}
 	writeJSON(w, &list)
 }

@@ -174,6 +174,14 @@ func TestDocuments(t *testing.T) {
 	if err := json.Unmarshal([]byte(body), &list); err != nil || code != http.StatusOK || list.Kind != "PodList" || list.Items[0].Name != "web" {
 		t.Errorf("%d %s %v", code, body, err)
 	}
+	code, body = r.get(http.MethodGet, "/runningpods/")
+	var running corev1.PodList
+	if err := json.Unmarshal([]byte(body), &running); err != nil || code != http.StatusOK || len(running.Items) != 2 {
+		t.Fatalf("%d %s %v", code, body, err)
+	}
+	if p := running.Items[0]; p.UID != "u1" || p.Namespace != "ns" || p.Name != "web" || len(p.Spec.Containers) != 1 || p.Spec.Containers[0].Image != "image:1" {
+		t.Errorf("running pod: %+v", p)
+	}
 	if code, body := r.get(http.MethodGet, "/configz"); code != http.StatusOK || body != `{"kubeletconfig":{"kind":"KubeletConfiguration"}}` {
 		t.Errorf("%d %s", code, body)
 	}
