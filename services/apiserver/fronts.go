@@ -17,6 +17,7 @@ import (
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/fence"
 	grpcfront "keelson.dev/services/apiserver/internal/front/grpc"
+	"keelson.dev/services/apiserver/internal/front/grpcweb"
 	"keelson.dev/services/apiserver/internal/front/rest"
 	"keelson.dev/services/apiserver/internal/front/sniff"
 	"keelson.dev/services/apiserver/internal/token"
@@ -60,7 +61,7 @@ func startFronts(g *boot.Group, f *fronts) {
 		return setHeartbeats(ctx, f.state.nodes.Len, f.state.tunnels)
 	})
 	server := f.newGRPC(g)
-	web := f.newREST()
+	web := f.newREST(server)
 	g.Go("health", func(ctx context.Context) error {
 		return updateHealth(ctx, f.health.stopping, server, f.health.status.CheckReady)
 	})
@@ -100,10 +101,15 @@ func (f *fronts) newGRPC(g *boot.Group) *rpc.Server {
 	return server
 }
 
-// newREST returns the HTTP front.
-func (f *fronts) newREST() http.Handler {
+// newREST returns the HTTP front. With --web-origins, it serves the gRPC services to browsers.
+func (f *fronts) newREST(server *rpc.Server) http.Handler {
 	registry := f.health.status.Registry()
+	var web rest.Web
+	if len(f.cfg.webOrigins) > 0 {
+		web = grpcweb.New(server, f.cfg.webOrigins)
+	}
 	return rest.New(rest.Config{
+		Web: web,
 		API: f.api.pipeline, Authn: f.api.users, Tunnel: f.state.tunnels,
 		Registerer: registry,
 		Metrics:    promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"keelson.dev/services/apiserver/internal/admission"
+	"keelson.dev/services/apiserver/internal/front/grpcweb"
 	"keelson.dev/services/apiserver/internal/snapshot"
 	"keelson.dev/services/apiserver/internal/token"
 	"keelson.dev/services/internal/boot"
@@ -31,6 +32,7 @@ type options struct {
 	shutdownDelay          time.Duration
 	memory                 bool
 	listenGRPC, listenREST string
+	webOrigins             []string
 	balancers              []string
 	advertise, name        string
 	serviceAccountKey      string
@@ -61,6 +63,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.BoolVar(&o.memory, "memory", false, "keep all state in memory, for tests: it is gone when the process ends")
 	fs.StringVar(&o.listenGRPC, "listen-grpc", "", "host:port of the gRPC API; several with commas, and without a host on every address. Default 127.0.0.1:6444, or :6444 with --members or --join")
 	fs.StringVar(&o.listenREST, "listen-https", "", "host:port of the Kubernetes HTTP API; several with commas, and without a host on every address. Default 127.0.0.1:6443, or :6443 with --members or --join")
+	fs.StringSliceVar(&o.webOrigins, "web-origins", nil, "origins, such as https://console.example.com, whose pages may call the gRPC services from browsers, by gRPC-Web on the HTTPS port and with a bearer token. Empty: gRPC-Web is not served")
 	fs.StringSliceVar(&o.balancers, "balancers", nil, "addresses, CIDRs or host names of load balancers in front of this apiserver: the limit of connections from one address does not apply to them")
 	fs.StringVar(&o.advertise, "advertise-address", "", "IP address at which pods and other machines reach this apiserver; empty: this machine's first IPv4 address")
 	fs.StringVar(&o.name, "name", "apiserver-0", "name of this apiserver and of its etcd member")
@@ -121,13 +124,23 @@ func (o *options) config() (*config, error) {
 		return nil, boot.Invalid("--identity is required")
 	}
 	for _, set := range []func() error{
-		c.setPaths, c.checkDataDir, c.setMembers, c.setKeys, c.setRanges, c.checkPods, c.setAddresses, c.ownAddresses,
+		c.checkOrigins, c.setPaths, c.checkDataDir, c.setMembers, c.setKeys, c.setRanges, c.checkPods, c.setAddresses, c.ownAddresses,
 	} {
 		if err := set(); err != nil {
 			return nil, err
 		}
 	}
 	return c, nil
+}
+
+// checkOrigins checks --web-origins.
+func (c *config) checkOrigins() error {
+	for _, origin := range c.webOrigins {
+		if err := grpcweb.CheckOrigin(origin); err != nil {
+			return boot.Invalid("--web-origins: %w", err)
+		}
+	}
+	return nil
 }
 
 // setPaths makes paths absolute, so that the files can be read again whatever the working

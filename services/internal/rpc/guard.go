@@ -195,8 +195,15 @@ func (s *Server) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	streams := *desc
 	streams.Methods = nil
 	streams.Streams = append([]grpc.StreamDesc(nil), desc.Streams...)
+	for i := range streams.Streams {
+		name := "/" + desc.ServiceName + "/" + streams.Streams[i].StreamName
+		s.methods[name] = method{desc: streams.Streams[i], impl: impl}
+	}
 	for _, m := range desc.Methods {
-		streams.Streams = append(streams.Streams, s.unaryStream("/"+desc.ServiceName+"/"+m.MethodName, m))
+		name := "/" + desc.ServiceName + "/" + m.MethodName
+		stream := s.unaryStream(name, m)
+		s.methods[name] = method{desc: stream, impl: impl, unary: true}
+		streams.Streams = append(streams.Streams, stream)
 	}
 	s.Server.RegisterService(&streams, impl)
 }

@@ -96,8 +96,12 @@ type Server struct {
 	Health *health.Server
 	drain  context.CancelFunc
 	guard  *guard
-	// unary are the interceptors of unary methods.
+	// unary are the interceptors of unary methods, and chain those of streams.
 	unary grpc.UnaryServerInterceptor
+	chain grpc.StreamServerInterceptor
+	// methods are those of all services, by /SERVICE/METHOD. They are registered before the
+	// server serves.
+	methods map[string]method
 }
 
 // NewServer returns a server; register services with its RegisterService.
@@ -134,7 +138,7 @@ func NewServer(cfg ServerConfig) *Server {
 	}, cfg.Options...)
 	s := &Server{
 		Server: grpc.NewServer(options...), Health: health.NewServer(), drain: begin,
-		guard: g, unary: chainUnary(cfg.Unary),
+		guard: g, unary: chainUnary(cfg.Unary), chain: chainStream(stream), methods: map[string]method{},
 	}
 	healthv1.RegisterHealthServer(s, s.Health)
 	if cfg.Reflection {

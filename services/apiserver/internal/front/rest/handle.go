@@ -35,6 +35,10 @@ var noCache = []string{"no-cache, private"}
 // ServeHTTP serves a request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
+	if h.cfg.Web != nil && h.cfg.Web.Handles(r) {
+		h.cfg.Web.ServeHTTP(w, r)
+		return
+	}
 	if misdirected(r) {
 		if conn := limited(r.Context()); conn != nil {
 			conn.Refused()

@@ -53,6 +53,8 @@ type Config struct {
 	// Metrics, OpenIDConfiguration and JWKS serve /metrics, /.well-known/openid-configuration and
 	// /openid/v1/jwks. Each may be nil.
 	Metrics, OpenIDConfiguration, JWKS http.Handler
+	// Web serves browsers by gRPC-Web. It may be nil.
+	Web Web
 	// Registerer is where the front registers its metrics. It may be nil.
 	Registerer prometheus.Registerer
 	// Log receives requests at debug level. nil means slog.Default().
@@ -64,6 +66,13 @@ type Config struct {
 	BodyTimeout time.Duration
 	// ServerAddresses are the addresses that /api lists ("10.89.1.1:6443").
 	ServerAddresses []string
+}
+
+// Web is a handler of requests that are not for Kubernetes' API, with authentication of its own.
+type Web interface {
+	// Handles reports whether a request is one of these. It must not read the body.
+	Handles(r *http.Request) bool
+	http.Handler
 }
 
 // maxBody is the maximum size of a request body in bytes, as in Kubernetes.
