@@ -3,6 +3,7 @@ package clienttest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strconv"
@@ -303,7 +304,8 @@ func (s *Server) replace(ctx context.Context, c *collection, sub string, old, ob
 		part(next, "Status").Set(part(obj, "Status"))
 		// As in Kubernetes, a status update may touch annotations, labels and
 		// finalizers of no kind but those whose controllers need it.
-		if c.kind.Resource == "jobs" || c.kind.Resource == "nodes" || c.kind.Resource == "pods" {
+		switch c.kind.Resource {
+		case "deployments", "jobs", "nodes", "pods":
 			next.SetAnnotations(obj.GetAnnotations())
 		}
 		obj = next
@@ -321,7 +323,7 @@ func (s *Server) replace(ctx context.Context, c *collection, sub string, old, ob
 	if err := s.admitted(verb, obj); err != nil {
 		return nil, 0, err
 	}
-	if spec := part(obj, "Spec"); spec.IsValid() && sub == "" && !reflect.DeepEqual(spec.Interface(), part(old, "Spec").Interface()) {
+	if sub == "" && newGeneration(c.kind, old, obj) {
 		obj.SetGeneration(old.GetGeneration() + 1)
 	}
 	if !o.GetDryRun() && !reflect.DeepEqual(old, obj) {
@@ -334,6 +336,16 @@ func (s *Server) replace(ctx context.Context, c *collection, sub string, old, ob
 	}
 	a, err := encode(obj)
 	return a, s.revision, err
+}
+
+// newGeneration reports whether an update of the whole object makes a new generation: a changed
+// spec does, and an annotation of a deployment, as in Kubernetes.
+func newGeneration(k *client.Kind, old, obj client.Object) bool {
+	if k.Resource == "deployments" && !maps.Equal(old.GetAnnotations(), obj.GetAnnotations()) {
+		return true
+	}
+	spec := part(obj, "Spec")
+	return spec.IsValid() && !reflect.DeepEqual(spec.Interface(), part(old, "Spec").Interface())
 }
 
 // hasStatusDoor reports whether only the subresource writes the kind's status.

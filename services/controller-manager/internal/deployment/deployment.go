@@ -182,24 +182,19 @@ func (r *reconciler) collided(ctx context.Context, d *appsv1.Deployment, want *a
 	return controller.ErrStale
 }
 
-// writeOwn writes the deployment's revision and status, where they differ.
+// writeOwn writes the deployment's revision and status, where they differ, in one write: the
+// subresource takes annotations as well, and unlike a write of the whole deployment does not
+// make a new generation of a changed one.
 func (r *reconciler) writeOwn(ctx context.Context, d *appsv1.Deployment, plan Actions) error {
-	key := client.KeyOf(d)
-	if plan.Revision != "" && d.Annotations[RevisionAnnotation] != plan.Revision {
-		next := d.DeepCopy()
-		metav1.SetMetaDataAnnotation(&next.ObjectMeta, RevisionAnnotation, plan.Revision)
-		got, err := r.deployments.Update(ctx, next)
-		if err != nil {
-			return fmt.Errorf("write the revision: %w", err)
-		}
-		r.ownWrites.Wrote(key, got.ResourceVersion)
-		d = got
-	}
-	if reflect.DeepEqual(plan.Status, d.Status) {
+	revised := plan.Revision != "" && d.Annotations[RevisionAnnotation] != plan.Revision
+	if !revised && reflect.DeepEqual(plan.Status, d.Status) {
 		return nil
 	}
 	next := d.DeepCopy()
 	next.Status = plan.Status
+	if revised {
+		metav1.SetMetaDataAnnotation(&next.ObjectMeta, RevisionAnnotation, plan.Revision)
+	}
 	got, err := r.deployments.UpdateStatus(ctx, next)
 	if apierrors.IsNotFound(err) {
 		return nil
@@ -207,6 +202,6 @@ func (r *reconciler) writeOwn(ctx context.Context, d *appsv1.Deployment, plan Ac
 	if err != nil {
 		return fmt.Errorf("status: %w", err)
 	}
-	r.ownWrites.Wrote(key, got.ResourceVersion)
+	r.ownWrites.Wrote(client.KeyOf(d), got.ResourceVersion)
 	return nil
 }

@@ -88,6 +88,9 @@ func TestRollsOutAndBack(t *testing.T) {
 		if got := Get[*appsv1.Deployment](w, "default", "web").Annotations[deployment.RevisionAnnotation]; got != fmt.Sprint(i+2) {
 			t.Errorf("%s is revision %s", image, got)
 		}
+		if got := Get[*appsv1.Deployment](w, "default", "web").Generation; got != int64(i+2) {
+			t.Errorf("%s is generation %d: the controller made some of its own", image, got)
+		}
 	}
 	if least.Load() < 3 {
 		t.Errorf("only %d served in between", least.Load())
