@@ -4,6 +4,8 @@ package cluster_test
 
 import (
 	"context"
+	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"strings"
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"keelson.dev/e2e/internal/cluster"
+	"keelson.dev/e2e/internal/kubernetes"
 	"keelson.dev/e2e/internal/wait"
 )
 
@@ -19,7 +22,45 @@ var (
 	up     time.Duration    // how long its `keel up` took
 )
 
-func TestMain(m *testing.M) { os.Exit(cluster.Main(func() int { return run(m) })) }
+// kubernetesDir is set to run kubectl's rows against Kubernetes: see TestKubectlRecorded.
+var kubernetesDir = flag.String("kubernetes", "", "the directory of Kubernetes' programs: kubectl's rows run against it, and record what it answers")
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if *kubernetesDir != "" {
+		os.Exit(runOnKubernetes(m))
+	}
+	os.Exit(cluster.Main(func() int { return run(m) }))
+}
+
+// runOnKubernetes runs tests against a control plane of Kubernetes with three nodes that run
+// nothing, which shared stands for.
+func runOnKubernetes(m *testing.M) int {
+	ctx := context.Background()
+	var plane *kubernetes.ControlPlane
+	var err error
+	if shared, err = cluster.Open(); err == nil {
+		plane, err = kubernetes.Start(ctx, *kubernetesDir, shared.Home)
+		defer func() { _ = plane.Stop() }()
+	}
+	for i := range 3 {
+		if err == nil {
+			_, err = shared.Feed(ctx, fmt.Sprintf("{apiVersion: v1, kind: Node, metadata: {name: node-%d}}", i), "kubectl", "create", "-f", "-")
+		}
+	}
+	if err == nil {
+		// It is created a moment after the control plane is ready.
+		err = wait.Until(ctx, time.Minute, func(ctx context.Context) error {
+			_, err := shared.Run(ctx, "kubectl", "get", "serviceaccount", "default")
+			return err
+		})
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "FAIL:", errors.Join(err, errors.New("no control plane of Kubernetes")))
+		return 1
+	}
+	return m.Run()
+}
 
 func run(m *testing.M) (code int) {
 	fail := func(err error) {
