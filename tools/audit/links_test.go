@@ -34,7 +34,7 @@ func TestLinks(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if name := d.Name(); d.IsDir() && (name == "bin" || strings.HasPrefix(name, ".") && name != ".." && name != ".github") {
+		if name := d.Name(); d.IsDir() && (name == "bin" || name == "node_modules" || strings.HasPrefix(name, ".") && name != ".." && name != ".github") {
 			return fs.SkipDir
 		}
 		if !strings.HasSuffix(file, ".md") {
