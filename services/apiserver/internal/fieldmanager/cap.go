@@ -91,8 +91,8 @@ func joined(a, b *metav1.FieldsV1) *metav1.FieldsV1 {
 	x, y := newTree(), newTree()
 	defer x.release()
 	defer y.release()
-	x.parse(a.GetRawBytes())
-	y.parse(b.GetRawBytes())
+	x.parse(a.GetRawString())
+	y.parse(b.GetRawString())
 	x.union(0, y, 0, member)
 	return encode(x, member)
 }

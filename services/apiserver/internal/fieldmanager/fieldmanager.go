@@ -11,7 +11,6 @@
 package fieldmanager
 
 import (
-	"bytes"
 	"cmp"
 	"reflect"
 	"slices"
@@ -127,33 +126,36 @@ func track(w Write, entries []metav1.ManagedFieldsEntry) []metav1.ManagedFieldsE
 		mine.Manager = "unknown"
 	}
 	out := make([]metav1.ManagedFieldsEntry, 0, len(entries)+1)
-	var previous *metav1.FieldsV1
+	var previous *metav1.ManagedFieldsEntry
 	for i := range entries {
-		e := entries[i]
-		rest, ok := without(e.FieldsV1, diff)
-		if !ok {
-			continue
+		e := &entries[i]
+		own := sameOwner(e, &mine)
+		fields := e.FieldsV1
+		if own {
+			fields = merged(fields, diff)
+		} else {
+			fields = without(fields, diff)
 		}
-		e.FieldsV1 = rest
-		if sameOwner(&e, &mine) {
-			previous = rest
-			continue // added again below, or kept if the write changed nothing
+		switch {
+		case own:
+			if fields != nil {
+				mine.FieldsV1, previous = fields, e
+			}
+		case fields != nil:
+			out = append(out, *e)
+			out[len(out)-1].FieldsV1 = fields
 		}
-		out = append(out, e)
 	}
-	if fields, any := taken(previous, diff); any {
+	if diff.has(0, added|modified) {
+		if mine.FieldsV1 == nil {
+			mine.FieldsV1 = encode(diff, added|modified)
+		}
 		now := metav1.NewTime(w.Now.UTC().Truncate(time.Second))
-		mine.Time, mine.FieldsV1 = &now, fields
+		mine.Time = &now
 		out = append(out, mine)
 	} else if previous != nil {
-		for i := range entries {
-			if sameOwner(&entries[i], &mine) {
-				e := entries[i]
-				e.FieldsV1 = previous
-				out = append(out, e)
-				break
-			}
-		}
+		out = append(out, *previous)
+		out[len(out)-1].FieldsV1 = mine.FieldsV1
 	}
 	if len(out) == 0 {
 		return nil
@@ -166,40 +168,46 @@ func sameOwner(a, b *metav1.ManagedFieldsEntry) bool {
 		(a.APIVersion == b.APIVersion || a.Operation == metav1.ManagedFieldsOperationApply)
 }
 
-// without returns a set less the changed fields. It returns false if nothing is left.
-func without(fields *metav1.FieldsV1, diff *tree) (*metav1.FieldsV1, bool) {
-	if fields == nil {
-		return nil, false
-	}
-	set := newTree()
-	defer set.release()
-	if !set.parse(fields.GetRawBytes()) {
-		return nil, false
-	}
-	changed := set.subtract(0, diff, 0)
-	if set.nodes[0].first == 0 {
-		return nil, false
-	}
-	if !changed {
-		return fields, true
-	}
-	return encode(set, member), true
+// without returns a set less the changed fields, or nil if nothing is left.
+func without(fields *metav1.FieldsV1, diff *tree) *metav1.FieldsV1 {
+	return edit(fields, func(set *tree) bool { return set.subtract(0, diff, 0) })
 }
 
-// taken returns the writer's new set: its previous fields and those that it added or modified.
-// any is false if it added and modified nothing.
-func taken(previous *metav1.FieldsV1, diff *tree) (fields *metav1.FieldsV1, any bool) {
-	if !diff.has(0, added|modified) {
-		return nil, false
-	}
-	if previous == nil {
-		return encode(diff, added|modified), true
+// merged returns the writer's own set less the fields that it removed, and with those that it added
+// or modified, or nil if nothing is left.
+func merged(fields *metav1.FieldsV1, diff *tree) *metav1.FieldsV1 {
+	return edit(fields, func(set *tree) bool {
+		if set.holds(0, diff, 0) {
+			return false
+		}
+		changed := set.subtract(0, diff, 0)
+		if diff.has(0, added|modified) {
+			set.union(0, diff, 0, added|modified)
+			return true
+		}
+		return changed
+	})
+}
+
+// edit returns a set that change has changed, the same one if change returns false, or nil if it
+// is not valid or nothing is left of it.
+func edit(fields *metav1.FieldsV1, change func(*tree) bool) *metav1.FieldsV1 {
+	if fields == nil {
+		return nil
 	}
 	set := newTree()
 	defer set.release()
-	set.parse(previous.GetRawBytes())
-	set.union(0, diff, 0, added|modified)
-	return encode(set, member), true
+	if !set.parse(fields.GetRawString()) {
+		return nil
+	}
+	changed := change(set)
+	if set.nodes[0].first == 0 {
+		return nil
+	}
+	if !changed {
+		return fields
+	}
+	return encode(set, member)
 }
 
 // texts holds buffers in which sets are encoded before they are copied to their final size.
@@ -209,7 +217,7 @@ func encode(t *tree, flags uint8) *metav1.FieldsV1 {
 	buf := texts.Get().(*[]byte)
 	*buf = t.appendJSON((*buf)[:0], flags)
 	f := &metav1.FieldsV1{}
-	f.SetRawBytes(bytes.Clone(*buf))
+	f.SetRawBytes(*buf) // copies
 	if cap(*buf) <= 64<<10 {
 		texts.Put(buf)
 	}

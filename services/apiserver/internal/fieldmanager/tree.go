@@ -101,6 +101,23 @@ func (t *tree) subtract(i int32, diff *tree, j int32) (changed bool) {
 	return changed
 }
 
+// holds reports whether the comparison below j adds and modifies members of the set below i alone,
+// so that a writer that owns the set owns the same fields afterwards.
+func (t *tree) holds(i int32, diff *tree, j int32) bool {
+	c := t.nodes[i].first
+	for d := diff.nodes[j].first; d != 0; d = diff.nodes[d].next {
+		n := &diff.nodes[d]
+		for c != 0 && compareElements(t.nodes[c].elem, n.elem) < 0 {
+			c = t.nodes[c].next
+		}
+		if c == 0 || compareElements(t.nodes[c].elem, n.elem) != 0 || n.flags&removed != 0 ||
+			n.flags != 0 && t.nodes[c].flags == 0 || !t.holds(c, diff, d) {
+			return false
+		}
+	}
+	return true
+}
+
 // unlink removes the child c, whose preceding sibling is before.
 func (t *tree) unlink(parent, before, c int32) {
 	next := t.nodes[c].next
@@ -227,15 +244,16 @@ func appendString(b []byte, s string) []byte {
 // maxDepth bounds the nesting of a set that is parsed.
 const maxDepth = 100
 
-// parse parses FieldsV1 into an empty tree. It returns false if data is not valid FieldsV1.
-func (t *tree) parse(data []byte) bool {
+// parse parses FieldsV1 into an empty tree, whose elements share the memory of data. It returns
+// false if data is not valid FieldsV1.
+func (t *tree) parse(data string) bool {
 	p := parser{tree: t, data: data}
 	return p.space() && p.object(0, 0) && !p.space()
 }
 
 type parser struct {
 	tree *tree
-	data []byte
+	data string
 	pos  int
 }
 
@@ -337,7 +355,7 @@ func (p *parser) str() (string, bool) {
 	p.pos++
 	switch {
 	case plain:
-		return string(raw), true
+		return raw, true
 	case simple:
 		out := make([]byte, 0, len(raw))
 		for i := 0; i < len(raw); i++ {
@@ -349,6 +367,6 @@ func (p *parser) str() (string, bool) {
 		return string(out), true
 	}
 	var out string
-	err := json.Unmarshal(p.data[start-1:p.pos], &out)
+	err := json.Unmarshal([]byte(p.data[start-1:p.pos]), &out)
 	return out, err == nil
 }
