@@ -23,4 +23,4 @@ scripts/images.sh "$root/bin/images"
 # disk first, so that none of them waits for it.
 sync
 KEELSON_BIN=$root/bin KEELSON_IMAGES=$root/.cache/images scripts/gotest.sh -vet=off -p=1 -count=1 -timeout=40m \
-	./e2e/internal/... ./e2e/{host,sequence,cluster,ha,fault,compose}
+	./e2e/internal/... ./e2e/{chart,host,sequence,cluster,ha,fault,compose}

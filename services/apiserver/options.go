@@ -35,6 +35,7 @@ type options struct {
 	webOrigins             []string
 	balancers              []string
 	advertise, name        string
+	peerHost               string
 	serviceAccountKey      string
 	serviceAccountIssuer   string
 	serviceRange           string
@@ -82,6 +83,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringSliceVar(&o.members, "members", nil, "all apiservers that carry the stores together, as name=host:port of their --listen-peer; this one among them. Empty: this one is alone")
 	fs.StringVar(&o.listenPeer, "listen-peer", ":6445", "host:port where the other members are served")
 	fs.StringSliceVar(&o.etcdMembers, "etcd-members", nil, "the same members, as name=host:port of their --etcd-listen-peer")
+	fs.StringVar(&o.peerHost, "peer-host", "", "host name or IP address at which the other members reach a --listen-peer and --etcd-listen-peer without a host; empty: --advertise-address. A name keeps its meaning when addresses change")
 	fs.StringVar(&o.etcdListenPeer, "etcd-listen-peer", ":2380", "host:port where the etcd of the other members connects")
 	fs.StringVar(&o.peerIdentity, "peer-identity", "", "directory with the certificate that this apiserver shows to the others: tls.crt, tls.key and ca.crt of the CA of peers. Empty: \"peer\" in --identity, if it is there")
 	fs.StringSliceVar(&o.join, "join", nil, "host:port of apiservers' gRPC APIs: join the members that carry the stores there. Once there is data in --data-dir, the members are read from there")
@@ -292,10 +294,14 @@ func (c *config) reached(listen string) (string, error) {
 		return "", err
 	}
 	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
-		if !c.Advertise.IsValid() {
-			return "", errors.New("it names no address for the other members; set --advertise-address")
+		switch {
+		case c.peerHost != "":
+			host = c.peerHost
+		case c.Advertise.IsValid():
+			host = c.Advertise.String()
+		default:
+			return "", errors.New("it names no address for the other members; set --peer-host or --advertise-address")
 		}
-		host = c.Advertise.String()
 	}
 	return net.JoinHostPort(host, port), nil
 }

@@ -118,7 +118,8 @@ func (o *options) simulate(g *boot.Group, s *settings, svc *boot.Running) error 
 		prefix = o.name
 	}
 	sim := simulated.New(simulated.Config{
-		Client: svc.Client, Nodes: o.simulated, Prefix: prefix, Labels: s.labels, Taints: s.taints, Capacity: s.capacity, Heartbeat: simulatedHeartbeat,
+		Client: svc.Client, Nodes: o.simulated, Prefix: prefix, Labels: s.labels, Zones: o.simulatedZones,
+		Taints: s.taints, Capacity: s.capacity, Heartbeat: simulatedHeartbeat,
 	})
 	g.Go("simulated nodes", sim.Run)
 	svc.Status.Ready("simulated nodes", ops.ReadyWhen(sim.Ready()))

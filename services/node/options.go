@@ -34,6 +34,7 @@ type options struct {
 	zone, region           string
 	serviceRange, podRange string
 	simulated              int
+	simulatedZones         []string
 	resolvConf             string
 	cloudProvider          string
 	heartbeat              time.Duration
@@ -83,6 +84,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.podRange, "cluster-cidr", "10.244.0.0/16", "range of all pods' addresses")
 	fs.IntVar(&o.mtu, "mtu", 0, "MTU of pods' interfaces; 0 is the kernel's choice")
 	fs.IntVar(&o.simulated, "simulated", 0, "simulate this many nodes instead of being one")
+	fs.StringSliceVar(&o.simulatedZones, "simulated-zones", nil, "zones over which the nodes of --simulated are spread in turn; empty: all are in --zone")
 	fs.StringVar(&o.resolvConf, "resolv-conf", "/etc/resolv.conf", "the node's own resolver configuration")
 	fs.StringVar(&o.cloudProvider, "cloud-provider", "", "\"external\" if a cloud controller initializes the node")
 	fs.DurationVar(&o.heartbeat, "heartbeat", 2*time.Second, "how often to renew the node's Lease, until an apiserver says otherwise")
@@ -113,6 +115,9 @@ func (o *options) check() (*settings, error) {
 	s := &settings{labels: map[string]string{}, capacity: corev1.ResourceList{}}
 	if o.simulated < 0 {
 		return nil, boot.Invalid("--simulated %d: must not be negative", o.simulated)
+	}
+	if len(o.simulatedZones) > 0 && (o.simulated == 0 || o.zone != "") {
+		return nil, boot.Invalid("--simulated-zones needs --simulated and goes without --zone")
 	}
 	if o.cloudProvider != "" && o.cloudProvider != "external" {
 		return nil, boot.Invalid("--cloud-provider %q: want external or nothing", o.cloudProvider)

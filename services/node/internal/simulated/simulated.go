@@ -40,6 +40,8 @@ type Config struct {
 	// Labels and Taints are added to each node.
 	Labels map[string]string
 	Taints []corev1.Taint
+	// Zones are the zones of the nodes, in turn. If it is empty, Labels may name one.
+	Zones []string
 	// Capacity is each node's capacity. Missing resources have defaults.
 	Capacity corev1.ResourceList
 	// Heartbeat is the interval at which each Lease is renewed.
@@ -205,6 +207,9 @@ func (s *Simulation) node(i int) *corev1.Node {
 	}}}
 	for k, v := range s.cfg.Labels {
 		n.Labels[k] = v
+	}
+	if zones := s.cfg.Zones; len(zones) > 0 {
+		n.Labels[corev1.LabelTopologyZone] = zones[i%len(zones)]
 	}
 	n.Spec.Taints = s.cfg.Taints
 	n.Status = s.nodeStatus(i, time.Now())

@@ -194,3 +194,12 @@ func TestMemory(t *testing.T) {
 	}
 	runtime.KeepAlive(s)
 }
+
+func TestNodesAreSpreadOverZones(t *testing.T) {
+	s := New(Config{Nodes: 3, Prefix: "sim", Zones: []string{"a", "b"}})
+	for i, zone := range []string{"a", "b", "a"} {
+		if got := s.node(i).Labels[corev1.LabelTopologyZone]; got != zone {
+			t.Errorf("node %d is in zone %q, want %q", i, got, zone)
+		}
+	}
+}

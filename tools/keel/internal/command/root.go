@@ -67,7 +67,7 @@ func (e *env) root() *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVar(&e.home, "home", defaultHome(), "`directory` of the cluster")
-	root.AddCommand(e.up(), e.down(), e.delete(), e.list(), e.status(), e.image(), e.node(), e.member(), e.snapshot(), e.trace(), e.why(), e.kubeconfig(), e.pki(), e.balance(), e.supervise(), e.version())
+	root.AddCommand(e.up(), e.down(), e.delete(), e.list(), e.status(), e.image(), e.node(), e.member(), e.snapshot(), e.trace(), e.why(), e.kubeconfig(), e.pki(), e.balance(), e.chart(), e.supervise(), e.version())
 	refuseUnknown(root)
 	return root
 }

@@ -43,7 +43,7 @@ func Identities(c *cluster.Cluster) ([]pki.Identity, error) {
 		return nil, err
 	}
 	if c.Simulated > 0 {
-		ids = append(ids, pki.Identity{Name: Simulator, CommonName: "system:keelson:simulator", Organization: []string{"system:masters"}})
+		ids = append(ids, SimulatorIdentity())
 	}
 	for _, n := range c.Nodes {
 		ids = append(ids, pki.Identity{
@@ -51,6 +51,11 @@ func Identities(c *cluster.Cluster) ([]pki.Identity, error) {
 		})
 	}
 	return ids, nil
+}
+
+// SimulatorIdentity returns the certificate of the process that simulates nodes.
+func SimulatorIdentity() pki.Identity {
+	return pki.Identity{Name: Simulator, CommonName: "system:keelson:simulator", Organization: []string{"system:masters"}}
 }
 
 // ControlPlane returns the certificates that the control plane's services and the administrator
