@@ -1,17 +1,36 @@
 // Package quota computes what objects use of a namespace's ResourceQuotas. The apiserver uses it
 // to charge a write before the write is stored, and the quota controller to recount usage.
 //
+// # Charges
+//
 // A charge is a write of the quota's status that depends on the revision that was read, and
 // precedes the write of the object. Concurrent writers, through any apiservers, therefore see
 // each other's charges, and status.used never exceeds status.hard through them. A write that
-// fails after its charge does not revert it: the writer and the controller could both revert the
-// same charge, and then more objects would fit than the quota allows. The controller's next
-// recount corrects it.
+// fails after its charge does not take it back: the writer and the controller could both take
+// back the same charge, and then more objects would fit than the quota allows. The controller's
+// next count corrects it.
 //
-// A recount must not miss objects that have been charged but are not stored yet. The controller
-// therefore counts from consistent lists and adds what was charged recently, and the apiserver
-// bounds the time between a charge and the write of the object. The controller's write depends on
-// the revision of the quota from which the recount started.
+// # Accounting periods
+//
+// A count must not miss objects that have been charged but are not stored yet, however long their
+// writes take. Charges therefore belong to an accounting period, which is the revision of a key in
+// the store: the fence of the Lease PeriodLease. An apiserver reads the period before it charges,
+// and the write of the object depends on it, in one transaction. The controller changes used in
+// this order:
+//
+//  1. It reads the quota, at revision R.
+//  2. It ends the period, by taking the fence.
+//  3. It counts, from consistent lists.
+//  4. It writes the status, on the condition of R.
+//
+// Let a write commit that the count of step 3 did not see. Then it committed after step 2, so its
+// period was read after step 2 and it was charged after that. If the charge precedes step 4, that
+// fails, because the quota's revision is no longer R. If it follows, it is added to what step 4
+// wrote. In neither case is a stored object missing from used. A write whose period has ended is
+// charged again and takes its chance anew. Times play no part in this.
+//
+// The budget of an eviction is charged in the same way, and its controller ends the period before
+// it gives up waiting for an eviction.
 //
 // The functions of this package are pure. Resource names and error texts are Kubernetes'.
 package quota
@@ -26,6 +45,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// PeriodNamespace and PeriodLease name the Lease whose fence is the accounting period. It is no
+// election: any controller takes the fence to end the period, as PeriodHolder.
+const (
+	PeriodNamespace = "kube-system"
+	PeriodLease     = "accounting-period"
+	PeriodHolder    = "accounting"
 )
 
 var (

@@ -1772,7 +1772,9 @@ type Write struct {
 	// session is a random number that identifies the store that attempts this write.
 	Session uint64 `protobuf:"fixed64,7,opt,name=session,proto3" json:"session,omitempty"`
 	// sequence of the attempt, which grows within the session.
-	Sequence      uint64 `protobuf:"varint,8,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Sequence uint64 `protobuf:"varint,8,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// period in which what the write uses was charged; it must hold, too.
+	Period        *Fence `protobuf:"bytes,9,opt,name=period,proto3" json:"period,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1861,6 +1863,13 @@ func (x *Write) GetSequence() uint64 {
 		return x.Sequence
 	}
 	return 0
+}
+
+func (x *Write) GetPeriod() *Fence {
+	if x != nil {
+		return x.Period
+	}
+	return nil
 }
 
 // Fence is an epoch that a write depends on.
@@ -2800,7 +2809,7 @@ const file_keelson_raft_v1_raft_proto_rawDesc = "" +
 	"\x05raise\x18\x05 \x01(\v2\x16.keelson.raft.v1.RaiseH\x00R\x05raise\x121\n" +
 	"\x06bounds\x18\x06 \x01(\v2\x17.keelson.raft.v1.BoundsH\x00R\x06bounds\x12.\n" +
 	"\x05epoch\x18\a \x01(\v2\x16.keelson.raft.v1.EpochH\x00R\x05epochB\x06\n" +
-	"\x04kind\"\xe4\x01\n" +
+	"\x04kind\"\x94\x02\n" +
 	"\x05Write\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x16\n" +
@@ -2810,7 +2819,8 @@ const file_keelson_raft_v1_raft_proto_rawDesc = "" +
 	"ttlSeconds\x12,\n" +
 	"\x05fence\x18\x06 \x01(\v2\x16.keelson.raft.v1.FenceR\x05fence\x12\x18\n" +
 	"\asession\x18\a \x01(\x06R\asession\x12\x1a\n" +
-	"\bsequence\x18\b \x01(\x04R\bsequence\"Z\n" +
+	"\bsequence\x18\b \x01(\x04R\bsequence\x12.\n" +
+	"\x06period\x18\t \x01(\v2\x16.keelson.raft.v1.FenceR\x06period\"Z\n" +
 	"\x05Fence\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12!\n" +
 	"\fmod_revision\x18\x02 \x01(\x03R\vmodRevision\x12\x1c\n" +
@@ -2955,41 +2965,42 @@ var file_keelson_raft_v1_raft_proto_depIdxs = []int32{
 	32, // 18: keelson.raft.v1.Operation.bounds:type_name -> keelson.raft.v1.Bounds
 	34, // 19: keelson.raft.v1.Operation.epoch:type_name -> keelson.raft.v1.Epoch
 	27, // 20: keelson.raft.v1.Write.fence:type_name -> keelson.raft.v1.Fence
-	33, // 21: keelson.raft.v1.Bounds.bounds:type_name -> keelson.raft.v1.Bound
-	37, // 22: keelson.raft.v1.Snapshot.state:type_name -> keelson.raft.v1.Snapshot.State
-	35, // 23: keelson.raft.v1.Snapshot.records:type_name -> keelson.raft.v1.Record
-	39, // 24: keelson.raft.v1.Snapshot.end:type_name -> keelson.raft.v1.Snapshot.End
-	38, // 25: keelson.raft.v1.Snapshot.changes:type_name -> keelson.raft.v1.Snapshot.Change
-	29, // 26: keelson.raft.v1.Snapshot.State.cancelled:type_name -> keelson.raft.v1.Cancel
-	34, // 27: keelson.raft.v1.Snapshot.State.epochs:type_name -> keelson.raft.v1.Epoch
-	32, // 28: keelson.raft.v1.Snapshot.State.bounds:type_name -> keelson.raft.v1.Bounds
-	35, // 29: keelson.raft.v1.Snapshot.Change.put:type_name -> keelson.raft.v1.Record
-	35, // 30: keelson.raft.v1.Snapshot.Change.before:type_name -> keelson.raft.v1.Record
-	3,  // 31: keelson.raft.v1.RaftService.AppendEntries:input_type -> keelson.raft.v1.AppendEntriesRequest
-	5,  // 32: keelson.raft.v1.RaftService.AppendEntriesPipeline:input_type -> keelson.raft.v1.AppendEntriesPipelineRequest
-	7,  // 33: keelson.raft.v1.RaftService.RequestVote:input_type -> keelson.raft.v1.RequestVoteRequest
-	9,  // 34: keelson.raft.v1.RaftService.RequestPreVote:input_type -> keelson.raft.v1.RequestPreVoteRequest
-	11, // 35: keelson.raft.v1.RaftService.TimeoutNow:input_type -> keelson.raft.v1.TimeoutNowRequest
-	13, // 36: keelson.raft.v1.RaftService.InstallSnapshot:input_type -> keelson.raft.v1.InstallSnapshotRequest
-	15, // 37: keelson.raft.v1.RaftService.Identify:input_type -> keelson.raft.v1.IdentifyRequest
-	17, // 38: keelson.raft.v1.RaftService.ConfirmTerm:input_type -> keelson.raft.v1.ConfirmTermRequest
-	19, // 39: keelson.raft.v1.RaftService.ReadIndex:input_type -> keelson.raft.v1.ReadIndexRequest
-	21, // 40: keelson.raft.v1.RaftService.Propose:input_type -> keelson.raft.v1.ProposeRequest
-	4,  // 41: keelson.raft.v1.RaftService.AppendEntries:output_type -> keelson.raft.v1.AppendEntriesResponse
-	6,  // 42: keelson.raft.v1.RaftService.AppendEntriesPipeline:output_type -> keelson.raft.v1.AppendEntriesPipelineResponse
-	8,  // 43: keelson.raft.v1.RaftService.RequestVote:output_type -> keelson.raft.v1.RequestVoteResponse
-	10, // 44: keelson.raft.v1.RaftService.RequestPreVote:output_type -> keelson.raft.v1.RequestPreVoteResponse
-	12, // 45: keelson.raft.v1.RaftService.TimeoutNow:output_type -> keelson.raft.v1.TimeoutNowResponse
-	14, // 46: keelson.raft.v1.RaftService.InstallSnapshot:output_type -> keelson.raft.v1.InstallSnapshotResponse
-	16, // 47: keelson.raft.v1.RaftService.Identify:output_type -> keelson.raft.v1.IdentifyResponse
-	18, // 48: keelson.raft.v1.RaftService.ConfirmTerm:output_type -> keelson.raft.v1.ConfirmTermResponse
-	20, // 49: keelson.raft.v1.RaftService.ReadIndex:output_type -> keelson.raft.v1.ReadIndexResponse
-	22, // 50: keelson.raft.v1.RaftService.Propose:output_type -> keelson.raft.v1.ProposeResponse
-	41, // [41:51] is the sub-list for method output_type
-	31, // [31:41] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	27, // 21: keelson.raft.v1.Write.period:type_name -> keelson.raft.v1.Fence
+	33, // 22: keelson.raft.v1.Bounds.bounds:type_name -> keelson.raft.v1.Bound
+	37, // 23: keelson.raft.v1.Snapshot.state:type_name -> keelson.raft.v1.Snapshot.State
+	35, // 24: keelson.raft.v1.Snapshot.records:type_name -> keelson.raft.v1.Record
+	39, // 25: keelson.raft.v1.Snapshot.end:type_name -> keelson.raft.v1.Snapshot.End
+	38, // 26: keelson.raft.v1.Snapshot.changes:type_name -> keelson.raft.v1.Snapshot.Change
+	29, // 27: keelson.raft.v1.Snapshot.State.cancelled:type_name -> keelson.raft.v1.Cancel
+	34, // 28: keelson.raft.v1.Snapshot.State.epochs:type_name -> keelson.raft.v1.Epoch
+	32, // 29: keelson.raft.v1.Snapshot.State.bounds:type_name -> keelson.raft.v1.Bounds
+	35, // 30: keelson.raft.v1.Snapshot.Change.put:type_name -> keelson.raft.v1.Record
+	35, // 31: keelson.raft.v1.Snapshot.Change.before:type_name -> keelson.raft.v1.Record
+	3,  // 32: keelson.raft.v1.RaftService.AppendEntries:input_type -> keelson.raft.v1.AppendEntriesRequest
+	5,  // 33: keelson.raft.v1.RaftService.AppendEntriesPipeline:input_type -> keelson.raft.v1.AppendEntriesPipelineRequest
+	7,  // 34: keelson.raft.v1.RaftService.RequestVote:input_type -> keelson.raft.v1.RequestVoteRequest
+	9,  // 35: keelson.raft.v1.RaftService.RequestPreVote:input_type -> keelson.raft.v1.RequestPreVoteRequest
+	11, // 36: keelson.raft.v1.RaftService.TimeoutNow:input_type -> keelson.raft.v1.TimeoutNowRequest
+	13, // 37: keelson.raft.v1.RaftService.InstallSnapshot:input_type -> keelson.raft.v1.InstallSnapshotRequest
+	15, // 38: keelson.raft.v1.RaftService.Identify:input_type -> keelson.raft.v1.IdentifyRequest
+	17, // 39: keelson.raft.v1.RaftService.ConfirmTerm:input_type -> keelson.raft.v1.ConfirmTermRequest
+	19, // 40: keelson.raft.v1.RaftService.ReadIndex:input_type -> keelson.raft.v1.ReadIndexRequest
+	21, // 41: keelson.raft.v1.RaftService.Propose:input_type -> keelson.raft.v1.ProposeRequest
+	4,  // 42: keelson.raft.v1.RaftService.AppendEntries:output_type -> keelson.raft.v1.AppendEntriesResponse
+	6,  // 43: keelson.raft.v1.RaftService.AppendEntriesPipeline:output_type -> keelson.raft.v1.AppendEntriesPipelineResponse
+	8,  // 44: keelson.raft.v1.RaftService.RequestVote:output_type -> keelson.raft.v1.RequestVoteResponse
+	10, // 45: keelson.raft.v1.RaftService.RequestPreVote:output_type -> keelson.raft.v1.RequestPreVoteResponse
+	12, // 46: keelson.raft.v1.RaftService.TimeoutNow:output_type -> keelson.raft.v1.TimeoutNowResponse
+	14, // 47: keelson.raft.v1.RaftService.InstallSnapshot:output_type -> keelson.raft.v1.InstallSnapshotResponse
+	16, // 48: keelson.raft.v1.RaftService.Identify:output_type -> keelson.raft.v1.IdentifyResponse
+	18, // 49: keelson.raft.v1.RaftService.ConfirmTerm:output_type -> keelson.raft.v1.ConfirmTermResponse
+	20, // 50: keelson.raft.v1.RaftService.ReadIndex:output_type -> keelson.raft.v1.ReadIndexResponse
+	22, // 51: keelson.raft.v1.RaftService.Propose:output_type -> keelson.raft.v1.ProposeResponse
+	42, // [42:52] is the sub-list for method output_type
+	32, // [32:42] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_keelson_raft_v1_raft_proto_init() }

@@ -101,21 +101,25 @@ const (
 	Code_CODE_UNAVAILABLE Code = 8
 	// CODE_UNKNOWN_OUTCOME: the write may have happened.
 	Code_CODE_UNKNOWN_OUTCOME Code = 9
+	// CODE_NO_SPACE: the store has reached its quota and accepts only deletions; nothing was
+	// done.
+	Code_CODE_NO_SPACE Code = 10
 )
 
 // Enum value maps for Code.
 var (
 	Code_name = map[int32]string{
-		0: "CODE_UNSPECIFIED",
-		1: "CODE_NOT_FOUND",
-		2: "CODE_EXISTS",
-		3: "CODE_CONFLICT",
-		4: "CODE_COMPACTED",
-		5: "CODE_FUTURE_REVISION",
-		6: "CODE_FENCED",
-		7: "CODE_TOO_MANY",
-		8: "CODE_UNAVAILABLE",
-		9: "CODE_UNKNOWN_OUTCOME",
+		0:  "CODE_UNSPECIFIED",
+		1:  "CODE_NOT_FOUND",
+		2:  "CODE_EXISTS",
+		3:  "CODE_CONFLICT",
+		4:  "CODE_COMPACTED",
+		5:  "CODE_FUTURE_REVISION",
+		6:  "CODE_FENCED",
+		7:  "CODE_TOO_MANY",
+		8:  "CODE_UNAVAILABLE",
+		9:  "CODE_UNKNOWN_OUTCOME",
+		10: "CODE_NO_SPACE",
 	}
 	Code_value = map[string]int32{
 		"CODE_UNSPECIFIED":     0,
@@ -128,6 +132,7 @@ var (
 		"CODE_TOO_MANY":        7,
 		"CODE_UNAVAILABLE":     8,
 		"CODE_UNKNOWN_OUTCOME": 9,
+		"CODE_NO_SPACE":        10,
 	}
 )
 
@@ -589,8 +594,13 @@ type Write struct {
 	FenceKey string `protobuf:"bytes,7,opt,name=fence_key,json=fenceKey,proto3" json:"fence_key,omitempty"`
 	// fence_revision is the epoch that the write depends on.
 	FenceRevision int64 `protobuf:"varint,8,opt,name=fence_revision,json=fenceRevision,proto3" json:"fence_revision,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// period_key, if set, is a second key, whose revision must be period_revision.
+	PeriodKey string `protobuf:"bytes,9,opt,name=period_key,json=periodKey,proto3" json:"period_key,omitempty"`
+	// period_revision is the period in which what the write uses was charged; 0 means that
+	// the key does not exist.
+	PeriodRevision int64 `protobuf:"varint,10,opt,name=period_revision,json=periodRevision,proto3" json:"period_revision,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Write) Reset() {
@@ -675,6 +685,20 @@ func (x *Write) GetFenceKey() string {
 func (x *Write) GetFenceRevision() int64 {
 	if x != nil {
 		return x.FenceRevision
+	}
+	return 0
+}
+
+func (x *Write) GetPeriodKey() string {
+	if x != nil {
+		return x.PeriodKey
+	}
+	return ""
+}
+
+func (x *Write) GetPeriodRevision() int64 {
+	if x != nil {
+		return x.PeriodRevision
 	}
 	return 0
 }
@@ -1235,7 +1259,7 @@ const file_keelson_store_v1_store_proto_rawDesc = "" +
 	"\x04last\x18\x02 \x01(\bR\x04last\x12\x12\n" +
 	"\x04more\x18\x03 \x01(\bR\x04more\x12\x14\n" +
 	"\x05count\x18\x04 \x01(\x03R\x05count\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x03R\brevision\"\xdc\x01\n" +
+	"\brevision\x18\x05 \x01(\x03R\brevision\"\xa4\x02\n" +
 	"\x05Write\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x16\n" +
@@ -1245,7 +1269,11 @@ const file_keelson_store_v1_store_proto_rawDesc = "" +
 	"ttlSeconds\x12\x16\n" +
 	"\x06unique\x18\x06 \x01(\bR\x06unique\x12\x1b\n" +
 	"\tfence_key\x18\a \x01(\tR\bfenceKey\x12%\n" +
-	"\x0efence_revision\x18\b \x01(\x03R\rfenceRevision\"\x87\x01\n" +
+	"\x0efence_revision\x18\b \x01(\x03R\rfenceRevision\x12\x1d\n" +
+	"\n" +
+	"period_key\x18\t \x01(\tR\tperiodKey\x12'\n" +
+	"\x0fperiod_revision\x18\n" +
+	" \x01(\x03R\x0eperiodRevision\"\x87\x01\n" +
 	"\aVerdict\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12-\n" +
 	"\x05error\x18\x02 \x01(\v2\x17.keelson.store.v1.ErrorR\x05error\x121\n" +
@@ -1276,7 +1304,7 @@ const file_keelson_store_v1_store_proto_rawDesc = "" +
 	"\x05Place\x12\x15\n" +
 	"\x11PLACE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rPLACE_LASTING\x10\x01\x12\x13\n" +
-	"\x0fPLACE_TRANSIENT\x10\x02*\xd6\x01\n" +
+	"\x0fPLACE_TRANSIENT\x10\x02*\xe9\x01\n" +
 	"\x04Code\x12\x14\n" +
 	"\x10CODE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCODE_NOT_FOUND\x10\x01\x12\x0f\n" +
@@ -1287,7 +1315,9 @@ const file_keelson_store_v1_store_proto_rawDesc = "" +
 	"\vCODE_FENCED\x10\x06\x12\x11\n" +
 	"\rCODE_TOO_MANY\x10\a\x12\x14\n" +
 	"\x10CODE_UNAVAILABLE\x10\b\x12\x18\n" +
-	"\x14CODE_UNKNOWN_OUTCOME\x10\t2\xd9\x03\n" +
+	"\x14CODE_UNKNOWN_OUTCOME\x10\t\x12\x11\n" +
+	"\rCODE_NO_SPACE\x10\n" +
+	"2\xd9\x03\n" +
 	"\fStoreService\x12B\n" +
 	"\x03Get\x12\x1c.keelson.store.v1.GetRequest\x1a\x1d.keelson.store.v1.GetResponse\x12G\n" +
 	"\x04List\x12\x1d.keelson.store.v1.ListRequest\x1a\x1e.keelson.store.v1.ListResponse0\x01\x12K\n" +

@@ -82,7 +82,7 @@ import (
 )
 
 const (
-	prefix = "/keelson/fence/"
+	prefix = pipeline.FencePrefix
 	// maxKeys bounds the number of Leases that have ever been fenced.
 	maxKeys = 4096
 	// maxTries bounds how often Take starts over because of a concurrent Take.

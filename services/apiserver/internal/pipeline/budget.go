@@ -25,8 +25,9 @@ const (
 //
 // The write depends on the revision of the budget that was read. Concurrent removals, through any
 // apiservers, therefore see each other's charges, and no more objects are removed than the budget
-// allows. If the removal fails after the charge, the budget's controller reverts it, as in
-// Kubernetes.
+// allows. If the removal fails after the charge, the budget's controller takes the charge back, as
+// in Kubernetes. It ends the accounting period first, so that a removal which is still in flight
+// fails and is charged again; see package quota.
 //
 // A decision based on the object's state is still valid when the object is deleted, because the
 // delete depends on the object's revision: if the object has changed, the removal is planned again.
@@ -36,6 +37,9 @@ func (p *Pipeline) charge(c *change, b *resource.Budget, obj resource.Object) (c
 	}
 	budget, err := p.budgetOf(c, b, obj)
 	if err != nil || budget == nil || b.Waives(budget, obj) {
+		return false, err
+	}
+	if err := p.enterPeriod(c); err != nil {
 		return false, err
 	}
 	for range budgetRounds {

@@ -116,6 +116,32 @@ func TestEvictionsStayWithinBudget(t *testing.T) {
 	}
 }
 
+// An eviction that is paused for any time between its charge and its delete does not exceed the
+// budget, though the budget's controller has given it up meanwhile.
+func TestPausedEvictionStaysWithinBudget(t *testing.T) {
+	var other *pipeline.Pipeline
+	f, paused := withPausedStore(t, &other)
+	f.running("a", corev1.ConditionTrue)
+	f.running("b", corev1.ConditionTrue)
+	f.budget(1, 2, 1)
+	paused.of = "/pods/"
+	paused.before = func() {
+		b := f.storedBudget().DeepCopy()
+		f.endPeriod()
+		b.Status.DisruptionsAllowed, b.Status.DisruptedPods = 1, nil
+		f.mustStatus(b)
+		if err := f.evict(other, "b", pipeline.WriteOptions{}); err != nil {
+			t.Errorf("the other eviction: %v", err)
+		}
+	}
+	if err := f.evict(f.Pipeline, "a", pipeline.WriteOptions{}); !apierrors.IsTooManyRequests(err) {
+		t.Errorf("the paused eviction: %v", err)
+	}
+	if p := get(f, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "a"}}); p == nil || p.DeletionTimestamp != nil {
+		t.Errorf("both pods were evicted")
+	}
+}
+
 func TestEvictionChargesBudget(t *testing.T) {
 	always := policyv1.AlwaysAllow
 	for name, c := range map[string]struct {

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -14,9 +15,14 @@ import (
 	"keelson.dev/services/internal/quota"
 )
 
-// maxChargeAge bounds the time from a charge to the write of what was charged. The quota controller
-// reverts charges without an object after 10 s, and then a late write would exceed the quota.
-const maxChargeAge = 5 * time.Second
+const (
+	// maxChargeTime bounds how long a write of a batch waits for the charges of others: a charge
+	// is lost if the accounting period ends before the write is stored. See run.
+	maxChargeTime = 100 * time.Millisecond
+	// lostWait is the pause before a quota that a lost charge fills is tried again, budgetRounds
+	// times: the count that ended the period is about to take the lost charge back.
+	lostWait = 100 * time.Millisecond
+)
 
 var quotaGVR = corev1.SchemeGroupVersion.WithResource("resourcequotas")
 
@@ -49,6 +55,9 @@ func (p *Pipeline) chargeQuotas(c *change, obj, old resource.Object) error {
 	}
 	// Within this apiserver the charges of a namespace are serialized, so that they do not
 	// conflict with each other.
+	if err := p.enterPeriod(c); err != nil {
+		return err
+	}
 	turn := p.turns.take(obj.GetNamespace())
 	select {
 	case turn <- struct{}{}:
@@ -109,7 +118,14 @@ func (p *Pipeline) chargeQuota(c *change, k *resource.Kind, name string, obj, ol
 	var err error
 	for range budgetRounds {
 		var charged corev1.ResourceList
-		charged, err = p.tryCharge(c, k, name, obj, old)
+		var full bool
+		charged, full, err = p.tryCharge(c, k, name, obj, old)
+		if full && c.lost {
+			if werr := pause(c.ctx, lostWait); werr != nil {
+				return werr
+			}
+			continue
+		}
 		if err == nil && len(charged) > 0 {
 			if c.charged == nil {
 				c.charged, c.chargedAt = map[string]corev1.ResourceList{}, p.cfg.Now()
@@ -129,11 +145,24 @@ func (p *Pipeline) chargeQuota(c *change, k *resource.Kind, name string, obj, ol
 	return err
 }
 
-// tryCharge charges one quota by a write of its status, and returns what it charged.
-func (p *Pipeline) tryCharge(c *change, k *resource.Kind, name string, obj, old resource.Object) (charged corev1.ResourceList, err error) {
+// pause waits for d, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// tryCharge charges one quota by a write of its status, and returns what it charged. full reports
+// whether the quota would be exceeded.
+func (p *Pipeline) tryCharge(c *change, k *resource.Kind, name string, obj, old resource.Object) (charged corev1.ResourceList, full bool, err error) {
 	b := p.ownStatusChange(c, k, obj.GetNamespace(), name)
 	b.plan = func(cur *watchcache.Item) (*step, error) {
-		charged = nil
+		charged, full = nil, false
 		if cur == nil {
 			return nil, apierrors.NewNotFound(quotaGVR.GroupResource(), name)
 		}
@@ -147,6 +176,7 @@ func (p *Pipeline) tryCharge(c *change, k *resource.Kind, name string, obj, old 
 		}
 		charge = quota.Less(charge, c.charged[name])
 		if err := quota.Exceeded(q, charge); err != nil {
+			full = true
 			return nil, c.admissionError(obj, err)
 		}
 		if len(charge) == 0 {
@@ -160,33 +190,11 @@ func (p *Pipeline) tryCharge(c *change, k *resource.Kind, name string, obj, old 
 	p.run(c.ctx, b)
 	switch {
 	case b.err == nil:
-		return charged, nil
+		return charged, false, nil
 	case errors.Is(b.err, errNothing):
-		return nil, nil
+		return nil, false, nil
 	}
-	return nil, b.err
-}
-
-// chargedBefore reports whether at is set and longer ago than age.
-func (p *Pipeline) chargedBefore(at time.Time, age time.Duration) bool {
-	return !at.IsZero() && p.cfg.Now().Sub(at) > age
-}
-
-// dropExpired removes the writes from the batch whose charges are older than maxChargeAge. They are
-// planned again, with new charges.
-func (p *Pipeline) dropExpired(b *batch) {
-	kept := 0
-	for i, c := range b.owners {
-		if !p.chargedBefore(c.chargedAt, maxChargeAge) {
-			b.writes[kept], b.owners[kept] = b.writes[i], c
-			kept++
-			continue
-		}
-		c.step.settled(false)
-		c.step, c.known, c.warn = nil, false, nil
-		c.charged, c.chargedAt = nil, time.Time{}
-	}
-	b.writes, b.owners = b.writes[:kept], b.owners[:kept]
+	return nil, full, b.err
 }
 
 // errNothing ends a charge that would be empty, so that nothing is written.

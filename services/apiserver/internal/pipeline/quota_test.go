@@ -16,6 +16,7 @@ import (
 
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/internal/quota"
 )
 
 func amounts(pairs ...string) corev1.ResourceList {
@@ -234,9 +235,9 @@ func withSlowStore(t *testing.T) (*fixture, *slowStore) {
 	return f, slow
 }
 
-// A large batch whose charges take long is written in parts, because the quota controller reverts
-// a charge that no object follows within 10 s.
-func TestChargesOfBatchAreWrittenInTime(t *testing.T) {
+// A large batch is written in parts, so that its charges are not lost with each accounting period
+// that ends meanwhile.
+func TestBatchIsWrittenInParts(t *testing.T) {
 	f, slow := withSlowStore(t)
 	f.quota("q", corev1.ResourceQuotaSpec{Hard: amounts("configmaps", "20")})
 	var writes []pipeline.Write
@@ -245,29 +246,136 @@ func TestChargesOfBatchAreWrittenInTime(t *testing.T) {
 		target := f.target(m)
 		target.Name = ""
 		writes = append(writes, pipeline.Write{Verb: "create", Target: target, Body: f.body(m)})
-		slow.delays = append(slow.delays, time.Second)
+		slow.delays = append(slow.delays, 30*time.Millisecond)
 	}
 	for _, r := range f.Commit(f.ctx, writes) {
 		if r.Err != nil {
 			t.Error(r.Err)
 		}
 	}
-	if got := fmt.Sprint(slow.batches); got != "[4 4]" {
-		t.Errorf("writes per commit: %s, want [4 4]", got)
+	if got := fmt.Sprint(slow.batches); got != "[5 3]" {
+		t.Errorf("writes per commit: %s, want [5 3]", got)
 	}
 	if got := f.used("q", "configmaps"); got != "8" {
 		t.Errorf("used: %s, want 8", got)
 	}
 }
 
-// A write that is late after its charge is charged again.
-func TestExpiredChargeIsRepeated(t *testing.T) {
-	f, slow := withSlowStore(t)
-	f.quota("a", corev1.ResourceQuotaSpec{Hard: amounts("configmaps", "2")})
-	f.quota("b", corev1.ResourceQuotaSpec{Hard: amounts("configmaps", "2")})
-	slow.delays = []time.Duration{0, 6 * time.Second}
-	f.mustCreate(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "m"}})
-	if a, b := f.used("a", "configmaps"), f.used("b", "configmaps"); a != "2" || b != "2" {
-		t.Errorf("used: %s and %s, want 2 and 2: each charged twice", a, b)
+// pausedStore runs before ahead of the first write of a key that contains of.
+type pausedStore struct {
+	store.Store
+	of     string
+	before func()
+}
+
+func (s *pausedStore) Commit(ctx context.Context, writes []store.Write) ([]store.Verdict, error) {
+	for _, w := range writes {
+		if s.before != nil && strings.Contains(w.Key, s.of) {
+			before := s.before
+			s.before = nil
+			before()
+		}
 	}
+	return s.Store.Commit(ctx, writes)
+}
+
+func withPausedStore(t *testing.T, second **pipeline.Pipeline) (*fixture, *pausedStore) {
+	paused := &pausedStore{}
+	return newFixture(t, withSecond(second), func(c *pipeline.Config) {
+		paused.Store = c.Lasting.Store
+		c.Lasting.Store = paused
+	}), paused
+}
+
+// endPeriod ends the accounting period, as a controller does.
+func (f *fixture) endPeriod() {
+	f.Helper()
+	v, err := f.store.Commit(f.ctx, []store.Write{{
+		Key: pipeline.FencePrefix + quota.PeriodNamespace + "/" + quota.PeriodLease, Value: []byte("x"), Expect: store.Any,
+	}})
+	if err != nil || v[0].Err != nil {
+		f.Fatal(err, v)
+	}
+}
+
+// recount counts the ConfigMaps of a quota, as the quota controller does.
+func (f *fixture) recount(name string) {
+	f.Helper()
+	q := f.quotaNow(name)
+	f.endPeriod()
+	page, err := f.store.List(f.ctx, "/registry/configmaps/ns/", store.ListOptions{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	q.Status.Used = amounts("configmaps", fmt.Sprint(page.Count))
+	f.mustStatus(q)
+	f.seen(name)
+}
+
+// quotaNow returns a copy of a quota.
+func (f *fixture) quotaNow(name string) *corev1.ResourceQuota {
+	f.Helper()
+	return get(f, &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name}}).DeepCopy()
+}
+
+// A write that is paused for any time between its charge and its commit never exceeds the quota,
+// though a count has taken its charge back meanwhile.
+func TestPausedWriteStaysWithinQuota(t *testing.T) {
+	var other *pipeline.Pipeline
+	f, paused := withPausedStore(t, &other)
+	f.quota("q", corev1.ResourceQuotaSpec{Hard: amounts("configmaps", "1")})
+	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "second"}}
+	paused.of = "/configmaps/"
+	paused.before = func() {
+		f.recount("q")
+		if got := f.used("q", "configmaps"); got != "0" {
+			t.Errorf("used after the count: %s, want 0", got)
+		}
+		target := f.target(m)
+		target.Name = ""
+		if _, err := other.Create(f.ctx, target, f.body(m), pipeline.WriteOptions{}); err != nil {
+			t.Errorf("the other write: %v", err)
+		}
+	}
+	_, err := f.create(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "paused"}})
+	if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "exceeded quota: q") {
+		t.Errorf("the paused write: %v", err)
+	}
+	page, err := f.store.List(f.ctx, "/registry/configmaps/ns/", store.ListOptions{})
+	if err != nil || page.Count != 1 {
+		t.Errorf("%d ConfigMaps were stored (%v), want 1", page.Count, err)
+	}
+	if got := f.used("q", "configmaps"); got != "1" {
+		t.Errorf("used: %s, want 1", got)
+	}
+}
+
+// A write whose charge is taken back while it is paused is charged again.
+func TestLostChargeIsRepeated(t *testing.T) {
+	var other *pipeline.Pipeline
+	f, paused := withPausedStore(t, &other)
+	f.quota("q", corev1.ResourceQuotaSpec{Hard: amounts("configmaps", "1")})
+	paused.of = "/configmaps/"
+	paused.before = func() { f.recount("q") }
+	f.mustCreate(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "m"}})
+	if got := f.used("q", "configmaps"); got != "1" {
+		t.Errorf("used: %s, want 1", got)
+	}
+}
+
+// A write is not refused because of its own lost charge: it waits until that is taken back.
+func TestLostChargeFillsNoQuota(t *testing.T) {
+	var other *pipeline.Pipeline
+	f, paused := withPausedStore(t, &other)
+	f.quota("q", corev1.ResourceQuotaSpec{Hard: amounts("configmaps", "1")})
+	counted := make(chan struct{})
+	paused.of = "/configmaps/"
+	paused.before = func() {
+		q := f.quotaNow("q")
+		f.endPeriod()
+		q.Status.Used = amounts("configmaps", "0")
+		go func() { defer close(counted); f.mustStatus(q) }()
+	}
+	f.mustCreate(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "m"}})
+	<-counted
 }

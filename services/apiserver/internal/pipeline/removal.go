@@ -37,7 +37,6 @@ func (p *Pipeline) newRemoval(ctx context.Context, k *resource.Kind, sub *resour
 		return nil, err
 	}
 	recorded := false // whether the previous write of this change recorded the reason in the parent
-	charged := false  // whether the parent's budget was charged
 	c.plan = func(cur *watchcache.Item) (*step, error) {
 		c.warn = slices.Clone(warnings)
 		if recorded && d.Preconditions != nil && d.Preconditions.ResourceVersion != nil {
@@ -48,9 +47,9 @@ func (p *Pipeline) newRemoval(ctx context.Context, k *resource.Kind, sub *resour
 		}
 		recorded = false
 		s, err := p.planRemoval(c, r, cur, d)
-		if err == nil && !charged {
+		if err == nil && !c.budgeted {
 			// After all other checks, so that a refused removal takes nothing from the budget.
-			charged, err = p.charge(c, r.Budget, cur.Object)
+			c.budgeted, err = p.charge(c, r.Budget, cur.Object)
 		}
 		if err != nil {
 			return nil, err

@@ -56,9 +56,14 @@ type change struct {
 	names int
 	warn  []string
 	// charged is what this change has charged to quotas, by their names, and chargedAt the time of
-	// the first charge. See maxChargeAge.
+	// the first charge. budgeted is true once a budget was charged.
 	charged   map[string]corev1.ResourceList
 	chargedAt time.Time
+	budgeted  bool
+	// period is the accounting period of the charges, and lost is true once charges were lost
+	// with the end of a period.
+	period *store.Fence
+	lost   bool
 
 	step *step
 	out  *Outcome
@@ -153,7 +158,7 @@ func (p *Pipeline) run(ctx context.Context, changes ...*change) {
 			if c.done {
 				continue
 			}
-			if p.chargedBefore(charged, maxChargeAge/2) {
+			if !charged.IsZero() && p.cfg.Now().Sub(charged) > maxChargeTime {
 				break // write these first, and prepare the others in the next round
 			}
 			b := &lasting
@@ -162,9 +167,12 @@ func (p *Pipeline) run(ctx context.Context, changes ...*change) {
 			}
 			if w, ok := p.prepare(c); ok {
 				w.Fence = b.fence
+				if c.owes() {
+					w.Period = c.period
+				}
 				b.writes = append(b.writes, w)
 				b.owners = append(b.owners, c)
-				if charged.IsZero() {
+				if charged.IsZero() && len(c.charged) > 0 {
 					charged = c.chargedAt
 				}
 			}
@@ -172,8 +180,6 @@ func (p *Pipeline) run(ctx context.Context, changes ...*change) {
 		if len(lasting.writes)+len(transient.writes) == 0 {
 			return
 		}
-		p.dropExpired(&transient)
-		p.dropExpired(&lasting)
 		p.commit(ctx, p.cfg.Transient.Store, &transient)
 		p.commit(ctx, p.cfg.Lasting.Store, &lasting)
 	}
@@ -445,6 +451,7 @@ func (p *Pipeline) settle(c *change, v store.Verdict) {
 		}
 		if s.more {
 			c.step, c.cur, c.known, c.fresh, c.warn = nil, item, true, true, nil
+			c.charged = nil // what it paid for is stored
 			return
 		}
 		p.finish(c, s, item)
@@ -459,6 +466,12 @@ func (p *Pipeline) settle(c *change, v store.Verdict) {
 				p.fail(c, err)
 			}
 		}
+	case errors.Is(v.Err, store.ErrFenced) && c.owes():
+		// The accounting period has ended. If it is the writer's epoch instead, the next charge
+		// is refused.
+		s.settled(false)
+		c.step, c.known, c.warn = nil, false, nil
+		c.leavePeriod()
 	default:
 		// If the outcome is unknown, the write may have happened, so what it claimed is kept.
 		s.settled(errors.Is(v.Err, store.ErrUnknownOutcome))

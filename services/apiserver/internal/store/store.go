@@ -57,11 +57,13 @@ type Write struct {
 	// write, whose id it carries. A store resolves an unknown outcome with it, by repeating the
 	// write.
 	Settled func(found []byte) bool
-	// Fence, if set, is a condition that is checked in the same transaction.
-	Fence *Fence
+	// Fence and Period, if set, are conditions that are checked in the same transaction. If one
+	// does not hold, the write fails with ErrFenced.
+	Fence, Period *Fence
 }
 
-// Fence is the epoch of an elected leader: Key must have ModRevision.
+// Fence is an epoch, such as that of an elected leader: Key must have ModRevision, which is 0 for
+// a key that does not exist.
 type Fence struct {
 	Key         string
 	ModRevision Revision
@@ -181,9 +183,10 @@ var (
 	ErrConflict       = errors.New("entry changed since it was read")
 	ErrCompacted      = errors.New("revision compacted")
 	ErrFutureRevision = errors.New("revision is in the future")
-	ErrFenced         = errors.New("the writer's epoch has ended")
-	ErrTooMany        = errors.New("too many writes in flight")
-	ErrClosed         = errors.New("store is closed")
+	// ErrFenced means that the epoch of a write's Fence or Period has ended.
+	ErrFenced  = errors.New("the writer's epoch has ended")
+	ErrTooMany = errors.New("too many writes in flight")
+	ErrClosed  = errors.New("store is closed")
 	// ErrNoSpace is the error of a write while the store has reached its quota. Deletions are
 	// accepted.
 	ErrNoSpace = errors.New("the store is full: delete objects that are not needed; deletions are accepted, and their space is returned within a minute")

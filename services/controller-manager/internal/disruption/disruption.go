@@ -5,7 +5,10 @@
 // status.disruptedPods in one conditional write. This controller likewise writes a
 // status only over the version that it was computed from. It must never allow an
 // eviction that would leave fewer healthy pods than the budget requires: an evicted pod
-// counts as lost until it is gone, or for two minutes if nothing deletes it.
+// counts as lost until it is gone, or for two minutes if nothing deletes it. Before the
+// controller gives up waiting, it ends the accounting period (see package quota of
+// services/internal) and reads the pod, so that an eviction whose delete is still in
+// flight does not follow.
 package disruption
 
 import (
@@ -25,6 +28,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/accounting"
 	"keelson.dev/services/controller-manager/internal/cluster"
 	"keelson.dev/services/internal/controller"
 )
@@ -42,6 +46,7 @@ type reconciler struct {
 	budgets client.Resource[*policyv1.PodDisruptionBudget]
 	writes  *controller.Writes
 	now     func() time.Time
+	end     func(context.Context) error // of the accounting period
 }
 
 // New returns the controller of PodDisruptionBudgets.
@@ -51,6 +56,7 @@ func New(s *cluster.Cluster) controller.Controller {
 		Pods: cluster.Of[*corev1.Pod](s, cluster.ByNamespace), Deployments: cluster.Of[*appsv1.Deployment](s), ReplicaSets: cluster.Of[*appsv1.ReplicaSet](s),
 		StatefulSets: cluster.Of[*appsv1.StatefulSet](s), ReplicationControllers: cluster.Of[*corev1.ReplicationController](s),
 		budgets: client.For[*policyv1.PodDisruptionBudget](s.Client), now: time.Now,
+		end: accounting.New(s.Client).End,
 	}
 	r.writes = controller.NewWrites(r.DisruptionBudgets)
 	return controller.Controller{
@@ -97,6 +103,9 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 		}
 	}
 	plan := Plan(b, pods, r.scales(ctx), r.now())
+	if still, err := r.stillThere(ctx, plan.GivenUp); err != nil || !still {
+		return controller.Result{RequeueAfter: time.Second}, err
+	}
 	for _, e := range plan.Events {
 		var about client.Object = b
 		if e.Pod != nil {
@@ -121,6 +130,27 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 		r.writes.Wrote(key, got.ResourceVersion)
 	}
 	return controller.Result{RequeueAfter: plan.RequeueAfter}, nil
+}
+
+// stillThere reports whether the pods exist and are not being deleted. Their evictions, if
+// any is still in flight, fail then and are charged again.
+func (r *reconciler) stillThere(ctx context.Context, pods []*corev1.Pod) (bool, error) {
+	if len(pods) == 0 {
+		return true, nil
+	}
+	if err := r.end(ctx); err != nil {
+		return false, fmt.Errorf("end the accounting period: %w", err)
+	}
+	for _, p := range pods {
+		live, err := client.For[*corev1.Pod](r.Client).Get(ctx, p.Namespace, p.Name)
+		if apierrors.IsNotFound(err) || err == nil && (live.UID != p.UID || live.DeletionTimestamp != nil) {
+			return false, nil // the cache will show it
+		}
+		if err != nil {
+			return false, fmt.Errorf("pod %s: %w", p.Name, err)
+		}
+	}
+	return true, nil
 }
 
 // scales returns a function that looks up how many pods a pod's controller wants. It asks

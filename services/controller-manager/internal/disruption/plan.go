@@ -39,6 +39,9 @@ type Actions struct {
 	// RequeueAfter is the time until an evicted pod no longer counts as lost; 0 means
 	// never.
 	RequeueAfter time.Duration
+	// GivenUp lists the evicted pods that the budget no longer counts as lost although they
+	// are not being deleted.
+	GivenUp []*corev1.Pod
 }
 
 // Event is an event to record.
@@ -170,6 +173,7 @@ func (p *planner) settle() {
 		if left <= 0 {
 			p.event(true, "NotDeleted", "Pod was expected by PDB %s/%s to be deleted but it wasn't", p.b.Namespace, p.b.Name)
 			p.plan.Events[len(p.plan.Events)-1].Pod = pod
+			p.plan.GivenUp = append(p.plan.GivenUp, pod)
 			continue
 		}
 		if p.plan.Status.DisruptedPods == nil {

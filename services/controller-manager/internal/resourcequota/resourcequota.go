@@ -1,29 +1,20 @@
 // Package resourcequota keeps the status of ResourceQuotas: what is limited, and how
 // much of it is used.
 //
-// The apiserver charges a quota before it stores an object (see package quota of
-// services/internal). This controller counts the stored objects to account for what the
-// charges do not show: deleted objects, finished pods, writes that failed after their
-// charge, and new quotas.
-//
-// An object is charged but not stored, then charged and stored, then gone. A count that
-// starts after a charge can only miss an object in the first of these states. To keep
-// used from falling below what is stored or about to be stored, the controller adds the
-// charges of the last window to each count, even those whose objects it has counted
-// already, and it does not lower used within a window of first seeing a quota, because it
-// has not seen the quota's earlier charges. A later count corrects the excess. The status
-// update is conditional on the version of the quota from before the count, so a charge
-// during the count makes it fail.
+// The apiserver charges a quota before it stores an object. This controller counts the
+// stored objects to account for what the charges do not show: deleted objects, finished
+// pods, writes that failed after their charge, and new quotas. Package quota of
+// services/internal describes the protocol: usage that was recorded before is only
+// changed by a count that began after the end of an accounting period, on the condition
+// of the version of the quota from before that end.
 //
 // Counts use consistent lists, not caches. The controller must never lower used below
-// what is stored. The one exception is a write that takes longer than the window from
-// its charge to its commit: used may then be too low by that write's charge.
+// what is stored.
 package resourcequota
 
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -31,9 +22,9 @@ import (
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/proto/client"
+	"keelson.dev/services/controller-manager/internal/accounting"
 	"keelson.dev/services/controller-manager/internal/cluster"
 	"keelson.dev/services/controller-manager/internal/podstate"
 	"keelson.dev/services/internal/controller"
@@ -41,12 +32,12 @@ import (
 )
 
 const (
-	// window is the longest time that a write is assumed to take from its charge to its
-	// commit.
-	window = 10 * time.Second
 	// every is how often a quota is counted if no event causes it. The value is
 	// Kubernetes' default.
 	every = 5 * time.Minute
+	// recheck is when a quota is counted again after usage was changed. A write that read the
+	// period just before its end may have been charged just after the count, and twice.
+	recheck = 5 * time.Second
 	// pause is the minimum time between two counts of a quota.
 	pause = 500 * time.Millisecond
 )
@@ -59,76 +50,19 @@ type reconciler struct {
 	quotas client.Resource[*corev1.ResourceQuota]
 	writes *controller.Writes
 	kinds  map[schema.GroupResource]*client.Kind
-	window time.Duration
 	now    func() time.Time
+	end    func(context.Context) error // of the accounting period
 
 	mu      sync.Mutex
-	follows map[controller.Key]*charges
-}
-
-// charges holds the recent charges of a quota.
-type charges struct {
-	uid     types.UID
-	since   time.Time // when the quota was first seen
-	counted time.Time // when it was last counted
-	recent  []charge
-	own     own
-}
-
-// own is this controller's last update of a quota's status: the version that it replaced,
-// and the usage that it wrote, or may have written if its outcome is unknown.
-type own struct {
-	base string
-	used corev1.ResourceList
-}
-
-// before returns the usage to which an event adds charges. That is the old object's, unless
-// the watch was interrupted and the event spans this controller's own update, which
-// lowered the usage: then charges after the update could hide behind the difference.
-func (f *charges) before(old *corev1.ResourceQuota) corev1.ResourceList {
-	if f.own.base == "" || f.own.base != old.ResourceVersion {
-		return old.Status.Used
-	}
-	used := corev1.ResourceList{}
-	for name, q := range old.Status.Used {
-		if mine, ok := f.own.used[name]; ok && mine.Cmp(q) < 0 {
-			q = mine
-		}
-		used[name] = q
-	}
-	return used
-}
-
-// charge is the sum of the charges within the second that ends at at.
-type charge struct {
-	at   time.Time
-	used corev1.ResourceList
-}
-
-// add records a charge. To keep the list short, charges within a second are summed and
-// those older than the window are dropped.
-func (f *charges) add(now time.Time, window time.Duration, used corev1.ResourceList) {
-	f.drop(now, window)
-	if n := len(f.recent); n > 0 && now.Before(f.recent[n-1].at) {
-		f.recent[n-1].used = quota.Add(f.recent[n-1].used, used)
-		return
-	}
-	// The entry is dated to the end of its second, when its last charge may come.
-	f.recent = append(f.recent, charge{now.Add(time.Second), used})
-}
-
-func (f *charges) drop(now time.Time, window time.Duration) {
-	f.recent = slices.DeleteFunc(f.recent, func(c charge) bool { return now.Sub(c.at) > window })
+	counted map[controller.Key]time.Time // when a quota was last counted
 }
 
 // New returns the ResourceQuota controller.
-func New(s *cluster.Cluster) controller.Controller { return newController(s, window) }
-
-func newController(s *cluster.Cluster, window time.Duration) controller.Controller {
+func New(s *cluster.Cluster) controller.Controller {
 	r := &reconciler{
-		window:  window,
 		Cluster: s, ResourceQuotas: cluster.Of[*corev1.ResourceQuota](s, cluster.ByNamespace), quotas: client.For[*corev1.ResourceQuota](s.Client),
-		kinds: map[schema.GroupResource]*client.Kind{}, now: time.Now, follows: map[controller.Key]*charges{},
+		kinds: map[schema.GroupResource]*client.Kind{}, now: time.Now,
+		end: accounting.New(s.Client).End, counted: map[controller.Key]time.Time{},
 	}
 	r.writes = controller.NewWrites(r.ResourceQuotas)
 	for _, k := range client.Kinds() {
@@ -199,95 +133,65 @@ func resizing(p *corev1.Pod) bool {
 	return podstate.Condition(p, corev1.PodResizePending) != nil || podstate.Condition(p, corev1.PodResizeInProgress) != nil
 }
 
-// ofQuota records a quota's charges, and returns its key if the quota is to be counted.
+// ofQuota returns the key of a quota that is to be counted: not for a charge, nor for this
+// controller's own status update.
 func (r *reconciler) ofQuota(ev client.Event[*corev1.ResourceQuota]) []controller.Key {
-	key, now := client.KeyOf(ev.Object), r.now()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	f := r.follows[key]
-	switch {
-	case ev.Type == client.Deleted:
-		delete(r.follows, key)
-		return []controller.Key{key}
-	case f == nil || f.uid != ev.Object.UID:
-		r.follows[key] = &charges{uid: ev.Object.UID, since: now}
-	case ev.Type == client.Modified:
-		if more := quota.Less(ev.Object.Status.Used, f.before(ev.Old)); len(more) > 0 {
-			f.add(now, r.window, more)
-		}
-		if apiequality.Semantic.DeepEqual(ev.Object.Spec, ev.Old.Spec) {
-			return nil // a charge, or this controller's own status update
-		}
+	if ev.Type == client.Modified && ev.Object.UID == ev.Old.UID && apiequality.Semantic.DeepEqual(ev.Object.Spec, ev.Old.Spec) {
+		return nil
 	}
-	return []controller.Key{key}
+	return []controller.Key{client.KeyOf(ev.Object)}
 }
 
-// pending returns the charges within the window. lower reports whether status.used may be
-// lowered. next is the time until the result changes.
-func (r *reconciler) pending(key controller.Key, now time.Time) (used corev1.ResourceList, lower bool, next time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	f := r.follows[key]
-	if f == nil {
-		return nil, false, r.window
-	}
-	f.counted = now
-	f.drop(now, r.window)
-	for _, c := range f.recent {
-		used = quota.Add(used, c.used)
-		next = r.window - now.Sub(f.recent[0].at)
-	}
-	if young := r.window - now.Sub(f.since); young > 0 {
-		return used, false, young
-	}
-	return used, true, next
-}
-
-// writing notes that the status of a quota is about to be updated.
-func (r *reconciler) writing(key controller.Key, base string, used corev1.ResourceList) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if f := r.follows[key]; f != nil {
-		f.own = own{base, used}
-	}
-}
-
-// early returns how long to wait before counting a quota again. It is not positive if the
-// quota may be counted now.
+// early returns how long to wait before counting a quota again. If it is not positive, the
+// quota may be counted now, and the caller must do so.
 func (r *reconciler) early(key controller.Key) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if f := r.follows[key]; f != nil {
-		return pause - r.now().Sub(f.counted)
+	now := r.now()
+	wait := pause - now.Sub(r.counted[key])
+	if wait <= 0 {
+		r.counted[key] = now
 	}
-	return 0
+	return wait
+}
+
+func (r *reconciler) forget(key controller.Key) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.counted, key)
 }
 
 func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (controller.Result, error) {
 	q, ok := r.ResourceQuotas.Get(key.Namespace, key.Name)
 	if !ok || q.DeletionTimestamp != nil {
+		r.forget(key)
 		return controller.Result{}, nil
 	}
 	if wait := r.early(key); wait > 0 {
 		return controller.Result{RequeueAfter: wait}, nil
 	}
-	now := r.now()
-	charged, lower, next := r.pending(key, now)
-	counted, err := r.count(ctx, q, now)
+	again := controller.Result{RequeueAfter: every}
+	counted, err := r.count(ctx, q, r.now())
 	if err != nil {
 		return controller.Result{}, fmt.Errorf("count usage: %w", err)
 	}
-	status := Status(q, counted, charged, lower)
-	again := controller.Result{RequeueAfter: every}
-	if next > 0 && !apiequality.Semantic.DeepEqual(status.Used, counted) {
-		again.RequeueAfter = next
-	}
-	if apiequality.Semantic.DeepEqual(status, q.Status) {
+	if apiequality.Semantic.DeepEqual(Status(q, counted), q.Status) {
 		return again, nil
 	}
+	// Of a quota that has no usage yet nothing was charged.
+	if len(q.Status.Used) > 0 {
+		if err := r.end(ctx); err != nil {
+			return controller.Result{}, fmt.Errorf("end the accounting period: %w", err)
+		}
+		if counted, err = r.count(ctx, q, r.now()); err != nil {
+			return controller.Result{}, fmt.Errorf("count usage: %w", err)
+		}
+	}
 	changed := q.DeepCopy()
-	changed.Status = status
-	r.writing(key, q.ResourceVersion, status.Used)
+	changed.Status = Status(q, counted)
+	if apiequality.Semantic.DeepEqual(changed.Status, q.Status) {
+		return again, nil
+	}
 	got, err := r.quotas.UpdateStatus(ctx, changed)
 	switch {
 	case apierrors.IsNotFound(err):
@@ -299,6 +203,9 @@ func (r *reconciler) reconcile(ctx context.Context, key controller.Key) (control
 		return controller.Result{}, fmt.Errorf("update status: %w", err)
 	}
 	r.writes.Wrote(key, got.ResourceVersion)
+	if len(q.Status.Used) > 0 {
+		again.RequeueAfter = recheck
+	}
 	return again, nil
 }
 
@@ -386,28 +293,7 @@ func (r *reconciler) number(ctx context.Context, k *client.Kind, q *corev1.Resou
 	return total, nil
 }
 
-// Status computes a quota's status from a count. used is raised to the count at once. If
-// lower is true it may be lowered to the sum of the count and the recent charges;
-// otherwise it stays as it is.
-func Status(q *corev1.ResourceQuota, counted, charged corev1.ResourceList, lower bool) corev1.ResourceQuotaStatus {
-	s := corev1.ResourceQuotaStatus{Hard: q.Spec.Hard.DeepCopy(), Used: corev1.ResourceList{}}
-	for name := range q.Spec.Hard {
-		now, ok := counted[name]
-		if !ok {
-			continue
-		}
-		used := now.DeepCopy()
-		if was, ok := q.Status.Used[name]; ok && was.Cmp(used) > 0 {
-			if !lower {
-				used = was.DeepCopy()
-			} else if extra, ok := charged[name]; ok {
-				used.Add(extra)
-				if used.Cmp(was) > 0 {
-					used = was.DeepCopy()
-				}
-			}
-		}
-		s.Used[name] = used
-	}
-	return s
+// Status returns a quota's status after a count.
+func Status(q *corev1.ResourceQuota, counted corev1.ResourceList) corev1.ResourceQuotaStatus {
+	return corev1.ResourceQuotaStatus{Hard: q.Spec.Hard.DeepCopy(), Used: counted}
 }

@@ -2,9 +2,9 @@ package resourcequota_test
 
 import (
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -12,6 +12,7 @@ import (
 	"keelson.dev/proto/client"
 	"keelson.dev/services/controller-manager/internal/resourcequota"
 	. "keelson.dev/services/controller-manager/internal/testkit" //nolint:revive // the tests' own words.
+	"keelson.dev/services/internal/quota"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -24,32 +25,22 @@ func list(pairs ...string) corev1.ResourceList {
 	return out
 }
 
-func TestStatusIsNotLoweredTooFar(t *testing.T) {
-	for name, c := range map[string]struct {
-		used, counted, charged corev1.ResourceList
-		lower                  bool
-		want                   string
-	}{
-		"new quota":                           {counted: list("pods", "3"), want: "3"},
-		"raised at once":                      {used: list("pods", "1"), counted: list("pods", "3"), want: "3"},
-		"not lowered before the window":       {used: list("pods", "5"), counted: list("pods", "3"), want: "5"},
-		"lowered":                             {used: list("pods", "5"), counted: list("pods", "3"), lower: true, want: "3"},
-		"lowered to count and recent charges": {used: list("pods", "5"), counted: list("pods", "3"), charged: list("pods", "1"), lower: true, want: "4"},
-		"not raised by recent charges":        {used: list("pods", "4"), counted: list("pods", "3"), charged: list("pods", "9"), lower: true, want: "4"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			q := &corev1.ResourceQuota{
-				Spec:   corev1.ResourceQuotaSpec{Hard: list("pods", "10")},
-				Status: corev1.ResourceQuotaStatus{Used: c.used, Hard: list("secrets", "1")},
-			}
-			s := resourcequota.Status(q, c.counted, c.charged, c.lower)
-			if used := s.Used["pods"]; used.String() != c.want {
-				t.Errorf("used %s, want %s", used.String(), c.want)
-			}
-			if hard := s.Hard["pods"]; hard.String() != "10" || len(s.Hard) != 1 {
-				t.Errorf("hard %v, want only 10 pods", s.Hard)
-			}
-		})
+// TestPeriodEndsBeforeUsageIsLowered has a quota of which more is used than is stored.
+func TestPeriodEndsBeforeUsageIsLowered(t *testing.T) {
+	w := Start(t)
+	q := &corev1.ResourceQuota{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "q"},
+		Spec:       corev1.ResourceQuotaSpec{Hard: list("configmaps", "5")},
+		Status:     corev1.ResourceQuotaStatus{Hard: list("configmaps", "5"), Used: list("configmaps", "3")},
+	}
+	Create(w, q)
+	w.Run(resourcequota.New(w.Cluster))
+	w.Eventually("usage is lowered to what is stored", func() bool {
+		used := Get[*corev1.ResourceQuota](w, "default", "q").Status.Used["configmaps"]
+		return used.String() == "0"
+	})
+	if l := Get[*coordinationv1.Lease](w, quota.PeriodNamespace, quota.PeriodLease); l == nil || *l.Spec.HolderIdentity != quota.PeriodHolder {
+		t.Errorf("usage was lowered without the end of a period: %v", l)
 	}
 }
 
@@ -68,7 +59,7 @@ func TestCountsStoredObjects(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "s"},
 		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{{Port: 80}, {Port: 81}}},
 	})
-	w.Run(resourcequota.NewController(w.Cluster, 50*time.Millisecond))
+	w.Run(resourcequota.New(w.Cluster))
 	Create(w, &corev1.ResourceQuota{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "q"},
 		Spec: corev1.ResourceQuotaSpec{Hard: list("pods", "5", "requests.cpu", "1", "configmaps", "5", "count/configmaps", "5",
@@ -87,7 +78,6 @@ func TestCountsStoredObjects(t *testing.T) {
 		return len(s.Hard) == len(want)
 	}
 	w.Eventually("all objects are counted", shows)
-	// used is lowered once the window has passed.
 	Update(w, "default", "a", func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }, client.Subresource("status"))
 	want["pods"], want["requests.cpu"] = "1", "100m"
 	w.Eventually("the finished pod is no longer counted", shows)
@@ -97,7 +87,7 @@ func TestCountsStoredObjects(t *testing.T) {
 // charges nothing.
 func TestChangesOfPodsAreCounted(t *testing.T) {
 	w := Start(t)
-	w.Run(resourcequota.NewController(w.Cluster, 50*time.Millisecond))
+	w.Run(resourcequota.New(w.Cluster))
 	Create(w, &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "a", Generation: 1},
 		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Resources: corev1.ResourceRequirements{Requests: list("cpu", "500m")}}}},
@@ -132,7 +122,7 @@ func TestChangesOfPodsAreCounted(t *testing.T) {
 // TestResourcesThatNoKindUses shows no usage for a resource that cannot be counted.
 func TestResourcesThatNoKindUses(t *testing.T) {
 	w := Start(t)
-	w.Run(resourcequota.NewController(w.Cluster, 50*time.Millisecond))
+	w.Run(resourcequota.New(w.Cluster))
 	Create(w, &corev1.ResourceQuota{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "q"},
 		Spec:       corev1.ResourceQuotaSpec{Hard: list("count/farms.example.com", "5", "count/leases.coordination.k8s.io", "5")},

@@ -193,10 +193,12 @@ func txn(w *store.Write, expect int64, lease clientv3.LeaseID) *pb.TxnRequest {
 	} else {
 		req.Success = []*pb.RequestOp{{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: key}}}}
 	}
-	if f := w.Fence; f != nil {
-		fence := []byte(f.Key)
-		req.Compare = append(req.Compare, modified(fence, int64(f.ModRevision)))
-		req.Failure = append(req.Failure, read(fence))
+	for _, f := range [2]*store.Fence{w.Fence, w.Period} {
+		if f != nil {
+			key := []byte(f.Key)
+			req.Compare = append(req.Compare, modified(key, int64(f.ModRevision)))
+			req.Failure = append(req.Failure, read(key))
+		}
 	}
 	return req
 }
@@ -237,12 +239,17 @@ func judge(w *store.Write, expect int64, resp *pb.TxnResponse, unknown bool) sto
 			return store.Verdict{Err: store.ErrUnknownOutcome}
 		}
 	}
-	if w.Fence != nil {
-		var rev int64
-		if f := found(resp, 1); f != nil {
-			rev = f.ModRevision
+	at := 0 // of the read in the response
+	for _, f := range [2]*store.Fence{w.Fence, w.Period} {
+		if f == nil {
+			continue
 		}
-		if rev != int64(w.Fence.ModRevision) {
+		at++
+		var rev int64
+		if kv := found(resp, at); kv != nil {
+			rev = kv.ModRevision
+		}
+		if rev != int64(f.ModRevision) {
 			return store.Verdict{Err: store.ErrFenced}
 		}
 	}

@@ -170,9 +170,11 @@ func (s *Store) Commit(ctx context.Context, writes []store.Write) ([]store.Verdi
 
 // write applies one write. The caller holds mu.
 func (s *Store) write(w *store.Write) store.Verdict {
-	if w.Fence != nil {
-		e, _ := s.current(w.Fence.Key)
-		if e.ModRevision != w.Fence.ModRevision {
+	for _, f := range [2]*store.Fence{w.Fence, w.Period} {
+		if f == nil {
+			continue
+		}
+		if e, _ := s.current(f.Key); e.ModRevision != f.ModRevision {
 			return store.Verdict{Err: store.ErrFenced}
 		}
 	}

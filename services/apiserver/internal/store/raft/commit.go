@@ -103,8 +103,11 @@ func valid(w *store.Write) error {
 		return fmt.Errorf("write %s: invalid time to live of %d s", w.Key, w.TTLSeconds)
 	case w.Expect < store.Any:
 		return fmt.Errorf("write %s: invalid expected revision %d", w.Key, w.Expect)
-	case w.Fence != nil && (w.Fence.Key == "" || !utf8.ValidString(w.Fence.Key)):
-		return fmt.Errorf("write %s: invalid fence key %q", w.Key, w.Fence.Key)
+	}
+	for _, f := range [2]*store.Fence{w.Fence, w.Period} {
+		if f != nil && (f.Key == "" || !utf8.ValidString(f.Key)) {
+			return fmt.Errorf("write %s: invalid fence key %q", w.Key, f.Key)
+		}
 	}
 	return nil
 }
@@ -226,6 +229,9 @@ func (s *Store) operation(w *store.Write, sequence uint64) *raftv1.Operation {
 			Key: f.Key, ModRevision: int64(f.ModRevision),
 			Elsewhere: s.cfg.FencesElsewhere != "" && strings.HasPrefix(f.Key, s.cfg.FencesElsewhere),
 		}
+	}
+	if f := w.Period; f != nil {
+		out.Period = &raftv1.Fence{Key: f.Key, ModRevision: int64(f.ModRevision)}
 	}
 	return &raftv1.Operation{Kind: &raftv1.Operation_Write{Write: out}}
 }

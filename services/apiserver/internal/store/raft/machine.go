@@ -206,8 +206,10 @@ func check(op *raftv1.Operation) error {
 		case w.TtlSeconds < 0 || w.TtlSeconds > maxTTL:
 			return fmt.Errorf("write of %s has the invalid time to live of %d s", w.Key, w.TtlSeconds)
 		}
-		if w.Fence != nil && len(w.Fence.ProtoReflect().GetUnknown()) > 0 {
-			return errors.New("fence of a newer version")
+		for _, f := range [2]*raftv1.Fence{w.Fence, w.Period} {
+			if f != nil && len(f.ProtoReflect().GetUnknown()) > 0 {
+				return errors.New("fence of a newer version")
+			}
 		}
 		inner = w
 	case *raftv1.Operation_Tick:
@@ -320,7 +322,7 @@ func (m *machine) write(w *raftv1.Write) outcome {
 	if m.isCancelled(w.Session, w.Sequence) {
 		return outcome{code: raftv1.Outcome_CODE_CANCELLED}
 	}
-	if !m.fenceHolds(w.Fence) {
+	if !m.fenceHolds(w.Fence) || !m.fenceHolds(w.Period) {
 		return outcome{code: raftv1.Outcome_CODE_FENCED}
 	}
 	current := m.get(w.Key)

@@ -389,6 +389,19 @@ func fences(k *kit) {
 	k.refuse(store.Write{Key: "/c", Value: []byte("2"), Fence: now}, store.ErrFenced)
 	k.must(store.Write{Key: "/c", Value: []byte("2"), Fence: &store.Fence{Key: "/fence"}})
 	k.equal("entries", keys(k.list("/", store.ListOptions{})), []string{"/a=2", "/c=2"})
+	// A period is a second condition of the same kind.
+	third := k.put("/fence", "3")
+	now = &store.Fence{Key: "/fence", ModRevision: third}
+	none := &store.Fence{Key: "/period"}
+	k.must(store.Write{Key: "/d", Value: []byte("1"), Fence: now, Period: none})
+	period := &store.Fence{Key: "/period", ModRevision: k.put("/period", "1")}
+	for _, w := range []store.Write{{Period: none}, {Fence: now, Period: none}, {Fence: old, Period: period}} {
+		w.Key, w.Value, w.Expect = "/d", []byte("2"), store.Any
+		k.refuse(w, store.ErrFenced)
+	}
+	k.refuse(store.Write{Key: "/d", Value: []byte("2"), Fence: now, Period: period}, store.ErrExists)
+	k.must(store.Write{Key: "/d", Value: []byte("2"), Expect: store.Any, Fence: now, Period: period})
+	k.must(store.Write{Key: "/d", Expect: store.Any, Period: period})
 }
 
 func expiry(k *kit) {

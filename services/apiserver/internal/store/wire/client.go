@@ -354,6 +354,9 @@ func (c *Client) send(ctx context.Context, not string, writes []store.Write, ver
 		if w.Fence != nil {
 			out.FenceKey, out.FenceRevision = w.Fence.Key, int64(w.Fence.ModRevision)
 		}
+		if w.Period != nil {
+			out.PeriodKey, out.PeriodRevision = w.Period.Key, int64(w.Period.ModRevision)
+		}
 		r.Writes[i] = out
 	}
 	// When ctx ends, the attempt continues, so that the outcome is known.

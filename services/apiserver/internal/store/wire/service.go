@@ -128,6 +128,9 @@ func (v *Service) Commit(ctx context.Context, r *storev1.CommitRequest) (*storev
 		if in.FenceKey != "" {
 			w.Fence = &store.Fence{Key: in.FenceKey, ModRevision: store.Revision(in.FenceRevision)}
 		}
+		if in.PeriodKey != "" {
+			w.Period = &store.Fence{Key: in.PeriodKey, ModRevision: store.Revision(in.PeriodRevision)}
+		}
 		writes[i] = w
 	}
 	verdicts, err := s.Commit(ctx, writes)

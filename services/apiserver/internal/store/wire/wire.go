@@ -57,6 +57,7 @@ var codesOf = []struct {
 	{store.ErrFutureRevision, storev1.Code_CODE_FUTURE_REVISION},
 	{store.ErrFenced, storev1.Code_CODE_FENCED},
 	{store.ErrTooMany, storev1.Code_CODE_TOO_MANY},
+	{store.ErrNoSpace, storev1.Code_CODE_NO_SPACE},
 	{store.ErrUnavailable, storev1.Code_CODE_UNAVAILABLE},
 	// The member's store is closed, but the client's is not.
 	{store.ErrClosed, storev1.Code_CODE_UNAVAILABLE},

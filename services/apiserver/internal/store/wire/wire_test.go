@@ -263,6 +263,26 @@ func TestClientContinuesAtAnotherMember(t *testing.T) {
 	}
 }
 
+// full is the store of a member that has reached its quota.
+type full struct{ store.Store }
+
+func (full) Commit(_ context.Context, writes []store.Write) ([]store.Verdict, error) {
+	out := make([]store.Verdict, len(writes))
+	for i := range out {
+		out[i].Err = fmt.Errorf("commit: %w", store.ErrNoSpace)
+	}
+	return out, nil
+}
+
+func TestFullStore(t *testing.T) {
+	m := memory.New()
+	defer m.Close()
+	c := newSite(t, full{m}, "a").client()
+	if got := one(t, c, store.Write{Key: "/a", Value: []byte("1")}); !errors.Is(got.Err, store.ErrNoSpace) {
+		t.Errorf("a write to a full store: %v", got.Err)
+	}
+}
+
 // cutOff is the store of a member that cannot reach the others.
 type cutOff struct{ store.Store }
 
