@@ -158,11 +158,37 @@ func (g *guard) admit(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 	if conn != nil {
 		defer conn.Streams.Add(-1)
 		if conn.Streams.Add(1) > c.limits.streams {
-			return status.Errorf(codes.ResourceExhausted, "more than %d calls in flight on one connection", c.limits.streams)
+			return errStreams(c.limits.streams)
 		}
+	}
+	if info.IsClientStream {
+		c.ctx = context.WithValue(c.ctx, callKey{}, c)
 	}
 	defer c.end()
 	return g.tracing.trace(c, srv, info, handler)
+}
+
+// callKey is the key of a *call in the context of a stream from its client.
+type callKey struct{}
+
+// Occupy counts one more call in flight on the connection of a stream from its client, for
+// something that the stream does in place of a call, until leave is called. It fails with
+// RESOURCE_EXHAUSTED if the connection has as many as its caller may have.
+func Occupy(ctx context.Context) (leave func(), err error) {
+	c, ok := ctx.Value(callKey{}).(*call)
+	conn := connection(ctx)
+	if !ok || conn == nil {
+		return func() {}, nil // the listener has no limits
+	}
+	if conn.Streams.Add(1) > c.limits.streams {
+		conn.Streams.Add(-1)
+		return nil, errStreams(c.limits.streams)
+	}
+	return func() { conn.Streams.Add(-1) }, nil
+}
+
+func errStreams(limit int32) error {
+	return status.Errorf(codes.ResourceExhausted, "more than %d calls in flight on one connection", limit)
 }
 
 // errStrangers refuses a call beyond what the server serves to unauthenticated clients.

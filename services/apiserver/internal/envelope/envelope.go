@@ -256,6 +256,7 @@ func fields(b []byte, f func(num protowire.Number, typ protowire.Type, val, whol
 const (
 	objectMetadata      = 1
 	metaResourceVersion = 6
+	metaManagedFields   = 17
 )
 
 // WithResourceVersion returns the encoded object with metadata.resourceVersion set to rev,
@@ -263,6 +264,56 @@ const (
 func WithResourceVersion(raw []byte, rev int64) ([]byte, error) {
 	var digits [20]byte
 	return splice(raw, strconv.AppendInt(digits[:0], rev, 10))
+}
+
+// Metadata returns an encoded object without everything but its metadata: a
+// PartialObjectMetadata.
+func Metadata(raw []byte) ([]byte, error) {
+	var out []byte
+	err := fields(raw, func(num protowire.Number, typ protowire.Type, _, whole []byte) error {
+		if num == objectMetadata && typ == protowire.BytesType {
+			if out == nil {
+				out = whole // nearly always the only one
+			} else {
+				out = append(out, whole...)
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
+// WithoutManagedFields returns the encoded object without metadata.managedFields.
+func WithoutManagedFields(raw []byte) ([]byte, error) {
+	out := make([]byte, 0, len(raw))
+	err := fields(raw, func(num protowire.Number, typ protowire.Type, val, whole []byte) error {
+		if num != objectMetadata || typ != protowire.BytesType {
+			out = append(out, whole...)
+			return nil
+		}
+		var kept pieces
+		start, pos := 0, 0
+		err := fields(val, func(num protowire.Number, _ protowire.Type, _, whole []byte) error {
+			if num == metaManagedFields {
+				kept.add(val[start:pos])
+				start = pos + len(whole)
+			}
+			pos += len(whole)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		kept.add(val[start:pos])
+		out = protowire.AppendTag(out, objectMetadata, protowire.BytesType)
+		out = protowire.AppendVarint(out, uint64(kept.size()))
+		out = kept.appendTo(out)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 // splice copies the object with rv as its only resourceVersion. Metadata in several pieces (which

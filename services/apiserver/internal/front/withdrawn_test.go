@@ -64,7 +64,32 @@ func TestWatchesEndWhenRightsAreLost(t *testing.T) {
 			break
 		}
 	}
+	many, err := w.grpc.WatchMany(user)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func(id uint32) *resourcev1.WatchManyResponse {
+		if err := many.Send(&resourcev1.WatchManyRequest{Command: &resourcev1.WatchManyRequest_Add{Add: &resourcev1.AddWatch{Id: id, Credits: 1, Watch: &resourcev1.WatchRequest{
+			Ref: &resourcev1.Ref{Version: "v1", Resource: "secrets", Namespace: "mine"}, SendInitialEvents: true,
+		}}}}); err != nil {
+			t.Fatal(err)
+		}
+		r, err := many.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if r := add(1); r.GetEvent() == nil {
+		t.Fatal(r)
+	}
 	w.rights.RBAC.RemoveBinding("mine", "namespace")
+	if r, err := many.Recv(); err != nil || r.GetId() != 1 || r.GetEnd() == nil || r.GetEnd().GetStatus() != nil {
+		t.Errorf("gRPC, one of many: %v %v; want its end, without credits", r, err)
+	}
+	if r := add(2); r.GetEnd().GetStatus() == nil {
+		t.Errorf("gRPC, a new one of many: %v", r)
+	}
 	if ev, err := stream.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("gRPC: %v %v; want the end of the stream", ev, err)
 	}

@@ -78,6 +78,9 @@ type WatchOptions struct {
 	// given: the watch starts with the next event.
 	SendInitialEvents, NoInitialEvents bool
 	AllowBookmarks                     bool
+	// Ready, if set, is called when events or the end of the watch wait for Poll, which then
+	// takes the place of Next. It must not block, nor call the watch.
+	Ready func()
 }
 
 // Watch is a running watch.
@@ -86,6 +89,11 @@ type Watch interface {
 	// *apierrors.StatusError to be sent as an ERROR event, ctx's error, or an error for which
 	// IsWatchOver returns true.
 	Next(ctx context.Context) ([]*watchcache.Event, error)
+	// Poll returns up to n of the waiting events. If it returns fewer, none is left, and
+	// WatchOptions.Ready will be called for the next. An error is the end of the watch, as in
+	// Next, after these events. The first call is for the initial state, for which Ready is not
+	// called.
+	Poll(ctx context.Context, n int) ([]*watchcache.Event, error)
 	// Close ends the watch.
 	Close()
 }
@@ -100,6 +108,8 @@ type WriteOptions struct {
 	FieldValidation string
 	// Force applies to apply patches only.
 	Force bool
+	// RequestID, if set, makes the write repeatable (see requestid.go).
+	RequestID string
 }
 
 // DeleteOptions are the options of a delete.

@@ -22,6 +22,9 @@ func (p *Pipeline) DeleteCollection(ctx context.Context, t Target, l ListOptions
 	if err := checkDeleteOptions(o); err != nil {
 		return nil, err
 	}
+	if o.RequestID != "" {
+		return nil, errRequestID("deletecollection")
+	}
 	list, err := p.list(ctx, k, t, l)
 	if err != nil {
 		return nil, p.statusOf(ctx, t.Resource.GroupResource(), "", err)

@@ -41,6 +41,9 @@ func (p *Pipeline) newCreate(ctx context.Context, t Target, b Body, o WriteOptio
 	if err := checkWriteOptions("CreateOptions", o); err != nil {
 		return nil, nil, err
 	}
+	if err := checkRequestID(o); err != nil {
+		return nil, nil, err
+	}
 	switch {
 	case k.Forward != nil:
 		return p.forward(ctx, k.Forward, k, t, b, o)
@@ -53,6 +56,7 @@ func (p *Pipeline) newCreate(ctx context.Context, t Target, b Body, o WriteOptio
 	c := &change{
 		ctx: ctx, target: t, kind: k, rules: &k.Rules, opts: o,
 		user: request.UserFrom(ctx), creates: true, shares: canonical(b.Type),
+		request: requestKey(ctx, "create", t, o),
 	}
 	c.plan = func(*watchcache.Item) (*step, error) {
 		c.warn = nil
@@ -91,7 +95,16 @@ func (p *Pipeline) planCreate(c *change, obj resource.Object, track bool) (*step
 		return nil, err
 	}
 	generated := obj.GetName() == "" && obj.GetGenerateName() != ""
-	if generated {
+	if item, err := p.createdBefore(c, obj, generated); err != nil {
+		return nil, err
+	} else if item != nil {
+		out, err := p.answered(c, item)
+		return &step{answered: out}, err
+	}
+	switch {
+	case generated && c.request != "":
+		obj.SetName(requestedName(obj.GetGenerateName(), c.request, c.names))
+	case generated:
 		obj.SetName(generateName(obj.GetGenerateName()))
 	}
 	if c.rules.Default != nil {
@@ -180,8 +193,18 @@ var errVersionOnCreate = &apierrors.StatusError{ErrStatus: metav1.Status{
 	Message: "resourceVersion should not be set on objects to be created",
 }}
 
-// exists tries another generated name, or fails the change.
+// exists answers a create that was performed before, tries another generated name, or fails the
+// change.
 func (p *Pipeline) exists(c *change, v store.Verdict) {
+	if item, err := p.existing(c, v.Current); err != nil {
+		p.fail(c, err)
+		return
+	} else if item != nil {
+		c.step, c.warn = nil, nil
+		out, err := p.answered(c, item)
+		c.end(out, err)
+		return
+	}
 	if c.names > 0 && c.names < maxNames {
 		c.step, c.warn = nil, nil
 		return

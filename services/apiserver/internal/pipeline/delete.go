@@ -40,9 +40,16 @@ func (p *Pipeline) deletion(ctx context.Context, k *resource.Kind, t Target, o D
 	if err := checkDeleteOptions(o); err != nil {
 		return nil, err
 	}
+	if err := checkRequestID(o.WriteOptions); err != nil {
+		return nil, err
+	}
+	if o.RequestID != "" && (o.Preconditions == nil || o.Preconditions.UID == nil) {
+		return nil, errRequestID("a delete without the uid as its precondition")
+	}
 	c := &change{
 		ctx: ctx, target: t, kind: k, rules: &k.Rules, opts: o.WriteOptions,
 		user: requestUser(ctx), key: k.Key(t.Namespace, t.Name), shares: true,
+		request: requestKey(ctx, "delete", t, o.WriteOptions),
 	}
 	c.plan = func(cur *watchcache.Item) (*step, error) {
 		c.warn = deleteWarnings(k, o)
@@ -72,6 +79,9 @@ func checkDeleteOptions(o DeleteOptions) error {
 
 // planDelete decides whether the object is removed at once or marked as being deleted.
 func (p *Pipeline) planDelete(c *change, cur *watchcache.Item, o DeleteOptions) (*step, error) {
+	if s, err := p.goneAlready(c, cur, o); s != nil || err != nil {
+		return s, err
+	}
 	if cur == nil {
 		return nil, apierrors.NewNotFound(c.gr(), c.target.Name)
 	}

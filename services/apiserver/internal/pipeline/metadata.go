@@ -27,13 +27,18 @@ const (
 
 // generateName appends a random suffix to base.
 func generateName(base string) string {
+	return suffixed(base, func() int { return rand.IntN(len(nameLetters)) })
+}
+
+// suffixed appends to base a suffix of the letters that next chooses.
+func suffixed(base string, next func() int) string {
 	if len(base) > longestBase {
 		base = base[:longestBase]
 	}
 	b := make([]byte, len(base), len(base)+generatedSuffix)
 	copy(b, base)
 	for range generatedSuffix {
-		b = append(b, nameLetters[rand.IntN(len(nameLetters))])
+		b = append(b, nameLetters[next()])
 	}
 	return string(b)
 }

@@ -17,6 +17,9 @@ import (
 // post processes a post to a subresource. It returns either the change that it makes or, for an
 // action, the outcome.
 func (p *Pipeline) post(ctx context.Context, k *resource.Kind, sub *resource.Subresource, t Target, b Body, o WriteOptions) (*change, *Outcome, error) {
+	if o.RequestID != "" && sub.Change == nil {
+		return nil, nil, errRequestID(t.Resource.Resource + "/" + t.Subresource)
+	}
 	switch {
 	case sub.Change != nil:
 		c, err := p.newPostedChange(ctx, k, sub, t, b, o)
@@ -58,6 +61,7 @@ func (p *Pipeline) newPostedChange(ctx context.Context, k *resource.Kind, sub *r
 	c := &change{
 		ctx: ctx, target: t, kind: k, rules: &k.Rules, opts: o, warn: warnings,
 		user: request.UserFrom(ctx), key: k.Key(t.Namespace, t.Name), shares: true,
+		request: requestKey(ctx, "create", t, o), answer: postedAnswer,
 	}
 	if err := sub.Change.Check(obj, t.Namespace, t.Name); err != nil {
 		p.fail(c, err)

@@ -80,9 +80,15 @@ func (p *Pipeline) newChange(ctx context.Context, verb string, t Target, o Write
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := checkRequestID(o); err != nil {
+		return nil, nil, err
+	}
 	c := &change{
 		ctx: ctx, target: t, kind: k, rules: &k.Rules, opts: o,
-		user: request.UserFrom(ctx), key: k.Key(t.Namespace, t.Name),
+		user: request.UserFrom(ctx), key: k.Key(t.Namespace, t.Name), request: requestKey(ctx, verb, t, o),
+	}
+	if sub != nil && sub.Scale != nil {
+		c.answer = func(out *Outcome) { out.Item, out.Other = nil, scaleOf(k, sub.Scale, out.Item) }
 	}
 	if sub != nil && sub.View != nil {
 		c.rules = sub.View

@@ -54,6 +54,7 @@ func (p *Pipeline) watch(ctx context.Context, k *resource.Kind, t Target, o Watc
 		InitialEnd: o.SendInitialEvents,
 		Bookmarks:  o.AllowBookmarks,
 		Current:    true,
+		Ready:      o.Ready,
 	}
 	if k.StoredAs != nil && sel.match != nil {
 		wo.Filter = func(it *watchcache.Item) bool {
@@ -129,6 +130,27 @@ func (w *watch) Next(ctx context.Context) ([]*watchcache.Event, error) {
 	if err != nil {
 		return nil, w.p.statusOf(ctx, w.gr, "", err)
 	}
+	return w.shown(ctx, events)
+}
+
+// Poll implements Watch.
+func (w *watch) Poll(ctx context.Context, n int) ([]*watchcache.Event, error) {
+	if w.err != nil {
+		return nil, w.err
+	}
+	events, end := w.Watcher.Poll(n)
+	if w.over.Load() {
+		return nil, errWatchOver
+	}
+	events, err := w.shown(ctx, events)
+	if err == nil && end != nil {
+		err = w.p.statusOf(ctx, w.gr, "", end)
+	}
+	return events, err
+}
+
+// shown converts the items of events to the requested kind.
+func (w *watch) shown(ctx context.Context, events []*watchcache.Event) (_ []*watchcache.Event, err error) {
 	if w.kind.StoredAs == nil {
 		return events, nil
 	}

@@ -47,6 +47,10 @@ type change struct {
 	// store. The object must be exactly as decoding would make it, without empty lists.
 	shares bool
 	plan   func(cur *watchcache.Item) (*step, error)
+	// request is the key of a write with a request id, or empty. answer modifies the Outcome of a
+	// repetition, if it is not nil.
+	request string
+	answer  func(*Outcome)
 
 	key   string
 	cur   *watchcache.Item
@@ -54,7 +58,9 @@ type change struct {
 	fresh bool // cur is at least as new as the request
 	tries int
 	names int
-	warn  []string
+	// searched is true if an earlier attempt of the create has been looked for.
+	searched bool
+	warn     []string
 	// charged is what this change has charged to quotas, by their names, and chargedAt the time of
 	// the first charge. budgeted is true once a budget was charged.
 	charged   map[string]corev1.ResourceList
@@ -88,6 +94,8 @@ type step struct {
 	keepTrace bool
 	// more means that the change continues from the state that this step wrote.
 	more bool
+	// answered is the result of a write that an earlier attempt has performed, or nil.
+	answered *Outcome
 	// answer modifies the Outcome, if it is not nil.
 	answer func(*Outcome)
 	// finish is called once and told whether the write succeeded.
@@ -229,6 +237,11 @@ func (p *Pipeline) prepare(c *change) (w store.Write, ok bool) {
 			p.fail(c, err)
 			return w, false
 		}
+		if c.performed(c.cur) {
+			out, err := p.answered(c, c.cur)
+			c.end(out, err)
+			return w, false
+		}
 		s, err := c.plan(c.cur)
 		if err == nil {
 			c.step = s
@@ -306,6 +319,10 @@ var errStale = errors.New("the present state may be out of date")
 
 // stage converts a step to a store write. If there is nothing to write, it ends the change.
 func (p *Pipeline) stage(c *change, s *step) (store.Write, bool, error) {
+	if s.answered != nil {
+		c.end(s.answered, nil)
+		return store.Write{}, false, nil
+	}
 	if s.obj == nil { // a delete
 		if c.opts.DryRun {
 			s.settled(false)
@@ -314,7 +331,7 @@ func (p *Pipeline) stage(c *change, s *step) (store.Write, bool, error) {
 		}
 		return store.Write{Key: c.key, Expect: s.expect}, true, nil
 	}
-	s.id = p.ids.next()
+	s.id = p.writeID(c, s)
 	p.trace(c, s)
 	same, err := p.encode(c, s)
 	if err != nil {

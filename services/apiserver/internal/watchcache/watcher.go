@@ -36,6 +36,10 @@ type WatchOptions struct {
 	Current bool
 	// Buffer overrides Config.Buffer if it is positive.
 	Buffer int
+	// Ready, if set, is called when events or the end of the watch wait for Poll, which then
+	// takes the place of Next. It is called while locks are held: it must not block, nor call
+	// the watcher. It is not called for the initial state and the backlog.
+	Ready func()
 }
 
 // Watcher delivers the events of one watch. It may be used by one goroutine at a time, except
@@ -56,14 +60,17 @@ type Watcher struct {
 	mu     sync.Mutex
 	queue  []*Event
 	err    error         // ends the watch after the queue
-	signal chan struct{} // buffered
+	signal chan struct{} // buffered; nil if opts.Ready is set
 }
 
 // Watch starts a watch. It fails with *ExpiredError if the events after WatchOptions.After are
 // not known any more. If After is a revision that the cache has not reached, the watch delivers
 // what comes after it; to refuse future revisions, call Cache.WaitFor first.
 func (kc *KindCache) Watch(o WatchOptions) (*Watcher, error) {
-	w := &Watcher{kc: kc, opts: o, buffer: o.Buffer, signal: make(chan struct{}, 1)}
+	w := &Watcher{kc: kc, opts: o, buffer: o.Buffer}
+	if o.Ready == nil {
+		w.signal = make(chan struct{}, 1)
+	}
 	if w.buffer <= 0 {
 		w.buffer = kc.cache.cfg.Buffer
 	}
@@ -141,7 +148,7 @@ func (kc *KindCache) filter(o WatchOptions) func(*Item) bool {
 // Next waits for events and returns at least one. It fails with ErrSlow, ErrStopped,
 // ErrReloaded or store.ErrUnavailable (after the events queued before), or with ctx's error.
 func (w *Watcher) Next(ctx context.Context) ([]*Event, error) {
-	if events := w.first(); len(events) > 0 {
+	if events := w.first(chunk); len(events) > 0 {
 		return events, nil
 	}
 	for {
@@ -163,27 +170,48 @@ func (w *Watcher) Next(ctx context.Context) ([]*Event, error) {
 	}
 }
 
+// Poll returns up to n of the waiting events. If it returns fewer, none is left, and Ready will be
+// called for the next. Its error is the end of the watch, as in Next, after these events.
+func (w *Watcher) Poll(n int) ([]*Event, error) {
+	events := w.first(n)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if k := min(n-len(events), len(w.queue)); k > 0 {
+		if len(events) == 0 {
+			events = w.queue[:k:k]
+		} else {
+			events = append(events, w.queue[:k]...)
+		}
+		w.queue = w.queue[k:]
+	}
+	if len(w.queue) > 0 || len(w.initial) > 0 || len(w.backlog) > 0 || w.initialEnd {
+		return events, nil
+	}
+	w.queue = nil
+	return events, w.err
+}
+
 // chunk bounds how many events of the initial state and the backlog one Next returns.
 const chunk = 500
 
-// first returns the next events of the initial state and the backlog.
-func (w *Watcher) first() []*Event {
+// first returns up to n of the next events of the initial state and the backlog.
+func (w *Watcher) first(n int) []*Event {
 	var events []*Event
-	for len(w.initial) > 0 && len(events) < chunk {
+	for len(w.initial) > 0 && len(events) < n {
 		it := w.initial[0]
 		w.initial = w.initial[1:]
 		if w.filter == nil || w.filter(it) {
 			events = append(events, &Event{Type: Added, Item: it, Revision: it.Revision, Frames: &Frames{}})
 		}
 	}
-	for len(w.backlog) > 0 && len(events) < chunk {
+	for len(w.backlog) > 0 && len(events) < n {
 		c := w.backlog[0]
 		w.backlog = w.backlog[1:]
 		if ev := c.event(w.filter); ev != nil {
 			events = append(events, ev)
 		}
 	}
-	if w.initialEnd && len(w.initial) == 0 && len(events) < chunk {
+	if w.initialEnd && len(w.initial) == 0 && len(w.backlog) == 0 && len(events) < n {
 		w.initialEnd = false
 		events = append(events, &Event{Type: Bookmark, Revision: w.start, InitialEnd: true})
 	}
@@ -209,14 +237,24 @@ func (w *Watcher) push(ev *Event) (alive bool) {
 	}
 	if len(w.queue) >= w.buffer {
 		w.err = ErrSlow
+		w.wake()
 		return false
 	}
 	w.queue = append(w.queue, ev)
+	w.wake()
+	return true
+}
+
+// wake tells the reader that there is something to read.
+func (w *Watcher) wake() {
+	if w.opts.Ready != nil {
+		w.opts.Ready()
+		return
+	}
 	select {
 	case w.signal <- struct{}{}:
 	default:
 	}
-	return true
 }
 
 // end ends the watch with err after the queued events. Only the first error counts.
@@ -226,10 +264,7 @@ func (w *Watcher) end(err error) {
 		w.err = err
 	}
 	w.mu.Unlock()
-	select {
-	case w.signal <- struct{}{}:
-	default:
-	}
+	w.wake()
 }
 
 // bucket is the index key of a watcher: its single most selective restriction.

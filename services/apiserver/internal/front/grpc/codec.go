@@ -104,19 +104,20 @@ func appendAnyHead(b []byte, n protowire.Number, url string, value int) []byte {
 	return protowire.AppendVarint(b, uint64(value))
 }
 
-// page returns a ListResponse whose items are the items' own bytes.
-func (s *Service) page(items []*watchcache.Item, version, cont string, remaining *int64) encoded {
+// page returns a ListResponse of items in a view, raws, which are the items' own bytes if they are
+// whole.
+func (s *Service) page(items []*watchcache.Item, raws [][]byte, v view, version, cont string, remaining *int64) encoded {
 	const head = 16 // more than the tags and lengths of an item's Any
 	size := 64 + len(cont)
 	for _, item := range items {
-		size += head + len(s.types.url(item.Kind))
+		size += head + len(v.url(s.types.url(item.Kind)))
 	}
 	heads := make([]byte, 0, size)
 	out := make(encoded, 0, 2*len(items)+1)
-	for _, item := range items {
+	for i, item := range items {
 		start := len(heads)
-		heads = appendAnyHead(heads, listItems, s.types.url(item.Kind), len(item.Raw))
-		out = append(out, mem.SliceBuffer(heads[start:len(heads):len(heads)]), mem.SliceBuffer(item.Raw))
+		heads = appendAnyHead(heads, listItems, v.url(s.types.url(item.Kind)), len(raws[i]))
+		out = append(out, mem.SliceBuffer(heads[start:len(heads):len(heads)]), mem.SliceBuffer(raws[i]))
 	}
 	start := len(heads)
 	heads = appendString(heads, listVersion, version)
@@ -137,27 +138,29 @@ var eventTypes = [...]resourcev1.WatchResponse_Type{
 	watchcache.Bookmark: resourcev1.WatchResponse_TYPE_BOOKMARK,
 }
 
-// frameFormat is the key of this encoding in an event's Frames.
-const frameFormat = "keelson.resource.v1.WatchResponse"
-
-// frame returns the WatchResponse of an event. All watchers share its bytes.
-func (s *Service) frame(ev *watchcache.Event) (encoded, error) {
+// frame returns the WatchResponse of an event in a view. All watchers of the view share its bytes.
+func (s *Service) frame(ev *watchcache.Event, v view) ([]byte, error) {
 	if ev.Frames == nil {
-		return encoded{mem.SliceBuffer(s.appendEvent(nil, ev))}, nil
+		return s.appendEvent(ev, v)
 	}
-	b, err := ev.Frames.Get(frameFormat, func() ([]byte, error) { return s.appendEvent(nil, ev), nil })
-	return encoded{mem.SliceBuffer(b)}, err
+	return ev.Frames.Get(frameFormats[v], func() ([]byte, error) { return s.appendEvent(ev, v) })
 }
 
-func (s *Service) appendEvent(b []byte, ev *watchcache.Event) []byte {
+func (s *Service) appendEvent(ev *watchcache.Event, v view) (b []byte, err error) {
 	version := strconv.FormatInt(int64(ev.Revision), 10)
+	var raw []byte
+	var url string
 	if ev.Item != nil {
-		b = make([]byte, 0, len(ev.Item.Raw)+len(s.types.url(ev.Item.Kind))+len(ev.Item.Traceparent)+64)
+		if raw, err = v.of(ev.Item.Raw); err != nil {
+			return nil, err
+		}
+		url = v.url(s.types.url(ev.Item.Kind))
+		b = make([]byte, 0, len(raw)+len(url)+len(ev.Item.Traceparent)+64)
 	}
 	b = protowire.AppendVarint(protowire.AppendTag(b, watchType, protowire.VarintType), uint64(eventTypes[ev.Type]))
 	if ev.Item != nil {
-		b = appendAnyHead(b, watchObject, s.types.url(ev.Item.Kind), len(ev.Item.Raw))
-		b = append(b, ev.Item.Raw...)
+		b = appendAnyHead(b, watchObject, url, len(raw))
+		b = append(b, raw...)
 	}
 	b = appendString(b, watchVersion, version)
 	if ev.Item != nil && ev.Item.Traceparent != "" {
@@ -166,5 +169,5 @@ func (s *Service) appendEvent(b []byte, ev *watchcache.Event) []byte {
 	if ev.InitialEnd {
 		b = protowire.AppendVarint(protowire.AppendTag(b, watchInitialEnd, protowire.VarintType), 1)
 	}
-	return b
+	return b, nil
 }

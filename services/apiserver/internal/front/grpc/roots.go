@@ -30,5 +30,5 @@ func Endless(method string) bool {
 
 // Streams reports whether a method gets no span, because it lasts as long as its client.
 func Streams(method string) bool {
-	return strings.HasSuffix(method, "/Watch")
+	return strings.HasSuffix(method, "/Watch") || method == resourcev1.ResourceService_WatchMany_FullMethodName
 }

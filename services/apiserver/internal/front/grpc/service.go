@@ -45,11 +45,19 @@ func New(api pipeline.API) *Service {
 // Get implements ResourceService.
 func (s *Service) Get(ctx context.Context, r *resourcev1.GetRequest) (*resourcev1.GetResponse, error) {
 	describe(ctx, "get", r.GetRef())
+	v, err := viewOf(r.GetView())
+	if err != nil {
+		return nil, wire(ctx, err)
+	}
 	out, err := s.api.Get(ctx, target(r.GetRef()), pipeline.GetOptions{ResourceVersion: r.GetResourceVersion()})
 	if err != nil {
 		return nil, wire(ctx, err)
 	}
 	obj, err := s.object(out)
+	if err == nil && v != whole {
+		obj.TypeUrl = v.url(obj.TypeUrl)
+		obj.Value, err = v.of(obj.Value)
+	}
 	return &resourcev1.GetResponse{Object: obj}, wire(ctx, err)
 }
 
@@ -241,7 +249,7 @@ func (s *Service) object(out *pipeline.Outcome) (*anypb.Any, error) {
 }
 
 func writeOptions(ctx context.Context, o *resourcev1.WriteOptions) pipeline.WriteOptions {
-	return pipeline.WriteOptions{DryRun: o.GetDryRun(), FieldManager: o.GetFieldManager(), UserAgent: userAgent(ctx)}
+	return pipeline.WriteOptions{DryRun: o.GetDryRun(), FieldManager: o.GetFieldManager(), UserAgent: userAgent(ctx), RequestID: o.GetRequestId()}
 }
 
 // userAgent returns the client's user agent, to which gRPC has appended its own name and version.

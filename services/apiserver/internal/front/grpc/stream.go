@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"time"
 
+	"google.golang.org/grpc/mem"
+
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 	"keelson.dev/services/apiserver/internal/pipeline"
 )
@@ -24,6 +26,10 @@ const (
 func (s *Service) List(r *resourcev1.ListRequest, stream resourcev1.ResourceService_ListServer) error {
 	ctx := stream.Context()
 	describe(ctx, "list", r.GetRef())
+	v, err := viewOf(r.GetView())
+	if err != nil {
+		return wire(ctx, err)
+	}
 	list, err := s.api.List(ctx, target(r.GetRef()), pipeline.ListOptions{
 		LabelSelector: r.GetLabelSelector(), FieldSelector: r.GetFieldSelector(),
 		ResourceVersion: r.GetResourceVersion(), ResourceVersionMatch: r.GetResourceVersionMatch(),
@@ -40,8 +46,14 @@ func (s *Service) List(r *resourcev1.ListRequest, stream resourcev1.ResourceServ
 	version := strconv.FormatInt(int64(list.Revision), 10)
 	for rest := list.Items; ; {
 		n, size := 0, 0
+		raws := make([][]byte, 0, min(len(rest), page))
 		for n < len(rest) && n < page && size < pageBytes {
-			size += len(rest[n].Raw)
+			raw, err := v.of(rest[n].Raw)
+			if err != nil {
+				return wire(ctx, err)
+			}
+			raws = append(raws, raw)
+			size += len(raw)
 			n++
 		}
 		items := rest[:n]
@@ -49,7 +61,7 @@ func (s *Service) List(r *resourcev1.ListRequest, stream resourcev1.ResourceServ
 		if rest = rest[n:]; len(rest) == 0 {
 			cont, remaining = list.Continue, list.Remaining
 		}
-		if err := stream.SendMsg(s.page(items, version, cont, remaining)); err != nil {
+		if err := stream.SendMsg(s.page(items, raws, v, version, cont, remaining)); err != nil {
 			return err
 		}
 		if len(rest) == 0 {
@@ -66,16 +78,16 @@ func (s *Service) Watch(r *resourcev1.WatchRequest, stream resourcev1.ResourceSe
 		ResourceVersion:   r.GetResourceVersion(),
 		SendInitialEvents: r.GetSendInitialEvents(), AllowBookmarks: r.GetAllowBookmarks(),
 	}
+	v, err := viewOf(r.GetView())
+	if err != nil {
+		return wire(ctx, err)
+	}
 	w, err := s.api.Watch(ctx, target(r.GetRef()), o)
 	if err != nil {
 		return wire(ctx, err)
 	}
 	defer w.Close()
-	least := s.MinWatch
-	if least == 0 {
-		least = minWatch
-	}
-	limited, stop := context.WithTimeout(ctx, least+rand.N(least))
+	limited, stop := context.WithTimeout(ctx, s.lifetime())
 	defer stop()
 	for {
 		events, err := w.Next(limited)
@@ -86,13 +98,22 @@ func (s *Service) Watch(r *resourcev1.WatchRequest, stream resourcev1.ResourceSe
 			return wire(ctx, err)
 		}
 		for _, ev := range events {
-			frame, err := s.frame(ev)
+			frame, err := s.frame(ev, v)
 			if err != nil {
 				return wire(ctx, err)
 			}
-			if err := stream.SendMsg(frame); err != nil {
+			if err := stream.SendMsg(encoded{mem.SliceBuffer(frame)}); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// lifetime returns the time after which a watch ends, to be resumed.
+func (s *Service) lifetime() time.Duration {
+	least := s.MinWatch
+	if least == 0 {
+		least = minWatch
+	}
+	return least + rand.N(least)
 }

@@ -204,6 +204,10 @@ func (w *fakeWatch) Next(ctx context.Context) ([]*watchcache.Event, error) {
 	}
 }
 
+func (w *fakeWatch) Poll(ctx context.Context, _ int) ([]*watchcache.Event, error) {
+	return w.Next(ctx) // the REST front does not poll
+}
+
 func (w *fakeWatch) Close() {
 	w.f.mu.Lock()
 	defer w.f.mu.Unlock()
