@@ -9,6 +9,9 @@ import (
 // typePrefix precedes the message name in an Any's type URL.
 const typePrefix = "type.googleapis.com/"
 
+// metadataURL is the type of objects of which only the metadata was asked for.
+const metadataURL = typePrefix + "k8s.io.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata"
+
 // Encode returns obj in the form in which it travels: Kubernetes' protobuf encoding in an
 // Any. It fails if obj is not of a built-in kind ([Kinds]).
 func Encode(obj Object) (*anypb.Any, error) {

@@ -21,7 +21,8 @@
 // Its methods are Kubernetes' verbs: Get, List, All, Watch, Create, Update, UpdateStatus,
 // Patch, Apply, Delete, DeleteCollection, GetScale and UpdateScale. [Post] reaches the
 // subresources that are actions, [Bind] and [Evict] the two that are used most. [Metadata]
-// reads only the metadata of a kind, which costs less. The built-in kinds are listed by
+// reads only the metadata of a kind, which costs less, and [Resource.WithoutManagedFields]
+// leaves out who owns which field. The built-in kinds are listed by
 // [Kinds].
 //
 // Reads without a ResourceVersion return a state that is at least as new as every write
@@ -39,7 +40,8 @@
 // A [Cache] holds the present state of a collection in memory and delivers each change to
 // its subscribers, once and in order, also across broken connections and restarts of
 // apiservers. Use it for every program that follows a kind; [Resource.Watch] is the plain
-// stream beneath it, which the caller resumes.
+// stream beneath it, which the caller resumes, and [Resource.Follow] resumes it until its state
+// expires. [Watches] carries many watches over few streams.
 //
 // # Containers
 //
@@ -60,7 +62,8 @@
 // stream, that a server refused without doing anything, because its store is out of reach (a
 // Status 503 with retryAfterSeconds), is repeated for up to two seconds, at another
 // apiserver if there is one. Nothing else is repeated: the outcome of a write that failed
-// in another way is unknown, and only the caller can know whether repeating it is harmless.
+// in another way is unknown, and only the caller can know whether repeating it is harmless. A
+// caller that gave it a [RequestID] may repeat it.
 //
 // # Fencing
 //

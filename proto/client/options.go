@@ -87,6 +87,14 @@ func FieldManager(name string) WriteOption {
 	return func(o *writeOptions) { o.rpc.FieldManager = name }
 }
 
+// RequestID makes the write repeatable: a caller that got no answer, because the connection broke
+// or the server said that the outcome is unknown, performs the write again with the same id, and
+// gets the answer of the first attempt if that was performed. So a create, also one with a
+// generateName, makes one object, and an update with a resourceVersion is no conflict with itself.
+// id has up to 64 printable ASCII characters, is chosen at random for one write, and counts for one
+// user. WriteOptions.request_id of the protocol says exactly what is promised.
+func RequestID(id string) WriteOption { return func(o *writeOptions) { o.rpc.RequestId = id } }
+
 // Subresource makes the write go to a subresource of the object, for instance "status" or
 // "approval".
 func Subresource(name string) WriteOption { return func(o *writeOptions) { o.subresource = name } }
@@ -117,6 +125,7 @@ type deleteOptions struct {
 	grace         *int64
 	preconditions *resourcev1.Preconditions
 	propagation   string
+	requestID     string
 	dryRun        bool
 }
 
@@ -143,6 +152,10 @@ func ResourceVersion(rv string) DeleteOption {
 func Propagation(p metav1.DeletionPropagation) DeleteOption {
 	return func(o *deleteOptions) { o.propagation = string(p) }
 }
+
+// DeleteRequestID makes the delete repeatable, as [RequestID] does for other writes. It needs [UID]:
+// once no object with that uid is left, the repeated delete succeeds.
+func DeleteRequestID(id string) DeleteOption { return func(o *deleteOptions) { o.requestID = id } }
 
 // DryRunDelete makes the server check the delete without performing it.
 func DryRunDelete() DeleteOption { return func(o *deleteOptions) { o.dryRun = true } }

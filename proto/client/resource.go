@@ -22,6 +22,9 @@ type Resource[T Object] struct {
 	kind *Kind
 	// make returns an empty T.
 	make func() T
+	view resourcev1.View
+	// over carries the watches, if it is not nil.
+	over *Watches
 }
 
 // For returns typed access to the kind of T, for instance For[*corev1.Pod](c). It panics if
@@ -38,9 +41,25 @@ func For[T Object](c *Client) Resource[T] {
 // and patches work. Creates and updates fail, because they would lose the rest of the
 // object.
 func Metadata(c *Client, k *Kind) Resource[*metav1.PartialObjectMetadata] {
-	return Resource[*metav1.PartialObjectMetadata]{c: c, kind: k, make: func() *metav1.PartialObjectMetadata {
+	return Resource[*metav1.PartialObjectMetadata]{c: c, kind: k, view: resourcev1.View_VIEW_METADATA, make: func() *metav1.PartialObjectMetadata {
 		return &metav1.PartialObjectMetadata{}
 	}}
+}
+
+// WithoutManagedFields returns the resource with reads that leave out metadata.managedFields, which
+// are often a third of an object. Do not update an object that was read like this: create a patch
+// or apply instead, or set ManagedFields to nil as a request to drop them.
+func (r Resource[T]) WithoutManagedFields() Resource[T] {
+	if r.view == resourcev1.View_VIEW_UNSPECIFIED {
+		r.view = resourcev1.View_VIEW_WITHOUT_MANAGED_FIELDS
+	}
+	return r
+}
+
+// Over returns the resource with watches that w carries.
+func (r Resource[T]) Over(w *Watches) Resource[T] {
+	r.over = w
+	return r
 }
 
 // Kind returns the kind of the resource.
@@ -55,6 +74,12 @@ func (r Resource[T]) what(verb, namespace, name string) string {
 
 func (r Resource[T]) decode(a *anypb.Any) (T, error) {
 	obj := r.make()
+	if r.view == resourcev1.View_VIEW_METADATA && a.GetTypeUrl() == metadataURL {
+		if err := obj.Unmarshal(a.GetValue()); err != nil {
+			return obj, fmt.Errorf("client: decode the metadata of a %s: %w", r.kind.GVK.Kind, err)
+		}
+		return obj, nil
+	}
 	if err := decode(r.kind, a, obj); err != nil {
 		var none T
 		return none, err
@@ -74,7 +99,7 @@ func (r Resource[T]) encode(obj T) (*anypb.Any, error) {
 // (apierrors.IsNotFound).
 func (r Resource[T]) Get(ctx context.Context, namespace, name string) (T, error) {
 	var none T
-	resp, err := r.c.rpc.Get(ctx, &resourcev1.GetRequest{Ref: r.kind.Ref(namespace, name, "")})
+	resp, err := r.c.rpc.Get(ctx, &resourcev1.GetRequest{Ref: r.kind.Ref(namespace, name, ""), View: r.view})
 	if err != nil {
 		return none, fromRPC(ctx, r.what("get", namespace, name), err)
 	}
@@ -142,6 +167,7 @@ func (r Resource[T]) pages(ctx context.Context, o ListOptions) iter.Seq2[*resour
 			Limit:                o.Limit,
 			Continue:             o.Continue,
 			PageSize:             o.PageSize,
+			View:                 r.view,
 		})
 		if err != nil {
 			yield(nil, fromRPC(ctx, what, err))
@@ -165,7 +191,8 @@ func (r Resource[T]) pages(ctx context.Context, o ListOptions) iter.Seq2[*resour
 
 // Create stores a new object and returns it as stored. If an object of that name exists, the
 // error is a 409 (apierrors.IsAlreadyExists). With metadata.generateName in the place of a
-// name, the server chooses one. After an error that is no Status, the object may exist.
+// name, the server chooses one. After an error that is no Status, the object may exist; see
+// [RequestID].
 func (r Resource[T]) Create(ctx context.Context, obj T, opts ...WriteOption) (T, error) {
 	var none T
 	a, err := r.encode(obj)
@@ -300,7 +327,7 @@ func deleteRequest(c *Client, k *Kind, namespace, name string, opts []DeleteOpti
 		Preconditions:      o.preconditions,
 		GracePeriodSeconds: o.grace,
 		PropagationPolicy:  o.propagation,
-		Options:            &resourcev1.WriteOptions{DryRun: o.dryRun, FieldManager: c.fieldManager()},
+		Options:            &resourcev1.WriteOptions{DryRun: o.dryRun, FieldManager: c.fieldManager(), RequestId: o.requestID},
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math/rand/v2"
+	"time"
 
 	resourcev1 "keelson.dev/proto/keelson/resource/v1"
 )
@@ -72,13 +74,14 @@ func (r Resource[T]) Watch(ctx context.Context, o WatchOptions) iter.Seq2[Event[
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		what := r.what("watch", o.Namespace, o.Name)
-		stream, err := r.c.rpc.Watch(ctx, &resourcev1.WatchRequest{
+		stream, err := r.watch(ctx, &resourcev1.WatchRequest{
 			Ref:               r.kind.Ref(o.Namespace, o.Name, ""),
 			LabelSelector:     o.LabelSelector,
 			FieldSelector:     o.FieldSelector,
 			ResourceVersion:   o.ResourceVersion,
 			SendInitialEvents: o.SendInitialEvents,
 			AllowBookmarks:    o.AllowBookmarks,
+			View:              r.view,
 		})
 		if err != nil {
 			yield(Event[T]{}, fromRPC(ctx, what, err))
@@ -96,6 +99,50 @@ func (r Resource[T]) Watch(ctx context.Context, o WatchOptions) iter.Seq2[Event[
 			ev, err := r.event(resp)
 			if !yield(ev, err) || err != nil {
 				return
+			}
+		}
+	}
+}
+
+// watch begins a watch, in a stream of its own or in one of many.
+func (r Resource[T]) watch(ctx context.Context, req *resourcev1.WatchRequest) (watchStream, error) {
+	if r.over != nil {
+		return r.over.watch(ctx, req)
+	}
+	return r.c.rpc.Watch(ctx, req)
+}
+
+// Follow is a Watch that goes on until ctx ends: where the watch ends or the connection breaks, it
+// continues after the last event, with a delay that grows up to 5 s while that fails. Its error,
+// the last element, is one that continuing cannot help: the state is no longer known (a 410,
+// apierrors.IsResourceExpired: list again), or the server refuses the watch. It requests
+// bookmarks, so that a quiet watch stays resumable, and yields them.
+func (r Resource[T]) Follow(ctx context.Context, o WatchOptions) iter.Seq2[Event[T], error] {
+	return func(yield func(Event[T], error) bool) {
+		o.AllowBookmarks = true
+		delay := time.Duration(0)
+		for {
+			for ev, err := range r.Watch(ctx, o) {
+				if err != nil {
+					if ctx.Err() == nil && !IsUnavailable(err) {
+						yield(ev, err)
+						return
+					}
+					break
+				}
+				if delay = 0; !yield(ev, nil) {
+					return
+				}
+				// Within an initial state, there is nothing to continue from.
+				if initial := o.ResourceVersion == "" || o.SendInitialEvents; !initial || ev.InitialEnd {
+					o.ResourceVersion, o.SendInitialEvents = ev.ResourceVersion, false
+				}
+			}
+			delay = min(max(2*delay, minBackoff), maxBackoff)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(delay/2 + rand.N(delay)/2): //nolint:gosec // jitter needs no secrecy.
 			}
 		}
 	}

@@ -56,6 +56,8 @@ func Run(t *testing.T, cfg Config) {
 		{"Pages", testPages},
 		{"Selectors", testSelectors},
 		{"Metadata", testMetadata},
+		{"WithoutManagedFields", testWithoutManagedFields},
+		{"Repeat", testRepeat},
 		{"Commit", testCommit},
 		{"WatchOrder", testWatchOrder},
 		{"WatchInitial", testWatchInitial},
@@ -68,6 +70,8 @@ func Run(t *testing.T, cfg Config) {
 		{"Cache", testCache},
 		{"CacheCut", testCacheCut},
 		{"CacheExpired", testCacheExpired},
+		{"Watches", testWatches},
+		{"WatchesCut", testWatchesCut},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

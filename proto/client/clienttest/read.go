@@ -41,7 +41,7 @@ func (s *Server) Get(_ context.Context, req *resourcev1.GetRequest) (*resourcev1
 	if ref.GetSubresource() == "scale" {
 		obj = scaleOf(obj)
 	}
-	a, err := encode(obj)
+	a, err := viewed(obj, req.GetView())
 	return &resourcev1.GetResponse{Object: a}, err
 }
 
@@ -211,7 +211,7 @@ func (s *Server) list(req *resourcev1.ListRequest) ([]*resourcev1.ListResponse, 
 		page := &resourcev1.ListResponse{ResourceVersion: revision}
 		n := min(size, len(objs))
 		for _, obj := range objs[:n] {
-			a, err := encode(obj)
+			a, err := viewed(obj, req.GetView())
 			if err != nil {
 				return nil, err
 			}
@@ -257,7 +257,7 @@ func (s *Server) Watch(req *resourcev1.WatchRequest, stream grpc.ServerStreaming
 		s.mu.Unlock()
 		for _, ch := range news {
 			at = ch.revision
-			resp, err := f.event(ch)
+			resp, err := f.event(ch, req.GetView())
 			if err != nil {
 				return err
 			}
@@ -266,7 +266,7 @@ func (s *Server) Watch(req *resourcev1.WatchRequest, stream grpc.ServerStreaming
 			}
 			select {
 			case <-cut:
-				return status.Error(codes.Unavailable, "the connection was cut")
+				return errCut()
 			default:
 			}
 			if err := stream.Send(resp); err != nil {
@@ -280,11 +280,13 @@ func (s *Server) Watch(req *resourcev1.WatchRequest, stream grpc.ServerStreaming
 		case <-stream.Context().Done():
 			return status.FromContextError(stream.Context().Err()).Err()
 		case <-cut:
-			return status.Error(codes.Unavailable, "the connection was cut")
+			return errCut()
 		case <-grown:
 		}
 	}
 }
+
+func errCut() error { return status.Error(codes.Unavailable, "the connection was cut") }
 
 func expired() error { return apierrors.NewResourceExpired("too old resource version") }
 
@@ -309,7 +311,7 @@ func (s *Server) startWatch(req *resourcev1.WatchRequest, f *filter) ([]*resourc
 		}
 		return nil, c, at, nil
 	}
-	first, err := initial(c.objects, f)
+	first, err := initial(c.objects, f, req.GetView())
 	if err != nil {
 		return nil, nil, 0, err
 	}
@@ -320,10 +322,10 @@ func (s *Server) startWatch(req *resourcev1.WatchRequest, f *filter) ([]*resourc
 }
 
 // initial returns the events that report the objects which a filter selects.
-func initial(objects map[client.Key]client.Object, f *filter) ([]*resourcev1.WatchResponse, error) {
+func initial(objects map[client.Key]client.Object, f *filter, v resourcev1.View) ([]*resourcev1.WatchResponse, error) {
 	var out []*resourcev1.WatchResponse
 	for _, obj := range selected(objects, f) {
-		a, err := encode(obj)
+		a, err := viewed(obj, v)
 		if err != nil {
 			return nil, err
 		}
@@ -367,12 +369,12 @@ func (s *Server) InitialState(req *resourcev1.WatchRequest, revision uint64) ([]
 			objects[client.KeyOf(ch.obj)] = ch.obj
 		}
 	}
-	out, err := initial(objects, f)
+	out, err := initial(objects, f, req.GetView())
 	return append(out, initialEnd(revision)), err
 }
 
 // event is what a watcher with this filter sees of a change; nil if nothing.
-func (f *filter) event(ch change) (*resourcev1.WatchResponse, error) {
+func (f *filter) event(ch change, v resourcev1.View) (*resourcev1.WatchResponse, error) {
 	before, now := f.matches(ch.old), f.matches(ch.obj)
 	resp := &resourcev1.WatchResponse{ResourceVersion: strconv.FormatUint(ch.revision, 10), Traceparent: ch.traceparent}
 	obj := ch.obj
@@ -389,6 +391,6 @@ func (f *filter) event(ch change) (*resourcev1.WatchResponse, error) {
 		return nil, nil
 	}
 	var err error
-	resp.Object, err = encode(obj)
+	resp.Object, err = viewed(obj, v)
 	return resp, err
 }

@@ -10,6 +10,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -34,6 +35,39 @@ type Server struct {
 	// epochs are the revisions of the fences that were taken, by Lease.
 	epochs map[client.Key]uint64
 	wrote  func(Written)
+	// requests are the keys of the objects, and their uids, of writes with request ids.
+	requests map[string]requested
+}
+
+// requested is the object of a write with a request id.
+type requested struct {
+	key client.Key
+	uid types.UID
+}
+
+// performed returns the object of an earlier attempt of a write, or nil; s.mu is held.
+func (s *Server) performed(c *collection, key string) client.Object {
+	r := s.requests[key]
+	if obj := c.objects[r.key]; obj != nil && obj.GetUID() == r.uid {
+		return obj
+	}
+	return nil
+}
+
+// requestKey returns the key of a write's request, or "" if it has no id. It ignores users, of which
+// the server knows none.
+func requestKey(verb, namespace, name string, c *collection, o *resourcev1.WriteOptions) string {
+	if o.GetRequestId() == "" || o.GetDryRun() {
+		return ""
+	}
+	return fmt.Sprintf("%s %v %q %q %q", verb, c.kind.GVR(), namespace, name, o.GetRequestId())
+}
+
+// perform records the object of a write; s.mu is held.
+func (s *Server) perform(key string, obj client.Object) {
+	if key != "" {
+		s.requests[key] = requested{client.KeyOf(obj), obj.GetUID()}
+	}
 }
 
 // collection holds all objects of a kind and their history.
@@ -58,7 +92,7 @@ type change struct {
 func NewServer() *Server {
 	return &Server{
 		revision: 1, kinds: map[schema.GroupVersionResource]*collection{}, cut: make(chan struct{}),
-		epochs: map[client.Key]uint64{},
+		epochs: map[client.Key]uint64{}, requests: map[string]requested{},
 	}
 }
 

@@ -173,6 +173,11 @@ func (s *Server) create(ctx context.Context, req *resourcev1.CreateRequest) (*an
 	if c.kind.Namespaced && obj.GetNamespace() == "" {
 		return nil, 0, apierrors.NewBadRequest("an empty namespace may not be set during creation")
 	}
+	request := requestKey("create", ref.GetNamespace(), obj.GetName(), c, req.GetOptions())
+	if made := s.performed(c, request); made != nil {
+		a, err := encode(made)
+		return a, revisionOf(made), err
+	}
 	if obj.GetName() == "" && obj.GetGenerateName() != "" {
 		obj.SetName(obj.GetGenerateName() + strings.ReplaceAll(uuid.NewString(), "-", "")[:5])
 	}
@@ -197,6 +202,7 @@ func (s *Server) create(ctx context.Context, req *resourcev1.CreateRequest) (*an
 	}
 	if !req.GetOptions().GetDryRun() {
 		s.record(ctx, c, nil, obj)
+		s.perform(request, obj)
 	}
 	a, err := encode(obj)
 	return a, s.revision, err
@@ -233,6 +239,14 @@ func (s *Server) post(ctx context.Context, c *collection, ref *resourcev1.Ref, s
 		return nil, s.revision, nil
 	}
 	return nil, 0, apierrors.NewGenericServerResponse(404, "create", c.resource(), ref.GetName(), "no subresource "+sub, 0, true)
+}
+
+func revisionOf(obj client.Object) uint64 {
+	rv, err := strconv.ParseUint(obj.GetResourceVersion(), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return rv
 }
 
 func conflict(c *collection, obj client.Object, why string) error {
@@ -281,6 +295,11 @@ func (s *Server) updateScale(ctx context.Context, c *collection, old client.Obje
 
 // replace stores obj in the place of old, as far as the subresource allows; s.mu is held.
 func (s *Server) replace(ctx context.Context, c *collection, sub string, old, obj client.Object, o *resourcev1.WriteOptions) (*anypb.Any, uint64, error) {
+	request := requestKey("change "+sub, old.GetNamespace(), old.GetName(), c, o)
+	if made := s.performed(c, request); made != nil {
+		a, err := encode(made)
+		return a, revisionOf(made), err
+	}
 	if rv := obj.GetResourceVersion(); rv != "" && rv != old.GetResourceVersion() {
 		return nil, 0, conflict(c, old, "the object has been modified; please apply your changes to the latest version and try again")
 	}
@@ -332,6 +351,7 @@ func (s *Server) replace(ctx context.Context, c *collection, sub string, old, ob
 			obj.SetResourceVersion(strconv.FormatUint(s.revision, 10))
 		} else {
 			s.record(ctx, c, old, obj)
+			s.perform(request, obj)
 		}
 	}
 	a, err := encode(obj)
@@ -377,6 +397,15 @@ func (s *Server) delete(ctx context.Context, req *resourcev1.DeleteRequest) (*re
 		return nil, 0, err
 	}
 	old, err := s.get(c, ref)
+	if req.GetOptions().GetRequestId() != "" {
+		uid := req.GetPreconditions().GetUid()
+		if uid == "" {
+			return nil, 0, apierrors.NewBadRequest("a request id is not supported for a delete without the uid as its precondition")
+		}
+		if apierrors.IsNotFound(err) || err == nil && string(old.GetUID()) != uid {
+			return &resourcev1.DeleteResponse{Gone: true}, s.revision, nil
+		}
+	}
 	if err != nil {
 		return nil, 0, err
 	}

@@ -1903,7 +1903,7 @@ func (x *DeleteRequest) GetOptions() *WriteOptions {
 type DeleteResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// object is the object if it is still terminating (grace period, finalizers), otherwise
-	// its last state.
+	// its last state. It is absent if a repeated delete found it gone.
 	Object *anypb.Any `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`
 	// gone is true if nothing is left of the object.
 	Gone          bool `protobuf:"varint,2,opt,name=gone,proto3" json:"gone,omitempty"`
