@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/services/apiserver/internal/request"
 	"keelson.dev/services/apiserver/internal/resource"
@@ -245,9 +244,5 @@ func (p *Pipeline) goneAlready(c *change, cur *watchcache.Item, o DeleteOptions)
 	if !c.fresh {
 		return nil, errStale
 	}
-	gr := c.gr()
-	return &step{answered: &Outcome{Gone: true, Status: &metav1.Status{
-		Status:  metav1.StatusSuccess,
-		Details: &metav1.StatusDetails{Name: c.target.Name, Group: gr.Group, Kind: gr.Resource, UID: *o.Preconditions.UID},
-	}}}, nil
+	return &step{answered: &Outcome{Gone: true}}, nil
 }
