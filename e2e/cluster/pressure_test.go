@@ -19,7 +19,7 @@ import (
 	"keelson.dev/e2e/internal/wait"
 )
 
-// pressureManifest is two neighbours and four pods that misbehave once a file /go/now exists.
+// pressureManifest is two neighbours and five pods that misbehave once a file /go/now exists.
 const pressureManifest = `
 apiVersion: v1
 kind: Service
@@ -66,6 +66,15 @@ spec:
       resources: {limits: {ephemeral-storage: 10Mi}}
       command: [sh, -c, "until [ -e /go/now ]; do sleep 0.1; done; while :; do head -c 100000 /dev/zero | tr '\\0' x | fold -w 1000; echo; sleep 0.05; done"]
 ` + misbehaves + `
+metadata: {name: hoarder}
+spec:
+  volumes: [{name: go, emptyDir: {medium: Memory}}, {name: data, emptyDir: {sizeLimit: 5Mi}}]
+  containers:
+    - name: c
+      image: "keelson.dev/demo/busybox:1"
+      volumeMounts: [{name: go, mountPath: /go}, {name: data, mountPath: /data}]
+      command: [sh, -c, "until [ -e /go/now ]; do sleep 0.1; done; head -c 8000000 /dev/zero > /data/file; sleep 3600"]
+` + misbehaves + `
 metadata: {name: bomb}
 spec:
   volumes: [{name: go, emptyDir: {medium: Memory}}]
@@ -76,13 +85,23 @@ spec:
       command: [sh, -c, "until [ -e /go/now ]; do sleep 0.1; done; while :; do sleep 3600 & done"]
 `
 
+// misbehaves begins another pod.
 const misbehaves = `---
 apiVersion: v1
 kind: Pod`
 
-// TestPressure runs a memory hog, a fork bomb, a disk filler and a log spammer on one small
-// node: the neighbours keep serving, the right pods are evicted, and keel why says so. The
-// node's disk is a file system of 256 MiB, and its pods' memory is limited to 1 GiB.
+// latecomer is bound to the node while it is under pressure.
+const latecomer = misbehaves + `
+metadata: {name: late}
+spec:
+  nodeName: node-0
+  containers: [{name: c, image: "keelson.dev/demo/busybox:1", command: [sleep, "3600"]}]
+`
+
+// TestPressure runs a memory hog, a fork bomb, a disk filler, a log spammer and a pod that
+// exceeds the limit of its volume on one small node: the neighbours keep serving, the right
+// pods are evicted, and keel why says so. The node's disk is a file system of 256 MiB, and
+// its pods' memory is limited to 1 GiB.
 func TestPressure(t *testing.T) {
 	image := filepath.Join(t.TempDir(), "disk") // removed after the cluster
 	c := cluster.New(t)
@@ -99,7 +118,8 @@ func TestPressure(t *testing.T) {
 	c.Keel(t, "up", "--nodes", "1",
 		"--node-flag", "capacity=memory=1Gi",
 		"--node-flag", "eviction-hard=allocatableMemory.available<300Mi,nodefs.available<40%",
-		"--node-flag", "eviction-pressure-transition-period=5s",
+		"--node-flag", "disk-reserve=0", // the machine's disk, which holds the images, is not the test's
+		"--node-flag", "eviction-pressure-transition-period=15s",
 		"--node-flag", "pod-max-pids=64")
 	if err := c.LoadImages(t.Context(), "busybox", "nginx"); err != nil {
 		t.Fatal(err)
@@ -117,21 +137,26 @@ func TestPressure(t *testing.T) {
 	})
 	stop := serve(t, "http://"+ip+"/")
 
-	bad := []string{"hog", "filler", "spammer", "bomb"}
+	bad := []string{"hog", "filler", "spammer", "hoarder", "bomb"}
 	for _, name := range bad {
 		c.Kubectl(t, "exec", name, "--", "touch", "/go/now")
 	}
 	began := time.Now()
+	c.Shows(t, time.Minute, "node.kubernetes.io/memory-pressure", "get", "node", "node-0", "-o", "jsonpath={.spec.taints[*].key}")
+	c.Apply(t, latecomer)
+	t.Logf("the node has the taint %s after the start", time.Since(began).Round(100*time.Millisecond))
 	for _, want := range []struct{ pod, codes, evidence string }{
+		{"late", "PodRefusedByNode", "event: Evicted: Pod was rejected: The node had condition: [MemoryPressure"},
 		{"hog", "PodEvicted", "event: Evicted: The node was low on resource: memory. Threshold quantity: 300Mi, available: "},
 		{"filler", "PodEvicted", "event: Evicted: The node was low on resource: ephemeral-storage. Threshold quantity: "},
 		{"spammer", "LocalStorageLimitExceeded", "event: Evicted: Pod ephemeral local storage usage exceeds the total limit of containers 10Mi. "},
+		{"hoarder", "LocalStorageLimitExceeded", `event: Evicted: Usage of EmptyDir volume "data" exceeds the limit "5Mi". `},
 		{"bomb", "ContainerOutOfProcesses", "log: c: sh: can't fork: Resource temporarily unavailable"},
 	} {
 		explained(t, c, "default", "pod/"+want.pod, want.codes, want.evidence)
 		t.Logf("%s is explained %s after the start", want.pod, time.Since(began).Round(100*time.Millisecond))
 	}
-	for _, name := range bad[:3] {
+	for _, name := range bad[:4] {
 		c.Kubectl(t, "wait", "--for=jsonpath={.status.phase}=Failed", "pod/"+name, "--timeout=60s")
 	}
 	requests := stop()
@@ -142,7 +167,7 @@ func TestPressure(t *testing.T) {
 			t.Errorf("%s: %s became %s", name, before[name], after[name])
 		}
 	}
-	for _, name := range bad[:3] {
+	for _, name := range bad[:4] {
 		if !strings.HasPrefix(after[name], "Failed Evicted ") {
 			t.Errorf("%s: %s", name, after[name])
 		}
