@@ -29,6 +29,7 @@ import (
 	"keelson.dev/services/node/internal/cgroup"
 	"keelson.dev/services/node/internal/cni"
 	"keelson.dev/services/node/internal/cri"
+	"keelson.dev/services/node/internal/device"
 	"keelson.dev/services/node/internal/dns"
 	"keelson.dev/services/node/internal/event"
 	"keelson.dev/services/node/internal/eviction"
@@ -40,6 +41,7 @@ import (
 	"keelson.dev/services/node/internal/manifest"
 	"keelson.dev/services/node/internal/netcache"
 	"keelson.dev/services/node/internal/pod"
+	"keelson.dev/services/node/internal/podresources"
 	"keelson.dev/services/node/internal/proxy"
 	"keelson.dev/services/node/internal/registration"
 	"keelson.dev/services/node/internal/shutdown"
@@ -156,13 +158,20 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 	g.Go("events", events.Run)
 
 	var pods *agent.Agent
+	var node *registration.Registration
+	devices, err := device.New(device.Config{
+		Dir: filepath.Join(o.kubeletDir, "device-plugins"), Record: filepath.Join(o.dataDir, "devices.json"), Changed: func() { node.Poke() },
+	})
+	if err != nil {
+		return err
+	}
 	var pressure *eviction.Loop
 	var down *shutdown.Watcher
 	health := registration.NewHealth(runtime, func() { pods.WakeAll() })
 	images := image.NewCollector(runtime)
-	node := registration.New(registration.Config{
+	node = registration.New(registration.Config{
 		Name: o.name, Client: c, Machine: machine, Health: health, Labels: s.labels, Taints: s.taints,
-		Address: s.address.String(), External: o.cloudProvider == "external", Images: images.Listed,
+		Address: s.address.String(), External: o.cloudProvider == "external", Images: images.Listed, Devices: devices.Capacity,
 		Pressure:     func() []corev1.NodeConditionType { return pressure.Pressure() },
 		ShuttingDown: func() bool { return down.Active() },
 	})
@@ -183,7 +192,7 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		},
 		ContainerLogDir: o.containerLogs,
 		Cgroups:         cgroups, Events: events,
-		HostIPs: node.HostIPs, Self: node.Node, Allocatable: machine.Allocatable, Fence: fencer,
+		HostIPs: node.HostIPs, Self: node.Node, Allocatable: machine.Allocatable, Fence: fencer, Devices: devices,
 		Admit: func(p *corev1.Pod) *pod.Refusal {
 			if r := down.Admit(p); r != nil {
 				return r
@@ -242,6 +251,8 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 			Source: cache, Metrics: dnsMetrics, Namespace: pods.NamespaceAt, ListenIP: s.dns, Domain: o.clusterDomain, ResolvConf: o.resolvConf, ClusterCIDR: s.pods, ServiceCIDR: s.services,
 		})
 	})
+	g.Go("device plug-ins", devices.Run)
+	g.Go("pod resources", (&podresources.Server{Socket: filepath.Join(o.kubeletDir, "pod-resources", "kubelet.sock"), Pods: pods.Active, Devices: devices}).Run)
 	g.Go("agent", pods.Run)
 	g.Go("usage", meter.Run)
 	g.Go("eviction", pressure.Run)

@@ -45,6 +45,7 @@ type options struct {
 	mtu                    int
 	podLogs, containerLogs string
 	manifests              string
+	kubeletDir             string
 	shutdownGrace          time.Duration
 	shutdownCritical       time.Duration
 	cleanup, cleanupLogs   bool
@@ -60,6 +61,7 @@ func newOptions(fs *pflag.FlagSet) *options {
 	fs.StringVar(&o.dataDir, "data-dir", "", "directory for pods' volumes and what the node must remember")
 	fs.StringVar(&o.podLogs, "pod-logs-dir", "/var/log/pods", "directory for pods' logs; nodes of one machine may share it")
 	fs.StringVar(&o.containerLogs, "container-logs-dir", "/var/log/containers", "directory for a link to each container's log; nodes of one machine may share it")
+	fs.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "directory of the sockets at which programs expect a kubelet: device-plugins/kubelet.sock and pod-resources/kubelet.sock; nodes of one machine must not share it")
 	fs.StringVar(&o.manifests, "pod-manifest-path", "", "directory with manifests of static pods, which only root may write; none if empty")
 	fs.DurationVar(&o.shutdownGrace, "shutdown-grace-period", 0, "how long pods have to end when the machine is shut down, with systemd-logind; 0 does not delay a shutdown")
 	fs.DurationVar(&o.shutdownCritical, "shutdown-grace-period-critical-pods", 0, "the last part of --shutdown-grace-period, for critical pods alone")
@@ -196,6 +198,9 @@ func (o *options) checkNode(s *settings) error {
 	}
 	if o.manifests != "" && !filepath.IsAbs(o.manifests) {
 		return boot.Invalid("--pod-manifest-path %q: want an absolute path", o.manifests)
+	}
+	if !filepath.IsAbs(o.kubeletDir) {
+		return boot.Invalid("--kubelet-dir %q: want an absolute path", o.kubeletDir)
 	}
 	if !strings.HasPrefix(o.containerd, "unix:///") {
 		return boot.Invalid("--containerd %q: want unix:///path", o.containerd)

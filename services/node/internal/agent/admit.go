@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"context"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -8,14 +10,27 @@ import (
 )
 
 // admit admits a pod, or returns why the node refuses it. A pod that already has a start
-// time was admitted by an earlier agent.
-func (a *Agent) admit(p *corev1.Pod) *pod.Refusal {
+// time was admitted by an earlier agent. The error is that of ctx.
+func (a *Agent) admit(ctx context.Context, p *corev1.Pod) (*pod.Refusal, error) {
 	fresh := p.Status.StartTime == nil && p.DeletionTimestamp == nil
 	if fresh && a.cfg.Admit != nil {
 		if r := a.cfg.Admit(p); r != nil {
-			return r
+			return r, nil
 		}
 	}
+	if r := a.enroll(p, fresh); r != nil || !fresh {
+		return r, nil
+	}
+	r, err := a.admitDevices(ctx, p)
+	if r != nil || err != nil {
+		a.dismiss(p.UID)
+	}
+	return r, err
+}
+
+// enroll counts a pod's ports and requests as taken. A fresh pod that does not fit beside the
+// others is refused.
+func (a *Agent) enroll(p *corev1.Pod, fresh bool) *pod.Refusal {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if fresh {

@@ -61,6 +61,8 @@ type Config struct {
 	// Admit returns why the node takes no such pod now, or nil. It is asked before the pod is
 	// compared with the node and its other pods. The field may be nil.
 	Admit func(*corev1.Pod) *pod.Refusal
+	// Devices gives containers devices of the node's device plug-ins. It may be nil.
+	Devices Devices
 	// Allocatable returns the node's allocatable resources.
 	Allocatable func() corev1.ResourceList
 	// Services returns the cluster's Services. ServicesSynced is closed when they have been
@@ -241,6 +243,7 @@ func (a *Agent) dispatch(ctx context.Context) error {
 	}
 	a.pods.Subscribe(a.onPod)
 	a.adopt(known)
+	a.retainDevices()
 	a.began.Store(true)
 	<-ctx.Done()
 	return nil

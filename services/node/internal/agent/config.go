@@ -64,9 +64,18 @@ func (w *worker) containerConfig(ctx context.Context, p *corev1.Pod, state *cri.
 	if err := w.a.logs.Folder(pod.LogFolder(p), c.Name); err != nil {
 		return nil, fmt.Errorf("create log directory: %w", err)
 	}
-	return pod.ContainerConfig(p, w.a.cfg.Settings, pod.ContainerInput{
+	config, err := pod.ContainerConfig(p, w.a.cfg.Settings, pod.ContainerInput{
 		Start: s, Env: env, Mounts: append(mounts, own...), ImageRef: found.Id, Image: found,
 	})
+	if err != nil || w.a.cfg.Devices == nil {
+		return config, err
+	}
+	devices, err := w.a.cfg.Devices.Start(ctx, p, c)
+	if err != nil {
+		return nil, err
+	}
+	grant(config, devices)
+	return config, nil
 }
 
 // volumeImage pulls the image that is mounted as a volume, if the volume's pull policy

@@ -45,6 +45,7 @@ type rig struct {
 	// allocatable is what the node reports.
 	allocatable corev1.ResourceList
 	fence       Fence
+	devices     Devices
 }
 
 var rigs atomic.Int32
@@ -111,7 +112,7 @@ func (r *rig) start() {
 				Status:     corev1.NodeStatus{Allocatable: r.allocatable},
 			}
 		},
-		Admit: r.admit, Fence: r.fence,
+		Admit: r.admit, Fence: r.fence, Devices: r.devices,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)

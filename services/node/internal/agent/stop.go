@@ -83,6 +83,7 @@ func (w *worker) end(ctx context.Context, p *corev1.Pod, state *cri.Pod, tracepa
 	w.cleaned = true
 	w.finished = true
 	w.release()
+	w.releaseDevices()
 	w.a.dismiss(w.uid)
 	// Publish the final status, which shows how every container ended.
 	state, err := w.a.cfg.Runtime.Pod(ctx, string(w.uid))

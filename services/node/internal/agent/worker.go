@@ -151,6 +151,7 @@ func (w *worker) forget() {
 	if w.a.cfg.HostPorts != nil {
 		w.a.cfg.HostPorts(string(w.uid), nil)
 	}
+	w.releaseDevices()
 	w.a.dismiss(w.uid)
 	w.a.probes.Forget(w.uid)
 	w.a.objects.release(w.uid)
@@ -201,7 +202,9 @@ func (w *worker) sync(parent context.Context) (next time.Duration, done bool) {
 		w.a.objects.refer(p)
 		w.referred = n
 	}
-	w.decide(p)
+	if err := w.decide(ctx, p); err != nil {
+		return 0, false // ctx has ended: what interrupted the sync is handled first
+	}
 	p = w.allot(p)
 	if p.DeletionTimestamp != nil || w.refused != nil || w.ended != nil || w.finished || pod.Terminal(p) {
 		return w.end(ctx, p, state, traceparent), false
@@ -232,16 +235,20 @@ func (w *worker) name(p *corev1.Pod) string {
 	return pod.Key(p)
 }
 
-// decide sets refused or ended if the node must not run the pod, or no longer.
-func (w *worker) decide(p *corev1.Pod) {
+// decide sets refused or ended if the node must not run the pod, or no longer. The error is
+// that of ctx; then nothing is decided.
+func (w *worker) decide(ctx context.Context, p *corev1.Pod) (err error) {
 	if w.refused != nil || pod.Terminal(p) {
-		return
+		return nil
 	}
 	if !w.admitted {
+		if w.refused, err = w.a.admit(ctx, p); err != nil {
+			return err
+		}
 		w.admitted = true
-		if w.refused = w.a.admit(p); w.refused != nil {
+		if w.refused != nil {
 			w.a.cfg.Events.Pod(p, "", corev1.EventTypeWarning, w.refused.Reason, "%s", w.refused.Message)
-			return
+			return nil
 		}
 		w.ended = pod.Interrupted(p)
 	}
@@ -253,4 +260,5 @@ func (w *worker) decide(p *corev1.Pod) {
 			w.a.cfg.Events.Pod(p, "", corev1.EventTypeNormal, event.DeadlineExceeded, "%s", w.ended.Message)
 		}
 	}
+	return nil
 }

@@ -62,14 +62,14 @@ func TestDeletedPodsTakeNothing(t *testing.T) {
 		}
 	}
 	first, second := withPort("first"), withPort("second")
-	if r := a.admit(first); r != nil {
+	if r, err := a.admit(ctx, first); r != nil || err != nil {
 		t.Fatalf("the first pod is refused: %+v", r)
 	}
-	if r := a.admit(second); r == nil || r.Reason != "NodePorts" {
+	if r, _ := a.admit(ctx, second); r == nil || r.Reason != "NodePorts" {
 		t.Fatalf("the second pod, while the first exists: %+v", r)
 	}
 	a.onPod(client.Event[*corev1.Pod]{Type: client.Deleted, Object: first})
-	if r := a.admit(second); r != nil {
+	if r, _ := a.admit(ctx, second); r != nil {
 		t.Errorf("the second pod, after the first was deleted: %+v", r)
 	}
 }

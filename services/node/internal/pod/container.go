@@ -21,8 +21,6 @@ type ContainerInput struct {
 	// ImageRef is the runtime's reference to the image; Image describes it.
 	ImageRef string
 	Image    *runtimev1.Image
-	// Devices are the host devices that the container gets.
-	Devices []*runtimev1.Device
 }
 
 // ContainerConfig returns a container's CRI configuration, or an error that explains why
@@ -48,7 +46,6 @@ func ContainerConfig(p *corev1.Pod, s Settings, in ContainerInput) (*runtimev1.C
 		Args:       ExpandAll(c.Args, lookup),
 		WorkingDir: c.WorkingDir,
 		Mounts:     in.Mounts,
-		Devices:    in.Devices,
 		Labels:     labels,
 		Annotations: map[string]string{
 			cri.AnnotationRestartCount: strconv.Itoa(in.Start.RestartCount),

@@ -37,6 +37,9 @@ type Config struct {
 	ShuttingDown func() bool
 	// Pressure returns the pressure conditions that are true. The field may be nil.
 	Pressure func() []corev1.NodeConditionType
+	// Devices returns the capacity and the allocatable resources that device plug-ins offer.
+	// The field may be nil.
+	Devices func() (capacity, allocatable corev1.ResourceList)
 	// Images returns the images on the node. The field may be nil.
 	Images func() []corev1.ContainerImage
 }

@@ -399,3 +399,23 @@ func TestHeartbeatNamesFencedPods(t *testing.T) {
 	f.Leave("db")
 	eventually("the lease promises nothing", func(l *coordinationv1.Lease) bool { return len(l.Annotations) == 0 })
 }
+
+// TestDevices checks that what device plug-ins offer replaces what the node reported before,
+// and that a device that is sick counts in the capacity only.
+func TestDevices(t *testing.T) {
+	quantities := func(n int64) corev1.ResourceList {
+		return corev1.ResourceList{"example.com/gpu": *resource.NewQuantity(n, resource.DecimalSI)}
+	}
+	r := New(Config{Name: "n", Client: clienttest.Start(t), Machine: machine(t), Health: healthy("", ""), Devices: func() (capacity, allocatable corev1.ResourceList) {
+		return quantities(3), quantities(2)
+	}})
+	reported := corev1.NodeStatus{Capacity: quantities(9)}
+	reported.Capacity["example.com/dongle"] = resource.MustParse("4")
+	s := r.status(&corev1.Node{Status: reported}, time.Now())
+	for name, want := range map[corev1.ResourceName][2]int64{"example.com/gpu": {3, 2}, "example.com/dongle": {4, 4}} {
+		c, a := s.Capacity[name], s.Allocatable[name]
+		if c.Value() != want[0] || a.Value() != want[1] {
+			t.Errorf("%s: capacity %v, allocatable %v, want %v", name, c.Value(), a.Value(), want)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package registration
 
 import (
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -21,6 +22,11 @@ func (r *Registration) status(current *corev1.Node, now time.Time) *corev1.NodeS
 	out := current.Status.DeepCopy()
 	m := r.cfg.Machine
 	out.Capacity, out.Allocatable = resources(m, current.Status.Capacity)
+	if r.cfg.Devices != nil {
+		capacity, allocatable := r.cfg.Devices()
+		maps.Copy(out.Capacity, capacity)
+		maps.Copy(out.Allocatable, allocatable)
+	}
 	out.NodeInfo = m.Info
 	out.NodeInfo.ContainerRuntimeVersion = r.cfg.Health.Version()
 	if out.NodeInfo.ContainerRuntimeVersion == "" {

@@ -291,6 +291,7 @@ func nodeArgs(c *cluster.Cluster, p runtime.Programs, n cluster.Node) []string {
 		"--node-name", n.Name,
 		"--node-ip", n.IP,
 		"--data-dir", c.Path("nodes", n.Name, "agent"),
+		"--kubelet-dir", c.Path("nodes", n.Name, "kubelet"),
 		"--containerd", "unix://" + runtime.Socket(c, n.Name),
 		"--cni-bin-dir", p.CNI,
 		"--cni-conf-dir", c.Path("nodes", n.Name, "cni"),
