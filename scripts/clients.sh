@@ -15,6 +15,18 @@ case " $* " in
 *" nodejs "*) if ! command -v npm >/dev/null; then scripts/install-packages.sh nodejs npm; fi ;;
 esac
 
+# changed STAMP PATH... reports whether files have changed since the stamp was written, and
+# writes it. The caller removes it if it fails.
+changed() {
+	local stamp=$1 now
+	shift
+	now=$(find "$@" "$root/proto/keelson" "$root/clients"/*.* "$root/services/apiserver/internal/front/grpc/descriptor" -type f -not -path '*/src/gen/*' \
+		-print0 | sort -z | xargs -0 sha256sum | sha256sum)
+	[ "$(cat "$stamp" 2>/dev/null)" != "$now" ] || return 1
+	mkdir -p "$(dirname "$stamp")"
+	echo "$now" >"$stamp"
+}
+
 python() {
 	cd "$root/clients/python"
 	/usr/bin/python3 generate.py
@@ -31,21 +43,30 @@ nodejs() {
 		npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 		cp package-lock.json node_modules/.installed
 	fi
-	npm run --silent generate
-	npm run --silent build
-	npm run --silent build-tests
+	if [ ! -d dist ] || changed build/.inputs src test cluster examples ./*.json ./*.mjs; then
+		{ npm run --silent generate && npm run --silent build && npm run --silent build-tests; } || { rm -f build/.inputs; return 1; }
+	fi
 	[ -z "$only" ] || return 0
-	local log
-	log=$(mktemp)
-	node --test build/test/ >"$log" 2>&1 || { cat "$log"; rm -f "$log"; return 1; }
-	grep -E '^[^ ]+ (tests|pass|fail) ' "$log" | tr '\n' ' '
+	node --test build/test/ >build/log 2>&1 || { cat build/log; return 1; }
+	grep -E '^[^ ]+ (tests|pass|fail) ' build/log | tr '\n' ' '
 	echo
-	rm -f "$log"
 }
 
+# The clients' tests wait more than they compute, so they run side by side.
+pids=() logs=()
 for client in "$@"; do
 	case $client in
-	python | nodejs) ("$client") ;;
+	python | nodejs) ;;
 	*) echo "clients.sh: there is no client in $client" >&2; exit 1 ;;
 	esac
+	log=$(mktemp)
+	(set -e; "$client") >"$log" 2>&1 &
+	pids+=($!) logs+=("$log")
 done
+code=0
+for i in "${!pids[@]}"; do
+	wait "${pids[$i]}" || code=1
+	cat "${logs[$i]}"
+	rm -f "${logs[$i]}"
+done
+exit $code

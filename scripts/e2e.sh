@@ -17,6 +17,7 @@ if [ "$(cat bin/runtime/.helm 2>/dev/null)" != "$HELM_VERSION" ]; then
 fi
 WITH_TEST_CLIENTS=1 scripts/install-runtime.sh "$root/bin/runtime"
 scripts/demo-images.sh "$root/.cache/images"
+scripts/clients.sh gen
 scripts/install-docker.sh
 scripts/images.sh "$root/bin/images"
 # Run one package at a time, because several measure durations. Flush the build output to
