@@ -185,7 +185,7 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 	hostPorts := cni.NewHostPorts()
 	capacity := machine.Capacity[corev1.ResourceMemory]
 	pods = agent.New(agent.Config{
-		Node: o.name, Client: c, Runtime: runtime, DataDir: o.dataDir,
+		Node: o.name, Client: c, Runtime: runtime, DataDir: o.dataDir, Metrics: agent.NewMetrics(status.Registry()),
 		Settings: pod.Settings{
 			LogDir: o.podLogs, SeccompDir: filepath.Join(o.dataDir, "seccomp"),
 			Resolver: resolver, MemoryCapacity: capacity.Value(), Unified: cgroups.Unified(),

@@ -43,6 +43,7 @@ type Config struct {
 	Node    string
 	Client  *client.Client
 	Runtime *cri.Client
+	Metrics *Metrics
 	// DataDir holds the pods' volumes and the ledger of their logs.
 	DataDir string
 	// ContainerLogDir holds one symbolic link per container log, for log collectors.

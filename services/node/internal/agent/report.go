@@ -41,6 +41,7 @@ func (w *worker) publish(p *corev1.Pod, state *cri.Pod, v probe.Verdicts, waitin
 		Waiting: waiting, Started: v.Started, Ready: v.Ready, TerminationMessage: terminationMessage,
 		Ended: w.ended, Refused: w.refused, Finished: w.finished, Resize: w.resize.state,
 	})
+	w.a.cfg.Metrics.changed(&base.Status, &s)
 	w.mu.Lock()
 	w.latest = &s
 	w.mu.Unlock()

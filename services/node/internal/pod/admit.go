@@ -33,11 +33,17 @@ var safeSysctls = map[string]bool{
 // same checks, but a pod can be bound without the scheduler. others are the pods that the
 // node has admitted and that have not ended. node may be nil while it is unknown.
 func Admit(p *corev1.Pod, node *corev1.Node, others []*corev1.Pod) *Refusal {
+	if p.Spec.OS != nil && p.Spec.OS.Name != corev1.Linux {
+		return &Refusal{"PodOSNotSupported", "Pod was rejected: Failed to admit pod as the OS field doesn't match node OS"}
+	}
 	if r := admitSysctls(p); r != nil {
 		return r
 	}
 	if node == nil {
 		return nil
+	}
+	if os, ok := p.Spec.NodeSelector[corev1.LabelOSStable]; ok && os != node.Labels[corev1.LabelOSStable] {
+		return &Refusal{"PodOSSelectorNodeLabelDoesNotMatch", "Pod was rejected: Failed to admit pod as the `kubernetes.io/os` label doesn't match node label"}
 	}
 	if ok, err := nodeaffinity.GetRequiredNodeAffinity(p).Match(node); err != nil || !ok {
 		return &Refusal{"NodeAffinity", "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"}

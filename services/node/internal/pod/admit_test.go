@@ -40,6 +40,9 @@ func TestAdmit(t *testing.T) {
 		others []*corev1.Pod
 		reason string
 	}{
+		"Windows":          {pod: with(func(s *corev1.PodSpec) { s.OS = &corev1.PodOS{Name: corev1.Windows} }), reason: "PodOSNotSupported"},
+		"selects Windows":  {pod: with(func(s *corev1.PodSpec) { s.NodeSelector = map[string]string{corev1.LabelOSStable: "windows"} }), node: node, reason: "PodOSSelectorNodeLabelDoesNotMatch"},
+		"Linux":            {pod: with(func(s *corev1.PodSpec) { s.OS = &corev1.PodOS{Name: corev1.Linux} }), node: node},
 		"fits":             {using("500m"), node, []*corev1.Pod{using("500m")}, ""},
 		"no CPU left":      {using("501m"), node, []*corev1.Pod{using("500m")}, "OutOfcpu"},
 		"no memory":        {podOf([]corev1.ResourceRequirements{need(list("", "2Gi"), nil)}, nil, 0), node, nil, "OutOfmemory"},

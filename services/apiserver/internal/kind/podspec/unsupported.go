@@ -14,7 +14,6 @@ func (v *validator) unsupported(p *field.Path) {
 			v.Unsupported(p.Child(name), what)
 		}
 	}
-	refuse(s.OS != nil && s.OS.Name == corev1.Windows, "os", "Windows is")
 	refuse(s.HostUsers != nil && !*s.HostUsers, "hostUsers", "user namespaces are")
 	refuse(len(s.ResourceClaims) > 0, "resourceClaims", "resource claims are")
 	if c := s.SecurityContext; c != nil {

@@ -49,6 +49,7 @@ func validatePod(p *corev1.Pod) field.ErrorList {
 
 func (v *validator) validate(p *field.Path) field.ErrorList {
 	v.unsupported(p)
+	v.windows(p)
 	v.validateVolumes(p.Child("volumes"))
 	v.validateContainers(p)
 	v.validateEphemeral(p)
