@@ -52,6 +52,7 @@ func (v View) conditions(s *corev1.PodStatus) []corev1.PodCondition {
 		if old := condition(&v.Pod.Status, want.kind); old != nil {
 			if want.kind == corev1.PodScheduled && old.Status == corev1.ConditionTrue {
 				c = *old
+				c.ObservedGeneration = v.Pod.Generation
 			} else if old.Status == c.Status {
 				c.LastTransitionTime = old.LastTransitionTime
 			}

@@ -281,6 +281,11 @@ func TestTransitions(t *testing.T) {
 	if !Equal(&s, &v.Pod.Status) {
 		t.Error("the status differs although nothing changed")
 	}
+	v.Pod.Generation++
+	s = Make(v)
+	if c := condition(&s, corev1.PodScheduled); c.ObservedGeneration != v.Pod.Generation || !c.LastTransitionTime.Equal(&before) {
+		t.Errorf("of another generation: %+v", c)
+	}
 	v.Ready = func(string) bool { return false }
 	s = Make(v)
 	if c := condition(&s, corev1.PodReady); !c.LastTransitionTime.Time.Equal(v.Now) || c.Message != "containers with unready status: [a]" {
