@@ -9,14 +9,14 @@ import { ApiError, connect, core_v1, type Change, type Watch } from "@keelson/cl
 
 const [addresses, pki, namespace] = process.argv.slice(2);
 const labelSelector = "client=nodejs";
-const MOST_WRITES = 3000;
+const MOST_LIVES = 3000, WRITERS = 4;
 
 const client = connect({ addresses, ca: `${pki}/ca.crt`, cert: `${pki}/tls.crt`, key: `${pki}/tls.key`, userAgent: "kills-nodejs" });
 const maps = client.resource(core_v1.ConfigMap, namespace);
 const accounts = client.resource(core_v1.ServiceAccount, namespace);
 
 const events: string[] = []; // type, name and revision
-const written = new Map<string, number>(); // name and token → how often
+const written = new Map<string, number>(); // token → how often
 const seen = new Set<string>(); // revisions
 const state = new Map<string, string>(); // name → type of the last event
 const acknowledged = new Map<string, string>(); // revision → what was written
@@ -43,7 +43,7 @@ async function follow(watch: Watch<core_v1.ConfigMap, Change<core_v1.ConfigMap>>
     seen.add(e.resourceVersion);
     state.set(name, e.type);
     if (e.type === "DELETED") continue;
-    const key = `${name} with the token ${e.object.data?.token}`;
+    const key = `the token ${e.object.data?.token}`;
     written.set(key, (written.get(key) ?? 0) + 1);
   }
 }
@@ -64,8 +64,11 @@ async function write<T extends { metadata?: { resourceVersion?: string } }>(what
 
 /** Creates an object, changes it, appends to the list of the account, and deletes every other object. */
 async function life(number: number): Promise<void> {
-  const name = `nodejs-${number}`;
-  let object = await write(`create ${name}`, () => maps.create(map(name, `${number}.0`)));
+  let name = `nodejs-${number}`;
+  const fresh = map(name, `${number}.0`);
+  if (number % 3 === 0) fresh.metadata = { ...fresh.metadata, name: undefined, generateName: `${name}-` };
+  let object = await write(`create ${name}`, () => maps.create(fresh));
+  name = object?.metadata?.name ?? name;
   for (const i of [1, 2]) {
     const resourceVersion = object?.metadata?.resourceVersion;
     if (resourceVersion === undefined) return;
@@ -108,8 +111,10 @@ await list.all();
 const watch = maps.watch({ from: list, labelSelector });
 const following = follow(watch).catch((err: unknown) => failures.push(`the watch ended: ${String(err)}`));
 console.log("ready");
-for (let number = 0; !stopped && number < MOST_WRITES && failures.length === 0; number++) await life(number);
-await stdinEnded;
+const work = async (first: number) => {
+  for (let number = first; !stopped && number < MOST_LIVES && failures.length === 0; number += WRITERS) await life(number);
+};
+await Promise.all([stdinEnded, ...Array.from({ length: WRITERS }, (_, i) => work(i))]);
 
 const end = await last();
 for (const deadline = Date.now() + 60_000; !seen.has(end) && Date.now() < deadline && failures.length === 0; ) await new Promise((r) => setTimeout(r, 20));

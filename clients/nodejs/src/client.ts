@@ -102,7 +102,7 @@ export class Client implements Caller {
   }
 
   private getTrace(what: string, request: ReturnType<typeof create<typeof GetTraceRequestSchema>>, o: CallOptions): Promise<GetTraceResponse> {
-    const method = { path: "/keelson.trace.v1.TraceService/GetTrace", input: GetTraceRequestSchema, output: GetTraceResponseSchema, read: true };
+    const method = { path: "/keelson.trace.v1.TraceService/GetTrace", input: GetTraceRequestSchema, output: GetTraceResponseSchema, safe: true };
     return this.connection.unary(what, method, request, o);
   }
 

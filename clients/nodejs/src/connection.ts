@@ -8,16 +8,18 @@
 // - any call that a server refused without doing anything (503 with retryAfterSeconds): for
 //   AGAIN milliseconds, first at once and then with growing pauses, each time at the next
 //   apiserver;
-// - a read that failed with UNAVAILABLE: up to READ_ATTEMPTS times in all.
+// - a call that is safe to repeat and failed with UNAVAILABLE: up to ATTEMPTS times in all. These
+//   are reads, creates of objects (with a request id, by which the server knows the repetition),
+//   and deletes with the uid as a precondition (with a request id too).
 //
-// Nothing else is: a write whose connection broke may have happened.
+// Nothing else is: another write whose connection broke may have happened.
 import { fromBinary, toBinary, type DescMessage, type MessageShape } from "@bufbuild/protobuf";
 import * as grpc from "@grpc/grpc-js";
 import { ApiError, fromRpc } from "./errors.js";
 
 export const AGAIN = 2000;
 const LEAST_PAUSE = 20, MOST_PAUSE = 250;
-const READ_ATTEMPTS = 4, READ_PAUSE = 100, MOST_READ_PAUSE = 1000;
+const ATTEMPTS = 4, SAFE_PAUSE = 100, MOST_SAFE_PAUSE = 1000;
 const MAX_MESSAGE = 64 << 20;
 
 /** Options of every call. */
@@ -35,7 +37,7 @@ export interface Method<I extends DescMessage, O extends DescMessage> {
   input: I;
   output: O;
   /** Whether it is safe to repeat after any UNAVAILABLE. */
-  read?: boolean;
+  safe?: boolean;
 }
 
 export interface Target {
@@ -158,7 +160,7 @@ export class Connection {
   /** Calls a method with one answer, and repeats it as the comment above says. It throws ApiError. */
   async unary<I extends DescMessage, O extends DescMessage>(what: string, method: Method<I, O>, request: MessageShape<I>, options: CallOptions = {}): Promise<MessageShape<O>> {
     const deadline = Date.now() + (options.timeout ?? this.target.timeout);
-    const again = new Again(method.read ?? false);
+    const again = new Again(method.safe ?? false);
     for (;;) {
       const client = await this.pick(deadline, options.signal);
       const md = await this.metadata(options.traceparent);
@@ -230,7 +232,7 @@ export class Again {
   private wait = 0;
   private until: number | undefined;
 
-  constructor(private readonly read: boolean, private readonly now: () => number = Date.now) {}
+  constructor(private readonly safe: boolean, private readonly now: () => number = Date.now) {}
 
   /** Returns the milliseconds before the next attempt, or undefined for no other. */
   pause(failure: ApiError): number | undefined {
@@ -241,8 +243,8 @@ export class Again {
       this.wait = Math.min(Math.max(2 * pause, LEAST_PAUSE), MOST_PAUSE);
       return now + pause <= this.until ? pause : undefined;
     }
-    if (!this.read || failure.grpcCode !== grpc.status.UNAVAILABLE || this.attempts >= READ_ATTEMPTS) return undefined;
-    const pause = Math.min(READ_PAUSE * 2 ** (this.attempts - 1), MOST_READ_PAUSE);
+    if (!this.safe || failure.grpcCode !== grpc.status.UNAVAILABLE || this.attempts >= ATTEMPTS) return undefined;
+    const pause = Math.min(SAFE_PAUSE * 2 ** (this.attempts - 1), MOST_SAFE_PAUSE);
     this.attempts++;
     return pause * (0.5 + Math.random() / 2);
   }

@@ -1,3 +1,4 @@
+import { randomUUID } from "node:crypto";
 import { create } from "@bufbuild/protobuf";
 import type { Any } from "@bufbuild/protobuf/wkt";
 import { AnySchema } from "@bufbuild/protobuf/wkt";
@@ -14,8 +15,8 @@ const SERVICE = "/keelson.resource.v1.ResourceService/";
 const PREFIX = "type.googleapis.com/";
 
 const methods = {
-  get: { path: SERVICE + "Get", input: rpc.GetRequestSchema, output: rpc.GetResponseSchema, read: true },
-  list: { path: SERVICE + "List", input: rpc.ListRequestSchema, output: rpc.ListResponseSchema, read: true },
+  get: { path: SERVICE + "Get", input: rpc.GetRequestSchema, output: rpc.GetResponseSchema, safe: true },
+  list: { path: SERVICE + "List", input: rpc.ListRequestSchema, output: rpc.ListResponseSchema, safe: true },
   watch: { path: SERVICE + "Watch", input: rpc.WatchRequestSchema, output: rpc.WatchResponseSchema },
   create: { path: SERVICE + "Create", input: rpc.CreateRequestSchema, output: rpc.CreateResponseSchema },
   update: { path: SERVICE + "Update", input: rpc.UpdateRequestSchema, output: rpc.UpdateResponseSchema },
@@ -140,13 +141,15 @@ export class Resource<T> {
     return new Watch<T, Event<T>>(this.what("watch", o.name ?? "", o), open, new State<T>((a) => this.decode(a), start, o.items), o.bookmarks ?? false, o.signal);
   }
 
-  // Writes. None is repeated unless the server says that it did nothing.
+  // Writes. A create, and a delete with a uid, is repeated after a broken connection, which its
+  // request id makes safe. Others are repeated only if the server says that it did nothing.
 
   /** Stores a new object and returns it. */
   async create(object: T, o: WriteOptions = {}): Promise<T> {
     const m = meta(object);
-    const request = create(rpc.CreateRequestSchema, { ref: this.ref("", this.of(m, o)), object: this.encode(object), options: this.options(o) });
-    return this.decode((await this.caller.connection.unary(this.what("create", m.name ?? m.generateName ?? "", this.of(m, o)), methods.create, request, o)).object);
+    const request = create(rpc.CreateRequestSchema, { ref: this.ref("", this.of(m, o)), object: this.encode(object), options: this.options(o, this.kind.stored) });
+    const method = { ...methods.create, safe: this.kind.stored };
+    return this.decode((await this.caller.connection.unary(this.what("create", m.name ?? m.generateName ?? "", this.of(m, o)), method, request, o)).object);
   }
 
   /** Replaces an object, or its subresource. If its resourceVersion is set, it must be the present one (Conflict). */
@@ -177,12 +180,13 @@ export class Resource<T> {
   /** Removes an object, or begins its graceful termination. It returns the object if it still
    * exists, or undefined if it is gone. uid and resourceVersion are preconditions (Conflict). */
   async delete(name: string, o: DeleteOptions & { uid?: string; resourceVersion?: string } = {}): Promise<T | undefined> {
-    const request = create(rpc.DeleteRequestSchema, { ref: this.ref(name, o), propagationPolicy: o.propagationPolicy ?? "", options: this.options(o) });
+    const safe = o.uid !== undefined && o.uid !== "";
+    const request = create(rpc.DeleteRequestSchema, { ref: this.ref(name, o), propagationPolicy: o.propagationPolicy ?? "", options: this.options(o, safe) });
     if (o.uid !== undefined || o.resourceVersion !== undefined) {
       request.preconditions = create(rpc.PreconditionsSchema, { uid: o.uid ?? "", resourceVersion: o.resourceVersion ?? "" });
     }
     if (o.gracePeriodSeconds !== undefined) request.gracePeriodSeconds = BigInt(o.gracePeriodSeconds);
-    const answer = await this.caller.connection.unary(this.what("delete", name, o), methods.delete, request, o);
+    const answer = await this.caller.connection.unary(this.what("delete", name, o), { ...methods.delete, safe }, request, o);
     return answer.gone ? undefined : this.decode(answer.object);
   }
 
@@ -221,8 +225,9 @@ export class Resource<T> {
     return m.namespace ? { ...o, namespace: m.namespace } : o;
   }
 
-  private options(o: WriteOptions): rpc.WriteOptions {
-    return create(rpc.WriteOptionsSchema, { dryRun: o.dryRun ?? false, fieldManager: o.fieldManager ?? this.caller.fieldManager });
+  /** With an id, servers know a repetition of the write. */
+  private options(o: WriteOptions, id = false): rpc.WriteOptions {
+    return create(rpc.WriteOptionsSchema, { dryRun: o.dryRun ?? false, fieldManager: o.fieldManager ?? this.caller.fieldManager, requestId: id ? randomUUID() : "" });
   }
 
   private encode(object: T): Any {

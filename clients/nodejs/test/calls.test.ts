@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
 import { create } from "@bufbuild/protobuf";
 import { status as Code } from "@grpc/grpc-js";
-import { ApiError, core_v1, policy_v1, type Client, type ConnectOptions, type Resource } from "@keelson/client";
+import { ApiError, authorization_v1, core_v1, policy_v1, type Client, type ConnectOptions, type Resource } from "@keelson/client";
 import { AGAIN, Again } from "#internal/connection.js";
 import * as rpc from "#internal/gen/keelson/resource/v1/resource_pb.js";
 import { GetTraceResponseSchema } from "#internal/gen/keelson/trace/v1/trace_pb.js";
@@ -65,10 +65,11 @@ for (const [name, failure] of Object.entries({
   test(`no write is repeated after ${name}`, async (t) => {
     const fail = () => { throw failure; };
     const s = await serve(t, { create: fail, update: fail, patch: fail, apply: fail, delete: fail, deleteCollection: fail });
-    const [r] = maps(t, [s]);
+    const [r, client] = maps(t, [s]);
+    const reviews = client.resource(authorization_v1.SelfSubjectAccessReview);
     for (const write of [
-      () => r.create(configMap("a")), () => r.update(configMap("a")), () => r.patch("a", {}), () => r.apply(configMap("a")),
-      () => r.delete("a"), () => r.deleteCollection(), () => r.post("a", "eviction", policy_v1.Eviction, {}),
+      () => reviews.create({ spec: {} }), () => r.update(configMap("a")), () => r.patch("a", {}), () => r.apply(configMap("a")),
+      () => r.delete("a", { resourceVersion: "1" }), () => r.deleteCollection(), () => r.post("a", "eviction", policy_v1.Eviction, {}),
     ]) {
       const err = await failureOf(write());
       assert.equal(err.mayHaveHappened, err.code === 503);
@@ -76,6 +77,23 @@ for (const [name, failure] of Object.entries({
     assert.equal(s.calls.length, 7);
   });
 }
+
+test("creates and deletes with a uid are repeated with one request id", async (t) => {
+  const broken = (answer: Handler): Handler => (q, n) => { if (n % 2 === 0) throw new Break(); return answer(q, n); };
+  const s = await serve(t, {
+    create: broken((q: rpc.CreateRequest) => create(rpc.CreateResponseSchema, { object: q.object })),
+    delete: broken(() => create(rpc.DeleteResponseSchema, { gone: true })),
+  });
+  const [r] = maps(t, [s]);
+  for (let i = 0; i < 2; i++) {
+    await r.create({ metadata: { generateName: "a-" } });
+    await r.delete("a", { uid: "u" });
+  }
+  for (const method of ["create", "delete"]) {
+    const ids = s.calls.filter((c) => c.method === method).map((c) => c.request.options.requestId as string);
+    assert.ok(ids.length === 4 && ids[0] === ids[1] && ids[1] !== ids[2] && ids[2] === ids[3] && (ids[0] ?? "").length > 0, ids.join());
+  }
+});
 
 test("a write that was refused undone is repeated elsewhere", async (t) => {
   const cutOff = await serve(t, { create: () => { throw new Refused(503, "ServiceUnavailable", Code.UNAVAILABLE, { retryAfter: 1 }); } });

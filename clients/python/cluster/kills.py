@@ -11,7 +11,9 @@ It prints "ready" once it writes, runs until its standard input ends, and prints
 - Each write has a token of its own, in data.token or in an annotation. A write that was
   acknowledged has a revision; it must be in the watch, once. A write without an answer may
   have happened: the watch may show it, at most once.
-- An object is created once by a name. AlreadyExists means that the create was repeated.
+- An object is created by a name or by a generateName. The client repeats creates and deletes with
+  a request id; AlreadyExists, NotFound, or two objects with one token mean that the server
+  performed one twice.
 - Appending to a list by a JSON patch is not idempotent: a token that is in the list twice
   means that the patch was repeated.
 - A second watch starts from the revision of the beginning when all is over. What it shows
@@ -29,7 +31,8 @@ import keelson
 from keelson.k8s import core_v1, meta_v1
 
 LABEL = "client=python"
-MOST_WRITES = 3000
+MOST_LIVES = 3000
+WRITERS = 4
 
 
 def main() -> None:
@@ -61,11 +64,12 @@ class Run:
         watcher = threading.Thread(target=self.follow, args=(watch,))
         watcher.start()
         print("ready", flush=True)
-        number = 0
-        while not self.stop.is_set() and number < MOST_WRITES and not self.failures:
-            self.life(number)
-            number += 1
+        writers = [threading.Thread(target=self.work, args=(i,)) for i in range(WRITERS)]
+        for w in writers:
+            w.start()
         self.stop.wait()
+        for w in writers:
+            w.join()
         # The last write, which the watch has to see.
         last = self.until_done(lambda: self.maps.create(self.map("last-python", "last")))
         deadline = time.monotonic() + 60
@@ -86,6 +90,14 @@ class Run:
                 self.tokens[e.resource_version] = e.object.data["token"]
         except Exception as err:
             self.failures.append(f"the watch ended: {err!r}")
+
+    def work(self, number: int) -> None:
+        try:
+            while not self.stop.is_set() and number < MOST_LIVES and not self.failures:
+                self.life(number)
+                number += WRITERS
+        except Exception as err:
+            self.failures.append(f"a writer ended: {err!r}")
 
     def map(self, name: str, token: str) -> Any:
         return core_v1.ConfigMap(metadata=meta_v1.ObjectMeta(name=name, labels={"client": "python"}), data={"token": token})
@@ -118,9 +130,13 @@ class Run:
     def life(self, number: int) -> None:
         """Creates an object, changes it, appends to the list of the account, and deletes every other object."""
         name = f"python-{number}"
-        obj = self.write(f"create {name}", lambda: self.maps.create(self.map(name, f"{number}.0")))
+        new = self.map(name, f"{number}.0")
+        if number % 3 == 0:
+            new.metadata.name, new.metadata.generateName = "", name + "-"
+        obj = self.write(f"create {name}", lambda: self.maps.create(new))
         if obj is None:
             return
+        name = obj.metadata.name
         for i in (1, 2):
             changed = self.map(name, f"{number}.{i}")
             changed.metadata.resourceVersion = obj.metadata.resourceVersion
@@ -154,9 +170,9 @@ class Run:
         for rv, what in self.acknowledged.items():
             if rv not in self.tokens:
                 self.failures.append(f"lost: {what} at revision {rv}")
-        written = collections.Counter((name, self.tokens[rv]) for kind, name, rv in self.events if kind != "DELETED")
-        for name, token in [w for w, times in written.items() if times > 1]:
-            self.failures.append(f"{name} was written twice with the token {token}")
+        written = collections.Counter(self.tokens[rv] for kind, name, rv in self.events if kind != "DELETED")
+        for token in [w for w, times in written.items() if times > 1]:
+            self.failures.append(f"the token {token} was written twice")
         again = []
         with self.maps.watch(start=start, label_selector=LABEL) as second:
             for e in second:

@@ -8,7 +8,7 @@ import grpc
 import keelson
 import pytest
 from keelson._connection import AGAIN, Again
-from keelson.k8s import core_v1, meta_v1, policy_v1
+from keelson.k8s import authorization_v1, core_v1, meta_v1, policy_v1
 from keelson.resource.v1 import resource_pb2 as rpc
 from keelson.trace.v1 import trace_pb2
 
@@ -74,15 +74,36 @@ def test_no_write_is_repeated_whose_outcome_is_a_verdict_or_not_known(failure: E
         raise failure
 
     with fake.Server(Create=fail, Update=fail, Patch=fail, Apply=fail, Delete=fail, DeleteCollection=fail) as s, connect(s) as client:
-        r = client.resource(core_v1.ConfigMap, "default")
+        r, reviews = client.resource(core_v1.ConfigMap, "default"), client.resource(authorization_v1.SelfSubjectAccessReview)
         for write in (
-            lambda: r.create(config_map()), lambda: r.update(config_map()), lambda: r.patch("a", {}), lambda: r.apply(config_map()),
-            lambda: r.delete("a"), lambda: r.delete_collection(), lambda: r.post("a", "eviction", policy_v1.Eviction()),
+            lambda: r.update(config_map()), lambda: r.patch("a", {}), lambda: r.apply(config_map()),
+            lambda: r.delete("a", resource_version="1"), lambda: r.delete_collection(), lambda: r.post("a", "eviction", policy_v1.Eviction()),
+            lambda: reviews.create(authorization_v1.SelfSubjectAccessReview()),
         ):
             with pytest.raises(keelson.ApiError) as caught:
                 write()
             assert caught.value.may_have_happened == (caught.value.code == 503)
         assert len(s.calls) == 7
+
+
+def test_creates_and_deletes_with_a_uid_are_repeated_with_one_request_id() -> None:
+    def broken(answer: Any) -> Any:
+        def serve(request: Any, number: int) -> Any:
+            if number % 2 == 0:
+                raise fake.Break()
+            return answer(request)
+
+        return serve
+
+    with fake.Server(Create=broken(lambda r: rpc.CreateResponse(object=r.object)), Delete=broken(lambda r: rpc.DeleteResponse(gone=True))) as s:
+        with connect(s) as client:
+            r = client.resource(core_v1.ConfigMap, "default")
+            for _ in range(2):
+                r.create(core_v1.ConfigMap(metadata=meta_v1.ObjectMeta(generateName="a-")))
+                r.delete("a", uid="u")
+        for method in ("Create", "Delete"):
+            ids = [request.options.request_id for m, request in s.calls if m == method]
+            assert len(ids) == 4 and ids[0] == ids[1] != ids[2] == ids[3] and 0 < len(ids[0]) <= 64
 
 
 def test_a_write_that_was_refused_undone_is_repeated_elsewhere() -> None:
@@ -100,7 +121,7 @@ def test_a_write_that_was_refused_undone_is_repeated_elsewhere() -> None:
 def test_repeating_a_refused_call_ends_after_two_seconds() -> None:
     refused = fake_error(503, retry_after=1)
     now = 100.0
-    again, waits = Again(read=False, now=lambda: now), []
+    again, waits = Again(safe=False, now=lambda: now), []
     while (pause := again.pause(refused)) is not None:
         waits.append(pause)
         now += pause + 0.001

@@ -130,5 +130,5 @@ class Client(Streams):
             request.MergeFrom(trace_pb2.GetTraceRequest(group=kind.group, resource=kind.resource, namespace=namespace, name=name))
         what = f"trace {request.resource} {namespace + '/' if namespace else ''}{name}" if obj is not None else f"trace {trace_id}"
         return self.connection.unary(
-            what, "/keelson.trace.v1.TraceService/GetTrace", request, trace_pb2.GetTraceResponse, read=True,
+            what, "/keelson.trace.v1.TraceService/GetTrace", request, trace_pb2.GetTraceResponse, safe=True,
             timeout=self.timeout if timeout is None else timeout)

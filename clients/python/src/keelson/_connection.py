@@ -7,9 +7,11 @@ What is repeated:
 
 - any call that a server refused without doing anything (503 with retryAfterSeconds): for
   AGAIN seconds, first at once and then with growing pauses, each time at the next apiserver;
-- a read that failed with UNAVAILABLE: up to READ_ATTEMPTS times in all.
+- a call that is safe to repeat and failed with UNAVAILABLE: up to ATTEMPTS times in all. These
+  are reads, creates of objects (with a request id, by which the server knows the repetition),
+  and deletes with the uid as a precondition (with a request id too).
 
-Nothing else is: a write whose connection broke may have happened.
+Nothing else is: another write whose connection broke may have happened.
 """
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ from keelson import errors
 
 AGAIN = 2.0
 LEAST_PAUSE, MOST_PAUSE = 0.02, 0.25
-READ_ATTEMPTS = 4
-READ_PAUSE, MOST_READ_PAUSE = 0.1, 1.0
+ATTEMPTS = 4
+SAFE_PAUSE, MOST_SAFE_PAUSE = 0.1, 1.0
 MAX_MESSAGE = 64 << 20
 
 R = TypeVar("R", bound=Message)
@@ -139,10 +141,10 @@ class Connection:
             out.append(("traceparent", traceparent))
         return out
 
-    def unary(self, what: str, method: str, request: Message, answer: type[R], *, read: bool, timeout: Optional[float], traceparent: Optional[str] = None) -> R:
+    def unary(self, what: str, method: str, request: Message, answer: type[R], *, safe: bool, timeout: Optional[float], traceparent: Optional[str] = None) -> R:
         """Calls a method with one answer and repeats it as the module says. It raises ApiError."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        again = Again(read)
+        again = Again(safe)
         while True:
             left = None if deadline is None else max(deadline - time.monotonic(), 0.001)
             call = self.pick(deadline).unary_unary(
@@ -173,8 +175,8 @@ class Connection:
 class Again:
     """Decides, for one call, whether and when to repeat it."""
 
-    def __init__(self, read: bool, now: Callable[[], float] = time.monotonic) -> None:
-        self._read = read
+    def __init__(self, safe: bool, now: Callable[[], float] = time.monotonic) -> None:
+        self._safe = safe
         self._now = now
         self._attempts = 1
         self._pause = 0.0
@@ -188,8 +190,8 @@ class Again:
                 self._until = now + AGAIN
             pause, self._pause = self._pause, min(max(2 * self._pause, LEAST_PAUSE), MOST_PAUSE)
             return pause if now + pause <= self._until else None
-        if not self._read or failure.grpc_code is not grpc.StatusCode.UNAVAILABLE or self._attempts >= READ_ATTEMPTS:
+        if not self._safe or failure.grpc_code is not grpc.StatusCode.UNAVAILABLE or self._attempts >= ATTEMPTS:
             return None
-        pause = min(READ_PAUSE * 2 ** (self._attempts - 1), MOST_READ_PAUSE)
+        pause = min(SAFE_PAUSE * 2 ** (self._attempts - 1), MOST_SAFE_PAUSE)
         self._attempts += 1
         return pause * random.uniform(0.5, 1)

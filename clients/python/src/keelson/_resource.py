@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import TYPE_CHECKING, Any, Generic, List, Iterator, Optional, Type, TypeVar, Union
 
 import grpc
@@ -108,13 +109,17 @@ class Resource(Generic[T]):
 
         return Watch(self._what("watch", name, namespace), open_stream, State(self._decode, first, items), bookmarks)
 
-    # Writes. None is repeated unless the server says that it did nothing.
+    # Writes. A create, and a delete with a uid, is repeated after a broken connection, which its
+    # request id makes safe. Others are repeated only if the server says that it did nothing.
 
     def create(self, obj: T, *, dry_run: bool = False, field_manager: Optional[str] = None, timeout: Optional[float] = None, traceparent: Optional[str] = None) -> T:
         """Stores a new object and returns it. It raises AlreadyExists."""
         ref = self._ref("", self._namespace_of(obj))
         request = rpc.CreateRequest(ref=ref, object=self._encode(obj), options=self._options(dry_run, field_manager))
-        answer = self._unary("Create", self._what("create", _meta(obj).name or _meta(obj).generateName, ref.namespace), request, rpc.CreateResponse, False, timeout, traceparent)
+        if self.kind.stored:
+            request.options.request_id = request_id()
+        answer = self._unary(
+            "Create", self._what("create", _meta(obj).name or _meta(obj).generateName, ref.namespace), request, rpc.CreateResponse, self.kind.stored, timeout, traceparent)
         return self._decode(answer.object)
 
     def update(self, obj: T, *, subresource: str = "", dry_run: bool = False, field_manager: Optional[str] = None, timeout: Optional[float] = None, traceparent: Optional[str] = None) -> T:
@@ -173,7 +178,9 @@ class Resource(Generic[T]):
             request.preconditions.MergeFrom(rpc.Preconditions(uid=uid, resource_version=resource_version))
         if grace_period_seconds is not None:
             request.grace_period_seconds = grace_period_seconds
-        answer = self._unary("Delete", self._what("delete", name, namespace), request, rpc.DeleteResponse, False, timeout, traceparent)
+        if uid:
+            request.options.request_id = request_id()
+        answer = self._unary("Delete", self._what("delete", name, namespace), request, rpc.DeleteResponse, bool(uid), timeout, traceparent)
         return None if answer.gone else self._decode(answer.object)
 
     def delete_collection(
@@ -203,9 +210,9 @@ class Resource(Generic[T]):
     def _timeout(self, timeout: Optional[float]) -> Optional[float]:
         return self._client.timeout if timeout is None else timeout
 
-    def _unary(self, method: str, what: str, request: Message, answer: Any, read: bool, timeout: Optional[float], traceparent: Optional[str]) -> Any:
+    def _unary(self, method: str, what: str, request: Message, answer: Any, safe: bool, timeout: Optional[float], traceparent: Optional[str]) -> Any:
         return self._client.connection.unary(
-            what, SERVICE + method, request, answer, read=read, timeout=self._timeout(timeout), traceparent=traceparent)
+            what, SERVICE + method, request, answer, safe=safe, timeout=self._timeout(timeout), traceparent=traceparent)
 
     def _ref(self, name: str, namespace: Optional[str], subresource: str = "", collection: bool = False) -> rpc.Ref:
         where = self._namespace if namespace is None else namespace
@@ -266,13 +273,13 @@ class Listing(Generic[T]):
     def _run(self) -> Iterator[rpc.ListResponse]:
         what = self._resource._what("list", "", self._request.ref.namespace)
         received, skip = 0, 0
-        again = Again(read=True)
+        again = Again(safe=True)
         while True:
             call = self._resource._client.connection.stream(
                 SERVICE + "List", self._request, rpc.ListResponse, timeout=self._timeout, traceparent=self._traceparent)
             try:
                 for page in call:
-                    again = Again(read=True)
+                    again = Again(safe=True)
                     self._resource_version = page.resource_version
                     self.continue_token = getattr(page, "continue")
                     self.remaining_item_count = page.remaining_item_count
@@ -295,6 +302,11 @@ class Listing(Generic[T]):
             skip = received
             if self._resource_version and not getattr(self._request, "continue"):
                 self._request.resource_version, self._request.resource_version_match = self._resource_version, "Exact"
+
+
+def request_id() -> str:
+    """Returns the id of a write, by which servers know its repetition."""
+    return uuid.uuid4().hex
 
 
 def encode(obj: Message) -> AnyMessage:
