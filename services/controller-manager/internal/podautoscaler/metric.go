@@ -232,7 +232,7 @@ func (p *planner) usage(name corev1.ResourceName, container string) (map[string]
 			if known = ok; !ok {
 				break
 			}
-			s.value += q.MilliValue()
+			s.value = plus(s.value, q.MilliValue())
 		}
 		if known {
 			out[m.Name] = s

@@ -3,6 +3,7 @@ package podautoscaler
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -396,5 +397,45 @@ func TestRequests(t *testing.T) {
 	}
 	if _, err := requestsOf([]*corev1.Pod{p}, "none", corev1.ResourceCPU); err == nil || err.Error() != "container none not found in Pod p0" {
 		t.Errorf("unknown container: %v", err)
+	}
+}
+
+// Sums and percentages that exceed their types are the largest numbers, and never scale down.
+func TestPlanOverflows(t *testing.T) {
+	memory := func(percent int32) autoscalingv2.MetricSpec {
+		m := cpuPercent(percent)
+		m.Resource.Name = corev1.ResourceMemory
+		return m
+	}
+	for _, c := range []struct {
+		name, used, requested string
+		pods                  int
+		percent               int32
+		want                  int32
+	}{
+		{"a percentage beyond 32 bits", "30Gi", "1Ki", 2, 50, 4},
+		{"a sum of 100 TiB", "50Ti", "1Ti", 2, 50, 4},
+		{"a sum beyond 64 bits", "5Ei", "1Ei", 2, 50, 4},
+		{"a goal beyond 64 bits", "1Ki", "5Ei", 2, 2_000_000_000, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			target := Target{Pods: pods(c.pods), Usage: uses("1", "1")}
+			for i := range target.Pods {
+				target.Pods[i].Spec.Containers[0].Resources.Requests[corev1.ResourceMemory] = resource.MustParse(c.requested)
+				target.Usage[i].Containers[0].Usage[corev1.ResourceMemory] = resource.MustParse(c.used)
+			}
+			if d := Plan(observe(2, target, memory(c.percent))); d.Replicas != c.want {
+				t.Errorf("%d replicas, want %d: %s", d.Replicas, c.want, brief(d))
+			}
+		})
+	}
+	for _, c := range []struct {
+		n       int64
+		percent int32
+		want    int64
+	}{{1000, 150, 1500}, {math.MaxInt64, 100, math.MaxInt64}, {math.MaxInt64, 101, math.MaxInt64}, {math.MaxInt64, math.MaxInt32, math.MaxInt64}} {
+		if got := portion(c.n, c.percent); got != c.want {
+			t.Errorf("%d %% of %d: %d, want %d", c.percent, c.n, got, c.want)
+		}
 	}
 }

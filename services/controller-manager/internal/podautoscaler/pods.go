@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"math/bits"
 
 	corev1 "k8s.io/api/core/v1"
 	resourcehelper "k8s.io/component-helpers/resource"
@@ -89,7 +90,7 @@ func (p *planner) average(g groups, goal int64) (n int32, average int64, err err
 	ratio := func(samples map[string]sample) (float64, error) {
 		var sum int64
 		for _, s := range samples {
-			sum += s.value
+			sum = plus(sum, s.value)
 		}
 		average = sum / int64(len(samples))
 		return float64(average) / float64(goal), nil
@@ -107,13 +108,13 @@ func (p *planner) utilization(g groups, requests map[string]int64, goal int32) (
 		var used, requested, count int64
 		for name, s := range samples {
 			if r, ok := requests[name]; ok {
-				used, requested, count = used+s.value, requested+r, count+1
+				used, requested, count = plus(used, s.value), plus(requested, r), count+1
 			}
 		}
 		if requested == 0 {
 			return 0, errors.New("no metrics returned matched known pods")
 		}
-		percent, average = int32(used*100/requested), used/count
+		percent, average = percentage(used, requested), used/count
 		return float64(percent) / float64(goal), nil
 	}
 	first, err := ratio(g.samples)
@@ -121,7 +122,7 @@ func (p *planner) utilization(g groups, requests map[string]int64, goal int32) (
 		return 0, 0, 0, err
 	}
 	shownPercent, shownAverage := percent, average
-	n, err = p.replicas(g, first, ratio, func(name string) int64 { return requests[name] * int64(max(100, goal)) / 100 })
+	n, err = p.replicas(g, first, ratio, func(name string) int64 { return portion(requests[name], max(100, goal)) })
 	return n, shownPercent, shownAverage, err
 }
 
@@ -165,6 +166,33 @@ func (p *planner) replicas(g groups, first float64, ratio func(map[string]sample
 	return n, nil
 }
 
+// plus returns a + b, or the largest number if that is larger. Both must not be negative.
+func plus(a, b int64) int64 {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
+// percentage returns used as a percentage of requested, rounded down. Neither may be negative,
+// and requested not 0.
+func percentage(used, requested int64) int32 {
+	if used <= math.MaxInt64/100 {
+		return int32(min(used*100/requested, math.MaxInt32)) //nolint:gosec // bounded.
+	}
+	return saturate(float64(used) / float64(requested) * 100)
+}
+
+// portion returns percent hundredths of n, or the largest number if that is larger.
+func portion(n int64, percent int32) int64 {
+	high, low := bits.Mul64(uint64(n), uint64(percent)) //nolint:gosec // neither is negative.
+	if high >= 100 {
+		return math.MaxInt64
+	}
+	q, _ := bits.Div64(high, low, 100)
+	return int64(min(q, math.MaxInt64)) //nolint:gosec // bounded.
+}
+
 // requestsOf returns what each pod, or one container of each, requests of a resource, in
 // thousandths.
 func requestsOf(pods []*corev1.Pod, container string, name corev1.ResourceName) (map[string]int64, error) {
@@ -187,7 +215,7 @@ func requestsOf(pods []*corev1.Pod, container string, name corev1.ResourceName) 
 			if !ok {
 				return nil, fmt.Errorf("missing request for %s in container %s of Pod %s", name, c.Name, pod.Name)
 			}
-			out[pod.Name] += q.MilliValue()
+			out[pod.Name] = plus(out[pod.Name], q.MilliValue())
 			found = true
 		}
 		if container != "" && !found {
