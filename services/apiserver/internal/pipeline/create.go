@@ -135,6 +135,9 @@ func (p *Pipeline) planCreate(c *change, obj resource.Object, track bool) (*step
 	} else {
 		obj.SetGeneration(1)
 	}
+	if c.rules.Notices != nil {
+		c.warn = append(c.warn, c.rules.Notices(obj)...)
+	}
 	if c.rules.PrepareCreate != nil {
 		c.rules.PrepareCreate(obj)
 	}

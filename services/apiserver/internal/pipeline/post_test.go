@@ -88,14 +88,15 @@ func TestBinding(t *testing.T) {
 		code int32
 		text string
 	}{
-		"bound":      {"a", binding("a", "m"), 409, `Operation cannot be fulfilled on pods/binding "a": pod a is already assigned to node "n"`},
-		"gated":      {"gated", binding("gated", "n"), 409, "pod gated has non-empty .spec.schedulingGates"},
-		"ending":     {"ending", binding("ending", "n"), 409, "pod ending is being deleted, cannot be assigned to a host"},
-		"other uid":  {"free", uid, 409, "Precondition failed: UID in precondition: other"},
-		"no target":  {"free", noTarget, 422, "target.name: Required value"},
-		"no name":    {"free", binding("", "n"), 400, "name in URL does not match name in Binding object"},
-		"other name": {"free", binding("a", "n"), 400, "name in URL does not match name in Binding object"},
-		"none":       {"none", binding("none", "n"), 404, `pods "none" not found`},
+		"bound":             {"a", binding("a", "m"), 409, `Operation cannot be fulfilled on pods/binding "a": pod a is already assigned to node "n"`},
+		"gated":             {"gated", binding("gated", "n"), 409, "pod gated has non-empty .spec.schedulingGates"},
+		"ending":            {"ending", binding("ending", "n"), 409, "pod ending is being deleted, cannot be assigned to a host"},
+		"other uid":         {"free", uid, 409, `Operation cannot be fulfilled on pods "free": StorageError: invalid object, Code: 4, Key: /registry/pods/ns/free, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: other, UID in object meta: `},
+		"no name of a node": {"free", binding("free", "a/b"), 500, `target.name: Invalid value: "a/b": a lowercase RFC 1123 subdomain must consist of`},
+		"no target":         {"free", noTarget, 422, "target.name: Required value"},
+		"no name":           {"free", binding("", "n"), 400, "name in URL does not match name in Binding object"},
+		"other name":        {"free", binding("a", "n"), 400, "name in URL does not match name in Binding object"},
+		"none":              {"none", binding("none", "n"), 404, `pods "none" not found`},
 	} {
 		_, err := f.bind(test.pod, test.b)
 		t.Run(name, func(t *testing.T) { wantStatus(t, err, test.code, reasonOf(test.code), test.text) })

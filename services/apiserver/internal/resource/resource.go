@@ -180,6 +180,9 @@ type Rules struct {
 	// PrepareUpdate restores from old what this door may not change: the status when the object
 	// itself is updated, and everything else when the status subresource is.
 	PrepareUpdate func(obj, old Object)
+	// Notices returns warnings for the client of a create, also of one that is refused. It is
+	// called before PrepareCreate.
+	Notices func(obj Object) []string
 	// ValidateName replaces the default check of metadata.name (a DNS-1123 subdomain). prefix is
 	// true for generateName. It returns the errors.
 	ValidateName func(name string, prefix bool) []string
@@ -277,6 +280,7 @@ type Typed[T Object] struct {
 	ValidateName          func(name string, prefix bool) []string
 	Validate              func(obj T) field.ErrorList
 	ValidateUpdate        func(obj, old T) field.ErrorList
+	Notices               func(obj T) []string
 	Warnings              func(obj, old T) []string
 	SpecChanged           func(obj, old T) bool
 	CreateOnUpdate        bool
@@ -298,6 +302,9 @@ func (t Typed[T]) Rules() Rules {
 	}
 	if f := t.ValidateUpdate; f != nil {
 		r.ValidateUpdate = func(o, old Object) field.ErrorList { return f(o.(T), old.(T)) }
+	}
+	if f := t.Notices; f != nil {
+		r.Notices = func(o Object) []string { return f(o.(T)) }
 	}
 	if f := t.Warnings; f != nil {
 		r.Warnings = func(o, old Object) []string {

@@ -3,6 +3,7 @@ package core
 import (
 	"fmt"
 	"maps"
+	"net/http"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -10,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"keelson.dev/services/apiserver/internal/kind/check"
 	"keelson.dev/services/apiserver/internal/kind/row"
 	"keelson.dev/services/apiserver/internal/resource"
 )
@@ -52,6 +54,15 @@ func checkBinding(b *corev1.Binding, namespace, name string) error {
 	if len(errs) > 0 {
 		return apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("Binding").GroupKind(), b.Name, errs)
 	}
+	for _, message := range check.Subdomain(b.Target.Name) {
+		errs = append(errs, field.Invalid(path.Child("name"), b.Target.Name, message))
+	}
+	if len(errs) > 0 {
+		// Kubernetes returns this error without a reason.
+		return &apierrors.StatusError{ErrStatus: metav1.Status{
+			Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Message: errs.ToAggregate().Error(),
+		}}
+	}
 	return nil
 }
 
@@ -61,13 +72,15 @@ func bindable(pod *corev1.Pod, b *corev1.Binding) error {
 		return apierrors.NewConflict(corev1.Resource("pods/binding"), pod.Name, fmt.Errorf(format, args...))
 	}
 	precondition := func(format string, args ...any) error {
-		return apierrors.NewConflict(corev1.Resource("pods"), pod.Name, fmt.Errorf(format, args...))
+		return apierrors.NewConflict(corev1.Resource("pods"), pod.Name, fmt.Errorf(
+			"StorageError: invalid object, Code: 4, Key: /registry/pods/%s/%s, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: "+format,
+			append([]any{pod.Namespace, pod.Name}, args...)...))
 	}
 	switch {
 	case b.UID != "" && b.UID != pod.UID:
-		return precondition("Precondition failed: UID in precondition: %v, UID in object meta: %v", b.UID, pod.UID)
+		return precondition("UID in precondition: %v, UID in object meta: %v", b.UID, pod.UID)
 	case b.ResourceVersion != "" && b.ResourceVersion != pod.ResourceVersion:
-		return precondition("Precondition failed: ResourceVersion in precondition: %v, ResourceVersion in object meta: %v", b.ResourceVersion, pod.ResourceVersion)
+		return precondition("ResourceVersion in precondition: %v, ResourceVersion in object meta: %v", b.ResourceVersion, pod.ResourceVersion)
 	case pod.DeletionTimestamp != nil:
 		return conflict("pod %s is being deleted, cannot be assigned to a host", pod.Name)
 	case pod.Spec.NodeName != "":

@@ -36,6 +36,7 @@ func Pod() *resource.Kind {
 	k.Rules = resource.Typed[*corev1.Pod]{
 		Default:        defaultPod,
 		Validate:       podspec.ValidateCreate,
+		Notices:        podspec.AppArmorNotices,
 		Warnings:       func(p, _ *corev1.Pod) []string { return podspec.Warnings(&p.Spec, p.Annotations, nil) },
 		ValidateUpdate: podspec.ValidateUpdate,
 		PrepareCreate:  preparePod,
@@ -129,6 +130,7 @@ func preparePod(p *corev1.Pod) {
 			Message: "Scheduling is blocked due to non-empty scheduling gates", LastTransitionTime: metav1.Now(),
 		}}
 	}
+	podspec.SetAppArmor(p)
 	podspec.Drop(&p.Spec)
 	podspec.MergeLabelKeys(&p.Spec, p.Labels)
 }

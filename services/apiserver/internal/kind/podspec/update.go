@@ -2,7 +2,9 @@ package podspec
 
 import (
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,9 +19,27 @@ import (
 // earlier deadline, additional tolerations, removed scheduling gates (and, while there are any,
 // stricter placement), and a negative grace period that is replaced by 1.
 func ValidateUpdate(pod, old *corev1.Pod) field.ErrorList {
-	e := check.Errors{List: ValidateAnnotationUpdate(pod, old)}
-	e.Append(updateSpec(&pod.Spec, &old.Spec, field.NewPath("spec")))
-	return e.List
+	var e check.Errors
+	same := check.Same(&pod.Spec, &old.Spec)
+	if !same || !maps.Equal(pod.Annotations, old.Annotations) && anyAbout(pod.Annotations) {
+		e.Append(validatePod(pod)) // what the pod would be, and below what changes
+	}
+	e.Append(ValidateAnnotationUpdate(pod, old))
+	if !same {
+		e.Append(updateSpec(&pod.Spec, &old.Spec, field.NewPath("spec")))
+	}
+	return unique(e.List)
+}
+
+// unique returns the errors without repetitions.
+func unique(list field.ErrorList) field.ErrorList {
+	var out field.ErrorList
+	for _, err := range list {
+		if !slices.ContainsFunc(out, func(other *field.Error) bool { return other.Field == err.Field && other.Error() == err.Error() }) {
+			out = append(out, err)
+		}
+	}
+	return out
 }
 
 func updateSpec(s, old *corev1.PodSpec, p *field.Path) field.ErrorList {
