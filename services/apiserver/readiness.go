@@ -41,7 +41,7 @@ func startHealth(ctx context.Context, g *boot.Group, cfg *config, st *state) *he
 		registerLeading(h.status.Registry(), name, place.Store)
 		registerSpace(h.status, name, place.Store)
 	}
-	h.checks = startChecks(g, cfg, st.lasting, st.transient)
+	h.checks = startChecks(g, h.status, cfg, st.lasting, st.transient)
 	for _, c := range h.checks {
 		h.status.Ready(c.Name, c.Run)
 	}
@@ -63,19 +63,19 @@ func notStopping(stopping context.Context) ops.Check {
 // startChecks returns the checks of what this apiserver depends on: for each store, that
 // enough members answer for a linearizable read, that this one has a vote, and that the
 // watch cache keeps up. Which member leads does not matter.
-func startChecks(g *boot.Group, cfg *config, lasting, transient pipeline.Place) []rest.Check {
+func startChecks(g *boot.Group, status *ops.Server, cfg *config, lasting, transient pipeline.Place) []rest.Check {
 	if cfg.memory {
-		return storeChecks(g, "store", lasting)
+		return storeChecks(g, status, "store", lasting)
 	}
-	checks := storeChecks(g, "etcd", lasting)
+	checks := storeChecks(g, status, "etcd", lasting)
 	if transient.Store != lasting.Store {
-		checks = append(checks, storeChecks(g, "raft", transient)...)
+		checks = append(checks, storeChecks(g, status, "raft", transient)...)
 	}
 	return checks
 }
 
 // storeChecks returns the checks of one store.
-func storeChecks(g *boot.Group, name string, p pipeline.Place) []rest.Check {
+func storeChecks(g *boot.Group, status *ops.Server, name string, p pipeline.Place) []rest.Check {
 	looked, probed := store.As[*reach.Store](p.Store)
 	cache := ops.NewProbe(func(ctx context.Context) error {
 		if probed && looked.Probed() > 0 {
@@ -90,6 +90,9 @@ func storeChecks(g *boot.Group, name string, p pipeline.Place) []rest.Check {
 		return p.Cache.WaitFor(ctx, rev)
 	})
 	g.Go("readiness of the watch cache of "+name, cache.Run)
+	// A store that does not answer is no reason to restart; one that ignores that the wait has
+	// ended is.
+	status.Health(name+"-watch-cache-answers", cache.Alive)
 	checks := []rest.Check{{Name: name + "-watch-cache", Run: cache.Check}}
 	if probed {
 		checks = slices.Insert(checks, 0, rest.Check{Name: name, Run: looked.Check})

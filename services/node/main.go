@@ -253,6 +253,8 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 	})
 	g.Go("device plug-ins", devices.Run)
 	g.Go("pod resources", (&podresources.Server{Socket: filepath.Join(o.kubeletDir, "pod-resources", "kubelet.sock"), Pods: pods.Active, Devices: devices}).Run)
+	status.Health("agent", pods.Check)
+	status.Health("registration", node.Check)
 	g.Go("agent", pods.Run)
 	g.Go("usage", meter.Run)
 	g.Go("eviction", pressure.Run)

@@ -47,6 +47,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 		g.Go("cache of "+cache.Kind().Resource, cache.Run)
 		svc.Status.Ready("cache of "+cache.Kind().Resource, ops.ReadyWhen(cache.Synced()))
 	}
+	svc.Status.Health("scheduling", s.Check)
 	svc.Lead(g, s.Lead)
 	return nil
 }

@@ -64,8 +64,9 @@ func (c *Candidate) lead(g *Group, work func(context.Context) error, pause bool)
 		g.Go("work", work)
 		return
 	}
-	state := &leader.State{}
+	state := leader.NewState(0)
 	c.Status.Note("leadership", state.String)
+	c.Status.Health("leader election", state.Check)
 	cfg := leader.Config{Name: c.flags.lease, Identity: c.Instance, Pause: pause, State: state}
 	g.Go("leader", func(ctx context.Context) error { return leader.Run(ctx, c.Client, cfg, work) })
 }

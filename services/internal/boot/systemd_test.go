@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"keelson.dev/services/internal/ops"
 )
 
 // supervised runs a service as systemd does, with a watchdog of 20 ms, and returns what it
@@ -138,4 +140,67 @@ func TestWithoutSystemd(t *testing.T) {
 	if s := startedBySystemd(); s == nil || s.every != 0 {
 		t.Errorf("the watchdog of another process: %+v", s)
 	}
+}
+
+// A service of which one loop hangs sends no sign of life any more.
+func TestTheWatchdogNoticesALoopThatHangs(t *testing.T) {
+	progress := &ops.Progress{Patience: time.Millisecond}
+	wedge, failed := make(chan struct{}), make(chan struct{}, 1000)
+	told, stop := supervised(t, func(_ context.Context, g *Group) error {
+		status := ops.New()
+		status.Health("loop", progress.Check)
+		g.Alive(func(ctx context.Context) error {
+			err := status.CheckHealth(ctx)
+			if err != nil {
+				failed <- struct{}{}
+			}
+			return err
+		})
+		g.Go("loop", func(ctx context.Context) error {
+			tick := time.NewTicker(time.Millisecond)
+			defer tick.Stop()
+			for {
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-wedge:
+					progress.Begin()
+					<-ctx.Done() // a step that does not end
+					return nil
+				case <-tick.C:
+					progress.Begin()
+					progress.End()
+				}
+			}
+		})
+		return nil
+	})
+	for seen := 0; seen < 3; {
+		if next(t, told) == "WATCHDOG=1" {
+			seen++
+		}
+	}
+	close(wedge)
+	deadline := time.After(30 * time.Second)
+	for progress.Check(t.Context()) == nil {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-deadline:
+			t.Fatal("the loop does not hang")
+		}
+	}
+	for len(failed) > 0 { // of a step that was not scheduled in time
+		<-failed
+	}
+	<-failed
+	for len(told) > 0 {
+		<-told
+	}
+	for range 3 {
+		<-failed
+	}
+	if n := len(told); n != 0 {
+		t.Errorf("%d signs of life of a service with a loop that hangs", n)
+	}
+	stop()
 }

@@ -16,6 +16,7 @@
 package leader
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/proto/client"
+	"keelson.dev/services/internal/ops"
 )
 
 // Config configures an election.
@@ -47,12 +49,41 @@ type Config struct {
 	// other process has led in between, as the write is conditional, and it continues where
 	// it was. On an overloaded machine, stopping and starting anew would add to the load.
 	Pause bool
-	// State, if set, is kept up to date with whether this process leads.
+	// State, if set, is kept up to date with whether this process leads; see NewState.
 	State *State
 }
 
-// State reports whether a process leads, for status pages. The zero value is standby.
-type State struct{ leading atomic.Bool }
+// patience is how long a step of an election may take. The longest is the wait for the work
+// of a term to end.
+const patience = 30 * time.Second
+
+// State reports whether a process leads, for status pages, and whether its election makes
+// progress.
+type State struct {
+	leading  atomic.Bool
+	progress ops.Progress
+}
+
+// NewState returns the state of a process that stands by. Its election counts as stuck when a
+// step takes longer than patience, as when the work of a lost term does not end; 0 means 30 s.
+func NewState(limit time.Duration) *State {
+	return &State{progress: ops.Progress{Patience: cmp.Or(limit, patience)}}
+}
+
+// Check returns an error if the election is stuck: then this process will never lead again,
+// and a restart is the remedy.
+func (s *State) Check(ctx context.Context) error { return s.progress.Check(ctx) }
+
+// busy records whether the election works or waits.
+func (s *State) busy(busy bool) {
+	switch {
+	case s == nil:
+	case busy:
+		s.progress.Begin()
+	default:
+		s.progress.End()
+	}
+}
 
 // String returns "leading" or "standby".
 func (s *State) String() string {
@@ -92,6 +123,7 @@ func Run(ctx context.Context, c *client.Client, cfg Config, lead func(ctx contex
 		return err
 	}
 	e := &election{Config: cfg, client: c, leases: client.For[*coordinationv1.Lease](c)}
+	defer e.State.busy(false)
 	for {
 		lease, began := e.campaign(ctx)
 		if lease == nil {
@@ -133,15 +165,19 @@ func (e *election) campaign(ctx context.Context) (lease *coordinationv1.Lease, b
 	)
 	defer expiry.Stop()
 	for {
+		e.State.busy(false)
 		select {
 		case <-ctx.Done():
+			e.State.busy(true)
 			return nil, began
 		case last = <-news:
+			e.State.busy(true)
 			if last != nil && holder(last) != "" && holder(last) != e.Identity {
 				expiry.Reset(e.Duration)
 				continue
 			}
 		case <-expiry.C:
+			e.State.busy(true)
 		}
 		began = time.Now()
 		lease, err := e.acquire(ctx, last)
@@ -274,6 +310,7 @@ func (e *election) term(ctx context.Context, lease *coordinationv1.Lease, began 
 	renewing := false
 	// down ends the work and what else runs.
 	down := func() error {
+		e.State.busy(true)
 		stop()
 		err := <-done
 		if renewing {
@@ -282,6 +319,7 @@ func (e *election) term(ctx context.Context, lease *coordinationv1.Lease, began 
 		return err
 	}
 	for {
+		e.State.busy(false)
 		select {
 		case err = <-done:
 			done <- err

@@ -320,3 +320,42 @@ func TestWorksEndIsRunsEnd(t *testing.T) {
 		t.Errorf("the lease was not released: %v %v", l, err)
 	}
 }
+
+// An election whose lost term does not end is stuck, and goes on when it ends.
+func TestStuckWorkIsNoticed(t *testing.T) {
+	c := clienttest.Start(t)
+	state := leader.NewState(20 * time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
+	release, working, done := make(chan struct{}), make(chan struct{}, 10), make(chan error, 1)
+	go func() {
+		done <- leader.Run(ctx, c, leader.Config{Name: "test", Identity: "a", Duration: duration, State: state}, func(ctx context.Context) error {
+			working <- struct{}{}
+			<-ctx.Done()
+			<-release
+			return nil
+		})
+	}()
+	<-working
+	eventually(t, "it is healthy while it leads", func() bool { return state.Check(ctx) == nil })
+	leases, other := client.For[*coordinationv1.Lease](c), "b"
+	eventually(t, "another process takes the lease", func() bool {
+		l, err := leases.Get(ctx, "kube-system", "test")
+		if err != nil {
+			return false
+		}
+		l.Spec.HolderIdentity = &other
+		_, err = leases.Update(ctx, l)
+		return err == nil
+	})
+	eventually(t, "it is stuck", func() bool { return state.Check(ctx) != nil })
+	close(release)
+	eventually(t, "it is healthy again", func() bool { return state.Check(ctx) == nil })
+	<-working // it takes the lease when that has expired
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if err := state.Check(t.Context()); err != nil {
+		t.Errorf("after its end: %v", err)
+	}
+}

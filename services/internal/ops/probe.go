@@ -12,17 +12,21 @@ import (
 const (
 	probeEvery = 500 * time.Millisecond
 	probeTime  = 2 * time.Second
+	// probeStuck is how long a look may take until the probe counts as stuck: it has not
+	// ended when its context did.
+	probeStuck = 30 * time.Second
 )
 
 // Probe repeats a check in the background, so that asking for its result costs
 // nothing and never waits.
 type Probe struct {
-	look Check
-	last atomic.Pointer[error]
+	look     Check
+	last     atomic.Pointer[error]
+	progress Progress
 }
 
 // NewProbe makes a probe of a check that may take its time.
-func NewProbe(look Check) *Probe { return &Probe{look: look} }
+func NewProbe(look Check) *Probe { return &Probe{look: look, progress: Progress{Patience: probeStuck}} }
 
 // Run looks again and again until ctx ends.
 func (p *Probe) Run(ctx context.Context) error {
@@ -30,7 +34,9 @@ func (p *Probe) Run(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		try, cancel := context.WithTimeout(ctx, probeTime)
+		p.progress.Begin()
 		err := p.look(try)
+		p.progress.End()
 		cancel()
 		if ctx.Err() != nil {
 			return nil
@@ -52,3 +58,7 @@ func (p *Probe) Check(context.Context) error {
 	}
 	return *last
 }
+
+// Alive returns an error if a look hangs, so that Check returns the result of an earlier one.
+// It is a health check: what was looked at is in this process if it ignores its context.
+func (p *Probe) Alive(ctx context.Context) error { return p.progress.Check(ctx) }

@@ -26,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"keelson.dev/proto/client"
+	"keelson.dev/services/internal/ops"
 	"keelson.dev/services/node/internal/cgroup"
 	"keelson.dev/services/node/internal/cni"
 	"keelson.dev/services/node/internal/cri"
@@ -100,6 +101,8 @@ type Agent struct {
 	logs    log.Layout
 	log     *slog.Logger
 	rotate  chan struct{}
+	// progress is that of watchLocks.
+	progress ops.Progress
 
 	addresses addresses
 	// began is true once every pod in the API has a worker. From then on, anything in the
@@ -125,7 +128,7 @@ const parallelPulls = 3
 
 // New returns an agent. It does nothing until Run is called.
 func New(cfg Config) *Agent {
-	a := &Agent{cfg: cfg, workers: map[types.UID]*worker{}, admitted: map[types.UID]*corev1.Pod{}, rotate: make(chan struct{}), deferred: map[types.UID]bool{}, static: newStatics(), log: slog.With("node", cfg.Node)}
+	a := &Agent{cfg: cfg, workers: map[types.UID]*worker{}, admitted: map[types.UID]*corev1.Pod{}, rotate: make(chan struct{}), progress: ops.Progress{Patience: stuck}, deferred: map[types.UID]bool{}, static: newStatics(), log: slog.With("node", cfg.Node)}
 	a.pods = client.NewCache(cfg.Client, client.CacheOptions[*corev1.Pod]{
 		FieldSelector: "spec.nodeName=" + cfg.Node,
 		Transform: func(p *corev1.Pod) *corev1.Pod {
@@ -192,6 +195,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	start("runtime watch", a.watchRuntime)
 	start("pod dispatch", a.dispatch)
 	start("housekeeping", a.housekeep)
+	start("lock watch", a.watchLocks)
 	start("volume release", a.releaseVolumes)
 	start("mirror pods", a.keepMirrors)
 	loops.Wait()

@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"keelson.dev/proto/client"
+	"keelson.dev/services/internal/ops"
 )
 
 // Config is what the node reports about itself.
@@ -49,6 +50,10 @@ const (
 	// has changed, and at least every reportPeriod.
 	statusPeriod = time.Second
 	reportPeriod = 5 * time.Minute
+	// syncPatience bounds the calls of one attempt to report the status. stuck is how long
+	// an attempt may take; it also reads the state of the node's other parts.
+	syncPatience = 10 * time.Second
+	stuck        = time.Minute
 )
 
 // Registration maintains the Node object.
@@ -57,12 +62,13 @@ type Registration struct {
 	nodes    *client.Cache[*corev1.Node]
 	reported time.Time
 	node     atomic.Pointer[corev1.Node]
+	progress ops.Progress
 	poke     chan struct{}
 }
 
 // New returns a Registration. It does nothing until Run is called.
 func New(cfg Config) *Registration {
-	r := &Registration{cfg: cfg, poke: make(chan struct{}, 1)}
+	r := &Registration{cfg: cfg, poke: make(chan struct{}, 1), progress: ops.Progress{Patience: stuck}}
 	r.nodes = client.NewCache(cfg.Client, client.CacheOptions[*corev1.Node]{
 		FieldSelector: "metadata.name=" + cfg.Name,
 		Transform:     func(n *corev1.Node) *corev1.Node { n.ManagedFields = nil; return n },
@@ -95,6 +101,9 @@ func (r *Registration) HostIPs() []string {
 	return []string{r.cfg.Address}
 }
 
+// Check returns an error if the loop that reports the status hangs.
+func (r *Registration) Check(ctx context.Context) error { return r.progress.Check(ctx) }
+
 // Poke makes the status be computed now.
 func (r *Registration) Poke() {
 	select {
@@ -118,7 +127,10 @@ func (r *Registration) Run(ctx context.Context) error {
 	defer ticker.Stop()
 	delay := time.Duration(0)
 	for {
-		if err := r.sync(ctx); err != nil && ctx.Err() == nil {
+		r.progress.Begin()
+		err := r.sync(ctx)
+		r.progress.End()
+		if err != nil && ctx.Err() == nil {
 			slog.WarnContext(ctx, "node status was not reported", "node", r.cfg.Name, "error", err)
 			delay = min(max(2*delay, 200*time.Millisecond), 10*time.Second)
 			select {
@@ -140,7 +152,7 @@ func (r *Registration) Run(ctx context.Context) error {
 
 // sync creates the Node, or updates what differs.
 func (r *Registration) sync(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, syncPatience)
 	defer cancel()
 	current, ok := r.nodes.Get("", r.cfg.Name)
 	if last := r.node.Load(); last != nil && (!ok || newer(last, current)) && r.nodes.Revision() < revision(last) {

@@ -3,6 +3,7 @@ package registration
 import (
 	"context"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -418,4 +419,24 @@ func TestDevices(t *testing.T) {
 			t.Errorf("%s: capacity %v, allocatable %v, want %v", name, c.Value(), a.Value(), want)
 		}
 	}
+}
+
+// A registration of which a part that it reads hangs is not healthy.
+func TestCheckNoticesAHang(t *testing.T) {
+	var hang atomic.Bool
+	release := make(chan struct{})
+	r := begin(t, Config{Name: "n", Client: clienttest.Start(t), Machine: machine(t), Health: healthy("", ""), Pressure: func() []corev1.NodeConditionType {
+		if hang.Load() {
+			<-release
+		}
+		return nil
+	}})
+	r.progress.Patience = time.Millisecond
+	until(t, "it is healthy", func() bool { return r.Check(t.Context()) == nil })
+	hang.Store(true)
+	r.Poke()
+	until(t, "it is not healthy", func() bool { return r.Check(t.Context()) != nil })
+	hang.Store(false)
+	close(release)
+	until(t, "it is healthy again", func() bool { return r.Check(t.Context()) == nil })
 }

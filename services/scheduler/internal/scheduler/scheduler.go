@@ -24,6 +24,7 @@ import (
 
 	"keelson.dev/proto/client"
 	"keelson.dev/services/internal/event"
+	"keelson.dev/services/internal/ops"
 	"keelson.dev/services/scheduler/internal/decide"
 	"keelson.dev/services/scheduler/internal/plugin"
 	"keelson.dev/services/scheduler/internal/queue"
@@ -44,8 +45,9 @@ type Config struct {
 
 // Scheduler assigns pods to nodes.
 type Scheduler struct {
-	cfg     Config
-	metrics *metrics
+	cfg      Config
+	metrics  *metrics
+	progress ops.Progress // of the deciding goroutine
 	// fence is the epoch of the current leader.
 	fence atomic.Pointer[client.Fence]
 
@@ -92,6 +94,7 @@ func New(cfg Config) *Scheduler {
 	}
 	s := &Scheduler{
 		cfg:       cfg,
+		progress:  ops.Progress{Patience: stuck},
 		metrics:   newMetrics(),
 		queue:     queue.New(cfg.Now),
 		flights:   map[state.Key]*flight{},
@@ -108,6 +111,13 @@ func New(cfg Config) *Scheduler {
 	s.follow()
 	return s
 }
+
+// stuck is how long the deciding goroutine may take for a round, which is to last for
+// milliseconds and waits for nothing but the lock.
+const stuck = time.Minute
+
+// Check returns an error if the deciding goroutine hangs.
+func (s *Scheduler) Check(ctx context.Context) error { return s.progress.Check(ctx) }
 
 // poke wakes the deciding goroutine.
 func (s *Scheduler) poke() {
@@ -169,7 +179,9 @@ func (s *Scheduler) Lead(ctx context.Context) error {
 		})
 	}
 	for ctx.Err() == nil {
+		s.progress.Begin()
 		w, idle := s.round()
+		s.progress.End()
 		if len(w.evict) > 0 {
 			send(func() { s.evict(ctx, w.evict) }, func() { s.abandon(w.evict) })
 		}
@@ -247,12 +259,14 @@ func (s *Scheduler) round() (w work, idle bool) {
 // rest waits for work.
 func (s *Scheduler) rest(ctx context.Context) {
 	const most = 10 * time.Second // then look for what is aside for too long
+	s.progress.Begin()
 	s.mu.Lock()
 	wait := most
 	if at, ok := s.queue.Next(); ok {
 		wait = min(wait, max(at.Sub(s.cfg.Now()), time.Millisecond))
 	}
 	s.mu.Unlock()
+	s.progress.End()
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {

@@ -455,3 +455,15 @@ func BenchmarkSchedule(b *testing.B) {
 	}
 	b.ReportMetric(pods*float64(b.N)/b.Elapsed().Seconds(), "pods/s")
 }
+
+// A scheduler whose lock is never released is not healthy, so that a watchdog restarts it.
+func TestCheckNoticesAHang(t *testing.T) {
+	f := start(t)
+	f.s.progress.Patience = time.Millisecond
+	f.until("it is healthy", func() bool { return f.s.Check(f.ctx) == nil })
+	f.s.mu.Lock()
+	f.s.poke()
+	f.until("it is not healthy", func() bool { return f.s.Check(f.ctx) != nil })
+	f.s.mu.Unlock()
+	f.until("it is healthy again", func() bool { return f.s.Check(f.ctx) == nil })
+}
