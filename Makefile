@@ -67,6 +67,18 @@ compose-test: images ## deploy/compose in an engine of its own: up, kills, down 
 	@scripts/demo-images.sh $(CURDIR)/.cache/images
 	@cd e2e && KEELSON_BIN=$(BIN) KEELSON_IMAGES=$(CURDIR)/.cache/images go test -count=1 -timeout $(or $(TIMEOUT),30m) ./compose $(if $(ROUNDS),-args -rounds $(ROUNDS))
 
+.PHONY: chart
+chart: build runtime ## Install charts/keelson with helm 4 and 3, scale, kill, upgrade, sleep, restore: make chart HELMS=helm
+	@HELMS="$(HELMS)" scripts/chart.sh
+
+.PHONY: chart-density
+chart-density: build runtime ## Many control planes beside each other, and what each costs: make chart-density COUNT=50
+	@HELMS=helm scripts/chart.sh -count-of-control-planes $(or $(COUNT),50) -test.run TestDensity
+
+.PHONY: chart-kubernetes
+chart-kubernetes: build runtime ## Let a kube-apiserver of Kubernetes accept every values file of the charts
+	@scripts/chart-kubernetes.sh
+
 .PHONY: race
 race: ## Unit tests where goroutines meet, with the race detector
 	@scripts/race.sh

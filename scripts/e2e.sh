@@ -10,11 +10,7 @@ if [ "$(cat bin/runtime/.grpcurl 2>/dev/null)" != "$GRPCURL_VERSION" ]; then
 	GOWORK=off GOFLAGS=-buildvcs=false GOBIN=$root/bin/runtime go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$GRPCURL_VERSION"
 	echo "$GRPCURL_VERSION" >bin/runtime/.grpcurl
 fi
-if [ "$(cat bin/runtime/.helm 2>/dev/null)" != "$HELM_VERSION" ]; then
-	echo "installing helm $HELM_VERSION"
-	GOWORK=off GOFLAGS=-buildvcs=false CGO_ENABLED=0 GOBIN=$root/bin/runtime go install -ldflags="-s -w" "helm.sh/helm/v4/cmd/helm@$HELM_VERSION"
-	echo "$HELM_VERSION" >bin/runtime/.helm
-fi
+scripts/install-helm.sh "$root/bin/runtime" helm
 WITH_TEST_CLIENTS=1 scripts/install-runtime.sh "$root/bin/runtime"
 scripts/demo-images.sh "$root/.cache/images"
 scripts/clients.sh gen

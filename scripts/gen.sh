@@ -14,6 +14,6 @@ for module in services/apiserver; do
 	(cd "$root/$module" && go generate ./...)
 done
 (cd "$root/tools" && go run ./client-schema >"$root/clients/kubernetes.json.new" && mv "$root/clients/kubernetes.json.new" "$root/clients/kubernetes.json")
-for chart in keelson; do
+for chart in keelson demo; do
 	(cd "$root/tools" && go run ./chart-readme "$root/charts/$chart")
 done

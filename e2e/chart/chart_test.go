@@ -18,7 +18,10 @@ import (
 	"keelson.dev/e2e/internal/cluster"
 )
 
-const chart = "../../charts/keelson"
+const (
+	chart = "../../charts/keelson"
+	demo  = "../../charts/demo"
+)
 
 // helm runs helm and returns its output.
 func helm(t *testing.T, args ...string) (string, error) {
@@ -223,9 +226,9 @@ func TestValues(t *testing.T) {
 		{[]string{"initManifests.a\\.yaml=x: y"}, []string{"ConfigMap/x-keelson-manifests data x: y", "Job/x-keelson-settle " + container + "/args --manifests=/manifests"}},
 		{[]string{"certificates.schedule=@daily"}, []string{"CronJob/x-keelson-certificates spec/schedule @daily"}},
 		{[]string{"snapshots.enabled=true", "snapshots.schedule=@hourly", "snapshots.keep=2", "snapshots.size=1Gi"}, []string{
-			"CronJob/x-keelson-snapshots spec/schedule @hourly", "CronJob/x-keelson-snapshots spec/jobTemplate --keep=2", "PersistentVolumeClaim/x-keelson-snapshots spec/resources 1Gi",
+			"CronJob/x-keelson-snapshots spec/schedule @hourly", "CronJob/x-keelson-snapshots spec/jobTemplate --keep=2", `ConfigMap/x-keelson-hooks data/certificates.json "snapshots":{"size":"1Gi"`,
 		}},
-		{[]string{"snapshots.enabled=true", "snapshots.existingClaim=mine"}, []string{"CronJob/x-keelson-snapshots spec/jobTemplate \"claimName\":\"mine\"", "!PersistentVolumeClaim/x-keelson-snapshots"}},
+		{[]string{"snapshots.enabled=true", "snapshots.existingClaim=mine"}, []string{"CronJob/x-keelson-snapshots spec/jobTemplate \"claimName\":\"mine\"", `!ConfigMap/x-keelson-hooks data/certificates.json "snapshots"`}},
 		{[]string{"restore.claim=old", "restore.file=a/b.snapshot"}, []string{api + " " + container + "/command --restore=/restore/a/b.snapshot", api + " " + pod + "/volumes \"claimName\":\"old\""}},
 		{[]string{"faultInjection.acknowledge=i-want-faults", "faultInjection.killEvery=9s", "faultInjection.pauseEvery=8s", "faultInjection.pauseFor=1s", "faultInjection.latency=50ms"}, []string{
 			api + " " + pod + "/containers/1/args --kill-every=9s", api + " " + pod + "/containers/1/args --pause-for=1s", api + " " + pod + "/containers/1/args --latency=50ms", api + " " + pod + "/shareProcessNamespace true",
@@ -321,6 +324,23 @@ func files(t *testing.T) []string {
 		t.Fatalf("values files: %v", all)
 	}
 	return all
+}
+
+func TestDemo(t *testing.T) {
+	for file, want := range map[string]string{"values.yaml": "keelson.dev/demo/shop:1", "ci/small-values.yaml": "keelson.dev/demo/shop:2"} {
+		out, err := helm(t, "template", "x", demo, "--values", filepath.Join(demo, file))
+		if err != nil || !strings.Contains(out, "image: "+want) || !strings.Contains(out, "proxy_pass http://x-shop.default.svc.cluster.local:8080;") {
+			t.Errorf("%s: %v\n%s", file, err, out)
+		}
+	}
+	for set, want := range map[string]string{"shop.count=1": "'count' not allowed", "web.serviceType=a": "/web/serviceType", "postgres.password=a/b": "/postgres/password"} {
+		if _, err := helm(t, "template", "x", demo, "--set", set); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; expected %s", set, err, want)
+		}
+	}
+	if out, err := helm(t, "lint", "--strict", demo); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
 }
 
 func TestLint(t *testing.T) {

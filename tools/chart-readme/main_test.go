@@ -41,7 +41,7 @@ list: []
 }
 
 func TestReadmesAreUpToDate(t *testing.T) {
-	for _, chart := range []string{"../../charts/keelson"} {
+	for _, chart := range []string{"../../charts/keelson", "../../charts/demo"} {
 		want, err := generate(chart)
 		if err != nil {
 			t.Fatal(err)

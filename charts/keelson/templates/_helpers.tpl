@@ -156,7 +156,7 @@ topologySpreadConstraints:
 {{- $svc := printf "%s.%s.svc" $name $ns -}}
 {{- $members := printf "*.%s-members.%s.svc" $name $ns -}}
 {{- $hosts := concat (list $name (printf "%s.%s" $name $ns) $svc (printf "%s.%s" $svc .Values.outerDomain) $members (printf "%s.%s" $members .Values.outerDomain)) .Values.service.extraHosts -}}
-{{- toJson (dict
+{{- $d := dict
   "name" $name
   "labels" (include "keelson.labels" . | fromYaml)
   "hosts" $hosts
@@ -167,7 +167,11 @@ topologySpreadConstraints:
   "clusterDomain" .Values.controlPlane.clusterDomain
   "users" (include "keelson.users" . | fromJsonArray)
   "nodes" (include "keelson.realNodes" . | fromJsonArray)
-  "simulated" (gt (len .Values.nodes.simulated) 0)) -}}
+  "simulated" (gt (len .Values.nodes.simulated) 0) -}}
+{{- if and .Values.snapshots.enabled (not .Values.snapshots.existingClaim) -}}
+{{- $_ := set $d "snapshots" (dict "size" .Values.snapshots.size "storageClass" .Values.persistence.storageClass) -}}
+{{- end -}}
+{{- toJson $d -}}
 {{- end -}}
 
 {{/* What `keel chart settle` reads. */}}

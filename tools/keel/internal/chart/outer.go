@@ -175,6 +175,20 @@ func (o *Outer) Claims(ctx context.Context, label, value string) (names []string
 	return names, nil
 }
 
+// EnsureClaim creates a PersistentVolumeClaim, unless it exists.
+func (o *Outer) EnsureClaim(ctx context.Context, c *corev1.PersistentVolumeClaim) error {
+	path := o.path("v1", "persistentvolumeclaims", "")
+	err := o.do(ctx, http.MethodGet, path+"/"+c.Name, nil, nil)
+	if apierrors.IsNotFound(err) {
+		c.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "PersistentVolumeClaim"}
+		err = o.do(ctx, http.MethodPost, path, c, nil)
+	}
+	if err != nil {
+		return fmt.Errorf("claim %s: %w", c.Name, err)
+	}
+	return nil
+}
+
 // Delete deletes an object of the core group; one that is gone is no error.
 func (o *Outer) Delete(ctx context.Context, resource, name string) error {
 	err := o.do(ctx, http.MethodDelete, o.path("v1", resource, name), nil, nil)

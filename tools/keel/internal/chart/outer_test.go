@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -179,8 +180,17 @@ func TestStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.put("/api/v1/namespaces/ns/persistentvolumeclaims/data-a-0", map[string]any{"metadata": map[string]any{"name": "data-a-0", "labels": map[string]any{Label: "a"}}})
+	for range 2 { // the second one finds it
+		if err := s.Claim(ctx, "snapshots", "fast", "1Gi"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Claim(ctx, "other", "", "much"); err == nil {
+		t.Error("a size that is none is no error")
+	}
 	deleted, err := s.Clean(ctx)
-	if err != nil || strings.Join(deleted, ",") != "secret a-authority,claim data-a-0" {
+	slices.Sort(deleted)
+	if err != nil || strings.Join(deleted, ",") != "claim a-snapshots,claim data-a-0,secret a-authority" {
 		t.Errorf("deleted %v, %v", deleted, err)
 	}
 	var left *corev1.Secret

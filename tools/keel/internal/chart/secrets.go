@@ -3,6 +3,7 @@ package chart
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -108,6 +110,31 @@ func Files(dir string, below ...string) (map[string][]byte, error) {
 		}
 	}
 	return data, nil
+}
+
+// Claim creates the claim NAME-what, unless it exists. It is no object of the release: helm would wait
+// until it is bound, which may take until a pod uses it.
+func (s *Store) Claim(ctx context.Context, what, class, size string) error {
+	storage, err := resource.ParseQuantity(size)
+	if err != nil {
+		return fmt.Errorf("size of the claim %s-%s: %w", s.Name, what, err)
+	}
+	labels := maps.Clone(s.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels[Label] = s.Name
+	c := &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Name: s.Name + "-" + what, Labels: labels},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: storage}},
+		},
+	}
+	if class != "" {
+		c.Spec.StorageClassName = &class
+	}
+	return s.Outer.EnsureClaim(ctx, c)
 }
 
 // jobs are the hooks' Jobs, which stay when they have failed.

@@ -57,6 +57,14 @@ type certificateOptions struct {
 	Users        []chartUser `json:"users"`
 	Nodes        []string    `json:"nodes"`
 	Simulated    bool        `json:"simulated"`
+	// Snapshots is the claim for snapshots, if the chart has one of its own.
+	Snapshots *chartClaim `json:"snapshots,omitempty"`
+}
+
+// chartClaim is a PersistentVolumeClaim that the hook creates.
+type chartClaim struct {
+	Size         string `json:"size"`
+	StorageClass string `json:"storageClass,omitempty"`
 }
 
 func readJSON(path string, into any) error {
@@ -138,6 +146,11 @@ func (e *env) keepCertificates(ctx context.Context, outer *chart.Outer, o *certi
 	}
 	if !prune {
 		return nil
+	}
+	if c := o.Snapshots; c != nil {
+		if err := store.Claim(ctx, "snapshots", c.StorageClass, c.Size); err != nil {
+			return err
+		}
 	}
 	return store.Prune(ctx, kept)
 }

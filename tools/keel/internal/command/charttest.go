@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -24,7 +26,8 @@ var tracedServices = []string{"apiserver", "controller-manager", "scheduler"}
 
 // chartTest is what `helm test` runs.
 func (e *env) chartTest() *cobra.Command {
-	var identity, apiserver, image string
+	var identity, image string
+	var apiservers []string
 	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "test",
@@ -33,11 +36,20 @@ func (e *env) chartTest() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 			defer cancel()
-			conn, err := dialAt(identity, []string{apiserver})
+			conn, err := dialAt(identity, apiservers)
 			if err != nil {
 				return err
 			}
 			defer conn.Close()
+			var traces []tracev1.TraceServiceClient
+			for _, a := range apiservers {
+				one, err := dialAt(identity, []string{a})
+				if err != nil {
+					return err
+				}
+				defer one.Close()
+				traces = append(traces, tracev1.NewTraceServiceClient(one))
+			}
 			name := "keelson-test-" + random(6)
 			c := client.New(conn, "keel")
 			deployments := client.For[*appsv1.Deployment](c)
@@ -63,12 +75,12 @@ func (e *env) chartTest() *cobra.Command {
 				return err
 			}
 			e.say("deployment %s was ready after %s", name, time.Since(began).Round(time.Millisecond))
-			return e.testTrace(ctx, tracev1.NewTraceServiceClient(conn), name)
+			return e.testTrace(ctx, traces, name)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&identity, "identity", "/pki", "`directory` with the administrator's certificate")
-	f.StringVar(&apiserver, "apiserver", "", "`host:port` of the apiservers' gRPC API")
+	f.StringSliceVar(&apiservers, "apiserver", nil, "`host:port` of each apiserver's gRPC API")
 	f.StringVar(&image, "image", "keelson.dev/pause:1", "`image` of the workload")
 	f.DurationVar(&wait, "wait", 2*time.Minute, "maximum duration")
 	required(cmd, "apiserver")
@@ -89,26 +101,41 @@ func testWorkload(name, image string) *appsv1.Deployment {
 	}
 }
 
-// testTrace reads the workload's trace until it has the spans of all services.
-func (e *env) testTrace(ctx context.Context, traces tracev1.TraceServiceClient, name string) error {
-	get := func(ctx context.Context) (*tracev1.GetTraceResponse, error) {
-		return traces.GetTrace(ctx, &tracev1.GetTraceRequest{Group: "apps", Resource: "deployments", Namespace: metav1.NamespaceDefault, Name: name})
-	}
+// testTrace reads the workload's trace until it has the spans of all services. Services report to
+// one apiserver after the other, and each has the spans that it received.
+func (e *env) testTrace(ctx context.Context, traces []tracev1.TraceServiceClient, name string) error {
 	return repeat(ctx, func() error {
-		t, err := get(ctx)
+		of := &tracev1.GetTraceRequest{Group: "apps", Resource: "deployments", Namespace: metav1.NamespaceDefault, Name: name}
+		var t *tracev1.GetTraceResponse
+		err := errors.New("no apiserver was named")
+		for _, apiserver := range traces {
+			if t, err = apiserver.GetTrace(ctx, of); err == nil {
+				break
+			}
+		}
 		if err != nil {
 			return fmt.Errorf("trace of deployment %s: %w", name, said(err))
 		}
-		services := map[string]bool{}
-		for _, s := range t.GetSpans() {
-			services[s.Service] = true
+		spans, services := 0, map[string]bool{}
+		for _, apiserver := range traces {
+			part, err := apiserver.GetTrace(ctx, &tracev1.GetTraceRequest{TraceId: t.GetTraceId()})
+			if status.Code(err) == codes.NotFound {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("trace %s: %w", t.GetTraceId(), said(err))
+			}
+			spans += len(part.GetSpans())
+			for _, s := range part.GetSpans() {
+				services[s.Service] = true
+			}
 		}
 		for _, service := range tracedServices {
 			if !services[service] {
 				return errors.New("the trace has no span of " + service)
 			}
 		}
-		e.say("one trace has the write and what it caused: %d spans of %s", len(t.GetSpans()), strings.Join(slices.Sorted(maps.Keys(services)), ", "))
+		e.say("trace %s has the write and what it caused: %d spans of %s", t.GetTraceId(), spans, strings.Join(slices.Sorted(maps.Keys(services)), ", "))
 		return nil
 	})
 }
