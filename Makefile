@@ -91,6 +91,10 @@ shake: ## Unit tests stopped at random, on one busy core: make shake PKG=./proto
 perturb: ## Controllers killed, restarted with old views, and blind to changes, at random: make perturb SEED=1 COUNT=250
 	@cd services/controller-manager && go test -count=1 -timeout 30m -run TestEveryControllerUnderPerturbation . -args -perturb.first $(or $(SEED),1) -perturb.seeds $(or $(COUNT),250)
 
+.PHONY: preemption
+preemption: ## Compare the victims of preemption with an exhaustive search: make preemption CASES=10000
+	@cd services/scheduler && go test -count=1 -run TestPreemptionIsMinimal ./internal/decide -args -preempt.cases $(or $(CASES),10000)
+
 .PHONY: fuzz
 fuzz: ## Fuzz every decoder: make fuzz SECONDS=60
 	@scripts/fuzz.sh "$(or $(SECONDS),10)"
