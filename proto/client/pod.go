@@ -129,8 +129,8 @@ func (e *ExitError) Error() string {
 }
 
 // Exec runs a command in a running container and returns when it has ended. If its exit code is not
-// 0, the error is an [*ExitError]. When ctx ends, the command is killed. After another error, the
-// command may have run. Permission: create on pods/exec.
+// 0, the error is an [*ExitError]. When ctx ends, so does the command's standard input, but the
+// command is not killed, as in Kubernetes. After another error, the command may have run. Permission: create on pods/exec.
 func (c *Client) Exec(ctx context.Context, namespace, pod string, o ExecOptions) error {
 	what := "exec in pod " + namespace + "/" + pod
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -8,7 +8,9 @@
 // authorizes the caller, opens a session with the pod's node, and answers with started. From
 // then on both sides send data. A stream ends in one of three ways: the server ends it with
 // the status OK (Exec sends an exit just before), the server ends it with a failure, or the
-// client cancels it. A canceled Exec kills the command.
+// client cancels it. The command of an Exec whose stream ends early is not killed, as in
+// Kubernetes: its standard input ends, and what it writes is lost. One that must not outlive its client
+// has to watch its standard input.
 //
 // The client ends its data with a half-close ("close send"). Only its data ends then: the
 // server continues to send until the command, or the pod's side of a connection, has ended.

@@ -22,7 +22,16 @@ import (
 // connected runs a node with a handler and returns its control stream and what opens a session.
 func connected(t *testing.T, h Handler) func(*nodev1.Open) nodev1.TunnelService_SessionServer {
 	t.Helper()
-	api := &apiserver{controls: make(chan *controlStream), sessions: make(chan nodev1.TunnelService_SessionServer), over: make(chan struct{})}
+	open, _ := endable(t, h)
+	return open
+}
+
+// endable is connected, and returns what ends a session without an error.
+func endable(t *testing.T, h Handler) (open func(*nodev1.Open) nodev1.TunnelService_SessionServer, end chan<- struct{}) {
+	t.Helper()
+	api := &apiserver{
+		controls: make(chan *controlStream), sessions: make(chan nodev1.TunnelService_SessionServer), over: make(chan struct{}), end: make(chan struct{}),
+	}
 	l := bufconn.Listen(1 << 20)
 	server := grpc.NewServer()
 	nodev1.RegisterTunnelServiceServer(server, api)
@@ -51,7 +60,7 @@ func connected(t *testing.T, h Handler) func(*nodev1.Open) nodev1.TunnelService_
 			t.Fatal(err)
 		}
 		return next(t, api.sessions)
-	}
+	}, api.end
 }
 
 // output reads a session until its exit.
@@ -121,4 +130,32 @@ func TestAPIConnection(t *testing.T) {
 		t.Errorf("%q, %v", data, exit)
 	}
 	_ = far.Close()
+}
+
+// TestSessionEndsWithItsClient checks that a session that the apiserver ends holds nothing any more: its
+// connection is closed although the other side sends and closes nothing, and after a half-close.
+func TestSessionEndsWithItsClient(t *testing.T) {
+	dialed := make(chan net.Conn, 1)
+	open, end := endable(t, &Backend{API: func(context.Context) (net.Conn, error) {
+		near, far := net.Pipe()
+		dialed <- far
+		return near, nil
+	}})
+	for _, half := range []bool{false, true} {
+		s := open(&nodev1.Open{SessionId: "s", Target: &nodev1.Open_Api{Api: &nodev1.Api{}}})
+		far := next(t, dialed)
+		if half {
+			if err := s.Send(&nodev1.SessionResponse{Message: &nodev1.SessionResponse_CloseChannel{CloseChannel: nodev1.Channel_CHANNEL_STDIN}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		end <- struct{}{}
+		if err := far.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := far.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Errorf("half-closed before: %t: %v, want that the node closes the connection", half, err)
+		}
+		_ = far.Close()
+	}
 }

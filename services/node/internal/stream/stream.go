@@ -60,6 +60,7 @@ type Config struct {
 type Handler interface {
 	// Check returns an error to refuse a session before it is opened.
 	Check(open *nodev1.Open) error
+	// Serve serves a session until it ends. ctx ends when the apiserver ends the session.
 	Serve(ctx context.Context, open *nodev1.Open, s *Session) error
 }
 
@@ -218,6 +219,7 @@ func serve(ctx context.Context, client nodev1.TunnelServiceClient, h Handler, op
 	pumped := make(chan struct{})
 	go func() {
 		defer close(pumped)
+		defer cancel() // the apiserver has ended the session: its client is gone
 		s.pump()
 	}()
 	err = h.Serve(ctx, open, s)

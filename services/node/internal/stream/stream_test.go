@@ -31,6 +31,7 @@ type apiserver struct {
 	controls chan *controlStream
 	sessions chan nodev1.TunnelService_SessionServer
 	over     chan struct{}
+	end      chan struct{} // ends a session without an error; may be nil
 }
 
 type controlStream struct {
@@ -64,7 +65,10 @@ func (a *apiserver) Session(stream nodev1.TunnelService_SessionServer) error {
 	case a.sessions <- stream:
 	case <-a.over:
 	}
-	<-stream.Context().Done()
+	select {
+	case <-a.end:
+	case <-stream.Context().Done():
+	}
 	return nil
 }
 

@@ -56,8 +56,8 @@ func MaxMessage(method string) int {
 //
 // Invariants: nothing of the pod is revealed before the right to it is checked; a frame is
 // passed on before the next one is read, in either direction, so that a receiver that does not
-// read stops the sender; whatever ends the stream ends the session, and with it the remote
-// command. The goroutine that reads from the client ends with the call.
+// read stops the sender; whatever ends the stream ends the session, and with it the standard
+// input of a command, a log, or a connection. The goroutine that reads from the client ends with the call.
 type PodService struct {
 	podv1.UnimplementedPodServiceServer
 	api     pipeline.API
