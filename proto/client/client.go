@@ -47,6 +47,13 @@ type Config struct {
 	// UserAgent names the program, for instance "shop/1.2". The part before the first
 	// slash is the default field manager of writes.
 	UserAgent string
+	// Namespace is the default namespace of the kubeconfig's context, or that of the pod. The
+	// client does not use it: it is for the program.
+	Namespace string
+	// FollowEndpoints adds the addresses of the cluster's other apiservers to Endpoints, as they
+	// come and go: those in the EndpointSlices of the Service default/kubernetes, which the
+	// caller must be allowed to watch, and be able to reach. Endpoints remain in use.
+	FollowEndpoints bool
 	// DialOptions are added to those of the client, for instance for tracing.
 	DialOptions []grpc.DialOption
 }
@@ -126,6 +133,13 @@ func Dial(cfg Config) (*Client, error) {
 	}
 	c := New(conn, cfg.UserAgent)
 	c.close = conn.Close
+	if cfg.FollowEndpoints {
+		stop := follow(c, addrs, list.UpdateState)
+		c.close = func() error {
+			stop()
+			return conn.Close()
+		}
+	}
 	return c, nil
 }
 

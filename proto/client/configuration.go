@@ -11,6 +11,9 @@ import (
 // those that are not zero. A pointer to a zero value is set. apiVersion and kind are those
 // of k.
 func Configuration(k *Kind, obj Object) ([]byte, error) {
+	if u, ok := obj.(*Unstructured); ok {
+		return u.MarshalJSON()
+	}
 	doc := settings(reflect.ValueOf(obj).Elem())
 	fields, ok := doc.(map[string]any)
 	if !ok {

@@ -5,7 +5,8 @@
 // # Connecting
 //
 // [Dial] connects to the gRPC (6444) or HTTPS (6443) ports of one or several apiservers and
-// balances calls over those that answer. A client authenticates with the certificate in
+// balances calls over those that answer. [FromKubeconfig] and [InCluster] return its [Config]. A
+// client authenticates with the certificate in
 // [Config.TLS] or with the bearer token of [Config.Token]; [TokenFile] follows the token of
 // a pod's service account. [New] uses a connection that the caller owns, and [Client.Conn]
 // serves the generated clients of the other services on the same port, such as
@@ -24,6 +25,8 @@
 // reads only the metadata of a kind, which costs less, and [Resource.WithoutManagedFields]
 // leaves out who owns which field. The built-in kinds are listed by
 // [Kinds].
+//
+// [Dynamic] gives access to a kind that is known at run time only, as a tree of maps.
 //
 // Reads without a ResourceVersion return a state that is at least as new as every write
 // that was acknowledged before the call.

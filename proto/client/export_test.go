@@ -8,3 +8,8 @@ func SetLinger(d time.Duration) (restore func()) {
 	lingerTime = d
 	return func() { lingerTime = before }
 }
+
+// InClusterFrom is InCluster with another environment and folder.
+func InClusterFrom(getenv func(string) string, dir string) (Config, error) {
+	return inCluster(getenv, dir)
+}

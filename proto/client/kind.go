@@ -191,8 +191,14 @@ var byType = func() map[reflect.Type]*Kind {
 // changed.
 func Kinds() []*Kind { return kinds }
 
-// KindOf returns the kind of obj, by its Go type, or nil if it is not built in.
-func KindOf(obj Object) *Kind { return byType[reflect.TypeOf(obj)] }
+// KindOf returns the kind of obj, by its Go type or that of an [Unstructured], or nil if it is not
+// built in.
+func KindOf(obj Object) *Kind {
+	if u, ok := obj.(*Unstructured); ok {
+		return u.kind
+	}
+	return byType[reflect.TypeOf(obj)]
+}
 
 // KindFor returns the kind with a collection that gvk names, or nil if it is not built in.
 func KindFor(gvk schema.GroupVersionKind) *Kind {

@@ -88,7 +88,11 @@ func (r Resource[T]) decode(a *anypb.Any) (T, error) {
 }
 
 func (r Resource[T]) encode(obj T) (*anypb.Any, error) {
-	if reflect.TypeOf(obj) != r.kind.goType {
+	if u, ok := any(obj).(*Unstructured); ok {
+		if u.kind != r.kind {
+			return nil, fmt.Errorf("client: an Unstructured of another kind is no %s: use NewUnstructured", r.kind.GVK.Kind)
+		}
+	} else if reflect.TypeOf(obj) != r.kind.goType {
 		return nil, fmt.Errorf("client: a %T is no whole %s", obj, r.kind.GVK.Kind)
 	}
 	return encode(r.kind, obj)
