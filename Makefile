@@ -127,6 +127,10 @@ bench: build runtime ## Measure this machine's figures: make bench ONLY=rest-get
 gen: ## Generate code: protobuf, OpenAPI, descriptors
 	@scripts/gen.sh
 
+.PHONY: descriptors
+descriptors: ## Build the descriptor set of the gRPC API, with its comments: bin/keelson.binpb
+	@scripts/descriptors.sh $(BIN)/keelson.binpb
+
 .PHONY: check-gen
 check-gen: gen ## Fail if generated code is not what `make gen` makes
 	@git diff --exit-code --stat -- . || { echo "run 'make gen' and commit what it changed"; exit 1; }

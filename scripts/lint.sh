@@ -40,6 +40,7 @@ install_tool golangci-lint "$GOLANGCI_LINT_VERSION" github.com/golangci/golangci
 # proto/released.binpb is the API that released clients were built with. Each release
 # updates it with `buf build -o released.binpb`.
 (cd proto && "$root/.tools/bin/buf" lint && "$root/.tools/bin/buf" breaking --against released.binpb)
+scripts/descriptors.sh bin/keelson.binpb
 for m in proto services/internal services/apiserver services/scheduler services/controller-manager services/cloud-controller services/node tools e2e; do
 	(cd "$m" && "$root/.tools/bin/golangci-lint" run --allow-parallel-runners ./...)
 done
