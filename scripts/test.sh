@@ -14,6 +14,8 @@ step "each module alone"
 for m in proto services/internal services/apiserver services/scheduler services/controller-manager services/cloud-controller services/node tools e2e; do
 	(cd "$m" && GOWORK=off go build ./...)
 done
+# The examples are a module outside the workspace, as a user's is.
+(cd examples/go && GOWORK=off go vet ./... && GOWORK=off go test ./...)
 step "unit tests"
 # The longest tests come first. Vet is off because lint has run it. What runs with the race
 # detector does not run twice, but for the pipeline, some of whose tests bound allocations.
