@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"keelson.dev/services/node/internal/conntrack"
+	"keelson.dev/services/node/internal/link"
 )
 
 // endFlows ends UDP flows to host ports that a new flow would not take: flows to a pod that
@@ -21,7 +22,7 @@ func endFlows(changed map[uint16]bool, current []HostPort) error {
 	if len(changed) == 0 {
 		return nil
 	}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := link.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return fmt.Errorf("addresses: %w", err)
 	}

@@ -88,7 +88,7 @@ func overlayMAC(ip netip.Addr) net.HardwareAddr {
 // underlayMTU returns the MTU of the interface with the given address, or 0 if there is
 // none.
 func underlayMTU(ip netip.Addr) int {
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := link.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return 0
 	}

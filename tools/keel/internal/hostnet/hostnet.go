@@ -165,7 +165,9 @@ func Block(cidrs ...string) error {
 		if err != nil {
 			return err
 		}
-		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: dst}, netlink.RT_FILTER_DST)
+		routes, err := dump(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: dst}, netlink.RT_FILTER_DST)
+		})
 		if err != nil {
 			return err
 		}
@@ -273,7 +275,7 @@ func hasTable(name string) bool { return exec.Command("nft", "list", "table", "i
 // links returns the cluster's links, and the third bytes of the addresses of other clusters'
 // bridges.
 func links(id string) (own []netlink.Link, others map[byte]bool, err error) {
-	all, err := netlink.LinkList()
+	all, err := dump(netlink.LinkList)
 	if err != nil {
 		return nil, nil, fmt.Errorf("list links: %w", err)
 	}
@@ -284,7 +286,7 @@ func links(id string) (own []netlink.Link, others map[byte]bool, err error) {
 		case name == bridgePrefix+id || strings.HasPrefix(name, vethPrefix+id+"-"):
 			own = append(own, l)
 		case strings.HasPrefix(name, bridgePrefix) && cluster.ValidID(strings.TrimPrefix(name, bridgePrefix)) == nil && l.Type() == "bridge":
-			addresses, err := netlink.AddrList(l, netlink.FAMILY_V4)
+			addresses, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_V4) })
 			if err != nil {
 				return nil, nil, fmt.Errorf("addresses of %s: %w", name, err)
 			}
@@ -310,7 +312,7 @@ const routeProtocol = 76
 // removeRoutes removes the load balancers' routes of clusters whose bridge is gone, and with
 // the last cluster the shared unreachable routes.
 func removeRoutes(others map[byte]bool) error {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
 	errs := []error{err}
 	for _, r := range routes {
 		if r.Dst == nil {
