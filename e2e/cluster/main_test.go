@@ -18,8 +18,9 @@ import (
 )
 
 var (
-	shared *cluster.Cluster // of three nodes; all tests use it
-	up     time.Duration    // how long its `keel up` took
+	shared    *cluster.Cluster // of three nodes; all tests use it
+	up        time.Duration    // how long its `keel up` took
+	manifests string           // the directory of its nodes' static pods, which they share
 )
 
 // kubernetesDir is set to run kubectl's rows against Kubernetes: see TestKubectlRecorded.
@@ -77,7 +78,12 @@ func run(m *testing.M) (code int) {
 	defer func() { fail(shared.Delete()) }()
 	ctx := context.Background()
 	began := time.Now()
-	_, err = shared.Up(ctx, "--nodes", "3")
+	if manifests, err = os.MkdirTemp("/var/tmp", "keelson-e2e-manifests-*"); err != nil {
+		fail(err)
+		return code
+	}
+	defer func() { fail(os.RemoveAll(manifests)) }()
+	_, err = shared.Up(ctx, "--nodes", "3", "--node-flag", "pod-manifest-path="+manifests)
 	up = time.Since(began)
 	if err == nil {
 		err = shared.LoadImages(ctx, "busybox", "nginx", "shop", "postgres", "redis")
