@@ -42,7 +42,7 @@ func runOnKubernetes(m *testing.M) int {
 	var err error
 	if shared, err = cluster.Open(); err == nil {
 		plane, err = kubernetes.Start(ctx, *kubernetesDir, shared.Home)
-		defer func() { _ = plane.Stop() }()
+		defer func() { _ = errors.Join(plane.Stop(), os.RemoveAll(shared.Cache)) }()
 	}
 	for i := range 3 {
 		if err == nil {

@@ -97,6 +97,9 @@ type Cluster struct {
 	Bin      string // the directory of the programs
 	Home     string
 	Patience time.Duration // bounds each command
+	// Cache is the directory of what kubectl and helm keep of the API, which Delete removes.
+	// In a user's, answers of an earlier cluster at the same address would count.
+	Cache string
 
 	mu     sync.Mutex
 	killed map[string]int // signals that end a process, by the process' name
@@ -130,7 +133,11 @@ func Open() (*Cluster, error) {
 		return nil, err
 	}
 	home, err := os.MkdirTemp("/var/tmp", "keelson-e2e-*")
-	return &Cluster{Bin: bin, Home: home, Patience: patience, killed: map[string]int{}}, err
+	if err != nil {
+		return nil, err
+	}
+	cache, err := os.MkdirTemp("/var/tmp", "keelson-e2e-cache-*")
+	return &Cluster{Bin: bin, Home: home, Patience: patience, Cache: cache, killed: map[string]int{}}, err
 }
 
 // New makes a cluster with an empty home. It is deleted when the test ends; a test that
@@ -186,6 +193,7 @@ func (c *Cluster) Delete() error {
 	}
 	_, err := c.Run(context.Background(), "keel", "delete", "--home", c.Home)
 	_ = os.Remove(c.Home) // where no cluster ever was
+	err = errors.Join(err, os.RemoveAll(c.Cache))
 	for _, name := range append(logs, c.Home) {
 		if _, gone := os.Lstat(name); !errors.Is(gone, os.ErrNotExist) {
 			err = errors.Join(err, fmt.Errorf("keel delete left %s", name))
@@ -201,7 +209,7 @@ func (c *Cluster) Command(ctx context.Context, program string, args ...string) *
 		path = filepath.Join(c.Bin, "runtime", program)
 	}
 	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(c.Home, "kubeconfig"),
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(c.Home, "kubeconfig"), "KUBECACHEDIR="+c.Cache,
 		"PATH="+c.Bin+":"+c.Bin+"/runtime:"+os.Getenv("PATH"), "NO_PROXY=*", "no_proxy=*")
 	return cmd
 }

@@ -39,6 +39,23 @@ func TestACommandIsBounded(t *testing.T) {
 	}
 }
 
+func TestKubectlKeepsNothingOutsideOfTheCluster(t *testing.T) {
+	c := fake(t, `[ "$1" = delete ] || mkdir -p "$KUBECACHEDIR/discovery"`+"\n")
+	c.Cache = filepath.Join(t.TempDir(), "cache")
+	if _, err := c.Run(t.Context(), "keel", "up"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(c.Cache, "discovery")); err != nil {
+		t.Errorf("what kubectl keeps is elsewhere: %v", err)
+	}
+	if err := c.Delete(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(c.Cache); !os.IsNotExist(err) {
+		t.Errorf("the cache after the deletion of the cluster: %v", err)
+	}
+}
+
 func TestHealthyAndReplaced(t *testing.T) {
 	c := fake(t, `echo '{"services": [{"name": "apiserver-0", "pid": 7, "healthy": true, "restarts": 1},
 		{"name": "node-0", "pid": 8, "reason": "it starts"}]}'`)
