@@ -118,7 +118,7 @@ const (
 	maxEventBytes = 64 << 20
 )
 
-// openRaft opens the raft store; rc says with whom.
+// openRaft opens the raft store; rc names the other members.
 func openRaft(ctx context.Context, cfg *config, rc raft.Config) (*raft.Store, error) {
 	rc.Name, rc.Dir = cfg.name, filepath.Join(cfg.dataDir, "raft")
 	rc.Bounds = []raft.Bound{{Prefix: "/registry/events/", Entries: maxEvents, Bytes: maxEventBytes}}

@@ -311,10 +311,10 @@ func (p *process) load(t *testing.T, role, identity string) load {
 	return load(pid)
 }
 
-// busy is what busy clients say when they have begun.
+// busy is what busy clients print when they have begun.
 const busy = "busy"
 
-// repeat runs clients again and again, and says when each has been through once.
+// repeat runs clients again and again, and signals when each has been through once.
 func repeat(kinds []func(from string)) {
 	_ = syscall.Setpriority(syscall.PRIO_PROCESS, 0, 19)
 	var once sync.WaitGroup
@@ -366,7 +366,7 @@ func background(grpcAddress, httpsAddress, dir string) {
 }
 
 // flood is the program that floods. Each kind of traffic comes from an address of its
-// own and says when it has done its worst once.
+// own and signals when all of it has been sent once.
 func flood(grpcAddress, httpsAddress string) {
 	repeat([]func(from string){
 		func(from string) { floodCalls(grpcAddress, from, "", false) },

@@ -50,10 +50,10 @@ func TestAClusterIsSavedAndRestored(t *testing.T) {
 			t.Fatal(err)
 		}
 		lease = l.ObjectMeta
-		nobody := t.TempDir()
-		c.ca.Write(t, nobody, "somebody")
-		code, _, said := snapshots(t, "save", file, "--identity", nobody, "--apiserver", address)
-		if code != 1 || !strings.Contains(said, `User "somebody" cannot get path "/snapshot"`) {
+		unprivileged := t.TempDir()
+		c.ca.Write(t, unprivileged, "reader")
+		code, _, said := snapshots(t, "save", file, "--identity", unprivileged, "--apiserver", address)
+		if code != 1 || !strings.Contains(said, `User "reader" cannot get path "/snapshot"`) {
 			t.Fatalf("without rights: %d, %s", code, said)
 		}
 		if _, err := os.Stat(file); err == nil {
@@ -105,7 +105,7 @@ func TestAClusterIsSavedAndRestored(t *testing.T) {
 		stale := m.DeepCopy()
 		stale.ResourceVersion = saved.ResourceVersion
 		if _, err := maps.Update(ctx, stale); !apierrors.IsConflict(err) {
-			t.Errorf("a write that knows what was lost: %v", err)
+			t.Errorf("a write on a lost revision: %v", err)
 		}
 		m.Data["k"] = "next"
 		if m, err = maps.Update(ctx, m); err != nil || len(m.ResourceVersion) <= len(saved.ResourceVersion) {

@@ -141,9 +141,9 @@ func TestRBAC(t *testing.T) {
 
 	r.RemoveBinding("dev", "reader")
 	r.SetRole("", "reader", nil)
-	for _, who := range []string{"dan", "cara", "system:serviceaccount:dev:bot"} {
-		if ok, _, _ := z.Authorize(context.Background(), ask(who, "get", "dev:pods=x")); ok {
-			t.Errorf("%s kept a right that was removed", who)
+	for _, user := range []string{"dan", "cara", "system:serviceaccount:dev:bot"} {
+		if ok, _, _ := z.Authorize(context.Background(), ask(user, "get", "dev:pods=x")); ok {
+			t.Errorf("%s kept a right that was removed", user)
 		}
 	}
 }

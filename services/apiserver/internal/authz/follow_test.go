@@ -101,8 +101,8 @@ func TestFollow(t *testing.T) {
 
 	ctx := context.Background()
 	z, stop := follow(t, s)
-	may := func(who, target string) bool {
-		ok, _, _ := z.Authorize(ctx, ask(who, "get", target))
+	may := func(user, target string) bool {
+		ok, _, _ := z.Authorize(ctx, ask(user, "get", target))
 		return ok
 	}
 	if !may("early", "pods") {

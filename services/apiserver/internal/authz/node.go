@@ -41,7 +41,7 @@ type Node struct {
 // nodeRule decides on one resource. The reason of a refusal may be empty.
 type nodeRule func(node string, a *request.Attributes) (allowed bool, reason string)
 
-// NewNode returns an authorizer that knows no pods: nodes have access only to what is theirs by
+// NewNode returns an authorizer without pods: nodes have access only to what is theirs by
 // name.
 func NewNode() *Node {
 	n := &Node{graph: newGraph(), rules: newRules(NodeRules())}

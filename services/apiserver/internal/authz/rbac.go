@@ -190,11 +190,11 @@ func (r *RBAC) SetBinding(namespace, name string, ref rbacv1.RoleRef, to []rbacv
 	b := binding{roleRef: ref}
 	reasons := make([]string, 0, len(to))
 	for _, s := range to {
-		who, ok := subjectOf(s, namespace)
-		if !ok || slices.Contains(b.subjects, who) {
+		named, ok := subjectOf(s, namespace)
+		if !ok || slices.Contains(b.subjects, named) {
 			continue
 		}
-		b.subjects = append(b.subjects, who)
+		b.subjects = append(b.subjects, named)
 		reasons = append(reasons, reasonOf(key, ref, s))
 	}
 	r.mu.Lock()
@@ -282,18 +282,18 @@ const noNamespace = "*"
 
 // reasonOf describes what a binding allows, in the words of Kubernetes' audit annotations.
 func reasonOf(key objectKey, ref rbacv1.RoleRef, s rbacv1.Subject) string {
-	who := fmt.Sprintf("%s %q", s.Kind, s.Name)
+	name := fmt.Sprintf("%s %q", s.Kind, s.Name)
 	if s.Kind == rbacv1.ServiceAccountKind {
 		namespace := s.Namespace
 		if namespace == "" {
 			namespace = key.namespace
 		}
-		who = fmt.Sprintf("%s %q", s.Kind, s.Name+"/"+namespace)
+		name = fmt.Sprintf("%s %q", s.Kind, s.Name+"/"+namespace)
 	}
 	if key.namespace == "" {
-		return fmt.Sprintf("RBAC: allowed by ClusterRoleBinding %q of %s %q to %s", key.name, ref.Kind, ref.Name, who)
+		return fmt.Sprintf("RBAC: allowed by ClusterRoleBinding %q of %s %q to %s", key.name, ref.Kind, ref.Name, name)
 	}
-	return fmt.Sprintf("RBAC: allowed by RoleBinding %q of %s %q to %s", key.name+"/"+key.namespace, ref.Kind, ref.Name, who)
+	return fmt.Sprintf("RBAC: allowed by RoleBinding %q of %s %q to %s", key.name+"/"+key.namespace, ref.Kind, ref.Name, name)
 }
 
 // notFound returns Kubernetes' error for missing roles, or nil if there are none.

@@ -62,7 +62,7 @@ func Run(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-// Await waits until the authorizer knows the default policy.
+// Await waits until the authorizer has the default policy.
 func Await(ctx context.Context, z *authz.Authorizers) error {
 	p, err := defaults()
 	if err != nil {

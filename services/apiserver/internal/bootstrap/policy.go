@@ -141,9 +141,9 @@ func aggregateLabel(word string) string {
 	return word
 }
 
-func (p *policy) bind(where, role string, who []string) error {
+func (p *policy) bind(where, role string, names []string) error {
 	var subjects []rbacv1.Subject
-	for _, w := range who {
+	for _, w := range names {
 		kind, name, _ := strings.Cut(w, ":")
 		switch kind {
 		case "user":

@@ -23,10 +23,10 @@ import (
 	"keelson.dev/services/apiserver/internal/store/memory"
 )
 
-// everybody is an Authorizer that allows everything, unless refuse is set.
-type everybody struct{ refuse error }
+// allowAll is an Authorizer that allows everything, unless refuse is set.
+type allowAll struct{ refuse error }
 
-func (e *everybody) Authorize(_ context.Context, verb string, t pipeline.Target) error {
+func (e *allowAll) Authorize(_ context.Context, verb string, t pipeline.Target) error {
 	if e.refuse != nil && verb == "update" && t.Resource == leases {
 		return e.refuse
 	}
@@ -66,7 +66,7 @@ func (h *hooked) Commit(ctx context.Context, writes []store.Write) ([]store.Verd
 
 type world struct {
 	*testing.T
-	rights             everybody
+	rights             allowAll
 	lasting, transient *hooked
 	*steps
 	*Fences

@@ -108,7 +108,7 @@ func TestHandshakes(t *testing.T) {
 	mixed, _ := s.apiserver(true)
 	old := s.before(s.cluster, "kube-apiserver")
 	scheduler := s.before(s.cluster, "system:kube-scheduler")
-	stranger := s.before(identitytest.NewCA(t, "peers"), identity.PeerName)
+	foreign := s.before(identitytest.NewCA(t, "peers"), identity.PeerName)
 	// A certificate of the cluster's authority with a peer's name.
 	disguised := s.before(s.cluster, identity.PeerName)
 	// A certificate of the peer authority with another name.
@@ -125,7 +125,7 @@ func TestHandshakes(t *testing.T) {
 		"after: scheduler":               {strict.Server(), scheduler.Client(), ""},
 		"after: name of a peer":          {strict.Server(), disguised.Client(), ""},
 		"after: server in a peer's name": {disguised.Server(), strict.Client(), ""},
-		"after: unknown authority":       {strict.Server(), stranger.Client(), ""},
+		"after: unknown authority":       {strict.Server(), foreign.Client(), ""},
 		"after: another name":            {strict.Server(), other.Client(), ""},
 		"after: no certificate":          {strict.Server(), &tls.Config{InsecureSkipVerify: true}, ""},
 		"during: peers":                  {mixed.Server(), mixed.Client(), peer + " to " + peer},
@@ -136,7 +136,7 @@ func TestHandshakes(t *testing.T) {
 		"during: strict server":          {strict.Server(), mixed.Client(), peer + " to " + peer},
 		"during: scheduler":              {mixed.Server(), scheduler.Client(), ""},
 		"during: name of a peer":         {mixed.Server(), disguised.Client(), ""},
-		"during: unknown authority":      {mixed.Server(), stranger.Client(), ""},
+		"during: unknown authority":      {mixed.Server(), foreign.Client(), ""},
 		"before: apiservers":             {old.Server(), old.Client(), cluster + " to " + cluster},
 		"before: scheduler":              {old.Server(), scheduler.Client(), ""},
 		"a peer at the API":              {api.ServerTLS(true), strict.Client(), ""},

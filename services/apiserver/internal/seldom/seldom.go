@@ -16,7 +16,7 @@ const (
 	maxKeys = 256
 )
 
-// Log remembers the lines that were logged recently. The zero value is ready to use.
+// Log holds the lines that were logged recently. The zero value is ready to use.
 type Log struct {
 	mu     sync.Mutex
 	logged map[string]*record

@@ -88,8 +88,8 @@ var ways = map[string]func(*testing.T, tunnel.Config) (asked, holder *tunnel.Ser
 	"through a peer": func(t *testing.T, cfg tunnel.Config) (asked, holder *tunnel.Server, c nodev1.TunnelServiceClient) {
 		holder, c = start(t, cfg)
 		other, _ := start(t, cfg) // without a node
-		anybody := func(context.Context) error { return nil }
-		peers := []nodev1.RelayServiceClient{tunneltest.ServeRelay(t, other.Relay(anybody)), tunneltest.ServeRelay(t, holder.Relay(anybody))}
+		allowAll := func(context.Context) error { return nil }
+		peers := []nodev1.RelayServiceClient{tunneltest.ServeRelay(t, other.Relay(allowAll)), tunneltest.ServeRelay(t, holder.Relay(allowAll))}
 		cfg.Peers = func() []nodev1.RelayServiceClient { return peers }
 		return tunnel.New(cfg), holder, c
 	},
@@ -530,7 +530,7 @@ func testDial(t *testing.T, s, holder *tunnel.Server, c nodev1.TunnelServiceClie
 
 func TestHeartbeatChangesReachNodes(t *testing.T) {
 	s, c := start(t, tunnel.Config{})
-	told := func(control nodev1.TunnelService_ConnectClient) int32 {
+	announced := func(control nodev1.TunnelService_ConnectClient) int32 {
 		t.Helper()
 		m, err := control.Recv()
 		if err != nil {
@@ -539,17 +539,17 @@ func TestHeartbeatChangesReachNodes(t *testing.T) {
 		return m.GetWelcome().GetHeartbeatSeconds()
 	}
 	_, early := silent(t, c, "n1")
-	if got := told(early); got != 2 {
+	if got := announced(early); got != 2 {
 		t.Errorf("initial heartbeat: %d seconds", got)
 	}
 	connected(t, s, "n1")
 	s.SetHeartbeat(2) // unchanged: nothing is sent
 	s.SetHeartbeat(7)
-	if got := told(early); got != 7 {
+	if got := announced(early); got != 7 {
 		t.Errorf("changed heartbeat: %d seconds", got)
 	}
 	_, late := silent(t, c, "n2")
-	if got := told(late); got != 7 {
+	if got := announced(late); got != 7 {
 		t.Errorf("node that connects later: %d seconds", got)
 	}
 }

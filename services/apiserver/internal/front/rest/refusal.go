@@ -19,7 +19,7 @@ const (
 	maxRefusals = 4096
 )
 
-// refusals remembers the requests that were refused recently.
+// refusals holds the requests that were refused recently.
 type refusals struct {
 	mu   sync.Mutex
 	seen map[refusedRequest]refused

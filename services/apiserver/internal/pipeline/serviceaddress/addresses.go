@@ -258,7 +258,7 @@ func (a *addresses) refresh(ctx context.Context) error {
 	return err
 }
 
-// list reads the objects of all addresses, and remembers which exist.
+// list reads the objects of all addresses, and notes which exist.
 func (a *addresses) list(ctx context.Context) ([]store.Entry, error) {
 	page, err := a.store.List(ctx, addressPrefix, store.ListOptions{})
 	if err != nil {

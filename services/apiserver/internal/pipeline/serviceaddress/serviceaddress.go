@@ -324,7 +324,7 @@ func portPath(svc *corev1.Service, n int32) *field.Path {
 	return field.NewPath("spec", "healthCheckNodePort")
 }
 
-// refusedError says why a requested address or port cannot be allocated.
+// refusedError states why a requested address or port cannot be allocated.
 type refusedError struct {
 	text string
 	port int32

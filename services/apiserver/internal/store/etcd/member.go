@@ -427,13 +427,13 @@ func (e *Embedded) HandOver() error { return e.etcd.Server.TryTransferLeadership
 // Applied returns the index of the last log entry that this member has applied.
 func (e *Embedded) Applied() uint64 { return e.etcd.Server.AppliedIndex() }
 
-// Health returns nil while this member knows a leader. It does not check other members.
+// Health returns nil while this member has a leader. It does not check other members.
 func (e *Embedded) Health() error {
 	switch {
 	case e.closed.Load():
 		return store.ErrClosed
 	case e.etcd.Server.Leader() == 0:
-		return errors.New("this member of etcd knows no leader")
+		return errors.New("this member of etcd has no leader")
 	}
 	return nil
 }

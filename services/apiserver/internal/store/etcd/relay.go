@@ -376,11 +376,11 @@ func (p *peers) tell(w io.Writer) error {
 }
 
 func (p *peers) take(r io.Reader) error {
-	var told []card
-	if err := json.NewDecoder(io.LimitReader(r, maxCards*maxCardSize)).Decode(&told); err != nil {
+	var received []card
+	if err := json.NewDecoder(io.LimitReader(r, maxCards*maxCardSize)).Decode(&received); err != nil {
 		return err
 	}
-	return p.merge(told)
+	return p.merge(received)
 }
 
 // Pauses between two rounds of exchanges: while a member is new, and otherwise.
@@ -394,7 +394,7 @@ const (
 func (p *peers) exchanges() {
 	wait := time.NewTimer(0)
 	defer wait.Stop()
-	var told int64
+	var sent int64
 	var changed time.Time
 	for {
 		select {
@@ -402,8 +402,8 @@ func (p *peers) exchanges() {
 		case <-p.ctx.Done():
 			return
 		}
-		if n := p.own().Number; n != told {
-			told, changed = n, time.Now()
+		if n := p.own().Number; n != sent {
+			sent, changed = n, time.Now()
 		}
 		var wg sync.WaitGroup
 		for _, address := range p.everywhere() {

@@ -11,13 +11,13 @@ import (
 	"keelson.dev/services/apiserver/internal/store"
 )
 
-// told is the output of a logger, which a test can read.
-type told struct {
+// logOutput is the output of a logger, which a test can read.
+type logOutput struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
 }
 
-func (l *told) Write(b []byte) (int, error) {
+func (l *logOutput) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.buf.Write(b)
@@ -47,7 +47,7 @@ func TestALongLogIsReplayedInSilence(t *testing.T) {
 		}
 	}
 	e.Close()
-	var log told
+	var log logOutput
 	again, err := Start(t.Context(), EmbeddedConfig{Dir: dir, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
 		t.Fatal(err)

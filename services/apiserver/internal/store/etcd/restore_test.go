@@ -26,11 +26,11 @@ func TestARestoredMemberIsOfALaterEra(t *testing.T) {
 		mem: memory{Seat: a, Member: true, Era: EraOf("1700000789-x"), Cards: map[string]card{}}}
 	recovered := &cards{path: t.TempDir() + "/" + memoryFile, outlived: make(chan struct{}),
 		mem: memory{Seat: b, Member: true, Era: 1700000000e9, Cards: map[string]card{}}}
-	for to, told := range map[*cards]card{
+	for to, received := range map[*cards]card{
 		restored:  {Seat: b, Address: "b:1", Era: recovered.mem.Era},
 		recovered: {Seat: a, Address: "a:1", Era: restored.mem.Era},
 	} {
-		if err := to.merge([]card{told}); err != nil {
+		if err := to.merge([]card{received}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -237,11 +237,11 @@ const (
 )
 
 // merge accepts cards from another member.
-func (c *cards) merge(told []card) error {
+func (c *cards) merge(received []card) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	changed := false
-	for _, t := range told {
+	for _, t := range received {
 		if t.Seat == c.mem.Seat || !isSeat(t.Seat) || len(t.Founders) > maxCards || len(t.Address) > maxAddress || len(t.Service) > maxAddress {
 			continue
 		}

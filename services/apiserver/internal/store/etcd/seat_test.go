@@ -23,22 +23,22 @@ func TestSeats(t *testing.T) {
 // valid file names, and the own card is kept.
 func FuzzCards(f *testing.F) {
 	own := seatOf("a", "00000001")
-	for _, told := range [][]card{
+	for _, received := range [][]card{
 		{{Seat: seatOf("b", "00000002"), Address: "127.0.0.1:1", Number: 1}},
 		{{Seat: own, Address: "elsewhere:1", Number: 1 << 62}},
 		{{Seat: seatPrefix + "../../etc/passwd", Number: 5}, {Seat: seatOf("c", ""), Number: 5, Fresh: true, Founders: []string{own}}},
 	} {
-		b, err := json.Marshal(told)
+		b, err := json.Marshal(received)
 		if err != nil {
 			f.Fatal(err)
 		}
 		f.Add(b)
 	}
-	f.Fuzz(func(t *testing.T, told []byte) {
+	f.Fuzz(func(t *testing.T, received []byte) {
 		c := &cards{path: t.TempDir() + "/" + memoryFile, mem: memory{Seat: own, Cards: map[string]card{own: {Seat: own, Address: "here:1", Number: 1}}}}
 		p := &peers{cards: c}
 		for range 2 {
-			_ = p.take(bytes.NewReader(told))
+			_ = p.take(bytes.NewReader(received))
 		}
 		if got := p.own(); got.Address != "here:1" || got.Number != 1 {
 			t.Fatalf("own card is %+v", got)

@@ -13,7 +13,7 @@ import (
 )
 
 // TestADiskThatFailsEndsTheMember makes writes to a member's log file fail. A follower that cut
-// its log and could not append would continue with a log shorter than it believes. One whose
+// its log and could not append would continue with a log shorter than the one it acknowledged. One whose
 // append was reported as failed but is on disk would keep entries behind those of a later term,
 // and would vote according to them after a restart.
 func TestADiskThatFailsEndsTheMember(t *testing.T) {

@@ -168,14 +168,14 @@ func voter(t *testing.T, dir string) (raftv1.RaftServiceClient, *raftv1.Identify
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	client := raftv1.NewRaftServiceClient(conn)
-	var who *raftv1.IdentifyResponse
+	var voting *raftv1.IdentifyResponse
 	eventually(t, "the child answers", func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		who, err = client.Identify(ctx, &raftv1.IdentifyRequest{})
+		voting, err = client.Identify(ctx, &raftv1.IdentifyRequest{})
 		return err == nil
 	})
-	return client, who, kill
+	return client, voting, kill
 }
 
 func TestAVoteOutlivesKillAndIsNotInheritedByAnEmptiedDisk(t *testing.T) {
@@ -189,33 +189,33 @@ func TestAVoteOutlivesKillAndIsNotInheritedByAnEmptiedDisk(t *testing.T) {
 		})
 		return r.GetGranted(), err
 	}
-	client, who, kill := voter(t, dir)
-	if len(who.Members) > 0 {
+	client, voting, kill := voter(t, dir)
+	if len(voting.Members) > 0 {
 		t.Fatal("an empty disk reports a membership")
 	}
-	if ok, err := vote(client, who.Id, "a/1", 5); err != nil || !ok {
+	if ok, err := vote(client, voting.Id, "a/1", 5); err != nil || !ok {
 		t.Fatalf("first vote: %v %v", ok, err)
 	}
 	kill()
 	client, again, kill := voter(t, dir)
-	if again.Id != who.Id {
-		t.Fatalf("%s became %s", who.Id, again.Id)
+	if again.Id != voting.Id {
+		t.Fatalf("%s became %s", voting.Id, again.Id)
 	}
-	if ok, err := vote(client, who.Id, "c/1", 5); err != nil || ok {
+	if ok, err := vote(client, voting.Id, "c/1", 5); err != nil || ok {
 		t.Fatalf("second vote in the same term: %v %v", ok, err)
 	}
-	if ok, err := vote(client, who.Id, "a/1", 5); err != nil || !ok {
+	if ok, err := vote(client, voting.Id, "a/1", 5); err != nil || !ok {
 		t.Fatalf("repeated vote: %v %v", ok, err)
 	}
 	kill()
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	client, stranger, _ := voter(t, dir)
-	if stranger.Id == who.Id || len(stranger.Members) > 0 {
-		t.Fatalf("after its disk was emptied: %v", stranger)
+	client, emptied, _ := voter(t, dir)
+	if emptied.Id == voting.Id || len(emptied.Members) > 0 {
+		t.Fatalf("after its disk was emptied: %v", emptied)
 	}
-	if ok, err := vote(client, who.Id, "c/1", 5); status.Code(err) != codes.FailedPrecondition || ok {
+	if ok, err := vote(client, voting.Id, "c/1", 5); status.Code(err) != codes.FailedPrecondition || ok {
 		t.Fatalf("vote requested under the old id: %v %v", ok, err)
 	}
 }

@@ -330,7 +330,7 @@ func (s *filteredStream) RecvMsg(m any) error {
 	return s.by.loses(s.method)
 }
 
-// A leader that did not run for a while believes that it still leads, until it asks the others.
+// A leader that did not run for a while still acts as one until it asks the others.
 func TestConfirmDetectsALaterLeader(t *testing.T) {
 	lose := map[string]*atomic.Bool{"a": {}, "b": {}, "c": {}}
 	c := newCluster(t, 3, func(cfg *Config) {
@@ -368,6 +368,6 @@ func TestConfirmDetectsALaterLeader(t *testing.T) {
 		return err != nil && strings.Count(err.Error(), "is in term") == 2
 	})
 	if now := old.raft.CurrentTerm(); now != term {
-		t.Fatalf("it already knows term %d: the test proves nothing", now)
+		t.Fatalf("it has already seen term %d: the test proves nothing", now)
 	}
 }

@@ -246,7 +246,7 @@ func TestNewLeaderAnswersReadsOnlyOnceItKnowsTheCommitIndex(t *testing.T) {
 		known := f.machine.get("/a") != nil
 		f.machine.mu.RUnlock()
 		if known {
-			t.Fatal("a follower knows of the commit: the test proves nothing")
+			t.Fatal("a follower has seen the commit: the test proves nothing")
 		}
 		disks[f.cfg.Name].hold()
 	}

@@ -98,7 +98,7 @@ func (s *Store) readIndex(ctx context.Context) (uint64, error) {
 // after the call began, at which it certainly led.
 //
 // The library's VerifyLeader would count responses to heartbeats that were sent before the
-// call: a leader that did not run for a while could believe that it still leads.
+// call: a leader that did not run for a while could still act as one.
 // one still.
 func (s *Store) leaderIndex(ctx context.Context) (uint64, error) {
 	if term := s.ready.Load(); term != 0 && s.alone() {

@@ -10,7 +10,7 @@ import (
 )
 
 // TestRecoverFromOneSurvivor loses two of three members permanently. The third one continues
-// alone with all that it had, at later revisions, and is a stranger to the lost ones.
+// alone with all that it had, at later revisions, and belongs to another cluster than the lost ones.
 func TestRecoverFromOneSurvivor(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	want := map[string]string{}

@@ -379,7 +379,7 @@ func (s *Store) Status() Status {
 	return st
 }
 
-// Health returns nil while this member can be read, that is, while it knows a leader. It does
+// Health returns nil while this member can be read, that is, while it has a leader. It does
 // not check other members.
 func (s *Store) Health() error {
 	if s.closed.Load() {
