@@ -18,7 +18,7 @@ import (
 // operations listener already answers.
 func TestNotReadyWhileStarting(t *testing.T) {
 	dir := t.TempDir()
-	identitytest.NewCA(t).Write(t, dir, "someone")
+	identitytest.NewCA(t).Write(t, dir, "service")
 	readiness := func(s *boot.Running) string {
 		w := httptest.NewRecorder()
 		s.Status.ReadyHandler().ServeHTTP(w, httptest.NewRequest("GET", "/readyz?verbose", nil))

@@ -263,7 +263,7 @@ func TestNearChanges(t *testing.T) {
 func TestRefusedRequestsEndAConnection(t *testing.T) {
 	now := &clock{now: time.Unix(1000, 0)}
 	d := open(t, connlimit.Limits{Now: now.Now})
-	stranger := d.from(t, "127.0.0.2")
+	other := d.from(t, "127.0.0.2")
 	c := d.in(t)
 	allowed := 0
 	for c.Allow() {
@@ -279,7 +279,7 @@ func TestRefusedRequestsEndAConnection(t *testing.T) {
 	for range 16 {
 		c.Refused()
 	}
-	ended(t, stranger)
+	ended(t, other)
 
 	d.from(t, "127.0.0.2")
 	c = d.in(t)

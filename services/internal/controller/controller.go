@@ -60,7 +60,7 @@ type Controller struct {
 	// MaxBackoff bounds the delay after failures; 0 means 30 s.
 	MaxBackoff time.Duration
 	// MaxQueue bounds the keys that wait; 0 means 100,000. When it is reached, caches that
-	// have more events block. Their servers then end the watch, and the caches list anew:
+	// have more events block. Their servers then end the watch, and the caches list again:
 	// no event is lost.
 	MaxQueue int
 }

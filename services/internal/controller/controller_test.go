@@ -150,8 +150,8 @@ func TestCoalesces(t *testing.T) {
 	}})
 	w.warm(warm.Load)
 	// Subscribers are called in order, so the controller has received what this one has.
-	var told atomic.Value
-	unsubscribe := w.cache.Subscribe(func(ev client.Event[*corev1.ConfigMap]) { told.Store(ev.Object.ResourceVersion) })
+	var seen atomic.Value
+	unsubscribe := w.cache.Subscribe(func(ev client.Event[*corev1.ConfigMap]) { seen.Store(ev.Object.ResourceVersion) })
 	t.Cleanup(unsubscribe)
 	caused := func(i int) context.Context {
 		return metadata.AppendToOutgoingContext(t.Context(), "traceparent",
@@ -162,7 +162,7 @@ func TestCoalesces(t *testing.T) {
 	for i := 2; i <= 4; i++ {
 		cm = w.touch(caused(i), cm, fmt.Sprint(i))
 	}
-	eventually(t, "the controller to follow", func() bool { return told.Load() == cm.ResourceVersion })
+	eventually(t, "the controller to follow", func() bool { return seen.Load() == cm.ResourceVersion })
 	close(gate)
 	reconciles := func() (out []sdktrace.ReadOnlySpan) {
 		for _, s := range spans.Ended() {

@@ -11,7 +11,7 @@ import (
 // The key is retried shortly.
 var ErrStale = errors.New("the cache does not show the last write yet")
 
-// revisioned is a cache that knows the revision that it has reached.
+// revisioned is a cache that reports the revision that it has reached.
 type revisioned interface{ Revision() uint64 }
 
 // Writes records, by key, the revision of a controller's own last write, so that no

@@ -63,7 +63,7 @@ func TestWritesAndCounts(t *testing.T) {
 func TestNeverWaits(t *testing.T) {
 	r := event.NewRecorder(clienttest.Start(t), "tester", "tester-0")
 	for range 2000 {
-		r.Normal(t.Context(), &corev1.Pod{}, "Reason", "nobody reads")
+		r.Normal(t.Context(), &corev1.Pod{}, "Reason", "not sent")
 	}
 	if r.Dropped() == 0 {
 		t.Error("nothing was dropped")

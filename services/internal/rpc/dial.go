@@ -23,7 +23,7 @@ import (
 
 // serviceConfig balances calls over every endpoint that answers, and repeats
 // reads that never reached a server or were refused by one that is going down.
-// Writes are not repeated: only their caller knows whether that is safe.
+// Writes are not repeated: only their caller can decide whether that is safe.
 const serviceConfig = `{
   "loadBalancingConfig": [{"round_robin": {}}],
   "methodConfig": [{

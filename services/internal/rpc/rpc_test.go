@@ -288,7 +288,7 @@ func TestTracing(t *testing.T) {
 			_, err := c.Create(ctx, &resourcev1.CreateRequest{})
 			return err
 		}, telemetry.ContextWithTraceparent(within(t), client), 2, "0af7651916cd43dd8448eb211c80319c"},
-		{"a write from a client that knows no traces begins one", func(context.Context) error {
+		{"a write from a client without tracing begins a trace", func(context.Context) error {
 			return bare(address, func(ctx context.Context, c resourcev1.ResourceServiceClient) error {
 				_, err := c.Create(ctx, &resourcev1.CreateRequest{})
 				return err

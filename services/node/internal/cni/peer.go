@@ -23,7 +23,7 @@ type peer struct {
 
 // peersOf returns the other nodes that have an address, sorted by name, each with the pod
 // ranges that it may receive: ranges inside the cluster's range that do not overlap those
-// of this node or of older nodes. So a Node that claims another node's range, whoever wrote
+// of this node or of older nodes. So a Node that claims another node's range, whichever client wrote
 // that, affects no route but its own. The same applies to addresses, which nodes set
 // themselves: an address stays with the node that already held it as long as that node
 // claims it; otherwise the oldest node that claims it gets it. held is updated. refused

@@ -1,5 +1,5 @@
 // Package cri is the node's view of its container runtime: a client of CRI v1, and the
-// state of one pod as the runtime knows it.
+// state of one pod as the runtime reports it.
 //
 // It must never make decisions; it only reads state and executes calls. It never retries
 // calls that create or start something: the caller must read the state again first.

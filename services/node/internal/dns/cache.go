@@ -99,18 +99,18 @@ func (s *shard) drop(el *list.Element) {
 
 // oldest returns the entry to evict: the least recently used one, or the least recently used
 // one of the client if it owns more than clientSize.
-func (s *shard) oldest(who client) *list.Element {
+func (s *shard) oldest(owner client) *list.Element {
 	el := s.order.Back()
-	if s.owned[who] <= clientSize {
+	if s.owned[owner] <= clientSize {
 		return el
 	}
-	for el.Value.(*entry).owner != who {
+	for el.Value.(*entry).owner != owner {
 		el = el.Prev()
 	}
 	return el
 }
 
-func (c *cache) put(who client, q question, m *mdns.Msg, now time.Time) {
+func (c *cache) put(owner client, q question, m *mdns.Msg, now time.Time) {
 	keep := lifetime(m)
 	if keep <= 0 || m.Len() > cacheMessage {
 		return
@@ -121,10 +121,10 @@ func (c *cache) put(who client, q question, m *mdns.Msg, now time.Time) {
 	if el := s.byKey[q]; el != nil {
 		s.drop(el)
 	}
-	s.byKey[q] = s.order.PushFront(&entry{key: q, owner: who, msg: m.Copy(), stored: now, expires: now.Add(keep)})
-	s.owned[who]++
+	s.byKey[q] = s.order.PushFront(&entry{key: q, owner: owner, msg: m.Copy(), stored: now, expires: now.Add(keep)})
+	s.owned[owner]++
 	if s.order.Len() > shardSize {
-		s.drop(s.oldest(who))
+		s.drop(s.oldest(owner))
 	}
 }
 

@@ -68,14 +68,14 @@ func newHandler(ctx context.Context, cfg Config) *handler {
 // ServeDNS is called by the servers, in a goroutine per question.
 func (h *handler) ServeDNS(w mdns.ResponseWriter, req *mdns.Msg) {
 	start := time.Now()
-	who := clientOf(w.RemoteAddr(), h.namespace)
-	if !h.questions.take(who) {
+	owner := clientOf(w.RemoteAddr(), h.namespace)
+	if !h.questions.take(owner) {
 		h.metrics.refused()
 		h.fail(w, req)
 		return
 	}
-	defer h.questions.give(who)
-	ctx, cancel := context.WithTimeout(withClient(h.ctx, who), patience)
+	defer h.questions.give(owner)
+	ctx, cancel := context.WithTimeout(withClient(h.ctx, owner), patience)
 	defer cancel()
 	_, overTCP := w.RemoteAddr().(*net.TCPAddr)
 	reply, from := h.reply(ctx, req)
@@ -218,11 +218,11 @@ func (h *handler) complete(ctx context.Context) bool {
 		return true
 	default:
 	}
-	who := clientFrom(ctx)
-	if !h.waiting.take(who) {
+	owner := clientFrom(ctx)
+	if !h.waiting.take(owner) {
 		return false
 	}
-	defer h.waiting.give(who)
+	defer h.waiting.give(owner)
 	select {
 	case <-h.synced:
 		return true
@@ -257,7 +257,7 @@ func (h *handler) forward(ctx context.Context, m *mdns.Msg, q question, whole bo
 	}
 }
 
-// explain tells an EDNS client why there is no answer (RFC 8914).
+// explain adds for an EDNS client why there is no answer (RFC 8914).
 func (h *handler) explain(m *mdns.Msg, err error) {
 	if opt := m.IsEdns0(); opt != nil {
 		opt.Option = append(opt.Option, &mdns.EDNS0_EDE{InfoCode: mdns.ExtendedErrorCodeNoReachableAuthority, ExtraText: err.Error()})

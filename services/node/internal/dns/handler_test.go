@@ -49,7 +49,7 @@ func TestAnswers(t *testing.T) {
 		{"web.apps.svc.cluster.local.", "TXT", nodata},
 		{"WeB.apps.svc.Cluster.local.", "A", "NOERROR aa | WeB.apps.svc.Cluster.local. 30 IN A 10.96.0.100"},
 		{"kubernetes.default.svc.cluster.local.", "A", "NOERROR aa | kubernetes.default.svc.cluster.local. 30 IN A 10.96.0.1"},
-		{"nobody.apps.svc.cluster.local.", "A", no},
+		{"absent.apps.svc.cluster.local.", "A", no},
 		{"web.nowhere.svc.cluster.local.", "A", no},
 		{"x.web.apps.svc.cluster.local.", "A", no},
 		// Names that a search path makes of 'web.apps' and of an outside name.
@@ -83,7 +83,7 @@ func TestAnswers(t *testing.T) {
 		{"outside.apps.svc.cluster.local.", "A", "NOERROR aa | example.org. 60 IN A 192.0.2.8 | outside.apps.svc.cluster.local. 30 IN CNAME example.org."},
 		{"outside.apps.svc.cluster.local.", "CNAME", "NOERROR aa | outside.apps.svc.cluster.local. 30 IN CNAME example.org."},
 		{"inside.apps.svc.cluster.local.", "A", "NOERROR aa | inside.apps.svc.cluster.local. 30 IN CNAME web.apps.svc.cluster.local. | web.apps.svc.cluster.local. 30 IN A 10.96.0.100"},
-		{"broken.apps.svc.cluster.local.", "A", "NXDOMAIN aa | broken.apps.svc.cluster.local. 30 IN CNAME nobody.apps.svc.cluster.local." + soa},
+		{"broken.apps.svc.cluster.local.", "A", "NXDOMAIN aa | broken.apps.svc.cluster.local. 30 IN CNAME absent.apps.svc.cluster.local." + soa},
 		// Pods by address.
 		{"10-244-1-5.apps.pod.cluster.local.", "A", "NOERROR aa | 10-244-1-5.apps.pod.cluster.local. 5 IN A 10.244.1.5"},
 		{"10-244-1-5.apps.pod.cluster.local.", "AAAA", nodata},

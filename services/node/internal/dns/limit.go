@@ -25,9 +25,9 @@ func (l *limited) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		who := clientOf(c.RemoteAddr(), l.namespace)
-		if l.slots.take(who) {
-			return &slot{Conn: c, free: sync.OnceFunc(func() { l.slots.give(who) })}, nil
+		owner := clientOf(c.RemoteAddr(), l.namespace)
+		if l.slots.take(owner) {
+			return &slot{Conn: c, free: sync.OnceFunc(func() { l.slots.give(owner) })}, nil
 		}
 		c.Close()
 	}

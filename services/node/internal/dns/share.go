@@ -35,13 +35,13 @@ func clientOf(remote net.Addr, namespace func(netip.Addr) string) client {
 type clientKey struct{}
 
 // withClient returns a context that carries the client.
-func withClient(ctx context.Context, who client) context.Context {
-	return context.WithValue(ctx, clientKey{}, who)
+func withClient(ctx context.Context, owner client) context.Context {
+	return context.WithValue(ctx, clientKey{}, owner)
 }
 
 func clientFrom(ctx context.Context) client {
-	who, _ := ctx.Value(clientKey{}).(client)
-	return who
+	owner, _ := ctx.Value(clientKey{}).(client)
+	return owner
 }
 
 // share is a number of slots that clients share. A client may take another slot while it
@@ -59,27 +59,27 @@ type share struct {
 func newShare(most int) *share { return &share{most: most, held: map[client]int{}} }
 
 // take takes a slot for a client. It returns false if there is none for it.
-func (s *share) take(who client) bool {
+func (s *share) take(owner client) bool {
 	if s == nil {
 		return false
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.held[who] >= s.most-s.used {
+	if s.held[owner] >= s.most-s.used {
 		return false
 	}
 	s.used++
-	s.held[who]++
+	s.held[owner]++
 	return true
 }
 
 // give returns a slot.
-func (s *share) give(who client) {
+func (s *share) give(owner client) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.used--
-	if s.held[who]--; s.held[who] == 0 {
-		delete(s.held, who)
+	if s.held[owner]--; s.held[owner] == 0 {
+		delete(s.held, owner)
 	}
 }
 

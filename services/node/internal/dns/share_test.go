@@ -15,8 +15,8 @@ import (
 func TestShare(t *testing.T) {
 	s := newShare(12)
 	a, b, c := client{namespace: "a"}, client{namespace: "b"}, client{addr: netip.MustParseAddr("192.0.2.1")}
-	fill := func(who client) (n int) {
-		for s.take(who) {
+	fill := func(owner client) (n int) {
+		for s.take(owner) {
 			n++
 		}
 		return n

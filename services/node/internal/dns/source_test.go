@@ -101,7 +101,7 @@ func cluster() *table {
 			external("outside", "example.org"),
 			external("inside", "web.apps.svc.cluster.local"),
 			external("loop", "loop.apps.svc.cluster.local"),
-			external("broken", "nobody.apps.svc.cluster.local"),
+			external("broken", "absent.apps.svc.cluster.local"),
 		},
 		slices: []*discoveryv1.EndpointSlice{{
 			ObjectMeta:  metav1.ObjectMeta{Namespace: "apps", Name: "db-1", Labels: map[string]string{discoveryv1.LabelServiceName: "db"}},

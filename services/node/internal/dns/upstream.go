@@ -92,13 +92,13 @@ func (u *upstream) ask(ctx context.Context, q question) (*mdns.Msg, error) {
 		u.metrics.hit()
 		return m, nil
 	}
-	who := clientFrom(ctx)
-	if !u.slots.take(who) {
+	owner := clientFrom(ctx)
+	if !u.slots.take(owner) {
 		u.metrics.refused()
 		return nil, errBusy
 	}
-	defer u.slots.give(who)
-	f := u.join(who, q)
+	defer u.slots.give(owner)
+	f := u.join(owner, q)
 	select {
 	case <-f.done:
 		if f.err != nil {
@@ -112,7 +112,7 @@ func (u *upstream) ask(ctx context.Context, q question) (*mdns.Msg, error) {
 
 // join returns the flight of a question, and starts it on behalf of the client if there is
 // none.
-func (u *upstream) join(who client, q question) *flight {
+func (u *upstream) join(owner client, q question) *flight {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if f := u.flights[q]; f != nil {
@@ -125,7 +125,7 @@ func (u *upstream) join(who client, q question) *flight {
 		defer cancel()
 		f.msg, f.err = u.fetch(ctx, q)
 		if f.err == nil {
-			u.cache.put(who, q, f.msg, u.now())
+			u.cache.put(owner, q, f.msg, u.now())
 		}
 		u.mu.Lock()
 		delete(u.flights, q)
