@@ -158,7 +158,7 @@ func (h *host) node(address, balancer string) {
 	})
 }
 
-// call connects from the host and returns what it is told.
+// call connects from the host and returns the response.
 func (h *host) call(address string) (string, error) {
 	// A link that has just come up may lose the first packets: they come again after
 	// one second, and after three.

@@ -85,7 +85,7 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-// What cannot be looked at is never said to be gone.
+// What cannot be read is never reported as gone.
 func TestUncertaintyIsNotAbsence(t *testing.T) {
 	t.Parallel()
 	p := newProvider(t, newHost(t), nil)
@@ -108,7 +108,7 @@ func TestUncertaintyIsNotAbsence(t *testing.T) {
 	}
 }
 
-// A machine that writes its own file speaks for itself alone, and with a plain file.
+// A machine that writes its own file describes itself only, and the file must be a plain one.
 func TestMachinesOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	p := newProvider(t, newHost(t), nil)
@@ -124,11 +124,11 @@ func TestMachinesOfTheirOwn(t *testing.T) {
 		t.Errorf("node-0: %+v, %v", i, err)
 	}
 	if i, err := p.Instance(t.Context(), "node-1", ""); !errors.Is(err, provider.ErrNotFound) {
-		t.Errorf("node-1, of which node-0 speaks: %+v, %v", i, err)
+		t.Errorf("node-1, in the file of node-0: %+v, %v", i, err)
 	}
 	writeMachine(t, dir("node-1"), "node-1", provider.Instance{ProviderID: "local://node-0"})
 	if i, err := p.Instance(t.Context(), "node-1", ""); err == nil || errors.Is(err, provider.ErrNotFound) {
-		t.Errorf("node-1, which says that it is node-0: %+v, %v", i, err)
+		t.Errorf("node-1, whose file has the id of node-0: %+v, %v", i, err)
 	}
 	if err := os.Symlink(filepath.Join(dir("node-0"), "node-0.json"), filepath.Join(dir("node-2"), "node-2.json")); err != nil {
 		t.Fatal(err)
@@ -215,7 +215,7 @@ func TestTrafficReachesTheNodes(t *testing.T) {
 	if _, err := h.call("10.90.0.1"); err != nil {
 		t.Error(err)
 	}
-	// None: callers are told at once.
+	// None: callers get an error at once.
 	ensure()
 	if _, err := h.call("10.90.0.1"); !unreachable(err) {
 		t.Errorf("without a node: %v", err)
@@ -265,7 +265,7 @@ func TestRoutesAreRepaired(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.run("ip", "route", "del", addrs[0].String())
-	h.run("ip", "route", "add", "unreachable", "10.90.0.77", "proto", "76")     // of nobody
+	h.run("ip", "route", "add", "unreachable", "10.90.0.77", "proto", "76")     // of no cluster
 	h.run("ip", "route", "add", "unreachable", "10.90.0.50", "proto", "76")     // of a Service not ensured yet
 	h.run("ip", "route", "add", "unreachable", "10.90.0.78", "proto", "static") // not ours
 	h.run("ip", "route", "add", "unreachable", "198.51.100.7", "proto", "76")   // not in the range

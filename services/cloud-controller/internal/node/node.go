@@ -1,4 +1,4 @@
-// Package node writes to Nodes what their cloud knows of them: the provider id,
+// Package node writes to Nodes what their cloud reports of them: the provider id,
 // addresses, zone, region and type of the machine. Then it removes the taint that kept
 // pods off them until then.
 //

@@ -81,7 +81,7 @@ func TestAddresses(t *testing.T) {
 		want []string
 	}{
 		{"the cloud's, and the node's own name", testNode(), machine(), []string{"InternalIP 10.89.0.11", "InternalIP 10.89.1.11", "Hostname node-0"}},
-		{"the address that the agent was told first", testNode(func(n *corev1.Node) { n.Annotations = map[string]string{providedIP: "10.89.1.11"} }), machine(),
+		{"the address that the agent was given first", testNode(func(n *corev1.Node) { n.Annotations = map[string]string{providedIP: "10.89.1.11"} }), machine(),
 			[]string{"InternalIP 10.89.1.11", "InternalIP 10.89.0.11", "Hostname node-0"}},
 		{"the cloud's name wins", testNode(), provider.Instance{Addresses: []provider.Address{{Type: "Hostname", Address: "cloudy"}, {Type: "Hostname", Address: "cloudy"}, {Type: "InternalIP"}}},
 			[]string{"Hostname cloudy"}},
@@ -162,7 +162,7 @@ func TestWhatIsNotOursIsLeftAlone(t *testing.T) {
 		}
 	}
 	events := client.For[*corev1.Event](c)
-	eventually(t, "the unknown machine is told", func() error {
+	eventually(t, "the unknown machine is reported", func() error {
 		list, _, err := events.List(t.Context(), client.ListOptions{})
 		if err != nil {
 			return err

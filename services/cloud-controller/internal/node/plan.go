@@ -56,7 +56,7 @@ func labels(i provider.Instance) map[string]string {
 	}
 }
 
-// addresses returns the Node's addresses as the cloud knows them. A host name that the
+// addresses returns the Node's addresses as the cloud reports them. A host name that the
 // node reported itself is kept, and the address that its agent was configured with
 // comes first among those of its type.
 func addresses(n *corev1.Node, i provider.Instance) []corev1.NodeAddress {

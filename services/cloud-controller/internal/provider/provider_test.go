@@ -26,7 +26,7 @@ func TestContract(t *testing.T) {
 	})
 }
 
-// A provider that is not there, or does not know machines, never says that a
+// A provider that is not there, or does not know machines, never reports that a
 // machine does not exist.
 func TestSilenceIsNotAbsence(t *testing.T) {
 	t.Parallel()

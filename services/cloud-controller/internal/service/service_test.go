@@ -71,7 +71,7 @@ func create[T client.Object](r *rig, obj T) T {
 	return out
 }
 
-// edit changes an object, however often somebody else is faster.
+// edit changes an object, however many conflicts there are.
 func edit[T client.Object](r *rig, obj T, status bool, change func(T)) {
 	r.t.Helper()
 	res := client.For[T](r.c)

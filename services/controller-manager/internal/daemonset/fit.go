@@ -12,7 +12,7 @@ import (
 
 // fit describes whether a set's pods belong on a node.
 type fit struct {
-	// run is true if the set wants a pod on the node. keep is true if a pod that
+	// run is true if the node should have a pod of the set. keep is true if a pod that
 	// already runs there may stay.
 	run, keep bool
 }

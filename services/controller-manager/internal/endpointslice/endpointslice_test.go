@@ -61,7 +61,7 @@ func TestFollowsPods(t *testing.T) {
 	w.Eventually("none in the end", is(1, 0))
 }
 
-// Endpoints that somebody wrote for a service without a selector show as slices.
+// Endpoints that a user wrote for a service without a selector show as slices.
 func TestMirrors(t *testing.T) {
 	w := Start(t)
 	w.Run(endpointslice.New(w.Cluster), endpointslice.NewMirror(w.Cluster), endpoints.New(w.Cluster))

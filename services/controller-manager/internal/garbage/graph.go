@@ -11,7 +11,7 @@ import (
 	"keelson.dev/proto/client"
 )
 
-// node is an object as the graph knows it. It is not changed once it is in the
+// node is an object of the graph. It is not changed once it is in the
 // graph, but for dependents, which the graph's lock guards.
 type node struct {
 	kind            *client.Kind

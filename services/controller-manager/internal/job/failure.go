@@ -65,7 +65,7 @@ func judge(policy *batchv1.PodFailurePolicy, p *corev1.Pod) judgement {
 	return judgement{counts: true}
 }
 
-// matches says how a rule matches a pod; empty if it does not.
+// matches returns how a rule matches a pod; empty if it does not.
 func matches(rule *batchv1.PodFailurePolicyRule, p *corev1.Pod) string {
 	if rule.OnExitCodes != nil {
 		for _, statuses := range [][]corev1.ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses} {

@@ -142,7 +142,7 @@ func TestSuspends(t *testing.T) {
 	yes, no := true, false
 	Update(w, "default", "a", func(j *batchv1.Job) { j.Spec.Suspend = &yes })
 	w.Eventually("none runs", running(0))
-	w.Eventually("it says so", done(w, "a", batchv1.JobSuspended))
+	w.Eventually("it is reported", done(w, "a", batchv1.JobSuspended))
 	Update(w, "default", "a", func(j *batchv1.Job) { j.Spec.Suspend = &no })
 	w.Eventually("three run again", running(3))
 	if s := Get[*batchv1.Job](w, "default", "a").Status; s.Failed != 0 {

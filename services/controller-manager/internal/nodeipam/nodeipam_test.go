@@ -40,7 +40,7 @@ func TestRanges(t *testing.T) {
 }
 
 // TestOccupiedBySeveral gives parts of the range to more than one node, as only
-// somebody who writes Nodes by hand can.
+// a user that writes Nodes by hand can.
 func TestOccupiedBySeveral(t *testing.T) {
 	allocate := func(r *Ranges, want string) {
 		t.Helper()

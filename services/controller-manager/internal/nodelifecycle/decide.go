@@ -61,10 +61,10 @@ func Taints(n *corev1.Node, evict bool, now time.Time) []corev1.Taint {
 	}
 	if lost != "" {
 		add(lost, corev1.TaintEffectNoSchedule)
-		told := slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool {
+		tainted := slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool {
 			return t.Effect == corev1.TaintEffectNoExecute && (t.Key == corev1.TaintNodeNotReady || t.Key == corev1.TaintNodeUnreachable)
 		})
-		if evict || told {
+		if evict || tainted {
 			add(lost, corev1.TaintEffectNoExecute)
 		}
 	}

@@ -42,7 +42,7 @@ func TestLostNode(t *testing.T) {
 	w.Never("another pod is removed", func() bool { return len(testkit.List[*corev1.Pod](w, "default")) != 2 })
 }
 
-// The condition that says why a pod ends names the generation that it is about.
+// The condition with the reason of a pod's end has the generation that it refers to.
 func TestLostPodSaysWhy(t *testing.T) {
 	w := testkit.Start(t)
 	lost := pod("lost", "gone", corev1.PodRunning, 0)

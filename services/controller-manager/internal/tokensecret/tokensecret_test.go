@@ -85,7 +85,7 @@ func TestSecretsWithoutAccountGo(t *testing.T) {
 	w := Start(t)
 	_, signer := newKey(t)
 	w.Run(tokensecret.New(w.Cluster, signer, func() []byte { return []byte("pem") }))
-	Create(w, secretOf("nobody"))
+	Create(w, secretOf("absent"))
 	w.Eventually("it is deleted", func() bool { return !Exists[*corev1.Secret](w, "default", "token") })
 	Create(w, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "robot"}})
 	other := secretOf("robot")

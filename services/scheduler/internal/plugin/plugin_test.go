@@ -250,7 +250,7 @@ func TestFilters(t *testing.T) {
 			pod("p", near(corev1.LabelTopologyZone, "db")), "n1; n2; n3" + lonely + "; n4" + lonely,
 		},
 		{"the first of its kind", []any{node("n1", zone("a")), node("n2")}, pod("p", label("app", "a"), near(corev1.LabelTopologyZone, "a")), "n1; n2" + lonely},
-		{"nobody to be near", []any{node("n1", zone("a"))}, pod("p", near(corev1.LabelTopologyZone, "a")), "n1" + lonely},
+		{"no pod to be near", []any{node("n1", zone("a"))}, pod("p", near(corev1.LabelTopologyZone, "a")), "n1" + lonely},
 		{
 			"affinity to all at once",
 			[]any{node("n1", zone("a")), pod("a", on("n1"), label("app", "db"))},
@@ -383,11 +383,11 @@ func TestSpreadScores(t *testing.T) {
 	changes, _ := e.Since(at)
 	for i := range changes {
 		if !s.Apply(&changes[i]) {
-			t.Fatal("must be made anew")
+			t.Fatal("must be computed again")
 		}
 	}
-	if got, anew := scores(e, s), scores(e, NewSpread(e, p)); !slices.Equal(got, anew) {
-		t.Errorf("by increments %v, anew %v", got, anew)
+	if got, fresh := scores(e, s), scores(e, NewSpread(e, p)); !slices.Equal(got, fresh) {
+		t.Errorf("by increments %v, from scratch %v", got, fresh)
 	}
 	e.DefaultSelector = func(*state.Pod) labels.Selector { return labels.Everything() }
 	if NewSpread(e, p) != nil {
