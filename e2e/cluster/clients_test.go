@@ -76,7 +76,7 @@ spec:
 	shared.Shows(t, time.Minute, "Succeeded", "-n", ns, "get", "pod", "inside", "-o", "jsonpath={.status.phase}")
 }
 
-// TestGrpcurl creates, reads and watches a pod with grpcurl, which knows the API
+// TestGrpcurl creates, reads and watches a pod with grpcurl, which has the API
 // by reflection alone.
 func TestGrpcurl(t *testing.T) {
 	ns := namespace(t)

@@ -66,11 +66,11 @@ func inside(rv int64, gaps [][2]int64) bool {
 
 // accounted compares the results of writes with the events of a kind.
 func accounted(kind string, ops []Op, events []Event) (wrong []string) {
-	type told struct {
+	type written struct {
 		op   Op
 		seen int
 	}
-	writes := map[string]*told{}
+	writes := map[string]*written{}
 	type count struct{ done, maybe, seen int }
 	deletions := map[string]*count{}
 	of := func(name string) *count {
@@ -89,7 +89,7 @@ func accounted(kind string, ops []Op, events []Event) (wrong []string) {
 		case op.Action == Delete && op.Outcome == Unknown:
 			of(op.Name).maybe++
 		case op.Value != "":
-			writes[op.Value] = &told{op: op}
+			writes[op.Value] = &written{op: op}
 		}
 	}
 	exists := map[string]bool{}

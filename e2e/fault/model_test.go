@@ -82,7 +82,7 @@ func TestChecks(t *testing.T) {
 		"two creates": {
 			timed(create, Op{Action: Create, Value: "y", RV: 7}), []*Watched{seen(both)}, "not linearizable",
 		},
-		"conflict with nobody": {
+		"conflict without another write": {
 			timed(create, Op{Action: Update, Value: "y", Expect: 5, Outcome: Conflict}), []*Watched{seen(both[:1])}, "not linearizable",
 		},
 		"refused and done": {
@@ -115,7 +115,7 @@ func TestChecks(t *testing.T) {
 		"delete without a deletion": {
 			timed(create, update, Op{Action: Delete}), []*Watched{seen(both)}, "was deleted 0 times",
 		},
-		"a deletion by nobody": {
+		"a deletion that no client made": {
 			timed(create, update), []*Watched{seen(deleted)}, "was deleted 1 times",
 		},
 		"deleted in another version": {
@@ -139,7 +139,7 @@ func TestChecks(t *testing.T) {
 		"watch calls it something else": {
 			timed(create, update), []*Watched{seen([]Event{both[0], put(7, "Added", "y")})}, "want Modified",
 		},
-		"a gap that was told": {
+		"a gap that was reported": {
 			timed(create, update), []*Watched{seen(both), {Name: "w", Kind: ConfigMaps, Events: both[1:], From: 4, Gaps: [][2]int64{{4, 6}}}}, "",
 		},
 	} {

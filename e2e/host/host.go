@@ -284,7 +284,7 @@ func files() (out []string, _ error) {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
-			// A directory without files may be anyone's.
+			// A directory without files may belong to any cluster.
 			if err == nil && !d.IsDir() {
 				out = append(out, "file "+path)
 			}

@@ -1,6 +1,6 @@
 // Package soak_test holds a cluster under load, and another one at rest, for minutes, and
 // measures what its control plane takes: memory as the kernel counts it, Go's heap, and
-// CPU time. It starts the programs and knows no package of theirs.
+// CPU time. It starts the programs and imports no package of theirs.
 //
 // It takes about twelve minutes and is not part of CI: `make soak`.
 package soak_test

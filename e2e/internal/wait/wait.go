@@ -59,7 +59,7 @@ func Until(ctx context.Context, within time.Duration, condition func(context.Con
 		case errors.As(err, &stop):
 			return stop.error
 		case reason != nil && attempts.Err() != nil:
-			// The attempt was cut off: what it says is less than what the one before it said.
+			// The attempt was cut off: its error has less to say than the one before it.
 			err = fmt.Errorf("%w; then an attempt was cut off: %w", reason, err)
 		}
 		reason = err

@@ -97,7 +97,7 @@ func testCache(t *testing.T, s *suite) {
 	unsubscribe()
 	s.create(t, "unheard", "v", "0")
 	eventually(t, "the next event", func() bool { return len(rec.events()) == len(want)+1 })
-	equal(t, "events of one who has left", len(late.events()), 3)
+	equal(t, "events of a subscriber that has left", len(late.events()), 3)
 }
 
 // testCacheCut writes while the cache's connection is cut repeatedly: every event arrives

@@ -34,9 +34,9 @@ func testFence(t *testing.T, s *suite) {
 	wants(t, "the fence of a Lease that is not there", client.IsFenced, err)
 	_, err = client.TakeFence(s.ctx, s.Client, held(first, "b", 0))
 	wants(t, "the fence of another's Lease", client.IsFenced, err)
-	stranger := first.DeepCopy()
-	stranger.UID = "another"
-	_, err = client.TakeFence(s.ctx, s.Client, stranger)
+	replaced := first.DeepCopy()
+	replaced.UID = "another"
+	_, err = client.TakeFence(s.ctx, s.Client, replaced)
 	wants(t, "the fence of an earlier Lease of that name", client.IsFenced, err)
 
 	lost := 0
@@ -56,7 +56,7 @@ func testFence(t *testing.T, s *suite) {
 	again := must(client.TakeFence(s.ctx, s.Client, first))(t)
 	_, err = s.maps.Create(asA, s.configMap("between"))
 	wants(t, "a write with the token before the last", client.IsFenced, err)
-	equal(t, "how often the loss was told", lost, 1)
+	equal(t, "how often the loss was reported", lost, 1)
 	a.Token = again
 	obj = s.setAs(t, asA, obj, "k", "2")
 

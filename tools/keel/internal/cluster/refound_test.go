@@ -6,7 +6,7 @@ import (
 )
 
 // After a restore, members that had joined must not ask others that do not know them, and
-// founders must not be told of members that are gone.
+// the list of founders must not have members that are gone.
 func TestRefound(t *testing.T) {
 	c := &Cluster{
 		Recovering: "apiserver-0",

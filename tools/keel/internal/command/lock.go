@@ -33,7 +33,7 @@ func (e *env) alone(ctx context.Context, home string) (unlock func(), err error)
 	if err != nil {
 		return nil, err
 	}
-	for told := false; ; {
+	for announced := false; ; {
 		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {
 			e.lock = lock
@@ -43,9 +43,9 @@ func (e *env) alone(ctx context.Context, home string) (unlock func(), err error)
 			lock.Close()
 			return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
 		}
-		if !told {
+		if !announced {
 			fmt.Fprintf(e.err, "waiting for another keel that is changing %s\n", home)
-			told = true
+			announced = true
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):

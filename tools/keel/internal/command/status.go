@@ -23,7 +23,7 @@ func (e *env) status() *cobra.Command {
 		Long: `Show the cluster's processes and whether they are healthy.
 
 With --server or --kubeconfig, show the members of a control plane elsewhere, because
-keel knows only the processes of clusters on this machine.`,
+keel lists only the processes of clusters on this machine.`,
 		Example: `  keel status
   keel status -o json
   keel status --server 10.0.0.1:6444 --kubeconfig admin.conf`,
