@@ -199,8 +199,10 @@ func (o *options) checkNode(s *settings) error {
 	if o.manifests != "" && !filepath.IsAbs(o.manifests) {
 		return boot.Invalid("--pod-manifest-path %q: want an absolute path", o.manifests)
 	}
-	if !filepath.IsAbs(o.kubeletDir) {
-		return boot.Invalid("--kubelet-dir %q: want an absolute path", o.kubeletDir)
+	for flag, dir := range map[string]string{"kubelet-dir": o.kubeletDir, "pod-logs-dir": o.podLogs, "container-logs-dir": o.containerLogs} {
+		if !filepath.IsAbs(dir) {
+			return boot.Invalid("--%s %q: want an absolute path", flag, dir)
+		}
 	}
 	if !strings.HasPrefix(o.containerd, "unix:///") {
 		return boot.Invalid("--containerd %q: want unix:///path", o.containerd)

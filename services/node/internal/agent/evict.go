@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,7 +17,7 @@ import (
 // of the node's lease. The reason, message and conditions are written to the pod's status
 // before its containers are stopped, unless the API does not answer within recordPatience;
 // the phase becomes Failed once they have ended. An agent that is restarted in between
-// continues with the recorded reason and the pod's own grace period.
+// continues with the recorded reason and grace period.
 //
 // Evict returns at once. The channel is closed when the pod's containers have ended and its
 // network, volumes and cgroup have been released. If the pod is ending already, its reason
@@ -97,6 +99,39 @@ func shorter(a, b *time.Duration) *time.Duration {
 		return b
 	}
 	return a
+}
+
+// graceFile is the file in a pod's directory that holds the grace period of its ending. It goes
+// with the pod's volumes. It is not synced: no container outlives the loss of the machine.
+const graceFile = "grace"
+
+// recordGrace records the grace period with which the node ends the pod for the next agent.
+func (w *worker) recordGrace() error {
+	if w.ended == nil || w.ended.Grace == nil {
+		return nil
+	}
+	dir := w.a.volumes.PodDir(w.uid)
+	if err := makeDir(dir, 0o750); err != nil {
+		return err
+	}
+	name := filepath.Join(dir, graceFile)
+	if err := os.WriteFile(name+".new", []byte(w.ended.Grace.String()), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(name+".new", name)
+}
+
+// recordedGrace returns the grace period that an earlier agent recorded, or nil.
+func (w *worker) recordedGrace() *time.Duration {
+	text, err := os.ReadFile(filepath.Join(w.a.volumes.PodDir(w.uid), graceFile))
+	if err != nil {
+		return nil
+	}
+	grace, err := time.ParseDuration(string(text))
+	if err != nil || grace < 0 {
+		return nil
+	}
+	return &grace
 }
 
 // recorded waits until the API has the reason why the node ends the pod.

@@ -105,11 +105,11 @@ func (w *worker) endContainers(ctx context.Context, p *corev1.Pod, state *cri.Po
 		w.kill = nil
 		return 0, false
 	}
-	grace := 30 * time.Second
+	// A pod of which the object disappeared while no agent ran has been deleted with a grace
+	// period of 0, or its node has: only then does the API not wait for the node.
+	grace := minPodGrace
 	if p != nil {
 		grace = time.Duration(graceOf(p)) * time.Second
-	} else if len(alive) > 0 {
-		grace = time.Duration(alive[0].Grace) * time.Second
 	}
 	least := minGrace
 	if w.ended != nil && w.ended.Grace != nil {
@@ -121,6 +121,9 @@ func (w *worker) endContainers(ctx context.Context, p *corev1.Pod, state *cri.Po
 			return resync, true
 		}
 		w.stopKilling()
+	}
+	if err := w.recordGrace(); err != nil {
+		w.a.log.WarnContext(ctx, "grace period was not recorded: after a restart of the agent the pod has its own", "pod", w.name(p), "error", err)
 	}
 	killCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	k := &killing{grace: grace, cancel: cancel, done: make(chan struct{})}

@@ -250,7 +250,9 @@ func (w *worker) decide(ctx context.Context, p *corev1.Pod) (err error) {
 			w.a.cfg.Events.Pod(p, "", corev1.EventTypeWarning, w.refused.Reason, "%s", w.refused.Message)
 			return nil
 		}
-		w.ended = pod.Interrupted(p)
+		if w.ended = pod.Interrupted(p); w.ended != nil {
+			w.ended.Grace = w.recordedGrace()
+		}
 	}
 	w.takeEviction()
 	w.fenced(p)

@@ -73,7 +73,6 @@ type Container struct {
 	LogPath                  string
 	RestartCount             int
 	Backoff                  time.Duration
-	Grace                    int64
 	Hash                     string
 	MessagePath, MessageMode string
 	MessageHostPath          string
@@ -184,16 +183,12 @@ func (c *Client) fillSandbox(ctx context.Context, box *Sandbox) error {
 func FromStatus(s *runtimev1.ContainerStatus, sandbox string) Container {
 	restarts, _ := strconv.Atoi(s.Annotations[AnnotationRestartCount])
 	backoff, _ := strconv.ParseInt(s.Annotations[AnnotationBackoff], 10, 64)
-	grace, err := strconv.ParseInt(s.Annotations[AnnotationGrace], 10, 64)
-	if err != nil {
-		grace = 30
-	}
 	out := Container{
 		ID: s.Id, Name: s.Labels[LabelContainerName], SandboxID: sandbox,
 		CreatedAt: unixNano(s.CreatedAt), StartedAt: unixNano(s.StartedAt), FinishedAt: unixNano(s.FinishedAt),
 		ExitCode: s.ExitCode, Reason: s.Reason, Message: s.Message,
 		Image: s.GetImage().GetImage(), ImageRef: s.ImageRef, ImageID: s.ImageId, LogPath: s.LogPath,
-		RestartCount: restarts, Backoff: time.Duration(backoff), Grace: grace,
+		RestartCount: restarts, Backoff: time.Duration(backoff),
 		Hash:        s.Annotations[AnnotationHash],
 		MessagePath: s.Annotations[AnnotationMessagePath], MessageMode: s.Annotations[AnnotationMessageMode],
 		User: s.GetUser().GetLinux(), Resources: s.GetResources().GetLinux(), Mounts: s.Mounts,

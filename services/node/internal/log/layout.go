@@ -3,6 +3,7 @@ package log
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,9 +18,10 @@ import (
 //
 // All nodes of one machine share Pods and Containers. A node records its own directories in
 // its Ledger: a link for each of its directories in Pods, created before the directory and
-// removed after it. So the logs of pods that were removed while the node was down are found,
-// and so are all logs of a node that is deleted. Before there was a ledger, its path held
-// the log directories themselves.
+// removed after it. Beside it, <Ledger>.containers has a link to each directory that the node has
+// used as Containers. So the logs of pods that were removed while the node was down are found,
+// and so are all logs of a node that is deleted, also if Pods and Containers are other
+// directories by then. Before there was a ledger, its path held the log directories themselves.
 type Layout struct {
 	Pods, Containers, Ledger string
 }
@@ -42,6 +44,9 @@ func (l Layout) Folder(pod, container string) error {
 			return err
 		}
 	}
+	if err := l.rememberContainers(); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(l.Pods, 0o755); err != nil {
 		return err
 	}
@@ -59,6 +64,44 @@ func (l Layout) Folder(pod, container string) error {
 		}
 	}
 	return nil
+}
+
+// used is the directory that holds a link for each directory that has been used as Containers.
+func (l Layout) used() string { return l.Ledger + ".containers" }
+
+// rememberContainers records that Containers is used.
+func (l Layout) rememberContainers() error {
+	if l.Containers == "" {
+		return nil // no links are made
+	}
+	if err := os.MkdirAll(l.used(), 0o755); err != nil {
+		return err
+	}
+	sum := fnv.New64a()
+	_, _ = sum.Write([]byte(l.Containers))
+	err := os.Symlink(l.Containers, filepath.Join(l.used(), fmt.Sprintf("%x", sum.Sum(nil))))
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
+}
+
+// containers returns all directories that have been used as Containers.
+func (l Layout) containers() []string {
+	out := []string{l.Containers}
+	entries, _ := os.ReadDir(l.used())
+	for _, e := range entries {
+		if dir, err := os.Readlink(filepath.Join(l.used(), e.Name())); err == nil && dir != l.Containers {
+			out = append(out, dir)
+		}
+	}
+	return out
+}
+
+// moved returns the directory that the ledger has for a pod's logs, if that is not in Pods.
+func (l Layout) moved(name string) (dir string, ok bool) {
+	dir, err := os.Readlink(filepath.Join(l.Ledger, name))
+	return dir, err == nil && filepath.IsAbs(dir) && filepath.Base(dir) == name && filepath.Dir(dir) != filepath.Clean(l.Pods)
 }
 
 func linkName(pod, namespace, container, id string) string {
@@ -123,6 +166,9 @@ func (l Layout) Remove(uid string) error {
 			return err
 		}
 		for _, name := range names {
+			if target, ok := l.moved(name); ok && dir == l.Ledger {
+				folders = append(folders, target)
+			}
 			folders = append(folders, filepath.Join(dir, name))
 		}
 	}
@@ -134,6 +180,9 @@ func (l Layout) Remove(uid string) error {
 	}
 	for _, folder := range folders {
 		root, err := os.OpenRoot(filepath.Dir(folder))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -150,13 +199,19 @@ func (l Layout) Remove(uid string) error {
 // empty after that.
 func (l Layout) Clear() error {
 	var all []error
+	shared := append(l.containers(), l.Pods)
+	for _, name := range l.Folders() {
+		if dir, ok := l.moved(name); ok && !slices.Contains(shared, filepath.Dir(dir)) {
+			shared = append(shared, filepath.Dir(dir))
+		}
+	}
 	for _, uid := range l.UIDs() {
 		all = append(all, l.Remove(uid))
 	}
-	for _, dir := range []string{l.Pods, l.Containers} {
+	for _, dir := range shared {
 		_ = os.Remove(dir) // fails unless the directory is empty
 	}
-	return errors.Join(all...)
+	return errors.Join(errors.Join(all...), os.RemoveAll(l.used()))
 }
 
 // ending returns the names in a directory that end with suffix. It returns none if the
@@ -177,12 +232,22 @@ func ending(dir, suffix string) ([]string, error) {
 
 // unlinkBelow removes the links that point into one of the folders.
 func (l Layout) unlinkBelow(folders []string) error {
-	entries, err := os.ReadDir(l.Containers)
+	for _, dir := range l.containers() {
+		if err := unlink(dir, folders); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unlink removes the links of one directory that point into one of the folders.
+func unlink(dir string, folders []string) error {
+	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	for _, e := range entries {
-		name := filepath.Join(l.Containers, e.Name())
+		name := filepath.Join(dir, e.Name())
 		target, err := os.Readlink(name)
 		if err != nil || !slices.ContainsFunc(folders, func(f string) bool { return strings.HasPrefix(target, f+"/") }) {
 			continue

@@ -80,8 +80,51 @@ func TestLayout(t *testing.T) {
 	}
 	want := []string{"containers", "containers/other.log", "containers/p_n_main-c3.log", "node-a", "node-b", "node-b/n_p_3",
 		"pods", "pods/n_p_3", "pods/n_p_3/main", "pods/n_p_3/main/0.log", "pods/other_p_9"}
-	if got := tree(t, dir); !slices.Equal(got, want) {
+	got := slices.DeleteFunc(tree(t, dir), func(name string) bool { return strings.HasPrefix(name, "node-b.containers") })
+	if !slices.Equal(got, want) {
 		t.Errorf("files left: %q", got)
+	}
+}
+
+// TestLayoutElsewhere checks that a node finds its logs by its ledger alone: a pod's logs are
+// removed with the pod, and all with the node, also if the directories have been changed since,
+// or are not given, as to node --cleanup-logs.
+func TestLayoutElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	at := func(parts ...string) string { return filepath.Join(append([]string{dir}, parts...)...) }
+	before := Layout{Pods: at("old", "pods"), Containers: at("old", "containers"), Ledger: at("ledger")}
+	now := Layout{Pods: at("pods"), Containers: at("containers"), Ledger: at("ledger")}
+	for _, uid := range []string{"1", "2"} {
+		folder := "n_p_" + uid
+		log := at("old", "pods", folder, "main", "0.log")
+		if err := errors.Join(before.Folder(folder, "main"), os.WriteFile(log, nil, 0o600), before.Link("p", "n", "main", "c"+uid, log)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := at("old", "pods", "n_p_3") // of another node
+	if err := errors.Join(os.Mkdir(other, 0o700), os.Symlink(filepath.Join(other, "0.log"), at("old", "containers", "p_n_main-c3.log"))); err != nil {
+		t.Fatal(err)
+	}
+	if got := now.Folders(); len(got) != 2 {
+		t.Errorf("folders: %q", got)
+	}
+	if err := now.Remove("1"); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"old", "old/containers", "old/containers/p_n_main-c2.log", "old/containers/p_n_main-c3.log",
+		"old/pods", "old/pods/n_p_2", "old/pods/n_p_2/main", "old/pods/n_p_2/main/0.log", "old/pods/n_p_3"}
+	left := func() []string {
+		return slices.DeleteFunc(tree(t, dir), func(name string) bool { return strings.HasPrefix(name, "ledger") })
+	}
+	if got := left(); !slices.Equal(got, want) {
+		t.Errorf("after pod 1 was removed: %q", got)
+	}
+	if err := now.Clear(); err != nil {
+		t.Fatal(err)
+	}
+	want = []string{"old", "old/containers", "old/containers/p_n_main-c3.log", "old/pods", "old/pods/n_p_3"}
+	if got := left(); !slices.Equal(got, want) {
+		t.Errorf("after the node was removed: %q", got)
 	}
 }
 

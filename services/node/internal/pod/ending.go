@@ -29,7 +29,7 @@ func Disrupted(message string) corev1.PodCondition {
 
 // Interrupted returns the ending that an earlier agent began for a pod, as recorded in the
 // pod's status, or nil. The node is the only writer of status.reason. The grace period is
-// not recorded: the pod gets its own.
+// not part of the status.
 func Interrupted(p *corev1.Pod) *Ending {
 	if p.Status.Reason == "" || p.Status.StartTime == nil || Terminal(p) {
 		return nil
