@@ -31,7 +31,7 @@ func costs(t *testing.T, namespace string) map[string]cost {
 	out := map[string]cost{}
 	for _, path := range pids {
 		line, err := os.ReadFile(path)
-		if err != nil || !strings.Contains(string(line), "-keelson."+namespace+".svc.") {
+		if err != nil || !strings.Contains(string(line), "."+namespace+".svc.") {
 			continue
 		}
 		program, _, _ := strings.Cut(string(line), "\x00")

@@ -162,7 +162,7 @@ func TestControlPlane(t *testing.T) {
 		helm(t, "test", "a", "--namespace", "a", "--timeout", "60s")
 	})
 	helm(t, "uninstall", "a", "--namespace", "a", "--wait", "--timeout", "60s")
-	outer.Kubectl(t, "-n", "a", "delete", "pvc", "a-keelson-snapshots")
+	outer.Kubectl(t, "-n", "a", "delete", "pvc", "a-keelson-snapshots", "--ignore-not-found")
 	isGone(t, before)
 	wait.For(t, time.Minute, "the machine has what it had", func(context.Context) error { return look.Check() })
 }
