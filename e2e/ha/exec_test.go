@@ -15,7 +15,7 @@ import (
 )
 
 // TestExecThroughAnyApiserver cuts a node off from one apiserver: requests to that one
-// reach the node through the others.
+// reach the node through the others. Before, each of them knows the whole trace of a pod.
 func TestExecThroughAnyApiserver(t *testing.T) {
 	c := start(t)
 	c.Keel(t, "up", "--nodes", "1")
@@ -37,6 +37,7 @@ func TestExecThroughAnyApiserver(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	tracesAgree(t, c, "default", "box")
 	lost := list[1]
 	host, _, _ := strings.Cut(lost.HTTPS, ":")
 	in := func(args ...string) {

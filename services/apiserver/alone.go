@@ -14,7 +14,6 @@ import (
 	"keelson.dev/services/apiserver/internal/store/etcd"
 	"keelson.dev/services/apiserver/internal/store/memory"
 	"keelson.dev/services/apiserver/internal/store/raft"
-	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
 )
@@ -47,7 +46,7 @@ func (e *external) openLasting(ctx context.Context, g *boot.Group) (store.Store,
 	return startReach(g, "etcd", s), nil
 }
 
-func (e *external) openTransient(context.Context, *boot.Group, store.Store, *tunnel.Server) (store.Store, error) {
+func (e *external) openTransient(context.Context, *boot.Group, store.Store, offered) (store.Store, error) {
 	return nil, errors.New("an external store holds transient kinds too")
 }
 
@@ -69,7 +68,7 @@ func (a *alone) openLasting(ctx context.Context, g *boot.Group) (store.Store, er
 	return startReach(g, "etcd", s), nil
 }
 
-func (a *alone) openTransient(ctx context.Context, g *boot.Group, _ store.Store, _ *tunnel.Server) (store.Store, error) {
+func (a *alone) openTransient(ctx context.Context, g *boot.Group, _ store.Store, _ offered) (store.Store, error) {
 	s, err := openRaft(ctx, a.cfg, raft.Config{Service: raft.NewService(refusePeers)})
 	if err != nil {
 		return nil, err

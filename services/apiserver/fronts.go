@@ -95,7 +95,7 @@ func (f *fronts) newGRPC(g *boot.Group) *rpc.Server {
 	nodev1.RegisterTunnelServiceServer(server, st.tunnels)
 	podv1.RegisterPodServiceServer(server, grpcfront.NewPodService(api, st.tunnels))
 	grpcfront.RegisterReflection(server)
-	f.spans.serve(server, api, rights)
+	f.spans.serve(server, api, rights, st.members)
 	st.members.serveAPI(g, server, rights)
 	newSnapshots(f.cfg, st, rights).Register(server)
 	return server

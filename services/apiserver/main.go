@@ -41,7 +41,7 @@ func (o *options) run(ctx context.Context, g *boot.Group) error {
 	if err != nil {
 		return err
 	}
-	st, err := startState(ctx, g, cfg, id)
+	st, err := startState(ctx, g, cfg, id, spans.store)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	memberv1 "keelson.dev/proto/keelson/member/v1"
 	nodev1 "keelson.dev/proto/keelson/node/v1"
 	storev1 "keelson.dev/proto/keelson/store/v1"
+	tracev1 "keelson.dev/proto/keelson/trace/v1"
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/member"
 	"keelson.dev/services/apiserver/internal/peertls"
@@ -20,7 +21,7 @@ import (
 	"keelson.dev/services/apiserver/internal/store/etcd"
 	"keelson.dev/services/apiserver/internal/store/raft"
 	"keelson.dev/services/apiserver/internal/store/wire"
-	"keelson.dev/services/apiserver/internal/tunnel"
+	"keelson.dev/services/apiserver/internal/tracestore"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
 	"keelson.dev/services/internal/rpc"
@@ -145,7 +146,7 @@ func (m *storeMember) openLasting(ctx context.Context, g *boot.Group) (store.Sto
 	return startReach(g, "etcd", s), nil
 }
 
-func (m *storeMember) openTransient(ctx context.Context, g *boot.Group, lasting store.Store, tunnels *tunnel.Server) (store.Store, error) {
+func (m *storeMember) openTransient(ctx context.Context, g *boot.Group, lasting store.Store, offer offered) (store.Store, error) {
 	rc := raft.Config{Members: m.cfg.Peers.names(), Dial: m.book.Dial, Follow: m.etcd, Join: m.joined}
 	if m.joined {
 		rc.Members = m.etcd.Names()
@@ -156,7 +157,7 @@ func (m *storeMember) openTransient(ctx context.Context, g *boot.Group, lasting 
 	stores := wire.NewService(m.peer.Allow)
 	stores.Serve(storev1.Place_PLACE_LASTING, lasting)
 	var err error
-	if rc.Service, err = m.servePeers(g, stores, tunnels); err != nil {
+	if rc.Service, err = m.servePeers(g, stores, offer); err != nil {
 		return nil, err
 	}
 	s, err := openRaft(ctx, m.cfg, rc)
@@ -174,7 +175,7 @@ func (m *storeMember) openTransient(ctx context.Context, g *boot.Group, lasting 
 // servePeers serves the other members on a port of its own, which opens before the raft
 // store does and closes after it: the stores need each other before clients are served,
 // and after they are no longer. It returns the raft store's part of that port.
-func (m *storeMember) servePeers(g *boot.Group, stores *wire.Service, tunnels *tunnel.Server) (*raft.Service, error) {
+func (m *storeMember) servePeers(g *boot.Group, stores *wire.Service, offer offered) (*raft.Service, error) {
 	allow := m.peer.Allow
 	service := raft.NewService(allow)
 	listener, err := m.cfg.listen("peer", m.cfg.listenPeer)
@@ -192,12 +193,13 @@ func (m *storeMember) servePeers(g *boot.Group, stores *wire.Service, tunnels *t
 	service.Register(server)
 	m.service.RegisterPeers(server, allow)
 	stores.Register(server)
-	nodev1.RegisterRelayServiceServer(server, tunnels.Relay(allow))
+	nodev1.RegisterRelayServiceServer(server, offer.tunnels.Relay(allow))
+	tracev1.RegisterPeerServiceServer(server, tracestore.NewPeer(offer.spans, allow))
 	g.Go("peers", func(ctx context.Context) error { return server.Serve(ctx, listener) })
 	return service, nil
 }
 
-func (m *storeMember) relays() []nodev1.RelayServiceClient { return relayClients(m.service.Others()) }
+func (m *storeMember) peers() []grpc.ClientConnInterface { return m.service.Others() }
 
 func (m *storeMember) serveAPI(_ *boot.Group, r grpc.ServiceRegistrar, rights authz.Authorizer) {
 	m.service.RegisterAPI(r, rights)

@@ -5,10 +5,10 @@ import (
 
 	"google.golang.org/grpc"
 
-	nodev1 "keelson.dev/proto/keelson/node/v1"
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/store"
+	"keelson.dev/services/apiserver/internal/tracestore"
 	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
@@ -21,17 +21,24 @@ type membership interface {
 	// (config.oneStore).
 	openLasting(ctx context.Context, g *boot.Group) (store.Store, error)
 	// openTransient opens the store of transient kinds. It is called after openLasting,
-	// with its store, and not where the two stores are one. tunnels is what the other
-	// apiservers reach the nodes of this one through.
-	openTransient(ctx context.Context, g *boot.Group, lasting store.Store, tunnels *tunnel.Server) (store.Store, error)
-	// relays returns a client of each other apiserver that may have a tunnel to a node.
-	relays() []nodev1.RelayServiceClient
+	// with its store, and not where the two stores are one.
+	openTransient(ctx context.Context, g *boot.Group, lasting store.Store, offer offered) (store.Store, error)
+	// peers returns a connection to each other apiserver that is a member.
+	peers() []grpc.ClientConnInterface
 	// serveAPI registers MemberService for clients.
 	serveAPI(g *boot.Group, r grpc.ServiceRegistrar, rights authz.Authorizer)
 	// depart completes the removal of this member, if one has begun: see stop.go.
 	depart(ctx context.Context, places ...pipeline.Place)
 	// shared reports whether other apiservers may serve the same cluster.
 	shared() bool
+}
+
+// offered is what a member serves to the other apiservers besides its stores.
+type offered struct {
+	// tunnels lead to the nodes that are connected to this apiserver.
+	tunnels *tunnel.Server
+	// spans are those that services have sent to this apiserver.
+	spans *tracestore.Store
 }
 
 // newMembership returns the membership that the flags choose. A member that has yet to
@@ -51,7 +58,7 @@ func newMembership(ctx context.Context, g *boot.Group, cfg *config, id *identity
 // memberless is the part of membership that an apiserver without members does nothing for.
 type memberless struct{}
 
-func (memberless) relays() []nodev1.RelayServiceClient { return nil }
+func (memberless) peers() []grpc.ClientConnInterface { return nil }
 
 func (memberless) serveAPI(*boot.Group, grpc.ServiceRegistrar, authz.Authorizer) {}
 

@@ -3,14 +3,17 @@ package main
 import (
 	"context"
 
+	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	nodev1 "keelson.dev/proto/keelson/node/v1"
 	"keelson.dev/services/apiserver/internal/kind"
 	"keelson.dev/services/apiserver/internal/pipeline"
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/store/reach"
+	"keelson.dev/services/apiserver/internal/tracestore"
 	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/apiserver/internal/watchcache"
 	"keelson.dev/services/internal/boot"
@@ -28,7 +31,7 @@ type state struct {
 }
 
 // startState opens the stores and starts their watch caches.
-func startState(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source) (*state, error) {
+func startState(ctx context.Context, g *boot.Group, cfg *config, id *identity.Source, spans *tracestore.Store) (*state, error) {
 	members, err := newMembership(ctx, g, cfg, id)
 	if err != nil {
 		return nil, err
@@ -41,13 +44,13 @@ func startState(ctx context.Context, g *boot.Group, cfg *config, id *identity.So
 	one := cfg.oneStore()
 	s.lasting = newPlace(lasting, stored(s.table, func(k *resource.Kind) bool { return one || !k.Transient }))
 	s.nodes = s.lasting.Cache.Kind(s.table.ByKind(corev1.SchemeGroupVersion.WithKind("Node")))
-	s.tunnels = tunnel.New(tunnel.Config{Peers: members.relays, Registered: s.node})
+	s.tunnels = tunnel.New(tunnel.Config{Peers: func() []nodev1.RelayServiceClient { return relayClients(members.peers()) }, Registered: s.node})
 	if one {
 		s.transient = s.lasting
 		g.Go("watch cache", s.lasting.Cache.Run)
 		return s, nil
 	}
-	transient, err := members.openTransient(ctx, g, lasting, s.tunnels)
+	transient, err := members.openTransient(ctx, g, lasting, offered{tunnels: s.tunnels, spans: spans})
 	if err != nil {
 		return nil, err
 	}
@@ -85,6 +88,15 @@ func stored(table *resource.Table, wanted func(*resource.Kind) bool) []*resource
 		if !k.Virtual() && k.StoredAs == nil && wanted(k) {
 			out = append(out, k)
 		}
+	}
+	return out
+}
+
+// relayClients returns a RelayService client over each connection.
+func relayClients(conns []grpc.ClientConnInterface) []nodev1.RelayServiceClient {
+	var out []nodev1.RelayServiceClient
+	for _, c := range conns {
+		out = append(out, nodev1.NewRelayServiceClient(c))
 	}
 	return out
 }

@@ -6,13 +6,11 @@ import (
 
 	"google.golang.org/grpc"
 
-	nodev1 "keelson.dev/proto/keelson/node/v1"
 	storev1 "keelson.dev/proto/keelson/store/v1"
 	"keelson.dev/services/apiserver/internal/authz"
 	"keelson.dev/services/apiserver/internal/member"
 	"keelson.dev/services/apiserver/internal/store"
 	"keelson.dev/services/apiserver/internal/store/wire"
-	"keelson.dev/services/apiserver/internal/tunnel"
 	"keelson.dev/services/internal/boot"
 	"keelson.dev/services/internal/identity"
 )
@@ -49,7 +47,7 @@ func (m *remote) openLasting(_ context.Context, g *boot.Group) (store.Store, err
 	return m.open(g, "etcd", storev1.Place_PLACE_LASTING), nil
 }
 
-func (m *remote) openTransient(_ context.Context, g *boot.Group, _ store.Store, _ *tunnel.Server) (store.Store, error) {
+func (m *remote) openTransient(_ context.Context, g *boot.Group, _ store.Store, _ offered) (store.Store, error) {
 	return m.open(g, "raft", storev1.Place_PLACE_TRANSIENT), nil
 }
 
@@ -60,7 +58,7 @@ func (m *remote) open(g *boot.Group, name string, place storev1.Place) store.Sto
 	return startReach(g, name, c)
 }
 
-func (m *remote) relays() []nodev1.RelayServiceClient { return relayClients(m.members.Conns()) }
+func (m *remote) peers() []grpc.ClientConnInterface { return m.members.Conns() }
 
 func (m *remote) serveAPI(g *boot.Group, r grpc.ServiceRegistrar, rights authz.Authorizer) {
 	forward := member.NewForward(m.members.Names, m.book.Dial, rights)
@@ -69,12 +67,3 @@ func (m *remote) serveAPI(g *boot.Group, r grpc.ServiceRegistrar, rights authz.A
 }
 
 func (m *remote) shared() bool { return true }
-
-// relayClients returns a RelayService client over each connection.
-func relayClients(conns []grpc.ClientConnInterface) []nodev1.RelayServiceClient {
-	var out []nodev1.RelayServiceClient
-	for _, c := range conns {
-		out = append(out, nodev1.NewRelayServiceClient(c))
-	}
-	return out
-}

@@ -38,6 +38,8 @@ func startTelemetry(ctx context.Context, g *boot.Group, cfg *config) (*spans, er
 }
 
 // serve registers the services that receive spans and look traces up.
-func (s *spans) serve(server grpc.ServiceRegistrar, api pipeline.API, rights *authz.Authorizers) {
-	tracestore.NewService(s.store, tracestore.Objects{API: api}, rights, s.forward).Register(server)
+func (s *spans) serve(server grpc.ServiceRegistrar, api pipeline.API, rights *authz.Authorizers, members membership) {
+	service := tracestore.NewService(s.store, tracestore.Objects{API: api}, rights, s.forward)
+	service.SetPeers(members.peers)
+	service.Register(server)
 }

@@ -42,6 +42,7 @@ type Service struct {
 	authorize authz.Authorizer
 	forward   *Forward
 	quota     quota
+	peers     func() []grpc.ClientConnInterface // may be nil
 }
 
 // NewService returns a service. forward may be nil.
@@ -88,14 +89,14 @@ func (s *Service) GetTrace(ctx context.Context, r *tracev1.GetTraceRequest) (*tr
 	if err != nil {
 		return nil, wire(ctx, err)
 	}
-	all, dropped, ok := s.store.trace(id)
-	spans := s.visible(ctx, all, own)
-	if !ok || len(spans) == 0 {
+	all := s.trace(ctx, id)
+	spans := s.visible(ctx, all.spans, own)
+	if len(spans) == 0 {
 		err := apierrors.NewNotFound(traceResource, hex.EncodeToString(id[:]))
 		err.ErrStatus.Message = fmt.Sprintf("trace %x is not in memory: apiservers keep recent traces, and lose them when they restart", id[:])
 		return nil, wire(ctx, err)
 	}
-	dropped = dropped || len(spans) < len(all)
+	dropped := all.dropped || len(spans) < len(all.spans)
 	return &tracev1.GetTraceResponse{TraceId: hex.EncodeToString(id[:]), Spans: arrange(spans, dropped), Dropped: dropped}, nil
 }
 
@@ -133,7 +134,7 @@ func (s *Service) find(ctx context.Context, r *tracev1.GetTraceRequest) (id Trac
 	if err != nil || r.GetEarlier() == 0 {
 		return id, own, err
 	}
-	id, ok := s.store.earlier(o, id, int(r.GetEarlier()))
+	id, ok := s.earlier(ctx, o, id, int(r.GetEarlier()))
 	if !ok {
 		err := apierrors.NewNotFound(traceResource, o.Name)
 		err.ErrStatus.Message = fmt.Sprintf("no trace of an earlier write of %s %q is in memory", o.Resource, o.Name)
@@ -145,7 +146,7 @@ func (s *Service) find(ctx context.Context, r *tracev1.GetTraceRequest) (id Trac
 // maxEarlier bounds how many writes a request may go back.
 const maxEarlier = 1000
 
-// current returns the trace of an object: that of its last write if the store has spans of it,
+// current returns the trace of an object: that of its last write if an apiserver has spans of it,
 // otherwise the newest one with a span that names the object (the last write was not recorded,
 // or the object was deleted).
 func (s *Service) current(ctx context.Context, o Object) (id TraceID, own SpanID, err error) {
@@ -155,11 +156,11 @@ func (s *Service) current(ctx context.Context, o Object) (id TraceID, own SpanID
 	}
 	written, recorded := telemetry.ParseTraceparent(tp)
 	if recorded {
-		if _, _, here := s.store.trace(TraceID(written.TraceID())); here {
+		if len(s.trace(ctx, TraceID(written.TraceID())).spans) > 0 {
 			return TraceID(written.TraceID()), SpanID(written.SpanID()), nil
 		}
 	}
-	if id, ok := s.store.newest(o); ok {
+	if id, ok := s.newest(ctx, o); ok {
 		return id, own, nil
 	}
 	switch {

@@ -7,9 +7,9 @@
 package tracestore
 
 import (
+	"bytes"
 	"cmp"
 	"container/list"
-	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -201,43 +201,44 @@ func (s *Store) newest(o Object) (TraceID, bool) {
 	return id, ok
 }
 
-// earlier returns the n-th newest trace (counted from 1, by start time) that names the object
-// and started no later than another trace.
-func (s *Store) earlier(o Object, than TraceID, n int) (TraceID, bool) {
+// begun is a trace and the start of its first span.
+type begun struct {
+	id    TraceID
+	began uint64
+}
+
+// named returns the traces with a span that names the object, and the start of the first span of
+// each.
+func (s *Store) named(o Object) map[TraceID]uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.shrink(s.cfg.Now())
 	o.Group = ""
-	type candidate struct {
-		id    TraceID
-		began uint64
-	}
-	began := func(t *traceOf) uint64 {
+	found := make(map[TraceID]uint64)
+	for e := s.quiet.Front(); e != nil; e = e.Next() {
+		t := e.Value.(*traceOf)
+		if !slices.Contains(t.objects, o) {
+			continue
+		}
 		first := t.spans[0].start
 		for _, sp := range t.spans {
 			first = min(first, sp.start)
 		}
-		return first
+		found[t.id] = first
 	}
-	limit := uint64(math.MaxUint64)
-	if e := s.traces[than]; e != nil {
-		limit = began(e.Value.(*traceOf))
+	return found
+}
+
+// newestFirst returns traces by start time, the newest first.
+func newestFirst(traces map[TraceID]uint64) []begun {
+	list := make([]begun, 0, len(traces))
+	for id, began := range traces {
+		list = append(list, begun{id, began})
 	}
-	var found []candidate
-	for e := s.quiet.Front(); e != nil; e = e.Next() {
-		t := e.Value.(*traceOf)
-		if t.id == than || !slices.Contains(t.objects, o) {
-			continue
-		}
-		if at := began(t); at <= limit {
-			found = append(found, candidate{t.id, at})
-		}
-	}
-	if len(found) < n {
-		return TraceID{}, false
-	}
-	slices.SortFunc(found, func(a, b candidate) int { return cmp.Compare(b.began, a.began) })
-	return found[n-1].id, true
+	slices.SortFunc(list, func(a, b begun) int {
+		return cmp.Or(cmp.Compare(b.began, a.began), bytes.Compare(b.id[:], a.id[:]))
+	})
+	return list
 }
 
 // Len returns the number of spans.

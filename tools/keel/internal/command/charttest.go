@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -101,41 +99,28 @@ func testWorkload(name, image string) *appsv1.Deployment {
 	}
 }
 
-// testTrace reads the workload's trace until it has the spans of all services. Services report to
-// one apiserver after the other, and each has the spans that it received.
+// testTrace reads the workload's trace from each apiserver until it has the spans of all services.
 func (e *env) testTrace(ctx context.Context, traces []tracev1.TraceServiceClient, name string) error {
 	return repeat(ctx, func() error {
-		of := &tracev1.GetTraceRequest{Group: "apps", Resource: "deployments", Namespace: metav1.NamespaceDefault, Name: name}
 		var t *tracev1.GetTraceResponse
-		err := errors.New("no apiserver was named")
+		services := map[string]bool{}
 		for _, apiserver := range traces {
-			if t, err = apiserver.GetTrace(ctx, of); err == nil {
-				break
-			}
-		}
-		if err != nil {
-			return fmt.Errorf("trace of deployment %s: %w", name, said(err))
-		}
-		spans, services := 0, map[string]bool{}
-		for _, apiserver := range traces {
-			part, err := apiserver.GetTrace(ctx, &tracev1.GetTraceRequest{TraceId: t.GetTraceId()})
-			if status.Code(err) == codes.NotFound {
-				continue
-			}
+			var err error
+			t, err = apiserver.GetTrace(ctx, &tracev1.GetTraceRequest{Group: "apps", Resource: "deployments", Namespace: metav1.NamespaceDefault, Name: name})
 			if err != nil {
-				return fmt.Errorf("trace %s: %w", t.GetTraceId(), said(err))
+				return fmt.Errorf("trace of deployment %s: %w", name, said(err))
 			}
-			spans += len(part.GetSpans())
-			for _, s := range part.GetSpans() {
+			clear(services)
+			for _, s := range t.GetSpans() {
 				services[s.Service] = true
 			}
-		}
-		for _, service := range tracedServices {
-			if !services[service] {
-				return errors.New("the trace has no span of " + service)
+			for _, service := range tracedServices {
+				if !services[service] {
+					return errors.New("the trace has no span of " + service)
+				}
 			}
 		}
-		e.say("trace %s has the write and what it caused: %d spans of %s", t.GetTraceId(), spans, strings.Join(slices.Sorted(maps.Keys(services)), ", "))
+		e.say("trace %s has the write and what it caused: %d spans of %s", t.GetTraceId(), len(t.GetSpans()), strings.Join(slices.Sorted(maps.Keys(services)), ", "))
 		return nil
 	})
 }
