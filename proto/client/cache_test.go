@@ -98,8 +98,7 @@ func TestCacheTransforms(t *testing.T) {
 	within(t, "the deletion", func() bool { return deleted.Load() == 1 })
 }
 
-// The cache repeats what a server does not answer, and Err returns the reason.
-// An index finds what the cache held before it was added, and what comes later.
+// An index finds objects that were in the cache before it was added, and later ones.
 func TestCacheAddsIndexes(t *testing.T) {
 	c := clienttest.Start(t)
 	cache := client.NewCache(c, client.CacheOptions[*corev1.ConfigMap]{})
@@ -110,7 +109,7 @@ func TestCacheAddsIndexes(t *testing.T) {
 	cache.AddIndex("name", byName)
 	cache.AddIndex("name", func(*corev1.ConfigMap) []string { return nil }) // the first one stays
 	if got := cache.ByIndex("name", "before"); len(got) != 1 {
-		t.Errorf("%d objects of before the index was added, want 1", len(got))
+		t.Errorf("%d objects from before the index was added, want 1", len(got))
 	}
 	create(t, c, "after")
 	within(t, "the second object", func() bool { return len(cache.ByIndex("name", "after")) == 1 })
@@ -120,6 +119,7 @@ func TestCacheAddsIndexes(t *testing.T) {
 	within(t, "the deletion", func() bool { return len(cache.ByIndex("name", "before")) == 0 })
 }
 
+// The cache retries while a server refuses the watch, and Err returns the reason.
 func TestCacheKeepsTrying(t *testing.T) {
 	s, c := clienttest.StartServer(t)
 	var asked atomic.Int32
