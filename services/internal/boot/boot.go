@@ -7,7 +7,7 @@
 // error after a usage error (see [Invalid]), and with 1 and a last log line that gives the
 // cause otherwise. With the argument "healthcheck" it asks a running process of the same
 // service whether it is ready. Package boot must never leave a goroutine behind, and never
-// end a program without the cause.
+// exit without reporting the cause.
 package boot
 
 import (
@@ -30,8 +30,8 @@ import (
 )
 
 // Run starts a service: it builds the service's parts, gives their loops to the group, and
-// returns. Its context ends with the first signal; the contexts of the group's goroutines
-// end one after the other.
+// returns. ctx ends with the first signal; the contexts of the group's goroutines then end
+// one after the other.
 type Run func(ctx context.Context, g *Group) error
 
 // stopPatience bounds the time that stopping all parts takes together.

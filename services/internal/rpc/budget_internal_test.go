@@ -67,7 +67,7 @@ func FuzzElements(f *testing.F) {
 	})
 }
 
-// A goroutine that its handler left behind takes nothing of the budget for good.
+// A goroutine that outlives its handler cannot reserve memory that is never released.
 func TestEndedCallsTakeNothing(t *testing.T) {
 	g := newGuard(ServerConfig{}, nil)
 	c := &call{guard: g, caller: Caller{Name: "u", Class: User}, limits: &classLimits[User]}
