@@ -20,7 +20,7 @@ import (
 //  3. Other members take over the leadership of the stores, and balancers have
 //     --shutdown-delay to notice that readiness fails.
 //  4. The fronts accept no new connection, send GOAWAY, end watches and tunnels, and finish
-//     the requests that they have begun.
+//     the requests in progress.
 //  5. A member that is being removed keeps its votes until it has been removed.
 //  6. The stores stop, and then the port for peers.
 
@@ -52,8 +52,8 @@ func handOver(ctx context.Context, cfg *config, st *state) {
 	<-seen
 }
 
-// departTime bounds step 5. A member whose removal is not confirmed in time stops all the
-// same; started again, it is still a member.
+// departTime bounds step 5. A member whose removal is not confirmed in time stops anyway,
+// and is still a member when it is started again.
 const departTime = 15 * time.Second
 
 // depart is step 5.
@@ -96,7 +96,8 @@ var (
 	_ leader = (*raft.Store)(nil)
 )
 
-// giveUp hands the leadership of s over, if it has one.
+// giveUp hands the leadership of s over to another member, if this one leads and s has
+// leaders.
 func giveUp(s store.Store) {
 	leader, ok := store.As[leader](s)
 	if !ok {
