@@ -88,7 +88,7 @@ var workloads = []struct {
 	}},
 }
 
-// BenchmarkDecide reports decisions a second, the taking over of each included.
+// BenchmarkDecide measures decisions, including the update of the state after each.
 func BenchmarkDecide(b *testing.B) {
 	for _, w := range workloads {
 		b.Run(fmt.Sprintf("%s/%dNodes_%dPods", w.name, w.nodes, w.pods), func(b *testing.B) {

@@ -2,7 +2,7 @@ package plugin
 
 import "keelson.dev/services/scheduler/internal/state"
 
-// ports refuses nodes where another pod has a host port of this one.
+// ports refuses nodes on which another pod uses one of the pod's host ports.
 type ports struct{ pod *state.Pod }
 
 func (*ports) Name() string { return NodePorts }

@@ -27,11 +27,11 @@ const (
 type place uint8
 
 const (
-	out place = iota
-	active
-	backoff
-	aside
-	gated
+	out     place = iota // not in the queue
+	active               // ready to be popped
+	backoff              // not before Item.until
+	aside                // refused; waits for an event that helps, or lastResort
+	gated                // has scheduling gates
 )
 
 // Item is a waiting pod.
@@ -47,10 +47,10 @@ type Item struct {
 	Plugins []string
 
 	group  string    // its group in Queue.asides, since it was last refused
-	since  time.Time // in the queue, for order
-	number uint64
-	until  time.Time
-	failed bool // the last attempt failed for another reason than a refusal
+	since  time.Time // when it became active: the order among equal priorities
+	number uint64    // the order among equal times
+	until  time.Time // the end of its backoff
+	failed bool      // the last attempt failed for another reason than a refusal
 	place  place
 	index  int // in the heap of its place
 	early  int // in Queue.early; -1 outside
@@ -108,8 +108,8 @@ func (q *Queue) Get(key state.Key) (*Item, bool) {
 	return it, ok
 }
 
-// Add adds a pod, or updates it. changed is true if it differs in a way that may matter
-// to plugins; a refused pod that has not changed so stays aside.
+// Add adds a pod, or updates it. changed reports whether it differs in a way that may
+// matter to plugins; if not, the pod stays in its place.
 func (q *Queue) Add(p *state.Pod, traceparent string, changed bool) {
 	key := state.Key{Namespace: p.Namespace, Name: p.Name}
 	it := q.items[key]
@@ -133,7 +133,7 @@ func (q *Queue) Add(p *state.Pod, traceparent string, changed bool) {
 	q.enqueue(it)
 }
 
-// enqueue puts an item that is in no place into the right one.
+// enqueue puts an item that has no place into the gated, backoff or active one.
 func (q *Queue) enqueue(it *Item) {
 	switch now := q.now(); {
 	case len(it.Pod.Object.Spec.SchedulingGates) > 0:
@@ -210,8 +210,8 @@ func (q *Queue) Pop() *Item {
 	return it
 }
 
-// Next returns when Pop will return a pod if nothing happens before. It returns false
-// if it never will.
+// Next returns when Pop will return a pod if the queue does not change before, or false
+// if it will not.
 func (q *Queue) Next() (time.Time, bool) {
 	if q.active.Len() > 0 {
 		return q.now(), true
@@ -226,7 +226,7 @@ func (it *Item) delay() time.Duration {
 	return min(firstBackoff<<min(it.Attempts-1, 10), mostBackoff)
 }
 
-// Refused returns a pod to the queue that plugins refused on every node. class is the
+// Refused returns to the queue a pod that plugins refused on every node. class is the
 // same for pods that are alike.
 func (q *Queue) Refused(it *Item, class, message string, plugins []string) {
 	it.Message, it.Plugins, it.failed = message, plugins, false
@@ -242,7 +242,7 @@ func (q *Queue) Refused(it *Item, class, message string, plugins []string) {
 	g.items[it] = struct{}{}
 }
 
-// Retry returns a pod to the queue whose attempt failed for another reason.
+// Retry returns to the queue a pod whose attempt failed for another reason.
 func (q *Queue) Retry(it *Item) {
 	it.failed = true
 	it.until = q.now().Add(it.delay())
@@ -250,8 +250,9 @@ func (q *Queue) Retry(it *Item) {
 	q.enqueue(it)
 }
 
-// Wake makes the refused pods active for which helps returns true. It calls helps once
-// for pods that are alike, with one of them.
+// Wake makes the refused pods for which helps returns true active, once their backoff
+// ends, and returns their number. It calls helps once for each group of pods that are
+// alike, with one of them.
 func (q *Queue) Wake(helps func(p *state.Pod, plugins []string) bool) int {
 	woken := 0
 	for _, g := range q.asides {
@@ -267,7 +268,7 @@ func (q *Queue) Wake(helps func(p *state.Pod, plugins []string) bool) int {
 	return woken
 }
 
-// Again makes a refused pod active, though nothing is known to help it.
+// Again makes a refused pod active once its backoff ends, without an event that helps.
 func (q *Queue) Again(key state.Key) {
 	if it := q.items[key]; it != nil && it.place == aside {
 		q.leave(it)
@@ -275,8 +276,8 @@ func (q *Queue) Again(key state.Key) {
 	}
 }
 
-// Flush makes pods active that have been aside for lastResort. It is to be called
-// periodically.
+// Flush makes the pods active that have been aside for lastResort after their backoff.
+// It must be called periodically.
 func (q *Queue) Flush() {
 	old := q.now().Add(-lastResort)
 	for _, g := range q.asides {
@@ -329,8 +330,8 @@ type timed struct{ prioritized }
 
 func (h *timed) Less(i, j int) bool { return h.items[i].until.Before(h.items[j].until) }
 
-// earlier is a heap in the order of prioritized, for items that are also in the backoff
-// heap.
+// earlier is a heap in the order of prioritized. Its items are also in the backoff heap,
+// so it keeps their positions in Item.early.
 type earlier struct{ prioritized }
 
 func (h *earlier) Swap(i, j int) {

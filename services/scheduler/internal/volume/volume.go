@@ -24,8 +24,11 @@ const (
 	selectedNode  = "volume.kubernetes.io/selected-node"
 	bindCompleted = "pv.kubernetes.io/bind-completed"
 	boundByUs     = "pv.kubernetes.io/bound-by-controller"
-	noProvisioner = "kubernetes.io/no-provisioner"
 )
+
+// noProvisioner is the provisioner of classes whose volumes are created by an
+// administrator.
+const noProvisioner = "kubernetes.io/no-provisioner"
 
 // Lister returns objects from the caches. They are shared and must not be modified.
 type Lister interface {
@@ -35,10 +38,12 @@ type Lister interface {
 	Class(name string) (*storagev1.StorageClass, bool)
 }
 
-// Binder holds the reservations for pods in flight that the caches do not show yet.
+// Binder holds the reservations for pods whose binding is in progress, which the caches
+// do not show yet.
 type Binder struct {
 	lister Lister
-	// reserved volumes by name, and the nodes chosen for claims.
+	// reserved maps volumes to the claims that they are reserved for, and selected maps
+	// claims to the nodes chosen for them.
 	reserved map[string]state.Key
 	selected map[state.Key]string
 }
@@ -66,7 +71,8 @@ type bound struct {
 	zones    map[string]map[string]bool
 }
 
-// Read looks up a pod's claims. reason is set if they rule out every node.
+// Read looks up a pod's claims. If they rule out every node, reason says why, and d is
+// nil; d is also nil for a pod without claims.
 func (b *Binder) Read(c *state.Cluster, p *state.Pod) (d *Demand, reason string) {
 	if len(p.Claims) == 0 {
 		return nil, ""
