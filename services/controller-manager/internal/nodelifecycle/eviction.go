@@ -79,8 +79,8 @@ func (e *evicter) ofNode(ev client.Event[*corev1.Node]) []controller.Key {
 	return keys
 }
 
-// since returns a node's NoExecute taints, completed with the time when they were first
-// seen, and drops the times of taints that are gone.
+// since sets the timeAdded of a node's NoExecute taints that lack it to the time when
+// they were first seen, and returns the taints. It forgets the times of removed taints.
 func (e *evicter) since(node string, taints []corev1.Taint) []corev1.Taint {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -137,10 +137,10 @@ func (e *evicter) reconcile(ctx context.Context, key controller.Key) (controller
 	return controller.Result{}, e.evict(ctx, p)
 }
 
-// Leaves returns when a pod must leave a node with these NoExecute taints. For a taint
-// that it does not tolerate, that is at once. The time for which a taint is tolerated
-// counts from when the taint was added, or from when the pod came to the node if that
-// was later.
+// Leaves returns when a pod must leave a node with these NoExecute taints; ever is false
+// if it may stay. It must leave at once for a taint that it does not tolerate. The time
+// for which a taint is tolerated begins when the taint is added, or when the pod is
+// scheduled to the node if that is later.
 func Leaves(p *corev1.Pod, taints []corev1.Taint, now time.Time) (at time.Time, ever bool) {
 	var came time.Time
 	if c := podstate.Condition(p, corev1.PodScheduled); c != nil && c.Status == corev1.ConditionTrue {
@@ -183,7 +183,7 @@ func Leaves(p *corev1.Pod, taints []corev1.Taint, now time.Time) (at time.Time, 
 	return at, ever
 }
 
-// tolerates follows the API's description of tolerations.
+// tolerates reports whether a toleration matches a taint.
 func tolerates(tol *corev1.Toleration, t *corev1.Taint) bool {
 	if tol.Effect != "" && tol.Effect != t.Effect || tol.Key != "" && tol.Key != t.Key {
 		return false
