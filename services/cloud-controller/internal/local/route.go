@@ -25,8 +25,9 @@ const repairEvery = 5 * time.Second
 // maxWeight is the largest weight that the kernel accepts for one next hop.
 const maxWeight = 256
 
-// Begin is called before the work begins, and again after another process has led. It
-// drops everything that no Service's status shows.
+// Begin is called at the beginning of each term of leadership. It drops the allocations
+// that no Service's status shows, because another process may have led since they were
+// made.
 func (p *Provider) Begin() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -39,8 +40,9 @@ func (p *Provider) Begin() {
 }
 
 // Run repairs routes that were removed or changed, and removes those of addresses that
-// no Service has, until ctx ends. The routes stay then, so that traffic is not
-// interrupted while the program restarts. inUse must be complete when Run is called.
+// no Service has, until ctx ends. It leaves the routes in place at the end, so that
+// traffic is not interrupted while the program restarts. Config.InUse must be complete
+// when Run is called.
 func (p *Provider) Run(ctx context.Context) error {
 	tick := time.NewTicker(repairEvery)
 	defer tick.Stop()

@@ -85,8 +85,8 @@ func (r *remote) ListLoadBalancers(ctx context.Context, cluster string) ([]strin
 	return resp.GetIds(), nil
 }
 
-// wire maps the errors of the contract to codes. UNIMPLEMENTED is not NOT_FOUND: that a
-// provider lacks a method says nothing about machines.
+// wire maps the errors of the contract to codes. UNIMPLEMENTED is not among them: it must
+// not be taken for NOT_FOUND, after which a Node is deleted.
 var wire = []struct {
 	err  error
 	code codes.Code
