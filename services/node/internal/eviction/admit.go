@@ -9,9 +9,9 @@ import (
 	"keelson.dev/services/node/internal/pod"
 )
 
-// Admit returns why a node under pressure refuses a pod, or nil if it takes it. Under memory
-// pressure alone, only best-effort pods are refused that do not tolerate it; under any other
-// pressure, all pods but critical ones.
+// Admit returns why a node under pressure refuses a pod, or nil if it accepts it. Critical
+// pods are always accepted. Under memory pressure alone, only best-effort pods that do not
+// tolerate it are refused; under any other pressure, all pods are.
 func Admit(p *corev1.Pod, pressure []corev1.NodeConditionType) *pod.Refusal {
 	if len(pressure) == 0 || pod.IsCritical(p) {
 		return nil
