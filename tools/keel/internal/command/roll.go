@@ -25,7 +25,7 @@ func (e *env) follow(ctx context.Context, c *cluster.Cluster, want []supervise.S
 		return err
 	}
 	if !dir(c).AnyAlive() {
-		have = nil // there is nothing to disturb
+		have = nil // no process runs, so there is nothing to restart one by one
 	}
 	specs := slices.Clone(want)
 	var changed []int
