@@ -161,7 +161,7 @@ func restProbe[T object](k kindOf[T], hc *http.Client, members []string) *Probe 
 	}}
 }
 
-// watch returns the watchers of one member.
+// watch adds the watchers of one member.
 func (r *runner) watch(ctx context.Context, one *client.Client, name string, rng *rand.Rand) error {
 	cms, err := newWatcher(ctx, configMaps, one, name, r.load.now, rng)
 	if err != nil {
@@ -306,7 +306,7 @@ func (r *runner) last(ctx context.Context, a api, kind string) {
 	}
 }
 
-// resumes is how often each watch is resumed once more at the end.
+// resumes is how often each watch is resumed from an earlier revision at the end.
 const resumes = 30
 
 func (r *runner) resume(ctx context.Context, events map[string][]Event) {

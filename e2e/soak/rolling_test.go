@@ -37,7 +37,7 @@ var workloads = []struct {
 	count int
 }{{"Deployment", 20}, {"StatefulSet", 10}, {"DaemonSet", 5}, {"ReplicaSet", 5}, {"CronJob", 5}, {"Job", 5}}
 
-// rolling is what one service takes at one moment.
+// rolling is one measurement of a service.
 type rolling struct {
 	sample
 	routines float64
@@ -183,7 +183,8 @@ func manifest(roll int) string {
 	return out.String()
 }
 
-// gone is nil once no object of the last rollout that cannot be changed is left.
+// gone returns nil once the Jobs and ReplicaSets of the last rollout, which are deleted
+// and created anew instead of updated, are deleted.
 func gone(ctx context.Context, c *cluster.Cluster) error {
 	out, err := c.Run(ctx, "kubectl", "get", "jobs,replicasets", "-l", "soak in (rolling,rolling-set)", "-o", "name")
 	if err == nil && strings.TrimSpace(out) != "" {
@@ -192,7 +193,8 @@ func gone(ctx context.Context, c *cluster.Cluster) error {
 	return err
 }
 
-// settled is nil once every Deployment, StatefulSet and DaemonSet has what it asks for.
+// settled returns nil once every Deployment, StatefulSet and DaemonSet has the replicas of
+// its spec, updated and ready.
 func settled(ctx context.Context, c *cluster.Cluster) error {
 	for kind, path := range map[string]string{
 		"deployments":  `{.metadata.name}{" "}{.spec.replicas}{" "}{.status.readyReplicas}{" "}{.status.updatedReplicas}`,
