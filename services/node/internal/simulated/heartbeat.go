@@ -43,8 +43,7 @@ func (s *Simulation) heartbeats(ctx context.Context) error {
 			}
 		})
 	}
-	const beat = 10 * time.Millisecond
-	ticker := time.NewTicker(beat)
+	ticker := time.NewTicker(beat(s.cfg.Heartbeat, s.cfg.Nodes))
 	defer ticker.Stop()
 	began, sent := time.Now(), 0
 	for {
@@ -61,6 +60,11 @@ func (s *Simulation) heartbeats(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// beat returns how often renewals are sent: one at a time, or, of many nodes, several each 10 ms.
+func beat(heartbeat time.Duration, nodes int) time.Duration {
+	return max(10*time.Millisecond, heartbeat/time.Duration(max(1, nodes)))
 }
 
 func (s *Simulation) lease(i int, version string) *coordinationv1.Lease {

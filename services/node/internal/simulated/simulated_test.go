@@ -203,3 +203,15 @@ func TestNodesAreSpreadOverZones(t *testing.T) {
 		}
 	}
 }
+
+// An idle process with few nodes wakes up for their renewals only.
+func TestBeat(t *testing.T) {
+	for _, c := range []struct {
+		nodes int
+		want  time.Duration
+	}{{0, 10 * time.Second}, {1, 10 * time.Second}, {3, 3333333333}, {1000, 10 * time.Millisecond}, {100_000, 10 * time.Millisecond}} {
+		if got := beat(10*time.Second, c.nodes); got != c.want {
+			t.Errorf("%d nodes: %v, want %v", c.nodes, got, c.want)
+		}
+	}
+}
