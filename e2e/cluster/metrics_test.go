@@ -54,6 +54,7 @@ spec:
 // TestUsage checks what nodes and pods use, as kubectl top, gRPC clients and scrapers read it, and
 // that an autoscaler acts on it.
 func TestUsage(t *testing.T) {
+	t.Parallel()
 	ns := namespace(t)
 	shared.Apply(t, worker, "-n", ns)
 	t.Cleanup(func() {
