@@ -194,7 +194,7 @@ func put(to []int64, i int, v int64) []int64 {
 // update applies the changes since the last update.
 func (c *class) update() {
 	changes, known := c.env.Since(c.position)
-	if !known || c.epoch != c.env.Epoch || len(changes) > len(c.env.Nodes)+1000 {
+	if !known || c.epoch != c.env.Epoch || len(changes) > c.env.MaxBehind() {
 		c.build()
 		changes = nil
 	}

@@ -62,8 +62,9 @@ type Cluster struct {
 	base  uint64
 }
 
-// logSize is the number of changes kept. A reader that is further behind starts over.
-const logSize = 1 << 15
+// MaxBehind is the number of changes above which a reader starts over with all nodes, because that
+// costs less than to look at the changes.
+func (c *Cluster) MaxBehind() int { return len(c.Nodes) + 1000 }
 
 // New returns an empty view.
 func New() *Cluster {
@@ -111,9 +112,11 @@ func (c *Cluster) Since(pos uint64) ([]Change, bool) {
 	return c.log[pos-c.base:], true
 }
 
+// note appends to the log, which keeps no more changes than readers use: each holds a pod, which may
+// be gone.
 func (c *Cluster) note(ch Change) {
-	if len(c.log) >= 2*logSize {
-		n := copy(c.log, c.log[len(c.log)-logSize:])
+	if keep := c.MaxBehind(); len(c.log) >= 2*keep {
+		n := copy(c.log, c.log[len(c.log)-keep:])
 		c.base += uint64(len(c.log) - n)
 		clear(c.log[n:])
 		c.log = c.log[:n]
