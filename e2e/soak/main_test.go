@@ -22,6 +22,7 @@ var (
 	soakPods     = flag.Int("soak.pods", 10000, "pods of TestSoak")
 	soakMinutes  = flag.Int("soak.minutes", 5, "minutes that each test measures its cluster, 2 at the least")
 	soakProfiles = flag.String("soak.profiles", "", "directory for samples and profiles of the measured minutes; empty takes none")
+	soakEvery    = flag.Duration("soak.every", time.Minute, "time between two rollouts of TestRolling")
 )
 
 // sampleEvery is the time between two samples of the services' memory.

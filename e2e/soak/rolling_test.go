@@ -28,9 +28,6 @@ const (
 	maxEtcdSlope = 8.0 // MB of etcd's file an hour
 )
 
-// rollEvery is the time between two rollouts of all workloads.
-const rollEvery = time.Minute
-
 // workloads of each kind; 50 together.
 var workloads = []struct {
 	kind  string
@@ -59,7 +56,7 @@ func TestRolling(t *testing.T) {
 	defer tick.Stop()
 	rolls := 0
 	for at := time.Duration(0); at <= end; at = time.Since(began) {
-		if at >= time.Duration(rolls+1)*rollEvery {
+		if at >= time.Duration(rolls+1)**soakEvery {
 			rolls++
 			c.Kubectl(t, "delete", "jobs", "-l", "soak=rolling", "--wait=false")
 			c.Kubectl(t, "delete", "replicasets", "-l", "soak=rolling-set", "--wait=false")
