@@ -95,6 +95,10 @@ perturb: ## Controllers killed, restarted with old views, and blind to changes, 
 preemption: ## Compare the victims of preemption with an exhaustive search: make preemption CASES=10000
 	@cd services/scheduler && go test -count=1 -run TestPreemptionIsMinimal ./internal/decide -args -preempt.cases $(or $(CASES),10000)
 
+.PHONY: policies
+policies: ## Compare random network policies on real connections with a plain evaluation: make policies SEED=1 PAIRS=10000
+	@cd services/node && go test -count=1 -timeout 30m -run TestRandom ./internal/policy -args -seed $(or $(SEED),1) -pairs $(or $(PAIRS),10000)
+
 .PHONY: fuzz
 fuzz: ## Fuzz every decoder: make fuzz SECONDS=60
 	@scripts/fuzz.sh "$(or $(SECONDS),10)"

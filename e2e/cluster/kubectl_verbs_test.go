@@ -231,8 +231,6 @@ var local = []row{
 	}},
 	{name: "IngressIsRefused", needs: "an API without Ingress", steps: []step{
 		{args: "create ingress i --rule=example.com/*=web:80", fails: true, prints: "error: failed to create ingress: the server could not find the requested resource (post ingresses.networking.k8s.io)\n"},
-		{args: "apply -f -", stdin: "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: all}\nspec: {podSelector: {}}\n", fails: true,
-			prints: "error: resource mapping not found for name: \"all\" namespace: \"\" from \"STDIN\": no matches for kind \"NetworkPolicy\" in version \"networking.k8s.io/v1\"\nensure CRDs are installed first\n"},
 	}},
 }
 

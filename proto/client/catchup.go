@@ -15,12 +15,18 @@ const catchUpPoll = 2 * time.Millisecond
 // before it makes decisions on a cache that was filled while the other was still writing.
 // It reads the metadata of the collection once, and fails if that read fails.
 func (c *Cache[T]) CatchUp(ctx context.Context) error {
+	return c.CatchUpIn(ctx, c.opts.Namespace)
+}
+
+// CatchUpIn is CatchUp for the objects of one namespace. namespace is empty for all that the cache
+// holds.
+func (c *Cache[T]) CatchUpIn(ctx context.Context, namespace string) error {
 	select {
 	case <-c.synced:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	behind, revision, err := c.behind(ctx)
+	behind, revision, err := c.behind(ctx, namespace)
 	if err != nil {
 		return err
 	}
@@ -51,16 +57,16 @@ type awaited struct {
 	gone     bool
 }
 
-// behind compares the store with the cache and returns the difference, and the
+// behind compares a namespace of the store with the cache and returns the difference, and the
 // revision at which the store was read.
-func (c *Cache[T]) behind(ctx context.Context) (map[Key]awaited, uint64, error) {
+func (c *Cache[T]) behind(ctx context.Context, namespace string) (map[Key]awaited, uint64, error) {
 	var (
 		out      = map[Key]awaited{}
 		listed   = map[Key]struct{}{}
 		revision uint64
 	)
 	for page, err := range Metadata(c.r.c, c.r.kind).pages(ctx, ListOptions{
-		Namespace: c.opts.Namespace, LabelSelector: c.opts.LabelSelector, FieldSelector: c.opts.FieldSelector,
+		Namespace: namespace, LabelSelector: c.opts.LabelSelector, FieldSelector: c.opts.FieldSelector,
 	}) {
 		if err != nil {
 			return nil, 0, err
@@ -82,6 +88,9 @@ func (c *Cache[T]) behind(ctx context.Context) (map[Key]awaited, uint64, error) 
 	}
 	for _, obj := range c.List() {
 		key := KeyOf(obj)
+		if namespace != "" && key.Namespace != namespace {
+			continue
+		}
 		if _, ok := listed[key]; !ok && revisionOf(obj) <= revision {
 			out[key] = awaited{revision: revision, gone: true}
 		}

@@ -175,7 +175,7 @@ var kinds = []*Kind{
 	unstored(kind[networkingv1.Ingress]("networking.k8s.io", "ingresses", namespaced)),
 	unstored(kind[networkingv1.IngressClass]("networking.k8s.io", "ingressclasses", cluster)),
 	unstored(kind[networkingv1.IPAddress]("networking.k8s.io", "ipaddresses", cluster)),
-	unstored(kind[networkingv1.NetworkPolicy]("networking.k8s.io", "networkpolicies", namespaced)),
+	kind[networkingv1.NetworkPolicy]("networking.k8s.io", "networkpolicies", namespaced),
 	unstored(kind[networkingv1.ServiceCIDR]("networking.k8s.io", "servicecidrs", cluster)),
 }
 

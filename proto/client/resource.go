@@ -8,6 +8,7 @@ import (
 	"iter"
 	"reflect"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -23,6 +24,8 @@ type Resource[T Object] struct {
 	// make returns an empty T.
 	make func() T
 	view resourcev1.View
+	// part is the subresource that lists and watches read, or empty.
+	part string
 	// over carries the watches, if it is not nil.
 	over *Watches
 }
@@ -35,6 +38,16 @@ func For[T Object](c *Client) Resource[T] {
 		panic("client: " + k.GVK.Kind + " has no collection")
 	}
 	return Resource[T]{c: c, kind: k, make: func() T { return k.New().(T) }}
+}
+
+// PodNetworks returns access to pods/network: what nodes must know of all pods to enforce network
+// policies, which is their names, labels and node, whether they use the network of the node, their
+// phase, addresses and named ports. All other fields are empty. It can only be listed and watched,
+// without a field selector.
+//
+// empty returns an empty T, whose Unmarshal decodes a Pod: a *corev1.Pod, or a smaller type.
+func PodNetworks[T Object](c *Client, empty func() T) Resource[T] {
+	return Resource[T]{c: c, kind: mustKind(reflect.TypeFor[*corev1.Pod]()), make: empty, part: "network"}
 }
 
 // Metadata returns access to the metadata of a kind: reads decode nothing else, and deletes
@@ -163,7 +176,7 @@ func (r Resource[T]) pages(ctx context.Context, o ListOptions) iter.Seq2[*resour
 		defer cancel()
 		what := r.what("list", o.Namespace, "")
 		stream, err := r.c.rpc.List(ctx, &resourcev1.ListRequest{
-			Ref:                  r.kind.Ref(o.Namespace, "", ""),
+			Ref:                  r.kind.Ref(o.Namespace, "", r.part),
 			LabelSelector:        o.LabelSelector,
 			FieldSelector:        o.FieldSelector,
 			ResourceVersion:      o.ResourceVersion,

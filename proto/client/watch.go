@@ -75,7 +75,7 @@ func (r Resource[T]) Watch(ctx context.Context, o WatchOptions) iter.Seq2[Event[
 		defer cancel()
 		what := r.what("watch", o.Namespace, o.Name)
 		stream, err := r.watch(ctx, &resourcev1.WatchRequest{
-			Ref:               r.kind.Ref(o.Namespace, o.Name, ""),
+			Ref:               r.kind.Ref(o.Namespace, o.Name, r.part),
 			LabelSelector:     o.LabelSelector,
 			FieldSelector:     o.FieldSelector,
 			ResourceVersion:   o.ResourceVersion,

@@ -42,6 +42,7 @@ import (
 	"keelson.dev/services/node/internal/netcache"
 	"keelson.dev/services/node/internal/pod"
 	"keelson.dev/services/node/internal/podresources"
+	"keelson.dev/services/node/internal/policy"
 	"keelson.dev/services/node/internal/proxy"
 	"keelson.dev/services/node/internal/registration"
 	"keelson.dev/services/node/internal/shutdown"
@@ -98,7 +99,7 @@ func (o *options) clean(ctx context.Context) error {
 	if err != nil {
 		return boot.Invalid("--cluster-cidr: %w", err)
 	}
-	return errors.Join(proxy.Cleanup(ctx), dns.Cleanup(), cni.Cleanup(ctx, pods))
+	return errors.Join(policy.Cleanup(ctx), proxy.Cleanup(ctx), dns.Cleanup(), cni.Cleanup(ctx, pods))
 }
 
 // join gets the node's first certificate, if it has none and a token to ask with.
@@ -182,6 +183,8 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		return err
 	}
 	cache := netcache.New(c)
+	policies := netcache.NewPolicies(c)
+	enforcer := policy.New(policy.Config{Source: policies, ClusterCIDR: s.pods, Metrics: policy.NewMetrics(status.Registry())})
 	hostPorts := cni.NewHostPorts()
 	capacity := machine.Capacity[corev1.ResourceMemory]
 	pods = agent.New(agent.Config{
@@ -201,7 +204,7 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		},
 		Services: cache.Services, ServicesSynced: cache.Synced(),
 		NetworkReady: health.NetworkReady, Features: health.Features,
-		HostPorts: hostPorts.Set, KnownHostPorts: hostPorts.Replace,
+		HostPorts: hostPorts.Set, KnownHostPorts: hostPorts.Replace, Policies: enforcer,
 		Begin:  func(sandboxes map[string]bool) { o.reclaim(sandboxes) },
 		Static: o.staticPods(),
 	})
@@ -236,6 +239,8 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 	heartbeat.SetFence(fencer)
 	g.Go("heartbeat", heartbeat.Run)
 	g.Go("network cache", cache.Run)
+	g.Go("policy cache", policies.Run)
+	g.Go("network policies", enforcer.Run)
 	proxyMetrics, dnsMetrics := proxy.NewMetrics(status.Registry()), dns.NewMetrics(status.Registry())
 	g.Go("pod network", func(ctx context.Context) error { return o.podNetwork(ctx, s, node, cache, hostPorts) })
 	g.Go("proxy", func(ctx context.Context) error {

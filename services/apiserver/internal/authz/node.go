@@ -200,10 +200,11 @@ func (n *Node) node(_ string, a *request.Attributes) (bool, string) {
 }
 
 // pod allows a node to read the pods bound to it, and to write mirror pods, statuses and
-// evictions (admission limits of which pods).
+// evictions (admission limits of which pods). Of other pods it sees pods/network, the part that
+// network policies depend on.
 func (n *Node) pod(node string, a *request.Attributes) (bool, string) {
 	switch a.Subresource + " " + a.Verb {
-	case " create", " delete", "status update", "status patch", "eviction create":
+	case " create", " delete", "status update", "status patch", "eviction create", "network list", "network watch":
 		return true, ""
 	case " get":
 		return n.related(node, podKind, a)
@@ -257,5 +258,8 @@ func NodeRules() []rbacv1.PolicyRule {
 		// pods with roles of their own (system:node-proxier, system:coredns).
 		rule("discovery.k8s.io", "endpointslices", read),
 		rule("", "namespaces", read),
+		// Nodes enforce network policies.
+		rule("networking.k8s.io", "networkpolicies", read),
+		rule("", "pods/network", "list watch"),
 	}
 }

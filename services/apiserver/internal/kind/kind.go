@@ -18,6 +18,7 @@ import (
 	"keelson.dev/services/apiserver/internal/kind/discovery"
 	"keelson.dev/services/apiserver/internal/kind/events"
 	"keelson.dev/services/apiserver/internal/kind/metrics"
+	"keelson.dev/services/apiserver/internal/kind/networking"
 	"keelson.dev/services/apiserver/internal/kind/node"
 	"keelson.dev/services/apiserver/internal/kind/policy"
 	"keelson.dev/services/apiserver/internal/kind/rbac"
@@ -34,6 +35,7 @@ func All() []*resource.Kind {
 		autoscaling.Kinds(),
 		batch.Kinds(),
 		policy.Kinds(),
+		networking.Kinds(),
 		node.Kinds(),
 		discovery.Kinds(),
 		events.Kinds(),

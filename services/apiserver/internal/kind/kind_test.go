@@ -105,7 +105,7 @@ func TestRows(t *testing.T) {
 			}
 			for name, s := range k.Subresources {
 				forms := 0
-				for _, set := range []bool{s.View != nil, s.Scale != nil, s.Change != nil, s.Removal != nil, s.Action != resource.NoAction, s.Connect != ""} {
+				for _, set := range []bool{s.View != nil, s.Scale != nil, s.Change != nil, s.Removal != nil, s.Action != resource.NoAction, s.Connect != "", s.Projection != nil} {
 					if set {
 						forms++
 					}

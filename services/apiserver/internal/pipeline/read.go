@@ -93,7 +93,11 @@ func parseVersion(s string) (store.Revision, error) {
 
 // List reads a collection.
 func (p *Pipeline) List(ctx context.Context, t Target, o ListOptions) (*List, error) {
-	k, _, err := p.enter(ctx, "list", t, o.LabelSelector, o.FieldSelector)
+	k, sub, err := p.enter(ctx, "list", t, o.LabelSelector, o.FieldSelector)
+	if err != nil {
+		return nil, err
+	}
+	part, err := projectionOf(sub, o.FieldSelector)
 	if err != nil {
 		return nil, err
 	}
@@ -102,6 +106,9 @@ func (p *Pipeline) List(ctx context.Context, t Target, o ListOptions) (*List, er
 		list, err = p.computeList(ctx, k, t, o)
 	} else {
 		list, err = p.list(ctx, k, t, o)
+	}
+	if err == nil && part != nil {
+		err = projectItems(part, list.Items)
 	}
 	if err != nil {
 		return nil, p.statusOf(ctx, t.Resource.GroupResource(), "", err)

@@ -17,7 +17,11 @@ import (
 
 // Watch follows a collection or a single object.
 func (p *Pipeline) Watch(ctx context.Context, t Target, o WatchOptions) (Watch, error) {
-	k, _, err := p.enter(ctx, "watch", t, o.LabelSelector, o.FieldSelector)
+	k, sub, err := p.enter(ctx, "watch", t, o.LabelSelector, o.FieldSelector)
+	if err != nil {
+		return nil, err
+	}
+	part, err := projectionOf(sub, o.FieldSelector)
 	if err != nil {
 		return nil, err
 	}
@@ -25,6 +29,7 @@ func (p *Pipeline) Watch(ctx context.Context, t Target, o WatchOptions) (Watch, 
 	if err != nil {
 		return nil, p.statusOf(ctx, t.Resource.GroupResource(), t.Name, err)
 	}
+	w.part = part
 	if w.Watcher != nil {
 		w.hold(ctx, func(ctx context.Context) error {
 			return p.authorize(ctx, "watch", t, o.LabelSelector, o.FieldSelector)
@@ -110,6 +115,8 @@ type watch struct {
 	*watchcache.Watcher
 	p    *Pipeline
 	kind *resource.Kind
+	// part is what the watch shows of each object; nil shows all of it.
+	part *resource.Projection
 	gr   schema.GroupResource
 	err  error
 
@@ -123,14 +130,18 @@ func (w *watch) Next(ctx context.Context) ([]*watchcache.Event, error) {
 	if w.err != nil {
 		return nil, w.err
 	}
-	events, err := w.Watcher.Next(ctx)
-	if w.over.Load() {
-		return nil, errWatchOver
+	for {
+		events, err := w.Watcher.Next(ctx)
+		if w.over.Load() {
+			return nil, errWatchOver
+		}
+		if err != nil {
+			return nil, w.p.statusOf(ctx, w.gr, "", err)
+		}
+		if events, err = w.shown(ctx, events); err != nil || len(events) > 0 {
+			return events, err
+		}
 	}
-	if err != nil {
-		return nil, w.p.statusOf(ctx, w.gr, "", err)
-	}
-	return w.shown(ctx, events)
 }
 
 // Poll implements Watch.
@@ -138,19 +149,38 @@ func (w *watch) Poll(ctx context.Context, n int) ([]*watchcache.Event, error) {
 	if w.err != nil {
 		return nil, w.err
 	}
-	events, end := w.Watcher.Poll(n)
-	if w.over.Load() {
-		return nil, errWatchOver
+	var out []*watchcache.Event
+	for {
+		want := n - len(out)
+		events, end := w.Watcher.Poll(want)
+		if w.over.Load() {
+			return nil, errWatchOver
+		}
+		last := len(events) < want || end != nil
+		events, err := w.shown(ctx, events)
+		if err == nil && end != nil {
+			err = w.p.statusOf(ctx, w.gr, "", end)
+		}
+		if out == nil {
+			out = events
+		} else {
+			out = append(out, events...)
+		}
+		// A projection may leave out some of the events that were asked for.
+		if err != nil || last || len(out) >= n {
+			return out, err
+		}
 	}
-	events, err := w.shown(ctx, events)
-	if err == nil && end != nil {
-		err = w.p.statusOf(ctx, w.gr, "", end)
-	}
-	return events, err
 }
 
-// shown converts the items of events to the requested kind.
+// shown converts the items of events to the requested kind, or to the part that the watch shows.
 func (w *watch) shown(ctx context.Context, events []*watchcache.Event) (_ []*watchcache.Event, err error) {
+	if w.part != nil {
+		if events, err = projectEvents(w.part, events); err != nil {
+			return nil, w.p.statusOf(ctx, w.gr, "", err)
+		}
+		return events, nil
+	}
 	if w.kind.StoredAs == nil {
 		return events, nil
 	}

@@ -201,8 +201,8 @@ type Rules struct {
 	NoUnconditionalUpdate bool
 }
 
-// Subresource is a subresource of a kind. Exactly one of View, Scale, Change, Removal, Action and
-// Connect is set.
+// Subresource is a subresource of a kind. Exactly one of View, Scale, Change, Removal, Action,
+// Connect and Projection is set.
 type Subresource struct {
 	// GVK is the kind that discovery shows. Empty means the parent's.
 	GVK schema.GroupVersionKind
@@ -230,6 +230,19 @@ type Subresource struct {
 	Action Action
 	// Connect is a stream that a front serves over the tunnel.
 	Connect Stream
+	// Projection shows a part of each object of the parent, for callers that may not read the
+	// rest. It can be listed and watched over gRPC; the REST front does not serve or show it.
+	Projection *Projection
+}
+
+// Projection is the part of an object that a subresource shows.
+type Projection struct {
+	// Of returns a new object of the parent's type with the metadata that identifies the object,
+	// its resourceVersion, and the part. It may share what it shows with obj.
+	Of func(obj Object) Object
+	// Same reports whether the parts of two states of an object are equal. A watch does not
+	// report a change that leaves the part as it was.
+	Same func(a, b Object) bool
 }
 
 // Posted reports whether objects are posted to the subresource.

@@ -105,7 +105,16 @@ func (it *Item) At(rev store.Revision) *Item {
 // Frames holds encodings of one event. Each is made once, when it is first needed, and is
 // shared by all watchers. They live as long as the event.
 type Frames struct {
-	head atomic.Pointer[frame]
+	head        atomic.Pointer[frame]
+	projections atomic.Pointer[projection]
+}
+
+// projection is the event with a part of its object.
+type projection struct {
+	part  *resource.Projection
+	kind  EventType
+	event *Event
+	next  *projection
 }
 
 type frame struct {
@@ -122,6 +131,50 @@ func (f *Frames) Get(format string, encode func() ([]byte, error)) ([]byte, erro
 	fr := f.frame(format)
 	fr.once.Do(func() { fr.data, fr.err = encode() })
 	return fr.data, fr.err
+}
+
+// Projected returns the event with an item that shows a part of its object, and without the previous
+// state. part identifies the part; project is called once for each part, and the result is shared by
+// all watchers. Events of different types share the frames of a change, but not their projections.
+func (ev *Event) Projected(part *resource.Projection, project func(*Item) (*Item, error)) (*Event, error) {
+	if ev.Frames == nil {
+		return ev.projected(project)
+	}
+	for p := ev.Frames.projections.Load(); p != nil; p = p.next {
+		if p.part == part && p.kind == ev.Type {
+			return p.event, nil
+		}
+	}
+	out, err := ev.projected(project)
+	if err != nil {
+		return nil, err
+	}
+	mine := &projection{part: part, kind: ev.Type, event: out}
+	for {
+		head := ev.Frames.projections.Load()
+		for p := head; p != nil; p = p.next {
+			if p.part == part && p.kind == ev.Type {
+				return p.event, nil // another watcher was quicker
+			}
+		}
+		mine.next = head
+		if ev.Frames.projections.CompareAndSwap(head, mine) {
+			return out, nil
+		}
+	}
+}
+
+func (ev *Event) projected(project func(*Item) (*Item, error)) (*Event, error) {
+	item, err := project(ev.Item)
+	if err != nil {
+		return nil, err
+	}
+	out := *ev
+	out.Item, out.Old = item, nil
+	if ev.Frames != nil {
+		out.Frames = &Frames{}
+	}
+	return &out, nil
 }
 
 func (f *Frames) frame(format string) *frame {

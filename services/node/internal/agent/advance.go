@@ -37,6 +37,7 @@ func (w *worker) advance(ctx context.Context, p *corev1.Pod, state *cri.Pod, tra
 		c := &state.Containers[i]
 		w.linkLog(ctx, p, c.Name, c.ID, c.LogPath)
 	}
+	w.policies(p, state)
 	w.a.probes.Sync(w.a.base, p, state, podIP(p, state, w.a.cfg.HostIPs()), false)
 	verdicts := w.a.probes.Verdicts(w.uid)
 	plan := pod.Make(pod.View{Pod: p, Runtime: state, Now: time.Now(), Started: verdicts.Started, Unhealthy: verdicts.Unhealthy,

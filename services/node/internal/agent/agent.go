@@ -77,6 +77,8 @@ type Config struct {
 	// KnownHostPorts sets the host ports of all running pods. It is called once, before any
 	// pod is started, when the runtime and the API have been read. The field may be nil.
 	KnownHostPorts func(pods map[string][]cni.HostPort)
+	// Policies enforces network policies. It may be nil; then there are none.
+	Policies Policies
 	// Begin is called once, before any pod is started, with the IDs of the sandboxes that
 	// the runtime has. The field may be nil.
 	Begin func(sandboxes map[string]bool)
@@ -245,6 +247,13 @@ func (a *Agent) dispatch(ctx context.Context) error {
 	if a.cfg.KnownHostPorts != nil {
 		a.cfg.KnownHostPorts(runningHostPorts(a.pods.List(), known))
 		a.WakeAll() // static pods report theirs
+	}
+	if a.cfg.Policies != nil {
+		running, err := a.runningPods(ctx, a.pods.List(), known)
+		if err != nil {
+			return nil
+		}
+		a.cfg.Policies.Known(running)
 	}
 	a.pods.Subscribe(a.onPod)
 	a.adopt(known)

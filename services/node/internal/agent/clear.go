@@ -22,6 +22,7 @@ func (w *worker) cleanUp(ctx context.Context, p *corev1.Pod, state *cri.Pod) err
 			return fmt.Errorf("stop sandbox: %w", err)
 		}
 	}
+	w.forgetPolicies()
 	if err := w.a.volumes.Unmount(w.uid); err != nil {
 		return fmt.Errorf("volumes: %w", err)
 	}

@@ -46,6 +46,7 @@ type rig struct {
 	allocatable corev1.ResourceList
 	fence       Fence
 	devices     Devices
+	policies    Policies
 }
 
 var rigs atomic.Int32
@@ -112,7 +113,7 @@ func (r *rig) start() {
 				Status:     corev1.NodeStatus{Allocatable: r.allocatable},
 			}
 		},
-		Admit: r.admit, Fence: r.fence, Devices: r.devices,
+		Admit: r.admit, Fence: r.fence, Devices: r.devices, Policies: r.policies,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)

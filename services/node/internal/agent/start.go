@@ -111,6 +111,9 @@ func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, state *cri.P
 	if err := w.a.awaitServices(ctx, p); err != nil {
 		return err
 	}
+	if err := w.admitPolicies(ctx, p, state); err != nil {
+		return err
+	}
 	sandboxConfig := w.sandboxConfig(p, state)
 	found, err := w.a.images.Ensure(ctx, p, c, w.pullSecrets(ctx, p), sandboxConfig)
 	if err != nil {

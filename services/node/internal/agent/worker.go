@@ -151,6 +151,7 @@ func (w *worker) forget() {
 	if w.a.cfg.HostPorts != nil {
 		w.a.cfg.HostPorts(string(w.uid), nil)
 	}
+	w.forgetPolicies()
 	w.releaseDevices()
 	w.a.dismiss(w.uid)
 	w.a.probes.Forget(w.uid)

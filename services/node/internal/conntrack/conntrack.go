@@ -1,7 +1,8 @@
-// Package conntrack ends UDP flows that the kernel would otherwise keep sending to a former
-// target: UDP has no end of connection, and each datagram renews its flow.
+// Package conntrack ends connections that the kernel tracks: UDP flows that it would otherwise keep
+// sending to a former target, because UDP has no end of connection and each datagram renews its
+// flow, and connections of any protocol that a network policy forbids.
 //
-// It must never end a flow of another protocol.
+// It must never end a connection that its caller did not choose.
 package conntrack
 
 import (

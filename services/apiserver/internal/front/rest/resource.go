@@ -211,7 +211,7 @@ func (x *exchange) resolve() (verbs []string, connect resource.Stream) {
 	}
 	if p.Subresource != "" {
 		sub, ok := kind.Subresources[p.Subresource]
-		if !ok || p.Watch || p.Rest != "" && sub.Connect != resource.Proxy {
+		if !ok || sub.Projection != nil || p.Watch || p.Rest != "" && sub.Connect != resource.Proxy {
 			return nil, ""
 		}
 		if sub.Connect != "" {

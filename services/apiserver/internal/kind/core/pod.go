@@ -81,6 +81,7 @@ func Pod() *resource.Kind {
 		"exec":        row.Connect(group("PodExecOptions"), resource.Exec, "create", "get"),
 		"attach":      row.Connect(group("PodAttachOptions"), resource.Attach, "create", "get"),
 		"portforward": row.Connect(group("PodPortForwardOptions"), resource.PortForward, "create", "get"),
+		"network":     row.Projection(podNetwork, samePodNetwork),
 		"proxy":       row.Connect(group("PodProxyOptions"), resource.Proxy, "create", "delete", "get", "patch", "update"),
 	}
 	return k

@@ -114,6 +114,14 @@ func Scale(s resource.Scale) *resource.Subresource {
 	}
 }
 
+// Projection returns a subresource that lists and watches a part of the parent object.
+func Projection[PT resource.Object](of func(PT) PT, same func(a, b PT) bool) *resource.Subresource {
+	return &resource.Subresource{Verbs: []string{"list", "watch"}, Projection: &resource.Projection{
+		Of:   func(o resource.Object) resource.Object { return of(o.(PT)) },
+		Same: func(a, b resource.Object) bool { return same(a.(PT), b.(PT)) },
+	}}
+}
+
 // post returns a subresource to which objects of type T are posted.
 func post[T any, PT object[T]](gv schema.GroupVersion) *resource.Subresource {
 	return &resource.Subresource{

@@ -83,6 +83,9 @@ func resourceList(g *group, v *version) *metav1.APIResourceList {
 		out.APIResources = append(out.APIResources, r)
 		for _, name := range slices.Sorted(maps.Keys(k.Subresources)) {
 			s := k.Subresources[name]
+			if s.Projection != nil {
+				continue
+			}
 			gvk := subresourceKind(k, s)
 			sub := metav1.APIResource{
 				Name:       k.Resource + "/" + name,
@@ -155,6 +158,9 @@ func resourceDiscovery(k *resource.Kind) apidiscoveryv2.APIResourceDiscovery {
 	}
 	for _, name := range slices.Sorted(maps.Keys(k.Subresources)) {
 		s := k.Subresources[name]
+		if s.Projection != nil {
+			continue
+		}
 		out.Subresources = append(out.Subresources, apidiscoveryv2.APISubresourceDiscovery{
 			Subresource:  name,
 			ResponseKind: responseKind(subresourceKind(k, s)),

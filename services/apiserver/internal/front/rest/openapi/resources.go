@@ -42,6 +42,9 @@ func Resources(t *resource.Table) []Resource {
 		}
 		for _, name := range slices.Sorted(maps.Keys(k.Subresources)) {
 			s := k.Subresources[name]
+			if s.Projection != nil {
+				continue
+			}
 			gvk := s.GVK
 			if gvk.Kind == "" {
 				gvk = k.GVK
