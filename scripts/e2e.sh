@@ -19,5 +19,5 @@ scripts/images.sh "$root/bin/images"
 # Run one package at a time, because several measure durations. Flush the build output to
 # disk first, so that none of them waits for it.
 sync
-KEELSON_BIN=$root/bin KEELSON_IMAGES=$root/.cache/images scripts/gotest.sh -vet=off -p=1 -count=1 -timeout=40m \
+CGO_ENABLED=0 GOFLAGS="-trimpath -tags=$GO_TAGS" KEELSON_BIN=$root/bin KEELSON_IMAGES=$root/.cache/images scripts/gotest.sh -vet=off -p=1 -count=1 -timeout=40m \
 	./e2e/internal/... ./e2e/{chart,host,sequence,cluster,ha,fault,compose}

@@ -8,6 +8,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
+. scripts/versions.env
 commit=${1:-}
 if [ -z "$commit" ]; then
 	paths=(proto services ':!*_test.go')
@@ -27,10 +28,10 @@ if [ ! -x "$out/keel" ]; then
 	mkdir -p "$out.new"
 	for program in apiserver scheduler controller-manager cloud-controller node; do
 		echo "building $program of ${commit:0:12}" >&2
-		(cd "$tree/services/$program" && CGO_ENABLED=0 go build -buildvcs=false -trimpath -tags=grpcnotrace,fieldsv1string \
+		(cd "$tree/services/$program" && CGO_ENABLED=0 go build -buildvcs=false -trimpath -tags="$GO_TAGS" \
 			-ldflags="-s -w -buildid=previous" -o "$out.new/$program" .)
 	done
-	(cd "$tree/tools" && CGO_ENABLED=0 go build -buildvcs=false -trimpath -o "$out.new/keel" ./keel)
+	(cd "$tree/tools" && CGO_ENABLED=0 go build -buildvcs=false -trimpath -tags="$GO_TAGS" -o "$out.new/keel" ./keel)
 	# Keep the programs of one commit only.
 	find "$root/.cache/previous" -mindepth 1 -maxdepth 1 ! -name "$(basename "$out").new" -exec rm -rf {} +
 	mv "$out.new" "$out"

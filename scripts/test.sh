@@ -6,13 +6,17 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 step() { printf '== %s (after %d:%02d)\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
+. scripts/versions.env
 scripts/install-packages.sh nftables iptables iproute2 containernetworking-plugins conntrack dnsutils curl procps
-scripts/lint.sh
+# Packages that lint, tests and programs have in common are compiled once, because all are
+# built with the flags of `make build`. Race needs cgo, and other modules have their own flags.
+with() { CGO_ENABLED=0 GOFLAGS="-trimpath -tags=$GO_TAGS" "$@"; }
+with scripts/lint.sh
 step "audit"
 scripts/audit.sh
 step "each module alone"
 for m in proto services/internal services/apiserver services/scheduler services/controller-manager services/cloud-controller services/node tools e2e; do
-	(cd "$m" && GOWORK=off go build ./...)
+	(cd "$m" && GOWORK=off with go build ./...)
 done
 # The examples are a module outside the workspace, as a user's is.
 (cd examples/go && GOWORK=off go vet ./... && GOWORK=off go test ./...)
@@ -21,7 +25,7 @@ step "unit tests"
 # detector does not run twice, but for the pipeline, some of whose tests bound allocations.
 mapfile -t packages < <(go list ./proto/... ./services/{internal,apiserver,scheduler,controller-manager,cloud-controller,node}/... ./tools/... |
 	grep -vxFf <(scripts/race.sh --list | grep -v '/pipeline$'))
-scripts/gotest.sh -vet=off -timeout=10m ./services/apiserver/internal/store/{etcd,raft} ./services/node/internal/agent "${packages[@]}"
+with scripts/gotest.sh -vet=off -timeout=10m ./services/apiserver/internal/store/{etcd,raft} ./services/node/internal/agent "${packages[@]}"
 step "race"
 scripts/race.sh
 step "end to end"

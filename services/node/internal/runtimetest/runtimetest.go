@@ -9,6 +9,7 @@ package runtimetest
 import (
 	"bytes"
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"os"
@@ -27,6 +28,11 @@ import (
 
 	"keelson.dev/services/node/internal/cri"
 )
+
+// installScript installs what the tests need.
+//
+//go:embed install.sh
+var installScript string
 
 const (
 	goarch = runtime.GOARCH
@@ -63,8 +69,9 @@ func Main(m *testing.M) int {
 		}
 	}
 	// Install packages before leaving the machine's network namespace.
-	_, file, _, _ := runtime.Caller(0)
-	if out, err := exec.Command(filepath.Join(filepath.Dir(file), "install.sh")).CombinedOutput(); err != nil {
+	install := exec.Command("/bin/sh", "-s")
+	install.Stdin = strings.NewReader(installScript)
+	if out, err := install.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "runtimetest: install test dependencies: %v: %s\n", err, out)
 		return 1
 	}
