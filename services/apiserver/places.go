@@ -66,7 +66,7 @@ func (s *state) node(name string) (types.UID, bool) {
 	if !ok {
 		return "", false
 	}
-	return item.Object.GetUID(), true
+	return item.Object().GetUID(), true
 }
 
 // startReach wraps a store so that it refuses requests while it cannot be reached.

@@ -114,7 +114,7 @@ func (s *sink) watch(ctx context.Context, kc *watchcache.KindCache, known map[ob
 				}
 				continue
 			}
-			o := e.Item.Object
+			o := e.Item.Object()
 			key := objectKey{o.GetNamespace(), o.GetName()}
 			delete(stale, key)
 			if e.Type == watchcache.Deleted {

@@ -212,7 +212,7 @@ func all(ctx context.Context, api pipeline.API, kind *resource.Kind) (map[string
 	}
 	m := make(map[string]found, len(list.Items))
 	for _, item := range list.Items {
-		m[item.Object.GetNamespace()+"/"+item.Object.GetName()] = found{item.Object, versionOf(item)}
+		m[item.Object().GetNamespace()+"/"+item.Object().GetName()] = found{item.Object(), versionOf(item)}
 	}
 	return m, nil
 }

@@ -70,7 +70,7 @@ func get[T resource.Object](t *testing.T, c *cluster, gvr schema.GroupVersionRes
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := out.Item.Object.DeepCopyObject().(T)
+	o := out.Item.Object().DeepCopyObject().(T)
 	return o, versionOf(out.Item)
 }
 

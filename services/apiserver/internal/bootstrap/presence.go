@@ -148,7 +148,7 @@ func (p *Presence) present(ctx context.Context) ([]netip.AddrPort, error) {
 	}
 	leases := make([]*coordinationv1.Lease, 0, len(list.Items))
 	for _, item := range list.Items {
-		leases = append(leases, item.Object.(*coordinationv1.Lease))
+		leases = append(leases, item.Object().(*coordinationv1.Lease))
 	}
 	return live(leases, p.now()), nil
 }
@@ -198,7 +198,7 @@ func apply(ctx context.Context, api pipeline.API, gvr schema.GroupVersionResourc
 	case err != nil:
 		return fmt.Errorf("get %s %s: %w", gvr.Resource, want.GetName(), err)
 	default:
-		have := out.Item.Object
+		have := out.Item.Object()
 		if want = next(want, have); equality.Semantic.DeepEqual(want, have) {
 			return nil
 		}

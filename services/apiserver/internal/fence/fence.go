@@ -230,9 +230,9 @@ func (f *Fences) holds(ctx context.Context, a *Acquisition) error {
 	if err != nil {
 		return err
 	}
-	l, ok := item.Object.(*coordinationv1.Lease)
+	l, ok := item.Object().(*coordinationv1.Lease)
 	if !ok {
-		return fmt.Errorf("lease %s/%s: expected a Lease, got %T", a.Namespace, a.Name, item.Object)
+		return fmt.Errorf("lease %s/%s: expected a Lease, got %T", a.Namespace, a.Name, item.Object())
 	}
 	holder, transitions := "", int32(0)
 	if l.Spec.HolderIdentity != nil {

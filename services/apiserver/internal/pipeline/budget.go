@@ -74,11 +74,11 @@ func (p *Pipeline) budgetOf(c *change, b *resource.Budget, obj resource.Object) 
 	var found resource.Object
 	more := false
 	p.place(k).Cache.Kind(k).Snapshot().Ascend(k.Prefix(obj.GetNamespace()), "", func(item *watchcache.Item) bool {
-		if !b.Covers(item.Object, obj) {
+		if !b.Covers(item.Object(), obj) {
 			return true
 		}
 		more = found != nil
-		found = item.Object
+		found = item.Object()
 		return !more
 	})
 	if more {
@@ -94,7 +94,7 @@ func (p *Pipeline) chargeBudget(c *change, b *resource.Budget, name string, obj 
 		if cur == nil {
 			return nil, apierrors.NewNotFound(b.Resource.GroupResource(), name)
 		}
-		budget := cur.Object.DeepCopyObject().(resource.Object)
+		budget := cur.Object().DeepCopyObject().(resource.Object)
 		if err := b.Charge(budget, obj, p.cfg.Now()); err != nil {
 			return nil, err
 		}

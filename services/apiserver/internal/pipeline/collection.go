@@ -44,7 +44,7 @@ func (p *Pipeline) deleteItems(ctx context.Context, k *resource.Kind, t Target, 
 	changes := make([]*change, 0, len(items))
 	for _, item := range items {
 		target := t
-		target.Namespace, target.Name = item.Object.GetNamespace(), item.Object.GetName()
+		target.Namespace, target.Name = item.Object().GetNamespace(), item.Object().GetName()
 		c, err := p.deletion(ctx, k, target, o)
 		if err != nil {
 			return out, p.statusOf(ctx, t.Resource.GroupResource(), target.Name, err)

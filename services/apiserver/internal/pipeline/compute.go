@@ -66,7 +66,7 @@ func computed(k *resource.Kind, obj resource.Object) (*watchcache.Item, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &watchcache.Item{Kind: k, Object: obj, Key: k.Key(obj.GetNamespace(), obj.GetName()), Raw: raw}, nil
+	return watchcache.NewItem(k, k.Key(obj.GetNamespace(), obj.GetName()), obj, raw), nil
 }
 
 func errUncomputed(k *resource.Kind) error {

@@ -66,7 +66,7 @@ func TestComputed(t *testing.T) {
 		}
 		names := []string{}
 		for _, item := range list.Items {
-			names = append(names, item.Object.GetNamespace()+"/"+item.Object.GetName())
+			names = append(names, item.Object().GetNamespace()+"/"+item.Object().GetName())
 			if len(item.Raw) == 0 {
 				t.Errorf("%s has no encoding", item.Key)
 			}
@@ -75,7 +75,7 @@ func TestComputed(t *testing.T) {
 			t.Errorf("%q %+v: %s, want %s", c.namespace, c.o, got, c.want)
 		}
 	}
-	if out, err := f.Get(f.ctx, in("ns", "a"), pipeline.GetOptions{}); err != nil || out.Item.Object.GetName() != "a" {
+	if out, err := f.Get(f.ctx, in("ns", "a"), pipeline.GetOptions{}); err != nil || out.Item.Object().GetName() != "a" {
 		t.Errorf("%+v, %v", out, err)
 	}
 	if _, err := f.Get(f.ctx, in("ns", "none"), pipeline.GetOptions{}); !apierrors.IsNotFound(err) {

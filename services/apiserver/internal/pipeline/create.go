@@ -222,7 +222,7 @@ func (p *Pipeline) errExists(c *change, found *store.Entry) error {
 	}
 	err := apierrors.NewAlreadyExists(c.gr(), name)
 	if found != nil {
-		if item, derr := watchcache.Decode(p.stored(c.kind), *found); derr == nil && item.Object.GetDeletionTimestamp() != nil {
+		if item, derr := watchcache.Decode(p.stored(c.kind), *found); derr == nil && item.Object().GetDeletionTimestamp() != nil {
 			err.ErrStatus.Message = fmt.Sprintf("object is being deleted: %s", err.ErrStatus.Message)
 		}
 	}

@@ -18,7 +18,7 @@ func TestCreateFillsInMetadata(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := out.Item.Object.(*corev1.Pod)
+	p := out.Item.Object().(*corev1.Pod)
 	if !out.Created || p.UID == "" || p.CreationTimestamp.Unix() != f.now.Unix() || p.Generation != 1 || p.ResourceVersion == "" {
 		t.Errorf("metadata is incomplete: %+v", p.ObjectMeta)
 	}
@@ -190,7 +190,7 @@ func TestDryRunStoresNothing(t *testing.T) {
 	f := newFixture(t)
 	dry := pipeline.WriteOptions{DryRun: true}
 	out, err := f.create(configMap("a"), dry)
-	if err != nil || out.Item.Object.GetUID() == "" || out.Item.Object.GetResourceVersion() != "" {
+	if err != nil || out.Item.Object().GetUID() == "" || out.Item.Object().GetResourceVersion() != "" {
 		t.Fatalf("%+v, %v", out, err)
 	}
 	if get(f, configMap("a")) != nil {
@@ -200,7 +200,7 @@ func TestDryRunStoresNothing(t *testing.T) {
 	_, err = f.create(configMap("a"), dry)
 	wantStatus(t, err, 409, metav1.StatusReasonAlreadyExists, "already exists")
 	change := configMap("a", "k", "w")
-	if out, err := f.update(change, "", dry); err != nil || out.Item.Object.(*corev1.ConfigMap).Data["k"] != "w" {
+	if out, err := f.update(change, "", dry); err != nil || out.Item.Object().(*corev1.ConfigMap).Data["k"] != "w" {
 		t.Fatalf("%+v, %v", out, err)
 	}
 	if _, err := f.delete(change, pipeline.DeleteOptions{WriteOptions: dry}); err != nil {
@@ -217,7 +217,7 @@ func TestOwnersAreDeduplicated(t *testing.T) {
 	ref := metav1.OwnerReference{APIVersion: "v1", Kind: "Pod", Name: "p", UID: "1"}
 	cm.OwnerReferences = []metav1.OwnerReference{ref, ref}
 	out, err := f.create(cm)
-	if err != nil || len(out.Item.Object.GetOwnerReferences()) != 1 || len(out.Warnings) != 1 {
+	if err != nil || len(out.Item.Object().GetOwnerReferences()) != 1 || len(out.Warnings) != 1 {
 		t.Errorf("%+v, %v", out, err)
 	}
 }

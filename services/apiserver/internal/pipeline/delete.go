@@ -85,7 +85,7 @@ func (p *Pipeline) planDelete(c *change, cur *watchcache.Item, o DeleteOptions) 
 	if cur == nil {
 		return nil, apierrors.NewNotFound(c.gr(), c.target.Name)
 	}
-	old := cur.Object
+	old := cur.Object()
 	if err := preconditions(c, old, o.Preconditions); err != nil {
 		return nil, err
 	}
@@ -102,7 +102,7 @@ func (p *Pipeline) planDelete(c *change, cur *watchcache.Item, o DeleteOptions) 
 	s.gone = grace == 0 && !held
 	switch {
 	case s.gone && !c.kind.ReturnsDeleted:
-		s.answer = func(out *Outcome) { out.Status = deleted(c, out.Item.Object) }
+		s.answer = func(out *Outcome) { out.Status = deleted(c, out.Item.Object()) }
 		return s, nil
 	case s.gone && c.kind.Graceful == nil:
 		return s, nil // the response is the object as it was
@@ -144,7 +144,7 @@ func deleted(c *change, last resource.Object) *metav1.Status {
 
 // asIs leaves the object unchanged, because its deletion is already under way.
 func (p *Pipeline) asIs(c *change, cur *watchcache.Item, s *step) *step {
-	s.obj = cur.Object.DeepCopyObject().(resource.Object)
+	s.obj = cur.Object().DeepCopyObject().(resource.Object)
 	return s
 }
 

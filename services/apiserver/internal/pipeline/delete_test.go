@@ -34,7 +34,7 @@ func TestDelete(t *testing.T) {
 	_, err = f.delete(cm, pipeline.DeleteOptions{PropagationPolicy: ptr(metav1.DeletePropagationOrphan), OrphanDependents: ptr(true)})
 	wantStatus(t, err, 422, metav1.StatusReasonInvalid, "orphanDependents and deletionPropagation cannot be both set")
 	out, err := f.delete(cm, pipeline.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &cm.UID, ResourceVersion: &cm.ResourceVersion}})
-	if err != nil || !out.Gone || out.Item.Object.GetUID() != cm.UID {
+	if err != nil || !out.Gone || out.Item.Object().GetUID() != cm.UID {
 		t.Fatalf("%+v, %v", out, err)
 	}
 	_, err = f.delete(cm)
@@ -47,11 +47,11 @@ func TestFinalizersHoldAnObject(t *testing.T) {
 	cm.Finalizers = []string{"example.com/one", "example.com/two"}
 	f.mustCreate(cm)
 	out, err := f.delete(cm)
-	if err != nil || out.Gone || out.Item.Object.GetDeletionTimestamp() == nil || *out.Item.Object.GetDeletionGracePeriodSeconds() != 0 {
+	if err != nil || out.Gone || out.Item.Object().GetDeletionTimestamp() == nil || *out.Item.Object().GetDeletionGracePeriodSeconds() != 0 {
 		t.Fatalf("%+v, %v", out, err)
 	}
-	before := out.Item.Object.GetResourceVersion()
-	if out, err := f.delete(cm); err != nil || out.Item.Object.GetResourceVersion() != before {
+	before := out.Item.Object().GetResourceVersion()
+	if out, err := f.delete(cm); err != nil || out.Item.Object().GetResourceVersion() != before {
 		t.Errorf("a second delete: %+v, %v", out, err)
 	}
 	_, err = f.patch(cm, types.JSONPatchType, `[{"op":"add","path":"/metadata/finalizers/-","value":"example.com/three"}]`)
@@ -60,7 +60,7 @@ func TestFinalizersHoldAnObject(t *testing.T) {
 		t.Fatalf("%+v, %v", out, err)
 	}
 	out, err = f.patch(cm, types.MergePatchType, `{"metadata":{"finalizers":null}}`)
-	if err != nil || !out.Gone || len(out.Item.Object.GetFinalizers()) != 0 {
+	if err != nil || !out.Gone || len(out.Item.Object().GetFinalizers()) != 0 {
 		t.Fatalf("%+v, %v", out, err)
 	}
 	if get(f, cm) != nil {
@@ -96,8 +96,8 @@ func TestPropagationBecomesFinalizers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if out.Gone != (len(test.want) == 0) || !out.Gone && !slices.Equal(out.Item.Object.GetFinalizers(), test.want) {
-			t.Errorf("%+v: gone %v, finalizers %v", test, out.Gone, out.Item.Object.GetFinalizers())
+		if out.Gone != (len(test.want) == 0) || !out.Gone && !slices.Equal(out.Item.Object().GetFinalizers(), test.want) {
+			t.Errorf("%+v: gone %v, finalizers %v", test, out.Gone, out.Item.Object().GetFinalizers())
 		}
 	}
 }
@@ -121,7 +121,7 @@ func TestGracefulDelete(t *testing.T) {
 	if err != nil || out.Gone {
 		t.Fatalf("%+v, %v", out, err)
 	}
-	got := out.Item.Object
+	got := out.Item.Object()
 	if *got.GetDeletionGracePeriodSeconds() != 30 || got.GetDeletionTimestamp().Unix() != f.now.Unix()+30 || got.GetGeneration() != p.Generation+1 {
 		t.Errorf("%+v", got)
 	}
@@ -129,12 +129,12 @@ func TestGracefulDelete(t *testing.T) {
 	version := got.GetResourceVersion()
 	for _, longer := range []*int64{nil, ptr(int64(30)), ptr(int64(60))} {
 		out, err = f.delete(p, pipeline.DeleteOptions{GracePeriodSeconds: longer})
-		if err != nil || out.Item.Object.GetResourceVersion() != version {
+		if err != nil || out.Item.Object().GetResourceVersion() != version {
 			t.Errorf("a second delete modified the pod: %+v, %v", out, err)
 		}
 	}
 	out, err = f.delete(p, pipeline.DeleteOptions{GracePeriodSeconds: ptr(int64(10))})
-	if err != nil || *out.Item.Object.GetDeletionGracePeriodSeconds() != 10 || out.Item.Object.GetDeletionTimestamp().Unix() != f.now.Unix()-5+10 {
+	if err != nil || *out.Item.Object().GetDeletionGracePeriodSeconds() != 10 || out.Item.Object().GetDeletionTimestamp().Unix() != f.now.Unix()-5+10 {
 		t.Errorf("shorter grace period: %+v, %v", out, err)
 	}
 	out, err = f.delete(p, pipeline.DeleteOptions{GracePeriodSeconds: ptr(int64(0))})
@@ -143,7 +143,7 @@ func TestGracefulDelete(t *testing.T) {
 	}
 	q := f.bound("q")
 	out, err = f.delete(q, pipeline.DeleteOptions{GracePeriodSeconds: ptr(int64(-5))})
-	if err != nil || *out.Item.Object.GetDeletionGracePeriodSeconds() != 1 {
+	if err != nil || *out.Item.Object().GetDeletionGracePeriodSeconds() != 1 {
 		t.Errorf("negative grace period, want one second: %+v, %v", out, err)
 	}
 	r := f.bound("r")
@@ -175,7 +175,7 @@ func TestNamespaces(t *testing.T) {
 	if got.Status.Phase != corev1.NamespaceTerminating || got.DeletionTimestamp == nil || got.DeletionGracePeriodSeconds != nil {
 		t.Errorf("%+v", got)
 	}
-	if out, err := f.delete(ns); err != nil || out.Gone || out.Item.Object.GetResourceVersion() != got.ResourceVersion {
+	if out, err := f.delete(ns); err != nil || out.Gone || out.Item.Object().GetResourceVersion() != got.ResourceVersion {
 		t.Errorf("a second delete: %+v, %v", out, err)
 	}
 	final := got.DeepCopy()
@@ -218,7 +218,7 @@ func TestDeleteAnswer(t *testing.T) {
 		if err != nil || !out.Gone || out.Status == nil || asJSON(out.Status) != asJSON(want) {
 			t.Errorf("dry run %v: %+v, %v", dry, out, err)
 		}
-		if out.Item == nil || out.Item.Object.GetUID() != cm.GetUID() {
+		if out.Item == nil || out.Item.Object().GetUID() != cm.GetUID() {
 			t.Errorf("the outcome lacks the last state: %+v", out)
 		}
 	}
@@ -229,7 +229,7 @@ func TestDeleteAnswer(t *testing.T) {
 	held := configMap("held")
 	held.Finalizers = []string{"a.b/c"}
 	f.mustCreate(held)
-	if out, err := f.delete(held); err != nil || out.Gone || out.Status != nil || out.Item.Object.GetDeletionTimestamp() == nil {
+	if out, err := f.delete(held); err != nil || out.Gone || out.Status != nil || out.Item.Object().GetDeletionTimestamp() == nil {
 		t.Errorf("object with a finalizer: %+v, %v", out, err)
 	}
 	p := f.mustCreate(pod("p"))
@@ -238,7 +238,7 @@ func TestDeleteAnswer(t *testing.T) {
 	if err != nil || !out.Gone || out.Status != nil {
 		t.Fatalf("pod: %+v, %v", out, err)
 	}
-	last := out.Item.Object
+	last := out.Item.Object()
 	if last.GetDeletionTimestamp() == nil || *last.GetDeletionGracePeriodSeconds() != 0 || last.GetGeneration() != p.GetGeneration()+1 {
 		t.Errorf("the answer is not marked as being deleted: %s", asJSON(last))
 	}
@@ -407,7 +407,7 @@ func TestEvictionCondition(t *testing.T) {
 		t.Fatalf("%v, %v", events[0].Type, events[1].Type)
 	}
 	for _, e := range events {
-		check(fmt.Sprint(e.Type), e.Item.Object)
+		check(fmt.Sprint(e.Type), e.Item.Object())
 	}
 	if err := evict("graceful", metav1.DeleteOptions{Preconditions: &metav1.Preconditions{ResourceVersion: &rv}}, pipeline.WriteOptions{}); !apierrors.IsConflict(err) {
 		t.Errorf("another resource version: %v", err)

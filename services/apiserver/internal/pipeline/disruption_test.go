@@ -42,7 +42,7 @@ func (f *fixture) mustStatus(obj resource.Object) resource.Object {
 	if err != nil {
 		f.Fatal(err)
 	}
-	return out.Item.Object.DeepCopyObject().(resource.Object)
+	return out.Item.Object().DeepCopyObject().(resource.Object)
 }
 
 // budget creates a budget for the pods of running, with this status.
@@ -75,7 +75,7 @@ func (f *fixture) storedBudget() *policyv1.PodDisruptionBudget {
 	if err != nil {
 		f.Fatal(err)
 	}
-	return out.Item.Object.(*policyv1.PodDisruptionBudget)
+	return out.Item.Object().(*policyv1.PodDisruptionBudget)
 }
 
 // Concurrent evictions through two apiservers succeed exactly as often as the budget allows.
@@ -185,7 +185,7 @@ func TestEvictionChargesBudget(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					b = out.Item.Object.DeepCopyObject().(*policyv1.PodDisruptionBudget)
+					b = out.Item.Object().DeepCopyObject().(*policyv1.PodDisruptionBudget)
 					b.Status.ObservedGeneration = b.Generation
 				}
 				f.mustStatus(b)

@@ -114,7 +114,7 @@ func (f *fixture) mustCreate(obj resource.Object, o ...pipeline.WriteOptions) re
 	if err != nil {
 		f.Fatal(err)
 	}
-	return out.Item.Object.DeepCopyObject().(resource.Object)
+	return out.Item.Object().DeepCopyObject().(resource.Object)
 }
 
 func (f *fixture) update(obj resource.Object, subresource string, o ...pipeline.WriteOptions) (*pipeline.Outcome, error) {
@@ -144,7 +144,7 @@ func get[T resource.Object](f *fixture, obj T) (none T) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	return out.Item.Object.(T)
+	return out.Item.Object().(T)
 }
 
 func configMap(name string, data ...string) *corev1.ConfigMap {

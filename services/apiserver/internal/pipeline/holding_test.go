@@ -84,7 +84,7 @@ func TestWatchEndsWhenRightsAreLost(t *testing.T) {
 	// Events that are queued when the right is lost are not returned.
 	f.mustCreate(configMap("late"))
 	wantOver(t, ann, f.ctx)
-	if ev, err := bob.Next(f.ctx); err != nil || ev[0].Type != watchcache.Added || ev[0].Item.Object.GetName() != "late" {
+	if ev, err := bob.Next(f.ctx); err != nil || ev[0].Type != watchcache.Added || ev[0].Item.Object().GetName() != "late" {
 		t.Fatalf("a watch with the right ended: %v %v", ev, err)
 	}
 	if _, err := f.Watch(request.WithUser(f.ctx, request.User{Name: "ann"}), pipeline.Target{Resource: configMapGVR, Namespace: "ns"}, pipeline.WatchOptions{}); !apierrors.IsForbidden(err) {

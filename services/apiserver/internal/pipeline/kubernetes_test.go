@@ -56,7 +56,7 @@ func TestServiceClusterIP(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 			return
 		}
-		got := out.Item.Object.(*corev1.Service)
+		got := out.Item.Object().(*corev1.Service)
 		if got.Spec.ClusterIP != was.Spec.ClusterIP || !slices.Equal(got.Spec.ClusterIPs, was.Spec.ClusterIPs) || !slices.Equal(got.Spec.IPFamilies, was.Spec.IPFamilies) {
 			t.Errorf("%s: %+v, was %+v", what, got.Spec, was.Spec)
 		}
@@ -97,12 +97,12 @@ func TestUpdateCreates(t *testing.T) {
 		&rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "a"}, RoleRef: ref},
 	} {
 		out, err := f.update(obj, "")
-		if err != nil || !out.Created || out.Item.Object.GetUID() == "" {
+		if err != nil || !out.Created || out.Item.Object().GetUID() == "" {
 			t.Errorf("%T: %+v, %v", obj, out, err)
 		}
 	}
 	s := &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}}
-	if out, err := f.Get(f.ctx, f.target(s), pipeline.GetOptions{}); err != nil || out.Item.Object.(*corev1.Service).Spec.ClusterIP == "" {
+	if out, err := f.Get(f.ctx, f.target(s), pipeline.GetOptions{}); err != nil || out.Item.Object().(*corev1.Service).Spec.ClusterIP == "" {
 		t.Errorf("a Service that an update created has no address: %+v, %v", out, err)
 	}
 	for _, obj := range []resource.Object{configMap("a"), pod("a"), &corev1.Secret{ObjectMeta: meta}} {
@@ -141,7 +141,7 @@ func TestPodIPs(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
-		s := out.Item.Object.(*corev1.Pod).Status
+		s := out.Item.Object().(*corev1.Pod).Status
 		var got []string
 		for _, ip := range s.PodIPs {
 			got = append(got, ip.IP)
@@ -231,7 +231,7 @@ func TestNegativeGrace(t *testing.T) {
 	}
 	again := stored.DeepCopy()
 	again.Spec.TerminationGracePeriodSeconds, again.Labels = ptr(int64(-5)), map[string]string{"a": "b"}
-	if out, err := f.update(again, ""); err != nil || *out.Item.Object.(*corev1.Pod).Spec.TerminationGracePeriodSeconds != 1 {
+	if out, err := f.update(again, ""); err != nil || *out.Item.Object().(*corev1.Pod).Spec.TerminationGracePeriodSeconds != 1 {
 		t.Errorf("the same manifest again: %+v, %v", out, err)
 	}
 	old := &corev1.PodSpec{TerminationGracePeriodSeconds: ptr(int64(-5))}
@@ -252,7 +252,7 @@ func TestApplyFlowStyle(t *testing.T) {
 		"{\"apiVersion\": \"v1\", 'kind': ConfigMap, metadata: {name: a}, # a comment\n data: {a: b,},}",
 		`{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a"},"data":{"a":"b"}}`,
 	} {
-		if out, err := apply(text, pipeline.WriteOptions{}); err != nil || out.Item.Object.(*corev1.ConfigMap).Data["a"] != "b" {
+		if out, err := apply(text, pipeline.WriteOptions{}); err != nil || out.Item.Object().(*corev1.ConfigMap).Data["a"] != "b" {
 			t.Errorf("%s: %+v, %v", text, out, err)
 		}
 	}
@@ -315,7 +315,7 @@ func TestDeleteAnswersMarked(t *testing.T) {
 		if err != nil || !out.Gone {
 			t.Fatalf("%s: %+v, %v", what, out, err)
 		}
-		got := out.Item.Object.(*corev1.Pod)
+		got := out.Item.Object().(*corev1.Pod)
 		if got.DeletionTimestamp == nil || got.DeletionTimestamp.Unix() != f.now.Unix() || got.DeletionGracePeriodSeconds == nil ||
 			*got.DeletionGracePeriodSeconds != 0 || got.Generation != was.Generation+1 || got.ResourceVersion == was.ResourceVersion || len(got.Finalizers) > 0 {
 			t.Errorf("%s: %+v", what, got.ObjectMeta)
@@ -340,7 +340,7 @@ func TestDeleteAnswersMarked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p = out.Item.Object.DeepCopyObject().(*corev1.Pod)
+	p = out.Item.Object().DeepCopyObject().(*corev1.Pod)
 	p.Generation-- // the first delete has counted already
 	out, err = f.delete(p, pipeline.DeleteOptions{GracePeriodSeconds: ptr(int64(0))})
 	check("a pod that is being deleted", p, out, err)
@@ -414,7 +414,7 @@ func TestSmallDifferences(t *testing.T) {
 	f := newFixture(t)
 	class := f.mustCreate(&schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: "c"}, Value: 7})
 	out, err := f.patch(class, types.MergePatchType, `{"description":"x"}`)
-	if err != nil || out.Item.Object.GetGeneration() != 1 {
+	if err != nil || out.Item.Object().GetGeneration() != 1 {
 		t.Errorf("the generation of a PriorityClass: %+v, %v", out, err)
 	}
 	f.mustCreate(configMap("a"))
@@ -425,7 +425,7 @@ func TestSmallDifferences(t *testing.T) {
 	items, err := f.DeleteCollection(f.ctx, pipeline.Target{Resource: configMapGVR, Namespace: "ns"}, pipeline.ListOptions{}, pipeline.DeleteOptions{
 		PropagationPolicy: ptr(metav1.DeletePropagationOrphan),
 	})
-	if err != nil || len(items.Items) != 1 || items.Items[0].Object.GetDeletionTimestamp() != nil {
+	if err != nil || len(items.Items) != 1 || items.Items[0].Object().GetDeletionTimestamp() != nil {
 		t.Errorf("a deleted collection is returned as it was read: %+v, %v", items, err)
 	}
 }

@@ -22,7 +22,7 @@ var maps = pipeline.Target{Resource: configMapGVR, Namespace: "ns"}
 
 func names(l *pipeline.List) (out []string) {
 	for _, it := range l.Items {
-		out = append(out, it.Object.GetName())
+		out = append(out, it.Object().GetName())
 	}
 	return out
 }
@@ -227,7 +227,7 @@ func describeEvents(events []*watchcache.Event) string {
 	for _, e := range events {
 		b.WriteString([]string{"", "+", "~", "-", "|"}[e.Type])
 		if e.Item != nil {
-			b.WriteString(e.Item.Object.GetName())
+			b.WriteString(e.Item.Object().GetName())
 		}
 		if e.InitialEnd {
 			b.WriteString("end")
@@ -363,14 +363,14 @@ func TestEventsInTwoVersions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := out.Item.Object.(*eventsv1.Event)
+	e := out.Item.Object().(*eventsv1.Event)
 	decoded := &eventsv1.Event{}
 	if e.Note != "it happened" || e.Regarding.Name != "p" || decoded.Unmarshal(out.Item.Raw) != nil || decoded.Note != e.Note || decoded.ResourceVersion == "" {
 		t.Errorf("%+v", e)
 	}
 	events := collect(t, w, 1)
-	if seen, ok := events[0].Item.Object.(*eventsv1.Event); !ok || seen.Note != e.Note {
-		t.Errorf("watched %T", events[0].Item.Object)
+	if seen, ok := events[0].Item.Object().(*eventsv1.Event); !ok || seen.Note != e.Note {
+		t.Errorf("watched %T", events[0].Item.Object())
 	}
 	second := f.mustCreate(&eventsv1.Event{
 		ObjectMeta: metav1.ObjectMeta{Name: "e2", Namespace: "ns"}, EventTime: metav1.NowMicro(), Regarding: corev1.ObjectReference{Namespace: "ns", Name: "p"},

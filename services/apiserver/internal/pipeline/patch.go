@@ -52,7 +52,7 @@ func (p *Pipeline) newPatch(ctx context.Context, t Target, kind types.PatchType,
 			return nil, apierrors.NewNotFound(c.gr(), c.target.Name)
 		}
 		c.warn = nil
-		obj, err := patch.object(cur.Object)
+		obj, err := patch.object(cur.Object())
 		if err != nil {
 			return nil, err
 		}

@@ -125,12 +125,10 @@ func shown(k *resource.Kind, item *watchcache.Item) (*watchcache.Item, error) {
 	if item == nil || k.StoredAs == nil {
 		return item, nil
 	}
-	obj := k.StoredAs.From(item.Object)
+	obj := k.StoredAs.From(item.Object())
 	raw, err := obj.Marshal()
 	if err != nil {
 		return nil, err
 	}
-	out := *item
-	out.Kind, out.Object, out.Raw = k, obj, raw
-	return &out, nil
+	return item.As(k, obj, raw), nil
 }

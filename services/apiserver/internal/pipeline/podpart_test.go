@@ -19,7 +19,7 @@ func (f *fixture) part(name, subresource, manager, text string) (*corev1.Pod, er
 	if err != nil {
 		return nil, err
 	}
-	return out.Item.Object.(*corev1.Pod), nil
+	return out.Item.Object().(*corev1.Pod), nil
 }
 
 // owned returns what a manager owns through a subresource.

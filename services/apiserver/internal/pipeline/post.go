@@ -75,7 +75,7 @@ func (p *Pipeline) planPosted(c *change, rules *resource.Change, cur *watchcache
 	if cur == nil {
 		return nil, apierrors.NewNotFound(c.gr(), c.target.Name)
 	}
-	if err := rules.Allowed(cur.Object, obj); err != nil {
+	if err := rules.Allowed(cur.Object(), obj); err != nil {
 		return nil, err
 	}
 	a := c.attributes(admission.Create, obj, nil)
@@ -86,7 +86,7 @@ func (p *Pipeline) planPosted(c *change, rules *resource.Change, cur *watchcache
 		return nil, c.admissionError(obj, err)
 	}
 	return &step{
-		obj: rules.Apply(cur.Object, obj, p.second()), expect: cur.Revision, keepTrace: true, answer: postedAnswer,
+		obj: rules.Apply(cur.Object(), obj, p.second()), expect: cur.Revision, keepTrace: true, answer: postedAnswer,
 	}, nil
 }
 

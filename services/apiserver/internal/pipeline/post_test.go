@@ -165,9 +165,9 @@ func TestApply(t *testing.T) {
 	if err != nil || !out.Created {
 		t.Fatalf("%+v, %v", out, err)
 	}
-	version := out.Item.Object.GetResourceVersion()
+	version := out.Item.Object().GetResourceVersion()
 	f.now = f.now.Add(1e10)
-	if out, err = apply("one", "{a: '1', b: '1'}", false); err != nil || out.Item.Object.GetResourceVersion() != version {
+	if out, err = apply("one", "{a: '1', b: '1'}", false); err != nil || out.Item.Object().GetResourceVersion() != version {
 		t.Errorf("applied again: %+v, %v", out, err)
 	}
 	_, err = apply("two", "{a: '2'}", false)
@@ -278,7 +278,7 @@ func TestApplyAfterClientSideApply(t *testing.T) {
 	if err != nil {
 		t.Fatal(err) // kubectl's own earlier client-side apply is not a conflict
 	}
-	if got := out.Item.Object.(*corev1.ConfigMap); got.Data["k"] != "w" {
+	if got := out.Item.Object().(*corev1.ConfigMap); got.Data["k"] != "w" {
 		t.Errorf("%+v", got)
 	}
 }
@@ -344,11 +344,11 @@ func TestCacheTakesOverObjects(t *testing.T) {
 		if err := decoded.Unmarshal(out.Item.Raw); err != nil {
 			t.Fatal(err)
 		}
-		if !equality.Semantic.DeepEqual(decoded, out.Item.Object) || asJSON(decoded) != asJSON(out.Item.Object) {
-			t.Errorf("after the %s the cache has\n%s\nbut the store has\n%s", what, asJSON(out.Item.Object), asJSON(decoded))
+		if !equality.Semantic.DeepEqual(decoded, out.Item.Object()) || asJSON(decoded) != asJSON(out.Item.Object()) {
+			t.Errorf("after the %s the cache has\n%s\nbut the store has\n%s", what, asJSON(out.Item.Object()), asJSON(decoded))
 		}
-		if v := strconv.FormatInt(int64(out.Item.Revision), 10); out.Item.Object.GetResourceVersion() != v {
-			t.Errorf("after the %s the version is %s, want %s", what, out.Item.Object.GetResourceVersion(), v)
+		if v := strconv.FormatInt(int64(out.Item.Revision), 10); out.Item.Object().GetResourceVersion() != v {
+			t.Errorf("after the %s the version is %s, want %s", what, out.Item.Object().GetResourceVersion(), v)
 		}
 	}
 	p := f.mustCreate(benchPod("p"), pipeline.WriteOptions{FieldManager: "m"}).(*corev1.Pod)

@@ -25,14 +25,12 @@ func projectionOf(sub *resource.Subresource, fieldSelector string) (*resource.Pr
 
 // project returns an item that has only the part.
 func project(part *resource.Projection, item *watchcache.Item) (*watchcache.Item, error) {
-	obj := part.Of(item.Object)
+	obj := part.Of(item.Object())
 	raw, err := obj.Marshal()
 	if err != nil {
 		return nil, err
 	}
-	out := *item
-	out.Object, out.Raw = obj, raw
-	return &out, nil
+	return item.As(item.Kind, obj, raw), nil
 }
 
 // projectItems replaces the items of a list.
@@ -54,7 +52,7 @@ func projectEvents(part *resource.Projection, events []*watchcache.Event) ([]*wa
 		case ev.Item == nil:
 			out = append(out, ev)
 			continue
-		case ev.Type == watchcache.Modified && ev.Old != nil && part.Same(ev.Old.Object, ev.Item.Object):
+		case ev.Type == watchcache.Modified && ev.Old != nil && part.Same(ev.Old.Object(), ev.Item.Object()):
 			continue
 		}
 		projected, err := ev.Projected(part, func(item *watchcache.Item) (*watchcache.Item, error) { return project(part, item) })

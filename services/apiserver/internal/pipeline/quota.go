@@ -78,7 +78,7 @@ func (p *Pipeline) chargeQuotas(c *change, obj, old resource.Object) error {
 func (p *Pipeline) quotasOf(c *change, k *resource.Kind, obj resource.Object) (exist bool, names []string) {
 	p.place(k).Cache.Kind(k).Snapshot().Ascend(k.Prefix(obj.GetNamespace()), "", func(item *watchcache.Item) bool {
 		exist = true
-		if q, ok := item.Object.(*corev1.ResourceQuota); ok && quota.Covers(q, c.gr(), obj) {
+		if q, ok := item.Object().(*corev1.ResourceQuota); ok && quota.Covers(q, c.gr(), obj) {
 			names = append(names, q.Name)
 		}
 		return true
@@ -166,9 +166,9 @@ func (p *Pipeline) tryCharge(c *change, k *resource.Kind, name string, obj, old 
 		if cur == nil {
 			return nil, apierrors.NewNotFound(quotaGVR.GroupResource(), name)
 		}
-		q, ok := cur.Object.DeepCopyObject().(*corev1.ResourceQuota)
+		q, ok := cur.Object().DeepCopyObject().(*corev1.ResourceQuota)
 		if !ok {
-			return nil, fmt.Errorf("resourcequotas %q: expected a ResourceQuota, got %T", name, cur.Object)
+			return nil, fmt.Errorf("resourcequotas %q: expected a ResourceQuota, got %T", name, cur.Object())
 		}
 		charge, err := quota.Charge(q, c.gr(), obj, before(old), p.cfg.Now())
 		if err != nil {

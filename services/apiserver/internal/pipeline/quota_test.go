@@ -50,7 +50,7 @@ func (f *fixture) used(quota, name string) string {
 	if err != nil {
 		f.Fatal(err)
 	}
-	q := out.Item.Object.(*corev1.ResourceQuota).Status.Used[corev1.ResourceName(name)]
+	q := out.Item.Object().(*corev1.ResourceQuota).Status.Used[corev1.ResourceName(name)]
 	return q.String()
 }
 
@@ -137,7 +137,7 @@ func TestQuotaOfUpdates(t *testing.T) {
 	update := func() error {
 		out, err := f.Update(f.ctx, f.target(s), f.body(s), pipeline.WriteOptions{})
 		if err == nil {
-			s = out.Item.Object.DeepCopyObject().(*corev1.Service)
+			s = out.Item.Object().DeepCopyObject().(*corev1.Service)
 		}
 		return err
 	}

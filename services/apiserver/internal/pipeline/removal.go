@@ -42,14 +42,14 @@ func (p *Pipeline) newRemoval(ctx context.Context, k *resource.Kind, sub *resour
 		if recorded && d.Preconditions != nil && d.Preconditions.ResourceVersion != nil {
 			// The requested state existed, and the previous write of this change has replaced it.
 			now := *d.Preconditions
-			now.ResourceVersion = new(cur.Object.GetResourceVersion())
+			now.ResourceVersion = new(cur.Object().GetResourceVersion())
 			d.Preconditions = &now
 		}
 		recorded = false
 		s, err := p.planRemoval(c, r, cur, d)
 		if err == nil && !c.budgeted {
 			// After all other checks, so that a refused removal takes nothing from the budget.
-			c.budgeted, err = p.charge(c, r.Budget, cur.Object)
+			c.budgeted, err = p.charge(c, r.Budget, cur.Object())
 		}
 		if err != nil {
 			return nil, err
@@ -72,11 +72,11 @@ func (p *Pipeline) planRemoval(c *change, r *resource.Removal, cur *watchcache.I
 		return s, err
 	}
 	if s.gone {
-		if r.Recorded(cur.Object) {
+		if r.Recorded(cur.Object()) {
 			return s, nil
 		}
 		s.gone, s.more, s.keepTrace = false, true, true
-		s.obj = cur.Object.DeepCopyObject().(resource.Object)
+		s.obj = cur.Object().DeepCopyObject().(resource.Object)
 	}
 	r.Record(s.obj, p.second())
 	return s, nil

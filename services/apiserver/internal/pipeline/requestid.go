@@ -146,7 +146,7 @@ func (p *Pipeline) answered(c *change, item *watchcache.Item) (*Outcome, error) 
 	r := requestsOf(item.WriteID)
 	if !r.isOwn(c.request) {
 		t := c.target
-		t.Name = item.Object.GetName()
+		t.Name = item.Object().GetName()
 		if p.Authorize(c.ctx, "get", t) != nil {
 			var err error
 			if item, err = known(item); err != nil {
@@ -164,15 +164,15 @@ func (p *Pipeline) answered(c *change, item *watchcache.Item) (*Outcome, error) 
 // known returns the item without everything that a later write may have changed.
 func known(item *watchcache.Item) (*watchcache.Item, error) {
 	obj := item.Kind.New()
-	obj.SetName(item.Object.GetName())
-	obj.SetNamespace(item.Object.GetNamespace())
-	obj.SetUID(item.Object.GetUID())
-	obj.SetCreationTimestamp(item.Object.GetCreationTimestamp())
+	obj.SetName(item.Object().GetName())
+	obj.SetNamespace(item.Object().GetNamespace())
+	obj.SetUID(item.Object().GetUID())
+	obj.SetCreationTimestamp(item.Object().GetCreationTimestamp())
 	raw, err := obj.Marshal()
 	if err != nil {
 		return nil, err
 	}
-	return &watchcache.Item{Kind: item.Kind, Object: obj, Raw: raw, Key: item.Key}, nil
+	return watchcache.NewItem(item.Kind, item.Key, obj, raw), nil
 }
 
 // createdBefore returns the object that an earlier attempt of a create made, or nil.
@@ -238,7 +238,7 @@ func (p *Pipeline) existing(c *change, found *store.Entry) (*watchcache.Item, er
 // goneAlready returns the step of a repeated delete whose object is gone. The uid of its
 // preconditions names the object.
 func (p *Pipeline) goneAlready(c *change, cur *watchcache.Item, o DeleteOptions) (*step, error) {
-	if c.request == "" || cur != nil && *o.Preconditions.UID == cur.Object.GetUID() {
+	if c.request == "" || cur != nil && *o.Preconditions.UID == cur.Object().GetUID() {
 		return nil, nil
 	}
 	if !c.fresh {

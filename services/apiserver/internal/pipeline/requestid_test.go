@@ -82,7 +82,7 @@ func TestRepeatedWrites(t *testing.T) {
 		}
 	}
 	made := twice(create(configMap("m", "n", "0"), "one"))
-	if !made.Created || made.Item.Object.GetName() != "m" {
+	if !made.Created || made.Item.Object().GetName() != "m" {
 		t.Errorf("create: %+v", made)
 	}
 	if _, err := create(configMap("m"), "two")(other); !apierrors.IsAlreadyExists(err) {
@@ -98,12 +98,12 @@ func TestRepeatedWrites(t *testing.T) {
 		t.Errorf("%d objects, %v", len(list.Items), err)
 	}
 
-	obj := made.Item.Object.DeepCopyObject().(*corev1.ConfigMap)
+	obj := made.Item.Object().DeepCopyObject().(*corev1.ConfigMap)
 	obj.Data["n"] = "1"
 	updated := twice(func(p *pipeline.Pipeline) (*pipeline.Outcome, error) {
 		return p.Update(f.ctx, target, f.body(obj), withRequest("five"))
 	})
-	if got := updated.Item.Object.(*corev1.ConfigMap); got.Data["n"] != "1" || got.UID != obj.UID {
+	if got := updated.Item.Object().(*corev1.ConfigMap); got.Data["n"] != "1" || got.UID != obj.UID {
 		t.Errorf("update: %v", got)
 	}
 	if _, err := f.update(obj, "", withRequest("six")); !apierrors.IsConflict(err) {
@@ -113,16 +113,16 @@ func TestRepeatedWrites(t *testing.T) {
 	if _, err := f.patch(obj, types.MergePatchType, `{"data":{"by":"another"}}`); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := f.update(obj, "", withRequest("five")); err != nil || out.Item.Object.(*corev1.ConfigMap).Data["by"] != "another" {
+	if out, err := f.update(obj, "", withRequest("five")); err != nil || out.Item.Object().(*corev1.ConfigMap).Data["by"] != "another" {
 		t.Errorf("an update repeated after another: %v", err)
 	}
-	if out, err := create(configMap("m"), "one")(other); err != nil || out.Item.Object.GetUID() != obj.UID {
+	if out, err := create(configMap("m"), "one")(other); err != nil || out.Item.Object().GetUID() != obj.UID {
 		t.Errorf("a create repeated after updates: %v", err)
 	}
 	patched := twice(func(p *pipeline.Pipeline) (*pipeline.Outcome, error) {
 		return p.Patch(f.ctx, target, types.JSONPatchType, pipeline.Body{Data: []byte(`[{"op":"move","from":"/data/n","path":"/data/moved"}]`), Type: pipeline.JSON}, withRequest("seven"))
 	})
-	if got := patched.Item.Object.(*corev1.ConfigMap); got.Data["moved"] != "1" {
+	if got := patched.Item.Object().(*corev1.ConfigMap); got.Data["moved"] != "1" {
 		t.Errorf("patch: %v", got)
 	}
 	uid := obj.UID
@@ -146,7 +146,7 @@ func TestRepeatedWrites(t *testing.T) {
 	f.Commit(f.ctx, batch)
 	once, again := other.Commit(f.ctx, batch), f.Commit(f.ctx, batch)
 	for i := range batch {
-		if once[i].Err != nil || again[i].Err != nil || once[i].Outcome.Item.Object.GetUID() != again[i].Outcome.Item.Object.GetUID() {
+		if once[i].Err != nil || again[i].Err != nil || once[i].Outcome.Item.Object().GetUID() != again[i].Outcome.Item.Object().GetUID() {
 			t.Errorf("write %d of a batch: %v %v", i, once[i].Err, again[i].Err)
 		}
 	}
@@ -164,7 +164,7 @@ func TestRepeatedCreateKeepsSecrets(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return out.Item.Object.(*corev1.ConfigMap)
+		return out.Item.Object().(*corev1.ConfigMap)
 	}
 	made := create()
 	if again := create(); again.Data["own"] != "1" || again.ResourceVersion != made.ResourceVersion {
@@ -250,7 +250,7 @@ func TestNothingIsWrittenTwice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	counter := f.target(out.Item.Object)
+	counter := f.target(out.Item.Object())
 	const clients, writes = 4, 15
 	var mu sync.Mutex
 	uids := map[types.UID]bool{}
@@ -272,14 +272,14 @@ func TestNothingIsWrittenTwice(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				next := now.Item.Object.DeepCopyObject().(*corev1.ConfigMap)
+				next := now.Item.Object().DeepCopyObject().(*corev1.ConfigMap)
 				n, _ := strconv.Atoi(next.Data["n"])
 				next.Data["n"] = strconv.Itoa(n + 1)
 				_, err = until(func(p *pipeline.Pipeline) (*pipeline.Outcome, error) {
 					return p.Update(f.ctx, counter, f.body(next), id)
 				})
 				mu.Lock()
-				uids[out.Item.Object.GetUID()] = true
+				uids[out.Item.Object().GetUID()] = true
 				if err == nil {
 					incremented++
 				}

@@ -22,8 +22,8 @@ var scaleGVK = autoscalingv1.SchemeGroupVersion.WithKind("Scale")
 
 // scaleOf returns the scale of an object.
 func scaleOf(k *resource.Kind, s *resource.Scale, item *watchcache.Item) *scaled {
-	spec, status, selector := s.Get(item.Object)
-	obj := item.Object
+	spec, status, selector := s.Get(item.Object())
+	obj := item.Object()
 	return &scaled{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:              obj.GetName(),
@@ -56,7 +56,7 @@ func (p *Pipeline) planScaleApply(c *change, s *resource.Scale, cur *watchcache.
 		return nil, apierrors.NewNotFound(c.gr(), c.target.Name)
 	}
 	want, fields, err := p.cfg.Fields.ApplyScale(
-		fieldmanager.Write{Kind: c.kind, Subresource: c.target.Subresource, Old: cur.Object, Manager: c.opts.FieldManager, Now: p.cfg.Now()},
+		fieldmanager.Write{Kind: c.kind, Subresource: c.target.Subresource, Old: cur.Object(), Manager: c.opts.FieldManager, Now: p.cfg.Now()},
 		scaleOf(c.kind, s, cur), runtime.DeepCopyJSON(configuration), c.opts.Force)
 	if err == nil {
 		err = check()
@@ -81,10 +81,10 @@ func (p *Pipeline) planScaled(c *change, s *resource.Scale, cur *watchcache.Item
 			field.Invalid(field.NewPath("spec", "replicas"), want.Spec.Replicas, "must be greater than or equal to 0"),
 		})
 	}
-	if want.UID != "" && want.UID != cur.Object.GetUID() {
-		return nil, apierrors.NewConflict(c.gr(), c.target.Name, fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", want.UID, cur.Object.GetUID()))
+	if want.UID != "" && want.UID != cur.Object().GetUID() {
+		return nil, apierrors.NewConflict(c.gr(), c.target.Name, fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", want.UID, cur.Object().GetUID()))
 	}
-	obj, ok := cur.Object.DeepCopyObject().(resource.Object)
+	obj, ok := cur.Object().DeepCopyObject().(resource.Object)
 	if !ok {
 		return nil, errors.New("object cannot be copied")
 	}

@@ -76,16 +76,16 @@ func newSelection(k *resource.Kind, t Target, labelSelector, fieldSelector strin
 				c.field, c.value = r.Field, want
 			}
 		}
-		requirements = append(requirements, func(it *watchcache.Item) bool { return (get(it.Object) == want) == equal })
+		requirements = append(requirements, func(it *watchcache.Item) bool { return (get(it.Object()) == want) == equal })
 	}
 	if name != "" && (namespace != "" || !k.Namespaced) {
 		c.key = k.Key(namespace, name)
 	}
 	if t.Name != "" {
-		requirements = append(requirements, func(it *watchcache.Item) bool { return it.Object.GetName() == t.Name })
+		requirements = append(requirements, func(it *watchcache.Item) bool { return it.Object().GetName() == t.Name })
 	}
 	if !ls.Empty() {
-		requirements = append(requirements, func(it *watchcache.Item) bool { return ls.Matches(labels.Set(it.Object.GetLabels())) })
+		requirements = append(requirements, func(it *watchcache.Item) bool { return ls.Matches(labels.Set(it.Object().GetLabels())) })
 	}
 	c.match = all(requirements)
 	return c, nil

@@ -47,7 +47,7 @@ func (s *state) Get(group, res, namespace, name string) (resource.Object, bool) 
 	if !ok {
 		return nil, false
 	}
-	return item.Object, true
+	return item.Object(), true
 }
 
 // GetFresh implements admission.State.
@@ -67,7 +67,7 @@ func (s *state) GetFresh(ctx context.Context, group, res, namespace, name string
 	if err != nil {
 		return nil, false, err
 	}
-	return item.Object, true, nil
+	return item.Object(), true, nil
 }
 
 // Each implements admission.State.
@@ -76,5 +76,5 @@ func (s *state) Each(group, res, namespace string, f func(resource.Object) bool)
 	if !ok {
 		return
 	}
-	h.cache.Snapshot().Ascend(h.kind.Prefix(namespace), "", func(item *watchcache.Item) bool { return f(item.Object) })
+	h.cache.Snapshot().Ascend(h.kind.Prefix(namespace), "", func(item *watchcache.Item) bool { return f(item.Object()) })
 }

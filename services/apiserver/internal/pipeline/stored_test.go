@@ -63,7 +63,7 @@ func TestOldStoredObjects(t *testing.T) {
 	}
 	defer w.Close()
 	events, err := w.Next(f.ctx)
-	if err != nil || events[0].Item.Object.(*corev1.Secret).Type != corev1.SecretTypeOpaque {
+	if err != nil || events[0].Item.Object().(*corev1.Secret).Type != corev1.SecretTypeOpaque {
 		t.Errorf("watched: %+v, %v", events, err)
 	}
 
@@ -86,14 +86,14 @@ func TestOldStoredObjects(t *testing.T) {
 	if err != nil || v.Defaults != resource.DefaultsVersion || back.Unmarshal(v.Raw) != nil || back.Type != corev1.SecretTypeOpaque {
 		t.Errorf("stored: %+v, %s, %v", v, asJSON(back), err)
 	}
-	if again, err := f.update(out.Item.Object.DeepCopyObject().(*corev1.Secret), ""); err != nil || again.Item.Revision != out.Item.Revision {
+	if again, err := f.update(out.Item.Object().DeepCopyObject().(*corev1.Secret), ""); err != nil || again.Item.Revision != out.Item.Revision {
 		t.Errorf("an unchanged object was written: %+v, %v", again, err)
 	}
 
 	// A metadata change of another object, which is in the cache since its first load.
 	f.stored(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "second", Namespace: "ns", UID: "v"}}, 0)
 	got, err := f.patch(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "second", Namespace: "ns"}}, types.MergePatchType, `{"metadata":{"labels":{"a":"b"}}}`)
-	if err != nil || got.Item.Object.(*corev1.Secret).Type != corev1.SecretTypeOpaque {
+	if err != nil || got.Item.Object().(*corev1.Secret).Type != corev1.SecretTypeOpaque {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -103,7 +103,7 @@ func TestOwnStoredObjects(t *testing.T) {
 	f := newFixture(t)
 	rev := f.stored(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "own", Namespace: "ns"}}, resource.DefaultsVersion)
 	item, err := watchcacheItem(f, rev)
-	if err != nil || item.Completed || item.Object.(*corev1.Secret).Type != "" {
+	if err != nil || item.Completed || item.Object().(*corev1.Secret).Type != "" {
 		t.Errorf("%+v, %v", item, err)
 	}
 }

@@ -48,7 +48,7 @@ func mayTrace(u request.User) bool { return !slices.Contains(u.Groups, authn.Una
 // annotation returns the trace context that this write has added as an annotation, or "".
 func annotation(c *change, obj resource.Object) string {
 	tp := obj.GetAnnotations()[traceAnnotation]
-	if tp == "" || c.cur != nil && c.cur.Object.GetAnnotations()[traceAnnotation] == tp {
+	if tp == "" || c.cur != nil && c.cur.Object().GetAnnotations()[traceAnnotation] == tp {
 		return ""
 	}
 	if _, ok := telemetry.ParseTraceparent(tp); !ok {

@@ -40,7 +40,7 @@ func TestTracesAreForAuthenticatedUsers(t *testing.T) {
 				t.Fatalf("%s: %v", name, r.Err)
 			}
 			if got := r.Outcome.Item.Traceparent; got != test.want {
-				t.Errorf("%s: %s is stored with the trace context %q, want %q", name, r.Outcome.Item.Object.GetName(), got, test.want)
+				t.Errorf("%s: %s is stored with the trace context %q, want %q", name, r.Outcome.Item.Object().GetName(), got, test.want)
 			}
 		}
 	}

@@ -61,7 +61,7 @@ func (p *Pipeline) newApply(c *change, sub *resource.Subresource, b Body) error 
 		c.warn = warnings
 		w := fieldmanager.Write{Kind: c.kind, Subresource: c.target.Subresource, Manager: c.opts.FieldManager, Now: p.cfg.Now()}
 		if cur != nil {
-			w.Old = cur.Object
+			w.Old = cur.Object()
 		} else if c.target.Subresource != "" {
 			return nil, apierrors.NewNotFound(c.gr(), c.target.Name)
 		}

@@ -66,8 +66,8 @@ func (p *Pipeline) newUpdate(ctx context.Context, t Target, b Body, o WriteOptio
 		if cur == nil {
 			return p.planMissing(c, obj, true)
 		}
-		if uid := obj.GetUID(); uid != "" && uid != cur.Object.GetUID() {
-			return nil, errPrecondition(c, fmt.Sprintf("Precondition failed: UID in precondition: %v, UID in object meta: %v", uid, cur.Object.GetUID()))
+		if uid := obj.GetUID(); uid != "" && uid != cur.Object().GetUID() {
+			return nil, errPrecondition(c, fmt.Sprintf("Precondition failed: UID in precondition: %v, UID in object meta: %v", uid, cur.Object().GetUID()))
 		}
 		return p.planUpdate(c, cur, obj, true)
 	}
@@ -138,7 +138,7 @@ func errPrecondition(c *change, message string) error {
 // planUpdate completes and checks the new state of an existing object. The change must own obj;
 // cur is shared.
 func (p *Pipeline) planUpdate(c *change, cur *watchcache.Item, obj resource.Object, track bool) (*step, error) {
-	old := cur.Object
+	old := cur.Object()
 	if err := checkVersion(c, cur, obj); err != nil {
 		return nil, err
 	}

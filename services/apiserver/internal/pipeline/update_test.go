@@ -20,7 +20,7 @@ func TestOptimisticConcurrency(t *testing.T) {
 	second := first.DeepCopy()
 	second.Data = map[string]string{"k": "2"}
 	out, err := f.update(second, "")
-	if err != nil || out.Item.Object.GetResourceVersion() == first.ResourceVersion {
+	if err != nil || out.Item.Object().GetResourceVersion() == first.ResourceVersion {
 		t.Fatalf("%+v, %v", out, err)
 	}
 	first.Data = map[string]string{"k": "1"}
@@ -76,8 +76,8 @@ func TestUnchangedUpdatesWriteNothing(t *testing.T) {
 		if after, _ := f.store.Revision(f.ctx); after != before {
 			t.Errorf("%s wrote: revision %d became %d", name, before, after)
 		}
-		if out != nil && out.Item.Object.GetResourceVersion() != p.ResourceVersion {
-			t.Errorf("%s: resource version %s became %s", name, p.ResourceVersion, out.Item.Object.GetResourceVersion())
+		if out != nil && out.Item.Object().GetResourceVersion() != p.ResourceVersion {
+			t.Errorf("%s: resource version %s became %s", name, p.ResourceVersion, out.Item.Object().GetResourceVersion())
 		}
 	}
 }

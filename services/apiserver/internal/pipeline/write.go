@@ -400,7 +400,7 @@ func (p *Pipeline) encode(c *change, s *step) (same bool, err error) {
 	compare := c.cur != nil && !s.created
 	if compare && s.onlyTimes {
 		fields := s.obj.GetManagedFields()
-		s.obj.SetManagedFields(c.cur.Object.GetManagedFields())
+		s.obj.SetManagedFields(c.cur.Object().GetManagedFields())
 		if err := p.encodeValue(c, s); err != nil {
 			return false, err
 		}
@@ -437,7 +437,7 @@ func unchanged(c *change, s *step) (bool, error) {
 		return false, nil // the stored object lacks defaults that the cached one has
 	}
 	if c.kind.StoredAs != nil {
-		was := c.cur.Object.GetResourceVersion()
+		was := c.cur.Object().GetResourceVersion()
 		s.obj.SetResourceVersion(was)
 		defer s.obj.SetResourceVersion("")
 		raw, err := s.obj.Marshal()
@@ -528,9 +528,9 @@ func (p *Pipeline) item(c *change, s *step, rev store.Revision) (*watchcache.Ite
 			s.obj.SetResourceVersion(strconv.FormatInt(int64(rev), 10))
 		}
 	}
-	return &watchcache.Item{
-		Kind: c.kind, Object: s.obj, Raw: raw, Key: c.key, Revision: rev, Traceparent: s.trace, WriteID: s.id,
-	}, nil
+	item := watchcache.NewItem(c.kind, c.key, s.obj, raw)
+	item.Revision, item.Traceparent, item.WriteID = rev, s.trace, s.id
+	return item, nil
 }
 
 func (p *Pipeline) finish(c *change, s *step, item *watchcache.Item) {
@@ -539,7 +539,7 @@ func (p *Pipeline) finish(c *change, s *step, item *watchcache.Item) {
 		s.answer(out)
 	}
 	if claimer := c.kind.Claimer; claimer != nil && s.gone && !c.opts.DryRun {
-		claimer.Released(c.ctx, c.cur.Object)
+		claimer.Released(c.ctx, c.cur.Object())
 	}
 	c.end(out, nil)
 }

@@ -100,7 +100,7 @@ func TestKubernetesIsRestored(t *testing.T) {
 			continue
 		}
 		item, err := watchcache.Decode(row, e)
-		if err != nil || item.Object.GetName() == "" {
+		if err != nil || item.Object().GetName() == "" {
 			t.Errorf("%s: %v", key, err)
 		}
 	}

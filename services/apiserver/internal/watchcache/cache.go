@@ -49,6 +49,9 @@ type Config struct {
 	HistoryEvents, HistoryMin int
 	HistoryBytes              int64
 	HistoryAge                time.Duration
+	// Decoded is the number of objects of a kind that are held decoded besides their encoding;
+	// default 1,024.
+	Decoded int
 	// Buffer is the number of events that a watcher may fall behind; default 10,000.
 	Buffer int
 	// BookmarkEvery is the interval between bookmarks; default 45 s.
@@ -96,6 +99,7 @@ func New(cfg Config) *Cache {
 	def(&cfg.HistoryMin, 100)
 	def(&cfg.HistoryBytes, 16<<20)
 	def(&cfg.HistoryAge, 75*time.Second)
+	def(&cfg.Decoded, 1024)
 	def(&cfg.Buffer, 10000)
 	def(&cfg.BookmarkEvery, 45*time.Second)
 	def(&cfg.PageSize, 2000)

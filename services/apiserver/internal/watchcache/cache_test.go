@@ -171,19 +171,19 @@ func describe(t testing.TB, ev *Event) string {
 		return s
 	}
 	it := ev.Item
-	if rv := it.Object.GetResourceVersion(); rv != strconv.FormatInt(int64(ev.Revision), 10) || it.Revision != ev.Revision {
+	if rv := it.Object().GetResourceVersion(); rv != strconv.FormatInt(int64(ev.Revision), 10) || it.Revision != ev.Revision {
 		t.Errorf("%s: resourceVersion %s, item %d, event %d", it.Key, rv, it.Revision, ev.Revision)
 	}
 	var raw metav1.PartialObjectMetadata
-	if err := raw.Unmarshal(it.Raw); err != nil || raw.ResourceVersion != it.Object.GetResourceVersion() {
-		t.Errorf("%s: raw resourceVersion %q, object %q", it.Key, raw.ResourceVersion, it.Object.GetResourceVersion())
+	if err := raw.Unmarshal(it.Raw); err != nil || raw.ResourceVersion != it.Object().GetResourceVersion() {
+		t.Errorf("%s: raw resourceVersion %q, object %q", it.Key, raw.ResourceVersion, it.Object().GetResourceVersion())
 	}
-	return s + " " + it.Object.GetName()
+	return s + " " + it.Object().GetName()
 }
 
 func names(s Snapshot, prefix, after string) string {
 	var out []string
-	s.Ascend(prefix, after, func(it *Item) bool { out = append(out, it.Object.GetName()); return true })
+	s.Ascend(prefix, after, func(it *Item) bool { out = append(out, it.Object().GetName()); return true })
 	return strings.Join(out, " ")
 }
 
@@ -209,7 +209,7 @@ func consistentReads(t *testing.T, s1 store.Store) {
 		t.Fatalf("snapshot %q at %d, want revision %d", got, s.Revision(), first)
 	}
 	it, ok := f.Kind(pods).Get("/registry/pods/a/one")
-	if !ok || it.Traceparent != "tp-one" || it.Object.GetResourceVersion() == "" {
+	if !ok || it.Traceparent != "tp-one" || it.Object().GetResourceVersion() == "" {
 		t.Fatalf("get: %+v", it)
 	}
 	f.put(pod("a", "three", ""))
@@ -257,7 +257,7 @@ func TestWatchTransitions(t *testing.T) {
 	one := f.watch(WatchOptions{Key: "/registry/pods/a/old", After: after})
 	n1 := f.watch(WatchOptions{Field: "spec.nodeName", Value: "n1", Initial: true, InitialEnd: true})
 	n2 := f.watch(WatchOptions{Field: "spec.nodeName", Value: "n2", After: after})
-	x := f.watch(WatchOptions{After: after, Filter: func(it *Item) bool { return it.Object.GetLabels()["app"] == "x" }})
+	x := f.watch(WatchOptions{After: after, Filter: func(it *Item) bool { return it.Object().GetLabels()["app"] == "x" }})
 
 	f.put(pod("a", "old", "n2", "app", "y"))
 	f.put(pod("b", "other", "n1", "app", "x"))

@@ -229,7 +229,7 @@ func TestWatchersSeeTheTruth(t *testing.T) {
 		}
 		end.Store(int64(rev))
 	})
-	app1 := func(it *Item) bool { return it.Object.GetLabels()["app"] == "1" }
+	app1 := func(it *Item) bool { return it.Object().GetLabels()["app"] == "1" }
 	options := []WatchOptions{
 		{},
 		{Prefix: "/registry/pods/ns1/"},
@@ -256,7 +256,7 @@ func TestWatchersSeeTheTruth(t *testing.T) {
 		want := map[string]store.Revision{}
 		f.Kind(pods).Snapshot().Ascend("", "", func(it *Item) bool {
 			if (o.Key == "" || it.Key == o.Key) && strings.HasPrefix(it.Key, o.Prefix) && (o.Filter == nil || o.Filter(it)) &&
-				(o.Field == "" || pods.Fields[o.Field](it.Object) == o.Value) {
+				(o.Field == "" || pods.Fields[o.Field](it.Object()) == o.Value) {
 				want[it.Key] = it.Revision
 			}
 			return true

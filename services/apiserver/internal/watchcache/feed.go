@@ -259,6 +259,7 @@ func (c *Cache) loadAt(ctx context.Context, rev store.Revision) (store.Revision,
 					c.cfg.Log.ErrorContext(ctx, "cannot decode a stored object", "error", err, "key", e.Key)
 					continue
 				}
+				kc.recent.hold(it)
 				items.ReplaceOrInsert(it)
 			}
 			if !page.More || len(page.Entries) == 0 {

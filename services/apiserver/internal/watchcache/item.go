@@ -25,9 +25,9 @@ func Decode(kind *resource.Kind, e store.Entry) (*Item, error) {
 }
 
 func decode(kind *resource.Kind, e store.Entry, v envelope.Value) (it *Item, err error) {
+	obj := kind.New()
 	it = &Item{
 		Kind:        kind,
-		Object:      kind.New(),
 		Key:         e.Key,
 		Revision:    e.ModRevision,
 		Traceparent: v.Traceparent,
@@ -35,35 +35,36 @@ func decode(kind *resource.Kind, e store.Entry, v envelope.Value) (it *Item, err
 	}
 	raw := v.Raw
 	if v.JSON {
-		if err := json.Unmarshal(v.Raw, it.Object); err != nil {
+		if err := json.Unmarshal(v.Raw, obj); err != nil {
 			return nil, fmt.Errorf("%s: %w: %w", e.Key, envelope.ErrMalformed, err)
 		}
-		if raw, err = it.Object.Marshal(); err != nil {
+		if raw, err = obj.Marshal(); err != nil {
 			return nil, fmt.Errorf("%s: %w", e.Key, err)
 		}
-		it.Object = kind.New()
+		obj = kind.New()
 	} else if v.Kind != kind.GVK.Kind {
 		return nil, fmt.Errorf("%s: %w: is a %s, expected a %s", e.Key, envelope.ErrMalformed, v.Kind, kind.GVK.Kind)
 	}
 	if it.Raw, err = envelope.WithResourceVersion(raw, int64(e.ModRevision)); err != nil {
 		return nil, fmt.Errorf("%s: %w", e.Key, err)
 	}
-	if err := it.Object.Unmarshal(it.Raw); err != nil {
+	if err := obj.Unmarshal(it.Raw); err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", e.Key, envelope.ErrMalformed, err)
 	}
 	if kind.Decoded != nil {
-		kind.Decoded(it.Object)
+		kind.Decoded(obj)
 	}
 	if v.Defaults == 0 || v.Defaults != resource.DefaultsVersion {
-		if err := it.complete(); err != nil {
+		if err := it.complete(obj); err != nil {
 			return nil, fmt.Errorf("%s: %w", e.Key, err)
 		}
 	}
+	it.object.Store(&obj)
 	return it, nil
 }
 
 // complete applies the kind's defaults. No one else may have seen the item yet.
-func (it *Item) complete() (err error) {
+func (it *Item) complete(obj resource.Object) (err error) {
 	if it.Kind.Rules.Default == nil {
 		return nil
 	}
@@ -73,8 +74,8 @@ func (it *Item) complete() (err error) {
 			err = fmt.Errorf("%w: defaults: %v", envelope.ErrMalformed, r)
 		}
 	}()
-	it.Kind.Rules.Default(it.Object)
-	raw, err := it.Object.Marshal()
+	it.Kind.Rules.Default(obj)
+	raw, err := obj.Marshal()
 	if err != nil {
 		return err
 	}
@@ -84,8 +85,7 @@ func (it *Item) complete() (err error) {
 	return nil
 }
 
-// At returns the item with another resourceVersion, that of its deletion. Its object is a
-// shallow copy.
+// At returns the item with another resourceVersion, that of its deletion.
 func (it *Item) At(rev store.Revision) *Item {
 	raw, err := envelope.WithResourceVersion(it.Raw, int64(rev))
 	if err != nil { // cannot happen: WithResourceVersion made Raw
@@ -93,13 +93,21 @@ func (it *Item) At(rev store.Revision) *Item {
 	}
 	// Objects of k8s.io/api are plain structs: a copy has its own ObjectMeta and shares what
 	// the original points to, which must not be changed.
-	dup := reflect.New(reflect.TypeOf(it.Object).Elem())
-	dup.Elem().Set(reflect.ValueOf(it.Object).Elem())
+	held := it.object.Load()
+	if held == nil {
+		return &Item{
+			Kind: it.Kind, recent: it.recent, Raw: raw, Key: it.Key, Revision: rev,
+			Traceparent: it.Traceparent, WriteID: it.WriteID, Completed: it.Completed,
+		}
+	}
+	last := reflect.ValueOf(*held).Elem()
+	dup := reflect.New(last.Type())
+	dup.Elem().Set(last)
 	obj := dup.Interface().(resource.Object)
 	obj.SetResourceVersion(strconv.FormatInt(int64(rev), 10))
-	out := *it
-	out.Object, out.Raw, out.Revision = obj, raw, rev
-	return &out
+	out := it.As(it.Kind, obj, raw)
+	out.Revision = rev
+	return out
 }
 
 // Frames holds encodings of one event. Each is made once, when it is first needed, and is

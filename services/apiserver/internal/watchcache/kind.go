@@ -30,6 +30,7 @@ type KindCache struct {
 	rev      store.Revision // of the last change or load
 	history  history
 	watchers watchers
+	recent   recent
 }
 
 func newKindCache(c *Cache, k *resource.Kind) *KindCache {
@@ -38,6 +39,7 @@ func newKindCache(c *Cache, k *resource.Kind) *KindCache {
 		kind:    k,
 		items:   newTree(),
 		history: history{maxEvents: c.cfg.HistoryEvents, maxBytes: c.cfg.HistoryBytes, minEvents: c.cfg.HistoryMin, maxAge: c.cfg.HistoryAge},
+		recent:  recent{max: c.cfg.Decoded},
 	}
 }
 
@@ -216,6 +218,7 @@ func (kc *KindCache) change(rev store.Revision, key string, item *Item) *change 
 	kc.shared = nil
 	c := &change{rev: rev, at: time.Now(), item: item}
 	if item != nil {
+		kc.recent.hold(item)
 		c.old, _ = kc.items.ReplaceOrInsert(item)
 	} else {
 		c.old, _ = kc.items.Delete(&Item{Key: key})

@@ -21,11 +21,15 @@
 //     defaults, even if it changes nothing else.
 //   - Memory is bounded: the events that each kind keeps for watches that resume are bounded in
 //     number, bytes and age. Watches from older revisions fail with *ExpiredError.
+//   - An object is held encoded. Of each kind, only the objects that were written or read last
+//     are held decoded as well (Config.Decoded); another one is decoded when somebody needs it.
 //
 // The package must never change an object that it has returned.
 package watchcache
 
 import (
+	"sync/atomic"
+
 	"keelson.dev/services/apiserver/internal/resource"
 	"keelson.dev/services/apiserver/internal/store"
 )
@@ -33,9 +37,11 @@ import (
 // Item is one object at one revision. It is shared and must not be changed.
 type Item struct {
 	Kind *resource.Kind
-	// Object is the decoded object with its resourceVersion. Its apiVersion and kind are empty,
-	// as client-go leaves them.
-	Object resource.Object
+	// object is the decoded object, or nil if it has to be decoded from Raw; see Object.
+	object atomic.Pointer[resource.Object]
+	// recent is where an object that was decoded again is kept. It is nil for items that are in
+	// no cache, which always have their object.
+	recent *recent
 	// Raw is the object's protobuf message with resourceVersion, without the envelope.
 	Raw []byte
 	// Key is the object's key in the store, and Revision its ModRevision.

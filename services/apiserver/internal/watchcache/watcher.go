@@ -140,7 +140,7 @@ func (kc *KindCache) filter(o WatchOptions) func(*Item) bool {
 	return func(it *Item) bool {
 		return (o.Key == "" || it.Key == o.Key) &&
 			strings.HasPrefix(it.Key, o.Prefix) &&
-			(field == nil || field(it.Object) == o.Value) &&
+			(field == nil || field(it.Object()) == o.Value) &&
 			(o.Filter == nil || o.Filter(it))
 	}
 }
@@ -355,11 +355,11 @@ func (ws *watchers) dispatch(kc *KindCache, c *change) {
 		get := kc.kind.Fields[field]
 		var was string
 		if c.old != nil {
-			was = get(c.old.Object)
+			was = get(c.old.Object())
 			ws.send(bucket{by: 'f', field: field, value: was}, c)
 		}
 		if c.item != nil {
-			if is := get(c.item.Object); c.old == nil || is != was {
+			if is := get(c.item.Object()); c.old == nil || is != was {
 				ws.send(bucket{by: 'f', field: field, value: is}, c)
 			}
 		}

@@ -36,10 +36,8 @@ func (w *Written) At(rev store.Revision) (*Item, error) {
 			return
 		}
 		w.Object.SetResourceVersion(strconv.FormatInt(int64(rev), 10))
-		w.item = &Item{
-			Kind: w.Kind, Object: w.Object, Raw: raw, Key: w.Key, Revision: rev,
-			Traceparent: w.Traceparent, WriteID: w.WriteID,
-		}
+		w.item = NewItem(w.Kind, w.Key, w.Object, raw)
+		w.item.Revision, w.item.Traceparent, w.item.WriteID = rev, w.Traceparent, w.WriteID
 	})
 	return w.item, w.err
 }

@@ -207,7 +207,7 @@ func (s *Service) result(r *pipeline.Result, omit bool) *resourcev1.WriteResult 
 	}
 	out := &resourcev1.WriteResult{}
 	if item := r.Outcome.Item; item != nil {
-		out.ResourceVersion = item.Object.GetResourceVersion()
+		out.ResourceVersion = item.Object().GetResourceVersion()
 	}
 	if !omit {
 		obj, err := s.object(r.Outcome)

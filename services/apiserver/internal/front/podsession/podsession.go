@@ -43,7 +43,7 @@ func Pod(ctx context.Context, api pipeline.API, t pipeline.Target) (*corev1.Pod,
 	if err != nil {
 		return nil, err
 	}
-	pod, ok := out.Item.Object.(*corev1.Pod)
+	pod, ok := out.Item.Object().(*corev1.Pod)
 	if !ok {
 		return nil, apierrors.NewInternalError(fmt.Errorf("%s has no streams", t.Resource.Resource))
 	}

@@ -24,13 +24,22 @@ type subject struct {
 	gvk  schema.GroupVersionKind
 	kind *resource.Kind // for the table's columns; may be nil
 	obj  resource.Object
-	raw  []byte // the object's protobuf message, if available
+	raw  []byte           // the object's protobuf message, if available
+	item *watchcache.Item // where obj comes from when it is first needed; may be nil
 	// marked is true for the default object of its kind, in the table of a list.
 	marked bool
 }
 
 func subjectOf(item *watchcache.Item) subject {
-	return subject{gvk: item.Kind.GVK, kind: item.Kind, obj: item.Object, raw: item.Raw}
+	return subject{gvk: item.Kind.GVK, kind: item.Kind, raw: item.Raw, item: item}
+}
+
+// object returns the object. Formats that are made of its protobuf message do not need it.
+func (s *subject) object() resource.Object {
+	if s.obj == nil {
+		s.obj = s.item.Object()
+	}
+	return s.obj
 }
 
 // buffers are reused between requests. Those larger than keptBuffer are left to the garbage
@@ -74,11 +83,11 @@ func appendTypeMeta(dst []byte, gvk schema.GroupVersionKind) []byte {
 // is written before the fields that the encoder writes.
 func (s *subject) appendJSON(dst []byte, withType bool) ([]byte, error) {
 	var start int
-	if withType && s.obj.GetObjectKind().GroupVersionKind().Kind == "" {
+	if withType && s.object().GetObjectKind().GroupVersionKind().Kind == "" {
 		dst = appendTypeMeta(dst, s.gvk)
 		start = len(dst)
 		var err error
-		if dst, err = appendText(dst, s.obj); err != nil {
+		if dst, err = appendText(dst, s.object()); err != nil {
 			return dst, err
 		}
 		if dst[start+1] == '}' {
@@ -87,7 +96,7 @@ func (s *subject) appendJSON(dst []byte, withType bool) ([]byte, error) {
 		dst[start] = ',' // in place of the object's opening brace
 		return dst, nil
 	}
-	return appendText(dst, s.obj)
+	return appendText(dst, s.object())
 }
 
 // message returns the object's protobuf message.
@@ -95,7 +104,7 @@ func (s *subject) message() ([]byte, error) {
 	if s.raw != nil {
 		return s.raw, nil
 	}
-	return s.obj.Marshal()
+	return s.object().Marshal()
 }
 
 func metaGVK(kind string, beta bool) schema.GroupVersionKind {
@@ -110,7 +119,7 @@ func metaGVK(kind string, beta bool) schema.GroupVersionKind {
 func (s *subject) appendPartial(dst []byte, beta bool) ([]byte, error) {
 	dst = appendTypeMeta(dst, metaGVK("PartialObjectMetadata", beta))
 	dst = append(dst, `,"metadata":`...)
-	accessor, ok := s.obj.(metav1.ObjectMetaAccessor)
+	accessor, ok := s.object().(metav1.ObjectMetaAccessor)
 	if !ok {
 		return append(dst, "{}}"...), nil
 	}
@@ -181,7 +190,7 @@ func (s *subject) appendRow(dst []byte, include table.Include, beta bool) ([]byt
 	if err != nil {
 		return dst, err
 	}
-	return table.AppendRow(dst, s.kind, s.obj, included, s.marked)
+	return table.AppendRow(dst, s.kind, s.object(), included, s.marked)
 }
 
 // append appends the object in any format, without a newline at the end of JSON. columns applies
@@ -197,7 +206,7 @@ func (s *subject) append(dst []byte, f negotiate.Format, include table.Include, 
 	}
 	switch {
 	case f.Transform == negotiate.Table:
-		dst, err := appendTableHead(dst, &metav1.ListMeta{ResourceVersion: s.obj.GetResourceVersion()}, s.kind, f.Beta, columns)
+		dst, err := appendTableHead(dst, &metav1.ListMeta{ResourceVersion: s.object().GetResourceVersion()}, s.kind, f.Beta, columns)
 		if err != nil {
 			return dst, err
 		}

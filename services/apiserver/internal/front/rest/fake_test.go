@@ -103,7 +103,8 @@ func (f *fake) put(kind *resource.Kind, obj resource.Object) *watchcache.Item {
 	if err != nil {
 		panic(err)
 	}
-	item := &watchcache.Item{Kind: kind, Object: obj, Raw: raw, Revision: f.rev, Key: kind.Key(obj.GetNamespace(), obj.GetName())}
+	item := watchcache.NewItem(kind, kind.Key(obj.GetNamespace(), obj.GetName()), obj, raw)
+	item.Revision = f.rev
 	key := kind.GVR().String() + " " + item.Key
 	t := watchcache.Added
 	if f.items[key] != nil {
@@ -145,7 +146,7 @@ func (f *fake) selected(t pipeline.Target, o pipeline.ListOptions) []*watchcache
 	prefix := f.kind(t).GVR().String() + " " + f.kind(t).Prefix(t.Namespace)
 	var out []*watchcache.Item
 	for key, it := range f.items {
-		if strings.HasPrefix(key, prefix) && selector.Matches(fields.Set{"metadata.name": it.Object.GetName()}) {
+		if strings.HasPrefix(key, prefix) && selector.Matches(fields.Set{"metadata.name": it.Object().GetName()}) {
 			out = append(out, it)
 		}
 	}
@@ -267,7 +268,7 @@ func (f *fake) Patch(ctx context.Context, t pipeline.Target, kind types.PatchTyp
 	if old == nil {
 		return nil, apierrors.NewNotFound(t.Resource.GroupResource(), t.Name)
 	}
-	before, err := codec.AppendObject(nil, codec.JSON, old.Kind.GVK, old.Object)
+	before, err := codec.AppendObject(nil, codec.JSON, old.Kind.GVK, old.Object())
 	if err != nil {
 		return nil, err
 	}
@@ -303,7 +304,7 @@ func (f *fake) Delete(ctx context.Context, t pipeline.Target, o pipeline.DeleteO
 	f.rev++
 	f.tell(&watchcache.Event{Type: watchcache.Deleted, Item: it.At(f.rev), Revision: f.rev, Frames: &watchcache.Frames{}})
 	return &pipeline.Outcome{Item: it, Gone: true, Status: &metav1.Status{
-		Status: metav1.StatusSuccess, Details: &metav1.StatusDetails{Name: t.Name, Kind: t.Resource.Resource, UID: it.Object.GetUID()},
+		Status: metav1.StatusSuccess, Details: &metav1.StatusDetails{Name: t.Name, Kind: t.Resource.Resource, UID: it.Object().GetUID()},
 	}}, nil
 }
 

@@ -170,7 +170,7 @@ func (x *exchange) textList(w *listWriter, meta *metav1.ListMeta, list *pipeline
 	if pick := list.Kind.PickDefault; pick != nil && x.format.Transform == negotiate.Table {
 		marked = pick(func(yield func(resource.Object) bool) {
 			for _, it := range list.Items {
-				if !yield(it.Object) {
+				if !yield(it.Object()) {
 					return
 				}
 			}
@@ -181,7 +181,7 @@ func (x *exchange) textList(w *listWriter, meta *metav1.ListMeta, list *pipeline
 			buf = append(buf, ',')
 		}
 		s := subjectOf(it)
-		s.marked = marked != nil && s.obj == marked
+		s.marked = marked != nil && s.object().GetName() == marked.GetName()
 		if buf, err = item(&s, buf); err != nil {
 			return err
 		}

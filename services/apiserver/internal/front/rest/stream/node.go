@@ -58,7 +58,7 @@ func (s *Server) nodeProxy(w http.ResponseWriter, r *http.Request, t pipeline.Ta
 	if port == "" || port == kubeletPort {
 		return s.forward(w, r, "http", backend{node: name, host: name, api: true}, rest)
 	}
-	node, ok := out.Item.Object.(*corev1.Node)
+	node, ok := out.Item.Object().(*corev1.Node)
 	if !ok || !all {
 		return apierrors.NewBadRequest("only the node's own API is served here")
 	}

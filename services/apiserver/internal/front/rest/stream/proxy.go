@@ -150,7 +150,7 @@ func (s *Server) serviceBackend(ctx context.Context, t pipeline.Target, port str
 	if err != nil {
 		return backend{}, err
 	}
-	service, ok := out.Item.Object.(*corev1.Service)
+	service, ok := out.Item.Object().(*corev1.Service)
 	if !ok {
 		return backend{}, apierrors.NewInternalError(fmt.Errorf("%s is not a service", t.Name))
 	}
@@ -167,7 +167,7 @@ func (s *Server) serviceBackend(ctx context.Context, t pipeline.Target, port str
 	}
 	var found []backend
 	for _, item := range list.Items {
-		slice, ok := item.Object.(*discoveryv1.EndpointSlice)
+		slice, ok := item.Object().(*discoveryv1.EndpointSlice)
 		if !ok {
 			continue
 		}
