@@ -183,8 +183,8 @@ func (o *options) node(g *boot.Group, s *settings, svc *boot.Running) error {
 		return err
 	}
 	cache := netcache.New(c)
-	policies := netcache.NewPolicies(c)
-	enforcer := policy.New(policy.Config{Source: policies, ClusterCIDR: s.pods, Metrics: policy.NewMetrics(status.Registry())})
+	policies := netcache.NewPolicies(c, cache.Nodes())
+	enforcer := policy.New(policy.Config{Source: policies, Metrics: policy.NewMetrics(status.Registry())})
 	hostPorts := cni.NewHostPorts()
 	capacity := machine.Capacity[corev1.ResourceMemory]
 	pods = agent.New(agent.Config{

@@ -3,6 +3,8 @@ package netcache
 import (
 	"context"
 	"maps"
+	"net/netip"
+	"slices"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -20,6 +22,7 @@ type Policies struct {
 	policies   *client.Cache[*networkingv1.NetworkPolicy]
 	namespaces *client.Cache[*metav1.PartialObjectMetadata]
 	pods       *client.Cache[*policy.Pod]
+	nodes      *client.Cache[*corev1.Node]
 
 	need func() // begins to read the pods
 	want <-chan struct{}
@@ -28,8 +31,8 @@ type Policies struct {
 	changed []func(urgent bool)
 }
 
-// NewPolicies returns empty caches. Run fills them.
-func NewPolicies(c *client.Client) *Policies {
+// NewPolicies returns empty caches, which Run fills. The nodes are those of a Set.
+func NewPolicies(c *client.Client, nodes *client.Cache[*corev1.Node]) *Policies {
 	want := make(chan struct{})
 	p := &Policies{
 		policies: client.NewCache(c, client.CacheOptions[*networkingv1.NetworkPolicy]{
@@ -38,8 +41,8 @@ func NewPolicies(c *client.Client) *Policies {
 		namespaces: client.NewCacheOf(client.Metadata(c, client.KindOf(&corev1.Namespace{})), client.CacheOptions[*metav1.PartialObjectMetadata]{
 			Transform: func(n *metav1.PartialObjectMetadata) *metav1.PartialObjectMetadata { trim(n); return n },
 		}),
-		pods: client.NewCacheOf(client.PodNetworks(c, func() *policy.Pod { return &policy.Pod{} }), client.CacheOptions[*policy.Pod]{}),
-		want: want, need: sync.OnceFunc(func() { close(want) }),
+		pods:  client.NewCacheOf(client.PodNetworks(c, func() *policy.Pod { return &policy.Pod{} }), client.CacheOptions[*policy.Pod]{}),
+		nodes: nodes, want: want, need: sync.OnceFunc(func() { close(want) }),
 	}
 	p.policies.Subscribe(func(client.Event[*networkingv1.NetworkPolicy]) { p.notify(true) })
 	p.namespaces.Subscribe(func(e client.Event[*metav1.PartialObjectMetadata]) {
@@ -49,6 +52,11 @@ func NewPolicies(c *client.Client) *Policies {
 	})
 	p.pods.Subscribe(func(e client.Event[*policy.Pod]) {
 		if e.Old == nil || e.Type == client.Deleted || !e.Object.Same(e.Old) {
+			p.notify(false)
+		}
+	})
+	nodes.Subscribe(func(e client.Event[*corev1.Node]) {
+		if e.Old == nil || e.Type == client.Deleted || !slices.Equal(e.Old.Spec.PodCIDRs, e.Object.Spec.PodCIDRs) {
 			p.notify(false)
 		}
 	})
@@ -70,6 +78,7 @@ func (p *Policies) Run(ctx context.Context) error {
 	}
 	keep(p.policies.Run, p.policies.Synced())
 	keep(p.namespaces.Run, p.namespaces.Synced())
+	keep(func(context.Context) error { return nil }, p.nodes.Synced())
 	select {
 	case <-p.want:
 		keep(p.pods.Run, p.pods.Synced())
@@ -113,8 +122,21 @@ func (p *Policies) Namespaces() map[string]map[string]string {
 // Pods implements policy.Source.
 func (p *Policies) Pods() ([]*policy.Pod, bool) {
 	p.need()
-	known := isClosed(p.pods.Synced()) // before the list is read
+	known := isClosed(p.pods.Synced()) && isClosed(p.nodes.Synced()) // before the list is read
 	return p.pods.List(), known
+}
+
+// Ranges implements policy.Source. Only the controller-manager sets them.
+func (p *Policies) Ranges() map[string][]netip.Prefix {
+	out := map[string][]netip.Prefix{}
+	for _, n := range p.nodes.List() {
+		for _, text := range n.Spec.PodCIDRs {
+			if r, err := netip.ParsePrefix(text); err == nil {
+				out[n.Name] = append(out[n.Name], r)
+			}
+		}
+	}
+	return out
 }
 
 // CatchUp implements policy.Source.

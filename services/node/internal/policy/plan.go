@@ -20,8 +20,9 @@ type Input struct {
 	Pods []*Pod
 	// Locals are the pods of this node.
 	Locals []Local
-	// ClusterCIDR contains all addresses of pods.
-	ClusterCIDR netip.Prefix
+	// Ranges are the pod ranges of the nodes by name. A pod with an address outside those of its node
+	// is no peer: nodes report the addresses of their pods, and must not speak for other nodes' pods.
+	Ranges map[string][]netip.Prefix
 }
 
 // Plan computes the rules of a node. It is pure: equal inputs have equal results, whatever their
@@ -61,7 +62,7 @@ type planner struct {
 func peersByNamespace(in *Input) map[string][]*Pod {
 	holder := make(map[netip.Addr]*Pod, len(in.Pods))
 	for _, p := range in.Pods {
-		if !p.Addr.IsValid() || !in.ClusterCIDR.Contains(p.Addr) {
+		if !p.Addr.IsValid() || !slices.ContainsFunc(in.Ranges[p.Node], func(r netip.Prefix) bool { return r.Contains(p.Addr) }) {
 			continue
 		}
 		if old := holder[p.Addr]; old == nil || younger(p, old) {

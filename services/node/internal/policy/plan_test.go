@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,9 +18,17 @@ import (
 func podAt(namespace, name, ip string, labels map[string]string) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(name), Labels: labels},
-		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}}}}},
+		Spec:       corev1.PodSpec{NodeName: nodeOf(ip), Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}}}}},
 		Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip},
 	}
+}
+
+// nodeOf returns the node whose range an address belongs to.
+func nodeOf(ip string) string {
+	if strings.HasPrefix(ip, "10.244.1.") {
+		return "node-1"
+	}
+	return "node-2"
 }
 
 func localAt(p *corev1.Pod) Local { return NewLocal(p, netip.MustParseAddr(p.Status.PodIP)) }
@@ -115,7 +124,7 @@ func TestPlan(t *testing.T) {
 			list = append(list, Compile(netpol("shop", string(rune('a'+len(list))), spec)))
 		}
 		list = append(list, Compile(netpol("other", "elsewhere", networkingv1.NetworkPolicySpec{})))
-		input := Input{Policies: list, Namespaces: namespaces, Locals: []Local{localAt(mine)}, ClusterCIDR: clusterCIDR}
+		input := Input{Policies: list, Namespaces: namespaces, Locals: []Local{localAt(mine)}, Ranges: ranges()}
 		for _, p := range []*corev1.Pod{mine, peer, other, host, ended} {
 			r := record(p)
 			input.Pods = append(input.Pods, &r)
@@ -150,11 +159,16 @@ func TestPlanOfAddresses(t *testing.T) {
 	liar := podAt("shop", "liar", "10.244.1.2", map[string]string{"app": "peer"})
 	liar.CreationTimestamp = metav1.Unix(2, 0)
 	outside := podAt("shop", "outside", "192.0.2.7", map[string]string{"app": "peer"})
+	// Its node claims an address of another node's range.
+	foreign := podAt("shop", "foreign", "10.244.1.7", map[string]string{"app": "peer"})
+	foreign.Spec.NodeName = "node-2"
+	stranger := podAt("shop", "stranger", "10.244.3.7", map[string]string{"app": "peer"})
+	stranger.Spec.NodeName = "node-3"
 	input := Input{
 		Policies: []*Policy{Compile(netpol("shop", "p", networkingv1.NetworkPolicySpec{Ingress: ingressFrom(networkingv1.NetworkPolicyPeer{PodSelector: byLabel("app", "peer")})}))},
-		Locals:   []Local{localAt(mine)}, ClusterCIDR: clusterCIDR,
+		Locals:   []Local{localAt(mine)}, Ranges: ranges(),
 	}
-	for _, p := range []*corev1.Pod{old, young, liar, outside} {
+	for _, p := range []*corev1.Pod{old, young, liar, outside, foreign, stranger} {
 		r := record(p)
 		input.Pods = append(input.Pods, &r)
 	}
@@ -182,7 +196,7 @@ func TestSelectorsThatCannotBeParsed(t *testing.T) {
 	r := record(peer)
 	rules := Plan(Input{
 		Policies: []*Policy{Compile(netpol("shop", "p", networkingv1.NetworkPolicySpec{PodSelector: *bad, Ingress: ingressFrom(networkingv1.NetworkPolicyPeer{PodSelector: bad})}))},
-		Locals:   []Local{localAt(mine)}, Pods: []*Pod{&r}, ClusterCIDR: clusterCIDR,
+		Locals:   []Local{localAt(mine)}, Pods: []*Pod{&r}, Ranges: ranges(),
 	})
 	if rules.Allows(Flow{mustAddr("10.244.2.2"), mustAddr("10.244.1.2"), corev1.ProtocolTCP, 80}) {
 		t.Error("a policy with a selector that cannot be parsed fails open")

@@ -32,7 +32,8 @@
 //     table, and pods that wait are held back until one succeeds.
 //   - The process ends: the table stays. A pod that the runtime has and the API does not is cut off
 //     until it is removed, because its labels are not known.
-//   - The pod of an address is not known, or no longer: it is no peer of any rule.
+//   - The pod of an address is not known, or no longer, or the address is not in the range of the
+//     pod's node: it is no peer of any rule.
 //
 // # Invariants
 //
@@ -74,9 +75,11 @@ type Source interface {
 	Policies() (list []*networkingv1.NetworkPolicy, known bool)
 	// Namespaces returns the labels of all namespaces by name.
 	Namespaces() map[string]map[string]string
-	// Pods returns the records of all pods, and whether they have been read. The first call begins
-	// to read them.
+	// Pods returns the records of all pods, and whether they and the nodes have been read. The first
+	// call begins to read them.
 	Pods() (list []*Pod, known bool)
+	// Ranges returns the pod ranges of the nodes by name.
+	Ranges() map[string][]netip.Prefix
 	// CatchUp waits until Policies has every policy of a namespace that was acknowledged before the
 	// call.
 	CatchUp(ctx context.Context, namespace string) error
@@ -89,8 +92,6 @@ type Source interface {
 type Config struct {
 	// Source provides policies, namespaces and pods.
 	Source Source
-	// ClusterCIDR contains all pod addresses (IPv4). A pod with another address is no peer.
-	ClusterCIDR netip.Prefix
 	// Metrics may be nil.
 	Metrics *Metrics
 	// Log may be nil; then the default logger is used.
@@ -302,9 +303,6 @@ func (e *Enforcer) admitted(uid types.UID) bool {
 // stay protected while the program restarts; Cleanup removes it. All kernel calls are made by the
 // calling goroutine, so the caller may lock it to a network namespace.
 func (e *Enforcer) Run(ctx context.Context) error {
-	if !e.cfg.ClusterCIDR.IsValid() || !e.cfg.ClusterCIDR.Addr().Is4() {
-		return fmt.Errorf("policy: the cluster's range must be an IPv4 prefix, got %q", e.cfg.ClusterCIDR)
-	}
 	nft, err := knftables.New(knftables.IPv4Family, TableName)
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)

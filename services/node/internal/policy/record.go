@@ -17,6 +17,8 @@ import (
 type Pod struct {
 	// ObjectMeta has the name, namespace, uid, resourceVersion, creationTimestamp and labels.
 	metav1.ObjectMeta
+	// Node is the name of the pod's node.
+	Node string
 	// Addr is the pod's IPv4 address. It is the zero Addr if the pod has none, has ended, or is on
 	// the network of its node.
 	Addr netip.Addr
@@ -38,7 +40,7 @@ func record(p *corev1.Pod) Pod {
 	out := Pod{ObjectMeta: metav1.ObjectMeta{
 		Name: p.Name, Namespace: p.Namespace, UID: p.UID, ResourceVersion: p.ResourceVersion,
 		CreationTimestamp: p.CreationTimestamp, Labels: p.Labels,
-	}}
+	}, Node: p.Spec.NodeName}
 	for _, list := range [][]corev1.Container{p.Spec.Containers, p.Spec.InitContainers} {
 		for i := range list {
 			for _, port := range list[i].Ports {
@@ -94,7 +96,7 @@ func (p *Pod) DeepCopyObject() runtime.Object {
 
 // Same reports whether two states of a pod are equal for policies.
 func (p *Pod) Same(o *Pod) bool {
-	return p.UID == o.UID && p.Addr == o.Addr && maps.Equal(p.Labels, o.Labels)
+	return p.UID == o.UID && p.Node == o.Node && p.Addr == o.Addr && maps.Equal(p.Labels, o.Labels)
 }
 
 // Local is a pod of this node.

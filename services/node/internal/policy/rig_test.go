@@ -19,7 +19,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-var clusterCIDR = netip.MustParsePrefix("10.244.0.0/16")
+// ranges are the pod ranges of the nodes.
+func ranges() map[string][]netip.Prefix {
+	return map[string][]netip.Prefix{"node-1": {netip.MustParsePrefix("10.244.1.0/24")}, "node-2": {netip.MustParsePrefix("10.244.2.0/24")}}
+}
 
 // source is a Source that tests change.
 type source struct {
@@ -49,6 +52,8 @@ func (s *source) Pods() ([]*Pod, bool) {
 	defer s.mu.Unlock()
 	return s.pods, true
 }
+
+func (s *source) Ranges() map[string][]netip.Prefix { return ranges() }
 
 func (s *source) CatchUp(context.Context, string) error {
 	s.mu.Lock()
@@ -116,7 +121,7 @@ func nodeAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 89, 0, byte
 // start runs an Enforcer on a node, as the node's program does after a start.
 func (r *rig) start(i int) {
 	r.t.Helper()
-	e := New(Config{Source: r.source, ClusterCIDR: clusterCIDR})
+	e := New(Config{Source: r.source})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	r.nodes[i].Go(func() {
@@ -156,7 +161,7 @@ func (r *rig) bare(node int, namespace, name string, labels map[string]string) *
 	}
 	p := &runningPod{NS: ns, node: node, addr: addr, pod: &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(namespace + "-" + name), Labels: labels},
-		Spec: corev1.PodSpec{Containers: []corev1.Container{{Ports: []corev1.ContainerPort{
+		Spec: corev1.PodSpec{NodeName: r.nodes[node].Name, Containers: []corev1.Container{{Ports: []corev1.ContainerPort{
 			{Name: "web", Protocol: corev1.ProtocolTCP, ContainerPort: 80 + int32(len(r.pods)%2)},
 			{Name: "dns", Protocol: corev1.ProtocolUDP, ContainerPort: 81},
 		}}}},

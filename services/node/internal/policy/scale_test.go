@@ -20,7 +20,10 @@ import (
 // another namespace, and a block of addresses.
 func many(tb testing.TB) Input {
 	tb.Helper()
-	in := Input{Namespaces: map[string]map[string]string{}, ClusterCIDR: clusterCIDR}
+	in := Input{Namespaces: map[string]map[string]string{}, Ranges: map[string][]netip.Prefix{}}
+	for node := range 10 {
+		in.Ranges[fmt.Sprint(node)] = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(node + 1), 0}), 24)}
+	}
 	tcp := corev1.ProtocolTCP
 	port := func(n int) []networkingv1.NetworkPolicyPort {
 		p, end := intstr.FromInt(n), int32(n+10) //nolint:gosec // small
@@ -35,6 +38,7 @@ func many(tb testing.TB) Input {
 			p := &corev1.Pod{
 				ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprintf("pod-%d", i), UID: types.UID(addr.String()),
 					Labels: map[string]string{"app": fmt.Sprintf("app-%d", i), "tier": fmt.Sprint(i % 3)}},
+				Spec:   corev1.PodSpec{NodeName: fmt.Sprint(node)},
 				Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: addr.String()},
 			}
 			r := record(p)
@@ -82,7 +86,7 @@ func BenchmarkApply(b *testing.B) {
 	changed.Policies[0] = Compile(netpol("ns-0", "policy-0", denyAll))
 	started := in
 	extra := *in.Pods[3]
-	extra.at(netip.MustParseAddr("10.244.200.2"))
+	extra.at(netip.MustParseAddr("10.244.4.200"))
 	started.Pods = append(append([]*Pod(nil), in.Pods...), &extra)
 	for name, inputs := range map[string][2]Input{"full": {{}, in}, "policy": {in, changed}, "pod": {in, started}} {
 		b.Run(name, func(b *testing.B) {

@@ -122,14 +122,14 @@ func (s *syncer) input() (Input, uint64, error) {
 	if !known || !read {
 		return Input{}, 0, errUnknown
 	}
-	in := Input{Policies: s.compile(policies), Locals: locals, ClusterCIDR: e.cfg.ClusterCIDR}
+	in := Input{Policies: s.compile(policies), Locals: locals}
 	if len(policies) == 0 {
 		return in, seq, nil
 	}
 	if in.Pods, read = e.cfg.Source.Pods(); !read {
 		return Input{}, 0, errUnknown
 	}
-	in.Namespaces = e.cfg.Source.Namespaces()
+	in.Namespaces, in.Ranges = e.cfg.Source.Namespaces(), e.cfg.Source.Ranges()
 	return in, seq, nil
 }
 

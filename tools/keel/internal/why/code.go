@@ -72,6 +72,8 @@ const (
 	PortMismatch     Code = "TargetPortNotFound"
 	NoLoadBalancer   Code = "LoadBalancerPending"
 
+	PeerMatchesNothing Code = "PeerMatchesNoPods"
+
 	TargetMissing     Code = "ScaleTargetNotFound"
 	TargetHoldsUp     Code = "ScaleTargetNotReady"
 	ScaleRefused      Code = "ScaleRefused"

@@ -11,6 +11,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
@@ -56,6 +57,15 @@ func Load(ctx context.Context, c *client.Client, ref Ref) (*World, error) {
 	case "HorizontalPodAutoscaler":
 		w.Autoscalers = list[*autoscalingv2.HorizontalPodAutoscaler](l, ns)
 		w.Deployments, w.ReplicaSets, w.StatefulSets = list[*appsv1.Deployment](l, ns), list[*appsv1.ReplicaSet](l, ns), list[*appsv1.StatefulSet](l, ns)
+	case "NetworkPolicy":
+		w.Policies, w.Namespaces = list[*networkingv1.NetworkPolicy](l, ns), list[*corev1.Namespace](l, "")
+		if !w.Hidden["Namespace"] { // peers may be anywhere
+			if all := list[*corev1.Pod](l, ""); !w.Hidden["Pod"] {
+				w.Pods = all
+			} else {
+				w.Hidden["Namespace"] = true // what peers match cannot be known
+			}
+		}
 	case "Service":
 		w.Services, w.Slices = list[*corev1.Service](l, ns), list[*discoveryv1.EndpointSlice](l, ns)
 	}

@@ -20,6 +20,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -83,6 +84,8 @@ type World struct {
 	Jobs         []*batchv1.Job
 	CronJobs     []*batchv1.CronJob
 	Autoscalers  []*autoscalingv2.HorizontalPodAutoscaler
+	Policies     []*networkingv1.NetworkPolicy
+	Namespaces   []*corev1.Namespace
 	Events       []*corev1.Event
 	// Logs are the last lines of containers' logs, by "pod/container".
 	Logs map[string]string
@@ -107,6 +110,7 @@ var Kinds = map[string]string{
 	"persistentvolumeclaim": "PersistentVolumeClaim", "persistentvolumeclaims": "PersistentVolumeClaim", "pvc": "PersistentVolumeClaim",
 	"horizontalpodautoscaler": "HorizontalPodAutoscaler", "horizontalpodautoscalers": "HorizontalPodAutoscaler", "hpa": "HorizontalPodAutoscaler",
 	"service": "Service", "services": "Service", "svc": "Service",
+	"networkpolicy": "NetworkPolicy", "networkpolicies": "NetworkPolicy", "netpol": "NetworkPolicy",
 	"node": "Node", "nodes": "Node", "no": "Node",
 }
 
@@ -134,6 +138,8 @@ func (w *World) Explain(ref Ref) (*Answer, error) {
 		a = answer(find(w.Claims, ref), w.claim)
 	case "Service":
 		a = answer(find(w.Services, ref), w.service)
+	case "NetworkPolicy":
+		a = answer(find(w.Policies, ref), w.networkPolicy)
 	case "Node":
 		a = answer(find(w.Nodes, ref), w.node)
 	default:

@@ -13,6 +13,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -448,6 +449,40 @@ func TestWorkloads(t *testing.T) {
 			},
 			code: why.SelectsNothing, says: "labels: app=shop",
 		},
+		"policy that selects nothing": {
+			kind: "NetworkPolicy",
+			world: &why.World{
+				Policies: []*networkingv1.NetworkPolicy{{ObjectMeta: meta, Spec: networkingv1.NetworkPolicySpec{
+					PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "shpo"}}, PolicyTypes: []networkingv1.PolicyType{"Ingress"},
+				}}},
+				Pods: []*corev1.Pod{pod("a")},
+			},
+			code: why.SelectsNothing, says: "podSelector: app=shpo",
+		},
+		"policy with a peer that matches nothing": {
+			kind: "NetworkPolicy",
+			world: &why.World{
+				Policies: []*networkingv1.NetworkPolicy{{ObjectMeta: meta, Spec: networkingv1.NetworkPolicySpec{
+					PolicyTypes: []networkingv1.PolicyType{"Ingress"},
+					Ingress: []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{
+						{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}}}}}},
+				}}},
+				Pods: []*corev1.Pod{pod("a")},
+			},
+			code: why.PeerMatchesNothing, says: "pods app=web",
+		},
+		"policy that works": {
+			kind: "NetworkPolicy",
+			world: &why.World{
+				Policies: []*networkingv1.NetworkPolicy{{ObjectMeta: meta, Spec: networkingv1.NetworkPolicySpec{
+					PolicyTypes: []networkingv1.PolicyType{"Ingress", "Egress"},
+					Ingress: []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{
+						{NamespaceSelector: &metav1.LabelSelector{}}, {IPBlock: &networkingv1.IPBlock{CIDR: "192.0.2.0/24"}}}}},
+				}}},
+				Pods: []*corev1.Pod{pod("a")}, Namespaces: []*corev1.Namespace{{ObjectMeta: metav1.ObjectMeta{Name: "default"}}},
+			},
+			code: why.Healthy, says: "from pods any of namespaces any or 192.0.2.0/24, any port",
+		},
 		"service whose port has another name": {
 			kind: "Service",
 			world: &why.World{
@@ -551,7 +586,7 @@ func TestNames(t *testing.T) {
 		}
 	}
 	slices.Sort(kinds)
-	if len(kinds) != 11 {
+	if len(kinds) != 12 {
 		t.Errorf("kinds %v", kinds)
 	}
 }
