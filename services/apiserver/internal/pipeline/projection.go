@@ -43,23 +43,27 @@ func projectItems(part *resource.Projection, items []*watchcache.Item) (err erro
 	return nil
 }
 
-// projectEvents returns the events that a watch of the part reports. Each event is projected, and
-// encoded, once for all watches.
+// projectEvents returns the events that a watch of the part reports. Each event is compared,
+// projected and encoded once for all watches.
 func projectEvents(part *resource.Projection, events []*watchcache.Event) ([]*watchcache.Event, error) {
 	out := make([]*watchcache.Event, 0, len(events))
 	for _, ev := range events {
-		switch {
-		case ev.Item == nil:
+		if ev.Item == nil {
 			out = append(out, ev)
 			continue
-		case ev.Type == watchcache.Modified && ev.Old != nil && part.Same(ev.Old.Object(), ev.Item.Object()):
-			continue
 		}
-		projected, err := ev.Projected(part, func(item *watchcache.Item) (*watchcache.Item, error) { return project(part, item) })
+		projected, err := ev.Projected(part, func(item *watchcache.Item) (*watchcache.Item, error) {
+			if ev.Type == watchcache.Modified && ev.Old != nil && part.Same(ev.Old.Object(), item.Object()) {
+				return nil, nil
+			}
+			return project(part, item)
+		})
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, projected)
+		if projected != nil {
+			out = append(out, projected)
+		}
 	}
 	return out, nil
 }

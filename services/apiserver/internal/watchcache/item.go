@@ -142,8 +142,8 @@ func (f *Frames) Get(format string, encode func() ([]byte, error)) ([]byte, erro
 }
 
 // Projected returns the event with an item that shows a part of its object, and without the previous
-// state. part identifies the part; project is called once for each part, and the result is shared by
-// all watchers. Events of different types share the frames of a change, but not their projections.
+// state; nil if project returns no item, because the event changes nothing of the part. part identifies
+// the part; project is called once for each part, and the result is shared by all watchers. Events of different types share the frames of a change, but not their projections.
 func (ev *Event) Projected(part *resource.Projection, project func(*Item) (*Item, error)) (*Event, error) {
 	if ev.Frames == nil {
 		return ev.projected(project)
@@ -174,7 +174,7 @@ func (ev *Event) Projected(part *resource.Projection, project func(*Item) (*Item
 
 func (ev *Event) projected(project func(*Item) (*Item, error)) (*Event, error) {
 	item, err := project(ev.Item)
-	if err != nil {
+	if err != nil || item == nil {
 		return nil, err
 	}
 	out := *ev
