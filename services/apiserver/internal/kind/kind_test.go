@@ -34,7 +34,7 @@ func fill(v reflect.Value, depth int) {
 		*x = k8sresource.MustParse("7Mi")
 		return
 	case *metav1.FieldsV1:
-		*x = metav1.FieldsV1{Raw: []byte(`{"f:spec":{}}`)}
+		x.SetRawString(`{"f:spec":{}}`)
 		return
 	case *runtime.RawExtension:
 		*x = runtime.RawExtension{Raw: []byte(`{"a":1}`)}
