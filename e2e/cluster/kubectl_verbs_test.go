@@ -230,7 +230,7 @@ var local = []row{
 		{args: "cluster-info dump --namespaces={ns}", has: []string{`"kind": "NodeList"`, `"kind": "ReplicationControllerList"`, `"kind": "PodList"`}},
 	}},
 	{name: "IngressIsRefused", needs: "an API without Ingress", steps: []step{
-		{args: "create ingress i --rule=example.com/*=web:80", fails: true, prints: "error: failed to create ingress: the server could not find the requested resource (post ingresses.networking.k8s.io)\n"},
+		{args: "create ingress i --rule=example.com/*=web:80", fails: true, prints: "error: failed to create ingress: the server could not find the requested resource\n"},
 	}},
 }
 
