@@ -84,10 +84,16 @@ func (w *worker) replaceSandbox(ctx context.Context, p *corev1.Pod, state *cri.P
 	}
 	w.a.cfg.Events.Pod(p, "", corev1.EventTypeNormal, event.SandboxChanged, "Pod sandbox changed, it will be killed and re-created.")
 	w.a.killPod(ctx, p, state, time.Duration(graceOf(p))*time.Second, minGrace)
+	stopped := true
 	for i := range state.Sandboxes {
-		if err := w.a.cfg.Runtime.StopSandbox(ctx, state.Sandboxes[i].ID); err != nil && ctx.Err() == nil {
+		err := w.a.cfg.Runtime.StopSandbox(ctx, state.Sandboxes[i].ID)
+		stopped = stopped && err == nil
+		if err != nil && ctx.Err() == nil {
 			w.a.log.WarnContext(ctx, "sandbox was not stopped", "pod", pod.Key(p), "sandbox", state.Sandboxes[i].ID, "error", cri.Message(err))
 		}
+	}
+	if stopped {
+		w.forgetPolicies()
 	}
 }
 

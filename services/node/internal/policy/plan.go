@@ -93,10 +93,10 @@ func younger(a, b *Pod) bool {
 
 // local adds a pod of this node.
 func (p *planner) local(l *Local, policies []*Policy) {
-	if other, taken := p.newest[l.Pod.Addr]; taken && other > l.since {
+	if other, taken := p.newest[l.Pod.Addr]; taken && other > l.born {
 		return // the older sandbox has ended
 	}
-	p.newest[l.Pod.Addr] = l.since
+	p.newest[l.Pod.Addr] = l.born
 	e := endpoint{link: l.Link}
 	if l.Unknown {
 		e.ingress, e.egress = quarantine, quarantine

@@ -207,12 +207,12 @@ func (e *Enforcer) update(p *corev1.Pod, addr string) bool {
 	if ok && old.same(l) {
 		return true
 	}
-	if !ok || old.Pod.Addr != ip {
+	e.seq++
+	if l.born, l.since = old.born, old.since; !ok || old.Pod.Addr != ip {
+		l.born = e.seq
 		delete(e.caughtUp, p.UID)
 	}
-	l.since = old.since
 	e.locals[p.UID] = l
-	e.seq++
 	nudge(e.rush)
 	return true
 }

@@ -107,8 +107,9 @@ type Local struct {
 	Unknown bool
 	// Link is the node's end of the pod's interface. It is found before a plan.
 	Link string
-	// since is the change that the rules in force must include.
-	since uint64
+	// born is the change with which the pod got this address, and since the one that the rules in
+	// force must include.
+	born, since uint64
 }
 
 // NewLocal returns a pod of this node.

@@ -38,10 +38,12 @@ type syncer struct {
 	last  time.Time
 }
 
-// sandbox is a pod with its address: another sandbox has another interface.
+// sandbox is a pod from when it got an address until it loses it: another sandbox has another
+// interface, even if it has the same address.
 type sandbox struct {
 	uid  types.UID
 	addr netip.Addr
+	born uint64
 }
 
 func (s *syncer) repair(ctx context.Context) {
@@ -153,7 +155,7 @@ func (s *syncer) findLinks(locals []Local) error {
 	var links map[netip.Addr]string
 	for i := range locals {
 		l := &locals[i]
-		box := sandbox{l.UID(), l.Pod.Addr}
+		box := sandbox{l.UID(), l.Pod.Addr, l.born}
 		if l.Link = s.links[box]; l.Link == "" {
 			if links == nil {
 				var err error

@@ -258,6 +258,25 @@ func TestSpoofedSources(t *testing.T) {
 	}
 }
 
+// TestNewSandboxWithTheSameAddress checks that a pod keeps its network when its sandbox is replaced and
+// gets the same address by another interface.
+func TestNewSandboxWithTheSameAddress(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	a, b := r.pod(0, "shop", "a", nil), r.pod(0, "shop", "b", nil)
+	r.set(func(s *source) { s.policies = []*networkingv1.NetworkPolicy{netpol("shop", "deny", denyAll)} })
+	r.set(func(s *source) {
+		s.policies = append(s.policies, netpol("shop", "allow", networkingv1.NetworkPolicySpec{Ingress: ingressFrom(networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{}})}))
+	})
+	r.reaches(a.NS, "tcp", b.at(80), true)
+	again := r.nodes[0].Pod("again", a.addr, netip.MustParseAddr("10.244.1.1"))
+	r.enforcers[0].Forget(a.pod.UID)
+	if err := r.enforcers[0].Admit(t.Context(), a.pod, a.addr.String()); err != nil {
+		t.Fatal(err)
+	}
+	r.reaches(again, "tcp", b.at(80), true)
+}
+
 // TestUnknownPodsAreCutOff checks a pod that the runtime has and the API does not.
 func TestUnknownPodsAreCutOff(t *testing.T) {
 	t.Parallel()
