@@ -25,7 +25,7 @@ func releaseOf(t *testing.T, ns string) func(args ...string) string {
 var chartKinds = []string{
 	"configmap", "secret", "service", "serviceaccount", "persistentvolumeclaim", "limitrange", "resourcequota", "pod",
 	"role", "rolebinding", "clusterrole", "clusterrolebinding", "deployment", "statefulset", "daemonset", "job", "cronjob",
-	"horizontalpodautoscaler", "poddisruptionbudget", "priorityclass", "storageclass", "networkpolicy",
+	"horizontalpodautoscaler", "poddisruptionbudget", "priorityclass", "storageclass", "networkpolicy", "ingress",
 }
 
 // TestHelm: a chart with hooks and an object of each kind that charts use most is installed,
@@ -49,8 +49,8 @@ func TestHelm(t *testing.T) {
 	cleanup(t, "helm", "uninstall", "page", "--namespace", ns, "--ignore-not-found")
 
 	if out, err := shared.Run(t.Context(), "helm", "install", "page", "testdata/chart", "--namespace", ns, "--set", "ungated=true"); err == nil ||
-		!strings.Contains(err.Error(), "the server could not find the requested resource") {
-		t.Errorf("a chart with an Ingress: %v, %s; want a refusal", err, out)
+		!strings.Contains(err.Error(), `no matches for kind "HTTPRoute" in version "gateway.networking.k8s.io/v1"`) {
+		t.Errorf("a chart with an HTTPRoute: %v, %s; want a refusal that names it", err, out)
 	}
 	helm("install", "page", "testdata/chart", "--wait", "--wait-for-jobs", "--timeout", "60s")
 	check("installed", "first")
@@ -125,7 +125,7 @@ func TestHelm(t *testing.T) {
 }
 
 // TestHelmCreate: the chart that `helm create` makes works with everything switched on but its
-// Ingress and HTTPRoute.
+// HTTPRoute.
 func TestHelmCreate(t *testing.T) {
 	t.Parallel()
 	ns := namespace(t)
@@ -148,6 +148,9 @@ func TestHelmCreate(t *testing.T) {
 		t.Helper()
 		return shared.Kubectl(t, append([]string{"-n", ns, "get"}, args...)...)
 	}
+	if out := get("ingress", "web", "--no-headers"); !strings.HasPrefix(strings.Join(strings.Fields(out), " "), "web <none> chart-example.local 80 ") {
+		t.Errorf("the Ingress is %q", out)
+	}
 	if n := get("hpa", "web", "-o", "jsonpath={.spec.minReplicas} {.spec.metrics[*].resource.name}"); n != "2 cpu memory" {
 		t.Errorf("the autoscaler has %q", n)
 	}
@@ -165,7 +168,7 @@ func TestHelmCreate(t *testing.T) {
 		t.Errorf("rolled back: the service is a %s", kind)
 	}
 	helm("uninstall", "web", "--wait", "--timeout", "60s")
-	if left := get("deployments,services,serviceaccounts,hpa", "-l", "app.kubernetes.io/instance=web", "-o", "name"); left != "" {
+	if left := get("deployments,services,serviceaccounts,hpa,ingresses", "-l", "app.kubernetes.io/instance=web", "-o", "name"); left != "" {
 		t.Errorf("helm uninstall --wait left %s", left)
 	}
 }

@@ -229,8 +229,12 @@ var local = []row{
 		{args: "version --client", prints: "Client Version: v1.37.*\nKustomize Version: v*\n"},
 		{args: "cluster-info dump --namespaces={ns}", has: []string{`"kind": "NodeList"`, `"kind": "ReplicationControllerList"`, `"kind": "PodList"`}},
 	}},
-	{name: "IngressIsRefused", needs: "an API without Ingress", steps: []step{
-		{args: "create ingress i --rule=example.com/*=web:80", fails: true, prints: "error: failed to create ingress: the server could not find the requested resource\n"},
+	{name: "Ingress", steps: []step{
+		{args: "create ingress i --class=none --rule=example.com/*=web:80,tls=web --annotation=a=b", prints: "ingress.networking.k8s.io/i created\n"},
+		{args: "create ingress j --rule=example.com=web:80", fails: true, has: []string{"error: rule example.com=web:80 is invalid"}},
+		{args: "get ingress i", prints: "NAME   CLASS   HOSTS         ADDRESS   PORTS     AGE\ni      none    example.com             80, 443   *s\n"},
+		{args: "describe ingress i", has: []string{"Ingress Class:    none", "web terminates example.com", `/   web:80 (<error: services "web" not found>)`}},
+		{args: "delete ingress i", has: []string{`ingress.networking.k8s.io "i" deleted`}},
 	}},
 }
 

@@ -172,8 +172,8 @@ var kinds = []*Kind{
 	unstored(kind[authorizationv1.SelfSubjectRulesReview]("authorization.k8s.io", "selfsubjectrulesreviews", cluster)),
 	unstored(kind[authorizationv1.SubjectAccessReview]("authorization.k8s.io", "subjectaccessreviews", cluster)),
 
-	unstored(kind[networkingv1.Ingress]("networking.k8s.io", "ingresses", namespaced)),
-	unstored(kind[networkingv1.IngressClass]("networking.k8s.io", "ingressclasses", cluster)),
+	kind[networkingv1.Ingress]("networking.k8s.io", "ingresses", namespaced),
+	kind[networkingv1.IngressClass]("networking.k8s.io", "ingressclasses", cluster),
 	unstored(kind[networkingv1.IPAddress]("networking.k8s.io", "ipaddresses", cluster)),
 	kind[networkingv1.NetworkPolicy]("networking.k8s.io", "networkpolicies", namespaced),
 	unstored(kind[networkingv1.ServiceCIDR]("networking.k8s.io", "servicecidrs", cluster)),

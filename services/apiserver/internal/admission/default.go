@@ -49,6 +49,7 @@ func Default(c Config) *Chain {
 			StorageProtection{},
 			certificates,
 			&DefaultStorageClass{State: c.State},
+			&DefaultIngressClass{State: c.State},
 			classes,
 			&PodTopology{State: c.State},
 		},

@@ -57,6 +57,8 @@ type Kind struct {
 	// PickDefault, if set, returns the object whose name is marked with "(default)" in the table
 	// of a list, or nil if there is none.
 	PickDefault func(objs iter.Seq[Object]) Object
+	// Marked, if set, reports whether an object's name is marked with "(default)" in every table.
+	Marked func(obj Object) bool
 	// NoNameColumn is true if the table has no leading Name column (Event).
 	NoNameColumn bool
 	// Subresources are the kind's subresources, by name.

@@ -190,7 +190,8 @@ func (s *subject) appendRow(dst []byte, include table.Include, beta bool) ([]byt
 	if err != nil {
 		return dst, err
 	}
-	return table.AppendRow(dst, s.kind, s.object(), included, s.marked)
+	marked := s.marked || s.kind != nil && s.kind.Marked != nil && s.kind.Marked(s.object())
+	return table.AppendRow(dst, s.kind, s.object(), included, marked)
 }
 
 // append appends the object in any format, without a newline at the end of JSON. columns applies

@@ -9,5 +9,7 @@ import "keelson.dev/services/apiserver/internal/resource"
 func Kinds() []*resource.Kind {
 	return []*resource.Kind{
 		NetworkPolicy(),
+		Ingress(),
+		IngressClass(),
 	}
 }
