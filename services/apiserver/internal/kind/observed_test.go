@@ -296,7 +296,11 @@ func row(t *testing.T, k *resource.Kind, q question, obj resource.Object) answer
 		columns = append([]metav1.TableColumnDefinition{
 			{Name: "Name", Type: "string", Format: "name", Description: metav1.ObjectMeta{}.SwaggerDoc()["name"]},
 		}, columns...)
-		cells = append(cells, obj.GetName())
+		name := obj.GetName()
+		if k.Marked != nil && k.Marked(obj) {
+			name += " (default)"
+		}
+		cells = append(cells, name)
 	}
 	if k.Cells == nil {
 		t.Fatal("the kind has no columns")
