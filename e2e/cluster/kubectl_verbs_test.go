@@ -467,7 +467,7 @@ func TestEveryVerbHasARow(t *testing.T) {
 }
 
 // listVerbs returns all verbs of the newest kubectl. A verb that only groups others is not
-// one of them. Below the second level kubectl's summary of a verb tells whether there is
+// one of them. Below the second level, kubectl's summary of a verb shows whether there are
 // more, which saves half of the calls.
 func listVerbs(t *testing.T, group ...string) []string {
 	t.Helper()

@@ -103,10 +103,10 @@ func (r Resource[T]) decode(a *anypb.Any) (T, error) {
 func (r Resource[T]) encode(obj T) (*anypb.Any, error) {
 	if u, ok := any(obj).(*Unstructured); ok {
 		if u.kind != r.kind {
-			return nil, fmt.Errorf("client: an Unstructured of another kind is no %s: use NewUnstructured", r.kind.GVK.Kind)
+			return nil, fmt.Errorf("client: the Unstructured is not a %s: create it with NewUnstructured", r.kind.GVK.Kind)
 		}
 	} else if reflect.TypeOf(obj) != r.kind.goType {
-		return nil, fmt.Errorf("client: a %T is no whole %s", obj, r.kind.GVK.Kind)
+		return nil, fmt.Errorf("client: %T is not the Go type of %s", obj, r.kind.GVK.Kind)
 	}
 	return encode(r.kind, obj)
 }

@@ -33,7 +33,7 @@ import (
 //     one of them have it. A generated name depends on the request alone. A further name is tried
 //     only if another's object has the one before, and before any is tried, the present state is
 //     searched for an object that the request made under any of them.
-//   - A repetition tells a user who may not get the object nothing that its own write did not.
+//   - A repetition shows a user who may not get the object nothing that the first write did not.
 
 // longestRequestID is the maximum length of a request id.
 const longestRequestID = 64

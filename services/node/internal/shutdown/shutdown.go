@@ -161,7 +161,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 			return nil
 		}
 		if text := fmt.Sprint(err); text != said {
-			slog.WarnContext(ctx, "shutdown of the machine is not noticed for now", "error", err)
+			slog.WarnContext(ctx, "cannot watch for shutdowns of the machine, will retry", "error", err)
 			said = text
 		}
 		select {
