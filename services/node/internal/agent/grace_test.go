@@ -55,6 +55,18 @@ func TestGraceSurvivesTheAgent(t *testing.T) {
 	if got != short {
 		t.Errorf("after a restart of the agent %v, want %v", got, short)
 	}
+	p.Status = corev1.PodStatus{}
+	gone := func(w *worker) { w.remove(p, "") }
+	if got := began(nil, p.DeepCopy(), gone); got != minPodGrace {
+		t.Errorf("a pod that was deleted by force: %v, want %v", got, minPodGrace)
+	}
+	removed := func(w *worker) {
+		w.uid = "0123456789abcdef0123456789abcdef"
+		w.remove(p, "")
+	}
+	if got := began(nil, p.DeepCopy(), removed); got != time.Hour {
+		t.Errorf("a static pod whose manifest was removed: %v, want %v", got, time.Hour)
+	}
 	if got := began(nil, nil, nil); got != minPodGrace {
 		t.Errorf("a pod that was deleted by force while no agent ran: %v, want %v", got, minPodGrace)
 	}

@@ -105,12 +105,7 @@ func (w *worker) endContainers(ctx context.Context, p *corev1.Pod, state *cri.Po
 		w.kill = nil
 		return 0, false
 	}
-	// A pod of which the object disappeared while no agent ran has been deleted with a grace
-	// period of 0, or its node has: only then does the API not wait for the node.
-	grace := minPodGrace
-	if p != nil {
-		grace = time.Duration(graceOf(p)) * time.Second
-	}
+	grace := w.graceNow(p)
 	least := minGrace
 	if w.ended != nil && w.ended.Grace != nil {
 		grace = min(grace, *w.ended.Grace)
@@ -139,6 +134,20 @@ func (w *worker) endContainers(ctx context.Context, p *corev1.Pod, state *cri.Po
 		w.poke()
 	}()
 	return runtimeRetry, true
+}
+
+// graceNow is the grace period of a pod that ends now. A pod whose object has disappeared while
+// it ran was deleted with a grace period of 0, or its node was: only then does the API not wait
+// for the node. Its last object does not show that, and the next pod of its name may already
+// wait for its volumes. A static pod's object is its manifest, which disappears in every case.
+func (w *worker) graceNow(p *corev1.Pod) time.Duration {
+	w.mu.Lock()
+	gone := w.gone
+	w.mu.Unlock()
+	if p == nil || gone && !pod.IsStaticUID(w.uid) {
+		return minPodGrace
+	}
+	return time.Duration(graceOf(p)) * time.Second
 }
 
 // stopKilling stops waiting for containers to end. A stop that the runtime has begun

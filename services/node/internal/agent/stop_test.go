@@ -87,10 +87,14 @@ func TestStubborn(t *testing.T) {
 	}
 }
 
-// TestForceDelete checks that the containers of a force-deleted pod are removed.
+// TestForceDelete checks that the containers of a force-deleted pod are removed, and that its own
+// grace period does not delay that.
 func TestForceDelete(t *testing.T) {
 	r := newRig(t)
-	p := r.awaitReady(r.create(simple("forced", "trap '' TERM; while true; do sleep 0.1; done")))
+	p := simple("forced", "trap '' TERM; while true; do sleep 0.1; done")
+	hour := int64(3600)
+	p.Spec.TerminationGracePeriodSeconds = &hour
+	p = r.awaitReady(r.create(p))
 	r.delete(p, client.Grace(0))
 	r.awaitGone(p)
 	r.until("its containers are gone", time.Minute, func() bool { return len(r.state(p).Containers) == 0 })
