@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs everything that CI runs: lint, audit, each module's build on its own, the unit
+# Runs everything that CI runs: lint, audit, each module on its own, the unit
 # tests (the most concurrent packages under the race detector), black-box tests of the
 # built programs, and a sample of the official conformance suite.
 set -euo pipefail
@@ -15,11 +15,17 @@ with scripts/lint.sh
 step "audit"
 scripts/audit.sh
 step "each module alone"
+# A module whose packages all resolve, to the versions that the workspace uses, compiles alone
+# as it does there.
 for m in proto services/internal services/apiserver services/scheduler services/controller-manager services/cloud-controller services/node tools e2e; do
-	(cd "$m" && GOWORK=off with go build ./...)
+	(cd "$m" && GOWORK=off go list -deps -test ./... >/dev/null)
 done
+versions() { sha256sum proto/go.mod services/*/go.mod tools/go.mod e2e/go.mod; }
+before=$(versions)
+go work sync
+[ "$(versions)" = "$before" ] || { echo "the modules require other versions than the workspace: commit what 'go work sync' changed" >&2; exit 1; }
 # The examples are a module outside the workspace, as a user's is.
-(cd examples/go && GOWORK=off go vet ./... && GOWORK=off go test ./...)
+(cd examples/go && GOWORK=off with go vet ./... && GOWORK=off with go test ./...)
 step "unit tests"
 # The longest tests come first. Vet is off because lint has run it. What runs with the race
 # detector does not run twice, but for the pipeline, some of whose tests bound allocations.
