@@ -28,6 +28,9 @@ const (
 	maxEtcdSlope = 8.0 // MB of etcd's file an hour
 )
 
+// traceEvery is the time between two figures of memory that are printed.
+const traceEvery = 10 * time.Minute
+
 // workloads of each kind; 50 together.
 var workloads = []struct {
 	kind  string
@@ -137,6 +140,15 @@ func report(t *testing.T, c *cluster.Cluster, services []cluster.Process, seen [
 	most := 0.0
 	for _, p := range files {
 		most = max(most, p.y)
+	}
+	for i, s := range services {
+		var at []string
+		for _, p := range seen[i] {
+			if p.at >= time.Duration(len(at))*traceEvery {
+				at = append(at, fmt.Sprintf("%.0f", p.pss))
+			}
+		}
+		t.Logf("%s, MB of PSS every %.0f minutes: %s", s.Name, traceEvery.Minutes(), strings.Join(at, " "))
 	}
 	t.Logf("%d rollouts in %d minutes:\n%setcd's file: %.1f MB at most, %+.1f MB/h", rolls, *soakMinutes, out.String(), most, hourly(files))
 	if got := hourly(files); long && got >= maxEtcdSlope {
