@@ -28,7 +28,7 @@ func tracesAgree(t *testing.T, c *cluster.Cluster, namespace, pod string) {
 			created, started := 0, 0
 			for _, s := range got.GetSpans() {
 				switch {
-				case s.GetService() == "apiserver" && strings.Contains(s.GetName(), "create"):
+				case s.GetService() == "apiserver" && s.GetName() == "POST pods":
 					created++
 				case s.GetService() == "node" && strings.HasPrefix(s.GetName(), "start container "):
 					started++
